@@ -13,10 +13,12 @@ fn main() {
         return;
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let nvcc = env::var_os("CUDA_HOME").map_or_else(|| "nvcc".into(), |home| Path::new(&home).join("bin/nvcc"));
+    let nvcc = env::var_os("CUDA_HOME")
+        .map_or_else(|| "nvcc".into(), |home| Path::new(&home).join("bin/nvcc"));
     for source in SOURCES {
-        // PTX of compute capability 8.0 is compiled on by the driver for whatever GPU there is. Products and sums are rounded one by one, as
-        // the references on the host do it: a code near a tie would be another otherwise.
+        // PTX of compute capability 8.0 is compiled on by the driver for whatever GPU there is.
+        // Products and sums are rounded one by one, as the references on the host do it: a code
+        // near a tie would be another otherwise.
         let status = Command::new(&nvcc)
             .args(["-ptx", "-O3", "-std=c++17", "-fmad=false", "-arch=compute_80", "-o"])
             .arg(out.join(source).with_extension("ptx"))
@@ -25,7 +27,9 @@ fn main() {
         match status {
             Ok(status) if status.success() => {}
             Ok(status) => panic!("nvcc can't compile kernels/{source}.cu: {status}"),
-            Err(error) => panic!("cannot run {}: {error}; scripts/build-cuda.sh gets nvcc", nvcc.display()),
+            Err(error) => {
+                panic!("cannot run {}: {error}; scripts/build-cuda.sh gets nvcc", nvcc.display())
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
-//! Gives the build an id, so that results of other builds of the same version are not taken for this one's.
+//! Gives the build an id, so that results of other builds of the same version are not taken for
+//! this one's.
 //!
-//! It is a hash of all sources that decide what a result's bytes are: the libraries, the families, the kernels and the versions of what
-//! they are built on. The same sources have the same id wherever they lie.
+//! It is a hash of all sources that decide what a result's bytes are: the libraries, the families,
+//! the kernels and the versions of what they are built on. The same sources have the same id
+//! wherever they lie.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -10,13 +12,18 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// The command line only passes options on.
-const CRATES: [&str; 6] = ["moe-checkpoint", "moe-model", "moe-math", "moe-forward", "moe-passes", "moe-pipeline"];
+const CRATES: [&str; 6] =
+    ["moe-checkpoint", "moe-model", "moe-math", "moe-forward", "moe-passes", "moe-pipeline"];
 const PARTS: [&str; 5] = ["src", "families", "kernels", "build.rs", "Cargo.toml"];
 
 fn main() {
-    let crates = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("..");
+    let crates =
+        Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"))
+            .join("..");
     let root = crates.join("..");
-    let parts = CRATES.iter().flat_map(|name| PARTS.iter().map(move |part| Path::new("crates").join(name).join(part)));
+    let parts = CRATES
+        .iter()
+        .flat_map(|name| PARTS.iter().map(move |part| Path::new("crates").join(name).join(part)));
     let all = parts.chain(["Cargo.lock".into(), "Cargo.toml".into()]);
     let mut files: Vec<PathBuf> = Vec::new();
     for part in all.filter(|part| root.join(part).exists()) {
@@ -28,7 +35,8 @@ fn main() {
     let mut hasher = DefaultHasher::new();
     for file in files {
         let path = root.join(&file);
-        let bytes = fs::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        let bytes =
+            fs::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
         (file.to_string_lossy(), bytes).hash(&mut hasher);
     }
     for name in ["TARGET", "CARGO_FEATURE_CUDA", "CARGO_FEATURE_METAL"] {

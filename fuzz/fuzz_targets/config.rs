@@ -1,5 +1,5 @@
-//! `config.json`, beside the weights of a golden of the family that it names. A model that is understood is declared, and what
-//! is declared is understood in the same way.
+//! `config.json`, beside the weights of a golden of the family that it names. A model that is
+//! understood is declared, and what is declared is understood in the same way.
 #![no_main]
 
 use std::sync::LazyLock;

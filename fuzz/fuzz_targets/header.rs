@@ -1,4 +1,5 @@
-//! The header of a safetensors file. Whatever we take, the `safetensors` crate takes, too, and it comes back as it was written.
+//! The header of a safetensors file. Whatever we take, the `safetensors` crate takes, too, and it
+//! comes back as it was written.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! What a finished output says of itself: `moe-convert.json`, and behind a NUL `SHA256SUMS`, as `--resume` and `verify` read them.
+//! What a finished output says of itself: `moe-convert.json`, and behind a NUL `SHA256SUMS`, as
+//! `--resume` and `verify` read them.
 #![no_main]
 
 use std::sync::LazyLock;

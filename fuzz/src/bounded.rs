@@ -1,4 +1,5 @@
-//! An allocator that refuses what no small file may ask for. libFuzzer's own limits need a sanitizer, or are looked at once a second.
+//! An allocator that refuses what no small file may ask for. libFuzzer's own limits need a
+//! sanitizer, or are looked at once a second.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

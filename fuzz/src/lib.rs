@@ -1,4 +1,5 @@
-//! What fuzz targets share: a limit on memory, a place for files, checkpoints with small weights, and what every error must be.
+//! What fuzz targets share: a limit on memory, a place for files, checkpoints with small weights,
+//! and what every error must be.
 
 mod bounded;
 
@@ -25,8 +26,8 @@ pub fn write(name: impl AsRef<Path>, content: &[u8]) -> PathBuf {
     path
 }
 
-/// What a parser made of an input. Where it refused it, it must have said what is wrong, where, and what to do about it, in a
-/// message that a terminal shows as it is.
+/// What a parser made of an input. Where it refused it, it must have said what is wrong, where, and
+/// what to do about it, in a message that a terminal shows as it is.
 pub fn accepted<T>(result: Result<T>) -> Option<T> {
     result
         .map_err(|error| {
@@ -40,7 +41,8 @@ pub fn accepted<T>(result: Result<T>) -> Option<T> {
         .ok()
 }
 
-/// Panics of which the program makes errors don't end the process, as libFuzzer's hook has it of all.
+/// Panics of which the program makes errors don't end the process, as libFuzzer's hook has it of
+/// all.
 pub fn let_caught_panics_pass() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

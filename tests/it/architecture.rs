@@ -16,7 +16,10 @@ const EDGES: [(&str, &[&str]); 7] = [
     ("moe-forward", &["moe-checkpoint", "moe-math", "moe-model"]),
     ("moe-passes", &["moe-checkpoint", "moe-forward", "moe-math", "moe-model"]),
     ("moe-pipeline", &["moe-checkpoint", "moe-forward", "moe-math", "moe-model", "moe-passes"]),
-    ("moe-convert", &["moe-checkpoint", "moe-forward", "moe-math", "moe-model", "moe-passes", "moe-pipeline"]),
+    (
+        "moe-convert",
+        &["moe-checkpoint", "moe-forward", "moe-math", "moe-model", "moe-passes", "moe-pipeline"],
+    ),
 ];
 
 /// Crates of others that the program alone may know.
@@ -37,7 +40,8 @@ fn sources(name: &str) -> Vec<Source> {
 /// Where the sources of the crate `name` have a word that `is_forbidden` refuses.
 fn uses(name: &str, is_forbidden: impl Fn(&str) -> bool) -> Vec<String> {
     let sources = sources(name);
-    let found = sources.iter().flat_map(|source| source.words.iter().map(move |word| (source, word)));
+    let found =
+        sources.iter().flat_map(|source| source.words.iter().map(move |word| (source, word)));
     let forbidden = found.filter(|(_, word)| is_forbidden(word));
     forbidden.map(|(source, word)| format!("{} uses {word}", source.path.display())).collect()
 }
@@ -47,9 +51,11 @@ fn is_below(word: &str, path: &str) -> bool {
     word.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// Crates that the manifest of `name` depends on in any way: always, for tests, in build scripts and on some targets.
+/// Crates that the manifest of `name` depends on in any way: always, for tests, in build scripts
+/// and on some targets.
 fn dependencies(name: &str) -> BTreeSet<String> {
-    let text = std::fs::read_to_string(root().join("crates").join(name).join("Cargo.toml")).unwrap();
+    let text =
+        std::fs::read_to_string(root().join("crates").join(name).join("Cargo.toml")).unwrap();
     let manifest: toml::Table = text.parse().unwrap();
     let tables = |of: &toml::Table| -> Vec<toml::Table> {
         ["dependencies", "dev-dependencies", "build-dependencies"]
@@ -57,12 +63,18 @@ fn dependencies(name: &str) -> BTreeSet<String> {
             .filter_map(|kind| of.get(*kind)?.as_table().cloned())
             .collect()
     };
-    let targets = manifest.get("target").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::values);
+    let targets = manifest
+        .get("target")
+        .and_then(toml::Value::as_table)
+        .into_iter()
+        .flat_map(toml::Table::values);
     let all = targets.filter_map(toml::Value::as_table).flat_map(tables).chain(tables(&manifest));
     // A dependency may be renamed; `package` is then what it is.
-    let names = all.flatten().map(|(key, value)| match value.get("package").and_then(toml::Value::as_str) {
-        Some(package) => package.to_owned(),
-        None => key,
+    let names = all.flatten().map(|(key, value)| {
+        match value.get("package").and_then(toml::Value::as_str) {
+            Some(package) => package.to_owned(),
+            None => key,
+        }
     });
     names.collect()
 }
@@ -70,15 +82,21 @@ fn dependencies(name: &str) -> BTreeSet<String> {
 #[test]
 fn arrows_between_crates_point_down_only() {
     let edges: BTreeMap<_, _> = EDGES.into_iter().collect();
-    assert_eq!(crates(), edges.keys().map(|name| (*name).to_owned()).collect(), "a crate is not in the table");
+    assert_eq!(
+        crates(),
+        edges.keys().map(|name| (*name).to_owned()).collect(),
+        "a crate is not in the table"
+    );
     let mut problems = Vec::new();
     for (name, allowed) in edges {
         let found = dependencies(name);
-        let ours: BTreeSet<&str> = found.iter().map(String::as_str).filter(|d| d.starts_with("moe-")).collect();
+        let ours: BTreeSet<&str> =
+            found.iter().map(String::as_str).filter(|d| d.starts_with("moe-")).collect();
         if ours != allowed.iter().copied().collect() {
             problems.push(format!("{name} depends on {ours:?}, not on {allowed:?}"));
         }
-        let programs: Vec<_> = OF_THE_PROGRAM.iter().filter(|crate_| found.contains(**crate_)).collect();
+        let programs: Vec<_> =
+            OF_THE_PROGRAM.iter().filter(|crate_| found.contains(**crate_)).collect();
         if name != "moe-convert" && !programs.is_empty() {
             problems.push(format!("{name} depends on {programs:?}, which are the program's"));
         }
@@ -89,16 +107,23 @@ fn arrows_between_crates_point_down_only() {
 #[test]
 fn a_family_is_named_in_its_file_alone() {
     let families = std::fs::read_dir(root().join("crates/moe-model/families")).unwrap();
-    let names: BTreeSet<String> =
-        families.map(|e| format!("\"{}\"", e.unwrap().path().file_stem().unwrap().to_str().unwrap())).collect();
+    let names: BTreeSet<String> = families
+        .map(|e| format!("\"{}\"", e.unwrap().path().file_stem().unwrap().to_str().unwrap()))
+        .collect();
     assert!(names.len() >= 8);
-    assert_none(&crates().iter().flat_map(|name| uses(name, |word| names.contains(word))).collect::<Vec<_>>());
+    assert_none(
+        &crates()
+            .iter()
+            .flat_map(|name| uses(name, |word| names.contains(word)))
+            .collect::<Vec<_>>(),
+    );
 }
 
 #[test]
 fn only_the_binary_prints() {
     let prints = |word: &str| {
-        ["print!", "println!", "eprint!", "eprintln!", "dbg!"].contains(&word.rsplit("::").next().unwrap())
+        ["print!", "println!", "eprint!", "eprintln!", "dbg!"]
+            .contains(&word.rsplit("::").next().unwrap())
             || ["io::stdout", "io::stderr", "std::io::stdout", "std::io::stderr"].contains(&word)
             || word.contains("stdio::std")
     };
@@ -112,34 +137,52 @@ fn only_the_binary_prints() {
 
 #[test]
 fn numerics_know_no_files_and_passes_do_no_io() {
-    let files = |word: &str| ["std::fs", "std::path", "std::net"].iter().any(|path| is_below(word, path));
+    let files =
+        |word: &str| ["std::fs", "std::path", "std::net"].iter().any(|path| is_below(word, path));
     assert_none(&uses("moe-math", files));
     // A pass's options name files, which the pipeline opens.
     let io = |word: &str| {
-        ["std::fs", "std::io", "std::thread", "std::net", "std::process", "Checkpoint", "moe_checkpoint::Checkpoint"]
-            .iter()
-            .any(|path| is_below(word, path))
-            || [".exists", ".is_file", ".is_dir", ".canonicalize", ".metadata", ".read_dir"].contains(&word)
+        [
+            "std::fs",
+            "std::io",
+            "std::thread",
+            "std::net",
+            "std::process",
+            "Checkpoint",
+            "moe_checkpoint::Checkpoint",
+        ]
+        .iter()
+        .any(|path| is_below(word, path))
+            || [".exists", ".is_file", ".is_dir", ".canonicalize", ".metadata", ".read_dir"]
+                .contains(&word)
     };
     assert_none(&uses("moe-passes", io));
     assert!(!uses("moe-pipeline", io).is_empty(), "the pipeline opens files, and this sees it");
     // Names and texts: all that isn't a comment.
-    let of_mixtures = |word: &str| ["expert", "router"].iter().any(|name| word.to_lowercase().contains(name));
+    let of_mixtures =
+        |word: &str| ["expert", "router"].iter().any(|name| word.to_lowercase().contains(name));
     assert_none(&uses("moe-checkpoint", of_mixtures));
 }
 
 #[test]
 fn build_scripts_download_nothing() {
-    let paths: Vec<_> = crates().iter().map(|name| root().join("crates").join(name).join("build.rs")).collect();
+    let paths: Vec<_> =
+        crates().iter().map(|name| root().join("crates").join(name).join("build.rs")).collect();
     let scripts: Vec<_> = paths.iter().filter(|path| path.is_file()).collect();
     assert!(!scripts.is_empty());
     for path in scripts {
         let script = Source::read(path);
-        let loads =
-            |word: &String| is_below(word, "std::net") || ["http", "curl", "wget"].iter().any(|w| word.contains(w));
+        let loads = |word: &String| {
+            is_below(word, "std::net") || ["http", "curl", "wget"].iter().any(|w| word.contains(w))
+        };
         assert_eq!(script.words.iter().find(|word| loads(word)), None, "{}", path.display());
         // What it runs, if anything, is named by the variable of this name alone.
-        assert_eq!(runs(path).iter().find(|program| *program != "& nvcc"), None, "{}", path.display());
+        assert_eq!(
+            runs(path).iter().find(|program| *program != "& nvcc"),
+            None,
+            "{}",
+            path.display()
+        );
     }
 }
 

@@ -1,5 +1,6 @@
-//! Sound checkpoints, requests that cannot work: token files, data, options and outputs. Each is refused in
-//! under a second with a message that names file or option and the remedy, and leaves no trace.
+//! Sound checkpoints, requests that cannot work: token files, data, options and outputs. Each is
+//! refused in under a second with a message that names file or option and the remedy, and leaves no
+//! trace.
 
 use crate::common::{Sandbox, assert_none};
 use serde_json::json;
@@ -13,7 +14,9 @@ type Request = (&'static str, i32, &'static [&'static str]);
 
 #[track_caller]
 fn all_refused(sandbox: &Sandbox, requests: &[Request]) {
-    let found = requests.iter().filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
+    let found = requests
+        .iter()
+        .filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
     assert_none(&found.collect::<Vec<_>>());
 }
 
@@ -39,7 +42,8 @@ fn token_files() {
         sandbox.write("ids.json", content);
         let complaints = [*complaints, &["ids.json"]].concat();
         let line = format!("logits {LLAMA} --tokens ids.json -o logits.safetensors");
-        problems.extend(sandbox.refuses(&line, *code, &complaints).map(|p| format!("{content}: {p}")));
+        problems
+            .extend(sandbox.refuses(&line, *code, &complaints).map(|p| format!("{content}: {p}")));
     }
     assert_none(&problems);
 }
@@ -59,8 +63,16 @@ fn logits_files() {
         ("logits model --tokens ids.json -o folder/file/x", 1, &["folder/file"]),
         ("logits model --tokens ids.json -o mine.safetensors", 2, &["mine.safetensors", "exists"]),
         ("logits model --tokens ids.json -o ids.json", 2, &["ids.json"]),
-        ("logits model --tokens ids.json -o model/model.safetensors", 2, &["model/model.safetensors"]),
-        ("logits model --tokens ids.json -o model/logits.safetensors", 2, &["model/logits.safetensors", "inside"]),
+        (
+            "logits model --tokens ids.json -o model/model.safetensors",
+            2,
+            &["model/model.safetensors"],
+        ),
+        (
+            "logits model --tokens ids.json -o model/logits.safetensors",
+            2,
+            &["model/logits.safetensors", "inside"],
+        ),
     ];
     all_refused(&sandbox, requests);
 }
@@ -86,7 +98,11 @@ fn data_for_eval() {
         ("eval golden/models/dense --data keys.jsonl", 1, &["keys.jsonl", "line 2", "input_ids"]),
         ("eval golden/models/dense --data large.jsonl", 2, &["2048", "vocabulary", "large.jsonl"]),
         ("eval golden/models/dense --data latin1.txt", 1, &["latin1.txt", "UTF-8"]),
-        ("eval golden/families/llama/base/model --data golden/text/english.heldout.txt", 1, &["tokenizer.json"]),
+        (
+            "eval golden/families/llama/base/model --data golden/text/english.heldout.txt",
+            1,
+            &["tokenizer.json"],
+        ),
     ];
     all_refused(&sandbox, requests);
 }
@@ -99,7 +115,11 @@ fn options_of_eval() {
         ("eval golden/models/dense --data ids.jsonl --max-kl 0.1", 2, &["gate", "--against"]),
         ("eval golden/models/dense --data ids.jsonl --max-loss-increase 0.1", 2, &["--against"]),
         ("eval golden/models/dense --data ids.jsonl --min-agreement 0.9", 2, &["--against"]),
-        ("eval golden/models/dense --data ids.jsonl --sequence-length 1", 2, &["--sequence-length 1", "at least 2"]),
+        (
+            "eval golden/models/dense --data ids.jsonl --sequence-length 1",
+            2,
+            &["--sequence-length 1", "at least 2"],
+        ),
         (
             "eval golden/models/dense --data ids.jsonl --against golden/families/llama/base/model",
             1,
@@ -126,10 +146,17 @@ fn models_given_as_experts() {
     sandbox.copy("mergekit/inputs/a", "base");
     sandbox.copy("mergekit/inputs/b", "tokens");
     let tokenizer = sandbox.read("tokens/tokenizer.json");
-    sandbox.write("tokens/tokenizer.json", String::from_utf8(tokenizer).unwrap().replacen("Ġthe", "Ġteh", 1));
+    sandbox.write(
+        "tokens/tokenizer.json",
+        String::from_utf8(tokenizer).unwrap().replacen("Ġthe", "Ġteh", 1),
+    );
     sandbox.write("file", "text");
     let requests: &[Request] = &[
-        ("upcycle base -o out --experts 2 --top-k 1 --expert base --expert nowhere", 1, &["nowhere"]),
+        (
+            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert nowhere",
+            1,
+            &["nowhere"],
+        ),
         ("upcycle base -o out --experts 2 --top-k 1 --expert base --expert file", 2, &["file"]),
         (
             "upcycle base -o out --experts 2 --top-k 1 --expert base --expert golden/models/dense",
@@ -151,10 +178,22 @@ fn models_given_as_experts() {
             2,
             &["tokens/tokenizer.json", "base"],
         ),
-        ("upcycle base -o out --experts 3 --top-k 1 --expert base --expert tokens", 2, &["3 experts", "2 models"]),
+        (
+            "upcycle base -o out --experts 3 --top-k 1 --expert base --expert tokens",
+            2,
+            &["3 experts", "2 models"],
+        ),
         ("upcycle base -o base/out --experts 1 --top-k 1 --expert base", 2, &["inside"]),
-        ("upcycle golden/mergekit/inputs/b -o base/out --experts 1 --top-k 1 --expert base", 2, &["inside"]),
-        ("upcycle base -o out --experts 2 --top-k 1 --attention average", 2, &["--attention average", "--expert"]),
+        (
+            "upcycle golden/mergekit/inputs/b -o base/out --experts 1 --top-k 1 --expert base",
+            2,
+            &["inside"],
+        ),
+        (
+            "upcycle base -o out --experts 2 --top-k 1 --attention average",
+            2,
+            &["--attention average", "--expert"],
+        ),
     ];
     all_refused(&sandbox, requests);
 }
@@ -165,13 +204,21 @@ fn text_for_routers() {
     sandbox.write("empty.txt", "");
     sandbox.write("short.txt", "one two");
     sandbox.write("object.json", r#"{"positive": ["x"]}"#);
-    sandbox.write("three.json", r#"[{"positive": ["x"]}, {"positive": ["y"]}, {"positive": ["z"]}]"#);
+    sandbox
+        .write("three.json", r#"[{"positive": ["x"]}, {"positive": ["y"]}, {"positive": ["z"]}]"#);
     sandbox.write("none.json", r#"[{"positive": ["x"]}, {"positive": []}]"#);
     sandbox.write("blank.json", r#"[{"positive": ["x"]}, {"positive": [""]}]"#);
     sandbox.write("equal.json", r#"[{"positive": ["one two"]}, {"positive": ["one two"]}]"#);
-    sandbox.write("good.json", r#"[{"positive": ["one two three"]}, {"positive": ["def f(x): return x"]}]"#);
+    sandbox.write(
+        "good.json",
+        r#"[{"positive": ["one two three"]}, {"positive": ["def f(x): return x"]}]"#,
+    );
     let requests: &[Request] = &[
-        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --router kmeans", 2, &["--data"]),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --router kmeans",
+            2,
+            &["--data"],
+        ),
         (
             "upcycle golden/models/dense -o out --experts 8 --top-k 2 --data good.json",
             2,
@@ -202,8 +249,16 @@ fn text_for_routers() {
             1,
             &["tokenizer.json"],
         ),
-        ("upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts", 2, &["--prompts"]),
-        ("upcycle golden/models/dense -o out --experts 2 --top-k 1 --prompts good.json", 2, &["--router prompts"]),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts",
+            2,
+            &["--prompts"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --prompts good.json",
+            2,
+            &["--router prompts"],
+        ),
         (
             "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts nowhere.json",
             1,
@@ -257,18 +312,46 @@ fn shapes_of_experts() {
             2,
             &["--granularity 2", "--top-k 4"],
         ),
-        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --granularity 0", 2, &["--granularity 0"]),
-        ("upcycle golden/models/dense -o out --experts 3 --top-k 2 --init partition", 2, &["512 neurons", "2, 4"]),
-        ("upcycle golden/models/dense -o out --experts 600 --top-k 2 --init partition", 2, &["512 neurons"]),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --granularity 0",
+            2,
+            &["--granularity 0"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 3 --top-k 2 --init partition",
+            2,
+            &["512 neurons", "2, 4"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 600 --top-k 2 --init partition",
+            2,
+            &["512 neurons"],
+        ),
         (
             "upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers every:2",
             2,
             &["mixtral", "--target qwen2_moe"],
         ),
-        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers 4", 2, &["layer 4", "0 to 3"]),
-        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers x", 2, &["--layers", "every:2"]),
-        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --shared-experts 0", 2, &["--shared-experts 0"]),
-        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --drop-fraction 1.5", 2, &["--drop-fraction"]),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers 4",
+            2,
+            &["layer 4", "0 to 3"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers x",
+            2,
+            &["--layers", "every:2"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --shared-experts 0",
+            2,
+            &["--shared-experts 0"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --drop-fraction 1.5",
+            2,
+            &["--drop-fraction"],
+        ),
     ];
     all_refused(&sandbox, requests);
 }
@@ -280,19 +363,67 @@ fn options_of_upcycle() {
         ("upcycle golden/models/dense -o out --experts 4 --top-k 5", 2, &["top-k 5", "4 experts"]),
         ("upcycle golden/models/dense -o out --experts 0 --top-k 1", 2, &["at least one expert"]),
         ("upcycle golden/models/dense -o out --experts 4 --top-k 0", 2, &["top-k"]),
-        ("upcycle golden/models/dense -o out --experts 1000000000 --top-k 1", 2, &["1000000000", "65536"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --target gpt9", 2, &["gpt9", "mixtral"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --target llama", 2, &["llama", "mixtral"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --target qwen3_moe", 2, &["qwen3_moe", "--target"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-std=-1", 2, &["--noise-std"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-std nan", 2, &["--noise-std"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-fraction 2", 2, &["--noise-fraction"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --router-std inf", 2, &["--router-std"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --norm-topk-prob false", 2, &["norm_topk_prob"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --memory-budget 1MiB", 2, &["--memory-budget"]),
-        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --probe-tokens 99999999999", 2, &["--probe-tokens"]),
+        (
+            "upcycle golden/models/dense -o out --experts 1000000000 --top-k 1",
+            2,
+            &["1000000000", "65536"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --target gpt9",
+            2,
+            &["gpt9", "mixtral"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --target llama",
+            2,
+            &["llama", "mixtral"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --target qwen3_moe",
+            2,
+            &["qwen3_moe", "--target"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-std=-1",
+            2,
+            &["--noise-std"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-std nan",
+            2,
+            &["--noise-std"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-fraction 2",
+            2,
+            &["--noise-fraction"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --router-std inf",
+            2,
+            &["--router-std"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --norm-topk-prob false",
+            2,
+            &["norm_topk_prob"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --memory-budget 1MiB",
+            2,
+            &["--memory-budget"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 4 --top-k 2 --probe-tokens 99999999999",
+            2,
+            &["--probe-tokens"],
+        ),
         ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --threads 0", 2, &["--threads"]),
-        ("upcycle golden/models/moe -o out --experts 4 --top-k 2", 2, &["golden/models/moe", "qwen3_moe", "already"]),
+        (
+            "upcycle golden/models/moe -o out --experts 4 --top-k 2",
+            2,
+            &["golden/models/moe", "qwen3_moe", "already"],
+        ),
         (
             "upcycle golden/families/llama/bias/model -o out --experts 4 --top-k 2",
             1,
@@ -371,7 +502,8 @@ fn outputs_that_may_not_be_written() {
 #[test]
 fn overwrite_keeps_what_a_failed_run_found() {
     let sandbox = Sandbox::new();
-    let upcycle = format!("upcycle {DENSE} -o out --experts 2 --top-k 1 --overwrite --probe-tokens 0");
+    let upcycle =
+        format!("upcycle {DENSE} -o out --experts 2 --top-k 1 --overwrite --probe-tokens 0");
     sandbox.run(&upcycle).succeeds();
     let model = sandbox.copy("models/dense", "broken");
     model.set("num_hidden_layers", json!(5));
@@ -382,7 +514,8 @@ fn overwrite_keeps_what_a_failed_run_found() {
 
 #[test]
 fn recipes() {
-    const STEP: &str = "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"out\"\n";
+    const STEP: &str =
+        "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"out\"\n";
     let cases: &[(&str, &[&str])] = &[
         ("", &["step"]),
         ("step = []", &["no step"]),
@@ -391,12 +524,18 @@ fn recipes() {
         ("[[step]]\n", &["step 1", "run"]),
         ("[[step]]\nrun = \"fly\"\nmodel = \"x\"\n", &["step 1", "fly", "upcycle"]),
         ("[[step]]\nrun = \"verify\"\n", &["step 1 (verify)", "model"]),
-        ("[[step]]\nrun = \"verify\"\nmodel = \"x\"\ncolour = 1\n", &["line 4, step 1 (verify)", "colour"]),
+        (
+            "[[step]]\nrun = \"verify\"\nmodel = \"x\"\ncolour = 1\n",
+            &["line 4, step 1 (verify)", "colour"],
+        ),
         ("${STEP}experts = 4\n", &["step 1 (upcycle)", "top-k"]),
         ("${STEP}experts = 4\ntop-k = 2\ntop_k = 2\n", &["step 1 (upcycle)", "top_k"]),
         ("${STEP}experts = \"4\"\ntop-k = 2\n", &["line 5, step 1 (upcycle)", "experts"]),
         ("${STEP}experts = -4\ntop-k = 2\n", &["step 1 (upcycle)"]),
-        ("${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"verify\"\nmodel = \"${gone}\"\n", &["step 2", "gone"]),
+        (
+            "${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"verify\"\nmodel = \"${gone}\"\n",
+            &["step 2", "gone"],
+        ),
         ("${STEP}experts = 4\ntop-k = 5\n", &["step 1", "top-k 5"]),
         (
             "${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"eval\"\nmodel = \"out\"\ndata = [\"x\"]\ngates = { max-kll = 1 }\n",
@@ -408,7 +547,9 @@ fn recipes() {
         let sandbox = Sandbox::new();
         sandbox.write("recipe.toml", text.replace("${STEP}", STEP));
         let complaints = [*complaints, &["recipe.toml"]].concat();
-        problems.extend(sandbox.refuses("run recipe.toml", 2, &complaints).map(|p| format!("{text}: {p}")));
+        problems.extend(
+            sandbox.refuses("run recipe.toml", 2, &complaints).map(|p| format!("{text}: {p}")),
+        );
     }
     let sandbox = Sandbox::new();
     sandbox.write("recipe.toml", format!("[vars]\nout = \"x\"\n{STEP}experts = 4\ntop-k = 2\n"));
@@ -444,23 +585,39 @@ fn observing_pruning_and_merging() {
         ("observe {} -o s --data empty.txt", 2, vec!["empty.txt", "nothing to predict"]),
         ("observe {} -o s --data masked.jsonl", 2, vec!["masked.jsonl", "padding"]),
         ("observe {} -o s --data mask.jsonl", 1, vec!["mask.jsonl", "line 1", "attention_mask"]),
-        ("observe {} -o s --data special.jsonl --mask-special", 2, vec!["special", "--mask-special"]),
+        (
+            "observe {} -o s --data special.jsonl --mask-special",
+            2,
+            vec!["special", "--mask-special"],
+        ),
         ("observe {} -o note.txt --data ids.jsonl", 2, vec!["note.txt", "--overwrite"]),
         ("observe {} -o nowhere/s --data ids.jsonl", 1, vec!["nowhere"]),
         ("observe {} -o s --add note.txt", 1, vec!["note.txt", "statistics"]),
         ("observe golden/families/mixtral/base/model -o s --add stats", 1, vec!["another model"]),
         ("observe {} -o s --data ids.jsonl --memory-budget 1KiB", 2, vec!["--memory-budget"]),
-        ("prune golden/models/dense -o p --experts 4 --method random", 2, vec!["no mixture of experts"]),
+        (
+            "prune golden/models/dense -o p --experts 4 --method random",
+            2,
+            vec!["no mixture of experts"],
+        ),
         ("prune {} -o p --stats stats", 2, vec!["--experts", "--keep"]),
         ("prune {} -o p --experts 12", 2, vec!["--data", "--stats"]),
         ("prune {} -o p --experts 12 --data ids.jsonl --stats stats", 2, vec!["one of the two"]),
         ("prune {} -o p --experts 3 --stats stats", 2, vec!["goes to 4 experts"]),
         ("prune {} -o p --experts 25 --stats stats", 2, vec!["25", "24"]),
         ("prune {} -o p --keep 1.5 --stats stats", 2, vec!["--keep"]),
-        ("prune {} -o p --experts 12 --method random --stats stats", 2, vec!["doesn't look at data"]),
+        (
+            "prune {} -o p --experts 12 --method random --stats stats",
+            2,
+            vec!["doesn't look at data"],
+        ),
         ("prune {} -o p --experts 12 --method exhaustive --data ids.jsonl", 2, vec!["16 experts"]),
         ("prune {} -o p --experts 12 --method ranked-choice --stats stats", 2, vec!["--data"]),
-        ("prune {} -o p --experts 12 --method leave-one-out --stats stats", 2, vec!["--no-left-out"]),
+        (
+            "prune {} -o p --experts 12 --method leave-one-out --stats stats",
+            2,
+            vec!["--no-left-out"],
+        ),
         (
             "prune {} -o p --experts 12 --equal-mass --method reap --stats stats",
             1,
@@ -501,20 +658,48 @@ fn distilling() {
     let moe = "golden/models/moe";
     let refused = [
         ("distill {} -o d", 2, vec!["--data"]),
-        ("distill golden/models/dense -o d --data some.jsonl", 2, vec!["no mixture of experts", "upcycle"]),
+        (
+            "distill golden/models/dense -o d --data some.jsonl",
+            2,
+            vec!["no mixture of experts", "upcycle"],
+        ),
         ("distill {} -o d --data some.jsonl --width 3073", 2, vec!["3073", "3072"]),
         ("distill {} -o d --data some.jsonl --width 0", 2, vec!["--width 0", "at least 1"]),
         ("distill {} -o d --data some.jsonl --init mean --width 127", 2, vec!["127", "128"]),
         ("distill {} -o d --data some.jsonl --init mean --score cp", 2, vec!["--score", "--init"]),
         ("distill {} -o d --data some.jsonl --score cp", 2, vec!["--score", "--select experts"]),
         ("distill {} -o d --data some.jsonl --target llama", 2, vec!["llama", "--target qwen3"]),
-        ("distill {} -o d --data some.jsonl", 2, vec!["here are 224", "2048", "--data-tokens", "--down measured"]),
-        ("distill {} -o d --data some.jsonl --width 2 --sequence-length 512 --data-tokens 16", 2, vec!["held out"]),
+        (
+            "distill {} -o d --data some.jsonl",
+            2,
+            vec!["here are 224", "2048", "--data-tokens", "--down measured"],
+        ),
+        (
+            "distill {} -o d --data some.jsonl --width 2 --sequence-length 512 --data-tokens 16",
+            2,
+            vec!["held out"],
+        ),
         ("distill {} -o d --data nowhere.txt", 1, vec!["nowhere.txt"]),
-        ("distill golden/families/olmoe/base/model -o d --data some.jsonl", 1, vec!["queries and keys", "olmo2"]),
-        ("distill golden/families/deepseek_v3/fp8/model -o d --data some.jsonl", 1, vec!["quantized", "unquantized"]),
-        ("distill golden/families/deepseek_v3/base/model -o d --data some.jsonl --width 1", 2, vec!["dense already"]),
-        ("distill {} -o d --data some.jsonl --held-out nowhere.txt --down measured", 1, vec!["nowhere.txt"]),
+        (
+            "distill golden/families/olmoe/base/model -o d --data some.jsonl",
+            1,
+            vec!["queries and keys", "olmo2"],
+        ),
+        (
+            "distill golden/families/deepseek_v3/fp8/model -o d --data some.jsonl",
+            1,
+            vec!["quantized", "unquantized"],
+        ),
+        (
+            "distill golden/families/deepseek_v3/base/model -o d --data some.jsonl --width 1",
+            2,
+            vec!["dense already"],
+        ),
+        (
+            "distill {} -o d --data some.jsonl --held-out nowhere.txt --down measured",
+            1,
+            vec!["nowhere.txt"],
+        ),
     ];
     let found = refused.iter().filter_map(|(line, code, words)| {
         let complaint = sandbox.refuses(&line.replace("{}", moe), *code, words);
@@ -529,14 +714,26 @@ fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
     // Three tokens reach 12 of the 24 experts of a layer at most.
     sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
     sandbox.run("observe golden/models/moe -o stats --data ids.jsonl").succeeds();
-    for method in ["reap", "ean", "man", "msan", "frequency", "soft-frequency", "leave-one-out", "leave-one-out-cosine"]
-    {
-        let line = format!("prune golden/models/moe -o {method} --experts 12 --method {method} --stats stats --json");
-        let value: serde_json::Value = serde_json::from_str(&sandbox.run(&line).succeeds().stdout).unwrap();
+    for method in [
+        "reap",
+        "ean",
+        "man",
+        "msan",
+        "frequency",
+        "soft-frequency",
+        "leave-one-out",
+        "leave-one-out-cosine",
+    ] {
+        let line = format!(
+            "prune golden/models/moe -o {method} --experts 12 --method {method} --stats stats --json"
+        );
+        let value: serde_json::Value =
+            serde_json::from_str(&sandbox.run(&line).succeeds().stdout).unwrap();
         for layer in value["receipt"]["layers"].as_array().unwrap() {
             let trust = &layer["trust"];
             let counts: Vec<u64> = serde_json::from_value(trust["load"]["counts"].clone()).unwrap();
-            let clusters: Vec<Vec<usize>> = serde_json::from_value(trust["clusters"].clone()).unwrap();
+            let clusters: Vec<Vec<usize>> =
+                serde_json::from_value(trust["clusters"].clone()).unwrap();
             let reached = counts.iter().filter(|n| **n > 0).count();
             let kept = clusters.iter().filter(|cluster| counts[cluster[0]] > 0).count();
             assert_eq!(kept, reached.min(12), "{method}: {layer}");

@@ -12,14 +12,16 @@ const WIDTH: usize = 512;
 const VOCAB: usize = 12_000;
 const LAYERS: usize = 3;
 
-/// A dense checkpoint of 12 MB, half of it a vocabulary as large as real ones are, and one of 8 experts made of it.
+/// A dense checkpoint of 12 MB, half of it a vocabulary as large as real ones are, and one of 8
+/// experts made of it.
 fn models(sandbox: &Sandbox) {
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     shapes.insert("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
     shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
     for layer in 0..LAYERS {
-        let mut add =
-            |name: &str, shape: &[usize]| shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape.into());
+        let mut add = |name: &str, shape: &[usize]| {
+            shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape.into())
+        };
         add("input_layernorm", &[HIDDEN]);
         add("post_attention_layernorm", &[HIDDEN]);
         for projection in ["q", "k", "v", "o"] {
@@ -41,15 +43,22 @@ fn models(sandbox: &Sandbox) {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as usize % VOCAB
         };
-        let sequences: Vec<Vec<usize>> = (0..sequences).map(|_| (0..512).map(|_| ids()).collect()).collect();
-        let lines: String = sequences.iter().map(|ids| format!("{{\"input_ids\": {ids:?}}}\n")).collect();
+        let sequences: Vec<Vec<usize>> =
+            (0..sequences).map(|_| (0..512).map(|_| ids()).collect()).collect();
+        let lines: String =
+            sequences.iter().map(|ids| format!("{{\"input_ids\": {ids:?}}}\n")).collect();
         sandbox.write(name, lines);
         sandbox.write(&format!("{name}.ids"), format!("{sequences:?}"));
     }
 }
 
 /// Writes a checkpoint of tensors of `shapes`.
-fn write(sandbox: &Sandbox, name: &str, shapes: &BTreeMap<String, Vec<usize>>, config: &serde_json::Value) {
+fn write(
+    sandbox: &Sandbox,
+    name: &str,
+    shapes: &BTreeMap<String, Vec<usize>>,
+    config: &serde_json::Value,
+) {
     // Numbers of bf16 between 2⁻⁷ and 2⁻⁵, of either sign: no two rows are alike.
     let mut state = 1u32;
     let mut next = || {
@@ -58,9 +67,13 @@ fn write(sandbox: &Sandbox, name: &str, shapes: &BTreeMap<String, Vec<usize>>, c
     };
     let data: BTreeMap<String, Vec<u8>> = shapes
         .iter()
-        .map(|(name, shape)| (name.clone(), (0..shape.iter().product()).flat_map(|_| next().to_le_bytes()).collect()))
+        .map(|(name, shape)| {
+            (name.clone(), (0..shape.iter().product()).flat_map(|_| next().to_le_bytes()).collect())
+        })
         .collect();
-    let views = shapes.iter().map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
+    let views = shapes
+        .iter()
+        .map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
     let dir = sandbox.path(name);
     std::fs::create_dir(&dir).unwrap();
     safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
@@ -83,8 +96,14 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ),
     ("distill", "moe --width 256 --steps 4 --data text.jsonl"),
     ("heal", "moe --train router --steps 1 --data text.jsonl --batch-tokens 1024"),
-    ("heal", "moe --train experts --steps 1 --data text.jsonl --batch-tokens 1024 --held-out held.jsonl"),
-    ("heal", "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --from moe --teacher top-k"),
+    (
+        "heal",
+        "moe --train experts --steps 1 --data text.jsonl --batch-tokens 1024 --held-out held.jsonl",
+    ),
+    (
+        "heal",
+        "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --from moe --teacher top-k",
+    ),
     (
         "heal",
         "moe --train experts --steps 2 --data text.jsonl --batch-tokens 512 --accumulate 2 --held-out held.jsonl \
@@ -104,12 +123,18 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ("merge", "moe --experts 4 --method hc-smoe --data text.jsonl"),
     ("quantize", "moe --scheme w4a16 --samples all-experts --data text.jsonl"),
     ("quantize", "moe --target-bits 5 --data text.jsonl --min-samples 0.1"),
-    ("distill", "moe --width 256 --steps 1 --student-steps 2 --batch-tokens 8192 --data text.jsonl"),
-    ("distill", "moe --width 512 --init mean --steps 1 --data text.jsonl --held-out held.jsonl --held-out-tokens 1024"),
+    (
+        "distill",
+        "moe --width 256 --steps 1 --student-steps 2 --batch-tokens 8192 --data text.jsonl",
+    ),
+    (
+        "distill",
+        "moe --width 512 --init mean --steps 1 --data text.jsonl --held-out held.jsonl --held-out-tokens 1024",
+    ),
 ];
 
-/// Runs that ask for so little, or in so many sizes, that what the allocator keeps is much of what they hold: of a model with `{E}` for
-/// its text, and of one with many experts.
+/// Runs that ask for so little, or in so many sizes, that what the allocator keeps is much of what
+/// they hold: of a model with `{E}` for its text, and of one with many experts.
 const SMALL_BUFFERS: [(&str, &str); 6] = [
     ("merge", "golden/models/moe --experts 8 --data {E}"),
     ("prune", "golden/models/moe --experts 12 --method ranked-choice --data {E}"),
@@ -134,9 +159,16 @@ fn model_of_many_experts(sandbox: &Sandbox) {
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     shapes.insert("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
     shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
-    shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![HIDDEN])));
-    shapes.extend(["q", "k", "v", "o"].map(|name| (layer(&format!("self_attn.{name}_proj")), vec![HIDDEN, HIDDEN])));
-    shapes.extend(["q_norm", "k_norm"].map(|name| (layer(&format!("self_attn.{name}")), vec![HIDDEN / 4])));
+    shapes.extend(
+        ["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![HIDDEN])),
+    );
+    shapes.extend(
+        ["q", "k", "v", "o"]
+            .map(|name| (layer(&format!("self_attn.{name}_proj")), vec![HIDDEN, HIDDEN])),
+    );
+    shapes.extend(
+        ["q_norm", "k_norm"].map(|name| (layer(&format!("self_attn.{name}")), vec![HIDDEN / 4])),
+    );
     shapes.insert(layer("mlp.gate"), vec![EXPERTS, HIDDEN]);
     for expert in 0..EXPERTS {
         let of = |name: &str| layer(&format!("mlp.experts.{expert}.{name}_proj"));
@@ -167,7 +199,10 @@ fn size(text: &str, before: &str) -> Option<f64> {
     let mut words = text.split_once(before)?.1.split_whitespace();
     let number: f64 = words.next()?.parse().ok()?;
     let unit = words.next()?.trim_end_matches(',');
-    [("kB", 1e3), ("MB", 1e6), ("GB", 1e9)].iter().find(|(name, _)| *name == unit).map(|(_, unit)| number * unit)
+    [("kB", 1e3), ("MB", 1e6), ("GB", 1e9)]
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .map(|(_, unit)| number * unit)
 }
 
 fn peak(sandbox: &Sandbox, line: &str) -> f64 {
@@ -176,8 +211,8 @@ fn peak(sandbox: &Sandbox, line: &str) -> f64 {
     size(&outcome.stderr, "  peak memory ").unwrap()
 }
 
-/// How far a promise may be from what was held: a quarter. It may be higher by what buffers of the writer take, which small results
-/// leave unused.
+/// How far a promise may be from what was held: a quarter. It may be higher by what buffers of the
+/// writer take, which small results leave unused.
 fn is_honest(promised: f64, held: f64) -> bool {
     const UNUSED: f64 = 16e6;
     0.75 * held < promised && promised < 1.25 * held + UNUSED
@@ -198,7 +233,11 @@ fn what_is_promised_is_what_is_held() {
     let mut compare = |line: &str, promised: f64, held: f64| {
         println!("{line}: promised {:.0} MB, held {:.0} MB", promised / 1e6, held / 1e6);
         if !is_honest(promised, held) {
-            problems.push(format!("{line}: promised {:.0} MB, held {:.0} MB", promised / 1e6, held / 1e6));
+            problems.push(format!(
+                "{line}: promised {:.0} MB, held {:.0} MB",
+                promised / 1e6,
+                held / 1e6
+            ));
         }
     };
     for line in OTHERS {
@@ -213,7 +252,8 @@ fn what_is_promised_is_what_is_held() {
         let options = options.replace("{E}", "golden/text/english.calibration.txt");
         let line = format!("{command} {options} -o out-{index}");
         let plan = sandbox.run(&format!("{line} --dry-run --quiet"));
-        let promised = size(&plan.stdout, "memory      about ").unwrap_or_else(|| panic!("{line}: {}", plan.stderr));
+        let promised = size(&plan.stdout, "memory      about ")
+            .unwrap_or_else(|| panic!("{line}: {}", plan.stderr));
         compare(&line, promised, peak(&sandbox, &line));
     }
     crate::common::assert_none(&problems);
@@ -237,15 +277,22 @@ fn a_budget_is_a_ceiling_or_an_error_before_work_starts() {
         let line = format!("{command} {options} -o out-{index}");
         let least = named(&refused(&sandbox, &line, "45MB").stderr);
         assert!(!sandbox.path(&format!("out-{index}")).exists(), "{line}");
-        let outcome = sandbox.run(&format!("{line} --quiet --timings --threads 2 --memory-budget {least}MB"));
+        let outcome =
+            sandbox.run(&format!("{line} --quiet --timings --threads 2 --memory-budget {least}MB"));
         if outcome.code != 0 {
             problems.push(format!("{line}: {least} MB: {}", outcome.stderr));
             continue;
         }
         let held = size(&outcome.stderr, "  peak memory ").unwrap() / 1e6;
-        println!("{line}: at least {least} MB, held {held:.0} MB ({:.1} s)", start.elapsed().as_secs_f64());
+        println!(
+            "{line}: at least {least} MB, held {held:.0} MB ({:.1} s)",
+            start.elapsed().as_secs_f64()
+        );
         if held > least as f64 || outcome.stderr.contains("warning") {
-            problems.push(format!("{line}: at least {least} MB, held {held:.0} MB: {}", outcome.stderr));
+            problems.push(format!(
+                "{line}: at least {least} MB, held {held:.0} MB: {}",
+                outcome.stderr
+            ));
         }
     }
     crate::common::assert_none(&problems);
@@ -261,23 +308,41 @@ fn wide_experts_are_merged_within_a_budget() {
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     shapes.insert("model.embed_tokens.weight".into(), vec![512, STATES]);
     shapes.insert("model.norm.weight".into(), vec![STATES]);
-    shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![STATES])));
-    shapes.extend(["q", "k", "v", "o"].map(|name| (layer(&format!("self_attn.{name}_proj")), vec![STATES, STATES])));
-    shapes.extend(["gate", "up"].map(|name| (layer(&format!("mlp.{name}_proj")), vec![NEURONS, STATES])));
+    shapes.extend(
+        ["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![STATES])),
+    );
+    shapes.extend(
+        ["q", "k", "v", "o"]
+            .map(|name| (layer(&format!("self_attn.{name}_proj")), vec![STATES, STATES])),
+    );
+    shapes.extend(
+        ["gate", "up"].map(|name| (layer(&format!("mlp.{name}_proj")), vec![NEURONS, STATES])),
+    );
     shapes.insert(layer("mlp.down_proj"), vec![STATES, NEURONS]);
     let config = serde_json::json!({
         "model_type": "llama", "hidden_size": STATES, "intermediate_size": NEURONS, "num_hidden_layers": 1,
         "num_attention_heads": 4, "vocab_size": 512, "tie_word_embeddings": true,
     });
     write(&sandbox, "wide", &shapes, &config);
-    sandbox.run("upcycle wide -o experts --experts 4 --top-k 2 --noise-std 1e-2 --quiet").succeeds();
-    let line =
-        |first: usize| format!("{{\"input_ids\": {:?}}}\n", (0..64).map(|i| (first + i * 7) % 512).collect::<Vec<_>>());
+    sandbox
+        .run("upcycle wide -o experts --experts 4 --top-k 2 --noise-std 1e-2 --quiet")
+        .succeeds();
+    let line = |first: usize| {
+        format!(
+            "{{\"input_ids\": {:?}}}\n",
+            (0..64).map(|i| (first + i * 7) % 512).collect::<Vec<_>>()
+        )
+    };
     sandbox.write("text.jsonl", (0..8).map(line).collect::<String>());
     let mut problems = Vec::new();
-    let merged = |method| format!("merge experts -o {method} --method {method} --experts 2 --data text.jsonl");
+    let merged = |method| {
+        format!("merge experts -o {method} --method {method} --experts 2 --data text.jsonl")
+    };
     let mut lines = ["dern", "ream", "m-smoe", "hc-smoe", "average"].map(merged).to_vec();
-    lines.push("distill experts -o mean --init mean --down measured --width 1536 --data text.jsonl".to_owned());
+    lines.push(
+        "distill experts -o mean --init mean --down measured --width 1536 --data text.jsonl"
+            .to_owned(),
+    );
     for line in lines {
         let least = named(&refused(&sandbox, &line, "30MB").stderr);
         let held = peak(&sandbox, &format!("{line} --memory-budget {least}MB")) / 1e6;
@@ -297,14 +362,16 @@ fn what_a_refusal_says_to_lower_is_enough() {
     let heal = "heal moe -o healed --train all --steps 1 --data text.jsonl --memory-budget 500MB --batch-tokens";
     let refusal = sandbox.run(&format!("{heal} 8192 --quiet"));
     assert_eq!(refusal.code, 2, "{}", refusal.stderr);
-    let ways = refusal.stderr.split_once("or more, or ").unwrap_or_else(|| panic!("{}", refusal.stderr)).1;
+    let ways =
+        refusal.stderr.split_once("or more, or ").unwrap_or_else(|| panic!("{}", refusal.stderr)).1;
     assert!(ways.contains("lower --batch-tokens"), "{ways}");
     sandbox.run(&format!("{heal} 64 --quiet")).succeeds();
     assert!(!ways.contains("--sequence-length"), "{ways}");
     let eval = "eval moe --data text.jsonl --memory-budget 66MB --quiet";
     let refusal = sandbox.run(eval);
     assert_eq!(refusal.code, 2, "{}", refusal.stderr);
-    let said = refusal.stderr.split_once("(--max-tokens ").and_then(|(_, rest)| rest.split_once(')'));
+    let said =
+        refusal.stderr.split_once("(--max-tokens ").and_then(|(_, rest)| rest.split_once(')'));
     let tokens = said.unwrap_or_else(|| panic!("{}", refusal.stderr)).0;
     sandbox.run(&format!("{eval} --max-tokens {tokens}")).succeeds();
     let verify = sandbox.run("verify moe --threads 1 --memory-budget 20MB");
@@ -323,11 +390,17 @@ fn an_address_space_that_is_too_small_is_an_error() {
         ),
         (400_000, "eval moe --data held.jsonl", "remedy: lower --max-tokens"),
     ] {
-        let outcome = sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet"));
+        let outcome =
+            sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet"));
         assert_eq!(outcome.code, 1, "{line}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("out of memory") && outcome.stderr.contains(remedy), "{}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("out of memory") && outcome.stderr.contains(remedy),
+            "{}",
+            outcome.stderr
+        );
         assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
-        let left: Vec<_> = sandbox.names("").into_iter().filter(|name| name.starts_with('.')).collect();
+        let left: Vec<_> =
+            sandbox.names("").into_iter().filter(|name| name.starts_with('.')).collect();
         assert!(left.is_empty(), "{left:?}");
     }
 }
@@ -351,19 +424,23 @@ fn any_address_space_gives_a_result_or_an_error() {
         // All sizes are others, from what threads alone need to more than what the runs do.
         for step in 0..4 {
             let kib = 70_000 + 71_003 * step + 7_001 * index;
-            let outcome = sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet"));
+            let outcome =
+                sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet"));
             let said = outcome.code == 0
-                || (outcome.code == 1 && ["error: ", "  remedy: "].iter().all(|part| outcome.stderr.contains(part)));
+                || (outcome.code == 1
+                    && ["error: ", "  remedy: "].iter().all(|part| outcome.stderr.contains(part)));
             let left = sandbox.names("").into_iter().any(|name| name.starts_with('.'));
             if !said || left || outcome.stderr.contains("panicked") {
-                problems.push(format!("ulimit -v {kib}; {line}: {}: {}", outcome.code, outcome.stderr));
+                problems
+                    .push(format!("ulimit -v {kib}; {line}: {}: {}", outcome.code, outcome.stderr));
             }
         }
     }
     crate::common::assert_none(&problems);
 }
 
-/// In long sequences scores are most of what is held, of a model with far more heads than its states are wide above all.
+/// In long sequences scores are most of what is held, of a model with far more heads than its
+/// states are wide above all.
 #[test]
 fn long_sequences_hold_what_is_promised() {
     const HEADS: usize = 32;
@@ -372,8 +449,13 @@ fn long_sequences_hold_what_is_promised() {
     shapes.insert("model.embed_tokens.weight".into(), vec![512, 64]);
     shapes.insert("model.norm.weight".into(), vec![64]);
     let layer = |name: &str| format!("model.layers.0.{name}.weight");
-    shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![64])));
-    shapes.extend(["q", "k", "v"].map(|name| (layer(&format!("self_attn.{name}_proj")), vec![64 * HEADS, 64])));
+    shapes.extend(
+        ["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![64])),
+    );
+    shapes.extend(
+        ["q", "k", "v"]
+            .map(|name| (layer(&format!("self_attn.{name}_proj")), vec![64 * HEADS, 64])),
+    );
     shapes.insert(layer("self_attn.o_proj"), vec![64, 64 * HEADS]);
     shapes.extend(["gate", "up"].map(|name| (layer(&format!("mlp.{name}_proj")), vec![128, 64])));
     shapes.insert(layer("mlp.down_proj"), vec![64, 128]);
@@ -382,17 +464,19 @@ fn long_sequences_hold_what_is_promised() {
         "num_attention_heads": HEADS, "vocab_size": 512, "tie_word_embeddings": true, "max_position_embeddings": 4096,
     });
     write(&sandbox, "heads", &shapes, &config);
-    let line =
-        |length: usize| format!("{{\"input_ids\": {:?}}}\n", (0..length).map(|i| i * 7 % 512).collect::<Vec<_>>());
+    let line = |length: usize| {
+        format!("{{\"input_ids\": {:?}}}\n", (0..length).map(|i| i * 7 % 512).collect::<Vec<_>>())
+    };
     sandbox.write("2048.jsonl", line(2048));
     sandbox.write("1024.jsonl", line(1024));
     let eval = "eval heads --data 2048.jsonl --sequence-length 2048";
     let promised = size(&refused(&sandbox, eval, "20MB").stderr, "at least about ").unwrap();
     let held = peak(&sandbox, eval);
     assert!(is_honest(promised, held), "eval: promised {promised}, held {held}");
-    let heal =
-        "heal heads -o healed --train attention --steps 1 --data 1024.jsonl --sequence-length 1024 --batch-tokens 1024";
-    let promised = size(&sandbox.run(&format!("{heal} --dry-run")).succeeds().stdout, "memory      about ").unwrap();
+    let heal = "heal heads -o healed --train attention --steps 1 --data 1024.jsonl --sequence-length 1024 --batch-tokens 1024";
+    let promised =
+        size(&sandbox.run(&format!("{heal} --dry-run")).succeeds().stdout, "memory      about ")
+            .unwrap();
     let held = peak(&sandbox, heal);
     assert!(is_honest(promised, held), "heal: promised {promised}, held {held}");
 }
@@ -402,10 +486,15 @@ fn long_sequences_hold_what_is_promised() {
 fn templates_stay_within_a_budget() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("models/moe", "model");
-    sandbox.write("chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi there all\"}]}\n");
-    for template in
-        ["{% set x = 'a' * 450000000 %}hello", "{{ 'a' * 300000000 }}", "{{ ('a' * 100000000) | list | length }}"]
-    {
+    sandbox.write(
+        "chat.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"hi there all\"}]}\n",
+    );
+    for template in [
+        "{% set x = 'a' * 450000000 %}hello",
+        "{{ 'a' * 300000000 }}",
+        "{{ ('a' * 100000000) | list | length }}",
+    ] {
         model.write("chat_template.jinja", template);
         let outcome = sandbox.run("eval model --data chat.jsonl --memory-budget 150MB --timings");
         let held = size(&outcome.stderr, "  peak memory ");

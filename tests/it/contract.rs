@@ -1,4 +1,5 @@
-//! The contract of the command line: exit codes, what goes to stdout and stderr, and what outputs hold.
+//! The contract of the command line: exit codes, what goes to stdout and stderr, and what outputs
+//! hold.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -6,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::common::{BINARY, Sandbox, has, root, tensors};
 use serde_json::{Value, json};
 
-const LOGITS: &str = "logits golden/models/dense --tokens golden/models/dense.tokens.json -o logits.safetensors";
+const LOGITS: &str =
+    "logits golden/models/dense --tokens golden/models/dense.tokens.json -o logits.safetensors";
 const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 4 --top-k 2";
 /// Commands that succeed, in this order.
 const COMMANDS: &[&str] = &[
@@ -58,12 +60,15 @@ fn quantize_warns_of_what_verify_finds_in_its_result() {
     ];
     let mut warned = std::collections::BTreeSet::new();
     for scheme in options {
-        let line = format!("quantize golden/models/moe -o out --overwrite --method rtn --scheme {scheme}");
+        let line =
+            format!("quantize golden/models/moe -o out --overwrite --method rtn --scheme {scheme}");
         sandbox.run(&line).succeeds();
         let warnings: Vec<String> =
-            serde_json::from_value(sandbox.json("out/moe-convert.json")["warnings"].clone()).unwrap();
+            serde_json::from_value(sandbox.json("out/moe-convert.json")["warnings"].clone())
+                .unwrap();
         let verified = sandbox.run("verify out").succeeds();
-        let engines: Vec<_> = verified.stdout.lines().filter_map(|l| l.trim().strip_prefix("engine ")).collect();
+        let engines: Vec<_> =
+            verified.stdout.lines().filter_map(|l| l.trim().strip_prefix("engine ")).collect();
         assert_eq!(engines.len(), 4, "{verified}");
         let refusing = engines.iter().map(|l| l.trim()).filter(|l| !l.contains(" takes it"));
         assert_eq!(warnings, refusing.collect::<Vec<_>>(), "{scheme}");
@@ -79,9 +84,14 @@ fn text_results_hold_no_progress_and_quiet_holds_its_tongue() {
         let with = loud.run(command).succeeds();
         let without = quiet.run(&format!("{command} --quiet")).succeeds();
         assert_eq!(without.stderr, "", "{without}");
-        // How long it took, and how much memory is held already when the estimate is made, differ from run to run.
-        let of_the_run = |line: &&str| ["time ", "memory "].iter().any(|word| line.trim_start().starts_with(word));
-        let facts = |text: &str| text.lines().filter(|l| !of_the_run(l)).map(str::to_owned).collect::<Vec<_>>();
+        // How long it took, and how much memory is held already when the estimate is made, differ
+        // from run to run.
+        let of_the_run = |line: &&str| {
+            ["time ", "memory "].iter().any(|word| line.trim_start().starts_with(word))
+        };
+        let facts = |text: &str| {
+            text.lines().filter(|l| !of_the_run(l)).map(str::to_owned).collect::<Vec<_>>()
+        };
         assert_eq!(facts(&with.stdout), facts(&without.stdout), "{command}");
         assert!(!with.stdout.contains('\x1b') && !with.stderr.contains('\x1b'), "{with}");
     }
@@ -93,9 +103,16 @@ fn text_results_hold_no_progress_and_quiet_holds_its_tongue() {
 fn readers_may_leave() {
     let sandbox = Sandbox::new();
     sandbox.run(UPCYCLE).succeeds();
-    for command in ["inspect golden/models/moe", "inspect out --json", "verify out", "--help", "upcycle --help"] {
+    for command in [
+        "inspect golden/models/moe",
+        "inspect out --json",
+        "verify out",
+        "--help",
+        "upcycle --help",
+    ] {
         for reader in ["head -0", "true", "head -c 1"] {
-            let outcome = sandbox.shell(&format!("set -o pipefail; moe-convert {command} | {reader} >/dev/null"));
+            let outcome = sandbox
+                .shell(&format!("set -o pipefail; moe-convert {command} | {reader} >/dev/null"));
             assert!(!outcome.stderr.contains("panicked"), "{outcome}");
             outcome.exits(0);
         }
@@ -118,7 +135,10 @@ fn version_and_help() {
     let version = sandbox.run("--version").succeeds().stdout;
     assert_eq!(version.trim(), concat!("moe-convert ", env!("CARGO_PKG_VERSION")));
     let help = sandbox.run("--help").succeeds();
-    assert!(help.stderr.is_empty() && help.stdout.contains("Exit codes: 0 done, 1 failed, 2 bad usage, 3"));
+    assert!(
+        help.stderr.is_empty()
+            && help.stdout.contains("Exit codes: 0 done, 1 failed, 2 bad usage, 3")
+    );
 }
 
 #[test]
@@ -141,7 +161,11 @@ fn logits_are_those_of_transformers() {
         ));
     }
     for (model, tokens, reference) in cases {
-        sandbox.run(&format!("logits golden/{model} --tokens golden/{tokens} -o l.safetensors --overwrite")).succeeds();
+        sandbox
+            .run(&format!(
+                "logits golden/{model} --tokens golden/{tokens} -o l.safetensors --overwrite"
+            ))
+            .succeeds();
         let written = tensors::read(&sandbox.path("l.safetensors"));
         assert_eq!(written.keys().collect::<Vec<_>>(), ["logits"]);
         let expected = &tensors::read(&root().join("golden").join(reference))["logits"];
@@ -150,19 +174,27 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// golden/routing says what the routers of each family do in bf16; here is who asks for it, and what remembers it.
+/// golden/routing says what the routers of each family do in bf16; here is who asks for it, and
+/// what remembers it.
 #[test]
 fn routers_compute_in_the_models_dtype_on_request() {
     let sandbox = Sandbox::new();
-    for (family, rounds) in [("mixtral", true), ("qwen3_moe", true), ("deepseek_v3", false), ("glm4_moe", false)] {
+    for (family, rounds) in
+        [("mixtral", true), ("qwen3_moe", true), ("deepseek_v3", false), ("glm4_moe", false)]
+    {
         let golden = format!("golden/families/{family}/base");
         for dtype in ["f32", "model"] {
-            let line = format!("logits {golden}/model --tokens {golden}/tokens.json -o {family}.{dtype}");
+            let line =
+                format!("logits {golden}/model --tokens {golden}/tokens.json -o {family}.{dtype}");
             sandbox.run(&format!("{line} --router-dtype {dtype}")).succeeds();
         }
-        let [wide, rounded] = ["f32", "model"].map(|dtype| tensors::read(&sandbox.path(&format!("{family}.{dtype}"))));
+        let [wide, rounded] = ["f32", "model"]
+            .map(|dtype| tensors::read(&sandbox.path(&format!("{family}.{dtype}"))));
         let apart = tensors::max_difference(&wide["logits"], &rounded["logits"]);
-        assert!(if rounds { apart > 1e-4 && apart < 0.5 } else { apart == 0.0 }, "{family}: {apart}");
+        assert!(
+            if rounds { apart > 1e-4 && apart < 0.5 } else { apart == 0.0 },
+            "{family}: {apart}"
+        );
     }
     let prune = "prune golden/models/moe -o out --experts 12 --method reap --data-tokens 512 \
                  --data golden/text/code.calibration.txt";
@@ -172,7 +204,10 @@ fn routers_compute_in_the_models_dtype_on_request() {
     let again = sandbox.run(&format!("{prune} --resume --router-dtype model")).succeeds();
     assert!(again.stdout.contains("is finished already"), "{again}");
     sandbox.run(&format!("{prune} --resume")).exits(2).says(&["other options"]);
-    sandbox.run(&format!("{prune} --router-dtype bf16")).exits(2).says(&["possible values", "model"]);
+    sandbox
+        .run(&format!("{prune} --router-dtype bf16"))
+        .exits(2)
+        .says(&["possible values", "model"]);
 }
 
 #[test]
@@ -195,7 +230,10 @@ fn assert_same_output(sandbox: &Sandbox, a: &str, b: &str) {
     let names = sandbox.names(a);
     assert_eq!(names, sandbox.names(b));
     for name in names.iter().filter(|n| *n != "run.json") {
-        assert!(sandbox.read(&format!("{a}/{name}")) == sandbox.read(&format!("{b}/{name}")), "{name} differs");
+        assert!(
+            sandbox.read(&format!("{a}/{name}")) == sandbox.read(&format!("{b}/{name}")),
+            "{name} differs"
+        );
     }
 }
 
@@ -225,7 +263,8 @@ fn the_seed_decides() {
     assert_same_output(&sandbox, "a/out", "b/out");
     let (a, c) = (tensors::read(&sandbox.path("a/out")), tensors::read(&sandbox.path("c/out")));
     let changed: Vec<_> = a.keys().filter(|name| a[*name] != c[*name]).collect();
-    let routers: Vec<_> = (0..4).map(|l| format!("model.layers.{l}.block_sparse_moe.gate.weight")).collect();
+    let routers: Vec<_> =
+        (0..4).map(|l| format!("model.layers.{l}.block_sparse_moe.gate.weight")).collect();
     assert_eq!(changed, routers.iter().collect::<Vec<_>>());
 }
 
@@ -242,7 +281,10 @@ fn upcycling_copies_what_it_does_not_change() {
         let experts = match name.split_once(".mlp.") {
             None => vec![name.clone()],
             Some((layer, projection)) => {
-                let renamed = projection.replace("gate_proj", "w1").replace("up_proj", "w3").replace("down_proj", "w2");
+                let renamed = projection
+                    .replace("gate_proj", "w1")
+                    .replace("up_proj", "w3")
+                    .replace("down_proj", "w2");
                 (0..3).map(|e| format!("{layer}.block_sparse_moe.experts.{e}.{renamed}")).collect()
             }
         };
@@ -255,8 +297,13 @@ fn upcycling_copies_what_it_does_not_change() {
     let config = sandbox.json("out/config.json");
     assert_eq!(config["my_training_run"], json!({"nested": [1, 2.5, null]}));
     assert_eq!(config["architectures"], json!(["MixtralForCausalLM"]));
-    for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"] {
-        assert!(sandbox.read(&format!("out/{file}")) == sandbox.read(&format!("model/{file}")), "{file}");
+    for file in
+        ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+    {
+        assert!(
+            sandbox.read(&format!("out/{file}")) == sandbox.read(&format!("model/{file}")),
+            "{file}"
+        );
     }
 }
 
@@ -309,7 +356,11 @@ fn kill_when(sandbox: &Sandbox, line: &str, is_reached: impl Fn() -> bool) {
     // What an earlier run left would be taken for this one's.
     sandbox.shell("rm -rf .out.partial-moe-convert").succeeds();
     let mut command = Command::new(BINARY);
-    command.args(line.split(' ')).current_dir(sandbox.path(".")).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(line.split(' '))
+        .current_dir(sandbox.path("."))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let (mut child, start) = (command.spawn().unwrap(), Instant::now());
     while !is_reached() {
         assert!(child.try_wait().unwrap().is_none(), "{line} ended before it could be killed");
@@ -333,8 +384,12 @@ fn manifests_are_those_of_sha256sum() {
         assert_eq!(checked.code, 0, "{}\n{checked}", checked.stdout);
     }
 
-    for (file, damage) in [("config.json", " "), ("tokenizer.json", "x"), ("README.md", "x"), ("moe-convert.json", " ")]
-    {
+    for (file, damage) in [
+        ("config.json", " "),
+        ("tokenizer.json", "x"),
+        ("README.md", "x"),
+        ("moe-convert.json", " "),
+    ] {
         let whole = sandbox.read(&format!("out/{file}"));
         sandbox.write(&format!("out/{file}"), [&whole[..], damage.as_bytes()].concat());
         sandbox.run("verify out").exits(1).says(&[file, "SHA-256", "remedy"]);
@@ -361,9 +416,10 @@ fn evaluation_agrees_with_transformers() {
     let sandbox = Sandbox::new();
     let reference = sandbox.json("golden/models/reference.json");
     for model in ["dense", "moe"] {
-        let data =
-            ["english", "code", "spanish", "arithmetic"].map(|d| format!("--data {d}=golden/text/{d}.heldout.txt"));
-        let line = format!("eval golden/models/{model} --sequence-length 256 --json {}", data.join(" "));
+        let data = ["english", "code", "spanish", "arithmetic"]
+            .map(|d| format!("--data {d}=golden/text/{d}.heldout.txt"));
+        let line =
+            format!("eval golden/models/{model} --sequence-length 256 --json {}", data.join(" "));
         let report = sandbox.run(&line).succeeds().json()["report"].clone();
         let expected = &reference["models"][model];
         assert_eq!(report["domains"].as_array().unwrap().len(), data.len());
@@ -385,7 +441,8 @@ fn assert_same_domain(found: &Value, expected: &Value) {
     assert_eq!(found["predicted_tokens"], expected["predicted_tokens"]);
 }
 
-/// Counts may differ where two experts are tied up to rounding: for one token in a thousand at most.
+/// Counts may differ where two experts are tied up to rounding: for one token in a thousand at
+/// most.
 fn assert_same_load(report: &Value, expected: &Value) {
     for (index, domain) in report["domains"].as_array().unwrap().iter().enumerate() {
         let layers = expected[domain["label"].as_str().unwrap()].as_array().unwrap();
@@ -395,7 +452,10 @@ fn assert_same_load(report: &Value, expected: &Value) {
             let (found, expected) = (counts(&load["counts_by_domain"][index]), counts(expected));
             assert_eq!(found.iter().sum::<i64>(), expected.iter().sum::<i64>());
             let moved: i64 = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).sum();
-            assert!(moved * 1000 <= 2 * domain["tokens"].as_i64().unwrap(), "{found:?}\n{expected:?}");
+            assert!(
+                moved * 1000 <= 2 * domain["tokens"].as_i64().unwrap(),
+                "{found:?}\n{expected:?}"
+            );
         }
     }
 }
@@ -405,20 +465,32 @@ fn the_binary_needs_no_libraries_of_its_own() {
     let sandbox = Sandbox::new();
     if has(&["ldd"], "the libraries of the program were not looked for") {
         let ldd = sandbox.shell(&format!("env -u LD_LIBRARY_PATH ldd '{BINARY}'")).succeeds();
-        assert!(ldd.stdout.contains("libc.so") && !ldd.stdout.contains("not found"), "{}", ldd.stdout);
+        assert!(
+            ldd.stdout.contains("libc.so") && !ldd.stdout.contains("not found"),
+            "{}",
+            ldd.stdout
+        );
     }
 }
 
 #[test]
 fn selftest_checks_every_family_and_pass() {
     let sandbox = Sandbox::new();
-    let checks: Value = serde_json::from_str(&sandbox.run("selftest --json --device cpu").succeeds().stdout).unwrap();
+    let checks: Value =
+        serde_json::from_str(&sandbox.run("selftest --json --device cpu").succeeds().stdout)
+            .unwrap();
     let name = |check: &Value| check["name"].as_str().unwrap().to_owned();
     let names: Vec<_> = checks.as_array().unwrap().iter().map(name).collect();
-    for (start, least) in
-        [("forward", 76), ("upcycle", 20), ("observe", 50), ("prune: experts", 18), ("merge", 3), ("quantize", 52)]
-    {
-        let of_kind = checks.as_array().unwrap().iter().filter(|check| name(check).starts_with(start));
+    for (start, least) in [
+        ("forward", 76),
+        ("upcycle", 20),
+        ("observe", 50),
+        ("prune: experts", 18),
+        ("merge", 3),
+        ("quantize", 52),
+    ] {
+        let of_kind =
+            checks.as_array().unwrap().iter().filter(|check| name(check).starts_with(start));
         let cases: u64 = of_kind.map(|check| check["cases"].as_u64().unwrap()).sum();
         assert!(cases >= least, "{start}: {cases}");
     }
@@ -426,7 +498,16 @@ fn selftest_checks_every_family_and_pass() {
         let family = family.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
         assert!(names.contains(&format!("forward {family}")), "{family}: {names:?}");
     }
-    for pass in ["upcycle llama", "observe", "prune", "merge", "quantize", "quantized", "gradients", "distill"] {
+    for pass in [
+        "upcycle llama",
+        "observe",
+        "prune",
+        "merge",
+        "quantize",
+        "quantized",
+        "gradients",
+        "distill",
+    ] {
         assert!(names.iter().any(|name| name.starts_with(pass)), "{pass}: {names:?}");
     }
 }

@@ -1,4 +1,5 @@
-//! A chat template that writes the date makes another text of a conversation each day: what was made of one day's isn't another's.
+//! A chat template that writes the date makes another text of a conversation each day: what was
+//! made of one day's isn't another's.
 
 use serde_json::json;
 
@@ -32,7 +33,9 @@ fn sandbox(template: &str) -> Sandbox {
     sandbox.copy("models/moe", "model");
     sandbox.write("model/chat_template.jinja", template);
     let row = |index: usize| {
-        json!({"messages": [{"role": "user", "content": format!("What comes after {index}?")}]}).to_string() + "\n"
+        json!({"messages": [{"role": "user", "content": format!("What comes after {index}?")}]})
+            .to_string()
+            + "\n"
     };
     sandbox.write("chat.jsonl", (0..40).map(row).collect::<String>());
     sandbox.write("recipe.toml", RECIPE);
@@ -40,7 +43,8 @@ fn sandbox(template: &str) -> Sandbox {
     sandbox
 }
 
-const DATED: &str = "{{ strftime_now('%d %b %Y') }}: {% for m in messages %}{{ m.content }}\n{% endfor %}";
+const DATED: &str =
+    "{{ strftime_now('%d %b %Y') }}: {% for m in messages %}{{ m.content }}\n{% endfor %}";
 const TIMELESS: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
 
 fn at(sandbox: &Sandbox, time: i64, line: &str) -> Outcome {
@@ -62,7 +66,9 @@ fn what_was_made_of_one_days_text_is_made_anew_on_another() {
     sandbox.run("verify pruned").succeeds();
     let before = sandbox.contents();
     assert_eq!(kept(&at(&sandbox, LATER, "run recipe.toml").succeeds()), 2);
-    at(&sandbox, NEXT_DAY, "run recipe.toml --dry-run").exits(2).says(&["the output exists", "moe.stats"]);
+    at(&sandbox, NEXT_DAY, "run recipe.toml --dry-run")
+        .exits(2)
+        .says(&["the output exists", "moe.stats"]);
     at(&sandbox, NEXT_DAY, "run recipe.toml").exits(2).says(&["exists", "moe.stats"]);
     assert_eq!(kept(&at(&sandbox, NEXT_DAY, "run again.toml --dry-run").succeeds()), 0);
     assert!(before == sandbox.contents());
@@ -88,7 +94,9 @@ fn without_a_date_nothing_depends_on_the_day() {
 fn a_training_does_not_go_on_with_another_days_text() {
     let sandbox = sandbox(DATED);
     let line = "heal model --data chat.jsonl --steps 2 --eval-every 1 --batch-tokens 64 --sequence-length 64 -o healed";
-    let stopped = format!("ulimit -f 4000; trap '' XFSZ; export SOURCE_DATE_EPOCH={NOON}; moe-convert {line}");
+    let stopped = format!(
+        "ulimit -f 4000; trap '' XFSZ; export SOURCE_DATE_EPOCH={NOON}; moe-convert {line}"
+    );
     sandbox.shell(&stopped).exits(1).says(&["ulimit"]);
     let resume = format!("{line} --resume");
     at(&sandbox, NEXT_DAY, &resume).exits(1).says(&["healed.training/of", "date", "remedy"]);

@@ -27,7 +27,8 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         .succeeds();
     let saved = |name: &str| sandbox.path(&format!("broken.training/{name}"));
     let intact = sandbox.read("broken.training/trained.1");
-    let other = format!("distill golden/models/moe -o broken --resume {LITTLE}").replace("--steps 6 ", "--steps 7 ");
+    let other = format!("distill golden/models/moe -o broken --resume {LITTLE}")
+        .replace("--steps 6 ", "--steps 7 ");
     sandbox.run(&other).exits(1).says(&["other options"]);
     let resume = format!("distill golden/models/moe -o broken --resume {LITTLE}");
     // What was saved is checked.

@@ -25,7 +25,12 @@ fn failures_are_objects_where_results_are() {
         ("upcycle model -o out", 2, "usage", 0),
         ("verify model --no-such-option", 2, "usage", 0),
         ("verify model --threads 5000", 2, "usage", 0),
-        ("prune golden/models/moe -o out --keep 2 --data golden/text/code.calibration.txt", 2, "usage", 0),
+        (
+            "prune golden/models/moe -o out --keep 2 --data golden/text/code.calibration.txt",
+            2,
+            "usage",
+            0,
+        ),
         ("run recipe.toml", 1, "malformed", 0),
         ("run nowhere.toml", 1, "io", 0),
     ] {
@@ -37,12 +42,20 @@ fn failures_are_objects_where_results_are() {
         for part in ["what", "remedy"] {
             let said = error[part].as_str().unwrap_or_default();
             let first = said.lines().next().unwrap_or_default();
-            assert!(!first.is_empty() && failed.stderr.contains(first), "{line}: {part} {said:?}\n{}", failed.stderr);
+            assert!(
+                !first.is_empty() && failed.stderr.contains(first),
+                "{line}: {part} {said:?}\n{}",
+                failed.stderr
+            );
         }
         assert!(sandbox.run(line).exits(code).stdout.is_empty(), "{line}");
     }
     // What was measured says itself which gates were not met.
     let failed = sandbox.run(&format!("eval golden/models/moe {gate} --json")).exits(3);
     let printed = documents(&failed.stdout);
-    assert!(printed.len() == 1 && printed[0]["gates_failed"].as_array().unwrap().len() == 1, "{}", failed.stdout);
+    assert!(
+        printed.len() == 1 && printed[0]["gates_failed"].as_array().unwrap().len() == 1,
+        "{}",
+        failed.stdout
+    );
 }

@@ -1,6 +1,8 @@
-//! Writes that fail midway: exit code 1, a message that names the file and the remedy, and nothing left.
+//! Writes that fail midway: exit code 1, a message that names the file and the remedy, and nothing
+//! left.
 //!
-//! A file-size limit stands for a full disk, since it needs no rights; `root/full-disk.sh` fills a real one.
+//! A file-size limit stands for a full disk, since it needs no rights; `root/full-disk.sh` fills a
+//! real one.
 
 use crate::common::{Outcome, Sandbox};
 
@@ -16,7 +18,11 @@ const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 8 --top-k 2"
 fn a_conversion_that_cannot_be_written_leaves_nothing() {
     for kibibytes in [0, 1, 40, 1000, 13_000] {
         let sandbox = Sandbox::new();
-        let outcome = limited(&sandbox, kibibytes, UPCYCLE).exits(1).says(&["model.safetensors", "remedy", "ulimit"]);
+        let outcome = limited(&sandbox, kibibytes, UPCYCLE).exits(1).says(&[
+            "model.safetensors",
+            "remedy",
+            "ulimit",
+        ]);
         assert!(!outcome.stderr.contains("panicked") && outcome.stdout.is_empty(), "{outcome}");
         assert_eq!(sandbox.names("."), ["golden"], "{outcome}");
     }
@@ -46,7 +52,8 @@ fn an_earlier_result_survives_a_failed_replacement() {
 #[test]
 fn logits_that_cannot_be_written_leave_nothing() {
     let sandbox = Sandbox::new();
-    let line = "logits golden/models/dense --tokens golden/models/dense.tokens.json -o logits.safetensors";
+    let line =
+        "logits golden/models/dense --tokens golden/models/dense.tokens.json -o logits.safetensors";
     limited(&sandbox, 100, line).exits(1).says(&["logits.safetensors", "remedy"]);
     assert_eq!(sandbox.names("."), ["golden"]);
 }
@@ -56,7 +63,8 @@ fn logits_that_cannot_be_written_leave_nothing() {
 fn results_that_cannot_be_printed() {
     let sandbox = Sandbox::new();
     for command in ["inspect golden/models/dense", "inspect golden/models/dense --json"] {
-        let outcome = sandbox.shell(&format!("moe-convert {command} > /dev/full")).exits(1).says(&["stdout"]);
+        let outcome =
+            sandbox.shell(&format!("moe-convert {command} > /dev/full")).exits(1).says(&["stdout"]);
         assert!(!outcome.stderr.contains("panicked"), "{outcome}");
     }
 }

@@ -1,4 +1,5 @@
-//! Gates that can't be met or mean nothing are refused before any work, on the command line as in recipes.
+//! Gates that can't be met or mean nothing are refused before any work, on the command line as in
+//! recipes.
 
 use crate::common::{Sandbox, assert_none};
 
@@ -24,10 +25,19 @@ fn limits_that_nothing_keeps_are_refused_at_once() {
     let sandbox = Sandbox::new();
     let mut problems = Vec::new();
     for (gate, limit, range) in BAD {
-        let golden = if gate == "golden-tolerance" { " --golden golden/models/dense.eval.json" } else { "" };
-        problems.extend(sandbox.refuses(&format!("{EVAL}{golden} --{gate}={limit}"), 2, &[gate, range]));
+        let golden =
+            if gate == "golden-tolerance" { " --golden golden/models/dense.eval.json" } else { "" };
+        problems.extend(sandbox.refuses(
+            &format!("{EVAL}{golden} --{gate}={limit}"),
+            2,
+            &[gate, range],
+        ));
         if golden.is_empty() {
-            problems.extend(sandbox.refuses(&format!("{EVAL} --domain t:{gate}={limit}"), 2, &[gate, range]));
+            problems.extend(sandbox.refuses(
+                &format!("{EVAL} --domain t:{gate}={limit}"),
+                2,
+                &[gate, range],
+            ));
         }
     }
     problems.extend(sandbox.refuses(
@@ -53,11 +63,21 @@ fn recipes_are_refused_before_their_first_step() {
     let mut problems = Vec::new();
     let mut refused = |text: String, complaints: &[&str]| {
         sandbox.write("r.toml", &text);
-        problems.extend(sandbox.refuses("run r.toml", 2, complaints).map(|problem| format!("{text}\n{problem}")));
+        problems.extend(
+            sandbox
+                .refuses("run r.toml", 2, complaints)
+                .map(|problem| format!("{text}\n{problem}")),
+        );
     };
     for (gate, limit, range) in BAD.into_iter().filter(|(gate, ..)| *gate != "golden-tolerance") {
-        refused(recipe(&format!("{gate} = {limit}"), original), &["line 12", "step 2 (eval)", gate, range]);
-        refused(recipe(&format!("domain = [\"t:{gate}={limit}\"]"), original), &["step 2 (eval)", gate, range]);
+        refused(
+            recipe(&format!("{gate} = {limit}"), original),
+            &["line 12", "step 2 (eval)", gate, range],
+        );
+        refused(
+            recipe(&format!("domain = [\"t:{gate}={limit}\"]"), original),
+            &["step 2 (eval)", gate, range],
+        );
     }
     refused(recipe("max-kl = 1", ""), &["step 2 (eval)", "`against`"]);
     refused(recipe("domain = [\"u:max-kl=1\"]", original), &["step 2 (eval)", "labels are t"]);
@@ -73,5 +93,8 @@ fn a_loss_can_be_made_to_fall() {
     let sandbox = Sandbox::new();
     let line = format!("{EVAL} --max-tokens 64 --max-loss-increase");
     sandbox.run(&format!("{line} 0")).succeeds();
-    sandbox.run(&format!("{line} -0.5")).exits(3).says(&["max-loss-increase is -0.5", "measured 0.000000"]);
+    sandbox
+        .run(&format!("{line} -0.5"))
+        .exits(3)
+        .says(&["max-loss-increase is -0.5", "measured 0.000000"]);
 }

@@ -32,13 +32,26 @@ fn routers_alone_are_trained_unless_told_otherwise() {
     sandbox.run("verify healed").succeeds();
     let (before, after) = (weights(&sandbox, "golden/models/moe"), weights(&sandbox, "healed"));
     assert!(before.keys().eq(after.keys()));
-    let changed: Vec<_> = after.iter().filter(|(name, bytes)| before[*name] != **bytes).map(|(name, _)| name).collect();
-    assert!(!changed.is_empty() && changed.iter().all(|name| name.ends_with("mlp.gate.weight")), "{changed:?}");
+    let changed: Vec<_> = after
+        .iter()
+        .filter(|(name, bytes)| before[*name] != **bytes)
+        .map(|(name, _)| name)
+        .collect();
+    assert!(
+        !changed.is_empty() && changed.iter().all(|name| name.ends_with("mlp.gate.weight")),
+        "{changed:?}"
+    );
 
     let receipt = sandbox.json("healed/moe-convert.json");
     let training = &receipt["training"];
-    assert_eq!((&training["steps"], training["curve"].as_array().unwrap().len()), (&Value::from(6), 6));
-    assert_eq!((&training["written"], &training["measurements"]), (&Value::from(6), &Value::Array(Vec::new())));
+    assert_eq!(
+        (&training["steps"], training["curve"].as_array().unwrap().len()),
+        (&Value::from(6), 6)
+    );
+    assert_eq!(
+        (&training["written"], &training["measurements"]),
+        (&Value::from(6), &Value::Array(Vec::new()))
+    );
     assert_eq!(
         receipt["result"]["tensors_copied"],
         receipt["result"]["tensors"].as_u64().unwrap() - changed.len() as u64
@@ -60,9 +73,13 @@ fn routers_alone_are_trained_unless_told_otherwise() {
 fn the_best_weights_are_written_and_it_stops_by_itself() {
     let sandbox = Sandbox::new();
     let rate = "--learning-rate 0.5 --warmup 0 --patience 2 --train all";
-    let line = format!("heal golden/models/moe -o out --steps 40 --eval-every 1 {rate} {LITTLE} {MEASURED}");
+    let line = format!(
+        "heal golden/models/moe -o out --steps 40 --eval-every 1 {rate} {LITTLE} {MEASURED}"
+    );
     let outcome = sandbox.run(&line).succeeds().says(&["held-out"]);
-    for text in ["loss before", "training changed nothing", "function    the same as the source's, exactly"] {
+    for text in
+        ["loss before", "training changed nothing", "function    the same as the source's, exactly"]
+    {
         assert!(outcome.stdout.contains(text), "{text}: {}", outcome.stdout);
     }
     let training = &sandbox.json("out/moe-convert.json")["training"];
@@ -76,11 +93,14 @@ fn the_best_weights_are_written_and_it_stops_by_itself() {
 #[test]
 fn no_step_changes_nothing() {
     let sandbox = Sandbox::new();
-    sandbox.run(&format!("heal golden/models/moe -o same --train all --steps 0 {LITTLE}")).succeeds();
+    sandbox
+        .run(&format!("heal golden/models/moe -o same --train all --steps 0 {LITTLE}"))
+        .succeeds();
     assert_eq!(weights(&sandbox, "golden/models/moe"), weights(&sandbox, "same"));
 }
 
-/// All parts, gradients of several batches, a teacher whose tokens are kept in a file: killed as soon as something was saved.
+/// All parts, gradients of several batches, a teacher whose tokens are kept in a file: killed as
+/// soon as something was saved.
 #[test]
 fn a_killed_run_goes_on_to_the_same_bytes() {
     let sandbox = Sandbox::new();
@@ -98,9 +118,13 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         .succeeds();
     let anew = sandbox.run(&format!("heal golden/models/moe -o broken {how}")).exits(2);
     anew.says(&["broken.training", "--resume", "--overwrite"]);
-    let other = format!("heal golden/models/moe -o broken --resume {how}").replace("--z-loss 0.001", "--z-loss 0.002");
+    let other = format!("heal golden/models/moe -o broken --resume {how}")
+        .replace("--z-loss 0.001", "--z-loss 0.002");
     sandbox.run(&other).exits(1).says(&["other options"]);
-    sandbox.run(&format!("heal golden/models/moe -o broken --resume {how}")).succeeds().says(&["goes on after step"]);
+    sandbox
+        .run(&format!("heal golden/models/moe -o broken --resume {how}"))
+        .succeeds()
+        .says(&["goes on after step"]);
     assert!(sandbox.read("whole/model.safetensors") == sandbox.read("broken/model.safetensors"));
     // Not the source's: the last measurement was the best.
     assert_eq!(sandbox.json("whole/moe-convert.json")["training"]["written"], 8);
@@ -115,7 +139,8 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
             .collect::<Vec<_>>()
     };
     assert_eq!(unlike_names(&manifests[0]), unlike_names(&manifests[1]));
-    let finished = sandbox.run(&format!("heal golden/models/moe -o broken --resume {how}")).succeeds();
+    let finished =
+        sandbox.run(&format!("heal golden/models/moe -o broken --resume {how}")).succeeds();
     assert!(finished.stdout.contains("finished already"), "{}", finished.stdout);
 }
 
@@ -124,7 +149,9 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
 fn threads_do_not_matter() {
     let sandbox = Sandbox::new();
     for threads in [1, 3] {
-        let line = format!("heal golden/models/moe -o t{threads} --threads {threads} --train all --steps 3 {LITTLE}");
+        let line = format!(
+            "heal golden/models/moe -o t{threads} --threads {threads} --train all --steps 3 {LITTLE}"
+        );
         sandbox.run(&line).succeeds();
     }
     assert!(sandbox.read("t1/model.safetensors") == sandbox.read("t3/model.safetensors"));
@@ -134,24 +161,35 @@ fn threads_do_not_matter() {
 fn a_loss_that_is_no_number_stops_and_keeps_the_last_good_state() {
     let sandbox = Sandbox::new();
     let rate = "--learning-rate 1e30 --warmup 0 --clip 0 --train all";
-    let outcome = sandbox.run(&format!("heal golden/models/moe -o out --steps 9 {rate} {LITTLE}")).exits(1);
-    for text in ["training stopped after step", "not finite", "state.safetensors", "--learning-rate"] {
+    let outcome =
+        sandbox.run(&format!("heal golden/models/moe -o out --steps 9 {rate} {LITTLE}")).exits(1);
+    for text in
+        ["training stopped after step", "not finite", "state.safetensors", "--learning-rate"]
+    {
         assert!(outcome.stderr.contains(text), "{text}: {}", outcome.stderr);
     }
-    assert!(!sandbox.path("out").exists() && sandbox.path("out.training/state.safetensors").exists());
+    assert!(
+        !sandbox.path("out").exists() && sandbox.path("out.training/state.safetensors").exists()
+    );
 }
 
 #[test]
 fn bf16_rounds_what_is_used_and_no_master() {
     let sandbox = Sandbox::new();
     for precision in ["f32", "bf16"] {
-        let line =
-            format!("heal golden/models/moe -o {precision} --precision {precision} --train experts --steps 4 {LITTLE}");
+        let line = format!(
+            "heal golden/models/moe -o {precision} --precision {precision} --train experts --steps 4 {LITTLE}"
+        );
         sandbox.run(&line).succeeds();
     }
     let losses = ["f32", "bf16"].map(|dir| {
         let curve = sandbox.json(&format!("{dir}/moe-convert.json"))["training"]["curve"].clone();
-        curve.as_array().unwrap().iter().map(|step| step["loss"].as_f64().unwrap()).collect::<Vec<_>>()
+        curve
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|step| step["loss"].as_f64().unwrap())
+            .collect::<Vec<_>>()
     });
     assert_eq!(losses[0][0], losses[1][0], "the source is in bf16");
     assert!(losses[0] != losses[1]);
@@ -174,15 +212,29 @@ fn what_cannot_work_is_refused() {
         (format!("heal {moe} -o x {text} --capacity-factor 0"), 2, &["--capacity-factor"]),
         (format!("heal {moe} -o x {text} --from-weight 0.5"), 2, &["--from ORIGINAL"]),
         (format!("heal {moe} -o x {text} --from {moe} --from-weight 2"), 2, &["--from-weight"]),
-        (format!("heal {moe} -o x {text} --from {moe} --teacher top-k --teacher-tokens 0"), 2, &["at least 1"]),
-        (format!("heal {moe} -o x {text} --from golden/families/qwen3_moe/base/model"), 1, &["tokens", "tokenizer"]),
-        (format!("heal {moe} -o x --data a=golden/text/english.calibration.txt@0.5"), 2, &["@WEIGHT"]),
+        (
+            format!("heal {moe} -o x {text} --from {moe} --teacher top-k --teacher-tokens 0"),
+            2,
+            &["at least 1"],
+        ),
+        (
+            format!("heal {moe} -o x {text} --from golden/families/qwen3_moe/base/model"),
+            1,
+            &["tokens", "tokenizer"],
+        ),
+        (
+            format!("heal {moe} -o x --data a=golden/text/english.calibration.txt@0.5"),
+            2,
+            &["@WEIGHT"],
+        ),
         (format!("heal {moe} -o x --data nowhere.txt"), 1, &["nowhere.txt"]),
         (format!("heal {moe} -o x {text} --held-out nowhere.txt"), 1, &["nowhere.txt"]),
         (format!("heal {dense} -o x {text}"), 2, &["--train all"]),
         (format!("heal {quantized} -o x {text}"), 1, &["quantized", "unquantized checkpoint"]),
         (format!("heal {moe} -o x {text} --memory-budget 1MB"), 2, &["budget", "--memory-budget"]),
     ];
-    let problems = cases.iter().filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
+    let problems = cases
+        .iter()
+        .filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
     assert_none(&problems.collect::<Vec<_>>());
 }

@@ -1,6 +1,7 @@
 //! The text of `--help` is kept in `help/`, and every example in it runs.
 //!
-//! `BLESS=1 cargo test -p moe-convert --test it help::` rewrites the files after a change that was meant.
+//! `BLESS=1 cargo test -p moe-convert --test it help::` rewrites the files after a change that was
+//! meant.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,7 +37,8 @@ fn every_command_is_listed_here() {
     let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
     // A description that is broken over lines is indented further.
     let names = commands.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   "));
-    let mut names: Vec<_> = names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help").collect();
+    let mut names: Vec<_> =
+        names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help").collect();
     names.insert(0, "");
     assert_eq!(names, COMMANDS);
 }
@@ -46,7 +48,10 @@ fn help_is_what_it_was() {
     let bless = std::env::var_os("BLESS").is_some_and(|v| v == "1");
     let mut problems = Vec::new();
     for command in COMMANDS {
-        let found = Sandbox::new().shell(&format!("COLUMNS=110 moe-convert {command} --help")).succeeds().stdout;
+        let found = Sandbox::new()
+            .shell(&format!("COLUMNS=110 moe-convert {command} --help"))
+            .succeeds()
+            .stdout;
         let name = if command.is_empty() { "moe-convert" } else { command };
         let path = root().join("tests/help").join(format!("{name}.txt"));
         if bless {
@@ -81,9 +86,13 @@ fn examples_run() {
         let examples = examples(&sandbox.run(&format!("{command} --help")).succeeds().stdout);
         assert!(!examples.is_empty(), "{command} has no example");
         let (reads, writes) = (" target/moe-8x ", "-o target/moe-8x ");
-        if examples.iter().any(|e| e.contains(reads)) && !examples.iter().any(|e| e.contains(writes)) {
+        if examples.iter().any(|e| e.contains(reads))
+            && !examples.iter().any(|e| e.contains(writes))
+        {
             // The result that the examples of `upcycle` write.
-            sandbox.run("upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2").succeeds();
+            sandbox
+                .run("upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2")
+                .succeeds();
         }
         for example in examples {
             // What writes nothing by name, or into a place of its own, has to run once only.
@@ -99,8 +108,9 @@ fn examples_run() {
     assert_none(&problems);
 }
 
-/// The command with fewer steps, where it leaves their number open, and on the cheapest pass: what it prints is alike, and it takes
-/// seconds. `scripts/nightly` runs a benchmark of every pass, half of the time that all examples took.
+/// The command with fewer steps, where it leaves their number open, and on the cheapest pass: what
+/// it prints is alike, and it takes seconds. `scripts/nightly` runs a benchmark of every pass, half
+/// of the time that all examples took.
 fn quickly(command: &str) -> String {
     match command.contains("moe-convert distill ") && !command.contains("--steps") {
         true => format!("{command} --steps 4"),
@@ -123,7 +133,8 @@ fn commands_run(page: &str) {
         sandbox.shell(&format!("HOME=$PWD\n{}", quickly(command))).succeeds();
     }
     // What a reader pastes in a clone leaves nothing in it.
-    let left: Vec<_> = sandbox.names(".").into_iter().filter(|name| !name.starts_with('.')).collect();
+    let left: Vec<_> =
+        sandbox.names(".").into_iter().filter(|name| !name.starts_with('.')).collect();
     assert_eq!(left, ["golden", "recipes", "target"], "{page}");
 }
 

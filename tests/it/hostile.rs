@@ -1,5 +1,6 @@
-//! Input that was made to do harm: files that ask for more memory, time or depth than there is, files that are no files, and
-//! names that lead elsewhere. Every command refuses it in a bounded address space, and writes nothing outside of its output.
+//! Input that was made to do harm: files that ask for more memory, time or depth than there is,
+//! files that are no files, and names that lead elsewhere. Every command refuses it in a bounded
+//! address space, and writes nothing outside of its output.
 //!
 //! What is damaged rather than hostile is in `bad_input.rs`.
 
@@ -28,12 +29,14 @@ const PACKED: &str = "quantize/checkpoints/qwen3_moe.w4";
 const CONFIG: &str = "config.json";
 
 /// What reads a whole checkpoint before it does anything else.
-const READERS: &[&str] = &["inspect model", "verify model", "upcycle model -o out --experts 4 --top-k 2 --dry-run"];
+const READERS: &[&str] =
+    &["inspect model", "verify model", "upcycle model -o out --experts 4 --top-k 2 --dry-run"];
 
 /// Runs `line` in a bounded address space for a bounded time.
 fn bounded(sandbox: &Sandbox, line: &str) -> Outcome {
     let seconds = MAX_TIME.as_secs();
-    sandbox.shell(&format!("ulimit -v {MAX_KIBIBYTES}; timeout -s KILL {seconds} '{BINARY}' {line}"))
+    sandbox
+        .shell(&format!("ulimit -v {MAX_KIBIBYTES}; timeout -s KILL {seconds} '{BINARY}' {line}"))
 }
 
 /// What keeps `line` from being refused as it must be, with a message that holds `words`.
@@ -51,14 +54,23 @@ fn accepted(sandbox: &Sandbox, line: &str, words: &[&str]) -> Option<String> {
             .filter(|word| !outcome.stderr.contains(**word))
             .map(|word| format!("no {word:?}")),
     );
-    problems.extend(["panicked", "\x1b"].iter().filter(|no| outcome.stderr.contains(**no)).map(|no| format!("{no:?}")));
+    problems.extend(
+        ["panicked", "\x1b"]
+            .iter()
+            .filter(|no| outcome.stderr.contains(**no))
+            .map(|no| format!("{no:?}")),
+    );
     if outcome.stderr.len() > 20_000 {
         problems.push(format!("a message of {} bytes", outcome.stderr.len()));
     }
     if before != sandbox.contents() {
         problems.push("it left a trace".to_owned());
     }
-    println!("{:>6} ms  {line}: {}", outcome.took.as_millis(), outcome.stderr.lines().next().unwrap_or_default());
+    println!(
+        "{:>6} ms  {line}: {}",
+        outcome.took.as_millis(),
+        outcome.stderr.lines().next().unwrap_or_default()
+    );
     let shown: String = outcome.to_string().chars().take(2000).collect();
     (!problems.is_empty()).then(|| format!("{}\n{shown}", problems.join("; ")))
 }
@@ -87,7 +99,11 @@ fn all_refused(commands: &[&str], cases: &[Case]) {
         let sandbox = Sandbox::new();
         damage(&sandbox.copy(golden, "model"));
         problems.extend(
-            commands.iter().filter_map(|line| accepted(&sandbox, line, words)).map(|p| format!("{name}: {p}")).next(),
+            commands
+                .iter()
+                .filter_map(|line| accepted(&sandbox, line, words))
+                .map(|p| format!("{name}: {p}"))
+                .next(),
         );
     }
     assert_none(&problems);
@@ -102,7 +118,10 @@ fn million_tensors() -> Vec<u8> {
     let mut header = String::from("{");
     for index in 0..1_000_000 {
         let comma = if index == 0 { "" } else { "," };
-        let _ = write!(header, r#"{comma}"t{index}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+        let _ = write!(
+            header,
+            r#"{comma}"t{index}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#
+        );
     }
     shard(&(header + "}"), 0)
 }
@@ -122,15 +141,38 @@ fn header_bombs() {
             |c| c.write(SHARD, shard(&"{\"a\"".repeat(22_500_000), 0)),
             &[SHARD, "header"],
         ),
-        case("90 MB of blanks", LLAMA, |c| c.write(SHARD, shard(&" ".repeat(90_000_000), 0)), &[SHARD, "header"]),
-        case("a million tensors", LLAMA, |c| c.write(SHARD, million_tensors()), &[SHARD, "262144 tensors"]),
-        case("45 million dimensions", LLAMA, |c| c.write(SHARD, endless_shape()), &[SHARD, "64 dimensions"]),
+        case(
+            "90 MB of blanks",
+            LLAMA,
+            |c| c.write(SHARD, shard(&" ".repeat(90_000_000), 0)),
+            &[SHARD, "header"],
+        ),
+        case(
+            "a million tensors",
+            LLAMA,
+            |c| c.write(SHARD, million_tensors()),
+            &[SHARD, "262144 tensors"],
+        ),
+        case(
+            "45 million dimensions",
+            LLAMA,
+            |c| c.write(SHARD, endless_shape()),
+            &[SHARD, "64 dimensions"],
+        ),
         case(
             "a name of 90 MB",
             LLAMA,
             |c| {
                 let name = "n".repeat(90_000_000);
-                c.write(SHARD, shard(&format!(r#"{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#), 1));
+                c.write(
+                    SHARD,
+                    shard(
+                        &format!(
+                            r#"{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#
+                        ),
+                        1,
+                    ),
+                );
             },
             &[SHARD, "more than 1024 bytes"],
         ),
@@ -139,7 +181,15 @@ fn header_bombs() {
             LLAMA,
             |c| {
                 let dtype = "F".repeat(90_000_000);
-                c.write(SHARD, shard(&format!(r#"{{"t":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,1]}}}}"#), 1));
+                c.write(
+                    SHARD,
+                    shard(
+                        &format!(
+                            r#"{{"t":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,1]}}}}"#
+                        ),
+                        1,
+                    ),
+                );
             },
             &[SHARD, "FFF"],
         ),
@@ -158,13 +208,21 @@ fn header_bombs() {
         case(
             "a shape whose product wraps to the right size",
             LLAMA,
-            |c| c.edit_header(SHARD, |header| header["lm_head.weight"]["shape"] = json!([1u64 << 63, 2, 101, 40])),
+            |c| {
+                c.edit_header(SHARD, |header| {
+                    header["lm_head.weight"]["shape"] = json!([1u64 << 63, 2, 101, 40])
+                })
+            },
             &[SHARD, "lm_head.weight", "size"],
         ),
         case(
             "a shape of 2^64",
             LLAMA,
-            |c| c.edit_header(SHARD, |header| header["lm_head.weight"]["shape"] = json!([1.8446744073709552e19, 1])),
+            |c| {
+                c.edit_header(SHARD, |header| {
+                    header["lm_head.weight"]["shape"] = json!([1.8446744073709552e19, 1])
+                })
+            },
             &[SHARD, "lm_head.weight"],
         ),
     ];
@@ -182,7 +240,12 @@ fn crowd(open: &str) -> String {
 fn indexes_and_configs_of_any_size_and_depth() {
     let cases = [
         case("a deep index", SHARDED, |c| c.write(INDEX, "[".repeat(1_000_000)), &[INDEX, "JSON"]),
-        case("a deep key", SHARDED, |c| c.write(INDEX, format!("{{\"x\":{}", "[".repeat(1_000_000))), &[INDEX, "JSON"]),
+        case(
+            "a deep key",
+            SHARDED,
+            |c| c.write(INDEX, format!("{{\"x\":{}", "[".repeat(1_000_000))),
+            &[INDEX, "JSON"],
+        ),
         case("a crowded index", SHARDED, |c| c.write(INDEX, crowd("{")), &[INDEX, "weight_map"]),
         case(
             "two weight_maps",
@@ -191,8 +254,18 @@ fn indexes_and_configs_of_any_size_and_depth() {
             &[INDEX, "no tensor"],
         ),
         case("NUL", SHARDED, |c| c.write(INDEX, b"{\"weight_map\": {}}\0"), &[INDEX, "JSON"]),
-        case("a byte-order mark", SHARDED, |c| c.write(INDEX, "\u{feff}{\"weight_map\": {}}"), &[INDEX, "no tensor"]),
-        case("not UTF-8", SHARDED, |c| c.write(INDEX, b"{\"weight_map\": {\"\xff\": \"a\"}}"), &[INDEX, "JSON"]),
+        case(
+            "a byte-order mark",
+            SHARDED,
+            |c| c.write(INDEX, "\u{feff}{\"weight_map\": {}}"),
+            &[INDEX, "no tensor"],
+        ),
+        case(
+            "not UTF-8",
+            SHARDED,
+            |c| c.write(INDEX, b"{\"weight_map\": {\"\xff\": \"a\"}}"),
+            &[INDEX, "JSON"],
+        ),
         case("a link to itself", SHARDED, |c| link_to(c, INDEX, INDEX), &["model"]),
         case("a device", SHARDED, |c| link_to(c, INDEX, "/dev/zero"), &[INDEX, "regular file"]),
         case("a crowded config", LLAMA, |c| c.write(CONFIG, crowd("{")), &[CONFIG, "8388608"]),
@@ -202,8 +275,18 @@ fn indexes_and_configs_of_any_size_and_depth() {
             |c| c.write(CONFIG, format!("{{\"a\":[{}0]}}", "[],".repeat(2_700_000))),
             &[CONFIG, "model_type"],
         ),
-        case("a config of blanks", LLAMA, |c| c.write(CONFIG, " ".repeat(200_000_000)), &[CONFIG, "8388608"]),
-        case("a config that is a device", LLAMA, |c| link_to(c, CONFIG, "/dev/zero"), &["config.json"]),
+        case(
+            "a config of blanks",
+            LLAMA,
+            |c| c.write(CONFIG, " ".repeat(200_000_000)),
+            &[CONFIG, "8388608"],
+        ),
+        case(
+            "a config that is a device",
+            LLAMA,
+            |c| link_to(c, CONFIG, "/dev/zero"),
+            &["config.json"],
+        ),
         case(
             "a config with two marks",
             LLAMA,
@@ -229,16 +312,36 @@ fn link_to(c: &crate::common::checkpoint::Checkpoint, name: &str, target: &str) 
 fn configs_with_absurd_values() {
     const MOST: i32 = i32::MAX;
     let cases = [
-        case("10^9 layers", LLAMA, |c| c.set("num_hidden_layers", json!(1e9 as u64)), &[CONFIG, "num_hidden_layers"]),
+        case(
+            "10^9 layers",
+            LLAMA,
+            |c| c.set("num_hidden_layers", json!(1e9 as u64)),
+            &[CONFIG, "num_hidden_layers"],
+        ),
         case(
             "layers a fraction",
             LLAMA,
             |c| c.set("num_hidden_layers", json!(2.5)),
             &[CONFIG, "num_hidden_layers", "2.5"],
         ),
-        case("layers 1e308", LLAMA, |c| c.set("num_hidden_layers", json!(1e308)), &[CONFIG, "num_hidden_layers"]),
-        case("layers NaN", LLAMA, |c| c.set("num_hidden_layers", json!("NaN")), &[CONFIG, "num_hidden_layers", "NaN"]),
-        case("heads a list", LLAMA, |c| c.set("num_attention_heads", json!([4])), &[CONFIG, "num_attention_heads"]),
+        case(
+            "layers 1e308",
+            LLAMA,
+            |c| c.set("num_hidden_layers", json!(1e308)),
+            &[CONFIG, "num_hidden_layers"],
+        ),
+        case(
+            "layers NaN",
+            LLAMA,
+            |c| c.set("num_hidden_layers", json!("NaN")),
+            &[CONFIG, "num_hidden_layers", "NaN"],
+        ),
+        case(
+            "heads a list",
+            LLAMA,
+            |c| c.set("num_attention_heads", json!([4])),
+            &[CONFIG, "num_attention_heads"],
+        ),
         case(
             "heads 2^31",
             LLAMA,
@@ -246,30 +349,62 @@ fn configs_with_absurd_values() {
             &[CONFIG, "not a sensible count"],
         ),
         case("eps NaN", LLAMA, |c| c.set("rms_norm_eps", json!("NaN")), &[CONFIG, "rms_norm_eps"]),
-        case("an infinite eps", LLAMA, |c| write_eps(c, "1e999"), &[CONFIG, "rms_norm_eps", "is 1e999"]),
+        case(
+            "an infinite eps",
+            LLAMA,
+            |c| write_eps(c, "1e999"),
+            &[CONFIG, "rms_norm_eps", "is 1e999"],
+        ),
         case("a bare NaN", LLAMA, |c| write_eps(c, "NaN"), &[CONFIG, "rms_norm_eps", "NaN"]),
-        case("10^9 experts", MOE, |c| c.set("num_local_experts", json!(1e9 as u64)), &["gate.weight"]),
-        case("-1 experts", MOE, |c| c.set("num_local_experts", json!(-1)), &[CONFIG, "num_local_experts"]),
-        case("half an expert", MOE, |c| c.set("num_local_experts", json!(0.5)), &[CONFIG, "num_local_experts"]),
+        case(
+            "10^9 experts",
+            MOE,
+            |c| c.set("num_local_experts", json!(1e9 as u64)),
+            &["gate.weight"],
+        ),
+        case(
+            "-1 experts",
+            MOE,
+            |c| c.set("num_local_experts", json!(-1)),
+            &[CONFIG, "num_local_experts"],
+        ),
+        case(
+            "half an expert",
+            MOE,
+            |c| c.set("num_local_experts", json!(0.5)),
+            &[CONFIG, "num_local_experts"],
+        ),
         case(
             "10^9 experts a token",
             MOE,
             |c| c.set("num_experts_per_tok", json!(1e9 as u64)),
             &[CONFIG, "num_experts_per_tok"],
         ),
-        case("dense layers a table", MOE, |c| c.set("mlp_only_layers", json!({"0": 0})), &[CONFIG, "mlp_only_layers"]),
+        case(
+            "dense layers a table",
+            MOE,
+            |c| c.set("mlp_only_layers", json!({"0": 0})),
+            &[CONFIG, "mlp_only_layers"],
+        ),
         case("10^9 groups", LATENT, |c| c.set("n_group", json!(1e9 as u64)), &[CONFIG, "n_group"]),
         case(
             "heads that overflow",
             LATENT,
             |c| {
-                for key in ["num_attention_heads", "num_key_value_heads", "qk_nope_head_dim", "v_head_dim"] {
+                for key in
+                    ["num_attention_heads", "num_key_value_heads", "qk_nope_head_dim", "v_head_dim"]
+                {
                     c.set(key, json!(MOST));
                 }
             },
             &["self_attn.", "shape"],
         ),
-        case("10^9 further layers", LATENT, |c| c.set("num_nextn_predict_layers", json!(MOST)), &[]),
+        case(
+            "10^9 further layers",
+            LATENT,
+            |c| c.set("num_nextn_predict_layers", json!(MOST)),
+            &[],
+        ),
         case(
             "bits that wrap to 4",
             PACKED,
@@ -283,7 +418,12 @@ fn configs_with_absurd_values() {
             |c| set_targets(c, json!([format!("re:{}", r"\w{900}".repeat(9))])),
             &[CONFIG, "target"],
         ),
-        case("many patterns", PACKED, |c| set_targets(c, json!(vec!["re:.*"; 100_000])), &[CONFIG, "256 patterns"]),
+        case(
+            "many patterns",
+            PACKED,
+            |c| set_targets(c, json!(vec!["re:.*"; 100_000])),
+            &[CONFIG, "256 patterns"],
+        ),
         case(
             "a family elsewhere",
             LLAMA,
@@ -291,9 +431,11 @@ fn configs_with_absurd_values() {
             &[CONFIG, "etc/passwd"],
         ),
     ];
-    let (harmless, cases): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.words.is_empty());
+    let (harmless, cases): (Vec<_>, Vec<_>) =
+        cases.into_iter().partition(|case| case.words.is_empty());
     all_refused(READERS, &cases);
-    // Configs count such layers where there are none, and a group may be longer than the row that it ends with.
+    // Configs count such layers where there are none, and a group may be longer than the row that
+    // it ends with.
     for Case { golden, damage, .. } in harmless {
         let sandbox = Sandbox::new();
         damage(&sandbox.copy(golden, "model"));
@@ -304,7 +446,9 @@ fn configs_with_absurd_values() {
 /// JSON has no such number, so this works on the text.
 fn write_eps(c: &crate::common::checkpoint::Checkpoint, number: &str) {
     c.set("rms_norm_eps", json!("EPS"));
-    c.edit_bytes(CONFIG, |bytes| *bytes = String::from_utf8_lossy(bytes).replace("\"EPS\"", number).into_bytes());
+    c.edit_bytes(CONFIG, |bytes| {
+        *bytes = String::from_utf8_lossy(bytes).replace("\"EPS\"", number).into_bytes()
+    });
 }
 
 fn set_weights(c: &crate::common::checkpoint::Checkpoint, key: &str, value: serde_json::Value) {
@@ -337,24 +481,69 @@ fn text_tokenizers_and_templates() {
     let doubling = "{% set s = 'ha' %}".to_owned() + &"{% set s = s ~ s %}".repeat(60) + "{{ s }}";
     let (unclosed, deep_messages) = ("{{ ".repeat(99_999), format!("{{\"messages\":{deep}"));
     let cases: &[(&str, &[u8], &str, &[&str])] = &[
-        ("model/tokenizer.json", deep.as_bytes(), "eval model --data text.txt", &["tokenizer.json"]),
+        (
+            "model/tokenizer.json",
+            deep.as_bytes(),
+            "eval model --data text.txt",
+            &["tokenizer.json"],
+        ),
         ("model/tokenizer.json", b"{}", "eval model --data text.txt", &["tokenizer.json"]),
         // On which the library that reads it panics.
-        ("model/tokenizer.json", b"{\"decoder\":", "eval model --data text.txt", &["tokenizer.json"]),
+        (
+            "model/tokenizer.json",
+            b"{\"decoder\":",
+            "eval model --data text.txt",
+            &["tokenizer.json"],
+        ),
         ("model/tokenizer.json", b"\xff\xfe", "eval model --data text.txt", &["tokenizer.json"]),
-        ("model/tokenizer_config.json", deep.as_bytes(), "eval model --data chat.jsonl", &["tokenizer_config.json"]),
-        ("model/chat_template.jinja", endless.as_bytes(), "eval model --data chat.jsonl", &["fuel"]),
+        (
+            "model/tokenizer_config.json",
+            deep.as_bytes(),
+            "eval model --data chat.jsonl",
+            &["tokenizer_config.json"],
+        ),
+        (
+            "model/chat_template.jinja",
+            endless.as_bytes(),
+            "eval model --data chat.jsonl",
+            &["fuel"],
+        ),
         (
             "model/chat_template.jinja",
             doubling.as_bytes(),
             "eval model --data chat.jsonl",
             &["chat_template.jinja", "512 MiB"],
         ),
-        ("model/chat_template.jinja", b"\xff", "eval model --data chat.jsonl", &["chat_template.jinja", "UTF-8"]),
-        ("model/chat_template.jinja", unclosed.as_bytes(), "eval model --data chat.jsonl", &["template"]),
-        ("lines.jsonl", deep.as_bytes(), "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
-        ("lines.jsonl", deep_messages.as_bytes(), "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
-        ("lines.jsonl", b"{\"text\": \"\xff\"}", "eval model --data lines.jsonl", &["lines.jsonl", "UTF-8"]),
+        (
+            "model/chat_template.jinja",
+            b"\xff",
+            "eval model --data chat.jsonl",
+            &["chat_template.jinja", "UTF-8"],
+        ),
+        (
+            "model/chat_template.jinja",
+            unclosed.as_bytes(),
+            "eval model --data chat.jsonl",
+            &["template"],
+        ),
+        (
+            "lines.jsonl",
+            deep.as_bytes(),
+            "eval model --data lines.jsonl",
+            &["lines.jsonl", "line 1"],
+        ),
+        (
+            "lines.jsonl",
+            deep_messages.as_bytes(),
+            "eval model --data lines.jsonl",
+            &["lines.jsonl", "line 1"],
+        ),
+        (
+            "lines.jsonl",
+            b"{\"text\": \"\xff\"}",
+            "eval model --data lines.jsonl",
+            &["lines.jsonl", "UTF-8"],
+        ),
         (
             "lines.jsonl",
             b"\xef\xbb\xbf{\"text\": \"a\"}",
@@ -373,7 +562,12 @@ fn text_tokenizers_and_templates() {
             "eval model --data lines.jsonl",
             &["lines.jsonl", "4294967295"],
         ),
-        ("lines.jsonl", b"{\"input_ids\": [1, -1]}", "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
+        (
+            "lines.jsonl",
+            b"{\"input_ids\": [1, -1]}",
+            "eval model --data lines.jsonl",
+            &["lines.jsonl", "line 1"],
+        ),
         ("lines.txt", b"abc\0\xffdef", "eval model --data lines.txt", &["lines.txt", "UTF-8"]),
         ("ids.json", deep.as_bytes(), "logits model --tokens ids.json -o logits", &["ids.json"]),
         ("ids.json", b"[[1, 1e99]]", "logits model --tokens ids.json -o logits", &["ids.json"]),
@@ -408,9 +602,24 @@ fn receipts_manifests_plans_and_statistics() {
     let cases: &[(&str, String, &str, &[&str])] = &[
         ("out/moe-convert.json", deep.clone(), resume, &["moe-convert.json"]),
         ("out/moe-convert.json", "\0".into(), resume, &["moe-convert.json"]),
-        ("model/SHA256SUMS", format!("{zeros}  ../outside\n"), "verify model", &["SHA256SUMS", "line 1"]),
-        ("model/SHA256SUMS", format!("{zeros}  /etc/passwd\n"), "verify model", &["SHA256SUMS", "line 1"]),
-        ("model/SHA256SUMS", format!("{zeros}  a\n{zeros}  a\n"), "verify model", &["SHA256SUMS", "line 2"]),
+        (
+            "model/SHA256SUMS",
+            format!("{zeros}  ../outside\n"),
+            "verify model",
+            &["SHA256SUMS", "line 1"],
+        ),
+        (
+            "model/SHA256SUMS",
+            format!("{zeros}  /etc/passwd\n"),
+            "verify model",
+            &["SHA256SUMS", "line 1"],
+        ),
+        (
+            "model/SHA256SUMS",
+            format!("{zeros}  a\n{zeros}  a\n"),
+            "verify model",
+            &["SHA256SUMS", "line 2"],
+        ),
         ("model/SHA256SUMS", "\0".repeat(20_000_000), "verify model", &["SHA256SUMS", "more than"]),
         ("plan.json", deep.clone(), &prune, &["plan.json"]),
         ("plan.json", keep("[0, 18446744073709551615]"), &prune, &["plan.json"]),
@@ -439,17 +648,26 @@ fn forged_statistics() {
         edit(&mut about);
         let text = about.to_string();
         let mut forged = BTreeMap::new();
-        forged
-            .insert("about".to_owned(), json!({"dtype": "U8", "shape": [text.len()], "data_offsets": [0, text.len()]}));
+        forged.insert(
+            "about".to_owned(),
+            json!({"dtype": "U8", "shape": [text.len()], "data_offsets": [0, text.len()]}),
+        );
         let mut end = text.len();
-        let tensors = header.as_object().unwrap().iter().filter(|(name, _)| name.starts_with("layers."));
+        let tensors =
+            header.as_object().unwrap().iter().filter(|(name, _)| name.starts_with("layers."));
         for (name, entry) in tensors {
             let shape: Vec<usize> = serde_json::from_value(entry["shape"].clone()).unwrap();
-            let shape: Vec<usize> =
-                shape.into_iter().enumerate().map(|(i, n)| if i == 0 { size(n) } else { n }).collect();
+            let shape: Vec<usize> = shape
+                .into_iter()
+                .enumerate()
+                .map(|(i, n)| if i == 0 { size(n) } else { n })
+                .collect();
             let start = end;
             end += shape.iter().product::<usize>() * 8;
-            forged.insert(name.clone(), json!({"dtype": "F64", "shape": shape, "data_offsets": [start, end]}));
+            forged.insert(
+                name.clone(),
+                json!({"dtype": "F64", "shape": shape, "data_offsets": [start, end]}),
+            );
         }
         let header = serde_json::to_string(&forged).unwrap();
         let mut file = shard(&header, end);
@@ -463,24 +681,34 @@ fn forged_statistics() {
             forge(&|about| about["groups"][0]["tokens"] = json!(u64::MAX), &|n| n),
             &["stats", "2^53"],
         ),
-        ("a negative weight", forge(&|about| about["groups"][0]["weight"] = json!(-1), &|n| n), &["stats", "weight"]),
+        (
+            "a negative weight",
+            forge(&|about| about["groups"][0]["weight"] = json!(-1), &|n| n),
+            &["stats", "weight"],
+        ),
     ];
     let mut problems = Vec::new();
     for (name, file, words) in cases {
         sandbox.write("stats", file);
-        for line in
-            [format!("prune {moe} -o out --experts 4 --stats stats"), format!("observe {moe} -o sum --add stats")]
-        {
+        for line in [
+            format!("prune {moe} -o out --experts 4 --stats stats"),
+            format!("observe {moe} -o sum --add stats"),
+        ] {
             problems.extend(accepted(&sandbox, &line, words).map(|p| format!("{name}: {p}")));
         }
     }
     // A sum of what is never negative.
-    let place = header["layers.0.tokens"]["data_offsets"][0].as_u64().unwrap() as usize + 8 + header_bytes;
+    let place =
+        header["layers.0.tokens"]["data_offsets"][0].as_u64().unwrap() as usize + 8 + header_bytes;
     let mut file = stats.clone();
     file[place..place + 8].copy_from_slice(&(-1e30f64).to_le_bytes());
     sandbox.write("stats", file);
     let words = ["stats", "layers.0.tokens", "is negative"];
-    problems.extend(accepted(&sandbox, &format!("prune {moe} -o out --experts 4 --stats stats"), &words));
+    problems.extend(accepted(
+        &sandbox,
+        &format!("prune {moe} -o out --experts 4 --stats stats"),
+        &words,
+    ));
     assert_none(&problems);
 }
 
@@ -509,7 +737,10 @@ fn recipes() {
     for (name, text, word) in cases {
         let sandbox = Sandbox::new();
         sandbox.write("recipe.toml", text);
-        problems.extend(accepted(&sandbox, "run recipe.toml", &["recipe.toml", word]).map(|p| format!("{name}: {p}")));
+        problems.extend(
+            accepted(&sandbox, "run recipe.toml", &["recipe.toml", word])
+                .map(|p| format!("{name}: {p}")),
+        );
     }
     assert_none(&problems);
 }
@@ -530,7 +761,10 @@ fn pipes_and_directories_in_place_of_files() {
         ("recipe.toml", "run recipe.toml"),
         ("stats", &format!("{prune} --stats stats")),
         ("plan.json", &format!("prune {moe} -o out --plan plan.json")),
-        ("prompts.json", "upcycle model -o out --experts 2 --top-k 1 --router prompts --prompts prompts.json"),
+        (
+            "prompts.json",
+            "upcycle model -o out --experts 2 --top-k 1 --router prompts --prompts prompts.json",
+        ),
     ];
     let mut problems = Vec::new();
     for make in ["mkfifo", "mkdir", "ln -s /dev/zero"] {
@@ -538,7 +772,8 @@ fn pipes_and_directories_in_place_of_files() {
             let sandbox = with_text();
             sandbox.shell(&format!("rm -f {file}; {make} {file}")).succeeds();
             let name = file.trim_start_matches("model/");
-            problems.extend(accepted(&sandbox, line, &[name]).map(|p| format!("{make} {file}: {p}")));
+            problems
+                .extend(accepted(&sandbox, line, &[name]).map(|p| format!("{make} {file}: {p}")));
         }
     }
     assert_none(&problems);
@@ -551,15 +786,21 @@ fn links_of_a_hub_cache_are_followed() {
     let model = sandbox.copy(SHARDED, "hub/models--o--n/snapshots/main");
     fs::create_dir(sandbox.path("hub/models--o--n/blobs")).unwrap();
     for name in sandbox.names("hub/models--o--n/snapshots/main") {
-        fs::rename(model.path(&name), sandbox.path(&format!("hub/models--o--n/blobs/of-{name}"))).unwrap();
+        fs::rename(model.path(&name), sandbox.path(&format!("hub/models--o--n/blobs/of-{name}")))
+            .unwrap();
         symlink(format!("../../blobs/of-{name}"), model.path(&name)).unwrap();
     }
     sandbox.run("verify hub/models--o--n/snapshots/main").succeeds();
     let before = sandbox.contents();
-    sandbox.run("prune hub/models--o--n/snapshots/main -o out --experts 4 --method random").succeeds();
+    sandbox
+        .run("prune hub/models--o--n/snapshots/main -o out --experts 4 --method random")
+        .succeeds();
     assert!(outside(&sandbox, "out") == before);
     for name in sandbox.names("out") {
-        assert!(sandbox.path("out").join(&name).symlink_metadata().unwrap().is_file(), "{name} is no file");
+        assert!(
+            sandbox.path("out").join(&name).symlink_metadata().unwrap().is_file(),
+            "{name} is no file"
+        );
     }
     sandbox.run("verify out").succeeds();
 }
@@ -574,10 +815,21 @@ fn names_in_a_source_lead_nowhere() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy(LLAMA, "model");
     let absolute = sandbox.path("absolute").to_string_lossy().into_owned();
-    // The largest tensor a name; what the family doesn't know is carried under the name that it has.
+    // The largest tensor a name; what the family doesn't know is carried under the name that it
+    // has.
     model.edit_header(SHARD, |header| {
-        for name in ["../upwards", "../../upwards.safetensors", absolute.as_str(), "..", "a/b", "config.json"] {
-            header.insert(name.to_owned(), json!({"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}));
+        for name in [
+            "../upwards",
+            "../../upwards.safetensors",
+            absolute.as_str(),
+            "..",
+            "a/b",
+            "config.json",
+        ] {
+            header.insert(
+                name.to_owned(),
+                json!({"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
+            );
         }
     });
     let sum = "0".repeat(64);

@@ -8,7 +8,9 @@ const PRUNE: &str = "prune golden/models/moe -o out";
 #[test]
 fn options_beside_a_given_plan_are_refused() {
     let sandbox = Sandbox::new();
-    sandbox.run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json")).succeeds();
+    sandbox
+        .run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json"))
+        .succeeds();
     sandbox.write("stats", "");
     let mut problems = Vec::new();
     for (option, value) in [
@@ -40,16 +42,21 @@ fn options_beside_a_given_plan_are_refused() {
             value if option == "data" => format!("[{value:?}]"),
             value => format!("{value:?}"),
         };
-        let recipe =
-            "[[step]]\nrun = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"out\"\nplan = \"plan.json\"\n";
+        let recipe = "[[step]]\nrun = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"out\"\nplan = \"plan.json\"\n";
         sandbox.write("r.toml", format!("{recipe}{option} = {value}\n"));
         let named = format!("`{option}` beside `plan`");
-        problems.extend(sandbox.refuses("run r.toml", 2, &["line 6, step 1 (prune)", &named, "leave"]));
+        problems.extend(sandbox.refuses(
+            "run r.toml",
+            2,
+            &["line 6, step 1 (prune)", &named, "leave"],
+        ));
     }
     assert_none(&problems);
     assert!(!sandbox.path("out").exists());
     sandbox
-        .run(&format!("{PRUNE} --plan plan.json --held-out golden/text/code.heldout.txt --held-out-tokens 64"))
+        .run(&format!(
+            "{PRUNE} --plan plan.json --held-out golden/text/code.heldout.txt --held-out-tokens 64"
+        ))
         .succeeds();
 }
 
@@ -60,7 +67,9 @@ fn a_given_plan_leaves_layers_for_multi_token_prediction_to_their_weights() {
     let prune = "prune golden/families/glm4_moe/mtp/model";
     let inspected = sandbox.run("inspect golden/families/glm4_moe/mtp/model").succeeds();
     assert!(inspected.stdout.contains("multi-token"), "{inspected}");
-    sandbox.run(&format!("{prune} -o decided --keep 0.5 --method aimer --plan-out plan.json")).succeeds();
+    sandbox
+        .run(&format!("{prune} -o decided --keep 0.5 --method aimer --plan-out plan.json"))
+        .succeeds();
     sandbox.run(&format!("{prune} -o given --plan plan.json")).succeeds();
     assert!(sandbox.read("decided/model.safetensors") == sandbox.read("given/model.safetensors"));
     let receipt = String::from_utf8(sandbox.read("given/moe-convert.json")).unwrap();
@@ -72,7 +81,9 @@ fn a_given_plan_leaves_layers_for_multi_token_prediction_to_their_weights() {
 fn options_without_their_companion_are_refused() {
     let sandbox = Sandbox::new();
     sandbox.write("stats", "");
-    sandbox.run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json")).succeeds();
+    sandbox
+        .run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json"))
+        .succeeds();
     let lines = [
         format!("{PRUNE} --experts 12 --method random --held-out-tokens 64"),
         "observe golden/models/moe -o s --add stats --no-left-out".to_owned(),

@@ -25,7 +25,8 @@ run = "inspect"
 model = "golden/models/moe"
 "#;
 
-/// Stops `command` with `signal` once it writes its result; what it says on stderr goes to the file `said`.
+/// Stops `command` with `signal` once it writes its result; what it says on stderr goes to the file
+/// `said`.
 fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> crate::common::Outcome {
     sandbox.shell(&format!(
         "{BINARY} {command} 2>said & pid=$!\n\

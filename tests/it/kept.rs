@@ -1,4 +1,5 @@
-//! What lies where a run writes stays, whenever it came there; what a run leaves behind is gone, however it ends.
+//! What lies where a run writes stays, whenever it came there; what a run leaves behind is gone,
+//! however it ends.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::common::{BINARY, Sandbox, assert_none};
 
-const OBSERVE: &str = "observe golden/models/moe --data golden/text/english.calibration.txt --data-tokens 4096";
+const OBSERVE: &str =
+    "observe golden/models/moe --data golden/text/english.calibration.txt --data-tokens 4096";
 
-const LONG: &str = "observe golden/models/moe --data golden/text/english.calibration.txt --data-tokens 16384";
+const LONG: &str =
+    "observe golden/models/moe --data golden/text/english.calibration.txt --data-tokens 16384";
 
 #[test]
 fn a_file_that_was_written_while_a_run_worked_is_not_replaced() {
@@ -39,7 +42,9 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
     let step = "[[step]]\nrun = \"observe\"\nmodel = \"golden/models/moe\"\ndata = [\"golden/text/english.calibration.txt\"]\n";
     sandbox.write(
         "r.toml",
-        format!("{step}output = \"a\"\ndata-tokens = 4096\n{step}output = \"b\"\ndata-tokens = 512\n"),
+        format!(
+            "{step}output = \"a\"\ndata-tokens = 4096\n{step}output = \"b\"\ndata-tokens = 512\n"
+        ),
     );
     let outcome = sandbox.shell(&format!(
         "'{BINARY}' run r.toml --junit j.xml & pid=$!\n\
@@ -50,7 +55,12 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
     outcome.exits(1).says(&["j-2.xml", "in the way"]);
     assert_eq!(sandbox.read("j.xml"), b"THESIS\n");
     let report = String::from_utf8(sandbox.read("j-2.xml")).unwrap();
-    assert!(report.contains("2. observe: b") && !report.contains("<error") && !report.contains("<skipped"), "{report}");
+    assert!(
+        report.contains("2. observe: b")
+            && !report.contains("<error")
+            && !report.contains("<skipped"),
+        "{report}"
+    );
     assert!(sandbox.path("b").is_file() && !sandbox.path("j.xml-3").exists());
 }
 
@@ -62,16 +72,35 @@ fn earlier_results_that_are_protected_or_changed_are_refused_before_the_work() {
     sandbox.shell("chmod 700 out; chmod 600 out/*").succeeds();
     sandbox.run(&format!("{prune} --overwrite --seed 2")).succeeds();
     let mode = |name: &str| fs::metadata(sandbox.path(name)).unwrap().permissions().mode() & 0o7777;
-    assert_eq!((mode("out"), mode("out/model.safetensors"), mode("out/run.json")), (0o700, 0o600, 0o600));
+    assert_eq!(
+        (mode("out"), mode("out/model.safetensors"), mode("out/run.json")),
+        (0o700, 0o600, 0o600)
+    );
     let again = format!("{prune} --overwrite --seed 3");
     let mut problems = Vec::new();
     for (change, back, complaint) in [
         ("chmod 555 out", "chmod 700 out", "write-protected"),
         ("chmod 444 out/model.safetensors", "chmod 600 out/model.safetensors", "write-protected"),
-        ("cp -r out keep; echo mine >out/model.safetensors", "rm -r out; mv keep out", "model.safetensors"),
-        ("cp -r out keep; sed -i 's/{/{\"mine\": 1,/;' out/run.json", "rm -r out; mv keep out", "run.json"),
-        ("cp -r out keep; echo 'my notes' >out/moe-convert.json", "rm -r out; mv keep out", "moe-convert.json"),
-        ("cp -r out keep; echo '{}' >out/moe-convert.json", "rm -r out; mv keep out", "moe-convert.json"),
+        (
+            "cp -r out keep; echo mine >out/model.safetensors",
+            "rm -r out; mv keep out",
+            "model.safetensors",
+        ),
+        (
+            "cp -r out keep; sed -i 's/{/{\"mine\": 1,/;' out/run.json",
+            "rm -r out; mv keep out",
+            "run.json",
+        ),
+        (
+            "cp -r out keep; echo 'my notes' >out/moe-convert.json",
+            "rm -r out; mv keep out",
+            "moe-convert.json",
+        ),
+        (
+            "cp -r out keep; echo '{}' >out/moe-convert.json",
+            "rm -r out; mv keep out",
+            "moe-convert.json",
+        ),
     ] {
         sandbox.shell(change).succeeds();
         problems.extend(sandbox.refuses(&again, 2, &[complaint]));
@@ -79,7 +108,11 @@ fn earlier_results_that_are_protected_or_changed_are_refused_before_the_work() {
     }
     sandbox.run(&format!("{OBSERVE} -o stats")).succeeds();
     sandbox.shell("chmod 444 stats").succeeds();
-    problems.extend(sandbox.refuses(&format!("{OBSERVE} -o stats --overwrite"), 2, &["write-protected"]));
+    problems.extend(sandbox.refuses(
+        &format!("{OBSERVE} -o stats --overwrite"),
+        2,
+        &["write-protected"],
+    ));
     assert_none(&problems);
     sandbox.run(&again).succeeds();
 }
@@ -104,7 +137,8 @@ fn links_to_folders_are_what_loaders_go_through() {
     sandbox.run("prune m --experts 3 --method random -o out").succeeds();
     sandbox.write("out/.x/default.jinja", "{{ \"EVIL\" }}");
     let mut problems = Vec::new();
-    for (name, target) in [("additional_chat_templates", ".x"), ("code", "nowhere"), ("back", ".")] {
+    for (name, target) in [("additional_chat_templates", ".x"), ("code", "nowhere"), ("back", ".")]
+    {
         sandbox.shell(&format!("ln -s {target} out/{name}")).succeeds();
         problems.extend(sandbox.refuses("verify out", 1, &[name]));
         fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
@@ -124,7 +158,9 @@ fn links_to_folders_are_what_loaders_go_through() {
 #[test]
 fn temporary_folders_are_removed_by_signals() {
     let mut problems = Vec::new();
-    for (command, folder) in [("selftest", "tmp"), ("bench --scratch tmp --layers 1 --tokens 4096", "tmp")] {
+    for (command, folder) in
+        [("selftest", "tmp"), ("bench --scratch tmp --layers 1 --tokens 4096", "tmp")]
+    {
         for signal in ["INT", "TERM"] {
             let sandbox = Sandbox::new();
             let outcome = sandbox.shell(&format!(
@@ -159,8 +195,7 @@ fn a_run_whose_messages_nobody_takes_can_be_stopped() {
     assert_eq!(sandbox.names("."), ["golden", "pipe"]);
 }
 
-const HEAL: &str =
-    "heal m --data ids.jsonl --held-out ids.jsonl --sequence-length 64 --batch-tokens 64 --eval-every 2 --steps 400";
+const HEAL: &str = "heal m --data ids.jsonl --held-out ids.jsonl --sequence-length 64 --batch-tokens 64 --eval-every 2 --steps 400";
 
 #[test]
 fn a_training_goes_on_from_its_own_state_and_log_alone() {
@@ -186,7 +221,11 @@ fn a_training_goes_on_from_its_own_state_and_log_alone() {
     }
     // Of more steps than one measurement, something must have been saved.
     sandbox.shell("rm a.training/state.safetensors; for i in 1 2 3 4 5; do echo \"{\\\"step\\\":$i,\\\"loss\\\":1}\"; done >a.training/training.jsonl").succeeds();
-    problems.extend(sandbox.refuses(&format!("{HEAL} -o a --resume"), 1, &["state.safetensors", "put the file back"]));
+    problems.extend(sandbox.refuses(
+        &format!("{HEAL} -o a --resume"),
+        1,
+        &["state.safetensors", "put the file back"],
+    ));
     assert_none(&problems);
     let few = HEAL.replace("400", "2");
     sandbox.run(&format!("{few} -o new --resume")).succeeds().says(&["nothing was saved here"]);
@@ -210,9 +249,14 @@ fn absolute_paths_stay_out_of_what_is_published() {
     for page in ["out/README.md", "out/report.html"] {
         let text = String::from_utf8(sandbox.read(page)).unwrap();
         let root = sandbox.path("").display().to_string();
-        assert!(!text.contains(&outside.to_string()) && !text.contains(root.trim_end_matches('/')), "{page}");
+        assert!(
+            !text.contains(&outside.to_string()) && !text.contains(root.trim_end_matches('/')),
+            "{page}"
+        );
     }
-    sandbox.run(&format!("prune {} --experts 3 --method random -o far", sandbox.path("m").display())).succeeds();
+    sandbox
+        .run(&format!("prune {} --experts 3 --method random -o far", sandbox.path("m").display()))
+        .succeeds();
     let run = sandbox.json("far/run.json");
     assert_eq!(run["source"], "m", "{run}");
 }
@@ -225,7 +269,9 @@ fn a_summary_that_cannot_be_written_is_refused_before_the_first_step() {
         "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\noutput = \"o\"\n",
     );
     sandbox.write("notes.md", "# Notes\n");
-    sandbox.shell("mkdir -p m/deep/er/est; ln notes.md m/deep/er/est/x.md; touch p.md; ln p.md q.md").succeeds();
+    sandbox
+        .shell("mkdir -p m/deep/er/est; ln notes.md m/deep/er/est/x.md; touch p.md; ln p.md q.md")
+        .succeeds();
     let mut problems = Vec::new();
     for summary in ["notes.md", "p.md", "/proc/nothing.md"] {
         let refused = sandbox.run(&format!("run r.toml --summary {summary}"));

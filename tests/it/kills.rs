@@ -1,5 +1,6 @@
-//! kill -9 at random moments of every pass: nothing incomplete ever has the final name, the source is what it was, and `--resume`
-//! comes to the bytes of an unbroken run. KILLS says how often each pass is killed before its end; `scripts/full/kills` takes 50.
+//! kill -9 at random moments of every pass: nothing incomplete ever has the final name, the source
+//! is what it was, and `--resume` comes to the bytes of an unbroken run. KILLS says how often each
+//! pass is killed before its end; `scripts/full/kills` takes 50.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -13,10 +14,18 @@ const TEXT: &str = "--data english=golden/text/english.calibration.txt --data co
 /// Every pass on a copy of a built-in model, `source`.
 const PASSES: [(&str, &str, &str); 8] = [
     ("upcycle", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --noise-std 0.01"),
-    ("upcycle to shards", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --max-shard-size 2MB"),
+    (
+        "upcycle to shards",
+        "models/dense",
+        "upcycle source -o out --experts 8 --top-k 2 --max-shard-size 2MB",
+    ),
     ("prune", "models/moe", "prune source -o out --experts 12 --method reap"),
     ("merge", "models/moe", "merge source -o out --experts 12 --method ream"),
-    ("quantize", "models/moe", "quantize source -o out --per-expert --scheme w4a16 --group-size 32"),
+    (
+        "quantize",
+        "models/moe",
+        "quantize source -o out --per-expert --scheme w4a16 --group-size 32",
+    ),
     ("distill", "models/moe", "distill source -o out --steps 4 --down measured"),
     ("heal", "models/moe", "heal source -o out --steps 4 --eval-every 1 --batch-tokens 512"),
     ("three in one step", "models/moe", "run recipe.toml"),
@@ -50,7 +59,8 @@ data = "${data}"
 data-tokens = 1024
 "#;
 
-/// Numbers below 1 that look random and are the same each time: the fractions of multiples of the golden ratio.
+/// Numbers below 1 that look random and are the same each time: the fractions of multiples of the
+/// golden ratio.
 fn moments() -> impl Iterator<Item = f64> {
     (1..).map(|index: u32| (f64::from(index) * 0.618_033_988_749_895).fract())
 }
@@ -99,7 +109,8 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
         // A busy machine may have needed longer than the next runs do.
         let mut unbroken = start.elapsed();
         let hashes = |sandbox: &Sandbox| String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap();
-        let (expected, untouched) = (hashes(&sandbox), sandbox.shell("cat source/* | sha256sum").succeeds().stdout);
+        let (expected, untouched) =
+            (hashes(&sandbox), sandbox.shell("cat source/* | sha256sum").succeeds().stdout);
         let killed = Killed { sandbox: &sandbox, line };
         let (mut met, mut late) = (0, 0);
         for moment in moments() {
@@ -114,7 +125,10 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
                     unbroken = unbroken.min(took);
                 }
             }
-            assert!(late <= 3 * kills + 10, "{name}: {late} times it had ended before it was killed");
+            assert!(
+                late <= 3 * kills + 10,
+                "{name}: {late} times it had ended before it was killed"
+            );
             let mut check = |what: &str, holds: bool| {
                 if !holds {
                     problems.push(format!("{name}, killed after {moment:.3} of its time: {what}"));
@@ -130,9 +144,15 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
             check("the bytes are others", again.code != 0 || hashes(&sandbox) == expected);
             let source = sandbox.shell("cat source/* | sha256sum").succeeds().stdout;
             check("the source was touched", source == untouched);
-            check("something is left behind", sandbox.names(".") == ["golden", "out", "recipe.toml", "source"]);
+            check(
+                "something is left behind",
+                sandbox.names(".") == ["golden", "out", "recipe.toml", "source"],
+            );
         }
-        eprintln!("{name}: killed {met} times, {late} times too late ({:.2} s)", unbroken.as_secs_f64());
+        eprintln!(
+            "{name}: killed {met} times, {late} times too late ({:.2} s)",
+            unbroken.as_secs_f64()
+        );
     }
     assert_none(&problems);
 }

@@ -1,5 +1,6 @@
-//! Nothing that any command writes replaces, holds, or lies in what it reads, whatever that is called; and what is there already is
-//! replaced only where that is wanted, by its own kind, and with nothing of its user's in it.
+//! Nothing that any command writes replaces, holds, or lies in what it reads, whatever that is
+//! called; and what is there already is replaced only where that is wanted, by its own kind, and
+//! with nothing of its user's in it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,14 +11,17 @@ use crate::common::{Sandbox, assert_none};
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.copy("families/qwen3_moe/base/model", "m");
-    let line =
-        |start: usize| format!("{{\"input_ids\":{:?}}}\n", (0..40).map(|i| (start + i) % 100).collect::<Vec<_>>());
+    let line = |start: usize| {
+        format!("{{\"input_ids\":{:?}}}\n", (0..40).map(|i| (start + i) % 100).collect::<Vec<_>>())
+    };
     for name in ["ids.jsonl", "held/out.jsonl", "corpus/pool.jsonl"] {
         sandbox.write(name, (0..8).map(|i| line(7 * i)).collect::<String>());
     }
     sandbox.write("ids.json", "[[1,2,3]]");
     symlink("m", sandbox.path("link")).unwrap();
-    for (from, to) in [("m/model.safetensors", "hard"), ("ids.jsonl", "hard.jsonl"), ("ids.json", "hard.json")] {
+    for (from, to) in
+        [("m/model.safetensors", "hard"), ("ids.jsonl", "hard.jsonl"), ("ids.json", "hard.json")]
+    {
         fs::hard_link(sandbox.path(from), sandbox.path(to)).unwrap();
     }
     sandbox
@@ -42,7 +46,9 @@ const OF_THE_MODEL: [&str; 8] = [
 fn no_single_file_replaces_an_input_or_lies_in_one() {
     let sandbox = sandbox();
     let mut lines = Vec::new();
-    for output in OF_THE_MODEL.iter().chain(&["ids.jsonl", "hard.jsonl", "held/../ids.jsonl", "link", "m"]) {
+    for output in
+        OF_THE_MODEL.iter().chain(&["ids.jsonl", "hard.jsonl", "held/../ids.jsonl", "link", "m"])
+    {
         for how in ["", "--overwrite", "--dry-run", "--dry-run --overwrite"] {
             lines.push(format!("prune m -o out --keep 0.5 {TEXT} --plan-out {output} {how}"));
         }
@@ -57,14 +63,25 @@ fn no_single_file_replaces_an_input_or_lies_in_one() {
     fs::hard_link(sandbox.path("stats"), sandbox.path("hard.stats")).unwrap();
     for output in ["stats", "hard.stats", "./stats"] {
         lines.push(format!("observe m -o {output} --add stats --overwrite"));
-        lines.push(format!("prune m -o out --keep 0.5 --stats stats --plan-out {output} --overwrite"));
+        lines.push(format!(
+            "prune m -o out --keep 0.5 --stats stats --plan-out {output} --overwrite"
+        ));
     }
-    lines.push(format!("prune m -o out --keep 0.5 {TEXT} --held-out held/out.jsonl --plan-out held/out.jsonl"));
-    assert_none(&lines.iter().filter_map(|line| sandbox.refuses(line, 2, &INSIDE)).collect::<Vec<_>>());
+    lines.push(format!(
+        "prune m -o out --keep 0.5 {TEXT} --held-out held/out.jsonl --plan-out held/out.jsonl"
+    ));
+    assert_none(
+        &lines.iter().filter_map(|line| sandbox.refuses(line, 2, &INSIDE)).collect::<Vec<_>>(),
+    );
     // Two outputs in one place.
     let lines = ["out", "out/plan.json", "./out", ".out.partial-moe-convert/plan.json"];
     let lines = lines.map(|plan| format!("prune m -o out --keep 0.5 {TEXT} --plan-out {plan}"));
-    assert_none(&lines.iter().filter_map(|line| sandbox.refuses(line, 2, &["two outputs"])).collect::<Vec<_>>());
+    assert_none(
+        &lines
+            .iter()
+            .filter_map(|line| sandbox.refuses(line, 2, &["two outputs"]))
+            .collect::<Vec<_>>(),
+    );
 }
 
 /// A training is saved in OUT.training, and a result lies under hidden names before it is there.
@@ -93,7 +110,9 @@ fn no_folder_of_an_output_is_an_input_or_holds_one() {
             format!("prune m -o held --keep 0.5 {TEXT} --held-out held/out.jsonl {how}"),
         ]);
     }
-    assert_none(&lines.iter().filter_map(|line| sandbox.refuses(line, 2, &INSIDE)).collect::<Vec<_>>());
+    assert_none(
+        &lines.iter().filter_map(|line| sandbox.refuses(line, 2, &INSIDE)).collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -112,7 +131,10 @@ fn what_lies_in_the_folder_of_a_training_is_never_lost() {
         ("mkdir out.training; cp thesis.tex out.training", "thesis.tex"),
         ("mkdir -p out.training/notes", "notes"),
         ("mkdir out.training; ln -s ../thesis.tex out.training/training.jsonl", "training.jsonl"),
-        ("mkdir out.training; ln -s ../thesis.tex out.training/state.safetensors", "state.safetensors"),
+        (
+            "mkdir out.training; ln -s ../thesis.tex out.training/state.safetensors",
+            "state.safetensors",
+        ),
         ("mkdir out.training; ln -s ../thesis.tex out.training/of", "of"),
         ("mkdir out.training; cp thesis.tex out.training/trained.0", "trained.0"),
         ("cp thesis.tex out.training", "out.training"),
@@ -163,12 +185,24 @@ fn files_replace_their_own_kind_alone() {
                 problems.extend(sandbox.refuses(&line, 2, &[complaint]));
             }
             for link in ["to-thesis", "dangling"] {
-                problems.extend(sandbox.refuses(&format!("{} {how}", line(index, link)), 2, &["is a link"]));
+                problems.extend(sandbox.refuses(
+                    &format!("{} {how}", line(index, link)),
+                    2,
+                    &["is a link"],
+                ));
             }
-            problems.extend(sandbox.refuses(&format!("{} {how}", line(index, "held")), 2, &["is a directory"]));
+            problems.extend(sandbox.refuses(
+                &format!("{} {how}", line(index, "held")),
+                2,
+                &["is a directory"],
+            ));
             // Text may go to a device: `replaced.rs`.
             if ["statistics", "logits"].contains(content) {
-                problems.extend(sandbox.refuses(&format!("{} {how}", line(index, "/dev/null")), 2, &["regular file"]));
+                problems.extend(sandbox.refuses(
+                    &format!("{} {how}", line(index, "/dev/null")),
+                    2,
+                    &["regular file"],
+                ));
             }
         }
         problems.extend(sandbox.refuses(&line(index, own), 2, &["exists", "--overwrite"]));
@@ -190,7 +224,8 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
     );
     sandbox.write("recipe.toml", recipe);
     symlink("recipe.toml", sandbox.path("to-recipe")).unwrap();
-    let inputs = OF_THE_MODEL.iter().chain(&["recipe.toml", "to-recipe", "ids.jsonl", "hard.jsonl"]);
+    let inputs =
+        OF_THE_MODEL.iter().chain(&["recipe.toml", "to-recipe", "ids.jsonl", "hard.jsonl"]);
     let made = [
         "made/pruned",
         "made/pruned/report.xml",
@@ -202,29 +237,51 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
     let mut problems = Vec::new();
     for option in ["--junit", "--summary", "--overwrite --junit", "--dry-run --junit"] {
         for path in inputs.clone() {
-            problems.extend(sandbox.refuses(&format!("run recipe.toml {option} {path}"), 2, &INSIDE));
+            problems.extend(sandbox.refuses(
+                &format!("run recipe.toml {option} {path}"),
+                2,
+                &INSIDE,
+            ));
         }
         for path in made {
-            problems.extend(sandbox.refuses(&format!("run recipe.toml {option} {path}"), 2, &["two outputs"]));
+            problems.extend(sandbox.refuses(
+                &format!("run recipe.toml {option} {path}"),
+                2,
+                &["two outputs"],
+            ));
         }
     }
-    problems.extend(sandbox.refuses("run recipe.toml --junit report --summary ./report", 2, &["two outputs"]));
+    problems.extend(sandbox.refuses(
+        "run recipe.toml --junit report --summary ./report",
+        2,
+        &["two outputs"],
+    ));
     // A recipe that can't be understood names no inputs: what lies around a report says enough.
     sandbox.write("broken.toml", "x = [");
     sandbox.shell("mkdir -p m/sub/deep; ln -s m/sub by-link").succeeds();
     for path in ["m/x", "m/sub/x", "m/sub/deep/x", "by-link/x", "broken.toml"] {
         for option in ["--junit", "--summary"] {
-            let line = format!("run broken.toml {option} {path}{}", if path.ends_with('x') { ".md" } else { "" });
+            let line = format!(
+                "run broken.toml {option} {path}{}",
+                if path.ends_with('x') { ".md" } else { "" }
+            );
             problems.extend(sandbox.refuses(&line, 2, &["TOML"]));
         }
     }
     // A summary is appended to Markdown alone.
     sandbox.write("thesis.tex", "years");
     sandbox.write("notes.json", "{}");
-    for (file, complaint) in
-        [("thesis.tex", "Markdown"), ("notes.json", "Markdown"), ("hard", "inside"), ("held", "directory")]
-    {
-        problems.extend(sandbox.refuses(&format!("run recipe.toml --summary {file}"), 2, &[complaint]));
+    for (file, complaint) in [
+        ("thesis.tex", "Markdown"),
+        ("notes.json", "Markdown"),
+        ("hard", "inside"),
+        ("held", "directory"),
+    ] {
+        problems.extend(sandbox.refuses(
+            &format!("run recipe.toml --summary {file}"),
+            2,
+            &[complaint],
+        ));
     }
     symlink("thesis.tex", sandbox.path("to-thesis.md")).unwrap();
     problems.extend(sandbox.refuses("run recipe.toml --summary to-thesis.md", 2, &["is a link"]));
@@ -250,7 +307,9 @@ fn steps_keep_what_other_steps_read() {
              steps = 2\nbatch-tokens = 64\nsequence-length = 64\n"
         )
     };
-    sandbox.shell("cp -r m result; cp -r m a.training; cp moe-convert.json result 2>/dev/null; true").succeeds();
+    sandbox
+        .shell("cp -r m result; cp -r m a.training; cp moe-convert.json result 2>/dev/null; true")
+        .succeeds();
     let cases = [
         // A source of an earlier or a later step.
         (prune("m", "b") + &prune("b", "m"), "inside an input"),
@@ -286,7 +345,11 @@ fn overwrite_keeps_what_no_run_has_written() {
         sandbox.write(foreign, "years");
         let named = foreign.split('/').nth(1).unwrap();
         for how in ["", "--dry-run", "--resume"] {
-            problems.extend(sandbox.refuses(&format!("{again} {how}"), 2, &[named, "--overwrite would remove"]));
+            problems.extend(sandbox.refuses(
+                &format!("{again} {how}"),
+                2,
+                &[named, "--overwrite would remove"],
+            ));
         }
         sandbox.shell(&format!("rm -r out/{named}")).succeeds();
     }
@@ -303,7 +366,9 @@ fn overwrite_keeps_what_no_run_has_written() {
     problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS", "zzz is listed"]));
     sandbox.write("out/SHA256SUMS", sums);
     // What a run has written may have been edited since.
-    for (name, text) in [("README.md", "my card"), ("config.json", "{}"), ("run.json", "{\"runs\": 1}")] {
+    for (name, text) in
+        [("README.md", "my card"), ("config.json", "{}"), ("run.json", "{\"runs\": 1}")]
+    {
         let before = sandbox.read(&format!("out/{name}"));
         sandbox.write(&format!("out/{name}"), text);
         problems.extend(sandbox.refuses(&again, 2, &[name, "--overwrite would remove"]));
@@ -313,10 +378,20 @@ fn overwrite_keeps_what_no_run_has_written() {
     problems.extend(sandbox.refuses(&again, 2, &["training.jsonl", "--overwrite would remove"]));
     fs::remove_file(sandbox.path("out/training.jsonl")).unwrap();
     // A receipt alone doesn't make a folder a result.
-    sandbox.shell("mkdir mine; cp out/moe-convert.json mine; echo years > mine/thesis.tex").succeeds();
-    problems.extend(sandbox.refuses(&again.replace("-o out", "-o mine"), 2, &["mine", "SHA256SUMS"]));
+    sandbox
+        .shell("mkdir mine; cp out/moe-convert.json mine; echo years > mine/thesis.tex")
+        .succeeds();
+    problems.extend(sandbox.refuses(
+        &again.replace("-o out", "-o mine"),
+        2,
+        &["mine", "SHA256SUMS"],
+    ));
     symlink("out", sandbox.path("to-out")).unwrap();
-    problems.extend(sandbox.refuses(&again.replace("-o out", "-o to-out"), 2, &["to-out", "is a link"]));
+    problems.extend(sandbox.refuses(
+        &again.replace("-o out", "-o to-out"),
+        2,
+        &["to-out", "is a link"],
+    ));
     assert_none(&problems);
     sandbox.run(&again).succeeds();
     sandbox.run(&again.replace("-o out", "-o ./out/.").replace("--seed 1", "--seed 2")).succeeds();
@@ -333,21 +408,33 @@ fn links_in_a_model_lead_to_what_is_kept() {
         .succeeds();
     let line = "prune view -o out --experts 3 --method random --overwrite";
     assert_none(&sandbox.refuses(line, 2, &INSIDE).into_iter().collect::<Vec<_>>());
-    sandbox.run("prune view -o out2 --experts 3 --method random").exits(1).says(&["not followed", "cp -rL"]);
+    sandbox
+        .run("prune view -o out2 --experts 3 --method random")
+        .exits(1)
+        .says(&["not followed", "cp -rL"]);
 }
 
 #[test]
 fn pages_of_the_manual_replace_pages_alone() {
     let sandbox = sandbox();
     sandbox.run("man pages").succeeds();
-    let mut problems: Vec<_> = sandbox.refuses("man pages", 2, &["moe-convert", "--overwrite"]).into_iter().collect();
+    let mut problems: Vec<_> =
+        sandbox.refuses("man pages", 2, &["moe-convert", "--overwrite"]).into_iter().collect();
     sandbox.run("man pages --overwrite").succeeds();
     sandbox.write("thesis.tex", "years");
     sandbox.write("pages/moe-convert-prune.1", "years");
-    problems.extend(sandbox.refuses("man pages --overwrite", 2, &["moe-convert-prune.1", "man page"]));
+    problems.extend(sandbox.refuses(
+        "man pages --overwrite",
+        2,
+        &["moe-convert-prune.1", "man page"],
+    ));
     fs::remove_file(sandbox.path("pages/moe-convert-prune.1")).unwrap();
     symlink("../thesis.tex", sandbox.path("pages/moe-convert-prune.1")).unwrap();
-    problems.extend(sandbox.refuses("man pages --overwrite", 2, &["moe-convert-prune.1", "is a link"]));
+    problems.extend(sandbox.refuses(
+        "man pages --overwrite",
+        2,
+        &["moe-convert-prune.1", "is a link"],
+    ));
     problems.extend(sandbox.refuses("man m", 2, &["config.json", "man pages have no place"]));
     assert_none(&problems);
 }

@@ -1,4 +1,5 @@
-//! The black-box tests of the program, in one executable: each would be as large as the program to link.
+//! The black-box tests of the program, in one executable: each would be as large as the program to
+//! link.
 
 // A panic is a test's report.
 #![allow(clippy::unwrap_used)]

@@ -25,7 +25,10 @@ fn bash_completes_commands_options_and_values() {
     assert_eq!(completed("moe-convert prune --method rea"), ["reap"]);
     assert_eq!(completed("moe-convert eval --max-t"), ["--max-tokens"]);
     let commands = completed("moe-convert ''");
-    assert!(["inspect", "heal", "man"].iter().all(|word| commands.iter().any(|c| c == word)), "{commands:?}");
+    assert!(
+        ["inspect", "heal", "man"].iter().all(|word| commands.iter().any(|c| c == word)),
+        "{commands:?}"
+    );
 }
 
 #[test]
@@ -33,10 +36,12 @@ fn every_shell_has_a_script_that_it_takes() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let sandbox = Sandbox::new();
         let script = sandbox.run(&format!("completions {shell}")).succeeds().stdout;
-        let missing: Vec<_> = commands().into_iter().filter(|command| !script.contains(command.as_str())).collect();
+        let missing: Vec<_> =
+            commands().into_iter().filter(|command| !script.contains(command.as_str())).collect();
         assert!(missing.is_empty(), "{shell}: {missing:?}");
         sandbox.write("script", &script);
-        // The other two can't be installed everywhere: that their scripts name all commands is all that is tested.
+        // The other two can't be installed everywhere: that their scripts name all commands is all
+        // that is tested.
         let parses = ["bash", "fish", "zsh"].contains(&shell);
         if parses && has(&[shell], &format!("completions of {shell} were not parsed")) {
             sandbox.shell(&format!("{shell} -n script")).succeeds();
@@ -49,24 +54,31 @@ fn man_pages_have_every_command_and_option() {
     let sandbox = Sandbox::new();
     sandbox.run("man pages").succeeds();
     let commands = commands();
-    let mut expected: Vec<_> = commands.iter().map(|command| format!("moe-convert-{command}.1")).collect();
+    let mut expected: Vec<_> =
+        commands.iter().map(|command| format!("moe-convert-{command}.1")).collect();
     expected.push("moe-convert.1".to_owned());
     expected.sort();
     assert_eq!(sandbox.names("pages"), expected);
 
     let mut problems = Vec::new();
-    for (command, page) in commands.iter().map(|c| (c.as_str(), format!("-{c}"))).chain([("", String::new())]) {
+    for (command, page) in
+        commands.iter().map(|c| (c.as_str(), format!("-{c}"))).chain([("", String::new())])
+    {
         let page = format!("pages/moe-convert{page}.1");
         let text = String::from_utf8(sandbox.read(&page)).unwrap().replace("\\-", "-");
         let options = options(&sandbox.run(&format!("{command} --help")).succeeds().stdout);
         assert!(options.len() > 8, "{command}: {options:?}");
-        let missing: Vec<_> = options.iter().filter(|o| !text.contains(&format!("\\fB{o}\\fR"))).collect();
+        let missing: Vec<_> =
+            options.iter().filter(|o| !text.contains(&format!("\\fB{o}\\fR"))).collect();
         if !missing.is_empty() || !text.contains(".SH EXAMPLES") {
             problems.push(format!("{page} lacks {missing:?}, or its examples"));
         }
     }
-    let program = String::from_utf8(sandbox.read("pages/moe-convert.1")).unwrap().replace("\\-", "-");
-    problems.extend(commands.iter().filter(|c| !program.contains(&format!("moe-convert-{c}(1)"))).cloned());
+    let program =
+        String::from_utf8(sandbox.read("pages/moe-convert.1")).unwrap().replace("\\-", "-");
+    problems.extend(
+        commands.iter().filter(|c| !program.contains(&format!("moe-convert-{c}(1)"))).cloned(),
+    );
     assert_none(&problems);
 }
 
@@ -78,10 +90,15 @@ fn groff_renders_man_pages_without_a_warning() {
     let sandbox = Sandbox::new();
     sandbox.run("man pages").succeeds();
     for page in sandbox.names("pages") {
-        let rendered =
-            sandbox.shell(&format!("groff -Kutf8 -man -ww -Tutf8 -rLL=100n -P-cbou pages/{page}")).succeeds();
+        let rendered = sandbox
+            .shell(&format!("groff -Kutf8 -man -ww -Tutf8 -rLL=100n -P-cbou pages/{page}"))
+            .succeeds();
         assert_eq!(rendered.stderr, "", "{page}");
-        assert!(rendered.stdout.contains("NAME\n       moe-convert"), "{page}\n{}", rendered.stdout);
+        assert!(
+            rendered.stdout.contains("NAME\n       moe-convert"),
+            "{page}\n{}",
+            rendered.stdout
+        );
         // Examples are what a reader types, line by line.
         assert!(rendered.stdout.contains("\n       moe-convert "), "{page}\n{}", rendered.stdout);
     }
@@ -98,10 +115,12 @@ fn commands() -> BTreeSet<String> {
 
 /// The long options that a help text explains.
 fn options(help: &str) -> BTreeSet<String> {
-    // Options stand 2 columns in, or 6 without a short one; a text that is broken over lines stands further in.
+    // Options stand 2 columns in, or 6 without a short one; a text that is broken over lines stands
+    // further in.
     let explained = help.lines().filter_map(|line| {
-        line.strip_prefix("      --")
-            .or(line.split_once(", --").and_then(|(short, rest)| short.starts_with("  -").then_some(rest)))
+        line.strip_prefix("      --").or(line
+            .split_once(", --")
+            .and_then(|(short, rest)| short.starts_with("  -").then_some(rest)))
     });
     let name = |line: &str| line.split([' ', '[', '=']).next().map(|name| format!("--{name}"));
     explained.filter_map(name).collect()

@@ -1,9 +1,11 @@
-//! Text and JSON behind a byte order mark, as PowerShell and some editors write it, is read as what stands behind the mark. Python's JSON
-//! reader fails at one, so that `verify` names what loaders wouldn't read.
+//! Text and JSON behind a byte order mark, as PowerShell and some editors write it, is read as what
+//! stands behind the mark. Python's JSON reader fails at one, so that `verify` names what loaders
+//! wouldn't read.
 
 use crate::common::{Sandbox, assert_none};
 
-const TEXT: &str = "--data golden/text/english.calibration.txt --data-tokens 128 --sequence-length 64";
+const TEXT: &str =
+    "--data golden/text/english.calibration.txt --data-tokens 128 --sequence-length 64";
 
 /// The file `name` again, with the mark.
 fn mark(sandbox: &Sandbox, name: &str) {
@@ -44,7 +46,8 @@ fn what_users_write_is_read_behind_a_mark() {
         mark(&sandbox, file);
         let marked = sandbox.run(&line);
         let weights = "model.safetensors";
-        let same = "[ ! -e plain ] || cmp plain out || cmp plain/model.safetensors out/model.safetensors";
+        let same =
+            "[ ! -e plain ] || cmp plain out || cmp plain/model.safetensors out/model.safetensors";
         let is_same = plain.code == 0 && marked.code == 0 && sandbox.shell(same).code == 0;
         if !is_same {
             problems.push(format!("{file}, {weights}: {plain}\n{marked}"));
@@ -65,25 +68,37 @@ fn a_checkpoint_with_marks_is_read_and_verify_says_what_loaders_do() {
     let prune = |model: &str| format!("prune {model} -o out-{model} --experts 12 {TEXT}");
     sandbox.run(&prune("m")).succeeds();
     let mut problems = Vec::new();
-    for (at, file) in ["config.json", "tokenizer.json", "tokenizer_config.json"].into_iter().enumerate() {
+    for (at, file) in
+        ["config.json", "tokenizer.json", "tokenizer_config.json"].into_iter().enumerate()
+    {
         let model = format!("m{at}");
         trained(&sandbox, &model);
         mark(&sandbox, &format!("{model}/{file}"));
         let named = format!("{file} begins with a byte order mark");
         let verified = sandbox.run(&format!("verify {model}"));
-        if verified.code != 1 || !verified.stderr.contains(&named) || !verified.stderr.contains("remedy") {
+        if verified.code != 1
+            || !verified.stderr.contains(&named)
+            || !verified.stderr.contains("remedy")
+        {
             problems.push(format!("{file}: {verified}"));
         }
         let pruned = sandbox.run(&prune(&model));
-        // A config is written anew. A tokenizer would come along as it is, to a result that loaders refuse.
+        // A config is written anew. A tokenizer would come along as it is, to a result that loaders
+        // refuse.
         let is_right = match file {
             "config.json" => {
-                let weights = ["m", &model].map(|model| sandbox.read(&format!("out-{model}/model.safetensors")));
-                pruned.code == 0 && weights[0] == weights[1] && sandbox.run(&format!("verify out-{model}")).code == 0
+                let weights = ["m", &model]
+                    .map(|model| sandbox.read(&format!("out-{model}/model.safetensors")));
+                pruned.code == 0
+                    && weights[0] == weights[1]
+                    && sandbox.run(&format!("verify out-{model}")).code == 0
             }
             _ => {
                 let is_written = sandbox.path(&format!("out-{model}")).exists();
-                pruned.code == 1 && pruned.stderr.contains(&named) && pruned.stderr.contains("remedy") && !is_written
+                pruned.code == 1
+                    && pruned.stderr.contains(&named)
+                    && pruned.stderr.contains("remedy")
+                    && !is_written
             }
         };
         if !is_right {

@@ -1,7 +1,9 @@
-//! Peak memory is bounded by a layer, not by the model: four times the layers or experts change nothing.
+//! Peak memory is bounded by a layer, not by the model: four times the layers or experts change
+//! nothing.
 //!
-//! What the program asks for at once is compared, which is the same on any machine; what it holds of the machine has a bound that
-//! follows from that, however its allocator and the system's pages behave.
+//! What the program asks for at once is compared, which is the same on any machine; what it holds
+//! of the machine has a bound that follows from that, however its allocator and the system's pages
+//! behave.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
@@ -22,8 +24,9 @@ fn write_llama(dir: &Path, layers: usize) {
     shapes.insert("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
     shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
     for layer in 0..layers {
-        let mut add =
-            |name: &str, shape: &[usize]| shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape.into());
+        let mut add = |name: &str, shape: &[usize]| {
+            shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape.into())
+        };
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             add(norm, &[HIDDEN]);
         }
@@ -37,7 +40,9 @@ fn write_llama(dir: &Path, layers: usize) {
     // 2⁻⁵ in bf16 keeps every activation finite.
     let bytes = |shape: &[usize]| [0x00u8, 0x3d].repeat(shape.iter().product());
     let data: BTreeMap<_, _> = shapes.iter().map(|(name, shape)| (name, bytes(shape))).collect();
-    let views = shapes.iter().map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
+    let views = shapes
+        .iter()
+        .map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
     safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
     let config = serde_json::json!({
         "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": WIDTH, "num_hidden_layers": layers,
@@ -58,14 +63,22 @@ struct Peak {
 impl Peak {
     /// Of a run whose allocator has `settings` of its user.
     fn of(sandbox: &Sandbox, line: &str, settings: &str) -> Self {
-        let run = format!("_RJEM_MALLOC_CONF={settings} moe-convert {line} --timings --quiet --threads 2");
+        let run = format!(
+            "_RJEM_MALLOC_CONF={settings} moe-convert {line} --timings --quiet --threads 2"
+        );
         let outcome = sandbox.shell(&run);
         assert_eq!(outcome.code, 0, "{line}: {}", outcome.stderr);
         let bytes = |name: &str| {
-            let text = outcome.stderr.split_once(name).unwrap_or_else(|| panic!("{}", outcome.stderr)).1;
+            let text =
+                outcome.stderr.split_once(name).unwrap_or_else(|| panic!("{}", outcome.stderr)).1;
             let mut words = text.split_whitespace();
             let number: f64 = words.next().unwrap().parse().unwrap();
-            number * [("kB", 1e3), ("MB", 1e6)].iter().find(|(unit, _)| words.clone().next() == Some(unit)).unwrap().1
+            number
+                * [("kB", 1e3), ("MB", 1e6)]
+                    .iter()
+                    .find(|(unit, _)| words.clone().next() == Some(unit))
+                    .unwrap()
+                    .1
         };
         let peak = Self { live: bytes("peak live memory "), resident: bytes("peak memory ") };
         assert!(peak.resident < bound(peak.live), "{line}, {settings:?}: {peak:?}");
@@ -73,8 +86,9 @@ impl Peak {
     }
 }
 
-/// What a run may hold of the machine that asks for `live` bytes at once: what it promised, which may be somewhat more than it needs,
-/// huge pages at the ends of what its threads use, and what was handed out since resident memory was looked at.
+/// What a run may hold of the machine that asks for `live` bytes at once: what it promised, which
+/// may be somewhat more than it needs, huge pages at the ends of what its threads use, and what was
+/// handed out since resident memory was looked at.
 fn bound(live: f64) -> f64 {
     1.4 * live + 120e6
 }
@@ -98,7 +112,9 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
     // Noise makes neurons differ, so that there is something to choose and to fit.
     let distill = |layers: usize| {
         sandbox
-            .run(&format!("upcycle dense-{layers} -o noisy-{layers} --experts 4 --top-k 2 --noise-std 1e-3"))
+            .run(&format!(
+                "upcycle dense-{layers} -o noisy-{layers} --experts 4 --top-k 2 --noise-std 1e-3"
+            ))
             .succeeds();
         peak(&format!(
             "distill noisy-{layers} -o distilled-{layers} --width 256 --steps 4 --data ids.jsonl --overwrite"
@@ -109,16 +125,22 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
         let of = |pass: &str| format!("[[step.pass]]\n{pass}\ndata = [\"ids.jsonl\"]\n");
         let prune = of("run = \"prune\"\nexperts = 2\nno-super-expert-guard = true");
         let quantize = of("run = \"quantize\"\nscheme = \"w4a16\"\nmin-samples = 0.1");
-        let step =
-            format!("run = \"convert\"\nmodel = \"noisy-{layers}\"\noutput = \"both-{layers}\"\noverwrite = true");
-        sandbox.write(&format!("both-{layers}.toml"), format!("[[step]]\n{step}\n{prune}{quantize}"));
+        let step = format!(
+            "run = \"convert\"\nmodel = \"noisy-{layers}\"\noutput = \"both-{layers}\"\noverwrite = true"
+        );
+        sandbox
+            .write(&format!("both-{layers}.toml"), format!("[[step]]\n{step}\n{prune}{quantize}"));
         Peak::of(&sandbox, &format!("run both-{layers}.toml --fresh"), settings).live
     };
     let measured = [
         ("distill, 4 × layers", distill(5), distill(20)),
         ("prune and quantize together, 4 × layers", together(5, ""), together(20, "")),
         ("the same without huge pages", together(5, "thp:never"), together(20, "thp:never")),
-        ("the same with two heaps", together(5, "narenas:2,thp:default"), together(20, "narenas:2,thp:default")),
+        (
+            "the same with two heaps",
+            together(5, "narenas:2,thp:default"),
+            together(20, "narenas:2,thp:default"),
+        ),
         ("upcycle, 4 × layers", upcycle(5, 4, 0.0), upcycle(20, 4, 0.0)),
         // Noise makes every expert anew: none of them may stay.
         ("upcycle with noise, 4 × experts", upcycle(5, 4, 1e-3), upcycle(5, 16, 1e-3)),
@@ -127,9 +149,15 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
     ];
     for (what, small, large) in measured {
         println!("{what}: {:.1} MB, then {:.1} MB", small / 1e6, large / 1e6);
-        // A tenth, since layers differ in how many tokens an expert gets; a megabyte for names and shapes of 15 layers, and one for the buffer
-        // of a second thread, which a small model may have no work for.
-        assert!(large < 1.1 * small + 2e6, "{what}: {:.1} MB became {:.1} MB", small / 1e6, large / 1e6);
+        // A tenth, since layers differ in how many tokens an expert gets; a megabyte for names and
+        // shapes of 15 layers, and one for the buffer of a second thread, which a small model may
+        // have no work for.
+        assert!(
+            large < 1.1 * small + 2e6,
+            "{what}: {:.1} MB became {:.1} MB",
+            small / 1e6,
+            large / 1e6
+        );
     }
 }
 
@@ -138,7 +166,8 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
 fn peak_memory_does_not_grow_with_the_steps_of_a_training() {
     let sandbox = Sandbox::new();
     let heal = |steps: usize| {
-        let text = "--data golden/text/english.calibration.txt --data-tokens 4096 --sequence-length 128";
+        let text =
+            "--data golden/text/english.calibration.txt --data-tokens 4096 --sequence-length 128";
         let how = format!("--train experts --steps {steps} --batch-tokens 256 {text}");
         Peak::of(&sandbox, &format!("heal golden/models/moe -o healed-{steps} {how}"), "")
     };

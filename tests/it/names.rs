@@ -13,14 +13,18 @@ fn json_is_text_whatever_a_path_is_called() {
     let sandbox = Sandbox::new();
     let output = OsStr::from_bytes(b"out\xff");
     let run = |args: &[&OsStr]| {
-        let output = Command::new(BINARY).args(args).current_dir(sandbox.path(".")).output().unwrap();
+        let output =
+            Command::new(BINARY).args(args).current_dir(sandbox.path(".")).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{args:?}: {said}");
-        let text = String::from_utf8(output.stdout).unwrap_or_else(|e| panic!("{args:?} isn't UTF-8: {e}"));
-        serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|e| panic!("{args:?}: {e}\n{text}"))
+        let text = String::from_utf8(output.stdout)
+            .unwrap_or_else(|e| panic!("{args:?} isn't UTF-8: {e}"));
+        serde_json::from_str::<serde_json::Value>(&text)
+            .unwrap_or_else(|e| panic!("{args:?}: {e}\n{text}"))
     };
     let [model, json] = ["golden/models/dense", "--json"].map(OsStr::new);
-    let [upcycle, o, experts, four, k, two] = ["upcycle", "-o", "--experts", "4", "--top-k", "2"].map(OsStr::new);
+    let [upcycle, o, experts, four, k, two] =
+        ["upcycle", "-o", "--experts", "4", "--top-k", "2"].map(OsStr::new);
     run(&[upcycle, model, o, output, experts, four, k, two, json]);
     assert!(sandbox.path(".").join(output).join("moe-convert.json").exists());
     for command in ["inspect", "verify"] {
@@ -36,21 +40,32 @@ fn json_is_text_whatever_a_path_is_called() {
     run(&[upcycle, model, o, output, experts, four, k, two, json, again[0], again[1]]);
 }
 
-/// A receipt has all options, whatever a file that they name is called: a result of others isn't finished.
+/// A receipt has all options, whatever a file that they name is called: a result of others isn't
+/// finished.
 #[test]
 fn options_are_kept_beside_a_path_that_is_not_utf_8() {
     let sandbox = Sandbox::new();
     let data = "--data golden/text/english.calibration.txt --data-tokens 256";
     sandbox
-        .shell(&format!("moe-convert observe golden/models/moe -o $'s\\xff' {data} --json | grep -q tokens"))
+        .shell(&format!(
+            "moe-convert observe golden/models/moe -o $'s\\xff' {data} --json | grep -q tokens"
+        ))
         .succeeds();
-    sandbox.shell("moe-convert observe golden/models/moe -o two --add $'s\\xff' --json | grep -q two").succeeds();
+    sandbox
+        .shell("moe-convert observe golden/models/moe -o two --add $'s\\xff' --json | grep -q two")
+        .succeeds();
     let prune = |keep: &str| {
-        sandbox.shell(&format!("moe-convert prune golden/models/moe -o out --keep {keep} --stats $'s\\xff' --resume"))
+        sandbox.shell(&format!(
+            "moe-convert prune golden/models/moe -o out --keep {keep} --stats $'s\\xff' --resume"
+        ))
     };
     prune("0.5").succeeds();
     let options = sandbox.json("out/moe-convert.json")["options"].clone();
-    assert_eq!((&options["keep"], &options["stats"]), (&0.5.into(), &"s\u{fffd}".into()), "{options}");
+    assert_eq!(
+        (&options["keep"], &options["stats"]),
+        (&0.5.into(), &"s\u{fffd}".into()),
+        "{options}"
+    );
     assert!(prune("0.5").succeeds().stdout.contains("finished already"));
     prune("0.75").exits(2).says(&["out", "other options"]);
 }
@@ -60,7 +75,14 @@ fn options_are_kept_beside_a_path_that_is_not_utf_8() {
 fn folders_named_like_files_of_a_result_stay() {
     const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 4 --top-k 2 --overwrite";
     let mut problems = Vec::new();
-    for name in ["run.json", "README.md", "SHA256SUMS", "moe-convert.json", "model.safetensors", "config.json"] {
+    for name in [
+        "run.json",
+        "README.md",
+        "SHA256SUMS",
+        "moe-convert.json",
+        "model.safetensors",
+        "config.json",
+    ] {
         let sandbox = Sandbox::new();
         sandbox.run(UPCYCLE).succeeds();
         fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
@@ -90,7 +112,9 @@ fn folders_named_like_files_of_a_source_are_refused_or_left_out() {
         let line = "upcycle model -o out --experts 4 --top-k 2";
         match name {
             // A folder comes along, and no loader takes this one for a tokenizer.
-            "README.md" | "config.json" | "tokenizer.json" => problems.extend(sandbox.refuses(line, 1, &[name])),
+            "README.md" | "config.json" | "tokenizer.json" => {
+                problems.extend(sandbox.refuses(line, 1, &[name]))
+            }
             _ => {
                 sandbox.run(line).succeeds();
                 assert!(sandbox.json("out/run.json").is_object());
@@ -108,7 +132,9 @@ fn a_receipt_names_no_folders_around_a_plan() {
     let here = sandbox.path(".").canonicalize().unwrap();
     fs::create_dir_all(sandbox.path("jane/plans")).unwrap();
     let prune = |plan: &str, how: &str| {
-        sandbox.run(&format!("prune m -o out --experts 3 --method random --plan-out {plan} {how}")).succeeds()
+        sandbox
+            .run(&format!("prune m -o out --experts 3 --method random --plan-out {plan} {how}"))
+            .succeeds()
     };
     let receipt = |plan: &str| {
         prune(plan, "--overwrite");

@@ -11,16 +11,20 @@ const PRUNE: &str = "prune golden/models/moe -o out --keep 0.75 --data-tokens 10
 
 /// The commands that the summary `stdout` ends in.
 fn next(stdout: &str) -> Vec<String> {
-    let lines = stdout.lines().skip_while(|line| !line.starts_with("  next ")).take_while(|line| !line.is_empty());
+    let lines = stdout
+        .lines()
+        .skip_while(|line| !line.starts_with("  next "))
+        .take_while(|line| !line.is_empty());
     lines.map(|line| line.trim_start_matches("  next").trim().to_owned()).collect()
 }
 
 #[test]
 fn what_is_proposed_next_runs() {
     let upcycle = "upcycle golden/models/dense -o out --experts 4 --top-k 2";
-    for (line, words) in
-        [(upcycle, ["1.25 M → 3.61 M in total", "2.49 MB → 7.22 MB"]), (PRUNE, ["5.19 M → 4.01 M", "0.77 ×"])]
-    {
+    for (line, words) in [
+        (upcycle, ["1.25 M → 3.61 M in total", "2.49 MB → 7.22 MB"]),
+        (PRUNE, ["5.19 M → 4.01 M", "0.77 ×"]),
+    ] {
         let sandbox = Sandbox::new();
         let summary = sandbox.run(line).succeeds().stdout;
         assert!(words.iter().all(|word| summary.contains(word)), "{summary}");
@@ -44,10 +48,18 @@ fn serving_is_proposed_where_vllm_is_known_to_take_the_result() {
         let sandbox = Sandbox::new();
         let line = format!("quantize golden/models/moe -o out --scheme {scheme} --method rtn");
         let steps = next(&sandbox.run(&line).succeeds().stdout);
-        assert_eq!(steps.iter().any(|step| step.starts_with("vllm serve out ")), proposed, "{scheme}: {steps:?}");
+        assert_eq!(
+            steps.iter().any(|step| step.starts_with("vllm serve out ")),
+            proposed,
+            "{scheme}: {steps:?}"
+        );
         let engines = sandbox.run("verify out --json").succeeds().json()["engines"].clone();
-        let vllm =
-            engines.as_array().unwrap().iter().find(|e| e["engine"].as_str().unwrap().starts_with("vLLM")).cloned();
+        let vllm = engines
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|e| e["engine"].as_str().unwrap().starts_with("vLLM"))
+            .cloned();
         assert_eq!(vllm.unwrap()["answer"] == "takes", proposed, "{scheme}");
     }
 }
@@ -57,7 +69,11 @@ fn models() -> Vec<PathBuf> {
     let dirs = |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let cases = dirs(root().join("golden/families")).filter(|path| path.is_dir()).flat_map(dirs);
     let quantized = dirs(root().join("golden/quantize/checkpoints"));
-    cases.map(|case| case.join("model")).chain(quantized).filter(|dir| dir.join("config.json").is_file()).collect()
+    cases
+        .map(|case| case.join("model"))
+        .chain(quantized)
+        .filter(|dir| dir.join("config.json").is_file())
+        .collect()
 }
 
 #[test]
@@ -85,7 +101,10 @@ fn inspect_says_of_each_pass_what_the_pass_says() {
             };
             let planned = sandbox.run(&format!("{pass} {model} -o out {options} --dry-run --json"));
             let agree = match answer["refuses"].as_str() {
-                None => planned.code == 0 && planned.json()["receipt"]["result"]["model_type"] == answer["gives"][0],
+                None => {
+                    planned.code == 0
+                        && planned.json()["receipt"]["result"]["model_type"] == answer["gives"][0]
+                }
                 Some(why) => planned.code > 0 && why.starts_with(first_line(&planned.stderr)),
             };
             if !agree {
@@ -107,7 +126,9 @@ fn a_model_at_a_glance_adds_up() {
     let sandbox = Sandbox::new();
     let moe = sandbox.run("inspect golden/models/moe --json").succeeds().json();
     let parts = moe["parameters"].as_object().unwrap();
-    let sum = |skip: &str| parts.iter().filter(|(k, _)| *k != skip).map(|(_, v)| v.as_u64().unwrap()).sum::<u64>();
+    let sum = |skip: &str| {
+        parts.iter().filter(|(k, _)| *k != skip).map(|(_, v)| v.as_u64().unwrap()).sum::<u64>()
+    };
     assert_eq!(moe["total_parameters"], sum("experts_active"));
     assert_eq!(moe["active_parameters"], sum("experts"));
     let bytes: u64 = moe["dtypes"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
@@ -128,7 +149,10 @@ fn piped_progress_is_plain_lines() {
     let outcome = Sandbox::new().run(PRUNE).succeeds();
     assert!(!outcome.stderr.contains(['\r', '\x1b']), "{outcome}");
     let lines: Vec<_> = outcome.stderr.lines().collect();
-    assert!((3..=8).contains(&lines.len()) && lines.contains(&"decide on 1024 tokens: 4 layers"), "{outcome}");
+    assert!(
+        (3..=8).contains(&lines.len()) && lines.contains(&"decide on 1024 tokens: 4 layers"),
+        "{outcome}"
+    );
 }
 
 #[test]
@@ -138,22 +162,34 @@ fn a_terminal_gets_one_bar_that_fits() {
         return;
     }
     let terminal = |environment: &str, columns: usize| {
-        let command = format!("stty rows 24 cols {columns}; '{BINARY}' {PRUNE} --overwrite 2>&1 >/dev/null");
-        sandbox.shell(&format!("{environment} script -qec \"{command}\" /dev/null")).succeeds().stdout
+        let command =
+            format!("stty rows 24 cols {columns}; '{BINARY}' {PRUNE} --overwrite 2>&1 >/dev/null");
+        sandbox
+            .shell(&format!("{environment} script -qec \"{command}\" /dev/null"))
+            .succeeds()
+            .stdout
     };
     for columns in [80, 40] {
         let drawn = terminal("TERM=xterm", columns);
-        let frames: Vec<_> = drawn.split(['\r', '\n']).map(|frame| frame.replace("\x1b[2K", "")).collect();
+        let frames: Vec<_> =
+            drawn.split(['\r', '\n']).map(|frame| frame.replace("\x1b[2K", "")).collect();
         // Which layers are shown depends on how fast the machine is.
-        let counts = |frame: &&String| (1..=4).any(|layer| frame.contains(&format!("layer {layer}/4")));
-        assert!(frames.iter().filter(counts).any(|frame| frame.contains("decide on 1024 tokens")), "{drawn:?}");
+        let counts =
+            |frame: &&String| (1..=4).any(|layer| frame.contains(&format!("layer {layer}/4")));
+        assert!(
+            frames.iter().filter(counts).any(|frame| frame.contains("decide on 1024 tokens")),
+            "{drawn:?}"
+        );
         let widest = frames.iter().map(|frame| frame.chars().count()).max().unwrap();
         assert!(widest <= columns, "{widest} columns of {columns}: {drawn:?}");
         // The last frame is taken away.
         assert!(drawn.ends_with("\x1b[2K"), "{drawn:?}");
     }
     let plain = terminal("TERM=dumb", 80);
-    assert!(!plain.contains('\x1b') && plain.contains("decide on 1024 tokens: 4 layers\r\n"), "{plain:?}");
+    assert!(
+        !plain.contains('\x1b') && plain.contains("decide on 1024 tokens: 4 layers\r\n"),
+        "{plain:?}"
+    );
     let coloured = |environment: &str| {
         sandbox
             .shell(&format!("{environment} script -qec \"'{BINARY}' --help\" /dev/null"))

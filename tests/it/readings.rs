@@ -1,4 +1,5 @@
-//! Checkpoints that are laid out in unusual ways, and that transformers 5.23 loads, are read as what it makes of them.
+//! Checkpoints that are laid out in unusual ways, and that transformers 5.23 loads, are read as
+//! what it makes of them.
 
 use serde_json::{Value, json};
 
@@ -9,8 +10,13 @@ const WEIGHTS: &str = "model.safetensors";
 
 /// The logits of the model `name` on a few tokens.
 fn logits(sandbox: &Sandbox, name: &str) -> Result<Vec<u8>, String> {
-    let outcome = sandbox.run(&format!("logits {name} --tokens tokens.json -o {name}.logits --overwrite"));
-    if outcome.code == 0 { Ok(sandbox.read(&format!("{name}.logits"))) } else { Err(outcome.to_string()) }
+    let outcome =
+        sandbox.run(&format!("logits {name} --tokens tokens.json -o {name}.logits --overwrite"));
+    if outcome.code == 0 {
+        Ok(sandbox.read(&format!("{name}.logits")))
+    } else {
+        Err(outcome.to_string())
+    }
 }
 
 /// `weights` with `name` in the header in place of `whole`, which is as long or longer.
@@ -19,7 +25,8 @@ fn renamed(weights: &[u8], whole: &str, name: &str) -> Vec<u8> {
     let place = weights.windows(whole.len()).position(|part| part == whole.as_bytes()).unwrap();
     let mut weights = weights.to_vec();
     // Space behind a key is nothing to JSON.
-    weights[place..place + whole.len()].copy_from_slice(format!("{name:<0$}", whole.len()).as_bytes());
+    weights[place..place + whole.len()]
+        .copy_from_slice(format!("{name:<0$}", whole.len()).as_bytes());
     weights
 }
 
@@ -34,13 +41,20 @@ fn indexes_are_read_as_python_reads_them() {
     let moved = |lead: &str| {
         let names = map.as_object().unwrap().iter();
         names
-            .map(|(name, file)| (name.clone(), Value::from(format!("{lead}{}", file.as_str().unwrap()))))
+            .map(|(name, file)| {
+                (name.clone(), Value::from(format!("{lead}{}", file.as_str().unwrap())))
+            })
             .collect::<Value>()
     };
     let mut problems = Vec::new();
     for (case, text) in [
         ("NaN", format!(r#"{{"metadata": {{"total_size": NaN}}, "weight_map": {map}}}"#)),
-        ("twice", format!(r#"{{"metadata": 1, "weight_map": {{}}, "metadata": {{}}, "weight_map": {map}}}"#)),
+        (
+            "twice",
+            format!(
+                r#"{{"metadata": 1, "weight_map": {{}}, "metadata": {{}}, "weight_map": {map}}}"#
+            ),
+        ),
         ("dot", json!({"metadata": {}, "weight_map": moved("./")}).to_string()),
         ("detour", json!({"metadata": {}, "weight_map": moved("sub/.././")}).to_string()),
     ] {
@@ -54,7 +68,11 @@ fn indexes_are_read_as_python_reads_them() {
     }
     let out = sandbox.copy("families/mixtral/sharded/model", "out");
     out.write(INDEX, json!({"metadata": {}, "weight_map": moved("sub/../../whole/")}).to_string());
-    problems.extend(sandbox.refuses("logits out --tokens tokens.json -o l", 1, &["outside the checkpoint", INDEX]));
+    problems.extend(sandbox.refuses(
+        "logits out --tokens tokens.json -o l",
+        1,
+        &["outside the checkpoint", INDEX],
+    ));
     assert_none(&problems);
 }
 
@@ -89,7 +107,11 @@ fn names_get_the_prefix_that_they_lack_one_by_one() {
         model.write(WEIGHTS, renamed(&weights, &format!("model.{name}"), name));
         assert!(logits(&sandbox, "model").unwrap() == expected, "{name}");
         let verified = sandbox.run("verify model").succeeds();
-        assert!(verified.stdout.contains("names of tensors lack \"model.\""), "{}", verified.stdout);
+        assert!(
+            verified.stdout.contains("names of tensors lack \"model.\""),
+            "{}",
+            verified.stdout
+        );
     }
 }
 
@@ -100,17 +122,21 @@ fn names_with_and_without_the_prefix_are_refused() {
     let model = sandbox.copy("families/llama/base/model", "model");
     let weights = sandbox.read("model/model.safetensors");
     model.write(WEIGHTS, renamed(&weights, "lm_head.weight", "norm.weight"));
-    let problem = sandbox.refuses("inspect model", 1, &["norm.weight", "model.norm.weight, too", WEIGHTS]);
+    let problem =
+        sandbox.refuses("inspect model", 1, &["norm.weight", "model.norm.weight, too", WEIGHTS]);
     assert_none(&problem.into_iter().collect::<Vec<_>>());
     // Neither has the usual name, and both are loaded under it.
     let weights = renamed(&weights, "lm_head.weight", "norm.weight");
-    let rows = renamed(&weights, "model.layers.0.input_layernorm.weight", "model.model.norm.weight");
+    let rows =
+        renamed(&weights, "model.layers.0.input_layernorm.weight", "model.model.norm.weight");
     model.write(WEIGHTS, renamed(&rows, "model.norm.weight", "other.weight"));
-    let problem = sandbox.refuses("inspect model", 1, &["loaded as model.norm.weight, too", WEIGHTS]);
+    let problem =
+        sandbox.refuses("inspect model", 1, &["loaded as model.norm.weight, too", WEIGHTS]);
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }
 
-/// transformers 5 knows some names of experts that no mixtral on the hub has (`golden/loaders/README.md`).
+/// transformers 5 knows some names of experts that no mixtral on the hub has
+/// (`golden/loaders/README.md`).
 #[test]
 fn experts_of_other_names_are_read_and_judged() {
     let sandbox = Sandbox::new();
@@ -120,22 +146,37 @@ fn experts_of_other_names_are_read_and_judged() {
     let weights = sandbox.read("model/model.safetensors");
     let length = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&weights[8..8 + length]).unwrap();
-    let experts: Vec<&String> =
-        header.as_object().unwrap().keys().filter(|name| name.contains("block_sparse_moe")).collect();
+    let experts: Vec<&String> = header
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|name| name.contains("block_sparse_moe"))
+        .collect();
     let with = |matrices: [&str; 3]| {
         experts.iter().fold(weights.clone(), |weights, name| {
             let other = name.replace("block_sparse_moe", "mlp");
             let [gate, down, up] = matrices;
-            renamed(&weights, name, &other.replace("w1", gate).replace("w2", down).replace("w3", up))
+            renamed(
+                &weights,
+                name,
+                &other.replace("w1", gate).replace("w2", down).replace("w3", up),
+            )
         })
     };
     model.write(WEIGHTS, with(["w1", "w2", "w3"]));
     assert!(logits(&sandbox, "model").unwrap() == expected);
     let noted = sandbox.run("verify model").succeeds().stdout;
-    assert!(noted.contains("before 5 doesn't know model.layers.0.mlp.experts.0.w1.weight"), "{noted}");
+    assert!(
+        noted.contains("before 5 doesn't know model.layers.0.mlp.experts.0.w1.weight"),
+        "{noted}"
+    );
     model.write(WEIGHTS, with(["gate_proj", "down_proj", "up_proj"]));
     assert!(logits(&sandbox, "model").unwrap() == expected);
-    sandbox.run("verify model").exits(1).says(&["mlp.experts.0.gate_proj.weight", "at random", "any pass"]);
+    sandbox.run("verify model").exits(1).says(&[
+        "mlp.experts.0.gate_proj.weight",
+        "at random",
+        "any pass",
+    ]);
     sandbox.run("prune model -o pruned --keep 0.5 --method random").succeeds();
     sandbox.run("verify pruned").succeeds();
 }

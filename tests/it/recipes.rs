@@ -35,9 +35,15 @@ fn sandbox(recipe: &str) -> Sandbox {
 #[test]
 fn steps_run_in_order() {
     let sandbox = sandbox(RECIPE);
-    let outcome = sandbox.run("run recipe.toml").succeeds().says(&["step 1 of 3", "step 2 of 3", "step 3 of 3"]);
-    let positions: Vec<_> =
-        ["result/moe", "sound", "english"].iter().map(|t| outcome.stdout.find(t).unwrap()).collect();
+    let outcome = sandbox.run("run recipe.toml").succeeds().says(&[
+        "step 1 of 3",
+        "step 2 of 3",
+        "step 3 of 3",
+    ]);
+    let positions: Vec<_> = ["result/moe", "sound", "english"]
+        .iter()
+        .map(|t| outcome.stdout.find(t).unwrap())
+        .collect();
     assert!(positions.is_sorted(), "{}", outcome.stdout);
     sandbox.run("verify result/moe").succeeds();
 }
@@ -46,7 +52,8 @@ fn steps_run_in_order() {
 fn json_of_a_recipe_is_a_value_for_each_step() {
     let sandbox = sandbox(RECIPE);
     let outcome = sandbox.run("run recipe.toml --json").succeeds();
-    let values = serde_json::Deserializer::from_str(&outcome.stdout).into_iter::<serde_json::Value>();
+    let values =
+        serde_json::Deserializer::from_str(&outcome.stdout).into_iter::<serde_json::Value>();
     let values: Vec<_> = values.collect::<Result<_, _>>().unwrap();
     assert_eq!(values.len(), 3);
     assert_eq!(values[0]["receipt"]["pass"], "upcycle");
@@ -74,9 +81,13 @@ fn finished_steps_are_hashed_once() {
     let size = |path: &str| sandbox.path(path).metadata().unwrap().len();
     let weights = size("golden/models/dense/model.safetensors") + size("o/model.safetensors");
     let outcome = sandbox.shell("moe-convert run r.toml --quiet; cat /proc/$$/io");
-    let (said, counted) = outcome.stdout.split_once("rchar: ").unwrap_or_else(|| panic!("{outcome}"));
+    let (said, counted) =
+        outcome.stdout.split_once("rchar: ").unwrap_or_else(|| panic!("{outcome}"));
     let read: u64 = counted.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(said.contains("finished already") && (weights..weights * 3 / 2).contains(&read), "{read} of {weights}");
+    assert!(
+        said.contains("finished already") && (weights..weights * 3 / 2).contains(&read),
+        "{read} of {weights}"
+    );
 }
 
 #[test]
@@ -93,7 +104,9 @@ fn finished_steps_are_kept() {
     // When all steps shall run, or with other options, a result that exists is in the way.
     let fresh = "run recipe.toml --fresh";
     sandbox.run(fresh).exits(2).says(&["result/moe", "exists", "step 1 (upcycle)", "recipe.toml"]);
-    let other = String::from_utf8(sandbox.read("recipe.toml")).unwrap().replace("experts = 4", "experts = 5");
+    let other = String::from_utf8(sandbox.read("recipe.toml"))
+        .unwrap()
+        .replace("experts = 4", "experts = 5");
     sandbox.write("other.toml", other);
     sandbox.run("run other.toml").exits(2).says(&["result/moe", "exists"]);
     sandbox.write("fresh.toml", RECIPE.replace("top-k = 2", "top-k = 2\noverwrite = true"));
@@ -179,9 +192,14 @@ group-size = 32
 #[test]
 fn nothing_is_computed_twice() {
     let sandbox = sandbox(SHARED);
-    let steps = ["step 1 of 5: prune\n", "step 2 of 5: prune; bits 4", "step 5 of 5: quantize; bits 8"];
+    let steps =
+        ["step 1 of 5: prune\n", "step 2 of 5: prune; bits 4", "step 5 of 5: quantize; bits 8"];
     let outcome = sandbox.run("run recipe.toml").succeeds().says(&steps);
-    assert!(outcome.stdout.contains("result/pruned-8 is a copy of result/pruned-4"), "{}", outcome.stdout);
+    assert!(
+        outcome.stdout.contains("result/pruned-8 is a copy of result/pruned-4"),
+        "{}",
+        outcome.stdout
+    );
     for file in ["model.safetensors", "config.json", "moe-convert.json"] {
         let of = |dir: &str| sandbox.read(&format!("result/{dir}/{file}"));
         assert!(of("pruned-4") == of("pruned-8"), "{file}");
@@ -194,7 +212,9 @@ fn nothing_is_computed_twice() {
     let dry = sandbox.run("run recipe.toml --dry-run").succeeds();
     assert_eq!(dry.stdout.matches("finished already").count(), 5, "{}", dry.stdout);
     sandbox.run("run recipe.toml --fresh --set out=fresh").succeeds();
-    assert!(sandbox.read("fresh/w8/model.safetensors") == sandbox.read("result/w8/model.safetensors"));
+    assert!(
+        sandbox.read("fresh/w8/model.safetensors") == sandbox.read("result/w8/model.safetensors")
+    );
 }
 
 /// The same words on another input are another step.
@@ -221,9 +241,11 @@ method = "rtn"
 group-size = 32
 "#,
     );
-    let outcome = sandbox.run("run recipe.toml").succeeds().says(&["step 4 of 4: quantize; keep 0.25"]);
+    let outcome =
+        sandbox.run("run recipe.toml").succeeds().says(&["step 4 of 4: quantize; keep 0.25"]);
     assert!(outcome.stdout.contains("6 of 24 rows"), "{}", outcome.stdout);
-    let config: serde_json::Value = serde_json::from_slice(&sandbox.read("quantized/config.json")).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&sandbox.read("quantized/config.json")).unwrap();
     assert_eq!(config["num_experts"], 6);
 }
 
@@ -322,11 +344,14 @@ method = "rtn"
     );
     let dry = sandbox.run("run recipe.toml --dry-run").succeeds();
     assert!(dry.stdout.contains("prune → quantize"), "{}", dry.stdout);
-    let outcome = sandbox.run("run recipe.toml").succeeds().says(&["step 1 of 1: prune → quantize"]);
+    let outcome =
+        sandbox.run("run recipe.toml").succeeds().says(&["step 1 of 1: prune → quantize"]);
     assert!(outcome.stdout.contains("12 of 24 rows"), "{}", outcome.stdout);
     assert_eq!(sandbox.names("."), ["golden", "out", "recipe.toml"]);
     sandbox.run("verify out").succeeds();
-    let wrong = String::from_utf8(sandbox.read("recipe.toml")).unwrap().replace("keep = 0.5", "keeep = 0.5");
+    let wrong = String::from_utf8(sandbox.read("recipe.toml"))
+        .unwrap()
+        .replace("keep = 0.5", "keeep = 0.5");
     sandbox.write("wrong.toml", wrong);
     sandbox.run("run wrong.toml").exits(2).says(&["line 12, step 1 (convert): pass 1", "keeep"]);
 }
@@ -345,7 +370,11 @@ fn dry_runs_plan_steps_that_wait_for_others() {
     let prune = "\n[[step]]\nrun = \"prune\"\nmodel = \"${out}/moe\"\noutput = \"${out}/pruned\"\nexperts = 2\nmethod = \"random\"\n";
     let sandbox = sandbox(&format!("{RECIPE}{prune}"));
     let before = sandbox.contents();
-    let notes = ["step 4 of 4: prune", "step 1 is yet to make result/moe: planned together", "not planned: step 1"];
+    let notes = [
+        "step 4 of 4: prune",
+        "step 1 is yet to make result/moe: planned together",
+        "not planned: step 1",
+    ];
     let outcome = sandbox.run("run recipe.toml --dry-run").succeeds().says(&notes);
     assert!(outcome.stdout.contains("would write result/pruned"), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("upcycle → prune"), "{}", outcome.stdout);
@@ -359,17 +388,30 @@ fn dry_runs_plan_steps_that_wait_for_others() {
 /// A dry run finds what would stop the run later: a step that no earlier step feeds.
 #[test]
 fn dry_runs_check_what_exists() {
-    let sandbox = sandbox(&RECIPE.replace("golden/models/dense\"\noutput", "golden/models/none\"\noutput"));
-    sandbox.run("run recipe.toml --dry-run").exits(1).says(&["golden/models/none", "step 1 (upcycle)"]);
+    let sandbox =
+        sandbox(&RECIPE.replace("golden/models/dense\"\noutput", "golden/models/none\"\noutput"));
+    sandbox
+        .run("run recipe.toml --dry-run")
+        .exits(1)
+        .says(&["golden/models/none", "step 1 (upcycle)"]);
 }
 
-/// What only the last step would miss is missed before the first one runs; so are places for reports.
+/// What only the last step would miss is missed before the first one runs; so are places for
+/// reports.
 #[test]
 fn what_is_missing_is_said_before_any_step() {
     for (from, to, what) in [
         ("heldout.txt", "nowhere.txt", "english.nowhere.txt"),
-        ("against = \"golden/models/dense\"", "against = \"golden/models/none\"", "golden/models/none"),
-        ("run = \"verify\"\nmodel = \"${out}/moe\"", "run = \"verify\"\nmodel = \"${out}/more\"", "result/more"),
+        (
+            "against = \"golden/models/dense\"",
+            "against = \"golden/models/none\"",
+            "golden/models/none",
+        ),
+        (
+            "run = \"verify\"\nmodel = \"${out}/moe\"",
+            "run = \"verify\"\nmodel = \"${out}/more\"",
+            "result/more",
+        ),
     ] {
         assert!(RECIPE.contains(from), "{from}");
         let sandbox = sandbox(&RECIPE.replace(from, to));
@@ -379,23 +421,36 @@ fn what_is_missing_is_said_before_any_step() {
         assert!(!sandbox.path("result").exists());
     }
     // Files that passes name, whatever they are for.
-    let step =
-        |run: &str| format!("\n[[step]]\nrun = \"{run}\"\nmodel = \"${{out}}/moe\"\noutput = \"${{out}}/{run}\"\n");
+    let step = |run: &str| {
+        format!(
+            "\n[[step]]\nrun = \"{run}\"\nmodel = \"${{out}}/moe\"\noutput = \"${{out}}/{run}\"\n"
+        )
+    };
     for (run, key) in [
         ("upcycle", "experts = 4\ntop-k = 2\nrouter = \"prompts\"\nprompts = \"none.txt\""),
         ("prune", "keep = 0.5\ndata = [\"none.txt\"]"),
-        ("merge", "keep = 0.5\ndata = [\"golden/text/english.calibration.txt\"]\nheld-out = [\"x=none.txt\"]"),
+        (
+            "merge",
+            "keep = 0.5\ndata = [\"golden/text/english.calibration.txt\"]\nheld-out = [\"x=none.txt\"]",
+        ),
         ("quantize", "data = [\"golden/text/english.calibration.txt\"]\npool = [\"none.txt\"]"),
         ("distill", "data = [\"none.txt\"]"),
         ("heal", "data = [\"none.txt\"]"),
     ] {
         let sandbox = sandbox(&format!("{RECIPE}{}{key}\n", step(run)));
-        sandbox.run("run recipe.toml").exits(1).says(&["none.txt", "no earlier step writes", &format!("({run})")]);
+        sandbox.run("run recipe.toml").exits(1).says(&[
+            "none.txt",
+            "no earlier step writes",
+            &format!("({run})"),
+        ]);
         assert!(!sandbox.path("result").exists());
     }
     let sandbox = sandbox(RECIPE);
     for option in ["--junit", "--summary"] {
-        sandbox.run(&format!("run recipe.toml {option} nowhere/x")).exits(2).says(&["nowhere/x", option]);
+        sandbox
+            .run(&format!("run recipe.toml {option} nowhere/x"))
+            .exits(2)
+            .says(&["nowhere/x", option]);
     }
     assert!(!sandbox.path("result").exists());
 }
@@ -404,9 +459,17 @@ fn what_is_missing_is_said_before_any_step() {
 fn a_gate_that_is_not_met_exits_with_3() {
     let noisy = RECIPE.replace("experts = 4\n", "experts = 4\nnoise-std = 0.05\n");
     let sandbox = sandbox(&noisy);
-    let outcome =
-        sandbox.run("run recipe.toml").exits(3).says(&["quality gate", "max-kl", "step 3 (eval)", "recipe.toml"]);
-    assert!(outcome.stdout.contains("english"), "the measurements are the result: {}", outcome.stdout);
+    let outcome = sandbox.run("run recipe.toml").exits(3).says(&[
+        "quality gate",
+        "max-kl",
+        "step 3 (eval)",
+        "recipe.toml",
+    ]);
+    assert!(
+        outcome.stdout.contains("english"),
+        "the measurements are the result: {}",
+        outcome.stdout
+    );
     let eval = "eval result/moe --against golden/models/dense --data golden/text/code.heldout.txt --max-tokens 64";
     sandbox.run(&format!("{eval} --max-kl 1e-6")).exits(3).says(&["max-kl", "result/moe"]);
     sandbox.run(&format!("{eval} --min-agreement 1")).exits(3).says(&["min-agreement"]);
@@ -423,17 +486,36 @@ fn gates_limit_labels_sizes_and_regressions() {
     let eval = "eval golden/models/moe --data english=golden/text/english.heldout.txt --max-tokens 64 --json";
     let against = format!("{eval} --against golden/models/dense");
     sandbox.run(&format!("{against} --domain english:max-kl=100 --max-bytes 1GB")).succeeds();
-    let found = sandbox.run(&format!("{against} --domain english:max-kl=0.001")).exits(3).says(&["max-kl of english"]);
-    assert!(found.stderr.contains("beyond it") && found.stderr.contains("remedy"), "{}", found.stderr);
-    sandbox.run(&format!("{against} --domain code:max-kl=1")).exits(2).says(&["\"code\"", "english"]);
-    sandbox.run(&format!("{eval} --max-bytes 1MB")).exits(3).says(&["max-bytes is 1.00 MB", "golden/models/moe"]);
+    let found = sandbox
+        .run(&format!("{against} --domain english:max-kl=0.001"))
+        .exits(3)
+        .says(&["max-kl of english"]);
+    assert!(
+        found.stderr.contains("beyond it") && found.stderr.contains("remedy"),
+        "{}",
+        found.stderr
+    );
+    sandbox
+        .run(&format!("{against} --domain code:max-kl=1"))
+        .exits(2)
+        .says(&["\"code\"", "english"]);
+    sandbox
+        .run(&format!("{eval} --max-bytes 1MB"))
+        .exits(3)
+        .says(&["max-bytes is 1.00 MB", "golden/models/moe"]);
     // What was measured before is the golden; another model's measurement misses it.
     sandbox.write("moe.json", sandbox.run(eval).succeeds().stdout);
     sandbox.run(&format!("{eval} --golden moe.json")).succeeds();
     let dense = eval.replace("models/moe", "models/dense");
-    sandbox.run(&format!("{dense} --golden moe.json")).exits(3).says(&["golden-tolerance of the loss of english"]);
+    sandbox
+        .run(&format!("{dense} --golden moe.json"))
+        .exits(3)
+        .says(&["golden-tolerance of the loss of english"]);
     sandbox.run(&format!("{dense} --golden moe.json --golden-tolerance 9")).succeeds();
-    sandbox.run(&format!("{} --golden moe.json", eval.replace("64", "32"))).exits(2).says(&["moe.json", "tokens"]);
+    sandbox
+        .run(&format!("{} --golden moe.json", eval.replace("64", "32")))
+        .exits(2)
+        .says(&["moe.json", "tokens"]);
 }
 
 /// Both files are written where a gate isn't met, and say of every step what became of it.
@@ -448,7 +530,8 @@ fn what_became_of_steps_is_written_for_ci() {
     let (xml, page) = (read("junit.xml"), read("page.md"));
     assert!(xml.contains("tests=\"4\" failures=\"1\" errors=\"0\" skipped=\"1\""), "{xml}");
     assert!(
-        xml.contains("name=\"1. upcycle: result/moe\"") && xml.contains("<failure message=\"quality gate"),
+        xml.contains("name=\"1. upcycle: result/moe\"")
+            && xml.contains("<failure message=\"quality gate"),
         "{xml}"
     );
     for row in [
@@ -467,8 +550,10 @@ fn what_became_of_steps_is_written_for_ci() {
 
 #[test]
 fn a_step_that_fails_stops_the_recipe() {
-    let sandbox =
-        sandbox(&RECIPE.replace("run = \"verify\"\nmodel = \"${out}/moe\"", "run = \"verify\"\nmodel = \"golden\""));
+    let sandbox = sandbox(&RECIPE.replace(
+        "run = \"verify\"\nmodel = \"${out}/moe\"",
+        "run = \"verify\"\nmodel = \"golden\"",
+    ));
     let outcome = sandbox.run("run recipe.toml").exits(1).says(&["step 2 (verify)", "golden"]);
     assert!(!outcome.stderr.contains("step 3 of"), "{outcome}");
 }
@@ -511,37 +596,58 @@ max-tokens = 64
 #[test]
 fn runs_of_a_label_are_averaged() {
     let sandbox = sandbox(MATRIX);
-    let outcome = sandbox
-        .run("run recipe.toml --json")
-        .succeeds()
-        .says(&["recipe, step 1 of 13: upcycle", "recipe, step 13 of 13: eval; noise much, seed 2"]);
+    let outcome = sandbox.run("run recipe.toml --json").succeeds().says(&[
+        "recipe, step 1 of 13: upcycle",
+        "recipe, step 13 of 13: eval; noise much, seed 2",
+    ]);
     assert_eq!(sandbox.names("result").len(), 7);
-    let values = serde_json::Deserializer::from_str(&outcome.stdout).into_iter::<serde_json::Value>();
+    let values =
+        serde_json::Deserializer::from_str(&outcome.stdout).into_iter::<serde_json::Value>();
     let values: Vec<_> = values.collect::<Result<_, _>>().unwrap();
-    let seeds: Vec<_> = (1..7).map(|i| values[2 * i - 1]["receipt"]["options"]["seed"].clone()).collect();
+    let seeds: Vec<_> =
+        (1..7).map(|i| values[2 * i - 1]["receipt"]["options"]["seed"].clone()).collect();
     assert_eq!(seeds, [0, 1, 2, 0, 1, 2]);
     let last = values.last().unwrap();
-    let kl_of_evals: Vec<_> = (1..7).map(|i| values[2 * i]["report"]["all"]["against"]["kl"].clone()).collect();
-    let kl_of_rows: Vec<_> = last["summary"].as_array().unwrap().iter().map(|row| row["kl"].clone()).collect();
+    let kl_of_evals: Vec<_> =
+        (1..7).map(|i| values[2 * i]["report"]["all"]["against"]["kl"].clone()).collect();
+    let kl_of_rows: Vec<_> =
+        last["summary"].as_array().unwrap().iter().map(|row| row["kl"].clone()).collect();
     assert_eq!(kl_of_rows, kl_of_evals, "every single row is kept");
     let kls: Vec<_> = kl_of_rows.iter().map(|kl| kl.as_f64().unwrap()).collect();
     let averages = last["averages"].as_array().unwrap();
-    assert_eq!((averages.len(), &averages[1]["label"], &averages[1]["runs"]), (2, &"much noise".into(), &3.into()));
+    assert_eq!(
+        (averages.len(), &averages[1]["label"], &averages[1]["runs"]),
+        (2, &"much noise".into(), &3.into())
+    );
     for (average, kls) in averages.iter().zip(kls.chunks(3)) {
         let mean = (kls[0] + kls[1] + kls[2]) / 3.0;
         let deviation = (kls.iter().map(|kl| (kl - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
-        let close = |found: &serde_json::Value, expected: f64| (found.as_f64().unwrap() / expected - 1.0).abs() < 1e-9;
+        let close = |found: &serde_json::Value, expected: f64| {
+            (found.as_f64().unwrap() / expected - 1.0).abs() < 1e-9
+        };
         assert!(
-            deviation > 0.0 && close(&average["kl"]["mean"], mean) && close(&average["kl"]["deviation"], deviation)
+            deviation > 0.0
+                && close(&average["kl"]["mean"], mean)
+                && close(&average["kl"]["deviation"], deviation)
         );
-        assert!(average["domains"][1]["kl"]["deviation"].is_number() && average["load"]["gini"]["mean"].is_number());
+        assert!(
+            average["domains"][1]["kl"]["deviation"].is_number()
+                && average["load"]["gini"]["mean"].is_number()
+        );
     }
     // What is finished stays, and the table for people says how many runs there were.
     let again = sandbox.run("run recipe.toml --resume --set seeds=[0,1]").succeeds();
     assert_eq!(again.stdout.matches("finished already").count(), 1 + 2 * 2);
-    let table: Vec<_> = again.stdout.lines().filter(|line| line.starts_with("| little noise |")).collect();
-    assert!(table[0].starts_with("| little noise | 2 | ") && table[0].matches(" ± ").count() == 3, "{table:?}");
-    assert!(again.stdout.contains("|  | runs | loss |") && again.stdout.contains("mean ± standard deviation"));
+    let table: Vec<_> =
+        again.stdout.lines().filter(|line| line.starts_with("| little noise |")).collect();
+    assert!(
+        table[0].starts_with("| little noise | 2 | ") && table[0].matches(" ± ").count() == 3,
+        "{table:?}"
+    );
+    assert!(
+        again.stdout.contains("|  | runs | loss |")
+            && again.stdout.contains("mean ± standard deviation")
+    );
 }
 
 #[test]
@@ -553,15 +659,26 @@ fn dry_runs_check_every_combination() {
     assert!(before == sandbox.contents());
     let negative = MATRIX.replace("std = 0.03", "std = -1.0");
     sandbox.write("recipe.toml", negative);
-    sandbox.run("run recipe.toml --dry-run").exits(2).says(&["step 2.1 (upcycle; noise much, seed 0)", "noise-std"]);
+    sandbox
+        .run("run recipe.toml --dry-run")
+        .exits(2)
+        .says(&["step 2.1 (upcycle; noise much, seed 0)", "noise-std"]);
 }
 
 #[test]
 fn mistakes_in_blocks_come_before_any_step() {
     for (from, to, complaint) in [
-        ("${noise}-${seed}\"\nexperts", "${noise}\"\nexperts", "writes to result/little, as step 2 does"),
+        (
+            "${noise}-${seed}\"\nexperts",
+            "${noise}\"\nexperts",
+            "writes to result/little, as step 2 does",
+        ),
         ("noise-std = \"${std}\"\n", "", "each.noise: no step of the block uses ${std}"),
-        ("${std}", "${sdt}", "step 2.1 (upcycle; noise little, seed 0): there is no variable \"sdt\" here"),
+        (
+            "${std}",
+            "${sdt}",
+            "step 2.1 (upcycle; noise little, seed 0): there is no variable \"sdt\" here",
+        ),
         ("max-tokens = 64", "max-tokens = \"6${seed}\"", "step 2.2 (eval; noise little, seed 0): "),
     ] {
         assert!(MATRIX.contains(from), "{from}");
@@ -574,18 +691,18 @@ fn mistakes_in_blocks_come_before_any_step() {
 #[test]
 fn the_recipe_in_the_guide_can_run() {
     let guide = std::fs::read_to_string(root().join("docs/recipes.md")).unwrap();
-    let written = guide.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let written =
+        guide.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let sandbox = sandbox(written);
     let outcome = sandbox.run("run recipe.toml --dry-run").succeeds();
     assert_eq!(outcome.stdout.matches("would write ").count(), 8);
 }
 
-/// What a step's options do to its model is planned before the first step runs: on models that are there, and on those that the
-/// steps before it make of them.
+/// What a step's options do to its model is planned before the first step runs: on models that are
+/// there, and on those that the steps before it make of them.
 #[test]
 fn options_that_do_not_fit_a_model_come_before_any_step() {
-    let upcycle =
-        "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"made\"\nexperts = 4\ntop-k = 2\n";
+    let upcycle = "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"made\"\nexperts = 4\ntop-k = 2\n";
     let data = "data = [\"golden/text/english.calibration.txt\"]\n";
     let moe = "model = \"golden/models/moe\"\noutput = \"x\"\n";
     for (step, complaints) in [
@@ -634,10 +751,14 @@ fn remedies_of_steps_are_for_recipes() {
         "[[step]]\nrun = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"taken\"\nmethod = \"random\"\nexperts = 4\n",
     );
     sandbox.write("taken/thesis.txt", "mine");
-    sandbox.run("run recipe.toml").exits(2).says(&["the output exists", "put `overwrite = true` into the step"]);
+    sandbox
+        .run("run recipe.toml")
+        .exits(2)
+        .says(&["the output exists", "put `overwrite = true` into the step"]);
 }
 
-/// What a step can't replace is found out before the first one runs; what is finished, or a step makes before, is no reason.
+/// What a step can't replace is found out before the first one runs; what is finished, or a step
+/// makes before, is no reason.
 #[test]
 fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
     let sandbox = Sandbox::with_model_and_text();
@@ -653,7 +774,8 @@ fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
     sandbox.write("over.toml", both(6, overwrite));
     sandbox.write("other.toml", both(5, overwrite));
     sandbox.write("last.toml", step("m", 6, "a", "") + &step("a", 3, "b", ""));
-    let observe = "[[step]]\nrun = \"observe\"\nmodel = \"a\"\noutput = \"stats\"\ndata = [\"ids.jsonl\"]\n";
+    let observe =
+        "[[step]]\nrun = \"observe\"\nmodel = \"a\"\noutput = \"stats\"\ndata = [\"ids.jsonl\"]\n";
     sandbox.write("observe.toml", step("m", 6, "a", "") + observe);
     let mut problems = Vec::new();
     for (before, recipe, complaint, after) in [
@@ -666,7 +788,11 @@ fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
         sandbox.shell(before).exits(0);
         for how in ["", "--dry-run"] {
             let complaint = complaint.split('|').next_back().unwrap();
-            problems.extend(sandbox.refuses(&format!("run {recipe}.toml {how}"), 2, &[complaint, "step 2"]));
+            problems.extend(sandbox.refuses(
+                &format!("run {recipe}.toml {how}"),
+                2,
+                &[complaint, "step 2"],
+            ));
         }
         sandbox.shell(after).exits(0);
     }

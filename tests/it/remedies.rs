@@ -1,4 +1,5 @@
-//! Values that are not finite, trainings that can change nothing, and remedies that can be followed.
+//! Values that are not finite, trainings that can change nothing, and remedies that can be
+//! followed.
 
 use std::time::Duration;
 
@@ -6,9 +7,11 @@ use serde_json::json;
 
 use crate::common::{Outcome, Sandbox, assert_none, has};
 
-const TEXT: &str = "--data golden/text/english.calibration.txt --data-tokens 512 --sequence-length 64";
+const TEXT: &str =
+    "--data golden/text/english.calibration.txt --data-tokens 512 --sequence-length 64";
 
-/// The tensor is named, and its file, whichever pass meets it first; a rate or more text would not mend it.
+/// The tensor is named, and its file, whichever pass meets it first; a rate or more text would not
+/// mend it.
 #[test]
 fn what_is_not_finite_is_named() {
     let sandbox = Sandbox::new();
@@ -22,8 +25,12 @@ fn what_is_not_finite_is_named() {
     expert.set_f32("model.layers.0.mlp.experts.1.up_proj.weight", 3, f32::NAN);
     sandbox.write("ids.jsonl", json!({ "input_ids": [1, 2, 3, 4, 5, 6, 7, 8] }).to_string());
     let data = "--data ids.jsonl --sequence-length 8 --batch-tokens 8 --steps 1";
-    let embed =
-        ["element 45 is not finite", "model.embed_tokens.weight", "embedding/model.safetensors", "sound checkpoint"];
+    let embed = [
+        "element 45 is not finite",
+        "model.embed_tokens.weight",
+        "embedding/model.safetensors",
+        "sound checkpoint",
+    ];
     for line in [
         format!("heal embedding -o out {data} --overwrite"),
         format!("heal embedding -o out {data} --train all --overwrite"),
@@ -36,16 +43,15 @@ fn what_is_not_finite_is_named() {
     // No token has this row, and yet it would be written.
     let line = format!("heal unused -o out {data} --train all --overwrite");
     sandbox.run(&line).exits(1).says(&["element 4021 is not finite", "unused/model.safetensors"]);
-    sandbox.run("prune expert -o reduced --experts 4 --method aimer --dry-run --plan-out plan.json").exits(1).says(&[
-        "element 7 is not finite",
-        "experts.1.up_proj.weight",
-        "expert/model.safetensors",
-    ]);
+    sandbox
+        .run("prune expert -o reduced --experts 4 --method aimer --dry-run --plan-out plan.json")
+        .exits(1)
+        .says(&["element 7 is not finite", "experts.1.up_proj.weight", "expert/model.safetensors"]);
     assert!(!sandbox.path("plan.json").exists());
 }
 
-/// What every pass on text does with a model whose layer 1 has NaN in a weight: whatever looks at activations first, that weight is named,
-/// not one that only saw them.
+/// What every pass on text does with a model whose layer 1 has NaN in a weight: whatever looks at
+/// activations first, that weight is named, not one that only saw them.
 #[test]
 fn the_weight_that_makes_activations_not_finite_is_named() {
     let sandbox = Sandbox::new();
@@ -59,9 +65,12 @@ fn the_weight_that_makes_activations_not_finite_is_named() {
         "upcycle DENSE --experts 4 --top-k 2 --router kmeans",
         "upcycle DENSE --experts 4 --top-k 2 --init partition --partition-by activations --router activations",
     ];
-    let shared = ["self_attn.v_proj", "self_attn.q_proj", "input_layernorm", "post_attention_layernorm"];
+    let shared =
+        ["self_attn.v_proj", "self_attn.q_proj", "input_layernorm", "post_attention_layernorm"];
     let mut problems = Vec::new();
-    for (index, weight) in shared.into_iter().chain(["mlp.experts.3.down_proj", "mlp.gate"]).enumerate() {
+    for (index, weight) in
+        shared.into_iter().chain(["mlp.experts.3.down_proj", "mlp.gate"]).enumerate()
+    {
         let name = format!("model.layers.1.{weight}.weight");
         // Weights are bf16 here: this is two of them, and the second is no number.
         let [moe, dense] = ["moe", "dense"].map(|model| format!("{model}-{index}"));
@@ -70,15 +79,18 @@ fn the_weight_that_makes_activations_not_finite_is_named() {
             sandbox.copy("models/dense", &dense).set_f32(&name, 2, f32::NAN);
         }
         for pass in passes.iter().filter(|pass| shared.contains(&weight) || pass.contains("MOE")) {
-            let line = format!("{} -o out {TEXT}", pass.replace("MOE", &moe).replace("DENSE", &dense));
-            let complaints = ["element 5 is not finite", name.as_str(), "model.safetensors", "sound checkpoint"];
+            let line =
+                format!("{} -o out {TEXT}", pass.replace("MOE", &moe).replace("DENSE", &dense));
+            let complaints =
+                ["element 5 is not finite", name.as_str(), "model.safetensors", "sound checkpoint"];
             problems.extend(sandbox.refuses(&line, 1, &complaints));
         }
     }
     assert_none(&problems);
 }
 
-/// Weights that are finite but far too large are not blamed on the text, where more of it would not help.
+/// Weights that are finite but far too large are not blamed on the text, where more of it would not
+/// help.
 #[test]
 fn what_is_too_large_is_not_blamed_on_the_text() {
     let sandbox = Sandbox::new();
@@ -91,15 +103,18 @@ fn what_is_too_large_is_not_blamed_on_the_text() {
         (format!("quantize moe -o out --scheme w4a16 --min-samples 0.1 {TEXT}"), "--method rtn"),
         (format!("{upcycle} --router kmeans {TEXT}"), "--router normal"),
         (
-            format!("{upcycle} --init partition --partition-by activations --router activations {TEXT}"),
+            format!(
+                "{upcycle} --init partition --partition-by activations --router activations {TEXT}"
+            ),
             "--router normal",
         ),
     ]
     .map(|(line, remedy)| sandbox.refuses(&line, 1, &["layer 1", "too large", remedy]));
     assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
     // Its squares overflow f32, and yet all errors that are reported are numbers.
-    let distilled =
-        sandbox.run(&format!("distill moe -o distilled --width 128 --down measured --steps 2 {TEXT}")).succeeds();
+    let distilled = sandbox
+        .run(&format!("distill moe -o distilled --width 128 --down measured --steps 2 {TEXT}"))
+        .succeeds();
     assert!(!distilled.stdout.contains("NaN") && !distilled.stdout.contains("inf"), "{distilled}");
 }
 
@@ -110,13 +125,14 @@ fn proposed(refusal: &Outcome) -> String {
     words.unwrap_or_else(|| panic!("{refusal}")).0.to_owned()
 }
 
-/// Whoever asks for as many tokens as the error says gets a run that succeeds, within the budget; and who has asked for a number is told
-/// how many less.
+/// Whoever asks for as many tokens as the error says gets a run that succeeds, within the budget;
+/// and who has asked for a number is told how many less.
 #[test]
 fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
     let sandbox = Sandbox::new();
-    let line =
-        |length: usize| format!("{}\n", json!({ "input_ids": (0..length).map(|id| id % 250).collect::<Vec<_>>() }));
+    let line = |length: usize| {
+        format!("{}\n", json!({ "input_ids": (0..length).map(|id| id % 250).collect::<Vec<_>>() }))
+    };
     sandbox.write("long.jsonl", line(512).repeat(20));
     sandbox.write("other.jsonl", line(512).repeat(20));
     sandbox.write("short.jsonl", line(3).repeat(6000));
@@ -131,15 +147,22 @@ fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
         ("eval golden/models/moe --data short.jsonl --sequence-length 64".to_owned(), "44MB"),
         ("eval golden/models/dense --data long.jsonl".to_owned(), "54MB"),
         ("eval golden/models/moe --data huge.jsonl".to_owned(), "54MB"),
-        (format!("observe golden/models/moe -o s --overwrite --no-left-out {two} --data-tokens 9000"), "54MB"),
+        (
+            format!(
+                "observe golden/models/moe -o s --overwrite --no-left-out {two} --data-tokens 9000"
+            ),
+            "54MB",
+        ),
     ] {
         let refused = sandbox.run(&format!("{line} --memory-budget {budget}")).exits(2);
         let fewer = proposed(&refused);
-        let says_instead = line.contains("-tokens ") == refused.stderr.contains("or fewer instead of ");
+        let says_instead =
+            line.contains("-tokens ") == refused.stderr.contains("or fewer instead of ");
         let option = fewer.split(' ').next().unwrap_or_default();
         let without = line.split(&format!(" {option} ")).next().unwrap_or_default();
         let followed = sandbox.run(&format!("{without} {fewer} --memory-budget {budget}"));
-        if followed.code != 0 || followed.stderr.contains("warning: this run held") || !says_instead {
+        if followed.code != 0 || followed.stderr.contains("warning: this run held") || !says_instead
+        {
             problems.push(format!("{refused}{followed}"));
         }
     }
@@ -200,11 +223,14 @@ fn a_budget_that_is_too_small_names_what_helps() {
     assert_none(&problems);
 }
 
-/// Steps bound how much text a training sees: no more of it is read, and what is read is in the estimate.
+/// Steps bound how much text a training sees: no more of it is read, and what is read is in the
+/// estimate.
 #[test]
 fn a_training_reads_what_its_steps_see() {
     let sandbox = Sandbox::new();
-    let text = std::fs::read_to_string(crate::common::root().join("golden/text/english.calibration.txt")).unwrap();
+    let text =
+        std::fs::read_to_string(crate::common::root().join("golden/text/english.calibration.txt"))
+            .unwrap();
     sandbox.write("large.txt", text.repeat(300));
     let heal = "heal golden/models/moe -o healed --steps 1 --batch-tokens 64 --sequence-length 64 --data large.txt";
     let planned = sandbox.run(&format!("{heal} --dry-run")).succeeds();
@@ -224,13 +250,19 @@ fn a_dry_run_says_what_will_be_measured() {
         format!("heal golden/models/moe -o o --steps 1 {TEXT} {held_out}"),
     ] {
         let planned = sandbox.run(&line).succeeds();
-        assert!(planned.stdout.contains("measured when it runs, on 512 held-out tokens"), "{planned}");
         assert!(
-            !planned.stdout.contains("not measured on text") && !planned.stdout.contains("--held-out TEXT"),
+            planned.stdout.contains("measured when it runs, on 512 held-out tokens"),
+            "{planned}"
+        );
+        assert!(
+            !planned.stdout.contains("not measured on text")
+                && !planned.stdout.contains("--held-out TEXT"),
             "{planned}"
         );
     }
-    let without = sandbox.run("prune golden/models/moe -o o --experts 12 --method random --dry-run").succeeds();
+    let without = sandbox
+        .run("prune golden/models/moe -o o --experts 12 --method random --dry-run")
+        .succeeds();
     assert!(without.stdout.contains("not measured on text"), "{without}");
 }
 
@@ -244,11 +276,14 @@ fn what_is_next_for_a_result_without_a_tokenizer_can_be_typed() {
     let pruned = sandbox.run("prune model -o out --experts 12 --method random").succeeds();
     assert!(pruned.stdout.contains("vllm serve out --skip-tokenizer-init"), "{pruned}");
     let next = pruned.stdout.split_once("next").unwrap().1.lines();
-    let ours: Vec<&str> = next.filter_map(|line| line.trim().strip_prefix("moe-convert ")).collect();
+    let ours: Vec<&str> =
+        next.filter_map(|line| line.trim().strip_prefix("moe-convert ")).collect();
     assert_eq!(ours.len(), 3, "{pruned}");
     for line in ours {
         let steps = if line.starts_with("heal") { " --steps 1 --batch-tokens 4" } else { "" };
-        sandbox.shell(&format!("moe-convert {}{steps}", line.split("   #").next().unwrap())).succeeds();
+        sandbox
+            .shell(&format!("moe-convert {}{steps}", line.split("   #").next().unwrap()))
+            .succeeds();
     }
 }
 
@@ -257,12 +292,19 @@ fn what_is_next_for_a_result_without_a_tokenizer_can_be_typed() {
 fn a_light_step_does_not_have_the_memory_of_a_heavy_one() {
     let sandbox = Sandbox::new();
     let step = |name: &str, options: &str| {
-        format!("[[step]]\nrun = {name:?}\nmodel = \"golden/models/moe\"\noutput = \"{name}-out\"\n{options}\n")
+        format!(
+            "[[step]]\nrun = {name:?}\nmodel = \"golden/models/moe\"\noutput = \"{name}-out\"\n{options}\n"
+        )
     };
     let heal = "steps = 1\ndata = [\"golden/text/english.calibration.txt\"]\n";
-    sandbox.write("r.toml", step("heal", heal) + &step("prune", "experts = 12\nmethod = \"random\"\n"));
+    sandbox.write(
+        "r.toml",
+        step("heal", heal) + &step("prune", "experts = 12\nmethod = \"random\"\n"),
+    );
     sandbox.run("run r.toml").succeeds();
-    let peak = |name: &str| sandbox.json(&format!("{name}-out/run.json"))["peak_memory_bytes"].as_f64().unwrap() / 1e6;
+    let peak = |name: &str| {
+        sandbox.json(&format!("{name}-out/run.json"))["peak_memory_bytes"].as_f64().unwrap() / 1e6
+    };
     assert!(peak("heal") > 120.0 && peak("prune") < 100.0, "{} {}", peak("heal"), peak("prune"));
 }
 
@@ -286,16 +328,29 @@ fn an_edited_card_can_be_listed() {
 fn a_training_that_can_change_nothing_is_warned_of() {
     let sandbox = Sandbox::new();
     let upcycle = "upcycle golden/models/dense --experts 4 --top-k 2";
-    let copies = sandbox.run(&format!("{upcycle} -o copies")).succeeds().says(&["same network", "--noise-std"]);
+    let copies = sandbox
+        .run(&format!("{upcycle} -o copies"))
+        .succeeds()
+        .says(&["same network", "--noise-std"]);
     assert!(copies.stdout.contains("--train router,experts --data TEXT"), "{}", copies.stdout);
     let noisy = sandbox.run(&format!("{upcycle} -o noisy --noise-std 0.01")).succeeds();
-    assert!(!noisy.stderr.contains("same network") && !noisy.stdout.contains("same network"), "{noisy}");
+    assert!(
+        !noisy.stderr.contains("same network") && !noisy.stdout.contains("same network"),
+        "{noisy}"
+    );
     let heal = |model: &str, train: &str| {
-        let line = format!("heal {model} -o {model}-{train} --train {train} --steps 1 --batch-tokens 64 {TEXT}");
+        let line = format!(
+            "heal {model} -o {model}-{train} --train {train} --steps 1 --batch-tokens 64 {TEXT}"
+        );
         sandbox.run(&line).succeeds()
     };
-    let idle = heal("copies", "router").says(&["routers alone can change nothing", "--train router,experts"]);
-    assert!(!idle.stdout.contains("routers alone can change nothing"), "once is enough: {}", idle.stdout);
+    let idle = heal("copies", "router")
+        .says(&["routers alone can change nothing", "--train router,experts"]);
+    assert!(
+        !idle.stdout.contains("routers alone can change nothing"),
+        "once is enough: {}",
+        idle.stdout
+    );
     for (model, train) in [("copies", "router,experts"), ("noisy", "router")] {
         let outcome = heal(model, train);
         assert!(!outcome.stderr.contains("can change nothing"), "{outcome}");
@@ -312,14 +367,24 @@ fn remedies_can_be_followed() {
         (format!("{heal} --train all"), ["lower --batch-tokens", "--memory-budget"]),
         (format!("{quantize} --scheme w8a8"), ["no scheme \"w8a8\"", "fp8 is what engines run"]),
         (format!("{quantize} --scheme w4a8"), ["no scheme", "give w4a16"]),
-        (format!("prune golden/models/moe -o out --keep 75% {TEXT}"), ["'75%'", "write 75 % as 0.75"]),
-        (format!("prune golden/models/moe -o out --keep 75 {TEXT}"), ["--keep 75 is not a share", "0.75 for 75 %"]),
+        (
+            format!("prune golden/models/moe -o out --keep 75% {TEXT}"),
+            ["'75%'", "write 75 % as 0.75"],
+        ),
+        (
+            format!("prune golden/models/moe -o out --keep 75 {TEXT}"),
+            ["--keep 75 is not a share", "0.75 for 75 %"],
+        ),
     ] {
         problems.extend(sandbox.refuses(&line, 2, &complaints));
     }
     let recipe = "[[step]]\nrun = \"quantize\"\nmodel = \"golden/models/moe\"\noutput = \"out\"\nscheme = \"w8a8\"\n";
     sandbox.write("r.toml", recipe);
-    problems.extend(sandbox.refuses("run r.toml", 2, &["line 5, step 1 (quantize)", "fp8 is what engines run"]));
+    problems.extend(sandbox.refuses(
+        "run r.toml",
+        2,
+        &["line 5, step 1 (quantize)", "fp8 is what engines run"],
+    ));
     assert_none(&problems);
 }
 
@@ -328,13 +393,19 @@ fn remedies_can_be_followed() {
 fn a_search_for_ranges_at_two_bits_is_warned_of() {
     let sandbox = Sandbox::new();
     let quantize = |options: &str| {
-        let line = format!("quantize golden/models/moe -o out --group-size 32 --dry-run {TEXT} {options}");
+        let line =
+            format!("quantize golden/models/moe -o out --group-size 32 --dry-run {TEXT} {options}");
         sandbox.run(&line).succeeds().stdout
     };
     let warning = "--clip-search costs at 2 bits";
     assert!(quantize("--scheme w2a16 --clip-search --samples routed").contains(warning));
-    assert!(quantize("--target-bits 4.5 --profile free --clip-search --samples routed").contains(warning));
-    for options in ["--scheme w2a16", "--scheme w3a16 --clip-search", "--target-bits 5.5 --clip-search"] {
+    assert!(
+        quantize("--target-bits 4.5 --profile free --clip-search --samples routed")
+            .contains(warning)
+    );
+    for options in
+        ["--scheme w2a16", "--scheme w3a16 --clip-search", "--target-bits 5.5 --clip-search"]
+    {
         assert!(!quantize(&format!("{options} --samples routed")).contains(warning), "{options}");
     }
 }

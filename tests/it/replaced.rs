@@ -1,5 +1,5 @@
-//! What `--overwrite` replaces is what a run has written, as it has written it; what can't be replaced is refused before the work; and
-//! outputs that are no files are written to.
+//! What `--overwrite` replaces is what a run has written, as it has written it; what can't be
+//! replaced is refused before the work; and outputs that are no files are written to.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +7,8 @@ use std::os::unix::fs::symlink;
 use crate::common::{BINARY, Sandbox, assert_none};
 
 const HEAL: &str = "heal m -o healed --data ids.jsonl --sequence-length 64 --batch-tokens 64 --eval-every 1 --steps 2";
-const PRUNE: &str = "prune m -o out --keep 0.5 --data ids.jsonl --data-tokens 128 --sequence-length 64";
+const PRUNE: &str =
+    "prune m -o out --keep 0.5 --data ids.jsonl --data-tokens 128 --sequence-length 64";
 const RECIPE: &str = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\noutput = \"made\"\n";
 
 #[test]
@@ -27,7 +28,11 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
         (heal, "healed/training.jsonl", "echo '{\"step\":9,\"mine\":\"x\"}' >>FILE"),
         (heal, "healed/training.jsonl", "sed -i '1s/{/{\"mine\":1,/' FILE"),
         (heal, "healed/training.jsonl", "sed -i '2s/\"loss\":[0-9]/\"loss\":7/' FILE"),
-        (heal, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": {\"notes\": \"mine\"}/' FILE"),
+        (
+            heal,
+            "healed/run.json",
+            "sed -i 's/\"host\": \".*\"/\"host\": {\"notes\": \"mine\"}/' FILE",
+        ),
         (heal, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": \"my note\"/' FILE"),
         (heal, "healed/run.json", "sed -i 's/\"device\": \".*\"/\"device\": [\"my note\"]/' FILE"),
         // Another model that was being copied there.
@@ -36,7 +41,11 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
         (plan, "plan.json", "sed -i 's/\"keep\": \\[/\"keep\": [ /' FILE"),
         (plan, "plan.json", "sed -i 's/\"method\": \".*\"/\"method\": \"mine\"/' FILE"),
         (plan, "plan.json", "echo >>FILE"),
-        (plan, "plan.json", "echo '{\"layers\": {\"0\": {\"experts\": 7, \"keep\": [0, 1, 2]}}}' >FILE"),
+        (
+            plan,
+            "plan.json",
+            "echo '{\"layers\": {\"0\": {\"experts\": 7, \"keep\": [0, 1, 2]}}}' >FILE",
+        ),
         (junit, "j.xml", "sed -i 's/name=\"1. prune/name=\"my prune/' FILE"),
         (junit, "j.xml", "echo '<testsuites><testsuite name=\"pytest\"/></testsuites>' >FILE"),
         (man, "pages/moe-convert-prune.1", "echo 'See my notes.' >>FILE"),
@@ -44,7 +53,11 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
     ] {
         sandbox.shell(&format!("cp {file} before; {}", edit.replace("FILE", file))).succeeds();
         let name = file.rsplit('/').next().unwrap();
-        problems.extend(sandbox.refuses(&format!("{line} --overwrite"), 2, &[name]).map(|p| format!("{edit}\n{p}")));
+        problems.extend(
+            sandbox
+                .refuses(&format!("{line} --overwrite"), 2, &[name])
+                .map(|p| format!("{edit}\n{p}")),
+        );
         sandbox.shell(&format!("mv before {file}")).succeeds();
     }
     assert_none(&problems);
@@ -52,9 +65,14 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
     for line in &writers {
         sandbox.run(&format!("{line} --overwrite")).succeeds();
     }
-    sandbox.shell("truncate -s 40000 healed/model.safetensors; rm healed/run.json healed/training.jsonl").succeeds();
+    sandbox
+        .shell(
+            "truncate -s 40000 healed/model.safetensors; rm healed/run.json healed/training.jsonl",
+        )
+        .succeeds();
     sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
-    // What a crash leaves is nobody's: files without content, and weights that end within their header.
+    // What a crash leaves is nobody's: files without content, and weights that end within their
+    // header.
     let cut = "truncate -s 0 healed/run.json healed/training.jsonl; truncate -s 300 healed/model.safetensors";
     sandbox.shell(cut).succeeds();
     sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
@@ -94,9 +112,12 @@ fn a_result_that_comes_while_a_run_works_is_not_replaced() {
 #[test]
 fn other_permissions_make_no_other_result_of_it() {
     let mut problems = Vec::new();
-    for change in
-        ["chmod 700 out", "chmod 640 out/README.md out/model.safetensors", "chmod -R go-rwx out", "touch out/README.md"]
-    {
+    for change in [
+        "chmod 700 out",
+        "chmod 640 out/README.md out/model.safetensors",
+        "chmod -R go-rwx out",
+        "touch out/README.md",
+    ] {
         let sandbox = Sandbox::with_model_and_text();
         sandbox.run("prune m --experts 3 --method random -o out").succeeds();
         // The same work each time: what it makes is compared with the first result.
@@ -106,7 +127,8 @@ fn other_permissions_make_no_other_result_of_it() {
              while [ ! -e .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
              sleep 0.1; kill -STOP $pid; sleep 0.02; {change}; kill -CONT $pid; wait $pid"
         ));
-        let is_new = sandbox.shell("grep -q leave-one-out out/moe-convert.json && [ ! -e out-2 ]").code == 0;
+        let is_new =
+            sandbox.shell("grep -q leave-one-out out/moe-convert.json && [ ! -e out-2 ]").code == 0;
         if outcome.code != 0 || !is_new {
             problems.push(format!("{change}: {:?}\n{outcome}", sandbox.names(".")));
         }
@@ -120,7 +142,11 @@ fn what_cannot_take_a_name_is_refused_before_the_work() {
     let prune = "prune m --experts 3 --method random -o";
     let mut problems = Vec::new();
     for how in ["", "--overwrite", "--dry-run", "--overwrite --dry-run"] {
-        problems.extend(sandbox.refuses(&format!("{prune} /proc {how}"), 2, &["mount point", "/proc/proc"]));
+        problems.extend(sandbox.refuses(
+            &format!("{prune} /proc {how}"),
+            2,
+            &["mount point", "/proc/proc"],
+        ));
         for path in ["q/../q", "q/../out", "m/../q/r/../../out"] {
             problems.extend(sandbox.refuses(&format!("{prune} {path} {how}"), 2, &["isn't there"]));
         }
@@ -133,7 +159,8 @@ fn what_cannot_take_a_name_is_refused_before_the_work() {
 fn text_goes_to_pipes_and_devices() {
     let sandbox = Sandbox::with_model_and_text();
     sandbox.write("r.toml", format!("{RECIPE}[[step]]\nrun = \"verify\"\nmodel = \"made\"\n"));
-    let plan = sandbox.run(&format!("{PRUNE} -q --dry-run --plan-out /dev/stdout")).succeeds().stdout;
+    let plan =
+        sandbox.run(&format!("{PRUNE} -q --dry-run --plan-out /dev/stdout")).succeeds().stdout;
     assert!(plan.contains("\"keep\": [") && plan.contains("\"sha256\": "), "{plan}");
     sandbox.run(&format!("{PRUNE} --plan-out /dev/null")).succeeds();
     let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
@@ -143,7 +170,10 @@ fn text_goes_to_pipes_and_devices() {
     // Behind what the file has already, and not over it.
     sandbox.shell("echo first >log; moe-convert run r.toml -q --summary /dev/stdout >>log; echo last >>log").succeeds();
     let log = String::from_utf8(sandbox.read("log")).unwrap();
-    assert!(log.starts_with("first\n") && log.contains("## r\n") && log.ends_with("last\n"), "{log}");
+    assert!(
+        log.starts_with("first\n") && log.contains("## r\n") && log.ends_with("last\n"),
+        "{log}"
+    );
     // One report, when all is done, and one summary.
     sandbox
         .shell(
@@ -151,8 +181,13 @@ fn text_goes_to_pipes_and_devices() {
              moe-convert run r.toml -q --junit junit --summary summary && break; kill $(jobs -p); wait; done; wait",
         )
         .succeeds();
-    let [junit, summary] = ["j.xml", "s.md"].map(|name| String::from_utf8(sandbox.read(name)).unwrap());
-    assert_eq!((junit.matches("<testsuites").count(), summary.matches("## r\n").count()), (1, 1), "{junit}{summary}");
+    let [junit, summary] =
+        ["j.xml", "s.md"].map(|name| String::from_utf8(sandbox.read(name)).unwrap());
+    assert_eq!(
+        (junit.matches("<testsuites").count(), summary.matches("## r\n").count()),
+        (1, 1),
+        "{junit}{summary}"
+    );
     let mut problems = Vec::new();
     symlink("/dev/sda-of-nobody", sandbox.path("dangling")).unwrap();
     for (line, complaints) in [
@@ -163,7 +198,9 @@ fn text_goes_to_pipes_and_devices() {
         ("man /dev/null", ["is a file", "/dev/null"]),
     ] {
         let refused = sandbox.run(line);
-        if refused.code == 0 || complaints.iter().any(|complaint| !refused.stderr.contains(complaint)) {
+        if refused.code == 0
+            || complaints.iter().any(|complaint| !refused.stderr.contains(complaint))
+        {
             problems.push(refused.to_string());
         }
     }

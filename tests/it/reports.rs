@@ -2,7 +2,8 @@
 
 use crate::common::{Sandbox, assert_none};
 
-const STEP: &str = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\nmethod = \"random\"\n";
+const STEP: &str =
+    "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\nmethod = \"random\"\n";
 
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -19,7 +20,10 @@ fn a_recipe_that_is_refused_leaves_junit() {
         (&format!("{STEP}experts = 0\n"), "leaves no expert"),
         (&STEP.replace("\"m\"", "\"nowhere\""), "no earlier step writes"),
         (&format!("{STEP}experts = 400\n"), "400 can"),
-        (&format!("[defaults]\nthreads = 3\n{STEP}experts = 4\n"), "give --threads 3 to moe-convert run"),
+        (
+            &format!("[defaults]\nthreads = 3\n{STEP}experts = 4\n"),
+            "give --threads 3 to moe-convert run",
+        ),
     ];
     let mut problems = Vec::new();
     for (index, (text, words)) in cases.into_iter().enumerate() {
@@ -32,7 +36,9 @@ fn a_recipe_that_is_refused_leaves_junit() {
         let outcome = sandbox.run(&format!("run r.toml --junit {index}.xml"));
         let path = sandbox.path(&format!("{index}.xml"));
         let junit = std::fs::read_to_string(path).unwrap_or_default();
-        let has_all = ["tests=\"1\"", "errors=\"1\"", "<error message=", words].iter().all(|part| junit.contains(part));
+        let has_all = ["tests=\"1\"", "errors=\"1\"", "<error message=", words]
+            .iter()
+            .all(|part| junit.contains(part));
         if outcome.code == 0 || !has_all {
             problems.push(format!("{words}: {junit}\n{outcome}"));
         }
@@ -41,8 +47,16 @@ fn a_recipe_that_is_refused_leaves_junit() {
     // A file that isn't a report stays, whatever is wrong with the recipe.
     sandbox.write("r.toml", "nonsense");
     sandbox.write("mine.xml", "years of work");
-    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit mine.xml --overwrite", 2, &["TOML"])));
-    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit r.toml --overwrite", 2, &["TOML"])));
+    assert_none(&Vec::from_iter(sandbox.refuses(
+        "run r.toml --junit mine.xml --overwrite",
+        2,
+        &["TOML"],
+    )));
+    assert_none(&Vec::from_iter(sandbox.refuses(
+        "run r.toml --junit r.toml --overwrite",
+        2,
+        &["TOML"],
+    )));
 }
 
 /// What a recipe reads isn't known until it is understood.
@@ -54,7 +68,15 @@ fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
     sandbox.shell("ln r.md hard.md; ln -s m link").succeeds();
     let mut problems = Vec::new();
     for option in ["--summary", "--junit", "--overwrite --junit"] {
-        for path in ["r.md", "./r.md", "hard.md", "m/new.md", "link/new.md", "made/README.md", "made/new.md"] {
+        for path in [
+            "r.md",
+            "./r.md",
+            "hard.md",
+            "m/new.md",
+            "link/new.md",
+            "made/README.md",
+            "made/new.md",
+        ] {
             problems.extend(sandbox.refuses(&format!("run r.md {option} {path}"), 2, &["TOML"]));
         }
     }
@@ -137,7 +159,8 @@ fn a_result_in_the_way_says_how_it_differs() {
 #[test]
 fn a_dry_run_plans_observe() {
     let sandbox = Sandbox::with_model_and_text();
-    let step = "[[step]]\nrun = \"observe\"\nmodel = \"m\"\noutput = \"stats\"\ndata = [\"ids.jsonl\"]\n";
+    let step =
+        "[[step]]\nrun = \"observe\"\nmodel = \"m\"\noutput = \"stats\"\ndata = [\"ids.jsonl\"]\n";
     sandbox.write("r.toml", step);
     sandbox.run("run r.toml --dry-run").succeeds().says(&["would write stats"]);
     assert!(!sandbox.path("stats").exists());
@@ -145,7 +168,8 @@ fn a_dry_run_plans_observe() {
     let there = sandbox.run("run r.toml --dry-run").succeeds();
     assert!(there.stdout.contains("stats"), "{}", there.stdout);
     sandbox.write("r.toml", format!("{step}sequence-length = 16\n"));
-    let problems = sandbox.refuses("run r.toml --dry-run", 2, &["stats", "exists", "overwrite = true"]);
+    let problems =
+        sandbox.refuses("run r.toml --dry-run", 2, &["stats", "exists", "overwrite = true"]);
     assert_none(&Vec::from_iter(problems));
 }
 
@@ -155,7 +179,11 @@ fn a_shard_has_room_for_a_tensor() {
     let sandbox = sandbox();
     let prune = "prune m -o out --method random --experts 4 --max-shard-size";
     let problems = ["2", "5", "999"].map(|size| {
-        sandbox.refuses(&format!("{prune} {size}"), 2, &["a file of its own", &format!("such as {size}GB")])
+        sandbox.refuses(
+            &format!("{prune} {size}"),
+            2,
+            &["a file of its own", &format!("such as {size}GB")],
+        )
     });
     assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
     sandbox.run(&format!("{prune} 1kB --dry-run")).succeeds();

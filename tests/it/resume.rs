@@ -1,6 +1,8 @@
-//! What is gone on from, and what is kept as finished, is of the same run: its options, its inputs, the way it is written, and the build.
+//! What is gone on from, and what is kept as finished, is of the same run: its options, its inputs,
+//! the way it is written, and the build.
 //!
-//! A limit on the size of files ends a run at the same place each time: when it has trained, and writes the result.
+//! A limit on the size of files ends a run at the same place each time: when it has trained, and
+//! writes the result.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -37,7 +39,11 @@ fn layers_of_other_runs_and_layers_are_refused() {
         (format!("{resume} --dtype bf16"), "--dtype was \"f32\", and is \"bf16\""),
         (format!("{resume} --seed 1"), "--seed was 0, and is 1"),
     ] {
-        problems.extend(refused(&sandbox, &other, &["a.training/of", "other options", "--overwrite", differs]));
+        problems.extend(refused(
+            &sandbox,
+            &other,
+            &["a.training/of", "other options", "--overwrite", differs],
+        ));
     }
     let saved = |name: &str| sandbox.path(&format!("a.training/{name}"));
     let intact = |name: &str| sandbox.read(&format!("a.training/{name}"));
@@ -89,10 +95,15 @@ fn trainings_of_other_runs_are_refused() {
     let path = |name: &str| sandbox.path(&format!("a.training/{name}"));
     let log = sandbox.read("a.training/training.jsonl");
     // Behind its first line, which has the settings, and the first step.
-    let ends: Vec<usize> = log.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+    let ends: Vec<usize> =
+        log.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
     let cut = ends[1];
     for (name, bytes, complaints) in [
-        ("state.safetensors", sandbox.read("b.training/state.safetensors"), ["state.safetensors", "other options"]),
+        (
+            "state.safetensors",
+            sandbox.read("b.training/state.safetensors"),
+            ["state.safetensors", "other options"],
+        ),
         ("state.safetensors", b"words".to_vec(), ["state.safetensors", "remedy"]),
         ("training.jsonl", log[..cut].to_vec(), ["training.jsonl", "only the first 1"]),
         ("training.jsonl", log[cut..].to_vec(), ["training.jsonl", "only the first 0"]),
@@ -113,7 +124,8 @@ fn trainings_of_other_runs_are_refused() {
     assert!(!sandbox.path("a.training").exists());
 }
 
-/// What decides how far a step goes may change when a training goes on, and the log and the receipt say where it did.
+/// What decides how far a step goes may change when a training goes on, and the log and the receipt
+/// say where it did.
 #[test]
 fn a_training_goes_on_at_another_rate() {
     let sandbox = Sandbox::with_model_and_text();
@@ -128,7 +140,8 @@ fn a_training_goes_on_at_another_rate() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
         .filter(|line| !line["settings"].is_null())
         .collect();
-    let rates: Vec<_> = settings.iter().map(|line| line["settings"]["learning_rate"].as_f64().unwrap()).collect();
+    let rates: Vec<_> =
+        settings.iter().map(|line| line["settings"]["learning_rate"].as_f64().unwrap()).collect();
     assert_eq!(rates, [1e-3, 1e-4], "{log}");
     let of_receipt = sandbox.json("a/moe-convert.json")["training"]["settings"].clone();
     assert_eq!(of_receipt.as_array().map(Vec::len), Some(2), "{of_receipt}");
@@ -137,10 +150,14 @@ fn a_training_goes_on_at_another_rate() {
     assert!(finished(&sandbox.run(&format!("{} --resume", line("1e-4"))).succeeds()));
     let step = |output: &str| {
         let words = HEAL.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let value = |option: &str| words.iter().position(|word| word == option).map(|place| words[place + 1].clone());
+        let value = |option: &str| {
+            words.iter().position(|word| word == option).map(|place| words[place + 1].clone())
+        };
         let keys = ["--sequence-length", "--batch-tokens", "--data-tokens", "--seed"];
-        let given =
-            keys.iter().filter_map(|key| Some(format!("{} = {}\n", &key[2..], value(key)?))).collect::<String>();
+        let given = keys
+            .iter()
+            .filter_map(|key| Some(format!("{} = {}\n", &key[2..], value(key)?)))
+            .collect::<String>();
         format!(
             "[[step]]\nrun = \"heal\"\nmodel = \"{}\"\noutput = \"{output}\"\nsteps = 3\nlearning-rate = 1e-4\ndata = [\"{}\"]\n{given}",
             words[1],
@@ -149,7 +166,10 @@ fn a_training_goes_on_at_another_rate() {
     };
     sandbox.write("r.toml", step("a") + &step("b"));
     let outcome = sandbox.run("run r.toml");
-    assert!(!outcome.stdout.contains("finished already") && !outcome.stdout.contains("is a copy"), "{outcome}");
+    assert!(
+        !outcome.stdout.contains("finished already") && !outcome.stdout.contains("is a copy"),
+        "{outcome}"
+    );
 }
 
 fn finished(outcome: &Outcome) -> bool {
@@ -201,8 +221,12 @@ fn recipes_say_how_results_are_written() {
                   [[step.pass]]\nrun = \"prune\"\nkeep = 0.5\nmethod = \"random\"\n";
     run(passes);
     assert!(sandbox.path("both/model.safetensors.index.json").exists());
-    for wrong in ["max-shard-size = \"much\"", "probe-tokens = -1", "max-shard-sizes = \"1GB\"", "probe-tokens = 5000"]
-    {
+    for wrong in [
+        "max-shard-size = \"much\"",
+        "probe-tokens = -1",
+        "max-shard-sizes = \"1GB\"",
+        "probe-tokens = 5000",
+    ] {
         sandbox.write("recipe.toml", format!("{step}{wrong}\n"));
         let key = wrong.split(' ').next().unwrap();
         sandbox.run("run recipe.toml").exits(2).says(&[key, "remedy"]);
@@ -219,7 +243,9 @@ fn results_of_another_build_are_made_again() {
     let build = sandbox.json("out/moe-convert.json")["tool"]["build"].as_str().unwrap().to_owned();
     assert!(build.len() == 16 && build.bytes().all(|byte| byte.is_ascii_hexdigit()), "{build}");
     let sums = String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap();
-    let hash = |sandbox: &Sandbox| sandbox.shell("sha256sum out/moe-convert.json").succeeds().stdout[..64].to_owned();
+    let hash = |sandbox: &Sandbox| {
+        sandbox.shell("sha256sum out/moe-convert.json").succeeds().stdout[..64].to_owned()
+    };
     let earlier = hash(&sandbox);
     // As another build, or one from before there were ids, would have left it: sound in itself.
     let without = receipt.replace(&format!(",\n    \"build\": \"{build}\""), "");

@@ -1,4 +1,5 @@
-//! What lies beside weights: what comes along, what links may lead to, and which of several sets of weights is read.
+//! What lies beside weights: what comes along, what links may lead to, and which of several sets of
+//! weights is read.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +13,8 @@ const LLAMA: &str = "families/llama/base/model";
 const UPCYCLE: &str = "upcycle model -o out --experts 2 --top-k 1";
 const PRUNE: &str = "prune model -o out --experts 4 --method random";
 
-/// A checkpoint with code of its own for the model and for its tokenizer, as uploads to the hub have them.
+/// A checkpoint with code of its own for the model and for its tokenizer, as uploads to the hub
+/// have them.
 fn with_code(sandbox: &Sandbox, golden: &str) -> Checkpoint {
     let model = sandbox.copy(golden, "model");
     let map = json!({
@@ -53,9 +55,13 @@ fn what_somebody_may_miss_is_named() {
     sandbox.write("model/optimizer.pt", "x");
     let warned = |outcome: &Outcome| outcome.json()["receipt"]["warnings"].to_string();
     let first = warned(&sandbox.run(&format!("{PRUNE} --json")).succeeds());
-    assert!(missed.iter().all(|name| first.contains(name)) && !first.contains("optimizer.pt"), "{first}");
+    assert!(
+        missed.iter().all(|name| first.contains(name)) && !first.contains("optimizer.pt"),
+        "{first}"
+    );
     // A result's own are those of its run.
-    let second = warned(&sandbox.run("prune out -o again --experts 3 --method random --json").succeeds());
+    let second =
+        warned(&sandbox.run("prune out -o again --experts 3 --method random --json").succeeds());
     assert!(!second.contains("run.json"), "{second}");
 }
 
@@ -77,17 +83,36 @@ fn all_but_weights_comes_along_and_is_answered_for() {
         "words_x.py",
     ];
     for name in carried {
-        assert_eq!(sandbox.read(&format!("out/{name}")), sandbox.read(&format!("model/{name}")), "{name}");
+        assert_eq!(
+            sandbox.read(&format!("out/{name}")),
+            sandbox.read(&format!("model/{name}")),
+            "{name}"
+        );
     }
     let receipt = sandbox.json("out/moe-convert.json");
     let left_out: Vec<&String> = receipt["left_out"].as_object().unwrap().keys().collect();
-    let named = [".git/", ".gitattributes", "README.md", "model.Q4_K_M.gguf", "onnx/", "optimizer.pt", "original/"];
+    let named = [
+        ".git/",
+        ".gitattributes",
+        "README.md",
+        "model.Q4_K_M.gguf",
+        "onnx/",
+        "optimizer.pt",
+        "original/",
+    ];
     assert_eq!(left_out, named);
     let names = sandbox.names("out");
-    assert!(named.iter().all(|name| *name == "README.md" || !names.contains(&name.trim_end_matches('/').to_owned())));
-    assert_eq!(sandbox.json("out/config.json")["auto_map"], sandbox.json("model/config.json")["auto_map"]);
+    assert!(named.iter().all(
+        |name| *name == "README.md" || !names.contains(&name.trim_end_matches('/').to_owned())
+    ));
+    assert_eq!(
+        sandbox.json("out/config.json")["auto_map"],
+        sandbox.json("model/config.json")["auto_map"]
+    );
     // In folders, too, files are listed, and another program finds them.
-    sandbox.shell("cd out && sha256sum --quiet --strict -c SHA256SUMS && grep -q tool_use SHA256SUMS").succeeds();
+    sandbox
+        .shell("cd out && sha256sum --quiet --strict -c SHA256SUMS && grep -q tool_use SHA256SUMS")
+        .succeeds();
     sandbox.run("verify out").succeeds();
     sandbox.write("out/additional_chat_templates/tool_use.jinja", "{{ other }}");
     sandbox.run("verify out").exits(1).says(&["tool_use.jinja", "SHA-256"]);
@@ -100,9 +125,17 @@ fn code_of_another_family_stays_behind_and_is_named() {
     let outcome = sandbox.run(&format!("{UPCYCLE} --json")).succeeds();
     let warned = outcome.json()["receipt"]["warnings"].to_string();
     for name in ["configuration_x.py", "layers_x.py", "modeling_x.py"] {
-        assert!(!sandbox.path(&format!("out/{name}")).exists() && warned.contains(name), "{name}: {warned}");
+        assert!(
+            !sandbox.path(&format!("out/{name}")).exists() && warned.contains(name),
+            "{name}: {warned}"
+        );
     }
-    for name in ["tokenization_x.py", "words_x.py", "tiktoken.model", "additional_chat_templates/tool_use.jinja"] {
+    for name in [
+        "tokenization_x.py",
+        "words_x.py",
+        "tiktoken.model",
+        "additional_chat_templates/tool_use.jinja",
+    ] {
         assert!(sandbox.path(&format!("out/{name}")).is_file(), "{name}");
     }
     let map = json!({ "AutoTokenizer": ["tokenization_x.XTokenizer", null] });
@@ -133,13 +166,17 @@ fn links_out_of_the_model_are_not_followed() {
         symlink("secret", sandbox.path("chain")).unwrap();
         let _ = fs::remove_file(model.path(name));
         symlink(target, model.path(name)).unwrap();
-        problems.extend(sandbox.refuses(UPCYCLE, 1, &[name]).map(|p| format!("{name} → {target}: {p}")));
+        problems.extend(
+            sandbox.refuses(UPCYCLE, 1, &[name]).map(|p| format!("{name} → {target}: {p}")),
+        );
     }
     for made in ["mkfifo model/NOTICE", "mkdir model/t && mkfifo model/t/x.jinja"] {
         let sandbox = Sandbox::new();
         sandbox.copy(LLAMA, "model");
         sandbox.shell(made).succeeds();
-        problems.extend(sandbox.refuses(UPCYCLE, 1, &["not a regular file"]).map(|p| format!("{made}: {p}")));
+        problems.extend(
+            sandbox.refuses(UPCYCLE, 1, &["not a regular file"]).map(|p| format!("{made}: {p}")),
+        );
     }
     assert_none(&problems);
 }
@@ -165,19 +202,34 @@ fn links_within_the_model_are_files_like_others() {
 fn side_files_are_looked_at_before_the_work() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy(LLAMA, "model");
-    let sized = |name: &str, bytes| fs::File::create(model.path(name)).unwrap().set_len(bytes).unwrap();
+    let sized =
+        |name: &str, bytes| fs::File::create(model.path(name)).unwrap().set_len(bytes).unwrap();
     // Data that somebody keeps beside a model.
     sized("corpus.txt", 300 << 20);
     sandbox.run(UPCYCLE).succeeds();
-    assert!(sandbox.json("out/moe-convert.json")["left_out"]["corpus.txt"].as_str().unwrap().contains("large"));
+    assert!(
+        sandbox.json("out/moe-convert.json")["left_out"]["corpus.txt"]
+            .as_str()
+            .unwrap()
+            .contains("large")
+    );
     // What loaders know is never so large, and is refused before anything is read.
-    for name in ["tokenizer.model", "generation_config.json", "chat_template.jinja", "tokenization_x.py"] {
+    for name in
+        ["tokenizer.model", "generation_config.json", "chat_template.jinja", "tokenization_x.py"]
+    {
         sized(name, 2 << 30);
-        sandbox.run(&UPCYCLE.replace("out", "again")).exits(1).says(&[name, "no file of this name", "remedy"]);
+        sandbox.run(&UPCYCLE.replace("out", "again")).exits(1).says(&[
+            name,
+            "no file of this name",
+            "remedy",
+        ]);
         model.remove(name);
     }
     model.write("generation_config.json", "{");
-    sandbox.run(&UPCYCLE.replace("out", "said")).succeeds().says(&["generation_config.json is not JSON"]);
+    sandbox
+        .run(&UPCYCLE.replace("out", "said"))
+        .succeeds()
+        .says(&["generation_config.json is not JSON"]);
     assert!(!sandbox.names(".").iter().any(|name| name.contains("again")));
 }
 
@@ -186,34 +238,51 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
     let sandbox = Sandbox::new();
     // A sharded model, and beside it a whole file of other values.
     for (name, options) in [("model", "--max-shard-size 30KB"), ("base", "")] {
-        sandbox.run(&format!("upcycle golden/{LLAMA} -o {name} --experts 4 --top-k 1 {options}")).succeeds();
+        sandbox
+            .run(&format!("upcycle golden/{LLAMA} -o {name} --experts 4 --top-k 1 {options}"))
+            .succeeds();
         ["moe-convert.json", "SHA256SUMS", "run.json"]
             .iter()
             .for_each(|file| fs::remove_file(sandbox.path(name).join(file)).unwrap());
     }
-    let (model, base) = (Checkpoint::new(sandbox.path("model")), Checkpoint::new(sandbox.path("base")));
+    let (model, base) =
+        (Checkpoint::new(sandbox.path("model")), Checkpoint::new(sandbox.path("base")));
     base.edit_bytes(SHARD, |bytes| bytes.iter_mut().rev().take(400).for_each(|byte| *byte = 0));
     sandbox.write("ids.json", "[[1, 2, 3], [4, 5]]");
-    let logits =
-        |name: &str, output: &str| sandbox.run(&format!("logits {name} --tokens ids.json -o {output}")).succeeds();
+    let logits = |name: &str, output: &str| {
+        sandbox.run(&format!("logits {name} --tokens ids.json -o {output}")).succeeds()
+    };
     logits("model", "of-shards");
     logits("base", "of-file");
     fs::copy(base.path(SHARD), model.path(SHARD)).unwrap();
     let whole = "two sets of weights";
     for line in ["verify model", "inspect model"] {
         let outcome = sandbox.run(line).succeeds();
-        assert!(outcome.stdout.contains(whole) && outcome.stdout.contains("shards of model.safetensors.index.json"));
+        assert!(
+            outcome.stdout.contains(whole)
+                && outcome.stdout.contains("shards of model.safetensors.index.json")
+        );
     }
     logits("model", "of-both").says(&[whole]);
-    assert!(sandbox.read("of-both") == sandbox.read("of-file") && sandbox.read("of-both") != sandbox.read("of-shards"));
+    assert!(
+        sandbox.read("of-both") == sandbox.read("of-file")
+            && sandbox.read("of-both") != sandbox.read("of-shards")
+    );
     let outcome = sandbox.run("prune model -o out --experts 2 --method random --json").succeeds();
     assert!(outcome.json()["receipt"]["warnings"].to_string().contains(whole), "{outcome}");
     // An index of the same file is no second set; pickled weights and Mistral's own are.
     model.edit_json(INDEX, |index| {
-        index["weight_map"].as_object_mut().unwrap().values_mut().for_each(|shard| *shard = json!(SHARD));
+        index["weight_map"]
+            .as_object_mut()
+            .unwrap()
+            .values_mut()
+            .for_each(|shard| *shard = json!(SHARD));
     });
     assert!(!sandbox.run("verify model").succeeds().stdout.contains(whole));
-    for (name, who) in [("pytorch_model.bin", "is not read"), ("consolidated.safetensors", "vLLM reads that instead")] {
+    for (name, who) in [
+        ("pytorch_model.bin", "is not read"),
+        ("consolidated.safetensors", "vLLM reads that instead"),
+    ] {
         model.write(name, "x");
         let said = sandbox.run("verify model").succeeds().stdout;
         assert!(said.contains(name) && said.contains(who), "{said}");
@@ -231,7 +300,9 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
             .for_each(|shard| *shard = json!("./whole.safetensors"));
     });
     model.make_directory(SHARD);
-    for name in ["model-00009-of-00009.safetensors", "MODEL.safetensors", "other.safetensors.index.json"] {
+    for name in
+        ["model-00009-of-00009.safetensors", "MODEL.safetensors", "other.safetensors.index.json"]
+    {
         model.write(name, "x");
         let said = sandbox.run("verify model").succeeds().stdout;
         assert!(said.contains(name), "{said}");

@@ -1,4 +1,5 @@
-//! Signals that end a process by default, limits, and pipes that nobody reads: nothing is left behind, and it is said how to go on.
+//! Signals that end a process by default, limits, and pipes that nobody reads: nothing is left
+//! behind, and it is said how to go on.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -13,7 +14,8 @@ const QUANTIZE: &str = "quantize golden/models/moe -o out --scheme w4a16 --group
                         --data-tokens 16384 --sequence-length 256";
 const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 8 --top-k 2";
 
-/// Runs [`QUANTIZE`] after `before`, sends `signal` once it has something to leave behind, and waits for its end.
+/// Runs [`QUANTIZE`] after `before`, sends `signal` once it has something to leave behind, and
+/// waits for its end.
 fn killed(sandbox: &Sandbox, before: &str, signal: &str) -> Outcome {
     sandbox.shell(&format!(
         "{before}\n{BINARY} {QUANTIZE} 2>said & pid=$!\n\
@@ -22,7 +24,8 @@ fn killed(sandbox: &Sandbox, before: &str, signal: &str) -> Outcome {
     ))
 }
 
-/// By what `kill` calls it, its number on Linux for processors of the usual kinds, and what is said of it.
+/// By what `kill` calls it, its number on Linux for processors of the usual kinds, and what is said
+/// of it.
 const SIGNALS: [(&str, i32, &str); 18] = [
     ("HUP", 1, "SIGHUP (the terminal was closed"),
     ("INT", 2, "Ctrl-C"),
@@ -51,7 +54,8 @@ fn every_signal_that_ends_a_process_leaves_nothing() {
         let sandbox = Sandbox::new();
         let code = killed(&sandbox, "", signal).code;
         let (said, left) = (String::from_utf8(sandbox.read("said")).unwrap(), sandbox.names("."));
-        let complete = said.contains(&format!("stopped by {name}")) && said.trim_end().ends_with("--resume");
+        let complete =
+            said.contains(&format!("stopped by {name}")) && said.trim_end().ends_with("--resume");
         if code != 128 + number || left != ["golden", "said"] || !complete {
             problems.push(format!("{signal}: exit code {code}, left {left:?}, said {said}"));
         }
@@ -59,20 +63,31 @@ fn every_signal_that_ends_a_process_leaves_nothing() {
     assert_none(&problems);
 }
 
-/// The same while tensors are being written: the run is held in the middle of its file, so that no machine is too fast for it.
+/// The same while tensors are being written: the run is held in the middle of its file, so that no
+/// machine is too fast for it.
 #[test]
 fn what_is_half_written_goes_with_the_signal() {
     let mut problems = Vec::new();
-    for (signal, number, name) in [("HUP", 1, "SIGHUP"), ("TERM", 15, "SIGTERM"), ("XCPU", 24, "SIGXCPU")] {
+    for (signal, number, name) in
+        [("HUP", 1, "SIGHUP"), ("TERM", 15, "SIGTERM"), ("XCPU", 24, "SIGXCPU")]
+    {
         let sandbox = Sandbox::new();
         let line = "upcycle golden/models/dense -o out --experts 64 --top-k 2 --noise-std 0.01 --probe-tokens 0";
         let said = fs::File::create(sandbox.path("said")).unwrap();
         let mut command = Command::new(BINARY);
-        command.args(line.split_whitespace()).current_dir(sandbox.path(".")).stdout(Stdio::null()).stderr(said);
+        command
+            .args(line.split_whitespace())
+            .current_dir(sandbox.path("."))
+            .stdout(Stdio::null())
+            .stderr(said);
         let mut child = command.spawn().unwrap();
         let send = |signal: &str| {
             assert!(
-                Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success()
+                Command::new("kill")
+                    .args([&format!("-{signal}"), &child.id().to_string()])
+                    .status()
+                    .unwrap()
+                    .success()
             );
         };
         let is_writing = || half_written(&sandbox.path(".out.partial-moe-convert"));
@@ -88,7 +103,10 @@ fn what_is_half_written_goes_with_the_signal() {
         let said = String::from_utf8(sandbox.read("said")).unwrap();
         let left = sandbox.names(".");
         let is_said = said.contains(&format!("stopped by {name}"));
-        if !was_writing || status.signal() != Some(number) && status.code() != Some(128 + number) || !is_said {
+        if !was_writing
+            || status.signal() != Some(number) && status.code() != Some(128 + number)
+            || !is_said
+        {
             problems.push(format!("{signal}: was writing: {was_writing}, {status}, said {said}"));
         }
         if left != ["golden", "said"] {
@@ -108,7 +126,8 @@ fn half_written(partial: &Path) -> bool {
     files.into_iter().any(|file| is_begun(&file))
 }
 
-/// Where no thread can be started, it is said which limit does it. The superuser has no such limit, and takes another user's place.
+/// Where no thread can be started, it is said which limit does it. The superuser has no such limit,
+/// and takes another user's place.
 #[test]
 fn threads_that_cannot_be_started_are_an_error_with_a_remedy() {
     let sandbox = Sandbox::new();
@@ -133,13 +152,21 @@ fn an_ignored_hangup_stays_ignored() {
     assert_eq!(sandbox.names("."), ["golden", "out", "said"]);
 }
 
-/// A limit that a write passes is an error of that file, which says how to go on, though the system sends a signal, too.
+/// A limit that a write passes is an error of that file, which says how to go on, though the system
+/// sends a signal, too.
 #[test]
 fn a_file_that_may_not_grow_is_an_error() {
-    for (kibibytes, line) in [(4000, "prune golden/models/moe -o out --experts 12 --method random"), (1000, UPCYCLE)] {
+    for (kibibytes, line) in
+        [(4000, "prune golden/models/moe -o out --experts 12 --method random"), (1000, UPCYCLE)]
+    {
         let sandbox = Sandbox::new();
         let outcome = sandbox.shell(&format!("ulimit -f {kibibytes}; moe-convert {line}"));
-        let outcome = outcome.exits(1).says(&["model.safetensors", "File too large", "remedy: ", "ulimit -f"]);
+        let outcome = outcome.exits(1).says(&[
+            "model.safetensors",
+            "File too large",
+            "remedy: ",
+            "ulimit -f",
+        ]);
         assert_eq!(sandbox.names("."), ["golden"], "{outcome}");
     }
 }
@@ -148,7 +175,11 @@ fn a_file_that_may_not_grow_is_an_error() {
 #[test]
 fn a_closed_pipe_leaves_nothing_unfinished() {
     let sandbox = Sandbox::new();
-    sandbox.shell(&format!("set -o pipefail; moe-convert {UPCYCLE} 2>&1 | true; exit ${{PIPESTATUS[0]}}")).succeeds();
+    sandbox
+        .shell(&format!(
+            "set -o pipefail; moe-convert {UPCYCLE} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+        ))
+        .succeeds();
     sandbox
         .shell("moe-convert inspect golden/models/moe --json | head -c1 >/dev/null; exit ${PIPESTATUS[0]}")
         .succeeds();

@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::common::{Outcome, Sandbox, assert_none};
 
-/// Titles a window, clears the screen (in seven bits and in eight), turns the direction of text, hides a mark, begins a line.
+/// Titles a window, clears the screen (in seven bits and in eight), turns the direction of text,
+/// hides a mark, begins a line.
 const EVIL: &str = "x\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}\u{2066}\u{feff}\u{7f}";
 
 /// What a terminal would obey in `text`, but for lines and tabs.
@@ -20,8 +21,13 @@ fn problem(outcome: &Outcome, code: i32) -> Option<String> {
     let found = obeyed(&outcome.stdout).or_else(|| obeyed(&outcome.stderr));
     let lines = outcome.stdout.lines().chain(outcome.stderr.lines());
     let forged = lines.filter(|line| line.trim_start().starts_with("forged")).count();
-    let wrong = outcome.code != code || found.is_some() || forged > 0 || outcome.stderr.contains("panicked");
-    wrong.then(|| format!("{found:?}, {forged} forged lines, not {code}: {outcome}\n{}", outcome.stdout))
+    let wrong = outcome.code != code
+        || found.is_some()
+        || forged > 0
+        || outcome.stderr.contains("panicked");
+    wrong.then(|| {
+        format!("{found:?}, {forged} forged lines, not {code}: {outcome}\n{}", outcome.stdout)
+    })
 }
 
 #[test]
@@ -47,9 +53,15 @@ fn names_of_recipes_labels_and_paths_are_shown() {
     problems.extend(problem(&sandbox.run("run r.toml --junit r.xml --summary r.md"), 0));
     let json = sandbox.run("run r.toml --json");
     problems.extend(problem(&json, 0));
-    assert!(json.stdout.contains("\\u001b]0;owned") && json.stdout.contains("\\u202e"), "{}", json.stdout);
-    let (xml, page) =
-        (String::from_utf8(sandbox.read("r.xml")).unwrap(), String::from_utf8(sandbox.read("r.md")).unwrap());
+    assert!(
+        json.stdout.contains("\\u001b]0;owned") && json.stdout.contains("\\u202e"),
+        "{}",
+        json.stdout
+    );
+    let (xml, page) = (
+        String::from_utf8(sandbox.read("r.xml")).unwrap(),
+        String::from_utf8(sandbox.read("r.md")).unwrap(),
+    );
     let card = fs::read_to_string(sandbox.path(&format!("out{EVIL}\nforged/README.md"))).unwrap();
     for (name, text) in [("r.xml", &xml), ("r.md", &page), ("README.md", &card)] {
         assert_eq!(obeyed(text), None, "{name}: {text}");
@@ -80,8 +92,30 @@ fn what_a_checkpoint_says_is_shown() {
         (&["inspect", path.as_str()], 0),
         (&["verify", path.as_str()], 0),
         (&["verify", &format!("nowhere{EVIL}\nforged")], 1),
-        (&["logits", path.as_str(), "--tokens", "t.json", "-o", &format!("logits{EVIL}\nforged")], 0),
-        (&["upcycle", path.as_str(), "-o", &format!("up{EVIL}\nforged"), "--experts", "2", "--top-k", "1"], 0),
+        (
+            &[
+                "logits",
+                path.as_str(),
+                "--tokens",
+                "t.json",
+                "-o",
+                &format!("logits{EVIL}\nforged"),
+            ],
+            0,
+        ),
+        (
+            &[
+                "upcycle",
+                path.as_str(),
+                "-o",
+                &format!("up{EVIL}\nforged"),
+                "--experts",
+                "2",
+                "--top-k",
+                "1",
+            ],
+            0,
+        ),
         (&["upcycle", path.as_str(), "-o", "out", "--experts", EVIL, "--top-k", "1"], 2),
         (&["eval", path.as_str(), "--data", &format!("{EVIL}\nforged=nowhere")], 1),
         (&["run", &format!("nowhere{EVIL}\nforged")], 1),
@@ -105,7 +139,8 @@ fn a_card_carries_values_and_no_markup() {
     assert!(!card.contains("<script") && !card.contains("<b>") && !card.contains("![x]"), "{card}");
     let (front, page) = card.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap();
     assert!(
-        front.starts_with("license: \"mit\\u000d---") && front.contains("\nlanguage:\n- en\n- \"\\u0021"),
+        front.starts_with("license: \"mit\\u000d---")
+            && front.contains("\nlanguage:\n- en\n- \"\\u0021"),
         "{front}"
     );
     assert!(front.contains("\nlibrary_name: transformers\n"), "{front}");

@@ -6,16 +6,24 @@ use crate::common::{BINARY, Outcome, Sandbox, assert_none};
 
 /// English, as often as it takes to fill about `bytes`.
 fn english(bytes: usize) -> String {
-    let text = fs::read_to_string(crate::common::root().join("golden/text/english.calibration.txt")).unwrap();
+    let text =
+        fs::read_to_string(crate::common::root().join("golden/text/english.calibration.txt"))
+            .unwrap();
     text.repeat(bytes.div_ceil(text.len()))
 }
 
 /// Peak memory that `--timings` prints, in MB.
 fn peak(outcome: &Outcome) -> f64 {
-    let line =
-        outcome.stderr.lines().find(|line| line.to_lowercase().contains("peak")).unwrap_or_else(|| panic!("{outcome}"));
+    let line = outcome
+        .stderr
+        .lines()
+        .find(|line| line.to_lowercase().contains("peak"))
+        .unwrap_or_else(|| panic!("{outcome}"));
     let words: Vec<&str> = line.split_whitespace().collect();
-    let unit = words.iter().position(|word| word.trim_matches(',').ends_with('B') && word.len() <= 3).unwrap();
+    let unit = words
+        .iter()
+        .position(|word| word.trim_matches(',').ends_with('B') && word.len() <= 3)
+        .unwrap();
     let scale = if words[unit].starts_with('G') { 1000.0 } else { 1.0 };
     words[unit - 1].parse::<f64>().unwrap() * scale
 }
@@ -43,7 +51,8 @@ fn memory_does_not_grow_with_the_text() {
         assert!(large < small + 30.0, "{file}: {large} MB, and {small} MB for a small text");
     }
     // From its beginning, too.
-    let line = "eval golden/models/dense --data line.txt --max-tokens 64 --sequence-length 64 --timings";
+    let line =
+        "eval golden/models/dense --data line.txt --max-tokens 64 --sequence-length 64 --timings";
     let outcome = sandbox.run(line).succeeds();
     assert!(peak(&outcome) < 200.0, "{outcome}");
 }
@@ -68,7 +77,8 @@ fn a_sample_of_a_large_text_depends_on_the_seed_and_nothing_else() {
 #[test]
 fn what_is_not_text_is_refused_with_a_way_on() {
     let sandbox = Sandbox::new();
-    let utf_16: Vec<u8> = "\u{feff}some words here".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let utf_16: Vec<u8> =
+        "\u{feff}some words here".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let record = r#"{"text": "some words here"}"#;
     sandbox.write("data.parquet", b"PAR1\0\0\0\0PAR1");
     sandbox.write("utf16.txt", utf_16);
@@ -105,14 +115,30 @@ fn what_is_proposed_for_a_file_can_be_followed() {
     let cases: &[(&str, String, &[&str])] = &[
         ("cut.jsonl", format!("{record}\n{record}\n{}", &record[..20]), &["line 3", "head -c "]),
         ("bom.jsonl", format!("\u{feff}{record}\n{}", &record[..20]), &["line 2", "head -c "]),
-        ("broken.jsonl", format!("{record}\n{}\n{record}\n", &record[..20]), &["line 2", "sed '2d'"]),
+        (
+            "broken.jsonl",
+            format!("{record}\n{}\n{record}\n", &record[..20]),
+            &["line 2", "sed '2d'"],
+        ),
         ("commas.jsonl", format!("{record},\n{record},\n"), &["line 1", "comma", "sed "]),
         ("prose.json", "some words here\nand there".to_owned(), &["not JSON", "cp "]),
         ("prose.jsonl", "some words here\nand there".to_owned(), &["line 1", "cp "]),
-        ("list.jsonl", r#"{"text": ["some words", "more words"]}"#.to_owned(), &["line 1", "a list", "jq "]),
-        ("data.json", format!(r#"{{"version": 1, "data": [{record}]}}"#), &["line 1", "\"data\"", "jq "]),
+        (
+            "list.jsonl",
+            r#"{"text": ["some words", "more words"]}"#.to_owned(),
+            &["line 1", "a list", "jq "],
+        ),
+        (
+            "data.json",
+            format!(r#"{{"version": 1, "data": [{record}]}}"#),
+            &["line 1", "\"data\"", "jq "],
+        ),
         ("data2.json", format!("{{\n\"version\": 1,\n\"rows\": [{record}]}}"), &["rows", "jq "]),
-        ("content.jsonl", r#"{"content": "some words here", "id": 3}"#.to_owned(), &["line 1", "content", "jq "]),
+        (
+            "content.jsonl",
+            r#"{"content": "some words here", "id": 3}"#.to_owned(),
+            &["line 1", "content", "jq "],
+        ),
         (
             "texts.json",
             r#"["some words", "more words"]"#.to_owned(),
@@ -127,13 +153,17 @@ fn what_is_proposed_for_a_file_can_be_followed() {
         let line = format!("eval golden/models/dense --data {name}");
         problems.extend(sandbox.refuses(&line, 1, &[*complaints, &[name]].concat()));
         let refused = sandbox.run(&line).stderr;
-        let command = ["head -c ", "sed ", "cp ", "jq "].iter().filter_map(|program| refused.find(program)).min();
+        let command = ["head -c ", "sed ", "cp ", "jq "]
+            .iter()
+            .filter_map(|program| refused.find(program))
+            .min();
         let command = refused[command.unwrap_or_default()..].trim();
         if command.starts_with("jq") && !has_jq {
             continue;
         }
         let made = if command.contains("data.txt") { "data.txt" } else { "data.jsonl" };
-        let followed = sandbox.shell(&format!("{command} && moe-convert eval golden/models/dense --data {made}"));
+        let followed = sandbox
+            .shell(&format!("{command} && moe-convert eval golden/models/dense --data {made}"));
         if followed.code != 0 {
             problems.push(format!("{refused}{followed}"));
         }
@@ -145,15 +175,23 @@ fn what_is_proposed_for_a_file_can_be_followed() {
 #[test]
 fn tables_and_markup_are_taken_for_text_with_a_note() {
     let sandbox = Sandbox::new();
-    for (name, note) in
-        [("t.csv", "CSV"), ("t.tsv", "separators"), ("t.html", "tags"), ("t.yaml", "keys"), ("t.csv.gz", "gzip")]
-    {
+    for (name, note) in [
+        ("t.csv", "CSV"),
+        ("t.tsv", "separators"),
+        ("t.html", "tags"),
+        ("t.yaml", "keys"),
+        ("t.csv.gz", "gzip"),
+    ] {
         sandbox.write(name, "some, words, here\nand, more, there\n");
         if name.ends_with(".gz") {
             sandbox.shell("cp t.csv t2.csv && gzip -f t2.csv && mv t2.csv.gz t.csv.gz").succeeds();
         }
         let outcome = sandbox.run(&format!("eval golden/models/dense --data {name}")).succeeds();
-        outcome.says(&[name, "taken for plain text, one document", if name.ends_with("gz") { "CSV" } else { note }]);
+        outcome.says(&[
+            name,
+            "taken for plain text, one document",
+            if name.ends_with("gz") { "CSV" } else { note },
+        ]);
     }
     for name in ["t.txt", "t.md", "t.py", "t"] {
         sandbox.write(name, "some words here");
@@ -177,11 +215,14 @@ fn wrong_places_say_what_belongs_there() {
         ("man file.md", 2, &["file.md", "man pages go to a directory"]),
         (prompts, 1, &["prompts.json", "expected an object", "positive"]),
     ];
-    let problems = cases.iter().filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
+    let problems = cases
+        .iter()
+        .filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
     assert_none(&problems.collect::<Vec<_>>());
 }
 
-/// Whatever is wrong with a record, its line is named, and its file beside another one that is to blame.
+/// Whatever is wrong with a record, its line is named, and its file beside another one that is to
+/// blame.
 #[test]
 fn a_record_that_is_refused_is_named_with_its_line() {
     let sandbox = Sandbox::new();
@@ -191,19 +232,32 @@ fn a_record_that_is_refused_is_named_with_its_line() {
         "{% if messages[0].role != 'user' %}{{ raise_exception('no user') }}{% endif %}{{ messages[0].content }}",
     );
     let first = r#"{"messages": [{"role": "user", "content": "some words here"}]}"#;
-    let deep = format!("{{\"messages\": [{{\"content\": {}{}}}]}}", "[".repeat(200), "]".repeat(200));
+    let deep =
+        format!("{{\"messages\": [{{\"content\": {}{}}}]}}", "[".repeat(200), "]".repeat(200));
     let records: &[(&str, &[&str])] = &[
         (r#"{"messages": []}"#, &["line 2: \"messages\" has no message"]),
         (r#"{"messages": ["a"]}"#, &["line 2: a message is not an object"]),
         (r#"{"messages": [[{"role": "user"}]]}"#, &["line 2: a message is not an object"]),
         (r#"{"messages": "a"}"#, &["line 2: \"messages\" is not a list"]),
-        (r#"{"messages": [{"role": "user"}], "tools": "[]"}"#, &["line 2: \"tools\" is not a list of objects"]),
-        (r#"{"messages": [{"role": "system"}]}"#, &["line 2 of chat.jsonl", "no user", "model/chat_template.jinja"]),
-        (r#"{"messages": [{"role": "user", "content": 1}]} {}"#, &["line 2: trailing characters", "jq -c ."]),
+        (
+            r#"{"messages": [{"role": "user"}], "tools": "[]"}"#,
+            &["line 2: \"tools\" is not a list of objects"],
+        ),
+        (
+            r#"{"messages": [{"role": "system"}]}"#,
+            &["line 2 of chat.jsonl", "no user", "model/chat_template.jinja"],
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": 1}]} {}"#,
+            &["line 2: trailing characters", "jq -c ."],
+        ),
         (&deep, &["line 2: recursion limit", "at most 120 deep"]),
         (r#"{"text": ["a"]}"#, &["line 2", "expected a string"]),
         (r#"{"input_ids": [[1, 2]]}"#, &["line 2", "token id"]),
-        (r#"{"input_ids": [1, 2, 3], "attention_mask": [1]}"#, &["line 2: 3 token ids, but an attention_mask of 1"]),
+        (
+            r#"{"input_ids": [1, 2, 3], "attention_mask": [1]}"#,
+            &["line 2: 3 token ids, but an attention_mask of 1"],
+        ),
         ("// words", &["line 2"]),
     ];
     let mut problems = Vec::new();
@@ -212,9 +266,17 @@ fn a_record_that_is_refused_is_named_with_its_line() {
         let complaints = [*complaints, &["chat.jsonl"]].concat();
         problems.extend(sandbox.refuses("eval model --data chat.jsonl", 1, &complaints));
     }
-    for list in ["[{\"text\": \"a b c\"},]", "[{\"text\": \"a b c\"},,{\"text\": \"d\"}]", "[,{\"text\": \"a\"}]"] {
+    for list in [
+        "[{\"text\": \"a b c\"},]",
+        "[{\"text\": \"a b c\"},,{\"text\": \"d\"}]",
+        "[,{\"text\": \"a\"}]",
+    ] {
         sandbox.write("list.json", list);
-        problems.extend(sandbox.refuses("eval model --data list.json", 1, &["list.json", "comma", "jq"]));
+        problems.extend(sandbox.refuses(
+            "eval model --data list.json",
+            1,
+            &["list.json", "comma", "jq"],
+        ));
     }
     assert_none(&problems);
 }
@@ -285,7 +347,8 @@ fn blank_lines_of_any_length_are_skipped() {
     let expected = tokens("");
     assert!(expected.as_u64().is_some_and(|tokens| tokens > 0), "{expected}");
     assert_eq!(tokens(&" ".repeat(3_000_000)), expected);
-    let stats = "observe golden/models/moe -o stats --data t.jsonl --data-tokens 8 --sequence-length 4";
+    let stats =
+        "observe golden/models/moe -o stats --data t.jsonl --data-tokens 8 --sequence-length 4";
     sandbox.run(stats).succeeds();
 }
 
@@ -297,6 +360,7 @@ fn a_tokenizer_that_is_random_is_refused() {
     tokenizer["model"]["dropout"] = 0.5.into();
     model.write("tokenizer.json", tokenizer.to_string());
     sandbox.write("t.txt", "some text that has tokens");
-    let problem = sandbox.refuses("eval model --data t.txt", 1, &["tokenizer.json", "dropout", "null"]);
+    let problem =
+        sandbox.refuses("eval model --data t.txt", 1, &["tokenizer.json", "dropout", "null"]);
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }

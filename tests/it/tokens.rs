@@ -31,9 +31,9 @@ fn two_more_tokens(sandbox: &Sandbox) {
         }
         tensors.push((name, view.dtype(), shape, data));
     }
-    let views = tensors
-        .iter()
-        .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
     fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
@@ -61,7 +61,8 @@ fn a_conversation_with_tools_has_the_tokens_of_transformers() {
     assert_eq!(counted(&sandbox), 3281);
 }
 
-/// Numbers that only Python reads are written by templates as Python writes them, and stand anywhere in a record.
+/// Numbers that only Python reads are written by templates as Python writes them, and stand
+/// anywhere in a record.
 #[test]
 fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
     let sandbox = Sandbox::new();
@@ -85,15 +86,21 @@ fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
         ("-1180591620717411303424", "-1180591620717411303424"),
         ("1.0", "1.0"),
     ];
-    let row =
-        |number: &str| format!("{{\"messages\": [{{\"role\": \"user\", \"content\": {number}}}], \"id\": {number}}}\n");
+    let row = |number: &str| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": {number}}}], \"id\": {number}}}\n"
+        )
+    };
     let evaluated = |sandbox: &Sandbox| {
         let found = sandbox.run("eval model --data chat.jsonl --json").succeeds().json();
         found["report"]["all"].clone()
     };
     sandbox.write("chat.jsonl", numbers.map(|(number, _)| row(number)).concat());
     let of_numbers = evaluated(&sandbox);
-    sandbox.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} True\n{% endfor %}");
+    sandbox.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}{{ m.content }} True\n{% endfor %}",
+    );
     sandbox.write("chat.jsonl", numbers.map(|(_, text)| row(&format!("\"{text}\""))).concat());
     assert_eq!(of_numbers, evaluated(&sandbox));
     // As masks and ids: NaN is true, -0 is the token 0.
@@ -102,7 +109,8 @@ fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
         "{\"input_ids\": [5, -0, 6, 7, 8], \"attention_mask\": [NaN, 1, -0, 1e400, 1180591620717411303424]}\n",
     );
     let masked = evaluated(&sandbox);
-    sandbox.write("chat.jsonl", "{\"input_ids\": [5, 0, 7, 8], \"attention_mask\": [1, 1, 1, 1]}\n");
+    sandbox
+        .write("chat.jsonl", "{\"input_ids\": [5, 0, 7, 8], \"attention_mask\": [1, 1, 1, 1]}\n");
     assert_eq!(masked, evaluated(&sandbox));
     for id in ["NaN", "1e400", "1180591620717411303424", "5.0"] {
         sandbox.write("chat.jsonl", format!("{{\"input_ids\": [5, {id}]}}\n"));
@@ -151,7 +159,9 @@ fn tokens_without_an_embedding_are_refused_where_they_are_used() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("models/dense", "model");
     sandbox.write("text.txt", "some words [PAD] and more of them");
-    model.edit_json("tokenizer_config.json", |config| _ = config.insert("pad_token".into(), json!("[PAD]")));
+    model.edit_json("tokenizer_config.json", |config| {
+        _ = config.insert("pad_token".into(), json!("[PAD]"))
+    });
     let complaints = ["\"[PAD]\"", "2048", "tokenizer.json", "resize_token_embeddings"];
     assert_none(&Vec::from_iter(sandbox.refuses("eval model --data text.txt", 1, &complaints)));
     sandbox.write("text.txt", "some words and more of them");
@@ -162,7 +172,10 @@ fn tokens_without_an_embedding_are_refused_where_they_are_used() {
 fn templates_and_tokenizers_without_end_are_refused_at_once() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("models/dense", "model");
-    sandbox.write("chat.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"hi there my friend\"}]}\n");
+    sandbox.write(
+        "chat.jsonl",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi there my friend\"}]}\n",
+    );
     sandbox.write("text.txt", "a few words");
     let expressions = [
         "{{".to_owned() + &"-".repeat(20_000) + "1}}",
@@ -184,8 +197,14 @@ fn templates_and_tokenizers_without_end_are_refused_at_once() {
         json!({"type": "Prepend", "prepend": "e".repeat(100_000)}),
     ];
     for normalizer in normalizers {
-        model.edit_json("tokenizer.json", |tokenizer| _ = tokenizer.insert("normalizer".into(), normalizer));
-        problems.extend(sandbox.refuses("eval model --data text.txt", 1, &["tokenizer.json", "multiplies"]));
+        model.edit_json("tokenizer.json", |tokenizer| {
+            _ = tokenizer.insert("normalizer".into(), normalizer)
+        });
+        problems.extend(sandbox.refuses(
+            "eval model --data text.txt",
+            1,
+            &["tokenizer.json", "multiplies"],
+        ));
     }
     assert_none(&problems);
 }

@@ -24,11 +24,13 @@ fn result() -> Sandbox {
 fn a_list_of_hashes_that_was_changed_is_found() {
     let sandbox = result();
     let sums = String::from_utf8(sandbox.read(SUMS)).unwrap();
-    let without =
-        |name: &str| sums.lines().filter(|line| !line.ends_with(name)).fold(String::new(), |a, l| a + l + "\n");
+    let without = |name: &str| {
+        sums.lines().filter(|line| !line.ends_with(name)).fold(String::new(), |a, l| a + l + "\n")
+    };
     let reversed = sums.lines().rev().fold(String::new(), |text, line| text + line + "\n");
     let zeros = "0".repeat(64);
-    let of_config = sums.lines().find(|line| line.ends_with("  config.json")).unwrap()[..64].to_owned();
+    let of_config =
+        sums.lines().find(|line| line.ends_with("  config.json")).unwrap()[..64].to_owned();
     let mut problems = Vec::new();
     for (change, text, complaint) in [
         ("emptied", String::new(), "isn't listed"),
@@ -43,7 +45,11 @@ fn a_list_of_hashes_that_was_changed_is_found() {
         ("no list", "words\n".to_owned(), "line 1"),
     ] {
         sandbox.write(SUMS, text);
-        problems.extend(sandbox.refuses("verify out", 1, &["SHA256SUMS", complaint]).map(|p| format!("{change}: {p}")));
+        problems.extend(
+            sandbox
+                .refuses("verify out", 1, &["SHA256SUMS", complaint])
+                .map(|p| format!("{change}: {p}")),
+        );
     }
     fs::remove_file(sandbox.path(SUMS)).unwrap();
     problems.extend(sandbox.refuses("verify out", 1, &["SHA256SUMS", "receipt"]));
@@ -53,7 +59,8 @@ fn a_list_of_hashes_that_was_changed_is_found() {
     sandbox.run("verify out").succeeds();
     let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
     // What --resume keeps is whole.
-    const AGAIN: &str = "upcycle golden/families/llama/base/model -o out --experts 2 --top-k 1 --resume";
+    const AGAIN: &str =
+        "upcycle golden/families/llama/base/model -o out --experts 2 --top-k 1 --resume";
     sandbox.run(AGAIN).succeeds();
     sandbox.write(SUMS, "");
     sandbox.run(AGAIN).exits(2);
@@ -101,12 +108,18 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
     ] {
         sandbox.write(&format!("out/{name}"), "words");
         let outcome = sandbox.run("verify out --json").succeeds();
-        assert!(outcome.json()["unlisted"].as_array().unwrap().contains(&json!(shown)), "{name}: {outcome}");
+        assert!(
+            outcome.json()["unlisted"].as_array().unwrap().contains(&json!(shown)),
+            "{name}: {outcome}"
+        );
     }
     // What a run writes are files.
     sandbox.shell("mv out/run.json elsewhere; ln -s ../elsewhere out/run.json").succeeds();
     let outcome = sandbox.run("verify out --json").succeeds();
-    assert!(outcome.json()["unlisted"].as_array().unwrap().contains(&json!("run.json")), "{outcome}");
+    assert!(
+        outcome.json()["unlisted"].as_array().unwrap().contains(&json!("run.json")),
+        "{outcome}"
+    );
     // Without its receipt, a result is none, whatever its list says.
     sandbox.shell("mv elsewhere out/run.json; rm out/moe-convert.json").succeeds();
     let sums = sandbox.read(SUMS);
@@ -123,7 +136,10 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
     sandbox.copy(LLAMA, "model");
     sandbox.shell("cd model && sha256sum model.safetensors > SHA256SUMS").succeeds();
     let outcome = sandbox.run("verify model --json").succeeds();
-    assert!(outcome.json()["unlisted"].as_array().unwrap().contains(&json!("config.json")), "{outcome}");
+    assert!(
+        outcome.json()["unlisted"].as_array().unwrap().contains(&json!("config.json")),
+        "{outcome}"
+    );
 }
 
 struct Case {
@@ -133,13 +149,20 @@ struct Case {
     says: &'static [&'static str],
 }
 
-fn case(name: &'static str, golden: &'static str, damage: fn(&Checkpoint), says: &'static [&'static str]) -> Case {
+fn case(
+    name: &'static str,
+    golden: &'static str,
+    damage: fn(&Checkpoint),
+    says: &'static [&'static str],
+) -> Case {
     Case { name, golden, damage, says }
 }
 
-const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+const POINTER: &str =
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
 
-/// Each of them was seen to be refused by transformers 5.23 (AutoModelForCausalLM or AutoConfig, AutoTokenizer).
+/// Each of them was seen to be refused by transformers 5.23 (AutoModelForCausalLM or AutoConfig,
+/// AutoTokenizer).
 #[test]
 fn what_loaders_refuse_is_not_sound() {
     let cases = [
@@ -149,25 +172,85 @@ fn what_loaders_refuse_is_not_sound() {
             |c| c.edit_json(INDEX, |index| _ = index.remove("metadata")),
             &[INDEX, "metadata"],
         ),
-        case("null metadata", SHARDED, |c| c.edit_json(INDEX, |i| i["metadata"] = json!(null)), &[INDEX, "metadata"]),
-        case("a list for it", SHARDED, |c| c.edit_json(INDEX, |i| i["metadata"] = json!([1])), &[INDEX, "metadata"]),
+        case(
+            "null metadata",
+            SHARDED,
+            |c| c.edit_json(INDEX, |i| i["metadata"] = json!(null)),
+            &[INDEX, "metadata"],
+        ),
+        case(
+            "a list for it",
+            SHARDED,
+            |c| c.edit_json(INDEX, |i| i["metadata"] = json!([1])),
+            &[INDEX, "metadata"],
+        ),
         case("two counts", MIXTRAL, |c| c.set("num_experts", json!(4)), &["num_experts 4", "7"]),
-        case("two counts, DeepSeek", "families/deepseek_v2/base/model", |c| c.set("num_experts", json!(4)), &["8"]),
-        case("an integer", LLAMA, |c| c.set("initializer_range", json!(1)), &["initializer_range 1", "decimal point"]),
-        case("an integer, MoE", QWEN3_MOE, |c| c.set("router_aux_loss_coef", json!(0)), &["router_aux_loss_coef 0"]),
-        case("a null", QWEN3_MOE, |c| c.set("use_cache", json!(null)), &["use_cache null", "true or false"]),
-        case("a float", LLAMA, |c| c.set("max_position_embeddings", json!(64.0)), &["max_position_embeddings 64.0"]),
-        case("no place for padding", LLAMA, |c| c.set("pad_token_id", json!(5000)), &["pad_token_id 5000"]),
-        case("another name", LLAMA, |c| c.rename(SHARD, "weights.safetensors"), &["weights.safetensors", "rename"]),
+        case(
+            "two counts, DeepSeek",
+            "families/deepseek_v2/base/model",
+            |c| c.set("num_experts", json!(4)),
+            &["8"],
+        ),
+        case(
+            "an integer",
+            LLAMA,
+            |c| c.set("initializer_range", json!(1)),
+            &["initializer_range 1", "decimal point"],
+        ),
+        case(
+            "an integer, MoE",
+            QWEN3_MOE,
+            |c| c.set("router_aux_loss_coef", json!(0)),
+            &["router_aux_loss_coef 0"],
+        ),
+        case(
+            "a null",
+            QWEN3_MOE,
+            |c| c.set("use_cache", json!(null)),
+            &["use_cache null", "true or false"],
+        ),
+        case(
+            "a float",
+            LLAMA,
+            |c| c.set("max_position_embeddings", json!(64.0)),
+            &["max_position_embeddings 64.0"],
+        ),
+        case(
+            "no place for padding",
+            LLAMA,
+            |c| c.set("pad_token_id", json!(5000)),
+            &["pad_token_id 5000"],
+        ),
+        case(
+            "another name",
+            LLAMA,
+            |c| c.rename(SHARD, "weights.safetensors"),
+            &["weights.safetensors", "rename"],
+        ),
         case(
             "a pointer",
             LLAMA,
             |c| c.write("tokenizer.json", POINTER),
             &["tokenizer.json", "Git LFS", "git lfs pull"],
         ),
-        case("another pointer", LLAMA, |c| c.write("tokenizer.model", POINTER), &["tokenizer.model", "Git LFS"]),
-        case("half a tokenizer", LLAMA, |c| c.write("tokenizer.json", "{\"model\": "), &["tokenizer.json", "JSON"]),
-        case("an adapter beside", LLAMA, |c| c.write("adapter_config.json", "{}"), &["adapter", "merge_and_unload"]),
+        case(
+            "another pointer",
+            LLAMA,
+            |c| c.write("tokenizer.model", POINTER),
+            &["tokenizer.model", "Git LFS"],
+        ),
+        case(
+            "half a tokenizer",
+            LLAMA,
+            |c| c.write("tokenizer.json", "{\"model\": "),
+            &["tokenizer.json", "JSON"],
+        ),
+        case(
+            "an adapter beside",
+            LLAMA,
+            |c| c.write("adapter_config.json", "{}"),
+            &["adapter", "merge_and_unload"],
+        ),
         case(
             "an adapter alone",
             LLAMA,
@@ -180,9 +263,24 @@ fn what_loaders_refuse_is_not_sound() {
             |c| rename_shard(c, "model-00002-of-00003.safetensors", "a.weights"),
             &["a.weights", "pickle"],
         ),
-        case("DataParallel", LLAMA, |c| prefixed(c, "module."), &["module.model.embed_tokens.weight", "removeprefix"]),
-        case("torch.compile", LLAMA, |c| prefixed(c, "_orig_mod."), &["\"_orig_mod.\"", "removeprefix"]),
-        case("PEFT", LLAMA, |c| prefixed(c, "base_model.model."), &["\"base_model.model.\"", "merge_and_unload"]),
+        case(
+            "DataParallel",
+            LLAMA,
+            |c| prefixed(c, "module."),
+            &["module.model.embed_tokens.weight", "removeprefix"],
+        ),
+        case(
+            "torch.compile",
+            LLAMA,
+            |c| prefixed(c, "_orig_mod."),
+            &["\"_orig_mod.\"", "removeprefix"],
+        ),
+        case(
+            "PEFT",
+            LLAMA,
+            |c| prefixed(c, "base_model.model."),
+            &["\"base_model.model.\"", "merge_and_unload"],
+        ),
         // transformers reads these, and this program says that it doesn't.
         case(
             "F64",
@@ -202,8 +300,18 @@ fn what_loaders_refuse_is_not_sound() {
             |c| c.set("mlp_only_layers", json!(["0"])),
             &["mlp_only_layers", "[\"0\"]"],
         ),
-        case("null for a switch", LLAMA, |c| c.set("tie_word_embeddings", json!(null)), &["tie_word_embeddings null"]),
-        case("several", LLAMA, |c| prefixed(c, "_orig_mod.module."), &["\"_orig_mod.module.\"", "removeprefix"]),
+        case(
+            "null for a switch",
+            LLAMA,
+            |c| c.set("tie_word_embeddings", json!(null)),
+            &["tie_word_embeddings null"],
+        ),
+        case(
+            "several",
+            LLAMA,
+            |c| prefixed(c, "_orig_mod.module."),
+            &["\"_orig_mod.module.\"", "removeprefix"],
+        ),
     ];
     let mut problems = Vec::new();
     for Case { name, golden, damage, says } in cases {
@@ -242,13 +350,19 @@ fn widen_norm(checkpoint: &Checkpoint) {
     const NORM: &str = "model.norm.weight";
     let mut added = 0;
     checkpoint.edit_header(SHARD, |header| {
-        let end = header.values().filter_map(|entry| entry["data_offsets"][1].as_u64()).max().unwrap();
+        let end =
+            header.values().filter_map(|entry| entry["data_offsets"][1].as_u64()).max().unwrap();
         let old = header[NORM].clone();
         let elements = old["shape"][0].as_u64().unwrap();
         added = 8 * elements as usize;
-        header[NORM] = json!({"dtype": "F64", "shape": [elements], "data_offsets": [end, end + 8 * elements]});
-        let (from, to) = (old["data_offsets"][0].as_u64().unwrap(), old["data_offsets"][1].as_u64().unwrap());
-        header.insert("other".to_owned(), json!({"dtype": "U8", "shape": [to - from], "data_offsets": [from, to]}));
+        header[NORM] =
+            json!({"dtype": "F64", "shape": [elements], "data_offsets": [end, end + 8 * elements]});
+        let (from, to) =
+            (old["data_offsets"][0].as_u64().unwrap(), old["data_offsets"][1].as_u64().unwrap());
+        header.insert(
+            "other".to_owned(),
+            json!({"dtype": "U8", "shape": [to - from], "data_offsets": [from, to]}),
+        );
     });
     checkpoint.edit_bytes(SHARD, |bytes| bytes.extend(std::iter::repeat_n(0, added)));
 }
@@ -260,20 +374,47 @@ fn copy_third_shard(c: &Checkpoint) {
 
 fn insert(checkpoint: &Checkpoint, name: &str) {
     checkpoint.edit_header(SHARD, |header| {
-        header.insert(name.to_owned(), json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}));
+        header
+            .insert(name.to_owned(), json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}));
     });
 }
 
-/// transformers 5.23 was seen to load each of them without a missing weight. Beside each is what `verify` says of others.
+/// transformers 5.23 was seen to load each of them without a missing weight. Beside each is what
+/// `verify` says of others.
 #[test]
 fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
     const LAYER: &str = "model.layers.0.self_attn";
     let cases = [
-        case("cos and sin", LLAMA, |c| insert(c, &format!("{LAYER}.rotary_emb.cos_cached")), &["ignore", "cos_cached"]),
-        case("frequencies", LLAMA, |c| insert(c, &format!("{LAYER}.rotary_emb.inv_freq")), &["ignore", "inv_freq"]),
-        case("a mask", QWEN3_MOE, |c| insert(c, &format!("{LAYER}.masked_bias")), &["ignore", "masked_bias"]),
-        case("a mask, dense", LLAMA, |c| insert(c, &format!("{LAYER}.masked_bias")), &["vLLM refuses", "masked_bias"]),
-        case("a value head", LLAMA, |c| insert(c, "v_head.summary.weight"), &["vLLM refuses", "v_head.summary"]),
+        case(
+            "cos and sin",
+            LLAMA,
+            |c| insert(c, &format!("{LAYER}.rotary_emb.cos_cached")),
+            &["ignore", "cos_cached"],
+        ),
+        case(
+            "frequencies",
+            LLAMA,
+            |c| insert(c, &format!("{LAYER}.rotary_emb.inv_freq")),
+            &["ignore", "inv_freq"],
+        ),
+        case(
+            "a mask",
+            QWEN3_MOE,
+            |c| insert(c, &format!("{LAYER}.masked_bias")),
+            &["ignore", "masked_bias"],
+        ),
+        case(
+            "a mask, dense",
+            LLAMA,
+            |c| insert(c, &format!("{LAYER}.masked_bias")),
+            &["vLLM refuses", "masked_bias"],
+        ),
+        case(
+            "a value head",
+            LLAMA,
+            |c| insert(c, "v_head.summary.weight"),
+            &["vLLM refuses", "v_head.summary"],
+        ),
         case(
             "no model.",
             LLAMA,
@@ -292,17 +433,46 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             |c| rename_all(c, |n| n.replace("model.", "model.model.")),
             &["as model.", "at random"],
         ),
-        case("model. before all", LLAMA, |c| prefixed(c, "model."), &["older versions start it at random"]),
-        case("names of two ages", MIXTRAL, |c| rename_all(c, |n| n.replace("block_sparse_moe", "mlp")), &[]),
-        case("half a generation config", TRAINED, |c| c.write("generation_config.json", "{"), &["without it"]),
-        case("no rope_scaling", LLAMA, |c| c.set("rope_scaling", json!(false)), &["rope_scaling false", "before 5"]),
+        case(
+            "model. before all",
+            LLAMA,
+            |c| prefixed(c, "model."),
+            &["older versions start it at random"],
+        ),
+        case(
+            "names of two ages",
+            MIXTRAL,
+            |c| rename_all(c, |n| n.replace("block_sparse_moe", "mlp")),
+            &[],
+        ),
+        case(
+            "half a generation config",
+            TRAINED,
+            |c| c.write("generation_config.json", "{"),
+            &["without it"],
+        ),
+        case(
+            "no rope_scaling",
+            LLAMA,
+            |c| c.set("rope_scaling", json!(false)),
+            &["rope_scaling false", "before 5"],
+        ),
         case(
             "Infinity",
             LLAMA,
-            |c| c.edit_bytes("config.json", |b| _ = b.splice(1..1, *b"\"limit\": [-Infinity, NaN],")),
+            |c| {
+                c.edit_bytes("config.json", |b| {
+                    _ = b.splice(1..1, *b"\"limit\": [-Infinity, NaN],")
+                })
+            },
             &[],
         ),
-        case("null metadata", LLAMA, |c| c.edit_header(SHARD, |h| h["__metadata__"] = json!(null)), &[]),
+        case(
+            "null metadata",
+            LLAMA,
+            |c| c.edit_header(SHARD, |h| h["__metadata__"] = json!(null)),
+            &[],
+        ),
         case(
             "a ghost",
             SHARDED,
@@ -322,22 +492,61 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             // As transformers numbers it.
             &["beyond the vocabulary of 2048", "<|im_end|>", "(2048)"],
         ),
-        case("eos beyond", LLAMA, |c| c.set("eos_token_id", json!([1, 4097])), &["eos_token_id 4097", "beyond"]),
+        case(
+            "eos beyond",
+            LLAMA,
+            |c| c.set("eos_token_id", json!([1, 4097])),
+            &["eos_token_id 4097", "beyond"],
+        ),
         case(
             "unlisted",
             SHARDED,
-            |c| c.edit_json(INDEX, |i| _ = i["weight_map"].as_object_mut().unwrap().remove("model.norm.weight")),
+            |c| {
+                c.edit_json(INDEX, |i| {
+                    _ = i["weight_map"].as_object_mut().unwrap().remove("model.norm.weight")
+                })
+            },
             &["leaves out", "model.norm.weight", "at random"],
         ),
-        case("another class", LLAMA, |c| c.set("architectures", json!(["X"])), &["architectures [\"X\"]"]),
-        case("a class as a text", LLAMA, |c| c.set("architectures", json!("X")), &["architectures \"X\""]),
-        case("no class", LLAMA, |c| c.set("architectures", json!([])), &["architectures []", "LlamaForCausalLM"]),
-        case("null", LLAMA, |c| c.set("quantization_config", json!(null)), &["quantization_config null"]),
-        case("no type", LLAMA, |c| c.set("rope_scaling", json!({})), &["rope_scaling without rope_type"]),
+        case(
+            "another class",
+            LLAMA,
+            |c| c.set("architectures", json!(["X"])),
+            &["architectures [\"X\"]"],
+        ),
+        case(
+            "a class as a text",
+            LLAMA,
+            |c| c.set("architectures", json!("X")),
+            &["architectures \"X\""],
+        ),
+        case(
+            "no class",
+            LLAMA,
+            |c| c.set("architectures", json!([])),
+            &["architectures []", "LlamaForCausalLM"],
+        ),
+        case(
+            "null",
+            LLAMA,
+            |c| c.set("quantization_config", json!(null)),
+            &["quantization_config null"],
+        ),
+        case(
+            "no type",
+            LLAMA,
+            |c| c.set("rope_scaling", json!({})),
+            &["rope_scaling without rope_type"],
+        ),
         case(
             "two types",
             LLAMA,
-            |c| c.set("rope_scaling", json!({ "rope_type": "default", "type": "linear", "factor": 2.0 })),
+            |c| {
+                c.set(
+                    "rope_scaling",
+                    json!({ "rope_type": "default", "type": "linear", "factor": 2.0 }),
+                )
+            },
             &["rope_type \"default\"", "type \"linear\"", "another function"],
         ),
         case(
@@ -345,7 +554,10 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             LLAMA,
             |c| {
                 c.set("rope_theta", json!(50.0));
-                c.set("rope_scaling", json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 70.0 }));
+                c.set(
+                    "rope_scaling",
+                    json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 70.0 }),
+                );
             },
             &["transformers 5 reads 70.0, versions before it 50.0"],
         ),
@@ -387,7 +599,12 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             |c| rename_all(c, |n| n.replace("block_sparse_moe.gate", "mlp.gate")),
             &["such routers"],
         ),
-        case("two dtypes", LLAMA, |c| c.set("torch_dtype", json!("float64")), &["torch_dtype \"float64\""]),
+        case(
+            "two dtypes",
+            LLAMA,
+            |c| c.set("torch_dtype", json!("float64")),
+            &["torch_dtype \"float64\""],
+        ),
     ];
     let mut problems = Vec::new();
     for Case { name, golden, damage, says } in cases {
@@ -414,26 +631,36 @@ fn what_is_read_as_loaders_read_it_is_written_as_they_want_it() {
         ("rms_norm_eps", json!("1e-6")),
     ];
     types.into_iter().for_each(|(key, value)| model.set(key, value));
-    let keys =
-        [("return_dict", json!(false)), ("to_dict", json!(1)), ("attribute_map", json!({})), ("decoder", json!({}))];
+    let keys = [
+        ("return_dict", json!(false)),
+        ("to_dict", json!(1)),
+        ("attribute_map", json!({})),
+        ("decoder", json!({})),
+    ];
     keys.iter().for_each(|(key, value)| model.set(key, value.clone()));
     model.set("initializer_range", json!(1));
-    model.edit_bytes("config.json", |bytes| _ = bytes.splice(1..1, *b"\"limit\": [0.0, Infinity],"));
+    model
+        .edit_bytes("config.json", |bytes| _ = bytes.splice(1..1, *b"\"limit\": [0.0, Infinity],"));
     insert(&model, "layers.0.self_attn.rotary_emb.sin_cached");
     sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
     let config = String::from_utf8(sandbox.read("out/config.json")).unwrap();
-    assert!(config.contains("Infinity\n") && config.contains("\"initializer_range\": 1.0"), "{config}");
+    assert!(
+        config.contains("Infinity\n") && config.contains("\"initializer_range\": 1.0"),
+        "{config}"
+    );
     let lines = ["\"vocab_size\": 101", "\"tie_word_embeddings\": false", "\"rms_norm_eps\": 1e-6"];
     assert!(lines.iter().all(|line| config.contains(line)), "{config}");
     assert!(!keys.iter().any(|(key, _)| config.contains(&format!("{key:?}"))), "{config}");
     let written = tensors::read(&sandbox.path("out/model.safetensors"));
     assert!(
-        written.contains_key("model.embed_tokens.weight") && !written.keys().any(|name| name.contains("sin_cached"))
+        written.contains_key("model.embed_tokens.weight")
+            && !written.keys().any(|name| name.contains("sin_cached"))
     );
     sandbox.run("verify out").succeeds();
 }
 
-/// Passes write each plain module once, and none that is gone, whatever the source's list is: a golden whose lists are doubled, or gone.
+/// Passes write each plain module once, and none that is gone, whatever the source's list is: a
+/// golden whose lists are doubled, or gone.
 #[test]
 fn lists_of_plain_experts_follow_them() {
     let sandbox = Sandbox::new();
@@ -447,10 +674,17 @@ fn lists_of_plain_experts_follow_them() {
     model.edit_json("config.json", twice);
     sandbox.run("prune model -o out --method random --keep 0.5").succeeds();
     let config = sandbox.json("out/config.json");
-    let ignore: Vec<_> =
-        config["quantization_config"]["ignore"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let ignore: Vec<_> = config["quantization_config"]["ignore"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let once: std::collections::BTreeSet<_> = ignore.iter().collect();
-    assert!(once.len() == ignore.len() && !ignore.iter().any(|name| name.contains("experts")), "{ignore:?}");
+    assert!(
+        once.len() == ignore.len() && !ignore.iter().any(|name| name.contains("experts")),
+        "{ignore:?}"
+    );
     sandbox.run("verify out").succeeds();
     // Without the list, the source isn't sound; a pass writes it again.
     model.edit_json("config.json", |config| {
@@ -473,7 +707,9 @@ fn code_at_any_depth_of_a_folder_comes_along() {
         sandbox.write(&format!("model/{name}"), "x = 1\n");
     }
     sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
-    assert!(sandbox.path("out/gguf/a/b.py").is_file() && sandbox.path("out/original/x/y.py").is_file());
+    assert!(
+        sandbox.path("out/gguf/a/b.py").is_file() && sandbox.path("out/original/x/y.py").is_file()
+    );
 }
 
 /// No manifest lists what differs from run to run; verify names it where somebody has changed it.

@@ -15,7 +15,8 @@ fn what_is_hardly_meant_is_warned_of() {
     let sandbox = Sandbox::new();
     sandbox.copy("models/dense", "copy");
     sandbox.copy("models/moe", "same");
-    let english = std::fs::read_to_string(sandbox.path("golden/text/english.calibration.txt")).unwrap();
+    let english =
+        std::fs::read_to_string(sandbox.path("golden/text/english.calibration.txt")).unwrap();
     sandbox.write("part.txt", &english[english.len() / 3..english.len() / 2]);
     sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7, 8]}\n{\"input_ids\": [9, 10, 11]}\n");
     sandbox.write("other.jsonl", "{\"input_ids\": [5, 6, 7, 9]}\n");
@@ -25,7 +26,10 @@ fn what_is_hardly_meant_is_warned_of() {
     let heal = format!("heal {MOE} -o out --steps 1 {english} --data-tokens 512");
     let cases: &[(String, Option<&str>)] = &[
         // Experts given twice, under one name or two.
-        (format!("{upcycle} --expert {DENSE} --expert {DENSE}"), Some("--expert golden/models/dense is given twice")),
+        (
+            format!("{upcycle} --expert {DENSE} --expert {DENSE}"),
+            Some("--expert golden/models/dense is given twice"),
+        ),
         (
             format!("{upcycle} --expert {DENSE} --expert {DENSE}"),
             Some("all experts of a layer start out as the same network"),
@@ -40,8 +44,14 @@ fn what_is_hardly_meant_is_warned_of() {
         (format!("{upcycle} --noise-std 1e-7 --init drop"), Some("lost in rounding")),
         (format!("{upcycle} --noise-std 1e-3"), None),
         // Nothing goes.
-        (format!("prune {MOE} -o out --keep 1 --method random"), Some("for one expert a layer, give --experts 1")),
-        (format!("merge {MOE} -o out --experts 24 {english}"), Some("all 24 experts of each layer stay")),
+        (
+            format!("prune {MOE} -o out --keep 1 --method random"),
+            Some("for one expert a layer, give --experts 1"),
+        ),
+        (
+            format!("merge {MOE} -o out --experts 24 {english}"),
+            Some("all 24 experts of each layer stay"),
+        ),
         (format!("{prune} --method random"), None),
         // A teacher that is the model itself, under whatever name.
         (format!("{heal} --from {MOE}"), Some("--from is the very model")),
@@ -51,8 +61,14 @@ fn what_is_hardly_meant_is_warned_of() {
             format!("{prune} {english} --held-out golden/text/english.calibration.txt"),
             Some("100 % of the held-out text"),
         ),
-        (format!("{prune} {english} --held-out part.txt"), Some("% of the held-out text stands in the text")),
-        (format!("{prune} --data ids.jsonl --held-out ids.jsonl"), Some("100 % of the held-out text")),
+        (
+            format!("{prune} {english} --held-out part.txt"),
+            Some("% of the held-out text stands in the text"),
+        ),
+        (
+            format!("{prune} --data ids.jsonl --held-out ids.jsonl"),
+            Some("100 % of the held-out text"),
+        ),
         (format!("{heal} --held-out part.txt --data part.txt"), Some("% of the held-out text")),
         (
             format!("{heal} --held-out golden/text/english.calibration.txt"),
@@ -65,12 +81,13 @@ fn what_is_hardly_meant_is_warned_of() {
     let mut problems = Vec::new();
     for (line, wanted) in cases {
         let outcome = sandbox.run(&format!("{line} --dry-run"));
-        let warned: Vec<&str> = outcome.stdout.lines().filter(|line| line.starts_with("  warning")).collect();
+        let warned: Vec<&str> =
+            outcome.stdout.lines().filter(|line| line.starts_with("  warning")).collect();
         let is_said = match wanted {
             Some(words) => warned.iter().any(|warning| warning.contains(words)),
-            None => warned
-                .iter()
-                .all(|warning| warning.contains("text chose") || warning.contains("training routers alone")),
+            None => warned.iter().all(|warning| {
+                warning.contains("text chose") || warning.contains("training routers alone")
+            }),
         };
         if outcome.code != 0 || !is_said {
             problems.push(format!("{wanted:?}: {warned:#?}\n{outcome}"));
@@ -85,15 +102,19 @@ fn a_model_that_was_made_on_the_text_is_noted() {
     let sandbox = Sandbox::new();
     let english = "golden/text/english.calibration.txt";
     let held_out = "golden/text/english.heldout.txt";
-    let options =
-        format!("--data {english} --data-tokens 256 --held-out {held_out} --held-out-tokens 64 --no-baseline");
+    let options = format!(
+        "--data {english} --data-tokens 256 --held-out {held_out} --held-out-tokens 64 --no-baseline"
+    );
     sandbox.run(&format!("prune {MOE} -o pruned --experts 12 {options}")).succeeds();
-    let eval = |data: &str| sandbox.run(&format!("eval pruned --data {data} --max-tokens 64")).succeeds();
+    let eval =
+        |data: &str| sandbox.run(&format!("eval pruned --data {data} --max-tokens 64")).succeeds();
     std::fs::copy(sandbox.path(english), sandbox.path("renamed.txt")).unwrap();
     eval("renamed.txt").says(&["renamed.txt: pruned was made on this text"]);
     assert!(!eval(held_out).stderr.contains("was made on"));
-    for (pass, data) in [("prune pruned -o again --experts 8 --method random", ""), ("heal pruned -o healed", held_out)]
-    {
+    for (pass, data) in [
+        ("prune pruned -o again --experts 8 --method random", ""),
+        ("heal pruned -o healed", held_out),
+    ] {
         let data = if data.is_empty() { String::new() } else { format!(" --data {data}") };
         let line = format!("{pass}{data} --held-out renamed.txt --held-out-tokens 64 --dry-run");
         let planned = sandbox.run(&line).succeeds().stdout;
@@ -105,9 +126,12 @@ fn a_model_that_was_made_on_the_text_is_noted() {
 #[test]
 fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
     let sandbox = Sandbox::new();
-    let [english, held_out] = ["golden/text/english.calibration.txt", "golden/text/english.heldout.txt"];
+    let [english, held_out] =
+        ["golden/text/english.calibration.txt", "golden/text/english.heldout.txt"];
     sandbox
-        .shell(&format!("cp {english} one.txt; mkdir a; cp {held_out} a/one.txt; cp {english} renamed.txt"))
+        .shell(&format!(
+            "cp {english} one.txt; mkdir a; cp {held_out} a/one.txt; cp {english} renamed.txt"
+        ))
         .succeeds();
     let text = "--data-tokens 256 --sequence-length 64";
     sandbox.run(&format!("observe {MOE} -o first --data one.txt {text}")).succeeds();
@@ -119,7 +143,9 @@ fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
         ("merge", "first", vec!["one.txt"]),
         ("prune", "both", vec!["one.txt", "a/one.txt"]),
     ] {
-        sandbox.run(&format!("{pass} {MOE} -o out --overwrite --experts 12 --stats {stats}")).succeeds();
+        sandbox
+            .run(&format!("{pass} {MOE} -o out --overwrite --experts 12 --stats {stats}"))
+            .succeeds();
         let receipt = sandbox.json("out/moe-convert.json");
         let observed: BTreeSet<&str> =
             receipt["observed"].as_object().unwrap().values().filter_map(|v| v.as_str()).collect();
@@ -139,12 +165,16 @@ fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
         "prune {MOE} -o new --experts 12 --stats first --no-baseline --held-out-tokens 64 --dry-run --held-out"
     );
     let planned = sandbox.run(&format!("{prune} renamed.txt")).succeeds().stdout;
-    assert!(planned.contains("renamed.txt is held out, and the statistics were gathered on it"), "{planned}");
+    assert!(
+        planned.contains("renamed.txt is held out, and the statistics were gathered on it"),
+        "{planned}"
+    );
     let apart = sandbox.run(&format!("{prune} {held_out}")).succeeds().stdout;
     assert!(!apart.contains("gathered on it"), "{apart}");
 }
 
-/// Beside shared experts routers decide nothing either, in all layers or every second one; their gates alone move.
+/// Beside shared experts routers decide nothing either, in all layers or every second one; their
+/// gates alone move.
 #[test]
 fn routers_over_copies_beside_shared_experts_are_idle() {
     let sandbox = Sandbox::new();
@@ -153,7 +183,9 @@ fn routers_over_copies_beside_shared_experts_are_idle() {
     // Once: a note came before the work, and the summary needn't say it again.
     let made = made.says(&["training routers alone gains nothing"]);
     assert!(!made.stdout.contains("gains nothing"), "{}", made.stdout);
-    assert!(sandbox.json("half/moe-convert.json")["warnings"].to_string().contains("gains nothing"));
+    assert!(
+        sandbox.json("half/moe-convert.json")["warnings"].to_string().contains("gains nothing")
+    );
     let text = "--data golden/text/english.calibration.txt --data-tokens 256 --sequence-length 64 --batch-tokens 64";
     let planned = sandbox.run(&format!("heal half -o healed --dry-run {text}")).succeeds().stdout;
     assert!(planned.contains("routers decide nothing here"), "{planned}");
@@ -171,7 +203,8 @@ fn statistics_of_too_little_text_say_so_and_count_once() {
     let observe = format!("observe {MOE} -o");
     let few = sandbox.run(&format!("{observe} few --data ids.jsonl")).succeeds();
     assert!(
-        few.stdout.contains("no token of the calibration text chose") && few.stdout.contains("of 96 experts"),
+        few.stdout.contains("no token of the calibration text chose")
+            && few.stdout.contains("of 96 experts"),
         "{few}"
     );
     std::fs::copy(sandbox.path("few"), sandbox.path("again")).unwrap();
@@ -192,8 +225,14 @@ fn statistics_of_too_little_text_say_so_and_count_once() {
 fn the_model_that_overflows_is_named() {
     let sandbox = Sandbox::new();
     // In bf16: two of them, the second 1e19, whose square f32 doesn't hold.
-    sandbox.copy("models/moe", "large").set_f32("model.layers.1.post_attention_layernorm.weight", 2, 3e38);
-    let line = format!("eval {MOE} --against large --data golden/text/english.heldout.txt --max-tokens 64");
+    sandbox.copy("models/moe", "large").set_f32(
+        "model.layers.1.post_attention_layernorm.weight",
+        2,
+        3e38,
+    );
+    let line = format!(
+        "eval {MOE} --against large --data golden/text/english.heldout.txt --max-tokens 64"
+    );
     sandbox.run(&line).exits(1).says(&["the original: ", "large/config.json"]);
 }
 
@@ -205,7 +244,11 @@ fn dry_runs_decide_what_weights_alone_decide() {
     model.set_f32("model.layers.1.mlp.experts.3.down_proj.weight", 2, f32::NAN);
     let aimer = "--experts 12 --method aimer --dry-run";
     let complaints = ["element 5 is not finite", "model.layers.1.mlp.experts.3.down_proj.weight"];
-    assert_none(&Vec::from_iter(sandbox.refuses(&format!("prune broken -o out {aimer}"), 1, &complaints)));
+    assert_none(&Vec::from_iter(sandbox.refuses(
+        &format!("prune broken -o out {aimer}"),
+        1,
+        &complaints,
+    )));
     let sound = sandbox.run(&format!("prune {MOE} -o out {aimer}")).succeeds();
     assert!(!sound.stdout.contains("decided when it runs"), "{}", sound.stdout);
 }

@@ -1,5 +1,5 @@
-//! Options that would do nothing, numbers that no model can have, and recipes that could only fail at a later step: each
-//! is refused before any work, and what the remedy says works.
+//! Options that would do nothing, numbers that no model can have, and recipes that could only fail
+//! at a later step: each is refused before any work, and what the remedy says works.
 
 use crate::common::{Sandbox, assert_none};
 
@@ -32,22 +32,50 @@ fn options_without_an_effect_are_refused() {
             &["--clip-search is for GPTQ", "leave --clip-search out"],
             "--scheme fp8-block",
         ),
-        ("--method rtn --damping 0.2", &["--damping is for GPTQ", "--method gptq"], "--damping 0.2 --data {code}"),
+        (
+            "--method rtn --damping 0.2",
+            &["--damping is for GPTQ", "--method gptq"],
+            "--damping 0.2 --data {code}",
+        ),
         ("--method rtn --per-expert", &["--per-expert is for GPTQ"], "--method rtn"),
         ("--method rtn --min-samples 1000", &["--min-samples is for GPTQ"], "--method rtn"),
         ("--method rtn --act-order=false", &["--act-order is for GPTQ"], "--method rtn"),
-        ("--samples routed --shrinkage 3 --data {code}", &["--samples per-expert"], "--shrinkage 3 --data {code}"),
-        ("--pool-take 300 --data {code}", &["--pool"], "--pool-take 300 --pool {code} --data {code}"),
-        ("--profile free --data {code}", &["--target-bits"], "--profile free --target-bits 4.5 --data {code}"),
-        ("--samples routed --min-samples 0.2 --data {code}", &["--min-samples"], "--min-samples 0.2 --data {code}"),
+        (
+            "--samples routed --shrinkage 3 --data {code}",
+            &["--samples per-expert"],
+            "--shrinkage 3 --data {code}",
+        ),
+        (
+            "--pool-take 300 --data {code}",
+            &["--pool"],
+            "--pool-take 300 --pool {code} --data {code}",
+        ),
+        (
+            "--profile free --data {code}",
+            &["--target-bits"],
+            "--profile free --target-bits 4.5 --data {code}",
+        ),
+        (
+            "--samples routed --min-samples 0.2 --data {code}",
+            &["--min-samples"],
+            "--min-samples 0.2 --data {code}",
+        ),
         (
             "--samples all-experts --hot-cap 2 --data {code}",
             &["--hot-cap"],
             "--samples routed --hot-cap 2 --data {code}",
         ),
-        ("--samples all-experts --gate-power 2 --data {code}", &["--gate-power"], "--gate-power 2 --data {code}"),
+        (
+            "--samples all-experts --gate-power 2 --data {code}",
+            &["--gate-power"],
+            "--gate-power 2 --data {code}",
+        ),
         ("--method rtn --seed 4", &["--seed", "draws nothing", "leave --seed out"], "--method rtn"),
-        ("--pool-take 0 --pool {code} --data {code}", &["--pool-take 0"], "--pool {code} --data {code}"),
+        (
+            "--pool-take 0 --pool {code} --data {code}",
+            &["--pool-take 0"],
+            "--pool {code} --data {code}",
+        ),
         ("--method rtn --data-tokens 99", &["--data-tokens", "no --data to read"], "--method rtn"),
         ("--scheme fp8 --pack", &["--pack", "no --data to read"], "--scheme fp8"),
         (
@@ -67,15 +95,27 @@ fn options_without_an_effect_are_refused() {
             &["--data-tokens", "no --data to read"],
             "--method reap --stats stats",
         ),
-        ("--method reap --stats stats --mask-special", &["--mask-special"], "--method reap --stats stats"),
+        (
+            "--method reap --stats stats --mask-special",
+            &["--mask-special"],
+            "--method reap --stats stats",
+        ),
         ("--method aimer --sequence-length 64", &["--sequence-length"], "--method aimer"),
         ("--method random --held-out-tokens 99", &["no --held-out"], "--method random"),
         ("--method random --no-baseline", &["--no-baseline", "--held-out"], "--method random"),
     ];
     let observe: &[Case] = &[
-        ("--add stats --data-tokens 99", &["--data-tokens", "no --data to read"], "--add stats --overwrite"),
+        (
+            "--add stats --data-tokens 99",
+            &["--data-tokens", "no --data to read"],
+            "--add stats --overwrite",
+        ),
         ("--add stats --no-left-out", &["--no-left-out", "finished"], "--add stats --overwrite"),
-        ("--add stats --sample-every 2", &["--sample-every", "finished"], "--add stats --overwrite"),
+        (
+            "--add stats --sample-every 2",
+            &["--sample-every", "finished"],
+            "--add stats --overwrite",
+        ),
     ];
     let heal: &[Case] = &[
         ("--held-out-tokens 99", &["no --held-out"], "--held-out-tokens 99 --held-out {code}"),
@@ -88,14 +128,22 @@ fn options_without_an_effect_are_refused() {
     ];
     let run: &[Case] = &[("--overwrite", &["--junit"], "--overwrite --junit j.xml")];
     let upcycles: &[Case] = &[
-        ("--noise-fraction 0.5", &["--noise-fraction goes with --noise-std"], "--noise-fraction 0.5 --noise-std 0.01"),
+        (
+            "--noise-fraction 0.5",
+            &["--noise-fraction goes with --noise-std"],
+            "--noise-fraction 0.5 --noise-std 0.01",
+        ),
         (
             "--router prompts --prompts p.json --router-std 0.1",
             &["--router-std goes with --router normal"],
             "--router-std 0.1",
         ),
         ("--granularity 0", &["--granularity 0", "at least 1"], "--granularity 1"),
-        ("--noise-std 0 --noise-fraction 0.5", &["--noise-std above 0"], "--noise-std 0.1 --noise-fraction 0.5"),
+        (
+            "--noise-std 0 --noise-fraction 0.5",
+            &["--noise-std above 0"],
+            "--noise-std 0.1 --noise-fraction 0.5",
+        ),
         ("--noise-std 0.1 --noise-fraction 0", &["--noise-fraction 0 adds no noise"], ""),
         ("--init drop --drop-fraction 0", &["--drop-fraction 0"], "--init drop"),
         (
@@ -104,13 +152,25 @@ fn options_without_an_effect_are_refused() {
             "--init partition --partition-by activations --data {code} --data-tokens 256",
         ),
         ("--noise-std 1e38", &["--noise-std 1e38 is not", "0 to 1e6"], "--noise-std 0.02"),
-        ("--data-tokens 99", &["--data-tokens", "--router kmeans"], "--data-tokens 99 --router kmeans --data {code}"),
-        ("--sequence-length 64", &["--sequence-length"], "--sequence-length 64 --router kmeans --data {code}"),
+        (
+            "--data-tokens 99",
+            &["--data-tokens", "--router kmeans"],
+            "--data-tokens 99 --router kmeans --data {code}",
+        ),
+        (
+            "--sequence-length 64",
+            &["--sequence-length"],
+            "--sequence-length 64 --router kmeans --data {code}",
+        ),
     ];
     let sandbox = Sandbox::new();
     sandbox.write("p.json", "[]");
     sandbox.write("r.toml", step("inspect", MOE, ""));
-    sandbox.run(&format!("observe {MOE} -o stats --data {CODE} --data-tokens 256 --sequence-length 64")).succeeds();
+    sandbox
+        .run(&format!(
+            "observe {MOE} -o stats --data {CODE} --data-tokens 256 --sequence-length 64"
+        ))
+        .succeeds();
     let dense = "heal golden/models/dense -o out --dry-run --train all --data {code}";
     assert_none(
         &[
@@ -126,7 +186,8 @@ fn options_without_an_effect_are_refused() {
     );
 }
 
-/// The largest numbers that can be typed, and what is no number, are refused before any work, or change nothing.
+/// The largest numbers that can be typed, and what is no number, are refused before any work, or
+/// change nothing.
 #[test]
 fn numbers_beyond_all_bounds_are_no_panics() {
     let sandbox = Sandbox::new();
@@ -162,17 +223,24 @@ fn numbers_beyond_all_bounds_are_no_panics() {
 fn defaults_of_text_pass_by_steps_without_text() {
     let sandbox = Sandbox::new();
     let keys = "data-tokens = 99\nsequence-length = 64\nheld-out-tokens = 99\n";
-    let pruned = |more: &str| step("prune", MOE, &format!("output = \"p\"\nexperts = 12\nmethod = \"random\"\n{more}"));
+    let pruned = |more: &str| {
+        step("prune", MOE, &format!("output = \"p\"\nexperts = 12\nmethod = \"random\"\n{more}"))
+    };
     sandbox.write("r.toml", format!("[defaults.prune]\n{keys}\n{}", pruned("")));
     sandbox.run("run r.toml --dry-run").succeeds();
     // A choice may leave a step without text.
     sandbox.write("r.toml", pruned(&format!("data = []\nheld-out = []\n{keys}")));
     sandbox.run("run r.toml --dry-run").succeeds();
     sandbox.write("r.toml", pruned(keys));
-    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --dry-run", 2, &["line 9", "`held-out-tokens`"])));
+    assert_none(&Vec::from_iter(sandbox.refuses(
+        "run r.toml --dry-run",
+        2,
+        &["line 9", "`held-out-tokens`"],
+    )));
 }
 
-/// What only a model can say to be of no use passes by its step, and by no step's own key; where no step has a use for it, it is refused.
+/// What only a model can say to be of no use passes by its step, and by no step's own key; where no
+/// step has a use for it, it is refused.
 #[test]
 fn defaults_pass_by_models_without_use_for_them() {
     let sandbox = Sandbox::new();
@@ -181,12 +249,21 @@ fn defaults_pass_by_models_without_use_for_them() {
         step("heal", model, &format!("output = {output:?}\n{data}\n{more}"))
     };
     let upcycled = |target: &str, output: &str| {
-        step("upcycle", DENSE, &format!("output = {output:?}\nexperts = 4\ntop-k = 2\ntarget = {target:?}\n"))
+        step(
+            "upcycle",
+            DENSE,
+            &format!("output = {output:?}\nexperts = 4\ntop-k = 2\ntarget = {target:?}\n"),
+        )
     };
     let (moe, dense) = (healed(MOE, "a", ""), healed(DENSE, "b", ""));
     for (defaults, uses, idle, own) in [
         ("[defaults.heal]\nbalance = 0.5\n", &moe, &dense, healed(DENSE, "b", "z-loss = 0.1")),
-        ("[defaults.heal]\ncapacity-factor = 2.0\nz-loss = 0.1\n", &moe, &dense, healed(DENSE, "b", "balance = 0.5")),
+        (
+            "[defaults.heal]\ncapacity-factor = 2.0\nz-loss = 0.1\n",
+            &moe,
+            &dense,
+            healed(DENSE, "b", "balance = 0.5"),
+        ),
         (
             "[defaults.upcycle]\nshared-experts = 2\n",
             &upcycled("qwen2_moe", "a"),
@@ -198,19 +275,26 @@ fn defaults_pass_by_models_without_use_for_them() {
         sandbox.run("run r.toml --dry-run").succeeds();
         for refused in [format!("{defaults}{idle}"), format!("{defaults}{uses}{own}")] {
             sandbox.write("r.toml", &refused);
-            assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --dry-run", 2, &["step ", "leave "])));
+            assert_none(&Vec::from_iter(sandbox.refuses(
+                "run r.toml --dry-run",
+                2,
+                &["step ", "leave "],
+            )));
         }
     }
 }
 
 /// The problems of `cases`, whose options are given to `command`.
 fn follow(sandbox: &Sandbox, command: &str, cases: &[Case]) -> Vec<String> {
-    let line = |options: &str| format!("{command} {options}").replace("{moe}", MOE).replace("{code}", CODE);
+    let line = |options: &str| {
+        format!("{command} {options}").replace("{moe}", MOE).replace("{code}", CODE)
+    };
     let mut problems = Vec::new();
     for (options, complaints, followed) in cases {
         problems.extend(sandbox.refuses(&line(options), 2, complaints));
         let outcome = sandbox.run(&line(followed));
-        problems.extend((outcome.code != 0).then(|| format!("{options}: its remedy fails: {outcome}")));
+        problems
+            .extend((outcome.code != 0).then(|| format!("{options}: its remedy fails: {outcome}")));
     }
     problems
 }
@@ -239,22 +323,36 @@ fn numbers_of_experts_have_remedies_that_work() {
 #[test]
 fn trainings_have_bounds() {
     let heals: &[Case] = &[
-        ("--teacher-tokens 5", &["--teacher-tokens is for"], "--from {moe} --teacher top-k --teacher-tokens 5"),
+        (
+            "--teacher-tokens 5",
+            &["--teacher-tokens is for"],
+            "--from {moe} --teacher top-k --teacher-tokens 5",
+        ),
         ("--from {moe} --teacher-tokens 5", &["--teacher-tokens is for"], "--from {moe}"),
     ];
     let sandbox = Sandbox::new();
-    let cases: &[Case] =
-        &[("--batch-tokens 999999999999", &["--batch-tokens 999999999999", "at most 1048576"], "--batch-tokens 512")];
+    let cases: &[Case] = &[(
+        "--batch-tokens 999999999999",
+        &["--batch-tokens 999999999999", "at most 1048576"],
+        "--batch-tokens 512",
+    )];
     assert_none(&follow(&sandbox, "distill {moe} -o out --dry-run --data {code}", cases));
     assert_none(&follow(&sandbox, "heal {moe} -o out --dry-run --data {code}", heals));
     let fast = "distill {moe} -o out --dry-run --data {code} --learning-rate 1e30"
         .replace("{moe}", MOE)
         .replace("{code}", CODE);
     assert!(
-        sandbox.run(&fast).succeeds().stdout.contains("--learning-rate 1e30 moves weights by many times their size")
+        sandbox
+            .run(&fast)
+            .succeeds()
+            .stdout
+            .contains("--learning-rate 1e30 moves weights by many times their size")
     );
-    let short = "distill {moe} -o out --data {code} --data-tokens 512".replace("{moe}", MOE).replace("{code}", CODE);
-    let complaints = ["--down ridge fits 512 neurons to 2048 tokens or more", "give --down measured"];
+    let short = "distill {moe} -o out --data {code} --data-tokens 512"
+        .replace("{moe}", MOE)
+        .replace("{code}", CODE);
+    let complaints =
+        ["--down ridge fits 512 neurons to 2048 tokens or more", "give --down measured"];
     assert_none(&Vec::from_iter(sandbox.refuses(&short, 2, &complaints)));
 }
 
@@ -268,9 +366,21 @@ fn paths_of_the_wrong_kind_say_what_to_give() {
     sandbox.write("file", "");
     let random = "--experts 12 --method random";
     let problems = [
-        sandbox.refuses(&format!("prune {MOE} -o file {random}"), 2, &["not a directory", "choose another name"]),
-        sandbox.refuses(&format!("prune {MOE} -o p {random} --held-out x.txt"), 1, &["x.txt", "--held-out"]),
-        sandbox.refuses(&format!("eval {MOE} --data {CODE} --memory-budget 1"), 2, &["raise --memory-budget"]),
+        sandbox.refuses(
+            &format!("prune {MOE} -o file {random}"),
+            2,
+            &["not a directory", "choose another name"],
+        ),
+        sandbox.refuses(
+            &format!("prune {MOE} -o p {random} --held-out x.txt"),
+            1,
+            &["x.txt", "--held-out"],
+        ),
+        sandbox.refuses(
+            &format!("eval {MOE} --data {CODE} --memory-budget 1"),
+            2,
+            &["raise --memory-budget"],
+        ),
         sandbox.refuses(
             &format!("eval {MOE} --data golden/text"),
             1,
@@ -284,7 +394,11 @@ fn paths_of_the_wrong_kind_say_what_to_give() {
             2,
             &["the benchmark of distill", "raise --tokens"],
         ),
-        sandbox.refuses("bench --like qwen3", 2, &["no built-in model is called \"qwen3\"", "one of qwen3-30b-a3b"]),
+        sandbox.refuses(
+            "bench --like qwen3",
+            2,
+            &["no built-in model is called \"qwen3\"", "one of qwen3-30b-a3b"],
+        ),
     ];
     assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
     std::fs::remove_dir(sandbox.path(".l.partial-moe-convert")).unwrap();
@@ -296,7 +410,11 @@ fn step(run: &str, model: &str, keys: &str) -> String {
 }
 
 fn prune(model: &str, output: &str, experts: usize) -> String {
-    step("prune", model, &format!("output = \"{output}\"\nexperts = {experts}\nmethod = \"random\""))
+    step(
+        "prune",
+        model,
+        &format!("output = \"{output}\"\nexperts = {experts}\nmethod = \"random\""),
+    )
 }
 
 /// What only a later step would say is said before the first, and names the step.
@@ -319,7 +437,12 @@ fn later_steps_are_checked_first() {
             &["step 2 (observe)", "no mixture of experts"],
         ),
         (
-            distill + &step("eval", "dense", &format!("against = \"golden/families/llama/base/model\"\n{data}")),
+            distill
+                + &step(
+                    "eval",
+                    "dense",
+                    &format!("against = \"golden/families/llama/base/model\"\n{data}"),
+                ),
             &["step 2 (eval)", "vocabularies of 2048 and 101"],
         ),
         (
@@ -332,7 +455,8 @@ fn later_steps_are_checked_first() {
             &["line 13, step 2 (prune)", "`probe-tokens` 99999"],
         ),
         (
-            prune(MOE, "a", 12) + &step("quantize", "a", "output = \"b\"\nscheme = \"fp8\"\nmethod = \"gptq\""),
+            prune(MOE, "a", 12)
+                + &step("quantize", "a", "output = \"b\"\nscheme = \"fp8\"\nmethod = \"gptq\""),
             &["step 2 (quantize)", "leave `method` out"],
         ),
     ];
@@ -340,8 +464,15 @@ fn later_steps_are_checked_first() {
     for (recipe, complaints) in cases {
         let sandbox = Sandbox::new();
         sandbox.write("r.toml", recipe);
-        let code = if complaints[1].contains("vocabular") || complaints[1].contains("another model") { 1 } else { 2 };
-        problems.extend(sandbox.refuses("run r.toml", code, complaints).map(|p| format!("{recipe}: {p}")));
+        let code = if complaints[1].contains("vocabular") || complaints[1].contains("another model")
+        {
+            1
+        } else {
+            2
+        };
+        problems.extend(
+            sandbox.refuses("run r.toml", code, complaints).map(|p| format!("{recipe}: {p}")),
+        );
     }
     assert_none(&problems);
 }
@@ -352,22 +483,44 @@ fn values_of_recipes_have_remedies_of_their_own() {
     let vars = "[vars]\nout = \"target\"\nseeds = [0]\n";
     let used = "[[step]]\neach.seed = \"${seeds}\"\n[[step.step]]\nrun = \"inspect\"\nmodel = \"golden/models/moe\"\nlabel = \"${out}${seed}\"\n";
     let cases: &[(String, &str, i32, &[&str])] = &[
-        (prune.clone() + "seed = 99999999999999999999\n", "", 2, &["line 7", "too large", "9223372036854775807"]),
-        (prune.clone() + "seed = 9223372036854775808\n", "", 2, &["line 7", "too large", "9223372036854775807"]),
+        (
+            prune.clone() + "seed = 99999999999999999999\n",
+            "",
+            2,
+            &["line 7", "too large", "9223372036854775807"],
+        ),
+        (
+            prune.clone() + "seed = 9223372036854775808\n",
+            "",
+            2,
+            &["line 7", "too large", "9223372036854775807"],
+        ),
         (step("eval", MOE, "data = \"x.txt\""), "", 2, &["in `data`", "write data = [\"x.txt\"]"]),
         (step("inspect", "~/moe", ""), "", 1, &["~/moe", "write the path out"]),
         (step("inspect", "golden/models/*", ""), "", 1, &["golden/models/*", "write the path out"]),
-        (prune.replace("12", "\"${n}\""), "", 2, &["line 5, step 1 (prune)", "no variable \"n\" here"]),
+        (
+            prune.replace("12", "\"${n}\""),
+            "",
+            2,
+            &["line 5, step 1 (prune)", "no variable \"n\" here"],
+        ),
         (format!("{vars}{used}"), "--set out=", 2, &["--set out", "empty"]),
         (format!("{vars}{used}"), "--set out=[1", 2, &["--set out", "without quotes or brackets"]),
-        (format!("{vars}{used}"), "--set seeds=[1", 2, &["--set seeds", "not TOML of type array", "'[0]'"]),
+        (
+            format!("{vars}{used}"),
+            "--set seeds=[1",
+            2,
+            &["--set seeds", "not TOML of type array", "'[0]'"],
+        ),
     ];
     let mut problems = Vec::new();
     for (recipe, options, code, complaints) in cases {
         let sandbox = Sandbox::new();
         sandbox.write("r.toml", recipe);
         let line = format!("run r.toml {options}");
-        problems.extend(sandbox.refuses(line.trim(), *code, complaints).map(|p| format!("{recipe}: {p}")));
+        problems.extend(
+            sandbox.refuses(line.trim(), *code, complaints).map(|p| format!("{recipe}: {p}")),
+        );
     }
     assert_none(&problems);
 }
@@ -401,7 +554,9 @@ fn recipes_of_many_steps_are_checked_quickly() {
 #[test]
 fn the_old_name_of_no_baseline_is_known() {
     let sandbox = Sandbox::new();
-    let random = format!("prune {MOE} -o out --method random --keep 0.5 --held-out {CODE} --held-out-tokens 64");
+    let random = format!(
+        "prune {MOE} -o out --method random --keep 0.5 --held-out {CODE} --held-out-tokens 64"
+    );
     sandbox.run(&format!("{random} --no-control --dry-run")).succeeds();
     let measured = format!("no-control = true\nheld-out = [{CODE:?}]\nheld-out-tokens = 64\n");
     sandbox.write("r.toml", prune(MOE, "out", 12) + &measured);

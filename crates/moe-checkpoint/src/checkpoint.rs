@@ -19,7 +19,8 @@ use crate::stored::{SourceFile, Stored};
 /// The file that describes a model's architecture.
 pub const CONFIG_FILE: &str = "config.json";
 
-/// A checkpoint directory: its config, and lazy references to its tensors. Opening reads headers only.
+/// A checkpoint directory: its config, and lazy references to its tensors. Opening reads headers
+/// only.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
@@ -49,7 +50,13 @@ impl Checkpoint {
         check_no_adapter(dir)?;
         let mut side_files = SideFiles::of(&folder)?;
         let mut snapshot = Snapshot::default();
-        snapshot.extend(side_files.carried.iter().map(|file| &file.path).chain([&config_path, &dir.join(INDEX_FILE)]));
+        snapshot.extend(
+            side_files
+                .carried
+                .iter()
+                .map(|file| &file.path)
+                .chain([&config_path, &dir.join(INDEX_FILE)]),
+        );
         let config: Map<String, Value> = json::read_python(&config_path)?;
         let shards = find_shards(&folder, &config)?;
         // What is read of the weights isn't left out.
@@ -65,7 +72,8 @@ impl Checkpoint {
             for entry in entries {
                 let stored = Stored::of_file(&file, entry);
                 let name = stored.name().to_owned();
-                // transformers goes through shards by name, too, and keeps the last, whichever the index says.
+                // transformers goes through shards by name, too, and keeps the last, whichever the
+                // index says.
                 if let Some(first) = tensors.insert(name.clone(), stored) {
                     twice.push((name, first));
                 }
@@ -73,8 +81,13 @@ impl Checkpoint {
             files.push(file);
         }
         let index = shards.index.map(|index| {
-            let mut facts = IndexFacts { has_metadata: index.has_metadata, ..IndexFacts::default() };
-            facts.unlisted = tensors.keys().filter(|name| !index.weight_map.contains_key(*name)).cloned().collect();
+            let mut facts =
+                IndexFacts { has_metadata: index.has_metadata, ..IndexFacts::default() };
+            facts.unlisted = tensors
+                .keys()
+                .filter(|name| !index.weight_map.contains_key(*name))
+                .cloned()
+                .collect();
             for (tensor, shard) in index.weight_map {
                 match tensors.get(&tensor) {
                     None => facts.unheld.push(tensor),
@@ -86,7 +99,16 @@ impl Checkpoint {
         });
         let mut warnings = shards.warnings;
         warnings.extend(of_twice(&twice, &tensors));
-        Ok(Self { dir: dir.to_owned(), config, tensors, files, side_files, index, warnings, snapshot })
+        Ok(Self {
+            dir: dir.to_owned(),
+            config,
+            tensors,
+            files,
+            side_files,
+            index,
+            warnings,
+            snapshot,
+        })
     }
 
     /// Where the checkpoint is.
@@ -119,7 +141,8 @@ impl Checkpoint {
         self.index.as_ref()
     }
 
-    /// What is to be said of other weights in the same folder, a sentence each: which are read, and by whom.
+    /// What is to be said of other weights in the same folder, a sentence each: which are read, and
+    /// by whom.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -133,10 +156,13 @@ impl Checkpoint {
     }
 }
 
-/// What is said of tensors that several shards hold: each with the first that does, and the last in `tensors`.
+/// What is said of tensors that several shards hold: each with the first that does, and the last in
+/// `tensors`.
 fn of_twice(twice: &[(String, Stored)], tensors: &BTreeMap<String, Stored>) -> Option<String> {
     let (name, first) = twice.first()?;
-    let file = |stored: &Stored| stored.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let file = |stored: &Stored| {
+        stored.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    };
     let more = match twice.len() - 1 {
         0 => String::new(),
         more => format!(", and {more} more likewise"),
@@ -149,15 +175,17 @@ fn of_twice(twice: &[(String, Stored)], tensors: &BTreeMap<String, Stored>) -> O
     ))
 }
 
-/// Refuses an adapter beside a config. With PEFT installed, transformers applies it to the model; no other loader
-/// looks at it.
+/// Refuses an adapter beside a config. With PEFT installed, transformers applies it to the model;
+/// no other loader looks at it.
 fn check_no_adapter(dir: &Path) -> Result<()> {
-    const ADAPTER: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
-    let Some(found) = ADAPTER.iter().map(|name| dir.join(name)).find(|path| path.symlink_metadata().is_ok()) else {
+    const ADAPTER: [&str; 3] =
+        ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
+    let Some(found) =
+        ADAPTER.iter().map(|name| dir.join(name)).find(|path| path.symlink_metadata().is_ok())
+    else {
         return Ok(());
     };
-    let what =
-        "an adapter lies in the model's folder: transformers applies it where PEFT is installed, other loaders don't";
+    let what = "an adapter lies in the model's folder: transformers applies it where PEFT is installed, other loaders don't";
     Err(Error::new(Kind::Unsupported, what).file(found).remedy(
         "merge it into the model (PEFT's merge_and_unload, then save_pretrained), or move its adapter_ files elsewhere",
     ))
@@ -168,15 +196,21 @@ const WHAT_TO_GIVE: &str = "give the directory that holds config.json and the sa
 /// What is there instead, where that can be seen.
 fn no_config(dir: &Path, config: &Path) -> Error {
     let found = match std::fs::read_dir(dir) {
-        Ok(found) => found.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect::<BTreeSet<_>>(),
+        Ok(found) => found
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect::<BTreeSet<_>>(),
         Err(error) => return Error::io("cannot read this directory", dir, error),
     };
-    if let Some(error) = config.metadata().err().filter(|error| error.kind() != std::io::ErrorKind::NotFound) {
+    if let Some(error) =
+        config.metadata().err().filter(|error| error.kind() != std::io::ErrorKind::NotFound)
+    {
         return Error::io("cannot read this file", config, error);
     }
-    let missing = |what: &str| Error::new(Kind::Missing, format!("no config.json here{what}")).file(dir);
+    let missing =
+        |what: &str| Error::new(Kind::Missing, format!("no config.json here{what}")).file(dir);
     if found.iter().any(|name| name == "adapter_config.json") {
-        return missing(": this is an adapter").remedy("merge it into its base model first (PEFT's merge_and_unload)");
+        return missing(": this is an adapter")
+            .remedy("merge it into its base model first (PEFT's merge_and_unload)");
     }
     if let Some(error) = other_format(&found) {
         return error.within("no config.json here").file(dir);

@@ -71,13 +71,15 @@ impl Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Some("free space on that disk, or write elsewhere")
             }
-            io::ErrorKind::FileTooLarge => {
-                Some("raise the limit of a file's size (ulimit -f); for weights, a lower --max-shard-size does, too")
-            }
+            io::ErrorKind::FileTooLarge => Some(
+                "raise the limit of a file's size (ulimit -f); for weights, a lower --max-shard-size does, too",
+            ),
             io::ErrorKind::PermissionDenied => Some("check the permissions of this path"),
             io::ErrorKind::ReadOnlyFilesystem => Some("choose an output on a writable disk"),
             io::ErrorKind::NotFound => Some("check the path"),
-            io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("give a file where a file is wanted"),
+            io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
+                Some("give a file where a file is wanted")
+            }
             io::ErrorKind::InvalidData => Some("this is not UTF-8 text: convert it first"),
             io::ErrorKind::UnexpectedEof => Some("download or copy the file again"),
             io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => {
@@ -125,7 +127,8 @@ impl Error {
         self
     }
 
-    /// Says that all that is wrong is that these `options`, such as "--seed", would have no effect beside the others.
+    /// Says that all that is wrong is that these `options`, such as "--seed", would have no effect
+    /// beside the others.
     #[must_use]
     pub fn idle(mut self, options: &[&str]) -> Self {
         self.0.idle = options.iter().map(|option| (*option).to_owned()).collect();
@@ -222,7 +225,8 @@ impl fmt::Display for Error {
     }
 }
 
-/// Characters of a sentence, and of a name or path (which the system limits to 4096 bytes), that are shown.
+/// Characters of a sentence, and of a name or path (which the system limits to 4096 bytes), that
+/// are shown.
 const MAX_WHAT: usize = 2000;
 const MAX_NAME: usize = 4096;
 
@@ -244,10 +248,17 @@ mod tests {
 
     #[test]
     fn what_a_file_says_is_shown_and_not_obeyed() {
-        let error =
-            Error::new(Kind::Malformed, "line 1\n\x1b[2J").tensor("a\r\nremedy: rm").source("x".repeat(1 << 20));
+        let error = Error::new(Kind::Malformed, "line 1\n\x1b[2J")
+            .tensor("a\r\nremedy: rm")
+            .source("x".repeat(1 << 20));
         let message = error.to_string();
-        assert!(message.starts_with("line 1\n\\u{1b}[2J: xxx") && message.contains("x…"), "{message}");
-        assert!(message.ends_with("\n  tensor: a\\r\\nremedy: rm") && message.len() < 2 * MAX_WHAT, "{message}");
+        assert!(
+            message.starts_with("line 1\n\\u{1b}[2J: xxx") && message.contains("x…"),
+            "{message}"
+        );
+        assert!(
+            message.ends_with("\n  tensor: a\\r\\nremedy: rm") && message.len() < 2 * MAX_WHAT,
+            "{message}"
+        );
     }
 }

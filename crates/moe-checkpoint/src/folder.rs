@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// The folder of a model. A file is read if it lies in there, links resolved, or among the blobs of the hub
-/// cache that the folder is a snapshot of. A link to anything else would copy what its author can't read into
-/// what its reader publishes.
+/// The folder of a model. A file is read if it lies in there, links resolved, or among the blobs of
+/// the hub cache that the folder is a snapshot of. A link to anything else would copy what its
+/// author can't read into what its reader publishes.
 #[derive(Debug, Clone)]
 pub struct Folder {
     path: PathBuf,
@@ -24,11 +24,17 @@ impl Folder {
     /// # Errors
     /// [`Kind::Io`] where it can't be resolved.
     pub fn of(path: &Path) -> Result<Self> {
-        let root = path.canonicalize().map_err(|e| Error::io("cannot resolve this directory", path, e))?;
-        // models--OWNER--NAME/snapshots/REVISION. The blobs aren't resolved: an archive can bring links of its own.
+        let root =
+            path.canonicalize().map_err(|e| Error::io("cannot resolve this directory", path, e))?;
+        // models--OWNER--NAME/snapshots/REVISION. The blobs aren't resolved: an archive can bring
+        // links of its own.
         let given = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let cached = repository_of(&root).or_else(|| repository_of(&given)?.canonicalize().ok());
-        Ok(Self { path: path.to_owned(), blobs: cached.map(|repository| repository.join("blobs")), root })
+        Ok(Self {
+            path: path.to_owned(),
+            blobs: cached.map(|repository| repository.join("blobs")),
+            root,
+        })
     }
 
     /// Where it is, as it was given.
@@ -39,19 +45,25 @@ impl Folder {
     /// Where `path`, which is in this folder, leads.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where that is out of bounds; [`Kind::Missing`] where a link leads nowhere.
+    /// [`Kind::Unsupported`] where that is out of bounds; [`Kind::Missing`] where a link leads
+    /// nowhere.
     pub fn resolve(&self, path: &Path) -> Result<PathBuf> {
         let resolved = path.canonicalize().map_err(|e| match path.symlink_metadata() {
-            Ok(_) if e.kind() == io::ErrorKind::NotFound => Error::new(Kind::Missing, "this link leads nowhere")
-                .file(path)
-                .remedy("put the file there that it stands for, or remove the link"),
+            Ok(_) if e.kind() == io::ErrorKind::NotFound => {
+                Error::new(Kind::Missing, "this link leads nowhere")
+                    .file(path)
+                    .remedy("put the file there that it stands for, or remove the link")
+            }
             _ => Error::io("cannot resolve this path", path, e),
         })?;
         let in_blobs = self.blobs.as_ref().is_some_and(|blobs| resolved.starts_with(blobs));
         if resolved.starts_with(&self.root) || in_blobs {
             return Ok(resolved);
         }
-        let what = format!("this leads out of the model's folder, to {}, and is not followed", resolved.display());
+        let what = format!(
+            "this leads out of the model's folder, to {}, and is not followed",
+            resolved.display()
+        );
         Err(Error::new(Kind::Unsupported, what).file(path).remedy(
             "if you trust it, put what its links stand for in their place: cp -rL DIR COPY, or cp -rLl, which \
                  takes no space on the same disk",
@@ -99,7 +111,8 @@ mod tests {
         fs::create_dir(snapshot.join("inner")).unwrap();
         symlink("../../blobs/file", snapshot.join("blob")).unwrap();
         symlink("blob", snapshot.join("chain")).unwrap();
-        symlink("../../../../hub/models--owner--other/blobs/file", snapshot.join("others")).unwrap();
+        symlink("../../../../hub/models--owner--other/blobs/file", snapshot.join("others"))
+            .unwrap();
         symlink("others", snapshot.join("chain-out")).unwrap();
         symlink("/etc/passwd", snapshot.join("absolute")).unwrap();
         symlink("/dev/zero", snapshot.join("device")).unwrap();
@@ -116,7 +129,11 @@ mod tests {
             let refused = |name: &str| folder.check_file(&path.join(name)).unwrap_err().to_string();
             for name in ["others", "chain-out", "absolute"] {
                 let message = refused(name);
-                assert!(message.contains("leads out") && message.contains(name) && message.contains("remedy"));
+                assert!(
+                    message.contains("leads out")
+                        && message.contains(name)
+                        && message.contains("remedy")
+                );
             }
             assert!(refused("directory").contains("not a regular file"));
             assert!(refused("device").contains("not a regular file"));

@@ -1,4 +1,5 @@
-//! What lies where a checkpoint was looked for: weights of other formats, and folders around checkpoints.
+//! What lies where a checkpoint was looked for: weights of other formats, and folders around
+//! checkpoints.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +17,11 @@ const MAX_DEPTH: usize = 3;
 type Format = (&'static str, &'static str, &'static str);
 
 const FORMATS: [Format; 8] = [
-    (".gguf", "GGUF weights only, which are not read", "give the safetensors checkpoint that they were made of"),
+    (
+        ".gguf",
+        "GGUF weights only, which are not read",
+        "give the safetensors checkpoint that they were made of",
+    ),
     (
         ".distcp",
         "shards of a distributed PyTorch checkpoint only",
@@ -42,11 +47,13 @@ const FORMATS: [Format; 8] = [
     ),
 ];
 
-/// What is said of a folder with files called `names`, none of them safetensors weights; none for names that say nothing.
+/// What is said of a folder with files called `names`, none of them safetensors weights; none for
+/// names that say nothing.
 pub(crate) fn other_format(names: &BTreeSet<String>) -> Option<Error> {
     let has = |end: &str| names.iter().any(|name| name.to_ascii_lowercase().ends_with(end));
-    let error =
-        |kind, has: &str, remedy: &str| Some(Error::new(kind, format!("this checkpoint has {has}")).remedy(remedy));
+    let error = |kind, has: &str, remedy: &str| {
+        Some(Error::new(kind, format!("this checkpoint has {has}")).remedy(remedy))
+    };
     if names.iter().any(|name| name.starts_with("consolidated.") && name.ends_with(".pth")) {
         return error(
             Kind::Unsupported,
@@ -81,7 +88,8 @@ pub(crate) fn checkpoints_below(dir: &Path) -> Vec<PathBuf> {
 
 fn search(dir: &Path, depth: usize, entries: &mut usize, found: &mut Vec<PathBuf>) {
     let Ok(children) = fs::read_dir(dir) else { return };
-    let mut folders: Vec<PathBuf> = children.filter_map(|entry| Some(entry.ok()?.path())).take(*entries).collect();
+    let mut folders: Vec<PathBuf> =
+        children.filter_map(|entry| Some(entry.ok()?.path())).take(*entries).collect();
     *entries -= folders.len();
     folders.retain(|path| path.is_dir() && !path.is_symlink());
     folders.sort();

@@ -91,12 +91,15 @@ impl<'de> Deserialize<'de> for RawHeader {
                         return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     }
                     if name == "__metadata__" {
-                        // Other readers want texts here, or null, so a file with anything else is no use to anybody.
+                        // Other readers want texts here, or null, so a file with anything else is
+                        // no use to anybody.
                         let said = map.next_value::<Option<HashMap<String, String>>>()?;
                         format = said.map(|mut said| said.remove("format").unwrap_or_default());
                         continue;
                     }
-                    let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
+                    let entry = map
+                        .next_value()
+                        .map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
                     entries.push((name, entry));
                 }
                 Ok(RawHeader { entries, format })
@@ -134,17 +137,21 @@ pub(crate) struct Header {
 
 /// As [`parse_header`], with what metadata says.
 pub(crate) fn parse_whole(json: &[u8], data_len: u64) -> Result<Header> {
-    let RawHeader { entries: raw, format } = serde_json::from_slice(json)
-        .map_err(|e| malformed("the safetensors header is not a JSON object of tensors").source(e))?;
+    let RawHeader { entries: raw, format } = serde_json::from_slice(json).map_err(|e| {
+        malformed("the safetensors header is not a JSON object of tensors").source(e)
+    })?;
     let mut entries = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
         if name.contains(char::is_control) || name.len() > MAX_NAME_BYTES {
-            let what = format!("a tensor's name has control characters, or more than {MAX_NAME_BYTES} bytes");
+            let what = format!(
+                "a tensor's name has control characters, or more than {MAX_NAME_BYTES} bytes"
+            );
             return Err(malformed(what).tensor(&name));
         }
         let (start, end) = raw.data_offsets;
         let expected = data_bytes(raw.dtype, &raw.shape).ok_or_else(|| {
-            malformed(format!("shape {:?} of {} has no size in bytes", raw.shape, raw.dtype)).tensor(&name)
+            malformed(format!("shape {:?} of {} has no size in bytes", raw.shape, raw.dtype))
+                .tensor(&name)
         })?;
         if end.checked_sub(start) != Some(expected) {
             return Err(malformed(format!(
@@ -173,11 +180,18 @@ fn check_contiguous(entries: &[Entry], data_len: u64) -> Result<()> {
     let mut position = 0;
     for entry in entries {
         if entry.start < position {
-            return Err(malformed(format!("bytes {}..{} overlap the tensor before it", entry.start, entry.end))
-                .tensor(&entry.name));
+            return Err(malformed(format!(
+                "bytes {}..{} overlap the tensor before it",
+                entry.start, entry.end
+            ))
+            .tensor(&entry.name));
         }
         if entry.start > position {
-            return Err(malformed(format!("bytes {position}..{} belong to no tensor", entry.start)).tensor(&entry.name));
+            return Err(malformed(format!(
+                "bytes {position}..{} belong to no tensor",
+                entry.start
+            ))
+            .tensor(&entry.name));
         }
         if entry.end > data_len {
             return Err(malformed(format!(
@@ -205,7 +219,11 @@ fn malformed(what: impl Into<String>) -> Error {
 pub fn encode_header(entries: &[Entry]) -> Vec<u8> {
     let mut json = br#"{"__metadata__":{"format":"pt"}"#.to_vec();
     for entry in entries {
-        let raw = RawEntry { dtype: entry.dtype, shape: entry.shape.clone(), data_offsets: (entry.start, entry.end) };
+        let raw = RawEntry {
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            data_offsets: (entry.start, entry.end),
+        };
         json.push(b',');
         json.extend(serde_json::to_vec(&entry.name).expect("a string serialises"));
         json.push(b':');
@@ -244,7 +262,11 @@ mod tests {
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, false),
             (r#"{"a":{"dtype":"XX","shape":[2],"data_offsets":[0,8]}}"#, 8, false),
             (r#"{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#, 0, true),
-            (r#"{"a":{"dtype":"F32","shape":[9223372036854775807,9],"data_offsets":[0,8]}}"#, 8, false),
+            (
+                r#"{"a":{"dtype":"F32","shape":[9223372036854775807,9],"data_offsets":[0,8]}}"#,
+                8,
+                false,
+            ),
             (
                 r#"{"a":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"I8","shape":[2],"data_offsets":[1,3]}}"#,
                 3,
@@ -265,15 +287,20 @@ mod tests {
             let mut file = (json.len() as u64).to_le_bytes().to_vec();
             file.extend(json.as_bytes());
             file.resize(file.len() + *data_len as usize, 0);
-            assert_eq!(safetensors::SafeTensors::deserialize(&file).is_ok(), *valid, "crate: {json}");
+            assert_eq!(
+                safetensors::SafeTensors::deserialize(&file).is_ok(),
+                *valid,
+                "crate: {json}"
+            );
             assert_eq!(parse(json, *data_len).is_ok(), *valid, "ours: {json}");
         }
     }
 
     #[test]
     fn names_and_shapes_that_no_writer_makes_are_refused() {
-        let named =
-            |name: &str| parse(&format!(r#"{{"{name}":{{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}}}"#), 1);
+        let named = |name: &str| {
+            parse(&format!(r#"{{"{name}":{{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}}}"#), 1)
+        };
         assert!(named(&"n".repeat(MAX_NAME_BYTES)).is_ok());
         for name in ["n".repeat(MAX_NAME_BYTES + 1), r"a\u001b[2J".to_owned(), r"a\nb".to_owned()] {
             assert!(named(&name).unwrap_err().to_string().contains("control characters"));
@@ -296,7 +323,13 @@ mod tests {
     #[test]
     fn what_is_encoded_parses_back_here_and_in_the_crate() {
         let entries = vec![
-            Entry { name: "x \"quoted\"".into(), dtype: Dtype::F32, shape: vec![2, 1], start: 0, end: 8 },
+            Entry {
+                name: "x \"quoted\"".into(),
+                dtype: Dtype::F32,
+                shape: vec![2, 1],
+                start: 0,
+                end: 8,
+            },
             Entry { name: "y".into(), dtype: Dtype::BF16, shape: vec![3], start: 8, end: 14 },
         ];
         let header = encode_header(&entries);

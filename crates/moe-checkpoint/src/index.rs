@@ -98,8 +98,8 @@ impl<'de> Visitor<'de> for RawIndexVisitor {
     }
 }
 
-/// Finds the files with the tensors of the model in `folder`. Of several sets it takes the one that transformers takes:
-/// what the config names, then [`SINGLE_FILE`], then what [`INDEX_FILE`] names.
+/// Finds the files with the tensors of the model in `folder`. Of several sets it takes the one that
+/// transformers takes: what the config names, then [`SINGLE_FILE`], then what [`INDEX_FILE`] names.
 pub(crate) fn find_shards(folder: &Folder, config: &Map<String, Value>) -> Result<Shards> {
     let (single, index) = (folder.path().join(SINGLE_FILE), folder.path().join(INDEX_FILE));
     // A folder of such a name is none of the weights, for transformers either.
@@ -196,7 +196,11 @@ fn holds_all(folder: &Folder, found: &Shards) -> Result<bool> {
     folder.check_file(&path)?;
     let (_, entries) = SourceFile::open(&path)?;
     let held: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-    Ok(found.index.iter().flat_map(|index| index.weight_map.keys()).all(|name| held.contains(name.as_str())))
+    Ok(found
+        .index
+        .iter()
+        .flat_map(|index| index.weight_map.keys())
+        .all(|name| held.contains(name.as_str())))
 }
 
 /// What there is where no file has one of the usual names.
@@ -205,13 +209,16 @@ fn unnamed(folder: &Folder) -> Result<Shards> {
     let mut weights = names.iter().filter(|n| n.ends_with(".safetensors"));
     match (weights.next(), weights.next()) {
         (Some(one), None) => Ok(Shards::of_file(one)),
-        (Some(_), Some(_)) => Err(Error::new(Kind::Missing, format!("several shards but no {INDEX_FILE}"))
-            .file(folder.path())
-            .remedy("download the index file too")),
+        (Some(_), Some(_)) => {
+            Err(Error::new(Kind::Missing, format!("several shards but no {INDEX_FILE}"))
+                .file(folder.path())
+                .remedy("download the index file too"))
+        }
         _ => {
             let nothing = || {
-                Error::new(Kind::Missing, "no safetensors weights here")
-                    .remedy(format!("a checkpoint directory holds {SINGLE_FILE}, or shards with {INDEX_FILE}"))
+                Error::new(Kind::Missing, "no safetensors weights here").remedy(format!(
+                    "a checkpoint directory holds {SINGLE_FILE}, or shards with {INDEX_FILE}"
+                ))
             };
             Err(other_format(&names).unwrap_or_else(nothing).file(folder.path()))
         }
@@ -226,20 +233,25 @@ fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
         !is_read && !found.spoken_of.contains(name) && !name.starts_with('.')
     });
     let list = |wanted: &dyn Fn(&&String) -> bool| {
-        let wanted: Vec<_> = names.iter().filter(wanted).map(|name| name.escape_debug().to_string()).collect();
+        let wanted: Vec<_> =
+            names.iter().filter(wanted).map(|name| name.escape_debug().to_string()).collect();
         match wanted.as_slice() {
             [] => None,
             [one] => Some(one.clone()),
             [first, .., last] => Some(format!("{first} … {last} ({} files)", wanted.len())),
         }
     };
-    let mistral = |name: &&String| name.starts_with("consolidated") && name.ends_with(".safetensors");
+    let mistral =
+        |name: &&String| name.starts_with("consolidated") && name.ends_with(".safetensors");
     let pickled = |name: &&String| {
-        let known = ["pytorch_model", "consolidated", "model"].iter().any(|start| name.starts_with(start));
+        let known =
+            ["pytorch_model", "consolidated", "model"].iter().any(|start| name.starts_with(start));
         known && [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
     };
-    let unread = |name: &&String| name.to_ascii_lowercase().ends_with(".safetensors") && !mistral(name);
-    // A variant, as transformers calls it, has an index of its own: model.safetensors.index.fp16.json.
+    let unread =
+        |name: &&String| name.to_ascii_lowercase().ends_with(".safetensors") && !mistral(name);
+    // A variant, as transformers calls it, has an index of its own:
+    // model.safetensors.index.fp16.json.
     let index = |name: &&String| name.contains(".safetensors.index") && name.ends_with(".json");
     let read = "transformers and this program read the weights in Hugging Face's format";
     let mut warnings = Vec::new();
@@ -255,7 +267,8 @@ fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
                 "without an index, vLLM and SGLang read all .safetensors files; transformers and this program don't"
             }
         };
-        warnings.push(format!("{files} beside the weights: {who}: move what isn't meant elsewhere"));
+        warnings
+            .push(format!("{files} beside the weights: {who}: move what isn't meant elsewhere"));
     }
     if let Some(files) = list(&index) {
         warnings.push(format!(
@@ -278,13 +291,16 @@ fn names(folder: &Folder) -> Result<BTreeSet<String>> {
     Ok(files.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
-/// `name` as a path is followed: `./` leads nowhere, and `..` out of the folder before it, if there is one in the name.
+/// `name` as a path is followed: `./` leads nowhere, and `..` out of the folder before it, if there
+/// is one in the name.
 fn resolved(name: &str) -> String {
     let mut path = PathBuf::new();
     for part in Path::new(name).components() {
         match part {
             Component::CurDir => {}
-            Component::ParentDir if matches!(path.components().next_back(), Some(Component::Normal(_))) => {
+            Component::ParentDir
+                if matches!(path.components().next_back(), Some(Component::Normal(_))) =>
+            {
                 _ = path.pop()
             }
             part => path.push(part),
@@ -306,14 +322,20 @@ fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     let files: BTreeSet<String> = index.weight_map.values().cloned().collect();
     for file in &files {
         if !is_plain(file) {
-            return Err(Error::new(Kind::Malformed, format!("the index points outside the checkpoint: {file:?}"))
-                .file(path)
-                .remedy("shards must lie beside the index; don't trust this checkpoint"));
+            return Err(Error::new(
+                Kind::Malformed,
+                format!("the index points outside the checkpoint: {file:?}"),
+            )
+            .file(path)
+            .remedy("shards must lie beside the index; don't trust this checkpoint"));
         }
         if !file_exists(&folder.path().join(file))? {
-            return Err(Error::new(Kind::Missing, format!("the index names a shard that is not there: {file}"))
-                .file(path)
-                .remedy("download the missing shard"));
+            return Err(Error::new(
+                Kind::Missing,
+                format!("the index names a shard that is not there: {file}"),
+            )
+            .file(path)
+            .remedy("download the missing shard"));
         }
     }
     if files.is_empty() {

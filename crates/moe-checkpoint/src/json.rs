@@ -1,5 +1,6 @@
-//! JSON files with errors that name the file, and bytes that don't depend on anything but the value. A byte order mark before the JSON is
-//! passed over, although Python fails at one: `verify` names files that loaders don't read for it.
+//! JSON files with errors that name the file, and bytes that don't depend on anything but the
+//! value. A byte order mark before the JSON is passed over, although Python fails at one: `verify`
+//! names files that loaders don't read for it.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -18,8 +19,8 @@ use crate::whole::{read_text, read_whole, without_mark};
 
 /// No JSON file of a checkpoint is larger than this; a tokenizer of 250,000 tokens takes 30 MiB.
 pub const MAX_JSON_BYTES: u64 = 256 << 20;
-/// No JSON file that is kept as a tree is larger: such a tree can take 50 times the bytes of its text. A config that names
-/// every expert of a large model takes 4 MiB.
+/// No JSON file that is kept as a tree is larger: such a tree can take 50 times the bytes of its
+/// text. A config that names every expert of a large model takes 4 MiB.
 pub(crate) const MAX_TREE_BYTES: u64 = 8 << 20;
 
 /// Reads the JSON file `path`.
@@ -48,11 +49,12 @@ pub fn read_expecting<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<
 
 /// Stands before a number, within a text, that Python reads and JSON's readers don't keep.
 const NO_JSON: char = '\u{f8ff}';
-/// Stands before the four digits of half a surrogate pair, which Python keeps in a text and JSON's readers refuse.
+/// Stands before the four digits of half a surrogate pair, which Python keeps in a text and JSON's
+/// readers refuse.
 const HALF: char = '\u{f8fe}';
 
-/// Reads the JSON file `path` as Python does, which knows `Infinity`, `-Infinity` and `NaN`, and halves of surrogate pairs.
-/// They become texts that [`to_pretty_python`] writes as it found them.
+/// Reads the JSON file `path` as Python does, which knows `Infinity`, `-Infinity` and `NaN`, and
+/// halves of surrogate pairs. They become texts that [`to_pretty_python`] writes as it found them.
 ///
 /// # Errors
 /// As for [`read`].
@@ -60,7 +62,8 @@ pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
     python(without_mark(&read_whole(path, MAX_TREE_BYTES)?), path)
 }
 
-/// Reads the JSON file `path` as a `T` that keeps no number, as Python does: what only Python reads may stand in it.
+/// Reads the JSON file `path` as a `T` that keeps no number, as Python does: what only Python reads
+/// may stand in it.
 ///
 /// # Errors
 /// As for [`read`].
@@ -82,23 +85,27 @@ fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
     parsed.map_err(|e| malformed(e, path, DAMAGED))
 }
 
-/// Whether the file `path` holds an object, as Python reads it, which fails at a byte order mark; nothing of it is kept.
+/// Whether the file `path` holds an object, as Python reads it, which fails at a byte order mark;
+/// nothing of it is kept.
 ///
 /// # Errors
 /// As for [`read`].
 pub fn is_object(path: &Path) -> Result<bool> {
     let text = read_text(path, MAX_JSON_BYTES)?;
-    let read = serde_json::from_str::<IsObject>(&keep_python(&text)).map_err(|e| malformed(e, path, DAMAGED))?;
+    let read = serde_json::from_str::<IsObject>(&keep_python(&text))
+        .map_err(|e| malformed(e, path, DAMAGED))?;
     Ok(read.0)
 }
 
-/// The text of the JSON file `path`, which holds an object, without `keys`. Everything else is as it stands there.
+/// The text of the JSON file `path`, which holds an object, without `keys`. Everything else is as
+/// it stands there.
 ///
 /// # Errors
 /// As for [`read`].
 pub fn read_without(path: &Path, keys: &[&str]) -> Result<String> {
     let text = read_text(path, MAX_TREE_BYTES)?;
-    let kept = members::without(&keep_python(&text), keys).map_err(|e| malformed(e, path, DAMAGED))?;
+    let kept =
+        members::without(&keep_python(&text), keys).map_err(|e| malformed(e, path, DAMAGED))?;
     Ok(with_kept_numbers(&kept))
 }
 
@@ -112,8 +119,8 @@ pub fn is_int(value: &Value) -> bool {
     value.is_i64() || value.is_u64() || value.as_str().and_then(kept_number).is_some_and(is_integer)
 }
 
-/// The number that Python reads in `value`, as near as a float comes to it: integers may be of any size, and there are NaN and
-/// infinities.
+/// The number that Python reads in `value`, as near as a float comes to it: integers may be of any
+/// size, and there are NaN and infinities.
 pub fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str().and_then(kept_number)?.parse().ok())
 }
@@ -150,8 +157,9 @@ pub fn kept_number(value: &str) -> Option<&str> {
     value.strip_prefix(NO_JSON)
 }
 
-/// The JSON `text`, with numbers that Python reads and serde_json doesn't keep as texts: `NaN`, infinities, integers of more than 64
-/// bits, -0, and what overflows a float. [`kept_number`] tells them from other texts.
+/// The JSON `text`, with numbers that Python reads and serde_json doesn't keep as texts: `NaN`,
+/// infinities, integers of more than 64 bits, -0, and what overflows a float. [`kept_number`] tells
+/// them from other texts.
 pub fn keep_numbers(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let mut kept = String::new();
@@ -192,8 +200,8 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// The JSON `text` as [`keep_numbers`] gives it, in which escapes of half a surrogate pair are a mark and their digits. Where the
-/// words of a text count, such halves are a mistake instead.
+/// The JSON `text` as [`keep_numbers`] gives it, in which escapes of half a surrogate pair are a
+/// mark and their digits. Where the words of a text count, such halves are a mistake instead.
 pub fn keep_python(text: &str) -> Cow<'_, str> {
     match keep_numbers(text) {
         Cow::Borrowed(text) => keep_halves(text),
@@ -201,16 +209,23 @@ pub fn keep_python(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The JSON `text` with a mark and their digits in the place of escapes of half a surrogate pair, which stand in its strings alone.
+/// The JSON `text` with a mark and their digits in the place of escapes of half a surrogate pair,
+/// which stand in its strings alone.
 fn keep_halves(text: &str) -> Cow<'_, str> {
-    let unit = |escape: &str| u16::from_str_radix(escape.get(2..6)?, 16).ok().filter(|_| escape.starts_with("\\u"));
+    let unit = |escape: &str| {
+        u16::from_str_radix(escape.get(2..6)?, 16).ok().filter(|_| escape.starts_with("\\u"))
+    };
     let mut kept = String::new();
     let (mut at, mut copied) = (0, 0);
     while let Some(next) = text[at..].find('\\') {
         at += next;
         let rest = &text[at..];
         let length = match unit(rest) {
-            Some(0xd800..=0xdbff) if matches!(rest.get(6..).and_then(unit), Some(0xdc00..=0xdfff)) => 12,
+            Some(0xd800..=0xdbff)
+                if matches!(rest.get(6..).and_then(unit), Some(0xdc00..=0xdfff)) =>
+            {
+                12
+            }
             Some(0xd800..=0xdfff) => {
                 kept.push_str(&text[copied..at]);
                 kept.push(HALF);
@@ -240,10 +255,13 @@ fn is_lost(number: &str) -> bool {
     if is_integer(number) {
         // JSON has no leading zeros.
         let is_plain = !number.trim_start_matches('-').starts_with('0') || number.len() == 1;
-        return number == "-0" || is_plain && number.parse::<i64>().is_err() && number.parse::<u64>().is_err();
+        return number == "-0"
+            || is_plain && number.parse::<i64>().is_err() && number.parse::<u64>().is_err();
     }
     let is_word = matches!(number, "NaN" | "Infinity" | "-Infinity");
-    is_word || number.ends_with(|c: char| c.is_ascii_digit()) && number.parse().is_ok_and(f64::is_infinite)
+    is_word
+        || number.ends_with(|c: char| c.is_ascii_digit())
+            && number.parse().is_ok_and(f64::is_infinite)
 }
 
 /// As [`to_pretty`], with what [`read_python`] found beyond JSON as it was.
@@ -302,15 +320,19 @@ fn is_lfs_pointer(file: &File) -> bool {
 const DAMAGED: &str = "this file is damaged: download or copy it again";
 
 fn parse<T: DeserializeOwned>(path: &Path, max_bytes: u64, remedy: &str) -> Result<T> {
-    serde_json::from_slice(without_mark(&read_whole(path, max_bytes)?)).map_err(|e| malformed(e, path, remedy))
+    serde_json::from_slice(without_mark(&read_whole(path, max_bytes)?))
+        .map_err(|e| malformed(e, path, remedy))
 }
 
 fn malformed(error: serde_json::Error, path: &Path, remedy: &str) -> Error {
     // What Git keeps in the place of a large file is text, and a wrong token for JSON.
     if File::open(path).is_ok_and(|file| is_lfs_pointer(&file)) {
-        return Error::new(Kind::Malformed, "this is a pointer of Git LFS in the place of the file")
-            .file(path)
-            .remedy("fetch it: git lfs pull");
+        return Error::new(
+            Kind::Malformed,
+            "this is a pointer of Git LFS in the place of the file",
+        )
+        .file(path)
+        .remedy("fetch it: git lfs pull");
     }
     let what = format!("not the JSON that is expected here: {}", plain_types(&error.to_string()));
     Error::new(Kind::Malformed, what).file(path).remedy(remedy)
@@ -321,8 +343,8 @@ pub fn plain_types(said: &str) -> String {
     let mut words: Vec<&str> = Vec::new();
     let mut rest = said.split(' ').peekable();
     while let Some(word) = rest.next() {
-        let is_type =
-            ["struct", "enum"].contains(&word) && rest.peek().is_some_and(|name| name.starts_with(char::is_uppercase));
+        let is_type = ["struct", "enum"].contains(&word)
+            && rest.peek().is_some_and(|name| name.starts_with(char::is_uppercase));
         if is_type {
             rest.next();
         }
@@ -358,12 +380,16 @@ mod tests {
                 "[18446744073709551616, -9223372036854775809]",
                 Some("[\"@18446744073709551616\", \"@-9223372036854775809\"]"),
             ),
-            ("{\"a\":-0,\"b\":-0.0,\"c\":1e400}", Some("{\"a\":\"@-0\",\"b\":-0.0,\"c\":\"@1e400\"}")),
+            (
+                "{\"a\":-0,\"b\":-0.0,\"c\":1e400}",
+                Some("{\"a\":\"@-0\",\"b\":-0.0,\"c\":\"@1e400\"}"),
+            ),
             // These are no numbers for Python either.
             ("[01, 1e, Nan, -, +1, 007]", None),
         ];
         for (text, wanted) in cases {
-            let wanted = wanted.map_or(text.to_owned(), |wanted| wanted.replace('@', &NO_JSON.to_string()));
+            let wanted =
+                wanted.map_or(text.to_owned(), |wanted| wanted.replace('@', &NO_JSON.to_string()));
             assert_eq!(keep_numbers(text), wanted, "{text}");
         }
     }

@@ -49,7 +49,10 @@ pub use manifest::{Hasher, MANIFEST_FILE, Manifest, sha256_bytes, sha256_file};
 pub use plural::counted;
 pub use quantization::Quantization;
 pub use regular::{file_exists, open_file};
-pub use result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record, is_run_record};
+pub use result::{
+    CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record,
+    is_run_record,
+};
 pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
@@ -60,8 +63,9 @@ pub use shown::{is_obeyed, shown, shown_path};
 pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
 pub use staging::{
-    Existing, FileKind, FoundFile, OutputDir, Placed, StagedFile, TemporaryDir, check_file, is_stream, lies_in_a_model,
-    open_stream, open_to_append, remove_unfinished, unless_closed, write_file_atomically,
+    Existing, FileKind, FoundFile, OutputDir, Placed, StagedFile, TemporaryDir, check_file,
+    is_stream, lies_in_a_model, open_stream, open_to_append, remove_unfinished, unless_closed,
+    write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
 pub use whole::{BYTE_ORDER_MARK, begins_with_mark, read_text, read_whole, without_mark};

@@ -1,7 +1,8 @@
-//! Where a run reads and writes: nothing that is written may replace what is read, hold it, or lie in it.
+//! Where a run reads and writes: nothing that is written may replace what is read, hold it, or lie
+//! in it.
 //!
-//! Places are compared by their paths without links and by device and inode, so that a hard link, a link on the way, `..`, a bind mount or
-//! another spelling of a name makes no difference.
+//! Places are compared by their paths without links and by device and inode, so that a hard link, a
+//! link on the way, `..`, a bind mount or another spelling of a name makes no difference.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::Metadata;
@@ -16,8 +17,8 @@ const MAX_DEPTH: usize = 10;
 
 /// All that a run reads and writes.
 ///
-/// First everything that is read is given to [`Self::reads`], then every file and folder that may be written, removed or replaced to
-/// [`Self::writes`], before the first of them is touched.
+/// First everything that is read is given to [`Self::reads`], then every file and folder that may
+/// be written, removed or replaced to [`Self::writes`], before the first of them is touched.
 #[derive(Debug, Default)]
 pub struct Locations {
     given: HashSet<PathBuf>,
@@ -26,7 +27,8 @@ pub struct Locations {
 }
 
 impl Locations {
-    /// Adds a file or folder that is read. What links in a folder lead to, as they do in the hub's cache, is read with it.
+    /// Adds a file or folder that is read. What links in a folder lead to, as they do in the hub's
+    /// cache, is read with it.
     pub fn reads(&mut self, path: &Path) {
         if !self.given.insert(path.to_owned()) {
             return;
@@ -51,7 +53,8 @@ impl Locations {
         }
     }
 
-    /// Adds `path`, a file or folder that is written, with the hidden names that it has while it is unfinished.
+    /// Adds `path`, a file or folder that is written, with the hidden names that it has while it is
+    /// unfinished.
     ///
     /// # Errors
     /// [`Kind::Usage`] where it is, holds, or lies in something that is read, or another output.
@@ -109,7 +112,8 @@ impl LocationIndex {
             let (path, given) = self.paths.range(place.path.clone()..).next()?;
             path.starts_with(&place.path).then_some(given)
         };
-        let same_or_above = || place.own.iter().chain(&place.around).find_map(|id| self.ids.get(id));
+        let same_or_above =
+            || place.own.iter().chain(&place.around).find_map(|id| self.ids.get(id));
         let below_by_id = || place.own.and_then(|id| self.around.get(&id));
         above().or_else(below).or_else(same_or_above).or_else(below_by_id).map(PathBuf::as_path)
     }
@@ -172,7 +176,8 @@ mod tests {
 
     use super::*;
 
-    /// `root/model` with two files, one of them a link into `root/blobs`; `root/text`; `root/link` → `root/model`.
+    /// `root/model` with two files, one of them a link into `root/blobs`; `root/text`; `root/link`
+    /// → `root/model`.
     fn inputs(root: &Path) -> Locations {
         for folder in ["model/sub", "blobs", "elsewhere"] {
             fs::create_dir_all(root.join(folder)).unwrap();
@@ -203,7 +208,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = &dir.path().canonicalize().unwrap();
         let mut locations = inputs(root);
-        let hard = [("model/config.json", "hard"), ("model/sub/tool.py", "hard2"), ("text", "hard3")];
+        let hard =
+            [("model/config.json", "hard"), ("model/sub/tool.py", "hard2"), ("text", "hard3")];
         for (from, to) in hard.into_iter().chain([("model/a/b/c/d/e/f/g/h/tool.py", "hard4")]) {
             fs::hard_link(root.join(from), root.join(to)).unwrap();
         }
@@ -233,20 +239,28 @@ mod tests {
             "missing",
             "missing/below",
         ] {
-            let error = locations.writes(&root.join(output)).err().unwrap_or_else(|| panic!("{output}"));
+            let error =
+                locations.writes(&root.join(output)).err().unwrap_or_else(|| panic!("{output}"));
             assert_eq!(error.kind(), Kind::Usage);
-            assert!(error.to_string().contains("inside an input") && error.to_string().contains("remedy"), "{error}");
+            assert!(
+                error.to_string().contains("inside an input")
+                    && error.to_string().contains("remedy"),
+                "{error}"
+            );
         }
         for output in ["out", "model2", "blobs/other", "elsewhere/old", "nowhere/model", "mod"] {
             locations.writes(&root.join(output)).unwrap_or_else(|e| panic!("{output}: {e}"));
         }
     }
 
-    /// A source under the name that an output has while it is unfinished would be taken for a killed run's.
+    /// A source under the name that an output has while it is unfinished would be taken for a
+    /// killed run's.
     #[test]
     fn hidden_names_of_outputs_are_outputs() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [".out.partial-moe-convert", ".out.replaced-moe-convert", ".out.complete-moe-convert"] {
+        for name in
+            [".out.partial-moe-convert", ".out.replaced-moe-convert", ".out.complete-moe-convert"]
+        {
             let mut locations = Locations::default();
             fs::create_dir_all(dir.path().join(name)).unwrap();
             locations.reads(&dir.path().join(name));
@@ -262,7 +276,9 @@ mod tests {
         fs::create_dir(root.join("a")).unwrap();
         symlink("a", root.join("b")).unwrap();
         locations.writes(&root.join("a/out")).unwrap();
-        for other in ["a/out", "b/out", "a/out/plan.json", "b/./out/x", "a", "a/.out.partial-moe-convert"] {
+        for other in
+            ["a/out", "b/out", "a/out/plan.json", "b/./out/x", "a", "a/.out.partial-moe-convert"]
+        {
             let error = locations.writes(&root.join(other)).unwrap_err().to_string();
             assert!(error.contains("two outputs"), "{other}: {error}");
         }

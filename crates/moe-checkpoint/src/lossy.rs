@@ -1,5 +1,5 @@
-//! Paths in JSON, which is text: what isn't UTF-8 in a name is replaced there. serde refuses such a path, so that a receipt would lack
-//! all options beside it.
+//! Paths in JSON, which is text: what isn't UTF-8 in a name is replaced there. serde refuses such a
+//! path, so that a receipt would lack all options beside it.
 
 use std::path::PathBuf;
 

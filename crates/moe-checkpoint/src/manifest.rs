@@ -28,7 +28,8 @@ impl Manifest {
     /// Reads the manifest of `dir`; `None` where there is none.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where a line is not `<64 hex digits>  <file name>`, the name one within the directory.
+    /// [`Kind::Malformed`] where a line is not `<64 hex digits>  <file name>`, the name one within
+    /// the directory.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(MANIFEST_FILE);
         if !file_exists(&path)? {
@@ -42,7 +43,8 @@ impl Manifest {
                     .file(&path)
                     .remedy("copy the directory again, whole")
             };
-            let (hash, name) = parse_line(line).ok_or_else(|| malformed("is not a hash and a file name"))?;
+            let (hash, name) =
+                parse_line(line).ok_or_else(|| malformed("is not a hash and a file name"))?;
             if files.insert(name.into_owned(), hash.to_ascii_lowercase()).is_some() {
                 return Err(malformed("names a file again"));
             }
@@ -62,7 +64,9 @@ impl Manifest {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for (name, hash) in &self.files {
-            let escaped = ESCAPES.iter().fold(name.clone(), |name, (plain, escape)| name.replace(*plain, escape));
+            let escaped = ESCAPES
+                .iter()
+                .fold(name.clone(), |name, (plain, escape)| name.replace(*plain, escape));
             let mark = if escaped == *name { "" } else { "\\" };
             let _ = writeln!(text, "{mark}{hash}  {escaped}");
         }
@@ -70,7 +74,8 @@ impl Manifest {
     }
 }
 
-/// What sha256sum writes in the place of characters that would end a line, the backslash first. Such a line begins with one.
+/// What sha256sum writes in the place of characters that would end a line, the backslash first.
+/// Such a line begins with one.
 const ESCAPES: [(char, &str); 3] = [('\\', "\\\\"), ('\n', "\\n"), ('\r', "\\r")];
 
 /// The hash and the file name of a line.
@@ -80,7 +85,8 @@ fn parse_line(line: &str) -> Option<(&str, Cow<'_, str>)> {
     let name = if escaped.is_some() { Cow::Owned(unescaped(name)?) } else { Cow::Borrowed(name) };
     let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
     // Folders in the directory may be named, nothing outside of it, and nothing in two ways.
-    let is_plain = name.split('/').all(|part| !["", ".", ".."].contains(&part)) && !name.contains('\0');
+    let is_plain =
+        name.split('/').all(|part| !["", ".", ".."].contains(&part)) && !name.contains('\0');
     (is_hash && is_plain).then_some((hash, name))
 }
 
@@ -89,7 +95,8 @@ fn unescaped(name: &str) -> Option<String> {
     let mut plain = String::new();
     let mut rest = name;
     while let Some(at) = rest.find('\\') {
-        let (character, escape) = ESCAPES.iter().find(|(_, escape)| rest[at..].starts_with(escape))?;
+        let (character, escape) =
+            ESCAPES.iter().find(|(_, escape)| rest[at..].starts_with(escape))?;
         plain.push_str(&rest[..at]);
         plain.push(*character);
         rest = &rest[at + escape.len()..];
@@ -111,7 +118,8 @@ pub(crate) fn sha256_watched(path: &Path, watch: &dyn Fn(u64)) -> Result<String>
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let read = file.read(&mut buffer).map_err(|e| Error::io("cannot read this file", path, e))?;
+        let read =
+            file.read(&mut buffer).map_err(|e| Error::io("cannot read this file", path, e))?;
         if read == 0 {
             return Ok(hex(&hasher.finalize()));
         }
@@ -171,7 +179,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hash = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
         let names = ["a\nb", "a\rb", "b\r", "c\\d", "c\\n", "plain"];
-        let manifest = Manifest { files: names.map(|name| (name.to_owned(), hash.to_owned())).into() };
+        let manifest =
+            Manifest { files: names.map(|name| (name.to_owned(), hash.to_owned())).into() };
         let text = manifest.to_text();
         let lines = [r"\H  a\nb", r"\H  a\rb", r"\H  b\r", r"\H  c\\d", r"\H  c\\n", "H  plain"];
         assert_eq!(text, lines.join("\n").replace('H', hash) + "\n");
@@ -189,9 +198,14 @@ mod tests {
             std::fs::write(dir.path().join(MANIFEST_FILE), text).unwrap();
             let error = Manifest::read(dir.path()).unwrap_err();
             assert_eq!(error.kind(), Kind::Malformed);
-            assert!(error.to_string().contains("line") && error.to_string().contains("remedy"), "{error}");
+            assert!(
+                error.to_string().contains("line") && error.to_string().contains("remedy"),
+                "{error}"
+            );
         };
-        for name in ["../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b", "a//b", "a/./b", "a/../b", "a/"] {
+        for name in
+            ["../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b", "a//b", "a/./b", "a/../b", "a/"]
+        {
             refused(format!("{hash}  {name}\n"));
         }
         refused(format!("{hash}  twice\n{hash}  twice\n"));

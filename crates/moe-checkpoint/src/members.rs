@@ -1,4 +1,5 @@
-//! Members of a JSON object as they stand in its text, so that some can be taken out and the others keep their bytes.
+//! Members of a JSON object as they stand in its text, so that some can be taken out and the others
+//! keep their bytes.
 
 use std::fmt;
 
@@ -72,7 +73,11 @@ mod tests {
                 vec!["a"],
                 "{\n  \"b\": [1e-05, {\"a\": 2}],\n  \"c\": \"\\u00e9\"\n}\n",
             ),
-            ("{\n  \"a\": 1,\n  \"b\": 2,\n  \"c\": 3\n}\n", vec!["b"], "{\n  \"a\": 1,\n  \"c\": 3\n}\n"),
+            (
+                "{\n  \"a\": 1,\n  \"b\": 2,\n  \"c\": 3\n}\n",
+                vec!["b"],
+                "{\n  \"a\": 1,\n  \"c\": 3\n}\n",
+            ),
             ("{\n  \"a\": 1,\n  \"b\": 2,\n  \"c\": 3\n}\n", vec!["c", "a"], "{\n  \"b\": 2\n}\n"),
             ("{\"a\":1 , \"b\":2}", vec!["a"], "{ \"b\":2}"),
             ("{\"a\":1,\"b\":2,\"a\":3}", vec!["a"], "{\"b\":2}"),

@@ -42,7 +42,8 @@ impl OpenDir {
         &self.path
     }
 
-    /// Makes the file `name`, or empties it; folders on the way to it are made. No link is followed.
+    /// Makes the file `name`, or empties it; folders on the way to it are made. No link is
+    /// followed.
     ///
     /// # Errors
     /// [`crate::Kind::Io`], with the path that it would have.
@@ -54,12 +55,16 @@ impl OpenDir {
     fn make(&self, name: &str) -> rustix::io::Result<OwnedFd> {
         let mut parts: Vec<&str> = name.split('/').collect();
         let file = parts.pop().unwrap_or_default();
-        let mut within =
-            self.dir.as_fd().try_clone_to_owned().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?;
+        let mut within = self
+            .dir
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?;
         for part in parts {
             within = folder(&within, part)?;
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // The umask takes away what isn't permitted, as from all files.
         openat(within, file, flags, Mode::from_raw_mode(0o666))
     }

@@ -1,7 +1,9 @@
-//! Opening files for reading: all that this program reads is opened here, and none of it can be a pipe.
+//! Opening files for reading: all that this program reads is opened here, and none of it can be a
+//! pipe.
 //!
-//! Opening a FIFO waits for somebody to write to it, and reading a device may never end. So whatever isn't a regular
-//! file is refused by name, before it is opened and once more when it is open: its name may be another's by then.
+//! Opening a FIFO waits for somebody to write to it, and reading a device may never end. So
+//! whatever isn't a regular file is refused by name, before it is opened and once more when it is
+//! open: its name may be another's by then.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::ErrorKind;
@@ -15,12 +17,14 @@ use crate::error::{Error, Kind, Result};
 /// Opens the regular file `path` for reading.
 ///
 /// # Errors
-/// [`Kind::Malformed`] for a directory, a pipe, a device or a socket; [`Kind::Io`] where it can't be opened.
+/// [`Kind::Malformed`] for a directory, a pipe, a device or a socket; [`Kind::Io`] where it can't
+/// be opened.
 pub fn open_file(path: &Path) -> Result<File> {
     let fail = |e| Error::io("cannot open this file", path, e);
     // Opening a device can do something by itself, so it isn't even tried.
     check(path, &path.metadata().map_err(fail)?)?;
-    // Without O_NONBLOCK, a pipe that has just taken the name would still be waited for. Regular files ignore it.
+    // Without O_NONBLOCK, a pipe that has just taken the name would still be waited for. Regular
+    // files ignore it.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fail)?;
     check(path, &file.metadata().map_err(fail)?)?;
@@ -45,11 +49,16 @@ fn check(path: &Path, metadata: &Metadata) -> Result<()> {
     }
     let (what, remedy) = match kind_of(metadata.file_type()) {
         "directory" => ("a directory", "give one of the files in it"),
-        "pipe" => ("a pipe", "write what comes out of it to a file, and give that: it is read more than once"),
+        "pipe" => (
+            "a pipe",
+            "write what comes out of it to a file, and give that: it is read more than once",
+        ),
         "socket" => ("a socket", "give the path of a regular file"),
         _ => ("a device", "copy what is wanted of it to a file, and give that"),
     };
-    Err(Error::new(Kind::Malformed, format!("this is {what}, not a regular file")).file(path).remedy(remedy))
+    Err(Error::new(Kind::Malformed, format!("this is {what}, not a regular file"))
+        .file(path)
+        .remedy(remedy))
 }
 
 fn kind_of(kind: FileType) -> &'static str {

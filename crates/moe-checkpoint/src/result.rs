@@ -60,24 +60,35 @@ impl Written {
                 .remedy("this list was changed after it was written: copy the directory again, whole, or convert again")
         };
         if self.files.is_empty() && self.tool.build.is_some() {
-            let what = "this receipt names no files, though the program that wrote it names all of them";
+            let what =
+                "this receipt names no files, though the program that wrote it names all of them";
             return Err(Error::new(Kind::Mismatch, what)
                 .file(dir.join(RECEIPT_FILE))
                 .remedy("it was changed after it was written: copy the directory again, whole, or convert again"));
         }
-        // The receipt can't hold its own hash, and a copy of the result under another name has a card of its own.
+        // The receipt can't hold its own hash, and a copy of the result under another name has a
+        // card of its own.
         const BESIDE: [&str; 2] = [RECEIPT_FILE, CARD_FILE];
         for name in self.files.keys().map(String::as_str).chain(BESIDE) {
             let Some(found) = manifest.files.get(name) else {
-                return Err(edited(format!("{name} isn't listed, though {RECEIPT_FILE} says that it was written")));
+                return Err(edited(format!(
+                    "{name} isn't listed, though {RECEIPT_FILE} says that it was written"
+                )));
             };
             if self.files.get(name).is_some_and(|written| written != found) {
-                return Err(edited(format!("{name} has another SHA-256 here than in {RECEIPT_FILE}")));
+                return Err(edited(format!(
+                    "{name} has another SHA-256 here than in {RECEIPT_FILE}"
+                )));
             }
         }
-        let known = |name: &String| self.files.contains_key(name) || BESIDE.contains(&name.as_str());
-        if let Some(name) = manifest.files.keys().find(|name| !self.files.is_empty() && !known(name)) {
-            return Err(edited(format!("{name} is listed, though {RECEIPT_FILE} doesn't say that it was written")));
+        let known =
+            |name: &String| self.files.contains_key(name) || BESIDE.contains(&name.as_str());
+        if let Some(name) =
+            manifest.files.keys().find(|name| !self.files.is_empty() && !known(name))
+        {
+            return Err(edited(format!(
+                "{name} is listed, though {RECEIPT_FILE} doesn't say that it was written"
+            )));
         }
         // Every manifest was written sorted, with nothing between its lines.
         if !manifest.is_as_written(dir)? {
@@ -104,20 +115,24 @@ const MORE_RUN_KEYS: [&str; 9] = [
 /// The key that holds the SHA-256 of the [`LOG_FILE`].
 const LOG_KEY: &str = "training_log_sha256";
 
-/// Whether the file `path` says what a [`RUN_FILE`] of this program says, and nothing else. [`is_own_run_record`] is for what may be
-/// removed.
+/// Whether the file `path` says what a [`RUN_FILE`] of this program says, and nothing else.
+/// [`is_own_run_record`] is for what may be removed.
 pub fn is_run_record(path: &Path) -> bool {
     run_text(path).is_some_and(|text| says_what_runs_say(&text))
 }
 
 /// Whether the [`RUN_FILE`] in `dir` is one that a run has written, and nobody has changed since.
 pub fn is_own_run_record(dir: &Path) -> bool {
-    run_text(&dir.join(RUN_FILE)).is_some_and(|text| Seal::JSON.is_intact(&text) && says_what_runs_say(&text))
+    run_text(&dir.join(RUN_FILE))
+        .is_some_and(|text| Seal::JSON.is_intact(&text) && says_what_runs_say(&text))
 }
 
-/// Whether the [`LOG_FILE`] in `dir` is the one that was written with the [`RUN_FILE`] beside it, which says its hash.
+/// Whether the [`LOG_FILE`] in `dir` is the one that was written with the [`RUN_FILE`] beside it,
+/// which says its hash.
 pub fn is_own_log(dir: &Path) -> bool {
-    let Some(text) = run_text(&dir.join(RUN_FILE)).filter(|text| Seal::JSON.is_intact(text)) else { return false };
+    let Some(text) = run_text(&dir.join(RUN_FILE)).filter(|text| Seal::JSON.is_intact(text)) else {
+        return false;
+    };
     let run: Value = serde_json::from_str(&text).unwrap_or_default();
     let said = run[LOG_KEY].as_str();
     said.is_some() && sha256_file(&dir.join(LOG_FILE)).ok().as_deref() == said
@@ -130,7 +145,9 @@ fn run_text(path: &Path) -> Option<String> {
 fn says_what_runs_say(text: &str) -> bool {
     let Ok(run) = serde_json::from_str::<Map<String, Value>>(text) else { return false };
     let is_known = |key: &String| {
-        RUN_KEYS.contains(&key.as_str()) || MORE_RUN_KEYS.contains(&key.as_str()) || key.ends_with("_dtype")
+        RUN_KEYS.contains(&key.as_str())
+            || MORE_RUN_KEYS.contains(&key.as_str())
+            || key.ends_with("_dtype")
     };
     RUN_KEYS.iter().all(|key| run.contains_key(*key)) && run.keys().all(is_known)
 }

@@ -1,7 +1,8 @@
-//! Results of expensive steps in a folder of their own, so that a run that was killed needn't take them again.
+//! Results of expensive steps in a folder of their own, so that a run that was killed needn't take
+//! them again.
 //!
-//! The folder has a mark that says whose results lie in it. Only what this program has written there is ever read or removed: a folder in
-//! which something else lies is refused by name.
+//! The folder has a mark that says whose results lie in it. Only what this program has written
+//! there is ever read or removed: a folder in which something else lies is refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -60,7 +61,8 @@ impl SavedFolder {
     /// Whether a run has left something here; nothing is changed.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where something else is here, which is named; [`Kind::Malformed`] where nothing says whose it is; [`Kind::Io`].
+    /// [`Kind::Usage`] where something else is here, which is named; [`Kind::Malformed`] where
+    /// nothing says whose it is; [`Kind::Io`].
     pub fn is_used(&self) -> Result<bool> {
         let fail = |e| Error::io("cannot look through what a training has saved", &self.dir, e);
         match self.dir.symlink_metadata() {
@@ -70,7 +72,8 @@ impl SavedFolder {
             Ok(found) if is_mount_point(&self.dir, &found) => return Err(mounted(&self.dir)),
             Ok(found) if found.is_dir() => {}
             Ok(_) => {
-                let what = "a training saves its state in a folder of this name, but this is not a folder";
+                let what =
+                    "a training saves its state in a folder of this name, but this is not a folder";
                 return Err(Error::new(Kind::Usage, what)
                     .file(&self.dir)
                     .remedy("move it elsewhere, or choose another output"));
@@ -102,17 +105,25 @@ impl SavedFolder {
         if !path.is_file() {
             return Err(malformed("the file that says whose training is saved here is missing"));
         }
-        let text = read_text(&path, MAX_MARK_BYTES).map_err(|_| malformed("this doesn't say whose training it is"))?;
+        let text = read_text(&path, MAX_MARK_BYTES)
+            .map_err(|_| malformed("this doesn't say whose training it is"))?;
         match text.split_once('\n') {
             Some((MARK, key)) if key.ends_with('\n') => Ok(key.trim_end().to_owned()),
-            _ => Err(malformed("this doesn't say whose training it is, or another version wrote it")),
+            _ => {
+                Err(malformed("this doesn't say whose training it is, or another version wrote it"))
+            }
         }
     }
 
     fn names(&self) -> Result<Vec<String>> {
-        let list = || fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+        let list = || {
+            fs::read_dir(&self.dir)?
+                .map(|entry| Ok(entry?.file_name()))
+                .collect::<io::Result<Vec<_>>>()
+        };
         let names = list().map_err(|e| Error::io("cannot list this folder", &self.dir, e))?;
-        let mut names: Vec<String> = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> =
+            names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
         names.sort();
         Ok(names)
     }
@@ -125,7 +136,8 @@ impl SavedFolder {
         }
         let begins_as_steps_do = || {
             let mut begin = [0; MAGIC.len()];
-            open_no_link(&path).is_ok_and(|mut file| file.read_exact(&mut begin).is_ok() && begin == MAGIC)
+            open_no_link(&path)
+                .is_ok_and(|mut file| file.read_exact(&mut begin).is_ok() && begin == MAGIC)
         };
         name == MARK_FILE || self.others.contains(&name) || is_hidden(name) || begins_as_steps_do()
     }
@@ -155,9 +167,10 @@ impl SavedFolder {
         remove().map_err(|e| Error::io("cannot remove what a training was saved in", &self.dir, e))
     }
 
-    /// Opens it for the run that `key` stands for: the hash of all that decides what comes of it and, on a line behind it, a map in JSON of
-    /// what that is by names that users know, for the error that says what differs. With `resume`, steps that it has
-    /// finished are taken from here; without, what an earlier run has left is removed. The folder is made by [`Saved::begin`].
+    /// Opens it for the run that `key` stands for: the hash of all that decides what comes of it
+    /// and, on a line behind it, a map in JSON of what that is by names that users know, for the
+    /// error that says what differs. With `resume`, steps that it has finished are taken from here;
+    /// without, what an earlier run has left is removed. The folder is made by [`Saved::begin`].
     ///
     /// # Errors
     /// [`Kind::Mismatch`] where another run's are to be resumed; as for [`Self::is_used`].
@@ -165,9 +178,9 @@ impl SavedFolder {
         if resume && self.is_used()? {
             let saved = self.key()?;
             if saved != key {
-                let differing = differing(&saved, &key).map_or(String::new(), |differing| format!(": {differing}"));
-                let what =
-                    "what was saved here is of other options, models or texts, or of another build of this program";
+                let differing = differing(&saved, &key)
+                    .map_or(String::new(), |differing| format!(": {differing}"));
+                let what = "what was saved here is of other options, models or texts, or of another build of this program";
                 let what = format!("{what}{differing}");
                 return Err(Error::new(Kind::Mismatch, what)
                     .file(self.dir.join(MARK_FILE))
@@ -187,7 +200,9 @@ const MAX_VALUE: usize = 60;
 
 /// What differs of the runs that two keys stand for, where they say.
 fn differing(saved: &str, given: &str) -> Option<String> {
-    let facts = |key: &str| serde_json::from_str::<BTreeMap<String, serde_json::Value>>(key.split_once('\n')?.1).ok();
+    let facts = |key: &str| {
+        serde_json::from_str::<BTreeMap<String, serde_json::Value>>(key.split_once('\n')?.1).ok()
+    };
     let (saved, given) = (facts(saved)?, facts(given)?);
     let names: BTreeSet<&String> = saved.keys().chain(given.keys()).collect();
     let said = |name: &String| {
@@ -196,8 +211,12 @@ fn differing(saved: &str, given: &str) -> Option<String> {
             (before, now) if before == now => None,
             (None, Some(_)) => Some(format!("{name} is new")),
             (Some(_), None) => Some(format!("{name} is missing")),
-            (Some(before), Some(now)) if before.starts_with("\"dated:") || now.starts_with("\"dated:") => {
-                Some(format!("{name} has changed, or is another on another day, since a chat template writes the date"))
+            (Some(before), Some(now))
+                if before.starts_with("\"dated:") || now.starts_with("\"dated:") =>
+            {
+                Some(format!(
+                    "{name} has changed, or is another on another day, since a chat template writes the date"
+                ))
             }
             (Some(before), Some(now)) if before.len().max(now.len()) <= MAX_VALUE => {
                 Some(format!("{name} was {before}, and is {now}"))
@@ -230,21 +249,26 @@ impl Saved {
 
     /// Whether steps are here that were finished before.
     pub fn has_steps(&self) -> bool {
-        let is_step = |name: &String| self.path(name).is_file() && name != MARK_FILE && !is_hidden(name);
+        let is_step =
+            |name: &String| self.path(name).is_file() && name != MARK_FILE && !is_hidden(name);
         self.folder.names().is_ok_and(|names| names.iter().any(is_step))
     }
 
-    /// Makes the folder and marks it, before the first file is written there. Called before each further file, it makes sure that this is
-    /// still the folder: a link in its place would lead anywhere.
+    /// Makes the folder and marks it, before the first file is written there. Called before each
+    /// further file, it makes sure that this is still the folder: a link in its place would lead
+    /// anywhere.
     ///
     /// # Errors
     /// [`Kind::Io`]; [`Kind::Mismatch`] where something else has the folder's name by now.
     pub fn begin(&self) -> Result<()> {
         let dir = &self.folder.dir;
-        let found = || dir.symlink_metadata().ok().filter(fs::Metadata::is_dir).map(|found| Id::of(&found));
+        let found =
+            || dir.symlink_metadata().ok().filter(fs::Metadata::is_dir).map(|found| Id::of(&found));
         let replaced = || {
             let what = "this folder, in which the run saves, was moved or replaced while it worked";
-            Error::new(Kind::Mismatch, what).file(dir).remedy("put it back, and go on with --resume")
+            Error::new(Kind::Mismatch, what)
+                .file(dir)
+                .remedy("put it back, and go on with --resume")
         };
         if let Some(marked) = self.opened.get() {
             return if found() == Some(*marked) { Ok(()) } else { Err(replaced()) };
@@ -257,7 +281,9 @@ impl Saved {
             // Whatever has come there meanwhile.
             _ => self.folder.is_used()?,
         };
-        write_file_atomically(&self.path(MARK_FILE), |file| writeln!(file, "{MARK}\n{}", self.key))?;
+        write_file_atomically(&self.path(MARK_FILE), |file| {
+            writeln!(file, "{MARK}\n{}", self.key)
+        })?;
         let _ = self.opened.set(found().ok_or_else(replaced)?);
         Ok(())
     }
@@ -265,10 +291,13 @@ impl Saved {
     /// The result of step `name`, if it was finished before.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for a file that isn't what this run has written for this step; [`Kind::Io`].
+    /// [`Kind::Malformed`] for a file that isn't what this run has written for this step;
+    /// [`Kind::Io`].
     pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.path(name);
-        if !self.resume || path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        if !self.resume
+            || path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+        {
             return Ok(None);
         }
         let fail = |e| Error::io("cannot read what was saved here", &path, e);
@@ -276,7 +305,9 @@ impl Saved {
         open_no_link(&path).map_err(fail)?.read_to_end(&mut bytes).map_err(fail)?;
         let saved = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(HASH));
         match saved {
-            Some((hash, bytes)) if hash == self.hash(name, bytes).as_bytes() => Ok(Some(bytes.to_vec())),
+            Some((hash, bytes)) if hash == self.hash(name, bytes).as_bytes() => {
+                Ok(Some(bytes.to_vec()))
+            }
             _ => Err(not_saved(&path)),
         }
     }
@@ -370,7 +401,10 @@ mod tests {
                 false => std::os::unix::fs::symlink(&elsewhere, &dir).unwrap(),
             }
             assert_eq!(saved.put("two", &[2]).unwrap_err().kind(), Kind::Mismatch);
-            assert_eq!((fs::read_dir(&elsewhere).unwrap().count(), fs::read_dir(&dir).unwrap().count()), (0, 0));
+            assert_eq!(
+                (fs::read_dir(&elsewhere).unwrap().count(), fs::read_dir(&dir).unwrap().count()),
+                (0, 0)
+            );
             if !folder_instead {
                 fs::remove_file(&dir).unwrap();
             }
@@ -405,12 +439,21 @@ mod tests {
         fs::write(dir("a/one"), &intact).unwrap();
         assert_eq!(resumed().get("one").unwrap(), Some(b"a".to_vec()));
         // Without a mark nobody knows whose they are: neither resumed nor removed.
-        for mark in [None, Some(""), Some("a"), Some("moe-convert training 3"), Some("moe-convert training 2\na\n")] {
+        for mark in [
+            None,
+            Some(""),
+            Some("a"),
+            Some("moe-convert training 3"),
+            Some("moe-convert training 2\na\n"),
+        ] {
             fs::remove_file(dir("a/of")).unwrap();
             mark.iter().for_each(|mark| fs::write(dir("a/of"), mark).unwrap());
             for resume in [true, false] {
                 let error = folder(&dir("a")).open("a".to_owned(), resume).unwrap_err();
-                assert!(error.kind() == Kind::Malformed && error.to_string().contains("a/of"), "{mark:?}: {error}");
+                assert!(
+                    error.kind() == Kind::Malformed && error.to_string().contains("a/of"),
+                    "{mark:?}: {error}"
+                );
                 assert!(dir("a/one").exists());
             }
             fs::write(dir("a/of"), "").unwrap();
@@ -425,7 +468,10 @@ mod tests {
         let said = |given: &str| differing(&key(10, "a", ""), given).unwrap_or_default();
         assert_eq!(said(&key(10, "a", "")), "");
         assert_eq!(said(&key(20, "a", "")), "--steps was 10, and is 20");
-        assert_eq!(said(&key(10, "b", ", \"more.txt\": 1")), "more.txt is new; words.txt has changed");
+        assert_eq!(
+            said(&key(10, "b", ", \"more.txt\": 1")),
+            "more.txt is new; words.txt has changed"
+        );
         assert_eq!(said("hash"), "");
     }
 

@@ -21,7 +21,8 @@ impl Scratch {
     pub fn create(dir: &Path) -> Result<Self> {
         let fail = |e| Error::io("cannot make a scratch file in this directory", dir, e);
         let path = dir.join(format!(".moe-convert-scratch-{}-{:x}", std::process::id(), unique()));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(fail)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(fail)?;
         std::fs::remove_file(&path).map_err(fail)?;
         Ok(Self { file, dir: dir.to_owned() })
     }
@@ -41,7 +42,9 @@ impl Scratch {
     /// # Errors
     /// [`crate::Kind::Io`].
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(buffer, offset).map_err(|e| Error::io("cannot read a scratch file here", &self.dir, e))
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(|e| Error::io("cannot read a scratch file here", &self.dir, e))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Bytes that are made long before they are written, in a scratch file: the system keeps it in memory as far as that goes.
+//! Bytes that are made long before they are written, in a scratch file: the system keeps it in
+//! memory as far as that goes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

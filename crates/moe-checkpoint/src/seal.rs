@@ -1,7 +1,9 @@
-//! Small text files that tell whether anybody has changed them: at their end stands the SHA-256 of all text before it.
+//! Small text files that tell whether anybody has changed them: at their end stands the SHA-256 of
+//! all text before it.
 //!
-//! No manifest lists what differs from run to run, or what lies outside of a result. By its seal such a file is known for this
-//! program's, and nobody's edits in it are lost when a later run replaces it.
+//! No manifest lists what differs from run to run, or what lies outside of a result. By its seal
+//! such a file is known for this program's, and nobody's edits in it are lost when a later run
+//! replaces it.
 
 use crate::manifest::sha256_bytes;
 
@@ -16,9 +18,11 @@ pub struct Seal {
 
 impl Seal {
     /// The last key of an indented JSON object that has others.
-    pub const JSON: Self = Self { closing: "\n}\n", before: ",\n  \"sha256\": \"", after: "\"\n}\n" };
+    pub const JSON: Self =
+        Self { closing: "\n}\n", before: ",\n  \"sha256\": \"", after: "\"\n}\n" };
     /// A comment of XML.
-    pub const XML: Self = Self { closing: "", before: "<!-- written by moe-convert, sha256 ", after: " -->\n" };
+    pub const XML: Self =
+        Self { closing: "", before: "<!-- written by moe-convert, sha256 ", after: " -->\n" };
     /// A comment of roff, the language of man pages.
     pub const ROFF: Self = Self { closing: "", before: ".\\\" sha256 ", after: "\n" };
 
@@ -33,7 +37,9 @@ impl Seal {
     pub fn is_intact(&self, text: &str) -> bool {
         const HASH: usize = 64;
         let Some(closed) = text.strip_suffix(self.after) else { return false };
-        let Some((open, hash)) = closed.len().checked_sub(HASH).and_then(|at| closed.split_at_checked(at)) else {
+        let Some((open, hash)) =
+            closed.len().checked_sub(HASH).and_then(|at| closed.split_at_checked(at))
+        else {
             return false;
         };
         open.ends_with(self.before) && sha256_bytes(open.as_bytes()) == hash
@@ -53,19 +59,30 @@ mod tests {
         ];
         for (seal, text) in texts {
             let closed = seal.close(text);
-            assert!(seal.is_intact(&closed) && !seal.is_intact(text) && !seal.is_intact(""), "{closed}");
+            assert!(
+                seal.is_intact(&closed) && !seal.is_intact(text) && !seal.is_intact(""),
+                "{closed}"
+            );
             for (at, _) in closed.char_indices() {
                 let (before, after) = closed.split_at(at);
                 let mut rest = after.chars();
                 rest.next();
                 let rest = rest.as_str();
-                for edited in [format!("{before}{rest}"), format!("{before} {after}"), format!("{before}~{rest}")] {
+                for edited in [
+                    format!("{before}{rest}"),
+                    format!("{before} {after}"),
+                    format!("{before}~{rest}"),
+                ] {
                     assert!(edited == closed || !seal.is_intact(&edited), "{edited}");
                 }
             }
             assert!(!seal.is_intact(&(closed + "more\n")));
         }
-        let closed: serde_json::Value = serde_json::from_str(&Seal::JSON.close("{\n  \"a\": 1\n}\n")).unwrap();
-        assert!(closed["a"] == 1 && closed["sha256"].as_str().is_some_and(|hash| hash.len() == 64), "{closed}");
+        let closed: serde_json::Value =
+            serde_json::from_str(&Seal::JSON.close("{\n  \"a\": 1\n}\n")).unwrap();
+        assert!(
+            closed["a"] == 1 && closed["sha256"].as_str().is_some_and(|hash| hash.len() == 64),
+            "{closed}"
+        );
     }
 }

@@ -41,7 +41,8 @@ impl ShardPlan {
 /// Divides `declared`, in its order, into shards of at most `max_shard_bytes` of data.
 ///
 /// A tensor is never split, so one that is larger gets a shard of its own. A tensor that would not
-/// start on a multiple of its element size opens a new shard, since loaders view the bytes in place.
+/// start on a multiple of its element size opens a new shard, since loaders view the bytes in
+/// place.
 ///
 /// # Errors
 /// [`Kind::Mismatch`] where a name is declared twice or a shape has no size in bytes;
@@ -52,11 +53,15 @@ pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<Sh
     let mut position = 0u64;
     for tensor in declared {
         if !names.insert(tensor.name.as_str()) {
-            return Err(Error::new(Kind::Mismatch, "the output would hold this tensor twice").tensor(&tensor.name));
+            return Err(Error::new(Kind::Mismatch, "the output would hold this tensor twice")
+                .tensor(&tensor.name));
         }
         let bytes = data_bytes(tensor.dtype, &tensor.shape).ok_or_else(|| {
-            Error::new(Kind::Mismatch, format!("shape {:?} of {} has no size", tensor.shape, tensor.dtype))
-                .tensor(&tensor.name)
+            Error::new(
+                Kind::Mismatch,
+                format!("shape {:?} of {} has no size", tensor.shape, tensor.dtype),
+            )
+            .tensor(&tensor.name)
         })?;
         let element_bytes = (tensor.dtype.bitsize() as u64 / 8).max(1);
         let full = position > 0 && position.saturating_add(bytes) > max_shard_bytes
@@ -82,8 +87,11 @@ pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<Sh
         .map(|(number, entries)| {
             let header = encode_header(&entries);
             if header.len() as u64 > MAX_HEADER_BYTES {
-                return Err(Error::new(Kind::Unsupported, "too many tensors for one shard's header")
-                    .remedy("lower --max-shard-size"));
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    "too many tensors for one shard's header",
+                )
+                .remedy("lower --max-shard-size"));
             }
             Ok(ShardPlan { file: shard_file_name(number, count), entries, header })
         })
@@ -92,8 +100,10 @@ pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<Sh
 
 /// The content of `model.safetensors.index.json` for these shards.
 pub(crate) fn index_json(shards: &[ShardPlan]) -> Value {
-    let weight_map: std::collections::BTreeMap<&str, &str> =
-        shards.iter().flat_map(|s| s.entries.iter().map(|e| (e.name.as_str(), s.file.as_str()))).collect();
+    let weight_map: std::collections::BTreeMap<&str, &str> = shards
+        .iter()
+        .flat_map(|s| s.entries.iter().map(|e| (e.name.as_str(), s.file.as_str())))
+        .collect();
     let total: u64 = shards.iter().map(ShardPlan::data_bytes).sum();
     json!({ "metadata": { "total_size": total }, "weight_map": weight_map })
 }
@@ -108,7 +118,8 @@ mod tests {
 
     #[test]
     fn shards_respect_the_limit_and_keep_the_order() {
-        let tensors: Vec<_> = (0..5).map(|i| declared(&format!("t{i}"), Dtype::BF16, &[10, 3])).collect();
+        let tensors: Vec<_> =
+            (0..5).map(|i| declared(&format!("t{i}"), Dtype::BF16, &[10, 3])).collect();
         let shards = plan_shards(&tensors, 130).unwrap();
         let sizes: Vec<_> = shards.iter().map(|s| s.entries.len()).collect();
         assert_eq!(sizes, [2, 2, 1]);

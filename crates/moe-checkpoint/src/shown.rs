@@ -6,14 +6,17 @@ use std::path::Path;
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 
-/// Whether terminals and pages obey `c` instead of showing it: control characters, marks that turn the direction of text, breaks of
-/// lines and paragraphs, characters without a width, and those that are no characters. Joiners stay: scripts and emoji need them.
+/// Whether terminals and pages obey `c` instead of showing it: control characters, marks that turn
+/// the direction of text, breaks of lines and paragraphs, characters without a width, and those
+/// that are no characters. Joiners stay: scripts and emoji need them.
 pub fn is_obeyed(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
     }
     match get_general_category(c) {
-        GeneralCategory::Control | GeneralCategory::LineSeparator | GeneralCategory::ParagraphSeparator => true,
+        GeneralCategory::Control
+        | GeneralCategory::LineSeparator
+        | GeneralCategory::ParagraphSeparator => true,
         GeneralCategory::Format => !is_joiner(c) && !is_visible_format(c),
         _ => is_ignorable(c) || is_noncharacter(c),
     }
@@ -23,7 +26,8 @@ fn is_joiner(c: char) -> bool {
     matches!(c, '\u{200c}' | '\u{200d}')
 }
 
-/// Signs that stand around numbers and words in Arabic, Syriac and Kaithi: Unicode's Prepended_Concatenation_Mark.
+/// Signs that stand around numbers and words in Arabic, Syriac and Kaithi: Unicode's
+/// Prepended_Concatenation_Mark.
 fn is_visible_format(c: char) -> bool {
     matches!(
         c,
@@ -37,8 +41,8 @@ fn is_visible_format(c: char) -> bool {
     )
 }
 
-/// Letters, marks and places without a character that are shown as nothing: Unicode's Default_Ignorable_Code_Point, but for what is in
-/// the category of formats.
+/// Letters, marks and places without a character that are shown as nothing: Unicode's
+/// Default_Ignorable_Code_Point, but for what is in the category of formats.
 fn is_ignorable(c: char) -> bool {
     matches!(
         c,
@@ -60,7 +64,8 @@ fn is_noncharacter(c: char) -> bool {
     u32::from(c) & 0xfffe == 0xfffe || matches!(c, '\u{fdd0}'..='\u{fdef}')
 }
 
-/// `text` for a terminal: what [`is_obeyed`] is escaped as Rust writes it, but for the characters of `layout`.
+/// `text` for a terminal: what [`is_obeyed`] is escaped as Rust writes it, but for the characters
+/// of `layout`.
 pub fn shown<'t>(text: &'t str, layout: &str) -> Cow<'t, str> {
     let is_escaped = |c: char| is_obeyed(c) && !layout.contains(c);
     if !text.contains(is_escaped) {
@@ -69,7 +74,8 @@ pub fn shown<'t>(text: &'t str, layout: &str) -> Cow<'t, str> {
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match is_escaped(c) {
-            // `escape_default` leaves nothing that is obeyed: all but printable ASCII becomes digits.
+            // `escape_default` leaves nothing that is obeyed: all but printable ASCII becomes
+            // digits.
             true => shown.extend(c.escape_default()),
             false => shown.push(c),
         }
@@ -82,8 +88,8 @@ pub fn shown_path(path: &Path) -> String {
     shown(&path.to_string_lossy(), "").into_owned()
 }
 
-/// The JSON document `text` with the same value, in which what [`is_obeyed`] is written as `\u` and digits. JSON has such characters
-/// within strings alone, but for line breaks between values.
+/// The JSON document `text` with the same value, in which what [`is_obeyed`] is written as `\u` and
+/// digits. JSON has such characters within strings alone, but for line breaks between values.
 pub(crate) fn escaped_json(text: String) -> String {
     let is_escaped = |c: char| is_obeyed(c) && c != '\n';
     if !text.contains(is_escaped) {
@@ -127,7 +133,8 @@ mod tests {
 
     #[test]
     fn escaped_json_has_the_same_value() {
-        let value = serde_json::json!({ "a\u{7f}": "\u{9b}2J\u{202e}\u{e0001}\u{1b}\n", "b": ["ü", 1.5] });
+        let value =
+            serde_json::json!({ "a\u{7f}": "\u{9b}2J\u{202e}\u{e0001}\u{1b}\n", "b": ["ü", 1.5] });
         let text = crate::json::to_pretty(&value);
         assert!(!text.contains(|c| is_obeyed(c) && c != '\n'), "{text}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);

@@ -25,7 +25,8 @@ pub struct SideFile {
 /// The files beside a model's config and weights.
 #[derive(Debug, Clone, Default)]
 pub struct SideFiles {
-    /// Tokenizer, templates, code, licences and whatever else isn't known to be something else; sorted by name.
+    /// Tokenizer, templates, code, licences and whatever else isn't known to be something else;
+    /// sorted by name.
     pub carried: Vec<SideFile>,
     /// What stays behind, by name, and why. Names of folders, which stay as wholes, end in `/`.
     pub left_out: BTreeMap<String, &'static str>,
@@ -35,13 +36,15 @@ pub struct SideFiles {
 const MAX_FILES: usize = 1 << 16;
 /// Folders in folders.
 const MAX_DEPTH: usize = 8;
-/// What is larger, and none of the files that loaders know, is data rather than a part of the model.
+/// What is larger, and none of the files that loaders know, is data rather than a part of the
+/// model.
 const MAX_UNKNOWN_BYTES: u64 = 256 << 20;
 /// Tokenizers of a million tokens take a tenth of it.
 const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 /// Configs, templates and code take some kilobytes.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
-/// A file under one of the endings that weights share with tokens and tables is larger where it holds weights.
+/// A file under one of the endings that weights share with tokens and tables is larger where it
+/// holds weights.
 const MAX_TABLE_BYTES: u64 = 64 << 20;
 
 const WEIGHTS: &str = "weights, not read";
@@ -56,7 +59,8 @@ impl SideFiles {
     /// Of the model in `folder`.
     ///
     /// # Errors
-    /// What [`Folder::check_file`] refuses of files that would be carried; [`Kind::Io`] where a folder can't be listed.
+    /// What [`Folder::check_file`] refuses of files that would be carried; [`Kind::Io`] where a
+    /// folder can't be listed.
     pub fn of(folder: &Folder) -> Result<Self> {
         let mut walk = Walk { folder, seen: BTreeSet::new(), files: 0, found: Self::default() };
         walk.directory(folder.path(), "", 0)?;
@@ -87,11 +91,14 @@ impl SideFiles {
     /// [`Kind::Io`] and [`Kind::Malformed`], naming the file.
     pub fn check_readable(&self) -> Result<()> {
         self.carried.iter().try_for_each(|file| {
-            File::open(&file.path).map_err(|e| Error::io("cannot read this file", &file.path, e))?;
+            File::open(&file.path)
+                .map_err(|e| Error::io("cannot read this file", &file.path, e))?;
             match most_bytes(file.name.rsplit('/').next().unwrap_or_default()) {
                 Some(most) if file.bytes > most => {
-                    let what =
-                        format!("this takes {} bytes, and no file of this name takes more than {most}", file.bytes);
+                    let what = format!(
+                        "this takes {} bytes, and no file of this name takes more than {most}",
+                        file.bytes
+                    );
                     Err(Error::new(Kind::Malformed, what)
                         .file(&file.path)
                         .remedy("it is damaged: download or copy it again, or move it elsewhere"))
@@ -101,8 +108,8 @@ impl SideFiles {
         })
     }
 
-    /// What stays behind and somebody may miss, with the reason: not what is known to be weights, hidden files, nor what a
-    /// result has its own of.
+    /// What stays behind and somebody may miss, with the reason: not what is known to be weights,
+    /// hidden files, nor what a result has its own of.
     pub fn missed(&self) -> impl Iterator<Item = (&str, &'static str)> {
         // A run of this program leaves a receipt beside them.
         let is_of_run = self.left_out.contains_key(RECEIPT_FILE);
@@ -136,7 +143,8 @@ impl Walk<'_> {
             let path = entry.map_err(fail)?.path();
             self.files += 1;
             if self.files > MAX_FILES {
-                let what = format!("there are more than {MAX_FILES} files here, which no model has");
+                let what =
+                    format!("there are more than {MAX_FILES} files here, which no model has");
                 return Err(Error::new(Kind::Unsupported, what)
                     .file(self.folder.path())
                     .remedy("give a directory that holds the model alone"));
@@ -147,11 +155,17 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, path: &Path, prefix: &str, depth: usize) -> Result<()> {
-        let Some(name) = path.file_name().and_then(OsStr::to_str).filter(|name| !name.contains(char::is_control))
+        let Some(name) = path
+            .file_name()
+            .and_then(OsStr::to_str)
+            .filter(|name| !name.contains(char::is_control))
         else {
             // A line break would forge a line of SHA256SUMS.
-            let name = path.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string();
-            self.found.left_out.insert(prefix.to_owned() + &name, "its name can't be written to a list");
+            let name =
+                path.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string();
+            self.found
+                .left_out
+                .insert(prefix.to_owned() + &name, "its name can't be written to a list");
             return Ok(());
         };
         let whole = prefix.to_owned() + name;
@@ -184,7 +198,8 @@ impl Walk<'_> {
             return self.directory(path, &format!("{whole}/"), depth + 1);
         }
         self.folder.check_file(path)?;
-        let bytes = path.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?.len();
+        let bytes =
+            path.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?.len();
         if bytes > MAX_UNKNOWN_BYTES && most_bytes(name).is_none() {
             self.found.left_out.insert(whole, "too large for anything but weights or data");
             return Ok(());
@@ -197,15 +212,16 @@ impl Walk<'_> {
 /// The most bytes that a file of this name takes, if loaders know files of this name.
 fn most_bytes(name: &str) -> Option<u64> {
     const TOKENIZERS: [&str; 4] = [".model", ".tiktoken", "vocab.txt", "merges.txt"];
-    let is_tokenizer = name.starts_with("tokenizer") || name.starts_with("vocab") || name == "tekken.json";
+    let is_tokenizer =
+        name.starts_with("tokenizer") || name.starts_with("vocab") || name == "tekken.json";
     if is_tokenizer || TOKENIZERS.iter().any(|end| name.ends_with(end)) {
         return Some(MAX_TOKENIZER_BYTES);
     }
     [".json", ".jinja", ".py"].iter().any(|end| name.ends_with(end)).then_some(MAX_CONFIG_BYTES)
 }
 
-/// Whether a result has a file of its own under this name, in the model's folder itself. A card of the source says
-/// nothing true about the result, in any language.
+/// Whether a result has a file of its own under this name, in the model's folder itself. A card of
+/// the source says nothing true about the result, in any language.
 fn is_own(name: &str) -> bool {
     const OWN: [&str; 4] = [RECEIPT_FILE, RUN_FILE, "report.html", LOG_FILE];
     let is_page = name.starts_with("report-") && name.ends_with(".html");
@@ -220,13 +236,20 @@ fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if holds_weights(path, name) {
         return Some(WEIGHTS);
     }
-    const TRAINED: [&str; 5] =
-        ["trainer_state.json", "trainer_log.jsonl", "all_results.json", "train_results.json", "eval_results.json"];
-    if TRAINED.contains(&name) || name.starts_with("events.out.tfevents") || name.ends_with(".log") {
+    const TRAINED: [&str; 5] = [
+        "trainer_state.json",
+        "trainer_log.jsonl",
+        "all_results.json",
+        "train_results.json",
+        "eval_results.json",
+    ];
+    if TRAINED.contains(&name) || name.starts_with("events.out.tfevents") || name.ends_with(".log")
+    {
         return Some(TRAINING);
     }
     // vLLM reads some of these where config.json says nothing of quantization.
-    const ENCODINGS: [&str; 3] = ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+    const ENCODINGS: [&str; 3] =
+        ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
     ENCODINGS.contains(&name).then_some(ENCODING)
 }
 
@@ -243,7 +266,10 @@ fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
     const LEFT: [&str; 3] = ["runs", "wandb", "logs"];
     let why = if OTHERS.contains(&name) {
         FORMAT
-    } else if LEFT.contains(&name) || name.starts_with("checkpoint-") || name.starts_with("global_step") {
+    } else if LEFT.contains(&name)
+        || name.starts_with("checkpoint-")
+        || name.starts_with("global_step")
+    {
         TRAINING
     } else {
         return None;
@@ -300,7 +326,8 @@ fn is_anything(name: &str) -> bool {
     is_saved && !NAMES_OF_WEIGHTS.iter().any(|start| lower.starts_with(start))
 }
 
-/// Whether the file `path` holds weights rather than a tokenizer's tables, which come under the same endings.
+/// Whether the file `path` holds weights rather than a tokenizer's tables, which come under the
+/// same endings.
 fn holds_weights(path: &Path, name: &str) -> bool {
     const SHARED: [&str; 7] = [".bin", ".npz", ".pkl", ".pickle", ".zip", ".tar", ".tar.gz"];
     let lower = name.to_ascii_lowercase();
@@ -343,7 +370,10 @@ pub fn is_weights(name: &str) -> bool {
     let listed = name.strip_suffix(".index.json").unwrap_or(name);
     let end = listed.rsplit_once('.').map_or("", |(_, end)| end).to_ascii_lowercase();
     let is_adapter = name.starts_with("adapter_") && name.ends_with(".json");
-    ENDS.contains(&end.as_str()) || is_adapter || name.ends_with(".tar.gz") || name.ends_with(".index.json")
+    ENDS.contains(&end.as_str())
+        || is_adapter
+        || name.ends_with(".tar.gz")
+        || name.ends_with(".index.json")
 }
 
 #[cfg(test)]
@@ -417,7 +447,9 @@ mod tests {
         symlink(".", dir.path().join("additional_chat_templates/back")).unwrap();
         let folder = Folder::of(dir.path()).unwrap();
         let mut found = SideFiles::of(&folder).unwrap();
-        let names = |found: &SideFiles| found.carried.iter().map(|file| file.name.clone()).collect::<Vec<_>>();
+        let names = |found: &SideFiles| {
+            found.carried.iter().map(|file| file.name.clone()).collect::<Vec<_>>()
+        };
         assert_eq!(names(&found), carried);
         assert_eq!(found.left_out.keys().collect::<Vec<_>>(), left_out);
         found.leave_out("of another family", |name| name.ends_with(".py"));
@@ -427,11 +459,16 @@ mod tests {
         write("consolidated.safetensors");
         assert!(SideFiles::of(&folder).unwrap().left_out.contains_key("params.json"));
         // Sizes, unless loaders know the name.
-        let large = |name: &str| File::create(dir.path().join(name)).unwrap().set_len(MAX_UNKNOWN_BYTES + 1).unwrap();
+        let large = |name: &str| {
+            File::create(dir.path().join(name)).unwrap().set_len(MAX_UNKNOWN_BYTES + 1).unwrap()
+        };
         large("corpus.txt");
         large("tokenizer.large");
         let found = SideFiles::of(&folder).unwrap();
-        assert!(found.left_out.contains_key("corpus.txt") && names(&found).contains(&"tokenizer.large".to_owned()));
+        assert!(
+            found.left_out.contains_key("corpus.txt")
+                && names(&found).contains(&"tokenizer.large".to_owned())
+        );
         // What leads out is refused, and so is what would never end.
         symlink("/etc/passwd", dir.path().join("NOTICE")).unwrap();
         assert!(SideFiles::of(&folder).unwrap_err().to_string().contains("NOTICE"));

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// Files as they were when they were first looked at. What is read of them before [`Snapshot::check`] finds them unchanged is of
-/// one piece, and hashes of them are those of what was read.
+/// Files as they were when they were first looked at. What is read of them before
+/// [`Snapshot::check`] finds them unchanged is of one piece, and hashes of them are those of what
+/// was read.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     files: BTreeMap<PathBuf, Identity>,
 }
 
-/// What another file, or other content, changes. The time of a file's attributes is left out: it changes when a link is made to it.
+/// What another file, or other content, changes. The time of a file's attributes is left out: it
+/// changes when a link is made to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -35,7 +37,8 @@ impl Identity {
 }
 
 impl Snapshot {
-    /// Looks at `path`, which is about to be read; one that isn't there is left to whoever reads it.
+    /// Looks at `path`, which is about to be read; one that isn't there is left to whoever reads
+    /// it.
     pub fn add(&mut self, path: &Path) {
         if let Ok(metadata) = path.metadata() {
             self.files.entry(path.to_owned()).or_insert_with(|| Identity::of(&metadata));
@@ -58,7 +61,9 @@ impl Snapshot {
                 Ok(_) => "this file changed while it was being read",
                 Err(_) => "this file vanished while it was being read",
             };
-            return Err(Error::new(Kind::Io, what).file(path).remedy("run again when nobody changes it, or on a copy"));
+            return Err(Error::new(Kind::Io, what)
+                .file(path)
+                .remedy("run again when nobody changes it, or on a copy"));
         }
         Ok(())
     }

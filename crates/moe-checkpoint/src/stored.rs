@@ -28,12 +28,15 @@ impl SourceFile {
     /// Opens `path` and reads its header.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is no valid safetensors file.
+    /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is no valid safetensors
+    /// file.
     pub fn open(path: &Path) -> Result<(Arc<Self>, Vec<Entry>)> {
-        let truncated =
-            |what: String| Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again");
+        let truncated = |what: String| {
+            Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again")
+        };
         let file = open_file(path)?;
-        let bytes = file.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?.len();
+        let bytes =
+            file.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?.len();
         if bytes < 8 {
             return Err(truncated(format!("{bytes} bytes are too few for a safetensors file")));
         }
@@ -52,7 +55,9 @@ impl SourceFile {
         }
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER_BYTES || length > bytes - 8 {
-            return Err(truncated(format!("the header claims {length} bytes; the file has {bytes}")));
+            return Err(truncated(format!(
+                "the header claims {length} bytes; the file has {bytes}"
+            )));
         }
         let mut json = vec![0; length as usize];
         read(&mut json, 8)?;
@@ -67,7 +72,8 @@ impl SourceFile {
         &self.path
     }
 
-    /// The library that the header's metadata names as the one that wrote it, "" where that names none; None without metadata.
+    /// The library that the header's metadata names as the one that wrote it, "" where that names
+    /// none; None without metadata.
     pub fn format(&self) -> Option<&str> {
         self.format.as_deref()
     }
@@ -130,7 +136,9 @@ impl Stored {
 
     /// Whether both are the same bytes of the same file.
     pub fn same_bytes(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.file, &other.file) && self.offset == other.offset && self.bytes == other.bytes
+        Arc::ptr_eq(&self.file, &other.file)
+            && self.offset == other.offset
+            && self.bytes == other.bytes
     }
 
     /// Rows `start..end` of the outermost dimension, without reading anything.
@@ -148,7 +156,8 @@ impl Stored {
         part
     }
 
-    /// Entry `index` of the outermost dimension, which is dropped: expert e of a fused `[E, …]` tensor.
+    /// Entry `index` of the outermost dimension, which is dropped: expert e of a fused `[E, …]`
+    /// tensor.
     ///
     /// # Panics
     /// If `index` is not within the shape.
@@ -167,7 +176,9 @@ impl Stored {
         debug_assert!(offset + buffer.len() as u64 <= self.bytes);
         self.file.file.read_exact_at(buffer, self.offset + offset).map_err(|e| {
             let what = match e.kind() {
-                std::io::ErrorKind::UnexpectedEof => "the file became shorter while it was being read",
+                std::io::ErrorKind::UnexpectedEof => {
+                    "the file became shorter while it was being read"
+                }
                 _ => "cannot read this tensor",
             };
             Error::io(what, self.path(), e).tensor(self.name())

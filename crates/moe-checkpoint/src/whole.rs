@@ -18,7 +18,9 @@ pub fn without_mark(bytes: &[u8]) -> &[u8] {
 pub fn begins_with_mark(path: &Path) -> bool {
     let mut start = [0; BYTE_ORDER_MARK.len()];
     open_file(path)
-        .and_then(|mut file| file.read_exact(&mut start).map_err(|e| Error::io("cannot read this file", path, e)))
+        .and_then(|mut file| {
+            file.read_exact(&mut start).map_err(|e| Error::io("cannot read this file", path, e))
+        })
         .is_ok()
         && start == *BYTE_ORDER_MARK
 }
@@ -31,11 +33,16 @@ pub fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let file = open_file(path)?;
     let mut bytes = Vec::new();
     // A file that grows meanwhile must not get past the limit.
-    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|e| Error::io("cannot read this file", path, e))?;
+    file.take(max_bytes + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io("cannot read this file", path, e))?;
     if bytes.len() as u64 > max_bytes {
-        return Err(Error::new(Kind::Malformed, format!("this file has more than {max_bytes} bytes"))
-            .file(path)
-            .remedy("no file of its kind is that large: is it the right one?"));
+        return Err(Error::new(
+            Kind::Malformed,
+            format!("this file has more than {max_bytes} bytes"),
+        )
+        .file(path)
+        .remedy("no file of its kind is that large: is it the right one?"));
     }
     Ok(bytes)
 }

@@ -1,8 +1,8 @@
 //! The streaming writer: tensors are pushed as they are made, hashed and written side by side.
 //!
 //! Three threads work on the same recycled buffers: the caller fills one, one thread hashes it and
-//! one writes it, while a fourth asks the kernel to flush what is already written, so that the final
-//! fsync has little left to wait for. The buffers are the memory bound.
+//! one writes it, while a fourth asks the kernel to flush what is already written, so that the
+//! final fsync has little left to wait for. The buffers are the memory bound.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -83,7 +83,9 @@ struct Worker<T> {
 }
 
 impl<T: Send + 'static> Worker<T> {
-    fn start(run: impl FnOnce(Receiver<Order>, Sender<Result<T>>) -> Duration + Send + 'static) -> Result<Self> {
+    fn start(
+        run: impl FnOnce(Receiver<Order>, Sender<Result<T>>) -> Duration + Send + 'static,
+    ) -> Result<Self> {
         let (orders, inbox) = sync_channel(BUFFERS);
         let (outbox, answers) = channel();
         let thread = Builder::new().spawn(move || run(inbox, outbox)).map_err(no_thread)?;
@@ -115,7 +117,8 @@ impl Writer {
     /// # Errors
     /// [`Kind::Io`] where the first file can't be created.
     pub fn create(dir: &Path, shards: Vec<ShardPlan>) -> Result<Self> {
-        let opened = OpenDir::open(dir).map_err(|e| Error::io("cannot open this directory", dir, e))?;
+        let opened =
+            OpenDir::open(dir).map_err(|e| Error::io("cannot open this directory", dir, e))?;
         Self::within(opened, shards)
     }
 
@@ -131,8 +134,18 @@ impl Writer {
             move |orders, answers| write_shards(&dir, orders, answers)
         })?;
         let summary = WriteSummary::default();
-        let mut writer =
-            Self { dir, shards, shard: 0, entry: 0, filled: 0, pool, buffers: BUFFERS, hash, disk, summary };
+        let mut writer = Self {
+            dir,
+            shards,
+            shard: 0,
+            entry: 0,
+            filled: 0,
+            pool,
+            buffers: BUFFERS,
+            hash,
+            disk,
+            summary,
+        };
         writer.open_shard()?;
         Ok(writer)
     }
@@ -153,8 +166,9 @@ impl Writer {
         })
     }
 
-    /// Pushes `bytes_total` bytes for each of the tensors `names`, the next ones in the declared order; `fill` is called
-    /// with an offset and a buffer, in order, and reads or makes the bytes in place, once for all of them.
+    /// Pushes `bytes_total` bytes for each of the tensors `names`, the next ones in the declared
+    /// order; `fill` is called with an offset and a buffer, in order, and reads or makes the bytes
+    /// in place, once for all of them.
     ///
     /// Where there are several names, the tensor's bytes are held in memory.
     ///
@@ -205,7 +219,13 @@ impl Writer {
         let entry = self.shards.get(self.shard).and_then(|s| s.entries.get(self.entry));
         let room = match entry {
             Some(entry) if entry.name == name => entry.end - entry.start - self.filled,
-            _ => return Err(Error::new(Kind::Mismatch, "a tensor was pushed out of the declared order").tensor(name)),
+            _ => {
+                return Err(Error::new(
+                    Kind::Mismatch,
+                    "a tensor was pushed out of the declared order",
+                )
+                .tensor(name));
+            }
         };
         if bytes as u64 > room {
             return Err(Error::new(Kind::Mismatch, "a tensor is larger than declared").tensor(name));
@@ -241,7 +261,8 @@ impl Writer {
 
     /// Tensors without elements take no push: step over them.
     fn skip_empty(&mut self) -> Result<()> {
-        while let Some(entry) = self.shards.get(self.shard).and_then(|s| s.entries.get(self.entry)) {
+        while let Some(entry) = self.shards.get(self.shard).and_then(|s| s.entries.get(self.entry))
+        {
             if entry.start != entry.end {
                 break;
             }
@@ -275,16 +296,21 @@ impl Writer {
     /// Writes the index where there are several shards, and says what was written.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] where a declared tensor was never pushed; [`Kind::Io`] where writing fails.
+    /// [`Kind::Mismatch`] where a declared tensor was never pushed; [`Kind::Io`] where writing
+    /// fails.
     pub fn finish(mut self) -> Result<WriteSummary> {
         if let Some(missing) = self.next_tensor() {
-            return Err(Error::new(Kind::Mismatch, "a declared tensor was never written").tensor(missing));
+            return Err(
+                Error::new(Kind::Mismatch, "a declared tensor was never written").tensor(missing)
+            );
         }
         if self.shards.len() > 1 {
             let text = json::to_pretty(&index_json(&self.shards));
             self.dir.write(INDEX_FILE, text.as_bytes())?;
             self.summary.bytes += text.len() as u64;
-            self.summary.hashes.insert(INDEX_FILE.to_owned(), hex(&Sha256::digest(text.as_bytes())));
+            self.summary
+                .hashes
+                .insert(INDEX_FILE.to_owned(), hex(&Sha256::digest(text.as_bytes())));
         }
         self.summary.hashing = self.hash.stop();
         self.summary.writing = self.disk.stop();
@@ -356,7 +382,8 @@ struct OpenShard {
 impl OpenShard {
     fn create(dir: &OpenDir, name: &str) -> Result<Self> {
         let (path, file) = (dir.path().join(name), dir.create(name)?);
-        let handle = file.try_clone().map_err(|e| Error::io("cannot create this shard", &path, e))?;
+        let handle =
+            file.try_clone().map_err(|e| Error::io("cannot create this shard", &path, e))?;
         let (flush, wanted) = sync_channel::<()>(1);
         let flush_all = move || {
             for () in wanted {
@@ -369,7 +396,9 @@ impl OpenShard {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| Error::io("cannot write this shard", &self.path, e))?;
+        self.file
+            .write_all(bytes)
+            .map_err(|e| Error::io("cannot write this shard", &self.path, e))?;
         self.unflushed += bytes.len() as u64;
         if self.unflushed >= FLUSH_EVERY_BYTES {
             self.unflushed = 0;
@@ -381,7 +410,10 @@ impl OpenShard {
 
     fn close(mut self) -> Result<()> {
         self.flush = None;
-        let synced = self.flusher.join().unwrap_or_else(|_| Err(std::io::Error::other("the flushing thread died")));
+        let synced = self
+            .flusher
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the flushing thread died")));
         synced.map_err(|e| Error::io("cannot write this shard", &self.path, e))
     }
 }
@@ -392,16 +424,25 @@ mod tests {
     use crate::{Checkpoint, Declared, Dtype, plan_shards, sha256_file};
 
     fn declared() -> Vec<Declared> {
-        let tensor =
-            |name: &str, shape: &[usize]| Declared { name: name.into(), dtype: Dtype::U8, shape: shape.into() };
-        vec![tensor("a", &[5 << 20]), tensor("empty", &[0, 4]), tensor("b", &[3, 7]), tensor("c", &[3, 7])]
+        let tensor = |name: &str, shape: &[usize]| Declared {
+            name: name.into(),
+            dtype: Dtype::U8,
+            shape: shape.into(),
+        };
+        vec![
+            tensor("a", &[5 << 20]),
+            tensor("empty", &[0, 4]),
+            tensor("b", &[3, 7]),
+            tensor("c", &[3, 7]),
+        ]
     }
 
     #[test]
     fn what_is_pushed_is_read_back_and_hashed() {
         for max_shard in [1 << 20, 1 << 30] {
             let dir = tempfile::tempdir().unwrap();
-            let mut writer = Writer::create(dir.path(), plan_shards(&declared(), max_shard).unwrap()).unwrap();
+            let mut writer =
+                Writer::create(dir.path(), plan_shards(&declared(), max_shard).unwrap()).unwrap();
             let a: Vec<u8> = (0..5u32 << 20).map(|i| (i % 251) as u8).collect();
             writer.push("a", &a).unwrap();
             let mut calls = 0;
@@ -435,9 +476,11 @@ mod tests {
     fn copies_larger_than_all_buffers_are_written() {
         let bytes = BUFFERS * BUFFER_BYTES + 5;
         let names = ["a", "b", "c"];
-        let declared = names.map(|name| Declared { name: name.into(), dtype: Dtype::U8, shape: vec![bytes] });
+        let declared =
+            names.map(|name| Declared { name: name.into(), dtype: Dtype::U8, shape: vec![bytes] });
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = Writer::create(dir.path(), plan_shards(&declared, 1 << 30).unwrap()).unwrap();
+        let mut writer =
+            Writer::create(dir.path(), plan_shards(&declared, 1 << 30).unwrap()).unwrap();
         let byte = |at: u64| (at % 241) as u8;
         let fill = |offset: u64, buffer: &mut [u8]| {
             buffer.iter_mut().zip(offset..).for_each(|(b, at)| *b = byte(at));
@@ -457,7 +500,8 @@ mod tests {
     #[test]
     fn order_size_and_completeness_are_enforced() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = Writer::create(dir.path(), plan_shards(&declared(), 1 << 30).unwrap()).unwrap();
+        let mut writer =
+            Writer::create(dir.path(), plan_shards(&declared(), 1 << 30).unwrap()).unwrap();
         assert_eq!(writer.push("b", &[0; 21]).unwrap_err().kind(), Kind::Mismatch);
         writer.push("a", &vec![0; 5 << 20]).unwrap();
         assert_eq!(writer.push("b", &[0; 22]).unwrap_err().kind(), Kind::Mismatch);

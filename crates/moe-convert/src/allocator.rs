@@ -1,4 +1,5 @@
-//! The program's memory: jemalloc, counted; what is unused goes back where it is too much, and tokenizers that take too much end.
+//! The program's memory: jemalloc, counted; what is unused goes back where it is too much, and
+//! tokenizers that take too much end.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -9,7 +10,9 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use moe_forward::{allocated, freed};
-use moe_pipeline::{ByteSize, count_allocated, count_freed, has_budget, live_bytes, resident_limit, untouched_bytes};
+use moe_pipeline::{
+    ByteSize, count_allocated, count_freed, has_budget, live_bytes, resident_limit, untouched_bytes,
+};
 use tikv_jemalloc_sys::mallctl;
 use tikv_jemallocator::Jemalloc;
 
@@ -21,8 +24,9 @@ const DECAY: isize = 2000;
 /// Never: see [`ALLOCATOR_OPTIONS`].
 const KEPT: isize = -1;
 
-/// What `run` returns, during which unused memory goes back to the system. Every step of a training has batches of other sizes for its
-/// experts, and what is kept for the sizes of all of them grows with the steps: from 120 MB to 530 MB in 400 on the built-in model.
+/// What `run` returns, during which unused memory goes back to the system. Every step of a training
+/// has batches of other sizes for its experts, and what is kept for the sizes of all of them grows
+/// with the steps: from 120 MB to 530 MB in 400 on the built-in model.
 pub fn giving_back<T>(run: impl FnOnce() -> T) -> T {
     decay(DECAY);
     let result = run();
@@ -46,15 +50,25 @@ fn decay(milliseconds: isize) -> bool {
     let mut took = true;
     for name in [c"arena.0.dirty_decay_ms", c"arena.0.muzzy_decay_ms"] {
         let mut value = milliseconds;
-        // SAFETY: the name ends in a zero, and the value has the type that jemalloc documents for it.
-        took &=
-            0 == unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), (&raw mut value).cast(), size_of::<isize>()) };
+        // SAFETY: the name ends in a zero, and the value has the type that jemalloc documents for
+        // it.
+        took &= 0
+            == unsafe {
+                mallctl(
+                    name.as_ptr(),
+                    null_mut(),
+                    null_mut(),
+                    (&raw mut value).cast(),
+                    size_of::<isize>(),
+                )
+            };
     }
     took
 }
 
-/// Gives all unused memory back to the system. Buffers of many sizes, as those of experts with more or fewer tokens, never fill the
-/// holes that others left: without this a sweep held twice what it asked for, and more for every layer.
+/// Gives all unused memory back to the system. Buffers of many sizes, as those of experts with more
+/// or fewer tokens, never fill the holes that others left: without this a sweep held twice what it
+/// asked for, and more for every layer.
 pub fn purge() {
     // SAFETY: the name ends in a zero, stands for all arenas, and takes and gives no value.
     unsafe { mallctl(c"arena.4096.purge".as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
@@ -65,7 +79,9 @@ fn resident_bytes() -> u64 {
     let mut text = [0; 4096];
     let read = File::open("/proc/self/status").and_then(|mut file| file.read(&mut text));
     let status = read.ok().and_then(|read| str::from_utf8(&text[..read]).ok()).unwrap_or("");
-    let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let held = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
     held.map_or(0, |kib: u64| kib * 1024)
 }
 
@@ -74,15 +90,18 @@ struct Allocator;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Layers come and go with buffers of the same sizes: freed memory is kept, or the system would be asked for fresh pages most
-/// of the time of a sweep; and one heap serves all threads, or each would keep what only one of them needs. glibc can be told
-/// the same, but leaves holes between buffers wherever something small outlives a layer.
-// SAFETY: nothing else has this name, which jemalloc reads before anything is allocated; it ends in a zero as C wants it.
+/// Layers come and go with buffers of the same sizes: freed memory is kept, or the system would be
+/// asked for fresh pages most of the time of a sweep; and one heap serves all threads, or each
+/// would keep what only one of them needs. glibc can be told the same, but leaves holes between
+/// buffers wherever something small outlives a layer.
+// SAFETY: nothing else has this name, which jemalloc reads before anything is allocated; it ends in
+// a zero as C wants it.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static ALLOCATOR_OPTIONS: &[u8; 78] =
     b"narenas:1,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always\0";
 
-// SAFETY: everything is jemalloc's; counting doesn't touch the heap until the program is about to end.
+// SAFETY: everything is jemalloc's; counting doesn't touch the heap until the program is about to
+// end.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
@@ -93,8 +112,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
         if has_budget() && layout.size() >= WRITTEN_BYTES {
-            // Fresh pages that are zero already become resident at any time later, when nobody looks.
-            // SAFETY: as for `alloc`.
+            // Fresh pages that are zero already become resident at any time later, when nobody
+            // looks. SAFETY: as for `alloc`.
             let pointer = given(layout.size(), || unsafe { Jemalloc.alloc(layout) });
             // SAFETY: so many bytes were allocated there.
             unsafe { pointer.write_bytes(0, layout.size()) };
@@ -123,8 +142,8 @@ fn given_back(bytes: usize) {
     freed(bytes);
 }
 
-/// What `allocate` gives for `bytes`: once more when unused memory has been given back, since an address space may be limited
-/// (`ulimit -v`), and full of it.
+/// What `allocate` gives for `bytes`: once more when unused memory has been given back, since an
+/// address space may be limited (`ulimit -v`), and full of it.
 fn given(bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
     let pointer = allocate();
     if !pointer.is_null() {
@@ -142,7 +161,8 @@ fn given(bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
 const NOTHING_FITS: &[u8] =
     b"error: out of memory: the system gives none\n  remedy: allow more address space (ulimit -v)\n";
 
-/// Ends the program, which has no other way to say why: allocations are everywhere, and most callers abort where one fails.
+/// Ends the program, which has no other way to say why: allocations are everywhere, and most
+/// callers abort where one fails.
 #[cold]
 fn out_of_memory(bytes: usize) -> ! {
     thread_local! {
@@ -151,18 +171,23 @@ fn out_of_memory(bytes: usize) -> ! {
     if ENDING.replace(true) {
         // Not even a message with numbers fits.
         // SAFETY: the pointer and the length are those of a constant.
-        unsafe { libc::write(libc::STDERR_FILENO, NOTHING_FITS.as_ptr().cast(), NOTHING_FITS.len()) };
+        unsafe {
+            libc::write(libc::STDERR_FILENO, NOTHING_FITS.as_ptr().cast(), NOTHING_FITS.len())
+        };
         signal_hook::low_level::exit(1);
     }
-    let held = live_bytes().map_or(String::new(), |held| format!(", with {} held already", ByteSize(held)));
+    let held = live_bytes()
+        .map_or(String::new(), |held| format!(", with {} held already", ByteSize(held)));
     let remedy = REMEDY.get().unwrap_or(&"lower --threads");
-    let what = format!("error: out of memory: the system doesn't give {}{held}", ByteSize(bytes as u64));
+    let what =
+        format!("error: out of memory: the system doesn't give {}{held}", ByteSize(bytes as u64));
     clear_away();
     say(&format!("{what}\n  remedy: {remedy}; or allow it more (ulimit -v)"));
     exit(1);
 }
 
-/// Ends the program where a tokenizer would take more than it may. No call returns between here and the library that could carry an error.
+/// Ends the program where a tokenizer would take more than it may. No call returns between here and
+/// the library that could carry an error.
 fn taken(bytes: usize) {
     // Threads that ask at the same time must not all find room for themselves alone.
     if count_allocated(bytes) && resident_bytes() + untouched_bytes() > resident_limit() {

@@ -1,4 +1,5 @@
-//! Progress on stderr: a bar on a terminal that can move its cursor, plain lines now and then otherwise. Neither has colours.
+//! Progress on stderr: a bar on a terminal that can move its cursor, plain lines now and then
+//! otherwise. Neither has colours.
 
 mod stage;
 
@@ -20,12 +21,14 @@ const REDRAWN: Duration = Duration::from_millis(250);
 /// A log gets a line about one stage no more often than this.
 const LOGGED: Duration = Duration::from_secs(10);
 
-/// Writes `text` to stderr, without what a terminal would obey. Where that is closed or full there is nobody to tell, and work goes on.
+/// Writes `text` to stderr, without what a terminal would obey. Where that is closed or full there
+/// is nobody to tell, and work goes on.
 pub fn say(text: &str) {
     write(text, false);
 }
 
-/// [`say`] for the last time: what work that hasn't noticed its end says from now on would stand behind how to go on.
+/// [`say`] for the last time: what work that hasn't noticed its end says from now on would stand
+/// behind how to go on.
 pub fn say_last(text: &str) {
     write(text, true);
 }
@@ -57,7 +60,8 @@ impl Stderr {
         Self { shown: progress(is_quiet, meter), notes: Mutex::default() }
     }
 
-    /// Whether this was a note, which the user has read unless they wanted none: results on stdout are the same either way.
+    /// Whether this was a note, which the user has read unless they wanted none: results on stdout
+    /// are the same either way.
     pub fn has_noted(&self, text: &str) -> bool {
         lock(&self.notes).contains(text)
     }
@@ -104,10 +108,13 @@ impl Progress for Bar {
         let (stage, meter) = (self.1.clone(), self.2.clone());
         let line = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
             let columns = console::Term::stderr().size().1;
-            let _ = lock(&stage).iter().try_for_each(|stage| out.write_str(&stage.bar(columns.into(), meter.expert())));
+            let _ = lock(&stage)
+                .iter()
+                .try_for_each(|stage| out.write_str(&stage.bar(columns.into(), meter.expert())));
         };
         *bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{line}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template("{line}").unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.with_key("line", line));
         bar.enable_steady_tick(REDRAWN);
     }
@@ -131,7 +138,8 @@ impl Drop for Bar {
     }
 }
 
-/// A line for each stage, and more of them where it takes long. Holds the stage, and when the last line was written.
+/// A line for each stage, and more of them where it takes long. Holds the stage, and when the last
+/// line was written.
 struct LineProgress(Mutex<Option<(BarStage, Instant)>>, Meter);
 
 impl Progress for LineProgress {
@@ -160,7 +168,8 @@ impl Progress for LineProgress {
     }
 }
 
-/// A poisoned lock means that another thread panicked while it drew; what is behind it is as good as before.
+/// A poisoned lock means that another thread panicked while it drew; what is behind it is as good
+/// as before.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -41,8 +41,8 @@ impl Cli {
     }
 }
 
-/// `command` with options that take negative numbers for values: that they are wrong is better said by the option than by clap, which takes
-/// them for options that there aren't.
+/// `command` with options that take negative numbers for values: that they are wrong is better said
+/// by the option than by clap, which takes them for options that there aren't.
 fn taking_negatives(command: clap::Command) -> clap::Command {
     let of_arg = |arg: clap::Arg| {
         let is_size = arg.get_value_parser().type_id() == std::any::TypeId::of::<ByteSize>();
@@ -73,19 +73,23 @@ pub fn program() -> clap::Command {
 #[derive(Args)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda:N or metal. auto takes a GPU if this build and machine have one
+    /// Where to compute: auto, cpu, cuda:N or metal. auto takes a GPU if this build and machine
+    /// have one
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
-    /// What matrix products are computed in; bf16 is for GPUs, where it is several times as fast, and coarser
+    /// What matrix products are computed in; bf16 is for GPUs, where it is several times as fast,
+    /// and coarser
     #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
     pub dtype: ComputeType,
 
-    /// What routers compute in; model rounds as transformers does for the family, in the dtype of the router's weights
+    /// What routers compute in; model rounds as transformers does for the family, in the dtype of
+    /// the router's weights
     #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
     pub router_dtype: RouterType,
 
-    /// Use at most this much of a GPU's memory for what is worked on together [default: a third of what is free]
+    /// Use at most this much of a GPU's memory for what is worked on together [default: a third of
+    /// what is free]
     #[arg(long, global = true, value_name = "SIZE")]
     pub device_memory: Option<ByteSize>,
 
@@ -136,7 +140,8 @@ pub enum Command {
     #[command(flatten)]
     Convert(Convert),
 
-    /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept instead of text
+    /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept
+    /// instead of text
     #[command(after_help = "Examples:\n  \
         moe-convert observe golden/models/moe -o target/stats --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
@@ -179,8 +184,8 @@ pub enum Command {
 
     /// Run the steps of a recipe
     ///
-    /// Steps run one after the other, those of a block for every combination of its choices. Evaluations end in a table, in which those of
-    /// one label are averaged.
+    /// Steps run one after the other, those of a block for every combination of its choices.
+    /// Evaluations end in a table, in which those of one label are averaged.
     #[command(after_help = "Examples:\n  moe-convert run recipes/quickstart.toml\n  \
                             moe-convert run recipes/quickstart.toml --set out=/tmp/quickstart\n  \
                             moe-convert run recipes/compare-samples.toml --dry-run\n\n\
@@ -194,7 +199,8 @@ pub enum Command {
         /// Go on with trainings that were killed
         #[arg(long)]
         resume: bool,
-        /// Run every step, even where the result of the same passes, options and inputs (by hash) is there already
+        /// Run every step, even where the result of the same passes, options and inputs (by hash)
+        /// is there already
         #[arg(long, conflicts_with = "resume")]
         fresh: bool,
         /// Check every step and say what it would do, but write nothing
@@ -203,7 +209,8 @@ pub enum Command {
         /// Write what became of each step as JUnit XML, also where one fails
         #[arg(long, value_name = "FILE")]
         junit: Option<PathBuf>,
-        /// Replace the JUnit XML of an earlier run, unless somebody edited it. Whether a step replaces its output is said by its key overwrite
+        /// Replace the JUnit XML of an earlier run, unless somebody edited it. Whether a step
+        /// replaces its output is said by its key overwrite
         #[arg(long)]
         overwrite: bool,
         /// Append the same as Markdown to a file, such as $GITHUB_STEP_SUMMARY
@@ -218,18 +225,24 @@ pub enum Command {
     Schema,
 
     /// Run every pass on built-in models and compare with golden outputs, on any device
-    #[command(after_help = "Examples:\n  moe-convert selftest\n  moe-convert selftest --device cpu --json")]
+    #[command(
+        after_help = "Examples:\n  moe-convert selftest\n  moe-convert selftest --device cpu --json"
+    )]
     Selftest,
 
     /// Measure passes on a random model with layers of a real one's size
     ///
-    /// Each stage is compared with the machine's own matrix product and copy, and times are extrapolated to the whole model.
-    #[command(after_help = "Example:\n  moe-convert bench --like qwen3-30b-a3b --tokens 1024 --passes quantize")]
+    /// Each stage is compared with the machine's own matrix product and copy, and times are
+    /// extrapolated to the whole model.
+    #[command(
+        after_help = "Example:\n  moe-convert bench --like qwen3-30b-a3b --tokens 1024 --passes quantize"
+    )]
     Bench(BenchOptions),
 
     /// Write the logits of given tokens
     ///
-    /// The output is a safetensors file with one f32 tensor "logits" of shape [all tokens in order, vocab].
+    /// The output is a safetensors file with one f32 tensor "logits" of shape [all tokens in order,
+    /// vocab].
     #[command(after_help = "Example:\n  echo '[[1, 2, 3], [4, 5]]' > target/ids.json\n  \
                             moe-convert logits golden/models/moe --tokens target/ids.json -o target/logits.safetensors")]
     Logits {

@@ -14,9 +14,10 @@ use moe_math::meter::Meter;
 use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, refuse_unused};
 use moe_pipeline::{
-    BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE, Timings,
-    WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect, not_met, observe, passed_budget,
-    plan, recipe_schema, selftest, training_left, verify, verify_bytes, write_logits,
+    BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
+    Timings, WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect,
+    not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
+    verify_bytes, write_logits,
 };
 use serde::Serialize;
 
@@ -26,7 +27,8 @@ use crate::cli::{Cli, Command, Common, ComputeType, Convert, RouterType, Writing
 use crate::{manual, render};
 use recipe::{How, Reports};
 
-/// Runs the command. With --json, a failure is an object on stdout, too, unless the command's result says what failed.
+/// Runs the command. With --json, a failure is an object on stdout, too, unless the command's
+/// result says what failed.
 pub fn run(cli: Cli) -> Result<()> {
     let is_json = cli.common.json;
     let printed = Cell::new(false);
@@ -65,7 +67,9 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
             session.convert(&[pass.as_ref()], &places.model, &places.output, &writing, &mut timings)
         }
         Command::Observe { model, output, overwrite, options } => {
-            timings.time_metered("observe", &meter, || session.observe(&model, &options, &output, overwrite))
+            timings.time_metered("observe", &meter, || {
+                session.observe(&model, &options, &output, overwrite)
+            })
         }
         Command::Eval { model, against, options } => {
             let eval = || session.eval(&model, against.as_deref(), &options);
@@ -81,7 +85,9 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
         Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),
         Command::Bench(options) => session.bench(&options),
         Command::Logits { model, tokens, output, overwrite } => {
-            timings.time_metered("logits", &meter, || session.logits(&model, &tokens, &output, overwrite))
+            timings.time_metered("logits", &meter, || {
+                session.logits(&model, &tokens, &output, overwrite)
+            })
         }
         Command::Completions { shell } => write_stdout(&manual::completions(shell)),
         Command::Man { dir, overwrite } => session.man(&dir, overwrite),
@@ -89,7 +95,8 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
     if session.common.timings {
         bar::say(render::timings(&timings).trim_end());
     }
-    // Not a note, which --quiet is for: a promise was broken. None was made to what is refused, a budget that is too small among it.
+    // Not a note, which --quiet is for: a promise was broken. None was made to what is refused, a
+    // budget that is too small among it.
     let is_refused = result.as_ref().is_err_and(|error| kind(error) == Some(Kind::Usage));
     let passed = session.common.memory_budget.filter(|_| !is_refused).and_then(passed_budget);
     passed.iter().for_each(|warning| bar::say(&format!("warning: {warning}")));
@@ -111,8 +118,13 @@ fn less_memory(command: &Command) -> &'static str {
 /// Bytes that commands hold which don't plan what they do; none for those that do.
 fn small_work(command: &Command) -> Option<u64> {
     match command {
-        Command::Inspect { .. } | Command::Schema | Command::Completions { .. } | Command::Man { .. } => Some(2 << 20),
-        Command::Selftest => Some(SELFTEST_BYTES + rayon::current_num_threads() as u64 * SELFTEST_BYTES_A_THREAD),
+        Command::Inspect { .. }
+        | Command::Schema
+        | Command::Completions { .. }
+        | Command::Man { .. } => Some(2 << 20),
+        Command::Selftest => {
+            Some(SELFTEST_BYTES + rayon::current_num_threads() as u64 * SELFTEST_BYTES_A_THREAD)
+        }
         _ => None,
     }
 }
@@ -136,13 +148,16 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = threads {
         if !(1..=1024).contains(&threads) {
-            return Err(Error::new(Kind::Usage, format!("--threads {threads}")).remedy("give 1 to 1024").into());
+            return Err(Error::new(Kind::Usage, format!("--threads {threads}"))
+                .remedy("give 1 to 1024")
+                .into());
         }
         pool = pool.num_threads(threads);
     }
     // rayon would start them when the first is needed, and end the program if they can't be had.
     Ok(pool.build_global().map_err(|e| {
-        let remedy = "lower --threads, or allow more processes (ulimit -u) and address space (ulimit -v)";
+        let remedy =
+            "lower --threads, or allow more processes (ulimit -u) and address space (ulimit -v)";
         Error::new(Kind::Io, "cannot start the threads that compute").source(e).remedy(remedy)
     })?)
 }
@@ -186,12 +201,21 @@ impl<'a> Session<'a> {
         let device_memory = common.device_memory.map(|size| size.0);
         let meter = if common.timings { Meter::waiting() } else { Meter::default() };
         let progress = Stderr::new(common.quiet, &meter);
-        Ok(Self { compute: Compute { device, dtype, router_dtype, device_memory, meter }, progress, common, printed })
+        Ok(Self {
+            compute: Compute { device, dtype, router_dtype, device_memory, meter },
+            progress,
+            common,
+            printed,
+        })
     }
 
     /// The `warnings` that no note has said.
     fn unsaid<'w>(&self, warnings: &'w [String]) -> Vec<&'w str> {
-        warnings.iter().map(String::as_str).filter(|warning| !self.progress.has_noted(warning)).collect()
+        warnings
+            .iter()
+            .map(String::as_str)
+            .filter(|warning| !self.progress.has_noted(warning))
+            .collect()
     }
 
     /// Prints a result: `text`, or `value` with --json.
@@ -208,10 +232,12 @@ impl<'a> Session<'a> {
 
     fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
         let budget = self.common.memory_budget;
-        let shape = write_logits(model, tokens, output, overwrite, budget, &self.compute, &self.progress)?;
-        self.print(&serde_json::json!({ "output": output.to_string_lossy(), "shape": shape }), || {
-            format!("logits {shape:?} f32 written to {}\n", shown_path(output))
-        })
+        let shape =
+            write_logits(model, tokens, output, overwrite, budget, &self.compute, &self.progress)?;
+        self.print(
+            &serde_json::json!({ "output": output.to_string_lossy(), "shape": shape }),
+            || format!("logits {shape:?} f32 written to {}\n", shown_path(output)),
+        )
     }
 
     fn convert(
@@ -229,7 +255,9 @@ impl<'a> Session<'a> {
         if writing.resume && output.join(RECEIPT_FILE).is_file() {
             match find_result(passes, input, output, &options)? {
                 FoundResult::Same => return self.kept(output),
-                FoundResult::Other(how) if !writing.overwrite => return Err(other_result(&how, output).into()),
+                FoundResult::Other(how) if !writing.overwrite => {
+                    return Err(other_result(&how, output).into());
+                }
                 FoundResult::Other(_) | FoundResult::Nothing => {}
             }
         }
@@ -247,15 +275,18 @@ impl<'a> Session<'a> {
         after: After,
     ) -> Result<()> {
         let run = || convert(passes, input, output, options, &self.progress);
-        // Layers that are fitted one by one while a pass decides have batches of one size: for them, memory that comes back in other places is
-        // worse than what is kept.
+        // Layers that are fitted one by one while a pass decides have batches of one size: for
+        // them, memory that comes back in other places is worse than what is kept.
         let heals = passes.iter().any(|pass| pass.training().is_some());
         let done = if heals { giving_back(run) } else { run() }?;
         timings.0.extend(done.timings.0.iter().cloned());
-        self.print(&done, || render::conversion(input, output, &done, &self.unsaid(&done.receipt.warnings), after))
+        self.print(&done, || {
+            render::conversion(input, output, &done, &self.unsaid(&done.receipt.warnings), after)
+        })
     }
 
-    /// Plans a run of which the last `own` passes are to be made now; the seconds that these will about take.
+    /// Plans a run of which the last `own` passes are to be made now; the seconds that these will
+    /// about take.
     fn plan(
         &self,
         passes: &[&dyn Pass],
@@ -270,7 +301,12 @@ impl<'a> Session<'a> {
         Ok(planned.time_estimate_seconds.unwrap_or(0.0))
     }
 
-    fn convert_options(&self, overwrite: bool, resume: bool, writing: WritingOptions) -> ConvertOptions {
+    fn convert_options(
+        &self,
+        overwrite: bool,
+        resume: bool,
+        writing: WritingOptions,
+    ) -> ConvertOptions {
         ConvertOptions {
             overwrite,
             resume,
@@ -291,7 +327,10 @@ impl<'a> Session<'a> {
             ));
         }
         self.print(&serde_json::json!({ "finished": output.to_string_lossy() }), || {
-            format!("{} is finished already: same work, options, source and build\n", shown_path(output))
+            format!(
+                "{} is finished already: same work, options, source and build\n",
+                shown_path(output)
+            )
         })
     }
 
@@ -302,7 +341,14 @@ impl<'a> Session<'a> {
         against: Option<&Path>,
         options: &EvalOptions,
     ) -> Result<(EvalReport, Result<(), Error>)> {
-        let report = eval(model, against, options, self.common.memory_budget, &self.compute, &self.progress)?;
+        let report = eval(
+            model,
+            against,
+            options,
+            self.common.memory_budget,
+            &self.compute,
+            &self.progress,
+        )?;
         let (met, failures): (Vec<_>, Vec<_>) =
             options.gates.measured(&report, model)?.into_iter().partition(|gate| gate.met);
         let value = serde_json::json!({
@@ -318,10 +364,17 @@ impl<'a> Session<'a> {
         Ok((report, Err(not_met(&failures, model))))
     }
 
-    fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
+    fn observe(
+        &self,
+        model: &Path,
+        options: &ObserveOptions,
+        output: &Path,
+        overwrite: bool,
+    ) -> Result<()> {
         options.check()?;
         let budget = self.common.memory_budget;
-        let done = observe(model, options, output, overwrite, budget, &self.compute, &self.progress)?;
+        let done =
+            observe(model, options, output, overwrite, budget, &self.compute, &self.progress)?;
         self.print(&done, || render::observation(model, &done))
     }
 
@@ -355,9 +408,11 @@ impl<'a> Session<'a> {
 
     fn selftest(&self) -> Result<()> {
         // What it is compared with is exact to f32.
-        let compute = Compute { dtype: DType::F32, router_dtype: RouterDtype::F32, ..self.compute.clone() };
+        let compute =
+            Compute { dtype: DType::F32, router_dtype: RouterDtype::F32, ..self.compute.clone() };
         let checks = selftest(&compute, &self.progress)?;
-        let failed: Vec<_> = checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
+        let failed: Vec<_> =
+            checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
         self.print(&checks, || render::selftest(&compute, &checks))?;
         if failed.is_empty() {
             return Ok(());

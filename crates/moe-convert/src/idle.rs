@@ -1,10 +1,12 @@
-//! Options that would be ignored: given without the one that they say more about, or to a command that they mean nothing to.
+//! Options that would be ignored: given without the one that they say more about, or to a command
+//! that they mean nothing to.
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
-/// Commands, options, and another one without which these do nothing. What recipes have, too, is checked by `check` of their options.
+/// Commands, options, and another one without which these do nothing. What recipes have, too, is
+/// checked by `check` of their options.
 const COMPANIONS: &[(&[&str], &[&str], &str)] =
     &[(&["observe"], &["seed"], "data"), (&["run"], &["overwrite"], "junit")];
 
@@ -21,14 +23,18 @@ const MEANINGLESS: &[(&[&str], &[&str], &str)] = &[
 /// Refuses options of the command that `matches` has, one of `program`'s, if they would be ignored.
 pub fn check(program: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some((name, given)) = matches.subcommand() else { return Ok(()) };
-    let Some((what, remedy)) = of_companions(name, given).or_else(|| meaningless(name, given)) else { return Ok(()) };
+    let Some((what, remedy)) = of_companions(name, given).or_else(|| meaningless(name, given))
+    else {
+        return Ok(());
+    };
     let command = program.find_subcommand_mut(name).expect("clap has found it");
     Err(command.error(ErrorKind::ArgumentConflict, format!("{what}\n  remedy: {remedy}\n")))
 }
 
 fn of_companions(name: &str, given: &ArgMatches) -> Option<(String, String)> {
     for (_, options, other) in COMPANIONS.iter().filter(|(commands, ..)| commands.contains(&name)) {
-        let alone = options.iter().find(|option| is_given(given, option) && !is_given(given, other));
+        let alone =
+            options.iter().find(|option| is_given(given, option) && !is_given(given, other));
         if let Some(option) = alone {
             let what = format!("--{option} goes with --{other}");
             return Some((what, format!("give --{other}, or leave --{option} out")));
@@ -40,7 +46,10 @@ fn of_companions(name: &str, given: &ArgMatches) -> Option<(String, String)> {
 fn meaningless(name: &str, given: &ArgMatches) -> Option<(String, String)> {
     let (_, options, why) = MEANINGLESS.iter().find(|(commands, ..)| commands.contains(&name))?;
     let option = options.iter().find(|option| is_given(given, option))?;
-    Some((format!("--{option} means nothing to {name}, which {why}"), format!("leave --{option} out")))
+    Some((
+        format!("--{option} means nothing to {name}, which {why}"),
+        format!("leave --{option} out"),
+    ))
 }
 
 /// Whether the command line has this option.
@@ -60,13 +69,17 @@ mod tests {
     fn every_option_of_the_tables_is_there() {
         let mut program = Cli::command();
         program.build();
-        let rows = COMPANIONS.iter().map(|(commands, options, other)| (commands, options, Some(other)));
-        for (commands, options, other) in rows.chain(MEANINGLESS.iter().map(|(c, o, _)| (c, o, None))) {
+        let rows =
+            COMPANIONS.iter().map(|(commands, options, other)| (commands, options, Some(other)));
+        for (commands, options, other) in
+            rows.chain(MEANINGLESS.iter().map(|(c, o, _)| (c, o, None)))
+        {
             for command in *commands {
                 let command = program.find_subcommand(command).unwrap();
                 for option in options.iter().chain(other) {
                     let has = |arg: &clap::Arg| {
-                        arg.get_long() == Some(option) && arg.get_id() == option.replace('-', "_").as_str()
+                        arg.get_long() == Some(option)
+                            && arg.get_id() == option.replace('-', "_").as_str()
                     };
                     assert!(command.get_arguments().any(has), "{} --{option}", command.get_name());
                 }

@@ -10,8 +10,8 @@ use libc::c_int;
 use moe_checkpoint::remove_unfinished;
 use moe_passes::PassInfo;
 use signal_hook::consts::signal::{
-    SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
-    SIGXFSZ,
+    SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGXCPU, SIGXFSZ,
 };
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
@@ -22,24 +22,27 @@ use crate::bar::{say, say_last};
 use crate::cli::called;
 use crate::render::word;
 
-/// Signals that would end the program at once. Left out are those of its own faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL), after which
-/// its memory can't be trusted to clean up, and SIGPIPE, which Rust ignores: a write to a closed pipe is an error like others.
+/// Signals that would end the program at once. Left out are those of its own faults (SIGSEGV,
+/// SIGBUS, SIGFPE, SIGILL), after which its memory can't be trusted to clean up, and SIGPIPE, which
+/// Rust ignores: a write to a closed pipe is an error like others.
 const ENDING: [c_int; 14] = [
-    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGALRM, SIGPROF, SIGSYS, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
-    SIGXFSZ,
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGALRM, SIGPROF, SIGSYS, SIGTRAP, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGXCPU, SIGXFSZ,
 ];
 
 /// Whether a signal is ending the program.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Waits for the end where a signal is bringing it about: what fails meanwhile fails because of that.
+/// Waits for the end where a signal is bringing it about: what fails meanwhile fails because of
+/// that.
 pub fn give_way() {
     while STOPPING.load(Relaxed) {
         std::thread::park();
     }
 }
 
-/// Ends the program at the first signal. Where nobody can be told of signals, they end it as they would without this.
+/// Ends the program at the first signal. Where nobody can be told of signals, they end it as they
+/// would without this.
 pub fn listen() {
     let listened = ending().filter(|signal| !stays_ignored(*signal));
     let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(listened) else { return };
@@ -47,20 +50,24 @@ pub fn listen() {
     let _ = std::thread::Builder::new().spawn(move || {
         let Some(origin) = signals.forever().find(|origin| !is_own_write(origin)) else { return };
         STOPPING.store(true, Relaxed);
-        let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let arguments: Vec<String> =
+            std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         let cleared = remove_unfinished();
         // A bar may stand in this line.
-        let mut said = format!("\nstopped by {}: {}", described(origin.signal), how_to_go_on(&arguments));
+        let mut said =
+            format!("\nstopped by {}: {}", described(origin.signal), how_to_go_on(&arguments));
         said.extend(cleared.err().map(|error| format!("\nerror: {error}")));
         say_soon(said);
-        // Threads that hadn't noticed may have put something there again. What is wrong with it was said.
+        // Threads that hadn't noticed may have put something there again. What is wrong with it was
+        // said.
         let _ = remove_unfinished();
         // As shells count, and at once: an orderly end would wait for output that nobody takes.
         exit(128 + origin.signal);
     });
 }
 
-/// Says `text` if somebody listens: a terminal that is stopped by Ctrl-S, or a pipe that is full, would hold it for ever.
+/// Says `text` if somebody listens: a terminal that is stopped by Ctrl-S, or a pipe that is full,
+/// would hold it for ever.
 fn say_soon(text: String) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let (done, is_done) = mpsc::channel();
@@ -86,11 +93,13 @@ fn ending() -> impl Iterator<Item = c_int> {
     ENDING.into_iter()
 }
 
-/// Whether `signal` is ignored and has to stay so, as nohup does it with SIGHUP. Shells ignore SIGINT and SIGQUIT for what they run in
-/// the background, where Ctrl-C isn't meant for it; one that arrives all the same was sent to this process.
+/// Whether `signal` is ignored and has to stay so, as nohup does it with SIGHUP. Shells ignore
+/// SIGINT and SIGQUIT for what they run in the background, where Ctrl-C isn't meant for it; one
+/// that arrives all the same was sent to this process.
 fn stays_ignored(signal: c_int) -> bool {
     let mut present = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action nothing is changed; the present one is written to memory of its type, all zeros of which are valid.
+    // SAFETY: without a new action nothing is changed; the present one is written to memory of its
+    // type, all zeros of which are valid.
     let ignored = unsafe {
         libc::sigaction(signal, ptr::null(), present.as_mut_ptr()) == 0
             && present.assume_init().sa_sigaction == libc::SIG_IGN
@@ -98,10 +107,12 @@ fn stays_ignored(signal: c_int) -> bool {
     ignored && signal != SIGINT && signal != SIGQUIT
 }
 
-/// Whether a write of this process went beyond `ulimit -f`: the write fails, too, and that error knows the file.
+/// Whether a write of this process went beyond `ulimit -f`: the write fails, too, and that error
+/// knows the file.
 fn is_own_write(origin: &Origin) -> bool {
     let own = i64::from(std::process::id());
-    origin.signal == SIGXFSZ && origin.process.as_ref().is_some_and(|sender| i64::from(sender.pid) == own)
+    origin.signal == SIGXFSZ
+        && origin.process.as_ref().is_some_and(|sender| i64::from(sender.pid) == own)
 }
 
 /// `signal` as people know it.
@@ -132,16 +143,21 @@ pub fn clear_away() {
 
 /// What was called, so that it goes on; or runs again, where nothing is kept.
 fn how_to_go_on(arguments: &[String]) -> String {
-    let resumes = |command: &clap::Command| command.get_arguments().any(|option| option.get_id() == "resume");
-    let Some(command) = called(arguments).filter(resumes) else { return "nothing was changed".to_owned() };
+    let resumes =
+        |command: &clap::Command| command.get_arguments().any(|option| option.get_id() == "resume");
+    let Some(command) = called(arguments).filter(resumes) else {
+        return "nothing was changed".to_owned();
+    };
     if arguments.iter().any(|word| word == "--dry-run") {
         return "nothing was changed".to_owned();
     }
     // Trainings are saved, and a recipe's steps are kept.
-    let saves = PassInfo::named(command.get_name()).map_or(command.get_name() == "run", |info| info.resumes_midway);
+    let saves = PassInfo::named(command.get_name())
+        .map_or(command.get_name() == "run", |info| info.resumes_midway);
     let aim = if saves { "go on" } else { "run it again" };
     let given = arguments.iter().any(|word| word == "--resume");
-    let words = arguments.iter().map(|text| word(text)).chain((!given).then(|| "--resume".to_owned()));
+    let words =
+        arguments.iter().map(|text| word(text)).chain((!given).then(|| "--resume".to_owned()));
     format!("no result was left half-written; to {aim}:\n  {}", words.collect::<Vec<_>>().join(" "))
 }
 
@@ -156,13 +172,19 @@ mod tests {
     #[test]
     fn what_can_go_on_says_how() {
         let training = said("moe-convert heal a -o b --data t");
-        assert!(training.ends_with("to go on:\n  moe-convert heal a -o b --data t --resume"), "{training}");
+        assert!(
+            training.ends_with("to go on:\n  moe-convert heal a -o b --data t --resume"),
+            "{training}"
+        );
         assert!(said("moe-convert merge a -o b --keep 0.5").contains("to run it again:\n"));
         assert!(
             said("moe-convert prune a -o it's --keep 0.5")
                 .ends_with(r"moe-convert prune a -o 'it'\''s' --keep 0.5 --resume")
         );
-        assert!(said("moe-convert --quiet run r.toml --resume").ends_with("  moe-convert --quiet run r.toml --resume"));
+        assert!(
+            said("moe-convert --quiet run r.toml --resume")
+                .ends_with("  moe-convert --quiet run r.toml --resume")
+        );
         assert_eq!(said("moe-convert eval a --data t"), "nothing was changed");
         assert_eq!(said("moe-convert heal a -o b --data t --dry-run"), "nothing was changed");
     }

@@ -39,15 +39,17 @@ fn main() -> ExitCode {
 
 /// Sets what candle and rayon read from the environment.
 ///
-/// candle adds and multiplies large tensors on threads that wait for each other in a busy loop. Wherever something else runs,
-/// that made a training three times as long, and where nothing does, one thread is no slower: what is costly runs on rayon.
+/// candle adds and multiplies large tensors on threads that wait for each other in a busy loop.
+/// Wherever something else runs, that made a training three times as long, and where nothing does,
+/// one thread is no slower: what is costly runs on rayon.
 fn set_environment(threads: Option<usize>) {
     const CANDLE: &str = "CANDLE_NUM_THREADS";
     let candle = std::env::var_os(CANDLE).is_none().then(|| (CANDLE, "1".to_owned()));
     // candle asks this one how many threads a matrix product gets.
     let rayon = threads.map(|threads| ("RAYON_NUM_THREADS", threads.to_string()));
     for (name, value) in candle.into_iter().chain(rayon) {
-        // SAFETY: called first in `main`: this process has one thread, so that nobody reads the environment meanwhile.
+        // SAFETY: called first in `main`: this process has one thread, so that nobody reads the
+        // environment meanwhile.
         unsafe { std::env::set_var(name, value) };
     }
 }

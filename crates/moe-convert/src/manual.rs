@@ -9,7 +9,8 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 use moe_checkpoint::{
-    CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, Seal, StagedFile, check_file, read_text,
+    CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, Seal, StagedFile, check_file,
+    read_text,
 };
 
 use crate::cli::Cli;
@@ -20,7 +21,8 @@ pub fn completions(shell: Shell) -> String {
     let mut command = Cli::command();
     let name = command.get_name().to_owned();
     clap_complete::generate(shell, &mut command, &name, &mut script);
-    // For bash, clap_complete takes the hyphen of the program's name for the start of a subcommand, in one of two places.
+    // For bash, clap_complete takes the hyphen of the program's name for the start of a subcommand,
+    // in one of two places.
     let program = name.replace('-', "__");
     String::from_utf8_lossy(&script).replace(&name.replace('-', "__subcmd__"), &program)
 }
@@ -36,16 +38,21 @@ const PAGE: FileKind = FileKind {
 };
 const MAX_PAGE_BYTES: u64 = 1 << 20;
 
-/// Writes a page for the program and one for each command to `dir`, over earlier ones where `overwrite` is set.
+/// Writes a page for the program and one for each command to `dir`, over earlier ones where
+/// `overwrite` is set.
 ///
 /// # Errors
-/// Where `dir` can't be made or written to, or something else has the name of a page; none is written then.
+/// Where `dir` can't be made or written to, or something else has the name of a page; none is
+/// written then.
 pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     for name in [CONFIG_FILE, RECEIPT_FILE] {
         if dir.join(name).symlink_metadata().is_ok() {
-            return Err(Error::new(Kind::Usage, "this directory holds a model, in which man pages have no place")
-                .file(dir.join(name))
-                .remedy("give a directory of man pages, such as ~/.local/share/man/man1"));
+            return Err(Error::new(
+                Kind::Usage,
+                "this directory holds a model, in which man pages have no place",
+            )
+            .file(dir.join(name))
+            .remedy("give a directory of man pages, such as ~/.local/share/man/man1"));
         }
     }
     if dir.exists() && !dir.is_dir() {
@@ -59,10 +66,12 @@ pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     let commands = std::iter::once(&program).chain(program.get_subcommands());
     let mut pages = Vec::new();
     for command in commands {
-        let man = Man::new(command.clone()).source(concat!("moe-convert ", env!("CARGO_PKG_VERSION")));
+        let man =
+            Man::new(command.clone()).source(concat!("moe-convert ", env!("CARGO_PKG_VERSION")));
         let path = dir.join(man.get_filename());
         let found = check_file(&path, &PAGE, overwrite)?;
-        let page = page(&man, command).map_err(|e| Error::io("cannot write this page", &path, e))?;
+        let page =
+            page(&man, command).map_err(|e| Error::io("cannot write this page", &path, e))?;
         pages.push((path, found, page));
     }
     for (path, found, page) in &pages {

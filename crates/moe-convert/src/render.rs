@@ -15,7 +15,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use moe_checkpoint::{counted, shown, shown_path};
 use moe_passes::Identity;
 use moe_pipeline::{
-    ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity, peak_memory_bytes,
+    ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity,
+    peak_memory_bytes,
 };
 
 use crate::commands::After;
@@ -27,11 +28,14 @@ pub use next::word;
 pub use speed::{bench, selftest, timings};
 pub use summary::summary;
 
-/// A table with a header; columns but the first are right-aligned. What stands in a cell stays in it.
+/// A table with a header; columns but the first are right-aligned. What stands in a cell stays in
+/// it.
 fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     let header = header.iter().map(|name| shown(name, ""));
-    let rows = rows.into_iter().map(|row| row.iter().map(|cell| shown(cell, "").into_owned()).collect::<Vec<_>>());
+    let rows = rows
+        .into_iter()
+        .map(|row| row.iter().map(|cell| shown(cell, "").into_owned()).collect::<Vec<_>>());
     table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((if index == 0 { 2 } else { 1 }, 1));
@@ -45,9 +49,9 @@ fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String
 /// Pairs of a name and what it is.
 fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .add_rows(rows.into_iter().map(|(name, value)| vec![name.to_owned(), shown(&value, "").into_owned()]));
+    table.load_preset(presets::NOTHING).add_rows(
+        rows.into_iter().map(|(name, value)| vec![name.to_owned(), shown(&value, "").into_owned()]),
+    );
     if let Some(column) = table.column_mut(0) {
         column.set_padding((2, 1));
     }
@@ -75,7 +79,8 @@ fn count(n: usize) -> String {
     }
 }
 
-/// What a receipt says; of a run that is only planned, with how many held-out tokens it will measure on.
+/// What a receipt says; of a run that is only planned, with how many held-out tokens it will
+/// measure on.
 fn receipt_facts(receipt: &Receipt, measured_tokens: Option<usize>) -> Vec<(&'static str, String)> {
     let (source, result) = (&receipt.source, &receipt.result);
     let mut rows = vec![
@@ -92,9 +97,17 @@ fn receipt_facts(receipt: &Receipt, measured_tokens: Option<usize>) -> Vec<(&'st
         ),
         (
             "size",
-            format!("{} → {}, {}", ByteSize(source.bytes), ByteSize(result.bytes), times(source.bytes, result.bytes)),
+            format!(
+                "{} → {}, {}",
+                ByteSize(source.bytes),
+                ByteSize(result.bytes),
+                times(source.bytes, result.bytes)
+            ),
         ),
-        ("tensors", format!("{}, {} of them copied byte for byte", result.tensors, result.tensors_copied)),
+        (
+            "tensors",
+            format!("{}, {} of them copied byte for byte", result.tensors, result.tensors_copied),
+        ),
     ];
     if !receipt.before.is_empty() {
         rows.push(("passes", receipt.passes()));
@@ -104,7 +117,10 @@ fn receipt_facts(receipt: &Receipt, measured_tokens: Option<usize>) -> Vec<(&'st
     rows.push(("function", describe_identity(&receipt.identity)));
     let quality = quality(receipt);
     // Of a model that was changed, random tokens say little, and nothing beside text.
-    let measured = receipt.measured.as_ref().filter(|_| receipt.identity == Identity::Exact || quality.is_none());
+    let measured = receipt
+        .measured
+        .as_ref()
+        .filter(|_| receipt.identity == Identity::Exact || quality.is_none());
     if let Some(measured) = measured {
         let d = &measured.difference;
         let text = format!(
@@ -126,8 +142,11 @@ fn receipt_facts(receipt: &Receipt, measured_tokens: Option<usize>) -> Vec<(&'st
         None if receipt.identity == Identity::Exact => {}
         None => {
             // What starts out as its source has nothing to measure yet.
-            let measures =
-                if receipt.pass.has_option("held-out") { "--held-out TEXT does, and eval" } else { "eval does" };
+            let measures = if receipt.pass.has_option("held-out") {
+                "--held-out TEXT does, and eval"
+            } else {
+                "eval does"
+            };
             rows.push(("quality", format!("not measured on text ({measures})")));
         }
     }
@@ -150,7 +169,11 @@ fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let Some((layer, router)) = receipt.first_converted() {
         rows.extend(
-            receipt.experts().into_iter().enumerate().map(|(i, line)| (if i == 0 { "experts" } else { "" }, line)),
+            receipt
+                .experts()
+                .into_iter()
+                .enumerate()
+                .map(|(i, line)| (if i == 0 { "experts" } else { "" }, line)),
         );
         if let Some(shared) = &layer.shared {
             rows.push(("shared expert", shared.clone()));
@@ -169,12 +192,16 @@ fn times(before: u64, after: u64) -> String {
     }
 }
 
-/// What held-out text says of the result, all of it together; beside what was trained, or else the original.
+/// What held-out text says of the result, all of it together; beside what was trained, or else the
+/// original.
 fn quality(receipt: &Receipt) -> Option<String> {
     let training = receipt.training.as_ref();
-    let trained = training.and_then(|t| Some((t.before.as_ref()?.all.loss, &t.after.as_ref()?.all)));
+    let trained =
+        training.and_then(|t| Some((t.before.as_ref()?.all.loss, &t.after.as_ref()?.all)));
     let (before, all) = match &receipt.held_out {
-        Some(held_out) => (held_out.result.all.against.as_ref()?.original_loss, &held_out.result.all),
+        Some(held_out) => {
+            (held_out.result.all.against.as_ref()?.original_loss, &held_out.result.all)
+        }
         None => trained?,
     };
     let against = all.against.as_ref().map_or(String::new(), |a| {
@@ -184,13 +211,23 @@ fn quality(receipt: &Receipt) -> Option<String> {
 }
 
 /// A finished conversion, with `warnings` that weren't shown while it ran.
-pub fn conversion(input: &Path, output: &Path, done: &Conversion, warnings: &[&str], after: After) -> String {
+pub fn conversion(
+    input: &Path,
+    output: &Path,
+    done: &Conversion,
+    warnings: &[&str],
+    after: After,
+) -> String {
     let mut rows = receipt_facts(&done.receipt, None);
     let seconds = done.timings.total();
     let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
-    let peak = peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
+    let peak =
+        peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
     let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
-    rows.push(("time", format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")));
+    rows.push((
+        "time",
+        format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}"),
+    ));
     rows.extend(warnings.iter().map(|warning| ("warning", (*warning).to_owned())));
     if after == After::Nothing {
         let next = next::steps(input, output, done).into_iter().enumerate();
@@ -213,12 +250,21 @@ pub fn observation(model: &Path, done: &Observation) -> String {
     let mut text = format!("{} → {}\n", shown_path(model), shown_path(&done.output));
     let mut rows = vec![("counted", {
         let domains = moe_forward::labels(&done.groups);
-        let tokens = |label: &str| done.groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>();
-        domains.iter().map(|label| format!("{label} {}", tokens(label))).collect::<Vec<_>>().join(", ")
+        let tokens = |label: &str| {
+            done.groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>()
+        };
+        domains
+            .iter()
+            .map(|label| format!("{label} {}", tokens(label)))
+            .collect::<Vec<_>>()
+            .join(", ")
     })];
     if done.tokens > 0 {
         let rate = done.tokens as f64 / done.seconds.max(1e-9);
-        rows.push(("swept", format!("{} tokens in {:.2} s, {rate:.0} tokens/s", done.tokens, done.seconds)));
+        rows.push((
+            "swept",
+            format!("{} tokens in {:.2} s, {rate:.0} tokens/s", done.tokens, done.seconds),
+        ));
     }
     rows.extend(done.warnings.iter().map(|warning| ("warning", warning.clone())));
     text += &facts(rows);
@@ -247,16 +293,27 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
     rows.push(("disk", format!("about {} while it runs", ByteSize(planned.disk_bytes))));
     let of = "estimated from what it reads, its matrix products and this machine's speed";
-    rows.extend(planned.time_estimate_seconds.map(|seconds| ("time", format!("{} ({of})", duration(seconds)))));
+    rows.extend(
+        planned
+            .time_estimate_seconds
+            .map(|seconds| ("time", format!("{} ({of})", duration(seconds)))),
+    );
     rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
-    let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
+    let shards =
+        planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
     let trust = layers::trust(&planned.receipt);
-    format!("would write {}\n{}{}{trust}", shown_path(output), facts(rows), table(&["file", "size"], shards))
+    format!(
+        "would write {}\n{}{}{trust}",
+        shown_path(output),
+        facts(rows),
+        table(&["file", "size"], shards)
+    )
 }
 
 /// An estimate in words, as exact as it can be.
 pub fn duration(seconds: f64) -> String {
-    let rounded = |value: f64| if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
+    let rounded =
+        |value: f64| if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
     match seconds {
         ..1.0 => "less than a second".to_owned(),
         ..90.0 => format!("about {} s", rounded(seconds)),
@@ -274,13 +331,26 @@ pub fn verification(model: &Path, report: &VerifyReport) -> String {
     let mut rows = vec![
         ("family", report.model_type.clone()),
         ("hashes", hashes),
-        ("tensors", format!("{} of the right shape and finite ({})", report.tensors, ByteSize(report.bytes))),
+        (
+            "tensors",
+            format!(
+                "{} of the right shape and finite ({})",
+                report.tensors,
+                ByteSize(report.bytes)
+            ),
+        ),
     ];
     if !report.unlisted.is_empty() {
-        rows.push(("unlisted", format!("SHA256SUMS says nothing of {}", report.unlisted.join(", "))));
+        rows.push((
+            "unlisted",
+            format!("SHA256SUMS says nothing of {}", report.unlisted.join(", ")),
+        ));
     }
     if report.experts > 0 {
-        rows.push(("experts", format!("all {} present in {}", report.experts, counted(report.layers as u64, "layer"))));
+        rows.push((
+            "experts",
+            format!("all {} present in {}", report.experts, counted(report.layers as u64, "layer")),
+        ));
     }
     rows.extend(report.engines.iter().map(|verdict| ("engine", verdict.to_string())));
     rows.extend(report.notes.iter().map(|note| ("loaders", note.clone())));

@@ -1,4 +1,5 @@
-//! What statistics cost: a sweep over the built-in MoE that watches nothing, and sweeps that fill statistics in.
+//! What statistics cost: a sweep over the built-in MoE that watches nothing, and sweeps that fill
+//! statistics in.
 //!
 //! `cargo bench -p moe-forward --bench sweep`
 
@@ -18,7 +19,8 @@ fn main() {
 }
 
 fn model() -> Model {
-    Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe")).expect("a built-in model")
+    Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe"))
+        .expect("a built-in model")
 }
 
 fn batch(model: &Model) -> Batch {
@@ -31,7 +33,8 @@ fn forward(bencher: Bencher<'_, '_>) {
     let (model, compute) = (model(), Compute::cpu());
     let batch = batch(&model);
     bencher.counter(ItemsCount::new(batch.tokens())).bench(|| {
-        let mut sweep = Sweep::stored(&model, &batch, &compute, &Storage::default()).expect("embedded");
+        let mut sweep =
+            Sweep::stored(&model, &batch, &compute, &Storage::default()).expect("embedded");
         sweep.run(&mut Silent).expect("a sweep");
     });
 }
@@ -48,7 +51,8 @@ fn statistics(bencher: Bencher<'_, '_>, what: &str) {
             sample_every: 0,
         };
         let mut observer = StatisticsObserver::new(&model, options);
-        let mut sweep = Sweep::stored(&model, &batch, &compute, &Storage::default()).expect("embedded");
+        let mut sweep =
+            Sweep::stored(&model, &batch, &compute, &Storage::default()).expect("embedded");
         for index in 0..model.layers.len() {
             sweep.layer(index, &mut observer).expect("a layer");
             divan::black_box(observer.take().expect("sums"));

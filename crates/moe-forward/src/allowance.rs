@@ -1,5 +1,6 @@
-//! What a checkpoint's tokenizer or chat template may take of memory. Normalizers can make gigabytes of a few bytes, and nothing in the
-//! library that runs them says how much, or can be told to stop. Templates count what they hold, but not what a step takes meanwhile.
+//! What a checkpoint's tokenizer or chat template may take of memory. Normalizers can make
+//! gigabytes of a few bytes, and nothing in the library that runs them says how much, or can be
+//! told to stop. Templates count what they hold, but not what a step takes meanwhile.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -38,8 +39,14 @@ impl Subject {
     }
 }
 
-/// What `call` returns, which runs the `subject` in `file` and may hold `bytes` at once: [`allocated`] counts.
-pub(crate) fn limited<T>(subject: Subject, file: &Path, bytes: usize, call: impl FnOnce() -> T) -> T {
+/// What `call` returns, which runs the `subject` in `file` and may hold `bytes` at once:
+/// [`allocated`] counts.
+pub(crate) fn limited<T>(
+    subject: Subject,
+    file: &Path,
+    bytes: usize,
+    call: impl FnOnce() -> T,
+) -> T {
     RUNNING.set((subject, file.to_owned()));
     ALLOWED.set(bytes);
     LEFT.set(bytes);
@@ -48,8 +55,9 @@ pub(crate) fn limited<T>(subject: Subject, file: &Path, bytes: usize, call: impl
     result
 }
 
-/// Counts memory that this thread takes, for the program's allocator to call: nobody else sees all of it. An error, which is given once,
-/// means that a tokenizer or a template has taken all that it may. It can't be stopped then, so that the program must end.
+/// Counts memory that this thread takes, for the program's allocator to call: nobody else sees all
+/// of it. An error, which is given once, means that a tokenizer or a template has taken all that it
+/// may. It can't be stopped then, so that the program must end.
 ///
 /// # Errors
 /// [`Kind::Unsupported`], naming the file of it.
@@ -93,9 +101,19 @@ mod tests {
             allocated(BYTES).unwrap();
             error
         });
-        assert!(error.to_string().contains("512 MiB") && error.to_string().contains("tokenizer.json"), "{error}");
+        assert!(
+            error.to_string().contains("512 MiB") && error.to_string().contains("tokenizer.json"),
+            "{error}"
+        );
         allocated(2 * BYTES).unwrap();
-        let error = limited(Subject::Template, Path::new("m/t.jinja"), 5, || allocated(6).unwrap_err()).to_string();
-        assert!(error.contains("chat template") && error.contains("t.jinja") && error.contains("remedy"), "{error}");
+        let error =
+            limited(Subject::Template, Path::new("m/t.jinja"), 5, || allocated(6).unwrap_err())
+                .to_string();
+        assert!(
+            error.contains("chat template")
+                && error.contains("t.jinja")
+                && error.contains("remedy"),
+            "{error}"
+        );
     }
 }

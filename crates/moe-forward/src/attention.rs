@@ -26,13 +26,23 @@ pub(crate) type Seen<'a> = &'a mut dyn FnMut(usize, &Tensor);
 impl LoadedAttention {
     pub fn load(loader: Loader<'_>, model: &Model, attention: &Attention) -> Result<Self> {
         Ok(match attention {
-            Attention::Grouped(attention) => Self::Grouped(LoadedGrouped::load(loader, model, attention)?),
-            Attention::Latent(attention) => Self::Latent(LoadedLatent::load(loader, model, attention)?),
+            Attention::Grouped(attention) => {
+                Self::Grouped(LoadedGrouped::load(loader, model, attention)?)
+            }
+            Attention::Latent(attention) => {
+                Self::Latent(LoadedLatent::load(loader, model, attention)?)
+            }
         })
     }
 
     /// `x` is `[tokens, hidden]`, already normalised; `spans` are its sequences.
-    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary, seen: Seen<'_>) -> CandleResult<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        spans: &[Range<usize>],
+        rotary: &Rotary,
+        seen: Seen<'_>,
+    ) -> CandleResult<Tensor> {
         match self {
             Self::Grouped(attention) => attention.forward(x, spans, rotary, seen),
             Self::Latent(attention) => attention.forward(x, spans, rotary, seen),
@@ -70,8 +80,12 @@ impl LoadedGrouped {
     fn load(loader: Loader<'_>, model: &Model, attention: &GroupedAttention) -> Result<Self> {
         let qk_norm = match &attention.qk_norm {
             None => LoadedNorm::None,
-            Some(QkNorm::PerHead { q, k }) => LoadedNorm::PerHead(loader.tensor(q)?, loader.tensor(k)?),
-            Some(QkNorm::FullWidth { q, k }) => LoadedNorm::FullWidth(loader.tensor(q)?, loader.tensor(k)?),
+            Some(QkNorm::PerHead { q, k }) => {
+                LoadedNorm::PerHead(loader.tensor(q)?, loader.tensor(k)?)
+            }
+            Some(QkNorm::FullWidth { q, k }) => {
+                LoadedNorm::FullWidth(loader.tensor(q)?, loader.tensor(k)?)
+            }
         };
         Ok(Self {
             q: loader.linear(&attention.q)?,
@@ -90,7 +104,13 @@ impl LoadedGrouped {
         })
     }
 
-    fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary, seen: Seen<'_>) -> CandleResult<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        spans: &[Range<usize>],
+        rotary: &Rotary,
+        seen: Seen<'_>,
+    ) -> CandleResult<Tensor> {
         seen(0, x);
         let Shape { heads, kv_heads, head_dim, clip, eps, window } = self.shape;
         let scores = Scores { scale: (head_dim as f64).powf(-0.5), window };
@@ -127,8 +147,8 @@ pub(crate) struct Scores {
 }
 
 impl Scores {
-    /// One sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens, width]` and `v` `[kv_heads, tokens, value]`;
-    /// gives `[tokens, heads · value]`.
+    /// One sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens, width]` and `v`
+    /// `[kv_heads, tokens, value]`; gives `[tokens, heads · value]`.
     pub fn attend(&self, q: Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
         let window = self.window;
         let (heads, tokens, width) = q.dims3()?;
@@ -142,9 +162,14 @@ impl Scores {
             // The first query's window says which keys no query of the block can see.
             let start = window.map_or(0, |w| (first + 1).saturating_sub(w));
             let keys = end - start;
-            let q = scaled.narrow(2, first, queries)?.contiguous()?.reshape((kv_heads, groups * queries, width))?;
+            let q = scaled.narrow(2, first, queries)?.contiguous()?.reshape((
+                kv_heads,
+                groups * queries,
+                width,
+            ))?;
             let (k, v) = (k.narrow(1, start, keys)?, v.narrow(1, start, keys)?);
-            // In long sequences scores are most of what is held: each form of them goes before the next but one comes.
+            // In long sequences scores are most of what is held: each form of them goes before the
+            // next but one comes.
             let scores = q
                 .matmul(&k.transpose(1, 2)?)?
                 .reshape((kv_heads, groups, queries, keys))?
@@ -153,7 +178,8 @@ impl Scores {
             let weights = ops::softmax(&scores)?;
             drop(scores);
             let weights = weights.to_dtype(v.dtype())?;
-            let out = weights.reshape((kv_heads, groups * queries, keys))?.matmul(&v.contiguous()?)?;
+            let out =
+                weights.reshape((kv_heads, groups * queries, keys))?.matmul(&v.contiguous()?)?;
             out.reshape((heads, queries, value))?.transpose(0, 1)?.reshape((queries, heads * value))
         });
         Tensor::cat(&blocks.collect::<CandleResult<Vec<_>>>()?, 0)
@@ -161,10 +187,18 @@ impl Scores {
 }
 
 /// 0 where query i sees key j, −∞ elsewhere; `[queries, keys]` on the device of `like`.
-fn mask(queries: Range<usize>, keys: Range<usize>, window: Option<usize>, like: &Tensor) -> CandleResult<Tensor> {
+fn mask(
+    queries: Range<usize>,
+    keys: Range<usize>,
+    window: Option<usize>,
+    like: &Tensor,
+) -> CandleResult<Tensor> {
     let visible = |i: usize, j: usize| j <= i && window.is_none_or(|w| j + w > i);
     let (rows, columns) = (queries.len(), keys.len());
-    let values: Vec<f32> =
-        queries.flat_map(|i| keys.clone().map(move |j| if visible(i, j) { 0.0 } else { f32::NEG_INFINITY })).collect();
+    let values: Vec<f32> = queries
+        .flat_map(|i| {
+            keys.clone().map(move |j| if visible(i, j) { 0.0 } else { f32::NEG_INFINITY })
+        })
+        .collect();
     Tensor::from_vec(values, (rows, columns), like.device())
 }

@@ -34,7 +34,9 @@ impl Batch {
         const REMEDY: &str = "give a JSON list of lists of token ids, such as [[1, 2, 3], [4, 5]]";
         let sequences: Vec<Vec<u32>> = json::read_expecting(path, REMEDY)?;
         if sequences.iter().any(Vec::is_empty) || sequences.is_empty() {
-            return Err(Error::new(Kind::Malformed, "a sequence without tokens").file(path).remedy(REMEDY));
+            return Err(Error::new(Kind::Malformed, "a sequence without tokens")
+                .file(path)
+                .remedy(REMEDY));
         }
         Ok(Self::new(sequences.iter().map(Vec::as_slice)))
     }

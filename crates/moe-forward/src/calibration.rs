@@ -10,8 +10,8 @@ use crate::batch::Batch;
 use crate::corpus::Corpus;
 use crate::observe::{GroupIndex, UNCOUNTED};
 
-/// Tokens whose statistics are summed up together: every second window of a domain, so that two halves tell how stable
-/// a ranking is.
+/// Tokens whose statistics are summed up together: every second window of a domain, so that two
+/// halves tell how stable a ranking is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// The domain's label.
@@ -37,7 +37,8 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// The windows of `corpus`; tokens of `uncounted` take part in the forward pass, but in no statistic.
+    /// The windows of `corpus`; tokens of `uncounted` take part in the forward pass, but in no
+    /// statistic.
     ///
     /// # Errors
     /// [`Kind::Usage`] where no token counts.
@@ -46,14 +47,21 @@ impl Calibration {
         let mut group_of = Vec::new();
         for domain in &corpus.domains {
             let first = groups.len();
-            let group = |half| Group { label: domain.label.clone(), half, weight: domain.weight, tokens: 0 };
+            let group = |half| Group {
+                label: domain.label.clone(),
+                half,
+                weight: domain.weight,
+                tokens: 0,
+            };
             groups.extend([group(0), group(1)]);
             for (index, sequence) in domain.sequences.iter().enumerate() {
                 let group = first + index % 2;
-                let of = |id: &u32| if uncounted.contains(id) { UNCOUNTED } else { group as GroupIndex };
+                let of =
+                    |id: &u32| if uncounted.contains(id) { UNCOUNTED } else { group as GroupIndex };
                 let start = group_of.len();
                 group_of.extend(sequence.iter().map(of));
-                groups[group].tokens += group_of[start..].iter().filter(|g| **g != UNCOUNTED).count() as u64;
+                groups[group].tokens +=
+                    group_of[start..].iter().filter(|g| **g != UNCOUNTED).count() as u64;
             }
         }
         if groups.iter().all(|group| group.tokens == 0) {
@@ -82,39 +90,54 @@ impl Calibration {
             UNCOUNTED => UNCOUNTED,
             group => group + self.groups.len() as GroupIndex,
         };
-        let sequences =
-            [self, other].into_iter().flat_map(|of| of.batch.spans.iter().map(|s| &of.batch.ids[s.clone()]));
+        let sequences = [self, other]
+            .into_iter()
+            .flat_map(|of| of.batch.spans.iter().map(|s| &of.batch.ids[s.clone()]));
         Self {
             batch: Batch::new(sequences),
             groups: self.groups.iter().chain(&other.groups).cloned().collect(),
-            group_of: self.group_of.iter().copied().chain(other.group_of.iter().map(shift)).collect(),
+            group_of: self
+                .group_of
+                .iter()
+                .copied()
+                .chain(other.group_of.iter().map(shift))
+                .collect(),
         }
     }
 
     /// The calibration on these sequences alone.
     #[must_use]
     pub fn selected(&self, sequences: impl IntoIterator<Item = usize>) -> Self {
-        let spans: Vec<_> = sequences.into_iter().map(|sequence| self.batch.spans[sequence].clone()).collect();
+        let spans: Vec<_> =
+            sequences.into_iter().map(|sequence| self.batch.spans[sequence].clone()).collect();
         let batch = Batch::new(spans.iter().map(|span| &self.batch.ids[span.clone()]));
-        let group_of: Vec<_> = spans.into_iter().flat_map(|span| self.group_of[span].iter().copied()).collect();
-        let counted = |index: usize| group_of.iter().filter(|group| **group as usize == index).count() as u64;
+        let group_of: Vec<_> =
+            spans.into_iter().flat_map(|span| self.group_of[span].iter().copied()).collect();
+        let counted =
+            |index: usize| group_of.iter().filter(|group| **group as usize == index).count() as u64;
         let groups = self.groups.iter().enumerate();
-        let groups = groups.map(|(index, group)| Group { tokens: counted(index), ..group.clone() }).collect();
+        let groups = groups
+            .map(|(index, group)| Group { tokens: counted(index), ..group.clone() })
+            .collect();
         Self { batch, groups, group_of: group_of.into() }
     }
 }
 
-/// The factor of each group in decisions: 1, or what gives domains the shares that all of them ask for.
+/// The factor of each group in decisions: 1, or what gives domains the shares that all of them ask
+/// for.
 pub fn group_factors(groups: &[Group]) -> Vec<f64> {
     let weighted = groups.iter().all(|group| group.weight.is_some());
-    let tokens_of = |label: &str| groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>();
+    let tokens_of =
+        |label: &str| groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>();
     let all: u64 = groups.iter().map(|g| g.tokens).sum();
     let of_weights: f64 = labels(groups)
         .iter()
         .filter_map(|label| groups.iter().find(|g| g.label == *label).and_then(|g| g.weight))
         .sum();
     let factor = |group: &Group| match group.weight {
-        Some(weight) if weighted => weight / of_weights * all as f64 / (tokens_of(&group.label) as f64).max(1.0),
+        Some(weight) if weighted => {
+            weight / of_weights * all as f64 / (tokens_of(&group.label) as f64).max(1.0)
+        }
         _ => 1.0,
     };
     groups.iter().map(factor).collect()
@@ -142,7 +165,8 @@ mod tests {
             weight: Some(weight),
             sequences: sequences.iter().map(|s| s.to_vec()).collect(),
         };
-        let domains = vec![domain("a", 3.0, &[&[1, 2, 0], &[3, 4]]), domain("b", 1.0, &[&[5; 10], &[6; 5]])];
+        let domains =
+            vec![domain("a", 3.0, &[&[1, 2, 0], &[3, 4]]), domain("b", 1.0, &[&[5; 10], &[6; 5]])];
         Corpus { domains, texts: Vec::new() }
     }
 
@@ -171,7 +195,10 @@ mod tests {
         assert_eq!(joined.batch.tokens(), calibration.batch.tokens() + 2);
         assert_eq!(joined.batch.spans.last(), Some(&(20..22)));
         assert_eq!((joined.group_of[2], joined.group_of[20]), (UNCOUNTED, 5));
-        assert_eq!(joined.groups.iter().map(|g| g.tokens).collect::<Vec<_>>(), [2, 2, 10, 5, 0, 2, 0, 0]);
+        assert_eq!(
+            joined.groups.iter().map(|g| g.tokens).collect::<Vec<_>>(),
+            [2, 2, 10, 5, 0, 2, 0, 0]
+        );
     }
 
     #[test]

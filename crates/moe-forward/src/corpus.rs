@@ -39,16 +39,22 @@ impl FromStr for DataSpec {
             Some((label, rest)) if !label.is_empty() && !label.contains('/') => (Some(label), rest),
             _ => (None, text),
         };
-        let percent = rest.rsplit_once('@').and_then(|(path, weight)| Some((path, weight.strip_suffix('%')?)));
-        if let Some((path, Ok(percent))) = percent.map(|(path, number)| (path, number.trim().parse::<f64>())) {
+        let percent = rest
+            .rsplit_once('@')
+            .and_then(|(path, weight)| Some((path, weight.strip_suffix('%')?)));
+        if let Some((path, Ok(percent))) =
+            percent.map(|(path, number)| (path, number.trim().parse::<f64>()))
+        {
             let what = format!("cannot understand --data {text:?}: its weight is in per cent");
             let label = label.map_or(String::new(), |label| format!("{label}="));
-            return Err(Error::new(Kind::Usage, what).remedy(format!("write {label}{path}@{}", percent / 100.0)));
+            return Err(Error::new(Kind::Usage, what)
+                .remedy(format!("write {label}{path}@{}", percent / 100.0)));
         }
-        let (path, weight) = match rest.rsplit_once('@').map(|(path, weight)| (path, weight.parse::<f64>())) {
-            Some((path, Ok(weight))) => (path, Some(weight)),
-            _ => (rest, None),
-        };
+        let (path, weight) =
+            match rest.rsplit_once('@').map(|(path, weight)| (path, weight.parse::<f64>())) {
+                Some((path, Ok(weight))) => (path, Some(weight)),
+                _ => (rest, None),
+            };
         if path.is_empty() || weight.is_some_and(|w| !(w > 0.0 && w.is_finite())) {
             return Err(Error::new(Kind::Usage, format!("cannot understand --data {text:?}"))
                 .remedy("give path, label=path or label=path@weight with a positive weight"));
@@ -109,46 +115,63 @@ pub struct Corpus {
 impl Corpus {
     /// Reads and tokenises `specs` with the tokenizer of the checkpoint in `model_dir`.
     ///
-    /// Files are read from their beginning, up to [`TokenizeOptions::max_tokens`] where windows aren't drawn. Where they are drawn, a label
-    /// of more than 4 MiB, and of more than 16 bytes for each token that is wanted, is read at places that the seed
-    /// draws; of others all windows are made, and then drawn. Where there is no room for all of them, they are made twice: first to
-    /// know how long each is, then to hold those that were drawn.
+    /// Files are read from their beginning, up to [`TokenizeOptions::max_tokens`] where windows
+    /// aren't drawn. Where they are drawn, a label of more than 4 MiB, and of more than 16 bytes
+    /// for each token that is wanted, is read at places that the seed draws; of others all windows
+    /// are made, and then drawn. Where there is no room for all of them, they are made twice: first
+    /// to know how long each is, then to hold those that were drawn.
     ///
     /// # Errors
-    /// [`Kind::Missing`] without a tokenizer or a file, [`Kind::Unsupported`] for a file of another format, [`Kind::Malformed`] for lines
-    /// that are no record of a known form, [`Kind::Usage`] where nothing is left to predict.
+    /// [`Kind::Missing`] without a tokenizer or a file, [`Kind::Unsupported`] for a file of another
+    /// format, [`Kind::Malformed`] for lines that are no record of a known form, [`Kind::Usage`]
+    /// where nothing is left to predict.
     pub fn load(specs: &[DataSpec], model_dir: &Path, options: TokenizeOptions) -> Result<Self> {
         if options.sequence_length < 2 {
-            return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict")
-                .remedy("raise --sequence-length"));
+            return Err(Error::new(
+                Kind::Usage,
+                "a sequence length below 2 leaves nothing to predict",
+            )
+            .remedy("raise --sequence-length"));
         }
         let files = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
         check_weights(specs)?;
-        let mut encoder = Encoder::new(model_dir, options.vocab, options.clock).within(options.memory_bytes);
-        let labels =
-            specs.iter().enumerate().filter(|(at, spec)| specs[..*at].iter().all(|s| s.label != spec.label)).count();
-        let room = options.room.map(|room| room.shared(labels, options.max_tokens, options.sample.is_some()));
+        let mut encoder =
+            Encoder::new(model_dir, options.vocab, options.clock).within(options.memory_bytes);
+        let labels = specs
+            .iter()
+            .enumerate()
+            .filter(|(at, spec)| specs[..*at].iter().all(|s| s.label != spec.label))
+            .count();
+        let room = options
+            .room
+            .map(|room| room.shared(labels, options.max_tokens, options.sample.is_some()));
         let mut texts: Vec<Option<TextRead>> = specs.iter().map(|_| None).collect();
         let mut domains: Vec<Domain> = Vec::new();
         for (first, DataSpec { label, weight, .. }) in specs.iter().enumerate() {
             if domains.iter().any(|domain| domain.label == *label) {
                 continue;
             }
-            let own: Vec<usize> = (first..specs.len()).filter(|at| specs[*at].label == *label).collect();
+            let own: Vec<usize> =
+                (first..specs.len()).filter(|at| specs[*at].label == *label).collect();
             let own_files: Vec<&TextFile> = own.iter().map(|at| &files[*at]).collect();
             let stream = domains.len() as u64;
             let mut random = options.sample.map(|seed| sampling::generator(seed, stream));
             let limit = options.max_tokens.map(|limit| limit.max(2));
             let bytes = own_files.iter().map(|file| file.len()).sum();
-            let room = room.map(|room| domains.iter().fold(room, |room, domain| room.without(&domain.sequences)));
+            let room = room.map(|room| {
+                domains.iter().fold(room, |room, domain| room.without(&domain.sequences))
+            });
             let (mut sequences, read) = match (random.as_mut(), limit) {
                 (Some(random), Some(limit)) if is_large(bytes, limit) => {
                     room.map_or(Ok(()), |room| room.check_sample())?;
-                    let (mut sequences, read) = drawn(&own_files, &mut encoder, options, limit, random)?;
+                    let (mut sequences, read) =
+                        drawn(&own_files, &mut encoder, options, limit, random)?;
                     draw(&mut sequences, limit, random);
                     (sequences, read)
                 }
-                (Some(random), Some(limit)) => all_drawn(&own_files, &mut encoder, options, room, limit, random)?,
+                (Some(random), Some(limit)) => {
+                    all_drawn(&own_files, &mut encoder, options, room, limit, random)?
+                }
                 (Some(_), None) => from_beginning(&own_files, &mut encoder, options, None, room)?,
                 (None, limit) => from_beginning(&own_files, &mut encoder, options, limit, room)?,
             };
@@ -166,18 +189,25 @@ impl Corpus {
         Ok(Self { domains, texts: texts.into_iter().flatten().collect() })
     }
 
-    /// What was read, and why not all of it is here, in words: for those who say that it is too little.
+    /// What was read, and why not all of it is here, in words: for those who say that it is too
+    /// little.
     pub fn account(&self) -> String {
         let sum = |count: fn(&TextRead) -> usize| self.texts.iter().map(count).sum::<usize>();
         let read = sum(|text| text.tokens);
         let beyond = read.saturating_sub(self.tokens());
         let parts = [
             (beyond, "beyond the number of tokens that was asked for"),
-            (sum(|text| text.alone), "alone at the end of a document or window, where there is nothing to predict"),
+            (
+                sum(|text| text.alone),
+                "alone at the end of a document or window, where there is nothing to predict",
+            ),
             (sum(|text| text.padding), "masked or padding"),
         ];
-        let dropped: Vec<String> =
-            parts.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
+        let dropped: Vec<String> = parts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, why)| format!("{count} {why}"))
+            .collect();
         let read = format!(
             "{} of {} were read",
             counted((read + sum(|t| t.alone) + sum(|t| t.padding)) as u64, "token"),
@@ -267,10 +297,13 @@ fn check_weights(specs: &[DataSpec]) -> Result<()> {
     let without = specs.iter().find(|spec| spec.weight.is_none());
     let (Some(with), Some(without)) = (with, without) else { return Ok(()) };
     let what = format!("{:?} has a weight, {:?} has none", with.label, without.label);
-    Err(Error::new(Kind::Usage, what).file(&without.path).remedy("give every file of --data @WEIGHT, or none"))
+    Err(Error::new(Kind::Usage, what)
+        .file(&without.path)
+        .remedy("give every file of --data @WEIGHT, or none"))
 }
 
-/// All windows of a label's files, or the first ones that make up `enough` tokens; and what was read.
+/// All windows of a label's files, or the first ones that make up `enough` tokens; and what was
+/// read.
 fn from_beginning(
     files: &[&TextFile],
     encoder: &mut Encoder<'_>,
@@ -283,8 +316,8 @@ fn from_beginning(
     Ok((windows.done, texts))
 }
 
-/// Windows of a label's files that `random` draws from all of them, of `limit` tokens or just more; and what was read. What is drawn
-/// doesn't depend on the room that there is.
+/// Windows of a label's files that `random` draws from all of them, of `limit` tokens or just more;
+/// and what was read. What is drawn doesn't depend on the room that there is.
 fn all_drawn(
     files: &[&TextFile],
     encoder: &mut Encoder<'_>,
@@ -318,7 +351,13 @@ fn fill(
     let mut texts = Vec::new();
     for file in files {
         if enough.is_some_and(|enough| windows.tokens >= enough) {
-            texts.push(TextRead::of(file, &Windows::default(), &Windows::default(), How::Beginning(0), Dates::new()));
+            texts.push(TextRead::of(
+                file,
+                &Windows::default(),
+                &Windows::default(),
+                How::Beginning(0),
+                Dates::new(),
+            ));
             continue;
         }
         let before = windows.counts();
@@ -366,8 +405,13 @@ fn drawn(
 fn nothing_to_predict(found: &Windows, before: &Windows) -> Error {
     let (alone, padding) = (found.alone - before.alone, found.padding - before.padding);
     let (what, remedy) = match (alone, padding) {
-        (0, 1..) => ("every token of this data is padding", "give sequences with tokens that aren't masked"),
-        _ => ("this data has no two tokens in a row: nothing to predict", "give text with at least a sentence"),
+        (0, 1..) => {
+            ("every token of this data is padding", "give sequences with tokens that aren't masked")
+        }
+        _ => (
+            "this data has no two tokens in a row: nothing to predict",
+            "give text with at least a sentence",
+        ),
     };
     Error::new(Kind::Usage, what).remedy(remedy)
 }
@@ -410,10 +454,15 @@ mod tests {
                 pack: false,
                 ..TokenizeOptions::default()
             };
-            Corpus::load(&specs.iter().map(file).collect::<Vec<_>>(), dir.path(), options).err().unwrap().to_string()
+            Corpus::load(&specs.iter().map(file).collect::<Vec<_>>(), dir.path(), options)
+                .err()
+                .unwrap()
+                .to_string()
         };
         assert!(refused(&["a.txt", "b.JSON"]).contains("cp "));
-        assert!(refused(&["a=a.txt@0.9", "b=b.txt"]).contains("\"a\" has a weight, \"b\" has none"));
+        assert!(
+            refused(&["a=a.txt@0.9", "b=b.txt"]).contains("\"a\" has a weight, \"b\" has none")
+        );
     }
 
     #[test]

@@ -47,7 +47,8 @@ pub fn logit_difference(
     let [first, second] = &mut sweeps;
     let layers = model.layers.len();
     for index in 0..layers.max(original.layers.len()) {
-        shared.record_of(model.layers.get(index).into_iter().flat_map(weights_of).cloned().collect());
+        shared
+            .record_of(model.layers.get(index).into_iter().flat_map(weights_of).cloned().collect());
         if index < original.layers.len() {
             first.layer(index, &mut Silent)?;
         }

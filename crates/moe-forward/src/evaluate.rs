@@ -27,8 +27,9 @@ pub struct Comparison {
     pub original_loss: f64,
     /// Mean KL(original ‖ model) in nats, over all tokens.
     pub kl: f64,
-    /// The same over what rare experts serve: each token weighs as much as the gates that the original gives to the quarter
-    /// of each layer's experts that fewest of all these tokens choose. None for a dense original.
+    /// The same over what rare experts serve: each token weighs as much as the gates that the
+    /// original gives to the quarter of each layer's experts that fewest of all these tokens
+    /// choose. None for a dense original.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rare_kl: Option<f64>,
     /// Share of tokens whose most probable next token is the same.
@@ -106,10 +107,13 @@ pub fn check_vocabularies(model: usize, original: usize, config_file: &Path) -> 
         return Ok(());
     }
     let what = format!("vocabularies of {model} and {original} tokens can't be compared");
-    Err(Error::new(Kind::Mismatch, what).file(config_file).remedy("compare models with the same tokenizer"))
+    Err(Error::new(Kind::Mismatch, what)
+        .file(config_file)
+        .remedy("compare models with the same tokenizer"))
 }
 
-/// Evaluates `model` on `corpus`, beside `original` if it is given; `storage` says where hidden states are kept.
+/// Evaluates `model` on `corpus`, beside `original` if it is given; `storage` says where hidden
+/// states are kept.
 ///
 /// # Errors
 /// [`Kind::Mismatch`] where the two have different vocabularies; what the sweeps return.
@@ -121,8 +125,11 @@ pub fn evaluate(
     compute: &Compute,
     observer: &mut dyn Observer,
 ) -> Result<EvalReport> {
-    original.map_or(Ok(()), |original| check_vocabularies(model.vocab, original.vocab, &original.config_file))?;
-    let sequences: Vec<&[u32]> = corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
+    original.map_or(Ok(()), |original| {
+        check_vocabularies(model.vocab, original.vocab, &original.config_file)
+    })?;
+    let sequences: Vec<&[u32]> =
+        corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
     let batch = Batch::new(sequences);
     let mut counter = LoadCounter::new(corpus, observer);
     let hidden = Scored::run(model, &batch, compute, storage, &mut counter)?;
@@ -177,7 +184,8 @@ impl<'a> Scored<'a> {
     }
 }
 
-/// `error` in running the model that is compared with: nothing is wrong with the one that is evaluated.
+/// `error` in running the model that is compared with: nothing is wrong with the one that is
+/// evaluated.
 fn of_original(error: Error, original: &Model) -> Error {
     error.within("the original").file(&original.config_file)
 }
@@ -234,7 +242,8 @@ fn score(
         };
         // The last token of the sequence predicts nothing.
         let predicted = rows.min(span.end - 1 - start);
-        let targets = Tensor::from_slice(&ids[start + 1..start + 1 + predicted], predicted, log_q.device())?;
+        let targets =
+            Tensor::from_slice(&ids[start + 1..start + 1 + predicted], predicted, log_q.device())?;
         let loss = |log: &Tensor| match predicted {
             0 => Ok(0.0),
             _ => negative_log_likelihood(&log.narrow(0, 0, predicted)?, &targets),
@@ -310,8 +319,8 @@ struct LayerChoices {
 }
 
 impl Choices {
-    /// For each of `tokens` tokens the share of its gates, over all layers, that goes to the quarter of experts that fewest
-    /// tokens choose; zeros without experts.
+    /// For each of `tokens` tokens the share of its gates, over all layers, that goes to the
+    /// quarter of experts that fewest tokens choose; zeros without experts.
     fn rare_mass(&self, tokens: usize) -> Vec<f64> {
         let mut mass = vec![0.0; tokens];
         for LayerChoices { experts, top_k, chosen, .. } in &self.layers {
@@ -325,7 +334,9 @@ impl Choices {
                     chosen.map(|(_, gate)| f64::from(*gate)).sum::<f64>()
                 };
                 let all = of(&mut choices.iter());
-                let rare = of(&mut choices.iter().filter(|(expert, _)| rare.contains(&(*expert as usize))));
+                let rare = of(&mut choices
+                    .iter()
+                    .filter(|(expert, _)| rare.contains(&(*expert as usize))));
                 *mass += if all > 0.0 { rare / all / self.layers.len() as f64 } else { 0.0 };
             }
         }
@@ -338,7 +349,12 @@ impl Observer for Choices {
         if self.layers.last().is_none_or(|last| last.layer != layer) {
             // Room for all tokens at once: a vector that grows holds twice as much while it does.
             let chosen = Vec::with_capacity(self.tokens * routing.top_k);
-            self.layers.push(LayerChoices { layer, experts: routing.experts, top_k: routing.top_k, chosen });
+            self.layers.push(LayerChoices {
+                layer,
+                experts: routing.experts,
+                top_k: routing.top_k,
+                chosen,
+            });
         }
         let last = self.layers.last_mut().expect("it was just pushed");
         last.chosen.extend(routing.selected.iter().copied().zip(routing.weights.iter().copied()));
@@ -359,14 +375,20 @@ struct LoadCounter<'a> {
 impl<'a> LoadCounter<'a> {
     fn new(corpus: &Corpus, next: &'a mut dyn Observer) -> Self {
         let tokens = |d: &crate::Domain| d.sequences.iter().map(Vec::len).sum();
-        let domain_of =
-            corpus.domains.iter().enumerate().flat_map(|(i, d)| std::iter::repeat_n(i, tokens(d))).collect();
+        let domain_of = corpus
+            .domains
+            .iter()
+            .enumerate()
+            .flat_map(|(i, d)| std::iter::repeat_n(i, tokens(d)))
+            .collect();
         Self { domain_of, domains: corpus.domains.len(), layers: Vec::new(), next }
     }
 
     fn finish(self) -> Vec<LayerLoad> {
         let total = |by_domain: &[Vec<u64>]| {
-            (0..by_domain[0].len()).map(|e| by_domain.iter().map(|counts| counts[e]).sum()).collect()
+            (0..by_domain[0].len())
+                .map(|e| by_domain.iter().map(|counts| counts[e]).sum())
+                .collect()
         };
         let layers = self.layers.into_iter();
         layers
@@ -404,12 +426,23 @@ mod tests {
 
     #[test]
     fn tokens_weigh_as_much_as_their_rare_experts() {
-        let first = [[(0, 0.5), (1, 0.5)], [(0, 0.9), (3, 0.1)], [(1, 0.6), (2, 0.4)], [(1, 1.0), (2, 1.0)]].concat();
+        let first = [
+            [(0, 0.5), (1, 0.5)],
+            [(0, 0.9), (3, 0.1)],
+            [(1, 0.6), (2, 0.4)],
+            [(1, 1.0), (2, 1.0)],
+        ]
+        .concat();
         let layer = |layer, top_k, chosen| LayerChoices { layer, experts: 4, top_k, chosen };
-        let choices = Choices { tokens: 4, layers: vec![layer(0, 2, first), layer(1, 1, vec![(0, 1.0); 4])] };
-        // Expert 3 is the rare one of layer 0; in layer 1 three have none, and the first of them is it.
+        let choices =
+            Choices { tokens: 4, layers: vec![layer(0, 2, first), layer(1, 1, vec![(0, 1.0); 4])] };
+        // Expert 3 is the rare one of layer 0; in layer 1 three have none, and the first of them is
+        // it.
         let mass = choices.rare_mass(4);
-        assert!((mass[1] - 0.05).abs() < 1e-7 && [0, 2, 3].iter().all(|token| mass[*token] == 0.0), "{mass:?}");
+        assert!(
+            (mass[1] - 0.05).abs() < 1e-7 && [0, 2, 3].iter().all(|token| mass[*token] == 0.0),
+            "{mass:?}"
+        );
         assert_eq!(Choices::default().rare_mass(2), [0.0; 2]);
     }
 }

@@ -25,7 +25,8 @@ const TOKEN_BLOCK: usize = 4096;
 const EXPERTS: &str = "experts";
 /// The stage of whoever watches.
 pub(crate) const STATISTICS: &str = "statistics";
-/// Outputs of at most this many bytes are kept for an observer that wants to see them without each expert.
+/// Outputs of at most this many bytes are kept for an observer that wants to see them without each
+/// expert.
 const KEPT_BYTES: usize = 512 << 20;
 
 /// Runs the block of layer `index` on `x`, `[tokens, hidden]`, already normalised.
@@ -38,7 +39,8 @@ pub(crate) fn forward(
 ) -> Result<Tensor> {
     match ffn {
         Ffn::Dense(network) => {
-            let (expert, work) = (loader.expert(network)?, Work::products(x.dims()[0], network.elements()));
+            let (expert, work) =
+                (loader.expert(network)?, Work::products(x.dims()[0], network.elements()));
             let run = || in_blocks(x, |x| expert.forward(x));
             loader
                 .compute
@@ -48,10 +50,15 @@ pub(crate) fn forward(
         Ffn::Moe(moe) => {
             let (tokens, hidden) = x.dims2().context(|| "a shape".into())?;
             let bytes_per_token = moe.router.top_k * hidden * loader.compute.dtype.size_in_bytes();
-            let block = if observer.wants().left_out { (KEPT_BYTES / bytes_per_token).max(1) } else { tokens.max(1) };
+            let block = if observer.wants().left_out {
+                (KEPT_BYTES / bytes_per_token).max(1)
+            } else {
+                tokens.max(1)
+            };
             let mut parts = Vec::new();
             for start in (0..tokens).step_by(block) {
-                let part = x.narrow(0, start, block.min(tokens - start)).context(|| "a slice".into())?;
+                let part =
+                    x.narrow(0, start, block.min(tokens - start)).context(|| "a slice".into())?;
                 parts.push(mixture(loader, index, moe, &part, observer)?);
             }
             Tensor::cat(&parts, 0).context(|| format!("the experts' output in layer {index}"))
@@ -59,7 +66,8 @@ pub(crate) fn forward(
     }
 }
 
-/// What the neurons of `network` do on `x`, `[tokens, hidden]`: silu(gate x) ∘ (up x), `[tokens, width]`.
+/// What the neurons of `network` do on `x`, `[tokens, hidden]`: silu(gate x) ∘ (up x), `[tokens,
+/// width]`.
 ///
 /// # Errors
 /// What reading and the device return.
@@ -94,7 +102,8 @@ pub fn experts_on(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<ExpertsOn>
     let run = |expert: &Expert| expert_output(expert, x, compute);
     let outputs = moe.experts.iter().map(run).collect::<Result<_>>()?;
     let router = LoadedRouter::load(&moe.router, compute)?;
-    let (logits, _) = router.route(x).context(|| format!("the logits of {}", moe.router.weight.name()))?;
+    let (logits, _) =
+        router.route(x).context(|| format!("the logits of {}", moe.router.weight.name()))?;
     Ok(ExpertsOn { outputs, logits, router })
 }
 
@@ -110,11 +119,14 @@ pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<
 pub(crate) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Result<Tensor> {
     let (loaded, work) = (loader.expert(network)?, Work::products(x.dims()[0], network.elements()));
     let run = || in_blocks(x, |x| loaded.forward(x));
-    loader.compute.stage(EXPERTS, work, run).context(|| format!("the expert of {}", network.down.weight.name()))
+    loader
+        .compute
+        .stage(EXPERTS, work, run)
+        .context(|| format!("the expert of {}", network.down.weight.name()))
 }
 
-/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a expert correction bias, scores plus
-/// bias; `[tokens, experts]`, row by row.
+/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a expert
+/// correction bias, scores plus bias; `[tokens, experts]`, row by row.
 ///
 /// # Errors
 /// What reading and the device return.
@@ -142,8 +154,8 @@ fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> CandleResult<Tensor>) -> CandleR
     Tensor::cat(&parts, 0)
 }
 
-/// Runs `run` on parts of `rows` rows and hands on what it gives: as many together as `most`, and half of that where the device has no
-/// memory for them. `fail` says what couldn't be run.
+/// Runs `run` on parts of `rows` rows and hands on what it gives: as many together as `most`, and
+/// half of that where the device has no memory for them. `fail` says what couldn't be run.
 fn in_parts<T, E>(
     rows: usize,
     most: usize,
@@ -155,7 +167,9 @@ fn in_parts<T, E>(
     while from < rows {
         let part = from..rows.min(from + most);
         match run(part.clone()) {
-            Err(error) if part.len() > 1 && is_out_of_memory(&error) => most = part.len().div_ceil(2),
+            Err(error) if part.len() > 1 && is_out_of_memory(&error) => {
+                most = part.len().div_ceil(2)
+            }
             found => {
                 from = part.end;
                 take(part, found.map_err(&fail)?)?;
@@ -166,7 +180,13 @@ fn in_parts<T, E>(
 }
 
 /// What the experts of `moe` give for `x`, weighed and summed, with the shared one.
-fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+fn mixture(
+    loader: Loader<'_>,
+    index: usize,
+    moe: &Moe,
+    x: &Tensor,
+    observer: &mut dyn Observer,
+) -> Result<Tensor> {
     let compute = loader.compute;
     let router = LoadedRouter::load_with(&moe.router, loader)?;
     let work = Work::products(x.dims()[0], moe.router.weight.elements());
@@ -175,13 +195,15 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     compute.stage(STATISTICS, Work::UNCOUNTED, || observer.routed(index, &logits, &routing))?;
     let wants = observer.wants();
     let of_layer = || format!("the experts' output in layer {index}");
-    let trained = router.gates(&logits, &routing).context(|| format!("the gates of layer {index}"))?;
+    let trained =
+        router.gates(&logits, &routing).context(|| format!("the gates of layer {index}"))?;
     let capacity = observer.capacity(index, &routing).unwrap_or(usize::MAX);
     let mut mix = match &trained {
         Some(_) => ExpertCombine::tracked(routing.tokens(), x.dims()[1]),
         None => ExpertCombine::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?,
     };
-    let mut kept = (wants.left_out && routing.experts > routing.top_k).then(|| KeptOutputs::new(&routing));
+    let mut kept =
+        (wants.left_out && routing.experts > routing.top_k).then(|| KeptOutputs::new(&routing));
     let mut groups = groups(moe, &routing, !wants.experts && trained.is_none());
     groups.iter_mut().for_each(|group| group.slots.truncate(capacity));
     let gathered: Vec<_> = groups.iter().map(|group| gathered(&group.slots, &routing)).collect();
@@ -191,11 +213,15 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let linears = groups.iter().flat_map(|group| group.expert.linears());
     // On a CPU reading takes a twentieth of the time at most, and memory is short.
     let ahead = !compute.device.is_cpu();
-    let missing = linears.map(|linear| &linear.weight).filter(|weight| ahead && loader.reads(weight)).cloned();
+    let missing = linears
+        .map(|linear| &linear.weight)
+        .filter(|weight| ahead && loader.reads(weight))
+        .cloned();
     let mut from = 0;
     Prefetcher::reading(missing, |ahead| {
         let loader = Loader { ahead: Some(ahead), ..loader };
-        for (ExpertGroup { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered) {
+        for (ExpertGroup { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered)
+        {
             compute.meter.at_expert(*first, moe.experts.len());
             let loaded = loader.expert(expert)?;
             let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
@@ -209,34 +235,56 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
                     Ok((activations, output))
                 })
             };
-            let take = |part: Range<usize>, (activations, output): (Tensor, Tensor)| -> Result<()> {
-                let (tokens, gates, slots) = (&tokens[part.clone()], &gates[part.clone()], &slots[part]);
-                match &trained {
-                    // One expert alone: each of its slots is another token, in their order.
-                    Some(trained) => Tensor::from_slice(slots, slots.len(), x.device())
-                        .and_then(|slots| mix.add_tracked(&output, tokens, &trained.index_select(&slots, 0)?)),
-                    None => mix.add(&output, tokens, gates),
-                }
-                .context(of)?;
-                if wants.experts {
-                    let run = ExpertRun { expert: *first, tokens, gates, activations: &activations, output: &output };
-                    let values = (activations.elem_count() + output.elem_count()) * compute.dtype.size_in_bytes();
-                    compute.stage(STATISTICS, Work::bytes(values as u64), || observer.expert_ran(index, &run))?;
-                }
-                kept.iter_mut().for_each(|kept| kept.push(&output));
-                Ok(())
-            };
+            let take =
+                |part: Range<usize>, (activations, output): (Tensor, Tensor)| -> Result<()> {
+                    let (tokens, gates, slots) =
+                        (&tokens[part.clone()], &gates[part.clone()], &slots[part]);
+                    match &trained {
+                        // One expert alone: each of its slots is another token, in their order.
+                        Some(trained) => Tensor::from_slice(slots, slots.len(), x.device())
+                            .and_then(|slots| {
+                                mix.add_tracked(&output, tokens, &trained.index_select(&slots, 0)?)
+                            }),
+                        None => mix.add(&output, tokens, gates),
+                    }
+                    .context(of)?;
+                    if wants.experts {
+                        let run = ExpertRun {
+                            expert: *first,
+                            tokens,
+                            gates,
+                            activations: &activations,
+                            output: &output,
+                        };
+                        let values = (activations.elem_count() + output.elem_count())
+                            * compute.dtype.size_in_bytes();
+                        compute.stage(STATISTICS, Work::bytes(values as u64), || {
+                            observer.expert_ran(index, &run)
+                        })?;
+                    }
+                    kept.iter_mut().for_each(|kept| kept.push(&output));
+                    Ok(())
+                };
             in_parts(tokens.len(), TOKEN_BLOCK, run, |error| failed(error, of), take)?;
             kept.iter_mut().for_each(|kept| kept.place(slots, tokens));
         }
         Ok::<_, Error>(())
     })?;
     compute.meter.at_no_expert();
-    let mixed = compute.stage(EXPERTS, Work::UNCOUNTED, || mix.finish(x.dtype())).context(of_layer)?;
+    let mixed =
+        compute.stage(EXPERTS, Work::UNCOUNTED, || mix.finish(x.dtype())).context(of_layer)?;
     let y = with_shared(loader, index, moe, x, mixed)?;
     if let Some(kept) = kept {
         let outputs = Tensor::cat(&kept.outputs, 0).context(of_layer)?;
-        let parts = LeftOutParts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
+        let parts = LeftOutParts {
+            loader,
+            index,
+            moe,
+            x,
+            logits: &logits,
+            rule: router.rule(),
+            routing: &routing,
+        };
         compute.stage("experts left out", Work::UNCOUNTED, || {
             observer.left_out(index, &parts.without_each(&outputs, &kept.place, &y)?)
         })?;
@@ -246,7 +294,13 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
 }
 
 /// `y`, what the routed experts of `moe` give for `x`, and what its shared one adds.
-pub(crate) fn with_shared(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, y: Tensor) -> Result<Tensor> {
+pub(crate) fn with_shared(
+    loader: Loader<'_>,
+    index: usize,
+    moe: &Moe,
+    x: &Tensor,
+    y: Tensor,
+) -> Result<Tensor> {
     let Some(shared) = &moe.shared else { return Ok(y) };
     let expert = loader.expert(&shared.expert)?;
     let gate = shared.gate.as_ref().map(|gate| loader.matrix(gate)).transpose()?;
@@ -258,10 +312,14 @@ pub(crate) fn with_shared(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tenso
         }
     };
     let work = Work::products(x.dims()[0], shared.expert.elements());
-    loader.compute.stage("shared experts", work, add).context(|| format!("the shared expert of layer {index}"))
+    loader
+        .compute
+        .stage("shared experts", work, add)
+        .context(|| format!("the shared expert of layer {index}"))
 }
 
-/// Experts' outputs in the order of experts, and the row where that of each (token, choice) has come to lie.
+/// Experts' outputs in the order of experts, and the row where that of each (token, choice) has
+/// come to lie.
 struct KeptOutputs {
     outputs: Vec<Tensor>,
     place: Vec<u32>,
@@ -271,7 +329,12 @@ struct KeptOutputs {
 
 impl KeptOutputs {
     fn new(routing: &Routing) -> Self {
-        Self { outputs: Vec::new(), place: vec![0; routing.selected.len()], top_k: routing.top_k as u32, rows: 0 }
+        Self {
+            outputs: Vec::new(),
+            place: vec![0; routing.selected.len()],
+            top_k: routing.top_k as u32,
+            rows: 0,
+        }
     }
 
     fn push(&mut self, output: &Tensor) {
@@ -281,7 +344,8 @@ impl KeptOutputs {
     /// All outputs of an expert for `tokens` were pushed, which are those of `slots`.
     fn place(&mut self, slots: &[u32], tokens: &[u32]) {
         for slot in slots {
-            let row = tokens.binary_search(&(slot / self.top_k)).expect("every slot's token is there");
+            let row =
+                tokens.binary_search(&(slot / self.top_k)).expect("every slot's token is there");
             self.place[*slot as usize] = self.rows + row as u32;
         }
         self.rows += tokens.len() as u32;
@@ -289,7 +353,13 @@ impl KeptOutputs {
 }
 
 /// Runs all experts on the tokens that the observer wants to see them on.
-fn run_all_experts(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<()> {
+fn run_all_experts(
+    loader: Loader<'_>,
+    index: usize,
+    moe: &Moe,
+    x: &Tensor,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let tokens = observer.sampled(index);
     if tokens.is_empty() {
         return Ok(());
@@ -302,19 +372,20 @@ fn run_all_experts(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, obse
     Ok(())
 }
 
-/// Neighbouring experts that are run as one: the first one's index, its network, and the positions in
-/// `Routing::selected` that go to any of them.
+/// Neighbouring experts that are run as one: the first one's index, its network, and the positions
+/// in `Routing::selected` that go to any of them.
 struct ExpertGroup<'m> {
     first: usize,
     expert: &'m Expert,
     slots: Vec<u32>,
 }
 
-/// Experts that have tokens. With `join`, neighbours that are made of the same bytes, as in a plain upcycling before it
-/// is written, are one.
+/// Experts that have tokens. With `join`, neighbours that are made of the same bytes, as in a plain
+/// upcycling before it is written, are one.
 fn groups<'m>(moe: &'m Moe, routing: &Routing, join: bool) -> Vec<ExpertGroup<'m>> {
     let mut groups: Vec<ExpertGroup<'_>> = Vec::new();
-    let with_tokens = routing.slots_by_expert().into_iter().enumerate().filter(|(_, slots)| !slots.is_empty());
+    let with_tokens =
+        routing.slots_by_expert().into_iter().enumerate().filter(|(_, slots)| !slots.is_empty());
     for (first, slots) in with_tokens {
         let expert = &moe.experts[first];
         match groups.last_mut() {
@@ -325,8 +396,8 @@ fn groups<'m>(moe: &'m Moe, routing: &Routing, join: bool) -> Vec<ExpertGroup<'m
     groups
 }
 
-/// The tokens of `slots`, ascending, each once, and what each weighs: experts of the same bytes give a token that chose
-/// several of them one output.
+/// The tokens of `slots`, ascending, each once, and what each weighs: experts of the same bytes
+/// give a token that chose several of them one output.
 fn gathered(slots: &[u32], routing: &Routing) -> (Vec<u32>, Vec<f32>) {
     let mut slots = slots.to_vec();
     slots.sort_unstable();
@@ -350,7 +421,8 @@ mod tests {
 
     #[test]
     fn a_device_without_memory_gets_half() {
-        let full = || candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        let full =
+            || candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
         let mut taken = Vec::new();
         let run = |part: Range<usize>| if part.len() > 3 { Err(full()) } else { Ok(part.start) };
         let take = |part: Range<usize>, first| {
@@ -361,7 +433,9 @@ mod tests {
         assert_eq!(taken, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]);
         // One row that doesn't fit alone is an error, and so is any other error at once.
         assert!(in_parts(2, 2, |_| Err::<(), _>(full()), |error| error, |_, ()| Ok(())).is_err());
-        let other = |part: Range<usize>| if part.len() > 1 { Err(candle_core::Error::msg("no")) } else { Ok(()) };
+        let other = |part: Range<usize>| {
+            if part.len() > 1 { Err(candle_core::Error::msg("no")) } else { Ok(()) }
+        };
         assert!(in_parts(2, 2, other, |error| error, |_, ()| Ok(())).is_err());
     }
 }

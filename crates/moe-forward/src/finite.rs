@@ -8,9 +8,13 @@ use moe_model::Weight;
 use crate::context::Context;
 use crate::loader::float_dtype;
 
-/// Fails if `values`, which `suspects` made of what was checked before, has one that is not finite; names the first of `suspects` that has one,
-/// too.
-pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator<Item = &'w Weight>) -> Result<()> {
+/// Fails if `values`, which `suspects` made of what was checked before, has one that is not finite;
+/// names the first of `suspects` that has one, too.
+pub(crate) fn check<'w>(
+    values: &Tensor,
+    what: &str,
+    suspects: impl IntoIterator<Item = &'w Weight>,
+) -> Result<()> {
     // A sum is finite only if every term is.
     let sum = values.to_dtype(DType::F32).and_then(|v| v.sum_all()?.to_scalar::<f32>());
     if sum.context(|| what.to_owned())?.is_finite() {
@@ -20,8 +24,10 @@ pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator
     for weight in suspects {
         check_weight(weight)?;
     }
-    // Finite values may have a sum that is not; what is not finite differs from itself, or has no difference to itself.
-    let differences = values.to_dtype(DType::F32).and_then(|v| v.sub(&v)?.sum_all()?.to_scalar::<f32>());
+    // Finite values may have a sum that is not; what is not finite differs from itself, or has no
+    // difference to itself.
+    let differences =
+        values.to_dtype(DType::F32).and_then(|v| v.sub(&v)?.sum_all()?.to_scalar::<f32>());
     if differences.context(|| what.to_owned())? == 0.0 {
         return Ok(());
     }
@@ -31,8 +37,11 @@ pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator
         }
         _ => "activations overflowed: compute in f32 (--dtype f32), or check the text",
     };
-    Err(Error::new(Kind::Numeric, format!("{what}: not finite, though the weights that they are made with are"))
-        .remedy(remedy))
+    Err(Error::new(
+        Kind::Numeric,
+        format!("{what}: not finite, though the weights that they are made with are"),
+    )
+    .remedy(remedy))
 }
 
 /// Fails if `weight`, or what scales it, has a value that is not finite.

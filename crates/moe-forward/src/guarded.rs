@@ -1,4 +1,5 @@
-//! Calls into code that panics where it should return an error: tokenizers 0.23 does on files that contradict themselves.
+//! Calls into code that panics where it should return an error: tokenizers 0.23 does on files that
+//! contradict themselves.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +19,10 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokeni
     let result = catch_unwind(AssertUnwindSafe(call));
     GUARDED.set(false);
     result.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let said = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or(panic.downcast_ref::<&str>().copied());
         Err(said.unwrap_or("it panicked").into())
     })
 }

@@ -1,4 +1,5 @@
-//! Multi-head latent attention (DeepSeek-V2, 2405.04434 §2.1), with keys and values written out for every head.
+//! Multi-head latent attention (DeepSeek-V2, 2405.04434 §2.1), with keys and values written out for
+//! every head.
 
 use std::ops::Range;
 
@@ -34,7 +35,9 @@ impl LoadedLatent {
         let q_latent = attention.q_latent.as_ref();
         Ok(Self {
             q_latent: q_latent
-                .map(|latent| Ok((loader.linear(&latent.projection)?, loader.tensor(&latent.norm)?)))
+                .map(|latent| {
+                    Ok((loader.linear(&latent.projection)?, loader.tensor(&latent.norm)?))
+                })
                 .transpose()?,
             q: loader.linear(&attention.q)?,
             kv_a: loader.linear(&attention.kv_a)?,
@@ -51,7 +54,13 @@ impl LoadedLatent {
         })
     }
 
-    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary, seen: Seen<'_>) -> CandleResult<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        spans: &[Range<usize>],
+        rotary: &Rotary,
+        seen: Seen<'_>,
+    ) -> CandleResult<Tensor> {
         seen(0, x);
         let (tokens, heads) = (x.dim(0)?, self.heads);
         let kv_b = if self.q_latent.is_some() { 3 } else { 2 };
@@ -63,10 +72,16 @@ impl LoadedLatent {
         let kv = self.kv_b.forward(&latent)?.reshape((tokens, heads, self.nope + self.value))?;
         let sequences = spans.iter().map(|span| {
             let part = |x: &Tensor, start, width| {
-                x.narrow(0, span.start, span.len())?.narrow(D::Minus1, start, width)?.transpose(0, 1)?.contiguous()
+                x.narrow(0, span.start, span.len())?
+                    .narrow(D::Minus1, start, width)?
+                    .transpose(0, 1)?
+                    .contiguous()
             };
             let q_rope = rotary.apply(&part(&q, self.nope, self.rope)?)?;
-            let k_rope = rotary.apply(&part(&k_rope, 0, self.rope)?)?.broadcast_as(q_rope.shape())?.contiguous()?;
+            let k_rope = rotary
+                .apply(&part(&k_rope, 0, self.rope)?)?
+                .broadcast_as(q_rope.shape())?
+                .contiguous()?;
             let q = Tensor::cat(&[&part(&q, 0, self.nope)?, &q_rope], D::Minus1)?;
             let k = Tensor::cat(&[&part(&kv, 0, self.nope)?, &k_rope], D::Minus1)?;
             self.scores.attend(q, &k, &part(&kv, self.nope, self.value)?)

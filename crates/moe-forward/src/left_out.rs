@@ -17,7 +17,8 @@ use crate::loader::Loader;
 /// A mixture's outputs take so much of a device at a time.
 const DEVICE_BYTES: usize = 256 << 20;
 
-/// For each position of `Routing::selected`, what leaving that expert out does to its token's output.
+/// For each position of `Routing::selected`, what leaving that expert out does to its token's
+/// output.
 #[derive(Debug, Clone)]
 pub struct LeftOut<'a> {
     /// Where tokens go with all experts.
@@ -43,11 +44,11 @@ pub(crate) struct LeftOutParts<'a> {
 }
 
 impl<'a> LeftOutParts<'a> {
-    /// Leaves each expert out where it was selected. `outputs` holds experts' outputs, that for each (token, choice) in
-    /// the row that `place` says; `y` is the block's output.
+    /// Leaves each expert out where it was selected. `outputs` holds experts' outputs, that for
+    /// each (token, choice) in the row that `place` says; `y` is the block's output.
     ///
-    /// A token that loses an expert mostly gains the next one in its order, so few more outputs are needed than the
-    /// mixture has computed anyway.
+    /// A token that loses an expert mostly gains the next one in its order, so few more outputs are
+    /// needed than the mixture has computed anyway.
     pub fn without_each(&self, outputs: &Tensor, place: &[u32], y: &Tensor) -> Result<LeftOut<'a>> {
         let of = || format!("the experts' output in layer {} without each of them", self.index);
         let anew = route_without_each(self.logits, self.rule, self.routing).context(of)?;
@@ -56,13 +57,18 @@ impl<'a> LeftOutParts<'a> {
         let k = self.routing.top_k;
         let row = |(choice, expert): (usize, &u32)| {
             let token = choice / (k * k);
-            match self.routing.selected[token * k..][..k].iter().position(|selected| selected == expert) {
+            match self.routing.selected[token * k..][..k]
+                .iter()
+                .position(|selected| selected == expert)
+            {
                 Some(choice) => place[token * k + choice],
                 None => further.rows[&(token as u32, *expert)],
             }
         };
         let anew_rows: Vec<u32> = anew.selected.iter().enumerate().map(row).collect();
-        let outputs = Tensor::cat(&Vec::from_iter(std::iter::once(outputs).chain(&further.outputs)), 0).context(of)?;
+        let outputs =
+            Tensor::cat(&Vec::from_iter(std::iter::once(outputs).chain(&further.outputs)), 0)
+                .context(of)?;
         let mixtures = Mixtures {
             outputs: &outputs,
             y,
@@ -91,9 +97,13 @@ impl<'a> LeftOutParts<'a> {
             tokens.dedup();
             let network = &self.moe.experts[expert as usize];
             let of = || format!("the expert of {}", network.down.weight.name());
-            let select = || self.x.index_select(&Tensor::from_slice(&tokens, tokens.len(), self.x.device())?, 0);
+            let select = || {
+                self.x.index_select(&Tensor::from_slice(&tokens, tokens.len(), self.x.device())?, 0)
+            };
             further.outputs.push(output_of(self.loader, network, &select().context(of)?)?);
-            further.rows.extend(tokens.iter().zip(row..).map(|(token, row)| ((*token, expert), row)));
+            further
+                .rows
+                .extend(tokens.iter().zip(row..).map(|(token, row)| ((*token, expert), row)));
             row += tokens.len() as u32;
         }
         Ok(further)
@@ -157,7 +167,8 @@ impl Mixtures<'_> {
             let square = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>();
             let without = |choice: usize| {
                 let rest = mixed(self.anew, token * k + choice);
-                let change: Vec<f64> = rest.iter().zip(&routed).map(|(rest, all)| rest - all).collect();
+                let change: Vec<f64> =
+                    rest.iter().zip(&routed).map(|(rest, all)| rest - all).collect();
                 let left: Vec<f64> = y.iter().zip(&change).map(|(y, change)| y + change).collect();
                 let dot: f64 = y.iter().zip(&left).map(|(a, b)| a * b).sum();
                 let norms = (square(&y) * square(&left)).sqrt();
@@ -187,7 +198,8 @@ impl Mixtures<'_> {
             let of_y = square(&y)?;
             let mut columns = vec![of_y.clone()];
             for choice in 0..self.k {
-                let change = (self.mixed(self.anew, start..start + count, self.k, choice)? - &routed)?;
+                let change =
+                    (self.mixed(self.anew, start..start + count, self.k, choice)? - &routed)?;
                 let left = (&y + &change)?;
                 columns.extend([square(&change)?, (&y * &left)?.sum(1)?, square(&left)?]);
             }
@@ -210,14 +222,21 @@ impl Mixtures<'_> {
     }
 
     /// The `which`-th of `each` mixtures of `tokens`, `[tokens, hidden]`.
-    fn mixed(&self, choices: Choices<'_>, tokens: Range<usize>, each: usize, which: usize) -> CandleResult<Tensor> {
+    fn mixed(
+        &self,
+        choices: Choices<'_>,
+        tokens: Range<usize>,
+        each: usize,
+        which: usize,
+    ) -> CandleResult<Tensor> {
         let device = self.y.device();
         let mut sum: Option<Tensor> = None;
         for choice in 0..self.k {
             let places = || tokens.clone().map(|token| (token * each + which) * self.k + choice);
             let rows: Vec<u32> = places().map(|place| choices.rows[place]).collect();
             let gates: Vec<f32> = places().map(|place| choices.gates[place]).collect();
-            let outputs = self.outputs.index_select(&Tensor::from_vec(rows, tokens.len(), device)?, 0)?;
+            let outputs =
+                self.outputs.index_select(&Tensor::from_vec(rows, tokens.len(), device)?, 0)?;
             let gates = Tensor::from_vec(gates, (tokens.len(), 1), device)?;
             let weighed = outputs.to_dtype(DType::F32)?.broadcast_mul(&gates)?;
             sum = Some(match sum {
@@ -241,11 +260,13 @@ mod tests {
         let (tokens, k, hidden, rows) = (40, 3, 6, 50);
         let mut random = generator(3, 0);
         let mut tensor = |rows: usize| {
-            Tensor::from_vec(normal(rows * hidden, 1.0, &mut random), (rows, hidden), &Device::Cpu).unwrap()
+            Tensor::from_vec(normal(rows * hidden, 1.0, &mut random), (rows, hidden), &Device::Cpu)
+                .unwrap()
         };
         let (outputs, y) = (tensor(rows), tensor(tokens));
-        let mut places =
-            |count: usize| -> Vec<u32> { (0..count).map(|_| choose(1, rows, &mut random)[0] as u32).collect() };
+        let mut places = |count: usize| -> Vec<u32> {
+            (0..count).map(|_| choose(1, rows, &mut random)[0] as u32).collect()
+        };
         let (routed, anew) = (places(tokens * k), places(tokens * k * k));
         let gates = normal(tokens * k * k, 1.0, &mut generator(3, 1));
         let mixtures = Mixtures {
@@ -257,7 +278,9 @@ mod tests {
         };
         let (host, device) = (mixtures.on_host().unwrap(), mixtures.on_device().unwrap());
         assert_eq!(host.errors.len(), tokens * k);
-        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5 * b.abs().max(1.0));
+        let close = |a: &[f64], b: &[f64]| {
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5 * b.abs().max(1.0))
+        };
         assert!(close(&device.errors, &host.errors) && close(&device.cosines, &host.cosines));
         assert!(close(&device.output_square_norms, &host.output_square_norms));
     }

@@ -1,7 +1,7 @@
 //! Running models: one generic decoder driven by the typed layers, streamed layer by layer.
 //!
-//! A layer's weights are loaded, used and dropped; hidden states of all tokens stay in memory. There is
-//! no code for a family here: what a layer does follows from its type.
+//! A layer's weights are loaded, used and dropped; hidden states of all tokens stay in memory.
+//! There is no code for a family here: what a layer does follows from its type.
 
 #![deny(clippy::unwrap_used)]
 
@@ -56,8 +56,12 @@ pub use prompts::{Prompts, load_prompts};
 pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
-pub use sweep::{Converted, Converter, ExpertRun, Forcing, Head, Inputs, Observer, Silent, Sweep, Wants, embed};
+pub use sweep::{
+    Converted, Converter, ExpertRun, Forcing, Head, Inputs, Observer, Silent, Sweep, Wants, embed,
+};
 pub use text::{HELD_BYTES_A_TOKEN, Room};
 pub use text_read::{TextRead, digests_of};
-pub use tokenizer::{TOKENIZER_FILE, TextTokenizer, special_tokens, tokenizer_files, tokens_beyond_vocabulary};
+pub use tokenizer::{
+    TOKENIZER_FILE, TextTokenizer, special_tokens, tokenizer_files, tokens_beyond_vocabulary,
+};
 pub use work::ForwardWork;

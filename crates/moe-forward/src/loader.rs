@@ -26,8 +26,8 @@ pub(crate) struct Loader<'a> {
     pub ahead: Option<&'a Prefetcher>,
 }
 
-/// Tensors of a model that another one, run in step with it, is made of too: each is loaded once. And those that take the
-/// place of what files hold.
+/// Tensors of a model that another one, run in step with it, is made of too: each is loaded once.
+/// And those that take the place of what files hold.
 #[derive(Default)]
 pub(crate) struct Shared {
     lent: Overrides,
@@ -58,7 +58,9 @@ impl Shared {
 
     fn keep(&self, weight: &Weight, tensor: &Tensor) {
         let wanted = self.wanted.borrow();
-        if self.recording.get() && wanted.as_ref().is_none_or(|all| all.iter().any(|one| one.same_source(weight))) {
+        if self.recording.get()
+            && wanted.as_ref().is_none_or(|all| all.iter().any(|one| one.same_source(weight)))
+        {
             self.tensors.borrow_mut().push((weight.clone(), tensor.clone()));
         }
     }
@@ -97,9 +99,11 @@ pub fn candle_dtype(weight: &Weight) -> Result<DType> {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::BF16),
-        other => Err(Error::new(Kind::Unsupported, format!("no new weights can be made in {other}"))
-            .tensor(weight.name())
-            .remedy("start from the unquantized checkpoint")),
+        other => {
+            Err(Error::new(Kind::Unsupported, format!("no new weights can be made in {other}"))
+                .tensor(weight.name())
+                .remedy("start from the unquantized checkpoint"))
+        }
     }
 }
 
@@ -134,7 +138,8 @@ impl<'a> Loader<'a> {
         let tensor = self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
                 let dtype = candle_dtype(weight)?;
-                encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute).context(|| of(weight))
+                encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute)
+                    .context(|| of(weight))
             }
             _ => self.dequantized(weight),
         })?;
@@ -145,18 +150,24 @@ impl<'a> Loader<'a> {
     pub fn matrix(self, weight: &Weight) -> Result<Tensor> {
         self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
-                let values =
-                    self.ahead.and_then(|ahead| ahead.take(weight)).unwrap_or_else(|| prefetcher::read(weight))?;
+                let values = self
+                    .ahead
+                    .and_then(|ahead| ahead.take(weight))
+                    .unwrap_or_else(|| prefetcher::read(weight))?;
                 values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
             }
             _ => self.dequantized(weight),
         })
     }
 
-    /// The values of a quantized matrix. Activations stay as they are: only weights are quantized here.
+    /// The values of a quantized matrix. Activations stay as they are: only weights are quantized
+    /// here.
     fn dequantized(self, weight: &Weight) -> Result<Tensor> {
         let values = quantized_values(weight)?.expect("the weight is quantized");
-        let tensor = || Tensor::from_vec(values, weight.shape(), &self.compute.device)?.to_dtype(self.compute.dtype);
+        let tensor = || {
+            Tensor::from_vec(values, weight.shape(), &self.compute.device)?
+                .to_dtype(self.compute.dtype)
+        };
         tensor().context(|| of(weight))
     }
 
@@ -176,7 +187,10 @@ impl<'a> Loader<'a> {
         let lent = self.shared.is_some_and(|shared| shared.lent.find(weight).is_some());
         let Some(stored) = weight.stored().filter(|_| !lent) else {
             let ids = Tensor::new(ids, &self.compute.device).context(|| "an index".into())?;
-            return self.tensor(weight)?.index_select(&ids, 0).context(|| format!("rows of {}", weight.name()));
+            return self
+                .tensor(weight)?
+                .index_select(&ids, 0)
+                .context(|| format!("rows of {}", weight.name()));
         };
         let columns = weight.shape()[1];
         let row_bytes = (weight.bytes() / weight.shape()[0] as u64) as usize;

@@ -53,7 +53,11 @@ impl StatisticsObserver {
     pub fn new(model: &Model, options: ObserverOptions) -> Self {
         let sizes = |layer: &moe_model::Layer| {
             let moe = layer.ffn.moe()?;
-            Some(Sizes { experts: moe.experts.len(), hidden: model.hidden, width: moe.experts[0].width() })
+            Some(Sizes {
+                experts: moe.experts.len(),
+                hidden: model.hidden,
+                width: moe.experts[0].width(),
+            })
         };
         Self { sizes: model.layers.iter().map(sizes).collect(), options, layer: None }
     }
@@ -63,7 +67,9 @@ impl StatisticsObserver {
     /// # Errors
     /// What the device returns.
     pub fn take(&mut self) -> Result<Option<Vec<Sums>>> {
-        let Some(Layer { index, mut sums, mut observed, .. }) = self.layer.take() else { return Ok(None) };
+        let Some(Layer { index, mut sums, mut observed, .. }) = self.layer.take() else {
+            return Ok(None);
+        };
         observed.finish(&mut sums).context(|| format!("statistics of layer {index}"))?;
         Ok(Some(sums))
     }
@@ -71,17 +77,24 @@ impl StatisticsObserver {
     /// Which of the batch's `tokens` count in any statistic, as positions among these.
     pub fn counted_of(&self, tokens: std::ops::Range<usize>) -> Vec<u32> {
         let first = tokens.start;
-        tokens.filter(|token| self.group(*token).is_some()).map(|token| (token - first) as u32).collect()
+        tokens
+            .filter(|token| self.group(*token).is_some())
+            .map(|token| (token - first) as u32)
+            .collect()
     }
 
     fn group(&self, token: usize) -> Option<usize> {
-        Some(self.options.group_of[token]).filter(|group| *group != UNCOUNTED).map(|group| group as usize)
+        Some(self.options.group_of[token])
+            .filter(|group| *group != UNCOUNTED)
+            .map(|group| group as usize)
     }
 
     /// The group and the position of those rows of the last `routed` that count.
     fn counted<'a>(&'a self, rows: impl Iterator<Item = usize> + 'a) -> Vec<(usize, usize)> {
         let first = self.layer.as_ref().map_or(0, |layer| layer.tokens.start);
-        rows.enumerate().filter_map(|(position, row)| Some((self.group(first + row)?, position))).collect()
+        rows.enumerate()
+            .filter_map(|(position, row)| Some((self.group(first + row)?, position)))
+            .collect()
     }
 
     fn layer(&mut self) -> &mut Layer {
@@ -115,12 +128,19 @@ impl Observer for StatisticsObserver {
             let probabilities = sums.get_mut(Quantity::Probabilities).iter_mut().zip(scores);
             probabilities.for_each(|(sum, score)| *sum += f64::from(*score));
         }
-        observed.logits(sums, logits, &counted).context(|| format!("statistics of the router of layer {index}"))
+        observed
+            .logits(sums, logits, &counted)
+            .context(|| format!("statistics of the router of layer {index}"))
     }
 
     fn expert_ran(&mut self, index: usize, run: &ExpertRun<'_>) -> Result<()> {
         let counted = self.counted(run.tokens.iter().map(|row| *row as usize));
-        let ran = Ran { expert: run.expert, gates: run.gates, activations: run.activations, outputs: run.output };
+        let ran = Ran {
+            expert: run.expert,
+            gates: run.gates,
+            activations: run.activations,
+            outputs: run.output,
+        };
         let Layer { sums, observed, .. } = self.layer();
         observed
             .expert(sums, &ran, &counted)
@@ -142,8 +162,11 @@ impl Observer for StatisticsObserver {
     }
 
     fn sampled(&mut self, _: usize) -> Vec<u32> {
-        let Some(layer) = self.layer.as_ref().filter(|_| self.options.sample_every > 0) else { return Vec::new() };
-        let chosen = layer.tokens.clone().filter(|token| token.is_multiple_of(self.options.sample_every));
+        let Some(layer) = self.layer.as_ref().filter(|_| self.options.sample_every > 0) else {
+            return Vec::new();
+        };
+        let chosen =
+            layer.tokens.clone().filter(|token| token.is_multiple_of(self.options.sample_every));
         let counted = chosen.filter(|token| self.group(*token).is_some());
         let tokens: Vec<u32> = counted.map(|token| (token - layer.tokens.start) as u32).collect();
         for (group, _) in self.counted(tokens.iter().map(|token| *token as usize)) {
@@ -152,7 +175,13 @@ impl Observer for StatisticsObserver {
         tokens
     }
 
-    fn sampled_output(&mut self, layer: usize, expert: usize, tokens: &[u32], output: &Tensor) -> Result<()> {
+    fn sampled_output(
+        &mut self,
+        layer: usize,
+        expert: usize,
+        tokens: &[u32],
+        output: &Tensor,
+    ) -> Result<()> {
         let counted = self.counted(tokens.iter().map(|token| *token as usize));
         let Layer { sums, observed, .. } = self.layer();
         let added = observed.sampled(sums, expert, output, &counted);

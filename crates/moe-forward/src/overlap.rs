@@ -5,21 +5,24 @@ use std::ops::Range;
 
 /// So many tokens in a row aren't the same by chance.
 const RUN: usize = 32;
-/// What each token of a run is multiplied by once for every token behind it: odd, so that no bit is lost.
+/// What each token of a run is multiplied by once for every token behind it: odd, so that no bit is
+/// lost.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A run that stands in more sequences than these is a template of theirs, such as a system prompt or a licence, and no text of its own.
+/// A run that stands in more sequences than these is a template of theirs, such as a system prompt
+/// or a licence, and no text of its own.
 const MOST_ALIKE: u32 = 2;
 
-/// A sequence of which less stands elsewhere is clean, the words that texts of one kind share being no more than that (Llama 2,
-/// arXiv:2307.09288, appendix A.6).
+/// A sequence of which less stands elsewhere is clean, the words that texts of one kind share being
+/// no more than that (Llama 2, arXiv:2307.09288, appendix A.6).
 const CLEAN: f64 = 0.2;
 
-/// How many tokens of `sequences` stand in `others`, too, at whatever place, in runs of 32 tokens. A sequence that is shorter is the same
-/// as a whole one of `others`, or counts as another text.
+/// How many tokens of `sequences` stand in `others`, too, at whatever place, in runs of 32 tokens.
+/// A sequence that is shorter is the same as a whole one of `others`, or counts as another text.
 ///
-/// Templates, which stand in three sequences or more, say nothing of whether a sequence is known: that is judged by its own tokens, and
-/// then holds for all of them. A sequence of which less than a fifth is known doesn't count.
+/// Templates, which stand in three sequences or more, say nothing of whether a sequence is known:
+/// that is judged by its own tokens, and then holds for all of them. A sequence of which less than
+/// a fifth is known doesn't count.
 pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s [u32]>) -> usize {
     // In how many sequences each run stands, and the last of them.
     let mut wanted: HashMap<u64, (u32, usize)> = HashMap::new();
@@ -39,8 +42,11 @@ pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s
             }
         });
     }
-    let templates: HashSet<u64> =
-        wanted.into_iter().filter(|(_, (count, _))| *count > MOST_ALIKE).map(|(hash, _)| hash).collect();
+    let templates: HashSet<u64> = wanted
+        .into_iter()
+        .filter(|(_, (count, _))| *count > MOST_ALIKE)
+        .map(|(hash, _)| hash)
+        .collect();
     let known = |sequence: &&[u32]| {
         let share = known_share(sequence, &found, &templates);
         if share < CLEAN { 0 } else { (share * sequence.len() as f64).round() as usize }
@@ -48,8 +54,8 @@ pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s
     sequences.iter().map(known).sum()
 }
 
-/// How much of a sequence's own tokens stands in runs whose hashes were `found`. Where all its tokens are of `templates`, it has no
-/// others by which to judge.
+/// How much of a sequence's own tokens stands in runs whose hashes were `found`. Where all its
+/// tokens are of `templates`, it has no others by which to judge.
 fn known_share(sequence: &[u32], found: &HashSet<u64>, templates: &HashSet<u64>) -> f64 {
     let of_template = covered(sequence, |_, hash| templates.contains(&hash));
     let is_own: Vec<bool> = match of_template.contains(&false) {
@@ -80,7 +86,8 @@ fn covered(sequence: &[u32], is_meant: impl Fn(Range<usize>, u64) -> bool) -> Ve
     covered
 }
 
-/// Calls `see` with start and hash of every run of `sequence`, which is one run itself where it is shorter.
+/// Calls `see` with start and hash of every run of `sequence`, which is one run itself where it is
+/// shorter.
 fn each_run(sequence: &[u32], mut see: impl FnMut(usize, u64)) {
     let add = |hash: u64, token: u32| hash.wrapping_mul(BASE).wrapping_add(u64::from(token) + 1);
     if sequence.len() < RUN {
@@ -110,7 +117,8 @@ mod tests {
         let shifted = [&other[..7], &text[20..120], &other[7..50]].concat();
         assert_eq!(overlap(&[&text], [text.as_slice()]), 200);
         assert_eq!(overlap(&[&text], [other.as_slice()]), 0);
-        // i² mod 97 comes again after 97 tokens, so that every run of the text is one of the hundred.
+        // i² mod 97 comes again after 97 tokens, so that every run of the text is one of the
+        // hundred.
         assert_eq!(overlap(&[&text[..97]], [shifted.as_slice()]), 77);
         assert_eq!(overlap(&[&text[..40], &other[..32]], [shifted.as_slice(), &other]), 32);
         // A short one is found as a whole alone.
@@ -123,7 +131,8 @@ mod tests {
     fn templates_of_the_text_are_not_learned() {
         let template: Vec<u32> = (0..100).collect();
         let greeting = [7, 8, 9];
-        let chat = |own: u32| [&template[..], &greeting, &(own..own + 60).collect::<Vec<u32>>()].concat();
+        let chat =
+            |own: u32| [&template[..], &greeting, &(own..own + 60).collect::<Vec<u32>>()].concat();
         let held_out: Vec<Vec<u32>> = (1..6).map(|at| chat(1000 * at)).collect();
         let held_out: Vec<&[u32]> = held_out.iter().map(Vec::as_slice).collect();
         let (other, again) = (chat(9000), chat(3000));
@@ -138,8 +147,12 @@ mod tests {
     fn words_that_many_texts_use_are_not_learned() {
         let phrase: Vec<u32> = (0..40).collect();
         let text = |own: u32| {
-            [&(own..own + 100).collect::<Vec<u32>>()[..], &phrase, &(own + 100..own + 180).collect::<Vec<u32>>()]
-                .concat()
+            [
+                &(own..own + 100).collect::<Vec<u32>>()[..],
+                &phrase,
+                &(own + 100..own + 180).collect::<Vec<u32>>(),
+            ]
+            .concat()
         };
         let held_out = [text(1000), text(2000)];
         let held_out: Vec<&[u32]> = held_out.iter().map(Vec::as_slice).collect();

@@ -13,7 +13,8 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::sweep::{Head, Observer, Sweep};
 
-/// Selections must agree where the reference's decision, p_k − p_{k+1} of what it chooses by, is clearer than this.
+/// Selections must agree where the reference's decision, p_k − p_{k+1} of what it chooses by, is
+/// clearer than this.
 const MARGIN: f32 = 1e-5;
 
 /// How far a forward pass is from its reference.
@@ -27,9 +28,10 @@ pub struct Parity {
     pub misrouted: usize,
 }
 
-/// Runs `model` on the tokens in `tokens` (JSON) and compares with the safetensors file `reference`: "logits", and
-/// for each sparse layer "router_logits.N", "selected.N" and maybe "weights.N" and "choice.N", the scores that experts
-/// are chosen by where those aren't softmax(router_logits).
+/// Runs `model` on the tokens in `tokens` (JSON) and compares with the safetensors file
+/// `reference`: "logits", and for each sparse layer "router_logits.N", "selected.N" and maybe
+/// "weights.N" and "choice.N", the scores that experts are chosen by where those aren't
+/// softmax(router_logits).
 ///
 /// # Errors
 /// What reading and computing return; [`Kind::Mismatch`] where the reference is of another model.
@@ -40,13 +42,15 @@ pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute)
     let mut sweep = Sweep::new(model, &batch, compute)?;
     sweep.run(&mut recorder)?;
     let logits = Head::load(model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
-    let mut parity = Parity { logits: max_difference(&logits, reference.get("logits")?)?, ..Parity::default() };
+    let mut parity =
+        Parity { logits: max_difference(&logits, reference.get("logits")?)?, ..Parity::default() };
     for (layer, _) in model.moes() {
         let routing = Recorder::join(&recorder.0, layer);
         parity.misrouted += reference.misrouted(layer, &routing)?;
         if let Ok(weights) = reference.get(&format!("weights.{layer}")) {
             let ours = Tensor::from_slice(&routing.weights, weights.dims(), &Device::Cpu);
-            parity.weights = parity.weights.max(max_difference(&ours.context(|| "weights".into())?, weights)?);
+            parity.weights =
+                parity.weights.max(max_difference(&ours.context(|| "weights".into())?, weights)?);
         }
     }
     Ok(parity)
@@ -58,7 +62,10 @@ pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute)
 /// [`Kind::Mismatch`] for different shapes.
 pub fn max_difference(a: &Tensor, b: &Tensor) -> Result<f32> {
     if a.dims() != b.dims() {
-        return Err(Error::new(Kind::Mismatch, format!("shapes {:?} and {:?} differ", a.dims(), b.dims())));
+        return Err(Error::new(
+            Kind::Mismatch,
+            format!("shapes {:?} and {:?} differ", a.dims(), b.dims()),
+        ));
     }
     let difference = || (a.to_device(&Device::Cpu)? - b)?.abs()?.flatten_all()?.to_vec1::<f32>();
     // f32::max would skip a NaN.
@@ -78,7 +85,11 @@ struct Reference<'a> {
 
 impl Reference<'_> {
     fn get(&self, name: &str) -> Result<&Tensor> {
-        let missing = || Error::new(Kind::Mismatch, "the reference has no such tensor").tensor(name).file(self.file);
+        let missing = || {
+            Error::new(Kind::Mismatch, "the reference has no such tensor")
+                .tensor(name)
+                .file(self.file)
+        };
         self.tensors.get(name).ok_or_else(missing)
     }
 
@@ -90,16 +101,23 @@ impl Reference<'_> {
         let rows = || -> candle_core::Result<_> {
             let p = match choice {
                 Some(choice) => choice.clone(),
-                None => candle_nn::ops::softmax_last_dim(&logits.to_dtype(DType::F32)?.contiguous()?)?,
+                None => {
+                    candle_nn::ops::softmax_last_dim(&logits.to_dtype(DType::F32)?.contiguous()?)?
+                }
             };
             Ok((p.to_vec2::<f32>()?, selected.to_dtype(DType::U32)?.to_vec2::<u32>()?))
         };
         let (p, selected) = rows().context(|| "a reference".into())?;
         if selected.len() != routing.tokens() {
-            return Err(Error::new(Kind::Mismatch, "the reference has other tokens").file(self.file));
+            return Err(
+                Error::new(Kind::Mismatch, "the reference has other tokens").file(self.file)
+            );
         }
         let ours = routing.selected.chunks_exact(routing.top_k);
-        Ok(ours.zip(selected.iter().zip(&p)).filter(|(ours, (theirs, p))| differ(ours, theirs, p)).count())
+        Ok(ours
+            .zip(selected.iter().zip(&p))
+            .filter(|(ours, (theirs, p))| differ(ours, theirs, p))
+            .count())
     }
 }
 
@@ -117,9 +135,15 @@ struct Recorder(Vec<(usize, Routing)>);
 impl Recorder {
     /// All parts of one layer's routing.
     fn join(parts: &[(usize, Routing)], layer: usize) -> Routing {
-        let mut parts = parts.iter().filter(|(index, _)| *index == layer).map(|(_, routing)| routing.clone());
-        let mut whole =
-            parts.next().unwrap_or(Routing { experts: 0, top_k: 1, selected: vec![], weights: vec![], scores: vec![] });
+        let mut parts =
+            parts.iter().filter(|(index, _)| *index == layer).map(|(_, routing)| routing.clone());
+        let mut whole = parts.next().unwrap_or(Routing {
+            experts: 0,
+            top_k: 1,
+            selected: vec![],
+            weights: vec![],
+            scores: vec![],
+        });
         for part in parts {
             whole.selected.extend(part.selected);
             whole.weights.extend(part.weights);

@@ -22,7 +22,8 @@ pub(crate) struct Prefetcher {
 }
 
 impl Prefetcher {
-    /// Runs `work` while another thread reads those of `weights` that lie in files as they are computed with.
+    /// Runs `work` while another thread reads those of `weights` that lie in files as they are
+    /// computed with.
     pub fn reading<T>(weights: impl Iterator<Item = Weight>, work: impl FnOnce(&Self) -> T) -> T {
         let coming: VecDeque<Weight> = weights.filter(lies_plain).collect();
         let (send, read) = sync_channel(AHEAD);
@@ -82,7 +83,11 @@ mod tests {
 
     fn weights(model: &Model) -> Vec<Weight> {
         let (_, moe) = model.moes().next().unwrap();
-        moe.experts.iter().flat_map(|expert| expert.linears()).map(|linear| linear.weight.clone()).collect()
+        moe.experts
+            .iter()
+            .flat_map(|expert| expert.linears())
+            .map(|linear| linear.weight.clone())
+            .collect()
     }
 
     fn model() -> Model {

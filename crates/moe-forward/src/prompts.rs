@@ -32,12 +32,13 @@ pub struct Prompts {
     pub skip: usize,
 }
 
-/// Reads `sets` sets of prompts from the JSON file `path`, tokenised as mergekit does it, with the tokenizer of `model_dir`:
-/// the BOS token, then the prompt, and no other special tokens.
+/// Reads `sets` sets of prompts from the JSON file `path`, tokenised as mergekit does it, with the
+/// tokenizer of `model_dir`: the BOS token, then the prompt, and no other special tokens.
 ///
 /// # Errors
-/// [`Kind::Malformed`] where the file is something else, [`Kind::Usage`] for another number of sets, a set without a
-/// positive prompt, or a prompt without a token; [`Kind::Missing`] without a tokenizer.
+/// [`Kind::Malformed`] where the file is something else, [`Kind::Usage`] for another number of
+/// sets, a set without a positive prompt, or a prompt without a token; [`Kind::Missing`] without a
+/// tokenizer.
 pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompts> {
     let found: Vec<PromptSet> = json::read_expecting(path, REMEDY)?;
     let usage = |what: String| Error::new(Kind::Usage, what).file(path);

@@ -19,7 +19,8 @@ pub fn quantized_values(weight: &Weight) -> Result<Option<Vec<f32>>> {
         Encoding::Blocks { scale, block } => {
             let codes = weight.read()?;
             let scales = floats(scale)?;
-            let blocks = Blocks { codes: &codes, shape: shape(weight), scales: &scales, block: *block };
+            let blocks =
+                Blocks { codes: &codes, shape: shape(weight), scales: &scales, block: *block };
             blocks.dequantize().context(|| of(weight)).map(Some)
         }
         Encoding::Packed(packed) => codes(weight, packed).map(|codes| Some(codes.dequantize())),
@@ -58,22 +59,39 @@ fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {
                 Some(zero) => pack::unpack_columns(zero, shape[0], groups, bits)?,
                 None => vec![1 << (bits - 1); shape[0] * groups],
             };
-            Ok(Codes { shape, group, codes: pack::unpack_rows(&words, shape[1], bits)?, scales, zeros })
+            Ok(Codes {
+                shape,
+                group,
+                codes: pack::unpack_rows(&words, shape[1], bits)?,
+                scales,
+                zeros,
+            })
         }
         Packing::Columns => {
             let qzeros = zero.unwrap_or_default();
             pack::unpack_gptq(&pack::Gptq { qweight: words, qzeros, scales }, shape, group, bits)
         }
     };
-    unpack().map_err(|e| Error::new(Kind::Mismatch, "these packed integers don't fit").source(e).tensor(weight.name()))
+    unpack().map_err(|e| {
+        Error::new(Kind::Mismatch, "these packed integers don't fit")
+            .source(e)
+            .tensor(weight.name())
+    })
 }
 
 /// Refuses groups that aren't runs of `group` columns.
 fn check_order(group_of: &Weight, group: usize) -> Result<()> {
-    match words(group_of)?.iter().enumerate().all(|(column, found)| *found as usize == column / group) {
+    match words(group_of)?
+        .iter()
+        .enumerate()
+        .all(|(column, found)| *found as usize == column / group)
+    {
         true => Ok(()),
-        false => Err(Error::new(Kind::Unsupported, "groups of columns out of order are not read by this version")
-            .tensor(group_of.name())
-            .remedy("quantize with static groups")),
+        false => Err(Error::new(
+            Kind::Unsupported,
+            "groups of columns out of order are not read by this version",
+        )
+        .tensor(group_of.name())
+        .remedy("quantize with static groups")),
     }
 }

@@ -10,8 +10,8 @@ use moe_model::{GroupScore, Groups, Router, RouterPrecision, Scoring};
 use crate::context::Context;
 use crate::loader::{Loader, candle_dtype, to_f32};
 
-/// A router in memory. It works in f32, whatever the rest of the model is computed in, unless [`RouterDtype::Model`] is asked for: close
-/// calls decide which expert a token goes to.
+/// A router in memory. It works in f32, whatever the rest of the model is computed in, unless
+/// [`RouterDtype::Model`] is asked for: close calls decide which expert a token goes to.
 pub struct LoadedRouter {
     weight: Tensor,
     rule: RoutingRule,
@@ -46,14 +46,18 @@ impl LoadedRouter {
         let x = x.to_dtype(DType::F32)?;
         let logits = match self.rounds_to {
             None => product(&x, &self.weight)?,
-            // As libraries multiply in half precision: operands are rounded, sums are f32 and rounded once.
-            Some(dtype) => rounded(&product(&rounded(&x, dtype)?, &self.weight.to_dtype(dtype)?)?, dtype)?,
+            // As libraries multiply in half precision: operands are rounded, sums are f32 and
+            // rounded once.
+            Some(dtype) => {
+                rounded(&product(&rounded(&x, dtype)?, &self.weight.to_dtype(dtype)?)?, dtype)?
+            }
         };
         let routing = routing::route(&logits, &self.rule)?;
         Ok((logits, routing))
     }
 
-    /// The weights of `routing`, `[tokens · top_k]`, where the `logits` that it was made of are tracked.
+    /// The weights of `routing`, `[tokens · top_k]`, where the `logits` that it was made of are
+    /// tracked.
     ///
     /// # Errors
     /// What the device returns.
@@ -72,8 +76,14 @@ impl LoadedRouter {
 ///
 /// # Errors
 /// What reading and the device return.
-fn routing_rule(router: &Router, compute: &Compute, rounds_to: Option<DType>) -> Result<RoutingRule> {
-    let read = |bias| to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()));
+fn routing_rule(
+    router: &Router,
+    compute: &Compute,
+    rounds_to: Option<DType>,
+) -> Result<RoutingRule> {
+    let read = |bias| {
+        to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()))
+    };
     Ok(RoutingRule {
         scoring: scoring(router.scoring),
         bias: router.bias.as_ref().map(read).transpose()?,
@@ -81,7 +91,9 @@ fn routing_rule(router: &Router, compute: &Compute, rounds_to: Option<DType>) ->
         top_k: router.top_k,
         normalize: router.normalize,
         scale: router.scale,
-        gates: rounds_to.filter(|_| router.precision == RouterPrecision::Model).unwrap_or(DType::F32),
+        gates: rounds_to
+            .filter(|_| router.precision == RouterPrecision::Model)
+            .unwrap_or(DType::F32),
     })
 }
 

@@ -35,7 +35,12 @@ enum Store {
 
 impl States {
     /// Room for `blocks` of tokens; a block is written before it is read.
-    pub fn new(blocks: &[Range<usize>], hidden: usize, scratch: Option<&Path>, compute: &Compute) -> Result<Self> {
+    pub fn new(
+        blocks: &[Range<usize>],
+        hidden: usize,
+        scratch: Option<&Path>,
+        compute: &Compute,
+    ) -> Result<Self> {
         let store = match scratch {
             None => Store::Memory(vec![None; blocks.len()]),
             Some(dir) => Store::File(Scratch::create(dir)?),
@@ -50,7 +55,9 @@ impl States {
 
     pub fn get(&self, block: usize) -> Result<Tensor> {
         match &self.store {
-            Store::Memory(blocks) => Ok(blocks[block].clone().expect("a block is written before it is read")),
+            Store::Memory(blocks) => {
+                Ok(blocks[block].clone().expect("a block is written before it is read"))
+            }
             Store::File(file) => self.read(file, self.blocks[block].clone()),
         }
     }
@@ -60,7 +67,8 @@ impl States {
         match &mut self.store {
             Store::Memory(blocks) => blocks[block] = Some(states),
             Store::File(file) => {
-                let values = states.to_dtype(DType::F32).and_then(|s| s.flatten_all()?.to_vec1::<f32>());
+                let values =
+                    states.to_dtype(DType::F32).and_then(|s| s.flatten_all()?.to_vec1::<f32>());
                 let values = values.context(|| "hidden states".into())?;
                 file.write_at(offset, bytemuck::cast_slice(&values))?;
             }
@@ -79,13 +87,21 @@ impl States {
             let block = block.as_ref().filter(|_| start < end)?;
             Some(block.narrow(0, start - range.start, end - start))
         };
-        let parts = self.blocks.iter().zip(blocks).filter_map(overlap).collect::<candle_core::Result<Vec<_>>>();
+        let parts = self
+            .blocks
+            .iter()
+            .zip(blocks)
+            .filter_map(overlap)
+            .collect::<candle_core::Result<Vec<_>>>();
         parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| "hidden states".into())
     }
 
     fn read(&self, file: &Scratch, tokens: Range<usize>) -> Result<Tensor> {
         let mut values = vec![0f32; tokens.len() * self.hidden];
-        file.read_at((tokens.start * self.hidden * 4) as u64, bytemuck::cast_slice_mut(&mut values))?;
+        file.read_at(
+            (tokens.start * self.hidden * 4) as u64,
+            bytemuck::cast_slice_mut(&mut values),
+        )?;
         let states = Tensor::from_vec(values, (tokens.len(), self.hidden), &self.compute.device);
         states.and_then(|s| s.to_dtype(self.compute.dtype)).context(|| "hidden states".into())
     }
@@ -96,7 +112,9 @@ pub(crate) fn blocks(spans: &[Range<usize>], tokens: Option<usize>) -> Vec<Range
     let mut blocks: Vec<Range<usize>> = Vec::new();
     for span in spans {
         match blocks.last_mut() {
-            Some(last) if tokens.is_none_or(|tokens| span.end - last.start <= tokens) => last.end = span.end,
+            Some(last) if tokens.is_none_or(|tokens| span.end - last.start <= tokens) => {
+                last.end = span.end
+            }
             _ => blocks.push(span.clone()),
         }
     }

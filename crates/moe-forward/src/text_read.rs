@@ -9,7 +9,8 @@ use std::io::Read as _;
 use crate::chat::Dates;
 use crate::text::{TextFile, Windows};
 
-/// Files that aren't larger are hashed whole, however much was read of them: that takes a tenth of a second.
+/// Files that aren't larger are hashed whole, however much was read of them: that takes a tenth of
+/// a second.
 const HASHED_BYTES: u64 = 64 << 20;
 /// What stands before the hash of what was read of a file, where that isn't the file's.
 const OF_PARTS: &str = "parts:";
@@ -66,8 +67,15 @@ pub(crate) enum How {
 }
 
 impl TextRead {
-    /// What `windows` has that wasn't there `before`, out of `file`, with `dates` of a chat template in it.
-    pub(crate) fn of(file: &TextFile, windows: &Windows, before: &Windows, how: How, dates: Dates) -> Self {
+    /// What `windows` has that wasn't there `before`, out of `file`, with `dates` of a chat
+    /// template in it.
+    pub(crate) fn of(
+        file: &TextFile,
+        windows: &Windows,
+        before: &Windows,
+        how: How,
+        dates: Dates,
+    ) -> Self {
         Self {
             path: file.path().to_owned(),
             taken_for: file.taken_for(),
@@ -84,7 +92,8 @@ impl TextRead {
         }
     }
 
-    /// What a user should know of it; nothing where the file is what its name says and was read whole.
+    /// What a user should know of it; nothing where the file is what its name says and was read
+    /// whole.
     pub fn note(&self) -> Option<String> {
         let places = match &self.how {
             How::Places { cells: [read, all], .. } => {
@@ -107,11 +116,13 @@ impl TextRead {
             dates.push(format!("{} more", self.dates.len() - SHOWN_DATES));
         }
         let dates = dates.join(", ");
-        Some(format!("the chat template writes the date ({dates}), so that its tokens are others on another day"))
+        Some(format!(
+            "the chat template writes the date ({dates}), so that its tokens are others on another day"
+        ))
     }
 
-    /// The hash of what was read, where the file is large and only part of it was: one that another content of the rest doesn't
-    /// change, since it changes no result either.
+    /// The hash of what was read, where the file is large and only part of it was: one that another
+    /// content of the rest doesn't change, since it changes no result either.
     fn digest_of_parts(&self) -> Result<Option<String>> {
         if self.bytes <= HASHED_BYTES || !self.is_plain {
             return Ok(None);
@@ -131,7 +142,9 @@ fn beginning(path: &Path, bytes: u64, end: u64) -> Result<String> {
     let mut left = open_file(path)?.take(end);
     let mut chunk = vec![0; 1 << 20];
     loop {
-        let read = left.read(&mut chunk).map_err(|e| moe_checkpoint::Error::io("cannot read this file", path, e))?;
+        let read = left
+            .read(&mut chunk)
+            .map_err(|e| moe_checkpoint::Error::io("cannot read this file", path, e))?;
         if read == 0 {
             return Ok(hasher.finish());
         }
@@ -145,13 +158,16 @@ fn shown_date((format, date): (&String, &String)) -> String {
     format!("{:?} for {:?}", shortened(date), shortened(format))
 }
 
-/// The hashes of those of `texts` that the hash of the file doesn't tell apart: `parts:` and the SHA-256 of the file's size and of
-/// all bytes that the result depends on, where only parts were read; `dated:` and the SHA-256 of that and of the dates that a chat
-/// template wrote, where it wrote any. Other files are to be hashed whole.
+/// The hashes of those of `texts` that the hash of the file doesn't tell apart: `parts:` and the
+/// SHA-256 of the file's size and of all bytes that the result depends on, where only parts were
+/// read; `dated:` and the SHA-256 of that and of the dates that a chat template wrote, where it
+/// wrote any. Other files are to be hashed whole.
 ///
 /// # Errors
 /// What reading returns.
-pub fn digests_of<'a>(texts: impl IntoIterator<Item = &'a TextRead>) -> Result<BTreeMap<PathBuf, String>> {
+pub fn digests_of<'a>(
+    texts: impl IntoIterator<Item = &'a TextRead>,
+) -> Result<BTreeMap<PathBuf, String>> {
     let mut reads: BTreeMap<&Path, Vec<&TextRead>> = BTreeMap::new();
     for text in texts {
         reads.entry(&text.path).or_default().push(text);
@@ -167,7 +183,8 @@ pub fn digests_of<'a>(texts: impl IntoIterator<Item = &'a TextRead>) -> Result<B
 
 /// The hash of all `reads` of the file `path`, unless it is the file's.
 fn digest_of(path: &Path, reads: &[&TextRead]) -> Result<Option<String>> {
-    let parts: Vec<Option<String>> = reads.iter().map(|read| read.digest_of_parts()).collect::<Result<_>>()?;
+    let parts: Vec<Option<String>> =
+        reads.iter().map(|read| read.digest_of_parts()).collect::<Result<_>>()?;
     // What is read whole for another purpose is hashed whole.
     let parts: Option<Vec<String>> = parts.into_iter().collect();
     let digest = parts.map(|parts| joined(&parts));

@@ -18,7 +18,8 @@ impl ForwardWork {
         let sequence = sequence.clamp(1, tokens.max(1));
         let spans = tokens.div_ceil(sequence);
         let layer = |layer: &Layer| {
-            let attention = attention_flops(model, layer, tokens, (spans * sequence * sequence / 2) as f64);
+            let attention =
+                attention_flops(model, layer, tokens, (spans * sequence * sequence / 2) as f64);
             let weights = match &layer.ffn {
                 Ffn::Dense(network) => elements(network),
                 Ffn::Moe(moe) => {
@@ -47,6 +48,7 @@ fn elements(network: &Expert) -> usize {
 
 /// Projections of `tokens`, and for `pairs` of a query and a key scores and what they weigh.
 pub(crate) fn attention_flops(model: &Model, layer: &Layer, tokens: usize, pairs: f64) -> f64 {
-    let projections: usize = layer.attention.linears().iter().map(|linear| linear.weight.elements()).sum();
+    let projections: usize =
+        layer.attention.linears().iter().map(|linear| linear.weight.elements()).sum();
     Work::products(tokens, projections).flops + 4.0 * pairs * (model.heads * model.head_dim) as f64
 }

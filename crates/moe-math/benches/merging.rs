@@ -1,4 +1,5 @@
-//! What merging a layer computes with, at the sizes of large models. `cargo bench -p moe-math --bench merging`
+//! What merging a layer computes with, at the sizes of large models. `cargo bench -p moe-math
+//! --bench merging`
 
 use candle_core::{DType, Device, Result, Tensor};
 use divan::Bencher;
@@ -32,7 +33,9 @@ fn linkage(bencher: Bencher<'_, '_>, experts: usize) {
 #[divan::bench(args = [768, 1408], sample_count = 1)]
 fn least_squares(bencher: Bencher<'_, '_>, width: usize) {
     let mut squares = LeastSquares::new(width, 2048).expect("sums");
-    let sample = |columns, stream| Tensor::from_vec(noise(4096 * columns, stream), (4096, columns), &Device::Cpu);
+    let sample = |columns, stream| {
+        Tensor::from_vec(noise(4096 * columns, stream), (4096, columns), &Device::Cpu)
+    };
     squares.add(&sample(width, 3).expect("p"), &sample(2048, 4).expect("q")).expect("samples");
     bencher.bench_local(|| squares.solve().expect("a solution"));
 }
@@ -60,7 +63,8 @@ impl Rows for Neurons {
 /// `[experts · 2048, 3 · 2048]`
 #[divan::bench(args = [32, 256], sample_count = 1)]
 fn principal(bencher: Bencher<'_, '_>, experts: usize) {
-    let part = Tensor::from_vec(noise(2048 * 6144, 5), (2048, 6144), &Device::Cpu).and_then(|t| t.to_dtype(DType::F64));
+    let part = Tensor::from_vec(noise(2048 * 6144, 5), (2048, 6144), &Device::Cpu)
+        .and_then(|t| t.to_dtype(DType::F64));
     let rows = Neurons { parts: experts, part: part.expect("neurons") };
     bencher.bench_local(|| Principal::of(&rows, 64, 0, &Device::Cpu).expect("directions"));
 }

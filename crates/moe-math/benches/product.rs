@@ -1,4 +1,5 @@
-//! A few rows times a bf16 matrix: the kernel beside widening and `gemm`. `cargo bench -p moe-math --bench product`
+//! A few rows times a bf16 matrix: the kernel beside widening and `gemm`. `cargo bench -p moe-math
+//! --bench product`
 
 use candle_core::{DType, Device, Tensor};
 use divan::{Bencher, counter::ItemsCount};
@@ -13,7 +14,8 @@ fn main() {
 }
 
 fn operands(rows: usize, (out, width): (usize, usize)) -> (Tensor, Tensor) {
-    let make = |shape: (usize, usize)| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).expect("a tensor");
+    let make =
+        |shape: (usize, usize)| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).expect("a tensor");
     (make((rows, width)), make((out, width)).to_dtype(DType::BF16).expect("a tensor"))
 }
 
@@ -30,5 +32,7 @@ fn kernel<const SHAPE: usize>(bencher: Bencher<'_, '_>, rows: usize) {
 #[divan::bench(consts = [0, 1, 2], args = ROWS)]
 fn widened_gemm<const SHAPE: usize>(bencher: Bencher<'_, '_>, rows: usize) {
     let (x, w) = operands(rows, SHAPES[SHAPE]);
-    bencher.counter(flops(rows, SHAPES[SHAPE])).bench(|| widened_product(&x, &w).expect("a product"));
+    bencher
+        .counter(flops(rows, SHAPES[SHAPE]))
+        .bench(|| widened_product(&x, &w).expect("a product"));
 }

@@ -1,17 +1,20 @@
-//! GPTQ of a layer's experts beside matrix products of as many operations: the items per second of one as a share of the
-//! other's are its share of the machine. `cargo bench -p moe-math --bench quantize`
+//! GPTQ of a layer's experts beside matrix products of as many operations: the items per second of
+//! one as a share of the other's are its share of the machine. `cargo bench -p moe-math --bench
+//! quantize`
 
 use candle_core::DType;
 use divan::{Bencher, counter::ItemsCount};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use moe_math::quantize::{
-    Damping, Factor, Hessian, Options, Problem, Scheme, factorise, objective, pack, round_to_nearest, solve,
+    Damping, Factor, Hessian, Options, Problem, Scheme, factorise, objective, pack,
+    round_to_nearest, solve,
 };
 use moe_math::sampling::{generator, normal};
 use rayon::prelude::*;
 
-/// Experts, N and K: small experts, those of Qwen3-30B-A3B and their down projections, and wide ones.
+/// Experts, N and K: small experts, those of Qwen3-30B-A3B and their down projections, and wide
+/// ones.
 const SHAPES: [[usize; 3]; 4] = [[32, 512, 512], [8, 768, 2048], [8, 2048, 768], [4, 2048, 4096]];
 
 fn main() {
@@ -33,13 +36,22 @@ fn factor(width: usize, act_order: bool) -> Factor<f32> {
 }
 
 fn options(clip_search: bool) -> Options {
-    Options { scheme: Scheme { bits: 4, symmetric: true, group: Some(128), scale_dtype: DType::BF16 }, clip_search }
+    Options {
+        scheme: Scheme { bits: 4, symmetric: true, group: Some(128), scale_dtype: DType::BF16 },
+        clip_search,
+    }
 }
 
-fn solving(bencher: Bencher<'_, '_>, [experts, rows, width]: [usize; 3], act_order: bool, clip_search: bool) {
+fn solving(
+    bencher: Bencher<'_, '_>,
+    [experts, rows, width]: [usize; 3],
+    act_order: bool,
+    clip_search: bool,
+) {
     let factors: Vec<_> = (0..experts).map(|_| factor(width, act_order)).collect();
     let weights: Vec<_> = (0..experts).map(|e| random(rows * width, e as u64)).collect();
-    let problems: Vec<_> = weights.iter().zip(&factors).map(|(weight, factor)| Problem { weight, factor }).collect();
+    let problems: Vec<_> =
+        weights.iter().zip(&factors).map(|(weight, factor)| Problem { weight, factor }).collect();
     bencher
         .counter(ItemsCount::new(experts * rows * width * width))
         .bench(|| solve(&problems, [rows, width], &options(clip_search)).expect("codes"));
@@ -99,10 +111,14 @@ fn products(bencher: Bencher<'_, '_>, [experts, rows, width]: [usize; 3]) {
 #[divan::bench(args = SHAPES)]
 fn objectives(bencher: Bencher<'_, '_>, [experts, rows, width]: [usize; 3]) {
     let (weight, hessian) = (random(rows * width, 1), hessian(width));
-    let codes = round_to_nearest(&weight, [rows, width], &options(false).scheme).expect("codes").dequantize();
-    bencher
-        .counter(ItemsCount::new(2 * experts * rows * width * width))
-        .bench(|| (0..experts).map(|_| objective(&weight, &codes, &hessian).expect("energies")).collect::<Vec<_>>());
+    let codes = round_to_nearest(&weight, [rows, width], &options(false).scheme)
+        .expect("codes")
+        .dequantize();
+    bencher.counter(ItemsCount::new(2 * experts * rows * width * width)).bench(|| {
+        (0..experts)
+            .map(|_| objective(&weight, &codes, &hessian).expect("energies"))
+            .collect::<Vec<_>>()
+    });
 }
 
 /// Weights a second.
@@ -118,5 +134,7 @@ fn rounded_to_nearest(bencher: Bencher<'_, '_>, [_, rows, width]: [usize; 3]) {
 #[divan::bench(args = [2, 3, 4, 8])]
 fn packed(bencher: Bencher<'_, '_>, bits: u32) {
     let codes: Vec<u8> = (0..2048 * 768usize).map(|i| (i % (1 << bits)) as u8).collect();
-    bencher.counter(ItemsCount::new(codes.len())).bench(|| pack::pack_rows(&codes, 768, bits).expect("words"));
+    bencher
+        .counter(ItemsCount::new(codes.len()))
+        .bench(|| pack::pack_rows(&codes, 768, bits).expect("words"));
 }

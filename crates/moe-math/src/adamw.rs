@@ -1,11 +1,13 @@
-//! AdamW (1711.05101) whose moments can be read out and put back, clipping by the global norm, and the cosine schedule.
+//! AdamW (1711.05101) whose moments can be read out and put back, clipping by the global norm, and
+//! the cosine schedule.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use rayon::prelude::*;
 
-/// Elements that a thread takes at a time; sums over parts of them don't depend on how many threads there are.
+/// Elements that a thread takes at a time; sums over parts of them don't depend on how many threads
+/// there are.
 const PART: usize = 1 << 14;
 
 /// What all parameters have in common.
@@ -73,7 +75,8 @@ impl Moments {
         if parameter.device().is_cpu() {
             return Ok(Self::Host(Mutex::new(moments)));
         }
-        let [m, v] = moments.map(|values| Tensor::from_vec(values, parameter.shape(), parameter.device()));
+        let [m, v] =
+            moments.map(|values| Tensor::from_vec(values, parameter.shape(), parameter.device()));
         Ok(Self::Device([m?, v?]))
     }
 
@@ -83,25 +86,41 @@ impl Moments {
     /// What the device returns.
     pub fn read(&self) -> Result<[Vec<f32>; 2]> {
         match self {
-            Self::Host(moments) => Ok(moments.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            Self::Host(moments) => {
+                Ok(moments.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            }
             Self::Device([m, v]) => Ok([m.flatten_all()?.to_vec1()?, v.flatten_all()?.to_vec1()?]),
         }
     }
 }
 
 impl AdamW {
-    /// θ ← θ (1 − ηλ) − η m̂ / (√v̂ + ε), with m and v the running means of g and g², and m̂ and v̂ without their bias
-    /// towards 0; all in f32.
+    /// θ ← θ (1 − ηλ) − η m̂ / (√v̂ + ε), with m and v the running means of g and g², and m̂ and v̂
+    /// without their bias towards 0; all in f32.
     ///
     /// # Errors
     /// For a parameter that is not in f32, or a gradient of another shape; what the device returns.
-    pub fn step(&self, parameter: &Var, gradient: &Tensor, moments: &mut Moments, step: &Step) -> Result<()> {
+    pub fn step(
+        &self,
+        parameter: &Var,
+        gradient: &Tensor,
+        moments: &mut Moments,
+        step: &Step,
+    ) -> Result<()> {
         if parameter.dtype() != DType::F32 || parameter.dims() != gradient.dims() {
-            bail!("a gradient of {:?} for a parameter of {:?}", gradient.shape(), parameter.shape());
+            bail!(
+                "a gradient of {:?} for a parameter of {:?}",
+                gradient.shape(),
+                parameter.shape()
+            );
         }
         let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
         let correction = |beta: f64| 1.0 - beta.powf(step.number as f64);
-        let update = Update { adamw: *self, step, corrections: [correction(self.beta1), correction(self.beta2)] };
+        let update = Update {
+            adamw: *self,
+            step,
+            corrections: [correction(self.beta1), correction(self.beta2)],
+        };
         match moments {
             Moments::Host(moments) => parameter.inplace_op2(&gradient, &OnHost { update, moments }),
             Moments::Device(moments) => update.on_device(parameter, &gradient, moments),
@@ -117,14 +136,20 @@ struct Update<'a> {
 }
 
 impl Update<'_> {
-    fn on_device(&self, parameter: &Var, gradient: &Tensor, [m, v]: &mut [Tensor; 2]) -> Result<()> {
+    fn on_device(
+        &self,
+        parameter: &Var,
+        gradient: &Tensor,
+        [m, v]: &mut [Tensor; 2],
+    ) -> Result<()> {
         let (AdamW { beta1, beta2, eps }, step) = (self.adamw, self.step);
         let gradient = (gradient * step.scale)?;
         *m = ((&*m * beta1)? + (&gradient * (1.0 - beta1))?)?;
         *v = ((&*v * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
         let root = ((v.sqrt()? / self.corrections[1].sqrt())? + eps)?;
         let change = ((&*m / root)? * (step.learning_rate / self.corrections[0]))?;
-        let kept = (parameter.as_detached_tensor() * (1.0 - step.learning_rate * step.weight_decay))?;
+        let kept =
+            (parameter.as_detached_tensor() * (1.0 - step.learning_rate * step.weight_decay))?;
         parameter.set(&(kept - change)?)
     }
 
@@ -153,18 +178,27 @@ impl InplaceOp2 for OnHost<'_> {
         "a step of AdamW"
     }
 
-    fn cpu_fwd(&self, parameter: &mut CpuStorage, p: &Layout, gradient: &CpuStorage, g: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        parameter: &mut CpuStorage,
+        p: &Layout,
+        gradient: &CpuStorage,
+        g: &Layout,
+    ) -> Result<()> {
         let (CpuStorage::F32(parameter), CpuStorage::F32(gradient)) = (parameter, gradient) else {
             bail!("AdamW works in f32")
         };
-        let (Some((p0, p1)), Some((g0, g1))) = (p.contiguous_offsets(), g.contiguous_offsets()) else {
+        let (Some((p0, p1)), Some((g0, g1))) = (p.contiguous_offsets(), g.contiguous_offsets())
+        else {
             bail!("AdamW takes contiguous tensors")
         };
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         let [m, v] = &mut *moments;
         let parts = parameter[p0..p1].par_chunks_mut(PART).zip(gradient[g0..g1].par_chunks(PART));
         let parts = parts.zip(m.par_chunks_mut(PART)).zip(v.par_chunks_mut(PART));
-        parts.for_each(|(((parameter, gradient), m), v)| self.update.on_part(parameter, gradient, m, v));
+        parts.for_each(|(((parameter, gradient), m), v)| {
+            self.update.on_part(parameter, gradient, m, v)
+        });
         Ok(())
     }
 }
@@ -174,22 +208,27 @@ impl InplaceOp2 for OnHost<'_> {
 /// # Errors
 /// What the device returns.
 pub fn square_norm(gradient: &Tensor) -> Result<f64> {
-    let gradient = gradient.to_dtype(DType::F32)?.contiguous()?.to_device(&candle_core::Device::Cpu)?;
+    let gradient =
+        gradient.to_dtype(DType::F32)?.contiguous()?.to_device(&candle_core::Device::Cpu)?;
     let (storage, layout) = gradient.storage_and_layout();
-    let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+    let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
+        (&*storage, layout.contiguous_offsets())
+    else {
         bail!("a gradient that is not in f32")
     };
     let part = |part: &[f32]| part.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
     Ok(values[start..end].par_chunks(PART).map(part).collect::<Vec<_>>().into_iter().sum())
 }
 
-/// What gradients of this global norm are multiplied by so that it is at most `limit`, as torch's `clip_grad_norm_` has it.
+/// What gradients of this global norm are multiplied by so that it is at most `limit`, as torch's
+/// `clip_grad_norm_` has it.
 pub fn clipping(norm: f64, limit: Option<f64>) -> f64 {
     limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0))
 }
 
-/// The factor of the learning rate at `step`, which counts from 0, of `steps`: rises linearly over `warmup` steps, then falls to 0
-/// along half a cosine; transformers' `get_cosine_schedule_with_warmup`.
+/// The factor of the learning rate at `step`, which counts from 0, of `steps`: rises linearly over
+/// `warmup` steps, then falls to 0 along half a cosine; transformers'
+/// `get_cosine_schedule_with_warmup`.
 pub fn cosine(step: u64, warmup: u64, steps: u64) -> f64 {
     if step < warmup {
         return step as f64 / warmup.max(1) as f64;
@@ -203,7 +242,8 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    /// By hand: after the first step m̂ = g and v̂ = g², so that each element moves by η against its gradient's sign.
+    /// By hand: after the first step m̂ = g and v̂ = g², so that each element moves by η against
+    /// its gradient's sign.
     #[test]
     fn the_first_step_is_the_learning_rate() {
         let parameter = Var::new(&[1.0f32, -2.0, 3.0], &Device::Cpu).unwrap();

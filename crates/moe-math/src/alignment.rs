@@ -1,4 +1,5 @@
-//! Aligning the neurons of one expert with those of another: costs of pairs, and the permutation of least cost.
+//! Aligning the neurons of one expert with those of another: costs of pairs, and the permutation of
+//! least cost.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -6,8 +7,8 @@ use rayon::prelude::*;
 use crate::assignment::{AssignmentError, linear};
 use crate::linkage::squared_distance;
 
-/// −⟨rᵢ, mⱼ⟩ for rows of `reference` and `member`, both `[n, d]`: the least total of these is the least ‖R − P M‖_F
-/// (M-SMoE, 2310.01334).
+/// −⟨rᵢ, mⱼ⟩ for rows of `reference` and `member`, both `[n, d]`: the least total of these is the
+/// least ‖R − P M‖_F (M-SMoE, 2310.01334).
 ///
 /// # Errors
 /// What the device returns.
@@ -24,14 +25,19 @@ pub fn negative_products(reference: Tensor, member: Tensor) -> Result<Vec<f64>> 
 pub fn distances(reference: &[f64], member: &[f64], d: usize) -> Vec<f64> {
     let columns = member.len() / d;
     let mut costs = vec![0.0; reference.len() / d * columns];
-    costs.par_chunks_exact_mut(columns.max(1)).zip(reference.par_chunks_exact(d)).for_each(|(costs, row)| {
-        costs.iter_mut().zip(member.chunks_exact(d)).for_each(|(cost, m)| *cost = squared_distance(row, m).sqrt());
-    });
+    costs.par_chunks_exact_mut(columns.max(1)).zip(reference.par_chunks_exact(d)).for_each(
+        |(costs, row)| {
+            costs
+                .iter_mut()
+                .zip(member.chunks_exact(d))
+                .for_each(|(cost, m)| *cost = squared_distance(row, m).sqrt());
+        },
+    );
     costs
 }
 
-/// Which of the member's neurons comes to each place of the reference, at the least total of `cost`, `[n, n]`: rows are
-/// places, columns the member's neurons.
+/// Which of the member's neurons comes to each place of the reference, at the least total of
+/// `cost`, `[n, n]`: rows are places, columns the member's neurons.
 ///
 /// # Errors
 /// [`AssignmentError`] for costs that are no square, or not finite.

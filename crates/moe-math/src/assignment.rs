@@ -1,6 +1,7 @@
 //! Assigning items to places at the least total cost: one to one, or to clusters of limited size.
 //!
-//! Both are exact, run on the calling thread, and break ties by index, so that the same costs give the same assignment.
+//! Both are exact, run on the calling thread, and break ties by index, so that the same costs give
+//! the same assignment.
 
 mod one_to_one;
 mod transport;
@@ -40,10 +41,12 @@ pub enum AssignmentError {
     },
 }
 
-/// The column of each row, so that no column is used twice, min(rows, columns) rows have one, and Σ cost is least.
+/// The column of each row, so that no column is used twice, min(rows, columns) rows have one, and Σ
+/// cost is least.
 ///
-/// `cost` is `[rows, columns]`. The method of Jonker and Volgenant (Computing 38, 1987), as Crouse generalises it to rectangles
-/// (IEEE TAES 52, 2016): O(m²·M) at worst, m the lesser and M the greater of the two sizes.
+/// `cost` is `[rows, columns]`. The method of Jonker and Volgenant (Computing 38, 1987), as Crouse
+/// generalises it to rectangles (IEEE TAES 52, 2016): O(m²·M) at worst, m the lesser and M the
+/// greater of the two sizes.
 ///
 /// # Errors
 /// [`AssignmentError::Shape`] and [`AssignmentError::NotFinite`].
@@ -52,7 +55,8 @@ pub fn linear(cost: &[f64], columns: usize) -> Result<Vec<Option<usize>>, Assign
     if rows <= columns {
         return Ok(columns_of_rows(cost, rows, columns).into_iter().map(Some).collect());
     }
-    let transposed: Vec<f64> = (0..columns).flat_map(|j| (0..rows).map(move |i| cost[i * columns + j])).collect();
+    let transposed: Vec<f64> =
+        (0..columns).flat_map(|j| (0..rows).map(move |i| cost[i * columns + j])).collect();
     let mut column_of = vec![None; rows];
     for (column, row) in columns_of_rows(&transposed, columns, rows).into_iter().enumerate() {
         column_of[row] = Some(column);
@@ -84,7 +88,8 @@ mod tests {
         for column in 0..columns {
             if !used.contains(&column) {
                 used.push(column);
-                best = best.min(cost[row * columns + column] + brute_force(cost, columns, row + 1, used));
+                best = best
+                    .min(cost[row * columns + column] + brute_force(cost, columns, row + 1, used));
                 used.pop();
             }
         }
@@ -95,12 +100,20 @@ mod tests {
     fn totals_are_the_least_of_all_and_both_orientations_agree() {
         let mut random = generator(1, 0);
         for (rows, columns) in [(1, 1), (1, 5), (3, 3), (4, 6), (6, 6)] {
-            let cost: Vec<f64> = (0..rows * columns).map(|_| (unit(&mut random) * 12.0).floor() - 6.0).collect();
-            let chosen: Vec<usize> = linear(&cost, columns).unwrap().into_iter().map(Option::unwrap).collect();
+            let cost: Vec<f64> =
+                (0..rows * columns).map(|_| (unit(&mut random) * 12.0).floor() - 6.0).collect();
+            let chosen: Vec<usize> =
+                linear(&cost, columns).unwrap().into_iter().map(Option::unwrap).collect();
             let total: f64 = chosen.iter().enumerate().map(|(i, j)| cost[i * columns + j]).sum();
-            assert_eq!(total, brute_force(&cost, columns, 0, &mut Vec::new()), "[{rows}, {columns}]");
-            let transposed: Vec<f64> =
-                (0..columns).flat_map(|j| (0..rows).map(move |i| (i, j))).map(|(i, j)| cost[i * columns + j]).collect();
+            assert_eq!(
+                total,
+                brute_force(&cost, columns, 0, &mut Vec::new()),
+                "[{rows}, {columns}]"
+            );
+            let transposed: Vec<f64> = (0..columns)
+                .flat_map(|j| (0..rows).map(move |i| (i, j)))
+                .map(|(i, j)| cost[i * columns + j])
+                .collect();
             let chosen = linear(&transposed, rows).unwrap();
             assert_eq!(chosen.iter().flatten().count(), rows);
             let entry = |(j, i): (usize, &Option<usize>)| i.map(|i| transposed[j * rows + i]);

@@ -1,4 +1,5 @@
-//! Σ gate · output over the experts of each token, expert by expert, so that no output waits for the others.
+//! Σ gate · output over the experts of each token, expert by expert, so that no output waits for
+//! the others.
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
@@ -22,7 +23,8 @@ enum Sum {
     Cuda(HeldOutputs),
     /// On a device that we have no kernels for.
     Device(Tensor),
-    /// Outputs, gates `[n, 1]` and tokens of experts, to be added up at once: a sum for each expert would stay in the graph.
+    /// Outputs, gates `[n, 1]` and tokens of experts, to be added up at once: a sum for each expert
+    /// would stay in the graph.
     Tracked(Vec<(Tensor, Tensor, Vec<u32>)>),
 }
 
@@ -45,7 +47,8 @@ impl HeldOutputs {
         self.outputs.push(if keeps { output.clone() } else { output.to_dtype(DType::F32)? });
         self.tokens.extend(tokens);
         self.gates.extend(gates);
-        let bytes: usize = self.outputs.iter().map(|held| held.elem_count() * held.dtype().size_in_bytes()).sum();
+        let bytes: usize =
+            self.outputs.iter().map(|held| held.elem_count() * held.dtype().size_in_bytes()).sum();
         if bytes > HELD_BYTES { self.flush() } else { Ok(()) }
     }
 
@@ -89,22 +92,39 @@ impl ExpertCombine {
     /// For a token that isn't there, or tokens that don't ascend.
     pub fn add(&mut self, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<()> {
         if output.dims() != [tokens.len(), self.hidden] || gates.len() != tokens.len() {
-            bail!("an output of {:?} for {} tokens and {} gates", output.shape(), tokens.len(), gates.len());
+            bail!(
+                "an output of {:?} for {} tokens and {} gates",
+                output.shape(),
+                tokens.len(),
+                gates.len()
+            );
         }
         match &mut self.sum {
             Sum::Host(sum) => {
                 let output = output.to_dtype(DType::F32)?.contiguous()?;
                 let (storage, layout) = output.storage_and_layout();
-                let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { bail!("an output on another device") };
+                let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
+                    bail!("an output on another device")
+                };
                 let start = layout.start_offset();
-                add_rows(sum, &values[start..start + tokens.len() * self.hidden], tokens, gates, self.hidden);
+                add_rows(
+                    sum,
+                    &values[start..start + tokens.len() * self.hidden],
+                    tokens,
+                    gates,
+                    self.hidden,
+                );
             }
             Sum::Tracked(_) => bail!("gates of a tracked mixture are tensors"),
             Sum::Cuda(held) => held.add(output, tokens, gates)?,
             Sum::Device(sum) => {
                 let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
                 let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
-                *sum = sum.index_add(&tokens, &output.to_dtype(DType::F32)?.broadcast_mul(&gates)?, 0)?;
+                *sum = sum.index_add(
+                    &tokens,
+                    &output.to_dtype(DType::F32)?.broadcast_mul(&gates)?,
+                    0,
+                )?;
             }
         }
         Ok(())
@@ -116,7 +136,12 @@ impl ExpertCombine {
     /// For shapes that don't fit, and a mixture that isn't tracked.
     pub fn add_tracked(&mut self, output: &Tensor, tokens: &[u32], gates: &Tensor) -> Result<()> {
         if output.dims() != [tokens.len(), self.hidden] || gates.dims() != [tokens.len()] {
-            bail!("an output of {:?} for {} tokens and {:?} gates", output.shape(), tokens.len(), gates.shape());
+            bail!(
+                "an output of {:?} for {} tokens and {:?} gates",
+                output.shape(),
+                tokens.len(),
+                gates.shape()
+            );
         }
         let Sum::Tracked(parts) = &mut self.sum else { bail!("this mixture isn't tracked") };
         parts.push((output.to_dtype(DType::F32)?, gates.unsqueeze(1)?, tokens.to_vec()));
@@ -143,12 +168,14 @@ impl ExpertCombine {
 
 /// Every token's outputs times their gates, in the order of `parts`.
 fn add_up(tokens: usize, parts: &[(Tensor, Tensor, Vec<u32>)]) -> Result<Tensor> {
-    let all =
-        |of: fn(&(Tensor, Tensor, Vec<u32>)) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+    let all = |of: fn(&(Tensor, Tensor, Vec<u32>)) -> &Tensor| {
+        Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0)
+    };
     let weighed = all(|part| &part.0)?.broadcast_mul(&all(|part| &part.1)?)?;
     let rows: Vec<u32> = parts.iter().flat_map(|part| part.2.iter().copied()).collect();
     let rows = Tensor::from_vec(rows, weighed.dim(0)?, weighed.device())?;
-    Tensor::zeros((tokens, weighed.dim(1)?), DType::F32, weighed.device())?.index_add(&rows, &weighed, 0)
+    Tensor::zeros((tokens, weighed.dim(1)?), DType::F32, weighed.device())?
+        .index_add(&rows, &weighed, 0)
 }
 
 /// Tokens ascend, so that every few of them have a part of the sums to themselves.
@@ -156,7 +183,9 @@ fn add_rows(sum: &mut [f32], output: &[f32], tokens: &[u32], gates: &[f32], hidd
     let mut rest = sum;
     let mut first = 0;
     let mut parts = Vec::with_capacity(tokens.len().div_ceil(ROWS));
-    for (tokens, (output, gates)) in tokens.chunks(ROWS).zip(output.chunks(ROWS * hidden).zip(gates.chunks(ROWS))) {
+    for (tokens, (output, gates)) in
+        tokens.chunks(ROWS).zip(output.chunks(ROWS * hidden).zip(gates.chunks(ROWS)))
+    {
         let end = tokens[tokens.len() - 1] as usize + 1;
         let (part, behind) = rest.split_at_mut((end - first) * hidden);
         parts.push((first, part, tokens, output, gates));
@@ -194,7 +223,8 @@ mod tests {
             let output = normal(chosen.len() * hidden, 1.0, &mut random);
             for (row, (token, gate)) in chosen.iter().zip(&gates).enumerate() {
                 for i in 0..hidden {
-                    expected[*token as usize * hidden + i] += f64::from(*gate) * f64::from(output[row * hidden + i]);
+                    expected[*token as usize * hidden + i] +=
+                        f64::from(*gate) * f64::from(output[row * hidden + i]);
                 }
             }
             let output = Tensor::from_vec(output, (chosen.len(), hidden), &Device::Cpu).unwrap();
@@ -204,13 +234,15 @@ mod tests {
             let gates = Tensor::from_slice(&gates, gates.len(), &Device::Cpu).unwrap();
             tracked.add_tracked(&output, &chosen, &gates).unwrap();
         }
-        let values =
-            |mix: ExpertCombine| mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = |mix: ExpertCombine| {
+            mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
         let found = values(mix);
         assert_eq!(found, values(tracked));
         assert_eq!(found, values(device));
         assert_eq!(found, values(other));
-        let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        let worst =
+            found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         assert!(worst < 1e-6, "{worst}");
     }
 

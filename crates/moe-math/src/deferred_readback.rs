@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
-/// Numbers of tensors that are read together, each with what is known of it: the host waits for the device once.
+/// Numbers of tensors that are read together, each with what is known of it: the host waits for the
+/// device once.
 pub struct DeferredReadback<T> {
     known: Vec<T>,
     tensors: Vec<Tensor>,
@@ -31,7 +32,10 @@ impl<T> DeferredReadback<T> {
             return Ok(Vec::new());
         }
         let sizes: Vec<usize> = tensors.iter().map(Tensor::elem_count).collect();
-        let flat = tensors.iter().map(|t| t.to_dtype(DType::F32)?.flatten_all()).collect::<Result<Vec<_>>>()?;
+        let flat = tensors
+            .iter()
+            .map(|t| t.to_dtype(DType::F32)?.flatten_all())
+            .collect::<Result<Vec<_>>>()?;
         let all = Tensor::cat(&flat, 0)?.to_vec1::<f32>()?;
         let mut rest = all.as_slice();
         let parts = sizes.into_iter().map(|size| {
@@ -53,7 +57,8 @@ mod tests {
     fn parts_come_back_in_order_and_once() {
         let mut readback = DeferredReadback::default();
         assert!(readback.take().unwrap().is_empty());
-        readback.push('a', Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap());
+        readback
+            .push('a', Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap());
         readback.push('b', Tensor::new(5f64, &Device::Cpu).unwrap());
         assert_eq!(readback.take().unwrap(), [('a', vec![1.0, 3.0, 2.0, 4.0]), ('b', vec![5.0])]);
         assert!(readback.take().unwrap().is_empty());

@@ -11,11 +11,12 @@ pub fn lambda(kernel: &[f64], n: usize, k: usize) -> f64 {
     (0..n).map(|i| kernel[i * n + i]).sum::<f64>() / n as f64 / k.max(1) as f64
 }
 
-/// All items in the order in which a greedy choice takes them: each is the one that makes log det(K_S + λ I) greatest, of
-/// equals the first. K, `[n, n]` row by row, is symmetric and positive semi-definite.
+/// All items in the order in which a greedy choice takes them: each is the one that makes log
+/// det(K_S + λ I) greatest, of equals the first. K, `[n, n]` row by row, is symmetric and positive
+/// semi-definite.
 ///
-/// log det(K_S + λ I) grows by the log of what is left of an item's diagonal when those of S are projected out of it: a
-/// Cholesky factor with pivots (Chen et al. 1709.05135).
+/// log det(K_S + λ I) grows by the log of what is left of an item's diagonal when those of S are
+/// projected out of it: a Cholesky factor with pivots (Chen et al. 1709.05135).
 ///
 /// # Panics
 /// Where K isn't `[n, n]`.
@@ -27,7 +28,8 @@ pub fn greedy(kernel: &[f64], n: usize, lambda: f64) -> Vec<usize> {
     let mut order = Vec::with_capacity(n);
     let mut open: Vec<usize> = (0..n).collect();
     while !open.is_empty() {
-        let best = open.iter().copied().reduce(|best, i| if left[i] > left[best] { i } else { best });
+        let best =
+            open.iter().copied().reduce(|best, i| if left[i] > left[best] { i } else { best });
         let best = best.expect("some are open");
         open.retain(|i| *i != best);
         order.push(best);
@@ -65,14 +67,17 @@ mod tests {
     #[test]
     fn each_step_makes_the_determinant_greatest() {
         let n = 7;
-        let x: Vec<f64> = normal(n * 4, 1.0, &mut generator(3, 0)).into_iter().map(f64::from).collect();
+        let x: Vec<f64> =
+            normal(n * 4, 1.0, &mut generator(3, 0)).into_iter().map(f64::from).collect();
         let product = |i: usize, j: usize| (0..4).map(|c| x[i * 4 + c] * x[j * 4 + c]).sum::<f64>();
         let kernel: Vec<f64> = (0..n * n).map(|at| product(at / n, at % n)).collect();
         let lambda = 0.1;
         let order = greedy(&kernel, n, lambda);
         let of = |set: &[usize]| {
             let k = set.len();
-            let value = |(a, b): (usize, usize)| kernel[set[a] * n + set[b]] + if a == b { lambda } else { 0.0 };
+            let value = |(a, b): (usize, usize)| {
+                kernel[set[a] * n + set[b]] + if a == b { lambda } else { 0.0 }
+            };
             log_det((0..k * k).map(|at| value((at / k, at % k))).collect(), k)
         };
         for k in 1..=n {

@@ -54,7 +54,9 @@ pub enum DeviceError {
         remedy: &'static str,
     },
     /// The driver is there, the device is not.
-    #[error("{device} can't be opened: {reason}\n  remedy: check nvidia-smi, or run with --device cpu")]
+    #[error(
+        "{device} can't be opened: {reason}\n  remedy: check nvidia-smi, or run with --device cpu"
+    )]
     Unavailable {
         /// The device asked for.
         device: DeviceChoice,
@@ -98,7 +100,8 @@ pub enum RouterDtype {
     /// f32, from f32 copies of states and weights.
     #[default]
     F32,
-    /// What the reference implementation of a model's family computes them in, where it runs in the dtype of the checkpoint.
+    /// What the reference implementation of a model's family computes them in, where it runs in the
+    /// dtype of the checkpoint.
     Model,
 }
 
@@ -128,7 +131,13 @@ impl Compute {
     /// f32 on the CPU.
     pub fn cpu() -> Self {
         let router_dtype = RouterDtype::F32;
-        Self { device: Device::Cpu, dtype: DType::F32, router_dtype, device_memory: None, meter: Meter::default() }
+        Self {
+            device: Device::Cpu,
+            dtype: DType::F32,
+            router_dtype,
+            device_memory: None,
+            meter: Meter::default(),
+        }
     }
 
     /// Runs `stage`, whose time and work the meter takes down.
@@ -143,15 +152,18 @@ impl Compute {
         })
     }
 
-    /// Bytes that things which are worked on together may take: `on_host` on a CPU; on a GPU a third of what there is, since
-    /// what is made of them takes as much again, and no more than candle's kernels can count elements of.
+    /// Bytes that things which are worked on together may take: `on_host` on a CPU; on a GPU a
+    /// third of what there is, since what is made of them takes as much again, and no more than
+    /// candle's kernels can count elements of.
     pub fn batch_bytes(&self, on_host: usize) -> usize {
         const COUNTABLE: u64 = 64 << 30;
-        self.memory().map_or(on_host, |bytes| usize::try_from((bytes / 3).min(COUNTABLE)).unwrap_or(usize::MAX))
+        self.memory().map_or(on_host, |bytes| {
+            usize::try_from((bytes / 3).min(COUNTABLE)).unwrap_or(usize::MAX)
+        })
     }
 
-    /// Bytes of a GPU's memory that work may take: what is free, and no more than [`Self::device_memory`]. None on a CPU, and where
-    /// nobody knows.
+    /// Bytes of a GPU's memory that work may take: what is free, and no more than
+    /// [`Self::device_memory`]. None on a CPU, and where nobody knows.
     pub fn memory(&self) -> Option<u64> {
         if self.device.is_cpu() {
             return None;
@@ -179,8 +191,12 @@ fn free_memory(_: &Device) -> Option<u64> {
 /// Whether `error`, or what caused it, is that the device has no memory left.
 pub fn is_out_of_memory(error: &(dyn std::error::Error + 'static)) -> bool {
     // CUDA's name of it, and the words of cuBLAS and of Metal; candle's errors hold them as text.
-    const SIGNS: [&str; 4] =
-        ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Insufficient Memory"];
+    const SIGNS: [&str; 4] = [
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "out of memory",
+        "Insufficient Memory",
+    ];
     let text = error.to_string();
     SIGNS.iter().any(|sign| text.contains(sign)) || error.source().is_some_and(is_out_of_memory)
 }
@@ -202,8 +218,8 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
     find_device(choice).map(|found| found.device)
 }
 
-/// Opens the device that `choice` stands for, and runs a kernel of candle's and one of ours on it: a driver lists GPUs that it can't run
-/// this build on.
+/// Opens the device that `choice` stands for, and runs a kernel of candle's and one of ours on it:
+/// a driver lists GPUs that it can't run this build on.
 ///
 /// # Errors
 /// [`DeviceError`], never for [`DeviceChoice::Auto`] or [`DeviceChoice::Cpu`].
@@ -249,10 +265,12 @@ fn find(choice: DeviceChoice, machine: &dyn Devices) -> Result<FoundDevice, Devi
             let cuda = tried(first, machine.open_cuda(0), machine);
             let found = cuda.or_else(|cuda| {
                 // What is said is why there is no CUDA, in a build that has both.
-                tried(DeviceChoice::Metal, machine.open_metal(), machine).map_err(|metal| match cuda {
-                    DeviceError::NotBuilt(..) => metal,
-                    _ => cuda,
-                })
+                tried(DeviceChoice::Metal, machine.open_metal(), machine).map_err(
+                    |metal| match cuda {
+                        DeviceError::NotBuilt(..) => metal,
+                        _ => cuda,
+                    },
+                )
             });
             match found {
                 Ok(device) => Ok(gpu(device)),
@@ -272,7 +290,9 @@ fn tried(
     let device = opened?;
     match machine.launch(&device) {
         Ok(()) => Ok(device),
-        Err(reason) => Err(DeviceError::NoKernel { device: choice, remedy: remedy_for(&reason), reason }),
+        Err(reason) => {
+            Err(DeviceError::NoKernel { device: choice, remedy: remedy_for(&reason), reason })
+        }
     }
 }
 
@@ -295,15 +315,15 @@ fn remedy_for(reason: &str) -> &'static str {
             "free the GPU's memory (nvidia-smi lists who has it), or give --device cuda:N for another GPU",
         ),
     ];
-    const TOO_OLD: &str =
-        "this build is for GPUs of compute capability 8.0 and newer (A100, RTX 30, L40, H100): run with --device cpu";
+    const TOO_OLD: &str = "this build is for GPUs of compute capability 8.0 and newer (A100, RTX 30, L40, H100): run with --device cpu";
     let found = REMEDIES.iter().find(|(sign, _)| reason.contains(sign));
     found.map_or("check nvidia-smi, or run with --device cpu", |(_, remedy)| remedy)
 }
 
 /// What `run` gives; a panic in it becomes an error, and prints nothing.
 fn quietly<T>(run: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
-    // The hook is the whole program's: two threads that took and restored it in turn would leave the silent one.
+    // The hook is the whole program's: two threads that took and restored it in turn would leave
+    // the silent one.
     static HOOK: Mutex<()> = Mutex::new(());
     let _alone = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
     let hook = std::panic::take_hook();
@@ -322,7 +342,10 @@ fn quietly<T>(run: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String>
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: usize) -> Result<Device, DeviceError> {
-    Err(DeviceError::NotBuilt("CUDA", "build it with scripts/build-cuda.sh, or run with --device cpu"))
+    Err(DeviceError::NotBuilt(
+        "CUDA",
+        "build it with scripts/build-cuda.sh, or run with --device cpu",
+    ))
 }
 
 #[cfg(feature = "cuda")]
@@ -333,7 +356,8 @@ fn open_cuda(number: usize) -> Result<Device, DeviceError> {
     quietly(|| one_stream(number)).map_err(|reason| DeviceError::Unavailable { device, reason })
 }
 
-/// A device with one stream for all threads: candle's own default is one for each, and nothing orders them.
+/// A device with one stream for all threads: candle's own default is one for each, and nothing
+/// orders them.
 #[cfg(feature = "cuda")]
 fn one_stream(number: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda_with_stream(number)?;
@@ -344,7 +368,8 @@ fn one_stream(number: usize) -> candle_core::Result<Device> {
     Ok(device)
 }
 
-/// The libraries that the CUDA build opens at run time, in the versions of the toolkit it was built with.
+/// The libraries that the CUDA build opens at run time, in the versions of the toolkit it was built
+/// with.
 #[cfg(feature = "cuda")]
 fn probe_cuda_libraries(device: DeviceChoice) -> Result<(), DeviceError> {
     const DRIVER: &str = "install the NVIDIA driver, or run with --device cpu";
@@ -357,9 +382,15 @@ fn probe_cuda_libraries(device: DeviceChoice) -> Result<(), DeviceError> {
         ("libcurand.so.10", TOOLKIT),
     ];
     for (library, remedy) in LIBRARIES {
-        // SAFETY: loading these libraries runs NVIDIA's own initialisers, which is what opening the device does anyway.
+        // SAFETY: loading these libraries runs NVIDIA's own initialisers, which is what opening the
+        // device does anyway.
         if let Err(error) = unsafe { libloading::Library::new(library) } {
-            return Err(DeviceError::MissingLibrary { device, library, reason: error.to_string(), remedy });
+            return Err(DeviceError::MissingLibrary {
+                device,
+                library,
+                reason: error.to_string(),
+                remedy,
+            });
         }
     }
     Ok(())
@@ -378,12 +409,16 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(not(feature = "metal"))]
 fn open_metal() -> Result<Device, DeviceError> {
-    Err(DeviceError::NotBuilt("Metal", "build it with --features metal on macOS, or run with --device cpu"))
+    Err(DeviceError::NotBuilt(
+        "Metal",
+        "build it with --features metal on macOS, or run with --device cpu",
+    ))
 }
 
 #[cfg(feature = "metal")]
 fn open_metal() -> Result<Device, DeviceError> {
-    Device::new_metal(0).map_err(|e| DeviceError::Unavailable { device: DeviceChoice::Metal, reason: chain(&e) })
+    Device::new_metal(0)
+        .map_err(|e| DeviceError::Unavailable { device: DeviceChoice::Metal, reason: chain(&e) })
 }
 
 #[cfg(test)]
@@ -396,7 +431,10 @@ mod tests {
             assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
         }
         for name in ["gpu", "cuda:", "cuda:x", "cuda:-1", ""] {
-            assert!(name.parse::<DeviceChoice>().unwrap_err().to_string().contains("remedy"), "{name}");
+            assert!(
+                name.parse::<DeviceChoice>().unwrap_err().to_string().contains("remedy"),
+                "{name}"
+            );
         }
     }
 
@@ -432,18 +470,29 @@ mod tests {
 
     fn no_driver() -> DeviceError {
         let (library, reason) = ("libcuda.so.1", "no such file".to_owned());
-        DeviceError::MissingLibrary { device: DeviceChoice::Cuda(0), library, reason, remedy: "install it" }
+        DeviceError::MissingLibrary {
+            device: DeviceChoice::Cuda(0),
+            library,
+            reason,
+            remedy: "install it",
+        }
     }
 
     #[test]
     fn auto_falls_back_to_the_cpu_and_says_why() {
-        let note = |cuda, metal, launch| find(DeviceChoice::Auto, &Pretended { cuda, metal, launch }).unwrap().note;
+        let note = |cuda, metal, launch| {
+            find(DeviceChoice::Auto, &Pretended { cuda, metal, launch }).unwrap().note
+        };
         assert_eq!(note(Ok(()), Err(NOT_BUILT), Ok(())), None, "a GPU that works");
         assert_eq!(note(Err(NOT_BUILT), Ok(()), Ok(())), None, "Apple's, which works");
         assert_eq!(note(Err(NOT_BUILT), Err(NOT_BUILT), Ok(())), None, "a build for CPUs");
         for (cuda, launch, words) in [
             (Err(no_driver()), Ok(()), ["libcuda.so.1", "install it"]),
-            (Ok(()), Err("DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, ...)"), ["NO_BINARY", "compute capability 8.0"]),
+            (
+                Ok(()),
+                Err("DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, ...)"),
+                ["NO_BINARY", "compute capability 8.0"],
+            ),
             (
                 Ok(()),
                 Err("CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
@@ -451,7 +500,10 @@ mod tests {
             ),
         ] {
             let note = note(cuda, Err(NOT_BUILT), launch).expect("a note");
-            assert!(note.starts_with("computing on the CPU: ") && note.contains("remedy"), "{note}");
+            assert!(
+                note.starts_with("computing on the CPU: ") && note.contains("remedy"),
+                "{note}"
+            );
             assert!(words.iter().all(|word| note.contains(word)), "{note}");
         }
     }
@@ -464,7 +516,10 @@ mod tests {
         };
         for (error, words) in [
             (error(Err(no_driver()), Ok(())), ["libcuda.so.1", "remedy: install it"]),
-            (error(Ok(()), Err("CUDA_ERROR_OUT_OF_MEMORY")), ["can't run a kernel", "remedy: free the GPU's memory"]),
+            (
+                error(Ok(()), Err("CUDA_ERROR_OUT_OF_MEMORY")),
+                ["can't run a kernel", "remedy: free the GPU's memory"],
+            ),
             (error(Ok(()), Err("CUDA_ERROR_UNKNOWN")), ["UNKNOWN", "remedy: check nvidia-smi"]),
         ] {
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
@@ -475,7 +530,8 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_driver_becomes_a_reason() {
-        let formatted = |symbol: &str| quietly(|| -> candle_core::Result<()> { panic!("no symbol {symbol}") });
+        let formatted =
+            |symbol: &str| quietly(|| -> candle_core::Result<()> { panic!("no symbol {symbol}") });
         assert_eq!(formatted("cuInit").unwrap_err(), "no symbol cuInit");
         let plain = quietly(|| -> candle_core::Result<()> { panic!("no driver") });
         assert_eq!(plain.unwrap_err(), "no driver");

@@ -31,13 +31,17 @@ pub fn decode_f32(bytes: &[u8], dtype: DType) -> Result<Vec<f32>> {
             }
         },
         DType::F16 => |bytes, out| {
-            let halves: Vec<f16> = bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+            let halves: Vec<f16> =
+                bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
             halves.convert_to_f32_slice(out);
         },
         other => bail!("{other:?} is not a weight encoding"),
     };
     let inputs = bytes.par_chunks(PARALLEL_ELEMENTS * width);
-    values.par_chunks_mut(PARALLEL_ELEMENTS).zip(inputs).for_each(|(out, bytes)| decode(bytes, out));
+    values
+        .par_chunks_mut(PARALLEL_ELEMENTS)
+        .zip(inputs)
+        .for_each(|(out, bytes)| decode(bytes, out));
     Ok(values)
 }
 
@@ -116,8 +120,8 @@ impl Encoded {
         }
     }
 
-    /// A matrix for [`crate::product::product`]: as stored on the CPU, where that kernel widens it on the way, and in
-    /// the dtype of `compute` elsewhere.
+    /// A matrix for [`crate::product::product`]: as stored on the CPU, where that kernel widens it
+    /// on the way, and in the dtype of `compute` elsewhere.
     ///
     /// # Errors
     /// For a shape of another size, or where the device refuses.
@@ -144,24 +148,31 @@ impl Encoded {
     }
 }
 
-/// The position of the first value of `dtype` that is not finite. On the calling thread alone: this runs beside
-/// reading and writing, which waking other threads would hold up.
+/// The position of the first value of `dtype` that is not finite. On the calling thread alone: this
+/// runs beside reading and writing, which waking other threads would hold up.
 ///
 /// # Errors
 /// For a dtype other than F32, F16, BF16 and F8E4M3.
 pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
     // A float is not finite exactly where all exponent bits are set.
     let found = match dtype {
-        DType::BF16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
-        DType::F16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+        DType::BF16 => {
+            first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80)
+        }
+        DType::F16 => {
+            first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00)
+        }
         DType::F8E4M3 => first(bytes, |b| b & 0x7f == 0x7f),
-        DType::F32 => first(bytes.as_chunks::<4>().0, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
+        DType::F32 => {
+            first(bytes.as_chunks::<4>().0, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000)
+        }
         other => bail!("{other:?} is not a weight encoding"),
     };
     Ok(found)
 }
 
-/// The first position of a value that is `bad`. Blocks are folded without a branch, which the compiler vectorises.
+/// The first position of a value that is `bad`. Blocks are folded without a branch, which the
+/// compiler vectorises.
 fn first<T>(values: &[T], bad: impl Fn(&T) -> bool) -> Option<usize> {
     const BLOCK: usize = 4096;
     let has_bad = |block: &[T]| block.iter().fold(false, |any, value| any | bad(value));
@@ -200,10 +211,16 @@ mod tests {
     fn the_first_non_finite_value_is_found() {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let mut values = vec![1.5f32; 200_000];
-            assert_eq!(first_non_finite(&encode_f32(&values, dtype).unwrap(), dtype).unwrap(), None);
+            assert_eq!(
+                first_non_finite(&encode_f32(&values, dtype).unwrap(), dtype).unwrap(),
+                None
+            );
             values[150_001] = f32::NEG_INFINITY;
             values[140_003] = f32::NAN;
-            assert_eq!(first_non_finite(&encode_f32(&values, dtype).unwrap(), dtype).unwrap(), Some(140_003));
+            assert_eq!(
+                first_non_finite(&encode_f32(&values, dtype).unwrap(), dtype).unwrap(),
+                Some(140_003)
+            );
         }
     }
 }

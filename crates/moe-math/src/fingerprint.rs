@@ -1,24 +1,29 @@
 //! Neurons of gated networks that do the same, up to a power of two on what they give.
 //!
-//! A neuron gives silu(gate · x) (up · x) · down. Two of one gate and one up, whose downs differ by 2ᵏ alone, are one: in
-//! binary floating point that factor rounds nothing.
+//! A neuron gives silu(gate · x) (up · x) · down. Two of one gate and one up, whose downs differ by
+//! 2ᵏ alone, are one: in binary floating point that factor rounds nothing.
 
 /// What tells one neuron from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Of gate, up and down / 2^exponent, bit by bit. Equal for other neurons with a probability of 2⁻¹²⁸ only.
+    /// Of gate, up and down / 2^exponent, bit by bit. Equal for other neurons with a probability of
+    /// 2⁻¹²⁸ only.
     pub hash: u128,
     /// ⌊log₂ max |down|⌋; 0 where down is zero.
     pub exponent: i32,
 }
 
-/// Fingerprints of the neurons of `gate` and `up`, `[width, hidden]`, and `down`, `[hidden, width]`, row by row.
+/// Fingerprints of the neurons of `gate` and `up`, `[width, hidden]`, and `down`, `[hidden,
+/// width]`, row by row.
 ///
 /// # Panics
 /// Where lengths don't fit.
 pub fn fingerprints(gate: &[f32], up: &[f32], down: &[f32], hidden: usize) -> Vec<Fingerprint> {
     let width = gate.len() / hidden;
-    assert!(gate.len() == width * hidden && up.len() == gate.len() && down.len() == gate.len(), "three of one size");
+    assert!(
+        gate.len() == width * hidden && up.len() == gate.len() && down.len() == gate.len(),
+        "three of one size"
+    );
     let mut largest = vec![0f32; width];
     for row in down.chunks_exact(width) {
         largest.iter_mut().zip(row).for_each(|(most, d)| *most = most.max(d.abs()));
@@ -113,7 +118,8 @@ mod tests {
 
     #[test]
     fn neurons_are_rows_of_gate_and_columns_of_down() {
-        let (gate, down) = ([1., 2., 3., 4., 5., 1., 2., 3., 4., 5.], [1., 2., 1., 2., 1., 2., 0., 0., 3., 6.]);
+        let (gate, down) =
+            ([1., 2., 3., 4., 5., 1., 2., 3., 4., 5.], [1., 2., 1., 2., 1., 2., 0., 0., 3., 6.]);
         let found = fingerprints(&gate, &gate, &down, HIDDEN);
         assert_eq!(found[0].hash, found[1].hash);
         assert_eq!([found[0].exponent, found[1].exponent], [1, 2]);

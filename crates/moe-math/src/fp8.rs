@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 pub use encode::{Encoded, e4m3_code, encode};
 
-/// The values of all codes of e4m3 (4 bits of exponent, 3 of mantissa, no infinities; Micikevicius et al. 2209.05433).
+/// The values of all codes of e4m3 (4 bits of exponent, 3 of mantissa, no infinities; Micikevicius
+/// et al. 2209.05433).
 static E4M3: [f32; 256] = e4m3_values();
 
 const fn e4m3_values() -> [f32; 256] {
@@ -69,10 +70,15 @@ impl Blocks<'_> {
             );
         }
         let mut values = vec![0f32; rows * columns];
-        let lines = values.par_chunks_mut(columns.max(1)).zip(self.codes.par_chunks(columns.max(1))).enumerate();
+        let lines = values
+            .par_chunks_mut(columns.max(1))
+            .zip(self.codes.par_chunks(columns.max(1)))
+            .enumerate();
         lines.for_each(|(row, (values, codes))| {
             let scales = &self.scales[row / high * scales..][..scales];
-            for ((values, codes), scale) in values.chunks_mut(wide).zip(codes.chunks(wide)).zip(scales) {
+            for ((values, codes), scale) in
+                values.chunks_mut(wide).zip(codes.chunks(wide)).zip(scales)
+            {
                 for (value, code) in values.iter_mut().zip(codes) {
                     *value = e4m3(*code) * scale;
                 }
@@ -88,7 +94,9 @@ mod tests {
 
     #[test]
     fn codes_have_the_values_of_the_format() {
-        for (code, value) in [(0x00, 0.0), (0x01, 1.0 / 512.0), (0x07, 7.0 / 512.0), (0x08, 1.0 / 64.0), (0x38, 1.0)] {
+        for (code, value) in
+            [(0x00, 0.0), (0x01, 1.0 / 512.0), (0x07, 7.0 / 512.0), (0x08, 1.0 / 64.0), (0x38, 1.0)]
+        {
             assert_eq!((e4m3(code), e4m3(code | 0x80)), (value, -value));
         }
         assert_eq!(e4m3(0x7e), 448.0);
@@ -99,9 +107,15 @@ mod tests {
     #[test]
     fn every_block_has_its_scale_and_the_last_may_be_cut_off() {
         let one = 0x38;
-        let matrix =
-            Blocks { codes: &[one; 15], shape: [3, 5], scales: &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], block: [2, 2] };
-        let expected = [[1.0, 1.0, 2.0, 2.0, 3.0], [1.0, 1.0, 2.0, 2.0, 3.0], [4.0, 4.0, 5.0, 5.0, 6.0]].concat();
+        let matrix = Blocks {
+            codes: &[one; 15],
+            shape: [3, 5],
+            scales: &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            block: [2, 2],
+        };
+        let expected =
+            [[1.0, 1.0, 2.0, 2.0, 3.0], [1.0, 1.0, 2.0, 2.0, 3.0], [4.0, 4.0, 5.0, 5.0, 6.0]]
+                .concat();
         assert_eq!(matrix.dequantize().unwrap(), expected);
         assert!(Blocks { scales: &[1.0; 5], ..matrix }.dequantize().is_err());
     }

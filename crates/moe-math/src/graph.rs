@@ -1,16 +1,19 @@
 //! Gradients for values that are computed outside of candle's graph.
 //!
-//! The forward pass has kernels of its own, and candle's fused ones, none of which candle can differentiate. Here their
-//! results are tied to their arguments with a backward pass beside, so that what is trained is what is run.
+//! The forward pass has kernels of its own, and candle's fused ones, none of which candle can
+//! differentiate. Here their results are tied to their arguments with a backward pass beside, so
+//! that what is trained is what is run.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, MetalStorage, Result, Shape, Storage,
+    Tensor, bail,
 };
 
-/// Ties `value`, which was computed from `x`, to it: `backward` makes the gradient of `x` of that of the value.
+/// Ties `value`, which was computed from `x`, to it: `backward` makes the gradient of `x` of that
+/// of the value.
 ///
 /// `backward` is given x, the value and the value's gradient, none of them tracked.
 ///
@@ -26,13 +29,17 @@ where
     x.apply_op1(Known::new(value, backward)?)
 }
 
-/// The same for a value of two arguments. Of one that isn't tracked the gradient is not used: `None` saves it.
+/// The same for a value of two arguments. Of one that isn't tracked the gradient is not used:
+/// `None` saves it.
 ///
 /// # Errors
 /// What the device returns.
 pub fn tied_to_both<B>(value: Tensor, a: &Tensor, b: &Tensor, backward: B) -> Result<Tensor>
 where
-    B: Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> + Send + Sync + 'static,
+    B: Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)>
+        + Send
+        + Sync
+        + 'static,
 {
     if !a.track_op() && !b.track_op() {
         return Ok(value);
@@ -55,26 +62,37 @@ impl<B> Known<B> {
     }
 
     /// A copy of the value's storage, if `of` finds its own kind in it.
-    fn storage<S: BackendStorage>(&self, of: impl Fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
+    fn storage<S: BackendStorage>(
+        &self,
+        of: impl Fn(&Storage) -> Option<&S>,
+    ) -> Result<(S, Shape)> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(value) = value else { bail!("a known value was used twice") };
         let (storage, layout) = value.storage_and_layout();
         match of(&storage) {
-            Some(storage) if layout.start_offset() == 0 => Ok((storage.try_clone(layout)?, self.shape.clone())),
+            Some(storage) if layout.start_offset() == 0 => {
+                Ok((storage.try_clone(layout)?, self.shape.clone()))
+            }
             _ => bail!("a known value lies elsewhere"),
         }
     }
 
     fn cpu(&self) -> Result<(CpuStorage, Shape)> {
-        self.storage(|storage| if let Storage::Cpu(storage) = storage { Some(storage) } else { None })
+        self.storage(
+            |storage| if let Storage::Cpu(storage) = storage { Some(storage) } else { None },
+        )
     }
 
     fn cuda(&self) -> Result<(CudaStorage, Shape)> {
-        self.storage(|storage| if let Storage::Cuda(storage) = storage { Some(storage) } else { None })
+        self.storage(
+            |storage| if let Storage::Cuda(storage) = storage { Some(storage) } else { None },
+        )
     }
 
     fn metal(&self) -> Result<(MetalStorage, Shape)> {
-        self.storage(|storage| if let Storage::Metal(storage) = storage { Some(storage) } else { None })
+        self.storage(
+            |storage| if let Storage::Metal(storage) = storage { Some(storage) } else { None },
+        )
     }
 }
 
@@ -110,27 +128,55 @@ where
         NAME
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.cpu()
     }
 
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
         self.cuda()
     }
 
-    fn metal_fwd(&self, _: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+    fn metal_fwd(
+        &self,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
         self.metal()
     }
 
-    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         (self.backward)(&a.detach(), &b.detach(), gradient)
     }
 }
 
-/// The largest error of a gradient beside finite differences, relative to the largest gradient of its argument: of
-/// Σ weights ∘ f(arguments) with seeded weights.
+/// The largest error of a gradient beside finite differences, relative to the largest gradient of
+/// its argument: of Σ weights ∘ f(arguments) with seeded weights.
 #[cfg(test)]
-pub(crate) fn differences(arguments: &[&candle_core::Var], seed: u64, f: impl Fn(&[Tensor]) -> Result<Tensor>) -> f64 {
+pub(crate) fn differences(
+    arguments: &[&candle_core::Var],
+    seed: u64,
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> f64 {
     use crate::sampling::{generator, normal};
     const STEP: f32 = 1e-2;
     let given: Vec<Tensor> = arguments.iter().map(|a| a.as_tensor().clone()).collect();
@@ -139,7 +185,12 @@ pub(crate) fn differences(arguments: &[&candle_core::Var], seed: u64, f: impl Fn
     let weights = Tensor::from_vec(weights, value.shape(), value.device()).unwrap();
     let gradients = (value * &weights).unwrap().sum_all().unwrap().backward().unwrap();
     let sum = |tensors: &[Tensor]| -> f64 {
-        let product = (f(tensors).unwrap() * &weights).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let product = (f(tensors).unwrap() * &weights)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         product.into_iter().map(f64::from).sum()
     };
     let mut worst = 0f64;
@@ -154,7 +205,8 @@ pub(crate) fn differences(arguments: &[&candle_core::Var], seed: u64, f: impl Fn
                 let mut values = values.clone();
                 values[element] += by;
                 let mut tensors: Vec<Tensor> = given.iter().map(Tensor::detach).collect();
-                tensors[index] = Tensor::from_vec(values, argument.shape(), argument.device()).unwrap();
+                tensors[index] =
+                    Tensor::from_vec(values, argument.shape(), argument.device()).unwrap();
                 sum(&tensors)
             };
             let expected = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);

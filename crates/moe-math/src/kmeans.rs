@@ -12,8 +12,8 @@ pub enum Metric {
     /// |x − c|²; a centroid is the mean of its points.
     #[default]
     Euclidean,
-    /// 2 − 2 cos(x, c), which is |x − c|² of unit vectors; a centroid is the direction of its points' mean ("spherical
-    /// k-means", Dhillon and Modha, Machine Learning 42, 2001).
+    /// 2 − 2 cos(x, c), which is |x − c|² of unit vectors; a centroid is the direction of its
+    /// points' mean ("spherical k-means", Dhillon and Modha, Machine Learning 42, 2001).
     Cosine,
 }
 
@@ -39,12 +39,13 @@ pub struct Clustering {
     pub centroids: Tensor,
     /// The cluster of each point.
     pub assignment: Vec<u32>,
-    /// Σ |x − c|² over points and their centroids, in f64; of normalised points with [`Metric::Cosine`].
+    /// Σ |x − c|² over points and their centroids, in f64; of normalised points with
+    /// [`Metric::Cosine`].
     pub inertia: f64,
     /// Assignments computed.
     pub iterations: usize,
-    /// Whether the last assignment was that before it. If not, the search ended at the greatest number of iterations, or
-    /// where rounding let the inertia fall no further.
+    /// Whether the last assignment was that before it. If not, the search ended at the greatest
+    /// number of iterations, or where rounding let the inertia fall no further.
     pub is_settled: bool,
 }
 
@@ -89,7 +90,9 @@ pub enum ClusterError {
         row: usize,
     },
     /// A zero vector has no angle to anything.
-    #[error("{what} {row} is zero and has no direction\n  remedy: leave it out, or cluster by Euclidean distance")]
+    #[error(
+        "{what} {row} is zero and has no direction\n  remedy: leave it out, or cluster by Euclidean distance"
+    )]
     NoDirection {
         /// "point" or "initial centroid".
         what: &'static str,
@@ -109,9 +112,10 @@ pub enum ClusterError {
 
 /// Lloyd's k-means of `points` `[n, d]` from a k-means++ start.
 ///
-/// Distances are f32 matrix products on the device of the points, in blocks; sums are f64 on the host, in fixed order.
-/// Beside the points it takes 2·n·d f32. Equally near centroids: the lower index. A cluster left empty takes the point
-/// farthest from its centroid, of equally far ones the first, from a cluster that has others.
+/// Distances are f32 matrix products on the device of the points, in blocks; sums are f64 on the
+/// host, in fixed order. Beside the points it takes 2·n·d f32. Equally near centroids: the lower
+/// index. A cluster left empty takes the point farthest from its centroid, of equally far ones the
+/// first, from a cluster that has others.
 ///
 /// # Errors
 /// [`ClusterError`]: no clusters, n < k, fewer than k distinct points, values that are not finite.
@@ -129,14 +133,19 @@ pub fn kmeans(
 ///
 /// # Errors
 /// As [`kmeans`], and if the widths differ.
-pub fn kmeans_from(points: &Tensor, initial: &Tensor, options: &Options) -> Result<Clustering, ClusterError> {
+pub fn kmeans_from(
+    points: &Tensor,
+    initial: &Tensor,
+    options: &Options,
+) -> Result<Clustering, ClusterError> {
     let search = ClusterSearch::new(points, initial.dims2()?.0, None, options)?;
     search.run(search.points.center(initial)?)
 }
 
-/// [`kmeans`] with at most `capacity` points in a cluster: every assignment is the cheapest of those
-/// ([`balanced`]), and with n = k · capacity all clusters are equally large. LLaMA-MoE (2406.16554) cuts an FFN's neurons
-/// so, by their weights; CMoE (2502.04416) by their binary activations.
+/// [`kmeans`] with at most `capacity` points in a cluster: every assignment is the cheapest of
+/// those ([`balanced`]), and with n = k · capacity all clusters are equally large. LLaMA-MoE
+/// (2406.16554) cuts an FFN's neurons so, by their weights; CMoE (2502.04416) by their binary
+/// activations.
 ///
 /// # Errors
 /// As [`kmeans`], and if n > k · capacity.
@@ -165,7 +174,8 @@ pub fn balanced_kmeans_from(
     search.run(search.points.center(initial)?)
 }
 
-/// Lloyd's search: assign to the nearest centroids, move centroids, repeat. Neither step can raise the inertia.
+/// Lloyd's search: assign to the nearest centroids, move centroids, repeat. Neither step can raise
+/// the inertia.
 struct ClusterSearch {
     points: Points,
     clusters: usize,
@@ -181,7 +191,12 @@ struct ClusterState {
 }
 
 impl ClusterSearch {
-    fn new(points: &Tensor, clusters: usize, capacity: Option<usize>, options: &Options) -> Result<Self, ClusterError> {
+    fn new(
+        points: &Tensor,
+        clusters: usize,
+        capacity: Option<usize>,
+        options: &Options,
+    ) -> Result<Self, ClusterError> {
         let (n, d) = points.dims2()?;
         if clusters == 0 || n < clusters {
             return Err(ClusterError::Clusters { points: n, clusters });
@@ -220,17 +235,24 @@ impl ClusterSearch {
 
     fn nearest(&self, centroids: &[f64]) -> candle_core::Result<Vec<u32>> {
         let mut assignment = Vec::with_capacity(self.points.n);
-        let nearest =
-            |scores: &[f32]| (1..scores.len()).fold(0, |best, c| if scores[c] < scores[best] { c } else { best });
+        let nearest = |scores: &[f32]| {
+            (1..scores.len()).fold(0, |best, c| if scores[c] < scores[best] { c } else { best })
+        };
         self.points.scores(centroids, |block| {
-            assignment.extend(block.chunks_exact(self.clusters).map(|scores| nearest(scores) as u32));
+            assignment
+                .extend(block.chunks_exact(self.clusters).map(|scores| nearest(scores) as u32));
         })?;
         Ok(assignment)
     }
 
-    fn nearest_with_room(&self, centroids: &[f64], capacity: usize) -> Result<Vec<u32>, ClusterError> {
+    fn nearest_with_room(
+        &self,
+        centroids: &[f64],
+        capacity: usize,
+    ) -> Result<Vec<u32>, ClusterError> {
         let mut cost = Vec::with_capacity(self.points.n * self.clusters);
-        self.points.scores(centroids, |block| cost.extend(block.iter().map(|score| f64::from(*score))))?;
+        self.points
+            .scores(centroids, |block| cost.extend(block.iter().map(|score| f64::from(*score))))?;
         Ok(balanced(&cost, self.clusters, capacity)?)
     }
 
@@ -245,9 +267,13 @@ impl ClusterSearch {
         let mut distances = self.points.distances(assignment, centroids);
         for cluster in empty {
             let movable = |i: &usize| counts[assignment[*i] as usize] > 1 && distances[*i] > 0.0;
-            let farthest = |a: &usize, b: &usize| distances[*a].total_cmp(&distances[*b]).then(b.cmp(a));
+            let farthest =
+                |a: &usize, b: &usize| distances[*a].total_cmp(&distances[*b]).then(b.cmp(a));
             let Some(i) = (0..self.points.n).filter(movable).max_by(farthest) else {
-                return Err(ClusterError::Duplicates { points: self.points.n, clusters: self.clusters });
+                return Err(ClusterError::Duplicates {
+                    points: self.points.n,
+                    clusters: self.clusters,
+                });
             };
             counts[assignment[i] as usize] -= 1;
             counts[cluster] += 1;
@@ -256,7 +282,12 @@ impl ClusterSearch {
         Ok(())
     }
 
-    fn finish(&self, state: ClusterState, iterations: usize, is_settled: bool) -> Result<Clustering, ClusterError> {
+    fn finish(
+        &self,
+        state: ClusterState,
+        iterations: usize,
+        is_settled: bool,
+    ) -> Result<Clustering, ClusterError> {
         let ClusterState { assignment, centroids, inertia } = state;
         let centroids = self.points.uncenter(&centroids)?;
         Ok(Clustering { centroids, assignment, inertia, iterations, is_settled })

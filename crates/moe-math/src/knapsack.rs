@@ -1,4 +1,5 @@
-//! The multiple-choice knapsack: one choice of each item, of the least error in all that a capacity holds.
+//! The multiple-choice knapsack: one choice of each item, of the least error in all that a capacity
+//! holds.
 
 /// One choice of an item.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -9,11 +10,12 @@ pub struct Choice {
     pub error: f64,
 }
 
-/// For each of `items` the number of its choice: the least Σ error with Σ size ≤ `capacity`, and of equals the least Σ size. None where
-/// even the smallest choices don't fit.
+/// For each of `items` the number of its choice: the least Σ error with Σ size ≤ `capacity`, and of
+/// equals the least Σ size. None where even the smallest choices don't fit.
 ///
-/// Exact, by dynamic programming over the choices that no other beats in both size and error (Nemhauser & Ullmann 1969), without those
-/// that can't lead to anything better than rounding the linear relaxation down does, by Lagrange's bound at its multiplier.
+/// Exact, by dynamic programming over the choices that no other beats in both size and error
+/// (Nemhauser & Ullmann 1969), without those that can't lead to anything better than rounding the
+/// linear relaxation down does, by Lagrange's bound at its multiplier.
 pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
     let rest = suffixes(items, |choice| choice.size, 0, u64::min, |a, b| a + b)?;
     if rest[0] > capacity {
@@ -36,7 +38,8 @@ pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
             item.iter().enumerate().map(with)
         });
         let promising = |state: &KnapsackState| {
-            let free = capacity.checked_sub(state.size).and_then(|free| free.checked_sub(rest[index + 1]));
+            let free =
+                capacity.checked_sub(state.size).and_then(|free| free.checked_sub(rest[index + 1]));
             let slack = relaxed.multiplier * (capacity.saturating_sub(state.size)) as f64;
             free.is_some() && state.error + bounds[index + 1] - slack <= enough
         };
@@ -76,7 +79,8 @@ fn unbeaten(mut states: Vec<KnapsackState>) -> Vec<KnapsackState> {
     states
 }
 
-/// For each k what `sum` makes of the least `value` of the items from k on; none where an item has no choice.
+/// For each k what `sum` makes of the least `value` of the items from k on; none where an item has
+/// no choice.
 fn suffixes<T: Copy>(
     items: &[Vec<Choice>],
     value: impl Fn(&Choice) -> T,
@@ -110,7 +114,10 @@ impl Relaxed {
         for hull in &hulls {
             size += hull[0].size;
             error += hull[0].error;
-            steps.extend(hull.windows(2).map(|pair| (pair[1].size - pair[0].size, pair[0].error - pair[1].error)));
+            steps.extend(
+                hull.windows(2)
+                    .map(|pair| (pair[1].size - pair[0].size, pair[0].error - pair[1].error)),
+            );
         }
         // A hull's steps get worse, so that they come in their order.
         steps.sort_by(|a, b| (b.1 / b.0 as f64).total_cmp(&(a.1 / a.0 as f64)));
@@ -127,7 +134,8 @@ impl Relaxed {
     }
 }
 
-/// The choices on the lower convex hull of error over size, from the smallest on, as long as errors fall.
+/// The choices on the lower convex hull of error over size, from the smallest on, as long as errors
+/// fall.
 fn hull(item: &[Choice]) -> Vec<Choice> {
     let mut sorted = item.to_vec();
     sorted.sort_by(|a, b| a.size.cmp(&b.size).then(a.error.total_cmp(&b.error)));
@@ -170,7 +178,8 @@ mod tests {
         chosen.fold((0, 0.0), |(size, error), choice| (size + choice.size, error + choice.error))
     }
 
-    /// Against all combinations: errors that fall with size as they do for codes, and errors at random; sizes alike and not.
+    /// Against all combinations: errors that fall with size as they do for codes, and errors at
+    /// random; sizes alike and not.
     #[test]
     fn no_combination_that_fits_is_better() {
         let mut random = generator(1, 0);
@@ -192,28 +201,35 @@ mod tests {
                 })
                 .collect();
             let combinations = all(&items);
-            let [least, most] = [u64::min, u64::max].map(|of| combinations.iter().map(|c| c.0).reduce(of).unwrap());
+            let [least, most] =
+                [u64::min, u64::max].map(|of| combinations.iter().map(|c| c.0).reduce(of).unwrap());
             assert_eq!(knapsack(&items, least - 1), None);
             for step in 0..=8 {
                 let capacity = least + (most - least) * step / 8;
                 let found = sum(&items, &knapsack(&items, capacity).unwrap());
                 let fitting = combinations.iter().filter(|(size, _)| *size <= capacity);
                 let best = fitting.map(|c| c.1).fold(f64::INFINITY, f64::min);
-                assert!(found.0 <= capacity && (found.1 - best).abs() <= 1e-9 * best.abs(), "{found:?} {best}");
+                assert!(
+                    found.0 <= capacity && (found.1 - best).abs() <= 1e-9 * best.abs(),
+                    "{found:?} {best}"
+                );
             }
         }
     }
 
     #[test]
     fn of_equals_the_smallest_is_chosen() {
-        let item = [(4, 1.0), (2, 1.0), (8, 0.5), (9, 0.5)].map(|(size, error)| Choice { size, error }).to_vec();
+        let item = [(4, 1.0), (2, 1.0), (8, 0.5), (9, 0.5)]
+            .map(|(size, error)| Choice { size, error })
+            .to_vec();
         assert_eq!(knapsack(&[item.clone(), item.clone()], 10), Some(vec![1, 2]));
         assert_eq!(knapsack(&[item.clone(), item], 100), Some(vec![2, 2]));
         assert_eq!(knapsack(&[], 0), Some(vec![]));
         assert_eq!(knapsack(&[vec![]], 10), None);
     }
 
-    /// As many items as a large model's layers have projections, sizes of all kinds: bounds keep it quick.
+    /// As many items as a large model's layers have projections, sizes of all kinds: bounds keep it
+    /// quick.
     #[test]
     fn many_items_of_odd_sizes_are_quick() {
         let mut random = generator(2, 0);
@@ -221,8 +237,10 @@ mod tests {
             .map(|_| {
                 let weights = 100_000 + u64::from(random.next_u32() % 100_000);
                 let sensitivity = 1.0 + f64::from(random.next_u32() % 1_000_000);
-                let choice =
-                    |bits: u64| Choice { size: weights * bits, error: sensitivity * 0.25f64.powi(bits as i32) };
+                let choice = |bits: u64| Choice {
+                    size: weights * bits,
+                    error: sensitivity * 0.25f64.powi(bits as i32),
+                };
                 [2, 3, 4, 5, 6, 8].into_iter().map(choice).collect()
             })
             .collect();

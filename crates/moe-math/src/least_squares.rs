@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::symmetric::eigen;
 
-/// Singular values of P below this share of the largest count as 0: what is left of f32 activations there is rounding.
+/// Singular values of P below this share of the largest count as 0: what is left of f32 activations
+/// there is rounding.
 const CUT: f64 = 1e-6;
 
 /// Σ p pᵀ and Σ q pᵀ of samples (p, q), from which T with the least Σ ‖q − T p‖² follows.
@@ -26,7 +27,8 @@ impl LeastSquares {
         Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)? })
     }
 
-    /// Takes samples in: `p` is `[samples, inputs]`, `q` is `[samples, outputs]`; both of one dtype, on one device.
+    /// Takes samples in: `p` is `[samples, inputs]`, `q` is `[samples, outputs]`; both of one
+    /// dtype, on one device.
     ///
     /// # Errors
     /// What the device returns.
@@ -37,9 +39,9 @@ impl LeastSquares {
         Ok(())
     }
 
-    /// T = Q P⁺, `[outputs, inputs]` row by row, the one of least norm: with the eigenvectors V and eigenvalues λ of
-    /// P Pᵀ it is Q Pᵀ V λ⁺ Vᵀ. λ below 1e-12 of the largest, singular values of P below 1e-6, count as 0. The relative
-    /// error is about 1e-16 · κ(P)², at most 1e-4.
+    /// T = Q P⁺, `[outputs, inputs]` row by row, the one of least norm: with the eigenvectors V and
+    /// eigenvalues λ of P Pᵀ it is Q Pᵀ V λ⁺ Vᵀ. λ below 1e-12 of the largest, singular values of P
+    /// below 1e-6, count as 0. The relative error is about 1e-16 · κ(P)², at most 1e-4.
     ///
     /// # Errors
     /// Where the eigenvalues can't be found.

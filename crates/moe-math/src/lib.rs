@@ -1,5 +1,5 @@
-//! Pure numerics: devices, encodings, seeded sampling, routing, clustering, assignment, quantization, and metrics on candle
-//! tensors.
+//! Pure numerics: devices, encodings, seeded sampling, routing, clustering, assignment,
+//! quantization, and metrics on candle tensors.
 //!
 //! Nothing here knows a tensor's name or a file. Device and dtype are parameters everywhere.
 
@@ -43,5 +43,7 @@ mod swiglu;
 mod symmetric;
 pub mod temperature;
 
-pub use device::{Compute, DeviceChoice, DeviceError, FoundDevice, RouterDtype, find_device, open_device};
+pub use device::{
+    Compute, DeviceChoice, DeviceError, FoundDevice, RouterDtype, find_device, open_device,
+};
 pub use swiglu::swiglu;

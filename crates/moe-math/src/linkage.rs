@@ -1,10 +1,12 @@
 //! Agglomerative clustering by average linkage, which HC-SMoE (2410.08589) groups experts with.
 
-/// Joins the two clusters whose members are nearest on average (UPGMA), again and again, until `clusters` are left.
+/// Joins the two clusters whose members are nearest on average (UPGMA), again and again, until
+/// `clusters` are left.
 ///
-/// `distances` is `[n, n]`, symmetric; nothing says that points have them. Of equally near pairs the one with the lower
-/// smallest members is joined. Clusters come in order of their smallest members, members ascending. O(n³), with the
-/// distances of a joined cluster by Lance and Williams (Comput. J. 9, 1967).
+/// `distances` is `[n, n]`, symmetric; nothing says that points have them. Of equally near pairs
+/// the one with the lower smallest members is joined. Clusters come in order of their smallest
+/// members, members ascending. O(n³), with the distances of a joined cluster by Lance and Williams
+/// (Comput. J. 9, 1967).
 ///
 /// # Panics
 /// If `distances` is no square.
@@ -19,7 +21,8 @@ pub fn average_linkage(distances: &[f64], clusters: usize) -> Vec<Vec<usize>> {
         let (a, b) = nearest_pair(&distances, &left, n);
         let [size_a, size_b] = [a, b].map(|c| members[c].len() as f64);
         for c in left.iter().copied().filter(|c| ![a, b].contains(c)) {
-            let mean = (size_a * distances[a * n + c] + size_b * distances[b * n + c]) / (size_a + size_b);
+            let mean =
+                (size_a * distances[a * n + c] + size_b * distances[b * n + c]) / (size_a + size_b);
             (distances[a * n + c], distances[c * n + a]) = (mean, mean);
         }
         let joined = std::mem::take(&mut members[b]);
@@ -79,7 +82,8 @@ mod tests {
 
     #[test]
     fn distances_are_means_over_pairs_of_members() {
-        // {0, 1} is 4.5 from 5.0 on average, its nearest member 4 (single linkage), its farthest 5 (complete).
+        // {0, 1} is 4.5 from 5.0 on average, its nearest member 4 (single linkage), its farthest 5
+        // (complete).
         let distances = euclidean(&[0.0, 1.0, 5.0, 9.4], 1);
         assert_eq!(average_linkage(&distances, 2), [vec![0, 1], vec![2, 3]]);
     }

@@ -37,7 +37,8 @@ fn gini(counts: &[u64]) -> f64 {
         return 0.0;
     }
     let n = sorted.len() as f64;
-    let weighted: f64 = sorted.iter().enumerate().map(|(i, &x)| (2.0 * (i + 1) as f64 - n - 1.0) * x as f64).sum();
+    let weighted: f64 =
+        sorted.iter().enumerate().map(|(i, &x)| (2.0 * (i + 1) as f64 - n - 1.0) * x as f64).sum();
     weighted / (n * total as f64)
 }
 
@@ -75,7 +76,8 @@ mod tests {
     fn gini_is_half_the_relative_mean_difference() {
         let counts = [1u64, 2, 3, 10, 0, 7];
         let (n, total) = (counts.len() as f64, counts.iter().sum::<u64>() as f64);
-        let differences: f64 = counts.iter().flat_map(|a| counts.iter().map(move |b| a.abs_diff(*b) as f64)).sum();
+        let differences: f64 =
+            counts.iter().flat_map(|a| counts.iter().map(move |b| a.abs_diff(*b) as f64)).sum();
         assert!((Load::new(counts.to_vec()).gini - differences / (2.0 * n * total)).abs() < 1e-12);
     }
 

@@ -1,6 +1,8 @@
-//! What is trained for: next tokens, a teacher's distribution, and routers that use all of their experts.
+//! What is trained for: next tokens, a teacher's distribution, and routers that use all of their
+//! experts.
 //!
-//! Losses of logits come with their gradient, so that a head of a large vocabulary can be run on a few tokens at a time.
+//! Losses of logits come with their gradient, so that a head of a large vocabulary can be run on a
+//! few tokens at a time.
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -14,17 +16,20 @@ pub struct LogitLoss {
     pub gradient: Tensor,
 }
 
-/// Σ −log p(target) over tokens that have one: `logits` is `[tokens, vocab]`, `targets` `[tokens]`. The gradient is p − onehot(target).
+/// Σ −log p(target) over tokens that have one: `logits` is `[tokens, vocab]`, `targets` `[tokens]`.
+/// The gradient is p − onehot(target).
 ///
 /// # Errors
 /// What the device returns.
 pub fn cross_entropy(logits: &Tensor, targets: &[Option<u32>]) -> Result<LogitLoss> {
     let log_q = log_softmax(logits)?;
-    let counted: Vec<f32> = targets.iter().map(|target| if target.is_some() { 1.0 } else { 0.0 }).collect();
+    let counted: Vec<f32> =
+        targets.iter().map(|target| if target.is_some() { 1.0 } else { 0.0 }).collect();
     let ids: Vec<u32> = targets.iter().map(|target| target.unwrap_or(0)).collect();
     let ids = Tensor::from_vec(ids, (targets.len(), 1), log_q.device())?;
     let chosen: Vec<f32> = log_q.gather(&ids, 1)?.flatten_all()?.to_vec1()?;
-    let sum = -chosen.iter().zip(&counted).map(|(log, counted)| f64::from(log * counted)).sum::<f64>();
+    let sum =
+        -chosen.iter().zip(&counted).map(|(log, counted)| f64::from(log * counted)).sum::<f64>();
     let ones = Tensor::ones(ids.shape(), DType::F32, log_q.device())?;
     let gradient = log_q.exp()?.scatter_add(&ids, &ones.neg()?, 1)?;
     let counted = Tensor::from_vec(counted, (targets.len(), 1), gradient.device())?;
@@ -36,8 +41,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &[Option<u32>]) -> Result<LogitLo
 pub enum Teacher {
     /// All of it, as logits `[tokens, vocab]`.
     Logits(Tensor),
-    /// A few tokens of the vocabulary: `ids` and `probabilities` are `[tokens, k]`. What is missing to 1 is the mass of all
-    /// others together.
+    /// A few tokens of the vocabulary: `ids` and `probabilities` are `[tokens, k]`. What is missing
+    /// to 1 is the mass of all others together.
     Few {
         /// Different ones in each row.
         ids: Tensor,
@@ -46,11 +51,11 @@ pub enum Teacher {
     },
 }
 
-/// Σ KL(teacher ‖ softmax(logits)), T = 1. Of a teacher that names a few tokens, all others count as one, the tail, whose mass the student
-/// shares out as it likes.
+/// Σ KL(teacher ‖ softmax(logits)), T = 1. Of a teacher that names a few tokens, all others count
+/// as one, the tail, whose mass the student shares out as it likes.
 ///
-/// In either case the gradient is q − p, where p shares a tail out as q does: with tokens K and a tail of mass t,
-/// p_j = t q_j / Σ_{i ∉ K} q_i for j ∉ K.
+/// In either case the gradient is q − p, where p shares a tail out as q does: with tokens K and a
+/// tail of mass t, p_j = t q_j / Σ_{i ∉ K} q_i for j ∉ K.
 ///
 /// # Errors
 /// For shapes that differ; what the device returns.
@@ -61,7 +66,10 @@ pub fn divergence(logits: &Tensor, teacher: &Teacher) -> Result<LogitLoss> {
             let log_p = log_softmax(teacher)?;
             let p = log_p.exp()?;
             let sums: Vec<f32> = (&p * (log_p - &log_q)?)?.sum(D::Minus1)?.to_vec1()?;
-            Ok(LogitLoss { sum: sums.into_iter().map(f64::from).sum(), gradient: (log_q.exp()? - p)? })
+            Ok(LogitLoss {
+                sum: sums.into_iter().map(f64::from).sum(),
+                gradient: (log_q.exp()? - p)?,
+            })
         }
         Teacher::Few { ids, probabilities } => divergence_of_few(&log_q, ids, probabilities),
     }
@@ -104,8 +112,8 @@ fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     candle_nn::ops::log_softmax(&logits.detach().to_dtype(DType::F32)?, D::Minus1)
 }
 
-/// The probability that a router gives each expert in the mean over tokens, `[experts]`: of softmax scores themselves, of σ scores
-/// their shares. Tracked if the logits are.
+/// The probability that a router gives each expert in the mean over tokens, `[experts]`: of softmax
+/// scores themselves, of σ scores their shares. Tracked if the logits are.
 ///
 /// # Errors
 /// What the device returns.
@@ -118,18 +126,24 @@ pub fn mean_probabilities(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     shares.mean(0)
 }
 
-/// E Σ_e f_e P_e (Switch, 2101.03961 eq. 4): f_e is the share of tokens that are routed to e, each of their k choices counted, and
-/// P the router's mean probabilities. k where load is even. f is a constant.
+/// E Σ_e f_e P_e (Switch, 2101.03961 eq. 4): f_e is the share of tokens that are routed to e, each
+/// of their k choices counted, and P the router's mean probabilities. k where load is even. f is a
+/// constant.
 ///
 /// # Errors
 /// What the device returns.
 pub fn load_balance(mean_probabilities: &Tensor, counts: &[u64], tokens: u64) -> Result<Tensor> {
     let experts = counts.len() as f64;
-    let shares: Vec<f32> = counts.iter().map(|count| (experts * *count as f64 / tokens.max(1) as f64) as f32).collect();
-    (mean_probabilities * Tensor::from_vec(shares, counts.len(), mean_probabilities.device())?)?.sum_all()
+    let shares: Vec<f32> = counts
+        .iter()
+        .map(|count| (experts * *count as f64 / tokens.max(1) as f64) as f32)
+        .collect();
+    (mean_probabilities * Tensor::from_vec(shares, counts.len(), mean_probabilities.device())?)?
+        .sum_all()
 }
 
-/// The mean over tokens of (log Σ_e exp z_e)² (ST-MoE, 2202.08906 eq. 5); `logits` is `[tokens, experts]`.
+/// The mean over tokens of (log Σ_e exp z_e)² (ST-MoE, 2202.08906 eq. 5); `logits` is `[tokens,
+/// experts]`.
 ///
 /// # Errors
 /// What the device returns.
@@ -149,7 +163,12 @@ mod tests {
     use candle_core::{Device, Var};
 
     fn random(seed: u64, rows: usize, columns: usize) -> Var {
-        Var::from_vec(normal(rows * columns, 1.0, &mut generator(seed, 0)), (rows, columns), &Device::Cpu).unwrap()
+        Var::from_vec(
+            normal(rows * columns, 1.0, &mut generator(seed, 0)),
+            (rows, columns),
+            &Device::Cpu,
+        )
+        .unwrap()
     }
 
     /// The largest error of a loss's gradient beside finite differences of its sum.
@@ -170,14 +189,21 @@ mod tests {
     #[test]
     fn losses_of_logits_have_their_gradients() {
         let logits = random(1, 4, 9);
-        assert!(error(&logits, |logits| cross_entropy(logits, &[Some(3), None, Some(8), Some(3)]).unwrap()) < 1e-4);
+        assert!(
+            error(&logits, |logits| cross_entropy(logits, &[Some(3), None, Some(8), Some(3)])
+                .unwrap())
+                < 1e-4
+        );
         let teacher = Teacher::Logits(random(2, 4, 9).detach());
         assert!(error(&logits, |logits| divergence(logits, &teacher).unwrap()) < 1e-4);
         let ids = Tensor::new(&[[0u32, 4], [8, 1], [2, 3], [5, 0]], &Device::Cpu).unwrap();
         for tail in [[0.3f32, 0.5], [0.4, 0.6]] {
             let probabilities = Tensor::new(&[tail; 4], &Device::Cpu).unwrap();
             let teacher = Teacher::Few { ids: ids.clone(), probabilities };
-            assert!(error(&logits, |logits| divergence(logits, &teacher).unwrap()) < 1e-4, "{tail:?}");
+            assert!(
+                error(&logits, |logits| divergence(logits, &teacher).unwrap()) < 1e-4,
+                "{tail:?}"
+            );
         }
     }
 
@@ -190,8 +216,14 @@ mod tests {
         let few = divergence(&logits, &Teacher::Few { ids, probabilities }).unwrap();
         let all = divergence(&logits, &Teacher::Logits(teacher.detach())).unwrap();
         assert!((few.sum - all.sum).abs() < 1e-5, "{} {}", few.sum, all.sum);
-        let apart =
-            (few.gradient - all.gradient).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let apart = (few.gradient - all.gradient)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
         assert!(apart < 1e-5, "{apart}");
         let same = divergence(&logits, &Teacher::Logits(logits.detach())).unwrap();
         assert!(same.sum.abs() < 1e-6);
@@ -214,7 +246,9 @@ mod tests {
     fn losses_of_routers_have_their_gradients() {
         let logits = random(3, 5, 6);
         for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
-            let loss = |t: &[Tensor]| load_balance(&mean_probabilities(&t[0], scoring)?, &[1, 2, 3, 4, 5, 0], 5);
+            let loss = |t: &[Tensor]| {
+                load_balance(&mean_probabilities(&t[0], scoring)?, &[1, 2, 3, 4, 5, 0], 5)
+            };
             assert!(differences(&[&logits], 1, loss) < 1e-2);
         }
         assert!(differences(&[&logits], 1, |t| router_z(&t[0])) < 1e-2);

@@ -51,7 +51,8 @@ pub struct StageTime {
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     stages: Arc<Mutex<Vec<StageTime>>>,
-    /// One more than the expert that is at work, and how many there are: two numbers of 32 bits in one, since another thread looks at them.
+    /// One more than the expert that is at work, and how many there are: two numbers of 32 bits in
+    /// one, since another thread looks at them.
     expert: Arc<AtomicU64>,
     pub(crate) waits: bool,
 }
@@ -62,8 +63,9 @@ thread_local! {
 }
 
 impl Meter {
-    /// One for which a device finishes what it was given before a stage ends. Without, a stage on a device has the time until its
-    /// work was queued, and whoever needs a result first has the rest; waiting costs some of what overlaps.
+    /// One for which a device finishes what it was given before a stage ends. Without, a stage on a
+    /// device has the time until its work was queued, and whoever needs a result first has the
+    /// rest; waiting costs some of what overlaps.
     pub fn waiting() -> Self {
         Self { waits: true, ..Self::default() }
     }
@@ -127,11 +129,19 @@ mod tests {
         let meter = Meter::default();
         let pause = || std::thread::sleep(Duration::from_millis(20));
         for _ in 0..2 {
-            meter.clone().stage("outer", Work::bytes(1), || meter.stage("inner", Work::products(2, 3), pause));
+            meter.clone().stage("outer", Work::bytes(1), || {
+                meter.stage("inner", Work::products(2, 3), pause)
+            });
         }
         let stages = meter.take();
-        assert_eq!(stages.iter().map(|s| (s.name, s.calls)).collect::<Vec<_>>(), [("inner", 2), ("outer", 2)]);
-        assert!(stages[0].time >= Duration::from_millis(40) && stages[1].time < stages[0].time, "{stages:?}");
+        assert_eq!(
+            stages.iter().map(|s| (s.name, s.calls)).collect::<Vec<_>>(),
+            [("inner", 2), ("outer", 2)]
+        );
+        assert!(
+            stages[0].time >= Duration::from_millis(40) && stages[1].time < stages[0].time,
+            "{stages:?}"
+        );
         assert_eq!([stages[0].work.flops, stages[1].work.bytes], [24.0, 2.0]);
         assert!(meter.take().is_empty());
     }
@@ -152,7 +162,9 @@ mod tests {
         let meter = Meter::default();
         let pause = || std::thread::sleep(Duration::from_millis(20));
         meter.stage("waits", Work::UNCOUNTED, || {
-            std::thread::scope(|scope| scope.spawn(|| meter.stage("works", Work::UNCOUNTED, pause)).join().unwrap());
+            std::thread::scope(|scope| {
+                scope.spawn(|| meter.stage("works", Work::UNCOUNTED, pause)).join().unwrap()
+            });
         });
         assert!(meter.take().iter().all(|stage| stage.time >= Duration::from_millis(20)));
     }

@@ -1,7 +1,8 @@
 //! What experts do on tokens, summed up where the tokens are.
 //!
-//! On a CPU every product is added in f64: that is the reference. A device adds some thousand rows in f32 and is asked for such
-//! parts once for a layer ([`DeferredReadback`]), so that it doesn't wait for the host expert by expert.
+//! On a CPU every product is added in f64: that is the reference. A device adds some thousand rows
+//! in f32 and is asked for such parts once for a layer ([`DeferredReadback`]), so that it doesn't
+//! wait for the host expert by expert.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -52,17 +53,24 @@ impl Observed {
         self.on_device || !rows.device().is_cpu()
     }
 
-    /// An expert ran; `counted` are rows that count, ascending, each with the group whose sums it goes to.
+    /// An expert ran; `counted` are rows that count, ascending, each with the group whose sums it
+    /// goes to.
     ///
     /// # Errors
     /// What the device returns.
-    pub fn expert(&mut self, sums: &mut [Sums], ran: &Ran<'_>, counted: &[(usize, usize)]) -> Result<()> {
+    pub fn expert(
+        &mut self,
+        sums: &mut [Sums],
+        ran: &Ran<'_>,
+        counted: &[(usize, usize)],
+    ) -> Result<()> {
         if !self.queues(ran.outputs) {
             return add_expert(sums, ran, counted);
         }
         for (group, rows) in by_group(counted, sums.len()) {
             let gates: Vec<f32> = rows.iter().map(|row| ran.gates[*row as usize]).collect();
-            let sums = expert_sums(&pick(ran.activations, &rows)?, &pick(ran.outputs, &rows)?, &gates)?;
+            let sums =
+                expert_sums(&pick(ran.activations, &rows)?, &pick(ran.outputs, &rows)?, &gates)?;
             self.parts.push(ObservedPart::Expert { group, expert: ran.expert, gates }, sums);
         }
         Ok(())
@@ -72,7 +80,12 @@ impl Observed {
     ///
     /// # Errors
     /// What the device returns.
-    pub fn logits(&mut self, sums: &mut [Sums], logits: &Tensor, counted: &[(usize, usize)]) -> Result<()> {
+    pub fn logits(
+        &mut self,
+        sums: &mut [Sums],
+        logits: &Tensor,
+        counted: &[(usize, usize)],
+    ) -> Result<()> {
         if !self.queues(logits) {
             return add_logits(sums, logits, counted);
         }
@@ -84,7 +97,8 @@ impl Observed {
         Ok(())
     }
 
-    /// An expert was run on tokens whether they chose it or not, and gave `outputs`, `[rows, hidden]`.
+    /// An expert was run on tokens whether they chose it or not, and gave `outputs`, `[rows,
+    /// hidden]`.
     ///
     /// # Errors
     /// What the device returns.
@@ -115,7 +129,9 @@ impl Observed {
     pub fn finish(&mut self, sums: &mut [Sums]) -> Result<()> {
         for (part, values) in self.parts.take()? {
             match part {
-                ObservedPart::Expert { group, expert, gates } => take_expert(&mut sums[group], expert, &gates, &values),
+                ObservedPart::Expert { group, expert, gates } => {
+                    take_expert(&mut sums[group], expert, &gates, &values)
+                }
                 ObservedPart::Logits { group } => {
                     let experts = sums[group].sizes().experts;
                     add(sums[group].get_mut(Quantity::Logits), &values[..experts], 1.0);
@@ -133,7 +149,8 @@ impl Observed {
 /// The rows of each group that has some, in parts of at most [`ROWS`].
 fn by_group(counted: &[(usize, usize)], groups: usize) -> Vec<(usize, Vec<u32>)> {
     let of_group = |group: usize| {
-        let rows: Vec<u32> = counted.iter().filter(|(of, _)| *of == group).map(|(_, row)| *row as u32).collect();
+        let rows: Vec<u32> =
+            counted.iter().filter(|(of, _)| *of == group).map(|(_, row)| *row as u32).collect();
         rows.chunks(ROWS).map(|rows| (group, rows.to_vec())).collect::<Vec<_>>()
     };
     (0..groups).flat_map(of_group).collect()
@@ -179,7 +196,8 @@ fn add_expert(sums: &mut [Sums], ran: &Ran<'_>, counted: &[(usize, usize)]) -> R
     let rows = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec2::<f32>();
     let (activations, outputs) = (rows(ran.activations)?, rows(ran.outputs)?);
     for &(group, row) in counted {
-        let (sums, gate, phi, f) = (&mut sums[group], f64::from(ran.gates[row]), &activations[row], &outputs[row]);
+        let (sums, gate, phi, f) =
+            (&mut sums[group], f64::from(ran.gates[row]), &activations[row], &outputs[row]);
         let square: f64 = f.iter().map(|f| f64::from(*f).powi(2)).sum();
         let largest = f.iter().fold(0f32, |most, f| most.max(f.abs()));
         add_row(sums, ran.expert, gate, square, f64::from(largest));
@@ -209,7 +227,8 @@ fn add_logits(sums: &mut [Sums], logits: &Tensor, counted: &[(usize, usize)]) ->
     for &(group, token) in counted {
         let (sums, z) = (&mut sums[group], &logits[token]);
         add(sums.get_mut(Quantity::Logits), z, 1.0);
-        for (row, factor) in sums.get_mut(Quantity::LogitProducts).chunks_exact_mut(z.len()).zip(z) {
+        for (row, factor) in sums.get_mut(Quantity::LogitProducts).chunks_exact_mut(z.len()).zip(z)
+        {
             add(row, z, f64::from(*factor));
         }
     }
@@ -223,7 +242,9 @@ fn add(sums: &mut [f64], values: &[f32], factor: f64) {
 
 /// sums = max(sums, |factor · values|)
 fn raise(sums: &mut [f64], values: &[f32], factor: f64) {
-    sums.iter_mut().zip(values).for_each(|(most, value)| *most = most.max((factor * f64::from(*value)).abs()));
+    sums.iter_mut()
+        .zip(values)
+        .for_each(|(most, value)| *most = most.max((factor * f64::from(*value)).abs()));
 }
 
 #[cfg(test)]
@@ -244,14 +265,16 @@ mod tests {
     fn a_device_finds_what_the_reference_does() {
         let sizes = Sizes { experts: 3, hidden: 5, width: 7 };
         let rows = 2 * ROWS + 100;
-        let counted: Vec<_> = (0..rows).filter(|row| row % 5 != 2).map(|row| (row % 2, row)).collect();
+        let counted: Vec<_> =
+            (0..rows).filter(|row| row % 5 != 2).map(|row| (row % 2, row)).collect();
         let gates = normal(rows, 1.0, &mut generator(1, 9));
         let observe = |mut observed: Observed| {
             let mut sums = vec![Sums::new(sizes); 2];
             for expert in [0, 2] {
                 let stream = 3 * expert as u64;
                 let (activations, outputs) = (random(rows, 7, stream), random(rows, 5, stream + 1));
-                let ran = Ran { expert, gates: &gates, activations: &activations, outputs: &outputs };
+                let ran =
+                    Ran { expert, gates: &gates, activations: &activations, outputs: &outputs };
                 observed.expert(&mut sums, &ran, &counted).unwrap();
                 observed.sampled(&mut sums, expert, &outputs, &counted[..50]).unwrap();
             }
@@ -263,9 +286,14 @@ mod tests {
         for (device, reference) in device.iter().zip(&reference) {
             assert_eq!(device.get(Quantity::Tokens), reference.get(Quantity::Tokens));
             for quantity in Quantity::ALL {
-                let size = reference.get(quantity).iter().fold(0f64, |most, value| most.max(value.abs()));
+                let size =
+                    reference.get(quantity).iter().fold(0f64, |most, value| most.max(value.abs()));
                 for (found, expected) in device.get(quantity).iter().zip(reference.get(quantity)) {
-                    assert!((found - expected).abs() <= 1e-5 * size, "{}: {found}, {expected}", quantity.name());
+                    assert!(
+                        (found - expected).abs() <= 1e-5 * size,
+                        "{}: {found}, {expected}",
+                        quantity.name()
+                    );
                 }
             }
         }

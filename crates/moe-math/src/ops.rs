@@ -12,10 +12,13 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let x = x.contiguous()?;
     let value = candle_nn::ops::rms_norm(&x.detach(), &weight.detach(), eps)?;
     let trains = weight.track_op();
-    tied_to_both(value, &x, weight, move |x, weight, gradient| rms_norm_backward(x, weight, gradient, eps, trains))
+    tied_to_both(value, &x, weight, move |x, weight, gradient| {
+        rms_norm_backward(x, weight, gradient, eps, trains)
+    })
 }
 
-/// With r = 1 / √(mean x² + ε) and n the width: ∂x = r (g ∘ w) − x r³ Σ(g ∘ w ∘ x) / n, ∂w = Σ over rows of g ∘ x r.
+/// With r = 1 / √(mean x² + ε) and n the width: ∂x = r (g ∘ w) − x r³ Σ(g ∘ w ∘ x) / n, ∂w = Σ over
+/// rows of g ∘ x r.
 fn rms_norm_backward(
     x: &Tensor,
     weight: &Tensor,
@@ -31,7 +34,8 @@ fn rms_norm_backward(
     let to_unit = gradient.broadcast_mul(&wide(weight)?)?;
     let along = (&to_unit * &unit)?.mean_keepdim(1)?;
     let to_x = (to_unit - unit.broadcast_mul(&along)?)?.broadcast_mul(&r)?;
-    let to_weight = trains.then(|| (gradient * unit)?.sum(0)?.to_dtype(weight.dtype())).transpose()?;
+    let to_weight =
+        trains.then(|| (gradient * unit)?.sum(0)?.to_dtype(weight.dtype())).transpose()?;
     Ok((Some(to_x.reshape(x.shape())?.to_dtype(x.dtype())?), to_weight))
 }
 
@@ -48,13 +52,15 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Rotates pairs of the last dimension of `x`, `[1, heads, tokens, width]`, by angles of which `cos` and `sin`,
-/// `[tokens, width / 2]`, are given: neighbours if `interleaved`, else a dimension of the first half with one of the second.
+/// Rotates pairs of the last dimension of `x`, `[1, heads, tokens, width]`, by angles of which
+/// `cos` and `sin`, `[tokens, width / 2]`, are given: neighbours if `interleaved`, else a dimension
+/// of the first half with one of the second.
 ///
 /// # Errors
 /// For shapes that don't fit; what the device returns.
 pub fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor, interleaved: bool) -> Result<Tensor> {
-    let rope = if interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };
+    let rope =
+        if interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };
     let x = x.contiguous()?;
     let value = rope(&x.detach(), cos, sin)?;
     let (cos, back) = (cos.clone(), sin.neg()?);
@@ -92,7 +98,8 @@ mod tests {
         let x = random(4, (1, 2, 5, 8));
         let angles = random(5, (5, 4));
         // Scaled, as attention factors do.
-        let (cos, sin) = ((angles.cos().unwrap() * 1.3).unwrap(), (angles.sin().unwrap() * 1.3).unwrap());
+        let (cos, sin) =
+            ((angles.cos().unwrap() * 1.3).unwrap(), (angles.sin().unwrap() * 1.3).unwrap());
         let (cos, sin) = (cos.detach(), sin.detach());
         for interleaved in [false, true] {
             assert!(differences(&[&x], 9, |t| rotated(&t[0], &cos, &sin, interleaved)) < 1e-2);

@@ -6,11 +6,13 @@ use rand_distr::{Distribution, StandardNormal};
 
 use crate::reduce::dot;
 
-/// `gain` times orthonormal rows `[n, d]`, row-major, Haar distributed: the QR factor Q of a Gaussian matrix, its signs
-/// fixed by R's diagonal being positive (Mezzadri, math-ph/0609050). For n ≤ d this is torch's `nn.init.orthogonal_`.
+/// `gain` times orthonormal rows `[n, d]`, row-major, Haar distributed: the QR factor Q of a
+/// Gaussian matrix, its signs fixed by R's diagonal being positive (Mezzadri, math-ph/0609050). For
+/// n ≤ d this is torch's `nn.init.orthogonal_`.
 ///
-/// For n > d there are no n orthonormal rows. torch makes the columns orthonormal, and the rows shorter than `gain`; a
-/// router wants rows of equal length, so here every block of d rows is orthonormal, independent of the other blocks.
+/// For n > d there are no n orthonormal rows. torch makes the columns orthonormal, and the rows
+/// shorter than `gain`; a router wants rows of equal length, so here every block of d rows is
+/// orthonormal, independent of the other blocks.
 ///
 /// # Errors
 /// If the Gaussian rows are linearly dependent, which has probability 0.
@@ -25,8 +27,9 @@ pub fn rows(n: usize, d: usize, gain: f64, generator: &mut impl RngCore) -> Resu
 
 /// Replaces the rows of `a` `[n, d]`, n ≤ d, with those of Qᵀ in Aᵀ = QR, R's diagonal positive.
 ///
-/// Modified Gram–Schmidt, every projection done twice: "twice is enough" for orthogonality to rounding (Giraud et al.,
-/// Numer. Math. 101, 2005). In f64, on the calling thread, 4·n²·d operations.
+/// Modified Gram–Schmidt, every projection done twice: "twice is enough" for orthogonality to
+/// rounding (Giraud et al., Numer. Math. 101, 2005). In f64, on the calling thread, 4·n²·d
+/// operations.
 ///
 /// # Errors
 /// If a row depends linearly on those before it.
@@ -61,7 +64,8 @@ mod tests {
     /// The largest |QQᵀ − gain²·I| of rows `[n, d]`.
     fn deviation(rows: &[f64], d: usize, gain: f64) -> f64 {
         let list: Vec<&[f64]> = rows.chunks_exact(d).collect();
-        let entry = |i: usize, j: usize| dot(list[i], list[j]) - if i == j { gain * gain } else { 0.0 };
+        let entry =
+            |i: usize, j: usize| dot(list[i], list[j]) - if i == j { gain * gain } else { 0.0 };
         let entries = (0..list.len()).flat_map(|i| (0..=i).map(move |j| (i, j)));
         entries.map(|(i, j)| entry(i, j).abs()).fold(0.0, f64::max)
     }
@@ -85,7 +89,8 @@ mod tests {
         assert_ne!(rows[..d], rows[d * d..d * d + d], "blocks are independent");
     }
 
-    /// Of a Haar distributed matrix every entry has mean 0 and variance 1/d; without the fixed signs the mean is biased.
+    /// Of a Haar distributed matrix every entry has mean 0 and variance 1/d; without the fixed
+    /// signs the mean is biased.
     #[test]
     fn entries_have_the_moments_of_the_haar_distribution() {
         let (d, draws) = (4, 4000);
@@ -120,7 +125,10 @@ mod tests {
         let mut a = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 5.0, 7.0, 9.0];
         assert!(orthonormalize(&mut a, 3).unwrap_err().to_string().contains("row 2"));
         assert!(orthonormalize(&mut [f64::NAN, 1.0], 2).is_err());
-        assert!(orthonormalize(&mut [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], 2).is_err(), "more rows than columns");
+        assert!(
+            orthonormalize(&mut [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], 2).is_err(),
+            "more rows than columns"
+        );
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::kmeans::{ClusterError, Metric};
 use crate::reduce::{squared_distance, sum};
 use crate::sampling::unit;
 
-/// Points `[n, d]` less their mean, which keeps distances accurate in f32 when all lie far from the origin.
-/// Centroids are f64 `[k, d]`, row-major, and less the same mean.
+/// Points `[n, d]` less their mean, which keeps distances accurate in f32 when all lie far from the
+/// origin. Centroids are f64 `[k, d]`, row-major, and less the same mean.
 pub(crate) struct Points {
     pub n: usize,
     pub d: usize,
@@ -47,17 +47,25 @@ impl Points {
 
     /// Centroids for outside: a tensor `[k, d]` f32 on the device of the points.
     pub fn uncenter(&self, centroids: &[f64]) -> candle_core::Result<Tensor> {
-        let values: Vec<f32> = centroids.iter().enumerate().map(|(i, c)| (c + self.mean[i % self.d]) as f32).collect();
+        let values: Vec<f32> =
+            centroids.iter().enumerate().map(|(i, c)| (c + self.mean[i % self.d]) as f32).collect();
         Tensor::from_vec(values, (centroids.len() / self.d, self.d), self.device.device())
     }
 
-    /// Calls `use_block` with ½|c|² − x·c `[block, k]` for blocks of points in order. That is ½|x − c|² but for a term
-    /// of the point alone.
-    pub fn scores(&self, centroids: &[f64], mut use_block: impl FnMut(&[f32])) -> candle_core::Result<()> {
+    /// Calls `use_block` with ½|c|² − x·c `[block, k]` for blocks of points in order. That is ½|x −
+    /// c|² but for a term of the point alone.
+    pub fn scores(
+        &self,
+        centroids: &[f64],
+        mut use_block: impl FnMut(&[f32]),
+    ) -> candle_core::Result<()> {
         const BLOCK_SCORES: usize = 1 << 22;
         let k = centroids.len() / self.d;
         let device = self.device.device();
-        let halves: Vec<f32> = centroids.chunks_exact(self.d).map(|c| (sum(c, c, |a, b| a * b) / 2.0) as f32).collect();
+        let halves: Vec<f32> = centroids
+            .chunks_exact(self.d)
+            .map(|c| (sum(c, c, |a, b| a * b) / 2.0) as f32)
+            .collect();
         let halves = Tensor::from_vec(halves, (1, k), device)?;
         let narrow: Vec<f32> = centroids.iter().map(|c| *c as f32).collect();
         let transposed = Tensor::from_vec(narrow, (k, self.d), device)?.t()?;
@@ -72,27 +80,31 @@ impl Points {
 
     /// |x − c|² of each point and the centroid that it is assigned to.
     pub fn distances(&self, assignment: &[u32], centroids: &[f64]) -> Vec<f64> {
-        let distance =
-            |(i, a): (usize, &u32)| squared_distance(self.row(i), &centroids[*a as usize * self.d..][..self.d]);
+        let distance = |(i, a): (usize, &u32)| {
+            squared_distance(self.row(i), &centroids[*a as usize * self.d..][..self.d])
+        };
         assignment.par_iter().enumerate().map(distance).collect()
     }
 
-    /// The centroid of each cluster's points; an empty cluster, or one whose directions cancel, keeps its `previous` one.
+    /// The centroid of each cluster's points; an empty cluster, or one whose directions cancel,
+    /// keeps its `previous` one.
     pub fn centroids(&self, assignment: &[u32], previous: &[f64]) -> Vec<f64> {
         let mut members = vec![Vec::new(); previous.len() / self.d];
         for (i, a) in assignment.iter().enumerate() {
             members[*a as usize].push(i);
         }
         let mut centroids = previous.to_vec();
-        centroids.par_chunks_mut(self.d).zip(&members).filter(|(_, members)| !members.is_empty()).for_each(
-            |(centroid, members)| {
+        centroids
+            .par_chunks_mut(self.d)
+            .zip(&members)
+            .filter(|(_, members)| !members.is_empty())
+            .for_each(|(centroid, members)| {
                 let mean = mean(self.d, members.iter().map(|i| self.row(*i)));
                 match self.metric {
                     Metric::Euclidean => centroid.copy_from_slice(&mean),
                     Metric::Cosine => self.set_direction(centroid, &mean),
                 }
-            },
-        );
+            });
         centroids
     }
 
@@ -108,9 +120,9 @@ impl Points {
         }
     }
 
-    /// k-means++ (Arthur and Vassilvitskii, SODA 2007): the first centroid is any point, each next one a point drawn with
-    /// probability ∝ its squared distance to the nearest chosen so far. If no point differs from those chosen, the first
-    /// point is chosen again.
+    /// k-means++ (Arthur and Vassilvitskii, SODA 2007): the first centroid is any point, each next
+    /// one a point drawn with probability ∝ its squared distance to the nearest chosen so far. If
+    /// no point differs from those chosen, the first point is chosen again.
     pub fn plus_plus(&self, k: usize, generator: &mut impl RngCore) -> Vec<f64> {
         let mut chosen = (unit(generator) * self.n as f64) as usize;
         let mut nearest = vec![f64::INFINITY; self.n];
@@ -121,7 +133,9 @@ impl Points {
                 return centroids;
             }
             let last = &centroids[centroids.len() - self.d..];
-            let update = |(i, nearest): (usize, &mut f64)| *nearest = nearest.min(squared_distance(self.row(i), last));
+            let update = |(i, nearest): (usize, &mut f64)| {
+                *nearest = nearest.min(squared_distance(self.row(i), last))
+            };
             nearest.par_iter_mut().enumerate().for_each(update);
             chosen = draw(&nearest, unit(generator));
         }
@@ -152,7 +166,8 @@ fn mean<'a>(d: usize, rows: impl ExactSizeIterator<Item = &'a [f32]>) -> Vec<f64
     mean
 }
 
-/// The rows of `[n, d]` in f32 on the host, as unit vectors where directions count. `what` they are, errors say.
+/// The rows of `[n, d]` in f32 on the host, as unit vectors where directions count. `what` they
+/// are, errors say.
 fn rows(tensor: &Tensor, metric: Metric, what: &'static str) -> Result<Vec<f32>, ClusterError> {
     /// Σ x² of a row of any width then fits into an f32.
     const LARGEST: f32 = 1e15;

@@ -26,10 +26,12 @@ pub struct Principal {
     pub values: Vec<f64>,
 }
 
-/// The most bytes that [`Principal::of`] holds for `count` rows of width `d`, of which `part` are made at a time.
+/// The most bytes that [`Principal::of`] holds for `count` rows of width `d`, of which `part` are
+/// made at a time.
 pub fn bytes(count: usize, part: usize, d: usize) -> usize {
     if d <= MOST_EXACT {
-        // A part, and that less its mean; the covariance, what a part adds, their sum, and what decomposing takes.
+        // A part, and that less its mean; the covariance, what a part adds, their sum, and what
+        // decomposing takes.
         return 8 * (2 * part * d + 5 * d * d);
     }
     // What parts give, put together, in f64; or that beside what it is less its mean, in f32.
@@ -67,17 +69,22 @@ pub trait Rows: Sync {
 impl Principal {
     /// The first `rank` principal directions of `rows`, or as many as rows have dimensions.
     ///
-    /// Exact up to rounding for widths up to 2048: eigenvectors of the covariance in f64. Of wider rows, 16,384 evenly
-    /// spaced ones, or all, are searched by 6 rounds of subspace iteration from directions drawn by `seed`, with 32
-    /// spare ones and a Rayleigh–Ritz step (Halko, Martinsson and Tropp, 0909.4061, algorithm 4.4), products in f32 on
-    /// `device`. Such values are too small by less than 1 % of the sample's also where the spectrum is flat; directions
-    /// of nearly equal values mix.
+    /// Exact up to rounding for widths up to 2048: eigenvectors of the covariance in f64. Of wider
+    /// rows, 16,384 evenly spaced ones, or all, are searched by 6 rounds of subspace iteration from
+    /// directions drawn by `seed`, with 32 spare ones and a Rayleigh–Ritz step (Halko, Martinsson
+    /// and Tropp, 0909.4061, algorithm 4.4), products in f32 on `device`. Such values are too small
+    /// by less than 1 % of the sample's also where the spectrum is flat; directions of nearly equal
+    /// values mix.
     ///
     /// # Errors
     /// What `rows` and the device return.
     pub fn of(rows: &impl Rows, rank: usize, seed: u64, device: &Device) -> Result<Self> {
         let rank = rank.min(rows.width()).min(rows.count());
-        if rows.width() <= MOST_EXACT { exact(rows, rank) } else { searched(sample(rows)?, rank, seed, device) }
+        if rows.width() <= MOST_EXACT {
+            exact(rows, rank)
+        } else {
+            searched(sample(rows)?, rank, seed, device)
+        }
     }
 
     /// Number of directions.
@@ -110,7 +117,9 @@ fn exact(rows: &impl Rows, rank: usize) -> Result<Principal> {
         covariance = (covariance + centred.t()?.matmul(&centred)?)?;
     }
     let found = eigen(&covariance.flatten_all()?.to_vec1::<f64>()?, d)?;
-    let directions = Tensor::from_slice(&found.vectors[..rank * d], (rank, d), &Device::Cpu)?.t()?.contiguous()?;
+    let directions = Tensor::from_slice(&found.vectors[..rank * d], (rank, d), &Device::Cpu)?
+        .t()?
+        .contiguous()?;
     Ok(Principal { mean, directions, values: found.values[..rank].to_vec() })
 }
 
@@ -119,8 +128,10 @@ fn sample(rows: &impl Rows) -> Result<Tensor> {
     let step = rows.count().div_ceil(SAMPLE).max(1);
     let mut first = 0;
     let chosen = rows.parts().into_iter().map(|count| {
-        let here: Vec<u32> =
-            (0..count).filter(|row| (first + row).is_multiple_of(step)).map(|row| row as u32).collect();
+        let here: Vec<u32> = (0..count)
+            .filter(|row| (first + row).is_multiple_of(step))
+            .map(|row| row as u32)
+            .collect();
         first += count;
         here
     });
@@ -134,7 +145,8 @@ fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<P
     let k = (rank + SPARE).min(d);
     let mean = (sample.sum(0)? / (n as f64).max(1.0))?;
     let x = centred(sample, &mean)?.to_device(device)?;
-    let start: Vec<f64> = normal(k * d, 1.0, &mut generator(seed, 0)).into_iter().map(f64::from).collect();
+    let start: Vec<f64> =
+        normal(k * d, 1.0, &mut generator(seed, 0)).into_iter().map(f64::from).collect();
     let mut q = start.clone();
     orthonormalize(&mut q, d)?;
     for _ in 1..PASSES {
@@ -155,13 +167,17 @@ fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<P
     Ok(Principal { mean, directions, values: found.values[..rank].to_vec() })
 }
 
-/// Rows less their mean, in f32. A block at a time is centred in f64: all of them would be as large as the rows.
+/// Rows less their mean, in f32. A block at a time is centred in f64: all of them would be as large
+/// as the rows.
 fn centred(rows: Tensor, mean: &Tensor) -> Result<Tensor> {
     const BLOCK: usize = 512;
     let (n, d) = rows.dims2()?;
     let mut values: Vec<f32> = Vec::with_capacity(n * d);
     for first in (0..n).step_by(BLOCK) {
-        let some = rows.narrow(0, first, BLOCK.min(n - first))?.broadcast_sub(mean)?.to_dtype(DType::F32)?;
+        let some = rows
+            .narrow(0, first, BLOCK.min(n - first))?
+            .broadcast_sub(mean)?
+            .to_dtype(DType::F32)?;
         values.extend(some.flatten_all()?.to_vec1::<f32>()?);
     }
     Tensor::from_vec(values, (n, d), &Device::Cpu)
@@ -170,7 +186,9 @@ fn centred(rows: Tensor, mean: &Tensor) -> Result<Tensor> {
 /// Xᵀ X q for each row of `q`, `[k, d]`, f64 on the CPU; `x` is `[n, d]`.
 fn covariance_times(x: &Tensor, q: &[f64]) -> Result<Tensor> {
     let (_, d) = x.dims2()?;
-    let q = Tensor::from_slice(q, (q.len() / d, d), &Device::Cpu)?.to_dtype(DType::F32)?.to_device(x.device())?;
+    let q = Tensor::from_slice(q, (q.len() / d, d), &Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .to_device(x.device())?;
     let scores = x.matmul(&q.t()?)?;
     scores.t()?.matmul(x)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)
 }
@@ -201,12 +219,19 @@ mod tests {
     /// Rows whose standard deviation along coordinate i is `spread(i)`.
     fn rows(n: usize, d: usize, spread: impl Fn(usize) -> f64) -> Whole {
         let noise = normal(n * d, 1.0, &mut generator(7, 1));
-        let values: Vec<f64> = noise.into_iter().enumerate().map(|(i, x)| 3.0 + f64::from(x) * spread(i % d)).collect();
+        let values: Vec<f64> = noise
+            .into_iter()
+            .enumerate()
+            .map(|(i, x)| 3.0 + f64::from(x) * spread(i % d))
+            .collect();
         Whole(Tensor::from_vec(values, (n, d), &Device::Cpu).unwrap())
     }
 
     fn searched_and_exact(rows: &Whole, rank: usize) -> [Principal; 2] {
-        [searched(sample(rows).unwrap(), rank, 0, &Device::Cpu).unwrap(), exact(rows, rank).unwrap()]
+        [
+            searched(sample(rows).unwrap(), rank, 0, &Device::Cpu).unwrap(),
+            exact(rows, rank).unwrap(),
+        ]
     }
 
     #[test]
@@ -226,8 +251,12 @@ mod tests {
 
     #[test]
     fn fewer_dimensions_than_directions_are_no_failure() {
-        let [searched, exact] = searched_and_exact(&rows(100, 40, |i| if i < 3 { 1.0 } else { 0.0 }), 8);
-        assert!(searched.values[3] < 1e-6 * searched.values[0] && exact.values[3] < 1e-9 * exact.values[0]);
+        let [searched, exact] =
+            searched_and_exact(&rows(100, 40, |i| if i < 3 { 1.0 } else { 0.0 }), 8);
+        assert!(
+            searched.values[3] < 1e-6 * searched.values[0]
+                && exact.values[3] < 1e-9 * exact.values[0]
+        );
         assert!((searched.values[2] / exact.values[2] - 1.0).abs() < 1e-5);
     }
 
@@ -244,7 +273,8 @@ mod tests {
             }
 
             fn some(&self, part: usize, rows: &[u32]) -> Result<Tensor> {
-                let values: Vec<f64> = rows.iter().map(|row| (part * SAMPLE) as f64 + f64::from(*row)).collect();
+                let values: Vec<f64> =
+                    rows.iter().map(|row| (part * SAMPLE) as f64 + f64::from(*row)).collect();
                 Tensor::from_slice(&values, (rows.len(), 1), &Device::Cpu)
             }
         }

@@ -1,8 +1,8 @@
 //! `x Wᵀ` for a few rows of x, straight from the stored encoding of W.
 //!
-//! A general matrix product first packs its operands, here after W was widened to f32: for a few tokens, an expert's
-//! usual share, that costs more than the product itself. This kernel reads W once, as it is stored, and widens a few
-//! rows at a time into the cache.
+//! A general matrix product first packs its operands, here after W was widened to f32: for a few
+//! tokens, an expert's usual share, that costs more than the product itself. This kernel reads W
+//! once, as it is stored, and widens a few rows at a time into the cache.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
@@ -13,14 +13,17 @@ use rayon::prelude::*;
 
 use crate::graph::tied_to_both;
 
-/// Up to this many rows of x, this kernel is faster than widening W and multiplying by `gemm`, but for matrices of few columns.
+/// Up to this many rows of x, this kernel is faster than widening W and multiplying by `gemm`, but
+/// for matrices of few columns.
 const FEW_ROWS: usize = 128;
-/// Rows of W that a thread takes at a time: as f32 they fit the second-level cache beside rows of x.
+/// Rows of W that a thread takes at a time: as f32 they fit the second-level cache beside rows of
+/// x.
 const BLOCK: usize = 16;
 /// A tile is this many rows of W by this many rows of x; its sums stay in registers.
 const TILE: usize = 4;
 
-/// `x Wᵀ` in the dtype of `x`: `x` is `[rows, in]`, `weight` is `[out, in]` in its stored encoding or the dtype of `x`.
+/// `x Wᵀ` in the dtype of `x`: `x` is `[rows, in]`, `weight` is `[out, in]` in its stored encoding
+/// or the dtype of `x`.
 ///
 /// # Errors
 /// For shapes that don't match and encodings other than F32, F16 and BF16.
@@ -31,7 +34,9 @@ pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         false => widened_product(&x.detach(), &weight.detach())?,
     };
     let trains = [x.track_op(), weight.track_op()];
-    tied_to_both(value, x, weight, move |x, weight, gradient| product_backward(x, weight, gradient, trains))
+    tied_to_both(value, x, weight, move |x, weight, gradient| {
+        product_backward(x, weight, gradient, trains)
+    })
 }
 
 /// ∂x = g W and ∂W = gᵀ x, where they are wanted.
@@ -43,11 +48,14 @@ fn product_backward(
 ) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let gradient = gradient.contiguous()?;
     let to_x = to_x.then(|| gradient.matmul(&widened(weight, gradient.dtype())?)).transpose()?;
-    let to_weight = to_weight.then(|| gradient.t()?.matmul(&x.contiguous()?)?.to_dtype(weight.dtype())).transpose()?;
+    let to_weight = to_weight
+        .then(|| gradient.t()?.matmul(&x.contiguous()?)?.to_dtype(weight.dtype()))
+        .transpose()?;
     Ok((to_x, to_weight))
 }
 
-/// The same for any number of rows: widens `weight`, and leaves the product to the device's library.
+/// The same for any number of rows: widens `weight`, and leaves the product to the device's
+/// library.
 ///
 /// # Errors
 /// As for [`product`].
@@ -71,7 +79,9 @@ impl CustomOp1 for ToF32 {
     }
 
     fn cpu_fwd(&self, w: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else { bail!("only contiguous tensors are widened") };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("only contiguous tensors are widened")
+        };
         let values = match w {
             CpuStorage::F16(w) => all_widened(&w[start..end]),
             CpuStorage::BF16(w) => all_widened(&w[start..end]),
@@ -95,10 +105,17 @@ impl CustomOp2 for FewRows {
         "product of a few rows"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (rows, width) = lx.shape().dims2()?;
         let (out, inner) = lw.shape().dims2()?;
-        let (Some((x0, x1)), Some((w0, w1))) = (lx.contiguous_offsets(), lw.contiguous_offsets()) else {
+        let (Some((x0, x1)), Some((w0, w1))) = (lx.contiguous_offsets(), lw.contiguous_offsets())
+        else {
             bail!("a product of a few rows takes contiguous operands")
         };
         if width != inner {
@@ -143,7 +160,8 @@ impl Widen for f16 {
     }
 }
 
-/// Every sum is made by one thread in one order, so the result doesn't depend on how many there are.
+/// Every sum is made by one thread in one order, so the result doesn't depend on how many there
+/// are.
 fn few_rows<T: Widen>(x: &[f32], w: &[T], rows: usize, out: usize, width: usize) -> Vec<f32> {
     if rows * out * width == 0 {
         return vec![0.0; rows * out];
@@ -203,7 +221,8 @@ fn row(block: &[f32], i: usize, width: usize) -> &[f32] {
     &block[start..start + width]
 }
 
-/// Loops rather than closures given to `array::map`: only what is inlined here gets the instructions of `S`.
+/// Loops rather than closures given to `array::map`: only what is inlined here gets the
+/// instructions of `S`.
 #[inline(always)]
 fn tile<S: Simd>(simd: S, w: [&[f32]; TILE], x: [&[f32]; TILE]) -> [[f32; TILE]; TILE] {
     let (mut wide_w, mut rest_w) = ([&[] as &[S::f32s]; TILE], [&[] as &[f32]; TILE]);
@@ -256,20 +275,32 @@ mod tests {
     fn few_rows_agree_with_f64() {
         let mut random = sampling::generator(1, 0);
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for (rows, out, width) in [(1, 1, 1), (3, 17, 31), (4, 16, 64), (5, 33, 67), (64, 40, 129), (2, 0, 4)] {
+            for (rows, out, width) in
+                [(1, 1, 1), (3, 17, 31), (4, 16, 64), (5, 33, 67), (64, 40, 129), (2, 0, 4)]
+            {
                 let x = sampling::normal(rows * width, 1.0, &mut random);
-                let bytes = encode_f32(&sampling::normal(out * width, 1.0, &mut random), dtype).unwrap();
+                let bytes =
+                    encode_f32(&sampling::normal(out * width, 1.0, &mut random), dtype).unwrap();
                 let w = decode_f32(&bytes, dtype).unwrap();
-                let weight = Tensor::from_raw_buffer(&bytes, dtype, &[out, width], &Device::Cpu).unwrap();
+                let weight =
+                    Tensor::from_raw_buffer(&bytes, dtype, &[out, width], &Device::Cpu).unwrap();
                 let input = Tensor::from_slice(&x, (rows, width), &Device::Cpu).unwrap();
                 let found: Vec<Vec<f32>> = product(&input, &weight).unwrap().to_vec2().unwrap();
                 assert_eq!(found.len(), rows);
                 for (x, found) in x.chunks(width).zip(&found) {
                     assert_eq!(found.len(), out);
                     for (w, found) in w.chunks(width).zip(found) {
-                        let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                        let scale: f64 = x.iter().zip(w).map(|(x, w)| (f64::from(*x) * f64::from(*w)).abs()).sum();
-                        assert!((exact - f64::from(*found)).abs() <= 1e-6 * scale, "{rows}×{out}×{width}");
+                        let exact: f64 =
+                            x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                        let scale: f64 = x
+                            .iter()
+                            .zip(w)
+                            .map(|(x, w)| (f64::from(*x) * f64::from(*w)).abs())
+                            .sum();
+                        assert!(
+                            (exact - f64::from(*found)).abs() <= 1e-6 * scale,
+                            "{rows}×{out}×{width}"
+                        );
                     }
                 }
             }
@@ -286,7 +317,8 @@ mod tests {
         let x = Tensor::from_vec(x, (FEW_ROWS + 1, width), &Device::Cpu).unwrap();
         let many = product(&x, &w).unwrap().narrow(0, 0, 3).unwrap();
         let few = product(&x.narrow(0, 0, 3).unwrap(), &w).unwrap();
-        let worst = (many - few).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let worst =
+            (many - few).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(worst < 1e-4, "{worst}");
     }
 

@@ -1,7 +1,8 @@
-//! Weights on integer grids: round to nearest, and GPTQ (Frantar et al. 2210.17323) with a Hessian for each matrix.
+//! Weights on integer grids: round to nearest, and GPTQ (Frantar et al. 2210.17323) with a Hessian
+//! for each matrix.
 //!
-//! A weight W is `[N, K]`, K its input width. The rows of W don't depend on each other; all that they share is a
-//! [`Factor`] of the [`Hessian`] of the inputs.
+//! A weight W is `[N, K]`, K its input width. The rows of W don't depend on each other; all that
+//! they share is a [`Factor`] of the [`Hessian`] of the inputs.
 
 mod cholesky;
 mod chunk;

@@ -1,11 +1,12 @@
 //! How alike two rankings, or two choices, are.
 
-/// Spearman's rank correlation: Pearson's of the ranks, equals sharing their mean rank. 1 where either is constant and
-/// both are equal, 0 where only one is.
+/// Spearman's rank correlation: Pearson's of the ranks, equals sharing their mean rank. 1 where
+/// either is constant and both are equal, 0 where only one is.
 pub fn spearman(a: &[f64], b: &[f64]) -> f64 {
     let (a, b) = (ranks(a), ranks(b));
     let mean = (a.len() as f64 + 1.0) / 2.0;
-    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
+    let product =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
     let norm = (product(&a, &a) * product(&b, &b)).sqrt();
     match norm > 0.0 {
         true => product(&a, &b) / norm,
@@ -43,7 +44,10 @@ mod tests {
         assert_eq!(spearman(&[1.0, 2.0, 3.0], &[10.0, 20.0, 40.0]), 1.0);
         assert_eq!(spearman(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), -1.0);
         assert_eq!(ranks(&[5.0, 1.0, 5.0, 0.0]), [3.5, 2.0, 3.5, 1.0]);
-        assert_eq!((spearman(&[1.0; 3], &[2.0; 3]), spearman(&[1.0; 3], &[1.0, 2.0, 3.0])), (1.0, 0.0));
+        assert_eq!(
+            (spearman(&[1.0; 3], &[2.0; 3]), spearman(&[1.0; 3], &[1.0, 2.0, 3.0])),
+            (1.0, 0.0)
+        );
         assert_eq!((jaccard(&[1, 2, 3], &[2, 3, 4]), jaccard(&[], &[])), (0.5, 1.0));
     }
 }

@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 use faer::prelude::Solve;
 use faer::{Mat, MatRef, Side};
 
-/// Σ h hᵀ, Σ y hᵀ and Σ ‖y‖² of samples (h, y): what W with the least Σ ‖y − W h‖² + λ ‖W − W₀‖² follows from, and how far
-/// any W is from them.
+/// Σ h hᵀ, Σ y hᵀ and Σ ‖y‖² of samples (h, y): what W with the least Σ ‖y − W h‖² + λ ‖W − W₀‖²
+/// follows from, and how far any W is from them.
 #[derive(Debug)]
 pub struct Ridge {
     /// `[inputs, inputs]`
@@ -26,8 +26,8 @@ impl Ridge {
         Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)?, energy: 0.0 })
     }
 
-    /// Takes samples in: `h` is `[samples, inputs]`, `y` is `[samples, outputs]`. Products are made in their dtype, sums of
-    /// them in f64: a few thousand samples at once are right.
+    /// Takes samples in: `h` is `[samples, inputs]`, `y` is `[samples, outputs]`. Products are made
+    /// in their dtype, sums of them in f64: a few thousand samples at once are right.
     ///
     /// # Errors
     /// What the device returns.
@@ -49,8 +49,9 @@ impl Ridge {
         Ok((0..n).map(|i| gram[i * n + i]).sum::<f64>() / n.max(1) as f64)
     }
 
-    /// W = (Σ y hᵀ + λ W₀) (Σ h hᵀ + λ I)⁻¹, `[outputs, inputs]` in f64, with λ as a multiple of the mean diagonal; `start` is
-    /// W₀, of the same shape and dtype. On one thread, so that the answer doesn't depend on how many there are.
+    /// W = (Σ y hᵀ + λ W₀) (Σ h hᵀ + λ I)⁻¹, `[outputs, inputs]` in f64, with λ as a multiple of
+    /// the mean diagonal; `start` is W₀, of the same shape and dtype. On one thread, so that the
+    /// answer doesn't depend on how many there are.
     ///
     /// # Errors
     /// Where Σ h hᵀ + λ I is singular, or not finite.
@@ -60,13 +61,21 @@ impl Ridge {
         let gram = self.gram.flatten_all()?.to_vec1::<f64>()?;
         let right = (&self.cross + (start * lambda)?)?.flatten_all()?.to_vec1::<f64>()?;
         let gram = MatRef::from_row_major_slice(&gram, inputs, inputs);
-        let damped = Mat::from_fn(inputs, inputs, |i, j| gram[(i, j)] + if i == j { lambda } else { 0.0 });
-        let singular = |_| Error::Msg(format!("with λ = {relative} of its mean diagonal the Gram matrix is singular"));
+        let damped =
+            Mat::from_fn(inputs, inputs, |i, j| gram[(i, j)] + if i == j { lambda } else { 0.0 });
+        let singular = |_| {
+            Error::Msg(format!(
+                "with λ = {relative} of its mean diagonal the Gram matrix is singular"
+            ))
+        };
         let factor = damped.llt(Side::Lower).map_err(singular)?;
         // Columns of the right-hand side are rows of W.
-        let mut solved = MatRef::from_row_major_slice(&right, outputs, inputs).transpose().to_owned();
+        let mut solved =
+            MatRef::from_row_major_slice(&right, outputs, inputs).transpose().to_owned();
         factor.solve_in_place(&mut solved);
-        let values = (0..outputs).flat_map(|o| (0..inputs).map(move |i| (o, i))).map(|(o, i)| solved[(i, o)]);
+        let values = (0..outputs)
+            .flat_map(|o| (0..inputs).map(move |i| (o, i)))
+            .map(|(o, i)| solved[(i, o)]);
         Tensor::from_vec(values.collect(), (outputs, inputs), &Device::Cpu)
     }
 
@@ -88,7 +97,10 @@ mod tests {
 
     fn random(rows: usize, columns: usize, stream: u64) -> Tensor {
         let values = normal(rows * columns, 1.0, &mut generator(5, stream));
-        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu)
+            .unwrap()
+            .to_dtype(DType::F64)
+            .unwrap()
     }
 
     fn largest(t: Result<Tensor>) -> f64 {
@@ -108,9 +120,11 @@ mod tests {
             let w = ridge.solve(relative, &start).unwrap();
             let left = (&y - h.matmul(&w.t().unwrap()).unwrap()).unwrap();
             let lambda = relative * ridge.mean_diagonal().unwrap();
-            let gradient = left.t().unwrap().matmul(&h).unwrap() - ((&w - &start).unwrap() * lambda).unwrap();
+            let gradient =
+                left.t().unwrap().matmul(&h).unwrap() - ((&w - &start).unwrap() * lambda).unwrap();
             assert!(largest(gradient) < 1e-10);
-            let square = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+            let square =
+                |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
             let expected = (square(&left) / square(&y)).sqrt();
             assert!((ridge.relative_error(&w).unwrap() - expected).abs() < 1e-12);
         }
@@ -120,7 +134,9 @@ mod tests {
     #[test]
     fn what_cannot_be_solved_is_an_error() {
         let mut ridge = Ridge::new(3, 1).unwrap();
-        ridge.add(&Tensor::zeros((4, 3), DType::F64, &Device::Cpu).unwrap(), &random(4, 1, 0)).unwrap();
+        ridge
+            .add(&Tensor::zeros((4, 3), DType::F64, &Device::Cpu).unwrap(), &random(4, 1, 0))
+            .unwrap();
         let start = Tensor::zeros((1, 3), DType::F64, &Device::Cpu).unwrap();
         assert!(ridge.solve(0.0, &start).is_err());
         assert!(ridge.solve(f64::NAN, &start).is_err());

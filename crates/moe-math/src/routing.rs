@@ -80,9 +80,9 @@ pub struct Groups {
 
 /// How a router's logits become a [`Routing`].
 ///
-/// s = softmax or σ of the logits; c = s + bias; groups are ranked by c and the worse ones dropped; the `top_k` experts
-/// of the largest c are selected; their weights are s, divided by their sum if `normalize`, times `scale`. All in f32, but
-/// that the weights are rounded to `gates` in the end.
+/// s = softmax or σ of the logits; c = s + bias; groups are ranked by c and the worse ones dropped;
+/// the `top_k` experts of the largest c are selected; their weights are s, divided by their sum if
+/// `normalize`, times `scale`. All in f32, but that the weights are rounded to `gates` in the end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RoutingRule {
     /// What makes s of a logit.
@@ -107,7 +107,15 @@ const LEAST_SUM: f32 = 1e-20;
 impl RoutingRule {
     /// Softmax, then top-k: rule A of transformers' Mixtral, Qwen-MoE and OLMoE.
     pub fn softmax(top_k: usize, normalize: bool) -> Self {
-        Self { scoring: Scoring::Softmax, bias: None, groups: None, top_k, normalize, scale: 1.0, gates: DType::F32 }
+        Self {
+            scoring: Scoring::Softmax,
+            bias: None,
+            groups: None,
+            top_k,
+            normalize,
+            scale: 1.0,
+            gates: DType::F32,
+        }
     }
 
     fn check(&self, experts: usize, live: usize) -> Result<()> {
@@ -118,7 +126,9 @@ impl RoutingRule {
             bail!("a bias of {} values for {experts} experts", bias.len());
         }
         match self.groups {
-            Some(Groups { count, kept, .. }) if count == 0 || !experts.is_multiple_of(count) || kept > count => {
+            Some(Groups { count, kept, .. })
+                if count == 0 || !experts.is_multiple_of(count) || kept > count =>
+            {
                 bail!("{experts} experts don't make {count} equal groups of which {kept} are kept")
             }
             _ => Ok(()),
@@ -134,17 +144,22 @@ pub fn route(logits: &Tensor, rule: &RoutingRule) -> Result<Routing> {
     route_masked(logits, rule, None)
 }
 
-/// As [`route`], as if the experts that are `masked` were not there: what remains when they are pruned.
+/// As [`route`], as if the experts that are `masked` were not there: what remains when they are
+/// pruned.
 ///
-/// A softmax runs over the others only. A group's score is that of the experts it has left; where the groups that are
-/// kept have fewer than top-k left, the best of the other groups fill up.
+/// A softmax runs over the others only. A group's score is that of the experts it has left; where
+/// the groups that are kept have fewer than top-k left, the best of the other groups fill up.
 ///
 /// # Errors
 /// As for [`route`]; for fewer than top-k experts that are left.
 ///
 /// # Panics
 /// If `masked` has another length than there are experts.
-pub fn route_masked(logits: &Tensor, rule: &RoutingRule, masked: Option<&[bool]>) -> Result<Routing> {
+pub fn route_masked(
+    logits: &Tensor,
+    rule: &RoutingRule,
+    masked: Option<&[bool]>,
+) -> Result<Routing> {
     let (_, experts) = logits.dims2()?;
     let is_live = |e: &u32| masked.is_none_or(|masked| !masked[*e as usize]);
     assert!(masked.is_none_or(|masked| masked.len() == experts), "a mask for each expert");
@@ -154,14 +169,15 @@ pub fn route_masked(logits: &Tensor, rule: &RoutingRule, masked: Option<&[bool]>
     Ok(chosen(scores, rule, experts, |chooser, _| chooser.live.clone_from(&live)))
 }
 
-/// The weights of `routing`, `[tokens, top_k]`, as a function of the `logits` that it was made of: for gradients, in which
-/// the choice of experts is fixed.
+/// The weights of `routing`, `[tokens, top_k]`, as a function of the `logits` that it was made of:
+/// for gradients, in which the choice of experts is fixed.
 ///
 /// # Errors
 /// For logits of another shape; what the device returns.
 pub fn gates(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<Tensor> {
     let scores = score(&logits.to_dtype(DType::F32)?, rule.scoring)?;
-    let selected = Tensor::from_slice(&routing.selected, (routing.tokens(), routing.top_k), logits.device())?;
+    let selected =
+        Tensor::from_slice(&routing.selected, (routing.tokens(), routing.top_k), logits.device())?;
     let chosen = scores.gather(&selected, 1)?;
     let weights = match rule.normalize {
         true => chosen.broadcast_div(&(chosen.sum_keepdim(1)? + f64::from(LEAST_SUM))?)?,
@@ -181,16 +197,24 @@ pub fn score(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     }
 }
 
-/// For each position of `routing.selected` a row: that token routed anew by `rule` with that expert masked.
+/// For each position of `routing.selected` a row: that token routed anew by `rule` with that expert
+/// masked.
 ///
 /// # Errors
 /// As for [`route_masked`].
-pub fn route_without_each(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<Routing> {
+pub fn route_without_each(
+    logits: &Tensor,
+    rule: &RoutingRule,
+    routing: &Routing,
+) -> Result<Routing> {
     let (experts, top_k) = (routing.experts, routing.top_k);
     rule.check(experts, experts - 1)?;
     let logits = logits.to_dtype(DType::F32)?;
     let tokens: Vec<u32> = (0..routing.selected.len()).map(|slot| (slot / top_k) as u32).collect();
-    let mut masked = logits.index_select(&Tensor::new(tokens, logits.device())?, 0)?.flatten_all()?.to_vec1::<f32>()?;
+    let mut masked = logits
+        .index_select(&Tensor::new(tokens, logits.device())?, 0)?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
     for (row, expert) in masked.chunks_exact_mut(experts).zip(&routing.selected) {
         row[*expert as usize] = f32::NEG_INFINITY;
     }
@@ -202,7 +226,8 @@ pub fn route_without_each(logits: &Tensor, rule: &RoutingRule, routing: &Routing
     }))
 }
 
-/// Where tokens with these `scores`, row by row, go; `enter` says a chooser which experts a row may choose.
+/// Where tokens with these `scores`, row by row, go; `enter` says a chooser which experts a row may
+/// choose.
 fn chosen(
     scores: Vec<f32>,
     rule: &RoutingRule,
@@ -228,7 +253,8 @@ fn chosen(
 fn scores(logits: &Tensor, scoring: Scoring, masked: Option<&[bool]>) -> Result<Vec<f32>> {
     let mut logits = logits.to_dtype(DType::F32)?.contiguous()?;
     if let Some(masked) = masked {
-        let floor: Vec<f32> = masked.iter().map(|m| if *m { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let floor: Vec<f32> =
+            masked.iter().map(|m| if *m { f32::NEG_INFINITY } else { 0.0 }).collect();
         logits = logits.broadcast_add(&Tensor::from_vec(floor, masked.len(), logits.device())?)?;
     }
     score(&logits, scoring)?.flatten_all()?.to_vec1()
@@ -257,7 +283,13 @@ fn rounded(value: f32, dtype: DType) -> f32 {
 
 impl<'r> Chooser<'r> {
     fn new(rule: &'r RoutingRule, experts: usize) -> Self {
-        Self { rule, live: Vec::new(), order: Vec::new(), choice: vec![0.0; experts], dropped: vec![] }
+        Self {
+            rule,
+            live: Vec::new(),
+            order: Vec::new(),
+            choice: vec![0.0; experts],
+            dropped: vec![],
+        }
     }
 
     /// Adds the experts of the token with these `scores`, and their weights.
@@ -293,7 +325,9 @@ impl<'r> Chooser<'r> {
             self.order.select_nth_unstable_by(top_k, better);
         }
         let chosen = &mut self.order[..top_k];
-        chosen.sort_unstable_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
+        chosen.sort_unstable_by(|a, b| {
+            scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b))
+        });
         chosen
     }
 
@@ -302,7 +336,8 @@ impl<'r> Chooser<'r> {
         // The two largest choice scores of each group's live experts.
         let mut best = vec![[f32::NEG_INFINITY; 2]; groups.count];
         for &expert in &self.live {
-            let (score, [first, second]) = (self.choice[expert as usize], &mut best[expert as usize / size]);
+            let (score, [first, second]) =
+                (self.choice[expert as usize], &mut best[expert as usize / size]);
             if score > *first {
                 (*first, *second) = (score, *first);
             } else if score > *second {
@@ -386,7 +421,8 @@ mod tests {
     #[test]
     fn groups_are_ranked_by_their_best_or_by_their_two_best() {
         let logits = logits(&[0.9, 0.1, 0.6, 0.7]);
-        let with = |score| RoutingRule { groups: Some(Groups { count: 2, kept: 1, score }), ..sigmoid(2) };
+        let with =
+            |score| RoutingRule { groups: Some(Groups { count: 2, kept: 1, score }), ..sigmoid(2) };
         assert_eq!(route(&logits, &with(GroupScore::Max)).unwrap().selected, [0, 1]);
         assert_eq!(route(&logits, &with(GroupScore::TopTwoSum)).unwrap().selected, [3, 2]);
     }
@@ -396,15 +432,25 @@ mod tests {
         let logits = Tensor::new(&[[0.3f32, -1.0, 0.7, 0.1]], &Device::Cpu).unwrap();
         for (dtype, scale) in [(DType::BF16, 256.0), (DType::F16, 2048.0)] {
             let rule = RoutingRule { gates: dtype, ..RoutingRule::softmax(2, true) };
-            let (exact, found) =
-                (route(&logits, &RoutingRule::softmax(2, true)).unwrap(), route(&logits, &rule).unwrap());
+            let (exact, found) = (
+                route(&logits, &RoutingRule::softmax(2, true)).unwrap(),
+                route(&logits, &rule).unwrap(),
+            );
             // From a half to one, a step is 1/scale wide, and below that half as wide.
             for (gate, exact) in found.weights.iter().zip(&exact.weights) {
                 let step = if *exact >= 0.5 { 1.0 / scale } else { 0.5 / scale };
-                assert!((gate / step).fract() == 0.0 && (gate - exact).abs() <= 0.5 * step, "{gate} for {exact}");
+                assert!(
+                    (gate / step).fract() == 0.0 && (gate - exact).abs() <= 0.5 * step,
+                    "{gate} for {exact}"
+                );
             }
             assert_ne!(found.weights, exact.weights);
-            let gates = gates(&logits, &rule, &found).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let gates = gates(&logits, &rule, &found)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
             assert_eq!(gates, found.weights);
         }
     }
@@ -414,7 +460,12 @@ mod tests {
         let values = crate::sampling::normal(5 * 8, 1.0, &mut crate::sampling::generator(6, 0));
         let logits = candle_core::Var::from_vec(values, (5, 8), &Device::Cpu).unwrap();
         let groups = Groups { count: 4, kept: 2, score: GroupScore::TopTwoSum };
-        let biased = RoutingRule { bias: Some(vec![0.1; 8]), groups: Some(groups), scale: 2.5, ..sigmoid(3) };
+        let biased = RoutingRule {
+            bias: Some(vec![0.1; 8]),
+            groups: Some(groups),
+            scale: 2.5,
+            ..sigmoid(3)
+        };
         for rule in [
             RoutingRule::softmax(3, false),
             RoutingRule::softmax(3, true),
@@ -422,17 +473,28 @@ mod tests {
             biased,
         ] {
             let routing = route(&logits, &rule).unwrap();
-            let found = gates(&logits, &rule, &routing).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let found = gates(&logits, &rule, &routing)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
             assert_close(&found, &routing.weights);
             // Without the choice: that is constant.
-            assert!(crate::graph::differences(&[&logits], 1, |t| gates(&t[0], &rule, &routing)) < 1e-2);
+            assert!(
+                crate::graph::differences(&[&logits], 1, |t| gates(&t[0], &rule, &routing)) < 1e-2
+            );
         }
     }
 
     #[test]
     fn negative_choice_scores_still_beat_dropped_groups() {
         let groups = Groups { count: 2, kept: 1, score: GroupScore::TopTwoSum };
-        let rule = RoutingRule { groups: Some(groups), bias: Some(vec![-2.0, -2.0, -1.5, -1.6]), ..sigmoid(2) };
+        let rule = RoutingRule {
+            groups: Some(groups),
+            bias: Some(vec![-2.0, -2.0, -1.5, -1.6]),
+            ..sigmoid(2)
+        };
         assert_eq!(route(&logits(&[0.9, 0.8, 0.5, 0.6]), &rule).unwrap().selected, [3, 2]);
     }
 
@@ -453,8 +515,9 @@ mod tests {
         let groups = Groups { count: 2, kept: 1, score: GroupScore::TopTwoSum };
         let rule = RoutingRule { groups: Some(groups), ..sigmoid(1) };
         let logits = logits(&[0.9, 0.8, 0.3, 0.4]);
-        let select =
-            |masked: [bool; 4], rule: &RoutingRule| route_masked(&logits, rule, Some(&masked)).unwrap().selected;
+        let select = |masked: [bool; 4], rule: &RoutingRule| {
+            route_masked(&logits, rule, Some(&masked)).unwrap().selected
+        };
         assert_eq!(select([true, false, false, false], &rule), [1]);
         assert_eq!(select([true, true, false, false], &rule), [3]);
         // One is left in the group that is kept, so the other group lends its best.
@@ -463,11 +526,17 @@ mod tests {
 
     #[test]
     fn rules_that_cannot_work_are_refused() {
-        let groups =
-            |count, kept| RoutingRule { groups: Some(Groups { count, kept, score: GroupScore::Max }), ..sigmoid(1) };
-        for rule in
-            [sigmoid(5), groups(3, 1), groups(0, 0), groups(2, 3), RoutingRule { bias: Some(vec![0.0]), ..sigmoid(1) }]
-        {
+        let groups = |count, kept| RoutingRule {
+            groups: Some(Groups { count, kept, score: GroupScore::Max }),
+            ..sigmoid(1)
+        };
+        for rule in [
+            sigmoid(5),
+            groups(3, 1),
+            groups(0, 0),
+            groups(2, 3),
+            RoutingRule { bias: Some(vec![0.0]), ..sigmoid(1) },
+        ] {
             assert!(route(&logits(&[0.5; 4]), &rule).is_err(), "{rule:?}");
         }
     }

@@ -5,7 +5,11 @@ use crate::statistics::{Quantity, Sums};
 /// Σ value / tokens for each expert; 0 where no token came.
 fn mean(sums: &Sums, quantity: Quantity) -> Vec<f64> {
     let tokens = sums.get(Quantity::Tokens);
-    sums.get(quantity).iter().zip(tokens).map(|(sum, n)| if *n > 0.0 { sum / n } else { 0.0 }).collect()
+    sums.get(quantity)
+        .iter()
+        .zip(tokens)
+        .map(|(sum, n)| if *n > 0.0 { sum / n } else { 0.0 })
+        .collect()
 }
 
 /// REAP (2510.13999): the mean of g ‖f‖₂ over an expert's tokens.
@@ -38,8 +42,8 @@ pub fn soft_frequency(sums: &Sums) -> Vec<f64> {
     sums.get(Quantity::Gates).to_vec()
 }
 
-/// The mean squared change of the layer's output, over all tokens and components, when an expert is masked and its
-/// tokens are rerouted (NAEE, 2402.14800).
+/// The mean squared change of the layer's output, over all tokens and components, when an expert is
+/// masked and its tokens are rerouted (NAEE, 2402.14800).
 pub fn leave_one_out(sums: &Sums) -> Vec<f64> {
     let values = sums.scalar(Quantity::SeenTokens) * sums.sizes().hidden as f64;
     sums.get(Quantity::LeftOutErrors).iter().map(|error| error / values.max(1.0)).collect()
@@ -51,8 +55,9 @@ pub fn leave_one_out_cosine(sums: &Sums) -> Vec<f64> {
     sums.get(Quantity::LeftOutCosines).iter().map(|cosine| cosine / tokens.max(1.0)).collect()
 }
 
-/// AIMER (2603.18492) of all weights of an expert together, (‖W‖₁/N) / √(‖W‖_F²/N): here GREATER is pruned first, so
-/// callers negate it. 0 for weights that are all zero, NaN where one is not finite.
+/// AIMER (2603.18492) of all weights of an expert together, (‖W‖₁/N) / √(‖W‖_F²/N): here GREATER is
+/// pruned first, so callers negate it. 0 for weights that are all zero, NaN where one is not
+/// finite.
 pub fn aimer(weights: impl IntoIterator<Item = f32>) -> f64 {
     let (mut absolute, mut squares, mut count) = (0f64, 0f64, 0f64);
     for weight in weights {
@@ -64,8 +69,9 @@ pub fn aimer(weights: impl IntoIterator<Item = f32>) -> f64 {
     if squares == 0.0 { 0.0 } else { absolute / count / (squares / count).sqrt() }
 }
 
-/// The round in which each expert falls when tokens vote for their first `top_k` experts, the one with the fewest votes
-/// falls, and its votes pass to the tokens' next choices. Of equals the higher index falls.
+/// The round in which each expert falls when tokens vote for their first `top_k` experts, the one
+/// with the fewest votes falls, and its votes pass to the tokens' next choices. Of equals the
+/// higher index falls.
 ///
 /// `scores` is `[tokens, experts]`: what tokens rank experts by.
 pub fn ranked_choice(scores: &[f32], experts: usize, top_k: usize) -> Vec<f64> {
@@ -75,9 +81,14 @@ pub fn ranked_choice(scores: &[f32], experts: usize, top_k: usize) -> Vec<f64> {
     for round in 0..experts {
         let mut votes = vec![0u64; experts];
         for ranking in &ranks {
-            ranking.iter().filter(|e| stays[**e as usize]).take(top_k).for_each(|e| votes[*e as usize] += 1);
+            ranking
+                .iter()
+                .filter(|e| stays[**e as usize])
+                .take(top_k)
+                .for_each(|e| votes[*e as usize] += 1);
         }
-        let fewest = (0..experts).filter(|e| stays[*e]).min_by_key(|e| (votes[*e], std::cmp::Reverse(*e)));
+        let fewest =
+            (0..experts).filter(|e| stays[*e]).min_by_key(|e| (votes[*e], std::cmp::Reverse(*e)));
         let falls = fewest.expect("one falls in each round");
         stays[falls] = false;
         fallen_in[falls] = round as f64;
@@ -116,7 +127,8 @@ mod tests {
 
     #[test]
     fn votes_pass_to_the_next_choice() {
-        // First choices: 0, 0, 1, 1, 2; the voter of 2 prefers 1 to 0. So 2 falls, then 0, then 1 stays.
+        // First choices: 0, 0, 1, 1, 2; the voter of 2 prefers 1 to 0. So 2 falls, then 0, then 1
+        // stays.
         let scores = [3., 1., 2., 3., 1., 2., 1., 3., 2., 1., 3., 2., 1., 2., 3.];
         assert_eq!(ranked_choice(&scores, 3, 1), [1.0, 2.0, 0.0]);
         // Equal votes: the higher index falls.

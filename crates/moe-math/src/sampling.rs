@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-/// A generator for one purpose: `stream` tells it apart from others of the same seed, so that tensors
-/// can be made in any order.
+/// A generator for one purpose: `stream` tells it apart from others of the same seed, so that
+/// tensors can be made in any order.
 pub fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     generator.set_stream(stream);
@@ -54,7 +54,8 @@ pub fn choose(count: usize, n: usize, generator: &mut impl RngCore) -> Vec<usize
     all
 }
 
-/// All numbers below `n` in random order, each drawn when it is asked for: a few out of very many need no list of all.
+/// All numbers below `n` in random order, each drawn when it is asked for: a few out of very many
+/// need no list of all.
 #[derive(Debug)]
 pub struct Shuffled<'a, R> {
     /// What lies at places that the list of all would have been changed at.
@@ -99,7 +100,8 @@ mod tests {
     fn moments_are_those_of_the_normal_distribution() {
         let values = normal(100_000, 0.5, &mut generator(1, 2));
         let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / 1e5;
-        let variance = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 1e5 - mean * mean;
+        let variance =
+            values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 1e5 - mean * mean;
         // Five standard errors.
         assert!(mean.abs() < 5.0 * 0.5 / 1e5f64.sqrt(), "{mean}");
         assert!((variance - 0.25).abs() < 5.0 * 0.25 * (2.0 / 1e5f64).sqrt(), "{variance}");
@@ -116,7 +118,8 @@ mod tests {
     #[test]
     fn numbers_that_are_drawn_one_by_one_are_those_of_the_whole_list() {
         for n in [1, 2, 7, 100] {
-            let one_by_one: Vec<usize> = Shuffled::new(n, &mut generator(3, n)).map(|i| i as usize).collect();
+            let one_by_one: Vec<usize> =
+                Shuffled::new(n, &mut generator(3, n)).map(|i| i as usize).collect();
             assert_eq!(one_by_one, choose(n as usize, n as usize, &mut generator(3, n)));
         }
         assert_eq!(Shuffled::new(0, &mut generator(0, 0)).next(), None);

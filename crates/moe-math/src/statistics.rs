@@ -1,6 +1,8 @@
-//! Sums over calibration tokens, from which experts are pruned and merged, and samples for them are planned.
+//! Sums over calibration tokens, from which experts are pruned and merged, and samples for them are
+//! planned.
 //!
-//! Everything here adds up: over batches, files and machines. Sums and counts are f64; a few quantities are maxima.
+//! Everything here adds up: over batches, files and machines. Sums and counts are f64; a few
+//! quantities are maxima.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +17,9 @@ pub struct Sizes {
     pub width: usize,
 }
 
-/// What is summed up in a layer. X is the tokens that were routed to an expert, g the gate that is really applied,
-/// f the expert's output, φ = silu(gate x) ∘ (up x) its neurons, z the router's logits.
+/// What is summed up in a layer. X is the tokens that were routed to an expert, g the gate that is
+/// really applied, f the expert's output, φ = silu(gate x) ∘ (up x) its neurons, z the router's
+/// logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quantity {
     /// All tokens that were seen.
@@ -47,7 +50,8 @@ pub enum Quantity {
     Logits,
     /// Σ zᵢ zⱼ over all tokens
     LogitProducts,
-    /// Σ ‖y − y₋ⱼ‖² over X: y is the block's output, y₋ⱼ that without expert j, whose tokens are rerouted
+    /// Σ ‖y − y₋ⱼ‖² over X: y is the block's output, y₋ⱼ that without expert j, whose tokens are
+    /// rerouted
     LeftOutErrors,
     /// Σ (1 − cos(y, y₋ⱼ)) over X
     LeftOutCosines,
@@ -92,7 +96,8 @@ impl Quantity {
         Self::SampledOutputs,
     ];
 
-    /// Whether it counts tokens, or adds up what is never negative. Cosines are left out, which rounding takes below 0.
+    /// Whether it counts tokens, or adds up what is never negative. Cosines are left out, which
+    /// rounding takes below 0.
     pub fn is_never_negative(self) -> bool {
         matches!(
             self,
@@ -142,7 +147,9 @@ impl Quantity {
         match self {
             Self::SeenTokens | Self::OutputSquareNorms | Self::SampledTokens => vec![],
             Self::GatedOutputs | Self::SampledOutputs => vec![experts, hidden],
-            Self::Activations | Self::GatedSquareActivations | Self::LargestGatedActivations => vec![experts, width],
+            Self::Activations | Self::GatedSquareActivations | Self::LargestGatedActivations => {
+                vec![experts, width]
+            }
             Self::LogitProducts => vec![experts, experts],
             _ => vec![experts],
         }

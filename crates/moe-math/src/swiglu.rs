@@ -10,7 +10,8 @@ const CHUNK: usize = 1 << 14;
 
 /// silu(gate) ∘ up in one pass; both are of one shape.
 ///
-/// candle's own elementwise operations take turns, so that experts which run side by side would wait for each other.
+/// candle's own elementwise operations take turns, so that experts which run side by side would
+/// wait for each other.
 ///
 /// # Errors
 /// For shapes or dtypes that differ.
@@ -47,7 +48,8 @@ impl CustomOp3 for SwigluBackward {
     ) -> Result<(CpuStorage, Shape)> {
         let [gate, up, gradient] = [values(gate, g)?, values(up, u)?, values(gradient, d)?];
         let mut out = vec![0f32; gate.len()];
-        let chunks = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
+        let chunks =
+            out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
         chunks.zip(gradient.par_chunks(CHUNK)).for_each(|(((out, gate), up), gradient)| {
             for (((out, gate), up), gradient) in out.iter_mut().zip(gate).zip(up).zip(gradient) {
                 let sigmoid = 1.0 / (1.0 + (-gate).exp());
@@ -73,13 +75,20 @@ impl CustomOp2 for Swiglu {
         "silu(gate) ∘ up"
     }
 
-    fn cpu_fwd(&self, gate: &CpuStorage, g: &Layout, up: &CpuStorage, u: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        g: &Layout,
+        up: &CpuStorage,
+        u: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         if g.shape() != u.shape() {
             bail!("gate is {:?}, up {:?}", g.shape(), u.shape());
         }
         let (gate, up) = (values(gate, g)?, values(up, u)?);
         let mut out = vec![0f32; gate.len()];
-        let chunks = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
+        let chunks =
+            out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
         chunks.for_each(|((out, gate), up)| {
             for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                 *out = gate / (1.0 + (-gate).exp()) * up;
@@ -97,7 +106,13 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let random = |seed| candle_core::Var::from_vec(normal(30, 1.5, &mut generator(seed, 0)), (5, 6), &Device::Cpu);
+        let random = |seed| {
+            candle_core::Var::from_vec(
+                normal(30, 1.5, &mut generator(seed, 0)),
+                (5, 6),
+                &Device::Cpu,
+            )
+        };
         let (gate, up) = (random(3).unwrap(), random(4).unwrap());
         assert!(crate::graph::differences(&[&gate, &up], 2, |t| swiglu(&t[0], &t[1])) < 1e-2);
     }
@@ -111,8 +126,16 @@ mod tests {
         let (gate, up) = (random(1), random(2));
         let (part, other) = (gate.narrow(1, 3, 60).unwrap(), up.narrow(1, 7, 60).unwrap());
         for (gate, up) in [(&gate, &up), (&part, &other)] {
-            let expected = (gate.silu().unwrap() * up).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(swiglu(gate, up).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+            let expected = (gate.silu().unwrap() * up)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
+            assert_eq!(
+                swiglu(gate, up).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                expected
+            );
         }
         let infinite = Tensor::new(&[f32::NEG_INFINITY, 1e38, f32::NAN], &Device::Cpu).unwrap();
         let found = swiglu(&infinite, &Tensor::ones(3, DType::F32, &Device::Cpu).unwrap()).unwrap();

@@ -11,10 +11,14 @@ pub(crate) struct Eigen {
     pub vectors: Vec<f64>,
 }
 
-/// Of `matrix`, `[n, n]` and symmetric. On the calling thread, so that the answer doesn't depend on how many there are.
+/// Of `matrix`, `[n, n]` and symmetric. On the calling thread, so that the answer doesn't depend on
+/// how many there are.
 pub(crate) fn eigen(matrix: &[f64], n: usize) -> Result<Eigen> {
-    let failed = |e| Error::Msg(format!("the eigenvalues of a [{n}, {n}] matrix can't be found: {e:?}"));
-    let found = MatRef::from_row_major_slice(matrix, n, n).self_adjoint_eigen(Side::Lower).map_err(failed)?;
+    let failed =
+        |e| Error::Msg(format!("the eigenvalues of a [{n}, {n}] matrix can't be found: {e:?}"));
+    let found = MatRef::from_row_major_slice(matrix, n, n)
+        .self_adjoint_eigen(Side::Lower)
+        .map_err(failed)?;
     let (values, vectors) = (found.S().column_vector(), found.U());
     let descending = || (0..n).rev();
     Ok(Eigen {
@@ -32,6 +36,9 @@ mod tests {
         let found = eigen(&[2.0, 1.0, 1.0, 2.0], 2).unwrap();
         assert!((found.values[0] - 3.0).abs() < 1e-14 && (found.values[1] - 1.0).abs() < 1e-14);
         assert!((found.vectors[0] - found.vectors[1]).abs() < 1e-14, "(1, 1)/√2 first");
-        assert!(eigen(&[f64::NAN; 4], 2).is_err() || eigen(&[f64::NAN; 4], 2).unwrap().values[0].is_nan());
+        assert!(
+            eigen(&[f64::NAN; 4], 2).is_err()
+                || eigen(&[f64::NAN; 4], 2).unwrap().values[0].is_nan()
+        );
     }
 }

@@ -48,11 +48,13 @@ pub enum TemperatureError {
     Device(#[from] candle_core::Error),
 }
 
-/// The scale s > 0 at which the mean entropy of softmax(s·z) over tokens is `target` · ln(experts), 0 < target < 1.
+/// The scale s > 0 at which the mean entropy of softmax(s·z) over tokens is `target` · ln(experts),
+/// 0 < target < 1.
 ///
-/// `logits` z is `[tokens, experts]`, of any float dtype; computed in f64 on its device, in blocks of tokens. The mean
-/// entropy H falls strictly in s, dH/ds = −s · mean Var\[z\] under softmax(s·z), so there is one s: found by Newton steps
-/// in ln s that fall back on bisection, to 1e-12 nats. Where logits are nearly tied, s can exceed what an f32 holds.
+/// `logits` z is `[tokens, experts]`, of any float dtype; computed in f64 on its device, in blocks
+/// of tokens. The mean entropy H falls strictly in s, dH/ds = −s · mean Var\[z\] under
+/// softmax(s·z), so there is one s: found by Newton steps in ln s that fall back on bisection, to
+/// 1e-12 nats. Where logits are nearly tied, s can exceed what an f32 holds.
 ///
 /// # Errors
 /// [`TemperatureError`].
@@ -69,7 +71,9 @@ pub fn scale_to_entropy(logits: &Tensor, target: f64) -> Result<Temperature, Tem
     if !flat.variance.is_finite() {
         return Err(TemperatureError::NotFinite);
     }
-    let floor = mean_over_tokens(logits, |gaps| gaps.eq(0.0)?.to_dtype(DType::F64)?.sum(D::Minus1)?.log())? / most;
+    let floor =
+        mean_over_tokens(logits, |gaps| gaps.eq(0.0)?.to_dtype(DType::F64)?.sum(D::Minus1)?.log())?
+            / most;
     if target <= floor {
         return Err(TemperatureError::Tied { target, floor });
     }
@@ -89,14 +93,21 @@ fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, 
         evaluations += 1;
         let Spread { entropy, variance } = spread(logits, s)?;
         let excess = entropy - target;
-        if excess.abs() <= 1e-12 || high / low <= 1.0 + 2.0 * f64::EPSILON || evaluations == EVALUATIONS {
+        if excess.abs() <= 1e-12
+            || high / low <= 1.0 + 2.0 * f64::EPSILON
+            || evaluations == EVALUATIONS
+        {
             return Ok((s, entropy));
         }
         *(if excess > 0.0 { &mut low } else { &mut high }) = s;
         // dH/d ln s = −s² Var. On plateaus of H a step is cut to a factor of e³.
         let newton = s * (excess / (s * s * variance)).clamp(-3.0, 3.0).exp();
         let is_slow = excess.abs() > last_excess.abs() / 2.0 && low > 0.0 && high.is_finite();
-        s = if newton > low && newton < high && !is_slow { newton } else { low.sqrt() * high.sqrt() };
+        s = if newton > low && newton < high && !is_slow {
+            newton
+        } else {
+            low.sqrt() * high.sqrt()
+        };
         last_excess = excess;
     }
 }
@@ -122,11 +133,18 @@ fn spread(logits: &Tensor, s: f64) -> candle_core::Result<Spread> {
         let total = exp.sum(D::Minus1)?;
         total.log()? - ((exp * y)?.sum(D::Minus1)? / total)?
     };
-    Ok(Spread { entropy: mean_over_tokens(logits, entropy)?, variance: mean_over_tokens(logits, variance)? })
+    Ok(Spread {
+        entropy: mean_over_tokens(logits, entropy)?,
+        variance: mean_over_tokens(logits, variance)?,
+    })
 }
 
-/// The mean over tokens of `f`, which maps gaps `[tokens, experts]`, z less its row's maximum, to `[tokens]`.
-fn mean_over_tokens(logits: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<f64> {
+/// The mean over tokens of `f`, which maps gaps `[tokens, experts]`, z less its row's maximum, to
+/// `[tokens]`.
+fn mean_over_tokens(
+    logits: &Tensor,
+    f: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+) -> candle_core::Result<f64> {
     const BLOCK_ELEMENTS: usize = 1 << 20;
     let (tokens, experts) = logits.dims2()?;
     let block = (BLOCK_ELEMENTS / experts).max(1);
@@ -154,14 +172,18 @@ mod tests {
     fn entropy_falls_as_the_scale_grows() {
         let logits = random(50, 8, 1.0);
         let scales: Vec<f64> = (0..40).map(|i| 1e-2 * 1.4f64.powi(i)).collect();
-        let entropies: Vec<f64> = scales.iter().map(|s| spread(&logits, *s).unwrap().entropy).collect();
+        let entropies: Vec<f64> =
+            scales.iter().map(|s| spread(&logits, *s).unwrap().entropy).collect();
         assert!(entropies.windows(2).all(|w| w[1] < w[0]), "{entropies:?}");
         // The derivative that Newton's steps use, against differences.
         for s in [0.1, 1.0, 5.0] {
             let h = 1e-5 * s;
             let entropy = |s| spread(&logits, s).unwrap().entropy;
             let difference = (entropy(s + h) - entropy(s - h)) / (2.0 * h);
-            assert!((difference + s * spread(&logits, s).unwrap().variance).abs() < 1e-7, "{s}: {difference}");
+            assert!(
+                (difference + s * spread(&logits, s).unwrap().variance).abs() < 1e-7,
+                "{s}: {difference}"
+            );
         }
     }
 
@@ -172,14 +194,16 @@ mod tests {
         let target = (0.25 * 4f64.ln() + 0.75 * (4f64 / 3.0).ln()) / 2f64.ln();
         let found = scale_to_entropy(&logits, target).unwrap();
         assert!(
-            (found.scale - 3f64.ln()).abs() < 1e-10 && (found.entropy_fraction - target).abs() < 1e-12,
+            (found.scale - 3f64.ln()).abs() < 1e-10
+                && (found.entropy_fraction - target).abs() < 1e-12,
             "{found:?}"
         );
     }
 
     #[test]
     fn every_target_and_scale_of_logits_is_met() {
-        // Tokens whose logits differ in size by 12 orders of magnitude: H has two steep parts and a plateau.
+        // Tokens whose logits differ in size by 12 orders of magnitude: H has two steep parts and a
+        // plateau.
         let mixed = Tensor::cat(&[random(40, 6, 1e6), random(41, 6, 1e-6)], 0).unwrap();
         for logits in [random(30, 8, 1e-20), random(30, 8, 1.0), random(30, 128, 1e20), mixed] {
             for target in [1e-6, 0.01, 0.3, 0.5, 0.9, 0.999_999] {
@@ -193,15 +217,22 @@ mod tests {
     fn what_no_scale_can_reach_is_explained() {
         let error = |logits: &Tensor, target| scale_to_entropy(logits, target).unwrap_err();
         let equal = Tensor::ones((5, 4), DType::F32, &Device::Cpu).unwrap();
-        assert!(matches!(error(&equal, 0.9), TemperatureError::Tied { floor, .. } if (floor - 1.0).abs() < 1e-12));
+        assert!(
+            matches!(error(&equal, 0.9), TemperatureError::Tied { floor, .. } if (floor - 1.0).abs() < 1e-12)
+        );
         // Two of four tie for the maximum: half of the entropy is left.
         let tied = Tensor::new(&[[1f32, 1.0, 0.0, 0.0]], &Device::Cpu).unwrap();
-        assert!(matches!(error(&tied, 0.49), TemperatureError::Tied { floor, .. } if (floor - 0.5).abs() < 1e-12));
+        assert!(
+            matches!(error(&tied, 0.49), TemperatureError::Tied { floor, .. } if (floor - 0.5).abs() < 1e-12)
+        );
         scale_to_entropy(&tied, 0.51).unwrap();
         for target in [0.0, 1.0, -1.0, f64::NAN] {
             assert!(matches!(error(&tied, target), TemperatureError::Target(_)));
         }
-        assert!(matches!(error(&random(3, 1, 1.0), 0.5), TemperatureError::Empty { experts: 1, .. }));
+        assert!(matches!(
+            error(&random(3, 1, 1.0), 0.5),
+            TemperatureError::Empty { experts: 1, .. }
+        ));
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let logits = Tensor::new(&[[1f32, bad]], &Device::Cpu).unwrap();
             assert!(matches!(error(&logits, 0.5), TemperatureError::NotFinite));

@@ -86,9 +86,10 @@ impl Model {
         let applies = |caveat: &&Caveat| match caveat.when {
             CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window().is_some()),
             CaveatWhen::HeadDim => self.heads * self.head_dim != self.hidden,
-            CaveatWhen::ScoreScale => {
-                self.layers.iter().any(|l| l.attention.latent().is_some_and(LatentAttention::scales_scores))
-            }
+            CaveatWhen::ScoreScale => self
+                .layers
+                .iter()
+                .any(|l| l.attention.latent().is_some_and(LatentAttention::scales_scores)),
             CaveatWhen::IdleWindow => self.has_idle_window(),
             CaveatWhen::BiasedDense => self.has_biased_dense(),
         };
@@ -102,7 +103,8 @@ impl Model {
         is_on && has_width && self.layers.iter().all(|layer| layer.attention.window().is_none())
     }
 
-    /// Whether networks that all tokens go through have biases, and experts that tokens are routed to have none.
+    /// Whether networks that all tokens go through have biases, and experts that tokens are routed
+    /// to have none.
     fn has_biased_dense(&self) -> bool {
         let biased = |expert: &Expert| expert.gate.bias.is_some();
         let mut everyones = self.layers.iter().filter_map(|layer| match &layer.ffn {
@@ -123,15 +125,18 @@ impl Model {
             Head::Tied => 0,
             Head::Own(weight) => weight.elements(),
         };
-        let other = self.final_norm.elements() + self.extra.values().map(Weight::elements).sum::<usize>();
-        let mut counts = Parameters { embedding: self.embed.elements(), head, other, ..Parameters::default() };
+        let other =
+            self.final_norm.elements() + self.extra.values().map(Weight::elements).sum::<usize>();
+        let mut counts =
+            Parameters { embedding: self.embed.elements(), head, other, ..Parameters::default() };
         for layer in &self.layers {
             counts.add_layer(layer);
         }
         for mtp in &self.mtp {
             let mut layer = Parameters::default();
             layer.add_layer(&mtp.layer);
-            counts.multi_token += layer.total() + mtp.own_weights().map(Weight::elements).sum::<usize>();
+            counts.multi_token +=
+                layer.total() + mtp.own_weights().map(Weight::elements).sum::<usize>();
         }
         counts
     }
@@ -164,7 +169,8 @@ pub struct Parameters {
 
 impl Parameters {
     fn add_layer(&mut self, layer: &Layer) {
-        let linear = |l: &crate::Linear| l.weight.elements() + l.bias.as_ref().map_or(0, Weight::elements);
+        let linear =
+            |l: &crate::Linear| l.weight.elements() + l.bias.as_ref().map_or(0, Weight::elements);
         let expert = |e: &crate::Expert| e.linears().into_iter().map(linear).sum::<usize>();
         self.attention += layer.attention.linears().into_iter().map(linear).sum::<usize>();
         self.attention += layer.attention.norms().into_iter().map(Weight::elements).sum::<usize>();

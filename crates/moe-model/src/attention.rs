@@ -42,19 +42,26 @@ impl Heads {
         let rule = &config.family.attention;
         if let Some(latent) = &rule.latent {
             if kv_heads != heads {
-                return Err(config.error("num_key_value_heads", &format!("is {kv_heads}, but there are {heads} heads")));
+                return Err(config.error(
+                    "num_key_value_heads",
+                    &format!("is {kv_heads}, but there are {heads} heads"),
+                ));
             }
             let head_dim = config.usize(&latent.nope)? + config.positive(&latent.rope)?;
             return Ok(Self { heads, kv_heads, head_dim });
         }
         let head_dim = config.optional_usize("head_dim")?.unwrap_or(hidden / heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(
-                config.error("num_key_value_heads", &format!("is {kv_heads}, which doesn't divide {heads} heads"))
-            );
+            return Err(config.error(
+                "num_key_value_heads",
+                &format!("is {kv_heads}, which doesn't divide {heads} heads"),
+            ));
         }
         if head_dim == 0 || (head_dim % 2 == 1 && !rule.partial_rotary) {
-            return Err(config.error("head_dim", &format!("is {head_dim}; rotary embeddings need an even number")));
+            return Err(config.error(
+                "head_dim",
+                &format!("is {head_dim}; rotary embeddings need an even number"),
+            ));
         }
         Ok(Self { heads, kv_heads, head_dim })
     }
@@ -65,28 +72,44 @@ impl Heads {
             Some(latent) => config.positive(&latent.rope)?,
             None => self.head_dim,
         };
-        let shape = RopeShape { width, partial: rule.partial_rotary, interleaved: config.flag(&rule.interleaved)? };
+        let shape = RopeShape {
+            width,
+            partial: rule.partial_rotary,
+            interleaved: config.flag(&rule.interleaved)?,
+        };
         Rope::decode(config, shape)
     }
 }
 
 impl Reader<'_> {
-    pub fn attention(&mut self, prefix: &str, shape: &Shape, window: Option<usize>) -> Result<Attention> {
+    pub fn attention(
+        &mut self,
+        prefix: &str,
+        shape: &Shape,
+        window: Option<usize>,
+    ) -> Result<Attention> {
         Ok(match &self.config.family.attention.latent {
             Some(rule) => Attention::Latent(Box::new(self.latent(prefix, shape, rule)?)),
             None => Attention::Grouped(Box::new(self.grouped(prefix, shape, window)?)),
         })
     }
 
-    fn grouped(&mut self, prefix: &str, shape: &Shape, window: Option<usize>) -> Result<GroupedAttention> {
+    fn grouped(
+        &mut self,
+        prefix: &str,
+        shape: &Shape,
+        window: Option<usize>,
+    ) -> Result<GroupedAttention> {
         let rule = &self.config.family.attention;
-        let (qkv_bias, o_bias) = (self.config.flag(&rule.qkv_bias)?, self.config.flag(&rule.o_bias)?);
+        let (qkv_bias, o_bias) =
+            (self.config.flag(&rule.qkv_bias)?, self.config.flag(&rule.o_bias)?);
         let Heads { heads, kv_heads, head_dim } = shape.heads;
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let at = |name: &str| format!("{prefix}{name}");
         let kind = self.config.qk_norm()?;
-        let mut norms =
-            |q, k| -> Result<_> { Ok((self.take(at(names::Q_NORM), &[q])?, self.take(at(names::K_NORM), &[k])?)) };
+        let mut norms = |q, k| -> Result<_> {
+            Ok((self.take(at(names::Q_NORM), &[q])?, self.take(at(names::K_NORM), &[k])?))
+        };
         let qk_norm = match kind {
             QkNormKind::None => None,
             QkNormKind::PerHead => {
@@ -98,7 +121,8 @@ impl Reader<'_> {
                 Some(QkNorm::FullWidth { q, k })
             }
         };
-        let clip = rule.clip.as_deref().map(|key| self.config.optional_f64(key)).transpose()?.flatten();
+        let clip =
+            rule.clip.as_deref().map(|key| self.config.optional_f64(key)).transpose()?.flatten();
         Ok(GroupedAttention {
             q: self.linear(&at(names::Q), qkv_bias, [q, shape.hidden])?,
             k: self.linear(&at(names::K), qkv_bias, [kv, shape.hidden])?,
@@ -110,13 +134,22 @@ impl Reader<'_> {
         })
     }
 
-    fn latent(&mut self, prefix: &str, shape: &Shape, rule: &LatentRule) -> Result<LatentAttention> {
+    fn latent(
+        &mut self,
+        prefix: &str,
+        shape: &Shape,
+        rule: &LatentRule,
+    ) -> Result<LatentAttention> {
         let config = self.config;
         let attention = &config.family.attention;
         let (a_bias, o_bias) = (config.flag(&attention.qkv_bias)?, config.flag(&attention.o_bias)?);
-        let (nope, rope, value) =
-            (config.usize(&rule.nope)?, config.positive(&rule.rope)?, config.positive(&rule.value)?);
-        let (heads, hidden, rank) = (shape.heads.heads, shape.hidden, config.positive(&rule.kv_rank)?);
+        let (nope, rope, value) = (
+            config.usize(&rule.nope)?,
+            config.positive(&rule.rope)?,
+            config.positive(&rule.value)?,
+        );
+        let (heads, hidden, rank) =
+            (shape.heads.heads, shape.hidden, config.positive(&rule.kv_rank)?);
         let at = |name: &str| format!("{prefix}{name}");
         let mut q_latent = |rank| -> Result<_> {
             let projection = self.linear(&at(names::Q_A), a_bias, [rank, hidden])?;
@@ -127,7 +160,11 @@ impl Reader<'_> {
         let q_name = if q_latent.is_some() { names::Q_B } else { names::Q };
         Ok(LatentAttention {
             q_latent,
-            q: self.linear(&at(q_name), false, [heads * (nope + rope), q_rank.unwrap_or(hidden)])?,
+            q: self.linear(
+                &at(q_name),
+                false,
+                [heads * (nope + rope), q_rank.unwrap_or(hidden)],
+            )?,
             kv_a: self.linear(&at(names::KV_A), a_bias, [rank + rope, hidden])?,
             kv_a_norm: self.take(at(names::KV_A_NORM), &[rank])?,
             kv_b: self.linear(&at(names::KV_B), false, [heads * (nope + value), rank])?,
@@ -161,12 +198,19 @@ impl Model {
         let rule = &self.family.attention;
         let latents: Vec<_> = self.layers.iter().filter_map(|l| l.attention.latent()).collect();
         match &rule.latent {
-            Some(rule) if latents.len() == self.layers.len() => declare_latent(rule, &latents, raw)?,
+            Some(rule) if latents.len() == self.layers.len() => {
+                declare_latent(rule, &latents, raw)?
+            }
             None if latents.is_empty() => self.declare_grouped(raw)?,
             Some(_) => return Err(cannot("attention without latents")),
             None => return Err(cannot("latent attention")),
         }
-        declare_flag(raw, &rule.interleaved, self.rope.interleaved, "this order of rotary dimensions")?;
+        declare_flag(
+            raw,
+            &rule.interleaved,
+            self.rope.interleaved,
+            "this order of rotary dimensions",
+        )?;
         let outputs = self.layers.iter().map(|l| l.attention.output());
         declare_bias(raw, &rule.o_bias, outputs, "an output projection's bias")?;
         if !rule.partial_rotary && rule.latent.is_none() && self.rope.dims != self.head_dim {
@@ -178,31 +222,45 @@ impl Model {
 
     fn declare_grouped(&self, raw: &mut Map<String, Value>) -> Result<()> {
         raw.insert("head_dim".into(), json!(self.head_dim));
-        let (rule, layers) = (&self.family.attention, || self.layers.iter().filter_map(|l| l.attention.grouped()));
+        let (rule, layers) =
+            (&self.family.attention, || self.layers.iter().filter_map(|l| l.attention.grouped()));
         declare_bias(raw, &rule.qkv_bias, layers().map(|a| &a.q), "query, key and value biases")?;
         if let Some(key) = &rule.qk_norm_key {
             let normed: Vec<_> = layers().map(|a| a.qk_norm.is_some()).collect();
-            let normed = uniform(&normed).ok_or_else(|| cannot("query and key norms in some layers only"))?;
+            let normed = uniform(&normed)
+                .ok_or_else(|| cannot("query and key norms in some layers only"))?;
             raw.insert(key.clone(), json!(normed));
         }
         let clips: Vec<_> = layers().map(|a| a.clip).collect();
         match &rule.clip {
             Some(key) => {
-                raw.insert(key.clone(), json!(uniform(&clips).ok_or_else(|| cannot("clips that differ by layer"))?));
+                raw.insert(
+                    key.clone(),
+                    json!(uniform(&clips).ok_or_else(|| cannot("clips that differ by layer"))?),
+                );
             }
-            None if clips.iter().any(Option::is_some) => return Err(cannot("clipped queries, keys and values")),
+            None if clips.iter().any(Option::is_some) => {
+                return Err(cannot("clipped queries, keys and values"));
+            }
             None => {}
         }
         Ok(())
     }
 }
 
-fn declare_latent(rule: &LatentRule, layers: &[&LatentAttention], raw: &mut Map<String, Value>) -> Result<()> {
-    let shapes: Vec<_> = layers.iter().map(|a| (a.q_rank(), a.kv_rank(), a.nope, a.rope, a.value)).collect();
+fn declare_latent(
+    rule: &LatentRule,
+    layers: &[&LatentAttention],
+    raw: &mut Map<String, Value>,
+) -> Result<()> {
+    let shapes: Vec<_> =
+        layers.iter().map(|a| (a.q_rank(), a.kv_rank(), a.nope, a.rope, a.value)).collect();
     let shape = uniform(&shapes).ok_or_else(|| cannot("latent attention of several widths"))?;
     let (q_rank, kv_rank, nope, rope, value) = shape;
     raw.insert(rule.q_rank.clone(), json!(q_rank));
-    for (key, width) in [(&rule.kv_rank, kv_rank), (&rule.nope, nope), (&rule.rope, rope), (&rule.value, value)] {
+    for (key, width) in
+        [(&rule.kv_rank, kv_rank), (&rule.nope, nope), (&rule.rope, rope), (&rule.value, value)]
+    {
         raw.insert(key.clone(), json!(width));
     }
     // Without it, transformers takes the width of what rotates.
@@ -224,9 +282,12 @@ impl Namer<'_> {
     }
 
     fn grouped(&mut self, prefix: &str, attention: &GroupedAttention) -> Result<()> {
-        for (name, linear) in
-            [(names::Q, &attention.q), (names::K, &attention.k), (names::V, &attention.v), (names::O, &attention.o)]
-        {
+        for (name, linear) in [
+            (names::Q, &attention.q),
+            (names::K, &attention.k),
+            (names::V, &attention.v),
+            (names::O, &attention.o),
+        ] {
             self.linear(format!("{prefix}{name}"), linear);
         }
         let rule = &self.family.attention;

@@ -1,4 +1,5 @@
-//! Keys that every config of transformers has a place for (`PreTrainedConfig` of 5.23), with values that stop a model of any family.
+//! Keys that every config of transformers has a place for (`PreTrainedConfig` of 5.23), with values
+//! that stop a model of any family.
 //!
 //! `golden/loaders/verdicts.py` tried each of these.
 
@@ -20,8 +21,16 @@ struct ConfigRule {
 }
 
 const RULES: [ConfigRule; 16] = [
-    ConfigRule { keys: &[AUTO_MAP_KEY, ATTRIBUTE_MAP_KEY], wanted: "an object", takes: is_container },
-    ConfigRule { keys: &["id2label"], wanted: "an object of texts by whole numbers, or null", takes: is_by_number },
+    ConfigRule {
+        keys: &[AUTO_MAP_KEY, ATTRIBUTE_MAP_KEY],
+        wanted: "an object",
+        takes: is_container,
+    },
+    ConfigRule {
+        keys: &["id2label"],
+        wanted: "an object of texts by whole numbers, or null",
+        takes: is_by_number,
+    },
     ConfigRule { keys: &["num_labels"], wanted: "a whole number", takes: is_whole },
     ConfigRule { keys: &[EXPLICIT_KEY], wanted: "a text", takes: is_text_or_null },
     ConfigRule { keys: &["return_dict"], wanted: "true", takes: is_true },
@@ -33,26 +42,52 @@ const RULES: [ConfigRule; 16] = [
         wanted: "no such key in a language model",
         takes: Value::is_null,
     },
-    ConfigRule { keys: &["_validate_default_rope_parameters"], wanted: "no such key", takes: Value::is_null },
     ConfigRule {
-        keys: &["base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan"],
+        keys: &["_validate_default_rope_parameters"],
+        wanted: "no such key",
+        takes: Value::is_null,
+    },
+    ConfigRule {
+        keys: &[
+            "base_model_tp_plan",
+            "base_model_pp_plan",
+            "base_model_ep_plan",
+            "base_model_fsdp_plan",
+        ],
         wanted: "an object, or null",
         takes: is_plan,
     },
     ConfigRule { keys: &["fusion_config"], wanted: "null in a language model", takes: is_false },
-    ConfigRule { keys: &["ignore_keys_at_rope_validation"], wanted: "a list, or null", takes: is_container_or_null },
-    ConfigRule { keys: &["per_layer_config"], wanted: "an object of keys by layers, or null", takes: is_of_layers },
+    ConfigRule {
+        keys: &["ignore_keys_at_rope_validation"],
+        wanted: "a list, or null",
+        takes: is_container_or_null,
+    },
+    ConfigRule {
+        keys: &["per_layer_config"],
+        wanted: "an object of keys by layers, or null",
+        takes: is_of_layers,
+    },
     // Caches read it in families without windows, too.
-    ConfigRule { keys: &["attention_chunk_size"], wanted: "a positive whole number, or null", takes: is_window },
+    ConfigRule {
+        keys: &["attention_chunk_size"],
+        wanted: "a positive whole number, or null",
+        takes: is_window,
+    },
     ConfigRule {
         keys: &["_attn_implementation"],
         wanted: "eager, sdpa or another kind of attention",
         takes: is_attention,
     },
-    ConfigRule { keys: &["_experts_implementation"], wanted: "eager, grouped_mm or batched_mm", takes: is_experts },
+    ConfigRule {
+        keys: &["_experts_implementation"],
+        wanted: "eager, grouped_mm or batched_mm",
+        takes: is_experts,
+    },
 ];
 
-/// Methods and properties that a config's class has. Loading puts the value in their place, or fails at that.
+/// Methods and properties that a config's class has. Loading puts the value in their place, or
+/// fails at that.
 const NAMES_OF_METHODS: [&str; 17] = [
     "use_return_dict",
     "sub_configs",
@@ -77,7 +112,10 @@ const NAMES_OF_METHODS: [&str; 17] = [
 pub(crate) fn refused(config: &Map<String, Value>) -> Vec<(&'static str, &'static str)> {
     let mut refused = Vec::new();
     for rule in &RULES {
-        let wrong = rule.keys.iter().filter(|key| config.get(**key).is_some_and(|value| !(rule.takes)(value)));
+        let wrong = rule
+            .keys
+            .iter()
+            .filter(|key| config.get(**key).is_some_and(|value| !(rule.takes)(value)));
         refused.extend(wrong.map(|key| (*key, rule.wanted)));
     }
     refused
@@ -93,7 +131,9 @@ pub(crate) fn mend(config: &mut Map<String, Value>) {
 /// Whether some layer has keys of its own, which would change what it computes.
 pub(crate) fn has_layers_of_their_own(config: &Map<String, Value>) -> bool {
     let layers = config.get("per_layer_config").and_then(Value::as_object);
-    layers.is_some_and(|layers| layers.values().any(|keys| keys.as_object().is_some_and(|keys| !keys.is_empty())))
+    layers.is_some_and(|layers| {
+        layers.values().any(|keys| keys.as_object().is_some_and(|keys| !keys.is_empty()))
+    })
 }
 
 /// Whether `value` is a whole number, as Python sees it: true is 1.
@@ -103,7 +143,9 @@ pub(crate) fn is_whole(value: &Value) -> bool {
 
 /// Whether a cache of keys and values can be as long: it may be null, too.
 pub(crate) fn is_window(value: &Value) -> bool {
-    value.is_null() || *value == true || (is_int(value) && number(value).is_some_and(|tokens| tokens > 0.0))
+    value.is_null()
+        || *value == true
+        || (is_int(value) && number(value).is_some_and(|tokens| tokens > 0.0))
 }
 
 fn is_never(_: &Value) -> bool {
@@ -123,11 +165,15 @@ fn is_plan(value: &Value) -> bool {
 }
 
 fn is_by_number(value: &Value) -> bool {
-    value.is_null() || value.as_object().is_some_and(|keys| keys.keys().all(|key| key.trim().parse::<i64>().is_ok()))
+    value.is_null()
+        || value
+            .as_object()
+            .is_some_and(|keys| keys.keys().all(|key| key.trim().parse::<i64>().is_ok()))
 }
 
 fn is_of_layers(value: &Value) -> bool {
-    is_by_number(value) && value.as_object().is_none_or(|layers| layers.values().all(Value::is_object))
+    is_by_number(value)
+        && value.as_object().is_none_or(|layers| layers.values().all(Value::is_object))
 }
 
 fn is_attention(value: &Value) -> bool {
@@ -142,12 +188,15 @@ fn is_attention(value: &Value) -> bool {
     ];
     // A name with a slash is a kernel on the hub.
     is_kind(value, |kind| {
-        KINDS.contains(&kind.trim_start_matches("paged|")) || KINDS.contains(&kind) || kind.contains('/')
+        KINDS.contains(&kind.trim_start_matches("paged|"))
+            || KINDS.contains(&kind)
+            || kind.contains('/')
     })
 }
 
 fn is_experts(value: &Value) -> bool {
-    const KINDS: [&str; 6] = ["eager", "batched_mm", "grouped_mm", "deepgemm", "deepgemm_megamoe", "sonicmoe"];
+    const KINDS: [&str; 6] =
+        ["eager", "batched_mm", "grouped_mm", "deepgemm", "deepgemm_megamoe", "sonicmoe"];
     is_kind(value, |kind| KINDS.contains(&kind))
 }
 

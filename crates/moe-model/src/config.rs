@@ -49,13 +49,17 @@ impl<'a> Config<'a> {
     /// # Errors
     /// [`Kind::Malformed`] where it is something else.
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
-        // Loaders hold dimensions in 32 bits with a sign; then a sum of two times a third fits, too.
+        // Loaders hold dimensions in 32 bits with a sign; then a sum of two times a third fits,
+        // too.
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_u64().filter(|n| *n <= i32::MAX as u64) {
-                Some(n) => Ok(Some(n as usize)),
-                None => Err(self.error(key, &format!("is {}, not a sensible count", json::shown(value)))),
-            },
+            Some(value) => {
+                match value.as_u64().filter(|n| *n <= i32::MAX as u64) {
+                    Some(n) => Ok(Some(n as usize)),
+                    None => Err(self
+                        .error(key, &format!("is {}, not a sensible count", json::shown(value)))),
+                }
+            }
         }
     }
 
@@ -76,11 +80,14 @@ impl<'a> Config<'a> {
     /// [`Kind::Malformed`] where it is missing or no boolean.
     pub fn bool(&self, key: &str) -> Result<bool> {
         let value = self.required(key)?;
-        // Python holds null to be false. transformers 5 refuses it of most keys, which `verify` says; versions before read it.
+        // Python holds null to be false. transformers 5 refuses it of most keys, which `verify`
+        // says; versions before read it.
         if value.is_null() && self.family.strict.is_switch(key) {
             return Ok(false);
         }
-        value.as_bool().ok_or_else(|| self.error(key, &format!("is {}, not true or false", json::shown(value))))
+        value.as_bool().ok_or_else(|| {
+            self.error(key, &format!("is {}, not true or false", json::shown(value)))
+        })
     }
 
     /// A finite number that may be missing or null.

@@ -25,13 +25,18 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    /// Reads the declared names back through the family: what loaders will find. No weights are read.
+    /// Reads the declared names back through the family: what loaders will find. No weights are
+    /// read.
     ///
     /// # Errors
     /// As for [`Model::read`]; an error means that the declaration contradicts itself.
     pub fn reread(&self) -> Result<Model> {
         let tensors: BTreeMap<_, _> = self.tensors.iter().cloned().collect();
-        Model::assemble(self.config.clone(), std::path::Path::new(moe_checkpoint::CONFIG_FILE), tensors)
+        Model::assemble(
+            self.config.clone(),
+            std::path::Path::new(moe_checkpoint::CONFIG_FILE),
+            tensors,
+        )
     }
 
     /// Bytes of all tensors.
@@ -54,13 +59,16 @@ impl Model {
         Ok(Declaration { config, tensors })
     }
 
-    /// Modules whose matrix is plain, where `quantization_config` calls for a quantized one: transformers starts them at
-    /// random. Routers aren't among them, which version 5 doesn't hold to be modules of this kind.
+    /// Modules whose matrix is plain, where `quantization_config` calls for a quantized one:
+    /// transformers starts them at random. Routers aren't among them, which version 5 doesn't hold
+    /// to be modules of this kind.
     ///
     /// # Errors
     /// As for [`Self::declare`].
     pub fn plain_unlisted(&self) -> Result<Vec<String>> {
-        let Some(quantization @ Quantization::Compressed(said)) = &self.quantization else { return Ok(Vec::new()) };
+        let Some(quantization @ Quantization::Compressed(said)) = &self.quantization else {
+            return Ok(Vec::new());
+        };
         if said.ignore.iter().any(|target| target.text() == "Linear") {
             return Ok(Vec::new());
         }
@@ -77,7 +85,13 @@ impl Model {
     /// All names of tensors, and of modules by whether they are quantized.
     fn named(&self) -> Result<Namer<'_>> {
         let quantization = self.quantization.as_ref();
-        let mut namer = Namer { family: self.family, quantization, tensors: vec![], plain: vec![], quantized: vec![] };
+        let mut namer = Namer {
+            family: self.family,
+            quantization,
+            tensors: vec![],
+            plain: vec![],
+            quantized: vec![],
+        };
         namer.push(names::EMBED, &self.embed);
         for (index, layer) in self.layers.iter().enumerate() {
             namer.layer(index, layer)?;
@@ -138,8 +152,11 @@ impl Model {
     }
 
     fn declare_dense(&self, raw: &mut Map<String, Value>) -> Result<()> {
-        let dense: Vec<_> =
-            self.layers.iter().filter_map(|l| if let Ffn::Dense(e) = &l.ffn { Some(e) } else { None }).collect();
+        let dense: Vec<_> = self
+            .layers
+            .iter()
+            .filter_map(|l| if let Ffn::Dense(e) = &l.ffn { Some(e) } else { None })
+            .collect();
         if dense.is_empty() {
             return Ok(());
         }
@@ -167,11 +184,17 @@ impl Model {
 }
 
 /// Writes which modules are quantized, or that none is.
-fn declare_quantization(quantization: Option<&Quantization>, namer: &Namer<'_>, config: &mut Map<String, Value>) {
+fn declare_quantization(
+    quantization: Option<&Quantization>,
+    namer: &Namer<'_>,
+    config: &mut Map<String, Value>,
+) {
     let said = config.get(QUANTIZATION_KEY).cloned();
     let declared = match (quantization, said) {
         (Some(_), Some(_)) if namer.quantized.is_empty() => None,
-        (Some(quantization), Some(said)) => Some(quantization.relisted(&said, &namer.plain, &namer.quantized)),
+        (Some(quantization), Some(said)) => {
+            Some(quantization.relisted(&said, &namer.plain, &namer.quantized))
+        }
         (Some(quantization), None) => Some(quantization.declared(&namer.plain, &namer.quantized)),
         (None, _) => None,
     };
@@ -182,15 +205,17 @@ fn declare_quantization(quantization: Option<&Quantization>, namer: &Namer<'_>, 
     }
 }
 
-/// Makes the source family's implied values explicit, since the target's defaults may differ, and drops
-/// the keys that mean nothing elsewhere.
+/// Makes the source family's implied values explicit, since the target's defaults may differ, and
+/// drops the keys that mean nothing elsewhere.
 fn leave_family(source: &Family, raw: &mut Map<String, Value>) {
     for (key, value) in source.defaults.iter().filter(|(_, v)| !v.is_null()) {
         raw.entry(key.clone()).or_insert_with(|| value.clone());
     }
     raw.retain(|key, _| !source.own_keys.contains(key));
     // Code of the source's model doesn't know the target's; a tokenizer stays what it is.
-    let code = raw.remove(AUTO_MAP_KEY).and_then(|code| if let Value::Object(code) = code { Some(code) } else { None });
+    let code = raw
+        .remove(AUTO_MAP_KEY)
+        .and_then(|code| if let Value::Object(code) = code { Some(code) } else { None });
     let mut code = code.unwrap_or_default();
     code.retain(|class, _| !is_of_model(class));
     if !code.is_empty() {
@@ -198,11 +223,12 @@ fn leave_family(source: &Family, raw: &mut Map<String, Value>) {
     }
 }
 
-/// The config key by which transformers finds a model's own code: an object of files and classes, by the class that
-/// loads them.
+/// The config key by which transformers finds a model's own code: an object of files and classes,
+/// by the class that loads them.
 pub const AUTO_MAP_KEY: &str = "auto_map";
 
-/// Whether `class` of an [`AUTO_MAP_KEY`] loads a config or a model, rather than a tokenizer or another processor.
+/// Whether `class` of an [`AUTO_MAP_KEY`] loads a config or a model, rather than a tokenizer or
+/// another processor.
 pub fn is_of_model(class: &str) -> bool {
     class == "AutoConfig" || class.starts_with("AutoModel")
 }
@@ -214,11 +240,22 @@ pub(crate) fn declare_bias<'a>(
     what: &str,
 ) -> Result<()> {
     let present: Vec<bool> = linears.map(|l| l.bias.is_some()).collect();
-    let present = uniform(&present).ok_or_else(|| cannot(&format!("{what} in some layers only")))?;
-    declare_flag(raw, flag, present, &if present { what.to_owned() } else { format!("layers without {what}") })
+    let present =
+        uniform(&present).ok_or_else(|| cannot(&format!("{what} in some layers only")))?;
+    declare_flag(
+        raw,
+        flag,
+        present,
+        &if present { what.to_owned() } else { format!("layers without {what}") },
+    )
 }
 
-pub(crate) fn declare_flag(raw: &mut Map<String, Value>, flag: &Flag, value: bool, what: &str) -> Result<()> {
+pub(crate) fn declare_flag(
+    raw: &mut Map<String, Value>,
+    flag: &Flag,
+    value: bool,
+    what: &str,
+) -> Result<()> {
     match flag {
         Flag::Key(key) => {
             raw.insert(key.clone(), json!(value));

@@ -59,7 +59,8 @@ pub struct AttentionRule {
     pub partial_rotary: bool,
     /// Whether neighbouring dimensions are rotated together.
     pub interleaved: Flag,
-    /// Latent attention, where it is that; `qkv_bias` then speaks of the projections to the latents.
+    /// Latent attention, where it is that; `qkv_bias` then speaks of the projections to the
+    /// latents.
     pub latent: Option<LatentRule>,
     /// The config key of the clamp on projected queries, keys and values.
     pub clip: Option<String>,
@@ -83,7 +84,8 @@ pub struct LatentRule {
     pub value: String,
     /// ε of the latents' norms, which no config key sets.
     pub norm_eps: f64,
-    /// Whether transformers makes rotary tables as wide as the config key `head_dim`, which must then be `rope`'s.
+    /// Whether transformers makes rotary tables as wide as the config key `head_dim`, which must
+    /// then be `rope`'s.
     #[serde(default)]
     pub tables_of_head_dim: bool,
 }
@@ -219,8 +221,9 @@ pub struct MoeRule {
     /// Config keys of the same number that are read, but not written.
     #[serde(default)]
     pub experts_also: Vec<String>,
-    /// Config keys that must give this number where the config has an `attribute_map` of its own, since that takes the place
-    /// of the map by which transformers finds it; None where it then doesn't find it at all.
+    /// Config keys that must give this number where the config has an `attribute_map` of its own,
+    /// since that takes the place of the map by which transformers finds it; None where it then
+    /// doesn't find it at all.
     pub without_map: Option<Vec<String>>,
     /// The config key of the number of experts a token goes to.
     pub top_k: String,
@@ -267,7 +270,8 @@ pub enum CaveatWhen {
     SlidingWindow,
     /// Models whose heads don't add up to the hidden size.
     HeadDim,
-    /// Models whose latent attention scales scores by more than 1 / √(width of a head's queries): yarn with `mscale_all_dim`.
+    /// Models whose latent attention scales scores by more than 1 / √(width of a head's queries):
+    /// yarn with `mscale_all_dim`.
     ScoreScale,
     /// Models whose config has a window, where no layer has one.
     IdleWindow,
@@ -281,7 +285,8 @@ pub enum CaveatWhen {
 pub struct TokenizerRule {
     /// The class where the tokenizer's files name none.
     pub class: String,
-    /// Whether it is this class whatever the files name: transformers holds those of the family to be wrong.
+    /// Whether it is this class whatever the files name: transformers holds those of the family to
+    /// be wrong.
     #[serde(default)]
     pub overrules: bool,
 }
@@ -307,12 +312,14 @@ pub struct Family {
     /// MoE families that can hold an upcycled model of this family; the first is the default.
     #[serde(default)]
     pub upcycles_to: Vec<String>,
-    /// Families that can hold a model of this family once all its layers are dense, the likeliest first.
+    /// Families that can hold a model of this family once all its layers are dense, the likeliest
+    /// first.
     #[serde(default)]
     pub distills_to: Vec<String>,
     /// Why there are none.
     pub undistilled: Option<String>,
-    /// Which class stock loaders make its tokenizer of; without one, what the tokenizer's files name.
+    /// Which class stock loaders make its tokenizer of; without one, what the tokenizer's files
+    /// name.
     pub tokenizer: Option<TokenizerRule>,
     /// Config keys that mean something in this family only.
     #[serde(default)]
@@ -325,13 +332,15 @@ pub struct Family {
     pub moe: Option<MoeRule>,
     /// Layers for multi-token prediction, if the family has them.
     pub mtp: Option<MtpRule>,
-    /// Config keys that may only have these values, if they are there: others mean another function.
+    /// Config keys that may only have these values, if they are there: others mean another
+    /// function.
     #[serde(default)]
     pub only: BTreeMap<String, Vec<Value>>,
     /// Keys of `only` that transformers doesn't read: it computes as if they had such a value.
     #[serde(default)]
     pub only_ignored: Vec<String>,
-    /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"` stands for it.
+    /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"`
+    /// stands for it.
     pub defaults: Map<String, Value>,
     /// What stock loaders do wrong with valid models.
     #[serde(default)]
@@ -344,7 +353,8 @@ pub struct Family {
     /// Config keys whose type takes null, though transformers then fails at computing with them.
     #[serde(default)]
     pub never_null: Vec<String>,
-    /// The config key that transformers makes yarn's tables of, and has no value for where it is missing.
+    /// The config key that transformers makes yarn's tables of, and has no value for where it is
+    /// missing.
     pub yarn_needs: Option<String>,
     /// The same of versions before 5 alone.
     pub older_yarn_needs: Option<String>,
@@ -370,8 +380,8 @@ pub fn families() -> &'static BTreeMap<String, Family> {
             .files()
             .map(|file| {
                 let text = file.contents_utf8().expect("family files are text");
-                let mut family: Family =
-                    toml::from_str(text).unwrap_or_else(|e| panic!("{}: {e}", file.path().display()));
+                let mut family: Family = toml::from_str(text)
+                    .unwrap_or_else(|e| panic!("{}: {e}", file.path().display()));
                 for value in family.defaults.values_mut().filter(|v| *v == "null") {
                     *value = Value::Null;
                 }
@@ -413,7 +423,10 @@ mod tests {
             let says_how = family.distills_to.is_empty() == family.undistilled.is_some();
             assert!(says_how || family.moe.is_none(), "{stem}: distills_to, or why not");
             for layout in family.moe.iter().flat_map(|m| &m.layouts) {
-                assert!(layout.expert.is_some() != layout.fused.is_some(), "{stem}: a layout is one or the other");
+                assert!(
+                    layout.expert.is_some() != layout.fused.is_some(),
+                    "{stem}: a layout is one or the other"
+                );
             }
         }
     }

@@ -118,7 +118,9 @@ impl Attention {
                 Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
                 None => vec![],
             },
-            Attention::Latent(a) => a.q_latent.iter().map(|latent| &latent.norm).chain([&a.kv_a_norm]).collect(),
+            Attention::Latent(a) => {
+                a.q_latent.iter().map(|latent| &latent.norm).chain([&a.kv_a_norm]).collect()
+            }
         }
     }
 
@@ -129,9 +131,12 @@ impl Attention {
                 Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
                 None => vec![],
             },
-            Attention::Latent(a) => {
-                a.q_latent.iter_mut().map(|latent| &mut latent.norm).chain([&mut a.kv_a_norm]).collect()
-            }
+            Attention::Latent(a) => a
+                .q_latent
+                .iter_mut()
+                .map(|latent| &mut latent.norm)
+                .chain([&mut a.kv_a_norm])
+                .collect(),
         }
     }
 }
@@ -171,7 +176,8 @@ pub struct LatentAttention {
     pub q_latent: Option<QueryLatent>,
     /// Queries, `[heads · (nope + rope), rank or hidden]`.
     pub q: Linear,
-    /// The latent of keys and values, then the key's rotary part, which all heads share: `[rank + rope, hidden]`.
+    /// The latent of keys and values, then the key's rotary part, which all heads share: `[rank +
+    /// rope, hidden]`.
     pub kv_a: Linear,
     /// RMS norm of the latent, `[rank]`.
     pub kv_a_norm: Weight,
@@ -192,7 +198,8 @@ pub struct LatentAttention {
 }
 
 impl LatentAttention {
-    /// Whether scores are scaled by other than 1 / √(nope + rope), as yarn's `mscale_all_dim` has it.
+    /// Whether scores are scaled by other than 1 / √(nope + rope), as yarn's `mscale_all_dim` has
+    /// it.
     pub fn scales_scores(&self) -> bool {
         (self.scale * ((self.nope + self.rope) as f64).sqrt() - 1.0).abs() > 1e-9
     }
@@ -263,7 +270,8 @@ pub enum Scoring {
     Sigmoid,
 }
 
-/// What transformers computes the routers of a family in, where the model runs in the dtype that it is stored in.
+/// What transformers computes the routers of a family in, where the model runs in the dtype that it
+/// is stored in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouterPrecision {
@@ -299,8 +307,8 @@ pub struct Groups {
 
 /// Which experts a token goes to: those of the best choice scores, weighed by their scores.
 ///
-/// Rules A, B and C of families.md. The choice score is the score plus the bias; in which order things happen is said
-/// once, in `moe_math::routing::Rule`.
+/// Rules A, B and C of families.md. The choice score is the score plus the bias; in which order
+/// things happen is said once, in `moe_math::routing::Rule`.
 #[derive(Debug, Clone)]
 pub struct Router {
     /// `[experts, hidden]`.
@@ -325,7 +333,16 @@ impl Router {
     /// Softmax over the experts' logits, then top-k.
     pub fn softmax(weight: Weight, top_k: usize, normalize: bool) -> Self {
         let precision = RouterPrecision::F32;
-        Self { weight, bias: None, precision, scoring: Scoring::Softmax, groups: None, top_k, normalize, scale: 1.0 }
+        Self {
+            weight,
+            bias: None,
+            precision,
+            scoring: Scoring::Softmax,
+            groups: None,
+            top_k,
+            normalize,
+            scale: 1.0,
+        }
     }
 
     /// Its weights.
@@ -407,11 +424,14 @@ impl Layer {
                 }
             }
             Attention::Latent(attention) => {
-                let LatentAttention { q_latent, q, kv_a, kv_a_norm, kv_b, o, .. } = attention.as_mut();
+                let LatentAttention { q_latent, q, kv_a, kv_a_norm, kv_b, o, .. } =
+                    attention.as_mut();
                 if let Some(QueryLatent { projection, norm }) = q_latent {
                     weights.extend(projection.weights_mut().chain([norm]));
                 }
-                weights.extend([q, kv_a, kv_b, o].into_iter().flat_map(Linear::weights_mut).chain([kv_a_norm]));
+                weights.extend(
+                    [q, kv_a, kv_b, o].into_iter().flat_map(Linear::weights_mut).chain([kv_a_norm]),
+                );
             }
         }
         match &mut self.ffn {

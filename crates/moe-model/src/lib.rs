@@ -2,8 +2,8 @@
 //!
 //! Tensor names and config keys exist only at the border: a file `families/<model_type>.toml`
 //! describes a family, [`Model::open`] reads a checkpoint through it and [`Model::declare`] turns a
-//! model back into names and a config. In between, a model is a list of typed layers whose weights are
-//! references into files.
+//! model back into names and a config. In between, a model is a list of typed layers whose weights
+//! are references into files.
 
 #![deny(clippy::unwrap_used)]
 
@@ -29,10 +29,12 @@ pub use assembly::{Head, Model, Parameters};
 pub use config::Config;
 pub use declare::{AUTO_MAP_KEY, Declaration, is_of_model};
 pub use engines::{Answer, Verdict};
-pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, TokenizerRule, families, family};
+pub use family::{
+    Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, TokenizerRule, families, family,
+};
 pub use layer::{
-    Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear, Moe, QkNorm,
-    QueryLatent, Router, RouterPrecision, Scoring, SharedExpert,
+    Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear,
+    Moe, QkNorm, QueryLatent, Router, RouterPrecision, Scoring, SharedExpert,
 };
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;

@@ -16,28 +16,49 @@ use crate::{Error, Kind, Result};
 
 impl Reader<'_> {
     pub fn moe(&mut self, prefix: &str, rule: &MoeRule, hidden: usize) -> Result<Moe> {
-        let (experts, width) = (count_experts(&self.config, rule)?, self.config.positive(&rule.width)?);
+        let (experts, width) =
+            (count_experts(&self.config, rule)?, self.config.positive(&rule.width)?);
         let layout = self.find_layout(prefix, rule)?;
         let router = self.router(prefix, rule, layout, [experts, hidden])?;
         let experts = self.experts(prefix, layout, experts, width, hidden)?;
-        let shared = rule.shared.as_ref().map(|rule| self.shared(prefix, rule, width, hidden)).transpose()?;
+        let shared = rule
+            .shared
+            .as_ref()
+            .map(|rule| self.shared(prefix, rule, width, hidden))
+            .transpose()?;
         Ok(Moe { router, experts, shared })
     }
 
-    fn router(&mut self, prefix: &str, rule: &MoeRule, layout: &Layout, shape: [usize; 2]) -> Result<Router> {
+    fn router(
+        &mut self,
+        prefix: &str,
+        rule: &MoeRule,
+        layout: &Layout,
+        shape: [usize; 2],
+    ) -> Result<Router> {
         let (config, [experts, _]) = (self.config, shape);
         let top_k = config.positive(&rule.top_k)?;
-        let groups = rule.groups.as_ref().map(|rule| groups(&config, rule, experts)).transpose()?.flatten();
+        let groups =
+            rule.groups.as_ref().map(|rule| groups(&config, rule, experts)).transpose()?.flatten();
         let eligible = groups.map_or(experts, |g| experts / g.count * g.kept);
         if top_k > eligible {
             let of_groups = if groups.is_some() { " that a token's groups have" } else { "" };
-            return Err(config.error(&rule.top_k, &format!("is {top_k}, more than the {eligible} experts{of_groups}")));
+            return Err(config.error(
+                &rule.top_k,
+                &format!("is {top_k}, more than the {eligible} experts{of_groups}"),
+            ));
         }
-        let bias = layout.bias.as_ref().map(|name| self.take(format!("{prefix}{name}"), &shape[..1])).transpose()?;
-        // transformers renames routers and experts each by itself, so that one may have the name of another layout.
+        let bias = layout
+            .bias
+            .as_ref()
+            .map(|name| self.take(format!("{prefix}{name}"), &shape[..1]))
+            .transpose()?;
+        // transformers renames routers and experts each by itself, so that one may have the name of
+        // another layout.
         let names = rule.layouts.iter().map(|layout| &layout.router);
         let is_there = |name: &&String| self.tensors.contains_key(&format!("{prefix}{name}"));
-        let name = [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router);
+        let name =
+            [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router);
         Ok(Router {
             weight: self.take(format!("{prefix}{name}"), &shape)?,
             bias,
@@ -47,7 +68,9 @@ impl Reader<'_> {
             top_k,
             normalize: config.flag(&rule.normalize)?,
             scale: match &rule.scale {
-                Some(key) => config.optional_f64(key)?.ok_or_else(|| config.error(key, "is null"))?,
+                Some(key) => {
+                    config.optional_f64(key)?.ok_or_else(|| config.error(key, "is null"))?
+                }
                 None => 1.0,
             },
         })
@@ -77,7 +100,8 @@ impl Reader<'_> {
         hidden: usize,
     ) -> Result<Vec<Expert>> {
         if let Some(fused) = &layout.fused {
-            let gate_up = self.take(format!("{prefix}{}", fused.gate_up), &[count, 2 * width, hidden])?;
+            let gate_up =
+                self.take(format!("{prefix}{}", fused.gate_up), &[count, 2 * width, hidden])?;
             let down = self.take(format!("{prefix}{}", fused.down), &[count, hidden, width])?;
             return Ok((0..count).map(|e| slice_fused(&gate_up, &down, e, width)).collect());
         }
@@ -89,13 +113,23 @@ impl Reader<'_> {
         (0..count).map(|e| self.expert(prefix, &named(e), false, width, hidden)).collect()
     }
 
-    fn shared(&mut self, prefix: &str, rule: &SharedRule, expert: usize, hidden: usize) -> Result<SharedExpert> {
+    fn shared(
+        &mut self,
+        prefix: &str,
+        rule: &SharedRule,
+        expert: usize,
+        hidden: usize,
+    ) -> Result<SharedExpert> {
         let width = match &rule.width {
             SharedWidth::Key(key) => self.config.positive(key)?,
             SharedWidth::Experts { experts } => self.config.positive(experts)? * expert,
         };
         let bias = self.config.flag(&rule.bias)?;
-        let gate = rule.gate.as_ref().map(|name| self.take(format!("{prefix}{name}"), &[1, hidden])).transpose()?;
+        let gate = rule
+            .gate
+            .as_ref()
+            .map(|name| self.take(format!("{prefix}{name}"), &[1, hidden]))
+            .transpose()?;
         Ok(SharedExpert { expert: self.expert(prefix, &rule.expert, bias, width, hidden)?, gate })
     }
 }
@@ -113,21 +147,31 @@ fn slice_fused(gate_up: &Weight, down: &Weight, e: usize, width: usize) -> Exper
 }
 
 fn count_experts(config: &Config<'_>, rule: &MoeRule) -> Result<usize> {
-    let given =
-        rule.experts.iter().chain(&rule.experts_also).find(|key| config.raw.get(*key).is_some_and(|v| !v.is_null()));
-    let default = || rule.experts.iter().find(|key| config.get(key).is_some()).unwrap_or(&rule.experts[0]);
+    let given = rule
+        .experts
+        .iter()
+        .chain(&rule.experts_also)
+        .find(|key| config.raw.get(*key).is_some_and(|v| !v.is_null()));
+    let default =
+        || rule.experts.iter().find(|key| config.get(key).is_some()).unwrap_or(&rule.experts[0]);
     config.positive(given.unwrap_or_else(default))
 }
 
 /// The groups that `experts` experts are in, where they limit the choice.
 fn groups(config: &Config<'_>, rule: &GroupsRule, experts: usize) -> Result<Option<Groups>> {
-    if rule.when.as_ref().is_some_and(|when| config.get(&when.key).and_then(Value::as_str) != Some(&when.is)) {
+    if rule
+        .when
+        .as_ref()
+        .is_some_and(|when| config.get(&when.key).and_then(Value::as_str) != Some(&when.is))
+    {
         return Ok(None);
     }
     let (count, kept) = (config.positive(&rule.count)?, config.positive(&rule.kept)?);
     let smallest = if rule.score == GroupScore::TopTwoSum { 2 } else { 1 };
     if !experts.is_multiple_of(count) || experts / count < smallest {
-        let what = format!("is {count}, but {experts} experts don't make as many equal groups of {smallest} or more");
+        let what = format!(
+            "is {count}, but {experts} experts don't make as many equal groups of {smallest} or more"
+        );
         return Err(config.error(&rule.count, &what));
     }
     if kept > count {
@@ -146,7 +190,8 @@ pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Re
     if let Some(key) = &rule.dense_layers {
         let dense = match config.get(key) {
             None | Some(Value::Null) => false,
-            // Python finds 0 in [0.0], and not in ["0"]: what is no number of a layer isn't guessed at.
+            // Python finds 0 in [0.0], and not in ["0"]: what is no number of a layer isn't guessed
+            // at.
             Some(Value::Array(list)) if list.iter().all(Value::is_u64) => {
                 list.iter().any(|v| v.as_u64() == Some(index as u64))
             }
@@ -155,7 +200,9 @@ pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Re
                     "is {}, where transformers 5 wants numbers of layers; older versions find no layer in a text",
                     shown(said)
                 );
-                return Err(config.error(key, &what).better_remedy("write numbers of layers, or remove the key"));
+                return Err(config
+                    .error(key, &what)
+                    .better_remedy("write numbers of layers, or remove the key"));
             }
         };
         if dense {
@@ -193,7 +240,12 @@ impl Model {
         self.declare_sparsity(rule, raw)
     }
 
-    fn declare_router(&self, rule: &MoeRule, moes: &[&Moe], raw: &mut Map<String, Value>) -> Result<()> {
+    fn declare_router(
+        &self,
+        rule: &MoeRule,
+        moes: &[&Moe],
+        raw: &mut Map<String, Value>,
+    ) -> Result<()> {
         raw.insert(rule.top_k.clone(), json!(same(moes, "top-k", |m| m.router.top_k)?));
         let normalize = same(moes, "normalisation", |m| m.router.normalize)?;
         declare_flag(raw, &rule.normalize, normalize, "this normalisation of routing weights")?;
@@ -205,12 +257,16 @@ impl Model {
             (None, 1.0) => {}
             (None, _) => return Err(cannot("a scale on routing weights")),
         }
-        if same(moes, "router biases", |m| m.router.bias.is_some())? != rule.layouts[0].bias.is_some() {
+        if same(moes, "router biases", |m| m.router.bias.is_some())?
+            != rule.layouts[0].bias.is_some()
+        {
             return Err(cannot("routers with (or without) this bias"));
         }
         let declared = same(moes, "groups of experts", |m| m.router.groups)?;
         match (&rule.groups, declared) {
-            (Some(rule), declared) => self.declare_groups(rule, declared, moes[0].experts.len(), raw),
+            (Some(rule), declared) => {
+                self.declare_groups(rule, declared, moes[0].experts.len(), raw)
+            }
             (None, None) => Ok(()),
             (None, Some(_)) => Err(cannot("groups of experts")),
         }
@@ -244,7 +300,9 @@ impl Model {
     fn declare_sparsity(&self, rule: &MoeRule, raw: &mut Map<String, Value>) -> Result<()> {
         let sparse: BTreeSet<usize> = self.moes().map(|(index, _)| index).collect();
         let config = Config { raw, family: self.family, file: &self.config_file };
-        let said = (0..self.layers.len()).map(|l| is_sparse(&config, rule, l)).collect::<Result<Vec<_>>>()?;
+        let said = (0..self.layers.len())
+            .map(|l| is_sparse(&config, rule, l))
+            .collect::<Result<Vec<_>>>()?;
         if said.iter().enumerate().all(|(layer, said)| sparse.contains(&layer) == *said) {
             // Explicit, since the loaders' defaults have changed before.
             for key in rule.sparse_step.iter().chain(&rule.dense_layers).chain(&rule.dense_first) {
@@ -256,7 +314,9 @@ impl Model {
         let dense: Vec<usize> = (0..self.layers.len()).filter(|l| !sparse.contains(l)).collect();
         match (&rule.dense_layers, &rule.dense_first) {
             (Some(key), _) => raw.insert(key.clone(), json!(dense)),
-            (None, Some(key)) if dense.iter().enumerate().all(|(position, layer)| position == *layer) => {
+            (None, Some(key))
+                if dense.iter().enumerate().all(|(position, layer)| position == *layer) =>
+            {
                 raw.insert(key.clone(), json!(dense.len()))
             }
             _ => return Err(cannot("dense layers among sparse ones")),
@@ -277,20 +337,29 @@ fn same<T: PartialEq + Clone>(moes: &[&Moe], what: &str, value: impl Fn(&Moe) ->
     uniform(&values).ok_or_else(|| cannot(&format!("layers that differ in {what}")))
 }
 
-fn declare_shared(rule: Option<&SharedRule>, moes: &[&Moe], expert: usize, raw: &mut Map<String, Value>) -> Result<()> {
-    let shared = same(moes, "shared experts", |m| m.shared.as_ref().map_or(0, |s| s.expert.width()))?;
+fn declare_shared(
+    rule: Option<&SharedRule>,
+    moes: &[&Moe],
+    expert: usize,
+    raw: &mut Map<String, Value>,
+) -> Result<()> {
+    let shared =
+        same(moes, "shared experts", |m| m.shared.as_ref().map_or(0, |s| s.expert.width()))?;
     let rule = match (rule, shared) {
         (Some(rule), 1..) => rule,
         (None, 0) => return Ok(()),
         (Some(_), 0) => return Err(cannot("layers without a shared expert")),
         (None, 1..) => return Err(cannot("a shared expert")),
     };
-    let gated = same(moes, "gates of shared experts", |m| m.shared.as_ref().is_some_and(|s| s.gate.is_some()))?;
+    let gated = same(moes, "gates of shared experts", |m| {
+        m.shared.as_ref().is_some_and(|s| s.gate.is_some())
+    })?;
     if gated != rule.gate.is_some() {
         return Err(cannot("a shared expert with (or without) a gate"));
     }
-    let biased =
-        same(moes, "biases of shared experts", |m| m.shared.as_ref().is_some_and(|s| s.expert.gate.bias.is_some()))?;
+    let biased = same(moes, "biases of shared experts", |m| {
+        m.shared.as_ref().is_some_and(|s| s.expert.gate.bias.is_some())
+    })?;
     declare_flag(raw, &rule.bias, biased, "these biases of a shared expert")?;
     match &rule.width {
         SharedWidth::Key(key) => _ = raw.insert(key.clone(), json!(shared)),
@@ -298,7 +367,9 @@ fn declare_shared(rule: Option<&SharedRule>, moes: &[&Moe], expert: usize, raw: 
             raw.insert(experts.clone(), json!(shared / expert));
         }
         SharedWidth::Experts { .. } => {
-            return Err(cannot("a shared expert whose width is not a multiple of the routed experts'"));
+            return Err(cannot(
+                "a shared expert whose width is not a multiple of the routed experts'",
+            ));
         }
     }
     Ok(())
@@ -318,7 +389,10 @@ impl Namer<'_> {
             [(&names.gate, |e| &e.gate), (&names.up, |e| &e.up), (&names.down, |e| &e.down)];
         for (name, part) in parts {
             for (e, expert) in moe.experts.iter().enumerate() {
-                self.linear(format!("{prefix}{}", name.replace("{expert}", &e.to_string())), part(expert));
+                self.linear(
+                    format!("{prefix}{}", name.replace("{expert}", &e.to_string())),
+                    part(expert),
+                );
             }
         }
         if let (Some(rule), Some(shared)) = (&rule.shared, &moe.shared) {

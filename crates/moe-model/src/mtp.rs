@@ -1,14 +1,16 @@
-//! Layers for multi-token prediction (DeepSeek-V3, 2412.19437 §2.2): each predicts a token further ahead.
+//! Layers for multi-token prediction (DeepSeek-V3, 2412.19437 §2.2): each predicts a token further
+//! ahead.
 //!
-//! They lie behind the last layer, under the numbers that follow, and are no part of the model's own forward pass: they
-//! are read and written, so that a pass can carry, convert or drop them.
+//! They lie behind the last layer, under the numbers that follow, and are no part of the model's
+//! own forward pass: they are read and written, so that a pass can carry, convert or drop them.
 
 use crate::layer::{Layer, Linear};
 use crate::read::{Reader, Shape, names};
 use crate::weight::Weight;
 use crate::{Result, declare::Namer};
 
-/// A layer for multi-token prediction: `head(norm(layer(eh_proj [enorm(embed of the next token); hnorm(hidden state)])))`.
+/// A layer for multi-token prediction: `head(norm(layer(eh_proj [enorm(embed of the next token);
+/// hnorm(hidden state)])))`.
 #[derive(Debug, Clone)]
 pub struct MtpLayer {
     /// RMS norm of the next token's embedding, `[hidden]`.
@@ -46,13 +48,17 @@ impl MtpLayer {
 }
 
 impl Reader<'_> {
-    /// The layers for multi-token prediction behind `layers` others. Loaders' configs count some where there are none.
+    /// The layers for multi-token prediction behind `layers` others. Loaders' configs count some
+    /// where there are none.
     pub fn mtp(&mut self, layers: usize, shape: &Shape) -> Result<Vec<MtpLayer>> {
         let Some(rule) = &self.config.family.mtp else { return Ok(Vec::new()) };
         let count = self.config.optional_usize(&rule.count)?.unwrap_or(0);
         let exists = |index: usize| {
             let prefix = format!("{}{index}.", names::LAYERS);
-            self.tensors.range(prefix.clone()..).next().is_some_and(|(name, _)| name.starts_with(&prefix))
+            self.tensors
+                .range(prefix.clone()..)
+                .next()
+                .is_some_and(|(name, _)| name.starts_with(&prefix))
         };
         // Every one of them has tensors.
         if count > self.tensors.len() || !(layers..layers + count).any(exists) {

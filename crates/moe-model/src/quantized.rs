@@ -23,7 +23,9 @@ fn names(packing: Packing) -> Names {
             zero: ".weight_zero_point",
             beside: ".weight_shape",
         },
-        Packing::Columns => Names { words: ".qweight", scale: ".scales", zero: ".qzeros", beside: ".g_idx" },
+        Packing::Columns => {
+            Names { words: ".qweight", scale: ".scales", zero: ".qzeros", beside: ".g_idx" }
+        }
     }
 }
 
@@ -41,12 +43,19 @@ pub(crate) fn module(name: &str) -> &str {
 }
 
 /// `weight` as named tensors, as they are stored.
-pub(crate) fn parts(name: &str, weight: &Weight, quantization: Option<&Quantization>) -> Vec<(String, Weight)> {
+pub(crate) fn parts(
+    name: &str,
+    weight: &Weight,
+    quantization: Option<&Quantization>,
+) -> Vec<(String, Weight)> {
     match weight.encoding() {
         Encoding::Plain => vec![(name.to_owned(), weight.clone())],
         Encoding::Blocks { scale, .. } => {
             let suffix = quantization.map_or("_scale_inv", Quantization::scale_suffix);
-            vec![(name.to_owned(), weight.clone()), (format!("{name}{suffix}"), Weight::clone(scale))]
+            vec![
+                (name.to_owned(), weight.clone()),
+                (format!("{name}{suffix}"), Weight::clone(scale)),
+            ]
         }
         Encoding::Packed(packed) => {
             let names = names(packed.packing);
@@ -65,8 +74,10 @@ pub(crate) fn parts(name: &str, weight: &Weight, quantization: Option<&Quantizat
 impl Reader<'_> {
     /// Whether there is a matrix for the weight `name`, in whatever encoding.
     pub fn has_matrix(&self, name: &str) -> bool {
-        let words = self.quantization.as_ref().and_then(packing).map(|packing| names(packing).words);
-        let packed = words.is_some_and(|words| self.tensors.contains_key(&format!("{}{words}", module(name))));
+        let words =
+            self.quantization.as_ref().and_then(packing).map(|packing| names(packing).words);
+        let packed = words
+            .is_some_and(|words| self.tensors.contains_key(&format!("{}{words}", module(name))));
         packed || self.tensors.contains_key(name)
     }
 
@@ -74,15 +85,19 @@ impl Reader<'_> {
     pub fn projection(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         let Some(quantization) = self.quantization.clone() else { return self.take(name, &shape) };
         let dtype = self.tensors.get(name).map(Weight::dtype);
-        let words =
-            packing(&quantization).map(|packing| (packing, format!("{}{}", module(name), names(packing).words)));
+        let words = packing(&quantization)
+            .map(|packing| (packing, format!("{}{}", module(name), names(packing).words)));
         let packed = words.filter(|(_, words)| self.tensors.contains_key(words));
         if packed.is_none() && dtype != Some(Dtype::F8_E4M3) {
             return self.take(name, &shape);
         }
-        let scheme = quantization.scheme(module(name)).ok_or_else(|| self.contradiction(name, "no quantization"))?;
+        let scheme = quantization
+            .scheme(module(name))
+            .ok_or_else(|| self.contradiction(name, "no quantization"))?;
         match (scheme, packed) {
-            (Scheme::Integers(integers), Some((packing, _))) => self.packed(name, packing, integers, shape),
+            (Scheme::Integers(integers), Some((packing, _))) => {
+                self.packed(name, packing, integers, shape)
+            }
             (Scheme::Fp8(blocks), None) => {
                 let block = blocks.size(shape);
                 let codes = self.take_encoded(name, &shape)?;
@@ -95,34 +110,51 @@ impl Reader<'_> {
     }
 
     fn contradiction(&self, name: &str, said: &str) -> Error {
-        Error::new(Kind::Mismatch, format!("quantization_config calls for {said} here, the tensors are something else"))
-            .tensor(name)
-            .file(self.config.file)
-            .remedy("the checkpoint and config.json don't belong together")
+        Error::new(
+            Kind::Mismatch,
+            format!("quantization_config calls for {said} here, the tensors are something else"),
+        )
+        .tensor(name)
+        .file(self.config.file)
+        .remedy("the checkpoint and config.json don't belong together")
     }
 
-    fn packed(&mut self, name: &str, packing: Packing, integers: Integers, shape: [usize; 2]) -> Result<Weight> {
+    fn packed(
+        &mut self,
+        name: &str,
+        packing: Packing,
+        integers: Integers,
+        shape: [usize; 2],
+    ) -> Result<Weight> {
         let (names, [rows, columns]) = (names(packing), shape);
         let at = |suffix: &str| format!("{}{suffix}", module(name));
         let size = integers.group.unwrap_or(columns);
         if packing == Packing::Columns && !(columns * integers.bits as usize).is_multiple_of(32) {
-            return Err(self.contradiction(name, &format!("{columns} columns in whole words, {integers}")));
+            return Err(
+                self.contradiction(name, &format!("{columns} columns in whole words, {integers}"))
+            );
         }
         let groups = columns.div_ceil(size);
-        let words = self.take_integers(at(names.words), Dtype::I32, &packing.words(integers.bits, shape))?;
+        let words =
+            self.take_integers(at(names.words), Dtype::I32, &packing.words(integers.bits, shape))?;
         let scale = self.take(at(names.scale), &packing.scales(rows, groups))?;
         let has_zeros = packing == Packing::Columns || !integers.symmetric;
         let zeros = packing.zeros(integers.bits, rows, groups);
-        let zero = has_zeros.then(|| self.take_integers(at(names.zero), Dtype::I32, &zeros)).transpose()?;
+        let zero = has_zeros
+            .then(|| self.take_integers(at(names.zero), Dtype::I32, &zeros))
+            .transpose()?;
         let beside = match packing {
             Packing::Rows => self.take_integers(at(names.beside), Dtype::I64, &[2])?,
             Packing::Columns => self.take_integers(at(names.beside), Dtype::I32, &[columns])?,
         };
         if self.tensors.contains_key(&at(".weight_g_idx")) {
-            return Err(Error::new(Kind::Unsupported, "groups of columns out of order are not read by this version")
-                .tensor(at(".weight_g_idx"))
-                .file(self.config.file)
-                .remedy("quantize with static groups (actorder null or \"static\")"));
+            return Err(Error::new(
+                Kind::Unsupported,
+                "groups of columns out of order are not read by this version",
+            )
+            .tensor(at(".weight_g_idx"))
+            .file(self.config.file)
+            .remedy("quantize with static groups (actorder null or \"static\")"));
         }
         Ok(words.packed(shape, Packed { packing, integers, scale, zero, beside }))
     }

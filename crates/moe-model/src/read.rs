@@ -26,7 +26,8 @@ pub(crate) mod names {
     pub const FFN_NORM: &str = "post_attention_layernorm.weight";
     /// What a checkpoint of the model without a head leaves out of its names.
     pub const MODEL: &str = "model.";
-    /// Buffers that old writers saved: tables of rotary embeddings and causal masks. Loaders compute them.
+    /// Buffers that old writers saved: tables of rotary embeddings and causal masks. Loaders
+    /// compute them.
     pub const IGNORED_SUFFIXES: [&str; 7] = [
         "rotary_emb.inv_freq",
         "rotary_emb.original_inv_freq",
@@ -51,7 +52,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Kind::Unsupported`] for an architecture, option or encoding this program doesn't know;
-    /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor and file.
+    /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor
+    /// and file.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, stored) in checkpoint.tensors() {
@@ -76,18 +78,28 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Model::read`].
-    pub fn assemble(raw: Map<String, Value>, file: &Path, tensors: BTreeMap<String, Weight>) -> Result<Self> {
+    pub fn assemble(
+        raw: Map<String, Value>,
+        file: &Path,
+        tensors: BTreeMap<String, Weight>,
+    ) -> Result<Self> {
         let family = family_of(&raw, file)?;
-        // `verify` refuses what transformers 5 does for its type alone; a pass writes it as what it means.
+        // `verify` refuses what transformers 5 does for its type alone; a pass writes it as what it
+        // means.
         let mut meant = family.strict.meant(&raw);
         // A list of one number is that number for tokens alone, which nothing here reads.
-        meant.extend(raw.iter().filter(|(_, value)| value.is_array()).map(|(key, value)| (key.clone(), value.clone())));
+        meant.extend(
+            raw.iter()
+                .filter(|(_, value)| value.is_array())
+                .map(|(key, value)| (key.clone(), value.clone())),
+        );
         let config = Config { raw: &meant, family, file };
         check_options(config)?;
         let quantization = Quantization::read(&raw, file)?;
         let mut reader = Reader { config, tensors, quantization };
         let shape = Shape::read(config)?;
-        // Every layer has tensors, so a larger count is nonsense; it is refused before anything is sized by it.
+        // Every layer has tensors, so a larger count is nonsense; it is refused before anything is
+        // sized by it.
         let layers = config.positive("num_hidden_layers")?;
         if layers > reader.tensors.len() {
             let what = format!("is {layers}, but there are only {} tensors", reader.tensors.len());
@@ -97,7 +109,8 @@ impl Model {
         let tied = config.bool("tie_word_embeddings")?;
         let embed = reader.embedding(tied, &shape)?;
         let mtp = reader.mtp(layers, &shape)?;
-        let layers = (0..layers).map(|l| reader.layer(l, &shape, windows[l])).collect::<Result<Vec<_>>>()?;
+        let layers =
+            (0..layers).map(|l| reader.layer(l, &shape, windows[l])).collect::<Result<Vec<_>>>()?;
         let final_norm = reader.take(names::FINAL_NORM, &[shape.hidden])?;
         // transformers 5 keeps a head that a tied checkpoint holds all the same.
         let head = match tied && !reader.tensors.contains_key(names::HEAD) {
@@ -106,7 +119,8 @@ impl Model {
         };
         let rope = shape.heads.rope(config)?;
         let norm_eps = config.optional_f64("rms_norm_eps")?.filter(|eps| *eps >= 0.0);
-        let norm_eps = norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))?;
+        let norm_eps =
+            norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))?;
         let quantization = reader.quantization.clone();
         let extra = reader.rest()?;
         let Shape { hidden, vocab, heads: Heads { heads, kv_heads, head_dim } } = shape;
@@ -135,12 +149,15 @@ impl Model {
 
 /// An error about `stored`, which is there under another name, too.
 fn twice(what: String, stored: &Stored) -> Error {
-    Error::new(Kind::Mismatch, what).tensor(stored.name()).file(stored.path()).remedy("remove the one that isn't meant")
+    Error::new(Kind::Mismatch, what)
+        .tensor(stored.name())
+        .file(stored.path())
+        .remedy("remove the one that isn't meant")
 }
 
-/// The name that transformers 5 gives the tensor `name` of `checkpoint`, where it is another one: `model.` is added where it
-/// is missing, as in a model without a head that AutoModel saved, and taken off where it stands before a whole name. None where
-/// both are there.
+/// The name that transformers 5 gives the tensor `name` of `checkpoint`, where it is another one:
+/// `model.` is added where it is missing, as in a model without a head that AutoModel saved, and
+/// taken off where it stands before a whole name. None where both are there.
 pub fn loaded_name(name: &str, checkpoint: &Checkpoint) -> Option<String> {
     let loaded = match name.strip_prefix(names::MODEL) {
         Some(whole) if whole == names::HEAD || whole.starts_with(names::MODEL) => whole.to_owned(),
@@ -157,7 +174,9 @@ fn is_of_layers(name: &str) -> bool {
 
 fn family_of(raw: &Map<String, Value>, file: &Path) -> Result<&'static Family> {
     let model_type = raw.get("model_type").and_then(Value::as_str).ok_or_else(|| {
-        Error::new(Kind::Malformed, "config.json has no model_type").file(file).remedy("is this a language model?")
+        Error::new(Kind::Malformed, "config.json has no model_type")
+            .file(file)
+            .remedy("is this a language model?")
     })?;
     family(model_type).map_err(|e| e.file(file))
 }
@@ -190,7 +209,9 @@ fn check_options(config: Config<'_>) -> Result<()> {
     match config.get("hidden_act").and_then(Value::as_str) {
         Some("silu" | "swish") => Ok(()),
         _ => {
-            let said = config.get("hidden_act").map_or_else(|| "missing".to_owned(), moe_checkpoint::json::shown);
+            let said = config
+                .get("hidden_act")
+                .map_or_else(|| "missing".to_owned(), moe_checkpoint::json::shown);
             Err(Error::new(Kind::Unsupported, format!("hidden_act {said} is not supported"))
                 .file(config.file)
                 .remedy("supported: silu"))
@@ -208,7 +229,11 @@ pub(crate) struct Shape {
 impl Shape {
     fn read(config: Config<'_>) -> Result<Self> {
         let hidden = config.positive("hidden_size")?;
-        Ok(Self { hidden, vocab: config.positive("vocab_size")?, heads: Heads::read(config, hidden)? })
+        Ok(Self {
+            hidden,
+            vocab: config.positive("vocab_size")?,
+            heads: Heads::read(config, hidden)?,
+        })
     }
 }
 
@@ -267,14 +292,17 @@ impl Reader<'_> {
 
     /// A tied checkpoint may hold the matrix under the head's name only.
     fn embedding(&mut self, tied: bool, shape: &Shape) -> Result<Weight> {
-        let only_head = tied && !self.tensors.contains_key(names::EMBED) && self.tensors.contains_key(names::HEAD);
+        let only_head = tied
+            && !self.tensors.contains_key(names::EMBED)
+            && self.tensors.contains_key(names::HEAD);
         if !only_head && !self.tensors.contains_key(names::EMBED) {
             return Err(self.other_names());
         }
         self.take(if only_head { names::HEAD } else { names::EMBED }, &[shape.vocab, shape.hidden])
     }
 
-    /// Without an embedding: either it is missing, or all tensors have names that no loader expects.
+    /// Without an embedding: either it is missing, or all tensors have names that no loader
+    /// expects.
     fn other_names(&self) -> Error {
         let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
         let seen = self.tensors.keys().find_map(|name| {
@@ -298,9 +326,13 @@ impl Reader<'_> {
             "names of tensors have {prefix:?} in front, as in {name}: loaders find none of them and start at random"
         );
         let saved = match prefix {
-            "module." => "it was saved out of a DataParallel or DeepSpeed wrapper: save model.module instead",
+            "module." => {
+                "it was saved out of a DataParallel or DeepSpeed wrapper: save model.module instead"
+            }
             "_orig_mod." => "it was saved out of torch.compile: save model._orig_mod instead",
-            "base_model.model." => "it was saved out of PEFT: save what merge_and_unload returns instead",
+            "base_model.model." => {
+                "it was saved out of PEFT: save what merge_and_unload returns instead"
+            }
             _ => "save the language model inside of it instead",
         };
         Error::new(Kind::Unsupported, what).tensor(names::EMBED).file(self.config.file).remedy(format!(
@@ -371,7 +403,10 @@ impl Reader<'_> {
             None => Ok(rest),
             Some((name, weight)) => Err(Error::new(
                 Kind::Unsupported,
-                format!("a {} model with this config has no such tensor", self.config.family.model_type),
+                format!(
+                    "a {} model with this config has no such tensor",
+                    self.config.family.model_type
+                ),
             )
             .tensor(name)
             .file(weight.stored().map_or(self.config.file, |s| s.path()))

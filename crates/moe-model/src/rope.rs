@@ -54,7 +54,8 @@ pub enum RopeScaling {
 pub struct Rope {
     /// Base wavelength.
     pub theta: f64,
-    /// How many dimensions are rotated: those in front, of a head (or of its rotary part, where attention is latent).
+    /// How many dimensions are rotated: those in front, of a head (or of its rotary part, where
+    /// attention is latent).
     pub dims: usize,
     /// Whether neighbouring dimensions are rotated together, rather than i and i + dims / 2.
     pub interleaved: bool,
@@ -110,7 +111,10 @@ impl<'a> Keys<'a> {
             None => Ok(None),
             Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
                 Some(x) => Ok(Some(x)),
-                None => Err(self.error(key, &format!("is {}, not a number", moe_checkpoint::json::shown(value)))),
+                None => Err(self.error(
+                    key,
+                    &format!("is {}, not a number", moe_checkpoint::json::shown(value)),
+                )),
             },
         }
     }
@@ -127,7 +131,8 @@ impl<'a> Keys<'a> {
         self.config.error(&format!("rope_parameters.{key}"), what)
     }
 
-    /// The config's own key wins over the one among the parameters; without either it is the context length.
+    /// The config's own key wins over the one among the parameters; without either it is the
+    /// context length.
     fn original(&self) -> Result<f64> {
         let key = "original_max_position_embeddings";
         let found = self.config.optional_f64(key)?.or(self.number(key)?);
@@ -167,7 +172,9 @@ impl Rope {
     /// What yarn's `mscale_all_dim` makes of the scale of latent attention's scores (DeepSeek-V2).
     pub(crate) fn score_factor(config: Config<'_>) -> Result<f64> {
         let keys = Keys::of(config)?;
-        let Some(all) = keys.number("mscale_all_dim")?.filter(|m| *m != 0.0) else { return Ok(1.0) };
+        let Some(all) = keys.number("mscale_all_dim")?.filter(|m| *m != 0.0) else {
+            return Ok(1.0);
+        };
         match keys.kind()? {
             "default" => Ok(1.0),
             _ => Ok(mscale(keys.positive("factor")?, all).powi(2)),
@@ -178,7 +185,8 @@ impl Rope {
     ///
     /// `width` is that of what may be rotated, where the family may rotate a part of it.
     pub(crate) fn encode(&self, width: Option<usize>, raw: &mut Map<String, Value>) {
-        let filled = |key: &str| raw.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
+        let filled =
+            |key: &str| raw.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
         let existing = filled("rope_scaling").or(filled("rope_parameters"));
         let mut parameters = existing.cloned().unwrap_or_default();
         parameters.retain(|_, value| !value.is_null());
@@ -191,12 +199,15 @@ impl Rope {
         parameters.remove("type");
         parameters.insert("rope_type".into(), json!(kind));
         // Older loaders neither look for these at the top level nor compute them.
-        if let RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } | RopeScaling::Yarn { factor, .. } =
-            self.scaling
+        if let RopeScaling::Linear { factor }
+        | RopeScaling::Llama3 { factor, .. }
+        | RopeScaling::Yarn { factor, .. } = self.scaling
         {
             parameters.insert("factor".into(), json!(factor));
         }
-        if let RopeScaling::Llama3 { original, .. } | RopeScaling::Yarn { original, .. } = self.scaling {
+        if let RopeScaling::Llama3 { original, .. } | RopeScaling::Yarn { original, .. } =
+            self.scaling
+        {
             parameters.insert("original_max_position_embeddings".into(), json!(original as u64));
         }
         if let Some(width) = width {
@@ -242,10 +253,18 @@ impl Rope {
                 };
                 ((0..half).map(|i| stretch(plain(i))).collect(), 1.0)
             }
-            RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, truncate, original } => {
+            RopeScaling::Yarn {
+                factor,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                truncate,
+                original,
+            } => {
                 // The dimension that makes `rotations` turns over the pretraining context.
                 let dimension = |rotations: f64| {
-                    head_dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                    head_dim as f64 * (original / (rotations * 2.0 * PI)).ln()
+                        / (2.0 * self.theta.ln())
                 };
                 let (mut first, mut last) = (dimension(beta_fast), dimension(beta_slow));
                 if truncate {
@@ -265,18 +284,29 @@ impl Rope {
     }
 }
 
-/// What transformers 5 refuses of the rotary parameters that it reads, where this program needs no such value.
+/// What transformers 5 refuses of the rotary parameters that it reads, where this program needs no
+/// such value.
 pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
-    let filled = |key: &'static str| Some((key, config.get(key)?.as_object().filter(|keys| !keys.is_empty())?));
-    let Some((place, keys)) = filled("rope_scaling").or_else(|| filled("rope_parameters")) else { return Vec::new() };
+    let filled = |key: &'static str| {
+        Some((key, config.get(key)?.as_object().filter(|keys| !keys.is_empty())?))
+    };
+    let Some((place, keys)) = filled("rope_scaling").or_else(|| filled("rope_parameters")) else {
+        return Vec::new();
+    };
     let is_null = |key: &str| keys.get(key).is_some_and(Value::is_null);
     let mut refused = Vec::new();
-    for key in ["rope_theta", "original_max_position_embeddings"].into_iter().filter(|key| is_null(key)) {
-        refused.push(format!("config.json says {place}.{key} null, where transformers 5 wants a number"));
+    for key in
+        ["rope_theta", "original_max_position_embeddings"].into_iter().filter(|key| is_null(key))
+    {
+        refused.push(format!(
+            "config.json says {place}.{key} null, where transformers 5 wants a number"
+        ));
     }
     let kind = keys.get("rope_type").or(keys.get("type")).and_then(Value::as_str);
     if kind == Some("yarn") && !keys.contains_key("factor") {
-        refused.push(format!("config.json has no {place}.factor, without which transformers refuses yarn"));
+        refused.push(format!(
+            "config.json has no {place}.factor, without which transformers refuses yarn"
+        ));
     }
     refused
 }
@@ -300,12 +330,18 @@ fn rotated(keys: &Keys<'_>, shape: RopeShape) -> Result<usize> {
         None => keys.config.optional_f64(PARTIAL)?.unwrap_or(1.0),
     };
     if partial != 1.0 && !shape.partial {
-        return Err(unsupported(&keys.config, "a partial_rotary_factor other than 1 in this family"));
+        return Err(unsupported(
+            &keys.config,
+            "a partial_rotary_factor other than 1 in this family",
+        ));
     }
     // Rounded down, as loaders do.
     let dims = (shape.width as f64 * partial) as usize;
     if dims == 0 || dims % 2 == 1 || dims > shape.width {
-        let what = format!("makes {dims} of {} dimensions rotate; an even number up to that can", shape.width);
+        let what = format!(
+            "makes {dims} of {} dimensions rotate; an even number up to that can",
+            shape.width
+        );
         return Err(keys.config.error(PARTIAL, &what));
     }
     Ok(dims)
@@ -321,18 +357,22 @@ fn decode_yarn(keys: &Keys<'_>) -> Result<RopeScaling> {
     };
     let nonzero = |key: &str| Ok::<_, Error>(keys.number(key)?.filter(|x| *x != 0.0));
     let mscale = |m: f64| mscale(factor, m);
-    let attention_factor = match (keys.number("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
-        (Some(given), _, _) => given,
-        (None, Some(m), Some(all)) => mscale(m) / mscale(all),
-        _ => mscale(1.0),
-    };
+    let attention_factor =
+        match (keys.number("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
+            (Some(given), _, _) => given,
+            (None, Some(m), Some(all)) => mscale(m) / mscale(all),
+            _ => mscale(1.0),
+        };
     Ok(RopeScaling::Yarn {
         factor,
         attention_factor,
         beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
         beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
         // A null counts as false there, a missing key as true.
-        truncate: keys.parameters.and_then(|p| p.get("truncate")).is_none_or(|v| v.as_bool() == Some(true)),
+        truncate: keys
+            .parameters
+            .and_then(|p| p.get("truncate"))
+            .is_none_or(|v| v.as_bool() == Some(true)),
         original,
     })
 }

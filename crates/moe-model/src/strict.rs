@@ -43,7 +43,9 @@ impl JsonType {
             Self::Float => is_float(value),
             Self::Bool => value.is_boolean(),
             Self::Int => is_int(value),
-            Self::Ints => value.as_array().is_some_and(|list| list.iter().all(|value| Self::Int.is_of(value))),
+            Self::Ints => {
+                value.as_array().is_some_and(|list| list.iter().all(|value| Self::Int.is_of(value)))
+            }
             Self::Null => value.is_null(),
         }
     }
@@ -60,7 +62,12 @@ impl JsonType {
 
     /// What `value` means as a value of this type, if it can mean only one.
     fn of(self, value: &Value) -> Option<Value> {
-        let number = || value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|x: &f64| x.is_finite());
+        let number = || {
+            value
+                .as_f64()
+                .or_else(|| value.as_str()?.trim().parse().ok())
+                .filter(|x: &f64| x.is_finite())
+        };
         match self {
             Self::Float => number().map(Value::from),
             Self::Bool => match number()? {
@@ -70,14 +77,18 @@ impl JsonType {
             },
             Self::Int => {
                 const EXACT: f64 = (1_u64 << 53) as f64;
-                let single = value.as_array().filter(|list| list.len() == 1).and_then(|list| list[0].as_i64());
+                let single = value
+                    .as_array()
+                    .filter(|list| list.len() == 1)
+                    .and_then(|list| list[0].as_i64());
                 let whole = number().filter(|x| x.fract() == 0.0 && x.abs() < EXACT);
                 // To Python, true is 1.
                 let truth = value.as_bool().map(i64::from);
                 single.or(whole.map(|x| x as i64)).or(truth).map(Value::from)
             }
             Self::Ints => {
-                let list: Option<Vec<Value>> = value.as_array()?.iter().map(|value| Self::Int.of(value)).collect();
+                let list: Option<Vec<Value>> =
+                    value.as_array()?.iter().map(|value| Self::Int.of(value)).collect();
                 list.map(Value::from)
             }
             Self::Null => None,
@@ -88,8 +99,13 @@ impl JsonType {
 impl Strict {
     /// Each key with the types that it takes.
     pub(crate) fn rules(&self) -> impl Iterator<Item = (&str, Vec<JsonType>)> {
-        let alone = [(&self.float, JsonType::Float), (&self.bool, JsonType::Bool), (&self.int, JsonType::Int)];
-        let alone = alone.into_iter().flat_map(|(keys, kind)| keys.iter().map(move |key| (key, kind)));
+        let alone = [
+            (&self.float, JsonType::Float),
+            (&self.bool, JsonType::Bool),
+            (&self.int, JsonType::Int),
+        ];
+        let alone =
+            alone.into_iter().flat_map(|(keys, kind)| keys.iter().map(move |key| (key, kind)));
         let alone = alone.map(|(key, kind)| match key.strip_suffix('?') {
             Some(key) => (key, vec![kind, JsonType::Null]),
             None => (key.as_str(), vec![kind]),
@@ -115,13 +131,16 @@ impl Strict {
                 wanted.retain(|said| *said != JsonType::Null.said());
             }
             let wanted = wanted.join(" or ");
-            Some(format!("config.json says {key} {}, where transformers 5 wants {wanted}", shown(value)))
+            Some(format!(
+                "config.json says {key} {}, where transformers 5 wants {wanted}",
+                shown(value)
+            ))
         });
         refused.collect()
     }
 
-    /// Writes values of other types as what they mean; `defaults` are what loaders assume for keys that aren't there.
-    /// What can't be written otherwise stays, and is [`Self::refused`].
+    /// Writes values of other types as what they mean; `defaults` are what loaders assume for keys
+    /// that aren't there. What can't be written otherwise stays, and is [`Self::refused`].
     pub(crate) fn mend(&self, config: &mut Map<String, Value>, defaults: &Map<String, Value>) {
         *config = self.meant(config);
         for (key, kinds) in self.rules() {
@@ -137,13 +156,17 @@ impl Strict {
         }
     }
 
-    /// `config` with values of other types as what they mean, where they can mean only one thing. Null stays: to older
-    /// loaders it may be false, or no number at all.
+    /// `config` with values of other types as what they mean, where they can mean only one thing.
+    /// Null stays: to older loaders it may be false, or no number at all.
     pub(crate) fn meant(&self, config: &Map<String, Value>) -> Map<String, Value> {
         let mut meant = config.clone();
         for (key, kinds) in self.rules() {
-            let wrong = config.get(key).filter(|value| !value.is_null() && !kinds.iter().any(|kind| kind.is_of(value)));
-            if let Some(value) = wrong.and_then(|value| kinds.iter().find_map(|kind| kind.of(value))) {
+            let wrong = config
+                .get(key)
+                .filter(|value| !value.is_null() && !kinds.iter().any(|kind| kind.is_of(value)));
+            if let Some(value) =
+                wrong.and_then(|value| kinds.iter().find_map(|kind| kind.of(value)))
+            {
                 meant.insert(key.to_owned(), value);
             }
         }
@@ -191,7 +214,8 @@ mod tests {
             let mut config = Map::from_iter([(key.to_owned(), value.clone())]);
             strict.mend(&mut config, defaults.as_object().unwrap());
             assert_eq!(config.get(key).cloned().unwrap_or_default(), wanted, "{key} {value}");
-            let can_be = !["yes", "64.5", "x", "[[2,3]]"].contains(&wanted.to_string().trim_matches('"'));
+            let can_be =
+                !["yes", "64.5", "x", "[[2,3]]"].contains(&wanted.to_string().trim_matches('"'));
             assert_eq!(strict.refused(&config).is_empty(), can_be, "{key} {value}");
         }
         let config = json!({ "eos": 2.5, "pad": "x" });

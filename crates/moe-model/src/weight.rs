@@ -56,7 +56,8 @@ pub struct Packed {
     pub scale: Weight,
     /// Packed zero points, where there are some.
     pub zero: Option<Weight>,
-    /// What a layout has beside these: the shape in compressed-tensors', the group of each column in GPTQ's.
+    /// What a layout has beside these: the shape in compressed-tensors', the group of each column
+    /// in GPTQ's.
     pub beside: Weight,
 }
 
@@ -119,7 +120,12 @@ impl From<Stored> for Weight {
 
 impl Weight {
     /// A weight that `make` computes; `name` says in messages what it is.
-    pub fn made(name: impl Into<Arc<str>>, dtype: Dtype, shape: &[usize], make: impl WeightSource + 'static) -> Self {
+    pub fn made(
+        name: impl Into<Arc<str>>,
+        dtype: Dtype,
+        shape: &[usize],
+        make: impl WeightSource + 'static,
+    ) -> Self {
         let source = WeightOrigin::Made { name: name.into(), make: Arc::new(make) };
         Self { dtype, shape: shape.to_vec(), source, encoding: Encoding::Plain }
     }
@@ -180,7 +186,9 @@ impl Weight {
     /// Shape of what is stored.
     pub fn stored_shape(&self) -> Vec<usize> {
         match (&self.encoding, self.shape.as_slice()) {
-            (Encoding::Packed(packed), &[rows, columns]) => packed.packing.words(packed.integers.bits, [rows, columns]),
+            (Encoding::Packed(packed), &[rows, columns]) => {
+                packed.packing.words(packed.integers.bits, [rows, columns])
+            }
             _ => self.shape.clone(),
         }
     }
@@ -211,8 +219,8 @@ impl Weight {
         }
     }
 
-    /// Whether both come from the same bytes of a file, or are made by the same maker: what is loaded for
-    /// one serves the other.
+    /// Whether both come from the same bytes of a file, or are made by the same maker: what is
+    /// loaded for one serves the other.
     pub fn same_source(&self, other: &Self) -> bool {
         let scales = match (self.scale(), other.scale()) {
             (Some(a), Some(b)) => a.same_source(b),
@@ -224,8 +232,12 @@ impl Weight {
 
     fn same_bytes(&self, other: &Self) -> bool {
         match (&self.source, &other.source) {
-            (WeightOrigin::Stored(a), WeightOrigin::Stored(b)) => a.same_bytes(b) && self.shape == other.shape,
-            (WeightOrigin::Made { make: a, .. }, WeightOrigin::Made { make: b, .. }) => Arc::ptr_eq(a, b),
+            (WeightOrigin::Stored(a), WeightOrigin::Stored(b)) => {
+                a.same_bytes(b) && self.shape == other.shape
+            }
+            (WeightOrigin::Made { make: a, .. }, WeightOrigin::Made { make: b, .. }) => {
+                Arc::ptr_eq(a, b)
+            }
             _ => false,
         }
     }
@@ -243,7 +255,12 @@ impl Weight {
             }
             WeightOrigin::Made { make, .. } => {
                 let bytes = make.make()?;
-                assert_eq!(bytes.len() as u64, self.bytes(), "{}: wrong number of bytes made", self.name());
+                assert_eq!(
+                    bytes.len() as u64,
+                    self.bytes(),
+                    "{}: wrong number of bytes made",
+                    self.name()
+                );
                 Ok(bytes)
             }
         }

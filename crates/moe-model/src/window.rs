@@ -21,9 +21,11 @@ pub enum WindowRule {
     EveryUnlessListed,
     /// The same, where `use_sliding_window` is true.
     IfEnabled,
-    /// `layer_types`; without it, the layers from `max_window_layers` on, where `use_sliding_window` is true.
+    /// `layer_types`; without it, the layers from `max_window_layers` on, where
+    /// `use_sliding_window` is true.
     LateLayers,
-    /// `layer_types`; without it, even layers below `max_window_layers`, where `use_sliding_window` is true.
+    /// `layer_types`; without it, even layers below `max_window_layers`, where `use_sliding_window`
+    /// is true.
     AlternateLayers,
 }
 
@@ -36,8 +38,10 @@ impl WindowRule {
             _ => config.bool("use_sliding_window")?,
         };
         let has_window = enabled && config.get(WINDOW).is_some_and(|window| !window.is_null());
-        // The list counts where there is no window, too: loaders refuse it, or attend to all tokens, future ones, too.
-        let types = config.get(LAYER_TYPES).filter(|types| self.reads_layer_types() && !types.is_null());
+        // The list counts where there is no window, too: loaders refuse it, or attend to all
+        // tokens, future ones, too.
+        let types =
+            config.get(LAYER_TYPES).filter(|types| self.reads_layer_types() && !types.is_null());
         let slides = match types {
             Some(types) => decode_layer_types(config, types, layers)?,
             None if has_window => self.sliding(config, layers)?,
@@ -48,9 +52,10 @@ impl WindowRule {
             return Ok(vec![None; layers]);
         }
         if !has_window {
-            let what =
-                "has sliding_attention, where no window is set: use_sliding_window is false, or sliding_window is null";
-            return Err(config.error(LAYER_TYPES, what).remedy("set the window, or write full_attention"));
+            let what = "has sliding_attention, where no window is set: use_sliding_window is false, or sliding_window is null";
+            return Err(config
+                .error(LAYER_TYPES, what)
+                .remedy("set the window, or write full_attention"));
         }
         let window = match config.usize(WINDOW)? {
             0 => return Err(config.error(WINDOW, "is 0; null stands for no window")),
@@ -62,7 +67,9 @@ impl WindowRule {
     /// Which layers have the window, where no list says it.
     fn sliding(self, config: &Config<'_>, layers: usize) -> Result<Vec<bool>> {
         let last = match self {
-            WindowRule::LateLayers | WindowRule::AlternateLayers => config.usize("max_window_layers")?,
+            WindowRule::LateLayers | WindowRule::AlternateLayers => {
+                config.usize("max_window_layers")?
+            }
             _ => layers,
         };
         let slides = |layer: usize| match self {
@@ -81,7 +88,10 @@ impl WindowRule {
             // Caches read it in families without windows, too.
             WindowRule::None => {
                 let window = window.filter(|window| !is_window(window))?;
-                format!("{WINDOW} {}, where transformers wants a positive whole number, or null", shown(window))
+                format!(
+                    "{WINDOW} {}, where transformers wants a positive whole number, or null",
+                    shown(window)
+                )
             }
             WindowRule::EveryUnlessListed if is_null && config.contains_key(LAYER_TYPES) => {
                 format!(
@@ -93,7 +103,9 @@ impl WindowRule {
                     && config.get("use_sliding_window") == Some(&Value::Bool(true))
                     && config.get(LAYER_TYPES).is_none_or(Value::is_null) =>
             {
-                format!("use_sliding_window true and {WINDOW} null, where transformers 5 wants a number")
+                format!(
+                    "use_sliding_window true and {WINDOW} null, where transformers 5 wants a number"
+                )
             }
             _ => return None,
         };
@@ -101,11 +113,18 @@ impl WindowRule {
     }
 
     fn reads_layer_types(self) -> bool {
-        matches!(self, WindowRule::LateLayers | WindowRule::AlternateLayers | WindowRule::EveryUnlessListed)
+        matches!(
+            self,
+            WindowRule::LateLayers | WindowRule::AlternateLayers | WindowRule::EveryUnlessListed
+        )
     }
 
     /// Writes `windows` into `raw`, the config of a model under this rule.
-    pub(crate) fn encode(self, windows: &[Option<usize>], raw: &mut Map<String, Value>) -> Result<()> {
+    pub(crate) fn encode(
+        self,
+        windows: &[Option<usize>],
+        raw: &mut Map<String, Value>,
+    ) -> Result<()> {
         let widest = windows.iter().flatten().max().copied();
         let uniform = windows.iter().all(|w| *w == widest);
         let cannot = |what: &str| {
@@ -127,7 +146,10 @@ impl WindowRule {
             (_, None) => {
                 raw.insert("use_sliding_window".into(), json!(false));
                 // A width that nothing reads stays, but where its type alone stops a loader.
-                if raw.get(WINDOW).is_some_and(|window| window.as_f64().is_none() && !window.is_null()) {
+                if raw
+                    .get(WINDOW)
+                    .is_some_and(|window| window.as_f64().is_none() && !window.is_null())
+                {
                     raw.remove(WINDOW);
                 }
             }
@@ -139,10 +161,11 @@ impl WindowRule {
                 raw.insert(WINDOW.into(), json!(window));
             }
         }
-        // Two of the rules read the same keys differently; the list means the same to both. Where it isn't needed in the
-        // third, it is a sign of another family to loaders.
+        // Two of the rules read the same keys differently; the list means the same to both. Where
+        // it isn't needed in the third, it is a sign of another family to loaders.
         if self.reads_layer_types() && !(self == WindowRule::EveryUnlessListed && uniform) {
-            let types: Vec<_> = windows.iter().map(|w| if w.is_some() { SLIDING } else { FULL }).collect();
+            let types: Vec<_> =
+                windows.iter().map(|w| if w.is_some() { SLIDING } else { FULL }).collect();
             raw.insert(LAYER_TYPES.into(), json!(types));
         } else {
             raw.remove(LAYER_TYPES);
@@ -160,7 +183,8 @@ const WINDOW: &str = "sliding_window";
 /// Which layers have a window.
 fn decode_layer_types(config: &Config<'_>, types: &Value, layers: usize) -> Result<Vec<bool>> {
     let types = types.as_array().filter(|t| t.len() == layers);
-    let types = types.ok_or_else(|| config.error(LAYER_TYPES, "is not a list with an entry for each layer"))?;
+    let types = types
+        .ok_or_else(|| config.error(LAYER_TYPES, "is not a list with an entry for each layer"))?;
     types
         .iter()
         .map(|t| match t.as_str() {

@@ -3,8 +3,9 @@
 use moe_math::device::is_out_of_memory;
 use moe_model::Result;
 
-/// Goes through `items` in order, as many together as take no more than `most` bytes, one at least. `make` works on a batch and, where the
-/// device runs out of memory, on half of it and no larger ones from then on; `take` gets what it made.
+/// Goes through `items` in order, as many together as take no more than `most` bytes, one at least.
+/// `make` works on a batch and, where the device runs out of memory, on half of it and no larger
+/// ones from then on; `take` gets what it made.
 pub(crate) fn in_batches<T, M>(
     items: &[T],
     most: usize,
@@ -54,7 +55,8 @@ mod tests {
 
     #[test]
     fn a_device_without_memory_gets_half() {
-        let full = |what: &str| Error::new(Kind::Numeric, "cannot quantize").source(Candle::msg(what));
+        let full =
+            |what: &str| Error::new(Kind::Numeric, "cannot quantize").source(Candle::msg(what));
         let (mut tried, mut taken) = (Vec::new(), Vec::new());
         let make = |batch: &[usize]| {
             tried.push(batch.len());

@@ -11,8 +11,9 @@ use crate::unused::refuse_unused;
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CalibrationOptions {
-    /// Calibration text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with "text", "messages",
-    /// "conversations" or "input_ids". Weights, where all labels have one, are their shares in decisions.
+    /// Calibration text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with
+    /// "text", "messages", "conversations" or "input_ids". Weights, where all labels have one, are
+    /// their shares in decisions.
     #[arg(long, value_name = "DATA", help_heading = "Calibration")]
     #[serde(default)]
     pub data: Vec<DataSpec>,
@@ -22,8 +23,8 @@ pub struct CalibrationOptions {
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
-    /// At most this many tokens of each label, in windows drawn at random by --seed. Large text (more than 4
-    /// MiB, and than 16 bytes for each of these tokens) is read at random places only.
+    /// At most this many tokens of each label, in windows drawn at random by --seed. Large text
+    /// (more than 4 MiB, and than 16 bytes for each of these tokens) is read at random places only.
     #[arg(long, value_name = "TOKENS", default_value_t = 65_536, help_heading = "Calibration")]
     #[serde(default = "default_data_tokens")]
     pub data_tokens: usize,
@@ -56,8 +57,8 @@ fn default_data_tokens() -> usize {
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HeldOutOptions {
-    /// Held-out text, as for --data, on which the result is measured against the original, and a baseline beside it where the
-    /// pass has one.
+    /// Held-out text, as for --data, on which the result is measured against the original, and a
+    /// baseline beside it where the pass has one.
     #[arg(long, value_name = "DATA", help_heading = "Measuring")]
     #[serde(default)]
     pub held_out: Vec<DataSpec>,
@@ -83,7 +84,8 @@ pub(crate) fn short(number: f64) -> String {
 /// The longest window, in tokens: what it takes in memory can be told in 64 bits.
 const MAX_SEQUENCE: usize = 1 << 23;
 
-/// Refuses windows and limits in which there is no token to predict; `limit` is the option and its value.
+/// Refuses windows and limits in which there is no token to predict; `limit` is the option and its
+/// value.
 ///
 /// # Errors
 /// [`Kind::Usage`].
@@ -93,8 +95,10 @@ pub fn check_windows(sequence_length: usize, limit: Option<(&str, usize)>) -> Re
         return Err(Error::new(Kind::Usage, what).remedy("give at least 2, such as 512"));
     }
     if sequence_length > MAX_SEQUENCE {
-        let what = format!("--sequence-length {sequence_length} is longer than any model's context");
-        return Err(Error::new(Kind::Usage, what).remedy(format!("give at most {MAX_SEQUENCE}, such as 512")));
+        let what =
+            format!("--sequence-length {sequence_length} is longer than any model's context");
+        return Err(Error::new(Kind::Usage, what)
+            .remedy(format!("give at most {MAX_SEQUENCE}, such as 512")));
     }
     match limit {
         Some((option, tokens @ 0..2)) => {
@@ -123,8 +127,9 @@ impl CalibrationOptions {
         check_windows(self.sequence_length, Some(("--data-tokens", self.data_tokens)))
     }
 
-    /// Refuses options of text where there is no `--data`, as far as their values show that they were given. Windows are those of
-    /// held-out text, too, where `measures` says that there is some.
+    /// Refuses options of text where there is no `--data`, as far as their values show that they
+    /// were given. Windows are those of held-out text, too, where `measures` says that there is
+    /// some.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -138,7 +143,11 @@ impl CalibrationOptions {
             ("--mask-special", self.mask_special),
             ("--sequence-length", self.sequence_length != default_sequence_length() && !measures),
         ];
-        refuse_unused(idle, "says how text is read, and there is no --data to read", "give --data TEXT")
+        refuse_unused(
+            idle,
+            "says how text is read, and there is no --data to read",
+            "give --data TEXT",
+        )
     }
 }
 
@@ -158,10 +167,11 @@ impl HeldOutOptions {
     /// Refuses a limit that leaves nothing to measure on.
     pub(crate) fn check(&self) -> Result<()> {
         match self.held_out_tokens {
-            tokens @ 0..2 => {
-                Err(Error::new(Kind::Usage, format!("--held-out-tokens {tokens} leaves no token to predict"))
-                    .remedy("give at least 2, such as 16384; without --held-out nothing is measured"))
-            }
+            tokens @ 0..2 => Err(Error::new(
+                Kind::Usage,
+                format!("--held-out-tokens {tokens} leaves no token to predict"),
+            )
+            .remedy("give at least 2, such as 16384; without --held-out nothing is measured")),
             tokens => check_held_out_used(&self.held_out, tokens != default_held_out_tokens()),
         }
     }

@@ -9,20 +9,25 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pass::{Effect, Inputs, Kept, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets};
+use crate::pass::{
+    Effect, Inputs, Kept, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+    no_targets,
+};
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 
 /// Options of `heal`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HealOptions {
-    /// What is trained, several words with commas. Expert correction biases, and layers for multi-token prediction, always stay.
+    /// What is trained, several words with commas. Expert correction biases, and layers for
+    /// multi-token prediction, always stay.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "router")]
     #[serde(default = "router")]
     pub train: Vec<Trained>,
 
-    /// The model before it was pruned, merged or upcycled: its distribution of next tokens is what is trained for, by forward KL. It
-    /// runs layer by layer, and is never in memory beside what is trained.
+    /// The model before it was pruned, merged or upcycled: its distribution of next tokens is what
+    /// is trained for, by forward KL. It runs layer by layer, and is never in memory beside what is
+    /// trained.
     #[arg(long, value_name = "ORIGINAL")]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
@@ -33,13 +38,15 @@ pub struct HealOptions {
     #[serde(default = "whole")]
     pub from_weight: f64,
 
-    /// How much of the original's distribution is used: all of it, which runs it for every batch; or its most probable tokens and the
-    /// mass of the others, or tokens drawn by their probability (2503.16870), for which it runs once.
+    /// How much of the original's distribution is used: all of it, which runs it for every batch;
+    /// or its most probable tokens and the mass of the others, or tokens drawn by their probability
+    /// (2503.16870), for which it runs once.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub teacher: TeacherTokens,
 
-    /// Tokens of the vocabulary that are kept or drawn for each position, with --teacher top-k or sampled.
+    /// Tokens of the vocabulary that are kept or drawn for each position, with --teacher top-k or
+    /// sampled.
     #[arg(long, value_name = "N", default_value_t = default_teacher_tokens())]
     #[serde(default = "default_teacher_tokens")]
     pub teacher_tokens: usize,
@@ -149,8 +156,13 @@ impl HealOptions {
                 .file(&sources.model.config_file)
                 .remedy("heal the unquantized checkpoint, then quantize the result"));
         }
-        if let Some(teacher) = sources.others.first().filter(|teacher| teacher.vocab != sources.model.vocab) {
-            let what = format!("a teacher of {} tokens can't teach a model of {}", teacher.vocab, sources.model.vocab);
+        if let Some(teacher) =
+            sources.others.first().filter(|teacher| teacher.vocab != sources.model.vocab)
+        {
+            let what = format!(
+                "a teacher of {} tokens can't teach a model of {}",
+                teacher.vocab, sources.model.vocab
+            );
             return Err(Error::new(Kind::Mismatch, what)
                 .file(&teacher.config_file)
                 .remedy("give the original, which has the same tokenizer"));
@@ -161,7 +173,10 @@ impl HealOptions {
     /// Refuses to train what `model` doesn't have.
     fn check_parts(&self, model: &Model) -> Result<()> {
         if let Some(option) = self.routers.given().filter(|_| model.moes().next().is_none()) {
-            let error = Error::new(Kind::Usage, format!("{option} is about routers, and this model has none"));
+            let error = Error::new(
+                Kind::Usage,
+                format!("{option} is about routers, and this model has none"),
+            );
             let remedy = format!("leave {option} out: it is a dense model");
             return Err(error.file(&model.config_file).remedy(remedy).idle(&[option]));
         }
@@ -175,7 +190,9 @@ impl HealOptions {
         ] {
             if self.train.contains(&trained) && Parameters::elements(model, &[part]) == 0 {
                 let remedy = match model.moes().next() {
-                    None => "it is a dense model: give --train all, or --train attention,norms,embeddings",
+                    None => {
+                        "it is a dense model: give --train all, or --train attention,norms,embeddings"
+                    }
                     Some(_) => "leave that word out of --train, such as --train router,experts",
                 };
                 let what = format!("this model has no {name} to train");
@@ -218,7 +235,10 @@ impl Pass for HealOptions {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs { models: self.from.as_slice(), ..Inputs::of_text(&self.text.data, &self.text.held_out) }
+        Inputs {
+            models: self.from.as_slice(),
+            ..Inputs::of_text(&self.text.data, &self.text.held_out)
+        }
     }
 
     fn spills(&self) -> bool {
@@ -230,23 +250,34 @@ impl Pass for HealOptions {
         self.routers.check()?;
         self.text.check()?;
         if self.text.data.iter().chain(&self.text.held_out).any(|spec| spec.weight.is_some()) {
-            return usage("training does not weigh labels", "leave @WEIGHT out, and give more or less of a text");
+            return usage(
+                "training does not weigh labels",
+                "leave @WEIGHT out, and give more or less of a text",
+            );
         }
         if !(0.0..=1.0).contains(&self.from_weight) {
-            return usage(format!("--from-weight {} is not a share", self.from_weight), "give a number from 0 to 1");
+            return usage(
+                format!("--from-weight {} is not a share", self.from_weight),
+                "give a number from 0 to 1",
+            );
         }
-        if self.from.is_none() && (self.from_weight != whole() || self.teacher != TeacherTokens::Full) {
+        if self.from.is_none()
+            && (self.from_weight != whole() || self.teacher != TeacherTokens::Full)
+        {
             let what = "--from-weight and --teacher say how a teacher is used, and there is none";
             let error = Error::new(Kind::Usage, what).remedy("give --from ORIGINAL");
             return Err(error.idle(&["--from-weight", "--teacher"]));
         }
         if self.from.is_some() && self.teacher != TeacherTokens::Full && self.teacher_tokens == 0 {
-            return usage("--teacher-tokens 0 leaves the teacher nothing to say", "give at least 1; the default is 64");
+            return usage(
+                "--teacher-tokens 0 leaves the teacher nothing to say",
+                "give at least 1; the default is 64",
+            );
         }
         if self.teacher_tokens != default_teacher_tokens() && self.teacher == TeacherTokens::Full {
-            let what =
-                "--teacher-tokens is for --teacher top-k and sampled, and this teacher gives its whole distribution";
-            let error = Error::new(Kind::Usage, what).remedy("give --teacher top-k, or leave --teacher-tokens out");
+            let what = "--teacher-tokens is for --teacher top-k and sampled, and this teacher gives its whole distribution";
+            let error = Error::new(Kind::Usage, what)
+                .remedy("give --teacher top-k, or leave --teacher-tokens out");
             return Err(error.idle(&["--teacher-tokens"]));
         }
         if self.training.patience > 0 && self.text.held_out.is_empty() {
@@ -261,7 +292,9 @@ impl Pass for HealOptions {
         let model = sources.model.clone();
         let (kept, why) = match self.training.steps {
             0 => (Kept::Exactly, "no step is taken".to_owned()),
-            steps => (Kept::No, format!("{} trained for up to {}", self.words(), counted(steps, "step"))),
+            steps => {
+                (Kept::No, format!("{} trained for up to {}", self.words(), counted(steps, "step")))
+            }
         };
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
         if !model.mtp.is_empty() {
@@ -272,16 +305,31 @@ impl Pass for HealOptions {
             let what = "AdamW moves each weight by up to the learning rate in a step";
             warnings.push(format!("{what}, and {rate} is larger than weights are: 1e-4 is usual"));
         }
-        if self.from.is_some() && matches!(sources.first_alike, [first, teacher] if first == teacher) {
+        if self.from.is_some()
+            && matches!(sources.first_alike, [first, teacher] if first == teacher)
+        {
             warnings.push(SELF_TAUGHT.to_owned());
         }
         let effects = vec![Effect::new("train", kept, why)];
-        Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })
+        Ok(Plan {
+            model,
+            effects,
+            layers: Vec::new(),
+            warnings,
+            surveys: Vec::new(),
+            group: 1,
+            working_bytes: 0,
+        })
     }
 
     fn trained(&self, steps: u64) -> Option<Effect> {
-        (steps > 0)
-            .then(|| Effect::new("train", Kept::No, format!("{} trained for {}", self.words(), counted(steps, "step"))))
+        (steps > 0).then(|| {
+            Effect::new(
+                "train",
+                Kept::No,
+                format!("{} trained for {}", self.words(), counted(steps, "step")),
+            )
+        })
     }
 
     fn training(&self) -> Option<Training> {

@@ -7,16 +7,21 @@ use moe_model::{Expert, Model, Result};
 pub enum Idle {
     /// Nothing.
     All,
-    /// How much the shared experts count for; which of the others a token goes to makes no difference.
+    /// How much the shared experts count for; which of the others a token goes to makes no
+    /// difference.
     ButSharedGates,
 }
 
-/// How little training the routers of `model` can change, if in each mixture all experts are the same network, by `same`, and a token's
-/// routing weights have the same sum whatever the router says.
+/// How little training the routers of `model` can change, if in each mixture all experts are the
+/// same network, by `same`, and a token's routing weights have the same sum whatever the router
+/// says.
 ///
 /// # Errors
 /// What `same` returns.
-pub fn idle_routers(model: &Model, same: fn(&Expert, &Expert) -> Result<bool>) -> Result<Option<Idle>> {
+pub fn idle_routers(
+    model: &Model,
+    same: fn(&Expert, &Expert) -> Result<bool>,
+) -> Result<Option<Idle>> {
     let mut idle = None;
     for (_, moe) in model.moes() {
         let Some((first, others)) = moe.experts.split_first() else { return Ok(None) };
@@ -52,7 +57,8 @@ pub fn same_bytes(a: &Expert, b: &Expert) -> Result<bool> {
         return Ok(true);
     }
     for (a, b) in a.linears().into_iter().zip(b.linears()) {
-        // Biases of experts that were made alike are alike, too; where only one has some, they differ.
+        // Biases of experts that were made alike are alike, too; where only one has some, they
+        // differ.
         if a.bias.is_some() || b.bias.is_some() || a.weight.read()? != b.weight.read()? {
             return Ok(false);
         }

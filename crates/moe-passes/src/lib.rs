@@ -1,7 +1,7 @@
 //! The conversion passes, a module each: options, plan, and the transformed layers.
 //!
-//! A pass does no I/O: it maps typed layers to typed layers whose weights are lazy, and says what it
-//! will do before anything is computed.
+//! A pass does no I/O: it maps typed layers to typed layers whose weights are lazy, and says what
+//! it will do before anything is computed.
 
 #![deny(clippy::unwrap_used)]
 
@@ -27,9 +27,9 @@ pub use heal::HealOptions;
 pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
-    Baseline, BenchmarkedModel, DecidedBy, DecidedLayer, Effect, HeldOut, Identity, Inputs, Kept, LayerEdits,
-    LayerPass, LayerRecord, LayerStatistics, Pass, PassInfo, PassOptions, Plan, Pool, ReportKind, Sources, Survey,
-    SurveyText, Surveyor, SweptText, TextSource,
+    Baseline, BenchmarkedModel, DecidedBy, DecidedLayer, Effect, HeldOut, Identity, Inputs, Kept,
+    LayerEdits, LayerPass, LayerRecord, LayerStatistics, Pass, PassInfo, PassOptions, Plan, Pool,
+    ReportKind, Sources, Survey, SurveyText, Surveyor, SweptText, TextSource,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

@@ -12,7 +12,8 @@ pub(crate) struct OutputError {
 }
 
 impl OutputError {
-    /// Adds tokens: what the original block gave for them and what the converted one gives, `[tokens, hidden]` each.
+    /// Adds tokens: what the original block gave for them and what the converted one gives,
+    /// `[tokens, hidden]` each.
     ///
     /// # Errors
     /// What the device returns.

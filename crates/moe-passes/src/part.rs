@@ -1,4 +1,5 @@
-//! Weights made from others on demand: some of their neurons, scaled, redrawn, with noise; means of several.
+//! Weights made from others on demand: some of their neurons, scaled, redrawn, with noise; means of
+//! several.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -66,7 +67,8 @@ pub(crate) struct Noise {
     pub stream: u64,
 }
 
-/// Some of an expert's neurons, redrawn from N(mean, std²) of the whole matrix (Drop-Upcycling, 2502.19261 §3).
+/// Some of an expert's neurons, redrawn from N(mean, std²) of the whole matrix (Drop-Upcycling,
+/// 2502.19261 §3).
 #[derive(Clone)]
 pub(crate) struct Redraw {
     /// Positions among the expert's neurons; the same for gate, up and down.
@@ -75,7 +77,8 @@ pub(crate) struct Redraw {
     pub stream: u64,
 }
 
-/// What becomes of one projection of a dense network in an expert: (chosen neurons, redrawn) · factor + noise.
+/// What becomes of one projection of a dense network in an expert: (chosen neurons, redrawn) ·
+/// factor + noise.
 #[derive(Clone)]
 pub(crate) struct Part {
     pub base: Weight,
@@ -87,9 +90,12 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// The weight, in the encoding of the base; the very bytes of the base where nothing changes them.
+    /// The weight, in the encoding of the base; the very bytes of the base where nothing changes
+    /// them.
     pub fn weight(self) -> Weight {
-        let rows = |range: &Range<usize>| Some(Weight::from(self.base.stored()?.rows(range.start, range.end)));
+        let rows = |range: &Range<usize>| {
+            Some(Weight::from(self.base.stored()?.rows(range.start, range.end)))
+        };
         let as_stored = match (&self.neurons, self.axis) {
             (Neurons::All, _) => Some(self.base.clone()),
             (Neurons::Range(range), Axis::Rows) => rows(range),
@@ -129,10 +135,16 @@ impl Part {
         let element = self.base.dtype().bitsize() / 8;
         let columns = self.base.shape()[1] * element;
         Ok(match self.axis {
-            Axis::Rows => chosen.iter().flat_map(|r| &bytes[r.start * columns..r.end * columns]).copied().collect(),
+            Axis::Rows => chosen
+                .iter()
+                .flat_map(|r| &bytes[r.start * columns..r.end * columns])
+                .copied()
+                .collect(),
             Axis::Columns => {
                 let rows = bytes.chunks_exact(columns);
-                let parts = rows.flat_map(|row| chosen.iter().map(|r| &row[r.start * element..r.end * element]));
+                let parts = rows.flat_map(|row| {
+                    chosen.iter().map(|r| &row[r.start * element..r.end * element])
+                });
                 parts.collect::<Vec<_>>().concat()
             }
         })
@@ -148,7 +160,11 @@ impl Part {
         for neuron in redraw.neurons.iter() {
             let drawn = sampling::normal(across, variance.sqrt(), &mut random);
             for (i, x) in drawn.into_iter().enumerate() {
-                let at = if self.axis == Axis::Rows { neuron * across + i } else { i * neurons + neuron };
+                let at = if self.axis == Axis::Rows {
+                    neuron * across + i
+                } else {
+                    i * neurons + neuron
+                };
                 values[at] = (mean + f64::from(x)) as f32;
             }
         }
@@ -159,7 +175,12 @@ impl WeightSource for Part {
     fn make(&self) -> Result<Vec<u8>> {
         let fail = |e| numeric(self.base.name(), e);
         let (stored, dtype) = read_finite(&self.base)?;
-        let all = self.redraw.as_ref().map(|_| encoding::decode_f32(&stored, dtype)).transpose().map_err(fail)?;
+        let all = self
+            .redraw
+            .as_ref()
+            .map(|_| encoding::decode_f32(&stored, dtype))
+            .transpose()
+            .map_err(fail)?;
         let chosen = self.chosen(stored)?;
         if self.only_chooses() {
             return Ok(chosen);
@@ -218,7 +239,8 @@ struct ChosenRows {
     rows: Arc<[usize]>,
 }
 
-/// The rows `rows` of `base` (entries, if it is a vector), byte for byte; `base` itself where that is all of them.
+/// The rows `rows` of `base` (entries, if it is a vector), byte for byte; `base` itself where that
+/// is all of them.
 pub(crate) fn chosen_rows(base: &Weight, rows: Arc<[usize]>) -> Weight {
     if rows.iter().copied().eq(0..base.shape()[0]) {
         return base.clone();
@@ -315,7 +337,13 @@ struct Repeated {
 }
 
 /// `shape[0]` rows in the encoding of `like`: distinct ones, each repeated `times` times.
-pub(crate) fn rows(name: String, rows: RowSelection, shape: [usize; 2], times: usize, like: &Weight) -> Result<Weight> {
+pub(crate) fn rows(
+    name: String,
+    rows: RowSelection,
+    shape: [usize; 2],
+    times: usize,
+    like: &Weight,
+) -> Result<Weight> {
     let made = Repeated { rows, shape, times, dtype: candle_dtype(like)?, name: name.clone() };
     Ok(Weight::made(name, like.dtype(), &shape, made))
 }
@@ -330,12 +358,17 @@ impl WeightSource for Repeated {
             }
             RowSelection::Orthogonal { gain, seed, stream } => {
                 let mut random = sampling::generator(*seed, *stream);
-                let rows = orthogonal::rows(count, columns, *gain, &mut random).map_err(|e| numeric(&self.name, e))?;
+                let rows = orthogonal::rows(count, columns, *gain, &mut random)
+                    .map_err(|e| numeric(&self.name, e))?;
                 rows.into_iter().map(|x| x as f32).collect()
             }
             RowSelection::Surveyed(cell) => match cell.get() {
                 Some(rows) => rows.clone(),
-                None => return Err(Error::new(Kind::Numeric, "the survey gave no rows").tensor(&self.name)),
+                None => {
+                    return Err(
+                        Error::new(Kind::Numeric, "the survey gave no rows").tensor(&self.name)
+                    );
+                }
             },
         };
         let repeated = |row| std::iter::repeat_n(row, self.times).flatten().copied();

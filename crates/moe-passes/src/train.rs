@@ -17,8 +17,10 @@ const MAX_BATCH: usize = 1 << 20;
 /// Refuses more steps than can ever be taken; `option` says how many.
 pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {
     match steps > MAX_STEPS {
-        true => Err(Error::new(Kind::Usage, format!("{option} {steps} is more than can ever be taken"))
-            .remedy(format!("give at most {MAX_STEPS}, such as 1000"))),
+        true => {
+            Err(Error::new(Kind::Usage, format!("{option} {steps} is more than can ever be taken"))
+                .remedy(format!("give at most {MAX_STEPS}, such as 1000")))
+        }
         false => Ok(()),
     }
 }
@@ -63,13 +65,14 @@ pub struct TrainOptions {
     #[serde(default = "one_f64")]
     pub clip: f64,
 
-    /// What matrices are rounded to while they are used; masters, moments and sums of gradients are f32 in either case.
+    /// What matrices are rounded to while they are used; masters, moments and sums of gradients are
+    /// f32 in either case.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub precision: Precision,
 
-    /// Measure on --held-out each time this many steps are taken, and save what --resume goes on from; 0 for
-    /// the end alone.
+    /// Measure on --held-out each time this many steps are taken, and save what --resume goes on
+    /// from; 0 for the end alone.
     #[arg(long, value_name = "STEPS", default_value_t = default_eval_every())]
     #[serde(default = "default_eval_every")]
     pub eval_every: u64,
@@ -126,11 +129,16 @@ impl TrainOptions {
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         if !(self.learning_rate >= 0.0 && self.learning_rate.is_finite()) {
-            return Err(Error::new(Kind::Usage, format!("--learning-rate {} is not a rate", self.learning_rate))
-                .remedy("give a positive number, such as 1e-4"));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("--learning-rate {} is not a rate", self.learning_rate),
+            )
+            .remedy("give a positive number, such as 1e-4"));
         }
         let sizes = [("--weight-decay", self.weight_decay), ("--clip", self.clip)];
-        if let Some((option, value)) = sizes.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
+        if let Some((option, value)) =
+            sizes.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
+        {
             let what = format!("{option} {value} is negative or not a number");
             return Err(Error::new(Kind::Usage, what).remedy("give a number of 0 or more"));
         }
@@ -139,19 +147,30 @@ impl TrainOptions {
                 .remedy("give a positive number, such as 1e-4; or --steps 0"));
         }
         if self.batch_tokens == 0 || self.accumulate == 0 {
-            return Err(Error::new(Kind::Usage, "--batch-tokens or --accumulate is 0: a step would have no tokens")
-                .remedy("give --batch-tokens and --accumulate of 1 or more"));
+            return Err(Error::new(
+                Kind::Usage,
+                "--batch-tokens or --accumulate is 0: a step would have no tokens",
+            )
+            .remedy("give --batch-tokens and --accumulate of 1 or more"));
         }
         check_steps("--steps", self.steps)?;
-        for (option, number) in [("--batch-tokens", self.batch_tokens), ("--accumulate", self.accumulate)] {
+        for (option, number) in
+            [("--batch-tokens", self.batch_tokens), ("--accumulate", self.accumulate)]
+        {
             if number > MAX_BATCH {
                 let what = format!("{option} {number} is more than a step can take");
-                return Err(Error::new(Kind::Usage, what).remedy(format!("give at most {MAX_BATCH}")));
+                return Err(
+                    Error::new(Kind::Usage, what).remedy(format!("give at most {MAX_BATCH}"))
+                );
             }
         }
         self.check_idle()?;
         if self.warmup() > self.steps {
-            let what = format!("a warm-up of {} steps is longer than all {} steps", self.warmup(), self.steps);
+            let what = format!(
+                "a warm-up of {} steps is longer than all {} steps",
+                self.warmup(),
+                self.steps
+            );
             return Err(Error::new(Kind::Usage, what).remedy("lower --warmup, or raise --steps"));
         }
         if self.patience > 0 && self.eval_every == 0 {
@@ -178,12 +197,19 @@ impl TrainOptions {
             ("--warmup", self.warmup.is_some()),
             ("--patience", self.patience != 0),
         ];
-        refuse_unused(idle, "says how steps are taken, and --steps 0 takes none", "give --steps above 0")
+        refuse_unused(
+            idle,
+            "says how steps are taken, and --steps 0 takes none",
+            "give --steps above 0",
+        )
     }
 
-    /// The most tokens that all steps see, of windows of `length`: one batch where no step is taken.
+    /// The most tokens that all steps see, of windows of `length`: one batch where no step is
+    /// taken.
     pub fn most_tokens(&self, length: usize) -> usize {
-        let batches = usize::try_from(self.steps.max(1)).unwrap_or(usize::MAX).saturating_mul(self.accumulate);
+        let batches = usize::try_from(self.steps.max(1))
+            .unwrap_or(usize::MAX)
+            .saturating_mul(self.accumulate);
         batches.saturating_mul(self.batch_tokens.max(length))
     }
 
@@ -198,7 +224,8 @@ impl TrainOptions {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Routers")]
 pub struct RouterOptions {
-    /// Weight of the load-balancing loss, E Σ f P with the fractions f of tokens that really went to each expert (2101.03961).
+    /// Weight of the load-balancing loss, E Σ f P with the fractions f of tokens that really went
+    /// to each expert (2101.03961).
     #[arg(long, value_name = "WEIGHT", default_value_t = default_balance())]
     #[serde(default = "default_balance")]
     pub balance: f64,
@@ -213,7 +240,8 @@ pub struct RouterOptions {
     #[serde(default)]
     pub z_loss: f64,
 
-    /// While training, let an expert take this many times its even share of a batch, and drop the rest, as Switch does.
+    /// While training, let an expert take this many times its even share of a batch, and drop the
+    /// rest, as Switch does.
     #[arg(long, value_name = "FACTOR")]
     #[serde(default)]
     pub capacity_factor: Option<f64>,
@@ -243,8 +271,11 @@ impl RouterOptions {
         let sizes = [("--balance", Some(self.balance)), ("--z-loss", Some(self.z_loss))];
         let bad = |value: f64| !(value >= 0.0 && value.is_finite());
         if let Some((option, value)) = sizes.into_iter().find(|(_, value)| value.is_some_and(bad)) {
-            return Err(Error::new(Kind::Usage, format!("{option} {} is not a weight", value.unwrap_or_default()))
-                .remedy("give a number of 0 or more"));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{option} {} is not a weight", value.unwrap_or_default()),
+            )
+            .remedy("give a number of 0 or more"));
         }
         refuse_unused(
             [("--balance-over", self.balance_over != Over::default() && self.balance == 0.0)],
@@ -252,10 +283,11 @@ impl RouterOptions {
             "give --balance above 0",
         )?;
         match self.capacity_factor {
-            Some(factor) if !(factor > 0.0 && factor.is_finite()) => {
-                Err(Error::new(Kind::Usage, format!("--capacity-factor {factor} lets no expert take a token"))
-                    .remedy("give a number above 0"))
-            }
+            Some(factor) if !(factor > 0.0 && factor.is_finite()) => Err(Error::new(
+                Kind::Usage,
+                format!("--capacity-factor {factor} lets no expert take a token"),
+            )
+            .remedy("give a number above 0")),
             _ => Ok(()),
         }
     }
@@ -295,8 +327,8 @@ pub struct TrainingText {
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
-    /// At most this many tokens of each label, in windows drawn at random by --seed, large text at random
-    /// places only [default: as many as all steps see].
+    /// At most this many tokens of each label, in windows drawn at random by --seed, large text at
+    /// random places only [default: as many as all steps see].
     #[arg(long, value_name = "TOKENS")]
     #[serde(default)]
     pub data_tokens: Option<usize>,
@@ -306,8 +338,8 @@ pub struct TrainingText {
     #[serde(default)]
     pub pack: bool,
 
-    /// Held-out text, as for --data: the weights that measure best on it are written. Without it, those of
-    /// the last step
+    /// Held-out text, as for --data: the weights that measure best on it are written. Without it,
+    /// those of the last step
     #[arg(long, value_name = "DATA")]
     #[serde(default)]
     pub held_out: Vec<DataSpec>,
@@ -337,7 +369,10 @@ impl TrainingText {
     /// # Errors
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
-        check_windows(self.sequence_length, self.data_tokens.map(|tokens| ("--data-tokens", tokens)))?;
+        check_windows(
+            self.sequence_length,
+            self.data_tokens.map(|tokens| ("--data-tokens", tokens)),
+        )?;
         check_windows(self.sequence_length, Some(("--held-out-tokens", self.held_out_tokens)))?;
         check_held_out_used(&self.held_out, self.held_out_tokens != default_held_out_tokens())
     }

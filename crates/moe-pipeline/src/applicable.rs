@@ -1,4 +1,5 @@
-//! Which passes take a model: each is asked for a plan and for the names of what it would write, which needs no weights.
+//! Which passes take a model: each is asked for a plan and for the names of what it would write,
+//! which needs no weights.
 
 use moe_math::Compute;
 use moe_model::{Error, Kind, Model, Result};
@@ -10,7 +11,8 @@ use serde::Serialize;
 pub struct Applicable {
     /// The pass.
     pub pass: &'static PassInfo,
-    /// Families that its result can have, the one that it has unless told otherwise first; none where the pass refuses the model.
+    /// Families that its result can have, the one that it has unless told otherwise first; none
+    /// where the pass refuses the model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gives: Vec<String>,
     /// Why it refuses the model, and what could be done about it.
@@ -39,7 +41,9 @@ fn asked(info: &'static PassInfo, model: &Model) -> Applicable {
     };
     if refuses.is_none() {
         for target in (info.targets)(model.family) {
-            gives.extend(planned(info, model, Some(target)).ok().filter(|family| !gives.contains(family)));
+            gives.extend(
+                planned(info, model, Some(target)).ok().filter(|family| !gives.contains(family)),
+            );
         }
     }
     Applicable { pass: info, gives, refuses }

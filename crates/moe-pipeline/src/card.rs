@@ -93,11 +93,21 @@ pub(crate) fn render(receipt: &Receipt, name: &str, carried: &Carried) -> String
             Kept::Approximately => "approximately",
             Kept::No => "no",
         };
-        let _ = writeln!(card, "| {} | {kept} | {} |", MarkdownText(&effect.option), MarkdownText(&effect.why));
+        let _ = writeln!(
+            card,
+            "| {} | {kept} | {} |",
+            MarkdownText(&effect.option),
+            MarkdownText(&effect.why)
+        );
     }
-    for (pass, options) in receipt.before.iter().map(|e| (e.pass, &e.options)).chain([(receipt.pass, &receipt.options)])
+    for (pass, options) in receipt
+        .before
+        .iter()
+        .map(|e| (e.pass, &e.options))
+        .chain([(receipt.pass, &receipt.options)])
     {
-        let options = MarkdownBlock { language: "json", text: &json::to_pretty(&portable_options(options)) };
+        let options =
+            MarkdownBlock { language: "json", text: &json::to_pretty(&portable_options(options)) };
         let _ = write!(card, "\nOptions of `{pass}`:\n\n{options}");
     }
     let _ = write!(
@@ -110,20 +120,29 @@ pub(crate) fn render(receipt: &Receipt, name: &str, carried: &Carried) -> String
 
 fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
     if let Some(made) = receipt.distilled() {
-        return format!("\n## {heading}\n\n{}; `{RECEIPT_FILE}` says of what.\n", MarkdownText(&made));
+        return format!(
+            "\n## {heading}\n\n{}; `{RECEIPT_FILE}` says of what.\n",
+            MarkdownText(&made)
+        );
     }
     let Some((layer, router)) = receipt.first_converted() else { return String::new() };
     if receipt.decided.is_some() {
-        let experts: Vec<_> = receipt.experts().iter().map(|line| MarkdownText(line).to_string()).collect();
+        let experts: Vec<_> =
+            receipt.experts().iter().map(|line| MarkdownText(line).to_string()).collect();
         let (experts, router) = (experts.join("\n"), MarkdownText(router));
         return format!("\n## {heading}\n\nExperts: {experts}.\n\nRouter: {router}.\n");
     }
     let mut text = format!("\n## {heading}\n\n");
-    let converted: Vec<usize> = receipt.layers.iter().filter(|l| l.router.is_some()).map(|l| l.layer).collect();
+    let converted: Vec<usize> =
+        receipt.layers.iter().filter(|l| l.router.is_some()).map(|l| l.layer).collect();
     if converted.len() < receipt.layers.len() {
-        let _ = writeln!(text, "Layers with experts: {converted:?}; the others are the source's dense ones.\n");
+        let _ = writeln!(
+            text,
+            "Layers with experts: {converted:?}; the others are the source's dense ones.\n"
+        );
     }
-    let _ = writeln!(text, "Each of {} layers has {} experts:\n", converted.len(), layer.experts.len());
+    let _ =
+        writeln!(text, "Each of {} layers has {} experts:\n", converted.len(), layer.experts.len());
     for kind in layer.experts_by_kind() {
         let _ = writeln!(text, "- {}", MarkdownText(&kind));
     }
@@ -132,7 +151,8 @@ fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
     }
     let _ = writeln!(text, "\nRouter: {}.", MarkdownText(router));
     if !receipt.others.is_empty() {
-        let names: Vec<_> = receipt.others.iter().map(|source| MarkdownCode(&source.name).to_string()).collect();
+        let names: Vec<_> =
+            receipt.others.iter().map(|source| MarkdownCode(&source.name).to_string()).collect();
         let _ = writeln!(text, "\nExperts come from {}.", names.join(", "));
     }
     text
@@ -155,13 +175,21 @@ fn trained(receipt: &Receipt) -> String {
             "\nAfter step {after_step}: learning rate {learning_rate}, gradients clipped to a norm of {clip}, patience {patience}."
         );
     }
-    let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else { return text };
+    let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else {
+        return text;
+    };
     // With a teacher, its KL is what was trained for.
     let compared = after.all.against.is_some();
     let (names, rule) = if compared { (" KL before | after |", "--:|--:|") } else { ("", "") };
     let _ = writeln!(text, "\n| held-out text | loss before | after |{names}\n|---|--:|--:|{rule}");
     for (before, after) in before.rows().zip(after.rows()) {
-        let _ = write!(text, "| {} | {:.4} | {:.4} |", MarkdownText(&after.label), before.loss, after.loss);
+        let _ = write!(
+            text,
+            "| {} | {:.4} | {:.4} |",
+            MarkdownText(&after.label),
+            before.loss,
+            after.loss
+        );
         if let Some((before, after)) = before.kl().zip(after.kl()) {
             let _ = write!(text, " {before:.4} | {after:.4} |");
         }
@@ -184,13 +212,18 @@ fn trust(receipt: &Receipt) -> String {
     if let Some(why) = receipt.no_figures() {
         let _ = writeln!(text, "\nThere are {}.", MarkdownText(why));
     }
-    let decided = receipt.layers.iter().filter_map(|layer| Some((layer.layer, layer.trust.as_ref()?)));
-    if let Some((layer, worst)) = decided.min_by(|a, b| a.1.retained_mass.total_cmp(&b.1.retained_mass)) {
+    let decided =
+        receipt.layers.iter().filter_map(|layer| Some((layer.layer, layer.trust.as_ref()?)));
+    if let Some((layer, worst)) =
+        decided.min_by(|a, b| a.1.retained_mass.total_cmp(&b.1.retained_mass))
+    {
         let domain = worst.worst_domain.as_ref().map_or(String::new(), |(label, share)| {
             format!(", {:.1} % of the domain {}", 100.0 * share, MarkdownCode(label))
         });
         let keeps = match (worst.retained_mass, receipt.pass.report) {
-            (1.0.., ReportKind::Experts { none_lost }) => format!("No layer loses saliency mass: {none_lost}."),
+            (1.0.., ReportKind::Experts { none_lost }) => {
+                format!("No layer loses saliency mass: {none_lost}.")
+            }
             (share, _) => format!(
                 "The layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}.",
                 100.0 * share
@@ -209,7 +242,9 @@ fn held_out_table(held_out: &HeldOutReport) -> String {
     let figures = |domain: Option<&DomainReport>| {
         let both = domain.and_then(|d| Some((d.loss_change()?, d.against.as_ref()?)));
         match both.filter(|(change, _)| change.is_finite()) {
-            Some((change, a)) => format!("{change:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement),
+            Some((change, a)) => {
+                format!("{change:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement)
+            }
             None => "– | – | –".to_owned(),
         }
     };
@@ -219,7 +254,13 @@ fn held_out_table(held_out: &HeldOutReport) -> String {
         MarkdownText(held_out.control_name)
     );
     for (domain, beside) in held_out.rows() {
-        let _ = writeln!(text, "| {} | {} | {} |", MarkdownText(&domain.label), figures(Some(domain)), figures(beside));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            MarkdownText(&domain.label),
+            figures(Some(domain)),
+            figures(beside)
+        );
     }
     text
 }

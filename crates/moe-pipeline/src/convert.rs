@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use moe_checkpoint::{CONFIG_FILE, Existing, LOG_FILE, OutputDir, ShardPlan, SideFiles, WriteSummary, Writer, json};
+use moe_checkpoint::{
+    CONFIG_FILE, Existing, LOG_FILE, OutputDir, ShardPlan, SideFiles, WriteSummary, Writer, json,
+};
 use moe_checkpoint::{Error, Kind, Result, read_whole, sha256_bytes};
 use moe_forward::{TOKENIZER_FILE, float_dtype, not_finite};
 use moe_math::Compute;
@@ -94,14 +96,17 @@ pub struct PlannedOutput {
 }
 
 impl PlannedOutput {
-    /// With an estimate of the time that it takes: its reading, which was done to plan it, its products at this machine's speed, which
-    /// is measured, comparing distributions of next tokens on held-out text, and its writing. What is done on the host between products, such as groups and alignments of `merge`, isn't in it.
+    /// With an estimate of the time that it takes: its reading, which was done to plan it, its
+    /// products at this machine's speed, which is measured, comparing distributions of next tokens
+    /// on held-out text, and its writing. What is done on the host between products, such as groups
+    /// and alignments of `merge`, isn't in it.
     ///
     /// # Errors
     /// What the device returns.
     pub fn timed(mut self, compute: &Compute) -> Result<Self> {
         let bytes = self.shards.iter().map(|(_, bytes)| bytes).sum();
-        let cost = estimate::Cost { flops: self.flops, bytes, compared_logits: self.compared_logits };
+        let cost =
+            estimate::Cost { flops: self.flops, bytes, compared_logits: self.compared_logits };
         self.time_estimate_seconds = Some(self.reading_seconds + cost.seconds(compute)?);
         Ok(self)
     }
@@ -148,8 +153,9 @@ pub struct Conversion {
     pub tokenizer: HasTokenizer,
 }
 
-/// Plans a run of passes, each on what the one before makes, without writing anything. Estimates are of the last `own` passes, since other
-/// runs carry out the earlier ones. With `decide`, decisions are taken where that takes little, and written where a pass shall write its plan,
+/// Plans a run of passes, each on what the one before makes, without writing anything. Estimates
+/// are of the last `own` passes, since other runs carry out the earlier ones. With `decide`,
+/// decisions are taken where that takes little, and written where a pass shall write its plan,
 /// unless a training comes before them.
 ///
 /// # Errors
@@ -170,8 +176,10 @@ pub fn plan(
     check_budget(&prepared, options, output)?;
     let promised = promised(&prepared, options, output)?.0;
     let at_once = passes.iter().take_while(|pass| pass.decides_at_once()).count();
-    let deciding =
-        passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(at_once, |last| at_once.max(last + 1));
+    let deciding = passes
+        .iter()
+        .rposition(|pass| pass.plan_out().is_some())
+        .map_or(at_once, |last| at_once.max(last + 1));
     if decide && !passes[..deciding].iter().any(|pass| pass.trains()) {
         prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
     }
@@ -189,12 +197,12 @@ pub fn plan(
     })
 }
 
-/// Runs `passes` on the checkpoint `input`, each on what the one before makes, and writes the last one's result to `output`. Those
-/// that can decide in one sweep do.
+/// Runs `passes` on the checkpoint `input`, each on what the one before makes, and writes the last
+/// one's result to `output`. Those that can decide in one sweep do.
 ///
 /// # Errors
-/// What reading, planning and writing return; [`Kind::Numeric`] where a result that promises identity
-/// doesn't keep it. Nothing appears under the output's name then.
+/// What reading, planning and writing return; [`Kind::Numeric`] where a result that promises
+/// identity doesn't keep it. Nothing appears under the output's name then.
 pub fn convert(
     passes: &[&dyn Pass],
     input: &Path,
@@ -226,13 +234,15 @@ pub fn convert(
     progress.stage("write", prepared.declaration().bytes(), Unit::Bytes);
     let stop = AtomicBool::new(false);
     let (proof, summary) = std::thread::scope(|scope| {
-        let prove = || Proof::new(&prepared, options, &stop).inspect_err(|_| stop.store(true, Relaxed));
+        let prove =
+            || Proof::new(&prepared, options, &stop).inspect_err(|_| stop.store(true, Relaxed));
         let proof = std::thread::Builder::new().spawn_scoped(scope, prove).map_err(|e| {
             Error::new(Kind::Io, "cannot start a thread that measures beside the writing")
                 .source(e)
                 .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
         })?;
-        let summary = write(&prepared, &dir, &stop, progress).inspect_err(|_| stop.store(true, Relaxed));
+        let summary =
+            write(&prepared, &dir, &stop, progress).inspect_err(|_| stop.store(true, Relaxed));
         Ok::<_, Error>((proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary))
     })?;
     // Whichever failed first stopped the other, which then says no more than that.
@@ -241,7 +251,10 @@ pub fn convert(
         (_, Err(error)) => return Err(error),
         (proof, Ok(summary)) => (proof?, summary),
     };
-    proof.times.iter().for_each(|(name, time)| timings.add_overlapping(name, *time, Overlap::BesideNext));
+    proof
+        .times
+        .iter()
+        .for_each(|(name, time)| timings.add_overlapping(name, *time, Overlap::BesideNext));
     timings.add_metered(meter);
     timings.add("write", start.elapsed(), Some(summary.bytes));
     proof.hashes.record(&mut receipt);
@@ -256,10 +269,14 @@ pub fn convert(
     // What was written so far, the receipt answers for.
     receipt.files.clone_from(dir.files());
     dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
-    dir.write(CARD_FILE, card::render(&receipt, &name_of(output), &card::carried(input)).as_bytes())?;
+    dir.write(
+        CARD_FILE,
+        card::render(&receipt, &name_of(output), &card::carried(input)).as_bytes(),
+    )?;
     let training = TrainingDir::of(output);
     let (trained, saved) = (prepared.is_trained(), prepared.saves());
-    let mut record = RunRecord::now(input, &options.compute, options.memory_budget, timings.clone());
+    let mut record =
+        RunRecord::now(input, &options.compute, options.memory_budget, timings.clone());
     if trained {
         let log = training.log();
         let lines = read_whole(&log, json::MAX_JSON_BYTES)?;
@@ -274,9 +291,9 @@ pub fn convert(
     dir.commit()?;
     if trained || saved {
         // All that it was for is in the result, which is there whatever comes of this.
-        training
-            .remove()
-            .unwrap_or_else(|error| progress.note(&format!("{} is left: {}", training.path().display(), left(&error))));
+        training.remove().unwrap_or_else(|error| {
+            progress.note(&format!("{} is left: {}", training.path().display(), left(&error)))
+        });
     }
     timings.add("commit", start.elapsed(), None);
     Ok(Conversion {
@@ -290,7 +307,8 @@ pub fn convert(
     })
 }
 
-/// Creates the output. All of an earlier result that it replaces is hashed first, which is shown where it takes time.
+/// Creates the output. All of an earlier result that it replaces is hashed first, which is shown
+/// where it takes time.
 fn create(
     output: &Path,
     options: &ConvertOptions,
@@ -305,7 +323,8 @@ fn create(
     } else {
         let start = Instant::now();
         progress.stage("hash the earlier result", bytes, Unit::Bytes);
-        let created = OutputDir::create_watched(output, existing(options), &|bytes| progress.advance(bytes))?;
+        let created =
+            OutputDir::create_watched(output, existing(options), &|bytes| progress.advance(bytes))?;
         timings.add("hash the earlier result", start.elapsed(), Some(bytes));
         created
     };
@@ -326,11 +345,18 @@ fn promised(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) ->
 fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<()> {
     let within = |budget| ConvertOptions { memory_budget: Some(budget), ..options.clone() };
     let ways = |budget| needs::ways(&prepared.stages(&within(budget), output).ok()?, budget);
-    memory::check_budget(options.memory_budget, ways, |budget| prepared.live_bytes(&within(budget), output))
+    memory::check_budget(options.memory_budget, ways, |budget| {
+        prepared.live_bytes(&within(budget), output)
+    })
 }
 
 /// Writes all tensors; ends early where `stop` is set.
-fn write(prepared: &Prepared<'_>, dir: &OutputDir, stop: &AtomicBool, progress: &dyn Progress) -> Result<WriteSummary> {
+fn write(
+    prepared: &Prepared<'_>,
+    dir: &OutputDir,
+    stop: &AtomicBool,
+    progress: &dyn Progress,
+) -> Result<WriteSummary> {
     let mut writer = dir.writer(prepared.shards.clone())?;
     for copies in prepared.declaration().tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
         check_stop(stop)?;
@@ -343,7 +369,8 @@ fn write(prepared: &Prepared<'_>, dir: &OutputDir, stop: &AtomicBool, progress: 
     writer.finish()
 }
 
-/// The layer that the tensor `name` belongs to and, where it is one expert's, which: numbers in names are these, in this order.
+/// The layer that the tensor `name` belongs to and, where it is one expert's, which: numbers in
+/// names are these, in this order.
 fn place(name: &str) -> Option<String> {
     let mut numbers = name.split('.').filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
     let layer = format!("layer {}", numbers.next()?);
@@ -351,7 +378,12 @@ fn place(name: &str) -> Option<String> {
 }
 
 /// What needs neither source nor plan.
-fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<()> {
+fn check_options(
+    passes: &[&dyn Pass],
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions,
+) -> Result<()> {
     let ConvertOptions { max_shard_size, probe_tokens, .. } = *options;
     WritingOptions { max_shard_size, probe_tokens }.check()?;
     if input.is_dir() {
@@ -367,10 +399,12 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
     Ok(())
 }
 
-/// Refuses what lies where `passes` are to write and may not be replaced, without touching the disk.
+/// Refuses what lies where `passes` are to write and may not be replaced, without touching the
+/// disk.
 ///
 /// # Errors
-/// As for [`OutputDir::check`]; [`Kind::Usage`] for plans, and for what a stopped training has saved.
+/// As for [`OutputDir::check`]; [`Kind::Usage`] for plans, and for what a stopped training has
+/// saved.
 pub fn check_output(passes: &[&dyn Pass], output: &Path, options: &ConvertOptions) -> Result<()> {
     OutputDir::check(output, existing(options))?;
     check_plans(passes, options.overwrite)?;
@@ -405,16 +439,25 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
     let float = float_dtype(weight.dtype());
     let Some(stored) = weight.stored() else {
         let bytes = weight.read()?;
-        let found = float.map(|dtype| first_non_finite(&bytes, dtype)).transpose().map_err(numeric)?.flatten();
-        return found.map_or_else(|| writer.push(name, &bytes), |at| Err(not_finite(weight, at as u64)));
+        let found = float
+            .map(|dtype| first_non_finite(&bytes, dtype))
+            .transpose()
+            .map_err(numeric)?
+            .flatten();
+        return found
+            .map_or_else(|| writer.push(name, &bytes), |at| Err(not_finite(weight, at as u64)));
     };
     let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
     writer.push_copies(&names, stored.bytes(), |offset, buffer| {
         stored.read_at(offset, buffer)?;
         // A probe sees a few tokens; here every value passes by.
-        let found = float.map(|dtype| Ok((first_non_finite(buffer, dtype).map_err(numeric)?, dtype))).transpose()?;
+        let found = float
+            .map(|dtype| Ok((first_non_finite(buffer, dtype).map_err(numeric)?, dtype)))
+            .transpose()?;
         match found {
-            Some((Some(at), dtype)) => Err(not_finite(weight, offset / dtype.size_in_bytes() as u64 + at as u64)),
+            Some((Some(at), dtype)) => {
+                Err(not_finite(weight, offset / dtype.size_in_bytes() as u64 + at as u64))
+            }
             _ => Ok(()),
         }
     })

@@ -28,32 +28,51 @@ pub(crate) struct Deciding {
     pub pulled: Option<PoolStats>,
 }
 
-/// What is looked for in the whole original model, before anything is decided, is looked for in about this many tokens.
+/// What is looked for in the whole original model, before anything is decided, is looked for in
+/// about this many tokens.
 const SURVEY_TOKENS: usize = 4096;
 
 impl Deciding {
-    /// Reads the text of `decider`, which converts `source`, by the tokenizer of the model in `input`; `work` says what may be held.
+    /// Reads the text of `decider`, which converts `source`, by the tokenizer of the model in
+    /// `input`; `work` says what may be held.
     ///
     /// # Errors
     /// What reading returns; [`moe_checkpoint::Kind::Usage`] for too little text.
-    pub fn new(decider: Box<dyn LayerPass>, source: &Model, input: &Path, work: &Work<'_>) -> Result<Self> {
+    pub fn new(
+        decider: Box<dyn LayerPass>,
+        source: &Model,
+        input: &Path,
+        work: &Work<'_>,
+    ) -> Result<Self> {
         let length = decider.text().sequence_length;
-        let of_text = |option, live: &dyn Fn(usize) -> Result<u64>| memory::room(work.budget, option, live);
-        let room = of_text("--data-tokens", &|tokens| swept_bytes(&*decider, source, [tokens, 0], length, work));
+        let of_text =
+            |option, live: &dyn Fn(usize) -> Result<u64>| memory::room(work.budget, option, live);
+        let room = of_text("--data-tokens", &|tokens| {
+            swept_bytes(&*decider, source, [tokens, 0], length, work)
+        });
         // Fewer than it can decide by aren't asked for.
         let least = decider.least_tokens(length);
-        let room = room.map(|room| if room.tokens < least { Room { tokens: 0, ..room } } else { room });
+        let room =
+            room.map(|room| if room.tokens < least { Room { tokens: 0, ..room } } else { room });
         let (text, corpus) = calibration(decider.text(), input, source.vocab, room)?;
         let own = text.batch.tokens();
         let read_pool = |text: CalibrationOptions| {
-            let room = of_text("--pool-tokens", &|tokens| swept_bytes(&*decider, source, [own, tokens], length, work));
+            let room = of_text("--pool-tokens", &|tokens| {
+                swept_bytes(&*decider, source, [own, tokens], length, work)
+            });
             calibration(&text, input, source.vocab, room)
         };
         let (pool, of_pool) = decider.pool_text().map(read_pool).transpose()?.unzip();
         // What is too little is so for a reason that isn't seen in the text.
-        decider.check_text(&text, pool.as_ref()).map_err(|error| error.source(account(&text, &corpus)))?;
+        decider
+            .check_text(&text, pool.as_ref())
+            .map_err(|error| error.source(account(&text, &corpus)))?;
         let of_pool: Option<Corpus> = of_pool;
-        let read = corpus.texts.into_iter().chain(of_pool.into_iter().flat_map(|pool| pool.texts)).collect();
+        let read = corpus
+            .texts
+            .into_iter()
+            .chain(of_pool.into_iter().flat_map(|pool| pool.texts))
+            .collect();
         Ok(Self { decider, text, read, pool, pulled: None })
     }
 
@@ -68,8 +87,10 @@ impl Deciding {
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
     pub fn needs(&self, source: &Model, work: &Work<'_>) -> Result<Needs> {
-        let tokens = [self.text.batch.tokens(), self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())];
-        let option = if self.pool.is_some() { "--data-tokens and --pool-tokens" } else { "--data-tokens" };
+        let tokens =
+            [self.text.batch.tokens(), self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())];
+        let option =
+            if self.pool.is_some() { "--data-tokens and --pool-tokens" } else { "--data-tokens" };
         Needs::of_text(option, self.text.batch.longest(), |share, length| {
             let [own, pool] = tokens;
             let shares = [share.of_least(own, self.decider.least_tokens(length)), share.of(pool)];
@@ -83,7 +104,8 @@ impl Deciding {
         self.decider.flops(self.text.batch.tokens(), sequence)
     }
 
-    /// Lets what decides see all that it must have seen of `source` before the first layer, and the tokens that are to come.
+    /// Lets what decides see all that it must have seen of `source` before the first layer, and the
+    /// tokens that are to come.
     fn begin(
         &mut self,
         source: &Model,
@@ -94,8 +116,13 @@ impl Deciding {
         let layers = source.layers.len();
         let watched = |name: &str, text: &Calibration, observer: &mut dyn Observer| -> Result<()> {
             let tokens = text.batch.tokens();
-            progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers { tokens });
-            let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
+            progress.stage(
+                &format!("{name} {tokens} tokens"),
+                layers as u64,
+                Unit::Layers { tokens },
+            );
+            let storage =
+                storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
             let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
             for index in 0..layers {
                 sweep.layer(index, observer)?;
@@ -122,8 +149,9 @@ impl Deciding {
         Ok(())
     }
 
-    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it. What each stage of several
-    /// gave is `measured`, and taken back where it is no better than what was there before.
+    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it.
+    /// What each stage of several gave is `measured`, and taken back where it is no better than
+    /// what was there before.
     ///
     /// # Errors
     /// What sweeps return.
@@ -144,7 +172,11 @@ impl Deciding {
         let mut name = name;
         let mut stages: Vec<StageReport> = Vec::new();
         loop {
-            progress.stage(&format!("{name} on {tokens} tokens"), layers as u64, Unit::Layers { tokens });
+            progress.stage(
+                &format!("{name} on {tokens} tokens"),
+                layers as u64,
+                Unit::Layers { tokens },
+            );
             let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
             for index in 0..layers {
                 sweep.layer_converted(index, decider)?;
@@ -168,10 +200,12 @@ impl Deciding {
     }
 }
 
-/// Lets several decide in one sweep: what one makes of a layer is what the next converts, on tokens that have gone through what all up
-/// to it made of the layers before. Each is given with what it converts, of which only the first one's layers must be more than planned.
+/// Lets several decide in one sweep: what one makes of a layer is what the next converts, on tokens
+/// that have gone through what all up to it made of the layers before. Each is given with what it
+/// converts, of which only the first one's layers must be more than planned.
 ///
-/// Every one sees what it would see in a sweep of its own over the result of the one before it: what comes of it is the same.
+/// Every one sees what it would see in a sweep of its own over the result of the one before it:
+/// what comes of it is the same.
 ///
 /// # Errors
 /// What sweeps return.
@@ -193,7 +227,11 @@ pub(crate) fn decide_together(
         let Deciding { decider, text, .. } = &mut **deciding;
         sweeps.push((Sweep::stored(source, &text.batch, &options.compute, &storage)?, decider));
     }
-    progress.stage(&format!("{name} on {tokens} tokens"), source.layers.len() as u64, Unit::Layers { tokens });
+    progress.stage(
+        &format!("{name} on {tokens} tokens"),
+        source.layers.len() as u64,
+        Unit::Layers { tokens },
+    );
     for (index, layer) in source.layers.iter().enumerate() {
         let mut layer = layer.clone();
         for (sweep, decider) in &mut sweeps {
@@ -205,8 +243,8 @@ pub(crate) fn decide_together(
     Ok(())
 }
 
-/// The most bytes that `decider` holds while it decides on `source` by so many `own` tokens and tokens of a pool, in sequences of
-/// `length` at most.
+/// The most bytes that `decider` holds while it decides on `source` by so many `own` tokens and
+/// tokens of a pool, in sequences of `length` at most.
 fn swept_bytes(
     decider: &dyn LayerPass,
     source: &Model,
@@ -230,7 +268,10 @@ fn swept_bytes(
 /// What became of all tokens of a text.
 fn account(text: &Calibration, corpus: &Corpus) -> String {
     let special = text.batch.tokens() as u64 - text.counted();
-    let special =
-        if special > 0 { format!(", {special} are special, which --mask-special leaves out") } else { String::new() };
+    let special = if special > 0 {
+        format!(", {special} are special, which --mask-special leaves out")
+    } else {
+        String::new()
+    };
     format!("{}{special}", corpus.account())
 }

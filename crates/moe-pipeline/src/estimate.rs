@@ -9,8 +9,8 @@ use moe_math::Compute;
 use crate::bench::Peaks;
 use crate::prepare::Prepared;
 
-/// The share of a large matrix product's speed that whole sweeps have, small products, statistics and everything else included: what
-/// BENCHMARKS.md has of passes at real sizes on a CPU.
+/// The share of a large matrix product's speed that whole sweeps have, small products, statistics
+/// and everything else included: what BENCHMARKS.md has of passes at real sizes on a CPU.
 const SHARE: f64 = 0.5;
 /// Bytes of the result that are made, hashed and written in a second.
 const WRITTEN: f64 = 600e6;
@@ -20,8 +20,9 @@ const SLOWEST: f64 = 4e9;
 /// Fewer operations take less than a second anywhere, and aren't worth measuring the machine for.
 const SMALL: f64 = 1e9;
 
-/// Seconds on a CPU for each logit of two models whose distributions are compared: both logarithms in f64, and their divergence, which
-/// one thread takes. Of a vocabulary of 150,000 this takes longer than all products of a small model.
+/// Seconds on a CPU for each logit of two models whose distributions are compared: both logarithms
+/// in f64, and their divergence, which one thread takes. Of a vocabulary of 150,000 this takes
+/// longer than all products of a small model.
 const COMPARED_SECONDS: f64 = 25e-9;
 
 /// What a run takes time for.
@@ -43,7 +44,8 @@ impl Cost {
     pub fn seconds(self, compute: &Compute) -> Result<f64> {
         let speed = if self.flops < SMALL { SLOWEST } else { product_speed(compute)? };
         // A GPU compares them as fast as it reads them.
-        let comparing = if compute.device.is_cpu() { self.compared_logits * COMPARED_SECONDS } else { 0.0 };
+        let comparing =
+            if compute.device.is_cpu() { self.compared_logits * COMPARED_SECONDS } else { 0.0 };
         Ok(self.flops / (SHARE * speed) + comparing + self.bytes as f64 / WRITTEN)
     }
 }
@@ -62,7 +64,11 @@ fn product_speed(compute: &Compute) -> Result<f64> {
         return Ok(*speed);
     }
     let measured = Peaks::product(compute, 1024).map_err(|e| {
-        moe_checkpoint::Error::new(moe_checkpoint::Kind::Numeric, "cannot measure the speed of this device").source(e)
+        moe_checkpoint::Error::new(
+            moe_checkpoint::Kind::Numeric,
+            "cannot measure the speed of this device",
+        )
+        .source(e)
     })?;
     Ok(*SPEED.get_or_init(|| measured))
 }
@@ -73,8 +79,13 @@ mod tests {
 
     #[test]
     fn comparing_distributions_takes_time_beside_products() {
-        let of = |compared_logits| Cost { flops: 0.0, bytes: 600_000_000, compared_logits }.seconds(&Compute::cpu());
+        let of = |compared_logits| {
+            Cost { flops: 0.0, bytes: 600_000_000, compared_logits }.seconds(&Compute::cpu())
+        };
         let [without, with] = [0.0, 512.0 * 150_000.0].map(|logits| of(logits).unwrap());
-        assert!((without - 1.0).abs() < 1e-9 && (with - without - 1.92).abs() < 1e-9, "{without} {with}");
+        assert!(
+            (without - 1.0).abs() < 1e-9 && (with - without - 1.92).abs() < 1e-9,
+            "{without} {with}"
+        );
     }
 }

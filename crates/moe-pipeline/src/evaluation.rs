@@ -55,7 +55,10 @@ impl EvalOptions {
     /// # Errors
     /// As for [`Gates::check`].
     pub(crate) fn check(&self, has_original: bool) -> Result<()> {
-        check_windows(self.sequence_length, self.max_tokens.map(|tokens| ("--max-tokens", tokens)))?;
+        check_windows(
+            self.sequence_length,
+            self.max_tokens.map(|tokens| ("--max-tokens", tokens)),
+        )?;
         self.gates.check(has_original, &self.labels())
     }
 
@@ -85,7 +88,8 @@ pub fn eval(
     options.gates.check_size(model)?;
     let mut snapshot = Snapshot::default();
     snapshot.extend(DataSpec::files(&options.data));
-    let checkpoints = std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+    let checkpoints =
+        std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
     checkpoints.iter().flat_map(Checkpoint::warnings).for_each(|warning| progress.note(warning));
     let opened = Model::read(&checkpoints[0])?;
     let original = checkpoints.get(1).map(Model::read).transpose()?;
@@ -104,7 +108,9 @@ pub fn eval(
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
     corpus.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
-    learned::notes(model, DataSpec::files(&options.data))?.iter().for_each(|note| progress.note(note));
+    learned::notes(model, DataSpec::files(&options.data))?
+        .iter()
+        .for_each(|note| progress.note(note));
     let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
     let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.max_tokens));
     memory::check_budget(memory_budget, way, |budget| {
@@ -112,8 +118,19 @@ pub fn eval(
         Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
     })?;
     let storage = stored(memory_budget)?;
-    progress.stage("evaluate", opened.layers.len() as u64, Unit::Layers { tokens: corpus.tokens() });
-    let report = evaluate(&opened, original.as_ref(), &corpus, &storage, compute, &mut LayerProgress(progress))?;
+    progress.stage(
+        "evaluate",
+        opened.layers.len() as u64,
+        Unit::Layers { tokens: corpus.tokens() },
+    );
+    let report = evaluate(
+        &opened,
+        original.as_ref(),
+        &corpus,
+        &storage,
+        compute,
+        &mut LayerProgress(progress),
+    )?;
     checkpoints.iter().try_for_each(Checkpoint::check_unchanged)?;
     snapshot.check()?;
     Ok(report)

@@ -1,9 +1,12 @@
-//! What tells in milliseconds whether a checkpoint is the one that statistics or a plan were made of.
+//! What tells in milliseconds whether a checkpoint is the one that statistics or a plan were made
+//! of.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, json, read_whole, sha256_bytes, sha256_file};
+use moe_checkpoint::{
+    CONFIG_FILE, Checkpoint, Result, json, read_whole, sha256_bytes, sha256_file,
+};
 use moe_forward::tokenizer_files;
 use moe_math::Compute;
 use rayon::prelude::*;
@@ -56,8 +59,9 @@ fn of_tokenizer(dir: &Path) -> Result<Option<String>> {
     Ok(if seen.is_empty() { None } else { Some(sha256_bytes(seen.as_bytes())) })
 }
 
-/// Hash of all that decides what comes of a run, the build of the program and what it computes on included: a run that was killed may go
-/// on only where it is the same. Of texts that are read in parts, `digests` has the hash of what was read.
+/// Hash of all that decides what comes of a run, the build of the program and what it computes on
+/// included: a run that was killed may go on only where it is the same. Of texts that are read in
+/// parts, `digests` has the hash of what was read.
 ///
 /// # Errors
 /// What reading returns.
@@ -71,8 +75,8 @@ pub(crate) fn of_run<'a>(
     Ok(sha256_bytes(all_of_run(options, compute, models, texts, digests)?.to_string().as_bytes()))
 }
 
-/// [`of_run`] and, on a line behind it, a map of what that is by names that users know: what a training is saved under. Of `options`,
-/// `own` are those of the pass that trains.
+/// [`of_run`] and, on a line behind it, a map of what that is by names that users know: what a
+/// training is saved under. Of `options`, `own` are those of the pass that trains.
 ///
 /// # Errors
 /// What reading returns.
@@ -135,11 +139,15 @@ pub(crate) fn sha256_of(path: &Path, digests: &BTreeMap<PathBuf, String>) -> Res
     }
 }
 
-/// The hash of each file, or of what was read of it, by its short name; files are hashed side by side.
+/// The hash of each file, or of what was read of it, by its short name; files are hashed side by
+/// side.
 ///
 /// # Errors
 /// What reading returns.
-pub(crate) fn hashes_of(paths: &[&Path], digests: &BTreeMap<PathBuf, String>) -> Result<BTreeMap<String, String>> {
+pub(crate) fn hashes_of(
+    paths: &[&Path],
+    digests: &BTreeMap<PathBuf, String>,
+) -> Result<BTreeMap<String, String>> {
     let names: Vec<(&Path, String)> = short_names(paths.iter().copied()).into_iter().collect();
     names.into_par_iter().map(|(path, name)| Ok((name, sha256_of(path, digests)?))).collect()
 }

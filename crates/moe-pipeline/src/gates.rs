@@ -17,15 +17,18 @@ pub struct Gates {
     #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_kl: Option<f64>,
 
-    /// Gate: maximum increase of the loss over the original's, in nats; a negative one asks for a gain (needs --against).
+    /// Gate: maximum increase of the loss over the original's, in nats; a negative one asks for a
+    /// gain (needs --against).
     #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_loss_increase: Option<f64>,
 
-    /// Gate: minimum share of tokens, above 0 and at most 1, whose most probable next token is the original's (needs --against).
+    /// Gate: minimum share of tokens, above 0 and at most 1, whose most probable next token is the
+    /// original's (needs --against).
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub min_agreement: Option<f64>,
 
-    /// Gate: one of these three for one label of --data, as LABEL:GATE=LIMIT, such as code:max-kl=0.05; repeat it for more.
+    /// Gate: one of these three for one label of --data, as LABEL:GATE=LIMIT, such as
+    /// code:max-kl=0.05; repeat it for more.
     #[arg(long = "domain", value_name = "LABEL:GATE=LIMIT")]
     #[serde(default)]
     pub domain: Vec<DomainGate>,
@@ -34,7 +37,8 @@ pub struct Gates {
     #[arg(long, value_name = "SIZE")]
     pub max_bytes: Option<ByteSize>,
 
-    /// Gate: the loss of each label, and KL where there is one, must be those of this file, which eval --json printed before.
+    /// Gate: the loss of each label, and KL where there is one, must be those of this file, which
+    /// eval --json printed before.
     #[arg(long, value_name = "FILE")]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub golden: Option<PathBuf>,
@@ -44,7 +48,8 @@ pub struct Gates {
     pub golden_tolerance: Option<f64>,
 }
 
-/// Losses and KL of the same model on the same text differ by rounding alone, on another machine or device, too.
+/// Losses and KL of the same model on the same text differ by rounding alone, on another machine or
+/// device, too.
 const GOLDEN_TOLERANCE: f64 = 1e-3;
 
 /// What a gate limits.
@@ -88,10 +93,13 @@ impl Figure {
             )),
             Self::Agreement if limit > 0.0 && limit <= 1.0 => Ok(()),
             Self::Agreement if (2.0..=100.0).contains(&limit) => {
-                let share = format!("give a share above 0, at most 1: {} for {limit} %", limit / 100.0);
+                let share =
+                    format!("give a share above 0, at most 1: {} for {limit} %", limit / 100.0);
                 Err(usage(self.gate(), limit, share))
             }
-            Self::Agreement => Err(usage(self.gate(), limit, "give a share above 0, at most 1, such as 0.9")),
+            Self::Agreement => {
+                Err(usage(self.gate(), limit, "give a share above 0, at most 1, such as 0.9"))
+            }
         }
     }
 
@@ -109,8 +117,11 @@ fn check_distance(gate: &str, limit: f64) -> Result<()> {
 }
 
 fn usage(gate: &str, limit: f64, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Usage, format!("--{gate} {limit} is not a limit that a measurement can meet or miss"))
-        .remedy(remedy)
+    Error::new(
+        Kind::Usage,
+        format!("--{gate} {limit} is not a limit that a measurement can meet or miss"),
+    )
+    .remedy(remedy)
 }
 
 /// A gate for one label.
@@ -143,7 +154,12 @@ impl FromStr for DomainGate {
 
 impl Serialize for DomainGate {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}:{}={}", self.label, self.figure.gate(), self.limit))
+        serializer.collect_str(&format_args!(
+            "{}:{}={}",
+            self.label,
+            self.figure.gate(),
+            self.limit
+        ))
     }
 }
 
@@ -212,30 +228,37 @@ fn figure(value: f64) -> String {
 }
 
 impl Gates {
-    /// Refuses limits that can't be kept or say nothing, and those that nothing will be measured for: of labels that aren't `labels`, or
-    /// without an original. No file is read.
+    /// Refuses limits that can't be kept or say nothing, and those that nothing will be measured
+    /// for: of labels that aren't `labels`, or without an original. No file is read.
     ///
     /// # Errors
     /// [`Kind::Usage`] then, with the range of the gate.
     pub fn check(&self, has_original: bool, labels: &[&str]) -> Result<()> {
-        self.overall().try_for_each(|(figure, limit)| limit.map_or(Ok(()), |limit| figure.check(limit)))?;
+        self.overall()
+            .try_for_each(|(figure, limit)| limit.map_or(Ok(()), |limit| figure.check(limit)))?;
         if let Some(tolerance) = self.golden_tolerance {
             check_distance("golden-tolerance", tolerance)?;
             if self.golden.is_none() {
                 let what = "--golden-tolerance is given, but no golden file to compare with";
-                return Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"));
+                return Err(
+                    Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out")
+                );
             }
         }
         if let Some(gate) = self.comparing().filter(|_| !has_original) {
-            return Err(Error::new(Kind::Usage, "this gate compares with an original, and none is given")
-                .remedy("give --against ORIGINAL")
-                .idle(&[gate]));
+            return Err(Error::new(
+                Kind::Usage,
+                "this gate compares with an original, and none is given",
+            )
+            .remedy("give --against ORIGINAL")
+            .idle(&[gate]));
         }
         match self.domain.iter().find(|gate| !labels.contains(&gate.label.as_str())) {
-            Some(gate) => {
-                Err(Error::new(Kind::Usage, format!("a gate for the label {:?}, which no --data has", gate.label))
-                    .remedy(format!("the labels are {}", labels.join(", "))))
-            }
+            Some(gate) => Err(Error::new(
+                Kind::Usage,
+                format!("a gate for the label {:?}, which no --data has", gate.label),
+            )
+            .remedy(format!("the labels are {}", labels.join(", ")))),
             None => Ok(()),
         }
     }
@@ -253,13 +276,15 @@ impl Gates {
         }
     }
 
-    /// A gate that compares with an original, as a key of a recipe, where gates have a table of their own.
+    /// A gate that compares with an original, as a key of a recipe, where gates have a table of
+    /// their own.
     fn comparing(&self) -> Option<&'static str> {
-        let overall = self.overall().find(|(_, limit)| limit.is_some()).map(|(figure, _)| match figure {
-            Figure::Kl => "gates.max-kl",
-            Figure::LossIncrease => "gates.max-loss-increase",
-            Figure::Agreement => "gates.min-agreement",
-        });
+        let overall =
+            self.overall().find(|(_, limit)| limit.is_some()).map(|(figure, _)| match figure {
+                Figure::Kl => "gates.max-kl",
+                Figure::LossIncrease => "gates.max-loss-increase",
+                Figure::Agreement => "gates.min-agreement",
+            });
         overall.or((!self.domain.is_empty()).then_some("gates.domain"))
     }
 
@@ -282,7 +307,8 @@ impl Gates {
             MeasuredGate { gate, limit, measured, met: figure.keeps(measured, limit) }
         };
         let overall = self.overall().filter_map(|(figure, limit)| Some((figure, limit?)));
-        let overall = overall.map(|(figure, limit)| beside(figure.gate().to_owned(), figure, limit, &report.all));
+        let overall = overall
+            .map(|(figure, limit)| beside(figure.gate().to_owned(), figure, limit, &report.all));
         let mut gates: Vec<MeasuredGate> = overall.collect();
         for DomainGate { label, figure, limit } in &self.domain {
             let rows = report.domains.iter().filter(|row| row.label == *label);
@@ -325,13 +351,19 @@ impl Gates {
                 return Err(unknown_label(&expected.label, path));
             };
             if row.tokens != expected.tokens {
-                let what = format!("this golden has {} tokens of {:?}", expected.tokens, expected.label);
-                return Err(Error::new(Kind::Usage, format!("{what}, the text has {}", row.tokens))
-                    .file(path)
-                    .remedy("evaluate on the text it was made with"));
+                let what =
+                    format!("this golden has {} tokens of {:?}", expected.tokens, expected.label);
+                return Err(Error::new(
+                    Kind::Usage,
+                    format!("{what}, the text has {}", row.tokens),
+                )
+                .file(path)
+                .remedy("evaluate on the text it was made with"));
             }
             let kl = expected.against.as_ref().map(|against| ("KL", against.kl, row.kl()));
-            for (name, expected, found) in [Some(("loss", expected.loss, Some(row.loss))), kl].into_iter().flatten() {
+            for (name, expected, found) in
+                [Some(("loss", expected.loss, Some(row.loss))), kl].into_iter().flatten()
+            {
                 let measured = (found.unwrap_or(f64::NAN) - expected).abs();
                 let gate = format!("golden-tolerance of the {name} of {}", row.label);
                 gates.push(MeasuredGate { gate, limit, measured, met: measured <= limit });
@@ -384,9 +416,16 @@ mod tests {
     use super::*;
 
     fn row(label: &str, kl: f64, change: f64, agreement: f64) -> DomainReport {
-        let against = Comparison { original_loss: 2.0, kl, rare_kl: None, top1_agreement: agreement };
+        let against =
+            Comparison { original_loss: 2.0, kl, rare_kl: None, top1_agreement: agreement };
         let (loss, against) = (2.0 + change, Some(against));
-        DomainReport { label: label.to_owned(), tokens: 10, loss, against, ..DomainReport::default() }
+        DomainReport {
+            label: label.to_owned(),
+            tokens: 10,
+            loss,
+            against,
+            ..DomainReport::default()
+        }
     }
 
     fn failed(gates: &Gates, report: &EvalReport) -> Vec<String> {
@@ -396,9 +435,17 @@ mod tests {
 
     #[test]
     fn small_figures_are_said() {
-        let gate = |limit, measured, met| MeasuredGate { gate: "max-kl".into(), limit, measured, met }.describe();
-        assert_eq!(gate(1e-20, 4.68e-13, false), "max-kl is 1.00e-20, measured 4.68e-13, 4.68e-13 beyond it");
-        assert_eq!(gate(0.05, 0.0625, false), "max-kl is 0.050000, measured 0.062500, 0.012500 beyond it");
+        let gate = |limit, measured, met| {
+            MeasuredGate { gate: "max-kl".into(), limit, measured, met }.describe()
+        };
+        assert_eq!(
+            gate(1e-20, 4.68e-13, false),
+            "max-kl is 1.00e-20, measured 4.68e-13, 4.68e-13 beyond it"
+        );
+        assert_eq!(
+            gate(0.05, 0.0625, false),
+            "max-kl is 0.050000, measured 0.062500, 0.012500 beyond it"
+        );
         assert_eq!(gate(1e-6, 0.0, true), "max-kl is 1.00e-6, measured 0.000000");
     }
 
@@ -410,16 +457,25 @@ mod tests {
         let gates = Gates {
             max_kl: Some(0.2),
             min_agreement: Some(0.86),
-            domain: vec![gate("code:max-kl=0.25"), gate("text:max-kl=0.25"), gate("code:max-loss-increase=0.1")],
+            domain: vec![
+                gate("code:max-kl=0.25"),
+                gate("text:max-kl=0.25"),
+                gate("code:max-loss-increase=0.1"),
+            ],
             ..Gates::default()
         };
-        assert_eq!(failed(&gates, &report), ["min-agreement", "max-kl of code", "max-loss-increase of code"]);
+        assert_eq!(
+            failed(&gates, &report),
+            ["min-agreement", "max-kl of code", "max-loss-increase of code"]
+        );
         let nothing = EvalReport { all: row("all", f64::NAN, 0.0, 1.0), ..report };
         assert_eq!(failed(&Gates { max_kl: Some(9.0), ..Gates::default() }, &nothing), ["max-kl"]);
         for wrong in ["code", "code:max-kl", "code:kl=1", "max-kl=1", "code:max-kl=x"] {
             assert_eq!(wrong.parse::<DomainGate>().unwrap_err().kind(), Kind::Usage, "{wrong}");
         }
-        assert!(gates.check(false, &["code", "text"]).is_err() && gates.check(true, &["code"]).is_err());
+        assert!(
+            gates.check(false, &["code", "text"]).is_err() && gates.check(true, &["code"]).is_err()
+        );
         gates.check(true, &["code", "text"]).unwrap();
     }
 
@@ -433,26 +489,55 @@ mod tests {
         let (nan, infinite) = (f64::NAN, f64::INFINITY);
         type Set = fn(&mut Gates, f64);
         let gates: [(Set, &str, &[f64], &[f64]); 4] = [
-            (|g, limit| g.max_kl = Some(limit), "from 0 on", &[0.0, 1e-12, 9.0], &[-1.0, -1e-9, nan, infinite]),
-            (|g, limit| g.max_loss_increase = Some(limit), "nats", &[0.0, -0.5, 3.0], &[nan, infinite, -infinite]),
+            (
+                |g, limit| g.max_kl = Some(limit),
+                "from 0 on",
+                &[0.0, 1e-12, 9.0],
+                &[-1.0, -1e-9, nan, infinite],
+            ),
+            (
+                |g, limit| g.max_loss_increase = Some(limit),
+                "nats",
+                &[0.0, -0.5, 3.0],
+                &[nan, infinite, -infinite],
+            ),
             (
                 |g, limit| g.min_agreement = Some(limit),
                 "above 0, at most 1",
                 &[1e-9, 0.9, 1.0],
                 &[0.0, 90.0, 1.01, -0.1, nan, infinite],
             ),
-            (|g, limit| g.golden_tolerance = Some(limit), "from 0 on", &[0.0, 1.0], &[-1.0, nan, infinite]),
+            (
+                |g, limit| g.golden_tolerance = Some(limit),
+                "from 0 on",
+                &[0.0, 1.0],
+                &[-1.0, nan, infinite],
+            ),
         ];
         for (set, range, good, bad) in gates {
             good.iter().for_each(|limit| with(set, *limit).unwrap());
             for limit in bad {
                 let error = with(set, *limit).unwrap_err();
-                assert!(error.contains(range) && error.contains(&limit.to_string()), "{limit}: {error}");
+                assert!(
+                    error.contains(range) && error.contains(&limit.to_string()),
+                    "{limit}: {error}"
+                );
             }
         }
-        assert!(with(|g, limit| g.min_agreement = Some(limit), 90.0).unwrap_err().contains("0.9 for 90 %"));
+        assert!(
+            with(|g, limit| g.min_agreement = Some(limit), 90.0)
+                .unwrap_err()
+                .contains("0.9 for 90 %")
+        );
         for bad in ["min-agreement=90", "max-kl=-1", "max-kl=nan", "max-loss-increase=inf"] {
-            assert!(format!("code:{bad}").parse::<DomainGate>().unwrap_err().to_string().contains("remedy"), "{bad}");
+            assert!(
+                format!("code:{bad}")
+                    .parse::<DomainGate>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("remedy"),
+                "{bad}"
+            );
         }
         let without = Gates { golden_tolerance: Some(0.1), ..Gates::default() };
         assert!(without.check(true, &[]).is_err());
@@ -471,7 +556,10 @@ mod tests {
         let gates = Gates { golden: Some(path), ..Gates::default() };
         assert!(failed(&gates, &report(0.1005)).is_empty());
         let found = failed(&gates, &report(0.102));
-        assert_eq!(found, ["golden-tolerance of the loss of code", "golden-tolerance of the loss of all"]);
+        assert_eq!(
+            found,
+            ["golden-tolerance of the loss of code", "golden-tolerance of the loss of all"]
+        );
         let other = EvalReport { domains: vec![row("text", 0.3, 0.1, 0.8)], ..report(0.1) };
         assert_eq!(gates.measured(&other, Path::new("none")).unwrap_err().kind(), Kind::Usage);
     }

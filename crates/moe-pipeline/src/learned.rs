@@ -15,7 +15,10 @@ const HASHED_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// What reading them returns.
-pub(crate) fn notes<'t>(dir: &Path, texts: impl IntoIterator<Item = &'t Path>) -> Result<Vec<String>> {
+pub(crate) fn notes<'t>(
+    dir: &Path,
+    texts: impl IntoIterator<Item = &'t Path>,
+) -> Result<Vec<String>> {
     let path = dir.join(RECEIPT_FILE);
     if !file_exists(&path)? {
         return Ok(Vec::new());
@@ -41,8 +44,10 @@ pub(crate) fn notes<'t>(dir: &Path, texts: impl IntoIterator<Item = &'t Path>) -
 fn hashes(receipt: &Value) -> BTreeSet<&str> {
     let before = receipt["before"].as_array().into_iter().flatten();
     let options = before.chain([receipt]).map(|pass| &pass["options"]);
-    let specs =
-        options.flat_map(|options| ["data", "pool"].map(|key| &options[key])).filter_map(Value::as_array).flatten();
+    let specs = options
+        .flat_map(|options| ["data", "pool"].map(|key| &options[key]))
+        .filter_map(Value::as_array)
+        .flatten();
     let paths: Vec<&Path> = specs.filter_map(|spec| spec["path"].as_str()).map(Path::new).collect();
     // Texts go by the ends of their paths.
     let texts = receipt["texts"].as_object().into_iter().flatten();
@@ -60,7 +65,8 @@ mod tests {
     #[test]
     fn held_out_text_is_not_learned_from() {
         let options = |files: &[&str]| {
-            let files: Vec<_> = files.iter().map(|path| json!({ "label": "x", "path": path })).collect();
+            let files: Vec<_> =
+                files.iter().map(|path| json!({ "label": "x", "path": path })).collect();
             json!({ "data": files, "held-out": [{ "label": "x", "path": "h/c.txt" }] })
         };
         let receipt = json!({

@@ -1,5 +1,5 @@
-//! Running passes: from checkpoint to verified checkpoint with receipt, model card and manifest; recipes,
-//! gates and reports.
+//! Running passes: from checkpoint to verified checkpoint with receipt, model card and manifest;
+//! recipes, gates and reports.
 //!
 //! Nothing here prints. Results are values, and progress goes to a [`Progress`].
 
@@ -45,23 +45,30 @@ pub use applicable::Applicable;
 pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
 pub use build::{BUILD, VERSION};
 pub use card::identity as describe_identity;
-pub use convert::{Conversion, ConvertOptions, HasTokenizer, PlannedOutput, check_output, convert, plan};
+pub use convert::{
+    Conversion, ConvertOptions, HasTokenizer, PlannedOutput, check_output, convert, plan,
+};
 pub use evaluation::{EvalOptions, eval};
 pub use fingerprint::Fingerprint;
 pub use gates::{DomainGate, Gates, MeasuredGate, not_met};
 pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use live::{
-    count_allocated, count_freed, has_budget, live_bytes, peak_live_bytes, resident_limit, untouched_bytes,
+    count_allocated, count_freed, has_budget, live_bytes, peak_live_bytes, resident_limit,
+    untouched_bytes,
 };
 pub use logits::write_logits;
 pub use markdown::{MarkdownCode, MarkdownText};
 pub use memory::{check_small_budget, passed_budget};
-pub use observe::{Observation, ObserveOptions, ObservedLayer, check_observe, has_statistics, is_observed, observe};
+pub use observe::{
+    Observation, ObserveOptions, ObservedLayer, check_observe, has_statistics, is_observed, observe,
+};
 pub use outputs::{JUNIT, check_summary};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown, recipe_schema};
-pub use resources::{ByteSize, begin_step, memory_bytes, peak_memory_bytes, process_peak_memory_bytes};
+pub use resources::{
+    ByteSize, begin_step, memory_bytes, peak_memory_bytes, process_peak_memory_bytes,
+};
 pub use reuse::{FoundResult, copy_finished, find_result, has_result, other_work};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};

@@ -1,26 +1,28 @@
-//! Bytes that the program has asked for and not given back. They are the same on any machine, unlike resident memory, in which
-//! an allocator's spare pages and huge pages count, too.
+//! Bytes that the program has asked for and not given back. They are the same on any machine,
+//! unlike resident memory, in which an allocator's spare pages and huge pages count, too.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
-/// A thread keeps to itself what it takes or gives back up to this many bytes: threads that all add to one number slow each
-/// other down. By so much, for each thread, the numbers here can be off.
+/// A thread keeps to itself what it takes or gives back up to this many bytes: threads that all add
+/// to one number slow each other down. By so much, for each thread, the numbers here can be off.
 const UNREPORTED_BYTES: i64 = 64 << 10;
 /// How much is handed out between two looks at resident memory, at least.
 const LOOK_EVERY_BYTES: i64 = 16 << 20;
-/// What the program holds before it does anything: its code, stacks, and what its libraries keep for each thread.
+/// What the program holds before it does anything: its code, stacks, and what its libraries keep
+/// for each thread.
 const PROGRAM_BYTES: u64 = 24 << 20;
 
-/// Resident bytes of a program that asks for `live` bytes at once: what is promised before it runs, and what the allocator is held to
-/// while it does.
+/// Resident bytes of a program that asks for `live` bytes at once: what is promised before it runs,
+/// and what the allocator is held to while it does.
 pub(crate) fn resident_bytes(live: u64) -> u64 {
     PROGRAM_BYTES + live + live / 8
 }
 
 thread_local! {
     static UNREPORTED: Cell<i64> = const { Cell::new(0) };
-    /// The last large allocation of this thread, until the thread asks for more or gives something back: by then it was written to.
+    /// The last large allocation of this thread, until the thread asks for more or gives something
+    /// back: by then it was written to.
     static UNTOUCHED: Cell<i64> = const { Cell::new(0) };
 }
 
@@ -37,7 +39,8 @@ struct Live {
     turnover: AtomicI64,
     /// Large allocations that aren't resident yet, of all threads.
     untouched: AtomicI64,
-    /// What the running work was said to hold: giving memory back takes time, and nobody expects less.
+    /// What the running work was said to hold: giving memory back takes time, and nobody expects
+    /// less.
     promised: AtomicU64,
     budget: AtomicU64,
 }
@@ -65,7 +68,8 @@ impl Live {
         let taken = bytes.max(0);
         // Near a ceiling, looks must come more often.
         let often = if self.budget.load(Relaxed) == u64::MAX { 1 } else { 4 };
-        let due = self.turnover.fetch_add(taken, Relaxed) + taken >= LOOK_EVERY_BYTES.max(held / 8) / often;
+        let due = self.turnover.fetch_add(taken, Relaxed) + taken
+            >= LOOK_EVERY_BYTES.max(held / 8) / often;
         if due {
             self.turnover.store(0, Relaxed);
         }
@@ -94,8 +98,8 @@ impl Live {
     }
 }
 
-/// Counts `bytes` that the program's allocator is about to hand out. Whether now is the time to look at how much of what was given
-/// back the allocator still holds.
+/// Counts `bytes` that the program's allocator is about to hand out. Whether now is the time to
+/// look at how much of what was given back the allocator still holds.
 pub fn count_allocated(bytes: usize) -> bool {
     count(bytes as i64)
 }
@@ -105,7 +109,8 @@ pub fn count_freed(bytes: usize) {
     count(-(bytes as i64));
 }
 
-/// Bytes that were handed out and aren't resident yet, since nothing was written to them: about these, resident memory will grow.
+/// Bytes that were handed out and aren't resident yet, since nothing was written to them: about
+/// these, resident memory will grow.
 pub fn untouched_bytes() -> u64 {
     LIVE.untouched.load(Relaxed).max(0) as u64
 }
@@ -128,7 +133,8 @@ fn count(bytes: i64) -> bool {
     LIVE.add(unreported)
 }
 
-/// The most resident bytes that the allocator should keep the program at, so that resident memory follows from what is asked for.
+/// The most resident bytes that the allocator should keep the program at, so that resident memory
+/// follows from what is asked for.
 pub fn resident_limit() -> u64 {
     LIVE.resident_limit()
 }

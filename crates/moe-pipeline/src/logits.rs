@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use moe_checkpoint::{
-    Checkpoint, Dtype, Entry, Error, Kind, Locations, Result, Snapshot, StagedFile, check_file, encode_header,
+    Checkpoint, Dtype, Entry, Error, Kind, Locations, Result, Snapshot, StagedFile, check_file,
+    encode_header,
 };
 use moe_forward::{Batch, Head, Storage, Sweep};
 use moe_math::Compute;
@@ -18,11 +19,13 @@ use crate::resources::ByteSize;
 /// Tokens whose logits are computed at once.
 const TOKEN_BLOCK: usize = 1024;
 
-/// Runs the checkpoint `model` on the ids in `tokens` and writes `logits`, `[all tokens in order, vocab]` f32, to `output`; their shape.
+/// Runs the checkpoint `model` on the ids in `tokens` and writes `logits`, `[all tokens in order,
+/// vocab]` f32, to `output`; their shape.
 ///
 /// # Errors
-/// [`Kind::Usage`] for ids that the model doesn't have, and where `output` exists, unless it is empty, or holds logits and `overwrite` is
-/// given; what reading, computing and writing return. No new file is left then.
+/// [`Kind::Usage`] for ids that the model doesn't have, and where `output` exists, unless it is
+/// empty, or holds logits and `overwrite` is given; what reading, computing and writing return. No
+/// new file is left then.
 pub fn write_logits(
     model: &Path,
     tokens: &Path,
@@ -43,7 +46,8 @@ pub fn write_logits(
     [checkpoint.dir(), tokens].into_iter().for_each(|path| locations.reads(path));
     locations.writes(output)?;
     let found = check_file(output, &LOGITS, overwrite)?;
-    let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
+    let text =
+        Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
     let needed = memory::logits(&model, &text, TOKEN_BLOCK, compute);
     let fewer = |budget| {
         let text = Text::first(1, 1, Storage::default());
@@ -58,17 +62,26 @@ pub fn write_logits(
     let head = Head::load(&model, compute)?;
     let shape = [batch.tokens(), model.vocab];
     let end = (shape[0] * shape[1] * 4) as u64;
-    let entry = Entry { name: "logits".to_owned(), dtype: Dtype::F32, start: 0, end, shape: shape.to_vec() };
-    let numeric = |e: candle_core::Error| Error::new(Kind::Numeric, "cannot compute logits").source(e);
+    let entry = Entry {
+        name: "logits".to_owned(),
+        dtype: Dtype::F32,
+        start: 0,
+        end,
+        shape: shape.to_vec(),
+    };
+    let numeric =
+        |e: candle_core::Error| Error::new(Kind::Numeric, "cannot compute logits").source(e);
     let mut failure = None;
     let written = file.commit(|file| {
         file.write_all(&encode_header(std::slice::from_ref(&entry)))?;
         for start in (0..batch.tokens()).step_by(TOKEN_BLOCK) {
             let rows = TOKEN_BLOCK.min(batch.tokens() - start);
             let block = sweep.hidden(start..start + rows).and_then(|h| head.logits(&h));
-            let values = block.and_then(|b| b.flatten_all().and_then(|b| b.to_vec1::<f32>()).map_err(numeric));
+            let values = block
+                .and_then(|b| b.flatten_all().and_then(|b| b.to_vec1::<f32>()).map_err(numeric));
             match values {
-                Ok(values) => file.write_all(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())?,
+                Ok(values) => file
+                    .write_all(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())?,
                 Err(error) => {
                     failure = Some(error);
                     return Err(std::io::Error::other("no logits"));

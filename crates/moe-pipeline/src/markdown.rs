@@ -1,4 +1,5 @@
-//! Text from elsewhere in Markdown pages: model cards, and summaries of recipes. It stays text: no markup, no HTML, no link.
+//! Text from elsewhere in Markdown pages: model cards, and summaries of recipes. It stays text: no
+//! markup, no HTML, no link.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -22,7 +23,9 @@ impl Display for MarkdownText<'_> {
                 '&' => f.write_str("&amp;")?,
                 '\\' | '`' | '*' | '[' | ']' | '|' | '~' | '$' => write!(f, "\\{c}")?,
                 // Names of models and options have many, and within a word they mean nothing.
-                '_' if !(before.is_alphanumeric() && after.starts_with(char::is_alphanumeric)) => f.write_str("\\_")?,
+                '_' if !(before.is_alphanumeric() && after.starts_with(char::is_alphanumeric)) => {
+                    f.write_str("\\_")?
+                }
                 // GitHub makes links of addresses.
                 ':' if after.starts_with("//") => f.write_str("\\:")?,
                 '.' if before.eq_ignore_ascii_case(&'w') => f.write_str("\\.")?,
@@ -44,7 +47,11 @@ impl Display for MarkdownCode<'_> {
         let text: String = self.0.chars().map(in_a_line).collect();
         let fence = "`".repeat(longest_run(&text) + 1);
         // A backtick at an end would become part of the fence, and code of nothing isn't code.
-        let space = if text.trim().is_empty() || text.starts_with('`') || text.ends_with('`') { " " } else { "" };
+        let space = if text.trim().is_empty() || text.starts_with('`') || text.ends_with('`') {
+            " "
+        } else {
+            ""
+        };
         write!(f, "{fence}{space}{text}{space}{fence}")
     }
 }

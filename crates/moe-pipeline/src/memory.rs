@@ -1,5 +1,6 @@
-//! How much memory a run holds, said before it starts: the live bytes of its largest stage, and what resident memory follows from
-//! them. Every term names a buffer of the stage that it is of; `tests/it/budget.rs` compares promises with what was held.
+//! How much memory a run holds, said before it starts: the live bytes of its largest stage, and
+//! what resident memory follows from them. Every term names a buffer of the stage that it is of;
+//! `tests/it/budget.rs` compares promises with what was held.
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{Corpus, HELD_BYTES_A_TOKEN, Room, Storage};
@@ -12,7 +13,8 @@ use crate::resources::{ByteSize, process_peak_memory_bytes};
 
 /// What may be handed out between two looks at resident memory, beyond what a budget is held to.
 const BETWEEN_LOOKS_BYTES: u64 = 8 << 20;
-/// Sequences attend together up to so many tokens, queries of a block see all keys at once, and experts run on so many tokens.
+/// Sequences attend together up to so many tokens, queries of a block see all keys at once, and
+/// experts run on so many tokens.
 const ATTENTION_TOKENS: usize = 4096;
 const QUERY_BLOCK: usize = 256;
 const EXPERT_TOKENS: usize = 4096;
@@ -20,16 +22,19 @@ const EXPERT_TOKENS: usize = 4096;
 const LEFT_OUT_BYTES: usize = 512 << 20;
 /// Log-probabilities of a block are in f64 and take at most this.
 const LOGIT_BYTES: usize = 64 << 20;
-/// What is held by the time that text has been read, beyond the text: its tokenizer above all, and what reading left.
+/// What is held by the time that text has been read, beyond the text: its tokenizer above all, and
+/// what reading left.
 const READING_BYTES: u64 = 1 << 20;
 /// Up to so many rows a product reads a matrix as it is stored; for more it is widened to f32.
 const FEW_ROWS: usize = 128;
 /// Buffers of the writer: eight of 2 MiB.
 const WRITER_BYTES: u64 = 16 << 20;
-/// What is kept of a token beside its states: its id in its sequence and in the batch, and its group.
+/// What is kept of a token beside its states: its id in its sequence and in the batch, and its
+/// group.
 const TEXT_BYTES_A_TOKEN: u64 = 16;
 
-/// Resident memory of a run that asks for `live` bytes at once: what the allocator is held to (see [`crate::resident_limit`]).
+/// Resident memory of a run that asks for `live` bytes at once: what the allocator is held to (see
+/// [`crate::resident_limit`]).
 pub(crate) fn resident(live: u64) -> ByteSize {
     ByteSize(resident_bytes(live))
 }
@@ -39,8 +44,9 @@ pub(crate) fn most_resident(live: u64) -> ByteSize {
     ByteSize(resident(live).0 + BETWEEN_LOOKS_BYTES)
 }
 
-/// Refuses work under a budget that doesn't hold it, and keeps resident memory below the budget otherwise. `live` says what the work
-/// asks for at once under a budget, beyond what is held now: with less of it, hidden states go to a file and graphs aren't kept.
+/// Refuses work under a budget that doesn't hold it, and keeps resident memory below the budget
+/// otherwise. `live` says what the work asks for at once under a budget, beyond what is held now:
+/// with less of it, hidden states go to a file and graphs aren't kept.
 ///
 /// # Errors
 /// [`Kind::Usage`] then, with the least budget that works, and what else does, which `ways` finds.
@@ -51,10 +57,12 @@ pub(crate) fn check_budget(
 ) -> Result<()> {
     let Some(budget) = budget else { return Ok(()) };
     let held = live_bytes().unwrap_or(0);
-    let needed = |budget| live(budget).map_or(ByteSize(u64::MAX), |live| most_resident(live + held));
+    let needed =
+        |budget| live(budget).map_or(ByteSize(u64::MAX), |live| most_resident(live + held));
     if needed(budget) > budget {
         let least = least_budget(budget, needed);
-        let what = format!("this run holds at least about {least} in memory, the budget is {budget}");
+        let what =
+            format!("this run holds at least about {least} in memory, the budget is {budget}");
         let ways = ways(budget).map_or(String::new(), |ways| format!(", or {ways}"));
         let remedy = format!("give --memory-budget {}MB or more{ways}", with_margin(least));
         return Err(Error::new(Kind::Usage, what).remedy(remedy));
@@ -64,8 +72,8 @@ pub(crate) fn check_budget(
     Ok(())
 }
 
-/// Refuses a command that holds `live` bytes beside the program itself under a budget that is too small for it; `ways` says what makes
-/// that less, if anything does.
+/// Refuses a command that holds `live` bytes beside the program itself under a budget that is too
+/// small for it; `ways` says what makes that less, if anything does.
 ///
 /// # Errors
 /// [`Kind::Usage`] then.
@@ -73,8 +81,8 @@ pub fn check_small_budget(budget: Option<ByteSize>, live: u64, ways: Option<&str
     check_budget(budget, |_| ways.map(str::to_owned), |_| Ok(live))
 }
 
-/// What to say of a run that held more than `budget`, by a few percent at least: it goes on, since all its work would be lost otherwise,
-/// but what was promised is wrong.
+/// What to say of a run that held more than `budget`, by a few percent at least: it goes on, since
+/// all its work would be lost otherwise, but what was promised is wrong.
 pub fn passed_budget(budget: ByteSize) -> Option<String> {
     let held = ByteSize(process_peak_memory_bytes()?);
     (held.0 > budget.0.saturating_add(budget.0 / 50)).then(|| {
@@ -84,7 +92,8 @@ pub fn passed_budget(budget: ByteSize) -> Option<String> {
     })
 }
 
-/// What is named as the least budget, in megabytes: a little more than was found, since what is held now differs from run to run.
+/// What is named as the least budget, in megabytes: a little more than was found, since what is
+/// held now differs from run to run.
 fn with_margin(least: ByteSize) -> u64 {
     (least.0 + least.0 / 100).div_ceil(1_000_000) + 1
 }
@@ -109,8 +118,8 @@ pub(crate) fn fits(live: u64, budget: ByteSize) -> bool {
     most_resident(live + live_bytes().unwrap_or(0)) <= budget
 }
 
-/// How much text `budget` has room for, if `live` says what the work on so many tokens asks for at once; `option` limits the tokens of a
-/// label.
+/// How much text `budget` has room for, if `live` says what the work on so many tokens asks for at
+/// once; `option` limits the tokens of a label.
 pub(crate) fn room(
     budget: Option<ByteSize>,
     option: &'static str,
@@ -133,7 +142,8 @@ pub(crate) fn room(
         if holds(middle) { tokens = middle } else { too_many = middle }
     }
     let tokens = if tokens > 1 { tokens } else { 0 };
-    // Before the work begins there is more room for text than beside it: what it would take is then known, and said.
+    // Before the work begins there is more room for text than beside it: what it would take is then
+    // known, and said.
     let bytes = (tokens as u64 * HELD_BYTES_A_TOKEN).max(budget.0 / 8);
     Some(Room { tokens, bytes, option })
 }
@@ -164,13 +174,23 @@ impl Text {
 
     /// All of `corpus`.
     pub fn of(corpus: &Corpus, storage: Storage) -> Self {
-        let longest = corpus.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::len).max().unwrap_or(0);
+        let longest = corpus
+            .domains
+            .iter()
+            .flat_map(|domain| &domain.sequences)
+            .map(Vec::len)
+            .max()
+            .unwrap_or(0);
         Self { tokens: corpus.tokens(), longest, storage }
     }
 
     /// The same for what decides in a sweep.
     pub fn swept(&self) -> SweptText {
-        SweptText { tokens: self.tokens, block: self.block(), in_memory: self.storage.scratch.is_none() }
+        SweptText {
+            tokens: self.tokens,
+            block: self.block(),
+            in_memory: self.storage.scratch.is_none(),
+        }
     }
 
     fn block(&self) -> usize {
@@ -191,13 +211,16 @@ impl Text {
 
     /// Live bytes of such a sweep between its blocks: states, and weights that all blocks need.
     pub fn resting(&self, model: &Model, watched: Watched, compute: &Compute) -> u64 {
-        let weights = model.layers.iter().map(|layer| layer_bytes(layer, compute)).max().unwrap_or(0);
+        let weights =
+            model.layers.iter().map(|layer| layer_bytes(layer, compute)).max().unwrap_or(0);
         self.kept(model, watched) + if self.tokens > self.block() { weights } else { 0 }
     }
 
-    /// Live bytes of a sweep of which something looks at what enters feed-forward networks, and holds `working` bytes while it does.
+    /// Live bytes of a sweep of which something looks at what enters feed-forward networks, and
+    /// holds `working` bytes while it does.
     pub fn surveyed(&self, model: &Model, working: u64, compute: &Compute) -> u64 {
-        let weights = model.layers.iter().map(|layer| attention_bytes(layer, compute)).max().unwrap_or(0);
+        let weights =
+            model.layers.iter().map(|layer| attention_bytes(layer, compute)).max().unwrap_or(0);
         // What attention gave, and that normalised.
         let entering = 2 * self.states(model.hidden) + weights;
         let looked_at = self.kept(model, Watched::default()) + entering + working;
@@ -219,17 +242,20 @@ impl Text {
             Ffn::Moe(moe) => (mixture_bytes(moe, every, compute), largest_expert(moe, compute)),
         };
         let weights = attention + if several { kept } else { largest };
-        let attending =
-            attention_work(model, &layer.attention, block.min(ATTENTION_TOKENS.max(self.longest)), self.longest);
+        let attending = attention_work(
+            model,
+            &layer.attention,
+            block.min(ATTENTION_TOKENS.max(self.longest)),
+            self.longest,
+        );
         // What attention gave, normalised; the sum of outputs, and its parts put together.
         let around = 4 * block as u64 * state;
         let running = match &layer.ffn {
             Ffn::Dense(network) => network_work(model, network, block.min(EXPERT_TOKENS), block),
             Ffn::Moe(moe) => {
-                let shared = moe
-                    .shared
-                    .as_ref()
-                    .map_or(0, |shared| network_work(model, &shared.expert, block.min(EXPERT_TOKENS), block));
+                let shared = moe.shared.as_ref().map_or(0, |shared| {
+                    network_work(model, &shared.expert, block.min(EXPERT_TOKENS), block)
+                });
                 self.mixture(model, moe, block, watched).max(shared)
             }
         };
@@ -245,7 +271,8 @@ impl Text {
         let routing = (block * experts * 4 * 3 + block * top_k * 16) as u64;
         let kept = if watched.left_out && experts > top_k {
             let outputs = (top_k * block * model.hidden * 4).min(LEFT_OUT_BYTES) as u64;
-            // Outputs, put together, half as many of further ones, both together, and as numbers of the host.
+            // Outputs, put together, half as many of further ones, both together, and as numbers of
+            // the host.
             outputs * 11 / 2
         } else {
             0
@@ -257,7 +284,8 @@ impl Text {
 /// Buffers of attention on `tokens` tokens in sequences of `longest`.
 fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: usize) -> u64 {
     let widths: usize = attention.linears().iter().map(|linear| linear.weight.shape()[0]).sum();
-    let widened = attention.linears().iter().map(|linear| linear.weight.elements()).max().unwrap_or(0);
+    let widened =
+        attention.linears().iter().map(|linear| linear.weight.elements()).max().unwrap_or(0);
     let widened = if tokens > FEW_ROWS { widened } else { 0 };
     let attended = attention.linears().last().map_or(0, |output| output.weight.shape()[1]);
     // Raw and masked, or masked and as weights; products in a narrow dtype besides.
@@ -286,7 +314,9 @@ pub(crate) fn mean_keys(attention: &Attention, length: usize) -> usize {
 /// Buffers of a network that runs on `tokens` tokens at a time, whose outputs are those of `all`.
 fn network_work(model: &Model, network: &Expert, tokens: usize, all: usize) -> u64 {
     let widened = if tokens > FEW_ROWS { network.width() * model.hidden } else { 0 };
-    4 * (tokens * (2 * model.hidden + 3 * network.width()) + widened + (all - tokens.min(all)) * model.hidden) as u64
+    4 * (tokens * (2 * model.hidden + 3 * network.width())
+        + widened
+        + (all - tokens.min(all)) * model.hidden) as u64
 }
 
 /// Bytes of `weights` in memory: matrices stay as they are stored, but for quantized ones.
@@ -342,9 +372,11 @@ pub(crate) fn layer_bytes(layer: &Layer, compute: &Compute) -> u64 {
     attention_bytes(layer, compute) + network_bytes(layer, every, compute)
 }
 
-/// Live bytes of a layer's attention, and of those of its other weights that the source's file holds as they are.
+/// Live bytes of a layer's attention, and of those of its other weights that the source's file
+/// holds as they are.
 fn taken_over_bytes(layer: &Layer, compute: &Compute) -> u64 {
-    attention_bytes(layer, compute) + network_bytes(layer, |weight| weight.stored().is_some(), compute)
+    attention_bytes(layer, compute)
+        + network_bytes(layer, |weight| weight.stored().is_some(), compute)
 }
 
 fn network_bytes(layer: &Layer, counted: Counted, compute: &Compute) -> u64 {
@@ -360,7 +392,12 @@ fn head_bytes(model: &Model, rows: usize, compute: &Compute) -> u64 {
 }
 
 /// Live bytes of evaluating `model` on `text`, beside `original` if there is one.
-pub(crate) fn evaluation(model: &Model, original: Option<&Model>, text: &Text, compute: &Compute) -> u64 {
+pub(crate) fn evaluation(
+    model: &Model,
+    original: Option<&Model>,
+    text: &Text,
+    compute: &Compute,
+) -> u64 {
     let first = text.sweep(model, Watched::default(), compute);
     let chosen = original.map_or(0, |original| choices_bytes(original, text.tokens));
     let rows = (LOGIT_BYTES / 8 / model.vocab.max(1)).clamp(1, text.longest.max(1));
@@ -378,7 +415,8 @@ pub(crate) fn evaluation(model: &Model, original: Option<&Model>, text: &Text, c
     first.max(second).max(both)
 }
 
-/// Where each of `tokens` tokens went in all layers of `original`, which says how rare the experts are that serve it.
+/// Where each of `tokens` tokens went in all layers of `original`, which says how rare the experts
+/// are that serve it.
 fn choices_bytes(original: &Model, tokens: usize) -> u64 {
     original.moes().map(|(_, moe)| (tokens * moe.router.top_k) as u64 * 8).sum()
 }
@@ -392,7 +430,8 @@ pub(crate) fn logits(model: &Model, text: &Text, block: usize, compute: &Compute
     sweep.max(text.states(model.hidden) + written)
 }
 
-/// Live bytes of writing `tensors` beside the comparison of `result` with `source` on `probe_tokens` tokens.
+/// Live bytes of writing `tensors` beside the comparison of `result` with `source` on
+/// `probe_tokens` tokens.
 pub(crate) fn writing(
     source: &Model,
     result: &Model,
@@ -402,20 +441,24 @@ pub(crate) fn writing(
 ) -> u64 {
     // What is made is summed in f64, of what is read as it is stored and in f32.
     let made = tensors.iter().filter(|(_, weight)| weight.stored().is_none());
-    let made = made.map(|(_, weight)| weight.bytes() + 12 * weight.elements() as u64).max().unwrap_or(0);
+    let made =
+        made.map(|(_, weight)| weight.bytes() + 12 * weight.elements() as u64).max().unwrap_or(0);
     let writing = WRITER_BYTES + made;
     if probe_tokens == 0 {
         return writing;
     }
     let text = Text { tokens: probe_tokens, longest: probe_tokens, storage: Storage::default() };
     let of = |model: &Model| text.sweep(model, Watched::default(), compute);
-    // Both run in step, and what the result takes over is kept of the source; an expert that is made is made as it is run.
-    let shared = result.layers.iter().map(|layer| taken_over_bytes(layer, compute)).max().unwrap_or(0);
+    // Both run in step, and what the result takes over is kept of the source; an expert that is
+    // made is made as it is run.
+    let shared =
+        result.layers.iter().map(|layer| taken_over_bytes(layer, compute)).max().unwrap_or(0);
     let sweeps = of(source).max(of(result)) + made + shared;
     let rows = (LOGIT_BYTES / 8 / source.vocab.max(1)).clamp(1, probe_tokens);
     let own = result.head_weight();
     let own = if own.same_source(source.head_weight()) { 0 } else { loaded(own, compute) };
-    // Of a block both logits, both logarithms, the one as probabilities, their difference, and the product.
+    // Of a block both logits, both logarithms, the one as probabilities, their difference, and the
+    // product.
     let logits = (rows * source.vocab) as u64 * (2 * 4 + 5 * 8);
     let states = 4 * text.states(source.hidden);
     let head = head_bytes(source, rows, compute) + own + states + logits;

@@ -84,17 +84,24 @@ impl Needs {
         self.ways.push(Way { what: what.into(), live, several: true });
     }
 
-    /// What work on text needs whose sequences have at most `longest` tokens, and whose tokens `option` limits. `live` gives the bytes for
-    /// a share of the text and a length of sequences.
+    /// What work on text needs whose sequences have at most `longest` tokens, and whose tokens
+    /// `option` limits. `live` gives the bytes for a share of the text and a length of sequences.
     ///
     /// # Errors
     /// What `live` returns.
-    pub fn of_text(option: &str, longest: usize, live: impl Fn(Share, usize) -> Result<u64>) -> Result<Self> {
+    pub fn of_text(
+        option: &str,
+        longest: usize,
+        live: impl Fn(Share, usize) -> Result<u64>,
+    ) -> Result<Self> {
         let short = longest.min(LEAST_LENGTH);
         let mut needs = Self::fixed(live(Share::All, longest)?);
         needs.add(format!("lower {option}"), live(Share::Least, longest)?);
         needs.add("lower --sequence-length", live(Share::All, short)?);
-        needs.add_several(format!("lower {option} and --sequence-length"), live(Share::Least, short)?);
+        needs.add_several(
+            format!("lower {option} and --sequence-length"),
+            live(Share::Least, short)?,
+        );
         Ok(needs)
     }
 
@@ -106,10 +113,15 @@ impl Needs {
         let least = |of: &Self| of.ways.last().map_or(of.live, |way| way.live);
         let mut needs = Self::fixed(self.live + other.live);
         for (of, rest) in [(&self, other.live), (&other, self.live)] {
-            needs.ways.extend(of.ways.iter().map(|way| Way { live: way.live + rest, ..way.clone() }));
+            needs
+                .ways
+                .extend(of.ways.iter().map(|way| Way { live: way.live + rest, ..way.clone() }));
         }
         if let (Some(one), Some(other_way)) = (self.ways.first(), other.ways.first()) {
-            needs.add_several(format!("{}, and {}", one.what, other_way.what), least(&self) + least(&other));
+            needs.add_several(
+                format!("{}, and {}", one.what, other_way.what),
+                least(&self) + least(&other),
+            );
         }
         needs
     }
@@ -117,7 +129,10 @@ impl Needs {
     /// What brings it below `budget`; none where nothing does.
     fn way(&self, budget: ByteSize) -> Option<String> {
         let of = |several: bool| {
-            let enough = self.ways.iter().filter(|way| way.several == several && memory::fits(way.live, budget));
+            let enough = self
+                .ways
+                .iter()
+                .filter(|way| way.several == several && memory::fits(way.live, budget));
             enough.map(|way| way.what.as_str()).collect::<Vec<_>>()
         };
         let mut enough = of(false);
@@ -163,13 +178,25 @@ mod tests {
         };
         let said = |stages: &[Needs]| ways(stages, ByteSize(1000 * MB)).unwrap_or_default();
         assert_eq!(said(&[text(2000, 100, 1900, 90)]), "lower --data-tokens");
-        assert_eq!(said(&[text(2000, 100, 100, 90)]), "lower --data-tokens, or lower --sequence-length");
-        assert_eq!(said(&[text(2000, 1900, 1900, 90)]), "lower --data-tokens and --sequence-length");
+        assert_eq!(
+            said(&[text(2000, 100, 100, 90)]),
+            "lower --data-tokens, or lower --sequence-length"
+        );
+        assert_eq!(
+            said(&[text(2000, 1900, 1900, 90)]),
+            "lower --data-tokens and --sequence-length"
+        );
         assert_eq!(said(&[text(2000, 1900, 1900, 1800)]), "");
         let probe = || Needs::lowered(2000 * MB, "lower --probe-tokens", MB);
         assert_eq!(said(&[text(500, 100, 400, 90), probe()]), "lower --probe-tokens");
-        assert_eq!(said(&[text(2000, 100, 1900, 90), probe()]), "lower --data-tokens; and lower --probe-tokens");
+        assert_eq!(
+            said(&[text(2000, 100, 1900, 90), probe()]),
+            "lower --data-tokens; and lower --probe-tokens"
+        );
         assert_eq!(said(&[Needs::fixed(2000 * MB), probe()]), "");
-        assert_eq!(said(&[text(600, 100, 600, 90).beside(text(600, 100, 600, 90))]), "lower --data-tokens");
+        assert_eq!(
+            said(&[text(600, 100, 600, 90).beside(text(600, 100, 600, 90))]),
+            "lower --data-tokens"
+        );
     }
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, FoundFile, Kind, Locations, Result, Snapshot, StagedFile, check_file};
+use moe_checkpoint::{
+    Checkpoint, Error, FoundFile, Kind, Locations, Result, Snapshot, StagedFile, check_file,
+};
 use moe_forward::{
-    Calibration, Corpus, Group, ObserverOptions, Room, StatisticsObserver, Sweep, TextRead, TokenizeOptions,
-    digests_of, special_tokens,
+    Calibration, Corpus, Group, ObserverOptions, Room, StatisticsObserver, Sweep, TextRead,
+    TokenizeOptions, digests_of, special_tokens,
 };
 use moe_math::Compute;
 use moe_math::load::Load;
@@ -27,20 +29,21 @@ use crate::statistics::{self, About, StatisticsFile};
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ObserveOptions {
-    /// Add these statistics of the same model; repeat it for several. Without --data they are added up.
+    /// Add these statistics of the same model; repeat it for several. Without --data they are added
+    /// up.
     #[arg(long, value_name = "STATS")]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub add: Vec<PathBuf>,
 
-    /// Don't measure what leaving each expert out does, which makes a run take about (top-k + 1) / top-k
-    /// times as long.
+    /// Don't measure what leaving each expert out does, which makes a run take about (top-k + 1) /
+    /// top-k times as long.
     #[arg(long)]
     #[serde(default)]
     pub no_left_out: bool,
 
-    /// Run all experts on every N-th token, for the mean outputs that merge --method hc-smoe goes by; 0 for
-    /// none.
+    /// Run all experts on every N-th token, for the mean outputs that merge --method hc-smoe goes
+    /// by; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[serde(default)]
     pub sample_every: usize,
@@ -74,9 +77,8 @@ impl ObserveOptions {
     /// Refuses to observe nothing.
     fn check_any(&self) -> Result<()> {
         match self.calibration.data.is_empty() && self.add.is_empty() {
-            true => {
-                Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"))
-            }
+            true => Err(Error::new(Kind::Usage, "there is nothing to observe")
+                .remedy("give --data TEXT, or --add STATS")),
             false => Ok(()),
         }
     }
@@ -111,7 +113,8 @@ pub struct ObservedLayer {
     pub largest_output: f64,
 }
 
-/// Tokens for a sweep over the checkpoint in `dir`, and what was read for them, which must fit in `room`.
+/// Tokens for a sweep over the checkpoint in `dir`, and what was read for them, which must fit in
+/// `room`.
 ///
 /// # Errors
 /// What [`Corpus::load`] returns; [`Kind::Usage`] where no token counts.
@@ -140,8 +143,8 @@ pub(crate) fn calibration(
 /// Observes the checkpoint `dir`, adds statistics of `options.add`, and writes `output`.
 ///
 /// # Errors
-/// [`Kind::Usage`] for nothing to do; [`Kind::Mismatch`] for statistics of another model; what reading, computing and
-/// writing return. No new file is left then.
+/// [`Kind::Usage`] for nothing to do; [`Kind::Mismatch`] for statistics of another model; what
+/// reading, computing and writing return. No new file is left then.
 pub fn observe(
     dir: &Path,
     options: &ObserveOptions,
@@ -159,7 +162,8 @@ pub fn observe(
     let model = Model::read(&checkpoint)?;
     check_mixtures(&model, dir)?;
     let fingerprint = Fingerprint::of(&checkpoint)?;
-    let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
+    let added =
+        options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
     added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
     check_added(&options.add, &added)?;
     let file = StagedFile::create(output, found)?;
@@ -185,10 +189,17 @@ pub fn observe(
     for file in &added {
         add(&mut groups, &mut layers, file)?;
     }
-    let sizes: BTreeMap<usize, Sizes> = layers.iter().map(|(index, sums)| (*index, sums[0].sizes())).collect();
-    let observed: Vec<ObservedLayer> = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
-    let more = if has_more { "raise --data-tokens" } else { "give more --data, or --add statistics of more text" };
-    let warnings: Vec<String> = unchosen(observed.iter().map(|layer| &layer.load), more).into_iter().collect();
+    let sizes: BTreeMap<usize, Sizes> =
+        layers.iter().map(|(index, sums)| (*index, sums[0].sizes())).collect();
+    let observed: Vec<ObservedLayer> =
+        layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
+    let more = if has_more {
+        "raise --data-tokens"
+    } else {
+        "give more --data, or --add statistics of more text"
+    };
+    let warnings: Vec<String> =
+        unchosen(observed.iter().map(|layer| &layer.load), more).into_iter().collect();
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
     let run = hash_of_run(&checkpoint, options, &digests, compute)?;
@@ -197,7 +208,14 @@ pub fn observe(
     checkpoint.check_unchanged()?;
     snapshot.check()?;
     statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
-    Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds, warnings })
+    Ok(Observation {
+        output: output.to_owned(),
+        groups,
+        layers: observed,
+        tokens,
+        seconds,
+        warnings,
+    })
 }
 
 /// SHA-256 of all text behind the statistics, those `added` included, by name.
@@ -206,7 +224,8 @@ fn texts_of(
     digests: &BTreeMap<PathBuf, String>,
     added: &[StatisticsFile],
 ) -> Result<BTreeMap<String, String>> {
-    let paths: Vec<&Path> = options.calibration.data.iter().map(|spec| spec.path.as_path()).collect();
+    let paths: Vec<&Path> =
+        options.calibration.data.iter().map(|spec| spec.path.as_path()).collect();
     let mut texts = fingerprint::hashes_of(&paths, digests)?;
     for (name, hash) in added.iter().flat_map(|file| &file.about().texts) {
         statistics::add_text(&mut texts, name, hash);
@@ -214,9 +233,11 @@ fn texts_of(
     Ok(texts)
 }
 
-/// Says of how many experts nothing is known, since no token of the text chose them, and what gives `more`.
+/// Says of how many experts nothing is known, since no token of the text chose them, and what gives
+/// `more`.
 pub(crate) fn unchosen<'l>(loads: impl Iterator<Item = &'l Load>, more: &str) -> Option<String> {
-    let (dead, all) = loads.fold((0, 0), |(dead, all), load| (dead + load.dead, all + load.counts.len()));
+    let (dead, all) =
+        loads.fold((0, 0), |(dead, all), load| (dead + load.dead, all + load.counts.len()));
     (dead > 0).then(|| {
         format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: {more}")
     })
@@ -226,7 +247,9 @@ pub(crate) fn unchosen<'l>(loads: impl Iterator<Item = &'l Load>, more: &str) ->
 fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
     for (at, path) in paths.iter().enumerate() {
         let earlier = paths.iter().zip(added).take(at);
-        let Some((first, _)) = earlier.into_iter().find(|(first, of)| is_of_one_run((*first, *of), (path, &added[at])))
+        let Some((first, _)) = earlier
+            .into_iter()
+            .find(|(first, of)| is_of_one_run((*first, *of), (path, &added[at])))
         else {
             continue;
         };
@@ -234,9 +257,12 @@ fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
             true => "are added twice".to_owned(),
             false => format!("are those of {}", first.display()),
         };
-        return Err(Error::new(Kind::Usage, format!("these statistics {of}, whose text would count twice"))
-            .file(path)
-            .remedy("give --add once for each run of observe"));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("these statistics {of}, whose text would count twice"),
+        )
+        .file(path)
+        .remedy("give --add once for each run of observe"));
     }
     Ok(())
 }
@@ -259,9 +285,12 @@ fn check_observed_before(
     let alone = ObserveOptions { add: Vec::new(), ..options.clone() };
     let run = Some(hash_of_run(checkpoint, &alone, digests, compute)?);
     let Some(at) = added.iter().position(|file| file.about().run == run) else { return Ok(()) };
-    Err(Error::new(Kind::Usage, "these statistics are of the same text as --data, which would count twice")
-        .file(&options.add[at])
-        .remedy("give other text, or leave --data or --add out"))
+    Err(Error::new(
+        Kind::Usage,
+        "these statistics are of the same text as --data, which would count twice",
+    )
+    .file(&options.add[at])
+    .remedy("give other text, or leave --data or --add out"))
 }
 
 /// Refuses a model, that of the checkpoint `dir`, without experts to observe.
@@ -281,12 +310,19 @@ pub(crate) fn no_mixture(dir: &Path) -> Error {
 ///
 /// # Errors
 /// What reading returns.
-pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path, compute: &Compute) -> Result<bool> {
+pub fn is_observed(
+    dir: &Path,
+    options: &ObserveOptions,
+    output: &Path,
+    compute: &Compute,
+) -> Result<bool> {
     let Ok(file) = StatisticsFile::open(output) else { return Ok(false) };
     let checkpoint = Checkpoint::open(dir)?;
     let mut digests = BTreeMap::new();
     if !options.calibration.data.is_empty() {
-        digests = digests_of(&calibration(&options.calibration, dir, Model::read(&checkpoint)?.vocab, None)?.1.texts)?;
+        digests = digests_of(
+            &calibration(&options.calibration, dir, Model::read(&checkpoint)?.vocab, None)?.1.texts,
+        )?;
     }
     Ok(file.about().run == Some(hash_of_run(&checkpoint, options, &digests, compute)?))
 }
@@ -356,7 +392,8 @@ fn sweep(
     let tokens = calibration.batch.tokens();
     let stored = |budget| storage(model, tokens, budget, compute, directory_of(output));
     let live = |budget, watched| -> Result<u64> {
-        let text = Text { tokens, longest: calibration.batch.longest(), storage: stored(Some(budget))? };
+        let text =
+            Text { tokens, longest: calibration.batch.longest(), storage: stored(Some(budget))? };
         Ok(text.sweep(model, watched, compute))
     };
     let ways = |budget| {
@@ -364,14 +401,20 @@ fn sweep(
         let labels = moe_forward::labels(&calibration.groups).len();
         let room = room(model, options, memory_budget, compute, scratch);
         let fewer = room.and_then(|room| room.way(labels, Some(options.calibration.data_tokens)));
-        let unwatched = live(budget, Watched::default()).is_ok_and(|live| memory::fits(live, budget));
-        let no_left_out = (!options.no_left_out && unwatched).then(|| "give --no-left-out".to_owned());
+        let unwatched =
+            live(budget, Watched::default()).is_ok_and(|live| memory::fits(live, budget));
+        let no_left_out =
+            (!options.no_left_out && unwatched).then(|| "give --no-left-out".to_owned());
         let ways: Vec<String> = fewer.into_iter().chain(no_left_out).collect();
         (!ways.is_empty()).then(|| ways.join(", or "))
     };
     memory::check_budget(memory_budget, ways, |budget| live(budget, watched(options)))?;
     let storage = stored(memory_budget)?;
-    progress.stage(&format!("observe {tokens} tokens"), model.layers.len() as u64, Unit::Layers { tokens });
+    progress.stage(
+        &format!("observe {tokens} tokens"),
+        model.layers.len() as u64,
+        Unit::Layers { tokens },
+    );
     let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;
     let mut layers = BTreeMap::new();
     for index in 0..model.layers.len() {
@@ -383,7 +426,11 @@ fn sweep(
 }
 
 /// Adds the sums of `file` to those of the same label and half.
-fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &StatisticsFile) -> Result<()> {
+fn add(
+    groups: &mut Vec<Group>,
+    layers: &mut BTreeMap<usize, Vec<Sums>>,
+    file: &StatisticsFile,
+) -> Result<()> {
     let place = |groups: &mut Vec<Group>, group: &Group| {
         let same = |g: &Group| g.label == group.label && g.half == group.half;
         match groups.iter().position(same) {
@@ -413,11 +460,20 @@ fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &
 ///
 /// # Errors
 /// [`Kind::Usage`].
-pub fn check_observe(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<FoundFile> {
+pub fn check_observe(
+    dir: &Path,
+    options: &ObserveOptions,
+    output: &Path,
+    overwrite: bool,
+) -> Result<FoundFile> {
     options.check_any()?;
     let mut locations = Locations::default();
     let texts = options.calibration.data.iter().map(|spec| &spec.path);
-    texts.chain(&options.add).map(PathBuf::as_path).chain([dir]).for_each(|path| locations.reads(path));
+    texts
+        .chain(&options.add)
+        .map(PathBuf::as_path)
+        .chain([dir])
+        .for_each(|path| locations.reads(path));
     locations.writes(output)?;
     check_file(output, &STATISTICS, overwrite)
 }

@@ -1,4 +1,5 @@
-//! Paths in what is published: names of folders of somebody's machine say more of that person than of a model.
+//! Paths in what is published: names of folders of somebody's machine say more of that person than
+//! of a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -7,25 +8,34 @@ use serde_json::Value;
 
 /// `path` from the working directory on or, where it lies elsewhere, its name alone.
 pub(crate) fn portable(path: &Path) -> String {
-    let below = std::env::current_dir().ok().and_then(|dir| path.strip_prefix(dir).ok().map(Path::to_owned));
+    let below = std::env::current_dir()
+        .ok()
+        .and_then(|dir| path.strip_prefix(dir).ok().map(Path::to_owned));
     let name = path.file_name().filter(|_| path.is_absolute()).map(PathBuf::from);
     below.or(name).unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
 }
 
-/// A name for each of `paths`: its own or, where another has the same, with as many of the folders around it as tell them apart.
-pub(crate) fn short_names<'p>(paths: impl IntoIterator<Item = &'p Path>) -> BTreeMap<&'p Path, String> {
+/// A name for each of `paths`: its own or, where another has the same, with as many of the folders
+/// around it as tell them apart.
+pub(crate) fn short_names<'p>(
+    paths: impl IntoIterator<Item = &'p Path>,
+) -> BTreeMap<&'p Path, String> {
     let paths: BTreeSet<&Path> = paths.into_iter().collect();
     paths.iter().map(|path| (*path, short_name(path, &paths))).collect()
 }
 
 fn short_name(path: &Path, all: &BTreeSet<&Path>) -> String {
-    let parts: Vec<Component<'_>> = path.components().filter(|part| *part != Component::RootDir).collect();
-    let ends = (1..=parts.len()).map(|count| parts[parts.len() - count..].iter().collect::<PathBuf>());
-    let unique = ends.into_iter().find(|end| all.iter().filter(|other| other.ends_with(end)).count() == 1);
+    let parts: Vec<Component<'_>> =
+        path.components().filter(|part| *part != Component::RootDir).collect();
+    let ends =
+        (1..=parts.len()).map(|count| parts[parts.len() - count..].iter().collect::<PathBuf>());
+    let unique =
+        ends.into_iter().find(|end| all.iter().filter(|other| other.ends_with(end)).count() == 1);
     unique.unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
 }
 
-/// `options` of a pass with all absolute paths in them [`portable`], those behind a label (`label=path`), too.
+/// `options` of a pass with all absolute paths in them [`portable`], those behind a label
+/// (`label=path`), too.
 pub(crate) fn portable_options(options: &Value) -> Value {
     match options {
         Value::String(text) => {
@@ -49,7 +59,8 @@ pub(crate) fn portable_options(options: &Value) -> Value {
     }
 }
 
-/// `text` of a message with all absolute paths in it [`portable`]: a line `file:` is one to its end, others end where a sentence goes on.
+/// `text` of a message with all absolute paths in it [`portable`]: a line `file:` is one to its
+/// end, others end where a sentence goes on.
 pub(crate) fn portable_text(text: &str) -> String {
     let here = std::env::current_dir().map_or(String::new(), |dir| format!("{}/", dir.display()));
     text.split('\n').map(|line| portable_line(line, &here)).collect::<Vec<_>>().join("\n")
@@ -113,7 +124,13 @@ mod tests {
 
     #[test]
     fn files_go_by_their_names_and_no_more_than_tells_them_apart() {
-        let paths = ["/home/jane/plan.json", "/home/jane/a/b/t.txt", "/home/jane/c/b/t.txt", "t.txt", "x/u.txt"];
+        let paths = [
+            "/home/jane/plan.json",
+            "/home/jane/a/b/t.txt",
+            "/home/jane/c/b/t.txt",
+            "t.txt",
+            "x/u.txt",
+        ];
         let names = short_names(paths.map(Path::new));
         let named = paths.map(|path| names[Path::new(path)].as_str());
         assert_eq!(named, ["plan.json", "a/b/t.txt", "c/b/t.txt", "t.txt", "u.txt"]);
@@ -128,7 +145,10 @@ mod tests {
         });
         let shown = portable_options(&options);
         assert!(!shown.to_string().contains("jane"), "{shown}");
-        assert_eq!(shown["data"], json!([{ "label": "a", "path": "a.txt" }, "data/b.txt", "c=c.txt@0.5"]));
+        assert_eq!(
+            shown["data"],
+            json!([{ "label": "a", "path": "a.txt" }, "data/b.txt", "c=c.txt@0.5"])
+        );
         assert_eq!(shown["plan"], "plan.json");
         for key in ["relative", "scheme", "number", "none"] {
             assert_eq!(shown[key], options[key]);

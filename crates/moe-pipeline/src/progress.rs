@@ -73,7 +73,8 @@ pub struct Stage {
     /// In how many parts it was done, where there were several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,
-    /// The most bytes that the program had asked for and not given back at once, where they are counted.
+    /// The most bytes that the program had asked for and not given back at once, where they are
+    /// counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_live_bytes: Option<u64>,
     /// Where its time lies.
@@ -145,7 +146,15 @@ impl Timings {
     fn push(&mut self, name: &str, time: Duration, bytes: Option<u64>, overlap: Overlap) {
         let (name, seconds) = (name.to_owned(), time.as_secs_f64());
         let peak_live_bytes = if overlap.is_none() { peak_live_bytes_of_stage() } else { None };
-        self.0.push(Stage { name, seconds, bytes, flops: None, calls: None, peak_live_bytes, overlap });
+        self.0.push(Stage {
+            name,
+            seconds,
+            bytes,
+            flops: None,
+            calls: None,
+            peak_live_bytes,
+            overlap,
+        });
     }
 
     /// Adds a stage.

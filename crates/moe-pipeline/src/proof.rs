@@ -1,5 +1,5 @@
-//! What is found out while a result is being written: hashes of what was read, and how far the result's logits are from the
-//! source's.
+//! What is found out while a result is being written: hashes of what was read, and how far the
+//! result's logits are from the source's.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ use crate::convert::ConvertOptions;
 use crate::prepare::{Hashes, Prepared};
 use crate::receipt::{GroupTies, Measured};
 
-/// Logits of a result that promises identity may differ by this much for each unit of the largest logit.
+/// Logits of a result that promises identity may differ by this much for each unit of the largest
+/// logit.
 const IDENTITY_TOLERANCE: f64 = 1e-4;
 
 /// What the receipt says of sources and result.
@@ -31,9 +32,14 @@ pub(crate) struct Proof {
 
 impl Proof {
     /// Measures and hashes; ends early where `stop` is set.
-    pub fn new(prepared: &Prepared<'_>, options: &ConvertOptions, stop: &AtomicBool) -> Result<Self> {
+    pub fn new(
+        prepared: &Prepared<'_>,
+        options: &ConvertOptions,
+        stop: &AtomicBool,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let measured = (options.probe_tokens > 0).then(|| measure(prepared, options, stop)).transpose()?;
+        let measured =
+            (options.probe_tokens > 0).then(|| measure(prepared, options, stop)).transpose()?;
         let mut warnings = Vec::new();
         if let Some(measured) = &measured {
             check_identity(&Identity::of(&prepared.effects()), &measured.difference)?;
@@ -53,12 +59,17 @@ pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
 
 /// Compares what is written, by the names it has, with its source on seeded random tokens.
 ///
-/// From the very weights that are written: reading the files back would cost a large model the time of writing it
-/// again. `eval --against` does that.
-fn measure(prepared: &Prepared<'_>, options: &ConvertOptions, stop: &AtomicBool) -> Result<Measured> {
+/// From the very weights that are written: reading the files back would cost a large model the time
+/// of writing it again. `eval --against` does that.
+fn measure(
+    prepared: &Prepared<'_>,
+    options: &ConvertOptions,
+    stop: &AtomicBool,
+) -> Result<Measured> {
     const SEED: u64 = 0;
     let source = &prepared.source;
-    let ids = sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
+    let ids =
+        sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
     let batch = Batch::new([ids.as_slice()]);
     let group = prepared.group();
     let mut watch = StopObserver { stop, group, ties: GroupTies::default() };
@@ -81,7 +92,8 @@ impl Observer for StopObserver<'_> {
             return Ok(());
         }
         let rows = logits.to_dtype(DType::F32).and_then(|logits| logits.to_vec2::<f32>());
-        let rows = rows.map_err(|e| Error::new(Kind::Numeric, "cannot look for ties in routing").source(e))?;
+        let rows = rows
+            .map_err(|e| Error::new(Kind::Numeric, "cannot look for ties in routing").source(e))?;
         for logits in rows {
             self.ties.routings += 1;
             self.ties.in_f32 += u64::from(is_tied(&logits, routing.top_k, self.group));
@@ -96,12 +108,13 @@ impl Observer for StopObserver<'_> {
     }
 }
 
-/// Whether the last of the chosen groups, each `group` neighbouring experts, is as probable in f32 as the first that is
-/// not chosen.
+/// Whether the last of the chosen groups, each `group` neighbouring experts, is as probable in f32
+/// as the first that is not chosen.
 fn is_tied(logits: &[f32], top_k: usize, group: usize) -> bool {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = logits.iter().map(|z| (z - largest).exp()).sum();
-    let mut groups: Vec<f32> = logits.iter().step_by(group).map(|z| (z - largest).exp() / sum).collect();
+    let mut groups: Vec<f32> =
+        logits.iter().step_by(group).map(|z| (z - largest).exp() / sum).collect();
     groups.sort_by(|a, b| b.total_cmp(a));
     let chosen = top_k / group;
     groups.get(chosen).is_some_and(|next| *next == groups[chosen - 1])
@@ -131,7 +144,8 @@ fn check_identity(identity: &Identity, difference: &Difference) -> Result<()> {
         "the result should compute the source's function, but a logit differs by {:.3e}",
         difference.max_logit_difference
     );
-    Err(Error::new(Kind::Numeric, what).remedy("this is a bug in moe-convert; please report it with this command"))
+    Err(Error::new(Kind::Numeric, what)
+        .remedy("this is a bug in moe-convert; please report it with this command"))
 }
 
 #[cfg(test)]
@@ -140,7 +154,8 @@ mod tests {
 
     #[test]
     fn ties_for_the_last_place_are_found() {
-        // Two groups of two are chosen: the second and the third are equal, or only the third and the fourth.
+        // Two groups of two are chosen: the second and the third are equal, or only the third and
+        // the fourth.
         assert!(is_tied(&[3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0], 4, 2));
         assert!(!is_tied(&[3.0, 3.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0], 4, 2));
         // Logits that differ, but not as probabilities in f32.

@@ -1,4 +1,5 @@
-//! The receipt: what was done to which bytes, and what came of it. The same run gives the same receipt.
+//! The receipt: what was done to which bytes, and what came of it. The same run gives the same
+//! receipt.
 
 use std::collections::BTreeMap;
 
@@ -35,10 +36,12 @@ pub struct Receipt {
     /// Further checkpoints that it read, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SourceRecord>,
-    /// SHA-256 of text, statistics and plans that it read, by file name, with the folders that tell it from others of that name.
+    /// SHA-256 of text, statistics and plans that it read, by file name, with the folders that tell
+    /// it from others of that name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
-    /// SHA-256 of the text that statistics which it read were gathered on, as far as they say so, by name likewise.
+    /// SHA-256 of the text that statistics which it read were gathered on, as far as they say so,
+    /// by name likewise.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub observed: BTreeMap<String, String>,
     /// SHA-256 of plans that it wrote beside, by name likewise.
@@ -81,8 +84,8 @@ pub struct Receipt {
     /// What lay beside the source's weights and didn't come along, by name, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub left_out: BTreeMap<String, &'static str>,
-    /// SHA-256 of what was written, by name: all that the manifest lists but this receipt and the model card, of which
-    /// a copy under another name has its own.
+    /// SHA-256 of what was written, by name: all that the manifest lists but this receipt and the
+    /// model card, of which a copy under another name has its own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
@@ -94,12 +97,14 @@ impl Receipt {
         names.collect::<Vec<_>>().join(" → ")
     }
 
-    /// What each of the earlier passes did, as a receipt of its own would say it short of what was measured: that is known of all passes
-    /// together.
+    /// What each of the earlier passes did, as a receipt of its own would say it short of what was
+    /// measured: that is known of all passes together.
     pub fn earlier(&self) -> Vec<Self> {
         let mut source = self.source.clone();
         let mut receipts = Vec::new();
-        for EarlierPass { pass, options, decided, pool, result, layers } in self.before.iter().cloned() {
+        for EarlierPass { pass, options, decided, pool, result, layers } in
+            self.before.iter().cloned()
+        {
             let made = SourceRecord {
                 name: format!("{}, after {pass}", source.name),
                 model_type: result.model_type.clone(),
@@ -140,7 +145,8 @@ impl Receipt {
             0 => String::new(),
             dense => format!(", {dense} stay dense"),
         };
-        let count = format!("{} in each of {} layers{dense}", first.experts.len(), converted().count());
+        let count =
+            format!("{} in each of {} layers{dense}", first.experts.len(), converted().count());
         if self.decided.is_some() {
             let say = match self.no_figures() {
                 None => format!("{RECEIPT_FILE} and {REPORT_FILE} say"),
@@ -162,28 +168,44 @@ impl Receipt {
     pub fn distilled(&self) -> Option<String> {
         let (_, first) = self.dense_layers().next()?;
         let fitted = self.dense_layers().filter(|(_, layer)| layer.fit.is_some()).count();
-        let fit = if fitted > 0 { format!(", down projections of {fitted} fitted") } else { String::new() };
-        Some(format!("{} layers became one network of {} neurons each{fit}", self.dense_layers().count(), first.width))
+        let fit = if fitted > 0 {
+            format!(", down projections of {fitted} fitted")
+        } else {
+            String::new()
+        };
+        Some(format!(
+            "{} layers became one network of {} neurons each{fit}",
+            self.dense_layers().count(),
+            first.width
+        ))
     }
 
-    /// How each expert was quantized, the one with the fewest tokens of its own first: layer, expert, record.
+    /// How each expert was quantized, the one with the fewest tokens of its own first: layer,
+    /// expert, record.
     pub fn coldest(&self) -> Vec<(usize, usize, &ExpertRecord)> {
-        let records = self.layers.iter().flat_map(|l| l.quantized.iter().enumerate().map(|(e, r)| (l.layer, e, r)));
+        let records = self
+            .layers
+            .iter()
+            .flat_map(|l| l.quantized.iter().enumerate().map(|(e, r)| (l.layer, e, r)));
         let mut records: Vec<_> = records.collect();
         records.sort_by_key(|(layer, expert, record)| (record.counts.routed, *layer, *expert));
         records
     }
 
-    /// Why no layer has figures that tell how far decisions about its experts can be trusted; none where one has, and
-    /// where nothing was decided.
+    /// Why no layer has figures that tell how far decisions about its experts can be trusted; none
+    /// where one has, and where nothing was decided.
     pub fn no_figures(&self) -> Option<&'static str> {
         let has_others = matches!(self.pass.report, ReportKind::Quantized | ReportKind::Dense);
         if has_others || self.layers.iter().any(|layer| layer.trust.is_some()) {
             return None;
         }
         Some(match self.decided? {
-            DecidedBy::Weights => "no figures by layer (load, mass kept, errors): this method doesn't look at data",
-            DecidedBy::GivenPlan => "no figures by layer (load, mass kept, errors): a given plan comes without data",
+            DecidedBy::Weights => {
+                "no figures by layer (load, mass kept, errors): this method doesn't look at data"
+            }
+            DecidedBy::GivenPlan => {
+                "no figures by layer (load, mass kept, errors): a given plan comes without data"
+            }
             DecidedBy::OriginalStatistics | DecidedBy::OriginalText | DecidedBy::Sequence => {
                 "no figures by layer (load, mass kept, errors): no layer was observed"
             }
@@ -294,8 +316,8 @@ impl ResultRecord {
     }
 }
 
-/// Of all pairs of a token and a layer, those in which two groups of experts tie for the last place among the chosen
-/// ones. A runtime that breaks ties otherwise than by index then mixes the two.
+/// Of all pairs of a token and a layer, those in which two groups of experts tie for the last place
+/// among the chosen ones. A runtime that breaks ties otherwise than by index then mixes the two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct GroupTies {
     /// Pairs looked at.
@@ -314,7 +336,8 @@ pub struct Measured {
     /// Numbers.
     #[serde(flatten)]
     pub difference: Difference,
-    /// Where experts come in groups that are chosen together: how often groups tie for the last place.
+    /// Where experts come in groups that are chosen together: how often groups tie for the last
+    /// place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_ties: Option<GroupTies>,
 }

@@ -1,4 +1,5 @@
-//! Recipes: a TOML file with steps that run one after the other, some of them for every combination of choices.
+//! Recipes: a TOML file with steps that run one after the other, some of them for every combination
+//! of choices.
 
 mod check;
 mod expand;
@@ -70,9 +71,12 @@ impl Step {
 
     /// `error` in running it, with keys of the step where it names options of the command line.
     pub fn in_keys(&self, error: Error) -> Error {
-        let own: Vec<String> = self.commands().filter_map(schema::keys_of_step).flatten().cloned().collect();
+        let own: Vec<String> =
+            self.commands().filter_map(schema::keys_of_step).flatten().cloned().collect();
         let worded = error.reworded(|text| as_keys(text, |key| own.iter().any(|own| own == key)));
-        worded.reworded(|text| text.replace("give `overwrite`", "put `overwrite = true` into the step"))
+        worded.reworded(|text| {
+            text.replace("give `overwrite`", "put `overwrite = true` into the step")
+        })
     }
 
     /// Its command, and its passes.
@@ -87,7 +91,9 @@ impl Step {
     /// Its command, and what was chosen for it.
     pub fn name(&self) -> String {
         let command = match &self.kind {
-            StepKind::Convert { passes, .. } => passes.iter().map(|pass| pass.name()).collect::<Vec<_>>().join(" → "),
+            StepKind::Convert { passes, .. } => {
+                passes.iter().map(|pass| pass.name()).collect::<Vec<_>>().join(" → ")
+            }
             _ => self.command.clone(),
         };
         match self.chosen.is_empty() {
@@ -147,11 +153,12 @@ struct RawRecipe {
 }
 
 impl Recipe {
-    /// Reads the recipe `path`; `overrides` replace its variables. Paths are relative to the working directory.
+    /// Reads the recipe `path`; `overrides` replace its variables. Paths are relative to the
+    /// working directory.
     ///
     /// # Errors
-    /// [`Kind::Usage`], naming the step and the key, where it can't be understood; [`Kind::Io`] where it
-    /// can't be read.
+    /// [`Kind::Usage`], naming the step and the key, where it can't be understood; [`Kind::Io`]
+    /// where it can't be read.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
         if path.is_dir() {
             return Err(directory(path));
@@ -163,7 +170,8 @@ impl Recipe {
                 false => error,
             }
         })?;
-        Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| e.file(path))
+        Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy())
+            .map_err(|e| e.file(path))
     }
 
     fn parse(text: &str, overrides: &[(String, String)], stem: &str) -> Result<Self> {
@@ -172,16 +180,24 @@ impl Recipe {
         for (key, value) in overrides {
             let Some(declared) = raw.vars.get_mut(key) else {
                 let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
-                let what = format!("this recipe has no variable {key:?}{}", guess(key, known.iter().copied()));
+                let what = format!(
+                    "this recipe has no variable {key:?}{}",
+                    guess(key, known.iter().copied())
+                );
                 return Err(usage(what, format!("its variables are: {}", known.join(", "))));
             };
             *declared = given(value, declared).map_err(|e| e.within(&format!("--set {key}")))?;
         }
         for (name, value) in &raw.vars {
-            variables.define(name, value.clone()).map_err(|e| e.within(&format!("[vars] {name}")))?;
+            variables
+                .define(name, value.clone())
+                .map_err(|e| e.within(&format!("[vars] {name}")))?;
         }
         if raw.step.is_empty() {
-            return Err(usage("the recipe has no step", "add a [[step]] with run = \"COMMAND\" and what that needs"));
+            return Err(usage(
+                "the recipe has no step",
+                "add a [[step]] with run = \"COMMAND\" and what that needs",
+            ));
         }
         let defaults = defaults(raw.defaults, text)?;
         check_defaults(&defaults, &raw.step)?;
@@ -214,7 +230,8 @@ fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
     Error::new(Kind::Usage, what).remedy(remedy)
 }
 
-/// Refuses defaults of what no step runs before steps are looked at, which would lack the keys that were meant for them.
+/// Refuses defaults of what no step runs before steps are looked at, which would lack the keys that
+/// were meant for them.
 fn check_defaults(defaults: &BTreeMap<String, toml::Table>, steps: &[toml::Table]) -> Result<()> {
     let mut commands = BTreeSet::new();
     named_runs(steps, &mut commands);
@@ -226,18 +243,26 @@ fn check_defaults(defaults: &BTreeMap<String, toml::Table>, steps: &[toml::Table
     check_defaults_run(defaults, &commands)
 }
 
-/// The tables of [defaults] in the recipe `text`, which are of commands; keys that stand there by themselves are refused.
-fn defaults(given: BTreeMap<String, toml::Spanned<toml::Value>>, text: &str) -> Result<BTreeMap<String, toml::Table>> {
+/// The tables of [defaults] in the recipe `text`, which are of commands; keys that stand there by
+/// themselves are refused.
+fn defaults(
+    given: BTreeMap<String, toml::Spanned<toml::Value>>,
+    text: &str,
+) -> Result<BTreeMap<String, toml::Table>> {
     let mut tables = BTreeMap::new();
     for (key, value) in given {
         let line = text[..value.span().start].lines().count();
         match value.into_inner() {
             toml::Value::Table(table) => _ = tables.insert(key, table),
             value => {
-                let what =
-                    format!("line {line}, [defaults]: {key} is a key, and [defaults] has a table for each command");
+                let what = format!(
+                    "line {line}, [defaults]: {key} is a key, and [defaults] has a table for each command"
+                );
                 let of_command = || format!("put it below [defaults.{}], say", PASSES[0]);
-                return Err(usage(what, of_program(&key, &value.to_string()).unwrap_or_else(of_command)));
+                return Err(usage(
+                    what,
+                    of_program(&key, &value.to_string()).unwrap_or_else(of_command),
+                ));
             }
         }
     }
@@ -246,14 +271,20 @@ fn defaults(given: BTreeMap<String, toml::Spanned<toml::Value>>, text: &str) -> 
 
 /// How a key is given that is about the whole run, and no step's; none for others.
 fn of_program(key: &str, value: &str) -> Option<String> {
-    let takes_value = ["device", "dtype", "router-dtype", "device-memory", "threads", "memory-budget"].contains(&key);
+    let takes_value =
+        ["device", "dtype", "router-dtype", "device-memory", "threads", "memory-budget"]
+            .contains(&key);
     let is_switch = ["timings", "json", "quiet"].contains(&key);
     let value = if takes_value { format!(" {}", value.trim_matches('"')) } else { String::new() };
-    (takes_value || is_switch).then(|| format!("it is for all steps: give --{key}{value} to moe-convert run"))
+    (takes_value || is_switch)
+        .then(|| format!("it is for all steps: give --{key}{value} to moe-convert run"))
 }
 
 /// Collects what `steps`, their passes and the steps of blocks run, as it is written.
-fn named_runs<'t>(steps: impl IntoIterator<Item = &'t toml::Table>, commands: &mut BTreeSet<&'t str>) {
+fn named_runs<'t>(
+    steps: impl IntoIterator<Item = &'t toml::Table>,
+    commands: &mut BTreeSet<&'t str>,
+) {
     for step in steps {
         commands.extend(step.get("run").and_then(toml::Value::as_str));
         for inner in ["step", "pass"] {
@@ -264,8 +295,13 @@ fn named_runs<'t>(steps: impl IntoIterator<Item = &'t toml::Table>, commands: &m
 }
 
 /// Refuses defaults of what isn't among `commands`.
-fn check_defaults_run(defaults: &BTreeMap<String, toml::Table>, commands: &BTreeSet<&str>) -> Result<()> {
-    let Some(name) = defaults.keys().find(|name| !commands.contains(name.as_str())) else { return Ok(()) };
+fn check_defaults_run(
+    defaults: &BTreeMap<String, toml::Table>,
+    commands: &BTreeSet<&str>,
+) -> Result<()> {
+    let Some(name) = defaults.keys().find(|name| !commands.contains(name.as_str())) else {
+        return Ok(());
+    };
     let guess = guess(name, commands.iter().copied());
     let commands = commands.iter().copied().collect::<Vec<_>>().join(", ");
     let what = format!("[defaults.{name}]: no step runs {name:?}{guess}");
@@ -296,24 +332,43 @@ fn in_toml(error: &toml::de::Error) -> Error {
     let what = error.to_string();
     let what = format!("{}{}", what.trim_end(), guess_key(&what));
     match what.contains("unknown field") {
-        true => usage(what, "a recipe has name, vars, defaults and step; keys of a step stand below its [[step]]"),
+        true => usage(
+            what,
+            "a recipe has name, vars, defaults and step; keys of a step stand below its [[step]]",
+        ),
         false if what.contains("as i128") || what.contains("value was too large") => {
             let place = what.rsplit_once('\n').map_or("", |(place, _)| place);
-            usage(format!("{place}\nthis number is too large for TOML"), format!("give a number up to {}", i64::MAX))
+            usage(
+                format!("{place}\nthis number is too large for TOML"),
+                format!("give a number up to {}", i64::MAX),
+            )
         }
-        false => usage(what, "correct the TOML at this place; docs/recipes.md shows how recipes are written"),
+        false => usage(
+            what,
+            "correct the TOML at this place; docs/recipes.md shows how recipes are written",
+        ),
     }
 }
 
 fn missing(key: &str, example: &str) -> Error {
-    usage(format!("the key {key:?} is missing"), format!("add {key} = {example}, to the step or to [defaults]"))
+    usage(
+        format!("the key {key:?} is missing"),
+        format!("add {key} = {example}, to the step or to [defaults]"),
+    )
 }
 
 fn parse_step(mut table: toml::Table) -> Result<Step> {
     let command: Option<String> = take(&mut table, "run")?;
     let command = command.ok_or_else(|| {
         let what = "every step has a key \"run\" that names its command";
-        usage(what, format!("add run = \"{}\" or another command: {}", PASSES[0], all_commands().join(", ")))
+        usage(
+            what,
+            format!(
+                "add run = \"{}\" or another command: {}",
+                PASSES[0],
+                all_commands().join(", ")
+            ),
+        )
     })?;
     if let Some(known) = schema::keys_of_step(&command) {
         check_keys(&table, known)?;
@@ -351,7 +406,10 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
         other => {
             let known = all_commands();
             let what = format!("there is no command {other:?}, only {}", known.join(", "));
-            return Err(usage(what + &guess(other, known.iter().copied()), "give run one of these"));
+            return Err(usage(
+                what + &guess(other, known.iter().copied()),
+                "give run one of these",
+            ));
         }
     };
     Ok(Step { command, model, label, chosen: String::new(), kind, keys: StepKeys::default() })
@@ -375,7 +433,11 @@ fn all_passes() -> String {
 
 fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
     let Some(info) = PassInfo::named(name) else {
-        let what = format!("there is no pass {name:?}, only {}{}", all_passes(), guess(name, pass_names()));
+        let what = format!(
+            "there is no pass {name:?}, only {}{}",
+            all_passes(),
+            guess(name, pass_names())
+        );
         return Err(usage(what, "give run one of these"));
     };
     let pass = read(table, |table| info.options.from_table(table))?;
@@ -409,13 +471,18 @@ const EARLIER_KEYS: [(&str, &str); 1] = [("no-control", "no-baseline")];
 
 /// Refuses keys that aren't `known`.
 fn check_keys(table: &toml::Table, known: &[String]) -> Result<()> {
-    match table.keys().find(|key| !known.contains(key) && EARLIER_KEYS.iter().all(|(was, _)| was != key)) {
+    match table
+        .keys()
+        .find(|key| !known.contains(key) && EARLIER_KEYS.iter().all(|(was, _)| was != key))
+    {
         Some(key) if of_program(key, "").is_some() => {
             let value = table[key].to_string();
             let what = format!("`{key}` is not a key of a step");
             Err(usage(what, of_program(key, &value).unwrap_or_default()))
         }
-        Some(key) => Err(of_serde(&format!("unknown field `{key}`, expected one of {}", known.join(", ")))),
+        Some(key) => {
+            Err(of_serde(&format!("unknown field `{key}`, expected one of {}", known.join(", "))))
+        }
         None => Ok(()),
     }
 }
@@ -423,12 +490,14 @@ fn check_keys(table: &toml::Table, known: &[String]) -> Result<()> {
 /// The passes of a step that runs several.
 fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>> {
     if tables.is_empty() {
-        let what = "the key \"pass\" is missing: the passes that it runs, each a table [[step.pass]]";
+        let what =
+            "the key \"pass\" is missing: the passes that it runs, each a table [[step.pass]]";
         return Err(usage(what, "add a [[step.pass]] with run = \"PASS\" for each"));
     }
     let mut passes = Vec::new();
     for (index, table) in tables.into_iter().enumerate() {
-        passes.push(parse_pass_of_step(table).map_err(|e| e.within(&format!("pass {}", index + 1)))?);
+        passes
+            .push(parse_pass_of_step(table).map_err(|e| e.within(&format!("pass {}", index + 1)))?);
     }
     let borrowed: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
     check_together(&borrowed)?;
@@ -438,7 +507,8 @@ fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>> {
 fn parse_pass_of_step(mut table: toml::Table) -> Result<Box<dyn Pass>> {
     let name: Option<String> = take(&mut table, "run")?;
     let remedy = || format!("add run = \"{}\" or another of {}", PASSES[0], all_passes());
-    let name = name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?;
+    let name =
+        name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?;
     if PassInfo::named(&name).is_some() {
         check_keys(&table, &schema::keys_of_pass(&name))?;
     }
@@ -451,7 +521,9 @@ struct Nothing {}
 
 fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>> {
     let value = table.remove(key);
-    value.map(|v| v.try_into().map_err(|e: toml::de::Error| of_serde(e.message()).within(key))).transpose()
+    value
+        .map(|v| v.try_into().map_err(|e: toml::de::Error| of_serde(e.message()).within(key)))
+        .transpose()
 }
 
 /// What serde says, with words for Rust's types.
@@ -473,8 +545,9 @@ fn of_serde(message: &str) -> Error {
     let what = plain(message);
     // Errors of ours have a remedy, behind which toml says where.
     if let Some((what, remedy)) = what.split_once("remedy: ") {
-        let (remedy, place) =
-            remedy.split_once(" in `").map_or((remedy, String::new()), |(r, p)| (r, format!(" in `{p}")));
+        let (remedy, place) = remedy
+            .split_once(" in `")
+            .map_or((remedy, String::new()), |(r, p)| (r, format!(" in `{p}")));
         return usage(what.trim_end().to_owned() + &place, remedy);
     }
     let remedy = if what.starts_with("unknown field") {
@@ -526,18 +599,29 @@ fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
 }
 
 /// What `parse` makes of `table`; its errors name the key.
-fn read<T>(table: toml::Table, parse: impl Fn(toml::Table) -> Result<T, toml::de::Error>) -> Result<T> {
+fn read<T>(
+    table: toml::Table,
+    parse: impl Fn(toml::Table) -> Result<T, toml::de::Error>,
+) -> Result<T> {
     let said = parse(table.clone()).map_err(|error| plain(&error.to_string()));
     said.map_err(|error| {
-        // Where options are put together of groups, serde doesn't say whose value is wrong: it's the key without which it isn't said.
+        // Where options are put together of groups, serde doesn't say whose value is wrong: it's
+        // the key without which it isn't said.
         let is_subject = |key: &&String| {
             let mut others = table.clone();
             others.remove(*key);
             let other = parse(others).map_err(|other| plain(&other.to_string()));
-            other.map_or_else(|other| other != error && !other.contains(&format!("`{key}`")), |_| true)
+            other.map_or_else(
+                |other| other != error && !other.contains(&format!("`{key}`")),
+                |_| true,
+            )
         };
         match table.keys().find(is_subject) {
-            Some(key) if ![format!("`{key}`"), format!("`{key}.")].iter().any(|named| error.contains(named)) => {
+            Some(key)
+                if ![format!("`{key}`"), format!("`{key}.")]
+                    .iter()
+                    .any(|named| error.contains(named)) =>
+            {
                 of_serde(&format!("{error} in `{key}`"))
             }
             _ => of_serde(&error),

@@ -46,9 +46,12 @@ impl FromStr for ByteSize {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (number, unit) =
-            UNITS.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
-        let number: Option<f64> = number.trim().parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0);
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))
+            .unwrap_or((text, 1));
+        let number: Option<f64> =
+            number.trim().parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0);
         number.map(|x| Self((x * unit as f64) as u64)).filter(|size| size.0 > 0).ok_or_else(|| {
             Error::new(Kind::Usage, format!("{text:?} is not a size"))
                 .remedy("write it as 5GB, 8GiB, 500MiB or in bytes")
@@ -105,8 +108,9 @@ const LEAST_BLOCK_TOKENS: usize = 512;
 /// What a layer holds for a token: its input, normalised input and output, and an expert's.
 const STATES_AT_WORK: usize = 4;
 
-/// Where a sweep over `tokens` keeps its hidden states: in memory, which is the device's where there is one, or, where a quarter of
-/// the budget doesn't hold them, in a scratch file in `dir`. Blocks of tokens are as large as another quarter holds.
+/// Where a sweep over `tokens` keeps its hidden states: in memory, which is the device's where
+/// there is one, or, where a quarter of the budget doesn't hold them, in a scratch file in `dir`.
+/// Blocks of tokens are as large as another quarter holds.
 ///
 /// # Errors
 /// [`Kind::Usage`] for a budget that not even the smallest block fits in.
@@ -121,13 +125,18 @@ pub(crate) fn storage(
         true => (BLOCK_TOKENS, budget, "--memory-budget"),
         false => (DEVICE_BLOCK_TOKENS, compute.memory().map(ByteSize), "--device-memory"),
     };
-    let Some(budget) = budget else { return Ok(Storage { block_tokens: Some(most), scratch: None }) };
+    let Some(budget) = budget else {
+        return Ok(Storage { block_tokens: Some(most), scratch: None });
+    };
     let state = (model.hidden * 4) as u64;
     let fitting = (budget.0 / 4 / (state * STATES_AT_WORK as u64)) as usize;
     let block = fitting.clamp(LEAST_BLOCK_TOKENS, most);
     let at_work = (block.min(tokens) * STATES_AT_WORK) as u64 * state;
     if at_work > budget.0 {
-        let what = format!("hidden states of {block} tokens take {}, the budget is {budget}", ByteSize(at_work));
+        let what = format!(
+            "hidden states of {block} tokens take {}, the budget is {budget}",
+            ByteSize(at_work)
+        );
         return Err(Error::new(Kind::Usage, what).remedy(format!("raise {option}")));
     }
     // What enters a layer, what leaves it, and what its experts give.
@@ -143,8 +152,8 @@ pub(crate) fn directory_of(output: &Path) -> &Path {
 /// The most that was held before the last [`begin_step`].
 static EARLIER_PEAK: AtomicU64 = AtomicU64::new(0);
 
-/// Lets [`peak_memory_bytes`] and [`peak_live_bytes`] count from now on: a step of a recipe begins. Where the system can't do that, they
-/// go on.
+/// Lets [`peak_memory_bytes`] and [`peak_live_bytes`] count from now on: a step of a recipe begins.
+/// Where the system can't do that, they go on.
 pub fn begin_step() {
     EARLIER_PEAK.fetch_max(peak_memory_bytes().unwrap_or(0), Relaxed);
     // "5" resets VmHWM to what is held now (proc(5)).
@@ -153,7 +162,8 @@ pub fn begin_step() {
     }
 }
 
-/// The most memory that this process has held at once since a step began: VmHWM, in bytes. `None` where the system doesn't say.
+/// The most memory that this process has held at once since a step began: VmHWM, in bytes. `None`
+/// where the system doesn't say.
 pub fn peak_memory_bytes() -> Option<u64> {
     of_this_process("VmHWM:")
 }
@@ -174,14 +184,16 @@ fn of_this_process(key: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Memory that programs can have without swapping, in bytes: MemAvailable. `None` where the system doesn't say.
+/// Memory that programs can have without swapping, in bytes: MemAvailable. `None` where the system
+/// doesn't say.
 pub(crate) fn available_memory_bytes() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// What differs from run to run: written to `run.json`, outside the manifest. `is_run_record` of moe-checkpoint knows its keys.
+/// What differs from run to run: written to `run.json`, outside the manifest. `is_run_record` of
+/// moe-checkpoint knows its keys.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RunRecord {
     pub source: String,
@@ -206,7 +218,12 @@ pub(crate) struct RunRecord {
 }
 
 impl RunRecord {
-    pub fn now(source: &Path, compute: &Compute, memory_budget: Option<ByteSize>, timings: Timings) -> Self {
+    pub fn now(
+        source: &Path,
+        compute: &Compute,
+        memory_budget: Option<ByteSize>,
+        timings: Timings,
+    ) -> Self {
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             source: portable(source),
@@ -241,7 +258,9 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in [("8GiB", 8 << 30), ("5GB", 5_000_000_000), ("1.5 MiB", 3 << 19), ("77", 77), ("9B", 9)] {
+        for (text, bytes) in
+            [("8GiB", 8 << 30), ("5GB", 5_000_000_000), ("1.5 MiB", 3 << 19), ("77", 77), ("9B", 9)]
+        {
             assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes, "{text}");
         }
         for text in ["", "GB", "-1GB", "0", "1PB", "nan", "inf"] {

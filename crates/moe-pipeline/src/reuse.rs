@@ -1,13 +1,14 @@
 //! Results that are there already: an earlier run's, or an earlier step's.
 //!
-//! A receipt says by hashes what a result was made of: the same passes with the same options on the same bytes give the same result.
+//! A receipt says by hashes what a result was made of: the same passes with the same options on the
+//! same bytes give the same result.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use moe_checkpoint::{
-    Error, Kind, LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_own_log, is_own_run_record,
-    json, read_text, read_whole, sha256_file,
+    Error, Kind, LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_own_log,
+    is_own_run_record, json, read_text, read_whole, sha256_file,
 };
 use moe_passes::Pass;
 use serde_json::{Map, Value};
@@ -27,7 +28,8 @@ pub enum FoundResult {
     Nothing,
     /// A result of something else; how it differs, in words that follow "it".
     Other(String),
-    /// The finished result of the same passes with the same options on the same bytes, written in the same way by the same build.
+    /// The finished result of the same passes with the same options on the same bytes, written in
+    /// the same way by the same build.
     Same,
 }
 
@@ -35,7 +37,12 @@ pub enum FoundResult {
 ///
 /// # Errors
 /// What reading the source and the receipt return.
-pub fn find_result(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<FoundResult> {
+pub fn find_result(
+    passes: &[&dyn Pass],
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions,
+) -> Result<FoundResult> {
     Ok(match finished(passes, input, output, options)? {
         None => FoundResult::Nothing,
         Some(Err(how)) => FoundResult::Other(how),
@@ -56,8 +63,8 @@ pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<String>>
     Ok(differing_work(&json::read(&output.join(RECEIPT_FILE))?, passes))
 }
 
-/// The manifest of `output`, if it is that result and all that the manifest lists is there unchanged, or else how it differs; none where
-/// no result is there.
+/// The manifest of `output`, if it is that result and all that the manifest lists is there
+/// unchanged, or else how it differs; none where no result is there.
 fn finished(
     passes: &[&dyn Pass],
     input: &Path,
@@ -69,7 +76,8 @@ fn finished(
         return Ok(None);
     }
     let found: Value = json::read(&receipt)?;
-    // A plan that is written beside the result is part of it; what was said to a pipe is not said again.
+    // A plan that is written beside the result is part of it; what was said to a pipe is not said
+    // again.
     let is_there = |(plan, name): (&Path, String)| {
         let written = found["written"][name].as_str();
         written.is_some() && sha256_file(plan).ok().as_deref() == written
@@ -89,26 +97,35 @@ fn finished(
     }
     // Whose list was changed, or to which something was added, isn't the result that was finished.
     let manifest = listed(output).ok().and_then(|(manifest, _)| manifest);
-    let manifest = manifest.filter(|manifest| check_hashes(output, manifest, "a result", &Quiet).is_ok());
+    let manifest =
+        manifest.filter(|manifest| check_hashes(output, manifest, "a result", &Quiet).is_ok());
     Ok(Some(manifest.ok_or_else(|| "was changed since it was made".to_owned())))
 }
 
 fn as_json(receipt: &Receipt) -> Result<Value> {
-    serde_json::to_value(receipt)
-        .map_err(|e| Error::new(Kind::Malformed, "this receipt can't be written").source(e).remedy("please report it"))
+    serde_json::to_value(receipt).map_err(|e| {
+        Error::new(Kind::Malformed, "this receipt can't be written")
+            .source(e)
+            .remedy("please report it")
+    })
 }
 
 /// How the work that the receipt `found` speaks of differs from `passes`.
 fn differing_work(found: &Value, passes: &[&dyn Pass]) -> Option<String> {
     let found = work(found);
-    let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
+    let wanted: Vec<Work> =
+        passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
     let names = |work: &[Work]| {
-        work.iter().map(|(name, _)| name.as_str().unwrap_or("?").to_owned()).collect::<Vec<_>>().join(" → ")
+        work.iter()
+            .map(|(name, _)| name.as_str().unwrap_or("?").to_owned())
+            .collect::<Vec<_>>()
+            .join(" → ")
     };
     if names(&found) != names(&wanted) {
         return Some(format!("was made by {}, not by {}", names(&found), names(&wanted)));
     }
-    let options = found.iter().zip(&wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
+    let options =
+        found.iter().zip(&wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
     other_options(options.collect())
 }
 
@@ -117,19 +134,24 @@ fn other_options(options: Vec<String>) -> Option<String> {
     (!options.is_empty()).then(|| format!("was made with other options ({})", options.join(", ")))
 }
 
-/// How a result of the same work differs from what is wanted; a training that went on under other settings is another one, unless it may
-/// `resume`.
+/// How a result of the same work differs from what is wanted; a training that went on under other
+/// settings is another one, unless it may `resume`.
 fn difference(found: &Value, wanted: &Value, resume: bool) -> Option<String> {
-    // How many tensors are copies is known only when experts are chosen, which need not be done again.
+    // How many tensors are copies is known only when experts are chosen, which need not be done
+    // again.
     let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
-    let computed = ["dtype", "router_dtype", "device"].into_iter().filter(|key| found[*key] != wanted[*key]);
+    let computed =
+        ["dtype", "router_dtype", "device"].into_iter().filter(|key| found[*key] != wanted[*key]);
     let computed = computed.map(|key| key.replace('_', "-"));
     let written = other_keys(&found["writing"], &wanted["writing"]);
     let options = other_options(computed.chain(written).collect());
     match () {
-        () if found["tool"] != wanted["tool"] => Some("was made by another build of moe-convert".to_owned()),
+        () if found["tool"] != wanted["tool"] => {
+            Some("was made by another build of moe-convert".to_owned())
+        }
         () if options.is_some() => options,
-        // What a training went on with under other settings is finished for whoever lets it go on, and not what these options make.
+        // What a training went on with under other settings is finished for whoever lets it go on,
+        // and not what these options make.
         () if !resume && !found["training"]["settings"].is_null() => {
             Some("comes of a training that went on with other settings".to_owned())
         }
@@ -145,12 +167,13 @@ fn difference(found: &Value, wanted: &Value, resume: bool) -> Option<String> {
 
 /// The keys whose values differ.
 fn other_keys(a: &Value, b: &Value) -> Vec<String> {
-    let keys: BTreeSet<&String> = [a, b].into_iter().filter_map(Value::as_object).flat_map(Map::keys).collect();
+    let keys: BTreeSet<&String> =
+        [a, b].into_iter().filter_map(Value::as_object).flat_map(Map::keys).collect();
     keys.into_iter().filter(|key| a[key.as_str()] != b[key.as_str()]).cloned().collect()
 }
 
-/// Makes `output` a copy of `from`, if that is what the passes would make of `input`; whether it is. What is wrong with `from` is no
-/// matter of this run's.
+/// Makes `output` a copy of `from`, if that is what the passes would make of `input`; whether it
+/// is. What is wrong with `from` is no matter of this run's.
 ///
 /// # Errors
 /// What writing returns.
@@ -162,12 +185,16 @@ pub fn copy_finished(
     options: &ConvertOptions,
 ) -> Result<bool> {
     let anew = ConvertOptions { resume: false, ..options.clone() };
-    let Ok(Some(Ok(Manifest { files }))) = finished(passes, input, from, &anew) else { return Ok(false) };
+    let Ok(Some(Ok(Manifest { files }))) = finished(passes, input, from, &anew) else {
+        return Ok(false);
+    };
     check_places(passes, input, output, &[from])?;
     let mut dir = OutputDir::create(output, existing(options))?;
     let sizes = files.keys().filter_map(|name| from.join(name).metadata().ok());
     dir.require_space(sizes.map(|file| file.len()).sum::<u64>() + SLACK_BYTES)?;
-    for (name, hash) in files.iter().filter(|(name, _)| ![MANIFEST_FILE, CARD_FILE].contains(&name.as_str())) {
+    for (name, hash) in
+        files.iter().filter(|(name, _)| ![MANIFEST_FILE, CARD_FILE].contains(&name.as_str()))
+    {
         dir.copy(from, name, hash)?;
     }
     let card = read_text(&from.join(CARD_FILE), json::MAX_JSON_BYTES)?;

@@ -5,7 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header};
+use moe_checkpoint::{
+    Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header,
+};
 use moe_forward::Group;
 use moe_math::statistics::{Quantity, Sizes, Sums};
 use moe_model::Model;
@@ -34,7 +36,8 @@ pub struct About {
     /// Hash of the options and of all that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
-    /// SHA-256 of the text that they were gathered on, by name; empty where earlier builds wrote the file.
+    /// SHA-256 of the text that they were gathered on, by name; empty where earlier builds wrote
+    /// the file.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
 }
@@ -42,8 +45,9 @@ pub struct About {
 /// Adds the text `name` with its `hash` to `texts`, under another name where another text has that.
 pub(crate) fn add_text(texts: &mut BTreeMap<String, String>, name: &str, hash: &str) {
     let numbered = (2..).map(|number| format!("{name} ({number})"));
-    let free =
-        std::iter::once(name.to_owned()).chain(numbered).find(|name| texts.get(name).is_none_or(|at| at == hash));
+    let free = std::iter::once(name.to_owned())
+        .chain(numbered)
+        .find(|name| texts.get(name).is_none_or(|at| at == hash));
     texts.extend(free.map(|name| (name, hash.to_owned())));
 }
 
@@ -68,14 +72,19 @@ impl About {
     fn check(&self) -> Result<(), &'static str> {
         let groups = || self.groups.iter();
         let tokens = groups().try_fold(0u64, |sum, group| sum.checked_add(group.tokens));
-        let positive = |sizes: &Sizes| [sizes.experts, sizes.hidden, sizes.width].iter().all(|size| *size > 0);
+        let positive =
+            |sizes: &Sizes| [sizes.experts, sizes.hidden, sizes.width].iter().all(|size| *size > 0);
         match () {
             () if self.groups.is_empty() => Err("statistics of no group of tokens"),
-            () if groups().any(|group| group.half > 1) => Err("statistics of more than two halves of a domain"),
+            () if groups().any(|group| group.half > 1) => {
+                Err("statistics of more than two halves of a domain")
+            }
             () if groups().filter_map(|group| group.weight).any(|weight| weight <= 0.0) => {
                 Err("statistics of a domain whose weight is not positive")
             }
-            () if tokens.is_none_or(|tokens| tokens > MAX_TOKENS) => Err("statistics of more than 2^53 tokens"),
+            () if tokens.is_none_or(|tokens| tokens > MAX_TOKENS) => {
+                Err("statistics of more than 2^53 tokens")
+            }
             () if !self.layers.values().all(positive) => {
                 Err("statistics of a layer without experts, neurons or states")
             }
@@ -98,16 +107,24 @@ impl StatisticsFile {
     /// [`Kind::Missing`] and [`Kind::Malformed`], naming the file.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.exists() {
-            return Err(Error::new(Kind::Missing, "no such file of statistics").file(path).remedy(REMEDY));
+            return Err(Error::new(Kind::Missing, "no such file of statistics")
+                .file(path)
+                .remedy(REMEDY));
         }
         let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
         let (file, entries) = SourceFile::open(path).map_err(|e| {
             let what = e.to_string();
-            malformed(format!("this is not a file of statistics: {}", what.lines().next().unwrap_or_default()))
+            malformed(format!(
+                "this is not a file of statistics: {}",
+                what.lines().next().unwrap_or_default()
+            ))
         })?;
-        let tensors: BTreeMap<String, Stored> =
-            entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
-        let about = tensors.get(ABOUT).ok_or_else(|| malformed("this file holds no statistics".into()))?;
+        let tensors: BTreeMap<String, Stored> = entries
+            .into_iter()
+            .map(|entry| (entry.name.clone(), Stored::of_file(&file, entry)))
+            .collect();
+        let about =
+            tensors.get(ABOUT).ok_or_else(|| malformed("this file holds no statistics".into()))?;
         let mut json = vec![0; about.bytes() as usize];
         about.read_at(0, &mut json)?;
         let about: About = serde_json::from_slice(&json).map_err(|e| malformed(e.to_string()))?;
@@ -129,15 +146,23 @@ impl StatisticsFile {
         &self.about
     }
 
-    /// Refuses statistics of another model or tokenizer than those of `model`, which lies in `dir` and has the fingerprint `found`.
+    /// Refuses statistics of another model or tokenizer than those of `model`, which lies in `dir`
+    /// and has the fingerprint `found`.
     ///
     /// # Errors
     /// [`Kind::Mismatch`].
     pub fn check_model(&self, model: &Model, found: &Fingerprint, dir: &Path) -> Result<()> {
         let of = &self.about.fingerprint;
         let what = match (of.model == found.model, of.tokenizer == found.tokenizer) {
-            // A fingerprint is no proof: sums of other sizes would be taken for those of this model's layers.
-            (true, true) if self.about.layers.iter().all(|(index, sizes)| sizes_of(model, *index) == Some(*sizes)) => {
+            // A fingerprint is no proof: sums of other sizes would be taken for those of this
+            // model's layers.
+            (true, true)
+                if self
+                    .about
+                    .layers
+                    .iter()
+                    .all(|(index, sizes)| sizes_of(model, *index) == Some(*sizes)) =>
+            {
                 return Ok(());
             }
             (true, false) => "these statistics are of this model with another tokenizer",
@@ -150,7 +175,9 @@ impl StatisticsFile {
 
     /// Every tensor is there in its shape, so that reading can't fail for that.
     fn check(&self) -> Result<()> {
-        self.about.check().map_err(|what| Error::new(Kind::Malformed, what).file(&self.path).remedy(REMEDY))?;
+        self.about
+            .check()
+            .map_err(|what| Error::new(Kind::Malformed, what).file(&self.path).remedy(REMEDY))?;
         for (layer, sizes) in &self.about.layers {
             for quantity in Quantity::ALL {
                 let name = tensor_name(*layer, quantity);
@@ -185,7 +212,9 @@ impl LayerStatistics for StatisticsFile {
             tensor.read_at(0, bytemuck::cast_slice_mut(&mut values))?;
             let wrong = match () {
                 () if values.iter().any(|value| !value.is_finite()) => Some("is not finite"),
-                () if quantity.is_never_negative() && values.iter().any(|value| *value < 0.0) => Some("is negative"),
+                () if quantity.is_never_negative() && values.iter().any(|value| *value < 0.0) => {
+                    Some("is negative")
+                }
                 () => None,
             };
             if let Some(wrong) = wrong {
@@ -242,7 +271,13 @@ pub(crate) fn write(
             let shape = shape(about.groups.len(), quantity, *sizes);
             let (start, bytes) = (end, shape.iter().product::<usize>() as u64 * 8);
             end += bytes;
-            entries.push(Entry { name: tensor_name(*layer, quantity), dtype: Dtype::F64, shape, start, end });
+            entries.push(Entry {
+                name: tensor_name(*layer, quantity),
+                dtype: Dtype::F64,
+                shape,
+                start,
+                end,
+            });
         }
     }
     let mut failure = None;

@@ -77,7 +77,8 @@ pub struct LoadSummary<T> {
     pub dead: T,
     /// Experts in all layers.
     pub experts: usize,
-    /// Mean over layers of the mutual information between the expert of a choice and the domain of its token, in bits.
+    /// Mean over layers of the mutual information between the expert of a choice and the domain of
+    /// its token, in bits.
     pub information: T,
 }
 
@@ -98,7 +99,8 @@ impl Summary {
 }
 
 impl Average {
-    /// One for each label, in the order of their first rows; rows of a label were measured on the same text.
+    /// One for each label, in the order of their first rows; rows of a label were measured on the
+    /// same text.
     pub fn of(rows: &[Summary]) -> Vec<Self> {
         let mut labels: Vec<(&str, Vec<&Figures<f64>>)> = Vec::new();
         for Summary { label, figures } in rows {
@@ -146,7 +148,9 @@ impl Figures<Spread> {
             top1_agreement: Spread::over_known(runs, |run| run.top1_agreement),
             load: loads.map(|loads| LoadSummary::over(&loads)),
             domains: domains
-                .map(|d| DomainSummary::over(&runs.iter().map(|run| &run.domains[d]).collect::<Vec<_>>()))
+                .map(|d| {
+                    DomainSummary::over(&runs.iter().map(|run| &run.domains[d]).collect::<Vec<_>>())
+                })
                 .collect(),
         }
     }
@@ -154,7 +158,11 @@ impl Figures<Spread> {
 
 impl DomainSummary<f64> {
     fn new(report: &DomainReport) -> Self {
-        Self { label: report.label.clone(), loss: report.loss, kl: report.against.as_ref().map(|a| a.kl) }
+        Self {
+            label: report.label.clone(),
+            loss: report.loss,
+            kl: report.against.as_ref().map(|a| a.kl),
+        }
     }
 }
 
@@ -170,7 +178,9 @@ impl DomainSummary<Spread> {
 
 impl LoadSummary<f64> {
     fn new(layers: &[LayerLoad]) -> Option<Self> {
-        let mean = |of: &dyn Fn(&LayerLoad) -> f64| layers.iter().map(of).sum::<f64>() / layers.len() as f64;
+        let mean = |of: &dyn Fn(&LayerLoad) -> f64| {
+            layers.iter().map(of).sum::<f64>() / layers.len() as f64
+        };
         (!layers.is_empty()).then(|| Self {
             gini: mean(&|l| l.load.gini),
             worst_gini: layers.iter().map(|l| l.load.gini).fold(0.0, f64::max),
@@ -201,13 +211,15 @@ impl LoadSummary<Spread> {
 fn information(counts: &[Vec<u64>]) -> f64 {
     let total: u64 = counts.iter().flatten().sum();
     let rows: Vec<u64> = counts.iter().map(|row| row.iter().sum()).collect();
-    let columns: Vec<u64> =
-        (0..counts.first().map_or(0, Vec::len)).map(|c| counts.iter().map(|row| row[c]).sum()).collect();
+    let columns: Vec<u64> = (0..counts.first().map_or(0, Vec::len))
+        .map(|c| counts.iter().map(|row| row[c]).sum())
+        .collect();
     let mut bits = 0.0;
     for (row, of_row) in counts.iter().zip(&rows) {
         for (count, of_column) in row.iter().zip(&columns).filter(|(count, _)| **count > 0) {
             let joint = *count as f64 / total as f64;
-            bits += joint * (*count as f64 * total as f64 / (*of_row as f64 * *of_column as f64)).log2();
+            bits += joint
+                * (*count as f64 * total as f64 / (*of_row as f64 * *of_column as f64)).log2();
         }
     }
     bits
@@ -219,9 +231,17 @@ mod tests {
 
     /// A row with this KL of two domains, in which the second has the greater loss.
     fn row(label: &str, kl: f64) -> Summary {
-        let domain = |label: &str, loss| DomainSummary { label: label.to_owned(), loss, kl: Some(kl) };
+        let domain =
+            |label: &str, loss| DomainSummary { label: label.to_owned(), loss, kl: Some(kl) };
         let domains = vec![domain("a", 1.0), domain("b", 2.0 + kl)];
-        let figures = Figures { loss: 1.5, kl: Some(kl), rare_kl: None, top1_agreement: None, load: None, domains };
+        let figures = Figures {
+            loss: 1.5,
+            kl: Some(kl),
+            rare_kl: None,
+            top1_agreement: None,
+            load: None,
+            domains,
+        };
         Summary { label: label.to_owned(), figures }
     }
 

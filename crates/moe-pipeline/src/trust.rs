@@ -58,7 +58,12 @@ impl StageReport {
 ///
 /// # Errors
 /// As for [`Corpus::load`].
-pub(crate) fn corpus(held_out: &HeldOut<'_>, dir: &Path, vocab: usize, room: Option<Room>) -> Result<Corpus> {
+pub(crate) fn corpus(
+    held_out: &HeldOut<'_>,
+    dir: &Path,
+    vocab: usize,
+    room: Option<Room>,
+) -> Result<Corpus> {
     let tokenize = TokenizeOptions {
         sequence_length: held_out.sequence_length,
         vocab,
@@ -82,13 +87,27 @@ pub(crate) fn evaluated(
     output: &Path,
     progress: &dyn Progress,
 ) -> Result<EvalReport> {
-    let storage = storage(source, corpus.tokens(), options.memory_budget, &options.compute, directory_of(output))?;
+    let storage = storage(
+        source,
+        corpus.tokens(),
+        options.memory_budget,
+        &options.compute,
+        directory_of(output),
+    )?;
     progress.stage(name, model.layers.len() as u64, Unit::Layers { tokens: corpus.tokens() });
     let mut observer = LayerProgress(progress);
-    evaluate(model, Some(source), corpus, &storage, &options.compute, &mut observer as &mut dyn Observer)
+    evaluate(
+        model,
+        Some(source),
+        corpus,
+        &storage,
+        &options.compute,
+        &mut observer as &mut dyn Observer,
+    )
 }
 
-/// Measures the planned result of `prepared`, and the last pass's control, on that pass's held-out text; none if it has none.
+/// Measures the planned result of `prepared`, and the last pass's control, on that pass's held-out
+/// text; none if it has none.
 pub(crate) fn measure(
     prepared: &Prepared<'_>,
     options: &ConvertOptions,
@@ -96,8 +115,9 @@ pub(crate) fn measure(
     progress: &dyn Progress,
 ) -> Result<Option<HeldOutReport>> {
     let Some(corpus) = &prepared.held_out else { return Ok(None) };
-    let measured =
-        |name: &str, model: &Model| evaluated(name, model, &prepared.source, corpus, options, output, progress);
+    let measured = |name: &str, model: &Model| {
+        evaluated(name, model, &prepared.source, corpus, options, output, progress)
+    };
     // What the last stage that stays gave is the result.
     let result = match prepared.stages.iter().rev().find(|stage| stage.kept) {
         Some(stage) => stage.report.clone(),
@@ -106,6 +126,7 @@ pub(crate) fn measure(
     let pass = prepared.last().pass;
     let control_name = pass.info().baseline.map_or("", |baseline| baseline.name);
     let control = pass.control(&prepared.sources(&options.compute))?;
-    let control = control.map(|model| measured(&format!("measure: {control_name}"), &model)).transpose()?;
+    let control =
+        control.map(|model| measured(&format!("measure: {control_name}"), &model)).transpose()?;
     Ok(Some(HeldOutReport { result, stages: prepared.stages.clone(), control_name, control }))
 }

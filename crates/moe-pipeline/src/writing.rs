@@ -13,7 +13,8 @@ pub struct WritingOptions {
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_shard_size: ByteSize,
 
-    /// Random tokens on which the result is compared with its source while it is written; 0 for none
+    /// Random tokens on which the result is compared with its source while it is written; 0 for
+    /// none
     #[arg(long, value_name = "TOKENS", default_value_t = 32)]
     pub probe_tokens: usize,
 }
@@ -31,15 +32,18 @@ impl WritingOptions {
     pub fn check(&self) -> Result<()> {
         let size = self.max_shard_size;
         if size.0 < LEAST_SHARD_BYTES {
-            let what = format!("--max-shard-size {} is {size}: every tensor would have a file of its own", size.0);
-            return Err(
-                Error::new(Kind::Usage, what).remedy(format!("write the unit, such as {}GB", size.0.clamp(1, 999)))
+            let what = format!(
+                "--max-shard-size {} is {size}: every tensor would have a file of its own",
+                size.0
             );
+            return Err(Error::new(Kind::Usage, what)
+                .remedy(format!("write the unit, such as {}GB", size.0.clamp(1, 999))));
         }
         match self.probe_tokens > MAX_PROBE_TOKENS {
             false => Ok(()),
             true => {
-                let what = format!("--probe-tokens {} is more than {MAX_PROBE_TOKENS}", self.probe_tokens);
+                let what =
+                    format!("--probe-tokens {} is more than {MAX_PROBE_TOKENS}", self.probe_tokens);
                 Err(Error::new(Kind::Usage, what)
                     .remedy("lower --probe-tokens; eval measures on as much text as you like"))
             }

@@ -1,4 +1,5 @@
-//! Rust sources as the words that matter here: paths, macros, methods and literals, whatever lines and braces they are spread over.
+//! Rust sources as the words that matter here: paths, macros, methods and literals, whatever lines
+//! and braces they are spread over.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// A source file without comments and tests.
 pub struct Source {
     pub path: PathBuf,
-    /// Paths as they are written, one for each leaf of a `use` (`std::fs`), macros with their mark (`println!`), methods with their dot
-    /// (`.exists`), and literals.
+    /// Paths as they are written, one for each leaf of a `use` (`std::fs`), macros with their mark
+    /// (`println!`), methods with their dot (`.exists`), and literals.
     pub words: Vec<String>,
     /// Modules in files of their own that only tests have.
     test_modules: Vec<String>,
@@ -27,8 +28,10 @@ impl Source {
 
     pub fn read(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap();
-        let stream: TokenStream = text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let mut source = Self { path: path.to_owned(), words: Vec::new(), test_modules: Vec::new() };
+        let stream: TokenStream =
+            text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut source =
+            Self { path: path.to_owned(), words: Vec::new(), test_modules: Vec::new() };
         source.collect(stream, "");
         source
     }
@@ -37,8 +40,15 @@ impl Source {
     fn files_of_tests(&self) -> Vec<PathBuf> {
         let stem = self.path.file_stem().unwrap();
         let owns_dir = ["mod", "lib", "main"].iter().any(|name| stem == *name);
-        let dir = if owns_dir { self.path.parent().unwrap().to_owned() } else { self.path.with_extension("") };
-        self.test_modules.iter().flat_map(|name| [dir.join(format!("{name}.rs")), dir.join(name)]).collect()
+        let dir = if owns_dir {
+            self.path.parent().unwrap().to_owned()
+        } else {
+            self.path.with_extension("")
+        };
+        self.test_modules
+            .iter()
+            .flat_map(|name| [dir.join(format!("{name}.rs")), dir.join(name)])
+            .collect()
     }
 
     /// Adds the words of `stream`, in which paths begin with `prefix`.
@@ -104,7 +114,8 @@ impl Source {
             tree => is_punct(tree, ';') || is_punct(tree, ','),
         };
         let end = trees.iter().position(ends).unwrap_or(trees.len().saturating_sub(1));
-        if let [.., TokenTree::Ident(word), TokenTree::Ident(name), end] = &trees[..=end.min(trees.len() - 1)]
+        if let [.., TokenTree::Ident(word), TokenTree::Ident(name), end] =
+            &trees[..=end.min(trees.len() - 1)]
             && word == "mod"
             && is_punct(end, ';')
         {
@@ -128,7 +139,9 @@ fn read_all(dir: &Path, found: &mut Vec<Source>) {
 /// What stands in the brackets of an attribute that begins here.
 fn attribute(trees: &[TokenTree]) -> Option<String> {
     match trees {
-        [mark, TokenTree::Group(group), ..] if is_punct(mark, '#') && group.delimiter() == Delimiter::Bracket => {
+        [mark, TokenTree::Group(group), ..]
+            if is_punct(mark, '#') && group.delimiter() == Delimiter::Bracket =>
+        {
             Some(group.stream().to_string())
         }
         _ => None,
@@ -201,13 +214,23 @@ fn words_are_found_wherever_they_stand() {
     let sources = Source::below(dir.path());
     assert_eq!(sources.len(), 1);
     let words: BTreeSet<&str> = sources[0].words.iter().map(String::as_str).collect();
-    for word in
-        ["std::fs", "std::io::Read", "std::io::Write", "std::eprintln!", ".exists", ".is_file", "\"mixtral\"", "Debug"]
-    {
+    for word in [
+        "std::fs",
+        "std::io::Read",
+        "std::io::Write",
+        "std::eprintln!",
+        ".exists",
+        ".is_file",
+        "\"mixtral\"",
+        "Debug",
+    ] {
         assert!(words.contains(word), "{word}: {words:?}");
     }
     for word in ["println!", "std::net", "std::thread", "std::process::exit", "\"std::thread\""] {
         assert!(!words.contains(word), "{word}: {words:?}");
     }
-    assert_eq!(arguments_of("Command::new(&nvcc); f(Command::new(\"curl\"))", "Command::new").len(), 2);
+    assert_eq!(
+        arguments_of("Command::new(&nvcc); f(Command::new(\"curl\"))", "Command::new").len(),
+        2
+    );
 }

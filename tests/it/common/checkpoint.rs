@@ -61,7 +61,8 @@ impl Checkpoint {
 
     /// Changes a JSON file.
     pub fn edit_json(&self, name: &str, edit: impl FnOnce(&mut Map<String, Value>)) {
-        let mut value: Map<String, Value> = serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap();
+        let mut value: Map<String, Value> =
+            serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap();
         edit(&mut value);
         self.write(name, serde_json::to_vec(&value).unwrap());
     }

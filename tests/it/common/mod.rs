@@ -1,7 +1,9 @@
-//! What the black-box tests share: a sandbox in which the binary runs, and checkpoints to damage there.
+//! What the black-box tests share: a sandbox in which the binary runs, and checkpoints to damage
+//! there.
 //!
-//! A [`Sandbox`] is a temporary directory that holds a link `golden` to the repository's goldens. Commands run
-//! in it, so a test reads like a shell session: `sandbox.run("inspect golden/models/dense")`.
+//! A [`Sandbox`] is a temporary directory that holds a link `golden` to the repository's goldens.
+//! Commands run in it, so a test reads like a shell session: `sandbox.run("inspect
+//! golden/models/dense")`.
 
 pub mod checkpoint;
 pub mod tensors;
@@ -29,13 +31,16 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Whether `programs` are on this machine. Where one isn't, the caller is skipped: that is said past libtest, which hides what a test
-/// that passes prints, and with MOE_NO_SKIPS in the environment, as in CI, it is a failure.
+/// Whether `programs` are on this machine. Where one isn't, the caller is skipped: that is said
+/// past libtest, which hides what a test that passes prints, and with MOE_NO_SKIPS in the
+/// environment, as in CI, it is a failure.
 #[track_caller]
 pub fn has(programs: &[&str], what: &str) -> bool {
     let sandbox = Sandbox::new();
-    let missing: Vec<_> =
-        programs.iter().filter(|program| sandbox.shell(&format!("command -v {program}")).code != 0).collect();
+    let missing: Vec<_> = programs
+        .iter()
+        .filter(|program| sandbox.shell(&format!("command -v {program}")).code != 0)
+        .collect();
     if missing.is_empty() {
         return true;
     }
@@ -78,8 +83,12 @@ impl Sandbox {
     pub fn with_model_and_text() -> Self {
         let sandbox = Self::new();
         sandbox.copy("families/qwen3_moe/base/model", "m");
-        let line =
-            |start: usize| format!("{{\"input_ids\":{:?}}}\n", (0..40).map(|i| (start + i) % 100).collect::<Vec<_>>());
+        let line = |start: usize| {
+            format!(
+                "{{\"input_ids\":{:?}}}\n",
+                (0..40).map(|i| (start + i) % 100).collect::<Vec<_>>()
+            )
+        };
         sandbox.write("ids.jsonl", (0..8).map(|i| line(7 * i)).collect::<String>());
         sandbox
     }
@@ -132,8 +141,9 @@ impl Sandbox {
         Outcome::new(line, &output, start.elapsed())
     }
 
-    /// Runs `line`, which must be refused as bad input is: with exit code `code`, within a second, with a
-    /// message that holds `complaints` and a remedy, without a trace in the sandbox. Says what is wrong with it.
+    /// Runs `line`, which must be refused as bad input is: with exit code `code`, within a second,
+    /// with a message that holds `complaints` and a remedy, without a trace in the sandbox. Says
+    /// what is wrong with it.
     pub fn refuses(&self, line: &str, code: i32, complaints: &[&str]) -> Option<String> {
         let before = self.contents();
         let mut outcome = self.run(line);
@@ -146,7 +156,8 @@ impl Sandbox {
         let mut problems = outcome.refusal_problems(code, complaints);
         let after = self.contents();
         let changed = |name: &&PathBuf| before.get(*name) != after.get(*name);
-        let changes: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).filter(changed).collect();
+        let changes: std::collections::BTreeSet<_> =
+            before.keys().chain(after.keys()).filter(changed).collect();
         if !changes.is_empty() {
             problems.push(format!("it changed, left or removed {changes:?}"));
         }
@@ -163,7 +174,8 @@ impl Sandbox {
     /// The names in the directory `name`, sorted.
     pub fn names(&self, name: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(name)).unwrap();
-        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -174,7 +186,9 @@ fn collect(root: &Path, dir: &Path, contents: &mut BTreeMap<PathBuf, Vec<u8>>) {
         let path = entry.unwrap().path();
         let kind = path.symlink_metadata().unwrap().file_type();
         let bytes = match () {
-            () if kind.is_symlink() => fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
+            () if kind.is_symlink() => {
+                fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+            }
             () if kind.is_file() => fs::read(&path).unwrap(),
             () if kind.is_dir() => {
                 collect(root, &path, contents);
@@ -200,9 +214,16 @@ pub struct Outcome {
 impl Outcome {
     fn new(line: &str, output: &Output, took: Duration) -> Self {
         use std::os::unix::process::ExitStatusExt;
-        let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+        let code =
+            output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self { line: line.to_owned(), code, stdout: text(&output.stdout), stderr: text(&output.stderr), took }
+        Self {
+            line: line.to_owned(),
+            code,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+            took,
+        }
     }
 
     /// Asserts exit code 0.

@@ -26,7 +26,10 @@ impl Tensor {
 pub fn read(path: &Path) -> BTreeMap<String, Tensor> {
     if path.is_dir() {
         let files = fs::read_dir(path).unwrap().map(|e| e.unwrap().path());
-        return files.filter(|f| f.extension().is_some_and(|e| e == "safetensors")).flat_map(|f| read(&f)).collect();
+        return files
+            .filter(|f| f.extension().is_some_and(|e| e == "safetensors"))
+            .flat_map(|f| read(&f))
+            .collect();
     }
     let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let parsed = SafeTensors::deserialize(&bytes).unwrap();
@@ -38,7 +41,8 @@ pub fn read(path: &Path) -> BTreeMap<String, Tensor> {
     parsed.tensors().iter().map(|(name, view)| (name.clone(), tensor(view))).collect()
 }
 
-/// The largest absolute difference of two f32 tensors of one shape; infinite where a value is no number.
+/// The largest absolute difference of two f32 tensors of one shape; infinite where a value is no
+/// number.
 pub fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.shape, b.shape);
     let differences = a.f32().into_iter().zip(b.f32()).map(|(x, y)| (x - y).abs());

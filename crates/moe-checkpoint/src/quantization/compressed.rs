@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 const VERSION: &str = "0.19.0";
 const PACKED: &str = "pack-quantized";
 const FLOAT: &str = "float-quantized";
-/// Each is compiled and held against every module's name; configs that are written by people have a handful.
+/// Each is compiled and held against every module's name; configs that are written by people have a
+/// handful.
 const MAX_PATTERNS: usize = 256;
 
 /// Schemes, and which modules they are for.
@@ -32,19 +33,23 @@ pub struct SchemeGroup {
     pub targets: Vec<Target>,
     /// Their scheme.
     pub scheme: Scheme,
-    /// `input_activations`: how engines are to quantize what the modules multiply; null for not at all. It changes no weight.
+    /// `input_activations`: how engines are to quantize what the modules multiply; null for not at
+    /// all. It changes no weight.
     pub input_activations: Value,
 }
 
 impl CompressedTensors {
     pub(super) fn read(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Self> {
-        if let Some(format) = text(said, "format").filter(|f| ![PACKED, FLOAT, "mixed-precision"].contains(f)) {
+        if let Some(format) =
+            text(said, "format").filter(|f| ![PACKED, FLOAT, "mixed-precision"].contains(f))
+        {
             return Err(refuse(format!("the compressed-tensors format {format:?}")));
         }
         let transforms = said.get("transform_config").and_then(|said| said.get("config_groups"));
         if transforms.and_then(Value::as_object).is_some_and(|groups| !groups.is_empty()) {
             return Err(refuse(
-                "a transform_config of compressed-tensors, which changes what weights mean,".to_owned(),
+                "a transform_config of compressed-tensors, which changes what weights mean,"
+                    .to_owned(),
             ));
         }
         let patterns = Cell::new(0);
@@ -52,7 +57,9 @@ impl CompressedTensors {
             let said = value.as_str().unwrap_or_default();
             patterns.set(patterns.get() + usize::from(Target::is_pattern(said)));
             match patterns.get() > MAX_PATTERNS {
-                true => Err(refuse(format!("a config with more than {MAX_PATTERNS} patterns for targets"))),
+                true => Err(refuse(format!(
+                    "a config with more than {MAX_PATTERNS} patterns for targets"
+                ))),
                 false => Target::parse(said).map_err(|_| refuse(format!("the target {said:?}"))),
             }
         };
@@ -62,9 +69,14 @@ impl CompressedTensors {
         let groups = said.get("config_groups").and_then(Value::as_object);
         let group = |said: &Value| -> Result<SchemeGroup> {
             let input_activations = said.get("input_activations").cloned().unwrap_or_default();
-            Ok(SchemeGroup { targets: targets(said, "targets")?, scheme: scheme(said, &refuse)?, input_activations })
+            Ok(SchemeGroup {
+                targets: targets(said, "targets")?,
+                scheme: scheme(said, &refuse)?,
+                input_activations,
+            })
         };
-        let groups: Vec<_> = groups.into_iter().flat_map(Map::values).map(group).collect::<Result<_>>()?;
+        let groups: Vec<_> =
+            groups.into_iter().flat_map(Map::values).map(group).collect::<Result<_>>()?;
         if groups.is_empty() {
             return Err(refuse("compressed-tensors without config_groups".to_owned()));
         }
@@ -76,16 +88,22 @@ impl CompressedTensors {
         if self.ignore.iter().any(|target| target.names(name)) {
             return None;
         }
-        let named = self.groups.iter().find(|group| group.targets.iter().any(|target| target.names(name)));
-        let linear = || self.groups.iter().find(|group| group.targets.iter().any(|t| t.text() == "Linear"));
+        let named =
+            self.groups.iter().find(|group| group.targets.iter().any(|target| target.names(name)));
+        let linear =
+            || self.groups.iter().find(|group| group.targets.iter().any(|t| t.text() == "Linear"));
         named.or_else(linear).map(|group| group.scheme)
     }
 
     pub(super) fn declared(&self, plain: &[String]) -> Value {
         let formats: Vec<_> = self.groups.iter().map(|group| format_of(group.scheme)).collect();
         let same = formats.iter().all(|format| *format == formats[0]);
-        let groups: Map<String, Value> =
-            self.groups.iter().enumerate().map(|(index, group)| (format!("group_{index}"), group.declared())).collect();
+        let groups: Map<String, Value> = self
+            .groups
+            .iter()
+            .enumerate()
+            .map(|(index, group)| (format!("group_{index}"), group.declared()))
+            .collect();
         // What was read of a config may name modules that are plain again.
         let mut listed = BTreeSet::new();
         let named = self.ignore.iter().map(Target::text).chain(plain.iter().cloned());
@@ -106,8 +124,9 @@ impl CompressedTensors {
 }
 
 impl SchemeGroup {
-    /// Modules of the class `Linear`, whose activations stay as they are but for e4m3 by rows. No engine multiplies such experts with
-    /// anything but float8, which they round each token to (llm-compressor's `FP8_DYNAMIC`).
+    /// Modules of the class `Linear`, whose activations stay as they are but for e4m3 by rows. No
+    /// engine multiplies such experts with anything but float8, which they round each token to
+    /// (llm-compressor's `FP8_DYNAMIC`).
     pub fn linear(scheme: Scheme) -> Self {
         let input_activations = match scheme {
             Scheme::Fp8(Blocks::Rows) => json!({
@@ -136,7 +155,9 @@ impl SchemeGroup {
         };
         let (strategy, group, block) = match self.scheme {
             Scheme::Integers(Integers { group: Some(group), .. }) => ("group", Some(group), None),
-            Scheme::Integers(Integers { group: None, .. }) | Scheme::Fp8(Blocks::Rows) => ("channel", None, None),
+            Scheme::Integers(Integers { group: None, .. }) | Scheme::Fp8(Blocks::Rows) => {
+                ("channel", None, None)
+            }
             Scheme::Fp8(Blocks::Of(block)) => ("block", None, Some(block)),
         };
         json!({
@@ -171,10 +192,14 @@ fn format_of(scheme: Scheme) -> &'static str {
 
 fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
     let weights = said.get("weights").filter(|w| w.is_object());
-    let weights = weights.ok_or_else(|| refuse("a group of compressed-tensors without weights".to_owned()))?;
+    let weights = weights
+        .ok_or_else(|| refuse("a group of compressed-tensors without weights".to_owned()))?;
     let bits = width(weights, "num_bits");
-    let group =
-        weights.get("group_size").and_then(Value::as_i64).filter(|group| *group > 0).map(|group| group as usize);
+    let group = weights
+        .get("group_size")
+        .and_then(Value::as_i64)
+        .filter(|group| *group > 0)
+        .map(|group| group as usize);
     let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
     match (text(weights, "type").unwrap_or("int"), text(weights, "strategy"), bits) {
         ("int", Some("group" | "channel"), bits) => {

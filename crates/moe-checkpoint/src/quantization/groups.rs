@@ -7,11 +7,12 @@ use super::compressed::{CompressedTensors, SchemeGroup};
 use super::target::{Target, escaped};
 
 impl CompressedTensors {
-    /// What gives each of `modules` its scheme: that of most of them is for `Linear`, the others are for patterns of layers' names and, where
-    /// a layer has several, of the last part of a module's name. Activations and what is ignored stay as this says.
+    /// What gives each of `modules` its scheme: that of most of them is for `Linear`, the others
+    /// are for patterns of layers' names and, where a layer has several, of the last part of a
+    /// module's name. Activations and what is ignored stay as this says.
     ///
-    /// vLLM, SGLang and compressed-tensors look for a module's name before its class, and at whole layers engines can look by names
-    /// of their own.
+    /// vLLM, SGLang and compressed-tensors look for a module's name before its class, and at whole
+    /// layers engines can look by names of their own.
     pub(super) fn regrouped(&self, modules: &[(String, Scheme)]) -> Self {
         let mut schemes: Vec<(Scheme, usize)> = Vec::new();
         for (_, scheme) in modules {
@@ -29,7 +30,10 @@ impl CompressedTensors {
         };
         let group = |(index, (scheme, _)): (usize, (Scheme, usize))| {
             let known = self.groups.iter().find(|group| group.scheme == scheme).cloned();
-            SchemeGroup { targets: targets(index, scheme), ..known.unwrap_or_else(|| SchemeGroup::linear(scheme)) }
+            SchemeGroup {
+                targets: targets(index, scheme),
+                ..known.unwrap_or_else(|| SchemeGroup::linear(scheme))
+            }
         };
         let groups = schemes.into_iter().enumerate().map(group).collect();
         Self { groups, ignore: self.ignore.clone() }
@@ -66,7 +70,8 @@ impl<'m> TargetPlaces<'m> {
         let mut single: Vec<usize> = self.others.iter().copied().filter(has).collect();
         for (layer, kinds) in &self.layers {
             let whole = |members: &BTreeSet<usize>| members.iter().all(has);
-            let named: Vec<&str> = kinds.iter().filter(|(_, members)| whole(members)).map(|(last, _)| *last).collect();
+            let named: Vec<&str> =
+                kinds.iter().filter(|(_, members)| whole(members)).map(|(last, _)| *last).collect();
             let rest = kinds.values().filter(|members| !whole(members)).flatten();
             single.extend(rest.copied().filter(has));
             match named.len() {
@@ -76,11 +81,14 @@ impl<'m> TargetPlaces<'m> {
             }
         }
         let patterns = alike.into_iter().map(|(named, layers)| pattern(&layers, &named));
-        patterns.chain(single.into_iter().map(|index| Target::Name(self.modules[index].0.clone()))).collect()
+        patterns
+            .chain(single.into_iter().map(|index| Target::Name(self.modules[index].0.clone())))
+            .collect()
     }
 }
 
-/// The layer of the module `name`, such as `model.layers.3.mlp.experts.0.up_proj`, and the last part of its name.
+/// The layer of the module `name`, such as `model.layers.3.mlp.experts.0.up_proj`, and the last
+/// part of its name.
 fn place(name: &str) -> Option<(usize, &str)> {
     let (_, rest) = name.split_once("layers.")?;
     let (layer, _) = rest.split_once('.')?;
@@ -93,7 +101,8 @@ fn pattern(layers: &[usize], named: &[&str]) -> Target {
         [one] => one.clone(),
         several => format!("({})", several.join("|")),
     };
-    let mut text = format!("re:.*layers\\.{}\\.", one_of(layers.iter().map(usize::to_string).collect()));
+    let mut text =
+        format!("re:.*layers\\.{}\\.", one_of(layers.iter().map(usize::to_string).collect()));
     if !named.is_empty() {
         text += &format!(".*\\.{}$", one_of(named.iter().map(|last| escaped(last)).collect()));
     }
@@ -114,9 +123,13 @@ mod tests {
         let of_layer = |(layer, bits): (usize, &[u32; 3])| {
             let named = ["gate_proj", "up_proj", "down_proj"].into_iter().zip(*bits);
             let named: Vec<_> = named.collect();
-            let experts = (0..2).map(move |expert| format!("model.layers.{layer}.mlp.experts.{expert}"));
+            let experts =
+                (0..2).map(move |expert| format!("model.layers.{layer}.mlp.experts.{expert}"));
             experts.flat_map(move |expert| {
-                named.clone().into_iter().map(move |(name, bits)| (format!("{expert}.{name}"), scheme(bits)))
+                named
+                    .clone()
+                    .into_iter()
+                    .map(move |(name, bits)| (format!("{expert}.{name}"), scheme(bits)))
             })
         };
         bits.iter().enumerate().flat_map(of_layer).collect()
@@ -124,11 +137,16 @@ mod tests {
 
     /// Bits and targets of each group; each module is found with its own scheme.
     fn found(modules: &[(String, Scheme)]) -> Vec<(Scheme, Vec<String>)> {
-        let compressed = CompressedTensors { groups: Vec::new(), ignore: Vec::new() }.regrouped(modules);
+        let compressed =
+            CompressedTensors { groups: Vec::new(), ignore: Vec::new() }.regrouped(modules);
         for (name, scheme) in modules {
             assert_eq!(compressed.scheme(name), Some(*scheme), "{name}");
         }
-        compressed.groups.iter().map(|g| (g.scheme, g.targets.iter().map(Target::text).collect())).collect()
+        compressed
+            .groups
+            .iter()
+            .map(|g| (g.scheme, g.targets.iter().map(Target::text).collect()))
+            .collect()
     }
 
     fn texts(texts: &[&str]) -> Vec<String> {
@@ -144,7 +162,8 @@ mod tests {
     fn whole_layers_are_named_by_their_numbers() {
         let mut bits = [[4; 3]; 12];
         (bits[1], bits[11]) = ([8; 3], [8; 3]);
-        let wanted = [(scheme(4), texts(&["Linear"])), (scheme(8), texts(&[r"re:.*layers\.(1|11)\."]))];
+        let wanted =
+            [(scheme(4), texts(&["Linear"])), (scheme(8), texts(&[r"re:.*layers\.(1|11)\."]))];
         assert_eq!(found(&modules(&bits)), wanted);
         bits[1] = [4; 3];
         assert_eq!(found(&modules(&bits))[1].1, [r"re:.*layers\.11\."]);

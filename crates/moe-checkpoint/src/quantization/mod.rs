@@ -1,4 +1,5 @@
-//! Quantized weights: what a config's `quantization_config` says of their encoding, and what it is to say.
+//! Quantized weights: what a config's `quantization_config` says of their encoding, and what it is
+//! to say.
 
 mod compressed;
 mod groups;
@@ -19,13 +20,16 @@ use crate::json::shown;
 /// The config key that describes quantized weights.
 pub const QUANTIZATION_KEY: &str = "quantization_config";
 
-/// The blocks of Hugging Face's fp8 where a config has no `weight_block_size` (transformers' `FineGrainedFP8Config`).
+/// The blocks of Hugging Face's fp8 where a config has no `weight_block_size` (transformers'
+/// `FineGrainedFP8Config`).
 const DEFAULT_BLOCK: [usize; 2] = [128, 128];
 
-/// How the quantized weights of a checkpoint are encoded. Which weights are, the tensors' names and element types say.
+/// How the quantized weights of a checkpoint are encoded. Which weights are, the tensors' names and
+/// element types say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Quantization {
-    /// Hugging Face's `fp8`: 8-bit floats (e4m3) with a scale for each block, as DeepSeek-V3 ships them.
+    /// Hugging Face's `fp8`: 8-bit floats (e4m3) with a scale for each block, as DeepSeek-V3 ships
+    /// them.
     BlockFp8 {
         /// Rows and columns of a block; blocks at the end of a matrix may be smaller.
         block: [usize; 2],
@@ -50,7 +54,8 @@ pub enum Scheme {
 pub enum Blocks {
     /// All codes of a row share one.
     Rows,
-    /// The codes of a block of so many rows and columns share one; blocks at the end of a matrix may be smaller.
+    /// The codes of a block of so many rows and columns share one; blocks at the end of a matrix
+    /// may be smaller.
     Of([usize; 2]),
 }
 
@@ -101,7 +106,9 @@ impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fp8(Blocks::Rows) => write!(f, "fp8 (e4m3), a scale for each row"),
-            Self::Fp8(Blocks::Of([rows, columns])) => write!(f, "fp8 (e4m3) in blocks of {rows} × {columns}"),
+            Self::Fp8(Blocks::Of([rows, columns])) => {
+                write!(f, "fp8 (e4m3) in blocks of {rows} × {columns}")
+            }
             Self::Integers(integers) => integers.fmt(f),
         }
     }
@@ -138,14 +145,17 @@ impl Quantization {
         };
         match said.get("quant_method").and_then(Value::as_str) {
             Some("fp8") => block_fp8(said, refuse).map(Some),
-            Some("compressed-tensors") => CompressedTensors::read(said, refuse).map(Self::Compressed).map(Some),
+            Some("compressed-tensors") => {
+                CompressedTensors::read(said, refuse).map(Self::Compressed).map(Some)
+            }
             Some("gptq") => gptq(said, refuse).map(Some),
             Some(method) => Err(refuse(format!("quantization by {method:?}"))),
             None => Err(refuse(format!("a {QUANTIZATION_KEY} without quant_method"))),
         }
     }
 
-    /// How the matrix of the module `name`, such as `model.layers.0.mlp.experts.3.up_proj`, is encoded if it is quantized.
+    /// How the matrix of the module `name`, such as `model.layers.0.mlp.experts.3.up_proj`, is
+    /// encoded if it is quantized.
     pub fn scheme(&self, name: &str) -> Option<Scheme> {
         match self {
             Self::BlockFp8 { block } => Some(Scheme::Fp8(Blocks::Of(*block))),
@@ -162,8 +172,9 @@ impl Quantization {
         }
     }
 
-    /// The `quantization_config` that loaders find. `plain` names the modules with a matrix that stayed as it is, `quantized` the others, and
-    /// how they are encoded, which may differ in compressed-tensors alone.
+    /// The `quantization_config` that loaders find. `plain` names the modules with a matrix that
+    /// stayed as it is, `quantized` the others, and how they are encoded, which may differ in
+    /// compressed-tensors alone.
     pub fn declared(&self, plain: &[String], quantized: &[(String, Scheme)]) -> Value {
         match self {
             Self::BlockFp8 { block } => json!({
@@ -190,11 +201,14 @@ impl Quantization {
     }
 }
 
-/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under a name of their own (q, k and v to `qkv_proj`), and
-/// SGLang 0.5.23 asks for that name alone (`get_linear_quant_method`), so all is kept that has the same parent, where all of it is plain.
+/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under a name of their
+/// own (q, k and v to `qkv_proj`), and SGLang 0.5.23 asks for that name alone
+/// (`get_linear_quant_method`), so all is kept that has the same parent, where all of it is plain.
 fn kept(name: &str, quantized: &[(String, Scheme)]) -> String {
     let parent = name.rsplit_once('.').map(|(parent, _)| format!("{parent}."));
-    match parent.filter(|parent| !quantized.iter().any(|(name, _)| name.starts_with(parent.as_str()))) {
+    match parent
+        .filter(|parent| !quantized.iter().any(|(name, _)| name.starts_with(parent.as_str())))
+    {
         Some(parent) => format!("-:^{}", target::escaped(&parent)),
         None => format!("-:^{}$", target::escaped(name)),
     }
@@ -227,7 +241,8 @@ fn width(said: &Value, key: &str) -> u32 {
 
 /// Rows and columns of a block.
 fn sides(value: &Value) -> Option<[usize; 2]> {
-    let side = |value: &Value| value.as_u64().filter(|n| (1..=1 << 16).contains(n)).map(|n| n as usize);
+    let side =
+        |value: &Value| value.as_u64().filter(|n| (1..=1 << 16).contains(n)).map(|n| n as usize);
     let sides: Option<Vec<_>> = value.as_array()?.iter().map(side).collect();
     sides?.try_into().ok()
 }
@@ -284,7 +299,8 @@ mod tests {
     fn what_is_declared_is_read_back() {
         let integers = Integers { bits: 4, group: Some(128), symmetric: true };
         let linear = SchemeGroup::linear;
-        let compressed = |groups| Quantization::Compressed(CompressedTensors { groups, ignore: vec![] });
+        let compressed =
+            |groups| Quantization::Compressed(CompressedTensors { groups, ignore: vec![] });
         let wide = Integers { bits: 8, group: None, symmetric: false };
         let layer = Target::parse("re:.*layers\\.3\\.mlp\\.experts\\..*").unwrap();
         for quantization in [
@@ -313,11 +329,20 @@ mod tests {
     #[test]
     fn gptq_keeps_what_engines_fuse_with_a_plain_module() {
         let integers = Integers { bits: 4, group: Some(128), symmetric: true };
-        let plain = ["layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj", "layers.0.mlp.gate", "lm_head"];
+        let plain = [
+            "layers.0.self_attn.q_proj",
+            "layers.0.self_attn.k_proj",
+            "layers.0.mlp.gate",
+            "lm_head",
+        ];
         let quantized = [("layers.0.mlp.experts.0.up_proj".to_owned(), Scheme::Integers(integers))];
         let said = Quantization::Gptq(integers).declared(&plain.map(str::to_owned), &quantized);
-        let patterns: Vec<_> = said["dynamic"].as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(patterns, [r"-:^layers\.0\.self_attn\.", r"-:^layers\.0\.mlp\.gate$", "-:^lm_head$"]);
+        let patterns: Vec<_> =
+            said["dynamic"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            patterns,
+            [r"-:^layers\.0\.self_attn\.", r"-:^layers\.0\.mlp\.gate$", "-:^lm_head$"]
+        );
     }
 
     #[test]
@@ -325,10 +350,13 @@ mod tests {
         let scheme = Scheme::Integers(Integers { bits: 4, group: Some(32), symmetric: true });
         let group = SchemeGroup::linear(scheme);
         let said =
-            Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }).declared(&[], &[]);
+            Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] })
+                .declared(&[], &[]);
         let with = |path: &str, value: Value| refused(said.clone(), path, value);
         assert!(with("/config_groups/group_0/weights/num_bits", json!(7)).contains("7 bits"));
-        assert!(with("/config_groups/group_0/weights/strategy", json!("tensor")).contains("\"tensor\""));
+        assert!(
+            with("/config_groups/group_0/weights/strategy", json!("tensor")).contains("\"tensor\"")
+        );
         assert!(with("/config_groups/group_0/targets", json!(["re:("])).contains("re:("));
         assert!(with("/format", json!("marlin-24")).contains("marlin-24"));
         assert!(with("/config_groups", json!({})).contains("config_groups"));

@@ -1,4 +1,5 @@
-//! A `quantization_config` that is kept while modules get other numbers: its lists follow them, the rest stays.
+//! A `quantization_config` that is kept while modules get other numbers: its lists follow them, the
+//! rest stays.
 
 use std::collections::BTreeSet;
 
@@ -23,12 +24,19 @@ struct Modules<'a> {
 }
 
 impl Quantization {
-    /// `said`, which this was read of, for a model of other modules: `plain` names those with a matrix that isn't
-    /// quantized, `quantized` the others. Patterns and classes that still hold stay, names of modules that are gone or
-    /// quantized don't, and each is listed once.
-    pub fn relisted(&self, said: &Value, plain: &[String], quantized: &[(String, Scheme)]) -> Value {
+    /// `said`, which this was read of, for a model of other modules: `plain` names those with a
+    /// matrix that isn't quantized, `quantized` the others. Patterns and classes that still hold
+    /// stay, names of modules that are gone or quantized don't, and each is listed once.
+    pub fn relisted(
+        &self,
+        said: &Value,
+        plain: &[String],
+        quantized: &[(String, Scheme)],
+    ) -> Value {
         let modules = Modules { plain, quantized };
-        let Some(mut said) = said.as_object().cloned() else { return self.declared(plain, quantized) };
+        let Some(mut said) = said.as_object().cloned() else {
+            return self.declared(plain, quantized);
+        };
         match self {
             Self::Compressed(compressed) => modules.relist_compressed(compressed, &mut said),
             Self::BlockFp8 { block } => {
@@ -50,7 +58,9 @@ impl Modules<'_> {
             let still_holds = match target {
                 Target::Class(_) => true,
                 Target::Name(name) => plain.contains(name),
-                Target::Pattern(_) => !self.quantized.iter().any(|(module, _)| target.names(module)),
+                Target::Pattern(_) => {
+                    !self.quantized.iter().any(|(module, _)| target.names(module))
+                }
             };
             if still_holds && !ignore.contains(target) {
                 ignore.push(target.clone());
@@ -59,21 +69,29 @@ impl Modules<'_> {
         let mut found = CompressedTensors { groups: compressed.groups.clone(), ignore };
         if !self.has_schemes_of(&found) {
             found = found.regrouped(self.quantized);
-            let targets =
-                said.get("config_groups").and_then(Value::as_object).map(|old| targets(compressed, &found, old));
+            let targets = said
+                .get("config_groups")
+                .and_then(Value::as_object)
+                .map(|old| targets(compressed, &found, old));
             said.insert("config_groups".to_owned(), Value::Object(targets.unwrap_or_default()));
         }
         let missing = self.plain.iter().filter(|module| found.scheme(module).is_some());
-        let ignore: Vec<String> = found.ignore.iter().map(Target::text).chain(missing.cloned()).collect();
+        let ignore: Vec<String> =
+            found.ignore.iter().map(Target::text).chain(missing.cloned()).collect();
         said.insert("ignore".to_owned(), json!(ignore));
     }
 
-    /// Whether `compressed` gives each quantized module its scheme, and names none that isn't there.
+    /// Whether `compressed` gives each quantized module its scheme, and names none that isn't
+    /// there.
     fn has_schemes_of(&self, compressed: &CompressedTensors) -> bool {
         let there: BTreeSet<&String> = self.quantized.iter().map(|(module, _)| module).collect();
-        let is_gone = |target: &Target| matches!(target, Target::Name(name) if !there.contains(name));
+        let is_gone =
+            |target: &Target| matches!(target, Target::Name(name) if !there.contains(name));
         !compressed.groups.iter().flat_map(|group| &group.targets).any(is_gone)
-            && self.quantized.iter().all(|(module, scheme)| compressed.scheme(module) == Some(*scheme))
+            && self
+                .quantized
+                .iter()
+                .all(|(module, scheme)| compressed.scheme(module) == Some(*scheme))
     }
 
     fn relist_fp8(&self, said: &mut Map<String, Value>) {
@@ -90,9 +108,15 @@ impl Modules<'_> {
                     listed.push(entry.clone());
                 }
             }
-            let covered = |module: &str| listed.iter().filter_map(Value::as_str).any(|name| covers(name, module));
-            let missing: Vec<Value> =
-                self.plain.iter().filter(|module| !covered(module)).map(|module| json!(module)).collect();
+            let covered = |module: &str| {
+                listed.iter().filter_map(Value::as_str).any(|name| covers(name, module))
+            };
+            let missing: Vec<Value> = self
+                .plain
+                .iter()
+                .filter(|module| !covered(module))
+                .map(|module| json!(module))
+                .collect();
             listed.extend(missing);
             said.insert(key.to_owned(), Value::Array(listed));
         }
@@ -103,7 +127,8 @@ impl Modules<'_> {
         let mut listed = Map::new();
         let mut patterns = Vec::new();
         for (text, value) in old {
-            let pattern = text.strip_prefix(EXCEPT).map(|pattern| Regex::new(&format!("^(?:{pattern})")));
+            let pattern =
+                text.strip_prefix(EXCEPT).map(|pattern| Regex::new(&format!("^(?:{pattern})")));
             // What this program can't follow stays as it is.
             let Some(Ok(pattern)) = pattern else {
                 listed.insert(text.clone(), value.clone());
@@ -111,21 +136,31 @@ impl Modules<'_> {
             };
             let is_of_layer = text.contains("layers");
             let matches_plain = self.plain.iter().any(|module| pattern.is_match(module));
-            let matches_quantized = self.quantized.iter().any(|(module, _)| pattern.is_match(module));
+            let matches_quantized =
+                self.quantized.iter().any(|(module, _)| pattern.is_match(module));
             if !matches_quantized && (matches_plain || !is_of_layer) {
                 listed.insert(text.clone(), value.clone());
                 patterns.push(pattern);
             }
         }
-        for module in self.plain.iter().filter(|module| !patterns.iter().any(|pattern| pattern.is_match(module))) {
+        for module in self
+            .plain
+            .iter()
+            .filter(|module| !patterns.iter().any(|pattern| pattern.is_match(module)))
+        {
             listed.insert(kept(module, self.quantized), json!({}));
         }
         said.insert("dynamic".to_owned(), Value::Object(listed));
     }
 }
 
-/// The groups `new`, each with all that `old`, which `read` was read of, says of its scheme but its targets.
-fn targets(read: &CompressedTensors, new: &CompressedTensors, old: &Map<String, Value>) -> Map<String, Value> {
+/// The groups `new`, each with all that `old`, which `read` was read of, says of its scheme but its
+/// targets.
+fn targets(
+    read: &CompressedTensors,
+    new: &CompressedTensors,
+    old: &Map<String, Value>,
+) -> Map<String, Value> {
     let mut groups = Map::new();
     for (index, group) in new.groups.iter().enumerate() {
         let before = read.groups.iter().position(|known| known.scheme == group.scheme);
@@ -140,7 +175,8 @@ fn targets(read: &CompressedTensors, new: &CompressedTensors, old: &Map<String, 
     groups
 }
 
-/// Whether fp8's entry `name` keeps the module `module` as it is: by its first parts, or by its end.
+/// Whether fp8's entry `name` keeps the module `module` as it is: by its first parts, or by its
+/// end.
 fn covers(name: &str, module: &str) -> bool {
     let boundary = |rest: &str| rest.is_empty() || rest.starts_with('.') || name.ends_with('.');
     module.strip_prefix(name).is_some_and(boundary) || module.ends_with(name)
@@ -157,7 +193,9 @@ mod tests {
         let plain: Vec<String> = plain.iter().map(|name| (*name).to_owned()).collect();
         let again = |said: &Value| {
             let config = json!({ QUANTIZATION_KEY: said });
-            let read = Quantization::read(config.as_object().unwrap(), Path::new("config.json")).unwrap().unwrap();
+            let read = Quantization::read(config.as_object().unwrap(), Path::new("config.json"))
+                .unwrap()
+                .unwrap();
             read.relisted(said, &plain, quantized)
         };
         let relisted = again(said);
@@ -197,7 +235,10 @@ mod tests {
         let plain = ["lm_head", router, &plain_expert];
         // Expert 1 was 3; 0 was plain, and is gone.
         for (before, after) in [
-            (json!(["lm_head", router, expert(3), expert(0)]), json!(["lm_head", router, expert(1)])),
+            (
+                json!(["lm_head", router, expert(3), expert(0)]),
+                json!(["lm_head", router, expert(1)]),
+            ),
             (json!(["lm_head", "lm_head", router, router]), json!(["lm_head", router, expert(1)])),
             (
                 json!(["re:.*gate$", "Embedding", "lm_head", "re:.*experts\\.2\\."]),
@@ -212,20 +253,24 @@ mod tests {
 
     #[test]
     fn groups_follow_experts() {
-        let said =
-            |groups: Value| json!({ "quant_method": "compressed-tensors", "config_groups": groups, "ignore": [] });
+        let said = |groups: Value| json!({ "quant_method": "compressed-tensors", "config_groups": groups, "ignore": [] });
         let before = said(json!({
             "a": group(8, &json!(["re:.*experts\\.5\\..*"])),
             "b": group(4, &json!(["Linear"])),
         }));
         // Expert 5 is 1 now.
         let quantized = [(expert(0), scheme(4)), (expert(1), scheme(8)), (expert(2), scheme(4))];
-        let after = said(json!({ "a": group(8, &json!([expert(1)])), "b": group(4, &json!(["Linear"])) }));
+        let after =
+            said(json!({ "a": group(8, &json!([expert(1)])), "b": group(4, &json!(["Linear"])) }));
         assert_eq!(relisted(&before, &[], &quantized), after);
         // A name that is gone goes; a pattern that still holds stays.
-        let gone = said(json!({ "a": group(8, &json!([expert(1), expert(7)])), "b": group(4, &json!(["Linear"])) }));
+        let gone = said(
+            json!({ "a": group(8, &json!([expert(1), expert(7)])), "b": group(4, &json!(["Linear"])) }),
+        );
         assert_eq!(relisted(&gone, &[], &quantized), after);
-        let holds = said(json!({ "a": group(8, &json!(["re:.*experts\\.1\\."])), "b": group(4, &json!(["Linear"])) }));
+        let holds = said(
+            json!({ "a": group(8, &json!(["re:.*experts\\.1\\."])), "b": group(4, &json!(["Linear"])) }),
+        );
         assert_eq!(relisted(&holds, &[], &quantized), holds);
     }
 
@@ -235,8 +280,17 @@ mod tests {
         let quantized = [(expert(0), scheme(4)), (expert(10), scheme(4))];
         let plain_expert = expert(1);
         let plain = ["lm_head", "model.layers.0.mlp.gate", &plain_expert];
-        let before = fp8(json!(["lm_head", "lm_head", "mlp.gate", "model.layers.0.mlp.experts.10", expert(3)]));
-        assert_eq!(relisted(&before, &plain, &quantized), fp8(json!(["lm_head", "mlp.gate", expert(1)])));
+        let before = fp8(json!([
+            "lm_head",
+            "lm_head",
+            "mlp.gate",
+            "model.layers.0.mlp.experts.10",
+            expert(3)
+        ]));
+        assert_eq!(
+            relisted(&before, &plain, &quantized),
+            fp8(json!(["lm_head", "mlp.gate", expert(1)]))
+        );
         let gptq = |dynamic: Value| json!({ "quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": dynamic });
         let before = gptq(json!({
             "-:^lm_head$": {}, "-:.*mlp\\.gate$": {}, "-:^model\\.layers\\.0\\.mlp\\.experts\\.0\\.": {}, "+:x": { "bits": 8 },

@@ -14,7 +14,8 @@ pub enum Target {
     Class(String),
     /// By its name.
     Name(String),
-    /// By a pattern at the start of its name (`re:` in the config), as Python's `re.match` takes it.
+    /// By a pattern at the start of its name (`re:` in the config), as Python's `re.match` takes
+    /// it.
     Pattern(Regex),
 }
 
@@ -26,7 +27,9 @@ impl Target {
     pub fn parse(text: &str) -> Result<Self, regex::Error> {
         match text.strip_prefix(PATTERN) {
             Some(pattern) => {
-                let pattern = RegexBuilder::new(&format!("^(?:{pattern})")).size_limit(MAX_PATTERN_BYTES).build();
+                let pattern = RegexBuilder::new(&format!("^(?:{pattern})"))
+                    .size_limit(MAX_PATTERN_BYTES)
+                    .build();
                 pattern.map(Self::Pattern)
             }
             None if text.contains('.') || text == "lm_head" => Ok(Self::Name(text.to_owned())),
@@ -44,7 +47,8 @@ impl Target {
         match self {
             Self::Class(text) | Self::Name(text) => text.clone(),
             Self::Pattern(pattern) => {
-                let inner = pattern.as_str().strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(')'));
+                let inner =
+                    pattern.as_str().strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(')'));
                 format!("re:{}", inner.unwrap_or(pattern.as_str()))
             }
         }

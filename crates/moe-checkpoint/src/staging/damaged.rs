@@ -1,4 +1,5 @@
-//! What is left of a result's files after a crash, or a copy that was broken off: nobody's loss when the result is made again.
+//! What is left of a result's files after a crash, or a copy that was broken off: nobody's loss
+//! when the result is made again.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -13,11 +14,14 @@ use crate::regular::open_file;
 use crate::result::RECEIPT_FILE;
 use crate::whole::read_whole;
 
-/// Whether the file `name` of the result `target` is what is left of the one that a run wrote, rather than somebody's: nothing, the
-/// beginning of a receipt, or of weights, as far as it goes those that the receipt or the index speaks of.
+/// Whether the file `name` of the result `target` is what is left of the one that a run wrote,
+/// rather than somebody's: nothing, the beginning of a receipt, or of weights, as far as it goes
+/// those that the receipt or the index speaks of.
 pub(super) fn is_damaged(target: &Path, name: &str) -> bool {
     let path = target.join(name);
-    is_empty(&path) || (name == RECEIPT_FILE && is_cut_receipt(&path)) || are_cut_weights(target, name).unwrap_or(false)
+    is_empty(&path)
+        || (name == RECEIPT_FILE && is_cut_receipt(&path))
+        || are_cut_weights(target, name).unwrap_or(false)
 }
 
 /// Whether nothing is in the file `path`.
@@ -31,13 +35,15 @@ const RECEIPT_START: &str = "{\n  \"tool\": {\n    \"name\": \"moe-convert\",\n"
 /// Whether the file `path` is a receipt that ends too early.
 fn is_cut_receipt(path: &Path) -> bool {
     let Ok(bytes) = read_whole(path, json::MAX_TREE_BYTES) else { return false };
-    let begins = bytes.starts_with(RECEIPT_START.as_bytes()) || RECEIPT_START.as_bytes().starts_with(&bytes);
+    let begins =
+        bytes.starts_with(RECEIPT_START.as_bytes()) || RECEIPT_START.as_bytes().starts_with(&bytes);
     begins && serde_json::from_slice::<Value>(&bytes).is_err_and(|error| error.is_eof())
 }
 
-/// Whether the file `name` ends too early for a safetensors file, and is as far as it goes what a run may have written there: it begins as
-/// such files do and ends before its header does, or has a sound one, names the tensors that this result has there, and ends before the
-/// last of them does. None where it, or what says which tensors these are, can't be read.
+/// Whether the file `name` ends too early for a safetensors file, and is as far as it goes what a
+/// run may have written there: it begins as such files do and ends before its header does, or has a
+/// sound one, names the tensors that this result has there, and ends before the last of them does.
+/// None where it, or what says which tensors these are, can't be read.
 fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     let mut file = open_file(&target.join(name)).ok()?;
     let mut start = Vec::new();
@@ -59,12 +65,14 @@ fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     Some(present < end && are_the_results(target, name, &entries)?)
 }
 
-/// Whether `bytes` are the length of a header as runs write it, or the beginning of one: little-endian, and headers are padded.
+/// Whether `bytes` are the length of a header as runs write it, or the beginning of one:
+/// little-endian, and headers are padded.
 fn begins_a_length(bytes: &[u8]) -> bool {
     let mut least = [0; 8];
     least[..bytes.len()].copy_from_slice(bytes);
     // The bytes that are missing can only add to it.
-    u64::from_le_bytes(least) <= MAX_HEADER_BYTES && bytes.first().is_some_and(|byte| byte.is_multiple_of(8))
+    u64::from_le_bytes(least) <= MAX_HEADER_BYTES
+        && bytes.first().is_some_and(|byte| byte.is_multiple_of(8))
 }
 
 /// Whether `bytes` are the beginning of a JSON object with spaces behind it, or nothing.
@@ -74,12 +82,13 @@ fn is_cut_object(bytes: &[u8]) -> bool {
     begins && serde_json::from_slice::<Value>(bytes).err().is_none_or(|error| error.is_eof())
 }
 
-/// Whether the result `target` has these tensors in its file `name`, as its index says or, where all are in one file, as many with as
-/// many bytes as its receipt says, unless that is cut, too.
+/// Whether the result `target` has these tensors in its file `name`, as its index says or, where
+/// all are in one file, as many with as many bytes as its receipt says, unless that is cut, too.
 fn are_the_results(target: &Path, name: &str, entries: &[Entry]) -> Option<bool> {
     if target.join(INDEX_FILE).symlink_metadata().is_ok() {
         let index: Value = json::read_tree(&target.join(INDEX_FILE)).ok()?;
-        let here = index["weight_map"].as_object()?.iter().filter(|(_, file)| file.as_str() == Some(name));
+        let here =
+            index["weight_map"].as_object()?.iter().filter(|(_, file)| file.as_str() == Some(name));
         let found: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
         return Some(here.map(|(tensor, _)| tensor.as_str()).collect::<BTreeSet<_>>() == found);
     }

@@ -15,8 +15,8 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_watched};
 use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record};
 
-/// A file up to this is hashed in a fraction of a second, by every check. A larger one, which can only be weights, is hashed once, when
-/// the output is created.
+/// A file up to this is hashed in a fraction of a second, by every check. A larger one, which can
+/// only be weights, is hashed once, when the output is created.
 pub(super) const SMALL_BYTES: u64 = 64 << 20;
 
 /// Called with the bytes that were hashed since it was called before.
@@ -25,8 +25,8 @@ pub(super) type HashProgress<'a> = &'a (dyn Fn(u64) + Sync);
 /// Files by name, each as it was.
 type Versions = BTreeMap<String, Version>;
 
-/// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier result in which nothing
-/// else lies, nothing small was changed and nothing is write-protected.
+/// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier
+/// result in which nothing else lies, nothing small was changed and nothing is write-protected.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what would be lost.
@@ -35,21 +35,25 @@ pub(super) fn check(target: &Path) -> Result<()> {
     earlier.versions(&Versions::new(), SMALL_BYTES, &|_| ()).map(drop)
 }
 
-/// Refuses the hidden directory `dir`, for which an earlier result is to go, unless it is a whole result. It is hashed.
+/// Refuses the hidden directory `dir`, for which an earlier result is to go, unless it is a whole
+/// result. It is hashed.
 ///
 /// # Errors
 /// [`Kind::Usage`] then.
 pub(super) fn check_whole(dir: &Path, watch: HashProgress<'_>) -> Result<()> {
     let whole = Earlier::open(dir)?.is_some_and(|found| {
-        let is_as_listed =
-            |(name, hash): (&String, &String)| sha256_watched(&dir.join(name), watch).is_ok_and(|found| found == *hash);
+        let is_as_listed = |(name, hash): (&String, &String)| {
+            sha256_watched(&dir.join(name), watch).is_ok_and(|found| found == *hash)
+        };
         found.listed.files.par_iter().all(is_as_listed)
     });
     if whole {
         return Ok(());
     }
     let what = "a stopped run left this to replace an earlier result, and it isn't a whole result any more";
-    Err(Error::new(Kind::Usage, what).file(dir).remedy("remove it: the output needs the name while it is replaced"))
+    Err(Error::new(Kind::Usage, what)
+        .file(dir)
+        .remedy("remove it: the output needs the name while it is replaced"))
 }
 
 /// What a new result replaces, as it was when all of it was looked at.
@@ -88,14 +92,15 @@ impl EarlierResult {
         self.listed.iter().map(String::as_str)
     }
 
-    /// Whether `target` is still what was looked at. That takes no time where no file was touched meanwhile; what was touched is hashed
-    /// again.
+    /// Whether `target` is still what was looked at. That takes no time where no file was touched
+    /// meanwhile; what was touched is hashed again.
     pub fn is_still(&self, target: &Path) -> bool {
         self.is_at(target) && self.is_unchanged(target).unwrap_or(false)
     }
 
-    /// Whether the very directory is there still, to which nothing came, and from which nothing went. Other permissions make no other
-    /// result of it, so that the time of change, which moves with them, doesn't count.
+    /// Whether the very directory is there still, to which nothing came, and from which nothing
+    /// went. Other permissions make no other result of it, so that the time of change, which moves
+    /// with them, doesn't count.
     fn is_at(&self, target: &Path) -> bool {
         let Ok(found) = target.symlink_metadata() else { return false };
         Version::of(&found).is_of_same(&self.dir) && found.modified().ok() == self.modified
@@ -114,16 +119,21 @@ struct Earlier<'a> {
 }
 
 impl<'a> Earlier<'a> {
-    /// The result in `target`; None for an empty directory, and for the last that is left of one that was being removed.
+    /// The result in `target`; None for an empty directory, and for the last that is left of one
+    /// that was being removed.
     fn open(target: &'a Path) -> Result<Option<Self>> {
-        let found = target.symlink_metadata().map_err(|e| Error::io("cannot look at the output", target, e))?;
+        let found = target
+            .symlink_metadata()
+            .map_err(|e| Error::io("cannot look at the output", target, e))?;
         if found.is_symlink() {
             return Err(Error::new(
                 Kind::Usage,
                 "the output exists and is a link, which was not written by moe-convert",
             )
             .file(target)
-            .remedy("give the path that the link leads to, remove it yourself, or choose another name"));
+            .remedy(
+                "give the path that the link leads to, remove it yourself, or choose another name",
+            ));
         }
         check_replaceable(target, &found)?;
         let entries = fs::read_dir(target).map(|mut entries| entries.next().is_some());
@@ -136,7 +146,9 @@ impl<'a> Earlier<'a> {
                 .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
         }
         let Ok(Some(listed)) = Manifest::read(target) else {
-            let what = format!("the output exists, and no {MANIFEST_FILE} says which of its files are a result's");
+            let what = format!(
+                "the output exists, and no {MANIFEST_FILE} says which of its files are a result's"
+            );
             return Err(Error::new(Kind::Usage, what)
                 .file(target.join(MANIFEST_FILE))
                 .remedy("remove the output yourself, or choose another name"));
@@ -144,7 +156,9 @@ impl<'a> Earlier<'a> {
         // A damaged receipt is no reason to keep what is to be made again.
         let written = Written::read(target).unwrap_or_default();
         written.check(target, &listed).map_err(|error| {
-            let what = format!("the output exists, and its {MANIFEST_FILE} isn't the one that was written with it");
+            let what = format!(
+                "the output exists, and its {MANIFEST_FILE} isn't the one that was written with it"
+            );
             Error::new(Kind::Usage, what)
                 .file(target.join(MANIFEST_FILE))
                 .source(error.briefly())
@@ -153,9 +167,12 @@ impl<'a> Earlier<'a> {
         let earlier = Self { target, listed };
         match earlier.foreign(Path::new(""))? {
             None => Ok(Some(earlier)),
-            Some(file) => Err(Error::new(Kind::Usage, "--overwrite would remove this, which no run has written")
-                .file(target.join(file))
-                .remedy("move it elsewhere, or choose another output")),
+            Some(file) => Err(Error::new(
+                Kind::Usage,
+                "--overwrite would remove this, which no run has written",
+            )
+            .file(target.join(file))
+            .remedy("move it elsewhere, or choose another output")),
         }
     }
 
@@ -163,7 +180,8 @@ impl<'a> Earlier<'a> {
     fn foreign(&self, below: &Path) -> Result<Option<PathBuf>> {
         let dir = self.target.join(below);
         let fail = |e| Error::io("cannot look through this earlier result", &dir, e);
-        let mut entries = fs::read_dir(&dir).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
+        let mut entries =
+            fs::read_dir(&dir).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let (name, kind) = (below.join(entry.file_name()), entry.metadata().map_err(fail)?);
@@ -173,7 +191,8 @@ impl<'a> Earlier<'a> {
                 return Err(mounted(&path));
             }
             let found = if kind.is_dir() {
-                let lists_some = self.listed.files.keys().any(|file| Path::new(file).starts_with(&name));
+                let lists_some =
+                    self.listed.files.keys().any(|file| Path::new(file).starts_with(&name));
                 if lists_some {
                     check_replaceable(&path, &kind)?;
                     self.foreign(&name)?
@@ -193,7 +212,8 @@ impl<'a> Earlier<'a> {
         Ok(None)
     }
 
-    /// Whether a run has written the file `name`, as far as its name tells, and what no manifest lists, its content.
+    /// Whether a run has written the file `name`, as far as its name tells, and what no manifest
+    /// lists, its content.
     fn is_ours(&self, name: &Path) -> bool {
         match name.to_str() {
             Some(MANIFEST_FILE) => true,
@@ -206,14 +226,16 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    /// The files that the manifest lists and that are there. Those of up to `most` bytes are hashed, but for what is `known` already.
+    /// The files that the manifest lists and that are there. Those of up to `most` bytes are
+    /// hashed, but for what is `known` already.
     ///
     /// # Errors
     /// [`Kind::Usage`], naming one that isn't what was written.
     fn versions(&self, known: &Versions, most: u64, watch: HashProgress<'_>) -> Result<Versions> {
         let files = self.listed.files.par_iter();
-        let looked =
-            files.map(|(name, hash)| Ok(Some(name.clone()).zip(self.version(name, hash, known, most, watch)?)));
+        let looked = files.map(|(name, hash)| {
+            Ok(Some(name.clone()).zip(self.version(name, hash, known, most, watch)?))
+        });
         // In order, so that of several files the first one is named.
         let looked: Vec<Result<Option<(String, Version)>>> = looked.collect();
         looked.into_iter().filter_map(Result::transpose).collect()
@@ -232,11 +254,17 @@ impl<'a> Earlier<'a> {
         let Ok(found) = path.symlink_metadata() else { return Ok(None) };
         let version = Version::of(&found);
         let is_taken_for_granted = found.len() > most || known.get(name) == Some(&version);
-        if is_taken_for_granted || sha256_watched(&path, watch)? == hash || is_damaged(self.target, name) {
+        if is_taken_for_granted
+            || sha256_watched(&path, watch)? == hash
+            || is_damaged(self.target, name)
+        {
             return Ok(Some(version));
         }
-        Err(Error::new(Kind::Usage, "--overwrite would remove this, which was changed after a run wrote it")
-            .file(&path)
-            .remedy("move it elsewhere, or choose another output"))
+        Err(Error::new(
+            Kind::Usage,
+            "--overwrite would remove this, which was changed after a run wrote it",
+        )
+        .file(&path)
+        .remedy("move it elsewhere, or choose another output"))
     }
 }

@@ -34,7 +34,8 @@ pub struct FileKind {
     pub is_text: bool,
 }
 
-/// What had a path when it was looked at, so that nothing but this is replaced later. By default there was nothing.
+/// What had a path when it was looked at, so that nothing but this is replaced later. By default
+/// there was nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FoundFile(There);
 
@@ -50,7 +51,10 @@ enum There {
 impl FoundFile {
     /// What has the name `path` now; a link is not followed.
     fn at(path: &Path) -> Self {
-        Self(path.symlink_metadata().map_or(There::Nothing, |found| There::File(Version::of(&found))))
+        Self(
+            path.symlink_metadata()
+                .map_or(There::Nothing, |found| There::File(Version::of(&found))),
+        )
     }
 
     /// Whether it is a pipe or a device, in which nothing is ever replaced.
@@ -59,12 +63,13 @@ impl FoundFile {
     }
 }
 
-/// Checks whether a file of `kind` may be written to `path`, without touching the disk: nothing or an empty file may be there, or, with
-/// `overwrite`, a file of this kind, or a stream if this is text. [`StagedFile::create`] takes what was found.
+/// Checks whether a file of `kind` may be written to `path`, without touching the disk: nothing or
+/// an empty file may be there, or, with `overwrite`, a file of this kind, or a stream if this is
+/// text. [`StagedFile::create`] takes what was found.
 ///
 /// # Errors
-/// [`Kind::Usage`] where something else is there, it is write-protected, or the path can't be a file's; [`Kind::Missing`] where its
-/// directory isn't there.
+/// [`Kind::Usage`] where something else is there, it is write-protected, or the path can't be a
+/// file's; [`Kind::Missing`] where its directory isn't there.
 pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<FoundFile> {
     let parent = parent_of(path);
     if !parent.is_dir() {
@@ -72,8 +77,11 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
         return Err(Error::new(Kind::Missing, what).file(parent).remedy("make it first"));
     }
     if names_a_directory(path) {
-        let what = "the output's path ends as a directory's does, and a file is to be written there";
-        return Err(Error::new(Kind::Usage, what).file(path).remedy("give a file name, without / or /. behind it"));
+        let what =
+            "the output's path ends as a directory's does, and a file is to be written there";
+        return Err(Error::new(Kind::Usage, what)
+            .file(path)
+            .remedy("give a file name, without / or /. behind it"));
     }
     if kind.is_text && is_stream(path) {
         return Ok(FoundFile(There::Stream));
@@ -81,10 +89,13 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     partial(path)?;
     if holds_a_model(&parent) {
         let what = "a file of its own can't be written into the folder of a model or a result";
-        return Err(Error::new(Kind::Usage, what).file(path).remedy("give a path outside of models and results"));
+        return Err(Error::new(Kind::Usage, what)
+            .file(path)
+            .remedy("give a path outside of models and results"));
     }
     check_takes_names(&parent)?;
-    let refused = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).file(path).remedy(remedy));
+    let refused =
+        |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).file(path).remedy(remedy));
     let found = match path.symlink_metadata() {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(FoundFile::default()),
@@ -98,16 +109,24 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
         return refused(what.to_owned(), "give the path that it leads to, or choose another name");
     }
     if !found.is_file() {
-        return refused("the output exists and is not a regular file".to_owned(), "choose another name");
+        return refused(
+            "the output exists and is not a regular file".to_owned(),
+            "choose another name",
+        );
     }
     let content = kind.content;
     if found.len() > 0 && !(kind.holds)(path) {
         let what = format!("the output exists and holds something other than {content}");
-        let remedy = format!("choose another name, or remove it yourself: --overwrite replaces only {content}");
+        let remedy = format!(
+            "choose another name, or remove it yourself: --overwrite replaces only {content}"
+        );
         return refused(what, &remedy);
     }
     if found.len() > 0 && !overwrite {
-        return refused(format!("the output exists and holds {content}"), "choose another name, or give --overwrite");
+        return refused(
+            format!("the output exists and holds {content}"),
+            "choose another name, or give --overwrite",
+        );
     }
     check_no_mount(path, &found)?;
     check_replaceable(path, &found)?;
@@ -120,7 +139,8 @@ pub fn lies_in_a_model(path: &Path) -> bool {
     parent.canonicalize().unwrap_or(parent).ancestors().any(holds_a_model)
 }
 
-/// Whether a checkpoint or an earlier result lies in `folder`. A `config.json` alone may be any program's.
+/// Whether a checkpoint or an earlier result lies in `folder`. A `config.json` alone may be any
+/// program's.
 fn holds_a_model(folder: &Path) -> bool {
     if [RECEIPT_FILE, SINGLE_FILE, INDEX_FILE].iter().any(|name| folder.join(name).is_file()) {
         return true;
@@ -135,8 +155,9 @@ fn names_a_directory(path: &Path) -> bool {
     path.ends_with(b"/") || path.ends_with(b"/.")
 }
 
-/// A file being written: it lies hidden beside its final place until [`StagedFile::commit`]. Dropped without that, it is removed. What goes
-/// to a stream is written there when it is committed.
+/// A file being written: it lies hidden beside its final place until [`StagedFile::commit`].
+/// Dropped without that, it is removed. What goes to a stream is written there when it is
+/// committed.
 #[derive(Debug)]
 pub struct StagedFile {
     path: PathBuf,
@@ -158,30 +179,48 @@ pub struct Placed {
 }
 
 impl StagedFile {
-    /// Creates the hidden file beside `path` and locks it, so that no work is done for a file that can't be written. It replaces what
-    /// [`check_file`] has `found`, whose permissions it takes over.
+    /// Creates the hidden file beside `path` and locks it, so that no work is done for a file that
+    /// can't be written. It replaces what [`check_file`] has `found`, whose permissions it takes
+    /// over.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be created, or another run is writing the same file; [`Kind::Stopped`] where the program is ending;
-    /// [`Kind::Usage`] for a pipe that nobody reads.
+    /// [`Kind::Io`] where it can't be created, or another run is writing the same file;
+    /// [`Kind::Stopped`] where the program is ending; [`Kind::Usage`] for a pipe that nobody reads.
     pub fn create(path: &Path, found: FoundFile) -> Result<Self> {
         if found.is_stream() {
-            return Ok(Self { path: path.to_owned(), staging: None, replaced: found, file: open_stream(path)? });
+            return Ok(Self {
+                path: path.to_owned(),
+                staging: None,
+                replaced: found,
+                file: open_stream(path)?,
+            });
         }
         let staging = partial(path)?;
-        // Held until the file is listed: a signal that comes meanwhile finds it there, or finds no file.
+        // Held until the file is listed: a signal that comes meanwhile finds it there, or finds no
+        // file.
         let mut unfinished = unfinished(path)?;
         let is_new = found == FoundFile::default();
         let there = path.symlink_metadata().ok().filter(|_| !is_new);
         let rights = there.map(|there| Rights::of(path, &there));
-        // Who opens it before it has the permissions of what it replaces could read what is written later.
+        // Who opens it before it has the permissions of what it replaces could read what is written
+        // later.
         let mode = if is_new { 0o666 } else { 0o600 };
-        let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).mode(mode).open(&staging);
+        let open = || {
+            options_of(OFlags::empty())
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(mode)
+                .open(&staging)
+        };
         let file = locked(path, &staging, open)?;
         // Another name would be another file of somebody's, which is emptied here.
         if file.metadata().is_ok_and(|found| found.nlink() > 1 || !found.is_file()) {
-            let what = "no run of this program made this, which has the hidden name that the output needs";
-            return Err(Error::new(Kind::Usage, what).file(&staging).remedy("remove it, or choose another output"));
+            let what =
+                "no run of this program made this, which has the hidden name that the output needs";
+            return Err(Error::new(Kind::Usage, what)
+                .file(&staging)
+                .remedy("remove it, or choose another output"));
         }
         unfinished.insert(staging.clone());
         let created = Self { path: path.to_owned(), staging: Some(staging), replaced: found, file };
@@ -193,11 +232,12 @@ impl StagedFile {
         Ok(created)
     }
 
-    /// Lets `fill` write the file, flushes it and lets it appear under its final name. Gives what is there then, for who writes it again.
+    /// Lets `fill` write the file, flushes it and lets it appear under its final name. Gives what
+    /// is there then, for who writes it again.
     ///
     /// # Errors
-    /// As for [`Self::place`]. Where something else than what was found is there by now, the file gets a name beside it, which the error
-    /// says.
+    /// As for [`Self::place`]. Where something else than what was found is there by now, the file
+    /// gets a name beside it, which the error says.
     pub fn commit(self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<FoundFile> {
         let placed = self.place(fill)?;
         placed.beside.map_or(Ok(placed.found), |(_, error)| Err(error))
@@ -206,8 +246,8 @@ impl StagedFile {
     /// As [`Self::commit`], where a name beside the final one will do.
     ///
     /// # Errors
-    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. A file that is whole and can't be given its name stays under
-    /// the hidden one, which the error says.
+    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. A file that is
+    /// whole and can't be given its name stays under the hidden one, which the error says.
     pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Placed> {
         let path = self.path.clone();
         let fail = |e| Error::io("cannot write this file", &path, e);
@@ -223,12 +263,15 @@ impl StagedFile {
         self.staging = None;
         // Hours may have passed: only what was looked at then is replaced.
         let moved = match FoundFile::at(&path) {
-            now @ FoundFile(There::File(_)) if now == self.replaced => fs::rename(&staging, &path).map(|()| None),
+            now @ FoundFile(There::File(_)) if now == self.replaced => {
+                fs::rename(&staging, &path).map(|()| None)
+            }
             _ => rename_to_free(&staging, &path),
         };
         let moved = moved.map_err(|e| unmoved(&staging, &path, e))?;
         let written = self.file.metadata().ok();
-        let found = FoundFile(written.map_or(There::Nothing, |written| There::File(Version::of(&written))));
+        let found =
+            FoundFile(written.map_or(There::Nothing, |written| There::File(Version::of(&written))));
         let beside = moved.map(|place| {
             let error = in_the_way(&path, &place, None);
             (place, error)
@@ -247,16 +290,21 @@ impl Drop for StagedFile {
     }
 }
 
-/// Writes one result file so that it is whole or not there: `fill` writes a hidden file beside it. It replaces what is there now.
+/// Writes one result file so that it is whole or not there: `fill` writes a hidden file beside it.
+/// It replaces what is there now.
 ///
 /// # Errors
 /// [`Kind::Io`], and what `fill` returns.
-pub fn write_file_atomically(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+pub fn write_file_atomically(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<()> {
     StagedFile::create(path, FoundFile::at(path))?.commit(fill).map(drop)
 }
 
-/// Opens the file `path`, which may have to be made, to add to its end. A link under that name is not followed, and a file that has
-/// another name, too, is refused: that may be one that the run reads.
+/// Opens the file `path`, which may have to be made, to add to its end. A link under that name is
+/// not followed, and a file that has another name, too, is refused: that may be one that the run
+/// reads.
 ///
 /// # Errors
 /// [`Kind::Io`]; [`Kind::Usage`] for a file of two names.
@@ -287,7 +335,8 @@ mod tests {
     #[test]
     fn a_file_appears_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, hidden) = (dir.path().join("file"), dir.path().join(".file.partial-moe-convert"));
+        let (path, hidden) =
+            (dir.path().join("file"), dir.path().join(".file.partial-moe-convert"));
         fs::write(&hidden, "what a killed run left behind").unwrap();
         fs::write(&path, "before").unwrap();
         let create = || StagedFile::create(&path, FoundFile::at(&path));
@@ -318,7 +367,8 @@ mod tests {
             fs::rename(other, path).unwrap();
         }),
         ("edited, with the time of before", |path| {
-            let modified = path.metadata().and_then(|found| found.modified()).unwrap_or(std::time::UNIX_EPOCH);
+            let modified =
+                path.metadata().and_then(|found| found.modified()).unwrap_or(std::time::UNIX_EPOCH);
             fs::write(path, "words").unwrap();
             File::options().append(true).open(path).unwrap().set_modified(modified).unwrap();
         }),
@@ -338,7 +388,10 @@ mod tests {
                 std::thread::sleep(std::time::Duration::from_millis(20));
                 change(&path);
                 let error = file.commit(|file| file.write_all(b"result")).unwrap_err().to_string();
-                assert!(error.contains("file-2") && error.contains("in the way"), "{before:?} {how}: {error}");
+                assert!(
+                    error.contains("file-2") && error.contains("in the way"),
+                    "{before:?} {how}: {error}"
+                );
                 assert_eq!(fs::read_to_string(&path).unwrap(), "words");
                 assert_eq!(fs::read_to_string(dir.path().join("file-2")).unwrap(), "result");
                 fs::remove_file(dir.path().join("file-2")).unwrap();
@@ -350,8 +403,9 @@ mod tests {
     fn a_run_writes_its_own_file_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let write =
-            |found, text: &str| StagedFile::create(&path, found)?.commit(|file| file.write_all(text.as_bytes()));
+        let write = |found, text: &str| {
+            StagedFile::create(&path, found)?.commit(|file| file.write_all(text.as_bytes()))
+        };
         let first = write(FoundFile::default(), "one").unwrap();
         let second = write(first, "two").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
@@ -372,10 +426,16 @@ mod tests {
             let found = check_file(&path, &ANY, true);
             if mode == 0o444 {
                 let error = found.unwrap_err();
-                assert!(error.kind() == Kind::Usage && error.to_string().contains("write-protected"), "{error}");
+                assert!(
+                    error.kind() == Kind::Usage && error.to_string().contains("write-protected"),
+                    "{error}"
+                );
                 continue;
             }
-            StagedFile::create(&path, found.unwrap()).unwrap().commit(|file| file.write_all(b"after")).unwrap();
+            StagedFile::create(&path, found.unwrap())
+                .unwrap()
+                .commit(|file| file.write_all(b"after"))
+                .unwrap();
             assert_eq!(path.metadata().unwrap().mode() & 0o7777, mode);
         }
     }
@@ -440,9 +500,12 @@ mod tests {
         }
         refused("list", false, "--overwrite");
         let null = Path::new("/dev/null");
-        assert!(check_file(null, &LISTS, true).unwrap_err().to_string().contains("not a regular file"));
+        assert!(
+            check_file(null, &LISTS, true).unwrap_err().to_string().contains("not a regular file")
+        );
         let found = check_file(null, &FileKind { is_text: true, ..LISTS }, false).unwrap();
-        let written = StagedFile::create(null, found).unwrap().commit(|file| file.write_all(b"[1]")).unwrap();
+        let written =
+            StagedFile::create(null, found).unwrap().commit(|file| file.write_all(b"[1]")).unwrap();
         assert!(written.is_stream());
         check_file(&path("list"), &LISTS, true).unwrap();
     }
@@ -451,7 +514,13 @@ mod tests {
     fn what_cannot_be_written_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("nowhere/file");
-        assert_eq!(StagedFile::create(&missing, FoundFile::default()).unwrap_err().kind(), Kind::Io);
-        assert_eq!(StagedFile::create(Path::new("/"), FoundFile::default()).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(
+            StagedFile::create(&missing, FoundFile::default()).unwrap_err().kind(),
+            Kind::Io
+        );
+        assert_eq!(
+            StagedFile::create(Path::new("/"), FoundFile::default()).unwrap_err().kind(),
+            Kind::Usage
+        );
     }
 }

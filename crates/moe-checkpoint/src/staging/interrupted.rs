@@ -1,4 +1,5 @@
-//! What a run leaves that is killed while it replaces an earlier result: both, whole, or the new one whole.
+//! What a run leaves that is killed while it replaces an earlier result: both, whole, or the new
+//! one whole.
 
 use std::fs::File;
 use std::path::Path;
@@ -25,12 +26,17 @@ pub(super) fn exists(target: &Path) -> Error {
     Error::new(Kind::Usage, what).file(target).remedy(format!("rename one of them, or {remedy}"))
 }
 
-/// Gives `target` what a run that was killed while it replaced an earlier result has left under a hidden name: the earlier result where
-/// that was moved away, or the complete new one, for which the earlier one is being removed. Whether there was any such thing.
+/// Gives `target` what a run that was killed while it replaced an earlier result has left under a
+/// hidden name: the earlier result where that was moved away, or the complete new one, for which
+/// the earlier one is being removed. Whether there was any such thing.
 ///
 /// # Errors
 /// As for [`OutputDir::create_watched`].
-pub(super) fn bring_back(target: &Path, existing: Existing, watch: HashProgress<'_>) -> Result<bool> {
+pub(super) fn bring_back(
+    target: &Path,
+    existing: Existing,
+    watch: HashProgress<'_>,
+) -> Result<bool> {
     let fail = |e| Error::io("cannot bring this back", target, e);
     let (aside, complete) = (aside(target), complete(target));
     if is_waiting(target) {

@@ -10,8 +10,13 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
 
-/// What `open` opens at `hidden`, locked. It is tried again where a run that ends has just taken that away from there.
-pub(super) fn locked(target: &Path, hidden: &Path, open: impl Fn() -> io::Result<File>) -> Result<File> {
+/// What `open` opens at `hidden`, locked. It is tried again where a run that ends has just taken
+/// that away from there.
+pub(super) fn locked(
+    target: &Path,
+    hidden: &Path,
+    open: impl Fn() -> io::Result<File>,
+) -> Result<File> {
     const TRIES: usize = 1000;
     let fail = |e: io::Error| {
         let error = Error::io("cannot create the output", hidden, e);
@@ -25,7 +30,10 @@ pub(super) fn locked(target: &Path, hidden: &Path, open: impl Fn() -> io::Result
     let mut vanished = None;
     for _ in 0..TRIES {
         let file = match open() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && hidden.parent().is_some_and(Path::is_dir) => {
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    && hidden.parent().is_some_and(Path::is_dir) =>
+            {
                 vanished = Some(e);
                 continue;
             }
@@ -58,7 +66,8 @@ fn busy(target: &Path) -> Error {
         .remedy("wait for it, or choose another output")
 }
 
-/// How hidden files are opened: a link under their name, such as an archive may bring along, would lead anywhere.
+/// How hidden files are opened: a link under their name, such as an archive may bring along, would
+/// lead anywhere.
 pub(super) fn options_of(flags: OFlags) -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);

@@ -33,7 +33,8 @@ use crate::shard::ShardPlan;
 use crate::writer::Writer;
 
 pub use file::{
-    FileKind, FoundFile, Placed, StagedFile, check_file, lies_in_a_model, open_to_append, write_file_atomically,
+    FileKind, FoundFile, Placed, StagedFile, check_file, lies_in_a_model, open_to_append,
+    write_file_atomically,
 };
 pub use stream::{is_stream, open_stream, unless_closed};
 pub use unfinished::{TemporaryDir, remove_unfinished};
@@ -81,19 +82,22 @@ pub struct OutputDir {
 }
 
 impl OutputDir {
-    /// Checks whether `target` may be created, without touching the disk. That it overlaps with nothing that is read is for
-    /// [`crate::Locations`] to say. Of an earlier result, files are hashed that take no time; all are, when the output is created.
+    /// Checks whether `target` may be created, without touching the disk. That it overlaps with
+    /// nothing that is read is for [`crate::Locations`] to say. Of an earlier result, files are
+    /// hashed that take no time; all are, when the output is created.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where it exists and may not be replaced, or something of its user's lies in it; [`Kind::Missing`] where its
-    /// parent directory can't be had.
+    /// [`Kind::Usage`] where it exists and may not be replaced, or something of its user's lies in
+    /// it; [`Kind::Missing`] where its parent directory can't be had.
     pub fn check(target: &Path, existing: Existing) -> Result<()> {
         partial(target)?;
         check_way(target)?;
         let parent = parent_of(target);
         // The parent may not exist yet; what exists of it decides where it would lie.
         let nearest = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
-        let nearest = nearest.canonicalize().map_err(|e| Error::io("cannot resolve this path", nearest, e))?;
+        let nearest = nearest
+            .canonicalize()
+            .map_err(|e| Error::io("cannot resolve this path", nearest, e))?;
         if !nearest.is_dir() {
             return Err(Error::new(Kind::Usage, "the output's parent is not a directory")
                 .file(&nearest)
@@ -125,7 +129,8 @@ impl OutputDir {
         }
     }
 
-    /// Removes what a killed run has left of `target` under a hidden name, unless another run is writing there.
+    /// Removes what a killed run has left of `target` under a hidden name, unless another run is
+    /// writing there.
     ///
     /// # Errors
     /// [`Kind::Io`] where it can't be removed.
@@ -136,7 +141,8 @@ impl OutputDir {
             return Ok(());
         }
         check_no_mount_in(&staging)?;
-        remove_tree(&staging).map_err(|e| Error::io("cannot remove what a stopped run has left", &staging, e))
+        remove_tree(&staging)
+            .map_err(|e| Error::io("cannot remove what a stopped run has left", &staging, e))
     }
 
     /// Creates the hidden directory beside `target` and locks it.
@@ -147,12 +153,18 @@ impl OutputDir {
         Self::create_watched(target, existing, &|_| ())
     }
 
-    /// As [`OutputDir::create`]. All files of a result that is to be replaced are hashed, which takes a second for each gigabyte: `watch`
-    /// is called with the bytes that were hashed since it was called before.
+    /// As [`OutputDir::create`]. All files of a result that is to be replaced are hashed, which
+    /// takes a second for each gigabyte: `watch` is called with the bytes that were hashed since it
+    /// was called before.
     ///
     /// # Errors
-    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is writing the same output.
-    pub fn create_watched(target: &Path, existing: Existing, watch: &(dyn Fn(u64) + Sync)) -> Result<Self> {
+    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is
+    /// writing the same output.
+    pub fn create_watched(
+        target: &Path,
+        existing: Existing,
+        watch: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self> {
         // What ends in `/.` can't be renamed.
         let target: &Path = &target.components().collect::<PathBuf>();
         Self::check(target, existing)?;
@@ -160,9 +172,11 @@ impl OutputDir {
         let staging = partial(target)?;
         // It may lie in a lower layer of an overlay, where it would never get another name.
         Self::remove_leftover(target)?;
-        // Held until the directory is listed: a signal that comes meanwhile finds it there, or finds none.
+        // Held until the directory is listed: a signal that comes meanwhile finds it there, or
+        // finds none.
         let mut unfinished = unfinished(target)?;
-        fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
+        fs::create_dir_all(&parent)
+            .map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
         let open = || {
             match fs::create_dir(&staging) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -173,7 +187,8 @@ impl OutputDir {
         let lock = locked(target, &staging, open)?;
         // What a killed run left behind is removed below.
         check_no_mount_in(&staging)?;
-        let brought_back = bring_back(target, existing, watch).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
+        let brought_back =
+            bring_back(target, existing, watch).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         unfinished.insert(staging.clone());
         let mut created = Self {
             target: target.to_owned(),
@@ -198,8 +213,8 @@ impl OutputDir {
         Ok(created)
     }
 
-    /// Whether a run was killed while it replaced an earlier result here, and what it left under a hidden name, which is whole, has
-    /// got the output's name: that is what is replaced now.
+    /// Whether a run was killed while it replaced an earlier result here, and what it left under a
+    /// hidden name, which is whole, has got the output's name: that is what is replaced now.
     pub fn brought_back(&self) -> bool {
         self.brought_back
     }
@@ -212,7 +227,8 @@ impl OutputDir {
     /// Starts writing `shards`; their hashes go to [`Self::add_hashes`].
     ///
     /// # Errors
-    /// [`Kind::Io`] where the first file can't be created; [`Kind::Stopped`] where the program is ending.
+    /// [`Kind::Io`] where the first file can't be created; [`Kind::Stopped`] where the program is
+    /// ending.
     pub fn writer(&self, shards: Vec<ShardPlan>) -> Result<Writer> {
         self.check_running()?;
         Writer::within(self.staging.clone(), shards)
@@ -228,9 +244,12 @@ impl OutputDir {
         if free >= bytes {
             return Ok(());
         }
-        Err(Error::new(Kind::Io, format!("the output takes {bytes} bytes; the disk has {free} free"))
-            .file(&self.target)
-            .remedy("free space on that disk, or write elsewhere"))
+        Err(Error::new(
+            Kind::Io,
+            format!("the output takes {bytes} bytes; the disk has {free} free"),
+        )
+        .file(&self.target)
+        .remedy("free space on that disk, or write elsewhere"))
     }
 
     /// Writes the small file `name` and lists it in the manifest.
@@ -244,24 +263,30 @@ impl OutputDir {
         Ok(())
     }
 
-    /// Copies the file `from`, of any size, to `name`, which may be in a folder, and lists it in the manifest.
+    /// Copies the file `from`, of any size, to `name`, which may be in a folder, and lists it in
+    /// the manifest.
     ///
     /// # Errors
     /// [`Kind::Io`] where it can't be read or written.
     pub fn carry(&mut self, from: &Path, name: &str) -> Result<()> {
         self.check_running()?;
         let to = self.path().join(name);
-        let mut reader = File::open(from).map_err(|e| Error::io("cannot read this file", from, e))?;
+        let mut reader =
+            File::open(from).map_err(|e| Error::io("cannot read this file", from, e))?;
         let mut writer = self.staging.create(name)?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
         loop {
-            let read = reader.read(&mut buffer).map_err(|e| Error::io("cannot read this file", from, e))?;
+            let read = reader
+                .read(&mut buffer)
+                .map_err(|e| Error::io("cannot read this file", from, e))?;
             if read == 0 {
                 break;
             }
             hasher.update(&buffer[..read]);
-            writer.write_all(&buffer[..read]).map_err(|e| Error::io("cannot write this file", &to, e))?;
+            writer
+                .write_all(&buffer[..read])
+                .map_err(|e| Error::io("cannot write this file", &to, e))?;
         }
         writer.sync_all().map_err(|e| Error::io("cannot write this file", &to, e))?;
         self.manifest.files.insert(name.to_owned(), hex(&hasher.finalize()));
@@ -276,7 +301,8 @@ impl OutputDir {
         self.check_staging()
     }
 
-    /// Refuses to go on where something else has the staging directory's name by now: a link would lead anywhere.
+    /// Refuses to go on where something else has the staging directory's name by now: a link would
+    /// lead anywhere.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] then; [`Kind::Stopped`] where the program is ending.
@@ -290,7 +316,9 @@ impl OutputDir {
         // A signal may have removed it.
         drop(unfinished(&self.target)?);
         let what = "this directory, in which the run writes, was moved or replaced while it worked";
-        Err(Error::new(Kind::Mismatch, what).file(self.path()).remedy("leave hidden names alone, and run it again"))
+        Err(Error::new(Kind::Mismatch, what)
+            .file(self.path())
+            .remedy("leave hidden names alone, and run it again"))
     }
 
     /// SHA-256 of what was written and listed so far, by name.
@@ -307,7 +335,8 @@ impl OutputDir {
         self.staging.write(name, bytes)
     }
 
-    /// Copies the file `name` of the directory `from`, which has the SHA-256 `hash`, and lists it in the manifest.
+    /// Copies the file `name` of the directory `from`, which has the SHA-256 `hash`, and lists it
+    /// in the manifest.
     ///
     /// # Errors
     /// [`Kind::Io`] where it can't be copied.
@@ -351,8 +380,8 @@ impl OutputDir {
         }
     }
 
-    /// Gives the finished directory its final name or, where something that can't be replaced has that by now, a free one beside it,
-    /// which is then returned.
+    /// Gives the finished directory its final name or, where something that can't be replaced has
+    /// that by now, a free one beside it, which is then returned.
     fn move_to_target(&self) -> Result<Option<Elsewhere>> {
         let mut left = Unreplaced { new: self.path().to_owned(), why: None };
         // Hours may have passed since it was looked at.
@@ -363,11 +392,13 @@ impl OutputDir {
             }
         }
         let Unreplaced { new, why } = left;
-        let moved = rename_to_free(&new, &self.target).map_err(|e| unmoved(&new, &self.target, e))?;
+        let moved =
+            rename_to_free(&new, &self.target).map_err(|e| unmoved(&new, &self.target, e))?;
         Ok(moved.map(|place| Elsewhere { place, why }))
     }
 
-    /// Puts the finished directory in the place of the earlier result that was `found`, unless that can't be replaced.
+    /// Puts the finished directory in the place of the earlier result that was `found`, unless that
+    /// can't be replaced.
     ///
     /// # Errors
     /// [`Kind::Io`] where the new one is in its place, and the earlier one can't be removed.
@@ -381,7 +412,10 @@ impl OutputDir {
         });
         match replaced {
             Ok((aside, _locked)) => remove_tree(&aside).map(|()| None).map_err(|e| {
-                let what = format!("the result is {}; the one before it can't be removed", self.target.display());
+                let what = format!(
+                    "the result is {}; the one before it can't be removed",
+                    self.target.display()
+                );
                 Error::io(&what, &aside, e)
             }),
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
@@ -406,32 +440,37 @@ fn copy_file(from: &Path, to: &mut File) -> io::Result<()> {
     to.sync_all()
 }
 
-/// Refuses a path that goes back from what isn't there: making its parent would make a directory that nobody asked for.
+/// Refuses a path that goes back from what isn't there: making its parent would make a directory
+/// that nobody asked for.
 fn check_way(target: &Path) -> Result<()> {
     let mut way = PathBuf::new();
     for part in target.components() {
         way.push(part);
         if part == Component::ParentDir && way.symlink_metadata().is_err() {
             let what = "the output's path goes through a directory that isn't there, and back (..)";
-            return Err(Error::new(Kind::Usage, what).file(&way).remedy("write the path without that"));
+            return Err(Error::new(Kind::Usage, what)
+                .file(&way)
+                .remedy("write the path without that"));
         }
     }
     Ok(())
 }
 
-/// The error for a result that is complete at `place`, while the disk doesn't confirm that it keeps the name.
+/// The error for a result that is complete at `place`, while the disk doesn't confirm that it keeps
+/// the name.
 fn unconfirmed(place: &Path, error: io::Error) -> Error {
     let what = "the result is complete and in its place, but the disk doesn't confirm its name: it may be lost if the power fails now";
-    Error::new(Kind::Io, what)
-        .file(place)
-        .source(error)
-        .remedy("run sync, then moe-convert verify on it; nothing has to be made again unless that fails")
+    Error::new(Kind::Io, what).file(place).source(error).remedy(
+        "run sync, then moe-convert verify on it; nothing has to be made again unless that fails",
+    )
 }
 
 impl Drop for OutputDir {
     fn drop(&mut self) {
         // Where the program is ending, who ends it removes the directory.
-        if !self.committed && unfinished(&self.target).is_ok_and(|mut list| list.remove(self.path())) {
+        if !self.committed
+            && unfinished(&self.target).is_ok_and(|mut list| list.remove(self.path()))
+        {
             let _ = remove_tree(self.path());
         }
     }

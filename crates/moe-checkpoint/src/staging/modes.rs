@@ -1,4 +1,5 @@
-//! Permissions of an earlier result, which the one that replaces it takes over: a private one stays private.
+//! Permissions of an earlier result, which the one that replaces it takes over: a private one stays
+//! private.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata, Permissions};
@@ -24,7 +25,8 @@ pub(super) struct Rights {
     mode: u32,
     /// Whom the middle digit of the mode is about.
     group: u32,
-    /// The access control list; empty where there is none. With one, the middle digit limits all that it names.
+    /// The access control list; empty where there is none. With one, the middle digit limits all
+    /// that it names.
     acl: Vec<u8>,
 }
 
@@ -38,13 +40,14 @@ impl Rights {
         Self { mode: found.mode() & 0o7777, group: found.gid(), acl }
     }
 
-    /// Gives them to `file`, which is this process's own. Where the group or the list can't be given, nobody gets by being of another
-    /// group what only everybody may do.
+    /// Gives them to `file`, which is this process's own. Where the group or the list can't be
+    /// given, nobody gets by being of another group what only everybody may do.
     pub fn give(&self, file: &File) -> io::Result<()> {
         // Changing the group takes away bits of the mode, so that it comes first.
         let same_group = file.metadata()?.gid() == self.group;
         let has_group = same_group || fchown(file, None, Some(Gid::from_raw(self.group))).is_ok();
-        let mode = if has_group && self.give_acl(file) { self.mode } else { without_group(self.mode) };
+        let mode =
+            if has_group && self.give_acl(file) { self.mode } else { without_group(self.mode) };
         file.set_permissions(Permissions::from_mode(mode))
     }
 
@@ -71,7 +74,8 @@ pub(super) struct Modes {
     rights: BTreeMap<PathBuf, Rights>,
     /// What all of its files permit: for files that it doesn't have.
     file_mode: u32,
-    /// The one group of its files, or its own where it has none; None where files have several, or some have lists.
+    /// The one group of its files, or its own where it has none; None where files have several, or
+    /// some have lists.
     file_group: Option<u32>,
 }
 
@@ -81,8 +85,11 @@ impl Modes {
         let own = dir.symlink_metadata().ok().filter(Metadata::is_dir)?;
         let own_rights = Rights::of(dir, &own);
         let group = own_rights.group;
-        let mut found =
-            Self { rights: [(PathBuf::new(), own_rights)].into(), file_mode: 0o7777, file_group: Some(group) };
+        let mut found = Self {
+            rights: [(PathBuf::new(), own_rights)].into(),
+            file_mode: 0o7777,
+            file_group: Some(group),
+        };
         let mut files = BTreeSet::new();
         found.add(dir, Path::new(""), 0, &mut files);
         let mut groups: BTreeSet<_> = files.iter().map(|name| found.rights[name].group).collect();
@@ -96,7 +103,9 @@ impl Modes {
 
     fn add(&mut self, dir: &Path, below: &Path, depth: usize, files: &mut BTreeSet<PathBuf>) {
         for entry in fs::read_dir(dir.join(below)).into_iter().flatten().flatten() {
-            let (name, Ok(found)) = (below.join(entry.file_name()), entry.metadata()) else { continue };
+            let (name, Ok(found)) = (below.join(entry.file_name()), entry.metadata()) else {
+                continue;
+            };
             let rights = Rights::of(&entry.path(), &found);
             if found.is_file() {
                 self.file_mode &= rights.mode;
@@ -113,7 +122,8 @@ impl Modes {
         fs::set_permissions(staging, Permissions::from_mode(0o700))
     }
 
-    /// Gives what is in `staging`, and at last the directory itself, the permissions that the same names had.
+    /// Gives what is in `staging`, and at last the directory itself, the permissions that the same
+    /// names had.
     pub fn give(&self, staging: &Path) -> io::Result<()> {
         self.give_below(staging, Path::new(""))?;
         self.give_one(staging, Path::new(""))
@@ -179,7 +189,9 @@ mod tests {
         // As root, any group can be given.
         assert_eq!(mode, if given { 0o660 } else { 0o600 });
         // A list that is none can't be given either.
-        Rights { mode: 0o660, group: found.gid(), acl: vec![1, 2, 3] }.give(file.as_file()).unwrap();
+        Rights { mode: 0o660, group: found.gid(), acl: vec![1, 2, 3] }
+            .give(file.as_file())
+            .unwrap();
         assert_eq!(file.as_file().metadata().unwrap().mode() & 0o7777, 0o600);
     }
 

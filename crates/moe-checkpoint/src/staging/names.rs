@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// What the output `target` is called while it is unfinished, an earlier one while it is replaced, and a complete one that waits until the
-/// earlier one is removed.
+/// What the output `target` is called while it is unfinished, an earlier one while it is replaced,
+/// and a complete one that waits until the earlier one is removed.
 pub(crate) fn hidden_names(target: &Path) -> [PathBuf; 3] {
     ["partial", "replaced", "complete"].map(|state| hidden(target, state))
 }
@@ -39,7 +39,10 @@ pub(super) fn partial(target: &Path) -> Result<PathBuf> {
     let length = hidden(target, "replaced").file_name().unwrap_or_default().len();
     if length > MAX_NAME_BYTES {
         let most = MAX_NAME_BYTES - (length - name.len());
-        let what = format!("the output's name takes {} bytes; {most} are left for it beside hidden ones", name.len());
+        let what = format!(
+            "the output's name takes {} bytes; {most} are left for it beside hidden ones",
+            name.len()
+        );
         return Err(Error::new(Kind::Usage, what).file(target).remedy("choose a shorter name"));
     }
     Ok(hidden(target, "partial"))

@@ -1,5 +1,5 @@
-//! What would be replaced and can't, or shouldn't, be: a rename asks the directory alone, and fails only when all work is done, so that it
-//! has to be looked at here.
+//! What would be replaced and can't, or shouldn't, be: a rename asks the directory alone, and fails
+//! only when all work is done, so that it has to be looked at here.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -11,34 +11,40 @@ use rustix::process::geteuid;
 use super::names::parent_of;
 use crate::error::{Error, Kind, Result};
 
-/// Refuses to replace what `path` was `found` to be, a file or a directory, if somebody has protected it, or this user couldn't write to
-/// it or move it away.
+/// Refuses to replace what `path` was `found` to be, a file or a directory, if somebody has
+/// protected it, or this user couldn't write to it or move it away.
 ///
 /// # Errors
 /// [`Kind::Usage`] then.
 pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
     let access = if found.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };
     // Root may do everything; who took the bits away meant it all the same.
-    let is_protected = found.mode() & 0o222 == 0 || has(path, StatxAttributes::IMMUTABLE | StatxAttributes::APPEND);
+    let is_protected = found.mode() & 0o222 == 0
+        || has(path, StatxAttributes::IMMUTABLE | StatxAttributes::APPEND);
     if is_protected {
         return Err(Error::new(Kind::Usage, "the output exists and is write-protected, so that it is not replaced")
             .file(path)
             .remedy("choose another name, or allow it with chmod u+w (or chattr -ia) if it is yours to replace"));
     }
     if accessat(CWD, path, access, AtFlags::EACCESS).is_err() {
-        return Err(Error::new(Kind::Usage, "the output exists, and you have no right to write to it")
-            .file(path)
-            .remedy("choose another name, or allow it with chmod u+w if it is yours to replace"));
+        return Err(Error::new(
+            Kind::Usage,
+            "the output exists, and you have no right to write to it",
+        )
+        .file(path)
+        .remedy("choose another name, or allow it with chmod u+w if it is yours to replace"));
     }
     if is_held_by_owner(path, found) {
-        let what =
-            "the output exists and is another user's, in a directory where only its owner may move it (chmod +t)";
-        return Err(Error::new(Kind::Usage, what).file(path).remedy("choose another name, or another directory"));
+        let what = "the output exists and is another user's, in a directory where only its owner may move it (chmod +t)";
+        return Err(Error::new(Kind::Usage, what)
+            .file(path)
+            .remedy("choose another name, or another directory"));
     }
     Ok(())
 }
 
-/// Refuses the directory `dir` for outputs if nothing in it can be renamed, as a finished output must be: files can be added all the same.
+/// Refuses the directory `dir` for outputs if nothing in it can be renamed, as a finished output
+/// must be: files can be added all the same.
 ///
 /// # Errors
 /// [`Kind::Usage`] then.
@@ -47,7 +53,9 @@ pub(super) fn check_takes_names(dir: &Path) -> Result<()> {
         return Ok(());
     }
     let what = "nothing in this directory can be renamed (chattr +a), as the output must be when it is complete";
-    Err(Error::new(Kind::Usage, what).file(dir).remedy("choose another directory, or allow it with chattr -a"))
+    Err(Error::new(Kind::Usage, what)
+        .file(dir)
+        .remedy("choose another directory, or allow it with chattr -a"))
 }
 
 /// Whether `path` lies in a directory such as /tmp, in which everybody has only what is their own.
@@ -59,7 +67,8 @@ fn is_held_by_owner(path: &Path, found: &Metadata) -> bool {
     !user.is_root() && parent.mode() & STICKY != 0 && !owners.contains(&user.as_raw())
 }
 
-/// Refuses to replace what `path` was `found` to be if something is mounted there, as a container's volume: nothing can take its name.
+/// Refuses to replace what `path` was `found` to be if something is mounted there, as a container's
+/// volume: nothing can take its name.
 ///
 /// # Errors
 /// [`Kind::Usage`] then.
@@ -67,7 +76,8 @@ pub(super) fn check_no_mount(path: &Path, found: &Metadata) -> Result<()> {
     if !is_mount_point(path, found) {
         return Ok(());
     }
-    let what = "the output is a mount point, whose name nothing else can take when the result is complete";
+    let what =
+        "the output is a mount point, whose name nothing else can take when the result is complete";
     let remedy = match path.file_name().filter(|_| found.is_dir()) {
         Some(name) => format!("give a name in it, such as {}", path.join(name).display()),
         None => "give a name in a directory that is mounted as a whole".to_owned(),
@@ -77,9 +87,12 @@ pub(super) fn check_no_mount(path: &Path, found: &Metadata) -> Result<()> {
 
 /// That `path` is a mount point in what would be removed.
 pub(crate) fn mounted(path: &Path) -> Error {
-    Error::new(Kind::Usage, "something is mounted here, and would be emptied together with the directory around it")
-        .file(path)
-        .remedy("unmount it (umount), or choose another output")
+    Error::new(
+        Kind::Usage,
+        "something is mounted here, and would be emptied together with the directory around it",
+    )
+    .file(path)
+    .remedy("unmount it (umount), or choose another output")
 }
 
 /// Whether something is mounted at `path`, a directory or file that was `found` there.
@@ -112,7 +125,10 @@ mod tests {
             check_no_mount(path, &path.symlink_metadata().unwrap())
         };
         let error = refused("/proc").unwrap_err();
-        assert!(error.kind() == Kind::Usage && error.to_string().contains("such as /proc/proc"), "{error}");
+        assert!(
+            error.kind() == Kind::Usage && error.to_string().contains("such as /proc/proc"),
+            "{error}"
+        );
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         refused(&dir.path().to_string_lossy()).unwrap();

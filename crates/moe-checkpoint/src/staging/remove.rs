@@ -1,4 +1,5 @@
-//! Removing directories of runs, and nothing that is mounted in them: what lies there is somewhere else's.
+//! Removing directories of runs, and nothing that is mounted in them: what lies there is somewhere
+//! else's.
 
 use std::fs;
 use std::io;
@@ -13,7 +14,10 @@ use crate::error::{Error, Result};
 /// [`io::ErrorKind::ResourceBusy`] where something is mounted there; nothing was removed then.
 pub(super) fn remove_tree(dir: &Path) -> io::Result<()> {
     if let Some(mount) = mount_in(dir)? {
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is a mount point", mount.display())));
+        return Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("{} is a mount point", mount.display()),
+        ));
     }
     fs::remove_dir_all(dir)
 }

@@ -11,7 +11,8 @@ use super::names::aside;
 use super::remove::remove_tree;
 use crate::error::{Error, Kind};
 
-/// Renames `from` to `to` or, where that name is taken, to a free one beside it, which is then returned.
+/// Renames `from` to `to` or, where that name is taken, to a free one beside it, which is then
+/// returned.
 pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
     let is_dir = from.is_dir();
     let others = (2..).map(|number| beside(to, number, is_dir));
@@ -27,18 +28,25 @@ pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBu
 /// The name beside `path` with this number: what a file's name ends in still says what it holds.
 fn beside(path: &Path, number: u32, is_dir: bool) -> PathBuf {
     match (path.file_stem(), path.extension()) {
-        (Some(stem), Some(end)) if !is_dir => {
-            path.with_file_name(format!("{}-{number}.{}", stem.to_string_lossy(), end.to_string_lossy()))
-        }
-        _ => path.with_file_name(format!("{}-{number}", path.file_name().unwrap_or_default().to_string_lossy())),
+        (Some(stem), Some(end)) if !is_dir => path.with_file_name(format!(
+            "{}-{number}.{}",
+            stem.to_string_lossy(),
+            end.to_string_lossy()
+        )),
+        _ => path.with_file_name(format!(
+            "{}-{number}",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        )),
     }
 }
 
-/// The result was renamed to `place`, since something else has the name `target`; `why` that can't be replaced, where that isn't because
-/// it came, or was changed, while the run worked.
+/// The result was renamed to `place`, since something else has the name `target`; `why` that can't
+/// be replaced, where that isn't because it came, or was changed, while the run worked.
 pub(super) fn in_the_way(target: &Path, place: &Path, why: Option<io::Error>) -> Error {
-    let what = format!("this is in the way, and can't be replaced; the result is {}", place.display());
-    let error = Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want");
+    let what =
+        format!("this is in the way, and can't be replaced; the result is {}", place.display());
+    let error =
+        Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want");
     match why {
         Some(why) => error.source(why),
         None => error,
@@ -48,8 +56,12 @@ pub(super) fn in_the_way(target: &Path, place: &Path, why: Option<io::Error>) ->
 /// The result is complete under the hidden name `staging`, and can't have the name `target`.
 pub(super) fn unmoved(staging: &Path, target: &Path, error: io::Error) -> Error {
     let hidden = staging.display();
-    Error::io(format!("the result is complete, and can't be moved to its place; it is {hidden}"), target, error)
-        .better_remedy(format!("rename {hidden} before the next run to this output, which removes it"))
+    Error::io(
+        format!("the result is complete, and can't be moved to its place; it is {hidden}"),
+        target,
+        error,
+    )
+    .better_remedy(format!("rename {hidden} before the next run to this output, which removes it"))
 }
 
 /// Gives `staging` the name `target`, which an earlier result has; what that is called then.
@@ -61,8 +73,9 @@ pub(super) fn replace(staging: &Path, target: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// [`replace`] on file systems that can't exchange names, as NFS. For a moment nothing has the name: who is killed then leaves both
-/// directories whole, and [`super::OutputDir::create`] brings the earlier one back.
+/// [`replace`] on file systems that can't exchange names, as NFS. For a moment nothing has the
+/// name: who is killed then leaves both directories whole, and [`super::OutputDir::create`] brings
+/// the earlier one back.
 pub(super) fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<PathBuf> {
     let aside = aside(target);
     if aside.symlink_metadata().is_ok() {

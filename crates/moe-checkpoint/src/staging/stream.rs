@@ -1,4 +1,5 @@
-//! Outputs that aren't files: pipes, terminals, /dev/null, /dev/stdout. Nothing there can be replaced, so that they are written to at once.
+//! Outputs that aren't files: pipes, terminals, /dev/null, /dev/stdout. Nothing there can be
+//! replaced, so that they are written to at once.
 
 use std::fs::File;
 use std::io;
@@ -11,10 +12,13 @@ use rustix::stdio;
 
 use crate::error::{Error, Kind, Result};
 
-/// Whether what is written to `path` goes to this process's standard output or error, a pipe or a character device.
+/// Whether what is written to `path` goes to this process's standard output or error, a pipe or a
+/// character device.
 pub fn is_stream(path: &Path) -> bool {
-    let is_special =
-        || path.metadata().is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device());
+    let is_special = || {
+        path.metadata()
+            .is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device())
+    };
     descriptor(path).is_some() || is_special()
 }
 
@@ -37,8 +41,8 @@ fn descriptor(path: &Path) -> Option<Descriptor> {
 /// # Errors
 /// [`Kind::Io`] where it can't be opened; [`Kind::Usage`] for a pipe that nobody reads.
 pub fn open_stream(path: &Path) -> Result<File> {
-    // Nothing is said here: this is a file that the user named. Opened by name, one that standard output was led to would be written from
-    // its beginning once more.
+    // Nothing is said here: this is a file that the user named. Opened by name, one that standard
+    // output was led to would be written from its beginning once more.
     let opened = match descriptor(path) {
         Some(Descriptor::Output) => stdio::stdout().try_clone_to_owned().map(File::from),
         Some(Descriptor::Error) => stdio::stderr().try_clone_to_owned().map(File::from),
@@ -80,12 +84,18 @@ mod tests {
         let pipe = dir.path().join("pipe");
         std::fs::write(dir.path().join("file"), "").unwrap();
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        for (path, expected) in
-            [(pipe.as_path(), true), (Path::new("/dev/null"), true), (Path::new("/dev/stdout"), true)]
-        {
+        for (path, expected) in [
+            (pipe.as_path(), true),
+            (Path::new("/dev/null"), true),
+            (Path::new("/dev/stdout"), true),
+        ] {
             assert_eq!(is_stream(path), expected, "{}", path.display());
         }
-        assert!(!is_stream(dir.path()) && !is_stream(&dir.path().join("file")) && !is_stream(&dir.path().join("no")));
+        assert!(
+            !is_stream(dir.path())
+                && !is_stream(&dir.path().join("file"))
+                && !is_stream(&dir.path().join("no"))
+        );
         assert_eq!(open_stream(&pipe).unwrap_err().kind(), Kind::Usage);
         let from = pipe.clone();
         let reader = std::thread::spawn(move || {

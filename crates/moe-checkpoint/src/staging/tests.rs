@@ -13,7 +13,8 @@ const OPTIONS: Existing = Existing::Kept;
 const OVERWRITE: Existing = Existing::Replaced;
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -21,7 +22,10 @@ fn names(dir: &Path) -> Vec<String> {
 #[test]
 fn a_result_that_is_there_is_not_said_to_be_missing() {
     let error = unconfirmed(Path::new("out"), io::Error::from_raw_os_error(5)).to_string();
-    assert!(error.contains("complete and in its place") && error.contains("file:   out"), "{error}");
+    assert!(
+        error.contains("complete and in its place") && error.contains("file:   out"),
+        "{error}"
+    );
     assert!(error.contains("Input/output error") && !error.contains("cannot move"), "{error}");
 }
 
@@ -78,7 +82,8 @@ fn what_was_removed_as_unfinished_cannot_appear() {
 #[test]
 fn a_name_that_is_too_long_is_refused_with_the_length_that_works() {
     let dir = tempfile::tempdir().unwrap();
-    let error = OutputDir::check(&dir.path().join("a".repeat(234)), OPTIONS).unwrap_err().to_string();
+    let error =
+        OutputDir::check(&dir.path().join("a".repeat(234)), OPTIONS).unwrap_err().to_string();
     assert!(error.contains("234 bytes") && error.contains("233 are left"), "{error}");
     finish(&dir.path().join("a".repeat(233)), OPTIONS).unwrap();
     finish(&dir.path().join("a".repeat(233)), OVERWRITE).unwrap();
@@ -89,7 +94,10 @@ fn a_path_through_what_is_not_there_makes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for path in ["q/../q", "q/../out", "q/r/../../out", "q/.."] {
         let error = OutputDir::create(&dir.path().join(path), OPTIONS).unwrap_err();
-        assert!(error.kind() == Kind::Usage && error.to_string().contains("remedy"), "{path}: {error}");
+        assert!(
+            error.kind() == Kind::Usage && error.to_string().contains("remedy"),
+            "{path}: {error}"
+        );
         assert!(names(dir.path()).is_empty(), "{path}");
     }
     fs::create_dir(dir.path().join("q")).unwrap();
@@ -124,7 +132,12 @@ fn overwrite_refuses_by_name_what_it_has_not_written() {
     assert_eq!(fs::read_to_string(target.join("thesis.tex")).unwrap(), "words");
     // A link is nobody's result, whatever it leads to.
     std::os::unix::fs::symlink("out-2", dir.path().join("link")).unwrap();
-    assert!(OutputDir::create(&dir.path().join("link"), OVERWRITE).unwrap_err().to_string().contains("is a link"));
+    assert!(
+        OutputDir::create(&dir.path().join("link"), OVERWRITE)
+            .unwrap_err()
+            .to_string()
+            .contains("is a link")
+    );
 }
 
 #[test]
@@ -192,7 +205,8 @@ fn without_an_exchange_of_names_both_results_are_whole_at_any_time() {
     // A new one that can't be moved leaves the earlier one where it was.
     assert!(replace_by_turns(&staging, &target).is_err());
     assert_eq!(names(dir.path()), ["out"]);
-    // A run that was killed between the renames: the next one has the earlier result in its way again.
+    // A run that was killed between the renames: the next one has the earlier result in its way
+    // again.
     fs::rename(&target, aside(&target)).unwrap();
     assert_eq!(finish(&target, OPTIONS).unwrap_err().kind(), Kind::Usage);
     assert_eq!(names(dir.path()), ["out"]);
@@ -224,8 +238,10 @@ fn nothing_is_written_through_what_takes_the_hidden_directory_s_place() {
     let mut output = OutputDir::create(&target, OPTIONS).unwrap();
     output.write(RECEIPT_FILE, b"{}").unwrap();
     // Two files of weights, with the index that says which has what.
-    let tensor = |name: &str| Declared { name: name.into(), dtype: Dtype::U8, shape: vec![1 << 20] };
-    let mut writer = output.writer(plan_shards(&[tensor("a"), tensor("b")], 1 << 20).unwrap()).unwrap();
+    let tensor =
+        |name: &str| Declared { name: name.into(), dtype: Dtype::U8, shape: vec![1 << 20] };
+    let mut writer =
+        output.writer(plan_shards(&[tensor("a"), tensor("b")], 1 << 20).unwrap()).unwrap();
     let hidden = output.path().to_owned();
     fs::rename(&hidden, dir.path().join("aside")).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &hidden).unwrap();

@@ -39,10 +39,12 @@ impl DerefMut for Unfinished {
     }
 }
 
-/// The list, for who writes `output`. What is to be removed at the end is made and listed under one lock.
+/// The list, for who writes `output`. What is to be removed at the end is made and listed under one
+/// lock.
 ///
 /// # Errors
-/// [`Kind::Stopped`] where the program is ending: nothing new may appear then, which nobody would remove.
+/// [`Kind::Stopped`] where the program is ending: nothing new may appear then, which nobody would
+/// remove.
 pub(super) fn unfinished(output: &Path) -> Result<Unfinished> {
     let list = list();
     if list.is_ending {
@@ -51,20 +53,22 @@ pub(super) fn unfinished(output: &Path) -> Result<Unfinished> {
     Ok(Unfinished(list))
 }
 
-/// Removes what this process was writing: for one that ends at once. Who still writes there gets an error, and nothing new is begun.
-/// Called again, it removes what has come there since.
+/// Removes what this process was writing: for one that ends at once. Who still writes there gets an
+/// error, and nothing new is begun. Called again, it removes what has come there since.
 ///
 /// # Errors
 /// [`Kind::Io`] where something can't be removed.
 pub fn remove_unfinished() -> Result<()> {
     let mut list = list();
     list.is_ending = true;
-    let remove = |path: &PathBuf| removed(path).map_err(|e| Error::io("cannot remove this", path, e));
+    let remove =
+        |path: &PathBuf| removed(path).map_err(|e| Error::io("cannot remove this", path, e));
     let removed: Vec<Result<()>> = list.paths.iter().map(remove).collect();
     removed.into_iter().collect()
 }
 
-/// Removes `path` and what is in it. Who still writes there may put a file into a directory that was just found empty.
+/// Removes `path` and what is in it. Who still writes there may put a file into a directory that
+/// was just found empty.
 fn removed(path: &Path) -> io::Result<()> {
     const TRIES: usize = 100;
     let mut result = removed_once(path);
@@ -97,7 +101,8 @@ pub(super) fn clear_directory(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A directory of this process alone, which is removed when this is dropped, and when a signal ends the process.
+/// A directory of this process alone, which is removed when this is dropped, and when a signal ends
+/// the process.
 #[derive(Debug)]
 pub struct TemporaryDir(PathBuf);
 
@@ -105,10 +110,12 @@ impl TemporaryDir {
     /// Takes over the directory that `make` makes.
     ///
     /// # Errors
-    /// What `make` returns, for the directory `within`; [`Kind::Stopped`] where the program is ending.
+    /// What `make` returns, for the directory `within`; [`Kind::Stopped`] where the program is
+    /// ending.
     pub fn made(within: &Path, make: impl FnOnce() -> io::Result<PathBuf>) -> Result<Self> {
         let mut unfinished = unfinished(within)?;
-        let path = make().map_err(|e| Error::io("cannot make a temporary directory here", within, e))?;
+        let path =
+            make().map_err(|e| Error::io("cannot make a temporary directory here", within, e))?;
         unfinished.insert(path.clone());
         Ok(Self(path))
     }
@@ -124,7 +131,8 @@ impl TemporaryDir {
     /// [`Kind::Io`] where that fails.
     pub fn remove(self) -> Result<()> {
         unfinished(&self.0)?.remove(&self.0);
-        removed(&self.0).map_err(|e| Error::io("cannot remove this temporary directory", &self.0, e))
+        removed(&self.0)
+            .map_err(|e| Error::io("cannot remove this temporary directory", &self.0, e))
     }
 }
 
@@ -148,7 +156,11 @@ mod tests {
     #[test]
     fn nothing_appears_once_the_program_is_ending() {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "staging::unfinished::tests::in_a_process_that_is_ending"])
+            .args([
+                "--ignored",
+                "--exact",
+                "staging::unfinished::tests::in_a_process_that_is_ending",
+            ])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&child.stdout);
@@ -160,7 +172,9 @@ mod tests {
     fn in_a_process_that_is_ending() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        let temporary = TemporaryDir::made(dir.path(), || fs::create_dir(path("t")).map(|()| path("t"))).unwrap();
+        let temporary =
+            TemporaryDir::made(dir.path(), || fs::create_dir(path("t")).map(|()| path("t")))
+                .unwrap();
         let mut output = OutputDir::create(&path("out"), Existing::Kept).unwrap();
         output.write("config.json", b"{}").unwrap();
         remove_unfinished().unwrap();
@@ -169,8 +183,14 @@ mod tests {
         remove_unfinished().unwrap();
         assert_eq!(output.write("late.json", b"{}").unwrap_err().kind(), Kind::Stopped);
         assert_eq!(output.commit().unwrap_err().kind(), Kind::Stopped);
-        assert_eq!(write_file_atomically(&path("j.xml"), |_| Ok(())).unwrap_err().kind(), Kind::Stopped);
-        assert_eq!(OutputDir::create(&path("new"), Existing::Kept).unwrap_err().kind(), Kind::Stopped);
+        assert_eq!(
+            write_file_atomically(&path("j.xml"), |_| Ok(())).unwrap_err().kind(),
+            Kind::Stopped
+        );
+        assert_eq!(
+            OutputDir::create(&path("new"), Existing::Kept).unwrap_err().kind(),
+            Kind::Stopped
+        );
         assert!(TemporaryDir::made(dir.path(), || panic!("made")).is_err());
         drop(temporary);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -1,9 +1,10 @@
-//! Earlier results that can't be renamed, so that their files are removed one by one before the new result gets the name. overlayfs moves
-//! no directory of a lower layer (without `redirect_dir`), as that of a result which a container's image ships; XFS none of another
-//! project.
+//! Earlier results that can't be renamed, so that their files are removed one by one before the new
+//! result gets the name. overlayfs moves no directory of a lower layer (without `redirect_dir`), as
+//! that of a result which a container's image ships; XFS none of another project.
 //!
-//! Meanwhile the new result, which is complete and on the disk, is called `.OUT.complete-moe-convert`. Who is killed then leaves it there,
-//! beside what is left of the earlier one, and the next run with `--overwrite` ends what was begun ([`finish`]).
+//! Meanwhile the new result, which is complete and on the disk, is called
+//! `.OUT.complete-moe-convert`. Who is killed then leaves it there, beside what is left of the
+//! earlier one, and the next run with `--overwrite` ends what was begun ([`finish`]).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,11 +21,13 @@ use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE};
 pub(super) struct Unreplaced {
     /// What the new result is called.
     pub new: PathBuf,
-    /// Why the earlier one can't be replaced; None where it is another by now than the one that was looked at.
+    /// Why the earlier one can't be replaced; None where it is another by now than the one that was
+    /// looked at.
     pub why: Option<io::Error>,
 }
 
-/// Gives `staging`, which is complete and on the disk, the name `target`, where an earlier result with the files `listed` is removed first.
+/// Gives `staging`, which is complete and on the disk, the name `target`, where an earlier result
+/// with the files `listed` is removed first.
 pub(super) fn replace_by_removal<'a>(
     staging: &Path,
     target: &Path,
@@ -38,13 +41,15 @@ pub(super) fn replace_by_removal<'a>(
     finished.map_err(|why| Unreplaced { new: complete, why: Some(why) })
 }
 
-/// Removes the earlier result `target`, of which these `listed` files may be there still, and gives its name to the complete one beside it.
+/// Removes the earlier result `target`, of which these `listed` files may be there still, and gives
+/// its name to the complete one beside it.
 pub(super) fn finish<'a>(target: &Path, listed: impl Iterator<Item = &'a str>) -> io::Result<()> {
     remove_listed(target, listed)?;
     rename_new(&complete(target), target)
 }
 
-/// Removes the directory `target` and the files of a result in it; anything else that lies there by now stays, with the directory around it.
+/// Removes the directory `target` and the files of a result in it; anything else that lies there by
+/// now stays, with the directory around it.
 fn remove_listed<'a>(target: &Path, listed: impl Iterator<Item = &'a str>) -> io::Result<()> {
     for removed in in_order(listed) {
         let path = target.join(&removed.name);
@@ -75,22 +80,30 @@ impl Removed {
     }
 }
 
-/// The files of a result that lists `listed`, and the folders that they lie in, in an order in which what is left after any number of steps
-/// is known for what it is: what says of a file that it is the result's goes after that file.
+/// The files of a result that lists `listed`, and the folders that they lie in, in an order in
+/// which what is left after any number of steps is known for what it is: what says of a file that
+/// it is the result's goes after that file.
 pub(super) fn in_order<'a>(listed: impl Iterator<Item = &'a str>) -> Vec<Removed> {
     const LAST: [&str; 2] = [RECEIPT_FILE, MANIFEST_FILE];
     let files: BTreeSet<&str> = listed.filter(|name| !LAST.contains(name)).collect();
     let folders = files.iter().copied().flat_map(|name: &str| Path::new(name).ancestors().skip(1));
-    let folders: BTreeSet<&Path> = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
+    let folders: BTreeSet<&Path> =
+        folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
     let files = files.into_iter().chain([LOG_FILE, RUN_FILE]).map(Removed::file);
     // What lies in a folder sorts behind it.
     let folders = folders.into_iter().rev().map(Removed::folder);
     files.chain(folders).chain(LAST.map(Removed::file)).collect()
 }
 
-/// Whether the directory `target` is what the last step but one of [`finish`] has left: the list of files alone, beside the complete result.
+/// Whether the directory `target` is what the last step but one of [`finish`] has left: the list of
+/// files alone, beside the complete result.
 pub(super) fn is_remainder(target: &Path) -> bool {
-    let names: Vec<_> = fs::read_dir(target).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+    let names: Vec<_> = fs::read_dir(target)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
     names == [MANIFEST_FILE] && is_waiting(target)
 }
 

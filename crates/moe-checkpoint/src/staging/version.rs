@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::locations::Id;
 
-/// One state of one file or directory. A file system may give an inode that became free to the next file at once, and a file may be
-/// edited in place: every write, every change of name, and in a directory every name that comes or goes, moves the time of change,
-/// which nobody can set.
+/// One state of one file or directory. A file system may give an inode that became free to the next
+/// file at once, and a file may be edited in place: every write, every change of name, and in a
+/// directory every name that comes or goes, moves the time of change, which nobody can set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
     id: Id,

@@ -1,13 +1,15 @@
-//! Whatever is written is read back: headers, shards with their index, manifests, and what a config says of quantized weights.
+//! Whatever is written is read back: headers, shards with their index, manifests, and what a config
+//! says of quantized weights.
 
 use std::collections::BTreeMap;
 
 use moe_checkpoint::quantization::{
-    Blocks, CompressedTensors, Integers, QUANTIZATION_KEY, Quantization, Scheme, SchemeGroup, Target,
+    Blocks, CompressedTensors, Integers, QUANTIZATION_KEY, Quantization, Scheme, SchemeGroup,
+    Target,
 };
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, Dtype, Entry, MANIFEST_FILE, Manifest, Writer, encode_header, parse_header,
-    plan_shards, sha256_bytes,
+    CONFIG_FILE, Checkpoint, Declared, Dtype, Entry, MANIFEST_FILE, Manifest, Writer,
+    encode_header, parse_header, plan_shards, sha256_bytes,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -36,8 +38,9 @@ fn name() -> impl Strategy<Value = String> {
 
 /// Tensors of any type and shape, empty ones included, in the order of their names.
 fn tensors() -> impl Strategy<Value = Vec<Declared>> {
-    btree_map(name(), (dtype(), vec(0..5usize, 0..4)), 1..12)
-        .prop_map(|tensors| tensors.into_iter().map(|(name, (dtype, shape))| Declared { name, dtype, shape }).collect())
+    btree_map(name(), (dtype(), vec(0..5usize, 0..4)), 1..12).prop_map(|tensors| {
+        tensors.into_iter().map(|(name, (dtype, shape))| Declared { name, dtype, shape }).collect()
+    })
 }
 
 fn bytes(tensor: &Declared) -> usize {
@@ -74,7 +77,8 @@ proptest! {
         }
     }
 
-    /// A header that is cut, lengthened or changed in one byte is read as something or refused, but nothing else happens.
+    /// A header that is cut, lengthened or changed in one byte is read as something or refused, but
+    /// nothing else happens.
     #[test]
     fn damaged_headers(tensors in tensors(), at in any::<prop::sample::Index>(), byte: u8, data_len in 0..200u64) {
         let entry = |t: &Declared| Entry { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), start: 0, end: 8 };

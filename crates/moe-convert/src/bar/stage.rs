@@ -24,7 +24,14 @@ pub struct BarStage {
 
 impl BarStage {
     pub fn new(name: &str, total: u64, unit: Unit) -> Self {
-        Self { name: shown(name, "").into_owned(), total, unit, began: Instant::now(), done: 0, status: String::new() }
+        Self {
+            name: shown(name, "").into_owned(),
+            total,
+            unit,
+            began: Instant::now(),
+            done: 0,
+            status: String::new(),
+        }
     }
 
     /// What a log says when it begins.
@@ -39,7 +46,8 @@ impl BarStage {
     pub fn line(&self, expert: Option<(usize, usize)>) -> String {
         let figures = self.figures(self.began.elapsed(), memory_bytes(), expert);
         // Only in a bar have figures places of their own.
-        let words = figures.iter().map(|figure| figure.split_whitespace().collect::<Vec<_>>().join(" "));
+        let words =
+            figures.iter().map(|figure| figure.split_whitespace().collect::<Vec<_>>().join(" "));
         format!("{}: {}", self.name, words.collect::<Vec<_>>().join(", "))
     }
 
@@ -48,8 +56,15 @@ impl BarStage {
         self.drawn(columns, self.began.elapsed(), memory_bytes(), expert)
     }
 
-    /// Figures that there is no room for are left out, the last ones first. The bar is as wide as before, whatever stands behind it.
-    fn drawn(&self, columns: usize, elapsed: Duration, memory: Option<u64>, expert: Option<(usize, usize)>) -> String {
+    /// Figures that there is no room for are left out, the last ones first. The bar is as wide as
+    /// before, whatever stands behind it.
+    fn drawn(
+        &self,
+        columns: usize,
+        elapsed: Duration,
+        memory: Option<u64>,
+        expert: Option<(usize, usize)>,
+    ) -> String {
         let width = |text: &str| text.chars().count();
         let mut line = self.name.clone();
         let bar = (columns / 8).min(MOST_BAR);
@@ -75,7 +90,12 @@ impl BarStage {
     }
 
     /// The most telling first.
-    fn figures(&self, elapsed: Duration, memory: Option<u64>, expert: Option<(usize, usize)>) -> Vec<String> {
+    fn figures(
+        &self,
+        elapsed: Duration,
+        memory: Option<u64>,
+        expert: Option<(usize, usize)>,
+    ) -> Vec<String> {
         let Self { done, total, .. } = *self;
         let at_work = (done + 1).min(total);
         let mut figures = vec![match self.unit {
@@ -88,12 +108,18 @@ impl BarStage {
         }
         figures.extend((!self.status.is_empty()).then(|| self.status.clone()));
         let expert = expert.filter(|_| matches!(self.unit, Unit::Layers { .. }));
-        figures.extend(expert.map(|(index, count)| format!("expert {}", counted(index as u64 + 1, count as u64))));
+        figures.extend(
+            expert.map(|(index, count)| {
+                format!("expert {}", counted(index as u64 + 1, count as u64))
+            }),
+        );
         if done > 0 && seconds > 0.0 {
             figures.extend(match self.unit {
                 Unit::Bytes => Some(format!("{}/s", ByteSize((done as f64 / seconds) as u64))),
                 // Through all layers: a token is done when it has left the last one.
-                Unit::Layers { tokens } => Some(format!("{:.0} tok/s", tokens as f64 * share / seconds)),
+                Unit::Layers { tokens } => {
+                    Some(format!("{:.0} tok/s", tokens as f64 * share / seconds))
+                }
                 Unit::Files | Unit::Parts | Unit::Steps => None,
             });
         }
@@ -122,7 +148,11 @@ fn counted(number: u64, of: u64) -> String {
 fn clock(seconds: f64) -> String {
     let seconds = seconds.ceil() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes}:{seconds:02}")
+    }
 }
 
 #[cfg(test)]
@@ -135,10 +165,15 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_left_out() {
-        let draw = |columns| sweep(12).drawn(columns, Duration::from_secs(60), Some(3_200_000_000), Some((56, 128)));
+        let draw = |columns| {
+            sweep(12).drawn(columns, Duration::from_secs(60), Some(3_200_000_000), Some((56, 128)))
+        };
         let figures = "layer 13/48   3:00 left  expert  57/128  34 tok/s  3.20 GB RAM";
         assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(3), "░".repeat(12)));
-        assert_eq!(draw(80), "decide  ██░░░░░░░░  layer 13/48   3:00 left  expert  57/128  34 tok/s");
+        assert_eq!(
+            draw(80),
+            "decide  ██░░░░░░░░  layer 13/48   3:00 left  expert  57/128  34 tok/s"
+        );
         assert_eq!(draw(49), "decide  █░░░░░  layer 13/48   3:00 left");
         assert_eq!(draw(39), "decide  layer 13/48   3:00 left");
         assert_eq!(draw(20), "decide  layer 13/48");
@@ -148,16 +183,23 @@ mod tests {
     #[test]
     fn nothing_is_extrapolated_from_nothing() {
         assert_eq!(sweep(0).figures(Duration::from_secs(9), None, None), ["layer  1/48"]);
-        assert_eq!(sweep(48).figures(Duration::from_secs(8), None, None), ["layer 48/48", "1024 tok/s"]);
+        assert_eq!(
+            sweep(48).figures(Duration::from_secs(8), None, None),
+            ["layer 48/48", "1024 tok/s"]
+        );
         assert_eq!(BarStage::new("write", 0, Unit::Bytes).blocks(3), "███");
     }
 
     #[test]
     fn written_bytes_have_their_place() {
-        let mut stage = BarStage { done: 250_000_000, ..BarStage::new("write", 1_000_000_000, Unit::Bytes) };
+        let mut stage =
+            BarStage { done: 250_000_000, ..BarStage::new("write", 1_000_000_000, Unit::Bytes) };
         stage.status = "layer 3, expert 17".to_owned();
         let figures = stage.figures(Duration::from_secs(2), None, Some((1, 2)));
-        assert_eq!(figures, ["250.00 MB/1.00 GB", " 0:06 left", "layer 3, expert 17", "125.00 MB/s"]);
+        assert_eq!(
+            figures,
+            ["250.00 MB/1.00 GB", " 0:06 left", "layer 3, expert 17", "125.00 MB/s"]
+        );
         assert_eq!(stage.announcement(), "write: 1.00 GB");
         assert_eq!((clock(59.2).as_str(), clock(3725.0).as_str()), ("1:00", "1:02:05"));
     }

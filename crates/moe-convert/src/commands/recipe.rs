@@ -12,8 +12,9 @@ use moe_checkpoint::{Error, Snapshot, counted, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, FoundResult, Outcome, Progress as _, Recipe, Step, StepKind, StepOutcome, Summary,
-    Timings, begin_step, check_observe, copy_finished, find_result, is_observed,
+    Average, ConvertOptions, FoundResult, Outcome, Progress as _, Recipe, Step, StepKind,
+    StepOutcome, Summary, Timings, begin_step, check_observe, copy_finished, find_result,
+    is_observed,
 };
 
 use super::{After, Session, kind, other_result};
@@ -37,7 +38,11 @@ impl Session<'_> {
         let (recipe, finished) = self.checked(path, set, how, &mut reports)?;
         let count = recipe.steps.len();
         let (mut rows, mut planned) = (Vec::new(), Vec::new());
-        let not_run = |index| StepOutcome { name: recipe.step_name(index), seconds: 0.0, outcome: Outcome::NotRun };
+        let not_run = |index| StepOutcome {
+            name: recipe.step_name(index),
+            seconds: 0.0,
+            outcome: Outcome::NotRun,
+        };
         let mut outcomes: Vec<StepOutcome> = (0..count).map(not_run).collect();
         // In a dry run: what steps would make anew, whatever is there now.
         let mut stale = BTreeSet::new();
@@ -50,9 +55,12 @@ impl Session<'_> {
                 reports.note_junit(&recipe.name, &outcomes, &self.progress);
             }
             let mut failure = |error: anyhow::Error| {
-                let error = error.downcast::<Error>().map_or_else(|other| other, |error| step.in_keys(error).into());
+                let error = error
+                    .downcast::<Error>()
+                    .map_or_else(|other| other, |error| step.in_keys(error).into());
                 let outcome = Outcome::failed(kind(&error), format!("{error:#}"));
-                let of = format!("step {number} ({}) of {} failed", shown(&name, ""), shown_path(path));
+                let of =
+                    format!("step {number} ({}) of {} failed", shown(&name, ""), shown_path(path));
                 failed = Some(error.context(of));
                 outcome
             };
@@ -88,7 +96,10 @@ impl Session<'_> {
         }
         if planned.len() > 1 {
             let all = render::duration(planned.iter().sum());
-            self.progress.note(&format!("{} steps that convert: {all} in all, evaluations not counted", planned.len()));
+            self.progress.note(&format!(
+                "{} steps that convert: {all} in all, evaluations not counted",
+                planned.len()
+            ));
         }
         let averages = Average::of(&rows);
         if rows.len() > 1 {
@@ -100,7 +111,8 @@ impl Session<'_> {
         failed.map_or(written, Err)
     }
 
-    /// The recipe `path`, all of whose steps can run as far as that can be known, and those that needn't; `reports` say why one can't.
+    /// The recipe `path`, all of whose steps can run as far as that can be known, and those that
+    /// needn't; `reports` say why one can't.
     fn checked(
         &self,
         path: &Path,
@@ -125,7 +137,8 @@ impl Session<'_> {
             (Err(error), Err(_)) => return Err(error.into()),
         }
         reports.check()?;
-        match recipe.fit_models(&self.compute).and_then(|()| self.check_earlier(&recipe, path, how)) {
+        match recipe.fit_models(&self.compute).and_then(|()| self.check_earlier(&recipe, path, how))
+        {
             Ok(finished) => Ok((recipe, finished)),
             Err(error) => Err(reports.refused(&recipe.name, error)),
         }
@@ -140,14 +153,22 @@ impl Session<'_> {
     }
 
     /// Says what step `index` would do, for which what is `stale` counts as not there.
-    fn plan_step(&self, recipe: &Recipe, index: usize, how: How, stale: &BTreeSet<PathBuf>) -> Result<StepResult> {
+    fn plan_step(
+        &self,
+        recipe: &Recipe,
+        index: usize,
+        how: How,
+        stale: &BTreeSet<PathBuf>,
+    ) -> Result<StepResult> {
         let step = &recipe.steps[index];
         let yet = recipe.awaited(index, stale);
-        let yet = yet.map(|(path, maker)| format!("step {maker} is yet to make {}", path.display()));
+        let yet =
+            yet.map(|(path, maker)| format!("step {maker} is yet to make {}", path.display()));
         let lineage = recipe.lineage(index, stale);
         match (&yet, &lineage) {
             (Some(yet), Some(_)) => {
-                self.progress.note(&format!("{yet}: planned together with the steps that lead to it"));
+                self.progress
+                    .note(&format!("{yet}: planned together with the steps that lead to it"));
             }
             (Some(yet), None) => {
                 self.progress.note(&format!("not planned: {yet}"));
@@ -156,7 +177,10 @@ impl Session<'_> {
             (None, _) => {}
         }
         if let StepKind::Observe { output, overwrite, options } = &step.kind {
-            if !how.fresh && yet.is_none() && is_observed(&step.model, options, output, &self.compute)? {
+            if !how.fresh
+                && yet.is_none()
+                && is_observed(&step.model, options, output, &self.compute)?
+            {
                 self.kept(output)?;
                 return Ok(StepResult::Reused);
             }
@@ -165,7 +189,9 @@ impl Session<'_> {
             return Ok(StepResult::Planned(None));
         }
         // What reads a result can't run before there is one.
-        let StepKind::Convert { passes, output, overwrite, writing } = &step.kind else { return Ok(StepResult::Done) };
+        let StepKind::Convert { passes, output, overwrite, writing } = &step.kind else {
+            return Ok(StepResult::Done);
+        };
         let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
         let options = self.convert_options(*overwrite, how.resume, *writing);
         // A copy is for a run that may write.
@@ -174,11 +200,18 @@ impl Session<'_> {
         }
         let own = passes.len();
         let (passes, source) = lineage.unwrap_or((passes, &step.model));
-        self.plan(&passes, own, source, output, &options).map(|seconds| StepResult::Planned(Some(seconds)))
+        self.plan(&passes, own, source, output, &options)
+            .map(|seconds| StepResult::Planned(Some(seconds)))
     }
 
     /// Runs step `index`.
-    fn step(&self, recipe: &Recipe, index: usize, how: How, timings: &mut Timings) -> Result<StepResult> {
+    fn step(
+        &self,
+        recipe: &Recipe,
+        index: usize,
+        how: How,
+        timings: &mut Timings,
+    ) -> Result<StepResult> {
         let step = &recipe.steps[index];
         let meter = &self.compute.meter;
         // What an earlier step has left unused isn't this one's.
@@ -201,7 +234,9 @@ impl Session<'_> {
                 return Ok(StepResult::Reused);
             }
             StepKind::Observe { output, overwrite, options } => {
-                timings.time_metered("observe", meter, || self.observe(&step.model, options, output, *overwrite))?;
+                timings.time_metered("observe", meter, || {
+                    self.observe(&step.model, options, output, *overwrite)
+                })?;
             }
             StepKind::Eval { against, options } => {
                 let eval = || self.eval(&step.model, against.as_deref(), options);
@@ -224,7 +259,8 @@ impl Session<'_> {
         options: &ConvertOptions,
     ) -> Result<bool> {
         let found = match find_result(passes, input, output, options) {
-            // What was there is replaced, whatever is wrong with it; a missing input is for others to complain about, or to make.
+            // What was there is replaced, whatever is wrong with it; a missing input is for others
+            // to complain about, or to make.
             Err(_) if options.overwrite || !input.exists() => FoundResult::Nothing,
             other => other?,
         };
@@ -233,7 +269,9 @@ impl Session<'_> {
                 self.kept(output)?;
                 return Ok(true);
             }
-            FoundResult::Other(how) if !options.overwrite => return Err(other_result(&how, output).into()),
+            FoundResult::Other(how) if !options.overwrite => {
+                return Err(other_result(&how, output).into());
+            }
             FoundResult::Other(_) | FoundResult::Nothing => {}
         }
         for from in alike {

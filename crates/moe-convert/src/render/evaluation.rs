@@ -9,7 +9,12 @@ use moe_pipeline::{HeldOutReport, MeasuredGate, Receipt, StageReport};
 use super::{or_dash, table};
 
 /// `eval`.
-pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport, met: &[MeasuredGate]) -> String {
+pub fn evaluation(
+    model: &Path,
+    against: Option<&Path>,
+    report: &EvalReport,
+    met: &[MeasuredGate],
+) -> String {
     let mut header = vec!["domain", "tokens", "loss", "perplexity"];
     let has_rare = report.rows().any(|d| d.against.as_ref().is_some_and(|a| a.rare_kl.is_some()));
     if against.is_some() {
@@ -18,8 +23,12 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport, met
         header.push("top-1 same");
     }
     let row = |d: &DomainReport| {
-        let mut row =
-            vec![d.label.clone(), d.tokens.to_string(), format!("{:.4}", d.loss), format!("{:.3}", d.perplexity)];
+        let mut row = vec![
+            d.label.clone(),
+            d.tokens.to_string(),
+            format!("{:.4}", d.loss),
+            format!("{:.3}", d.perplexity),
+        ];
         if let Some(a) = &d.against {
             row.push(format!("{:.4}", a.original_loss));
             row.extend(d.loss_change().map(|change| signed(change, 5)));
@@ -56,13 +65,19 @@ fn gates_met(met: &[MeasuredGate]) -> String {
 /// With its sign, but for what rounds to nothing.
 fn signed(change: f64, decimals: usize) -> String {
     let text = format!("{change:+.decimals$}");
-    if text.trim_start_matches(['+', '-', '0', '.']).is_empty() { format!("{:.decimals$}", 0.0) } else { text }
+    if text.trim_start_matches(['+', '-', '0', '.']).is_empty() {
+        format!("{:.decimals$}", 0.0)
+    } else {
+        text
+    }
 }
 
 fn expert_load(report: &EvalReport) -> String {
     let rows = report.load.iter().map(|l| {
         let total: u64 = l.load.counts.iter().sum();
-        let share = |c: Option<&u64>| format!("{:.1} %", 100.0 * *c.unwrap_or(&0) as f64 / total.max(1) as f64);
+        let share = |c: Option<&u64>| {
+            format!("{:.1} %", 100.0 * *c.unwrap_or(&0) as f64 / total.max(1) as f64)
+        };
         let overloaded: Vec<_> = l.load.overloaded.iter().map(usize::to_string).collect();
         vec![
             l.layer.to_string(),
@@ -78,8 +93,8 @@ fn expert_load(report: &EvalReport) -> String {
     table(&["layer", "experts", "least", "most", "Gini", "entropy", "dead", "over 3× mean"], rows)
 }
 
-/// What each stage gave on held-out text, where there were several: KL and top-1 agreement over all of it, the change of loss by
-/// domain.
+/// What each stage gave on held-out text, where there were several: KL and top-1 agreement over all
+/// of it, the change of loss by domain.
 fn stages(held_out: &HeldOutReport) -> String {
     if held_out.stages.is_empty() {
         return String::new();
@@ -118,7 +133,11 @@ pub(super) fn held_out(receipt: &Receipt) -> String {
     };
     let row = |(d, control): (&DomainReport, Option<&DomainReport>)| {
         let against = |format: fn(&Comparison) -> String| or_dash(d.against.as_ref().map(format));
-        let mut row = vec![d.label.clone(), d.tokens.to_string(), against(|a| format!("{:.4}", a.original_loss))];
+        let mut row = vec![
+            d.label.clone(),
+            d.tokens.to_string(),
+            against(|a| format!("{:.4}", a.original_loss)),
+        ];
         row.extend(changes(d));
         row.push(against(|a| format!("{:.1} %", 100.0 * a.top1_agreement)));
         row.extend(control.into_iter().flat_map(changes));

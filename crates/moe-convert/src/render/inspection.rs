@@ -21,7 +21,12 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     if let Some(moe) = &i.moe {
         rows.push((
             "experts",
-            format!("{} of width {} in {}", moe.experts, moe.expert_width, layers(moe.sparse_layers)),
+            format!(
+                "{} of width {} in {}",
+                moe.experts,
+                moe.expert_width,
+                layers(moe.sparse_layers)
+            ),
         ));
         rows.push(("routing", routing(moe)));
         if let Some(width) = moe.shared_width {
@@ -30,27 +35,39 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         }
     }
     if let Some(width) = i.dense_width {
-        rows.push(("dense", format!("{} with one network of width {width}", layers(i.dense_layers))));
+        rows.push((
+            "dense",
+            format!("{} with one network of width {width}", layers(i.dense_layers)),
+        ));
     }
     let tied = if i.tied { ", tied to the head" } else { "" };
     rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
     let bytes = i.dtypes.values().sum();
-    let (tensors, files) = (counted(i.tensors as u64, "tensor"), counted(i.files.len() as u64, "file"));
+    let (tensors, files) =
+        (counted(i.tensors as u64, "tensor"), counted(i.files.len() as u64, "file"));
     rows.push(("weights", format!("{} in {tensors}, {files}", ByteSize(bytes))));
     if let Some(quantization) = &i.quantization {
         rows.push((
             "quantized",
-            format!("{quantization}; computed from the dequantized weights, activations as they are"),
+            format!(
+                "{quantization}; computed from the dequantized weights, activations as they are"
+            ),
         ));
     }
     if i.multi_token_layers > 0 {
-        rows.push(("prediction", format!("{} for further tokens, carried but not run", layers(i.multi_token_layers))));
+        rows.push((
+            "prediction",
+            format!("{} for further tokens, carried but not run", layers(i.multi_token_layers)),
+        ));
     }
     if !i.unknown_tensors.is_empty() {
         rows.push(("unknown", i.unknown_tensors.join(", ")));
     }
     rows.extend(i.warnings.iter().map(|warning| ("warning", warning.clone())));
-    let dtypes = i.dtypes.iter().map(|(dtype, n)| vec![dtype.clone(), ByteSize(*n).to_string(), share(*n, bytes)]);
+    let dtypes = i
+        .dtypes
+        .iter()
+        .map(|(dtype, n)| vec![dtype.clone(), ByteSize(*n).to_string(), share(*n, bytes)]);
     let passes = i.passes.iter().map(|p| (p.pass.name, answer(p)));
     [
         format!("{}\n{}", shown_path(model), facts(rows)),
@@ -80,7 +97,12 @@ fn parameters(i: &Inspection) -> String {
         ("total", i.total_parameters, i.active_parameters),
     ];
     let row = |(name, all, active): (&str, usize, usize)| {
-        vec![name.to_owned(), count(all), share(all as u64, i.total_parameters as u64), count(active)]
+        vec![
+            name.to_owned(),
+            count(all),
+            share(all as u64, i.total_parameters as u64),
+            count(active),
+        ]
     };
     let parts = parts.into_iter().filter(|(_, all, _)| *all > 0).map(row);
     table(&["parameters", "count", "share", "active per token"], parts)
@@ -99,11 +121,16 @@ fn answer(pass: &Applicable) -> String {
 
 fn attention(i: &Inspection) -> String {
     let heads = format!("{} heads of {}", i.heads, i.head_dim);
-    let partial = if i.rotary_dims < i.head_dim { format!(", {} rotated", i.rotary_dims) } else { String::new() };
+    let partial = if i.rotary_dims < i.head_dim {
+        format!(", {} rotated", i.rotary_dims)
+    } else {
+        String::new()
+    };
     match &i.latent {
         None => format!("{heads}, {} for keys and values{partial}", i.kv_heads),
         Some(latent) => {
-            let queries = latent.queries.map_or(String::new(), |width| format!("queries {width}, "));
+            let queries =
+                latent.queries.map_or(String::new(), |width| format!("queries {width}, "));
             let latents = format!("latents: {queries}keys and values {}", latent.keys_and_values);
             format!("{heads}{partial}, values of {}; {latents}", latent.value)
         }

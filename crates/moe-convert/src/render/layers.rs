@@ -15,7 +15,8 @@ pub(super) fn all(receipt: &Receipt) -> String {
 
 /// What tells how far decisions can be trusted.
 pub(super) fn trust(receipt: &Receipt) -> String {
-    let layers: Vec<_> = receipt.layers.iter().filter_map(|l| Some((l.layer, l.trust.as_ref()?))).collect();
+    let layers: Vec<_> =
+        receipt.layers.iter().filter_map(|l| Some((l.layer, l.trust.as_ref()?))).collect();
     if layers.is_empty() {
         return String::new();
     }
@@ -51,13 +52,15 @@ pub(super) fn trust(receipt: &Receipt) -> String {
 
 /// The widths that layers got, and what they cost.
 fn widths(receipt: &Receipt) -> String {
-    let layers: Vec<_> = receipt.layers.iter().filter_map(|l| Some((l.layer, l.widths.as_ref()?))).collect();
+    let layers: Vec<_> =
+        receipt.layers.iter().filter_map(|l| Some((l.layer, l.widths.as_ref()?))).collect();
     if layers.is_empty() {
         return String::new();
     }
     let row = |(layer, widths): &(usize, &LayerWidths)| {
         let bits = widths.bits.iter().map(u32::to_string);
-        let errors = [widths.error(widths.bits), widths.error([4; 3])].map(|error| format!("{error:.1e}"));
+        let errors =
+            [widths.error(widths.bits), widths.error([4; 3])].map(|error| format!("{error:.1e}"));
         std::iter::once(layer.to_string()).chain(bits).chain(errors).collect::<Vec<_>>()
     };
     format!(
@@ -93,13 +96,25 @@ fn quantized(receipt: &Receipt) -> String {
             joined[0], scanned[0], joined[1], scanned[1], short[0], short[1]
         )
     });
-    let header = ["layer", "expert", "tokens", "topped up", "effective", "damping", "output error", "fallback"];
+    let header = [
+        "layer",
+        "expert",
+        "tokens",
+        "topped up",
+        "effective",
+        "damping",
+        "output error",
+        "fallback",
+    ];
     // One whose outputs overflow has none, however finite its weights are.
     let measured = || coldest.iter().filter_map(|(.., record)| record.error);
     let errors = || measured().filter(|error| error.is_finite());
     let overflowing = match measured().count() - errors().count() {
         0 => String::new(),
-        count => format!("; not measurable for {}: their outputs overflow", counted(count as u64, "expert")),
+        count => format!(
+            "; not measurable for {}: their outputs overflow",
+            counted(count as u64, "expert")
+        ),
     };
     let worst = errors().fold(0.0, f64::max);
     let mean = errors().sum::<f64>() / errors().count().max(1) as f64;
@@ -113,7 +128,8 @@ fn quantized(receipt: &Receipt) -> String {
 /// What each layer that became dense is made of.
 fn distilled(receipt: &Receipt) -> String {
     let row = |(index, layer): (usize, &DistilledLayer)| {
-        let lambda = |fit: &DownFit| fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"));
+        let lambda =
+            |fit: &DownFit| fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"));
         let trained = |trained: &Trained| {
             let [before, after] = trained.errors()?;
             Some(match trained.best {
@@ -136,6 +152,7 @@ fn distilled(receipt: &Receipt) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let header = ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
+    let header =
+        ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
     format!("\n{}", table(&header, rows.into_iter()))
 }

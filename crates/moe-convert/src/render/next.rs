@@ -7,7 +7,8 @@ use moe_passes::Identity;
 use moe_pipeline::{Conversion, HasTokenizer};
 
 /// What stands behind a command that is given ids.
-const IDS: &str = "   # {\"input_ids\": [1, 2, …]} a line: there is no tokenizer.json to make tokens of text";
+const IDS: &str =
+    "   # {\"input_ids\": [1, 2, …]} a line: there is no tokenizer.json to make tokens of text";
 
 /// Commands that make sense for what was just written, the cheapest first.
 pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
@@ -18,21 +19,30 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     let data = if done.tokenizer == HasTokenizer::Here { "TEXT" } else { "IDS.jsonl" };
     let ids = if done.tokenizer == HasTokenizer::Here { "" } else { IDS };
     let mut steps = vec![format!("moe-convert verify {out}")];
-    if receipt.held_out.is_none() && receipt.training.as_ref().is_none_or(|training| training.after.is_none()) {
+    if receipt.held_out.is_none()
+        && receipt.training.as_ref().is_none_or(|training| training.after.is_none())
+    {
         steps.push(format!("moe-convert eval {out} --against {from} --data {data}{ids}"));
     }
     if let Some(train) = receipt.pass.healed_with.filter(|_| done.heals) {
         // Where the function is the same, the original has nothing to teach.
-        let teacher = if receipt.identity == Identity::Exact { String::new() } else { format!(" --from {from}") };
+        let teacher = if receipt.identity == Identity::Exact {
+            String::new()
+        } else {
+            format!(" --from {from}")
+        };
         let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
-        steps.push(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {data}{ids}"));
+        steps
+            .push(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {data}{ids}"));
     }
-    // Families are those that engines know; what may keep one from serving a result is its quantization.
+    // Families are those that engines know; what may keep one from serving a result is its
+    // quantization.
     let skip = if done.tokenizer == HasTokenizer::Nowhere { " --skip-tokenizer-init" } else { "" };
     if done.engines.is_empty() {
         steps.push(format!("vllm serve {out}{skip}"));
     }
-    let served = |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
+    let served =
+        |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
     steps.extend(done.engines.iter().find(served).map(|verdict| match verdict.says.as_str() {
         "" => format!("vllm serve {out}{skip}   # {}", verdict.engine),
         says => format!("vllm serve {out}{skip}   # {}: {says}", verdict.engine),

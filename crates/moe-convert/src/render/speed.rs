@@ -1,8 +1,8 @@
 //! What a machine makes of passes: time, rates and errors.
 
 use moe_pipeline::{
-    BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings, peak_live_bytes,
-    process_peak_memory_bytes,
+    BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings,
+    peak_live_bytes, process_peak_memory_bytes,
 };
 
 use super::{facts, table};
@@ -16,10 +16,15 @@ pub fn bench(report: &BenchReport) -> String {
         ("product", format!("{:.1} GFLOP/s", peaks.flops / 1e9)),
         ("copy", format!("{}/s read and written", ByteSize(peaks.bytes as u64))),
     ]);
-    let share = |stage: &BenchedStage| stage.of_peak.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share));
+    let share = |stage: &BenchedStage| {
+        stage.of_peak.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share))
+    };
     for BenchedPass { pass, seconds, whole_model_seconds, stages } in passes {
-        let rows = stages.iter().map(|s| stage_row(&s.stage).into_iter().chain([share(s)]).collect());
-        text += &format!("\n{pass}: {seconds:.1} s; {whole_model_seconds:.0} s for {all} such layers\n");
+        let rows =
+            stages.iter().map(|s| stage_row(&s.stage).into_iter().chain([share(s)]).collect());
+        text += &format!(
+            "\n{pass}: {seconds:.1} s; {whole_model_seconds:.0} s for {all} such layers\n"
+        );
         text += &table(&["stage", "time", "rate", "of peak"], rows);
     }
     text
@@ -38,15 +43,26 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
         ]
     });
     let header = ["check", "cases", "max error", "tolerance", "other choices", ""];
-    format!("selftest on {:?} in {:?}\n{}", compute.device.location(), compute.dtype, table(&header, rows))
+    format!(
+        "selftest on {:?} in {:?}\n{}",
+        compute.device.location(),
+        compute.dtype,
+        table(&header, rows)
+    )
 }
 
 /// --timings.
 pub fn timings(timings: &Timings) -> String {
-    let memory = |stage: &Stage| stage.peak_live_bytes.map_or(String::new(), |bytes| ByteSize(bytes).to_string());
-    let rows = timings.0.iter().map(|stage| stage_row(stage).into_iter().chain([memory(stage)]).collect());
-    let peaks = [("peak memory", process_peak_memory_bytes()), ("peak live memory", peak_live_bytes())];
-    let peaks = peaks.into_iter().filter_map(|(name, bytes)| Some(format!("  {name} {}\n", ByteSize(bytes?))));
+    let memory = |stage: &Stage| {
+        stage.peak_live_bytes.map_or(String::new(), |bytes| ByteSize(bytes).to_string())
+    };
+    let rows =
+        timings.0.iter().map(|stage| stage_row(stage).into_iter().chain([memory(stage)]).collect());
+    let peaks =
+        [("peak memory", process_peak_memory_bytes()), ("peak live memory", peak_live_bytes())];
+    let peaks = peaks
+        .into_iter()
+        .filter_map(|(name, bytes)| Some(format!("  {name} {}\n", ByteSize(bytes?))));
     table(&["stage", "time", "rate", "live memory"], rows) + &peaks.collect::<String>()
 }
 

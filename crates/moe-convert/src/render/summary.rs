@@ -47,7 +47,8 @@ pub fn summary(rows: &[Average]) -> String {
 
 /// Loss and KL of each domain, where all evaluations have the same ones.
 fn by_domain(rows: &[Average]) -> String {
-    let labels = |row: &Average| row.figures.domains.iter().map(|d| d.label.clone()).collect::<Vec<_>>();
+    let labels =
+        |row: &Average| row.figures.domains.iter().map(|d| d.label.clone()).collect::<Vec<_>>();
     let first = rows.first().map(labels).unwrap_or_default();
     if first.len() < 2 || rows.iter().any(|row| labels(row) != first) {
         return String::new();
@@ -60,8 +61,9 @@ fn by_domain(rows: &[Average]) -> String {
             Some(kl) => format!("{:.3} ({})", d.loss.mean, fixed(kl)),
             None => format!("{:.3}", d.loss.mean),
         };
-        let cells: Vec<_> =
-            std::iter::once(MarkdownText(&row.label).to_string()).chain(row.figures.domains.iter().map(cell)).collect();
+        let cells: Vec<_> = std::iter::once(MarkdownText(&row.label).to_string())
+            .chain(row.figures.domains.iter().map(cell))
+            .collect();
         text += &line(&cells);
     }
     text

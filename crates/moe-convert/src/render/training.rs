@@ -28,7 +28,8 @@ pub fn tables(receipt: &Receipt) -> String {
         if compared {
             header.extend(["KL before", "after", "top-1 same before", "after"]);
         }
-        let rows = before.rows().zip(after.rows()).map(|(before, after)| row(before, after, compared));
+        let rows =
+            before.rows().zip(after.rows()).map(|(before, after)| row(before, after, compared));
         text += &format!("\n{}", table(&header, rows));
     }
     if !training.load.is_empty() && training.load_is_of_one_measurement() {
@@ -39,8 +40,19 @@ pub fn tables(receipt: &Receipt) -> String {
             table(&header, rows)
         );
     } else if !training.load.is_empty() {
-        let header = ["layer", "experts", "entropy at first", "at last", "dead at first", "at last", "dropped"];
-        text += &format!("\nLoad on what was trained on:\n{}", table(&header, training.load.iter().map(load)));
+        let header = [
+            "layer",
+            "experts",
+            "entropy at first",
+            "at last",
+            "dead at first",
+            "at last",
+            "dropped",
+        ];
+        text += &format!(
+            "\nLoad on what was trained on:\n{}",
+            table(&header, training.load.iter().map(load))
+        );
     }
     text
 }

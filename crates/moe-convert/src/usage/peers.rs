@@ -2,8 +2,9 @@
 
 use clap::Command;
 
-/// Names that other tools have for an option, and what to give instead: it is said where the command has all options that it names, and
-/// a positional MODEL or OUT where it speaks of one. The first such row counts.
+/// Names that other tools have for an option, and what to give instead: it is said where the
+/// command has all options that it names, and a positional MODEL or OUT where it speaks of one. The
+/// first such row counts.
 const OPTIONS: &[(&str, &str)] = &[
     // How many experts: mergekit, Megatron-LM, transformers' configs, REAP and its followers.
     (
@@ -34,7 +35,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ),
     ("positive-prompts negative-prompts", "give --prompts PROMPTS.json with --router prompts"),
     ("noise noise-std-dev init-noise expert-noise", "give --noise-std STD"),
-    ("prune-method pruning-method merge-method merging-method criterion metric strategy algorithm", "give --method"),
+    (
+        "prune-method pruning-method merge-method merging-method criterion metric strategy algorithm",
+        "give --method",
+    ),
     ("score ranking importance", "give --method"),
     // Quantization: llm-compressor, GPTQModel, AutoAWQ, optimum, ModelOpt, llama.cpp.
     (
@@ -50,7 +54,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ("sym symmetric no-zero-point", "leave it out: groups have no zero point unless --asymmetric"),
     ("asym zero-point zero-points", "give --asymmetric"),
     ("percdamp damp damp-percent dampening dampening-frac percent-damp", "give --damping SHARE"),
-    ("desc-act actorder act-order-mode", "give --act-order=true or --act-order=false; it is on by default"),
+    (
+        "desc-act actorder act-order-mode",
+        "give --act-order=true or --act-order=false; it is on by default",
+    ),
     ("mse search-scale auto-scale clip auto-clip", "give --clip-search"),
     (
         "true-sequential sequential sequential-targets",
@@ -77,7 +84,10 @@ const OPTIONS: &[(&str, &str)] = &[
          samples-per-category limit max-calibration-samples",
         "give --data-tokens N: so many samples times --sequence-length",
     ),
-    ("num-samples n-samples nsamples max-samples limit data-tokens num-tokens", "give --max-tokens N"),
+    (
+        "num-samples n-samples nsamples max-samples limit data-tokens num-tokens",
+        "give --max-tokens N",
+    ),
     ("max-tokens max-data-tokens num-tokens n-tokens", "give --data-tokens N"),
     (
         "max-length max-seq-length max-seq-len max-sequence-length seq-len seqlen seq-length context-length ctx-size ctx \
@@ -95,24 +105,45 @@ const OPTIONS: &[(&str, &str)] = &[
         "batch-size bs micro-batch-size global-batch-size per-device-train-batch-size train-batch-size",
         "give --batch-tokens N: so many sequences times --sequence-length",
     ),
-    ("gradient-accumulation-steps grad-accum gradient-accumulation accumulation-steps", "give --accumulate N"),
-    ("warmup-steps warmup-ratio lr-warmup-steps num-warmup-steps warmup-iters", "give --warmup STEPS"),
+    (
+        "gradient-accumulation-steps grad-accum gradient-accumulation accumulation-steps",
+        "give --accumulate N",
+    ),
+    (
+        "warmup-steps warmup-ratio lr-warmup-steps num-warmup-steps warmup-iters",
+        "give --warmup STEPS",
+    ),
     ("max-grad-norm grad-clip gradient-clipping clip-grad gradient-clip-val", "give --clip NORM"),
-    ("eval-steps save-steps eval-interval save-interval save-every logging-steps", "give --eval-every STEPS"),
+    (
+        "eval-steps save-steps eval-interval save-interval save-every logging-steps",
+        "give --eval-every STEPS",
+    ),
     ("early-stopping early-stopping-patience", "give --patience N"),
     ("wd", "give --weight-decay DECAY"),
     ("bf16 fp16 mixed-precision amp", "give --precision bf16"),
     ("teacher-model teacher-path original distill-from reference-model", "give --from ORIGINAL"),
     ("kd-weight distill-weight alpha kl-weight", "give --from-weight WEIGHT"),
-    ("aux-loss-coef router-aux-loss-coef moe-aux-loss-coeff load-balancing-loss balance-loss", "give --balance WEIGHT"),
+    (
+        "aux-loss-coef router-aux-loss-coef moe-aux-loss-coeff load-balancing-loss balance-loss",
+        "give --balance WEIGHT",
+    ),
     ("router-z-loss router-z-loss-coef moe-z-loss-coeff", "give --z-loss WEIGHT"),
     ("moe-expert-capacity-factor expert-capacity capacity", "give --capacity-factor FACTOR"),
-    ("trainable train-modules unfreeze train-layers parts lora lora-r", "give --train router, experts, or other parts"),
+    (
+        "trainable train-modules unfreeze train-layers parts lora lora-r",
+        "give --train router, experts, or other parts",
+    ),
     ("resume-from-checkpoint resume-from continue", "give --resume"),
-    ("hidden-dim ffn-dim intermediate-size ffn-hidden-size dim target-width", "give --width NEURONS"),
+    (
+        "hidden-dim ffn-dim intermediate-size ffn-hidden-size dim target-width",
+        "give --width NEURONS",
+    ),
     ("target-architecture architecture arch target-family student-family", "give --target FAMILY"),
     // Measuring.
-    ("baseline reference base-model original reference-model ref compare compare-to", "give --against ORIGINAL"),
+    (
+        "baseline reference base-model original reference-model ref compare compare-to",
+        "give --against ORIGINAL",
+    ),
     ("held-out", "give --data TEXT: all of it is measured or observed"),
     ("tasks task", "give --data TEXT: loss and --against are measured on it; tasks are lm-eval's"),
     ("threshold max-kld kl-threshold", "give --max-kl NATS"),
@@ -129,17 +160,32 @@ const OPTIONS: &[(&str, &str)] = &[
     ),
     ("force force-overwrite exist-ok allow-existing clobber replace", "give --overwrite"),
     ("plan-only check-only simulate no-write", "give --dry-run"),
-    ("gpu gpus cuda use-cuda cuda-device device-id device-map accelerator", "give --device cuda:0, or auto"),
+    (
+        "gpu gpus cuda use-cuda cuda-device device-id device-map accelerator",
+        "give --device cuda:0, or auto",
+    ),
     ("cpu cpu-only no-cuda no-gpu", "give --device cpu"),
-    ("num-threads n-threads nthreads workers num-workers jobs n-jobs nproc cores", "give --threads N"),
+    (
+        "num-threads n-threads nthreads workers num-workers jobs n-jobs nproc cores",
+        "give --threads N",
+    ),
     (
         "max-memory memory mem ram max-ram memory-limit cpu-memory low-memory low-cpu-mem-usage lazy-unpickle \
          max-cpu-memory",
         "give --memory-budget SIZE, such as 8GiB",
     ),
-    ("gpu-memory max-gpu-memory vram gpu-memory-utilization", "give --device-memory SIZE, such as 20GiB"),
-    ("shard-size out-shard-size split-max-size max-shard", "give --max-shard-size SIZE, such as 5GB"),
-    ("torch-dtype compute-dtype compute-type", "give --dtype f32 or bf16: what products are computed in"),
+    (
+        "gpu-memory max-gpu-memory vram gpu-memory-utilization",
+        "give --device-memory SIZE, such as 20GiB",
+    ),
+    (
+        "shard-size out-shard-size split-max-size max-shard",
+        "give --max-shard-size SIZE, such as 5GB",
+    ),
+    (
+        "torch-dtype compute-dtype compute-type",
+        "give --dtype f32 or bf16: what products are computed in",
+    ),
     ("random-seed rng-seed manual-seed", "give --seed SEED"),
     (
         "verbose debug log-level progress",
@@ -147,7 +193,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ),
     ("silent no-progress disable-tqdm", "give --quiet"),
     ("trust-remote-code", "leave it out: a model's own code is carried along and never run"),
-    ("safe-serialization safetensors use-safetensors", "leave it out: weights are always written as safetensors"),
+    (
+        "safe-serialization safetensors use-safetensors",
+        "leave it out: weights are always written as safetensors",
+    ),
     (
         "copy-tokenizer tokenizer tokenizer-path save-tokenizer",
         "leave it out: the model's own tokenizer is used, and carried along",
@@ -168,26 +217,33 @@ const COMMANDS: &[(&str, &str)] = &[
     ("recipe apply", "run"),
 ];
 
-/// What to give instead of `option`, such as `--num_experts`, to `command` of a program with `others`; none if nothing is known.
+/// What to give instead of `option`, such as `--num_experts`, to `command` of a program with
+/// `others`; none if nothing is known.
 pub fn instead(option: &str, command: &Command, others: &Command) -> Option<String> {
     let bare = option.trim_start_matches('-');
     let name = bare.split('=').next().unwrap_or(bare).to_ascii_lowercase().replace('_', "-");
     if has(command, &name) {
         return Some(format!("write it as --{name}"));
     }
-    let row =
-        OPTIONS.iter().find(|(names, said)| names.split_whitespace().any(|known| known == name) && fits(said, command));
+    let row = OPTIONS.iter().find(|(names, said)| {
+        names.split_whitespace().any(|known| known == name) && fits(said, command)
+    });
     if let Some((_, said)) = row {
         return Some(said.replace("COMMAND", command.get_name()));
     }
-    let owners: Vec<&str> = others.get_subcommands().filter(|other| has(other, &name)).map(Command::get_name).collect();
-    (!owners.is_empty()).then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
+    let owners: Vec<&str> =
+        others.get_subcommands().filter(|other| has(other, &name)).map(Command::get_name).collect();
+    (!owners.is_empty())
+        .then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
 }
 
 /// The command that another tool's `command` is here.
 pub fn command_instead(command: &str) -> Option<&'static str> {
     let name = command.to_ascii_lowercase().replace('_', "-");
-    COMMANDS.iter().find(|(names, _)| names.split_whitespace().any(|known| known == name)).map(|(_, here)| *here)
+    COMMANDS
+        .iter()
+        .find(|(names, _)| names.split_whitespace().any(|known| known == name))
+        .map(|(_, here)| *here)
 }
 
 fn has(command: &Command, name: &str) -> bool {
@@ -197,8 +253,13 @@ fn has(command: &Command, name: &str) -> bool {
 /// Whether `command` has all that is `said`.
 fn fits(said: &str, command: &Command) -> bool {
     let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let options = said.split("--").skip(1).map(|rest| rest.split(|c| !is_of_name(c)).next().unwrap_or_default());
-    let takes = |word: &str, id: &str| !said.contains(word) || command.get_arguments().any(|arg| arg.get_id() == id);
+    let options = said
+        .split("--")
+        .skip(1)
+        .map(|rest| rest.split(|c| !is_of_name(c)).next().unwrap_or_default());
+    let takes = |word: &str, id: &str| {
+        !said.contains(word) || command.get_arguments().any(|arg| arg.get_id() == id)
+    };
     options.filter(|name| !name.is_empty()).all(|name| has(command, name.trim_end_matches('-')))
         && takes("-o OUT", "output")
         && takes(" MODEL", "model")
@@ -251,19 +312,27 @@ mod tests {
             ("prune", "--scheme", "an option of quantize"),
         ] {
             let found = instead(option, program.find_subcommand(command).unwrap(), &program);
-            assert!(found.as_ref().is_some_and(|found| found.contains(said)), "{command} {option}: {found:?}");
+            assert!(
+                found.as_ref().is_some_and(|found| found.contains(said)),
+                "{command} {option}: {found:?}"
+            );
         }
-        assert_eq!(instead("--nonsense", program.find_subcommand("prune").unwrap(), &program), None);
+        assert_eq!(
+            instead("--nonsense", program.find_subcommand("prune").unwrap(), &program),
+            None
+        );
         assert_eq!(command_instead("evaluate"), Some("eval"));
         assert_eq!(command_instead("nonsense"), None);
     }
 
-    /// What is said names options that there are, and no name stands for one that a command has by itself everywhere.
+    /// What is said names options that there are, and no name stands for one that a command has by
+    /// itself everywhere.
     #[test]
     fn every_row_is_of_use_to_a_command() {
         let program = program();
         for (names, said) in OPTIONS {
-            let fitting: Vec<_> = program.get_subcommands().filter(|command| fits(said, command)).collect();
+            let fitting: Vec<_> =
+                program.get_subcommands().filter(|command| fits(said, command)).collect();
             for name in names.split_whitespace() {
                 assert!(fitting.iter().any(|command| !has(command, name)), "{name}: {said}");
                 assert_eq!(*name, name.to_ascii_lowercase().replace('_', "-"));

@@ -16,12 +16,14 @@ impl Clock {
     /// The system's.
     pub const SYSTEM: Self = Self(None);
 
-    /// A clock that stands at so many seconds after the beginning of 1970; None where there is no such date.
+    /// A clock that stands at so many seconds after the beginning of 1970; None where there is no
+    /// such date.
     pub fn at(seconds: i64) -> Option<Self> {
         DateTime::from_timestamp(seconds, 0).map(|time| Self(Some(time.naive_utc())))
     }
 
-    /// The present in local time, as transformers gives it. Reproducible builds say in `SOURCE_DATE_EPOCH` when they are.
+    /// The present in local time, as transformers gives it. Reproducible builds say in
+    /// `SOURCE_DATE_EPOCH` when they are.
     pub(crate) fn now(self) -> NaiveDateTime {
         let of_build = || {
             let seconds = std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()?;

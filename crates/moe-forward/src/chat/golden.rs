@@ -1,4 +1,5 @@
-//! Texts of templates beside those of transformers (`golden/templates/make.py`), and templates without an end.
+//! Texts of templates beside those of transformers (`golden/templates/make.py`), and templates
+//! without an end.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,8 @@ fn golden(name: &str) -> Value {
 #[test]
 fn constructs_are_rendered_as_transformers_renders_them() {
     let golden = golden("constructs.json");
-    let variables: Vec<(String, Value)> = golden["variables"].as_object().unwrap().clone().into_iter().collect();
+    let variables: Vec<(String, Value)> =
+        golden["variables"].as_object().unwrap().clone().into_iter().collect();
     let mut wrong = Vec::new();
     for case in golden["cases"].as_array().unwrap() {
         let template = case["template"].as_str().unwrap();
@@ -46,7 +48,8 @@ fn folder(files: &Value) -> tempfile::TempDir {
     for (name, content) in files.as_object().unwrap() {
         let path = dir.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content.as_str().map_or_else(|| content.to_string(), str::to_owned)).unwrap();
+        std::fs::write(path, content.as_str().map_or_else(|| content.to_string(), str::to_owned))
+            .unwrap();
     }
     dir
 }
@@ -59,13 +62,14 @@ fn conversations_are_rendered_as_transformers_renders_them() {
         let dir = folder(files);
         let tokens = TextTokenizer::load(dir.path()).unwrap().named().to_vec();
         let template = ChatTemplate::load(dir.path(), tokens);
-        for case in golden["cases"].as_array().unwrap().iter().filter(|case| case["folder"] == **name) {
+        for case in
+            golden["cases"].as_array().unwrap().iter().filter(|case| case["folder"] == **name)
+        {
             let messages = &golden["messages"][case["messages"].as_str().unwrap()];
             let tools = if case["tools"] == true { Some(&golden["tools"]) } else { None };
-            let found = template
-                .as_ref()
-                .map_err(|error| error.to_string())
-                .and_then(|template| template.render(messages, tools, now()).map_err(|error| error.to_string()));
+            let found = template.as_ref().map_err(|error| error.to_string()).and_then(|template| {
+                template.render(messages, tools, now()).map_err(|error| error.to_string())
+            });
             let found = found.map(|(text, _)| text);
             if found.as_deref().ok() != case["text"].as_str() {
                 wrong.push(format!("{name}, {}: {found:?}\n  {}", case["messages"], case["text"]));
@@ -88,7 +92,8 @@ fn hi() -> Value {
 
 #[test]
 fn a_template_that_refuses_says_why_and_in_which_line() {
-    let error = render("a\n{{ raise_exception('roles must alternate') }}", &hi()).unwrap_err().to_string();
+    let error =
+        render("a\n{{ raise_exception('roles must alternate') }}", &hi()).unwrap_err().to_string();
     assert!(error.contains("roles must alternate") && error.contains("line 2"), "{error}");
     for unsupported in [
         "{{ 'a' | wordwrap }}",
@@ -144,7 +149,9 @@ fn a_template_without_end_is_stopped() {
         assert!(start.elapsed() < Duration::from_secs(10), "{shown}: {:?}", start.elapsed());
     }
     // What Python's own limits let through.
-    assert!(render(&("{{ 'a'".to_owned() + &many(" ~ 'a'") + " }}"), &hi()).unwrap().len() > 50_000);
+    assert!(
+        render(&("{{ 'a'".to_owned() + &many(" ~ 'a'") + " }}"), &hi()).unwrap().len() > 50_000
+    );
     let depth = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% endif %}x{% endmacro %}{{ m(250) }}";
     assert_eq!(render(depth, &hi()).unwrap().len(), 251);
 }
@@ -153,9 +160,10 @@ fn a_template_without_end_is_stopped() {
 #[test]
 fn work_is_charged_and_timed_whatever_its_steps_are() {
     let limits = TemplateLimits { time: Duration::from_millis(300), ..TemplateLimits::USUAL };
-    let long =
-        "{% set s = 'ab' * 5000000 %}{% set l = range(99999) | list %}{% set words = l | map('string') | list %}";
-    let many = |body: &str| format!("{long}{{% for a in l %}}{{% for b in l %}}{body}{{% endfor %}}{{% endfor %}}");
+    let long = "{% set s = 'ab' * 5000000 %}{% set l = range(99999) | list %}{% set words = l | map('string') | list %}";
+    let many = |body: &str| {
+        format!("{long}{{% for a in l %}}{{% for b in l %}}{body}{{% endfor %}}{{% endfor %}}")
+    };
     let templates = [
         many("{% if 'c' in s %}x{% endif %}"),
         many("{% set x = s.replace('a', 'b') %}"),
@@ -171,11 +179,17 @@ fn work_is_charged_and_timed_whatever_its_steps_are() {
     for template in templates {
         let parsed = Template::parse(&template).unwrap();
         let start = Instant::now();
-        let error = parsed.render(Vec::new(), now(), limits, Path::new("t.jinja")).unwrap_err().to_string();
+        let error =
+            parsed.render(Vec::new(), now(), limits, Path::new("t.jinja")).unwrap_err().to_string();
         let took = start.elapsed();
-        let is_expected = ["fuel", "more than 0.3 s", "512 MiB"].iter().any(|part| error.contains(part));
+        let is_expected =
+            ["fuel", "more than 0.3 s", "512 MiB"].iter().any(|part| error.contains(part));
         assert!(is_expected, "{}: {error}", &template[long.len()..]);
-        assert!(took < limits.time * 11 / 10 + Duration::from_millis(500), "{}: {took:?}", &template[long.len()..]);
+        assert!(
+            took < limits.time * 11 / 10 + Duration::from_millis(500),
+            "{}: {took:?}",
+            &template[long.len()..]
+        );
     }
 }
 
@@ -204,11 +218,16 @@ fn values_that_do_not_fit_are_not_made() {
 
 #[test]
 fn a_template_says_which_dates_it_wrote() {
-    let dir = folder(&json!({"chat_template.jinja": "{{ strftime_now('%d %b %Y') }} {{ strftime_now('%Y') }}"}));
+    let dir = folder(
+        &json!({"chat_template.jinja": "{{ strftime_now('%d %b %Y') }} {{ strftime_now('%Y') }}"}),
+    );
     let template = ChatTemplate::load(dir.path(), Vec::new()).unwrap();
     let (text, dates) = template.render(&hi(), None, now()).unwrap();
     assert_eq!(text, "01 Dec 2026 2026");
-    assert_eq!(dates, Dates::from([("%Y".into(), "2026".into()), ("%d %b %Y".into(), "01 Dec 2026".into())]));
+    assert_eq!(
+        dates,
+        Dates::from([("%Y".into(), "2026".into()), ("%d %b %Y".into(), "01 Dec 2026".into())])
+    );
     let error = render("{{ strftime_now('%Q') }}", &hi()).unwrap_err().to_string();
     assert!(error.contains("time format") && error.contains("line 1"), "{error}");
 }
@@ -224,5 +243,11 @@ fn what_is_no_conversation_or_template_is_said_with_a_remedy() {
     }
     let dir = folder(&json!({"chat_template.jinja": "x"}));
     let template = ChatTemplate::load(dir.path(), Vec::new()).unwrap();
-    assert!(template.render(&hi(), Some(&json!("no list")), now()).unwrap_err().to_string().contains("tools"));
+    assert!(
+        template
+            .render(&hi(), Some(&json!("no list")), now())
+            .unwrap_err()
+            .to_string()
+            .contains("tools")
+    );
 }

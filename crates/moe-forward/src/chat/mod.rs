@@ -58,16 +58,16 @@ impl TemplateSource {
 }
 
 impl ChatTemplate {
-    /// Reads the templates of the checkpoint in `model_dir`: files before `tokenizer_config.json`. `tokens` are the texts of special
-    /// tokens by their roles, which templates can name.
+    /// Reads the templates of the checkpoint in `model_dir`: files before `tokenizer_config.json`.
+    /// `tokens` are the texts of special tokens by their roles, which templates can name.
     ///
     /// # Errors
     /// [`Kind::Missing`] where there is none, [`Kind::Malformed`] for one that is not text.
     pub fn load(model_dir: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
         let mut templates = Vec::new();
         for file in template_files(model_dir)? {
-            let is_main =
-                file.file_name().is_some_and(|name| name == TEMPLATE_FILE) && file.parent() == Some(model_dir);
+            let is_main = file.file_name().is_some_and(|name| name == TEMPLATE_FILE)
+                && file.parent() == Some(model_dir);
             let stem = file.file_stem().and_then(OsStr::to_str).unwrap_or_default();
             let name = if is_main { "default" } else { stem };
             templates.retain(|known: &TemplateSource| known.name != name);
@@ -76,12 +76,16 @@ impl ChatTemplate {
         let mut are_named = templates.iter().any(|template| template.name != "default");
         if templates.is_empty() {
             let config = read_config(model_dir)?;
-            (templates, are_named) = of_config(config.get("chat_template"), &model_dir.join(TOKENIZER_CONFIG_FILE))?;
+            (templates, are_named) =
+                of_config(config.get("chat_template"), &model_dir.join(TOKENIZER_CONFIG_FILE))?;
         }
         if templates.is_empty() {
-            return Err(Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
-                .file(model_dir)
-                .remedy("give \"text\" instead, or add chat_template.jinja"));
+            return Err(Error::new(
+                Kind::Missing,
+                "this checkpoint has no chat template, which \"messages\" need",
+            )
+            .file(model_dir)
+            .remedy("give \"text\" instead, or add chat_template.jinja"));
         }
         Ok(Self { templates, are_named, tokens, limits: TemplateLimits::USUAL })
     }
@@ -91,17 +95,24 @@ impl ChatTemplate {
         Self { limits: TemplateLimits::within(memory), ..self }
     }
 
-    /// The conversation as text, without a prompt for a further answer, and the dates that the template wrote. `tools` are what
-    /// its assistant may call, if the conversation says so.
+    /// The conversation as text, without a prompt for a further answer, and the dates that the
+    /// template wrote. `tools` are what its assistant may call, if the conversation says so.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for what the template refuses, for what isn't supported, and for a template that takes more steps or
-    /// memory than a conversation needs; [`Kind::Malformed`] for messages that are none.
-    pub fn render(&self, messages: &Value, tools: Option<&Value>, now: NaiveDateTime) -> Result<(String, Dates)> {
+    /// [`Kind::Unsupported`] for what the template refuses, for what isn't supported, and for a
+    /// template that takes more steps or memory than a conversation needs; [`Kind::Malformed`] for
+    /// messages that are none.
+    pub fn render(
+        &self,
+        messages: &Value,
+        tools: Option<&Value>,
+        now: NaiveDateTime,
+    ) -> Result<(String, Dates)> {
         let messages = normalized(messages)?;
         let tools = tools.filter(|tools| !tools.is_null());
-        let are_tools =
-            tools.is_none_or(|tools| tools.as_array().is_some_and(|tools| tools.iter().all(Value::is_object)));
+        let are_tools = tools.is_none_or(|tools| {
+            tools.as_array().is_some_and(|tools| tools.iter().all(Value::is_object))
+        });
         if !are_tools {
             return Err(Error::new(Kind::Malformed, "\"tools\" is not a list of objects")
                 .remedy("give each tool as a JSON schema, or leave \"tools\" out"));
@@ -126,7 +137,8 @@ impl ChatTemplate {
             _ => named("tool_use").filter(|_| has_tools).or_else(|| named("default")),
         };
         found.ok_or_else(|| {
-            let names: Vec<_> = self.templates.iter().map(|template| template.name.as_str()).collect();
+            let names: Vec<_> =
+                self.templates.iter().map(|template| template.name.as_str()).collect();
             let what = format!("these chat templates have no default: {}", names.join(", "));
             Error::new(Kind::Unsupported, what)
                 .file(&self.templates[0].file)
@@ -158,7 +170,8 @@ pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(main.into_iter().chain(further).collect())
 }
 
-/// The templates that `tokenizer_config.json`, `file`, has under `chat_template`, and whether they have names.
+/// The templates that `tokenizer_config.json`, `file`, has under `chat_template`, and whether they
+/// have names.
 fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>, bool)> {
     let malformed = || {
         Error::new(Kind::Malformed, "chat_template is neither a template nor a list of named ones")
@@ -167,7 +180,9 @@ fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>,
     };
     match value {
         None | Some(Value::Null) => Ok((Vec::new(), false)),
-        Some(Value::String(text)) => Ok((vec![TemplateSource::new("default", text.clone(), file)], false)),
+        Some(Value::String(text)) => {
+            Ok((vec![TemplateSource::new("default", text.clone(), file)], false))
+        }
         Some(Value::Array(list)) => {
             let mut templates = Vec::new();
             for entry in list {
@@ -180,7 +195,9 @@ fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>,
         }
         Some(Value::Object(named)) => {
             let source = |(name, text): (&String, &Value)| {
-                text.as_str().map(|text| TemplateSource::new(name, text.to_owned(), file)).ok_or_else(malformed)
+                text.as_str()
+                    .map(|text| TemplateSource::new(name, text.to_owned(), file))
+                    .ok_or_else(malformed)
             };
             Ok((named.iter().map(source).collect::<Result<_>>()?, true))
         }
@@ -188,11 +205,12 @@ fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>,
     }
 }
 
-/// `messages` as `apply_chat_template` hands them on: without keys whose value is null, and with reasoning under each of the names
-/// that templates know.
+/// `messages` as `apply_chat_template` hands them on: without keys whose value is null, and with
+/// reasoning under each of the names that templates know.
 fn normalized(messages: &Value) -> Result<Value> {
     let malformed = |what: &str| {
-        Error::new(Kind::Malformed, what).remedy("\"messages\" is a list of objects with \"role\" and \"content\"")
+        Error::new(Kind::Malformed, what)
+            .remedy("\"messages\" is a list of objects with \"role\" and \"content\"")
     };
     let list = messages.as_array().ok_or_else(|| malformed("\"messages\" is not a list"))?;
     if list.is_empty() {
@@ -201,7 +219,8 @@ fn normalized(messages: &Value) -> Result<Value> {
     let message = |message: &Value| {
         let fields = message.as_object().ok_or_else(|| malformed("a message is not an object"))?;
         let given = fields.iter().filter(|(_, value)| !value.is_null());
-        let reasoning = REASONING.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
+        let reasoning =
+            REASONING.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
         let mut result = Map::new();
         if let Some(reasoning) = reasoning {
             result.insert("thinking".into(), reasoning.clone());

@@ -18,17 +18,24 @@ pub trait Converter: Observer {
         true
     }
 
-    /// Whether attention is converted too: then it runs twice, and is first watched by [`Converter::attention_input`].
+    /// Whether attention is converted too: then it runs twice, and is first watched by
+    /// [`Converter::attention_input`].
     fn converts_attention(&self) -> bool {
         false
     }
 
-    /// What projections of layer `index`'s attention read for `tokens`, `[tokens, width]`; `linear` is the first of
-    /// [`moe_model::Attention::linears`] that reads it.
+    /// What projections of layer `index`'s attention read for `tokens`, `[tokens, width]`; `linear`
+    /// is the first of [`moe_model::Attention::linears`] that reads it.
     ///
     /// # Errors
     /// An error ends the sweep.
-    fn attention_input(&mut self, index: usize, linear: usize, tokens: Range<usize>, x: &Tensor) -> Result<()> {
+    fn attention_input(
+        &mut self,
+        index: usize,
+        linear: usize,
+        tokens: Range<usize>,
+        x: &Tensor,
+    ) -> Result<()> {
         let _ = (index, linear, tokens, x);
         Ok(())
     }
@@ -47,14 +54,15 @@ pub trait Converter: Observer {
         Forcing::Student
     }
 
-    /// What takes the place of layer `index`'s feed-forward block, whose `inputs` are all there; `None` keeps it.
+    /// What takes the place of layer `index`'s feed-forward block, whose `inputs` are all there;
+    /// `None` keeps it.
     ///
     /// # Errors
     /// An error ends the sweep.
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>>;
 
-    /// What the block of layer `index` gave for some tokens, and what takes its place gives; `[tokens, hidden]`. Called
-    /// where it was observed.
+    /// What the block of layer `index` gave for some tokens, and what takes its place gives;
+    /// `[tokens, hidden]`. Called where it was observed.
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -77,8 +85,8 @@ pub enum Forcing {
 pub struct Converted {
     /// The block.
     pub ffn: Ffn,
-    /// What its routed experts give for all tokens, weighed and summed, `[tokens, hidden]`, where that was computed on
-    /// the way; it needn't be run on them again.
+    /// What its routed experts give for all tokens, weighed and summed, `[tokens, hidden]`, where
+    /// that was computed on the way; it needn't be run on them again.
     pub routed: Option<Tensor>,
 }
 
@@ -120,7 +128,8 @@ impl Inputs<'_> {
     /// # Errors
     /// What the device or the scratch file returns.
     pub fn get(&self, block: usize) -> Result<Tensor> {
-        normed(&self.states.get(block)?, self.norm, self.eps).context(|| format!("a norm of layer {}", self.layer))
+        normed(&self.states.get(block)?, self.norm, self.eps)
+            .context(|| format!("a norm of layer {}", self.layer))
     }
 
     /// What the original block gave for them, `[tokens, hidden]`; none where it wasn't observed.

@@ -31,9 +31,16 @@ impl Head {
     }
 
     pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {
-        let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.matrix(model.head_weight())?);
+        let (norm, weight) =
+            (loader.tensor(&model.final_norm)?, loader.matrix(model.head_weight())?);
         let sources = [model.final_norm.clone(), model.head_weight().clone()];
-        Ok(Self { norm, weight, eps: model.norm_eps as f32, compute: loader.compute.clone(), sources })
+        Ok(Self {
+            norm,
+            weight,
+            eps: model.norm_eps as f32,
+            compute: loader.compute.clone(),
+            sources,
+        })
     }
 
     /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.

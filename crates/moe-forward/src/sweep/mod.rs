@@ -30,7 +30,8 @@ use crate::work::attention_flops;
 /// Attention runs on whole sequences of about this many tokens together.
 const ATTENTION_TOKENS: usize = 4096;
 
-/// Is shown what projections read for which tokens: the first of [`moe_model::Attention::linears`] that reads it.
+/// Is shown what projections read for which tokens: the first of [`moe_model::Attention::linears`]
+/// that reads it.
 type SeenFor<'a> = &'a mut dyn FnMut(usize, Range<usize>, &Tensor) -> Result<()>;
 
 /// A batch on its way through a model.
@@ -57,7 +58,8 @@ impl<'a> Sweep<'a> {
     /// Embeds `batch`, all of which stays in memory and goes through a layer at once.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Usage`] for a token id that the vocabulary doesn't have; what reading returns.
+    /// [`moe_checkpoint::Kind::Usage`] for a token id that the vocabulary doesn't have; what
+    /// reading returns.
     pub fn new(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
         Self::stored(model, batch, compute, &Storage::default())
     }
@@ -66,9 +68,15 @@ impl<'a> Sweep<'a> {
     ///
     /// # Errors
     /// As for [`Sweep::new`]; [`moe_checkpoint::Kind::Io`] where a scratch file can't be written.
-    pub fn stored(model: &'a Model, batch: &'a Batch, compute: &'a Compute, storage: &Storage) -> Result<Self> {
+    pub fn stored(
+        model: &'a Model,
+        batch: &'a Batch,
+        compute: &'a Compute,
+        storage: &Storage,
+    ) -> Result<Self> {
         check_ids(&batch.ids, model.vocab).map_err(|e| e.file(&model.config_file))?;
-        let rotary = Rotary::new(&model.rope, batch.longest(), compute).context(|| "the rotary embedding".into())?;
+        let rotary = Rotary::new(&model.rope, batch.longest(), compute)
+            .context(|| "the rotary embedding".into())?;
         let blocks = blocks(&batch.spans, storage.block_tokens);
         let scratch = storage.scratch.clone();
         let mut states = States::new(&blocks, model.hidden, scratch.as_deref(), compute)?;
@@ -84,8 +92,13 @@ impl<'a> Sweep<'a> {
     ///
     /// # Errors
     /// What the device returns.
-    pub(crate) fn without_states(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
-        let rotary = Rotary::new(&model.rope, batch.longest(), compute).context(|| "the rotary embedding".into())?;
+    pub(crate) fn without_states(
+        model: &'a Model,
+        batch: &'a Batch,
+        compute: &'a Compute,
+    ) -> Result<Self> {
+        let rotary = Rotary::new(&model.rope, batch.longest(), compute)
+            .context(|| "the rotary embedding".into())?;
         let blocks = blocks(&batch.spans, None);
         let states = States::new(&blocks, model.hidden, None, compute)?;
         Ok(Self { model, batch, compute, rotary, shared: None, scratch: None, blocks, states })
@@ -116,8 +129,8 @@ impl<'a> Sweep<'a> {
     /// Runs layer `index`.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Numeric`] where the result is not finite, naming the tensor if a weight is to blame;
-    /// what reading and the device return.
+    /// [`moe_checkpoint::Kind::Numeric`] where the result is not finite, naming the tensor if a
+    /// weight is to blame; what reading and the device return.
     pub fn layer(&mut self, index: usize, observer: &mut dyn Observer) -> Result<()> {
         let layer = &self.model.layers[index];
         let cache = self.cache();
@@ -129,13 +142,15 @@ impl<'a> Sweep<'a> {
             observer.ffn_input(index, &normed)?;
             let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
             let hidden = self.leave(index, layer, block, &attended, &out)?;
-            self.compute.stage(ffn::STATISTICS, Work::UNCOUNTED, || observer.layer_output(index, &hidden))?;
+            self.compute.stage(ffn::STATISTICS, Work::UNCOUNTED, || {
+                observer.layer_output(index, &hidden)
+            })?;
         }
         Ok(())
     }
 
-    /// Runs layer `index`, and lets what `converter` makes of its feed-forward block give the states that reach the next
-    /// layer.
+    /// Runs layer `index`, and lets what `converter` makes of its feed-forward block give the
+    /// states that reach the next layer.
     ///
     /// # Errors
     /// As for [`Sweep::layer`].
@@ -148,7 +163,12 @@ impl<'a> Sweep<'a> {
     ///
     /// # Errors
     /// As for [`Sweep::layer`].
-    pub fn converted(&mut self, index: usize, layer: &Layer, converter: &mut dyn Converter) -> Result<Layer> {
+    pub fn converted(
+        &mut self,
+        index: usize,
+        layer: &Layer,
+        converter: &mut dyn Converter,
+    ) -> Result<Layer> {
         let mut left = layer.clone();
         let cache = self.cache();
         let loader = Loader::sharing(self.compute, self.shared.unwrap_or(&cache));
@@ -156,7 +176,11 @@ impl<'a> Sweep<'a> {
         if converter.converts_attention() {
             for block in 0..self.blocks.len() {
                 self.attention(index, &loaded, block, &mut |linear, tokens, x| {
-                    finite::check(x, &format!("the attention of layer {index}"), attention_weights(layer))?;
+                    finite::check(
+                        x,
+                        &format!("the attention of layer {index}"),
+                        attention_weights(layer),
+                    )?;
                     converter.attention_input(index, linear, tokens, x)
                 })?;
             }
@@ -167,8 +191,9 @@ impl<'a> Sweep<'a> {
         }
         let scratch = self.scratch.as_deref();
         let observes = converter.observes();
-        let mut originals =
-            observes.then(|| States::new(&self.blocks, self.model.hidden, scratch, self.compute)).transpose()?;
+        let mut originals = observes
+            .then(|| States::new(&self.blocks, self.model.hidden, scratch, self.compute))
+            .transpose()?;
         for block in 0..self.blocks.len() {
             let attended = self.attention(index, &loaded, block, &mut |_, _, _| Ok(()))?;
             let normed = self.checked_ffn_input(index, layer, &attended, &loaded)?;
@@ -176,15 +201,22 @@ impl<'a> Sweep<'a> {
                 converter.ffn_input(index, &normed)?;
                 let out = ffn::forward(loader, index, &layer.ffn, &normed, converter)?;
                 // What is decided on this layer would blame another tensor.
-                finite::check(&out, &format!("the feed-forward network of layer {index}"), network_weights(layer))?;
+                finite::check(
+                    &out,
+                    &format!("the feed-forward network of layer {index}"),
+                    network_weights(layer),
+                )?;
                 originals.set(block, out)?;
             }
             self.states.set(block, attended)?;
         }
         let (states, tokens, norm) = (&self.states, self.blocks.as_slice(), &loaded.ffn_norm);
         let outputs = originals.as_ref();
-        let inputs = Inputs { layer: index, states, tokens, norm, eps: self.model.norm_eps, outputs };
-        let converted = self.compute.stage("decisions", Work::UNCOUNTED, || converter.convert(index, &inputs))?;
+        let inputs =
+            Inputs { layer: index, states, tokens, norm, eps: self.model.norm_eps, outputs };
+        let converted = self
+            .compute
+            .stage("decisions", Work::UNCOUNTED, || converter.convert(index, &inputs))?;
         let (ffn, routed) = match converted {
             Some(Converted { ffn, routed }) => (Some(ffn), routed),
             None => (None, None),
@@ -202,11 +234,19 @@ impl<'a> Sweep<'a> {
                             let of_block = of_block.context(|| "the experts' outputs".into())?;
                             ffn::with_shared(loader, index, moe, &normed, of_block)?
                         }
-                        _ => ffn::forward(loader, index, ffn.as_ref().unwrap_or(&layer.ffn), &normed, &mut Silent)?,
+                        _ => ffn::forward(
+                            loader,
+                            index,
+                            ffn.as_ref().unwrap_or(&layer.ffn),
+                            &normed,
+                            &mut Silent,
+                        )?,
                     };
                     if let Some(original) = &original {
                         let work = Work::bytes(2 * original.elem_count() as u64 * 4);
-                        self.compute.stage(ffn::STATISTICS, work, || converter.converted(index, original, &out))?;
+                        self.compute.stage(ffn::STATISTICS, work, || {
+                            converter.converted(index, original, &out)
+                        })?;
                     }
                     original.filter(|_| converter.forcing() == Forcing::Teacher).unwrap_or(out)
                 }
@@ -226,8 +266,15 @@ impl<'a> Sweep<'a> {
         cache
     }
 
-    /// The states of `block` behind the attention of layer `index`; `seen` is shown what projections read for which tokens.
-    fn attention(&self, index: usize, layer: &LoadedLayer, block: usize, seen: SeenFor<'_>) -> Result<Tensor> {
+    /// The states of `block` behind the attention of layer `index`; `seen` is shown what
+    /// projections read for which tokens.
+    fn attention(
+        &self,
+        index: usize,
+        layer: &LoadedLayer,
+        block: usize,
+        seen: SeenFor<'_>,
+    ) -> Result<Tensor> {
         // candle's errors can't hold ours.
         let mut failed = None;
         let hidden = self.states.get(block)?;
@@ -243,25 +290,32 @@ impl<'a> Sweep<'a> {
                     failed = seen(linear, start..end, input).err();
                 }
             };
-            let out =
-                layer.attention.forward(&self.norm(&x, &layer.attention_norm)?, &local, &self.rotary, &mut show)?;
+            let out = layer.attention.forward(
+                &self.norm(&x, &layer.attention_norm)?,
+                &local,
+                &self.rotary,
+                &mut show,
+            )?;
             x + out
         };
         let work = attention_work(self.model, &self.model.layers[index], &spans);
-        let parts = self
-            .compute
-            .stage("attention", work, || group_spans(&spans).map(&mut run).collect::<candle_core::Result<Vec<_>>>());
+        let parts = self.compute.stage("attention", work, || {
+            group_spans(&spans).map(&mut run).collect::<candle_core::Result<Vec<_>>>()
+        });
         if let Some(error) = failed {
             return Err(error);
         }
-        parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| format!("the attention of layer {index}"))
+        parts
+            .and_then(|parts| Tensor::cat(&parts, 0))
+            .context(|| format!("the attention of layer {index}"))
     }
 
     fn ffn_input(&self, index: usize, attended: &Tensor, layer: &LoadedLayer) -> Result<Tensor> {
         self.norm(attended, &layer.ffn_norm).context(|| format!("a norm of layer {index}"))
     }
 
-    /// The same, refused where it is not finite: observers would blame the weights that they look at.
+    /// The same, refused where it is not finite: observers would blame the weights that they look
+    /// at.
     fn checked_ffn_input(
         &self,
         index: usize,
@@ -270,12 +324,23 @@ impl<'a> Sweep<'a> {
         loaded: &LoadedLayer,
     ) -> Result<Tensor> {
         let normed = self.ffn_input(index, attended, loaded)?;
-        finite::check(&normed, &format!("the attention of layer {index}"), attention_weights(layer))?;
+        finite::check(
+            &normed,
+            &format!("the attention of layer {index}"),
+            attention_weights(layer),
+        )?;
         Ok(normed)
     }
 
     /// The states with which `block` leaves layer `index`.
-    fn leave(&mut self, index: usize, layer: &Layer, block: usize, attended: &Tensor, out: &Tensor) -> Result<Tensor> {
+    fn leave(
+        &mut self,
+        index: usize,
+        layer: &Layer,
+        block: usize,
+        attended: &Tensor,
+        out: &Tensor,
+    ) -> Result<Tensor> {
         let hidden = (attended + out).context(|| format!("layer {index}"))?;
         finite::check(&hidden, &format!("the hidden states of layer {index}"), weights_of(layer))?;
         self.states.set(block, hidden.clone())?;
@@ -329,10 +394,12 @@ pub(crate) fn embed_with(loader: Loader<'_>, table: &Weight, ids: &[u32]) -> Res
     let mut unique = ids.to_vec();
     unique.sort_unstable();
     unique.dedup();
-    let row = |id: &u32| unique.binary_search(id).expect("every id is among the unique ones") as u32;
+    let row =
+        |id: &u32| unique.binary_search(id).expect("every id is among the unique ones") as u32;
     let rows: Vec<u32> = ids.iter().map(row).collect();
     let read = loader.rows(table, &unique)?;
-    let select = || read.index_select(&Tensor::from_vec(rows, ids.len(), &loader.compute.device)?, 0);
+    let select =
+        || read.index_select(&Tensor::from_vec(rows, ids.len(), &loader.compute.device)?, 0);
     select().context(|| "the embedding".into())
 }
 
@@ -358,7 +425,13 @@ pub(crate) fn weights_of(layer: &Layer) -> Vec<&Weight> {
 fn attention_weights(layer: &Layer) -> Vec<&Weight> {
     let mut weights = vec![&layer.attention_norm, &layer.ffn_norm];
     weights.extend(layer.attention.norms());
-    weights.extend(layer.attention.linears().into_iter().flat_map(|l| std::iter::once(&l.weight).chain(&l.bias)));
+    weights.extend(
+        layer
+            .attention
+            .linears()
+            .into_iter()
+            .flat_map(|l| std::iter::once(&l.weight).chain(&l.bias)),
+    );
     weights
 }
 

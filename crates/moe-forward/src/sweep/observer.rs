@@ -15,7 +15,8 @@ pub struct Wants {
     pub left_out: bool,
 }
 
-/// An expert on some of its tokens. Rows count from the first token of the last [`Observer::routed`].
+/// An expert on some of its tokens. Rows count from the first token of the last
+/// [`Observer::routed`].
 pub struct ExpertRun<'a> {
     /// Its index.
     pub expert: usize,
@@ -45,7 +46,8 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Each expert was left out where it was selected, for the tokens of the last [`Observer::routed`].
+    /// Each expert was left out where it was selected, for the tokens of the last
+    /// [`Observer::routed`].
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -64,13 +66,19 @@ pub trait Observer {
     ///
     /// # Errors
     /// An error ends the sweep.
-    fn sampled_output(&mut self, layer: usize, expert: usize, tokens: &[u32], output: &Tensor) -> Result<()> {
+    fn sampled_output(
+        &mut self,
+        layer: usize,
+        expert: usize,
+        tokens: &[u32],
+        output: &Tensor,
+    ) -> Result<()> {
         let _ = (layer, expert, tokens, output);
         Ok(())
     }
 
-    /// The feed-forward block of `layer` is about to run on `x`, `[tokens, hidden]`, already normalised: what its router
-    /// sees. Called once for a layer.
+    /// The feed-forward block of `layer` is about to run on `x`, `[tokens, hidden]`, already
+    /// normalised: what its router sees. Called once for a layer.
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -79,14 +87,15 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Most tokens that one of `layer`'s experts takes of those of the last [`Observer::routed`]; further ones go without it, as in Switch
-    /// (2101.03961 §2.2). `None` for all.
+    /// Most tokens that one of `layer`'s experts takes of those of the last [`Observer::routed`];
+    /// further ones go without it, as in Switch (2101.03961 §2.2). `None` for all.
     fn capacity(&self, layer: usize, routing: &Routing) -> Option<usize> {
         let _ = (layer, routing);
         None
     }
 
-    /// Tokens were routed in `layer`: `logits` is `[tokens, experts]`. Called once or more for a layer, in token order.
+    /// Tokens were routed in `layer`: `logits` is `[tokens, experts]`. Called once or more for a
+    /// layer, in token order.
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -95,7 +104,8 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Tokens leave `layer` as `hidden`, `[tokens, hidden]`: those of the last [`Observer::ffn_input`].
+    /// Tokens leave `layer` as `hidden`, `[tokens, hidden]`: those of the last
+    /// [`Observer::ffn_input`].
     ///
     /// # Errors
     /// An error ends the sweep.

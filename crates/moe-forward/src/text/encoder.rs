@@ -34,10 +34,20 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// That of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates write the present of `clock`.
+    /// That of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates write the
+    /// present of `clock`.
     pub fn new(model_dir: &'a Path, vocab: usize, clock: Clock) -> Self {
         let (now, dates) = (clock.now(), Dates::new());
-        Self { model_dir, vocab, tokenizer: None, template: None, padding: None, now, dates, memory: None }
+        Self {
+            model_dir,
+            vocab,
+            tokenizer: None,
+            template: None,
+            padding: None,
+            now,
+            dates,
+            memory: None,
+        }
     }
 
     /// The same in a run that may hold `memory` bytes.
@@ -52,7 +62,8 @@ impl<'a> Encoder<'a> {
         Ok(self.tokenizer.as_ref().expect("it was just loaded"))
     }
 
-    /// The tokens of `text`, with those that the tokenizer sets around a text where `special_tokens`.
+    /// The tokens of `text`, with those that the tokenizer sets around a text where
+    /// `special_tokens`.
     ///
     /// # Errors
     /// What the tokenizer returns, as for a token that the model has no embedding for.
@@ -70,7 +81,11 @@ impl<'a> Encoder<'a> {
         let tokenizer = self.tokenizer()?;
         let encoding = tokenizer.places(text, special_tokens)?;
         tokenizer.check(encoding.get_ids(), vocab)?;
-        let places = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(encoding.get_special_tokens_mask());
+        let places = encoding
+            .get_ids()
+            .iter()
+            .zip(encoding.get_offsets())
+            .zip(encoding.get_special_tokens_mask());
         let placed = |((id, (start, end)), special): ((&u32, &(usize, usize)), &u32)| Placed {
             id: *id,
             start: *start,
@@ -119,7 +134,8 @@ impl Padding {
     fn read(dir: &Path) -> Result<Self> {
         let config: Value = json::read_tree(&dir.join(CONFIG_FILE))?;
         let id = ids(&config, "pad_token_id").first().copied();
-        let is_end = |id| ["eos_token_id", "bos_token_id"].iter().any(|key| ids(&config, key).contains(&id));
+        let is_end =
+            |id| ["eos_token_id", "bos_token_id"].iter().any(|key| ids(&config, key).contains(&id));
         Ok(Self { id, also_end: id.is_some_and(is_end) })
     }
 
@@ -127,7 +143,8 @@ impl Padding {
     fn removed(self, ids: &[u32]) -> Vec<u32> {
         let Some(pad) = self.id else { return ids.to_vec() };
         let is_pad = |id: &&u32| **id == pad;
-        let (left, right) = (ids.iter().take_while(is_pad).count(), ids.iter().rev().take_while(is_pad).count());
+        let (left, right) =
+            (ids.iter().take_while(is_pad).count(), ids.iter().rev().take_while(is_pad).count());
         if left == ids.len() {
             return Vec::new();
         }
@@ -175,6 +192,9 @@ mod tests {
         });
         std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
         let error = Encoder::new(dir.path(), 1, Clock::default()).encode("a", true).unwrap_err();
-        assert!(error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed, "{error}");
+        assert!(
+            error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed,
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Parts of a text as characters: of prose as it stands, of a string of JSON with its escapes resolved.
+//! Parts of a text as characters: of prose as it stands, of a string of JSON with its escapes
+//! resolved.
 
 use std::ops::Range;
 
@@ -21,7 +22,8 @@ pub(super) struct Passage {
 }
 
 impl Passage {
-    /// The characters from `at`, which is one's beginning, up to about `bytes` further; and where they end.
+    /// The characters from `at`, which is one's beginning, up to about `bytes` further; and where
+    /// they end.
     ///
     /// # Errors
     /// [`Kind::Malformed`] for what isn't UTF-8, or no string of JSON; what reading returns.
@@ -41,9 +43,11 @@ impl Passage {
         let (text, used) = decoded.map_err(|(place, what)| {
             let error = Error::new(Kind::Malformed, format!("byte {}: {what}", at + place as u64));
             let path = reader.file.path();
-            let latin_1 = "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt";
+            let latin_1 =
+                "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt";
             error.file(path).remedy(match self.is_escaped {
-                true => "write the file again, as Python's json does, or leave this record out".to_owned(),
+                true => "write the file again, as Python's json does, or leave this record out"
+                    .to_owned(),
                 false => latin_1.replace("FILE", &path.to_string_lossy()),
             })
         })?;
@@ -59,7 +63,8 @@ impl Passage {
         let from = at.saturating_sub(LOOK_BACK).max(self.range.start);
         let window = reader.bytes(from..(at + LONGEST).min(self.range.end))?;
         let wanted = (at - from) as usize;
-        let mut place = if self.is_escaped { escape_before(window, wanted).unwrap_or(0) } else { wanted };
+        let mut place =
+            if self.is_escaped { escape_before(window, wanted).unwrap_or(0) } else { wanted };
         if self.is_escaped && !window[place..wanted].contains(&b'\\') {
             place = wanted;
         }
@@ -102,7 +107,9 @@ fn low_surrogate(text: &[u8]) -> bool {
 /// The code unit of the escape `\uXXXX` that `text` begins with.
 fn unit(text: &[u8]) -> Option<u32> {
     let digits = text.strip_prefix(b"\\u")?.get(..4)?;
-    let digits = std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let digits = std::str::from_utf8(digits)
+        .ok()
+        .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
     u32::from_str_radix(digits, 16).ok()
 }
 
@@ -131,7 +138,10 @@ fn unescaped(raw: &[u8], is_last: bool) -> Decoded {
         if at == raw.len() {
             break;
         }
-        let Some((character, used)) = escape(&raw[at..], is_last).map_err(|what| (at, what))? else { break };
+        let Some((character, used)) = escape(&raw[at..], is_last).map_err(|what| (at, what))?
+        else {
+            break;
+        };
         text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
         at += used;
     }
@@ -147,7 +157,8 @@ fn unescaped(raw: &[u8], is_last: bool) -> Decoded {
     }
 }
 
-/// The character of the escape that `raw` begins with, and its bytes; none where it goes on in the next part.
+/// The character of the escape that `raw` begins with, and its bytes; none where it goes on in the
+/// next part.
 fn escape(raw: &[u8], is_last: bool) -> Result<Option<(char, usize)>, String> {
     let cut = |needed: usize| raw.len() < needed && !is_last;
     let bad = || "this is not a JSON escape".to_owned();
@@ -172,9 +183,11 @@ fn escape(raw: &[u8], is_last: bool) -> Result<Option<(char, usize)>, String> {
             if cut(12) {
                 return Ok(None);
             }
-            let second = unit(&raw[6..]).filter(|second| first < 0xdc00 && (0xdc00..0xe000).contains(second));
+            let second = unit(&raw[6..])
+                .filter(|second| first < 0xdc00 && (0xdc00..0xe000).contains(second));
             let Some(second) = second else {
-                return Err("half of a surrogate pair is no character, and no tokenizer takes it".to_owned());
+                return Err("half of a surrogate pair is no character, and no tokenizer takes it"
+                    .to_owned());
             };
             let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
             return char::from_u32(code).map(|character| Some((character, 12))).ok_or_else(bad);

@@ -1,12 +1,15 @@
 //! Text as a source of tokens: files of any size, read by position and never whole.
 //!
-//! [`TextFile`] says what a file holds (prose or records of JSON), going by its content. From there on there are two ways:
-//! - **From its beginning** ([`Stream`]): documents in their order, up to as many tokens as are wanted. This is how text is read
-//!   that no seed chooses from, and small text always.
-//! - **At places** ([`Places`]): a large text of which a sample is wanted is divided into cells, and cells are drawn by the seed
-//!   until they gave enough tokens, so that neither time nor memory grows with the file.
+//! [`TextFile`] says what a file holds (prose or records of JSON), going by its content. From there
+//! on there are two ways:
+//! - **From its beginning** ([`Stream`]): documents in their order, up to as many tokens as are
+//!   wanted. This is how text is read that no seed chooses from, and small text always.
+//! - **At places** ([`Places`]): a large text of which a sample is wanted is divided into cells,
+//!   and cells are drawn by the seed until they gave enough tokens, so that neither time nor memory
+//!   grows with the file.
 //!
-//! Either way a long document is tokenized in pieces (`pieces`) that overlap, cut where both sides give the same tokens.
+//! Either way a long document is tokenized in pieces (`pieces`) that overlap, cut where both sides
+//! give the same tokens.
 
 mod encoder;
 mod escaped;

@@ -1,9 +1,11 @@
-//! A long text tokenized in pieces, since a tokenizer takes 150 times the memory of what it is given at once.
+//! A long text tokenized in pieces, since a tokenizer takes 150 times the memory of what it is
+//! given at once.
 //!
-//! A piece begins 4 KiB before the one before it ends. What lies in both is tokenized twice, and the tokens are joined in the middle of
-//! the longest run that is the same on both sides. Tokenizers look a word or two around them, so nearly all of it is the same, and
-//! the tokens are those of the whole text. Where no run is (a word of 4 KiB), the text is cut in the middle of what is shared, and one or two
-//! tokens there can be others than those of the whole text.
+//! A piece begins 4 KiB before the one before it ends. What lies in both is tokenized twice, and
+//! the tokens are joined in the middle of the longest run that is the same on both sides.
+//! Tokenizers look a word or two around them, so nearly all of it is the same, and the tokens are
+//! those of the whole text. Where no run is (a word of 4 KiB), the text is cut in the middle of
+//! what is shared, and one or two tokens there can be others than those of the whole text.
 
 use std::ops::ControlFlow;
 
@@ -59,7 +61,8 @@ impl Parts for Read<'_, '_> {
     }
 }
 
-/// Gives `take` the tokens of a text, with those that the tokenizer sets around it where `special_tokens`.
+/// Gives `take` the tokens of a text, with those that the tokenizer sets around it where
+/// `special_tokens`.
 pub(super) fn tokenize(
     encoder: &mut Encoder<'_>,
     parts: &mut dyn Parts,
@@ -67,7 +70,9 @@ pub(super) fn tokenize(
     take: Take<'_>,
 ) -> Result<ControlFlow<()>> {
     let mut text = parts.next()?.unwrap_or_default();
-    let Some(mut part) = parts.next()? else { return take(&encoder.encode(&text, special_tokens)?) };
+    let Some(mut part) = parts.next()? else {
+        return take(&encoder.encode(&text, special_tokens)?);
+    };
     let mut tokens = encoder.placed(&text, special_tokens)?;
     drop_special_end(&mut tokens);
     loop {
@@ -104,7 +109,8 @@ fn drop_special_end(tokens: &mut Vec<Placed>) {
     }
 }
 
-/// How many tokens of `left` are to be followed by those of `right` from which one on; `right`'s text begins `shared` bytes into `left`'s.
+/// How many tokens of `left` are to be followed by those of `right` from which one on; `right`'s
+/// text begins `shared` bytes into `left`'s.
 fn seam(left: &[Placed], right: &[Placed], shared: usize) -> (usize, usize) {
     let first = left.partition_point(|token| token.start < shared);
     let (mut i, mut j, mut run) = (first, 0, 0);
@@ -147,7 +153,9 @@ mod tests {
         let domains = ["english", "code", "spanish", "arithmetic"];
         let text: String = domains
             .iter()
-            .flat_map(|name| ["calibration", "heldout"].map(|part| format!("text/{name}.{part}.txt")))
+            .flat_map(|name| {
+                ["calibration", "heldout"].map(|part| format!("text/{name}.{part}.txt"))
+            })
             .map(|name| std::fs::read_to_string(golden(&name)).unwrap())
             .collect();
         text + "日本語のテキスト。 🙂🙃 e\u{301}\u{301} <|endoftext|> " + "\n\n\n    \t x"
@@ -163,19 +171,24 @@ mod tests {
         found
     }
 
-    /// SentencePiece's way: no words, a mark before the text and for each space; BOS and EOS around it.
+    /// SentencePiece's way: no words, a mark before the text and for each space; BOS and EOS around
+    /// it.
     fn without_words(dir: &std::path::Path) {
         let letters = "abcdefghijklmnopqrstuvwxyz▁,.:;";
         let mut vocab: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
         vocab.extend(letters.chars().map(String::from));
         let mut merges = Vec::new();
-        for pair in ["▁ t", "h e", "▁t he", "a n", "an d", "▁ and", "e r", "i n", "in g", "▁ ▁", "▁▁ ▁▁"]
+        for pair in
+            ["▁ t", "h e", "▁t he", "a n", "an d", "▁ and", "e r", "i n", "in g", "▁ ▁", "▁▁ ▁▁"]
         {
             merges.push(pair.to_owned());
             vocab.push(pair.replace(' ', ""));
         }
-        let vocab: serde_json::Map<_, _> =
-            vocab.into_iter().enumerate().map(|(id, token)| (token, serde_json::json!(id))).collect();
+        let vocab: serde_json::Map<_, _> = vocab
+            .into_iter()
+            .enumerate()
+            .map(|(id, token)| (token, serde_json::json!(id)))
+            .collect();
         let special = |id: &str, n: u32| serde_json::json!({"id": id, "ids": [n], "tokens": [id]});
         let tokenizer = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null,
@@ -218,7 +231,9 @@ mod tests {
     fn a_word_without_end_is_cut_without_losing_any_of_it() {
         let model = golden("models/moe");
         let mut encoder = Encoder::new(&model, 1 << 20, Clock::default());
-        let text: String = (0..200_000u32).map(|i| char::from(b'a' + (i.wrapping_mul(i) >> 3) as u8 % 26)).collect();
+        let text: String = (0..200_000u32)
+            .map(|i| char::from(b'a' + (i.wrapping_mul(i) >> 3) as u8 % 26))
+            .collect();
         let pieces = in_pieces(&mut encoder, &text);
         let tokenizer = tokenizers::Tokenizer::from_file(model.join(TOKENIZER_FILE)).unwrap();
         assert_eq!(tokenizer.decode(&pieces, true).unwrap(), text);
@@ -229,7 +244,13 @@ mod tests {
         let (model, text) = (golden("models/moe"), long_text().repeat(4));
         let mut parts = HeldText(&text);
         let mut take = |_: &[u32]| Ok(ControlFlow::Break(()));
-        let done = tokenize(&mut Encoder::new(&model, 1 << 20, Clock::default()), &mut parts, true, &mut take).unwrap();
+        let done = tokenize(
+            &mut Encoder::new(&model, 1 << 20, Clock::default()),
+            &mut parts,
+            true,
+            &mut take,
+        )
+        .unwrap();
         assert!(done.is_break() && parts.0.len() > text.len() - 4 * PIECE_BYTES as usize);
     }
 }

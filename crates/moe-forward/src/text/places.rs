@@ -1,8 +1,10 @@
-//! A sample of a large text, read at places that a seed draws, so that it takes the time of the sample and not of the text.
+//! A sample of a large text, read at places that a seed draws, so that it takes the time of the
+//! sample and not of the text.
 //!
-//! The label's files are divided into cells of eight bytes for each token of a window, and cells are drawn without replacement until they
-//! gave enough tokens. A cell gives the documents that begin in it; of a document that is longer than a cell, the first window of what lies in
-//! the cell. So each document has the same chance, and of long ones each part.
+//! The label's files are divided into cells of eight bytes for each token of a window, and cells
+//! are drawn without replacement until they gave enough tokens. A cell gives the documents that
+//! begin in it; of a document that is longer than a cell, the first window of what lies in the
+//! cell. So each document has the same chance, and of long ones each part.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -65,9 +67,11 @@ impl Places<'_, '_> {
     pub fn draw(self, random: &mut impl RngCore) -> Result<Vec<Drawn>> {
         let Self { files, encoder, vocab, length, tokens } = self;
         let cell = (CELL_BYTES_PER_TOKEN * length.min(tokens) as u64).max(LEAST_CELL_BYTES);
-        // Were cells always to begin at the same places, what lies behind their first windows would be in no sample.
+        // Were cells always to begin at the same places, what lies behind their first windows would
+        // be in no sample.
         let phase = random.next_u64() % cell;
-        let mut sampled: Vec<FileSample<'_>> = files.iter().map(|file| FileSample::new(file, cell, phase)).collect();
+        let mut sampled: Vec<FileSample<'_>> =
+            files.iter().map(|file| FileSample::new(file, cell, phase)).collect();
         let all = sampled.iter().map(|file| file.cells).sum();
         let mut found = 0;
         for mut index in Shuffled::new(all, random) {
@@ -80,7 +84,9 @@ impl Places<'_, '_> {
                 is_here
             });
             let file = &mut sampled[place.expect("cells are those of all files")];
-            found += file.read(index, encoder, vocab, length).map_err(|e| e.file(file.reader.file.path()))?;
+            found += file
+                .read(index, encoder, vocab, length)
+                .map_err(|e| e.file(file.reader.file.path()))?;
         }
         Ok(sampled.into_iter().map(FileSample::drawn).collect())
     }
@@ -92,7 +98,8 @@ struct FileSample<'a> {
     cell: u64,
     phase: u64,
     cells: u64,
-    /// Lines longer than a cell that were met: where they begin, where they end, and what they hold.
+    /// Lines longer than a cell that were met: where they begin, where they end, and what they
+    /// hold.
     long: BTreeMap<u64, (u64, Scanned)>,
     /// What was found by cell.
     found: BTreeMap<u64, Vec<Vec<u32>>>,
@@ -137,7 +144,13 @@ impl<'a> FileSample<'a> {
     }
 
     /// Reads a cell, and returns how many tokens it gave.
-    fn read(&mut self, index: u64, encoder: &mut Encoder<'_>, vocab: usize, length: usize) -> Result<usize> {
+    fn read(
+        &mut self,
+        index: u64,
+        encoder: &mut Encoder<'_>,
+        vocab: usize,
+        length: usize,
+    ) -> Result<usize> {
         let start = (index * self.cell).saturating_sub(self.phase);
         let end = ((index + 1) * self.cell - self.phase).min(self.reader.file.len());
         self.hash(start..end)?;
@@ -180,15 +193,24 @@ impl<'a> FileSample<'a> {
                 Some(Scanned::Text(range)) => {
                     let part = range.start.max(cell.start)..range.end.min(cell.end);
                     if part.start < part.end {
-                        units.push(Unit::Part { passage: Passage { range, is_escaped: true }, part });
+                        units.push(Unit::Part {
+                            passage: Passage { range, is_escaped: true },
+                            part,
+                        });
                     }
                 }
                 Some(Scanned::Other) if !begins_here => {}
                 Some(Scanned::Other) if end - start > MAX_RECORD_BYTES => {
-                    return Err(malformed(self.reader.file, &place(start..end), &too_long(end - start)));
+                    return Err(malformed(
+                        self.reader.file,
+                        &place(start..end),
+                        &too_long(end - start),
+                    ));
                 }
                 Some(Scanned::Other) => units.push(Unit::Record(start..end)),
-                Some(Scanned::Malformed(what)) => return Err(malformed(self.reader.file, &place(start..end), &what)),
+                Some(Scanned::Malformed(what)) => {
+                    return Err(malformed(self.reader.file, &place(start..end), &what));
+                }
             }
             start = end + 1;
         }
@@ -298,7 +320,13 @@ mod tests {
         let model = golden("models/moe");
         let file = TextFile::open(path).unwrap();
         let mut encoder = Encoder::new(&model, 1 << 20, Clock::default());
-        let places = Places { files: &[&file], encoder: &mut encoder, vocab: 1 << 20, length: LENGTH, tokens };
+        let places = Places {
+            files: &[&file],
+            encoder: &mut encoder,
+            vocab: 1 << 20,
+            length: LENGTH,
+            tokens,
+        };
         let drawn = places.draw(&mut sampling::generator(seed, 0)).unwrap().remove(0);
         let documents = drawn.documents.iter().cloned().collect();
         (drawn, documents)
@@ -311,11 +339,14 @@ mod tests {
         (dir, path)
     }
 
-    /// What is drawn of one long document are windows of its tokens, wherever they begin, with or without JSON around it.
+    /// What is drawn of one long document are windows of its tokens, wherever they begin, with or
+    /// without JSON around it.
     #[test]
     fn parts_of_a_long_text_have_the_tokens_of_the_whole_text() {
         let text = english();
-        let whole = Encoder::new(&golden("models/moe"), 1 << 20, Clock::default()).encode(&text, true).unwrap();
+        let whole = Encoder::new(&golden("models/moe"), 1 << 20, Clock::default())
+            .encode(&text, true)
+            .unwrap();
         let ascii: String = text.chars().fold(String::new(), |mut ascii, character| {
             match character {
                 'e' => ascii.push_str("\\u0065"),
@@ -325,7 +356,8 @@ mod tests {
             }
             ascii
         });
-        let record = format!("{{\"id\": [1, {{\"a\": \"}}\"}}], \"text\": \"{ascii}\", \"more\": NaN}}\n");
+        let record =
+            format!("{{\"id\": [1, {{\"a\": \"}}\"}}], \"text\": \"{ascii}\", \"more\": NaN}}\n");
         for text in [text.clone(), record.clone(), format!("{record}{record}")] {
             let (_dir, path) = written(&text);
             let (drawn, documents) = sample(&path, 2000, 1);
@@ -334,7 +366,10 @@ mod tests {
                 assert!(document.len() <= LENGTH);
                 // The text's last token may be cut.
                 let inner = &document[..document.len().saturating_sub(1)];
-                assert!(whole.windows(inner.len().max(1)).any(|window| window == inner), "{document:?}");
+                assert!(
+                    whole.windows(inner.len().max(1)).any(|window| window == inner),
+                    "{document:?}"
+                );
             }
         }
     }
@@ -354,7 +389,8 @@ mod tests {
         let mut lines = String::new();
         for (number, verse) in english().lines().enumerate() {
             let verse: String = verse.chars().take(90).collect();
-            writeln!(lines, "{}", serde_json::json!({ "text": format!("{number} {verse}") })).unwrap();
+            writeln!(lines, "{}", serde_json::json!({ "text": format!("{number} {verse}") }))
+                .unwrap();
             lines.push_str(if number % 3 == 0 { "\n  \n" } else { "" });
         }
         let (_dir, path) = written(&lines);

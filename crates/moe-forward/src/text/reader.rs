@@ -39,7 +39,9 @@ impl<'a> TextReader<'a> {
     /// What there is of a block from `at` on, and not beyond `end`; empty at the end.
     pub fn block(&mut self, at: u64, end: u64) -> Result<&[u8]> {
         let held = self.at..self.at + self.block.len() as u64;
-        let end = end.min(if held.contains(&at) { held.end } else { at + BLOCK_BYTES }).min(self.file.len());
+        let end = end
+            .min(if held.contains(&at) { held.end } else { at + BLOCK_BYTES })
+            .min(self.file.len());
         self.bytes(at..end.max(at))
     }
 

@@ -1,4 +1,5 @@
-//! What a data file holds, by its first bytes. Its name only decides where content can't: a first line that is broken.
+//! What a data file holds, by its first bytes. Its name only decides where content can't: a first
+//! line that is broken.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -36,7 +37,8 @@ pub(super) enum Content {
     },
 }
 
-/// Known beginnings of what isn't text, with their names, and what makes text of it (`FILE` is the file).
+/// Known beginnings of what isn't text, with their names, and what makes text of it (`FILE` is the
+/// file).
 const OTHERS: &[(&[u8], &str, &str)] = &[
     (
         b"PAR1",
@@ -73,7 +75,11 @@ pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Conten
     }
     let refused = |what: &str, remedy: &str| {
         let remedy = remedy.replace("FILE", &name.to_string_lossy());
-        Err(Error::new(Kind::Unsupported, format!("this is {what}; data is UTF-8 text or JSON Lines")).remedy(remedy))
+        Err(Error::new(
+            Kind::Unsupported,
+            format!("this is {what}; data is UTF-8 text or JSON Lines"),
+        )
+        .remedy(remedy))
     };
     if let Some((_, what, remedy)) = OTHERS.iter().find(|(magic, _, _)| head.starts_with(magic)) {
         return refused(what, remedy);
@@ -91,7 +97,9 @@ pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Conten
     let body = text.trim_ascii_start();
     // A list of anything else is shown as the records that it should have been, line by line.
     let is_list = body.first() == Some(&b'[');
-    if is_list && (ending == "json" || matches!(object_start(body[1..].trim_ascii_start()), Start::Whole | Start::Open))
+    if is_list
+        && (ending == "json"
+            || matches!(object_start(body[1..].trim_ascii_start()), Start::Whole | Start::Open))
     {
         return Ok(Content::Array { start });
     }
@@ -122,8 +130,13 @@ fn picking(body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
     let element = body.strip_prefix('[').map(str::trim_start);
     match element.and_then(|element| element.chars().next()) {
-        Some('"') => return "make a record of each: jq -c '.[] | {text: .}' FILE > data.jsonl".to_owned(),
-        Some('[') => return "make a record of each: jq -c '.[] | {input_ids: .}' FILE > data.jsonl".to_owned(),
+        Some('"') => {
+            return "make a record of each: jq -c '.[] | {text: .}' FILE > data.jsonl".to_owned();
+        }
+        Some('[') => {
+            return "make a record of each: jq -c '.[] | {input_ids: .}' FILE > data.jsonl"
+                .to_owned();
+        }
         Some(_) => return "pick its records: jq -c '.[]' FILE > data.jsonl".to_owned(),
         None => {}
     }
@@ -163,14 +176,16 @@ fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
     Some(at)
 }
 
-/// Whether a part of the name says that the file has a record of JSON in each line, as in `a.jsonl.txt`.
+/// Whether a part of the name says that the file has a record of JSON in each line, as in
+/// `a.jsonl.txt`.
 fn is_named_for_lines(name: &Path) -> bool {
     const WORDS: [&str; 5] = ["jsonl", "jsonlines", "ndjson", "ldjson", "jl"];
     let name = name.file_name().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
     name.split('.').skip(1).any(|part| WORDS.contains(&part))
 }
 
-/// Whether `text` is an object or a list of JSON, and nothing else; or begins so, where it isn't all there is.
+/// Whether `text` is an object or a list of JSON, and nothing else; or begins so, where it isn't
+/// all there is.
 fn is_json(text: &[u8], is_all: bool) -> bool {
     if !matches!(text.first(), Some(b'{' | b'[')) {
         return false;
@@ -204,14 +219,22 @@ mod tests {
     #[test]
     fn records_are_known_by_their_first_line_whatever_the_name() {
         let records = Content::Text { format: Format::Records, start: 0 };
-        for name in ["a.jsonl", "a.JSONL", "a.ndjson", "a.jsonl.txt", "a", "a.txt", "a.json", "a.v1.data"] {
-            for text in [RECORD.to_owned(), format!("\n \n{RECORD}\r\n{RECORD}"), RECORD.replace("}", ", \"x\": NaN}")]
-            {
+        for name in
+            ["a.jsonl", "a.JSONL", "a.ndjson", "a.jsonl.txt", "a", "a.txt", "a.json", "a.v1.data"]
+        {
+            for text in [
+                RECORD.to_owned(),
+                format!("\n \n{RECORD}\r\n{RECORD}"),
+                RECORD.replace("}", ", \"x\": NaN}"),
+            ] {
                 assert_eq!(of(name, &text).unwrap(), records, "{name} {text}");
             }
         }
         let with_mark = [BYTE_ORDER_MARK, RECORD.as_bytes()].concat();
-        assert_eq!(of("a", &with_mark).unwrap(), Content::Text { format: Format::Records, start: 3 });
+        assert_eq!(
+            of("a", &with_mark).unwrap(),
+            Content::Text { format: Format::Records, start: 3 }
+        );
         for name in ["a.jsonl", "a.jsonl.bak", "a.jsonlines", "A.LDJSON"] {
             assert_eq!(of(name, "no JSON").unwrap(), records);
         }
@@ -231,13 +254,18 @@ mod tests {
     #[test]
     fn lists_of_records_are_lists_whatever_the_name() {
         for name in ["a.json", "a.jsonl", "a"] {
-            assert_eq!(of(name, format!(" [ {RECORD},\n{RECORD}]")).unwrap(), Content::Array { start: 0 }, "{name}");
+            assert_eq!(
+                of(name, format!(" [ {RECORD},\n{RECORD}]")).unwrap(),
+                Content::Array { start: 0 },
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn what_is_not_text_is_refused_with_what_makes_text_of_it() {
-        let utf_16: Vec<u8> = "some words here and there".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let utf_16: Vec<u8> =
+            "some words here and there".encode_utf16().flat_map(u16::to_le_bytes).collect();
         let cases: [(&[u8], &str, &str); 7] = [
             (b"PAR1\0\0\0\0", "Parquet", "read_parquet"),
             (b"\x28\xb5\x2f\xfd\0", "Zstandard", "zstd -d a.bin"),
@@ -252,7 +280,11 @@ mod tests {
             assert!(error.contains(what) && error.contains(remedy), "{error}");
         }
         for (name, text, picks) in [
-            ("a.json", "{\n \"version\": [1], \"da\\\"ta\": [ {\"text\": \"a\"}]}", "jq -c '.[\"da\\\"ta\"][]' a.json"),
+            (
+                "a.json",
+                "{\n \"version\": [1], \"da\\\"ta\": [ {\"text\": \"a\"}]}",
+                "jq -c '.[\"da\\\"ta\"][]' a.json",
+            ),
             ("a.txt", "[\n\"one\"]", "{text: .}"),
             ("a.txt", "[[1, 2]]", "{input_ids: .}"),
             ("a.json", "{\n\"text\": \"a\"}", "jq -c . a.json"),

@@ -1,4 +1,5 @@
-//! A line of JSON Lines, read as Python's `json` reads it: NaN and infinities, the last of two equal keys, any mask of truth values.
+//! A line of JSON Lines, read as Python's `json` reads it: NaN and infinities, the last of two
+//! equal keys, any mask of truth values.
 
 use std::fmt;
 
@@ -35,7 +36,9 @@ pub(super) enum Start {
 pub(super) fn parse(line: &[u8]) -> Result<Record, String> {
     let line = std::str::from_utf8(line).map_err(|e| format!("this is not UTF-8: {e}"))?;
     let line = keep_numbers(line);
-    serde_json::from_str::<Fields<'_>>(&line).map_err(|e| behind(&line).unwrap_or_else(|| said(&e)))?.record()
+    serde_json::from_str::<Fields<'_>>(&line)
+        .map_err(|e| behind(&line).unwrap_or_else(|| said(&e)))?
+        .record()
 }
 
 /// What is said of a comma behind an object that is right by itself.
@@ -50,13 +53,15 @@ fn behind(line: &str) -> Option<String> {
 
 /// Whether `line` begins with an object of JSON that has a key.
 pub(super) fn object_start(line: &[u8]) -> Start {
-    let is_object = line.first() == Some(&b'{') && line[1..].trim_ascii_start().first() == Some(&b'"');
+    let is_object =
+        line.first() == Some(&b'{') && line[1..].trim_ascii_start().first() == Some(&b'"');
     if !is_object {
         return Start::Other;
     }
     // A character may be cut at the end of what was read.
     let valid = line.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-    match serde_json::Deserializer::from_str(&keep_numbers(valid)).into_iter::<IgnoredAny>().next() {
+    match serde_json::Deserializer::from_str(&keep_numbers(valid)).into_iter::<IgnoredAny>().next()
+    {
         Some(Ok(_)) => Start::Whole,
         Some(Err(error)) if error.is_eof() => Start::Open,
         _ => Start::Other,
@@ -66,12 +71,15 @@ pub(super) fn object_start(line: &[u8]) -> Start {
 fn said(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if text.contains("surrogate") || text.contains("end of hex escape") {
-        return format!("{text}: half of a surrogate pair is no character, and no tokenizer takes it");
+        return format!(
+            "{text}: half of a surrogate pair is no character, and no tokenizer takes it"
+        );
     }
     text
 }
 
-/// What a line holds of what we know; each is read when it is needed, since Python minds nothing in what nobody asks for.
+/// What a line holds of what we know; each is read when it is needed, since Python minds nothing in
+/// what nobody asks for.
 #[derive(Default)]
 struct Fields<'a> {
     text: Option<&'a RawValue>,
@@ -95,13 +103,15 @@ struct Other {
 impl Other {
     fn new(name: String, value: &RawValue) -> Self {
         let value = value.get();
-        let has_records = value.strip_prefix('[').is_some_and(|list| list.trim_start().starts_with('{'));
+        let has_records =
+            value.strip_prefix('[').is_some_and(|list| list.trim_start().starts_with('{'));
         Self { name, has_records, has_text: value.starts_with('"') }
     }
 }
 
 /// Names that data sets have for the text of a record.
-const TEXTS: [&str; 8] = ["content", "body", "document", "raw_content", "article", "story", "passage", "page"];
+const TEXTS: [&str; 8] =
+    ["content", "body", "document", "raw_content", "article", "story", "passage", "page"];
 
 /// What can be made records of in keys that aren't known.
 fn found(others: &[Other]) -> String {
@@ -119,13 +129,18 @@ const MAX_OTHERS: usize = 8;
 
 impl Fields<'_> {
     fn record(self) -> Result<Record, String> {
-        let Fields { text, messages, conversations, tools, input_ids, attention_mask, others } = self;
+        let Fields { text, messages, conversations, tools, input_ids, attention_mask, others } =
+            self;
         if let Some(ids) = input_ids.map(read::<Option<Vec<Id>>>).transpose()?.flatten() {
             let ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
             let mask = attention_mask.map(read::<Option<Vec<Truth>>>).transpose()?.flatten();
             let Some(mask) = mask else { return Ok(Record::Ids(ids, None)) };
             if mask.len() != ids.len() {
-                return Err(format!("{} token ids, but an attention_mask of {}", ids.len(), mask.len()));
+                return Err(format!(
+                    "{} token ids, but an attention_mask of {}",
+                    ids.len(),
+                    mask.len()
+                ));
             }
             return Ok(Record::Ids(ids, Some(mask.into_iter().map(|Truth(seen)| seen).collect())));
         }
@@ -135,20 +150,28 @@ impl Fields<'_> {
         if let Some(text) = text.map(read::<Option<String>>).transpose()?.flatten() {
             return Ok(Record::Text(text));
         }
-        let conversation =
-            match (messages.map(read::<Value>).transpose()?, conversations.map(read::<Value>).transpose()?) {
-                (Some(Value::Array(messages)), _) => Value::from(messages),
-                (None | Some(Value::Null), Some(Value::Array(turns))) => share_gpt(turns)?,
-                (None | Some(Value::Null), None | Some(Value::Null)) if others.is_empty() => {
-                    return Err("none of the known keys".to_owned());
-                }
-                (None | Some(Value::Null), None | Some(Value::Null)) => {
-                    let names: Vec<&str> = others.iter().map(|other| other.name.as_str()).collect();
-                    return Err(format!("none of the known keys, but \"{}\"{}", names.join("\", \""), found(&others)));
-                }
-                (None | Some(Value::Null), Some(_)) => return Err("\"conversations\" is not a list".to_owned()),
-                (Some(_), _) => return Err("\"messages\" is not a list".to_owned()),
-            };
+        let conversation = match (
+            messages.map(read::<Value>).transpose()?,
+            conversations.map(read::<Value>).transpose()?,
+        ) {
+            (Some(Value::Array(messages)), _) => Value::from(messages),
+            (None | Some(Value::Null), Some(Value::Array(turns))) => share_gpt(turns)?,
+            (None | Some(Value::Null), None | Some(Value::Null)) if others.is_empty() => {
+                return Err("none of the known keys".to_owned());
+            }
+            (None | Some(Value::Null), None | Some(Value::Null)) => {
+                let names: Vec<&str> = others.iter().map(|other| other.name.as_str()).collect();
+                return Err(format!(
+                    "none of the known keys, but \"{}\"{}",
+                    names.join("\", \""),
+                    found(&others)
+                ));
+            }
+            (None | Some(Value::Null), Some(_)) => {
+                return Err("\"conversations\" is not a list".to_owned());
+            }
+            (Some(_), _) => return Err("\"messages\" is not a list".to_owned()),
+        };
         Ok(Record::Messages(conversation, tools.map(read::<Value>).transpose()?))
     }
 }
@@ -157,7 +180,8 @@ fn read<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, String> {
     serde_json::from_str(value.get()).map_err(|e| said(&e))
 }
 
-/// ShareGPT's turns (`from`, `value`) as messages (`role`, `content`); turns that are messages already stay as they are.
+/// ShareGPT's turns (`from`, `value`) as messages (`role`, `content`); turns that are messages
+/// already stay as they are.
 fn share_gpt(turns: Vec<Value>) -> Result<Value, String> {
     let message = |turn: Value| {
         let (Some(from), Some(value)) = (turn["from"].as_str(), turn.get("value")) else {
@@ -173,7 +197,9 @@ fn share_gpt(turns: Vec<Value>) -> Result<Value, String> {
             "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
             "system" | "tool" => from,
             other => {
-                return Err(format!("\"conversations\" has a turn from {other:?}, which is not a known role"));
+                return Err(format!(
+                    "\"conversations\" has a turn from {other:?}, which is not a known role"
+                ));
             }
         };
         Ok(serde_json::json!({ "role": role, "content": value }))
@@ -308,7 +334,9 @@ impl<'de> Deserialize<'de> for Truth {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Truth, A::Error> {
-                Err(serde::de::Error::custom("\"attention_mask\" is a list of lists: give one sequence a line"))
+                Err(serde::de::Error::custom(
+                    "\"attention_mask\" is a list of lists: give one sequence a line",
+                ))
             }
         }
         deserializer.deserialize_any(Any)
@@ -332,7 +360,10 @@ mod tests {
         let cases = [
             (r#"{"text": "a", "score": NaN}"#, "a"),
             (r#"{"score": Infinity, "text": "a", "low": -Infinity}"#, "a"),
-            (r#"{"text": "NaN is \"Infinity\\", "x": [NaN, {"y": -Infinity}]}"#, "NaN is \"Infinity\\"),
+            (
+                r#"{"text": "NaN is \"Infinity\\", "x": [NaN, {"y": -Infinity}]}"#,
+                "NaN is \"Infinity\\",
+            ),
             (r#"{"text": "a", "text": "b"}"#, "b"),
             (r#"{"text": "fine \ud83d\ude00"}"#, "fine 😀"),
             ("\t{\"text\": \"a\"} \r", "a"),
@@ -358,7 +389,10 @@ mod tests {
             (r#"{"instruction": "a", "output": "b"}"#, r#""instruction", "output""#),
             (r#"{"messages": "[]"}"#, "not a list"),
             (r#"{"conversations": [{"from": "weather", "value": "a"}]}"#, "\"weather\""),
-            (r#"{"input_ids": [1, 2], "attention_mask": [1]}"#, "2 token ids, but an attention_mask of 1"),
+            (
+                r#"{"input_ids": [1, 2], "attention_mask": [1]}"#,
+                "2 token ids, but an attention_mask of 1",
+            ),
             (r#"{"input_ids": [1, -100]}"#, "-100"),
             (r#"{"input_ids": [NaN]}"#, "NaN is not a token id"),
             (r#"{"text": 5, "messages": []}"#, "expected a string"),

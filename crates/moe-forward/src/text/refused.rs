@@ -40,13 +40,17 @@ pub(super) fn malformed(file: &TextFile, place: &RecordLine, what: &str) -> Erro
     let remedy = remedy(file, place, what).replace("FILE", &file.path().to_string_lossy());
     // In a list, a record isn't a line of its own, of which something could be a column.
     let what = if file.unpacked == Some(ARRAY) { without_column(what) } else { what.to_owned() };
-    Error::new(Kind::Malformed, format!("{}: {what}", place.shown(file))).file(file.path()).remedy(remedy)
+    Error::new(Kind::Malformed, format!("{}: {what}", place.shown(file)))
+        .file(file.path())
+        .remedy(remedy)
 }
 
 /// What serde says, without the place in the record.
 fn without_column(what: &str) -> String {
     match what.split_once(" at line 1 column ") {
-        Some((said, rest)) => format!("{said}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())),
+        Some((said, rest)) => {
+            format!("{said}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
+        }
         None => what.to_owned(),
     }
 }
@@ -73,7 +77,8 @@ fn remedy(file: &TextFile, place: &RecordLine, what: &str) -> String {
         return "write each record on a line of its own: jq -c . FILE > data.jsonl".to_owned();
     }
     if has(&["UTF-8", "unicode"]) {
-        return "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.jsonl".to_owned();
+        return "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.jsonl"
+            .to_owned();
     }
     if has(&["\"text\" is a list"]) {
         return "make a record of each: jq -c '.text[] | {text: .}' FILE > data.jsonl".to_owned();
@@ -83,21 +88,28 @@ fn remedy(file: &TextFile, place: &RecordLine, what: &str) -> String {
         return format!("make a record of each: jq -c '{element}{{text: .}}' FILE > data.jsonl");
     }
     if has(&["invalid type: sequence, expected an object"]) {
-        return format!("if these are token ids: jq -c '{element}{{input_ids: .}}' FILE > data.jsonl");
+        return format!(
+            "if these are token ids: jq -c '{element}{{input_ids: .}}' FILE > data.jsonl"
+        );
     }
-    if let Some(key) = what.split_once(LIST_OF_RECORDS).and_then(|(_, rest)| rest.split('"').next()) {
+    if let Some(key) = what.split_once(LIST_OF_RECORDS).and_then(|(_, rest)| rest.split('"').next())
+    {
         return format!("pick them: jq -c '.[\"{key}\"][]' FILE > data.jsonl");
     }
     if let Some(key) = what.split_once(TEXT_UNDER).and_then(|(_, rest)| rest.split('"').next()) {
         return format!("if that is the text: jq -c '{{text: .[\"{key}\"]}}' FILE > data.jsonl");
     }
-    if has(&["expected value at line 1 column 1", "expected ident at line 1"]) && place.line.start == 0 {
+    if has(&["expected value at line 1 column 1", "expected ident at line 1"])
+        && place.line.start == 0
+    {
         return "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"; plain text is taken for such if \
                 its name doesn't say JSON: cp FILE data.txt"
             .to_owned();
     }
     let each = if file.unpacked == Some(ARRAY) { "element of the list" } else { "line" };
-    format!("each {each} is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"")
+    format!(
+        "each {each} is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\""
+    )
 }
 
 /// What [`super::record::parse`] says before the name of a key that has a list of objects.
@@ -110,19 +122,27 @@ fn of_unfinished(file: &TextFile, place: &RecordLine, what: &str) -> String {
     let is_last = place.line.end >= file.len();
     let begin = file.bytes_before(place.line.start);
     match (is_last, begin) {
-        (true, _) if place.line.start == 0 => "the file ends within its record: fetch or write it again".to_owned(),
+        (true, _) if place.line.start == 0 => {
+            "the file ends within its record: fetch or write it again".to_owned()
+        }
         (true, Some(bytes)) => {
             format!(
                 "the file ends within this record: fetch it again, or leave the record out: head -c {bytes} FILE > data.jsonl"
             )
         }
-        (true, None) => "the file ends within this record: fetch it again, or leave the record out".to_owned(),
+        (true, None) => {
+            "the file ends within this record: fetch it again, or leave the record out".to_owned()
+        }
         // A line break within a text is no JSON for anybody.
         (false, _) if what.contains("string") => match place.number {
-            Some(number) if begin.is_some() => format!("leave out what is cut off: sed '{number}d' FILE > data.jsonl"),
+            Some(number) if begin.is_some() => {
+                format!("leave out what is cut off: sed '{number}d' FILE > data.jsonl")
+            }
             _ => "leave this record out: its text ends within the line".to_owned(),
         },
-        (false, _) => "write each record on a line of its own: jq -c . FILE > data.jsonl".to_owned(),
+        (false, _) => {
+            "write each record on a line of its own: jq -c . FILE > data.jsonl".to_owned()
+        }
     }
 }
 
@@ -137,7 +157,10 @@ mod tests {
                 "invalid type: integer `5`, expected a string at line 1 column 1",
                 "invalid type: integer `5`, expected a string",
             ),
-            ("end of hex escape at line 1 column 12: half of a pair", "end of hex escape: half of a pair"),
+            (
+                "end of hex escape at line 1 column 12: half of a pair",
+                "end of hex escape: half of a pair",
+            ),
             ("a text under \"body\"", "a text under \"body\""),
         ] {
             assert_eq!(without_column(said), shown);

@@ -4,7 +4,8 @@ use moe_checkpoint::{Error, Kind, Result};
 
 use super::windows::Windows;
 
-/// What a token takes in windows that are as long as windows usually are, with what a window leaves unused.
+/// What a token takes in windows that are as long as windows usually are, with what a window leaves
+/// unused.
 pub const HELD_BYTES_A_TOKEN: u64 = 9;
 
 /// Room for the text of all labels together.
@@ -33,26 +34,30 @@ pub(crate) struct LabelRoom {
 }
 
 impl Room {
-    /// All of it, for `labels` of each of which so many tokens are `wanted`, drawn from all or the first ones.
+    /// All of it, for `labels` of each of which so many tokens are `wanted`, drawn from all or the
+    /// first ones.
     pub(crate) fn shared(self, labels: usize, wanted: Option<usize>, draws: bool) -> LabelRoom {
         LabelRoom { all: self, labels: labels.max(1), left: self.bytes, wanted, draws }
     }
 }
 
 impl Room {
-    /// What to ask for where so many are `wanted` of each of `labels`, and they don't fit; none where nothing does.
+    /// What to ask for where so many are `wanted` of each of `labels`, and they don't fit; none
+    /// where nothing does.
     pub fn way(&self, labels: usize, wanted: Option<usize>) -> Option<String> {
         let each = round_down(self.tokens / labels.max(1));
         let instead = wanted.map_or(String::new(), |wanted| format!(" instead of {wanted}"));
         let of_label = if labels > 1 { " of each label" } else { "" };
         let fewer = wanted.is_none_or(|wanted| each < wanted);
-        (each >= 2 && fewer)
-            .then(|| format!("ask for {each} tokens{of_label} or fewer{instead} ({} {each})", self.option))
+        (each >= 2 && fewer).then(|| {
+            format!("ask for {each} tokens{of_label} or fewer{instead} ({} {each})", self.option)
+        })
     }
 }
 
 impl LabelRoom {
-    /// Refuses windows of a label that there is no room for. Where some of them are to be drawn, none is held any more instead.
+    /// Refuses windows of a label that there is no room for. Where some of them are to be drawn,
+    /// none is held any more instead.
     ///
     /// # Errors
     /// [`Kind::Usage`], with how many tokens there is room for.
@@ -60,7 +65,8 @@ impl LabelRoom {
         if windows.bytes <= self.left {
             return Ok(());
         }
-        let draws_few = self.draws && self.wanted.is_some_and(|wanted| self.holds(wanted) && wanted < windows.tokens);
+        let draws_few = self.draws
+            && self.wanted.is_some_and(|wanted| self.holds(wanted) && wanted < windows.tokens);
         if draws_few {
             windows.count_only();
             return Ok(());
@@ -98,13 +104,17 @@ impl LabelRoom {
     fn exceeded(&self, windows: Option<&Windows>) -> Error {
         // Short windows take more for each token.
         let usual = HELD_BYTES_A_TOKEN as f64;
-        let a_token = windows.map_or(usual, |windows| windows.bytes as f64 / windows.held.max(1) as f64).max(usual);
+        let a_token = windows
+            .map_or(usual, |windows| windows.bytes as f64 / windows.held.max(1) as f64)
+            .max(usual);
         let tokens = (self.all.tokens as f64 * usual / a_token) as usize;
         let Some(way) = (Room { tokens, ..self.all }).way(self.labels, self.wanted) else {
             let what = "--memory-budget has no room for text beside the work on it";
             return Error::new(Kind::Usage, what).remedy("raise --memory-budget");
         };
-        let what = format!("this text has more than the {tokens} tokens that --memory-budget has room for");
+        let what = format!(
+            "this text has more than the {tokens} tokens that --memory-budget has room for"
+        );
         Error::new(Kind::Usage, what).remedy(format!("{way}, or raise --memory-budget"))
     }
 }
@@ -122,10 +132,13 @@ mod tests {
     #[test]
     fn what_is_named_fits() {
         assert_eq!([7, 43, 789, 123_456, 0].map(round_down), [7, 43, 780, 120_000, 0]);
-        let room = Room { tokens: 1000, bytes: 9000, option: "--data-tokens" }.shared(2, Some(900), false);
+        let room =
+            Room { tokens: 1000, bytes: 9000, option: "--data-tokens" }.shared(2, Some(900), false);
         let error = room.without(&vec![vec![0; 10]; 20]).check_sample().unwrap_err().to_string();
         assert!(
-            error.contains("ask for 500 tokens of each label or fewer instead of 900 (--data-tokens 500)"),
+            error.contains(
+                "ask for 500 tokens of each label or fewer instead of 900 (--data-tokens 500)"
+            ),
             "{error}"
         );
         assert!(
@@ -139,7 +152,9 @@ mod tests {
 
     #[test]
     fn windows_that_are_drawn_need_not_be_held() {
-        let room = |draws| Room { tokens: 100, bytes: 900, option: "--data-tokens" }.shared(1, Some(50), draws);
+        let room = |draws| {
+            Room { tokens: 100, bytes: 900, option: "--data-tokens" }.shared(1, Some(50), draws)
+        };
         let filled = || {
             let mut windows = Windows::new(10, false);
             (0..11).for_each(|_| windows.push(&[1; 10]));
@@ -150,6 +165,9 @@ mod tests {
         room(true).check(&mut windows).unwrap();
         windows.push(&[1; 10]);
         room(true).check(&mut windows).unwrap();
-        assert_eq!((windows.lengths().map(<[u32]>::len), windows.tokens, windows.done.len()), (Some(12), 120, 0));
+        assert_eq!(
+            (windows.lengths().map(<[u32]>::len), windows.tokens, windows.done.len()),
+            (Some(12), 120, 0)
+        );
     }
 }

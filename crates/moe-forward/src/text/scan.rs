@@ -22,7 +22,8 @@ pub(super) enum Scanned {
     Malformed(String),
 }
 
-/// What the line `line` of `reader` holds. Brackets and strings must be whole; what lies in them isn't looked at.
+/// What the line `line` of `reader` holds. Brackets and strings must be whole; what lies in them
+/// isn't looked at.
 pub(super) fn scan(reader: &mut TextReader<'_>, line: Range<u64>) -> Result<Scanned> {
     Scan { reader, at: line.start, end: line.end }.object()
 }
@@ -60,7 +61,12 @@ impl Scan<'_, '_> {
             match self.next_solid()? {
                 Some(b',') => {}
                 Some(b'}') => break,
-                Some(other) => return Ok(Scanned::Malformed(format!("{:?} behind a value", char::from(other)))),
+                Some(other) => {
+                    return Ok(Scanned::Malformed(format!(
+                        "{:?} behind a value",
+                        char::from(other)
+                    )));
+                }
                 None => return Ok(unfinished()),
             }
         }

@@ -42,8 +42,8 @@ impl TextFile {
     /// Opens `path`.
     ///
     /// # Errors
-    /// [`Kind::Missing`] where there is no such file, [`Kind::Malformed`] where it is no regular one,
-    /// [`Kind::Unsupported`] for a known format that isn't text.
+    /// [`Kind::Missing`] where there is no such file, [`Kind::Malformed`] where it is no regular
+    /// one, [`Kind::Unsupported`] for a known format that isn't text.
     pub fn open(path: &Path) -> Result<Self> {
         if path.metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             return Err(Error::new(Kind::Missing, "no such data file")
@@ -51,13 +51,22 @@ impl TextFile {
                 .remedy("check the path, which --data, --held-out or --pool gives"));
         }
         let file = open_file(path)?;
-        let end = file.metadata().map_err(|e| Error::io("cannot read this data file", path, e))?.len();
+        let end =
+            file.metadata().map_err(|e| Error::io("cannot read this data file", path, e))?.len();
         let file = Self::whole(path, ByteSource::File(file), end);
         file.recognized(path).map_err(|e| e.file(path))
     }
 
     fn whole(path: &Path, bytes: ByteSource, end: u64) -> Self {
-        Self { path: path.to_owned(), bytes, start: 0, end, format: Format::Prose, unpacked: None, list: None }
+        Self {
+            path: path.to_owned(),
+            bytes,
+            start: 0,
+            end,
+            format: Format::Prose,
+            unpacked: None,
+            list: None,
+        }
     }
 
     /// Finds out what it holds, which is called `name`.
@@ -71,10 +80,13 @@ impl TextFile {
                 Ok(self)
             }
             Content::Gzip if self.unpacked.is_some() => {
-                Err(Error::new(Kind::Unsupported, "this is gzip within gzip").remedy("unpack it first: gunzip"))
+                Err(Error::new(Kind::Unsupported, "this is gzip within gzip")
+                    .remedy("unpack it first: gunzip"))
             }
             Content::Gzip => {
-                let ByteSource::File(file) = &self.bytes else { unreachable!("a scratch file was unpacked") };
+                let ByteSource::File(file) = &self.bytes else {
+                    unreachable!("a scratch file was unpacked")
+                };
                 let (scratch, end) = unpacked(file)?;
                 let mut inner = Self::whole(&self.path, ByteSource::Scratch(scratch), end);
                 inner.unpacked = Some("gzip");
@@ -108,20 +120,24 @@ impl TextFile {
 
     /// What its name ends with, before a `.gz`.
     fn ending(&self) -> String {
-        let ending = |path: &Path| path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+        let ending = |path: &Path| {
+            path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase()
+        };
         match ending(&self.path).as_str() {
             "gz" => ending(&self.path.with_extension("")),
             _ => ending(&self.path),
         }
     }
 
-    /// How many bytes of the file stand before byte `at` of its text; none where the text lies elsewhere.
+    /// How many bytes of the file stand before byte `at` of its text; none where the text lies
+    /// elsewhere.
     pub fn bytes_before(&self, at: u64) -> Option<u64> {
         self.is_plain().then_some(self.start + at)
     }
 
-    /// Where the list, if it is one, has the record whose bytes begin at `at`: which record it is, and on which line it begins, both from 1 on.
-    /// None where that can't be read. All before it is read for it.
+    /// Where the list, if it is one, has the record whose bytes begin at `at`: which record it is,
+    /// and on which line it begins, both from 1 on. None where that can't be read. All before it is
+    /// read for it.
     pub fn place_in_list(&self, at: u64) -> Option<(u64, u64)> {
         let list = self.list.as_ref()?;
         let (mut records, mut line) = (0, 1);
@@ -172,7 +188,9 @@ impl TextFile {
     pub fn taken_for(&self) -> String {
         let format = match (self.format, other_format(&self.ending())) {
             (Format::Prose, None) => "plain text, one document",
-            (Format::Prose, Some(what)) => return format!("plain text, one document, {what} included"),
+            (Format::Prose, Some(what)) => {
+                return format!("plain text, one document, {what} included");
+            }
             (Format::Records, _) => "JSON Lines, a document a line",
         };
         self.unpacked.map_or(format.to_owned(), |packed| format!("{format}, out of {packed}"))
@@ -215,7 +233,9 @@ mod tests {
         assert_eq!(at("{\"text\": \"d\""), (3, 6));
         std::fs::write(&path, "{\"text\": \"a\"}\n").unwrap();
         assert_eq!(TextFile::open(&path).unwrap().place_in_list(0), None);
-        for (text, line) in [("[{},\n,{}]", 2), ("[{}]\n\nx", 3), ("[\n{},\n{}\n", 4), ("[{},\n]", 2)] {
+        for (text, line) in
+            [("[{},\n,{}]", 2), ("[{}]\n\nx", 3), ("[\n{},\n{}\n", 4), ("[{},\n]", 2)]
+        {
             std::fs::write(&path, text).unwrap();
             let error = TextFile::open(&path).map(drop).unwrap_err().to_string();
             assert!(error.contains(&format!("line {line}")), "{text}: {error}");

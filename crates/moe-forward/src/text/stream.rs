@@ -42,8 +42,9 @@ impl Stream<'_, '_> {
     /// Fills `windows`, and returns where it stopped: at the end, if it hadn't enough.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Malformed`] for a line that isn't a record; [`moe_checkpoint::Kind::Usage`] for ids beyond the
-    /// vocabulary; what reading and the tokenizer return.
+    /// [`moe_checkpoint::Kind::Malformed`] for a line that isn't a record;
+    /// [`moe_checkpoint::Kind::Usage`] for ids beyond the vocabulary; what reading and the
+    /// tokenizer return.
     pub fn read(self, windows: &mut Windows) -> Result<u64> {
         let Self { file, encoder, vocab, enough, room } = self;
         let limits = StreamLimits { vocab, enough, room };
@@ -67,7 +68,11 @@ impl Stream<'_, '_> {
             number += 1;
             let line = at..end;
             let at_line = line.clone();
-            let scanned = if end - at <= HELD_BYTES { Scanned::Other } else { scan(&mut reader, line.clone())? };
+            let scanned = if end - at <= HELD_BYTES {
+                Scanned::Other
+            } else {
+                scan(&mut reader, line.clone())?
+            };
             let flow = match scanned {
                 Scanned::Text(range) => {
                     let passage = Passage { range: range.clone(), is_escaped: true };
@@ -91,7 +96,8 @@ impl Stream<'_, '_> {
                         continue;
                     }
                     let mut take = |ids: &[u32]| limits.take(windows, ids);
-                    let (flow, padding) = tokenize_record(encoder, record, (file, &place), &mut take)?;
+                    let (flow, padding) =
+                        tokenize_record(encoder, record, (file, &place), &mut take)?;
                     windows.padding += padding;
                     flow
                 }
@@ -104,7 +110,11 @@ impl Stream<'_, '_> {
                     return Err(malformed(file, &place, &too_long(end - at)));
                 }
                 Scanned::Malformed(what) => {
-                    return Err(malformed(file, &RecordLine { line: at_line, number: Some(number) }, &what));
+                    return Err(malformed(
+                        file,
+                        &RecordLine { line: at_line, number: Some(number) },
+                        &what,
+                    ));
                 }
             };
             at = end + 1;
@@ -144,7 +154,8 @@ fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {
     enough.is_some_and(|enough| windows.tokens >= enough)
 }
 
-/// Gives `take` the tokens of `record`, which stands at this place of a file; and how many of its tokens are masked or padding.
+/// Gives `take` the tokens of `record`, which stands at this place of a file; and how many of its
+/// tokens are masked or padding.
 pub(super) fn tokenize_record(
     encoder: &mut Encoder<'_>,
     record: Record,
@@ -154,13 +165,16 @@ pub(super) fn tokenize_record(
     match record {
         Record::Text(text) => Ok((tokenize(encoder, &mut HeldText(&text), true, take)?, 0)),
         Record::Messages(messages, tools) => {
-            let text = encoder.render(&messages, tools.as_ref()).map_err(|e| of_record(e, file, place))?;
+            let text =
+                encoder.render(&messages, tools.as_ref()).map_err(|e| of_record(e, file, place))?;
             // The template writes the special tokens itself.
             Ok((tokenize(encoder, &mut HeldText(&text), false, take)?, 0))
         }
         Record::Ids(ids, mask) => {
             let seen = match mask {
-                Some(mask) => ids.iter().zip(mask).filter(|(_, seen)| *seen).map(|(id, _)| *id).collect(),
+                Some(mask) => {
+                    ids.iter().zip(mask).filter(|(_, seen)| *seen).map(|(id, _)| *id).collect()
+                }
                 None => encoder.unpadded(&ids)?,
             };
             let flow = take(&seen).map_err(|e| of_record(e, file, place))?;
@@ -169,7 +183,8 @@ pub(super) fn tokenize_record(
     }
 }
 
-/// An `error` of the record at this `place`, whose file is named beside the one that the error names.
+/// An `error` of the record at this `place`, whose file is named beside the one that the error
+/// names.
 fn of_record(error: Error, file: &TextFile, place: &RecordLine) -> Error {
     let place = place.shown(file);
     match error.named_file() {

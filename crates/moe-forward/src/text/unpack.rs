@@ -1,4 +1,5 @@
-//! What can't be read by position as it lies there, written to a nameless file where it can: gzip, and lists of records.
+//! What can't be read by position as it lies there, written to a nameless file where it can: gzip,
+//! and lists of records.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -9,7 +10,8 @@ use moe_checkpoint::{Error, Kind, Result, Scratch};
 use super::source::TextFile;
 
 const CHUNK_BYTES: usize = 1 << 20;
-/// Text is packed to a tenth; a small file that claims to be a hundred times more was made to fill a disk.
+/// Text is packed to a tenth; a small file that claims to be a hundred times more was made to fill
+/// a disk.
 const MAX_RATIO: u64 = 100;
 /// What that doesn't matter for.
 const SMALL_BYTES: u64 = 1 << 30;
@@ -41,8 +43,8 @@ pub(super) fn unpacked(file: &File) -> Result<(Scratch, u64)> {
     }
 }
 
-/// All members of a gzip file, one after the other, as Python's `gzip` reads them: with zeros between them and behind the last,
-/// which tapes and block devices pad files with.
+/// All members of a gzip file, one after the other, as Python's `gzip` reads them: with zeros
+/// between them and behind the last, which tapes and block devices pad files with.
 struct Members<R: BufRead> {
     /// The one that is read; None behind the last.
     member: Option<GzDecoder<R>>,
@@ -93,12 +95,17 @@ pub(super) fn lines_of_array(file: &TextFile) -> Result<(Scratch, u64)> {
         let mut chunk = vec![0; CHUNK_BYTES.min((file.len() - at) as usize)];
         file.read_at(at, &mut chunk)?;
         at += chunk.len() as u64;
-        lines.split(&mut chunk).map_err(|what| malformed(format!("line {}: {what}", lines.breaks + 1)))?;
+        lines
+            .split(&mut chunk)
+            .map_err(|what| malformed(format!("line {}: {what}", lines.breaks + 1)))?;
         scratch.write_at(end, &chunk).map_err(no_room)?;
         end += chunk.len() as u64;
     }
     if lines.state != UnpackState::Behind {
-        return Err(malformed(format!("the file ends in line {}, and its list isn't closed", lines.breaks + 1)));
+        return Err(malformed(format!(
+            "the file ends in line {}, and its list isn't closed",
+            lines.breaks + 1
+        )));
     }
     Ok((scratch, end))
 }
@@ -114,7 +121,8 @@ fn no_room(error: Error) -> Error {
 }
 
 fn malformed(what: String) -> Error {
-    Error::new(Kind::Malformed, what).remedy("give a list of records, or records line by line: jq -c '.[]' makes such")
+    Error::new(Kind::Malformed, what)
+        .remedy("give a list of records, or records line by line: jq -c '.[]' makes such")
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -125,8 +133,8 @@ enum UnpackState {
     Behind,
 }
 
-/// Puts elements of a list on lines of their own, byte for byte: brackets and commas between them become line breaks, and line breaks
-/// within them spaces.
+/// Puts elements of a list on lines of their own, byte for byte: brackets and commas between them
+/// become line breaks, and line breaks within them spaces.
 #[derive(Default)]
 struct ArrayLines {
     state: UnpackState,
@@ -155,13 +163,20 @@ impl ArrayLines {
                 (UnpackState::Before, b'[') => (self.state, *byte) = (UnpackState::Within, b'\n'),
                 (UnpackState::Within, b'"') => self.in_string = true,
                 (UnpackState::Within, b'[' | b'{') => self.depth += 1,
-                (UnpackState::Within, b']') if self.depth == 0 => (self.state, *byte) = (UnpackState::Behind, b'\n'),
+                (UnpackState::Within, b']') if self.depth == 0 => {
+                    (self.state, *byte) = (UnpackState::Behind, b'\n')
+                }
                 (UnpackState::Within, b']' | b'}') => {
-                    self.depth = self.depth.checked_sub(1).ok_or("a bracket is closed that wasn't opened")?;
+                    self.depth = self
+                        .depth
+                        .checked_sub(1)
+                        .ok_or("a bracket is closed that wasn't opened")?;
                 }
                 (UnpackState::Within, b',') if self.depth == 0 => *byte = b'\n',
                 (UnpackState::Within, b'\n' | b'\r') => *byte = b' ',
-                (UnpackState::Before | UnpackState::Behind, byte) if !byte.is_ascii_whitespace() => {
+                (UnpackState::Before | UnpackState::Behind, byte)
+                    if !byte.is_ascii_whitespace() =>
+                {
                     return Err(format!("{:?} outside of the list", char::from(byte)));
                 }
                 _ => {}
@@ -170,7 +185,8 @@ impl ArrayLines {
         Ok(())
     }
 
-    /// Refuses commas without a record before or behind them, as Python does: `byte` stands outside of strings.
+    /// Refuses commas without a record before or behind them, as Python does: `byte` stands outside
+    /// of strings.
     fn check_commas(&mut self, byte: u8) -> Result<(), String> {
         if self.state != UnpackState::Within || byte.is_ascii_whitespace() {
             return Ok(());

@@ -1,5 +1,6 @@
-//! The classes of transformers' tokenizers. Most take `tokenizer.json` as it is; some take its vocabulary and merges only, and bring
-//! their own normalizer and pre-tokenizer, so that the same file gives other tokens.
+//! The classes of transformers' tokenizers. Most take `tokenizer.json` as it is; some take its
+//! vocabulary and merges only, and bring their own normalizer and pre-tokenizer, so that the same
+//! file gives other tokens.
 
 use std::path::Path;
 
@@ -20,8 +21,7 @@ use super::settings::{TOKENIZER_CONFIG_FILE, Token};
 use super::{Settings, TOKENIZER_FILE};
 
 /// The pattern by which `Qwen2Tokenizer` splits, of transformers 5.23.
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The pattern by which `Qwen3_5Tokenizer` splits, of transformers 5.23.
 const QWEN3_5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -37,7 +37,8 @@ const OTHERS: &str = "Albert Bart Barthez Bartpho Bert BertTokenizerLegacy BertG
 /// How transformers makes a tokenizer of `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// As the file says (`TokenizersBackend`, `PreTrainedTokenizerFast`, and every name that transformers doesn't know).
+    /// As the file says (`TokenizersBackend`, `PreTrainedTokenizerFast`, and every name that
+    /// transformers doesn't know).
     Backend,
     Llama,
     Qwen2,
@@ -49,7 +50,8 @@ pub(super) enum Class {
 }
 
 /// Names of the generic classes, less `Fast`.
-const GENERIC: [&str; 4] = ["TokenizersBackend", "PythonBackend", "PreTrainedTokenizer", "MistralCommonBackend"];
+const GENERIC: [&str; 4] =
+    ["TokenizersBackend", "PythonBackend", "PreTrainedTokenizer", "MistralCommonBackend"];
 
 fn without_fast(name: &str) -> &str {
     name.strip_suffix("Fast").unwrap_or(name)
@@ -60,7 +62,8 @@ impl Class {
     fn named(name: &str) -> Result<Self> {
         Ok(match without_fast(name) {
             "LlamaTokenizer" => Self::Llama,
-            // transformers has no class of this name, and takes that of its models; it has none for "Phi3TokenizerFast" either.
+            // transformers has no class of this name, and takes that of its models; it has none for
+            // "Phi3TokenizerFast" either.
             "Phi3Tokenizer" if name == "Phi3Tokenizer" => Self::Llama,
             "Qwen2Tokenizer" => Self::Qwen2,
             "Qwen3_5Tokenizer" => Self::Qwen3_5,
@@ -79,8 +82,9 @@ impl Class {
         })
     }
 
-    /// The class that `AutoTokenizer` chooses for a model with this `config.json` and `tokenizer_config.json`, and whose family has
-    /// `rule`; `byte_level` is whether its `tokenizer.json` speaks of bytes.
+    /// The class that `AutoTokenizer` chooses for a model with this `config.json` and
+    /// `tokenizer_config.json`, and whose family has `rule`; `byte_level` is whether its
+    /// `tokenizer.json` speaks of bytes.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] for a class whose tokens aren't known here.
@@ -123,14 +127,23 @@ impl Class {
         const END: Option<&str> = Some("<|endoftext|>");
         match self {
             Self::Backend => &[],
-            Self::Llama => &[("unk_token", Some("<unk>")), ("bos_token", Some("<s>")), ("eos_token", Some("</s>"))],
+            Self::Llama => &[
+                ("unk_token", Some("<unk>")),
+                ("bos_token", Some("<s>")),
+                ("eos_token", Some("</s>")),
+            ],
             Self::Qwen2 | Self::Qwen3_5 => {
                 &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)]
             }
-            Self::Gpt2 => &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", None)],
-            Self::GptNeoX => {
-                &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", Some("<|padding|>"))]
+            Self::Gpt2 => {
+                &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", None)]
             }
+            Self::GptNeoX => &[
+                ("unk_token", END),
+                ("bos_token", END),
+                ("eos_token", END),
+                ("pad_token", Some("<|padding|>")),
+            ],
             Self::Gemma => &[
                 ("unk_token", Some("<unk>")),
                 ("bos_token", Some("<bos>")),
@@ -150,16 +163,24 @@ impl Class {
         }
     }
 
-    /// The tokenizer that the class makes of `read`, the one of `tokenizer.json`; without its added tokens, which the settings list.
+    /// The tokenizer that the class makes of `read`, the one of `tokenizer.json`; without its added
+    /// tokens, which the settings list.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] where the class needs another model than the file has.
-    pub fn rebuild(self, read: Tokenizer, settings: &Settings, model_dir: &Path) -> Result<Tokenizer> {
+    pub fn rebuild(
+        self,
+        read: Tokenizer,
+        settings: &Settings,
+        model_dir: &Path,
+    ) -> Result<Tokenizer> {
         if self == Self::Backend {
             return Ok(read);
         }
         let ModelWrapper::BPE(model) = read.get_model() else {
-            let what = format!("transformers makes a BPE tokenizer of this file ({self:?}), which holds another model");
+            let what = format!(
+                "transformers makes a BPE tokenizer of this file ({self:?}), which holds another model"
+            );
             return Err(Error::new(Kind::Unsupported, what)
                 .file(model_dir.join(TOKENIZER_FILE))
                 .remedy(AS_THE_FILE_SAYS));
@@ -204,14 +225,20 @@ impl Class {
         })
     }
 
-    fn pre_tokenizer(self, prefix: Option<bool>, settings: &Settings) -> tokenizers::Result<PreTokenizerWrapper> {
-        let isolated =
-            |pattern: &str| Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false);
+    fn pre_tokenizer(
+        self,
+        prefix: Option<bool>,
+        settings: &Settings,
+    ) -> tokenizers::Result<PreTokenizerWrapper> {
+        let isolated = |pattern: &str| {
+            Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false)
+        };
         let adds_space = prefix.unwrap_or(false);
         Ok(match self {
             Self::Llama => {
                 // An old class joined a space to every part of a text, not to the first alone.
-                let is_legacy = settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
+                let is_legacy =
+                    settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
                 let scheme = match prefix {
                     Some(false) => PrependScheme::Never,
                     _ if is_legacy => PrependScheme::Always,
@@ -221,13 +248,23 @@ impl Class {
             }
             Self::Qwen2 | Self::Qwen3_5 => {
                 let pattern = if self == Self::Qwen2 { QWEN2 } else { QWEN3_5 };
-                Sequence::new(vec![isolated(pattern)?.into(), ByteLevel::new(adds_space, true, false).into()]).into()
+                Sequence::new(vec![
+                    isolated(pattern)?.into(),
+                    ByteLevel::new(adds_space, true, false).into(),
+                ])
+                .into()
             }
-            Self::Cohere => {
-                Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(adds_space, true, true).into()]).into()
+            Self::Cohere => Sequence::new(vec![
+                Digits::new(true).into(),
+                ByteLevel::new(adds_space, true, true).into(),
+            ])
+            .into(),
+            Self::Gemma => {
+                Split::new(" ", SplitDelimiterBehavior::MergedWithPrevious, false)?.into()
             }
-            Self::Gemma => Split::new(" ", SplitDelimiterBehavior::MergedWithPrevious, false)?.into(),
-            Self::Backend | Self::Gpt2 | Self::GptNeoX => ByteLevel::new(adds_space, true, true).into(),
+            Self::Backend | Self::Gpt2 | Self::GptNeoX => {
+                ByteLevel::new(adds_space, true, true).into()
+            }
         })
     }
 

@@ -48,15 +48,24 @@ fn compare(golden: &Value, wrong: &mut Vec<String>) {
                 continue;
             }
         };
-        for (text, expected) in golden["texts"].as_array().unwrap().iter().zip(case["ids"].as_array().unwrap()) {
+        for (text, expected) in
+            golden["texts"].as_array().unwrap().iter().zip(case["ids"].as_array().unwrap())
+        {
             for (special_tokens, expected) in [(true, &expected[0]), (false, &expected[1])] {
                 let found = tokenizer.encode(text.as_str().unwrap(), special_tokens).unwrap();
                 if serde_json::json!(found) != *expected {
-                    wrong.push(format!("{name}: {text}, {special_tokens}: {found:?}, not {expected}"));
+                    wrong.push(format!(
+                        "{name}: {text}, {special_tokens}: {found:?}, not {expected}"
+                    ));
                 }
             }
         }
-        let named: Value = tokenizer.named().iter().cloned().map(|(role, text)| (role, Value::from(text))).collect();
+        let named: Value = tokenizer
+            .named()
+            .iter()
+            .cloned()
+            .map(|(role, text)| (role, Value::from(text)))
+            .collect();
         if named != case["named"] {
             wrong.push(format!("{name}: {named}, not {}", case["named"]));
         }
@@ -81,8 +90,11 @@ fn words() -> Value {
 fn a_decoder_that_is_not_json_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for decoder in ["", "x", &"[".repeat(1000)] {
-        std::fs::write(dir.path().join(TOKENIZER_FILE), format!("{{\"version\":\"1.0\",\"decoder\":{decoder}"))
-            .unwrap();
+        std::fs::write(
+            dir.path().join(TOKENIZER_FILE),
+            format!("{{\"version\":\"1.0\",\"decoder\":{decoder}"),
+        )
+        .unwrap();
         assert_eq!(TextTokenizer::load(dir.path()).err().unwrap().kind(), Kind::Malformed);
     }
 }
@@ -97,15 +109,17 @@ fn a_template_with_a_token_that_is_not_there_is_refused() {
     let dir = write(&tokenizer);
     let found = TextTokenizer::load(dir.path()).and_then(|tokenizer| tokenizer.encode("a", true));
     let error = found.unwrap_err();
-    assert!(error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed, "{error}");
+    assert!(
+        error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed,
+        "{error}"
+    );
     assert!(error.to_string().contains("remedy"), "{error}");
 }
 
 #[test]
 fn a_tokenizer_neither_pads_nor_truncates() {
     let mut tokenizer = words();
-    tokenizer["truncation"] =
-        serde_json::json!({"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0});
+    tokenizer["truncation"] = serde_json::json!({"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0});
     tokenizer["padding"] = serde_json::json!({
         "strategy": {"Fixed": 1_000_000_000}, "direction": "Right", "pad_to_multiple_of": null,
         "pad_id": 0, "pad_type_id": 0, "pad_token": "a",
@@ -135,8 +149,7 @@ fn a_token_beyond_the_vocabulary_is_named() {
 
 #[test]
 fn a_tokenizer_that_multiplies_text_is_refused_when_it_is_loaded() {
-    let replace =
-        |content: &str| serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": content});
+    let replace = |content: &str| serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": content});
     let doubling = vec![replace("aa"); 60];
     let repeated = vec![serde_json::json!({"Sequence": {"id": "A", "type_id": 0}}); 1000];
     let normalizers = [
@@ -160,14 +173,24 @@ fn a_tokenizer_that_multiplies_text_is_refused_when_it_is_loaded() {
 #[test]
 fn every_file_that_decides_tokens_is_listed() {
     let dir = write(&words());
-    for name in
-        ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt"]
-    {
+    for name in [
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "vocab.txt",
+    ] {
         std::fs::write(dir.path().join(name), "{}").unwrap();
     }
     let names: Vec<_> = tokenizer_files(dir.path()).unwrap();
-    let names: Vec<_> = names.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
-    let expected =
-        ["added_tokens.json", "chat_template.jinja", "special_tokens_map.json", TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
+    let names: Vec<_> =
+        names.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+    let expected = [
+        "added_tokens.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        TOKENIZER_FILE,
+        TOKENIZER_CONFIG_FILE,
+    ];
     assert_eq!(names, expected);
 }

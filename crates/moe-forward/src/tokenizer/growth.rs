@@ -4,16 +4,20 @@ use moe_checkpoint::{Error, Kind, Result};
 use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, PostProcessor, Tokenizer};
 
-/// The longest text that a normalizer may put in the place of another; those of models have a few letters.
+/// The longest text that a normalizer may put in the place of another; those of models have a few
+/// letters.
 const MAX_REPLACEMENT_BYTES: usize = 4096;
-/// Normalizers may make this many times as much of a text. Unicode's decompositions make 18 characters of one at most.
+/// Normalizers may make this many times as much of a text. Unicode's decompositions make 18
+/// characters of one at most.
 const MAX_GROWTH: usize = 64;
 /// A template may add this many tokens to a text; those of models add two.
 const MAX_SPECIAL_TOKENS: usize = 4096;
 
-/// A text that has something for most normalizers: all of ASCII, words, spaces, and letters of several scripts.
+/// A text that has something for most normalizers: all of ASCII, words, spaces, and letters of
+/// several scripts.
 fn probe() -> String {
-    (1..128u8).map(char::from).collect::<String>() + " Straße, ﷺ ﬁne e\u{301} 東京 привет  aaaa \n\n"
+    (1..128u8).map(char::from).collect::<String>()
+        + " Straße, ﷺ ﬁne e\u{301} 東京 привет  aaaa \n\n"
 }
 
 /// Refuses a tokenizer whose normalizers or template multiply a text.
@@ -67,14 +71,18 @@ fn run(normalizer: &NormalizerWrapper, text: &mut NormalizedString, limit: usize
     let before = text.get().len();
     normalizer.normalize(text).map_err(|e| refused("its normalizer fails".into()).source(e))?;
     if text.get().len() > limit {
-        return Err(refused(format!("its normalizer makes {} bytes of {before}", text.get().len())));
+        return Err(refused(format!(
+            "its normalizer makes {} bytes of {before}",
+            text.get().len()
+        )));
     }
     Ok(())
 }
 
 /// How often a template for one text holds the text.
 fn sequences(processor: &Value) -> usize {
-    let parts = processor["processors"].as_array().into_iter().flatten().map(sequences).sum::<usize>();
+    let parts =
+        processor["processors"].as_array().into_iter().flatten().map(sequences).sum::<usize>();
     let single = processor["single"].as_array().into_iter().flatten();
     parts + single.filter(|piece| piece.get("Sequence").is_some()).count()
 }

@@ -1,5 +1,5 @@
-//! Text to token ids, as `AutoTokenizer.from_pretrained(folder)` of transformers 5 does it: `tokenizer.json`, and what the files
-//! beside it add.
+//! Text to token ids, as `AutoTokenizer.from_pretrained(folder)` of transformers 5 does it:
+//! `tokenizer.json`, and what the files beside it add.
 
 mod class;
 #[cfg(test)]
@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, file_exists, json, read_whole, without_mark};
+use moe_checkpoint::{
+    CONFIG_FILE, Error, Kind, Result, file_exists, json, read_whole, without_mark,
+};
 use moe_model::families;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -38,16 +40,19 @@ impl TextTokenizer {
     /// Reads the tokenizer of the checkpoint in `model_dir`.
     ///
     /// # Errors
-    /// [`Kind::Missing`] without a `tokenizer.json`; [`Kind::Malformed`] for files that can't be understood;
-    /// [`Kind::Unsupported`] for a tokenizer that transformers would make in a way that isn't known here, and for
-    /// one that multiplies what it reads.
+    /// [`Kind::Missing`] without a `tokenizer.json`; [`Kind::Malformed`] for files that can't be
+    /// understood; [`Kind::Unsupported`] for a tokenizer that transformers would make in a way that
+    /// isn't known here, and for one that multiplies what it reads.
     pub fn load(model_dir: &Path) -> Result<Self> {
         let tokenizer_config = read_config(model_dir)?;
         let file = tokenizer_file(model_dir, &tokenizer_config);
         if !file_exists(&file)? {
-            return Err(Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")
-                .file(model_dir)
-                .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
+            return Err(Error::new(
+                Kind::Missing,
+                "this checkpoint has no tokenizer.json, which text needs",
+            )
+            .file(model_dir)
+            .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
         }
         let bytes = read_whole(&file, json::MAX_JSON_BYTES)?;
         let class = choose_class(model_dir, &tokenizer_config, &bytes)?;
@@ -60,7 +65,8 @@ impl TextTokenizer {
             _ = give.send(roles);
             Ok(tokenizer)
         };
-        let (worker, tokenizer) = Worker::start(&file, size, WorkerLimits::USUAL, load).map_err(|e| e.file(&file))?;
+        let (worker, tokenizer) =
+            Worker::start(&file, size, WorkerLimits::USUAL, load).map_err(|e| e.file(&file))?;
         named.extend(take.into_iter().flatten());
         Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
     }
@@ -68,7 +74,8 @@ impl TextTokenizer {
     /// The token ids of `text`, with those that begin and end every text if `special_tokens`.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where the tokenizer fails on it, [`Kind::Unsupported`] where it takes too long.
+    /// [`Kind::Malformed`] where the tokenizer fails on it, [`Kind::Unsupported`] where it takes
+    /// too long.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
         let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         worker.encode(text, special_tokens).map_err(|e| e.file(&self.file))
@@ -103,7 +110,8 @@ impl TextTokenizer {
     /// Tokens that a model with an embedding of `vocab` rows has none for, by id.
     pub fn beyond(&self, vocab: usize) -> Vec<(u32, String)> {
         let tokens = self.tokenizer.get_vocab(true).into_iter();
-        let mut beyond: Vec<_> = tokens.filter(|(_, id)| *id as usize >= vocab).map(|(text, id)| (id, text)).collect();
+        let mut beyond: Vec<_> =
+            tokens.filter(|(_, id)| *id as usize >= vocab).map(|(text, id)| (id, text)).collect();
         beyond.sort();
         beyond
     }
@@ -115,15 +123,17 @@ impl TextTokenizer {
     pub fn check(&self, ids: &[u32], vocab: usize) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= vocab) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
-        let what = format!("this tokenizer gives {token:?} the id {id}, but the model's vocabulary has {vocab}");
+        let what = format!(
+            "this tokenizer gives {token:?} the id {id}, but the model's vocabulary has {vocab}"
+        );
         Err(Error::new(Kind::Unsupported, what)
             .file(&self.file)
             .remedy("resize the model's embeddings to its tokenizer (resize_token_embeddings), or take the token out"))
     }
 }
 
-/// Tokens of the tokenizer in `model_dir` that a model with an embedding of `vocab` rows has none for, by id; none where
-/// there is no tokenizer.
+/// Tokens of the tokenizer in `model_dir` that a model with an embedding of `vocab` rows has none
+/// for, by id; none where there is no tokenizer.
 ///
 /// # Errors
 /// As for [`TextTokenizer::load`].
@@ -134,7 +144,8 @@ pub fn tokens_beyond_vocabulary(model_dir: &Path, vocab: usize) -> Result<Vec<(u
     Ok(TextTokenizer::load(model_dir)?.beyond(vocab))
 }
 
-/// The ids of special tokens of the checkpoint in `model_dir`, as its tokenizer says; none without a tokenizer.
+/// The ids of special tokens of the checkpoint in `model_dir`, as its tokenizer says; none without
+/// a tokenizer.
 ///
 /// # Errors
 /// As for [`TextTokenizer::load`].
@@ -145,7 +156,8 @@ pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
     Ok(TextTokenizer::load(model_dir)?.special_ids())
 }
 
-/// The files of `model_dir` that decide which tokens its text becomes, those of chat templates included. Sorted.
+/// The files of `model_dir` that decide which tokens its text becomes, those of chat templates
+/// included. Sorted.
 ///
 /// # Errors
 /// [`Kind::Io`] where the directory can't be listed.
@@ -169,7 +181,8 @@ fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> Pa
     for name in listed.into_iter().flatten().filter_map(Value::as_str) {
         let version = name.split_once("tokenizer.").and_then(|(_, rest)| rest.rsplit_once(".json"));
         // A name, not a path that leads out of the folder.
-        versions.extend(version.filter(|_| !name.contains('/')).map(|(version, _)| (version, name)));
+        versions
+            .extend(version.filter(|_| !name.contains('/')).map(|(version, _)| (version, name)));
     }
     versions.sort();
     let is_old_enough = |version: &str| {
@@ -180,17 +193,23 @@ fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> Pa
     model_dir.join(newest.map_or(TOKENIZER_FILE, |(_, name)| name))
 }
 
-fn choose_class(model_dir: &Path, tokenizer_config: &Map<String, Value>, tokenizer: &[u8]) -> Result<Class> {
+fn choose_class(
+    model_dir: &Path,
+    tokenizer_config: &Map<String, Value>,
+    tokenizer: &[u8],
+) -> Result<Class> {
     let path = model_dir.join(CONFIG_FILE);
     let config: Value = if file_exists(&path)? { json::read_tree(&path)? } else { Value::Null };
     let family = config["model_type"].as_str().and_then(|model_type| families().get(model_type));
     let rule = family.and_then(|family| family.tokenizer.as_ref());
     const BYTES: &[u8] = b"\"ByteLevel\"";
     let byte_level = tokenizer.windows(BYTES.len()).any(|window| window == BYTES);
-    Class::choose(rule, &config, tokenizer_config, byte_level).map_err(|e| class::in_config(e, model_dir))
+    Class::choose(rule, &config, tokenizer_config, byte_level)
+        .map_err(|e| class::in_config(e, model_dir))
 }
 
-/// The tokenizer that `class` makes of `bytes`, which stand in `file`, and the texts of tokens with a role.
+/// The tokenizer that `class` makes of `bytes`, which stand in `file`, and the texts of tokens with
+/// a role.
 fn build(
     model_dir: &Path,
     file: &Path,
@@ -205,7 +224,8 @@ fn build(
             .remedy("download tokenizer.json again")
     };
     let json = without_mark(&bytes);
-    let mut tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(json)).map_err(malformed)?;
+    let mut tokenizer =
+        crate::guarded::guarded(|| Tokenizer::from_bytes(json)).map_err(malformed)?;
     let added = added_tokens(json).map_err(|e| malformed(e.into()))?;
     drop(bytes);
     let defaults = Defaults {
@@ -214,12 +234,11 @@ fn build(
         added,
     };
     let settings = Settings::read(model_dir, tokenizer_config, defaults)?;
-    // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
-    // to a billion tokens.
+    // What a file says of these was saved with it by chance; transformers goes by what it is asked
+    // for, too. Padding could be to a billion tokens.
     tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
     let mut tokenizer = class.rebuild(tokenizer, &settings, model_dir)?;
-    let drops =
-        matches!(tokenizer.get_model(), ModelWrapper::BPE(model) if model.dropout.is_some_and(|share| share > 0.0));
+    let drops = matches!(tokenizer.get_model(), ModelWrapper::BPE(model) if model.dropout.is_some_and(|share| share > 0.0));
     if drops {
         return Err(Error::new(
             Kind::Unsupported,
@@ -235,7 +254,11 @@ fn build(
     if class.adds_specials_again() {
         tokenizer.add_tokens(specials_again(class, &settings)).map_err(malformed)?;
     }
-    let named = settings.named.iter().map(|(role, token)| (role.clone(), token.text().to_owned())).collect();
+    let named = settings
+        .named
+        .iter()
+        .map(|(role, token)| (role.clone(), token.text().to_owned()))
+        .collect();
     Ok((tokenizer, named))
 }
 
@@ -256,13 +279,15 @@ fn added_tokens(bytes: &[u8]) -> serde_json::Result<BTreeMap<i64, AddedToken>> {
     Ok(file.added_tokens.into_iter().map(|listed| (listed.id, listed.token)).collect())
 }
 
-/// What `TokenizersBackend.__init__` adds: listed tokens, then those with a role and extra ones that it doesn't have yet.
+/// What `TokenizersBackend.__init__` adds: listed tokens, then those with a role and extra ones
+/// that it doesn't have yet.
 fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings) -> Vec<AddedToken> {
     let mut known: BTreeSet<String> =
         tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
     known.extend(settings.listed.values().map(|token| token.content.clone()));
     let mut to_add: Vec<Token> = settings.listed.values().cloned().map(Token::Added).collect();
-    // There may be as many of them as a vocabulary has. What is listed is known by its text already.
+    // There may be as many of them as a vocabulary has. What is listed is known by its text
+    // already.
     let mut seen: HashSet<&Token> = HashSet::new();
     for token in settings.named.iter().map(|(_, token)| token).chain(&settings.extra) {
         if !known.contains(token.text()) && seen.insert(token) {

@@ -1,4 +1,5 @@
-//! What the files beside `tokenizer.json` say of it, put together as transformers 5's `from_pretrained` does.
+//! What the files beside `tokenizer.json` say of it, put together as transformers 5's
+//! `from_pretrained` does.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -13,13 +14,15 @@ const SPECIAL_TOKENS_MAP_FILE: &str = "special_tokens_map.json";
 const ADDED_TOKENS_FILE: &str = "added_tokens.json";
 
 /// The files that hold settings and nothing else, each of them optional.
-pub(super) const SETTINGS_FILES: [&str; 3] = [TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE];
+pub(super) const SETTINGS_FILES: [&str; 3] =
+    [TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE];
 
 /// `SPECIAL_TOKENS_ATTRIBUTES` of transformers, in its order, by which new ids are given.
 const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The key by which an object in `tokenizer_config.json` says that it is an added token, and its value.
+/// The key by which an object in `tokenizer_config.json` says that it is an added token, and its
+/// value.
 const TYPE: &str = "__type";
 const ADDED: &str = "AddedToken";
 
@@ -52,7 +55,8 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
 /// All that decides which tokens are added to those of `tokenizer.json`.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
-    /// Tokens with a role (`bos_token`, …), in transformers' order; a role without a token is left out.
+    /// Tokens with a role (`bos_token`, …), in transformers' order; a role without a token is left
+    /// out.
     pub named: Vec<(String, Token)>,
     /// Further special tokens.
     pub extra: Vec<Token>,
@@ -66,11 +70,13 @@ pub(super) struct Settings {
 
 /// What comes from elsewhere than the files of [`SETTINGS_FILES`].
 pub(super) struct Defaults<'a> {
-    /// Roles that the tokenizer's class gives a token, or leaves without one, unless a file names it.
+    /// Roles that the tokenizer's class gives a token, or leaves without one, unless a file names
+    /// it.
     pub named: &'a [(&'a str, Option<&'a str>)],
     /// The token that `tokenizer.json` pads with.
     pub padding: Option<String>,
-    /// The added tokens of `tokenizer.json`, by the ids that the file gives them: the library may give them others.
+    /// The added tokens of `tokenizer.json`, by the ids that the file gives them: the library may
+    /// give them others.
     pub added: BTreeMap<i64, AddedToken>,
 }
 
@@ -79,9 +85,14 @@ impl Settings {
     ///
     /// # Errors
     /// [`Kind::Malformed`] for what transformers refuses, too.
-    pub fn read(model_dir: &Path, mut config: Map<String, Value>, defaults: Defaults<'_>) -> Result<Self> {
+    pub fn read(
+        model_dir: &Path,
+        mut config: Map<String, Value>,
+        defaults: Defaults<'_>,
+    ) -> Result<Self> {
         let reader = SettingsReader { path: model_dir.join(TOKENIZER_CONFIG_FILE) };
-        // Where there is a tokenizer.json, its post-processor alone says which tokens begin and end a text.
+        // Where there is a tokenizer.json, its post-processor alone says which tokens begin and end
+        // a text.
         config.shift_remove("add_bos_token");
         config.shift_remove("add_eos_token");
         rename_additional(&mut config, |extra| extra.is_none_or(is_falsy));
@@ -123,12 +134,15 @@ impl Settings {
             }
         }
         // A standard role keeps its place whatever names it.
-        named.sort_by_key(|(role, _)| STANDARD.iter().position(|known| known == role).unwrap_or(STANDARD.len()));
+        named.sort_by_key(|(role, _)| {
+            STANDARD.iter().position(|known| known == role).unwrap_or(STANDARD.len())
+        });
         let mut extra = Vec::new();
         for token in reader.list(config.get("extra_special_tokens"))? {
             extra.extend(reader.token("extra_special_tokens", Some(token))?);
         }
-        let split_special_tokens = config.get("split_special_tokens").is_some_and(|value| !is_falsy(value));
+        let split_special_tokens =
+            config.get("split_special_tokens").is_some_and(|value| !is_falsy(value));
         Ok(Self { named, extra, listed, split_special_tokens, config })
     }
 
@@ -147,7 +161,8 @@ fn rename_additional(config: &mut Map<String, Value>, is_missing: impl Fn(Option
     }
 }
 
-/// The roles that `special_tokens_map.json` gives tokens beside the standard ones; those go to `config`.
+/// The roles that `special_tokens_map.json` gives tokens beside the standard ones; those go to
+/// `config`.
 fn read_special_tokens_map(
     model_dir: &Path,
     config: &mut Map<String, Value>,
@@ -183,7 +198,8 @@ fn read_special_tokens_map(
     Ok(others)
 }
 
-/// `token`, if it is an object, as one that is an added token and special whatever it says: in this file, none says so.
+/// `token`, if it is an object, as one that is an added token and special whatever it says: in this
+/// file, none says so.
 fn special(token: &Value) -> Value {
     let mut token = token.clone();
     if let Value::Object(fields) = &mut token {
@@ -206,12 +222,15 @@ fn read_added_tokens(
         specials.extend(reader.token(role, config.get(role))?.map(|token| token.text().to_owned()));
     }
     for token in reader.list(config.get("extra_special_tokens"))? {
-        specials.extend(reader.token("extra_special_tokens", Some(token))?.map(|token| token.text().to_owned()));
+        specials.extend(
+            reader.token("extra_special_tokens", Some(token))?.map(|token| token.text().to_owned()),
+        );
     }
     for (text, id) in tokens {
         // Their order is all that counts.
         let id = id.as_i64().or_else(|| Some(id.as_f64()?.floor() as i64));
-        let id = id.ok_or_else(|| reader.malformed(format!("the id of {text:?} is not an integer")))?;
+        let id =
+            id.ok_or_else(|| reader.malformed(format!("the id of {text:?} is not an integer")))?;
         let is_special = specials.contains(&text);
         listed.insert(id, AddedToken::from(text, is_special));
     }
@@ -242,9 +261,9 @@ struct SettingsReader {
 
 impl SettingsReader {
     fn malformed(&self, what: String) -> Error {
-        Error::new(Kind::Malformed, what)
-            .file(&self.path)
-            .remedy("download the tokenizer's files again, or save the tokenizer again with transformers")
+        Error::new(Kind::Malformed, what).file(&self.path).remedy(
+            "download the tokenizer's files again, or save the tokenizer again with transformers",
+        )
     }
 
     fn object<'a>(&self, value: &'a Value, key: &str) -> Result<&'a Map<String, Value>> {
@@ -260,16 +279,21 @@ impl SettingsReader {
     }
 
     fn id(&self, text: &str) -> Result<i64> {
-        text.trim().parse().map_err(|_| self.malformed(format!("the id {text:?} of an added token is not an integer")))
+        text.trim().parse().map_err(|_| {
+            self.malformed(format!("the id {text:?} of an added token is not an integer"))
+        })
     }
 
     fn token(&self, role: &str, value: Option<&Value>) -> Result<Option<Token>> {
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(Token::Text(text.clone()))),
-            Some(value @ Value::Object(_)) if is_typed(value) => Ok(Some(Token::Added(self.added(value, Some(role))?))),
+            Some(value @ Value::Object(_)) if is_typed(value) => {
+                Ok(Some(Token::Added(self.added(value, Some(role))?)))
+            }
             Some(Value::Object(_)) => {
-                let what = format!("{role} is an object that doesn't say that it is an added token");
+                let what =
+                    format!("{role} is an object that doesn't say that it is an added token");
                 Err(Error::new(Kind::Malformed, what).file(&self.path).remedy(
                     "write \"__type\": \"AddedToken\" into it, as transformers does, or give its \"content\" as a text",
                 ))
@@ -286,13 +310,15 @@ impl SettingsReader {
         Ok(roles)
     }
 
-    /// Takes the roles that are this model's own out of `config`: any key in `_token`, and a dictionary of extra tokens.
+    /// Takes the roles that are this model's own out of `config`: any key in `_token`, and a
+    /// dictionary of extra tokens.
     fn take_model_specific(&self, config: &mut Map<String, Value>) -> Result<Vec<(String, Token)>> {
         let is_own = |(key, value): &(&String, &Value)| {
             let is_token = value.is_string() || is_typed(value);
             key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token
         };
-        let mut keys: Vec<String> = config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
+        let mut keys: Vec<String> =
+            config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
         // transformers takes texts out while the others are still objects, and puts those in front.
         keys.sort_by_key(|key| config[key].is_string());
         let mut roles = Vec::new();

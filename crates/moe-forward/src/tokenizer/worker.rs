@@ -23,10 +23,13 @@ pub(super) struct WorkerLimits {
 }
 
 impl WorkerLimits {
-    /// Setting up a tokenizer of 250,000 tokens takes a second, and a few MiB of text take another. A slow machine that is busy with
-    /// other things takes ten times that.
-    pub const USUAL: Self =
-        Self { load: Duration::from_secs(120), text: Duration::from_secs(30), mebibyte: Duration::from_secs(60) };
+    /// Setting up a tokenizer of 250,000 tokens takes a second, and a few MiB of text take another.
+    /// A slow machine that is busy with other things takes ten times that.
+    pub const USUAL: Self = Self {
+        load: Duration::from_secs(120),
+        text: Duration::from_secs(30),
+        mebibyte: Duration::from_secs(60),
+    };
 }
 
 /// A tokenizer holds some 150 bytes for a byte of text, and 10 for a byte of its file.
@@ -44,7 +47,8 @@ struct Job {
     places: bool,
 }
 
-/// A thread that makes tokens of texts. It is left behind where it takes too long: no call into the library can be stopped.
+/// A thread that makes tokens of texts. It is left behind where it takes too long: no call into the
+/// library can be stopped.
 pub(super) struct Worker {
     jobs: Sender<Job>,
     done: Receiver<tokenizers::Result<Encoding>>,
@@ -68,7 +72,9 @@ impl Worker {
         let path = file.to_owned();
         let serve = move || {
             let allowed = BYTES + BYTES_PER_BYTE * bytes;
-            let tokenizer = limited(Subject::Tokenizer, &path, allowed, || guarded(|| Ok(load().map(Arc::new))));
+            let tokenizer = limited(Subject::Tokenizer, &path, allowed, || {
+                guarded(|| Ok(load().map(Arc::new)))
+            });
             let Ok(Ok(tokenizer)) = &tokenizer else {
                 _ = ready.send(tokenizer);
                 return;
@@ -93,9 +99,9 @@ impl Worker {
         started.map_err(|e| Error::io("cannot start a thread for this tokenizer", file, e))?;
         match loaded.recv_timeout(limits.load) {
             Ok(Ok(tokenizer)) => Ok((Self { jobs, done, limits }, tokenizer?)),
-            Ok(Err(error)) => {
-                Err(Error::new(Kind::Malformed, "cannot understand this tokenizer").source(error).remedy(AGAIN))
-            }
+            Ok(Err(error)) => Err(Error::new(Kind::Malformed, "cannot understand this tokenizer")
+                .source(error)
+                .remedy(AGAIN)),
             Err(_) => Err(too_slow(limits.load, "to be set up")),
         }
     }
@@ -103,7 +109,8 @@ impl Worker {
     /// The token ids of `text`, with those that begin and end every text if `special_tokens`.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where the tokenizer fails, [`Kind::Unsupported`] where it takes too long.
+    /// [`Kind::Malformed`] where the tokenizer fails, [`Kind::Unsupported`] where it takes too
+    /// long.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
         Ok(self.run(text, special_tokens, false)?.get_ids().to_vec())
     }
@@ -126,7 +133,9 @@ impl Worker {
         match self.done.recv_timeout(allowed) {
             Ok(Ok(encoding)) => Ok(encoding),
             Ok(Err(error)) => Err(failed().source(error)),
-            Err(RecvTimeoutError::Timeout) => Err(too_slow(allowed, &format!("for {bytes} bytes of text"))),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(too_slow(allowed, &format!("for {bytes} bytes of text")))
+            }
             Err(RecvTimeoutError::Disconnected) => Err(failed()),
         }
     }
@@ -135,7 +144,9 @@ impl Worker {
 fn too_slow(allowed: Duration, what: &str) -> Error {
     let seconds = allowed.as_secs_f64();
     Error::new(Kind::Unsupported, format!("this tokenizer takes more than {seconds} s {what}"))
-        .remedy("a pattern in it may never end: download tokenizer.json again, or give \"input_ids\"")
+        .remedy(
+            "a pattern in it may never end: download tokenizer.json again, or give \"input_ids\"",
+        )
 }
 
 #[cfg(test)]
@@ -146,8 +157,11 @@ mod tests {
 
     use super::*;
 
-    const SHORT: WorkerLimits =
-        WorkerLimits { load: Duration::from_millis(200), text: Duration::from_millis(1), mebibyte: Duration::ZERO };
+    const SHORT: WorkerLimits = WorkerLimits {
+        load: Duration::from_millis(200),
+        text: Duration::from_millis(1),
+        mebibyte: Duration::ZERO,
+    };
 
     fn words() -> Result<Tokenizer> {
         let vocab = [("a".to_owned(), 0)].into_iter().collect();
@@ -169,13 +183,17 @@ mod tests {
             words()
         };
         let error = refused(Worker::start(Path::new("tokenizer.json"), 0, SHORT, endless));
-        assert!(error.contains("more than 0.2 s to be set up") && error.contains("remedy"), "{error}");
+        assert!(
+            error.contains("more than 0.2 s to be set up") && error.contains("remedy"),
+            "{error}"
+        );
         let patient = WorkerLimits { load: WorkerLimits::USUAL.load, ..SHORT };
         let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, patient, words).unwrap();
         let error = refused(worker.encode(&"a".repeat(4 << 20), false));
         assert!(error.contains("more than 0.001 s for 4194304 bytes of text"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-        let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, WorkerLimits::USUAL, words).unwrap();
+        let (worker, _) =
+            Worker::start(Path::new("tokenizer.json"), 0, WorkerLimits::USUAL, words).unwrap();
         assert_eq!(worker.encode("a", false).unwrap(), [0]);
     }
 }

@@ -83,7 +83,11 @@ impl Scale {
             count += 1;
         }
         let one_of = |n: usize| 1.0 / n.max(1) as f64;
-        Self { per_prediction: one_of(predictions), per_token: one_of(tokens), per_batch: one_of(count) }
+        Self {
+            per_prediction: one_of(predictions),
+            per_token: one_of(tokens),
+            per_batch: one_of(count),
+        }
     }
 }
 
@@ -170,8 +174,14 @@ impl Trainee<'_> {
     /// Adds the gradients of the weighted losses of `batch` to `gradients`.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Numeric`] where states or logits are not finite, saying which; what reading and the device return.
-    pub fn accumulate(&self, batch: &Batch, goal: Goal<'_>, gradients: &mut Gradients) -> Result<Losses> {
+    /// [`moe_checkpoint::Kind::Numeric`] where states or logits are not finite, saying which; what
+    /// reading and the device return.
+    pub fn accumulate(
+        &self,
+        batch: &Batch,
+        goal: Goal<'_>,
+        gradients: &mut Gradients,
+    ) -> Result<Losses> {
         let mut losses = Losses::default();
         let (hidden, passed) = self.forward(batch, goal.objective, &mut losses)?;
         let shares = Shares::new(goal.objective, &losses.load, batch.tokens())?;
@@ -185,8 +195,10 @@ impl Trainee<'_> {
                     continue;
                 }
             };
-            let of_routers = self.router_losses(index, ran.routed.as_ref(), &shares, &mut losses)?;
-            let weighted = of_routers.map(|losses| losses.weighted * goal.scale.per_batch).transpose();
+            let of_routers =
+                self.router_losses(index, ran.routed.as_ref(), &shares, &mut losses)?;
+            let weighted =
+                of_routers.map(|losses| losses.weighted * goal.scale.per_batch).transpose();
             let weighted = weighted.context(|| "the losses of a router".into())?;
             arriving = self.back(index, &ran, &arriving, weighted, gradients)?;
         }
@@ -202,7 +214,12 @@ impl Trainee<'_> {
     }
 
     /// The last hidden states, and what the way back needs of each layer; says where tokens went.
-    fn forward(&self, batch: &Batch, objective: &Objective, losses: &mut Losses) -> Result<(Tensor, Vec<Passed>)> {
+    fn forward(
+        &self,
+        batch: &Batch,
+        objective: &Objective,
+        losses: &mut Losses,
+    ) -> Result<(Tensor, Vec<Passed>)> {
         let first = self.parameters.first();
         let mut hidden = self.embedded(batch, false)?;
         let mut passed = Vec::with_capacity(self.model.layers.len());
@@ -210,7 +227,9 @@ impl Trainee<'_> {
             let trains = ParameterSlot::Layer(index) >= first;
             let ran = self.run(index, batch, &hidden, trains && self.keep_graphs, objective)?;
             let routing = ran.routed.as_ref().map(|(_, routing)| routing);
-            losses.load.extend(routing.map(|routing| LayerCounts::new(index, routing, objective.capacity_factor)));
+            losses.load.extend(
+                routing.map(|routing| LayerCounts::new(index, routing, objective.capacity_factor)),
+            );
             hidden = ran.output.detach();
             passed.push(match (trains, self.keep_graphs) {
                 (true, true) => Passed::Tracked(ran),
@@ -221,7 +240,8 @@ impl Trainee<'_> {
         Ok((hidden, passed))
     }
 
-    /// From the gradient of layer `index`'s output, and what its router costs, to that of its input.
+    /// From the gradient of layer `index`'s output, and what its router costs, to that of its
+    /// input.
     fn back(
         &self,
         index: usize,
@@ -237,19 +257,29 @@ impl Trainee<'_> {
             }
             let found = sum.backward()?;
             self.collect(ParameterSlot::Layer(index), &found, gradients)?;
-            found.get(&ran.input).map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
+            found
+                .get(&ran.input)
+                .map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
         };
         back().context(|| format!("the gradients of layer {index}"))
     }
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
         let shared = Shared::lending(self.parameters.lend(ParameterSlot::Embedding, tracked)?);
-        let embedded = embed_with(Loader::sharing(self.compute, &shared), &self.model.embed, &batch.ids)?;
+        let embedded =
+            embed_with(Loader::sharing(self.compute, &shared), &self.model.embed, &batch.ids)?;
         finite::check(&embedded, "the embeddings of these tokens", [&self.model.embed])?;
         Ok(embedded)
     }
 
-    fn run(&self, index: usize, batch: &Batch, x: &Tensor, tracked: bool, objective: &Objective) -> Result<Ran> {
+    fn run(
+        &self,
+        index: usize,
+        batch: &Batch,
+        x: &Tensor,
+        tracked: bool,
+        objective: &Objective,
+    ) -> Result<Ran> {
         let shared = Shared::lending(self.parameters.lend(ParameterSlot::Layer(index), tracked)?);
         let input = if tracked { variable(x)? } else { x.clone() };
         let mut sweep = Sweep::without_states(self.model, batch, self.compute)?;
@@ -267,7 +297,10 @@ impl Trainee<'_> {
         shares: &Shares<'_>,
         losses: &mut Losses,
     ) -> Result<Option<RouterLosses>> {
-        let (Ffn::Moe(moe), Some((logits, routing))) = (&self.model.layers[index].ffn, routed) else { return Ok(None) };
+        let (Ffn::Moe(moe), Some((logits, routing))) = (&self.model.layers[index].ffn, routed)
+        else {
+            return Ok(None);
+        };
         let found = shares.losses(scoring(moe.router.scoring), logits, routing)?;
         losses.balance += found.balance;
         losses.z += found.z;
@@ -297,7 +330,9 @@ impl Trainee<'_> {
             let back = || {
                 let found = (logits * gradient)?.sum_all()?.backward()?;
                 self.collect(ParameterSlot::Head, &found, gradients)?;
-                found.get(&input).map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
+                found
+                    .get(&input)
+                    .map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
             };
             parts.push(back().context(|| "the gradients of the head".into())?);
         }
@@ -321,7 +356,8 @@ impl Trainee<'_> {
         let Goal { objective, teacher, scale } = goal;
         let hard = cross_entropy(logits, &targets[range.clone()]).context(loss)?;
         losses.cross_entropy += hard.sum;
-        let gradient = (hard.gradient * (objective.cross_entropy * scale.per_prediction)).context(loss)?;
+        let gradient =
+            (hard.gradient * (objective.cross_entropy * scale.per_prediction)).context(loss)?;
         let Some(teacher) = teacher else { return Ok(gradient) };
         let soft = divergence(logits, &teacher.rows(range)?).context(loss)?;
         losses.teacher += soft.sum;
@@ -350,6 +386,7 @@ fn variable(x: &Tensor) -> Result<Tensor> {
 
 /// The token after each, within its sequence.
 fn next_tokens(batch: &Batch) -> Vec<Option<u32>> {
-    let next = |span: &Range<usize>, token: usize| (token + 1 < span.end).then(|| batch.ids[token + 1]);
+    let next =
+        |span: &Range<usize>, token: usize| (token + 1 < span.end).then(|| batch.ids[token + 1]);
     batch.spans.iter().flat_map(|span| span.clone().map(move |token| next(span, token))).collect()
 }

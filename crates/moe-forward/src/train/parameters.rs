@@ -1,4 +1,5 @@
-//! What is trained: weights of a model as variables in f32, lent to the forward pass in the place of what files hold.
+//! What is trained: weights of a model as variables in f32, lent to the forward pass in the place
+//! of what files hold.
 
 use std::sync::Arc;
 
@@ -34,8 +35,15 @@ pub enum TrainedPart {
 
 impl TrainedPart {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Routers, Self::Experts, Self::Shared, Self::Dense, Self::Attention, Self::Norms, Self::Embeddings];
+    pub const ALL: [Self; 7] = [
+        Self::Routers,
+        Self::Experts,
+        Self::Shared,
+        Self::Dense,
+        Self::Attention,
+        Self::Norms,
+        Self::Embeddings,
+    ];
 }
 
 /// A part of the model that gradients are found for at once.
@@ -69,25 +77,40 @@ pub struct Parameters {
 type FoundParameter<'m> = (&'m Weight, TrainedPart, Vec<ParameterSlot>);
 
 impl Parameters {
-    /// Reads those weights of `model` that belong to `parts`. Matrices are used in `precision`, and gradients go to the values before
-    /// that rounding.
+    /// Reads those weights of `model` that belong to `parts`. Matrices are used in `precision`, and
+    /// gradients go to the values before that rounding.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for quantized weights, [`Kind::Usage`] where the model has none of these; what reading returns.
-    pub fn read(model: &Model, parts: &[TrainedPart], precision: DType, compute: &Compute) -> Result<Self> {
+    /// [`Kind::Unsupported`] for quantized weights, [`Kind::Usage`] where the model has none of
+    /// these; what reading returns.
+    pub fn read(
+        model: &Model,
+        parts: &[TrainedPart],
+        precision: DType,
+        compute: &Compute,
+    ) -> Result<Self> {
         let read = |(weight, _, places): FoundParameter<'_>| {
             candle_dtype(weight)?;
             // Text may never touch it, and then it would be written as it is, when all is done.
             finite::check_weight(weight)?;
             let value = to_f32(weight, compute)?;
-            let value = Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
-            Ok(Parameter { decays: weight.shape().len() > 1, weight: weight.clone(), value, places })
+            let value =
+                Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
+            Ok(Parameter {
+                decays: weight.shape().len() > 1,
+                weight: weight.clone(),
+                value,
+                places,
+            })
         };
         let list = found(model, parts).into_iter().map(read).collect::<Result<Vec<_>>>()?;
         if list.is_empty() {
-            return Err(Error::new(Kind::Usage, "this model has none of the weights that are to be trained")
-                .file(&model.config_file)
-                .remedy("choose other parts to train"));
+            return Err(Error::new(
+                Kind::Usage,
+                "this model has none of the weights that are to be trained",
+            )
+            .file(&model.config_file)
+            .remedy("choose other parts to train"));
         }
         Ok(Self { list, precision })
     }
@@ -109,8 +132,13 @@ impl Parameters {
 
     /// Elements of those in the layer of the most.
     pub fn elements_of_a_layer(model: &Model, parts: &[TrainedPart]) -> usize {
-        let of =
-            |layer| of_layer(layer).iter().filter(|(_, part)| parts.contains(part)).map(|(w, _)| w.elements()).sum();
+        let of = |layer| {
+            of_layer(layer)
+                .iter()
+                .filter(|(_, part)| parts.contains(part))
+                .map(|(w, _)| w.elements())
+                .sum()
+        };
         model.layers.iter().map(of).max().unwrap_or(0)
     }
 
@@ -127,7 +155,8 @@ impl Parameters {
     /// What the forward pass uses at `place`; tracked, if gradients are wanted.
     pub(crate) fn lend(&self, place: ParameterSlot, tracked: bool) -> Result<Overrides> {
         let lent = |(_, p): (usize, &Parameter)| {
-            let value = if tracked { p.value.as_tensor().clone() } else { p.value.as_detached_tensor() };
+            let value =
+                if tracked { p.value.as_tensor().clone() } else { p.value.as_detached_tensor() };
             let is_matrix = value.rank() > 1;
             let value = if is_matrix { value.to_dtype(self.precision) } else { Ok(value) };
             Ok((p.weight.clone(), value.context(|| format!("the tensor {}", p.weight.name()))?))
@@ -148,13 +177,20 @@ impl Parameters {
         self.list.iter().map(encode).collect()
     }
 
-    /// `model` with weights of these bytes, as [`Parameters::encoded`] gives them, in the place of those that are trained.
+    /// `model` with weights of these bytes, as [`Parameters::encoded`] gives them, in the place of
+    /// those that are trained.
     pub fn applied(&self, model: &Model, encoded: &[Arc<Vec<u8>>]) -> Model {
         let made = |p: &Parameter, bytes: &Arc<Vec<u8>>| {
-            let made = Weight::made(p.weight.name(), p.weight.dtype(), p.weight.shape(), TrainedBytes(bytes.clone()));
+            let made = Weight::made(
+                p.weight.name(),
+                p.weight.dtype(),
+                p.weight.shape(),
+                TrainedBytes(bytes.clone()),
+            );
             (p.weight.clone(), made)
         };
-        let mut replaced: std::collections::HashMap<&str, Vec<(Weight, Weight)>> = Default::default();
+        let mut replaced: std::collections::HashMap<&str, Vec<(Weight, Weight)>> =
+            Default::default();
         for (parameter, bytes) in self.list.iter().zip(encoded) {
             replaced.entry(parameter.weight.name()).or_default().push(made(parameter, bytes));
         }
@@ -181,11 +217,18 @@ impl WeightSource for TrainedBytes {
 fn found<'m>(model: &'m Model, parts: &[TrainedPart]) -> Vec<FoundParameter<'m>> {
     let mut all: Vec<FoundParameter<'m>> = Vec::new();
     let tied = matches!(model.head, Head::Tied);
-    let embedding =
-        if tied { vec![ParameterSlot::Embedding, ParameterSlot::Head] } else { vec![ParameterSlot::Embedding] };
+    let embedding = if tied {
+        vec![ParameterSlot::Embedding, ParameterSlot::Head]
+    } else {
+        vec![ParameterSlot::Embedding]
+    };
     all.push((&model.embed, TrainedPart::Embeddings, embedding));
     for (index, layer) in model.layers.iter().enumerate() {
-        all.extend(of_layer(layer).into_iter().map(|(weight, part)| (weight, part, vec![ParameterSlot::Layer(index)])));
+        all.extend(
+            of_layer(layer)
+                .into_iter()
+                .map(|(weight, part)| (weight, part, vec![ParameterSlot::Layer(index)])),
+        );
     }
     all.push((&model.final_norm, TrainedPart::Norms, vec![ParameterSlot::Head]));
     if let Head::Own(weight) = &model.head {

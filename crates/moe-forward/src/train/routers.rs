@@ -15,8 +15,8 @@ pub enum BalanceOver {
     /// Each layer's by itself; the loss is their mean.
     #[default]
     Layers,
-    /// That of all layers together, as transformers has it: what one layer's first expert gets too much, another's may get too
-    /// little.
+    /// That of all layers together, as transformers has it: what one layer's first expert gets too
+    /// much, another's may get too little.
     Model,
 }
 
@@ -85,20 +85,28 @@ pub(super) struct Shares<'a> {
 
 impl<'a> Shares<'a> {
     pub fn new(objective: &'a Objective, load: &[LayerCounts], tokens: usize) -> Result<Self> {
-        let pooled =
-            (objective.over == BalanceOver::Model && !load.is_empty()).then(|| pool(load, tokens)).transpose()?;
+        let pooled = (objective.over == BalanceOver::Model && !load.is_empty())
+            .then(|| pool(load, tokens))
+            .transpose()?;
         Ok(Self { layers: load.len(), pooled, objective })
     }
 
-    /// The balance loss and the z-loss of a layer, as parts of their means over layers, and their weighted sum to be differentiated.
-    pub fn losses(&self, scoring: Scoring, logits: &Tensor, routing: &Routing) -> Result<RouterLosses> {
+    /// The balance loss and the z-loss of a layer, as parts of their means over layers, and their
+    /// weighted sum to be differentiated.
+    pub fn losses(
+        &self,
+        scoring: Scoring,
+        logits: &Tensor,
+        routing: &Routing,
+    ) -> Result<RouterLosses> {
         let compute = || -> candle_core::Result<RouterLosses> {
             let probabilities = mean_probabilities(logits, scoring)?;
             let balance = match &self.pooled {
                 Some((counts, tokens)) => load_balance(&probabilities, counts, *tokens)?,
                 None => load_balance(&probabilities, &routing.counts(), routing.tokens() as u64)?,
             };
-            let (balance, z) = ((balance / self.layers as f64)?, (router_z(logits)? / self.layers as f64)?);
+            let (balance, z) =
+                ((balance / self.layers as f64)?, (router_z(logits)? / self.layers as f64)?);
             let weighted = ((&balance * self.objective.balance)? + (&z * self.objective.z)?)?;
             let value = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
             Ok(RouterLosses { balance: value(&balance)?, z: value(&z)?, weighted })
@@ -118,7 +126,11 @@ fn pool(load: &[LayerCounts], tokens: usize) -> Result<(Vec<u64>, u64)> {
     let mut sum = vec![0; load[0].counts.len()];
     for layer in load {
         if layer.counts.len() != sum.len() {
-            let what = format!("layers of {} and {} experts can't be balanced together", sum.len(), layer.counts.len());
+            let what = format!(
+                "layers of {} and {} experts can't be balanced together",
+                sum.len(),
+                layer.counts.len()
+            );
             return Err(Error::new(Kind::Usage, what).remedy("balance each layer by itself"));
         }
         sum.iter_mut().zip(&layer.counts).for_each(|(sum, count)| *sum += count);

@@ -1,4 +1,5 @@
-//! A teacher that is never in memory beside what is trained: it runs layer by layer, and what it says is kept in a file.
+//! A teacher that is never in memory beside what is trained: it runs layer by layer, and what it
+//! says is kept in a file.
 
 use std::ops::Range;
 use std::path::Path;
@@ -19,8 +20,8 @@ use crate::sweep::{Head, Silent, Sweep};
 const LOGIT_BYTES: usize = 64 << 20;
 /// An id and its probability.
 const ENTRY_BYTES: usize = 8;
-/// What is kept is found out for about so many tokens together, always the same ones: how a product is rounded depends on what else is
-/// in a batch, and batches are others after a run went on.
+/// What is kept is found out for about so many tokens together, always the same ones: how a product
+/// is rounded depends on what else is in a batch, and batches are others after a run went on.
 const GROUP_TOKENS: usize = 4096;
 
 /// How much of a teacher's distribution is used.
@@ -30,8 +31,8 @@ pub enum TeacherKind {
     Logits,
     /// The most probable tokens, and the mass of the others together. Kept: the teacher runs once.
     Top(usize),
-    /// Tokens drawn by the teacher's probabilities, each weighing its share of the draws: unbiased, where the most probable alone are not
-    /// (2503.16870). Kept.
+    /// Tokens drawn by the teacher's probabilities, each weighing its share of the draws: unbiased,
+    /// where the most probable alone are not (2503.16870). Kept.
     Sampled(usize, u64),
 }
 
@@ -49,7 +50,8 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// For `sequences` of ids that its vocabulary has; what is kept lies in a nameless file in `scratch`.
+    /// For `sequences` of ids that its vocabulary has; what is kept lies in a nameless file in
+    /// `scratch`.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Io`].
@@ -61,12 +63,16 @@ impl<'a> Reference<'a> {
         compute: &'a Compute,
     ) -> Result<Self> {
         let mut offsets = vec![0];
-        sequences.iter().for_each(|sequence| offsets.push(offsets[offsets.len() - 1] + sequence.len()));
+        sequences
+            .iter()
+            .for_each(|sequence| offsets.push(offsets[offsets.len() - 1] + sequence.len()));
         let file = (kind != TeacherKind::Logits).then(|| Scratch::create(scratch)).transpose()?;
         let mut groups: Vec<(Range<usize>, bool)> = Vec::new();
         for index in 0..sequences.len() {
             match groups.last_mut() {
-                Some((group, _)) if offsets[index + 1] - offsets[group.start] <= GROUP_TOKENS => group.end = index + 1,
+                Some((group, _)) if offsets[index + 1] - offsets[group.start] <= GROUP_TOKENS => {
+                    group.end = index + 1
+                }
                 _ => groups.push((index..index + 1, false)),
             }
         }
@@ -83,9 +89,14 @@ impl<'a> Reference<'a> {
                 let mut sweep = Sweep::new(self.model, batch, self.compute)?;
                 sweep.run(&mut Silent)?;
                 let states = sweep.hidden(0..batch.tokens())?;
-                return Ok(Targets::Running { head: Box::new(Head::load(self.model, self.compute)?), states });
+                return Ok(Targets::Running {
+                    head: Box::new(Head::load(self.model, self.compute)?),
+                    states,
+                });
             }
-            TeacherKind::Top(entries) | TeacherKind::Sampled(entries, _) => entries.min(self.model.vocab),
+            TeacherKind::Top(entries) | TeacherKind::Sampled(entries, _) => {
+                entries.min(self.model.vocab)
+            }
         };
         for at in 0..self.groups.len() {
             let (group, kept) = &self.groups[at];
@@ -111,7 +122,10 @@ impl<'a> Reference<'a> {
             for start in span.clone().step_by(rows) {
                 let range = start..(start + rows).min(span.end);
                 let logits = head.logits(&sweep.hidden(range.clone())?)?;
-                let p = || candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?.to_vec2::<f32>();
+                let p = || {
+                    candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?
+                        .to_vec2::<f32>()
+                };
                 let p = p().context(|| "a teacher's probabilities".into())?;
                 let first = self.offsets[index] + start - span.start;
                 let few = p.par_iter().enumerate().map(|(row, p)| match self.kind {
@@ -146,7 +160,12 @@ impl<'a> Reference<'a> {
         }
         let shape = (ids.len() / entries, entries);
         let device = &self.compute.device;
-        let tensors = || Ok((Tensor::from_vec(ids, shape, device)?, Tensor::from_vec(probabilities, shape, device)?));
+        let tensors = || {
+            Ok((
+                Tensor::from_vec(ids, shape, device)?,
+                Tensor::from_vec(probabilities, shape, device)?,
+            ))
+        };
         let (ids, probabilities) = tensors().context(|| "a teacher's tokens".into())?;
         Ok(Targets::Kept { ids, probabilities })
     }
@@ -175,11 +194,15 @@ pub enum Targets {
 impl Targets {
     /// What it says of the tokens `range`.
     pub(super) fn rows(&self, range: Range<usize>) -> Result<Teacher> {
-        let part = |t: &Tensor| t.narrow(0, range.start, range.len()).context(|| "a teacher's tokens".into());
+        let part = |t: &Tensor| {
+            t.narrow(0, range.start, range.len()).context(|| "a teacher's tokens".into())
+        };
         Ok(match self {
             Self::Logits(logits) => Teacher::Logits(part(logits)?),
             Self::Running { head, states } => Teacher::Logits(head.logits(&part(states)?)?),
-            Self::Kept { ids, probabilities } => Teacher::Few { ids: part(ids)?, probabilities: part(probabilities)? },
+            Self::Kept { ids, probabilities } => {
+                Teacher::Few { ids: part(ids)?, probabilities: part(probabilities)? }
+            }
         })
     }
 }

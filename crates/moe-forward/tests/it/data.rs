@@ -15,9 +15,11 @@ fn load(documents: &[Vec<u32>], sequence_length: usize, pack: bool) -> Option<Ve
     // Without a padding token, nothing is taken off.
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     let path = dir.path().join("lines.jsonl");
-    let lines: String = documents.iter().map(|ids| format!("{{\"input_ids\": {ids:?}}}\n")).collect();
+    let lines: String =
+        documents.iter().map(|ids| format!("{{\"input_ids\": {ids:?}}}\n")).collect();
     std::fs::write(&path, lines).unwrap();
-    let options = TokenizeOptions { sequence_length, vocab: VOCAB, pack, ..TokenizeOptions::default() };
+    let options =
+        TokenizeOptions { sequence_length, vocab: VOCAB, pack, ..TokenizeOptions::default() };
     let spec = DataSpec { label: "lines".into(), path, weight: None };
     let corpus = Corpus::load(&[spec], dir.path(), options).ok()?;
     Some(corpus.domains.into_iter().flat_map(|domain| domain.sequences).collect())
@@ -45,11 +47,16 @@ proptest! {
     }
 }
 
-/// A checkpoint's folder with the tokenizer of `golden/models/moe` and the template that the golden conversations were written by.
+/// A checkpoint's folder with the tokenizer of `golden/models/moe` and the template that the golden
+/// conversations were written by.
 fn tokenizer(template: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(golden("models/moe/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-    std::fs::copy(golden("models/moe/tokenizer_config.json"), dir.path().join("tokenizer_config.json")).unwrap();
+    std::fs::copy(
+        golden("models/moe/tokenizer_config.json"),
+        dir.path().join("tokenizer_config.json"),
+    )
+    .unwrap();
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     dir
@@ -64,7 +71,8 @@ fn files_of_all_forms_give_the_tokens_that_python_makes_of_them() {
     let expected = std::fs::read_to_string(golden("data/expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
     let dir = tokenizer(expected["template"].as_str().unwrap());
-    let options = TokenizeOptions { sequence_length: 100_000, vocab: 1 << 20, ..TokenizeOptions::default() };
+    let options =
+        TokenizeOptions { sequence_length: 100_000, vocab: 1 << 20, ..TokenizeOptions::default() };
     let documents = expected["documents"].as_object().unwrap();
     assert!(documents.len() >= 60);
     for (name, wanted) in documents {
@@ -76,7 +84,8 @@ fn files_of_all_forms_give_the_tokens_that_python_makes_of_them() {
         let said = corpus.texts[0].note().is_some();
         assert_eq!(
             said,
-            ["no-ending", "lines.jsonl.txt", "mixed", "mixed.md", "table.csv"].contains(&name.as_str()),
+            ["no-ending", "lines.jsonl.txt", "mixed", "mixed.md", "table.csv"]
+                .contains(&name.as_str()),
             "{name}"
         );
     }
@@ -88,10 +97,15 @@ fn a_sample_of_a_large_text_is_of_the_seed_alone() {
     let text = std::fs::read_to_string(golden("text/english.calibration.txt")).unwrap();
     let dir = tokenizer("");
     let path = |name: &str| dir.path().join(name);
-    let lines: Vec<String> = text.lines().map(|line| serde_json::json!({ "text": line }).to_string()).collect();
+    let lines: Vec<String> =
+        text.lines().map(|line| serde_json::json!({ "text": line }).to_string()).collect();
     std::fs::write(path("prose"), text.repeat(150)).unwrap();
     std::fs::write(path("records"), (lines.join("\n") + "\n").repeat(130)).unwrap();
-    std::fs::write(path("record"), serde_json::json!({ "id": 1, "text": text.repeat(150) }).to_string()).unwrap();
+    std::fs::write(
+        path("record"),
+        serde_json::json!({ "id": 1, "text": text.repeat(150) }).to_string(),
+    )
+    .unwrap();
     for name in ["prose", "records", "record"] {
         let load = |seed, max_tokens, pack| {
             let options = TokenizeOptions {
@@ -138,7 +152,8 @@ fn text_that_memory_does_not_hold_is_refused() {
     };
     let error = Corpus::load(&[spec(&path)], dir.path(), options).unwrap_err().to_string();
     assert!(error.contains("--memory-budget") && error.contains("--data-tokens 200"), "{error}");
-    Corpus::load(&[spec(&path)], dir.path(), TokenizeOptions { max_tokens: Some(100), ..options }).unwrap();
+    Corpus::load(&[spec(&path)], dir.path(), TokenizeOptions { max_tokens: Some(100), ..options })
+        .unwrap();
 }
 
 /// What is drawn by a seed is the same where there is room for no more than that.
@@ -146,7 +161,9 @@ fn text_that_memory_does_not_hold_is_refused() {
 fn what_is_drawn_does_not_depend_on_the_room() {
     let dir = tokenizer("");
     let path = dir.path().join("text.jsonl");
-    let line = |number: usize| serde_json::json!({ "text": "some words ".repeat(1 + number % 40) }).to_string() + "\n";
+    let line = |number: usize| {
+        serde_json::json!({ "text": "some words ".repeat(1 + number % 40) }).to_string() + "\n"
+    };
     std::fs::write(&path, (0..500).map(line).collect::<String>()).unwrap();
     let load = |tokens| {
         let room = Some(Room { tokens, bytes: 9 * tokens as u64, option: "--data-tokens" });
@@ -168,25 +185,36 @@ fn what_is_drawn_does_not_depend_on_the_room() {
 }
 
 /// The digest and the note of a file of conversations, read on a day of December 2026.
-fn dated(dir: &Path, data: &str, day: i64, options: TokenizeOptions) -> (Option<String>, Option<String>) {
+fn dated(
+    dir: &Path,
+    data: &str,
+    day: i64,
+    options: TokenizeOptions,
+) -> (Option<String>, Option<String>) {
     let clock = Clock::at(1_796_083_200 + (day - 1) * 86_400).unwrap();
-    let corpus = Corpus::load(&[spec(&dir.join(data))], dir, TokenizeOptions { clock, ..options }).unwrap();
+    let corpus =
+        Corpus::load(&[spec(&dir.join(data))], dir, TokenizeOptions { clock, ..options }).unwrap();
     (digests_of(&corpus.texts).unwrap().remove(&dir.join(data)), corpus.texts[0].note())
 }
 
 #[test]
 fn a_text_with_a_date_in_it_is_another_on_another_day() {
     let body = "{% for m in messages %}{{ m.content }}{% endfor %}";
-    let dir =
-        tokenizer(&format!("{{% if messages[0].role == 'user' %}}{{{{ strftime_now('%d %b') }}}}{{% endif %}}{body}"));
-    let options = TokenizeOptions { sequence_length: 64, vocab: 1 << 20, ..TokenizeOptions::default() };
+    let dir = tokenizer(&format!(
+        "{{% if messages[0].role == 'user' %}}{{{{ strftime_now('%d %b') }}}}{{% endif %}}{body}"
+    ));
+    let options =
+        TokenizeOptions { sequence_length: 64, vocab: 1 << 20, ..TokenizeOptions::default() };
     let sampled = TokenizeOptions { max_tokens: Some(1000), sample: Some(1), ..options };
-    let row = |role: &str| format!("{{\"messages\": [{{\"role\": \"{role}\", \"content\": \"Some words.\"}}]}}\n");
+    let row = |role: &str| {
+        format!("{{\"messages\": [{{\"role\": \"{role}\", \"content\": \"Some words.\"}}]}}\n")
+    };
     std::fs::write(dir.path().join("few.jsonl"), row("user").repeat(3)).unwrap();
     std::fs::write(dir.path().join("many.jsonl"), row("user").repeat(90_000)).unwrap();
     std::fs::write(dir.path().join("timeless.jsonl"), row("system").repeat(3)).unwrap();
     for (data, options) in [("few.jsonl", options), ("many.jsonl", sampled)] {
-        let ((first, note), (second, _)) = (dated(dir.path(), data, 1, options), dated(dir.path(), data, 2, options));
+        let ((first, note), (second, _)) =
+            (dated(dir.path(), data, 1, options), dated(dir.path(), data, 2, options));
         assert!(note.is_some_and(|note| note.contains("\"01 Dec\" for \"%d %b\"")));
         assert!(first.as_ref().is_some_and(|digest| digest.starts_with("dated:")), "{first:?}");
         assert_ne!(first, second, "{data}");

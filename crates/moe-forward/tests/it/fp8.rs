@@ -27,7 +27,10 @@ fn all_codes_have_the_values_that_torch_gives_them() {
     assert_eq!(values.len(), 256);
     for (code, value) in (0..=u8::MAX).zip(values) {
         let ours = fp8::e4m3(code);
-        assert!(ours.to_bits() == value.to_bits() || (ours.is_nan() && value.is_nan()), "{code}: {ours}, not {value}");
+        assert!(
+            ours.to_bits() == value.to_bits() || (ours.is_nan() && value.is_nan()),
+            "{code}: {ours}, not {value}"
+        );
     }
 }
 

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Tensor};
 use moe_forward::Batch;
-use moe_forward::train::{BalanceOver, Goal, Gradients, Losses, Objective, Parameters, Scale, TrainedPart, Trainee};
+use moe_forward::train::{
+    BalanceOver, Goal, Gradients, Losses, Objective, Parameters, Scale, TrainedPart, Trainee,
+};
 use moe_math::Compute;
 use moe_model::Model;
 
@@ -28,8 +30,14 @@ impl Case {
         Parameters::read(&self.model, parts, DType::F32, &self.compute).unwrap()
     }
 
-    fn gradients(&self, parameters: &Parameters, objective: &Objective, keep_graphs: bool) -> (Losses, Gradients) {
-        let trainee = Trainee { model: &self.model, parameters, compute: &self.compute, keep_graphs };
+    fn gradients(
+        &self,
+        parameters: &Parameters,
+        objective: &Objective,
+        keep_graphs: bool,
+    ) -> (Losses, Gradients) {
+        let trainee =
+            Trainee { model: &self.model, parameters, compute: &self.compute, keep_graphs };
         let mut gradients = Gradients::new(parameters);
         let goal = Goal { objective, teacher: None, scale: Scale::over([&self.batch]) };
         let losses = trainee.accumulate(&self.batch, goal, &mut gradients).unwrap();
@@ -41,8 +49,9 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The families that golden/training has no gradients of. Along each parameter's own gradient the loss changes by its square norm: a directional derivative, in which rounding is small
-/// beside the change.
+/// The families that golden/training has no gradients of. Along each parameter's own gradient the
+/// loss changes by its square norm: a directional derivative, in which rounding is small beside the
+/// change.
 #[test]
 fn the_loss_changes_along_every_gradient_as_it_says() {
     let objective = Objective { balance: 0.01, z: 0.001, ..PLAIN };
@@ -62,21 +71,32 @@ fn the_loss_changes_along_every_gradient_as_it_says() {
             // A step that changes the loss by about 0.002.
             let step = 2e-3 / norm;
             let moved = |factor: f64| {
-                parameter.value.set(&(&start + (gradient * (factor * step / norm)).unwrap()).unwrap()).unwrap();
+                parameter
+                    .value
+                    .set(&(&start + (gradient * (factor * step / norm)).unwrap()).unwrap())
+                    .unwrap();
                 let (losses, _) = case.gradients(&parameters, &objective, false);
                 losses.total(&objective)
             };
             let change = (moved(1.0) - moved(-1.0)) / (2.0 * step);
             parameter.value.set(&start).unwrap();
             // Tokens on the border between experts change sides on the way.
-            assert!((change / norm - 1.0).abs() < 0.05, "{family} {name}: {change} along a gradient of norm {norm}");
+            assert!(
+                (change / norm - 1.0).abs() < 0.05,
+                "{family} {name}: {change} along a gradient of norm {norm}"
+            );
             checked += 1;
         }
-        assert!(checked > parameters.list.len() / 2, "{family}: {checked} of {}", parameters.list.len());
+        assert!(
+            checked > parameters.list.len() / 2,
+            "{family}: {checked} of {}",
+            parameters.list.len()
+        );
     }
 }
 
-/// Running a layer again gives the same bits as keeping its graph, and what is frozen changes nothing.
+/// Running a layer again gives the same bits as keeping its graph, and what is frozen changes
+/// nothing.
 #[test]
 fn gradients_do_not_depend_on_what_is_kept_or_frozen() {
     let objective = Objective { balance: 0.01, over: BalanceOver::Model, z: 0.001, ..PLAIN };
@@ -91,11 +111,21 @@ fn gradients_do_not_depend_on_what_is_kept_or_frozen() {
         let mut found = 0;
         for (index, parameter) in all.list.iter().enumerate() {
             let bits = |g: Option<&Tensor>| g.map(values);
-            assert_eq!(bits(again.get(index)), bits(kept.get(index)), "{}", parameter.weight.name());
+            assert_eq!(
+                bits(again.get(index)),
+                bits(kept.get(index)),
+                "{}",
+                parameter.weight.name()
+            );
             let alone = routers.list.iter().position(|p| p.weight.same_source(&parameter.weight));
             if let Some(alone) = alone {
                 found += 1;
-                assert_eq!(bits(of_routers.get(alone)), bits(kept.get(index)), "{}", parameter.weight.name());
+                assert_eq!(
+                    bits(of_routers.get(alone)),
+                    bits(kept.get(index)),
+                    "{}",
+                    parameter.weight.name()
+                );
             }
         }
         assert!(found > 0 && found == routers.list.len());
@@ -108,9 +138,15 @@ fn gradients_of_batches_add_up() {
     let case = Case::new("qwen3_moe");
     let parameters = case.parameters(&TrainedPart::ALL);
     let (losses, whole) = case.gradients(&parameters, &PLAIN, true);
-    let parts: Vec<Batch> = case.batch.spans.iter().map(|s| Batch::new([&case.batch.ids[s.clone()]])).collect();
+    let parts: Vec<Batch> =
+        case.batch.spans.iter().map(|s| Batch::new([&case.batch.ids[s.clone()]])).collect();
     assert!(parts.len() > 1);
-    let trainee = Trainee { model: &case.model, parameters: &parameters, compute: &case.compute, keep_graphs: false };
+    let trainee = Trainee {
+        model: &case.model,
+        parameters: &parameters,
+        compute: &case.compute,
+        keep_graphs: false,
+    };
     let mut sum = Gradients::new(&parameters);
     let mut loss = 0.0;
     for part in &parts {

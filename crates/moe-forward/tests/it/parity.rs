@@ -21,7 +21,9 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let list = |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir());
+    let list = |dir: PathBuf| {
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir())
+    };
     let family_case = |dir: PathBuf| Case {
         name: dir.strip_prefix(golden("families")).unwrap().display().to_string(),
         model: dir.join("model"),
@@ -50,7 +52,10 @@ fn run(model: &Model, batch: &Batch) -> Tensor {
     let compute = compute();
     let mut sweep = Sweep::new(model, batch, &compute).unwrap();
     sweep.run(&mut Silent).unwrap();
-    let logits = Head::load(model, &compute).unwrap().logits(&sweep.hidden(0..batch.tokens()).unwrap()).unwrap();
+    let logits = Head::load(model, &compute)
+        .unwrap()
+        .logits(&sweep.hidden(0..batch.tokens()).unwrap())
+        .unwrap();
     logits.to_device(&candle_core::Device::Cpu).unwrap()
 }
 
@@ -71,31 +76,41 @@ fn logits_and_experts_are_those_of_transformers() {
     }
 }
 
-/// A golden that only the bias tells right from wrong: ranking by σ alone, or by softmax, picks other experts.
+/// A golden that only the bias tells right from wrong: ranking by σ alone, or by softmax, picks
+/// other experts.
 #[test]
 fn a_golden_needs_the_bias_to_choose_its_experts() {
     for name in ["deepseek_v3/base", "glm4_moe/base", "deepseek_v3/mixed"] {
         let case = golden("families").join(name);
-        let reference =
-            candle_core::safetensors::load(case.join("reference.safetensors"), &candle_core::Device::Cpu).unwrap();
+        let reference = candle_core::safetensors::load(
+            case.join("reference.safetensors"),
+            &candle_core::Device::Cpu,
+        )
+        .unwrap();
         let model = Model::open(&case.join("model")).unwrap();
         let (mut by_score, mut by_softmax) = (0, 0);
         for (layer, moe) in model.moes() {
             let router = LoadedRouter::load(&moe.router, &compute()).unwrap();
             let rule = router.rule();
             let logits = &reference[&format!("router_logits.{layer}")];
-            let selected = &reference[&format!("selected.{layer}")].to_dtype(candle_core::DType::U32).unwrap();
+            let selected =
+                &reference[&format!("selected.{layer}")].to_dtype(candle_core::DType::U32).unwrap();
             let selected = selected.to_vec2::<u32>().unwrap();
             let differing = |rule: &RoutingRule| {
                 let routing = route(logits, rule).unwrap();
                 let ours = routing.selected.chunks(routing.top_k);
-                ours.zip(&selected).filter(|(ours, theirs)| ours.iter().any(|e| !theirs.contains(e))).count()
+                ours.zip(&selected)
+                    .filter(|(ours, theirs)| ours.iter().any(|e| !theirs.contains(e)))
+                    .count()
             };
             assert_eq!(differing(rule), 0, "{name}");
             by_score += differing(&RoutingRule { bias: None, ..rule.clone() });
             by_softmax += differing(&RoutingRule::softmax(rule.top_k, true));
         }
-        assert!(by_score > 3 && by_softmax > 3, "{name}: {by_score} and {by_softmax} tokens go elsewhere without it");
+        assert!(
+            by_score > 3 && by_softmax > 3,
+            "{name}: {by_score} and {by_softmax} tokens go elsewhere without it"
+        );
     }
 }
 
@@ -170,7 +185,10 @@ fn mutations_fail_parity() {
             }
         }
         let logits = run(&swapped, &batch);
-        assert!(difference(&logits, &reference) > TOLERANCE, "{name}: gate and up are interchangeable");
+        assert!(
+            difference(&logits, &reference) > TOLERANCE,
+            "{name}: gate and up are interchangeable"
+        );
     }
 }
 

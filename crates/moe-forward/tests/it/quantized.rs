@@ -1,4 +1,5 @@
-//! Quantized checkpoints that other libraries wrote (golden/quantize/checkpoints) beside transformers' logits from them.
+//! Quantized checkpoints that other libraries wrote (golden/quantize/checkpoints) beside
+//! transformers' logits from them.
 
 use std::path::Path;
 
@@ -27,10 +28,16 @@ fn logits_are_those_of_transformers() {
     ] {
         let folder = golden("quantize/checkpoints").join(name);
         let model = Model::open(&folder).unwrap();
-        let quantized: Vec<_> =
-            model.moes().flat_map(|(_, moe)| &moe.experts).flat_map(|expert| expert.linears()).collect();
+        let quantized: Vec<_> = model
+            .moes()
+            .flat_map(|(_, moe)| &moe.experts)
+            .flat_map(|expert| expert.linears())
+            .collect();
         assert!(!quantized.is_empty(), "{name}");
-        assert!(quantized.iter().all(|linear| !matches!(linear.weight.encoding(), Encoding::Plain)), "{name}");
+        assert!(
+            quantized.iter().all(|linear| !matches!(linear.weight.encoding(), Encoding::Plain)),
+            "{name}"
+        );
         let batch = Batch::from_json(&golden(tokens)).unwrap();
         let compute = Compute::cpu();
         let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();

@@ -1,4 +1,5 @@
-//! Routers in the model's dtype beside transformers in bfloat16, on the same states (golden/routing).
+//! Routers in the model's dtype beside transformers in bfloat16, on the same states
+//! (golden/routing).
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -22,7 +23,8 @@ struct Golden {
 impl Golden {
     fn read(family: &str) -> Self {
         let path = golden(&format!("routing/{family}.safetensors"));
-        let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap_or_else(|e| panic!("{family}: {e}"));
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
+            .unwrap_or_else(|e| panic!("{family}: {e}"));
         let model = Model::open(&golden(&format!("families/{family}/base/model"))).unwrap();
         let layer = tensors["layer"].to_vec1::<i64>().unwrap()[0] as usize;
         Self { router: model.layers[layer].ffn.moe().unwrap().router.clone(), tensors }
@@ -40,7 +42,8 @@ impl Golden {
     fn route(&self, router_dtype: RouterDtype) -> (Vec<Vec<f32>>, Routing) {
         let compute = Compute { router_dtype, ..Compute::cpu() };
         let states = self.tensors["states"].to_dtype(DType::F32).unwrap();
-        let (logits, routing) = LoadedRouter::load(&self.router, &compute).unwrap().route(&states).unwrap();
+        let (logits, routing) =
+            LoadedRouter::load(&self.router, &compute).unwrap().route(&states).unwrap();
         (logits.to_vec2().unwrap(), routing)
     }
 }
@@ -72,19 +75,27 @@ fn every_family_routes_as_transformers_does_in_bfloat16() {
         assert!(apart(&chunks(&routing), &golden.rows("weights")) <= tolerance, "{name}");
         let tied = golden.tensors["tied"].to_vec1::<u8>().unwrap();
         let found = routing.selected.chunks(routing.top_k);
-        for ((found, wanted), (tied, logits)) in found.zip(golden.selected()).zip(tied.iter().zip(&logits)) {
-            let [ours, theirs] = [found, &wanted].map(|experts| experts.iter().copied().collect::<BTreeSet<_>>());
+        for ((found, wanted), (tied, logits)) in
+            found.zip(golden.selected()).zip(tied.iter().zip(&logits))
+        {
+            let [ours, theirs] =
+                [found, &wanted].map(|experts| experts.iter().copied().collect::<BTreeSet<_>>());
             // transformers takes any of those that tie; we take the first.
-            let of = |experts: &BTreeSet<u32>| experts.iter().map(|e| logits[*e as usize]).fold(f32::MAX, f32::min);
-            assert!(ours == theirs || *tied == 1 && of(&ours) == of(&theirs), "{name}: {found:?} and {wanted:?}");
+            let of = |experts: &BTreeSet<u32>| {
+                experts.iter().map(|e| logits[*e as usize]).fold(f32::MAX, f32::min)
+            };
+            assert!(
+                ours == theirs || *tied == 1 && of(&ours) == of(&theirs),
+                "{name}: {found:?} and {wanted:?}"
+            );
         }
         checked.insert(rounds);
     }
     assert_eq!(checked.len(), 2, "some families round, and some don't");
 }
 
-/// What is asked for makes a difference: in f32 the same states have other logits, other gates and, where two experts tie in bfloat16,
-/// sometimes other experts.
+/// What is asked for makes a difference: in f32 the same states have other logits, other gates and,
+/// where two experts tie in bfloat16, sometimes other experts.
 #[test]
 fn in_f32_the_same_states_are_routed_otherwise() {
     for name in ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"] {

@@ -1,10 +1,13 @@
-//! Losses, gradients and a run of training beside PyTorch's, through transformers' own models: golden/training.
+//! Losses, gradients and a run of training beside PyTorch's, through transformers' own models:
+//! golden/training.
 
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::Batch;
-use moe_forward::train::{BalanceOver, Goal, Gradients, Objective, Parameters, Scale, Targets, TrainedPart, Trainee};
+use moe_forward::train::{
+    BalanceOver, Goal, Gradients, Objective, Parameters, Scale, Targets, TrainedPart, Trainee,
+};
 use moe_math::Compute;
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_model::Model;
@@ -65,7 +68,11 @@ fn norm(values: impl IntoIterator<Item = f64>) -> f64 {
 
 /// Norm, sum, and the sum with weights that tell entries apart.
 fn sums(g: &[f64]) -> [f64; 3] {
-    [norm(g.iter().copied()), g.iter().sum(), g.iter().enumerate().map(|(i, g)| g * (i as f64).cos()).sum()]
+    [
+        norm(g.iter().copied()),
+        g.iter().sum(),
+        g.iter().enumerate().map(|(i, g)| g * (i as f64).cos()).sum(),
+    ]
 }
 
 #[test]
@@ -79,25 +86,48 @@ fn losses_and_gradients_are_those_of_pytorch() {
         let sampled = tensors(&format!("training/gradients/{family}.safetensors"));
         for (loss, value) in about["losses"].as_object().unwrap() {
             let objective = objective(loss);
-            let teacher = sampled.get("teacher_logits").map(|logits| Targets::Logits(logits.clone()));
+            let teacher =
+                sampled.get("teacher_logits").map(|logits| Targets::Logits(logits.clone()));
             let mut gradients = Gradients::new(&parameters);
-            let trainee = Trainee { model: &model, parameters: &parameters, compute: &compute, keep_graphs: false };
-            let goal = Goal { objective: &objective, teacher: teacher.as_ref(), scale: Scale::over([&batch]) };
+            let trainee = Trainee {
+                model: &model,
+                parameters: &parameters,
+                compute: &compute,
+                keep_graphs: false,
+            };
+            let goal = Goal {
+                objective: &objective,
+                teacher: teacher.as_ref(),
+                scale: Scale::over([&batch]),
+            };
             let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
             let (found, expected) = (losses.total(&objective), value.as_f64().unwrap());
             let tolerance = if loss == "kl" { 2e-5 } else { 2e-6 };
-            assert!((found - expected).abs() < tolerance * expected, "{family} {loss}: {found} instead of {expected}");
+            assert!(
+                (found - expected).abs() < tolerance * expected,
+                "{family} {loss}: {found} instead of {expected}"
+            );
             let gradients = by_name(&parameters, &gradients);
             checked += compare_sampled(family, loss, about, &sampled, &gradients);
-            if loss == "ce" && golden(&format!("training/gradients/{family}.ce.safetensors")).exists() {
-                compare_whole(family, &tensors(&format!("training/gradients/{family}.ce.safetensors")), &gradients);
+            if loss == "ce"
+                && golden(&format!("training/gradients/{family}.ce.safetensors")).exists()
+            {
+                compare_whole(
+                    family,
+                    &tensors(&format!("training/gradients/{family}.ce.safetensors")),
+                    &gradients,
+                );
             }
         }
     }
     assert!(checked > 1000, "only {checked} gradients were compared");
 }
 
-fn compare_whole(family: &str, expected: &HashMap<String, Tensor>, found: &HashMap<String, Vec<f64>>) {
+fn compare_whole(
+    family: &str,
+    expected: &HashMap<String, Tensor>,
+    found: &HashMap<String, Vec<f64>>,
+) {
     assert_eq!(expected.len(), found.len(), "{family}");
     for (name, expected) in expected {
         let expected = values(expected);
@@ -124,18 +154,27 @@ fn compare_sampled(
     let mut at = 0;
     let parameters = about["parameters"].as_array().unwrap();
     for (parameter, expected) in parameters.iter().zip(&sums_of) {
-        let (name, count) = (parameter[0].as_str().unwrap(), parameter[1].as_u64().unwrap() as usize);
+        let (name, count) =
+            (parameter[0].as_str().unwrap(), parameter[1].as_u64().unwrap() as usize);
         let gradient = &found[name];
         let size = expected[0];
         for (found, expected) in sums(gradient).iter().zip(expected) {
             // A sum of n entries may be off by √n times what an entry is.
             let room = tolerance * size * (gradient.len() as f64).sqrt().max(1.0);
-            assert!((found - expected).abs() <= room, "{family} {loss} {name}: {found} instead of {expected}");
+            assert!(
+                (found - expected).abs() <= room,
+                "{family} {loss} {name}: {found} instead of {expected}"
+            );
         }
         for position in at..at + count {
-            let Some(expected) = entries.as_ref().and_then(|entries| entries.get(position)) else { break };
+            let Some(expected) = entries.as_ref().and_then(|entries| entries.get(position)) else {
+                break;
+            };
             let found = gradient[indices[position] as usize];
-            assert!((found - expected).abs() <= tolerance * size, "{family} {loss} {name}: {found}, {expected}");
+            assert!(
+                (found - expected).abs() <= tolerance * size,
+                "{family} {loss} {name}: {found}, {expected}"
+            );
         }
         at += count;
     }
@@ -150,29 +189,45 @@ fn a_run_is_that_of_pytorch() {
     let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, &compute).unwrap();
     let start: HashMap<String, Vec<f64>> =
         parameters.list.iter().map(|p| (p.weight.name().to_owned(), values(&p.value))).collect();
-    let mut moments: Vec<Moments> = parameters.list.iter().map(|p| Moments::new(&p.value).unwrap()).collect();
+    let mut moments: Vec<Moments> =
+        parameters.list.iter().map(|p| Moments::new(&p.value).unwrap()).collect();
     let objective = Objective { cross_entropy: 1.0, balance: 0.01, ..NOTHING };
     let steps = about["steps"].as_array().unwrap();
     for (t, expected) in steps.iter().enumerate() {
         let sequence = expected["sequence"].as_u64().unwrap() as usize;
         let batch = Batch::new([&batch.ids[batch.spans[sequence].clone()]]);
         let mut gradients = Gradients::new(&parameters);
-        let trainee = Trainee { model: &model, parameters: &parameters, compute: &compute, keep_graphs: true };
+        let trainee = Trainee {
+            model: &model,
+            parameters: &parameters,
+            compute: &compute,
+            keep_graphs: true,
+        };
         let goal = Goal { objective: &objective, teacher: None, scale: Scale::over([&batch]) };
         let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
-        let squares = (0..parameters.list.len()).filter_map(|i| gradients.get(i)).map(|g| square_norm(g).unwrap());
+        let squares = (0..parameters.list.len())
+            .filter_map(|i| gradients.get(i))
+            .map(|g| square_norm(g).unwrap());
         let norm = squares.sum::<f64>().sqrt();
         let learning_rate = 1e-3 * cosine(t as u64, 1, steps.len() as u64);
         let close = |found: f64, key: &str| {
             let expected = expected[key].as_f64().unwrap();
-            assert!((found - expected).abs() <= 1e-5 * expected.abs(), "step {t}: {key} {found} instead of {expected}");
+            assert!(
+                (found - expected).abs() <= 1e-5 * expected.abs(),
+                "step {t}: {key} {found} instead of {expected}"
+            );
         };
         close(losses.total(&objective), "loss");
         close(losses.cross_entropy, "ce");
         close(losses.balance, "balance");
         close(norm, "norm");
         close(learning_rate, "learning_rate");
-        let step = Step { number: t as u64 + 1, learning_rate, weight_decay: 0.01, scale: clipping(norm, Some(1.0)) };
+        let step = Step {
+            number: t as u64 + 1,
+            learning_rate,
+            weight_decay: 0.01,
+            scale: clipping(norm, Some(1.0)),
+        };
         for (index, parameter) in parameters.list.iter().enumerate() {
             let zeros = parameter.value.as_tensor().zeros_like().unwrap().detach();
             let gradient = gradients.get(index).unwrap_or(&zeros);
@@ -186,13 +241,23 @@ fn a_run_is_that_of_pytorch() {
         parameters.list.iter().map(|p| (p.weight.name().to_owned(), values(&p.value))).collect();
     let mut at = 0;
     for (parameter, change) in about["parameters"].as_array().unwrap().iter().zip(&change) {
-        let (name, count) = (parameter[0].as_str().unwrap(), parameter[1].as_u64().unwrap() as usize);
-        let moved: Vec<f64> = end[name].iter().zip(&start[name]).map(|(end, start)| end - start).collect();
+        let (name, count) =
+            (parameter[0].as_str().unwrap(), parameter[1].as_u64().unwrap() as usize);
+        let moved: Vec<f64> =
+            end[name].iter().zip(&start[name]).map(|(end, start)| end - start).collect();
         let [size, ..] = sums(&moved);
-        assert!((size - change[0]).abs() <= 1e-3 * change[0], "{name}: moved by {size} instead of {}", change[0]);
+        assert!(
+            (size - change[0]).abs() <= 1e-3 * change[0],
+            "{name}: moved by {size} instead of {}",
+            change[0]
+        );
         for position in at..at + count {
             let found = end[name][indices[position] as usize];
-            assert!((found - entries[position]).abs() < 3e-6, "{name}: {found} instead of {}", entries[position]);
+            assert!(
+                (found - entries[position]).abs() < 3e-6,
+                "{name}: {found} instead of {}",
+                entries[position]
+            );
         }
         at += count;
     }

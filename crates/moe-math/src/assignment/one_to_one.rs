@@ -1,26 +1,33 @@
 //! [`linear`](super::linear) for rows ≤ columns.
 //!
-//! The method of Jonker and Volgenant (Computing 38, 1987): for squares first the three reductions that leave few rows free, then, for each row
-//! that is left, the shortest augmenting path, as Crouse has it for rectangles (IEEE TAES 52, 2016).
+//! The method of Jonker and Volgenant (Computing 38, 1987): for squares first the three reductions
+//! that leave few rows free, then, for each row that is left, the shortest augmenting path, as
+//! Crouse has it for rectangles (IEEE TAES 52, 2016).
 
 use std::collections::VecDeque;
 
 /// No row, no column.
 const NONE: usize = usize::MAX;
-/// Rows that the reduction may displace, as a multiple of their number: with costs that are nearly equal it could go on for long.
+/// Rows that the reduction may displace, as a multiple of their number: with costs that are nearly
+/// equal it could go on for long.
 const DISPLACEMENTS: usize = 8;
 
 /// The column of each row of `cost`, `[rows, columns]`.
 pub(super) fn columns_of_rows(cost: &[f64], rows: usize, columns: usize) -> Vec<usize> {
-    let mut matching =
-        Matching { cost, v: vec![0.0; columns], row_of: vec![NONE; columns], column_of: vec![NONE; rows] };
+    let mut matching = Matching {
+        cost,
+        v: vec![0.0; columns],
+        row_of: vec![NONE; columns],
+        column_of: vec![NONE; rows],
+    };
     let free = if rows == columns && rows > 1 { matching.reduced() } else { (0..rows).collect() };
     let mut search = PathSearch::new(columns);
     free.into_iter().for_each(|row| matching.augment(row, &mut search));
     matching.column_of
 }
 
-/// A matching, and prices v of columns with which it is the best of its rows: a row's own price is cost − v at its column.
+/// A matching, and prices v of columns with which it is the best of its rows: a row's own price is
+/// cost − v at its column.
 struct Matching<'a> {
     cost: &'a [f64],
     v: Vec<f64>,
@@ -49,14 +56,17 @@ impl<'a> Matching<'a> {
         self.reduce_rows(free, &mut displacements)
     }
 
-    /// Prices every column at its least cost, where its row takes it; how many columns would have taken each row.
+    /// Prices every column at its least cost, where its row takes it; how many columns would have
+    /// taken each row.
     fn reduce_columns(&mut self) -> Vec<u32> {
         let columns = self.v.len();
         let mut least = vec![0; columns];
         let first = self.row(0);
         self.v.copy_from_slice(first);
         for row in 1..columns {
-            for ((v, least), cost) in self.v.iter_mut().zip(&mut least).zip(self.cost[row * columns..].iter()) {
+            for ((v, least), cost) in
+                self.v.iter_mut().zip(&mut least).zip(self.cost[row * columns..].iter())
+            {
                 if cost < v {
                     (*v, *least) = (*cost, row);
                 }
@@ -75,13 +85,15 @@ impl<'a> Matching<'a> {
     /// Lowers the price of the only column of `row` to what would make its second choice as good.
     fn transfer(&mut self, row: usize) {
         let own = self.column_of[row];
-        let others = self.row(row).iter().zip(&self.v).enumerate().filter(|(column, _)| *column != own);
+        let others =
+            self.row(row).iter().zip(&self.v).enumerate().filter(|(column, _)| *column != own);
         let second = others.map(|(_, (cost, v))| cost - v).fold(f64::INFINITY, f64::min);
         self.v[own] -= second;
     }
 
-    /// Gives every free row its best column, lowering that column's price by what it is better than the second; who is displaced, by a
-    /// strict improvement, is next. Gives the rows that are free then.
+    /// Gives every free row its best column, lowering that column's price by what it is better than
+    /// the second; who is displaced, by a strict improvement, is next. Gives the rows that are free
+    /// then.
     fn reduce_rows(&mut self, free: Vec<usize>, displacements: &mut usize) -> Vec<usize> {
         let mut left = Vec::new();
         let mut queue = VecDeque::from(free);
@@ -123,7 +135,8 @@ impl<'a> Matching<'a> {
             }
             base = search.distance[column] - (self.row(from)[column] - self.v[column]);
         };
-        // Reduced costs stay ≥ 0, and = 0 where rows are matched: what was nearer than the end becomes dearer by the difference.
+        // Reduced costs stay ≥ 0, and = 0 where rows are matched: what was nearer than the end
+        // becomes dearer by the difference.
         for column in &search.closed {
             self.v[*column] += search.distance[*column] - search.distance[end];
         }
@@ -154,8 +167,8 @@ fn two_least(costs: &[f64], v: &[f64]) -> [(f64, usize); 2] {
     least
 }
 
-/// Dijkstra's search for the shortest way from a free row to a free column, over reduced costs ≥ 0. Whole rows are looked at without branches,
-/// which is faster than leaving out what is closed.
+/// Dijkstra's search for the shortest way from a free row to a free column, over reduced costs ≥ 0.
+/// Whole rows are looked at without branches, which is faster than leaving out what is closed.
 struct PathSearch {
     /// Distances of open columns; infinite where closed.
     open: Vec<f64>,
@@ -171,7 +184,13 @@ struct PathSearch {
 impl PathSearch {
     fn new(columns: usize) -> Self {
         let zeros = vec![0.0; columns];
-        Self { open: zeros.clone(), penalty: zeros.clone(), via: vec![0; columns], distance: zeros, closed: Vec::new() }
+        Self {
+            open: zeros.clone(),
+            penalty: zeros.clone(),
+            via: vec![0; columns],
+            distance: zeros,
+            closed: Vec::new(),
+        }
     }
 
     fn start(&mut self) {
@@ -205,7 +224,10 @@ impl PathSearch {
         }
         let least = least.iter().chain(rest).copied().fold(f64::INFINITY, f64::min);
         let equal = || (0..self.open.len()).filter(|column| self.open[*column] == least);
-        equal().find(|column| is_free(*column)).or_else(|| equal().next()).expect("a free column is left")
+        equal()
+            .find(|column| is_free(*column))
+            .or_else(|| equal().next())
+            .expect("a free column is left")
     }
 
     fn close(&mut self, column: usize) {

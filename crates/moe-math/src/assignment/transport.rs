@@ -7,14 +7,19 @@ use super::{AssignmentError, checked_rows};
 
 /// The cluster of each item, at most `capacity` items in each, so that Σ cost is least.
 ///
-/// `cost` is `[items, clusters]`. With items = clusters · capacity every cluster is filled. A transportation problem,
-/// solved by successive shortest paths over clusters: the length of the step from cluster a to b is the least
-/// c\[i, b\] − c\[i, a\] over the items i of a, which a heap for each pair (a, b) keeps. About
-/// O(items · clusters · (clusters + log items)) time and O(items · clusters) memory.
+/// `cost` is `[items, clusters]`. With items = clusters · capacity every cluster is filled. A
+/// transportation problem, solved by successive shortest paths over clusters: the length of the
+/// step from cluster a to b is the least c\[i, b\] − c\[i, a\] over the items i of a, which a heap
+/// for each pair (a, b) keeps. About O(items · clusters · (clusters + log items)) time and O(items
+/// · clusters) memory.
 ///
 /// # Errors
 /// [`AssignmentError`].
-pub fn balanced(cost: &[f64], clusters: usize, capacity: usize) -> Result<Vec<u32>, AssignmentError> {
+pub fn balanced(
+    cost: &[f64],
+    clusters: usize,
+    capacity: usize,
+) -> Result<Vec<u32>, AssignmentError> {
     let items = checked_rows(cost, clusters)?;
     if items.div_ceil(clusters.max(1)) > capacity {
         return Err(AssignmentError::Capacity { items, clusters, capacity });
@@ -61,7 +66,8 @@ struct Transport<'a> {
     /// Dual prices; 0 while a cluster has room.
     v: Vec<f64>,
     cluster_of: Vec<u32>,
-    /// `[clusters, clusters]`: moves from a to b. Those of items that have left a stay until they come up.
+    /// `[clusters, clusters]`: moves from a to b. Those of items that have left a stay until they
+    /// come up.
     moves: Vec<BinaryHeap<Move>>,
 }
 
@@ -114,7 +120,8 @@ impl<'a> Transport<'a> {
         self.cluster_of[item] = a as u32;
         let costs = &self.cost[item * self.clusters..][..self.clusters];
         for b in (0..self.clusters).filter(|b| *b != a) {
-            self.moves[a * self.clusters + b].push(Move { delta: costs[b] - costs[a], item: item as u32 });
+            self.moves[a * self.clusters + b]
+                .push(Move { delta: costs[b] - costs[a], item: item as u32 });
         }
     }
 }
@@ -136,12 +143,18 @@ impl TransportSearch {
     /// The nearest place not yet scanned; of equally near ones a free one, then the lower index.
     fn nearest(&self, is_free: impl Fn(usize) -> bool) -> usize {
         let closer = |a: &usize, b: &usize| {
-            self.distance[*a].total_cmp(&self.distance[*b]).then_with(|| is_free(*b).cmp(&is_free(*a)))
+            self.distance[*a]
+                .total_cmp(&self.distance[*b])
+                .then_with(|| is_free(*b).cmp(&is_free(*a)))
         };
-        (0..self.distance.len()).filter(|j| !self.scanned[*j]).min_by(closer).expect("a free place is left")
+        (0..self.distance.len())
+            .filter(|j| !self.scanned[*j])
+            .min_by(closer)
+            .expect("a free place is left")
     }
 
-    /// Leaves place `from`: `step(to)` is the distance of `to` through it, and the item that would move there.
+    /// Leaves place `from`: `step(to)` is the distance of `to` through it, and the item that would
+    /// move there.
     fn scan(&mut self, from: usize, mut step: impl FnMut(usize) -> (f64, usize)) {
         self.scanned[from] = true;
         for to in (0..self.distance.len()).filter(|to| !self.scanned[*to]) {
@@ -152,7 +165,8 @@ impl TransportSearch {
         }
     }
 
-    /// Keeps reduced costs ≥ 0, and = 0 where items are: what was nearer than `end` becomes dearer by the difference.
+    /// Keeps reduced costs ≥ 0, and = 0 where items are: what was nearer than `end` becomes dearer
+    /// by the difference.
     fn update_prices(&self, end: usize, v: &mut [f64]) {
         for j in (0..v.len()).filter(|j| self.scanned[*j]) {
             v[j] += self.distance[j] - self.distance[end];
@@ -165,14 +179,16 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, unit};
 
-    /// Duality: no cheaper assignment exists if v ≤ 0, v = 0 where there is room, and each item is where cost − v is least.
+    /// Duality: no cheaper assignment exists if v ≤ 0, v = 0 where there is room, and each item is
+    /// where cost − v is least.
     fn assert_optimal(transport: &Transport, capacity: usize) {
         let mut counts = vec![0; transport.clusters];
         for (item, costs) in transport.cost.chunks_exact(transport.clusters).enumerate() {
             let a = transport.cluster_of[item] as usize;
             counts[a] += 1;
             let own = costs[a] - transport.v[a];
-            let least = costs.iter().zip(&transport.v).map(|(c, v)| c - v).fold(f64::INFINITY, f64::min);
+            let least =
+                costs.iter().zip(&transport.v).map(|(c, v)| c - v).fold(f64::INFINITY, f64::min);
             assert!(own - least < 1e-9, "item {item}: {own} > {least}");
         }
         for (a, count) in counts.into_iter().enumerate() {
@@ -184,10 +200,13 @@ mod tests {
     #[test]
     fn assignments_are_optimal() {
         let mut random = generator(2, 0);
-        for (items, clusters, capacity) in [(1, 1, 1), (24, 3, 8), (25, 4, 7), (600, 12, 50), (1001, 9, 300)] {
+        for (items, clusters, capacity) in
+            [(1, 1, 1), (24, 3, 8), (25, 4, 7), (600, 12, 50), (1001, 9, 300)]
+        {
             // Clusters differ in how cheap they are, so that most items want the same few.
             let bias: Vec<f64> = (0..clusters).map(|a| a as f64 * 0.1).collect();
-            let cost: Vec<f64> = (0..items * clusters).map(|i| unit(&mut random) + bias[i % clusters]).collect();
+            let cost: Vec<f64> =
+                (0..items * clusters).map(|i| unit(&mut random) + bias[i % clusters]).collect();
             let mut transport = Transport::new(&cost, items, clusters, capacity);
             (0..items).for_each(|item| transport.insert(item));
             assert_optimal(&transport, capacity);

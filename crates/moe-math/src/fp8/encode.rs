@@ -7,7 +7,8 @@ use rayon::prelude::*;
 /// The greatest value of e4m3.
 const MOST: f32 = 448.0;
 
-/// The code of e4m3 nearest to `value`, of two equally near the even one; beyond ±448, ±448; NaN stays NaN.
+/// The code of e4m3 nearest to `value`, of two equally near the even one; beyond ±448, ±448; NaN
+/// stays NaN.
 pub fn e4m3_code(value: f32) -> u8 {
     let sign = if value.is_sign_negative() { 0x80 } else { 0 };
     let magnitude = value.abs();
@@ -21,7 +22,8 @@ pub fn e4m3_code(value: f32) -> u8 {
         // Below 2⁻⁶ codes are 2⁻⁹ apart; 8 of them is the first normal number, whose code follows.
         return sign | (magnitude * 512.0).round_ties_even() as u8;
     }
-    // 20 of 23 bits of mantissa go, to nearest even; a carry goes on into the exponent, whose bias changes from 127 to 7.
+    // 20 of 23 bits of mantissa go, to nearest even; a carry goes on into the exponent, whose bias
+    // changes from 127 to 7.
     let bits = magnitude.to_bits();
     let rounded = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
     sign | (rounded - (120 << 3)) as u8
@@ -36,8 +38,9 @@ pub struct Encoded {
     pub scales: Vec<f32>,
 }
 
-/// Encodes `weight`, `shape` `[rows, columns]`, with the scale max |w| / 448 in each `block`, rounded to `scale_dtype` before
-/// codes are made; as in compressed-tensors 2⁻²³ in a block of zeros. A block of `[1, columns]` is a scale for each output channel.
+/// Encodes `weight`, `shape` `[rows, columns]`, with the scale max |w| / 448 in each `block`,
+/// rounded to `scale_dtype` before codes are made; as in compressed-tensors 2⁻²³ in a block of
+/// zeros. A block of `[1, columns]` is a scale for each output channel.
 ///
 /// # Errors
 /// For sizes that don't fit, weights that are not finite, and scales other than F32, F16 and BF16.
@@ -63,7 +66,9 @@ pub fn encode(
     let per_row = columns.div_ceil(wide);
     let mut scales = vec![0f32; rows.div_ceil(high) * per_row];
     let mut codes = vec![0u8; weight.len()];
-    let lines = weight.par_chunks((high * columns).max(1)).zip(codes.par_chunks_mut((high * columns).max(1)));
+    let lines = weight
+        .par_chunks((high * columns).max(1))
+        .zip(codes.par_chunks_mut((high * columns).max(1)));
     lines.zip(scales.par_chunks_mut(per_row.max(1))).for_each(|((weight, codes), scales)| {
         for row in weight.chunks_exact(columns) {
             for (scale, part) in scales.iter_mut().zip(row.chunks(wide)) {
@@ -75,7 +80,8 @@ pub fn encode(
             *scale = if found > 0.0 { found } else { f32::EPSILON };
         }
         for (row, codes) in weight.chunks_exact(columns).zip(codes.chunks_exact_mut(columns)) {
-            for ((part, codes), scale) in row.chunks(wide).zip(codes.chunks_mut(wide)).zip(&*scales) {
+            for ((part, codes), scale) in row.chunks(wide).zip(codes.chunks_mut(wide)).zip(&*scales)
+            {
                 for (code, w) in codes.iter_mut().zip(part) {
                     *code = e4m3_code(w / scale);
                 }
@@ -119,17 +125,26 @@ mod tests {
     #[test]
     fn blocks_and_channels_get_their_scales() {
         let weight: Vec<f32> = (0..15).map(|i| (i as f32 - 7.0) * 0.3).collect();
-        for (block, dtype) in [([2, 2], DType::F32), ([1, 5], DType::BF16), ([128, 128], DType::F16)] {
+        for (block, dtype) in
+            [([2, 2], DType::F32), ([1, 5], DType::BF16), ([128, 128], DType::F16)]
+        {
             let encoded = encode(&weight, [3, 5], block, dtype).unwrap();
-            let blocks = crate::fp8::Blocks { codes: &encoded.codes, shape: [3, 5], scales: &encoded.scales, block };
+            let blocks = crate::fp8::Blocks {
+                codes: &encoded.codes,
+                shape: [3, 5],
+                scales: &encoded.scales,
+                block,
+            };
             let found = blocks.dequantize().unwrap();
             for (at, (w, found)) in weight.iter().zip(found).enumerate() {
-                let scale = encoded.scales[at / 5 / block[0] * 5usize.div_ceil(block[1]) + at % 5 / block[1]];
+                let scale = encoded.scales
+                    [at / 5 / block[0] * 5usize.div_ceil(block[1]) + at % 5 / block[1]];
                 // Half the spacing of 3 bits of mantissa, or of the least numbers.
                 assert!((w - found).abs() <= (w.abs() / 16.0).max(scale / 1024.0), "{w} {found}");
             }
             for (row, scale) in encoded.scales.iter().enumerate().filter(|_| block == [1, 5]) {
-                let greatest = weight[row * 5..][..5].iter().fold(0f32, |most, w| most.max(w.abs()));
+                let greatest =
+                    weight[row * 5..][..5].iter().fold(0f32, |most, w| most.max(w.abs()));
                 assert_eq!(*scale, bf16::from_f32(greatest / 448.0).to_f32());
             }
         }

@@ -1,7 +1,8 @@
 //! Batched Cholesky factors on a device.
 //!
-//! GPTQ wants the factor that begins with the last column: M with H = Mᵀ M, M lower triangular, which `quantize/cholesky.rs` calls Rᵀ.
-//! By blocks of rows from the last one, left-looking, as there: all that the rows behind a block change in it is one batched product.
+//! GPTQ wants the factor that begins with the last column: M with H = Mᵀ M, M lower triangular,
+//! which `quantize/cholesky.rs` calls Rᵀ. By blocks of rows from the last one, left-looking, as
+//! there: all that the rows behind a block change in it is one batched product.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -11,8 +12,9 @@ use super::{Arguments, Geometry, elements, int};
 /// Rows of a block.
 const BLOCK: usize = 64;
 
-/// M with H = Mᵀ M for each of the symmetric matrices `[E, K, K]`, of which what lies above the diagonal isn't read; 0 above its diagonal.
-/// And whether there is one: otherwise what is returned for that matrix means nothing.
+/// M with H = Mᵀ M for each of the symmetric matrices `[E, K, K]`, of which what lies above the
+/// diagonal isn't read; 0 above its diagonal. And whether there is one: otherwise what is returned
+/// for that matrix means nothing.
 ///
 /// # Errors
 /// For shapes that don't fit; what the device returns.
@@ -39,7 +41,10 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
             0 => diagonal,
             _ => {
                 let inverse = found.narrow(1, rows, rows)?.contiguous()?;
-                Tensor::cat(&[&inverse.matmul(&left.narrow(2, 0, first)?.contiguous()?)?, &diagonal], 2)?
+                Tensor::cat(
+                    &[&inverse.matmul(&left.narrow(2, 0, first)?.contiguous()?)?, &diagonal],
+                    2,
+                )?
             }
         };
         let row = row.pad_with_zeros(2, 0, size - end)?;
@@ -50,7 +55,8 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
     Ok((factor, failed.to_vec1::<f32>()?.iter().map(|failed| *failed == 0.0).collect()))
 }
 
-/// Of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B + 1, B]`.
+/// Of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B + 1,
+/// B]`.
 pub(super) struct DiagonalBlock;
 
 #[derive(Clone, Copy)]
@@ -78,7 +84,12 @@ unsafe impl Arguments for CholeskyBlock {
 impl DiagonalBlock {
     /// All but the pointers.
     pub(super) fn arguments(&self, [matrices, size]: [usize; 2]) -> CholeskyBlock {
-        CholeskyBlock { block: std::ptr::null(), found: std::ptr::null_mut(), matrices: int(matrices), size: int(size) }
+        CholeskyBlock {
+            block: std::ptr::null(),
+            found: std::ptr::null_mut(),
+            matrices: int(matrices),
+            size: int(size),
+        }
     }
 
     fn shapes(layout: &Layout) -> Result<([usize; 2], Shape)> {
@@ -100,7 +111,8 @@ impl CustomOp1 for DiagonalBlock {
         let blocks = elements::<f32>(blocks, layout)?;
         let mut found = vec![0f32; shape.elem_count()];
         if size > 0 {
-            let all = found.par_chunks_mut((2 * size + 1) * size).zip(blocks.par_chunks(size * size));
+            let all =
+                found.par_chunks_mut((2 * size + 1) * size).zip(blocks.par_chunks(size * size));
             all.for_each(|(found, block)| of_block(block, found, size));
         }
         Ok((CpuStorage::F32(found), shape))
@@ -132,8 +144,8 @@ fn of_block(block: &[f32], found: &mut [f32], size: usize) {
     let (inverse, failed) = rest.split_at_mut(size * size);
     for k in (0..size).rev() {
         for j in 0..=k {
-            m[k * size + j] =
-                (k + 1..size).fold(block[k * size + j], |rest, c| rest - m[c * size + k] * m[c * size + j]);
+            m[k * size + j] = (k + 1..size)
+                .fold(block[k * size + j], |rest, c| rest - m[c * size + k] * m[c * size + j]);
         }
         let pivot = m[k * size + k].sqrt();
         let good = pivot > 0.0 && pivot.is_finite();
@@ -147,7 +159,8 @@ fn of_block(block: &[f32], found: &mut [f32], size: usize) {
     for j in 0..size {
         for i in (0..=j).rev() {
             let of_identity = if i == j { 1.0 } else { 0.0 };
-            let rest = (i + 1..=j).fold(of_identity, |rest, c| rest - m[c * size + i] * inverse[c * size + j]);
+            let rest = (i + 1..=j)
+                .fold(of_identity, |rest, c| rest - m[c * size + i] * inverse[c * size + j]);
             inverse[i * size + j] = rest / m[i * size + i];
         }
     }
@@ -160,27 +173,35 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    /// Mᵀ M is the matrix, for sizes around the edges of blocks, and one that has no factor is told among others that have.
+    /// Mᵀ M is the matrix, for sizes around the edges of blocks, and one that has no factor is told
+    /// among others that have.
     #[test]
     fn factors_give_the_matrices_back() {
         for size in [1, 5, 63, 64, 65, 130, 200] {
             let x = normal(2 * 2 * size * size, 1.0, &mut generator(1, 0));
             let x = Tensor::from_vec(x, (2, 2 * size, size), &Device::Cpu).unwrap();
             let good = x.transpose(1, 2).unwrap().matmul(&x).unwrap();
-            let matrices = Tensor::cat(&[&good, &good.narrow(0, 0, 1).unwrap().neg().unwrap()], 0).unwrap();
+            let matrices =
+                Tensor::cat(&[&good, &good.narrow(0, 0, 1).unwrap().neg().unwrap()], 0).unwrap();
             let (factors, found) = reverse_cholesky(&matrices).unwrap();
             assert_eq!(found, [true, true, false]);
             let factors = factors.narrow(0, 0, 2).unwrap();
             let product = factors.transpose(1, 2).unwrap().matmul(&factors).unwrap();
-            let off = (product - &good).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            let off =
+                (product - &good).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
             let off = off.to_scalar::<f32>().unwrap();
             assert!(off < 2e-5 * size as f32, "{size}: {off}");
             for factor in factors.to_vec3::<f32>().unwrap() {
                 assert!(
-                    factor.iter().enumerate().all(|(k, row)| row[k] > 0.0 && row[k + 1..].iter().all(|v| *v == 0.0))
+                    factor
+                        .iter()
+                        .enumerate()
+                        .all(|(k, row)| row[k] > 0.0 && row[k + 1..].iter().all(|v| *v == 0.0))
                 );
             }
         }
-        assert!(reverse_cholesky(&Tensor::zeros((1, 2, 3), DType::F32, &Device::Cpu).unwrap()).is_err());
+        assert!(
+            reverse_cholesky(&Tensor::zeros((1, 2, 3), DType::F32, &Device::Cpu).unwrap()).is_err()
+        );
     }
 }

@@ -11,8 +11,8 @@ use candle_core::cuda_backend::cudarc::cublas::sys::{
 };
 use candle_core::cuda_backend::cudarc::driver::result::memcpy_htod_async;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PinnedHostSlice, PushKernelArg,
-    SyncOnDrop,
+    CudaEvent, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PinnedHostSlice,
+    PushKernelArg, SyncOnDrop,
 };
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result};
@@ -43,19 +43,26 @@ pub(super) fn launch<A: Arguments>(device: &CudaDevice, arguments: A) -> Result<
     if x * y == 0 {
         return Ok(());
     }
-    let size = |n: usize| u32::try_from(n).map_err(|_| candle_core::Error::msg("a kernel with too many blocks"));
-    let shape =
-        LaunchConfig { grid_dim: (size(x)?, size(y)?, 1), block_dim: (size(threads)?, 1, 1), shared_mem_bytes: 0 };
+    let size = |n: usize| {
+        u32::try_from(n).map_err(|_| candle_core::Error::msg("a kernel with too many blocks"))
+    };
+    let shape = LaunchConfig {
+        grid_dim: (size(x)?, size(y)?, 1),
+        block_dim: (size(threads)?, 1, 1),
+        shared_mem_bytes: 0,
+    };
     let function = device.get_or_load_custom_func(arguments.kernel(), A::SOURCE, ptx(A::SOURCE))?;
     let arguments = ByValue(arguments);
     let mut launch = function.builder();
     launch.arg(&arguments);
-    // SAFETY: `Arguments` promises that the kernel takes this structure, whose pointers are good for what it does.
+    // SAFETY: `Arguments` promises that the kernel takes this structure, whose pointers are good
+    // for what it does.
     unsafe { launch.launch(shape) }.w()?;
     Ok(())
 }
 
-/// Where the elements of a contiguous tensor lie; to be kept until the kernel that reads them is queued.
+/// Where the elements of a contiguous tensor lie; to be kept until the kernel that reads them is
+/// queued.
 pub(super) fn read<'a, T: CudaDType + DeviceRepr + 'a>(
     storage: &'a CudaStorage,
     layout: &Layout,
@@ -121,7 +128,8 @@ pub(super) fn add_gram(
     let of_sum = cudaDataType::CUDA_R_32F;
     let compute = cublasComputeType_t::CUBLAS_COMPUTE_32F;
     let way = cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT;
-    // SAFETY: `x` holds tokens × size elements and `sum` size × size, both on this device and, until this is queued, theirs.
+    // SAFETY: `x` holds tokens × size elements and `sum` size × size, both on this device and,
+    // until this is queued, theirs.
     let queued = unsafe {
         gemm_ex(
             *blas.handle(),
@@ -154,7 +162,8 @@ struct Staging {
     done: CudaEvent,
 }
 
-/// Bytes of a [`Staging`]. Two of them take turns: while a device copies from one, the host fills the other.
+/// Bytes of a [`Staging`]. Two of them take turns: while a device copies from one, the host fills
+/// the other.
 const STAGING_BYTES: usize = 32 << 20;
 
 /// Buffers of each device that something was copied to.
@@ -183,7 +192,8 @@ pub(super) fn upload(device: &CudaDevice, bytes: &[u8], address: *const c_void) 
         let filled = &mut buffer.as_mut_slice().w()?[..chunk.len()];
         filled.copy_from_slice(chunk);
         let to = address as u64 + (index * STAGING_BYTES) as u64;
-        // SAFETY: the caller promises room at `address`; the buffer is neither freed nor written before `done`.
+        // SAFETY: the caller promises room at `address`; the buffer is neither freed nor written
+        // before `done`.
         unsafe { memcpy_htod_async(to, filled, stream.cu_stream()) }.w()?;
         done.record(&stream).w()?;
     }

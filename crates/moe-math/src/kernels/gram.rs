@@ -10,7 +10,8 @@ use super::{elements_mut, widened};
 /// Rows of the sum that a thread makes at a time.
 const ROWS: usize = 64;
 
-/// Adds Xᵀ X to `sum`, `[K, K]` in f32; `x` is `[n, K]` in f32 or bf16. Products of bf16 are added in f32: on CUDA by tensor cores.
+/// Adds Xᵀ X to `sum`, `[K, K]` in f32; `x` is `[n, K]` in f32 or bf16. Products of bf16 are added
+/// in f32: on CUDA by tensor cores.
 ///
 /// # Errors
 /// For shapes and dtypes that don't fit; what the device returns.
@@ -29,15 +30,30 @@ impl InplaceOp2 for Gram {
         "sum of outer products"
     }
 
-    fn cpu_fwd(&self, sum: &mut CpuStorage, ls: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        ls: &Layout,
+        x: &CpuStorage,
+        lx: &Layout,
+    ) -> Result<()> {
         let (tokens, size) = lx.shape().dims2()?;
         let x = widened(x, lx)?;
         let x = MatRef::from_row_major_slice(&x, tokens, size);
-        elements_mut(sum, ls)?.par_chunks_mut((ROWS * size).max(1)).enumerate().for_each(|(block, sum)| {
-            let rows = sum.len() / size;
-            let sum = MatMut::from_row_major_slice_mut(sum, rows, size);
-            matmul(sum, Accum::Add, x.subcols(block * ROWS, rows).transpose(), x, 1.0, Par::Seq);
-        });
+        elements_mut(sum, ls)?.par_chunks_mut((ROWS * size).max(1)).enumerate().for_each(
+            |(block, sum)| {
+                let rows = sum.len() / size;
+                let sum = MatMut::from_row_major_slice_mut(sum, rows, size);
+                matmul(
+                    sum,
+                    Accum::Add,
+                    x.subcols(block * ROWS, rows).transpose(),
+                    x,
+                    1.0,
+                    Par::Seq,
+                );
+            },
+        );
         Ok(())
     }
 

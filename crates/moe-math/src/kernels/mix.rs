@@ -13,7 +13,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Row `i` goes to token `tokens[i]`, times `gates[i]`; a token's rows are added in their order.
+    /// Row `i` goes to token `tokens[i]`, times `gates[i]`; a token's rows are added in their
+    /// order.
     ///
     /// # Panics
     /// For a token beyond `count`.
@@ -39,7 +40,8 @@ impl Table {
     }
 }
 
-/// Adds to `sums`, `[tokens, hidden]` in f32, the rows of `outputs`, `[rows, hidden]` in f32 or bf16, as `table` says.
+/// Adds to `sums`, `[tokens, hidden]` in f32, the rows of `outputs`, `[rows, hidden]` in f32 or
+/// bf16, as `table` says.
 ///
 /// # Errors
 /// For shapes that don't fit; what the device returns.
@@ -83,7 +85,11 @@ pub(super) struct Adding;
 
 impl Adding {
     /// All but the pointers.
-    pub(super) fn arguments(&self, [tokens, hidden, entries]: [usize; 3], outputs: DType) -> Result<CombineKernel> {
+    pub(super) fn arguments(
+        &self,
+        [tokens, hidden, entries]: [usize; 3],
+        outputs: DType,
+    ) -> Result<CombineKernel> {
         let halves = match outputs {
             DType::F32 => 0,
             DType::BF16 => 1,
@@ -119,13 +125,15 @@ impl InplaceOp3 for Adding {
         let outputs = widened(outputs, lo)?;
         let (starts, rest) = elements::<u32>(table, lt)?.split_at(tokens + 1);
         let (rows, gates) = rest.split_at(entries);
-        elements_mut(sums, ls)?.par_chunks_mut(hidden.max(1)).zip(starts.par_windows(2)).for_each(|(sum, ends)| {
-            for entry in ends[0] as usize..ends[1] as usize {
-                let output = &outputs[rows[entry] as usize * hidden..][..hidden];
-                let gate = f32::from_bits(gates[entry]);
-                sum.iter_mut().zip(output).for_each(|(sum, value)| *sum += gate * value);
-            }
-        });
+        elements_mut(sums, ls)?.par_chunks_mut(hidden.max(1)).zip(starts.par_windows(2)).for_each(
+            |(sum, ends)| {
+                for entry in ends[0] as usize..ends[1] as usize {
+                    let output = &outputs[rows[entry] as usize * hidden..][..hidden];
+                    let gate = f32::from_bits(gates[entry]);
+                    sum.iter_mut().zip(output).for_each(|(sum, value)| *sum += gate * value);
+                }
+            },
+        );
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! Operations that candle has no kernel for.
 //!
-//! Each is a custom operation of candle: on the CPU it is the reference, written here; with CUDA it starts a kernel of `kernels/*.cu`, which
-//! `build.rs` compiles. Tests run these very sources on the host, too, and compare them with the reference (`tests.rs`).
-//! Index arithmetic that both sides need is in `Geometry` and in the arguments' structures, which C declares alike.
+//! Each is a custom operation of candle: on the CPU it is the reference, written here; with CUDA it
+//! starts a kernel of `kernels/*.cu`, which `build.rs` compiles. Tests run these very sources on
+//! the host, too, and compare them with the reference (`tests.rs`). Index arithmetic that both
+//! sides need is in `Geometry` and in the arguments' structures, which C declares alike.
 
 #![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only CUDA and tests start kernels"))]
 
@@ -54,7 +55,8 @@ impl Geometry {
 /// A kernel's arguments.
 ///
 /// # Safety
-/// The structure is declared alike in the kernel's source, and its pointers hold what the kernel reads and writes there.
+/// The structure is declared alike in the kernel's source, and its pointers hold what the kernel
+/// reads and writes there.
 unsafe trait Arguments: Copy {
     /// The file in `kernels/`, without its ending.
     const SOURCE: &'static str;
@@ -67,7 +69,9 @@ unsafe trait Arguments: Copy {
 
 /// Where in its storage a tensor lies, which must be contiguous.
 fn span(layout: &Layout) -> Result<Range<usize>> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel takes contiguous tensors") };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a kernel takes contiguous tensors")
+    };
     Ok(start..end)
 }
 
@@ -79,7 +83,9 @@ fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Resul
 /// The values of a tensor in f32 or bf16, as f32.
 fn widened<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]>> {
     Ok(match storage {
-        CpuStorage::BF16(_) => elements::<bf16>(storage, layout)?.iter().map(|value| value.to_f32()).collect(),
+        CpuStorage::BF16(_) => {
+            elements::<bf16>(storage, layout)?.iter().map(|value| value.to_f32()).collect()
+        }
         _ => elements::<f32>(storage, layout)?.into(),
     })
 }
@@ -94,7 +100,8 @@ fn int(value: usize) -> i32 {
     i32::try_from(value).expect("tensors of kernels have fewer than 2^31 rows")
 }
 
-/// Runs a kernel of candle's, in f32 and bf16, and one of ours on `device`, and looks at what comes of them.
+/// Runs a kernel of candle's, in f32 and bf16, and one of ours on `device`, and looks at what comes
+/// of them.
 ///
 /// # Errors
 /// What the device returns, and for other values than there must be.
@@ -118,17 +125,22 @@ pub(crate) fn launch(device: &Device) -> Result<()> {
     }
 }
 
-/// The largest difference of each operation on `device` from its reference on the CPU, relative to the largest value.
+/// The largest difference of each operation on `device` from its reference on the CPU, relative to
+/// the largest value.
 ///
 /// # Errors
 /// What the device returns.
 pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
     let apart = |operation: &dyn Fn(&Device) -> Result<Tensor>| -> Result<f64> {
-        let values = |device| operation(device)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
+        let values =
+            |device| operation(device)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
         let (found, expected) = (values(device)?, values(&Device::Cpu)?);
         let scale = expected.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
-        let larger = |most: f32, apart: f32| if apart > most || apart.is_nan() { apart } else { most };
-        Ok(f64::from(found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, larger)))
+        let larger =
+            |most: f32, apart: f32| if apart > most || apart.is_nan() { apart } else { most };
+        Ok(f64::from(
+            found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, larger),
+        ))
     };
     let random = |stream: u64, shape: &[usize], device: &Device| {
         let values = normal(shape.iter().product(), 1.0, &mut generator(stream, 0));
@@ -138,16 +150,25 @@ pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
     let rounded = |device: &Device| {
         let block = [3, BLOCK, 200];
         let grids = Tensor::cat(
-            &[Tensor::full(2f32, (1, 3, 1, 200), device)?, Tensor::ones((1, 3, 1, 200), DType::F32, device)?],
+            &[
+                Tensor::full(2f32, (1, 3, 1, 200), device)?,
+                Tensor::ones((1, 3, 1, 200), DType::F32, device)?,
+            ],
             0,
         )?;
         let feedback = (random(2, &[3, BLOCK, BLOCK], device)? * 0.1)?;
-        let found =
-            round_block(&random(0, &block, device)?, &random(1, &block, device)?, &feedback, &grids, [-8.0, 7.0])?;
+        let found = round_block(
+            &random(0, &block, device)?,
+            &random(1, &block, device)?,
+            &feedback,
+            &grids,
+            [-8.0, 7.0],
+        )?;
         Tensor::cat(&[found.errors, found.codes, found.missed], 0)
     };
-    let settled =
-        |device: &Device| settle(&random(3, &[3, 150, 200], device)?, &(random(4, &[3, 150, 150], device)? * 0.01)?);
+    let settled = |device: &Device| {
+        settle(&random(3, &[3, 150, 200], device)?, &(random(4, &[3, 150, 150], device)? * 0.01)?)
+    };
     let grids = |dtype: DType| {
         move |device: &Device| {
             let scheme = Scheme { bits: 4, symmetric: true, group: None, scale_dtype: dtype };
@@ -175,7 +196,11 @@ pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
             let sum = random(9, &[40, 130], device)?;
             let tokens: Vec<u32> = (0..100u32).map(|row| row * 7 % 40).collect();
             let gates = normal(100, 1.0, &mut generator(10, 0));
-            add_outputs(&sum, &random(11, &[100, 130], device)?.to_dtype(dtype)?, &Table::new(40, &tokens, &gates))?;
+            add_outputs(
+                &sum,
+                &random(11, &[100, 130], device)?.to_dtype(dtype)?,
+                &Table::new(40, &tokens, &gates),
+            )?;
             Ok(sum)
         }
     };

@@ -1,8 +1,11 @@
 //! GPTQ's columns on a device (2210.17323, Algorithm 1).
 //!
-//! E matrices of N rows and K columns go together, as `[E, K, N]`: neighbouring threads take neighbouring rows.
+//! E matrices of N rows and K columns go together, as `[E, K, N]`: neighbouring threads take
+//! neighbouring rows.
 
-use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp2, DType, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail,
+};
 use rayon::prelude::*;
 
 use super::{Arguments, Geometry, elements, elements_mut, int};
@@ -11,9 +14,10 @@ use crate::quantize::grid::{CLIPS, Grid, kept_range};
 /// Most columns that [`round_block`] takes.
 pub(crate) const BLOCK: usize = 32;
 
-/// Rounds the columns of a block one after another. `weight` and `fed`, what columns before the block feed to them, are `[E, B, N]`,
-/// `feedback` of these columns to each other is `[E, B, B]`, of which what lies below the diagonal counts, and `grids`
-/// `[2, E, B, N]` or `[2, E, 1, N]`: scales and signed zeros; codes lie between `low` and `high`.
+/// Rounds the columns of a block one after another. `weight` and `fed`, what columns before the
+/// block feed to them, are `[E, B, N]`, `feedback` of these columns to each other is `[E, B, B]`,
+/// of which what lies below the diagonal counts, and `grids` `[2, E, B, N]` or `[2, E, 1, N]`:
+/// scales and signed zeros; codes lie between `low` and `high`.
 ///
 /// # Errors
 /// For shapes that don't fit and more columns than [`BLOCK`]; what the device returns.
@@ -111,7 +115,8 @@ impl InplaceOp3 for Round {
         let (fed, missed) = rest.split_at_mut(plane);
         let (scales, zeros) = grids.split_at(experts * columns * rows);
         let of = size * rows;
-        let of_experts = weights.par_chunks_mut(of).zip(fed.par_chunks_mut(of)).zip(missed.par_chunks_mut(of));
+        let of_experts =
+            weights.par_chunks_mut(of).zip(fed.par_chunks_mut(of)).zip(missed.par_chunks_mut(of));
         of_experts.enumerate().for_each(|(expert, ((weights, fed), missed))| {
             for i in 0..size {
                 let (errors, weights) = weights.split_at_mut(i * rows);
@@ -152,11 +157,15 @@ impl InplaceOp3 for Round {
         let (_, experts, size, rows) = ls.shape().dims4()?;
         let [experts, size, rows, columns] = [experts, size, rows, lg.dims()[2]].map(int);
         let &Self { low, high } = self;
-        launch(&device, RoundBlock { state, feedback, grids, experts, size, rows, columns, low, high })
+        launch(
+            &device,
+            RoundBlock { state, feedback, grids, experts, size, rows, columns, low, high },
+        )
     }
 }
 
-/// X with Aᵀ X = `values`, `[E, B, N]`, for the unit lower triangular Aᵀ of `feedback`, `[E, B, B]`, whose diagonal isn't read.
+/// X with Aᵀ X = `values`, `[E, B, N]`, for the unit lower triangular Aᵀ of `feedback`, `[E, B,
+/// B]`, whose diagonal isn't read.
 ///
 /// # Errors
 /// For shapes that don't fit; what the device returns.
@@ -200,21 +209,30 @@ impl InplaceOp2 for Settling {
         "settling of a group"
     }
 
-    fn cpu_fwd(&self, values: &mut CpuStorage, lv: &Layout, feedback: &CpuStorage, lf: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        values: &mut CpuStorage,
+        lv: &Layout,
+        feedback: &CpuStorage,
+        lf: &Layout,
+    ) -> Result<()> {
         let (_, size, rows) = lv.shape().dims3()?;
         let (values, feedback) = (elements_mut(values, lv)?, elements::<f32>(feedback, lf)?);
         if values.is_empty() {
             return Ok(());
         }
-        values.par_chunks_mut(size * rows).zip(feedback.par_chunks(size * size)).for_each(|(values, feedback)| {
-            for i in 1..size {
-                let (before, row) = values.split_at_mut(i * rows);
-                for n in 0..rows {
-                    let sum: f32 = (0..i).map(|j| feedback[i * size + j] * before[j * rows + n]).sum();
-                    row[n] -= sum;
+        values.par_chunks_mut(size * rows).zip(feedback.par_chunks(size * size)).for_each(
+            |(values, feedback)| {
+                for i in 1..size {
+                    let (before, row) = values.split_at_mut(i * rows);
+                    for n in 0..rows {
+                        let sum: f32 =
+                            (0..i).map(|j| feedback[i * size + j] * before[j * rows + n]).sum();
+                        row[n] -= sum;
+                    }
                 }
-            }
-        });
+            },
+        );
         Ok(())
     }
 
@@ -232,16 +250,25 @@ impl InplaceOp2 for Settling {
         let stream = device.cuda_stream();
         let (feedback, _feedback) = read::<f32>(feedback, lf, &stream)?;
         let (values, _values) = write(values, lv, &stream)?;
-        launch(&device, Settle { values, feedback, experts: int(experts), size: int(size), rows: int(rows) })
+        launch(
+            &device,
+            Settle { values, feedback, experts: int(experts), size: int(size), rows: int(rows) },
+        )
     }
 }
 
-/// Scales and signed zeros, `[2, G, N]`, of groups `members`, `[G, g, N]`, whose columns have the energies `energy`, `[G, g]`: those of
-/// the group's range or, where clips are tried, of the part of it that loses least Σ energy · (w − ŵ)².
+/// Scales and signed zeros, `[2, G, N]`, of groups `members`, `[G, g, N]`, whose columns have the
+/// energies `energy`, `[G, g]`: those of the group's range or, where clips are tried, of the part
+/// of it that loses least Σ energy · (w − ŵ)².
 ///
 /// # Errors
 /// For shapes that don't fit; what the device returns.
-pub(crate) fn group_grids(members: &Tensor, energy: &Tensor, grid: Grid<f32>, clip_search: bool) -> Result<Tensor> {
+pub(crate) fn group_grids(
+    members: &Tensor,
+    energy: &Tensor,
+    grid: Grid<f32>,
+    clip_search: bool,
+) -> Result<Tensor> {
     let (groups, size, _) = members.dims3()?;
     if energy.dims() != [groups, size] || size == 0 {
         bail!("groups of {:?} with energies of {:?}", members.shape(), energy.shape());
@@ -288,15 +315,23 @@ pub(super) struct Grids {
 impl Grids {
     /// Scale and signed zero of the group of `values`.
     fn of<V: Iterator<Item = f32>>(&self, values: impl Fn() -> V, energy: &[f32]) -> (f32, f32) {
-        let (least, most) = values().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
+        let (least, most) =
+            values().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
         let tried = |clip| {
             let kept = if clip == 0 { 1.0 } else { kept_range(clip) as f32 };
             let (scale, zero) = self.grid.parameters(least * kept, most * kept);
             let lost = |value: f32| value - (self.grid.code(value, scale, zero) - zero) * scale;
-            let error = || values().zip(energy).map(|(value, energy)| energy * lost(value) * lost(value)).sum::<f32>();
+            let error = || {
+                values()
+                    .zip(energy)
+                    .map(|(value, energy)| energy * lost(value) * lost(value))
+                    .sum::<f32>()
+            };
             (scale, zero, if self.clips > 0 { error() } else { 0.0 })
         };
-        let better = |best: (f32, f32, f32), found: (f32, f32, f32)| if found.2 < best.2 { found } else { best };
+        let better = |best: (f32, f32, f32), found: (f32, f32, f32)| {
+            if found.2 < best.2 { found } else { best }
+        };
         let (scale, zero, _) = (1..=self.clips).map(tried).fold(tried(0), better);
         (scale, zero)
     }
@@ -372,7 +407,10 @@ impl CustomOp2 for Grids {
             let (members, _members) = read::<f32>(members, lm, &stream)?;
             let (energy, _energy) = read::<f32>(energy, le, &stream)?;
             let (grids, _grids) = write(&mut found, &Layout::contiguous(&shape), &stream)?;
-            launch(&device, GroupGrids { members, energy, grids, ..self.arguments([groups, size, rows]) })?;
+            launch(
+                &device,
+                GroupGrids { members, energy, grids, ..self.arguments([groups, size, rows]) },
+            )?;
         }
         Ok((found, shape))
     }

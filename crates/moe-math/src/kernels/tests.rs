@@ -48,10 +48,13 @@ fn library() -> &'static Library {
 /// Runs the kernel of `arguments`.
 fn on_host<A: Arguments>(arguments: A) {
     type Run<A> = unsafe extern "C" fn(*const A, i32, i32, i32);
-    let (library, name, Geometry { blocks: [x, y], threads }) = (library(), arguments.kernel(), arguments.geometry());
+    let (library, name, Geometry { blocks: [x, y], threads }) =
+        (library(), arguments.kernel(), arguments.geometry());
     // SAFETY: host.c declares both so; `Arguments` promises that the structure is the kernel's.
     unsafe {
-        let size = library.get::<unsafe extern "C" fn() -> usize>(format!("size_{name}").as_bytes()).unwrap();
+        let size = library
+            .get::<unsafe extern "C" fn() -> usize>(format!("size_{name}").as_bytes())
+            .unwrap();
         assert_eq!(size(), size_of::<A>(), "C declares the arguments of {name} otherwise");
         let run = library.get::<Run<A>>(format!("host_{name}").as_bytes()).unwrap();
         run(&arguments, int(x), int(y), int(threads));
@@ -68,7 +71,9 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 #[test]
 fn columns_of_a_block_are_rounded_alike() {
-    for (experts, size, rows, columns) in [(2, 32, 130, 32), (3, 7, 128, 1), (1, 1, 5, 1), (2, 32, 300, 1)] {
+    for (experts, size, rows, columns) in
+        [(2, 32, 130, 32), (3, 7, 128, 1), (1, 1, 5, 1), (2, 32, 300, 1)]
+    {
         let random = |count: usize, stream| normal(count, 1.0, &mut generator(1, stream));
         let weight = random(experts * size * rows, 0);
         let fed: Vec<f32> = random(weight.len(), 1).iter().map(|value| value * 0.1).collect();
@@ -97,7 +102,10 @@ fn columns_of_a_block_are_rounded_alike() {
             low: -8.0,
             high: 7.0,
         });
-        assert_eq!(state, [values(&found.errors), values(&found.codes), values(&found.missed)].concat());
+        assert_eq!(
+            state,
+            [values(&found.errors), values(&found.codes), values(&found.missed)].concat()
+        );
         // The first column by hand, to which no other one of the block feeds.
         for n in 0..rows {
             let (scale, zero) = (grids[n], grids[experts * columns * rows + n]);
@@ -113,17 +121,26 @@ fn columns_of_a_block_are_rounded_alike() {
 fn groups_are_settled_alike() {
     for (experts, size, rows) in [(2, 150, 130), (1, 32, 7), (3, 1, 4)] {
         let given = normal(experts * size * rows, 1.0, &mut generator(2, 0));
-        let feedback: Vec<f32> =
-            normal(experts * size * size, 1.0, &mut generator(2, 1)).iter().map(|value| value / size as f32).collect();
+        let feedback: Vec<f32> = normal(experts * size * size, 1.0, &mut generator(2, 1))
+            .iter()
+            .map(|value| value / size as f32)
+            .collect();
         let (shape, square) = ([experts, size, rows], [experts, size, size]);
         let settled = settle(&tensor(&given, &shape), &tensor(&feedback, &square)).unwrap();
         let mut found = given.clone();
         let [experts, size, rows] = shape.map(int);
-        on_host(Settle { values: found.as_mut_ptr(), feedback: feedback.as_ptr(), experts, size, rows });
+        on_host(Settle {
+            values: found.as_mut_ptr(),
+            feedback: feedback.as_ptr(),
+            experts,
+            size,
+            rows,
+        });
         assert_eq!(found, values(&settled));
         // Aᵀ X is what was given.
         let (n, k) = (rows as usize, size as usize);
-        let row: f32 = (0..k - 1).map(|j| feedback[(k - 1) * k + j] * found[j * n]).sum::<f32>() + found[(k - 1) * n];
+        let row: f32 = (0..k - 1).map(|j| feedback[(k - 1) * k + j] * found[j * n]).sum::<f32>()
+            + found[(k - 1) * n];
         assert!((row - given[(k - 1) * n]).abs() < 1e-4);
     }
 }
@@ -139,16 +156,27 @@ fn groups_get_their_grids_alike() {
         members[k * rows + 2] *= 1e-6;
         members[k * rows + 3] *= 1e-9;
     }
-    let energy: Vec<f32> = normal(groups * size, 1.0, &mut generator(3, 1)).iter().map(|value| value * value).collect();
+    let energy: Vec<f32> = normal(groups * size, 1.0, &mut generator(3, 1))
+        .iter()
+        .map(|value| value * value)
+        .collect();
     for scale_dtype in [DType::F32, DType::F16, DType::BF16] {
-        for (bits, symmetric, clips) in [(4, true, 0), (3, false, 0), (4, false, CLIPS), (2, true, CLIPS)] {
+        for (bits, symmetric, clips) in
+            [(4, true, 0), (3, false, 0), (4, false, CLIPS), (2, true, CLIPS)]
+        {
             let grid = Grid::<f32>::new(&Scheme { bits, symmetric, group: None, scale_dtype });
-            let (all, of_columns) = (tensor(&members, &[groups, size, rows]), tensor(&energy, &[groups, size]));
+            let (all, of_columns) =
+                (tensor(&members, &[groups, size, rows]), tensor(&energy, &[groups, size]));
             let expected = values(&group_grids(&all, &of_columns, grid, clips > 0).unwrap());
             let mut found = vec![f32::NAN; 2 * groups * rows];
             let arguments = Grids { grid, clips }.arguments([groups, size, rows]);
             let (members, energy) = (members.as_ptr(), energy.as_ptr());
-            on_host(super::round::GroupGrids { members, energy, grids: found.as_mut_ptr(), ..arguments });
+            on_host(super::round::GroupGrids {
+                members,
+                energy,
+                grids: found.as_mut_ptr(),
+                ..arguments
+            });
             assert_eq!(found, expected, "{scale_dtype:?} {bits} {symmetric} {clips}");
             assert!(found[..groups * rows].iter().all(|scale| *scale > 0.0));
         }
@@ -158,16 +186,22 @@ fn groups_get_their_grids_alike() {
 #[test]
 fn diagonal_blocks_are_factored_alike() {
     for size in [1, 5, 33, 64] {
-        let x = tensor(&normal(2 * 3 * size * size, 1.0, &mut generator(4, 0)), &[3, 2 * size, size]);
+        let x =
+            tensor(&normal(2 * 3 * size * size, 1.0, &mut generator(4, 0)), &[3, 2 * size, size]);
         let blocks = x.transpose(1, 2).unwrap().matmul(&x).unwrap();
         let signs = tensor(&[1.0, -1.0, 1.0], &[3, 1, 1]);
         let blocks = blocks.broadcast_mul(&signs).unwrap();
         let expected = values(&blocks.apply_op1_no_bwd(&DiagonalBlock).unwrap());
         let (given, mut found) = (values(&blocks), vec![f32::NAN; expected.len()]);
         let arguments = DiagonalBlock.arguments([3, size]);
-        on_host(super::cholesky::CholeskyBlock { block: given.as_ptr(), found: found.as_mut_ptr(), ..arguments });
+        on_host(super::cholesky::CholeskyBlock {
+            block: given.as_ptr(),
+            found: found.as_mut_ptr(),
+            ..arguments
+        });
         assert_eq!(found, expected);
-        let failed: Vec<f32> = found.chunks((2 * size + 1) * size).map(|of| of[2 * size * size]).collect();
+        let failed: Vec<f32> =
+            found.chunks((2 * size + 1) * size).map(|of| of[2 * size * size]).collect();
         assert_eq!(failed, [0.0, 1.0, 0.0]);
     }
 }
@@ -175,10 +209,13 @@ fn diagonal_blocks_are_factored_alike() {
 #[test]
 fn outputs_are_added_alike() {
     let (count, hidden, rows) = (40, 130, 100);
-    let tokens: Vec<u32> = (0..rows as u32).map(|row| (row * 7 + row / 9) % count as u32 / 2).collect();
+    let tokens: Vec<u32> =
+        (0..rows as u32).map(|row| (row * 7 + row / 9) % count as u32 / 2).collect();
     let gates = normal(rows, 1.0, &mut generator(5, 0));
-    let (outputs, sums) =
-        (normal(rows * hidden, 1.0, &mut generator(5, 1)), normal(count * hidden, 1.0, &mut generator(5, 2)));
+    let (outputs, sums) = (
+        normal(rows * hidden, 1.0, &mut generator(5, 1)),
+        normal(count * hidden, 1.0, &mut generator(5, 2)),
+    );
     let table = Table::new(count, &tokens, &gates);
     for dtype in [DType::F32, DType::BF16] {
         let outputs = tensor(&outputs, &[rows, hidden]).to_dtype(dtype).unwrap();
@@ -188,11 +225,19 @@ fn outputs_are_added_alike() {
         let words = table.words();
         let arguments = Adding.arguments([count, hidden, rows], dtype).unwrap();
         let run = |outputs: *const std::ffi::c_void, found: *mut f32| {
-            on_host(super::mix::CombineKernel { sums: found, outputs, table: words.as_ptr(), ..arguments });
+            on_host(super::mix::CombineKernel {
+                sums: found,
+                outputs,
+                table: words.as_ptr(),
+                ..arguments
+            });
         };
         match dtype {
             DType::F32 => run(values(&outputs).as_ptr().cast(), found.as_mut_ptr()),
-            _ => run(outputs.flatten_all().unwrap().to_vec1::<bf16>().unwrap().as_ptr().cast(), found.as_mut_ptr()),
+            _ => run(
+                outputs.flatten_all().unwrap().to_vec1::<bf16>().unwrap().as_ptr().cast(),
+                found.as_mut_ptr(),
+            ),
         }
         assert_eq!(found, values(&expected));
         // Token 1's sum by hand.

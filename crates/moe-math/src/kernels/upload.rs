@@ -4,12 +4,18 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor,
 
 use super::span;
 
-/// A tensor of the `bytes` of its elements, in f32, f16 or bf16. On CUDA the host doesn't wait for what was queued before, as it
-/// would for a copy out of memory that the system may move: the bytes go by way of buffers that it may not.
+/// A tensor of the `bytes` of its elements, in f32, f16 or bf16. On CUDA the host doesn't wait for
+/// what was queued before, as it would for a copy out of memory that the system may move: the bytes
+/// go by way of buffers that it may not.
 ///
 /// # Errors
 /// For a shape of another size; what the device returns.
-pub(crate) fn upload(bytes: &[u8], dtype: DType, shape: &[usize], device: &Device) -> Result<Tensor> {
+pub(crate) fn upload(
+    bytes: &[u8],
+    dtype: DType,
+    shape: &[usize],
+    device: &Device,
+) -> Result<Tensor> {
     let tensor = Tensor::zeros(shape, dtype, device)?;
     if bytes.len() != tensor.elem_count() * dtype.size_in_bytes() {
         bail!("{} bytes for {dtype:?} {shape:?}", bytes.len());
@@ -48,7 +54,9 @@ impl InplaceOp1 for Upload<'_> {
         match storage.dtype() {
             DType::F32 => upload(&device, self.0, read::<f32>(storage, layout, &stream)?.0.cast()),
             DType::F16 => upload(&device, self.0, read::<f16>(storage, layout, &stream)?.0.cast()),
-            DType::BF16 => upload(&device, self.0, read::<bf16>(storage, layout, &stream)?.0.cast()),
+            DType::BF16 => {
+                upload(&device, self.0, read::<bf16>(storage, layout, &stream)?.0.cast())
+            }
             _ => bail!("no weight encoding"),
         }
     }
@@ -63,7 +71,8 @@ mod tests {
     #[test]
     fn bytes_become_their_values() {
         let values: Vec<bf16> = (0..6).map(|value| bf16::from_f32(value as f32)).collect();
-        let tensor = upload(bytemuck::cast_slice(&values), DType::BF16, &[2, 3], &Device::Cpu).unwrap();
+        let tensor =
+            upload(bytemuck::cast_slice(&values), DType::BF16, &[2, 3], &Device::Cpu).unwrap();
         assert_eq!(tensor.to_vec2::<bf16>().unwrap().concat(), values);
         assert!(upload(&[0; 4], DType::BF16, &[3], &Device::Cpu).is_err());
         assert!(upload(&[0; 8], DType::F64, &[1], &Device::Cpu).is_err());

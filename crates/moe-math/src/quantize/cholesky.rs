@@ -10,10 +10,11 @@ use super::kernel::STRIP;
 /// Columns of a block.
 const BLOCK: usize = 32;
 
-/// Puts R in place of the upper triangle of `matrix`, `[n, n]` by columns, and tells whether there is one. What lies below
-/// the diagonal is neither read nor left as it was.
+/// Puts R in place of the upper triangle of `matrix`, `[n, n]` by columns, and tells whether there
+/// is one. What lies below the diagonal is neither read nor left as it was.
 ///
-/// By blocks of columns from the last one, left-looking: all that the blocks behind a block change in it is one product.
+/// By blocks of columns from the last one, left-looking: all that the blocks behind a block change
+/// in it is one product.
 pub(super) fn upper_cholesky<T: Real>(matrix: &mut [T], size: usize) -> bool {
     let mut end = size;
     while end > 0 {
@@ -31,9 +32,15 @@ pub(super) fn upper_cholesky<T: Real>(matrix: &mut [T], size: usize) -> bool {
 }
 
 /// Subtracts R_[0..end, behind] R_[first..end, behind]ᵀ from columns `first` to `end`.
-fn subtract_products<T: Real>(columns: &mut [T], behind: &[T], [first, end]: [usize; 2], size: usize) {
+fn subtract_products<T: Real>(
+    columns: &mut [T],
+    behind: &[T],
+    [first, end]: [usize; 2],
+    size: usize,
+) {
     let behind = MatRef::from_column_major_slice(behind, size, size - end);
-    let columns = MatMut::from_column_major_slice_mut(columns, size, end - first).subrows_mut(0, end);
+    let columns =
+        MatMut::from_column_major_slice_mut(columns, size, end - first).subrows_mut(0, end);
     let block = behind.subrows(first, end - first).transpose();
     matmul(columns, Accum::Add, behind.subrows(0, end), block, -T::ONE, Par::Seq);
 }
@@ -101,7 +108,13 @@ impl<T: Real> WithSimd for Panel<'_, T> {
                 let column = &mut columns[k * size + top..][..rows];
                 let (strip, solved) = strips[k..].split_at_mut(1);
                 strip[0][..rows].copy_from_slice(column);
-                T::feed(simd, &mut strip[0], &takes[k * count + k + 1..][..count - k - 1], solved, 1);
+                T::feed(
+                    simd,
+                    &mut strip[0],
+                    &takes[k * count + k + 1..][..count - k - 1],
+                    solved,
+                    1,
+                );
                 for value in &mut strip[0] {
                     *value /= pivot;
                 }
@@ -120,17 +133,25 @@ mod tests {
     #[test]
     fn the_factor_gives_the_matrix_back() {
         for size in [1, 2, 63, 64, 65, 130, 200] {
-            let x: Vec<f64> =
-                normal(2 * size * size, 1.0, &mut generator(7, 0)).iter().map(|x| f64::from(*x)).collect();
+            let x: Vec<f64> = normal(2 * size * size, 1.0, &mut generator(7, 0))
+                .iter()
+                .map(|x| f64::from(*x))
+                .collect();
             let rows: Vec<&[f64]> = x.chunks(2 * size).collect();
-            let product = |i: usize, j: usize| rows[i].iter().zip(rows[j]).map(|(a, b)| a * b).sum::<f64>();
-            let mut matrix: Vec<f64> = (0..size * size).map(|at| product(at / size, at % size)).collect();
+            let product =
+                |i: usize, j: usize| rows[i].iter().zip(rows[j]).map(|(a, b)| a * b).sum::<f64>();
+            let mut matrix: Vec<f64> =
+                (0..size * size).map(|at| product(at / size, at % size)).collect();
             let expected = matrix.clone();
             assert!(upper_cholesky(&mut matrix, size));
             for i in 0..size {
                 for j in i..size {
-                    let found: f64 = (j..size).map(|k| matrix[k * size + i] * matrix[k * size + j]).sum();
-                    assert!((found - expected[j * size + i]).abs() < 1e-12 * size as f64 * size as f64, "{size}");
+                    let found: f64 =
+                        (j..size).map(|k| matrix[k * size + i] * matrix[k * size + j]).sum();
+                    assert!(
+                        (found - expected[j * size + i]).abs() < 1e-12 * size as f64 * size as f64,
+                        "{size}"
+                    );
                 }
             }
         }

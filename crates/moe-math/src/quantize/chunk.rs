@@ -8,7 +8,8 @@ use super::grid::{Codes, Grid};
 use super::kernel::STRIP;
 use super::{QuantizeError, Real};
 
-/// Rows of a chunk: few enough for its columns to stay in the second-level cache, enough for matrix products.
+/// Rows of a chunk: few enough for its columns to stay in the second-level cache, enough for matrix
+/// products.
 const ROWS: usize = 128;
 /// Matrices are turned in squares of this side, whose rows are a cache line or less.
 const TILE: usize = 16;
@@ -22,8 +23,8 @@ pub(super) struct Job<'a> {
     pub codes: &'a mut Codes,
 }
 
-/// Rows of a matrix by columns, `[K, rows]`, in the order in which columns are solved; rows are padded with zeros to whole
-/// strips.
+/// Rows of a matrix by columns, `[K, rows]`, in the order in which columns are solved; rows are
+/// padded with zeros to whole strips.
 #[derive(Default)]
 pub(super) struct Chunk<T> {
     /// Strips of a column.
@@ -46,9 +47,9 @@ pub(super) struct Chunk<T> {
     pub errors: Vec<[T; STRIP]>,
 }
 
-/// Calls `run` with the number of a job and a chunk of its rows, for all of them in parallel, and keeps the codes, scales
-/// and zeros that it leaves in the chunk. Returns the sum of the errors of each job. Neither chunks nor sums depend on how
-/// many threads there are.
+/// Calls `run` with the number of a job and a chunk of its rows, for all of them in parallel, and
+/// keeps the codes, scales and zeros that it leaves in the chunk. Returns the sum of the errors of
+/// each job. Neither chunks nor sums depend on how many threads there are.
 pub(super) fn each_chunk<T: Real>(
     jobs: &mut [Job<'_>],
     grid: &Grid<T>,
@@ -56,16 +57,21 @@ pub(super) fn each_chunk<T: Real>(
 ) -> Result<Vec<f64>, QuantizeError> {
     let mut sums = vec![0.0; jobs.len()];
     let places: Vec<Vec<usize>> = jobs.iter().map(places).collect();
-    let parts = jobs.iter_mut().zip(&places).enumerate().flat_map(|(index, (job, places))| parts(index, job, places));
+    let parts = jobs
+        .iter_mut()
+        .zip(&places)
+        .enumerate()
+        .flat_map(|(index, (job, places))| parts(index, job, places));
     let parts: Vec<ChunkPart<'_>> = parts.collect();
-    let solve = |chunk: &mut Chunk<T>, part: ChunkPart<'_>| -> Result<(usize, f64), QuantizeError> {
-        chunk.load(&part)?;
-        run(part.job, chunk);
-        let error = chunk.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
-        let job = part.job;
-        chunk.store(part, grid);
-        Ok((job, error))
-    };
+    let solve =
+        |chunk: &mut Chunk<T>, part: ChunkPart<'_>| -> Result<(usize, f64), QuantizeError> {
+            chunk.load(&part)?;
+            run(part.job, chunk);
+            let error = chunk.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
+            let job = part.job;
+            chunk.store(part, grid);
+            Ok((job, error))
+        };
     let errors: Result<Vec<(usize, f64)>, QuantizeError> =
         parts.into_par_iter().map_init(Chunk::default, solve).collect();
     errors?.into_iter().for_each(|(job, error)| sums[job] += error);
@@ -91,7 +97,11 @@ struct ChunkPart<'a> {
     zeros: &'a mut [u8],
 }
 
-fn parts<'a>(index: usize, job: &'a mut Job<'_>, places: &'a [usize]) -> impl Iterator<Item = ChunkPart<'a>> {
+fn parts<'a>(
+    index: usize,
+    job: &'a mut Job<'_>,
+    places: &'a [usize],
+) -> impl Iterator<Item = ChunkPart<'a>> {
     let Codes { shape: [_, width], group, codes, scales, zeros } = &mut *job.codes;
     let (group, groups) = (*group, ROWS * (*width / *group));
     let codes = job.weight.chunks(ROWS * *width).zip(codes.chunks_mut(ROWS * *width));
@@ -139,7 +149,10 @@ impl<T: Real> Chunk<T> {
         for (block, lines) in part.weight.chunks(TILE * width).enumerate() {
             for (c, places) in part.places.chunks(TILE).enumerate() {
                 let tile = tile(lines, width, c * TILE);
-                wrong |= tile.as_flattened().iter().fold(0, |wrong, w| wrong | u32::from(!w.is_finite()));
+                wrong |= tile
+                    .as_flattened()
+                    .iter()
+                    .fold(0, |wrong, w| wrong | u32::from(!w.is_finite()));
                 for (i, place) in places.iter().enumerate() {
                     let column = &mut to[place * padded + block * TILE..][..TILE];
                     for (value, line) in column.iter_mut().zip(&tile) {
@@ -172,9 +185,12 @@ impl<T: Real> Chunk<T> {
             }
         }
         let (scales, zeros) = (self.scales.as_flattened(), self.zeros.as_flattened());
-        for (row, (to, signs)) in part.scales.chunks_mut(groups).zip(part.zeros.chunks_mut(groups)).enumerate() {
+        for (row, (to, signs)) in
+            part.scales.chunks_mut(groups).zip(part.zeros.chunks_mut(groups)).enumerate()
+        {
             for (g, (scale, zero)) in to.iter_mut().zip(signs).enumerate() {
-                (*scale, *zero) = (scales[g * padded + row].to_f32(), grid.unsigned(zeros[g * padded + row]));
+                (*scale, *zero) =
+                    (scales[g * padded + row].to_f32(), grid.unsigned(zeros[g * padded + row]));
             }
         }
     }

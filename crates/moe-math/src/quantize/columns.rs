@@ -1,7 +1,8 @@
 //! Columns of a chunk, solved in order; the errors of each are fed to those after it.
 //!
-//! Written as LDLQ (Chee et al. 2307.13304, equation 2 and theorem 6: the same codes as GPTQ): with H = A D Aᵀ, A unit upper
-//! triangular, column k of W is rounded after Σ_{j<k} (W − Ŵ)_j A_jk is added to it. That needs no inverse of H.
+//! Written as LDLQ (Chee et al. 2307.13304, equation 2 and theorem 6: the same codes as GPTQ): with
+//! H = A D Aᵀ, A unit upper triangular, column k of W is rounded after Σ_{j<k} (W − Ŵ)_j A_jk is
+//! added to it. That needs no inverse of H.
 
 use std::ops::Range;
 
@@ -23,7 +24,8 @@ const COLUMNS: usize = 32;
 pub(super) struct Feedback<'a, T> {
     /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it.
     pub weights: &'a [T],
-    /// The inverse of each group's diagonal block of A, `[g, g]` by columns; none where groups are fixed beforehand.
+    /// The inverse of each group's diagonal block of A, `[g, g]` by columns; none where groups are
+    /// fixed beforehand.
     pub settled: Option<&'a [T]>,
     /// By how much the squares of each solved column's errors count, see [`Round`].
     pub costs: &'a [[T; 2]],
@@ -54,7 +56,8 @@ impl<T: Real> Solver<'_, T> {
         self.feedback.and_then(|feedback| feedback.settled)
     }
 
-    /// Halves `columns`, down to a few, and carries the errors of one half to the other by a matrix product.
+    /// Halves `columns`, down to a few, and carries the errors of one half to the other by a matrix
+    /// product.
     fn solve(&self, chunk: &mut Chunk<T>, columns: Range<usize>) {
         let (first, end, group) = (columns.start, columns.end, chunk.group);
         let grouped = self.settled().is_some();
@@ -78,7 +81,8 @@ impl<T: Real> Solver<'_, T> {
         let errors = chunk.weight[chunk.columns(&from)].as_flattened();
         let errors = MatRef::from_column_major_slice(errors, rows, from.len());
         let fed = chunk.columns(&to);
-        let fed = MatMut::from_column_major_slice_mut(chunk.fed[fed].as_flattened_mut(), rows, to.len());
+        let fed =
+            MatMut::from_column_major_slice_mut(chunk.fed[fed].as_flattened_mut(), rows, to.len());
         let weights = MatRef::from_column_major_slice(feedback.weights, width, width);
         let weights = weights.submatrix(from.start, to.start, from.len(), to.len());
         matmul(fed, Accum::Add, errors, weights, T::ONE, Par::Seq);
@@ -87,7 +91,8 @@ impl<T: Real> Solver<'_, T> {
     /// Rounds `columns` one after another.
     fn round(&self, chunk: &mut Chunk<T>, columns: Range<usize>) {
         let groups: Vec<usize> = columns.clone().map(|k| self.column(k) / chunk.group).collect();
-        let feedback: Vec<&[T]> = columns.clone().map(|k| self.taken(k, columns.start, chunk.width)).collect();
+        let feedback: Vec<&[T]> =
+            columns.clone().map(|k| self.taken(k, columns.start, chunk.width)).collect();
         let none = vec![[T::ZERO; 2]; columns.len()];
         let costs = self.feedback.map_or(&*none, |feedback| &feedback.costs[columns.clone()]);
         let members = chunk.columns(&columns);
@@ -124,32 +129,46 @@ impl<T: Real> Solver<'_, T> {
         }
         let weight = std::mem::take(&mut chunk.weight);
         for (group, members) in members.iter().enumerate() {
-            let columns: Vec<_> =
-                members.iter().map(|k| (self.column(*k), &weight[chunk.columns(&(*k..k + 1))])).collect();
+            let columns: Vec<_> = members
+                .iter()
+                .map(|k| (self.column(*k), &weight[chunk.columns(&(*k..k + 1))]))
+                .collect();
             self.fix(chunk, group, &columns);
         }
         chunk.weight = weight;
     }
 
-    /// Scales and zeros of a group whose columns stand side by side, from the weights that make up best for the errors so
-    /// far: those that its columns would have if none of them were rounded, W + B A_g⁻¹ where B is fed from before.
+    /// Scales and zeros of a group whose columns stand side by side, from the weights that make up
+    /// best for the errors so far: those that its columns would have if none of them were rounded,
+    /// W + B A_g⁻¹ where B is fed from before.
     fn fix_settled(&self, chunk: &mut Chunk<T>, group: usize) {
         let (rows, size) = (chunk.rows(), chunk.group);
         let members = chunk.columns(&(group * size..(group + 1) * size));
         let mut best = chunk.weight[members.clone()].to_vec();
         if let Some(settled) = self.settled().filter(|_| group > 0) {
-            let settled = MatRef::from_column_major_slice(&settled[group * size * size..][..size * size], size, size);
-            let fed = MatRef::from_column_major_slice(chunk.fed[members].as_flattened(), rows, size);
+            let settled = MatRef::from_column_major_slice(
+                &settled[group * size * size..][..size * size],
+                size,
+                size,
+            );
+            let fed =
+                MatRef::from_column_major_slice(chunk.fed[members].as_flattened(), rows, size);
             let mut best = MatMut::from_column_major_slice_mut(best.as_flattened_mut(), rows, size);
             // Upper triangular: a block of columns takes only from the columns up to its end.
             for first in (0..size).step_by(COLUMNS) {
                 let count = COLUMNS.min(size - first);
-                let (best, settled) = (best.rb_mut().subcols_mut(first, count), settled.subcols(first, count));
-                let (fed, settled) = (fed.subcols(0, first + count), settled.subrows(0, first + count));
+                let (best, settled) =
+                    (best.rb_mut().subcols_mut(first, count), settled.subcols(first, count));
+                let (fed, settled) =
+                    (fed.subcols(0, first + count), settled.subrows(0, first + count));
                 matmul(best, Accum::Add, fed, settled, T::ONE, Par::Seq);
             }
         }
-        let columns: Vec<_> = best.chunks_exact(chunk.strips).enumerate().map(|(k, c)| (group * size + k, c)).collect();
+        let columns: Vec<_> = best
+            .chunks_exact(chunk.strips)
+            .enumerate()
+            .map(|(k, c)| (group * size + k, c))
+            .collect();
         self.fix(chunk, group, &columns);
     }
 
@@ -170,7 +189,13 @@ impl<T: Real> Solver<'_, T> {
     }
 
     /// Scales and zeros for the share `kept` of the range of each row.
-    fn parameters(&self, range: [&[[T; STRIP]]; 2], kept: T, scales: &mut [[T; STRIP]], zeros: &mut [[T; STRIP]]) {
+    fn parameters(
+        &self,
+        range: [&[[T; STRIP]]; 2],
+        kept: T,
+        scales: &mut [[T; STRIP]],
+        zeros: &mut [[T; STRIP]],
+    ) {
         let found = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
         let [least, most] = range.map(|values| values.as_flattened());
         for (((scale, zero), least), most) in found.zip(least).zip(most) {
@@ -189,12 +214,19 @@ impl<T: Real> Solver<'_, T> {
         let mut least = self.errors(columns, diagonal, scales, zeros);
         let (mut tried_scales, mut tried_zeros) = (scales.to_vec(), zeros.to_vec());
         for step in 1..=CLIPS {
-            self.parameters(range, T::from_f64(kept_range(step)), &mut tried_scales, &mut tried_zeros);
+            self.parameters(
+                range,
+                T::from_f64(kept_range(step)),
+                &mut tried_scales,
+                &mut tried_zeros,
+            );
             let errors = self.errors(columns, diagonal, &tried_scales, &tried_zeros);
             let kept = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
             let tried = tried_scales.as_flattened().iter().zip(tried_zeros.as_flattened());
             let errors = least.as_flattened_mut().iter_mut().zip(errors.as_flattened());
-            for (((scale, zero), (tried_scale, tried_zero)), (least, error)) in kept.zip(tried).zip(errors) {
+            for (((scale, zero), (tried_scale, tried_zero)), (least, error)) in
+                kept.zip(tried).zip(errors)
+            {
                 if *error < *least {
                     (*scale, *zero, *least) = (*tried_scale, *tried_zero, *error);
                 }
@@ -212,7 +244,14 @@ impl<T: Real> Solver<'_, T> {
     ) -> Vec<[T; STRIP]> {
         let (arch, mut sums) = (Arch::new(), vec![[T::ZERO; STRIP]; scales.len()]);
         for (k, column) in columns {
-            arch.dispatch(Errors { grid: self.grid, energy: diagonal[*k], column, scales, zeros, sums: &mut sums });
+            arch.dispatch(Errors {
+                grid: self.grid,
+                energy: diagonal[*k],
+                column,
+                scales,
+                zeros,
+                sums: &mut sums,
+            });
         }
         sums
     }

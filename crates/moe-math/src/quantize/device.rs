@@ -1,7 +1,7 @@
 //! GPTQ as tensor operations, for GPUs: all matrices of a batch move a column forward together.
 //!
-//! The same as `gptq.rs` with `columns.rs`, left-looking: what a block of columns was fed before it is one batched product.
-//! Columns of a block go through one kernel (`kernels/round.rs`).
+//! The same as `gptq.rs` with `columns.rs`, left-looking: what a block of columns was fed before it
+//! is one batched product. Columns of a block go through one kernel (`kernels/round.rs`).
 
 use std::collections::HashMap;
 
@@ -19,8 +19,9 @@ impl From<candle_core::Error> for QuantizeError {
     }
 }
 
-/// What [`super::solve`] does; with CUDA on the `device`, in f32 by tensor operations: up to ties that other orders of
-/// summation decide, the same codes. There either all factors have an order, or none has.
+/// What [`super::solve`] does; with CUDA on the `device`, in f32 by tensor operations: up to ties
+/// that other orders of summation decide, the same codes. There either all factors have an order,
+/// or none has.
 ///
 /// # Errors
 /// As for [`super::solve`], and what the device returns.
@@ -48,16 +49,22 @@ fn by_tensors(
     }
     let ordered = problems.iter().filter(|problem| problem.factor.order.is_some()).count();
     if ordered != 0 && ordered != problems.len() {
-        return Err(QuantizeError::Device("a batch has factors with an order and without".to_owned()));
+        return Err(QuantizeError::Device(
+            "a batch has factors with an order and without".to_owned(),
+        ));
     }
     if problems.is_empty() || shape[0] == 0 {
-        return Ok(problems.iter().map(|_| Solved { codes: Codes::blank(shape, group), error: 0.0 }).collect());
+        return Ok(problems
+            .iter()
+            .map(|_| Solved { codes: Codes::blank(shape, group), error: 0.0 })
+            .collect());
     }
     let batch = Batch::new(problems, shape, group, options, device)?;
     batch.solve()?.finish(&batch)
 }
 
-/// Problems on the device, those with the same factor as one matrix that has the rows of all of them.
+/// Problems on the device, those with the same factor as one matrix that has the rows of all of
+/// them.
 struct Batch<'a> {
     problems: &'a [Problem<'a, f32>],
     /// Of each of the E matrices the problems whose rows it has, as many in each.
@@ -67,13 +74,15 @@ struct Batch<'a> {
     group: usize,
     grid: Grid<f32>,
     clip_search: bool,
-    /// `[E, K, R]` with R rows, in the order in which columns are solved; errors take the place of weights.
+    /// `[E, K, R]` with R rows, in the order in which columns are solved; errors take the place of
+    /// weights.
     weight: Tensor,
     /// Aᵀ, `[E, K, K]`, 1 on the diagonal and 0 above it.
     feedback: Tensor,
     /// diag H in the order of the weights' columns, `[E, K]`.
     diagonal: Tensor,
-    /// By how much the squares of each solved column's errors count, `[E, K, 2]`; see `gptq::costs`.
+    /// By how much the squares of each solved column's errors count, `[E, K, 2]`; see
+    /// `gptq::costs`.
     costs: Tensor,
     /// Grids of all groups, where they don't depend on what is rounded: `[2, E, K / g, R]`.
     fixed: Option<Tensor>,
@@ -121,11 +130,18 @@ impl<'a> Batch<'a> {
             ));
         }
         let factors: Vec<_> = members.iter().map(|members| problems[members[0]].factor).collect();
-        let diagonal: Vec<f32> = factors.iter().flat_map(|factor| factor.diagonal.iter().copied()).collect();
-        let upload = |member: &usize| Tensor::from_slice(problems[*member].weight, (rows, width), device);
-        let given = members.iter().flatten().map(upload).collect::<candle_core::Result<Vec<_>>>()?;
-        let given = Tensor::cat(&given, 0)?.reshape((count, all_rows, width))?.transpose(1, 2)?.contiguous()?;
-        let costs: Vec<f32> = factors.iter().flat_map(|factor| super::gptq::costs(factor)).flatten().collect();
+        let diagonal: Vec<f32> =
+            factors.iter().flat_map(|factor| factor.diagonal.iter().copied()).collect();
+        let upload =
+            |member: &usize| Tensor::from_slice(problems[*member].weight, (rows, width), device);
+        let given =
+            members.iter().flatten().map(upload).collect::<candle_core::Result<Vec<_>>>()?;
+        let given = Tensor::cat(&given, 0)?
+            .reshape((count, all_rows, width))?
+            .transpose(1, 2)?
+            .contiguous()?;
+        let costs: Vec<f32> =
+            factors.iter().flat_map(|factor| super::gptq::costs(factor)).flatten().collect();
         let mut batch = Self {
             problems,
             shape,
@@ -147,7 +163,8 @@ impl<'a> Batch<'a> {
                 let order: Vec<u32> = (0..width).map(|k| column_of(factor, k) as u32).collect();
                 batch.weight.get(e)?.index_select(&Tensor::from_vec(order, width, device)?, 0)
             };
-            let ordered = factors.iter().enumerate().map(ordered).collect::<candle_core::Result<Vec<_>>>()?;
+            let ordered =
+                factors.iter().enumerate().map(ordered).collect::<candle_core::Result<Vec<_>>>()?;
             batch.weight = Tensor::stack(&ordered, 0)?;
         }
         Ok(batch)
@@ -160,14 +177,19 @@ impl<'a> Batch<'a> {
 
     /// Whether groups are fixed on the way, from weights that make up for the errors so far.
     fn grouped(&self) -> bool {
-        self.group < self.shape[1] && self.problems.iter().all(|problem| problem.factor.order.is_none())
+        self.group < self.shape[1]
+            && self.problems.iter().all(|problem| problem.factor.order.is_none())
     }
 
     fn solve(&self) -> Result<FoundScales, QuantizeError> {
         let (count, width, rows) = self.weight.dims3()?;
         let codes = self.weight.zeros_like()?;
         let grids = match &self.fixed {
-            None => Tensor::zeros((2, count, width / self.group, rows), DType::F32, self.weight.device())?,
+            None => Tensor::zeros(
+                (2, count, width / self.group, rows),
+                DType::F32,
+                self.weight.device(),
+            )?,
             Some(fixed) => fixed.clone(),
         };
         let mut errors = Tensor::zeros((count, rows), DType::F32, self.weight.device())?;
@@ -183,7 +205,8 @@ impl<'a> Batch<'a> {
                 let weight = self.weight.narrow(1, first, size)?;
                 let grids = self.columns(&grids, first, size)?;
                 let codes_of = [self.grid.low, self.grid.high];
-                let found = round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes_of)?;
+                let found =
+                    round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes_of)?;
                 self.weight.slice_set(&found.errors, 1, first)?;
                 codes.slice_set(&found.codes, 1, first)?;
                 errors = (errors + self.cost(first, &found)?)?;
@@ -201,26 +224,35 @@ impl<'a> Batch<'a> {
         Ok(feedback.matmul(&self.weight.narrow(1, 0, first)?)?)
     }
 
-    /// What a block of columns adds to tr(ΔW H ΔWᵀ) of each row: Σ_k D_k (ΔW A)_k² less what damping adds.
+    /// What a block of columns adds to tr(ΔW H ΔWᵀ) of each row: Σ_k D_k (ΔW A)_k² less what
+    /// damping adds.
     fn cost(&self, first: usize, found: &Rounded) -> Result<Tensor, QuantizeError> {
         let costs = self.costs.narrow(1, first, found.errors.dim(1)?)?;
-        let weighed = |values: &Tensor, cost: usize| values.sqr()?.broadcast_mul(&costs.narrow(2, cost, 1)?);
+        let weighed =
+            |values: &Tensor, cost: usize| values.sqr()?.broadcast_mul(&costs.narrow(2, cost, 1)?);
         Ok((weighed(&found.missed, 0)? - weighed(&found.errors, 1)?)?.sum(1)?)
     }
 
-    /// Of grids `[2, E, K / g, R]` those of each solved column of a block: `[2, E, size, R]`, or `[2, E, 1, R]` where it is one group.
+    /// Of grids `[2, E, K / g, R]` those of each solved column of a block: `[2, E, size, R]`, or
+    /// `[2, E, 1, R]` where it is one group.
     fn columns(&self, grids: &Tensor, first: usize, size: usize) -> Result<Tensor, QuantizeError> {
         if self.grouped() {
             return Ok(grids.narrow(2, first / self.group, 1)?);
         }
         let (_, count, groups, rows) = grids.dims4()?;
-        let group = |e: usize, k: usize| (e * groups + column_of(self.factor(e), k) / self.group) as u32;
-        let indices: Vec<u32> = (0..count).flat_map(|e| (first..first + size).map(move |k| group(e, k))).collect();
+        let group =
+            |e: usize, k: usize| (e * groups + column_of(self.factor(e), k) / self.group) as u32;
+        let indices: Vec<u32> =
+            (0..count).flat_map(|e| (first..first + size).map(move |k| group(e, k))).collect();
         let indices = Tensor::new(indices, grids.device())?;
-        Ok(grids.reshape((2, count * groups, rows))?.index_select(&indices, 1)?.reshape((2, count, size, rows))?)
+        Ok(grids
+            .reshape((2, count * groups, rows))?
+            .index_select(&indices, 1)?
+            .reshape((2, count, size, rows))?)
     }
 
-    /// Scales and zeros of all groups from the weights in the order in which they are given, `[2, E, K / g, R]`.
+    /// Scales and zeros of all groups from the weights in the order in which they are given, `[2,
+    /// E, K / g, R]`.
     fn fixed(&self) -> Result<Tensor, QuantizeError> {
         let (count, width, rows) = self.weight.dims3()?;
         let groups = count * width / self.group;
@@ -230,8 +262,8 @@ impl<'a> Batch<'a> {
         Ok(grids.reshape((2, count, width / self.group, rows))?)
     }
 
-    /// Scales and zeros `[2, E, R]` of the group that begins with column `first`, from the weights that its columns would
-    /// have if none of them were rounded.
+    /// Scales and zeros `[2, E, R]` of the group that begins with column `first`, from the weights
+    /// that its columns would have if none of them were rounded.
     fn settled(&self, first: usize) -> Result<Tensor, QuantizeError> {
         let block = self.feedback.narrow(1, first, self.group)?.narrow(2, first, self.group)?;
         let added = settle(&self.fed(first, self.group)?, &block)?;
@@ -246,7 +278,9 @@ impl FoundScales {
         let ([rows, width], groups) = (batch.shape, batch.shape[1] / batch.group);
         let errors = self.errors.to_vec2::<f32>()?;
         let low = f64::from(batch.grid.low);
-        let unsigned = |codes: Tensor| codes.affine(1.0, -low)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>();
+        let unsigned = |codes: Tensor| {
+            codes.affine(1.0, -low)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()
+        };
         let of_rows = |grid: usize| self.grids.get(grid)?.transpose(1, 2)?.contiguous();
         let scales = of_rows(0)?.flatten_all()?.to_vec1::<f32>()?;
         let (zeros, codes) = (unsigned(of_rows(1)?)?, unsigned(self.codes)?);
@@ -258,12 +292,18 @@ impl FoundScales {
                 let mut found = Codes::blank(batch.shape, batch.group);
                 let of_matrix = &codes[e * parts * rows * width..][..parts * rows * width];
                 for (k, column) in of_matrix.chunks_exact(parts * rows).enumerate() {
-                    let (to, column) = (column_of(batch.factor(e), k), &column[part * rows..][..rows]);
-                    found.codes.chunks_exact_mut(width).zip(column).for_each(|(row, code)| row[to] = *code);
+                    let (to, column) =
+                        (column_of(batch.factor(e), k), &column[part * rows..][..rows]);
+                    found
+                        .codes
+                        .chunks_exact_mut(width)
+                        .zip(column)
+                        .for_each(|(row, code)| row[to] = *code);
                 }
                 found.scales.copy_from_slice(&scales[place * rows * groups..][..rows * groups]);
                 found.zeros.copy_from_slice(&zeros[place * rows * groups..][..rows * groups]);
-                let error = errors[e][part * rows..][..rows].iter().map(|error| f64::from(*error)).sum();
+                let error =
+                    errors[e][part * rows..][..rows].iter().map(|error| f64::from(*error)).sum();
                 (batch.members[e][part], Solved { codes: found, error })
             })
             .collect();
@@ -287,7 +327,8 @@ mod tests {
         let mut x = normal(width * width, 1.0, &mut generator(seed, 0));
         for row in x.chunks_mut(width) {
             // Columns of different energy that follow the one before them, and a dead one.
-            (1..width).for_each(|k| row[k] = (row[k] + 0.8 * row[k - 1]) * (1.0 + (k % 7) as f32 / 7.0));
+            (1..width)
+                .for_each(|k| row[k] = (row[k] + 0.8 * row[k - 1]) * (1.0 + (k % 7) as f32 / 7.0));
             row[width / 2] = 0.0;
         }
         let mut hessian = Hessian::new(width);
@@ -309,20 +350,35 @@ mod tests {
             let scheme = Scheme { bits, symmetric, group, scale_dtype: DType::BF16 };
             let options = Options { scheme, clip_search };
             let factors: Vec<_> = (0..3).map(|seed| factor(width, seed, act_order)).collect();
-            let weights: Vec<_> = (0..6).map(|seed| normal(rows * width, 0.05, &mut generator(seed, 1))).collect();
+            let weights: Vec<_> =
+                (0..6).map(|seed| normal(rows * width, 0.05, &mut generator(seed, 1))).collect();
             // Two matrices to a factor, whose rows go together, or to some of the factors.
             let of = |index: usize| &factors[index % 3];
-            let mut problems: Vec<_> =
-                (0..6).map(|index| Problem { weight: &weights[index], factor: of(index) }).collect();
+            let mut problems: Vec<_> = (0..6)
+                .map(|index| Problem { weight: &weights[index], factor: of(index) })
+                .collect();
             problems.truncate(if clip_search { 5 } else { 6 });
             let expected = solve(&problems, [rows, width], &options).unwrap();
             let found = by_tensors(&problems, [rows, width], &options, &Device::Cpu).unwrap();
             for (found, expected) in found.iter().zip(&expected) {
-                let equal = found.codes.codes.iter().zip(&expected.codes.codes).filter(|(a, b)| a == b).count();
-                assert!(equal as f64 > 0.99 * (rows * width) as f64, "{equal} of {} {scheme:?}", rows * width);
+                let equal = found
+                    .codes
+                    .codes
+                    .iter()
+                    .zip(&expected.codes.codes)
+                    .filter(|(a, b)| a == b)
+                    .count();
+                assert!(
+                    equal as f64 > 0.99 * (rows * width) as f64,
+                    "{equal} of {} {scheme:?}",
+                    rows * width
+                );
                 assert!((found.error - expected.error).abs() < 0.01 * expected.error, "{scheme:?}");
                 let scales = found.codes.scales.iter().zip(&expected.codes.scales);
-                assert!(scales.filter(|(a, b)| a == b).count() as f64 > 0.97 * found.codes.scales.len() as f64);
+                assert!(
+                    scales.filter(|(a, b)| a == b).count() as f64
+                        > 0.97 * found.codes.scales.len() as f64
+                );
             }
         }
     }
@@ -333,11 +389,21 @@ mod tests {
         let scheme = Scheme { bits: 4, symmetric: true, group: Some(4), scale_dtype: DType::F32 };
         let options = Options { scheme, clip_search: false };
         let good = Problem { weight: &[0.5; 16], factor: &plain };
-        let on = |problems: &[Problem<'_, f32>]| by_tensors(problems, [2, 8], &options, &Device::Cpu);
+        let on =
+            |problems: &[Problem<'_, f32>]| by_tensors(problems, [2, 8], &options, &Device::Cpu);
         assert_eq!(on(&[good]).unwrap().len(), 1);
         assert_eq!(on(&[]).unwrap(), []);
-        assert!(matches!(on(&[good, Problem { factor: &ordered, ..good }]), Err(QuantizeError::Device(_))));
-        assert_eq!(on(&[Problem { weight: &[f32::NAN; 16], ..good }]), Err(QuantizeError::NotFinite));
-        assert!(matches!(on(&[Problem { weight: &[0.5; 15], ..good }]), Err(QuantizeError::Length { .. })));
+        assert!(matches!(
+            on(&[good, Problem { factor: &ordered, ..good }]),
+            Err(QuantizeError::Device(_))
+        ));
+        assert_eq!(
+            on(&[Problem { weight: &[f32::NAN; 16], ..good }]),
+            Err(QuantizeError::NotFinite)
+        );
+        assert!(matches!(
+            on(&[Problem { weight: &[0.5; 15], ..good }]),
+            Err(QuantizeError::Length { .. })
+        ));
     }
 }

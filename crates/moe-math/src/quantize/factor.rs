@@ -23,7 +23,8 @@ impl Default for Damping {
 }
 
 impl Damping {
-    /// The share that is tried when `share` was too little, if any. What is more than none is a hundredth.
+    /// The share that is tried when `share` was too little, if any. What is more than none is a
+    /// hundredth.
     pub(super) fn after(&self, share: f64) -> Option<f64> {
         let next = if share == 0.0 { Self::default().start } else { share * self.step };
         (self.step > 1.0 && next <= self.most).then_some(next)
@@ -39,15 +40,16 @@ pub struct OnDevice {
     pub(super) index: usize,
 }
 
-/// H + λ mean(diag H) I = A D Aᵀ with A unit upper triangular, columns in the order in which they are solved.
+/// H + λ mean(diag H) I = A D Aᵀ with A unit upper triangular, columns in the order in which they
+/// are solved.
 ///
 /// GPTQ's upper Cholesky factor of H⁻¹ is D^(−1/2) A⁻¹; the solver needs A, which takes no inverse.
 #[derive(Debug, Clone)]
 pub struct Factor<T> {
     /// Columns of the weight in the order in which they are solved; none: as they are.
     pub order: Option<Vec<u32>>,
-    /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it. Only its lower triangle holds
-    /// values. Empty where it lies on a device.
+    /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it. Only its
+    /// lower triangle holds values. Empty where it lies on a device.
     pub feedback: Vec<T>,
     /// The same on a device.
     pub on_device: Option<OnDevice>,
@@ -55,7 +57,8 @@ pub struct Factor<T> {
     pub pivots: Vec<T>,
     /// diag H before damping, in the order of the weight's columns.
     pub diagonal: Vec<T>,
-    /// Columns without energy, in the order of the weight's columns: they neither give nor take feedback.
+    /// Columns without energy, in the order of the weight's columns: they neither give nor take
+    /// feedback.
     pub dead: Vec<bool>,
     /// λ that was used.
     pub damping: f64,
@@ -66,20 +69,27 @@ pub struct Factor<T> {
 }
 
 impl Factor<f32> {
-    /// Aᵀ of all `factors` on `device`, `[E, K, K]`; no copy where these are all that were made together.
+    /// Aᵀ of all `factors` on `device`, `[E, K, K]`; no copy where these are all that were made
+    /// together.
     pub(super) fn feedback_of(factors: &[&Self], device: &Device) -> Result<Tensor, QuantizeError> {
         let first = factors.first().and_then(|factor| factor.on_device.as_ref());
         if let Some(OnDevice { all, .. }) =
             first.filter(|first| first.all.dim(0).is_ok_and(|count| count == factors.len()))
         {
             let at = |place: usize, factor: &Self| {
-                factor.on_device.as_ref().is_some_and(|own| own.all.id() == all.id() && own.index == place)
+                factor
+                    .on_device
+                    .as_ref()
+                    .is_some_and(|own| own.all.id() == all.id() && own.index == place)
             };
             if factors.iter().enumerate().all(|(place, factor)| at(place, factor)) {
                 return Ok(all.clone());
             }
         }
-        let each = factors.iter().map(|factor| factor.feedback_on(device)).collect::<Result<Vec<_>, _>>()?;
+        let each = factors
+            .iter()
+            .map(|factor| factor.feedback_on(device))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Tensor::stack(&each, 0)?)
     }
 
@@ -90,13 +100,16 @@ impl Factor<f32> {
         }
         let size = self.pivots.len();
         let mut feedback = self.feedback.clone();
-        feedback.chunks_exact_mut(size.max(1)).enumerate().for_each(|(k, row)| row[k + 1..].fill(0.0));
+        feedback
+            .chunks_exact_mut(size.max(1))
+            .enumerate()
+            .for_each(|(k, row)| row[k + 1..].fill(0.0));
         Ok(Tensor::from_vec(feedback, (size, size), device)?)
     }
 }
 
-/// Factors `hessian`, with more damping where that fails. With `act_order`, columns are solved from the greatest
-/// diagonal to the least, equal ones in their own order.
+/// Factors `hessian`, with more damping where that fails. With `act_order`, columns are solved from
+/// the greatest diagonal to the least, equal ones in their own order.
 ///
 /// # Errors
 /// [`QuantizeError::NotFinite`], and [`QuantizeError::Singular`] where all damping fails.
@@ -166,13 +179,18 @@ fn ordered<T: Real>(hessian: &Hessian<T>, order: Option<&[u32]>) -> Vec<T> {
 /// Adds `added` to the diagonal; a dead column becomes one of the identity.
 fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: T) {
     let size = dead.len();
-    let dead: Vec<bool> = (0..size).map(|k| dead[order.map_or(k, |order| order[k] as usize)]).collect();
+    let dead: Vec<bool> =
+        (0..size).map(|k| dead[order.map_or(k, |order| order[k] as usize)]).collect();
     let any = dead.contains(&true);
     for (k, column) in matrix.chunks_exact_mut(size.max(1)).enumerate() {
         column[k] += added;
         if any {
             let lost = |j: usize| dead[j] || dead[k];
-            column[..=k].iter_mut().enumerate().filter(|(j, _)| lost(*j)).for_each(|(_, value)| *value = T::ZERO);
+            column[..=k]
+                .iter_mut()
+                .enumerate()
+                .filter(|(j, _)| lost(*j))
+                .for_each(|(_, value)| *value = T::ZERO);
         }
         if dead[k] {
             column[k] = T::ONE;
@@ -211,7 +229,9 @@ mod tests {
         assert_eq!((factor.order, factor.damping, factor.attempts), (None, 0.0, 1));
         let damped = Damping { start: 0.2, ..PLAIN };
         let factor = factorise(&hessian(2, &[6.0, 9.0, 2.0, 4.0]), &damped, false).unwrap();
-        assert!((factor.feedback[2] - 2.0 / 5.0).abs() < 1e-15 && (factor.added - 1.0).abs() < 1e-15);
+        assert!(
+            (factor.feedback[2] - 2.0 / 5.0).abs() < 1e-15 && (factor.added - 1.0).abs() < 1e-15
+        );
     }
 
     #[test]
@@ -230,15 +250,18 @@ mod tests {
 
     #[test]
     fn damping_rises_until_there_is_a_factor() {
-        // Eigenvalues 3.5 and −1.5: more than 1.5 must be added, 1.5 times the mean of the diagonal.
+        // Eigenvalues 3.5 and −1.5: more than 1.5 must be added, 1.5 times the mean of the
+        // diagonal.
         let indefinite = hessian(2, &[1.0, 0.0, 2.5, 1.0]);
-        let found = factorise(&indefinite, &Damping { start: 0.01, step: 10.0, most: 10.0 }, false).unwrap();
+        let found = factorise(&indefinite, &Damping { start: 0.01, step: 10.0, most: 10.0 }, false)
+            .unwrap();
         assert_eq!((found.damping, found.attempts), (10.0, 4));
         let error = factorise(&indefinite, &Damping::default(), false).unwrap_err();
         assert_eq!(error, QuantizeError::Singular { damping: 1.0 });
         assert!(error.to_string().contains("stays singular"));
         // None at all is not multiplied.
-        let found = factorise(&indefinite, &Damping { start: 0.0, step: 10.0, most: 10.0 }, false).unwrap();
+        let found =
+            factorise(&indefinite, &Damping { start: 0.0, step: 10.0, most: 10.0 }, false).unwrap();
         assert_eq!((found.damping, found.attempts), (10.0, 5));
         let step = Damping { step: 1.0, ..Damping::default() };
         assert!(factorise(&indefinite, &step, false).is_err());
@@ -250,7 +273,8 @@ mod tests {
             for at in [0, 2, 3] {
                 let mut sum = [1.0, 0.0, 0.0, 1.0];
                 sum[at] = wrong;
-                let found = factorise(&hessian(2, &sum), &Damping::default(), true).map(|factor| factor.attempts);
+                let found = factorise(&hessian(2, &sum), &Damping::default(), true)
+                    .map(|factor| factor.attempts);
                 assert_eq!(found, Err(QuantizeError::NotFinite), "{wrong} at {at}");
             }
         }

@@ -14,7 +14,8 @@ use super::{Codes, Factor, QuantizeError, Real, Scheme, checked_length};
 pub struct Options {
     /// The grids.
     pub scheme: Scheme,
-    /// Whether the range of each group may shrink, down to half, where that lessens Σ diag(H) · (w − ŵ)².
+    /// Whether the range of each group may shrink, down to half, where that lessens Σ diag(H) · (w
+    /// − ŵ)².
     pub clip_search: bool,
 }
 
@@ -32,16 +33,18 @@ pub struct Problem<'a, T> {
 pub struct Solved {
     /// Its codes.
     pub codes: Codes,
-    /// tr(ΔW H ΔWᵀ) with ΔW = W − Ŵ and H as it was factored, but without damping. It costs nothing beside the codes; in f32
-    /// it is good to about 10⁻⁶ of what damping adds to it.
+    /// tr(ΔW H ΔWᵀ) with ΔW = W − Ŵ and H as it was factored, but without damping. It costs nothing
+    /// beside the codes; in f32 it is good to about 10⁻⁶ of what damping adds to it.
     pub error: f64,
 }
 
-/// Quantizes matrices of one shape, in parallel over them and over their rows, with one answer whatever the threads.
+/// Quantizes matrices of one shape, in parallel over them and over their rows, with one answer
+/// whatever the threads.
 ///
-/// With an order in the factor, scales come from the weights as they are given ("static" groups: the file needs no order).
-/// Without, those of a group come from the weights that best make up for the errors of all columns before it, which are
-/// the ones that Algorithm 1 of 2210.17323 holds when it reaches the group.
+/// With an order in the factor, scales come from the weights as they are given ("static" groups:
+/// the file needs no order). Without, those of a group come from the weights that best make up for
+/// the errors of all columns before it, which are the ones that Algorithm 1 of 2210.17323 holds
+/// when it reaches the group.
 ///
 /// # Errors
 /// For schemes and lengths that don't fit, and weights that are not finite.
@@ -55,7 +58,8 @@ pub fn solve<T: Real>(
         return Err(QuantizeError::Device("its factor is not in memory".to_owned()));
     }
     let grid = Grid::<T>::new(&options.scheme);
-    let settled: Vec<_> = problems.par_iter().map(|problem| settled(problem.factor, width, group)).collect();
+    let settled: Vec<_> =
+        problems.par_iter().map(|problem| settled(problem.factor, width, group)).collect();
     let costs: Vec<_> = problems.iter().map(|problem| costs(problem.factor)).collect();
     let shared = settled.iter().zip(&costs).zip(problems);
     let shared = shared.map(|((settled, costs), problem)| Feedback {
@@ -63,8 +67,11 @@ pub fn solve<T: Real>(
         settled: settled.as_deref(),
         costs,
     });
-    let solvers: Vec<_> =
-        problems.iter().zip(shared).map(|(p, feedback)| solver(p, feedback, &grid, options)).collect();
+    let solvers: Vec<_> = problems
+        .iter()
+        .zip(shared)
+        .map(|(p, feedback)| solver(p, feedback, &grid, options))
+        .collect();
     let mut found: Vec<Codes> = problems.iter().map(|_| Codes::blank(shape, group)).collect();
     let mut jobs: Vec<Job<'_>> = Vec::with_capacity(problems.len());
     for (Problem { weight, factor }, codes) in problems.iter().zip(&mut found) {
@@ -99,7 +106,8 @@ fn solver<'a, T>(
     Solver { grid, order: factor.order.as_deref(), diagonal, feedback: Some(feedback) }
 }
 
-/// ΔW (H + λ mean I) ΔWᵀ = Σ_k D_k (what column k was rounded from − ŵ_k)²; what damping adds is taken off again.
+/// ΔW (H + λ mean I) ΔWᵀ = Σ_k D_k (what column k was rounded from − ŵ_k)²; what damping adds is
+/// taken off again.
 pub(super) fn costs<T: Real>(factor: &Factor<T>) -> Vec<[T; 2]> {
     let column = |k: usize| factor.order.as_ref().map_or(k, |order| order[k] as usize);
     let cost = |(k, pivot): (usize, &T)| match factor.dead[column(k)] {

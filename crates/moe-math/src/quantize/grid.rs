@@ -17,7 +17,8 @@ pub struct Scheme {
     pub symmetric: bool,
     /// Columns of a group; none: the whole row.
     pub group: Option<usize>,
-    /// What scales are stored as: F32, F16 or BF16. They are rounded to it before anything is computed with them.
+    /// What scales are stored as: F32, F16 or BF16. They are rounded to it before anything is
+    /// computed with them.
     pub scale_dtype: DType,
 }
 
@@ -60,7 +61,13 @@ impl Codes {
     pub(super) fn blank(shape: [usize; 2], group: usize) -> Self {
         let [rows, width] = shape;
         let groups = rows * (width / group);
-        Self { shape, group, codes: vec![0; rows * width], scales: vec![0.0; groups], zeros: vec![0; groups] }
+        Self {
+            shape,
+            group,
+            codes: vec![0; rows * width],
+            scales: vec![0.0; groups],
+            zeros: vec![0; groups],
+        }
     }
 
     /// (code − zero) · scale, `[N, K]`.
@@ -68,20 +75,27 @@ impl Codes {
         let mut values = vec![0f32; self.codes.len()];
         let groups = self.scales.par_iter().zip(&self.zeros);
         let codes = self.codes.par_chunks(self.group);
-        values.par_chunks_mut(self.group).zip(codes).zip(groups).for_each(|((values, codes), (scale, zero))| {
-            for (value, code) in values.iter_mut().zip(codes) {
-                *value = f32::from(i16::from(*code) - i16::from(*zero)) * scale;
-            }
-        });
+        values.par_chunks_mut(self.group).zip(codes).zip(groups).for_each(
+            |((values, codes), (scale, zero))| {
+                for (value, code) in values.iter_mut().zip(codes) {
+                    *value = f32::from(i16::from(*code) - i16::from(*zero)) * scale;
+                }
+            },
+        );
         values
     }
 }
 
-/// The nearest code of every weight of `[N, K]`, with scales from the greatest and least weight of each group.
+/// The nearest code of every weight of `[N, K]`, with scales from the greatest and least weight of
+/// each group.
 ///
 /// # Errors
 /// For schemes that don't fit, and weights that are not finite.
-pub fn round_to_nearest(weight: &[f32], shape: [usize; 2], scheme: &Scheme) -> Result<Codes, QuantizeError> {
+pub fn round_to_nearest(
+    weight: &[f32],
+    shape: [usize; 2],
+    scheme: &Scheme,
+) -> Result<Codes, QuantizeError> {
     checked_length(weight.len(), shape[0] * shape[1])?;
     let group = scheme.group_of(shape[1])?;
     let mut codes = Codes::blank(shape, group);
@@ -116,9 +130,9 @@ impl<T: Real> Grid<T> {
         Self { low, high, symmetric: scheme.symmetric, scale_dtype: scheme.scale_dtype }
     }
 
-    /// The scale and the signed code of 0 of a group with values from `least` to `most`: `calculate_qparams` of
-    /// compressed-tensors 0.19, but that the zero comes from the scale as it is stored. A scale that rounds to 0 becomes the
-    /// spacing of its dtype at 1.
+    /// The scale and the signed code of 0 of a group with values from `least` to `most`:
+    /// `calculate_qparams` of compressed-tensors 0.19, but that the zero comes from the scale as it
+    /// is stored. A scale that rounds to 0 becomes the spacing of its dtype at 1.
     pub fn parameters(&self, least: T, most: T) -> (T, T) {
         // In f64, since a zero that falls on the other side of a tie moves every code of its group.
         let (least, most) = (least.to_f64().min(0.0), most.to_f64().max(0.0));
@@ -128,17 +142,26 @@ impl<T: Real> Grid<T> {
         }
         let exact = (most - least) / (high - low);
         let scale = self.stored(exact);
-        let zero = if exact == 0.0 { 0.0 } else { (low - least / f64::from(scale)).clamp(low, high).round_ties_even() };
+        let zero = if exact == 0.0 {
+            0.0
+        } else {
+            (low - least / f64::from(scale)).clamp(low, high).round_ties_even()
+        };
         (T::from_f32(scale), T::from_f64(zero))
     }
 
     /// As it will be read back.
     fn stored(&self, scale: f64) -> f32 {
-        // f32 lies far beyond what either half keeps, so that rounding twice makes no difference but at ties of its own.
+        // f32 lies far beyond what either half keeps, so that rounding twice makes no difference
+        // but at ties of its own.
         let scale = scale as f32;
         let (stored, spacing) = match self.scale_dtype {
-            DType::F16 => (f16::from_f32(scale.min(f16::MAX.to_f32())).to_f32(), f16::EPSILON.to_f32()),
-            DType::BF16 => (bf16::from_f32(scale.min(bf16::MAX.to_f32())).to_f32(), bf16::EPSILON.to_f32()),
+            DType::F16 => {
+                (f16::from_f32(scale.min(f16::MAX.to_f32())).to_f32(), f16::EPSILON.to_f32())
+            }
+            DType::BF16 => {
+                (bf16::from_f32(scale.min(bf16::MAX.to_f32())).to_f32(), bf16::EPSILON.to_f32())
+            }
             _ => (scale.min(f32::MAX), f32::EPSILON),
         };
         if stored == 0.0 { spacing } else { stored }
@@ -177,7 +200,10 @@ mod tests {
         // The scale is 7.5 / 7.5; 0.5, 1.5 and 2.5 go to even codes, and 7.5 is cut off at 7.
         let weight = [7.5, 0.5, 1.5, 2.5, -7.5, -0.5, -1.5, -6.5];
         let codes = round_to_nearest(&weight, [1, 8], &scheme(4, true)).unwrap();
-        assert_eq!((codes.scales.as_slice(), codes.zeros.as_slice()), ([1.0, 1.0].as_slice(), [8, 8].as_slice()));
+        assert_eq!(
+            (codes.scales.as_slice(), codes.zeros.as_slice()),
+            ([1.0, 1.0].as_slice(), [8, 8].as_slice())
+        );
         assert_eq!(codes.codes, [15, 8, 10, 10, 0, 8, 6, 2]);
         assert_eq!(codes.dequantize(), [7.0, 0.0, 2.0, 2.0, -8.0, 0.0, -2.0, -6.0]);
     }
@@ -187,14 +213,18 @@ mod tests {
         // From −1 to 2 in steps of 1; from 0, which belongs to every group, to 3.
         let weight = [-1.0, 2.0, 0.4, 0.6, 3.0, 2.0, 2.5, 1.0];
         let codes = round_to_nearest(&weight, [2, 4], &scheme(2, false)).unwrap();
-        assert_eq!((codes.scales.as_slice(), codes.zeros.as_slice()), ([1.0, 1.0].as_slice(), [1, 0].as_slice()));
+        assert_eq!(
+            (codes.scales.as_slice(), codes.zeros.as_slice()),
+            ([1.0, 1.0].as_slice(), [1, 0].as_slice())
+        );
         assert_eq!(codes.codes, [0, 3, 1, 2, 3, 2, 2, 1]);
         assert_eq!(codes.dequantize(), [-1.0, 2.0, 0.0, 1.0, 3.0, 2.0, 2.0, 1.0]);
     }
 
     #[test]
     fn groups_of_zeros_stay_zero() {
-        for (dtype, spacing) in [(DType::F32, f32::EPSILON), (DType::F16, 0.000_976_562_5), (DType::BF16, 0.007_812_5)]
+        for (dtype, spacing) in
+            [(DType::F32, f32::EPSILON), (DType::F16, 0.000_976_562_5), (DType::BF16, 0.007_812_5)]
         {
             for symmetric in [true, false] {
                 let scheme = Scheme { scale_dtype: dtype, ..scheme(4, symmetric) };
@@ -212,17 +242,29 @@ mod tests {
             (DType::BF16, (|x| bf16::from_f32(x).to_f32()) as fn(f32) -> f32),
             (DType::F16, |x| f16::from_f32(x).to_f32()),
         ] {
-            let codes = round_to_nearest(&weight, [8, 8], &Scheme { scale_dtype: dtype, ..scheme(4, true) }).unwrap();
+            let codes = round_to_nearest(
+                &weight,
+                [8, 8],
+                &Scheme { scale_dtype: dtype, ..scheme(4, true) },
+            )
+            .unwrap();
             for (group, (scale, weight)) in codes.scales.iter().zip(weight.chunks(4)).enumerate() {
                 let greatest = weight.iter().fold(0f32, |most, w| most.max(w.abs()));
                 assert_eq!(*scale, held(greatest / 7.5));
                 for (code, w) in codes.codes[group * 4..].iter().zip(weight) {
-                    assert_eq!(f32::from(*code) - 8.0, (w / scale).round_ties_even().clamp(-8.0, 7.0));
+                    assert_eq!(
+                        f32::from(*code) - 8.0,
+                        (w / scale).round_ties_even().clamp(-8.0, 7.0)
+                    );
                 }
             }
         }
-        let huge =
-            round_to_nearest(&[3e38; 4], [1, 4], &Scheme { scale_dtype: DType::F16, ..scheme(4, true) }).unwrap();
+        let huge = round_to_nearest(
+            &[3e38; 4],
+            [1, 4],
+            &Scheme { scale_dtype: DType::F16, ..scheme(4, true) },
+        )
+        .unwrap();
         assert_eq!(huge.scales, [65504.0]);
     }
 
@@ -258,7 +300,10 @@ mod tests {
             Err(QuantizeError::ScaleDtype(DType::F64))
         );
         for wrong in [f32::NAN, f32::INFINITY] {
-            assert_eq!(round(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, wrong, 0.0], good), Err(QuantizeError::NotFinite));
+            assert_eq!(
+                round(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, wrong, 0.0], good),
+                Err(QuantizeError::NotFinite)
+            );
         }
     }
 }

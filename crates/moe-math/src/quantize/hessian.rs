@@ -32,8 +32,8 @@ impl<T: Real> Hessian<T> {
         Self { size, sum: vec![T::ZERO; size * size], weight: 0.0, squares: 0.0, tokens: 0 }
     }
 
-    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. Sums are made in T within a call and across
-    /// calls; more tokens a call cost less a token.
+    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. Sums are made in T within
+    /// a call and across calls; more tokens a call cost less a token.
     ///
     /// # Errors
     /// For lengths that don't fit.
@@ -56,15 +56,20 @@ impl<T: Real> Hessian<T> {
     pub(super) fn count(&mut self, tokens: usize, weights: Option<&[f32]>) {
         self.tokens += tokens as u64;
         self.weight += weights.map_or(tokens as f64, |w| w.iter().map(|w| f64::from(*w)).sum());
-        self.squares += weights.map_or(tokens as f64, |w| w.iter().map(|w| f64::from(*w) * f64::from(*w)).sum());
+        self.squares += weights
+            .map_or(tokens as f64, |w| w.iter().map(|w| f64::from(*w) * f64::from(*w)).sum());
     }
 
     fn add_products(&mut self, a: &[T], b: &[T], tokens: usize) {
         let size = self.size;
-        let (a, b) = (MatRef::from_row_major_slice(a, tokens, size), MatRef::from_row_major_slice(b, tokens, size));
+        let (a, b) = (
+            MatRef::from_row_major_slice(a, tokens, size),
+            MatRef::from_row_major_slice(b, tokens, size),
+        );
         self.sum.par_chunks_mut(BLOCK * size).enumerate().rev().for_each(|(block, sum)| {
             let (first, rows) = (block * BLOCK, sum.len() / size);
-            let sum = MatMut::from_row_major_slice_mut(sum, rows, size).subcols_mut(0, first + rows);
+            let sum =
+                MatMut::from_row_major_slice_mut(sum, rows, size).subcols_mut(0, first + rows);
             let (a, b) = (a.subcols(first, rows), b.subcols(0, first + rows));
             matmul(sum, Accum::Add, a.transpose(), b, T::ONE, Par::Seq);
         });
@@ -93,8 +98,9 @@ impl<T: Real> Hessian<T> {
         full
     }
 
-    /// H* = (n Ĥ + κ Ĥ') / (n + κ) with Ĥ and Ĥ' the means a token of this and of `other`, and n the effective tokens of
-    /// this. Afterwards the mean of this is H*, and it weighs n + κ. An `other` without tokens changes nothing.
+    /// H* = (n Ĥ + κ Ĥ') / (n + κ) with Ĥ and Ĥ' the means a token of this and of `other`, and n
+    /// the effective tokens of this. Afterwards the mean of this is H*, and it weighs n + κ. An
+    /// `other` without tokens changes nothing.
     ///
     /// # Errors
     /// Where the sizes differ.
@@ -102,7 +108,10 @@ impl<T: Real> Hessian<T> {
         checked_length(other.size, self.size)?;
         if let Some([own, others]) = self.mixed(other, kappa) {
             let (own, others) = (T::from_f64(own), T::from_f64(others));
-            self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum = own * *sum + others * *other);
+            self.sum
+                .par_iter_mut()
+                .zip(&other.sum)
+                .for_each(|(sum, other)| *sum = own * *sum + others * *other);
             self.weigh(kappa);
         }
         Ok(())
@@ -155,11 +164,17 @@ mod tests {
             let (full, narrow) = (hessian.full(), narrow.full());
             for i in 0..size {
                 for j in 0..size {
-                    let term =
-                        |t: usize| f64::from(weights[t]) * f64::from(x[t * size + i]) * f64::from(x[t * size + j]);
+                    let term = |t: usize| {
+                        f64::from(weights[t])
+                            * f64::from(x[t * size + i])
+                            * f64::from(x[t * size + j])
+                    };
                     let expected: f64 = (0..tokens).map(term).sum();
                     assert!((full[i * size + j] - expected).abs() < 1e-12, "{size}: {i} {j}");
-                    assert!((f64::from(narrow[i * size + j]) - expected).abs() < 1e-4, "{size}: {i} {j}");
+                    assert!(
+                        (f64::from(narrow[i * size + j]) - expected).abs() < 1e-4,
+                        "{size}: {i} {j}"
+                    );
                 }
             }
             assert_eq!((hessian.tokens, hessian.weight, hessian.squares), (12, 16.5, 31.625));
@@ -175,7 +190,10 @@ mod tests {
         assert_eq!(own.effective_tokens(), 2.0);
         own.shrink(&layer, 2.0).unwrap();
         assert_eq!(own.weight, 4.0);
-        assert_eq!(own.full().iter().map(|h| h / own.weight).collect::<Vec<_>>(), [3.0, 1.0, 1.0, 3.5]);
+        assert_eq!(
+            own.full().iter().map(|h| h / own.weight).collect::<Vec<_>>(),
+            [3.0, 1.0, 1.0, 3.5]
+        );
         // Without tokens of its own, an expert gets the layer's; without any, nothing changes.
         let mut cold = Hessian::new(2);
         cold.shrink(&layer, 2.0).unwrap();

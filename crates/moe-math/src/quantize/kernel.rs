@@ -1,7 +1,7 @@
 //! The loops over rows, for the widest vectors of the machine.
 //!
-//! Everything is written as loops that are inlined into `with_simd`: only that code gets the instructions of the machine,
-//! which closures that are passed on don't.
+//! Everything is written as loops that are inlined into `with_simd`: only that code gets the
+//! instructions of the machine, which closures that are passed on don't.
 
 use pulp::{Simd, WithSimd};
 
@@ -24,7 +24,8 @@ pub(super) struct Round<'a, T> {
     pub feedback: &'a [&'a [T]],
     /// The group of each column.
     pub groups: &'a [usize],
-    /// By how much the squares of a column's error count: that of what it was rounded from, and that of W − Ŵ.
+    /// By how much the squares of a column's error count: that of what it was rounded from, and
+    /// that of W − Ŵ.
     pub costs: &'a [[T; 2]],
     /// `[groups, rows]`
     pub scales: &'a [[T; STRIP]],
@@ -41,14 +42,27 @@ impl<T: Real> WithSimd for Round<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { grid, strips, weight, fed, feedback, groups, costs, scales, zeros, codes, errors } = self;
+        let Self {
+            grid,
+            strips,
+            weight,
+            fed,
+            feedback,
+            groups,
+            costs,
+            scales,
+            zeros,
+            codes,
+            errors,
+        } = self;
         for strip in 0..strips {
             for (k, group) in groups.iter().enumerate() {
                 let (before, at) = weight.split_at_mut(k * strips + strip);
                 let mut x = fed[k * strips + strip];
                 T::feed(simd, &mut x, feedback[k], &before[strip..], strips);
                 let (w, codes) = (&mut at[0], &mut codes[k * strips + strip]);
-                let (scale, zero) = (&scales[group * strips + strip], &zeros[group * strips + strip]);
+                let (scale, zero) =
+                    (&scales[group * strips + strip], &zeros[group * strips + strip]);
                 let ([rounded, damped], errors) = (costs[k], &mut errors[strip]);
                 for i in 0..STRIP {
                     let best = w[i] + x[i];
@@ -56,7 +70,8 @@ impl<T: Real> WithSimd for Round<'_, T> {
                     let value = (code - zero[i]) * scale[i];
                     codes[i] = grid.unsigned(code);
                     w[i] -= value;
-                    errors[i] += rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
+                    errors[i] +=
+                        rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
                 }
             }
         }

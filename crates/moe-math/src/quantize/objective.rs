@@ -13,12 +13,16 @@ const ROWS: usize = 128;
 /// Columns of a block: only blocks of the lower triangle are multiplied.
 const BLOCK: usize = 128;
 
-/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), ΔW = W − Ŵ: Σ ρ |ΔW x|² and Σ ρ |W x|² over the inputs that H was made of. W and Ŵ are
-/// `[N, K]`.
+/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), ΔW = W − Ŵ: Σ ρ |ΔW x|² and Σ ρ |W x|² over the inputs that H was
+/// made of. W and Ŵ are `[N, K]`.
 ///
 /// # Errors
 /// For values that are not as many as `hessian` calls for.
-pub fn objective(weight: &[f32], dequantized: &[f32], hessian: &Hessian<f32>) -> Result<[f64; 2], QuantizeError> {
+pub fn objective(
+    weight: &[f32],
+    dequantized: &[f32],
+    hessian: &Hessian<f32>,
+) -> Result<[f64; 2], QuantizeError> {
     checked_length(dequantized.len(), weight.len())?;
     let error: Vec<f32> = weight.par_iter().zip(dequantized).map(|(w, q)| w - q).collect();
     Ok([energy(&error, hessian)?, energy(weight, hessian)?])
@@ -32,11 +36,13 @@ pub fn energy(weight: &[f32], hessian: &Hessian) -> Result<f64, QuantizeError> {
     let width = hessian.size.max(1);
     checked_length(weight.len(), weight.len() / width * width)?;
     let full = hessian.full();
-    let parts: Vec<f64> = weight.par_chunks(ROWS * width).map(|rows| energy_of_rows(rows, &full, width)).collect();
+    let parts: Vec<f64> =
+        weight.par_chunks(ROWS * width).map(|rows| energy_of_rows(rows, &full, width)).collect();
     Ok(parts.iter().sum())
 }
 
-/// Of blocks of columns J, Σ_J ⟨W_J, W_J H_JJ + 2 W_{<J} H_{<J,J}⟩: half the products, since H is symmetric.
+/// Of blocks of columns J, Σ_J ⟨W_J, W_J H_JJ + 2 W_{<J} H_{<J,J}⟩: half the products, since H is
+/// symmetric.
 fn energy_of_rows(rows: &[f32], hessian: &[f32], width: usize) -> f64 {
     let count = rows.len() / width;
     let m = MatRef::from_row_major_slice(rows, count, width);
@@ -67,18 +73,27 @@ mod tests {
     fn energies_are_those_of_the_outputs() {
         for (rows, width) in [(3, 5), (130, 40), (5, 128), (7, 300)] {
             let mut random = generator(1, 0);
-            let (x, weight) = (normal(9 * width, 1.0, &mut random), normal(rows * width, 1.0, &mut random));
+            let (x, weight) =
+                (normal(9 * width, 1.0, &mut random), normal(rows * width, 1.0, &mut random));
             let mut hessian = Hessian::new(width);
             hessian.add(&x, None).unwrap();
             let mut expected = 0f64;
             for x in x.chunks(width) {
                 for w in weight.chunks(width) {
-                    expected += w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>().powi(2);
+                    expected += w
+                        .iter()
+                        .zip(x)
+                        .map(|(w, x)| f64::from(*w) * f64::from(*x))
+                        .sum::<f64>()
+                        .powi(2);
                 }
             }
             let half: Vec<f32> = weight.iter().map(|w| w / 2.0).collect();
             let [error, output] = objective(&weight, &half, &hessian).unwrap();
-            assert!((output - expected).abs() < 1e-4 * expected, "{rows}×{width}: {output} {expected}");
+            assert!(
+                (output - expected).abs() < 1e-4 * expected,
+                "{rows}×{width}: {output} {expected}"
+            );
             assert!((error - expected / 4.0).abs() < 1e-4 * expected);
         }
         assert!(objective(&[0.0; 4], &[0.0; 3], &Hessian::new(2)).is_err());

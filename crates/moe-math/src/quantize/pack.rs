@@ -1,9 +1,10 @@
 //! Codes in 32-bit words, as loaders expect them.
 //!
-//! All layouts are one dense stream of bits along a line: element i begins at bit i·b, least significant bits first, and may
-//! run on into the next word. compressed-tensors (0.19, `pack_to_int32`) packs weights along rows and zero points along
-//! columns; GPTQ packs weights along columns and zero points along rows (AutoGPTQ's three words for 32 codes of 3 bits are
-//! the same stream).
+//! All layouts are one dense stream of bits along a line: element i begins at bit i·b, least
+//! significant bits first, and may run on into the next word. compressed-tensors (0.19,
+//! `pack_to_int32`) packs weights along rows and zero points along columns; GPTQ packs weights
+//! along columns and zero points along rows (AutoGPTQ's three words for 32 codes of 3 bits are the
+//! same stream).
 
 use rayon::prelude::*;
 
@@ -77,7 +78,8 @@ fn unpack_line(packed: &[i32], bits: u32, codes: &mut [u8]) {
     }
 }
 
-/// Packs every column of `codes`, `[rows, columns]`: `[⌈rows · b / 32⌉, columns]`, as compressed-tensors stores zero points.
+/// Packs every column of `codes`, `[rows, columns]`: `[⌈rows · b / 32⌉, columns]`, as
+/// compressed-tensors stores zero points.
 ///
 /// # Errors
 /// As for [`pack_rows`].
@@ -92,7 +94,12 @@ pub fn pack_columns(codes: &[u8], columns: usize, bits: u32) -> Result<Vec<i32>,
 ///
 /// # Errors
 /// As for [`pack_rows`].
-pub fn unpack_columns(packed: &[i32], rows: usize, columns: usize, bits: u32) -> Result<Vec<u8>, QuantizeError> {
+pub fn unpack_columns(
+    packed: &[i32],
+    rows: usize,
+    columns: usize,
+    bits: u32,
+) -> Result<Vec<u8>, QuantizeError> {
     checked_length(packed.len(), words(rows, bits) * columns)?;
     let codes = unpack_rows(&transposed(packed, columns), rows, bits)?;
     Ok(transposed(&codes, rows))
@@ -122,7 +129,9 @@ pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
     let groups = width / codes.group;
     let mut zeros = transposed(&codes.zeros, groups);
     let qzeros = match field_of_ones(bits) {
-        Some(ones) => pack_rows(&zeros, rows, bits)?.into_iter().map(|word| word.wrapping_sub(ones)).collect(),
+        Some(ones) => {
+            pack_rows(&zeros, rows, bits)?.into_iter().map(|word| word.wrapping_sub(ones)).collect()
+        }
         None => {
             zeros.iter_mut().for_each(|zero| *zero = zero.wrapping_sub(1) & 7);
             pack_rows(&zeros, rows, bits)?
@@ -135,17 +144,26 @@ pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
     })
 }
 
-/// A word with 1 in each field of `bits` bits, where they fill words: GPTQModel takes it from whole words of zero points, so that a zero
-/// point of 0 borrows from its neighbour. Fields of 3 bits, which run over words, wrap one by one (`gptq.odd` in golden/quantize).
+/// A word with 1 in each field of `bits` bits, where they fill words: GPTQModel takes it from whole
+/// words of zero points, so that a zero point of 0 borrows from its neighbour. Fields of 3 bits,
+/// which run over words, wrap one by one (`gptq.odd` in golden/quantize).
 fn field_of_ones(bits: u32) -> Option<i32> {
-    32u32.is_multiple_of(bits).then(|| (0..32).step_by(bits as usize).fold(0u32, |word, bit| word | 1 << bit) as i32)
+    32u32
+        .is_multiple_of(bits)
+        .then(|| (0..32).step_by(bits as usize).fold(0u32, |word, bit| word | 1 << bit) as i32)
 }
 
-/// Codes from what [`pack_gptq`] made of a matrix of the shape `shape` in groups of `group` columns.
+/// Codes from what [`pack_gptq`] made of a matrix of the shape `shape` in groups of `group`
+/// columns.
 ///
 /// # Errors
 /// As for [`pack_rows`].
-pub fn unpack_gptq(packed: &Gptq, shape: [usize; 2], group: usize, bits: u32) -> Result<Codes, QuantizeError> {
+pub fn unpack_gptq(
+    packed: &Gptq,
+    shape: [usize; 2],
+    group: usize,
+    bits: u32,
+) -> Result<Codes, QuantizeError> {
     let [rows, width] = shape;
     checked_gptq(bits)?;
     let groups = width.div_ceil(group.max(1));
@@ -154,10 +172,14 @@ pub fn unpack_gptq(packed: &Gptq, shape: [usize; 2], group: usize, bits: u32) ->
     let codes = unpack_columns(&packed.qweight, width, rows, bits)?;
     let zeros = match field_of_ones(bits) {
         Some(ones) => {
-            let words: Vec<i32> = packed.qzeros.iter().map(|word| word.wrapping_add(ones)).collect();
+            let words: Vec<i32> =
+                packed.qzeros.iter().map(|word| word.wrapping_add(ones)).collect();
             unpack_rows(&words, rows, bits)?
         }
-        None => unpack_rows(&packed.qzeros, rows, bits)?.into_iter().map(|less| (less + 1) & 7).collect(),
+        None => unpack_rows(&packed.qzeros, rows, bits)?
+            .into_iter()
+            .map(|less| (less + 1) & 7)
+            .collect(),
     };
     Ok(Codes {
         shape,
@@ -210,7 +232,9 @@ mod tests {
                 assert_eq!(packed.len(), 3 * line);
                 for (row, packed) in codes.chunks(columns).zip(packed.chunks(line)) {
                     for (i, code) in row.iter().enumerate() {
-                        let found: u32 = (0..bits).map(|b| bit(packed, i * bits as usize + b as usize) << b).sum();
+                        let found: u32 = (0..bits)
+                            .map(|b| bit(packed, i * bits as usize + b as usize) << b)
+                            .sum();
                         assert_eq!(found, u32::from(*code));
                     }
                 }
@@ -225,8 +249,12 @@ mod tests {
     #[test]
     fn words_by_hand() {
         assert_eq!(pack_rows(&[1, 2, 3, 4, 5, 6, 7, 15], 8, 4).unwrap(), [0xf765_4321_u32 as i32]);
-        // Eleven codes of 3 bits: the last begins at bit 30 of the first word and ends in the second.
-        assert_eq!(pack_rows(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7], 11, 3).unwrap(), [0xc000_0000_u32 as i32, 1]);
+        // Eleven codes of 3 bits: the last begins at bit 30 of the first word and ends in the
+        // second.
+        assert_eq!(
+            pack_rows(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7], 11, 3).unwrap(),
+            [0xc000_0000_u32 as i32, 1]
+        );
         assert_eq!(pack_columns(&[1, 2, 3, 4], 2, 8).unwrap(), [0x0301, 0x0402]);
     }
 
@@ -236,14 +264,26 @@ mod tests {
         for bits in [2, 3, 4, 8] {
             let zeros = random(rows * 2, bits);
             let scales = (0..rows * 2).map(|i| i as f32).collect();
-            let codes = Codes { shape: [rows, width], group, codes: random(rows * width, bits), scales, zeros };
+            let codes = Codes {
+                shape: [rows, width],
+                group,
+                codes: random(rows * width, bits),
+                scales,
+                zeros,
+            };
             let packed = pack_gptq(&codes, bits).unwrap();
             let words = words(width, bits);
             assert_eq!((packed.qweight.len(), packed.qzeros.len()), (words * rows, 2 * words / 2));
             for row in 0..rows {
-                let line: Vec<i32> = (0..words).map(|word| packed.qweight[word * rows + row]).collect();
-                assert_eq!(unpack_rows(&line, width, bits).unwrap(), codes.codes[row * width..][..width]);
-                (0..2).for_each(|g| assert_eq!(packed.scales[g * rows + row], codes.scales[row * 2 + g]));
+                let line: Vec<i32> =
+                    (0..words).map(|word| packed.qweight[word * rows + row]).collect();
+                assert_eq!(
+                    unpack_rows(&line, width, bits).unwrap(),
+                    codes.codes[row * width..][..width]
+                );
+                (0..2).for_each(|g| {
+                    assert_eq!(packed.scales[g * rows + row], codes.scales[row * 2 + g])
+                });
             }
             assert_eq!(unpack_gptq(&packed, [rows, width], group, bits).unwrap(), codes);
         }
@@ -256,7 +296,10 @@ mod tests {
         // 0 borrows from the next field, and the last one from nothing.
         let mut zeros = vec![0; 32];
         zeros[1] = 8;
-        assert_eq!(pack_gptq(&Codes { zeros, ..codes.clone() }, 4).unwrap().qzeros[0], 0xeeee_ef6f_u32 as i32);
+        assert_eq!(
+            pack_gptq(&Codes { zeros, ..codes.clone() }, 4).unwrap().qzeros[0],
+            0xeeee_ef6f_u32 as i32
+        );
     }
 
     #[test]

@@ -31,7 +31,13 @@ pub trait Real: RealField + Copy + Send + Sync + Default + 'static {
     /// Neither NaN nor infinite.
     fn finite(self) -> bool;
     /// Adds Σ take · error to `sums`; errors are `STRIP` values each, `step` strips apart.
-    fn feed<S: Simd>(simd: S, sums: &mut [Self; STRIP], takes: &[Self], errors: &[[Self; STRIP]], step: usize);
+    fn feed<S: Simd>(
+        simd: S,
+        sums: &mut [Self; STRIP],
+        takes: &[Self],
+        errors: &[[Self; STRIP]],
+        step: usize,
+    );
 }
 
 macro_rules! real {
@@ -65,7 +71,8 @@ macro_rules! real {
             }
             #[inline(always)]
             fn byte(self) -> u8 {
-                // The last bits of a sum with the power of two at which numbers are 1 apart: conversions saturate, slowly.
+                // The last bits of a sum with the power of two at which numbers are 1 apart:
+                // conversions saturate, slowly.
                 (self + $whole).to_bits() as u8
             }
             #[inline(always)]
@@ -73,11 +80,20 @@ macro_rules! real {
                 self.is_finite()
             }
             #[inline(always)]
-            fn feed<S: Simd>(simd: S, sums: &mut [Self; STRIP], takes: &[Self], errors: &[[Self; STRIP]], step: usize) {
+            fn feed<S: Simd>(
+                simd: S,
+                sums: &mut [Self; STRIP],
+                takes: &[Self],
+                errors: &[[Self; STRIP]],
+                step: usize,
+            ) {
                 for (part, sums) in S::$wide_mut(sums).0.chunks_exact_mut(CHAINS).enumerate() {
                     let mut held = [sums[0], sums[1], sums[2], sums[3]];
                     for (errors, take) in errors.chunks(step).zip(takes) {
-                        let (errors, take) = (&S::$wide(&errors[0]).0[part * CHAINS..][..CHAINS], simd.$splat(*take));
+                        let (errors, take) = (
+                            &S::$wide(&errors[0]).0[part * CHAINS..][..CHAINS],
+                            simd.$splat(*take),
+                        );
                         for i in 0..CHAINS {
                             held[i] = simd.$mul_add(take, errors[i], held[i]);
                         }

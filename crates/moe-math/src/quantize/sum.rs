@@ -34,8 +34,9 @@ impl HessianSum {
         Ok(Self { hessian, sum: Some(Tensor::zeros((size, size), DType::F32, device)?) })
     }
 
-    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. In memory in f32, as [`Hessian::add`] does; on a device √ρ x is
-    /// rounded to the dtype of `x`, where that is bf16, and summed in f32.
+    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. In memory in f32, as
+    /// [`Hessian::add`] does; on a device √ρ x is rounded to the dtype of `x`, where that is bf16,
+    /// and summed in f32.
     ///
     /// # Errors
     /// For shapes that don't fit, and what the device returns.
@@ -53,7 +54,8 @@ impl HessianSum {
         match weights {
             Some(weights) => {
                 let roots: Vec<f32> = weights.iter().map(|weight| weight.sqrt()).collect();
-                let roots = Tensor::from_vec(roots, (tokens, 1), x.device())?.to_dtype(x.dtype())?;
+                let roots =
+                    Tensor::from_vec(roots, (tokens, 1), x.device())?.to_dtype(x.dtype())?;
                 add_gram(sum, &x.broadcast_mul(&roots)?)?;
             }
             None => add_gram(sum, &x)?,
@@ -89,7 +91,8 @@ impl HessianSum {
     }
 }
 
-/// Factors of all `sums`, in parallel, each with its `damping`: as [`factorise`] does, up to rounding.
+/// Factors of all `sums`, in parallel, each with its `damping`: as [`factorise`] does, up to
+/// rounding.
 ///
 /// # Errors
 /// For each sum as for [`factorise`]; one error for all where the device returns one.
@@ -103,7 +106,9 @@ pub fn factorise_all(
         let all = sums.into_par_iter().zip(damping);
         return Ok(all.map(|(sum, damping)| factorise(&sum.hessian, damping, act_order)).collect());
     }
-    let sums = sums.iter().map(|sum| sum.sum.as_ref().ok_or(QuantizeError::Device("sums lie apart".to_owned())));
+    let sums = sums
+        .iter()
+        .map(|sum| sum.sum.as_ref().ok_or(QuantizeError::Device("sums lie apart".to_owned())));
     on_device(&sums.collect::<Result<Vec<_>, _>>()?, damping, act_order)
 }
 
@@ -127,16 +132,21 @@ fn on_device<'a>(
 ) -> Result<Vec<Result<Factor<f32>, QuantizeError>>, QuantizeError> {
     let Some(first) = sums.first() else { return Ok(Vec::new()) };
     let size = first.dim(0)?;
-    let diagonals = sums.iter().map(|sum| diagonal(&sum.unsqueeze(0)?)).collect::<candle_core::Result<Vec<_>>>()?;
+    let diagonals = sums
+        .iter()
+        .map(|sum| diagonal(&sum.unsqueeze(0)?))
+        .collect::<candle_core::Result<Vec<_>>>()?;
     let diagonals = Tensor::cat(&diagonals, 0)?.to_vec2::<f32>()?;
-    let making =
-        |((sum, damping), diagonal): ((&&'a Tensor, &'a Damping), _)| Making::new(sum, damping, diagonal, act_order);
+    let making = |((sum, damping), diagonal): ((&&'a Tensor, &'a Damping), _)| {
+        Making::new(sum, damping, diagonal, act_order)
+    };
     let mut all: Vec<_> = sums.iter().zip(damping).zip(diagonals).map(making).collect();
     let one = Tensor::eye(size, DType::F32, first.device())?;
     while all.iter().any(|making| making.found.is_none()) {
         let mut pending: Vec<_> = all.iter_mut().filter(|making| making.found.is_none()).collect();
         // What isn't needed any more makes room: these are most of what lies on the device.
-        let matrices = pending.iter().map(|making| making.damped(&one)).collect::<Result<Vec<_>, _>>()?;
+        let matrices =
+            pending.iter().map(|making| making.damped(&one)).collect::<Result<Vec<_>, _>>()?;
         let stacked = Tensor::stack(&matrices, 0)?;
         drop(matrices);
         let (factors, good) = reverse_cholesky(&stacked)?;
@@ -175,7 +185,8 @@ impl<'a> Making<'a> {
         self.share * self.diagonal.iter().map(|h| f64::from(*h)).sum::<f64>() / live.max(1) as f64
     }
 
-    /// H by columns in the order in which they are solved, with what is added to its diagonal; a dead column is one of the identity, `one`.
+    /// H by columns in the order in which they are solved, with what is added to its diagonal; a
+    /// dead column is one of the identity, `one`.
     fn damped(&self, one: &Tensor) -> Result<Tensor, QuantizeError> {
         let (size, device) = (self.diagonal.len(), self.sum.device());
         let mut matrix = self.sum.clone();
@@ -231,7 +242,10 @@ mod tests {
 
     fn sums(x: &Tensor, weights: Option<&[f32]>) -> [HessianSum; 2] {
         let size = x.dim(1).unwrap();
-        let both = [HessianSum::new(size, &Device::Cpu).unwrap(), HessianSum::on_device(size, &Device::Cpu).unwrap()];
+        let both = [
+            HessianSum::new(size, &Device::Cpu).unwrap(),
+            HessianSum::on_device(size, &Device::Cpu).unwrap(),
+        ];
         both.map(|mut sum| {
             sum.add(x, weights).unwrap();
             sum.add(x, None).unwrap();
@@ -242,17 +256,20 @@ mod tests {
     fn assert_alike(host: &HessianSum, device: &HessianSum, tolerance: f32) {
         let of = |sum: &HessianSum| (sum.hessian.tokens, sum.hessian.weight, sum.hessian.squares);
         assert_eq!(of(host), of(device));
-        let (host, device) = (host.hessian.full(), device.sum.as_ref().unwrap().flatten_all().unwrap());
+        let (host, device) =
+            (host.hessian.full(), device.sum.as_ref().unwrap().flatten_all().unwrap());
         let largest = host.iter().fold(0f32, |most, h| most.max(h.abs()));
         for (a, b) in host.iter().zip(device.to_vec1::<f32>().unwrap()) {
             assert!((a - b).abs() <= tolerance * largest, "{a} {b}");
         }
     }
 
-    /// The device's way, here on the CPU, beside the CPU's own, which has been checked against sums by hand.
+    /// The device's way, here on the CPU, beside the CPU's own, which has been checked against sums
+    /// by hand.
     #[test]
     fn both_ways_give_one_sum() {
-        let (x, mut weights) = (normal(20 * 7, 1.0, &mut generator(1, 0)), normal(20, 1.0, &mut generator(2, 0)));
+        let (x, mut weights) =
+            (normal(20 * 7, 1.0, &mut generator(1, 0)), normal(20, 1.0, &mut generator(2, 0)));
         weights.iter_mut().for_each(|weight| *weight = weight.abs());
         let x = Tensor::from_vec(x, (20, 7), &Device::Cpu).unwrap();
         let [mut host, mut device] = sums(&x, Some(&weights));
@@ -264,8 +281,9 @@ mod tests {
         // bf16 is rounded once, and summed in f32.
         let [host, device] = sums(&x.to_dtype(DType::BF16).unwrap(), Some(&weights));
         assert_alike(&host, &device, 4e-3);
-        let fail =
-            |mut sum: HessianSum| [sum.add(&x, Some(&weights[1..])).is_err(), sum.add(&x.t().unwrap(), None).is_err()];
+        let fail = |mut sum: HessianSum| {
+            [sum.add(&x, Some(&weights[1..])).is_err(), sum.add(&x.t().unwrap(), None).is_err()]
+        };
         assert_eq!([fail(host), fail(device)], [[true; 2]; 2]);
     }
 
@@ -279,26 +297,41 @@ mod tests {
             *value *= if [0, 77].contains(&column) { 0.0 } else { 1.0 + column as f32 / 50.0 };
         }
         let x = Tensor::from_vec(x, (40, size), &Device::Cpu).unwrap();
-        // 40 tokens make no Hessian of 150 columns regular: one of these needs more damping, the other may have none.
+        // 40 tokens make no Hessian of 150 columns regular: one of these needs more damping, the
+        // other may have none.
         for act_order in [true, false] {
             let none = Damping { start: 0.0, ..Damping::default() };
             let damping = [Damping { start: 0.1, ..none }, none, Damping { step: 1.0, ..none }];
             let [host, device] = sums(&x, None);
-            let factors =
-                |sum: HessianSum| factorise_all(vec![sum.clone(), sum.clone(), sum], &damping, act_order).unwrap();
+            let factors = |sum: HessianSum| {
+                factorise_all(vec![sum.clone(), sum.clone(), sum], &damping, act_order).unwrap()
+            };
             let (host, device) = (factors(host), factors(device));
             assert!(matches!(host[2], Err(QuantizeError::Singular { .. })), "{:?}", host[2]);
             assert!(matches!(device[2], Err(QuantizeError::Singular { .. })), "{:?}", device[2]);
             for (host, device) in host[..2].iter().zip(&device) {
                 let (host, device) = (host.as_ref().unwrap(), device.as_ref().unwrap());
-                assert_eq!((&host.order, &host.dead, host.attempts), (&device.order, &device.dead, device.attempts));
-                assert!((host.added - device.added).abs() < 1e-6 * host.added && host.damping == device.damping);
-                let feedback = [host, device].map(|f| f.feedback_on(&Device::Cpu).unwrap().flatten_all().unwrap());
-                let [of_host, of_device] = feedback.map(|feedback| feedback.to_vec1::<f32>().unwrap());
-                let worst = of_host.iter().zip(&of_device).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert_eq!(
+                    (&host.order, &host.dead, host.attempts),
+                    (&device.order, &device.dead, device.attempts)
+                );
+                assert!(
+                    (host.added - device.added).abs() < 1e-6 * host.added
+                        && host.damping == device.damping
+                );
+                let feedback = [host, device]
+                    .map(|f| f.feedback_on(&Device::Cpu).unwrap().flatten_all().unwrap());
+                let [of_host, of_device] =
+                    feedback.map(|feedback| feedback.to_vec1::<f32>().unwrap());
+                let worst =
+                    of_host.iter().zip(&of_device).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 1e-3, "{worst}");
                 let pivots = host.pivots.iter().zip(&device.pivots);
-                assert!(pivots.clone().all(|(a, b)| (a - b).abs() < 1e-3 * a), "{:?}", pivots.collect::<Vec<_>>());
+                assert!(
+                    pivots.clone().all(|(a, b)| (a - b).abs() < 1e-3 * a),
+                    "{:?}",
+                    pivots.collect::<Vec<_>>()
+                );
             }
         }
         let mut broken = HessianSum::on_device(3, &Device::Cpu).unwrap();

@@ -3,7 +3,8 @@
 use crate::common::{every_device, numbers};
 use candle_core::{Device, Tensor};
 use moe_math::kmeans::{
-    ClusterError, Clustering, Metric, Options, balanced_kmeans, balanced_kmeans_from, kmeans, kmeans_from,
+    ClusterError, Clustering, Metric, Options, balanced_kmeans, balanced_kmeans_from, kmeans,
+    kmeans_from,
 };
 use moe_math::sampling::{generator, normal};
 
@@ -24,7 +25,11 @@ fn assert_falling(search: impl Fn(usize) -> Clustering, case: &str) {
     for iterations in 2..300 {
         let next = search(iterations);
         if next.is_settled {
-            assert_eq!((next.inertia, &next.assignment), (last.inertia, &last.assignment), "{case}");
+            assert_eq!(
+                (next.inertia, &next.assignment),
+                (last.inertia, &last.assignment),
+                "{case}"
+            );
             return;
         }
         assert!(
@@ -43,11 +48,13 @@ fn inertia_falls_until_the_assignment_settles() {
         for seed in 0..6 {
             for metric in METRICS {
                 let options = |max_iterations| Options { metric, max_iterations };
-                let (points, start) = (points(96, 5, seed, device), points(6, 5, 100 + seed, device));
+                let (points, start) =
+                    (points(96, 5, seed, device), points(6, 5, 100 + seed, device));
                 let plain = |i| kmeans_from(&points, &start, &options(i)).unwrap();
                 assert_falling(plain, &format!("plain {metric:?} {seed}"));
                 for capacity in [16, 18] {
-                    let balanced = |i| balanced_kmeans_from(&points, &start, capacity, &options(i)).unwrap();
+                    let balanced =
+                        |i| balanced_kmeans_from(&points, &start, capacity, &options(i)).unwrap();
                     assert_falling(balanced, &format!("capacity {capacity} {metric:?} {seed}"));
                 }
             }
@@ -81,7 +88,11 @@ fn separate_groups_are_found_and_a_seed_repeats() {
             let options = Options { metric, ..Options::default() };
             let run = || kmeans(&points, 4, &options, &mut generator(9, 2)).unwrap();
             let (found, again) = (run(), run());
-            assert!((0..80).all(|i| found.assignment[i] == found.assignment[i % 4]), "{:?}", found.assignment);
+            assert!(
+                (0..80).all(|i| found.assignment[i] == found.assignment[i % 4]),
+                "{:?}",
+                found.assignment
+            );
             assert_eq!(sizes(&found), [20; 4]);
             assert_eq!((found.assignment, found.inertia), (again.assignment, again.inertia));
             assert_eq!(numbers(&found.centroids), numbers(&again.centroids));
@@ -109,7 +120,8 @@ fn cosine_centroids_are_unit_vectors_and_lengths_do_not_matter() {
         let lengths = Tensor::arange(1f32, 51.0, device).unwrap().unsqueeze(1).unwrap();
         let longer = points.broadcast_mul(&lengths).unwrap();
         let options = Options { metric: Metric::Cosine, ..Options::default() };
-        let [a, b] = [&points, &longer].map(|points| kmeans(points, 5, &options, &mut generator(4, 0)).unwrap());
+        let [a, b] = [&points, &longer]
+            .map(|points| kmeans(points, 5, &options, &mut generator(4, 0)).unwrap());
         assert_eq!(a.assignment, b.assignment);
         for centroid in numbers(&a.centroids).chunks_exact(6) {
             assert!((centroid.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-6);
@@ -117,7 +129,8 @@ fn cosine_centroids_are_unit_vectors_and_lengths_do_not_matter() {
     });
 }
 
-/// The farthest point of a cluster of two moves, the first of equally far ones; then the cluster's last point may not.
+/// The farthest point of a cluster of two moves, the first of equally far ones; then the cluster's
+/// last point may not.
 #[test]
 fn empty_clusters_take_the_farthest_point_that_leaves_none_empty() {
     every_device(|device| {
@@ -132,7 +145,8 @@ fn empty_clusters_take_the_farthest_point_that_leaves_none_empty() {
 #[test]
 fn as_many_clusters_as_points_leave_no_inertia() {
     every_device(|device| {
-        let found = kmeans(&points(9, 2, 5, device), 9, &Options::default(), &mut generator(1, 0)).unwrap();
+        let found =
+            kmeans(&points(9, 2, 5, device), 9, &Options::default(), &mut generator(1, 0)).unwrap();
         assert_eq!((sizes(&found), found.inertia), (vec![1; 9], 0.0));
     });
 }
@@ -156,9 +170,17 @@ fn points_that_cannot_be_clustered_are_explained() {
     for value in [f32::NAN, f32::NEG_INFINITY, 1e30] {
         assert!(matches!(plain(&bad(value), 2), ClusterError::NotFinite { row: 1, .. }));
     }
-    assert!(matches!(error(&bad(0.0), 2, Metric::Cosine), ClusterError::NoDirection { row: 1, .. }));
+    assert!(matches!(
+        error(&bad(0.0), 2, Metric::Cosine),
+        ClusterError::NoDirection { row: 1, .. }
+    ));
     let initial = Tensor::new(&[[f32::INFINITY, 0.0, 0.0]], &Device::Cpu).unwrap();
-    assert!(kmeans_from(&some, &initial, &options).unwrap_err().to_string().contains("initial centroid 0"));
+    assert!(
+        kmeans_from(&some, &initial, &options)
+            .unwrap_err()
+            .to_string()
+            .contains("initial centroid 0")
+    );
     let narrow = initial.narrow(1, 1, 2).unwrap();
     assert!(matches!(
         kmeans_from(&some, &narrow, &options).unwrap_err(),

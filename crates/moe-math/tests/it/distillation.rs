@@ -36,7 +36,8 @@ fn do_acp_takes_the_experts_that_numpy_takes() {
             let k = selection["k"].as_u64().unwrap() as usize;
             let found = lambda(&kernel, n, k);
             assert!((found / selection["lambda"].as_f64().unwrap() - 1.0).abs() < 1e-12);
-            let order: Vec<f64> = greedy(&kernel, n, found)[..k].iter().map(|e| *e as f64).collect();
+            let order: Vec<f64> =
+                greedy(&kernel, n, found)[..k].iter().map(|e| *e as f64).collect();
             assert_eq!(order, floats(&selection["order"]), "{name}, {k}");
         }
     }
@@ -59,7 +60,10 @@ fn ridge_solutions_and_held_out_errors_are_numpys() {
         let number = |value: &Value| value.as_f64().unwrap();
         let same = |found: f64, wanted: &Value| (found / number(wanted) - 1.0).abs() < 1e-8;
         assert!(same(ridge.mean_diagonal().unwrap(), &case["mean_diagonal"]));
-        assert!(same(held_out.relative_error(&start).unwrap().powi(2), &case["start_held_out_error"]));
+        assert!(same(
+            held_out.relative_error(&start).unwrap().powi(2),
+            &case["start_held_out_error"]
+        ));
         let solutions = numbers(&get(&format!("{name}.W")));
         let rows = case["solutions"].as_array().unwrap();
         let mut errors = Vec::new();

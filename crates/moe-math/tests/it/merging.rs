@@ -22,7 +22,9 @@ fn average_linkage_is_that_of_scipy() {
         };
         let labels = golden.integers(case, "labels");
         let n = distances.len().isqrt();
-        for (count, labels) in golden.integers(case, "clusters").into_iter().zip(labels.chunks_exact(n)) {
+        for (count, labels) in
+            golden.integers(case, "clusters").into_iter().zip(labels.chunks_exact(n))
+        {
             let found = average_linkage(&distances, count as usize);
             let label = |i| found.iter().position(|cluster| cluster.contains(&i)).unwrap() as i64;
             assert_eq!((0..n).map(label).collect::<Vec<_>>(), labels, "{case}, {count}");
@@ -43,8 +45,15 @@ fn alignments_are_those_of_scipy() {
             distances(&numbers(&reference), &numbers(&member), d)
         };
         let found = permutation(&cost, n).unwrap();
-        assert_eq!(found.iter().map(|c| i64::from(*c)).collect::<Vec<_>>(), golden.integers(case, "permutation"));
-        let total: f64 = found.iter().enumerate().map(|(place, neuron)| cost[place * n + *neuron as usize]).sum();
+        assert_eq!(
+            found.iter().map(|c| i64::from(*c)).collect::<Vec<_>>(),
+            golden.integers(case, "permutation")
+        );
+        let total: f64 = found
+            .iter()
+            .enumerate()
+            .map(|(place, neuron)| cost[place * n + *neuron as usize])
+            .sum();
         let total = if product { -total } else { total };
         let expected = golden.numbers(case, "total")[0];
         assert!((total / expected - 1.0).abs() < 1e-12, "{case}: {total} is not {expected}");
@@ -80,7 +89,10 @@ fn principal_components_are_those_of_numpy() {
         let between = euclidean(&scores, found.rank());
         let expected = golden.numbers(case, "distances");
         let off = difference(&between, &expected);
-        assert!(off < 1e-9 * expected.iter().fold(0.0, |most, x| x.max(most)), "{case}: distances differ by {off:e}");
+        assert!(
+            off < 1e-9 * expected.iter().fold(0.0, |most, x| x.max(most)),
+            "{case}: distances differ by {off:e}"
+        );
     }
 }
 
@@ -94,7 +106,9 @@ fn least_squares_are_those_of_numpy() {
         let mut squares = LeastSquares::new(p.dim(1).unwrap(), q.dim(1).unwrap()).unwrap();
         // In two parts, as blocks of tokens come.
         let half = p.dim(0).unwrap() / 2;
-        for (start, count) in [(0, half), (half, p.dim(0).unwrap() - half)].into_iter().filter(|(_, count)| *count > 0)
+        for (start, count) in [(0, half), (half, p.dim(0).unwrap() - half)]
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
         {
             let part = |t: &Tensor| t.narrow(0, start, count).unwrap();
             squares.add(&part(&p), &part(&q)).unwrap();
@@ -114,7 +128,9 @@ fn rank_agreement_is_that_of_scipy() {
             let found = spearman(&golden.numbers(case, "a"), &golden.numbers(case, "b"));
             assert!((found - golden.numbers(case, "spearman")[0]).abs() < 1e-12, "{case}: {found}");
         } else {
-            let set = |name| golden.integers(case, name).into_iter().map(|i| i as usize).collect::<Vec<_>>();
+            let set = |name| {
+                golden.integers(case, name).into_iter().map(|i| i as usize).collect::<Vec<_>>()
+            };
             let found = jaccard(&set("a"), &set("b"));
             assert!((found - golden.numbers(case, "jaccard")[0]).abs() < 1e-12, "{case}: {found}");
         }

@@ -1,15 +1,19 @@
-//! Codes of any width in matrices of any shape come back from every layout of words, and so do e4m3 codes from their values.
+//! Codes of any width in matrices of any shape come back from every layout of words, and so do e4m3
+//! codes from their values.
 
 use moe_math::fp8::{e4m3, e4m3_code};
-use moe_math::quantize::pack::{pack_columns, pack_gptq, pack_rows, unpack_columns, unpack_gptq, unpack_rows, words};
+use moe_math::quantize::pack::{
+    pack_columns, pack_gptq, pack_rows, unpack_columns, unpack_gptq, unpack_rows, words,
+};
 use moe_math::quantize::{Codes, WIDTHS};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 /// A width, the columns of a matrix, and its codes.
 fn matrix() -> impl Strategy<Value = (u32, usize, Vec<u8>)> {
-    (prop::sample::select(WIDTHS.to_vec()), 1..80usize, 1..12usize)
-        .prop_flat_map(|(bits, columns, rows)| (Just(bits), Just(columns), codes(rows * columns, bits)))
+    (prop::sample::select(WIDTHS.to_vec()), 1..80usize, 1..12usize).prop_flat_map(
+        |(bits, columns, rows)| (Just(bits), Just(columns), codes(rows * columns, bits)),
+    )
 }
 
 fn codes(count: usize, bits: u32) -> impl Strategy<Value = Vec<u8>> {
@@ -18,13 +22,24 @@ fn codes(count: usize, bits: u32) -> impl Strategy<Value = Vec<u8>> {
 
 /// A matrix that GPTQ can hold, with its groups.
 fn gptq() -> impl Strategy<Value = (u32, Codes)> {
-    let sizes =
-        (prop::sample::select(vec![2u32, 3, 4, 8]), 1..3usize, 1..5usize, prop::sample::select(vec![8usize, 16, 32]));
+    let sizes = (
+        prop::sample::select(vec![2u32, 3, 4, 8]),
+        1..3usize,
+        1..5usize,
+        prop::sample::select(vec![8usize, 16, 32]),
+    );
     sizes.prop_flat_map(|(bits, rows, columns, group)| {
         let shape = [32 * rows, 32 * columns];
         let groups = shape[0] * (shape[1] / group);
-        (Just(bits), codes(shape[0] * shape[1], bits), vec(-1e3..1e3f32, groups), codes(groups, bits))
-            .prop_map(move |(bits, codes, scales, zeros)| (bits, Codes { shape, group, codes, scales, zeros }))
+        (
+            Just(bits),
+            codes(shape[0] * shape[1], bits),
+            vec(-1e3..1e3f32, groups),
+            codes(groups, bits),
+        )
+            .prop_map(move |(bits, codes, scales, zeros)| {
+                (bits, Codes { shape, group, codes, scales, zeros })
+            })
     })
 }
 

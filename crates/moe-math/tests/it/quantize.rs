@@ -1,4 +1,5 @@
-//! Quantization beside the paper's algorithm in float64, and beside files of the formats' own libraries (golden/quantize).
+//! Quantization beside the paper's algorithm in float64, and beside files of the formats' own
+//! libraries (golden/quantize).
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,8 @@ use half::{bf16, f16};
 use moe_math::fp8::{self, Blocks};
 use moe_math::quantize::pack::{self, Gptq};
 use moe_math::quantize::{
-    Codes, Damping, Hessian, Options, Problem, Real, Scheme, WIDTHS, factorise, objective, round_to_nearest, solve,
+    Codes, Damping, Hessian, Options, Problem, Real, Scheme, WIDTHS, factorise, objective,
+    round_to_nearest, solve,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -44,9 +46,23 @@ impl File {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let tensor = file.tensor(name).unwrap();
         match tensor.dtype() {
-            Dtype::F32 => tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::BF16 => tensor.data().as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::F16 => tensor.data().as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::F32 => {
+                tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+            }
+            Dtype::BF16 => tensor
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| bf16::from_le_bytes(*b).to_f32())
+                .collect(),
+            Dtype::F16 => tensor
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f16::from_le_bytes(*b).to_f32())
+                .collect(),
             other => panic!("{name} is {other:?}"),
         }
     }
@@ -72,7 +88,8 @@ impl<'a> Case<'a> {
         let text = |key: &str| said[key].as_str().unwrap();
         let number = |key: &str| said[key].as_u64().unwrap() as usize;
         let (layer, expert, matrix) = (number("layer"), number("expert"), text("matrix"));
-        let mut weight = model.floats(&format!("model.layers.{layer}.mlp.experts.{expert}.{matrix}_proj.weight"));
+        let mut weight = model
+            .floats(&format!("model.layers.{layer}.mlp.experts.{expert}.{matrix}_proj.weight"));
         let columns = if said["wide"].as_bool().unwrap() { 256 } else { 128 };
         let rows = number("rows");
         weight.truncate(rows * columns);
@@ -82,8 +99,9 @@ impl<'a> Case<'a> {
         }
         let problem = text("problem");
         let power = said["gate_power"].as_u64().unwrap() as i32;
-        let gates =
-            (power > 0).then(|| goldens.floats(&format!("{problem}.gates")).iter().map(|g| g.powi(power)).collect());
+        let gates = (power > 0).then(|| {
+            goldens.floats(&format!("{problem}.gates")).iter().map(|g| g.powi(power)).collect()
+        });
         Self {
             scheme: Scheme {
                 bits: number("bits") as u32,
@@ -117,19 +135,27 @@ impl<'a> Case<'a> {
         assert_eq!(factor.damping, 0.01);
         let clip_search = self.said["clip"].as_bool().unwrap();
         let options = Options { scheme: self.scheme, clip_search };
-        solve(&[Problem { weight: &self.weight, factor: &factor }], self.shape, &options).unwrap().remove(0).codes
+        solve(&[Problem { weight: &self.weight, factor: &factor }], self.shape, &options)
+            .unwrap()
+            .remove(0)
+            .codes
     }
 
     /// Whether the golden calls something in the row a tie.
     fn ties(&self, row: usize) -> bool {
-        let rows = |key: &str| self.said[key].as_array().unwrap().iter().any(|tie| tie[0].as_u64() == Some(row as u64));
+        let rows = |key: &str| {
+            self.said[key].as_array().unwrap().iter().any(|tie| tie[0].as_u64() == Some(row as u64))
+        };
         ["code_ties", "scale_ties", "zero_ties", "clip_ties"].into_iter().any(rows)
     }
 }
 
 fn cases(check: impl Fn(&str, &Case<'_>, &File)) {
-    let said: Value = serde_json::from_str(&std::fs::read_to_string(golden("quantize/gptq.json")).unwrap()).unwrap();
-    let (goldens, model) = (File::read("quantize/gptq.safetensors"), File::read("models/moe/model.safetensors"));
+    let said: Value =
+        serde_json::from_str(&std::fs::read_to_string(golden("quantize/gptq.json")).unwrap())
+            .unwrap();
+    let (goldens, model) =
+        (File::read("quantize/gptq.safetensors"), File::read("models/moe/model.safetensors"));
     let said = said["cases"].as_array().unwrap();
     assert!(said.len() >= 26);
     for case in said {
@@ -141,11 +167,13 @@ fn cases(check: impl Fn(&str, &Case<'_>, &File)) {
 fn in_f64_codes_are_those_of_the_paper() {
     cases(|name, case, goldens| {
         let found = case.codes::<f64>();
-        let (codes, scales) = (goldens.bytes(&format!("{name}.codes")), goldens.floats(&format!("{name}.scales")));
+        let (codes, scales) =
+            (goldens.bytes(&format!("{name}.codes")), goldens.floats(&format!("{name}.scales")));
         let zeros = goldens.bytes(&format!("{name}.zeros"));
         let groups = case.shape[1] / found.group;
         for row in (0..case.shape[0]).filter(|row| !case.ties(*row)) {
-            let (columns, groups) = (row * case.shape[1]..(row + 1) * case.shape[1], row * groups..(row + 1) * groups);
+            let (columns, groups) =
+                (row * case.shape[1]..(row + 1) * case.shape[1], row * groups..(row + 1) * groups);
             assert_eq!(found.codes[columns.clone()], codes[columns], "{name}, row {row}");
             assert_eq!(found.scales[groups.clone()], scales[groups.clone()], "{name}, row {row}");
             assert_eq!(found.zeros[groups.clone()], zeros[groups], "{name}, row {row}");
@@ -159,21 +187,33 @@ fn in_f32_nearly_all_codes_and_the_objective_are_the_same() {
         let found = case.codes::<f32>();
         let codes = goldens.bytes(&format!("{name}.codes"));
         let rows = found.codes.chunks(case.shape[1]).zip(codes.chunks(case.shape[1])).enumerate();
-        let untied = rows.filter(|(row, _)| !case.ties(*row)).flat_map(|(_, (a, b))| a.iter().zip(b));
+        let untied =
+            rows.filter(|(row, _)| !case.ties(*row)).flat_map(|(_, (a, b))| a.iter().zip(b));
         let (mut same, mut all) = (0, 0);
         untied.for_each(|(a, b)| (same, all) = (same + usize::from(a == b), all + 1));
         assert!(same as f64 >= 0.99 * f64::from(all), "{name}: {same} of {all}");
-        let [error, output] = objective(&case.weight, &found.dequantize(), &case.hessian()).unwrap();
+        let [error, output] =
+            objective(&case.weight, &found.dequantize(), &case.hessian()).unwrap();
         let number = |key: &str| case.said[key].as_f64().unwrap();
-        assert!((output - number("square_output")).abs() <= 1e-5 * number("square_output"), "{name}: {output}");
+        assert!(
+            (output - number("square_output")).abs() <= 1e-5 * number("square_output"),
+            "{name}: {output}"
+        );
         let wanted = number("objective");
-        // One rounding that falls the other way changes those of the columns behind it, for better or worse.
+        // One rounding that falls the other way changes those of the columns behind it, for better
+        // or worse.
         let least = if found.codes == codes { 1.0 - 1e-5 } else { 0.95 };
-        assert!((least..1.001).contains(&(error / wanted)) || wanted == 0.0, "{name}: {error} and {wanted}");
+        assert!(
+            (least..1.001).contains(&(error / wanted)) || wanted == 0.0,
+            "{name}: {error} and {wanted}"
+        );
         // Here a tie is one row's largest weight, at -7.5, so that they tell.
         let nearest = round_to_nearest(&case.weight, case.shape, &case.scheme).unwrap();
         let [nearest, _] = objective(&case.weight, &nearest.dequantize(), &case.hessian()).unwrap();
-        assert!((nearest - number("nearest_objective")).abs() <= 0.03 * nearest, "{name}: {nearest}");
+        assert!(
+            (nearest - number("nearest_objective")).abs() <= 0.03 * nearest,
+            "{name}: {nearest}"
+        );
         assert!(error <= nearest, "{name}: {error} and {nearest}");
     });
 }
@@ -183,11 +223,14 @@ fn hessians_are_sums_in_float64() {
     let goldens = File::read("quantize/gptq.safetensors");
     let inputs: Vec<f64> = goldens.floats("hot.inputs").iter().map(|x| f64::from(*x)).collect();
     let weights: Vec<f32> = goldens.floats("hot.gates").iter().map(|g| g * g).collect();
-    for (name, weights, tolerance) in [("hot.hessian", None, 1e-12), ("hot.weighted_hessian", Some(weights), 1e-6)] {
+    for (name, weights, tolerance) in
+        [("hot.hessian", None, 1e-12), ("hot.weighted_hessian", Some(weights), 1e-6)]
+    {
         let mut hessian = Hessian::<f64>::new(128);
         hessian.add(&inputs, weights.as_deref()).unwrap();
         let full = hessian.full();
-        let lower: Vec<f64> = full.chunks(128).enumerate().flat_map(|(i, row)| &row[..=i]).copied().collect();
+        let lower: Vec<f64> =
+            full.chunks(128).enumerate().flat_map(|(i, row)| &row[..=i]).copied().collect();
         let wanted = goldens.doubles(name);
         let largest = wanted.iter().fold(0f64, |most, h| most.max(h.abs()));
         assert_eq!(lower.len(), wanted.len());
@@ -200,7 +243,8 @@ fn hessians_are_sums_in_float64() {
 fn packed_rows_are_those_of_compressed_tensors() {
     for bits in WIDTHS {
         for kind in ["sym", "asym"] {
-            let file = File::read(&format!("quantize/formats/pack-quantized.w{bits}.{kind}.safetensors"));
+            let file =
+                File::read(&format!("quantize/formats/pack-quantized.w{bits}.{kind}.safetensors"));
             for group in ["g-1", "g32", "g64", "g128"] {
                 let of = |part: &str| format!("{group}.{part}");
                 let shape: [usize; 2] = file.shape(&of("codes")).try_into().unwrap();
@@ -212,13 +256,18 @@ fn packed_rows_are_those_of_compressed_tensors() {
                 let groups = zeros.len() / rows;
                 if file.has(&of("weight_zero_point")) {
                     let packed = pack::pack_columns(&zeros, groups, bits).unwrap();
-                    assert_eq!(packed, file.words(&of("weight_zero_point")), "{bits} {kind} {group}");
+                    assert_eq!(
+                        packed,
+                        file.words(&of("weight_zero_point")),
+                        "{bits} {kind} {group}"
+                    );
                     assert_eq!(pack::unpack_columns(&packed, rows, groups, bits).unwrap(), zeros);
                 } else {
                     assert_eq!(kind, "sym");
                 }
                 let scales = file.floats(&of("weight_scale"));
-                let found = Codes { shape, group: columns / groups, codes, scales, zeros }.dequantize();
+                let found =
+                    Codes { shape, group: columns / groups, codes, scales, zeros }.dequantize();
                 close(&found, &file.floats(&of("values")), &format!("{bits} {kind} {group}"));
             }
         }
@@ -257,7 +306,10 @@ fn a_zero_point_of_0_borrows_as_gptqmodel_does_it() {
     let [qweight, qzeros] = ["zero.qweight", "zero.qzeros"].map(|name| file.words(name));
     let stored = Gptq { qweight, qzeros, scales: file.floats("zero.scales") };
     let found = pack::unpack_gptq(&stored, [32, 64], 32, 4).unwrap();
-    assert_eq!((&found.codes, &found.zeros), (&file.bytes("zero.codes"), &file.bytes("zero.zeros")));
+    assert_eq!(
+        (&found.codes, &found.zeros),
+        (&file.bytes("zero.codes"), &file.bytes("zero.zeros"))
+    );
     assert!(found.zeros.contains(&0));
     assert_eq!(pack::pack_gptq(&found, 4).unwrap(), stored);
     close(&found.dequantize(), &file.floats("zero.values"), "zero");
@@ -275,7 +327,9 @@ fn e4m3_codes_are_those_of_torch() {
 #[test]
 fn floats_in_blocks_are_those_of_the_libraries() {
     let file = File::read("quantize/formats/float-quantized.safetensors");
-    for (name, block) in [("channel", None), ("block.tall", Some([128, 128])), ("block.wide", Some([128, 128]))] {
+    for (name, block) in
+        [("channel", None), ("block.tall", Some([128, 128])), ("block.wide", Some([128, 128]))]
+    {
         let of = |part: &str| format!("{name}.{part}");
         let shape: [usize; 2] = file.shape(&of("weight")).try_into().unwrap();
         let block = block.unwrap_or([1, shape[1]]);
@@ -287,7 +341,9 @@ fn floats_in_blocks_are_those_of_the_libraries() {
     }
     let file = File::read("quantize/formats/fp8.safetensors");
     let (codes, scales) = (file.bytes("weight"), file.floats("weight_scale_inv"));
-    let values = Blocks { codes: &codes, shape: [256, 128], scales: &scales, block: [128, 128] }.dequantize().unwrap();
+    let values = Blocks { codes: &codes, shape: [256, 128], scales: &scales, block: [128, 128] }
+        .dequantize()
+        .unwrap();
     let every_64th: Vec<f32> = values.chunks_exact(128).step_by(64).flatten().copied().collect();
     assert_eq!(every_64th, file.floats("values.every_64th_row"));
     // Encoding what the library's codes stand for gives them back.

@@ -1,4 +1,5 @@
-//! Times at the sizes of real models: `cargo test --release -p moe-math --test it scale:: -- --ignored --nocapture`.
+//! Times at the sizes of real models: `cargo test --release -p moe-math --test it scale:: --
+//! --ignored --nocapture`.
 
 use std::time::Instant;
 
@@ -37,14 +38,23 @@ fn balanced_assignments() {
 fn clusterings() {
     every_device(|device| {
         for (n, d, k) in [(8192, 1024, 16), (14336, 1024, 64)] {
-            let points = Tensor::from_vec(normal(n * d, 1.0, &mut generator(3, 0)), (n, d), device).unwrap();
+            let points =
+                Tensor::from_vec(normal(n * d, 1.0, &mut generator(3, 0)), (n, d), device).unwrap();
             let options = Options { max_iterations: 10, ..Options::default() };
             let start = Instant::now();
             let found = kmeans(&points, k, &options, &mut generator(4, 0)).unwrap();
-            println!("kmeans [{n}, {d}], {k}: {:?}, {} iterations", start.elapsed(), found.iterations);
+            println!(
+                "kmeans [{n}, {d}], {k}: {:?}, {} iterations",
+                start.elapsed(),
+                found.iterations
+            );
             let start = Instant::now();
             let found = balanced_kmeans(&points, k, n / k, &options, &mut generator(4, 0)).unwrap();
-            println!("balanced_kmeans [{n}, {d}], {k}: {:?}, {} iterations", start.elapsed(), found.iterations);
+            println!(
+                "balanced_kmeans [{n}, {d}], {k}: {:?}, {} iterations",
+                start.elapsed(),
+                found.iterations
+            );
         }
     });
 }

@@ -1,7 +1,8 @@
 //! What engines take of a quantized mixture of experts.
 //!
-//! The rules were read in the sources of the versions that they name (files are cited at each), and those of transformers
-//! tried as well (`golden/quantize/exact-config.md`, `scripts/interop/quantized.py`). What no rule covers is said to be not known.
+//! The rules were read in the sources of the versions that they name (files are cited at each), and
+//! those of transformers tried as well (`golden/quantize/exact-config.md`,
+//! `scripts/interop/quantized.py`). What no rule covers is said to be not known.
 
 mod sglang;
 mod transformers;
@@ -58,7 +59,8 @@ impl fmt::Display for Verdict {
 }
 
 impl Model {
-    /// What vLLM, SGLang and transformers do with this model's quantized experts; nothing for a model without any.
+    /// What vLLM, SGLang and transformers do with this model's quantized experts; nothing for a
+    /// model without any.
     pub fn engines(&self) -> Vec<Verdict> {
         let Some(experts) = Experts::of(self) else { return Vec::new() };
         let verdict = |engine: &'static str, found: EngineAnswer| {
@@ -112,10 +114,11 @@ struct Experts<'m> {
     widths: BTreeSet<usize>,
     /// Whether tensors have the names of the first layout, which the hub has.
     hub_names: bool,
-    /// The first layer whose scheme isn't the one that the config gives expert 0's projections under the hub's names, and under
-    /// `gate_proj`, `up_proj` and `down_proj`.
+    /// The first layer whose scheme isn't the one that the config gives expert 0's projections
+    /// under the hub's names, and under `gate_proj`, `up_proj` and `down_proj`.
     misnamed: [Option<usize>; 2],
-    /// Rows and columns of a matrix that blocks of e4m3 codes don't divide, if there is one of more than a block.
+    /// Rows and columns of a matrix that blocks of e4m3 codes don't divide, if there is one of more
+    /// than a block.
     ragged: Option<[usize; 2]>,
     /// What the config says that weights are computed in.
     dtype: Option<Dtype>,
@@ -128,7 +131,8 @@ impl<'m> Experts<'m> {
         let (mut schemes, mut mixed, mut partial) = (Vec::new(), false, false);
         let (mut widths, mut scales) = (BTreeSet::new(), BTreeSet::new());
         for (_, moe) in model.moes() {
-            let of_layer: Vec<_> = moe.experts.iter().flat_map(Expert::linears).map(|l| l.weight.scheme()).collect();
+            let of_layer: Vec<_> =
+                moe.experts.iter().flat_map(Expert::linears).map(|l| l.weight.scheme()).collect();
             mixed |= of_layer.iter().any(|scheme| *scheme != of_layer[0]);
             partial |= of_layer.iter().all(Option::is_none);
             for scheme in of_layer.into_iter().flatten() {
@@ -141,10 +145,12 @@ impl<'m> Experts<'m> {
                     widths.insert(expert.width());
                 }
             }
-            let scale = |l: &crate::layer::Linear| l.weight.scale().map(|scale| dtype_name(scale.dtype()));
+            let scale =
+                |l: &crate::layer::Linear| l.weight.scale().map(|scale| dtype_name(scale.dtype()));
             scales.extend(moe.experts.iter().flat_map(Expert::linears).filter_map(scale));
         }
-        let dtype = model.config.get("dtype").or(model.config.get("torch_dtype")).and_then(Value::as_str);
+        let dtype =
+            model.config.get("dtype").or(model.config.get("torch_dtype")).and_then(Value::as_str);
         (!schemes.is_empty()).then(|| Self {
             quantization,
             said: model.config.get(QUANTIZATION_KEY).cloned().unwrap_or_default(),
@@ -154,15 +160,17 @@ impl<'m> Experts<'m> {
             hidden: model.hidden,
             widths,
             hub_names: model.moes().all(|(index, moe)| has_hub_names(model, index, moe)),
-            misnamed: [Projections::OfHub, Projections::Plain].map(|names| misnamed(model, quantization, names)),
+            misnamed: [Projections::OfHub, Projections::Plain]
+                .map(|names| misnamed(model, quantization, names)),
             ragged: model.layers.iter().find_map(ragged),
             dtype: dtype.and_then(config_dtype),
             scales,
         })
     }
 
-    /// What engines need of all experts that compare the first one's projections, which they look for by `names`, and load by the names of
-    /// the hub (vLLM's `models/mixtral.py` and SGLang's `srt/models/mixtral.py`: w1, w2 and w3).
+    /// What engines need of all experts that compare the first one's projections, which they look
+    /// for by `names`, and load by the names of the hub (vLLM's `models/mixtral.py` and SGLang's
+    /// `srt/models/mixtral.py`: w1, w2 and w3).
     fn served_alike(&self, names: Projections) -> EngineAnswer {
         if !self.hub_names {
             return refuses("it looks for experts under the hub's names, which `quantize` writes");
@@ -173,7 +181,9 @@ impl<'m> Experts<'m> {
             );
         }
         if self.partial {
-            return not_known("layers whose experts are not quantized, beside others, are not looked at here");
+            return not_known(
+                "layers whose experts are not quantized, beside others, are not looked at here",
+            );
         }
         if let Some(layer) = self.misnamed[names as usize] {
             return refuses(format!(
@@ -188,7 +198,9 @@ impl<'m> Experts<'m> {
     /// Whether activations are quantized too.
     fn quantizes_activations(&self) -> bool {
         match self.quantization {
-            Quantization::Compressed(said) => said.groups.iter().any(|group| !group.input_activations.is_null()),
+            Quantization::Compressed(said) => {
+                said.groups.iter().any(|group| !group.input_activations.is_null())
+            }
             Quantization::BlockFp8 { .. } | Quantization::Gptq(_) => false,
         }
     }
@@ -196,7 +208,9 @@ impl<'m> Experts<'m> {
     /// Whether groups are of columns out of order, which files say by g_idx.
     fn shuffles_columns(&self) -> bool {
         let groups = self.said.get("config_groups").and_then(Value::as_object);
-        let order = |group: &Value| group.pointer("/weights/actorder").and_then(Value::as_str).map(str::to_owned);
+        let order = |group: &Value| {
+            group.pointer("/weights/actorder").and_then(Value::as_str).map(str::to_owned)
+        };
         let mut orders = groups.into_iter().flatten().filter_map(|(_, group)| order(group));
         orders.any(|order| ["group", "dynamic"].contains(&order.as_str()))
             || self.said.get("desc_act").and_then(Value::as_bool) == Some(true)
@@ -206,13 +220,15 @@ impl<'m> Experts<'m> {
     fn targets_linear(&self) -> bool {
         match self.quantization {
             Quantization::Compressed(CompressedTensors { groups, .. }) => {
-                groups.len() == 1 && groups[0].targets.iter().all(|target| target.text() == "Linear")
+                groups.len() == 1
+                    && groups[0].targets.iter().all(|target| target.text() == "Linear")
             }
             Quantization::BlockFp8 { .. } | Quantization::Gptq(_) => true,
         }
     }
 
-    /// Up to how many GPUs share each expert's width, where `misfit` says what is wrong with a rank's part of it.
+    /// Up to how many GPUs share each expert's width, where `misfit` says what is wrong with a
+    /// rank's part of it.
     fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> EngineAnswer {
         let fits = |ranks: usize| {
             self.widths.iter().find_map(|width| match width % ranks {
@@ -225,12 +241,15 @@ impl<'m> Experts<'m> {
             None => Ok(format!("tensor parallel up to {}", RANKS[RANKS.len() - 1])),
             Some((1, why)) => refuses(why),
             Some((2, why)) => Ok(format!("on one GPU (tensor parallel 2: {why})")),
-            Some((ranks, why)) => Ok(format!("tensor parallel up to {} ({ranks}: {why})", ranks / 2)),
+            Some((ranks, why)) => {
+                Ok(format!("tensor parallel up to {} ({ranks}: {why})", ranks / 2))
+            }
         }
     }
 }
 
-/// The shape of a matrix of `layer` that has several blocks of codes along a side, the last of which is smaller.
+/// The shape of a matrix of `layer` that has several blocks of codes along a side, the last of
+/// which is smaller.
 fn ragged(layer: &Layer) -> Option<[usize; 2]> {
     let of_ffn: Vec<&crate::layer::Linear> = match &layer.ffn {
         Ffn::Dense(expert) => expert.linears().to_vec(),
@@ -243,19 +262,25 @@ fn ragged(layer: &Layer) -> Option<[usize; 2]> {
     weights.into_iter().find_map(|weight| {
         let Some(Scheme::Fp8(Blocks::Of(block))) = weight.scheme() else { return None };
         let shape: [usize; 2] = weight.shape().try_into().ok()?;
-        let is_ragged = shape.iter().zip(block).any(|(side, block)| *side > block && !side.is_multiple_of(block));
+        let is_ragged = shape
+            .iter()
+            .zip(block)
+            .any(|(side, block)| *side > block && !side.is_multiple_of(block));
         is_ragged.then_some(shape)
     })
 }
 
 /// What a rank's part of an expert must be a multiple of, and is not.
 fn misfit(rank: usize, divisor: usize, what: &str) -> Option<String> {
-    (!rank.is_multiple_of(divisor)).then(|| format!("{what} of {divisor} don't divide {rank} neurons"))
+    (!rank.is_multiple_of(divisor))
+        .then(|| format!("{what} of {divisor} don't divide {rank} neurons"))
 }
 
 /// What `quantize` can be told for groups that divide `hidden`.
 fn other_groups(hidden: usize, widths: &BTreeSet<usize>) -> String {
-    let fits = |group: &&usize| hidden.is_multiple_of(**group) && widths.iter().all(|w| w.is_multiple_of(**group));
+    let fits = |group: &&usize| {
+        hidden.is_multiple_of(**group) && widths.iter().all(|w| w.is_multiple_of(**group))
+    };
     match [128, 64, 32].iter().find(fits) {
         Some(group) => format!("quantize with --group-size {group}"),
         None => "no --group-size that it takes divides these matrices".to_owned(),
@@ -305,17 +330,24 @@ fn misnamed(model: &Model, quantization: &Quantization, names: Projections) -> O
 
 /// The module of the hub that has the tensor `name` of the family's layout.
 fn hub_module(name: &str, layer: usize, expert: usize) -> String {
-    module(&format!("{}{layer}.{}", names::LAYERS, name.replace("{expert}", &expert.to_string()))).to_owned()
+    module(&format!("{}{layer}.{}", names::LAYERS, name.replace("{expert}", &expert.to_string())))
+        .to_owned()
 }
 
 /// Files that are yet to be written will have them.
 fn has_hub_names(model: &Model, layer: usize, moe: &Moe) -> bool {
-    let Some(names) = model.family.moe.as_ref().and_then(|rule| rule.layouts[0].expert.as_ref()) else { return true };
+    let Some(names) = model.family.moe.as_ref().and_then(|rule| rule.layouts[0].expert.as_ref())
+    else {
+        return true;
+    };
     moe.experts.iter().enumerate().all(|(index, expert)| {
         let linears = expert.linears().into_iter().zip([&names.gate, &names.up, &names.down]);
         linears.into_iter().all(|(linear, name)| {
             let hub = hub_module(name, layer, index);
-            linear.weight.stored().is_none_or(|stored| stored.name().starts_with(&format!("{hub}.")))
+            linear
+                .weight
+                .stored()
+                .is_none_or(|stored| stored.name().starts_with(&format!("{hub}.")))
         })
     })
 }

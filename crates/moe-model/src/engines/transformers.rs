@@ -1,4 +1,5 @@
-//! transformers with compressed-tensors 0.20, read and tried (`golden/quantize/exact-config.md`, `scripts/interop/quantized.py`).
+//! transformers with compressed-tensors 0.20, read and tried (`golden/quantize/exact-config.md`,
+//! `scripts/interop/quantized.py`).
 
 use moe_checkpoint::quantization::{Blocks, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
@@ -9,22 +10,27 @@ use super::{EngineAnswer, Experts, dtype_name, not_known, refuses};
 pub(super) const NEWER: &str = "transformers 5.23.0";
 pub(super) const OLDER: &str = "transformers 4.57.6";
 
-/// `integrations/compressed_tensors.py`, `integrations/finegrained_fp8.py`: experts are decoded on loading, to the dtype of their scales
-/// (Hugging Face's fp8: to the model's), whatever `dtype` says.
+/// `integrations/compressed_tensors.py`, `integrations/finegrained_fp8.py`: experts are decoded on
+/// loading, to the dtype of their scales (Hugging Face's fp8: to the model's), whatever `dtype`
+/// says.
 pub(super) fn newer(experts: &Experts<'_>) -> EngineAnswer {
     common(experts)?;
     if experts.schemes.len() > 1 {
-        // `integrations/compressed_tensors.py` (get_experts_scheme): the group whose targets say "experts", else the first with a class.
+        // `integrations/compressed_tensors.py` (get_experts_scheme): the group whose targets say
+        // "experts", else the first with a class.
         return refuses(
             "it decodes all routed experts by one config group, where shapes allow it without an error; \
              transformers 4.57 reads each by its own",
         );
     }
     if experts.mixed {
-        return refuses("it decodes all routed experts alike, and can't where some of their matrices are plain");
+        return refuses(
+            "it decodes all routed experts alike, and can't where some of their matrices are plain",
+        );
     }
     if let Some([rows, columns]) = experts.ragged {
-        // `integrations/finegrained_fp8.py` (Fp8Dequantize) takes rows / rows of scales for a block; compressed-tensors' raises.
+        // `integrations/finegrained_fp8.py` (Fp8Dequantize) takes rows / rows of scales for a
+        // block; compressed-tensors' raises.
         return refuses(format!(
             "without a GPU it splits scales evenly, and blocks don't divide a matrix of {rows} × {columns}"
         ));
@@ -38,13 +44,17 @@ pub(super) fn newer(experts: &Experts<'_>) -> EngineAnswer {
         }
         _ if has_floats(experts) => return Ok(String::new()),
         _ if !scales_match => {
-            return refuses(format!("it computes in the dtype of the scales, which is not the model's, {computed}"));
+            return refuses(format!(
+                "it computes in the dtype of the scales, which is not the model's, {computed}"
+            ));
         }
         _ => {}
     }
     Ok(match experts.dtype {
         Some(Dtype::F32) | None => String::new(),
-        Some(_) => format!("with dtype=\"auto\", its values rounded to {computed}; in float32 its forward pass fails"),
+        Some(_) => format!(
+            "with dtype=\"auto\", its values rounded to {computed}; in float32 its forward pass fails"
+        ),
     })
 }
 
@@ -55,11 +65,17 @@ pub(super) fn older(experts: &Experts<'_>) -> EngineAnswer {
             "it refuses fp8 without a GPU, and with one rounds scales to the model's dtype; use transformers 5",
         );
     }
-    if experts.said.is_object() && experts.said.get("quantization_status").is_none_or(|status| status != "compressed") {
-        return refuses("it reads no scales where quantization_status isn't \"compressed\" in config.json; set it");
+    if experts.said.is_object()
+        && experts.said.get("quantization_status").is_none_or(|status| status != "compressed")
+    {
+        return refuses(
+            "it reads no scales where quantization_status isn't \"compressed\" in config.json; set it",
+        );
     }
     if ignores_linear(&experts.said) {
-        return refuses("it quantizes no expert where ignore lists the class Linear; take that out of config.json");
+        return refuses(
+            "it quantizes no expert where ignore lists the class Linear; take that out of config.json",
+        );
     }
     match has_floats(experts) && experts.quantizes_activations() {
         true => Ok("activations rounded to float8".to_owned()),
@@ -70,19 +86,29 @@ pub(super) fn older(experts: &Experts<'_>) -> EngineAnswer {
 /// What neither takes.
 fn common(experts: &Experts<'_>) -> EngineAnswer {
     if let Quantization::Gptq(_) = experts.quantization {
-        return refuses("it asks for optimum, and even with that the experts do not work; GPTQModel reads them");
+        return refuses(
+            "it asks for optimum, and even with that the experts do not work; GPTQModel reads them",
+        );
     }
     if let Some(why) = invalid(&experts.said) {
         return refuses(why);
     }
     if !experts.hub_names {
-        return refuses("it looks for quantized experts under the hub's names, which `quantize` writes");
+        return refuses(
+            "it looks for quantized experts under the hub's names, which `quantize` writes",
+        );
     }
     if experts.partial || (experts.schemes.len() == 1 && !experts.targets_linear()) {
         return not_known("one scheme was tried for \"Linear\" in all layers alone");
     }
-    if experts.schemes.iter().any(|scheme| matches!(scheme, Scheme::Integers(integers) if !integers.symmetric)) {
-        return refuses("it cannot load zero points of compressed-tensors' experts; quantize without --asymmetric");
+    if experts
+        .schemes
+        .iter()
+        .any(|scheme| matches!(scheme, Scheme::Integers(integers) if !integers.symmetric))
+    {
+        return refuses(
+            "it cannot load zero points of compressed-tensors' experts; quantize without --asymmetric",
+        );
     }
     if experts.shuffles_columns() {
         return not_known("groups of columns out of order were not tried");
@@ -93,12 +119,15 @@ fn common(experts: &Experts<'_>) -> EngineAnswer {
     Ok(String::new())
 }
 
-/// What of a `quantization_config` compressed-tensors refuses, or what of it sends loaders after other tensors.
+/// What of a `quantization_config` compressed-tensors refuses, or what of it sends loaders after
+/// other tensors.
 fn invalid(said: &Value) -> Option<String> {
     let said = said.as_object()?;
     for key in ["quantization_status", "format"] {
         if said.get(key).is_some_and(Value::is_null) {
-            return Some(format!("compressed-tensors takes no null for {key}; set it, or remove it"));
+            return Some(format!(
+                "compressed-tensors takes no null for {key}; set it, or remove it"
+            ));
         }
     }
     if said.get("kv_cache_scheme").is_some_and(|scheme| !scheme.is_null()) {
@@ -110,17 +139,22 @@ fn invalid(said: &Value) -> Option<String> {
     groups.iter().find_map(|(name, group)| {
         let weights = group.get("weights")?;
         if weights.get("dynamic").is_some_and(|dynamic| *dynamic != false) {
-            return Some(format!("compressed-tensors takes no weights that are dynamic, as those of {name} are"));
+            return Some(format!(
+                "compressed-tensors takes no weights that are dynamic, as those of {name} are"
+            ));
         }
         let format = group.get("format").filter(|format| !format.is_null())?;
         let is_float = weights.get("type").is_some_and(|kind| kind == "float");
         let right = if is_float { "float-quantized" } else { "pack-quantized" };
-        (format != right).then(|| format!("{name} has the format {format}, where its tensors are {right}"))
+        (format != right)
+            .then(|| format!("{name} has the format {format}, where its tensors are {right}"))
     })
 }
 
 fn ignores_linear(said: &Value) -> bool {
-    said.get("ignore").and_then(Value::as_array).is_some_and(|listed| listed.iter().any(|name| name == "Linear"))
+    said.get("ignore")
+        .and_then(Value::as_array)
+        .is_some_and(|listed| listed.iter().any(|name| name == "Linear"))
 }
 
 fn has_floats(experts: &Experts<'_>) -> bool {

@@ -11,24 +11,30 @@ pub(super) const VERSION: &str = "vLLM 0.33.0";
 const MARLIN_GROUPS: [usize; 3] = [32, 64, 128];
 
 pub(super) fn takes(experts: &Experts<'_>) -> EngineAnswer {
-    // `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py` (get_moe_method), layer by layer; names come first,
-    // then classes (`quantization/compressed_tensors/utils.py`, find_matched_target).
+    // `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py`
+    // (get_moe_method), layer by layer; names come first, then classes
+    // (`quantization/compressed_tensors/utils.py`, find_matched_target).
     experts.served_alike(Projections::OfHub)?;
     if experts.shuffles_columns() {
         // `compressed_tensors.py`, `gptq_utils.py`: "no longer supported".
-        return refuses("groups of columns out of order are no longer supported; quantize with static groups");
+        return refuses(
+            "groups of columns out of order are no longer supported; quantize with static groups",
+        );
     }
     let each = experts.schemes.iter().map(|scheme| match (experts.quantization, *scheme) {
         (Quantization::Gptq(_), Scheme::Integers(integers)) => gptq(experts, integers),
         (_, Scheme::Integers(integers)) => packed(experts, integers),
-        (Quantization::BlockFp8 { .. }, Scheme::Fp8(Blocks::Of(block))) => fine_grained(experts, block),
+        (Quantization::BlockFp8 { .. }, Scheme::Fp8(Blocks::Of(block))) => {
+            fine_grained(experts, block)
+        }
         (_, Scheme::Fp8(blocks)) => float_quantized(experts, blocks),
     });
     every(each)
 }
 
-/// `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe_wna16.py` (CompressedTensorsWNA16MoEMethod) and
-/// `fused_moe/oracle/int_wna16.py` (select_wna16_moe_backend).
+/// `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe_wna16.py`
+/// (CompressedTensorsWNA16MoEMethod) and `fused_moe/oracle/int_wna16.py`
+/// (select_wna16_moe_backend).
 fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     let Integers { bits, group, symmetric } = integers;
     if experts.quantizes_activations() {
@@ -44,14 +50,22 @@ fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
             ));
         }
         None if !marlin => {
-            let why = format!("128 doesn't divide the hidden size {}, as a scale for each row needs", experts.hidden);
+            let why = format!(
+                "128 doesn't divide the hidden size {}, as a scale for each row needs",
+                experts.hidden
+            );
             return refuses(format!("{why}; {}", other_groups(experts.hidden, &experts.widths)));
         }
         Some(group) if !experts.hidden.is_multiple_of(group) => {
-            return refuses(format!("groups of {group} don't divide the hidden size {}", experts.hidden));
+            return refuses(format!(
+                "groups of {group} don't divide the hidden size {}",
+                experts.hidden
+            ));
         }
         Some(group) if !MARLIN_GROUPS.contains(&group) => {
-            return not_known(format!("groups of {group} are not among those of its Marlin kernels (32, 64, 128)"));
+            return not_known(format!(
+                "groups of {group} are not among those of its Marlin kernels (32, 64, 128)"
+            ));
         }
         _ => {}
     }
@@ -61,23 +75,27 @@ fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
         ));
     }
     if !symmetric && bits == 8 {
-        return refuses("its kernels have zero points at 4 bits only; quantize without --asymmetric");
+        return refuses(
+            "its kernels have zero points at 4 bits only; quantize without --asymmetric",
+        );
     }
     let ranks = experts.tensor_parallel(|rank| match group {
         Some(group) => misfit(rank, group, "groups"),
         None => misfit(rank, 32 / bits as usize, "words"),
     })?;
-    // Marlin pads what 64 doesn't divide of an expert's width, but never the hidden size (`marlin_utils.py`,
-    // check_moe_marlin_supports_config).
+    // Marlin pads what 64 doesn't divide of an expert's width, but never the hidden size
+    // (`marlin_utils.py`, check_moe_marlin_supports_config).
     Ok(if marlin {
         ranks
     } else {
-        format!("{ranks}, by its slower Triton kernels: Marlin wants a hidden size that 128 divides")
+        format!(
+            "{ranks}, by its slower Triton kernels: Marlin wants a hidden size that 128 divides"
+        )
     })
 }
 
-/// `quantization/auto_gptq.py` (AutoGPTQConfig, AutoGPTQMoEMethod); what Marlin doesn't take goes to `moe_wna16.py`, which halves groups
-/// until they fit, down to 32.
+/// `quantization/auto_gptq.py` (AutoGPTQConfig, AutoGPTQMoEMethod); what Marlin doesn't take goes
+/// to `moe_wna16.py`, which halves groups until they fit, down to 32.
 fn gptq(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     let Integers { bits, group, symmetric } = integers;
     if !symmetric || ![4, 8].contains(&bits) {
@@ -87,38 +105,52 @@ fn gptq(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     }
     let Some(group) = group else {
         if !experts.hidden.is_multiple_of(128) {
-            let why = format!("128 doesn't divide the hidden size {}, as a scale for each row needs", experts.hidden);
+            let why = format!(
+                "128 doesn't divide the hidden size {}, as a scale for each row needs",
+                experts.hidden
+            );
             return refuses(format!("{why}; {}", other_groups(experts.hidden, &experts.widths)));
         }
         return experts.tensor_parallel(|rank| misfit(rank, 32 / bits as usize, "words"));
     };
     if !MARLIN_GROUPS.contains(&group) {
-        return not_known(format!("groups of {group} are not among those of its Marlin kernels (32, 64, 128)"));
+        return not_known(format!(
+            "groups of {group} are not among those of its Marlin kernels (32, 64, 128)"
+        ));
     }
     let halved = |rank: usize| {
-        MARLIN_GROUPS.iter().any(|g| *g <= group && rank.is_multiple_of(*g) && experts.hidden.is_multiple_of(*g))
+        MARLIN_GROUPS
+            .iter()
+            .any(|g| *g <= group && rank.is_multiple_of(*g) && experts.hidden.is_multiple_of(*g))
     };
     experts.tensor_parallel(|rank| match halved(rank) {
         true => None,
-        false => misfit(rank, group, "groups").or(Some(format!("groups of {group} don't divide the hidden size"))),
+        false => misfit(rank, group, "groups")
+            .or(Some(format!("groups of {group} don't divide the hidden size"))),
     })
 }
 
-/// `quantization/fp8.py` (Fp8MoEMethod), `quantization/utils/fp8_utils.py` (validate_fp8_block_shape_moe) and `fused_moe/oracle/fp8.py`
-/// (refine_fp8_moe_block_shape): where ranks split blocks, scales are repeated for blocks of at least 32.
+/// `quantization/fp8.py` (Fp8MoEMethod), `quantization/utils/fp8_utils.py`
+/// (validate_fp8_block_shape_moe) and `fused_moe/oracle/fp8.py` (refine_fp8_moe_block_shape): where
+/// ranks split blocks, scales are repeated for blocks of at least 32.
 fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> EngineAnswer {
     if block != [128, 128] {
-        return not_known(format!("its kernels for blocks of {} × {} are not looked at here", block[0], block[1]));
+        return not_known(format!(
+            "its kernels for blocks of {} × {} are not looked at here",
+            block[0], block[1]
+        ));
     }
     experts.tensor_parallel(|rank| {
         let whole = rank.is_multiple_of(128);
         let finer = rank.is_multiple_of(32) && experts.hidden.is_multiple_of(32);
-        (!whole && !finer).then(|| format!("neither blocks of 128 nor parts of 32 divide {rank} neurons"))
+        (!whole && !finer)
+            .then(|| format!("neither blocks of 128 nor parts of 32 divide {rank} neurons"))
     })
 }
 
-/// `compressed_tensors_moe.py`: without quantized activations, float8 in rows is taken for integers and refused for its format, and float8
-/// in blocks is an "Unsupported FusedMoe scheme". With them: `compressed_tensors_moe_w8a8_fp8.py`.
+/// `compressed_tensors_moe.py`: without quantized activations, float8 in rows is taken for integers
+/// and refused for its format, and float8 in blocks is an "Unsupported FusedMoe scheme". With them:
+/// `compressed_tensors_moe_w8a8_fp8.py`.
 fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> EngineAnswer {
     if !experts.quantizes_activations() {
         return refuses(
@@ -128,7 +160,9 @@ fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> EngineAnswer {
     }
     let ranks = experts.tensor_parallel(|rank| match blocks {
         Blocks::Rows => None,
-        Blocks::Of([rows, columns]) => misfit(rank, rows, "blocks").or_else(|| misfit(rank, columns, "blocks")),
+        Blocks::Of([rows, columns]) => {
+            misfit(rank, rows, "blocks").or_else(|| misfit(rank, columns, "blocks"))
+        }
     })?;
     Ok(format!("{ranks}; activations are rounded to float8"))
 }

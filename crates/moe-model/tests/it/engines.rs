@@ -1,10 +1,13 @@
-//! Which engine takes which quantized experts: every rule with a model that breaks it. Shapes are made up; no weight has bytes.
+//! Which engine takes which quantized experts: every rule with a model that breaks it. Shapes are
+//! made up; no weight has bytes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use moe_checkpoint::Dtype;
-use moe_checkpoint::quantization::{Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup, Target};
+use moe_checkpoint::quantization::{
+    Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup, Target,
+};
 use moe_model::Answer::{NotKnown, Refuses, Takes};
 use moe_model::{Answer, Ffn, Linear, Model, Packed, Packing, Verdict, Weight, WeightSource};
 use serde_json::{Value, json};
@@ -29,9 +32,13 @@ fn plain([hidden, width]: [usize; 2]) -> Model {
         "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": width, "shared_expert_intermediate_size": width,
         "intermediate_size": width, "decoder_sparse_step": 1, "norm_topk_prob": true,
     });
-    let mut shapes =
-        vec![("model.embed_tokens.weight".to_owned(), vec![8, hidden]), ("model.norm.weight".to_owned(), vec![hidden])];
-    let mut add = |name: &str, shape: &[usize]| shapes.push((format!("model.layers.0.{name}"), shape.to_vec()));
+    let mut shapes = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![8, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    let mut add = |name: &str, shape: &[usize]| {
+        shapes.push((format!("model.layers.0.{name}"), shape.to_vec()))
+    };
     for norm in ["input_layernorm", "post_attention_layernorm"] {
         add(&format!("{norm}.weight"), &[hidden]);
     }
@@ -48,8 +55,10 @@ fn plain([hidden, width]: [usize; 2]) -> Model {
         add(&format!("mlp.{expert}.up_proj.weight"), &[width, hidden]);
         add(&format!("mlp.{expert}.down_proj.weight"), &[hidden, width]);
     }
-    let tensors: BTreeMap<_, _> =
-        shapes.into_iter().map(|(name, shape)| (name.clone(), weight(&name, Dtype::BF16, &shape))).collect();
+    let tensors: BTreeMap<_, _> = shapes
+        .into_iter()
+        .map(|(name, shape)| (name.clone(), weight(&name, Dtype::BF16, &shape)))
+        .collect();
     Model::assemble(config.as_object().unwrap().clone(), Path::new("config.json"), tensors).unwrap()
 }
 
@@ -60,9 +69,8 @@ fn integers(bits: u32, group: i64, symmetric: bool) -> Scheme {
 fn encoded(linear: &mut Linear, scheme: Scheme, packing: Packing, scales: Dtype) {
     let shape = [linear.weight.shape()[0], linear.weight.shape()[1]];
     linear.weight = match scheme {
-        Scheme::Fp8(blocks) => {
-            weight("codes", Dtype::F8_E4M3, &shape).in_blocks(weight("scales", scales, &[1, 1]), blocks.size(shape))
-        }
+        Scheme::Fp8(blocks) => weight("codes", Dtype::F8_E4M3, &shape)
+            .in_blocks(weight("scales", scales, &[1, 1]), blocks.size(shape)),
         Scheme::Integers(integers) => {
             let groups = shape[1] / integers.group.unwrap_or(shape[1]);
             let scale = weight("scales", scales, &packing.scales(shape[0], groups));
@@ -79,7 +87,11 @@ fn encoded(linear: &mut Linear, scheme: Scheme, packing: Packing, scales: Dtype)
 /// `plain` with its routed experts in the scheme.
 fn quantized(shape: [usize; 2], quantization: Quantization, scheme: Scheme) -> Model {
     let mut model = plain(shape);
-    let packing = if matches!(quantization, Quantization::Gptq(_)) { Packing::Columns } else { Packing::Rows };
+    let packing = if matches!(quantization, Quantization::Gptq(_)) {
+        Packing::Columns
+    } else {
+        Packing::Rows
+    };
     let Ffn::Moe(moe) = &mut model.layers[0].ffn else { panic!("it is a mixture") };
     for expert in &mut moe.experts {
         for linear in [&mut expert.gate, &mut expert.up, &mut expert.down] {
@@ -92,7 +104,11 @@ fn quantized(shape: [usize; 2], quantization: Quantization, scheme: Scheme) -> M
 
 fn compressed(shape: [usize; 2], scheme: Scheme) -> Model {
     let group = SchemeGroup { input_activations: Value::Null, ..SchemeGroup::linear(scheme) };
-    quantized(shape, Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }), scheme)
+    quantized(
+        shape,
+        Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }),
+        scheme,
+    )
 }
 
 fn gptq(shape: [usize; 2], bits: u32, group: i64, symmetric: bool) -> Model {
@@ -119,12 +135,15 @@ fn with_first_gate(mut model: Model, change: impl Fn(&mut Linear)) -> Model {
 
 /// `model` with its one group for the modules that `target` names.
 fn targeted(mut model: Model, target: &str) -> Model {
-    let Some(Quantization::Compressed(said)) = &mut model.quantization else { panic!("it is compressed-tensors") };
+    let Some(Quantization::Compressed(said)) = &mut model.quantization else {
+        panic!("it is compressed-tensors")
+    };
     said.groups[0].targets = vec![Target::parse(target).unwrap()];
     model
 }
 
-/// Layers of 4 and 8 bits, as `quantize` names them; one matrix of the last has 3 bits if `inside` differs.
+/// Layers of 4 and 8 bits, as `quantize` names them; one matrix of the last has 3 bits if `inside`
+/// differs.
 fn of_two_widths(group: i64, inside: bool) -> Model {
     let mut model = compressed(WIDE, integers(4, group, true));
     model.layers.push(compressed(WIDE, integers(8, group, true)).layers.remove(0));
@@ -153,7 +172,9 @@ fn layers_may_differ_in_width_and_projections_may_not() {
     }
     // The config gives a layer's first expert another width than it has.
     let mut swapped = layers;
-    let Some(Quantization::Compressed(said)) = &mut swapped.quantization else { panic!("it is compressed-tensors") };
+    let Some(Quantization::Compressed(said)) = &mut swapped.quantization else {
+        panic!("it is compressed-tensors")
+    };
     said.groups[1].targets = vec![Target::parse(r"re:.*layers\.0\.").unwrap()];
     for engine in ["vLLM", "SGLang"] {
         expect(&swapped, engine, Refuses, "of expert 0 in layer 0, which is another there");
@@ -180,8 +201,11 @@ fn actorder() -> Value {
 
 /// `model` with activations that are to be quantized too.
 fn active(mut model: Model) -> Model {
-    let Some(Quantization::Compressed(said)) = &mut model.quantization else { panic!("it is compressed-tensors") };
-    said.groups[0].input_activations = json!({ "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true });
+    let Some(Quantization::Compressed(said)) = &mut model.quantization else {
+        panic!("it is compressed-tensors")
+    };
+    said.groups[0].input_activations =
+        json!({ "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true });
     model
 }
 
@@ -209,7 +233,12 @@ fn vllm_takes_packed_integers_by_their_bits_groups_and_symmetry() {
     is(integers(2, -1, true), WIDE, Refuses, "2-bit experts need groups");
     is(integers(4, 64, false), WIDE, Takes, "up to 4");
     is(integers(8, 64, false), WIDE, Refuses, "zero points at 4 bits");
-    is(integers(4, 32, true), [2048, 768 - 32], Takes, "on one GPU (tensor parallel 2: groups of 32 don't divide 368");
+    is(
+        integers(4, 32, true),
+        [2048, 768 - 32],
+        Takes,
+        "on one GPU (tensor parallel 2: groups of 32 don't divide 368",
+    );
     is(integers(4, 32, true), [2048, 96], Takes, "2: groups of 32 don't divide 48");
 }
 
@@ -269,7 +298,12 @@ fn float8_is_taken_in_whole_blocks_or_with_quantized_activations() {
     }
     for engine in ["vLLM", "SGLang"] {
         expect(&fp8(WIDE, [64, 64]), engine, NotKnown, "64 × 64");
-        expect(&active(compressed([2048, 96], blocks([128, 128]))), engine, Refuses, "blocks of 128");
+        expect(
+            &active(compressed([2048, 96], blocks([128, 128]))),
+            engine,
+            Refuses,
+            "blocks of 128",
+        );
         expect(&active(compressed(WIDE, integers(4, 128, true))), engine, NotKnown, "activations");
     }
 }
@@ -278,7 +312,9 @@ fn float8_is_taken_in_whole_blocks_or_with_quantized_activations() {
 fn engines_want_one_scheme_for_all_experts_under_the_names_they_look_for() {
     let all = ["vLLM", "SGLang"];
     let packed = || compressed(WIDE, integers(4, 128, true));
-    let one_plain = with_first_gate(packed(), |gate| gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]]));
+    let one_plain = with_first_gate(packed(), |gate| {
+        gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]])
+    });
     let two_widths = with_first_gate(packed(), |gate| {
         gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]]);
         encoded(gate, integers(8, 128, true), Packing::Rows, Dtype::BF16);
@@ -289,12 +325,20 @@ fn engines_want_one_scheme_for_all_experts_under_the_names_they_look_for() {
         expect(&one_plain, engine, Refuses, "one scheme");
         expect(&two_widths, engine, Refuses, "one scheme");
         expect(&twice, engine, NotKnown, "layers whose experts are not quantized");
-        for (target, answer) in [("re:.*experts.*", Takes), (r"re:.*experts\.1\..*", Refuses), ("re:.*_proj$", Takes)] {
-            expect(&targeted(packed(), target), engine, answer, if answer == Takes { "tensor" } else { "expert 0" });
+        for (target, answer) in
+            [("re:.*experts.*", Takes), (r"re:.*experts\.1\..*", Refuses), ("re:.*_proj$", Takes)]
+        {
+            expect(
+                &targeted(packed(), target),
+                engine,
+                answer,
+                if answer == Takes { "tensor" } else { "expert 0" },
+            );
         }
     }
     // Of a Mixtral's matrices, that SGLang asks for by other names than they have.
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/quantize/checkpoints/mixtral.w8");
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/quantize/checkpoints/mixtral.w8");
     let named = targeted(Model::open(&golden).unwrap(), r"re:.*\.(w1|w2|w3)$");
     expect(&named, "SGLang", Refuses, "gate_proj, up_proj and down_proj");
     assert!(!verdict(&named, "vLLM").to_string().contains("expert 0"));
@@ -320,7 +364,12 @@ fn shared_experts_count_where_they_are_quantized() {
     shared.gate.weight = weight("gate", Dtype::BF16, &[96, WIDE[0]]);
     expect(&model, "vLLM", Takes, "up to 8");
     let Ffn::Moe(moe) = &mut model.layers[0].ffn else { panic!("it is a mixture") };
-    encoded(&mut moe.shared.as_mut().unwrap().expert.gate, integers(4, 32, true), Packing::Rows, Dtype::BF16);
+    encoded(
+        &mut moe.shared.as_mut().unwrap().expert.gate,
+        integers(4, 32, true),
+        Packing::Rows,
+        Dtype::BF16,
+    );
     expect(&model, "vLLM", Takes, "2: groups of 32 don't divide 48");
 }
 
@@ -342,7 +391,12 @@ fn transformers_take_what_was_tried() {
     });
     expect(&other_scales, newer, Refuses, "dtype of the scales");
     expect(&other_scales, older, Takes, "takes it");
-    expect(&said(packed(), json!({ "quant_method": "compressed-tensors" })), older, Refuses, "quantization_status");
+    expect(
+        &said(packed(), json!({ "quant_method": "compressed-tensors" })),
+        older,
+        Refuses,
+        "quantization_status",
+    );
     let blocks = active(compressed(WIDE, Scheme::Fp8(Blocks::Of([128, 128]))));
     expect(&blocks, newer, Refuses, "in blocks");
     expect(&blocks, older, Takes, "rounded to float8");
@@ -350,13 +404,15 @@ fn transformers_take_what_was_tried() {
     expect(&fp8(WIDE, [128, 128]), older, Refuses, "GPU");
 }
 
-/// Seen with transformers 5.23.0 and 4.57.6 (`golden/loaders/verdicts.json`); both is what each refuses.
+/// Seen with transformers 5.23.0 and 4.57.6 (`golden/loaders/verdicts.json`); both is what each
+/// refuses.
 #[test]
 fn transformers_refuse_what_a_config_says_wrongly() {
     let (newer, older) = ("transformers 5.23.0", "transformers 4.57.6");
     let packed = |said_of_it: Value| said(compressed(WIDE, integers(4, 128, true)), said_of_it);
     let group = |key: &str, value: Value| {
-        let mut group = json!({ "weights": { "type": "int", "dynamic": false }, "format": "pack-quantized" });
+        let mut group =
+            json!({ "weights": { "type": "int", "dynamic": false }, "format": "pack-quantized" });
         *group.pointer_mut(key).unwrap() = value;
         json!({ "quantization_status": "compressed", "config_groups": { "group_0": group } })
     };
@@ -365,7 +421,10 @@ fn transformers_refuse_what_a_config_says_wrongly() {
     for (said, what) in [
         (json!({ "quantization_status": null }), "no null for quantization_status"),
         (json!({ "quantization_status": "compressed", "format": null }), "no null for format"),
-        (json!({ "quantization_status": "compressed", "kv_cache_scheme": { "num_bits": 8 } }), "scales of keys"),
+        (
+            json!({ "quantization_status": "compressed", "kv_cache_scheme": { "num_bits": 8 } }),
+            "scales of keys",
+        ),
         (group("/weights/dynamic", json!(true)), "dynamic"),
         (group("/format", json!("int-quantized")), "int-quantized"),
     ] {
@@ -393,18 +452,23 @@ fn transformers_refuse_what_a_config_says_wrongly() {
     expect(&fp8([2048, 96], [128, 128]), newer, Takes, "rounded to bfloat16");
 }
 
-/// A checkpoint with transformers' names in memory, which llm-compressor writes, and a sound one of the same family.
+/// A checkpoint with transformers' names in memory, which llm-compressor writes, and a sound one of
+/// the same family.
 #[test]
 fn experts_under_other_names_than_the_hubs_are_not_taken() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/quantize/checkpoints/mixtral.w8");
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/quantize/checkpoints/mixtral.w8");
     let dir = tempfile::tempdir().unwrap();
     let file = std::fs::read(golden.join("model.safetensors")).unwrap();
     let header_bytes = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let (header, data) = file[8..].split_at(header_bytes);
     let mut header = String::from_utf8(header.to_vec()).unwrap();
-    for (hub, other) in
-        [("block_sparse_moe", "mlp"), (".w1.", ".gate_proj."), (".w2.", ".down_proj."), (".w3.", ".up_proj.")]
-    {
+    for (hub, other) in [
+        ("block_sparse_moe", "mlp"),
+        (".w1.", ".gate_proj."),
+        (".w2.", ".down_proj."),
+        (".w3.", ".up_proj."),
+    ] {
         assert!(header.contains(hub), "{hub}");
         header = header.replace(hub, other);
     }

@@ -1,6 +1,7 @@
 //! A dense network trained to give what the mixture gives, on the tokens that reach its layer.
 //!
-//! One layer at a time: its three matrices, their moments and a block of tokens are all that is held, whatever the depth.
+//! One layer at a time: its three matrices, their moments and a block of tokens are all that is
+//! held, whatever the depth.
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
 use moe_forward::{Inputs, to_f32};
@@ -34,14 +35,14 @@ pub(super) const LOOKED_AT: usize = 8192;
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Training {
-    /// Train each layer for this many steps to give what the original layer gives on the same inputs, which
-    /// --forcing chooses. 0 trains nothing.
+    /// Train each layer for this many steps to give what the original layer gives on the same
+    /// inputs, which --forcing chooses. 0 trains nothing.
     #[arg(long, value_name = "STEPS", default_value_t = default_steps(), help_heading = "Training")]
     #[serde(default = "default_steps")]
     pub steps: u64,
 
-    /// Then train each layer for this many steps on what reaches it through the trained dense layers
-    /// before it.
+    /// Then train each layer for this many steps on what reaches it through the trained dense
+    /// layers before it.
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
     #[serde(default)]
     pub student_steps: u64,
@@ -51,8 +52,8 @@ pub struct Training {
     #[serde(default = "default_batch_tokens")]
     pub batch_tokens: usize,
 
-    /// Peak learning rate of AdamW, as a share of the root mean square of each matrix; it rises over the first twentieth of
-    /// the steps and falls along a cosine.
+    /// Peak learning rate of AdamW, as a share of the root mean square of each matrix; it rises
+    /// over the first twentieth of the steps and falls along a cosine.
     #[arg(long, value_name = "RATE", default_value_t = default_learning_rate(), help_heading = "Training")]
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
@@ -88,11 +89,15 @@ impl Training {
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
         match self {
             _ if !self.trains() => self.check_idle(),
-            Self { batch_tokens: 0, .. } => usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say"),
-            Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => usage(
-                format!("--learning-rate {learning_rate} is not a learning rate"),
-                "give a positive number, such as 0.1",
-            ),
+            Self { batch_tokens: 0, .. } => {
+                usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say")
+            }
+            Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => {
+                usage(
+                    format!("--learning-rate {learning_rate} is not a learning rate"),
+                    "give a positive number, such as 0.1",
+                )
+            }
             Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH_TOKENS => usage(
                 format!("--batch-tokens {batch_tokens} is more than a step can take"),
                 "give at most 1048576, such as 512",
@@ -110,7 +115,11 @@ impl Training {
             ("--batch-tokens", self.batch_tokens != default_batch_tokens()),
             ("--learning-rate", self.learning_rate != default_learning_rate()),
         ];
-        refuse_unused(idle, "says how layers are trained, and --steps 0 trains none", "give --steps above 0")
+        refuse_unused(
+            idle,
+            "says how layers are trained, and --steps 0 trains none",
+            "give --steps above 0",
+        )
     }
 }
 
@@ -119,8 +128,8 @@ const MAX_BATCH_TOKENS: usize = 1 << 20;
 
 /// The bytes of the graph of a step on `tokens` tokens, and of its gradients.
 pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {
-    // What is given and wanted, the error and the angle; gate, up, what is made of them; as much of gradients, and what these are
-    // added up from.
+    // What is given and wanted, the error and the angle; gate, up, what is made of them; as much of
+    // gradients, and what these are added up from.
     4 * tokens * (13 * hidden + 11 * width)
 }
 
@@ -161,12 +170,18 @@ pub(super) fn train(
     let test = lessons.test()?;
     let first = lessons.error(test.as_ref(), &learner.vars)?;
     if !(energy.is_finite() && first.is_finite()) {
-        let what = format!("what layer {} gives, or its dense network, is not finite on this text", lessons.index);
+        let what = format!(
+            "what layer {} gives, or its dense network, is not finite on this text",
+            lessons.index
+        );
         return Err(Error::new(Kind::Numeric, what)
             .remedy("look for weights that are too large with moe-convert verify and eval; --steps 0 trains nothing"));
     }
     let mut best = Best { error: first, step: 0, values: None };
-    let mut trained = Trained { looks: vec![Look { step: 0, error: best.error, loss: None }], ..Trained::default() };
+    let mut trained = Trained {
+        looks: vec![Look { step: 0, error: best.error, loss: None }],
+        ..Trained::default()
+    };
     let every = steps.div_ceil(LOOKS);
     let mut random = sampling::generator(lessons.seed, lessons.index as u64);
     let mut losses = Vec::new();
@@ -197,7 +212,8 @@ pub(super) fn train(
             losses.clear();
             trained.looks.push(Look { step: learner.taken, error, loss: Some(loss) });
             best.take(error, &learner).map_err(fail)?;
-            let without_gain = trained.looks.iter().rev().take_while(|look| look.step > best.step).count();
+            let without_gain =
+                trained.looks.iter().rev().take_while(|look| look.step > best.step).count();
             if learner.taken >= steps || without_gain >= PATIENCE {
                 break 'training;
             }
@@ -208,7 +224,8 @@ pub(super) fn train(
 }
 
 impl Learned {
-    /// As bytes, little-endian: the count of the numbers of `trained`, these in f64, and the matrices in f32.
+    /// As bytes, little-endian: the count of the numbers of `trained`, these in f64, and the
+    /// matrices in f32.
     pub fn to_bytes(&self) -> Vec<u8> {
         let Trained { steps, best, diverged, looks } = &self.trained;
         let or_nan = |value: Option<f64>| value.unwrap_or(f64::NAN);
@@ -222,15 +239,21 @@ impl Learned {
         bytes
     }
 
-    /// From those bytes, for a network whose matrices are shaped like those of `network`; none where they aren't such.
+    /// From those bytes, for a network whose matrices are shaped like those of `network`; none
+    /// where they aren't such.
     pub fn of_bytes(bytes: &[u8], network: &Expert) -> Option<Self> {
         let (count, bytes) = bytes.split_first_chunk()?;
-        let (numbers, values) =
-            bytes.split_at_checked(usize::try_from(u64::from_le_bytes(*count)).ok()?.checked_mul(8)?)?;
-        let numbers: Vec<f64> = numbers.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
+        let (numbers, values) = bytes
+            .split_at_checked(usize::try_from(u64::from_le_bytes(*count)).ok()?.checked_mul(8)?)?;
+        let numbers: Vec<f64> =
+            numbers.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
         let ([steps, best, diverged], looks) = numbers.split_first_chunk()?;
         let some = |number: f64| (!number.is_nan()).then_some(number);
-        let look = |[step, error, loss]: &[f64; 3]| Look { step: *step as u64, error: *error, loss: some(*loss) };
+        let look = |[step, error, loss]: &[f64; 3]| Look {
+            step: *step as u64,
+            error: *error,
+            loss: some(*loss),
+        };
         let trained = Trained {
             steps: *steps as u64,
             best: *best as u64,
@@ -243,7 +266,8 @@ impl Learned {
         }
         let sizes = network.linears().map(|linear| linear.weight.elements());
         let matrices = sizes.map(|size| values.by_ref().take(size).collect::<Vec<f32>>());
-        let whole = matrices.iter().zip(sizes).all(|(matrix, size)| matrix.len() == size) && values.len() == 0;
+        let whole = matrices.iter().zip(sizes).all(|(matrix, size)| matrix.len() == size)
+            && values.len() == 0;
         whole.then_some(Self { trained, best: Some(matrices) })
     }
 }
@@ -284,39 +308,68 @@ impl BlockSamples {
         let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let chosen = Tensor::from_vec(chosen, rows.len(), self.x.device())?;
         let weights = rows.iter().map(|row| self.weights[*row]).collect();
-        Ok(Self { x: self.x.index_select(&chosen, 0)?, y: self.y.index_select(&chosen, 0)?, weights })
+        Ok(Self {
+            x: self.x.index_select(&chosen, 0)?,
+            y: self.y.index_select(&chosen, 0)?,
+            weights,
+        })
     }
 }
 
 impl LayerTrainingData<'_> {
-    /// The tokens of `block` that are `part`, every `every`-th from `first` on; none where there are none.
-    fn samples(&self, block: usize, part: BlockPart, first: usize, every: usize) -> Result<Option<BlockSamples>> {
+    /// The tokens of `block` that are `part`, every `every`-th from `first` on; none where there
+    /// are none.
+    fn samples(
+        &self,
+        block: usize,
+        part: BlockPart,
+        first: usize,
+        every: usize,
+    ) -> Result<Option<BlockSamples>> {
         let (rows, roots) = self.tokens.of(part, self.inputs.blocks()[block].clone());
         let rows: Vec<u32> = rows.into_iter().skip(first).step_by(every).collect();
         let roots = roots.iter().skip(first).step_by(every);
         if rows.is_empty() {
             return Ok(None);
         }
-        let (x, y) = (self.inputs.get(block)?, self.inputs.output(block)?.expect("the block was observed"));
+        let (x, y) =
+            (self.inputs.get(block)?, self.inputs.output(block)?.expect("the block was observed"));
         let pick = || {
             let chosen = Tensor::from_slice(&rows, rows.len(), x.device())?;
             let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-            Ok(BlockSamples { x: pick(&x)?, y: pick(&y)?, weights: roots.map(|root| root * root).collect() })
+            Ok(BlockSamples {
+                x: pick(&x)?,
+                y: pick(&y)?,
+                weights: roots.map(|root| root * root).collect(),
+            })
         };
         pick().map(Some).map_err(|e: candle_core::Error| failed(self.index, e))
     }
 
-    /// The same of all blocks together: a batch out of one block would have one kind of text, and unteach the others'.
-    fn gathered(&self, part: BlockPart, first: usize, every: usize) -> Result<Option<BlockSamples>> {
+    /// The same of all blocks together: a batch out of one block would have one kind of text, and
+    /// unteach the others'.
+    fn gathered(
+        &self,
+        part: BlockPart,
+        first: usize,
+        every: usize,
+    ) -> Result<Option<BlockSamples>> {
         let of_block = |block| self.samples(block, part, first, every).transpose();
-        let parts: Vec<BlockSamples> = (0..self.inputs.blocks().len()).filter_map(of_block).collect::<Result<_>>()?;
+        let parts: Vec<BlockSamples> =
+            (0..self.inputs.blocks().len()).filter_map(of_block).collect::<Result<_>>()?;
         if parts.is_empty() {
             return Ok(None);
         }
-        let together = |of: fn(&BlockSamples) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+        let together = |of: fn(&BlockSamples) -> &Tensor| {
+            Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0)
+        };
         let all = || Ok((together(|samples| &samples.x)?, together(|samples| &samples.y)?));
         let (x, y) = all().map_err(|e: candle_core::Error| failed(self.index, e))?;
-        Ok(Some(BlockSamples { x, y, weights: parts.into_iter().flat_map(|samples| samples.weights).collect() }))
+        Ok(Some(BlockSamples {
+            x,
+            y,
+            weights: parts.into_iter().flat_map(|samples| samples.weights).collect(),
+        }))
     }
 
     /// In how many parts the tokens that decide are gathered.
@@ -338,7 +391,11 @@ impl LayerTrainingData<'_> {
 
     /// The held-out tokens that are looked at, gathered once: looks come often.
     fn test(&self) -> Result<Option<BlockSamples>> {
-        self.gathered(BlockPart::HeldOut, 0, self.tokens.count(BlockPart::HeldOut).div_ceil(LOOKED_AT).max(1))
+        self.gathered(
+            BlockPart::HeldOut,
+            0,
+            self.tokens.count(BlockPart::HeldOut).div_ceil(LOOKED_AT).max(1),
+        )
     }
 
     /// √(Σ ρ |y − y'|² / Σ ρ |y|²) over `test`.
@@ -346,7 +403,8 @@ impl LayerTrainingData<'_> {
         let Some(BlockSamples { x, y, weights }) = test else { return Ok(0.0) };
         let network = network.each_ref().map(Var::as_detached_tensor);
         let error = || {
-            let [error, all] = [weighted(&(output(x, &network)? - y)?, weights)?, weighted(y, weights)?];
+            let [error, all] =
+                [weighted(&(output(x, &network)? - y)?, weights)?, weighted(y, weights)?];
             Ok(if all > 0.0 { (error / all).sqrt() } else { 0.0 })
         };
         error().map_err(|e: candle_core::Error| failed(self.index, e))
@@ -356,7 +414,9 @@ impl LayerTrainingData<'_> {
 /// Σ ρ |row|²
 fn weighted(rows: &Tensor, weights: &[f32]) -> CandleResult<f64> {
     let squares: Vec<f32> = rows.sqr()?.sum(1)?.to_vec1()?;
-    let sum = |squares: &[f64]| squares.iter().zip(weights).map(|(square, weight)| square * f64::from(*weight)).sum();
+    let sum = |squares: &[f64]| {
+        squares.iter().zip(weights).map(|(square, weight)| square * f64::from(*weight)).sum()
+    };
     if squares.iter().all(|square| square.is_finite()) {
         return Ok(sum(&squares.into_iter().map(f64::from).collect::<Vec<_>>()));
     }
@@ -382,8 +442,8 @@ struct Learner {
 }
 
 impl Learner {
-    /// The rate of each matrix is `learning_rate` times the root mean square of its elements, so that it means the same for large
-    /// weights and small ones.
+    /// The rate of each matrix is `learning_rate` times the root mean square of its elements, so
+    /// that it means the same for large weights and small ones.
     fn new(vars: [Var; 3], steps: u64, learning_rate: f64) -> CandleResult<Self> {
         let moments = vars.iter().map(Moments::new).collect::<CandleResult<_>>()?;
         let size = |var: &Var| Ok((square_norm(var)? / var.elem_count() as f64).sqrt());
@@ -392,12 +452,15 @@ impl Learner {
         Ok(Self { vars, moments, steps, learning_rates, taken: 0 })
     }
 
-    /// One step on `samples`; the loss, or none where it or its gradient isn't finite: then nothing changed.
+    /// One step on `samples`; the loss, or none where it or its gradient isn't finite: then nothing
+    /// changed.
     fn step(&mut self, samples: &BlockSamples, energy: f64) -> CandleResult<Option<f64>> {
         let network = self.vars.each_ref().map(|var| var.as_tensor().clone());
         let loss = loss(&output(&samples.x, &network)?, samples, energy)?;
         let gradients = loss.backward()?;
-        let of = |var: &Var| gradients.get(var).ok_or_else(|| candle_core::Error::msg("a matrix without a gradient"));
+        let of = |var: &Var| {
+            gradients.get(var).ok_or_else(|| candle_core::Error::msg("a matrix without a gradient"))
+        };
         let gradients = self.vars.iter().map(of).collect::<CandleResult<Vec<_>>>()?;
         let norm = gradients.iter().map(|g| square_norm(g)).sum::<CandleResult<f64>>()?.sqrt();
         let loss = f64::from(loss.to_scalar::<f32>()?);
@@ -406,9 +469,11 @@ impl Learner {
         }
         let warmup = (self.steps as f64 * WARMUP).ceil() as u64;
         // The first step of a rising schedule would be none.
-        let rate = cosine(self.taken + u64::from(warmup > 0), warmup, self.steps + u64::from(warmup > 0));
+        let rate =
+            cosine(self.taken + u64::from(warmup > 0), warmup, self.steps + u64::from(warmup > 0));
         self.taken += 1;
-        let matrices = self.vars.iter().zip(gradients).zip(&mut self.moments).zip(self.learning_rates);
+        let matrices =
+            self.vars.iter().zip(gradients).zip(&mut self.moments).zip(self.learning_rates);
         for (((var, gradient), moments), learning_rate) in matrices {
             let step = Step {
                 number: self.taken,
@@ -448,21 +513,27 @@ mod tests {
     fn the_loss_is_the_relative_error_and_a_little_of_the_angle() {
         let (rows, hidden) = (5, 7);
         let mut random = generator(1, 0);
-        let (found, y) = (normal(rows * hidden, 1.0, &mut random), normal(rows * hidden, 1.0, &mut random));
+        let (found, y) =
+            (normal(rows * hidden, 1.0, &mut random), normal(rows * hidden, 1.0, &mut random));
         let weights = vec![0.5f32, 2.0, 1.0, 0.25, 3.0];
         let energy = 4.0;
         let mut expected = 0f64;
         for ((a, b), weight) in found.chunks(hidden).zip(y.chunks(hidden)).zip(&weights) {
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-            let error: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+            let dot = |a: &[f32], b: &[f32]| {
+                a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
+            let error: f64 =
+                a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
             let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
             expected += f64::from(*weight) * (error / energy + 0.05 * (1.0 - cosine)) / 6.75;
         }
-        let tensor = |values: Vec<f32>| Tensor::from_vec(values, (rows, hidden), &Device::Cpu).unwrap();
+        let tensor =
+            |values: Vec<f32>| Tensor::from_vec(values, (rows, hidden), &Device::Cpu).unwrap();
         let y = tensor(y);
         let samples = BlockSamples { x: y.clone(), y, weights };
-        let loss =
-            |found: &Tensor| f64::from(super::loss(found, &samples, energy).unwrap().to_scalar::<f32>().unwrap());
+        let loss = |found: &Tensor| {
+            f64::from(super::loss(found, &samples, energy).unwrap().to_scalar::<f32>().unwrap())
+        };
         let found = loss(&tensor(found));
         assert!((found - expected).abs() < 1e-6 * expected, "{found} {expected}");
         // Nothing has no direction, and is as far away as what is wanted is large.

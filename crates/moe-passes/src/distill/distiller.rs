@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_checkpoint::{Saved, ScratchStore};
-use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, ForwardWork, Inputs, Observer, Wants};
+use moe_forward::{
+    Calibration, Converted, Converter, ExpertRun, Forcing, ForwardWork, Inputs, Observer, Wants,
+};
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
-use super::block::{GATHERED_BYTES, LOOKED_AT, LayerTrainingData, Learned, Training, step_bytes, train};
+use super::block::{
+    GATHERED_BYTES, LOOKED_AT, LayerTrainingData, Learned, Training, step_bytes, train,
+};
 use super::observe::{BlockPart, LayerObserver, LayerSums, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
@@ -20,7 +24,9 @@ use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;
 use crate::merge::aligning_bytes;
 use crate::output_error::OutputError;
-use crate::pass::{DecidedBy, DecidedLayer, Kept, LayerEdits, LayerPass, LayerRecord, Sources, SweptText};
+use crate::pass::{
+    DecidedBy, DecidedLayer, Kept, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
+};
 
 /// Decides layer by layer.
 pub(super) struct Distiller {
@@ -86,7 +92,12 @@ impl DistillStage {
 }
 
 impl Distiller {
-    pub fn new(options: &DistillOptions, width: usize, sources: &Sources<'_>, spill: &Arc<ScratchStore>) -> Self {
+    pub fn new(
+        options: &DistillOptions,
+        width: usize,
+        sources: &Sources<'_>,
+        spill: &Arc<ScratchStore>,
+    ) -> Self {
         Self {
             options: options.clone(),
             width,
@@ -109,7 +120,13 @@ impl Distiller {
     }
 
     /// The dense network of layer `index`, which is `moe`.
-    fn decided(&self, index: usize, moe: &Moe, sums: &LayerSums, inputs: &Inputs<'_>) -> Result<DecidedLayer> {
+    fn decided(
+        &self,
+        index: usize,
+        moe: &Moe,
+        sums: &LayerSums,
+        inputs: &Inputs<'_>,
+    ) -> Result<DecidedLayer> {
         let choose = || student(index, moe, sums, &self.options, self.width);
         let (mut network, mut record) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
         // Nothing is left to fit where the network gives what the mixture gives.
@@ -118,15 +135,27 @@ impl Distiller {
             network.down.weight = fitted.down;
             record.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
         }
-        let record = LayerRecord { layer: index, distilled: Some(record), ..LayerRecord::default() };
-        Ok(DecidedLayer { ffn: Ffn::Dense(Box::new(network)), record, clusters: Vec::new(), saliency: Vec::new() })
+        let record =
+            LayerRecord { layer: index, distilled: Some(record), ..LayerRecord::default() };
+        Ok(DecidedLayer {
+            ffn: Ffn::Dense(Box::new(network)),
+            record,
+            clusters: Vec::new(),
+            saliency: Vec::new(),
+        })
     }
 }
 
 impl Distiller {
     /// Layer `index` after the steps of this stage, or as they were saved.
-    fn trained(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<DecidedLayer> {
-        let (network, mut record) = (layer.ffn.dense().expect("it was made dense"), layer.record.clone());
+    fn trained(
+        &self,
+        index: usize,
+        layer: &DecidedLayer,
+        inputs: &Inputs<'_>,
+    ) -> Result<DecidedLayer> {
+        let (network, mut record) =
+            (layer.ffn.dense().expect("it was made dense"), layer.record.clone());
         let name = format!("{}.{index}", self.stage.done().replace(' ', "-"));
         let found = self.saved.as_ref().map(|saved| saved.get(&name)).transpose()?.flatten();
         let learned = match found.and_then(|bytes| Learned::of_bytes(&bytes, network)) {
@@ -134,12 +163,20 @@ impl Distiller {
             None => {
                 let (seed, training) = (self.options.calibration.seed, &self.options.training);
                 let hidden = self.model.hidden;
-                let lessons =
-                    LayerTrainingData { index, inputs, tokens: self.tokens(), compute: &self.compute, hidden, seed };
+                let lessons = LayerTrainingData {
+                    index,
+                    inputs,
+                    tokens: self.tokens(),
+                    compute: &self.compute,
+                    hidden,
+                    seed,
+                };
                 let steps = self.stage.steps(training);
                 let train = || train(&lessons, network, steps, training);
                 let learned = self.compute.stage("looks", Work::UNCOUNTED, train)?;
-                self.saved.as_ref().map_or(Ok(()), |saved| saved.put(&name, &learned.to_bytes()))?;
+                self.saved
+                    .as_ref()
+                    .map_or(Ok(()), |saved| saved.put(&name, &learned.to_bytes()))?;
                 learned
             }
         };
@@ -150,7 +187,12 @@ impl Distiller {
             network.down.weight = kept(&down, &network.down.weight, &self.spill)?;
         }
         record.distilled.iter_mut().for_each(|record| record.trained.push(learned.trained.clone()));
-        Ok(DecidedLayer { ffn: Ffn::Dense(Box::new(network)), record, clusters: Vec::new(), saliency: Vec::new() })
+        Ok(DecidedLayer {
+            ffn: Ffn::Dense(Box::new(network)),
+            record,
+            clusters: Vec::new(),
+            saliency: Vec::new(),
+        })
     }
 
     fn changes(&self, index: usize) -> bool {
@@ -173,12 +215,23 @@ impl LayerPass for Distiller {
         let layers = self.model.moes().count() as f64;
         let (width, hidden) = (self.width as f64, self.model.hidden as f64);
         let network = 3.0 * 2.0 * width * hidden;
-        let ridge = if self.options.down == Down::Ridge { tokens as f64 * 2.0 * width * (width + hidden) } else { 0.0 };
+        let ridge = if self.options.down == Down::Ridge {
+            tokens as f64 * 2.0 * width * (width + hidden)
+        } else {
+            0.0
+        };
         let training = &self.options.training;
-        let sweeps = [training.steps, training.student_steps].into_iter().filter(|steps| *steps > 0).count() as f64;
-        let steps = (training.steps + training.student_steps) as f64 * training.batch_tokens as f64 * 3.0 * network;
+        let sweeps =
+            [training.steps, training.student_steps].into_iter().filter(|steps| *steps > 0).count()
+                as f64;
+        let steps = (training.steps + training.student_steps) as f64
+            * training.batch_tokens as f64
+            * 3.0
+            * network;
         let made = layers * (ridge + tokens as f64 * network);
-        forward.total() * (1.0 + sweeps) + made + layers * (steps + sweeps * tokens as f64 * network)
+        forward.total() * (1.0 + sweeps)
+            + made
+            + layers * (steps + sweeps * tokens as f64 * network)
     }
 
     fn looks_ahead(&self) -> bool {
@@ -191,7 +244,11 @@ impl LayerPass for Distiller {
 
     fn check_text(&self, text: &Calibration, _: Option<&Calibration>) -> Result<()> {
         let tokens = Tokens::new(text);
-        self.options.check_tokens(self.width, tokens.count(BlockPart::Decide), tokens.count(BlockPart::HeldOut))
+        self.options.check_tokens(
+            self.width,
+            tokens.count(BlockPart::Decide),
+            tokens.count(BlockPart::HeldOut),
+        )
     }
 
     fn least_tokens(&self, sequence: usize) -> usize {
@@ -199,10 +256,16 @@ impl LayerPass for Distiller {
     }
 
     fn working_bytes(&self, text: SweptText) -> u64 {
-        // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
+        // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes
+        // out.
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);
-        let fit = if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 };
-        // In f32 three matrices: they, their gradients, two moments, and the best; and what is looked at.
+        let fit = if self.options.down == Down::Ridge {
+            8 * (4 * width * width + 5 * width * hidden)
+        } else {
+            0
+        };
+        // In f32 three matrices: they, their gradients, two moments, and the best; and what is
+        // looked at.
         let tokens = text.tokens as u64;
         let gathered = (4 * 2 * tokens * hidden).min(GATHERED_BYTES as u64);
         // Samples of each block, then put together.
@@ -210,7 +273,8 @@ impl LayerPass for Distiller {
         let batch = tokens.min(self.options.training.batch_tokens as u64);
         let training = 4 * 5 * 3 * width * hidden + samples + step_bytes(batch, width, hidden);
         let training = if self.options.training.trains() { training } else { 0 };
-        // Experts are aligned before anything is fitted, or for the baseline that the result is measured beside.
+        // Experts are aligned before anything is fitted, or for the baseline that the result is
+        // measured beside.
         let has_baseline = !self.options.no_baseline && !self.options.measuring.held_out.is_empty();
         let aligns = has_baseline || matches!(self.options.init, Init::Mean | Init::UsageMean);
         let aligning = if aligns { aligning_bytes(&self.model) } else { 0 };
@@ -302,12 +366,17 @@ impl Converter for Distiller {
         let fail = |e| failed(index, e);
         let first = self.compared;
         self.compared += original.dim(0).map_err(fail)?;
-        let part = if self.tokens().count(BlockPart::HeldOut) > 0 { BlockPart::HeldOut } else { BlockPart::Decide };
+        let part = if self.tokens().count(BlockPart::HeldOut) > 0 {
+            BlockPart::HeldOut
+        } else {
+            BlockPart::Decide
+        };
         let (rows, _) = self.tokens().of(part, first..self.compared);
         if rows.is_empty() {
             return Ok(());
         }
-        let pick = |t: &Tensor| t.index_select(&Tensor::from_slice(&rows, rows.len(), t.device())?, 0);
+        let pick =
+            |t: &Tensor| t.index_select(&Tensor::from_slice(&rows, rows.len(), t.device())?, 0);
         let layer = self.errors.entry(index).or_default();
         let mut add = || layer.add(&pick(original)?, &pick(converted)?);
         add().map_err(fail)
@@ -320,11 +389,14 @@ impl Observer for Distiller {
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| self.stage == DistillStage::WeightSource) else {
+        let Some(moe) =
+            self.model.layers[layer].ffn.moe().filter(|_| self.stage == DistillStage::WeightSource)
+        else {
             return Ok(());
         };
         if self.observer.is_none() {
-            let samples = self.options.init == Init::Select && self.options.score.needs_all_outputs();
+            let samples =
+                self.options.init == Init::Select && self.options.score.needs_all_outputs();
             self.observer = Some(LayerObserver::new(moe, self.tokens(), samples, &self.compute)?);
         }
         self.observer.as_mut().map_or(Ok(()), |observer| observer.input(layer, x))
@@ -344,7 +416,15 @@ impl Observer for Distiller {
         self.observer.as_mut().map_or_else(Vec::new, |observer| observer.sampled(hidden))
     }
 
-    fn sampled_output(&mut self, layer: usize, expert: usize, _: &[u32], output: &Tensor) -> Result<()> {
-        self.observer.as_mut().map_or(Ok(()), |observer| observer.sampled_output(layer, expert, output))
+    fn sampled_output(
+        &mut self,
+        layer: usize,
+        expert: usize,
+        _: &[u32],
+        output: &Tensor,
+    ) -> Result<()> {
+        self.observer
+            .as_mut()
+            .map_or(Ok(()), |observer| observer.sampled_output(layer, expert, output))
     }
 }

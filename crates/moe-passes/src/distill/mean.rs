@@ -12,20 +12,23 @@ pub(super) struct Means {
     pub groups: Vec<Vec<usize>>,
 }
 
-/// `count` networks, each the mean of every `count`-th expert of `moe`, weighed by `weights`; neurons of a group are aligned
-/// with those of its first, by weights.
+/// `count` networks, each the mean of every `count`-th expert of `moe`, weighed by `weights`;
+/// neurons of a group are aligned with those of its first, by weights.
 pub(super) fn means(moe: &Moe, count: usize, weights: &[f64]) -> Result<Means> {
     let experts = moe.experts.len();
-    let groups: Vec<Vec<usize>> = (0..count).map(|first| (first..experts).step_by(count).collect()).collect();
+    let groups: Vec<Vec<usize>> =
+        (0..count).map(|first| (first..experts).step_by(count).collect()).collect();
     let permutations = aligned(moe, &groups)?;
     let network = |group: &Vec<usize>| {
         let all: f64 = group.iter().map(|expert| weights[*expert]).sum();
         let share = |expert: usize| {
             // Of experts that no token came to, all alike.
-            let coefficient = if all > 0.0 { weights[expert] / all } else { 1.0 / group.len() as f64 };
+            let coefficient =
+                if all > 0.0 { weights[expert] / all } else { 1.0 / group.len() as f64 };
             Share::All { coefficient, permutation: permutations.get(&expert).cloned() }
         };
-        let members: Vec<_> = group.iter().map(|expert| (&moe.experts[*expert], share(*expert))).collect();
+        let members: Vec<_> =
+            group.iter().map(|expert| (&moe.experts[*expert], share(*expert))).collect();
         merged(&members)
     };
     Ok(Means { networks: groups.iter().map(network).collect(), groups })

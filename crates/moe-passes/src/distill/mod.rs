@@ -1,8 +1,9 @@
 //! Distillation: a mixture of experts becomes a true dense model.
 //!
-//! Layer by layer in one sweep over text: neurons of the experts are selected (2605.28207) and scaled by their measured gates,
-//! or experts are averaged, and the down projection may be fitted to what the mixture gives (2510.14436). Shared experts stay
-//! whole. Nothing but feed-forward blocks changes.
+//! Layer by layer in one sweep over text: neurons of the experts are selected (2605.28207) and
+//! scaled by their measured gates, or experts are averaged, and the down projection may be fitted
+//! to what the mixture gives (2510.14436). Shared experts stay whole. Nothing but feed-forward
+//! blocks changes.
 
 mod block;
 mod distiller;
@@ -21,8 +22,8 @@ use moe_model::{Error, Ffn, Kind, Model, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Baseline, BenchmarkedModel, Effect, HeldOut, Inputs, Kept, LayerPass, LayerRecord, Pass, PassInfo, PassOptions,
-    Plan, ReportKind, Sources, as_value,
+    Baseline, BenchmarkedModel, Effect, HeldOut, Inputs, Kept, LayerPass, LayerRecord, Pass,
+    PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
 };
 
 pub use block::Training;
@@ -61,7 +62,8 @@ pub(crate) static INFO: PassInfo = PassInfo {
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
-/// Its benchmark fits the down projection where there is text for it: four tokens that aren't held out for each neuron.
+/// Its benchmark fits the down projection where there is text for it: four tokens that aren't held
+/// out for each neuron.
 fn benchmark(model: &BenchmarkedModel) -> String {
     let down = if model.tokens >= 5 * model.active_width { "ridge" } else { "measured" };
     format!("down = \"{down}\"")
@@ -97,10 +99,16 @@ impl Pass for DistillOptions {
                 model.layers[index].ffn = decided.ffn.clone();
             }
             let record = decided.map(|decided| decided.record.clone());
-            layers.push(record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }));
+            layers.push(
+                record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }),
+            );
         }
-        let warnings = filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
-        let warnings = warnings.chain(self.training.warning()).chain(model.caveats().map(str::to_owned)).collect();
+        let warnings =
+            filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
+        let warnings = warnings
+            .chain(self.training.warning())
+            .chain(model.caveats().map(str::to_owned))
+            .collect();
         Ok(Plan {
             effects: effects(source, width, &layers),
             model,
@@ -117,16 +125,22 @@ impl Pass for DistillOptions {
     }
 
     fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        let Some(decisions) = sources.decisions.filter(|_| !self.no_baseline) else { return Ok(None) };
+        let Some(decisions) = sources.decisions.filter(|_| !self.no_baseline) else {
+            return Ok(None);
+        };
         let width = self.check(sources.model)?;
-        let fits = |moe: &moe_model::Moe| options::shared_width(moe) + moe.experts[0].width() <= width;
-        if (self.init, self.down) == (Init::Mean, Down::Measured) || !sources.model.moes().all(|(_, moe)| fits(moe)) {
+        let fits =
+            |moe: &moe_model::Moe| options::shared_width(moe) + moe.experts[0].width() <= width;
+        if (self.init, self.down) == (Init::Mean, Down::Measured)
+            || !sources.model.moes().all(|(_, moe)| fits(moe))
+        {
             return Ok(None);
         }
         let mut model = shaped(sources.model, width);
         model.family = self.target(sources.model, width)?;
         for (index, moe) in sources.model.moes() {
-            let record = decisions.layers.get(&index).and_then(|layer| layer.record.distilled.as_ref());
+            let record =
+                decisions.layers.get(&index).and_then(|layer| layer.record.distilled.as_ref());
             let record = record.expect("every mixture was decided");
             let network = mean_of_experts(moe, &record.gates, record.shared_gate, width)?;
             model.layers[index].ffn = Ffn::Dense(Box::new(network));
@@ -141,7 +155,10 @@ impl Pass for DistillOptions {
     fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
         let width = self.check(sources.model)?;
         let spill = sources.spill.ok_or_else(|| {
-            Error::new(Kind::Usage, "there is no place for weights that are made before they are written")
+            Error::new(
+                Kind::Usage,
+                "there is no place for weights that are made before they are written",
+            )
         })?;
         Ok(Some(Box::new(Distiller::new(self, width, sources, spill))))
     }
@@ -168,7 +185,9 @@ fn filled_up(source: &Model, width: usize) -> Option<String> {
 fn effects(source: &Model, width: usize, layers: &[LayerRecord]) -> Vec<Effect> {
     let mixtures = layers.len();
     let decided = || layers.iter().filter_map(|layer| layer.distilled.as_ref());
-    let all = |wanted: &[Kept]| decided().count() == mixtures && decided().all(|layer| wanted.contains(&layer.kept));
+    let all = |wanted: &[Kept]| {
+        decided().count() == mixtures && decided().all(|layer| wanted.contains(&layer.kept))
+    };
     let experts = match () {
         () if all(&[Kept::Exactly]) => Effect::new(
             "experts",
@@ -180,7 +199,9 @@ fn effects(source: &Model, width: usize, layers: &[LayerRecord]) -> Vec<Effect> 
             Effect::new("experts", Kept::Approximately, why)
         }
         () => {
-            let why = format!("the experts of {mixtures} layers become one network of {width} neurons in each");
+            let why = format!(
+                "the experts of {mixtures} layers become one network of {width} neurons in each"
+            );
             Effect::new("experts", Kept::No, why)
         }
     };

@@ -1,8 +1,8 @@
 //! The distinct neurons of a layer, and what each gives in the mean.
 //!
-//! Neurons that do the same up to a power of two are one, whose gates add up: an upcycled model has each of its dense
-//! neurons many times. Where all gates that reach a neuron sum to the same for every token, that sum is known, not measured:
-//! then an upcycled model comes back bit for bit.
+//! Neurons that do the same up to a power of two are one, whose gates add up: an upcycled model has
+//! each of its dense neurons many times. Where all gates that reach a neuron sum to the same for
+//! every token, that sum is known, not measured: then an upcycled model comes back bit for bit.
 
 use std::collections::HashMap;
 
@@ -38,16 +38,18 @@ impl Networks {
 /// A neuron, wherever it stands.
 #[derive(Debug, Clone)]
 pub(super) struct Neuron {
-    /// Where it stands: network, neuron there, and what it gives there as a multiple of what it gives in the first place.
-    /// In the order of networks.
+    /// Where it stands: network, neuron there, and what it gives there as a multiple of what it
+    /// gives in the first place. In the order of networks.
     pub places: Vec<(usize, usize, f64)>,
-    /// What its down column of the first place is multiplied by: the mean gate, or the sum that all gates have.
+    /// What its down column of the first place is multiplied by: the mean gate, or the sum that all
+    /// gates have.
     pub factor: f64,
     /// Whether that was measured.
     pub measured: bool,
     /// E\[(g h)²\] ‖down‖²; infinite in a shared expert, which is kept whole.
     pub importance: f64,
-    /// Whether its down column is other than zero: where it is zero, nothing is lost without the neuron.
+    /// Whether its down column is other than zero: where it is zero, nothing is lost without the
+    /// neuron.
     pub gives: bool,
 }
 
@@ -55,7 +57,8 @@ pub(super) struct Neuron {
 pub(super) struct Gates {
     /// Σ of all gates of a token, where it is the same for every token.
     total: Option<f64>,
-    /// Sizes of blocks of consecutive experts that are always chosen together, with one gate; 1 is among them.
+    /// Sizes of blocks of consecutive experts that are always chosen together, with one gate; 1 is
+    /// among them.
     blocks: Vec<usize>,
     /// Gate of the shared expert, where it is the same for every token.
     pub shared: Option<f64>,
@@ -69,15 +72,19 @@ impl Gates {
         // Values, since a zero may have either sign.
         let same = |range: &[Vec<f32>]| range.iter().all(|row| *row == range[0]);
         let all_chosen = router.top_k == experts && router.scoring == Scoring::Softmax;
-        let all_equal = router.scoring == Scoring::Softmax && router.groups.is_none() && same(&rows);
+        let all_equal =
+            router.scoring == Scoring::Softmax && router.groups.is_none() && same(&rows);
         let total = match () {
             () if router.normalize || all_chosen => Some(router.scale),
             () if all_equal => Some(router.scale * router.top_k as f64 / experts as f64),
             () => None,
         };
-        // Of equal rows the first come first, so that whole blocks are chosen where top-k is a multiple of them.
-        let divides = |size: &usize| router.top_k.is_multiple_of(*size) && experts.is_multiple_of(*size);
-        let together = |size: &usize| *size == 1 || (router.groups.is_none() && rows.chunks(*size).all(same));
+        // Of equal rows the first come first, so that whole blocks are chosen where top-k is a
+        // multiple of them.
+        let divides =
+            |size: &usize| router.top_k.is_multiple_of(*size) && experts.is_multiple_of(*size);
+        let together =
+            |size: &usize| *size == 1 || (router.groups.is_none() && rows.chunks(*size).all(same));
         let blocks = (1..=router.top_k).filter(divides).filter(together).collect();
         let shared = match moe.shared.as_ref().map(|shared| &shared.gate) {
             None => None,
@@ -87,7 +94,8 @@ impl Gates {
         Ok(Self { total, blocks, shared })
     }
 
-    /// Σ gate · part over the experts of a token, `parts` by expert, where it is the same for every token.
+    /// Σ gate · part over the experts of a token, `parts` by expert, where it is the same for every
+    /// token.
     pub fn sum(&self, parts: &[f64]) -> Option<f64> {
         let total = self.total?;
         self.blocks.iter().find_map(|size| {
@@ -105,7 +113,9 @@ fn rows(router: &Router) -> Result<Vec<Vec<f32>>> {
     for weight in router.weights() {
         let values = finite_values(weight)?;
         let each = values.len() / experts;
-        rows.iter_mut().zip(values.chunks_exact(each)).for_each(|(row, values)| row.extend_from_slice(values));
+        rows.iter_mut()
+            .zip(values.chunks_exact(each))
+            .for_each(|(row, values)| row.extend_from_slice(values));
     }
     Ok(rows)
 }
@@ -113,13 +123,20 @@ fn rows(router: &Router) -> Result<Vec<Vec<f32>>> {
 /// The neurons of `networks`, those of `moe`, each once, in the order in which they stand there.
 pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Result<Vec<Neuron>> {
     let gates = Gates::of(moe)?;
-    let found: Vec<(Vec<Fingerprint>, Vec<f64>)> = networks.all.par_iter().map(described).collect::<Result<_>>()?;
+    let found: Vec<(Vec<Fingerprint>, Vec<f64>)> =
+        networks.all.par_iter().map(described).collect::<Result<_>>()?;
     let mut index: HashMap<u128, usize> = HashMap::new();
     let mut neurons: Vec<(Neuron, i32)> = Vec::new();
     for (network, (prints, _)) in found.iter().enumerate() {
         for (place, print) in prints.iter().enumerate() {
             let at = *index.entry(print.hash).or_insert_with(|| {
-                let neuron = Neuron { places: vec![], factor: 0.0, measured: false, importance: 0.0, gives: false };
+                let neuron = Neuron {
+                    places: vec![],
+                    factor: 0.0,
+                    measured: false,
+                    importance: 0.0,
+                    gives: false,
+                };
                 neurons.push((neuron, print.exponent));
                 neurons.len() - 1
             });
@@ -139,7 +156,8 @@ pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Resu
                 None => in_shared += factor,
                 Some(expert) => {
                     parts[expert] += factor;
-                    let energy = sums.experts[expert].energies[*place] / sums.tokens.max(f64::MIN_POSITIVE);
+                    let energy =
+                        sums.experts[expert].energies[*place] / sums.tokens.max(f64::MIN_POSITIVE);
                     neuron.importance += energy * square;
                 }
             }
@@ -151,10 +169,12 @@ pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Resu
         }
         let is_routed = parts.iter().any(|part| *part != 0.0);
         let routed = if is_routed { gates.sum(&parts) } else { Some(0.0) };
-        let shared = if in_shared == 0.0 { Some(0.0) } else { gates.shared.map(|gate| gate * in_shared) };
+        let shared =
+            if in_shared == 0.0 { Some(0.0) } else { gates.shared.map(|gate| gate * in_shared) };
         neuron.measured = routed.is_none() || shared.is_none();
         let measured = || parts.iter().zip(&mean).map(|(part, gate)| part * gate).sum::<f64>();
-        neuron.factor = routed.unwrap_or_else(measured) + shared.unwrap_or_else(|| in_shared * sums.mean_shared_gate());
+        neuron.factor = routed.unwrap_or_else(measured)
+            + shared.unwrap_or_else(|| in_shared * sums.mean_shared_gate());
     }
     Ok(neurons)
 }
@@ -163,10 +183,11 @@ pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Resu
 fn described(network: &Expert) -> Result<(Vec<Fingerprint>, Vec<f64>)> {
     let values = |weight: &moe_model::Weight| -> Result<Vec<f32>> {
         let tensor = to_f32(weight, &Compute::cpu())?;
-        tensor
-            .flatten_all()
-            .and_then(|t| t.to_vec1())
-            .map_err(|e| Error::new(Kind::Numeric, "cannot look at these neurons").source(e).tensor(weight.name()))
+        tensor.flatten_all().and_then(|t| t.to_vec1()).map_err(|e| {
+            Error::new(Kind::Numeric, "cannot look at these neurons")
+                .source(e)
+                .tensor(weight.name())
+        })
     };
     let [gate, up, down] = network.linears().map(|linear| values(&linear.weight));
     let (gate, up, down) = (gate?, up?, down?);

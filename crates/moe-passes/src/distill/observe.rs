@@ -37,7 +37,9 @@ pub(super) enum BlockPart {
 impl Tokens {
     pub fn new(text: &Calibration) -> Self {
         let factors = group_factors(&text.groups);
-        let weight = |group: &GroupIndex| if *group == UNCOUNTED { 0.0 } else { factors[*group as usize] as f32 };
+        let weight = |group: &GroupIndex| {
+            if *group == UNCOUNTED { 0.0 } else { factors[*group as usize] as f32 }
+        };
         let mut held_out = vec![false; text.group_of.len()];
         for span in text.batch.spans.iter().skip(HELD_OUT_EVERY - 1).step_by(HELD_OUT_EVERY) {
             held_out[span.clone()].fill(true);
@@ -56,7 +58,9 @@ impl Tokens {
     /// The tokens of `range` that are `part`, as positions in it, and √ of their weights.
     pub fn of(&self, part: BlockPart, range: std::ops::Range<usize>) -> (Vec<u32>, Vec<f32>) {
         let first = range.start;
-        let wanted = range.filter(|t| self.weights[*t] > 0.0 && self.held_out[*t] == (part == BlockPart::HeldOut));
+        let wanted = range.filter(|t| {
+            self.weights[*t] > 0.0 && self.held_out[*t] == (part == BlockPart::HeldOut)
+        });
         wanted.map(|token| ((token - first) as u32, self.weights[token].sqrt())).unzip()
     }
 
@@ -66,8 +70,9 @@ impl Tokens {
     }
 }
 
-/// Sums over the tokens that decide, each times its weight. X is the tokens that were routed to an expert, g the gate that is
-/// applied, f the expert's output, h its neurons, s its score by the router.
+/// Sums over the tokens that decide, each times its weight. X is the tokens that were routed to an
+/// expert, g the gate that is applied, f the expert's output, h its neurons, s its score by the
+/// router.
 #[derive(Debug, Clone)]
 pub(super) struct LayerSums {
     /// Σ 1 over all tokens
@@ -76,7 +81,8 @@ pub(super) struct LayerSums {
     pub shared_gate: f64,
     /// By expert.
     pub experts: Vec<ExpertSums>,
-    /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; empty unless asked for.
+    /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; empty unless asked
+    /// for.
     pub sampled: Vec<Vec<Tensor>>,
 }
 
@@ -143,7 +149,9 @@ impl LayerObserver {
                 experts: vec![expert; experts],
                 sampled: if samples { vec![Vec::new(); experts] } else { Vec::new() },
             },
-            shared_gate: gate.map(|gate: &Weight| moe_forward::to_f32(gate, compute)).transpose()?,
+            shared_gate: gate
+                .map(|gate: &Weight| moe_forward::to_f32(gate, compute))
+                .transpose()?,
             routed: 0..0,
             arrived: 0,
             scores: Vec::new(),
@@ -162,7 +170,10 @@ impl LayerObserver {
         for (part, found) in self.parts.take().map_err(|e| failed(index, e))? {
             let sums = &mut self.sums.experts[part.expert];
             let (energies, squares) = found.split_at(sums.energies.len());
-            sums.energies.iter_mut().zip(energies).for_each(|(sum, energy)| *sum += f64::from(*energy));
+            sums.energies
+                .iter_mut()
+                .zip(energies)
+                .for_each(|(sum, energy)| *sum += f64::from(*energy));
             for ((weight, gate), square) in part.weights.into_iter().zip(part.gates).zip(squares) {
                 sums.square_norms += f64::from(weight) * f64::from(*square);
                 sums.gated_norms += f64::from(weight) * f64::from(gate) * f64::from(*square).sqrt();
@@ -178,10 +189,14 @@ impl LayerObserver {
         let here = self.arrived..self.arrived + tokens;
         self.arrived = here.end;
         let Some(gate) = &self.shared_gate else { return Ok(()) };
-        let gates =
-            || -> candle_core::Result<Vec<f32>> { product(&x.to_dtype(DType::F32)?, gate)?.flatten_all()?.to_vec1() };
-        for (token, gate) in here.zip(gates().map_err(fail)?).filter(|(token, _)| self.tokens.decides(*token)) {
-            self.sums.shared_gate += f64::from(self.tokens.weight(token)) / (1.0 + f64::from(-gate).exp());
+        let gates = || -> candle_core::Result<Vec<f32>> {
+            product(&x.to_dtype(DType::F32)?, gate)?.flatten_all()?.to_vec1()
+        };
+        for (token, gate) in
+            here.zip(gates().map_err(fail)?).filter(|(token, _)| self.tokens.decides(*token))
+        {
+            self.sums.shared_gate +=
+                f64::from(self.tokens.weight(token)) / (1.0 + f64::from(-gate).exp());
         }
         Ok(())
     }
@@ -198,10 +213,12 @@ impl LayerObserver {
     /// An expert ran on tokens of the last [`Self::routed`].
     pub fn ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
         let (first, experts) = (self.routed.start, self.sums.experts.len());
-        let rows = (0..run.tokens.len()).filter(|row| self.tokens.decides(first + run.tokens[*row] as usize));
+        let rows = (0..run.tokens.len())
+            .filter(|row| self.tokens.decides(first + run.tokens[*row] as usize));
         let rows: Vec<usize> = rows.collect();
         let sums = &mut self.sums.experts[run.expert];
-        let (mut weights, mut gates) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+        let (mut weights, mut gates) =
+            (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
         for row in &rows {
             let token = run.tokens[*row] as usize;
             let (weight, gate) = (self.tokens.weights[first + token], run.gates[*row]);
@@ -215,7 +232,8 @@ impl LayerObserver {
             return Ok(());
         }
         let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        let weighed: Vec<f32> = weights.iter().zip(&gates).map(|(weight, gate)| weight.sqrt() * gate).collect();
+        let weighed: Vec<f32> =
+            weights.iter().zip(&gates).map(|(weight, gate)| weight.sqrt() * gate).collect();
         let found = || -> candle_core::Result<Tensor> {
             let device = run.output.device();
             let chosen = Tensor::from_slice(&chosen, chosen.len(), device)?;
@@ -230,7 +248,8 @@ impl LayerObserver {
         if run.output.device().is_cpu() { self.read_back(layer) } else { Ok(()) }
     }
 
-    /// Tokens of the last [`Self::routed`] that all experts shall run on: evenly spread, as many as memory is meant for.
+    /// Tokens of the last [`Self::routed`] that all experts shall run on: evenly spread, as many as
+    /// memory is meant for.
     pub fn sampled(&mut self, hidden: usize) -> Vec<u32> {
         if !self.samples {
             return Vec::new();
@@ -238,15 +257,20 @@ impl LayerObserver {
         let most = (SAMPLE_BYTES / (4 * hidden * self.sums.experts.len())).clamp(1, SAMPLE_TOKENS);
         let every = self.tokens.count(BlockPart::Decide).div_ceil(most).max(1);
         let first = self.routed.start;
-        let chosen = self.routed.clone().filter(|token| token.is_multiple_of(every) && self.tokens.decides(*token));
-        let tokens: Vec<u32> = chosen.map(|token| (token - first) as u32).take(most - self.sampled_tokens).collect();
+        let chosen = self
+            .routed
+            .clone()
+            .filter(|token| token.is_multiple_of(every) && self.tokens.decides(*token));
+        let tokens: Vec<u32> =
+            chosen.map(|token| (token - first) as u32).take(most - self.sampled_tokens).collect();
         self.sampled_tokens += tokens.len();
         tokens
     }
 
     /// What an expert gives for these.
     pub fn sampled_output(&mut self, layer: usize, expert: usize, output: &Tensor) -> Result<()> {
-        let output = output.to_dtype(DType::F32).and_then(|o| o.to_device(&Device::Cpu)?.flatten_all());
+        let output =
+            output.to_dtype(DType::F32).and_then(|o| o.to_device(&Device::Cpu)?.flatten_all());
         self.sums.sampled[expert].push(output.map_err(|e| failed(layer, e))?);
         Ok(())
     }
@@ -255,7 +279,10 @@ impl LayerObserver {
 impl LayerSums {
     /// E\[g\] of each expert over all tokens, 0 where it isn't selected.
     pub fn mean_gates(&self) -> Vec<f64> {
-        self.experts.iter().map(|expert| expert.gates / self.tokens.max(f64::MIN_POSITIVE)).collect()
+        self.experts
+            .iter()
+            .map(|expert| expert.gates / self.tokens.max(f64::MIN_POSITIVE))
+            .collect()
     }
 
     /// E σ(gate · x) of the shared expert.
@@ -263,11 +290,15 @@ impl LayerSums {
         self.shared_gate / self.tokens.max(f64::MIN_POSITIVE)
     }
 
-    /// E⟨fᵢ, fⱼ⟩ over the sampled tokens, `[experts, experts]`; tokens that count more there count as one.
+    /// E⟨fᵢ, fⱼ⟩ over the sampled tokens, `[experts, experts]`; tokens that count more there count
+    /// as one.
     pub fn output_products(&self, layer: usize) -> Result<Vec<f64>> {
         let products = || -> candle_core::Result<Vec<f64>> {
-            let rows =
-                self.sampled.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<Vec<_>>>()?;
+            let rows = self
+                .sampled
+                .iter()
+                .map(|parts| Tensor::cat(parts, 0))
+                .collect::<candle_core::Result<Vec<_>>>()?;
             let outputs = Tensor::stack(&rows, 0)?;
             outputs.matmul(&outputs.t()?)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
         };

@@ -15,8 +15,8 @@ use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_baseline_used};
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DistillOptions {
-    /// Neurons of each layer of the dense model. By default as many as a token uses in the MoE, shared experts included, or as
-    /// many as its dense layers have, where these are wider.
+    /// Neurons of each layer of the dense model. By default as many as a token uses in the MoE,
+    /// shared experts included, or as many as its dense layers have, where these are wider.
     #[arg(long, value_name = "NEURONS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
@@ -41,7 +41,8 @@ pub struct DistillOptions {
     #[serde(default)]
     pub down: Down,
 
-    /// Whose states each layer is decided on: what reaches it through the dense layers before it, or through the original's.
+    /// Whose states each layer is decided on: what reaches it through the dense layers before it,
+    /// or through the original's.
     #[arg(long, value_enum, value_name = "WHOSE", default_value_t)]
     #[serde(default)]
     pub forcing: Forced,
@@ -83,7 +84,8 @@ pub enum Init {
     Mean,
     /// The same, experts weighed by their gates.
     UsageMean,
-    /// Normal numbers of standard deviation 0.02, and nothing of the experts: what training alone is worth.
+    /// Normal numbers of standard deviation 0.02, and nothing of the experts: what training alone
+    /// is worth.
     Random,
 }
 
@@ -104,12 +106,12 @@ pub enum Forced {
 pub enum Down {
     /// Each neuron's own column, times the mean of its gate over all tokens.
     Measured,
-    /// Fitted to what the mixture gives, by least squares that are shrunk towards the measured one as far as held-out tokens
-    /// ask for.
+    /// Fitted to what the mixture gives, by least squares that are shrunk towards the measured one
+    /// as far as held-out tokens ask for.
     #[default]
     Ridge,
-    /// With --select experts: each neuron's own column over the number of experts taken, whatever their gates (2605.28207, as in
-    /// PEFT's MoE-to-dense).
+    /// With --select experts: each neuron's own column over the number of experts taken, whatever
+    /// their gates (2605.28207, as in PEFT's MoE-to-dense).
     Uniform,
 }
 
@@ -129,7 +131,8 @@ impl DistillOptions {
     /// The width of all layers of the result.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a model or a width that can't be distilled, [`Kind::Unsupported`] for what isn't supported.
+    /// [`Kind::Usage`] for a model or a width that can't be distilled, [`Kind::Unsupported`] for
+    /// what isn't supported.
     pub(super) fn check(&self, model: &Model) -> Result<usize> {
         let of_file = |error: Error| error.file(&model.config_file);
         if let Some(quantization) = &model.quantization {
@@ -158,17 +161,27 @@ impl DistillOptions {
         if self.calibration.data.is_empty() {
             return usage("distill measures gates on text", "give --data TEXT");
         }
-        if self.init != Init::Select && (self.score != Score::default() || self.select != Select::default()) {
-            let error = Error::new(Kind::Usage, "--score and --select choose what --init select takes");
+        if self.init != Init::Select
+            && (self.score != Score::default() || self.select != Select::default())
+        {
+            let error =
+                Error::new(Kind::Usage, "--score and --select choose what --init select takes");
             return Err(error.remedy("leave them out, or --init").idle(&["--score", "--select"]));
         }
         let experts = self.init == Init::Select && self.select == Select::Experts;
         if self.down == Down::Uniform && !experts {
-            let error = Error::new(Kind::Usage, "--down uniform divides by the number of experts taken");
+            let error =
+                Error::new(Kind::Usage, "--down uniform divides by the number of experts taken");
             return Err(error.remedy("give --select experts").idle(&["--down"]));
         }
-        if self.init == Init::Select && self.select == Select::Neurons && self.score != Score::default() {
-            let error = Error::new(Kind::Usage, "--score ranks experts, and --select neurons takes none whole");
+        if self.init == Init::Select
+            && self.select == Select::Neurons
+            && self.score != Score::default()
+        {
+            let error = Error::new(
+                Kind::Usage,
+                "--score ranks experts, and --select neurons takes none whole",
+            );
             return Err(error.remedy("give --select experts").idle(&["--score"]));
         }
         check_baseline_used(self.no_baseline, &self.measuring)?;
@@ -176,7 +189,13 @@ impl DistillOptions {
     }
 
     fn width(&self, model: &Model) -> Result<usize> {
-        let dense = model.layers.iter().filter_map(|layer| layer.ffn.dense()).map(Expert::width).max().unwrap_or(0);
+        let dense = model
+            .layers
+            .iter()
+            .filter_map(|layer| layer.ffn.dense())
+            .map(Expert::width)
+            .max()
+            .unwrap_or(0);
         let all = |moe: &Moe| moe.experts.len() * moe.experts[0].width() + shared_width(moe);
         let active = |moe: &Moe| moe.router.top_k * moe.experts[0].width() + shared_width(moe);
         let width = match self.width {
@@ -184,14 +203,22 @@ impl DistillOptions {
             Some(width) => width,
         };
         if width < dense {
-            let what = format!("layers that are dense already have {dense} neurons, more than --width {width}");
-            return usage(what, format!("give --width {dense} or more: a dense family has one width for all layers"));
+            let what = format!(
+                "layers that are dense already have {dense} neurons, more than --width {width}"
+            );
+            return usage(
+                what,
+                format!(
+                    "give --width {dense} or more: a dense family has one width for all layers"
+                ),
+            );
         }
         for (index, moe) in model.moes() {
             let (all, shared, each) = (all(moe), shared_width(moe), moe.experts[0].width());
             if self.width.is_some() && width > all.max(dense) {
-                let what =
-                    format!("--width {width} is more than the {all} neurons that all experts of layer {index} have");
+                let what = format!(
+                    "--width {width} is more than the {all} neurons that all experts of layer {index} have"
+                );
                 return usage(what, format!("give {} or less", all.max(dense)));
             }
             let least = match self.init {
@@ -222,7 +249,12 @@ impl DistillOptions {
     }
 
     /// Refuses text that is too short to fit what --down ridge fits.
-    pub(super) fn check_tokens(&self, width: usize, deciding: usize, held_out: usize) -> Result<()> {
+    pub(super) fn check_tokens(
+        &self,
+        width: usize,
+        deciding: usize,
+        held_out: usize,
+    ) -> Result<()> {
         let wanted = TOKENS_PER_NEURON * width;
         let remedy = "give more --data, raise --data-tokens, or lower --sequence-length";
         // Shorter windows leave more of them alone, not fewer.
@@ -240,9 +272,10 @@ impl DistillOptions {
                 "no window of this text can be held out, so that --down ridge can't choose how far to fit",
                 remedy,
             ),
-            _ if self.training.trains() && held_out == 0 => {
-                usage("no window of this text can be held out, so that training can't tell when to stop", remedy)
-            }
+            _ if self.training.trains() && held_out == 0 => usage(
+                "no window of this text can be held out, so that training can't tell when to stop",
+                remedy,
+            ),
             _ => Ok(()),
         }
     }
@@ -254,7 +287,8 @@ impl DistillOptions {
         let deciding = if ridge { (TOKENS_PER_NEURON * width).div_ceil(sequence) } else { 1 };
         let holds_out = ridge || self.training.trains();
         // One window is held out behind every few that decide.
-        let held_out = if holds_out { (deciding.saturating_sub(1) / (HELD_OUT_EVERY - 1)).max(1) } else { 0 };
+        let held_out =
+            if holds_out { (deciding.saturating_sub(1) / (HELD_OUT_EVERY - 1)).max(1) } else { 0 };
         let least = if holds_out { HELD_OUT_EVERY } else { 1 };
         (deciding + held_out).max(least) * sequence
     }
@@ -267,9 +301,12 @@ impl DistillOptions {
         let source = &model.family.model_type;
         let possible = &model.family.distills_to;
         if let Some(why) = &model.family.undistilled {
-            return Err(Error::new(Kind::Unsupported, format!("{source} can't be distilled: {why}"))
-                .file(&model.config_file)
-                .remedy("prune, merge and quantize take this family"));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("{source} can't be distilled: {why}"),
+            )
+            .file(&model.config_file)
+            .remedy("prune, merge and quantize take this family"));
         }
         if let Some(wanted) = &self.target {
             if !possible.contains(wanted) {
@@ -277,13 +314,16 @@ impl DistillOptions {
                 return usage(what, format!("give --target {}", possible.join(" or --target ")));
             }
             return holds(wanted, model, width).map_err(|error| {
-                Error::new(Kind::Unsupported, format!("this {source} model can't be distilled to {wanted}"))
-                    .file(&model.config_file)
-                    .remedy(match possible.len() {
-                        1 => "no other family can hold it".to_owned(),
-                        _ => "leave --target out".to_owned(),
-                    })
-                    .source(error)
+                Error::new(
+                    Kind::Unsupported,
+                    format!("this {source} model can't be distilled to {wanted}"),
+                )
+                .file(&model.config_file)
+                .remedy(match possible.len() {
+                    1 => "no other family can hold it".to_owned(),
+                    _ => "leave --target out".to_owned(),
+                })
+                .source(error)
             });
         }
         let mut refused = None;
@@ -294,7 +334,10 @@ impl DistillOptions {
             }
         }
         Err(refused.unwrap_or_else(|| {
-            Error::new(Kind::Unsupported, format!("no dense family can hold what {source} distills to"))
+            Error::new(
+                Kind::Unsupported,
+                format!("no dense family can hold what {source} distills to"),
+            )
         }))
     }
 }
@@ -307,8 +350,8 @@ fn holds(name: &str, model: &Model, width: usize) -> Result<&'static Family> {
     Ok(dense.family)
 }
 
-/// `model` with networks of `width` neurons in place of its mixtures, before anything is decided; layers that are dense
-/// already are filled up to that width.
+/// `model` with networks of `width` neurons in place of its mixtures, before anything is decided;
+/// layers that are dense already are filled up to that width.
 pub(super) fn shaped(model: &Model, width: usize) -> Model {
     let mut dense = model.clone();
     for layer in &mut dense.layers {
@@ -322,18 +365,22 @@ pub(super) fn shaped(model: &Model, width: usize) -> Model {
     dense
 }
 
-/// Refuses biases of feed-forward blocks: a sum of experts has none that doesn't depend on the token, and a dense family gives
-/// them to all layers or to none.
+/// Refuses biases of feed-forward blocks: a sum of experts has none that doesn't depend on the
+/// token, and a dense family gives them to all layers or to none.
 fn check_biases(model: &Model) -> Result<()> {
     let networks = model.layers.iter().flat_map(|layer| match &layer.ffn {
         Ffn::Dense(network) => vec![network.as_ref()],
-        Ffn::Moe(moe) => moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)).collect(),
+        Ffn::Moe(moe) => {
+            moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)).collect()
+        }
     });
     match networks.flat_map(Expert::linears).find_map(|linear| linear.bias.as_ref()) {
         None => Ok(()),
-        Some(bias) => Err(Error::new(Kind::Unsupported, "feed-forward blocks with biases can't be distilled")
-            .tensor(bias.name())
-            .remedy("if the biases are zero, drop them and mlp_bias")),
+        Some(bias) => {
+            Err(Error::new(Kind::Unsupported, "feed-forward blocks with biases can't be distilled")
+                .tensor(bias.name())
+                .remedy("if the biases are zero, drop them and mlp_bias"))
+        }
     }
 }
 
@@ -344,10 +391,10 @@ mod tests {
     /// As many tokens as are named are enough, and a window fewer is not.
     #[test]
     fn the_least_tokens_are_just_enough() {
-        for (down, width, sequence) in [("ridge", 512, 512), ("ridge", 512, 64), ("ridge", 7, 64), ("measured", 9, 32)]
+        for (down, width, sequence) in
+            [("ridge", 512, 512), ("ridge", 512, 64), ("ridge", 7, 64), ("measured", 9, 32)]
         {
-            let options =
-                serde_json::json!({ "down": down, "data": ["t"], "data-tokens": 1, "sequence-length": sequence });
+            let options = serde_json::json!({ "down": down, "data": ["t"], "data-tokens": 1, "sequence-length": sequence });
             let options: DistillOptions = serde_json::from_value(options).unwrap();
             let least = options.least_tokens(width, sequence);
             let check = |windows: usize| {

@@ -26,11 +26,12 @@ pub struct DistilledLayer {
     /// How the down projection was fitted, where it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fit: Option<DownFit>,
-    /// How it was trained, where it was: on what reaches the original layer, then on what reaches this one.
+    /// How it was trained, where it was: on what reaches the original layer, then on what reaches
+    /// this one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trained: Vec<Trained>,
-    /// Norm of the error of the network's output by that of the mixture's, on windows that nothing but λ and the steps of training
-    /// were chosen on.
+    /// Norm of the error of the network's output by that of the mixture's, on windows that nothing
+    /// but λ and the steps of training were chosen on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
     /// Whether it gives what the mixture gives.
@@ -53,7 +54,8 @@ pub struct DistilledPart {
 pub struct DownFit {
     /// λ as a multiple of the mean diagonal of Σ h hᵀ; none where the measured projection did best.
     pub lambda: Option<f64>,
-    /// Each that was tried, and the relative output error on held-out tokens; the last is the measured projection's.
+    /// Each that was tried, and the relative output error on held-out tokens; the last is the
+    /// measured projection's.
     pub tried: Vec<(Option<f64>, f64)>,
 }
 
@@ -65,7 +67,8 @@ pub struct Trained {
     pub steps: u64,
     /// The step that did best on held-out tokens, which is kept; 0 for what was there before.
     pub best: u64,
-    /// The step in which the loss or its gradient ceased to be a number, if one did; nothing was learned from it on.
+    /// The step in which the loss or its gradient ceased to be a number, if one did; nothing was
+    /// learned from it on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diverged: Option<u64>,
     /// What held-out tokens said on the way.
@@ -75,7 +78,8 @@ pub struct Trained {
 impl Trained {
     /// The error on held-out tokens before, and of what is kept.
     pub fn errors(&self) -> Option<[f64; 2]> {
-        let at = |step: u64| self.looks.iter().find(|look| look.step == step).map(|look| look.error);
+        let at =
+            |step: u64| self.looks.iter().find(|look| look.step == step).map(|look| look.error);
         Some([at(0)?, at(self.best)?])
     }
 }

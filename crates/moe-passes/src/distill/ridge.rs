@@ -23,14 +23,15 @@ const TOKEN_BLOCK: usize = 4096;
 pub(super) struct Fitted {
     /// `[hidden, width]`
     pub down: Weight,
-    /// The multiple of the mean diagonal that did best on held-out tokens; none where W₀ itself did.
+    /// The multiple of the mean diagonal that did best on held-out tokens; none where W₀ itself
+    /// did.
     pub lambda: Option<f64>,
     /// The relative error on held-out tokens of each that was tried; the last one is that of W₀.
     pub tried: Vec<(Option<f64>, f64)>,
 }
 
-/// Fits the down projection of `student` in layer `index`, whose `inputs` and outputs of the original block are there.
-/// Held-out tokens choose λ, and nothing is fitted to them.
+/// Fits the down projection of `student` in layer `index`, whose `inputs` and outputs of the
+/// original block are there. Held-out tokens choose λ, and nothing is fitted to them.
 ///
 /// The matrix is kept: it can't be made again without the tokens.
 pub(super) fn fit(
@@ -42,19 +43,26 @@ pub(super) fn fit(
     spill: &ScratchStore,
 ) -> Result<Fitted> {
     let fail = |e| failed(index, e);
-    let of_layer = GateAndUp { gate: to_f32(&student.gate.weight, compute)?, up: to_f32(&student.up.weight, compute)? };
+    let of_layer = GateAndUp {
+        gate: to_f32(&student.gate.weight, compute)?,
+        up: to_f32(&student.up.weight, compute)?,
+    };
     let [hidden, width] = [student.down.weight.shape()[0], student.width()];
     let new = || Ridge::new(width, hidden).map_err(fail);
     let (mut deciding, mut held_out) = (new()?, new()?);
     for (block, range) in inputs.blocks().iter().enumerate() {
         let x = inputs.get(block)?;
         let y = inputs.output(block)?.expect("the block was observed");
-        for (part, sums) in [(BlockPart::Decide, &mut deciding), (BlockPart::HeldOut, &mut held_out)] {
+        for (part, sums) in
+            [(BlockPart::Decide, &mut deciding), (BlockPart::HeldOut, &mut held_out)]
+        {
             let (rows, weights) = tokens.of(part, range.clone());
             for (rows, weights) in rows.chunks(TOKEN_BLOCK).zip(weights.chunks(TOKEN_BLOCK)) {
                 let products = 2 * hidden * width + width * width + hidden * width;
                 let add = || of_layer.add(sums, &x, &y, rows, weights);
-                compute.stage("ridge sums", Work::products(rows.len(), products), add).map_err(fail)?;
+                compute
+                    .stage("ridge sums", Work::products(rows.len(), products), add)
+                    .map_err(fail)?;
             }
         }
     }
@@ -69,13 +77,16 @@ pub(super) fn fit(
     let all = || GRID.into_iter().filter_map(|relative| solve(relative).ok()).collect();
     let mut tried: Vec<_> = compute.stage("ridge", work, all);
     tried.push((None, held_out.relative_error(&start).map_err(fail)?));
-    let best = tried.iter().copied().reduce(|best, other| if other.1 < best.1 { other } else { best });
+    let best =
+        tried.iter().copied().reduce(|best, other| if other.1 < best.1 { other } else { best });
     let lambda = best.and_then(|(lambda, _)| lambda);
     let down = match lambda {
         None => student.down.weight.clone(),
         Some(relative) => {
             let solved = deciding.solve(relative, &start);
-            let values = solved.and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).map_err(fail)?;
+            let values = solved
+                .and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>())
+                .map_err(fail)?;
             kept(&values, &student.down.weight, spill)?
         }
     };
@@ -90,7 +101,14 @@ struct GateAndUp {
 
 impl GateAndUp {
     /// Adds the tokens `rows` of inputs `x` and outputs `y`, each times √ of its weight.
-    fn add(&self, sums: &mut Ridge, x: &Tensor, y: &Tensor, rows: &[u32], weights: &[f32]) -> candle_core::Result<()> {
+    fn add(
+        &self,
+        sums: &mut Ridge,
+        x: &Tensor,
+        y: &Tensor,
+        rows: &[u32],
+        weights: &[f32],
+    ) -> candle_core::Result<()> {
         let chosen = Tensor::from_slice(rows, rows.len(), x.device())?;
         let weights = Tensor::from_slice(weights, (weights.len(), 1), x.device())?;
         let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);

@@ -30,10 +30,16 @@ impl Score {
         self == Self::DoAcp
     }
 
-    /// The experts of layer `layer` in the order in which they are taken, and what each counts; `count` of them are about to
-    /// be taken.
-    pub(super) fn order(self, layer: usize, sums: &LayerSums, count: usize) -> Result<(Vec<usize>, Vec<f64>)> {
-        let scores: Vec<f64> = sums.experts.iter().map(|expert| self.of(expert, sums.tokens)).collect();
+    /// The experts of layer `layer` in the order in which they are taken, and what each counts;
+    /// `count` of them are about to be taken.
+    pub(super) fn order(
+        self,
+        layer: usize,
+        sums: &LayerSums,
+        count: usize,
+    ) -> Result<(Vec<usize>, Vec<f64>)> {
+        let scores: Vec<f64> =
+            sums.experts.iter().map(|expert| self.of(expert, sums.tokens)).collect();
         if self == Self::DoAcp {
             let kernel = determinantal::kernel(&scores, &sums.output_products(layer)?);
             let lambda = determinantal::lambda(&kernel, scores.len(), count);

@@ -11,16 +11,22 @@ use super::neurons::{Networks, Neuron};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Select {
-    /// Experts by --score, until the width is filled; of the last one its neurons of the greatest E[(g h)²] ‖down‖².
+    /// Experts by --score, until the width is filled; of the last one its neurons of the greatest
+    /// E[(g h)²] ‖down‖².
     Experts,
     /// Neurons of all experts, by E[(g h)²] ‖down‖².
     #[default]
     Neurons,
 }
 
-/// The chosen ones of `neurons`, ascending: at most `width`, those of the shared expert, then those of experts in `order`, and
-/// only then those that give nothing.
-pub(super) fn by_experts(neurons: &[Neuron], networks: &Networks, order: &[usize], width: usize) -> Vec<usize> {
+/// The chosen ones of `neurons`, ascending: at most `width`, those of the shared expert, then those
+/// of experts in `order`, and only then those that give nothing.
+pub(super) fn by_experts(
+    neurons: &[Neuron],
+    networks: &Networks,
+    order: &[usize],
+    width: usize,
+) -> Vec<usize> {
     let mut in_network = vec![Vec::new(); networks.all.len()];
     for (index, neuron) in neurons.iter().enumerate().filter(|(_, neuron)| neuron.gives) {
         neuron.places.iter().for_each(|(network, ..)| in_network[*network].push(index));
@@ -28,7 +34,9 @@ pub(super) fn by_experts(neurons: &[Neuron], networks: &Networks, order: &[usize
     let nothing = (0..neurons.len()).filter(|index| !neurons[*index].gives).collect();
     let in_order = (0..networks.shared).chain(order.iter().map(|expert| networks.routed(*expert)));
     let mut chosen = BTreeSet::new();
-    for candidates in in_order.map(|network| std::mem::take(&mut in_network[network])).chain([nothing]) {
+    for candidates in
+        in_order.map(|network| std::mem::take(&mut in_network[network])).chain([nothing])
+    {
         let new: BTreeSet<usize> = candidates.into_iter().filter(|n| !chosen.contains(n)).collect();
         let left = width - chosen.len();
         chosen.extend(most_important(neurons, new, left));
@@ -43,8 +51,13 @@ pub(super) fn by_neurons(neurons: &[Neuron], width: usize) -> Vec<usize> {
     chosen
 }
 
-/// At most `count` of `candidates`, which ascend: those of the greatest importance, of equals the first.
-fn most_important(neurons: &[Neuron], candidates: impl IntoIterator<Item = usize>, count: usize) -> Vec<usize> {
+/// At most `count` of `candidates`, which ascend: those of the greatest importance, of equals the
+/// first.
+fn most_important(
+    neurons: &[Neuron],
+    candidates: impl IntoIterator<Item = usize>,
+    count: usize,
+) -> Vec<usize> {
     let mut candidates: Vec<usize> = candidates.into_iter().collect();
     if candidates.len() > count {
         candidates.sort_by(|a, b| neurons[*b].importance.total_cmp(&neurons[*a].importance));

@@ -23,7 +23,10 @@ pub(super) fn student(
     width: usize,
 ) -> Result<(Expert, DistilledLayer)> {
     let gates = sums.mean_gates();
-    let shared_gate = moe.shared.as_ref().map(|shared| shared.gate.as_ref().map_or(1.0, |_| sums.mean_shared_gate()));
+    let shared_gate = moe
+        .shared
+        .as_ref()
+        .map(|shared| shared.gate.as_ref().map_or(1.0, |_| sums.mean_shared_gate()));
     let made = match options.init {
         Init::Select => selected(index, moe, sums, options, width)?,
         Init::Mean => averaged(moe, &gates, shared_gate, &vec![1.0; gates.len()], width)?,
@@ -48,7 +51,12 @@ pub(super) fn student(
 }
 
 /// The mean of the experts of `moe` beside its shared one, which had these mean gates.
-pub(super) fn mean_of_experts(moe: &Moe, gates: &[f64], shared_gate: Option<f64>, width: usize) -> Result<Expert> {
+pub(super) fn mean_of_experts(
+    moe: &Moe,
+    gates: &[f64],
+    shared_gate: Option<f64>,
+    width: usize,
+) -> Result<Expert> {
     Ok(averaged(moe, gates, shared_gate, &vec![1.0; gates.len()], width)?.network)
 }
 
@@ -62,7 +70,13 @@ struct MadeStudent {
 }
 
 /// Some of the neurons that there are.
-fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions, width: usize) -> Result<MadeStudent> {
+fn selected(
+    index: usize,
+    moe: &Moe,
+    sums: &LayerSums,
+    options: &DistillOptions,
+    width: usize,
+) -> Result<MadeStudent> {
     let networks = Networks::of(moe);
     let neurons = distinct(moe, &networks, sums)?;
     let taken = (width - shared_width(moe)).div_ceil(moe.experts[0].width());
@@ -101,7 +115,12 @@ fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> MadeStudent {
     MadeStudent {
         network: random(&moe.experts[0], width, seed, index),
         parts: vec![DistilledPart { from: "chance".to_owned(), neurons: width, factor: 1.0 }],
-        distinct: moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)).map(Expert::width).sum(),
+        distinct: moe
+            .experts
+            .iter()
+            .chain(moe.shared.iter().map(|shared| &shared.expert))
+            .map(Expert::width)
+            .sum(),
         zeros: 0,
         scores: Vec::new(),
         kept: Kept::No,
@@ -110,7 +129,10 @@ fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> MadeStudent {
 
 /// Whether the chosen neurons give what all of them give.
 fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
-    let lost = neurons.iter().enumerate().any(|(index, neuron)| neuron.gives && chosen.binary_search(&index).is_err());
+    let lost = neurons
+        .iter()
+        .enumerate()
+        .any(|(index, neuron)| neuron.gives && chosen.binary_search(&index).is_err());
     let mut giving = neurons.iter().filter(|neuron| neuron.gives);
     let power_of_two = |factor: f64| factor == 0.0 || factor.abs().log2().fract() == 0.0;
     match () {
@@ -121,24 +143,33 @@ fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
 }
 
 /// Means of as many groups of experts as fit, which had these mean gates, beside the shared expert.
-fn averaged(moe: &Moe, gates: &[f64], shared_gate: Option<f64>, weights: &[f64], width: usize) -> Result<MadeStudent> {
+fn averaged(
+    moe: &Moe,
+    gates: &[f64],
+    shared_gate: Option<f64>,
+    weights: &[f64],
+    width: usize,
+) -> Result<MadeStudent> {
     let known = Gates::of(moe)?;
     let (shared, each) = (shared_width(moe), moe.experts[0].width());
     let count = ((width - shared) / each).min(moe.experts.len());
     let Means { networks, groups } = means(moe, count, weights)?;
     // All of a token's gates together may be known; those of a group are measured.
     let of_group = |group: &Vec<usize>| {
-        let parts: Vec<f64> = (0..gates.len()).map(|e| f64::from(u8::from(group.contains(&e)))).collect();
+        let parts: Vec<f64> =
+            (0..gates.len()).map(|e| f64::from(u8::from(group.contains(&e)))).collect();
         known.sum(&parts).unwrap_or_else(|| group.iter().map(|expert| gates[*expert]).sum())
     };
-    let mut factors: Vec<f64> = shared_gate.iter().map(|gate| known.shared.unwrap_or(*gate)).collect();
+    let mut factors: Vec<f64> =
+        shared_gate.iter().map(|gate| known.shared.unwrap_or(*gate)).collect();
     factors.extend(groups.iter().map(of_group));
     let mut names: Vec<String> = moe.shared.iter().map(|_| "shared expert".to_owned()).collect();
     names.extend(groups.iter().map(|group| {
         let experts: Vec<_> = group.iter().map(usize::to_string).collect();
         format!("mean of experts {}", experts.join(", "))
     }));
-    let all: Vec<Expert> = moe.shared.iter().map(|shared| shared.expert.clone()).chain(networks).collect();
+    let all: Vec<Expert> =
+        moe.shared.iter().map(|shared| shared.expert.clone()).chain(networks).collect();
     let of_network = |(index, (network, factor)): (usize, (&Expert, &f64))| {
         let pick = move |neuron| Pick { network: index as u32, neuron, factor: *factor as f32 };
         (0..network.width() as u32).map(pick).collect::<Vec<_>>()

@@ -31,7 +31,8 @@ struct Picked {
 /// The network of `width` neurons that `picks` make of `networks`; zeros fill it up.
 pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> Expert {
     let of = |linear: fn(&Expert) -> &Linear, axis| {
-        let networks: Vec<Weight> = networks.iter().map(|network| linear(network).weight.clone()).collect();
+        let networks: Vec<Weight> =
+            networks.iter().map(|network| linear(network).weight.clone()).collect();
         let like = networks[0].clone();
         let shape = match axis {
             Axis::Rows => [width, like.shape()[1]],
@@ -40,7 +41,11 @@ pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> E
         let made = Picked { networks, picks: picks.clone(), width, axis };
         Linear { weight: Weight::made(like.name(), like.dtype(), &shape, made), bias: None }
     };
-    Expert { gate: of(|e| &e.gate, Axis::Rows), up: of(|e| &e.up, Axis::Rows), down: of(|e| &e.down, Axis::Columns) }
+    Expert {
+        gate: of(|e| &e.gate, Axis::Rows),
+        up: of(|e| &e.up, Axis::Rows),
+        down: of(|e| &e.down, Axis::Columns),
+    }
 }
 
 /// Numbers of one stream of a seed.
@@ -57,9 +62,16 @@ const STD: f64 = 0.02;
 /// A network of `width` neurons in the encodings of `like`, drawn for layer `index`.
 pub(super) fn random(like: &Expert, width: usize, seed: u64, index: usize) -> Expert {
     let mut network = undecided(like, width);
-    for (place, linear) in [&mut network.gate, &mut network.up, &mut network.down].into_iter().enumerate() {
+    for (place, linear) in
+        [&mut network.gate, &mut network.up, &mut network.down].into_iter().enumerate()
+    {
         let like = linear.weight.clone();
-        let normal = Normal { elements: like.elements(), seed, stream: (3 * index + place) as u64, like: like.clone() };
+        let normal = Normal {
+            elements: like.elements(),
+            seed,
+            stream: (3 * index + place) as u64,
+            like: like.clone(),
+        };
         linear.weight = Weight::made(like.name(), like.dtype(), like.shape(), normal);
     }
     network
@@ -67,12 +79,14 @@ pub(super) fn random(like: &Expert, width: usize, seed: u64, index: usize) -> Ex
 
 impl WeightSource for Normal {
     fn make(&self) -> Result<Vec<u8>> {
-        let values = sampling::normal(self.elements, STD, &mut sampling::generator(self.seed, self.stream));
+        let values =
+            sampling::normal(self.elements, STD, &mut sampling::generator(self.seed, self.stream));
         encoded(&values, candle_dtype(&self.like)?, self.like.name())
     }
 }
 
-/// `network`, which has no biases, with zeros behind its neurons, so that it has `width` of them; itself where it has as many.
+/// `network`, which has no biases, with zeros behind its neurons, so that it has `width` of them;
+/// itself where it has as many.
 pub(super) fn padded(network: &Expert, width: usize) -> Expert {
     if network.width() == width {
         return network.clone();
@@ -85,7 +99,10 @@ impl Picked {
     /// The picks of each network with their places.
     fn by_network(&self) -> Vec<Vec<(usize, Pick)>> {
         let mut of = vec![Vec::new(); self.networks.len()];
-        self.picks.iter().enumerate().for_each(|(place, pick)| of[pick.network as usize].push((place, *pick)));
+        self.picks
+            .iter()
+            .enumerate()
+            .for_each(|(place, pick)| of[pick.network as usize].push((place, *pick)));
         of
     }
 }
@@ -97,9 +114,13 @@ impl WeightSource for Picked {
         let size = dtype.size_in_bytes();
         // A row is a neuron of gate and up, and a component of what down gives.
         let across = like.shape()[if self.axis == Axis::Rows { 1 } else { 0 }];
-        let mut rows = vec![0u8; if self.axis == Axis::Rows { self.width * across * size } else { 0 }];
-        let mut columns = vec![0f32; if self.axis == Axis::Columns { self.width * across } else { 0 }];
-        for (network, picks) in self.networks.iter().zip(self.by_network()).filter(|(_, picks)| !picks.is_empty()) {
+        let mut rows =
+            vec![0u8; if self.axis == Axis::Rows { self.width * across * size } else { 0 }];
+        let mut columns =
+            vec![0f32; if self.axis == Axis::Columns { self.width * across } else { 0 }];
+        for (network, picks) in
+            self.networks.iter().zip(self.by_network()).filter(|(_, picks)| !picks.is_empty())
+        {
             let (bytes, found) = read_finite(network)?;
             if found != dtype {
                 return Err(Error::new(
@@ -113,13 +134,17 @@ impl WeightSource for Picked {
                 Axis::Rows => {
                     let row = across * size;
                     for (place, pick) in picks {
-                        rows[place * row..][..row].copy_from_slice(&bytes[pick.neuron as usize * row..][..row]);
+                        rows[place * row..][..row]
+                            .copy_from_slice(&bytes[pick.neuron as usize * row..][..row]);
                     }
                 }
                 Axis::Columns => {
-                    let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(network.name(), e))?;
+                    let values = encoding::decode_f32(&bytes, dtype)
+                        .map_err(|e| numeric(network.name(), e))?;
                     let width = network.shape()[1];
-                    for (to, from) in columns.chunks_exact_mut(self.width).zip(values.chunks_exact(width)) {
+                    for (to, from) in
+                        columns.chunks_exact_mut(self.width).zip(values.chunks_exact(width))
+                    {
                         for (place, pick) in &picks {
                             to[*place] = from[pick.neuron as usize] * pick.factor;
                         }
@@ -134,7 +159,8 @@ impl WeightSource for Picked {
     }
 }
 
-/// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is written.
+/// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is
+/// written.
 pub(super) fn kept(values: &[f32], like: &Weight, spill: &ScratchStore) -> Result<Weight> {
     let bytes = encoded(values, candle_dtype(like)?, like.name())?;
     Ok(Weight::made(like.name(), like.dtype(), like.shape(), spill.keep(&bytes)?))

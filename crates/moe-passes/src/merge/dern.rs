@@ -21,18 +21,27 @@ pub(super) struct MergeTarget {
 /// A dropped expert, and the target of each of its neurons; none for one that is lost.
 pub(super) type Targets = (usize, Vec<Option<MergeTarget>>);
 
-/// The experts of greatest `saliency` stay; each neuron of the others goes to the kept neuron of greatest cosine, if that
-/// is at least `threshold`, and is lost otherwise. Neurons that come together are their mean weighed by saliency.
+/// The experts of greatest `saliency` stay; each neuron of the others goes to the kept neuron of
+/// greatest cosine, if that is at least `threshold`, and is lost otherwise. Neurons that come
+/// together are their mean weighed by saliency.
 pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) -> Result<Reduced> {
     let kept = kept(layer, &saliency);
     let targets = targets(layer, &kept, threshold)?;
-    let made: Vec<_> =
-        (0..kept.len()).map(|position| with_arrivals(layer, &kept, position, &targets, &saliency)).collect();
+    let made: Vec<_> = (0..kept.len())
+        .map(|position| with_arrivals(layer, &kept, position, &targets, &saliency))
+        .collect();
     let clusters = made.iter().map(|made| made.cluster.clone()).collect();
     let descriptions = made.iter().map(|made| made.description.clone()).collect();
     let experts = made.into_iter().map(|made| made.expert).collect();
     let carried = Some(carried(layer.moe.experts.len(), &targets));
-    Ok(Reduced { clusters, saliency, halves: None, experts: Some(experts), made: Some(descriptions), carried })
+    Ok(Reduced {
+        clusters,
+        saliency,
+        halves: None,
+        experts: Some(experts),
+        made: Some(descriptions),
+        carried,
+    })
 }
 
 /// The share of each of `experts` experts' neurons that stay or have a target.
@@ -49,12 +58,19 @@ fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
     let centroids = |division: &super::groups::Division| {
         division.centroids(saliency).0.into_iter().map(|expert| vec![expert]).collect()
     };
-    of_layer(layer.moe, layer.count, layer.protected, centroids).into_iter().map(|group| group[0]).collect()
+    of_layer(layer.moe, layer.count, layer.protected, centroids)
+        .into_iter()
+        .map(|group| group[0])
+        .collect()
 }
 
-/// The targets of all neurons of each dropped expert, ascending. Neurons stay in their routing group, and none goes to a
-/// protected expert.
-pub(super) fn targets(layer: &LayerView<'_>, kept: &[usize], threshold: f64) -> Result<Vec<Targets>> {
+/// The targets of all neurons of each dropped expert, ascending. Neurons stay in their routing
+/// group, and none goes to a protected expert.
+pub(super) fn targets(
+    layer: &LayerView<'_>,
+    kept: &[usize],
+    threshold: f64,
+) -> Result<Vec<Targets>> {
     let experts = &layer.moe.experts;
     let size = experts.len() / layer.moe.router.groups.map_or(1, |groups| groups.count);
     let find = |dropped: &usize| -> Result<(usize, Vec<Option<MergeTarget>>)> {
@@ -66,9 +82,12 @@ pub(super) fn targets(layer: &LayerView<'_>, kept: &[usize], threshold: f64) -> 
                 continue;
             }
             let other = device_rows(layer, &experts[*expert])?;
-            let cosines = other.t().and_then(|other| rows.matmul(&other)).map_err(|e| failed(layer, e))?;
+            let cosines =
+                other.t().and_then(|other| rows.matmul(&other)).map_err(|e| failed(layer, e))?;
             for (block, best) in best.chunks_mut(ROWS_AT_ONCE).enumerate() {
-                let some = cosines.narrow(0, block * ROWS_AT_ONCE, best.len()).and_then(|c| c.to_vec2::<f64>());
+                let some = cosines
+                    .narrow(0, block * ROWS_AT_ONCE, best.len())
+                    .and_then(|c| c.to_vec2::<f64>());
                 let some = some.map_err(|e| failed(layer, e))?;
                 best.iter_mut().zip(&some).for_each(|(best, row)| raise(best, position, row));
             }
@@ -88,7 +107,8 @@ pub(super) fn working_bytes(sizes: Sizes) -> usize {
     at_once(one) * one
 }
 
-/// Takes the greatest of `cosines` if it is greater than the best so far, or as great as the threshold.
+/// Takes the greatest of `cosines` if it is greater than the best so far, or as great as the
+/// threshold.
 fn raise(best: &mut (f64, Option<MergeTarget>), kept: usize, cosines: &[f64]) {
     for (neuron, cosine) in cosines.iter().enumerate() {
         if *cosine > best.0 || (best.1.is_none() && *cosine >= best.0) {
@@ -121,8 +141,9 @@ fn with_arrivals(
     let mut totals = vec![saliency[own]; experts[own].width()];
     let mut arrivals: Vec<(usize, Vec<(usize, usize)>)> = Vec::new();
     for (dropped, targets) in targets {
-        let here =
-            |(q, target): (usize, &Option<MergeTarget>)| target.filter(|t| t.kept == position).map(|t| (q, t.neuron));
+        let here = |(q, target): (usize, &Option<MergeTarget>)| {
+            target.filter(|t| t.kept == position).map(|t| (q, t.neuron))
+        };
         let here: Vec<_> = targets.iter().enumerate().filter_map(here).collect();
         here.iter().for_each(|(_, to)| totals[*to] += saliency[*dropped]);
         if !here.is_empty() {
@@ -132,14 +153,25 @@ fn with_arrivals(
     let donors: Vec<usize> = arrivals.iter().map(|(dropped, _)| *dropped).collect();
     let cluster = std::iter::once(own).chain(donors.iter().copied()).collect();
     if donors.is_empty() {
-        return MergedBlock { cluster, description: format!("expert {own}"), expert: experts[own].clone() };
+        return MergedBlock {
+            cluster,
+            description: format!("expert {own}"),
+            expert: experts[own].clone(),
+        };
     }
     // Where all weights are 0, the kept neuron stays.
     let share = |expert: usize, to: usize| {
-        if totals[to] > 0.0 { saliency[expert] / totals[to] } else { f64::from(u8::from(expert == own)) }
+        if totals[to] > 0.0 {
+            saliency[expert] / totals[to]
+        } else {
+            f64::from(u8::from(expert == own))
+        }
     };
-    let gift =
-        |expert, from: usize, to: usize| Gift { from: from as u32, to: to as u32, coefficient: share(expert, to) };
+    let gift = |expert, from: usize, to: usize| Gift {
+        from: from as u32,
+        to: to as u32,
+        coefficient: share(expert, to),
+    };
     let stays: Arc<[Gift]> = (0..totals.len()).map(|neuron| gift(own, neuron, neuron)).collect();
     let mut members = vec![(&experts[own], Share::Some(stays))];
     let count: usize = arrivals.iter().map(|(_, neurons)| neurons.len()).sum();
@@ -153,5 +185,6 @@ fn with_arrivals(
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
-    Error::new(Kind::Numeric, format!("cannot compare the neurons of layer {}", layer.index)).source(error)
+    Error::new(Kind::Numeric, format!("cannot compare the neurons of layer {}", layer.index))
+        .source(error)
 }

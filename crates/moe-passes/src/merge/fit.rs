@@ -24,19 +24,33 @@ pub(super) struct Fit<'a> {
 impl<'a> Fit<'a> {
     pub fn new(layer: &'a LayerView<'a>) -> Result<Self> {
         let router = LoadedRouter::load(&layer.moe.router, layer.compute)?;
-        let route = |x: &Tensor| router.route(x).map(|(_, routing)| routing).map_err(|e| failed(layer, e));
+        let route =
+            |x: &Tensor| router.route(x).map(|(_, routing)| routing).map_err(|e| failed(layer, e));
         let routings = layer.inputs.iter().map(route).collect::<Result<_>>()?;
         // Metal has no f64.
-        let device =
-            if layer.compute.device.is_metal() { candle_core::Device::Cpu } else { layer.compute.device.clone() };
-        Ok(Self { layer, routings, compute: Compute { device, dtype: DType::F64, ..layer.compute.clone() } })
+        let device = if layer.compute.device.is_metal() {
+            candle_core::Device::Cpu
+        } else {
+            layer.compute.device.clone()
+        };
+        Ok(Self {
+            layer,
+            routings,
+            compute: Compute { device, dtype: DType::F64, ..layer.compute.clone() },
+        })
     }
 
-    /// down' with the least Σ ‖Σ_j w_j f_j(x) − down' φ'(x)‖² over the tokens that chose any of `group`, φ' the
-    /// activations of `merged`'s gate and up as they are written; none where no token did.
+    /// down' with the least Σ ‖Σ_j w_j f_j(x) − down' φ'(x)‖² over the tokens that chose any of
+    /// `group`, φ' the activations of `merged`'s gate and up as they are written; none where no
+    /// token did.
     ///
     /// The matrix is held in memory: it can't be made again without the tokens.
-    pub fn down(&self, group: &[usize], coefficients: &[f64], merged: &Expert) -> Result<Option<Weight>> {
+    pub fn down(
+        &self,
+        group: &[usize],
+        coefficients: &[f64],
+        merged: &Expert,
+    ) -> Result<Option<Weight>> {
         let shape = merged.down.weight.shape();
         let fail = |e| failed(self.layer, e);
         let mut squares = LeastSquares::new(shape[1], shape[0]).map_err(fail)?;
@@ -66,17 +80,21 @@ impl<'a> Fit<'a> {
         let mut sum = x.zeros_like().map_err(|e| failed(self.layer, e))?;
         for (expert, coefficient) in group.iter().zip(coefficients) {
             let output = expert_output(&self.layer.moe.experts[*expert], x, &self.compute)?;
-            sum = (output * *coefficient).and_then(|output| sum + output).map_err(|e| failed(self.layer, e))?;
+            sum = (output * *coefficient)
+                .and_then(|output| sum + output)
+                .map_err(|e| failed(self.layer, e))?;
         }
         Ok(sum)
     }
 }
 
-/// The most bytes that fitting a layer of `experts` experts holds beside the inputs of `tokens` tokens.
+/// The most bytes that fitting a layer of `experts` experts holds beside the inputs of `tokens`
+/// tokens.
 pub(super) fn working_bytes(model: &Model, experts: usize, tokens: usize) -> u64 {
     let of_layer = |moe: &Moe| {
         let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-        // In f64 inputs, activations and outputs of a block; an expert's matrices, and the sums of the least squares.
+        // In f64 inputs, activations and outputs of a block; an expert's matrices, and the sums of
+        // the least squares.
         let block = tokens.min(TOKEN_BLOCK) * (2 * model.hidden + 3 * width);
         let matrices = 4 * width * model.hidden + 2 * width.pow(2);
         // Scores of all experts, and which are chosen.
@@ -95,5 +113,6 @@ fn tokens_of(routing: &Routing, group: &[usize]) -> Vec<u32> {
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
-    Error::new(Kind::Numeric, format!("cannot fit the merged experts of layer {}", layer.index)).source(error)
+    Error::new(Kind::Numeric, format!("cannot fit the merged experts of layer {}", layer.index))
+        .source(error)
 }

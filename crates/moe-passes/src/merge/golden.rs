@@ -1,13 +1,16 @@
-//! Merging layer 1 of the built-in MoE as golden/pruning/merge.py does it with numpy and scipy in float64.
+//! Merging layer 1 of the built-in MoE as golden/pruning/merge.py does it with numpy and scipy in
+//! float64.
 //!
-//! Experts are given in f32, so that merged weights aren't rounded to bf16: what is compared is the arithmetic.
+//! Experts are given in f32, so that merged weights aren't rounded to bf16: what is compared is the
+//! arithmetic.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::{
-    Batch, ExpertRun, Group, Observer, ObserverOptions, Silent, StatisticsObserver, Sweep, Wants, to_f32,
+    Batch, ExpertRun, Group, Observer, ObserverOptions, Silent, StatisticsObserver, Sweep, Wants,
+    to_f32,
 };
 use moe_math::Compute;
 use moe_math::routing::Routing;
@@ -39,7 +42,11 @@ fn json(path: &str) -> Value {
 }
 
 fn tensors(name: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(golden(&format!("pruning/merge-{name}.safetensors")), &Device::Cpu).unwrap()
+    candle_core::safetensors::load(
+        golden(&format!("pruning/merge-{name}.safetensors")),
+        &Device::Cpu,
+    )
+    .unwrap()
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {
@@ -90,7 +97,13 @@ impl Observer for Watch {
         self.statistics.sampled(layer)
     }
 
-    fn sampled_output(&mut self, layer: usize, expert: usize, tokens: &[u32], output: &Tensor) -> Result<()> {
+    fn sampled_output(
+        &mut self,
+        layer: usize,
+        expert: usize,
+        tokens: &[u32],
+        output: &Tensor,
+    ) -> Result<()> {
         self.statistics.sampled_output(layer, expert, tokens, output)
     }
 }
@@ -115,21 +128,38 @@ impl Fixture {
             let windows: Vec<Vec<u32>> = serde_json::from_value(windows.clone()).unwrap();
             for (half, ids) in windows.into_iter().enumerate() {
                 group_of.extend(ids.iter().map(|_| groups.len() as u32));
-                groups.push(Group { label: label.clone(), half: half as u8, weight: None, tokens: ids.len() as u64 });
+                groups.push(Group {
+                    label: label.clone(),
+                    half: half as u8,
+                    weight: None,
+                    tokens: ids.len() as u64,
+                });
                 sequences.push(ids);
             }
         }
         let batch = Batch::new(sequences.iter().map(Vec::as_slice));
-        let options =
-            ObserverOptions { groups: groups.len(), group_of: group_of.into(), left_out: false, sample_every: 1 };
-        let mut watch = Watch { statistics: StatisticsObserver::new(&model, options), inputs: Vec::new() };
+        let options = ObserverOptions {
+            groups: groups.len(),
+            group_of: group_of.into(),
+            left_out: false,
+            sample_every: 1,
+        };
+        let mut watch =
+            Watch { statistics: StatisticsObserver::new(&model, options), inputs: Vec::new() };
         let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();
         (0..LAYER).for_each(|index| sweep.layer(index, &mut Silent).unwrap());
         sweep.layer(LAYER, &mut watch).unwrap();
         let mut moe = model.layers[LAYER].ffn.moe().unwrap().clone();
-        let f32 = |e: &Expert| Expert { gate: in_f32(&e.gate), up: in_f32(&e.up), down: in_f32(&e.down) };
+        let f32 =
+            |e: &Expert| Expert { gate: in_f32(&e.gate), up: in_f32(&e.up), down: in_f32(&e.down) };
         moe.experts = moe.experts.iter().map(f32).collect();
-        Self { moe, groups, sums: watch.statistics.take().unwrap().unwrap(), inputs: watch.inputs, compute }
+        Self {
+            moe,
+            groups,
+            sums: watch.statistics.take().unwrap().unwrap(),
+            inputs: watch.inputs,
+            compute,
+        }
     }
 
     fn view<'a>(&'a self, protected: &'a [usize]) -> LayerView<'a> {
@@ -172,11 +202,18 @@ fn assert_weights(name: &str, centroids: &[usize], experts: &[Expert]) {
             let w = to_f32(&linear.weight, &Compute::cpu()).unwrap().to_dtype(DType::F64).unwrap();
             let (rows, columns) = w.dims2().unwrap();
             let every = |n: usize| {
-                Tensor::from_vec((0..n).step_by(STEP).map(|i| i as u32).collect(), n.div_ceil(STEP), &Device::Cpu)
-                    .unwrap()
+                Tensor::from_vec(
+                    (0..n).step_by(STEP).map(|i| i as u32).collect(),
+                    n.div_ceil(STEP),
+                    &Device::Cpu,
+                )
+                .unwrap()
             };
-            let some =
-                if part == "down" { w.index_select(&every(columns), 1) } else { w.index_select(&every(rows), 0) };
+            let some = if part == "down" {
+                w.index_select(&every(columns), 1)
+            } else {
+                w.index_select(&every(rows), 0)
+            };
             for (key, found) in [
                 (key.clone(), some.unwrap()),
                 (format!("{key}.row_sums"), w.sum(1).unwrap()),
@@ -184,7 +221,11 @@ fn assert_weights(name: &str, centroids: &[usize], experts: &[Expert]) {
             ] {
                 let expected = numbers(&golden[&key]);
                 let largest = expected.iter().fold(0f64, |most, x| most.max(x.abs()));
-                let off = numbers(&found).iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f64, f64::max);
+                let off = numbers(&found)
+                    .iter()
+                    .zip(&expected)
+                    .map(|(a, b)| (a - b).abs())
+                    .fold(0f64, f64::max);
                 assert!(off < WEIGHT * largest, "{name} {key}: {off:e} of {largest}");
                 compared += 1;
             }
@@ -208,14 +249,26 @@ fn assert_same(fixture: &Fixture, name: &str, method: Merging) {
     assert_eq!(permutations.len(), decided.permutations.len(), "{name}");
     for (member, found) in &decided.permutations {
         let expected = numbers(&permutations[&format!("permutations.{member}")]);
-        assert_eq!(found.iter().map(|p| f64::from(*p)).collect::<Vec<_>>(), expected, "{name}, member {member}");
+        assert_eq!(
+            found.iter().map(|p| f64::from(*p)).collect::<Vec<_>>(),
+            expected,
+            "{name}, member {member}"
+        );
     }
     let reduced = method.reduce(&view).unwrap();
     assert_eq!(reduced.clusters, decided.groups);
-    assert_eq!(reduced.carried(fixture.moe.experts.len()), [1.0; 24], "{name}: every expert goes on");
+    assert_eq!(
+        reduced.carried(fixture.moe.experts.len()),
+        [1.0; 24],
+        "{name}: every expert goes on"
+    );
     let experts = reduced.experts.as_ref().unwrap();
     for (group, expert) in reduced.clusters.iter().zip(experts) {
-        assert_eq!(group.len() == 1, expert.same_source(&fixture.moe.experts[group[0]]), "{name}: one stays as it is");
+        assert_eq!(
+            group.len() == 1,
+            expert.same_source(&fixture.moe.experts[group[0]]),
+            "{name}: one stays as it is"
+        );
     }
     assert_weights(name, &reduced.kept(), experts);
 }
@@ -249,8 +302,11 @@ fn neurons_go_where_numpy_sends_them() {
     assert_eq!(serde_json::to_value(&kept).unwrap(), golden["kept"]);
     let width = fixture.moe.experts[0].width();
     let targets = dern::targets(&view, &kept, 0.3).unwrap();
-    let place = |target: &Option<dern::MergeTarget>| target.map_or(-1.0, |t| (kept[t.kept] * width + t.neuron) as f64);
-    let found: Vec<f64> = targets.iter().flat_map(|(_, targets)| targets.iter().map(place)).collect();
+    let place = |target: &Option<dern::MergeTarget>| {
+        target.map_or(-1.0, |t| (kept[t.kept] * width + t.neuron) as f64)
+    };
+    let found: Vec<f64> =
+        targets.iter().flat_map(|(_, targets)| targets.iter().map(place)).collect();
     let expected = numbers(&tensors("dern")["targets"]);
     assert_eq!(found, expected);
     let dropped = (0..fixture.moe.experts.len()).filter(|e| !kept.contains(e));
@@ -259,7 +315,10 @@ fn neurons_go_where_numpy_sends_them() {
         let placed = targets.iter().filter(|target| **target >= 0.0).count();
         assert_eq!(carried[expert], placed as f64 / width as f64, "{expert}");
     }
-    assert!(kept.iter().all(|e| carried[*e] == 1.0) && carried.iter().any(|share| *share < 1.0), "{carried:?}");
+    assert!(
+        kept.iter().all(|e| carried[*e] == 1.0) && carried.iter().any(|share| *share < 1.0),
+        "{carried:?}"
+    );
     assert_weights("dern", &kept, reduced.experts.as_ref().unwrap());
 }
 
@@ -269,7 +328,8 @@ fn caps_bind_as_in_numpy() {
     let golden = json("pruning/merge-ream-nearest.json");
     for (name, grouping) in [("pseudo", Grouping::Pseudo), ("nearest", Grouping::Nearest)] {
         for (cap, expected) in golden["groups_by_cap"][name].as_object().unwrap() {
-            let method = Merging { group_cap: cap.parse().unwrap(), ..merging(MergeMethod::Ream, grouping) };
+            let method =
+                Merging { group_cap: cap.parse().unwrap(), ..merging(MergeMethod::Ream, grouping) };
             let decided = method.decide(&fixture.view(&[]), &fixture.pooled()).unwrap();
             assert_eq!(decided.groups, groups_of(expected), "{name}, {cap}");
         }
@@ -278,19 +338,28 @@ fn caps_bind_as_in_numpy() {
     for (count, expected) in golden["groups_by_count"].as_object().unwrap() {
         let view = LayerView { count: count.parse().unwrap(), ..fixture.view(&[]) };
         let method = merging(MergeMethod::HcSmoe, Grouping::Pseudo);
-        assert_eq!(method.decide(&view, &fixture.pooled()).unwrap().groups, groups_of(expected), "{count}");
+        assert_eq!(
+            method.decide(&view, &fixture.pooled()).unwrap().groups,
+            groups_of(expected),
+            "{count}"
+        );
     }
 }
 
 #[test]
 fn protected_experts_stand_alone() {
     let fixture = Fixture::new();
-    for method in [MergeMethod::Ream, MergeMethod::HcSmoe, MergeMethod::MSmoe, MergeMethod::Average] {
+    for method in [MergeMethod::Ream, MergeMethod::HcSmoe, MergeMethod::MSmoe, MergeMethod::Average]
+    {
         let protected = [4, 5, 6];
         let method = merging(method, Grouping::Pseudo);
         let decided = method.decide(&fixture.view(&protected), &fixture.pooled()).unwrap();
         assert_eq!(decided.groups.len(), COUNT);
-        assert!(protected.iter().all(|e| decided.groups.contains(&vec![*e])), "{:?}", decided.groups);
+        assert!(
+            protected.iter().all(|e| decided.groups.contains(&vec![*e])),
+            "{:?}",
+            decided.groups
+        );
         let all: Vec<usize> = (0..COUNT).collect();
         let decided = method.decide(&fixture.view(&all), &fixture.pooled()).unwrap();
         assert_eq!(decided.groups.len(), COUNT, "as many protected as kept: none is");
@@ -303,14 +372,20 @@ fn protected_experts_stand_alone() {
 #[test]
 fn routing_groups_keep_as_many_each() {
     let mut fixture = Fixture::new();
-    fixture.moe.router.groups = Some(moe_model::Groups { count: 4, kept: 2, score: moe_model::GroupScore::Max });
+    fixture.moe.router.groups =
+        Some(moe_model::Groups { count: 4, kept: 2, score: moe_model::GroupScore::Max });
     for method in [MergeMethod::Ream, MergeMethod::HcSmoe, MergeMethod::MSmoe] {
-        let decided = merging(method, Grouping::Pseudo).decide(&fixture.view(&[]), &fixture.pooled()).unwrap();
+        let decided = merging(method, Grouping::Pseudo)
+            .decide(&fixture.view(&[]), &fixture.pooled())
+            .unwrap();
         assert!(decided.groups.iter().all(|group| group.iter().all(|e| e / 6 == group[0] / 6)));
-        assert!((0..4).all(|g| decided.groups.iter().filter(|group| group[0] / 6 == g).count() == 3));
+        assert!(
+            (0..4).all(|g| decided.groups.iter().filter(|group| group[0] / 6 == g).count() == 3)
+        );
     }
-    let alone =
-        |division: &super::groups::Division| division.experts.iter().take(division.count).map(|e| vec![*e]).collect();
+    let alone = |division: &super::groups::Division| {
+        division.experts.iter().take(division.count).map(|e| vec![*e]).collect()
+    };
     assert_eq!(of_layer(&fixture.moe, 8, &[], alone).concat(), [0, 1, 6, 7, 12, 13, 18, 19]);
 }
 
@@ -320,21 +395,30 @@ fn experts_without_tokens_have_no_weight_beside_others() {
     use moe_math::statistics::Quantity;
     let mut fixture = Fixture::new();
     for sums in &mut fixture.sums {
-        for quantity in
-            [Quantity::Tokens, Quantity::Gates, Quantity::GatedNorms, Quantity::GatedOutputs, Quantity::Activations]
-        {
+        for quantity in [
+            Quantity::Tokens,
+            Quantity::Gates,
+            Quantity::GatedNorms,
+            Quantity::GatedOutputs,
+            Quantity::Activations,
+        ] {
             (20..24).for_each(|expert| sums.of_mut(quantity, expert).fill(0.0));
         }
     }
     for method in [MergeMethod::Ream, MergeMethod::MSmoe, MergeMethod::HcSmoe] {
-        let decided = merging(method, Grouping::Pseudo).decide(&fixture.view(&[]), &fixture.pooled()).unwrap();
+        let decided = merging(method, Grouping::Pseudo)
+            .decide(&fixture.view(&[]), &fixture.pooled())
+            .unwrap();
         for (group, weights) in decided.groups.iter().zip(&decided.coefficients) {
             let has_tokens = group.iter().any(|e| *e < 20);
             for (expert, weight) in group.iter().zip(weights) {
                 let expected_zero = has_tokens && *expert >= 20;
                 assert_eq!(*weight == 0.0, expected_zero, "{method:?} {group:?} {weights:?}");
             }
-            assert!(method == MergeMethod::HcSmoe || group[0] < 20, "{method:?}: a centroid has tokens");
+            assert!(
+                method == MergeMethod::HcSmoe || group[0] < 20,
+                "{method:?}: a centroid has tokens"
+            );
         }
     }
     let reduced = merging(MergeMethod::Dern, Grouping::Pseudo).reduce(&fixture.view(&[])).unwrap();

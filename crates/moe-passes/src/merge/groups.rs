@@ -13,9 +13,9 @@ pub(super) struct Division {
     pub count: usize,
 }
 
-/// How a layer of `count` experts is grouped: `group` groups a division. Experts of one routing group only are merged,
-/// and each routing group keeps as many. Protected experts stand alone, but where that would leave no group for the
-/// others: there, protection has no effect.
+/// How a layer of `count` experts is grouped: `group` groups a division. Experts of one routing
+/// group only are merged, and each routing group keeps as many. Protected experts stand alone, but
+/// where that would leave no group for the others: there, protection has no effect.
 ///
 /// Groups are ascending by centroid; after the centroid, members are ascending.
 pub(super) fn of_layer(
@@ -29,7 +29,8 @@ pub(super) fn of_layer(
     let mut groups = Vec::new();
     for division in 0..divisions {
         let experts: Vec<usize> = (division * size..(division + 1) * size).collect();
-        let (mut alone, others): (Vec<_>, Vec<_>) = experts.iter().copied().partition(|e| protected.contains(e));
+        let (mut alone, others): (Vec<_>, Vec<_>) =
+            experts.iter().copied().partition(|e| protected.contains(e));
         let division = if alone.len() < count && !others.is_empty() {
             Division { count: count - alone.len(), experts: others }
         } else {
@@ -90,7 +91,8 @@ impl Division {
         (centroids, others)
     }
 
-    /// The most salient experts, each with those that join it; at most `cap` in a group, or as many as it takes.
+    /// The most salient experts, each with those that join it; at most `cap` in a group, or as many
+    /// as it takes.
     pub fn around_centroids(
         &self,
         saliency: &[f64],
@@ -106,14 +108,15 @@ impl Division {
         }
     }
 
-    /// Average linkage on the Euclidean distances of `features`, `[all experts, d]`; the centroid is the member nearest
-    /// to the mean, of equals the lower.
+    /// Average linkage on the Euclidean distances of `features`, `[all experts, d]`; the centroid
+    /// is the member nearest to the mean, of equals the lower.
     pub fn clusters(&self, features: &[f64], d: usize) -> Vec<Vec<usize>> {
         let feature = |e: usize| &features[e * d..][..d];
         let chosen: Vec<f64> = self.experts.iter().flat_map(|e| feature(*e)).copied().collect();
         let clusters = average_linkage(&euclidean(&chosen, d), self.count);
         let with_centroid = |cluster: Vec<usize>| {
-            let mut members: Vec<usize> = cluster.into_iter().map(|position| self.experts[position]).collect();
+            let mut members: Vec<usize> =
+                cluster.into_iter().map(|position| self.experts[position]).collect();
             let centroid = most_central(&members, feature);
             members[..=centroid].rotate_right(1);
             members
@@ -135,7 +138,8 @@ fn most_central<'a>(members: &[usize], feature: impl Fn(usize) -> &'a [f64]) -> 
     (1..members.len()).fold(0, |best, i| if away[i] < away[best] { i } else { best })
 }
 
-/// REAM's grouping: from the most salient centroid to the least, each takes the cap − 1 nearest that are still free.
+/// REAM's grouping: from the most salient centroid to the least, each takes the cap − 1 nearest
+/// that are still free.
 fn pseudo(
     centroids: Vec<usize>,
     mut free: Vec<usize>,
@@ -146,7 +150,9 @@ fn pseudo(
     let mut order = centroids;
     order.sort_by(|a, b| saliency[*b].total_cmp(&saliency[*a]).then(a.cmp(b)));
     let take = |centroid: usize| {
-        let nearer = |a: &usize, b: &usize| similarity.of(centroid, *b).total_cmp(&similarity.of(centroid, *a));
+        let nearer = |a: &usize, b: &usize| {
+            similarity.of(centroid, *b).total_cmp(&similarity.of(centroid, *a))
+        };
         free.sort_by(|a, b| nearer(a, b).then(a.cmp(b)));
         let rest = free.split_off(free.len().min(cap - 1));
         std::iter::once(centroid).chain(std::mem::replace(&mut free, rest)).collect()
@@ -154,13 +160,22 @@ fn pseudo(
     order.into_iter().map(take).collect()
 }
 
-/// Pairs of expert and centroid by descending similarity: a pair is made if the expert is free and the group has room.
-fn nearest(centroids: Vec<usize>, others: &[usize], similarity: &Similarity, cap: usize) -> Vec<Vec<usize>> {
-    let mut groups: Vec<Vec<usize>> = centroids.into_iter().map(|centroid| vec![centroid]).collect();
-    let mut pairs: Vec<(usize, usize)> = others.iter().flat_map(|j| (0..groups.len()).map(|g| (*j, g))).collect();
+/// Pairs of expert and centroid by descending similarity: a pair is made if the expert is free and
+/// the group has room.
+fn nearest(
+    centroids: Vec<usize>,
+    others: &[usize],
+    similarity: &Similarity,
+    cap: usize,
+) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> =
+        centroids.into_iter().map(|centroid| vec![centroid]).collect();
+    let mut pairs: Vec<(usize, usize)> =
+        others.iter().flat_map(|j| (0..groups.len()).map(|g| (*j, g))).collect();
     let of = |(j, g): &(usize, usize)| similarity.of(*j, groups[*g][0]);
     // The sort is stable: of equals the lower expert, then the lower centroid.
-    let mut with: Vec<(f64, (usize, usize))> = pairs.drain(..).map(|pair| (of(&pair), pair)).collect();
+    let mut with: Vec<(f64, (usize, usize))> =
+        pairs.drain(..).map(|pair| (of(&pair), pair)).collect();
     with.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut free = others.to_vec();
     for (_, (j, group)) in with {
@@ -172,12 +187,13 @@ fn nearest(centroids: Vec<usize>, others: &[usize], similarity: &Similarity, cap
     groups
 }
 
-/// Weights of each group's members in order, ∝ `weights` with sum 1; equal ones where all of a group are 0, as when no
-/// token chose any of them.
+/// Weights of each group's members in order, ∝ `weights` with sum 1; equal ones where all of a
+/// group are 0, as when no token chose any of them.
 pub(super) fn coefficients(groups: &[Vec<usize>], weights: &[f64]) -> Vec<Vec<f64>> {
     let of_group = |group: &Vec<usize>| {
         let sum: f64 = group.iter().map(|e| weights[*e]).sum();
-        let share = |e: &usize| if sum > 0.0 { weights[*e] / sum } else { 1.0 / group.len() as f64 };
+        let share =
+            |e: &usize| if sum > 0.0 { weights[*e] / sum } else { 1.0 / group.len() as f64 };
         group.iter().map(share).collect()
     };
     groups.iter().map(of_group).collect()
@@ -189,7 +205,8 @@ mod tests {
 
     fn similarity() -> Similarity {
         // Expert 2 is nearest to 0, 3 to 1; 0 is the more salient of the two centroids.
-        let values = vec![1.0, 0.0, 0.9, 0.3, 0.0, 1.0, 0.2, 0.8, 0.9, 0.2, 1.0, 0.1, 0.3, 0.8, 0.1, 1.0];
+        let values =
+            vec![1.0, 0.0, 0.9, 0.3, 0.0, 1.0, 0.2, 0.8, 0.9, 0.2, 1.0, 0.1, 0.3, 0.8, 0.1, 1.0];
         Similarity { n: 4, values }
     }
 
@@ -199,7 +216,9 @@ mod tests {
 
     #[test]
     fn the_most_salient_centroid_takes_all_that_it_has_room_for() {
-        let group = |grouping, cap| all(2).around_centroids(&[3.0, 2.0, 1.0, 0.0], &similarity(), grouping, cap);
+        let group = |grouping, cap| {
+            all(2).around_centroids(&[3.0, 2.0, 1.0, 0.0], &similarity(), grouping, cap)
+        };
         assert_eq!(group(Grouping::Pseudo, 16), [vec![0, 2, 3], vec![1]]);
         assert_eq!(group(Grouping::Pseudo, 2), [vec![0, 2], vec![1, 3]]);
         assert_eq!(group(Grouping::Nearest, 16), [vec![0, 2], vec![1, 3]]);
@@ -209,7 +228,9 @@ mod tests {
     fn a_cap_that_binds_leaves_the_nearer_of_two() {
         let mut similarity = similarity();
         similarity.values[3 * 4] = 0.95;
-        let group = |cap| all(2).around_centroids(&[3.0, 2.0, 1.0, 0.0], &similarity, Grouping::Nearest, cap);
+        let group = |cap| {
+            all(2).around_centroids(&[3.0, 2.0, 1.0, 0.0], &similarity, Grouping::Nearest, cap)
+        };
         assert_eq!(group(16), [vec![0, 3, 2], vec![1]]);
         assert_eq!(group(2), [vec![0, 3], vec![1, 2]]);
         assert_eq!(group(1), [vec![0, 3], vec![1, 2]], "a cap that can't hold all grows");
@@ -218,7 +239,10 @@ mod tests {
     #[test]
     fn groups_without_weight_are_plain_means() {
         let groups = [vec![0, 1], vec![2, 3], vec![4]];
-        assert_eq!(coefficients(&groups, &[3.0, 1.0, 0.0, 0.0, 0.0]), [vec![0.75, 0.25], vec![0.5, 0.5], vec![1.0]]);
+        assert_eq!(
+            coefficients(&groups, &[3.0, 1.0, 0.0, 0.0, 0.0]),
+            [vec![0.75, 0.25], vec![0.5, 0.5], vec![1.0]]
+        );
     }
 
     #[test]

@@ -55,7 +55,9 @@ impl Merging {
         let saliency = self.saliency(sums);
         let logits = || Similarity::cosines_of_products(sums.get(Quantity::LogitProducts), n);
         let around = |similarity: Similarity, grouping, cap| {
-            let group = |division: &Division| division.around_centroids(&saliency, &similarity, grouping, cap);
+            let group = |division: &Division| {
+                division.around_centroids(&saliency, &similarity, grouping, cap)
+            };
             of_layer(layer.moe, layer.count, layer.protected, group)
         };
         Ok(match self.method {
@@ -135,9 +137,21 @@ impl Method for Merging {
         let groups = decided.groups.iter().zip(&decided.coefficients);
         let make = || groups.map(of_group).collect::<Result<_>>();
         let experts = layer.compute.stage("fits", Work::UNCOUNTED, make)?;
-        let made = decided.groups.iter().zip(&decided.coefficients).map(|(group, w)| description(group, w)).collect();
+        let made = decided
+            .groups
+            .iter()
+            .zip(&decided.coefficients)
+            .map(|(group, w)| description(group, w))
+            .collect();
         let clusters = decided.groups;
-        Ok(Reduced { clusters, saliency, halves, experts: Some(experts), made: Some(made), carried: None })
+        Ok(Reduced {
+            clusters,
+            saliency,
+            halves,
+            experts: Some(experts),
+            made: Some(made),
+            carried: None,
+        })
     }
 }
 
@@ -159,7 +173,8 @@ fn made(
     };
     let members: Vec<_> = group.iter().zip(coefficients).map(share).collect();
     let mut expert = merged(&members);
-    if let Some(down) = fit.map(|fit| fit.down(group, coefficients, &expert)).transpose()?.flatten() {
+    if let Some(down) = fit.map(|fit| fit.down(group, coefficients, &expert)).transpose()?.flatten()
+    {
         expert.down.weight = down;
     }
     Ok(expert)
@@ -169,7 +184,10 @@ fn description(group: &[usize], coefficients: &[f64]) -> String {
     match group {
         [one] => format!("expert {one}"),
         _ => {
-            let parts = group.iter().zip(coefficients).map(|(expert, w)| format!("{w:.3} × expert {expert}"));
+            let parts = group
+                .iter()
+                .zip(coefficients)
+                .map(|(expert, w)| format!("{w:.3} × expert {expert}"));
             parts.collect::<Vec<_>>().join(" + ")
         }
     }
@@ -182,7 +200,9 @@ fn mean_outputs(index: usize, sums: &Sums) -> Result<Vec<f64>> {
         return Ok(sums.get(Quantity::SampledOutputs).iter().map(|sum| sum / tokens).collect());
     }
     Err(usage(
-        format!("these statistics of layer {index} don't say what experts do on tokens that didn't choose them"),
+        format!(
+            "these statistics of layer {index} don't say what experts do on tokens that didn't choose them"
+        ),
         "observe again with --sample-every 1 (or 16, for a sixteenth of the cost), or give --data",
     ))
 }

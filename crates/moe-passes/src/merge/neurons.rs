@@ -26,7 +26,8 @@ fn failed(expert: &Expert, error: candle_core::Error) -> Error {
         .tensor(expert.gate.weight.name())
 }
 
-/// What may be held of pairs that are compared at once: more than one thread's worth of wide experts would be gigabytes.
+/// What may be held of pairs that are compared at once: more than one thread's worth of wide
+/// experts would be gigabytes.
 const AT_ONCE_BYTES: usize = 512 << 20;
 /// Scores of pairs are looked at in blocks of so many rows.
 pub(super) const ROWS_AT_ONCE: usize = 128;
@@ -41,7 +42,10 @@ pub(super) struct Sizes {
 impl Sizes {
     pub fn of(moe: &Moe) -> Self {
         let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-        Self { width, hidden: moe.experts.first().map_or(0, |expert| expert.gate.weight.shape()[1]) }
+        Self {
+            width,
+            hidden: moe.experts.first().map_or(0, |expert| expert.gate.weight.shape()[1]),
+        }
     }
 
     /// Bytes of one expert's neurons in f64.
@@ -49,7 +53,8 @@ impl Sizes {
         8 * self.width * 3 * self.hidden
     }
 
-    /// Bytes that reading them takes beside them: one matrix as it is stored, in f32, and as numbers.
+    /// Bytes that reading them takes beside them: one matrix as it is stored, in f32, and as
+    /// numbers.
     fn reading(self) -> usize {
         10 * self.width * self.hidden
     }
@@ -59,7 +64,8 @@ impl Sizes {
         8 * self.width.pow(2)
     }
 
-    /// Bytes that comparing one expert with another holds, which has both experts' neurons, and what they cost, so many times.
+    /// Bytes that comparing one expert with another holds, which has both experts' neurons, and
+    /// what they cost, so many times.
     pub fn compared(self, costs: usize) -> usize {
         let block = 8 * ROWS_AT_ONCE * self.width;
         2 * self.neurons() + self.reading().max(costs * self.costs() + block)
@@ -76,14 +82,15 @@ pub(super) fn at_once(bytes_each: usize) -> usize {
     (AT_ONCE_BYTES / bytes_each.max(1)).clamp(1, rayon::current_num_threads())
 }
 
-/// What `find` gives for each of `items`, of which so many are looked at together: threads that wait inside one would take up
-/// further ones.
+/// What `find` gives for each of `items`, of which so many are looked at together: threads that
+/// wait inside one would take up further ones.
 pub(super) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
     items: &[T],
     together: usize,
     find: impl Fn(&T) -> Result<R> + Sync,
 ) -> Result<C> {
-    let found = items.chunks(together).map(|some| some.par_iter().map(&find).collect::<Result<Vec<R>>>());
+    let found =
+        items.chunks(together).map(|some| some.par_iter().map(&find).collect::<Result<Vec<R>>>());
     Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
@@ -133,19 +140,26 @@ fn tensor(values: Vec<f64>, rows: &[u32]) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, (rows.len(), d), &Device::Cpu)
 }
 
-/// The neurons `rows`, one behind the other. One matrix of three is read at a time, straight to where it belongs.
+/// The neurons `rows`, one behind the other. One matrix of three is read at a time, straight to
+/// where it belongs.
 fn chosen(expert: &Expert, rows: &[u32]) -> Result<Vec<f64>> {
     let hidden = expert.gate.weight.shape()[1];
     let mut values = vec![0.0; rows.len() * 3 * hidden];
     for (place, linear) in expert.linears().into_iter().enumerate() {
         let matrix = to_f32(&linear.weight, &Compute::cpu())?;
-        let matrix = matrix.flatten_all().and_then(|matrix| matrix.to_vec1::<f32>()).map_err(|e| failed(expert, e))?;
+        let matrix = matrix
+            .flatten_all()
+            .and_then(|matrix| matrix.to_vec1::<f32>())
+            .map_err(|e| failed(expert, e))?;
         let down = place == 2;
         for (neuron, row) in values.chunks_exact_mut(3 * hidden).zip(rows) {
             let row = *row as usize;
             let neuron = &mut neuron[place * hidden..][..hidden];
             match down {
-                true => neuron.iter_mut().zip(matrix[row..].iter().step_by(expert.width())).for_each(copy),
+                true => neuron
+                    .iter_mut()
+                    .zip(matrix[row..].iter().step_by(expert.width()))
+                    .for_each(copy),
                 false => neuron.iter_mut().zip(&matrix[row * hidden..][..hidden]).for_each(copy),
             }
         }
@@ -175,7 +189,9 @@ fn of_members(
 ) -> Result<Permutations> {
     let pairs = groups.iter().flat_map(|group| group[1..].iter().map(|member| (group[0], *member)));
     let pairs: Vec<_> = pairs.collect();
-    found_by(&pairs, at_once(bytes_each), |(centroid, member)| Ok((*member, find(*centroid, *member)?.into())))
+    found_by(&pairs, at_once(bytes_each), |(centroid, member)| {
+        Ok((*member, find(*centroid, *member)?.into()))
+    })
 }
 
 fn least(cost: &[f64], expert: &Expert) -> Result<Vec<u32>> {
@@ -196,8 +212,9 @@ pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutation
     })
 }
 
-/// REAM's: the least Σ |α_c\[p\] − α_j\[π(p)\]| + ‖ρ_c\[p\] − ρ_j\[π(p)\]‖, α the mean activations over their root mean
-/// square, ρ the unit vectors of the first 64 principal components of all the layer's neurons of length 1.
+/// REAM's: the least Σ |α_c\[p\] − α_j\[π(p)\]| + ‖ρ_c\[p\] − ρ_j\[π(p)\]‖, α the mean activations
+/// over their root mean square, ρ the unit vectors of the first 64 principal components of all the
+/// layer's neurons of length 1.
 pub(super) fn by_activations_and_weights(
     layer: &LayerView<'_>,
     sums: &Sums,
@@ -209,8 +226,10 @@ pub(super) fn by_activations_and_weights(
     let moe = layer.moe;
     let rows = UnitNeurons(moe);
     let find = || principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device);
-    let principal =
-        layer.compute.stage("principal components", Work::UNCOUNTED, find).map_err(|e| failed(&moe.experts[0], e))?;
+    let principal = layer
+        .compute
+        .stage("principal components", Work::UNCOUNTED, find)
+        .map_err(|e| failed(&moe.experts[0], e))?;
     let rank = principal.rank();
     let rho = |expert: usize| -> Result<(usize, Vec<f64>)> {
         let scores = principal::Rows::part(&rows, expert).and_then(|rows| principal.scores(&rows));
@@ -218,7 +237,8 @@ pub(super) fn by_activations_and_weights(
         unit(&mut scores, rank);
         Ok((expert, scores))
     };
-    let merged = groups.iter().filter(|group| group.len() > 1).flatten().copied().collect::<Vec<_>>();
+    let merged =
+        groups.iter().filter(|group| group.len() > 1).flatten().copied().collect::<Vec<_>>();
     let work = Work::products(rows.count(), rows.width() * rank);
     let sizes = Sizes::of(moe);
     let all = || found_by(&merged, at_once(sizes.scored()), |expert| rho(*expert));

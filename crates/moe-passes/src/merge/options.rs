@@ -18,16 +18,19 @@ const GROUP_CAP: usize = 16;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MergeMethod {
-    /// The most salient experts by REAP take those nearest by gated outputs and router logits, neurons aligned by
-    /// activations and weights (2604.04356).
+    /// The most salient experts by REAP take those nearest by gated outputs and router logits,
+    /// neurons aligned by activations and weights (2604.04356).
     Ream,
     /// Clusters by mean outputs, averaged by how often experts are chosen (2410.08589).
     HcSmoe,
-    /// The most chosen experts take those of most similar router logits, neurons aligned by weights (2310.01334).
+    /// The most chosen experts take those of most similar router logits, neurons aligned by weights
+    /// (2310.01334).
     MSmoe,
-    /// Groups as m-smoe; the down projection is fitted to the group's outputs by least squares (2510.14436); needs --data.
+    /// Groups as m-smoe; the down projection is fitted to the group's outputs by least squares
+    /// (2510.14436); needs --data.
     Mergemoe,
-    /// The most chosen experts stay; neurons of others join the most similar kept ones (2509.10377).
+    /// The most chosen experts stay; neurons of others join the most similar kept ones
+    /// (2509.10377).
     #[default]
     Dern,
     /// Clusters as hc-smoe, plain means: the baseline.
@@ -38,7 +41,8 @@ pub enum MergeMethod {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grouping {
-    /// The most salient centroid takes as many of its nearest as it has room for, then the next: the paper's.
+    /// The most salient centroid takes as many of its nearest as it has room for, then the next:
+    /// the paper's.
     Pseudo,
     /// Each expert joins its nearest centroid that has room.
     #[default]
@@ -64,7 +68,8 @@ pub struct MergeOptions {
     #[serde(default)]
     pub group_cap: Option<usize>,
 
-    /// Minimum cosine at which a dropped neuron joins a kept one, for dern; below, it is lost [default: 0.3].
+    /// Minimum cosine at which a dropped neuron joins a kept one, for dern; below, it is lost
+    /// [default: 0.3].
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
     #[serde(default)]
     pub dern_threshold: Option<f64>,
@@ -111,11 +116,20 @@ impl MergeOptions {
             ("--grouping", self.grouping.is_some(), [Ream].as_slice(), "ream"),
             ("--group-cap", self.group_cap.is_some(), &[Ream], "ream"),
             ("--dern-threshold", self.dern_threshold.is_some(), &[Dern], "dern"),
-            ("--sample-every", self.sample_every.is_some(), &[HcSmoe, Average], "hc-smoe and average"),
+            (
+                "--sample-every",
+                self.sample_every.is_some(),
+                &[HcSmoe, Average],
+                "hc-smoe and average",
+            ),
         ];
         for (option, given, methods, names) in given {
             let is_idle = given && !methods.contains(&self.method);
-            refuse_unused([(option, is_idle)], &format!("is for --method {names}"), "choose that method")?;
+            refuse_unused(
+                [(option, is_idle)],
+                &format!("is for --method {names}"),
+                "choose that method",
+            )?;
         }
         refuse_unused(
             [("--sample-every", self.sample_every.is_some() && self.reduce.stats.is_some())],
@@ -126,10 +140,16 @@ impl MergeOptions {
             return Err(usage("--sample-every 0 samples no token", "give at least 1"));
         }
         if self.group_cap == Some(0) {
-            return Err(usage("--group-cap 0 lets no group have an expert", "give at least 1; the default is 16"));
+            return Err(usage(
+                "--group-cap 0 lets no group have an expert",
+                "give at least 1; the default is 16",
+            ));
         }
         if let Some(cosine) = self.dern_threshold.filter(|cosine| !(-1.0..=1.0).contains(cosine)) {
-            return Err(usage(format!("--dern-threshold {cosine} is not a cosine"), "give a number from -1 to 1"));
+            return Err(usage(
+                format!("--dern-threshold {cosine} is not a cosine"),
+                "give a number from -1 to 1",
+            ));
         }
         Ok(())
     }
@@ -140,8 +160,10 @@ impl MergeOptions {
         if cap >= least {
             return Ok(());
         }
-        let what = format!("{} groups of at most {cap} can't hold {} experts", size.after, size.before);
-        Err(usage(what, format!("give --group-cap {least} or more, or keep more experts")).file(&model.config_file))
+        let what =
+            format!("{} groups of at most {cap} can't hold {} experts", size.after, size.before);
+        Err(usage(what, format!("give --group-cap {least} or more, or keep more experts"))
+            .file(&model.config_file))
     }
 }
 

@@ -18,7 +18,8 @@ pub(crate) struct Gift {
 /// What an expert gives to a merged one.
 #[derive(Debug, Clone)]
 pub(crate) enum Share {
-    /// All neurons, times a coefficient; where there is a permutation, neuron `permutation[place]` goes to `place`.
+    /// All neurons, times a coefficient; where there is a permutation, neuron `permutation[place]`
+    /// goes to `place`.
     All { coefficient: f64, permutation: Option<Arc<[u32]>> },
     /// Some neurons.
     Some(Arc<[Gift]>),
@@ -31,14 +32,16 @@ impl Share {
             Self::Some(gifts) => gifts.clone(),
             Self::All { coefficient, permutation } => {
                 let from = |place: usize| permutation.as_ref().map_or(place as u32, |p| p[place]);
-                let gift = |to: usize| Gift { from: from(to), to: to as u32, coefficient: *coefficient };
+                let gift =
+                    |to: usize| Gift { from: from(to), to: to as u32, coefficient: *coefficient };
                 (0..width).map(gift).collect()
             }
         }
     }
 }
 
-/// One projection of a merged expert: Σ of the members' shares, in f64, in the encoding of the first.
+/// One projection of a merged expert: Σ of the members' shares, in f64, in the encoding of the
+/// first.
 struct Merged {
     members: Vec<(Weight, Share)>,
     axis: Axis,
@@ -47,16 +50,24 @@ struct Merged {
 /// The expert that `members` give: each neuron is the sum of what they give to it.
 pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
     let of = |linear: fn(&Expert) -> &Linear, axis| {
-        let weights = members.iter().map(|(expert, share)| (linear(expert).weight.clone(), share.clone()));
+        let weights =
+            members.iter().map(|(expert, share)| (linear(expert).weight.clone(), share.clone()));
         let first = &linear(members[0].0).weight;
         let merged = Merged { members: weights.collect(), axis };
-        Linear { weight: Weight::made(first.name(), first.dtype(), first.shape(), merged), bias: None }
+        Linear {
+            weight: Weight::made(first.name(), first.dtype(), first.shape(), merged),
+            bias: None,
+        }
     };
-    Expert { gate: of(|e| &e.gate, Axis::Rows), up: of(|e| &e.up, Axis::Rows), down: of(|e| &e.down, Axis::Columns) }
+    Expert {
+        gate: of(|e| &e.gate, Axis::Rows),
+        up: of(|e| &e.up, Axis::Rows),
+        down: of(|e| &e.down, Axis::Columns),
+    }
 }
 
-/// Bytes that writing holds to make merged weights of `model`, which are stored ones until it is decided what is merged: one as it is
-/// written, another as the result is compared with its source.
+/// Bytes that writing holds to make merged weights of `model`, which are stored ones until it is
+/// decided what is merged: one as it is written, another as the result is compared with its source.
 pub(super) fn making_bytes(model: &Model) -> u64 {
     let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
     let weights = experts.flat_map(|expert| expert.linears().map(|linear| &linear.weight));

@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 
 use super::Pass;
 
-/// A row of [`crate::PASSES`]. The command line, recipes and their schema, receipts, reports, `inspect` and `bench` read it, so that none
-/// of them has a list of passes of its own.
+/// A row of [`crate::PASSES`]. The command line, recipes and their schema, receipts, reports,
+/// `inspect` and `bench` read it, so that none of them has a list of passes of its own.
 pub struct PassInfo {
     /// The word for it on the command line, in recipes and in receipts.
     pub name: &'static str,
@@ -20,9 +20,11 @@ pub struct PassInfo {
     pub examples: &'static str,
     /// How its options are read.
     pub options: PassOptions,
-    /// The fewest options that it needs, in TOML: `inspect` plans with them to see what it says to a model. No text is opened.
+    /// The fewest options that it needs, in TOML: `inspect` plans with them to see what it says to
+    /// a model. No text is opened.
     pub least_options: &'static str,
-    /// The families that its option `target` can name for a model of this family; none without such an option.
+    /// The families that its option `target` can name for a model of this family; none without such
+    /// an option.
     pub targets: fn(&Family) -> &[String],
     /// The options of its benchmark, in TOML, but for the text; None where it isn't benchmarked.
     pub benchmark: Option<fn(&BenchmarkedModel) -> String>,
@@ -38,7 +40,8 @@ pub struct PassInfo {
     pub less_memory: &'static str,
 }
 
-/// What a result is measured beside on held-out text: a model of the same size that was made without evidence.
+/// What a result is measured beside on held-out text: a model of the same size that was made
+/// without evidence.
 #[derive(Debug, Clone, Copy)]
 pub struct Baseline {
     /// What it is, in a few words.
@@ -123,7 +126,10 @@ impl PassInfo {
 
     /// Whether it has the option `--name`.
     pub fn has_option(&self, name: &str) -> bool {
-        self.options.add_to(Command::new(self.name)).get_arguments().any(|option| option.get_long() == Some(name))
+        self.options
+            .add_to(Command::new(self.name))
+            .get_arguments()
+            .any(|option| option.get_long() == Some(name))
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use moe_forward::DataSpec;
 
-/// Every path that the options of a pass name, once. Hashes, the check of outputs against inputs, dry runs and reuse follow from it.
+/// Every path that the options of a pass name, once. Hashes, the check of outputs against inputs,
+/// dry runs and reuse follow from it.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs<'a> {
     /// Other checkpoints, in the order of [`super::Sources::others`].

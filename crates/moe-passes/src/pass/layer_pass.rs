@@ -22,7 +22,8 @@ pub struct SweptText {
     pub in_memory: bool,
 }
 
-/// Decides layer by layer in a sweep, in which what reaches a layer has gone through the converted ones before it.
+/// Decides layer by layer in a sweep, in which what reaches a layer has gone through the converted
+/// ones before it.
 pub trait LayerPass: Converter + Send + Sync {
     /// The text.
     fn text(&self) -> &CalibrationOptions;
@@ -42,8 +43,9 @@ pub trait LayerPass: Converter + Send + Sync {
         0
     }
 
-    /// The model that it converts. Where another pass decides that model's layers in the same sweep, each is put there just before it
-    /// is converted, and the whole model before [`LayerPass::finish`].
+    /// The model that it converts. Where another pass decides that model's layers in the same
+    /// sweep, each is put there just before it is converted, and the whole model before
+    /// [`LayerPass::finish`].
     fn model_mut(&mut self) -> &mut Model;
 
     /// Whether it must see the whole model before it converts the first layer.
@@ -54,7 +56,8 @@ pub trait LayerPass: Converter + Send + Sync {
         true
     }
 
-    /// About how many floating-point operations deciding on `tokens` tokens in sequences of `sequence` takes.
+    /// About how many floating-point operations deciding on `tokens` tokens in sequences of
+    /// `sequence` takes.
     fn flops(&self, tokens: usize, sequence: usize) -> f64;
 
     /// The most bytes that it holds for `text`, beside the sweep's states and a layer's weights.
@@ -76,7 +79,8 @@ pub trait LayerPass: Converter + Send + Sync {
         None
     }
 
-    /// What chooses of the pool. Sequences of `all` from `own` on are the pool, those before them the calibration.
+    /// What chooses of the pool. Sequences of `all` from `own` on are the pool, those before them
+    /// the calibration.
     fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
         let _ = (all, own);
         None
@@ -90,7 +94,8 @@ pub trait LayerPass: Converter + Send + Sync {
         false
     }
 
-    /// What the sweep that ended did, where each of several gives a whole result that can be measured.
+    /// What the sweep that ended did, where each of several gives a whole result that can be
+    /// measured.
     fn stage(&self) -> Option<&'static str> {
         None
     }
@@ -98,7 +103,8 @@ pub trait LayerPass: Converter + Send + Sync {
     /// Takes back what the last of these did, since the one before measured better.
     fn take_back(&mut self) {}
 
-    /// Whether its steps are so costly that a killed run must not take them again; [`Self::save_in`] is called then.
+    /// Whether its steps are so costly that a killed run must not take them again;
+    /// [`Self::save_in`] is called then.
     fn saves(&self) -> bool {
         false
     }
@@ -154,7 +160,8 @@ pub struct DecidedLayer {
     pub ffn: Ffn,
     /// How it is made.
     pub record: LayerRecord,
-    /// For each expert that is left: the one whose router row it keeps, then what was merged into it.
+    /// For each expert that is left: the one whose router row it keeps, then what was merged into
+    /// it.
     pub clusters: Vec<Vec<usize>>,
     /// What experts were ranked by.
     pub saliency: Vec<f64>,

@@ -42,17 +42,19 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     /// What it reads beside the model that it converts.
     fn inputs(&self) -> Inputs<'_>;
 
-    /// Refuses options that can't work with any model, and ones that contradict each other. Nothing is read.
+    /// Refuses options that can't work with any model, and ones that contradict each other. Nothing
+    /// is read.
     ///
     /// # Errors
-    /// [`moe_model::Kind::Usage`], with a message that begins with the option where its value alone is wrong.
+    /// [`moe_model::Kind::Usage`], with a message that begins with the option where its value alone
+    /// is wrong.
     fn check_options(&self) -> Result<()>;
 
     /// Validates the options against the models and says what will be done.
     ///
     /// # Errors
-    /// [`moe_model::Kind::Usage`] for options that cannot work, [`moe_model::Kind::Unsupported`] for a
-    /// model that this pass can't take. No weight has been read then.
+    /// [`moe_model::Kind::Usage`] for options that cannot work, [`moe_model::Kind::Unsupported`]
+    /// for a model that this pass can't take. No weight has been read then.
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan>;
 
     /// A file that decisions are written to, in the form that [`Inputs::plan`] is read in.
@@ -71,7 +73,8 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// A model of the same size that was made without evidence, which decisions are measured beside: [`PassInfo::baseline`]. `sources` has these.
+    /// A model of the same size that was made without evidence, which decisions are measured
+    /// beside: [`PassInfo::baseline`]. `sources` has these.
     ///
     /// # Errors
     /// As for [`Pass::plan`].
@@ -89,8 +92,8 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Whether [`Pass::decide`] takes little beside the writing. A dry run decides then, too: it shows what stays, and fails where the
-    /// run would.
+    /// Whether [`Pass::decide`] takes little beside the writing. A dry run decides then, too: it
+    /// shows what stays, and fails where the run would.
     fn decides_at_once(&self) -> bool {
         false
     }
@@ -100,7 +103,8 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// What so many `steps` of that training did to the function, of which the plan could only say how many there may be.
+    /// What so many `steps` of that training did to the function, of which the plan could only say
+    /// how many there may be.
     fn trained(&self, steps: u64) -> Option<Effect> {
         let _ = steps;
         None
@@ -129,7 +133,8 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
 /// `options`, or a plan, as JSON.
 ///
 /// # Panics
-/// If they have a map whose keys aren't text, or a value that refuses to be written: none of ours has.
+/// If they have a map whose keys aren't text, or a value that refuses to be written: none of ours
+/// has.
 pub(crate) fn as_value(options: &impl Serialize) -> Value {
     serde_json::to_value(options)
         .expect("options are numbers, words, paths that are written with loss, and lists of these")
@@ -167,8 +172,8 @@ pub struct Sources<'a> {
     pub others: &'a [Model],
     /// Whether any of these is another checkpoint than `model`.
     pub others_differ: bool,
-    /// For the model and each of the others, in this order, the place of the first that holds the same weights as far as samples of every
-    /// tensor tell; empty where that isn't known.
+    /// For the model and each of the others, in this order, the place of the first that holds the
+    /// same weights as far as samples of every tensor tell; empty where that isn't known.
     pub first_alike: &'a [usize],
     /// Where to compute what weights alone decide.
     pub compute: &'a Compute,
@@ -199,7 +204,8 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// What a pass will do: the converted model, whose weights are made when they are written, and the record.
+/// What a pass will do: the converted model, whose weights are made when they are written, and the
+/// record.
 pub struct Plan {
     /// The converted model.
     pub model: Model,

@@ -29,7 +29,10 @@ impl Identity {
     /// What `effects` come to.
     pub fn of(effects: &[Effect]) -> Self {
         let has = |kept: Kept| effects.iter().any(|effect| effect.kept == kept);
-        let reasons = effects.iter().filter(|effect| effect.kept != Kept::Exactly).map(|effect| effect.why.as_str());
+        let reasons = effects
+            .iter()
+            .filter(|effect| effect.kept != Kept::Exactly)
+            .map(|effect| effect.why.as_str());
         let reason = reasons.collect::<Vec<_>>().join("; ");
         match (has(Kept::No), has(Kept::Approximately)) {
             (true, _) => Self::Changed { reason },

@@ -73,7 +73,8 @@ pub trait Surveyor: Observer + Send + Sync {
     /// What reading weights returns.
     fn begin(&mut self, text: &SurveyText) -> Result<()>;
 
-    /// The most bytes that it holds while it looks at `tokens` tokens of `model`, beside the sweep's own. All of them come at once.
+    /// The most bytes that it holds while it looks at `tokens` tokens of `model`, beside the
+    /// sweep's own. All of them come at once.
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64;
 
     /// What it found, by layer, for the receipt.

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::criteria::Criterion;
 use super::exhaustive;
-use crate::reduce::{LayerView, Method, Needs, Reduced, Size, aimer, most_salient, random_saliency};
+use crate::reduce::{
+    LayerView, Method, Needs, Reduced, Size, aimer, most_salient, random_saliency,
+};
 
 /// How domains are weighed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -38,7 +40,9 @@ impl Pruning {
     fn saliency(&self, layer: &LayerView<'_>) -> Result<Vec<f64>> {
         match self.criterion {
             Criterion::Aimer => layer.moe.experts.iter().map(|e| aimer(e, layer.compute)).collect(),
-            Criterion::Random => Ok(random_saliency(layer.moe.experts.len(), layer.index, layer.seed)),
+            Criterion::Random => {
+                Ok(random_saliency(layer.moe.experts.len(), layer.index, layer.seed))
+            }
             Criterion::RankedChoice => exhaustive::ranked_choice(layer),
             _ => Ok(self.criterion.of_sums(&layer.pooled()).unwrap_or_default()),
         }
@@ -63,7 +67,9 @@ impl Method for Pruning {
     fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
         match self.criterion {
             Criterion::Exhaustive => exhaustive::best_subset_bytes(model.hidden, experts, tokens),
-            Criterion::RankedChoice => exhaustive::ranked_choice_bytes(model.hidden, experts, tokens),
+            Criterion::RankedChoice => {
+                exhaustive::ranked_choice_bytes(model.hidden, experts, tokens)
+            }
             _ => 0,
         }
     }
@@ -89,8 +95,8 @@ fn keep(saliency: &[f64], layer: &LayerView<'_>) -> Vec<usize> {
     most_salient(&saliency, layer.moe, layer.count)
 }
 
-/// A saliency for each expert: how early it is chosen when the domain that has the least share of its saliency so far
-/// chooses next, its own most salient one. `shares` holds each domain's shares.
+/// A saliency for each expert: how early it is chosen when the domain that has the least share of
+/// its saliency so far chooses next, its own most salient one. `shares` holds each domain's shares.
 fn max_min_order(shares: &[Vec<f64>]) -> Vec<f64> {
     let experts = shares.first().map_or(0, Vec::len);
     let mut order = vec![0.0; experts];
@@ -99,7 +105,9 @@ fn max_min_order(shares: &[Vec<f64>]) -> Vec<f64> {
     for rank in (1..=experts).rev() {
         // Of equals the first domain, and the lower expert.
         let worst = (0..kept.len()).min_by(|a, b| kept[*a].total_cmp(&kept[*b])).unwrap_or(0);
-        let best = |a: &&usize, b: &&usize| shares[worst][**a].total_cmp(&shares[worst][**b]).then(b.cmp(a));
+        let best = |a: &&usize, b: &&usize| {
+            shares[worst][**a].total_cmp(&shares[worst][**b]).then(b.cmp(a))
+        };
         let Some(&chosen) = left.iter().max_by(best) else { break };
         left.retain(|e| *e != chosen);
         order[chosen] = rank as f64;

@@ -23,16 +23,21 @@ pub enum Criterion {
     Frequency,
     /// Sum of the gates that an expert is given.
     SoftFrequency,
-    /// Ratio of mean absolute to root mean square weight, the lower the better; needs no data (2603.18492).
+    /// Ratio of mean absolute to root mean square weight, the lower the better; needs no data
+    /// (2603.18492).
     Aimer,
-    /// Squared change of the layer's output when an expert is left out and its tokens are rerouted (2402.14800).
+    /// Squared change of the layer's output when an expert is left out and its tokens are rerouted
+    /// (2402.14800).
     LeaveOneOut,
-    /// The same by 1 − cosine; the best of these on the built-in MoE (recipes/compare-pruning.toml).
+    /// The same by 1 − cosine; the best of these on the built-in MoE
+    /// (recipes/compare-pruning.toml).
     #[default]
     LeaveOneOutCosine,
-    /// The set of experts whose output is nearest to the layer's, of all sets; for up to 16 experts; needs --data.
+    /// The set of experts whose output is nearest to the layer's, of all sets; for up to 16
+    /// experts; needs --data.
     Exhaustive,
-    /// The expert with the fewest votes goes, its votes pass to the tokens' next choices, and so on; needs --data.
+    /// The expert with the fewest votes goes, its votes pass to the tokens' next choices, and so
+    /// on; needs --data.
     RankedChoice,
     /// Drawn by --seed: the baseline.
     Random,

@@ -10,15 +10,16 @@ use crate::reduce::{LayerView, Size};
 
 /// Subsets of more experts than these are too many.
 const MOST_EXPERTS: usize = 16;
-/// Outputs of all experts on all tokens are held in memory: at most so many tokens are used, the first ones.
+/// Outputs of all experts on all tokens are held in memory: at most so many tokens are used, the
+/// first ones.
 const MOST_TOKENS: usize = 2048;
 
 pub(super) fn check(model: &Model, size: &Size) -> Result<()> {
     if size.before > MOST_EXPERTS {
         let what = format!("there are too many subsets of {} experts", size.before);
-        return Err(Error::new(Kind::Usage, what)
-            .file(&model.config_file)
-            .remedy(format!("exhaustive is for up to {MOST_EXPERTS} experts; choose another --method")));
+        return Err(Error::new(Kind::Usage, what).file(&model.config_file).remedy(format!(
+            "exhaustive is for up to {MOST_EXPERTS} experts; choose another --method"
+        )));
     }
     Ok(())
 }
@@ -28,7 +29,8 @@ fn all_inputs(layer: &LayerView<'_>) -> Result<Tensor> {
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
-    Error::new(Kind::Numeric, format!("cannot compare the experts of layer {}", layer.index)).source(error)
+    Error::new(Kind::Numeric, format!("cannot compare the experts of layer {}", layer.index))
+        .source(error)
 }
 
 /// The most bytes that [`ranked_choice`] holds beside its inputs.
@@ -53,8 +55,8 @@ pub(super) fn ranked_choice(layer: &LayerView<'_>) -> Result<Vec<f64>> {
     Ok(saliency::ranked_choice(&scores, layer.moe.experts.len(), layer.moe.router.top_k))
 }
 
-/// The subset of which the block's output is nearest to that of all experts, tokens rerouted: the least
-/// ‖Z − Z'‖_F; of equals the first in lexicographic order (NAEE, 2402.14800).
+/// The subset of which the block's output is nearest to that of all experts, tokens rerouted: the
+/// least ‖Z − Z'‖_F; of equals the first in lexicographic order (NAEE, 2402.14800).
 pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
     let fail = |e| failed(layer, e);
     let x = all_inputs(layer)?;
@@ -83,13 +85,20 @@ pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
     let whole = mixed(&vec![false; experts]).map_err(fail)?;
     let candidates: Vec<Vec<usize>> = subsets(experts, layer.count)
         .into_iter()
-        .filter(|subset| layer.protected.iter().all(|p| subset.contains(p)) || layer.protected.len() > layer.count)
+        .filter(|subset| {
+            layer.protected.iter().all(|p| subset.contains(p))
+                || layer.protected.len() > layer.count
+        })
         .collect();
     let distance = |subset: &Vec<usize>| -> candle_core::Result<f64> {
         let masked: Vec<bool> = (0..experts).map(|e| !subset.contains(&e)).collect();
         Ok(mixed(&masked)?.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum())
     };
-    let distances = candidates.par_iter().map(distance).collect::<candle_core::Result<Vec<f64>>>().map_err(fail)?;
+    let distances = candidates
+        .par_iter()
+        .map(distance)
+        .collect::<candle_core::Result<Vec<f64>>>()
+        .map_err(fail)?;
     let best = (0..candidates.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b]));
     Ok(best.map(|best| candidates[best].clone()).unwrap_or_default())
 }

@@ -1,7 +1,7 @@
 //! Pruning: whole experts go, and the tokens that chose them are routed anew.
 //!
-//! The experts that stay, and their router rows, are the source's bytes. REAP 2510.13999, SEER-MoE 2404.05089, NAEE
-//! 2402.14800, AIMER 2603.18492; ranked choice as in NVIDIA's ModelOpt.
+//! The experts that stay, and their router rows, are the source's bytes. REAP 2510.13999, SEER-MoE
+//! 2404.05089, NAEE 2402.14800, AIMER 2603.18492; ranked choice as in NVIDIA's ModelOpt.
 
 mod choose;
 mod criteria;
@@ -17,8 +17,8 @@ use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    DecidedBy, HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources,
-    as_value, no_targets,
+    DecidedBy, HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan,
+    ReportKind, Sources, as_value, no_targets,
 };
 use crate::reduce::{BASELINE, Method, ReduceOptions, Size, fewer};
 use crate::unused::refuse_unused;
@@ -55,8 +55,8 @@ pub struct PruneOptions {
     #[serde(default)]
     pub method: Criterion,
 
-    /// How the domains of the data are weighed: pool adds their sums up, max-min keeps most of the domain that would lose
-    /// most.
+    /// How the domains of the data are weighed: pool adds their sums up, max-min keeps most of the
+    /// domain that would lose most.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub blend: Blend,
@@ -67,7 +67,8 @@ pub struct PruneOptions {
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub plan: Option<PathBuf>,
 
-    /// Write which experts stay, and what they were ranked by, to this file; with --dry-run, that alone.
+    /// Write which experts stay, and what they were ranked by, to this file; with --dry-run, that
+    /// alone.
     #[arg(long, value_name = "PLAN.json")]
     #[serde(default, skip_serializing)]
     pub plan_out: Option<PathBuf>,
@@ -106,8 +107,8 @@ impl PruneOptions {
         }
     }
 
-    /// Refuses what a given plan has decided, and what has no meaning beside it. A recipe can't say which values were given: those that
-    /// are the defaults say nothing else than the plan does.
+    /// Refuses what a given plan has decided, and what has no meaning beside it. A recipe can't say
+    /// which values were given: those that are the defaults say nothing else than the plan does.
     fn check_given(&self) -> Result<()> {
         let (reduce, text) = (&self.reduce, &self.reduce.calibration);
         let usual = CalibrationOptions::default();
@@ -127,8 +128,10 @@ impl PruneOptions {
             ("--mask-special", text.mask_special != usual.mask_special),
         ];
         match given.into_iter().find(|(_, is_given)| *is_given) {
-            Some((option, _)) => Err(Error::new(Kind::Usage, format!("{option} beside --plan, which has decided"))
-                .remedy(format!("leave {option} out, or --plan"))),
+            Some((option, _)) => {
+                Err(Error::new(Kind::Usage, format!("{option} beside --plan, which has decided"))
+                    .remedy(format!("leave {option} out, or --plan")))
+            }
             None => {
                 reduce.check_measuring()?;
                 self.check_measured(text)

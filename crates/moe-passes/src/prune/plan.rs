@@ -42,7 +42,10 @@ impl PrunePlan {
         let planned = |(index, moe): (usize, &Moe)| {
             let layer = decisions.layers.get(&index)?;
             let keep = layer.clusters.iter().map(|cluster| cluster[0]).collect();
-            Some((index, PlannedLayer { experts: moe.experts.len(), keep, saliency: layer.saliency.clone() }))
+            Some((
+                index,
+                PlannedLayer { experts: moe.experts.len(), keep, saliency: layer.saliency.clone() },
+            ))
         };
         Self { method, layers: model.moes().filter_map(planned).collect(), sha256: IgnoredAny }
     }
@@ -52,14 +55,22 @@ impl PrunePlan {
     /// # Errors
     /// [`Kind::Usage`] for a plan that this model can't follow.
     pub fn size(&self, model: &Model) -> Result<Size> {
-        if let Some(index) = self.layers.keys().find(|index| model.moes().all(|(layer, _)| layer != **index)) {
-            return Err(usage(format!("the plan has layer {index}, which has no experts"), "remove it from the plan"));
+        if let Some(index) =
+            self.layers.keys().find(|index| model.moes().all(|(layer, _)| layer != **index))
+        {
+            return Err(usage(
+                format!("the plan has layer {index}, which has no experts"),
+                "remove it from the plan",
+            ));
         }
         let before = expert_count(model)?;
         let mut counts = BTreeMap::new();
         for (index, moe) in model.moes() {
             let Some(layer) = self.layers.get(&index) else {
-                return Err(usage(format!("the plan leaves layer {index} out"), "give every layer with experts"));
+                return Err(usage(
+                    format!("the plan leaves layer {index} out"),
+                    "give every layer with experts",
+                ));
             };
             layer.check(index, moe)?;
             counts.insert(index, layer.keep.len());
@@ -79,7 +90,11 @@ impl PrunePlan {
             let layer = Reduced::unmerged(kept, Vec::new()).decided(index, moe, None);
             (index, padded(layer, moe, size.after))
         };
-        LayerEdits { by: DecidedBy::GivenPlan, layers: model.moes().map(decided).collect(), attention: BTreeMap::new() }
+        LayerEdits {
+            by: DecidedBy::GivenPlan,
+            layers: model.moes().map(decided).collect(),
+            attention: BTreeMap::new(),
+        }
     }
 }
 
@@ -88,21 +103,30 @@ impl PlannedLayer {
     fn check(&self, index: usize, moe: &Moe) -> Result<()> {
         let before = moe.experts.len();
         if self.experts != before {
-            let what = format!("the plan is for {} experts in layer {index}, which has {before}", self.experts);
+            let what = format!(
+                "the plan is for {} experts in layer {index}, which has {before}",
+                self.experts
+            );
             return Err(usage(what, "give the plan of this model"));
         }
         let mut seen = self.keep.clone();
         seen.sort_unstable();
         if let Some(expert) = seen.iter().find(|e| **e >= before) {
-            let what = format!("the plan keeps expert {expert} of layer {index}, which has {before}");
+            let what =
+                format!("the plan keeps expert {expert} of layer {index}, which has {before}");
             return Err(usage(what, "correct \"keep\""));
         }
         if seen.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(usage(format!("the plan keeps an expert of layer {index} twice"), "correct \"keep\""));
+            return Err(usage(
+                format!("the plan keeps an expert of layer {index} twice"),
+                "correct \"keep\"",
+            ));
         }
         let (after, top_k) = (seen.len(), moe.router.top_k);
         if after < top_k {
-            let what = format!("the plan keeps {after} experts of layer {index}, where each token goes to {top_k}");
+            let what = format!(
+                "the plan keeps {after} experts of layer {index}, where each token goes to {top_k}"
+            );
             return Err(usage(what, "keep at least as many as that"));
         }
         check_groups(index, moe, after)

@@ -11,14 +11,22 @@ use moe_model::{Attention, Result};
 use super::solve::{failed, unsolved};
 use crate::part::finite_values;
 
-/// The Hessians of one layer's projections, by the first of [`Attention::linears`] that reads each input.
+/// The Hessians of one layer's projections, by the first of [`Attention::linears`] that reads each
+/// input.
 #[derive(Default)]
 pub(super) struct AttentionInputs(BTreeMap<usize, HessianSum>);
 
 impl AttentionInputs {
     /// Takes in what `linear` reads for `tokens`, those that count in `counted`.
-    pub fn add(&mut self, linear: usize, tokens: Range<usize>, x: &Tensor, counted: &[bool]) -> Result<()> {
-        let weights: Vec<f32> = counted[tokens].iter().map(|counts| f32::from(u8::from(*counts))).collect();
+    pub fn add(
+        &mut self,
+        linear: usize,
+        tokens: Range<usize>,
+        x: &Tensor,
+        counted: &[bool],
+    ) -> Result<()> {
+        let weights: Vec<f32> =
+            counted[tokens].iter().map(|counts| f32::from(u8::from(*counts))).collect();
         let all = weights.iter().all(|weight| *weight == 1.0);
         let width = x.dim(1).unwrap_or(0);
         let sum = match self.0.entry(linear) {
@@ -40,15 +48,18 @@ impl AttentionInputs {
     ) -> Result<Vec<Codes>> {
         let mut factors = BTreeMap::new();
         for (input, sum) in self.0 {
-            let factor = factorise_all(vec![sum], &[*damping], act_order).map_err(failed)?.remove(0);
-            factors.insert(input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
+            let factor =
+                factorise_all(vec![sum], &[*damping], act_order).map_err(failed)?.remove(0);
+            factors
+                .insert(input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
         }
         let solved = |(linear, input): (&moe_model::Linear, usize)| {
             let weight = finite_values(&linear.weight)?;
             let factor = &factors[&input];
             let shape = [linear.weight.shape()[0], linear.weight.shape()[1]];
-            let mut solved = quantize::solve_on(&[Problem { weight: &weight, factor }], shape, options, device)
-                .map_err(|e| failed(e).tensor(linear.weight.name()))?;
+            let mut solved =
+                quantize::solve_on(&[Problem { weight: &weight, factor }], shape, options, device)
+                    .map_err(|e| failed(e).tensor(linear.weight.name()))?;
             Ok(solved.remove(0).codes)
         };
         attention.linears().into_iter().zip(attention.inputs()).map(solved).collect()

@@ -3,8 +3,9 @@
 use moe_model::Result;
 
 use super::options::{
-    Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, default_act_order, default_damping,
-    default_gate_power, default_group_size, default_hot_cap, default_pool_tokens, half, usage,
+    Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, default_act_order,
+    default_damping, default_gate_power, default_group_size, default_hot_cap, default_pool_tokens,
+    half, usage,
 };
 use super::widths::Profile;
 use crate::calibrate::short;
@@ -33,7 +34,10 @@ impl QuantizeOptions {
             }
         }
         if !(self.damping > 0.0 && self.damping <= 1.0) {
-            return Err(usage(format!("--damping {}", self.damping), "give a share above 0, up to 1, such as 0.01"));
+            return Err(usage(
+                format!("--damping {}", self.damping),
+                "give a share above 0, up to 1, such as 0.01",
+            ));
         }
         if let Some(target) = self.target_bits {
             self.check_target(target)?;
@@ -42,7 +46,8 @@ impl QuantizeOptions {
             self.check_float()?;
         }
         if self.method() == Method::Rtn && !self.pool.is_empty() {
-            return Err(usage("rounding to nearest doesn't look at data", "leave --pool out").idle(&["--pool"]));
+            return Err(usage("rounding to nearest doesn't look at data", "leave --pool out")
+                .idle(&["--pool"]));
         }
         self.check_used()?;
         match (self.method(), self.calibration.data.is_empty()) {
@@ -50,9 +55,10 @@ impl QuantizeOptions {
                 "GPTQ looks at what reaches each expert",
                 "give --data TEXT, or --method rtn, which needs none and is worse",
             )),
-            (Method::Rtn, true) if self.target_bits.is_some() => {
-                Err(usage("--target-bits chooses bit widths by what they cost on text", "give --data TEXT"))
-            }
+            (Method::Rtn, true) if self.target_bits.is_some() => Err(usage(
+                "--target-bits chooses bit widths by what they cost on text",
+                "give --data TEXT",
+            )),
             (Method::Rtn, false) if self.target_bits.is_none() => Err(usage(
                 "rounding to nearest doesn't look at data",
                 "leave --data out, or give an integer --scheme with --method gptq",
@@ -65,7 +71,9 @@ impl QuantizeOptions {
     /// Refuses options of integers beside a scheme of floats.
     fn check_float(&self) -> Result<()> {
         if self.asymmetric {
-            return Err(usage("e4m3 has no zero points", "leave --asymmetric out").idle(&["--asymmetric"]));
+            return Err(
+                usage("e4m3 has no zero points", "leave --asymmetric out").idle(&["--asymmetric"])
+            );
         }
         if self.method == Some(Method::Gptq) {
             return Err(usage(
@@ -82,7 +90,8 @@ impl QuantizeOptions {
         Ok(())
     }
 
-    /// Refuses options that would change nothing, as far as their values show that they were given: who gives one expects an effect.
+    /// Refuses options that would change nothing, as far as their values show that they were given:
+    /// who gives one expects an effect.
     fn check_used(&self) -> Result<()> {
         let gptq = self.method() == Method::Gptq;
         if !gptq {
@@ -131,7 +140,10 @@ impl QuantizeOptions {
             .idle(&["--pool-tokens", "--pool-take"]));
         }
         if self.pool_take == Some(0) {
-            return Err(usage("--pool-take 0 takes nothing of --pool", "give at least 1, or leave --pool out"));
+            return Err(usage(
+                "--pool-take 0 takes nothing of --pool",
+                "give at least 1, or leave --pool out",
+            ));
         }
         Ok(())
     }
@@ -151,7 +163,11 @@ impl QuantizeOptions {
             ("--hot-cap", self.hot_cap != default_hot_cap() && all),
             ("--gate-power", self.gate_power != default_gate_power() && all),
         ];
-        refuse_unused(own, "is about samples of an expert's own, which these --samples don't have", or)
+        refuse_unused(
+            own,
+            "is about samples of an expert's own, which these --samples don't have",
+            or,
+        )
     }
 
     fn check_target(&self, target: f64) -> Result<()> {
@@ -159,7 +175,10 @@ impl QuantizeOptions {
             return Err(usage("--target-bits takes the place of --scheme", "give one of them"));
         }
         if self.format.is_some_and(|format| format != Format::CompressedTensors) {
-            return Err(usage("only compressed-tensors holds matrices of several bit widths", "leave --format out"));
+            return Err(usage(
+                "only compressed-tensors holds matrices of several bit widths",
+                "leave --format out",
+            ));
         }
         if self.include.contains(&QuantizedPart::Attention) {
             return Err(usage(
@@ -169,7 +188,9 @@ impl QuantizeOptions {
         }
         match target.is_finite() && target > 0.0 {
             true => Ok(()),
-            false => Err(usage(format!("--target-bits {target}"), "give a number of bits, such as 5.5")),
+            false => {
+                Err(usage(format!("--target-bits {target}"), "give a number of bits, such as 5.5"))
+            }
         }
     }
 }

@@ -55,10 +55,13 @@ impl Store {
             _ => None,
         };
         let codes = || codes.expect("bytes are made of codes only");
-        let words = self.weight(name, Dtype::I32, &packing.words(bits, [rows, columns]), || match &gptq {
-            Some(gptq) => Ok(bytes(&gptq.qweight)),
-            None => pack::pack_rows(&codes().codes, columns, bits).map(|words| bytes(&words)).map_err(failed),
-        })?;
+        let words =
+            self.weight(name, Dtype::I32, &packing.words(bits, [rows, columns]), || match &gptq {
+                Some(gptq) => Ok(bytes(&gptq.qweight)),
+                None => pack::pack_rows(&codes().codes, columns, bits)
+                    .map(|words| bytes(&words))
+                    .map_err(failed),
+            })?;
         // GPTQModel's own files have scales in f16.
         let dtype = if packing == Packing::Columns { Dtype::F16 } else { weight.dtype() };
         let scale = self.weight(name, dtype, &packing.scales(rows, groups), || {
@@ -72,12 +75,16 @@ impl Store {
         let zero = || {
             self.weight(name, Dtype::I32, &packing.zeros(bits, rows, groups), || match &gptq {
                 Some(gptq) => Ok(bytes(&gptq.qzeros)),
-                None => pack::pack_columns(&codes().zeros, groups, bits).map(|words| bytes(&words)).map_err(failed),
+                None => pack::pack_columns(&codes().zeros, groups, bits)
+                    .map(|words| bytes(&words))
+                    .map_err(failed),
             })
         };
         let zero = has_zeros.then(zero).transpose()?;
         let beside = match packing {
-            Packing::Rows => self.weight(name, Dtype::I64, &[2], || Ok(bytes(&[rows as i64, columns as i64])))?,
+            Packing::Rows => {
+                self.weight(name, Dtype::I64, &[2], || Ok(bytes(&[rows as i64, columns as i64])))?
+            }
             Packing::Columns => {
                 let group = columns / groups;
                 self.weight(name, Dtype::I32, &[columns], || {
@@ -89,21 +96,30 @@ impl Store {
     }
 
     /// e4m3 codes of `weight`, whose `values` are given unless there are only shapes.
-    pub fn float(&self, weight: &Weight, blocks: Blocks, scale_dtype: Dtype, values: Option<&[f32]>) -> Result<Weight> {
+    pub fn float(
+        &self,
+        weight: &Weight,
+        blocks: Blocks,
+        scale_dtype: Dtype,
+        values: Option<&[f32]>,
+    ) -> Result<Weight> {
         let shape = [weight.shape()[0], weight.shape()[1]];
         let block = blocks.size(shape);
         let name = weight.name();
         let found = match values {
             Some(values) => {
                 let found = fp8::encode(values, shape, block, of_scales(scale_dtype));
-                Some(found.map_err(|e| Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name))?)
+                Some(found.map_err(|e| {
+                    Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name)
+                })?)
             }
             None => None,
         };
         let found = || found.as_ref().expect("bytes are made of values only");
         let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
-        let scale =
-            self.weight(name, scale_dtype, &counts, || encoded(&found().scales, of_scales(scale_dtype), name))?;
+        let scale = self.weight(name, scale_dtype, &counts, || {
+            encoded(&found().scales, of_scales(scale_dtype), name)
+        })?;
         let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(found().codes.clone()))?;
         Ok(codes.in_blocks(scale, block))
     }

@@ -20,12 +20,13 @@ impl Solver<'_> {
     /// The Hessian of the whole layer's inputs, of an even selection of tokens.
     pub(super) fn layer_hessian(&self, hidden: usize) -> Result<HessianSum> {
         let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
-        let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default()).some(LAYER_TOKENS * hidden);
+        let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default())
+            .some(LAYER_TOKENS * hidden);
         Ok(self.hessians(&[&samples], hidden, 0.0, |x, _, _| Ok(x))?.remove(0))
     }
 
-    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place of and the rows in, by so many `flops` a
-    /// token.
+    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place
+    /// of and the rows in, by so many `flops` a token.
     pub(super) fn hessians(
         &self,
         samples: &[&ExpertSamples],
@@ -65,7 +66,10 @@ impl Solver<'_> {
     }
 
     /// Shows `visit` the inputs of the layer block by block, and the first token of each.
-    pub(super) fn each_block(&self, mut visit: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+    pub(super) fn each_block(
+        &self,
+        mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
         for (block, tokens) in self.inputs.blocks().iter().enumerate() {
             visit(tokens.start, &self.inputs.get(block)?)?;
         }
@@ -73,8 +77,13 @@ impl Solver<'_> {
     }
 }
 
-/// The rows of `x`, whose first token is `first`, that `samples` has, and which of the samples these are.
-pub(super) fn rows_of(samples: &ExpertSamples, first: usize, x: &Tensor) -> Result<Option<(Tensor, Range<usize>)>> {
+/// The rows of `x`, whose first token is `first`, that `samples` has, and which of the samples
+/// these are.
+pub(super) fn rows_of(
+    samples: &ExpertSamples,
+    first: usize,
+    x: &Tensor,
+) -> Result<Option<(Tensor, Range<usize>)>> {
     let rows = || -> candle_core::Result<_> {
         let end = first + x.dim(0)?;
         let from = samples.tokens.partition_point(|token| (*token as usize) < first);
@@ -82,7 +91,8 @@ pub(super) fn rows_of(samples: &ExpertSamples, first: usize, x: &Tensor) -> Resu
         if from == to {
             return Ok(None);
         }
-        let local: Vec<u32> = samples.tokens[from..to].iter().map(|token| token - first as u32).collect();
+        let local: Vec<u32> =
+            samples.tokens[from..to].iter().map(|token| token - first as u32).collect();
         let rows = x.index_select(&Tensor::from_vec(local, to - from, x.device())?, 0)?;
         Ok(Some((rows, from..to)))
     };

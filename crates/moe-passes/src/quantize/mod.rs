@@ -1,8 +1,10 @@
-//! Quantization: experts as integers of a few bits or as 8-bit floats, each calibrated on samples of its own.
+//! Quantization: experts as integers of a few bits or as 8-bit floats, each calibrated on samples
+//! of its own.
 //!
-//! GPTQ 2210.17323 with a Hessian for each expert, over the tokens that are routed to it and, where these are too few, those
-//! that would most nearly have been. Layer by layer: what reaches a layer has gone through the quantized ones before it, and
-//! what reaches `down` through the quantized gate and up.
+//! GPTQ 2210.17323 with a Hessian for each expert, over the tokens that are routed to it and, where
+//! these are too few, those that would most nearly have been. Layer by layer: what reaches a layer
+//! has gone through the quantized ones before it, and what reaches `down` through the quantized
+//! gate and up.
 
 mod attention;
 mod check;
@@ -22,12 +24,14 @@ use std::collections::BTreeMap;
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
 use moe_forward::DataSpec;
-use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
+use moe_model::{
+    Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight,
+};
 use serde_json::Value;
 
 use crate::pass::{
-    Effect, HeldOut, Inputs, Kept, LayerEdits, LayerPass, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind,
-    Sources, as_value, no_targets,
+    Effect, HeldOut, Inputs, Kept, LayerEdits, LayerPass, LayerRecord, Pass, PassInfo, PassOptions,
+    Plan, ReportKind, Sources, as_value, no_targets,
 };
 
 pub use options::{Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, WeightScheme};
@@ -94,7 +98,8 @@ impl Pass for QuantizeOptions {
         self.check_model(sources.model)?;
         let mut model = sources.model.clone();
         let mut layers = Vec::new();
-        let presumed = self.target_bits.map(|target| self.presumed(sources.model, target)).transpose()?;
+        let presumed =
+            self.target_bits.map(|target| self.presumed(sources.model, target)).transpose()?;
         for (index, moe) in sources.model.moes() {
             let decided = sources.decisions.and_then(|decisions| decisions.layers.get(&index));
             let (ffn, record) = match decided {
@@ -102,8 +107,9 @@ impl Pass for QuantizeOptions {
                 None => {
                     let widths = presumed.as_ref().map(|layers| layers[&index].clone());
                     let schemes = self.schemes(widths.as_ref());
-                    let shaped =
-                        |_, matrix: usize, weight: &Weight| self.encoded(weight, schemes[matrix], &Store(None), None);
+                    let shaped = |_, matrix: usize, weight: &Weight| {
+                        self.encoded(weight, schemes[matrix], &Store(None), None)
+                    };
                     let ffn = Ffn::Moe(Box::new(self.quantized(moe, shaped)?));
                     (ffn, self.record(index, moe, widths))
                 }
@@ -113,7 +119,8 @@ impl Pass for QuantizeOptions {
         }
         if self.include.contains(&QuantizedPart::Attention) {
             for (index, layer) in model.layers.iter_mut().enumerate() {
-                let decided = sources.decisions.and_then(|decisions| decisions.attention.get(&index));
+                let decided =
+                    sources.decisions.and_then(|decisions| decisions.attention.get(&index));
                 layer.attention = match decided {
                     Some(decided) => decided.clone(),
                     None => self.quantized_attention(&layer.attention, |_, weight| {
@@ -130,12 +137,21 @@ impl Pass for QuantizeOptions {
         let option = if self.target_bits.is_some() { "target-bits" } else { "scheme" };
         let effects = vec![Effect::new(option, Kept::Approximately, why)];
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
-        let refusing = written.engines().into_iter().filter(|verdict| verdict.answer != Answer::Takes);
+        let refusing =
+            written.engines().into_iter().filter(|verdict| verdict.answer != Answer::Takes);
         warnings.extend(refusing.map(|verdict| verdict.to_string()));
         if self.clips_two_bits() {
             warnings.push(CLIPPED.to_owned());
         }
-        Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })
+        Ok(Plan {
+            model,
+            effects,
+            layers,
+            warnings,
+            surveys: Vec::new(),
+            group: 1,
+            working_bytes: 0,
+        })
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {
@@ -158,11 +174,18 @@ impl Pass for QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are gate, up and down.
-    fn quantized(&self, moe: &Moe, mut of: impl FnMut(ExpertSlot, usize, &Weight) -> Result<Weight>) -> Result<Moe> {
+    /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are
+    /// gate, up and down.
+    fn quantized(
+        &self,
+        moe: &Moe,
+        mut of: impl FnMut(ExpertSlot, usize, &Weight) -> Result<Weight>,
+    ) -> Result<Moe> {
         let mut moe = moe.clone();
         let mut expert = |place: ExpertSlot, expert: &mut Expert| -> Result<()> {
-            for (matrix, linear) in [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate() {
+            for (matrix, linear) in
+                [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate()
+            {
                 linear.weight = of(place, matrix, &linear.weight)?;
             }
             Ok(())
@@ -170,7 +193,9 @@ impl QuantizeOptions {
         for (index, network) in moe.experts.iter_mut().enumerate() {
             expert(ExpertSlot::Routed(index), network)?;
         }
-        if let Some(shared) = moe.shared.as_mut().filter(|_| self.include.contains(&QuantizedPart::Shared)) {
+        if let Some(shared) =
+            moe.shared.as_mut().filter(|_| self.include.contains(&QuantizedPart::Shared))
+        {
             expert(ExpertSlot::Shared, &mut shared.expert)?;
         }
         Ok(moe)
@@ -191,7 +216,10 @@ impl QuantizeOptions {
 
     /// What is quantized, in words.
     fn parts(&self) -> &'static str {
-        match (self.include.contains(&QuantizedPart::Shared), self.include.contains(&QuantizedPart::Attention)) {
+        match (
+            self.include.contains(&QuantizedPart::Shared),
+            self.include.contains(&QuantizedPart::Attention),
+        ) {
             (false, false) => "routed experts",
             (true, false) => "routed and shared experts",
             (false, true) => "routed experts and attention",
@@ -200,7 +228,13 @@ impl QuantizeOptions {
     }
 
     /// `weight` in `scheme`, of what was made for it; without that, there is only its shape.
-    fn encoded(&self, weight: &Weight, scheme: Scheme, store: &Store, made: Option<&MadeWeight>) -> Result<Weight> {
+    fn encoded(
+        &self,
+        weight: &Weight,
+        scheme: Scheme,
+        store: &Store,
+        made: Option<&MadeWeight>,
+    ) -> Result<Weight> {
         match scheme {
             Scheme::Integers(integers) => {
                 let codes = made.map(|made| match made {
@@ -234,7 +268,11 @@ impl QuantizeOptions {
             Method::Gptq => format!("{encoding} by GPTQ"),
             Method::Rtn => format!("{encoding}, rounded to nearest"),
         };
-        let shared = moe.shared.iter().any(|_| self.include.contains(&QuantizedPart::Shared)).then(|| how.clone());
+        let shared = moe
+            .shared
+            .iter()
+            .any(|_| self.include.contains(&QuantizedPart::Shared))
+            .then(|| how.clone());
         let attention = self.include.contains(&QuantizedPart::Attention).then(|| how.clone());
         LayerRecord {
             layer,
@@ -256,38 +294,57 @@ impl QuantizeOptions {
         let Some(target) = self.target_bits else { return self.encoding().to_string() };
         let widths = || layers.iter().filter_map(|layer| layer.widths.as_ref());
         let mut count: BTreeMap<u32, usize> = BTreeMap::new();
-        for bits in widths().flat_map(|widths| self.profile.parts().iter().map(|part| widths.bits[part[0]])) {
+        for bits in
+            widths().flat_map(|widths| self.profile.parts().iter().map(|part| widths.bits[part[0]]))
+        {
             *count.entry(bits).or_default() += 1;
         }
-        let shares: Vec<_> = count.iter().map(|(bits, count)| format!("{bits} bits in {count}")).collect();
+        let shares: Vec<_> =
+            count.iter().map(|(bits, count)| format!("{bits} bits in {count}")).collect();
         let (all, shares) = (count.values().sum::<usize>(), shares.join(", "));
-        let places = if self.profile == Profile::Engine { "layers" } else { "projections of layers" };
+        let places =
+            if self.profile == Profile::Engine { "layers" } else { "projections of layers" };
         let reached = LayerWidths::bits_a_weight(widths());
-        format!("integers of {shares} of {all} {places}; {reached:.4} bits a weight, {target} asked for")
+        format!(
+            "integers of {shares} of {all} {places}; {reached:.4} bits a weight, {target} asked for"
+        )
     }
 
     /// Refuses models and shapes that can't be quantized so.
     fn check_model(&self, model: &Model) -> Result<()> {
         if let Some(quantization) = &model.quantization {
-            return Err(Error::new(Kind::Unsupported, format!("this checkpoint is quantized already: {quantization}"))
-                .file(&model.config_file)
-                .remedy("start from the unquantized checkpoint"));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("this checkpoint is quantized already: {quantization}"),
+            )
+            .file(&model.config_file)
+            .remedy("start from the unquantized checkpoint"));
         }
         if model.moes().next().is_none() {
             return Err(Error::new(Kind::Usage, "this model has no mixture of experts")
                 .file(&model.config_file)
                 .remedy("give an MoE; upcycle makes one of a dense model"));
         }
-        if self.include.contains(&QuantizedPart::Shared) && model.moes().all(|(_, moe)| moe.shared.is_none()) {
+        if self.include.contains(&QuantizedPart::Shared)
+            && model.moes().all(|(_, moe)| moe.shared.is_none())
+        {
             return Err(Error::new(Kind::Usage, "this model has no shared experts")
                 .file(&model.config_file)
                 .remedy("leave --include shared out"));
         }
         if self.include.contains(&QuantizedPart::Attention) {
-            model.layers.iter().flat_map(|layer| layer.attention.linears()).try_for_each(|l| self.check_matrix(l))?;
+            model
+                .layers
+                .iter()
+                .flat_map(|layer| layer.attention.linears())
+                .try_for_each(|l| self.check_matrix(l))?;
         }
         for (_, moe) in model.moes() {
-            let shared = moe.shared.iter().filter(|_| self.include.contains(&QuantizedPart::Shared)).map(|s| &s.expert);
+            let shared = moe
+                .shared
+                .iter()
+                .filter(|_| self.include.contains(&QuantizedPart::Shared))
+                .map(|s| &s.expert);
             for linear in moe.experts.iter().chain(shared).flat_map(Expert::linears) {
                 self.check_matrix(linear)?;
             }
@@ -302,8 +359,11 @@ impl QuantizeOptions {
         }
         let [rows, columns] = [linear.weight.shape()[0], linear.weight.shape()[1]];
         if let Some(group) = self.group().filter(|group| !columns.is_multiple_of(*group)) {
-            let fitting: Vec<_> =
-                [128, 64, 32].iter().filter(|g| columns.is_multiple_of(**g)).map(|g| g.to_string()).collect();
+            let fitting: Vec<_> = [128, 64, 32]
+                .iter()
+                .filter(|g| columns.is_multiple_of(**g))
+                .map(|g| g.to_string())
+                .collect();
             return Err(Error::new(
                 Kind::Usage,
                 format!("groups of {group} don't divide the {columns} columns of this matrix"),
@@ -311,10 +371,14 @@ impl QuantizeOptions {
             .tensor(linear.weight.name())
             .remedy(match fitting.is_empty() {
                 true => "give --group-size -1, a scale for each row".to_owned(),
-                false => format!("give --group-size {} (or -1 for whole rows)", fitting.join(" or ")),
+                false => {
+                    format!("give --group-size {} (or -1 for whole rows)", fitting.join(" or "))
+                }
             }));
         }
-        if self.packing() == Packing::Columns && !(rows.is_multiple_of(32) && columns.is_multiple_of(32)) {
+        if self.packing() == Packing::Columns
+            && !(rows.is_multiple_of(32) && columns.is_multiple_of(32))
+        {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!("GPTQ packs 32 rows and columns at a time, not {rows} × {columns}"),

@@ -1,7 +1,9 @@
 //! What `quantize` can be told.
 
 use clap::ValueEnum;
-use moe_checkpoint::quantization::{Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup};
+use moe_checkpoint::quantization::{
+    Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup,
+};
 use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
@@ -19,8 +21,9 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<WeightScheme>,
 
-    /// Integers of several bit widths, in place of --scheme: quantized weights take at most this many bits of the file on average,
-    /// scales and zero points included. Layers get bit widths by what these cost their outputs on the text of --data.
+    /// Integers of several bit widths, in place of --scheme: quantized weights take at most this
+    /// many bits of the file on average, scales and zero points included. Layers get bit widths by
+    /// what these cost their outputs on the text of --data.
     #[arg(long, value_name = "BITS", conflicts_with = "scheme")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bits: Option<f64>,
@@ -65,8 +68,8 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub per_expert: bool,
 
-    /// An expert with fewer tokens than this multiple of its input width is topped up: with what --shrinkage adds, as many as
-    /// its Hessian needs not to be singular.
+    /// An expert with fewer tokens than this multiple of its input width is topped up: with what
+    /// --shrinkage adds, as many as its Hessian needs not to be singular.
     #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
     #[serde(default = "half")]
     pub min_samples: f64,
@@ -76,24 +79,27 @@ pub struct QuantizeOptions {
     #[serde(default = "default_gate_power")]
     pub gate_power: u8,
 
-    /// Tokens' worth of the whole layer that is mixed into each expert's Hessian of gate and up, as a multiple of its input width;
-    /// with --samples per-expert.
+    /// Tokens' worth of the whole layer that is mixed into each expert's Hessian of gate and up, as
+    /// a multiple of its input width; with --samples per-expert.
     #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
     #[serde(default = "half")]
     pub shrinkage: f64,
 
-    /// White noise that is mixed into each expert's Hessian: as much as this factor times its input width in tokens would bring, at the
-    /// mean energy of its inputs. The fewer tokens an expert has, the more this damps; with --samples per-expert.
+    /// White noise that is mixed into each expert's Hessian: as much as this factor times its input
+    /// width in tokens would bring, at the mean energy of its inputs. The fewer tokens an expert
+    /// has, the more this damps; with --samples per-expert.
     #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
     #[serde(default = "half")]
     pub ridge: f64,
 
-    /// Experts with more tokens than this multiple of the mean are calibrated on an even selection of them; 0 for all.
+    /// Experts with more tokens than this multiple of the mean are calibrated on an even selection
+    /// of them; 0 for all.
     #[arg(long, value_name = "FACTOR", default_value_t = 4.0, help_heading = "Samples")]
     #[serde(default = "default_hot_cap")]
     pub hot_cap: f64,
 
-    /// More text, as for --data, that is scanned for sequences which cold experts see tokens of; these join the calibration.
+    /// More text, as for --data, that is scanned for sequences which cold experts see tokens of;
+    /// these join the calibration.
     #[arg(long, value_name = "DATA", help_heading = "Samples")]
     #[serde(default)]
     pub pool: Vec<DataSpec>,
@@ -103,17 +109,20 @@ pub struct QuantizeOptions {
     #[serde(default = "default_pool_tokens")]
     pub pool_tokens: usize,
 
-    /// At most this many tokens of the pool join the calibration; as many as --data has unless given.
+    /// At most this many tokens of the pool join the calibration; as many as --data has unless
+    /// given.
     #[arg(long, value_name = "TOKENS", help_heading = "Samples")]
     #[serde(default)]
     pub pool_take: Option<usize>,
 
-    /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it stays singular.
+    /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it
+    /// stays singular.
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "GPTQ")]
     #[serde(default = "default_damping")]
     pub damping: f64,
 
-    /// Solve columns in the order of their energy; groups are fixed before, so that files need no order.
+    /// Solve columns in the order of their energy; groups are fixed before, so that files need no
+    /// order.
     #[arg(
         long,
         value_name = "BOOL",
@@ -127,8 +136,9 @@ pub struct QuantizeOptions {
     #[serde(default = "default_act_order")]
     pub act_order: bool,
 
-    /// Let the range of a group shrink where that reduces the error that its inputs see. Better for groups of 128 at 4 bits; worse for
-    /// groups of 32 at 3 bits, and at 2 bits, where it cost 18 to 30 % of KL.
+    /// Let the range of a group shrink where that reduces the error that its inputs see. Better for
+    /// groups of 128 at 4 bits; worse for groups of 32 at 3 bits, and at 2 bits, where it cost 18
+    /// to 30 % of KL.
     #[arg(long, help_heading = "GPTQ")]
     #[serde(default)]
     pub clip_search: bool,
@@ -320,16 +330,19 @@ impl QuantizeOptions {
             })
         };
         match (self.format, scheme) {
-            (None | Some(Format::Fp8), Scheme::Fp8(Blocks::Of(block))) => Ok(Quantization::BlockFp8 { block }),
+            (None | Some(Format::Fp8), Scheme::Fp8(Blocks::Of(block))) => {
+                Ok(Quantization::BlockFp8 { block })
+            }
             (None | Some(Format::CompressedTensors), _) => Ok(compressed()),
             (Some(Format::Gptq), Scheme::Integers(integers)) => Ok(Quantization::Gptq(integers)),
             (Some(Format::Fp8), _) => Err(usage(
                 "Hugging Face's fp8 format has blocks of e4m3 only",
                 "give --scheme fp8-block, or leave --format out",
             )),
-            (Some(Format::Gptq), Scheme::Fp8(_)) => {
-                Err(usage("the GPTQ format has integers only", "give --scheme w4a16, or leave --format out"))
-            }
+            (Some(Format::Gptq), Scheme::Fp8(_)) => Err(usage(
+                "the GPTQ format has integers only",
+                "give --scheme w4a16, or leave --format out",
+            )),
         }
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use moe_checkpoint::ScratchStore;
 use moe_checkpoint::quantization::{Integers, Scheme};
-use moe_forward::{Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, UNCOUNTED};
+use moe_forward::{
+    Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, UNCOUNTED,
+};
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::quantize::{self, Damping, round_to_nearest};
@@ -24,9 +26,12 @@ use super::survey::Survey;
 use super::{ExpertSlot, MadeWeight};
 use crate::calibrate::CalibrationOptions;
 use crate::part::{finite_values, read_finite};
-use crate::pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Pool, Sources, SweptText};
+use crate::pass::{
+    DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Pool, Sources, SweptText,
+};
 
-/// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise they are run again.
+/// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise
+/// they are run again.
 const OUTPUT_BYTES: usize = 1 << 30;
 
 /// Quantizes each layer on what reaches it through the quantized ones before it.
@@ -66,7 +71,12 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
 }
 
 /// `weight`, rounded to nearest in `scheme`.
-fn nearest(options: &QuantizeOptions, scheme: Scheme, weight: &Weight, store: &Store) -> Result<Weight> {
+fn nearest(
+    options: &QuantizeOptions,
+    scheme: Scheme,
+    weight: &Weight,
+    store: &Store,
+) -> Result<Weight> {
     let values = finite_values(weight)?;
     let made = match scheme {
         Scheme::Fp8(_) => MadeWeight::Values(values),
@@ -80,7 +90,12 @@ fn nearest(options: &QuantizeOptions, scheme: Scheme, weight: &Weight, store: &S
 }
 
 /// `moe` with every matrix rounded to nearest in its scheme (of gate, up and down).
-fn rounded_layer(options: &QuantizeOptions, moe: &Moe, schemes: [Scheme; 3], store: &Store) -> Result<Moe> {
+fn rounded_layer(
+    options: &QuantizeOptions,
+    moe: &Moe,
+    schemes: [Scheme; 3],
+    store: &Store,
+) -> Result<Moe> {
     options.quantized(moe, |_, matrix, weight| nearest(options, schemes[matrix], weight, store))
 }
 
@@ -91,9 +106,18 @@ struct Packed {
 }
 
 /// The grids of codes of `weight`.
-pub(super) fn grid(options: &QuantizeOptions, integers: Integers, weight: &Weight) -> Result<quantize::Scheme> {
+pub(super) fn grid(
+    options: &QuantizeOptions,
+    integers: Integers,
+    weight: &Weight,
+) -> Result<quantize::Scheme> {
     let scale_dtype = scale_dtype(weight, options.packing())?;
-    Ok(quantize::Scheme { bits: integers.bits, symmetric: integers.symmetric, group: integers.group, scale_dtype })
+    Ok(quantize::Scheme {
+        bits: integers.bits,
+        symmetric: integers.symmetric,
+        group: integers.group,
+        scale_dtype,
+    })
 }
 
 fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {
@@ -116,8 +140,13 @@ impl Quantizer {
         }
     }
 
-    /// What each expert of `moe` is calibrated on and, where there is room for its outputs, what is routed to it.
-    fn samples(&self, moe: &Moe, inputs: &Inputs<'_>) -> Result<Vec<(ExpertSamples, Option<Routed>)>> {
+    /// What each expert of `moe` is calibrated on and, where there is room for its outputs, what is
+    /// routed to it.
+    fn samples(
+        &self,
+        moe: &Moe,
+        inputs: &Inputs<'_>,
+    ) -> Result<Vec<(ExpertSamples, Option<Routed>)>> {
         let hidden = self.model.hidden;
         let width = moe.experts[0].width();
         let rule = SampleRule {
@@ -131,7 +160,9 @@ impl Quantizer {
         let mut sampler = Sampler::new(rule, moe.experts.len());
         let route = |block: usize| -> Result<Routing> {
             let routed = router.route(&inputs.get(block)?).map(|(_, routing)| routing);
-            routed.map_err(|e| Error::new(Kind::Numeric, "cannot route").source(e).tensor(moe.router.weight.name()))
+            routed.map_err(|e| {
+                Error::new(Kind::Numeric, "cannot route").source(e).tensor(moe.router.weight.name())
+            })
         };
         let runs = inputs.in_memory() && inputs.tokens() * hidden * 4 <= OUTPUT_BYTES;
         let mut routes = vec![Route::default(); if runs { moe.experts.len() } else { 0 }];
@@ -140,7 +171,10 @@ impl Quantizer {
             sampler.routed(&routing, counted);
             if runs {
                 let slots = routing.slots_by_expert();
-                routes.iter_mut().zip(slots).for_each(|(route, slots)| route.extend(tokens.start, &slots, &routing));
+                routes
+                    .iter_mut()
+                    .zip(slots)
+                    .for_each(|(route, slots)| route.extend(tokens.start, &slots, &routing));
             }
         }
         if sampler.wants_more() {
@@ -156,8 +190,8 @@ impl Quantizer {
         Ok(sampler.finish(counted).into_iter().map(with_routed).collect())
     }
 
-    /// The routed experts of `moe`, and behind them the shared one if it is quantized; packed as soon as they are solved.
-    /// With them what the routed ones give, where there is room for it.
+    /// The routed experts of `moe`, and behind them the shared one if it is quantized; packed as
+    /// soon as they are solved. With them what the routed ones give, where there is room for it.
     fn packed(
         &self,
         index: usize,
@@ -178,7 +212,8 @@ impl Quantizer {
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
             ridge: if shrinks { self.options.ridge } else { 0.0 },
         };
-        let samples = self.compute.stage("samples", Work::UNCOUNTED, || self.samples(moe, inputs))?;
+        let samples =
+            self.compute.stage("samples", Work::UNCOUNTED, || self.samples(moe, inputs))?;
         let task = |(expert, (samples, routed))| Task {
             name: format!("expert {expert}"),
             network: &moe.experts[expert],
@@ -186,10 +221,17 @@ impl Quantizer {
             routed,
         };
         let store = Store(self.spill.clone());
-        let pack = |network: &Expert, Solved { gate, up, down, record }: Solved| -> Result<Packed> {
+        let pack = |network: &Expert,
+                    Solved { gate, up, down, record }: Solved|
+         -> Result<Packed> {
             let [of_gate, of_up, of_down] = network.linears();
             let encode = |linear: &Linear, scheme, codes| {
-                self.options.encoded(&linear.weight, scheme, &store, Some(&MadeWeight::Codes(codes)))
+                self.options.encoded(
+                    &linear.weight,
+                    scheme,
+                    &store,
+                    Some(&MadeWeight::Codes(codes)),
+                )
             };
             let encode = || {
                 let gate = encode(of_gate, schemes[0], gate)?;
@@ -199,7 +241,9 @@ impl Quantizer {
         };
         let tasks: Vec<_> = samples.into_iter().enumerate().map(task).collect();
         let (mut packed, routed) = solver.run(&tasks, pack)?;
-        if let Some(shared) = moe.shared.as_ref().filter(|_| self.options.include.contains(&QuantizedPart::Shared)) {
+        if let Some(shared) =
+            moe.shared.as_ref().filter(|_| self.options.include.contains(&QuantizedPart::Shared))
+        {
             let (name, samples) = ("the shared expert".to_owned(), self.all_tokens());
             let task = Task { name, network: &shared.expert, samples, routed: None };
             packed.extend(Solver { shrinkage: 0.0, ..solver }.run(&[task], pack)?.0);
@@ -232,7 +276,8 @@ impl Quantizer {
     }
 
     fn all_tokens(&self) -> ExpertSamples {
-        let tokens: Vec<u32> = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
+        let tokens: Vec<u32> =
+            (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
         let counts = Counts { routed: tokens.len(), used: tokens.len(), topped_up: 0 };
         ExpertSamples::evenly_weighed(tokens, counts)
     }
@@ -255,8 +300,10 @@ impl LayerPass for Quantizer {
         let hidden = self.model.hidden as f64;
         let layer = |moe: &Moe| {
             let (experts, width) = (moe.experts.len() as f64, moe.experts[0].width() as f64);
-            let hessians = (tokens * moe.router.top_k) as f64 * 2.0 * (hidden.powi(2) + width.powi(2));
-            // A factor and its inverse for gate and up together, one for down; every code changes the columns behind it.
+            let hessians =
+                (tokens * moe.router.top_k) as f64 * 2.0 * (hidden.powi(2) + width.powi(2));
+            // A factor and its inverse for gate and up together, one for down; every code changes
+            // the columns behind it.
             let factors = hidden.powi(3) + width.powi(3);
             let codes = 2.0 * width * hidden.powi(2) + hidden * width.powi(2);
             hessians + experts * (factors + codes)
@@ -270,7 +317,11 @@ impl LayerPass for Quantizer {
             let shared = |tokens: usize| (tokens * moe.router.top_k / experts.max(1)).min(tokens);
             let routed = shared(text.tokens);
             let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-            let seen = if self.options.samples() == SampleChoice::AllExperts { text.block } else { shared(text.block) };
+            let seen = if self.options.samples() == SampleChoice::AllExperts {
+                text.block
+            } else {
+                shared(text.block)
+            };
             // Where there is room for them, the experts' outputs are summed for all tokens.
             let summed = text.in_memory && text.tokens * hidden * 4 <= OUTPUT_BYTES;
             let sums = if summed { text.tokens * hidden * 4 } else { 0 };
@@ -291,8 +342,11 @@ impl LayerPass for Quantizer {
         if !tops_up || tokens >= least as u64 {
             return Ok(());
         }
-        let what = format!("{tokens} tokens are fewer than the {least} that every expert is to be calibrated on");
-        Err(Error::new(Kind::Usage, what).remedy("give more --data, lower --min-samples, or give --samples routed"))
+        let what = format!(
+            "{tokens} tokens are fewer than the {least} that every expert is to be calibrated on"
+        );
+        Err(Error::new(Kind::Usage, what)
+            .remedy("give more --data, lower --min-samples, or give --samples routed"))
     }
 
     fn begin(&mut self, calibration: &Calibration) {
@@ -301,25 +355,37 @@ impl LayerPass for Quantizer {
 
     fn pool_text(&self) -> Option<CalibrationOptions> {
         let QuantizeOptions { pool, pool_tokens, calibration, .. } = &self.options;
-        let text = CalibrationOptions { data: pool.clone(), data_tokens: *pool_tokens, ..calibration.clone() };
+        let text = CalibrationOptions {
+            data: pool.clone(),
+            data_tokens: *pool_tokens,
+            ..calibration.clone()
+        };
         (!pool.is_empty()).then_some(text)
     }
 
     fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
         let tokens = all.batch.spans.get(own).map_or(all.batch.tokens(), |span| span.start);
         // Tokens of its own are worth more than others': as many of them as make a Hessian regular.
-        let widths = self.model.moes().map(|(_, moe)| moe.experts[0].width()).chain([self.model.hidden]);
+        let widths =
+            self.model.moes().map(|(_, moe)| moe.experts[0].width()).chain([self.model.hidden]);
         let least = self.least_tokens().max(widths.max().unwrap_or(0));
         Some(Box::new(Scan::new(all, own, least, self.options.pool_take.unwrap_or(tokens))))
     }
 
     fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {
         let target = self.options.target_bits?;
-        Some(self.survey.insert(Survey::new(&self.options, target, &self.model, &self.compute, sample)))
+        Some(self.survey.insert(Survey::new(
+            &self.options,
+            target,
+            &self.model,
+            &self.compute,
+            sample,
+        )))
     }
 
     fn finish(&mut self) -> Result<LayerEdits> {
-        let (layers, attention) = (std::mem::take(&mut self.layers), std::mem::take(&mut self.attention));
+        let (layers, attention) =
+            (std::mem::take(&mut self.layers), std::mem::take(&mut self.attention));
         Ok(LayerEdits { by: DecidedBy::Sequence, layers, attention })
     }
 }
@@ -335,9 +401,17 @@ impl Converter for Quantizer {
         self.options.include.contains(&QuantizedPart::Attention)
     }
 
-    fn attention_input(&mut self, _: usize, linear: usize, tokens: Range<usize>, x: &Tensor) -> Result<()> {
+    fn attention_input(
+        &mut self,
+        _: usize,
+        linear: usize,
+        tokens: Range<usize>,
+        x: &Tensor,
+    ) -> Result<()> {
         let Self { attention_inputs, counted, compute, .. } = self;
-        compute.stage("attention's Hessians", Work::UNCOUNTED, || attention_inputs.add(linear, tokens, x, counted))
+        compute.stage("attention's Hessians", Work::UNCOUNTED, || {
+            attention_inputs.add(linear, tokens, x, counted)
+        })
     }
 
     fn convert_attention(&mut self, index: usize) -> Result<Option<Attention>> {
@@ -345,9 +419,13 @@ impl Converter for Quantizer {
         let attention = &self.model.layers[index].attention;
         let solving = self.solving(self.options.encoding(), &attention.output().weight)?;
         let (damping, act_order) = (self.damping(), self.options.act_order);
-        let codes = || inputs.codes(index, attention, &solving, &damping, act_order, &self.compute.device);
-        let mut codes =
-            self.compute.stage("attention's codes", Work::UNCOUNTED, codes)?.into_iter().map(MadeWeight::Codes);
+        let codes =
+            || inputs.codes(index, attention, &solving, &damping, act_order, &self.compute.device);
+        let mut codes = self
+            .compute
+            .stage("attention's codes", Work::UNCOUNTED, codes)?
+            .into_iter()
+            .map(MadeWeight::Codes);
         let store = Store(self.spill.clone());
         let quantized = self.options.quantized_attention(attention, |_, weight| {
             self.options.encoded(weight, self.options.encoding(), &store, codes.next().as_ref())
@@ -365,10 +443,12 @@ impl Converter for Quantizer {
             let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
             return Ok(Some(self.keep(index, layer).into()));
         }
-        // The block hasn't run: a router that is not finite would make Hessians so that are an expert's.
+        // The block hasn't run: a router that is not finite would make Hessians so that are an
+        // expert's.
         moe.router.weights().try_for_each(|weight| read_finite(weight).map(drop))?;
         let (packed, routed) = self.packed(index, moe, schemes, inputs)?;
-        record.quantized = packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
+        record.quantized =
+            packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
         let quantized = self.options.quantized(moe, |place, matrix, _| {
             let network = match place {
                 ExpertSlot::Routed(index) => index,
@@ -386,16 +466,25 @@ mod tests {
 
     use super::*;
 
-    /// Text goes through a model while it is quantized, and then through the result: some tokens don't count, hot experts see
-    /// fewer than are routed to them, cold ones more, and one block of tokens comes after the other.
+    /// Text goes through a model while it is quantized, and then through the result: some tokens
+    /// don't count, hot experts see fewer than are routed to them, cold ones more, and one block of
+    /// tokens comes after the other.
     fn states_in_the_sweep_are_those_of_the_result(folder: &str, least: f64) {
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(folder);
+        let dir =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(folder);
         let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());
-        let ids: Vec<Vec<u32>> =
-            (0..4).map(|s| (0..24).map(|t| (57 * s + 91 * t) % model.vocab as u32).collect()).collect();
-        let group_of = (0..96).map(|token: usize| if token.is_multiple_of(5) { UNCOUNTED } else { 0 }).collect();
+        let ids: Vec<Vec<u32>> = (0..4)
+            .map(|s| (0..24).map(|t| (57 * s + 91 * t) % model.vocab as u32).collect())
+            .collect();
+        let group_of = (0..96)
+            .map(|token: usize| if token.is_multiple_of(5) { UNCOUNTED } else { 0 })
+            .collect();
         let group = Group { label: "text".to_owned(), half: 0, weight: None, tokens: 96 };
-        let text = Calibration { batch: Batch::new(ids.iter().map(Vec::as_slice)), groups: vec![group], group_of };
+        let text = Calibration {
+            batch: Batch::new(ids.iter().map(Vec::as_slice)),
+            groups: vec![group],
+            group_of,
+        };
         let options = serde_json::json!({ "scheme": "w4a16", "group-size": -1, "hot-cap": 1.0, "min-samples": least, "include": ["shared"] });
         let options: QuantizeOptions = serde_json::from_value(options).unwrap();
         let spill = Arc::new(ScratchStore::new(&std::env::temp_dir()));
@@ -404,7 +493,8 @@ mod tests {
         quantizer.begin(&text);
         let storage = Storage { block_tokens: Some(48), ..Storage::default() };
         let mut sweep = Sweep::stored(&model, &text.batch, &compute, &storage).unwrap();
-        (0..model.layers.len()).for_each(|index| sweep.layer_converted(index, &mut quantizer).unwrap());
+        (0..model.layers.len())
+            .for_each(|index| sweep.layer_converted(index, &mut quantizer).unwrap());
         let found = sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap();
 
         let decisions = quantizer.finish().unwrap();
@@ -420,7 +510,11 @@ mod tests {
         sweep.run(&mut Silent).unwrap();
         let expected = sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap();
         let worst = |a: &[Vec<f32>], b: &[Vec<f32>]| {
-            a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+            a.iter()
+                .flatten()
+                .zip(b.iter().flatten())
+                .map(|(a, b)| (a - b).abs())
+                .fold(0f32, f32::max)
         };
         let size = worst(&expected, &vec![vec![0.0; model.hidden]; 96]);
         assert!(worst(&found, &expected) < 1e-5 * size, "{} of {size}", worst(&found, &expected));

@@ -22,7 +22,8 @@ pub(super) struct SampleRule {
     pub hot_cap: f64,
 }
 
-/// What one expert is calibrated on: tokens ascending, and what each weighs. Several experts may share them.
+/// What one expert is calibrated on: tokens ascending, and what each weighs. Several experts may
+/// share them.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ExpertSamples {
     pub tokens: Arc<[u32]>,
@@ -59,7 +60,8 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// Adds the tokens of `slots`, positions in `routing.selected`; `first` is the first token of `routing`.
+    /// Adds the tokens of `slots`, positions in `routing.selected`; `first` is the first token of
+    /// `routing`.
     pub fn extend(&mut self, first: usize, slots: &[u32], routing: &Routing) {
         self.tokens.extend(slots.iter().map(|slot| first as u32 + slot / routing.top_k as u32));
         self.gates.extend(slots.iter().map(|slot| routing.weights[*slot as usize]));
@@ -83,20 +85,25 @@ impl Routed {
         let mut all: Vec<u32> = route.tokens.iter().chain(samples.tokens.iter()).copied().collect();
         all.sort_unstable();
         all.dedup();
-        let weight = |token| samples.tokens.binary_search(token).map_or(0.0, |at| samples.weights[at]);
+        let weight =
+            |token| samples.tokens.binary_search(token).map_or(0.0, |at| samples.weights[at]);
         let weights: Vec<f32> = all.iter().map(weight).collect();
         let row = |token| all.binary_search(token).expect("every routed token is among all") as u32;
-        let rows = (all.len() != route.tokens.len()).then(|| route.tokens.iter().map(row).collect());
-        let with_samples = ExpertSamples { tokens: all.into(), weights: weights.into(), counts: samples.counts };
+        let rows =
+            (all.len() != route.tokens.len()).then(|| route.tokens.iter().map(row).collect());
+        let with_samples =
+            ExpertSamples { tokens: all.into(), weights: weights.into(), counts: samples.counts };
         Self { route, with_samples, rows }
     }
 
-    /// The routed rows among `seen`, which are rows of `with_samples`, counted from the first of `seen`; None if all of them are routed.
+    /// The routed rows among `seen`, which are rows of `with_samples`, counted from the first of
+    /// `seen`; None if all of them are routed.
     pub fn rows_in(&self, seen: &Range<usize>) -> Option<Vec<u32>> {
         let at = |row: usize, rows: &[u32]| rows.partition_point(|r| (*r as usize) < row);
         let rows = self.rows.as_ref()?;
         let routed = &rows[at(seen.start, rows)..at(seen.end, rows)];
-        (routed.len() != seen.len()).then(|| routed.iter().map(|row| row - seen.start as u32).collect())
+        (routed.len() != seen.len())
+            .then(|| routed.iter().map(|row| row - seen.start as u32).collect())
     }
 }
 
@@ -112,7 +119,8 @@ pub struct Counts {
     pub topped_up: usize,
 }
 
-/// Collects the routing of all blocks of a layer's tokens, and then the tokens nearest to cold experts.
+/// Collects the routing of all blocks of a layer's tokens, and then the tokens nearest to cold
+/// experts.
 pub(super) struct Sampler {
     rule: SampleRule,
     experts: usize,
@@ -121,7 +129,8 @@ pub(super) struct Sampler {
     routed: Vec<Vec<(u32, f32)>>,
     /// Σ score of the chosen experts, over all tokens, and how many there were.
     typical: (f64, usize),
-    /// Of each cold expert the tokens of the greatest scores that didn't choose it: the least of them on top.
+    /// Of each cold expert the tokens of the greatest scores that didn't choose it: the least of
+    /// them on top.
     nearest: Vec<BinaryHeap<Reverse<Near>>>,
 }
 
@@ -187,16 +196,27 @@ impl Sampler {
 
     fn missing(&self, expert: usize) -> usize {
         match self.rule.samples {
-            samples if samples.tops_up() => self.rule.least.saturating_sub(self.routed[expert].len()),
+            samples if samples.tops_up() => {
+                self.rule.least.saturating_sub(self.routed[expert].len())
+            }
             _ => 0,
         }
     }
 
-    /// Looks among tokens from `first` on for those nearest to cold experts; `bias` is what the router adds for ranking.
-    pub fn near(&mut self, first: usize, routing: &Routing, bias: Option<&[f32]>, counted: impl Fn(usize) -> bool) {
+    /// Looks among tokens from `first` on for those nearest to cold experts; `bias` is what the
+    /// router adds for ranking.
+    pub fn near(
+        &mut self,
+        first: usize,
+        routing: &Routing,
+        bias: Option<&[f32]>,
+        counted: impl Fn(usize) -> bool,
+    ) {
         let (k, experts) = (routing.top_k, self.experts);
-        let cold: Vec<(usize, usize)> = (0..experts).map(|e| (e, self.missing(e))).filter(|(_, n)| *n > 0).collect();
-        for (local, chosen) in routing.selected.chunks_exact(k).enumerate().filter(|(local, _)| counted(first + local))
+        let cold: Vec<(usize, usize)> =
+            (0..experts).map(|e| (e, self.missing(e))).filter(|(_, n)| *n > 0).collect();
+        for (local, chosen) in
+            routing.selected.chunks_exact(k).enumerate().filter(|(local, _)| counted(first + local))
         {
             for (expert, missing) in &cold {
                 if chosen.contains(&(*expert as u32)) {
@@ -218,10 +238,15 @@ impl Sampler {
 
     /// What each expert is calibrated on.
     pub fn finish(self, counted: impl Fn(usize) -> bool) -> Vec<ExpertSamples> {
-        let typical = if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
+        let typical =
+            if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
         if self.rule.samples == SampleChoice::AllExperts {
-            let tokens: Vec<u32> = (0..self.tokens).filter(|token| counted(*token)).map(|token| token as u32).collect();
-            let counts = |routed: usize| Counts { routed, used: routed, topped_up: tokens.len() - routed };
+            let tokens: Vec<u32> = (0..self.tokens)
+                .filter(|token| counted(*token))
+                .map(|token| token as u32)
+                .collect();
+            let counts =
+                |routed: usize| Counts { routed, used: routed, topped_up: tokens.len() - routed };
             let all = ExpertSamples::evenly_weighed(tokens.clone(), Counts::default());
             return self
                 .routed
@@ -231,24 +256,31 @@ impl Sampler {
         }
         let choices: usize = self.routed.iter().map(Vec::len).sum();
         let power = |gate: f32| gate.powi(i32::from(self.rule.gate_power));
-        let mean =
-            |routed: &[(u32, f32)]| routed.iter().map(|(_, gate)| power(*gate)).sum::<f32>() / routed.len() as f32;
-        let of_all: f32 =
-            self.routed.iter().flatten().map(|(_, gate)| power(*gate)).sum::<f32>() / choices.max(1) as f32;
+        let mean = |routed: &[(u32, f32)]| {
+            routed.iter().map(|(_, gate)| power(*gate)).sum::<f32>() / routed.len() as f32
+        };
+        let of_all: f32 = self.routed.iter().flatten().map(|(_, gate)| power(*gate)).sum::<f32>()
+            / choices.max(1) as f32;
         let cap = match self.rule.hot_cap > 0.0 {
-            true => {
-                (self.rule.hot_cap * choices as f64 / self.experts as f64).ceil().max(self.rule.least as f64) as usize
-            }
+            true => (self.rule.hot_cap * choices as f64 / self.experts as f64)
+                .ceil()
+                .max(self.rule.least as f64) as usize,
             false => usize::MAX,
         };
         let of_expert = |(routed, nearest): (Vec<(u32, f32)>, BinaryHeap<Reverse<Near>>)| {
             let own = if routed.is_empty() { of_all } else { mean(&routed) };
             let chosen = evenly(&routed, cap);
-            let counts = Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
-            // A token that didn't choose the expert weighs as its own do, less by how much less the router thinks of it.
-            let near = |Reverse(near): Reverse<Near>| (near.token, own * (near.score / typical).clamp(0.0, 1.0));
-            let mut all: Vec<(u32, f32)> =
-                chosen.map(|(token, gate)| (token, power(gate))).chain(nearest.into_iter().map(near)).collect();
+            let counts =
+                Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
+            // A token that didn't choose the expert weighs as its own do, less by how much less the
+            // router thinks of it.
+            let near = |Reverse(near): Reverse<Near>| {
+                (near.token, own * (near.score / typical).clamp(0.0, 1.0))
+            };
+            let mut all: Vec<(u32, f32)> = chosen
+                .map(|(token, gate)| (token, power(gate)))
+                .chain(nearest.into_iter().map(near))
+                .collect();
             all.sort_unstable_by_key(|(token, _)| *token);
             let (tokens, weights): (Vec<u32>, Vec<f32>) = all.into_iter().unzip();
             ExpertSamples { tokens: tokens.into(), weights: weights.into(), counts }
@@ -309,7 +341,9 @@ mod tests {
         let found = samples(rule(SampleChoice::Routed));
         assert_eq!(found[2], ExpertSamples::evenly_weighed(Vec::new(), Counts::default()));
         let all = samples(rule(SampleChoice::AllExperts));
-        assert!(all.iter().all(|expert| *expert.tokens == [0, 1, 2, 3] && *expert.weights == [1.0; 4]));
+        assert!(
+            all.iter().all(|expert| *expert.tokens == [0, 1, 2, 3] && *expert.weights == [1.0; 4])
+        );
         assert_eq!(all[2].counts, Counts { routed: 0, used: 0, topped_up: 4 });
     }
 
@@ -327,7 +361,10 @@ mod tests {
         assert_eq!(route, Route { tokens: vec![10, 11, 12], gates: vec![0.5, 0.8, 0.6] });
         let samples = |tokens| ExpertSamples::evenly_weighed(tokens, Counts::default());
         let same = Routed::new(&samples(vec![10, 11, 12]), route.clone());
-        assert_eq!((&same.rows, same.rows_in(&(0..3)), same.with_samples.weights[0]), (&None, None, 1.0));
+        assert_eq!(
+            (&same.rows, same.rows_in(&(0..3)), same.with_samples.weights[0]),
+            (&None, None, 1.0)
+        );
         let routed = Routed::new(&samples(vec![5, 11, 13]), route);
         assert_eq!(*routed.with_samples.tokens, [5, 10, 11, 12, 13]);
         assert_eq!(*routed.with_samples.weights, [1.0, 0.0, 1.0, 0.0, 1.0]);

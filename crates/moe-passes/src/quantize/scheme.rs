@@ -16,10 +16,18 @@ pub(super) struct SchemeParser;
 impl TypedValueParser for SchemeParser {
     type Value = WeightScheme;
 
-    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<WeightScheme, clap::Error> {
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<WeightScheme, clap::Error> {
         match value.to_str().and_then(not_here) {
             Some(remedy) => {
-                let what = format!("there is no scheme {:?}\n  remedy: {remedy}\n", value.to_string_lossy());
+                let what = format!(
+                    "there is no scheme {:?}\n  remedy: {remedy}\n",
+                    value.to_string_lossy()
+                );
                 Err(clap::Error::raw(ErrorKind::InvalidValue, what).with_cmd(command))
             }
             None => EnumValueParser::<WeightScheme>::new().parse_ref(command, arg, value),
@@ -27,7 +35,9 @@ impl TypedValueParser for SchemeParser {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(WeightScheme::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
+        Some(Box::new(
+            WeightScheme::value_variants().iter().filter_map(ValueEnum::to_possible_value),
+        ))
     }
 }
 
@@ -35,12 +45,15 @@ impl TryFrom<String> for WeightScheme {
     type Error = Error;
 
     fn try_from(word: String) -> Result<Self, Error> {
-        let refused = |remedy: String| Error::new(Kind::Usage, format!("there is no scheme {word:?}")).remedy(remedy);
+        let refused = |remedy: String| {
+            Error::new(Kind::Usage, format!("there is no scheme {word:?}")).remedy(remedy)
+        };
         if let Some(remedy) = not_here(&word) {
             return Err(refused(remedy));
         }
         let known = || Self::value_variants().iter().filter_map(ValueEnum::to_possible_value);
-        let names = || known().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+        let names =
+            || known().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
         Self::from_str(&word, false).map_err(|_| refused(format!("give one of {}", names())))
     }
 }
@@ -71,12 +84,17 @@ mod tests {
 
     #[test]
     fn schemes_of_other_tools_have_a_remedy_that_keeps_what_was_asked_for() {
-        for known in ["w8a16", "w4a16", "w3a16", "w2a16", "fp8", "fp8-block", "nonsense", "wa", "w4a"] {
+        for known in
+            ["w8a16", "w4a16", "w3a16", "w2a16", "fp8", "fp8-block", "nonsense", "wa", "w4a"]
+        {
             assert_eq!(not_here(known), None, "{known}");
         }
-        for (word, remedy) in
-            [("w8a8", "fp8 is what"), ("W4A8", "give w4a16"), ("w6a16", "--target-bits 6"), ("w1a16", "give w8a16")]
-        {
+        for (word, remedy) in [
+            ("w8a8", "fp8 is what"),
+            ("W4A8", "give w4a16"),
+            ("w6a16", "--target-bits 6"),
+            ("w1a16", "give w8a16"),
+        ] {
             let found = not_here(word).unwrap();
             assert!(found.contains(remedy), "{word}: {found}");
             let error = WeightScheme::try_from(word.to_owned()).unwrap_err().to_string();

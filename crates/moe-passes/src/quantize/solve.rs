@@ -9,7 +9,9 @@ use moe_math::Compute;
 use moe_math::combine::ExpertCombine;
 use moe_math::meter::Work;
 use moe_math::product::product;
-use moe_math::quantize::{self, Codes, Damping, Factor, HessianSum, Problem, QuantizeError, factorise_all};
+use moe_math::quantize::{
+    self, Codes, Damping, Factor, HessianSum, Problem, QuantizeError, factorise_all,
+};
 use moe_math::swiglu;
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
@@ -20,7 +22,8 @@ use super::samples::{Counts, ExpertSamples, Routed};
 use crate::batches::in_batches;
 use crate::part::finite_values;
 
-/// Hessians and kept activations of the experts that are solved together take at most about this many bytes in memory.
+/// Hessians and kept activations of the experts that are solved together take at most about this
+/// many bytes in memory.
 const BATCH_BYTES: usize = 96 << 20;
 /// An expert's output is compared on about this many of its tokens.
 const ERROR_TOKENS: usize = 64;
@@ -46,7 +49,8 @@ pub(super) struct Solver<'a> {
     pub act_order: bool,
     /// Tokens' worth of the layer in each Hessian, as a multiple of its width; 0 for none.
     pub shrinkage: f64,
-    /// Tokens' worth of white noise of a column's mean energy in each Hessian, as a multiple of its width.
+    /// Tokens' worth of white noise of a column's mean energy in each Hessian, as a multiple of its
+    /// width.
     pub ridge: f64,
 }
 
@@ -87,7 +91,8 @@ pub struct ExpertRecord {
     /// The share of the mean diagonal that was added to the Hessians of gate and up, and of down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<[f64; 2]>,
-    /// √(Σ ρ |Δy|² / Σ ρ |y|²) of its output y, over an even selection of what it was calibrated on.
+    /// √(Σ ρ |Δy|² / Σ ρ |y|²) of its output y, over an even selection of what it was calibrated
+    /// on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
     /// What was done instead of GPTQ on its own tokens, if anything.
@@ -107,9 +112,14 @@ type Pair = (Codes, Codes);
 /// Of each task, `[tokens, width]` in parts.
 type Activations = Vec<Vec<Tensor>>;
 
-/// The most bytes that solving the `experts` networks of `width` by `hidden` of a layer holds, to each of which about `routed` tokens go, and
-/// which sees `seen` tokens of a block.
-pub(super) fn working_bytes(experts: usize, [width, hidden]: [usize; 2], routed: usize, seen: usize) -> u64 {
+/// The most bytes that solving the `experts` networks of `width` by `hidden` of a layer holds, to
+/// each of which about `routed` tokens go, and which sees `seen` tokens of a block.
+pub(super) fn working_bytes(
+    experts: usize,
+    [width, hidden]: [usize; 2],
+    routed: usize,
+    seen: usize,
+) -> u64 {
     let of_batch = 4 * (hidden.max(width).pow(2) + width * routed);
     let together = (BATCH_BYTES / of_batch.max(1)).clamp(1, experts.max(1));
     let (product, square) = (width * hidden, width.pow(2));
@@ -123,8 +133,9 @@ pub(super) fn working_bytes(experts: usize, [width, hidden]: [usize; 2], routed:
 }
 
 impl Solver<'_> {
-    /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`. Gives what `done` made of them
-    /// and, where tasks say what is routed to them, the sum of their outputs for all tokens.
+    /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`. Gives
+    /// what `done` made of them and, where tasks say what is routed to them, the sum of their
+    /// outputs for all tokens.
     pub fn run<T>(
         &self,
         tasks: &[Task<'_>],
@@ -137,7 +148,10 @@ impl Solver<'_> {
         // What all tasks have in common is made once.
         let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
         let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
-        let mix = first.routed.as_ref().map(|_| ExpertCombine::new(self.counted.len(), hidden, &self.compute.device));
+        let mix = first
+            .routed
+            .as_ref()
+            .map(|_| ExpertCombine::new(self.counted.len(), hidden, &self.compute.device));
         let mut mix = mix.transpose().map_err(|e| self.numeric("the outputs", e))?;
         // On a device sums are also ordered, damped, stacked and factored side by side.
         let copies = if self.compute.device.is_cpu() { 1 } else { 5 };
@@ -169,16 +183,27 @@ impl Solver<'_> {
         Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
     }
 
-    /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all; and what reaches the down of each of what is
-    /// routed to it.
-    fn batch(&self, tasks: &[Task<'_>], inputs: &[Factored], shape: [usize; 2]) -> Result<(Vec<Solved>, Activations)> {
+    /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all;
+    /// and what reaches the down of each of what is routed to it.
+    fn batch(
+        &self,
+        tasks: &[Task<'_>],
+        inputs: &[Factored],
+        shape: [usize; 2],
+    ) -> Result<(Vec<Solved>, Activations)> {
         let pairs = self.gates_and_ups(tasks, inputs, shape)?;
         let matrices = self.matrices(tasks, &pairs, shape)?;
         let (neurons, activations) = self.neurons_factored(tasks, &matrices, shape)?;
         let downs = self.weights(tasks, |network| &network.down)?;
-        let downs =
-            self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]], &self.options[2])?;
-        let errors = self.compute.stage(ERRORS, Work::UNCOUNTED, || self.errors(tasks, &matrices, &downs, shape))?;
+        let downs = self.solve(
+            downs.iter(),
+            neurons.iter().map(|n| &n.factor),
+            [shape[1], shape[0]],
+            &self.options[2],
+        )?;
+        let errors = self
+            .compute
+            .stage(ERRORS, Work::UNCOUNTED, || self.errors(tasks, &matrices, &downs, shape))?;
         let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
         let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
         let solved = solved.map(|(index, ((((task, (gate, up)), down), error), neurons))| {
@@ -189,7 +214,12 @@ impl Solver<'_> {
     }
 
     /// The Hessians of what reaches gates and ups.
-    fn inputs_factored(&self, tasks: &[Task<'_>], layer: Option<&HessianSum>, hidden: usize) -> Result<Vec<Factored>> {
+    fn inputs_factored(
+        &self,
+        tasks: &[Task<'_>],
+        layer: Option<&HessianSum>,
+        hidden: usize,
+    ) -> Result<Vec<Factored>> {
         let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
         let hessians = self.hessians(&own, hidden, 0.0, |x, _, _| Ok(x))?;
         self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
@@ -199,38 +229,56 @@ impl Solver<'_> {
     }
 
     /// Codes of the two matrices that see the layer's inputs.
-    fn gates_and_ups(&self, tasks: &[Task<'_>], inputs: &[Factored], shape: [usize; 2]) -> Result<Vec<Pair>> {
+    fn gates_and_ups(
+        &self,
+        tasks: &[Task<'_>],
+        inputs: &[Factored],
+        shape: [usize; 2],
+    ) -> Result<Vec<Pair>> {
         let gates = self.weights(tasks, |network| &network.gate)?;
         let ups = self.weights(tasks, |network| &network.up)?;
-        let factors = || (0..tasks.len()).map(|index| &inputs.get(index).unwrap_or(&inputs[0]).factor);
+        let factors =
+            || (0..tasks.len()).map(|index| &inputs.get(index).unwrap_or(&inputs[0]).factor);
         let [gate, up, _] = &self.options;
         let (codes, of_up) = match gate == up {
             true => {
-                let mut codes = self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
+                let mut codes =
+                    self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
                 let of_up = codes.split_off(tasks.len());
                 (codes, of_up)
             }
-            false => (self.solve(gates.iter(), factors(), shape, gate)?, self.solve(ups.iter(), factors(), shape, up)?),
+            false => (
+                self.solve(gates.iter(), factors(), shape, gate)?,
+                self.solve(ups.iter(), factors(), shape, up)?,
+            ),
         };
         Ok(codes.into_iter().zip(of_up).collect())
     }
 
     /// The values of `pairs`.
-    fn matrices(&self, tasks: &[Task<'_>], pairs: &[Pair], shape: [usize; 2]) -> Result<Vec<[Tensor; 2]>> {
+    fn matrices(
+        &self,
+        tasks: &[Task<'_>],
+        pairs: &[Pair],
+        shape: [usize; 2],
+    ) -> Result<Vec<[Tensor; 2]>> {
         let of_pair = |((gate, up), task): (&Pair, &Task<'_>)| {
             let both = || Ok([self.matrix(gate, shape)?, self.matrix(up, shape)?]);
             both().map_err(|e| self.numeric(&task.name, e))
         };
-        self.compute.stage(DEQUANTIZING, Work::UNCOUNTED, || pairs.par_iter().zip(tasks).map(of_pair).collect())
+        self.compute.stage(DEQUANTIZING, Work::UNCOUNTED, || {
+            pairs.par_iter().zip(tasks).map(of_pair).collect()
+        })
     }
 
     /// What a matrix of `codes` multiplies by.
     fn matrix(&self, codes: &Codes, shape: [usize; 2]) -> candle_core::Result<Tensor> {
-        Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)?.to_dtype(self.compute.dtype)
+        Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)?
+            .to_dtype(self.compute.dtype)
     }
 
-    /// The Hessians of what reaches downs through the quantized gates and ups, `matrices`, and of each task what does so
-    /// of what is routed to it.
+    /// The Hessians of what reaches downs through the quantized gates and ups, `matrices`, and of
+    /// each task what does so of what is routed to it.
     fn neurons_factored(
         &self,
         tasks: &[Task<'_>],
@@ -254,10 +302,12 @@ impl Solver<'_> {
             Ok(activations)
         };
         let seen: Vec<_> = tasks.iter().map(Task::seen).collect();
-        let hessians = self.hessians(&seen, width, (4 * width * hidden) as f64, |x, index, seen| {
-            activations(x, index, seen).map_err(|e| self.numeric(&tasks[index].name, e))
-        })?;
-        let kept = kept.into_iter().map(|kept| kept.into_inner().expect("no thread panicked")).collect();
+        let hessians =
+            self.hessians(&seen, width, (4 * width * hidden) as f64, |x, index, seen| {
+                activations(x, index, seen).map_err(|e| self.numeric(&tasks[index].name, e))
+            })?;
+        let kept =
+            kept.into_iter().map(|kept| kept.into_inner().expect("no thread panicked")).collect();
         // The neurons of one expert mean nothing to another: what a layer has in common ends here.
         Ok((self.factored(tasks, hessians, "down_proj", |_| Ok(()))?, kept))
     }
@@ -278,7 +328,11 @@ impl Solver<'_> {
                 let mut first = 0;
                 for activations in activations {
                     let rows = first..first + activations.dim(0)?;
-                    mix.add(&product(&activations, &down)?, &route.tokens[rows.clone()], &route.gates[rows.clone()])?;
+                    mix.add(
+                        &product(&activations, &down)?,
+                        &route.tokens[rows.clone()],
+                        &route.gates[rows.clone()],
+                    )?;
                     first = rows.end;
                 }
                 Ok(())
@@ -309,7 +363,8 @@ impl Solver<'_> {
             if rows.is_empty() {
                 return Ok(None);
             }
-            let [gate, up, down] = tasks[index].network.linears().map(|linear| finite_values(&linear.weight));
+            let [gate, up, down] =
+                tasks[index].network.linears().map(|linear| finite_values(&linear.weight));
             let (gate, up, down) = (gate?, up?, down?);
             let outputs = || {
                 let x = Tensor::cat(rows, 0)?;
@@ -317,13 +372,15 @@ impl Solver<'_> {
                     Tensor::from_vec(values, &shape, x.device())?.to_dtype(x.dtype())
                 };
                 let original = [matrix(gate, [width, hidden])?, matrix(up, [width, hidden])?];
-                let original = product(&activations(&x, &original)?, &matrix(down, [hidden, width])?)?;
+                let original =
+                    product(&activations(&x, &original)?, &matrix(down, [hidden, width])?)?;
                 let down = matrix(downs[index].dequantize(), [hidden, width])?;
                 let quantized = product(&activations(&x, &quantized[index])?, &down)?;
                 let squares = |t: &Tensor| t.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1::<f32>();
                 Ok(squares(&(quantized - &original)?)?.into_iter().zip(squares(&original)?))
             };
-            let tokens = outputs().map_err(|e: candle_core::Error| self.numeric(&tasks[index].name, e))?;
+            let tokens =
+                outputs().map_err(|e: candle_core::Error| self.numeric(&tasks[index].name, e))?;
             let (mut lost, mut all) = (0.0, 0.0);
             for ((error, energy), weight) in tokens.zip(samples[index].weights.iter()) {
                 lost += f64::from(*weight) * f64::from(error);
@@ -345,12 +402,16 @@ impl Solver<'_> {
         self.compute.stage(FACTORS, Work::flops(flops), || {
             let effective: Vec<f64> = hessians.iter().map(HessianSum::effective_tokens).collect();
             hessians.par_iter_mut().try_for_each(shrink).map_err(failed)?;
-            let damping: Vec<Damping> = hessians.iter().map(|hessian| self.damping_of(hessian)).collect();
+            let damping: Vec<Damping> =
+                hessians.iter().map(|hessian| self.damping_of(hessian)).collect();
             let factors = factorise_all(hessians, &damping, self.act_order).map_err(failed)?;
-            let factored = |((factor, effective), task): ((Result<_, _>, f64), &Task<'_>)| match factor {
-                Ok(factor) => Ok(Factored { factor, effective }),
-                Err(error) => Err(unsolved(self.layer, &format!("{what} of {}", task.name), error)),
-            };
+            let factored =
+                |((factor, effective), task): ((Result<_, _>, f64), &Task<'_>)| match factor {
+                    Ok(factor) => Ok(Factored { factor, effective }),
+                    Err(error) => {
+                        Err(unsolved(self.layer, &format!("{what} of {}", task.name), error))
+                    }
+                };
             factors.into_iter().zip(effective).zip(tasks).map(factored).collect()
         })
     }
@@ -358,7 +419,8 @@ impl Solver<'_> {
     /// White noise in a mean over tokens is damping: the fewer tokens, the more of it.
     fn damping_of(&self, hessian: &HessianSum) -> Damping {
         let tokens = hessian.effective_tokens().max(1.0);
-        let start = (self.damping.start + self.ridge * hessian.size() as f64 / tokens).min(self.damping.most);
+        let start = (self.damping.start + self.ridge * hessian.size() as f64 / tokens)
+            .min(self.damping.most);
         Damping { start, ..self.damping }
     }
 
@@ -366,7 +428,11 @@ impl Solver<'_> {
         Error::new(Kind::Numeric, format!("{what} of layer {}", self.layer)).source(error)
     }
 
-    fn weights(&self, tasks: &[Task<'_>], of: impl Fn(&Expert) -> &Linear + Sync) -> Result<Vec<Vec<f32>>> {
+    fn weights(
+        &self,
+        tasks: &[Task<'_>],
+        of: impl Fn(&Expert) -> &Linear + Sync,
+    ) -> Result<Vec<Vec<f32>>> {
         let bytes = tasks.iter().map(|task| of(task.network).weight.bytes()).sum();
         let read = |task: &Task<'_>| finite_values(&of(task.network).weight);
         self.compute.stage(READING, Work::bytes(bytes), || tasks.par_iter().map(read).collect())
@@ -379,7 +445,8 @@ impl Solver<'_> {
         shape: [usize; 2],
         options: &quantize::Options,
     ) -> Result<Vec<Codes>> {
-        let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
+        let problems: Vec<_> =
+            weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
         let solve = || quantize::solve_on(&problems, shape, options, &self.compute.device);
         // A column takes the errors of all before it.
         let flops = problems.len() as f64 * (shape[0] * shape[1] * shape[1]) as f64;
@@ -408,10 +475,13 @@ fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>)
 /// What is said where `what` of layer `layer` gets a Hessian that has no factor.
 pub(super) fn unsolved(layer: usize, what: &str, error: QuantizeError) -> Error {
     let remedy = match error {
-        QuantizeError::Singular { .. } => "give more --data, a greater --damping or --shrinkage, or --method rtn",
+        QuantizeError::Singular { .. } => {
+            "give more --data, a greater --damping or --shrinkage, or --method rtn"
+        }
         // Inputs are finite, or the sweep had named the weight that is not.
         QuantizeError::NotFinite => {
-            let message = format!("what reaches {what} in layer {layer} is too large to be squared in f32");
+            let message =
+                format!("what reaches {what} in layer {layer} is too large to be squared in f32");
             let remedy = "look for norms and projections of this layer, or those before it, that are far too large; \
                           or give --method rtn, which looks at no text";
             return Error::new(Kind::Numeric, message).source(error).remedy(remedy);

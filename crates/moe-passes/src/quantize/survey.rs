@@ -1,7 +1,8 @@
 //! What each width costs the output of each layer: one sweep of some text over the original model.
 //!
-//! Of each expert, one part at a time is rounded to nearest, and run beside the original on the tokens that choose it. The errors of
-//! experts have nothing to do with each other, so that their squares add up.
+//! Of each expert, one part at a time is rounded to nearest, and run beside the original on the
+//! tokens that choose it. The errors of experts have nothing to do with each other, so that their
+//! squares add up.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,8 @@ use super::solve::failed;
 use super::widths::{Errors, LayerWidths};
 use crate::part::finite_values;
 
-/// Errors are measured on about so many of the sweep's tokens: sums over a layer's experts need few, and a quarter as many choose alike.
+/// Errors are measured on about so many of the sweep's tokens: sums over a layer's experts need
+/// few, and a quarter as many choose alike.
 const TOKENS: usize = 1024;
 
 /// Watches a sweep over the original model.
@@ -51,7 +53,13 @@ struct SurveyBlock {
 }
 
 impl Survey {
-    pub fn new(options: &QuantizeOptions, target: f64, model: &Model, compute: &Compute, sample: &Calibration) -> Self {
+    pub fn new(
+        options: &QuantizeOptions,
+        target: f64,
+        model: &Model,
+        compute: &Compute,
+        sample: &Calibration,
+    ) -> Self {
         let every = sample.group_of.len().div_ceil(TOKENS).max(1);
         let groups = sample.group_of.iter().enumerate();
         Self {
@@ -59,7 +67,9 @@ impl Survey {
             target,
             model: model.clone(),
             compute: compute.clone(),
-            counted: groups.map(|(token, group)| token.is_multiple_of(every) && *group != UNCOUNTED).collect(),
+            counted: groups
+                .map(|(token, group)| token.is_multiple_of(every) && *group != UNCOUNTED)
+                .collect(),
             first: 0,
             block: SurveyBlock::default(),
             errors: BTreeMap::new(),
@@ -67,8 +77,14 @@ impl Survey {
         }
     }
 
-    /// Adds what rounding `network` costs those of the block's tokens that are measured, each with the gate of its output.
-    fn add(&mut self, layer: usize, network: &Expert, tokens: impl Iterator<Item = (usize, f32)>) -> Result<()> {
+    /// Adds what rounding `network` costs those of the block's tokens that are measured, each with
+    /// the gate of its output.
+    fn add(
+        &mut self,
+        layer: usize,
+        network: &Expert,
+        tokens: impl Iterator<Item = (usize, f32)>,
+    ) -> Result<()> {
         let measured = tokens.filter(|(token, _)| self.counted[self.first + token]);
         let (tokens, gates): (Vec<usize>, Vec<f32>) = measured.unzip();
         if tokens.is_empty() {
@@ -76,7 +92,8 @@ impl Survey {
         }
         let x = self.block.x.as_ref().expect("a block's input comes first");
         let rows: Vec<u32> = tokens.iter().map(|token| *token as u32).collect();
-        let x = Tensor::from_vec(rows, tokens.len(), x.device()).and_then(|rows| x.index_select(&rows, 0));
+        let x = Tensor::from_vec(rows, tokens.len(), x.device())
+            .and_then(|rows| x.index_select(&rows, 0));
         let x = x.map_err(|e| Self::numeric(layer, e))?;
         let rounding = Rounding::new(&self.options, network, &x, &self.compute)?;
         let profile = self.options.profile;
@@ -100,7 +117,8 @@ impl Survey {
     }
 
     fn numeric(layer: usize, error: candle_core::Error) -> Error {
-        Error::new(Kind::Numeric, format!("cannot measure what bit widths cost layer {layer}")).source(error)
+        Error::new(Kind::Numeric, format!("cannot measure what bit widths cost layer {layer}"))
+            .source(error)
     }
 }
 
@@ -116,7 +134,9 @@ impl Observer for Survey {
         let profile = self.options.profile;
         let errors = vec![vec![vec![0.0; tokens]; profile.widths().len()]; profile.parts().len()];
         self.block = SurveyBlock { x: Some(x.clone()), part: 0..0, errors };
-        let Some(shared) = moe.shared.clone().filter(|_| self.options.include.contains(&QuantizedPart::Shared)) else {
+        let Some(shared) =
+            moe.shared.clone().filter(|_| self.options.include.contains(&QuantizedPart::Shared))
+        else {
             return Ok(());
         };
         let gates = match &shared.gate {
@@ -136,7 +156,8 @@ impl Observer for Survey {
         let Ffn::Moe(moe) = &self.model.layers[layer].ffn else { return Ok(()) };
         let network = moe.experts[run.expert].clone();
         let start = self.block.part.start;
-        let tokens = run.tokens.iter().zip(run.gates).map(|(token, gate)| (start + *token as usize, *gate));
+        let tokens =
+            run.tokens.iter().zip(run.gates).map(|(token, gate)| (start + *token as usize, *gate));
         self.add(layer, &network, tokens)
     }
 
@@ -150,10 +171,16 @@ impl Observer for Survey {
             return Ok(());
         }
         let mean = |errors: Vec<f64>| {
-            let tokens = errors.into_iter().zip(&squares).zip(counted).filter(|(_, counted)| **counted);
-            tokens.map(|((error, square), _)| error / f64::from(square.max(f32::MIN_POSITIVE))).sum::<f64>()
+            let tokens =
+                errors.into_iter().zip(&squares).zip(counted).filter(|(_, counted)| **counted);
+            tokens
+                .map(|((error, square), _)| error / f64::from(square.max(f32::MIN_POSITIVE)))
+                .sum::<f64>()
         };
-        let sums = found.into_iter().map(|part| part.into_iter().map(mean).collect::<Vec<f64>>()).collect();
+        let sums = found
+            .into_iter()
+            .map(|part| part.into_iter().map(mean).collect::<Vec<f64>>())
+            .collect();
         match self.errors.get_mut(&layer) {
             None => {
                 self.errors.insert(layer, sums);
@@ -194,7 +221,12 @@ struct Rounding<'a> {
 }
 
 impl<'a> Rounding<'a> {
-    fn new(options: &'a QuantizeOptions, network: &'a Expert, x: &'a Tensor, compute: &'a Compute) -> Result<Self> {
+    fn new(
+        options: &'a QuantizeOptions,
+        network: &'a Expert,
+        x: &'a Tensor,
+        compute: &'a Compute,
+    ) -> Result<Self> {
         let [gate, up, down] = network.linears().map(|linear| finite_values(&linear.weight));
         let values = [gate?, up?, down?];
         let tensor = |matrix: usize| Self::tensor(network, matrix, values[matrix].clone(), compute);
@@ -208,7 +240,12 @@ impl<'a> Rounding<'a> {
         Ok(Self { options, network, compute, values, plain, x, gated, up, output })
     }
 
-    fn tensor(network: &Expert, matrix: usize, values: Vec<f32>, compute: &Compute) -> Result<Tensor> {
+    fn tensor(
+        network: &Expert,
+        matrix: usize,
+        values: Vec<f32>,
+        compute: &Compute,
+    ) -> Result<Tensor> {
         let weight = &network.linears()[matrix].weight;
         let tensor = Tensor::from_vec(values, weight.shape(), &compute.device);
         tensor.map_err(|e| Error::new(Kind::Numeric, "cannot load").source(e).tensor(weight.name()))
@@ -222,7 +259,8 @@ impl<'a> Rounding<'a> {
         };
         let (gate, up, down) = (rounded(0)?, rounded(1)?, rounded(2)?);
         let squares = || {
-            let gated = gate.map_or(Ok(self.gated.clone()), |gate| product(self.x, &gate)?.silu())?;
+            let gated =
+                gate.map_or(Ok(self.gated.clone()), |gate| product(self.x, &gate)?.silu())?;
             let up = up.map_or(Ok(self.up.clone()), |up| product(self.x, &up))?;
             let output = product(&(gated * up)?, down.as_ref().unwrap_or(&self.plain[2]))?;
             (output - &self.output)?.sqr()?.sum(1)?.to_vec1()
@@ -234,14 +272,16 @@ impl<'a> Rounding<'a> {
         let weight = &self.network.linears()[matrix].weight;
         let shape = [weight.shape()[0], weight.shape()[1]];
         let scheme: quantize::Scheme = grid(self.options, self.options.of_bits(bits), weight)?;
-        let codes =
-            round_to_nearest(&self.values[matrix], shape, &scheme).map_err(|e| failed(e).tensor(weight.name()))?;
+        let codes = round_to_nearest(&self.values[matrix], shape, &scheme)
+            .map_err(|e| failed(e).tensor(weight.name()))?;
         Self::tensor(self.network, matrix, codes.dequantize(), self.compute)
     }
 }
 
 fn failed_to_run(network: &Expert, error: candle_core::Error) -> Error {
-    Error::new(Kind::Numeric, "cannot run an expert").source(error).tensor(network.down.weight.name())
+    Error::new(Kind::Numeric, "cannot run an expert")
+        .source(error)
+        .tensor(network.down.weight.name())
 }
 
 #[cfg(test)]
@@ -264,19 +304,22 @@ mod tests {
         }
     }
 
-    /// Of the first layer: the experts of a model that was rounded to nearest as a whole, run by the forward pass, beside the original's;
-    /// in blocks of tokens, some of which don't count.
+    /// Of the first layer: the experts of a model that was rounded to nearest as a whole, run by
+    /// the forward pass, beside the original's; in blocks of tokens, some of which don't count.
     #[test]
     fn a_width_costs_what_rounding_the_whole_layer_does() {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
         let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());
-        let ids: Vec<Vec<u32>> = (0..4).map(|s| (0..24).map(|t| (577 * s + 91 * t) % 2048).collect()).collect();
+        let ids: Vec<Vec<u32>> =
+            (0..4).map(|s| (0..24).map(|t| (577 * s + 91 * t) % 2048).collect()).collect();
         let batch = Batch::new(ids.iter().map(Vec::as_slice));
         let counts = |token: usize| !token.is_multiple_of(5);
         let group_of = (0..96).map(|token| if counts(token) { 0 } else { UNCOUNTED }).collect();
         let group = Group { label: "text".to_owned(), half: 0, weight: None, tokens: 96 };
         let sample = Calibration { batch: batch.clone(), groups: vec![group], group_of };
-        let options = |scheme: serde_json::Value| -> QuantizeOptions { serde_json::from_value(scheme).unwrap() };
+        let options = |scheme: serde_json::Value| -> QuantizeOptions {
+            serde_json::from_value(scheme).unwrap()
+        };
         let mixed = options(serde_json::json!({ "target-bits": 5.5, "group-size": 32 }));
         let mut survey = Survey::new(&mixed, 5.5, &model, &compute, &sample);
         let storage = Storage { block_tokens: Some(24), ..Storage::default() };
@@ -285,26 +328,34 @@ mod tests {
         let mut inputs = Inputs::default();
         let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();
         sweep.layer(0, &mut inputs).unwrap();
-        let (x, leaving) = (inputs.0.unwrap(), sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap());
-        let norms: Vec<f64> = leaving.iter().map(|h| h.iter().map(|h| f64::from(*h).powi(2)).sum()).collect();
+        let (x, leaving) =
+            (inputs.0.unwrap(), sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap());
+        let norms: Vec<f64> =
+            leaving.iter().map(|h| h.iter().map(|h| f64::from(*h).powi(2)).sum()).collect();
         let moe = model.layers[0].ffn.moe().unwrap();
         let (_, routing) = LoadedRouter::load(&moe.router, &compute).unwrap().route(&x).unwrap();
         for (width, scheme) in ["w4a16", "w8a16"].into_iter().enumerate() {
-            let uniform = options(serde_json::json!({ "scheme": scheme, "method": "rtn", "group-size": 32 }));
-            let spill = std::sync::Arc::new(moe_checkpoint::ScratchStore::new(&std::env::temp_dir()));
+            let uniform =
+                options(serde_json::json!({ "scheme": scheme, "method": "rtn", "group-size": 32 }));
+            let spill =
+                std::sync::Arc::new(moe_checkpoint::ScratchStore::new(&std::env::temp_dir()));
             let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
             let decisions = uniform.decide(&sources).unwrap().unwrap();
             let rounded = decisions.layers[&0].ffn.moe().unwrap();
             let mut wanted = 0.0;
             for (index, (expert, rounded)) in moe.experts.iter().zip(&rounded.experts).enumerate() {
-                let of = |expert| expert_output(expert, &x, &compute).unwrap().to_vec2::<f32>().unwrap();
+                let of =
+                    |expert| expert_output(expert, &x, &compute).unwrap().to_vec2::<f32>().unwrap();
                 for (token, (f, q)) in of(expert).iter().zip(of(rounded)).enumerate() {
                     let slots = token * routing.top_k..(token + 1) * routing.top_k;
-                    let Some(slot) = slots.into_iter().find(|slot| routing.selected[*slot] == index as u32) else {
+                    let Some(slot) =
+                        slots.into_iter().find(|slot| routing.selected[*slot] == index as u32)
+                    else {
                         continue;
                     };
                     if counts(token) {
-                        let square: f64 = f.iter().zip(q).map(|(f, q)| f64::from(f - q).powi(2)).sum();
+                        let square: f64 =
+                            f.iter().zip(q).map(|(f, q)| f64::from(f - q).powi(2)).sum();
                         wanted += f64::from(routing.weights[slot]).powi(2) * square / norms[token];
                     }
                 }
@@ -313,6 +364,9 @@ mod tests {
             let wanted = wanted / (0..96).filter(|token| counts(*token)).count() as f64;
             assert!((found - wanted).abs() < 2e-3 * wanted, "{scheme}: {found} {wanted}");
         }
-        assert!(survey.widths.values().map(|widths| widths.bits[0]).filter(|bits| *bits == 8).count() == 1);
+        assert!(
+            survey.widths.values().map(|widths| widths.bits[0]).filter(|bits| *bits == 8).count()
+                == 1
+        );
     }
 }

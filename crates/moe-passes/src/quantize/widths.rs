@@ -21,7 +21,8 @@ pub enum Profile {
     /// 4 or 8 bits for a layer, which vLLM and SGLang take.
     #[default]
     Engine,
-    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 takes and no engine.
+    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 takes and no
+    /// engine.
     Free,
 }
 
@@ -61,16 +62,20 @@ pub struct LayerWidths {
 impl LayerWidths {
     /// What these `bits` of gate, up and down were measured to cost.
     pub fn error(&self, bits: [u32; 3]) -> f64 {
-        let has =
-            |matrix: &&str, width: u32| MATRICES.iter().zip(bits).any(|(name, bits)| name == matrix && bits == width);
-        let such = self.measured.iter().filter(|found| found.matrices.iter().all(|matrix| has(matrix, found.bits)));
+        let has = |matrix: &&str, width: u32| {
+            MATRICES.iter().zip(bits).any(|(name, bits)| name == matrix && bits == width)
+        };
+        let such = self
+            .measured
+            .iter()
+            .filter(|found| found.matrices.iter().all(|matrix| has(matrix, found.bits)));
         such.map(|found| found.error).sum()
     }
 
     /// What a weight of `layers` takes in the mean.
     pub fn bits_a_weight<'l>(layers: impl Iterator<Item = &'l Self>) -> f64 {
-        let (stored, weights) =
-            layers.fold((0, 0), |(stored, all), layer| (stored + layer.stored_bits, all + layer.weights));
+        let (stored, weights) = layers
+            .fold((0, 0), |(stored, all), layer| (stored + layer.stored_bits, all + layer.weights));
         stored as f64 / weights.max(1) as f64
     }
 }
@@ -83,7 +88,8 @@ pub struct WidthError {
     pub matrices: Vec<&'static str>,
     /// Bits of their codes.
     pub bits: u32,
-    /// The mean over tokens of Σ g² |Δf|² / |h|²: f the experts' outputs, g their gates, h the state that leaves the layer.
+    /// The mean over tokens of Σ g² |Δf|² / |h|²: f the experts' outputs, g their gates, h the
+    /// state that leaves the layer.
     pub error: f64,
 }
 
@@ -95,18 +101,28 @@ impl QuantizeOptions {
     ///
     /// # Errors
     /// [`moe_model::Kind::Usage`] for a target out of what widths give.
-    fn allocated(&self, model: &Model, target: f64, errors: &Errors) -> Result<BTreeMap<usize, LayerWidths>> {
-        let sizes: BTreeMap<usize, Vec<Vec<u64>>> =
-            model.moes().map(|(index, moe)| Ok((index, self.sizes(moe)?))).collect::<Result<_>>()?;
+    fn allocated(
+        &self,
+        model: &Model,
+        target: f64,
+        errors: &Errors,
+    ) -> Result<BTreeMap<usize, LayerWidths>> {
+        let sizes: BTreeMap<usize, Vec<Vec<u64>>> = model
+            .moes()
+            .map(|(index, moe)| Ok((index, self.sizes(moe)?)))
+            .collect::<Result<_>>()?;
         let weights: u64 = model.moes().map(|(_, moe)| self.weights(moe)).sum();
-        let items: Vec<Vec<Choice>> = sizes.iter().flat_map(|(index, sizes)| choices(sizes, &errors[index])).collect();
+        let items: Vec<Vec<Choice>> =
+            sizes.iter().flat_map(|(index, sizes)| choices(sizes, &errors[index])).collect();
         let all = |of: fn(&Vec<Choice>) -> Option<u64>| items.iter().filter_map(of).sum::<u64>();
         let least = all(|item| item.iter().map(|choice| choice.size).min());
         let most = all(|item| item.iter().map(|choice| choice.size).max());
         let capacity = (target * weights as f64).floor();
         let fits = (least as f64..=most as f64).contains(&capacity);
         let chosen = if fits { knapsack(&items, capacity as u64) } else { None };
-        let Some(chosen) = chosen else { return Err(self.out_of_range(target, [least, most], weights)) };
+        let Some(chosen) = chosen else {
+            return Err(self.out_of_range(target, [least, most], weights));
+        };
         let mut chosen = chosen.into_iter();
         let of_layer = |(index, moe): (usize, &Moe)| {
             let parts = self.profile.parts();
@@ -115,29 +131,50 @@ impl QuantizeOptions {
             for (part, choice) in parts.iter().zip(&chosen) {
                 part.iter().for_each(|matrix| bits[*matrix] = self.profile.widths()[*choice]);
             }
-            let stored_bits = sizes[&index].iter().zip(&chosen).map(|(sizes, choice)| sizes[*choice]).sum();
-            (index, LayerWidths { bits, weights: self.weights(moe), stored_bits, measured: Vec::new() })
+            let stored_bits =
+                sizes[&index].iter().zip(&chosen).map(|(sizes, choice)| sizes[*choice]).sum();
+            (
+                index,
+                LayerWidths { bits, weights: self.weights(moe), stored_bits, measured: Vec::new() },
+            )
         };
         Ok(model.moes().map(of_layer).collect())
     }
 
     /// What is assumed before anything was measured: an error falls to a quarter with each bit.
-    pub(super) fn presumed(&self, model: &Model, target: f64) -> Result<BTreeMap<usize, LayerWidths>> {
-        let errors: Vec<f64> = self.profile.widths().iter().map(|bits| 0.25f64.powi(*bits as i32)).collect();
+    pub(super) fn presumed(
+        &self,
+        model: &Model,
+        target: f64,
+    ) -> Result<BTreeMap<usize, LayerWidths>> {
+        let errors: Vec<f64> =
+            self.profile.widths().iter().map(|bits| 0.25f64.powi(*bits as i32)).collect();
         let parts = vec![errors; self.profile.parts().len()];
-        self.allocated(model, target, &model.moes().map(|(index, _)| (index, parts.clone())).collect())
+        self.allocated(
+            model,
+            target,
+            &model.moes().map(|(index, _)| (index, parts.clone())).collect(),
+        )
     }
 
     /// The same with what was measured.
-    pub(super) fn measured(&self, model: &Model, target: f64, errors: &Errors) -> Result<BTreeMap<usize, LayerWidths>> {
+    pub(super) fn measured(
+        &self,
+        model: &Model,
+        target: f64,
+        errors: &Errors,
+    ) -> Result<BTreeMap<usize, LayerWidths>> {
         let mut layers = self.allocated(model, target, errors)?;
         let widths = self.profile.widths();
         for (index, layer) in &mut layers {
             for (part, errors) in self.profile.parts().iter().zip(&errors[index]) {
                 let matrices: Vec<_> = part.iter().map(|matrix| MATRICES[*matrix]).collect();
                 let found = widths.iter().zip(errors);
-                let found =
-                    found.map(|(bits, error)| WidthError { matrices: matrices.clone(), bits: *bits, error: *error });
+                let found = found.map(|(bits, error)| WidthError {
+                    matrices: matrices.clone(),
+                    bits: *bits,
+                    error: *error,
+                });
                 layer.measured.extend(found);
             }
         }
@@ -146,7 +183,10 @@ impl QuantizeOptions {
 
     /// Weights of `moe` that are quantized.
     fn weights(&self, moe: &Moe) -> u64 {
-        self.networks(moe).flat_map(Expert::linears).map(|linear| linear.weight.elements() as u64).sum()
+        self.networks(moe)
+            .flat_map(Expert::linears)
+            .map(|linear| linear.weight.elements() as u64)
+            .sum()
     }
 
     /// Experts of `moe` that are quantized.
@@ -158,8 +198,9 @@ impl QuantizeOptions {
     /// Bits in the file of each part of `moe` at each width.
     fn sizes(&self, moe: &Moe) -> Result<Vec<Vec<u64>>> {
         let size = |part: &&[usize], bits: u32| -> Result<u64> {
-            let weights =
-                self.networks(moe).flat_map(|network| part.iter().map(|matrix| &network.linears()[*matrix].weight));
+            let weights = self
+                .networks(moe)
+                .flat_map(|network| part.iter().map(|matrix| &network.linears()[*matrix].weight));
             weights.map(|weight| self.stored_bits(weight, bits)).sum()
         };
         let widths = self.profile.widths();
@@ -167,10 +208,13 @@ impl QuantizeOptions {
         self.profile.parts().iter().map(of_part).collect()
     }
 
-    /// Of codes, scales and zero points; the shape that compressed-tensors has beside them says nothing of values.
+    /// Of codes, scales and zero points; the shape that compressed-tensors has beside them says
+    /// nothing of values.
     fn stored_bits(&self, weight: &Weight, bits: u32) -> Result<u64> {
         let packed = Store(None).packed(weight, self.packing(), self.of_bits(bits), None)?;
-        let Encoding::Packed(parts) = packed.encoding() else { unreachable!("integers are packed") };
+        let Encoding::Packed(parts) = packed.encoding() else {
+            unreachable!("integers are packed")
+        };
         let beside = parts.scale.bytes() + parts.zero.as_ref().map_or(0, Weight::bytes);
         Ok(8 * (packed.codes().bytes() + beside))
     }
@@ -180,7 +224,9 @@ impl QuantizeOptions {
         let [least, most] = stored.map(|bits| bits as f64 / weights as f64);
         let (first, last) = (widths[0], widths[widths.len() - 1]);
         let other = match self.profile {
-            Profile::Engine if target < least => "; --profile free has 2 bits, too, and larger groups take less",
+            Profile::Engine if target < least => {
+                "; --profile free has 2 bits, too, and larger groups take less"
+            }
             Profile::Free if target < least => "; larger groups take less",
             _ => "",
         };
@@ -201,5 +247,8 @@ impl QuantizeOptions {
 /// Each part's choices.
 fn choices(sizes: &[Vec<u64>], errors: &[Vec<f64>]) -> impl Iterator<Item = Vec<Choice>> {
     let choice = |(size, error): (&u64, &f64)| Choice { size: *size, error: *error };
-    sizes.iter().zip(errors).map(move |(sizes, errors)| sizes.iter().zip(errors).map(choice).collect())
+    sizes
+        .iter()
+        .zip(errors)
+        .map(move |(sizes, errors)| sizes.iter().zip(errors).map(choice).collect())
 }

@@ -14,7 +14,8 @@ use crate::pass::{DecidedLayer, LayerStatistics};
 /// Σ g ‖f‖ of each expert, descending, by layer.
 pub(super) type Masses = BTreeMap<usize, Vec<f64>>;
 
-/// What a router with a expert correction bias is given for an expert that no token shall go to: scores lie between 0 and 1.
+/// What a router with a expert correction bias is given for an expert that no token shall go to:
+/// scores lie between 0 and 1.
 const NEVER: f32 = -1e4;
 
 /// The masses of `model`'s layers.
@@ -45,8 +46,8 @@ pub(super) fn least_uniform(masses: &Masses, share: f64) -> usize {
     masses.values().map(needed).max().unwrap_or(0)
 }
 
-/// Numbers of experts, `total` in all and at least `least` in each layer, with which the layer that keeps the least share
-/// of its mass keeps as much as can be.
+/// Numbers of experts, `total` in all and at least `least` in each layer, with which the layer that
+/// keeps the least share of its mass keeps as much as can be.
 pub(super) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMap<usize, usize> {
     let mut counts: BTreeMap<usize, usize> =
         masses.iter().map(|(layer, masses)| (*layer, least.min(masses.len()))).collect();
@@ -58,8 +59,9 @@ pub(super) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMa
     while counts.values().sum::<usize>() < total {
         let growing = counts.iter().filter(|(layer, count)| **count < masses[*layer].len());
         // Of equals the first layer.
-        let Some((layer, count)) =
-            growing.map(|(l, c)| (*l, *c)).min_by(|a, b| share(&a.0, a.1).total_cmp(&share(&b.0, b.1)))
+        let Some((layer, count)) = growing
+            .map(|(l, c)| (*l, *c))
+            .min_by(|a, b| share(&a.0, a.1).total_cmp(&share(&b.0, b.1)))
         else {
             break;
         };
@@ -74,7 +76,9 @@ pub(crate) fn check_padding(index: usize, moe: &Moe) -> Result<()> {
         return Ok(());
     }
     let what = match moe.router.groups {
-        Some(_) => "a router that chooses groups first would rank a group by experts that stand for nothing",
+        Some(_) => {
+            "a router that chooses groups first would rank a group by experts that stand for nothing"
+        }
         None => "a router without an expert correction bias has no row that is never selected",
     };
     Err(Error::new(Kind::Unsupported, format!("{what} (layer {index})"))
@@ -82,20 +86,25 @@ pub(crate) fn check_padding(index: usize, moe: &Moe) -> Result<()> {
         .remedy("keep the same number in every layer: --keep-mass finds one by the same measure"))
 }
 
-/// `layer` of `moe` with copies of its first expert behind the others, up to `count`, that no token goes to.
+/// `layer` of `moe` with copies of its first expert behind the others, up to `count`, that no token
+/// goes to.
 pub(crate) fn padded(layer: DecidedLayer, moe: &Moe, count: usize) -> DecidedLayer {
     let kept: Vec<usize> = layer.clusters.iter().map(|cluster| cluster[0]).collect();
     let missing = count.saturating_sub(kept.len());
     let Some(reduced) = layer.ffn.moe().filter(|_| missing > 0) else { return layer };
-    let rows: Vec<usize> = kept.iter().copied().chain(std::iter::repeat_n(kept[0], missing)).collect();
+    let rows: Vec<usize> =
+        kept.iter().copied().chain(std::iter::repeat_n(kept[0], missing)).collect();
     let mut experts = reduced.experts.clone();
     experts.extend(std::iter::repeat_n(experts[0].clone(), missing));
     let mut padded = with_experts(moe, &rows, experts);
     padded.router.bias = padded.router.bias.map(|bias| part::with_tail(&bias, missing, NEVER));
     let mut record = layer.record;
     record.experts.extend(std::iter::repeat_n("never selected".to_owned(), missing));
-    record.router =
-        Some(format!("{} of {} rows, and {missing} that are never selected", kept.len(), moe.experts.len()));
+    record.router = Some(format!(
+        "{} of {} rows, and {missing} that are never selected",
+        kept.len(),
+        moe.experts.len()
+    ));
     DecidedLayer { ffn: moe_model::Ffn::Moe(Box::new(padded)), record, ..layer }
 }
 

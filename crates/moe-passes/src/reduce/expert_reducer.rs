@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_forward::{
-    Calibration, Converted, Converter, ExpertRun, ForwardWork, Group, Inputs, LeftOut, Observer, ObserverOptions,
-    StatisticsObserver, Wants,
+    Calibration, Converted, Converter, ExpertRun, ForwardWork, Group, Inputs, LeftOut, Observer,
+    ObserverOptions, StatisticsObserver, Wants,
 };
 use moe_math::Compute;
 use moe_math::routing::Routing;
@@ -18,7 +18,9 @@ use super::guard::super_experts;
 use super::{LayerTrust, LayerView, Method, Needs, ReduceOptions, Size, check_saliency};
 use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
-use crate::pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStatistics, Sources, SweptText};
+use crate::pass::{
+    DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStatistics, Sources, SweptText,
+};
 
 /// Decides from statistics, or from weights alone where the method needs none.
 pub(super) fn decide_now(
@@ -30,7 +32,9 @@ pub(super) fn decide_now(
     let (model, needs) = (sources.model, method.needs());
     let statistics = sources.statistics.filter(|_| needs.sums);
     let protected = match statistics {
-        Some(statistics) if !options.no_super_expert_guard => super_experts(&largest_outputs(model, statistics)?),
+        Some(statistics) if !options.no_super_expert_guard => {
+            super_experts(&largest_outputs(model, statistics)?)
+        }
         _ => BTreeMap::new(),
     };
     let groups = statistics.map_or(&[] as &[Group], |statistics| statistics.groups());
@@ -44,7 +48,10 @@ pub(super) fn decide_now(
     };
     let mut layers = BTreeMap::new();
     for (index, moe) in model.moes() {
-        let sums = statistics.map(|statistics| sums_of(statistics, index)).transpose()?.unwrap_or_default();
+        let sums = statistics
+            .map(|statistics| sums_of(statistics, index))
+            .transpose()?
+            .unwrap_or_default();
         if statistics.is_some() && needs.left_out {
             check_left_out(index, &sums)?;
         }
@@ -69,10 +76,26 @@ struct Setting<'a> {
 
 impl Setting<'_> {
     /// Decides layer `index`, which is `moe`.
-    fn decided(&self, index: usize, moe: &Moe, sums: &[Sums], inputs: &[Tensor]) -> Result<DecidedLayer> {
+    fn decided(
+        &self,
+        index: usize,
+        moe: &Moe,
+        sums: &[Sums],
+        inputs: &[Tensor],
+    ) -> Result<DecidedLayer> {
         let Self { size, groups, seed, compute, .. } = *self;
         let protected = self.protected.get(&index).map_or(&[] as &[usize], Vec::as_slice);
-        let view = LayerView { index, moe, count: size.counts[&index], protected, groups, sums, inputs, seed, compute };
+        let view = LayerView {
+            index,
+            moe,
+            count: size.counts[&index],
+            protected,
+            groups,
+            sums,
+            inputs,
+            seed,
+            compute,
+        };
         let reduced = self.method.reduce(&view)?;
         check_saliency(index, moe, &reduced.saliency)?;
         let trust = (!sums.is_empty()).then(|| LayerTrust::new(&reduced, &view));
@@ -83,21 +106,29 @@ impl Setting<'_> {
 /// The sums of each group of tokens in layer `index`.
 pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
     statistics.layer(index)?.ok_or_else(|| {
-        Error::new(Kind::Mismatch, format!("the statistics have no layer {index}")).remedy("observe this model again")
+        Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
+            .remedy("observe this model again")
     })
 }
 
 /// Statistics that were observed without leaving experts out can't rank by that.
 fn check_left_out(index: usize, sums: &[Sums]) -> Result<()> {
-    let seen = |quantity| sums.iter().any(|sums| sums.get(quantity).iter().any(|value| *value > 0.0));
+    let seen =
+        |quantity| sums.iter().any(|sums| sums.get(quantity).iter().any(|value| *value > 0.0));
     if seen(Quantity::OutputSquareNorms) || !seen(Quantity::SeenTokens) {
         return Ok(());
     }
-    Err(Error::new(Kind::Usage, format!("these statistics of layer {index} don't say what leaving an expert out does"))
-        .remedy("observe again without --no-left-out, or give --data"))
+    Err(Error::new(
+        Kind::Usage,
+        format!("these statistics of layer {index} don't say what leaving an expert out does"),
+    )
+    .remedy("observe again without --no-left-out, or give --data"))
 }
 
-fn largest_outputs(model: &Model, statistics: &dyn LayerStatistics) -> Result<BTreeMap<usize, Vec<f64>>> {
+fn largest_outputs(
+    model: &Model,
+    statistics: &dyn LayerStatistics,
+) -> Result<BTreeMap<usize, Vec<f64>>> {
     let largest = |(index, _)| Ok((index, largest(&sums_of(statistics, index)?)));
     model.moes().map(largest).collect()
 }
@@ -128,7 +159,12 @@ pub(super) struct ExpertReducer {
 }
 
 impl ExpertReducer {
-    pub fn new(method: Arc<dyn Method>, options: &ReduceOptions, size: Size, sources: &Sources<'_>) -> Self {
+    pub fn new(
+        method: Arc<dyn Method>,
+        options: &ReduceOptions,
+        size: Size,
+        sources: &Sources<'_>,
+    ) -> Self {
         Self {
             method,
             options: options.clone(),
@@ -145,12 +181,21 @@ impl ExpertReducer {
         }
     }
 
-    fn observer_of(&self, text: &Calibration, left_out: bool, sample_every: usize) -> StatisticsObserver {
+    fn observer_of(
+        &self,
+        text: &Calibration,
+        left_out: bool,
+        sample_every: usize,
+    ) -> StatisticsObserver {
         let (groups, group_of) = (text.groups.len(), text.group_of.clone());
-        StatisticsObserver::new(&self.model, ObserverOptions { groups, group_of, left_out, sample_every })
+        StatisticsObserver::new(
+            &self.model,
+            ObserverOptions { groups, group_of, left_out, sample_every },
+        )
     }
 
-    /// The super experts of layer `index`, by what the survey found in all layers, and `sums` in this one.
+    /// The super experts of layer `index`, by what the survey found in all layers, and `sums` in
+    /// this one.
     fn protected(&self, index: usize, sums: &[Sums]) -> BTreeMap<usize, Vec<usize>> {
         let Some(survey) = &self.survey else { return BTreeMap::new() };
         let mut found = survey.largest.clone();
@@ -190,7 +235,11 @@ impl LayerPass for ExpertReducer {
         let Needs { sample_every, inputs, .. } = self.method.needs();
         let inputs = if inputs { tokens * hidden * 4 } else { 0 };
         // Of each expert the sum of outputs on sampled tokens, for every group of tokens.
-        let outputs = if sample_every > 0 { 8 * self.size.before * hidden * self.groups.len().max(2) } else { 0 };
+        let outputs = if sample_every > 0 {
+            8 * self.size.before * hidden * self.groups.len().max(2)
+        } else {
+            0
+        };
         (inputs + outputs) as u64 + self.method.working_bytes(&self.model, self.size.before, tokens)
     }
 
@@ -224,7 +273,8 @@ impl LayerPass for ExpertReducer {
                 trust.output_error = Some(error.relative().unwrap_or(0.0));
             });
         }
-        let mut decisions = LayerEdits { by: DecidedBy::Sequence, layers, attention: BTreeMap::new() };
+        let mut decisions =
+            LayerEdits { by: DecidedBy::Sequence, layers, attention: BTreeMap::new() };
         self.options.decide_mtp(&self.model, &self.size, &self.compute, &mut decisions)?;
         Ok(decisions)
     }
@@ -252,7 +302,10 @@ impl Converter for ExpertReducer {
     }
 
     fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
-        let fail = |e| Error::new(Kind::Numeric, format!("cannot compare the outputs of layer {index}")).source(e);
+        let fail = |e| {
+            Error::new(Kind::Numeric, format!("cannot compare the outputs of layer {index}"))
+                .source(e)
+        };
         self.errors.entry(index).or_default().add(original, converted).map_err(fail)
     }
 }
@@ -266,7 +319,9 @@ impl Observer for ExpertReducer {
         if !self.method.needs().inputs || self.model.layers[layer].ffn.moe().is_none() {
             return Ok(());
         }
-        let fail = |e| Error::new(Kind::Numeric, format!("cannot keep the inputs of layer {layer}")).source(e);
+        let fail = |e| {
+            Error::new(Kind::Numeric, format!("cannot keep the inputs of layer {layer}")).source(e)
+        };
         let tokens = x.dim(0).map_err(fail)?;
         let first = self.arrived;
         self.arrived += tokens;
@@ -274,7 +329,8 @@ impl Observer for ExpertReducer {
         let rows = match counted.len() {
             0 => return Ok(()),
             all if all == tokens => Ok(x.clone()),
-            some => Tensor::from_vec(counted, some, x.device()).and_then(|rows| x.index_select(&rows, 0)),
+            some => Tensor::from_vec(counted, some, x.device())
+                .and_then(|rows| x.index_select(&rows, 0)),
         };
         self.inputs.push(rows.map_err(fail)?);
         Ok(())
@@ -296,7 +352,13 @@ impl Observer for ExpertReducer {
         self.observer().sampled(layer)
     }
 
-    fn sampled_output(&mut self, layer: usize, expert: usize, tokens: &[u32], output: &Tensor) -> Result<()> {
+    fn sampled_output(
+        &mut self,
+        layer: usize,
+        expert: usize,
+        tokens: &[u32],
+        output: &Tensor,
+    ) -> Result<()> {
         self.observer().sampled_output(layer, expert, tokens, output)
     }
 }
@@ -334,7 +396,8 @@ mod tests {
     use super::*;
     use crate::reduce::Reduced;
 
-    /// Keeps all experts, and remembers the inputs and the number of tokens of each layer that it saw.
+    /// Keeps all experts, and remembers the inputs and the number of tokens of each layer that it
+    /// saw.
     #[derive(Default)]
     struct Watch(std::sync::Mutex<Vec<(Vec<Vec<f32>>, f64)>>);
 
@@ -350,14 +413,17 @@ mod tests {
         }
     }
 
-    /// What the first two layers bring of three sequences of ten tokens, a block each, if those count that `counts` says.
+    /// What the first two layers bring of three sequences of ten tokens, a block each, if those
+    /// count that `counts` says.
     fn seen(counts: fn(usize) -> bool) -> Vec<(Vec<Vec<f32>>, f64)> {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
         let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());
-        let options: ReduceOptions = serde_json::from_value(serde_json::json!({ "experts": 24 })).unwrap();
+        let options: ReduceOptions =
+            serde_json::from_value(serde_json::json!({ "experts": 24 })).unwrap();
         let sources = Sources::new(&model, &compute);
         let watch = Arc::new(Watch::default());
-        let mut reducer = ExpertReducer::new(watch.clone(), &options, options.size(&sources).unwrap(), &sources);
+        let mut reducer =
+            ExpertReducer::new(watch.clone(), &options, options.size(&sources).unwrap(), &sources);
         let sequences: Vec<Vec<u32>> = (0..3).map(|s| (10 * s..10 * s + 10).collect()).collect();
         let group_of = (0..30).map(|token| if counts(token) { 0 } else { UNCOUNTED }).collect();
         let group = Group { label: "text".to_owned(), half: 0, weight: None, tokens: 30 };
@@ -378,7 +444,8 @@ mod tests {
         assert_eq!((all.len(), some.len()), (2, 2));
         for ((all, _), (some, tokens)) in all.into_iter().zip(some) {
             assert_eq!((all.len(), some.len(), tokens), (30, 13, 13.0));
-            let counted: Vec<_> = (0..30).filter(|token| counts(*token)).map(|token| all[token].clone()).collect();
+            let counted: Vec<_> =
+                (0..30).filter(|token| counts(*token)).map(|token| all[token].clone()).collect();
             assert_eq!(some, counted);
         }
     }

@@ -7,15 +7,19 @@ const PERCENTILE: f64 = 0.995;
 /// A super expert's largest output is at least this share of the model's.
 const SHARE_OF_LARGEST: f64 = 0.1;
 
-/// Those experts, by layer, whose largest |output| is above the 99.5th percentile of all and a tenth of the greatest.
+/// Those experts, by layer, whose largest |output| is above the 99.5th percentile of all and a
+/// tenth of the greatest.
 ///
-/// `largest` holds that of each expert by layer, by the layer's own index: dense layers before it count.
+/// `largest` holds that of each expert by layer, by the layer's own index: dense layers before it
+/// count.
 pub(crate) fn super_experts(largest: &BTreeMap<usize, Vec<f64>>) -> BTreeMap<usize, Vec<usize>> {
     let mut all: Vec<f64> = largest.values().flatten().copied().collect();
     all.sort_by(f64::total_cmp);
     let Some(greatest) = all.last() else { return BTreeMap::new() };
     let threshold = percentile(&all).max(SHARE_OF_LARGEST * greatest);
-    let above = |values: &Vec<f64>| (0..values.len()).filter(|e| values[*e] > threshold).collect::<Vec<_>>();
+    let above = |values: &Vec<f64>| {
+        (0..values.len()).filter(|e| values[*e] > threshold).collect::<Vec<_>>()
+    };
     let layers = largest.iter().map(|(layer, values)| (*layer, above(values)));
     layers.filter(|(_, experts)| !experts.is_empty()).collect()
 }
@@ -33,7 +37,8 @@ mod tests {
 
     #[test]
     fn a_planted_giant_is_found_in_its_own_layer() {
-        // Layers 3 and 7 are sparse; 400 experts, two of them giants, one of which is too small beside the other.
+        // Layers 3 and 7 are sparse; 400 experts, two of them giants, one of which is too small
+        // beside the other.
         let mut largest = BTreeMap::from([(3, vec![1.0; 200]), (7, vec![1.0; 200])]);
         largest.get_mut(&3).unwrap()[5] = 900.0;
         largest.get_mut(&7).unwrap()[0] = 80.0;

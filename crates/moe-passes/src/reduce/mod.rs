@@ -33,7 +33,8 @@ pub(crate) trait Method: Send + Sync {
     /// What it needs to see beyond sums.
     fn needs(&self) -> Needs;
 
-    /// The most bytes that deciding a layer of `experts` experts holds, where it has kept the inputs of `tokens` tokens, beside these.
+    /// The most bytes that deciding a layer of `experts` experts holds, where it has kept the
+    /// inputs of `tokens` tokens, beside these.
     fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
         let _ = (model, experts, tokens);
         0
@@ -82,7 +83,8 @@ impl LayerView<'_> {
     /// The sums of each domain's tokens.
     pub fn domains(&self) -> Vec<(&str, Sums)> {
         let of = |label| {
-            let groups = self.groups.iter().zip(self.sums).filter(|(group, _)| group.label == label);
+            let groups =
+                self.groups.iter().zip(self.sums).filter(|(group, _)| group.label == label);
             (label, Sums::pooled(groups.map(|(_, sums)| (sums, 1.0))))
         };
         labels(self.groups).into_iter().map(of).collect()
@@ -91,7 +93,11 @@ impl LayerView<'_> {
     /// What `saliency` gives for either half of the tokens; none where a half is empty.
     pub fn halves(&self, saliency: impl Fn(&Sums) -> Option<Vec<f64>>) -> Option<[Vec<f64>; 2]> {
         let half = |half: u8| {
-            let of = self.groups.iter().zip(self.sums).filter(|(group, _)| group.half == half && group.tokens > 0);
+            let of = self
+                .groups
+                .iter()
+                .zip(self.sums)
+                .filter(|(group, _)| group.half == half && group.tokens > 0);
             let mut of = of.map(|(_, sums)| (sums, 1.0)).peekable();
             of.peek()?;
             saliency(&Sums::pooled(of))
@@ -102,8 +108,8 @@ impl LayerView<'_> {
 
 /// What becomes of a layer's experts.
 pub(crate) struct Reduced {
-    /// For each expert that is left, ascending by the first: the expert whose router row it keeps, then what was merged
-    /// into it.
+    /// For each expert that is left, ascending by the first: the expert whose router row it keeps,
+    /// then what was merged into it.
     pub clusters: Vec<Vec<usize>>,
     /// What the decision ranks experts by; greater is kept.
     pub saliency: Vec<f64>,
@@ -113,8 +119,8 @@ pub(crate) struct Reduced {
     pub experts: Option<Vec<Expert>>,
     /// How experts were made, where that isn't plain.
     pub made: Option<Vec<String>>,
-    /// The share of each expert that goes on in those that are left, where that isn't all of those in a cluster and
-    /// nothing of the others.
+    /// The share of each expert that goes on in those that are left, where that isn't all of those
+    /// in a cluster and nothing of the others.
     pub carried: Option<Vec<f64>>,
 }
 
@@ -132,14 +138,17 @@ impl Reduced {
 
     /// The share of each of `experts` experts that goes on, alone or in another.
     pub fn carried(&self, experts: usize) -> Vec<f64> {
-        let in_cluster = |e: usize| f64::from(u8::from(self.clusters.iter().any(|cluster| cluster.contains(&e))));
+        let in_cluster = |e: usize| {
+            f64::from(u8::from(self.clusters.iter().any(|cluster| cluster.contains(&e))))
+        };
         self.carried.clone().unwrap_or_else(|| (0..experts).map(in_cluster).collect())
     }
 
     /// The layer that this makes of `moe`.
     pub fn decided(self, index: usize, moe: &Moe, trust: Option<LayerTrust>) -> DecidedLayer {
         let kept = self.kept();
-        let experts = self.experts.unwrap_or_else(|| kept.iter().map(|e| moe.experts[*e].clone()).collect());
+        let experts =
+            self.experts.unwrap_or_else(|| kept.iter().map(|e| moe.experts[*e].clone()).collect());
         let ffn = Ffn::Moe(Box::new(with_experts(moe, &kept, experts)));
         let plain = |cluster: &Vec<usize>| match cluster.as_slice() {
             [one] => format!("expert {one}"),
@@ -171,8 +180,8 @@ pub(crate) fn with_experts(moe: &Moe, kept: &[usize], experts: Vec<Expert>) -> M
     moe
 }
 
-/// The `count` experts of `moe` of the greatest saliency, ascending: as many of each of the router's groups, where it has
-/// some.
+/// The `count` experts of `moe` of the greatest saliency, ascending: as many of each of the
+/// router's groups, where it has some.
 pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usize> {
     let groups = moe.router.groups.map_or(1, |groups| groups.count);
     let size = saliency.len() / groups;
@@ -183,7 +192,8 @@ pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usi
     saliency.chunks_exact(size).enumerate().flat_map(of_group).collect()
 }
 
-/// Refuses what experts of layer `index` are ranked by where it isn't a number, which every order would put first or last by chance.
+/// Refuses what experts of layer `index` are ranked by where it isn't a number, which every order
+/// would put first or last by chance.
 fn check_saliency(index: usize, moe: &Moe, saliency: &[f64]) -> Result<()> {
     let Some(expert) = saliency.iter().position(|value| !value.is_finite()) else { return Ok(()) };
     for linear in moe.experts.get(expert).iter().flat_map(|expert| expert.linears()) {
@@ -191,12 +201,16 @@ fn check_saliency(index: usize, moe: &Moe, saliency: &[f64]) -> Result<()> {
             part::read_finite(&linear.weight)?;
         }
     }
-    let what =
-        format!("expert {expert} of layer {index} can't be ranked: what it is ranked by is {}", saliency[expert]);
-    Err(Error::new(Kind::Numeric, what).remedy("choose another --method, or look at the expert's weights with verify"))
+    let what = format!(
+        "expert {expert} of layer {index} can't be ranked: what it is ranked by is {}",
+        saliency[expert]
+    );
+    Err(Error::new(Kind::Numeric, what)
+        .remedy("choose another --method, or look at the expert's weights with verify"))
 }
 
-/// A random choice of `count` experts of each layer of `model`, without its layers for multi-token prediction.
+/// A random choice of `count` experts of each layer of `model`, without its layers for multi-token
+/// prediction.
 fn random_model(model: &Model, count: usize, seed: u64) -> Model {
     let mut pruned = model.clone();
     for (index, moe) in model.moes() {

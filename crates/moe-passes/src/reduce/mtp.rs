@@ -1,4 +1,5 @@
-//! Layers for multi-token prediction: no sweep goes through them, so their experts are ranked by weights.
+//! Layers for multi-token prediction: no sweep goes through them, so their experts are ranked by
+//! weights.
 
 use moe_forward::to_f32;
 use moe_math::Compute;
@@ -28,11 +29,17 @@ impl ReduceOptions {
 }
 
 /// Decides the layers for multi-token prediction of `model`, numbered behind the others.
-fn decide_mtp(model: &Model, size: &Size, compute: &Compute, decisions: &mut LayerEdits) -> Result<()> {
+fn decide_mtp(
+    model: &Model,
+    size: &Size,
+    compute: &Compute,
+    decisions: &mut LayerEdits,
+) -> Result<()> {
     for (index, mtp) in model.mtp.iter().enumerate() {
         let Some(moe) = mtp.layer.ffn.moe() else { continue };
         let index = model.layers.len() + index;
-        let saliency = moe.experts.iter().map(|e| aimer(e, compute)).collect::<Result<Vec<f64>>>()?;
+        let saliency =
+            moe.experts.iter().map(|e| aimer(e, compute)).collect::<Result<Vec<f64>>>()?;
         check_saliency(index, moe, &saliency)?;
         let reduced = Reduced::unmerged(most_salient(&saliency, moe, size.after), saliency);
         decisions.layers.insert(index, reduced.decided(index, moe, None));
@@ -47,14 +54,16 @@ pub(crate) fn aimer(expert: &Expert, compute: &Compute) -> Result<f64> {
         let weight = to_f32(&linear.weight, compute)?;
         let flat = weight.flatten_all().and_then(|w| w.to_vec1::<f32>());
         values.extend(flat.map_err(|e| {
-            Error::new(Kind::Numeric, "cannot read this weight").source(e).tensor(linear.weight.name())
+            Error::new(Kind::Numeric, "cannot read this weight")
+                .source(e)
+                .tensor(linear.weight.name())
         })?);
     }
     Ok(-saliency::aimer(values))
 }
 
-/// Puts what `decided` gives for a layer's mixture into the layers for multi-token prediction of `model`, or drops them;
-/// says which.
+/// Puts what `decided` gives for a layer's mixture into the layers for multi-token prediction of
+/// `model`, or drops them; says which.
 pub(super) fn with_mtp(
     model: &mut Model,
     choice: MtpChoice,
@@ -68,7 +77,9 @@ pub(super) fn with_mtp(
     let layers = if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") };
     if choice == MtpChoice::Drop {
         model.mtp.clear();
-        let why = format!("{layers} for multi-token prediction left out; the model's own function doesn't need them");
+        let why = format!(
+            "{layers} for multi-token prediction left out; the model's own function doesn't need them"
+        );
         return Some(Effect::new("mtp drop", Kept::Exactly, why));
     }
     let first = model.layers.len();
@@ -78,6 +89,8 @@ pub(super) fn with_mtp(
         mtp.layer.ffn = ffn;
         records.push(record);
     }
-    let why = format!("{layers} for multi-token prediction keep as many experts as the others, ranked by weights");
+    let why = format!(
+        "{layers} for multi-token prediction keep as many experts as the others, ranked by weights"
+    );
     Some(Effect::new("mtp prune", Kept::Exactly, why))
 }

@@ -26,14 +26,16 @@ pub struct ReduceOptions {
     #[serde(default)]
     pub keep: Option<f64>,
 
-    /// Keep as few experts as let every layer keep this share of Σ gate × norm of output; needs --stats. Every layer keeps
-    /// the same number, as loaders want it: that of the layer which needs most.
+    /// Keep as few experts as let every layer keep this share of Σ gate × norm of output; needs
+    /// --stats. Every layer keeps the same number, as loaders want it: that of the layer which
+    /// needs most.
     #[arg(long, value_name = "SHARE", conflicts_with_all = ["experts", "keep"])]
     #[serde(default)]
     pub keep_mass: Option<f64>,
 
-    /// Distribute --experts × layers so that every layer keeps the same share of that sum, and pad layers that keep fewer
-    /// with experts that are never selected; needs --stats and routers with an expert correction bias.
+    /// Distribute --experts × layers so that every layer keeps the same share of that sum, and pad
+    /// layers that keep fewer with experts that are never selected; needs --stats and routers with
+    /// an expert correction bias.
     #[arg(long, conflicts_with = "keep_mass")]
     #[serde(default)]
     pub equal_mass: bool,
@@ -43,21 +45,21 @@ pub struct ReduceOptions {
     #[serde(default = "one")]
     pub divisible_by: usize,
 
-    /// Statistics that observe has written of this very model: decides on the original. With --data instead, each layer
-    /// is decided on what reaches it through the converted layers before it.
+    /// Statistics that observe has written of this very model: decides on the original. With --data
+    /// instead, each layer is decided on what reaches it through the converted layers before it.
     #[arg(long, value_name = "STATS", help_heading = "Calibration")]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub stats: Option<PathBuf>,
 
-    /// Let super experts (2507.23279) go, too: those whose largest output is above the 99.5th percentile and a tenth of the
-    /// largest in the model. Without this they are always kept.
+    /// Let super experts (2507.23279) go, too: those whose largest output is above the 99.5th
+    /// percentile and a tenth of the largest in the model. Without this they are always kept.
     #[arg(long)]
     #[serde(default)]
     pub no_super_expert_guard: bool,
 
-    /// Layers for multi-token prediction: prune gives them as many experts as the others, ranked by their weights; drop
-    /// leaves them out.
+    /// Layers for multi-token prediction: prune gives them as many experts as the others, ranked by
+    /// their weights; drop leaves them out.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub mtp: MtpChoice,
@@ -98,8 +100,12 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
     };
     let (each, rest) = (after / groups.count, after % groups.count);
     let problem = match () {
-        () if rest != 0 => format!("{after} experts can't be shared out evenly among {} groups", groups.count),
-        () if each < least => format!("{each} experts in a group are fewer than the {least} that it is ranked by"),
+        () if rest != 0 => {
+            format!("{after} experts can't be shared out evenly among {} groups", groups.count)
+        }
+        () if each < least => {
+            format!("{each} experts in a group are fewer than the {least} that it is ranked by")
+        }
         () if each * groups.kept < moe.router.top_k => {
             format!(
                 "the {} groups of a token would have {} experts, fewer than its top-k",
@@ -111,11 +117,14 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
     };
     let fits = |each: &usize| *each >= least && each * groups.kept >= moe.router.top_k;
     let before = moe.experts.len() / groups.count;
-    let fitting: Vec<_> = (1..before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
+    let fitting: Vec<_> =
+        (1..before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
     let remedy = match fitting.as_slice() {
         [] => {
             let all = moe.experts.len();
-            format!("keep all {all} experts (--experts {all}): groups of {before} can't have fewer here")
+            format!(
+                "keep all {all} experts (--experts {all}): groups of {before} can't have fewer here"
+            )
         }
         [count] => format!("give --experts {count}"),
         counts => format!("give --experts as one of {}", counts.join(", ")),
@@ -124,7 +133,8 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
 }
 
 fn no_number() -> Error {
-    Error::new(Kind::Usage, "nothing says how many experts stay").remedy("give --experts N or --keep SHARE")
+    Error::new(Kind::Usage, "nothing says how many experts stay")
+        .remedy("give --experts N or --keep SHARE")
 }
 
 /// Refuses a share that leaves nothing, or more than there is.
@@ -195,7 +205,9 @@ impl ReduceOptions {
         let after = most.next_multiple_of(self.divisible_by);
         if after > size.before {
             let (each, before) = (self.divisible_by, size.before);
-            let what = format!("no multiple of --divisible-by {each} is from {most}, which a layer keeps, to {before}");
+            let what = format!(
+                "no multiple of --divisible-by {each} is from {most}, which a layer keeps, to {before}"
+            );
             let remedy = "give a smaller --divisible-by, or fewer --experts";
             return Err(Error::new(Kind::Usage, what).remedy(remedy));
         }
@@ -205,10 +217,11 @@ impl ReduceOptions {
     fn masses(&self, sources: &Sources<'_>) -> Result<Masses> {
         match sources.statistics {
             Some(statistics) => masses(sources.model, statistics),
-            None => {
-                Err(Error::new(Kind::Usage, "--keep-mass and --equal-mass look at all layers before any is converted")
-                    .remedy("give --stats STATS that observe has written"))
-            }
+            None => Err(Error::new(
+                Kind::Usage,
+                "--keep-mass and --equal-mass look at all layers before any is converted",
+            )
+            .remedy("give --stats STATS that observe has written")),
         }
     }
 
@@ -232,7 +245,10 @@ impl ReduceOptions {
         match [self.experts.is_some(), self.keep.is_some(), self.keep_mass.is_some()] {
             [false, false, false] => Err(no_number()),
             [true, false, false] | [false, true, false] | [false, false, true] => Ok(()),
-            _ => usage("--experts, --keep and --keep-mass each say how many experts stay", "give one of the three"),
+            _ => usage(
+                "--experts, --keep and --keep-mass each say how many experts stay",
+                "give one of the three",
+            ),
         }
     }
 
@@ -241,24 +257,32 @@ impl ReduceOptions {
         let model = sources.model;
         let before = expert_count(model)?;
         self.check_numbers()?;
-        let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
+        let usage = |what: String, remedy: &str| {
+            Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()))
+        };
         let asked = match (self.experts, self.keep, self.keep_mass) {
             (Some(experts), ..) => experts,
             (None, Some(keep), _) => ((before as f64 * keep).round() as usize).max(1),
-            (None, None, Some(share)) => least_uniform(&self.masses(sources)?, share).max(greatest_top_k(model)),
+            (None, None, Some(share)) => {
+                least_uniform(&self.masses(sources)?, share).max(greatest_top_k(model))
+            }
             (None, None, None) => return Err(no_number()),
         };
         let after = asked.next_multiple_of(self.divisible_by);
         let top_k = greatest_top_k(model);
         if after > before && asked <= before {
             let each = self.divisible_by;
-            let what =
-                format!("no multiple of --divisible-by {each} is from {asked} to {before}, the number of experts");
+            let what = format!(
+                "no multiple of --divisible-by {each} is from {asked} to {before}, the number of experts"
+            );
             return usage(what, &self.divisor_remedy(top_k, before));
         }
         if after > before || after == 0 {
             let what = format!("a layer has {before} experts, so that {after} can't be kept");
-            return usage(what, &format!("keep {top_k} to {before} experts: each token goes to {top_k}"));
+            return usage(
+                what,
+                &format!("keep {top_k} to {before} experts: each token goes to {top_k}"),
+            );
         }
         for (index, moe) in model.moes() {
             if after < moe.router.top_k {
@@ -275,7 +299,8 @@ impl ReduceOptions {
         Ok(Size::uniform(model, before, after))
     }
 
-    /// What to do where rounding up to a multiple of --divisible-by leaves no number from `top_k` to `before`.
+    /// What to do where rounding up to a multiple of --divisible-by leaves no number from `top_k`
+    /// to `before`.
     fn divisor_remedy(&self, top_k: usize, before: usize) -> String {
         let greatest = before / self.divisible_by * self.divisible_by;
         match greatest >= top_k.max(1) {
@@ -288,7 +313,10 @@ impl ReduceOptions {
     pub(crate) fn keeps_all(&self, size: &Size) -> Option<String> {
         let all = size.before;
         let asked = match self.keep {
-            Some(1.0) => "--keep 1 is a share, all of them; for one expert a layer, give --experts 1".to_owned(),
+            Some(1.0) => {
+                "--keep 1 is a share, all of them; for one expert a layer, give --experts 1"
+                    .to_owned()
+            }
             _ if self.divisible_by > 1 => {
                 format!("lower --divisible-by {}, or the number of experts", self.divisible_by)
             }
@@ -320,9 +348,11 @@ impl ReduceOptions {
         self.measuring.text(&self.calibration)
     }
 
-    /// Refuses what contradicts itself, or doesn't give a method with these `needs` what it looks at.
+    /// Refuses what contradicts itself, or doesn't give a method with these `needs` what it looks
+    /// at.
     pub(crate) fn check_sources(&self, needs: Needs) -> Result<()> {
-        let error = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
+        let error =
+            |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
         self.calibration.check()?;
         self.check_measuring()?;
         match (self.calibration.data.is_empty(), self.stats.is_some(), needs.sums || needs.inputs) {
@@ -340,9 +370,10 @@ impl ReduceOptions {
                     .remedy(remedy)
                     .idle(&["--data", "--stats"]))
             }
-            (true, true, true) if needs.inputs => {
-                error("this method looks at tokens, which statistics don't hold", "give --data instead of --stats")
-            }
+            (true, true, true) if needs.inputs => error(
+                "this method looks at tokens, which statistics don't hold",
+                "give --data instead of --stats",
+            ),
             _ => self.calibration.check_used(self.measuring.is_given()),
         }
     }

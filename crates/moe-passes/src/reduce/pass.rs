@@ -8,7 +8,8 @@ use super::expert_reducer::{ExpertReducer, decide_now};
 use super::mtp::with_mtp;
 use super::{Method, ReduceOptions, Reduced, Size, random_model};
 use crate::pass::{
-    Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerPass, LayerRecord, Plan, Sources,
+    Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerPass, LayerRecord,
+    Plan, Sources,
 };
 
 /// What fewer experts are measured beside.
@@ -24,11 +25,13 @@ pub(crate) fn fewer(method: &str, model: &BenchmarkedModel) -> String {
 }
 
 impl ReduceOptions {
-    /// The plan that leaves `size`, with what was decided where that is known; `why` says what becomes of experts.
+    /// The plan that leaves `size`, with what was decided where that is known; `why` says what
+    /// becomes of experts.
     pub(crate) fn plan(&self, sources: &Sources<'_>, size: &Size, why: String) -> Plan {
         let mut model = sources.model.clone();
         let mut layers = Vec::new();
-        let decided = |index, moe: &Moe| match sources.decisions.and_then(|d| d.layers.get(&index)) {
+        let decided = |index, moe: &Moe| match sources.decisions.and_then(|d| d.layers.get(&index))
+        {
             Some(DecidedLayer { ffn, record, .. }) => (ffn.clone(), record.clone()),
             None => stand_in(index, moe, size.after),
         };
@@ -55,7 +58,12 @@ impl ReduceOptions {
     ///
     /// # Errors
     /// What reading weights and statistics returns.
-    pub(crate) fn decide(&self, method: &dyn Method, size: &Size, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
+    pub(crate) fn decide(
+        &self,
+        method: &dyn Method,
+        size: &Size,
+        sources: &Sources<'_>,
+    ) -> Result<Option<LayerEdits>> {
         if !self.calibration.data.is_empty() {
             return Ok(None);
         }
@@ -70,12 +78,18 @@ impl ReduceOptions {
         sources: &Sources<'_>,
     ) -> Option<Box<dyn LayerPass>> {
         let wanted = !self.calibration.data.is_empty();
-        wanted.then(|| Box::new(ExpertReducer::new(Arc::new(method), self, size, sources)) as Box<dyn LayerPass>)
+        wanted.then(|| {
+            Box::new(ExpertReducer::new(Arc::new(method), self, size, sources))
+                as Box<dyn LayerPass>
+        })
     }
 }
 
 /// What has the right sizes before anything is decided: the first `count` experts.
 fn stand_in(index: usize, moe: &Moe, count: usize) -> (Ffn, LayerRecord) {
     let layer = Reduced::unmerged(0..count, Vec::new()).decided(index, moe, None);
-    (layer.ffn, LayerRecord { experts: vec!["decided when it runs".to_owned(); count], ..layer.record })
+    (
+        layer.ffn,
+        LayerRecord { experts: vec!["decided when it runs".to_owned(); count], ..layer.record },
+    )
 }

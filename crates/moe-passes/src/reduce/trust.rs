@@ -8,17 +8,19 @@ use serde::Serialize;
 
 use super::{LayerView, Reduced};
 
-/// Figures about one layer's decision. Shares are of the calibration tokens' sums before the decision.
+/// Figures about one layer's decision. Shares are of the calibration tokens' sums before the
+/// decision.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct LayerTrust {
     /// Experts before and after.
     pub experts: [usize; 2],
-    /// For each expert that is left: the one whose router row it keeps, then what was merged into it.
+    /// For each expert that is left: the one whose router row it keeps, then what was merged into
+    /// it.
     pub clusters: Vec<Vec<usize>>,
     /// What experts were ranked by; greater is kept.
     pub saliency: Vec<f64>,
-    /// Share of Σ g ‖f‖ of the experts that go on, alone or merged into others; one of which only some neurons were merged
-    /// counts by their share.
+    /// Share of Σ g ‖f‖ of the experts that go on, alone or merged into others; one of which only
+    /// some neurons were merged counts by their share.
     pub retained_mass: f64,
     /// The least such share over domains, and whose it is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,10 +29,12 @@ pub struct LayerTrust {
     pub lost_choices: f64,
     /// Tokens that chose each expert before.
     pub load: Load,
-    /// Spearman's correlation of the saliencies that each half of the data gives, and the Jaccard index of what they keep.
+    /// Spearman's correlation of the saliencies that each half of the data gives, and the Jaccard
+    /// index of what they keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stability: Option<[f64; 2]>,
-    /// √(Σ‖y − y'‖² / Σ‖y‖²) of the block's output, all tokens rerouted, on the states that reached it.
+    /// √(Σ‖y − y'‖² / Σ‖y‖²) of the block's output, all tokens rerouted, on the states that reached
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
     /// Super experts among the experts, which the guard kept.
@@ -39,8 +43,8 @@ pub struct LayerTrust {
 }
 
 impl LayerTrust {
-    /// Whether all mass is kept by definition, since every expert goes on in another: that says nothing of what merging costs, which
-    /// shows in [`Self::output_error`].
+    /// Whether all mass is kept by definition, since every expert goes on in another: that says
+    /// nothing of what merging costs, which shows in [`Self::output_error`].
     pub fn merges_all(&self) -> bool {
         self.retained_mass >= 1.0 && self.clusters.iter().any(|cluster| cluster.len() > 1)
     }
@@ -52,14 +56,18 @@ impl LayerTrust {
         let share = |sums: &Sums, quantity: Quantity| {
             let values = sums.get(quantity);
             let all: f64 = values.iter().sum();
-            let carried: f64 = values.iter().zip(&carried).map(|(value, share)| value * share).sum();
+            let carried: f64 =
+                values.iter().zip(&carried).map(|(value, share)| value * share).sum();
             if all > 0.0 { carried / all } else { 1.0 }
         };
-        let of_domain = |(label, sums): (&str, Sums)| (label.to_owned(), share(&sums, Quantity::GatedNorms));
+        let of_domain =
+            |(label, sums): (&str, Sums)| (label.to_owned(), share(&sums, Quantity::GatedNorms));
         let domains = layer.domains().into_iter().map(of_domain);
         let counts = pooled.get(Quantity::Tokens).iter().map(|n| n.round() as u64).collect();
-        let stability =
-            reduced.halves.as_ref().map(|[a, b]| [spearman(a, b), jaccard(&greatest(a, kept), &greatest(b, kept))]);
+        let stability = reduced
+            .halves
+            .as_ref()
+            .map(|[a, b]| [spearman(a, b), jaccard(&greatest(a, kept), &greatest(b, kept))]);
         Self {
             experts: [pooled.sizes().experts, kept],
             clusters: reduced.clusters.clone(),
@@ -123,10 +131,14 @@ mod tests {
     fn merged_experts_are_not_lost() {
         let clusters = (0..12).map(|e| vec![e, e + 12]).collect();
         let merged = trust(&Reduced { clusters, ..Reduced::unmerged([], Vec::new()) });
-        assert_eq!((merged.retained_mass, merged.lost_choices, merged.experts), (1.0, 0.0, [24, 12]));
+        assert_eq!(
+            (merged.retained_mass, merged.lost_choices, merged.experts),
+            (1.0, 0.0, [24, 12])
+        );
         // Half of expert 23's neurons found a place.
         let carried: Vec<f64> = (0..24).map(|e| if e == 23 { 0.5 } else { 1.0 }).collect();
-        let some = trust(&Reduced { carried: Some(carried), ..Reduced::unmerged(0..23, Vec::new()) });
+        let some =
+            trust(&Reduced { carried: Some(carried), ..Reduced::unmerged(0..23, Vec::new()) });
         assert_eq!((some.retained_mass, some.lost_choices), (288.0 / 300.0, 1.0 - 288.0 / 300.0));
     }
 }

@@ -5,7 +5,8 @@ use moe_model::{Ffn, Head, Linear, Model, Weight};
 use super::experts::mean_network;
 use crate::part::mean;
 
-/// Replaces every weight of `model` by the mean of the same weight in `others`, which have its shapes.
+/// Replaces every weight of `model` by the mean of the same weight in `others`, which have its
+/// shapes.
 pub(super) fn average(model: &mut Model, others: &[Model]) {
     of(&mut model.embed, others, |m| &m.embed);
     of(&mut model.final_norm, others, |m| &m.final_norm);
@@ -24,7 +25,8 @@ pub(super) fn average(model: &mut Model, others: &[Model]) {
         // Of layers that stay dense; the others are replaced.
         if let Ffn::Dense(ffn) = &mut layer.ffn {
             // Models with experts were refused.
-            let networks: Vec<_> = others.iter().filter_map(|m| m.layers[index].ffn.dense()).collect();
+            let networks: Vec<_> =
+                others.iter().filter_map(|m| m.layers[index].ffn.dense()).collect();
             **ffn = mean_network(&networks);
         }
     }

@@ -23,7 +23,9 @@ impl UpcycleOptions {
         self.check_numbers()?;
         let partition = self.init == Init::Partition;
         if partition
-            && (self.granularity > 1 || !self.models.is_empty() || self.scale_placement != ScalePlacement::Exact)
+            && (self.granularity > 1
+                || !self.models.is_empty()
+                || self.scale_placement != ScalePlacement::Exact)
         {
             return usage(
                 "--init partition deals out the neurons of the one dense network, each to one expert",
@@ -38,19 +40,36 @@ impl UpcycleOptions {
     fn check_idle(&self) -> Result<()> {
         let (drop, partition) = (self.init == Init::Drop, self.init == Init::Partition);
         let idle = [
-            (self.attention == Rest::Average && self.models.is_empty(), "--attention average", "--expert"),
+            (
+                self.attention == Rest::Average && self.models.is_empty(),
+                "--attention average",
+                "--expert",
+            ),
             (self.drop_fraction != 0.5 && !drop, "--drop-fraction", "--init drop"),
-            (self.noise_fraction != 1.0 && self.noise_std == 0.0, "--noise-fraction", "--noise-std above 0"),
+            (
+                self.noise_fraction != 1.0 && self.noise_std == 0.0,
+                "--noise-fraction",
+                "--noise-std above 0",
+            ),
             (
                 self.router_std.is_some() && self.router.is_surveyed(),
                 "--router-std",
                 "--router normal, zeros or orthogonal",
             ),
-            (self.router == RouterInit::Activations && !partition, "--router activations", "--init partition"),
-            (self.shared_width.is_some() && !partition, "--shared-width", "--init partition"),
-            (self.partition_by != PartitionBy::Weights && !partition, "--partition-by", "--init partition"),
             (
-                self.router == RouterInit::Activations && self.partition_by != PartitionBy::Activations,
+                self.router == RouterInit::Activations && !partition,
+                "--router activations",
+                "--init partition",
+            ),
+            (self.shared_width.is_some() && !partition, "--shared-width", "--init partition"),
+            (
+                self.partition_by != PartitionBy::Weights && !partition,
+                "--partition-by",
+                "--init partition",
+            ),
+            (
+                self.router == RouterInit::Activations
+                    && self.partition_by != PartitionBy::Activations,
                 "--router activations",
                 "--partition-by activations",
             ),
@@ -74,7 +93,10 @@ impl UpcycleOptions {
     fn check_counts(&self) -> Result<()> {
         let Self { experts, top_k, granularity, .. } = *self;
         if experts == 0 || top_k == 0 {
-            return usage("an MoE needs at least one expert and a top-k of at least one", "raise --experts or --top-k");
+            return usage(
+                "an MoE needs at least one expert and a top-k of at least one",
+                "raise --experts or --top-k",
+            );
         }
         if experts > 65_536 {
             return usage(format!("--experts {experts} is too many"), "give at most 65536");
@@ -93,7 +115,10 @@ impl UpcycleOptions {
                 "--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}"
             );
             let up = |n: usize| n.div_ceil(granularity) * granularity;
-            return usage(what, format!("give --experts {} --top-k {}, say", up(experts), up(top_k)));
+            return usage(
+                what,
+                format!("give --experts {} --top-k {}, say", up(experts), up(top_k)),
+            );
         }
         if self.shared_experts == 0 || self.shared_experts > 1024 {
             return usage(
@@ -103,8 +128,14 @@ impl UpcycleOptions {
         }
         let count = self.models.len();
         if count > 0 && !self.router_rows().is_multiple_of(count) {
-            let what = format!("{} experts can't be dealt out evenly to {count} models", self.router_rows());
-            return usage(what, format!("give --experts {}, one for each --expert", count * granularity));
+            let what = format!(
+                "{} experts can't be dealt out evenly to {count} models",
+                self.router_rows()
+            );
+            return usage(
+                what,
+                format!("give --experts {}, one for each --expert", count * granularity),
+            );
         }
         Ok(())
     }
@@ -116,14 +147,23 @@ impl UpcycleOptions {
             ("--drop-fraction", self.drop_fraction),
         ] {
             if !(0.0..=1.0).contains(&share) {
-                return usage(format!("{option} {share} is not a share"), "give a number from 0 to 1, such as 0.5");
+                return usage(
+                    format!("{option} {share} is not a share"),
+                    "give a number from 0 to 1, such as 0.5",
+                );
             }
         }
         if self.noise_std > 0.0 && self.noise_fraction == 0.0 {
-            return usage("--noise-fraction 0 adds no noise", "give a share above 0, or leave --noise-std out");
+            return usage(
+                "--noise-fraction 0 adds no noise",
+                "give a share above 0, or leave --noise-std out",
+            );
         }
         if self.init == Init::Drop && self.drop_fraction == 0.0 {
-            return usage("--drop-fraction 0 draws nothing anew", "give a share above 0, or leave --init drop out");
+            return usage(
+                "--drop-fraction 0 draws nothing anew",
+                "give a share above 0, or leave --init drop out",
+            );
         }
         if !(0.0..1.0).contains(&self.router_entropy) {
             return usage(
@@ -131,7 +171,9 @@ impl UpcycleOptions {
                 "give a share of the maximum entropy, such as 0.9, or 0 to leave rows unscaled",
             );
         }
-        for (option, std) in [("--noise-std", Some(self.noise_std)), ("--router-std", self.router_std)] {
+        for (option, std) in
+            [("--noise-std", Some(self.noise_std)), ("--router-std", self.router_std)]
+        {
             if let Some(std) = std.filter(|std| !(0.0..=1e6).contains(std)) {
                 return usage(
                     format!("{option} {} is not a standard deviation", short(std)),
@@ -139,7 +181,11 @@ impl UpcycleOptions {
                 );
             }
         }
-        if self.router_std() == 0.0 && !self.router.is_surveyed() && self.granularity > 1 && self.top_k < self.experts {
+        if self.router_std() == 0.0
+            && !self.router.is_surveyed()
+            && self.granularity > 1
+            && self.top_k < self.experts
+        {
             return usage(
                 "all rows of a zero router are equal, so a token may be given one shard twice and another never",
                 "raise --router-std, or leave it out",
@@ -160,7 +206,11 @@ impl UpcycleOptions {
             ("--data-tokens", self.data_tokens != survey_tokens()),
             ("--sequence-length", self.sequence_length != window()),
         ];
-        refuse_unused(idle, "says how --data is read, and no option here uses any", "give --router kmeans --data TEXT")
+        refuse_unused(
+            idle,
+            "says how --data is read, and no option here uses any",
+            "give --router kmeans --data TEXT",
+        )
     }
 
     fn check_texts(&self) -> Result<()> {
@@ -168,22 +218,32 @@ impl UpcycleOptions {
             || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
         match (wants_data, self.data.is_empty()) {
             (true, true) => {
-                return usage("this router or partition is found on text, and none is given", "give --data");
+                return usage(
+                    "this router or partition is found on text, and none is given",
+                    "give --data",
+                );
             }
             (false, false) => {
                 let remedy = match self.init {
-                    Init::Partition => "leave it out, or give --partition-by activations or --router activations",
+                    Init::Partition => {
+                        "leave it out, or give --partition-by activations or --router activations"
+                    }
                     _ => "leave it out, or give --router kmeans",
                 };
-                return Err(Error::new(Kind::Usage, "no option here uses --data").remedy(remedy).idle(&["--data"]));
+                return Err(Error::new(Kind::Usage, "no option here uses --data")
+                    .remedy(remedy)
+                    .idle(&["--data"]));
             }
             (false, true) => self.check_text_used()?,
             (true, false) => {}
         }
         if let Some(spec) = self.data.iter().find(|spec| spec.weight.is_some()) {
-            return Err(Error::new(Kind::Usage, "a weight has no meaning here: every token counts alike")
-                .file(&spec.path)
-                .remedy("leave @WEIGHT out; --data-tokens limits each label"));
+            return Err(Error::new(
+                Kind::Usage,
+                "a weight has no meaning here: every token counts alike",
+            )
+            .file(&spec.path)
+            .remedy("leave @WEIGHT out; --data-tokens limits each label"));
         }
         match (self.router.takes_prompts(), &self.prompts) {
             (true, None) => usage("this router is made of prompts", "give --prompts PROMPTS.json"),
@@ -205,16 +265,22 @@ pub(super) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static
     }
     let possible = &dense.family.upcycles_to;
     let Some(default) = possible.first() else {
-        return Err(Error::new(Kind::Unsupported, format!("no MoE family can hold an upcycled {source} model"))
-            .file(&dense.config_file));
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("no MoE family can hold an upcycled {source} model"),
+        )
+        .file(&dense.config_file));
     };
     let wanted = options.target.as_ref().unwrap_or(default);
     if possible.contains(wanted) {
         return family(wanted);
     }
-    let moes: Vec<_> = families().values().filter(|f| f.moe.is_some()).map(|f| f.model_type.as_str()).collect();
+    let moes: Vec<_> =
+        families().values().filter(|f| f.moe.is_some()).map(|f| f.model_type.as_str()).collect();
     let what = match moes.contains(&wanted.as_str()) {
-        true => format!("a {source} model can't be upcycled to {wanted}: the two differ outside the experts"),
+        true => format!(
+            "a {source} model can't be upcycled to {wanted}: the two differ outside the experts"
+        ),
         false => format!("{wanted:?} is not an MoE family; there are {}", moes.join(", ")),
     };
     usage(what, format!("give --target {}", possible.join(" or --target ")))
@@ -222,14 +288,19 @@ pub(super) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static
 
 /// Refuses layers that stay dense where the family has no such.
 pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
-    let mixes =
-        |family: &Family| family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some());
+    let mixes = |family: &Family| {
+        family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some())
+    };
     if mixes(target) || !chosen.contains(&false) {
         return Ok(());
     }
     let others = dense.family.upcycles_to.iter().filter(|name| family(name).is_ok_and(mixes));
     let others: Vec<_> = others.map(|name| format!("--target {name}")).collect();
-    let remedy = if others.is_empty() { String::new() } else { format!(", or give {}", others.join(" or ")) };
+    let remedy = if others.is_empty() {
+        String::new()
+    } else {
+        format!(", or give {}", others.join(" or "))
+    };
     let what = format!("{} has no dense layers among those with experts", target.model_type);
     usage(what, format!("leave --layers out{remedy}"))
 }
@@ -245,7 +316,9 @@ pub(super) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
     ];
     let Some((_, option)) = idle.into_iter().find(|(is_idle, _)| *is_idle) else { return Ok(()) };
     let what = match has_shared {
-        true => format!("{option} has no meaning for a partition, whose shared expert has neurons of its own"),
+        true => format!(
+            "{option} has no meaning for a partition, whose shared expert has neurons of its own"
+        ),
         false => format!("{} has no shared expert for {option}", target.model_type),
     };
     let remedy = format!("leave {option} out, or choose another --target");
@@ -258,16 +331,20 @@ pub(super) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<boo
     match (rule, options.norm_topk_prob) {
         (Flag::Fixed(fixed), Some(wanted)) if wanted != *fixed => {
             let what = format!("{} fixes norm_topk_prob to {fixed}", target.model_type);
-            Err(Error::new(Kind::Usage, what).remedy("leave --norm-topk-prob out").idle(&["--norm-topk-prob"]))
+            Err(Error::new(Kind::Usage, what)
+                .remedy("leave --norm-topk-prob out")
+                .idle(&["--norm-topk-prob"]))
         }
         (Flag::Fixed(fixed), _) => Ok(*fixed),
         (Flag::Key(_), wanted) => Ok(wanted.unwrap_or(true)),
     }
 }
 
-/// Refuses models that can't lend `base` their networks: quantized ones, another family, or tensors of other shapes.
+/// Refuses models that can't lend `base` their networks: quantized ones, another family, or tensors
+/// of other shapes.
 pub(super) fn models(base: &Model, others: &[Model]) -> Result<()> {
-    if let Some(quantized) = std::iter::once(base).chain(others).find(|m| m.quantization.is_some()) {
+    if let Some(quantized) = std::iter::once(base).chain(others).find(|m| m.quantization.is_some())
+    {
         return Err(Error::new(Kind::Unsupported, "a quantized model can't be upcycled")
             .file(&quantized.config_file)
             .remedy("start from the unquantized checkpoint"));
@@ -286,15 +363,24 @@ pub(super) fn models(base: &Model, others: &[Model]) -> Result<()> {
         let found = other.declare()?.tensors;
         for ((name, ours), (theirs_name, theirs)) in wanted.iter().zip(&found) {
             if name != theirs_name {
-                return refuse(format!("this model has {theirs_name} where the base has {name}"), Some(name));
+                return refuse(
+                    format!("this model has {theirs_name} where the base has {name}"),
+                    Some(name),
+                );
             }
             if (ours.shape(), ours.dtype()) != (theirs.shape(), theirs.dtype()) {
                 let of = |w: &moe_model::Weight| format!("{:?} {}", w.shape(), w.dtype());
-                return refuse(format!("this model has {}, the base {}", of(theirs), of(ours)), Some(name));
+                return refuse(
+                    format!("this model has {}, the base {}", of(theirs), of(ours)),
+                    Some(name),
+                );
             }
         }
         if wanted.len() != found.len() {
-            return refuse(format!("this model has {} tensors, the base {}", found.len(), wanted.len()), None);
+            return refuse(
+                format!("this model has {} tensors, the base {}", found.len(), wanted.len()),
+                None,
+            );
         }
         if (other.heads, other.kv_heads) != (base.heads, base.kv_heads) {
             return refuse("this model has other attention heads than the base".into(), None);
@@ -319,9 +405,12 @@ pub(super) fn warnings(
     if options.top_k == options.granularity && normalize && experts > 1 {
         let what = match options.granularity {
             1 => "with top-k 1 and normalised routing weights every weight is 1",
-            _ => "with one group of shards a token and normalised routing weights all weights are equal",
+            _ => {
+                "with one group of shards a token and normalised routing weights all weights are equal"
+            }
         };
-        warnings.push(format!("{what}, so the router gets no gradient: train with a larger --top-k"));
+        warnings
+            .push(format!("{what}, so the router gets no gradient: train with a larger --top-k"));
     }
     if options.router_std() == 0.0 && !options.router.is_surveyed() && experts > 1 {
         warnings.push("an exactly zero router sends every token to the same experts".to_owned());
@@ -330,8 +419,13 @@ pub(super) fn warnings(
         warnings
             .push("this scale placement keeps the function of squared-ReLU networks only, and changes this one".into());
     }
-    if options.init == Init::Partition && options.top_k < options.experts && !options.has_surveyed_router() {
-        warnings.push("a router that knows nothing of the partition drops neurons at random".to_owned());
+    if options.init == Init::Partition
+        && options.top_k < options.experts
+        && !options.has_surveyed_router()
+    {
+        warnings.push(
+            "a router that knows nothing of the partition drops neurons at random".to_owned(),
+        );
     }
     warnings.extend(given_twice(sources));
     warnings.extend(lost_noise(options, base));
@@ -346,7 +440,9 @@ pub(super) fn warnings(
     for other in others {
         if rope(other) != rope(base) || other.norm_eps != base.norm_eps {
             let file = other.config_file.display();
-            warnings.push(format!("{file} has another rotary embedding or norm ε than the base, whose are kept"));
+            warnings.push(format!(
+                "{file} has another rotary embedding or norm ε than the base, whose are kept"
+            ));
         }
     }
     warnings
@@ -355,12 +451,22 @@ pub(super) fn warnings(
 /// What is said of models that are given as experts more than once, under whatever names.
 fn given_twice(sources: &Sources<'_>) -> Option<String> {
     let firsts = sources.first_alike.get(1..)?;
-    let (second, first) =
-        firsts.iter().enumerate().find_map(|(at, first)| Some((at, firsts[..at].iter().position(|f| f == first)?)))?;
-    let folder = |at: usize| sources.others[at].config_file.parent().unwrap_or(Path::new("")).display().to_string();
+    let (second, first) = firsts
+        .iter()
+        .enumerate()
+        .find_map(|(at, first)| Some((at, firsts[..at].iter().position(|f| f == first)?)))?;
+    let folder = |at: usize| {
+        sources.others[at].config_file.parent().unwrap_or(Path::new("")).display().to_string()
+    };
     let (first, second) = (folder(first), folder(second));
-    let again = if first == second { "is given twice".to_owned() } else { format!("is the same model as {second}") };
-    Some(format!("--expert {first} {again}: experts that are made of it start out as the same network"))
+    let again = if first == second {
+        "is given twice".to_owned()
+    } else {
+        format!("is the same model as {second}")
+    };
+    Some(format!(
+        "--expert {first} {again}: experts that are made of it start out as the same network"
+    ))
 }
 
 /// What is said of noise that weights of this size hardly have digits for.
@@ -371,8 +477,13 @@ fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<String> {
         Dtype::F16 => 11,
         _ => 24,
     };
-    let size = base.config.get("initializer_range").and_then(serde_json::Value::as_f64).unwrap_or(USUAL_STD);
-    // What changes is smaller than the noise by its digits: of weights spread like this, fewer than one in a hundred.
+    let size = base
+        .config
+        .get("initializer_range")
+        .and_then(serde_json::Value::as_f64)
+        .unwrap_or(USUAL_STD);
+    // What changes is smaller than the noise by its digits: of weights spread like this, fewer than
+    // one in a hundred.
     let least = size * 0.5f64.powi(digits) / 80.0;
     let std = options.noise_std;
     (options.has_noise() && std < least).then(|| {

@@ -8,7 +8,12 @@ use crate::pass::{Effect, Kept};
 const LEAST_GROUP_STD: f64 = 1e-4;
 
 /// What the options do to the function, one after the other.
-pub(super) fn effects(options: &UpcycleOptions, scales: Scales, normalize: bool, others_differ: bool) -> Vec<Effect> {
+pub(super) fn effects(
+    options: &UpcycleOptions,
+    scales: Scales,
+    normalize: bool,
+    others_differ: bool,
+) -> Vec<Effect> {
     let mut effects = vec![experts(options)];
     if others_differ {
         effects.push(Effect::new("--expert", Kept::No, "experts come from different models"));
@@ -38,13 +43,20 @@ fn experts(options: &UpcycleOptions) -> Effect {
     let UpcycleOptions { granularity, experts, top_k, .. } = *options;
     match options.init {
         Init::Drop if options.drop_fraction > 0.0 => {
-            let why = format!("a share {} of every expert's neurons is reinitialized", options.drop_fraction);
+            let why = format!(
+                "a share {} of every expert's neurons is reinitialized",
+                options.drop_fraction
+            );
             Effect::new("--init drop", Kept::No, why)
         }
-        Init::Partition if top_k < experts => {
-            Effect::new("--init partition", Kept::No, "a token uses the neurons of its experts only")
+        Init::Partition if top_k < experts => Effect::new(
+            "--init partition",
+            Kept::No,
+            "a token uses the neurons of its experts only",
+        ),
+        Init::Partition => {
+            Effect::new("--init partition", Kept::Exactly, "every token uses all neurons")
         }
-        Init::Partition => Effect::new("--init partition", Kept::Exactly, "every token uses all neurons"),
         _ if granularity > 1 => {
             let why = "the shards of a network are chosen together and add up to it";
             Effect::new(format!("--granularity {granularity}"), Kept::Exactly, why)
@@ -56,7 +68,10 @@ fn experts(options: &UpcycleOptions) -> Effect {
 fn scale(scales: Scales) -> Effect {
     const OPTION: &str = "--scale-placement";
     if scales.routed.inner != 1.0 {
-        let why = format!("gate and up projections are scaled by {:.6}, which SiLU doesn't undo", scales.routed.inner);
+        let why = format!(
+            "gate and up projections are scaled by {:.6}, which SiLU doesn't undo",
+            scales.routed.inner
+        );
         return Effect::new(OPTION, Kept::No, why);
     }
     let factors = [scales.routed.down, scales.shared.map_or(1.0, |s| s.down)];
@@ -67,7 +82,9 @@ fn scale(scales: Scales) -> Effect {
             "down projections are scaled by powers of two, which is exact, or not at all",
         ),
         Some(factor) => {
-            let why = format!("down projections are scaled by {factor}, which rounds in the stored dtype");
+            let why = format!(
+                "down projections are scaled by {factor}, which rounds in the stored dtype"
+            );
             Effect::new(OPTION, Kept::Approximately, why)
         }
     }
@@ -75,9 +92,11 @@ fn scale(scales: Scales) -> Effect {
 
 fn router(options: &UpcycleOptions, normalize: bool) -> Effect {
     let std = options.router_std();
-    let (is_zero, all_active) = (options.router == RouterInit::Zeros, options.top_k == options.experts);
+    let (is_zero, all_active) =
+        (options.router == RouterInit::Zeros, options.top_k == options.experts);
     let effect = |kept, why: &str| Effect::new("--router", kept, why);
-    let near_zero = format!("a router of standard deviation {std:e} leaves routing weights close to 1/experts");
+    let near_zero =
+        format!("a router of standard deviation {std:e} leaves routing weights close to 1/experts");
     if options.init == Init::Partition && options.experts > 1 {
         return match is_zero {
             true => effect(Kept::Approximately, &near_zero),
@@ -96,9 +115,14 @@ fn router(options: &UpcycleOptions, normalize: bool) -> Effect {
             ),
         };
     }
-    if options.granularity > 1 && !all_active && !options.router.is_surveyed() && std < LEAST_GROUP_STD {
-        let why =
-            format!("rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups");
+    if options.granularity > 1
+        && !all_active
+        && !options.router.is_surveyed()
+        && std < LEAST_GROUP_STD
+    {
+        let why = format!(
+            "rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups"
+        );
         return effect(Kept::Approximately, &why);
     }
     effect(Kept::Exactly, "routing weights sum to one, whatever the router")

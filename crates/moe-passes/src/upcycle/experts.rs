@@ -11,7 +11,8 @@ use super::scales::{Factors, Scales};
 use super::{Init, Rest, UpcycleOptions};
 use crate::part::{Axis, Neurons, Noise, Part, Redraw, RowSelection, mean, rows};
 
-/// Random streams of a layer: its router's is the first, each expert has [`STREAMS`] of its own from the second on.
+/// Random streams of a layer: its router's is the first, each expert has [`STREAMS`] of its own
+/// from the second on.
 pub(super) fn stream(layer: usize) -> u64 {
     (layer as u64) << 32
 }
@@ -37,21 +38,35 @@ impl Experts<'_> {
         let options = self.options;
         let width = self.networks[0].width();
         if !width.is_multiple_of(options.granularity) {
-            let what = format!("--granularity {} doesn't divide the feed-forward width {width}", options.granularity);
-            let divisors: Vec<_> = (1..=64).filter(|g| width.is_multiple_of(*g)).map(|g| g.to_string()).collect();
+            let what = format!(
+                "--granularity {} doesn't divide the feed-forward width {width}",
+                options.granularity
+            );
+            let divisors: Vec<_> =
+                (1..=64).filter(|g| width.is_multiple_of(*g)).map(|g| g.to_string()).collect();
             return Err(Error::new(Kind::Usage, what)
                 .tensor(self.networks[0].gate.weight.name())
                 .remedy(format!("give one of {}", divisors.join(", "))));
         }
         let differs = options.has_noise() || options.init != Init::Copy;
-        let size = self.partition.as_ref().map_or(width / options.granularity, |p| p.neurons(0).count(width));
-        if options.init == Init::Drop && options.drop_fraction > 0.0 && self.dropped_neurons(size) == 0 {
-            let what =
-                format!("a share of {} of an expert's {size} neurons is less than one neuron", options.drop_fraction);
-            return Err(Error::new(Kind::Usage, what).remedy("raise --drop-fraction, or leave out --init drop"));
+        let size = self
+            .partition
+            .as_ref()
+            .map_or(width / options.granularity, |p| p.neurons(0).count(width));
+        if options.init == Init::Drop
+            && options.drop_fraction > 0.0
+            && self.dropped_neurons(size) == 0
+        {
+            let what = format!(
+                "a share of {} of an expert's {size} neurons is less than one neuron",
+                options.drop_fraction
+            );
+            return Err(Error::new(Kind::Usage, what)
+                .remedy("raise --drop-fraction, or leave out --init drop"));
         }
         // Experts that are equal share their weights, so that they are read and computed once.
-        let distinct = if differs { options.experts } else { options.granularity * self.networks.len() };
+        let distinct =
+            if differs { options.experts } else { options.granularity * self.networks.len() };
         let made: Vec<Expert> = (0..distinct).map(|i| self.expert(i)).collect();
         Ok((0..options.experts).map(|i| made[i % distinct].clone()).collect())
     }
@@ -69,7 +84,12 @@ impl Experts<'_> {
                 Neurons::Range(shard * size..(shard + 1) * size)
             }
         };
-        self.make(network, &neurons, self.scales.routed, Some(stream(self.layer) + 1 + STREAMS * index as u64))
+        self.make(
+            network,
+            &neurons,
+            self.scales.routed,
+            Some(stream(self.layer) + 1 + STREAMS * index as u64),
+        )
     }
 
     /// The shared expert, where the family has one; its gate is zero, so σ gives ½.
@@ -100,8 +120,15 @@ impl Experts<'_> {
     }
 
     /// Some neurons of `network`, scaled; with a stream, also with what makes experts differ.
-    fn make(&self, network: &Expert, neurons: &Neurons, factors: Factors, stream: Option<u64>) -> Expert {
-        let dropped = stream.and_then(|stream| self.dropped(neurons.count(network.width()), stream + 6));
+    fn make(
+        &self,
+        network: &Expert,
+        neurons: &Neurons,
+        factors: Factors,
+        stream: Option<u64>,
+    ) -> Expert {
+        let dropped =
+            stream.and_then(|stream| self.dropped(neurons.count(network.width()), stream + 6));
         let part = |weight: &Weight, axis, factor, projection: u64| Linear {
             weight: Part {
                 base: weight.clone(),
@@ -127,7 +154,12 @@ impl Experts<'_> {
 
     fn noise(&self, stream: u64) -> Option<Noise> {
         let UpcycleOptions { noise_std, noise_fraction, seed, .. } = *self.options;
-        self.options.has_noise().then_some(Noise { std: noise_std, fraction: noise_fraction, seed, stream })
+        self.options.has_noise().then_some(Noise {
+            std: noise_std,
+            fraction: noise_fraction,
+            seed,
+            stream,
+        })
     }
 
     /// r·width neurons, rounded.

@@ -26,7 +26,8 @@ impl LayerChoice {
     /// [`Kind::Usage`] where there are none, or one is beyond the last.
     pub fn chosen(&self, layers: usize) -> Result<Vec<bool>> {
         let usage = |what: String| {
-            Err(Error::new(Kind::Usage, what).remedy(format!("layers are counted from 0 to {}", layers - 1)))
+            Err(Error::new(Kind::Usage, what)
+                .remedy(format!("layers are counted from 0 to {}", layers - 1)))
         };
         let chosen: Vec<bool> = match self {
             Self::All => vec![true; layers],
@@ -35,7 +36,9 @@ impl LayerChoice {
                 if let Some((_, end)) = ranges.iter().find(|(_, end)| *end >= layers) {
                     return usage(format!("--layers names layer {end}, but there are {layers}"));
                 }
-                (0..layers).map(|i| ranges.iter().any(|(start, end)| (start..=end).contains(&&i))).collect()
+                (0..layers)
+                    .map(|i| ranges.iter().any(|(start, end)| (start..=end).contains(&&i)))
+                    .collect()
             }
         };
         if !chosen.contains(&true) {
@@ -65,7 +68,11 @@ impl FromStr for LayerChoice {
             None => number(part).map(|n| (n, n)),
         };
         let ranges = text.split(',').map(range).collect::<Result<Vec<_>>>()?;
-        if ranges.iter().any(|(start, end)| start > end) { Err(bad()) } else { Ok(Self::List(ranges)) }
+        if ranges.iter().any(|(start, end)| start > end) {
+            Err(bad())
+        } else {
+            Ok(Self::List(ranges))
+        }
     }
 }
 
@@ -116,7 +123,10 @@ mod tests {
             assert_eq!(bad.parse::<LayerChoice>().unwrap_err().kind(), Kind::Usage, "{bad:?}");
         }
         for (text, layers) in [("5", 5), ("every:9", 5), ("0-7", 4)] {
-            assert_eq!(text.parse::<LayerChoice>().unwrap().chosen(layers).unwrap_err().kind(), Kind::Usage);
+            assert_eq!(
+                text.parse::<LayerChoice>().unwrap().chosen(layers).unwrap_err().kind(),
+                Kind::Usage
+            );
         }
         assert_eq!("0,4-7".parse::<LayerChoice>().unwrap().to_string(), "0,4-7");
     }

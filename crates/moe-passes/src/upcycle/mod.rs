@@ -1,8 +1,9 @@
-//! Upcycling: a dense model becomes an MoE, and where it can, starts out computing the same function.
+//! Upcycling: a dense model becomes an MoE, and where it can, starts out computing the same
+//! function.
 //!
-//! Komatsuzaki et al. 2212.05055 (copies), He et al. 2410.07524 (shards in virtual groups), Nakamura et al. 2502.19261
-//! (drop), Sukhbaatar et al. 2403.07816 (experts from several models), LLaMA-MoE 2406.16554 and CMoE 2502.04416
-//! (partitions).
+//! Komatsuzaki et al. 2212.05055 (copies), He et al. 2410.07524 (shards in virtual groups),
+//! Nakamura et al. 2502.19261 (drop), Sukhbaatar et al. 2403.07816 (experts from several models),
+//! LLaMA-MoE 2406.16554 and CMoE 2502.04416 (partitions).
 
 mod average;
 mod check;
@@ -19,7 +20,9 @@ use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
 use serde_json::Value;
 
 use crate::idle::{idle_routers, same_source};
-use crate::pass::{Inputs, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value};
+use crate::pass::{
+    Inputs, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+};
 
 pub use layers::LayerChoice;
 pub use options::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
@@ -106,7 +109,8 @@ impl Pass for UpcycleOptions {
             let networks = self.networks(index, sources, target)?;
             let partition = partitions.layer(index, networks[0])?;
             let base = network(dense, index, target)?;
-            let experts = Experts { options: self, layer: index, networks, base, partition, scales };
+            let experts =
+                Experts { options: self, layer: index, networks, base, partition, scales };
             let router = routers.layer(index, normalize, &base.gate.weight)?;
             let (experts, shared) = (experts.routed()?, experts.shared()?);
             layers.push(scales.record(self, index, &experts));
@@ -117,14 +121,29 @@ impl Pass for UpcycleOptions {
             warnings.push(ALIKE.to_owned());
         }
         let working_bytes = partitions.working_bytes();
-        let surveys = partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
-        Ok(Plan { model, effects, layers, warnings, surveys, group: self.granularity, working_bytes })
+        let surveys =
+            partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
+        Ok(Plan {
+            model,
+            effects,
+            layers,
+            warnings,
+            surveys,
+            group: self.granularity,
+            working_bytes,
+        })
     }
 }
 
 impl UpcycleOptions {
-    /// The dense networks of layer `index` that experts are made of: the base's or, if there are some, the others'.
-    fn networks<'a>(&self, index: usize, sources: &Sources<'a>, target: &Family) -> Result<Vec<&'a Expert>> {
+    /// The dense networks of layer `index` that experts are made of: the base's or, if there are
+    /// some, the others'.
+    fn networks<'a>(
+        &self,
+        index: usize,
+        sources: &Sources<'a>,
+        target: &Family,
+    ) -> Result<Vec<&'a Expert>> {
         let of = |model: &'a Model| network(model, index, target);
         match sources.others {
             [] => Ok(vec![of(sources.model)?]),
@@ -138,7 +157,10 @@ fn network<'a>(model: &'a Model, index: usize, target: &Family) -> Result<&'a Ex
         return Err(Error::new(Kind::Usage, format!("layer {index} is not a dense layer")));
     };
     if let Some(bias) = ffn.linears().iter().find_map(|l| l.bias.as_ref()) {
-        let what = format!("{} experts have no biases, but this feed-forward network has", target.model_type);
+        let what = format!(
+            "{} experts have no biases, but this feed-forward network has",
+            target.model_type
+        );
         return Err(Error::new(Kind::Unsupported, what)
             .tensor(bias.name())
             .remedy("no MoE family here can hold this model; if the biases are zero, drop them and mlp_bias"));

@@ -12,7 +12,8 @@ use super::layers::LayerChoice;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
-    /// Every expert is a copy of the dense feed-forward network or, with --granularity, of one of its shards.
+    /// Every expert is a copy of the dense feed-forward network or, with --granularity, of one of
+    /// its shards.
     #[default]
     Copy,
     /// Copies with a share of neurons reinitialized, so that experts differ (Drop-Upcycling).
@@ -41,15 +42,18 @@ pub enum RouterInit {
     /// Entries from a normal distribution of standard deviation --router-std, 0.02 unless given.
     #[default]
     Normal,
-    /// Almost zero: noise of standard deviation --router-std, 1e-6 unless given (1e-4 for shards), so that ties are broken.
+    /// Almost zero: noise of standard deviation --router-std, 1e-6 unless given (1e-4 for shards),
+    /// so that ties are broken.
     Zeros,
     /// Orthogonal rows, as long as normal ones are on average.
     Orthogonal,
     /// Centroids of the inputs that the feed-forward network sees on --data, apart from their mean.
     Kmeans,
-    /// Mean inputs of the feed-forward network on the prompts of --prompts; where rows are scaled, apart from their mean.
+    /// Mean inputs of the feed-forward network on the prompts of --prompts; where rows are scaled,
+    /// apart from their mean.
     Prompts,
-    /// Token embeddings of the prompts of --prompts, the same in every layer (mergekit's cheap_embed).
+    /// Token embeddings of the prompts of --prompts, the same in every layer (mergekit's
+    /// cheap_embed).
     CheapEmbed,
     /// The inputs on which an expert's neurons are most active on --data; for --init partition.
     Activations,
@@ -73,7 +77,8 @@ pub enum ScalePlacement {
     /// On down projections alone, which keeps the function.
     #[default]
     Exact,
-    /// Its cube root on gate, up and down projections (Megatron, 2410.07524); changes the function of gated networks.
+    /// Its cube root on gate, up and down projections (Megatron, 2410.07524); changes the function
+    /// of gated networks.
     Nvidia,
 }
 
@@ -100,18 +105,20 @@ pub struct UpcycleOptions {
     #[arg(long, value_name = "K")]
     pub top_k: usize,
 
-    /// Shards that each dense network is cut into; N and K count shards and are multiples of it. Shards of one
-    /// network share their router rows, so that they are chosen together.
+    /// Shards that each dense network is cut into; N and K count shards and are multiples of it.
+    /// Shards of one network share their router rows, so that they are chosen together.
     #[arg(long, value_name = "G", default_value_t = 1)]
     #[serde(default = "one_shard")]
     pub granularity: usize,
 
-    /// MoE family to write, as its model_type; by default the one that holds the dense family exactly.
+    /// MoE family to write, as its model_type; by default the one that holds the dense family
+    /// exactly.
     #[arg(long, value_name = "FAMILY")]
     #[serde(default)]
     pub target: Option<String>,
 
-    /// Layers that get experts: all, every:2 (each second one), or a list such as 0,4-7. The others stay dense.
+    /// Layers that get experts: all, every:2 (each second one), or a list such as 0,4-7. The others
+    /// stay dense.
     #[arg(long, value_name = "LAYERS", default_value_t)]
     #[serde(default)]
     pub layers: LayerChoice,
@@ -121,7 +128,8 @@ pub struct UpcycleOptions {
     #[serde(default)]
     pub init: Init,
 
-    /// A dense model whose networks become experts, in turn with the others given; repeat it for each.
+    /// A dense model whose networks become experts, in turn with the others given; repeat it for
+    /// each.
     #[arg(long = "expert", value_name = "DENSE", help_heading = "Experts")]
     #[serde(default, rename = "expert")]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
@@ -167,7 +175,8 @@ pub struct UpcycleOptions {
     #[serde(default = "one_shard")]
     pub shared_experts: usize,
 
-    /// With --init partition: neurons of the shared expert, where the family has one; about a quarter unless given.
+    /// With --init partition: neurons of the shared expert, where the family has one; about a
+    /// quarter unless given.
     #[arg(long, value_name = "NEURONS", help_heading = "Experts")]
     #[serde(default)]
     pub shared_width: Option<usize>,
@@ -182,19 +191,21 @@ pub struct UpcycleOptions {
     #[serde(default)]
     pub router_std: Option<f64>,
 
-    /// For routers made from text: rows are scaled until the mean entropy of routing there is this share of
-    /// its maximum, ln(experts). 0 leaves rows as long as they are.
+    /// For routers made from text: rows are scaled until the mean entropy of routing there is this
+    /// share of its maximum, ln(experts). 0 leaves rows as long as they are.
     #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Routers")]
     #[serde(default = "nine_tenths")]
     pub router_entropy: f64,
 
-    /// JSON file of prompts, one entry for each router row: [{"positive": ["…"], "negative": ["…"]}, …].
+    /// JSON file of prompts, one entry for each router row: [{"positive": ["…"], "negative":
+    /// ["…"]}, …].
     #[arg(long, value_name = "PROMPTS.json", help_heading = "Routers")]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub prompts: Option<PathBuf>,
 
-    /// Text that k-means routers and partitions by activation are found on, as PATH or LABEL=PATH; text, or JSONL.
+    /// Text that k-means routers and partitions by activation are found on, as PATH or LABEL=PATH;
+    /// text, or JSONL.
     #[arg(long, value_name = "DATA", help_heading = "Routers")]
     #[serde(default)]
     pub data: Vec<DataSpec>,
@@ -209,8 +220,8 @@ pub struct UpcycleOptions {
     #[serde(default = "window")]
     pub sequence_length: usize,
 
-    /// Whether routing weights are divided by their sum, where the family leaves the choice. The default,
-    /// true, keeps the function with any router; false asks for an almost zero one.
+    /// Whether routing weights are divided by their sum, where the family leaves the choice. The
+    /// default, true, keeps the function with any router; false asks for an almost zero one.
     #[arg(long, value_name = "BOOL", help_heading = "Routers")]
     #[serde(default)]
     pub norm_topk_prob: Option<bool>,
@@ -286,7 +297,8 @@ impl UpcycleOptions {
         self.noise_std > 0.0 && self.noise_fraction > 0.0
     }
 
-    /// Rows of groups must be told apart in f32, or runtimes mix the shards of two groups; whole experts need not.
+    /// Rows of groups must be told apart in f32, or runtimes mix the shards of two groups; whole
+    /// experts need not.
     pub(super) fn router_std(&self) -> f64 {
         self.router_std.unwrap_or(match (self.router, self.granularity) {
             (RouterInit::Zeros, 1) => 1e-6,

@@ -1,4 +1,5 @@
-//! The neurons of a dense network dealt out among experts: LLaMA-MoE (2406.16554), CMoE (2502.04416).
+//! The neurons of a dense network dealt out among experts: LLaMA-MoE (2406.16554), CMoE
+//! (2502.04416).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -12,7 +13,9 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::experts::stream;
-use super::routers::{Routers, check_inputs, data_source, failed, first_line, own_directions, scaled_rows};
+use super::routers::{
+    Routers, check_inputs, data_source, failed, first_line, own_directions, scaled_rows,
+};
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{Survey, SurveyText, Surveyor};
@@ -86,23 +89,42 @@ impl<'a> Partitions<'a> {
         let shared = self.shared_width(width, experts)?;
         let each = width.saturating_sub(shared) / experts;
         if each == 0 || each * experts + shared != width {
-            let of_them = options.shared_width.map_or(String::new(), |shared| format!(", {shared} of them shared,"));
+            let of_them = options
+                .shared_width
+                .map_or(String::new(), |shared| format!(", {shared} of them shared,"));
             let fits = |n: &usize| {
                 let shared = self.shared_width(width, *n).unwrap_or(width);
                 width > shared && (width - shared).is_multiple_of(*n)
             };
             let fitting: Vec<_> = (2..=64).filter(fits).map(|n| n.to_string()).collect();
             let remedy = match fitting.is_empty() {
-                true => "give another --shared-width, which leaves a multiple of --experts".to_owned(),
+                true => {
+                    "give another --shared-width, which leaves a multiple of --experts".to_owned()
+                }
                 false => format!("give --experts as one of {}", fitting.join(", ")),
             };
-            let what = format!("{width} neurons{of_them} can't be dealt out evenly to {experts} experts");
-            return Err(Error::new(Kind::Usage, what).tensor(network.gate.weight.name()).remedy(remedy));
+            let what =
+                format!("{width} neurons{of_them} can't be dealt out evenly to {experts} experts");
+            return Err(Error::new(Kind::Usage, what)
+                .tensor(network.gate.weight.name())
+                .remedy(remedy));
         }
-        let plan =
-            Deal { experts, each, shared, by: options.partition_by, seed: options.seed, stream: stream(index) + 1 };
+        let plan = Deal {
+            experts,
+            each,
+            shared,
+            by: options.partition_by,
+            seed: options.seed,
+            stream: stream(index) + 1,
+        };
         let (network, compute) = (network.clone(), self.compute.clone());
-        let sets = Arc::new(Sets { plan, network, compute, found: OnceLock::new(), finding: Mutex::new(()) });
+        let sets = Arc::new(Sets {
+            plan,
+            network,
+            compute,
+            found: OnceLock::new(),
+            finding: Mutex::new(()),
+        });
         self.layers.insert(index, sets.clone());
         Ok(Some(LayerPartition { sets }))
     }
@@ -124,12 +146,16 @@ impl<'a> Partitions<'a> {
     /// What finding the partition of a layer holds while weights are written.
     pub fn working_bytes(&self) -> u64 {
         let by_weights = self.layers.values().filter(|sets| sets.plan.by == PartitionBy::Weights);
-        let rows = by_weights.map(|sets| 2 * 4 * sets.network.gate.weight.elements() as u64).max().unwrap_or(0);
+        let rows = by_weights
+            .map(|sets| 2 * 4 * sets.network.gate.weight.elements() as u64)
+            .max()
+            .unwrap_or(0);
         // Rows of gate and up together, those that are dealt out, and two copies within k-means.
         4 * rows
     }
 
-    /// The sweep that finds them, if one does; it fills in the cells of `routers` where these go by activation too.
+    /// The sweep that finds them, if one does; it fills in the cells of `routers` where these go by
+    /// activation too.
     pub fn surveys(self, routers: &mut Routers<'_>) -> Option<Survey> {
         let options = self.options;
         if options.init != Init::Partition || options.partition_by != PartitionBy::Activations {
@@ -137,7 +163,9 @@ impl<'a> Partitions<'a> {
         }
         let rows = options.router == RouterInit::Activations;
         let layers = self.layers.into_iter();
-        let layers = layers.map(|(layer, sets)| (layer, (sets, rows.then(|| routers.cell(layer))))).collect();
+        let layers = layers
+            .map(|(layer, sets)| (layer, (sets, rows.then(|| routers.cell(layer)))))
+            .collect();
         let surveyor = ActivationSurvey {
             layers,
             entropy: options.router_entropy,
@@ -174,28 +202,40 @@ impl Sets {
             }
             PartitionBy::Weights => self.by_weights(),
             PartitionBy::Activations => {
-                Err(Error::new(Kind::Numeric, "the survey found no partition").tensor(self.network.gate.weight.name()))
+                Err(Error::new(Kind::Numeric, "the survey found no partition")
+                    .tensor(self.network.gate.weight.name()))
             }
         }
     }
 
-    /// Neurons whose gate and up rows point the same way belong together; those with the longest rows are shared.
+    /// Neurons whose gate and up rows point the same way belong together; those with the longest
+    /// rows are shared.
     fn by_weights(&self) -> Result<Vec<Vec<u32>>> {
         let name = self.network.gate.weight.name();
         let rows = || -> Result<Tensor> {
-            let (gate, up) =
-                (to_f32(&self.network.gate.weight, &self.compute)?, to_f32(&self.network.up.weight, &self.compute)?);
+            let (gate, up) = (
+                to_f32(&self.network.gate.weight, &self.compute)?,
+                to_f32(&self.network.up.weight, &self.compute)?,
+            );
             Tensor::cat(&[gate, up], 1).map_err(|e| failed(name, e))
         };
         let rows = rows()?;
-        let lengths = rows.sqr().and_then(|r| r.sum(1)?.to_vec1::<f32>()).map_err(|e| failed(name, e))?;
+        let lengths =
+            rows.sqr().and_then(|r| r.sum(1)?.to_vec1::<f32>()).map_err(|e| failed(name, e))?;
         self.plan.clustered(&rows, &lengths, Metric::Cosine, name)
     }
 }
 
 impl Deal {
-    /// The `shared` neurons of the greatest `weight` apart; the others, rows of `features`, in balanced clusters.
-    fn clustered(&self, features: &Tensor, weight: &[f32], metric: Metric, name: &str) -> Result<Vec<Vec<u32>>> {
+    /// The `shared` neurons of the greatest `weight` apart; the others, rows of `features`, in
+    /// balanced clusters.
+    fn clustered(
+        &self,
+        features: &Tensor,
+        weight: &[f32],
+        metric: Metric,
+        name: &str,
+    ) -> Result<Vec<Vec<u32>>> {
         let fail = |e| failed(name, e);
         let mut order: Vec<u32> = (0..weight.len() as u32).collect();
         // Stable, so that ties go to the lower index.
@@ -207,16 +247,23 @@ impl Deal {
         let points = features.index_select(&index, 0).map_err(fail)?;
         let options = Options { metric, max_iterations: MAX_ITERATIONS };
         let mut random = sampling::generator(self.seed, self.stream);
-        let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random).map_err(|e| {
-            Error::new(Kind::Numeric, format!("cannot group neurons: {}", first_line(&e))).tensor(name).remedy(
-                match self.by {
-                    PartitionBy::Activations => "choose another --partition-by, or give more --data",
-                    PartitionBy::Random | PartitionBy::Weights => "choose another --partition-by",
-                },
-            )
-        })?;
+        let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random)
+            .map_err(|e| {
+                Error::new(Kind::Numeric, format!("cannot group neurons: {}", first_line(&e)))
+                    .tensor(name)
+                    .remedy(match self.by {
+                        PartitionBy::Activations => {
+                            "choose another --partition-by, or give more --data"
+                        }
+                        PartitionBy::Random | PartitionBy::Weights => {
+                            "choose another --partition-by"
+                        }
+                    })
+            })?;
         let mut sets = vec![Vec::with_capacity(self.each); self.experts];
-        rest.iter().zip(&clusters.assignment).for_each(|(neuron, set)| sets[*set as usize].push(*neuron));
+        rest.iter()
+            .zip(&clusters.assignment)
+            .for_each(|(neuron, set)| sets[*set as usize].push(*neuron));
         sets.push(shared.to_vec());
         Ok(sorted(sets))
     }
@@ -243,7 +290,8 @@ impl Surveyor for ActivationSurvey {
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
         let widths = self.layers.values().map(|(sets, _)| sets.network.width());
         let width = widths.max().unwrap_or(0);
-        // Activations, then as rows of the host; which neurons are active, these as points, and two copies within k-means.
+        // Activations, then as rows of the host; which neurons are active, these as points, and two
+        // copies within k-means.
         4 * (tokens * (6 * width + model.hidden / 4)) as u64
     }
 
@@ -258,10 +306,13 @@ impl Observer for ActivationSurvey {
         check_inputs(layer, &x.to_dtype(DType::F32).map_err(|e| failed("FFN inputs", e))?)?;
         let name = sets.network.gate.weight.name().to_owned();
         let activations = neuron_activations(&sets.network, x, &self.compute)?;
-        let tokens: Vec<Vec<f32>> =
-            activations.to_dtype(DType::F32).and_then(|a| a.to_vec2()).map_err(|e| failed(&name, e))?;
+        let tokens: Vec<Vec<f32>> = activations
+            .to_dtype(DType::F32)
+            .and_then(|a| a.to_vec2())
+            .map_err(|e| failed(&name, e))?;
         let width = sets.network.width();
-        let active = active_neurons(&tokens, width.div_ceil(ACTIVE_SHARE).max(LEAST_ACTIVE).min(width));
+        let active =
+            active_neurons(&tokens, width.div_ceil(ACTIVE_SHARE).max(LEAST_ACTIVE).min(width));
         let rates: Vec<f32> = active.chunks_exact(tokens.len()).map(|of| of.iter().sum()).collect();
         let features = Tensor::from_vec(active, (width, tokens.len()), &Device::Cpu)
             .and_then(|t| t.to_device(&self.compute.device))
@@ -281,8 +332,8 @@ impl Observer for ActivationSurvey {
 }
 
 impl ActivationSurvey {
-    /// A row for each expert: the covariance of an input's own direction with the share of the network's output,
-    /// Σ h² ‖down‖² over neurons, that the expert's neurons make.
+    /// A row for each expert: the covariance of an input's own direction with the share of the
+    /// network's output, Σ h² ‖down‖² over neurons, that the expert's neurons make.
     fn rows(
         &self,
         layer: usize,
@@ -297,7 +348,9 @@ impl ActivationSurvey {
         let lengths: Vec<f32> = down.sqr().and_then(|d| d.sum(0)?.to_vec1()).map_err(fail)?;
         let experts = sets.plan.experts;
         let shares = |h: &Vec<f32>| -> Vec<f32> {
-            let mass = |set: &Vec<u32>| set.iter().map(|n| h[*n as usize].powi(2) * lengths[*n as usize]).sum::<f32>();
+            let mass = |set: &Vec<u32>| {
+                set.iter().map(|n| h[*n as usize].powi(2) * lengths[*n as usize]).sum::<f32>()
+            };
             let masses: Vec<f32> = found[..experts].iter().map(mass).collect();
             let all = masses.iter().sum::<f32>().max(f32::MIN_POSITIVE);
             masses.into_iter().map(|m| m / all).collect()
@@ -313,7 +366,8 @@ impl ActivationSurvey {
     }
 }
 
-/// `[width, tokens]`: 1 where a neuron is among the `count` strongest of a token (CMoE's ATopK), 0 elsewhere.
+/// `[width, tokens]`: 1 where a neuron is among the `count` strongest of a token (CMoE's ATopK), 0
+/// elsewhere.
 fn active_neurons(tokens: &[Vec<f32>], count: usize) -> Vec<f32> {
     let width = tokens.first().map_or(0, Vec::len);
     let strongest = |h: &Vec<f32>| {

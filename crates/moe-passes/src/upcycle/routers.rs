@@ -35,14 +35,18 @@ impl<'a> Routers<'a> {
     /// The router of layer `index`, in the encoding of `like`.
     pub fn layer(&mut self, index: usize, normalize: bool, like: &Weight) -> Result<Router> {
         let options = self.options;
-        let (std, seed, stream, hidden) = (options.router_std(), options.seed, stream(index), self.model.hidden);
+        let (std, seed, stream, hidden) =
+            (options.router_std(), options.seed, stream(index), self.model.hidden);
         let source = match options.router {
             RouterInit::Normal | RouterInit::Zeros => RowSelection::Normal { std, seed, stream },
-            RouterInit::Orthogonal => RowSelection::Orthogonal { gain: std * (hidden as f64).sqrt(), seed, stream },
+            RouterInit::Orthogonal => {
+                RowSelection::Orthogonal { gain: std * (hidden as f64).sqrt(), seed, stream }
+            }
             _ => RowSelection::Surveyed(self.cell(index)),
         };
         let shape = [options.experts, hidden];
-        let weight = rows(format!("layer {index} router"), source, shape, options.granularity, like)?;
+        let weight =
+            rows(format!("layer {index} router"), source, shape, options.granularity, like)?;
         Ok(Router::softmax(weight, options.top_k, normalize))
     }
 
@@ -110,7 +114,8 @@ impl Surveyor for RouterSurvey {
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
         let (hidden, rows) = (model.hidden, self.options.router_rows());
         let of_token = match self.options.router {
-            // Own directions, beside which k-means centres and scales them; distances, and what each costs.
+            // Own directions, beside which k-means centres and scales them; distances, and what
+            // each costs.
             RouterInit::Kmeans => 3 * hidden + 3 * rows + 8,
             // States by prompt, put together, without their mean.
             _ => 4 * hidden + 3 * rows,
@@ -148,22 +153,28 @@ impl Observer for RouterSurvey {
 }
 
 impl RouterSurvey {
-    /// A row for each set of prompts: what `summary` says of its positive prompts, less what it says of its negative
-    /// ones; `prompts` holds the states of each prompt's tokens.
+    /// A row for each set of prompts: what `summary` says of its positive prompts, less what it
+    /// says of its negative ones; `prompts` holds the states of each prompt's tokens.
     fn rows_of_sets(
         &self,
         prompts: &[Tensor],
         summary: impl Fn(&[&Tensor]) -> candle_core::Result<Tensor>,
     ) -> candle_core::Result<Tensor> {
         let of = |set: usize, positive: bool| -> Vec<&Tensor> {
-            let of_set = prompts.iter().zip(&self.prompts.kinds).filter(|(_, kind)| **kind == (set, positive));
+            let of_set = prompts
+                .iter()
+                .zip(&self.prompts.kinds)
+                .filter(|(_, kind)| **kind == (set, positive));
             of_set.map(|(states, _)| states).collect()
         };
         let row = |set: usize| match of(set, false).as_slice() {
             [] => summary(&of(set, true)),
             negative => summary(&of(set, true))? - summary(negative)?,
         };
-        Tensor::cat(&(0..self.options.router_rows()).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)
+        Tensor::cat(
+            &(0..self.options.router_rows()).map(row).collect::<candle_core::Result<Vec<_>>>()?,
+            0,
+        )
     }
 
     /// `states`, `[tokens, hidden]`, of each prompt but for its first `skip` tokens.
@@ -171,13 +182,16 @@ impl RouterSurvey {
         self.prompts.batch.spans.iter().map(|span| states.i(span.start + skip..span.end)).collect()
     }
 
-    /// Mean over prompts of the mean over their tokens, but for BOS, of `states`. Where rows are scaled, only what is
-    /// particular to each state counts, as in [`Self::centroids`].
+    /// Mean over prompts of the mean over their tokens, but for BOS, of `states`. Where rows are
+    /// scaled, only what is particular to each state counts, as in [`Self::centroids`].
     fn prompt_rows(&self, states: &Tensor) -> candle_core::Result<Tensor> {
         let mut prompts = self.by_prompt(states, self.prompts.skip)?;
         if self.options.router_entropy != 0.0 {
             let direction = Direction::of_mean(&Tensor::cat(&prompts, 0)?)?;
-            prompts = prompts.iter().map(|states| direction.removed(states)).collect::<candle_core::Result<_>>()?;
+            prompts = prompts
+                .iter()
+                .map(|states| direction.removed(states))
+                .collect::<candle_core::Result<_>>()?;
         }
         self.rows_of_sets(&prompts, |prompts| {
             let means = prompts.iter().map(|states| states.mean_keepdim(0));
@@ -185,41 +199,55 @@ impl RouterSurvey {
         })
     }
 
-    /// mergekit's `cheap_embed`: unit vectors along the sum of all tokens' embeddings, positive less negative, and of
-    /// that the unit vector.
+    /// mergekit's `cheap_embed`: unit vectors along the sum of all tokens' embeddings, positive
+    /// less negative, and of that the unit vector.
     fn embedding_rows(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
         let rows = self.rows_of_sets(&self.by_prompt(embeddings, 0)?, |prompts| {
             let sums = prompts.iter().map(|states| states.sum_keepdim(0));
-            unit_rows(&Tensor::cat(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sum_keepdim(0)?)
+            unit_rows(
+                &Tensor::cat(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sum_keepdim(0)?,
+            )
         })?;
         unit_rows(&rows)
     }
 
     /// Unit centroids `[rows, hidden]` of what is particular to each input of `x`.
     ///
-    /// Inputs share a large mean μ. A row's component along μ would only favour its expert on every token, so inputs are
-    /// clustered, by angle, after μ is taken away and they are projected on the space orthogonal to it; the centroids
-    /// lie in that space, and a row's logit on x is its product with what is left of x. So the expert that a token
-    /// goes to first is that of its cluster.
-    fn centroids(&self, layer: usize, x: &Tensor, found: &mut serde_json::Map<String, Value>) -> Result<Tensor> {
+    /// Inputs share a large mean μ. A row's component along μ would only favour its expert on every
+    /// token, so inputs are clustered, by angle, after μ is taken away and they are projected on
+    /// the space orthogonal to it; the centroids lie in that space, and a row's logit on x is its
+    /// product with what is left of x. So the expert that a token goes to first is that of its
+    /// cluster.
+    fn centroids(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        found: &mut serde_json::Map<String, Value>,
+    ) -> Result<Tensor> {
         check_inputs(layer, x)?;
         let own = own_directions(x).map_err(|e| failed("FFN inputs", e))?;
         let mut random = sampling::generator(self.options.seed, stream(layer));
         let options = Options { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
-        let clusters = kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
-            let what = format!("k-means of the FFN inputs of layer {layer}: {}", first_line(&e));
-            match e {
-                ClusterError::NotFinite { .. } | ClusterError::NoDirection { .. } => {
-                    Error::new(Kind::Numeric, what).remedy(NO_ROUTER)
+        let clusters =
+            kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
+                let what =
+                    format!("k-means of the FFN inputs of layer {layer}: {}", first_line(&e));
+                match e {
+                    ClusterError::NotFinite { .. } | ClusterError::NoDirection { .. } => {
+                        Error::new(Kind::Numeric, what).remedy(NO_ROUTER)
+                    }
+                    _ => Error::new(Kind::Usage, what)
+                        .remedy("give more --data, or raise --data-tokens"),
                 }
-                _ => Error::new(Kind::Usage, what).remedy("give more --data, or raise --data-tokens"),
-            }
-        })?;
+            })?;
         let mut sizes = vec![0usize; self.options.router_rows()];
         clusters.assignment.iter().for_each(|cluster| sizes[*cluster as usize] += 1);
         found.insert("kmeans_iterations".into(), json!(clusters.iterations));
         // 1 − inertia / 2n of unit vectors is their mean cosine with their centroid.
-        found.insert("mean_cosine".into(), json!(1.0 - clusters.inertia / (2.0 * clusters.assignment.len() as f64)));
+        found.insert(
+            "mean_cosine".into(),
+            json!(1.0 - clusters.inertia / (2.0 * clusters.assignment.len() as f64)),
+        );
         found.insert("cluster_sizes".into(), json!(sizes));
         Ok(clusters.centroids)
     }
@@ -250,7 +278,8 @@ impl Direction {
     }
 }
 
-/// What is particular to each row of `x`, `[tokens, hidden]`: without their mean, and any component along it.
+/// What is particular to each row of `x`, `[tokens, hidden]`: without their mean, and any component
+/// along it.
 pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
     Direction::of_mean(x)?.removed(x)
 }
@@ -259,9 +288,13 @@ pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
 const NO_ROUTER: &str = "look for norms and projections of this layer, or those before it, that are far too large or zero; \
                          or give --router normal, which looks at no text";
 
-/// Refuses inputs `x` of layer `layer`, finite as they are, that no router can be made of, whatever the text is.
+/// Refuses inputs `x` of layer `layer`, finite as they are, that no router can be made of, whatever
+/// the text is.
 pub(super) fn check_inputs(layer: usize, x: &Tensor) -> Result<()> {
-    let squares = x.sqr().and_then(|x| x.sum_all()?.to_scalar::<f32>()).map_err(|e| failed("FFN inputs", e))?;
+    let squares = x
+        .sqr()
+        .and_then(|x| x.sum_all()?.to_scalar::<f32>())
+        .map_err(|e| failed("FFN inputs", e))?;
     let what = match squares {
         // A norm makes nothing of states whose squares are infinite.
         0.0 => "is zero, as a norm makes it of states that are too large to be squared in f32",
@@ -272,8 +305,8 @@ pub(super) fn check_inputs(layer: usize, x: &Tensor) -> Result<()> {
     Err(Error::new(Kind::Numeric, what).remedy(NO_ROUTER))
 }
 
-/// Rows of unit length times the scale at which the mean entropy of routing `x` is the share `entropy` of its maximum;
-/// unchanged for 0. Also what was found, for the receipt.
+/// Rows of unit length times the scale at which the mean entropy of routing `x` is the share
+/// `entropy` of its maximum; unchanged for 0. Also what was found, for the receipt.
 pub(super) fn scaled_rows(
     rows: &Tensor,
     x: &Tensor,
@@ -288,7 +321,9 @@ pub(super) fn scaled_rows(
     let count = rows.dim(0).map_err(fail)?;
     let lengths: Vec<f32> = rows.sqr().and_then(|r| r.sum(1)?.sqrt()?.to_vec1()).map_err(fail)?;
     if let Some(row) = lengths.iter().position(|length| !(*length > 0.0 && length.is_finite())) {
-        let what = format!("row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart");
+        let what = format!(
+            "row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart"
+        );
         return Err(Error::new(Kind::Usage, what).remedy("give prompts, or data, that differ"));
     }
     if entropy == 0.0 || count == 1 {
@@ -297,8 +332,11 @@ pub(super) fn scaled_rows(
     let unit = unit_rows(rows).map_err(fail)?;
     let logits = unit.t().and_then(|t| x.matmul(&t)).map_err(fail)?;
     let temperature = scale_to_entropy(&logits, entropy).map_err(|e| {
-        Error::new(Kind::Usage, format!("cannot scale the router of layer {layer}: {}", first_line(&e)))
-            .remedy("give text that differs more between experts, or raise --router-entropy")
+        Error::new(
+            Kind::Usage,
+            format!("cannot scale the router of layer {layer}: {}", first_line(&e)),
+        )
+        .remedy("give text that differs more between experts, or raise --router-entropy")
     })?;
     found.insert("row_length".into(), json!(temperature.scale));
     found.insert("entropy_share".into(), json!(temperature.entropy_fraction));

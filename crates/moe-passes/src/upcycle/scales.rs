@@ -1,9 +1,10 @@
 //! Scales that make the mixture equal the dense network.
 //!
-//! f(x) = down · (silu(gate x) ∘ (up x)) is linear in down but not in gate, so an exact scale c sits on down alone:
-//! with N experts, top-k K and granularity G, of whose networks every G-th part stands in one expert, the selected
-//! gates g sum to Σ = 1 where they are normalised and to K/N at a zero router where they aren't. The T = K/G selected
-//! copies of each shard then add up to Σ/G · c · f(x), which is f(x) for c = G/Σ.
+//! f(x) = down · (silu(gate x) ∘ (up x)) is linear in down but not in gate, so an exact scale c
+//! sits on down alone: with N experts, top-k K and granularity G, of whose networks every G-th part
+//! stands in one expert, the selected gates g sum to Σ = 1 where they are normalised and to K/N at
+//! a zero router where they aren't. The T = K/G selected copies of each shard then add up to Σ/G ·
+//! c · f(x), which is f(x) for c = G/Σ.
 
 use moe_model::{Expert, Family};
 
@@ -31,7 +32,8 @@ impl Scales {
         let has_shared = target.has_shared_expert();
         let shared = |down| has_shared.then_some(Factors { inner: 1.0, down });
         if options.init == Init::Partition {
-            // Where all gates are equal, every selected neuron counts as in the dense network; σ(0) = ½ of a shared one.
+            // Where all gates are equal, every selected neuron counts as in the dense network; σ(0)
+            // = ½ of a shared one.
             let down = if normalize { k } else { n };
             return Self { routed: Factors { inner: 1.0, down }, shared: shared(2.0) };
         }
@@ -39,7 +41,8 @@ impl Scales {
         let alpha = if has_shared { options.shared_fraction } else { 0.0 };
         let routed = match options.scale_placement {
             ScalePlacement::Exact => Factors { inner: 1.0, down: (1.0 - alpha) * g / gates },
-            // 2410.07524 §3.3: s = E·G²/K where softmax stands before top-k, G where it stands behind it.
+            // 2410.07524 §3.3: s = E·G²/K where softmax stands before top-k, G where it stands
+            // behind it.
             ScalePlacement::Nvidia => {
                 let root = (g / gates).cbrt();
                 Factors { inner: root, down: (1.0 - alpha) * root }
@@ -52,7 +55,10 @@ impl Scales {
     pub fn record(self, options: &UpcycleOptions, index: usize, experts: &[Expert]) -> LayerRecord {
         let g = options.granularity;
         let noise = match options.has_noise() {
-            true => format!(", noise of std {} on a share of {}", options.noise_std, options.noise_fraction),
+            true => format!(
+                ", noise of std {} on a share of {}",
+                options.noise_std, options.noise_fraction
+            ),
             false => String::new(),
         };
         let from = |i: usize| match options.models.as_slice() {
@@ -65,7 +71,9 @@ impl Scales {
             _ => format!("shard {} of {g} of {}", i % g, from(i)),
         };
         let drop = match options.init {
-            Init::Drop => format!(", a share {} of its neurons reinitialized", options.drop_fraction),
+            Init::Drop => {
+                format!(", a share {} of its neurons reinitialized", options.drop_fraction)
+            }
             _ => String::new(),
         };
         let expert = |i: usize| format!("{}{}{drop}{noise}", what(i), self.routed);
@@ -78,7 +86,11 @@ impl Scales {
                         (_, Rest::Base) => "the base's network",
                         (_, Rest::Average) => "the mean of the networks",
                     };
-                    if count == 1 { format!("copy of {of}") } else { format!("{count} copies of {of}") }
+                    if count == 1 {
+                        format!("copy of {of}")
+                    } else {
+                        format!("{count} copies of {of}")
+                    }
                 }
             };
             format!("{what}{factors}, gate 0")
@@ -110,14 +122,21 @@ impl UpcycleOptions {
     fn describe_router(&self) -> String {
         let seed = self.seed;
         let text = match self.router {
-            RouterInit::Normal | RouterInit::Zeros => format!("normal, std {:e}, seed {seed}", self.router_std()),
+            RouterInit::Normal | RouterInit::Zeros => {
+                format!("normal, std {:e}, seed {seed}", self.router_std())
+            }
             RouterInit::Orthogonal => {
-                format!("orthogonal rows as long as normal ones of std {:e}, seed {seed}", self.router_std())
+                format!(
+                    "orthogonal rows as long as normal ones of std {:e}, seed {seed}",
+                    self.router_std()
+                )
             }
             RouterInit::Kmeans => format!("k-means of the layer's FFN inputs, seed {seed}"),
             RouterInit::Prompts => "mean FFN inputs on prompts".to_owned(),
             RouterInit::CheapEmbed => "token embeddings of prompts".to_owned(),
-            RouterInit::Activations => "inputs on which an expert's neurons are most active".to_owned(),
+            RouterInit::Activations => {
+                "inputs on which an expert's neurons are most active".to_owned()
+            }
         };
         let scale = match self.router_entropy {
             _ if !self.router.is_surveyed() => String::new(),

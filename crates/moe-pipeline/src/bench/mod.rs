@@ -41,7 +41,12 @@ pub struct BenchOptions {
     pub sequence_length: usize,
 
     /// Passes that are run, separated by commas: prune, merge, quantize, distill
-    #[arg(long, value_name = "PASSES", value_delimiter = ',', default_value = "prune,merge,quantize,distill")]
+    #[arg(
+        long,
+        value_name = "PASSES",
+        value_delimiter = ',',
+        default_value = "prune,merge,quantize,distill"
+    )]
     pub passes: Vec<String>,
 
     /// Directory for the model and the results, which is removed afterwards
@@ -93,36 +98,55 @@ pub struct BenchedStage {
 ///
 /// # Errors
 /// [`Kind::Usage`] for what isn't there; what passes return.
-pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progress) -> Result<BenchReport> {
+pub fn bench(
+    options: &BenchOptions,
+    run: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<BenchReport> {
     let proportions = Proportions::of(&options.like)?;
     if options.layers == 0 || options.tokens == 0 || options.sequence_length == 0 {
         return Err(Error::new(Kind::Usage, "there is nothing to measure")
             .remedy("give --layers, --tokens and --sequence-length above 0"));
     }
-    for (option, asked) in [("--tokens", options.tokens), ("--sequence-length", options.sequence_length)] {
+    for (option, asked) in
+        [("--tokens", options.tokens), ("--sequence-length", options.sequence_length)]
+    {
         if asked > MOST_TOKENS {
-            return Err(Error::new(Kind::Usage, format!("{option} {asked} is more than {MOST_TOKENS}"))
-                .remedy(format!("lower {option}: time grows with tokens, so that fewer tell as much")));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{option} {asked} is more than {MOST_TOKENS}"),
+            )
+            .remedy(format!(
+                "lower {option}: time grows with tokens, so that fewer tell as much"
+            )));
         }
     }
     check_small_budget(run.memory_budget, peaks::bytes(&run.compute), None)?;
     std::fs::create_dir_all(&options.scratch)
         .map_err(|e| Error::io("cannot make this directory", &options.scratch, e))?;
-    let make = || Ok(tempfile::Builder::new().prefix("bench-").tempdir_in(&options.scratch)?.keep());
+    let make =
+        || Ok(tempfile::Builder::new().prefix("bench-").tempdir_in(&options.scratch)?.keep());
     let dir = TemporaryDir::made(&options.scratch, make)?;
     let passes = planned(dir.path(), options, &proportions, run)?;
     let peaks = Peaks::measure(&run.compute)
         .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
     let bytes = proportions.bytes(options.layers);
-    progress.note(&format!("a random model of {} layers like {}: {}", options.layers, options.like, ByteSize(bytes)));
+    progress.note(&format!(
+        "a random model of {} layers like {}: {}",
+        options.layers,
+        options.like,
+        ByteSize(bytes)
+    ));
     proportions.write(options.layers, &dir.path().join(MODEL))?;
     let metered = ConvertOptions {
         compute: Compute { meter: Meter::waiting(), ..run.compute.clone() },
         overwrite: true,
         ..run.clone()
     };
-    let run =
-        &ConvertOptions { compute: Compute { meter: Meter::default(), ..run.compute.clone() }, ..metered.clone() };
+    let run = &ConvertOptions {
+        compute: Compute { meter: Meter::default(), ..run.compute.clone() },
+        ..metered.clone()
+    };
     progress.stage("passes", passes.len() as u64, Unit::Parts);
     let mut benched = Vec::new();
     for pass in passes {
@@ -137,10 +161,14 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
             // Its time is that of a run which doesn't wait for the end of each stage.
             (_, seconds) = timed(run)?;
         }
-        let stages = done.into_iter().map(|stage| BenchedStage { of_peak: of_peak(&stage, &peaks), stage }).collect();
+        let stages = done
+            .into_iter()
+            .map(|stage| BenchedStage { of_peak: of_peak(&stage, &peaks), stage })
+            .collect();
         let whole_model_seconds = seconds * proportions.layers as f64 / options.layers as f64;
         benched.push(BenchedPass { pass: pass.name(), seconds, whole_model_seconds, stages });
-        std::fs::remove_dir_all(&output).map_err(|e| Error::io("cannot remove this result", &output, e))?;
+        std::fs::remove_dir_all(&output)
+            .map_err(|e| Error::io("cannot remove this result", &output, e))?;
         progress.advance(1);
     }
     dir.remove()?;
@@ -156,24 +184,30 @@ const MOST_TOKENS: usize = 1 << 24;
 const MODEL: &str = "model";
 const TEXT: &str = "text.jsonl";
 
-/// The passes that are run, on the text that is written into `dir`. Each is planned on headers alone: what it refuses, such as too little
-/// text, is said before the machine is measured and the model made.
+/// The passes that are run, on the text that is written into `dir`. Each is planned on headers
+/// alone: what it refuses, such as too little text, is said before the machine is measured and the
+/// model made.
 fn planned(
     dir: &Path,
     options: &BenchOptions,
     proportions: &Proportions,
     run: &ConvertOptions,
 ) -> Result<Vec<Box<dyn Pass>>> {
-    let passes: Vec<Box<dyn Pass>> =
-        options.passes.iter().map(|name| passed(name, dir, options, proportions)).collect::<Result<_>>()?;
+    let passes: Vec<Box<dyn Pass>> = options
+        .passes
+        .iter()
+        .map(|name| passed(name, dir, options, proportions))
+        .collect::<Result<_>>()?;
     let model = dir.join(MODEL);
     write_text(&dir.join(TEXT), options)?;
     proportions.write_headers(options.layers, &model)?;
     for pass in &passes {
-        plan(&[pass.as_ref()], 1, false, &model, &dir.join("out"), run)
-            .map_err(|error| error.within(&format!("the benchmark of {}", pass.name())).reworded(in_options))?;
+        plan(&[pass.as_ref()], 1, false, &model, &dir.join("out"), run).map_err(|error| {
+            error.within(&format!("the benchmark of {}", pass.name())).reworded(in_options)
+        })?;
     }
-    std::fs::remove_dir_all(&model).map_err(|e| Error::io("cannot remove this directory", &model, e))?;
+    std::fs::remove_dir_all(&model)
+        .map_err(|e| Error::io("cannot remove this directory", &model, e))?;
     Ok(passes)
 }
 
@@ -183,16 +217,26 @@ fn in_options(text: &str) -> String {
 }
 
 /// The pass `name`, on the text in `dir`.
-fn passed(name: &str, dir: &Path, options: &BenchOptions, proportions: &Proportions) -> Result<Box<dyn Pass>> {
-    let Some((info, benchmark)) = PassInfo::named(name).and_then(|info| Some((info, info.benchmark?))) else {
-        let known: Vec<&str> = PASSES.into_iter().filter(|info| info.benchmark.is_some()).map(|i| i.name).collect();
+fn passed(
+    name: &str,
+    dir: &Path,
+    options: &BenchOptions,
+    proportions: &Proportions,
+) -> Result<Box<dyn Pass>> {
+    let Some((info, benchmark)) =
+        PassInfo::named(name).and_then(|info| Some((info, info.benchmark?)))
+    else {
+        let known: Vec<&str> =
+            PASSES.into_iter().filter(|info| info.benchmark.is_some()).map(|i| i.name).collect();
         return Err(Error::new(Kind::Usage, format!("there is no benchmark of {name:?}"))
             .remedy(format!("give {}, or some of them", known.join(", "))));
     };
     let Proportions { experts, active_width, .. } = *proportions;
     let wrong = |e| Error::new(Kind::Usage, "this benchmark's options").source(e);
     let mut table: toml::Table =
-        benchmark(&BenchmarkedModel { experts, active_width, tokens: options.tokens }).parse().map_err(wrong)?;
+        benchmark(&BenchmarkedModel { experts, active_width, tokens: options.tokens })
+            .parse()
+            .map_err(wrong)?;
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     table.insert("data-tokens".to_owned(), count(options.tokens).into());
     table.insert("sequence-length".to_owned(), count(options.sequence_length).into());
@@ -229,7 +273,9 @@ mod tests {
     #[test]
     fn proportions_are_those_of_the_models() {
         // Of a layer: attention, router, norms and experts.
-        for (name, billions) in [("qwen3-30b-a3b", 0.623), ("mixtral-8x7b", 1.451), ("deepseek-v3", 11.5)] {
+        for (name, billions) in
+            [("qwen3-30b-a3b", 0.623), ("mixtral-8x7b", 1.451), ("deepseek-v3", 11.5)]
+        {
             let proportions = Proportions::of(name).unwrap();
             let of_layer = (proportions.bytes(2) - proportions.bytes(1)) as f64 / 2e9;
             assert!((of_layer / billions - 1.0).abs() < 0.01, "{name}: {of_layer}");
@@ -249,7 +295,10 @@ mod tests {
         };
         let proportions = Proportions::of(&options.like).unwrap();
         for info in PASSES.into_iter().filter(|info| info.benchmark.is_some()) {
-            passed(info.name, Path::new(""), &options, &proportions).unwrap().check_options().unwrap();
+            passed(info.name, Path::new(""), &options, &proportions)
+                .unwrap()
+                .check_options()
+                .unwrap();
         }
         assert!(passed("heal", Path::new(""), &options, &proportions).is_err());
     }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use half::bf16;
 use moe_checkpoint::{
-    CONFIG_FILE, Declared, Dtype, Error, Kind, Result, Writer, json, plan_shards, write_file_atomically,
+    CONFIG_FILE, Declared, Dtype, Error, Kind, Result, Writer, json, plan_shards,
+    write_file_atomically,
 };
 use moe_math::sampling::{generator, normal};
 use serde::Deserialize;
@@ -52,25 +53,30 @@ impl Proportions {
             return Err(Error::new(Kind::Usage, format!("no built-in model is called {name:?}"))
                 .remedy(format!("give one of {}", names.join(", "))));
         };
-        serde_json::from_str(text).map_err(|e| Error::new(Kind::Malformed, format!("the proportions of {name}: {e}")))
+        serde_json::from_str(text)
+            .map_err(|e| Error::new(Kind::Malformed, format!("the proportions of {name}: {e}")))
     }
 
     /// Tensors of a model of `layers` layers, in the order in which they are written.
     fn declared(&self, layers: usize) -> Vec<Declared> {
         let tensor = |name: String, shape: &Value| {
             let size = |size: &Value| size.as_u64().map_or(VOCABULARY, |size| size as usize);
-            let shape = shape.as_array().map(|sizes| sizes.iter().map(size).collect()).unwrap_or_default();
+            let shape =
+                shape.as_array().map(|sizes| sizes.iter().map(size).collect()).unwrap_or_default();
             // Biases for choosing experts are kept in f32.
             let dtype = if name.ends_with("_bias") { Dtype::F32 } else { Dtype::BF16 };
             Declared { name, dtype, shape }
         };
-        let mut declared: Vec<Declared> = self.whole.iter().map(|(name, shape)| tensor(name.clone(), shape)).collect();
+        let mut declared: Vec<Declared> =
+            self.whole.iter().map(|(name, shape)| tensor(name.clone(), shape)).collect();
         for layer in 0..layers {
             let of_layer = |name: &str| format!("model.layers.{layer}.{name}");
             declared.extend(self.layer.iter().map(|(name, shape)| tensor(of_layer(name), shape)));
             for expert in 0..self.experts {
-                let of_expert = |name: &str| of_layer(&name.replace("{expert}", &expert.to_string()));
-                declared.extend(self.expert.iter().map(|(name, shape)| tensor(of_expert(name), shape)));
+                let of_expert =
+                    |name: &str| of_layer(&name.replace("{expert}", &expert.to_string()));
+                declared
+                    .extend(self.expert.iter().map(|(name, shape)| tensor(of_expert(name), shape)));
             }
         }
         declared
@@ -87,7 +93,8 @@ impl Proportions {
     /// # Errors
     /// [`Kind::Io`].
     pub fn write(&self, layers: usize, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Error::io("cannot make this directory", dir, e))?;
         let declared = self.declared(layers);
         let mut writer = Writer::create(dir, plan_shards(&declared, SHARD_BYTES)?)?;
         let values = normal(VALUES + RUN, 1.0, &mut generator(0, 0));
@@ -97,7 +104,10 @@ impl Proportions {
             let inputs = tensor.shape.last().copied().unwrap_or(1);
             let scale = 1.0 / (inputs as f32).sqrt();
             let make = || values.iter().map(|value| bf16::from_f32(value * scale)).collect();
-            writer.push(&tensor.name, &bytes(tensor, index, scaled.entry(inputs).or_insert_with(make)))?;
+            writer.push(
+                &tensor.name,
+                &bytes(tensor, index, scaled.entry(inputs).or_insert_with(make)),
+            )?;
         }
         writer.finish()?;
         self.write_config(layers, dir)
@@ -107,7 +117,9 @@ impl Proportions {
         let mut config = self.config.clone();
         config.insert("num_hidden_layers".to_owned(), layers.into());
         config.insert("vocab_size".to_owned(), VOCABULARY.into());
-        write_file_atomically(&dir.join(CONFIG_FILE), |file| file.write_all(json::to_pretty(&config).as_bytes()))
+        write_file_atomically(&dir.join(CONFIG_FILE), |file| {
+            file.write_all(json::to_pretty(&config).as_bytes())
+        })
     }
 
     /// Writes the same model with holes in the place of weights: enough to plan passes by.
@@ -115,7 +127,8 @@ impl Proportions {
     /// # Errors
     /// [`Kind::Io`].
     pub fn write_headers(&self, layers: usize, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Error::io("cannot make this directory", dir, e))?;
         for shard in &plan_shards(&self.declared(layers), u64::MAX)? {
             let path = dir.join(&shard.file);
             let write = || {
@@ -129,7 +142,8 @@ impl Proportions {
     }
 }
 
-/// Ones for norms, zeros for biases, and for matrices runs of `values`, which have variance 1 / inputs.
+/// Ones for norms, zeros for biases, and for matrices runs of `values`, which have variance 1 /
+/// inputs.
 fn bytes(tensor: &Declared, index: usize, values: &[bf16]) -> Vec<u8> {
     let count: usize = tensor.shape.iter().product();
     if tensor.dtype == Dtype::F32 {
@@ -142,7 +156,9 @@ fn bytes(tensor: &Declared, index: usize, values: &[bf16]) -> Vec<u8> {
     for run in 0..count.div_ceil(RUN) {
         // Places that have nothing to do with each other (Knuth's multiplicative hash).
         let from = (index * 7919 + run).wrapping_mul(2_654_435_761) % VALUES;
-        bytes.extend_from_slice(bytemuck::cast_slice(&values[from..from + RUN.min(count - run * RUN)]));
+        bytes.extend_from_slice(bytemuck::cast_slice(
+            &values[from..from + RUN.min(count - run * RUN)],
+        ));
     }
     bytes
 }

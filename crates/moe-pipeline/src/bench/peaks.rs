@@ -28,19 +28,22 @@ impl Peaks {
     /// # Errors
     /// What the device returns.
     pub fn measure(compute: &Compute) -> Result<Self> {
-        let (size, copied) = if compute.device.is_cpu() { (2048, CPU_COPIED) } else { (8192, 1 << 29) };
+        let (size, copied) =
+            if compute.device.is_cpu() { (2048, CPU_COPIED) } else { (8192, 1 << 29) };
         let flops = Self::product(compute, size)?;
         let values = Tensor::zeros(copied, DType::F32, &compute.device)?;
         let bytes = 2.0 * 4.0 * copied as f64 / best(&compute.device, || values.copy())?;
         Ok(Self { flops, bytes })
     }
 
-    /// Floating point operations a second of a product of two square matrices of this size in the run's dtype.
+    /// Floating point operations a second of a product of two square matrices of this size in the
+    /// run's dtype.
     ///
     /// # Errors
     /// What the device returns.
     pub(crate) fn product(compute: &Compute, size: usize) -> Result<f64> {
-        let matrix = || Tensor::rand(0f32, 1.0, (size, size), &compute.device)?.to_dtype(compute.dtype);
+        let matrix =
+            || Tensor::rand(0f32, 1.0, (size, size), &compute.device)?.to_dtype(compute.dtype);
         let (a, b) = (matrix()?, matrix()?);
         Ok(2.0 * (size as f64).powi(3) / best(&compute.device, || product(&a, &b))?)
     }

@@ -1,4 +1,5 @@
-//! What the source's card says of its licence and languages, in the front matter of the result's: who publishes that needs it.
+//! What the source's card says of its licence and languages, in the front matter of the result's:
+//! who publishes that needs it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,7 +17,8 @@ const MAX_VALUES: usize = 128;
 /// What was found in a card.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Carried {
-    /// Lines of YAML, each value plain or escaped so that it is nothing but a value. Empty where there is no such card.
+    /// Lines of YAML, each value plain or escaped so that it is nothing but a value. Empty where
+    /// there is no such card.
     pub yaml: String,
     /// Keys whose values aren't text or lists of text, and so weren't understood.
     pub left_out: Vec<&'static str>,
@@ -43,10 +45,12 @@ pub(crate) fn carried(source: &Path) -> Carried {
         return Carried::default();
     }
     // A document of YAML may also end in dots.
-    let front: Vec<&str> = lines.take_while(|line| !["---", "..."].contains(line)).take(MAX_LINES).collect();
+    let front: Vec<&str> =
+        lines.take_while(|line| !["---", "..."].contains(line)).take(MAX_LINES).collect();
     let mut carried = Carried::default();
     for (index, line) in front.iter().enumerate() {
-        let key = line.split_once(':').and_then(|(key, _)| KEYS.into_iter().find(|known| *known == key));
+        let key =
+            line.split_once(':').and_then(|(key, _)| KEYS.into_iter().find(|known| *known == key));
         let Some(key) = key else { continue };
         // What is indented, or an item of a list, belongs to the key above it.
         let belongs = |line: &&&str| line.is_empty() || line.starts_with([' ', '\t', '-', '#']);
@@ -61,16 +65,22 @@ pub(crate) fn carried(source: &Path) -> Carried {
 
 /// The value of a key: `rest` follows it on its line, `below` are the lines that belong to it.
 fn value(rest: &str, below: &[&str]) -> Option<Value> {
-    let below: Vec<&str> =
-        below.iter().map(|line| line.trim()).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let below: Vec<&str> = below
+        .iter()
+        .map(|line| line.trim())
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .collect();
     let rest = without_comment(rest.trim());
     if let Some(list) = rest.strip_prefix('[') {
-        let items = list.strip_suffix(']')?.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let items =
+            list.strip_suffix(']')?.split(',').map(str::trim).filter(|item| !item.is_empty());
         return below.is_empty().then(|| several(items)).flatten();
     }
     match (rest.is_empty(), below.is_empty()) {
         (false, true) => scalar(rest).map(Value::One),
-        (true, false) => several(below.iter().map(|line| line.strip_prefix("- ").map_or("", str::trim))),
+        (true, false) => {
+            several(below.iter().map(|line| line.strip_prefix("- ").map_or("", str::trim)))
+        }
         _ => None,
     }
 }
@@ -89,15 +99,20 @@ fn scalar(text: &str) -> Option<Scalar> {
     }
     if let Some(rest) = text.strip_prefix('\'') {
         let text = rest.strip_suffix('\'')?.replace("''", "\u{0}");
-        return (!text.contains('\'')).then(|| Scalar { text: text.replace('\u{0}', "'"), quoted: true });
+        return (!text.contains('\''))
+            .then(|| Scalar { text: text.replace('\u{0}', "'"), quoted: true });
     }
     const SPECIAL: [char; 18] =
         ['&', '*', '!', '|', '>', '%', '@', '`', '{', '}', '[', ']', ',', '?', ':', '-', '#', '"'];
-    let is_text = !text.is_empty() && !text.starts_with(SPECIAL) && !text.contains(": ") && !text.ends_with(':');
+    let is_text = !text.is_empty()
+        && !text.starts_with(SPECIAL)
+        && !text.contains(": ")
+        && !text.ends_with(':');
     is_text.then(|| Scalar { text: text.to_owned(), quoted: false })
 }
 
-/// A comment begins with ` #`; one within quotes is part of the text, and whoever puts a comment behind quotes is not understood.
+/// A comment begins with ` #`; one within quotes is part of the text, and whoever puts a comment
+/// behind quotes is not understood.
 fn without_comment(text: &str) -> &str {
     match text.starts_with(['"', '\'']) {
         true => text,
@@ -111,7 +126,8 @@ impl Value {
         let _ = match self {
             Self::One(scalar) => writeln!(yaml, "{key}: {}", scalar.written()),
             Self::Several(items) => {
-                let items: String = items.iter().map(|item| format!("- {}\n", item.written())).collect();
+                let items: String =
+                    items.iter().map(|item| format!("- {}\n", item.written())).collect();
                 write!(yaml, "{key}:\n{items}")
             }
         };
@@ -119,11 +135,13 @@ impl Value {
 }
 
 impl Scalar {
-    /// Plain where it was plain and is a word or an address; otherwise in quotes, and what could be markup for a reader that takes the front matter for
-    /// a part of the page as `\u` and digits.
+    /// Plain where it was plain and is a word or an address; otherwise in quotes, and what could be
+    /// markup for a reader that takes the front matter for a part of the page as `\u` and digits.
     fn written(&self) -> String {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._/:+".contains(c);
-        if !self.quoted && self.text.starts_with(|c: char| c.is_ascii_alphanumeric()) && self.text.chars().all(is_plain)
+        if !self.quoted
+            && self.text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && self.text.chars().all(is_plain)
         {
             return self.text.clone();
         }
@@ -133,8 +151,11 @@ impl Scalar {
                 '"' | '\\' => written.extend(['\\', c]),
                 c if is_obeyed(c) || "<>&`*[]()!|~#$@".contains(c) => {
                     let code = u32::from(c);
-                    let _ =
-                        if code > 0xffff { write!(written, "\\U{code:08x}") } else { write!(written, "\\u{code:04x}") };
+                    let _ = if code > 0xffff {
+                        write!(written, "\\U{code:08x}")
+                    } else {
+                        write!(written, "\\u{code:04x}")
+                    };
                 }
                 c => written.push(c),
             }
@@ -170,10 +191,16 @@ mod tests {
             yaml_of("---\nlanguage: [en, 'no', \"es\"]  # three\n---\n"),
             "language:\n- en\n- \"no\"\n- \"es\"\n"
         );
-        assert_eq!(yaml_of("---\nlanguage:\n  - en\n\n  # and\n  - zh-Hans\n---\n"), "language:\n- en\n- zh-Hans\n");
+        assert_eq!(
+            yaml_of("---\nlanguage:\n  - en\n\n  # and\n  - zh-Hans\n---\n"),
+            "language:\n- en\n- zh-Hans\n"
+        );
         let link = "license_link: https://huggingface.co/Qwen/Qwen3-8B/blob/main/LICENSE\n";
         assert_eq!(yaml_of(&format!("---\n{link}---\n")), link);
-        assert_eq!(yaml_of("---\nlicense_name: My own, version 2\n---\n"), "license_name: \"My own, version 2\"\n");
+        assert_eq!(
+            yaml_of("---\nlicense_name: My own, version 2\n---\n"),
+            "license_name: \"My own, version 2\"\n"
+        );
     }
 
     /// What a card says is a value in the result's, whatever it would be there as it stands.
@@ -184,7 +211,10 @@ mod tests {
                 "license: mit\r---\r# Owned <script>",
                 "license: \"mit\\u000d---\\u000d\\u0023 Owned \\u003cscript\\u003e\"\n",
             ),
-            ("license_name: <img src=x onerror=y>", "license_name: \"\\u003cimg src=x onerror=y\\u003e\"\n"),
+            (
+                "license_name: <img src=x onerror=y>",
+                "license_name: \"\\u003cimg src=x onerror=y\\u003e\"\n",
+            ),
             (
                 "language:\n- en\n- '![x](http://e.vil)'",
                 "language:\n- en\n- \"\\u0021\\u005bx\\u005d\\u0028http://e.vil\\u0029\"\n",
@@ -212,7 +242,11 @@ mod tests {
             "license:",
         ] {
             let found = carried_of(&format!("---\n{front}\ntags: [x]\n---\n"));
-            assert_eq!(found, Carried { yaml: String::new(), left_out: vec!["license"] }, "{front}");
+            assert_eq!(
+                found,
+                Carried { yaml: String::new(), left_out: vec!["license"] },
+                "{front}"
+            );
         }
     }
 }

@@ -25,19 +25,28 @@ pub(crate) struct Beside {
 }
 
 impl Beside {
-    /// Reads what `pass` names. It converts `model`, which is `checkpoint`'s if it is the `first` pass.
-    pub fn read(pass: &dyn Pass, model: &Model, first: bool, checkpoint: &Checkpoint) -> Result<Self> {
+    /// Reads what `pass` names. It converts `model`, which is `checkpoint`'s if it is the `first`
+    /// pass.
+    pub fn read(
+        pass: &dyn Pass,
+        model: &Model,
+        first: bool,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self> {
         let inputs = pass.inputs();
-        let others = inputs.models.iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
+        let others =
+            inputs.models.iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
         let mut models: Vec<Model> = Vec::new();
         for (at, other) in others.iter().enumerate() {
             // One that is given twice is read once: what is made of it is known to be the same.
-            let same = others[..at].iter().position(|earlier| real(earlier.dir()) == real(other.dir()));
+            let same =
+                others[..at].iter().position(|earlier| real(earlier.dir()) == real(other.dir()));
             models.push(same.map_or_else(|| Model::read(other), |at| Ok(models[at].clone()))?);
         }
         let first_alike = first_alike(&others, first.then_some(checkpoint))?;
         // What an earlier pass makes is not a checkpoint that is given.
-        let others_differ = inputs.models.iter().any(|other| !first || real(other) != real(checkpoint.dir()));
+        let others_differ =
+            inputs.models.iter().any(|other| !first || real(other) != real(checkpoint.dir()));
         let statistics = inputs.statistics.map(|path| match first {
             true => open_statistics(path, model, checkpoint),
             false => Err(Error::new(
@@ -74,8 +83,9 @@ impl Beside {
     }
 }
 
-/// Refuses `passes`, each on what the one before makes of `model`, the model of `checkpoint`, where configs and shapes alone say that
-/// they can't run, and returns the model that they make. No weight and no text is read.
+/// Refuses `passes`, each on what the one before makes of `model`, the model of `checkpoint`, where
+/// configs and shapes alone say that they can't run, and returns the model that they make. No
+/// weight and no text is read.
 ///
 /// # Errors
 /// As for [`Pass::plan`]; what reading checkpoints, statistics and plans that they name returns.
@@ -96,7 +106,8 @@ pub(crate) fn check_passes(
     Ok(model)
 }
 
-/// What [`Sources::first_alike`] is for the checkpoint `converted`, unless an earlier pass makes it, and `others`.
+/// What [`Sources::first_alike`] is for the checkpoint `converted`, unless an earlier pass makes
+/// it, and `others`.
 fn first_alike(others: &[Checkpoint], converted: Option<&Checkpoint>) -> Result<Vec<usize>> {
     if others.is_empty() {
         return Ok(Vec::new());
@@ -106,8 +117,9 @@ fn first_alike(others: &[Checkpoint], converted: Option<&Checkpoint>) -> Result<
         found.push(Some(Fingerprint::of(other)?));
     }
     let first = |(at, one): (usize, &Option<Fingerprint>)| {
-        let same =
-            |other: &Option<Fingerprint>| one.as_ref().zip(other.as_ref()).is_some_and(|(a, b)| a.model == b.model);
+        let same = |other: &Option<Fingerprint>| {
+            one.as_ref().zip(other.as_ref()).is_some_and(|(a, b)| a.model == b.model)
+        };
         found[..at].iter().position(same).unwrap_or(at)
     };
     Ok(found.iter().enumerate().map(first).collect())

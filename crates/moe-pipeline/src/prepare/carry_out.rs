@@ -1,4 +1,5 @@
-//! What plans leave open is found out: passes decide, survey and train, one after the other or in one sweep.
+//! What plans leave open is found out: passes decide, survey and train, one after the other or in
+//! one sweep.
 
 use std::ops::Range;
 use std::path::Path;
@@ -31,7 +32,9 @@ impl Prepared<'_> {
         timings: &mut Timings,
     ) -> Result<()> {
         let (compute, meter) = (&options.compute, &options.compute.meter);
-        self.applied[..count].iter_mut().try_for_each(|applied| applied.stage_plan(options.overwrite))?;
+        self.applied[..count]
+            .iter_mut()
+            .try_for_each(|applied| applied.stage_plan(options.overwrite))?;
         let mut first = 0;
         while first < count {
             let end = self.end_of_sweep(first).min(count);
@@ -42,7 +45,10 @@ impl Prepared<'_> {
             let name = |what: &str| match self.applied.len() {
                 1 => what.to_owned(),
                 _ => {
-                    let names: Vec<_> = self.applied[first..end].iter().map(|applied| applied.pass.name()).collect();
+                    let names: Vec<_> = self.applied[first..end]
+                        .iter()
+                        .map(|applied| applied.pass.name())
+                        .collect();
                     format!("{}: {what}", names.join(", "))
                 }
             };
@@ -104,13 +110,24 @@ impl Prepared<'_> {
                 let held_out = self.held_out.as_ref().filter(|_| index + 1 == self.applied.len());
                 let mut measured = |decisions: &LayerEdits| -> Result<Option<EvalReport>> {
                     let Some(corpus) = held_out else { return Ok(None) };
-                    let plan = applied.pass.plan(&applied.sources(compute, &self.spill, Some(decisions)))?;
+                    let plan = applied.pass.plan(&applied.sources(
+                        compute,
+                        &self.spill,
+                        Some(decisions),
+                    ))?;
                     let (_, result) = declared(&plan)?;
                     let name = "measure on held-out text";
-                    trust::evaluated(name, &result, &self.source, corpus, options, output, progress).map(Some)
+                    trust::evaluated(name, &result, &self.source, corpus, options, output, progress)
+                        .map(Some)
                 };
-                let (decisions, stages) =
-                    deciding.run(&applied.source, name, options, directory_of(output), progress, &mut measured)?;
+                let (decisions, stages) = deciding.run(
+                    &applied.source,
+                    name,
+                    options,
+                    directory_of(output),
+                    progress,
+                    &mut measured,
+                )?;
                 self.stages = stages;
                 self.applied[index].deciding = Some(deciding);
                 Some(decisions)
@@ -143,7 +160,9 @@ impl Prepared<'_> {
             if index > group.start {
                 self.applied[index].source = self.applied[index - 1].result.clone();
             }
-            let PassRun { source, deciding: Some(deciding), .. } = &mut self.applied[index] else { continue };
+            let PassRun { source, deciding: Some(deciding), .. } = &mut self.applied[index] else {
+                continue;
+            };
             deciding.decider.model_mut().clone_from(source);
             let decisions = deciding.decider.finish()?;
             self.decided(index, decisions, &options.compute)?;
@@ -181,8 +200,10 @@ impl Prepared<'_> {
                 serde_json::json!({ "earlier": earlier, "options": own })
             }
         };
-        let files: Vec<&Path> =
-            self.applied[..=index].iter().flat_map(|applied| applied.pass.inputs().files()).collect();
+        let files: Vec<&Path> = self.applied[..=index]
+            .iter()
+            .flat_map(|applied| applied.pass.inputs().files())
+            .collect();
         let read = before.iter().flat_map(|applied| &applied.beside.others);
         let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
         fingerprint::of_training(&options, &own, compute, models, &files, &self.digests)
@@ -198,8 +219,10 @@ impl Prepared<'_> {
     ) -> Result<bool> {
         let applied = &self.applied[index];
         let Some(task) = &applied.training else { return Ok(false) };
-        let teacher =
-            task.training.teacher.and_then(|_| applied.beside.others.first().zip(applied.beside.models.first()));
+        let teacher = task
+            .training
+            .teacher
+            .and_then(|_| applied.beside.others.first().zip(applied.beside.models.first()));
         let own = task.deciding(applied.pass.options());
         let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
         let key = self.key(index, own, &options.compute, teacher_read)?;
@@ -213,8 +236,8 @@ impl Prepared<'_> {
             memory_budget: options.memory_budget,
             compute: &options.compute,
         };
-        // The plan has compared a checkpoint's experts. Those that passes before this one made are alike by their bytes alone, and what is
-        // said already isn't said twice.
+        // The plan has compared a checkpoint's experts. Those that passes before this one made are
+        // alike by their bytes alone, and what is said already isn't said twice.
         let known = &applied.plan.warnings;
         let found = if index == 0 { None } else { task.idle(&applied.plan.model, same_bytes)? };
         let idle = found.filter(|idle| known.iter().all(|known| known != idle));
@@ -232,7 +255,11 @@ impl Prepared<'_> {
         for (survey, text) in plan.surveys.iter_mut().zip(texts) {
             let layers = source.layers.len();
             let tokens = text.batch().tokens();
-            progress.stage(&format!("survey {tokens} tokens"), layers as u64, Unit::Layers { tokens });
+            progress.stage(
+                &format!("survey {tokens} tokens"),
+                layers as u64,
+                Unit::Layers { tokens },
+            );
             survey.surveyor.begin(text)?;
             let mut sweep = Sweep::new(source, text.batch(), compute)?;
             for index in 0..layers {
@@ -240,7 +267,10 @@ impl Prepared<'_> {
                 progress.advance(1);
             }
             for (layer, found) in survey.surveyor.found() {
-                plan.layers.iter_mut().filter(|r| r.layer == layer).for_each(|r| r.found.push(found.clone()));
+                plan.layers
+                    .iter_mut()
+                    .filter(|r| r.layer == layer)
+                    .for_each(|r| r.found.push(found.clone()));
             }
         }
         Ok(())

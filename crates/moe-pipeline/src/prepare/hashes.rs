@@ -21,7 +21,8 @@ pub(crate) struct Hashes {
 }
 
 impl Hashes {
-    /// Hashes `source`, `others` and `texts`; of texts that are read in parts, `digests` has the hash of what was read.
+    /// Hashes `source`, `others` and `texts`; of texts that are read in parts, `digests` has the
+    /// hash of what was read.
     pub(super) fn of<'a>(
         source: &Checkpoint,
         others: impl Iterator<Item = &'a Checkpoint>,
@@ -43,16 +44,26 @@ impl Hashes {
 
     pub fn record(self, receipt: &mut Receipt) {
         receipt.source.sha256 = self.source;
-        receipt.others.iter_mut().zip(self.others).for_each(|(record, hashes)| record.sha256 = hashes);
+        receipt
+            .others
+            .iter_mut()
+            .zip(self.others)
+            .for_each(|(record, hashes)| record.sha256 = hashes);
         receipt.texts = self.texts;
     }
 }
 
-/// SHA-256 of config, weights and all that lies beside them and could be carried along, by name in the checkpoint's folder.
+/// SHA-256 of config, weights and all that lies beside them and could be carried along, by name in
+/// the checkpoint's folder.
 fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
     let config = checkpoint.dir().join(CONFIG_FILE);
     let side_files = checkpoint.side_files().carried.iter().map(|file| file.path.as_path());
-    let read = checkpoint.files().iter().map(|file| file.path()).chain([config.as_path()]).chain(side_files);
+    let read = checkpoint
+        .files()
+        .iter()
+        .map(|file| file.path())
+        .chain([config.as_path()])
+        .chain(side_files);
     let hash = |path: &Path| -> Result<(String, String)> {
         let name = path.strip_prefix(checkpoint.dir()).unwrap_or(path);
         Ok((name.to_string_lossy().into_owned(), sha256_file(path)?))

@@ -11,11 +11,13 @@ use crate::fingerprint::sha256_of;
 use crate::learned;
 use crate::portable::portable;
 
-/// Text that is written by hand shares less than this with another; templates and licences may share some.
+/// Text that is written by hand shares less than this with another; templates and licences may
+/// share some.
 const LEAST_SHARE: f64 = 0.01;
 
-/// What is said where text that `applied` passes learn from is measured on: the same files, or the same windows, whatever their files.
-/// `measured` is what the result is measured on; of texts that are read in parts, `digests` has the hash of what was read.
+/// What is said where text that `applied` passes learn from is measured on: the same files, or the
+/// same windows, whatever their files. `measured` is what the result is measured on; of texts that
+/// are read in parts, `digests` has the hash of what was read.
 ///
 /// # Errors
 /// What reading that text returns.
@@ -36,16 +38,20 @@ pub(super) fn warnings(
 }
 
 /// What is said where statistics were gathered on the text of `held_out`.
-fn observed(applied: &[PassRun<'_>], held_out: &Corpus, digests: &BTreeMap<PathBuf, String>) -> Result<Option<String>> {
-    let learned: BTreeSet<&String> = applied.iter().flat_map(|applied| applied.observed().values()).collect();
+fn observed(
+    applied: &[PassRun<'_>],
+    held_out: &Corpus,
+    digests: &BTreeMap<PathBuf, String>,
+) -> Result<Option<String>> {
+    let learned: BTreeSet<&String> =
+        applied.iter().flat_map(|applied| applied.observed().values()).collect();
     if learned.is_empty() {
         return Ok(None);
     }
     for text in &held_out.texts {
         if learned.contains(&sha256_of(&text.path, digests)?) {
             let name = portable(&text.path);
-            let what =
-                "is held out, and the statistics were gathered on it, so that what is measured looks better than it is";
+            let what = "is held out, and the statistics were gathered on it, so that what is measured looks better than it is";
             return Ok(Some(format!("{name} {what}: give --held-out other text")));
         }
     }
@@ -66,7 +72,10 @@ fn warning(applied: &[PassRun<'_>], held_out: &Corpus) -> Option<String> {
     let share = shared as f64 / held_out.tokens().max(1) as f64;
     let learned: Vec<PathBuf> =
         applied.iter().flat_map(|applied| applied.pass.inputs().learned).filter_map(real).collect();
-    let twice = held_out.texts.iter().find(|text| real(&text.path).is_some_and(|path| learned.contains(&path)));
+    let twice = held_out
+        .texts
+        .iter()
+        .find(|text| real(&text.path).is_some_and(|path| learned.contains(&path)));
     let remedy = "give --held-out other text";
     if share >= LEAST_SHARE {
         let percent = 100.0 * share;

@@ -1,4 +1,5 @@
-//! Passes applied to checkpoints, validated down to every output name and every text before the first weight is read.
+//! Passes applied to checkpoints, validated down to every output name and every text before the
+//! first weight is read.
 
 mod beside;
 mod carry_out;
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ScratchStore, ShardPlan, SideFiles, plan_shards,
+    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ScratchStore, ShardPlan, SideFiles,
+    plan_shards,
 };
 use moe_forward::{Corpus, Storage, TextRead, digests_of};
 use moe_math::Compute;
@@ -40,7 +42,8 @@ pub(crate) use pass_run::PassRun;
 use pass_run::RunContext;
 use side_files::Rewritten;
 
-/// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between them.
+/// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between
+/// them.
 pub(crate) struct Prepared<'p> {
     pub checkpoint: Checkpoint,
     pub source: Model,
@@ -73,14 +76,22 @@ pub(crate) struct Prepared<'p> {
 /// # Errors
 /// [`Kind::Usage`] for what only the last pass can do, or only one.
 pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
-    let Some((_, before)) = passes.split_last() else { return Err(Error::new(Kind::Usage, "there is no pass to run")) };
+    let Some((_, before)) = passes.split_last() else {
+        return Err(Error::new(Kind::Usage, "there is no pass to run"));
+    };
     if let Some(pass) = before.iter().find(|pass| pass.held_out().is_some()) {
-        let what = format!("{} has held-out text, but it is the written result that is measured", pass.name());
+        let what = format!(
+            "{} has held-out text, but it is the written result that is measured",
+            pass.name()
+        );
         return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
     }
     if passes.iter().filter(|pass| pass.trains()).count() > 1 {
-        return Err(Error::new(Kind::Usage, "two passes train, but what is saved of a training is one")
-            .remedy("write a checkpoint between them: make them steps of their own"));
+        return Err(Error::new(
+            Kind::Usage,
+            "two passes train, but what is saved of a training is one",
+        )
+        .remedy("write a checkpoint between them: make them steps of their own"));
     }
     Ok(())
 }
@@ -91,36 +102,60 @@ fn check_loadable(result: &Model, source: &Checkpoint) -> Result<()> {
     if refused.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Kind::Malformed, format!("loaders would refuse the result: {}", refused.join("; ")))
-        .file(source.dir().join(CONFIG_FILE))
-        .remedy("correct or remove these keys in it"))
+    Err(Error::new(
+        Kind::Malformed,
+        format!("loaders would refuse the result: {}", refused.join("; ")),
+    )
+    .file(source.dir().join(CONFIG_FILE))
+    .remedy("correct or remove these keys in it"))
 }
 
 impl<'p> Prepared<'p> {
-    pub fn new(passes: &[&'p dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<Self> {
+    pub fn new(
+        passes: &[&'p dyn Pass],
+        input: &Path,
+        output: &Path,
+        options: &ConvertOptions,
+    ) -> Result<Self> {
         let checkpoint = Checkpoint::open(input)?;
         let source = Model::read(&checkpoint)?;
         let spill = Arc::new(ScratchStore::new(directory_of(output)));
         let work = options.work(output);
-        let place =
-            RunContext { input, checkpoint: &checkpoint, compute: &options.compute, spill: &spill, work: &work };
+        let place = RunContext {
+            input,
+            checkpoint: &checkpoint,
+            compute: &options.compute,
+            spill: &spill,
+            work: &work,
+        };
         let mut applied: Vec<PassRun<'p>> = Vec::new();
         for pass in passes {
             let model = applied.last().map_or(&source, |before| &before.result).clone();
             applied.push(PassRun::new(*pass, model, applied.is_empty(), &place)?);
         }
-        let last = applied.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
+        let last =
+            applied.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
         check_loadable(&last.result, &checkpoint)?;
         let shards = shards(&last.declaration, options.max_shard_size)?;
         let mut side_files = side_files::of_result(&checkpoint, last.result.family);
         let rewritten = side_files::loadable(&mut side_files, &checkpoint, last.result.vocab)?;
         let held_out = last.pass.held_out();
         let read_held_out = |held_out: HeldOut<'_>| {
-            let live = |tokens| measured_bytes(&source, &last.result, tokens, held_out.sequence_length, &work);
-            trust::corpus(&held_out, input, source.vocab, memory::room(work.budget, "--held-out-tokens", live))
+            let live = |tokens| {
+                measured_bytes(&source, &last.result, tokens, held_out.sequence_length, &work)
+            };
+            trust::corpus(
+                &held_out,
+                input,
+                source.vocab,
+                memory::room(work.budget, "--held-out-tokens", live),
+            )
         };
         let held_out = held_out.map(read_held_out).transpose()?;
-        let reads = applied.iter().flat_map(PassRun::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
+        let reads = applied
+            .iter()
+            .flat_map(PassRun::reads)
+            .chain(held_out.iter().flat_map(|held_out| &held_out.texts));
         let digests = digests_of(reads)?;
         let mut not_held_out = held_out::warnings(&applied, held_out.as_ref(), &digests)?;
         not_held_out.extend(held_out::learned_before(&applied, input)?);
@@ -186,7 +221,12 @@ impl<'p> Prepared<'p> {
         warnings.extend(self.unchosen());
         warnings.extend(self.checkpoint.warnings().iter().cloned());
         for other in self.applied.iter().flat_map(|applied| &applied.beside.others) {
-            warnings.extend(other.warnings().iter().map(|warning| format!("{}: {warning}", portable(other.dir()))));
+            warnings.extend(
+                other
+                    .warnings()
+                    .iter()
+                    .map(|warning| format!("{}: {warning}", portable(other.dir()))),
+            );
         }
         warnings.extend(side_files::warnings(&self.side_files, self.rewritten.as_ref()));
         warnings
@@ -198,11 +238,14 @@ impl<'p> Prepared<'p> {
         self.applied.iter().flat_map(PassRun::reads).chain(held_out)
     }
 
-    /// Experts of the result that are chosen together, where a pass made such and none behind it changed their number.
+    /// Experts of the result that are chosen together, where a pass made such and none behind it
+    /// changed their number.
     pub fn group(&self) -> usize {
-        let experts = |model: &Model| model.moes().map(|(_, moe)| moe.experts.len()).collect::<Vec<_>>();
+        let experts =
+            |model: &Model| model.moes().map(|(_, moe)| moe.experts.len()).collect::<Vec<_>>();
         let (result, mut made) = (experts(self.result()), self.applied.iter());
-        made.find(|made| made.plan.group > 1 && experts(&made.result) == result).map_or(1, |made| made.plan.group)
+        made.find(|made| made.plan.group > 1 && experts(&made.result) == result)
+            .map_or(1, |made| made.plan.group)
     }
 
     /// Whether a pass was trained.
@@ -214,7 +257,8 @@ impl<'p> Prepared<'p> {
     fn unchosen(&self) -> Option<String> {
         let decided = self.applied.iter().filter_map(|applied| applied.decisions.as_ref());
         let trust = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref());
-        let more = if self.applied.iter().any(|applied| applied.pass.inputs().statistics.is_some()) {
+        let more = if self.applied.iter().any(|applied| applied.pass.inputs().statistics.is_some())
+        {
             "add statistics of more text (observe --add)"
         } else if self.reads().any(|read| read.has_more) {
             "raise --data-tokens"
@@ -234,8 +278,10 @@ impl<'p> Prepared<'p> {
     pub fn receipt(&self) -> Receipt {
         let last = self.last();
         let source = |checkpoint: &Checkpoint, model: &Model| {
-            let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
-            let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
+            let model_type =
+                checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
+            let dir =
+                checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
             let parameters = model.parameters();
             SourceRecord {
                 name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -246,7 +292,10 @@ impl<'p> Prepared<'p> {
                 sha256: BTreeMap::new(),
             }
         };
-        let others = self.applied.iter().flat_map(|applied| applied.beside.others.iter().zip(&applied.beside.models));
+        let others = self
+            .applied
+            .iter()
+            .flat_map(|applied| applied.beside.others.iter().zip(&applied.beside.models));
         let effects = self.effects();
         Receipt {
             tool: Tool::this(),
@@ -289,13 +338,17 @@ impl<'p> Prepared<'p> {
     /// Hashes of the plans that were written, by name.
     fn written(&self) -> BTreeMap<String, String> {
         let names = plan_names(self.applied.iter().map(|applied| applied.pass));
-        let written = self.applied.iter().filter_map(|applied| applied.pass.plan_out().zip(applied.written.clone()));
+        let written = self
+            .applied
+            .iter()
+            .filter_map(|applied| applied.pass.plan_out().zip(applied.written.clone()));
         written.filter_map(|(path, hash)| Some((names.get(path)?.clone(), hash))).collect()
     }
 
     /// Hashes of everything that is read.
     pub fn hashes(&self) -> Result<Hashes> {
-        let texts: Vec<&Path> = self.applied.iter().flat_map(|applied| applied.pass.inputs().files()).collect();
+        let texts: Vec<&Path> =
+            self.applied.iter().flat_map(|applied| applied.pass.inputs().files()).collect();
         Hashes::of(
             &self.checkpoint,
             self.applied.iter().flat_map(|applied| &applied.beside.others),
@@ -311,21 +364,26 @@ impl<'p> Prepared<'p> {
     /// About how many floating-point operations the last `own` passes and measuring take.
     pub fn flops(&self, own: usize) -> f64 {
         let measured = self.held_out.as_ref().zip(self.last().pass.held_out());
-        let measured = measured.map_or(0.0, |(corpus, asked)| measuring(self, corpus.tokens(), asked.sequence_length));
+        let measured = measured
+            .map_or(0.0, |(corpus, asked)| measuring(self, corpus.tokens(), asked.sequence_length));
         self.own(own).iter().map(PassRun::flops).sum::<f64>() + measured
     }
 
-    /// Logits of the result that are compared with the source's on held-out text. A training measures before its first step and behind its
-    /// last one, at the least; without a teacher it takes one logarithm, which is about a third of that work.
+    /// Logits of the result that are compared with the source's on held-out text. A training
+    /// measures before its first step and behind its last one, at the least; without a teacher it
+    /// takes one logarithm, which is about a third of that work.
     pub fn compared_logits(&self) -> f64 {
         let times = match &self.last().training {
-            Some(task) if self.held_out.is_none() => 2.0 * task.training.teacher.map_or(1.0 / 3.0, |_| 1.0),
+            Some(task) if self.held_out.is_none() => {
+                2.0 * task.training.teacher.map_or(1.0 / 3.0, |_| 1.0)
+            }
             _ => 1.0,
         };
         times * self.measured_tokens().unwrap_or(0) as f64 * self.source.vocab as f64
     }
 
-    /// Bytes on the disk that the last `own` passes need at once: the result's, and what is kept until that is written.
+    /// Bytes on the disk that the last `own` passes need at once: the result's, and what is kept
+    /// until that is written.
     pub fn disk_bytes(&self, own: usize) -> u64 {
         self.declaration().bytes()
             + self.side_files.bytes()
@@ -341,7 +399,8 @@ impl<'p> Prepared<'p> {
         self.applied.iter().try_for_each(PassRun::check_unchanged)
     }
 
-    /// What each stage of the run asks for at once beyond what is held now, with everything planned and no weight read.
+    /// What each stage of the run asks for at once beyond what is held now, with everything planned
+    /// and no weight read.
     ///
     /// # Errors
     /// [`Kind::Usage`] for a budget that no block of tokens fits in.
@@ -366,11 +425,23 @@ impl<'p> Prepared<'p> {
                 measured_bytes(source, result, share.of(corpus.tokens()), length, &work)
             })?);
         }
-        let working = self.applied.iter().map(|applied| applied.plan.working_bytes).max().unwrap_or(0);
+        let working =
+            self.applied.iter().map(|applied| applied.plan.working_bytes).max().unwrap_or(0);
         let writing = |probe: usize| {
-            working + memory::writing(source, result, &self.declaration().tensors, probe, &options.compute)
+            working
+                + memory::writing(
+                    source,
+                    result,
+                    &self.declaration().tensors,
+                    probe,
+                    &options.compute,
+                )
         };
-        stages.push(Needs::lowered(writing(options.probe_tokens), "lower --probe-tokens", writing(0)));
+        stages.push(Needs::lowered(
+            writing(options.probe_tokens),
+            "lower --probe-tokens",
+            writing(0),
+        ));
         Ok(stages)
     }
 
@@ -388,17 +459,33 @@ impl<'p> Prepared<'p> {
     }
 }
 
-/// Live bytes of measuring `result` beside `source` on so many tokens, in sequences of `length` at most.
-fn measured_bytes(source: &Model, result: &Model, tokens: usize, length: usize, work: &Work<'_>) -> Result<u64> {
+/// Live bytes of measuring `result` beside `source` on so many tokens, in sequences of `length` at
+/// most.
+fn measured_bytes(
+    source: &Model,
+    result: &Model,
+    tokens: usize,
+    length: usize,
+    work: &Work<'_>,
+) -> Result<u64> {
     let storage = storage(source, tokens, work.budget, work.compute, work.scratch)?;
-    Ok(memory::evaluation(result, Some(source), &Text::first(tokens, length, storage), work.compute))
+    Ok(memory::evaluation(
+        result,
+        Some(source),
+        &Text::first(tokens, length, storage),
+        work.compute,
+    ))
 }
 
 fn shards(declaration: &Declaration, max_shard_size: ByteSize) -> Result<Vec<ShardPlan>> {
     let declared: Vec<Declared> = declaration
         .tensors
         .iter()
-        .map(|(name, w)| Declared { name: name.clone(), dtype: w.dtype(), shape: w.shape().to_vec() })
+        .map(|(name, w)| Declared {
+            name: name.clone(),
+            dtype: w.dtype(),
+            shape: w.shape().to_vec(),
+        })
         .collect();
     plan_shards(&declared, max_shard_size.0)
 }

@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
-    Checkpoint, Error, Kind, Result, ScratchStore, Seal, Snapshot, StagedFile, check_file, file_exists, is_stream,
-    json, sha256_bytes,
+    Checkpoint, Error, Kind, Result, ScratchStore, Seal, Snapshot, StagedFile, check_file,
+    file_exists, is_stream, json, sha256_bytes,
 };
-use moe_forward::{Corpus, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
+use moe_forward::{
+    Corpus, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts,
+};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{
-    Effect, Kept, LayerEdits, Pass, Plan, Sources, Survey, SurveyText, TextSource, same_bytes, same_source,
+    Effect, Kept, LayerEdits, Pass, Plan, Sources, Survey, SurveyText, TextSource, same_bytes,
+    same_source,
 };
 
 use super::beside::Beside;
@@ -64,7 +67,12 @@ pub(crate) struct PassRun<'p> {
 
 impl<'p> PassRun<'p> {
     /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
-    pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &RunContext<'_>) -> Result<Self> {
+    pub(super) fn new(
+        pass: &'p dyn Pass,
+        source: Model,
+        first: bool,
+        place: &RunContext<'_>,
+    ) -> Result<Self> {
         let RunContext { input, checkpoint, compute, spill, work } = *place;
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.inputs().files());
@@ -79,7 +87,8 @@ impl<'p> PassRun<'p> {
         for survey in &plan.surveys {
             texts.push(load(survey, input, &source, work, &mut survey_reads)?);
         }
-        let deciding = decider.map(|decider| Deciding::new(decider, &source, input, work)).transpose()?;
+        let deciding =
+            decider.map(|decider| Deciding::new(decider, &source, input, work)).transpose()?;
         let teacher = beside.models.first();
         let read = |training| TrainingTask::read(training, &plan.model, teacher, checkpoint, work);
         let training = pass.training().map(read).transpose()?;
@@ -115,8 +124,14 @@ impl<'p> PassRun<'p> {
         self.beside.sources(&self.source, compute, Some(spill), decisions)
     }
 
-    /// Applies the pass anew to `source`, whose layers have become what they were only planned to be.
-    pub(super) fn converts(&mut self, source: Model, compute: &Compute, spill: &Arc<ScratchStore>) -> Result<()> {
+    /// Applies the pass anew to `source`, whose layers have become what they were only planned to
+    /// be.
+    pub(super) fn converts(
+        &mut self,
+        source: Model,
+        compute: &Compute,
+        spill: &Arc<ScratchStore>,
+    ) -> Result<()> {
         self.source = source;
         let sources = self.sources(compute, spill, None);
         let (plan, decider) = (self.pass.plan(&sources)?, self.pass.decider(&sources)?);
@@ -146,7 +161,11 @@ impl<'p> PassRun<'p> {
         }
         if record.steps > 0 && record.written == 0 {
             let why = "no measurement was better than the one before the first step: the weights are the source's";
-            self.plan.effects = vec![Effect { option: "train".to_owned(), kept: Kept::Exactly, why: why.to_owned() }];
+            self.plan.effects = vec![Effect {
+                option: "train".to_owned(),
+                kept: Kept::Exactly,
+                why: why.to_owned(),
+            }];
             let remedy = "try another --learning-rate, more --steps or more text";
             self.plan.warnings.push(format!("training changed nothing, since {why}; {remedy}"));
         }
@@ -195,8 +214,11 @@ impl<'p> PassRun<'p> {
 
     /// Writes them there.
     pub(super) fn write_plan(&mut self) -> Result<()> {
-        let Some((file, decisions)) = self.plan_file.take().zip(self.decisions.as_ref()) else { return Ok(()) };
-        let text = Seal::JSON.close(&json::to_pretty(&self.pass.describe_decisions(&self.source, decisions)));
+        let Some((file, decisions)) = self.plan_file.take().zip(self.decisions.as_ref()) else {
+            return Ok(());
+        };
+        let text = Seal::JSON
+            .close(&json::to_pretty(&self.pass.describe_decisions(&self.source, decisions)));
         // What went to a pipe can't be looked at again.
         let is_kept = self.pass.plan_out().is_some_and(|path| !is_stream(path));
         self.written = is_kept.then(|| sha256_bytes(text.as_bytes()));
@@ -206,16 +228,21 @@ impl<'p> PassRun<'p> {
     /// Whether it can decide in the sweep in which `before` does, whose layers it converts.
     pub(super) fn joins(&self, before: &Self) -> bool {
         let whole = before.plan.surveys.is_empty() && before.training.is_none();
-        let of = |applied: &'_ Self, test: fn(&Deciding) -> bool| applied.deciding.as_ref().is_some_and(test);
+        let of = |applied: &'_ Self, test: fn(&Deciding) -> bool| {
+            applied.deciding.as_ref().is_some_and(test)
+        };
         whole
             && of(before, |deciding| deciding.decider.sweeps_once())
-            && of(self, |deciding| deciding.decider.sweeps_once() && !deciding.decider.looks_ahead())
+            && of(self, |deciding| {
+                deciding.decider.sweeps_once() && !deciding.decider.looks_ahead()
+            })
     }
 
     /// About how many floating-point operations surveys, decisions and training take.
     pub(super) fn flops(&self) -> f64 {
         let surveyed = self.texts.iter().map(|text| text.batch());
-        let surveyed = surveyed.map(|batch| ForwardWork::of(&self.source, batch.tokens(), batch.longest()).total());
+        let surveyed = surveyed
+            .map(|batch| ForwardWork::of(&self.source, batch.tokens(), batch.longest()).total());
         let decided = self.deciding.as_ref().map_or(0.0, Deciding::flops);
         let trained = self.training.as_ref().map_or(0.0, |task| {
             let (options, text) = (&task.training.options, &task.training.text);
@@ -223,7 +250,8 @@ impl<'p> PassRun<'p> {
             let tokens = options.batch_tokens * options.accumulate;
             let head = 2.0 * tokens as f64 * model.hidden as f64 * model.vocab as f64;
             let step = ForwardWork::of(model, tokens, text.sequence_length).total() + head;
-            // Backwards takes twice as much, and layers whose graphs aren't kept run again; a teacher runs beside.
+            // Backwards takes twice as much, and layers whose graphs aren't kept run again; a
+            // teacher runs beside.
             let times = if task.training.teacher.is_some() { 5.0 } else { 4.0 };
             options.steps as f64 * times * step
         });
@@ -232,9 +260,17 @@ impl<'p> PassRun<'p> {
 
     /// Bytes on the disk, until the result is written, of weights that are made and of a training.
     pub(super) fn disk_bytes(&self) -> u64 {
-        let made = self.declaration.tensors.iter().map(|(_, weight)| weight).filter(|weight| weight.stored().is_none());
+        let made = self
+            .declaration
+            .tensors
+            .iter()
+            .map(|(_, weight)| weight)
+            .filter(|weight| weight.stored().is_none());
         let made = if self.pass.spills() { made.map(moe_model::Weight::bytes).sum() } else { 0 };
-        made + self.training.as_ref().map_or(0, |task| Need::disk_bytes(&self.plan.model, &task.training))
+        made + self
+            .training
+            .as_ref()
+            .map_or(0, |task| Need::disk_bytes(&self.plan.model, &task.training))
     }
 
     /// What surveys and training hold, each of which runs by itself.
@@ -242,8 +278,9 @@ impl<'p> PassRun<'p> {
         let mut needs = Vec::new();
         for (survey, text) in self.plan.surveys.iter().zip(&self.texts) {
             let batch = text.batch();
-            let live =
-                |share: Share, length| Ok(surveyed(survey, &self.source, share.of(batch.tokens()), length, work));
+            let live = |share: Share, length| {
+                Ok(surveyed(survey, &self.source, share.of(batch.tokens()), length, work))
+            };
             needs.push(match &survey.text {
                 TextSource::Data { .. } => Needs::of_text("--data-tokens", batch.longest(), live)?,
                 TextSource::Prompts { .. } => Needs::fixed(live(Share::All, batch.longest())?),
@@ -258,7 +295,9 @@ impl<'p> PassRun<'p> {
 
     /// What deciding holds.
     pub(super) fn deciding_needs(&self, work: &Work<'_>) -> Result<Needs> {
-        self.deciding.as_ref().map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
+        self.deciding
+            .as_ref()
+            .map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
     }
 
     /// Tokens that its training is measured on.
@@ -274,7 +313,8 @@ fn surveyed(survey: &Survey, source: &Model, tokens: usize, length: usize, work:
     text.surveyed(source, survey.surveyor.working_bytes(source, tokens), work.compute)
 }
 
-/// Names and config of a plan, and the model that loaders will find: a contradiction shows here, before the first byte.
+/// Names and config of a plan, and the model that loaders will find: a contradiction shows here,
+/// before the first byte.
 pub(super) fn declared(plan: &Plan) -> Result<(Declaration, Model)> {
     let declaration = plan.model.declare().map_err(|e| e.file(&plan.model.config_file))?;
     let result = declaration.reread()?;
@@ -321,10 +361,15 @@ fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
     let Some(wanted) = (if others.is_empty() { None } else { read(base)? }) else { return Ok(()) };
     for other in others.iter().filter(|other| *other != base) {
         let Some(found) = read(other)? else { continue };
-        if let Some(part) = ["model", "added_tokens"].into_iter().find(|part| wanted[*part] != found[*part]) {
-            return Err(Error::new(Kind::Usage, format!("this tokenizer has another {part:?} than the base's"))
-                .file(other.join(TOKENIZER_FILE))
-                .remedy("give models that were fine-tuned from one base, with its tokenizer"));
+        if let Some(part) =
+            ["model", "added_tokens"].into_iter().find(|part| wanted[*part] != found[*part])
+        {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("this tokenizer has another {part:?} than the base's"),
+            )
+            .file(other.join(TOKENIZER_FILE))
+            .remedy("give models that were fine-tuned from one base, with its tokenizer"));
         }
     }
     Ok(())

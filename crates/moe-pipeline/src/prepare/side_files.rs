@@ -18,8 +18,8 @@ const REFUSED_KEY: &str = "transformers refuses the model for this key";
 /// No code of a model is longer.
 const MAX_CODE_BYTES: u64 = 8 << 20;
 
-/// What comes along to a result of `family`: all of it, unless the source is of another family. The code of the
-/// source's model can't load such a result.
+/// What comes along to a result of `family`: all of it, unless the source is of another family. The
+/// code of the source's model can't load such a result.
 pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
     let mut files = checkpoint.side_files().clone();
     if checkpoint.config().get("model_type").and_then(Value::as_str) == Some(&family.model_type) {
@@ -27,7 +27,10 @@ pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
     }
     let (of_model, mut of_others) = classes(checkpoint.config());
     // Tokenizers and all kinds of processors name their code in a file of their own.
-    let of_top = files.carried.iter().filter(|file| file.name.ends_with(".json") && !file.name.contains('/'));
+    let of_top = files
+        .carried
+        .iter()
+        .filter(|file| file.name.ends_with(".json") && !file.name.contains('/'));
     for file in of_top.filter(|file| file.bytes <= json::MAX_JSON_BYTES) {
         if let Ok(config) = json::read_tree::<Map<String, Value>>(&file.path) {
             of_others.extend(classes(&config).1);
@@ -36,7 +39,8 @@ pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
     let needed = with_imports(checkpoint.dir(), of_others);
     let code = with_imports(checkpoint.dir(), of_model);
     files.leave_out(OTHER_FAMILY, |name| {
-        let named_so = (name.starts_with("modeling_") || name.starts_with("configuration_")) && name.ends_with(".py");
+        let named_so = (name.starts_with("modeling_") || name.starts_with("configuration_"))
+            && name.ends_with(".py");
         !needed.contains(name) && (code.contains(name) || named_so || name == "params.json")
     });
     files
@@ -50,9 +54,14 @@ pub(crate) struct Rewritten {
     left_out: Vec<String>,
 }
 
-/// Refuses `files` of `checkpoint` for which loaders would refuse a result, before there is work to lose. What only
-/// generation_config.json says is left out instead, since the weights don't depend on it.
-pub(super) fn loadable(files: &mut SideFiles, checkpoint: &Checkpoint, vocab: usize) -> Result<Option<Rewritten>> {
+/// Refuses `files` of `checkpoint` for which loaders would refuse a result, before there is work to
+/// lose. What only generation_config.json says is left out instead, since the weights don't depend
+/// on it.
+pub(super) fn loadable(
+    files: &mut SideFiles,
+    checkpoint: &Checkpoint,
+    vocab: usize,
+) -> Result<Option<Rewritten>> {
     files.check_readable()?;
     check_carried(files, checkpoint.dir(), vocab)?;
     let keys = match refused_config(files) {
@@ -77,10 +86,16 @@ pub(super) fn warnings(files: &SideFiles, rewritten: Option<&Rewritten>) -> Vec<
     let mut warnings = Vec::new();
     if let Some(Rewritten { name, left_out, .. }) = rewritten {
         let what = left_out.join("; ");
-        warnings.push(format!("{name} is written without what transformers refuses the whole model for: {what}"));
+        warnings.push(format!(
+            "{name} is written without what transformers refuses the whole model for: {what}"
+        ));
     }
-    let left: Vec<&str> =
-        files.left_out.iter().filter(|(_, why)| **why == OTHER_FAMILY).map(|(name, _)| name.as_str()).collect();
+    let left: Vec<&str> = files
+        .left_out
+        .iter()
+        .filter(|(_, why)| **why == OTHER_FAMILY)
+        .map(|(name, _)| name.as_str())
+        .collect();
     if !left.is_empty() {
         warnings.push(format!(
             "code and configs of the source's family stay behind, since the result is of another: {}",
@@ -102,7 +117,8 @@ pub(super) fn warnings(files: &SideFiles, rewritten: Option<&Rewritten>) -> Vec<
 /// Files of code that `config` names: for the model, and for the rest.
 fn classes(config: &Map<String, Value>) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut of_model, mut of_others) = (BTreeSet::new(), BTreeSet::new());
-    for (class, named) in config.get(AUTO_MAP_KEY).and_then(Value::as_object).into_iter().flatten() {
+    for (class, named) in config.get(AUTO_MAP_KEY).and_then(Value::as_object).into_iter().flatten()
+    {
         // A tokenizer has two: a slow and a fast one.
         let named = named.as_array().map_or(std::slice::from_ref(named), Vec::as_slice);
         let files = named.iter().filter_map(|class| {
@@ -120,10 +136,13 @@ fn with_imports(dir: &Path, files: BTreeSet<String>) -> BTreeSet<String> {
     let mut left: Vec<String> = files.into_iter().collect();
     while let Some(file) = left.pop() {
         let Ok(text) = read_text(&dir.join(&file), MAX_CODE_BYTES) else { continue };
-        let folder = file.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+        let folder =
+            file.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
         for line in text.lines().map(str::trim_start) {
             let module = line.strip_prefix("from .").or_else(|| line.strip_prefix("import ."));
-            let Some(module) = module.and_then(|rest| rest.split_whitespace().next()) else { continue };
+            let Some(module) = module.and_then(|rest| rest.split_whitespace().next()) else {
+                continue;
+            };
             let import = format!("{folder}{}.py", module.replace('.', "/"));
             if !import.contains("//") && dir.join(&import).is_file() && all.insert(import.clone()) {
                 left.push(import);

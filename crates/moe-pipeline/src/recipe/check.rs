@@ -1,4 +1,5 @@
-//! What all steps of a recipe together must keep, so that a long run doesn't fail, or average what it must not, at its end.
+//! What all steps of a recipe together must keep, so that a long run doesn't fail, or average what
+//! it must not, at its end.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +13,8 @@ use moe_passes::{Inputs, Pass};
 use super::{Recipe, Step, StepKind, usage};
 use crate::train::TrainingDir;
 
-/// Steps without those that would only do again what an earlier one has done, such as what several combinations of choices have in
-/// common.
+/// Steps without those that would only do again what an earlier one has done, such as what several
+/// combinations of choices have in common.
 pub(super) fn shared(steps: Vec<Step>) -> Vec<Step> {
     let mut kept: Vec<Step> = Vec::new();
     // By output, which twins have in common: there can be thousands of steps.
@@ -49,7 +50,9 @@ pub(super) fn lies_within<P: Borrow<Path> + Ord>(path: &Path, outputs: &BTreeSet
 fn absent_remedy(path: &Path) -> &'static str {
     let text = path.to_string_lossy();
     match text.starts_with('~') || text.contains(['*', '$']) {
-        true => "write the path out: recipes expand no ~, * or $NAME, but ${variables} of their own",
+        true => {
+            "write the path out: recipes expand no ~, * or $NAME, but ${variables} of their own"
+        }
         false => "correct the path, or write it in an earlier step",
     }
 }
@@ -60,7 +63,8 @@ fn common(a: &str, b: &str) -> String {
     a.split(", ").filter(|choice| of_b.contains(choice)).collect::<Vec<_>>().join(", ")
 }
 
-/// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
+/// Refuses steps that write over each other unasked, and evaluations that share a row but not what
+/// they measure.
 pub(super) fn steps(steps: &[Step]) -> Result<()> {
     let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
@@ -68,19 +72,32 @@ pub(super) fn steps(steps: &[Step]) -> Result<()> {
         let overwrite = step.output().is_some_and(|(_, overwrite)| overwrite);
         for output in step.writes().into_iter().filter(|output| !is_stream(output)) {
             if let Some(earlier) = written.insert(output, number).filter(|_| !overwrite) {
-                let what =
-                    format!("step {number} ({}) writes to {}, as step {earlier} does", step.name(), output.display());
+                let what = format!(
+                    "step {number} ({}) writes to {}, as step {earlier} does",
+                    step.name(),
+                    output.display()
+                );
                 return Err(usage(what, "let a variable tell them apart, or say overwrite = true"));
             }
         }
     }
     let mut rows: BTreeMap<String, (usize, &Step)> = BTreeMap::new();
-    for (number, step) in numbered().filter(|(_, step)| matches!(step.kind, StepKind::Eval { .. })) {
+    for (number, step) in numbered().filter(|(_, step)| matches!(step.kind, StepKind::Eval { .. }))
+    {
         let (earlier, first) = *rows.entry(step.row()).or_insert((number, step));
         if !first.measures_as(step) {
-            let of = format!("step {number} ({}) has the label of step {earlier}, {:?}", step.name(), step.row());
-            let what = format!("{of}, but not its data, limits and original: runs of one label are averaged");
-            return Err(usage(what, "give it a label of its own, or the same text, limits and original"));
+            let of = format!(
+                "step {number} ({}) has the label of step {earlier}, {:?}",
+                step.name(),
+                step.row()
+            );
+            let what = format!(
+                "{of}, but not its data, limits and original: runs of one label are averaged"
+            );
+            return Err(usage(
+                what,
+                "give it a label of its own, or the same text, limits and original",
+            ));
         }
     }
     Ok(())
@@ -89,12 +106,14 @@ pub(super) fn steps(steps: &[Step]) -> Result<()> {
 /// Whether passes, their options and what they write beside their result are the same.
 fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
     a.len() == b.len()
-        && a.iter().zip(b).all(|(a, b)| (a.name(), a.options(), a.plan_out()) == (b.name(), b.options(), b.plan_out()))
+        && a.iter().zip(b).all(|(a, b)| {
+            (a.name(), a.options(), a.plan_out()) == (b.name(), b.options(), b.plan_out())
+        })
 }
 
 impl Recipe {
-    /// Refuses what the last step would fail of when all others have run: files and checkpoints that aren't there and that no earlier
-    /// step makes.
+    /// Refuses what the last step would fail of when all others have run: files and checkpoints
+    /// that aren't there and that no earlier step makes.
     ///
     /// # Errors
     /// [`Kind::Missing`], naming the step.
@@ -102,7 +121,9 @@ impl Recipe {
         let mut made: BTreeSet<&Path> = BTreeSet::new();
         for (index, step) in self.steps.iter().enumerate() {
             let is_there = |path: &&Path| path.exists() || lies_within(path, &made);
-            if let Some(path) = step.reads().into_iter().chain(step.texts()).find(|path| !is_there(path)) {
+            if let Some(path) =
+                step.reads().into_iter().chain(step.texts()).find(|path| !is_there(path))
+            {
                 let what = format!(
                     "step {} ({}) reads a path that isn't there and that no earlier step writes",
                     index + 1,
@@ -119,8 +140,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// Refuses outputs that overlap with what a step reads and no step before it makes, with the recipe `path`, or with each other.
-    /// `reports` are written beside the steps' results.
+    /// Refuses outputs that overlap with what a step reads and no step before it makes, with the
+    /// recipe `path`, or with each other. `reports` are written beside the steps' results.
     ///
     /// # Errors
     /// As for [`Locations::writes`].
@@ -129,10 +150,17 @@ impl Recipe {
         locations.reads(path);
         let mut made: BTreeSet<&Path> = BTreeSet::new();
         for step in &self.steps {
-            // What a step makes may be read, and made again, by those behind it. No step makes text.
+            // What a step makes may be read, and made again, by those behind it. No step makes
+            // text.
             let is_made = |path: &&Path| lies_within(path, &made);
-            step.reads().into_iter().filter(|path| !is_made(path)).for_each(|path| locations.reads(path));
-            step.texts().into_iter().filter(|path| !made.contains(path)).for_each(|path| locations.reads(path));
+            step.reads()
+                .into_iter()
+                .filter(|path| !is_made(path))
+                .for_each(|path| locations.reads(path));
+            step.texts()
+                .into_iter()
+                .filter(|path| !made.contains(path))
+                .for_each(|path| locations.reads(path));
             made.extend(step.writes());
         }
         let outputs: BTreeSet<&Path> = self.steps.iter().flat_map(Step::writes).collect();
@@ -150,15 +178,22 @@ impl Recipe {
             return Vec::new();
         }
         let earlier = self.steps[..index].iter().filter_map(|step| match &step.kind {
-            StepKind::Convert { passes: other, output, .. } if same_work(passes, other) => Some(output.as_path()),
+            StepKind::Convert { passes: other, output, .. } if same_work(passes, other) => {
+                Some(output.as_path())
+            }
             _ => None,
         });
         earlier.collect()
     }
 
-    /// The passes that lead to the result of step `index` from a checkpoint that is there, and that checkpoint, where its own input is yet
-    /// to be made and nothing else that they read is. What is `stale` is as good as not there.
-    pub fn lineage(&self, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(Vec<&dyn Pass>, &Path)> {
+    /// The passes that lead to the result of step `index` from a checkpoint that is there, and that
+    /// checkpoint, where its own input is yet to be made and nothing else that they read is. What
+    /// is `stale` is as good as not there.
+    pub fn lineage(
+        &self,
+        index: usize,
+        stale: &BTreeSet<PathBuf>,
+    ) -> Option<(Vec<&dyn Pass>, &Path)> {
         let step = &self.steps[index];
         let StepKind::Convert { passes: own, .. } = &step.kind else { return None };
         let is_there = |path: &Path| path.exists() && !stale.contains(path);
@@ -175,9 +210,15 @@ impl Recipe {
         Some((passes, source))
     }
 
-    /// The passes by which steps before step `index` make `model`, which isn't there, of a checkpoint that is, and that checkpoint.
-    /// None where no step makes it, or something else that they read isn't there either.
-    pub fn makers(&self, model: &Path, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(Vec<&dyn Pass>, &Path)> {
+    /// The passes by which steps before step `index` make `model`, which isn't there, of a
+    /// checkpoint that is, and that checkpoint. None where no step makes it, or something else that
+    /// they read isn't there either.
+    pub fn makers(
+        &self,
+        model: &Path,
+        index: usize,
+        stale: &BTreeSet<PathBuf>,
+    ) -> Option<(Vec<&dyn Pass>, &Path)> {
         let is_there = |path: &Path| path.exists() && !stale.contains(path);
         let (mut passes, mut model, mut end) = (Vec::new(), model, index);
         loop {
@@ -199,17 +240,22 @@ impl Recipe {
         }
     }
 
-    /// What step `index` reads that an earlier step is to make and hasn't made yet, or has made of what is `stale`, and that step's number.
+    /// What step `index` reads that an earlier step is to make and hasn't made yet, or has made of
+    /// what is `stale`, and that step's number.
     pub fn awaited(&self, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(&Path, usize)> {
         let reads = self.steps[index].reads();
         let earlier = self.steps[..index].iter().enumerate();
-        let outputs =
-            earlier.flat_map(|(index, step)| step.writes().into_iter().map(move |output| (output, index + 1)));
-        outputs.into_iter().find(|(output, _)| reads.contains(output) && (!output.exists() || stale.contains(*output)))
+        let outputs = earlier.flat_map(|(index, step)| {
+            step.writes().into_iter().map(move |output| (output, index + 1))
+        });
+        outputs.into_iter().find(|(output, _)| {
+            reads.contains(output) && (!output.exists() || stale.contains(*output))
+        })
     }
 }
 
-/// Adds `path` to `files`, and what lies below it. The time of a folder says whether something came to it or went.
+/// Adds `path` to `files`, and what lies below it. The time of a folder says whether something came
+/// to it or went.
 fn add_all(path: &Path, files: &mut Snapshot) {
     files.add(path);
     for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
@@ -245,10 +291,12 @@ impl Step {
             StepKind::Eval { options, .. } => {
                 DataSpec::files(&options.data).chain(options.gates.golden.as_deref()).collect()
             }
-            StepKind::Observe { options, .. } => {
-                DataSpec::files(&options.calibration.data).chain(options.add.iter().map(PathBuf::as_path)).collect()
+            StepKind::Observe { options, .. } => DataSpec::files(&options.calibration.data)
+                .chain(options.add.iter().map(PathBuf::as_path))
+                .collect(),
+            StepKind::Convert { passes, .. } => {
+                passes.iter().flat_map(|pass| pass.inputs().texts()).collect()
             }
-            StepKind::Convert { passes, .. } => passes.iter().flat_map(|pass| pass.inputs().texts()).collect(),
             StepKind::Verify | StepKind::Inspect => Vec::new(),
         }
     }
@@ -281,9 +329,8 @@ impl Step {
     /// Where its result goes, and whether it replaces an earlier one.
     pub(super) fn output(&self) -> Option<(&Path, bool)> {
         match &self.kind {
-            StepKind::Convert { output, overwrite, .. } | StepKind::Observe { output, overwrite, .. } => {
-                Some((output, *overwrite))
-            }
+            StepKind::Convert { output, overwrite, .. }
+            | StepKind::Observe { output, overwrite, .. } => Some((output, *overwrite)),
             StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => None,
         }
     }
@@ -294,9 +341,10 @@ impl Step {
             return false;
         }
         match (&self.kind, &other.kind) {
-            (StepKind::Convert { passes: a, writing: of, .. }, StepKind::Convert { passes: b, writing: to, .. }) => {
-                of == to && same_work(a, b)
-            }
+            (
+                StepKind::Convert { passes: a, writing: of, .. },
+                StepKind::Convert { passes: b, writing: to, .. },
+            ) => of == to && same_work(a, b),
             (StepKind::Observe { options: a, .. }, StepKind::Observe { options: b, .. }) => {
                 serde_json::to_value(a).ok() == serde_json::to_value(b).ok()
             }
@@ -312,8 +360,13 @@ impl Step {
     /// Whether both evaluate on the same text beside the same original.
     fn measures_as(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
-            (StepKind::Eval { against: a, options: of }, StepKind::Eval { against: b, options: to }) => {
-                a == b && (&of.data, of.sequence_length, of.max_tokens) == (&to.data, to.sequence_length, to.max_tokens)
+            (
+                StepKind::Eval { against: a, options: of },
+                StepKind::Eval { against: b, options: to },
+            ) => {
+                a == b
+                    && (&of.data, of.sequence_length, of.max_tokens)
+                        == (&to.data, to.sequence_length, to.max_tokens)
             }
             _ => false,
         }

@@ -1,5 +1,5 @@
-//! Steps as they are written become steps as they run: defaults filled in, blocks repeated for every combination of their
-//! choices, variables replaced.
+//! Steps as they are written become steps as they run: defaults filled in, blocks repeated for
+//! every combination of their choices, variables replaced.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +30,8 @@ pub(super) struct Expansion<'a> {
 }
 
 /// Keys of steps that run one pass which passes within a step don't have.
-pub(super) const OF_STEPS: [&str; 6] = ["model", "output", "overwrite", "label", "max-shard-size", "probe-tokens"];
+pub(super) const OF_STEPS: [&str; 6] =
+    ["model", "output", "overwrite", "label", "max-shard-size", "probe-tokens"];
 
 /// The variables that one value of a choice sets, and how messages call it.
 struct Setting {
@@ -39,7 +40,8 @@ struct Setting {
 }
 
 impl Expansion<'_> {
-    /// Refuses recipes whose blocks make more steps than can ever run, before the first of them is made.
+    /// Refuses recipes whose blocks make more steps than can ever run, before the first of them is
+    /// made.
     pub fn check_count(tables: &[Table]) -> Result<()> {
         match steps_of(tables) > MAX_STEPS {
             true => Err(too_many()),
@@ -47,7 +49,8 @@ impl Expansion<'_> {
         }
     }
 
-    /// Appends the steps that `tables` stand for; `place` is the number of the block around them with a dot, or nothing.
+    /// Appends the steps that `tables` stand for; `place` is the number of the block around them
+    /// with a dot, or nothing.
     pub fn steps(&mut self, tables: &[Table], place: &str) -> Result<()> {
         for (index, table) in tables.iter().enumerate() {
             let place = format!("{place}{}", index + 1);
@@ -59,8 +62,8 @@ impl Expansion<'_> {
         Ok(())
     }
 
-    /// Gives `table`, which runs `name`, the defaults of keys that it doesn't have, but for those that are `left_out`. Which it had, and
-    /// must have an effect.
+    /// Gives `table`, which runs `name`, the defaults of keys that it doesn't have, but for those
+    /// that are `left_out`. Which it had, and must have an effect.
     fn fill_in(&self, name: &str, table: &mut Table, left_out: &[&str]) -> Vec<String> {
         let own = table.keys().cloned().collect();
         let defaults = self.defaults.get(name).into_iter().flatten();
@@ -70,19 +73,28 @@ impl Expansion<'_> {
         own
     }
 
-    /// The keys of `table`, which runs `name`, that override a default. Values with variables are left out, which may not be there
-    /// for this step.
+    /// The keys of `table`, which runs `name`, that override a default. Values with variables are
+    /// left out, which may not be there for this step.
     fn overridden(&self, name: &str, table: &Table) -> Vec<String> {
         let defaults = self.defaults.get(name).into_iter().flatten();
-        let overridden = defaults.filter(|(key, value)| table.contains_key(*key) && !value.to_string().contains("${"));
+        let overridden = defaults
+            .filter(|(key, value)| table.contains_key(*key) && !value.to_string().contains("${"));
         overridden.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Refuses defaults that `step`, which runs `name` and is right by itself, overrides: they must be right as well.
-    fn check_overridden(&mut self, name: &str, mut step: Table, overridden: &[String]) -> Result<()> {
+    /// Refuses defaults that `step`, which runs `name` and is right by itself, overrides: they must
+    /// be right as well.
+    fn check_overridden(
+        &mut self,
+        name: &str,
+        mut step: Table,
+        overridden: &[String],
+    ) -> Result<()> {
         let defaults = self.defaults.get(name).into_iter().flatten();
         step.extend(
-            defaults.map(|(key, value)| (key.clone(), value.clone())).filter(|(key, _)| overridden.contains(key)),
+            defaults
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .filter(|(key, _)| overridden.contains(key)),
         );
         let checked = self.replace(&mut step).and_then(|()| check_idle(step, overridden));
         checked.map_err(|error| self.wrong_default(name, error))
@@ -90,9 +102,11 @@ impl Expansion<'_> {
 
     fn command(&mut self, mut table: Table, place: &str) -> Result<()> {
         // Defaults go by what runs.
-        let mut runs: Vec<&mut Value> = passes_mut(&mut table).filter_map(|pass| pass.get_mut("run")).collect();
+        let mut runs: Vec<&mut Value> =
+            passes_mut(&mut table).filter_map(|pass| pass.get_mut("run")).collect();
         let named = runs.iter_mut().try_for_each(|run| self.variables.replace(run));
-        let named = named.and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
+        let named = named
+            .and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
         named.map_err(|error| self.wrong(place, "?", &[], error))?;
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
         let overridden = self.overridden(&name, &table);
@@ -100,7 +114,9 @@ impl Expansion<'_> {
         let mut own_of_passes = Vec::new();
         for pass in passes_mut(&mut table) {
             let named = pass_name(pass).zip(pass.as_table_mut());
-            own_of_passes.push(named.map_or(Vec::new(), |(name, pass)| self.fill_in(&name, pass, &OF_STEPS)));
+            own_of_passes.push(
+                named.map_or(Vec::new(), |(name, pass)| self.fill_in(&name, pass, &OF_STEPS)),
+            );
         }
         let mut runs: Vec<String> = passes_of(&table).filter_map(pass_name).collect();
         runs.push(name.clone());
@@ -118,10 +134,15 @@ impl Expansion<'_> {
         let of_tables = std::iter::once(own).chain(own_of_passes);
         let commands = std::iter::once(&name).chain(&runs);
         // What a variable has emptied of text needs nothing that text does.
-        let lacks_text = std::iter::once(&table).chain(passes_of(&table).filter_map(Value::as_table)).any(is_emptied);
+        let lacks_text = std::iter::once(&table)
+            .chain(passes_of(&table).filter_map(Value::as_table))
+            .any(is_emptied);
         let own_may_pass = !self.chosen.is_empty() || lacks_text;
-        let written =
-            of_tables.zip(commands).map(|(own, command)| WrittenStep { command: command.clone(), own, own_may_pass });
+        let written = of_tables.zip(commands).map(|(own, command)| WrittenStep {
+            command: command.clone(),
+            own,
+            own_may_pass,
+        });
         let written: Vec<WrittenStep> = written.collect();
         let step = replaced.and_then(|()| self.spare.parse(table, written, place));
         let (step, passed) = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
@@ -147,16 +168,22 @@ impl Expansion<'_> {
         table.iter_mut().try_for_each(|(key, value)| of_key((key.as_str(), value)))
     }
 
-    /// What is wrong with a step that runs all of `runs`, and where that stands: in the step, or in the defaults that filled it in.
+    /// What is wrong with a step that runs all of `runs`, and where that stands: in the step, or in
+    /// the defaults that filled it in.
     fn wrong(&self, place: &str, name: &str, runs: &[String], error: Error) -> Error {
         let of_step = self.source.key_of_step(place, error.what());
-        let of_defaults = runs.iter().filter_map(|run| Some((self.source.key_of_defaults(run, error.what())?, run)));
+        let of_defaults = runs
+            .iter()
+            .filter_map(|run| Some((self.source.key_of_defaults(run, error.what())?, run)));
         match of_defaults.min_by_key(|(found, _)| found.mentioned) {
             Some((found, run)) if of_step.is_none_or(|own| found.mentioned < own.mentioned) => {
                 error.within(&format!("line {}, [defaults.{run}]", found.line))
             }
             _ => {
-                let line = self.source.line(place, error.what()).map_or(String::new(), |line| format!("line {line}, "));
+                let line = self
+                    .source
+                    .line(place, error.what())
+                    .map_or(String::new(), |line| format!("line {line}, "));
                 let name = if name == "?" { String::new() } else { format!(" ({name})") };
                 error.within(&format!("{line}step {place}{name}"))
             }
@@ -197,11 +224,17 @@ impl Expansion<'_> {
     }
 
     /// Runs `steps` for every combination of `choices`, the last one varying fastest.
-    fn combinations(&mut self, choices: &[(String, Value)], steps: &[Table], place: &str) -> Result<()> {
+    fn combinations(
+        &mut self,
+        choices: &[(String, Value)],
+        steps: &[Table],
+        place: &str,
+    ) -> Result<()> {
         let Some(((choice, values), others)) = choices.split_first() else {
             return self.steps(steps, &format!("{place}."));
         };
-        let in_choice = |error: Error| error.within(&format!("step {place} (a block): each.{choice}"));
+        let in_choice =
+            |error: Error| error.within(&format!("step {place} (a block): each.{choice}"));
         let settings = self.settings(choice, values).map_err(in_choice)?;
         for setting in &settings {
             for (name, value) in &setting.variables {
@@ -233,17 +266,23 @@ impl Expansion<'_> {
             let what = format!("give a list of values or of tables of variables, not {values}");
             return Err(usage(what, format!("write each.{choice} = [{values}] for one value")));
         };
-        let settings: Vec<_> =
-            values.into_iter().enumerate().map(|(i, value)| Setting::new(choice, i, value)).collect();
-        let names = |setting: &Setting| setting.variables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let settings: Vec<_> = values
+            .into_iter()
+            .enumerate()
+            .map(|(i, value)| Setting::new(choice, i, value))
+            .collect();
+        let names = |setting: &Setting| {
+            setting.variables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
         match settings.first() {
             None => Err(usage("give at least one value", "add a value, or leave the choice out")),
             Some(first) => match settings.iter().find(|other| names(other) != names(first)) {
                 None => Ok(settings),
                 Some(other) => {
                     let [first, other] = [first, other].map(|setting| names(setting).join(", "));
-                    let what =
-                        format!("every value sets the same variables in the same order: here are {first}, and {other}");
+                    let what = format!(
+                        "every value sets the same variables in the same order: here are {first}, and {other}"
+                    );
                     Err(usage(what, "give each table the same keys"))
                 }
             },
@@ -251,8 +290,9 @@ impl Expansion<'_> {
     }
 }
 
-/// Refuses values of the keys `overridden` in a step that has them from defaults, where each by itself is wrong. That they don't go together
-/// with what the step says is nothing: they aren't used there.
+/// Refuses values of the keys `overridden` in a step that has them from defaults, where each by
+/// itself is wrong. That they don't go together with what the step says is nothing: they aren't
+/// used there.
 fn check_idle(idle: Table, overridden: &[String]) -> Result<()> {
     match parse_step(idle) {
         Err(error) if overridden.iter().any(|key| is_of_value(error.what(), key)) => Err(error),
@@ -281,9 +321,13 @@ fn steps_of(tables: &[Table]) -> usize {
 
 fn steps_of_table(table: &Table) -> usize {
     let Some(inner) = table.get("step").and_then(Value::as_array) else { return 1 };
-    let inner = inner.iter().filter_map(Value::as_table).map(steps_of_table).fold(0, usize::saturating_add);
+    let inner =
+        inner.iter().filter_map(Value::as_table).map(steps_of_table).fold(0, usize::saturating_add);
     let choices = table.get("each").and_then(Value::as_table).into_iter().flatten();
-    choices.filter_map(|(_, values)| values.as_array()).map(Vec::len).fold(inner, usize::saturating_mul)
+    choices
+        .filter_map(|(_, values)| values.as_array())
+        .map(Vec::len)
+        .fold(inner, usize::saturating_mul)
 }
 
 /// The tables under `pass` of a step that runs several.
@@ -295,8 +339,9 @@ fn passes_mut(table: &mut Table) -> impl Iterator<Item = &mut Value> {
     table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten()
 }
 
-/// Drops keys that say how text is read from a step without text, where they came from `[defaults]`, which are for all steps, or where a
-/// choice has emptied its list of text. `own` are the keys that the step has itself.
+/// Drops keys that say how text is read from a step without text, where they came from
+/// `[defaults]`, which are for all steps, or where a choice has emptied its list of text. `own` are
+/// the keys that the step has itself.
 fn drop_idle(step: &mut Table, own: &[String]) {
     let [data, held_out] = ["data", "held-out"].map(|text| has_text(step, text) == Some(true));
     let is_emptied = is_emptied(step);
@@ -335,7 +380,9 @@ impl Setting {
         let own = variables.iter().find(|(name, _)| name == choice).map(|(_, value)| value);
         let shown = match own {
             Some(Value::String(text)) => format!("{choice} {}", portable(Path::new(text))),
-            Some(value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_))) => format!("{choice} {value}"),
+            Some(value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_))) => {
+                format!("{choice} {value}")
+            }
             _ => format!("{choice} {}", index + 1),
         };
         Self { variables, shown }

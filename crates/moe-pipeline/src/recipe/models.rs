@@ -21,7 +21,8 @@ struct Known<'a> {
     compute: &'a Compute,
     /// Checkpoints by their directories: many steps read the same few.
     models: BTreeMap<PathBuf, (Checkpoint, Model)>,
-    /// What passes make, by passes and source: combinations of choices repeat what they have in common.
+    /// What passes make, by passes and source: combinations of choices repeat what they have in
+    /// common.
     results: BTreeMap<String, Facts>,
     /// What the steps so far write.
     made: BTreeSet<PathBuf>,
@@ -35,9 +36,10 @@ struct Facts {
 }
 
 impl Recipe {
-    /// Refuses steps whose options don't fit the model that they read, as far as its config and shapes say it: models that are
-    /// there, and those that earlier steps make of them. No weight and no text is read. Keys for several steps that do nothing for the
-    /// model of one of them pass by it, if they do something for another.
+    /// Refuses steps whose options don't fit the model that they read, as far as its config and
+    /// shapes say it: models that are there, and those that earlier steps make of them. No weight
+    /// and no text is read. Keys for several steps that do nothing for the model of one of them
+    /// pass by it, if they do something for another.
     ///
     /// # Errors
     /// What the step itself would end with, naming the step.
@@ -49,13 +51,16 @@ impl Recipe {
             while let Err(error) = self.check_model(index, &mut known) {
                 let step = &mut self.steps[index];
                 let within = format!("step {} ({})", index + 1, step.name());
-                let Some((fitting, origin)) = step.keys.without(&error)? else { return Err(error.within(&within)) };
+                let Some((fitting, origin)) = step.keys.without(&error)? else {
+                    return Err(error.within(&within));
+                };
                 step.kind = fitting.kind;
                 passed.entry(origin).or_insert_with(|| error.within(&within));
             }
             known.made.extend(self.steps[index].writes().into_iter().map(Path::to_owned));
         }
-        let used: BTreeSet<Origin> = self.steps.iter().flat_map(|step| step.keys.origins()).collect();
+        let used: BTreeSet<Origin> =
+            self.steps.iter().flat_map(|step| step.keys.origins()).collect();
         match passed.into_iter().find(|(origin, _)| !used.contains(origin)) {
             Some((_, error)) => Err(error),
             None => Ok(()),
@@ -80,7 +85,8 @@ impl Recipe {
                 _ => Ok(()),
             },
             StepKind::Eval { against: Some(against), .. } => {
-                let facts = [self.facts(&step.model, index, known)?, self.facts(against, index, known)?];
+                let facts =
+                    [self.facts(&step.model, index, known)?, self.facts(against, index, known)?];
                 let [Some(model), Some(original)] = facts else { return Ok(()) };
                 check_vocabularies(model.vocab, original.vocab, &against.join(CONFIG_FILE))
             }
@@ -89,7 +95,8 @@ impl Recipe {
         }
     }
 
-    /// What step `index` finds at `path`: a checkpoint that is there, or what earlier steps make; none where that can't be known yet.
+    /// What step `index` finds at `path`: a checkpoint that is there, or what earlier steps make;
+    /// none where that can't be known yet.
     fn facts(&self, path: &Path, index: usize, known: &mut Known<'_>) -> Result<Option<Facts>> {
         if !lies_within(path, &known.made) {
             let (_, model) = known.open(path)?;
@@ -101,13 +108,16 @@ impl Recipe {
         }
     }
 
-    /// Refuses statistics that an earlier step is to make of another model than the one that step `index` converts.
+    /// Refuses statistics that an earlier step is to make of another model than the one that step
+    /// `index` converts.
     fn check_statistics(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
         let step = &self.steps[index];
         let StepKind::Convert { passes, .. } = &step.kind else { return Ok(()) };
         for statistics in passes.iter().filter_map(|pass| pass.inputs().statistics) {
-            let writes = |earlier: &&Step| earlier.output().is_some_and(|(path, _)| path == statistics);
-            let Some(observed) = self.steps[..index].iter().rev().find(writes).map(|maker| maker.model.as_path())
+            let writes =
+                |earlier: &&Step| earlier.output().is_some_and(|(path, _)| path == statistics);
+            let Some(observed) =
+                self.steps[..index].iter().rev().find(writes).map(|maker| maker.model.as_path())
             else {
                 continue;
             };
@@ -117,7 +127,8 @@ impl Recipe {
             }
             let of = Fingerprint::of(&known.open(observed)?.0)?;
             if of != Fingerprint::of(&known.open(&step.model)?.0)? {
-                let what = format!("these statistics will be of another model, {}", observed.display());
+                let what =
+                    format!("these statistics will be of another model, {}", observed.display());
                 return Err(Error::new(Kind::Mismatch, what)
                     .file(statistics)
                     .remedy("observe the model that this step converts, or convert the one that is observed"));

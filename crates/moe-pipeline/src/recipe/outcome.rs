@@ -1,4 +1,5 @@
-//! What became of each step of a recipe, for people who read a CI job's page: JUnit XML and Markdown.
+//! What became of each step of a recipe, for people who read a CI job's page: JUnit XML and
+//! Markdown.
 
 use std::fmt::Write as _;
 
@@ -34,7 +35,8 @@ impl Outcome {
         Self::Failed { gate: false, message: "stopped before its end".to_owned() }
     }
 
-    /// That of an error whose first cause has `kind`. Where files lie on this machine stays out of it: it is published.
+    /// That of an error whose first cause has `kind`. Where files lie on this machine stays out of
+    /// it: it is published.
     pub fn failed(kind: Option<Kind>, message: String) -> Self {
         Self::Failed { gate: kind == Some(Kind::Gate), message: portable_text(&message) }
     }
@@ -52,15 +54,23 @@ pub struct StepOutcome {
 }
 
 impl Recipe {
-    /// How steps are called in outcomes: the same on every machine, so that a page can follow a step from run to run.
+    /// How steps are called in outcomes: the same on every machine, so that a page can follow a
+    /// step from run to run.
     pub fn step_name(&self, index: usize) -> String {
-        format!("{}. {}: {}", index + 1, self.steps[index].name(), portable(self.steps[index].subject()))
+        format!(
+            "{}. {}: {}",
+            index + 1,
+            self.steps[index].name(),
+            portable(self.steps[index].subject())
+        )
     }
 }
 
-/// JUnit XML with a test case for each step; gates that aren't met are failures, all else that goes wrong is an error.
+/// JUnit XML with a test case for each step; gates that aren't met are failures, all else that goes
+/// wrong is an error.
 pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
-    let count = |wanted: fn(&Outcome) -> bool| steps.iter().filter(|step| wanted(&step.outcome)).count();
+    let count =
+        |wanted: fn(&Outcome) -> bool| steps.iter().filter(|step| wanted(&step.outcome)).count();
     let failures = count(|outcome| matches!(outcome, Outcome::Failed { gate: true, .. }));
     let errors = count(|outcome| matches!(outcome, Outcome::Failed { gate: false, .. }));
     let skipped = count(|outcome| *outcome == Outcome::NotRun);
@@ -75,14 +85,18 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {counts}>\n<testsuite name=\"{name}\" {counts}>\n"
     );
     for StepOutcome { name: step, seconds, outcome } in steps {
-        let case =
-            format!("<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"", Escaped(&shown(step, "")));
+        let case = format!(
+            "<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"",
+            Escaped(&shown(step, ""))
+        );
         text += &match outcome {
             Outcome::Done | Outcome::Reused => format!("{case}/>\n"),
             Outcome::NotRun => format!("{case}><skipped message=\"not run\"/></testcase>\n"),
             Outcome::Failed { gate, message } => {
-                let (tag, first) =
-                    (if *gate { "failure" } else { "error" }, message.lines().next().unwrap_or_default());
+                let (tag, first) = (
+                    if *gate { "failure" } else { "error" },
+                    message.lines().next().unwrap_or_default(),
+                );
                 let (first, all) = (Escaped(first), Escaped(message));
                 format!("{case}><{tag} message=\"{first}\">{all}</{tag}></testcase>\n")
             }
@@ -116,10 +130,16 @@ pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> St
     if !averages.is_empty() {
         let _ = write!(text, "\n| evaluated | loss | KL | top-1 |\n|---|---:|---:|---:|\n");
         for Average { label, figures, .. } in averages {
-            let or_dash = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
+            let or_dash =
+                |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
             let kl = or_dash(figures.kl.map(|kl| kl.mean));
             let top1 = or_dash(figures.top1_agreement.map(|agreement| agreement.mean));
-            let _ = writeln!(text, "| {} | {:.4} | {kl} | {top1} |", MarkdownText(label), figures.loss.mean);
+            let _ = writeln!(
+                text,
+                "| {} | {:.4} | {kl} | {top1} |",
+                MarkdownText(label),
+                figures.loss.mean
+            );
         }
     }
     text
@@ -132,7 +152,8 @@ mod tests {
     use super::*;
 
     fn steps() -> Vec<StepOutcome> {
-        let step = |name: &str, outcome| StepOutcome { name: name.to_owned(), seconds: 1.5, outcome };
+        let step =
+            |name: &str, outcome| StepOutcome { name: name.to_owned(), seconds: 1.5, outcome };
         let failed = |gate, message: &str| Outcome::Failed { gate, message: message.to_owned() };
         vec![
             step("1. prune: a|b", Outcome::Done),

@@ -1,4 +1,5 @@
-//! The JSON Schema of recipes, for editors: made of the options that commands have on the command line.
+//! The JSON Schema of recipes, for editors: made of the options that commands have on the command
+//! line.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -18,7 +19,8 @@ use crate::writing::WritingOptions;
 
 /// The schema (draft 2020-12).
 ///
-/// Whether keys are missing it doesn't say: `[defaults]` may have them. Every value may be a text with `${variables}` instead.
+/// Whether keys are missing it doesn't say: `[defaults]` may have them. Every value may be a text
+/// with `${variables}` instead.
 pub fn recipe_schema() -> Value {
     let commands = commands();
     let reference = |name: &str| json!({ "$ref": format!("#/$defs/{name}") });
@@ -27,8 +29,10 @@ pub fn recipe_schema() -> Value {
         ((*name).to_owned(), closed(keys.keys().map(key).collect(), &[]))
     };
     let defaults: Map<String, Value> = commands.iter().map(as_in_steps).collect();
-    let steps: Vec<Value> =
-        std::iter::once("block").chain(commands.iter().map(|(name, _)| *name)).map(reference).collect();
+    let steps: Vec<Value> = std::iter::once("block")
+        .chain(commands.iter().map(|(name, _)| *name))
+        .map(reference)
+        .collect();
     let mut definitions = Map::new();
     let of_variable = json!({ "type": "string", "pattern": r"\$\{", "description": "What a variable is put into." });
     definitions.insert("variable".to_owned(), of_variable);
@@ -56,7 +60,10 @@ pub fn recipe_schema() -> Value {
     });
     let all = json!({ "type": "array", "minItems": 1, "items": { "oneOf": steps } });
     let block = json!({ "each": choices, "step": all });
-    definitions.insert("block".to_owned(), closed(block.as_object().cloned().unwrap_or_default(), &["step"]));
+    definitions.insert(
+        "block".to_owned(),
+        closed(block.as_object().cloned().unwrap_or_default(), &["step"]),
+    );
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A recipe of moe-convert",
@@ -106,7 +113,10 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
     }
     fn reading(mut keys: Map<String, Value>) -> Map<String, Value> {
         keys.insert("model".to_owned(), text("The checkpoint that is read."));
-        keys.insert("label".to_owned(), text("What the row of this step in the summary is called."));
+        keys.insert(
+            "label".to_owned(),
+            text("What the row of this step in the summary is called."),
+        );
         keys
     }
     fn converting(options: Map<String, Value>) -> Map<String, Value> {
@@ -116,10 +126,8 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
     }
     let convert = || {
         let mut keys = converting(Map::new());
-        let passes =
-            "The passes, each of which converts what the one before makes; no checkpoint is written between them.";
-        let pass =
-            json!({ "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/pass" }, "description": passes });
+        let passes = "The passes, each of which converts what the one before makes; no checkpoint is written between them.";
+        let pass = json!({ "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/pass" }, "description": passes });
         keys.insert("pass".to_owned(), pass);
         keys
     };
@@ -132,8 +140,9 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
         keys.insert("against".to_owned(), text("The checkpoint to compare with."));
         reading(keys)
     };
-    let passes =
-        PASSES.into_iter().map(|info| (info.name, converting(options(&info.options.add_to(Command::new(""))))));
+    let passes = PASSES
+        .into_iter()
+        .map(|info| (info.name, converting(options(&info.options.add_to(Command::new(""))))));
     let others = [
         ("observe", writing(group::<ObserveOptions>(), "Where the statistics go.")),
         (CONVERT, convert()),
@@ -178,14 +187,20 @@ fn group<T: Args>() -> Map<String, Value> {
 
 /// The options of `command` by their names.
 fn options(command: &Command) -> Map<String, Value> {
-    let named = command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), option(arg))));
+    let named =
+        command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), option(arg))));
     named.collect()
 }
 
 fn option(arg: &Arg) -> Value {
     let is = |of: TypeId| arg.get_value_parser().type_id() == of;
-    let integers =
-        [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<u32>(), TypeId::of::<i64>(), TypeId::of::<i32>()];
+    let integers = [
+        TypeId::of::<usize>(),
+        TypeId::of::<u64>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<i64>(),
+        TypeId::of::<i32>(),
+    ];
     let values: Vec<String> = arg
         .get_possible_values()
         .iter()
@@ -202,7 +217,8 @@ fn option(arg: &Arg) -> Value {
         _ => json!({ "type": "string" }),
     };
     let many = matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();
-    let mut schema = if many { json!({ "type": "array", "items": or_variable(one.clone()) }) } else { one };
+    let mut schema =
+        if many { json!({ "type": "array", "items": or_variable(one.clone()) }) } else { one };
     let defaults = arg.get_default_values();
     if let ([default], false) = (defaults, many) {
         let default = default.to_string_lossy();
@@ -227,7 +243,10 @@ mod tests {
     fn refused(recipe: &str) -> Vec<String> {
         let recipe: Value = toml::from_str(recipe).unwrap();
         let validator = jsonschema::draft202012::new(&recipe_schema()).unwrap();
-        validator.iter_errors(&recipe).map(|error| format!("{}: {error}", error.instance_path())).collect()
+        validator
+            .iter_errors(&recipe)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect()
     }
 
     /// What the program takes, editors take.
@@ -250,10 +269,18 @@ mod tests {
     #[test]
     fn what_is_no_recipe_is_refused() {
         let step = "[[step]]\nrun = \"prune\"\nmodel = \"a\"\noutput = \"b\"\n";
-        assert!(refused(&format!("{step}keep = 0.5\nmethod = \"reap\"\nexperts = \"${{n}}\"")).is_empty());
-        for wrong in
-            ["keeep = 0.5", "keep = \"half\"", "method = \"best\"", "data = \"text\"", "overwrite = 1", "experts = 1.5"]
-        {
+        assert!(
+            refused(&format!("{step}keep = 0.5\nmethod = \"reap\"\nexperts = \"${{n}}\""))
+                .is_empty()
+        );
+        for wrong in [
+            "keeep = 0.5",
+            "keep = \"half\"",
+            "method = \"best\"",
+            "data = \"text\"",
+            "overwrite = 1",
+            "experts = 1.5",
+        ] {
             assert!(!refused(&format!("{step}{wrong}")).is_empty(), "{wrong}");
         }
         let passes = "[[step]]\nrun = \"convert\"\nmodel = \"a\"\noutput = \"b\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\n[[step.pass]]\nrun = \"quantize\"\n";
@@ -263,7 +290,10 @@ mod tests {
         assert!(!refused("name = \"nothing\"").is_empty());
         assert!(!refused(&step.replace("prune", "prunes")).is_empty());
         assert!(
-            !refused(&format!("{step}\n[[step]]\nrun = \"eval\"\nmodel = \"b\"\ngates = {{ max-kll = 1 }}")).is_empty()
+            !refused(&format!(
+                "{step}\n[[step]]\nrun = \"eval\"\nmodel = \"b\"\ngates = {{ max-kll = 1 }}"
+            ))
+            .is_empty()
         );
     }
 

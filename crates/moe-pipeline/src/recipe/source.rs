@@ -16,10 +16,14 @@ impl<'t> RecipeText<'t> {
         Self { text, root: DeTable::parse(text).ok() }
     }
 
-    /// The line of the step that is called `place`, such as 2.1, or of that key of it which `what` quotes.
+    /// The line of the step that is called `place`, such as 2.1, or of that key of it which `what`
+    /// quotes.
     pub fn line(&self, place: &str, what: &str) -> Option<usize> {
         let (table, span) = self.step(place, what)?;
-        Some(quoted(table, what).map_or_else(|| self.line_of(&span), |found| self.line_of(&found.span)))
+        Some(
+            quoted(table, what)
+                .map_or_else(|| self.line_of(&span), |found| self.line_of(&found.span)),
+        )
     }
 
     /// The key of that step that `what` is about.
@@ -29,13 +33,17 @@ impl<'t> RecipeText<'t> {
 
     /// The key of the defaults of `command` that `what` is about.
     pub fn key_of_defaults(&self, command: &str, what: &str) -> Option<Key> {
-        let DeValue::Table(defaults) = self.root.as_ref()?.get_ref().get("defaults")?.get_ref() else { return None };
+        let DeValue::Table(defaults) = self.root.as_ref()?.get_ref().get("defaults")?.get_ref()
+        else {
+            return None;
+        };
         let DeValue::Table(of_command) = defaults.get(command)?.get_ref() else { return None };
         self.key(of_command, what)
     }
 
     fn key(&self, table: &DeTable<'_>, what: &str) -> Option<Key> {
-        quoted(table, what).map(|found| Key { line: self.line_of(&found.span), mentioned: found.position })
+        quoted(table, what)
+            .map(|found| Key { line: self.line_of(&found.span), mentioned: found.position })
     }
 
     fn line_of(&self, span: &Range<usize>) -> usize {
@@ -53,8 +61,12 @@ impl<'t> RecipeText<'t> {
             (table, span) = (inner, step.span());
         }
         // The passes of a step are numbered, too.
-        let pass = what.strip_prefix("pass ").and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
-        if let (Some(number), Some(DeValue::Array(passes))) = (pass, table.get("pass").map(Spanned::get_ref)) {
+        let pass = what
+            .strip_prefix("pass ")
+            .and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
+        if let (Some(number), Some(DeValue::Array(passes))) =
+            (pass, table.get("pass").map(Spanned::get_ref))
+        {
             let pass = passes.get(number.checked_sub(1)?)?;
             let DeValue::Table(inner) = pass.get_ref() else { return None };
             (table, span) = (inner, pass.span());
@@ -81,7 +93,10 @@ fn quoted(table: &DeTable<'_>, what: &str) -> Option<Quoted> {
     // An error lists the names that there are: the first one that it quotes is its subject.
     let position = |key: &str| {
         let forms = [format!("`{key}`"), format!(".{key}`"), format!("{key:?}")];
-        forms.iter().find_map(|form| what.find(form)).or_else(|| what.starts_with(&format!("{key}:")).then_some(0))
+        forms
+            .iter()
+            .find_map(|form| what.find(form))
+            .or_else(|| what.starts_with(&format!("{key}:")).then_some(0))
     };
     // What is said of a table's key names the table, too.
     let inner = table.iter().find_map(|(_, value)| match value.get_ref() {
@@ -89,7 +104,9 @@ fn quoted(table: &DeTable<'_>, what: &str) -> Option<Quoted> {
         _ => None,
     });
     let own = table.iter().filter_map(|(key, _)| Some((position(key.get_ref())?, key)));
-    let own = own.min_by_key(|(position, _)| *position).map(|(position, key)| Quoted { position, span: key.span() });
+    let own = own
+        .min_by_key(|(position, _)| *position)
+        .map(|(position, key)| Quoted { position, span: key.span() });
     inner.or(own)
 }
 

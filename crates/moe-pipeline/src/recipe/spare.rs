@@ -1,4 +1,5 @@
-//! Keys that were written for several steps and that one of them has no use for: it runs without them, if another uses them.
+//! Keys that were written for several steps and that one of them has no use for: it runs without
+//! them, if another uses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +8,8 @@ use toml::{Table, Value};
 
 use super::{EARLIER_KEYS, Step, parse_step};
 
-/// Where a key stands in the recipe. A key of a table in a step, such as a gate, is written with a dot.
+/// Where a key stands in the recipe. A key of a table in a step, such as a gate, is written with a
+/// dot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Origin {
     /// The command of a table of defaults, or the number of a step in a block, with that of a pass.
@@ -30,7 +32,8 @@ impl WrittenStep {
     /// Where `key` stands, if it may pass by a step without use for it.
     fn origin(&self, key: &str, place: &str) -> Option<Origin> {
         let is_own = self.has(key);
-        let place = if is_own { format!("step {place}") } else { format!("defaults {}", self.command) };
+        let place =
+            if is_own { format!("step {place}") } else { format!("defaults {}", self.command) };
         (!is_own || self.own_may_pass).then(|| Origin { place, key: key.to_owned() })
     }
 
@@ -43,8 +46,12 @@ impl WrittenStep {
     /// A key of `table` that `error` says does nothing there, if it may pass by.
     fn without_use(&self, table: &Table, error: &Error, place: &str) -> Option<(String, Origin)> {
         let keys = error.idle_options().iter().map(|option| option.trim_start_matches('-'));
-        let earlier = |key: &'_ str| EARLIER_KEYS.iter().find(|(_, now)| *now == key).map(|(was, _)| *was);
-        let mut keys = keys.flat_map(|key| [Some(key), earlier(key)]).flatten().filter(|key| has_key(table, key));
+        let earlier =
+            |key: &'_ str| EARLIER_KEYS.iter().find(|(_, now)| *now == key).map(|(was, _)| *was);
+        let mut keys = keys
+            .flat_map(|key| [Some(key), earlier(key)])
+            .flatten()
+            .filter(|key| has_key(table, key));
         keys.find_map(|key| Some((key.to_owned(), self.origin(key, place)?)))
     }
 }
@@ -60,8 +67,9 @@ pub(super) struct StepKeys {
 }
 
 impl StepKeys {
-    /// Takes out a key of the step, or of its pass number `at`, that `error` says does nothing there, if it may pass by: where it was
-    /// written, and the command whose defaults have it, if the step itself doesn't.
+    /// Takes out a key of the step, or of its pass number `at`, that `error` says does nothing
+    /// there, if it may pass by: where it was written, and the command whose defaults have it, if
+    /// the step itself doesn't.
     fn pass_by(&mut self, at: usize, error: &Error) -> Option<(Origin, Option<String>)> {
         let (written, table) = (self.written.get(at)?, table_at(&mut self.table, at)?);
         let (key, origin) = written.without_use(table, error, &format!("{} {at}", self.place))?;
@@ -69,21 +77,32 @@ impl StepKeys {
         Some((origin, (!written.has(&key)).then(|| written.command.clone())))
     }
 
-    /// The step without a key that `error`, in planning it, says does nothing for its model; where that was written. None where there is no
-    /// such key, or it is for this step alone.
+    /// The step without a key that `error`, in planning it, says does nothing for its model; where
+    /// that was written. None where there is no such key, or it is for this step alone.
     ///
     /// # Errors
     /// What is wrong with the step that is left.
     pub fn without(&mut self, error: &Error) -> Result<Option<(Step, Origin)>> {
-        let Some((origin, _)) = (0..self.written.len()).find_map(|at| self.pass_by(at, error)) else { return Ok(None) };
+        let Some((origin, _)) = (0..self.written.len()).find_map(|at| self.pass_by(at, error))
+        else {
+            return Ok(None);
+        };
         Ok(Some((parse_step(self.table.clone())?, origin)))
     }
 
     /// Where its keys were written that may pass by.
     pub fn origins(&self) -> Vec<Origin> {
-        let passes = self.table.get("pass").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_table);
+        let passes = self
+            .table
+            .get("pass")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_table);
         let mut origins = Vec::new();
-        for (at, (table, written)) in std::iter::once(&self.table).chain(passes).zip(&self.written).enumerate() {
+        for (at, (table, written)) in
+            std::iter::once(&self.table).chain(passes).zip(&self.written).enumerate()
+        {
             let place = format!("{} {at}", self.place);
             origins.extend(keys_of(table).iter().filter_map(|key| written.origin(key, &place)));
         }
@@ -102,14 +121,18 @@ fn keys_of(table: &Table) -> Vec<String> {
 
 fn has_key(table: &Table, key: &str) -> bool {
     match key.split_once('.') {
-        Some((outer, inner)) => table.get(outer).and_then(Value::as_table).is_some_and(|of| of.contains_key(inner)),
+        Some((outer, inner)) => {
+            table.get(outer).and_then(Value::as_table).is_some_and(|of| of.contains_key(inner))
+        }
         None => table.contains_key(key),
     }
 }
 
 fn remove_key(table: &mut Table, key: &str) {
     match key.split_once('.') {
-        Some((outer, inner)) => _ = table.get_mut(outer).and_then(Value::as_table_mut).map(|of| of.remove(inner)),
+        Some((outer, inner)) => {
+            _ = table.get_mut(outer).and_then(Value::as_table_mut).map(|of| of.remove(inner))
+        }
         None => _ = table.remove(key),
     }
 }
@@ -131,12 +154,18 @@ pub(super) struct Passed {
 }
 
 impl Spare {
-    /// The step that is `table`, which is called `place`, without keys that do nothing in it, and those. `written` says where the keys of
-    /// the step, then those of each of its passes, come from.
+    /// The step that is `table`, which is called `place`, without keys that do nothing in it, and
+    /// those. `written` says where the keys of the step, then those of each of its passes, come
+    /// from.
     ///
     /// # Errors
     /// What else is wrong with it.
-    pub fn parse(&mut self, table: Table, written: Vec<WrittenStep>, place: &str) -> Result<(Step, Vec<Passed>)> {
+    pub fn parse(
+        &mut self,
+        table: Table,
+        written: Vec<WrittenStep>,
+        place: &str,
+    ) -> Result<(Step, Vec<Passed>)> {
         let mut keys = StepKeys { table, written, place: place.to_owned() };
         let mut passed = Vec::new();
         loop {

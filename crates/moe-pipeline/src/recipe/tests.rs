@@ -29,7 +29,9 @@ fn options(step: &Step) -> serde_json::Value {
 
 #[test]
 fn variables_are_replaced_and_overridden() {
-    let of = |overrides: &[(String, String)]| Recipe::parse(RECIPE, overrides, "x").unwrap().steps[1].model.clone();
+    let of = |overrides: &[(String, String)]| {
+        Recipe::parse(RECIPE, overrides, "x").unwrap().steps[1].model.clone()
+    };
     assert_eq!(of(&[]), Path::new("target/x/moe"));
     assert_eq!(of(&[("out".into(), "/y".into())]), Path::new("/y/moe"));
     assert!(message(RECIPE, &[("outt".into(), "/y".into())]).contains("its variables are: out"));
@@ -47,7 +49,9 @@ fn merging_is_a_step() {
     let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4\ndata = [\"t\"]";
     let options = options(&Recipe::parse(text, &[], "x").unwrap().steps[0]);
     assert_eq!((&options["sample-every"], &options["experts"]), (&4.into(), &12.into()));
-    assert!(message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`"));
+    assert!(
+        message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`")
+    );
 }
 
 const MATRIX: &str = r#"
@@ -85,8 +89,11 @@ fn blocks_run_for_every_combination() {
     assert_eq!((steps[0].command.as_str(), steps[0].chosen.as_str()), ("verify", ""));
     let made: Vec<_> = steps[1..].iter().step_by(2).map(|step| step.chosen.as_str()).collect();
     let sizes = ["text all, tokens 512", "text one, tokens 64", "text one, tokens 128"];
-    let of_bits =
-        |bits| sizes.iter().flat_map(move |size| [0, 1].map(|seed| format!("bits {bits}, {size}, seed {seed}")));
+    let of_bits = |bits| {
+        sizes
+            .iter()
+            .flat_map(move |size| [0, 1].map(|seed| format!("bits {bits}, {size}, seed {seed}")))
+    };
     assert_eq!(made, [3, 2].into_iter().flat_map(of_bits).collect::<Vec<_>>());
     assert_eq!(steps[7].output(), Some((Path::new("x/3-one-64-1"), false)));
     let options = options(&steps[7]);
@@ -98,10 +105,12 @@ fn blocks_run_for_every_combination() {
     assert_eq!(Recipe::parse(MATRIX, &fewer, "x").unwrap().steps.len(), 1 + 2 * 2 * 3);
 }
 
-/// CI doesn't run it: three widths, each rounded once and for three mixes, three sizes, five ways and three seeds.
+/// CI doesn't run it: three widths, each rounded once and for three mixes, three sizes, five ways
+/// and three seeds.
 #[test]
 fn the_full_study_is_a_recipe() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/full/compare-samples.toml");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/full/compare-samples.toml");
     let recipe = Recipe::read(&path, &[]).unwrap();
     assert_eq!(recipe.steps.len(), 2 * 3 * (1 + 3 * 3 * 5 * 3));
     let part = [("widths".to_owned(), "[4]".to_owned()), ("seeds".to_owned(), "[0]".to_owned())];
@@ -115,24 +124,59 @@ fn mistakes_in_blocks_are_named() {
         message(&MATRIX.replace(from, to), &[])
     };
     let bits = "each.bits = [3, 2]";
-    assert!(with("[3, 2]", "[3, 5]").contains("step 2.1.1 (quantize; bits 5, text all, tokens 512, seed 0): "));
-    assert!(with(bits, "each.bits = []").contains("step 2 (a block): each.bits: give at least one value"));
+    assert!(
+        with("[3, 2]", "[3, 5]")
+            .contains("step 2.1.1 (quantize; bits 5, text all, tokens 512, seed 0): ")
+    );
+    assert!(
+        with(bits, "each.bits = []")
+            .contains("step 2 (a block): each.bits: give at least one value")
+    );
     assert!(with(bits, "each.bits = 3").contains("each.bits: give a list"));
-    assert!(with(bits, "each.bits = [3, 2]\neach.nits = [1]").contains("each.nits: no step of the block uses ${nits}"));
+    assert!(
+        with(bits, "each.bits = [3, 2]\neach.nits = [1]")
+            .contains("each.nits: no step of the block uses ${nits}")
+    );
     assert!(with(bits, "each.out = [1]").contains("each.out: there is a variable \"out\" already"));
-    assert!(with("w${bits}a16", "w${bit}a16").contains("there is no variable \"bit\" here, only bits, files, out"));
-    assert!(with("data = \"${files}\"", "data = [\"a ${files}\"]").contains("${files} is of type array"));
-    assert!(with("files = [\"a.txt\"], ", "").contains("here are text, files, sizes, and text, sizes"));
-    assert!(with("sizes = [512] }", "sizes = [512], more = 1 }").contains("every value sets the same variables"));
-    assert!(with("[{ text", "[1, { text").contains("each.text: every value sets the same variables"));
-    assert!(with(bits, "each.bits = [3, 2]\nrun = \"verify\"").contains("unknown key `run`, expected each and step"));
-    assert!(with("seeds = [0, 1]", "seeds = [0, 1]\nspare = 1").contains("[vars] spare: nothing uses ${spare}"));
-    assert!(with("-${tokens}-${seed}\"\n    scheme", "\"\n    scheme").contains("writes to x/3-all, as step 2 does"));
-    assert!(with("[\"b.txt\"]\n", "[\"${seed}.txt\"]\n").contains("has the label of step 3, \"3 bits, all, 512\""));
+    assert!(
+        with("w${bits}a16", "w${bit}a16")
+            .contains("there is no variable \"bit\" here, only bits, files, out")
+    );
+    assert!(
+        with("data = \"${files}\"", "data = [\"a ${files}\"]")
+            .contains("${files} is of type array")
+    );
+    assert!(
+        with("files = [\"a.txt\"], ", "").contains("here are text, files, sizes, and text, sizes")
+    );
+    assert!(
+        with("sizes = [512] }", "sizes = [512], more = 1 }")
+            .contains("every value sets the same variables")
+    );
+    assert!(
+        with("[{ text", "[1, { text").contains("each.text: every value sets the same variables")
+    );
+    assert!(
+        with(bits, "each.bits = [3, 2]\nrun = \"verify\"")
+            .contains("unknown key `run`, expected each and step")
+    );
+    assert!(
+        with("seeds = [0, 1]", "seeds = [0, 1]\nspare = 1")
+            .contains("[vars] spare: nothing uses ${spare}")
+    );
+    assert!(
+        with("-${tokens}-${seed}\"\n    scheme", "\"\n    scheme")
+            .contains("writes to x/3-all, as step 2 does")
+    );
+    assert!(
+        with("[\"b.txt\"]\n", "[\"${seed}.txt\"]\n")
+            .contains("has the label of step 3, \"3 bits, all, 512\"")
+    );
     let block = "[[step]]\n[[step.step]]\nrun = \"verify\"\nmodel = \"x\"";
     assert!(message(block, &[]).contains("step 1 (a block): the key \"each\" is missing"));
     assert!(
-        message("[[step]]\neach = {}\n[[step.step]]", &[]).contains("step 1 (a block): it has no choice under each")
+        message("[[step]]\neach = {}\n[[step.step]]", &[])
+            .contains("step 1 (a block): it has no choice under each")
     );
     assert!(message("[[step]]\neach.a = [1]", &[]).contains("step 1 (a block): it has no step"));
     let set = |value: &str| message(MATRIX, &[("seeds".to_owned(), value.to_owned())]);
@@ -146,20 +190,24 @@ fn mistakes_are_named() {
     assert!(with("top-k", "topk").contains("; did you mean top-k?"), "{}", with("top-k", "topk"));
     let mistyped = with("experts = 8", "experts = \"8\"");
     assert!(
-        mistyped.contains("line 8, step 1 (upcycle): invalid type") && mistyped.contains("in `experts`"),
+        mistyped.contains("line 8, step 1 (upcycle): invalid type")
+            && mistyped.contains("in `experts`"),
         "{mistyped}"
     );
     let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
     let prune = "run = \"prune\"\noutput = \"o\"\nseed = 1\ndata = [\"t\"]\n";
     let grouped = step(&format!("{prune}keep = \"half\""));
     assert!(
-        grouped.contains("line 7, step 1 (prune): invalid type: string \"half\", expected a number in `keep`"),
+        grouped.contains(
+            "line 7, step 1 (prune): invalid type: string \"half\", expected a number in `keep`"
+        ),
         "{grouped}"
     );
     let passes = "run = \"convert\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ndata-tokens = [1]";
     let in_pass = step(passes);
     assert!(
-        in_pass.contains("line 8, step 1 (convert): pass 1: invalid") && in_pass.contains("in `data-tokens`"),
+        in_pass.contains("line 8, step 1 (convert): pass 1: invalid")
+            && in_pass.contains("in `data-tokens`"),
         "{in_pass}"
     );
     let gate = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = \"x\" }");
@@ -167,11 +215,15 @@ fn mistakes_are_named() {
     assert!(with("experts = 8", "").contains("missing field `experts`"));
     let command = with("\"verify\"", "\"verfiy\"");
     assert!(
-        command.contains("there is no command \"verfiy\"") && command.contains("; did you mean verify?"),
+        command.contains("there is no command \"verfiy\"")
+            && command.contains("; did you mean verify?"),
         "{command}"
     );
     assert!(with("run = \"verify\"", "").contains("step 2: every step has a key \"run\""));
-    assert!(with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts").contains("no variable \"oops\""));
+    assert!(
+        with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts")
+            .contains("no variable \"oops\"")
+    );
     assert!(message("step = 3", &[]).contains("line 1"));
     assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
 }
@@ -187,9 +239,13 @@ fn mistakes_in_defaults_are_named_there() {
         ("seed = \"${sed}\"", "there is no variable \"sed\" here, only out in `seed`"),
     ] {
         let error = with(defaults);
-        assert!(error.contains(&format!("line {line}, [defaults.upcycle]: ")) && error.contains(what), "{error}");
+        assert!(
+            error.contains(&format!("line {line}, [defaults.upcycle]: ")) && error.contains(what),
+            "{error}"
+        );
     }
-    let both = message(&format!("{}\n[defaults.upcycle]\nseed = 1", RECIPE.replace("top-k", "topk")), &[]);
+    let both =
+        message(&format!("{}\n[defaults.upcycle]\nseed = 1", RECIPE.replace("top-k", "topk")), &[]);
     assert!(both.contains("line 9, step 1 (upcycle): unknown field `topk`"), "{both}");
     let passes = "[defaults.prune]\nkeeep = 0.5\n[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\ndata = [\"t\"]";
     let error = message(passes, &[]);
@@ -207,18 +263,33 @@ fn remedies_fit_the_mistake() {
         (step("run = \"verfiy\""), "remedy: give run one of these"),
         (step("run = \"verify\"\nkeep = 1"), "remedy: correct the key or remove it"),
         (step("run = \"prune\""), "remedy: add output = "),
-        (step("run = \"upcycle\"\noutput = \"o\"\nexperts = 2"), "remedy: add this key to the step"),
+        (
+            step("run = \"upcycle\"\noutput = \"o\"\nexperts = 2"),
+            "remedy: add this key to the step",
+        ),
         (step("output = \"o\""), "remedy: add run = "),
-        (step(&format!("{eval}gates = {{ max-kl = -1 }}")), "remedy: give a number of nats from 0 on"),
+        (
+            step(&format!("{eval}gates = {{ max-kl = -1 }}")),
+            "remedy: give a number of nats from 0 on",
+        ),
         (
             step(&format!("{eval}gates = {{ min-agreement = 90 }}")),
             "remedy: give a share above 0, at most 1: 0.9 for 90 %",
         ),
-        (step(&format!("{eval}gates = {{ domain = [\"t:max-kl=nan\"] }}")), "remedy: give a number of nats from 0 on"),
+        (
+            step(&format!("{eval}gates = {{ domain = [\"t:max-kl=nan\"] }}")),
+            "remedy: give a number of nats from 0 on",
+        ),
         (step(&format!("{eval}gates = {{ max-bytes = \"much\" }}")), "remedy: write it as 5GB"),
-        (step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"), "remedy: give `against` ORIGINAL"),
+        (
+            step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"),
+            "remedy: give `against` ORIGINAL",
+        ),
         (message("x = ", &[]), "remedy: correct the TOML"),
-        (message("[[step]]\nrun = \"verify\"\nmodel = \"${x}\"", &[]), "remedy: correct the name, or define x"),
+        (
+            message("[[step]]\nrun = \"verify\"\nmodel = \"${x}\"", &[]),
+            "remedy: correct the name, or define x",
+        ),
     ] {
         assert!(error.contains(remedy), "{remedy}: {error}");
     }
@@ -226,15 +297,24 @@ fn remedies_fit_the_mistake() {
     assert!(gate.contains("line 6, step 1 (eval): "), "{gate}");
 }
 
-/// A step that lacks a key because that is mistyped, or because a table of defaults is, isn't blamed for lacking it.
+/// A step that lacks a key because that is mistyped, or because a table of defaults is, isn't
+/// blamed for lacking it.
 #[test]
 fn mistyped_keys_and_tables_are_what_is_named() {
-    let step = "[[step]]\nrun = \"upcycle\"\nmodel = \"m\"\noutput = \"o\"\nexperts = 4\ntop-k = 2\n";
-    let prune = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"o\"\ndata = [\"t\"]\nkeep = 0.5\n";
+    let step =
+        "[[step]]\nrun = \"upcycle\"\nmodel = \"m\"\noutput = \"o\"\nexperts = 4\ntop-k = 2\n";
+    let prune =
+        "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"o\"\ndata = [\"t\"]\nkeep = 0.5\n";
     let passes = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\n";
     for (text, parts) in [
-        (step.replace("model", "modle"), ["line 3, step 1 (upcycle): unknown field `modle`", "did you mean model?"]),
-        (step.replace("experts", "expertss"), ["line 5, step 1 (upcycle): unknown field `expertss`", "mean experts?"]),
+        (
+            step.replace("model", "modle"),
+            ["line 3, step 1 (upcycle): unknown field `modle`", "did you mean model?"],
+        ),
+        (
+            step.replace("experts", "expertss"),
+            ["line 5, step 1 (upcycle): unknown field `expertss`", "mean experts?"],
+        ),
         (
             format!("[defaults.upcycl]\nmodel = \"m\"\n{}", step.replace("model = \"m\"\n", "")),
             ["[defaults.upcycl]: no step runs \"upcycl\"", "did you mean upcycle?"],
@@ -244,7 +324,10 @@ fn mistyped_keys_and_tables_are_what_is_named() {
             ["line 2, [defaults.upcycle]: unknown field `modle`", "did you mean model?"],
         ),
         (format!("{prune}keeep = 1"), ["unknown field `keeep`", "keep, keep-mass, "]),
-        (format!("{passes}keep = 0.5\nmodel = \"x\""), ["pass 1: unknown field `model`", "expected one of run, "]),
+        (
+            format!("{passes}keep = 0.5\nmodel = \"x\""),
+            ["pass 1: unknown field `model`", "expected one of run, "],
+        ),
         (String::new(), ["the recipe has no step", "add a [[step]]"]),
     ] {
         let error = message(&text, &[]);
@@ -252,20 +335,53 @@ fn mistyped_keys_and_tables_are_what_is_named() {
     }
 }
 
-/// What can be known to be wrong without a model is found before the first step, also in defaults that all steps override.
+/// What can be known to be wrong without a model is found before the first step, also in defaults
+/// that all steps override.
 #[test]
 fn values_are_checked_before_any_step() {
     let step = |rest: &str| format!("[[step]]\nmodel = \"m\"\noutput = \"o\"\n{rest}");
     let prune = "run = \"prune\"\ndata = [\"t\"]\n";
     for (text, what, remedy) in [
-        (step(&format!("{prune}keep = 75")), "line 6, step 1 (prune): `keep` 75 is not a share", "0.75 for 75 %"),
-        (step(&format!("{prune}keep = 0.5\ndivisible-by = 0")), "`divisible-by` 0", "give at least 1"),
-        (step(&format!("{prune}keep = 0.5\nexperts = 2")), "`experts`, `keep` and `keep-mass`", "one of the three"),
-        (step(&format!("{prune}keep = 0.5\ndata-tokens = 0")), "`data-tokens` 0", "give at least 2"),
-        (step(&format!("{prune}keep = 0.5\nsequence-length = 1")), "`sequence-length` 1", "give at least 2"),
-        (step("run = \"prune\"\nkeep = 0.5"), "nothing says which experts matter", "give `data` TEXT"),
-        (step("run = \"heal\"\ndata = [\"t\"]\nlearning-rate = 0.0"), "`learning-rate` 0", "give a positive number"),
-        (step("run = \"distill\"\ndata = [\"t\"]\nwidth = 0"), "`width` 0 leaves no network", "at least 1"),
+        (
+            step(&format!("{prune}keep = 75")),
+            "line 6, step 1 (prune): `keep` 75 is not a share",
+            "0.75 for 75 %",
+        ),
+        (
+            step(&format!("{prune}keep = 0.5\ndivisible-by = 0")),
+            "`divisible-by` 0",
+            "give at least 1",
+        ),
+        (
+            step(&format!("{prune}keep = 0.5\nexperts = 2")),
+            "`experts`, `keep` and `keep-mass`",
+            "one of the three",
+        ),
+        (
+            step(&format!("{prune}keep = 0.5\ndata-tokens = 0")),
+            "`data-tokens` 0",
+            "give at least 2",
+        ),
+        (
+            step(&format!("{prune}keep = 0.5\nsequence-length = 1")),
+            "`sequence-length` 1",
+            "give at least 2",
+        ),
+        (
+            step("run = \"prune\"\nkeep = 0.5"),
+            "nothing says which experts matter",
+            "give `data` TEXT",
+        ),
+        (
+            step("run = \"heal\"\ndata = [\"t\"]\nlearning-rate = 0.0"),
+            "`learning-rate` 0",
+            "give a positive number",
+        ),
+        (
+            step("run = \"distill\"\ndata = [\"t\"]\nwidth = 0"),
+            "`width` 0 leaves no network",
+            "at least 1",
+        ),
         (
             step("run = \"upcycle\"\nexperts = 2\ntop-k = 1\nshared-fraction = 50"),
             "line 7, step 1 (upcycle): `shared-fraction` 50 is not a share",
@@ -291,13 +407,15 @@ fn values_are_checked_before_any_step() {
         assert!(error.contains(what) && error.contains(remedy), "{text}\n{error}");
     }
     // What a step overrides need not go together with what the step says.
-    let random =
-        format!("[defaults.prune]\nmethod = \"reap\"\n{}", step("run = \"prune\"\nkeep = 0.5\nmethod = \"random\""));
+    let random = format!(
+        "[defaults.prune]\nmethod = \"reap\"\n{}",
+        step("run = \"prune\"\nkeep = 0.5\nmethod = \"random\"")
+    );
     Recipe::parse(&random, &[], "x").unwrap();
 }
 
-/// [defaults] are for all steps of a command, and keys in a block for all of its choices: what one of them doesn't use passes by it, and
-/// is refused where none does.
+/// [defaults] are for all steps of a command, and keys in a block for all of its choices: what one
+/// of them doesn't use passes by it, and is refused where none does.
 #[test]
 fn keys_for_several_steps_pass_by_those_without_use_for_them() {
     let text = "data = [\"t\"]\n";
@@ -309,22 +427,64 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
             "scheme = \"w4a16\"\ndata = [\"t\"]",
             "scheme = \"w8a16\"\nmethod = \"rtn\"\ndata = []",
         ),
-        ("quantize", "damping = 0.2\nseed = 3", "", "scheme = \"w4a16\"\ndata = [\"t\"]", "scheme = \"fp8\""),
+        (
+            "quantize",
+            "damping = 0.2\nseed = 3",
+            "",
+            "scheme = \"w4a16\"\ndata = [\"t\"]",
+            "scheme = \"fp8\"",
+        ),
         ("quantize", "data = [\"t\"]", "", "scheme = \"w4a16\"", "scheme = \"fp8\""),
-        ("quantize", "group-size = 64", "", "scheme = \"w4a16\"\ndata = [\"t\"]", "scheme = \"fp8\""),
+        (
+            "quantize",
+            "group-size = 64",
+            "",
+            "scheme = \"w4a16\"\ndata = [\"t\"]",
+            "scheme = \"fp8\"",
+        ),
         ("quantize", "shrinkage = 2.0", text, "samples = \"per-expert\"", "samples = \"routed\""),
-        ("merge", "sample-every = 4", "keep = 0.5\ndata = [\"t\"]", "method = \"hc-smoe\"", "method = \"dern\""),
-        ("merge", "group-cap = 4", "keep = 0.5\ndata = [\"t\"]", "method = \"ream\"", "method = \"dern\""),
-        ("heal", "teacher-tokens = 8", "from = \"m\"\ndata = [\"t\"]", "teacher = \"top-k\"", "teacher = \"full\""),
+        (
+            "merge",
+            "sample-every = 4",
+            "keep = 0.5\ndata = [\"t\"]",
+            "method = \"hc-smoe\"",
+            "method = \"dern\"",
+        ),
+        (
+            "merge",
+            "group-cap = 4",
+            "keep = 0.5\ndata = [\"t\"]",
+            "method = \"ream\"",
+            "method = \"dern\"",
+        ),
+        (
+            "heal",
+            "teacher-tokens = 8",
+            "from = \"m\"\ndata = [\"t\"]",
+            "teacher = \"top-k\"",
+            "teacher = \"full\"",
+        ),
         ("heal", "patience = 2", text, "held-out = [\"h\"]", ""),
         ("heal", "patience = 2", text, "held-out = [\"h\"]", "held-out = []"),
         ("heal", "learning-rate = 1e-3", text, "steps = 4", "steps = 0"),
         ("prune", "data = [\"t\"]", "keep = 0.5", "method = \"reap\"", "method = \"aimer\""),
-        ("prune", "data = [\"t\"]\ndata-tokens = 99", "keep = 0.5", "method = \"reap\"", "method = \"random\""),
+        (
+            "prune",
+            "data = [\"t\"]\ndata-tokens = 99",
+            "keep = 0.5",
+            "method = \"reap\"",
+            "method = \"random\"",
+        ),
         ("prune", "no-baseline = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
         ("prune", "no-control = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
         ("distill", "score = \"cp\"", text, "select = \"experts\"", "select = \"neurons\""),
-        ("upcycle", "data = [\"t\"]", "experts = 4\ntop-k = 2", "router = \"kmeans\"", "router = \"normal\""),
+        (
+            "upcycle",
+            "data = [\"t\"]",
+            "experts = 4\ntop-k = 2",
+            "router = \"kmeans\"",
+            "router = \"normal\"",
+        ),
         (
             "upcycle",
             "router-std = 0.1\ndata = [\"t\"]",
@@ -354,21 +514,29 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
     Recipe::parse(passes, &[], "x").unwrap();
 }
 
-/// Gates that compare with an original pass by evaluations without one, in their table of their own.
+/// Gates that compare with an original pass by evaluations without one, in their table of their
+/// own.
 #[test]
 fn gates_pass_by_evaluations_without_an_original() {
     let defaults = "[defaults.eval]\ndata = [\"code=t\"]\n[defaults.eval.gates]\nmax-bytes = 9\n";
     let step = |more: &str| format!("[[step]]\nrun = \"eval\"\nmodel = \"m\"\n{more}\n");
     let against = step("label = \"beside\"\nagainst = \"o\"");
-    for gate in ["max-kl = 0.1", "max-loss-increase = 0.1\nmin-agreement = 0.9", "domain = [\"code:max-kl=0.1\"]"] {
-        let recipe = Recipe::parse(&format!("{defaults}{gate}\n{against}{}", step("")), &[], "x").unwrap();
+    for gate in [
+        "max-kl = 0.1",
+        "max-loss-increase = 0.1\nmin-agreement = 0.9",
+        "domain = [\"code:max-kl=0.1\"]",
+    ] {
+        let recipe =
+            Recipe::parse(&format!("{defaults}{gate}\n{against}{}", step("")), &[], "x").unwrap();
         let gates = recipe.steps.iter().map(|step| match &step.kind {
             StepKind::Eval { options, .. } => serde_json::json!(options.gates),
             _ => panic!("{step:?}"),
         });
         let gates: Vec<serde_json::Value> = gates.collect();
         let key = gate.split(' ').next().unwrap();
-        let is_given = |gate: &serde_json::Value| !gate.is_null() && gate.as_array().is_none_or(|all| !all.is_empty());
+        let is_given = |gate: &serde_json::Value| {
+            !gate.is_null() && gate.as_array().is_none_or(|all| !all.is_empty())
+        };
         assert!(is_given(&gates[0][key]) && !is_given(&gates[1][key]), "{gate}: {gates:?}");
         assert_eq!(gates[1]["max-bytes"], 9, "{gate}");
         let none = message(&format!("{defaults}{gate}\n{}", step("")), &[]);
@@ -389,14 +557,21 @@ fn keys_of_a_block_pass_by_choices_without_use_for_them() {
         )
     };
     let steps = Recipe::parse(&block("[\"ream\", \"dern\"]"), &[], "x").unwrap().steps;
-    assert_eq!((&options(&steps[0])["group-cap"], &options(&steps[1])["group-cap"]), (&4.into(), &().into()));
+    assert_eq!(
+        (&options(&steps[0])["group-cap"], &options(&steps[1])["group-cap"]),
+        (&4.into(), &().into())
+    );
     let none = message(&block("[\"m-smoe\", \"dern\"]"), &[]);
-    assert!(none.contains("line 10, step 1.1 (merge; method m-smoe): `group-cap` is for `method` ream"), "{none}");
+    assert!(
+        none.contains("line 10, step 1.1 (merge; method m-smoe): `group-cap` is for `method` ream"),
+        "{none}"
+    );
 }
 
 #[test]
 fn sizes_may_be_numbers_of_bytes() {
-    let text = "[[step]]\nrun = \"eval\"\nmodel = \"m\"\ndata = [\"t\"]\ngates = { max-bytes = 4000000 }";
+    let text =
+        "[[step]]\nrun = \"eval\"\nmodel = \"m\"\ndata = [\"t\"]\ngates = { max-bytes = 4000000 }";
     Recipe::parse(text, &[], "x").unwrap();
     assert!(message(&text.replace("4000000", "-4"), &[]).contains("is not a size"));
 }

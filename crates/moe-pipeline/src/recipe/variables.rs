@@ -8,8 +8,8 @@ use toml::Value;
 use super::guess::guess;
 use super::usage;
 
-/// All that variables of a recipe may make, in characters and elements of lists: ten variables, each twice the one before,
-/// make a thousand times the first, thirty a billion.
+/// All that variables of a recipe may make, in characters and elements of lists: ten variables,
+/// each twice the one before, make a thousand times the first, thirty a billion.
 const MAX_MADE: usize = 4 << 20;
 
 /// What each name stands for here, and which names were used so far.
@@ -27,7 +27,10 @@ impl Variables {
         self.replace(&mut value)?;
         match self.values.insert(name.to_owned(), value) {
             None => Ok(()),
-            Some(_) => Err(usage(format!("there is a variable {name:?} already"), "give this one another name")),
+            Some(_) => Err(usage(
+                format!("there is a variable {name:?} already"),
+                "give this one another name",
+            )),
         }
     }
 
@@ -36,13 +39,14 @@ impl Variables {
         self.values.remove(name);
     }
 
-    /// Whether `name` was used since it was first defined; another variable may have the name afterwards.
+    /// Whether `name` was used since it was first defined; another variable may have the name
+    /// afterwards.
     pub fn was_used(&mut self, name: &str) -> bool {
         self.used.remove(name)
     }
 
-    /// Replaces `${name}` in every text within `value`. A text that is nothing else becomes the variable's value, whatever its
-    /// type.
+    /// Replaces `${name}` in every text within `value`. A text that is nothing else becomes the
+    /// variable's value, whatever its type.
     pub fn replace(&mut self, value: &mut Value) -> Result<()> {
         match value {
             Value::String(text) => {
@@ -64,19 +68,26 @@ impl Variables {
         }
         let (mut made, mut rest) = (String::new(), text);
         while let Some((before, after)) = rest.split_once("${") {
-            let (name, after) = after
-                .split_once('}')
-                .ok_or_else(|| usage(format!("${{ without }} in {text:?}"), "write a variable as ${name}"))?;
+            let (name, after) = after.split_once('}').ok_or_else(|| {
+                usage(format!("${{ without }} in {text:?}"), "write a variable as ${name}")
+            })?;
             made += before;
             let size = size(self.get(name)?);
             self.make(size + before.len())?;
             match self.get(name)? {
                 Value::String(value) => made += value,
-                value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => made += &value.to_string(),
+                value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => {
+                    made += &value.to_string()
+                }
                 value => {
                     let kind = value.type_str();
-                    let what = format!("${{{name}}} is of type {kind}, which can't stand inside the text {text:?}");
-                    return Err(usage(what, "let it stand alone, or use a variable that is a text or a number"));
+                    let what = format!(
+                        "${{{name}}} is of type {kind}, which can't stand inside the text {text:?}"
+                    );
+                    return Err(usage(
+                        what,
+                        "let it stand alone, or use a variable that is a text or a number",
+                    ));
                 }
             }
             rest = after;
@@ -89,7 +100,8 @@ impl Variables {
         self.made += size;
         match self.made > MAX_MADE {
             true => {
-                let what = format!("variables within variables make more than {MAX_MADE} characters");
+                let what =
+                    format!("variables within variables make more than {MAX_MADE} characters");
                 Err(usage(what, "let variables stand for less"))
             }
             false => Ok(()),
@@ -102,9 +114,14 @@ impl Variables {
             let guess = guess(name, known.iter().copied());
             let what = match known.is_empty() {
                 true => format!("there is no variable {name:?} here"),
-                false => format!("there is no variable {name:?} here, only {}{guess}", known.join(", ")),
+                false => {
+                    format!("there is no variable {name:?} here, only {}{guess}", known.join(", "))
+                }
             };
-            return Err(usage(what, format!("correct the name, or define {name} under [vars] or in a block's each")));
+            return Err(usage(
+                what,
+                format!("correct the name, or define {name} under [vars] or in a block's each"),
+            ));
         };
         self.used.insert(name.to_owned());
         Ok(value)
@@ -128,7 +145,8 @@ pub(super) fn given(text: &str, declared: &Value) -> Result<Value> {
     }
     let value = text.parse::<Value>().ok().filter(|value| value.same_type(declared));
     value.ok_or_else(|| {
-        let what = format!("{text:?} is not TOML of type {}, as {declared} is", declared.type_str());
+        let what =
+            format!("{text:?} is not TOML of type {}, as {declared} is", declared.type_str());
         usage(what, format!("give a value of that type, such as '{declared}'"))
     })
 }
@@ -140,8 +158,13 @@ fn given_text(text: &str, declared: &str) -> Result<Value> {
         return Err(usage("the value is empty", format!("give a text, such as {declared}")));
     }
     if text.starts_with(['[', '{', '"']) && !declared.starts_with(['[', '{', '"']) {
-        let what = format!("{text:?} looks like a list, a table or a quoted text, and this variable is a text");
-        return Err(usage(what, format!("give the text as it is, without quotes or brackets, such as {declared}")));
+        let what = format!(
+            "{text:?} looks like a list, a table or a quoted text, and this variable is a text"
+        );
+        return Err(usage(
+            what,
+            format!("give the text as it is, without quotes or brackets, such as {declared}"),
+        ));
     }
     Ok(Value::String(text.to_owned()))
 }
@@ -178,10 +201,18 @@ mod tests {
 
     #[test]
     fn what_cannot_be_replaced_is_named() {
-        assert!(replaced("a ${m}").unwrap_err().contains("no variable \"m\" here, only files, n, out"));
+        assert!(
+            replaced("a ${m}").unwrap_err().contains("no variable \"m\" here, only files, n, out")
+        );
         assert!(replaced("a ${files}").unwrap_err().contains("${files} is of type array"));
         assert!(replaced("a ${n").unwrap_err().contains("${ without }"));
-        assert!(variables().define("n", Value::Integer(4)).unwrap_err().to_string().contains("\"n\" already"));
+        assert!(
+            variables()
+                .define("n", Value::Integer(4))
+                .unwrap_err()
+                .to_string()
+                .contains("\"n\" already")
+        );
     }
 
     #[test]
@@ -193,7 +224,8 @@ mod tests {
             let mut variables = variables();
             let names: Vec<String> =
                 std::iter::once("out".to_owned()).chain((0..64).map(|n| format!("v{n}"))).collect();
-            let mut doubled = names.windows(2).map(|pair| variables.define(&pair[1], double(&pair[0])));
+            let mut doubled =
+                names.windows(2).map(|pair| variables.define(&pair[1], double(&pair[0])));
             let error = doubled.find_map(Result::err).unwrap().to_string();
             assert!(error.contains("more than 4194304"), "{error}");
         }
@@ -214,8 +246,15 @@ mod tests {
         assert_eq!(given("7", &"text".into()), Ok("7".into()));
         assert_eq!(given("7", &Value::Integer(1)), Ok(Value::Integer(7)));
         let list = Value::Array(vec![Value::Integer(0)]);
-        assert_eq!(given("[1, 2]", &list), Ok(Value::Array(vec![Value::Integer(1), Value::Integer(2)])));
-        assert!(given("seven", &Value::Integer(1)).unwrap_err().contains("not TOML of type integer, as 1 is"));
+        assert_eq!(
+            given("[1, 2]", &list),
+            Ok(Value::Array(vec![Value::Integer(1), Value::Integer(2)]))
+        );
+        assert!(
+            given("seven", &Value::Integer(1))
+                .unwrap_err()
+                .contains("not TOML of type integer, as 1 is")
+        );
         assert!(given("7", &list).unwrap_err().contains("not TOML of type array, as [0] is"));
     }
 }

@@ -17,7 +17,8 @@ impl Display for Escaped<'_> {
             '>' => f.write_str("&gt;"),
             '"' => f.write_str("&quot;"),
             '\'' => f.write_str("&#39;"),
-            // Neither a page nor XML may have most control characters, and marks of direction would turn what stands beside.
+            // Neither a page nor XML may have most control characters, and marks of direction would
+            // turn what stands beside.
             '\n' | '\t' => f.write_char(c),
             c if is_obeyed(c) => f.write_char('\u{fffd}'),
             c => f.write_char(c),
@@ -39,13 +40,21 @@ pub(super) struct Table {
 
 impl Table {
     /// A table of numbers.
-    pub fn numbers(caption: &'static str, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Self {
+    pub fn numbers(
+        caption: &'static str,
+        header: &[&str],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> Self {
         let header = header.iter().map(|h| (*h).to_owned()).collect();
         Self { caption, header, rows: rows.into_iter().collect(), words: false }
     }
 
     /// A table of words.
-    pub fn words(caption: &'static str, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Self {
+    pub fn words(
+        caption: &'static str,
+        header: &[&str],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> Self {
         Self { words: true, ..Self::numbers(caption, header, rows) }
     }
 }
@@ -55,9 +64,14 @@ impl Display for Table {
         let class = if self.words { " class=\"words\"" } else { "" };
         // Scrollable boxes must be reachable by keyboard.
         let caption = Escaped(self.caption);
-        write!(f, "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{caption}\"><table{class}>")?;
+        write!(
+            f,
+            "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{caption}\"><table{class}>"
+        )?;
         write!(f, "<caption>{caption}</caption><thead><tr>")?;
-        self.header.iter().try_for_each(|name| write!(f, "<th scope=\"col\">{}</th>", Escaped(name)))?;
+        self.header
+            .iter()
+            .try_for_each(|name| write!(f, "<th scope=\"col\">{}</th>", Escaped(name)))?;
         f.write_str("</tr></thead><tbody>\n")?;
         for row in &self.rows {
             f.write_str("<tr>")?;
@@ -102,7 +116,10 @@ impl Section {
 
     /// A paragraph that must be seen.
     pub fn warning(self, text: &str) -> Self {
-        self.push(format_args!("<p class=\"warning\"><strong>Note:</strong> {}</p>\n", with_code(text)))
+        self.push(format_args!(
+            "<p class=\"warning\"><strong>Note:</strong> {}</p>\n",
+            with_code(text)
+        ))
     }
 
     /// The main figures: name, value, and what to hold it against.
@@ -110,7 +127,9 @@ impl Section {
         self.body += "<dl class=\"tiles\">\n";
         for [name, value, beside] in tiles {
             let (name, value, beside) = (Escaped(name), Escaped(value), Escaped(beside));
-            self = self.push(format_args!("<div><dt>{name}</dt><dd>{value}<small>{beside}</small></dd></div>\n"));
+            self = self.push(format_args!(
+                "<div><dt>{name}</dt><dd>{value}<small>{beside}</small></dd></div>\n"
+            ));
         }
         self.body += "</dl>\n";
         self
@@ -122,14 +141,20 @@ impl Section {
 
     /// A table that is opened on demand.
     pub fn folded(self, summary: &str, table: &Table) -> Self {
-        self.push(format_args!("<details><summary>{}</summary>\n{table}</details>\n", Escaped(summary)))
+        self.push(format_args!(
+            "<details><summary>{}</summary>\n{table}</details>\n",
+            Escaped(summary)
+        ))
     }
 
     /// What colours mean: CSS class and words.
     pub fn legend(mut self, entries: &[(&str, &str)]) -> Self {
         self.body += "<ul class=\"legend\">\n";
         for (class, words) in entries {
-            self = self.push(format_args!("<li><i class=\"swatch {class}\"></i>{}</li>\n", Escaped(words)));
+            self = self.push(format_args!(
+                "<li><i class=\"swatch {class}\"></i>{}</li>\n",
+                Escaped(words)
+            ));
         }
         self.body += "</ul>\n";
         self
@@ -140,7 +165,8 @@ impl Section {
         self.body += "<div class=\"charts\">\n";
         for chart in charts {
             let title = Escaped(chart.title());
-            self = self.push(format_args!("<figure><figcaption>{title}</figcaption>{chart}</figure>\n"));
+            self = self
+                .push(format_args!("<figure><figcaption>{title}</figcaption>{chart}</figure>\n"));
         }
         self.body += "</div>\n";
         self
@@ -202,10 +228,14 @@ mod tests {
 
     #[test]
     fn text_is_escaped() {
-        assert_eq!(Escaped("<a href='x'>&\"\u{1}").to_string(), "&lt;a href=&#39;x&#39;&gt;&amp;&quot;\u{fffd}");
+        assert_eq!(
+            Escaped("<a href='x'>&\"\u{1}").to_string(),
+            "&lt;a href=&#39;x&#39;&gt;&amp;&quot;\u{fffd}"
+        );
         assert_eq!(with_code("`<b>` and `"), "`&lt;b&gt;` and `");
         assert_eq!(with_code("give `--<b>`"), "give <code>--&lt;b&gt;</code>");
-        let table = Table::words("c", &["<h>"], [vec!["<1>".to_owned(), "<2>".to_owned()]]).to_string();
+        let table =
+            Table::words("c", &["<h>"], [vec!["<1>".to_owned(), "<2>".to_owned()]]).to_string();
         assert!(!["<h>", "<1>", "<2>"].iter().any(|text| table.contains(text)));
     }
 }

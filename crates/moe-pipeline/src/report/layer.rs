@@ -28,7 +28,8 @@ impl<'a> ReportedLayer<'a> {
     pub fn new(record: &'a LayerRecord) -> Option<Self> {
         let trust = record.trust.as_ref()?;
         let mut fates = vec![Fate::Dropped; trust.experts[0]];
-        let mut set = |expert: usize, fate| fates.get_mut(expert).into_iter().for_each(|f| *f = fate);
+        let mut set =
+            |expert: usize, fate| fates.get_mut(expert).into_iter().for_each(|f| *f = fate);
         for cluster in &trust.clusters {
             cluster.iter().skip(1).for_each(|expert| set(*expert, Fate::Merged));
             cluster.iter().take(1).for_each(|expert| set(*expert, Fate::Kept));
@@ -56,7 +57,8 @@ impl<'a> ReportedLayer<'a> {
         self.choices() as f64 / self.trust.load.counts.len().max(1) as f64
     }
 
-    /// The share of mass that is kept; None where nothing was counted, or all of it is kept by definition.
+    /// The share of mass that is kept; None where nothing was counted, or all of it is kept by
+    /// definition.
     pub fn mass(&self) -> Option<f64> {
         self.counted(self.trust.retained_mass).filter(|_| !self.trust.merges_all())
     }

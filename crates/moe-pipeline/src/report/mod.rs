@@ -1,4 +1,5 @@
-//! `report.html`: what was decided, what it costs, and how far that can be trusted, on one page without scripts.
+//! `report.html`: what was decided, what it costs, and how far that can be trusted, on one page
+//! without scripts.
 //!
 //! It is made of the receipt alone, so that the same run gives the same bytes.
 
@@ -21,8 +22,8 @@ use layer::ReportedLayer;
 /// The page's file name.
 pub(crate) const REPORT_FILE: &str = "report.html";
 
-/// Pages by their file names: one for the result and, where passes ran before the last one, one for each of them. None where nothing was
-/// decided about experts, and nothing trained.
+/// Pages by their file names: one for the result and, where passes ran before the last one, one for
+/// each of them. None where nothing was decided about experts, and nothing trained.
 pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
     let earlier = receipt.earlier().into_iter().enumerate().filter_map(|(index, earlier)| {
         let (title, mut sections) = sections_of(&earlier)?;
@@ -66,10 +67,14 @@ fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
         return Some((format!("{source}, dense"), sections));
     }
     let (first, _) = receipt.first_converted()?;
-    let layers: Vec<ReportedLayer<'_>> = receipt.layers.iter().filter_map(ReportedLayer::new).collect();
-    let mut sections = vec![sections::summary::section(receipt, &layers), sections::cost::section(receipt)];
+    let layers: Vec<ReportedLayer<'_>> =
+        receipt.layers.iter().filter_map(ReportedLayer::new).collect();
+    let mut sections =
+        vec![sections::summary::section(receipt, &layers), sections::cost::section(receipt)];
     match receipt.no_figures() {
-        Some(why) => sections.push(Section::new("layers", "Layers").warning(&format!("There are {why}."))),
+        Some(why) => {
+            sections.push(Section::new("layers", "Layers").warning(&format!("There are {why}.")))
+        }
         None => sections.extend([
             sections::load::section(&layers),
             sections::saliency::section(&layers),

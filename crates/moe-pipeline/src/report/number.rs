@@ -62,7 +62,10 @@ mod tests {
 
     #[test]
     fn what_is_absent_is_a_dash() {
-        assert_eq!([percent(None), decimal(Some(f64::NAN), 2), signed(Some(f64::INFINITY))], [ABSENT; 3]);
+        assert_eq!(
+            [percent(None), decimal(Some(f64::NAN), 2), signed(Some(f64::INFINITY))],
+            [ABSENT; 3]
+        );
         assert_eq!([significant(None), runs(&[])], [ABSENT; 2]);
     }
 
@@ -76,7 +79,10 @@ mod tests {
             [0.0, 1234.5, 12.345, 0.012345, 1e-7].map(|x| significant(Some(x))),
             ["0", "1234", "12.3", "0.0123", "1.00e-7"]
         );
-        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]);
+        assert_eq!(
+            [0, 999, 1_000, 1_234_567].map(grouped),
+            ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]
+        );
         assert_eq!(runs(&[0, 1, 2, 5, 7, 8]), "0–2, 5, 7, 8");
     }
 }

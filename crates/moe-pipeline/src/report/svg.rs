@@ -24,7 +24,12 @@ pub(super) enum Anchor {
 
 impl Svg {
     /// An empty picture; `id` is its own on the page.
-    pub fn new(id: impl Into<String>, [width, height]: [f64; 2], title: String, description: String) -> Self {
+    pub fn new(
+        id: impl Into<String>,
+        [width, height]: [f64; 2],
+        title: String,
+        description: String,
+    ) -> Self {
         Self { id: id.into(), width, height, title, description, body: String::new() }
     }
 
@@ -34,8 +39,10 @@ impl Svg {
 
     pub fn rect(&mut self, class: &str, [x, y]: [f64; 2], [width, height]: [f64; 2]) {
         let [x, y, width, height] = [x, y, width, height].map(Coordinate);
-        let _ =
-            writeln!(self.body, "<rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"/>");
+        let _ = writeln!(
+            self.body,
+            "<rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"/>"
+        );
     }
 
     pub fn line(&mut self, class: &str, from: [f64; 2], to: [f64; 2]) {
@@ -57,7 +64,10 @@ impl Svg {
             Anchor::End => " text-anchor=\"end\"",
         };
         let (x, y, text) = (Coordinate(x), Coordinate(y), Escaped(text));
-        let _ = writeln!(self.body, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\"{anchor}>{text}</text>");
+        let _ = writeln!(
+            self.body,
+            "<text class=\"{class}\" x=\"{x}\" y=\"{y}\"{anchor}>{text}</text>"
+        );
     }
 }
 
@@ -98,7 +108,13 @@ impl Path {
     /// A line through `points`.
     pub fn through(&mut self, points: impl IntoIterator<Item = [f64; 2]>) {
         for (index, [x, y]) in points.into_iter().enumerate() {
-            let _ = write!(self.0, "{}{} {}", if index == 0 { 'M' } else { 'L' }, Coordinate(x), Coordinate(y));
+            let _ = write!(
+                self.0,
+                "{}{} {}",
+                if index == 0 { 'M' } else { 'L' },
+                Coordinate(x),
+                Coordinate(y)
+            );
         }
     }
 
@@ -142,7 +158,10 @@ impl Scale {
     /// From 0, or what is below it, to the greatest of `values`, rounded up; never empty.
     pub fn linear(values: impl IntoIterator<Item = f64>, start: f64, length: f64) -> Self {
         let (mut from, mut to) = (0f64, 0f64);
-        values.into_iter().filter(|v| v.is_finite()).for_each(|v| (from, to) = (from.min(v), to.max(v)));
+        values
+            .into_iter()
+            .filter(|v| v.is_finite())
+            .for_each(|v| (from, to) = (from.min(v), to.max(v)));
         if from == to {
             to = 1.0;
         }
@@ -154,7 +173,10 @@ impl Scale {
     /// From the least to the greatest of `values`, rounded outwards; never empty.
     pub fn between(values: impl IntoIterator<Item = f64>, start: f64, length: f64) -> Self {
         let (mut from, mut to) = (f64::INFINITY, f64::NEG_INFINITY);
-        values.into_iter().filter(|v| v.is_finite()).for_each(|v| (from, to) = (from.min(v), to.max(v)));
+        values
+            .into_iter()
+            .filter(|v| v.is_finite())
+            .for_each(|v| (from, to) = (from.min(v), to.max(v)));
         if from > to {
             (from, to) = (0.0, 1.0);
         }
@@ -171,7 +193,8 @@ impl Scale {
 
     /// A linear one, or a logarithmic one where a few values would hide all others.
     pub fn of_positive(values: &[f64], start: f64, length: f64) -> Self {
-        let mut positive: Vec<f64> = values.iter().copied().filter(|v| v.is_finite() && *v > 0.0).collect();
+        let mut positive: Vec<f64> =
+            values.iter().copied().filter(|v| v.is_finite() && *v > 0.0).collect();
         positive.sort_by(f64::total_cmp);
         let spread = positive.last().zip(positive.get(positive.len() / 2));
         match (spread, positive.first()) {
@@ -193,7 +216,9 @@ impl Scale {
     pub fn at(&self, value: f64) -> f64 {
         let share = match self.logarithmic {
             false => (value - self.from) / (self.to - self.from),
-            true => (value.max(f64::MIN_POSITIVE) / self.from).log10() / (self.to / self.from).log10(),
+            true => {
+                (value.max(f64::MIN_POSITIVE) / self.from).log10() / (self.to / self.from).log10()
+            }
         };
         let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
         self.start + share * self.length
@@ -225,7 +250,11 @@ impl Scale {
 fn step(length: f64) -> f64 {
     let rough = length / 6.0;
     let power = 10f64.powf(rough.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= rough * 0.999_999).unwrap_or(10.0 * power)
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|m| m * power)
+        .find(|s| *s >= rough * 0.999_999)
+        .unwrap_or(10.0 * power)
 }
 
 #[cfg(test)]
@@ -234,10 +263,18 @@ mod tests {
 
     #[test]
     fn scales_of_nothing_are_finite() {
-        for values in [vec![], vec![0.0; 4], vec![f64::NAN, f64::INFINITY], vec![-1e-300], vec![1e300, 1.0]] {
-            for scale in [Scale::linear(values.clone(), 10.0, 100.0), Scale::of_positive(&values, 10.0, 100.0)] {
+        for values in
+            [vec![], vec![0.0; 4], vec![f64::NAN, f64::INFINITY], vec![-1e-300], vec![1e300, 1.0]]
+        {
+            for scale in [
+                Scale::linear(values.clone(), 10.0, 100.0),
+                Scale::of_positive(&values, 10.0, 100.0),
+            ] {
                 for value in values.iter().copied().chain([0.0, f64::NAN, f64::NEG_INFINITY]) {
-                    assert!((10.0..=110.0).contains(&scale.at(value)), "{value} of {values:?}: {scale:?}");
+                    assert!(
+                        (10.0..=110.0).contains(&scale.at(value)),
+                        "{value} of {values:?}: {scale:?}"
+                    );
                 }
                 assert!((10.0..=110.0).contains(&scale.base()));
                 assert!(scale.ticks().len() <= 8 && scale.ticks().iter().all(|t| t.is_finite()));
@@ -271,7 +308,12 @@ mod tests {
         assert!(!Scale::of_positive(&values, 0.0, 1.0).logarithmic());
         values[3] = 1000.0;
         let scale = Scale::of_positive(&values, 0.0, 1.0);
-        assert!(scale.logarithmic() && scale.at(1.0) > 0.2 && scale.at(0.0) == 0.0 && scale.at(1000.0) == 1.0);
+        assert!(
+            scale.logarithmic()
+                && scale.at(1.0) > 0.2
+                && scale.at(0.0) == 0.0
+                && scale.at(1000.0) == 1.0
+        );
     }
 
     #[test]

@@ -101,9 +101,18 @@ fn held_out(label: &str, loss: f64) -> EvalReport {
         predicted_tokens: 2044,
         loss,
         perplexity: loss.exp(),
-        against: Some(Comparison { original_loss: 3.4037, kl: 0.6566, rare_kl: None, top1_agreement: 0.5723 }),
+        against: Some(Comparison {
+            original_loss: 3.4037,
+            kl: 0.6566,
+            rare_kl: None,
+            top1_agreement: 0.5723,
+        }),
     };
-    let load = LayerLoad { layer: 0, load: Load::new(vec![1, 2, 30]), counts_by_domain: vec![vec![1, 2, 30]] };
+    let load = LayerLoad {
+        layer: 0,
+        load: Load::new(vec![1, 2, 30]),
+        counts_by_domain: vec![vec![1, 2, 30]],
+    };
     EvalReport { domains: vec![domain(label)], all: domain("all"), load: vec![load] }
 }
 
@@ -174,7 +183,8 @@ fn quantized(layer: usize, experts: usize) -> LayerRecord {
 #[test]
 fn quantized_experts_are_shown_coldest_first() {
     let pool = Some(PoolStats { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
-    let mut receipt = Receipt { pass: PassInfo::named("quantize").unwrap(), pool, ..receipt(Vec::new()) };
+    let mut receipt =
+        Receipt { pass: PassInfo::named("quantize").unwrap(), pool, ..receipt(Vec::new()) };
     receipt.layers = vec![quantized(0, 6), quantized(1, 6)];
     receipt.held_out = Some(HeldOutReport {
         stages: Vec::new(),
@@ -182,11 +192,17 @@ fn quantized_experts_are_shown_coldest_first() {
         result: held_out("english", 3.4137),
         control: None,
     });
-    receipt.effects =
-        vec![Effect { option: "scheme".to_owned(), kept: Kept::Approximately, why: "rounded".to_owned() }];
+    receipt.effects = vec![Effect {
+        option: "scheme".to_owned(),
+        kept: Kept::Approximately,
+        why: "rounded".to_owned(),
+    }];
     let page = page(&receipt);
     let shown = [
-        ("coldest", "<th scope=\"row\">layer 0, expert 0</th><td>0</td><td>128</td><td>128</td><td>120</td>"),
+        (
+            "coldest",
+            "<th scope=\"row\">layer 0, expert 0</th><td>0</td><td>128</td><td>128</td><td>120</td>",
+        ),
         ("damping and error", "<td>0.349 / 0.524</td><td>0.200</td><td>more &lt;damping&gt;</td>"),
         ("an error that is not known", "<td>0.349 / 0.524</td><td>–</td><td>–</td>"),
         ("all of them", "All 12 experts"),
@@ -199,7 +215,10 @@ fn quantized_experts_are_shown_coldest_first() {
     for (what, text) in shown {
         assert!(page.contains(text), "{what}: no {text:?}");
     }
-    assert!(!page.contains("random") || page.contains("random tokens"), "quantize has no random control");
+    assert!(
+        !page.contains("random") || page.contains("random tokens"),
+        "quantize has no random control"
+    );
     assert!(!page.contains("NaN"));
     keep_to_look_at("quantized.html", &page);
 
@@ -259,7 +278,8 @@ fn a_training_shows_its_curves() {
     for (what, text) in shown {
         assert!(page.contains(text), "{what}: no {text:?} in {page}");
     }
-    let drawn: String = page.split("<svg").skip(1).filter_map(|svg| svg.split("</svg>").next()).collect();
+    let drawn: String =
+        page.split("<svg").skip(1).filter_map(|svg| svg.split("</svg>").next()).collect();
     assert!(!drawn.contains("NaN") && !drawn.contains("inf"));
     keep_to_look_at("trained.html", &page);
 
@@ -276,8 +296,12 @@ fn a_training_shows_its_curves() {
 fn text_from_outside_is_escaped() {
     let evil = "<script>alert('x')</script>\"&";
     let mut receipt = full();
-    let held_out =
-        HeldOutReport { stages: Vec::new(), control_name: "random choice", result: held_out(evil, 4.0), control: None };
+    let held_out = HeldOutReport {
+        stages: Vec::new(),
+        control_name: "random choice",
+        result: held_out(evil, 4.0),
+        control: None,
+    };
     receipt.held_out = Some(held_out);
     receipt.warnings = vec![evil.to_owned()];
     receipt.source = source(evil);
@@ -316,9 +340,10 @@ fn a_method_without_data_says_why_there_are_no_figures() {
         experts: vec!["expert 0".to_owned(), "expert 2".to_owned()],
         ..LayerRecord::default()
     };
-    for (by, why) in
-        [(DecidedBy::Weights, "this method doesn&#39;t look at data"), (DecidedBy::GivenPlan, "a given plan")]
-    {
+    for (by, why) in [
+        (DecidedBy::Weights, "this method doesn&#39;t look at data"),
+        (DecidedBy::GivenPlan, "a given plan"),
+    ] {
         let held_out = HeldOutReport {
             stages: Vec::new(),
             control_name: "random choice",
@@ -334,7 +359,9 @@ fn a_method_without_data_says_why_there_are_no_figures() {
         let page = page(&receipt);
         assert!(page.contains("no figures by layer") && page.contains(why), "{by:?}");
         assert!(
-            page.contains("dropped in 1 layers") && page.contains("+0.5933") && page.contains("2 experts"),
+            page.contains("dropped in 1 layers")
+                && page.contains("+0.5933")
+                && page.contains("2 experts"),
             "{by:?}"
         );
         assert!(!page.contains("Spearman"), "{by:?}");
@@ -344,7 +371,12 @@ fn a_method_without_data_says_why_there_are_no_figures() {
 
 #[test]
 fn odd_layers_make_sound_pictures() {
-    let empty = LayerTrust { experts: [8, 4], load: Load::new(vec![0; 8]), saliency: vec![0.0; 8], ..layer(8, 0) };
+    let empty = LayerTrust {
+        experts: [8, 4],
+        load: Load::new(vec![0; 8]),
+        saliency: vec![0.0; 8],
+        ..layer(8, 0)
+    };
     let no_saliency = LayerTrust { saliency: Vec::new(), ..layer(16, 0) };
     let not_finite = LayerTrust {
         saliency: vec![f64::NAN, f64::INFINITY, -1.0, 1e300],
@@ -352,7 +384,10 @@ fn odd_layers_make_sound_pictures() {
         stability: Some([f64::NAN, 1.0]),
         ..layer(4, 0)
     };
-    let giant = LayerTrust { saliency: (0..24).map(|e| if e == 5 { 4000.0 } else { 1.0 }).collect(), ..layer(24, 0) };
+    let giant = LayerTrust {
+        saliency: (0..24).map(|e| if e == 5 { 4000.0 } else { 1.0 }).collect(),
+        ..layer(24, 0)
+    };
     for odd in [layer(1, 0), empty, no_saliency, not_finite, giant, LayerTrust::default()] {
         let page = page(&receipt(vec![odd]));
         let drawn = page.split("<svg").skip(1).map(|svg| svg.split("</svg>").next().unwrap());
@@ -377,9 +412,16 @@ fn merges_are_shown_as_clusters() {
     receipt.warnings = vec!["something to know".to_owned()];
     let some = page(&receipt);
     assert!(some.contains("<td>0, 2</td><td>1, 4</td><td>0 ← 3, 5</td>"), "{some}");
-    assert!(some.contains("Experts were merged") && some.contains("what merging costs shows in the error"));
+    assert!(
+        some.contains("Experts were merged")
+            && some.contains("what merging costs shows in the error")
+    );
     // That all mass is kept says nothing where it is so by definition.
-    receipt.layers.iter_mut().filter_map(|layer| layer.trust.as_mut()).for_each(|trust| trust.retained_mass = 1.0);
+    receipt
+        .layers
+        .iter_mut()
+        .filter_map(|layer| layer.trust.as_mut())
+        .for_each(|trust| trust.retained_mass = 1.0);
     let whole = page(&receipt);
     for (said, is_said) in [
         ("least saliency mass kept", false),
@@ -411,7 +453,8 @@ fn the_page_needs_nothing_from_elsewhere() {
     for word in ["<script", "<link", "http:", "https:", "@import", "url(", "src="] {
         assert!(!page.contains(word), "{word}");
     }
-    let ids: Vec<&str> = page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let ids: Vec<&str> =
+        page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
     assert_eq!(ids.len(), distinct.len());
 }
@@ -421,7 +464,11 @@ fn dense_layers_say_what_they_are_made_of() {
     let look = |step, error, loss| Look { step, error, loss };
     let looks = || vec![look(0, 0.41, None), look(20, 0.36, Some(0.2)), look(40, 0.37, Some(0.1))];
     let trained = || Trained { steps: 40, best: 20, diverged: None, looks: looks() };
-    let part = |expert: usize| DistilledPart { from: format!("expert {expert}"), neurons: 64, factor: 0.125 };
+    let part = |expert: usize| DistilledPart {
+        from: format!("expert {expert}"),
+        neurons: 64,
+        factor: 0.125,
+    };
     let layer = |layer, parts: usize, fit: Option<DownFit>| LayerRecord {
         layer,
         distilled: Some(DistilledLayer {
@@ -456,7 +503,10 @@ fn dense_layers_say_what_they_are_made_of() {
     });
     let shown = [
         ("what training did", "0.4100 → 0.3600 in step 20 of 40"),
-        ("what came of it", "3 layers became one network of 520 neurons each, down projections of 2 fitted"),
+        (
+            "what came of it",
+            "3 layers became one network of 520 neurons each, down projections of 2 fitted",
+        ),
         ("parts", "64 of expert 0 × 0.1250; 64 of expert 1 × 0.1250"),
         ("more parts than are named", "and 2 others"),
         ("stages", "Behind each stage"),

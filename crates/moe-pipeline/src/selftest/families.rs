@@ -12,7 +12,8 @@ use super::{Check, Outcome, check, folders};
 
 /// Largest error of a logit against transformers; their standard deviation is about 1.
 const PARITY: f64 = 1e-4;
-/// Largest difference of a logit between a model and its upcycling, for each unit of the largest logit.
+/// Largest difference of a logit between a model and its upcycling, for each unit of the largest
+/// logit.
 const IDENTITY: f64 = 1e-4;
 
 /// Of the family whose goldens lie in `dir`.
@@ -21,7 +22,10 @@ pub fn checks(dir: &Path, compute: &Compute) -> Result<Vec<Check>> {
     let cases = folders(dir)?;
     let found = cases.iter().map(|case| forward(case, compute)).collect::<Result<Vec<_>>>()?;
     let mut checks = vec![check(format!("forward {family}"), PARITY, &found)];
-    let upcycled = cases.iter().filter_map(|case| upcycle(case, compute).transpose()).collect::<Result<Vec<_>>>()?;
+    let upcycled = cases
+        .iter()
+        .filter_map(|case| upcycle(case, compute).transpose())
+        .collect::<Result<Vec<_>>>()?;
     if !upcycled.is_empty() {
         checks.push(check(format!("upcycle {family}"), IDENTITY, &upcycled));
     }
@@ -30,7 +34,8 @@ pub fn checks(dir: &Path, compute: &Compute) -> Result<Vec<Check>> {
 
 fn forward(case: &Path, compute: &Compute) -> Result<Outcome> {
     let model = Model::open(&case.join("model"))?;
-    let found = parity(&model, &case.join("tokens.json"), &case.join("reference.safetensors"), compute)?;
+    let found =
+        parity(&model, &case.join("tokens.json"), &case.join("reference.safetensors"), compute)?;
     Ok((f64::from(found.logits.max(found.weights)), found.misrouted))
 }
 
@@ -42,7 +47,8 @@ fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
     }
     let sources = Sources::new(&dense, compute);
     let planned = UpcycleOptions::copies(5, 2).plan(&sources);
-    let planned = planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, Identity::of(&plan.effects))));
+    let planned =
+        planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, Identity::of(&plan.effects))));
     let (moe, identity) = match planned {
         Ok(planned) => planned,
         Err(error) if error.kind() == Kind::Unsupported => return Ok(None),

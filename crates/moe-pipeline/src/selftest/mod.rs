@@ -1,4 +1,5 @@
-//! `selftest`: every pass on built-in models against golden outputs, on any device, from the binary alone.
+//! `selftest`: every pass on built-in models against golden outputs, on any device, from the binary
+//! alone.
 
 mod families;
 mod quantizing;
@@ -18,7 +19,8 @@ use serde_json::Value;
 
 use crate::progress::{Progress, Unit};
 
-/// What other implementations computed, by the folders of `golden/`: tiny checkpoints of every family, the built-in MoE, and what they are run on.
+/// What other implementations computed, by the folders of `golden/`: tiny checkpoints of every
+/// family, the built-in MoE, and what they are run on.
 static GOLDENS: [(&str, Dir<'_>); 5] = [
     ("families", include_dir!("$CARGO_MANIFEST_DIR/../../golden/families")),
     ("models/moe", include_dir!("$CARGO_MANIFEST_DIR/../../golden/models/moe")),
@@ -41,7 +43,8 @@ pub struct Check {
     pub error: f64,
     /// What is allowed.
     pub tolerance: f64,
-    /// Choices that are not the reference's: tokens sent to other experts, other experts kept or grouped; none is allowed.
+    /// Choices that are not the reference's: tokens sent to other experts, other experts kept or
+    /// grouped; none is allowed.
     pub differing: usize,
 }
 
@@ -81,7 +84,10 @@ fn kernels(_: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
     }
     let found = moe_math::kernels::check(&compute.device).map_err(|e| numeric("the kernels", e))?;
     // Sums in other orders differ by so much.
-    Ok(found.into_iter().map(|(name, error)| check(format!("kernel {name}"), 1e-4, &[(error, 0)])).collect())
+    Ok(found
+        .into_iter()
+        .map(|(name, error)| check(format!("kernel {name}"), 1e-4, &[(error, 0)]))
+        .collect())
 }
 
 /// Checks of a kind.
@@ -127,8 +133,9 @@ impl Goldens {
 
     fn tensors(&self, path: &str) -> Result<HashMap<String, Tensor>> {
         let path = self.path(path);
-        candle_core::safetensors::load(&path, &Device::Cpu)
-            .map_err(|e| Error::new(Kind::Malformed, "cannot read this golden").source(e).file(path))
+        candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| {
+            Error::new(Kind::Malformed, "cannot read this golden").source(e).file(path)
+        })
     }
 
     fn remove(self) -> Result<()> {
@@ -157,14 +164,16 @@ fn apart(found: &[f64], expected: &[f64]) -> f64 {
 
 /// A value of JSON that a golden has.
 fn golden<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
-    T::deserialize(value).map_err(|e| Error::new(Kind::Malformed, format!("this golden says something else: {e}")))
+    T::deserialize(value)
+        .map_err(|e| Error::new(Kind::Malformed, format!("this golden says something else: {e}")))
 }
 
 /// Those entries of `path` that are directories, in order.
 fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     let fail = |e| Error::io("cannot read this directory", path, e);
     let entries = fs::read_dir(path).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
-    let mut folders: Vec<_> = entries.into_iter().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let mut folders: Vec<_> =
+        entries.into_iter().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     folders.sort();
     Ok(folders)
 }

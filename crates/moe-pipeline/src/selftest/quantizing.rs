@@ -1,4 +1,5 @@
-//! GPTQ beside the paper's algorithm in float64, and quantized checkpoints beside transformers (golden/quantize).
+//! GPTQ beside the paper's algorithm in float64, and quantized checkpoints beside transformers
+//! (golden/quantize).
 
 use std::collections::HashMap;
 
@@ -7,7 +8,8 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{Batch, Head, Silent, Sweep, to_f32};
 use moe_math::Compute;
 use moe_math::quantize::{
-    Damping, Hessian, HessianSum, Options, Problem, QuantizeError, Scheme, factorise_all, objective, solve_on,
+    Damping, Hessian, HessianSum, Options, Problem, QuantizeError, Scheme, factorise_all,
+    objective, solve_on,
 };
 use moe_model::Model;
 use serde::Deserialize;
@@ -48,8 +50,12 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
     let cases: Vec<Case> = golden(&goldens.json("quantize/gptq.json")?["cases"])?;
     let tensors = goldens.tensors("quantize/gptq.safetensors")?;
     let model = Model::open(&goldens.path("models/moe"))?;
-    let found = cases.iter().map(|case| case.found(&tensors, &model, compute)).collect::<Result<Vec<_>>>()?;
-    let [codes, objectives]: [Vec<Outcome>; 2] = [0, 1].map(|of| found.iter().map(|found| (found[of], 0)).collect());
+    let found = cases
+        .iter()
+        .map(|case| case.found(&tensors, &model, compute))
+        .collect::<Result<Vec<_>>>()?;
+    let [codes, objectives]: [Vec<Outcome>; 2] =
+        [0, 1].map(|of| found.iter().map(|found| (found[of], 0)).collect());
     let mut checks = vec![
         check("quantize: share of other codes".to_owned(), CODES, &codes),
         check("quantize: objective".to_owned(), OBJECTIVE, &objectives),
@@ -66,18 +72,28 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
 
 impl Case {
     /// The share of other codes, and how much worse the objective is.
-    fn found(&self, tensors: &HashMap<String, Tensor>, model: &Model, compute: &Compute) -> Result<[f64; 2]> {
+    fn found(
+        &self,
+        tensors: &HashMap<String, Tensor>,
+        model: &Model,
+        compute: &Compute,
+    ) -> Result<[f64; 2]> {
         let get = |name: String| {
-            tensors.get(&name).ok_or_else(|| Error::new(Kind::Malformed, "this golden lacks a tensor").tensor(name))
+            tensors.get(&name).ok_or_else(|| {
+                Error::new(Kind::Malformed, "this golden lacks a tensor").tensor(name)
+            })
         };
         let shape = [self.rows, if self.wide { 256 } else { 128 }];
         let weight = self.weight(model, shape)?;
         let inputs = get(format!("{}.inputs", self.problem))?;
         let gates = match self.gate_power {
             0 => None,
-            power => {
-                Some(numbers(get(format!("{}.gates", self.problem))?)?.iter().map(|g| g.powi(power) as f32).collect())
-            }
+            power => Some(
+                numbers(get(format!("{}.gates", self.problem))?)?
+                    .iter()
+                    .map(|g| g.powi(power) as f32)
+                    .collect(),
+            ),
         };
         let gates: Option<Vec<f32>> = gates;
         let scheme = Scheme {
@@ -92,14 +108,18 @@ impl Case {
         };
         let solve = || {
             let mut hessian = HessianSum::new(shape[1], &compute.device)?;
-            let inputs = inputs.to_dtype(DType::F32)?.reshape(((), shape[1]))?.to_device(&compute.device)?;
+            let inputs =
+                inputs.to_dtype(DType::F32)?.reshape(((), shape[1]))?.to_device(&compute.device)?;
             hessian.add(&inputs, gates.as_deref())?;
-            let factor = factorise_all(vec![hessian], &[Damping::default()], self.act_order)?.remove(0)?;
+            let factor =
+                factorise_all(vec![hessian], &[Damping::default()], self.act_order)?.remove(0)?;
             let problem = Problem { weight: &weight, factor: &factor };
             let options = Options { scheme, clip_search: self.clip };
             Ok(solve_on(&[problem], shape, &options, &compute.device)?.remove(0).codes)
         };
-        let failed = |e: QuantizeError| Error::new(Kind::Numeric, format!("cannot quantize {}", self.name)).source(e);
+        let failed = |e: QuantizeError| {
+            Error::new(Kind::Numeric, format!("cannot quantize {}", self.name)).source(e)
+        };
         let codes = solve().map_err(failed)?;
         let expected = numbers(get(format!("{}.codes", self.name))?)?;
         let tied = |row: usize| {
@@ -110,7 +130,8 @@ impl Case {
         let rows = codes.codes.chunks(shape[1]).zip(expected.chunks(shape[1])).enumerate();
         let untied = rows.filter(|(row, _)| !tied(*row)).flat_map(|(_, (a, b))| a.iter().zip(b));
         let (mut other, mut all) = (0usize, 0usize);
-        untied.for_each(|(a, b)| (other, all) = (other + usize::from(f64::from(*a) != *b), all + 1));
+        untied
+            .for_each(|(a, b)| (other, all) = (other + usize::from(f64::from(*a) != *b), all + 1));
         let mut hessian = Hessian::<f32>::new(shape[1]);
         let values: Vec<f32> = numbers(inputs)?.iter().map(|x| *x as f32).collect();
         hessian.add(&values, gates.as_deref()).map_err(failed)?;
@@ -119,8 +140,11 @@ impl Case {
     }
 
     fn weight(&self, model: &Model, [rows, columns]: [usize; 2]) -> Result<Vec<f32>> {
-        let missing = || Error::new(Kind::Malformed, format!("the built-in MoE has no expert for {}", self.name));
-        let moe = model.layers.get(self.layer).and_then(|layer| layer.ffn.moe()).ok_or_else(missing)?;
+        let missing = || {
+            Error::new(Kind::Malformed, format!("the built-in MoE has no expert for {}", self.name))
+        };
+        let moe =
+            model.layers.get(self.layer).and_then(|layer| layer.ffn.moe()).ok_or_else(missing)?;
         let [gate, up, down] = moe.experts.get(self.expert).ok_or_else(missing)?.linears();
         let linear = match self.matrix.as_str() {
             "gate" => gate,
@@ -144,7 +168,10 @@ fn logits(goldens: &Goldens, name: &str, tokens: &str, compute: &Compute) -> Res
     sweep.run(&mut Silent)?;
     let logits = Head::load(&model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
     let logits = logits.flatten_all().map_err(|e| numeric("the logits of a quantized model", e))?;
-    let reference = goldens.tensors(&format!("quantize/checkpoints/{name}/reference.safetensors"))?;
-    let error = reference.get("logits_exact").map(|expected| Ok(apart(&numbers(&logits)?, &numbers(expected)?)));
+    let reference =
+        goldens.tensors(&format!("quantize/checkpoints/{name}/reference.safetensors"))?;
+    let error = reference
+        .get("logits_exact")
+        .map(|expected| Ok(apart(&numbers(&logits)?, &numbers(expected)?)));
     Ok(check(format!("quantized {name}"), 1e-5, &[(error.transpose()?.unwrap_or(f64::NAN), 0)]))
 }

@@ -1,4 +1,5 @@
-//! Statistics, pruning and merging of the built-in MoE, beside transformers' own modules in float64 and numpy (golden/pruning).
+//! Statistics, pruning and merging of the built-in MoE, beside transformers' own modules in float64
+//! and numpy (golden/pruning).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ use serde_json::json;
 use super::{Check, Goldens, apart, check, golden, numbers, numeric};
 use crate::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 
-/// The layer that golden/pruning/merge.py merges, and of whose experts it stores one neuron in so many.
+/// The layer that golden/pruning/merge.py merges, and of whose experts it stores one neuron in so
+/// many.
 const MERGED_LAYER: usize = 1;
 const MERGED_STEP: usize = 32;
 
@@ -35,12 +37,15 @@ fn observed(goldens: &Goldens, compute: &Compute) -> Result<PathBuf> {
     let mut data = Vec::new();
     for label in ["english", "code", "spanish", "arithmetic"] {
         let path = goldens.path(&format!("{label}.jsonl"));
-        let lines: Vec<String> = tokens[label].iter().map(|ids| json!({ "input_ids": ids }).to_string()).collect();
-        std::fs::write(&path, lines.join("\n")).map_err(|e| Error::io("cannot write this file", &path, e))?;
+        let lines: Vec<String> =
+            tokens[label].iter().map(|ids| json!({ "input_ids": ids }).to_string()).collect();
+        std::fs::write(&path, lines.join("\n"))
+            .map_err(|e| Error::io("cannot write this file", &path, e))?;
         data.push(format!("{label}={}", path.display()));
     }
     let calibration: CalibrationOptions = golden(&json!({ "data": data, "sequence-length": 256 }))?;
-    let options = ObserveOptions { add: Vec::new(), no_left_out: false, sample_every: 1, calibration };
+    let options =
+        ObserveOptions { add: Vec::new(), no_left_out: false, sample_every: 1, calibration };
     let output = goldens.path("statistics.safetensors");
     observe(&goldens.path("models/moe"), &options, &output, true, None, compute, &Quiet)?;
     Ok(output)
@@ -48,7 +53,8 @@ fn observed(goldens: &Goldens, compute: &Compute) -> Result<PathBuf> {
 
 fn statistics_of_transformers(goldens: &Goldens, statistics: &Path) -> Result<Check> {
     let file = StatisticsFile::open(statistics)?;
-    let quantities: BTreeMap<&str, Quantity> = Quantity::ALL.iter().map(|q| (q.name(), *q)).collect();
+    let quantities: BTreeMap<&str, Quantity> =
+        Quantity::ALL.iter().map(|q| (q.name(), *q)).collect();
     let mut outcomes = Vec::new();
     for (name, expected) in goldens.tensors("pruning/statistics.safetensors")? {
         // layers.N.QUANTITY
@@ -60,7 +66,9 @@ fn statistics_of_transformers(goldens: &Goldens, statistics: &Path) -> Result<Ch
         let mut found = Vec::new();
         for label in labels(file.groups()) {
             let groups = file.groups().iter().zip(&sums).filter(|(group, _)| group.label == label);
-            found.extend_from_slice(Sums::pooled(groups.map(|(_, sums)| (sums, 1.0))).get(*quantity));
+            found.extend_from_slice(
+                Sums::pooled(groups.map(|(_, sums)| (sums, 1.0))).get(*quantity),
+            );
         }
         let expected = numbers(&expected)?;
         let differing = match quantity {
@@ -91,25 +99,31 @@ fn pruned(
     count: usize,
     compute: &Compute,
 ) -> Result<(Model, Vec<Vec<usize>>)> {
-    let mut options = json!({ "method": criterion, "experts": count, "no-super-expert-guard": true });
+    let mut options =
+        json!({ "method": criterion, "experts": count, "no-super-expert-guard": true });
     if criterion != "aimer" {
         options["stats"] = statistics.to_string_lossy().into();
     }
     let options: PruneOptions = golden(&options)?;
     let output = goldens.path("pruned");
     let done = convert(&[&options], &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
-    let expert = |text: &String| text.strip_prefix("expert ").and_then(|number| number.parse().ok());
+    let expert =
+        |text: &String| text.strip_prefix("expert ").and_then(|number| number.parse().ok());
     let of_layer = |experts: &[String]| {
         let mut kept: Vec<usize> = experts.iter().filter_map(expert).collect();
         kept.sort_unstable();
         kept
     };
-    Ok((Model::open(&output)?, done.receipt.layers.iter().map(|layer| of_layer(&layer.experts)).collect()))
+    Ok((
+        Model::open(&output)?,
+        done.receipt.layers.iter().map(|layer| of_layer(&layer.experts)).collect(),
+    ))
 }
 
 fn differing(found: &[Vec<usize>], expected: &[Vec<usize>]) -> usize {
-    let of_layer =
-        |(found, expected): (&Vec<usize>, &Vec<usize>)| expected.iter().filter(|e| !found.contains(e)).count();
+    let of_layer = |(found, expected): (&Vec<usize>, &Vec<usize>)| {
+        expected.iter().filter(|e| !found.contains(e)).count()
+    };
     found.iter().zip(expected).map(of_layer).sum::<usize>() + found.len().abs_diff(expected.len())
 }
 
@@ -118,7 +132,9 @@ fn kept(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Check
     let expected: BTreeMap<String, BTreeMap<usize, Vec<Vec<usize>>>> = golden(&saliencies["kept"])?;
     let mut outcomes = Vec::new();
     // Ranked choice looks at tokens, layer by layer, which statistics don't have.
-    for (criterion, counts) in expected.iter().filter(|(criterion, _)| *criterion != "ranked-choice") {
+    for (criterion, counts) in
+        expected.iter().filter(|(criterion, _)| *criterion != "ranked-choice")
+    {
         for (count, expected) in counts {
             let (_, kept) = pruned(goldens, statistics, criterion, *count, compute)?;
             outcomes.push((0.0, differing(&kept, expected)));
@@ -157,25 +173,36 @@ fn merged(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
     let mut outcomes = Vec::new();
     for method in ["average", "hc-smoe", "m-smoe"] {
         let expected = goldens.tensors(&format!("pruning/merge-{method}.safetensors"))?;
-        let groups: Vec<Vec<usize>> = golden(&goldens.json(&format!("pruning/merge-{method}.json"))?["groups"])?;
+        let groups: Vec<Vec<usize>> =
+            golden(&goldens.json(&format!("pruning/merge-{method}.json"))?["groups"])?;
         let options = json!({ "method": method, "experts": groups.len(), "stats": statistics.to_string_lossy(), "no-super-expert-guard": true });
         let options: MergeOptions = golden(&options)?;
         let output = goldens.path("merged");
-        let done = convert(&[&options], &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
+        let done =
+            convert(&[&options], &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
         let trust = done.receipt.layers.get(MERGED_LAYER).and_then(|layer| layer.trust.as_ref());
         let clusters = trust.map(|trust| trust.clusters.clone()).unwrap_or_default();
         let model = Model::open(&output)?;
-        let experts = model.layers[MERGED_LAYER].ffn.moe().map(|moe| moe.experts.as_slice()).unwrap_or_default();
+        let experts = model.layers[MERGED_LAYER]
+            .ffn
+            .moe()
+            .map(|moe| moe.experts.as_slice())
+            .unwrap_or_default();
         let mut error = 0f64;
         for (cluster, expert) in clusters.iter().zip(experts) {
             for (part, linear) in ["gate", "up", "down"].into_iter().zip(expert.linears()) {
-                let Some(expected) = expected.get(&format!("experts.{}.{part}", cluster[0])) else { continue };
+                let Some(expected) = expected.get(&format!("experts.{}.{part}", cluster[0])) else {
+                    continue;
+                };
                 let dimension = usize::from(part == "down");
                 let some = || {
-                    let weight = to_f32(&linear.weight, &Compute::cpu()).map_err(candle_core::Error::wrap)?;
+                    let weight = to_f32(&linear.weight, &Compute::cpu())
+                        .map_err(candle_core::Error::wrap)?;
                     let count = weight.dim(dimension)?;
                     let every: Vec<u32> = (0..count as u32).step_by(MERGED_STEP).collect();
-                    weight.index_select(&Tensor::new(every, &Device::Cpu)?, dimension)?.to_dtype(DType::F64)
+                    weight
+                        .index_select(&Tensor::new(every, &Device::Cpu)?, dimension)?
+                        .to_dtype(DType::F64)
                 };
                 let found = some().map_err(|e| numeric("a merged expert", e))?;
                 error = error.max(apart(&numbers(&found)?, &numbers(expected)?));

@@ -1,4 +1,5 @@
-//! Gradients beside PyTorch's through transformers' models, and the ridge of distill beside numpy in float64 (golden/training).
+//! Gradients beside PyTorch's through transformers' models, and the ridge of distill beside numpy
+//! in float64 (golden/training).
 
 use std::collections::HashMap;
 
@@ -23,20 +24,24 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
     let about: HashMap<String, Value> = golden(&about)?;
     let mut families: Vec<_> = about.keys().collect();
     families.sort();
-    let gradients = families.into_iter().map(|family| gradients(goldens, family, &about[family], compute));
+    let gradients =
+        families.into_iter().map(|family| gradients(goldens, family, &about[family], compute));
     let mut checks = gradients.collect::<Result<Vec<_>>>()?;
     checks.push(ridge(goldens, compute)?);
     Ok(checks)
 }
 
-/// Gradients of next tokens' loss: of each parameter its norm, its sum, and its sum with weights that tell entries apart.
+/// Gradients of next tokens' loss: of each parameter its norm, its sum, and its sum with weights
+/// that tell entries apart.
 fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) -> Result<Check> {
     let dir = goldens.path("families").join(family).join("base");
-    let (model, batch) = (Model::open(&dir.join("model"))?, Batch::from_json(&dir.join("tokens.json"))?);
+    let (model, batch) =
+        (Model::open(&dir.join("model"))?, Batch::from_json(&dir.join("tokens.json"))?);
     let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, compute)?;
     let mut gradients = Gradients::new(&parameters);
     let trainee = Trainee { model: &model, parameters: &parameters, compute, keep_graphs: false };
-    let goal = Goal { objective: &Objective::NEXT_TOKENS, teacher: None, scale: Scale::over([&batch]) };
+    let goal =
+        Goal { objective: &Objective::NEXT_TOKENS, teacher: None, scale: Scale::over([&batch]) };
     trainee.accumulate(&batch, goal, &mut gradients)?;
     let mut found = HashMap::new();
     for (index, parameter) in parameters.list.iter().enumerate() {
@@ -54,7 +59,10 @@ fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) 
         let waves = gradient.iter().enumerate().map(|(i, g)| g * (i as f64).cos()).sum();
         // A sum of n entries may be off by √n times what an entry is.
         let room = expected[0].max(f64::MIN_POSITIVE) * (gradient.len() as f64).sqrt();
-        let apart = [norm, gradient.iter().sum(), waves].into_iter().zip(expected).map(|(a, b)| (a - b).abs() / room);
+        let apart = [norm, gradient.iter().sum(), waves]
+            .into_iter()
+            .zip(expected)
+            .map(|(a, b)| (a - b).abs() / room);
         outcomes.push((apart.fold(0.0, f64::max), 0));
     }
     Ok(check(format!("gradients {family}"), GRADIENT, &outcomes))
@@ -63,7 +71,9 @@ fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) 
 fn ridge(goldens: &Goldens, compute: &Compute) -> Result<Check> {
     let tensors = goldens.tensors("training/ridge.safetensors")?;
     let get = |name: String| {
-        tensors.get(&name).ok_or_else(|| Error::new(Kind::Malformed, "this golden lacks a tensor").tensor(name))
+        tensors
+            .get(&name)
+            .ok_or_else(|| Error::new(Kind::Malformed, "this golden lacks a tensor").tensor(name))
     };
     let figures: HashMap<String, Value> = golden(&goldens.json("training/ridge.json")?)?;
     let start = get("W0".to_owned())?.to_dtype(DType::F64).map_err(|e| numeric("a start", e))?;
@@ -80,9 +90,12 @@ fn ridge(goldens: &Goldens, compute: &Compute) -> Result<Check> {
         let ridge = sums().map_err(|e| numeric("ridge sums", e))?;
         let rows: Vec<Value> = golden(&case["solutions"])?;
         let solutions = numbers(get(format!("{name}.W"))?)?;
-        for (row, expected) in rows.iter().zip(solutions.chunks_exact((solutions.len() / rows.len().max(1)).max(1))) {
+        for (row, expected) in
+            rows.iter().zip(solutions.chunks_exact((solutions.len() / rows.len().max(1)).max(1)))
+        {
             let relative: f64 = golden(&row["relative"])?;
-            let found = ridge.solve(relative, &start).map_err(|e| numeric("a ridge solution", e))?;
+            let found =
+                ridge.solve(relative, &start).map_err(|e| numeric("a ridge solution", e))?;
             outcomes.push((apart(&numbers(&found)?, expected), 0));
         }
     }

@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{
-    Error, Kind, LOG_FILE, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically,
+    Error, Kind, LOG_FILE, Result, Saved, SavedFolder, open_to_append, read_text,
+    write_file_atomically,
 };
 
 use super::log::{self, LoggedSteps};
@@ -22,7 +23,10 @@ impl TrainingDir {
     /// That of the result `output`, beside it.
     pub fn of(output: &Path) -> Self {
         let name = output.file_name().unwrap_or_default().to_string_lossy();
-        Self(SavedFolder::new(output.with_file_name(format!("{name}.training")), &[STATE_FILE, LOG_FILE]))
+        Self(SavedFolder::new(
+            output.with_file_name(format!("{name}.training")),
+            &[STATE_FILE, LOG_FILE],
+        ))
     }
 
     /// Where it is.
@@ -35,8 +39,8 @@ impl TrainingDir {
         self.path().join(LOG_FILE)
     }
 
-    /// Refuses a folder in which something else lies and, unless a run may go on (`resume`) or start over (`overwrite`), what a killed
-    /// run has left.
+    /// Refuses a folder in which something else lies and, unless a run may go on (`resume`) or
+    /// start over (`overwrite`), what a killed run has left.
     ///
     /// # Errors
     /// [`Kind::Usage`] then; as for [`SavedFolder::is_used`].
@@ -79,14 +83,15 @@ impl TrainingDir {
     }
 }
 
-/// The folder beside the result `output` in which a training that was stopped is saved; None where there is none.
+/// The folder beside the result `output` in which a training that was stopped is saved; None where
+/// there is none.
 pub fn training_left(output: &Path) -> Option<PathBuf> {
     let training = TrainingDir::of(output);
     training.is_used().is_ok_and(|used| used).then(|| training.path().to_owned())
 }
 
-/// The log of the training in `saved`, which goes on behind what was `written` when the state after `steps` steps was saved: later
-/// lines are dropped. With it comes what it says already.
+/// The log of the training in `saved`, which goes on behind what was `written` when the state after
+/// `steps` steps was saved: later lines are dropped. With it comes what it says already.
 ///
 /// # Errors
 /// [`Kind::Malformed`] where the log begins with anything else; [`Kind::Io`].
@@ -105,11 +110,11 @@ pub(super) fn logged_steps(saved: &Saved) -> u64 {
 
 /// The beginning of the log `path`, which must be what was `written` by the first `steps` steps.
 fn beginning(path: &Path, steps: u64, written: &LoggedSteps) -> Result<String> {
-    const REMEDY: &str =
-        "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
+    const REMEDY: &str = "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
     let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
-    let mut text = read_text(path, MAX_LOG_BYTES)
-        .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
+    let mut text = read_text(path, MAX_LOG_BYTES).map_err(|e| {
+        malformed("the log of this training can't be read".to_owned()).source(e.briefly())
+    })?;
     let bytes = usize::try_from(written.bytes).unwrap_or(usize::MAX);
     if !text.is_char_boundary(bytes) || LoggedSteps::of(&text.as_bytes()[..bytes]) != *written {
         return Err(malformed(differs(&text, steps)));
@@ -132,7 +137,9 @@ fn differs(text: &str, steps: u64) -> String {
     }
     match taken < steps {
         true => format!("{steps} steps were taken, but the log has only the first {taken}"),
-        false => "this log and the state beside it are not of one run, or the log was changed".to_owned(),
+        false => {
+            "this log and the state beside it are not of one run, or the log was changed".to_owned()
+        }
     }
 }
 
@@ -150,16 +157,25 @@ mod tests {
         };
         let [first, measured, second] =
             ["{\"step\":1,\"loss\":2}", "{\"step\":1,\"held_out\":{}}", "{\"step\":2,\"loss\":1}"];
-        let (all, begun) = (format!("{first}\n{measured}\n{second}\n"), format!("{first}\n{measured}\n"));
+        let (all, begun) =
+            (format!("{first}\n{measured}\n{second}\n"), format!("{first}\n{measured}\n"));
         assert_eq!(kept(&all, &all).unwrap(), all);
         assert_eq!(kept(&all, &begun).unwrap(), begun);
         // The last line was cut when the run was killed.
         assert_eq!(kept(&format!("{all}{{\"ste"), &all).unwrap(), all);
         let edited = all.replace("\"loss\":2", "\"loss\":1");
-        for (log, saved) in [(&*begun, &all), ("", &begun), (second, &begun), ("wörter\n", &begun), (&edited, &begun)]
-        {
+        for (log, saved) in [
+            (&*begun, &all),
+            ("", &begun),
+            (second, &begun),
+            ("wörter\n", &begun),
+            (&edited, &begun),
+        ] {
             let error = kept(log, saved).unwrap_err();
-            assert!(error.kind() == Kind::Malformed && error.to_string().contains(LOG_FILE), "{error}");
+            assert!(
+                error.kind() == Kind::Malformed && error.to_string().contains(LOG_FILE),
+                "{error}"
+            );
         }
         std::fs::remove_file(&path).unwrap();
         assert!(beginning(&path, 1, &LoggedSteps::of(b"x")).is_err());

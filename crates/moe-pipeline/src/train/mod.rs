@@ -14,8 +14,12 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use moe_checkpoint::{Checkpoint, Result};
-use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Reference, Scale, TrainedPart, Trainee};
-use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate};
+use moe_forward::train::{
+    Goal, Gradients, Losses, Objective, Parameters, Reference, Scale, TrainedPart, Trainee,
+};
+use moe_forward::{
+    Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate,
+};
 use moe_math::Compute;
 use moe_model::{Expert, Model};
 use moe_passes::{Idle, Precision, Training, idle_routers};
@@ -57,8 +61,8 @@ pub(crate) struct TrainingTask {
 }
 
 impl TrainingTask {
-    /// Reads the text to train `model` on, and to measure it on beside `teacher`, by the tokenizer of `source`. What there is no room for
-    /// beside the training is refused.
+    /// Reads the text to train `model` on, and to measure it on beside `teacher`, by the tokenizer
+    /// of `source`. What there is no room for beside the training is refused.
     ///
     /// # Errors
     /// As for [`Corpus::load`].
@@ -76,23 +80,30 @@ impl TrainingTask {
             memory_bytes: work.budget.map(|budget| budget.0),
             ..TokenizeOptions::default()
         };
-        let need =
-            |measured| Need::of(model, &training, text.sequence_length, teacher, measured, work.compute).bytes(false);
-        let live = |tokens| Ok(need(measured_bytes(model, teacher, tokens, text.sequence_length, work)?));
+        let need = |measured| {
+            Need::of(model, &training, text.sequence_length, teacher, measured, work.compute)
+                .bytes(false)
+        };
+        let live =
+            |tokens| Ok(need(measured_bytes(model, teacher, tokens, text.sequence_length, work)?));
         let measured = TokenizeOptions {
             max_tokens: Some(text.held_out_tokens),
             room: memory::room(work.budget, "--held-out-tokens", live),
             ..options
         };
-        let held_out = (!text.held_out.is_empty()).then(|| Corpus::load(&text.held_out, source.dir(), measured));
+        let held_out = (!text.held_out.is_empty())
+            .then(|| Corpus::load(&text.held_out, source.dir(), measured));
         let held_out = held_out.transpose()?;
-        let measuring = held_out
-            .as_ref()
-            .map_or(Ok(0), |corpus| measured_bytes(model, teacher, corpus.tokens(), text.sequence_length, work))?;
+        let measuring = held_out.as_ref().map_or(Ok(0), |corpus| {
+            measured_bytes(model, teacher, corpus.tokens(), text.sequence_length, work)
+        })?;
         let beside = need(measuring);
         let trained = TokenizeOptions {
             // No step sees more of a label.
-            max_tokens: Some(text.data_tokens.unwrap_or_else(|| training.options.most_tokens(text.sequence_length))),
+            max_tokens: Some(
+                text.data_tokens
+                    .unwrap_or_else(|| training.options.most_tokens(text.sequence_length)),
+            ),
             pack: text.pack,
             sample: Some(text.seed),
             room: memory::room(work.budget, "--data-tokens", |_| Ok(beside)),
@@ -126,7 +137,8 @@ impl TrainingTask {
         let of = |lessened: Lessened| self.lessened(model, teacher, lessened, work);
         let mut needs = Needs::fixed(live);
         let (parts, batch) = (Lessened { parts: true, ..all }, Lessened { batch: true, ..all });
-        let (shorter, measured) = (Lessened { batch: true, length: true, ..all }, Lessened { measured: true, ..all });
+        let (shorter, measured) =
+            (Lessened { batch: true, length: true, ..all }, Lessened { measured: true, ..all });
         let has_parts = self.training.parts.iter().any(|part| *part != TrainedPart::Routers);
         let has_parts = has_parts && Parameters::elements(model, &[TrainedPart::Routers]) > 0;
         if has_parts {
@@ -146,14 +158,21 @@ impl TrainingTask {
             needs.add_several(also, of(text)?);
         }
         if has_parts {
-            let way = format!("train fewer parts of the model (--train router takes least) and {also}");
+            let way =
+                format!("train fewer parts of the model (--train router takes least) and {also}");
             needs.add_several(&way, of(Lessened { parts: true, ..text })?);
         }
         Ok(needs)
     }
 
     /// Live bytes with the least of what is `lessened`.
-    fn lessened(&self, model: &Model, teacher: Option<&Model>, lessened: Lessened, work: &Work<'_>) -> Result<u64> {
+    fn lessened(
+        &self,
+        model: &Model,
+        teacher: Option<&Model>,
+        lessened: Lessened,
+        work: &Work<'_>,
+    ) -> Result<u64> {
         const TOKENS: usize = 64;
         let mut training = self.training.clone();
         if lessened.parts {
@@ -162,7 +181,8 @@ impl TrainingTask {
         if lessened.batch {
             training.options.batch_tokens = training.options.batch_tokens.min(TOKENS);
         }
-        let shortened = |longest: usize| if lessened.length { longest.min(TOKENS) } else { longest };
+        let shortened =
+            |longest: usize| if lessened.length { longest.min(TOKENS) } else { longest };
         let measured = match &self.held_out {
             Some(corpus) => {
                 let share = if lessened.measured { Share::Least } else { Share::All };
@@ -181,7 +201,13 @@ impl TrainingTask {
     }
 
     fn longest(&self) -> usize {
-        self.text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::len).max().unwrap_or(1)
+        self.text
+            .domains
+            .iter()
+            .flat_map(|domain| &domain.sequences)
+            .map(Vec::len)
+            .max()
+            .unwrap_or(1)
     }
 
     /// The windows that are trained on.
@@ -199,11 +225,16 @@ impl TrainingTask {
         self.text.texts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.texts))
     }
 
-    /// What is said where only routers of `model` are trained, and have nothing to decide: all experts are the same network by `same`.
+    /// What is said where only routers of `model` are trained, and have nothing to decide: all
+    /// experts are the same network by `same`.
     ///
     /// # Errors
     /// What `same` returns.
-    pub fn idle(&self, model: &Model, same: fn(&Expert, &Expert) -> Result<bool>) -> Result<Option<&'static str>> {
+    pub fn idle(
+        &self,
+        model: &Model,
+        same: fn(&Expert, &Expert) -> Result<bool>,
+    ) -> Result<Option<&'static str>> {
         let only_routers = self.training.parts.iter().all(|part| *part == TrainedPart::Routers);
         if !only_routers || self.training.options.steps == 0 {
             return Ok(None);
@@ -214,7 +245,8 @@ impl TrainingTask {
         }))
     }
 
-    /// The part of `options` that decides what a training gives; the rest may change when it resumes.
+    /// The part of `options` that decides what a training gives; the rest may change when it
+    /// resumes.
     pub fn deciding(&self, mut options: serde_json::Value) -> serde_json::Value {
         if let Some(options) = options.as_object_mut() {
             CHANGEABLE.iter().for_each(|key| _ = options.remove(*key));
@@ -234,7 +266,8 @@ struct Lessened {
     measured: bool,
 }
 
-/// Live bytes of measuring `model` beside `teacher` on so many tokens, in sequences of `length` at most.
+/// Live bytes of measuring `model` beside `teacher` on so many tokens, in sequences of `length` at
+/// most.
 fn measured_bytes(
     model: &Model,
     teacher: Option<&Model>,
@@ -261,7 +294,8 @@ impl TrainingJob<'_> {
     /// Trains, and gives the trained model.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; what the training returns.
+    /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; what the training
+    /// returns.
     pub fn train(&self, progress: &dyn Progress) -> Result<(Model, TrainingRecord)> {
         let TrainingTask { training, text, held_out } = self.task;
         // What can't be gone on from is refused before anything is computed.
@@ -279,14 +313,18 @@ impl TrainingJob<'_> {
             Precision::Bf16 => DType::BF16,
         };
         let parameters = Parameters::read(self.model, &training.parts, precision, self.compute)?;
-        let reference = training
-            .teacher
-            .zip(self.teacher)
-            .map(|(options, teacher)| Reference::new(teacher, options.kind, &sequences, scratch, self.compute));
+        let reference = training.teacher.zip(self.teacher).map(|(options, teacher)| {
+            Reference::new(teacher, options.kind, &sequences, scratch, self.compute)
+        });
         let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
         let tokens = held_out.as_ref().map_or(0, Corpus::tokens);
         let mut task = TextTask {
-            trainee: Trainee { model: self.model, parameters: &parameters, compute: self.compute, keep_graphs },
+            trainee: Trainee {
+                model: self.model,
+                parameters: &parameters,
+                compute: self.compute,
+                keep_graphs,
+            },
             order: Order::new(
                 sequences.iter().map(|sequence| sequence.len()).collect(),
                 training.options.batch_tokens,
@@ -308,9 +346,15 @@ impl TrainingJob<'_> {
             storage: storage(self.model, tokens, self.memory_budget, self.compute, scratch)?,
         };
         progress.stage("train", training.options.steps, Unit::Steps);
-        let trainer = Trainer { parameters: &parameters, options: &training.options, saved: &saved, progress };
+        let trainer = Trainer {
+            parameters: &parameters,
+            options: &training.options,
+            saved: &saved,
+            progress,
+        };
         let outcome = trainer.run(&mut task).inspect_err(|_| {
-            // A folder in which nothing lies to go on from would only be in the way of the next run. What lay there before stays.
+            // A folder in which nothing lies to go on from would only be in the way of the next
+            // run. What lay there before stays.
             if !goes_on {
                 TrainingDir::of(self.output).remove_unless_saved();
             }
@@ -357,7 +401,11 @@ impl Task for TextTask<'_> {
         let scale = Scale::over(&batches);
         let mut losses = Vec::new();
         for (batch, windows) in batches.iter().zip(&chosen) {
-            let targets = self.reference.as_mut().map(|reference| reference.targets(batch, windows)).transpose()?;
+            let targets = self
+                .reference
+                .as_mut()
+                .map(|reference| reference.targets(batch, windows))
+                .transpose()?;
             let goal = Goal { objective: &self.objective, teacher: targets.as_ref(), scale };
             losses.push(self.trainee.accumulate(batch, goal, gradients)?);
         }

@@ -21,11 +21,13 @@ const GRADIENT_BYTES: u64 = 4;
 const SAVED_BYTES_A_PARAMETER: u64 = 2 * (12 + 4);
 /// Copies of states in a layer's graph and its gradients.
 const STATES: usize = 20;
-/// The head, and what a teacher says, are found for as many tokens at a time as have logits of this many bytes.
+/// The head, and what a teacher says, are found for as many tokens at a time as have logits of this
+/// many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
 /// Logits, their softmax, gradients and what is made of them.
 const LOGIT_COPIES: usize = 8;
-/// What a layer's graph keeps of each state that goes to an expert: what enters it, what it gives, that in order, and weighed.
+/// What a layer's graph keeps of each state that goes to an expert: what enters it, what it gives,
+/// that in order, and weighed.
 const ROUTED_STATES: usize = 4;
 /// Tokens that a teacher which is kept runs on together.
 const TEACHER_TOKENS: usize = 4096;
@@ -58,7 +60,8 @@ pub(crate) struct Need {
 }
 
 impl Need {
-    /// Of training `model` so on sequences of `length` at most, with a `teacher`, measured on text that takes `measured` bytes to evaluate.
+    /// Of training `model` so on sequences of `length` at most, with a `teacher`, measured on text
+    /// that takes `measured` bytes to evaluate.
     pub fn of(
         model: &Model,
         training: &Training,
@@ -69,12 +72,18 @@ impl Need {
     ) -> Self {
         let elements = Parameters::elements(model, &training.parts) as u64;
         let encoded = Parameters::stored_bytes(model, &training.parts);
-        let saved_together = elements.min(Parameters::largest(model, &training.parts).max(ELEMENTS_AT_ONCE) as u64);
+        let saved_together =
+            elements.min(Parameters::largest(model, &training.parts).max(ELEMENTS_AT_ONCE) as u64);
         let tokens = training.options.batch_tokens.max(length);
-        let embeddings = Parameters::elements(model, &[moe_forward::train::TrainedPart::Embeddings]) as u64;
+        let embeddings =
+            Parameters::elements(model, &[moe_forward::train::TrainedPart::Embeddings]) as u64;
         let trains_head = training.parts.contains(&moe_forward::train::TrainedPart::Embeddings);
         let taught = teacher.zip(training.teacher).map_or(0, |(teacher, options)| {
-            let together = if options.kind == TeacherKind::Logits { tokens } else { TEACHER_TOKENS.max(length) };
+            let together = if options.kind == TeacherKind::Logits {
+                tokens
+            } else {
+                TEACHER_TOKENS.max(length)
+            };
             let text = Text { tokens: together, longest: length, storage: Storage::default() };
             text.sweep(teacher, Watched::default(), compute).max(head_bytes(teacher, together, 3))
         });
@@ -82,7 +91,8 @@ impl Need {
         let of_a_layer = Parameters::elements_of_a_layer(model, &training.parts) as u64;
         let accumulates = training.options.accumulate > 1;
         // Matrices as they are rounded, beside those that are trained.
-        let rounded = if training.options.precision == Precision::Bf16 { 2 * of_a_layer } else { 0 };
+        let rounded =
+            if training.options.precision == Precision::Bf16 { 2 * of_a_layer } else { 0 };
         Self {
             trained: elements * BYTES_A_PARAMETER,
             gradients,
@@ -96,14 +106,16 @@ impl Need {
                 .layers
                 .iter()
                 .map(|layer| {
-                    graph_bytes(model, layer, tokens, length) + untrained_bytes(layer, &training.parts, compute)
+                    graph_bytes(model, layer, tokens, length)
+                        + untrained_bytes(layer, &training.parts, compute)
                 })
                 .max()
                 .unwrap_or(0)
                 + rounded,
             layers: model.layers.len() as u64,
             states: (model.layers.len() * tokens * model.hidden * 4) as u64,
-            head: head_bytes(model, tokens, LOGIT_COPIES) + if trains_head { 8 * embeddings } else { 0 },
+            head: head_bytes(model, tokens, LOGIT_COPIES)
+                + if trains_head { 8 * embeddings } else { 0 },
             beside: taught.max(measured),
         }
     }
@@ -116,12 +128,16 @@ impl Need {
     /// All of it, with the graphs of all layers or of one.
     pub fn bytes(&self, keep_graphs: bool) -> u64 {
         let kept = if keep_graphs { self.layer * self.layers } else { 0 };
-        // A layer's gradients take about as much as its graph. Those of weights come with each layer, whose graph goes.
+        // A layer's gradients take about as much as its graph. Those of weights come with each
+        // layer, whose graph goes.
         let coming = self.summed.max(self.gradients / self.layers.max(1));
         let first = kept.max(self.layer) + self.layer + coming;
         let back = first.max(2 * self.layer + self.gradients) + self.arriving;
         let between = (self.encoded + self.beside).max(self.saved);
-        self.trained + self.best + self.states + (kept + self.head + self.summed).max(back).max(between)
+        self.trained
+            + self.best
+            + self.states
+            + (kept + self.head + self.summed).max(back).max(between)
     }
 
     /// What it will hold under `budget`.
@@ -131,7 +147,8 @@ impl Need {
 
     /// Whether there is room to keep all graphs.
     fn keeps_graphs(&self, budget: Option<ByteSize>) -> bool {
-        memory::most_resident(self.bytes(true) + live_bytes().unwrap_or(0)) <= ByteSize(room(budget) / 2)
+        memory::most_resident(self.bytes(true) + live_bytes().unwrap_or(0))
+            <= ByteSize(room(budget) / 2)
     }
 
     /// Whether there is room to keep all graphs; `ways` says what makes it less.
@@ -139,14 +156,17 @@ impl Need {
     /// # Errors
     /// [`Kind::Usage`] where there isn't even room for one.
     pub fn check(&self, ways: &Needs, budget: Option<ByteSize>) -> Result<bool> {
-        let (needed, room) =
-            (memory::most_resident(self.bytes(false) + live_bytes().unwrap_or(0)), ByteSize(room(budget)));
+        let (needed, room) = (
+            memory::most_resident(self.bytes(false) + live_bytes().unwrap_or(0)),
+            ByteSize(room(budget)),
+        );
         if needed > room {
-            let what = format!("this training holds about {needed} in memory, there is room for {room}");
+            let what =
+                format!("this training holds about {needed} in memory, there is room for {room}");
             let is_budget = budget.is_some_and(|budget| budget <= room);
             let larger = if is_budget { "raise --memory-budget" } else { "use a larger machine" };
-            let ways =
-                needs::ways(std::slice::from_ref(ways), room).map_or(String::new(), |ways| format!("{ways}, or "));
+            let ways = needs::ways(std::slice::from_ref(ways), room)
+                .map_or(String::new(), |ways| format!("{ways}, or "));
             return Err(Error::new(Kind::Usage, what).remedy(format!("{ways}{larger}")));
         }
         Ok(self.keeps_graphs(budget))
@@ -162,7 +182,8 @@ fn room(budget: Option<ByteSize>) -> u64 {
 fn head_bytes(model: &Model, tokens: usize, copies: usize) -> u64 {
     let rows = (LOGIT_BYTES / 4 / model.vocab.max(1)).clamp(1, tokens);
     // As it is stored, and widened there and back.
-    model.head_weight().bytes() + (4 * (2 * model.vocab * model.hidden + copies * rows * model.vocab)) as u64
+    model.head_weight().bytes()
+        + (4 * (2 * model.vocab * model.hidden + copies * rows * model.vocab)) as u64
 }
 
 /// Weights of a layer that aren't trained.
@@ -170,7 +191,8 @@ fn untrained_bytes(layer: &Layer, parts: &[TrainedPart], compute: &Compute) -> u
     let attention = memory::attention_bytes(layer, compute);
     let networks = memory::layer_bytes(layer, compute) - attention;
     let of = |part: TrainedPart, bytes| if parts.contains(&part) { 0 } else { bytes };
-    let network = if matches!(layer.ffn, Ffn::Dense(_)) { TrainedPart::Dense } else { TrainedPart::Experts };
+    let network =
+        if matches!(layer.ffn, Ffn::Dense(_)) { TrainedPart::Dense } else { TrainedPart::Experts };
     of(TrainedPart::Attention, attention) + of(network, networks)
 }
 
@@ -183,7 +205,11 @@ fn graph_bytes(model: &Model, layer: &Layer, tokens: usize, length: usize) -> u6
             width * moe.router.top_k + moe.shared.as_ref().map_or(0, |shared| shared.expert.width())
         }
     };
-    let routed = if let Ffn::Moe(moe) = &layer.ffn { ROUTED_STATES * moe.router.top_k * model.hidden } else { 0 };
+    let routed = if let Ffn::Moe(moe) = &layer.ffn {
+        ROUTED_STATES * moe.router.top_k * model.hidden
+    } else {
+        0
+    };
     // Scores raw, masked, and as weights.
     let scores = 3 * model.heads * memory::mean_keys(&layer.attention, length);
     // Gate, that activated, up, and their product.

@@ -5,8 +5,9 @@ use moe_math::sampling;
 /// Streams of seeds below this are others'.
 const FIRST_STREAM: u64 = 1 << 32;
 
-/// Batches of whole windows, in an order that is redrawn for each time through the text. The same seed gives the same batches, so that
-/// a run that goes on needs to know no more than how many there were.
+/// Batches of whole windows, in an order that is redrawn for each time through the text. The same
+/// seed gives the same batches, so that a run that goes on needs to know no more than how many
+/// there were.
 pub(super) struct Order {
     lengths: Vec<usize>,
     batch_tokens: usize,

@@ -34,7 +34,13 @@ impl StepRecord {
     /// Numbers in a row of a saved state.
     pub const COLUMNS: usize = 9;
 
-    pub(super) fn new(step: u64, losses: &Losses, loss: f64, learning_rate: f64, gradient_norm: f64) -> Self {
+    pub(super) fn new(
+        step: u64,
+        losses: &Losses,
+        loss: f64,
+        learning_rate: f64,
+        gradient_norm: f64,
+    ) -> Self {
         Self {
             step,
             loss,
@@ -54,13 +60,44 @@ impl StepRecord {
     }
 
     pub(super) fn row(&self) -> [f64; Self::COLUMNS] {
-        let Self { step, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens } = *self;
-        [step as f64, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens]
+        let Self {
+            step,
+            loss,
+            cross_entropy,
+            teacher,
+            balance,
+            z,
+            learning_rate,
+            gradient_norm,
+            tokens,
+        } = *self;
+        [
+            step as f64,
+            loss,
+            cross_entropy,
+            teacher,
+            balance,
+            z,
+            learning_rate,
+            gradient_norm,
+            tokens,
+        ]
     }
 
     pub(super) fn of_row(row: [f64; Self::COLUMNS]) -> Self {
-        let [step, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens] = row;
-        Self { step: step as u64, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens }
+        let [step, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens] =
+            row;
+        Self {
+            step: step as u64,
+            loss,
+            cross_entropy,
+            teacher,
+            balance,
+            z,
+            learning_rate,
+            gradient_norm,
+            tokens,
+        }
     }
 }
 
@@ -78,7 +115,11 @@ pub struct Measurement {
 
 impl Measurement {
     pub(super) fn new(step: u64, report: &EvalReport) -> Self {
-        Self { step, loss: report.all.loss, kl: report.all.against.as_ref().map(|against| against.kl) }
+        Self {
+            step,
+            loss: report.all.loss,
+            kl: report.all.against.as_ref().map(|against| against.kl),
+        }
     }
 
     /// What training shall lower: the KL with a teacher, the loss without.
@@ -151,7 +192,10 @@ pub(super) fn thinned(steps: &[StepRecord]) -> Vec<StepRecord> {
             sums.iter_mut().zip(step.row()).for_each(|(sum, value)| *sum += value);
         }
         let last = part[part.len() - 1];
-        StepRecord { step: last.step, ..StepRecord::of_row(sums.map(|sum| sum / part.len() as f64)) }
+        StepRecord {
+            step: last.step,
+            ..StepRecord::of_row(sums.map(|sum| sum / part.len() as f64))
+        }
     };
     steps.chunks(each).map(mean).collect()
 }
@@ -167,14 +211,16 @@ pub(super) fn changes(first: &[LayerCounts], last: &[LayerCounts]) -> Vec<LoadCh
     first.iter().zip(last).map(change).collect()
 }
 
-/// A layer has collapsed where its tokens are spread over no more experts than a quarter of them would hold evenly: the exponential of
-/// the entropy of their shares counts these.
+/// A layer has collapsed where its tokens are spread over no more experts than a quarter of them
+/// would hold evenly: the exponential of the entropy of their shares counts these.
 pub(super) fn collapsed(load: &[LayerCounts]) -> Vec<usize> {
     let effective = |layer: &LayerCounts| {
         let experts = layer.counts.len() as f64;
         (Load::new(layer.counts.clone()).entropy * experts.ln()).exp()
     };
-    let few = |layer: &&LayerCounts| layer.counts.len() > 4 && effective(layer) < layer.counts.len() as f64 / 4.0;
+    let few = |layer: &&LayerCounts| {
+        layer.counts.len() > 4 && effective(layer) < layer.counts.len() as f64 / 4.0
+    };
     load.iter().filter(few).map(|layer| layer.layer).collect()
 }
 
@@ -184,8 +230,9 @@ mod tests {
 
     #[test]
     fn long_curves_are_thinned_to_means() {
-        let steps: Vec<StepRecord> =
-            (1..=1000).map(|step| StepRecord { step, loss: step as f64, ..StepRecord::default() }).collect();
+        let steps: Vec<StepRecord> = (1..=1000)
+            .map(|step| StepRecord { step, loss: step as f64, ..StepRecord::default() })
+            .collect();
         let thin = thinned(&steps);
         assert_eq!((thin.len(), thin[0].step, thin[0].loss), (334, 3, 2.0));
         assert_eq!(thin[333].step, 1000);
@@ -197,6 +244,13 @@ mod tests {
     fn a_layer_on_few_experts_has_collapsed() {
         let counts = |counts: &[u64]| LayerCounts { layer: 3, counts: counts.to_vec(), dropped: 0 };
         assert_eq!(collapsed(&[counts(&[100, 0, 0, 0, 0, 0, 0, 1])]), [3]);
-        assert!(collapsed(&[counts(&[5; 8]), counts(&[50, 50, 50, 1, 0, 0, 0, 0]), counts(&[9, 0, 0, 0])]).is_empty());
+        assert!(
+            collapsed(&[
+                counts(&[5; 8]),
+                counts(&[50, 50, 50, 1, 0, 0, 0, 0]),
+                counts(&[9, 0, 0, 0])
+            ])
+            .is_empty()
+        );
     }
 }

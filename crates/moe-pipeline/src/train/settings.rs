@@ -1,4 +1,5 @@
-//! Options of a training that may be changed when it goes on, and where the log says what they were.
+//! Options of a training that may be changed when it goes on, and where the log says what they
+//! were.
 
 use moe_passes::TrainOptions;
 use serde::{Deserialize, Serialize};
@@ -33,10 +34,17 @@ impl Settings {
 
     /// What is said to who goes on with others than `before`.
     pub(super) fn changes(&self, before: &Self) -> String {
-        let values = |of: &Self| [of.learning_rate.to_string(), of.clip.to_string(), of.patience.to_string()];
-        let changed = CHANGEABLE.iter().zip(values(before)).zip(values(self)).filter(|((_, was), is)| was != is);
-        let said: Vec<String> =
-            changed.map(|((option, was), is)| format!("--{option} is {is}, no longer {was}")).collect();
+        let values = |of: &Self| {
+            [of.learning_rate.to_string(), of.clip.to_string(), of.patience.to_string()]
+        };
+        let changed = CHANGEABLE
+            .iter()
+            .zip(values(before))
+            .zip(values(self))
+            .filter(|((_, was), is)| was != is);
+        let said: Vec<String> = changed
+            .map(|((option, was), is)| format!("--{option} is {is}, no longer {was}"))
+            .collect();
         format!("after step {}, {}", self.after_step, said.join(", "))
     }
 
@@ -53,7 +61,11 @@ mod tests {
     #[test]
     fn changes_are_said_by_option() {
         let before = Settings { after_step: 0, learning_rate: 1e-3, clip: 1.0, patience: 0 };
-        let said = Settings { after_step: 4, learning_rate: 5e-4, patience: 2, ..before }.changes(&before);
-        assert_eq!(said, "after step 4, --learning-rate is 0.0005, no longer 0.001, --patience is 2, no longer 0");
+        let said =
+            Settings { after_step: 4, learning_rate: 5e-4, patience: 2, ..before }.changes(&before);
+        assert_eq!(
+            said,
+            "after step 4, --learning-rate is 0.0005, no longer 0.001, --patience is 2, no longer 0"
+        );
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
-    Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, sha256_bytes, write_file_atomically,
+    Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, sha256_bytes,
+    write_file_atomically,
 };
 use moe_forward::train::LayerCounts;
 use rayon::prelude::*;
@@ -63,8 +64,9 @@ struct About {
 }
 
 impl TrainingState {
-    /// Writes it to `path`, with what `values` gives for each parameter of `elements`: value, m and v. A few parameters are copied
-    /// at a time, since all of them are most of what a training holds.
+    /// Writes it to `path`, with what `values` gives for each parameter of `elements`: value, m and
+    /// v. A few parameters are copied at a time, since all of them are most of what a training
+    /// holds.
     ///
     /// # Errors
     /// [`Kind::Io`], and what `values` returns; an earlier file is untouched then.
@@ -76,27 +78,39 @@ impl TrainingState {
     ) -> Result<()> {
         let about = self.about();
         let steps: Vec<f64> = self.steps.iter().flat_map(StepRecord::row).collect();
-        let measurements: Vec<f64> =
-            self.measurements.iter().flat_map(|m| [m.step as f64, m.loss, m.kl.unwrap_or(f64::NAN)]).collect();
+        let measurements: Vec<f64> = self
+            .measurements
+            .iter()
+            .flat_map(|m| [m.step as f64, m.loss, m.kl.unwrap_or(f64::NAN)])
+            .collect();
         let first: [Part<'_>; 3] = [
             (ABOUT.to_owned(), Dtype::U8, &about),
             ("steps".to_owned(), Dtype::F64, bytemuck::cast_slice(&steps)),
             ("measurements".to_owned(), Dtype::F64, bytemuck::cast_slice(&measurements)),
         ];
         let best = self.best_bytes.iter().enumerate();
-        let last: Vec<Part<'_>> =
-            best.map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice())).collect();
+        let last: Vec<Part<'_>> = best
+            .map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice()))
+            .collect();
         let size = |(name, dtype, bytes): &Part<'_>| (name.clone(), *dtype, bytes.len());
         let mut sizes: Vec<(String, Dtype, usize)> = first.iter().map(size).collect();
         for (index, elements) in elements.iter().enumerate() {
-            sizes.extend(VALUES.map(|name| (format!("{name}.{index}"), Dtype::F32, elements * size_of::<f32>())));
+            sizes.extend(
+                VALUES.map(|name| {
+                    (format!("{name}.{index}"), Dtype::F32, elements * size_of::<f32>())
+                }),
+            );
         }
         sizes.extend(last.iter().map(size));
         let of_sums = sizes.iter().map(|(name, ..)| sum_bytes(name)).sum();
         sizes.push((SUMS.to_owned(), Dtype::U8, of_sums));
         let mut failed = None;
         let written = write_file_atomically(path, |file| {
-            let mut out = Sealed { out: std::io::BufWriter::new(file), of: &self.fingerprint, sums: String::new() };
+            let mut out = Sealed {
+                out: std::io::BufWriter::new(file),
+                of: &self.fingerprint,
+                sums: String::new(),
+            };
             out.out.write_all(&header(&sizes))?;
             out.write(&first)?;
             for some in some_at_once(elements) {
@@ -122,7 +136,9 @@ impl TrainingState {
 
     /// What isn't numbers, padded so that what follows is aligned.
     fn about(&self) -> Vec<u8> {
-        let load = |of: &Vec<LayerCounts>| of.iter().map(|l| (l.layer, l.counts.clone(), l.dropped)).collect();
+        let load = |of: &Vec<LayerCounts>| {
+            of.iter().map(|l| (l.layer, l.counts.clone(), l.dropped)).collect()
+        };
         let about = About {
             format: FORMAT.to_owned(),
             fingerprint: self.fingerprint.clone(),
@@ -137,42 +153,60 @@ impl TrainingState {
         json
     }
 
-    /// Reads it from `path`, of parameters of these sizes. Their values, m and v are checked and left where they are: a training holds all
-    /// that it needs of each parameter already, and reads these into it one by one.
+    /// Reads it from `path`, of parameters of these sizes. Their values, m and v are checked and
+    /// left where they are: a training holds all that it needs of each parameter already, and reads
+    /// these into it one by one.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
-    pub fn read(path: &Path, fingerprint: &str, parameters: &[Size]) -> Result<(Self, SavedValues)> {
+    /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`;
+    /// [`Kind::Malformed`] for a file that is none.
+    pub fn read(
+        path: &Path,
+        fingerprint: &str,
+        parameters: &[Size],
+    ) -> Result<(Self, SavedValues)> {
         let (file, entries) = SourceFile::open(path).map_err(|e| e.better_remedy(START_OVER))?;
-        let tensors: BTreeMap<String, Stored> =
-            entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
-        let mut saved =
-            SavedParts { path: path.to_owned(), fingerprint: fingerprint.to_owned(), tensors, sums: BTreeSet::new() };
+        let tensors: BTreeMap<String, Stored> = entries
+            .into_iter()
+            .map(|entry| (entry.name.clone(), Stored::of_file(&file, entry)))
+            .collect();
+        let mut saved = SavedParts {
+            path: path.to_owned(),
+            fingerprint: fingerprint.to_owned(),
+            tensors,
+            sums: BTreeSet::new(),
+        };
         // Another run's state is one to its own hashes: what it says of itself comes first.
-        let about: About =
-            serde_json::from_slice(&saved.unchecked(ABOUT)?).map_err(|e| saved.malformed(&e.to_string()))?;
+        let about: About = serde_json::from_slice(&saved.unchecked(ABOUT)?)
+            .map_err(|e| saved.malformed(&e.to_string()))?;
         if about.format != FORMAT {
             return Err(saved.malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
         }
         if about.fingerprint != fingerprint {
             let what = "this training was of other options, models or texts, or of another build of this program";
-            return Err(Error::new(Kind::Mismatch, what)
-                .file(path)
-                .remedy("give what it began with, or start over without --resume and with --overwrite"));
+            return Err(Error::new(Kind::Mismatch, what).file(path).remedy(
+                "give what it began with, or start over without --resume and with --overwrite",
+            ));
         }
         let sums = String::from_utf8(saved.unchecked(SUMS)?).unwrap_or_default();
         saved.sums = sums.split_inclusive('\n').map(str::to_owned).collect();
         saved.bytes(ABOUT)?;
-        let best_of_parameter =
-            |(index, size): (usize, &Size)| saved.sized(format!("best.{index}"), size.stored_bytes).map(Arc::new);
+        let best_of_parameter = |(index, size): (usize, &Size)| {
+            saved.sized(format!("best.{index}"), size.stored_bytes).map(Arc::new)
+        };
         let best = match about.best {
-            Some(_) => parameters.iter().enumerate().map(best_of_parameter).collect::<Result<_>>()?,
+            Some(_) => {
+                parameters.iter().enumerate().map(best_of_parameter).collect::<Result<_>>()?
+            }
             None => Vec::new(),
         };
         let load = |of: Vec<(usize, Vec<u64>, u64)>| {
-            of.into_iter().map(|(layer, counts, dropped)| LayerCounts { layer, counts, dropped }).collect()
+            of.into_iter()
+                .map(|(layer, counts, dropped)| LayerCounts { layer, counts, dropped })
+                .collect()
         };
-        let steps = saved.f64s("steps")?.as_chunks().0.iter().map(|row| StepRecord::of_row(*row)).collect();
+        let steps =
+            saved.f64s("steps")?.as_chunks().0.iter().map(|row| StepRecord::of_row(*row)).collect();
         let measurement = |[step, loss, kl]: &[f64; MEASUREMENT_COLUMNS]| Measurement {
             step: *step as u64,
             loss: *loss,
@@ -184,12 +218,21 @@ impl TrainingState {
             step: about.step,
             best: about.best,
             worse: about.worse,
-            measurements: saved.f64s("measurements")?.as_chunks().0.iter().map(measurement).collect(),
+            measurements: saved
+                .f64s("measurements")?
+                .as_chunks()
+                .0
+                .iter()
+                .map(measurement)
+                .collect(),
             steps,
             load: about.load.map(load),
             best_bytes: best,
         };
-        let values = SavedValues { parts: saved, elements: parameters.iter().map(|size| size.elements).collect() };
+        let values = SavedValues {
+            parts: saved,
+            elements: parameters.iter().map(|size| size.elements).collect(),
+        };
         // What can't be gone on from is refused before anything is changed.
         (0..parameters.len()).try_for_each(|index| values.of_parameter(index).map(drop))?;
         Ok((state, values))
@@ -213,8 +256,10 @@ impl SavedParts {
     }
 
     fn unchecked(&self, name: &str) -> Result<Vec<u8>> {
-        let tensor =
-            self.tensors.get(name).ok_or_else(|| self.malformed("this is not a saved training").tensor(name))?;
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| self.malformed("this is not a saved training").tensor(name))?;
         let mut bytes = vec![0; tensor.bytes() as usize];
         tensor.read_at(0, &mut bytes)?;
         Ok(bytes)
@@ -296,7 +341,13 @@ fn header(sizes: &[(String, Dtype, usize)]) -> Vec<u8> {
     let entry = |(name, dtype, bytes): &(String, Dtype, usize)| {
         let start = end;
         end += *bytes as u64;
-        Entry { name: name.clone(), dtype: *dtype, shape: vec![bytes * 8 / dtype.bitsize()], start, end }
+        Entry {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: vec![bytes * 8 / dtype.bitsize()],
+            start,
+            end,
+        }
     };
     encode_header(&sizes.iter().map(entry).collect::<Vec<_>>())
 }
@@ -310,13 +361,15 @@ struct Sealed<'a, W: Write> {
 
 impl<W: Write> Sealed<'_, W> {
     fn write(&mut self, parts: &[Part<'_>]) -> std::io::Result<()> {
-        let sums: String = parts.par_iter().map(|(name, _, bytes)| sum(self.of, name, bytes)).collect();
+        let sums: String =
+            parts.par_iter().map(|(name, _, bytes)| sum(self.of, name, bytes)).collect();
         self.sums += &sums;
         parts.iter().try_for_each(|(_, _, bytes)| self.out.write_all(bytes))
     }
 }
 
-/// Bytes of the line for the part `name`: a hash in hexadecimal, two spaces, the name, and the end of the line.
+/// Bytes of the line for the part `name`: a hash in hexadecimal, two spaces, the name, and the end
+/// of the line.
 fn sum_bytes(name: &str) -> usize {
     64 + 2 + name.len() + 1
 }
@@ -350,18 +403,32 @@ mod tests {
             load: [vec![counts.clone()], vec![counts]],
             best_bytes: vec![Arc::new(vec![1, 2, 3]), Arc::new(vec![])],
         };
-        let sizes = |sizes: [(usize, u64); 2]| sizes.map(|(elements, stored_bytes)| Size { elements, stored_bytes });
+        let sizes = |sizes: [(usize, u64); 2]| {
+            sizes.map(|(elements, stored_bytes)| Size { elements, stored_bytes })
+        };
         let parameters = sizes([(2, 3), (1, 0)]);
-        let values =
-            [[vec![0.1, f32::MIN_POSITIVE], vec![1.0, 2.0], vec![3.0, 4.0]], [vec![5.0], vec![6.0], vec![7.0]]];
+        let values = [
+            [vec![0.1, f32::MIN_POSITIVE], vec![1.0, 2.0], vec![3.0, 4.0]],
+            [vec![5.0], vec![6.0], vec![7.0]],
+        ];
         state.write(&path, &[2, 1], |index| Ok(values[index].clone())).unwrap();
         let is_it = |(read, saved): &(TrainingState, SavedValues)| {
-            *read == state && (0..2).all(|index| saved.of_parameter(index).unwrap() == values[index])
+            *read == state
+                && (0..2).all(|index| saved.of_parameter(index).unwrap() == values[index])
         };
         assert!(is_it(&TrainingState::read(&path, "f", &parameters).unwrap()));
-        assert_eq!(TrainingState::read(&path, "g", &parameters).err().unwrap().kind(), Kind::Mismatch);
-        assert_eq!(TrainingState::read(&path, "f", &sizes([(2, 3), (2, 0)])).err().unwrap().kind(), Kind::Malformed);
-        assert_eq!(TrainingState::read(&path, "f", &sizes([(2, 3), (1, 1)])).err().unwrap().kind(), Kind::Malformed);
+        assert_eq!(
+            TrainingState::read(&path, "g", &parameters).err().unwrap().kind(),
+            Kind::Mismatch
+        );
+        assert_eq!(
+            TrainingState::read(&path, "f", &sizes([(2, 3), (2, 0)])).err().unwrap().kind(),
+            Kind::Malformed
+        );
+        assert_eq!(
+            TrainingState::read(&path, "f", &sizes([(2, 3), (1, 1)])).err().unwrap().kind(),
+            Kind::Malformed
+        );
         // Whichever byte is another one, and wherever it ends: it is this state or an error.
         let written = std::fs::read(&path).unwrap();
         for at in 0..written.len() {

@@ -24,7 +24,8 @@ pub(crate) trait Task {
     /// Adds the gradients of the next step, and says what it cost.
     ///
     /// # Errors
-    /// [`Kind::Numeric`] where something is not finite, saying what; what reading and the device return.
+    /// [`Kind::Numeric`] where something is not finite, saying what; what reading and the device
+    /// return.
     fn gradients(&mut self, gradients: &mut Gradients) -> Result<Losses>;
 
     /// Leaves out what the first `steps` steps were trained on.
@@ -62,8 +63,8 @@ pub(crate) struct Outcome {
 pub(crate) struct Trainer<'a> {
     pub parameters: &'a Parameters,
     pub options: &'a TrainOptions,
-    /// What a killed one left to go on from. Its key is the hash of all that decides what comes of the training, but for what may be
-    /// changed when it goes on.
+    /// What a killed one left to go on from. Its key is the hash of all that decides what comes of
+    /// the training, but for what may be changed when it goes on.
     pub saved: &'a Saved,
     pub progress: &'a dyn Progress,
 }
@@ -86,8 +87,8 @@ impl Trainer<'_> {
     /// Trains, and gives the best weights that were measured, or the last ones.
     ///
     /// # Errors
-    /// [`Kind::Numeric`] where a loss or gradient is not finite, naming the step and the first tensor; the last good state is kept. What the task
-    /// and the disk return.
+    /// [`Kind::Numeric`] where a loss or gradient is not finite, naming the step and the first
+    /// tensor; the last good state is kept. What the task and the disk return.
     pub fn run(&self, task: &mut dyn Task) -> Result<Outcome> {
         // Before anything is written: what was saved stays as it is where it can't be gone on from.
         let resumed = self.resumed()?;
@@ -107,23 +108,38 @@ impl Trainer<'_> {
             None => task.measure(&encoded)?,
         };
         let reports = before.zip(after).map(|(before, after)| [before, after]);
-        Ok(Outcome { encoded, written, steps, stopped_early, measurements, settings, load, reports })
+        Ok(Outcome {
+            encoded,
+            written,
+            steps,
+            stopped_early,
+            measurements,
+            settings,
+            load,
+            reports,
+        })
     }
 
     /// Where a killed training was, if there is one to go on with.
     fn resumed(&self) -> Result<Option<(TrainingState, SavedValues)>> {
         let path = self.saved.path(STATE_FILE);
-        if !self.saved.resumes() || path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        if !self.saved.resumes()
+            || path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        {
             return self.begins_anew(&path).map(|()| None);
         }
-        let size = |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
+        let size =
+            |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
         let sizes: Vec<Size> = self.parameters.list.iter().map(size).collect();
         TrainingState::read(&path, self.saved.key(), &sizes).map(Some)
     }
 
     /// Refuses to start over where a state must have been saved, which is gone.
     fn begins_anew(&self, state: &Path) -> Result<()> {
-        let (steps, every) = (if self.saved.resumes() { logged_steps(self.saved) } else { 0 }, self.options.eval_every);
+        let (steps, every) = (
+            if self.saved.resumes() { logged_steps(self.saved) } else { 0 },
+            self.options.eval_every,
+        );
         if steps == 0 {
             if self.saved.resumes() {
                 self.progress.note(NOTHING_SAVED);
@@ -156,7 +172,10 @@ impl Trainer<'_> {
                 (state, moments)
             }
             None => (
-                TrainingState { fingerprint: self.saved.key().to_owned(), ..TrainingState::default() },
+                TrainingState {
+                    fingerprint: self.saved.key().to_owned(),
+                    ..TrainingState::default()
+                },
                 self.moments()?,
             ),
         };
@@ -170,7 +189,8 @@ impl Trainer<'_> {
         let best_report = before.filter(|_| state.best == Some(0)).cloned();
         let settings = log::lines(&said).filter_map(|line| line.settings).collect();
         let (load, warned) = (Vec::new(), Vec::new());
-        let mut running = Running { trainer: self, moments, state, log, settings, load, warned, best_report };
+        let mut running =
+            Running { trainer: self, moments, state, log, settings, load, warned, best_report };
         running.note_settings()?;
         Ok(running)
     }
@@ -200,7 +220,8 @@ fn numeric(error: candle_core::Error, tensor: &str) -> Error {
     Error::new(Kind::Numeric, "cannot train this tensor").source(error).tensor(tensor)
 }
 
-const CALMER: &str = "lower --learning-rate and go on with --resume from what was saved, or check the data";
+const CALMER: &str =
+    "lower --learning-rate and go on with --resume from what was saved, or check the data";
 
 impl Running<'_> {
     /// Whether it stopped before the last step.
@@ -214,7 +235,9 @@ impl Running<'_> {
             }
             let (record, load) = match self.step(task) {
                 Ok(done) => done,
-                Err(error) if error.kind() == Kind::Numeric => return Err(self.keep_last_good(error)?),
+                Err(error) if error.kind() == Kind::Numeric => {
+                    return Err(self.keep_last_good(error)?);
+                }
                 Err(error) => return Err(error),
             };
             add_counts(&mut self.load, &load);
@@ -222,11 +245,16 @@ impl Running<'_> {
             let rate = speed.tokens_per_second(record.tokens);
             self.write_line(&step_line(&record, rate, &load))?;
             progress.advance(1);
-            progress.status(&format!("{}, {rate:.0} tokens/s", figures(record.cross_entropy, record.kl())));
+            progress.status(&format!(
+                "{}, {rate:.0} tokens/s",
+                figures(record.cross_entropy, record.kl())
+            ));
             let due = options.eval_every > 0 && self.state.step.is_multiple_of(options.eval_every);
             if due || self.state.step == options.steps {
                 match self.measure(task) {
-                    Err(error) if error.kind() == Kind::Numeric => return Err(self.keep_last_good(error)?),
+                    Err(error) if error.kind() == Kind::Numeric => {
+                        return Err(self.keep_last_good(error)?);
+                    }
                     measured => measured?,
                 }
                 self.save()?;
@@ -238,7 +266,8 @@ impl Running<'_> {
     /// One step; the weights change only if all its gradients are finite.
     fn step(&mut self, task: &mut dyn Task) -> Result<(StepRecord, Vec<LayerCounts>)> {
         let (options, parameters) = (self.trainer.options, self.trainer.parameters);
-        let learning_rate = options.learning_rate * cosine(self.state.step, options.warmup(), options.steps);
+        let learning_rate =
+            options.learning_rate * cosine(self.state.step, options.warmup(), options.steps);
         let mut gradients = Gradients::new(parameters);
         let losses = task.gradients(&mut gradients)?;
         let total = task.total(&losses);
@@ -252,13 +281,20 @@ impl Running<'_> {
             weight_decay: 0.0,
             scale: clipping(norm, (options.clip > 0.0).then_some(options.clip)),
         };
-        for (index, (parameter, moments)) in parameters.list.iter().zip(&mut self.moments).enumerate() {
+        for (index, (parameter, moments)) in
+            parameters.list.iter().zip(&mut self.moments).enumerate()
+        {
             let weight_decay = if parameter.decays { options.weight_decay } else { 0.0 };
             let mut change = || {
                 // Of what nothing depended on, such as an expert without tokens, the gradient is 0.
                 let zeros = parameter.value.zeros_like()?;
                 let gradient = gradients.get(index).unwrap_or(&zeros);
-                AdamW::default().step(&parameter.value, gradient, moments, &Step { weight_decay, ..step })
+                AdamW::default().step(
+                    &parameter.value,
+                    gradient,
+                    moments,
+                    &Step { weight_decay, ..step },
+                )
             };
             change().map_err(|e| numeric(e, parameter.weight.name()))?;
         }
@@ -273,7 +309,8 @@ impl Running<'_> {
             let Some(gradient) = gradients.get(index) else { continue };
             let square = square_norm(gradient).map_err(|e| numeric(e, parameter.weight.name()))?;
             if !square.is_finite() {
-                return Err(Error::new(Kind::Numeric, "a gradient is not finite").tensor(parameter.weight.name()));
+                return Err(Error::new(Kind::Numeric, "a gradient is not finite")
+                    .tensor(parameter.weight.name()));
             }
             sum += square;
         }
@@ -286,7 +323,8 @@ impl Running<'_> {
         if error.named_file().is_some() {
             return Ok(error);
         }
-        let what = format!("training stopped after step {}: {}", self.state.step, first_line(&error));
+        let what =
+            format!("training stopped after step {}: {}", self.state.step, first_line(&error));
         let stopped = if self.state.step == 0 {
             // No rate has changed anything yet.
             let what = format!("the first step can't be taken: {}", first_line(&error));
@@ -319,7 +357,12 @@ impl Running<'_> {
         }
         if let Some(report) = task.measure(&encoded)? {
             let found = Measurement::new(step, &report);
-            let earlier = self.state.measurements.iter().map(Measurement::figure).fold(f64::INFINITY, f64::min);
+            let earlier = self
+                .state
+                .measurements
+                .iter()
+                .map(Measurement::figure)
+                .fold(f64::INFINITY, f64::min);
             let better = found.figure() < earlier;
             text += &format!("; {} on held-out text", figures(found.loss, found.kl));
             text += if better { " (best)" } else { "" };
@@ -357,7 +400,8 @@ impl Running<'_> {
             };
             read().map_err(|e| numeric(e, parameters[index].weight.name()))
         };
-        let elements: Vec<usize> = parameters.iter().map(|parameter| parameter.weight.elements()).collect();
+        let elements: Vec<usize> =
+            parameters.iter().map(|parameter| parameter.weight.elements()).collect();
         self.state.write(&self.trainer.saved.path(STATE_FILE), &elements, values)
     }
 

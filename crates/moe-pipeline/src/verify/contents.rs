@@ -18,14 +18,19 @@ const READ: [(&str, bool); 6] = [
 const IGNORED: [&str; 2] = [generation::CONFIG, "chat_template.json"];
 
 /// What is wrong with JSON behind a byte order mark.
-pub(super) const MARKED: &str = "begins with a byte order mark, at which Python's JSON reader fails";
+pub(super) const MARKED: &str =
+    "begins with a byte order mark, at which Python's JSON reader fails";
 
-/// Files that loaders refuse, and why, a sentence each; what they refuse of a generation_config.json, which passes can write
-/// without that, [`generation::refused_config`] says.
+/// Files that loaders refuse, and why, a sentence each; what they refuse of a
+/// generation_config.json, which passes can write without that, [`generation::refused_config`]
+/// says.
 pub(super) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
     let mut damaged = Vec::new();
     for file in files.carried.iter().filter(|file| !is_pointer(file)) {
-        let Some((name, wants_object)) = READ.into_iter().find(|(name, _)| file.name == *name) else { continue };
+        let Some((name, wants_object)) = READ.into_iter().find(|(name, _)| file.name == *name)
+        else {
+            continue;
+        };
         match json::is_object(&file.path) {
             Err(error) if error.kind() == Kind::Malformed => {
                 damaged.push((name, format!("{name} {}", why_malformed(file))));
@@ -50,12 +55,20 @@ pub(super) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
 
 /// Files that loaders go on without, since they aren't JSON, a sentence each.
 pub(crate) fn ignored(files: &SideFiles) -> Vec<String> {
-    let is_malformed =
-        |file: &&SideFile| matches!(json::is_object(&file.path), Err(error) if error.kind() == Kind::Malformed);
-    let named = files.carried.iter().filter(|file| IGNORED.contains(&file.name.as_str()) && !is_pointer(file));
+    let is_malformed = |file: &&SideFile| matches!(json::is_object(&file.path), Err(error) if error.kind() == Kind::Malformed);
+    let named = files
+        .carried
+        .iter()
+        .filter(|file| IGNORED.contains(&file.name.as_str()) && !is_pointer(file));
     let broken = named.filter(is_malformed);
     broken
-        .map(|file| format!("{} {}: transformers loads the model without it", file.name, why_malformed(file)))
+        .map(|file| {
+            format!(
+                "{} {}: transformers loads the model without it",
+                file.name,
+                why_malformed(file)
+            )
+        })
         .collect()
 }
 

@@ -1,4 +1,5 @@
-//! What transformers 5.23 refuses of a generation_config.json (`GenerationConfig.validate`): the whole model, that is.
+//! What transformers 5.23 refuses of a generation_config.json (`GenerationConfig.validate`): the
+//! whole model, that is.
 
 use moe_checkpoint::SideFiles;
 use moe_checkpoint::json::{self, is_container, is_true, shown};
@@ -68,8 +69,9 @@ pub(crate) fn refused_config(files: &SideFiles) -> Option<RefusedConfig> {
 /// What of the keys is refused.
 fn refused(said: &Map<String, Value>) -> Vec<RefusedKey> {
     let no_keys = NO_KEYS.into_iter().filter(|key| said.contains_key(*key));
-    let mut refused: Vec<RefusedKey> =
-        no_keys.map(|key| RefusedKey { key, why: format!("{key}, which can't be a key of it") }).collect();
+    let mut refused: Vec<RefusedKey> = no_keys
+        .map(|key| RefusedKey { key, why: format!("{key}, which can't be a key of it") })
+        .collect();
     let rules: [GenerationRule; 8] = [
         ("max_new_tokens", "must be positive", is_positive),
         ("cache_implementation", "transformers doesn't have", is_cache),
@@ -82,7 +84,8 @@ fn refused(said: &Map<String, Value>) -> Vec<RefusedKey> {
     ];
     for (key, wanted, takes) in rules {
         if let Some(value) = given(said, key).filter(|value| !takes(value)) {
-            refused.push(RefusedKey { key, why: format!("{key} {}, which {wanted}", shown(value)) });
+            refused
+                .push(RefusedKey { key, why: format!("{key} {}, which {wanted}", shown(value)) });
         }
     }
     refused.extend(of_sequences(said).map(|why| RefusedKey { key: "num_return_sequences", why }));
@@ -106,27 +109,40 @@ fn of_sequences(said: &Map<String, Value>) -> Option<String> {
     let beams = given(said, "num_beams").unwrap_or(&Value::Bool(true));
     if number(beams) == Some(1.0) {
         let samples = said.get("do_sample").is_some_and(is_true);
-        return (!samples).then(|| format!("num_return_sequences {} without do_sample or beams", shown(sequences)));
+        return (!samples).then(|| {
+            format!("num_return_sequences {} without do_sample or beams", shown(sequences))
+        });
     }
     let has_as_many = number(beams).is_some_and(|beams| count <= beams);
-    (!has_as_many).then(|| format!("num_return_sequences {}, more than num_beams {}", shown(sequences), shown(beams)))
+    (!has_as_many).then(|| {
+        format!("num_return_sequences {}, more than num_beams {}", shown(sequences), shown(beams))
+    })
 }
 
 /// Tokens that are forced and suppressed.
 fn of_forced(said: &Map<String, Value>) -> Vec<RefusedKey> {
-    let Some(suppressed) = given(said, "suppress_tokens").and_then(Value::as_array) else { return Vec::new() };
+    let Some(suppressed) = given(said, "suppress_tokens").and_then(Value::as_array) else {
+        return Vec::new();
+    };
     let keys = ["forced_bos_token_id", "forced_eos_token_id"].into_iter();
     let refused = keys.filter_map(|key| {
         let forced = given(said, key)?;
         let is_suppressed = match forced {
-            Value::Array(tokens) => !tokens.is_empty() && tokens.iter().all(|token| suppressed.contains(token)),
+            Value::Array(tokens) => {
+                !tokens.is_empty() && tokens.iter().all(|token| suppressed.contains(token))
+            }
             Value::Number(token) if token.is_f64() => {
-                return Some(RefusedKey { key, why: format!("{key} {token}, which is not a token") });
+                return Some(RefusedKey {
+                    key,
+                    why: format!("{key} {token}, which is not a token"),
+                });
             }
             token => suppressed.contains(token),
         };
-        is_suppressed
-            .then(|| RefusedKey { key, why: format!("{key} {}, which suppress_tokens has, too", shown(forced)) })
+        is_suppressed.then(|| RefusedKey {
+            key,
+            why: format!("{key} {}, which suppress_tokens has, too", shown(forced)),
+        })
     });
     refused.collect()
 }

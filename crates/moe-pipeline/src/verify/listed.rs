@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use moe_checkpoint::{
-    CARD_FILE, Error, Folder, Kind, LOG_FILE, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE, Result, Written,
-    is_own_log, is_own_run_record, is_run_record, is_weights, sha256_file,
+    CARD_FILE, Error, Folder, Kind, LOG_FILE, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE,
+    Result, Written, is_own_log, is_own_run_record, is_run_record, is_weights, sha256_file,
 };
 use rayon::prelude::*;
 
@@ -14,11 +14,12 @@ use crate::progress::{Progress, Unit};
 /// No model has more files; a folder of anybody's is walked no further.
 const MAX_FILES: usize = 1 << 16;
 
-/// The manifest of `dir`, if there is one, and files that it doesn't list. A receipt says what it must list.
+/// The manifest of `dir`, if there is one, and files that it doesn't list. A receipt says what it
+/// must list.
 ///
 /// # Errors
-/// [`Kind::Missing`] and [`Kind::Mismatch`] where a manifest isn't the one that was written with the receipt, or where
-/// an unlisted file changes what loaders load.
+/// [`Kind::Missing`] and [`Kind::Mismatch`] where a manifest isn't the one that was written with
+/// the receipt, or where an unlisted file changes what loaders load.
 pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
     if !dir.is_dir() {
         return Ok((None, Vec::new()));
@@ -32,7 +33,9 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
     let manifest = Manifest::read(dir)?;
     let written = dir.join(RECEIPT_FILE).is_file();
     if !written && is_run_record(&dir.join(RUN_FILE)) {
-        let what = format!("{RUN_FILE} is of a run that wrote a receipt here, {RECEIPT_FILE}, which is not there");
+        let what = format!(
+            "{RUN_FILE} is of a run that wrote a receipt here, {RECEIPT_FILE}, which is not there"
+        );
         return Err(Error::new(Kind::Missing, what)
             .file(dir.join(RECEIPT_FILE))
             .remedy("copy the directory again, whole, or convert again"));
@@ -53,12 +56,16 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
     } else if manifest.files.is_empty() {
         return Err(Error::new(Kind::Mismatch, format!("{MANIFEST_FILE} lists no file"))
             .file(dir.join(MANIFEST_FILE))
-            .remedy("copy the directory again, whole; a list that was never filled may be removed"));
+            .remedy(
+                "copy the directory again, whole; a list that was never filled may be removed",
+            ));
     }
     let unlisted = unlisted(dir, &manifest)?;
-    let loaded: Vec<&str> = unlisted.iter().map(String::as_str).filter(|name| is_loaded(name)).collect();
+    let loaded: Vec<&str> =
+        unlisted.iter().map(String::as_str).filter(|name| is_loaded(name)).collect();
     if written && !loaded.is_empty() {
-        let what = format!("{MANIFEST_FILE} doesn't list what loaders would load: {}", loaded.join(", "));
+        let what =
+            format!("{MANIFEST_FILE} doesn't list what loaders would load: {}", loaded.join(", "));
         return Err(Error::new(Kind::Mismatch, what).file(dir.join(loaded[0])).remedy(
             "it was added after this result was written: move it elsewhere, or look at it before you load anything",
         ));
@@ -66,7 +73,8 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
     Ok((Some(manifest), unlisted))
 }
 
-/// Files of `dir`, and of folders in it, that the manifest doesn't list; hidden folders as wholes, sorted.
+/// Files of `dir`, and of folders in it, that the manifest doesn't list; hidden folders as wholes,
+/// sorted.
 fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -79,7 +87,8 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
             let entry = entry.map_err(fail)?;
             files += 1;
             if files > MAX_FILES {
-                let what = format!("there are more than {MAX_FILES} files here, which no model has");
+                let what =
+                    format!("there are more than {MAX_FILES} files here, which no model has");
                 return Err(Error::new(Kind::Unsupported, what)
                     .file(dir)
                     .remedy("move what isn't the model's elsewhere"));
@@ -98,7 +107,8 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
             // A hub cache has links to its blobs in the place of files.
             let is_run = is_own_unlisted(dir, &name) && within.check_file(&path).is_ok();
             if !manifest.files.contains_key(&name) && !is_run {
-                // What a link leads to that isn't a file, a folder now or later, may bring anything.
+                // What a link leads to that isn't a file, a folder now or later, may bring
+                // anything.
                 let is_open = entry.file_type().map_err(fail)?.is_symlink() && !path.is_file();
                 found.push(format!("{prefix}{shown}{}", if is_open { "/" } else { "" }));
             }
@@ -108,7 +118,8 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Whether the file `name` of the result `dir` is one that runs write and no manifest lists, and nobody has changed it since.
+/// Whether the file `name` of the result `dir` is one that runs write and no manifest lists, and
+/// nobody has changed it since.
 fn is_own_unlisted(dir: &Path, name: &str) -> bool {
     match name {
         MANIFEST_FILE => true,
@@ -118,11 +129,12 @@ fn is_own_unlisted(dir: &Path, name: &str) -> bool {
     }
 }
 
-/// Whether a loader may take the file `name` for a part of the model: weights, code, templates, configs, a tokenizer's
-/// files.
+/// Whether a loader may take the file `name` for a part of the model: weights, code, templates,
+/// configs, a tokenizer's files.
 fn is_loaded(name: &str) -> bool {
     let (folder, file) = name.rsplit_once('/').map_or(("", name), |(folder, file)| (folder, file));
-    // A folder is listed as a whole where it is hidden, which loaders pass over, or a link, through which they go.
+    // A folder is listed as a whole where it is hidden, which loaders pass over, or a link, through
+    // which they go.
     if file.is_empty() {
         return !folder.rsplit('/').next().is_some_and(|last| last.starts_with('.'));
     }
@@ -143,14 +155,25 @@ fn is_loaded(name: &str) -> bool {
         "params.json",
     ];
     // A folder for each module of a sentence-transformers model: 1_Pooling.
-    let is_module = folder.split('_').next().is_some_and(|number| !number.is_empty() && number.parse::<u8>().is_ok());
-    let is_config = file.ends_with(".json") && ["config", "chat_template"].iter().any(|part| file.contains(part));
-    let is_vocabulary = file.starts_with("tokenizer") || file.ends_with(".model") || file.ends_with(".tiktoken");
-    (folder.is_empty() || is_module) && (is_weights(file) || is_config || is_vocabulary || NAMES.contains(&file))
+    let is_module = folder
+        .split('_')
+        .next()
+        .is_some_and(|number| !number.is_empty() && number.parse::<u8>().is_ok());
+    let is_config = file.ends_with(".json")
+        && ["config", "chat_template"].iter().any(|part| file.contains(part));
+    let is_vocabulary =
+        file.starts_with("tokenizer") || file.ends_with(".model") || file.ends_with(".tiktoken");
+    (folder.is_empty() || is_module)
+        && (is_weights(file) || is_config || is_vocabulary || NAMES.contains(&file))
 }
 
 /// Refuses files that aren't those that `manifest` lists; `what` they are is said.
-pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, what: &str, progress: &dyn Progress) -> Result<()> {
+pub(crate) fn check_hashes(
+    dir: &Path,
+    manifest: &Manifest,
+    what: &str,
+    progress: &dyn Progress,
+) -> Result<()> {
     if manifest.files.is_empty() {
         return Ok(());
     }

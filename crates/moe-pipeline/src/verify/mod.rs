@@ -1,4 +1,5 @@
-//! `verify`: hashes, added files, shapes, finite values, every expert present, and what loaders would trip over.
+//! `verify`: hashes, added files, shapes, finite values, every expert present, and what loaders
+//! would trip over.
 
 mod contents;
 mod generation;
@@ -35,7 +36,8 @@ pub struct VerifyReport {
     pub model_type: String,
     /// Files whose SHA-256 is the manifest's; `None` without a manifest.
     pub hashed_files: Option<usize>,
-    /// Files beside them that no manifest lists, and that change nothing for loaders where there is a receipt.
+    /// Files beside them that no manifest lists, and that change nothing for loaders where there is
+    /// a receipt.
     pub unlisted: Vec<String>,
     /// Tensors of the right shape, with finite values.
     pub tensors: usize,
@@ -61,7 +63,8 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;
     let hashed_files = manifest.as_ref().map(|m| m.files.len());
-    let (weights, small) = manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
+    let (weights, small) =
+        manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
     // A damaged file is damaged, whatever loaders would say of it.
     check_hashes(dir, &Manifest { files: small }, "side files", progress)?;
     loaders::check(&checkpoint, &model)?;
@@ -75,7 +78,8 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
         Ok(())
     };
     // The first bad tensor by name is reported, whichever thread finds one first.
-    let results: Vec<_> = tensors.par_iter().map_init(|| vec![0; PART_BYTES as usize], check).collect();
+    let results: Vec<_> =
+        tensors.par_iter().map_init(|| vec![0; PART_BYTES as usize], check).collect();
     results.into_iter().collect::<Result<()>>()?;
     Ok(VerifyReport {
         model_type: model.family.model_type.clone(),
@@ -101,14 +105,17 @@ fn check_finite(tensor: &Stored, buffer: &mut [u8]) -> Result<()> {
     while offset < tensor.bytes() {
         let part = &mut buffer[..PART_BYTES.min(tensor.bytes() - offset) as usize];
         tensor.read_at(offset, part)?;
-        let found = first_non_finite(part, dtype)
-            .map_err(|e| Error::new(Kind::Numeric, "cannot check this tensor").source(e).tensor(tensor.name()))?;
+        let found = first_non_finite(part, dtype).map_err(|e| {
+            Error::new(Kind::Numeric, "cannot check this tensor").source(e).tensor(tensor.name())
+        })?;
         if let Some(position) = found {
             let element = offset / dtype.size_in_bytes() as u64 + position as u64;
             return Err(Error::new(Kind::Numeric, format!("element {element} is not finite"))
                 .tensor(tensor.name())
                 .file(tensor.path())
-                .remedy("the training or conversion that wrote it failed: get a sound checkpoint"));
+                .remedy(
+                    "the training or conversion that wrote it failed: get a sound checkpoint",
+                ));
         }
         offset += part.len() as u64;
     }

@@ -1,5 +1,5 @@
-//! What transformers before 5 fails at where the current version loads (`golden/loaders/verdicts.py`, 4.57.6), and what no version
-//! loads without another package.
+//! What transformers before 5 fails at where the current version loads
+//! (`golden/loaders/verdicts.py`, 4.57.6), and what no version loads without another package.
 
 use moe_checkpoint::{Checkpoint, SideFiles, json};
 use moe_model::Model;
@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{generation, tokenizer};
 
-/// Classes of tokenizers that transformers 4.57.6 has, less `Tokenizer` and `TokenizerFast`: it has both.
+/// Classes of tokenizers that transformers 4.57.6 has, less `Tokenizer` and `TokenizerFast`: it has
+/// both.
 const FAST: &str = "Albert Bart Barthez Bert BigBird Blenderbot BlenderbotSmall Bloom CLIP Camembert CodeGen CodeLlama Cohere \
     ConvBert Cpm DPRContextEncoder DPRQuestionEncoder DPRReader Deberta DebertaV2 DistilBert Electra FNet Funnel GPT2 GPTNeoX Gemma \
     Herbert LED LayoutLM LayoutLMv2 LayoutLMv3 LayoutXLM Llama Longformer Lxmert MBart MBart50 MPNet MT5 MarkupLM MobileBert Mvp \
@@ -33,8 +34,10 @@ const CONFIG_RULES: [Rule; 7] = [
     ("pruned_heads", |heads| heads.is_null() || heads.as_object().is_some_and(Map::is_empty)),
 ];
 /// The same of a tokenizer's config.
-const TOKENIZER_RULES: [Rule; 2] =
-    [("extra_special_tokens", Value::is_object), ("additional_special_tokens", |tokens| !tokens.is_object())];
+const TOKENIZER_RULES: [Rule; 2] = [
+    ("extra_special_tokens", Value::is_object),
+    ("additional_special_tokens", |tokens| !tokens.is_object()),
+];
 
 /// A sentence for each.
 pub(super) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
@@ -49,7 +52,9 @@ pub(super) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
 }
 
 fn of_rules(file: &str, said: &Map<String, Value>, rules: &[Rule]) -> Vec<String> {
-    let wrong = rules.iter().filter_map(|(key, takes)| Some((key, said.get(*key).filter(|value| !takes(value))?)));
+    let wrong = rules
+        .iter()
+        .filter_map(|(key, takes)| Some((key, said.get(*key).filter(|value| !takes(value))?)));
     let note = |(key, value): (&&str, &Value)| {
         format!("{file} says {key} {}, at which transformers before 5 fails", json::shown(value))
     };
@@ -61,7 +66,8 @@ fn is_object_or_null(value: &Value) -> bool {
 }
 
 fn is_problem_or_null(value: &Value) -> bool {
-    const KINDS: [&str; 3] = ["regression", "single_label_classification", "multi_label_classification"];
+    const KINDS: [&str; 3] =
+        ["regression", "single_label_classification", "multi_label_classification"];
     value.is_null() || value.as_str().is_some_and(|kind| KINDS.contains(&kind))
 }
 
@@ -123,14 +129,20 @@ fn of_format(checkpoint: &Checkpoint) -> Option<String> {
     let format = file.format().filter(|format| !["pt", "mlx"].contains(format))?;
     let name = file.path().file_name()?.to_string_lossy().into_owned();
     let what = match format {
-        "" => format!("the metadata of {name} names no format, without which transformers before 5 refuses it"),
+        "" => format!(
+            "the metadata of {name} names no format, without which transformers before 5 refuses it"
+        ),
         "tf" => format!(
             "the metadata of {name} says format \"tf\", which transformers before 5 loads through TensorFlow alone"
         ),
         "flax" => {
-            format!("the metadata of {name} says format \"flax\", which transformers before 5 loads through JAX alone")
+            format!(
+                "the metadata of {name} says format \"flax\", which transformers before 5 loads through JAX alone"
+            )
         }
-        format => format!("the metadata of {name} says format {format:?}, which transformers before 5 refuses"),
+        format => format!(
+            "the metadata of {name} says format {format:?}, which transformers before 5 refuses"
+        ),
     };
     Some(what + "; any pass of this program writes \"pt\"")
 }
@@ -156,7 +168,9 @@ fn of_side_files(files: &SideFiles) -> Vec<String> {
         .collect();
     let said = said(tokenizer::CONFIG).unwrap_or_default();
     notes.extend(of_rules(tokenizer::CONFIG, &said, &TOKENIZER_RULES));
-    if let Some(class) = said.get("tokenizer_class").and_then(Value::as_str).filter(|class| !is_older_class(class)) {
+    if let Some(class) =
+        said.get("tokenizer_class").and_then(Value::as_str).filter(|class| !is_older_class(class))
+    {
         notes.push(format!(
             "{} says tokenizer_class {class:?}, which transformers before 5 doesn't have: its AutoTokenizer fails; \
              PreTrainedTokenizerFast reads tokenizer.json in all versions",
@@ -166,7 +180,8 @@ fn of_side_files(files: &SideFiles) -> Vec<String> {
     notes
 }
 
-/// Whether sequences are asked for, even none, without samples or beams. What the newer version refuses is no note.
+/// Whether sequences are asked for, even none, without samples or beams. What the newer version
+/// refuses is no note.
 fn has_sequences(said: &Map<String, Value>) -> bool {
     let is_one = |value: &Value| *value == true || json::number(value) == Some(1.0);
     let samples = said.get("do_sample").is_some_and(json::is_true);
@@ -174,7 +189,8 @@ fn has_sequences(said: &Map<String, Value>) -> bool {
     !samples && !has_beams && said.get("num_return_sequences").is_some_and(|count| !is_one(count))
 }
 
-/// Whether transformers 4.57.6 finds the class of tokenizers `name`. It looks for the fast one first.
+/// Whether transformers 4.57.6 finds the class of tokenizers `name`. It looks for the fast one
+/// first.
 fn is_older_class(name: &str) -> bool {
     let is_in = |stems: &str, stem: &str| stems.split_whitespace().any(|known| known == stem);
     match name.strip_suffix("Fast").unwrap_or(name).strip_suffix("Tokenizer") {
@@ -200,9 +216,15 @@ mod tests {
 
     #[test]
     fn classes_of_older_versions_are_known() {
-        let known =
-            ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", "Qwen2Tokenizer", "ByT5Tokenizer"];
-        let unknown = ["TokenizersBackend", "NoSuch", "ByT5TokenizerFast", "Qwen3_5Tokenizer", "Tokenizer"];
+        let known = [
+            "LlamaTokenizer",
+            "LlamaTokenizerFast",
+            "PreTrainedTokenizerFast",
+            "Qwen2Tokenizer",
+            "ByT5Tokenizer",
+        ];
+        let unknown =
+            ["TokenizersBackend", "NoSuch", "ByT5TokenizerFast", "Qwen3_5Tokenizer", "Tokenizer"];
         known.iter().for_each(|name| assert!(is_older_class(name), "{name}"));
         unknown.iter().for_each(|name| assert!(!is_older_class(name), "{name}"));
     }

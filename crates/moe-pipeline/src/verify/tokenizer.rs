@@ -16,7 +16,11 @@ struct TokenizerCheck {
 const RULES: [TokenizerCheck; 14] = [
     // Loading takes anything; the first text is compared with it.
     TokenizerCheck { key: "model_max_length", wanted: "a number", takes: is_number_or_null },
-    TokenizerCheck { key: "tokenizer_class", wanted: "the name of a class", takes: is_text_or_null },
+    TokenizerCheck {
+        key: "tokenizer_class",
+        wanted: "the name of a class",
+        takes: is_text_or_null,
+    },
     TokenizerCheck { key: "padding_side", wanted: "right or left", takes: is_side },
     TokenizerCheck { key: "truncation_side", wanted: "right or left", takes: is_side },
     TokenizerCheck { key: "auto_map", wanted: "an object", takes: is_map },
@@ -28,11 +32,23 @@ const RULES: [TokenizerCheck; 14] = [
     TokenizerCheck { key: "model_input_names", wanted: "a list of texts", takes: is_container },
     TokenizerCheck { key: "init_inputs", wanted: "a list", takes: is_container },
     TokenizerCheck { key: "fast_tokenizer_files", wanted: "a list of texts", takes: is_files },
-    TokenizerCheck { key: "split_special_tokens", wanted: "true or false", takes: Value::is_boolean },
+    TokenizerCheck {
+        key: "split_special_tokens",
+        wanted: "true or false",
+        takes: Value::is_boolean,
+    },
     TokenizerCheck { key: "tokenizer_object", wanted: "no such key", takes: Value::is_null },
-    TokenizerCheck { key: "model_specific_special_tokens", wanted: "an object, or null", takes: is_object_or_null },
+    TokenizerCheck {
+        key: "model_specific_special_tokens",
+        wanted: "an object, or null",
+        takes: is_object_or_null,
+    },
     TokenizerCheck { key: "post_processor", wanted: "no such key", takes: is_false },
-    TokenizerCheck { key: "chat_control_tokens", wanted: "a list of texts, or null", takes: is_list_or_null },
+    TokenizerCheck {
+        key: "chat_control_tokens",
+        wanted: "a list of texts, or null",
+        takes: is_list_or_null,
+    },
 ];
 
 /// Methods and properties of tokenizers, which no key may be called as.
@@ -98,16 +114,24 @@ pub(super) fn refused(said: &Map<String, Value>, files: &SideFiles) -> Vec<Strin
     let mut refused = Vec::new();
     for rule in &RULES {
         if let Some(value) = said.get(rule.key).filter(|value| !(rule.takes)(value)) {
-            refused.push(format!("{} {}, where transformers wants {}", rule.key, shown(value), rule.wanted));
+            refused.push(format!(
+                "{} {}, where transformers wants {}",
+                rule.key,
+                shown(value),
+                rule.wanted
+            ));
         }
     }
     if let Some(method) = METHODS.into_iter().find(|method| said.contains_key(*method)) {
         refused.push(format!("{method}, which is the name of a method of tokenizers"));
     }
     let has = |name: &str| files.carried.iter().any(|file| file.name == name);
-    let is_fast = said.get("tokenizer_class").is_some_and(|class| class == "PreTrainedTokenizerFast");
+    let is_fast =
+        said.get("tokenizer_class").is_some_and(|class| class == "PreTrainedTokenizerFast");
     if is_fast && has("vocab.json") && !has("tokenizer.json") && !has("tokenizer.model") {
-        refused.push("tokenizer_class PreTrainedTokenizerFast, which reads tokenizer.json alone".to_owned());
+        refused.push(
+            "tokenizer_class PreTrainedTokenizerFast, which reads tokenizer.json alone".to_owned(),
+        );
     }
     refused
 }
@@ -142,7 +166,8 @@ fn is_map(value: &Value) -> bool {
 }
 
 fn is_template(value: &Value) -> bool {
-    let is_named = |template: &Value| ["name", "template"].iter().all(|key| template.get(key).is_some());
+    let is_named =
+        |template: &Value| ["name", "template"].iter().all(|key| template.get(key).is_some());
     value.as_array().is_none_or(|templates| templates.iter().all(is_named))
 }
 

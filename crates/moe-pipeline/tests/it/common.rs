@@ -35,5 +35,6 @@ pub fn run_again() -> ConvertOptions {
 
 /// The values of `weight`, which isn't quantized.
 pub fn values(weight: &Weight) -> Vec<f32> {
-    encoding::decode_f32(&weight.read().unwrap(), moe_forward::candle_dtype(weight).unwrap()).unwrap()
+    encoding::decode_f32(&weight.read().unwrap(), moe_forward::candle_dtype(weight).unwrap())
+        .unwrap()
 }

@@ -1,4 +1,5 @@
-//! Distillation from checkpoint to checkpoint: what is exact is exact, and what is measured is what other code measures.
+//! Distillation from checkpoint to checkpoint: what is exact is exact, and what is measured is what
+//! other code measures.
 
 use std::path::Path;
 
@@ -14,15 +15,22 @@ use serde::de::DeserializeOwned;
 
 use crate::common::{golden, run_again, values};
 
-fn run<P: Pass + DeserializeOwned>(input: &Path, output: &Path, toml: &str) -> Result<Receipt, Error> {
+fn run<P: Pass + DeserializeOwned>(
+    input: &Path,
+    output: &Path,
+    toml: &str,
+) -> Result<Receipt, Error> {
     let options: P = toml::from_str(toml).unwrap_or_else(|e| panic!("{toml}: {e}"));
     Ok(convert(&[&options], input, output, &run_again(), &Quiet)?.receipt)
 }
 
-/// `sequences` of 16 ids each, below `vocab`, in a file; the options that name it and train nothing.
+/// `sequences` of 16 ids each, below `vocab`, in a file; the options that name it and train
+/// nothing.
 fn ids(dir: &Path, sequences: usize, vocab: usize) -> String {
     let id = |at: usize| (at * at * 7 + 3 * at + at / 16) % vocab;
-    let line = |s: usize| format!("{{\"input_ids\": {:?}}}\n", (16 * s..16 * s + 16).map(id).collect::<Vec<_>>());
+    let line = |s: usize| {
+        format!("{{\"input_ids\": {:?}}}\n", (16 * s..16 * s + 16).map(id).collect::<Vec<_>>())
+    };
     let path = dir.join("ids.jsonl");
     std::fs::write(&path, (0..sequences).map(line).collect::<String>()).unwrap();
     format!("data = [{:?}]\nsequence-length = 16\nsteps = 0\n", path.display().to_string())
@@ -30,7 +38,8 @@ fn ids(dir: &Path, sequences: usize, vocab: usize) -> String {
 
 /// The options that name texts of two domains.
 fn texts(key: &str, what: &str) -> String {
-    let paths = ["english", "code"].map(|name| golden(&format!("text/{name}.{what}.txt")).display().to_string());
+    let paths = ["english", "code"]
+        .map(|name| golden(&format!("text/{name}.{what}.txt")).display().to_string());
     format!("{key} = {paths:?}\n{key}-tokens = ")
 }
 
@@ -77,7 +86,8 @@ fn there_and_back(dense: &Path, upcycle: &str, distill: &str) -> (Identity, temp
     run::<UpcycleOptions>(dense, &moe, upcycle).unwrap_or_else(|e| panic!("{upcycle}: {e}"));
     let text = ids(dir.path(), 10, model.vocab);
     let toml = format!("width = {width}\ndown = \"measured\"\n{text}{distill}");
-    let receipt = run::<DistillOptions>(&moe, &back, &toml).unwrap_or_else(|e| panic!("{upcycle}: {e}"));
+    let receipt =
+        run::<DistillOptions>(&moe, &back, &toml).unwrap_or_else(|e| panic!("{upcycle}: {e}"));
     verify(&back, &Quiet).unwrap();
     (receipt.identity, dir)
 }
@@ -91,7 +101,11 @@ fn comes_back(family: &str, target: &str, lines: &[&str]) {
             let distill = format!("select = {select:?}\ntarget = {family:?}");
             let (identity, dir) = there_and_back(&dense, &upcycle, &distill);
             assert_eq!(identity, Identity::Exact, "{family}, {line}");
-            assert_same_bytes(&dense, &dir.path().join("back"), &format!("{family}, {line}, {select}"));
+            assert_same_bytes(
+                &dense,
+                &dir.path().join("back"),
+                &format!("{family}, {line}, {select}"),
+            );
         }
     }
 }
@@ -101,10 +115,12 @@ const SHARDS: &str = "experts = 8\ntop-k = 4\ngranularity = 2";
 
 #[test]
 fn upcycling_and_distilling_gives_the_dense_weights_back_bit_for_bit() {
-    let any = [COPIES, SHARDS, "experts = 5\ntop-k = 3", "experts = 6\ntop-k = 2\nrouter = 'zeros'"];
+    let any =
+        [COPIES, SHARDS, "experts = 5\ntop-k = 3", "experts = 6\ntop-k = 2\nrouter = 'zeros'"];
     comes_back("mistral", "mixtral", &any);
     comes_back("llama", "mixtral", &any);
-    let unnormalised = "experts = 8\ntop-k = 2\nnorm-topk-prob = false\nrouter = 'zeros'\nrouter-std = 0.0";
+    let unnormalised =
+        "experts = 8\ntop-k = 2\nnorm-topk-prob = false\nrouter = 'zeros'\nrouter-std = 0.0";
     let all = "experts = 4\ntop-k = 4\nnorm-topk-prob = false";
     let wide = "experts = 12\ntop-k = 8\ngranularity = 4\nrouter = 'orthogonal'";
     comes_back("qwen3", "qwen3_moe", &[COPIES, SHARDS, unnormalised, all, wide]);
@@ -114,7 +130,8 @@ fn upcycling_and_distilling_gives_the_dense_weights_back_bit_for_bit() {
     comes_back("llama", "qwen2_moe", &[COPIES, SHARDS]);
 }
 
-/// What isn't exact isn't called so: gates that vary are measured, and scales that round are approximate.
+/// What isn't exact isn't called so: gates that vary are measured, and scales that round are
+/// approximate.
 #[test]
 fn what_cannot_come_back_exactly_says_so() {
     let qwen3 = golden("families/qwen3/base/model");
@@ -123,17 +140,22 @@ fn what_cannot_come_back_exactly_says_so() {
     let varying = "experts = 4\ntop-k = 2\nnorm-topk-prob = false\nrouter-std = 1.0";
     let (identity, _dir) = there_and_back(&qwen3, varying, "");
     assert!(matches!(identity, Identity::Changed { .. }), "{identity:?}");
-    let rounding = "experts = 6\ntop-k = 4\nnorm-topk-prob = false\nrouter = 'zeros'\nrouter-std = 0.0";
+    let rounding =
+        "experts = 6\ntop-k = 4\nnorm-topk-prob = false\nrouter = 'zeros'\nrouter-std = 0.0";
     let (identity, _dir) = there_and_back(&qwen3, rounding, "");
     assert!(matches!(identity, Identity::Approximate { .. }), "{identity:?}");
 }
 
-/// Of every golden of every MoE family a dense model of a family that the family file names, sound and readable.
+/// Of every golden of every MoE family a dense model of a family that the family file names, sound
+/// and readable.
 #[test]
 fn every_moe_family_becomes_dense_or_says_why_not() {
     let out = tempfile::tempdir().unwrap();
     let mut distilled = 0;
-    for family in std::fs::read_dir(golden("families")).unwrap().filter_map(|e| e.unwrap().path().read_dir().ok()) {
+    for family in std::fs::read_dir(golden("families"))
+        .unwrap()
+        .filter_map(|e| e.unwrap().path().read_dir().ok())
+    {
         for case in family.map(|e| e.unwrap().path().join("model")).filter(|model| model.is_dir()) {
             let model = Model::open(&case).unwrap();
             if model.moes().next().is_none() {
@@ -152,7 +174,12 @@ fn every_moe_family_becomes_dense_or_says_why_not() {
                 }
                 Err(error) => {
                     let text = error.to_string();
-                    let known = ["normalises queries and keys", "quantized", "with biases", "cannot express"];
+                    let known = [
+                        "normalises queries and keys",
+                        "quantized",
+                        "with biases",
+                        "cannot express",
+                    ];
                     assert!(
                         error.kind() == Kind::Unsupported && known.iter().any(|w| text.contains(w)),
                         "{name}: {text}"
@@ -164,22 +191,29 @@ fn every_moe_family_becomes_dense_or_says_why_not() {
     assert!(distilled >= 20, "{distilled}");
 }
 
-/// Gates are what `observe`'s sums over the same tokens say; down columns are the experts' times these.
+/// Gates are what `observe`'s sums over the same tokens say; down columns are the experts' times
+/// these.
 #[test]
 fn measured_gates_are_means_over_all_tokens() {
     let out = tempfile::tempdir().unwrap();
     let moe = golden("models/moe");
     let source = Model::open(&moe).unwrap();
     let text = ids(out.path(), 16, source.vocab);
-    let toml = format!("{text}down = \"measured\"\nselect = \"experts\"\nwidth = 192\nforcing = \"teacher\"");
+    let toml = format!(
+        "{text}down = \"measured\"\nselect = \"experts\"\nwidth = 192\nforcing = \"teacher\""
+    );
     let receipt = run::<DistillOptions>(&moe, &out.path().join("out"), &toml).unwrap();
     // Windows 7 and 15 are held out.
     let lines = std::fs::read_to_string(out.path().join("ids.jsonl")).unwrap();
     let sequence = |line: &str| -> Vec<u32> {
         line.split(['[', ']']).nth(1).unwrap().split(", ").map(|id| id.parse().unwrap()).collect()
     };
-    let deciding: Vec<Vec<u32>> =
-        lines.lines().enumerate().filter(|(i, _)| i % 8 != 7).map(|(_, line)| sequence(line)).collect();
+    let deciding: Vec<Vec<u32>> = lines
+        .lines()
+        .enumerate()
+        .filter(|(i, _)| i % 8 != 7)
+        .map(|(_, line)| sequence(line))
+        .collect();
     let batch = Batch::new(deciding.iter().map(Vec::as_slice));
     let group_of = vec![0; batch.tokens()].into();
     let options = ObserverOptions { groups: 1, group_of, left_out: false, sample_every: 0 };
@@ -202,7 +236,8 @@ fn measured_gates_are_means_over_all_tokens() {
         }
         let mut best = moe_math::saliency::greatest(&reap, 2);
         best.sort_by(|a, b| reap[*b].total_cmp(&reap[*a]));
-        let whole = found.parts.iter().find(|part| part.from == format!("expert {}", best[0])).unwrap();
+        let whole =
+            found.parts.iter().find(|part| part.from == format!("expert {}", best[0])).unwrap();
         assert_eq!((found.parts.len(), whole.neurons, found.zeros), (2, 128, 0));
         let expert = &source.layers[index].ffn.moe().unwrap().experts[best[0]];
         let network = dense.layers[index].ffn.dense().unwrap();
@@ -211,7 +246,8 @@ fn measured_gates_are_means_over_all_tokens() {
         for (theirs, ours) in theirs.chunks_exact(128).zip(ours.chunks_exact(192)) {
             for (theirs, ours) in theirs.iter().zip(&ours[first..]) {
                 assert!(
-                    (f64::from(*ours) - f64::from(*theirs) * found.gates[best[0]]).abs() < 4e-3 * f64::from(ours.abs())
+                    (f64::from(*ours) - f64::from(*theirs) * found.gates[best[0]]).abs()
+                        < 4e-3 * f64::from(ours.abs())
                 );
             }
         }
@@ -220,14 +256,16 @@ fn measured_gates_are_means_over_all_tokens() {
     }
 }
 
-/// On the same inputs of every layer, those of the original: what is fitted to them is nearer to the experts than what isn't.
+/// On the same inputs of every layer, those of the original: what is fitted to them is nearer to
+/// the experts than what isn't.
 #[test]
 fn a_fitted_down_projection_has_the_least_error() {
     let out = tempfile::tempdir().unwrap();
     let moe = golden("models/moe");
     let made = |toml: &str| {
         let output = out.path().join("out");
-        let toml = format!("width = 256\nsteps = 0\nforcing = \"teacher\"\n{}{toml}", calibration(1024));
+        let toml =
+            format!("width = 256\nsteps = 0\nforcing = \"teacher\"\n{}{toml}", calibration(1024));
         run::<DistillOptions>(&moe, &output, &toml).unwrap()
     };
     let ridge = made("");
@@ -238,12 +276,17 @@ fn a_fitted_down_projection_has_the_least_error() {
         assert!(fit.tried.iter().all(|(_, error)| chosen <= *error));
         assert!(fit.lambda.is_some() && fit.tried.len() >= 6);
         // What the stored network gives is what the sums say, up to bf16.
-        assert!((fitted.output_error.unwrap() / chosen - 1.0).abs() < 0.01, "{:?} {chosen}", fitted.output_error);
+        assert!(
+            (fitted.output_error.unwrap() / chosen - 1.0).abs() < 0.01,
+            "{:?} {chosen}",
+            fitted.output_error
+        );
         assert!(fitted.output_error < measured.output_error);
     }
 }
 
-/// The best experts by conditional probability, each over their number (2605.28207, 3.4): four of them, so that nothing is rounded.
+/// The best experts by conditional probability, each over their number (2605.28207, 3.4): four of
+/// them, so that nothing is rounded.
 #[test]
 fn uniform_gates_are_one_over_the_experts_taken() {
     let out = tempfile::tempdir().unwrap();
@@ -251,7 +294,8 @@ fn uniform_gates_are_one_over_the_experts_taken() {
     let source = Model::open(&moe).unwrap();
     let text = ids(out.path(), 16, source.vocab);
     let options = "down = \"uniform\"\nselect = \"experts\"\nscore = \"cp\"\nwidth = 512\n";
-    let receipt = run::<DistillOptions>(&moe, &out.path().join("out"), &format!("{text}{options}")).unwrap();
+    let receipt =
+        run::<DistillOptions>(&moe, &out.path().join("out"), &format!("{text}{options}")).unwrap();
     assert!(matches!(receipt.identity, Identity::Changed { .. }));
     let dense = Model::open(&out.path().join("out")).unwrap();
     for (index, found) in layers(&receipt).into_iter().enumerate() {
@@ -267,40 +311,55 @@ fn uniform_gates_are_one_over_the_experts_taken() {
             }
         }
     }
-    let refused = run::<DistillOptions>(&moe, &out.path().join("no"), &format!("{text}down = \"uniform\""));
+    let refused =
+        run::<DistillOptions>(&moe, &out.path().join("no"), &format!("{text}down = \"uniform\""));
     assert_eq!(refused.err().unwrap().kind(), Kind::Usage);
 }
 
-/// What training alone is worth starts from numbers of the spread that configs ask for, other ones for each seed and matrix.
+/// What training alone is worth starts from numbers of the spread that configs ask for, other ones
+/// for each seed and matrix.
 #[test]
 fn a_random_network_knows_nothing_of_the_experts() {
     let out = tempfile::tempdir().unwrap();
     let moe = golden("models/moe");
     let drawn = |seed: u64| {
         let text = ids(out.path(), 10, 2048);
-        let toml = format!("{text}init = \"random\"\ndown = \"measured\"\nwidth = 200\nseed = {seed}");
+        let toml =
+            format!("{text}init = \"random\"\ndown = \"measured\"\nwidth = 200\nseed = {seed}");
         let receipt = run::<DistillOptions>(&moe, &out.path().join("out"), &toml).unwrap();
-        assert!(layers(&receipt).iter().all(|layer| layer.parts[0].from == "chance" && layer.zeros == 0));
+        assert!(
+            layers(&receipt)
+                .iter()
+                .all(|layer| layer.parts[0].from == "chance" && layer.zeros == 0)
+        );
         let model = Model::open(&out.path().join("out")).unwrap();
-        let network = |layer: usize| model.layers[layer].ffn.dense().unwrap().linears().map(|l| values(&l.weight));
+        let network = |layer: usize| {
+            model.layers[layer].ffn.dense().unwrap().linears().map(|l| values(&l.weight))
+        };
         [network(0), network(1)]
     };
     let (first, other) = (drawn(1), drawn(2));
     let all: Vec<&Vec<f32>> = first.iter().chain(&other).flatten().collect();
     for (index, matrix) in all.iter().enumerate() {
-        let mean = |of: fn(f64) -> f64| matrix.iter().map(|v| of(f64::from(*v))).sum::<f64>() / matrix.len() as f64;
+        let mean = |of: fn(f64) -> f64| {
+            matrix.iter().map(|v| of(f64::from(*v))).sum::<f64>() / matrix.len() as f64
+        };
         assert!(mean(|v| v).abs() < 1e-3 && (mean(|v| v * v).sqrt() - 0.02).abs() < 1e-3);
         assert!(all[..index].iter().all(|before| before[..100] != matrix[..100]));
     }
 }
 
-/// One mean of all experts, weighed alike or by use; shared experts and dense layers stay what they were.
+/// One mean of all experts, weighed alike or by use; shared experts and dense layers stay what they
+/// were.
 #[test]
 fn means_and_what_stays_whole() {
     let out = tempfile::tempdir().unwrap();
     let moe = golden("models/moe");
     for init in ["mean", "usage-mean"] {
-        let toml = format!("width = 300\ninit = {init:?}\ndown = \"measured\"\n{}", ids(out.path(), 10, 2048));
+        let toml = format!(
+            "width = 300\ninit = {init:?}\ndown = \"measured\"\n{}",
+            ids(out.path(), 10, 2048)
+        );
         let receipt = run::<DistillOptions>(&moe, &out.path().join("out"), &toml).unwrap();
         for layer in layers(&receipt) {
             assert_eq!((layer.parts.len(), layer.zeros), (2, 44), "two means of 128");
@@ -315,7 +374,8 @@ fn means_and_what_stays_whole() {
     let shared = &mixture.shared.as_ref().unwrap().expert;
     let network = source.layers[old].ffn.dense().unwrap();
     let width = network.width() + 3;
-    let toml = format!("width = {width}\ndown = \"measured\"\n{}", ids(out.path(), 10, source.vocab));
+    let toml =
+        format!("width = {width}\ndown = \"measured\"\n{}", ids(out.path(), 10, source.vocab));
     let receipt = run::<DistillOptions>(&case, &out.path().join("out"), &toml).unwrap();
     assert!(receipt.warnings.iter().any(|warning| warning.contains("filled up with zeros")));
     let dense = Model::open(&out.path().join("out")).unwrap();
@@ -325,20 +385,28 @@ fn means_and_what_stays_whole() {
     assert_eq!(after[before.len()..], vec![0.0; 3 * source.hidden]);
     let (theirs, ours) = (values(&shared.down.weight), values(&now(index).down.weight));
     for (theirs, ours) in theirs.chunks_exact(shared.width()).zip(ours.chunks_exact(width)) {
-        assert_eq!(theirs, &ours[..shared.width()], "a shared expert without a gate comes first, as it was");
+        assert_eq!(
+            theirs,
+            &ours[..shared.width()],
+            "a shared expert without a gate comes first, as it was"
+        );
     }
 }
 
-/// The last layer alone sees the same inputs, whatever the others become, where states of the teacher go on.
+/// The last layer alone sees the same inputs, whatever the others become, where states of the
+/// teacher go on.
 #[test]
 fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_original() {
     let dir = tempfile::tempdir().unwrap();
     let text = text(1024);
     let run = |name: &str, training: &str| {
-        let toml = format!("forcing = \"teacher\"\ndown = \"measured\"\nno-baseline = true\n{training}\n{text}");
+        let toml = format!(
+            "forcing = \"teacher\"\ndown = \"measured\"\nno-baseline = true\n{training}\n{text}"
+        );
         run::<DistillOptions>(&golden("models/moe"), &dir.path().join(name), &toml).unwrap()
     };
-    let bytes = |name: &str| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    let bytes =
+        |name: &str| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
     let (plain, trained) = (run("plain", "steps = 0"), run("trained", "steps = 12"));
     for (before, after) in layers(&plain).iter().zip(layers(&trained)) {
         let (before, after_error) = (before.output_error.unwrap(), after.output_error.unwrap());
@@ -351,9 +419,16 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
         // The best of what was measured is kept.
         assert!(kept < first, "{kept} {first}");
         assert_eq!((after.trained.len(), after.trained[0].steps), (1, 12));
-        assert!(after.trained[0].looks.iter().skip(1).all(|look| look.loss.is_some_and(f64::is_finite)));
+        assert!(
+            after.trained[0].looks.iter().skip(1).all(|look| look.loss.is_some_and(f64::is_finite))
+        );
     }
-    assert!(kl(&trained) < kl(&plain), "a stage that is kept is better: {} {}", kl(&trained), kl(&plain));
+    assert!(
+        kl(&trained) < kl(&plain),
+        "a stage that is kept is better: {} {}",
+        kl(&trained),
+        kl(&plain)
+    );
     // A second sweep, through what the first made.
     let again = run("again", "steps = 12\nstudent-steps = 4");
     for (once, twice) in layers(&trained).iter().zip(layers(&again)) {
@@ -372,8 +447,16 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
     assert_eq!(stages(&again)[..2], [("made", true, kl(&plain)), ("trained", true, kl(&trained))]);
     // What diverges says so, and leaves what was there.
     let wild = run("wild", "steps = 4\nlearning-rate = 1e20");
-    assert!(layers(&wild).iter().all(|layer| layer.trained[0].diverged.is_some() && layer.trained[0].best == 0));
-    assert!(wild.warnings.iter().any(|warning| warning.contains("lower --learning-rate")), "{:?}", wild.warnings);
+    assert!(
+        layers(&wild)
+            .iter()
+            .all(|layer| layer.trained[0].diverged.is_some() && layer.trained[0].best == 0)
+    );
+    assert!(
+        wild.warnings.iter().any(|warning| warning.contains("lower --learning-rate")),
+        "{:?}",
+        wild.warnings
+    );
     assert_eq!(bytes("wild"), bytes("plain"));
     // A stage that helps nothing is taken back.
     assert_eq!(stages(&wild), [("made", true, kl(&plain)), ("trained", false, kl(&plain))]);

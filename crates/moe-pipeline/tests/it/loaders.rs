@@ -15,8 +15,8 @@ use crate::common::{golden, run_again};
 
 const NEWER: &str = "5.23.0";
 const OLDER: &str = "4.57.6";
-/// What it takes, and this program refuses by name: texts for numbers, patterns that ignore all, more experts to a token
-/// than its groups have.
+/// What it takes, and this program refuses by name: texts for numbers, patterns that ignore all,
+/// more experts to a token than its groups have.
 const UNREAD: [&str; 4] = ["\"rope_theta\":\"50\"", "re:.*", "-num_experts_per_tok", "-topk_group"];
 
 #[derive(Deserialize)]
@@ -39,12 +39,14 @@ struct Case {
 impl Case {
     fn write(&self, to: &Path) {
         copy(&golden(&self.golden), to);
-        edit(&to.join("config.json"), |config| self.config.iter().for_each(|(path, value)| set(config, path, value)));
+        edit(&to.join("config.json"), |config| {
+            self.config.iter().for_each(|(path, value)| set(config, path, value))
+        });
         for (name, content) in &self.files {
             match content.as_object() {
-                Some(keys) => {
-                    edit(&to.join(name), |file| keys.iter().for_each(|(key, value)| file[key] = value.clone()))
-                }
+                Some(keys) => edit(&to.join(name), |file| {
+                    keys.iter().for_each(|(key, value)| file[key] = value.clone())
+                }),
                 None => fs::write(to.join(name), content.as_str().unwrap()).unwrap(),
             }
         }
@@ -71,7 +73,11 @@ fn edit_header(file: &Path, edits: &[(String, String)]) {
     let end = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let said = str::from_utf8(&whole[8..end]).unwrap().to_owned();
     let header = edits.iter().fold(said, |header, (old, new)| header.replace(old, new));
-    fs::write(file, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &whole[end..]].concat()).unwrap();
+    fs::write(
+        file,
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &whole[end..]].concat(),
+    )
+    .unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -97,7 +103,11 @@ fn edit(file: &Path, edit: impl FnOnce(&mut Value)) {
 fn set(config: &mut Value, path: &str, value: &Value) {
     let (remove, path) = path.strip_prefix('-').map_or((false, path), |path| (true, path));
     let (parents, key) = path.rsplit_once('/').unwrap_or(("", path));
-    let at = if parents.is_empty() { config } else { config.pointer_mut(&format!("/{parents}")).unwrap() };
+    let at = if parents.is_empty() {
+        config
+    } else {
+        config.pointer_mut(&format!("/{parents}")).unwrap()
+    };
     match remove {
         true => _ = at.as_object_mut().unwrap().remove(key),
         false => at[key] = value.clone(),
@@ -114,7 +124,9 @@ fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
         match (&says[NEWER], found) {
             (None, Err(error)) if error.kind() == Kind::Unsupported => {}
             (None, Err(_)) if UNREAD.iter().any(|part| case.said().contains(part)) => {}
-            (None, Err(error)) => problems.push(format!("{}\n  is taken; verify: {error}", case.said())),
+            (None, Err(error)) => {
+                problems.push(format!("{}\n  is taken; verify: {error}", case.said()))
+            }
             // Of quantized experts, each engine has a verdict of its own.
             (Some(_), Ok(report)) if report.engines.iter().any(is_refused) => {}
             (Some(why), Ok(report)) => problems.push(format!(
@@ -138,16 +150,21 @@ fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
     assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
 }
 
-/// What is wrong with the cheapest pass on a tiny mixture of experts that has the side files of `case` beside it.
+/// What is wrong with the cheapest pass on a tiny mixture of experts that has the side files of
+/// `case` beside it.
 fn side_files_problem(case: &Case, is_taken: bool) -> Option<String> {
     let dir = tempfile::tempdir().unwrap();
-    let (from, model, output) = (dir.path().join("from"), dir.path().join("model"), dir.path().join("out"));
+    let (from, model, output) =
+        (dir.path().join("from"), dir.path().join("model"), dir.path().join("out"));
     [&from, &model].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
     case.write(&from);
-    ["config.json", "model.safetensors"].iter().for_each(|name| fs::remove_file(from.join(name)).unwrap());
+    ["config.json", "model.safetensors"]
+        .iter()
+        .for_each(|name| fs::remove_file(from.join(name)).unwrap());
     copy(&golden("families/qwen3_moe/base/model"), &model);
     copy(&from, &model);
-    let options: QuantizeOptions = toml::from_str("scheme = \"w8a16\"\nmethod = \"rtn\"\ngroup-size = -1").unwrap();
+    let options: QuantizeOptions =
+        toml::from_str("scheme = \"w8a16\"\nmethod = \"rtn\"\ngroup-size = -1").unwrap();
     let run = ConvertOptions { probe_tokens: 0, ..run_again() };
     if is_taken {
         let refused = plan(&[&options], 1, false, &model, &output, &run).err();
@@ -155,12 +172,17 @@ fn side_files_problem(case: &Case, is_taken: bool) -> Option<String> {
     }
     match convert(&[&options], &model, &output, &run, &Quiet) {
         Ok(done) => {
-            let is_said = done.receipt.warnings.iter().any(|warning| warning.contains("generation_config.json"));
+            let is_said = done
+                .receipt
+                .warnings
+                .iter()
+                .any(|warning| warning.contains("generation_config.json"));
             let unsound = verify(&output, &Quiet).err().map(|error| format!("verify: {error}"));
             unsound.or((!is_said).then(|| "nothing is said of what was left out".to_owned()))
         }
         Err(error) => {
-            // What generation_config.json says is left out, and the rest is refused with nothing written.
+            // What generation_config.json says is left out, and the rest is refused with nothing
+            // written.
             let is_right = error.kind() == Kind::Malformed && error.to_string().contains("remedy");
             let can_be = !case.files.contains_key("generation_config.json");
             (!is_right || !can_be || output.exists()).then(|| format!("not converted: {error}"))
@@ -193,7 +215,8 @@ fn notes(case: &Case) -> Option<Vec<String>> {
 #[test]
 fn what_older_versions_refuse_and_the_newer_takes_is_said() {
     let verdicts = verdicts();
-    let is_plain = |case: &Case| case.config.is_empty() && case.files.is_empty() && case.header.is_empty();
+    let is_plain =
+        |case: &Case| case.config.is_empty() && case.files.is_empty() && case.header.is_empty();
     let plain: BTreeMap<&str, Vec<String>> = verdicts
         .iter()
         .filter(|tried| is_plain(&tried.case) && tried.says[OLDER].is_none())
@@ -201,7 +224,9 @@ fn what_older_versions_refuse_and_the_newer_takes_is_said() {
         .collect();
     let mut problems = Vec::new();
     for Tried { case, says } in &verdicts {
-        let (Some(plain), Some(why), None) = (plain.get(case.golden.as_str()), &says[OLDER], &says[NEWER]) else {
+        let (Some(plain), Some(why), None) =
+            (plain.get(case.golden.as_str()), &says[OLDER], &says[NEWER])
+        else {
             continue;
         };
         if notes(case).is_some_and(|notes| notes.iter().all(|note| plain.contains(note))) {

@@ -16,7 +16,10 @@ fn options(toml: &str) -> MergeOptions {
 
 /// 24 experts of the built-in MoE, from 512 tokens of text.
 fn with_data(toml: &str) -> MergeOptions {
-    options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 512\nsequence-length = 128", calibration_text("english")))
+    options(&format!(
+        "{toml}\ndata = [{:?}]\ndata-tokens = 512\nsequence-length = 128",
+        calibration_text("english")
+    ))
 }
 
 fn merge(options: &MergeOptions, output: &Path) -> Result<Model, Error> {
@@ -32,17 +35,25 @@ fn moe(model: &Model, layer: usize) -> &Moe {
 fn assert_shrunk(source: &Model, merged: &Model, clusters: &[(usize, Vec<Vec<usize>>)]) {
     for (layer, clusters) in clusters {
         let (before, after) = (moe(source, *layer), moe(merged, *layer));
-        assert_eq!((after.experts.len(), after.router.weight.shape()[0]), (clusters.len(), clusters.len()));
+        assert_eq!(
+            (after.experts.len(), after.router.weight.shape()[0]),
+            (clusters.len(), clusters.len())
+        );
         let rows = before.router.weight.read().unwrap();
         let row = rows.len() / before.experts.len();
-        let kept: Vec<u8> = clusters.iter().flat_map(|cluster| &rows[cluster[0] * row..][..row]).copied().collect();
+        let kept: Vec<u8> =
+            clusters.iter().flat_map(|cluster| &rows[cluster[0] * row..][..row]).copied().collect();
         assert_eq!(after.router.weight.read().unwrap(), kept);
         for (cluster, expert) in clusters.iter().zip(&after.experts) {
             let original = &before.experts[cluster[0]];
             for (a, b) in expert.linears().into_iter().zip(original.linears()) {
                 assert_eq!(a.weight.dtype(), b.weight.dtype());
                 let same = a.weight.read().unwrap() == b.weight.read().unwrap();
-                assert!(cluster.len() > 1 || same, "layer {layer}: expert {} stands alone", cluster[0]);
+                assert!(
+                    cluster.len() > 1 || same,
+                    "layer {layer}: expert {} stands alone",
+                    cluster[0]
+                );
             }
         }
     }
@@ -54,9 +65,12 @@ fn every_method_shrinks_the_file() {
     for method in ["ream", "hc-smoe", "m-smoe", "mergemoe", "dern", "average"] {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("merged");
-        let merged = merge(&with_data(&format!("method = {method:?}\nexperts = 16")), &output).unwrap();
-        let receipt: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(output.join(moe_pipeline::RECEIPT_FILE)).unwrap()).unwrap();
+        let merged =
+            merge(&with_data(&format!("method = {method:?}\nexperts = 16")), &output).unwrap();
+        let receipt: serde_json::Value = serde_json::from_slice(
+            &std::fs::read(output.join(moe_pipeline::RECEIPT_FILE)).unwrap(),
+        )
+        .unwrap();
         let of_layer = |record: &serde_json::Value| {
             let clusters = serde_json::from_value(record["trust"]["clusters"].clone()).unwrap();
             (record["layer"].as_u64().unwrap() as usize, clusters)
@@ -69,7 +83,9 @@ fn every_method_shrinks_the_file() {
             let figures = (share("retained_mass"), share("lost_choices"));
             match method {
                 // Some neurons find no place.
-                "dern" => assert!(figures.0 < 1.0 && figures.0 > 0.5 && figures.1 > 0.0, "{figures:?}"),
+                "dern" => {
+                    assert!(figures.0 < 1.0 && figures.0 > 0.5 && figures.1 > 0.0, "{figures:?}")
+                }
                 _ => assert_eq!(figures, (1.0, 0.0), "{method}: no expert is lost"),
             }
         }
@@ -93,12 +109,19 @@ fn statistics_without_samples_are_refused_and_with_them_are_enough() {
     let dir = tempfile::tempdir().unwrap();
     let stats = dir.path().join("stats");
     let see = |sample_every: usize| {
-        let toml = format!("sample-every = {sample_every}\ndata = [{:?}]\ndata-tokens = 256", calibration_text("code"));
+        let toml = format!(
+            "sample-every = {sample_every}\ndata = [{:?}]\ndata-tokens = 256",
+            calibration_text("code")
+        );
         let options: ObserveOptions = toml::from_str(&toml).unwrap();
-        observe(&golden("models/moe"), &options, &stats, true, None, &Compute::cpu(), &Quiet).unwrap();
+        observe(&golden("models/moe"), &options, &stats, true, None, &Compute::cpu(), &Quiet)
+            .unwrap();
     };
     let of = |method: &str| {
-        options(&format!("experts = 12\nmethod = {method:?}\nstats = {:?}", stats.display().to_string()))
+        options(&format!(
+            "experts = 12\nmethod = {method:?}\nstats = {:?}",
+            stats.display().to_string()
+        ))
     };
     see(0);
     for method in ["hc-smoe", "average"] {
@@ -119,11 +142,31 @@ fn refusal(model: &str, options: &MergeOptions) -> Error {
 #[test]
 fn what_cannot_work_is_refused_before_anything_is_read() {
     for (model, toml, complaints) in [
-        ("models/moe", "experts = 12\nmethod = \"m-smoe\"\ngroup-cap = 4", ["--group-cap is for", "ream"]),
-        ("models/moe", "experts = 12\nmethod = \"ream\"\ndern-threshold = 0.5", ["--dern-threshold is for", "dern"]),
-        ("models/moe", "experts = 4\nmethod = \"ream\"\ngroup-cap = 4", ["can't hold 24 experts", "--group-cap 6"]),
-        ("models/moe", "experts = 12\nmethod = \"hc-smoe\"\nsample-every = 0", ["samples no token", "at least 1"]),
-        ("models/moe", "experts = 12\nmethod = \"dern\"\ndern-threshold = 1.5", ["not a cosine", "-1 to 1"]),
+        (
+            "models/moe",
+            "experts = 12\nmethod = \"m-smoe\"\ngroup-cap = 4",
+            ["--group-cap is for", "ream"],
+        ),
+        (
+            "models/moe",
+            "experts = 12\nmethod = \"ream\"\ndern-threshold = 0.5",
+            ["--dern-threshold is for", "dern"],
+        ),
+        (
+            "models/moe",
+            "experts = 4\nmethod = \"ream\"\ngroup-cap = 4",
+            ["can't hold 24 experts", "--group-cap 6"],
+        ),
+        (
+            "models/moe",
+            "experts = 12\nmethod = \"hc-smoe\"\nsample-every = 0",
+            ["samples no token", "at least 1"],
+        ),
+        (
+            "models/moe",
+            "experts = 12\nmethod = \"dern\"\ndern-threshold = 1.5",
+            ["not a cosine", "-1 to 1"],
+        ),
         ("models/moe", "experts = 3", ["more than the 3", "keep 4 experts or more"]),
         ("families/deepseek_v3/base/model", "experts = 6", ["4 groups", "all 8 experts"]),
         ("families/deepseek_v3/base/model", "experts = 4", ["fewer than the 2", "all 8 experts"]),
@@ -142,7 +185,10 @@ fn experts_in_fp8_blocks_are_refused_by_name() {
     let error = refusal("families/deepseek_v3/fp8/model", &with_data("experts = 3"));
     assert_eq!(error.kind(), Kind::Unsupported);
     let message = error.to_string();
-    assert!(message.contains("experts.0.gate_proj.weight") && message.contains("unquantized"), "{message}");
+    assert!(
+        message.contains("experts.0.gate_proj.weight") && message.contains("unquantized"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -153,5 +199,8 @@ fn a_finished_merge_is_recognised() {
     merge(&options, &output).unwrap();
     assert_eq!(find_result(&[&options], &input, &output, &run()).unwrap(), FoundResult::Same);
     let other = with_data("experts = 13");
-    assert!(matches!(find_result(&[&other], &input, &output, &run()).unwrap(), FoundResult::Other(_)));
+    assert!(matches!(
+        find_result(&[&other], &input, &output, &run()).unwrap(),
+        FoundResult::Other(_)
+    ));
 }

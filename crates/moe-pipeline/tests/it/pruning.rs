@@ -1,4 +1,5 @@
-//! Observing and pruning beside what transformers' own modules, in float64, and llm-compressor say (golden/pruning).
+//! Observing and pruning beside what transformers' own modules, in float64, and llm-compressor say
+//! (golden/pruning).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,8 @@ impl Text {
         let write = |(label, windows): &(&str, &Value)| {
             let path = directory.path().join(format!("{label}.jsonl"));
             let lines = windows.as_array().unwrap().iter();
-            let lines: Vec<_> = lines.map(|ids| serde_json::json!({ "input_ids": ids }).to_string()).collect();
+            let lines: Vec<_> =
+                lines.map(|ids| serde_json::json!({ "input_ids": ids }).to_string()).collect();
             std::fs::write(&path, lines.join("\n")).unwrap();
             format!("{label}={}", path.display())
         };
@@ -60,8 +62,12 @@ impl Text {
 
     fn observe(&self, name: &str, change: impl Fn(&mut ObserveOptions)) -> PathBuf {
         let output = self.path(name);
-        let mut options =
-            ObserveOptions { add: Vec::new(), no_left_out: false, sample_every: 0, calibration: self.calibration() };
+        let mut options = ObserveOptions {
+            add: Vec::new(),
+            no_left_out: false,
+            sample_every: 0,
+            calibration: self.calibration(),
+        };
         change(&mut options);
         observe(&moe(), &options, &output, false, None, &Compute::cpu(), &Quiet).unwrap();
         output
@@ -77,10 +83,21 @@ impl Text {
 
 /// The experts that each layer keeps.
 fn kept(options: &PruneOptions, model: &Path, output: &Path) -> Vec<Vec<usize>> {
-    let done = convert(&[options], model, output, &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet).unwrap();
+    let done = convert(
+        &[options],
+        model,
+        output,
+        &ConvertOptions { probe_tokens: 0, ..run_again() },
+        &Quiet,
+    )
+    .unwrap();
     let expert = |text: &String| text.strip_prefix("expert ").unwrap().parse().unwrap();
-    let mut kept: Vec<Vec<usize>> =
-        done.receipt.layers.iter().map(|layer| layer.experts.iter().map(expert).collect()).collect();
+    let mut kept: Vec<Vec<usize>> = done
+        .receipt
+        .layers
+        .iter()
+        .map(|layer| layer.experts.iter().map(expert).collect())
+        .collect();
     kept.iter_mut().for_each(|experts| experts.sort_unstable());
     kept
 }
@@ -99,14 +116,15 @@ fn by_domain(file: &StatisticsFile, layer: usize) -> Vec<Sums> {
     labels(file.groups()).into_iter().map(of).collect()
 }
 
-/// Other criteria are `selftest`'s: this one looks at tokens, which statistics don't have. In sequence only the first layer is
-/// decided on the original's states.
+/// Other criteria are `selftest`'s: this one looks at tokens, which statistics don't have. In
+/// sequence only the first layer is decided on the original's states.
 #[test]
 fn ranked_choice_keeps_what_an_independent_computation_keeps() {
     let text = Text::of_golden();
     let saliencies = read_json("pruning/saliencies.json");
     for (count, wanted) in saliencies["kept"]["ranked-choice"].as_object().unwrap() {
-        let toml = format!("method = \"ranked-choice\"\nexperts = {count}\nno-super-expert-guard = true");
+        let toml =
+            format!("method = \"ranked-choice\"\nexperts = {count}\nno-super-expert-guard = true");
         let found = kept(&text.with_data(&toml), &moe(), &text.path("out"));
         assert_eq!(found[0], indices(wanted)[0], "{count}");
     }
@@ -118,11 +136,14 @@ fn reap_in_sequence_keeps_what_llm_compressor_keeps() {
     let wanted = read_json("pruning/sequential.json");
     let peer = read_json("pruning/llm-compressor.json");
     for (count, sparsity) in [("18", 0.25), ("12", 0.5)] {
-        let options = text.with_data(&format!("method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true"));
+        let options = text.with_data(&format!(
+            "method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true"
+        ));
         let found = kept(&options, &moe(), &text.path("out"));
         assert_eq!(found, indices(&wanted["kept"][count]), "{count}");
-        let same =
-            |run: &&Value| run["attention"] == "causal" && run["dtype"] == "float32" && run["sparsity"] == sparsity;
+        let same = |run: &&Value| {
+            run["attention"] == "causal" && run["dtype"] == "float32" && run["sparsity"] == sparsity
+        };
         let theirs = peer["runs"].as_array().unwrap().iter().find(same).unwrap();
         assert_eq!(found, indices(&theirs["kept"]), "{count}");
     }
@@ -146,8 +167,11 @@ fn experts_that_stay_are_copied_byte_for_byte() {
         let row = ours.len() / count;
         for (place, expert) in kept.iter().enumerate() {
             assert_eq!(ours[place * row..][..row], theirs[expert * row..][..row], "router {layer}");
-            let pairs = moe.experts[place].linears().into_iter().zip(before.experts[*expert].linears());
-            pairs.for_each(|(a, b)| assert_eq!(rows(&a.weight), rows(&b.weight), "{layer} {expert}"));
+            let pairs =
+                moe.experts[place].linears().into_iter().zip(before.experts[*expert].linears());
+            pairs.for_each(|(a, b)| {
+                assert_eq!(rows(&a.weight), rows(&b.weight), "{layer} {expert}")
+            });
         }
     }
 }
@@ -156,11 +180,13 @@ fn experts_that_stay_are_copied_byte_for_byte() {
 fn the_best_subset_is_found() {
     let wanted = read_json("pruning/exhaustive.json");
     let text = Text::new(&[("random", &wanted["tokens"])]);
-    let model =
-        golden("families").join(wanted["model"].as_str().unwrap().strip_prefix("families/").unwrap()).join("model");
+    let model = golden("families")
+        .join(wanted["model"].as_str().unwrap().strip_prefix("families/").unwrap())
+        .join("model");
     for (count, first) in wanted["layers"][0].as_object().unwrap() {
         let count: usize = count.parse().unwrap();
-        let toml = format!("method = \"exhaustive\"\nexperts = {count}\nno-super-expert-guard = true");
+        let toml =
+            format!("method = \"exhaustive\"\nexperts = {count}\nno-super-expert-guard = true");
         let found = kept(&text.with_data(&toml), &model, &text.path("out"));
         let best: Vec<usize> = serde_json::from_value(first["best"].clone()).unwrap();
         assert_eq!(found[0], best, "{count}");
@@ -172,7 +198,9 @@ fn statistics_add_up_over_files_blocks_and_scratch_files() {
     let text = Text::of_golden();
     let whole = StatisticsFile::open(&text.observe("whole", |_| {})).unwrap();
     let part = |name: &str, range: std::ops::Range<usize>| {
-        text.observe(name, |options| options.calibration.data = text.calibration().data[range.clone()].to_vec())
+        text.observe(name, |options| {
+            options.calibration.data = text.calibration().data[range.clone()].to_vec()
+        })
     };
     let (first, second) = (part("first", 0..1), part("second", 1..4));
     let sum = text.observe("sum", |options| {
@@ -190,9 +218,12 @@ fn statistics_add_up_over_files_blocks_and_scratch_files() {
                 for quantity in Quantity::ALL {
                     let pairs = a.get(quantity).iter().zip(b.get(quantity));
                     let scale = a.get(quantity).iter().fold(0f64, |most, x| most.max(x.abs()));
-                    // How an f32 product is rounded depends on how many tokens share it; sums even that out, a maximum doesn't.
+                    // How an f32 product is rounded depends on how many tokens share it; sums even
+                    // that out, a maximum doesn't.
                     let tolerance = if quantity == Quantity::Largest { 1e-5 } else { 1e-6 } * scale;
-                    pairs.for_each(|(a, b)| assert!((a - b).abs() <= tolerance, "{}: {a} {b}", quantity.name()));
+                    pairs.for_each(|(a, b)| {
+                        assert!((a - b).abs() <= tolerance, "{}: {a} {b}", quantity.name())
+                    });
                 }
             }
         }
@@ -203,10 +234,14 @@ fn statistics_add_up_over_files_blocks_and_scratch_files() {
 fn by_domain_of(file: &StatisticsFile, layer: usize, like: &StatisticsFile) -> Vec<Sums> {
     let found = by_domain(file, layer);
     let order = labels(file.groups());
-    labels(like.groups()).iter().map(|l| found[order.iter().position(|o| o == l).unwrap()].clone()).collect()
+    labels(like.groups())
+        .iter()
+        .map(|l| found[order.iter().position(|o| o == l).unwrap()].clone())
+        .collect()
 }
 
-/// Hidden states of so much text take more than a quarter of the budget, so that they lie in a file.
+/// Hidden states of so much text take more than a quarter of the budget, so that they lie in a
+/// file.
 #[test]
 fn a_scratch_file_changes_nothing() {
     const TIMES: usize = 32;
@@ -219,7 +254,8 @@ fn a_scratch_file_changes_nothing() {
     let options = text.with_data("experts = 12\nmethod = \"frequency\"");
     let bytes = |budget: Option<&str>| {
         let output = text.path("out");
-        let run = ConvertOptions { memory_budget: budget.map(|b| b.parse().unwrap()), ..run_again() };
+        let run =
+            ConvertOptions { memory_budget: budget.map(|b| b.parse().unwrap()), ..run_again() };
         convert(&[&options], &moe(), &output, &run, &Quiet).unwrap();
         std::fs::read(output.join("model.safetensors")).unwrap()
     };
@@ -251,7 +287,8 @@ fn padding_and_masked_tokens_enter_no_statistic() {
     let plain = observed("plain", serde_json::json!({ "input_ids": ids }));
     let padded = [vec![7; 9], ids.clone(), vec![9; 5]].concat();
     let mask = [vec![0; 9], vec![1; ids.len()], vec![0; 5]].concat();
-    let padded = observed("padded", serde_json::json!({ "input_ids": padded, "attention_mask": mask }));
+    let padded =
+        observed("padded", serde_json::json!({ "input_ids": padded, "attention_mask": mask }));
     assert_eq!(plain, padded);
     assert_eq!(plain.scalar(Quantity::SeenTokens), ids.len() as f64);
 }
@@ -264,8 +301,17 @@ fn a_report_is_written_and_is_the_same_again() {
     options.reduce.measuring.held_out_tokens = 256;
     let report = |name: &str| {
         let output = text.path(name);
-        convert(&[&options], &moe(), &output, &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet).unwrap();
-        assert!(std::fs::read_to_string(output.join("SHA256SUMS")).unwrap().contains("  report.html"));
+        convert(
+            &[&options],
+            &moe(),
+            &output,
+            &ConvertOptions { probe_tokens: 0, ..run_again() },
+            &Quiet,
+        )
+        .unwrap();
+        assert!(
+            std::fs::read_to_string(output.join("SHA256SUMS")).unwrap().contains("  report.html")
+        );
         assert!(std::fs::read_to_string(output.join("README.md")).unwrap().contains("report.html"));
         std::fs::read_to_string(output.join("report.html")).unwrap()
     };
@@ -275,10 +321,19 @@ fn a_report_is_written_and_is_the_same_again() {
 
     // By weights alone there is nothing to report of layers, and the page says why.
     let options: PruneOptions = toml::from_str("experts = 12\nmethod = 'aimer'").unwrap();
-    convert(&[&options], &moe(), &text.path("weights"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
-        .unwrap();
+    convert(
+        &[&options],
+        &moe(),
+        &text.path("weights"),
+        &ConvertOptions { probe_tokens: 0, ..run_again() },
+        &Quiet,
+    )
+    .unwrap();
     let page = std::fs::read_to_string(text.path("weights").join("report.html")).unwrap();
-    assert!(page.contains("no figures by layer") && page.contains("this method doesn&#39;t look at data"));
+    assert!(
+        page.contains("no figures by layer")
+            && page.contains("this method doesn&#39;t look at data")
+    );
 }
 
 #[test]
@@ -293,9 +348,14 @@ fn statistics_of_another_model_are_refused() {
     let mut options: PruneOptions = toml::from_str("experts = 12").unwrap();
     options.reduce.stats = Some(stats.clone());
     let error = |message: &str| {
-        let error =
-            convert(&[&options], &copy, &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
-                .unwrap_err();
+        let error = convert(
+            &[&options],
+            &copy,
+            &text.path("out"),
+            &ConvertOptions { probe_tokens: 0, ..run_again() },
+            &Quiet,
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), Kind::Mismatch);
         assert!(error.to_string().contains(message), "{error}");
     };
@@ -315,14 +375,20 @@ fn statistics_of_another_model_are_refused() {
     assert!(!text.path("out").exists());
     // A ranking by leaving experts out needs statistics that say what that does.
     options.method = toml::from_str::<PruneOptions>("method = \"leave-one-out\"").unwrap().method;
-    let message =
-        convert(&[&options], &moe(), &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
-            .unwrap_err()
-            .to_string();
+    let message = convert(
+        &[&options],
+        &moe(),
+        &text.path("out"),
+        &ConvertOptions { probe_tokens: 0, ..run_again() },
+        &Quiet,
+    )
+    .unwrap_err()
+    .to_string();
     assert!(message.contains("--no-left-out"), "{message}");
 }
 
-/// A copy of the checkpoint `model` in which `edit` has changed the bytes of tensors, by their names.
+/// A copy of the checkpoint `model` in which `edit` has changed the bytes of tensors, by their
+/// names.
 fn planted(text: &Text, model: &Path, edit: impl Fn(&str, &mut [u8])) -> PathBuf {
     let copy = text.path("planted");
     std::fs::create_dir(&copy).unwrap();
@@ -343,7 +409,8 @@ fn planted(text: &Text, model: &Path, edit: impl Fn(&str, &mut [u8])) -> PathBuf
 #[test]
 fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     let text = Text::of_golden();
-    let stats = StatisticsFile::open(&text.observe("stats", |options| options.no_left_out = true)).unwrap();
+    let stats =
+        StatisticsFile::open(&text.observe("stats", |options| options.no_left_out = true)).unwrap();
     let sums = by_domain(&stats, 1);
     let pooled = Sums::pooled(sums.iter().map(|sums| (sums, 1.0)));
     let tokens = pooled.get(Quantity::Tokens);
@@ -356,12 +423,19 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
         }
     });
     let pruned = |guard: &str| {
-        let mut options = text.with_data(&format!("method = \"frequency\"\nexperts = 18\nno-baseline = true\n{guard}"));
+        let mut options = text.with_data(&format!(
+            "method = \"frequency\"\nexperts = 18\nno-baseline = true\n{guard}"
+        ));
         options.reduce.measuring.held_out.clone_from(&options.reduce.calibration.data);
-        let receipt =
-            convert(&[&options], &model, &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
-                .unwrap()
-                .receipt;
+        let receipt = convert(
+            &[&options],
+            &model,
+            &text.path("out"),
+            &ConvertOptions { probe_tokens: 0, ..run_again() },
+            &Quiet,
+        )
+        .unwrap()
+        .receipt;
         let trust = receipt.layers[1].trust.clone().unwrap();
         let kl = receipt.held_out.unwrap().result.all.against.unwrap().kl;
         (trust.clusters.contains(&vec![rarest]), trust.super_experts, kl)
@@ -373,8 +447,8 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     assert!(with_guard < 0.8 * without_guard, "{with_guard} and {without_guard}");
 }
 
-/// Three kinds of tokens, a router of two groups of four of which a token goes to one, top-2. Tokens 0 go to experts 0 and 1,
-/// tokens 1 to 4 and 5, tokens 2 to 5 and 6.
+/// Three kinds of tokens, a router of two groups of four of which a token goes to one, top-2.
+/// Tokens 0 go to experts 0 and 1, tokens 1 to 4 and 5, tokens 2 to 5 and 6.
 fn planted_groups(text: &Text) -> PathBuf {
     const CHOSEN: [[usize; 2]; 3] = [[0, 1], [4, 5], [5, 6]];
     const HIDDEN: usize = 24;
@@ -383,23 +457,33 @@ fn planted_groups(text: &Text) -> PathBuf {
             *bytes = value(index / HIDDEN, index % HIDDEN).to_le_bytes();
         }
     };
-    let model = planted(text, &golden("families/glm4_moe/base/model"), |tensor, bytes| match tensor {
-        // What reaches the router tells the token, and nothing else: attention, the dense layer and shared experts give 0.
-        "model.embed_tokens.weight" => set(bytes, &|token, column| if token == column { 1.0 } else { 0.0 }),
-        "model.layers.1.post_attention_layernorm.weight" => set(bytes, &|_, _| 1.0),
-        "model.layers.1.mlp.gate.weight" => set(bytes, &|expert, column| match CHOSEN.get(column) {
-            Some(chosen) if chosen.contains(&expert) => 1.0,
-            _ => -1.0,
-        }),
-        "model.layers.1.mlp.gate.e_score_correction_bias" => bytes.fill(0),
-        name if ["o_proj.weight", "layers.0.mlp.down_proj.weight", "shared_experts.down_proj.weight"]
+    let model =
+        planted(text, &golden("families/glm4_moe/base/model"), |tensor, bytes| match tensor {
+            // What reaches the router tells the token, and nothing else: attention, the dense layer and
+            // shared experts give 0.
+            "model.embed_tokens.weight" => {
+                set(bytes, &|token, column| if token == column { 1.0 } else { 0.0 })
+            }
+            "model.layers.1.post_attention_layernorm.weight" => set(bytes, &|_, _| 1.0),
+            "model.layers.1.mlp.gate.weight" => {
+                set(bytes, &|expert, column| match CHOSEN.get(column) {
+                    Some(chosen) if chosen.contains(&expert) => 1.0,
+                    _ => -1.0,
+                })
+            }
+            "model.layers.1.mlp.gate.e_score_correction_bias" => bytes.fill(0),
+            name if [
+                "o_proj.weight",
+                "layers.0.mlp.down_proj.weight",
+                "shared_experts.down_proj.weight",
+            ]
             .iter()
             .any(|suffix| name.ends_with(suffix)) =>
-        {
-            bytes.fill(0);
-        }
-        _ => {}
-    });
+            {
+                bytes.fill(0);
+            }
+            _ => {}
+        });
     let path = model.join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     for (key, value) in [("n_group", 2), ("topk_group", 1), ("num_experts_per_tok", 2)] {
@@ -416,13 +500,22 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
     let model = planted_groups(&text);
     let pruned = |options: &mut PruneOptions| {
         options.reduce.measuring.held_out.clone_from(&text.calibration().data);
-        let receipt =
-            convert(&[options], &model, &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
-                .unwrap()
-                .receipt;
-        (receipt.layers[0].experts.clone(), receipt.held_out.unwrap().result.all.against.unwrap().kl)
+        let receipt = convert(
+            &[options],
+            &model,
+            &text.path("out"),
+            &ConvertOptions { probe_tokens: 0, ..run_again() },
+            &Quiet,
+        )
+        .unwrap()
+        .receipt;
+        (
+            receipt.layers[0].experts.clone(),
+            receipt.held_out.unwrap().result.all.against.unwrap().kl,
+        )
     };
-    let mut options = text.with_data("method = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
+    let mut options =
+        text.with_data("method = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
     let (kept, apart) = pruned(&mut options);
     assert_eq!(kept, ["expert 0", "expert 1", "expert 4", "expert 5"]);
     // The four that are chosen most: two of the second group come to lie in the first.
@@ -439,7 +532,12 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
 struct Choices(BTreeMap<usize, Vec<u64>>);
 
 impl moe_forward::Observer for Choices {
-    fn routed(&mut self, layer: usize, _: &Tensor, routing: &moe_math::routing::Routing) -> moe_checkpoint::Result<()> {
+    fn routed(
+        &mut self,
+        layer: usize,
+        _: &Tensor,
+        routing: &moe_math::routing::Routing,
+    ) -> moe_checkpoint::Result<()> {
         self.0.insert(layer, routing.counts());
         Ok(())
     }
@@ -463,10 +561,17 @@ fn layers_that_keep_fewer_experts_are_padded_with_ones_that_are_never_chosen() {
     for experts in top_k..before {
         options.reduce.experts = Some(experts);
         let output = text.path("out");
-        let receipt = convert(&[&options], &model, &output, &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
-            .unwrap()
-            .receipt;
-        let kept: Vec<usize> = receipt.layers.iter().filter_map(|l| Some(l.trust.as_ref()?.clusters.len())).collect();
+        let receipt = convert(
+            &[&options],
+            &model,
+            &output,
+            &ConvertOptions { probe_tokens: 0, ..run_again() },
+            &Quiet,
+        )
+        .unwrap()
+        .receipt;
+        let kept: Vec<usize> =
+            receipt.layers.iter().filter_map(|l| Some(l.trust.as_ref()?.clusters.len())).collect();
         assert_eq!(kept.iter().sum::<usize>(), experts * kept.len());
         let pruned = Model::open(&output).unwrap();
         let most = *kept.iter().max().unwrap();

@@ -1,4 +1,5 @@
-//! Quantizing from checkpoint to checkpoint: written, read again as other programs wrote it, and refused where it can't work.
+//! Quantizing from checkpoint to checkpoint: written, read again as other programs wrote it, and
+//! refused where it can't work.
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +19,17 @@ fn options(toml: &str) -> QuantizeOptions {
 
 /// Calibrated on 1,024 tokens of English.
 fn with_data(toml: &str) -> QuantizeOptions {
-    options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 1024\nsequence-length = 128", calibration_text("english")))
+    options(&format!(
+        "{toml}\ndata = [{:?}]\ndata-tokens = 1024\nsequence-length = 128",
+        calibration_text("english")
+    ))
 }
 
-fn quantize(options: &QuantizeOptions, model: &Path, output: &Path) -> Result<(Model, Receipt), Error> {
+fn quantize(
+    options: &QuantizeOptions,
+    model: &Path,
+    output: &Path,
+) -> Result<(Model, Receipt), Error> {
     let receipt = convert(&[options], model, output, &run_again(), &Quiet)?.receipt;
     Ok((Model::open(output)?, receipt))
 }
@@ -31,7 +39,11 @@ fn experts(model: &Model) -> impl Iterator<Item = &Expert> {
 }
 
 fn values(expert: &Expert) -> Vec<f32> {
-    expert.linears().iter().flat_map(|linear| quantized_values(&linear.weight).unwrap().unwrap()).collect()
+    expert
+        .linears()
+        .iter()
+        .flat_map(|linear| quantized_values(&linear.weight).unwrap().unwrap())
+        .collect()
 }
 
 /// √(Σ (w − ŵ)² / Σ w²) over all experts.
@@ -65,7 +77,10 @@ fn every_scheme_is_written_verified_and_read_again() {
         ("scheme = \"w3a16\"\nmethod = \"rtn\"\ngroup-size = -1", 0.32),
         ("scheme = \"w2a16\"\nmethod = \"rtn\"\ngroup-size = 64", 0.65),
         ("scheme = \"w4a16\"\nmethod = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32", 0.11),
-        ("scheme = \"w3a16\"\nmethod = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32\nasymmetric = true", 0.22),
+        (
+            "scheme = \"w3a16\"\nmethod = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32\nasymmetric = true",
+            0.22,
+        ),
         ("scheme = \"fp8\"", 0.03),
         ("scheme = \"fp8-block\"", 0.03),
         ("scheme = \"fp8-block\"\nformat = \"compressed-tensors\"", 0.03),
@@ -78,23 +93,36 @@ fn every_scheme_is_written_verified_and_read_again() {
         // What isn't an expert is the source's, byte for byte.
         assert_eq!(receipt.result.tensors_copied, 38, "{toml}");
         let measured = receipt.measured.unwrap().difference;
-        assert!(measured.max_logit_difference > 0.0 && measured.max_logit_difference.is_finite(), "{toml}");
+        assert!(
+            measured.max_logit_difference > 0.0 && measured.max_logit_difference.is_finite(),
+            "{toml}"
+        );
     }
 }
 
-/// Which of these is the best one is for recipes/full/compare-samples.toml to say: one text and one model are no evidence.
+/// Which of these is the best one is for recipes/full/compare-samples.toml to say: one text and one
+/// model are no evidence.
 #[test]
 fn gptq_says_how_each_expert_fared() {
     let out = tempfile::tempdir().unwrap();
-    for toml in ["samples = \"routed\"", "samples = \"all-experts\"", "samples = \"top-up\"", "per-expert = true"] {
+    for toml in [
+        "samples = \"routed\"",
+        "samples = \"all-experts\"",
+        "samples = \"top-up\"",
+        "per-expert = true",
+    ] {
         let options = with_data(&format!("{toml}\nscheme = \"w3a16\"\ngroup-size = 32"));
-        let (_, receipt) = quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
+        let (_, receipt) =
+            quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
         assert_eq!(receipt.layers.len(), 4);
         for layer in &receipt.layers {
             assert_eq!(layer.quantized.len(), 24);
             for ExpertRecord { counts, effective, damping, error, .. } in &layer.quantized {
                 assert!(error.is_some_and(|e| e > 0.0 && e < 0.5), "{error:?}");
-                assert!(*effective > 0.0 && *effective <= (counts.used + counts.topped_up) as f64 + 1e-6);
+                assert!(
+                    *effective > 0.0
+                        && *effective <= (counts.used + counts.topped_up) as f64 + 1e-6
+                );
                 assert!(damping.unwrap().iter().all(|d| (0.01..=1.0).contains(d)));
                 if toml.contains("top-up") || toml.contains("per-expert") {
                     assert!(counts.used + counts.topped_up >= 64, "{counts:?}");
@@ -108,7 +136,8 @@ fn gptq_says_how_each_expert_fared() {
 fn edited(dir: &Path, tensor: &str, edit: impl FnOnce(&mut [u8])) -> PathBuf {
     let copy = dir.join("edited");
     std::fs::create_dir(&copy).unwrap();
-    for file in std::fs::read_dir(golden("models/moe")).unwrap().map(|entry| entry.unwrap().path()) {
+    for file in std::fs::read_dir(golden("models/moe")).unwrap().map(|entry| entry.unwrap().path())
+    {
         std::fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
     }
     let weights = copy.join("model.safetensors");
@@ -124,7 +153,8 @@ fn edited(dir: &Path, tensor: &str, edit: impl FnOnce(&mut [u8])) -> PathBuf {
 /// A copy of the built-in MoE in which the router never chooses expert 3 of layer 1.
 fn shunned(dir: &Path) -> PathBuf {
     edited(dir, "model.layers.1.mlp.gate.weight", |bytes| {
-        // The opposite of the mean of all rows: a token likes it the less, the more it likes the others.
+        // The opposite of the mean of all rows: a token likes it the less, the more it likes the
+        // others.
         let row = |e: usize| -> Vec<f32> {
             let row = &bytes[e * 256..][..256];
             row.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
@@ -143,29 +173,41 @@ fn what_reaches_an_expert_and_is_not_finite_is_named() {
     let dir = tempfile::tempdir().unwrap();
     // Weights that a file can hold, and whose products no float can.
     let model = edited(dir.path(), "model.layers.2.mlp.experts.5.gate_proj.weight", |bytes| {
-        bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = half::bf16::from_f32(1e38).to_le_bytes());
+        bytes
+            .as_chunks_mut()
+            .0
+            .iter_mut()
+            .for_each(|b| *b = half::bf16::from_f32(1e38).to_le_bytes());
     });
-    let message = quantize(&with_data("group-size = 32"), &model, &dir.path().join("out")).unwrap_err().to_string();
+    let message = quantize(&with_data("group-size = 32"), &model, &dir.path().join("out"))
+        .unwrap_err()
+        .to_string();
     for word in ["down_proj", "expert 5", "layer 2", "not finite"] {
         assert!(message.contains(word), "{word}: {message}");
     }
     assert!(!dir.path().join("out").exists());
 }
 
-/// English alone leaves experts short of tokens; a few sequences of other text bring most of them what they lack.
+/// English alone leaves experts short of tokens; a few sequences of other text bring most of them
+/// what they lack.
 #[test]
 fn a_pool_brings_cold_experts_tokens_of_their_own() {
     let out = tempfile::tempdir().unwrap();
     let measured = |toml: &str| {
         let options = with_data(&format!("scheme = \"w3a16\"\ngroup-size = 32\n{toml}"));
-        let (_, receipt) = quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
-        let topped_up: usize = receipt.layers.iter().flat_map(|l| &l.quantized).map(|r| r.counts.topped_up).sum();
+        let (_, receipt) =
+            quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
+        let topped_up: usize =
+            receipt.layers.iter().flat_map(|l| &l.quantized).map(|r| r.counts.topped_up).sum();
         (topped_up, receipt)
     };
     let (topped_up, receipt) = measured("");
     assert!(receipt.pool.is_none());
-    let pool =
-        format!("pool = [{:?}, {:?}]\npool-tokens = 4096", calibration_text("spanish"), calibration_text("arithmetic"));
+    let pool = format!(
+        "pool = [{:?}, {:?}]\npool-tokens = 4096",
+        calibration_text("spanish"),
+        calibration_text("arithmetic")
+    );
     let (fewer, receipt) = measured(&pool);
     let PoolStats { scanned, joined, short } = receipt.pool.unwrap();
     assert_eq!(scanned, [64, 8192]);
@@ -198,21 +240,31 @@ fn an_expert_without_tokens_is_calibrated_all_the_same() {
             assert_eq!(record.fallback.as_deref(), Some("no token of its own"));
         }
         if samples == "top-up" || samples == "per-expert" {
-            assert!(record.counts.topped_up > 0 && record.error.is_some() && record.fallback.is_none(), "{record:?}");
+            assert!(
+                record.counts.topped_up > 0 && record.error.is_some() && record.fallback.is_none(),
+                "{record:?}"
+            );
         }
     }
 }
 
 fn values_of_plain(expert: &Expert) -> Vec<f32> {
-    let plain =
-        |weight| moe_forward::to_f32(weight, &Compute::cpu()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let plain = |weight| {
+        moe_forward::to_f32(weight, &Compute::cpu())
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+    };
     expert.linears().iter().flat_map(|linear| plain(&linear.weight)).collect()
 }
 
 #[test]
 fn the_same_bytes_come_out_again_and_through_a_scratch_file() {
     let dir = tempfile::tempdir().unwrap();
-    let options = with_data("per-expert = true\ngroup-size = 32\nact-order = true\nclip-search = true");
+    let options =
+        with_data("per-expert = true\ngroup-size = 32\nact-order = true\nclip-search = true");
     let written = |name: &str, budget: Option<ByteSize>| {
         let output = dir.path().join(name);
         let run = ConvertOptions { memory_budget: budget, ..run_again() };
@@ -231,12 +283,16 @@ fn shared_experts_are_quantized_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let model = golden("families/qwen2_moe/base/model");
     for include in [false, true] {
-        let toml =
-            format!("method = \"rtn\"\ngroup-size = -1{}", if include { "\ninclude = [\"shared\"]" } else { "" });
+        let toml = format!(
+            "method = \"rtn\"\ngroup-size = -1{}",
+            if include { "\ninclude = [\"shared\"]" } else { "" }
+        );
         let (quantized, _) = quantize(&options(&toml), &model, &dir.path().join("out")).unwrap();
         let shared = quantized.moes().filter_map(|(_, moe)| moe.shared.as_ref());
-        let encodings: Vec<bool> =
-            shared.flat_map(|s| s.expert.linears()).map(|l| !matches!(l.weight.encoding(), Encoding::Plain)).collect();
+        let encodings: Vec<bool> = shared
+            .flat_map(|s| s.expert.linears())
+            .map(|l| !matches!(l.weight.encoding(), Encoding::Plain))
+            .collect();
         assert!(!encodings.is_empty() && encodings.iter().all(|quantized| *quantized == include));
     }
 }
@@ -248,26 +304,48 @@ fn attention_is_quantized_on_request() {
     let out = dir.path().join("out");
     let codes = |options: QuantizeOptions| {
         let (quantized, receipt) = quantize(&options, &golden("models/moe"), &out).unwrap();
-        let linears: Vec<_> = quantized.layers.iter().flat_map(|layer| layer.attention.linears()).collect();
-        assert!(linears.len() == 16 && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_))));
-        assert!(receipt.layers.iter().all(|layer| layer.attention.as_ref().unwrap().contains("3-bit")));
-        linears.iter().map(|linear| quantized_values(&linear.weight).unwrap().unwrap()).collect::<Vec<_>>()
+        let linears: Vec<_> =
+            quantized.layers.iter().flat_map(|layer| layer.attention.linears()).collect();
+        assert!(
+            linears.len() == 16
+                && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_)))
+        );
+        assert!(
+            receipt.layers.iter().all(|layer| layer.attention.as_ref().unwrap().contains("3-bit"))
+        );
+        linears
+            .iter()
+            .map(|linear| quantized_values(&linear.weight).unwrap().unwrap())
+            .collect::<Vec<_>>()
     };
     let toml = "scheme = \"w3a16\"\ngroup-size = 32\ninclude = [\"attention\"]";
-    let (gptq, rtn) = (codes(with_data(toml)), codes(options(&format!("{toml}\nmethod = \"rtn\""))));
-    assert!(gptq.iter().zip(&rtn).all(|(gptq, rtn)| gptq != rtn), "every projection sees what reaches it");
+    let (gptq, rtn) =
+        (codes(with_data(toml)), codes(options(&format!("{toml}\nmethod = \"rtn\""))));
+    assert!(
+        gptq.iter().zip(&rtn).all(|(gptq, rtn)| gptq != rtn),
+        "every projection sees what reaches it"
+    );
 
     let ids = dir.path().join("ids.jsonl");
-    let line = |first: usize| format!("{{\"input_ids\": {:?}}}\n", (first..first + 20).collect::<Vec<_>>());
+    let line = |first: usize| {
+        format!("{{\"input_ids\": {:?}}}\n", (first..first + 20).collect::<Vec<_>>())
+    };
     std::fs::write(&ids, (1..6).map(line).collect::<String>()).unwrap();
     for (family, projections) in [("deepseek_v2/greedy", 4), ("deepseek_v3/base", 5)] {
-        let toml = format!("group-size = -1\ninclude = [\"attention\"]\ndata = [{:?}]", ids.display().to_string());
+        let toml = format!(
+            "group-size = -1\ninclude = [\"attention\"]\ndata = [{:?}]",
+            ids.display().to_string()
+        );
         let model = golden(&format!("families/{family}/model"));
         let (quantized, _) = quantize(&options(&toml), &model, &out).unwrap();
         for layer in &quantized.layers {
             let linears = layer.attention.linears();
             assert_eq!(linears.len(), projections, "{family}");
-            assert!(linears.iter().all(|linear| matches!(linear.weight.encoding(), Encoding::Packed(_))));
+            assert!(
+                linears
+                    .iter()
+                    .all(|linear| matches!(linear.weight.encoding(), Encoding::Packed(_)))
+            );
         }
         verify(&out, &Quiet).unwrap();
     }
@@ -277,12 +355,17 @@ fn attention_is_quantized_on_request() {
 fn what_cannot_work_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |options: &QuantizeOptions, model: &str, words: &[&str]| {
-        let message = quantize(options, &golden(model), &dir.path().join("out")).unwrap_err().to_string();
+        let message =
+            quantize(options, &golden(model), &dir.path().join("out")).unwrap_err().to_string();
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
         assert!(!dir.path().join("out").exists());
     };
     let moe = "models/moe";
-    refused(&with_data("group-size = 96"), moe, &["groups of 96", "gate_proj", "--group-size 128 or 64 or 32"]);
+    refused(
+        &with_data("group-size = 96"),
+        moe,
+        &["groups of 96", "gate_proj", "--group-size 128 or 64 or 32"],
+    );
     refused(&with_data("group-size = 0"), moe, &["--group-size"]);
     refused(&options(""), moe, &["--data", "--method rtn"]);
     refused(&with_data("method = \"rtn\""), moe, &["doesn't look at data"]);
@@ -290,13 +373,29 @@ fn what_cannot_work_is_refused_by_name() {
     refused(&options("scheme = \"fp8\"\nasymmetric = true"), moe, &["no zero points"]);
     refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
     refused(&options("method = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
-    refused(&with_data("min-samples = 100.0"), moe, &["1024 tokens are fewer than the 12800", "--min-samples"]);
+    refused(
+        &with_data("min-samples = 100.0"),
+        moe,
+        &["1024 tokens are fewer than the 12800", "--min-samples"],
+    );
     refused(&options("method = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
     refused(&with_data("damping = 0.0"), moe, &["--damping"]);
     refused(&with_data("shrinkage = -1.0"), moe, &["--shrinkage"]);
     refused(&options("method = \"rtn\""), "models/dense", &["no mixture of experts", "upcycle"]);
     refused(&options("method = \"rtn\"\ninclude = [\"shared\"]"), moe, &["no shared experts"]);
-    refused(&options("method = \"rtn\""), "families/deepseek_v3/fp8/model", &["quantized already", "unquantized"]);
-    refused(&options("method = \"rtn\""), "quantize/checkpoints/qwen3_moe.w4", &["quantized already", "4-bit"]);
-    refused(&options("method = \"rtn\"\ngroup-size = -1\nformat = \"gptq\""), "families/mixtral/base/model", &["32"]);
+    refused(
+        &options("method = \"rtn\""),
+        "families/deepseek_v3/fp8/model",
+        &["quantized already", "unquantized"],
+    );
+    refused(
+        &options("method = \"rtn\""),
+        "quantize/checkpoints/qwen3_moe.w4",
+        &["quantized already", "4-bit"],
+    );
+    refused(
+        &options("method = \"rtn\"\ngroup-size = -1\nformat = \"gptq\""),
+        "families/mixtral/base/model",
+        &["32"],
+    );
 }

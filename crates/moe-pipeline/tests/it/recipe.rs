@@ -1,4 +1,5 @@
-//! A block runs for every combination of its choices, in order, whatever the numbers of blocks and choices.
+//! A block runs for every combination of its choices, in order, whatever the numbers of blocks and
+//! choices.
 
 use std::path::PathBuf;
 
@@ -11,7 +12,10 @@ fn nested(choices: &[Vec<u16>]) -> (String, Vec<String>) {
     let (mut text, mut models) = (String::new(), vec!["m".to_owned()]);
     for (depth, values) in choices.iter().enumerate() {
         text += &format!("[[{}step]]\neach.v{depth} = {values:?}\n", "step.".repeat(depth));
-        models = models.iter().flat_map(|model| values.iter().map(move |v| format!("{model}-{v}"))).collect();
+        models = models
+            .iter()
+            .flat_map(|model| values.iter().map(move |v| format!("{model}-{v}")))
+            .collect();
     }
     let variables: String = (0..choices.len()).map(|depth| format!("-${{v{depth}}}")).collect();
     let inner = "step.".repeat(choices.len());

@@ -28,7 +28,8 @@ struct Run {
 }
 
 impl Run {
-    /// Upcycles `input` with these options; `${prompts}` in them stands for the file of [`prompts`].
+    /// Upcycles `input` with these options; `${prompts}` in them stands for the file of
+    /// [`prompts`].
     fn new(input: &str, toml: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("prompts.json");
@@ -36,7 +37,9 @@ impl Run {
         let text = toml.replace("${prompts}", &file.display().to_string());
         let text = text.replace("${golden}", &golden("").display().to_string());
         let options: UpcycleOptions = toml::from_str(&text).unwrap();
-        let done = convert(&[&options], &golden(input), &directory.path().join("out"), &run(), &Quiet).unwrap();
+        let done =
+            convert(&[&options], &golden(input), &directory.path().join("out"), &run(), &Quiet)
+                .unwrap();
         Self { directory, receipt: serde_json::to_value(&done.receipt).unwrap() }
     }
 
@@ -48,7 +51,8 @@ impl Run {
     fn router(&self, layer: usize) -> Vec<f32> {
         let model = self.model();
         let weight = &model.layers[layer].ffn.moe().unwrap().router.weight;
-        encoding::decode_f32(&weight.read().unwrap(), moe_forward::candle_dtype(weight).unwrap()).unwrap()
+        encoding::decode_f32(&weight.read().unwrap(), moe_forward::candle_dtype(weight).unwrap())
+            .unwrap()
     }
 }
 
@@ -72,9 +76,11 @@ fn prompts_become_the_tokens_that_mergekit_makes_of_them() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("prompts.json");
     std::fs::write(&file, prompts().to_string()).unwrap();
-    let Prompts { batch, kinds, skip } = load_prompts(&file, &golden("mergekit/inputs/a"), 4).unwrap();
+    let Prompts { batch, kinds, skip } =
+        load_prompts(&file, &golden("mergekit/inputs/a"), 4).unwrap();
     assert_eq!(skip, 1, "the BOS token");
-    let tokens: Value = moe_checkpoint::json::read(&golden("mergekit/reference/tokens.json")).unwrap();
+    let tokens: Value =
+        moe_checkpoint::json::read(&golden("mergekit/reference/tokens.json")).unwrap();
     let mut found = vec![json!({ "positive": [], "negative": [] }); 4];
     for (span, (set, positive)) in batch.spans.iter().zip(kinds) {
         let key = if positive { "positive" } else { "negative" };
@@ -96,7 +102,8 @@ fn embedding_routers_are_mergekits() {
         assert_rounded(&found, &reference("cheap_embed.safetensors", layer), 1e-7);
         let name = format!("model.layers.{layer}.mlp.gate.weight");
         let weight = moe_model::Weight::from(theirs.tensors()[&name].clone());
-        let theirs = encoding::decode_f32(&weight.read().unwrap(), candle_core::DType::BF16).unwrap();
+        let theirs =
+            encoding::decode_f32(&weight.read().unwrap(), candle_core::DType::BF16).unwrap();
         assert_rounded(&found, &theirs, 1e-7);
     }
 }
@@ -109,7 +116,11 @@ fn prompt_routers_are_the_inputs_that_transformers_gives_the_network() {
         "experts = 4\ntop-k = 2\nrouter = 'prompts'\nprompts = '${prompts}'\nrouter-entropy = 0.0",
     );
     for layer in 0..2 {
-        assert_rounded(&run.router(layer), &reference("hidden_post_norm_no_bos.safetensors", layer), 1e-5);
+        assert_rounded(
+            &run.router(layer),
+            &reference("hidden_post_norm_no_bos.safetensors", layer),
+            1e-5,
+        );
     }
 }
 
@@ -135,20 +146,29 @@ fn inputs_of(model: &Model, batch: &Batch, layer: usize) -> Vec<Vec<f32>> {
     inputs.found.unwrap().to_vec2().unwrap()
 }
 
-/// In f64, from the written rows: routing has the entropy that was asked for, and no row leans on the mean input.
+/// In f64, from the written rows: routing has the entropy that was asked for, and no row leans on
+/// the mean input.
 #[test]
 fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
-    const DATA: &str =
-        "data = ['${golden}/text/english.calibration.txt', '${golden}/text/code.calibration.txt']\ndata-tokens = 1024";
+    const DATA: &str = "data = ['${golden}/text/english.calibration.txt', '${golden}/text/code.calibration.txt']\ndata-tokens = 1024";
     let (experts, hidden) = (8, 128);
     for share in [0.5, 0.9] {
-        let options = format!("experts = {experts}\ntop-k = 2\nrouter = 'kmeans'\nrouter-entropy = {share:?}\n{DATA}");
+        let options = format!(
+            "experts = {experts}\ntop-k = 2\nrouter = 'kmeans'\nrouter-entropy = {share:?}\n{DATA}"
+        );
         let run = Run::new("models/dense", &options);
         assert_eq!(run.receipt["identity"]["kind"], "exact");
         assert!(run.receipt["measured"]["max_logit_difference"].as_f64().unwrap() < 1e-4);
         let dense = Model::open(&golden("models/dense")).unwrap();
         let specs: Vec<_> = ["english", "code"]
-            .map(|name| golden("text").join(format!("{name}.calibration.txt")).display().to_string().parse().unwrap())
+            .map(|name| {
+                golden("text")
+                    .join(format!("{name}.calibration.txt"))
+                    .display()
+                    .to_string()
+                    .parse()
+                    .unwrap()
+            })
             .into();
         let tokenize = TokenizeOptions {
             sequence_length: 512,
@@ -160,7 +180,8 @@ fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
         for layer in [0, 3] {
             let (inputs, router) = (inputs_of(&dense, &batch, layer), run.router(layer));
             let rows: Vec<&[f32]> = router.chunks(hidden).collect();
-            let dot = |a: &[f32], b: &[f64]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * b).sum::<f64>();
+            let dot =
+                |a: &[f32], b: &[f64]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * b).sum::<f64>();
             let mut entropy = 0.0;
             let mut mean = vec![0.0; hidden];
             for x in &inputs {
@@ -178,7 +199,10 @@ fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
             for row in &rows {
                 let long: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
                 let cosine = dot(row, &mean) / length(&long) / length(&mean);
-                assert!(cosine.abs() < 5e-3, "layer {layer}: a row leans on the mean input by {cosine}");
+                assert!(
+                    cosine.abs() < 5e-3,
+                    "layer {layer}: a row leans on the mean input by {cosine}"
+                );
             }
             let sizes = &run.receipt["layers"][layer]["found"][0]["cluster_sizes"];
             let sizes: Vec<u64> = serde_json::from_value(sizes.clone()).unwrap();

@@ -1,4 +1,5 @@
-//! Several passes in one run, with no checkpoint between them, give what they give one after the other.
+//! Several passes in one run, with no checkpoint between them, give what they give one after the
+//! other.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,9 +17,13 @@ impl Place {
     fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         for (name, vocab) in [("large", 2000), ("small", 60)] {
-            let ids = |line: usize| (0..64).map(|t| (line * 577 + t * (91 + line % 7)) % vocab).collect::<Vec<_>>();
-            let lines = (0..24).map(|line| serde_json::json!({ "input_ids": ids(line) }).to_string() + "\n");
-            std::fs::write(place.path(&format!("{name}.jsonl")), lines.collect::<String>()).unwrap();
+            let ids = |line: usize| {
+                (0..64).map(|t| (line * 577 + t * (91 + line % 7)) % vocab).collect::<Vec<_>>()
+            };
+            let lines = (0..24)
+                .map(|line| serde_json::json!({ "input_ids": ids(line) }).to_string() + "\n");
+            std::fs::write(place.path(&format!("{name}.jsonl")), lines.collect::<String>())
+                .unwrap();
         }
         place
     }
@@ -39,7 +44,9 @@ impl Place {
     fn run(&self, text: &str) -> Vec<Conversion> {
         let steps = self.recipe(text).unwrap().steps;
         let done = steps.into_iter().map(|step| {
-            let StepKind::Convert { passes, output, .. } = &step.kind else { panic!("no conversion: {step:?}") };
+            let StepKind::Convert { passes, output, .. } = &step.kind else {
+                panic!("no conversion: {step:?}")
+            };
             let passes: Vec<_> = passes.iter().map(Box::as_ref).collect();
             convert(&passes, &step.model, output, &run(), &Quiet).unwrap()
         });
@@ -49,19 +56,23 @@ impl Place {
 
 /// The step that runs `passes` on `model` together.
 fn together(model: &Path, passes: &[&str]) -> String {
-    let mut text = format!("[[step]]\nrun = 'convert'\nmodel = {model:?}\noutput = '$out/together'\n");
+    let mut text =
+        format!("[[step]]\nrun = 'convert'\nmodel = {model:?}\noutput = '$out/together'\n");
     passes.iter().for_each(|pass| _ = writeln!(text, "[[step.pass]]\n{pass}"));
     text
 }
 
 /// Hashes of config, index and weights.
 fn weights(dir: &Path) -> BTreeMap<String, String> {
-    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let read = names.filter(|name| name.contains("safetensors") || name == "config.json");
     read.map(|name| (name.clone(), sha256_file(&dir.join(name)).unwrap())).collect()
 }
 
-/// Runs `passes` together and one by one, and compares all that loaders read; the names of the stages of the run together.
+/// Runs `passes` together and one by one, and compares all that loaders read; the names of the
+/// stages of the run together.
 fn assert_same(model: &str, passes: &[&str]) -> Vec<String> {
     let place = Place::new();
     let mut recipe = together(&golden(model), passes);
@@ -75,7 +86,8 @@ fn assert_same(model: &str, passes: &[&str]) -> Vec<String> {
     assert_eq!(weights(&at_once), weights(&last), "{passes:?}");
     assert!(weights(&last).len() > 1, "no weights");
     // What is told of each layer is told of the pass that made it.
-    let receipt = |dir: &Path| json::read::<serde_json::Value>(&dir.join("moe-convert.json")).unwrap();
+    let receipt =
+        |dir: &Path| json::read::<serde_json::Value>(&dir.join("moe-convert.json")).unwrap();
     let all = receipt(&at_once);
     for index in 0..passes.len() {
         let (found, wanted) = match index == passes.len() - 1 {
@@ -96,8 +108,10 @@ fn assert_same(model: &str, passes: &[&str]) -> Vec<String> {
     done[0].timings.0.iter().map(|stage| stage.name.clone()).collect()
 }
 
-const PRUNE: &str = "run = 'prune'\nkeep = 0.75\nmethod = 'reap'\ndata = ['$large']\nno-super-expert-guard = true";
-const QUANTIZE: &str = "run = 'quantize'\nscheme = 'w4a16'\ngroup-size = 32\nmin-samples = 0.1\ndata = ['$large']";
+const PRUNE: &str =
+    "run = 'prune'\nkeep = 0.75\nmethod = 'reap'\ndata = ['$large']\nno-super-expert-guard = true";
+const QUANTIZE: &str =
+    "run = 'quantize'\nscheme = 'w4a16'\ngroup-size = 32\nmin-samples = 0.1\ndata = ['$large']";
 
 #[test]
 fn pruning_and_quantizing() {
@@ -132,7 +146,8 @@ fn what_must_see_the_whole_model_gets_a_sweep_of_its_own() {
     let widths = "run = 'quantize'\ntarget-bits = 5.5\ngroup-size = 32\nmin-samples = 0.1\ndata = ['$large']";
     let stages = assert_same("models/moe", &[&guarded, widths]);
     assert!(
-        stages.contains(&"prune: decide".to_owned()) && stages.contains(&"quantize: decide".to_owned()),
+        stages.contains(&"prune: decide".to_owned())
+            && stages.contains(&"quantize: decide".to_owned()),
         "{stages:?}"
     );
     let again = "run = 'prune'\nexperts = 12\nmethod = 'ean'\ndata = ['$large']";
@@ -151,14 +166,19 @@ fn experts_become_dense_again() {
     let distill = "run = 'distill'\nwidth = 192\nsteps = 0\nstudent-steps = 0\ndata = ['$large']";
     let stages = assert_same("models/moe", &[PRUNE, distill]);
     assert!(stages.contains(&"prune, distill: decide".to_owned()), "{stages:?}");
-    let stages = assert_same("models/moe", &[PRUNE, &distill.replace("steps = 0\nstudent", "steps = 2\nstudent")]);
-    assert!(stages.contains(&"distill: decide".to_owned()), "trained in a sweep of its own: {stages:?}");
+    let stages = assert_same(
+        "models/moe",
+        &[PRUNE, &distill.replace("steps = 0\nstudent", "steps = 2\nstudent")],
+    );
+    assert!(
+        stages.contains(&"distill: decide".to_owned()),
+        "trained in a sweep of its own: {stages:?}"
+    );
 }
 
 #[test]
 fn training_between_two_passes() {
-    let heal =
-        "run = 'heal'\ndata = ['$large']\nsteps = 3\nbatch-tokens = 256\nsequence-length = 64\nlearning-rate = 1e-3";
+    let heal = "run = 'heal'\ndata = ['$large']\nsteps = 3\nbatch-tokens = 256\nsequence-length = 64\nlearning-rate = 1e-3";
     let stages = assert_same("models/moe", &[PRUNE, heal, QUANTIZE]);
     let wanted = ["prune: decide", "heal: train", "quantize: decide"];
     assert!(wanted.iter().all(|stage| stages.contains(&(*stage).to_owned())), "{stages:?}");
@@ -171,12 +191,17 @@ fn a_finished_result_is_known_by_all_its_passes() {
     place.run(&text);
     let finished = |text: &str| {
         let steps = place.recipe(text).unwrap().steps;
-        let StepKind::Convert { passes, output, .. } = &steps[0].kind else { panic!("no conversion") };
+        let StepKind::Convert { passes, output, .. } = &steps[0].kind else {
+            panic!("no conversion")
+        };
         let passes: Vec<_> = passes.iter().map(Box::as_ref).collect();
         find_result(&passes, &steps[0].model, output, &run()).unwrap() == FoundResult::Same
     };
     assert!(finished(&text));
-    assert!(!finished(&text.replace("method = 'reap'", "method = 'ean'")), "the first pass is another");
+    assert!(
+        !finished(&text.replace("method = 'reap'", "method = 'ean'")),
+        "the first pass is another"
+    );
     assert!(!finished(&text.replace("w4a16", "w8a16")), "the last pass is another");
 }
 

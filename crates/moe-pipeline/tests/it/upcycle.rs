@@ -21,8 +21,10 @@ fn plan(toml: &str, dense: &Model) -> moe_checkpoint::Result<Plan> {
 
 /// Checkpoint and tokens of every dense golden of `family`.
 fn cases(family: &str) -> Vec<(PathBuf, PathBuf)> {
-    let dirs = std::fs::read_dir(golden("families").join(family)).unwrap().map(|e| e.unwrap().path());
-    let mut cases: Vec<_> = dirs.filter(|d| d.is_dir()).map(|d| (d.join("model"), d.join("tokens.json"))).collect();
+    let dirs =
+        std::fs::read_dir(golden("families").join(family)).unwrap().map(|e| e.unwrap().path());
+    let mut cases: Vec<_> =
+        dirs.filter(|d| d.is_dir()).map(|d| (d.join("model"), d.join("tokens.json"))).collect();
     cases.sort();
     cases
 }
@@ -37,7 +39,8 @@ fn relative_difference(dense: &Model, moe: &Model, batch: &Batch) -> f64 {
 fn cannot_be_held(model: &Path, error: &moe_checkpoint::Error) -> bool {
     let says = |what: &str| error.kind() == Kind::Unsupported && error.to_string().contains(what);
     (model.ends_with("llama/bias/model") && says("have no biases"))
-        || (model.ends_with("qwen3/layer_types/model") && says("a sliding window in some layers only"))
+        || (model.ends_with("qwen3/layer_types/model")
+            && says("a sliding window in some layers only"))
 }
 
 fn check_all(family: &str, toml: &str, exact: bool, tolerance: f64) {
@@ -50,7 +53,12 @@ fn check_all(family: &str, toml: &str, exact: bool, tolerance: f64) {
             Err(e) if cannot_be_held(&dir, &e) => continue,
             Err(e) => panic!("{name}: {e}"),
         };
-        assert_eq!(Identity::of(&plan.effects) == Identity::Exact, exact, "{name}: {:?}", Identity::of(&plan.effects));
+        assert_eq!(
+            Identity::of(&plan.effects) == Identity::Exact,
+            exact,
+            "{name}: {:?}",
+            Identity::of(&plan.effects)
+        );
         let moe = declaration.reread().unwrap_or_else(|e| panic!("{name}: {e}"));
         let difference = relative_difference(&dense, &moe, &batch);
         assert!(difference < tolerance, "{name}, {toml}: {difference}");
@@ -71,18 +79,34 @@ fn copies_compute_the_dense_function_for_any_expert_count_and_top_k() {
 #[test]
 fn the_shared_expert_takes_its_share_exactly_at_powers_of_two() {
     for share in ["0.0", "0.5", "1.0"] {
-        check_all("qwen2", &format!("experts = 5\ntop-k = 2\nshared-fraction = {share}"), true, 1e-5);
+        check_all(
+            "qwen2",
+            &format!("experts = 5\ntop-k = 2\nshared-fraction = {share}"),
+            true,
+            1e-5,
+        );
     }
     // ×1.4 and ×0.3 round in the stored dtype: at most one part in 256 for bf16, on every neuron.
     check_all("qwen2", "experts = 5\ntop-k = 2\nshared-fraction = 0.7", false, 2e-2);
 }
 
-/// Without normalisation the weights sum to k/N only where the router is almost zero: down is scaled by N/k.
+/// Without normalisation the weights sum to k/N only where the router is almost zero: down is
+/// scaled by N/k.
 #[test]
 fn unnormalised_routing_is_made_up_for_by_scale() {
     for family in ["qwen2", "qwen3"] {
-        check_all(family, "experts = 8\ntop-k = 2\nnorm-topk-prob = false\nrouter = 'zeros'", false, 1e-3);
-        check_all(family, "experts = 6\ntop-k = 4\nnorm-topk-prob = false\nrouter = 'zeros'", false, 2e-2);
+        check_all(
+            family,
+            "experts = 8\ntop-k = 2\nnorm-topk-prob = false\nrouter = 'zeros'",
+            false,
+            1e-3,
+        );
+        check_all(
+            family,
+            "experts = 6\ntop-k = 4\nnorm-topk-prob = false\nrouter = 'zeros'",
+            false,
+            2e-2,
+        );
         // Every expert is selected, so weights sum to 1 with any router.
         check_all(family, "experts = 4\ntop-k = 4\nnorm-topk-prob = false", true, 1e-5);
     }
@@ -105,17 +129,24 @@ fn noise_changes_the_function_and_the_plan_says_so() {
 fn without_normalisation_a_large_router_loses_identity_and_the_plan_says_so() {
     let (dir, tokens) = cases("qwen3").remove(0);
     let (dense, batch) = (Model::open(&dir).unwrap(), Batch::from_json(&tokens).unwrap());
-    let plan = plan("experts = 4\ntop-k = 2\nnorm-topk-prob = false\nrouter-std = 1.0", &dense).unwrap();
-    assert!(matches!(Identity::of(&plan.effects), Identity::Changed { .. }), "{:?}", Identity::of(&plan.effects));
+    let plan =
+        plan("experts = 4\ntop-k = 2\nnorm-topk-prob = false\nrouter-std = 1.0", &dense).unwrap();
+    assert!(
+        matches!(Identity::of(&plan.effects), Identity::Changed { .. }),
+        "{:?}",
+        Identity::of(&plan.effects)
+    );
     assert!(relative_difference(&dense, &plan.model, &batch) > 1e-3);
 }
 
 fn written(input: &Path, output: &Path, toml: &str, shard: &str) -> moe_pipeline::Conversion {
-    let options_of_run = ConvertOptions { max_shard_size: shard.parse().unwrap(), probe_tokens: 16, ..run() };
+    let options_of_run =
+        ConvertOptions { max_shard_size: shard.parse().unwrap(), probe_tokens: 16, ..run() };
     convert(&[&options(toml)], input, output, &options_of_run, &Quiet).unwrap()
 }
 
-/// What is written, in one shard or many, is what was planned; copied tensors are the source's bytes.
+/// What is written, in one shard or many, is what was planned; copied tensors are the source's
+/// bytes.
 #[test]
 fn written_experts_are_the_dense_network_byte_for_byte() {
     let temporary = tempfile::tempdir().unwrap();
@@ -128,10 +159,17 @@ fn written_experts_are_the_dense_network_byte_for_byte() {
         assert_eq!(checkpoint.files().len() > 1, name == "many");
         let (dense, moe) = (Model::open(&input).unwrap(), Model::open(&output).unwrap());
         for (before, after) in dense.layers.iter().zip(&moe.layers) {
-            let (Ffn::Dense(ffn), Ffn::Moe(moe)) = (&before.ffn, &after.ffn) else { panic!("wrong kind of layer") };
+            let (Ffn::Dense(ffn), Ffn::Moe(moe)) = (&before.ffn, &after.ffn) else {
+                panic!("wrong kind of layer")
+            };
             for expert in &moe.experts {
                 for (a, b) in ffn.linears().iter().zip(expert.linears()) {
-                    assert_eq!(a.weight.read().unwrap(), b.weight.read().unwrap(), "{}", b.weight.name());
+                    assert_eq!(
+                        a.weight.read().unwrap(),
+                        b.weight.read().unwrap(),
+                        "{}",
+                        b.weight.name()
+                    );
                 }
             }
             assert_eq!(
@@ -154,9 +192,20 @@ fn impossible_requests_are_refused_before_anything_is_read() {
     };
     assert!(refusal("experts = 2\ntop-k = 3", &dense).contains("more than the 2 experts"));
     assert!(refusal("experts = 0\ntop-k = 0", &dense).contains("at least one"));
-    assert!(refusal("experts = 4\ntop-k = 2\ntarget = 'gpt2'", &dense).contains("remedy: give --target mixtral"));
-    assert!(refusal("experts = 4\ntop-k = 2\ntarget = 'qwen3_moe'", &dense).contains("remedy: give --target mixtral"));
-    assert!(refusal("experts = 4\ntop-k = 2\nnorm-topk-prob = false", &dense).contains("fixes norm_topk_prob"));
-    assert!(refusal("experts = 4\ntop-k = 2\nnoise-fraction = 1.5", &dense).contains("from 0 to 1"));
+    assert!(
+        refusal("experts = 4\ntop-k = 2\ntarget = 'gpt2'", &dense)
+            .contains("remedy: give --target mixtral")
+    );
+    assert!(
+        refusal("experts = 4\ntop-k = 2\ntarget = 'qwen3_moe'", &dense)
+            .contains("remedy: give --target mixtral")
+    );
+    assert!(
+        refusal("experts = 4\ntop-k = 2\nnorm-topk-prob = false", &dense)
+            .contains("fixes norm_topk_prob")
+    );
+    assert!(
+        refusal("experts = 4\ntop-k = 2\nnoise-fraction = 1.5", &dense).contains("from 0 to 1")
+    );
     assert!(refusal("experts = 4\ntop-k = 2", &moe).contains("is an MoE already"));
 }

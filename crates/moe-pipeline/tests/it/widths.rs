@@ -1,4 +1,5 @@
-//! Mixed precision from checkpoint to checkpoint: within the target, the best of what was measured, and written as it is read.
+//! Mixed precision from checkpoint to checkpoint: within the target, the best of what was measured,
+//! and written as it is read.
 
 use std::path::Path;
 
@@ -15,8 +16,10 @@ use crate::common::{golden, run_again};
 fn options(toml: &str) -> QuantizeOptions {
     let text = |name: &str| golden(&format!("text/{name}.calibration.txt")).display().to_string();
     let data = ["english", "code"].map(text);
-    toml::from_str(&format!("{toml}\ngroup-size = 32\ndata = {data:?}\ndata-tokens = 512\nsequence-length = 128"))
-        .unwrap()
+    toml::from_str(&format!(
+        "{toml}\ngroup-size = 32\ndata = {data:?}\ndata-tokens = 512\nsequence-length = 128"
+    ))
+    .unwrap()
 }
 
 fn quantize(options: &QuantizeOptions, output: &Path) -> Result<(Model, Receipt), Error> {
@@ -50,7 +53,8 @@ fn stored_as_said(model: &Model, receipt: &Receipt) {
 fn layers_get_4_or_8_bits_by_what_these_cost() {
     let out = tempfile::tempdir().unwrap();
     // At 4.5 and 8.5 bits there is no choice.
-    let (model, receipt) = quantize(&options("target-bits = 5.6"), &out.path().join("out")).unwrap();
+    let (model, receipt) =
+        quantize(&options("target-bits = 5.6"), &out.path().join("out")).unwrap();
     verify(&out.path().join("out"), &Quiet).unwrap();
     stored_as_said(&model, &receipt);
     let layers = widths(&receipt);
@@ -58,15 +62,28 @@ fn layers_get_4_or_8_bits_by_what_these_cost() {
     assert_eq!(LayerWidths::bits_a_weight(layers.iter().copied()), 5.5);
     assert_eq!((bits.iter().filter(|bits| **bits == 8).count(), bits.len()), (1, 4));
     // No other assignment that fits has less error.
-    let all =
-        (0..16u32).map(|mask| (0..4).map(|layer| if mask >> layer & 1 == 1 { 8 } else { 4 }).collect::<Vec<u32>>());
-    let sum = |bits: &[u32]| layers.iter().zip(bits).map(|(layer, bits)| layer.error([*bits; 3])).sum::<f64>();
+    let all = (0..16u32).map(|mask| {
+        (0..4).map(|layer| if mask >> layer & 1 == 1 { 8 } else { 4 }).collect::<Vec<u32>>()
+    });
+    let sum = |bits: &[u32]| {
+        layers.iter().zip(bits).map(|(layer, bits)| layer.error([*bits; 3])).sum::<f64>()
+    };
     let fitting = all.filter(|bits| bits.iter().filter(|bits| **bits == 8).count() <= 1);
     let best = fitting.map(|bits| sum(&bits)).fold(f64::INFINITY, f64::min);
     assert_eq!(sum(&bits), best);
     assert!(sum(&bits) < sum(&[4; 4]), "8 bits cost less than 4 somewhere");
-    assert!(!receipt.warnings.iter().any(|warning| warning.starts_with("vLLM") || warning.starts_with("SGLang")));
-    assert!(receipt.warnings.iter().any(|warning| warning.contains("transformers 5.23.0 does not take it")));
+    assert!(
+        !receipt
+            .warnings
+            .iter()
+            .any(|warning| warning.starts_with("vLLM") || warning.starts_with("SGLang"))
+    );
+    assert!(
+        receipt
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("transformers 5.23.0 does not take it"))
+    );
 }
 
 #[test]
@@ -75,7 +92,8 @@ fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() 
     let output = out.path().join("out");
     for (width, target) in [(3, 3.5), (4, 4.5)] {
         let (model, receipt) =
-            quantize(&options(&format!("target-bits = {target}\nprofile = \"free\"")), &output).unwrap();
+            quantize(&options(&format!("target-bits = {target}\nprofile = \"free\"")), &output)
+                .unwrap();
         verify(&output, &Quiet).unwrap();
         stored_as_said(&model, &receipt);
         let layers = widths(&receipt);
@@ -88,27 +106,35 @@ fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() 
         ];
         assert!(mixed > 0.0 && mixed < uniform, "{target}: {mixed} {uniform}");
         // Taking from one projection what another gets makes no error less.
-        let places: Vec<(usize, usize)> = (0..4).flat_map(|layer| (0..3).map(move |matrix| (layer, matrix))).collect();
+        let places: Vec<(usize, usize)> =
+            (0..4).flat_map(|layer| (0..3).map(move |matrix| (layer, matrix))).collect();
         let error_of = |(layer, matrix): (usize, usize), bits: u32| {
-            let found =
-                layers[layer].measured.iter().filter(|found| found.matrices == [["gate", "up", "down"][matrix]]);
+            let found = layers[layer]
+                .measured
+                .iter()
+                .filter(|found| found.matrices == [["gate", "up", "down"][matrix]]);
             found.filter(|found| found.bits == bits).map(|found| found.error).sum::<f64>()
         };
         let bits_of = |(layer, matrix): (usize, usize)| layers[layer].bits[matrix];
         for one in &places {
             for other in places.iter().filter(|other| *other != one) {
                 let (a, b) = (bits_of(*one), bits_of(*other));
-                for (more, less) in [(1, 1), (2, 2)].map(|(more, less)| (a + more, b.saturating_sub(less))) {
+                for (more, less) in
+                    [(1, 1), (2, 2)].map(|(more, less)| (a + more, b.saturating_sub(less)))
+                {
                     if [2, 3, 4, 5, 6, 8].contains(&more) && [2, 3, 4, 5, 6, 8].contains(&less) {
-                        let change =
-                            error_of(*one, more) + error_of(*other, less) - error_of(*one, a) - error_of(*other, b);
+                        let change = error_of(*one, more) + error_of(*other, less)
+                            - error_of(*one, a)
+                            - error_of(*other, b);
                         assert!(change >= 0.0, "{one:?} {other:?}: {change}");
                     }
                 }
             }
         }
         for engine in ["vLLM", "SGLang", "transformers 5.23.0"] {
-            let refused = |warning: &String| warning.starts_with(engine) && warning.contains("does not take it");
+            let refused = |warning: &String| {
+                warning.starts_with(engine) && warning.contains("does not take it")
+            };
             assert!(receipt.warnings.iter().any(refused), "{engine}");
         }
     }
@@ -122,7 +148,12 @@ fn rounding_to_nearest_gets_widths_too() {
     let layers = widths(&receipt);
     assert!(LayerWidths::bits_a_weight(layers.iter().copied()) <= 4.0);
     assert!(layers.iter().any(|layer| layer.bits != layers[0].bits));
-    assert!(receipt.layers.iter().all(|layer| layer.quantized.is_empty() && layer.experts[0].contains("nearest")));
+    assert!(
+        receipt
+            .layers
+            .iter()
+            .all(|layer| layer.quantized.is_empty() && layer.experts[0].contains("nearest"))
+    );
     // Scales and zero points are of the groups' size, whatever the bits.
     let (_, moe) = model.moes().next().unwrap();
     assert_eq!(moe.experts[0].gate.weight.scale().unwrap().shape(), [128, 4]);
@@ -144,5 +175,7 @@ fn targets_that_no_widths_reach_are_refused() {
     refused("target-bits = 5.0\nformat = \"gptq\"", &["--format"]);
     let mut without = options("target-bits = 5.0\nmethod = \"rtn\"");
     without.calibration.data.clear();
-    assert!(quantize(&without, &dir.path().join("out")).unwrap_err().to_string().contains("--data"));
+    assert!(
+        quantize(&without, &dir.path().join("out")).unwrap_err().to_string().contains("--data")
+    );
 }

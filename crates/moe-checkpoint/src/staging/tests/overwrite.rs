@@ -52,7 +52,10 @@ fn overwrite_keeps_changes_to_what_it_has_written() {
         let before = fs::read(target.join(name)).ok();
         fs::write(target.join(name), text).unwrap();
         let error = OutputDir::create(&target, OVERWRITE).map(drop).expect_err(name);
-        assert!(error.kind() == Kind::Usage && error.to_string().contains("remedy"), "{name}: {error}");
+        assert!(
+            error.kind() == Kind::Usage && error.to_string().contains("remedy"),
+            "{name}: {error}"
+        );
         assert_eq!(fs::read_to_string(target.join(name)).unwrap(), text);
         match before {
             Some(bytes) => fs::write(target.join(name), bytes).unwrap(),
@@ -103,7 +106,12 @@ fn a_log_of_a_training_is_what_its_run_has_written() {
 fn overwrite_keeps_weights_that_somebody_has_put_there() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
-    let weights = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "sub/vocab.zip", "x.bin"];
+    let weights = [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "sub/vocab.zip",
+        "x.bin",
+    ];
     let make = || {
         let mut output = OutputDir::create(&target, OVERWRITE)?;
         for name in weights {
@@ -137,7 +145,8 @@ fn large_weights_are_hashed_once_whenever_they_were_changed() {
     let mut output = OutputDir::create(&target, OPTIONS).unwrap();
     let file = File::create(output.path().join(large)).unwrap();
     file.set_len(earlier::SMALL_BYTES + 1).unwrap();
-    output.add_hashes([(large.to_owned(), crate::sha256_file(&output.path().join(large)).unwrap())]);
+    output
+        .add_hashes([(large.to_owned(), crate::sha256_file(&output.path().join(large)).unwrap())]);
     output.write(RECEIPT_FILE, b"{}").unwrap();
     output.write(CARD_FILE, b"words").unwrap();
     output.commit().unwrap();
@@ -147,7 +156,8 @@ fn large_weights_are_hashed_once_whenever_they_were_changed() {
     };
     drop(OutputDir::create_watched(&target, OVERWRITE, &watch).unwrap());
     assert!(hashed.into_inner() > earlier::SMALL_BYTES);
-    // In place; and everything, the receipt last, gets a new time of change, as by a copy or chmod -R.
+    // In place; and everything, the receipt last, gets a new time of change, as by a copy or chmod
+    // -R.
     File::options().write(true).open(target.join(large)).unwrap().write_all(b"mine").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20));
     for name in [large, CARD_FILE, MANIFEST_FILE, RECEIPT_FILE] {
@@ -230,8 +240,10 @@ fn a_result_that_comes_while_a_run_works_stays() {
 #[test]
 fn only_what_is_left_of_a_result_is_damage() {
     let tensors = |name: &str| {
-        let header = format!("{{\"{name}\":{{\"dtype\":\"U8\",\"shape\":[40],\"data_offsets\":[0,40]}}}}");
-        let header = format!("{header}{}", " ".repeat(header.len().next_multiple_of(8) - header.len()));
+        let header =
+            format!("{{\"{name}\":{{\"dtype\":\"U8\",\"shape\":[40],\"data_offsets\":[0,40]}}}}");
+        let header =
+            format!("{header}{}", " ".repeat(header.len().next_multiple_of(8) - header.len()));
         [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[7; 40]].concat()
     };
     let receipt = |tensors: u64, bytes: u64| {
@@ -270,7 +282,8 @@ fn only_what_is_left_of_a_result_is_damage() {
         let checked = OutputDir::check(&target, OVERWRITE);
         assert_eq!(checked.is_ok(), is_damage, "{what}: {checked:?}");
     }
-    // Wherever it ends, down to its first byte; the same bytes in a file that isn't weights are somebody's.
+    // Wherever it ends, down to its first byte; the same bytes in a file that isn't weights are
+    // somebody's.
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
     let mut output = OutputDir::create(&target, OPTIONS).unwrap();
@@ -292,7 +305,9 @@ fn only_what_is_left_of_a_result_is_damage() {
     assert!(OutputDir::check(&target, OVERWRITE).is_err());
     // A receipt that was cut, or is somebody's.
     let whole = receipt(1, 40);
-    for (left, is_damage) in [(&whole[..10], true), (&whole[..60], true), ("{\"mine\": [1,", false), ("words", false)] {
+    for (left, is_damage) in
+        [(&whole[..10], true), (&whole[..60], true), ("{\"mine\": [1,", false), ("words", false)]
+    {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         finish_saying(&target, OPTIONS, &whole).unwrap();
@@ -324,16 +339,22 @@ fn what_replaces_a_result_is_as_private_and_what_is_protected_stays() {
     output.commit().unwrap();
     let modes = ["", RECEIPT_FILE, CARD_FILE, MANIFEST_FILE, "sub/new.json"].map(mode);
     assert_eq!(modes, [0o750, 0o640, 0o600, 0o600, 0o600]);
-    for (name, protected, allowed) in [("", 0o555, 0o755), ("sub", 0o555, 0o755), (CARD_FILE, 0o444, 0o644)] {
+    for (name, protected, allowed) in
+        [("", 0o555, 0o755), ("sub", 0o555, 0o755), (CARD_FILE, 0o444, 0o644)]
+    {
         allow(name, protected);
         let error = OutputDir::check(&target, OVERWRITE).unwrap_err();
-        assert!(error.kind() == Kind::Usage && error.to_string().contains("write-protected"), "{name}: {error}");
+        assert!(
+            error.kind() == Kind::Usage && error.to_string().contains("write-protected"),
+            "{name}: {error}"
+        );
         allow(name, allowed);
     }
     finish(&target, OVERWRITE).unwrap();
 }
 
-/// A result in `dir` under `name`, with a file in a folder, what differs from run to run, and a log. `receipt` tells it from others.
+/// A result in `dir` under `name`, with a file in a folder, what differs from run to run, and a
+/// log. `receipt` tells it from others.
 fn made_with_folder(dir: &Path, name: &str, receipt: &str) -> PathBuf {
     const LOG: &str = "{\"step\": 1, \"loss\": 2}\n";
     let target = dir.join(name);
@@ -359,13 +380,19 @@ fn a_result_that_cannot_be_moved_is_removed_for_the_new_one() {
     let new = made_with_folder(dir.path(), "new", "{\"new\": 1}");
     let listed = EarlierResult::look(&target, &|_| ()).unwrap();
     replace_by_removal(&new, &target, listed.names()).unwrap();
-    assert_eq!((names(dir.path()), receipt(&target).as_str()), (vec!["out".to_owned()], "{\"new\": 1}"));
+    assert_eq!(
+        (names(dir.path()), receipt(&target).as_str()),
+        (vec!["out".to_owned()], "{\"new\": 1}")
+    );
     // What came meanwhile stays, and nothing of the new one is lost.
     let new = made_with_folder(dir.path(), "new", "{\"newer\": 1}");
     fs::write(target.join("thesis.tex"), "words").unwrap();
     let left = replace_by_removal(&new, &target, listed.names()).unwrap_err();
     assert_eq!(left.why.unwrap().kind(), io::ErrorKind::DirectoryNotEmpty);
-    assert_eq!((names(&target), receipt(&left.new).as_str()), (vec!["thesis.tex".to_owned()], "{\"newer\": 1}"));
+    assert_eq!(
+        (names(&target), receipt(&left.new).as_str()),
+        (vec!["thesis.tex".to_owned()], "{\"newer\": 1}")
+    );
 }
 
 /// After each step of the removal, as a kill may leave it.
@@ -373,14 +400,20 @@ fn a_result_that_cannot_be_moved_is_removed_for_the_new_one() {
 fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let steps = in_order(["model.safetensors", "sub/deep/vocab.json", CARD_FILE, RECEIPT_FILE].into_iter());
+    let steps =
+        in_order(["model.safetensors", "sub/deep/vocab.json", CARD_FILE, RECEIPT_FILE].into_iter());
     assert_eq!(steps.len(), 9);
     for done in 0..=steps.len() + 1 {
         let target = made_with_folder(dir.path(), "out", "{\"old\": 1}");
-        fs::rename(made_with_folder(dir.path(), "new", "{\"new\": 1}"), path(".out.complete-moe-convert")).unwrap();
+        fs::rename(
+            made_with_folder(dir.path(), "new", "{\"new\": 1}"),
+            path(".out.complete-moe-convert"),
+        )
+        .unwrap();
         for removed in steps.iter().take(done) {
             let path = target.join(&removed.name);
-            let result = if removed.is_dir { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+            let result =
+                if removed.is_dir { fs::remove_dir(&path) } else { fs::remove_file(&path) };
             result.unwrap_or_else(|e| panic!("{removed:?} after {done} steps: {e}"));
         }
         if done > steps.len() {
@@ -396,7 +429,11 @@ fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
         let output = OutputDir::create(&target, OVERWRITE).unwrap();
         assert_eq!(output.brought_back(), there, "{done}");
         drop(output);
-        assert_eq!((names(dir.path()), receipt(&target).as_str()), (vec!["out".to_owned()], "{\"new\": 1}"), "{done}");
+        assert_eq!(
+            (names(dir.path()), receipt(&target).as_str()),
+            (vec!["out".to_owned()], "{\"new\": 1}"),
+            "{done}"
+        );
         fs::remove_dir_all(&target).unwrap();
     }
     // While the run that does it works, nobody else does.
@@ -409,7 +446,9 @@ fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
     assert!(error.contains("another run"), "{error}");
     drop(working);
     // For what isn't a whole result any more, nothing is removed.
-    for (name, text) in [("model.safetensors", "mine"), ("model.safetensors", ""), ("thesis.tex", "words")] {
+    for (name, text) in
+        [("model.safetensors", "mine"), ("model.safetensors", ""), ("thesis.tex", "words")]
+    {
         fs::write(complete.join(name), text).unwrap();
         let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
         assert!(error.contains("complete-moe-convert") && error.contains("remedy"), "{error}");

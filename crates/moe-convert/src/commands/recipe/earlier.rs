@@ -1,4 +1,5 @@
-//! What lies where a recipe's steps are to write: what can't be replaced is refused before the first step runs.
+//! What lies where a recipe's steps are to write: what can't be replaced is refused before the
+//! first step runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,18 +7,20 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::{Error, Result, Snapshot, shown_path};
 use moe_passes::Pass;
 use moe_pipeline::{
-    FoundResult, Recipe, Step, StepKind, check_observe, check_output, find_result, has_result, has_statistics,
-    is_observed, other_work,
+    FoundResult, Recipe, Step, StepKind, check_observe, check_output, find_result, has_result,
+    has_statistics, is_observed, other_work,
 };
 
 use super::How;
 use crate::commands::{Session, other_result};
 
-/// What becomes of the result that lies where a step writes, as far as that can be known before the steps run.
+/// What becomes of the result that lies where a step writes, as far as that can be known before the
+/// steps run.
 enum Fate {
     /// It is what the step would make, of these files.
     Kept(Snapshot),
-    /// It is of something else than what the step makes now; how it differs, where that can be said.
+    /// It is of something else than what the step makes now; how it differs, where that can be
+    /// said.
     Other(Option<String>),
     /// Nothing finished is there.
     Made,
@@ -26,13 +29,19 @@ enum Fate {
 }
 
 impl Session<'_> {
-    /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor to be replaced. What an earlier step
-    /// makes is left to its turn. Gives the steps that were found to be finished, with the files that say so: as long as those don't change,
-    /// nothing needs to be hashed again.
+    /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor
+    /// to be replaced. What an earlier step makes is left to its turn. Gives the steps that were
+    /// found to be finished, with the files that say so: as long as those don't change, nothing
+    /// needs to be hashed again.
     ///
     /// # Errors
     /// What the step itself would end with, naming the step.
-    pub(super) fn check_earlier(&self, recipe: &Recipe, path: &Path, how: How) -> Result<BTreeMap<usize, Snapshot>> {
+    pub(super) fn check_earlier(
+        &self,
+        recipe: &Recipe,
+        path: &Path,
+        how: How,
+    ) -> Result<BTreeMap<usize, Snapshot>> {
         let mut made: BTreeSet<&Path> = BTreeSet::new();
         // Found out only where something is in the way: results are hashed for it.
         let mut fates = Vec::new();
@@ -40,7 +49,9 @@ impl Session<'_> {
             let writes = step.writes();
             let is_made_before = writes.iter().any(|path| made.contains(path));
             made.extend(writes);
-            let Some(refusal) = self.refusal(step, how).filter(|_| !is_made_before) else { continue };
+            let Some(refusal) = self.refusal(step, how).filter(|_| !is_made_before) else {
+                continue;
+            };
             if !how.fresh && has_finished(step) {
                 while fates.len() <= index {
                     fates.push(self.fate(recipe, how, &fates));
@@ -50,7 +61,9 @@ impl Session<'_> {
                 Some(Fate::Kept(_)) => continue,
                 // An input that was removed to save space may be made again as it was.
                 Some(Fate::Open) if !overwrites(step) => continue,
-                Some(Fate::Other(Some(how))) if !overwrites(step) => other_result(how, step.writes()[0]),
+                Some(Fate::Other(Some(how))) if !overwrites(step) => {
+                    other_result(how, step.writes()[0])
+                }
                 _ => refusal,
             };
             return Err(step.in_keys(error).within(&format!(
@@ -72,7 +85,12 @@ impl Session<'_> {
         match &step.kind {
             StepKind::Convert { passes, output, overwrite, writing } => {
                 let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-                check_output(&passes, output, &self.convert_options(*overwrite, how.resume, *writing)).err()
+                check_output(
+                    &passes,
+                    output,
+                    &self.convert_options(*overwrite, how.resume, *writing),
+                )
+                .err()
             }
             // An earlier step may make the folder.
             StepKind::Observe { output, .. } if output.parent().is_some_and(is_missing) => None,
@@ -98,7 +116,10 @@ impl Session<'_> {
         if recipe.awaited(index, &others).is_some_and(|(path, _)| others.contains(path)) {
             return Fate::Other(None);
         }
-        if recipe.awaited(index, &written(recipe, fates, |fate| !matches!(fate, Fate::Kept(_)))).is_some() {
+        if recipe
+            .awaited(index, &written(recipe, fates, |fate| !matches!(fate, Fate::Kept(_))))
+            .is_some()
+        {
             return Fate::Open;
         }
         self.found(step, how)
@@ -148,7 +169,8 @@ fn has_finished(step: &Step) -> bool {
     }
 }
 
-/// How the result that lies where `step` writes was made by other passes or options than those of the step.
+/// How the result that lies where `step` writes was made by other passes or options than those of
+/// the step.
 fn other_work_of(step: &Step) -> Option<String> {
     let StepKind::Convert { passes, output, .. } = &step.kind else { return None };
     let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();

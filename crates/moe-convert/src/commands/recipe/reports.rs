@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use moe_checkpoint::{
-    Error, FoundFile, Kind, Locations, StagedFile, check_file, is_stream, lies_in_a_model, open_stream, open_to_append,
-    unless_closed,
+    Error, FoundFile, Kind, Locations, StagedFile, check_file, is_stream, lies_in_a_model,
+    open_stream, open_to_append, unless_closed,
 };
-use moe_pipeline::{Average, JUNIT, Outcome, Progress, StepOutcome, check_summary, junit, markdown};
+use moe_pipeline::{
+    Average, JUNIT, Outcome, Progress, StepOutcome, check_summary, junit, markdown,
+};
 
 /// Files that say what became of a recipe's steps.
 pub(in crate::commands) struct Reports {
@@ -19,16 +21,19 @@ pub(in crate::commands) struct Reports {
     summary: Option<PathBuf>,
     /// The JUnit file as this run has last seen or written it, and may replace it.
     found: FoundFile,
-    /// Where the JUnit file goes if that is a stream, opened before the steps: nobody may read it any more when they are done.
+    /// Where the JUnit file goes if that is a stream, opened before the steps: nobody may read it
+    /// any more when they are done.
     junit_stream: Option<StagedFile>,
-    /// Where the summary goes if that isn't a file: a reader of a pipe would take it for over if that was opened twice.
+    /// Where the summary goes if that isn't a file: a reader of a pipe would take it for over if
+    /// that was opened twice.
     stream: Option<File>,
     /// What went wrong with the JUnit file while steps ran, for which none of them stops.
     failed: Option<Error>,
 }
 
 impl Reports {
-    /// Reports that go to the files `junit` and `summary`. An earlier JUnit file is replaced with `overwrite`.
+    /// Reports that go to the files `junit` and `summary`. An earlier JUnit file is replaced with
+    /// `overwrite`.
     pub fn new(junit: Option<PathBuf>, overwrite: bool, summary: Option<PathBuf>) -> Self {
         let found = FoundFile::default();
         Self { junit, overwrite, summary, found, junit_stream: None, stream: None, failed: None }
@@ -38,12 +43,14 @@ impl Reports {
         [&self.junit, &self.summary].into_iter().filter_map(|path| path.as_deref()).collect()
     }
 
-    /// Refuses what can't be written to, or holds something else, before there is anything to report.
+    /// Refuses what can't be written to, or holds something else, before there is anything to
+    /// report.
     pub(super) fn check(&mut self) -> Result<()> {
         for (option, path) in [("--junit", &self.junit), ("--summary", &self.summary)] {
             let Some(parent) = path.as_deref().and_then(Path::parent) else { continue };
             if !parent.as_os_str().is_empty() && !parent.is_dir() {
-                let what = format!("{option} can't be written here, since the folder doesn't exist");
+                let what =
+                    format!("{option} can't be written here, since the folder doesn't exist");
                 let error = Error::new(Kind::Usage, what).file(path.as_deref().unwrap_or(parent));
                 return Err(error.remedy("give a file in a folder that exists").into());
             }
@@ -64,13 +71,19 @@ impl Reports {
             let is_new = path.symlink_metadata().is_err();
             drop(open_to_append(path)?);
             if is_new {
-                fs::remove_file(path).map_err(|e| Error::io("cannot remove this empty file again", path, e))?;
+                fs::remove_file(path)
+                    .map_err(|e| Error::io("cannot remove this empty file again", path, e))?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn write(&mut self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
+    pub(super) fn write(
+        &mut self,
+        recipe: &str,
+        steps: &[StepOutcome],
+        averages: &[Average],
+    ) -> Result<()> {
         let junit = self.write_junit(recipe, steps);
         if let Some(path) = &self.summary {
             let text = markdown(recipe, steps, averages);
@@ -85,8 +98,14 @@ impl Reports {
         self.failed.take().map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Writes the JUnit file before a step: a job that is killed leaves one that says where. A report that can't be written stops no step.
-    pub(super) fn note_junit(&mut self, recipe: &str, steps: &[StepOutcome], progress: &dyn Progress) {
+    /// Writes the JUnit file before a step: a job that is killed leaves one that says where. A
+    /// report that can't be written stops no step.
+    pub(super) fn note_junit(
+        &mut self,
+        recipe: &str,
+        steps: &[StepOutcome],
+        progress: &dyn Progress,
+    ) {
         // What reads a pipe wants one report.
         if self.found.is_stream() {
             return;
@@ -100,10 +119,12 @@ impl Reports {
         }
     }
 
-    /// Replaces the JUnit file. What somebody has put in its place meanwhile stays, and the report goes beside it from then on.
+    /// Replaces the JUnit file. What somebody has put in its place meanwhile stays, and the report
+    /// goes beside it from then on.
     fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<(), Error> {
         let Some(path) = &self.junit else { return Ok(()) };
-        let file = self.junit_stream.take().map_or_else(|| StagedFile::create(path, self.found), Ok)?;
+        let file =
+            self.junit_stream.take().map_or_else(|| StagedFile::create(path, self.found), Ok)?;
         let placed = file.place(|file| file.write_all(junit(recipe, steps).as_bytes()))?;
         self.found = placed.found;
         if let Some((place, error)) = placed.beside {
@@ -130,12 +151,16 @@ impl Reports {
         }
     }
 
-    /// The same of the recipe `path` that can't be understood. Of what it reads, only the file itself is known, so that reports go to no
-    /// folder of a model or result either.
+    /// The same of the recipe `path` that can't be understood. Of what it reads, only the file
+    /// itself is known, so that reports go to no folder of a model or result either.
     pub(super) fn refused_unread(&mut self, path: &Path, error: Error) -> anyhow::Error {
         let mut locations = Locations::default();
         locations.reads(path);
-        if self.paths().into_iter().any(|report| lies_in_a_model(report) || locations.writes(report).is_err()) {
+        if self
+            .paths()
+            .into_iter()
+            .any(|report| lies_in_a_model(report) || locations.writes(report).is_err())
+        {
             return error.into();
         }
         self.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error)

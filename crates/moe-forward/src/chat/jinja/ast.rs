@@ -1,4 +1,5 @@
-//! What the parser makes of a template. Nothing here is tied to a thread, so that one template renders many conversations.
+//! What the parser makes of a template. Nothing here is tied to a thread, so that one template
+//! renders many conversations.
 
 use std::sync::Arc;
 

@@ -22,10 +22,16 @@ pub(super) struct CallArgs {
 
 impl CallArgs {
     /// The arguments by the names of the parameters of `function`, in this order.
-    pub fn bind<const N: usize>(self, function: &str, names: [&str; N]) -> Outcome<[Option<Value>; N]> {
+    pub fn bind<const N: usize>(
+        self,
+        function: &str,
+        names: [&str; N],
+    ) -> Outcome<[Option<Value>; N]> {
         if self.positional.len() > N {
             let given = self.positional.len();
-            return Err(Fail::new(format!("{function} takes at most {N} arguments, but {given} were given")));
+            return Err(Fail::new(format!(
+                "{function} takes at most {N} arguments, but {given} were given"
+            )));
         }
         let mut bound = [const { None }; N];
         for (value, slot) in self.positional.into_iter().zip(&mut bound) {
@@ -34,8 +40,16 @@ impl CallArgs {
         for (name, value) in self.named {
             match names.iter().position(|known| *known == name) {
                 Some(at) if bound[at].is_none() => bound[at] = Some(value),
-                Some(_) => return Err(Fail::new(format!("{function} got multiple values for argument '{name}'"))),
-                None => return Err(Fail::new(format!("{function} got an unexpected keyword argument '{name}'"))),
+                Some(_) => {
+                    return Err(Fail::new(format!(
+                        "{function} got multiple values for argument '{name}'"
+                    )));
+                }
+                None => {
+                    return Err(Fail::new(format!(
+                        "{function} got an unexpected keyword argument '{name}'"
+                    )));
+                }
             }
         }
         Ok(bound)
@@ -52,7 +66,12 @@ pub(super) fn integer(value: &Value, function: &str) -> Outcome<i128> {
     if let Value::Undefined(what) = value {
         return Err(Fail::new(&**what));
     }
-    let what = || Fail::new(format!("{function}: '{}' object cannot be interpreted as an integer", value.type_name()));
+    let what = || {
+        Fail::new(format!(
+            "{function}: '{}' object cannot be interpreted as an integer",
+            value.type_name()
+        ))
+    };
     value.integer().ok_or_else(what)
 }
 
@@ -92,7 +111,12 @@ impl Interpreter {
         }
     }
 
-    fn call_macro(&mut self, macro_: &Arc<Macro>, scope: &Rc<Scope>, mut args: CallArgs) -> Outcome<Value> {
+    fn call_macro(
+        &mut self,
+        macro_: &Arc<Macro>,
+        scope: &Rc<Scope>,
+        mut args: CallArgs,
+    ) -> Outcome<Value> {
         let inner = Scope::within(scope);
         let mut positional = std::mem::take(&mut args.positional).into_iter();
         let mut has_caller = false;
@@ -103,7 +127,10 @@ impl Interpreter {
                 (Some(value), None) => value,
                 (None, Some(at)) => args.named.remove(at).1,
                 (Some(_), Some(_)) => {
-                    return Err(Fail::new(format!("macro '{}' takes no keyword argument '{name}'", macro_.name)));
+                    return Err(Fail::new(format!(
+                        "macro '{}' takes no keyword argument '{name}'",
+                        macro_.name
+                    )));
                 }
                 (None, None) => match default {
                     Some(default) => self.expr(default, &inner)?,
@@ -115,7 +142,10 @@ impl Interpreter {
         if macro_.takes_caller && !has_caller {
             let at = args.named.iter().position(|(name, _)| name == "caller");
             let caller = at.map(|at| args.named.remove(at).1);
-            inner.set(&"caller".into(), caller.unwrap_or_else(|| Value::undefined("No caller defined")));
+            inner.set(
+                &"caller".into(),
+                caller.unwrap_or_else(|| Value::undefined("No caller defined")),
+            );
         }
         let rest: Vec<Value> = positional.collect();
         if macro_.takes_kwargs {
@@ -126,13 +156,19 @@ impl Interpreter {
             inner.set(&"kwargs".into(), kwargs.into_value());
         }
         if let Some((name, _)) = args.named.first() {
-            return Err(Fail::new(format!("macro '{}' takes no keyword argument '{name}'", macro_.name)));
+            return Err(Fail::new(format!(
+                "macro '{}' takes no keyword argument '{name}'",
+                macro_.name
+            )));
         }
         if macro_.takes_varargs {
             inner.set(&"varargs".into(), Value::Tuple(Items::new(rest)));
         } else if !rest.is_empty() {
             let most = macro_.params.len();
-            return Err(Fail::new(format!("macro '{}' takes not more than {most} argument(s)", macro_.name)));
+            return Err(Fail::new(format!(
+                "macro '{}' takes not more than {most} argument(s)",
+                macro_.name
+            )));
         }
         Ok(self.captured(&macro_.body, &inner)?.into())
     }
@@ -141,7 +177,8 @@ impl Interpreter {
         match function {
             Function::Range => range(args),
             Function::Dict => {
-                let copied = args.positional.iter().filter_map(Value::length).sum::<usize>() + args.named.len();
+                let copied = args.positional.iter().filter_map(Value::length).sum::<usize>()
+                    + args.named.len();
                 self.step(copied * ENTRY_BYTES)?;
                 Ok(dict(args)?.into_value())
             }
@@ -149,20 +186,28 @@ impl Interpreter {
                 let namespace = Namespace::default();
                 for (name, value) in dict(args)?.entries() {
                     if name.text().is_some_and(|name| name.starts_with('_')) {
-                        return Err(Fail::new("a namespace can't have attributes that begin with an underscore"));
+                        return Err(Fail::new(
+                            "a namespace can't have attributes that begin with an underscore",
+                        ));
                     }
                     namespace.set(name.clone(), value.clone());
                 }
                 Ok(Value::Namespace(Rc::new(namespace)))
             }
-            Function::Cycler if args.positional.is_empty() => Err(Fail::new("at least one item has to be provided")),
-            Function::Cycler => Ok(Value::Cycler(Rc::new((Items::new(args.positional), Cell::new(0))))),
+            Function::Cycler if args.positional.is_empty() => {
+                Err(Fail::new("at least one item has to be provided"))
+            }
+            Function::Cycler => {
+                Ok(Value::Cycler(Rc::new((Items::new(args.positional), Cell::new(0)))))
+            }
             Function::Joiner => {
                 let [separator] = args.bind("joiner", ["sep"])?;
                 let separator = text(&separator.unwrap_or_else(|| ", ".into()), "joiner")?;
                 Ok(Value::Joiner(Rc::new((separator, Cell::new(false)))))
             }
-            Function::Lipsum => Err(Fail::new("lipsum gives another text each time, and is not supported")),
+            Function::Lipsum => {
+                Err(Fail::new("lipsum gives another text each time, and is not supported"))
+            }
             Function::RaiseException => {
                 let [message] = args.bind("raise_exception", ["message"])?;
                 Err(Fail::new(required(message, "raise_exception", "message")?.to_text()?))
@@ -176,7 +221,12 @@ impl Interpreter {
         }
     }
 
-    fn call_method(&mut self, object: &Value, method: &'static str, args: CallArgs) -> Outcome<Value> {
+    fn call_method(
+        &mut self,
+        object: &Value,
+        method: &'static str,
+        args: CallArgs,
+    ) -> Outcome<Value> {
         match object {
             Value::Str(text) => strings::call(self, text, method, args),
             Value::Dict(dict) => {
@@ -191,17 +241,25 @@ impl Interpreter {
                     _ => args.bind(method, []).map(|[]| ())?,
                 }
                 self.step(entries.len() * size_of::<Value>())?;
-                let pair = |(key, value): &(Value, Value)| Value::Tuple(Items::new(vec![key.clone(), value.clone()]));
+                let pair = |(key, value): &(Value, Value)| {
+                    Value::Tuple(Items::new(vec![key.clone(), value.clone()]))
+                };
                 Ok(match method {
-                    "keys" => Value::View(View::Keys, Items::new(entries.iter().map(|(key, _)| key.clone()).collect())),
-                    "values" => {
-                        Value::View(View::Values, Items::new(entries.iter().map(|(_, value)| value.clone()).collect()))
-                    }
+                    "keys" => Value::View(
+                        View::Keys,
+                        Items::new(entries.iter().map(|(key, _)| key.clone()).collect()),
+                    ),
+                    "values" => Value::View(
+                        View::Values,
+                        Items::new(entries.iter().map(|(_, value)| value.clone()).collect()),
+                    ),
                     _ => Value::View(View::Items, Items::new(entries.iter().map(pair).collect())),
                 })
             }
             Value::Loop(state) if method == "cycle" => {
-                let Some(Value::Int(index)) = state.attribute("index0") else { return Ok(Value::None) };
+                let Some(Value::Int(index)) = state.attribute("index0") else {
+                    return Ok(Value::None);
+                };
                 let count = args.positional.len() as i128;
                 if count == 0 {
                     return Err(Fail::new("no items for cycling given"));
@@ -211,7 +269,8 @@ impl Interpreter {
             Value::Loop(state) => {
                 let mut last = state.changed.borrow_mut();
                 let is_same = last.as_ref().is_some_and(|last| {
-                    last.len() == args.positional.len() && last.iter().zip(&args.positional).all(|(a, b)| a.equals(b))
+                    last.len() == args.positional.len()
+                        && last.iter().zip(&args.positional).all(|(a, b)| a.equals(b))
                 });
                 *last = Some(args.positional);
                 Ok(Value::Bool(!is_same))
@@ -229,7 +288,12 @@ impl Interpreter {
         }
     }
 
-    fn call_list_method(&mut self, object: &Value, method: &'static str, args: CallArgs) -> Outcome<Value> {
+    fn call_list_method(
+        &mut self,
+        object: &Value,
+        method: &'static str,
+        args: CallArgs,
+    ) -> Outcome<Value> {
         if method == "copy" {
             return args.bind("copy", []).map(|[]| object.clone());
         }
@@ -246,14 +310,17 @@ impl Interpreter {
         let places: Vec<Value> = (0..items.len() as i128).map(Value::Int).collect();
         let within = operators::slice(&places.into(), &bounds)?.iterate()?;
         let found = within.into_iter().find(|at| {
-            at.integer().and_then(|at| items.get(usize::try_from(at).ok()?)).is_some_and(|item| item.equals(&value))
+            at.integer()
+                .and_then(|at| items.get(usize::try_from(at).ok()?))
+                .is_some_and(|item| item.equals(&value))
         });
         found.ok_or_else(|| Fail::new("the value is not in the list"))
     }
 }
 
 fn range(args: CallArgs) -> Outcome<Value> {
-    let numbers: Vec<i128> = args.positional.iter().map(|arg| integer(arg, "range")).collect::<Outcome<_>>()?;
+    let numbers: Vec<i128> =
+        args.positional.iter().map(|arg| integer(arg, "range")).collect::<Outcome<_>>()?;
     let (start, stop, step) = match (&numbers[..], args.named.is_empty()) {
         ([stop], true) => (0, *stop, 1),
         ([start, stop], true) => (*start, *stop, 1),
@@ -267,11 +334,14 @@ fn range(args: CallArgs) -> Outcome<Value> {
     if [start, stop, step].iter().any(|number| !(-limit..=limit).contains(number)) {
         return Err(Fail::new("Range too big."));
     }
-    let length = if step > 0 { (stop - start + step - 1) / step } else { (start - stop - step - 1) / -step };
+    let length =
+        if step > 0 { (stop - start + step - 1) / step } else { (start - stop - step - 1) / -step };
     let is_empty = (step > 0 && stop <= start) || (step < 0 && stop >= start);
     let length = if is_empty { 0 } else { length };
     if length > MAX_RANGE {
-        return Err(Fail::new(format!("Range too big. The sandbox blocks ranges larger than {MAX_RANGE}.")));
+        return Err(Fail::new(format!(
+            "Range too big. The sandbox blocks ranges larger than {MAX_RANGE}."
+        )));
     }
     Ok(Value::Range { start, step, length: length as usize })
 }
@@ -280,11 +350,15 @@ fn dict(args: CallArgs) -> Outcome<Dict> {
     let mut dict = Dict::default();
     match &args.positional[..] {
         [] => {}
-        [Value::Dict(from)] => from.entries().iter().for_each(|(key, value)| dict.insert(key.clone(), value.clone())),
+        [Value::Dict(from)] => {
+            from.entries().iter().for_each(|(key, value)| dict.insert(key.clone(), value.clone()))
+        }
         [pairs] => {
             for pair in pairs.iterate()? {
-                let [key, value]: [Value; 2] =
-                    pair.iterate()?.try_into().map_err(|_| Fail::new("dict() wants pairs of a key and a value"))?;
+                let [key, value]: [Value; 2] = pair
+                    .iterate()?
+                    .try_into()
+                    .map_err(|_| Fail::new("dict() wants pairs of a key and a value"))?;
                 dict.insert(key, value);
             }
         }

@@ -52,11 +52,13 @@ impl Interpreter {
                 self.step(text.len())?;
                 Value::from(&**text)
             }
-            ExprKind::Name(name) => {
-                scope.get(name).unwrap_or_else(|| Value::undefined(format!("'{name}' is undefined")))
-            }
+            ExprKind::Name(name) => scope
+                .get(name)
+                .unwrap_or_else(|| Value::undefined(format!("'{name}' is undefined"))),
             ExprKind::List(items) => self.list(items, scope)?.into(),
-            ExprKind::Tuple(items) => Value::Tuple(super::value::Items::new(self.list(items, scope)?)),
+            ExprKind::Tuple(items) => {
+                Value::Tuple(super::value::Items::new(self.list(items, scope)?))
+            }
             ExprKind::Dict(pairs) => {
                 let mut dict = Dict::default();
                 for (key, value) in pairs {
@@ -142,7 +144,12 @@ impl Interpreter {
         })
     }
 
-    fn compare(&mut self, left: &Expr, rest: &[(Comparison, Expr)], scope: &Rc<Scope>) -> Outcome<bool> {
+    fn compare(
+        &mut self,
+        left: &Expr,
+        rest: &[(Comparison, Expr)],
+        scope: &Rc<Scope>,
+    ) -> Outcome<bool> {
         let mut left = self.expr(left, scope)?;
         for (comparison, right) in rest {
             let right = self.expr(right, scope)?;

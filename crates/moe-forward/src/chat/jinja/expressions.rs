@@ -1,4 +1,5 @@
-//! Expressions by the grammar of Jinja2 3.1, with its precedences and its quirks, from the loosest operators to the tightest.
+//! Expressions by the grammar of Jinja2 3.1, with its precedences and its quirks, from the loosest
+//! operators to the tightest.
 
 use super::Outcome;
 use super::ast::{Args, Binary, Comparison, Expr, ExprKind};
@@ -43,7 +44,11 @@ impl Parser {
             while parser.skip_name("if") {
                 parser.deeper()?;
                 let test = Box::new(parser.or()?);
-                let otherwise = if parser.skip_name("else") { Some(Box::new(parser.expression()?)) } else { None };
+                let otherwise = if parser.skip_name("else") {
+                    Some(Box::new(parser.expression()?))
+                } else {
+                    None
+                };
                 expr = Expr { line, kind: ExprKind::If { test, then: Box::new(expr), otherwise } };
             }
             parser.depth = depth;
@@ -51,7 +56,8 @@ impl Parser {
         })
     }
 
-    /// Operators of one level, which group from the left: a long row of them is as deep as nested parentheses.
+    /// Operators of one level, which group from the left: a long row of them is as deep as nested
+    /// parentheses.
     fn row(
         &mut self,
         operand: fn(&mut Self) -> Outcome<Expr>,
@@ -95,7 +101,9 @@ impl Parser {
             Kind::Op(">") => Comparison::Gt,
             Kind::Op(">=") => Comparison::Ge,
             Kind::Name(name) if name == "in" => Comparison::In,
-            Kind::Name(name) if name == "not" && matches!(self.look(), Kind::Name(next) if next == "in") => {
+            Kind::Name(name)
+                if name == "not" && matches!(self.look(), Kind::Name(next) if next == "in") =>
+            {
                 self.next();
                 Comparison::NotIn
             }
@@ -163,7 +171,11 @@ impl Parser {
     fn power(&mut self) -> Outcome<Expr> {
         self.row(
             |parser| parser.unary(true),
-            |parser| parser.skip_op("**").then_some(|left, right| ExprKind::Binary(Binary::Pow, left, right)),
+            |parser| {
+                parser
+                    .skip_op("**")
+                    .then_some(|left, right| ExprKind::Binary(Binary::Pow, left, right))
+            },
         )
     }
 
@@ -214,7 +226,9 @@ impl Parser {
     fn attribute(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
         let kind = match self.next().kind {
             Kind::Name(name) => ExprKind::Attr(Box::new(inner), name.into()),
-            Kind::Int(index) => ExprKind::Item(Box::new(inner), Box::new(Expr { line, kind: ExprKind::Int(index) })),
+            Kind::Int(index) => {
+                ExprKind::Item(Box::new(inner), Box::new(Expr { line, kind: ExprKind::Int(index) }))
+            }
             _ => return self.fail("expected name or number"),
         };
         Ok(Expr { line, kind })

@@ -72,14 +72,18 @@ impl Interpreter {
         match name {
             "d" | "default" => {
                 let [default, boolean] = args.bind(name, ["default_value", "boolean"])?;
-                let is_missing = value.is_undefined() || boolean.is_some_and(|b| b.is_true()) && !value.is_true();
+                let is_missing = value.is_undefined()
+                    || boolean.is_some_and(|b| b.is_true()) && !value.is_true();
                 Ok(if is_missing { default.unwrap_or_else(|| "".into()) } else { value })
             }
-            "abs" | "round" | "int" | "float" | "filesizeformat" => numbers::filter(name, &value, args),
-            "first" | "last" | "min" | "max" | "sum" | "count" | "length" => self.one(name, value, args),
-            "list" | "batch" | "slice" | "reverse" | "items" | "dictsort" | "sort" | "unique" | "groupby" => {
-                self.many(name, value, args)
+            "abs" | "round" | "int" | "float" | "filesizeformat" => {
+                numbers::filter(name, &value, args)
             }
+            "first" | "last" | "min" | "max" | "sum" | "count" | "length" => {
+                self.one(name, value, args)
+            }
+            "list" | "batch" | "slice" | "reverse" | "items" | "dictsort" | "sort" | "unique"
+            | "groupby" => self.many(name, value, args),
             "map" => self.map(value, args),
             "select" | "reject" | "selectattr" | "rejectattr" => self.select(name, value, args),
             "attr" => {
@@ -111,7 +115,9 @@ impl Interpreter {
         let attribute = attribute.filter(|attribute| !matches!(attribute, Value::None));
         let mut parts = Vec::new();
         for item in value.iterate()? {
-            let item = attribute.as_ref().map_or(Ok(item.clone()), |path| self.at_path(&item, path, None))?;
+            let item = attribute
+                .as_ref()
+                .map_or(Ok(item.clone()), |path| self.at_path(&item, path, None))?;
             parts.push(Text::new(item.to_text()?));
             self.step(0)?;
         }
@@ -180,7 +186,9 @@ impl Interpreter {
         let [width, first, blank] = args.bind("indent", ["width", "first", "blank"])?;
         let indention = match width {
             Some(Value::Str(text)) => text.to_string(),
-            Some(width) => " ".repeat(usize::try_from(integer(&width, "indent")?).unwrap_or(0).min(1 << 20)),
+            Some(width) => {
+                " ".repeat(usize::try_from(integer(&width, "indent")?).unwrap_or(0).min(1 << 20))
+            }
             None => "    ".to_owned(),
         };
         let blank = blank.is_some_and(|blank| blank.is_true());
@@ -189,7 +197,11 @@ impl Interpreter {
         let lines = strings::lines(&own, false);
         let bytes = own.len().saturating_add(lines.len().saturating_mul(indention.len()));
         self.handled(bytes)?;
-        let mut result = if first.is_some_and(|first| first.is_true()) { indention.clone() } else { String::new() };
+        let mut result = if first.is_some_and(|first| first.is_true()) {
+            indention.clone()
+        } else {
+            String::new()
+        };
         for (index, line) in lines.iter().enumerate() {
             if index > 0 {
                 result.push('\n');
@@ -203,7 +215,8 @@ impl Interpreter {
     }
 }
 
-/// Jinja2's own idea of where words begin. Each is made small by itself, so that a sigma is final by its own word alone.
+/// Jinja2's own idea of where words begin. Each is made small by itself, so that a sigma is final
+/// by its own word alone.
 fn titled(text: &str) -> String {
     let is_gap = |c: char| is_space(c) || "-({[<".contains(c);
     let mut result = String::new();
@@ -216,13 +229,16 @@ fn titled(text: &str) -> String {
 }
 
 fn words(text: &str) -> i128 {
-    text.split(|c: char| c != '_' && !c.is_alphanumeric()).filter(|word| !word.is_empty()).count() as i128
+    text.split(|c: char| c != '_' && !c.is_alphanumeric()).filter(|word| !word.is_empty()).count()
+        as i128
 }
 
 /// Markup's `striptags`: without comments and tags, with single spaces.
 fn without_tags(text: &str) -> Outcome<String> {
     if text.contains('&') {
-        return Err(Fail::new("striptags of a text with '&', which may begin an entity of HTML, is not supported"));
+        return Err(Fail::new(
+            "striptags of a text with '&', which may begin an entity of HTML, is not supported",
+        ));
     }
     let (mut kept, mut rest) = (String::new(), text);
     while let Some(start) = rest.find('<') {
@@ -247,7 +263,9 @@ fn quoted(text: &str, for_query: bool) -> String {
         match byte {
             b'/' if !for_query => result.push('/'),
             b' ' if for_query => result.push('+'),
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => result.push(char::from(byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => {
+                result.push(char::from(byte))
+            }
             _ => {
                 let [high, low] = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
                 result.extend(['%', char::from(high), char::from(low)]);
@@ -265,9 +283,15 @@ fn urlencode(value: &Value, own: &str) -> Outcome<String> {
     };
     let mut parts = Vec::new();
     for pair in pairs {
-        let [key, value]: [Value; 2] =
-            pair.iterate()?.try_into().map_err(|_| Fail::new("urlencode wants pairs of a key and a value"))?;
-        parts.push(format!("{}={}", quoted(&key.to_text()?, true), quoted(&value.to_text()?, true)));
+        let [key, value]: [Value; 2] = pair
+            .iterate()?
+            .try_into()
+            .map_err(|_| Fail::new("urlencode wants pairs of a key and a value"))?;
+        parts.push(format!(
+            "{}={}",
+            quoted(&key.to_text()?, true),
+            quoted(&value.to_text()?, true)
+        ));
     }
     Ok(parts.join("&"))
 }
@@ -278,8 +302,10 @@ fn xmlattr(value: &Value, args: CallArgs) -> Outcome<Value> {
         return Err(Fail::new(format!("xmlattr wants a dictionary, not '{}'", value.type_name())));
     };
     let mut parts = Vec::new();
-    for (key, value) in
-        attributes.entries().iter().filter(|(_, value)| !matches!(value, Value::None | Value::Undefined(_)))
+    for (key, value) in attributes
+        .entries()
+        .iter()
+        .filter(|(_, value)| !matches!(value, Value::None | Value::Undefined(_)))
     {
         let key = key.to_text()?;
         if key.contains(|c: char| is_space(c) || "/>=".contains(c)) {
@@ -289,12 +315,14 @@ fn xmlattr(value: &Value, args: CallArgs) -> Outcome<Value> {
         let text = if matches!(value, Value::Markup(_)) { text } else { operators::escaped(&text) };
         parts.push(format!("{}=\"{text}\"", operators::escaped(&key)));
     }
-    let begin = if !parts.is_empty() && space.is_none_or(|space| space.is_true()) { " " } else { "" };
+    let begin =
+        if !parts.is_empty() && space.is_none_or(|space| space.is_true()) { " " } else { "" };
     Ok(format!("{begin}{}", parts.join(" ")).into())
 }
 
 fn truncate(own: &str, args: CallArgs) -> Outcome<Value> {
-    let [length, kill, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
+    let [length, kill, end, leeway] =
+        args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
     let length = length.map_or(Ok(255), |length| integer(&length, "truncate"))?;
     let end = end.map_or(Ok(Text::new("...")), |end| text(&end, "truncate"))?;
     let leeway = match leeway {
@@ -323,13 +351,19 @@ fn tojson(value: &Value, args: CallArgs) -> Outcome<Value> {
     let indent = match indent {
         None | Some(Value::None) => None,
         Some(Value::Str(indent)) => Some(indent.to_string()),
-        Some(indent) => Some(" ".repeat(usize::try_from(integer(&indent, "tojson")?).unwrap_or(0).min(1 << 10))),
+        Some(indent) => {
+            Some(" ".repeat(usize::try_from(integer(&indent, "tojson")?).unwrap_or(0).min(1 << 10)))
+        }
     };
     let (item_separator, key_separator) = match separators {
-        None | Some(Value::None) => ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned()),
+        None | Some(Value::None) => {
+            ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned())
+        }
         Some(separators) => {
-            let [item, key]: [Value; 2] =
-                separators.iterate()?.try_into().map_err(|_| Fail::new("separators are two texts"))?;
+            let [item, key]: [Value; 2] = separators
+                .iterate()?
+                .try_into()
+                .map_err(|_| Fail::new("separators are two texts"))?;
             (text(&item, "tojson")?.to_string(), text(&key, "tojson")?.to_string())
         }
     };

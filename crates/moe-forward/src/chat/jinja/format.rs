@@ -118,7 +118,10 @@ impl Spec {
                 Ok(self.pad(&text, self.align.unwrap_or('<'), 0))
             }
             (Value::Bool(_), None) if self.width == 0 => value.to_text(),
-            (Value::Int(_) | Value::Bool(_), None | Some('d' | 'n' | 'x' | 'X' | 'o' | 'b' | 'c')) => {
+            (
+                Value::Int(_) | Value::Bool(_),
+                None | Some('d' | 'n' | 'x' | 'X' | 'o' | 'b' | 'c'),
+            ) => {
                 let number = value.integer().unwrap_or(0);
                 if self.kind == Some('c') {
                     let c = u32::try_from(number).ok().and_then(char::from_u32);
@@ -140,7 +143,9 @@ impl Spec {
                 let body = float_body(number.abs(), kind, self.precision)?;
                 Ok(self.pad_number(number.is_sign_negative() && !number.is_nan(), "", &body))
             }
-            _ if self.width == 0 && self.kind.is_none() && self.precision.is_none() => value.to_text(),
+            _ if self.width == 0 && self.kind.is_none() && self.precision.is_none() => {
+                value.to_text()
+            }
             _ => Err(Fail::new(format!("unsupported format for '{}'", value.type_name()))),
         }
     }
@@ -193,7 +198,11 @@ fn general(number: f64, digits: usize, keeps_point: bool) -> String {
     let exponent: i32 = exponent.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
     let most = if keeps_point { digits as i32 - 1 } else { digits as i32 };
     let trimmed = |text: &str| {
-        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text.to_owned() }
+        if text.contains('.') {
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        } else {
+            text.to_owned()
+        }
     };
     if exponent < -4 || exponent >= most.max(1) && exponent >= most {
         let text = scientific(number, digits - 1);
@@ -256,7 +265,9 @@ pub(super) fn percent(run: &mut Interpreter, pattern: &Text, values: &Value) -> 
         let value = match (key, values) {
             (Some(key), Value::Dict(dict)) => {
                 used_mapping = true;
-                dict.get_text(key).cloned().ok_or_else(|| Fail::new(format!("KeyError: {key:?}")))?
+                dict.get_text(key)
+                    .cloned()
+                    .ok_or_else(|| Fail::new(format!("KeyError: {key:?}")))?
             }
             (Some(_), _) => return Err(Fail::new("format requires a mapping")),
             (None, _) => next(TOO_FEW)?,
@@ -305,7 +316,10 @@ fn converted(mut spec: Spec, kind: char, value: &Value) -> Outcome<String> {
                 other => other.clone(),
             };
             if number.integer().is_none() {
-                return Err(Fail::new(format!("%{kind} format: a number is required, not {}", value.type_name())));
+                return Err(Fail::new(format!(
+                    "%{kind} format: a number is required, not {}",
+                    value.type_name()
+                )));
             }
             if let Some(digits) = spec.precision.take() {
                 let text = number.integer().unwrap_or(0).unsigned_abs().to_string();
@@ -318,9 +332,10 @@ fn converted(mut spec: Spec, kind: char, value: &Value) -> Outcome<String> {
         'e' | 'E' | 'f' | 'F' | 'g' | 'G' if value.number().is_some() => {
             spec.apply(&Value::Float(value.number().unwrap_or(0.0)))
         }
-        'x' | 'X' | 'o' | 'c' | 'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
-            Err(Fail::new(format!("%{kind} format: a number is required, not {}", value.type_name())))
-        }
+        'x' | 'X' | 'o' | 'c' | 'e' | 'E' | 'f' | 'F' | 'g' | 'G' => Err(Fail::new(format!(
+            "%{kind} format: a number is required, not {}",
+            value.type_name()
+        ))),
         _ => Err(Fail::new(format!("unsupported format character '{kind}'"))),
     }
 }
@@ -331,7 +346,13 @@ pub(super) fn format(run: &mut Interpreter, pattern: &Text, args: &CallArgs) -> 
     Ok(formatted(run, pattern, args, &mut next, 2)?.into())
 }
 
-fn formatted(run: &mut Interpreter, pattern: &str, args: &CallArgs, next: &mut usize, depth: usize) -> Outcome<String> {
+fn formatted(
+    run: &mut Interpreter,
+    pattern: &str,
+    args: &CallArgs,
+    next: &mut usize,
+    depth: usize,
+) -> Outcome<String> {
     let mut result = String::new();
     let mut rest = pattern;
     while let Some(at) = rest.find(['{', '}']) {
@@ -353,7 +374,8 @@ fn formatted(run: &mut Interpreter, pattern: &str, args: &CallArgs, next: &mut u
             return Err(Fail::new("Max string recursion exceeded"));
         }
         let (name, spec) = field.split_once(':').unwrap_or((field, ""));
-        let (name, conversion) = name.split_once('!').map_or((name, ""), |(name, conversion)| (name, conversion));
+        let (name, conversion) =
+            name.split_once('!').map_or((name, ""), |(name, conversion)| (name, conversion));
         let mut value = lookup(name, args, next)?;
         match conversion {
             "" => {}
@@ -363,7 +385,8 @@ fn formatted(run: &mut Interpreter, pattern: &str, args: &CallArgs, next: &mut u
             _ => return Err(Fail::new(format!("the conversion '!{conversion}' is not supported"))),
         }
         let spec = formatted(run, spec, args, next, depth - 1)?;
-        let text = if spec.is_empty() { value.to_text()? } else { Spec::parse(&spec)?.apply(&value)? };
+        let text =
+            if spec.is_empty() { value.to_text()? } else { Spec::parse(&spec)?.apply(&value)? };
         run.step(text.len())?;
         run.room(result.len() + text.len())?;
         result.push_str(&text);
@@ -406,7 +429,9 @@ fn lookup(name: &str, args: &CallArgs, next: &mut usize) -> Outcome<Value> {
             value = operators::attribute(&value, &after[..end])?;
             rest = &after[end..];
         } else {
-            let (key, after) = rest[1..].split_once(']').ok_or_else(|| Fail::new("Missing ']' in format string"))?;
+            let (key, after) = rest[1..]
+                .split_once(']')
+                .ok_or_else(|| Fail::new("Missing ']' in format string"))?;
             let key = key.parse().map_or_else(|_| Value::from(key), Value::Int);
             value = operators::item(&value, &key)?;
             rest = after;

@@ -1,4 +1,5 @@
-//! What a template holds of memory and how deep its values are, counted by the values themselves: a template runs on a thread of its own.
+//! What a template holds of memory and how deep its values are, counted by the values themselves: a
+//! template runs on a thread of its own.
 
 use std::cell::Cell;
 
@@ -33,8 +34,12 @@ pub(super) fn longest_text() -> usize {
 /// Refuses what would hold `bytes` more than a template may.
 pub(super) fn room(bytes: usize) -> Outcome<()> {
     if HELD.get().saturating_add(bytes) > ALLOWED.get() {
-        let of_budget = if ALLOWED.get() < MAX_BYTES { ", a quarter of --memory-budget," } else { "" };
-        let what = format!("the template takes more than {} MiB{of_budget} for a conversation", ALLOWED.get() >> 20);
+        let of_budget =
+            if ALLOWED.get() < MAX_BYTES { ", a quarter of --memory-budget," } else { "" };
+        let what = format!(
+            "the template takes more than {} MiB{of_budget} for a conversation",
+            ALLOWED.get() >> 20
+        );
         return Err(Fail::new(what));
     }
     Ok(())
@@ -74,8 +79,8 @@ impl Drop for Charge {
     }
 }
 
-/// Counts a comparison of two values, of so many bytes where they are texts; false where there were too many, and the template's
-/// next step fails.
+/// Counts a comparison of two values, of so many bytes where they are texts; false where there were
+/// too many, and the template's next step fails.
 pub(super) fn may_compare(bytes: usize) -> bool {
     COMPARED.set(COMPARED.get() + 1 + bytes as u64 / BYTES_COMPARED_AT_ONCE);
     COMPARED.get() <= MAX_COMPARED

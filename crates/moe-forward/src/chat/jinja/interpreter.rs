@@ -20,7 +20,8 @@ pub(super) struct Interpreter {
     since: Instant,
     /// An address at the start of the stack.
     base: usize,
-    /// Bytes of texts that are being written: the template's, and those of macros and blocks within it.
+    /// Bytes of texts that are being written: the template's, and those of macros and blocks within
+    /// it.
     pub written: usize,
     /// What is set outside of all loops and macros.
     pub globals: Rc<Scope>,
@@ -79,7 +80,8 @@ impl Interpreter {
     pub fn step(&mut self, bytes: usize) -> Outcome<()> {
         self.steps += 1 + bytes as u64 / 256;
         if self.steps > self.limits.steps {
-            let what = "the template runs out of fuel: more than 10,000,000 steps for a conversation";
+            let what =
+                "the template runs out of fuel: more than 10,000,000 steps for a conversation";
             return Err(Fail::new(what));
         }
         // At each step, since one of them can take as long as thousands of others.

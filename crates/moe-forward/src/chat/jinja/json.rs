@@ -8,7 +8,8 @@ use super::sorting::sorted;
 use super::value::{Dict, Value};
 use super::{Fail, Outcome};
 
-/// A JSON value as Python has it, in which numbers that `moe_checkpoint::json::keep_numbers` has kept are numbers again.
+/// A JSON value as Python has it, in which numbers that `moe_checkpoint::json::keep_numbers` has
+/// kept are numbers again.
 ///
 /// # Errors
 /// For an integer of more than 128 bits.
@@ -24,7 +25,9 @@ pub(super) fn value(json: &serde_json::Value) -> Outcome<Value> {
             Some(number) => kept(number)?,
             None => text.as_str().into(),
         },
-        serde_json::Value::Array(items) => items.iter().map(value).collect::<Outcome<Vec<_>>>()?.into(),
+        serde_json::Value::Array(items) => {
+            items.iter().map(value).collect::<Outcome<Vec<_>>>()?.into()
+        }
         serde_json::Value::Object(fields) => {
             let mut dict = Dict::default();
             for (key, field) in fields {
@@ -43,7 +46,9 @@ fn kept(number: &str) -> Outcome<Value> {
         _ => match number.parse::<i128>() {
             Ok(integer) => Value::Int(integer),
             // What has a point or an exponent overflows, as in Python.
-            Err(_) if number.contains(['.', 'e', 'E']) => Value::Float(number.parse().unwrap_or(f64::NAN)),
+            Err(_) if number.contains(['.', 'e', 'E']) => {
+                Value::Float(number.parse().unwrap_or(f64::NAN))
+            }
             Err(_) => return Err(Fail::new("an integer of more than 128 bits is not supported")),
         },
     })
@@ -102,7 +107,10 @@ impl Style {
                 out.push('}');
             }
             _ => {
-                return Err(Fail::new(format!("Object of type {} is not JSON serializable", value.type_name())));
+                return Err(Fail::new(format!(
+                    "Object of type {} is not JSON serializable",
+                    value.type_name()
+                )));
             }
         }
         Ok(())
@@ -166,6 +174,9 @@ fn json_key(key: &Value) -> Outcome<String> {
         Value::Bool(value) => Ok(value.to_string()),
         Value::Int(value) => Ok(value.to_string()),
         Value::Float(value) => Ok(number(*value)),
-        _ => Err(Fail::new(format!("keys must be str, int, float, bool or None, not {}", key.type_name()))),
+        _ => Err(Fail::new(format!(
+            "keys must be str, int, float, bool or None, not {}",
+            key.type_name()
+        ))),
     }
 }

@@ -35,12 +35,16 @@ pub(super) fn decimal(c: char) -> Option<u32> {
     Some(before.count() as u32 % 10)
 }
 
-/// `text` with ASCII's digits in the place of those of other scripts, as Python's `int` and `float` read it.
+/// `text` with ASCII's digits in the place of those of other scripts, as Python's `int` and `float`
+/// read it.
 pub(super) fn with_ascii_digits(text: &str) -> String {
-    text.chars().map(|c| decimal(c).and_then(|digit| char::from_digit(digit, 10)).unwrap_or(c)).collect()
+    text.chars()
+        .map(|c| decimal(c).and_then(|digit| char::from_digit(digit, 10)).unwrap_or(c))
+        .collect()
 }
 
-/// Decimal digits, and those in circles, above or below the line (Unicode 14, as Python 3.11 has it).
+/// Decimal digits, and those in circles, above or below the line (Unicode 14, as Python 3.11 has
+/// it).
 fn is_digit(c: char) -> bool {
     decimal(c).is_some()
         || matches!(c, '\u{b2}'..='\u{b3}' | '\u{b9}' | '\u{1369}'..='\u{1371}' | '\u{19da}' | '\u{2070}' | '\u{2074}'..='\u{2079}' | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}' | '\u{2474}'..='\u{247c}' | '\u{2488}'..='\u{2490}' | '\u{24ea}' | '\u{24f5}'..='\u{24fd}' | '\u{24ff}' | '\u{2776}'..='\u{277e}' | '\u{2780}'..='\u{2788}' | '\u{278a}'..='\u{2792}' | '\u{10a40}'..='\u{10a43}' | '\u{10e60}'..='\u{10e68}' | '\u{11052}'..='\u{1105a}' | '\u{1f100}'..='\u{1f10a}')
@@ -56,7 +60,9 @@ fn is_numeric(c: char) -> bool {
 }
 
 fn is_letter(c: char) -> bool {
-    use GeneralCategory::{LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter};
+    use GeneralCategory::{
+        LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter,
+    };
     let letters = [LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter];
     letters.contains(&get_general_category(c))
 }
@@ -99,7 +105,8 @@ fn with_small(text: &str) -> impl Iterator<Item = (char, String)> {
     let small = text.to_lowercase();
     let mut at = 0;
     text.chars().map(move |c| {
-        let end = at + small[at..].chars().take(c.to_lowercase().count()).map(char::len_utf8).sum::<usize>();
+        let end = at
+            + small[at..].chars().take(c.to_lowercase().count()).map(char::len_utf8).sum::<usize>();
         let own = small[at..end].to_owned();
         at = end;
         (c, own)
@@ -108,7 +115,8 @@ fn with_small(text: &str) -> impl Iterator<Item = (char, String)> {
 
 /// The first letter large, the others small.
 pub(super) fn capitalized(text: &str) -> String {
-    let letter = |(at, (c, small)): (usize, (char, String))| if at == 0 { title_case(c) } else { small };
+    let letter =
+        |(at, (c, small)): (usize, (char, String))| if at == 0 { title_case(c) } else { small };
     with_small(text).enumerate().map(letter).collect()
 }
 
@@ -171,7 +179,9 @@ fn title_case(c: char) -> String {
         // Georgian has large letters for whole words alone.
         'ა'..='ჺ' | 'ჽ'..='ჿ' => c.into(),
         // Greek with iota below has single large letters, eight behind the small ones.
-        'ᾀ'..='ᾇ' | 'ᾐ'..='ᾗ' | 'ᾠ'..='ᾧ' => char::from_u32(u32::from(c) + 8).unwrap_or(c).into(),
+        'ᾀ'..='ᾇ' | 'ᾐ'..='ᾗ' | 'ᾠ'..='ᾧ' => {
+            char::from_u32(u32::from(c) + 8).unwrap_or(c).into()
+        }
         'ᾳ' | 'ῃ' | 'ῳ' => char::from_u32(u32::from(c) + 9).unwrap_or(c).into(),
         'ᾲ' | 'ᾴ' | 'ᾷ' | 'ῂ' | 'ῄ' | 'ῇ' | 'ῲ' | 'ῴ' | 'ῷ' => {
             c.to_uppercase().map(iota_below).collect()

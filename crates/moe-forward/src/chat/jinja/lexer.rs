@@ -1,4 +1,5 @@
-//! Text to tokens, with Jinja2's rules for white space: `trim_blocks` and `lstrip_blocks`, as transformers sets them.
+//! Text to tokens, with Jinja2's rules for white space: `trim_blocks` and `lstrip_blocks`, as
+//! transformers sets them.
 
 use super::{Fail, Outcome};
 
@@ -25,8 +26,8 @@ pub(super) struct Token {
 
 /// Longest first.
 const OPERATORS: [&str; 26] = [
-    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
-    ":", "|", ",", ";",
+    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}",
+    ">", "<", "=", ".", ":", "|", ",", ";",
 ];
 
 /// The tokens of `source`, ended by [`Kind::End`].
@@ -35,7 +36,14 @@ pub(super) fn tokenize(source: &str) -> Outcome<Vec<Token>> {
     if source.ends_with('\n') {
         source.pop();
     }
-    let mut lexer = Lexer { source: &source, at: 0, line: 1, counted: 0, tokens: Vec::new(), line_starts: true };
+    let mut lexer = Lexer {
+        source: &source,
+        at: 0,
+        line: 1,
+        counted: 0,
+        tokens: Vec::new(),
+        line_starts: true,
+    };
     lexer.template()?;
     lexer.push(Kind::End);
     Ok(lexer.tokens)
@@ -84,7 +92,8 @@ impl<'a> Lexer<'a> {
             let kind = rest.as_bytes()[begin + 1];
             let sign = rest.as_bytes().get(begin + 2).copied();
             let signed = matches!(sign, Some(b'-' | b'+'));
-            let text = self.stripped(&rest[..begin], if signed { sign } else { None }, kind == b'{');
+            let text =
+                self.stripped(&rest[..begin], if signed { sign } else { None }, kind == b'{');
             self.at += begin;
             if !text.is_empty() {
                 self.push(Kind::Text(text.to_owned()));
@@ -112,7 +121,8 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// `text` before a delimiter with `sign`; what indents a block or comment doesn't count as text.
+    /// `text` before a delimiter with `sign`; what indents a block or comment doesn't count as
+    /// text.
     fn stripped<'t>(&self, text: &'t str, sign: Option<u8>, is_print: bool) -> &'t str {
         if sign == Some(b'-') {
             return text.trim_end_matches(is_space);
@@ -152,7 +162,8 @@ impl<'a> Lexer<'a> {
     /// The length of the rest of `{% raw %}`, if that is what begins here.
     fn raw_begin(&self) -> Option<usize> {
         let rest = self.rest();
-        let after = rest.trim_start_matches(is_space).strip_prefix("raw")?.trim_start_matches(is_space);
+        let after =
+            rest.trim_start_matches(is_space).strip_prefix("raw")?.trim_start_matches(is_space);
         if let Some(after) = after.strip_prefix("-%}") {
             return Some(rest.len() - after.trim_start_matches(is_space).len());
         }
@@ -164,9 +175,12 @@ impl<'a> Lexer<'a> {
         self.line_starts = self.source[..self.at].ends_with('\n');
         let start = self.at;
         for (begin, _) in rest.match_indices("{%") {
-            let sign = rest.as_bytes().get(begin + 2).copied().filter(|sign| matches!(sign, b'-' | b'+'));
+            let sign =
+                rest.as_bytes().get(begin + 2).copied().filter(|sign| matches!(sign, b'-' | b'+'));
             let name = &rest[begin + 2 + usize::from(sign.is_some())..];
-            let Some(after) = name.trim_start_matches(is_space).strip_prefix("endraw") else { continue };
+            let Some(after) = name.trim_start_matches(is_space).strip_prefix("endraw") else {
+                continue;
+            };
             let text = self.stripped(&rest[..begin], sign, false);
             self.at = self.source.len() - after.trim_start_matches(is_space).len();
             let Some(length) = self.end("%}", true) else {
@@ -197,13 +211,16 @@ impl<'a> Lexer<'a> {
                 self.number()?;
             } else if next == '_' || next.is_alphanumeric() {
                 let rest = self.rest();
-                let length = rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
+                let length =
+                    rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
                 self.at += length;
                 self.push(Kind::Name(rest[..length].to_owned()));
             } else if next == '"' || next == '\'' {
                 self.string(next)?;
             } else {
-                let Some(operator) = OPERATORS.into_iter().find(|operator| self.rest().starts_with(operator)) else {
+                let Some(operator) =
+                    OPERATORS.into_iter().find(|operator| self.rest().starts_with(operator))
+                else {
                     return self.fail(format!("unexpected char {next:?}"));
                 };
                 match operator {
@@ -212,7 +229,10 @@ impl<'a> Lexer<'a> {
                     "{" => brackets.push("}"),
                     ")" | "]" | "}" => match brackets.pop() {
                         Some(expected) if expected == operator => {}
-                        Some(expected) => return self.fail(format!("unexpected '{operator}', expected '{expected}'")),
+                        Some(expected) => {
+                            return self
+                                .fail(format!("unexpected '{operator}', expected '{expected}'"));
+                        }
                         None => return self.fail(format!("unexpected '{operator}'")),
                     },
                     _ => {}

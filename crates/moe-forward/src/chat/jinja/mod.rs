@@ -1,7 +1,9 @@
-//! Jinja2 as transformers sets it up for chat templates, with Python's values: what a template prints depends on how Python writes a
-//! list or a float, on its string methods and its operators, none of which another engine has in the same way.
+//! Jinja2 as transformers sets it up for chat templates, with Python's values: what a template
+//! prints depends on how Python writes a list or a float, on its string methods and its operators,
+//! none of which another engine has in the same way.
 //!
-//! A template is a program out of a checkpoint. It runs on a thread with a large stack, and its steps, depth and memory are bounded.
+//! A template is a program out of a checkpoint. It runs on a thread with a large stack, and its
+//! steps, depth and memory are bounded.
 
 mod ast;
 mod calls;
@@ -59,12 +61,15 @@ pub(super) struct TemplateLimits {
 }
 
 impl TemplateLimits {
-    pub const USUAL: Self = Self { steps: 10_000_000, time: Duration::from_secs(30), bytes: MAX_BYTES };
+    pub const USUAL: Self =
+        Self { steps: 10_000_000, time: Duration::from_secs(30), bytes: MAX_BYTES };
 
     /// The limits in a run that may hold `memory` bytes.
     pub fn within(memory: Option<u64>) -> Self {
-        // A step may make a copy of all that is held, and what is rendered is held beside what is tokenized.
-        let share = memory.map_or(MAX_BYTES, |bytes| usize::try_from(bytes / 4).unwrap_or(MAX_BYTES));
+        // A step may make a copy of all that is held, and what is rendered is held beside what is
+        // tokenized.
+        let share =
+            memory.map_or(MAX_BYTES, |bytes| usize::try_from(bytes / 4).unwrap_or(MAX_BYTES));
         Self { bytes: share.clamp(LEAST_BYTES, MAX_BYTES), ..Self::USUAL }
     }
 
@@ -151,14 +156,17 @@ impl Template {
         match take.recv_timeout(limits.patience()) {
             Ok(rendered) => rendered,
             Err(RecvTimeoutError::Timeout) => Err(Fail::new(limits.too_long())),
-            Err(RecvTimeoutError::Disconnected) => Err(Fail::new("the chat template's thread ended")),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(Fail::new("the chat template's thread ended"))
+            }
         }
     }
 }
 
 impl Drop for Template {
     fn drop(&mut self) {
-        // A deep tree is taken apart by as deep a recursion. One that still runs is taken apart by its thread.
+        // A deep tree is taken apart by as deep a recursion. One that still runs is taken apart by
+        // its thread.
         let Some(tree) = Arc::into_inner(std::mem::take(&mut self.tree)) else { return };
         _ = on_a_large_stack(move || {
             drop(tree);

@@ -32,7 +32,9 @@ pub(super) fn filter(name: &str, value: &Value, args: CallArgs) -> Outcome<Value
             let [default, base] = args.bind(name, ["default", "base"])?;
             let base = base.map_or(Ok(10), |base| integer(&base, name))?;
             let found = match value.text() {
-                Some(text) => parse_integer(text, base).or_else(|| parse_float(text).and_then(truncated)),
+                Some(text) => {
+                    parse_integer(text, base).or_else(|| parse_float(text).and_then(truncated))
+                }
                 None => value.integer().or_else(|| value.number().and_then(truncated)),
             };
             Ok(found.map(Value::Int).or(default).unwrap_or(Value::Int(0)))
@@ -50,12 +52,14 @@ fn truncated(number: f64) -> Option<i128> {
     (number.is_finite() && number.abs() < 1e38).then_some(number.trunc() as i128)
 }
 
-/// `text` as Python's `int` and `float` read it: without space around it, with digits of any script, which single underscores may
-/// part. None where an underscore stands elsewhere.
+/// `text` as Python's `int` and `float` read it: without space around it, with digits of any
+/// script, which single underscores may part. None where an underscore stands elsewhere.
 fn digits(text: &str, is_digit: fn(char) -> bool) -> Option<String> {
     let text = with_ascii_digits(text.trim_matches(is_space)).to_lowercase();
     let bytes: Vec<char> = text.chars().collect();
-    let parts = |at: usize| at > 0 && is_digit(bytes[at - 1]) && bytes.get(at + 1).is_some_and(|c| is_digit(*c));
+    let parts = |at: usize| {
+        at > 0 && is_digit(bytes[at - 1]) && bytes.get(at + 1).is_some_and(|c| is_digit(*c))
+    };
     let is_wrong = bytes.iter().enumerate().any(|(at, c)| *c == '_' && !parts(at));
     (!is_wrong).then(|| text.replace('_', ""))
 }
@@ -92,7 +96,10 @@ fn parse_integer(text: &str, base: i128) -> Option<i128> {
 
 fn round(value: &Value, precision: i128, method: &str) -> Outcome<Value> {
     let Some(number) = value.number() else {
-        return Err(Fail::new(format!("type {} doesn't define __round__ method", value.type_name())));
+        return Err(Fail::new(format!(
+            "type {} doesn't define __round__ method",
+            value.type_name()
+        )));
     };
     let places = i32::try_from(precision.clamp(-400, 400)).unwrap_or(0);
     match (method, value.integer()) {

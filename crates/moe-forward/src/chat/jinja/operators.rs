@@ -9,7 +9,11 @@ use super::{Fail, Outcome, format, strings};
 
 /// Markup's way of escaping.
 pub(super) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('>', "&gt;").replace('<', "&lt;").replace('\'', "&#39;").replace('"', "&#34;")
+    text.replace('&', "&amp;")
+        .replace('>', "&gt;")
+        .replace('<', "&lt;")
+        .replace('\'', "&#39;")
+        .replace('"', "&#34;")
 }
 
 /// How many bytes that gives.
@@ -83,7 +87,8 @@ fn method_of(object: &Value, name: &str) -> Option<&'static str> {
 fn changes(object: &Value, name: &str) -> bool {
     let is_dict = matches!(object, Value::Dict(_));
     (is_dict && CHANGES[..5].contains(&name))
-        || (matches!(object, Value::List(_)) && (CHANGES[5..11].contains(&name) || matches!(name, "clear" | "pop")))
+        || (matches!(object, Value::List(_))
+            && (CHANGES[5..11].contains(&name) || matches!(name, "clear" | "pop")))
 }
 
 /// `object.name` as Python's `getattr` finds it.
@@ -92,7 +97,8 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
         return Ok(Some(Value::Method((object.clone(), method).into())));
     }
     if changes(object, name) {
-        let what = format!("access to attribute '{name}' of '{}' object is unsafe.", object.type_name());
+        let what =
+            format!("access to attribute '{name}' of '{}' object is unsafe.", object.type_name());
         return Ok(Some(Value::undefined(what)));
     }
     let known = match object {
@@ -114,7 +120,9 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
             Some(Value::Tuple(Items::new(names.collect())))
         }
         Value::Macro(macro_) if name == "catch_kwargs" => Some(Value::Bool(macro_.0.takes_kwargs)),
-        Value::Macro(macro_) if name == "catch_varargs" => Some(Value::Bool(macro_.0.takes_varargs)),
+        Value::Macro(macro_) if name == "catch_varargs" => {
+            Some(Value::Bool(macro_.0.takes_varargs))
+        }
         Value::Macro(macro_) if name == "caller" => Some(Value::Bool(macro_.0.takes_caller)),
         Value::Macro(macro_) if name == "name" => Some((&*macro_.0.name).into()),
         Value::Blocks(blocks) => {
@@ -172,7 +180,9 @@ pub(super) fn item(object: &Value, index: &Value) -> Outcome<Value> {
                 };
                 found.map(|c| Value::from(c.to_string()))
             }
-            Value::Range { start, step, length } => at(*length).map(|at| Value::Int(start + step * at as i128)),
+            Value::Range { start, step, length } => {
+                at(*length).map(|at| Value::Int(start + step * at as i128))
+            }
             _ => None,
         };
         return Ok(found.unwrap_or_else(|| has_no(object, "element", &position.to_string())));
@@ -192,9 +202,12 @@ pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
     if let Value::Undefined(what) = object {
         return Err(Fail::new(&**what));
     }
-    let are_integers = bounds.iter().all(|bound| matches!(bound, Value::None) || bound.integer().is_some());
-    let is_sequence =
-        matches!(object, Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) | Value::Range { .. });
+    let are_integers =
+        bounds.iter().all(|bound| matches!(bound, Value::None) || bound.integer().is_some());
+    let is_sequence = matches!(
+        object,
+        Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) | Value::Range { .. }
+    );
     if !are_integers || !is_sequence {
         return Ok(has_no(object, "element", "of a slice"));
     }
@@ -267,7 +280,10 @@ pub(super) fn contains(container: &Value, value: &Value) -> Outcome<bool> {
     match container {
         Value::Str(text) | Value::Markup(text) => match value.text() {
             Some(part) => Ok(text.contains(part)),
-            None => Err(Fail::new(format!("'in <string>' requires string as left operand, not {}", value.type_name()))),
+            None => Err(Fail::new(format!(
+                "'in <string>' requires string as left operand, not {}",
+                value.type_name()
+            ))),
         },
         Value::Dict(dict) => {
             if matches!(value, Value::List(_) | Value::Dict(_)) {
@@ -282,7 +298,9 @@ pub(super) fn contains(container: &Value, value: &Value) -> Outcome<bool> {
         Value::Range { .. } | Value::Once(_) => {
             Ok(container.iterate()?.iter().any(|item| item.is(value) || item.equals(value)))
         }
-        _ => Err(Fail::new(format!("argument of type '{}' is not iterable", container.type_name()))),
+        _ => {
+            Err(Fail::new(format!("argument of type '{}' is not iterable", container.type_name())))
+        }
     }
 }
 
@@ -313,9 +331,17 @@ fn too_large() -> Fail {
 /// Python's floor division and remainder, whose sign is the divisor's.
 fn floor_divided(a: i128, b: i128) -> Outcome<(i128, i128)> {
     let (Some(quotient), Some(rest)) = (a.checked_div(b), a.checked_rem(b)) else {
-        return Err(if b == 0 { Fail::new("integer division or modulo by zero") } else { too_large() });
+        return Err(if b == 0 {
+            Fail::new("integer division or modulo by zero")
+        } else {
+            too_large()
+        });
     };
-    if rest != 0 && (rest < 0) != (b < 0) { Ok((quotient - 1, rest + b)) } else { Ok((quotient, rest)) }
+    if rest != 0 && (rest < 0) != (b < 0) {
+        Ok((quotient - 1, rest + b))
+    } else {
+        Ok((quotient, rest))
+    }
 }
 
 fn float_mod(a: f64, b: f64) -> f64 {
@@ -406,12 +432,14 @@ impl Interpreter {
             (Binary::Add, Value::List(a), Value::List(b)) => Ok(Value::List(self.joined(a, b)?)),
             (Binary::Add, Value::Tuple(a), Value::Tuple(b)) => Ok(Value::Tuple(self.joined(a, b)?)),
             (Binary::Mul, value, count) | (Binary::Mul, count, value)
-                if count.integer().is_some() && matches!(value, Value::Str(_) | Value::List(_) | Value::Tuple(_)) =>
+                if count.integer().is_some()
+                    && matches!(value, Value::Str(_) | Value::List(_) | Value::Tuple(_)) =>
             {
                 self.repeated(value, count.integer().unwrap_or(0))
             }
             _ => {
-                let what = format!("unsupported operand types for {operator:?}: '{}'", left.type_name());
+                let what =
+                    format!("unsupported operand types for {operator:?}: '{}'", left.type_name());
                 Err(Fail::new(format!("{what} and '{}'", right.type_name())))
             }
         }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::ast::{Args, AssignmentTarget, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Tree};
+use super::ast::{
+    Args, AssignmentTarget, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Tree,
+};
 use super::lexer::{Kind, Token, tokenize};
 use super::{Fail, Outcome};
 
@@ -11,7 +13,8 @@ const MAX_DEPTH: usize = 1000;
 
 /// The statements of `source`.
 pub(super) fn parse(source: &str) -> Outcome<Tree> {
-    let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0, in_loop: 0, blocks: Vec::new() };
+    let mut parser =
+        Parser { tokens: tokenize(source)?, at: 0, depth: 0, in_loop: 0, blocks: Vec::new() };
     let body = parser.body(&[])?;
     match parser.kind() {
         Kind::End => Ok(Tree { body, blocks: parser.blocks.into() }),
@@ -201,7 +204,10 @@ impl Parser {
                     return self.fail("expected a call");
                 }
                 let body = self.whole("endcall")?;
-                Ok(StmtKind::Call { macro_: Arc::new(self.macro_("caller".into(), params, body, start)), call })
+                Ok(StmtKind::Call {
+                    macro_: Arc::new(self.macro_("caller".into(), params, body, start)),
+                    call,
+                })
             }
             "filter" => {
                 let filters = self.filters(true)?;
@@ -255,21 +261,31 @@ impl Parser {
                 }
                 Ok(StmtKind::Print(exprs))
             }
-            "break" | "continue" if self.in_loop == 0 => self.fail(format!("{name} outside of a loop")),
+            "break" | "continue" if self.in_loop == 0 => {
+                self.fail(format!("{name} outside of a loop"))
+            }
             "break" => Ok(StmtKind::Break),
             "continue" => Ok(StmtKind::Continue),
-            "include" | "import" | "from" | "extends" => {
-                Err(Fail::new(format!("{{% {name} %}} needs another template, which a chat template has none of"))
-                    .at(line))
-            }
+            "include" | "import" | "from" | "extends" => Err(Fail::new(format!(
+                "{{% {name} %}} needs another template, which a chat template has none of"
+            ))
+            .at(line)),
             _ => Err(Fail::new(format!("unknown tag {name:?}")).at(line)),
         }
     }
 
-    fn macro_(&self, name: Name, params: Vec<(Name, Option<Expr>)>, body: Body, start: usize) -> Macro {
-        // Jinja2 looks for these names in the body; giving them where they aren't asked for hides nothing.
+    fn macro_(
+        &self,
+        name: Name,
+        params: Vec<(Name, Option<Expr>)>,
+        body: Body,
+        start: usize,
+    ) -> Macro {
+        // Jinja2 looks for these names in the body; giving them where they aren't asked for hides
+        // nothing.
         let uses = |wanted: &str| {
-            let is_wanted = |token: &Token| matches!(&token.kind, Kind::Name(name) if name == wanted);
+            let is_wanted =
+                |token: &Token| matches!(&token.kind, Kind::Name(name) if name == wanted);
             self.tokens[start..self.at].iter().any(is_wanted)
         };
         Macro {

@@ -68,7 +68,9 @@ impl Value {
                 out.push('>');
             }
             Self::Macro(macro_) => out.push_str(&format!("<Macro '{}'>", macro_.0.name)),
-            Self::Loop(state) => out.push_str(&format!("<LoopContext {}/{}>", state.index(), state.length())),
+            Self::Loop(state) => {
+                out.push_str(&format!("<LoopContext {}/{}>", state.index(), state.length()))
+            }
             Self::Blocks(_) => out.push_str("<TemplateReference None>"),
             Self::Once(_)
             | Self::Block(_)
@@ -76,7 +78,10 @@ impl Value {
             | Self::Function(_)
             | Self::Cycler(_)
             | Self::Joiner(_) => {
-                let what = format!("a {} is printed with its address in memory: add | list", self.type_name());
+                let what = format!(
+                    "a {} is printed with its address in memory: add | list",
+                    self.type_name()
+                );
                 return Err(Fail::new(what));
             }
         }
@@ -115,7 +120,8 @@ pub(super) fn float(value: f64) -> String {
     format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
-/// Whether Python prints `c` as it is. The standard library asks the same of Unicode where it escapes, but for marks that begin a text.
+/// Whether Python prints `c` as it is. The standard library asks the same of Unicode where it
+/// escapes, but for marks that begin a text.
 pub(super) fn is_printable(c: char) -> bool {
     if c.is_alphanumeric() {
         return true;

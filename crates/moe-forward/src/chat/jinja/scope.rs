@@ -35,7 +35,8 @@ impl Scope {
     pub fn get(&self, name: &str) -> Option<Value> {
         let mut scope = Some(self);
         while let Some(here) = scope {
-            if let Some((_, value)) = here.vars.borrow().iter().find(|(known, _)| **known == *name) {
+            if let Some((_, value)) = here.vars.borrow().iter().find(|(known, _)| **known == *name)
+            {
                 return Some(value.clone());
             }
             scope = here.parent.as_deref();

@@ -16,22 +16,31 @@ impl Interpreter {
                 args.bind(name, []).map(|[]| ())?;
                 // Characters are counted.
                 self.step(value.text().map_or(0, str::len))?;
-                let what = || Fail::new(format!("object of type '{}' has no len()", value.type_name()));
+                let what =
+                    || Fail::new(format!("object of type '{}' has no len()", value.type_name()));
                 value.length().map(|length| Value::Int(length as i128)).ok_or_else(what)
             }
             "first" | "last" => {
                 args.bind(name, []).map(|[]| ())?;
                 if let (Value::Once(items), "first") = (&value, name) {
                     let first = items.borrow_mut().pop_front();
-                    return Ok(first.unwrap_or_else(|| Value::undefined("No first item, sequence was empty.")));
+                    return Ok(first.unwrap_or_else(|| {
+                        Value::undefined("No first item, sequence was empty.")
+                    }));
                 }
                 if matches!(value, Value::Once(_)) {
                     return Err(Fail::new("'generator' object is not reversible"));
                 }
                 let items = value.iterate()?;
                 self.step(items.len())?;
-                let found = if name == "first" { items.into_iter().next() } else { items.into_iter().last() };
-                Ok(found.unwrap_or_else(|| Value::undefined(format!("No {name} item, sequence was empty."))))
+                let found = if name == "first" {
+                    items.into_iter().next()
+                } else {
+                    items.into_iter().last()
+                };
+                Ok(found.unwrap_or_else(|| {
+                    Value::undefined(format!("No {name} item, sequence was empty."))
+                }))
             }
             "sum" => {
                 let [attribute, start] = args.bind(name, ["attribute", "start"])?;
@@ -96,8 +105,10 @@ impl Interpreter {
                 let count = integer(&required(count, name, "linecount")?, name)?;
                 let count = usize::try_from(count).ok().filter(|count| *count > 0);
                 let count = count.ok_or_else(|| Fail::new("batch wants a positive number"))?;
-                let mut batches: Vec<Vec<Value>> = items.chunks(count).map(<[Value]>::to_vec).collect();
-                if let (Some(fill), Some(last)) = (fill.filter(|fill| !matches!(fill, Value::None)), batches.last_mut())
+                let mut batches: Vec<Vec<Value>> =
+                    items.chunks(count).map(<[Value]>::to_vec).collect();
+                if let (Some(fill), Some(last)) =
+                    (fill.filter(|fill| !matches!(fill, Value::None)), batches.last_mut())
                 {
                     self.room(count.saturating_mul(size_of::<Value>()))?;
                     last.resize(count, fill);
@@ -107,7 +118,8 @@ impl Interpreter {
             "slice" => {
                 let [count, fill] = args.bind(name, ["slices", "fill_with"])?;
                 let count = integer(&required(count, name, "slices")?, name)?;
-                let count = usize::try_from(count).ok().filter(|count| (1..1_000_000).contains(count));
+                let count =
+                    usize::try_from(count).ok().filter(|count| (1..1_000_000).contains(count));
                 let count = count.ok_or_else(|| Fail::new("slice wants a positive number"))?;
                 let (each, extra) = (items.len() / count, items.len() % count);
                 let mut slices = Vec::new();
@@ -115,13 +127,15 @@ impl Interpreter {
                 for index in 0..count {
                     let (slice, after) = rest.split_at(each + usize::from(index < extra));
                     rest = after;
-                    let fill = fill.clone().filter(|fill| !matches!(fill, Value::None) && index >= extra);
+                    let fill =
+                        fill.clone().filter(|fill| !matches!(fill, Value::None) && index >= extra);
                     slices.push(Value::from(slice.iter().cloned().chain(fill).collect::<Vec<_>>()));
                 }
                 Ok(Value::once(slices))
             }
             "sort" => {
-                let [reverse, sensitive, attribute] = args.bind(name, ["reverse", "case_sensitive", "attribute"])?;
+                let [reverse, sensitive, attribute] =
+                    args.bind(name, ["reverse", "case_sensitive", "attribute"])?;
                 let sensitive = sensitive.is_some_and(|sensitive| sensitive.is_true());
                 let mut keyed = Vec::new();
                 for item in items {
@@ -152,7 +166,8 @@ impl Interpreter {
     }
 
     fn groupby(&mut self, items: Vec<Value>, args: CallArgs) -> Outcome<Value> {
-        let [attribute, default, sensitive] = args.bind("groupby", ["attribute", "default", "case_sensitive"])?;
+        let [attribute, default, sensitive] =
+            args.bind("groupby", ["attribute", "default", "case_sensitive"])?;
         let attribute = required(attribute, "groupby", "attribute")?;
         let default = default.filter(|default| !matches!(default, Value::None));
         let sensitive = sensitive.is_some_and(|sensitive| sensitive.is_true());
@@ -171,14 +186,19 @@ impl Interpreter {
         }
         let mut result = Vec::new();
         for (key, members) in groups {
-            let key = if sensitive { key } else { self.at_path(&members[0], &attribute, default.as_ref())? };
+            let key = if sensitive {
+                key
+            } else {
+                self.at_path(&members[0], &attribute, default.as_ref())?
+            };
             result.push(Value::Tuple(Items::new(vec![key, members.into()])));
         }
         Ok(result.into())
     }
 
     fn dictsort(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
-        let [sensitive, by, reverse] = args.bind("dictsort", ["case_sensitive", "by", "reverse"])?;
+        let [sensitive, by, reverse] =
+            args.bind("dictsort", ["case_sensitive", "by", "reverse"])?;
         let sensitive = sensitive.is_some_and(|sensitive| sensitive.is_true());
         let by_value = match by.as_ref().map_or(Some("key"), Value::text) {
             Some("key") => false,
@@ -186,7 +206,10 @@ impl Interpreter {
             _ => return Err(Fail::new("You can only sort by either \"key\" or \"value\"")),
         };
         let Value::Dict(dict) = value else {
-            return Err(Fail::new(format!("'{}' object has no attribute 'items'", value.type_name())));
+            return Err(Fail::new(format!(
+                "'{}' object has no attribute 'items'",
+                value.type_name()
+            )));
         };
         let mut keyed = Vec::new();
         for entry in dict.entries() {
@@ -208,13 +231,19 @@ impl Interpreter {
     }
 
     /// What stands in `item` at a path such as `"function.name"` or `0`.
-    pub fn at_path(&mut self, item: &Value, path: &Value, default: Option<&Value>) -> Outcome<Value> {
+    pub fn at_path(
+        &mut self,
+        item: &Value,
+        path: &Value,
+        default: Option<&Value>,
+    ) -> Outcome<Value> {
         self.step(0)?;
         let Some(names) = path.text() else { return operators::item(item, path) };
         let mut found = item.clone();
         for name in names.split('.') {
             let is_number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
-            let key = if is_number { Value::Int(name.parse().unwrap_or(i128::MAX)) } else { name.into() };
+            let key =
+                if is_number { Value::Int(name.parse().unwrap_or(i128::MAX)) } else { name.into() };
             found = operators::item(&found, &key)?;
             if let (true, Some(default)) = (found.is_undefined(), default) {
                 found = default.clone();
@@ -274,10 +303,16 @@ impl Interpreter {
             (true, false) => Some(args.positional.remove(0)),
             (false, _) => None,
         };
-        let test = if args.positional.is_empty() { None } else { Some(text(&args.positional.remove(0), name)?) };
+        let test = if args.positional.is_empty() {
+            None
+        } else {
+            Some(text(&args.positional.remove(0), name)?)
+        };
         let mut kept = Vec::new();
         for item in value.iterate()? {
-            let seen = attribute.as_ref().map_or(Ok(item.clone()), |path| self.at_path(&item, path, None))?;
+            let seen = attribute
+                .as_ref()
+                .map_or(Ok(item.clone()), |path| self.at_path(&item, path, None))?;
             let holds = match &test {
                 Some(test) => self.test(test, &seen, args.clone())?,
                 None => seen.is_true(),

@@ -1,10 +1,12 @@
-//! Sorting by an order that can fail, which the standard library's sort can't: a list may hold what has no order.
+//! Sorting by an order that can fail, which the standard library's sort can't: a list may hold what
+//! has no order.
 
 use std::cmp::Ordering;
 
 use super::Outcome;
 
-/// `items` in `order`; what is equal keeps its place, as in Python. The first comparison that fails ends it.
+/// `items` in `order`; what is equal keeps its place, as in Python. The first comparison that fails
+/// ends it.
 pub(super) fn sorted<T>(
     mut items: Vec<T>,
     order: &mut impl FnMut(&T, &T) -> Outcome<Option<Ordering>>,

@@ -81,7 +81,10 @@ impl Interpreter {
             }
             StmtKind::Macro(macro_) => {
                 self.captured.push(Rc::clone(scope));
-                scope.set(&macro_.name, Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope)))));
+                scope.set(
+                    &macro_.name,
+                    Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope)))),
+                );
             }
             StmtKind::Call { macro_, call } => {
                 let ExprKind::Call(callee, args) = &call.kind else { return Ok(Flow::On) };
@@ -116,7 +119,12 @@ impl Interpreter {
         Ok(Flow::On)
     }
 
-    fn filtered(&mut self, mut value: Value, filters: &[(Name, Args)], scope: &Rc<Scope>) -> Outcome<Value> {
+    fn filtered(
+        &mut self,
+        mut value: Value,
+        filters: &[(Name, Args)],
+        scope: &Rc<Scope>,
+    ) -> Outcome<Value> {
         for (name, args) in filters {
             let args = self.args(args, scope)?;
             value = self.filter(name, value, args)?;
@@ -150,7 +158,8 @@ impl Interpreter {
             return self.body(&for_.otherwise, &Scope::within(scope), out);
         }
         let recursive = for_.recursive.then(|| (Arc::clone(for_), Rc::clone(scope)));
-        let state = LoopState { items, at: Cell::new(0), depth0, changed: RefCell::default(), recursive };
+        let state =
+            LoopState { items, at: Cell::new(0), depth0, changed: RefCell::default(), recursive };
         let state = Rc::new(state);
         let name: Name = "loop".into();
         for (index, item) in state.items.iter().enumerate() {
@@ -170,7 +179,9 @@ impl Interpreter {
     /// What `loop(items)` gives.
     pub fn call_loop(&mut self, state: &LoopState, items: &Value) -> Outcome<Value> {
         let Some((for_, scope)) = &state.recursive else {
-            return Err(Fail::new("The loop must have the 'recursive' marker to be called recursively."));
+            return Err(Fail::new(
+                "The loop must have the 'recursive' marker to be called recursively.",
+            ));
         };
         let (mut text, written) = (String::new(), self.written);
         self.for_(for_, items, scope, state.depth0 + 1, &mut text)?;
@@ -178,7 +189,13 @@ impl Interpreter {
         Ok(text.into())
     }
 
-    fn assign(&mut self, target: &AssignmentTarget, value: Value, scope: &Rc<Scope>, outer: &Rc<Scope>) -> Outcome<()> {
+    fn assign(
+        &mut self,
+        target: &AssignmentTarget,
+        value: Value,
+        scope: &Rc<Scope>,
+        outer: &Rc<Scope>,
+    ) -> Outcome<()> {
         match target {
             AssignmentTarget::Name(name) => scope.set(name, value),
             AssignmentTarget::Attr(name, attribute) => {
@@ -186,14 +203,20 @@ impl Interpreter {
                     return Err(Fail::new("cannot assign attribute on non-namespace object"));
                 };
                 if attribute.starts_with('_') {
-                    return Err(Fail::new(format!("a namespace can't have the attribute {attribute:?}")));
+                    return Err(Fail::new(format!(
+                        "a namespace can't have the attribute {attribute:?}"
+                    )));
                 }
                 namespace.set((&**attribute).into(), value);
             }
             AssignmentTarget::Tuple(targets) => {
                 let values = value.iterate()?;
                 if values.len() != targets.len() {
-                    let what = format!("{} values to unpack, {} names for them", values.len(), targets.len());
+                    let what = format!(
+                        "{} values to unpack, {} names for them",
+                        values.len(),
+                        targets.len()
+                    );
                     return Err(Fail::new(what));
                 }
                 for (target, value) in targets.iter().zip(values) {

@@ -54,7 +54,12 @@ pub(super) const METHODS: [&str; 43] = [
 ];
 
 /// What `own.method(args)` gives.
-pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+pub(super) fn call(
+    run: &mut Interpreter,
+    own: &Text,
+    method: &str,
+    args: CallArgs,
+) -> Outcome<Value> {
     run.step(own.len())?;
     match method {
         "format" => format::format(run, own, &args),
@@ -75,7 +80,9 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
                     split(own, &separator, limit, method == "rsplit")
                 }
                 None => {
-                    run.handled(own.split(is_space).filter(|word| !word.is_empty()).count() * ENTRY_BYTES)?;
+                    run.handled(
+                        own.split(is_space).filter(|word| !word.is_empty()).count() * ENTRY_BYTES,
+                    )?;
                     split_words(own, limit, method == "rsplit")
                 }
             };
@@ -111,7 +118,11 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
             let mut found = false;
             for affix in &affixes {
                 let affix = text(affix, method)?;
-                found |= if method == "startswith" { part.starts_with(&*affix) } else { part.ends_with(&*affix) };
+                found |= if method == "startswith" {
+                    part.starts_with(&*affix)
+                } else {
+                    part.ends_with(&*affix)
+                };
             }
             Ok(Value::Bool(found))
         }
@@ -119,7 +130,11 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
         "removeprefix" | "removesuffix" => {
             let [affix] = args.bind(method, ["affix"])?;
             let affix = text(&required(affix, method, "affix")?, method)?;
-            let rest = if method == "removeprefix" { own.strip_prefix(&*affix) } else { own.strip_suffix(&*affix) };
+            let rest = if method == "removeprefix" {
+                own.strip_prefix(&*affix)
+            } else {
+                own.strip_suffix(&*affix)
+            };
             Ok(rest.unwrap_or(own).into())
         }
         "partition" | "rpartition" => {
@@ -129,7 +144,8 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
                 return Err(Fail::new("empty separator"));
             }
             let at_end = method == "rpartition";
-            let found = if at_end { own.rsplit_once(&*separator) } else { own.split_once(&*separator) };
+            let found =
+                if at_end { own.rsplit_once(&*separator) } else { own.split_once(&*separator) };
             let parts = match found {
                 Some((before, after)) => [before, &separator, after],
                 None if at_end => ["", "", own],
@@ -197,10 +213,15 @@ fn split<'a>(own: &'a str, separator: &str, limit: i128, from_end: bool) -> Vec<
 fn split_words(own: &str, limit: i128, from_end: bool) -> Vec<&str> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut parts = Vec::new();
-    let mut rest = if from_end { own.trim_end_matches(is_space) } else { own.trim_start_matches(is_space) };
+    let mut rest =
+        if from_end { own.trim_end_matches(is_space) } else { own.trim_start_matches(is_space) };
     while !rest.is_empty() && parts.len() < most {
         if from_end {
-            let begin = rest.char_indices().rev().find(|(_, c)| is_space(*c)).map_or(0, |(at, c)| at + c.len_utf8());
+            let begin = rest
+                .char_indices()
+                .rev()
+                .find(|(_, c)| is_space(*c))
+                .map_or(0, |(at, c)| at + c.len_utf8());
             parts.push(&rest[begin..]);
             rest = rest[..begin].trim_end_matches(is_space);
         } else {
@@ -241,14 +262,21 @@ pub(super) fn lines(own: &str, keep: bool) -> Vec<&str> {
 
 /// `parts` with `separator` between them.
 pub(super) fn joined(run: &mut Interpreter, separator: &str, parts: &[Text]) -> Outcome<Value> {
-    let bytes = parts.iter().map(|part| part.len()).sum::<usize>() + separator.len().saturating_mul(parts.len());
+    let bytes = parts.iter().map(|part| part.len()).sum::<usize>()
+        + separator.len().saturating_mul(parts.len());
     run.handled(bytes)?;
     let parts: Vec<&str> = parts.iter().map(|part| &**part).collect();
     Ok(parts.join(separator).into())
 }
 
 /// `own` with `new` for `old`, `count` times; always, if that is negative.
-pub(super) fn replaced(run: &mut Interpreter, own: &str, old: &str, new: &str, count: i128) -> Outcome<Value> {
+pub(super) fn replaced(
+    run: &mut Interpreter,
+    own: &str,
+    old: &str,
+    new: &str,
+    count: i128,
+) -> Outcome<Value> {
     let found = own.matches(old).count();
     run.room((own.len()).saturating_add(found.saturating_mul(new.len())))?;
     run.step(own.len() + found * new.len())?;
@@ -291,7 +319,13 @@ fn search(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
 }
 
 /// `own` in a field of `width`.
-pub(super) fn padded(run: &mut Interpreter, own: &str, method: &str, width: i128, fill: &str) -> Outcome<Value> {
+pub(super) fn padded(
+    run: &mut Interpreter,
+    own: &str,
+    method: &str,
+    width: i128,
+    fill: &str,
+) -> Outcome<Value> {
     if fill.chars().count() != 1 {
         return Err(Fail::new("the fill character must be exactly one character long"));
     }

@@ -1,4 +1,5 @@
-//! Values as Python has them. Texts and lists count themselves, so that what a template holds is known.
+//! Values as Python has them. Texts and lists count themselves, so that what a template holds is
+//! known.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
@@ -88,7 +89,8 @@ impl Dict {
         if self.entries.len() > FEW {
             return self.index.get(key).map(|at| &self.entries[*at].1);
         }
-        let is_key = |(known, _): &&(Value, Value)| matches!(known, Value::Str(known) if &**known == key);
+        let is_key =
+            |(known, _): &&(Value, Value)| matches!(known, Value::Str(known) if &**known == key);
         self.entries.iter().find(is_key).map(|(_, value)| value)
     }
 
@@ -98,7 +100,8 @@ impl Dict {
             return;
         }
         self.entries.push((key, value));
-        let indexed = if self.entries.len() == FEW + 1 { 0 } else { FEW.max(self.entries.len() - 1) };
+        let indexed =
+            if self.entries.len() == FEW + 1 { 0 } else { FEW.max(self.entries.len() - 1) };
         for at in indexed..self.entries.len() {
             if let (Value::Str(key), true) = (&self.entries[at].0, self.entries.len() > FEW) {
                 self.index.insert(key.to_string(), at);
@@ -306,11 +309,17 @@ impl Value {
 
     /// The values that a loop over this takes; of those that can be taken once, the rest.
     pub fn iterate(&self) -> Outcome<Vec<Value>> {
-        let each = if self.text().is_some() { size_of::<Value>() + TEXT_BYTES } else { size_of::<Value>() };
+        let each = if self.text().is_some() {
+            size_of::<Value>() + TEXT_BYTES
+        } else {
+            size_of::<Value>()
+        };
         room(self.length().unwrap_or(0).saturating_mul(each))?;
         Ok(match self {
             Self::Undefined(_) => Vec::new(),
-            Self::Str(text) | Self::Markup(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
+            Self::Str(text) | Self::Markup(text) => {
+                text.chars().map(|c| Value::from(c.to_string())).collect()
+            }
             Self::List(items) | Self::Tuple(items) | Self::View(_, items) => items.to_vec(),
             Self::Dict(dict) => dict.entries().iter().map(|(key, _)| key.clone()).collect(),
             Self::Range { start, step, length } => {
@@ -361,14 +370,16 @@ impl Value {
                 a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.equals(b))
             }
             (Self::Dict(a), Self::Dict(b)) => {
-                let is_same = |(key, value): &(Value, Value)| b.get(key).is_some_and(|other| other.equals(value));
+                let is_same = |(key, value): &(Value, Value)| {
+                    b.get(key).is_some_and(|other| other.equals(value))
+                };
                 a.entries().len() == b.entries().len() && a.entries().iter().all(is_same)
             }
-            (Self::Range { .. }, Self::Range { .. }) => self
-                .iterate()
-                .ok()
-                .zip(other.iterate().ok())
-                .is_some_and(|(a, b)| a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.equals(b))),
+            (Self::Range { .. }, Self::Range { .. }) => {
+                self.iterate().ok().zip(other.iterate().ok()).is_some_and(|(a, b)| {
+                    a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.equals(b))
+                })
+            }
             (Self::View(a, x), Self::View(b, y)) if a == b && *a != View::Values => {
                 x.len() == y.len() && x.iter().all(|a| y.iter().any(|b| a.equals(b)))
             }
@@ -381,7 +392,8 @@ impl Value {
         match (self, other) {
             (Self::None, Self::None) => true,
             (Self::Bool(a), Self::Bool(b)) => a == b,
-            // Python shares small integers and short texts, so that most that are equal are the same.
+            // Python shares small integers and short texts, so that most that are equal are the
+            // same.
             (Self::Int(a), Self::Int(b)) => a == b,
             (Self::Str(a), Self::Str(b)) => **a == **b,
             (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => a.is(b),
@@ -417,7 +429,11 @@ impl Value {
                 }
                 Ok(Some(a.len().cmp(&b.len())))
             }
-            _ => Err(Fail::new(format!("'{}' and '{}' have no order", self.type_name(), other.type_name()))),
+            _ => Err(Fail::new(format!(
+                "'{}' and '{}' have no order",
+                self.type_name(),
+                other.type_name()
+            ))),
         }
     }
 }

@@ -7,7 +7,8 @@ use crate::sampling::{generator, normal};
 /// Inputs with correlated columns of different energy, `[tokens, width]`.
 fn inputs(tokens: usize, width: usize, seed: u64) -> Vec<f32> {
     let mut random = generator(seed, 0);
-    let (common, own) = (normal(tokens * 8, 1.0, &mut random), normal(tokens * width, 0.3, &mut random));
+    let (common, own) =
+        (normal(tokens * 8, 1.0, &mut random), normal(tokens * width, 0.3, &mut random));
     let mix = normal(8 * width, 1.0, &mut random);
     let energy: Vec<f32> = normal(width, 1.0, &mut random).iter().map(|x| x.exp()).collect();
     let value = |t: usize, k: usize| {
@@ -24,18 +25,32 @@ fn hessian<T: Real>(x: &[f32], width: usize) -> Hessian<T> {
 }
 
 fn options(bits: u32, group: Option<usize>, symmetric: bool) -> Options {
-    Options { scheme: Scheme { bits, symmetric, group, scale_dtype: DType::BF16 }, clip_search: false }
+    Options {
+        scheme: Scheme { bits, symmetric, group, scale_dtype: DType::BF16 },
+        clip_search: false,
+    }
 }
 
-fn solved<T: Real>(weight: &[f32], hessian: &Hessian<T>, act_order: bool, options: &Options) -> Solved {
+fn solved<T: Real>(
+    weight: &[f32],
+    hessian: &Hessian<T>,
+    act_order: bool,
+    options: &Options,
+) -> Solved {
     let factor = factorise(hessian, &Damping::default(), act_order).unwrap();
     let shape = [weight.len() / hessian.size, hessian.size];
     solve(&[Problem { weight, factor: &factor }], shape, options).unwrap().remove(0)
 }
 
-/// Algorithm 1 of 2210.17323 a column at a time, with the inverse Hessian itself: after column k is rounded, the others
-/// make up for it, and row and column k are eliminated from H⁻¹ (equation 3).
-fn reference(weight: &[f32], x: &[f32], width: usize, act_order: bool, options: &Options) -> Vec<u8> {
+/// Algorithm 1 of 2210.17323 a column at a time, with the inverse Hessian itself: after column k is
+/// rounded, the others make up for it, and row and column k are eliminated from H⁻¹ (equation 3).
+fn reference(
+    weight: &[f32],
+    x: &[f32],
+    width: usize,
+    act_order: bool,
+    options: &Options,
+) -> Vec<u8> {
     let rows = weight.len() / width;
     let mut h = vec![0f64; width * width];
     for row in x.chunks(width) {
@@ -66,7 +81,8 @@ fn reference(weight: &[f32], x: &[f32], width: usize, act_order: bool, options: 
         let fold = |f: fn(f64, f64) -> f64| members.iter().fold(0.0, |a, b| f(a, *b));
         grid.parameters(fold(f64::min), fold(f64::max))
     };
-    let mut parameters: Vec<_> = (0..rows * width).map(|at| range(&w, at / width, at % width / group)).collect();
+    let mut parameters: Vec<_> =
+        (0..rows * width).map(|at| range(&w, at / width, at % width / group)).collect();
     let mut codes = vec![0; w.len()];
     for k in order {
         for row in 0..rows {
@@ -95,7 +111,8 @@ fn reference(weight: &[f32], x: &[f32], width: usize, act_order: bool, options: 
 /// Gauss–Jordan without pivoting.
 fn inverted(matrix: &[f64], n: usize) -> Vec<f64> {
     let mut left = matrix.to_vec();
-    let mut right: Vec<f64> = (0..n * n).map(|at| if at / n == at % n { 1.0 } else { 0.0 }).collect();
+    let mut right: Vec<f64> =
+        (0..n * n).map(|at| if at / n == at % n { 1.0 } else { 0.0 }).collect();
     for k in 0..n {
         let pivot = left[k * n + k];
         for j in 0..n {
@@ -125,7 +142,9 @@ fn codes_are_those_of_the_paper() {
         x.iter_mut().skip(5).step_by(width).for_each(|x| *x = 0.0);
         let weight = normal(37 * width, 0.05, &mut generator(4, 0));
         for (bits, symmetric) in [(4, true), (3, false), (2, true), (8, false)] {
-            for group in [None, Some(width / 2), Some(2), Some(16)].into_iter().filter(|g| width % g.unwrap_or(1) == 0)
+            for group in [None, Some(width / 2), Some(2), Some(16)]
+                .into_iter()
+                .filter(|g| width % g.unwrap_or(1) == 0)
             {
                 for act_order in [false, true] {
                     let options = options(bits, group, symmetric);
@@ -135,7 +154,10 @@ fn codes_are_those_of_the_paper() {
                     assert_eq!(share, 1.0, "{width} {bits} {symmetric} {group:?} {act_order}");
                     let found = solved::<f32>(&weight, &hessian(&x, width), act_order, &options);
                     let share = equal_share(&found.codes.codes, &expected);
-                    assert!(share > 0.98, "f32: {share} {width} {bits} {symmetric} {group:?} {act_order}");
+                    assert!(
+                        share > 0.98,
+                        "f32: {share} {width} {bits} {symmetric} {group:?} {act_order}"
+                    );
                 }
             }
         }
@@ -155,7 +177,11 @@ fn errors_of_the_output_are_below_those_of_rounding() {
         for act_order in [false, true] {
             let found = solved(&weight, &hessian, act_order, &options);
             let [error, _] = objective(&weight, &found.codes.dequantize(), &hessian).unwrap();
-            assert!((error - found.error).abs() < 1e-3 * error, "{bits} bits: {error} {}", found.error);
+            assert!(
+                (error - found.error).abs() < 1e-3 * error,
+                "{bits} bits: {error} {}",
+                found.error
+            );
             assert!(error < 0.6 * plain && plain < output, "{bits} bits: {error} {plain} {output}");
         }
     }
@@ -168,10 +194,16 @@ fn f32_gives_the_codes_of_f64() {
     // More tokens than columns, and fewer: without damping that Hessian would be singular.
     for tokens in [1000, 60] {
         let hessian = hessian::<f32>(&inputs(tokens, width, 5), width);
-        let wide = Hessian { sum: hessian.sum.iter().map(|h| f64::from(*h)).collect(), ..Hessian::new(width) };
+        let wide = Hessian {
+            sum: hessian.sum.iter().map(|h| f64::from(*h)).collect(),
+            ..Hessian::new(width)
+        };
         for act_order in [false, true] {
             let options = options(4, Some(64), true);
-            let (a, b) = (solved(&weight, &hessian, act_order, &options), solved(&weight, &wide, act_order, &options));
+            let (a, b) = (
+                solved(&weight, &hessian, act_order, &options),
+                solved(&weight, &wide, act_order, &options),
+            );
             let share = equal_share(&a.codes.codes, &b.codes.codes);
             assert!(share >= 0.995, "{tokens} tokens, act-order {act_order}: {share}");
             assert!((a.error - b.error).abs() < 1e-2 * b.error, "{} {}", a.error, b.error);
@@ -187,7 +219,10 @@ fn without_tokens_weights_are_rounded_to_nearest() {
         for clip_search in [false, true] {
             let options = Options { clip_search, ..options(3, group, false) };
             let found = solved(&weight, &Hessian::<f32>::new(width), act_order, &options);
-            assert_eq!(found.codes, round_to_nearest(&weight, [rows, width], &options.scheme).unwrap());
+            assert_eq!(
+                found.codes,
+                round_to_nearest(&weight, [rows, width], &options.scheme).unwrap()
+            );
             assert_eq!(found.error, 0.0);
         }
     }
@@ -214,12 +249,15 @@ fn dead_columns_are_rounded_to_nearest_and_change_no_other() {
     for (at, (a, b)) in before.codes.codes.iter().zip(&after.codes.codes).enumerate() {
         // A dead weight may have been the greatest of its row, which the scale comes from.
         assert!(
-            a == b || dead.contains(&(at % width)) || before.codes.scales[at / width] != after.codes.scales[at / width]
+            a == b
+                || dead.contains(&(at % width))
+                || before.codes.scales[at / width] != after.codes.scales[at / width]
         );
     }
 }
 
-/// Act-order makes its own order: columns that are given in another one, one group a row, get the same codes.
+/// Act-order makes its own order: columns that are given in another one, one group a row, get the
+/// same codes.
 #[test]
 fn act_order_does_not_depend_on_the_order_of_columns() {
     let (width, rows) = (80, 20);
@@ -245,7 +283,8 @@ fn a_batch_is_solved_as_its_matrices_are_alone_whatever_the_threads() {
             (normal(rows * width, 0.05, &mut generator(seed, 1)), factor)
         })
         .collect();
-    let problems: Vec<_> = problems.iter().map(|(weight, factor)| Problem { weight, factor }).collect();
+    let problems: Vec<_> =
+        problems.iter().map(|(weight, factor)| Problem { weight, factor }).collect();
     let options = options(4, Some(32), true);
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -282,12 +321,16 @@ fn clipping_lessens_the_weighted_error() {
 #[test]
 fn what_is_not_finite_or_does_not_fit_is_refused() {
     let factor = factorise(&Hessian::<f32>::new(4), &Damping::default(), false).unwrap();
-    let solve = |weight: &[f32], options| solve(&[Problem { weight, factor: &factor }], [2, 4], &options);
+    let solve =
+        |weight: &[f32], options| solve(&[Problem { weight, factor: &factor }], [2, 4], &options);
     assert!(solve(&[0.0; 8], options(4, None, true)).is_ok());
     for wrong in [f32::NAN, f32::NEG_INFINITY] {
         let weight = [0.0, 0.0, 0.0, 0.0, 0.0, wrong, 0.0, 0.0];
         assert_eq!(solve(&weight, options(4, None, true)), Err(QuantizeError::NotFinite));
     }
     assert!(matches!(solve(&[0.0; 7], options(4, None, true)), Err(QuantizeError::Length { .. })));
-    assert!(matches!(solve(&[0.0; 8], options(4, Some(3), true)), Err(QuantizeError::Group { .. })));
+    assert!(matches!(
+        solve(&[0.0; 8], options(4, Some(3), true)),
+        Err(QuantizeError::Group { .. })
+    ));
 }

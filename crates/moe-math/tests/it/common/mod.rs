@@ -29,7 +29,8 @@ impl Golden {
 
     /// The names of the cases, at least `least` of them.
     pub fn cases(&self, least: usize) -> BTreeSet<&str> {
-        let cases: BTreeSet<&str> = self.0.keys().map(|key| key.split_once('.').unwrap().0).collect();
+        let cases: BTreeSet<&str> =
+            self.0.keys().map(|key| key.split_once('.').unwrap().0).collect();
         assert!(cases.len() >= least, "{cases:?}");
         cases
     }

@@ -17,14 +17,24 @@ const THICK: f64 = 14.0;
 /// Letters that fit before the bars.
 const LETTERS: usize = 13;
 
-/// A pair of bars for each label, the second one of what is called `control`; absent values have none.
-pub(crate) fn bars(id: &str, title: &str, rows: &[Bar], control: &str, format: fn(Option<f64>) -> String) -> Svg {
+/// A pair of bars for each label, the second one of what is called `control`; absent values have
+/// none.
+pub(crate) fn bars(
+    id: &str,
+    title: &str,
+    rows: &[Bar],
+    control: &str,
+    format: fn(Option<f64>) -> String,
+) -> Svg {
     let height = ROW * rows.len() as f64 + 8.0;
     let described = rows.iter().map(|row| match row.values {
         [result, None] => format!("{} {}", row.label, format(result)),
-        [result, beside] => format!("{} {}, {control} {}", row.label, format(result), format(beside)),
+        [result, beside] => {
+            format!("{} {}, {control} {}", row.label, format(result), format(beside))
+        }
     });
-    let mut svg = Svg::new(id, [WIDTH, height], title.to_owned(), described.collect::<Vec<_>>().join("; "));
+    let mut svg =
+        Svg::new(id, [WIDTH, height], title.to_owned(), described.collect::<Vec<_>>().join("; "));
     let values = rows.iter().flat_map(|row| row.values).flatten();
     let scale = Scale::linear(values, LABEL, WIDTH - LABEL - FIGURE);
     for (index, row) in rows.iter().enumerate() {

@@ -23,14 +23,18 @@ const BOTTOM: f64 = 38.0;
 
 /// The columns, with an axis; absent values have none.
 pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
-    let present =
-        |values: &[Option<f64>]| -> Vec<f64> { values.iter().flatten().copied().filter(|v| v.is_finite()).collect() };
+    let present = |values: &[Option<f64>]| -> Vec<f64> {
+        values.iter().flatten().copied().filter(|v| v.is_finite()).collect()
+    };
     let values = present(chart.values);
     let ends = values.iter().copied().reduce(f64::min).zip(values.iter().copied().reduce(f64::max));
     let described = match ends {
         Some((least, most)) => {
             let (least, most) = ((chart.format)(Some(least)), (chart.format)(Some(most)));
-            format!("From {least} to {most} over {} layers; the table has every value.", chart.layers.len())
+            format!(
+                "From {least} to {most} over {} layers; the table has every value.",
+                chart.layers.len()
+            )
         }
         None => "Not measured.".to_owned(),
     };
@@ -71,7 +75,8 @@ pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
     svg
 }
 
-/// Every how many of `count` labels at this pitch are shown, each `room` wide: 1, 2 or 5 times a power of ten.
+/// Every how many of `count` labels at this pitch are shown, each `room` wide: 1, 2 or 5 times a
+/// power of ten.
 pub(super) fn every(count: usize, pitch: f64, room: f64) -> usize {
     let steps = (0..6).flat_map(|power| [1, 2, 5].map(|m| m * 10usize.pow(power)));
     steps.into_iter().find(|step| *step as f64 * pitch >= room).unwrap_or(count.max(1))
@@ -94,7 +99,10 @@ mod tests {
 
     #[test]
     fn ticks_are_short() {
-        assert_eq!([0.0, 0.05, 0.30000000000000004, 20.0, 2e-4].map(short), ["0", "0.05", "0.3", "20", "2e-4"]);
+        assert_eq!(
+            [0.0, 0.05, 0.30000000000000004, 20.0, 2e-4].map(short),
+            ["0", "0.05", "0.3", "20", "2e-4"]
+        );
     }
 
     #[test]

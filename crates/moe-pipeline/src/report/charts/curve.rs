@@ -22,12 +22,17 @@ pub(crate) fn curve(layer: &ReportedLayer<'_>) -> Option<Svg> {
     let foot = HEIGHT - BOTTOM;
     let scale = Scale::of_positive(saliency, foot, TOP - foot);
     let logarithmic = if scale.logarithmic() { ", logarithmic" } else { "" };
-    let [greatest, least] = [order[0], order[order.len() - 1]].map(|e| significant(Some(saliency[e])));
+    let [greatest, least] =
+        [order[0], order[order.len() - 1]].map(|e| significant(Some(saliency[e])));
     let kept = layer.with(Fate::Kept);
-    let description =
-        format!("{} experts from {greatest} down to {least}{logarithmic}; kept: {} of them.", order.len(), kept.len());
+    let description = format!(
+        "{} experts from {greatest} down to {least}{logarithmic}; kept: {} of them.",
+        order.len(),
+        kept.len()
+    );
     let title = format!("Saliency, layer {}{logarithmic}", layer.index);
-    let mut svg = Svg::new(format!("saliency-{}", layer.index), [WIDTH, HEIGHT], title, description);
+    let mut svg =
+        Svg::new(format!("saliency-{}", layer.index), [WIDTH, HEIGHT], title, description);
     for end in scale.ends() {
         svg.line("grid", [LEFT, scale.at(end)], [WIDTH, scale.at(end)]);
         svg.text("tick", [LEFT - 5.0, scale.at(end) + 4.0], Anchor::End, &significant(Some(end)));

@@ -23,7 +23,8 @@ const WIDTH: f64 = 900.0;
 
 /// A row for each layer, a cell for each expert; cells of experts that go are half as high.
 pub(crate) fn heatmap(layers: &[ReportedLayer<'_>]) -> Svg {
-    let experts = layers.iter().map(|layer| layer.trust.load.counts.len()).max().unwrap_or(0).max(1);
+    let experts =
+        layers.iter().map(|layer| layer.trust.load.counts.len()).max().unwrap_or(0).max(1);
     let wide = (WIDTH / experts as f64).clamp(4.0, 40.0);
     let high = match layers.len() {
         0..=12 => 28.0,
@@ -61,7 +62,12 @@ pub(crate) fn heatmap(layers: &[ReportedLayer<'_>]) -> Svg {
         svg.text("tick", [LEFT - 6.0, y], Anchor::End, &layer.index.to_string());
     }
     for expert in (0..experts).step_by(every(experts, wide, 30.0)) {
-        svg.text("tick", [LEFT + wide * (expert as f64 + 0.5), foot + 15.0], Anchor::Middle, &expert.to_string());
+        svg.text(
+            "tick",
+            [LEFT + wide * (expert as f64 + 0.5), foot + 15.0],
+            Anchor::Middle,
+            &expert.to_string(),
+        );
     }
     svg.text("tick", [LEFT + wide * experts as f64 / 2.0, foot + 32.0], Anchor::Middle, "expert");
     svg.text("tick", [2.0, foot + 15.0], Anchor::Start, "layer");
@@ -84,6 +90,9 @@ mod tests {
     #[test]
     fn levels_end_as_they_are_called() {
         let levels = [0, 1, 2, 4, 8, 12, 16, 24, 25].map(|count| level(count, 8.0));
-        assert_eq!(levels, [None, Some(0), Some(1), Some(2), Some(3), Some(4), Some(5), Some(5), Some(6)]);
+        assert_eq!(
+            levels,
+            [None, Some(0), Some(1), Some(2), Some(3), Some(4), Some(5), Some(5), Some(6)]
+        );
     }
 }

@@ -23,14 +23,25 @@ const LABEL: f64 = 40.0;
 
 /// The lines, with both axes; values that are no numbers are left out.
 pub(crate) fn lines(chart: &LineChart<'_>) -> Svg {
-    let all = || chart.lines.iter().flat_map(|(_, _, points)| points.iter().copied()).filter(|(_, v)| v.is_finite());
+    let all = || {
+        chart
+            .lines
+            .iter()
+            .flat_map(|(_, _, points)| points.iter().copied())
+            .filter(|(_, v)| v.is_finite())
+    };
     let last = all().map(|(step, _)| step).max().unwrap_or(0).max(1);
     let ends = |points: &[(u64, f64)]| Some((points.first()?.1, points.last()?.1));
     let described = chart.lines.iter().filter_map(|(_, words, points)| {
         let (first, last) = ends(points)?;
         Some(format!("{words}: {first:.4} at first, {last:.4} at last."))
     });
-    let mut svg = Svg::new(chart.id, [WIDTH, HEIGHT], chart.title.to_owned(), described.collect::<Vec<_>>().join(" "));
+    let mut svg = Svg::new(
+        chart.id,
+        [WIDTH, HEIGHT],
+        chart.title.to_owned(),
+        described.collect::<Vec<_>>().join(" "),
+    );
     let (foot, tall, wide) = (HEIGHT - BOTTOM, HEIGHT - BOTTOM - TOP, WIDTH - LEFT);
     let scale = Scale::between(all().map(|(_, value)| value), foot, -tall);
     for tick in scale.ticks() {

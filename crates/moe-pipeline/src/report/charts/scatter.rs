@@ -21,19 +21,26 @@ const SIDE: f64 = 3.0;
 
 /// The points, but for values that are no numbers.
 pub(crate) fn scatter(chart: &Scatter<'_>) -> Svg {
-    let points: Vec<_> = chart.points.iter().copied().filter(|(_, value, _)| value.is_finite()).collect();
+    let points: Vec<_> =
+        chart.points.iter().copied().filter(|(_, value, _)| value.is_finite()).collect();
     let foot = HEIGHT - BOTTOM;
     let values = Scale::linear(points.iter().map(|(_, value, _)| *value), foot, TOP - foot);
     let most = points.iter().map(|(count, ..)| *count).max().unwrap_or(1).max(1);
     // A place for 0 before that of 1.
     let decades = (most as f64).log10().ceil().max(1.0) + 1.0;
     let pitch = (WIDTH - LEFT - SIDE) / decades;
-    let across = |count: u64| LEFT + pitch * if count == 0 { 0.0 } else { 1.0 + (count as f64).log10() };
+    let across =
+        |count: u64| LEFT + pitch * if count == 0 { 0.0 } else { 1.0 + (count as f64).log10() };
     let description = format!("{} points; the table has every number.", points.len());
     let mut svg = Svg::new(chart.id, [WIDTH, HEIGHT], chart.title.to_owned(), description);
     for tick in values.ticks() {
         svg.line("grid", [LEFT, values.at(tick)], [WIDTH, values.at(tick)]);
-        svg.text("tick", [LEFT - 6.0, values.at(tick) + 4.0], Anchor::End, &super::columns::short(tick));
+        svg.text(
+            "tick",
+            [LEFT - 6.0, values.at(tick) + 4.0],
+            Anchor::End,
+            &super::columns::short(tick),
+        );
     }
     for decade in 0..=decades as u32 {
         let text = if decade == 0 { "0".to_owned() } else { 10u64.pow(decade - 1).to_string() };

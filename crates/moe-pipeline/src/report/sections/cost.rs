@@ -31,14 +31,16 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         };
         bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), held_out.control_name, format)
     };
-    let mut header = vec!["domain", "tokens", "original loss", "loss", "Δ loss", "KL", "top-1 agreement"];
+    let mut header =
+        vec!["domain", "tokens", "original loss", "loss", "Δ loss", "KL", "top-1 agreement"];
     let of_control = format!("{}: Δ loss", held_out.control_name);
     if held_out.control.is_some() {
         header.extend([of_control.as_str(), "KL", "top-1 agreement"]);
     }
     let mut legend = vec![("kept", "this result")];
     legend.extend(held_out.control.is_some().then_some(("control", held_out.control_name)));
-    let section = if held_out.stages.is_empty() { section } else { section.table(&stages(held_out)) };
+    let section =
+        if held_out.stages.is_empty() { section } else { section.table(&stages(held_out)) };
     section
         .text(&format!(
             "Losses are nats per predicted token of text that was held out; Δ loss is against the original model, KL the \
@@ -57,12 +59,14 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
 /// What each stage gave, all domains together but for the change of loss.
 fn stages(held_out: &HeldOutReport) -> Table {
     let of_domain = |d: &DomainReport| format!("{}: Δ loss", d.label);
-    let mut header: Vec<String> = ["stage", "KL", "top-1 agreement", "Δ loss"].map(str::to_owned).into();
+    let mut header: Vec<String> =
+        ["stage", "KL", "top-1 agreement", "Δ loss"].map(str::to_owned).into();
     header.extend(held_out.result.domains.iter().map(of_domain));
     let row = |stage: &StageReport| {
         let all = &stage.report.all;
         let top1 = all.against.as_ref().map(|against| against.top1_agreement);
-        let mut row = vec![stage.name(), decimal(all.kl(), 4), percent(top1), signed(all.loss_change())];
+        let mut row =
+            vec![stage.name(), decimal(all.kl(), 4), percent(top1), signed(all.loss_change())];
         row.extend(stage.report.domains.iter().map(|d| signed(d.loss_change())));
         row
     };

@@ -36,7 +36,9 @@ pub(crate) fn summary(receipt: &Receipt) -> Section {
 fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
     let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
     let (source, result) = (&receipt.source, &receipt.result);
-    let change = |before: usize, after: usize| format!("{} → {}", grouped(before as u64), grouped(after as u64));
+    let change = |before: usize, after: usize| {
+        format!("{} → {}", grouped(before as u64), grouped(after as u64))
+    };
     let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before));
     let held_out = receipt.held_out.as_ref();
     let all = held_out.map(|held_out| &held_out.result.all);
@@ -101,7 +103,8 @@ pub(crate) fn layers(receipt: &Receipt) -> Section {
             decimal(layer.output_error, 4),
         ]
     };
-    let header = ["layer", "neurons × factor on what they give", "zeros", "λ", "trained", "output error"];
+    let header =
+        ["layer", "neurons × factor on what they give", "zeros", "λ", "trained", "output error"];
     Section::new("layers", "What each layer is made of")
         .text(
             "Neurons keep their gate and up rows; their down columns are multiplied by the mean gate over all tokens, or fitted. \
@@ -123,7 +126,8 @@ fn trained(layer: &DistilledLayer) -> String {
 }
 
 fn made_of(parts: &[DistilledPart]) -> String {
-    let of = |part: &DistilledPart| format!("{} of {} × {:.4}", part.neurons, part.from, part.factor);
+    let of =
+        |part: &DistilledPart| format!("{} of {} × {:.4}", part.neurons, part.from, part.factor);
     let named: Vec<_> = parts.iter().take(NAMED).map(of).collect();
     match parts.len().saturating_sub(NAMED) {
         0 => named.join("; "),

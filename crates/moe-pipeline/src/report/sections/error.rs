@@ -7,9 +7,14 @@ use crate::report::number::{ABSENT, decimal, percent};
 
 pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     let indices: Vec<usize> = layers.iter().map(|layer| layer.index).collect();
-    let of = |value: fn(&ReportedLayer<'_>) -> Option<f64>| layers.iter().map(value).collect::<Vec<_>>();
-    let [kept, worst, gone, error] =
-        [of(|layer| layer.mass()), of(|layer| layer.worst()), of(lost), of(|layer| layer.trust.output_error)];
+    let of =
+        |value: fn(&ReportedLayer<'_>) -> Option<f64>| layers.iter().map(value).collect::<Vec<_>>();
+    let [kept, worst, gone, error] = [
+        of(|layer| layer.mass()),
+        of(|layer| layer.worst()),
+        of(lost),
+        of(|layer| layer.trust.output_error),
+    ];
     let chart = |id, title, values, marks, shares| {
         let format = if shares { percent } else { |value| decimal(value, 3) };
         columns(&Columns { id, title, layers: &indices, values, marks, format, shares })
@@ -38,8 +43,10 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     } else {
         ""
     };
-    let masses =
-        kept.iter().any(Option::is_some).then(|| chart("error-mass", "Saliency mass kept", &kept, &worst, true));
+    let masses = kept
+        .iter()
+        .any(Option::is_some)
+        .then(|| chart("error-mass", "Saliency mass kept", &kept, &worst, true));
     Section::new("error", "What each layer loses")
         .text(&format!(
             "Mass kept is the share of Σ gate × ‖output‖ that the experts which go on had before; choices lost is the share of routed \

@@ -11,12 +11,21 @@ use crate::report::number::significant;
 
 pub(crate) fn section(receipt: &Receipt) -> Section {
     let of = |kind: &str, hashes: &BTreeMap<String, String>| -> Vec<Vec<String>> {
-        hashes.iter().map(|(file, hash)| vec![portable(Path::new(file)), kind.to_owned(), hash.clone()]).collect()
+        hashes
+            .iter()
+            .map(|(file, hash)| vec![portable(Path::new(file)), kind.to_owned(), hash.clone()])
+            .collect()
     };
     let mut hashes = of(&format!("source {}", receipt.source.name), &receipt.source.sha256);
-    hashes.extend(receipt.others.iter().flat_map(|other| of(&format!("source {}", other.name), &other.sha256)));
+    hashes.extend(
+        receipt
+            .others
+            .iter()
+            .flat_map(|other| of(&format!("source {}", other.name), &other.sha256)),
+    );
     hashes.extend(of("text, statistics, plan", &receipt.texts));
-    let options = serde_json::to_string_pretty(&portable_options(&receipt.options)).unwrap_or_default();
+    let options =
+        serde_json::to_string_pretty(&portable_options(&receipt.options)).unwrap_or_default();
     let mut section = Section::new("provenance", "Provenance").text(&format!(
         "Made by {} {}, build {} (`{}`). The function is {}. `{RECEIPT_FILE}` has every number of this page, `{RUN_FILE}` times and \
          memory; `SHA256SUMS` lists this folder's files, and `moe-convert verify` checks them.",
@@ -37,9 +46,12 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         ));
     }
     for (index, earlier) in receipt.before.iter().enumerate() {
-        let options = serde_json::to_string_pretty(&portable_options(&earlier.options)).unwrap_or_default();
+        let options =
+            serde_json::to_string_pretty(&portable_options(&earlier.options)).unwrap_or_default();
         let (number, pass) = (index + 1, earlier.pass);
-        section = section.text(&format!("Pass {number} was `{pass}`, with these options:")).verbatim(&options);
+        section = section
+            .text(&format!("Pass {number} was `{pass}`, with these options:"))
+            .verbatim(&options);
     }
     section
         .table(&Table::words("SHA-256 of what was read", &["file", "of", "SHA-256"], hashes))

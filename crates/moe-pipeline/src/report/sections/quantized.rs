@@ -43,8 +43,11 @@ fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
     let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
     let [before, after] = [receipt.source.bytes, receipt.result.bytes];
     let share = (before > 0).then(|| after as f64 / before as f64);
-    let mut tiles =
-        vec![tile("weights", format!("{} → {}", ByteSize(before), ByteSize(after)), percent(share) + " remain")];
+    let mut tiles = vec![tile(
+        "weights",
+        format!("{} → {}", ByteSize(before), ByteSize(after)),
+        percent(share) + " remain",
+    )];
     let experts = receipt.coldest();
     if let Some((layer, expert, record)) = experts.first() {
         tiles.push(tile(
@@ -89,20 +92,26 @@ fn error_of<'a>(experts: impl Iterator<Item = &'a ExpertRecord>) -> Errors {
 /// What each expert was calibrated on, and how it fared.
 pub(crate) fn experts(receipt: &Receipt) -> Section {
     let section = Section::new("experts", "What each expert was calibrated on");
-    let layers: Vec<&LayerRecord> = receipt.layers.iter().filter(|layer| !layer.quantized.is_empty()).collect();
+    let layers: Vec<&LayerRecord> =
+        receipt.layers.iter().filter(|layer| !layer.quantized.is_empty()).collect();
     if layers.is_empty() {
         return section.text("Every weight was rounded to nearest; no data was looked at.");
     }
     let coldest = receipt.coldest();
     let points: Vec<_> = coldest
         .iter()
-        .filter_map(|(.., record)| Some((record.counts.routed as u64, record.error?, record.counts.topped_up > 0)))
+        .filter_map(|(.., record)| {
+            Some((record.counts.routed as u64, record.error?, record.counts.topped_up > 0))
+        })
         .collect();
     let indices: Vec<usize> = layers.iter().map(|layer| layer.layer).collect();
     let errors: Vec<Errors> = layers.iter().map(|layer| error_of(layer.quantized.iter())).collect();
-    let [mean, worst] = [|e: &Errors| e.mean, |e: &Errors| e.worst].map(|of| errors.iter().map(of).collect::<Vec<_>>());
-    let least: Vec<_> =
-        layers.iter().map(|layer| layer.quantized.iter().map(|r| r.effective).reduce(f64::min)).collect();
+    let [mean, worst] = [|e: &Errors| e.mean, |e: &Errors| e.worst]
+        .map(|of| errors.iter().map(of).collect::<Vec<_>>());
+    let least: Vec<_> = layers
+        .iter()
+        .map(|layer| layer.quantized.iter().map(|r| r.effective).reduce(f64::min))
+        .collect();
     let column = |id, title, values, marks, format| {
         columns(&Columns { id, title, layers: &indices, values, marks, format, shares: false })
     };
@@ -114,7 +123,9 @@ pub(crate) fn experts(receipt: &Receipt) -> Section {
             points: &points,
         }),
         column("experts-error", "Relative output error by layer", &mean, &worst, |v| decimal(v, 3)),
-        column("experts-effective", "Fewest effective tokens by layer", &least, &[], |v| decimal(v, 0)),
+        column("experts-effective", "Fewest effective tokens by layer", &least, &[], |v| {
+            decimal(v, 0)
+        }),
     ];
     let mut section = section.text(
         "Each expert is calibrated on the tokens that chose it; where these are too few, also on those that most nearly \
@@ -134,8 +145,18 @@ pub(crate) fn experts(receipt: &Receipt) -> Section {
         ));
     }
     let rows: Vec<_> = coldest.iter().map(row).collect();
-    let header = ["expert", "tokens", "calibrated on", "topped up", "effective", "damping", "output error", "fallback"];
-    let table = |caption, rows: &[Vec<String>]| Table::numbers(caption, &header, rows.iter().cloned());
+    let header = [
+        "expert",
+        "tokens",
+        "calibrated on",
+        "topped up",
+        "effective",
+        "damping",
+        "output error",
+        "fallback",
+    ];
+    let table =
+        |caption, rows: &[Vec<String>]| Table::numbers(caption, &header, rows.iter().cloned());
     section = section
         .legend(&[
             ("kept", "enough tokens, or mean"),
@@ -146,13 +167,18 @@ pub(crate) fn experts(receipt: &Receipt) -> Section {
         .table(&table("The coldest experts", &rows[..rows.len().min(SHOWN)]));
     match rows.len() {
         0..=SHOWN => section,
-        count => section.folded(&format!("All {count} experts"), &table("All experts, the coldest first", &rows)),
+        count => section.folded(
+            &format!("All {count} experts"),
+            &table("All experts, the coldest first", &rows),
+        ),
     }
 }
 
 fn row((layer, expert, record): &(usize, usize, &ExpertRecord)) -> Vec<String> {
     let pair = |pair: Option<[f64; 2]>| {
-        pair.map_or(ABSENT.to_owned(), |[a, b]| format!("{} / {}", decimal(Some(a), 3), decimal(Some(b), 3)))
+        pair.map_or(ABSENT.to_owned(), |[a, b]| {
+            format!("{} / {}", decimal(Some(a), 3), decimal(Some(b), 3))
+        })
     };
     vec![
         format!("layer {layer}, expert {expert}"),

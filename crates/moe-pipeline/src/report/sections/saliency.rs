@@ -15,8 +15,14 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     if merges(layers) {
         legend.insert(1, ("merged", "merged into another"));
     }
-    let header =
-        ["layer", "greatest", "least of the kept", "greatest of the others", "least", "super experts, by number"];
+    let header = [
+        "layer",
+        "greatest",
+        "least of the kept",
+        "greatest of the others",
+        "least",
+        "super experts, by number",
+    ];
     section
         .text(
             "The experts of each layer, the most salient first. Where the curve is flat at the cut, the choice was close; where \
@@ -32,7 +38,8 @@ fn row(layer: &ReportedLayer<'_>) -> Vec<String> {
     let saliency = |kept: Option<bool>| {
         let wanted = move |fate: Fate| kept.is_none_or(|kept| (fate == Fate::Kept) == kept);
         let both = layer.fates.iter().zip(&layer.trust.saliency);
-        both.filter(move |(fate, value)| wanted(**fate) && value.is_finite()).map(|(_, value)| *value)
+        both.filter(move |(fate, value)| wanted(**fate) && value.is_finite())
+            .map(|(_, value)| *value)
     };
     vec![
         layer.index.to_string(),

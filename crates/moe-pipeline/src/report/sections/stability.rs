@@ -49,6 +49,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
 
 fn load(load: Option<&Load>) -> [String; 4] {
     let Some(load) = load else { return [(); 4].map(|()| ABSENT.to_owned()) };
-    let overloaded = if load.overloaded.is_empty() { "none".to_owned() } else { runs(&load.overloaded) };
+    let overloaded =
+        if load.overloaded.is_empty() { "none".to_owned() } else { runs(&load.overloaded) };
     [decimal(Some(load.gini), 3), decimal(Some(load.entropy), 3), load.dead.to_string(), overloaded]
 }

@@ -12,7 +12,9 @@ use crate::resources::ByteSize;
 
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
     // A given plan is followed, whatever the method.
-    let method = receipt.options["method"].as_str().filter(|_| receipt.decided != Some(DecidedBy::GivenPlan));
+    let method = receipt.options["method"]
+        .as_str()
+        .filter(|_| receipt.decided != Some(DecidedBy::GivenPlan));
     let ranked = method.map_or(String::new(), |name| match words::method(name) {
         Some(words) => format!(", method `{name}`: {words}"),
         None => format!(", method `{name}`"),
@@ -42,26 +44,36 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
 fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
     let (source, result) = (&receipt.source, &receipt.result);
     let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
-    let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " remain";
+    let share =
+        |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " remain";
     let of = |before: usize, after: usize| share(before as f64, after as f64);
     let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
     let experts = layers.first().map(|layer| {
         let [before, after] = layer.trust.experts;
         tile("experts in a layer", format!("{before} → {after}"), of(before, after))
     });
-    let in_layer =
-        |found: Option<(usize, f64)>| found.map_or(ABSENT.to_owned(), |(layer, _)| format!("in layer {layer}"));
+    let in_layer = |found: Option<(usize, f64)>| {
+        found.map_or(ABSENT.to_owned(), |(layer, _)| format!("in layer {layer}"))
+    };
     let judged = if layers.iter().all(|layer| layer.trust.merges_all()) {
         let worst = layers.iter().filter_map(|l| Some((l.index, l.trust.output_error?)));
         let worst = worst.max_by(|a, b| a.1.total_cmp(&b.1));
-        tile("greatest relative output error", decimal(worst.map(|(_, error)| error), 3), in_layer(worst))
+        tile(
+            "greatest relative output error",
+            decimal(worst.map(|(_, error)| error), 3),
+            in_layer(worst),
+        )
     } else {
-        let worst = layers.iter().filter_map(|l| Some((l.index, l.mass()?))).min_by(|a, b| a.1.total_cmp(&b.1));
+        let worst = layers
+            .iter()
+            .filter_map(|l| Some((l.index, l.mass()?)))
+            .min_by(|a, b| a.1.total_cmp(&b.1));
         tile("least saliency mass kept", percent(worst.map(|(_, share)| share)), in_layer(worst))
     };
     let all = receipt.held_out.as_ref().map(|held_out| &held_out.result.all);
     let against = all.and_then(|all| all.against.as_ref());
-    let control = receipt.held_out.as_ref().and_then(|held_out| held_out.control.as_ref()?.all.loss_change());
+    let control =
+        receipt.held_out.as_ref().and_then(|held_out| held_out.control.as_ref()?.all.loss_change());
     let others = [
         tile(
             "parameters",
@@ -81,7 +93,9 @@ fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
         tile(
             "tensors byte-identical",
             format!("{} of {}", result.tensors_copied, result.tensors),
-            percent((result.tensors > 0).then(|| result.tensors_copied as f64 / result.tensors as f64)),
+            percent(
+                (result.tensors > 0).then(|| result.tensors_copied as f64 / result.tensors as f64),
+            ),
         ),
         judged,
         tile(

@@ -19,7 +19,10 @@ pub(crate) fn summary(receipt: &Receipt, training: &TrainingRecord) -> Section {
     let mut section = Section::new("done", "What was done")
         .text(&format!(
             "`{}` ({}) was trained on. {} of {} tensors are byte-identical to the source's.",
-            receipt.source.name, receipt.source.model_type, receipt.result.tensors_copied, receipt.result.tensors
+            receipt.source.name,
+            receipt.source.model_type,
+            receipt.result.tensors_copied,
+            receipt.result.tensors
         ))
         .tiles(&[
             tile(
@@ -32,7 +35,10 @@ pub(crate) fn summary(receipt: &Receipt, training: &TrainingRecord) -> Section {
             tile(
                 "held-out loss",
                 decimal(change.map(|(_, after)| after.all.loss), 4),
-                format!("{} by training", signed(change.map(|(before, after)| after.all.loss - before.all.loss))),
+                format!(
+                    "{} by training",
+                    signed(change.map(|(before, after)| after.all.loss - before.all.loss))
+                ),
             ),
         ]);
     for warning in &receipt.warnings {
@@ -43,15 +49,20 @@ pub(crate) fn summary(receipt: &Receipt, training: &TrainingRecord) -> Section {
 
 /// Losses along the steps.
 pub(crate) fn curves(training: &TrainingRecord) -> Section {
-    let of_steps =
-        |value: fn(&StepRecord) -> f64| training.curve.iter().map(|s| (s.step, value(s))).collect::<Vec<_>>();
+    let of_steps = |value: fn(&StepRecord) -> f64| {
+        training.curve.iter().map(|s| (s.step, value(s))).collect::<Vec<_>>()
+    };
     let measured = |value: fn(&Measurement) -> Option<f64>| -> Vec<(u64, f64)> {
         training.measurements.iter().filter_map(|m| Some((m.step, value(m)?))).collect()
     };
     let chart = |id, title, points: &[Line<'_>]| lines(&LineChart { id, title, lines: points });
     let mut losses = vec![("kept", "next tokens of the batch", of_steps(|s| s.cross_entropy))];
     let held_out = measured(|m| Some(m.loss));
-    losses.extend((!held_out.is_empty()).then_some(("control", "next tokens of held-out text", held_out)));
+    losses.extend((!held_out.is_empty()).then_some((
+        "control",
+        "next tokens of held-out text",
+        held_out,
+    )));
     let mut charts = vec![chart("train-loss", "Loss, nats per token", &losses)];
     let kl = measured(|m| m.kl);
     if training.curve.iter().any(|s| s.teacher != 0.0) {
@@ -60,7 +71,11 @@ pub(crate) fn curves(training: &TrainingRecord) -> Section {
         charts.push(chart("train-kl", "KL(teacher ‖ model), nats per token", &divergences));
     }
     if training.curve.iter().any(|s| s.balance != 0.0) {
-        charts.push(chart("train-balance", "Load-balancing loss", &[("kept", "balance", of_steps(|s| s.balance))]));
+        charts.push(chart(
+            "train-balance",
+            "Load-balancing loss",
+            &[("kept", "balance", of_steps(|s| s.balance))],
+        ));
         charts.push(chart("train-z", "Router z-loss", &[("kept", "z-loss", of_steps(|s| s.z))]));
     }
     charts.push(chart(
@@ -68,7 +83,11 @@ pub(crate) fn curves(training: &TrainingRecord) -> Section {
         "Norm of all gradients, before clipping",
         &[("kept", "norm", of_steps(|s| s.gradient_norm))],
     ));
-    charts.push(chart("train-rate", "Learning rate", &[("kept", "rate", of_steps(|s| s.learning_rate))]));
+    charts.push(chart(
+        "train-rate",
+        "Learning rate",
+        &[("kept", "rate", of_steps(|s| s.learning_rate))],
+    ));
     Section::new("training", "Training")
         .text("What a batch costs differs from batch to batch; held-out text is the same each time. A long run's points are means of neighbouring steps.")
         .legend(&[("kept", "training text"), ("control", "held-out text")])
@@ -120,7 +139,13 @@ pub(crate) fn load(training: &TrainingRecord) -> Section {
         let row = |change: &LoadChange| {
             let LoadChange { layer, last, dropped, .. } = change;
             let [layer, experts] = [*layer, last.counts.len()].map(|count| count.to_string());
-            vec![layer, experts, decimal(Some(last.entropy), 3), last.dead.to_string(), percent(Some(*dropped))]
+            vec![
+                layer,
+                experts,
+                decimal(Some(last.entropy), 3),
+                last.dead.to_string(),
+                percent(Some(*dropped)),
+            ]
         };
         let header = ["layer", "experts", "entropy", "without tokens", "dropped"];
         return section
@@ -139,7 +164,15 @@ pub(crate) fn load(training: &TrainingRecord) -> Section {
             percent(Some(change.dropped)),
         ]
     };
-    let header = ["layer", "experts", "entropy at first", "at last", "without tokens at first", "at last", "dropped"];
+    let header = [
+        "layer",
+        "experts",
+        "entropy at first",
+        "at last",
+        "without tokens at first",
+        "at last",
+        "dropped",
+    ];
     section
         .text("Entropy of the experts' shares of the training text: 1 where all are equal. At first is up to the first measurement, at last from the last but one.")
         .table(&Table::numbers("Load of each layer's experts", &header, training.load.iter().map(row)))

@@ -33,8 +33,11 @@ pub(super) fn method(name: &str) -> Option<&'static str> {
 
 /// What decisions rest on.
 pub(super) fn decided(by: Option<DecidedBy>, options: &Value) -> String {
-    let file =
-        |key: &str| options[key].as_str().map_or(String::new(), |path| format!(", `{}`", portable(Path::new(path))));
+    let file = |key: &str| {
+        options[key]
+            .as_str()
+            .map_or(String::new(), |path| format!(", `{}`", portable(Path::new(path))))
+    };
     match by {
         Some(DecidedBy::Weights) => "Decided on weights, or by chance: no data was looked at.".to_owned(),
         Some(DecidedBy::OriginalStatistics) => {
