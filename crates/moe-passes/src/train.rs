@@ -389,7 +389,7 @@ pub struct Training {
     pub routers: RouterOptions,
     /// On what.
     pub text: TrainingText,
-    /// Whether the first of [`crate::Pass::others`] is the teacher, and how it is listened to.
+    /// Whether the first of [`crate::Inputs::models`] is the teacher, and how it is listened to.
     pub teacher: Option<TeacherOptions>,
 }
 
