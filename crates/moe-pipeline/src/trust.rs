@@ -124,7 +124,7 @@ pub(crate) fn measure(
         None => measured("measure on held-out text", prepared.result())?,
     };
     let pass = prepared.last().pass;
-    let control_name = pass.info().baseline.map_or("", |baseline| baseline.name);
+    let control_name = pass.info().baseline.map_or("random choice", |baseline| baseline.name);
     let control = pass.control(&prepared.sources(&options.compute))?;
     let control =
         control.map(|model| measured(&format!("measure: {control_name}"), &model)).transpose()?;
