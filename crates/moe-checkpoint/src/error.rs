@@ -145,6 +145,11 @@ impl Error {
         &self.0.what
     }
 
+    /// The tensor that it is about, where one is named.
+    pub fn named_tensor(&self) -> Option<&str> {
+        self.0.tensor.as_deref()
+    }
+
     /// The file that it is about, where one is named.
     pub fn named_file(&self) -> Option<&Path> {
         self.0.file.as_deref()

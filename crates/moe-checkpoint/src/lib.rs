@@ -68,5 +68,7 @@ pub use staging::{
     write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
-pub use whole::{BYTE_ORDER_MARK, begins_with_mark, read_text, read_whole, without_mark};
+pub use whole::{
+    BYTE_ORDER_MARK, begins_with_mark, read_text, read_whole, text_without_mark, without_mark,
+};
 pub use writer::{WriteSummary, Writer};

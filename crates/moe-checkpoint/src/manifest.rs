@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
 use crate::regular::{file_exists, open_file};
-use crate::whole::read_text;
+use crate::whole::{read_text, text_without_mark};
 
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "SHA256SUMS";
@@ -37,7 +37,7 @@ impl Manifest {
         }
         let mut files = BTreeMap::new();
         let text = read_text(&path, MAX_BYTES)?;
-        for (number, line) in text.strip_prefix('\u{feff}').unwrap_or(&text).lines().enumerate() {
+        for (number, line) in text_without_mark(&text).lines().enumerate() {
             let malformed = |what: &str| {
                 Error::new(Kind::Malformed, format!("line {} {what}", number + 1))
                     .file(&path)

@@ -14,6 +14,11 @@ pub fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
+/// [`without_mark`] of a text.
+pub fn text_without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 /// Whether the file `path` begins with a [`BYTE_ORDER_MARK`], at which Python's `json` fails.
 pub fn begins_with_mark(path: &Path) -> bool {
     let mut start = [0; BYTE_ORDER_MARK.len()];

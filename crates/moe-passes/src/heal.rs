@@ -11,7 +11,6 @@ use serde_json::Value;
 
 use crate::pass::{
     Effect, Inputs, Kept, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
-    no_targets,
 };
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 
@@ -216,7 +215,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         docs/heal.md is the guide.",
     options: PassOptions::of::<HealOptions>(),
     least_options: "train = [\"all\"]\ndata = [\"text\"]",
-    targets: no_targets,
+    targets: |_| &[],
     benchmark: None,
     baseline: None,
     report: ReportKind::Training,

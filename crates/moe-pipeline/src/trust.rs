@@ -124,6 +124,7 @@ pub(crate) fn measure(
         None => measured("measure on held-out text", prepared.result())?,
     };
     let pass = prepared.last().pass;
+    // Receipts have a name also where nothing is measured beside the result.
     let control_name = pass.info().baseline.map_or("random choice", |baseline| baseline.name);
     let control = pass.control(&prepared.sources(&options.compute))?;
     let control =

@@ -29,7 +29,7 @@ use serde_json::Value;
 
 use crate::pass::{
     HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources,
-    as_value, no_targets,
+    as_value,
 };
 use crate::reduce::{BASELINE, Method as _, fewer};
 
@@ -54,7 +54,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         docs/pruning.md is the guide.",
     options: PassOptions::of::<MergeOptions>(),
     least_options: "keep = 1.0\ndata = [\"text\"]",
-    targets: no_targets,
+    targets: |_| &[],
     benchmark: Some(|model| fewer("ream", model)),
     baseline: Some(BASELINE),
     report: ReportKind::Experts { none_lost: "every expert goes on, alone or merged into others" },

@@ -156,8 +156,3 @@ impl Serialize for PassInfo {
         serializer.serialize_str(self.name)
     }
 }
-
-/// For passes without an option `target`.
-pub(crate) fn no_targets(_: &Family) -> &[String] {
-    &[]
-}

@@ -19,7 +19,6 @@ use serde_json::Value;
 
 use crate::train::Training;
 
-pub(crate) use info::no_targets;
 pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
 pub use inputs::Inputs;
 pub use layer_pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, Pool, SweptText};

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
     DecidedBy, HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan,
-    ReportKind, Sources, as_value, no_targets,
+    ReportKind, Sources, as_value,
 };
 use crate::reduce::{BASELINE, Method, ReduceOptions, Size, fewer};
 use crate::unused::refuse_unused;
@@ -180,7 +180,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         moe-convert prune golden/models/moe -o target/edited --plan target/plan.json\n\ndocs/pruning.md is the guide.",
     options: PassOptions::of::<PruneOptions>(),
     least_options: "keep = 1.0\ndata = [\"text\"]",
-    targets: no_targets,
+    targets: |_| &[],
     benchmark: Some(|model| fewer("reap", model)),
     baseline: Some(BASELINE),
     report: ReportKind::Experts { none_lost: "the experts that went had none on this text" },

@@ -31,7 +31,7 @@ use serde_json::Value;
 
 use crate::pass::{
     Effect, HeldOut, Inputs, Kept, LayerEdits, LayerPass, LayerRecord, Pass, PassInfo, PassOptions,
-    Plan, ReportKind, Sources, as_value, no_targets,
+    Plan, ReportKind, Sources, as_value,
 };
 
 pub use options::{Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, WeightScheme};
@@ -58,7 +58,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         docs/quantization.md is the guide.",
     options: PassOptions::of::<QuantizeOptions>(),
     least_options: "scheme = \"fp8-block\"",
-    targets: no_targets,
+    targets: |_| &[],
     benchmark: Some(|_| "scheme = \"w4a16\"\ngroup-size = 128".to_owned()),
     baseline: None,
     report: ReportKind::Quantized,

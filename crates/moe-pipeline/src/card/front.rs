@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use moe_checkpoint::{is_obeyed, json, read_text};
+use moe_checkpoint::{is_obeyed, json, read_text, text_without_mark};
 
 use super::CARD_FILE;
 
@@ -39,8 +39,7 @@ struct Scalar {
 /// What the card in `source` says.
 pub(crate) fn carried(source: &Path) -> Carried {
     let card = read_text(&source.join(CARD_FILE), json::MAX_JSON_BYTES).unwrap_or_default();
-    let card = card.strip_prefix('\u{feff}').unwrap_or(&card);
-    let mut lines = card.lines().map(str::trim_end);
+    let mut lines = text_without_mark(&card).lines().map(str::trim_end);
     if lines.next() != Some("---") {
         return Carried::default();
     }

@@ -335,7 +335,7 @@ impl Running<'_> {
             self.save()?;
             Error::new(Kind::Numeric, what).file(self.trainer.saved.path(STATE_FILE)).remedy(CALMER)
         };
-        Ok(match tensor_line(&error) {
+        Ok(match error.named_tensor() {
             Some(tensor) => stopped.tensor(tensor),
             None => stopped,
         })
@@ -429,10 +429,6 @@ impl Running<'_> {
 
 fn first_line(error: &Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-fn tensor_line(error: &Error) -> Option<String> {
-    error.to_string().lines().find_map(|line| Some(line.strip_prefix("  tensor: ")?.to_owned()))
 }
 
 /// Tokens for each second of the last few.
