@@ -407,7 +407,7 @@ mod tests {
         std::fs::write(&path, "\u{feff}{\"a\": 1}").unwrap();
         assert_eq!(read_tree::<Value>(&path).unwrap()["a"], 1);
         assert_eq!(read::<Value>(&path).unwrap()["a"], 1);
-        // One is no text of anybody's; the second is.
+        // The first belongs to no text; the second is one.
         std::fs::write(&path, "\u{feff}\u{feff}{}").unwrap();
         assert_eq!(read::<Value>(&path).unwrap_err().kind(), Kind::Malformed);
     }

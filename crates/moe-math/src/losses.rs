@@ -112,7 +112,7 @@ fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     candle_nn::ops::log_softmax(&logits.detach().to_dtype(DType::F32)?, D::Minus1)
 }
 
-/// The probability that a router gives each expert in the mean over tokens, `[experts]`: of softmax
+/// The probability that a router gives each expert, mean over tokens, `[experts]`: of softmax
 /// scores themselves, of σ scores their shares. Tracked if the logits are.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The distinct neurons of a layer, and what each gives in the mean.
+//! The distinct neurons of a layer, and the mean of what each gives.
 //!
 //! Neurons that do the same up to a power of two are one, whose gates add up: an upcycled model has
 //! each of its dense neurons many times. Where all gates that reach a neuron sum to the same for

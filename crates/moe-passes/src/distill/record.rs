@@ -45,7 +45,7 @@ pub struct DistilledPart {
     pub from: String,
     /// How many neurons.
     pub neurons: usize,
-    /// What their down columns were multiplied by, in the mean.
+    /// The mean factor that their down columns were multiplied by.
     pub factor: f64,
 }
 

@@ -72,7 +72,7 @@ impl LayerWidths {
         such.map(|found| found.error).sum()
     }
 
-    /// What a weight of `layers` takes in the mean.
+    /// The mean number of stored bits of a weight of `layers`.
     pub fn bits_a_weight<'l>(layers: impl Iterator<Item = &'l Self>) -> f64 {
         let (stored, weights) = layers
             .fold((0, 0), |(stored, all), layer| (stored + layer.stored_bits, all + layer.weights));

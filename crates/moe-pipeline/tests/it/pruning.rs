@@ -459,8 +459,8 @@ fn planted_groups(text: &Text) -> PathBuf {
     };
     let model =
         planted(text, &golden("families/glm4_moe/base/model"), |tensor, bytes| match tensor {
-            // What reaches the router tells the token, and nothing else: attention, the dense layer and
-            // shared experts give 0.
+            // What reaches the router tells the token, and nothing else: attention, the dense layer
+            // and shared experts give 0.
             "model.embed_tokens.weight" => {
                 set(bytes, &|token, column| if token == column { 1.0 } else { 0.0 })
             }
