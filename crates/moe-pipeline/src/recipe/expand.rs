@@ -9,8 +9,9 @@ use toml::{Table, Value};
 
 use super::source::RecipeText;
 use super::spare::{Spare, WrittenStep};
+use super::steps::{parse_step, take};
 use super::variables::Variables;
-use super::{Step, parse_step, take, usage};
+use super::{Step, usage};
 use crate::portable::portable;
 
 /// A few choices in a few blocks within each other make more steps than can ever run.

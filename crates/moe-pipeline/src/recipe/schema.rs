@@ -10,8 +10,8 @@ use clap::{Arg, ArgAction, Args, Command};
 use moe_passes::{PASSES, PassInfo};
 use serde_json::{Map, Value, json};
 
-use super::CONVERT;
 use super::expand::OF_STEPS;
+use super::steps::CONVERT;
 use crate::evaluation::EvalOptions;
 use crate::gates::Gates;
 use crate::observe::ObserveOptions;

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
-use super::{EARLIER_KEYS, Step, parse_step};
+use super::Step;
+use super::steps::{EARLIER_KEYS, parse_step};
 
 /// Where a key stands in the recipe. A key of a table in a step, such as a gate, is written with a
 /// dot.

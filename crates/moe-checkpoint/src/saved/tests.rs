@@ -1,0 +1,177 @@
+use super::*;
+
+fn folder(dir: &Path) -> SavedFolder {
+    SavedFolder::new(dir.to_owned(), &["log"])
+}
+
+#[test]
+fn finished_steps_come_back_to_the_run_that_took_them() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("saved");
+    let saved = |key: &str, resume| folder(&dir).open(key.to_owned(), resume);
+    let first = saved("a", false).unwrap();
+    assert!(!dir.exists() && !folder(&dir).is_used().unwrap());
+    first.put("one", &[1, 2, 3]).unwrap();
+    // Within a run, nothing is taken twice.
+    assert_eq!(first.get("one").unwrap(), None);
+    let resumed = saved("a", true).unwrap();
+    assert_eq!(resumed.get("one").unwrap(), Some(vec![1, 2, 3]));
+    assert_eq!(resumed.get("two").unwrap(), None);
+    assert_eq!(saved("b", true).err().unwrap().kind(), Kind::Mismatch);
+    // Starting over drops it.
+    saved("b", false).unwrap();
+    assert!(!dir.exists());
+    resumed.put("two", &[]).unwrap();
+    assert_eq!(saved("a", true).unwrap().get("two").unwrap(), Some(vec![]));
+    folder(&dir).remove().unwrap();
+    assert!(!dir.exists());
+    folder(&dir).remove().unwrap();
+}
+
+#[test]
+fn a_folder_that_is_only_marked_is_in_nobody_s_way() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("saved");
+    folder(&dir).open("a".to_owned(), false).unwrap().begin().unwrap();
+    assert!(!folder(&dir).is_used().unwrap());
+    let resumed = folder(&dir).open("b".to_owned(), true).unwrap();
+    assert!(!dir.exists() && !resumed.has_steps());
+    resumed.put("one", &[1]).unwrap();
+    assert!(resumed.has_steps() && folder(&dir).is_used().unwrap());
+}
+
+#[test]
+fn nothing_is_saved_through_what_takes_the_folder_s_place() {
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, elsewhere) = (parent.path().join("saved"), parent.path().join("elsewhere"));
+    fs::create_dir(&elsewhere).unwrap();
+    let saved = folder(&dir).open("a".to_owned(), false).unwrap();
+    saved.put("one", &[1]).unwrap();
+    fs::rename(&dir, parent.path().join("aside")).unwrap();
+    for folder_instead in [false, true] {
+        match folder_instead {
+            true => fs::create_dir(&dir).unwrap(),
+            false => std::os::unix::fs::symlink(&elsewhere, &dir).unwrap(),
+        }
+        assert_eq!(saved.put("two", &[2]).unwrap_err().kind(), Kind::Mismatch);
+        assert_eq!(
+            (fs::read_dir(&elsewhere).unwrap().count(), fs::read_dir(&dir).unwrap().count()),
+            (0, 0)
+        );
+        if !folder_instead {
+            fs::remove_file(&dir).unwrap();
+        }
+    }
+    fs::remove_dir(&dir).unwrap();
+    fs::rename(parent.path().join("aside"), &dir).unwrap();
+    saved.put("two", &[2]).unwrap();
+}
+
+#[test]
+fn what_another_run_or_step_has_saved_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = |name: &str| parent.path().join(name);
+    for key in ["a", "b"] {
+        let saved = folder(&dir(key)).open(key.to_owned(), false).unwrap();
+        saved.put("one", key.as_bytes()).unwrap();
+        saved.put("two", b"two").unwrap();
+    }
+    let resumed = || folder(&dir("a")).open("a".to_owned(), true).unwrap();
+    let refused = |name: &str| {
+        let error = resumed().get(name).unwrap_err();
+        assert!(error.kind() == Kind::Malformed && error.to_string().contains(name), "{error}");
+    };
+    let intact = fs::read(dir("a/one")).unwrap();
+    // Of another run; of another step of this one; nothing that was ever saved.
+    fs::copy(dir("b/one"), dir("a/one")).unwrap();
+    refused("one");
+    fs::copy(dir("a/two"), dir("a/one")).unwrap();
+    refused("one");
+    fs::write(dir("a/one"), &intact[..intact.len() - 1]).unwrap();
+    refused("one");
+    fs::write(dir("a/one"), &intact).unwrap();
+    assert_eq!(resumed().get("one").unwrap(), Some(b"a".to_vec()));
+    // Without a mark nobody knows whose they are: neither resumed nor removed.
+    for mark in [
+        None,
+        Some(""),
+        Some("a"),
+        Some("moe-convert training 3"),
+        Some("moe-convert training 2\na\n"),
+    ] {
+        fs::remove_file(dir("a/of")).unwrap();
+        mark.iter().for_each(|mark| fs::write(dir("a/of"), mark).unwrap());
+        for resume in [true, false] {
+            let error = folder(&dir("a")).open("a".to_owned(), resume).unwrap_err();
+            assert!(
+                error.kind() == Kind::Malformed && error.to_string().contains("a/of"),
+                "{mark:?}: {error}"
+            );
+            assert!(dir("a/one").exists());
+        }
+        fs::write(dir("a/of"), "").unwrap();
+    }
+}
+
+#[test]
+fn what_differs_of_another_run_is_named() {
+    let key = |steps: u64, text: &str, extra: &str| {
+        format!("hash\n{{\"--steps\": {steps}, \"words.txt\": \"{}\"{extra}}}", text.repeat(64))
+    };
+    let said = |given: &str| differing(&key(10, "a", ""), given).unwrap_or_default();
+    assert_eq!(said(&key(10, "a", "")), "");
+    assert_eq!(said(&key(20, "a", "")), "--steps was 10, and is 20");
+    assert_eq!(said(&key(10, "b", ", \"more.txt\": 1")), "more.txt is new; words.txt has changed");
+    assert_eq!(said("hash"), "");
+}
+
+#[test]
+fn what_is_not_ours_is_never_removed() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("saved");
+    let thesis = parent.path().join("thesis.tex");
+    fs::write(&thesis, "words").unwrap();
+    let ours = || {
+        let saved = folder(&dir).open("a".to_owned(), false).unwrap();
+        saved.put("one", &[1]).unwrap();
+        fs::write(dir.join("log"), "{}").unwrap();
+        fs::write(dir.join(".log.partial-moe-convert"), "half").unwrap();
+    };
+    let refused = |what: &str| {
+        for resume in [true, false] {
+            let error = folder(&dir).open("a".to_owned(), resume).unwrap_err();
+            assert!(error.kind() == Kind::Usage && error.to_string().contains(what), "{error}");
+        }
+        assert!(folder(&dir).remove().is_err() && dir.symlink_metadata().is_ok());
+        assert!(what.is_empty() || dir.join(what).symlink_metadata().is_ok());
+        assert_eq!(fs::read_to_string(&thesis).unwrap(), "words");
+    };
+    ours();
+    fs::copy(&thesis, dir.join("thesis.tex")).unwrap();
+    refused("thesis.tex");
+    fs::remove_file(dir.join("thesis.tex")).unwrap();
+    fs::create_dir(dir.join("folder")).unwrap();
+    refused("folder");
+    fs::remove_dir(dir.join("folder")).unwrap();
+    // Links, also under names of ours.
+    for name in ["log", "one", "of", ".one.partial-moe-convert"] {
+        folder(&dir).remove().unwrap();
+        ours();
+        let _ = fs::remove_file(dir.join(name));
+        std::os::unix::fs::symlink(&thesis, dir.join(name)).unwrap();
+        refused(name);
+        fs::remove_file(dir.join(name)).unwrap();
+        fs::write(dir.join("of"), "moe-convert training 3\na\n").unwrap();
+    }
+    folder(&dir).remove().unwrap();
+    // A file or a link in the folder's place; an empty folder.
+    fs::write(&dir, "words").unwrap();
+    refused("");
+    fs::remove_file(&dir).unwrap();
+    std::os::unix::fs::symlink(parent.path(), &dir).unwrap();
+    refused("");
+    fs::remove_file(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
+    assert!(!folder(&dir).is_used().unwrap());
+    ours();
+}

@@ -1,0 +1,139 @@
+use moe_forward::Comparison;
+
+use super::*;
+
+fn row(label: &str, kl: f64, change: f64, agreement: f64) -> DomainReport {
+    let against = Comparison { original_loss: 2.0, kl, rare_kl: None, top1_agreement: agreement };
+    let (loss, against) = (2.0 + change, Some(against));
+    DomainReport { label: label.to_owned(), tokens: 10, loss, against, ..DomainReport::default() }
+}
+
+fn failed(gates: &Gates, report: &EvalReport) -> Vec<String> {
+    let measured = gates.measured(report, Path::new("none")).unwrap();
+    measured.into_iter().filter(|gate| !gate.met).map(|gate| gate.gate).collect()
+}
+
+#[test]
+fn small_figures_are_said() {
+    let gate = |limit, measured, met| {
+        MeasuredGate { gate: "max-kl".into(), limit, measured, met }.describe()
+    };
+    assert_eq!(
+        gate(1e-20, 4.68e-13, false),
+        "max-kl is 1.00e-20, measured 4.68e-13, 4.68e-13 beyond it"
+    );
+    assert_eq!(
+        gate(0.05, 0.0625, false),
+        "max-kl is 0.050000, measured 0.062500, 0.012500 beyond it"
+    );
+    assert_eq!(gate(1e-6, 0.0, true), "max-kl is 1.00e-6, measured 0.000000");
+}
+
+#[test]
+fn limits_hold_overall_and_by_label() {
+    let domains = vec![row("code", 0.3, 0.2, 0.8), row("text", 0.1, 0.0, 0.9)];
+    let report = EvalReport { domains, all: row("all", 0.2, 0.1, 0.85), load: Vec::new() };
+    let gate = |text: &str| text.parse::<DomainGate>().unwrap();
+    let gates = Gates {
+        max_kl: Some(0.2),
+        min_agreement: Some(0.86),
+        domain: vec![
+            gate("code:max-kl=0.25"),
+            gate("text:max-kl=0.25"),
+            gate("code:max-loss-increase=0.1"),
+        ],
+        ..Gates::default()
+    };
+    assert_eq!(
+        failed(&gates, &report),
+        ["min-agreement", "max-kl of code", "max-loss-increase of code"]
+    );
+    let nothing = EvalReport { all: row("all", f64::NAN, 0.0, 1.0), ..report };
+    assert_eq!(failed(&Gates { max_kl: Some(9.0), ..Gates::default() }, &nothing), ["max-kl"]);
+    for wrong in ["code", "code:max-kl", "code:kl=1", "max-kl=1", "code:max-kl=x"] {
+        assert_eq!(wrong.parse::<DomainGate>().unwrap_err().kind(), Kind::Usage, "{wrong}");
+    }
+    assert!(
+        gates.check(false, &["code", "text"]).is_err() && gates.check(true, &["code"]).is_err()
+    );
+    gates.check(true, &["code", "text"]).unwrap();
+}
+
+#[test]
+fn limits_that_nothing_keeps_are_refused() {
+    let with = |set: fn(&mut Gates, f64), limit: f64| {
+        let mut gates = Gates { golden: Some("golden.json".into()), ..Gates::default() };
+        set(&mut gates, limit);
+        gates.check(true, &["code"]).map_err(|error| error.to_string())
+    };
+    let (nan, infinite) = (f64::NAN, f64::INFINITY);
+    type Set = fn(&mut Gates, f64);
+    let gates: [(Set, &str, &[f64], &[f64]); 4] = [
+        (
+            |g, limit| g.max_kl = Some(limit),
+            "from 0 on",
+            &[0.0, 1e-12, 9.0],
+            &[-1.0, -1e-9, nan, infinite],
+        ),
+        (
+            |g, limit| g.max_loss_increase = Some(limit),
+            "nats",
+            &[0.0, -0.5, 3.0],
+            &[nan, infinite, -infinite],
+        ),
+        (
+            |g, limit| g.min_agreement = Some(limit),
+            "above 0, at most 1",
+            &[1e-9, 0.9, 1.0],
+            &[0.0, 90.0, 1.01, -0.1, nan, infinite],
+        ),
+        (
+            |g, limit| g.golden_tolerance = Some(limit),
+            "from 0 on",
+            &[0.0, 1.0],
+            &[-1.0, nan, infinite],
+        ),
+    ];
+    for (set, range, good, bad) in gates {
+        good.iter().for_each(|limit| with(set, *limit).unwrap());
+        for limit in bad {
+            let error = with(set, *limit).unwrap_err();
+            assert!(
+                error.contains(range) && error.contains(&limit.to_string()),
+                "{limit}: {error}"
+            );
+        }
+    }
+    assert!(
+        with(|g, limit| g.min_agreement = Some(limit), 90.0).unwrap_err().contains("0.9 for 90 %")
+    );
+    for bad in ["min-agreement=90", "max-kl=-1", "max-kl=nan", "max-loss-increase=inf"] {
+        assert!(
+            format!("code:{bad}").parse::<DomainGate>().unwrap_err().to_string().contains("remedy"),
+            "{bad}"
+        );
+    }
+    let without = Gates { golden_tolerance: Some(0.1), ..Gates::default() };
+    assert!(without.check(true, &[]).is_err());
+}
+
+#[test]
+fn a_golden_holds_for_the_text_it_was_made_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = |loss: f64| EvalReport {
+        domains: vec![row("code", 0.3, loss, 0.8)],
+        all: row("all", 0.3, loss, 0.8),
+        load: Vec::new(),
+    };
+    let path = dir.path().join("golden.json");
+    std::fs::write(&path, serde_json::json!({ "report": report(0.1) }).to_string()).unwrap();
+    let gates = Gates { golden: Some(path), ..Gates::default() };
+    assert!(failed(&gates, &report(0.1005)).is_empty());
+    let found = failed(&gates, &report(0.102));
+    assert_eq!(
+        found,
+        ["golden-tolerance of the loss of code", "golden-tolerance of the loss of all"]
+    );
+    let other = EvalReport { domains: vec![row("text", 0.3, 0.1, 0.8)], ..report(0.1) };
+    assert_eq!(gates.measured(&other, Path::new("none")).unwrap_err().kind(), Kind::Usage);
+}
