@@ -5,6 +5,7 @@ mod contents;
 mod generation;
 mod listed;
 mod loaders;
+mod notes;
 mod older;
 mod tokenizer;
 
@@ -89,7 +90,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
         bytes,
         layers: model.layers.len(),
         experts: model.moes().map(|(_, moe)| moe.experts.len()).sum(),
-        notes: loaders::notes(&checkpoint, &model),
+        notes: notes::notes(&checkpoint, &model),
         engines: model.engines(),
     })
 }
