@@ -21,14 +21,15 @@ use crate::card::{self, CARD_FILE, name_of};
 use crate::estimate;
 use crate::live::{live_bytes, promise_resident_memory};
 use crate::memory;
-use crate::needs::{self, Work};
+use crate::needs;
+use crate::options::ConvertOptions;
 use crate::outputs::{check_places, check_plans};
 use crate::prepare::{Prepared, check_together};
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report;
-use crate::resources::{ByteSize, RunRecord, directory_of};
+use crate::resources::{ByteSize, RunRecord};
 use crate::train::TrainingDir;
 use crate::trust;
 use crate::verify::has_tokenizer;
@@ -38,35 +39,6 @@ use crate::writing::WritingOptions;
 const MAX_COPIED_BYTES: u64 = 256 << 20;
 /// Config, cards and file-system overhead, on top of the tensors.
 pub(crate) const SLACK_BYTES: u64 = 4 << 20;
-
-/// How a pass is run.
-#[derive(Debug, Clone)]
-pub struct ConvertOptions {
-    /// Replace an earlier result.
-    pub overwrite: bool,
-    /// Go on with a training that was killed.
-    pub resume: bool,
-    /// Most bytes of a shard.
-    pub max_shard_size: ByteSize,
-    /// Random tokens on which the result is compared with its source; 0 for none.
-    pub probe_tokens: usize,
-    /// Where to compute.
-    pub compute: Compute,
-    /// Most memory that may be held; hidden states that are too many for it go to a scratch file.
-    pub memory_budget: Option<ByteSize>,
-}
-
-impl ConvertOptions {
-    /// How the result is written.
-    pub fn writing(&self) -> WritingOptions {
-        WritingOptions { max_shard_size: self.max_shard_size, probe_tokens: self.probe_tokens }
-    }
-
-    /// What bounds the work of a run that writes `output`.
-    pub(crate) fn work<'a>(&'a self, output: &'a Path) -> Work<'a> {
-        Work { budget: self.memory_budget, compute: &self.compute, scratch: directory_of(output) }
-    }
-}
 
 /// What a run will write, known before anything is written.
 #[derive(Debug, Serialize)]

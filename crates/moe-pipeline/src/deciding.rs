@@ -8,10 +8,10 @@ use moe_model::Model;
 use moe_passes::quantize::PoolStats;
 use moe_passes::{CalibrationOptions, LayerEdits, LayerPass};
 
-use crate::convert::ConvertOptions;
 use crate::memory::{self, Text, Watched};
 use crate::needs::{Needs, Work};
 use crate::observe::calibration;
+use crate::options::ConvertOptions;
 use crate::progress::{Progress, Unit};
 use crate::resources::storage;
 use crate::trust::StageReport;

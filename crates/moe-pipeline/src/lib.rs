@@ -23,6 +23,7 @@ mod markdown;
 mod memory;
 mod needs;
 mod observe;
+mod options;
 mod outputs;
 mod portable;
 mod prepare;
@@ -45,9 +46,7 @@ pub use applicable::Applicable;
 pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
 pub use build::{BUILD, VERSION};
 pub use card::identity as describe_identity;
-pub use convert::{
-    Conversion, ConvertOptions, HasTokenizer, PlannedOutput, check_output, convert, plan,
-};
+pub use convert::{Conversion, HasTokenizer, PlannedOutput, check_output, convert, plan};
 pub use evaluation::{EvalOptions, eval};
 pub use fingerprint::Fingerprint;
 pub use gates::{DomainGate, Gates, MeasuredGate, not_met};
@@ -62,6 +61,7 @@ pub use memory::{check_small_budget, passed_budget};
 pub use observe::{
     Observation, ObserveOptions, ObservedLayer, check_observe, has_statistics, is_observed, observe,
 };
+pub use options::ConvertOptions;
 pub use outputs::{JUNIT, check_summary};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};

@@ -14,7 +14,7 @@ use moe_math::routing::Routing;
 use moe_math::sampling;
 use moe_passes::Identity;
 
-use crate::convert::ConvertOptions;
+use crate::options::ConvertOptions;
 use crate::prepare::{Hashes, Prepared};
 use crate::receipt::{GroupTies, Measured};
 

@@ -14,7 +14,8 @@ use moe_passes::Pass;
 use serde_json::{Map, Value};
 
 use crate::card::{self, CARD_FILE, name_of};
-use crate::convert::{ConvertOptions, SLACK_BYTES, existing};
+use crate::convert::{SLACK_BYTES, existing};
+use crate::options::ConvertOptions;
 use crate::outputs::{check_places, plan_names};
 use crate::prepare::Prepared;
 use crate::progress::Quiet;

@@ -8,7 +8,7 @@ use moe_model::Model;
 use moe_passes::HeldOut;
 use serde::Serialize;
 
-use crate::convert::ConvertOptions;
+use crate::options::ConvertOptions;
 use crate::prepare::Prepared;
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::{directory_of, storage};

@@ -10,12 +10,10 @@ use moe_math::meter::Work;
 use moe_math::product::product;
 use moe_math::{Compute, sampling, swiglu};
 use moe_model::{Error, Expert, Kind, Result, Weight};
-use serde::{Deserialize, Serialize};
 
 use super::observe::{BlockPart, Tokens, failed};
 use super::record::{Look, Trained};
-use crate::train::check_steps;
-use crate::unused::refuse_unused;
+use super::training::Training;
 
 /// The weight of 1 − cos beside the relative squared error.
 const COSINE: f64 = 0.05;
@@ -30,101 +28,6 @@ const PATIENCE: usize = 10;
 pub(super) const GATHERED_BYTES: usize = 256 << 20;
 /// Held-out tokens that are looked at, spread evenly over all of them.
 pub(super) const LOOKED_AT: usize = 8192;
-
-/// Training of each layer.
-#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Training {
-    /// Train each layer for this many steps to give what the original layer gives on the same
-    /// inputs, which --forcing chooses. 0 trains nothing.
-    #[arg(long, value_name = "STEPS", default_value_t = default_steps(), help_heading = "Training")]
-    #[serde(default = "default_steps")]
-    pub steps: u64,
-
-    /// Then train each layer for this many steps on what reaches it through the trained dense
-    /// layers before it.
-    #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
-    #[serde(default)]
-    pub student_steps: u64,
-
-    /// Tokens of a step.
-    #[arg(long, value_name = "TOKENS", default_value_t = default_batch_tokens(), help_heading = "Training")]
-    #[serde(default = "default_batch_tokens")]
-    pub batch_tokens: usize,
-
-    /// Peak learning rate of AdamW, as a share of the root mean square of each matrix; it rises
-    /// over the first twentieth of the steps and falls along a cosine.
-    #[arg(long, value_name = "RATE", default_value_t = default_learning_rate(), help_heading = "Training")]
-    #[serde(default = "default_learning_rate")]
-    pub learning_rate: f64,
-}
-
-fn default_steps() -> u64 {
-    200
-}
-
-fn default_batch_tokens() -> usize {
-    512
-}
-
-fn default_learning_rate() -> f64 {
-    0.1
-}
-
-impl Training {
-    /// Whether any layer is trained.
-    pub(super) fn trains(&self) -> bool {
-        self.steps > 0 || self.student_steps > 0
-    }
-
-    /// What is said of a rate that can hardly train.
-    pub(super) fn warning(&self) -> Option<String> {
-        let rate = self.learning_rate;
-        let what = "moves weights by many times their size in a step: 0.1 is usual";
-        (self.trains() && rate > 10.0).then(|| format!("--learning-rate {rate:e} {what}"))
-    }
-
-    /// Refuses what can't train.
-    pub(super) fn check(&self) -> Result<()> {
-        let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
-        match self {
-            _ if !self.trains() => self.check_idle(),
-            Self { batch_tokens: 0, .. } => {
-                usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say")
-            }
-            Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => {
-                usage(
-                    format!("--learning-rate {learning_rate} is not a learning rate"),
-                    "give a positive number, such as 0.1",
-                )
-            }
-            Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH_TOKENS => usage(
-                format!("--batch-tokens {batch_tokens} is more than a step can take"),
-                "give at most 1048576, such as 512",
-            ),
-            Self { steps, student_steps, .. } => {
-                check_steps("--steps", *steps)?;
-                check_steps("--student-steps", *student_steps)
-            }
-        }
-    }
-
-    /// Refuses what says how layers are trained where none is.
-    fn check_idle(&self) -> Result<()> {
-        let idle = [
-            ("--batch-tokens", self.batch_tokens != default_batch_tokens()),
-            ("--learning-rate", self.learning_rate != default_learning_rate()),
-        ];
-        refuse_unused(
-            idle,
-            "says how layers are trained, and --steps 0 trains none",
-            "give --steps above 0",
-        )
-    }
-}
-
-/// The largest batch of a step, in tokens.
-const MAX_BATCH_TOKENS: usize = 1 << 20;
 
 /// The bytes of the graph of a step on `tokens` tokens, and of its gradients.
 pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {

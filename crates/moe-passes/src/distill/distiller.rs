@@ -13,12 +13,11 @@ use moe_math::meter::Work;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
-use super::block::{
-    GATHERED_BYTES, LOOKED_AT, LayerTrainingData, Learned, Training, step_bytes, train,
-};
+use super::block::{GATHERED_BYTES, LOOKED_AT, LayerTrainingData, Learned, step_bytes, train};
 use super::observe::{BlockPart, LayerObserver, LayerSums, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
+use super::training::Training;
 use super::weights::kept;
 use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;

@@ -16,6 +16,7 @@ mod ridge;
 mod score;
 mod select;
 mod student;
+mod training;
 mod weights;
 
 use moe_model::{Error, Ffn, Kind, Model, Result};
@@ -26,11 +27,11 @@ use crate::pass::{
     PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
 };
 
-pub use block::Training;
 pub use options::{DistillOptions, Down, Forced, Init};
 pub use record::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
 pub use score::Score;
 pub use select::Select;
+pub use training::Training;
 
 use distiller::Distiller;
 use options::shaped;

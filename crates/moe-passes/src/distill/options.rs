@@ -4,10 +4,10 @@ use clap::ValueEnum;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result, family};
 use serde::{Deserialize, Serialize};
 
-use super::block::Training;
 use super::observe::HELD_OUT_EVERY;
 use super::score::Score;
 use super::select::Select;
+use super::training::Training;
 use super::weights::{padded, undecided};
 use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_baseline_used};
 

@@ -14,6 +14,7 @@ mod options;
 mod partition;
 mod routers;
 mod scales;
+mod warnings;
 
 use moe_forward::DataSpec;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
@@ -92,7 +93,7 @@ impl Pass for UpcycleOptions {
         let scales = Scales::new(self, target, normalize);
         check::shared(self, target)?;
         let effects = effects::effects(self, scales, normalize, sources.others_differ);
-        let mut warnings = check::warnings(self, normalize, scales, sources);
+        let mut warnings = warnings::warnings(self, normalize, scales, sources);
         let mut model = dense.clone();
         model.family = target;
         if self.attention == Rest::Average {

@@ -13,9 +13,9 @@ use moe_passes::{LayerEdits, same_bytes};
 
 use super::pass_run::{PassRun, declared};
 use super::{Prepared, shards};
-use crate::convert::ConvertOptions;
 use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
+use crate::options::ConvertOptions;
 use crate::progress::{Progress, Timings, Unit};
 use crate::resources::directory_of;
 use crate::train::{NOTHING_SAVED, TrainingDir, TrainingJob};

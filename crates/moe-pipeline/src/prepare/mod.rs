@@ -21,11 +21,11 @@ use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{Effect, HeldOut, Identity, Pass, Sources};
 
-use crate::convert::ConvertOptions;
 use crate::estimate::measuring;
 use crate::memory::{self, Text};
 use crate::needs::{Needs, Work};
 use crate::observe::unchosen;
+use crate::options::ConvertOptions;
 use crate::outputs::plan_names;
 use crate::portable::portable;
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
