@@ -17,10 +17,10 @@ use moe_passes::Pass;
 use serde::Serialize;
 
 use crate::applicable::heals;
+use crate::budget;
 use crate::card::{self, CARD_FILE, name_of};
 use crate::estimate;
 use crate::live::{live_bytes, promise_resident_memory};
-use crate::memory;
 use crate::needs;
 use crate::options::ConvertOptions;
 use crate::outputs::{check_places, check_plans};
@@ -311,13 +311,13 @@ fn create(
 
 /// Resident memory that the run is said to hold.
 fn promised(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<ByteSize> {
-    Ok(memory::resident(prepared.live_bytes(options, output)? + live_bytes().unwrap_or(0)))
+    Ok(budget::resident(prepared.live_bytes(options, output)? + live_bytes().unwrap_or(0)))
 }
 
 fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<()> {
     let within = |budget| ConvertOptions { memory_budget: Some(budget), ..options.clone() };
     let ways = |budget| needs::ways(&prepared.stages(&within(budget), output).ok()?, budget);
-    memory::check_budget(options.memory_budget, ways, |budget| {
+    budget::check_budget(options.memory_budget, ways, |budget| {
         prepared.live_bytes(&within(budget), output)
     })
 }

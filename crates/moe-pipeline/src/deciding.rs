@@ -8,7 +8,8 @@ use moe_model::Model;
 use moe_passes::quantize::PoolStats;
 use moe_passes::{CalibrationOptions, LayerEdits, LayerPass};
 
-use crate::memory::{self, Text, Watched};
+use crate::budget;
+use crate::memory::{Text, Watched};
 use crate::needs::{Needs, Work};
 use crate::observe::calibration;
 use crate::options::ConvertOptions;
@@ -46,7 +47,7 @@ impl Deciding {
     ) -> Result<Self> {
         let length = decider.text().sequence_length;
         let of_text =
-            |option, live: &dyn Fn(usize) -> Result<u64>| memory::room(work.budget, option, live);
+            |option, live: &dyn Fn(usize) -> Result<u64>| budget::room(work.budget, option, live);
         let room = of_text("--data-tokens", &|tokens| {
             swept_bytes(&*decider, source, [tokens, 0], length, work)
         });

@@ -9,6 +9,7 @@ use moe_model::Model;
 use moe_passes::check_windows;
 use serde::Deserialize;
 
+use crate::budget;
 use crate::gates::Gates;
 use crate::learned;
 use crate::memory::{self, Text};
@@ -93,7 +94,7 @@ pub fn eval(
     checkpoints.iter().flat_map(Checkpoint::warnings).for_each(|warning| progress.note(warning));
     let opened = Model::read(&checkpoints[0])?;
     let original = checkpoints.get(1).map(Model::read).transpose()?;
-    let room = memory::room(memory_budget, "--max-tokens", |tokens| {
+    let room = budget::room(memory_budget, "--max-tokens", |tokens| {
         let storage = storage(&opened, tokens, memory_budget, compute, &std::env::temp_dir())?;
         let text = Text::first(tokens, options.sequence_length, storage);
         Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
@@ -113,7 +114,7 @@ pub fn eval(
         .for_each(|note| progress.note(note));
     let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
     let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.max_tokens));
-    memory::check_budget(memory_budget, way, |budget| {
+    budget::check_budget(memory_budget, way, |budget| {
         let text = Text::of(&corpus, stored(Some(budget))?);
         Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
     })?;

@@ -7,6 +7,7 @@
 
 mod applicable;
 mod bench;
+mod budget;
 mod build;
 mod card;
 mod convert;
@@ -44,6 +45,7 @@ mod writing;
 
 pub use applicable::Applicable;
 pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
+pub use budget::{check_small_budget, passed_budget};
 pub use build::{BUILD, VERSION};
 pub use card::identity as describe_identity;
 pub use convert::{Conversion, HasTokenizer, PlannedOutput, check_output, convert, plan};
@@ -57,7 +59,6 @@ pub use live::{
 };
 pub use logits::write_logits;
 pub use markdown::{MarkdownCode, MarkdownText};
-pub use memory::{check_small_budget, passed_budget};
 pub use observe::{
     Observation, ObserveOptions, ObservedLayer, check_observe, has_statistics, is_observed, observe,
 };

@@ -11,6 +11,7 @@ use moe_forward::{Batch, Head, Storage, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
 
+use crate::budget;
 use crate::memory::{self, Text};
 use crate::outputs::LOGITS;
 use crate::progress::{LayerProgress, Progress, Unit};
@@ -51,10 +52,10 @@ pub fn write_logits(
     let needed = memory::logits(&model, &text, TOKEN_BLOCK, compute);
     let fewer = |budget| {
         let text = Text::first(1, 1, Storage::default());
-        memory::fits(memory::logits(&model, &text, TOKEN_BLOCK, compute), budget)
+        budget::fits(memory::logits(&model, &text, TOKEN_BLOCK, compute), budget)
             .then(|| "give fewer tokens".to_owned())
     };
-    memory::check_budget(memory_budget, fewer, |_| Ok(needed))?;
+    budget::check_budget(memory_budget, fewer, |_| Ok(needed))?;
     let file = StagedFile::create(output, found)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers { tokens: batch.tokens() });
     let mut sweep = Sweep::new(&model, &batch, compute)?;

@@ -1,18 +1,12 @@
-//! How much memory a run holds, said before it starts: the live bytes of its largest stage, and
-//! what resident memory follows from them. Every term names a buffer of the stage that it is of;
+//! How much memory a run holds, said before it starts: the live bytes of its largest stage. Every
+//! term names a buffer of the stage that it is of;
 //! `tests/it/budget.rs` compares promises with what was held.
 
-use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::{Corpus, HELD_BYTES_A_TOKEN, Room, Storage};
+use moe_forward::{Corpus, Storage};
 use moe_math::Compute;
 use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
 use moe_passes::SweptText;
 
-use crate::live::{limit_resident_memory, live_bytes, resident_bytes};
-use crate::resources::{ByteSize, process_peak_memory_bytes};
-
-/// What may be handed out between two looks at resident memory, beyond what a budget is held to.
-const BETWEEN_LOOKS_BYTES: u64 = 8 << 20;
 /// Sequences attend together up to so many tokens, queries of a block see all keys at once, and
 /// experts run on so many tokens.
 const ATTENTION_TOKENS: usize = 4096;
@@ -22,9 +16,6 @@ const EXPERT_TOKENS: usize = 4096;
 const LEFT_OUT_BYTES: usize = 512 << 20;
 /// Log-probabilities of a block are in f64 and take at most this.
 const LOGIT_BYTES: usize = 64 << 20;
-/// What is held by the time that text has been read, beyond the text: its tokenizer above all, and
-/// what reading left.
-const READING_BYTES: u64 = 1 << 20;
 /// Up to so many rows a product reads a matrix as it is stored; for more it is widened to f32.
 const FEW_ROWS: usize = 128;
 /// Buffers of the writer: eight of 2 MiB.
@@ -32,121 +23,6 @@ const WRITER_BYTES: u64 = 16 << 20;
 /// What is kept of a token beside its states: its id in its sequence and in the batch, and its
 /// group.
 const TEXT_BYTES_A_TOKEN: u64 = 16;
-
-/// Resident memory of a run that asks for `live` bytes at once: what the allocator is held to (see
-/// [`crate::resident_limit`]).
-pub(crate) fn resident(live: u64) -> ByteSize {
-    ByteSize(resident_bytes(live))
-}
-
-/// The most resident memory of such a run under a budget.
-pub(crate) fn most_resident(live: u64) -> ByteSize {
-    ByteSize(resident(live).0 + BETWEEN_LOOKS_BYTES)
-}
-
-/// Refuses work under a budget that doesn't hold it, and keeps resident memory below the budget
-/// otherwise. `live` says what the work asks for at once under a budget, beyond what is held now:
-/// with less of it, hidden states go to a file and graphs aren't kept.
-///
-/// # Errors
-/// [`Kind::Usage`] then, with the least budget that works, and what else does, which `ways` finds.
-pub(crate) fn check_budget(
-    budget: Option<ByteSize>,
-    ways: impl FnOnce(ByteSize) -> Option<String>,
-    live: impl Fn(ByteSize) -> Result<u64>,
-) -> Result<()> {
-    let Some(budget) = budget else { return Ok(()) };
-    let held = live_bytes().unwrap_or(0);
-    let needed =
-        |budget| live(budget).map_or(ByteSize(u64::MAX), |live| most_resident(live + held));
-    if needed(budget) > budget {
-        let least = least_budget(budget, needed);
-        let what =
-            format!("this run holds at least about {least} in memory, the budget is {budget}");
-        let ways = ways(budget).map_or(String::new(), |ways| format!(", or {ways}"));
-        let remedy = format!("give --memory-budget {}MB or more{ways}", with_margin(least));
-        return Err(Error::new(Kind::Usage, what).remedy(remedy));
-    }
-    // What is handed out between two looks isn't resident yet when it is looked at.
-    limit_resident_memory(budget.0 - budget.0 / 8);
-    Ok(())
-}
-
-/// Refuses a command that holds `live` bytes beside the program itself under a budget that is too
-/// small for it; `ways` says what makes that less, if anything does.
-///
-/// # Errors
-/// [`Kind::Usage`] then.
-pub fn check_small_budget(budget: Option<ByteSize>, live: u64, ways: Option<&str>) -> Result<()> {
-    check_budget(budget, |_| ways.map(str::to_owned), |_| Ok(live))
-}
-
-/// What to say of a run that held more than `budget`, by a few percent at least: it goes on, since
-/// all its work would be lost otherwise, but what was promised is wrong.
-pub fn passed_budget(budget: ByteSize) -> Option<String> {
-    let held = ByteSize(process_peak_memory_bytes()?);
-    (held.0 > budget.0.saturating_add(budget.0 / 50)).then(|| {
-        format!(
-            "this run held {held} in memory, more than --memory-budget {budget}: please report its command and model"
-        )
-    })
-}
-
-/// What is named as the least budget, in megabytes: a little more than was found, since what is
-/// held now differs from run to run.
-fn with_margin(least: ByteSize) -> u64 {
-    (least.0 + least.0 / 100).div_ceil(1_000_000) + 1
-}
-
-/// The least budget above `too_small` that holds what is needed under it, to a megabyte.
-fn least_budget(too_small: ByteSize, needed: impl Fn(ByteSize) -> ByteSize) -> ByteSize {
-    let holds = |bytes: u64| needed(ByteSize(bytes)) <= ByteSize(bytes);
-    let mut enough = too_small.0.max(1_000_000);
-    while !holds(enough) && enough < u64::MAX / 2 {
-        enough *= 2;
-    }
-    let mut short = too_small.0;
-    while enough - short > 500_000 {
-        let middle = short + (enough - short) / 2;
-        if holds(middle) { enough = middle } else { short = middle }
-    }
-    ByteSize(enough)
-}
-
-/// Whether a run that asks for `live` bytes at once stays below `budget`.
-pub(crate) fn fits(live: u64, budget: ByteSize) -> bool {
-    most_resident(live + live_bytes().unwrap_or(0)) <= budget
-}
-
-/// How much text `budget` has room for, if `live` says what the work on so many tokens asks for at
-/// once; `option` limits the tokens of a label.
-pub(crate) fn room(
-    budget: Option<ByteSize>,
-    option: &'static str,
-    live: impl Fn(usize) -> Result<u64>,
-) -> Option<Room> {
-    const MOST: usize = 1 << 36;
-    let budget = budget?;
-    let holds = |tokens: usize| {
-        let held = tokens as u64 * HELD_BYTES_A_TOKEN + READING_BYTES;
-        // What is asked for must fit when it has been read, too.
-        live(tokens + tokens / 16).is_ok_and(|live| fits(live + held, budget))
-    };
-    let mut too_many = 2;
-    while too_many < MOST && holds(too_many) {
-        too_many *= 2;
-    }
-    let mut tokens = too_many / 2;
-    while too_many - tokens > 1 + tokens / 128 {
-        let middle = tokens + (too_many - tokens) / 2;
-        if holds(middle) { tokens = middle } else { too_many = middle }
-    }
-    let tokens = if tokens > 1 { tokens } else { 0 };
-    // Before the work begins there is more room for text than beside it: what it would take is then
-    // known, and said.
-    let bytes = (tokens as u64 * HELD_BYTES_A_TOKEN).max(budget.0 / 8);
-    Some(Room { tokens, bytes, option })
-}
 
 /// Text on its way through a model.
 #[derive(Debug, Clone)]
@@ -463,18 +339,4 @@ pub(crate) fn writing(
     let states = 4 * text.states(source.hidden);
     let head = head_bytes(source, rows, compute) + own + states + logits;
     writing + sweeps.max(head)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_budget_that_was_passed_is_named_beside_what_was_held() {
-        let held = process_peak_memory_bytes().unwrap();
-        assert_eq!(passed_budget(ByteSize(u64::MAX / 2)), None);
-        let said = passed_budget(ByteSize(held / 2)).unwrap();
-        let budget = format!("more than --memory-budget {}", ByteSize(held / 2));
-        assert!(said.contains(&budget) && said.contains("please report"), "{said}");
-    }
 }

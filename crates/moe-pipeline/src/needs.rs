@@ -5,7 +5,7 @@ use std::path::Path;
 use moe_checkpoint::Result;
 use moe_math::Compute;
 
-use crate::memory;
+use crate::budget;
 use crate::resources::ByteSize;
 
 /// What bounds the work.
@@ -132,7 +132,7 @@ impl Needs {
             let enough = self
                 .ways
                 .iter()
-                .filter(|way| way.several == several && memory::fits(way.live, budget));
+                .filter(|way| way.several == several && budget::fits(way.live, budget));
             enough.map(|way| way.what.as_str()).collect::<Vec<_>>()
         };
         let mut enough = of(false);
@@ -148,7 +148,7 @@ impl Needs {
 
 /// What brings all of `stages` below `budget`; none where nothing does.
 pub(crate) fn ways(stages: &[Needs], budget: ByteSize) -> Option<String> {
-    let too_large = stages.iter().filter(|stage| !memory::fits(stage.live, budget));
+    let too_large = stages.iter().filter(|stage| !budget::fits(stage.live, budget));
     let ways: Option<Vec<String>> = too_large.map(|stage| stage.way(budget)).collect();
     let mut ways = ways?;
     ways.dedup();

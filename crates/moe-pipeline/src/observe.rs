@@ -18,8 +18,9 @@ use moe_model::Model;
 use moe_passes::{CalibrationOptions, LayerStatistics, refuse_unused};
 use serde::{Deserialize, Serialize};
 
+use crate::budget;
 use crate::fingerprint::{self, Fingerprint};
-use crate::memory::{self, Text, Watched};
+use crate::memory::{Text, Watched};
 use crate::outputs::STATISTICS;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
@@ -360,7 +361,7 @@ fn room(
     compute: &Compute,
     scratch: &Path,
 ) -> Option<Room> {
-    memory::room(memory_budget, "--data-tokens", |tokens| {
+    budget::room(memory_budget, "--data-tokens", |tokens| {
         let storage = storage(model, tokens, memory_budget, compute, scratch)?;
         let text = Text::first(tokens, options.calibration.sequence_length, storage);
         Ok(text.sweep(model, watched(options), compute))
@@ -402,13 +403,13 @@ fn sweep(
         let room = room(model, options, memory_budget, compute, scratch);
         let fewer = room.and_then(|room| room.way(labels, Some(options.calibration.data_tokens)));
         let unwatched =
-            live(budget, Watched::default()).is_ok_and(|live| memory::fits(live, budget));
+            live(budget, Watched::default()).is_ok_and(|live| budget::fits(live, budget));
         let no_left_out =
             (!options.no_left_out && unwatched).then(|| "give --no-left-out".to_owned());
         let ways: Vec<String> = fewer.into_iter().chain(no_left_out).collect();
         (!ways.is_empty()).then(|| ways.join(", or "))
     };
-    memory::check_budget(memory_budget, ways, |budget| live(budget, watched(options)))?;
+    budget::check_budget(memory_budget, ways, |budget| live(budget, watched(options)))?;
     let storage = stored(memory_budget)?;
     progress.stage(
         &format!("observe {tokens} tokens"),

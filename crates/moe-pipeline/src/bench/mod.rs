@@ -16,8 +16,8 @@ use serde_json::json;
 
 use self::model::{Proportions, VOCABULARY};
 pub use self::peaks::Peaks;
+use crate::budget::check_small_budget;
 use crate::convert::{convert, plan};
-use crate::memory::check_small_budget;
 use crate::options::ConvertOptions;
 use crate::progress::{Progress, Quiet, Stage, Unit};
 use crate::resources::ByteSize;

@@ -21,6 +21,7 @@ use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{Effect, HeldOut, Identity, Pass, Sources};
 
+use crate::budget;
 use crate::estimate::measuring;
 use crate::memory::{self, Text};
 use crate::needs::{Needs, Work};
@@ -148,7 +149,7 @@ impl<'p> Prepared<'p> {
                 &held_out,
                 input,
                 source.vocab,
-                memory::room(work.budget, "--held-out-tokens", live),
+                budget::room(work.budget, "--held-out-tokens", live),
             )
         };
         let held_out = held_out.map(read_held_out).transpose()?;

@@ -20,8 +20,9 @@ use moe_passes::{
 };
 
 use super::beside::Beside;
+use crate::budget;
 use crate::deciding::Deciding;
-use crate::memory::{self, Text};
+use crate::memory::Text;
 use crate::needs::{Needs, Share, Work};
 use crate::outputs::PLAN;
 use crate::train::{Need, TrainingRecord, TrainingTask};
@@ -336,7 +337,7 @@ fn load(
                 sequence_length: *sequence_length,
                 vocab: source.vocab,
                 max_tokens: Some(*max_tokens),
-                room: memory::room(work.budget, "--data-tokens", live),
+                room: budget::room(work.budget, "--data-tokens", live),
                 ..TokenizeOptions::default()
             };
             let corpus = Corpus::load(specs, model_dir, options)?;

@@ -28,6 +28,7 @@ use order::Order;
 use settings::CHANGEABLE;
 use trainer::{Task, Trainer};
 
+use crate::budget;
 use crate::memory::{self, Text};
 use crate::needs::{Needs, Share, Work};
 use crate::progress::{Progress, Unit};
@@ -88,7 +89,7 @@ impl TrainingTask {
             |tokens| Ok(need(measured_bytes(model, teacher, tokens, text.sequence_length, work)?));
         let measured = TokenizeOptions {
             max_tokens: Some(text.held_out_tokens),
-            room: memory::room(work.budget, "--held-out-tokens", live),
+            room: budget::room(work.budget, "--held-out-tokens", live),
             ..options
         };
         let held_out = (!text.held_out.is_empty())
@@ -106,7 +107,7 @@ impl TrainingTask {
             ),
             pack: text.pack,
             sample: Some(text.seed),
-            room: memory::room(work.budget, "--data-tokens", |_| Ok(beside)),
+            room: budget::room(work.budget, "--data-tokens", |_| Ok(beside)),
             ..options
         };
         Ok(Self { text: Corpus::load(&text.data, source.dir(), trained)?, held_out, training })

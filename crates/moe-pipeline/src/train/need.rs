@@ -8,6 +8,7 @@ use moe_model::{Expert, Ffn, Layer, Model};
 use moe_passes::{Precision, Training};
 
 use super::state::ELEMENTS_AT_ONCE;
+use crate::budget;
 use crate::live::live_bytes;
 use crate::memory::{self, Text, Watched};
 use crate::needs::{self, Needs};
@@ -147,7 +148,7 @@ impl Need {
 
     /// Whether there is room to keep all graphs.
     fn keeps_graphs(&self, budget: Option<ByteSize>) -> bool {
-        memory::most_resident(self.bytes(true) + live_bytes().unwrap_or(0))
+        budget::most_resident(self.bytes(true) + live_bytes().unwrap_or(0))
             <= ByteSize(room(budget) / 2)
     }
 
@@ -157,7 +158,7 @@ impl Need {
     /// [`Kind::Usage`] where there isn't even room for one.
     pub fn check(&self, ways: &Needs, budget: Option<ByteSize>) -> Result<bool> {
         let (needed, room) = (
-            memory::most_resident(self.bytes(false) + live_bytes().unwrap_or(0)),
+            budget::most_resident(self.bytes(false) + live_bytes().unwrap_or(0)),
             ByteSize(room(budget)),
         );
         if needed > room {
