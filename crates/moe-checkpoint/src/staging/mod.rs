@@ -1,5 +1,6 @@
 //! Output directories that appear under their final name only when they are complete.
 
+mod commit;
 mod damaged;
 mod earlier;
 mod file;
@@ -27,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
 use crate::locations::Id;
-use crate::manifest::{MANIFEST_FILE, Manifest, hex};
+use crate::manifest::{Manifest, hex};
 use crate::open_dir::OpenDir;
 use crate::shard::ShardPlan;
 use crate::writer::Writer;
@@ -50,9 +51,7 @@ use modes::Modes;
 use names::{parent_of, partial};
 use protected::{check_no_mount, check_takes_names};
 use remove::{check_no_mount_in, remove_tree};
-use rename::{in_the_way, rename_to_free, replace, sync_directories, sync_directory, unmoved};
 use unfinished::{clear_directory, unfinished};
-use unmovable::{Unreplaced, replace_by_removal};
 
 /// What becomes of an earlier result in the place of an output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -352,84 +351,6 @@ impl OutputDir {
     pub fn add_hashes(&mut self, hashes: impl IntoIterator<Item = (String, String)>) {
         self.manifest.files.extend(hashes);
     }
-
-    /// Writes the manifest, flushes everything and lets the directory appear under its final name.
-    ///
-    /// # Errors
-    /// [`Kind::Io`], which says where the result is if there is one.
-    pub fn commit(mut self) -> Result<()> {
-        self.check_staging()?;
-        self.staging.write(MANIFEST_FILE, self.manifest.to_text().as_bytes())?;
-        let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(self.path()));
-        let flushed = kept.and_then(|()| sync_directories(self.path()));
-        flushed.map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
-        // Nobody removes it from now on, nor has begun to.
-        let mut unfinished = unfinished(&self.target)?;
-        if !unfinished.remove(self.path()) {
-            return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
-        }
-        // Nothing is taken back from here on: what was made must not be lost.
-        self.committed = true;
-        let moved = self.move_to_target()?;
-        drop(unfinished);
-        let place = moved.as_ref().map_or(&self.target, |elsewhere| &elsewhere.place);
-        sync_directory(&parent_of(place)).map_err(|e| unconfirmed(place, e))?;
-        match moved {
-            None => Ok(()),
-            Some(Elsewhere { place, why }) => Err(in_the_way(&self.target, &place, why)),
-        }
-    }
-
-    /// Gives the finished directory its final name or, where something that can't be replaced has
-    /// that by now, a free one beside it, which is then returned.
-    fn move_to_target(&self) -> Result<Option<Elsewhere>> {
-        let mut left = Unreplaced { new: self.path().to_owned(), why: None };
-        // Hours may have passed since it was looked at.
-        if let Some(found) = self.replaced.as_ref().filter(|found| found.is_still(&self.target)) {
-            match self.replace(found)? {
-                None => return Ok(None),
-                Some(unreplaced) => left = unreplaced,
-            }
-        }
-        let Unreplaced { new, why } = left;
-        let moved =
-            rename_to_free(&new, &self.target).map_err(|e| unmoved(&new, &self.target, e))?;
-        Ok(moved.map(|place| Elsewhere { place, why }))
-    }
-
-    /// Puts the finished directory in the place of the earlier result that was `found`, unless that
-    /// can't be replaced.
-    ///
-    /// # Errors
-    /// [`Kind::Io`] where the new one is in its place, and the earlier one can't be removed.
-    fn replace(&self, found: &EarlierResult) -> Result<Option<Unreplaced>> {
-        // It is removed under a hidden name: a run that begins there must not take it for its own.
-        let earlier = File::open(&self.target);
-        let replaced = earlier.and_then(|earlier| {
-            lock(&self.target, &earlier).map_err(|busy| io::Error::other(busy.briefly()))?;
-            // Held until it is removed.
-            Ok((replace(self.path(), &self.target)?, earlier))
-        });
-        match replaced {
-            Ok((aside, _locked)) => remove_tree(&aside).map(|()| None).map_err(|e| {
-                let what = format!(
-                    "the result is {}; the one before it can't be removed",
-                    self.target.display()
-                );
-                Error::io(&what, &aside, e)
-            }),
-            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
-                Ok(replace_by_removal(self.path(), &self.target, found.names()).err())
-            }
-            Err(why) => Ok(Some(Unreplaced { new: self.path().to_owned(), why: Some(why) })),
-        }
-    }
-}
-
-/// Where a finished directory is that didn't get its name.
-struct Elsewhere {
-    place: PathBuf,
-    why: Option<io::Error>,
 }
 
 fn copy_file(from: &Path, to: &mut File) -> io::Result<()> {
@@ -454,15 +375,6 @@ fn check_way(target: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The error for a result that is complete at `place`, while the disk doesn't confirm that it keeps
-/// the name.
-fn unconfirmed(place: &Path, error: io::Error) -> Error {
-    let what = "the result is complete and in its place, but the disk doesn't confirm its name: it may be lost if the power fails now";
-    Error::new(Kind::Io, what).file(place).source(error).remedy(
-        "run sync, then moe-convert verify on it; nothing has to be made again unless that fails",
-    )
 }
 
 impl Drop for OutputDir {

@@ -2,6 +2,7 @@
 
 mod converter;
 mod head;
+mod loaded;
 mod observer;
 
 use std::ops::Range;
@@ -16,6 +17,8 @@ use moe_model::{Ffn, Layer, Model, Weight};
 pub use self::converter::{Converted, Converter, Forcing, Inputs};
 pub use self::head::Head;
 pub use self::observer::{ExpertRun, Observer, Silent, Wants};
+
+use self::loaded::LoadedLayer;
 
 use crate::attention::LoadedAttention;
 use crate::batch::{Batch, check_ids};
@@ -45,13 +48,6 @@ pub struct Sweep<'a> {
     /// The sequences of each block of tokens.
     blocks: Vec<Range<usize>>,
     states: States,
-}
-
-/// A layer's weights but for its feed-forward block.
-struct LoadedLayer {
-    attention_norm: Tensor,
-    attention: LoadedAttention,
-    ffn_norm: Tensor,
 }
 
 impl<'a> Sweep<'a> {
@@ -369,16 +365,6 @@ fn attention_work(model: &Model, layer: &Layer, spans: &[Range<usize>]) -> Work 
 
 fn normed(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
     ops::rms_norm(x, weight, eps as f32)
-}
-
-impl LoadedLayer {
-    fn load(loader: Loader<'_>, model: &Model, layer: &Layer) -> Result<Self> {
-        Ok(Self {
-            attention_norm: loader.tensor(&layer.attention_norm)?,
-            attention: LoadedAttention::load(loader, model, &layer.attention)?,
-            ffn_norm: loader.tensor(&layer.ffn_norm)?,
-        })
-    }
 }
 
 /// The rows `ids` of the embedding `table`, `[ids, hidden]`; each row that occurs is read once.

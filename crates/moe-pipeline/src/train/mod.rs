@@ -6,6 +6,7 @@ mod need;
 mod order;
 mod record;
 mod settings;
+mod speed;
 mod state;
 mod trainer;
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use moe_checkpoint::{Error, Kind, LOG_FILE, Result, Saved};
 use moe_forward::EvalReport;
@@ -16,6 +15,7 @@ use super::dir::{STATE_FILE, logged_steps, open_log};
 use super::log::{self, Log, describe_load, figures, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::settings::Settings;
+use super::speed::Speed;
 use super::state::{SavedValues, Size, TrainingState};
 use crate::progress::Progress;
 
@@ -429,27 +429,4 @@ impl Running<'_> {
 
 fn first_line(error: &Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-/// Tokens for each second of the last few.
-struct Speed {
-    started: Instant,
-    tokens: f64,
-    rate: f64,
-}
-
-impl Speed {
-    fn new() -> Self {
-        Self { started: Instant::now(), tokens: 0.0, rate: 0.0 }
-    }
-
-    fn tokens_per_second(&mut self, tokens: f64) -> f64 {
-        self.tokens += tokens;
-        let passed = self.started.elapsed();
-        if passed > Duration::from_secs(2) || self.rate == 0.0 {
-            self.rate = self.tokens / passed.as_secs_f64().max(1e-9);
-            (self.started, self.tokens) = (Instant::now(), 0.0);
-        }
-        self.rate
-    }
 }
