@@ -145,6 +145,11 @@ impl Error {
         &self.0.what
     }
 
+    /// What went wrong, and why.
+    pub fn said(&self) -> String {
+        self.0.whole()
+    }
+
     /// The tensor that it is about, where one is named.
     pub fn named_tensor(&self) -> Option<&str> {
         self.0.tensor.as_deref()

@@ -323,11 +323,10 @@ impl Running<'_> {
         if error.named_file().is_some() {
             return Ok(error);
         }
-        let what =
-            format!("training stopped after step {}: {}", self.state.step, first_line(&error));
+        let what = format!("training stopped after step {}: {}", self.state.step, error.said());
         let stopped = if self.state.step == 0 {
             // No rate has changed anything yet.
-            let what = format!("the first step can't be taken: {}", first_line(&error));
+            let what = format!("the first step can't be taken: {}", error.said());
             Error::new(Kind::Numeric, what).remedy(
                 "check the model's weights, and those of the original that --from names: one that is very large overflows on this text",
             )
@@ -425,8 +424,4 @@ impl Running<'_> {
     fn log_failed(&self, error: std::io::Error) -> Error {
         Error::io("cannot write the log of this training", self.trainer.saved.path(LOG_FILE), error)
     }
-}
-
-fn first_line(error: &Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
