@@ -99,7 +99,7 @@ struct Elsewhere {
 
 /// The error for a result that is complete at `place`, while the disk doesn't confirm that it keeps
 /// the name.
-fn unconfirmed(place: &Path, error: io::Error) -> Error {
+pub(super) fn unconfirmed(place: &Path, error: io::Error) -> Error {
     let what = "the result is complete and in its place, but the disk doesn't confirm its name: it may be lost if the power fails now";
     Error::new(Kind::Io, what).file(place).source(error).remedy(
         "run sync, then moe-convert verify on it; nothing has to be made again unless that fails",

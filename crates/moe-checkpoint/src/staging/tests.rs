@@ -2,10 +2,11 @@
 
 mod overwrite;
 
+use super::commit::unconfirmed;
 use super::names::aside;
 use super::rename::replace_by_turns;
 use super::*;
-use crate::manifest::sha256_bytes;
+use crate::manifest::{MANIFEST_FILE, sha256_bytes};
 use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
 use crate::{Declared, Dtype, Seal, plan_shards};
 

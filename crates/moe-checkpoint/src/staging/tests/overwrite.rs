@@ -1,7 +1,7 @@
 //! What `--overwrite` replaces, and what it keeps.
 
 use super::*;
-use crate::staging::unmovable::in_order;
+use crate::staging::unmovable::{in_order, replace_by_removal};
 
 #[test]
 fn overwrite_replaces_own_results_only() {

@@ -8,7 +8,7 @@ use super::ast::Macro;
 use super::interpreter::Interpreter;
 use super::scope::Scope;
 use super::value::{Dict, Function, Items, Namespace, Text, Value, View};
-use super::{ENTRY_BYTES, Fail, Outcome, operators, strings};
+use super::{ENTRY_BYTES, Fail, Outcome, attributes, strings};
 
 /// Jinja2's sandbox allows for so many numbers in a range.
 const MAX_RANGE: i128 = 100_000;
@@ -308,7 +308,7 @@ impl Interpreter {
         let value = required(value, "index", "value")?;
         let bounds = [start.unwrap_or(Value::Int(0)), stop.unwrap_or(Value::None), Value::None];
         let places: Vec<Value> = (0..items.len() as i128).map(Value::Int).collect();
-        let within = operators::slice(&places.into(), &bounds)?.iterate()?;
+        let within = attributes::slice(&places.into(), &bounds)?.iterate()?;
         let found = within.into_iter().find(|at| {
             at.integer()
                 .and_then(|at| items.get(usize::try_from(at).ok()?))

@@ -7,7 +7,7 @@ use super::calls::CallArgs;
 use super::interpreter::Interpreter;
 use super::scope::Scope;
 use super::value::{Dict, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, operators};
+use super::{ENTRY_BYTES, Fail, Outcome, attributes, operators};
 
 impl Interpreter {
     pub fn args(&mut self, args: &Args, scope: &Rc<Scope>) -> Outcome<CallArgs> {
@@ -72,14 +72,14 @@ impl Interpreter {
             }
             ExprKind::Attr(object, name) => {
                 let object = self.expr(object, scope)?;
-                operators::attribute(&object, name)?
+                attributes::attribute(&object, name)?
             }
             ExprKind::Item(object, index) => {
                 let object = self.expr(object, scope)?;
                 let index = self.expr(index, scope)?;
                 // Characters are counted.
                 self.step(object.text().map_or(0, str::len))?;
-                operators::item(&object, &index)?
+                attributes::item(&object, &index)?
             }
             ExprKind::Slice(object, bounds) => {
                 let object = self.expr(object, scope)?;
@@ -92,7 +92,7 @@ impl Interpreter {
                 let characters = object.text().map_or(0, str::len);
                 self.step(characters)?;
                 self.room(characters.saturating_mul(2 * size_of::<usize>()))?;
-                let part = operators::slice(&object, &found)?;
+                let part = attributes::slice(&object, &found)?;
                 self.step(part.length().unwrap_or(0) * size_of::<Value>())?;
                 part
             }

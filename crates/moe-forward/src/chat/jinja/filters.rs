@@ -5,7 +5,9 @@ use super::interpreter::Interpreter;
 use super::lexer::is_space;
 use super::sequences::pair;
 use super::value::{Items, Text, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, format, json, letters, numbers, operators, strings};
+use super::{
+    ENTRY_BYTES, Fail, Outcome, attributes, format, json, letters, numbers, operators, strings,
+};
 
 /// All filters of Jinja2 3.1.
 pub(super) const NAMES: [&str; 54] = [
@@ -93,9 +95,9 @@ impl Interpreter {
                     // Only what Python calls an attribute, not the keys of a dictionary.
                     Value::Dict(dict) if dict.get_text(&attribute).is_some() => {
                         let empty = super::value::Dict::default().into_value();
-                        operators::attribute(&empty, &attribute)
+                        attributes::attribute(&empty, &attribute)
                     }
-                    _ => operators::attribute(&value, &attribute),
+                    _ => attributes::attribute(&value, &attribute),
                 }
             }
             "tojson" => tojson(&value, args),

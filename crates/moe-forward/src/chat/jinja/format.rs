@@ -4,7 +4,7 @@ use super::calls::CallArgs;
 use super::interpreter::Interpreter;
 use super::repr::float;
 use super::value::{Text, Value};
-use super::{Fail, Outcome, operators, repr};
+use super::{Fail, Outcome, attributes, repr};
 
 /// How a value is laid out in its field.
 #[derive(Default, Clone)]
@@ -426,14 +426,14 @@ fn lookup(name: &str, args: &CallArgs, next: &mut usize) -> Outcome<Value> {
     while !rest.is_empty() {
         if let Some(after) = rest.strip_prefix('.') {
             let end = after.find(['.', '[']).unwrap_or(after.len());
-            value = operators::attribute(&value, &after[..end])?;
+            value = attributes::attribute(&value, &after[..end])?;
             rest = &after[end..];
         } else {
             let (key, after) = rest[1..]
                 .split_once(']')
                 .ok_or_else(|| Fail::new("Missing ']' in format string"))?;
             let key = key.parse().map_or_else(|_| Value::from(key), Value::Int);
-            value = operators::item(&value, &key)?;
+            value = attributes::item(&value, &key)?;
             rest = after;
         }
     }

@@ -6,6 +6,7 @@
 //! steps, depth and memory are bounded.
 
 mod ast;
+mod attributes;
 mod calls;
 mod eval;
 mod expressions;

@@ -6,7 +6,7 @@ use super::calls::{CallArgs, integer, required, text};
 use super::interpreter::Interpreter;
 use super::sorting::sorted;
 use super::value::{Dict, Items, Value};
-use super::{Fail, Outcome, operators};
+use super::{Fail, Outcome, attributes};
 
 impl Interpreter {
     /// Filters that give one of many values, or a number.
@@ -238,13 +238,13 @@ impl Interpreter {
         default: Option<&Value>,
     ) -> Outcome<Value> {
         self.step(0)?;
-        let Some(names) = path.text() else { return operators::item(item, path) };
+        let Some(names) = path.text() else { return attributes::item(item, path) };
         let mut found = item.clone();
         for name in names.split('.') {
             let is_number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
             let key =
                 if is_number { Value::Int(name.parse().unwrap_or(i128::MAX)) } else { name.into() };
-            found = operators::item(&found, &key)?;
+            found = attributes::item(&found, &key)?;
             if let (true, Some(default)) = (found.is_undefined(), default) {
                 found = default.clone();
             }

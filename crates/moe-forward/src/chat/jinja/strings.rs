@@ -4,7 +4,7 @@ use super::calls::{CallArgs, integer, required, text};
 use super::interpreter::Interpreter;
 use super::lexer::is_space;
 use super::value::{Items, Text, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, format, letters, operators};
+use super::{ENTRY_BYTES, Fail, Outcome, attributes, format, letters};
 
 /// Methods that are known here.
 pub(super) const METHODS: [&str; 43] = [
@@ -292,7 +292,7 @@ fn part(own: &Text, start: Option<Value>, end: Option<Value>) -> Outcome<Text> {
         return Ok(own.clone());
     }
     let bounds = [start.unwrap_or(Value::None), end.unwrap_or(Value::None), Value::None];
-    text(&operators::slice(&Value::Str(own.clone()), &bounds)?, "a part of a text")
+    text(&attributes::slice(&Value::Str(own.clone()), &bounds)?, "a part of a text")
 }
 
 fn search(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {

@@ -1,0 +1,234 @@
+//! Python's attributes, items and slices.
+
+use super::value::{Items, Text, Value};
+use super::{Fail, Outcome, strings};
+
+fn has_no(object: &Value, what: &str, name: &str) -> Value {
+    let object = match object {
+        Value::None => "None".to_owned(),
+        other => format!("{} object", other.type_name()),
+    };
+    Value::undefined(format!("'{object}' has no {what} {name}"))
+}
+
+/// Methods of dictionaries and lists that the sandbox forbids, since they change them.
+const CHANGES: [&str; 12] = [
+    "clear",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
+    "append",
+    "reverse",
+    "insert",
+    "sort",
+    "extend",
+    "remove",
+    "__setitem__",
+];
+
+/// Attributes that Python has and that aren't known here.
+const UNKNOWN: [&str; 22] = [
+    "encode",
+    "translate",
+    "maketrans",
+    "format_map",
+    "fromkeys",
+    "real",
+    "imag",
+    "numerator",
+    "denominator",
+    "bit_length",
+    "bit_count",
+    "conjugate",
+    "is_integer",
+    "as_integer_ratio",
+    "to_bytes",
+    "from_bytes",
+    "hex",
+    "fromhex",
+    "mapping",
+    "start",
+    "stop",
+    "step",
+];
+
+fn method_of(object: &Value, name: &str) -> Option<&'static str> {
+    let names: &[&'static str] = match object {
+        Value::Str(_) => &strings::METHODS,
+        Value::Dict(_) => &["get", "keys", "values", "items", "copy"],
+        Value::List(_) => &["index", "count", "copy"],
+        Value::Tuple(_) | Value::Range { .. } => &["index", "count"],
+        Value::Loop(_) => &["cycle", "changed"],
+        Value::Cycler(_) => &["next", "reset"],
+        _ => &[],
+    };
+    names.iter().find(|known| **known == name).copied()
+}
+
+fn changes(object: &Value, name: &str) -> bool {
+    let is_dict = matches!(object, Value::Dict(_));
+    (is_dict && CHANGES[..5].contains(&name))
+        || (matches!(object, Value::List(_))
+            && (CHANGES[5..11].contains(&name) || matches!(name, "clear" | "pop")))
+}
+
+/// `object.name` as Python's `getattr` finds it.
+fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
+    if let Some(method) = method_of(object, name) {
+        return Ok(Some(Value::Method((object.clone(), method).into())));
+    }
+    if changes(object, name) {
+        let what =
+            format!("access to attribute '{name}' of '{}' object is unsafe.", object.type_name());
+        return Ok(Some(Value::undefined(what)));
+    }
+    let known = match object {
+        Value::Str(_) => UNKNOWN[..4].contains(&name),
+        Value::Dict(_) => name == "fromkeys",
+        Value::Int(_) | Value::Bool(_) | Value::Float(_) => UNKNOWN[5..18].contains(&name),
+        Value::Range { .. } => UNKNOWN[19..].contains(&name),
+        Value::View(..) => name == "mapping",
+        Value::Markup(_) => strings::METHODS.contains(&name) || UNKNOWN[..4].contains(&name),
+        _ => false,
+    };
+    if known {
+        return Err(Fail::new(format!("'{name}' of '{}' is not supported", object.type_name())));
+    }
+    Ok(match object {
+        Value::Loop(state) => state.attribute(name),
+        Value::Macro(macro_) if name == "arguments" => {
+            let names = macro_.0.params.iter().map(|(name, _)| Value::from(&**name));
+            Some(Value::Tuple(Items::new(names.collect())))
+        }
+        Value::Macro(macro_) if name == "catch_kwargs" => Some(Value::Bool(macro_.0.takes_kwargs)),
+        Value::Macro(macro_) if name == "catch_varargs" => {
+            Some(Value::Bool(macro_.0.takes_varargs))
+        }
+        Value::Macro(macro_) if name == "caller" => Some(Value::Bool(macro_.0.takes_caller)),
+        Value::Macro(macro_) if name == "name" => Some((&*macro_.0.name).into()),
+        Value::Blocks(blocks) => {
+            let found = blocks.iter().find(|(known, _)| **known == *name);
+            found.map(|(_, body)| Value::Block(std::sync::Arc::clone(body)))
+        }
+        Value::Namespace(namespace) => namespace.fields.borrow().get_text(name).cloned(),
+        Value::Cycler(cycler) if name == "current" => cycler.0.get(cycler.1.get()).cloned(),
+        // What groupby gives.
+        Value::Tuple(items) if items.len() == 2 && name == "grouper" => Some(items[0].clone()),
+        Value::Tuple(items) if items.len() == 2 && name == "list" => Some(items[1].clone()),
+        _ => None,
+    })
+}
+
+/// `object.name`.
+pub(super) fn attribute(object: &Value, name: &str) -> Outcome<Value> {
+    if let Value::Undefined(what) = object {
+        return Err(Fail::new(&**what));
+    }
+    if let Some(value) = own_attribute(object, name)? {
+        return Ok(value);
+    }
+    if let Value::Dict(dict) = object
+        && let Some(value) = dict.get_text(name)
+    {
+        return Ok(value.clone());
+    }
+    Ok(has_no(object, "attribute", &format!("'{name}'")))
+}
+
+/// `object[index]`.
+pub(super) fn item(object: &Value, index: &Value) -> Outcome<Value> {
+    if let Value::Undefined(what) = object {
+        return Err(Fail::new(&**what));
+    }
+    if let Value::Dict(dict) = object
+        && let Some(value) = dict.get(index)
+    {
+        return Ok(value.clone());
+    }
+    if let Some(position) = index.integer() {
+        let at = |length: usize| {
+            let position = if position < 0 { position + length as i128 } else { position };
+            usize::try_from(position).ok().filter(|position| *position < length)
+        };
+        let found = match object {
+            Value::List(items) | Value::Tuple(items) => at(items.len()).map(|at| items[at].clone()),
+            Value::Str(text) | Value::Markup(text) => {
+                let found = if position < 0 {
+                    let back = usize::try_from(-position - 1).unwrap_or(usize::MAX);
+                    text.chars().rev().nth(back)
+                } else {
+                    text.chars().nth(usize::try_from(position).unwrap_or(usize::MAX))
+                };
+                found.map(|c| Value::from(c.to_string()))
+            }
+            Value::Range { start, step, length } => {
+                at(*length).map(|at| Value::Int(start + step * at as i128))
+            }
+            _ => None,
+        };
+        return Ok(found.unwrap_or_else(|| has_no(object, "element", &position.to_string())));
+    }
+    let name = match index.text() {
+        Some(name) => name,
+        None => return Ok(has_no(object, "element", &index.repr().unwrap_or_default())),
+    };
+    Ok(match own_attribute(object, name)? {
+        Some(value) => value,
+        None => has_no(object, "attribute", &format!("'{name}'")),
+    })
+}
+
+/// `object[start:stop:step]`.
+pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
+    if let Value::Undefined(what) = object {
+        return Err(Fail::new(&**what));
+    }
+    let are_integers =
+        bounds.iter().all(|bound| matches!(bound, Value::None) || bound.integer().is_some());
+    let is_sequence = matches!(
+        object,
+        Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) | Value::Range { .. }
+    );
+    if !are_integers || !is_sequence {
+        return Ok(has_no(object, "element", "of a slice"));
+    }
+    let length = object.length().unwrap_or(0) as i128;
+    let step = bounds[2].integer().unwrap_or(1);
+    if step == 0 {
+        return Err(Fail::new("slice step cannot be zero"));
+    }
+    let clamp = |bound: &Value, otherwise: i128| match bound.integer() {
+        None => otherwise,
+        Some(at) => {
+            let at = if at < 0 { at + length } else { at };
+            if step > 0 { at.clamp(0, length) } else { at.clamp(-1, length - 1) }
+        }
+    };
+    let (start, stop) = if step > 0 {
+        (clamp(&bounds[0], 0), clamp(&bounds[1], length))
+    } else {
+        (clamp(&bounds[0], length - 1), clamp(&bounds[1], -1))
+    };
+    let mut places = Vec::new();
+    let mut at = start;
+    while (step > 0 && at < stop) || (step < 0 && at > stop) {
+        places.push(at as usize);
+        at = at.saturating_add(step);
+    }
+    let picked = |items: &[Value]| Items::new(places.iter().map(|at| items[*at].clone()).collect());
+    Ok(match object {
+        Value::Str(text) | Value::Markup(text) => {
+            let chars: Vec<char> = text.chars().collect();
+            let part = Text::new(places.iter().map(|at| chars[*at]).collect::<String>());
+            if matches!(object, Value::Str(_)) { Value::Str(part) } else { Value::Markup(part) }
+        }
+        Value::List(items) => Value::List(picked(items)),
+        Value::Tuple(items) => Value::Tuple(picked(items)),
+        Value::Range { start, step: by, .. } => {
+            let first = places.first().map_or(0, |at| *at as i128);
+            Value::Range { start: start + by * first, step: by * step, length: places.len() }
+        }
+        _ => Value::None,
+    })
+}
