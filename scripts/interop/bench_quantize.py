@@ -28,7 +28,7 @@ WAYS = {
     "ours, the same in file order, tokens weighed alike": ("ours", "--samples per-expert --act-order=false --gate-power 0", False),
     "ours, `--samples routed`": ("ours", "--samples routed", False),
     "ours, `--samples all-experts`": ("ours", "--samples all-experts", False),
-    "ours, `--method rtn`": ("ours", "--method rtn", False),
+    "ours, `--solver rtn`": ("ours", "--solver rtn", False),
     "llm-compressor, routed": ("llm_compressor", "--routed", False),
     "llm-compressor, routed, damping 0.1": ("llm_compressor", "--routed --damping 0.1", False),
     "llm-compressor, routed, oneDNN off": ("llm_compressor", "--routed --onednn off", True),

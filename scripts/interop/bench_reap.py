@@ -44,11 +44,11 @@ def compare(args, label, model, windows):
     config = json.loads((model / "config.json").read_text())
     experts, dtype = config.get("num_experts") or config["num_local_experts"], config.get("dtype") or config["torch_dtype"]
     out = args.scratch / "out"
-    ours = [args.binary, "prune", model, "-o", out, "--method", "reap", "--data", data, "--sequence-length", str(len(ids[0])), "--experts",
+    ours = [args.binary, "prune", model, "-o", out, "--criterion", "reap", "--data", data, "--sequence-length", str(len(ids[0])), "--experts",
             str(experts * 3 // 4), "-q"]
     peer = [args.python, ROOT / "golden/pruning/llm_compressor.py", "run", "0.25", dtype]
     ways = {
-        "ours, `prune --method reap --data`": ours,
+        "ours, `prune --criterion reap --data`": ours,
         "ours, without the guard's sweep": [*ours, "--no-super-expert-guard"],
         "llm-compressor, routed": [*peer, "routed", "released", out, model, windows],
         "llm-compressor, all experts (its default)": [*peer, "all", "released", out, model, windows],

@@ -17,13 +17,13 @@ BINARY = os.environ.get("MOE_CONVERT", "target/release/moe-convert")
 DATA = "--data text=golden/text/english.calibration.txt --data-tokens 1024"
 BUILT_IN = [
     f"prune --experts 18 {DATA}",
-    f"prune --keep 0.5 --method reap {DATA}",
-    "prune --experts 5 --method aimer",
+    f"prune --keep 0.5 --criterion reap {DATA}",
+    "prune --experts 5 --criterion aimer",
     f"merge --experts 18 {DATA}",
-    f"merge --experts 12 --method ream {DATA}",
-    f"merge --experts 12 --method hc-smoe {DATA}",
-    f"merge --experts 12 --method m-smoe {DATA}",
-    f"merge --experts 12 --method mergemoe {DATA}",
+    f"merge --experts 12 --algorithm ream {DATA}",
+    f"merge --experts 12 --algorithm hc-smoe {DATA}",
+    f"merge --experts 12 --algorithm m-smoe {DATA}",
+    f"merge --experts 12 --algorithm mergemoe {DATA}",
 ]
 LEAST = 40  # goldens that must have been pruned
 
@@ -51,7 +51,7 @@ def main():
             continue
         name = "-".join(model.parts[-3:-1])
         for count in range(experts - 1, 0, -1):
-            options = f"prune --experts {count} --method random --mtp drop"
+            options = f"prune --experts {count} --criterion random --mtp drop"
             done = run(model, out / name, options)
             if done.returncode == 0:
                 cases.append(case(out / name, model.parent / "tokens.json", options))

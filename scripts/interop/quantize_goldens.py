@@ -36,7 +36,7 @@ GOLDENS = {
 }
 CALIBRATED = "--per-expert --data golden/text/english.calibration.txt --data-tokens 1024"
 # Widths by layer and by projection, chosen on a few tokens; by names of modules that differ between families.
-MIXED = "--group-size -1 --method rtn --data {ids} --target-bits"
+MIXED = "--group-size -1 --solver rtn --data {ids} --target-bits"
 WIDTHS = {
     "qwen3_moe/base": [f"{MIXED} 7.5"],
     "mixtral/sliding": [f"{MIXED} 8", f"{MIXED} 5 --profile free"],
@@ -45,21 +45,21 @@ WIDTHS = {
 BUILT_IN = [
     f"--target-bits 5.5 --group-size 32 {CALIBRATED}",
     f"--target-bits 4.2 --profile free --group-size 64 {CALIBRATED}",
-    f"--target-bits 4.5 --profile free --group-size 32 --method rtn {CALIBRATED.removeprefix('--per-expert ')}",
+    f"--target-bits 4.5 --profile free --group-size 32 --solver rtn {CALIBRATED.removeprefix('--per-expert ')}",
     f"--scheme w4a16 {CALIBRATED}",
     f"--scheme w4a16 --group-size 64 --include attention {CALIBRATED}",
     f"--scheme w3a16 --group-size 64 --act-order {CALIBRATED}",
     f"--scheme w2a16 --group-size 32 --clip-search {CALIBRATED}",
-    "--scheme w8a16 --group-size 64 --method rtn",
-    "--scheme w4a16 --group-size 32 --asymmetric --method rtn",
-    "--scheme w8a16 --asymmetric --method rtn",
-    "--scheme fp8 --method rtn",
-    "--scheme fp8-block --method rtn",
-    "--scheme fp8-block --format compressed-tensors --method rtn",
+    "--scheme w8a16 --group-size 64 --solver rtn",
+    "--scheme w4a16 --group-size 32 --asymmetric --solver rtn",
+    "--scheme w8a16 --asymmetric --solver rtn",
+    "--scheme fp8 --solver rtn",
+    "--scheme fp8-block --solver rtn",
+    "--scheme fp8-block --format compressed-tensors --solver rtn",
     f"--scheme w4a16 --format gptq --group-size 64 {CALIBRATED}",
-    "--scheme w8a16 --format gptq --group-size -1 --method rtn",
-    "--scheme w3a16 --format gptq --group-size 32 --method rtn",
-    "--scheme w4a16 --format gptq --group-size 128 --asymmetric --method rtn",
+    "--scheme w8a16 --format gptq --group-size -1 --solver rtn",
+    "--scheme w3a16 --format gptq --group-size 32 --solver rtn",
+    "--scheme w4a16 --format gptq --group-size 128 --asymmetric --solver rtn",
 ]
 
 
@@ -77,7 +77,7 @@ def main():
         source = FAMILIES / name
         for index, options in enumerate(schemes):
             where = out / f"{name.replace('/', '-')}-{index}"
-            runs.append((source / "model", source / "tokens.json", where, f"{options} --method rtn"))
+            runs.append((source / "model", source / "tokens.json", where, f"{options} --solver rtn"))
     for name, schemes in WIDTHS.items():
         source, ids = FAMILIES / name, out / f"{name.replace('/', '-')}.jsonl"
         sequences = json.loads((source / "tokens.json").read_text())

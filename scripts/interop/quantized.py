@@ -129,7 +129,7 @@ def cut(path):
 
 def near_the_source(case, values):
     """Rounded to nearest: half a step off at most, and what the rounding of scales and zero points adds at the ends of a range."""
-    if "--method rtn" not in case["scheme"]:
+    if "--solver rtn" not in case["scheme"]:
         return
     sources, _ = decoding.read(case["source"])
     stored, config = decoding.read(case["model"])

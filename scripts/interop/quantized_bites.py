@@ -52,7 +52,7 @@ def first(tensors, of, suffix):
 
 
 PACKED, ASYMMETRIC, FLOAT = "--scheme w4a16 --group-size -1 ", "--scheme w4a16 --group-size 32 --asymmetric", "--scheme fp8 "
-BLOCKS, GPTQ = "--scheme fp8-block --method", "--scheme w8a16 --format gptq"
+BLOCKS, GPTQ = "--scheme fp8-block --solver", "--scheme w8a16 --format gptq"
 # What is in a case's options, how its tensors are broken, what must be said of it (a pattern).
 BREAKS = [
     (PACKED, flips_a_packed_code, "source: "),

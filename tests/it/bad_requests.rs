@@ -596,7 +596,7 @@ fn observing_pruning_and_merging() {
         ("observe golden/families/mixtral/base/model -o s --add stats", 1, vec!["another model"]),
         ("observe {} -o s --data ids.jsonl --memory-budget 1KiB", 2, vec!["--memory-budget"]),
         (
-            "prune golden/models/dense -o p --experts 4 --method random",
+            "prune golden/models/dense -o p --experts 4 --criterion random",
             2,
             vec!["no mixture of experts"],
         ),
@@ -607,23 +607,27 @@ fn observing_pruning_and_merging() {
         ("prune {} -o p --experts 25 --stats stats", 2, vec!["25", "24"]),
         ("prune {} -o p --keep 1.5 --stats stats", 2, vec!["--keep"]),
         (
-            "prune {} -o p --experts 12 --method random --stats stats",
+            "prune {} -o p --experts 12 --criterion random --stats stats",
             2,
             vec!["doesn't look at data"],
         ),
-        ("prune {} -o p --experts 12 --method exhaustive --data ids.jsonl", 2, vec!["16 experts"]),
-        ("prune {} -o p --experts 12 --method ranked-choice --stats stats", 2, vec!["--data"]),
         (
-            "prune {} -o p --experts 12 --method leave-one-out --stats stats",
+            "prune {} -o p --experts 12 --criterion exhaustive --data ids.jsonl",
+            2,
+            vec!["16 experts"],
+        ),
+        ("prune {} -o p --experts 12 --criterion ranked-choice --stats stats", 2, vec!["--data"]),
+        (
+            "prune {} -o p --experts 12 --criterion leave-one-out --stats stats",
             2,
             vec!["--no-left-out"],
         ),
         (
-            "prune {} -o p --experts 12 --equal-mass --method reap --stats stats",
+            "prune {} -o p --experts 12 --equal-mass --criterion reap --stats stats",
             1,
             vec!["never selected", "--keep-mass"],
         ),
-        ("prune {} -o p --keep-mass 0.9 --method reap --data ids.jsonl", 2, vec!["--stats"]),
+        ("prune {} -o p --keep-mass 0.9 --criterion reap --data ids.jsonl", 2, vec!["--stats"]),
         ("prune {} -o p --experts 12 --stats nowhere", 1, vec!["nowhere"]),
         ("prune {} -o p --plan twice.json", 2, vec!["twice", "layer 0"]),
         ("prune {} -o p --plan few.json", 2, vec!["3 experts", "4"]),
@@ -632,13 +636,13 @@ fn observing_pruning_and_merging() {
         ("prune {} -o p --plan long.json", 2, vec!["layer 4"]),
         ("prune {} -o p --plan note.txt", 1, vec!["note.txt"]),
         (
-            "prune golden/families/deepseek_v3/base/model -o p --experts 5 --method random",
+            "prune golden/families/deepseek_v3/base/model -o p --experts 5 --criterion random",
             2,
             vec!["groups", "--experts"],
         ),
         ("merge {} -o p --experts 12", 2, vec!["--data", "--stats"]),
-        ("merge {} -o p --experts 12 --method mergemoe --stats stats", 2, vec!["--data"]),
-        ("merge {} -o p --experts 12 --method hc-smoe --stats stats", 2, vec!["--sample-every"]),
+        ("merge {} -o p --experts 12 --algorithm mergemoe --stats stats", 2, vec!["--data"]),
+        ("merge {} -o p --experts 12 --algorithm hc-smoe --stats stats", 2, vec!["--sample-every"]),
     ];
     let found = refused.iter().filter_map(|(line, code, words)| {
         let complaint = sandbox.refuses(&line.replace("{}", moe), *code, words);
@@ -725,7 +729,7 @@ fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
         "leave-one-out-cosine",
     ] {
         let line = format!(
-            "prune golden/models/moe -o {method} --experts 12 --method {method} --stats stats --json"
+            "prune golden/models/moe -o {method} --experts 12 --criterion {method} --stats stats --json"
         );
         let value: serde_json::Value =
             serde_json::from_str(&sandbox.run(&line).succeeds().stdout).unwrap();

@@ -89,7 +89,7 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ("merge", "moe --experts 4 --data text.jsonl"),
     ("quantize", "moe --scheme w4a16 --data text.jsonl --min-samples 0.1"),
     ("quantize", "moe --scheme w4a16 --include attention --data text.jsonl --min-samples 0.1"),
-    ("quantize", "moe --scheme w4a16 --method rtn --include attention"),
+    ("quantize", "moe --scheme w4a16 --solver rtn --include attention"),
     (
         "quantize",
         "moe --scheme w4a16 --data held.jsonl --pool text.jsonl --pool-tokens 8192 --pool-take 4096 --min-samples 0.1",
@@ -116,11 +116,11 @@ const CONVERSIONS: [(&str, &str); 27] = [
         "upcycle",
         "dense --experts 8 --top-k 2 --init partition --partition-by activations --router activations --data text.jsonl",
     ),
-    ("prune", "moe --experts 4 --method ranked-choice --data text.jsonl"),
-    ("prune", "moe --experts 6 --method exhaustive --data text.jsonl"),
-    ("prune", "moe --experts 4 --method leave-one-out --data text.jsonl"),
-    ("merge", "moe --experts 4 --method mergemoe --data text.jsonl"),
-    ("merge", "moe --experts 4 --method hc-smoe --data text.jsonl"),
+    ("prune", "moe --experts 4 --criterion ranked-choice --data text.jsonl"),
+    ("prune", "moe --experts 6 --criterion exhaustive --data text.jsonl"),
+    ("prune", "moe --experts 4 --criterion leave-one-out --data text.jsonl"),
+    ("merge", "moe --experts 4 --algorithm mergemoe --data text.jsonl"),
+    ("merge", "moe --experts 4 --algorithm hc-smoe --data text.jsonl"),
     ("quantize", "moe --scheme w4a16 --samples all-experts --data text.jsonl"),
     ("quantize", "moe --target-bits 5 --data text.jsonl --min-samples 0.1"),
     (
@@ -137,7 +137,7 @@ const CONVERSIONS: [(&str, &str); 27] = [
 /// they hold: of a model with `{E}` for its text, and of one with many experts.
 const SMALL_BUFFERS: [(&str, &str); 6] = [
     ("merge", "golden/models/moe --experts 8 --data {E}"),
-    ("prune", "golden/models/moe --experts 12 --method ranked-choice --data {E}"),
+    ("prune", "golden/models/moe --experts 12 --criterion ranked-choice --data {E}"),
     ("quantize", "golden/models/moe --target-bits 5.5 --data {E}"),
     (
         "upcycle",
@@ -148,7 +148,7 @@ const SMALL_BUFFERS: [(&str, &str); 6] = [
         "heal",
         "golden/models/moe --train experts --steps 4 --precision bf16 --accumulate 4 --batch-tokens 512 --data {E}",
     ),
-    ("prune", "many --experts 64 --method reap --data text.jsonl"),
+    ("prune", "many --experts 64 --criterion reap --data text.jsonl"),
 ];
 
 /// A model of 128 small experts in its one layer.
@@ -336,7 +336,7 @@ fn wide_experts_are_merged_within_a_budget() {
     sandbox.write("text.jsonl", (0..8).map(line).collect::<String>());
     let mut problems = Vec::new();
     let merged = |method| {
-        format!("merge experts -o {method} --method {method} --experts 2 --data text.jsonl")
+        format!("merge experts -o {method} --algorithm {method} --experts 2 --data text.jsonl")
     };
     let mut lines = ["dern", "ream", "m-smoe", "hc-smoe", "average"].map(merged).to_vec();
     lines.push(

@@ -61,7 +61,7 @@ fn quantize_warns_of_what_verify_finds_in_its_result() {
     let mut warned = std::collections::BTreeSet::new();
     for scheme in options {
         let line =
-            format!("quantize golden/models/moe -o out --overwrite --method rtn --scheme {scheme}");
+            format!("quantize golden/models/moe -o out --overwrite --solver rtn --scheme {scheme}");
         sandbox.run(&line).succeeds();
         let warnings: Vec<String> =
             serde_json::from_value(sandbox.json("out/moe-convert.json")["warnings"].clone())
@@ -196,7 +196,7 @@ fn routers_compute_in_the_models_dtype_on_request() {
             "{family}: {apart}"
         );
     }
-    let prune = "prune golden/models/moe -o out --experts 12 --method reap --data-tokens 512 \
+    let prune = "prune golden/models/moe -o out --experts 12 --criterion reap --data-tokens 512 \
                  --data golden/text/code.calibration.txt";
     sandbox.run(&format!("{prune} --router-dtype model")).succeeds();
     assert_eq!(sandbox.json("out/moe-convert.json")["router_dtype"], "model");

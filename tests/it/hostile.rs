@@ -793,7 +793,7 @@ fn links_of_a_hub_cache_are_followed() {
     sandbox.run("verify hub/models--o--n/snapshots/main").succeeds();
     let before = sandbox.contents();
     sandbox
-        .run("prune hub/models--o--n/snapshots/main -o out --experts 4 --method random")
+        .run("prune hub/models--o--n/snapshots/main -o out --experts 4 --criterion random")
         .succeeds();
     assert!(outside(&sandbox, "out") == before);
     for name in sandbox.names("out") {

@@ -9,13 +9,13 @@ const PRUNE: &str = "prune golden/models/moe -o out";
 fn options_beside_a_given_plan_are_refused() {
     let sandbox = Sandbox::new();
     sandbox
-        .run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json"))
+        .run(&format!("{PRUNE} --experts 12 --criterion random --dry-run --plan-out plan.json"))
         .succeeds();
     sandbox.write("stats", "");
     let mut problems = Vec::new();
     for (option, value) in [
-        ("method", "frequency"),
-        ("method", "reap"),
+        ("criterion", "frequency"),
+        ("criterion", "reap"),
         ("blend", "max-min"),
         ("experts", "12"),
         ("keep", "0.5"),
@@ -32,7 +32,7 @@ fn options_beside_a_given_plan_are_refused() {
         let line = format!("{PRUNE} --plan plan.json --{option} {value}");
         let said = [format!("--{option}"), format!("leave --plan or --{option} out")];
         problems.extend(sandbox.refuses(line.trim(), 2, &[&said[0], &said[1]]));
-        if (option, value) == ("method", "reap") {
+        if (option, value) == ("criterion", "reap") {
             // A recipe can't say which values were given: a default says what the plan does.
             continue;
         }
@@ -68,7 +68,7 @@ fn a_given_plan_leaves_layers_for_multi_token_prediction_to_their_weights() {
     let inspected = sandbox.run("inspect golden/families/glm4_moe/mtp/model").succeeds();
     assert!(inspected.stdout.contains("multi-token"), "{inspected}");
     sandbox
-        .run(&format!("{prune} -o decided --keep 0.5 --method aimer --plan-out plan.json"))
+        .run(&format!("{prune} -o decided --keep 0.5 --criterion aimer --plan-out plan.json"))
         .succeeds();
     sandbox.run(&format!("{prune} -o given --plan plan.json")).succeeds();
     assert!(sandbox.read("decided/model.safetensors") == sandbox.read("given/model.safetensors"));
@@ -82,10 +82,10 @@ fn options_without_their_companion_are_refused() {
     let sandbox = Sandbox::new();
     sandbox.write("stats", "");
     sandbox
-        .run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json"))
+        .run(&format!("{PRUNE} --experts 12 --criterion random --dry-run --plan-out plan.json"))
         .succeeds();
     let lines = [
-        format!("{PRUNE} --experts 12 --method random --held-out-tokens 64"),
+        format!("{PRUNE} --experts 12 --criterion random --held-out-tokens 64"),
         "observe golden/models/moe -o s --add stats --no-left-out".to_owned(),
         "observe golden/models/moe -o s --add stats --seed 1".to_owned(),
         "upcycle golden/models/dense -o out --experts 4 --top-k 2 --data-tokens 64".to_owned(),

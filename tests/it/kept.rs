@@ -67,7 +67,7 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
 #[test]
 fn earlier_results_that_are_protected_or_changed_are_refused_before_the_work() {
     let sandbox = Sandbox::with_model_and_text();
-    let prune = "prune m --experts 3 --method random -o out";
+    let prune = "prune m --experts 3 --criterion random -o out";
     sandbox.run(prune).succeeds();
     sandbox.shell("chmod 700 out; chmod 600 out/*").succeeds();
     sandbox.run(&format!("{prune} --overwrite --seed 2")).succeeds();
@@ -120,7 +120,7 @@ fn earlier_results_that_are_protected_or_changed_are_refused_before_the_work() {
 #[test]
 fn links_in_an_earlier_result_are_not_copied() {
     let sandbox = Sandbox::with_model_and_text();
-    let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\n";
+    let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\ncriterion = \"random\"\n";
     sandbox.write("r.toml", format!("{step}output = \"a\"\n{step}output = \"b\"\n"));
     sandbox.run("run r.toml").succeeds();
     sandbox
@@ -134,7 +134,7 @@ fn links_in_an_earlier_result_are_not_copied() {
 #[test]
 fn links_to_folders_are_what_loaders_go_through() {
     let sandbox = Sandbox::with_model_and_text();
-    sandbox.run("prune m --experts 3 --method random -o out").succeeds();
+    sandbox.run("prune m --experts 3 --criterion random -o out").succeeds();
     sandbox.write("out/.x/default.jinja", "{{ \"EVIL\" }}");
     let mut problems = Vec::new();
     for (name, target) in [("additional_chat_templates", ".x"), ("code", "nowhere"), ("back", ".")]
@@ -255,7 +255,10 @@ fn absolute_paths_stay_out_of_what_is_published() {
         );
     }
     sandbox
-        .run(&format!("prune {} --experts 3 --method random -o far", sandbox.path("m").display()))
+        .run(&format!(
+            "prune {} --experts 3 --criterion random -o far",
+            sandbox.path("m").display()
+        ))
         .succeeds();
     let run = sandbox.json("far/run.json");
     assert_eq!(run["source"], "m", "{run}");
@@ -266,7 +269,7 @@ fn a_summary_that_cannot_be_written_is_refused_before_the_first_step() {
     let sandbox = Sandbox::with_model_and_text();
     sandbox.write(
         "r.toml",
-        "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\noutput = \"o\"\n",
+        "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\ncriterion = \"random\"\noutput = \"o\"\n",
     );
     sandbox.write("notes.md", "# Notes\n");
     sandbox

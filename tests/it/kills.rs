@@ -19,8 +19,8 @@ const PASSES: [(&str, &str, &str); 8] = [
         "models/dense",
         "upcycle source -o out --experts 8 --top-k 2 --max-shard-size 2MB",
     ),
-    ("prune", "models/moe", "prune source -o out --experts 12 --method reap"),
-    ("merge", "models/moe", "merge source -o out --experts 12 --method ream"),
+    ("prune", "models/moe", "prune source -o out --experts 12 --criterion reap"),
+    ("merge", "models/moe", "merge source -o out --experts 12 --algorithm ream"),
     (
         "quantize",
         "models/moe",
@@ -41,7 +41,7 @@ output = "out"
 [[step.pass]]
 run = "prune"
 keep = 0.5
-method = "reap"
+criterion = "reap"
 data = "${data}"
 data-tokens = 1024
 [[step.pass]]

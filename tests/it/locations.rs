@@ -104,8 +104,8 @@ fn no_folder_of_an_output_is_an_input_or_holds_one() {
             format!("heal m -o linked --data ids.jsonl {short} {how}"),
             format!("distill out.training -o out --width 32 --steps 2 {TEXT} {how}"),
             format!("distill m -o text --width 32 --steps 2 --data text.training/ids.jsonl {how}"),
-            format!("prune .out.partial-moe-convert -o out --keep 0.5 --method random {how}"),
-            format!("prune .out.replaced-moe-convert -o out --keep 0.5 --method random {how}"),
+            format!("prune .out.partial-moe-convert -o out --keep 0.5 --criterion random {how}"),
+            format!("prune .out.replaced-moe-convert -o out --keep 0.5 --criterion random {how}"),
             format!("quantize m -o corpus --scheme w4a16 --group-size 8 {TEXT} --pool corpus/pool.jsonl {how}"),
             format!("prune m -o held --keep 0.5 {TEXT} --held-out held/out.jsonl {how}"),
         ]);
@@ -298,7 +298,7 @@ fn steps_keep_what_other_steps_read() {
     let prune = |model: &str, output: &str| {
         format!(
             "[[step]]\nrun = \"prune\"\nmodel = \"{model}\"\noutput = \"{output}\"\noverwrite = true\nkeep = 0.5\n\
-             method = \"random\"\n"
+             criterion = \"random\"\n"
         )
     };
     let heal = |model: &str, output: &str| {
@@ -337,7 +337,7 @@ fn steps_keep_what_other_steps_read() {
 #[test]
 fn overwrite_keeps_what_no_run_has_written() {
     let sandbox = sandbox();
-    let line = "prune m -o out --keep 0.5 --method random";
+    let line = "prune m -o out --keep 0.5 --criterion random";
     sandbox.run(line).succeeds();
     let mut problems = Vec::new();
     let again = format!("{line} --seed 1 --overwrite");
@@ -402,14 +402,14 @@ fn overwrite_keeps_what_no_run_has_written() {
 #[test]
 fn links_in_a_model_lead_to_what_is_kept() {
     let sandbox = sandbox();
-    sandbox.run("prune m -o out --keep 0.5 --method random").succeeds();
+    sandbox.run("prune m -o out --keep 0.5 --criterion random").succeeds();
     sandbox
         .shell("mkdir view; cp m/*.json view; ln -s ../out/model.safetensors view; cp out/config.json view")
         .succeeds();
-    let line = "prune view -o out --experts 3 --method random --overwrite";
+    let line = "prune view -o out --experts 3 --criterion random --overwrite";
     assert_none(&sandbox.refuses(line, 2, &INSIDE).into_iter().collect::<Vec<_>>());
     sandbox
-        .run("prune view -o out2 --experts 3 --method random")
+        .run("prune view -o out2 --experts 3 --criterion random")
         .exits(1)
         .says(&["not followed", "cp -rL"]);
 }

@@ -22,7 +22,7 @@ fn completed(words: &str) -> Vec<String> {
 fn bash_completes_commands_options_and_values() {
     assert_eq!(completed("moe-convert quant"), ["quantize"]);
     assert_eq!(completed("moe-convert quantize --group"), ["--group-size"]);
-    assert_eq!(completed("moe-convert prune --method rea"), ["reap"]);
+    assert_eq!(completed("moe-convert prune --criterion rea"), ["reap"]);
     assert_eq!(completed("moe-convert eval --max-t"), ["--max-tokens"]);
     let commands = completed("moe-convert ''");
     assert!(

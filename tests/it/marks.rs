@@ -22,7 +22,9 @@ fn trained(sandbox: &Sandbox, name: &str) {
 fn what_users_write_is_read_behind_a_mark() {
     let sandbox = Sandbox::with_model_and_text();
     trained(&sandbox, "moe");
-    sandbox.run("prune m -o planned --experts 3 --method random --plan-out plan.json").succeeds();
+    sandbox
+        .run("prune m -o planned --experts 3 --criterion random --plan-out plan.json")
+        .succeeds();
     sandbox.write("tokens.json", "[[1, 2, 3, 4]]");
     sandbox.write("prompts.json", "[{\"positive\": [\"one\"]}, {\"positive\": [\"two\"]}]");
     sandbox.write("r.toml", "[[step]]\nrun = \"verify\"\nmodel = \"m\"\n");

@@ -133,7 +133,7 @@ fn a_receipt_names_no_folders_around_a_plan() {
     fs::create_dir_all(sandbox.path("jane/plans")).unwrap();
     let prune = |plan: &str, how: &str| {
         sandbox
-            .run(&format!("prune m -o out --experts 3 --method random --plan-out {plan} {how}"))
+            .run(&format!("prune m -o out --experts 3 --criterion random --plan-out {plan} {how}"))
             .succeeds()
     };
     let receipt = |plan: &str| {
@@ -149,6 +149,6 @@ fn a_receipt_names_no_folders_around_a_plan() {
         assert!(prune(plan, "--resume").stdout.contains("finished already"), "{plan}");
     }
     sandbox.write("plan.json", "{}");
-    let line = "prune m -o out --experts 3 --method random --plan-out plan.json --resume";
+    let line = "prune m -o out --experts 3 --criterion random --plan-out plan.json --resume";
     sandbox.run(line).exits(2).says(&["no such plan"]);
 }

@@ -46,7 +46,7 @@ fn what_is_proposed_next_runs() {
 fn serving_is_proposed_where_vllm_is_known_to_take_the_result() {
     for (scheme, proposed) in [("w4a16", true), ("w3a16", false)] {
         let sandbox = Sandbox::new();
-        let line = format!("quantize golden/models/moe -o out --scheme {scheme} --method rtn");
+        let line = format!("quantize golden/models/moe -o out --scheme {scheme} --solver rtn");
         let steps = next(&sandbox.run(&line).succeeds().stdout);
         assert_eq!(
             steps.iter().any(|step| step.starts_with("vllm serve out ")),

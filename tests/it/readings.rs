@@ -177,6 +177,6 @@ fn experts_of_other_names_are_read_and_judged() {
         "at random",
         "any pass",
     ]);
-    sandbox.run("prune model -o pruned --keep 0.5 --method random").succeeds();
+    sandbox.run("prune model -o pruned --keep 0.5 --criterion random").succeeds();
     sandbox.run("verify pruned").succeeds();
 }

@@ -172,19 +172,19 @@ run = "prune"
 model = "golden/models/moe"
 output = "${out}/pruned"
 keep = 0.5
-method = "random"
+criterion = "random"
 [[step.step]]
 run = "prune"
 model = "golden/models/moe"
 output = "${out}/pruned-${bits}"
 keep = 0.75
-method = "random"
+criterion = "random"
 [[step.step]]
 run = "quantize"
 model = "${out}/pruned-${bits}"
 output = "${out}/w${bits}"
 scheme = "w${bits}a16"
-method = "rtn"
+solver = "rtn"
 group-size = 32
 "#;
 
@@ -230,14 +230,14 @@ model = "golden/models/moe"
 output = "pruned"
 overwrite = true
 keep = "${keep}"
-method = "random"
+criterion = "random"
 [[step.step]]
 run = "quantize"
 model = "pruned"
 output = "quantized"
 overwrite = true
 scheme = "w4a16"
-method = "rtn"
+solver = "rtn"
 group-size = 32
 "#,
     );
@@ -260,7 +260,7 @@ model = "golden/models/moe"
 output = "pruned"
 overwrite = true
 keep = 0.5
-method = "random"
+criterion = "random"
 plan-out = "plan.json"
 "#,
     );
@@ -275,7 +275,7 @@ plan-out = "plan.json"
     assert!(sandbox.read("plan.json") == plan);
     // A dry run doesn't train to come to a plan.
     let heal = "[[step.pass]]\nrun = \"heal\"\nsteps = 2\ndata = [\"golden/text/english.calibration.txt\"]\n";
-    let prune = "[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\nmethod = \"random\"\nplan-out = \"other.json\"\n";
+    let prune = "[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ncriterion = \"random\"\nplan-out = \"other.json\"\n";
     let step = "[[step]]\nrun = \"convert\"\nmodel = \"golden/models/moe\"\noutput = \"both\"\n";
     sandbox.write("both.toml", format!("{step}{heal}{prune}"));
     let before = sandbox.names(".");
@@ -336,10 +336,10 @@ output = "out"
 [[step.pass]]
 run = "prune"
 keep = 0.5
-method = "random"
+criterion = "random"
 [[step.pass]]
 run = "quantize"
-method = "rtn"
+solver = "rtn"
 "#,
     );
     let dry = sandbox.run("run recipe.toml --dry-run").succeeds();
@@ -367,7 +367,7 @@ fn dry_runs_write_nothing() {
 
 #[test]
 fn dry_runs_plan_steps_that_wait_for_others() {
-    let prune = "\n[[step]]\nrun = \"prune\"\nmodel = \"${out}/moe\"\noutput = \"${out}/pruned\"\nexperts = 2\nmethod = \"random\"\n";
+    let prune = "\n[[step]]\nrun = \"prune\"\nmodel = \"${out}/moe\"\noutput = \"${out}/pruned\"\nexperts = 2\ncriterion = \"random\"\n";
     let sandbox = sandbox(&format!("{RECIPE}{prune}"));
     let before = sandbox.contents();
     let notes = [
@@ -748,7 +748,7 @@ fn options_that_do_not_fit_a_model_come_before_any_step() {
 #[test]
 fn remedies_of_steps_are_for_recipes() {
     let sandbox = sandbox(
-        "[[step]]\nrun = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"taken\"\nmethod = \"random\"\nexperts = 4\n",
+        "[[step]]\nrun = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"taken\"\ncriterion = \"random\"\nexperts = 4\n",
     );
     sandbox.write("taken/thesis.txt", "mine");
     sandbox
@@ -764,7 +764,7 @@ fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
     let sandbox = Sandbox::with_model_and_text();
     let step = |model: &str, experts: u8, output: &str, more: &str| {
         format!(
-            "[[step]]\nrun = \"prune\"\nmodel = \"{model}\"\nexperts = {experts}\nmethod = \"random\"\n\
+            "[[step]]\nrun = \"prune\"\nmodel = \"{model}\"\nexperts = {experts}\ncriterion = \"random\"\n\
              output = \"{output}\"\n{more}\n"
         )
     };

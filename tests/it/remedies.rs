@@ -44,7 +44,7 @@ fn what_is_not_finite_is_named() {
     let line = format!("heal unused -o out {data} --train all --overwrite");
     sandbox.run(&line).exits(1).says(&["element 4021 is not finite", "unused/model.safetensors"]);
     sandbox
-        .run("prune expert -o reduced --experts 4 --method aimer --dry-run --plan-out plan.json")
+        .run("prune expert -o reduced --experts 4 --criterion aimer --dry-run --plan-out plan.json")
         .exits(1)
         .says(&["element 7 is not finite", "experts.1.up_proj.weight", "expert/model.safetensors"]);
     assert!(!sandbox.path("plan.json").exists());
@@ -61,7 +61,7 @@ fn the_weight_that_makes_activations_not_finite_is_named() {
         "quantize MOE --scheme w4a16 --min-samples 0.1",
         "quantize MOE --scheme w4a16 --include attention --min-samples 0.1",
         "prune MOE --experts 8 --no-super-expert-guard",
-        "merge MOE --experts 8 --method mergemoe --no-super-expert-guard",
+        "merge MOE --experts 8 --algorithm mergemoe --no-super-expert-guard",
         "upcycle DENSE --experts 4 --top-k 2 --router kmeans",
         "upcycle DENSE --experts 4 --top-k 2 --init partition --partition-by activations --router activations",
     ];
@@ -100,7 +100,7 @@ fn what_is_too_large_is_not_blamed_on_the_text() {
     sandbox.copy("models/dense", "dense").set_f32(name, 2, 1e19);
     let upcycle = "upcycle dense -o out --experts 4 --top-k 2";
     let problems = [
-        (format!("quantize moe -o out --scheme w4a16 --min-samples 0.1 {TEXT}"), "--method rtn"),
+        (format!("quantize moe -o out --scheme w4a16 --min-samples 0.1 {TEXT}"), "--solver rtn"),
         (format!("{upcycle} --router kmeans {TEXT}"), "--router normal"),
         (
             format!(
@@ -176,7 +176,7 @@ fn a_budget_that_is_too_small_names_what_helps() {
     let held_out = "--held-out golden/text/english.heldout.txt";
     let mut problems = Vec::new();
     for (line, budget, helps, does_not) in [
-        ("prune golden/models/moe -o o --experts 12 --method random", "30MB", "", "lower"),
+        ("prune golden/models/moe -o o --experts 12 --criterion random", "30MB", "", "lower"),
         ("upcycle golden/models/dense -o o --experts 4 --top-k 2", "30MB", "", "lower"),
         (
             "prune golden/models/moe -o o --experts 12 --data golden/text/code.calibration.txt",
@@ -245,7 +245,7 @@ fn a_dry_run_says_what_will_be_measured() {
     let sandbox = Sandbox::new();
     let held_out = "--held-out golden/text/english.heldout.txt --held-out-tokens 512 --dry-run";
     for line in [
-        format!("prune golden/models/moe -o o --experts 12 --method random {held_out}"),
+        format!("prune golden/models/moe -o o --experts 12 --criterion random {held_out}"),
         format!("quantize golden/models/moe -o o --scheme fp8 {held_out}"),
         format!("heal golden/models/moe -o o --steps 1 {TEXT} {held_out}"),
     ] {
@@ -261,7 +261,7 @@ fn a_dry_run_says_what_will_be_measured() {
         );
     }
     let without = sandbox
-        .run("prune golden/models/moe -o o --experts 12 --method random --dry-run")
+        .run("prune golden/models/moe -o o --experts 12 --criterion random --dry-run")
         .succeeds();
     assert!(without.stdout.contains("not measured on text"), "{without}");
 }
@@ -273,7 +273,7 @@ fn what_is_next_for_a_result_without_a_tokenizer_can_be_typed() {
     let model = sandbox.copy("models/moe", "model");
     ["tokenizer.json", "tokenizer_config.json"].iter().for_each(|name| model.remove(name));
     sandbox.write("IDS.jsonl", "{\"input_ids\": [1, 2, 3, 4]}\n");
-    let pruned = sandbox.run("prune model -o out --experts 12 --method random").succeeds();
+    let pruned = sandbox.run("prune model -o out --experts 12 --criterion random").succeeds();
     assert!(pruned.stdout.contains("vllm serve out --skip-tokenizer-init"), "{pruned}");
     let next = pruned.stdout.split_once("next").unwrap().1.lines();
     let ours: Vec<&str> =
@@ -299,7 +299,7 @@ fn a_light_step_does_not_have_the_memory_of_a_heavy_one() {
     let heal = "steps = 1\ndata = [\"golden/text/english.calibration.txt\"]\n";
     sandbox.write(
         "r.toml",
-        step("heal", heal) + &step("prune", "experts = 12\nmethod = \"random\"\n"),
+        step("heal", heal) + &step("prune", "experts = 12\ncriterion = \"random\"\n"),
     );
     sandbox.run("run r.toml").succeeds();
     let peak = |name: &str| {
@@ -312,7 +312,7 @@ fn a_light_step_does_not_have_the_memory_of_a_heavy_one() {
 #[test]
 fn an_edited_card_can_be_listed() {
     let sandbox = Sandbox::new();
-    sandbox.run("prune golden/models/moe -o out --experts 12 --method random").succeeds();
+    sandbox.run("prune golden/models/moe -o out --experts 12 --criterion random").succeeds();
     let card = String::from_utf8(sandbox.read("out/README.md")).unwrap();
     sandbox.write("out/README.md", card + "\nMore words.\n");
     sandbox.run("verify out").exits(1).says(&["README.md", "sha256sum README.md", "SHA256SUMS"]);

@@ -9,7 +9,7 @@ use crate::common::{BINARY, Sandbox, assert_none};
 const HEAL: &str = "heal m -o healed --data ids.jsonl --sequence-length 64 --batch-tokens 64 --eval-every 1 --steps 2";
 const PRUNE: &str =
     "prune m -o out --keep 0.5 --data ids.jsonl --data-tokens 128 --sequence-length 64";
-const RECIPE: &str = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\noutput = \"made\"\n";
+const RECIPE: &str = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\ncriterion = \"random\"\noutput = \"made\"\n";
 
 #[test]
 fn what_was_edited_after_a_run_wrote_it_is_kept() {
@@ -21,7 +21,9 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
     for line in &writers {
         sandbox.run(line).succeeds();
     }
-    sandbox.shell("moe-convert prune healed -o foreign --experts 3 --method random -q").succeeds();
+    sandbox
+        .shell("moe-convert prune healed -o foreign --experts 3 --criterion random -q")
+        .succeeds();
     let [heal, plan, junit, man] = &writers;
     let mut problems = Vec::new();
     for (line, file, edit) in [
@@ -93,7 +95,7 @@ fn a_result_that_comes_while_a_run_works_is_not_replaced() {
         ("cp -r other out", "chmod 700 out; echo mine >out/README.md"),
     ] {
         let sandbox = Sandbox::with_model_and_text();
-        let prune = "prune m --experts 3 --method random";
+        let prune = "prune m --experts 3 --criterion random";
         sandbox.run(&format!("{prune} -o other --seed 7")).succeeds();
         let outcome = sandbox.shell(&format!(
             "{before} || exit 9; '{BINARY}' prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
@@ -119,7 +121,7 @@ fn other_permissions_make_no_other_result_of_it() {
         "touch out/README.md",
     ] {
         let sandbox = Sandbox::with_model_and_text();
-        sandbox.run("prune m --experts 3 --method random -o out").succeeds();
+        sandbox.run("prune m --experts 3 --criterion random -o out").succeeds();
         // The same work each time: what it makes is compared with the first result.
         let outcome = sandbox.shell(&format!(
             "'{BINARY}' prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
@@ -139,7 +141,7 @@ fn other_permissions_make_no_other_result_of_it() {
 #[test]
 fn what_cannot_take_a_name_is_refused_before_the_work() {
     let sandbox = Sandbox::with_model_and_text();
-    let prune = "prune m --experts 3 --method random -o";
+    let prune = "prune m --experts 3 --criterion random -o";
     let mut problems = Vec::new();
     for how in ["", "--overwrite", "--dry-run", "--overwrite --dry-run"] {
         problems.extend(sandbox.refuses(

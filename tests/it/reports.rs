@@ -3,7 +3,7 @@
 use crate::common::{Sandbox, assert_none};
 
 const STEP: &str =
-    "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\nmethod = \"random\"\n";
+    "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\ncriterion = \"random\"\n";
 
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -63,7 +63,7 @@ fn a_recipe_that_is_refused_leaves_junit() {
 #[test]
 fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
     let sandbox = sandbox();
-    sandbox.run("prune m -o made --experts 4 --method random").succeeds();
+    sandbox.run("prune m -o made --experts 4 --criterion random").succeeds();
     sandbox.write("r.md", "nonsense");
     sandbox.shell("ln r.md hard.md; ln -s m link").succeeds();
     let mut problems = Vec::new();
@@ -142,11 +142,11 @@ fn a_result_in_the_way_says_how_it_differs() {
             problems.extend(sandbox.refuses(&format!("run r.toml{how}"), 2, &complaints));
         }
     }
-    let prune = "prune m -o out --method random --experts 4 --resume";
+    let prune = "prune m -o out --criterion random --experts 4 --resume";
     let complaints = ["was made with other options (dtype)"];
     problems.extend(sandbox.refuses(&format!("{prune} --dtype bf16"), 2, &complaints));
     problems.extend(sandbox.refuses(
-        "prune golden/families/qwen3_moe/both_names/model -o out --method random --experts 4 --resume",
+        "prune golden/families/qwen3_moe/both_names/model -o out --criterion random --experts 4 --resume",
         2,
         &["was made of another checkpoint"],
     ));
@@ -177,7 +177,7 @@ fn a_dry_run_plans_observe() {
 #[test]
 fn a_shard_has_room_for_a_tensor() {
     let sandbox = sandbox();
-    let prune = "prune m -o out --method random --experts 4 --max-shard-size";
+    let prune = "prune m -o out --criterion random --experts 4 --max-shard-size";
     let problems = ["2", "5", "999"].map(|size| {
         sandbox.refuses(
             &format!("{prune} {size}"),

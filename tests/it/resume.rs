@@ -180,7 +180,7 @@ fn finished(outcome: &Outcome) -> bool {
 #[test]
 fn results_that_are_written_otherwise_are_not_finished() {
     let sandbox = Sandbox::with_model_and_text();
-    let line = "prune m -o out --keep 0.5 --method random --resume";
+    let line = "prune m -o out --keep 0.5 --criterion random --resume";
     sandbox.run(line).succeeds();
     assert!(finished(&sandbox.run(line).succeeds()));
     let mut problems = Vec::new();
@@ -205,7 +205,7 @@ fn results_that_are_written_otherwise_are_not_finished() {
 #[test]
 fn recipes_say_how_results_are_written() {
     let sandbox = Sandbox::with_model_and_text();
-    let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\noverwrite = true\nkeep = 0.5\nmethod = \"random\"\n";
+    let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\noverwrite = true\nkeep = 0.5\ncriterion = \"random\"\n";
     let run = |recipe: &str| {
         sandbox.write("recipe.toml", recipe);
         sandbox.run("run recipe.toml").succeeds()
@@ -218,7 +218,7 @@ fn recipes_say_how_results_are_written() {
     let defaults = format!("[defaults.prune]\nmax-shard-size = \"20kB\"\nprobe-tokens = 0\n{step}");
     assert!(finished(&run(&defaults)) && !finished(&run(step)));
     let passes = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"both\"\nmax-shard-size = \"20kB\"\n\
-                  [[step.pass]]\nrun = \"prune\"\nkeep = 0.5\nmethod = \"random\"\n";
+                  [[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ncriterion = \"random\"\n";
     run(passes);
     assert!(sandbox.path("both/model.safetensors.index.json").exists());
     for wrong in [
@@ -237,7 +237,7 @@ fn recipes_say_how_results_are_written() {
 #[test]
 fn results_of_another_build_are_made_again() {
     let sandbox = Sandbox::with_model_and_text();
-    let line = "prune m -o out --keep 0.5 --method random --resume";
+    let line = "prune m -o out --keep 0.5 --criterion random --resume";
     sandbox.run(line).succeeds();
     let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
     let build = sandbox.json("out/moe-convert.json")["tool"]["build"].as_str().unwrap().to_owned();

@@ -11,7 +11,7 @@ use crate::common::{Outcome, Sandbox, assert_none};
 
 const LLAMA: &str = "families/llama/base/model";
 const UPCYCLE: &str = "upcycle model -o out --experts 2 --top-k 1";
-const PRUNE: &str = "prune model -o out --experts 4 --method random";
+const PRUNE: &str = "prune model -o out --experts 4 --criterion random";
 
 /// A checkpoint with code of its own for the model and for its tokenizer, as uploads to the hub
 /// have them.
@@ -61,7 +61,7 @@ fn what_somebody_may_miss_is_named() {
     );
     // A result's own are those of its run.
     let second =
-        warned(&sandbox.run("prune out -o again --experts 3 --method random --json").succeeds());
+        warned(&sandbox.run("prune out -o again --experts 3 --criterion random --json").succeeds());
     assert!(!second.contains("run.json"), "{second}");
 }
 
@@ -268,7 +268,8 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
         sandbox.read("of-both") == sandbox.read("of-file")
             && sandbox.read("of-both") != sandbox.read("of-shards")
     );
-    let outcome = sandbox.run("prune model -o out --experts 2 --method random --json").succeeds();
+    let outcome =
+        sandbox.run("prune model -o out --experts 2 --criterion random --json").succeeds();
     assert!(outcome.json()["receipt"]["warnings"].to_string().contains(whole), "{outcome}");
     // An index of the same file is no second set; pickled weights and Mistral's own are.
     model.edit_json(INDEX, |index| {

@@ -157,7 +157,7 @@ fn an_ignored_hangup_stays_ignored() {
 #[test]
 fn a_file_that_may_not_grow_is_an_error() {
     for (kibibytes, line) in
-        [(4000, "prune golden/models/moe -o out --experts 12 --method random"), (1000, UPCYCLE)]
+        [(4000, "prune golden/models/moe -o out --experts 12 --criterion random"), (1000, UPCYCLE)]
     {
         let sandbox = Sandbox::new();
         let outcome = sandbox.shell(&format!("ulimit -f {kibibytes}; moe-convert {line}"));

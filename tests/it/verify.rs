@@ -672,7 +672,7 @@ fn lists_of_plain_experts_follow_them() {
         ignore.push(json!("model.layers.0.mlp.experts.99.up_proj"));
     };
     model.edit_json("config.json", twice);
-    sandbox.run("prune model -o out --method random --keep 0.5").succeeds();
+    sandbox.run("prune model -o out --criterion random --keep 0.5").succeeds();
     let config = sandbox.json("out/config.json");
     let ignore: Vec<_> = config["quantization_config"]["ignore"]
         .as_array()
@@ -695,7 +695,7 @@ fn lists_of_plain_experts_follow_them() {
         1,
         &["calls for quantized matrices", "layers.0.self_attn.q_proj"],
     )));
-    sandbox.run("prune model -o again --method random --keep 0.5").succeeds();
+    sandbox.run("prune model -o again --criterion random --keep 0.5").succeeds();
     sandbox.run("verify again").succeeds();
 }
 
@@ -716,7 +716,7 @@ fn code_at_any_depth_of_a_folder_comes_along() {
 #[test]
 fn an_edited_run_record_is_named() {
     let sandbox = Sandbox::with_model_and_text();
-    sandbox.run("prune m -o out --experts 4 --method random -q").succeeds();
+    sandbox.run("prune m -o out --experts 4 --criterion random -q").succeeds();
     let unlisted = || sandbox.run("verify out --json").succeeds().json()["unlisted"].clone();
     assert_eq!(unlisted(), json!([]));
     sandbox

@@ -45,14 +45,14 @@ fn what_is_hardly_meant_is_warned_of() {
         (format!("{upcycle} --noise-std 1e-3"), None),
         // Nothing goes.
         (
-            format!("prune {MOE} -o out --keep 1 --method random"),
+            format!("prune {MOE} -o out --keep 1 --criterion random"),
             Some("for one expert a layer, give --experts 1"),
         ),
         (
             format!("merge {MOE} -o out --experts 24 {english}"),
             Some("all 24 experts of each layer stay"),
         ),
-        (format!("{prune} --method random"), None),
+        (format!("{prune} --criterion random"), None),
         // A teacher that is the model itself, under whatever name.
         (format!("{heal} --from {MOE}"), Some("--from is the very model")),
         (format!("{heal} --from same"), Some("--from is the very model")),
@@ -112,7 +112,7 @@ fn a_model_that_was_made_on_the_text_is_noted() {
     eval("renamed.txt").says(&["renamed.txt: pruned was made on this text"]);
     assert!(!eval(held_out).stderr.contains("was made on"));
     for (pass, data) in [
-        ("prune pruned -o again --experts 8 --method random", ""),
+        ("prune pruned -o again --experts 8 --criterion random", ""),
         ("heal pruned -o healed", held_out),
     ] {
         let data = if data.is_empty() { String::new() } else { format!(" --data {data}") };
@@ -242,7 +242,7 @@ fn dry_runs_decide_what_weights_alone_decide() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("models/moe", "broken");
     model.set_f32("model.layers.1.mlp.experts.3.down_proj.weight", 2, f32::NAN);
-    let aimer = "--experts 12 --method aimer --dry-run";
+    let aimer = "--experts 12 --criterion aimer --dry-run";
     let complaints = ["element 5 is not finite", "model.layers.1.mlp.experts.3.down_proj.weight"];
     assert_none(&Vec::from_iter(sandbox.refuses(
         &format!("prune broken -o out {aimer}"),

@@ -17,8 +17,8 @@ fn options_without_an_effect_are_refused() {
     let upcycle = "upcycle golden/models/dense -o out --experts 8 --top-k 2 --dry-run";
     let cases: &[Case] = &[
         (
-            "--scheme fp8-block --method gptq",
-            &["e4m3 is rounded to nearest", "leave --method out"],
+            "--scheme fp8-block --solver gptq",
+            &["e4m3 is rounded to nearest", "leave --solver out"],
             "--scheme fp8-block",
         ),
         (
@@ -33,13 +33,13 @@ fn options_without_an_effect_are_refused() {
             "--scheme fp8-block",
         ),
         (
-            "--method rtn --damping 0.2",
-            &["--damping is for GPTQ", "--method gptq"],
+            "--solver rtn --damping 0.2",
+            &["--damping is for GPTQ", "--solver gptq"],
             "--damping 0.2 --data {code}",
         ),
-        ("--method rtn --per-expert", &["--per-expert is for GPTQ"], "--method rtn"),
-        ("--method rtn --min-samples 1000", &["--min-samples is for GPTQ"], "--method rtn"),
-        ("--method rtn --act-order=false", &["--act-order is for GPTQ"], "--method rtn"),
+        ("--solver rtn --per-expert", &["--per-expert is for GPTQ"], "--solver rtn"),
+        ("--solver rtn --min-samples 1000", &["--min-samples is for GPTQ"], "--solver rtn"),
+        ("--solver rtn --act-order=false", &["--act-order is for GPTQ"], "--solver rtn"),
         (
             "--samples routed --shrinkage 3 --data {code}",
             &["--samples per-expert"],
@@ -70,13 +70,13 @@ fn options_without_an_effect_are_refused() {
             &["--gate-power"],
             "--gate-power 2 --data {code}",
         ),
-        ("--method rtn --seed 4", &["--seed", "draws nothing", "leave --seed out"], "--method rtn"),
+        ("--solver rtn --seed 4", &["--seed", "draws nothing", "leave --seed out"], "--solver rtn"),
         (
             "--pool-take 0 --pool {code} --data {code}",
             &["--pool-take 0"],
             "--pool {code} --data {code}",
         ),
-        ("--method rtn --data-tokens 99", &["--data-tokens", "no --data to read"], "--method rtn"),
+        ("--solver rtn --data-tokens 99", &["--data-tokens", "no --data to read"], "--solver rtn"),
         ("--scheme fp8 --pack", &["--pack", "no --data to read"], "--scheme fp8"),
         (
             "--scheme fp8 --sequence-length 64",
@@ -84,25 +84,29 @@ fn options_without_an_effect_are_refused() {
             "--scheme fp8 --sequence-length 64 --held-out {code}",
         ),
         (
-            "--method rtn --held-out-tokens 99",
+            "--solver rtn --held-out-tokens 99",
             &["no --held-out"],
-            "--method rtn --held-out-tokens 99 --held-out {code}",
+            "--solver rtn --held-out-tokens 99 --held-out {code}",
         ),
     ];
     let reduce: &[Case] = &[
         (
-            "--method reap --stats stats --data-tokens 99",
+            "--criterion reap --stats stats --data-tokens 99",
             &["--data-tokens", "no --data to read"],
-            "--method reap --stats stats",
+            "--criterion reap --stats stats",
         ),
         (
-            "--method reap --stats stats --mask-special",
+            "--criterion reap --stats stats --mask-special",
             &["--mask-special"],
-            "--method reap --stats stats",
+            "--criterion reap --stats stats",
         ),
-        ("--method aimer --sequence-length 64", &["--sequence-length"], "--method aimer"),
-        ("--method random --held-out-tokens 99", &["no --held-out"], "--method random"),
-        ("--method random --no-baseline", &["--no-baseline", "--held-out"], "--method random"),
+        ("--criterion aimer --sequence-length 64", &["--sequence-length"], "--criterion aimer"),
+        ("--criterion random --held-out-tokens 99", &["no --held-out"], "--criterion random"),
+        (
+            "--criterion random --no-baseline",
+            &["--no-baseline", "--held-out"],
+            "--criterion random",
+        ),
     ];
     let observe: &[Case] = &[
         (
@@ -214,7 +218,7 @@ fn numbers_beyond_all_bounds_are_no_panics() {
         problems.extend(sandbox.refuses(&format!("{command} --{option}={value}"), 2, &[remedy]));
     }
     assert_none(&problems);
-    sandbox.run(&format!("{merge} --method hc-smoe --sample-every {MOST}")).succeeds();
+    sandbox.run(&format!("{merge} --algorithm hc-smoe --sample-every {MOST}")).succeeds();
     sandbox.run(&format!("{heal} --memory-budget {MOST}")).succeeds();
 }
 
@@ -224,7 +228,7 @@ fn defaults_of_text_pass_by_steps_without_text() {
     let sandbox = Sandbox::new();
     let keys = "data-tokens = 99\nsequence-length = 64\nheld-out-tokens = 99\n";
     let pruned = |more: &str| {
-        step("prune", MOE, &format!("output = \"p\"\nexperts = 12\nmethod = \"random\"\n{more}"))
+        step("prune", MOE, &format!("output = \"p\"\nexperts = 12\ncriterion = \"random\"\n{more}"))
     };
     sandbox.write("r.toml", format!("[defaults.prune]\n{keys}\n{}", pruned("")));
     sandbox.run("run r.toml --dry-run").succeeds();
@@ -317,7 +321,7 @@ fn numbers_of_experts_have_remedies_that_work() {
             "--experts 16 --divisible-by 16",
         ),
     ];
-    assert_none(&follow(&sandbox, "prune {moe} -o out --method random --dry-run", cases));
+    assert_none(&follow(&sandbox, "prune {moe} -o out --criterion random --dry-run", cases));
 }
 
 #[test]
@@ -364,7 +368,7 @@ fn paths_of_the_wrong_kind_say_what_to_give() {
     std::fs::create_dir(sandbox.path(".l.partial-moe-convert")).unwrap();
     let logits = format!("logits {MOE} --tokens ids.json -o l");
     sandbox.write("file", "");
-    let random = "--experts 12 --method random";
+    let random = "--experts 12 --criterion random";
     let problems = [
         sandbox.refuses(
             &format!("prune {MOE} -o file {random}"),
@@ -413,7 +417,7 @@ fn prune(model: &str, output: &str, experts: usize) -> String {
     step(
         "prune",
         model,
-        &format!("output = \"{output}\"\nexperts = {experts}\nmethod = \"random\""),
+        &format!("output = \"{output}\"\nexperts = {experts}\ncriterion = \"random\""),
     )
 }
 
@@ -456,8 +460,8 @@ fn later_steps_are_checked_first() {
         ),
         (
             prune(MOE, "a", 12)
-                + &step("quantize", "a", "output = \"b\"\nscheme = \"fp8\"\nmethod = \"gptq\""),
-            &["step 2 (quantize)", "leave `method` out"],
+                + &step("quantize", "a", "output = \"b\"\nscheme = \"fp8\"\nsolver = \"gptq\""),
+            &["step 2 (quantize)", "leave `solver` out"],
         ),
     ];
     let mut problems = Vec::new();
@@ -537,8 +541,8 @@ fn recipes_of_many_steps_are_checked_quickly() {
     );
     let hundreds = block(
         &format!("each.seed = [{}]", many(250)),
-        "run = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"p${seed}\"\nseed = \"${seed}\"\nkeep = 0.5\nmethod = \"random\"\n\
-         [[step.step]]\nrun = \"quantize\"\nmodel = \"p${seed}\"\noutput = \"q${seed}\"\nmethod = \"rtn\"\ngroup-size = 33",
+        "run = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"p${seed}\"\nseed = \"${seed}\"\nkeep = 0.5\ncriterion = \"random\"\n\
+         [[step.step]]\nrun = \"quantize\"\nmodel = \"p${seed}\"\noutput = \"q${seed}\"\nsolver = \"rtn\"\ngroup-size = 33",
     );
     let sandbox = Sandbox::new();
     sandbox.write("million.toml", million);
@@ -555,7 +559,7 @@ fn recipes_of_many_steps_are_checked_quickly() {
 fn the_old_name_of_no_baseline_is_known() {
     let sandbox = Sandbox::new();
     let random = format!(
-        "prune {MOE} -o out --method random --keep 0.5 --held-out {CODE} --held-out-tokens 64"
+        "prune {MOE} -o out --criterion random --keep 0.5 --held-out {CODE} --held-out-tokens 64"
     );
     sandbox.run(&format!("{random} --no-control --dry-run")).succeeds();
     let measured = format!("no-control = true\nheld-out = [{CODE:?}]\nheld-out-tokens = 64\n");

@@ -36,9 +36,9 @@ options() { # PASS: sets line to the command without models
   case $1 in
     upcycle) line=(upcycle --experts 8 --top-k 2 --max-shard-size 2MB) ;;
     prune) line=(prune --experts 12 "${data[@]}") ;;
-    merge) line=(merge --experts 12 --method hc-smoe "${data[@]}") ;;
+    merge) line=(merge --experts 12 --algorithm hc-smoe "${data[@]}") ;;
     quantize-gptq) line=(quantize --group-size 32 "${data[@]}") ;;
-    quantize-rtn) line=(quantize --group-size 32 --method rtn) ;;
+    quantize-rtn) line=(quantize --group-size 32 --solver rtn) ;;
     distill) line=(distill --steps 0 --down measured "${data[@]}") ;;
     distill-trained) line=(distill --steps 2 --down measured "${data[@]}") ;;
     heal) line=(heal --steps 2 --eval-every 1 --batch-tokens 256 "${data[@]}") ;;

@@ -80,7 +80,7 @@ if stop_when [ -e "$complete" ]; then
   [[ $code == 2 ]] && says "$complete" || problem "what was left isn't named"
   run prune golden/models/moe "$disk/top/out" --overwrite --keep 7
   expect "a refused run brings nothing back" test "$(bytes_of "$complete")" = "$whole"
-  line=("$binary" prune golden/models/moe --experts 12 --method random --output "$disk/top/out" --overwrite)
+  line=("$binary" prune golden/models/moe --experts 12 --criterion random --output "$disk/top/out" --overwrite)
   code=0
   "${line[@]}" >/dev/null 2>"$log" || code=$?
   [[ $code == 0 ]] && says "a run was stopped while it replaced" || problem "the next run doesn't end what was begun"

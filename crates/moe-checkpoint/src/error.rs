@@ -48,6 +48,7 @@ struct ErrorParts {
     tensor: Option<String>,
     remedy: Option<String>,
     idle: Vec<String>,
+    unknown: Option<[String; 2]>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -61,6 +62,7 @@ impl Error {
             tensor: None,
             remedy: None,
             idle: Vec::new(),
+            unknown: None,
             source: None,
         }))
     }
@@ -140,6 +142,19 @@ impl Error {
         &self.0.idle
     }
 
+    /// Says that all that is wrong is that `command` has no `option`, such as "batch-size".
+    #[must_use]
+    pub fn unknown_option(mut self, command: &str, option: &str) -> Self {
+        self.0.unknown = Some([command.to_owned(), option.to_owned()]);
+        self
+    }
+
+    /// A command and the option that it was given and doesn't have, where that is all that is
+    /// wrong.
+    pub fn named_unknown(&self) -> Option<(&str, &str)> {
+        self.0.unknown.as_ref().map(|[command, option]| (command.as_str(), option.as_str()))
+    }
+
     /// What went wrong, as it was said.
     pub fn what(&self) -> &str {
         &self.0.what
@@ -148,6 +163,11 @@ impl Error {
     /// What went wrong, and why.
     pub fn said(&self) -> String {
         self.0.whole()
+    }
+
+    /// What can be done about it, where that is known.
+    pub fn named_remedy(&self) -> Option<&str> {
+        self.0.remedy.as_deref()
     }
 
     /// The tensor that it is about, where one is named.

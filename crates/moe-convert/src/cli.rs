@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -8,6 +9,8 @@ use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions};
 
 pub use crate::convert::{Convert, Writing};
 use crate::idle;
+use crate::spelling::{Respelled, respell};
+use crate::usage::Refusal;
 
 /// Converts and compresses Mixture-of-Experts checkpoints
 #[derive(Parser)]
@@ -17,6 +20,9 @@ pub struct Cli {
     pub command: Command,
     #[command(flatten)]
     pub common: Common,
+    /// What is said of how the command line was written.
+    #[arg(skip)]
+    pub notes: Vec<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -31,13 +37,22 @@ Results go to stdout, everything else to stderr.";
 
 impl Cli {
     /// Reads `arguments`, the program's name first.
-    pub fn read<T: Into<std::ffi::OsString> + Clone>(
+    pub fn read<T: Into<OsString>>(
         arguments: impl IntoIterator<Item = T>,
-    ) -> Result<Self, clap::Error> {
+    ) -> Result<Self, Refusal> {
+        let words: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+        let shown: Vec<String> =
+            words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let respelled = match called(&shown) {
+            Some(command) => respell(words, &command)?,
+            None => Respelled { words, notes: Vec::new() },
+        };
         let mut command = taking_negatives(Self::command());
-        let mut matches = command.try_get_matches_from_mut(arguments)?;
-        idle::check(&mut command, &matches)?;
-        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+        let mut matches = command.try_get_matches_from_mut(respelled.words)?;
+        idle::check(&matches)?;
+        let read = Self::from_arg_matches_mut(&mut matches);
+        let read = read.map_err(|error| error.format(&mut command))?;
+        Ok(Self { notes: respelled.notes, ..read })
     }
 }
 
@@ -117,13 +132,16 @@ pub struct Common {
 /// What numerics run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ComputeType {
+    #[value(alias = "float32")]
     F32,
+    #[value(alias = "bfloat16")]
     Bf16,
 }
 
 /// What routers run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum RouterType {
+    #[value(alias = "float32")]
     F32,
     Model,
 }

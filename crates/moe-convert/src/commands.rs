@@ -56,6 +56,7 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
     start_threads(cli.common.threads)?;
     remember_remedy(less_memory(&cli.command));
     let session = Session::new(cli.common, printed)?;
+    cli.notes.iter().for_each(|note| session.progress.note(note));
     if let Some(live) = small_work(&cli.command) {
         check_small_budget(session.common.memory_budget, live, None)?;
     }

@@ -1,9 +1,9 @@
 //! Options that would be ignored: given without the one that they say more about, or to a command
 //! that they mean nothing to.
 
-use clap::error::ErrorKind;
+use clap::ArgMatches;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command};
+use moe_checkpoint::{Error, Kind, Result};
 
 /// Commands, options, and another one without which these do nothing. What recipes have, too, is
 /// checked by `check` of their options.
@@ -20,15 +20,14 @@ const MEANINGLESS: &[(&[&str], &[&str], &str)] = &[
     (&["selftest"], &["dtype", "router-dtype"], "compares with outputs that are exact to f32"),
 ];
 
-/// Refuses options of the command that `matches` has, one of `program`'s, if they would be ignored.
-pub fn check(program: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+/// Refuses options of the command that `matches` has if they would be ignored.
+pub fn check(matches: &ArgMatches) -> Result<()> {
     let Some((name, given)) = matches.subcommand() else { return Ok(()) };
     let Some((what, remedy)) = of_companions(name, given).or_else(|| meaningless(name, given))
     else {
         return Ok(());
     };
-    let command = program.find_subcommand_mut(name).expect("clap has found it");
-    Err(command.error(ErrorKind::ArgumentConflict, format!("{what}\n  remedy: {remedy}\n")))
+    Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
 
 fn of_companions(name: &str, given: &ArgMatches) -> Option<(String, String)> {
@@ -62,6 +61,7 @@ mod tests {
     use clap::CommandFactory;
 
     use crate::cli::Cli;
+    use crate::usage::Refusal;
 
     use super::*;
 
@@ -94,12 +94,16 @@ mod tests {
             ("run r.toml --overwrite", "goes with --junit"),
             ("verify m --dtype f32", "runs no model"),
             ("selftest --router-dtype model", "exact to f32"),
-            ("prune m -o o --plan p.json --method reap", "cannot be used with"),
+            ("prune m -o o --plan p.json --criterion reap", "cannot be used with"),
             ("prune m -o o --plan p.json --divisible-by 1", "cannot be used with"),
             ("prune m -o o --plan p.json --keep-mass 0.9", "cannot be used with"),
         ] {
-            let error = Cli::read(std::iter::once("moe-convert").chain(line.split(' '))).err();
-            let text = error.as_ref().map(ToString::to_string).unwrap_or_default();
+            let read = Cli::read(std::iter::once("moe-convert").chain(line.split(' ')));
+            let text = match read.err() {
+                Some(Refusal::Clap(error)) => error.to_string(),
+                Some(Refusal::Own(error)) => error.to_string(),
+                None => String::new(),
+            };
             assert!(text.contains(says), "{line}: {text}");
         }
         for line in [
@@ -111,7 +115,7 @@ mod tests {
             "eval m --data d --dtype f32",
         ] {
             let read = Cli::read(std::iter::once("moe-convert").chain(line.split(' ')));
-            assert!(read.is_ok(), "{line}: {:?}", read.err().map(|e| e.to_string()));
+            assert!(read.is_ok(), "{line}");
         }
     }
 }

@@ -11,6 +11,7 @@ mod idle;
 mod interrupt;
 mod manual;
 mod render;
+mod spelling;
 mod usage;
 
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     calm_panics();
     let cli = match cli::Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(error) => return usage::report(&error),
+        Err(refusal) => return usage::report(refusal),
     };
     // The only place for it: all that follows may start threads.
     set_environment(cli.common.threads);

@@ -226,9 +226,7 @@ pub(crate) fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8
         .tensor(name)
         .remedy(match dtype {
             DType::F16 => "convert the source to bfloat16 or float32 first",
-            _ => {
-                "this layer's weights are too large to compute with: get a sound checkpoint, or choose another --method"
-            }
+            _ => "this layer's weights are too large to compute with: get a sound checkpoint",
         })),
     }
 }

@@ -36,6 +36,7 @@ mod report;
 mod resources;
 mod reuse;
 mod selftest;
+pub mod spelling;
 mod statistics;
 mod summary;
 mod train;

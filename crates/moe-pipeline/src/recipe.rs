@@ -10,6 +10,7 @@ mod outcome;
 mod schema;
 mod source;
 mod spare;
+mod spelled;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -34,8 +35,11 @@ pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
 use source::RecipeText;
 use spare::{Spare, StepKeys};
+use spelled::EarlierKeys;
 use variables::{Variables, given};
 use wording::{as_keys, in_toml};
+#[cfg(test)]
+pub(crate) use {schema::command_of, steps::all_commands};
 
 /// The longest recipe.
 const MAX_BYTES: u64 = 1 << 20;
@@ -47,6 +51,7 @@ pub struct Recipe {
     pub name: String,
     /// Its steps in order.
     pub steps: Vec<Step>,
+    earlier: EarlierKeys,
 }
 
 /// One step.
@@ -202,10 +207,18 @@ impl Recipe {
                 "add a [[step]] with run = \"COMMAND\" and what that needs",
             ));
         }
-        let defaults = defaults(raw.defaults, text)?;
+        let source = RecipeText::new(text);
+        let mut earlier = EarlierKeys::default();
+        let mut defaults = defaults(raw.defaults, text)?;
+        for (command, table) in &mut defaults {
+            let place = format!("[defaults.{command}]");
+            for key in spelled::keys(table, command).map_err(|error| error.within(&place))? {
+                let line = source.key_of_defaults(command, &format!("`{}`", key.was));
+                earlier.add(key, line.map(|key| key.line), &place);
+            }
+        }
         check_defaults(&defaults, &raw.step)?;
         Expansion::check_count(&raw.step)?;
-        let source = RecipeText::new(text);
         let mut expansion = Expansion {
             source,
             defaults: &defaults,
@@ -213,9 +226,10 @@ impl Recipe {
             chosen: Vec::new(),
             steps: Vec::new(),
             spare: Spare::default(),
+            earlier,
         };
         expansion.steps(&raw.step, "")?;
-        let Expansion { mut variables, steps, spare, .. } = expansion;
+        let Expansion { mut variables, steps, spare, earlier, .. } = expansion;
         spare.check()?;
         let commands: BTreeSet<&str> = steps.iter().flat_map(Step::commands).collect();
         check_defaults_run(&defaults, &commands)?;
@@ -225,7 +239,13 @@ impl Recipe {
         }
         let steps = check::shared(steps);
         check::steps(&steps)?;
-        Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps })
+        Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps, earlier })
+    }
+
+    /// What its reader should know of the recipe in the file `path`: keys that have other names by
+    /// now.
+    pub fn notes(&self, path: &Path) -> Vec<String> {
+        self.earlier.notes(path)
     }
 }
 

@@ -123,13 +123,14 @@ impl Session<'_> {
         let mut recipe = match Recipe::read(path, set) {
             Ok(recipe) => recipe,
             Err(error) => {
-                let error = match usage::key_instead(error.what()) {
+                let error = match usage::key_instead(&error) {
                     Some(remedy) => error.better_remedy(remedy),
                     None => error,
                 };
                 return Err(reports.refused_unread(path, error));
             }
         };
+        recipe.notes(path).iter().for_each(|note| self.progress.note(note));
         let places = recipe.check_outputs(path, &reports.paths());
         match (recipe.check_inputs(), places) {
             (Ok(()), places) => places?,

@@ -1,6 +1,8 @@
-//! What other tools call their options and commands, and what says the same here.
+//! What other tools call their options and commands where they mean something else, or nothing
+//! here, and what to give instead. Names that mean the same are accepted (`moe_pipeline::spelling`).
 
 use clap::Command;
+use moe_pipeline::spelling::{folded, has};
 
 /// Names that other tools have for an option, and what to give instead: it is said where the
 /// command has all options that it names, and a positional MODEL or OUT where it speaks of one. The
@@ -8,22 +10,21 @@ use clap::Command;
 const OPTIONS: &[(&str, &str)] = &[
     // How many experts: mergekit, Megatron-LM, transformers' configs, REAP and its followers.
     (
-        "num-experts n-experts num-local-experts n-routed-experts expert-count num-moe-experts experts-to-keep \
-         n-experts-to-keep num-experts-to-keep keep-experts target-experts num-clusters n-clusters",
+        "n-experts expert-count num-moe-experts experts-to-keep n-experts-to-keep num-experts-to-keep keep-experts \
+         target-experts num-clusters n-clusters",
         "give --experts N, the experts of each layer of the result",
     ),
     (
-        "num-experts-per-tok num-experts-per-token experts-per-token experts-per-tok n-experts-per-tok topk \
-         moe-router-topk router-topk num-selected num-selected-experts",
+        "experts-per-tok n-experts-per-tok router-topk num-selected num-selected-experts",
         "give --top-k K",
     ),
     (
         "compression-ratio pruning-ratio prune-ratio sparsity sparsity-ratio drop-ratio merge-ratio ratio",
-        "give --keep SHARE, the share of experts that stays: 0.75 lets a quarter go",
+        "give --keep SHARE, the share of experts that stays and not the one that goes: 75% lets a quarter go",
     ),
     (
         "experts-to-prune n-experts-to-prune num-experts-to-prune prune-experts drop-experts",
-        "give --experts N, the number that stays, or --keep SHARE",
+        "give --experts N, the number that stays and not the one that goes, or --keep SHARE",
     ),
     (
         "preserve-super-experts perserve-super-experts",
@@ -36,27 +37,28 @@ const OPTIONS: &[(&str, &str)] = &[
     ("positive-prompts negative-prompts", "give --prompts PROMPTS.json with --router prompts"),
     ("noise noise-std-dev init-noise expert-noise", "give --noise-std STD"),
     (
-        "prune-method pruning-method merge-method merging-method criterion metric strategy algorithm",
-        "give --method",
+        "prune-method pruning-method metric score ranking importance strategy",
+        "give --criterion, what experts are ranked by",
     ),
-    ("score ranking importance", "give --method"),
+    ("merge-method merging-method strategy", "give --algorithm, which experts become one, and how"),
     // Quantization: llm-compressor, GPTQModel, AutoAWQ, optimum, ModelOpt, llama.cpp.
     (
-        "bits wbits w-bit w-bits nbits num-bits n-bits bit weight-bits w",
+        "w-bits nbits n-bits bit weight-bits w",
         "give --scheme w4a16 for 4 bits (w8a16, w3a16, w2a16), or --target-bits for a mean of several",
     ),
     (
         "quant-method quantization quantization-format qformat quant-type q-type ftype quant quant-scheme dtype-weights \
          load-in-4bit load-in-8bit int4 int8 fp8 awq gptq",
-        "give --scheme w4a16, or another of its words; --method says how codes are chosen",
+        "give --scheme w4a16, or another of its words; --solver says how codes are chosen",
     ),
-    ("groupsize q-group-size w-group-size block-size-weights", "give --group-size COLUMNS"),
+    ("w-group-size block-size-weights", "give --group-size COLUMNS"),
     ("sym symmetric no-zero-point", "leave it out: groups have no zero point unless --asymmetric"),
-    ("asym zero-point zero-points", "give --asymmetric"),
-    ("percdamp damp damp-percent dampening dampening-frac percent-damp", "give --damping SHARE"),
+    ("zero-point zero-points", "give --asymmetric"),
+    ("damp dampening percent-damp", "give --damping SHARE"),
     (
         "desc-act actorder act-order-mode",
-        "give --act-order=true or --act-order=false; it is on by default",
+        "leave it out: columns are solved in the order of their energy (--act-order), but groups are fixed before, so \
+         that files need no order",
     ),
     ("mse search-scale auto-scale clip auto-clip", "give --clip-search"),
     (
@@ -76,56 +78,55 @@ const OPTIONS: &[(&str, &str)] = &[
     ),
     (
         "calib-data calib-dataset calib-file calibration-data calibration-dataset calibration-file calib dataset datasets \
-         dataset-name dataset-path data-path data-file train-data train-file train text texts file input-file corpus",
-        "give --data FILE: a text file, or JSON Lines",
+         dataset-name dataset-path data-path data-file train-data train-file train text texts input-file corpus",
+        "give --data FILE: a text file, or JSON Lines; nothing is downloaded by name",
     ),
     (
         "num-samples n-samples nsamples num-calibration-samples n-calib num-calib calib-size calib-samples max-samples \
          samples-per-category limit max-calibration-samples",
-        "give --data-tokens N: so many samples times --sequence-length",
+        "give --data-tokens N, which counts tokens: so many samples times --sequence-length",
     ),
+    ("max-tokens max-data-tokens num-tokens n-tokens chunks", "give --data-tokens N"),
     (
-        "num-samples n-samples nsamples max-samples limit data-tokens num-tokens",
-        "give --max-tokens N",
-    ),
-    ("max-tokens max-data-tokens num-tokens n-tokens", "give --data-tokens N"),
-    (
-        "max-length max-seq-length max-seq-len max-sequence-length seq-len seqlen seq-length context-length ctx-size ctx \
-         n-ctx block-size model-max-length max-model-len cutoff-len max-calib-seq-length",
+        "max-length context-length ctx n-ctx block-size model-max-length max-model-len cutoff-len max-calib-seq-length",
         "give --sequence-length TOKENS",
     ),
     ("packing", "give --pack"),
     // Training: transformers' Trainer, TRL, Axolotl, Megatron-LM.
-    ("lr learning-rate-init peak-lr", "give --learning-rate RATE"),
     (
-        "max-steps num-steps train-steps train-iters iters iterations num-iterations epochs num-epochs num-train-epochs",
+        "lr learning-rate-init peak-lr",
+        "give --relative-learning-rate RATE, which is a share of the size of each matrix",
+    ),
+    ("learning-rate-init peak-lr", "give --learning-rate RATE"),
+    (
+        "num-steps train-steps iters iterations num-iterations epochs num-epochs num-train-epochs max-steps train-iters",
         "give --steps N; a step takes --batch-tokens tokens",
     ),
     (
         "batch-size bs micro-batch-size global-batch-size per-device-train-batch-size train-batch-size",
         "give --batch-tokens N: so many sequences times --sequence-length",
     ),
+    ("grad-accum gradient-accumulation accumulation-steps", "give --accumulate N"),
     (
-        "gradient-accumulation-steps grad-accum gradient-accumulation accumulation-steps",
-        "give --accumulate N",
+        "warmup-ratio lr-warmup-steps warmup-iters",
+        "give --warmup STEPS, a number of steps and not a share of them",
     ),
+    ("grad-clip gradient-clipping gradient-clip-val", "give --clip NORM"),
     (
-        "warmup-steps warmup-ratio lr-warmup-steps num-warmup-steps warmup-iters",
-        "give --warmup STEPS",
+        "save-steps save-interval save-every logging-steps",
+        "give --eval-every STEPS: what a run goes on from is saved whenever it measures",
     ),
-    ("max-grad-norm grad-clip gradient-clipping clip-grad gradient-clip-val", "give --clip NORM"),
-    (
-        "eval-steps save-steps eval-interval save-interval save-every logging-steps",
-        "give --eval-every STEPS",
-    ),
-    ("early-stopping early-stopping-patience", "give --patience N"),
+    ("early-stopping", "give --patience N"),
     ("wd", "give --weight-decay DECAY"),
     ("bf16 fp16 mixed-precision amp", "give --precision bf16"),
-    ("teacher-model teacher-path original distill-from reference-model", "give --from ORIGINAL"),
-    ("kd-weight distill-weight alpha kl-weight", "give --from-weight WEIGHT"),
+    (
+        "teacher teacher-path distill-from base-model reference-model",
+        "give --original ORIGINAL, the model before it was pruned, merged or upcycled",
+    ),
+    ("kd-weight distill-weight alpha kl-weight", "give --original-weight WEIGHT"),
     (
         "aux-loss-coef router-aux-loss-coef moe-aux-loss-coeff load-balancing-loss balance-loss",
-        "give --balance WEIGHT",
+        "give --balance WEIGHT, of E Σ f P, which other tools scale otherwise",
     ),
     ("router-z-loss router-z-loss-coef moe-z-loss-coeff", "give --z-loss WEIGHT"),
     ("moe-expert-capacity-factor expert-capacity capacity", "give --capacity-factor FACTOR"),
@@ -141,15 +142,15 @@ const OPTIONS: &[(&str, &str)] = &[
     ("target-architecture architecture arch target-family student-family", "give --target FAMILY"),
     // Measuring.
     (
-        "baseline reference base-model original reference-model ref compare compare-to",
-        "give --against ORIGINAL",
+        "baseline reference base-model reference-model ref compare compare-to kl-divergence-base",
+        "give --original ORIGINAL, a checkpoint",
     ),
     ("held-out", "give --data TEXT: all of it is measured or observed"),
-    ("tasks task", "give --data TEXT: loss and --against are measured on it; tasks are lm-eval's"),
+    ("tasks task", "give --data TEXT: loss and --original are measured on it; tasks are lm-eval's"),
     ("threshold max-kld kl-threshold", "give --max-kl NATS"),
     // What all have.
     (
-        "output-dir out-dir outdir output-path out-path out-folder save-dir save-path save save-to export-dir export-path \
+        "output-dir out-dir save-dir outdir output-path out-path out-folder save-path save save-to export-dir export-path \
          dest destination output-model out-model output-file outfile o",
         "give -o OUT",
     ),
@@ -158,17 +159,17 @@ const OPTIONS: &[(&str, &str)] = &[
          checkpoint-dir base-model hf-path input input-dir input-path source src from-model",
         "give the directory by itself: moe-convert COMMAND MODEL",
     ),
-    ("force force-overwrite exist-ok allow-existing clobber replace", "give --overwrite"),
+    (
+        "force force-overwrite exist-ok allow-existing clobber replace",
+        "give --overwrite, which replaces results of moe-convert alone",
+    ),
     ("plan-only check-only simulate no-write", "give --dry-run"),
     (
         "gpu gpus cuda use-cuda cuda-device device-id device-map accelerator",
         "give --device cuda:0, or auto",
     ),
     ("cpu cpu-only no-cuda no-gpu", "give --device cpu"),
-    (
-        "num-threads n-threads nthreads workers num-workers jobs n-jobs nproc cores",
-        "give --threads N",
-    ),
+    ("nthreads workers num-workers jobs n-jobs nproc cores", "give --threads N"),
     (
         "max-memory memory mem ram max-ram memory-limit cpu-memory low-memory low-cpu-mem-usage lazy-unpickle \
          max-cpu-memory",
@@ -180,13 +181,13 @@ const OPTIONS: &[(&str, &str)] = &[
     ),
     (
         "shard-size out-shard-size split-max-size max-shard",
-        "give --max-shard-size SIZE, such as 5GB",
+        "give --max-shard-size SIZE in bytes, such as 5GB",
     ),
     (
         "torch-dtype compute-dtype compute-type",
         "give --dtype f32 or bf16: what products are computed in",
     ),
-    ("random-seed rng-seed manual-seed", "give --seed SEED"),
+    ("manual-seed", "give --seed SEED"),
     (
         "verbose debug log-level progress",
         "leave it out: progress is shown unless --quiet; --timings says what took time",
@@ -217,14 +218,15 @@ const COMMANDS: &[(&str, &str)] = &[
     ("recipe apply", "run"),
 ];
 
-/// What to give instead of `option`, such as `--num_experts`, to `command` of a program with
-/// `others`; none if nothing is known.
-pub fn instead(option: &str, command: &Command, others: &Command) -> Option<String> {
+/// What to give instead of `option`, such as `--gate-mode`, to `command`, or which of `others` has
+/// it; None if nothing is known.
+pub fn instead<'c>(
+    option: &str,
+    command: &Command,
+    others: impl IntoIterator<Item = &'c Command>,
+) -> Option<String> {
     let bare = option.trim_start_matches('-');
-    let name = bare.split('=').next().unwrap_or(bare).to_ascii_lowercase().replace('_', "-");
-    if has(command, &name) {
-        return Some(format!("write it as --{name}"));
-    }
+    let name = folded(bare.split('=').next().unwrap_or(bare));
     let row = OPTIONS.iter().find(|(names, said)| {
         names.split_whitespace().any(|known| known == name) && fits(said, command)
     });
@@ -232,22 +234,18 @@ pub fn instead(option: &str, command: &Command, others: &Command) -> Option<Stri
         return Some(said.replace("COMMAND", command.get_name()));
     }
     let owners: Vec<&str> =
-        others.get_subcommands().filter(|other| has(other, &name)).map(Command::get_name).collect();
+        others.into_iter().filter(|other| has(other, &name)).map(Command::get_name).collect();
     (!owners.is_empty())
         .then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
 }
 
 /// The command that another tool's `command` is here.
 pub fn command_instead(command: &str) -> Option<&'static str> {
-    let name = command.to_ascii_lowercase().replace('_', "-");
+    let name = folded(command);
     COMMANDS
         .iter()
         .find(|(names, _)| names.split_whitespace().any(|known| known == name))
         .map(|(_, here)| *here)
-}
-
-fn has(command: &Command, name: &str) -> bool {
-    command.get_arguments().any(|arg| arg.get_long() == Some(name))
 }
 
 /// Whether `command` has all that is `said`.
@@ -284,41 +282,43 @@ mod tests {
     fn peers_options_have_their_names_here() {
         let program = program();
         for (command, option, said) in [
-            ("upcycle", "--num-experts", "--experts N"),
-            ("upcycle", "--num_experts_per_tok", "--top-k K"),
             ("upcycle", "--gate-mode", "--router"),
             ("prune", "--compression-ratio", "--keep SHARE"),
-            ("prune", "--prune-method", "--method"),
+            ("prune", "--prune-method", "--criterion"),
+            ("merge", "--merge_method", "--algorithm"),
             ("prune", "--num_samples", "--data-tokens N"),
-            ("eval", "--num-samples", "--max-tokens N"),
-            ("eval", "--max-seq-len", "--sequence-length"),
+            ("eval", "--num-samples", "--data-tokens N"),
+            ("eval", "--max-length", "--sequence-length"),
             ("eval", "--tasks", "lm-eval"),
-            ("quantize", "--bits", "--scheme w4a16"),
-            ("quantize", "--wbits=4", "--scheme w4a16"),
+            ("quantize", "--nbits=4", "--scheme w4a16"),
             ("quantize", "--ignore", "routed experts alone"),
-            ("quantize", "--q_group_size", "--group-size"),
-            ("quantize", "--group_size", "write it as --group-size"),
-            ("quantize", "--Group-Size", "write it as --group-size"),
             ("quantize", "--calib-dataset", "--data FILE"),
-            ("heal", "--lr", "--learning-rate"),
             ("heal", "--epochs", "--steps N"),
             ("heal", "--per_device_train_batch_size", "--batch-tokens"),
-            ("heal", "--teacher-model", "--from ORIGINAL"),
-            ("distill", "--lr", "--learning-rate"),
+            ("heal", "--reference-model", "--original ORIGINAL"),
+            ("distill", "--lr", "--relative-learning-rate"),
             ("inspect", "--model", "moe-convert inspect MODEL"),
             ("verify", "--trust-remote-code", "never run"),
-            ("merge", "--output-dir", "-o OUT"),
+            ("merge", "--save-path", "-o OUT"),
             ("merge", "--force", "--overwrite"),
             ("prune", "--scheme", "an option of quantize"),
         ] {
-            let found = instead(option, program.find_subcommand(command).unwrap(), &program);
+            let found = instead(
+                option,
+                program.find_subcommand(command).unwrap(),
+                program.get_subcommands(),
+            );
             assert!(
                 found.as_ref().is_some_and(|found| found.contains(said)),
                 "{command} {option}: {found:?}"
             );
         }
         assert_eq!(
-            instead("--nonsense", program.find_subcommand("prune").unwrap(), &program),
+            instead(
+                "--nonsense",
+                program.find_subcommand("prune").unwrap(),
+                program.get_subcommands()
+            ),
             None
         );
         assert_eq!(command_instead("evaluate"), Some("eval"));
@@ -334,8 +334,11 @@ mod tests {
             let fitting: Vec<_> =
                 program.get_subcommands().filter(|command| fits(said, command)).collect();
             for name in names.split_whitespace() {
-                assert!(fitting.iter().any(|command| !has(command, name)), "{name}: {said}");
-                assert_eq!(*name, name.to_ascii_lowercase().replace('_', "-"));
+                let is_refused = |command: &&&clap::Command| {
+                    !has(command, name) && moe_pipeline::spelling::option(name, command).is_none()
+                };
+                assert!(fitting.iter().any(|c| is_refused(&c)), "{name}: {said}");
+                assert_eq!(name, folded(name));
             }
         }
         let commands: BTreeSet<&str> = program.get_subcommands().map(Command::get_name).collect();

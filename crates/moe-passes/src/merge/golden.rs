@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::dern;
 use super::groups::of_layer;
 use super::method::Merging;
-use super::options::{Grouping, MergeMethod};
+use super::options::{Grouping, MergeAlgorithm};
 use crate::reduce::{LayerView, Method};
 
 const LAYER: usize = 1;
@@ -181,7 +181,7 @@ impl Fixture {
     }
 }
 
-fn merging(method: MergeMethod, grouping: Grouping) -> Merging {
+fn merging(method: MergeAlgorithm, grouping: Grouping) -> Merging {
     Merging { method, grouping, group_cap: 16, dern_threshold: 0.3, sample_every: 1 }
 }
 
@@ -277,11 +277,11 @@ fn assert_same(fixture: &Fixture, name: &str, method: Merging) {
 fn means_of_groups_are_those_of_numpy() {
     let fixture = Fixture::new();
     for (name, method, grouping) in [
-        ("ream", MergeMethod::Ream, Grouping::Pseudo),
-        ("ream-nearest", MergeMethod::Ream, Grouping::Nearest),
-        ("hc-smoe", MergeMethod::HcSmoe, Grouping::Pseudo),
-        ("m-smoe", MergeMethod::MSmoe, Grouping::Pseudo),
-        ("average", MergeMethod::Average, Grouping::Pseudo),
+        ("ream", MergeAlgorithm::Ream, Grouping::Pseudo),
+        ("ream-nearest", MergeAlgorithm::Ream, Grouping::Nearest),
+        ("hc-smoe", MergeAlgorithm::HcSmoe, Grouping::Pseudo),
+        ("m-smoe", MergeAlgorithm::MSmoe, Grouping::Pseudo),
+        ("average", MergeAlgorithm::Average, Grouping::Pseudo),
     ] {
         assert_same(&fixture, name, merging(method, grouping));
     }
@@ -289,7 +289,7 @@ fn means_of_groups_are_those_of_numpy() {
 
 #[test]
 fn fitted_projections_are_those_of_numpy() {
-    assert_same(&Fixture::new(), "mergemoe", merging(MergeMethod::Mergemoe, Grouping::Pseudo));
+    assert_same(&Fixture::new(), "mergemoe", merging(MergeAlgorithm::Mergemoe, Grouping::Pseudo));
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn neurons_go_where_numpy_sends_them() {
     let fixture = Fixture::new();
     let golden = json("pruning/merge-dern.json");
     let view = fixture.view(&[]);
-    let reduced = merging(MergeMethod::Dern, Grouping::Pseudo).reduce(&view).unwrap();
+    let reduced = merging(MergeAlgorithm::Dern, Grouping::Pseudo).reduce(&view).unwrap();
     let kept = reduced.kept();
     assert_eq!(serde_json::to_value(&kept).unwrap(), golden["kept"]);
     let width = fixture.moe.experts[0].width();
@@ -328,8 +328,10 @@ fn caps_bind_as_in_numpy() {
     let golden = json("pruning/merge-ream-nearest.json");
     for (name, grouping) in [("pseudo", Grouping::Pseudo), ("nearest", Grouping::Nearest)] {
         for (cap, expected) in golden["groups_by_cap"][name].as_object().unwrap() {
-            let method =
-                Merging { group_cap: cap.parse().unwrap(), ..merging(MergeMethod::Ream, grouping) };
+            let method = Merging {
+                group_cap: cap.parse().unwrap(),
+                ..merging(MergeAlgorithm::Ream, grouping)
+            };
             let decided = method.decide(&fixture.view(&[]), &fixture.pooled()).unwrap();
             assert_eq!(decided.groups, groups_of(expected), "{name}, {cap}");
         }
@@ -337,7 +339,7 @@ fn caps_bind_as_in_numpy() {
     let golden = json("pruning/merge-hc-smoe.json");
     for (count, expected) in golden["groups_by_count"].as_object().unwrap() {
         let view = LayerView { count: count.parse().unwrap(), ..fixture.view(&[]) };
-        let method = merging(MergeMethod::HcSmoe, Grouping::Pseudo);
+        let method = merging(MergeAlgorithm::HcSmoe, Grouping::Pseudo);
         assert_eq!(
             method.decide(&view, &fixture.pooled()).unwrap().groups,
             groups_of(expected),
@@ -349,8 +351,12 @@ fn caps_bind_as_in_numpy() {
 #[test]
 fn protected_experts_stand_alone() {
     let fixture = Fixture::new();
-    for method in [MergeMethod::Ream, MergeMethod::HcSmoe, MergeMethod::MSmoe, MergeMethod::Average]
-    {
+    for method in [
+        MergeAlgorithm::Ream,
+        MergeAlgorithm::HcSmoe,
+        MergeAlgorithm::MSmoe,
+        MergeAlgorithm::Average,
+    ] {
         let protected = [4, 5, 6];
         let method = merging(method, Grouping::Pseudo);
         let decided = method.decide(&fixture.view(&protected), &fixture.pooled()).unwrap();
@@ -365,7 +371,7 @@ fn protected_experts_stand_alone() {
         assert_eq!(decided.groups.len(), COUNT, "as many protected as kept: none is");
     }
     let view = fixture.view(&[5]);
-    let reduced = merging(MergeMethod::Dern, Grouping::Pseudo).reduce(&view).unwrap();
+    let reduced = merging(MergeAlgorithm::Dern, Grouping::Pseudo).reduce(&view).unwrap();
     assert!(reduced.clusters.contains(&vec![5]), "{:?}", reduced.clusters);
 }
 
@@ -374,7 +380,7 @@ fn routing_groups_keep_as_many_each() {
     let mut fixture = Fixture::new();
     fixture.moe.router.groups =
         Some(moe_model::Groups { count: 4, kept: 2, score: moe_model::GroupScore::Max });
-    for method in [MergeMethod::Ream, MergeMethod::HcSmoe, MergeMethod::MSmoe] {
+    for method in [MergeAlgorithm::Ream, MergeAlgorithm::HcSmoe, MergeAlgorithm::MSmoe] {
         let decided = merging(method, Grouping::Pseudo)
             .decide(&fixture.view(&[]), &fixture.pooled())
             .unwrap();
@@ -405,7 +411,7 @@ fn experts_without_tokens_have_no_weight_beside_others() {
             (20..24).for_each(|expert| sums.of_mut(quantity, expert).fill(0.0));
         }
     }
-    for method in [MergeMethod::Ream, MergeMethod::MSmoe, MergeMethod::HcSmoe] {
+    for method in [MergeAlgorithm::Ream, MergeAlgorithm::MSmoe, MergeAlgorithm::HcSmoe] {
         let decided = merging(method, Grouping::Pseudo)
             .decide(&fixture.view(&[]), &fixture.pooled())
             .unwrap();
@@ -416,11 +422,12 @@ fn experts_without_tokens_have_no_weight_beside_others() {
                 assert_eq!(*weight == 0.0, expected_zero, "{method:?} {group:?} {weights:?}");
             }
             assert!(
-                method == MergeMethod::HcSmoe || group[0] < 20,
+                method == MergeAlgorithm::HcSmoe || group[0] < 20,
                 "{method:?}: a centroid has tokens"
             );
         }
     }
-    let reduced = merging(MergeMethod::Dern, Grouping::Pseudo).reduce(&fixture.view(&[])).unwrap();
+    let reduced =
+        merging(MergeAlgorithm::Dern, Grouping::Pseudo).reduce(&fixture.view(&[])).unwrap();
     assert!(reduced.kept().iter().all(|e| *e < 20));
 }

@@ -9,14 +9,14 @@ use super::dern;
 use super::fit::{self, Fit};
 use super::groups::{Division, Similarity, coefficients, of_layer};
 use super::neurons::{self, Permutations, Sizes};
-use super::options::{Grouping, MergeMethod, usage};
+use super::options::{Grouping, MergeAlgorithm, usage};
 use super::weights::{Share, merged};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
 
 /// A method with what it leaves open.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Merging {
-    pub method: MergeMethod,
+    pub method: MergeAlgorithm,
     pub grouping: Grouping,
     pub group_cap: usize,
     pub dern_threshold: f64,
@@ -36,15 +36,15 @@ impl Merging {
     /// What experts are ranked by and weighed with.
     fn saliency(&self, sums: &Sums) -> Vec<f64> {
         match self.method {
-            MergeMethod::Ream => saliency::reap(sums),
-            MergeMethod::Dern => saliency::soft_frequency(sums),
+            MergeAlgorithm::Ream => saliency::reap(sums),
+            MergeAlgorithm::Dern => saliency::soft_frequency(sums),
             _ => saliency::frequency(sums),
         }
     }
 
     /// The same from either half of the data, where it chooses the experts whose router rows stay.
     fn halves(&self, layer: &LayerView<'_>) -> Option<[Vec<f64>; 2]> {
-        if matches!(self.method, MergeMethod::HcSmoe | MergeMethod::Average) {
+        if matches!(self.method, MergeAlgorithm::HcSmoe | MergeAlgorithm::Average) {
             return None;
         }
         layer.halves(|sums| Some(self.saliency(sums)))
@@ -61,16 +61,16 @@ impl Merging {
             of_layer(layer.moe, layer.count, layer.protected, group)
         };
         Ok(match self.method {
-            MergeMethod::Ream => {
+            MergeAlgorithm::Ream => {
                 let outputs = Similarity::cosines(sums.get(Quantity::GatedOutputs), n);
                 around(outputs.mean(&logits()), self.grouping, self.group_cap)
             }
-            MergeMethod::HcSmoe | MergeMethod::Average => {
+            MergeAlgorithm::HcSmoe | MergeAlgorithm::Average => {
                 let features = mean_outputs(layer.index, sums)?;
                 let group = |division: &Division| division.clusters(&features, sums.sizes().hidden);
                 of_layer(layer.moe, layer.count, layer.protected, group)
             }
-            MergeMethod::MSmoe | MergeMethod::Mergemoe | MergeMethod::Dern => {
+            MergeAlgorithm::MSmoe | MergeAlgorithm::Mergemoe | MergeAlgorithm::Dern => {
                 around(logits(), Grouping::Nearest, usize::MAX)
             }
         })
@@ -79,12 +79,12 @@ impl Merging {
     pub fn decide(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Decided> {
         let groups = layer.compute.stage("groups", Work::UNCOUNTED, || self.groups(layer, sums))?;
         let coefficients = match self.method {
-            MergeMethod::Average => coefficients(&groups, &vec![1.0; layer.moe.experts.len()]),
+            MergeAlgorithm::Average => coefficients(&groups, &vec![1.0; layer.moe.experts.len()]),
             _ => coefficients(&groups, &self.saliency(sums)),
         };
         let align = || match self.method {
-            MergeMethod::Ream => neurons::by_activations_and_weights(layer, sums, &groups),
-            MergeMethod::MSmoe => neurons::by_weights(layer.moe, &groups),
+            MergeAlgorithm::Ream => neurons::by_activations_and_weights(layer, sums, &groups),
+            MergeAlgorithm::MSmoe => neurons::by_weights(layer.moe, &groups),
             _ => Ok(Permutations::new()),
         };
         let permutations = layer.compute.stage("alignment", Work::UNCOUNTED, align)?;
@@ -94,12 +94,12 @@ impl Merging {
 
 impl Method for Merging {
     fn needs(&self) -> Needs {
-        let by_outputs = matches!(self.method, MergeMethod::HcSmoe | MergeMethod::Average);
+        let by_outputs = matches!(self.method, MergeAlgorithm::HcSmoe | MergeAlgorithm::Average);
         Needs {
             sums: true,
             left_out: false,
             sample_every: if by_outputs { self.sample_every } else { 0 },
-            inputs: self.method == MergeMethod::Mergemoe,
+            inputs: self.method == MergeAlgorithm::Mergemoe,
         }
     }
 
@@ -107,15 +107,15 @@ impl Method for Merging {
         let of = |moe: &Moe| {
             let sizes = Sizes::of(moe);
             match self.method {
-                MergeMethod::Dern => dern::working_bytes(sizes),
-                MergeMethod::MSmoe => neurons::bytes_by_weights(sizes),
-                MergeMethod::Ream => neurons::bytes_by_activations_and_weights(sizes, experts),
-                MergeMethod::Mergemoe | MergeMethod::HcSmoe | MergeMethod::Average => 0,
+                MergeAlgorithm::Dern => dern::working_bytes(sizes),
+                MergeAlgorithm::MSmoe => neurons::bytes_by_weights(sizes),
+                MergeAlgorithm::Ream => neurons::bytes_by_activations_and_weights(sizes, experts),
+                MergeAlgorithm::Mergemoe | MergeAlgorithm::HcSmoe | MergeAlgorithm::Average => 0,
             }
         };
         let compared = model.moes().map(|(_, moe)| of(moe) as u64).max().unwrap_or(0);
         match self.method {
-            MergeMethod::Mergemoe => fit::working_bytes(model, experts, tokens),
+            MergeAlgorithm::Mergemoe => fit::working_bytes(model, experts, tokens),
             _ => compared,
         }
     }
@@ -124,13 +124,14 @@ impl Method for Merging {
         let sums = layer.pooled();
         let saliency = self.saliency(&sums);
         let halves = self.halves(layer);
-        if self.method == MergeMethod::Dern {
+        if self.method == MergeAlgorithm::Dern {
             let reduce = || dern::reduce(layer, saliency, self.dern_threshold);
             let reduced = layer.compute.stage("neurons' targets", Work::UNCOUNTED, reduce)?;
             return Ok(Reduced { halves, ..reduced });
         }
         let decided = self.decide(layer, &sums)?;
-        let fit = if self.method == MergeMethod::Mergemoe { Some(Fit::new(layer)?) } else { None };
+        let fit =
+            if self.method == MergeAlgorithm::Mergemoe { Some(Fit::new(layer)?) } else { None };
         let of_group = |(group, weights): (&Vec<usize>, &Vec<f64>)| {
             made(layer, group, weights, &decided.permutations, fit.as_ref())
         };

@@ -33,7 +33,7 @@ use crate::pass::{
 };
 use crate::reduce::{BASELINE, Method as _, fewer};
 
-pub use options::{Grouping, MergeMethod, MergeOptions};
+pub use options::{Grouping, MergeAlgorithm, MergeOptions};
 
 pub(crate) use neurons::{aligning_bytes, by_weights as aligned};
 pub(crate) use weights::{Share, merged};
@@ -45,17 +45,17 @@ pub(crate) static INFO: PassInfo = PassInfo {
     examples: "Examples:\n  \
         moe-convert merge golden/models/moe -o target/merged --experts 18 --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o target/fitted --keep 0.75 --method mergemoe \\\n    \
+        moe-convert merge golden/models/moe -o target/fitted --keep 0.75 --algorithm mergemoe \\\n    \
         --data golden/text/english.calibration.txt --data-tokens 4096\n  \
         moe-convert observe golden/models/moe -o target/stats --sample-every 4 --data-tokens 4096 \\\n    \
         --data golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o target/clustered --experts 12 --method hc-smoe \\\n    \
+        moe-convert merge golden/models/moe -o target/clustered --experts 12 --algorithm hc-smoe \\\n    \
         --stats target/stats\n\n\
         docs/pruning.md is the guide.",
     options: PassOptions::of::<MergeOptions>(),
     least_options: "keep = 1.0\ndata = [\"text\"]",
     targets: |_| &[],
-    benchmark: Some(|model| fewer("ream", model)),
+    benchmark: Some(|model| fewer("algorithm = \"ream\"", model)),
     baseline: Some(BASELINE),
     report: ReportKind::Experts { none_lost: "every expert goes on, alone or merged into others" },
     healed_with: Some(""),
@@ -79,7 +79,7 @@ impl Pass for MergeOptions {
     fn check_options(&self) -> Result<()> {
         self.reduce.check_numbers()?;
         self.check_method()?;
-        self.reduce.check_sources(self.merging().needs())
+        self.reduce.check_sources("--algorithm", self.merging().needs())
     }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {

@@ -17,7 +17,7 @@ const GROUP_CAP: usize = 16;
 /// Which experts become one, and how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum MergeMethod {
+pub enum MergeAlgorithm {
     /// The most salient experts by REAP take those nearest by gated outputs and router logits,
     /// neurons aligned by activations and weights (2604.04356).
     Ream,
@@ -56,7 +56,7 @@ pub struct MergeOptions {
     /// Which experts become one, and how.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
-    pub method: MergeMethod,
+    pub algorithm: MergeAlgorithm,
 
     /// How experts join centroids, for ream [default: nearest].
     #[arg(long, value_enum, value_name = "HOW")]
@@ -88,7 +88,7 @@ pub struct MergeOptions {
 impl MergeOptions {
     pub(super) fn merging(&self) -> Merging {
         Merging {
-            method: self.method,
+            method: self.algorithm,
             grouping: self.grouping.unwrap_or_default(),
             group_cap: self.group_cap.unwrap_or(GROUP_CAP),
             dern_threshold: self.dern_threshold.unwrap_or(DERN_THRESHOLD),
@@ -101,8 +101,8 @@ impl MergeOptions {
         let model = sources.model;
         let size = self.reduce.size(sources)?;
         self.check_method()?;
-        self.reduce.check_sources(self.merging().needs())?;
-        if self.method == MergeMethod::Ream {
+        self.reduce.check_sources("--algorithm", self.merging().needs())?;
+        if self.algorithm == MergeAlgorithm::Ream {
             self.check_cap(model, &size)?;
         }
         check_plain(model)?;
@@ -111,7 +111,7 @@ impl MergeOptions {
 
     /// Refuses options of other methods, and values without meaning.
     pub(super) fn check_method(&self) -> Result<()> {
-        use MergeMethod::{Average, Dern, HcSmoe, Ream};
+        use MergeAlgorithm::{Average, Dern, HcSmoe, Ream};
         let given = [
             ("--grouping", self.grouping.is_some(), [Ream].as_slice(), "ream"),
             ("--group-cap", self.group_cap.is_some(), &[Ream], "ream"),
@@ -124,11 +124,11 @@ impl MergeOptions {
             ),
         ];
         for (option, given, methods, names) in given {
-            let is_idle = given && !methods.contains(&self.method);
+            let is_idle = given && !methods.contains(&self.algorithm);
             refuse_unused(
                 [(option, is_idle)],
-                &format!("is for --method {names}"),
-                "choose that method",
+                &format!("is for --algorithm {names}"),
+                "choose that algorithm",
             )?;
         }
         refuse_unused(

@@ -18,7 +18,7 @@ pub(super) fn check(model: &Model, size: &Size) -> Result<()> {
     if size.before > MOST_EXPERTS {
         let what = format!("there are too many subsets of {} experts", size.before);
         return Err(Error::new(Kind::Usage, what).file(&model.config_file).remedy(format!(
-            "exhaustive is for up to {MOST_EXPERTS} experts; choose another --method"
+            "exhaustive is for up to {MOST_EXPERTS} experts; choose another --criterion"
         )));
     }
     Ok(())

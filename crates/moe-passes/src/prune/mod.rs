@@ -31,7 +31,7 @@ use plan::PrunePlan;
 
 /// Options that say how experts are chosen, which a given plan has done.
 const DECIDING: [&str; 13] = [
-    "method",
+    "criterion",
     "blend",
     "experts",
     "keep",
@@ -53,7 +53,7 @@ pub struct PruneOptions {
     /// What experts are ranked by.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
-    pub method: Criterion,
+    pub criterion: Criterion,
 
     /// How the domains of the data are weighed: pool adds their sums up, max-min keeps most of the
     /// domain that would lose most.
@@ -81,7 +81,7 @@ pub struct PruneOptions {
 
 impl PruneOptions {
     fn method(&self) -> Pruning {
-        Pruning { criterion: self.method, blend: self.blend }
+        Pruning { criterion: self.criterion, blend: self.blend }
     }
 
     fn given(&self, sources: &Sources<'_>) -> Result<Option<PrunePlan>> {
@@ -113,7 +113,7 @@ impl PruneOptions {
         let (reduce, text) = (&self.reduce, &self.reduce.calibration);
         let usual = CalibrationOptions::default();
         let given = [
-            ("--method", self.method != Criterion::default()),
+            ("--criterion", self.criterion != Criterion::default()),
             ("--blend", self.blend != Blend::default()),
             ("--experts", reduce.experts.is_some()),
             ("--keep", reduce.keep.is_some()),
@@ -173,7 +173,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
         moe-convert observe golden/models/moe -o target/stats --data-tokens 4096 \\\n    \
         --data golden/text/code.calibration.txt\n  \
-        moe-convert prune golden/models/moe -o target/half --experts 12 --method frequency \\\n    \
+        moe-convert prune golden/models/moe -o target/half --experts 12 --criterion frequency \\\n    \
         --stats target/stats\n  \
         moe-convert prune golden/models/moe -o target/edited --experts 12 --stats target/stats \\\n    \
         --dry-run --plan-out target/plan.json\n  \
@@ -181,7 +181,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     options: PassOptions::of::<PruneOptions>(),
     least_options: "keep = 1.0\ndata = [\"text\"]",
     targets: |_| &[],
-    benchmark: Some(|model| fewer("reap", model)),
+    benchmark: Some(|model| fewer("criterion = \"reap\"", model)),
     baseline: Some(BASELINE),
     report: ReportKind::Experts { none_lost: "the experts that went had none on this text" },
     healed_with: Some(""),
@@ -207,7 +207,7 @@ impl Pass for PruneOptions {
     }
 
     fn describe_decisions(&self, model: &Model, decisions: &LayerEdits) -> Value {
-        let method = match (decisions.by, self.method.to_possible_value()) {
+        let method = match (decisions.by, self.criterion.to_possible_value()) {
             (DecidedBy::GivenPlan, _) => "a given plan".to_owned(),
             (_, word) => word.map_or(String::new(), |word| word.get_name().to_owned()),
         };
@@ -221,10 +221,10 @@ impl Pass for PruneOptions {
         }
         self.reduce.check_numbers()?;
         let needs = self.method().needs();
-        self.reduce.check_sources(needs)?;
+        self.reduce.check_sources("--criterion", needs)?;
         if !needs.sums && self.blend != Blend::Pool {
-            return Err(Error::new(Kind::Usage, "this method doesn't look at domains")
-                .remedy("leave --blend out, or choose another --method")
+            return Err(Error::new(Kind::Usage, "this criterion doesn't look at domains")
+                .remedy("leave --blend out, or choose another --criterion")
                 .idle(&["--blend"]));
         }
         Ok(())
@@ -244,7 +244,7 @@ impl Pass for PruneOptions {
     }
 
     fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        if self.method == Criterion::Random {
+        if self.criterion == Criterion::Random {
             return Ok(None);
         }
         Ok(self.reduce.control(sources.model, &self.size(sources)?))

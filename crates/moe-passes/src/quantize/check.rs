@@ -3,7 +3,7 @@
 use moe_model::Result;
 
 use super::options::{
-    Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, default_act_order,
+    Format, QuantizeOptions, QuantizedPart, SampleChoice, SolverChoice, default_act_order,
     default_damping, default_gate_power, default_group_size, default_hot_cap, default_pool_tokens,
     half, usage,
 };
@@ -39,29 +39,33 @@ impl QuantizeOptions {
                 "give a share above 0, up to 1, such as 0.01",
             ));
         }
+        if self.gate_power > 2 {
+            let what = format!("--gate-power {} is not from 0 to 2", self.gate_power);
+            return Err(usage(what, "give 0, 1 or 2"));
+        }
         if let Some(target) = self.target_bits {
             self.check_target(target)?;
         }
         if self.is_float() {
             self.check_float()?;
         }
-        if self.method() == Method::Rtn && !self.pool.is_empty() {
+        if self.solver() == SolverChoice::Rtn && !self.pool.is_empty() {
             return Err(usage("rounding to nearest doesn't look at data", "leave --pool out")
                 .idle(&["--pool"]));
         }
         self.check_used()?;
-        match (self.method(), self.calibration.data.is_empty()) {
-            (Method::Gptq, true) => Err(usage(
+        match (self.solver(), self.calibration.data.is_empty()) {
+            (SolverChoice::Gptq, true) => Err(usage(
                 "GPTQ looks at what reaches each expert",
-                "give --data TEXT, or --method rtn, which needs none and is worse",
+                "give --data TEXT, or --solver rtn, which needs none and is worse",
             )),
-            (Method::Rtn, true) if self.target_bits.is_some() => Err(usage(
+            (SolverChoice::Rtn, true) if self.target_bits.is_some() => Err(usage(
                 "--target-bits chooses bit widths by what they cost on text",
                 "give --data TEXT",
             )),
-            (Method::Rtn, false) if self.target_bits.is_none() => Err(usage(
+            (SolverChoice::Rtn, false) if self.target_bits.is_none() => Err(usage(
                 "rounding to nearest doesn't look at data",
-                "leave --data out, or give an integer --scheme with --method gptq",
+                "leave --data out, or give an integer --scheme with --solver gptq",
             )
             .idle(&["--data"])),
             _ => self.calibration.check_used(self.measuring.is_given()),
@@ -75,12 +79,12 @@ impl QuantizeOptions {
                 usage("e4m3 has no zero points", "leave --asymmetric out").idle(&["--asymmetric"])
             );
         }
-        if self.method == Some(Method::Gptq) {
+        if self.solver == Some(SolverChoice::Gptq) {
             return Err(usage(
                 "e4m3 is rounded to nearest, not chosen by GPTQ",
-                "leave --method out, or give an integer --scheme such as w8a16",
+                "leave --solver out, or give an integer --scheme such as w8a16",
             )
-            .idle(&["--method"]));
+            .idle(&["--solver"]));
         }
         if self.group_size != default_group_size() {
             let what = "--group-size is for integers: e4m3 has a scale for each row, or for each block of 128 × 128";
@@ -93,7 +97,7 @@ impl QuantizeOptions {
     /// Refuses options that would change nothing, as far as their values show that they were given:
     /// who gives one expects an effect.
     fn check_used(&self) -> Result<()> {
-        let gptq = self.method() == Method::Gptq;
+        let gptq = self.solver() == SolverChoice::Gptq;
         if !gptq {
             let gptq_only = [
                 ("--samples", self.samples() != SampleChoice::default()),
@@ -110,12 +114,12 @@ impl QuantizeOptions {
             refuse_unused(
                 gptq_only,
                 "is for GPTQ, and this rounds to nearest",
-                "give --method gptq with an integer --scheme and --data TEXT",
+                "give --solver gptq with an integer --scheme and --data TEXT",
             )?;
             refuse_unused(
                 [("--seed", self.calibration.data.is_empty() && self.calibration.seed != 0)],
                 "is for what is drawn, and rounding to nearest draws nothing",
-                "give --method gptq and --data TEXT",
+                "give --solver gptq and --data TEXT",
             )?;
         }
         if self.samples() != SampleChoice::PerExpert {

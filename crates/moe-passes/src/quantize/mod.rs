@@ -34,7 +34,9 @@ use crate::pass::{
     Plan, ReportKind, Sources, as_value,
 };
 
-pub use options::{Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, WeightScheme};
+pub use options::{
+    Format, QuantizeOptions, QuantizedPart, SampleChoice, SolverChoice, WeightScheme,
+};
 pub use pool::PoolStats;
 pub use samples::Counts;
 pub use solve::ExpertRecord;
@@ -76,8 +78,8 @@ impl Pass for QuantizeOptions {
     }
 
     fn options(&self) -> Value {
-        // Receipts say which method it was, also where it follows from the scheme.
-        let said = Self { method: Some(self.method()), ..self.clone() };
+        // Receipts say which solver it was, also where it follows from the scheme.
+        let said = Self { solver: Some(self.solver()), ..self.clone() };
         as_value(&said)
     }
 
@@ -159,15 +161,15 @@ impl Pass for QuantizeOptions {
     }
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
-        match (self.method(), self.target_bits) {
-            (Method::Rtn, None) => quantizer::rounded(self, sources).map(Some),
+        match (self.solver(), self.target_bits) {
+            (SolverChoice::Rtn, None) => quantizer::rounded(self, sources).map(Some),
             _ => Ok(None),
         }
     }
 
     fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
-        match (self.method(), self.target_bits) {
-            (Method::Rtn, None) => Ok(None),
+        match (self.solver(), self.target_bits) {
+            (SolverChoice::Rtn, None) => Ok(None),
             _ => Ok(Some(Box::new(Quantizer::new(self, sources)))),
         }
     }
@@ -264,9 +266,9 @@ impl QuantizeOptions {
             [gate, up, down] if gate == up && up == down => gate.to_string(),
             [gate, up, down] => format!("gate {gate}, up {up}, down {down}"),
         };
-        let how = match self.method() {
-            Method::Gptq => format!("{encoding} by GPTQ"),
-            Method::Rtn => format!("{encoding}, rounded to nearest"),
+        let how = match self.solver() {
+            SolverChoice::Gptq => format!("{encoding} by GPTQ"),
+            SolverChoice::Rtn => format!("{encoding}, rounded to nearest"),
         };
         let shared = moe
             .shared

@@ -36,7 +36,7 @@ pub struct QuantizeOptions {
     /// How codes are chosen; gptq for integers and rtn for floats unless given.
     #[arg(long, value_enum)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<Method>,
+    pub solver: Option<SolverChoice>,
 
     /// Columns that share a scale: 32, 64 or 128, or -1 for whole rows. For integers only.
     #[arg(long, value_name = "COLUMNS", default_value_t = 128, allow_negative_numbers = true)]
@@ -75,7 +75,7 @@ pub struct QuantizeOptions {
     pub min_samples: f64,
 
     /// The weight of a token is its gate to this power: 0, 1 or 2.
-    #[arg(long, value_name = "POWER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2), help_heading = "Samples")]
+    #[arg(long, value_name = "POWER", default_value_t = 1, help_heading = "Samples")]
     #[serde(default = "default_gate_power")]
     pub gate_power: u8,
 
@@ -162,12 +162,14 @@ pub enum WeightScheme {
     W8a16,
     /// 4-bit integers.
     #[default]
+    #[value(alias = "int4")]
     W4a16,
     /// 3-bit integers.
     W3a16,
     /// 2-bit integers.
     W2a16,
     /// 8-bit floats (e4m3) with a scale for each row. Engines round activations to float8 too.
+    #[value(alias = "fp8-dynamic")]
     Fp8,
     /// 8-bit floats (e4m3) with a scale for each block of 128 × 128, as DeepSeek-V3 has them.
     Fp8Block,
@@ -176,11 +178,11 @@ pub enum WeightScheme {
 /// How codes are chosen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Method {
+pub enum SolverChoice {
     /// By the error that a matrix's inputs see, column after column (2210.17323); needs --data.
     #[default]
     Gptq,
-    /// To the nearest; needs no data. The method of fp8.
+    /// To the nearest; needs no data. The solver of fp8.
     Rtn,
 }
 
@@ -269,9 +271,9 @@ impl QuantizeOptions {
         matches!(self.scheme(), WeightScheme::Fp8 | WeightScheme::Fp8Block)
     }
 
-    /// The method that is used: e4m3 is always rounded to nearest.
-    pub(super) fn method(&self) -> Method {
-        if self.is_float() { Method::Rtn } else { self.method.unwrap_or_default() }
+    /// The solver that is used: e4m3 is always rounded to nearest.
+    pub(super) fn solver(&self) -> SolverChoice {
+        if self.is_float() { SolverChoice::Rtn } else { self.solver.unwrap_or_default() }
     }
 
     pub(super) fn samples(&self) -> SampleChoice {
@@ -289,7 +291,7 @@ impl QuantizeOptions {
             Some(_) => self.profile == Profile::Free,
             None => self.scheme() == WeightScheme::W2a16,
         };
-        self.clip_search && self.method() == Method::Gptq && may_be_two
+        self.clip_search && self.solver() == SolverChoice::Gptq && may_be_two
     }
 
     /// Columns that share a scale; none for whole rows.

@@ -18,7 +18,7 @@ use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result,
 
 use super::attention::AttentionInputs;
 use super::encode::{Store, scale_dtype};
-use super::options::{Method, QuantizeOptions, QuantizedPart, SampleChoice};
+use super::options::{QuantizeOptions, QuantizedPart, SampleChoice, SolverChoice};
 use super::pool::Scan;
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
 use super::solve::{self, ExpertRecord, Solved, Solver, Task, failed};
@@ -294,7 +294,7 @@ impl LayerPass for Quantizer {
 
     fn flops(&self, tokens: usize, sequence: usize) -> f64 {
         let forward = ForwardWork::of(&self.model, tokens, sequence).total();
-        if self.options.method() == Method::Rtn {
+        if self.options.solver() == SolverChoice::Rtn {
             return forward;
         }
         let hidden = self.model.hidden as f64;
@@ -338,7 +338,8 @@ impl LayerPass for Quantizer {
         let tokens = text.counted() + pool.map_or(0, Calibration::counted);
         let least = self.least_tokens();
         // Rounding to nearest, which asks text for widths alone, calibrates nothing.
-        let tops_up = self.options.method() == Method::Gptq && self.options.samples().tops_up();
+        let tops_up =
+            self.options.solver() == SolverChoice::Gptq && self.options.samples().tops_up();
         if !tops_up || tokens >= least as u64 {
             return Ok(());
         }
@@ -439,7 +440,7 @@ impl Converter for Quantizer {
         let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
         let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.spill.clone()));
         let mut record = self.options.record(index, moe, widths);
-        if self.options.method() == Method::Rtn {
+        if self.options.solver() == SolverChoice::Rtn {
             let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
             return Ok(Some(self.keep(index, layer).into()));
         }

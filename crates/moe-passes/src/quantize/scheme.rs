@@ -2,8 +2,7 @@
 
 use std::ffi::OsStr;
 
-use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
-use clap::error::ErrorKind;
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, Command, ValueEnum};
 use moe_model::{Error, Kind};
 
@@ -22,16 +21,8 @@ impl TypedValueParser for SchemeParser {
         arg: Option<&Arg>,
         value: &OsStr,
     ) -> Result<WeightScheme, clap::Error> {
-        match value.to_str().and_then(not_here) {
-            Some(remedy) => {
-                let what = format!(
-                    "there is no scheme {:?}\n  remedy: {remedy}\n",
-                    value.to_string_lossy()
-                );
-                Err(clap::Error::raw(ErrorKind::InvalidValue, what).with_cmd(command))
-            }
-            None => EnumValueParser::<WeightScheme>::new().parse_ref(command, arg, value),
-        }
+        let parser = StringValueParser::new().try_map(WeightScheme::try_from);
+        parser.parse_ref(command, arg, value)
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
@@ -54,12 +45,21 @@ impl TryFrom<String> for WeightScheme {
         let known = || Self::value_variants().iter().filter_map(ValueEnum::to_possible_value);
         let names =
             || known().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
-        Self::from_str(&word, false).map_err(|_| refused(format!("give one of {}", names())))
+        Self::from_str(&word, true).map_err(|_| refused(format!("give one of {}", names())))
     }
 }
 
+/// What to give instead of 8-bit integers for activations, too.
+const W8A8: &str = "activations stay as they are here: fp8 is what engines run with 8-bit activations, w8a16 has 8-bit \
+                    integers alone";
+
 /// What to give instead of a scheme as other tools write them, such as w8a8, that isn't here.
 fn not_here(word: &str) -> Option<String> {
+    match word.to_ascii_lowercase().replace('_', "-").as_str() {
+        "int8" => return Some(format!("it is w8a8 elsewhere: {W8A8}")),
+        "w4a16-asym" => return Some("give w4a16 with --asymmetric".to_owned()),
+        _ => (),
+    }
     let (weights, activations) = word
         .to_ascii_lowercase()
         .strip_prefix('w')?
@@ -67,13 +67,12 @@ fn not_here(word: &str) -> Option<String> {
         .map(|(w, a)| (w.parse::<u32>().ok(), a.parse::<u32>().ok()))?;
     let (weights, activations) = (weights?, activations?);
     match (weights, activations) {
-        (2..=4 | 8, 16) if word.starts_with('W') => Some(format!("write it as w{weights}a16")),
         (2..=4 | 8, 16) => None,
-        (8, 8) => Some(
-            "activations stay as they are here: fp8 is what engines run with 8-bit activations, w8a16 has 8-bit integers alone".to_owned(),
-        ),
+        (8, 8) => Some(W8A8.to_owned()),
         (2..=4 | 8, _) => Some(format!("activations stay as they are here: give w{weights}a16")),
-        (5 | 6, 16) => Some(format!("give --target-bits {weights} --profile free, which has 5 and 6 bits")),
+        (5 | 6, 16) => {
+            Some(format!("give --target-bits {weights} --profile free, which has 5 and 6 bits"))
+        }
         _ => Some("give w8a16, w4a16, w3a16 or w2a16; activations stay as they are".to_owned()),
     }
 }
@@ -85,7 +84,7 @@ mod tests {
     #[test]
     fn schemes_of_other_tools_have_a_remedy_that_keeps_what_was_asked_for() {
         for known in
-            ["w8a16", "w4a16", "w3a16", "w2a16", "fp8", "fp8-block", "nonsense", "wa", "w4a"]
+            ["W8A16", "w4a16", "w3a16", "w2a16", "fp8", "fp8-block", "nonsense", "wa", "w4a"]
         {
             assert_eq!(not_here(known), None, "{known}");
         }
@@ -94,6 +93,8 @@ mod tests {
             ("W4A8", "give w4a16"),
             ("w6a16", "--target-bits 6"),
             ("w1a16", "give w8a16"),
+            ("INT8", "fp8 is what"),
+            ("W4A16_ASYM", "--asymmetric"),
         ] {
             let found = not_here(word).unwrap();
             assert!(found.contains(remedy), "{word}: {found}");
@@ -101,7 +102,9 @@ mod tests {
             assert!(error.contains(remedy), "{error}");
         }
         assert_eq!(WeightScheme::try_from("fp8-block".to_owned()).unwrap(), WeightScheme::Fp8Block);
-        let error = WeightScheme::try_from("int8".to_owned()).unwrap_err().to_string();
+        assert_eq!(WeightScheme::try_from("W4A16".to_owned()).unwrap(), WeightScheme::W4a16);
+        assert_eq!(WeightScheme::try_from("int4".to_owned()).unwrap(), WeightScheme::W4a16);
+        let error = WeightScheme::try_from("q4_k_m".to_owned()).unwrap_err().to_string();
         assert!(error.contains("give one of w8a16, w4a16"), "{error}");
     }
 }

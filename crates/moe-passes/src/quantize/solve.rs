@@ -398,14 +398,14 @@ fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>)
 pub(super) fn unsolved(layer: usize, what: &str, error: QuantizeError) -> Error {
     let remedy = match error {
         QuantizeError::Singular { .. } => {
-            "give more --data, a greater --damping or --shrinkage, or --method rtn"
+            "give more --data, a greater --damping or --shrinkage, or --solver rtn"
         }
         // Inputs are finite, or the sweep had named the weight that is not.
         QuantizeError::NotFinite => {
             let message =
                 format!("what reaches {what} in layer {layer} is too large to be squared in f32");
             let remedy = "look for norms and projections of this layer, or those before it, that are far too large; \
-                          or give --method rtn, which looks at no text";
+                          or give --solver rtn, which looks at no text";
             return Error::new(Kind::Numeric, message).source(error).remedy(remedy);
         }
         _ => "find out with eval which weights or tokens make it so",

@@ -336,7 +336,7 @@ mod tests {
         let (_, routing) = LoadedRouter::load(&moe.router, &compute).unwrap().route(&x).unwrap();
         for (width, scheme) in ["w4a16", "w8a16"].into_iter().enumerate() {
             let uniform =
-                options(serde_json::json!({ "scheme": scheme, "method": "rtn", "group-size": 32 }));
+                options(serde_json::json!({ "scheme": scheme, "solver": "rtn", "group-size": 32 }));
             let spill =
                 std::sync::Arc::new(moe_checkpoint::ScratchStore::new(&std::env::temp_dir()));
             let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };

@@ -206,7 +206,7 @@ fn check_saliency(index: usize, moe: &Moe, saliency: &[f64]) -> Result<()> {
         saliency[expert]
     );
     Err(Error::new(Kind::Numeric, what)
-        .remedy("choose another --method, or look at the expert's weights with verify"))
+        .remedy("look at the expert's weights with verify, or rank experts by something else"))
 }
 
 /// A random choice of `count` experts of each layer of `model`, without its layers for multi-token

@@ -348,9 +348,9 @@ impl ReduceOptions {
         self.measuring.text(&self.calibration)
     }
 
-    /// Refuses what contradicts itself, or doesn't give a method with these `needs` what it looks
-    /// at.
-    pub(crate) fn check_sources(&self, needs: Needs) -> Result<()> {
+    /// Refuses what contradicts itself, or doesn't give a method with these `needs`, which `option`
+    /// chooses, what it looks at.
+    pub(crate) fn check_sources(&self, option: &str, needs: Needs) -> Result<()> {
         let error =
             |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
         self.calibration.check()?;
@@ -365,8 +365,8 @@ impl ReduceOptions {
                 "give --data TEXT, or --stats STATS that observe has written",
             ),
             (false, _, false) | (_, true, false) => {
-                let remedy = "leave --data and --stats out, or choose another --method";
-                Err(Error::new(Kind::Usage, "this method doesn't look at data")
+                let remedy = format!("leave --data and --stats out, or choose another {option}");
+                Err(Error::new(Kind::Usage, format!("this {option} doesn't look at data"))
                     .remedy(remedy)
                     .idle(&["--data", "--stats"]))
             }

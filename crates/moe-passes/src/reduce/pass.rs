@@ -19,9 +19,9 @@ pub(crate) const BASELINE: Baseline = Baseline {
     unmeasured: "No random baseline was measured (`--no-baseline`).",
 };
 
-/// Options of a benchmark that halves the experts of `model` by `method`.
+/// Options of a benchmark that halves the experts of `model` by `method`, an option in TOML.
 pub(crate) fn fewer(method: &str, model: &BenchmarkedModel) -> String {
-    format!("method = \"{method}\"\nexperts = {}\nno-super-expert-guard = true", model.experts / 2)
+    format!("{method}\nexperts = {}\nno-super-expert-guard = true", model.experts / 2)
 }
 
 impl ReduceOptions {

@@ -23,7 +23,7 @@ pub struct ObserveOptions {
     #[serde(default)]
     pub no_left_out: bool,
 
-    /// Run all experts on every N-th token, for the mean outputs that merge --method hc-smoe goes
+    /// Run all experts on every N-th token, for the mean outputs that merge --algorithm hc-smoe goes
     /// by; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[serde(default)]

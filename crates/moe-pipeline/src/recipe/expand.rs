@@ -9,6 +9,7 @@ use toml::{Table, Value};
 
 use super::source::RecipeText;
 use super::spare::{Spare, WrittenStep};
+use super::spelled::{self, EarlierKey, EarlierKeys};
 use super::steps::{parse_step, take};
 use super::variables::Variables;
 use super::{Step, usage};
@@ -28,6 +29,8 @@ pub(super) struct Expansion<'a> {
     pub steps: Vec<Step>,
     /// Keys that are for several steps.
     pub spare: Spare,
+    /// Keys that are written by earlier names.
+    pub earlier: EarlierKeys,
 }
 
 /// Keys of steps that run one pass which passes within a step don't have.
@@ -110,6 +113,7 @@ impl Expansion<'_> {
             .and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
         named.map_err(|error| self.wrong(place, "?", &[], error))?;
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
+        self.spell(&mut table, &name, place)?;
         let overridden = self.overridden(&name, &table);
         let own = self.fill_in(&name, &mut table, &[]);
         let mut own_of_passes = Vec::new();
@@ -158,6 +162,36 @@ impl Expansion<'_> {
             self.check_overridden(&name, overriding, &overridden)?;
         }
         self.steps.push(Step { chosen, ..step });
+        Ok(())
+    }
+
+    /// Gives the keys of a step, which runs `name`, and of its passes the names that they have
+    /// here.
+    fn spell(&mut self, table: &mut Table, name: &str, place: &str) -> Result<()> {
+        let earlier = spelled::keys(table, name);
+        self.take_down(earlier, name, "", place)?;
+        for (index, pass) in passes_mut(table).enumerate() {
+            let Some((name, pass)) = pass_name(pass).zip(pass.as_table_mut()) else { continue };
+            let earlier = spelled::keys(pass, &name);
+            self.take_down(earlier, &name, &format!("pass {}: ", index + 1), place)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps in mind the keys of a step, or of that `pass` of it, which have `earlier` names.
+    fn take_down(
+        &mut self,
+        earlier: Result<Vec<EarlierKey>>,
+        name: &str,
+        pass: &str,
+        place: &str,
+    ) -> Result<()> {
+        let earlier =
+            earlier.map_err(|error| self.wrong(place, name, &[], in_pass(error, pass)))?;
+        for key in earlier {
+            let line = self.source.line(place, &format!("{pass}`{}`", key.was));
+            self.earlier.add(key, line, &format!("step {place} ({name})"));
+        }
         Ok(())
     }
 
@@ -308,6 +342,14 @@ fn is_of_value(what: &str, key: &str) -> bool {
     number.is_some_and(|number| number.parse::<f64>().is_ok())
         || what.starts_with(&format!("{key}: "))
         || (is_typed && what.contains(&format!("in `{key}")))
+}
+
+/// `error` in that `pass` of a step; in the step itself where the text is empty.
+fn in_pass(error: Error, pass: &str) -> Error {
+    match pass.strip_suffix(": ") {
+        Some(pass) => error.within(pass),
+        None => error,
+    }
 }
 
 fn too_many() -> Error {

@@ -85,6 +85,25 @@ pub fn recipe_schema() -> Value {
     })
 }
 
+/// What a step that runs `command` takes, as the command line has it; None if no step can.
+pub(crate) fn command_of(command: &str) -> Option<&'static Command> {
+    static COMMANDS: LazyLock<BTreeMap<&'static str, Command>> = LazyLock::new(|| {
+        let of_pass = |info: &'static PassInfo| {
+            WritingOptions::augment_args(info.options.add_to(Command::new(info.name)))
+        };
+        let eval = EvalOptions::augment_args(Command::new("eval"));
+        let others = [
+            WritingOptions::augment_args(Command::new(CONVERT)),
+            ObserveOptions::augment_args(Command::new("observe")),
+            eval.arg(Arg::new("original").long("original")),
+        ];
+        let passes = PASSES.into_iter().map(of_pass).zip(PASSES.map(|info| info.name));
+        let others = others.into_iter().zip([CONVERT, "observe", "eval"]);
+        passes.chain(others).map(|(command, name)| (name, command)).collect()
+    });
+    COMMANDS.get(command)
+}
+
 /// The keys of a step that runs `command`; none if no step can.
 pub(super) fn keys_of_step(command: &str) -> Option<&'static [String]> {
     // Asked for each of thousands of steps.
@@ -198,6 +217,7 @@ fn option(arg: &Arg) -> Value {
         TypeId::of::<usize>(),
         TypeId::of::<u64>(),
         TypeId::of::<u32>(),
+        TypeId::of::<u8>(),
         TypeId::of::<i64>(),
         TypeId::of::<i32>(),
     ];
@@ -270,13 +290,13 @@ mod tests {
     fn what_is_no_recipe_is_refused() {
         let step = "[[step]]\nrun = \"prune\"\nmodel = \"a\"\noutput = \"b\"\n";
         assert!(
-            refused(&format!("{step}keep = 0.5\nmethod = \"reap\"\nexperts = \"${{n}}\""))
+            refused(&format!("{step}keep = 0.5\ncriterion = \"reap\"\nexperts = \"${{n}}\""))
                 .is_empty()
         );
         for wrong in [
             "keeep = 0.5",
             "keep = \"half\"",
-            "method = \"best\"",
+            "criterion = \"best\"",
             "data = \"text\"",
             "overwrite = 1",
             "experts = 1.5",

@@ -5,6 +5,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::spelling::possible_options;
+
 /// A recipe as it is written.
 pub(super) struct RecipeText<'t> {
     text: &'t str,
@@ -88,16 +90,19 @@ struct Quoted {
     span: Range<usize>,
 }
 
-/// The key of `table`, or of a table in it, that `what` is about.
+/// The key of `table`, or of a table in it, that `what` is about, which may call it by another name
+/// than the one that is written.
 fn quoted(table: &DeTable<'_>, what: &str) -> Option<Quoted> {
     // An error lists the names that there are: the first one that it quotes is its subject.
-    let position = |key: &str| {
+    let named = |key: &str| {
         let forms = [format!("`{key}`"), format!(".{key}`"), format!("{key:?}")];
         forms
             .iter()
             .find_map(|form| what.find(form))
             .or_else(|| what.starts_with(&format!("{key}:")).then_some(0))
     };
+    let position =
+        |key: &str| named(key).or_else(|| possible_options(key).find_map(|option| named(&option)));
     // What is said of a table's key names the table, too.
     let inner = table.iter().find_map(|(_, value)| match value.get_ref() {
         DeValue::Table(inner) => quoted(inner, what),

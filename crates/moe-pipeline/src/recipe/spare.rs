@@ -7,7 +7,7 @@ use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
 use super::Step;
-use super::steps::{EARLIER_KEYS, parse_step};
+use super::steps::parse_step;
 
 /// Where a key stands in the recipe. A key of a table in a step, such as a gate, is written with a
 /// dot.
@@ -47,12 +47,7 @@ impl WrittenStep {
     /// A key of `table` that `error` says does nothing there, if it may pass by.
     fn without_use(&self, table: &Table, error: &Error, place: &str) -> Option<(String, Origin)> {
         let keys = error.idle_options().iter().map(|option| option.trim_start_matches('-'));
-        let earlier =
-            |key: &'_ str| EARLIER_KEYS.iter().find(|(_, now)| *now == key).map(|(was, _)| *was);
-        let mut keys = keys
-            .flat_map(|key| [Some(key), earlier(key)])
-            .flatten()
-            .filter(|key| has_key(table, key));
+        let mut keys = keys.filter(|key| has_key(table, key));
         keys.find_map(|key| Some((key.to_owned(), self.origin(key, place)?)))
     }
 }

@@ -11,7 +11,7 @@ use super::defaults::of_program;
 use super::guess::guess;
 use super::spare::StepKeys;
 use super::wording::{of_serde, plain, with_keys};
-use super::{Step, StepKind, schema, usage};
+use super::{Step, StepKind, schema, spelled, usage};
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
 use crate::prepare::check_together;
@@ -38,8 +38,9 @@ pub(super) fn parse_step(mut table: toml::Table) -> Result<Step> {
         )
     })?;
     if let Some(known) = schema::keys_of_step(&command) {
-        check_keys(&table, known)?;
+        check_keys(&table, &command, known)?;
     }
+    spelled::values(&mut table, &command);
     let model: Option<PathBuf> = take(&mut table, "model")?;
     let model = model.ok_or_else(|| missing("model", "\"CHECKPOINT\""))?;
     let label = take(&mut table, "label")?;
@@ -83,7 +84,7 @@ pub(super) fn parse_step(mut table: toml::Table) -> Result<Step> {
 }
 
 /// All that a step can run.
-pub(super) fn all_commands() -> Vec<&'static str> {
+pub(crate) fn all_commands() -> Vec<&'static str> {
     pass_names().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect()
 }
 
@@ -113,22 +114,18 @@ fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
     Ok(pass)
 }
 
-/// Keys of earlier versions that options still go by, and their names now.
-pub(super) const EARLIER_KEYS: [(&str, &str); 1] = [("no-control", "no-baseline")];
-
-/// Refuses keys that aren't `known`.
-fn check_keys(table: &toml::Table, known: &[String]) -> Result<()> {
-    match table
-        .keys()
-        .find(|key| !known.contains(key) && EARLIER_KEYS.iter().all(|(was, _)| was != key))
-    {
+/// Refuses keys that aren't `known` to `command`.
+fn check_keys(table: &toml::Table, command: &str, known: &[String]) -> Result<()> {
+    match table.keys().find(|key| !known.contains(key)) {
         Some(key) if of_program(key, "").is_some() => {
             let value = table[key].to_string();
             let what = format!("`{key}` is not a key of a step");
             Err(usage(what, of_program(key, &value).unwrap_or_default()))
         }
         Some(key) => {
-            Err(of_serde(&format!("unknown field `{key}`, expected one of {}", known.join(", "))))
+            let known = known.join(", ");
+            let error = of_serde(&format!("unknown field `{key}`, expected one of {known}"));
+            Err(error.unknown_option(command, key))
         }
         None => Ok(()),
     }
@@ -157,8 +154,9 @@ fn parse_pass_of_step(mut table: toml::Table) -> Result<Box<dyn Pass>> {
     let name =
         name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?;
     if PassInfo::named(&name).is_some() {
-        check_keys(&table, &schema::keys_of_pass(&name))?;
+        check_keys(&table, &name, &schema::keys_of_pass(&name))?;
     }
+    spelled::values(&mut table, &name);
     parse_pass(&name, table)
 }
 

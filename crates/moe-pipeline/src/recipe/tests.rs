@@ -46,7 +46,7 @@ fn defaults_fill_in_what_a_step_leaves_out() {
 
 #[test]
 fn merging_is_a_step() {
-    let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4\ndata = [\"t\"]";
+    let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nalgorithm = \"hc-smoe\"\nsample-every = 4\ndata = [\"t\"]";
     let options = options(&Recipe::parse(text, &[], "x").unwrap().steps[0]);
     assert_eq!((&options["sample-every"], &options["experts"]), (&4.into(), &12.into()));
     assert!(
@@ -408,8 +408,8 @@ fn values_are_checked_before_any_step() {
     }
     // What a step overrides need not go together with what the step says.
     let random = format!(
-        "[defaults.prune]\nmethod = \"reap\"\n{}",
-        step("run = \"prune\"\nkeep = 0.5\nmethod = \"random\"")
+        "[defaults.prune]\ncriterion = \"reap\"\n{}",
+        step("run = \"prune\"\nkeep = 0.5\ncriterion = \"random\"")
     );
     Recipe::parse(&random, &[], "x").unwrap();
 }
@@ -425,7 +425,7 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
             "damping = 0.2",
             "",
             "scheme = \"w4a16\"\ndata = [\"t\"]",
-            "scheme = \"w8a16\"\nmethod = \"rtn\"\ndata = []",
+            "scheme = \"w8a16\"\nsolver = \"rtn\"\ndata = []",
         ),
         (
             "quantize",
@@ -447,15 +447,15 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
             "merge",
             "sample-every = 4",
             "keep = 0.5\ndata = [\"t\"]",
-            "method = \"hc-smoe\"",
-            "method = \"dern\"",
+            "algorithm = \"hc-smoe\"",
+            "algorithm = \"dern\"",
         ),
         (
             "merge",
             "group-cap = 4",
             "keep = 0.5\ndata = [\"t\"]",
-            "method = \"ream\"",
-            "method = \"dern\"",
+            "algorithm = \"ream\"",
+            "algorithm = \"dern\"",
         ),
         (
             "heal",
@@ -467,13 +467,13 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
         ("heal", "patience = 2", text, "held-out = [\"h\"]", ""),
         ("heal", "patience = 2", text, "held-out = [\"h\"]", "held-out = []"),
         ("heal", "learning-rate = 1e-3", text, "steps = 4", "steps = 0"),
-        ("prune", "data = [\"t\"]", "keep = 0.5", "method = \"reap\"", "method = \"aimer\""),
+        ("prune", "data = [\"t\"]", "keep = 0.5", "criterion = \"reap\"", "criterion = \"aimer\""),
         (
             "prune",
             "data = [\"t\"]\ndata-tokens = 99",
             "keep = 0.5",
-            "method = \"reap\"",
-            "method = \"random\"",
+            "criterion = \"reap\"",
+            "criterion = \"random\"",
         ),
         ("prune", "no-baseline = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
         ("prune", "no-control = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
@@ -553,7 +553,7 @@ fn keys_of_a_block_pass_by_choices_without_use_for_them() {
     let block = |methods: &str| {
         format!(
             "[[step]]\neach.method = {methods}\n[[step.step]]\nrun = \"merge\"\nmodel = \"m\"\noutput = \"${{method}}\"\n\
-             method = \"${{method}}\"\nkeep = 0.5\ndata = [\"t\"]\ngroup-cap = 4"
+             algorithm = \"${{method}}\"\nkeep = 0.5\ndata = [\"t\"]\ngroup-cap = 4"
         )
     };
     let steps = Recipe::parse(&block("[\"ream\", \"dern\"]"), &[], "x").unwrap().steps;
@@ -563,7 +563,9 @@ fn keys_of_a_block_pass_by_choices_without_use_for_them() {
     );
     let none = message(&block("[\"m-smoe\", \"dern\"]"), &[]);
     assert!(
-        none.contains("line 10, step 1.1 (merge; method m-smoe): `group-cap` is for `method` ream"),
+        none.contains(
+            "line 10, step 1.1 (merge; method m-smoe): `group-cap` is for `algorithm` ream"
+        ),
         "{none}"
     );
 }

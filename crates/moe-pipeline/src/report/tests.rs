@@ -43,7 +43,7 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         tool: Tool::this(),
         before: Vec::new(),
         pass: PassInfo::named("prune").unwrap(),
-        options: serde_json::json!({ "method": "reap", "data": [] }),
+        options: serde_json::json!({ "criterion": "reap", "data": [] }),
         source: source("source"),
         others: Vec::new(),
         texts: BTreeMap::from([("text.txt".to_owned(), "4567".to_owned())]),
@@ -309,7 +309,7 @@ fn text_from_outside_is_escaped() {
     receipt.others = vec![source(evil)];
     receipt.source.sha256.insert(evil.to_owned(), evil.to_owned());
     receipt.texts.insert(evil.to_owned(), evil.to_owned());
-    receipt.options = serde_json::json!({ "method": evil, "data": [{ "label": evil, "path": evil }], evil: evil });
+    receipt.options = serde_json::json!({ "criterion": evil, "data": [{ "label": evil, "path": evil }], evil: evil });
     receipt.identity = Identity::Approximate { reason: evil.to_owned() };
     for layer in &mut receipt.layers {
         layer.router = Some(evil.to_owned());

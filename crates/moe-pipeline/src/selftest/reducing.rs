@@ -100,7 +100,7 @@ fn pruned(
     compute: &Compute,
 ) -> Result<(Model, Vec<Vec<usize>>)> {
     let mut options =
-        json!({ "method": criterion, "experts": count, "no-super-expert-guard": true });
+        json!({ "criterion": criterion, "experts": count, "no-super-expert-guard": true });
     if criterion != "aimer" {
         options["stats"] = statistics.to_string_lossy().into();
     }
@@ -175,7 +175,7 @@ fn merged(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
         let expected = goldens.tensors(&format!("pruning/merge-{method}.safetensors"))?;
         let groups: Vec<Vec<usize>> =
             golden(&goldens.json(&format!("pruning/merge-{method}.json"))?["groups"])?;
-        let options = json!({ "method": method, "experts": groups.len(), "stats": statistics.to_string_lossy(), "no-super-expert-guard": true });
+        let options = json!({ "algorithm": method, "experts": groups.len(), "stats": statistics.to_string_lossy(), "no-super-expert-guard": true });
         let options: MergeOptions = golden(&options)?;
         let output = goldens.path("merged");
         let done =

@@ -164,7 +164,7 @@ fn side_files_problem(case: &Case, is_taken: bool) -> Option<String> {
     copy(&golden("families/qwen3_moe/base/model"), &model);
     copy(&from, &model);
     let options: QuantizeOptions =
-        toml::from_str("scheme = \"w8a16\"\nmethod = \"rtn\"\ngroup-size = -1").unwrap();
+        toml::from_str("scheme = \"w8a16\"\nsolver = \"rtn\"\ngroup-size = -1").unwrap();
     let run = ConvertOptions { probe_tokens: 0, ..run_again() };
     if is_taken {
         let refused = plan(&[&options], 1, false, &model, &output, &run).err();

@@ -144,27 +144,27 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
     for (model, toml, complaints) in [
         (
             "models/moe",
-            "experts = 12\nmethod = \"m-smoe\"\ngroup-cap = 4",
+            "experts = 12\nalgorithm = \"m-smoe\"\ngroup-cap = 4",
             ["--group-cap is for", "ream"],
         ),
         (
             "models/moe",
-            "experts = 12\nmethod = \"ream\"\ndern-threshold = 0.5",
+            "experts = 12\nalgorithm = \"ream\"\ndern-threshold = 0.5",
             ["--dern-threshold is for", "dern"],
         ),
         (
             "models/moe",
-            "experts = 4\nmethod = \"ream\"\ngroup-cap = 4",
+            "experts = 4\nalgorithm = \"ream\"\ngroup-cap = 4",
             ["can't hold 24 experts", "--group-cap 6"],
         ),
         (
             "models/moe",
-            "experts = 12\nmethod = \"hc-smoe\"\nsample-every = 0",
+            "experts = 12\nalgorithm = \"hc-smoe\"\nsample-every = 0",
             ["samples no token", "at least 1"],
         ),
         (
             "models/moe",
-            "experts = 12\nmethod = \"dern\"\ndern-threshold = 1.5",
+            "experts = 12\nalgorithm = \"dern\"\ndern-threshold = 1.5",
             ["not a cosine", "-1 to 1"],
         ),
         ("models/moe", "experts = 3", ["more than the 3", "keep 4 experts or more"]),
@@ -174,7 +174,7 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
         let message = refusal(model, &with_data(toml)).to_string();
         assert!(complaints.iter().all(|c| message.contains(c)), "{toml}: {message}");
     }
-    let stats = options("experts = 12\nmethod = \"mergemoe\"\nstats = \"s\"");
+    let stats = options("experts = 12\nalgorithm = \"mergemoe\"\nstats = \"s\"");
     assert!(refusal("models/moe", &stats).to_string().contains("give --data instead of --stats"));
     let none = refusal("models/moe", &options("experts = 12"));
     assert!(none.to_string().contains("give --data TEXT"), "{none}");

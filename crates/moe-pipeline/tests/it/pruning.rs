@@ -123,8 +123,9 @@ fn ranked_choice_keeps_what_an_independent_computation_keeps() {
     let text = Text::of_golden();
     let saliencies = read_json("pruning/saliencies.json");
     for (count, wanted) in saliencies["kept"]["ranked-choice"].as_object().unwrap() {
-        let toml =
-            format!("method = \"ranked-choice\"\nexperts = {count}\nno-super-expert-guard = true");
+        let toml = format!(
+            "criterion = \"ranked-choice\"\nexperts = {count}\nno-super-expert-guard = true"
+        );
         let found = kept(&text.with_data(&toml), &moe(), &text.path("out"));
         assert_eq!(found[0], indices(wanted)[0], "{count}");
     }
@@ -137,7 +138,7 @@ fn reap_in_sequence_keeps_what_llm_compressor_keeps() {
     let peer = read_json("pruning/llm-compressor.json");
     for (count, sparsity) in [("18", 0.25), ("12", 0.5)] {
         let options = text.with_data(&format!(
-            "method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true"
+            "criterion = \"reap\"\nexperts = {count}\nno-super-expert-guard = true"
         ));
         let found = kept(&options, &moe(), &text.path("out"));
         assert_eq!(found, indices(&wanted["kept"][count]), "{count}");
@@ -155,7 +156,7 @@ fn experts_that_stay_are_copied_byte_for_byte() {
     let text = Text::of_golden();
     let source = Model::open(&moe()).unwrap();
     let count = 12;
-    let toml = format!("method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true");
+    let toml = format!("criterion = \"reap\"\nexperts = {count}\nno-super-expert-guard = true");
     let output = text.path("pruned");
     let kept = kept(&text.with_data(&toml), &moe(), &output);
     let model = Model::open(&output).unwrap();
@@ -186,7 +187,7 @@ fn the_best_subset_is_found() {
     for (count, first) in wanted["layers"][0].as_object().unwrap() {
         let count: usize = count.parse().unwrap();
         let toml =
-            format!("method = \"exhaustive\"\nexperts = {count}\nno-super-expert-guard = true");
+            format!("criterion = \"exhaustive\"\nexperts = {count}\nno-super-expert-guard = true");
         let found = kept(&text.with_data(&toml), &model, &text.path("out"));
         let best: Vec<usize> = serde_json::from_value(first["best"].clone()).unwrap();
         assert_eq!(found[0], best, "{count}");
@@ -251,7 +252,7 @@ fn a_scratch_file_changes_nothing() {
         std::iter::repeat_n(tokens[label].as_array().unwrap(), TIMES).flatten().cloned().collect()
     };
     let text = Text::new(&[("english", &windows("english")), ("code", &windows("code"))]);
-    let options = text.with_data("experts = 12\nmethod = \"frequency\"");
+    let options = text.with_data("experts = 12\ncriterion = \"frequency\"");
     let bytes = |budget: Option<&str>| {
         let output = text.path("out");
         let run =
@@ -374,7 +375,8 @@ fn statistics_of_another_model_are_refused() {
     error("another model");
     assert!(!text.path("out").exists());
     // A ranking by leaving experts out needs statistics that say what that does.
-    options.method = toml::from_str::<PruneOptions>("method = \"leave-one-out\"").unwrap().method;
+    options.criterion =
+        toml::from_str::<PruneOptions>("criterion = \"leave-one-out\"").unwrap().criterion;
     let message = convert(
         &[&options],
         &moe(),
@@ -424,7 +426,7 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     });
     let pruned = |guard: &str| {
         let mut options = text.with_data(&format!(
-            "method = \"frequency\"\nexperts = 18\nno-baseline = true\n{guard}"
+            "criterion = \"frequency\"\nexperts = 18\nno-baseline = true\n{guard}"
         ));
         options.reduce.measuring.held_out.clone_from(&options.reduce.calibration.data);
         let receipt = convert(
@@ -515,7 +517,7 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
         )
     };
     let mut options =
-        text.with_data("method = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
+        text.with_data("criterion = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
     let (kept, apart) = pruned(&mut options);
     assert_eq!(kept, ["expert 0", "expert 1", "expert 4", "expert 5"]);
     // The four that are chosen most: two of the second group come to lie in the first.
@@ -555,7 +557,8 @@ fn layers_that_keep_fewer_experts_are_padded_with_ones_that_are_never_chosen() {
     let source = Model::open(&model).unwrap();
     let (_, first) = source.moes().next().unwrap();
     let (before, top_k) = (first.experts.len(), first.router.top_k);
-    let mut options: PruneOptions = toml::from_str("equal-mass = true\nmethod = \"reap\"").unwrap();
+    let mut options: PruneOptions =
+        toml::from_str("equal-mass = true\ncriterion = \"reap\"").unwrap();
     options.reduce.stats = Some(stats);
     let mut seen_padding = false;
     for experts in top_k..before {

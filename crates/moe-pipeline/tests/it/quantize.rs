@@ -71,14 +71,14 @@ fn every_scheme_is_written_verified_and_read_again() {
     let out = tempfile::tempdir().unwrap();
     let source = Model::open(&golden("models/moe")).unwrap();
     for (toml, most) in [
-        ("scheme = \"w8a16\"\nmethod = \"rtn\"", 0.012),
-        ("scheme = \"w4a16\"\nmethod = \"rtn\"\ngroup-size = 32", 0.11),
-        ("scheme = \"w4a16\"\nmethod = \"rtn\"\ngroup-size = 32\nasymmetric = true", 0.10),
-        ("scheme = \"w3a16\"\nmethod = \"rtn\"\ngroup-size = -1", 0.32),
-        ("scheme = \"w2a16\"\nmethod = \"rtn\"\ngroup-size = 64", 0.65),
-        ("scheme = \"w4a16\"\nmethod = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32", 0.11),
+        ("scheme = \"w8a16\"\nsolver = \"rtn\"", 0.012),
+        ("scheme = \"w4a16\"\nsolver = \"rtn\"\ngroup-size = 32", 0.11),
+        ("scheme = \"w4a16\"\nsolver = \"rtn\"\ngroup-size = 32\nasymmetric = true", 0.10),
+        ("scheme = \"w3a16\"\nsolver = \"rtn\"\ngroup-size = -1", 0.32),
+        ("scheme = \"w2a16\"\nsolver = \"rtn\"\ngroup-size = 64", 0.65),
+        ("scheme = \"w4a16\"\nsolver = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32", 0.11),
         (
-            "scheme = \"w3a16\"\nmethod = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32\nasymmetric = true",
+            "scheme = \"w3a16\"\nsolver = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32\nasymmetric = true",
             0.22,
         ),
         ("scheme = \"fp8\"", 0.03),
@@ -284,7 +284,7 @@ fn shared_experts_are_quantized_on_request() {
     let model = golden("families/qwen2_moe/base/model");
     for include in [false, true] {
         let toml = format!(
-            "method = \"rtn\"\ngroup-size = -1{}",
+            "solver = \"rtn\"\ngroup-size = -1{}",
             if include { "\ninclude = [\"shared\"]" } else { "" }
         );
         let (quantized, _) = quantize(&options(&toml), &model, &dir.path().join("out")).unwrap();
@@ -320,7 +320,7 @@ fn attention_is_quantized_on_request() {
     };
     let toml = "scheme = \"w3a16\"\ngroup-size = 32\ninclude = [\"attention\"]";
     let (gptq, rtn) =
-        (codes(with_data(toml)), codes(options(&format!("{toml}\nmethod = \"rtn\""))));
+        (codes(with_data(toml)), codes(options(&format!("{toml}\nsolver = \"rtn\""))));
     assert!(
         gptq.iter().zip(&rtn).all(|(gptq, rtn)| gptq != rtn),
         "every projection sees what reaches it"
@@ -367,34 +367,34 @@ fn what_cannot_work_is_refused_by_name() {
         &["groups of 96", "gate_proj", "--group-size 128 or 64 or 32"],
     );
     refused(&with_data("group-size = 0"), moe, &["--group-size"]);
-    refused(&options(""), moe, &["--data", "--method rtn"]);
-    refused(&with_data("method = \"rtn\""), moe, &["doesn't look at data"]);
+    refused(&options(""), moe, &["--data", "--solver rtn"]);
+    refused(&with_data("solver = \"rtn\""), moe, &["doesn't look at data"]);
     refused(&with_data("scheme = \"fp8\""), moe, &["doesn't look at data"]);
     refused(&options("scheme = \"fp8\"\nasymmetric = true"), moe, &["no zero points"]);
     refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
-    refused(&options("method = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
+    refused(&options("solver = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
     refused(
         &with_data("min-samples = 100.0"),
         moe,
         &["1024 tokens are fewer than the 12800", "--min-samples"],
     );
-    refused(&options("method = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
+    refused(&options("solver = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
     refused(&with_data("damping = 0.0"), moe, &["--damping"]);
     refused(&with_data("shrinkage = -1.0"), moe, &["--shrinkage"]);
-    refused(&options("method = \"rtn\""), "models/dense", &["no mixture of experts", "upcycle"]);
-    refused(&options("method = \"rtn\"\ninclude = [\"shared\"]"), moe, &["no shared experts"]);
+    refused(&options("solver = \"rtn\""), "models/dense", &["no mixture of experts", "upcycle"]);
+    refused(&options("solver = \"rtn\"\ninclude = [\"shared\"]"), moe, &["no shared experts"]);
     refused(
-        &options("method = \"rtn\""),
+        &options("solver = \"rtn\""),
         "families/deepseek_v3/fp8/model",
         &["quantized already", "unquantized"],
     );
     refused(
-        &options("method = \"rtn\""),
+        &options("solver = \"rtn\""),
         "quantize/checkpoints/qwen3_moe.w4",
         &["quantized already", "4-bit"],
     );
     refused(
-        &options("method = \"rtn\"\ngroup-size = -1\nformat = \"gptq\""),
+        &options("solver = \"rtn\"\ngroup-size = -1\nformat = \"gptq\""),
         "families/mixtral/base/model",
         &["32"],
     );

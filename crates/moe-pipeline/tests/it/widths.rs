@@ -143,7 +143,7 @@ fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() 
 #[test]
 fn rounding_to_nearest_gets_widths_too() {
     let out = tempfile::tempdir().unwrap();
-    let toml = "method = \"rtn\"\ntarget-bits = 4.0\nprofile = \"free\"\nasymmetric = true";
+    let toml = "solver = \"rtn\"\ntarget-bits = 4.0\nprofile = \"free\"\nasymmetric = true";
     let (model, receipt) = quantize(&options(toml), out.path().join("out").as_path()).unwrap();
     let layers = widths(&receipt);
     assert!(LayerWidths::bits_a_weight(layers.iter().copied()) <= 4.0);
@@ -173,7 +173,7 @@ fn targets_that_no_widths_reach_are_refused() {
     refused("target-bits = -1.0", &["--target-bits -1"]);
     refused("target-bits = 5.0\nscheme = \"w4a16\"", &["place of --scheme"]);
     refused("target-bits = 5.0\nformat = \"gptq\"", &["--format"]);
-    let mut without = options("target-bits = 5.0\nmethod = \"rtn\"");
+    let mut without = options("target-bits = 5.0\nsolver = \"rtn\"");
     without.calibration.data.clear();
     assert!(
         quantize(&without, &dir.path().join("out")).unwrap_err().to_string().contains("--data")

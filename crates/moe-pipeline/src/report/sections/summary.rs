@@ -12,12 +12,13 @@ use crate::resources::ByteSize;
 
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
     // A given plan is followed, whatever the method.
-    let method = receipt.options["method"]
-        .as_str()
+    let method = ["criterion", "algorithm"]
+        .into_iter()
+        .find_map(|option| Some((option, receipt.options[option].as_str()?)))
         .filter(|_| receipt.decided != Some(DecidedBy::GivenPlan));
-    let ranked = method.map_or(String::new(), |name| match words::method(name) {
-        Some(words) => format!(", method `{name}`: {words}"),
-        None => format!(", method `{name}`"),
+    let ranked = method.map_or(String::new(), |(option, name)| match words::method(name) {
+        Some(words) => format!(", {option} `{name}`: {words}"),
+        None => format!(", {option} `{name}`"),
     });
     let work = if merges(layers) { "Experts were merged" } else { "Experts were dropped" };
     let source = &receipt.source;

@@ -1,0 +1,125 @@
+//! Keys and values of steps in the spelling that the program reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::Command;
+use moe_checkpoint::{Result, shown, shown_path};
+use std::path::Path;
+use toml::{Table, Value};
+
+use super::{schema, usage};
+use crate::spelling;
+
+/// A key that is written by its earlier name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EarlierKey {
+    pub was: String,
+    pub now: String,
+}
+
+/// Where earlier names stand: what was found first, and all lines.
+#[derive(Debug, Default)]
+pub(super) struct EarlierKeys(BTreeMap<EarlierKey, (String, BTreeSet<usize>)>);
+
+impl EarlierKeys {
+    /// Takes down that `key` stands at `line`, in the `place` that messages name.
+    pub fn add(&mut self, key: EarlierKey, line: Option<usize>, place: &str) {
+        let (_, lines) = self.0.entry(key).or_insert_with(|| (place.to_owned(), BTreeSet::new()));
+        lines.extend(line);
+    }
+
+    /// What is said of them in the recipe `file`: a note for each key, whatever the number of its
+    /// lines.
+    pub fn notes(&self, file: &Path) -> Vec<String> {
+        let note = |(key, (place, lines)): (&EarlierKey, &(String, BTreeSet<usize>))| {
+            let mut lines = lines.iter();
+            let line = lines.next().map_or(String::new(), |line| format!("line {line}, "));
+            let others: Vec<String> = lines.map(usize::to_string).collect();
+            let others = match others.as_slice() {
+                [] => String::new(),
+                [line] => format!(" (also in line {line})"),
+                lines => format!(" (also in lines {})", lines.join(", ")),
+            };
+            let said = spelling::renamed(&format!("`{}`", key.was), &format!("`{}`", key.now));
+            format!("{}, {line}{}: {said}{others}", shown_path(file), shown(place, ""))
+        };
+        self.0.iter().map(note).collect()
+    }
+}
+
+/// Gives keys of `table`, which runs `command`, the names that they have here, those of tables in
+/// it, such as gates, too. Returns those that had earlier names.
+///
+/// # Errors
+/// Where two keys are one.
+pub(super) fn keys(table: &mut Table, command: &str) -> Result<Vec<EarlierKey>> {
+    match schema::command_of(command) {
+        Some(command) => keys_of(table, command),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>> {
+    let mut earlier = Vec::new();
+    let mut spelled = Table::new();
+    for (key, mut value) in std::mem::take(table) {
+        if let Value::Table(inner) = &mut value {
+            earlier.extend(keys_of(inner, command)?);
+        }
+        let Some(of_key) = spelling::option(&key, command) else {
+            add(&mut spelled, &key, key.clone(), value)?;
+            continue;
+        };
+        if let Value::Integer(_) | Value::String(_) = value {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let given = of_key.value(&text);
+            if given != text {
+                value = Value::String(given);
+            }
+        }
+        if of_key.is_earlier {
+            earlier.push(EarlierKey { was: key.clone(), now: of_key.option.clone() });
+        }
+        add(&mut spelled, &key, of_key.option, value)?;
+    }
+    *table = spelled;
+    Ok(earlier)
+}
+
+/// Puts `value` of the key that is written as `written` under `key`.
+fn add(table: &mut Table, written: &str, key: String, value: Value) -> Result<()> {
+    if table.contains_key(&key) {
+        let what = format!("`{written}` is another name of `{key}`, and both are given");
+        return Err(usage(what, format!("give `{key}` alone, once")));
+    }
+    table.insert(key, value);
+    Ok(())
+}
+
+/// Spells values of `table`, which runs `command`, as options take them.
+pub(super) fn values(table: &mut Table, command: &str) {
+    let Some(command) = schema::command_of(command) else { return };
+    values_of(table, command);
+}
+
+fn values_of(table: &mut Table, command: &Command) {
+    for (key, value) in table.iter_mut() {
+        if let Value::Table(inner) = value {
+            values_of(inner, command);
+        }
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(key.as_str()));
+        let Some(arg) = arg else { continue };
+        let values: Vec<&mut Value> = match value {
+            Value::Array(values) => values.iter_mut().collect(),
+            value => vec![value],
+        };
+        for value in values {
+            let spelled = value.as_str().and_then(|text| spelling::value(text, arg));
+            let Some(spelled) = spelled else { continue };
+            // A share in per cent is a text, and the key takes a number.
+            let is_word = !arg.get_possible_values().is_empty();
+            let number = spelled.parse().ok().filter(|_| !is_word).map(Value::Float);
+            *value = number.unwrap_or(Value::String(spelled));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Options and values as they may also be written: by their earlier names, by names that other
+//! tools have for the very same thing, with underscores, in another case, in per cent.
+//!
+//! The command line and recipes ask here before anything is parsed, so that all that follows knows
+//! one spelling. A name that means something else elsewhere stays an error.
+
+mod aliases;
+mod earlier;
+
+use clap::builder::PossibleValue;
+use clap::{Arg, Command};
+
+/// What an option is called here that is written otherwise.
+#[derive(Debug)]
+pub struct Spelled {
+    /// Its name here, without hyphens before it.
+    pub option: String,
+    /// Whether it is written as earlier versions had it, which a note says.
+    pub is_earlier: bool,
+    in_scheme: bool,
+}
+
+impl Spelled {
+    fn new(option: impl Into<String>) -> Self {
+        Self { option: option.into(), is_earlier: false, in_scheme: false }
+    }
+
+    /// What the option takes for `value`, which was written behind the other name.
+    pub fn value(&self, value: &str) -> String {
+        if self.in_scheme { format!("w{value}a16") } else { value.to_owned() }
+    }
+}
+
+/// What is said where `now` is written by its earlier name.
+pub fn renamed(was: &str, now: &str) -> String {
+    format!("{was} is now {now}; the old name goes with {}", earlier::GONE_WITH)
+}
+
+/// What the option of `command` is called that is `written`, without hyphens before it, in another
+/// way; None where it is known as it is, or not at all.
+pub fn option(written: &str, command: &Command) -> Option<Spelled> {
+    if has(command, written) {
+        return None;
+    }
+    let name = folded(written);
+    if has(command, &name) {
+        return Some(Spelled::new(name));
+    }
+    if let Some(now) = earlier::name_now(command.get_name(), &name) {
+        return Some(Spelled { is_earlier: true, ..Spelled::new(now) });
+    }
+    let alias = aliases::find(&name, command)?;
+    Some(Spelled { in_scheme: alias.in_scheme, ..Spelled::new(alias.option) })
+}
+
+/// The names that `written` may stand for, whatever the command.
+pub(crate) fn possible_options(written: &str) -> impl Iterator<Item = String> {
+    let name = folded(written);
+    let others = earlier::names_now(name.clone()).chain(aliases::options(name.clone()));
+    std::iter::once(name).chain(others.map(str::to_owned))
+}
+
+/// `text` as the option `arg` takes it, if it is written in another way: a word in another case,
+/// with underscores or as others spell it; a share in per cent.
+pub fn value(text: &str, arg: &Arg) -> Option<String> {
+    if !arg.get_action().takes_values() {
+        return None;
+    }
+    let words = arg.get_possible_values();
+    let spelled = match arg.get_value_delimiter() {
+        _ if words.is_empty() => return share(text, arg),
+        Some(delimiter) => {
+            let each: Vec<String> = text.split(delimiter).map(|one| word(one, &words)).collect();
+            each.join(&delimiter.to_string())
+        }
+        None => word(text, &words),
+    };
+    (spelled != text).then_some(spelled)
+}
+
+/// The one of `words` that is written as `text`; `text` where it is none.
+fn word(text: &str, words: &[PossibleValue]) -> String {
+    let folded = folded(text);
+    let of = |word: &&PossibleValue| word.matches(text, false) || word.matches(&folded, true);
+    words.iter().find(of).map_or(text, PossibleValue::get_name).to_owned()
+}
+
+/// A share in per cent as a number.
+fn share(text: &str, arg: &Arg) -> Option<String> {
+    let is_share = arg.get_value_names().is_some_and(|names| names == ["SHARE"]);
+    let number = text.trim().strip_suffix('%').filter(|_| is_share)?.trim_end();
+    // Not divided by 100, which would round twice.
+    let share: f64 = format!("{number}e-2").parse().ok()?;
+    share.is_finite().then(|| share.to_string())
+}
+
+/// `name` in lower case with hyphens.
+pub fn folded(name: &str) -> String {
+    name.to_ascii_lowercase().replace('_', "-")
+}
+
+/// Whether `command` has the option `--name`.
+pub fn has(command: &Command, name: &str) -> bool {
+    command.get_arguments().any(|arg| arg.get_long() == Some(name))
+}
+
+#[cfg(test)]
+mod tests;

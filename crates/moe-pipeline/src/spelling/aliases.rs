@@ -1,0 +1,86 @@
+//! Names that other tools have for the very same options. docs/coming-from.md lists them.
+
+use clap::Command;
+
+use super::has;
+
+/// Names of other tools, and the option that means the same.
+pub(super) struct Alias {
+    names: &'static str,
+    pub option: &'static str,
+    /// The commands whose option it is, where others have one of that name; empty for all.
+    commands: &'static [&'static str],
+    /// Whether its value is a number of bits, which a scheme names.
+    pub in_scheme: bool,
+}
+
+impl Alias {
+    const fn new(names: &'static str, option: &'static str) -> Self {
+        Self { names, option, commands: &[], in_scheme: false }
+    }
+
+    const fn of(self, commands: &'static [&'static str]) -> Self {
+        Self { commands, ..self }
+    }
+
+    const fn in_scheme(self) -> Self {
+        Self { in_scheme: true, ..self }
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.names.split_whitespace().any(|known| known == name)
+    }
+}
+
+const WRITE_MODELS: &[&str] = &["upcycle", "prune", "merge", "quantize", "distill", "heal"];
+
+/// All of them. A name has one row.
+pub(super) const ALIASES: &[Alias] = &[
+    Alias::new("num-experts num-local-experts n-routed-experts", "experts"),
+    Alias::new(
+        "num-experts-per-tok num-experts-per-token experts-per-token moe-router-topk topk",
+        "top-k",
+    ),
+    Alias::new("moe-upcycling-granularity", "granularity"),
+    Alias::new("bits wbits w-bit num-bits", "scheme").in_scheme(),
+    Alias::new("groupsize q-group-size", "group-size"),
+    Alias::new("dampening-frac percdamp damp-percent", "damping"),
+    Alias::new("asym", "asymmetric"),
+    Alias::new("file", "data"),
+    Alias::new(
+        "max-seq-length max-sequence-length max-seq-len seq-length seq-len seqlen ctx-size",
+        "sequence-length",
+    ),
+    Alias::new("lr", "learning-rate"),
+    // Steps of distill are those of a layer.
+    Alias::new("max-steps train-iters", "steps").of(&["heal"]),
+    Alias::new("gradient-accumulation-steps", "accumulate"),
+    Alias::new("warmup-steps num-warmup-steps lr-warmup-iters", "warmup"),
+    Alias::new("max-grad-norm clip-grad", "clip"),
+    Alias::new("eval-steps eval-interval", "eval-every"),
+    Alias::new("early-stopping-patience", "patience"),
+    Alias::new("teacher-model teacher-model-name-or-path", "original").of(&["heal"]),
+    Alias::new("output-dir out-dir save-dir", "output").of(WRITE_MODELS),
+    Alias::new("random-seed rng-seed", "seed"),
+    Alias::new("num-threads n-threads", "threads"),
+];
+
+/// The row of `name`, if `command` has its option.
+pub(super) fn find(name: &str, command: &Command) -> Option<&'static Alias> {
+    let is_of =
+        |alias: &Alias| alias.commands.is_empty() || alias.commands.contains(&command.get_name());
+    ALIASES.iter().find(|alias| alias.has_name(name) && is_of(alias) && has(command, alias.option))
+}
+
+/// The options that `name` can stand for.
+pub(super) fn options(name: String) -> impl Iterator<Item = &'static str> {
+    ALIASES.iter().filter(move |alias| alias.has_name(&name)).map(|alias| alias.option)
+}
+
+/// All names beside their options, for the table of the guide.
+#[cfg(test)]
+pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ALIASES
+        .iter()
+        .flat_map(|alias| alias.names.split_whitespace().map(move |name| (name, alias.option)))
+}

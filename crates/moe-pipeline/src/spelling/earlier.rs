@@ -1,0 +1,25 @@
+//! What options were called in earlier versions.
+
+/// The version that no longer knows the earlier names.
+pub(super) const GONE_WITH: &str = "0.3";
+
+/// Commands, what an option of theirs was called, and what it is called now.
+pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
+    (&["prune"], "method", "criterion"),
+    (&["merge"], "method", "algorithm"),
+    (&["quantize"], "method", "solver"),
+    (&["prune", "merge", "distill"], "no-control", "no-baseline"),
+];
+
+/// What the option `was` of `command` is called now.
+pub(super) fn name_now(command: &str, was: &str) -> Option<&'static str> {
+    let row = RENAMED
+        .iter()
+        .find(|(commands, earlier, _)| commands.contains(&command) && *earlier == was)?;
+    Some(row.2)
+}
+
+/// What options that were called `was` are called now.
+pub(super) fn names_now(was: String) -> impl Iterator<Item = &'static str> {
+    RENAMED.iter().filter(move |(_, earlier, _)| *earlier == was).map(|(.., now)| *now)
+}

@@ -1,0 +1,94 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::recipe::command_of;
+
+fn spelled(command: &str, written: &str) -> Option<String> {
+    option(written, command_of(command).unwrap()).map(|spelled| spelled.option)
+}
+
+#[test]
+fn names_of_others_and_of_earlier_versions_lead_to_one_option() {
+    for (command, written, now) in [
+        ("prune", "method", Some("criterion")),
+        ("merge", "method", Some("algorithm")),
+        ("quantize", "Method", Some("solver")),
+        ("merge", "no_control", Some("no-baseline")),
+        ("prune", "keep_mass", Some("keep-mass")),
+        ("prune", "num_local_experts", Some("experts")),
+        ("upcycle", "num_experts_per_tok", Some("top-k")),
+        ("upcycle", "top_k", Some("top-k")),
+        ("quantize", "bits", Some("scheme")),
+        ("quantize", "group-size", None),
+        ("distill", "lr", None),
+        ("distill", "max-steps", None),
+        ("prune", "num_samples", None),
+    ] {
+        assert_eq!(spelled(command, written).as_deref(), now, "{command} {written}");
+    }
+    let bits = option("wbits", command_of("quantize").unwrap()).unwrap();
+    assert_eq!((bits.value("4"), bits.is_earlier), ("w4a16".to_owned(), false));
+}
+
+/// No earlier name and no alias hides an option that there is, and each leads to one.
+#[test]
+fn every_other_name_is_one() {
+    for (commands, was, now) in earlier::RENAMED {
+        for command in *commands {
+            let command = command_of(command).unwrap();
+            assert!(!has(command, was) && has(command, now), "{} {was}", command.get_name());
+        }
+    }
+    let mut names = BTreeSet::new();
+    for (name, option) in aliases::all() {
+        assert!(names.insert(name) && name == folded(name), "{name}");
+        let commands = crate::recipe::all_commands().into_iter().filter_map(command_of);
+        let mut fitting = commands.filter(|command| aliases::find(name, command).is_some());
+        let is_common = ["threads", "output"].contains(&option);
+        assert!(is_common || fitting.next().is_some(), "{name} → {option}");
+    }
+}
+
+#[test]
+fn values_have_one_spelling() {
+    let of = |command: &str, option: &str, text: &str| {
+        let command = command_of(command).unwrap();
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(option)).unwrap();
+        value(text, arg)
+    };
+    for (command, option, text, now) in [
+        ("prune", "criterion", "REAP", Some("reap")),
+        ("prune", "criterion", "Leave_One_Out", Some("leave-one-out")),
+        ("prune", "criterion", "reap", None),
+        ("prune", "criterion", "best", None),
+        ("prune", "keep", "75%", Some("0.75")),
+        ("prune", "keep", "33.3 %", Some("0.333")),
+        ("prune", "keep", "much%", None),
+        ("prune", "experts", "50%", None),
+        ("heal", "train", "Router,EXPERTS", Some("router,experts")),
+    ] {
+        assert_eq!(of(command, option, text).as_deref(), now, "{command} --{option} {text}");
+    }
+}
+
+/// The guide's table has every name that is accepted, beside the option, and no other.
+#[test]
+fn the_guide_lists_what_is_accepted() {
+    let guide = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/coming-from.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let mut listed = BTreeSet::new();
+    let table = guide.split("| option here |").nth(1).unwrap();
+    for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+        let mut cells = row.split('|').skip(1);
+        let options = cells.next().unwrap();
+        let option = options.split('`').nth(1).unwrap().trim_start_matches('-');
+        let option = option.split(' ').next().unwrap();
+        for name in cells.next().unwrap().split('`').skip(1).step_by(2) {
+            let name = folded(name.trim_start_matches('-').split(' ').next().unwrap());
+            listed.insert((name, option.to_owned()));
+        }
+    }
+    let accepted: BTreeSet<_> =
+        aliases::all().map(|(name, option)| (name.to_owned(), option.to_owned())).collect();
+    assert_eq!(listed, accepted);
+}
