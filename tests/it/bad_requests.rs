@@ -642,7 +642,11 @@ fn observing_pruning_and_merging() {
         ),
         ("merge {} -o p --experts 12", 2, vec!["--data", "--stats"]),
         ("merge {} -o p --experts 12 --algorithm mergemoe --stats stats", 2, vec!["--data"]),
-        ("merge {} -o p --experts 12 --algorithm hc-smoe --stats stats", 2, vec!["--sample-every"]),
+        (
+            "merge {} -o p --experts 12 --algorithm hc-smoe --stats stats",
+            2,
+            vec!["--all-experts-every"],
+        ),
     ];
     let found = refused.iter().filter_map(|(line, code, words)| {
         let complaint = sandbox.refuses(&line.replace("{}", moe), *code, words);

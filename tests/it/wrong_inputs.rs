@@ -116,8 +116,8 @@ fn options_without_an_effect_are_refused() {
         ),
         ("--add stats --no-left-out", &["--no-left-out", "finished"], "--add stats --overwrite"),
         (
-            "--add stats --sample-every 2",
-            &["--sample-every", "finished"],
+            "--add stats --all-experts-every 2",
+            &["--all-experts-every", "finished"],
             "--add stats --overwrite",
         ),
     ];
@@ -218,7 +218,7 @@ fn numbers_beyond_all_bounds_are_no_panics() {
         problems.extend(sandbox.refuses(&format!("{command} --{option}={value}"), 2, &[remedy]));
     }
     assert_none(&problems);
-    sandbox.run(&format!("{merge} --algorithm hc-smoe --sample-every {MOST}")).succeeds();
+    sandbox.run(&format!("{merge} --algorithm hc-smoe --all-experts-every {MOST}")).succeeds();
     sandbox.run(&format!("{heal} --memory-budget {MOST}")).succeeds();
 }
 

@@ -332,7 +332,7 @@ fn sweep(
             groups: calibration.groups.len(),
             group_of: calibration.group_of.clone(),
             left_out: !options.no_left_out,
-            sample_every: options.sample_every,
+            sample_every: options.all_experts_every,
         },
     );
     let tokens = calibration.batch.tokens();

@@ -204,6 +204,6 @@ fn mean_outputs(index: usize, sums: &Sums) -> Result<Vec<f64>> {
         format!(
             "these statistics of layer {index} don't say what experts do on tokens that didn't choose them"
         ),
-        "observe again with --sample-every 1 (or 16, for a sixteenth of the cost), or give --data",
+        "observe again with --all-experts-every 1 (or 16, for a sixteenth of the cost), or give --data",
     ))
 }

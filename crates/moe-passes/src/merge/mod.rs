@@ -47,7 +47,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
         moe-convert merge golden/models/moe -o target/fitted --keep 0.75 --algorithm mergemoe \\\n    \
         --data golden/text/english.calibration.txt --data-tokens 4096\n  \
-        moe-convert observe golden/models/moe -o target/stats --sample-every 4 --data-tokens 4096 \\\n    \
+        moe-convert observe golden/models/moe -o target/stats --all-experts-every 4 --data-tokens 4096 \\\n    \
         --data golden/text/code.calibration.txt\n  \
         moe-convert merge golden/models/moe -o target/clustered --experts 12 --algorithm hc-smoe \\\n    \
         --stats target/stats\n\n\

@@ -77,7 +77,7 @@ pub struct MergeOptions {
     /// Run all experts on every N-th token, for the mean outputs that hc-smoe and average go by.
     #[arg(long, value_name = "N")]
     #[serde(default)]
-    pub sample_every: Option<usize>,
+    pub all_experts_every: Option<usize>,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -92,7 +92,7 @@ impl MergeOptions {
             grouping: self.grouping.unwrap_or_default(),
             group_cap: self.group_cap.unwrap_or(GROUP_CAP),
             dern_threshold: self.dern_threshold.unwrap_or(DERN_THRESHOLD),
-            sample_every: self.sample_every.unwrap_or(1),
+            sample_every: self.all_experts_every.unwrap_or(1),
         }
     }
 
@@ -117,8 +117,8 @@ impl MergeOptions {
             ("--group-cap", self.group_cap.is_some(), &[Ream], "ream"),
             ("--dern-threshold", self.dern_threshold.is_some(), &[Dern], "dern"),
             (
-                "--sample-every",
-                self.sample_every.is_some(),
+                "--all-experts-every",
+                self.all_experts_every.is_some(),
                 &[HcSmoe, Average],
                 "hc-smoe and average",
             ),
@@ -132,12 +132,15 @@ impl MergeOptions {
             )?;
         }
         refuse_unused(
-            [("--sample-every", self.sample_every.is_some() && self.reduce.stats.is_some())],
+            [(
+                "--all-experts-every",
+                self.all_experts_every.is_some() && self.reduce.stats.is_some(),
+            )],
             "says what a sweep over --data looks at; these statistics are finished",
             "give it to observe",
         )?;
-        if self.sample_every == Some(0) {
-            return Err(usage("--sample-every 0 samples no token", "give at least 1"));
+        if self.all_experts_every == Some(0) {
+            return Err(usage("--all-experts-every 0 runs them on no token", "give at least 1"));
         }
         if self.group_cap == Some(0) {
             return Err(usage(

@@ -27,7 +27,7 @@ pub struct ObserveOptions {
     /// by; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[serde(default)]
-    pub sample_every: usize,
+    pub all_experts_every: usize,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -47,7 +47,7 @@ impl ObserveOptions {
         self.check_any()?;
         let of_sweep = [
             ("--no-left-out", self.no_left_out),
-            ("--sample-every", self.sample_every != 0),
+            ("--all-experts-every", self.all_experts_every != 0),
             ("--seed", self.calibration.seed != 0),
         ];
         let what = "says what a sweep over --data looks at; statistics to --add are finished";

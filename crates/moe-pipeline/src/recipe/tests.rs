@@ -46,9 +46,9 @@ fn defaults_fill_in_what_a_step_leaves_out() {
 
 #[test]
 fn merging_is_a_step() {
-    let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nalgorithm = \"hc-smoe\"\nsample-every = 4\ndata = [\"t\"]";
+    let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nalgorithm = \"hc-smoe\"\nall-experts-every = 4\ndata = [\"t\"]";
     let options = options(&Recipe::parse(text, &[], "x").unwrap().steps[0]);
-    assert_eq!((&options["sample-every"], &options["experts"]), (&4.into(), &12.into()));
+    assert_eq!((&options["all-experts-every"], &options["experts"]), (&4.into(), &12.into()));
     assert!(
         message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`")
     );
@@ -186,8 +186,8 @@ fn mistakes_in_blocks_are_named() {
 #[test]
 fn mistakes_are_named() {
     let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
-    assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));
-    assert!(with("top-k", "topk").contains("; did you mean top-k?"), "{}", with("top-k", "topk"));
+    assert!(with("top-k", "top-n").contains("step 1 (upcycle): unknown field `top-n`"));
+    assert!(with("top-k", "top-n").contains("; did you mean top-k?"), "{}", with("top-k", "top-n"));
     let mistyped = with("experts = 8", "experts = \"8\"");
     assert!(
         mistyped.contains("line 8, step 1 (upcycle): invalid type")
@@ -234,7 +234,7 @@ fn mistakes_in_defaults_are_named_there() {
     let with = |defaults: &str| message(&format!("{RECIPE}\n[defaults.upcycle]\n{defaults}"), &[]);
     let line = RECIPE.matches('\n').count() + 3;
     for (defaults, what) in [
-        ("topk = 4", "unknown field `topk`"),
+        ("top-n = 4", "unknown field `top-n`"),
         ("seed = \"x\"", "in `seed`"),
         ("seed = \"${sed}\"", "there is no variable \"sed\" here, only out in `seed`"),
     ] {
@@ -244,9 +244,11 @@ fn mistakes_in_defaults_are_named_there() {
             "{error}"
         );
     }
-    let both =
-        message(&format!("{}\n[defaults.upcycle]\nseed = 1", RECIPE.replace("top-k", "topk")), &[]);
-    assert!(both.contains("line 9, step 1 (upcycle): unknown field `topk`"), "{both}");
+    let both = message(
+        &format!("{}\n[defaults.upcycle]\nseed = 1", RECIPE.replace("top-k", "top-n")),
+        &[],
+    );
+    assert!(both.contains("line 9, step 1 (upcycle): unknown field `top-n`"), "{both}");
     let passes = "[defaults.prune]\nkeeep = 0.5\n[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\ndata = [\"t\"]";
     let error = message(passes, &[]);
     assert!(error.contains("line 2, [defaults.prune]: pass 1: unknown field `keeep`"), "{error}");
@@ -445,7 +447,7 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
         ("quantize", "shrinkage = 2.0", text, "samples = \"per-expert\"", "samples = \"routed\""),
         (
             "merge",
-            "sample-every = 4",
+            "all-experts-every = 4",
             "keep = 0.5\ndata = [\"t\"]",
             "algorithm = \"hc-smoe\"",
             "algorithm = \"dern\"",

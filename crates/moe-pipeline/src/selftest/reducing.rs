@@ -45,7 +45,7 @@ fn observed(goldens: &Goldens, compute: &Compute) -> Result<PathBuf> {
     }
     let calibration: CalibrationOptions = golden(&json!({ "data": data, "sequence-length": 256 }))?;
     let options =
-        ObserveOptions { add: Vec::new(), no_left_out: false, sample_every: 1, calibration };
+        ObserveOptions { add: Vec::new(), no_left_out: false, all_experts_every: 1, calibration };
     let output = goldens.path("statistics.safetensors");
     observe(&goldens.path("models/moe"), &options, &output, true, None, compute, &Quiet)?;
     Ok(output)

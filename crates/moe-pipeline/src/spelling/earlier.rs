@@ -8,6 +8,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["prune"], "method", "criterion"),
     (&["merge"], "method", "algorithm"),
     (&["quantize"], "method", "solver"),
+    (&["observe", "merge"], "sample-every", "all-experts-every"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 

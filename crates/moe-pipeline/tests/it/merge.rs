@@ -110,7 +110,7 @@ fn statistics_without_samples_are_refused_and_with_them_are_enough() {
     let stats = dir.path().join("stats");
     let see = |sample_every: usize| {
         let toml = format!(
-            "sample-every = {sample_every}\ndata = [{:?}]\ndata-tokens = 256",
+            "all-experts-every = {sample_every}\ndata = [{:?}]\ndata-tokens = 256",
             calibration_text("code")
         );
         let options: ObserveOptions = toml::from_str(&toml).unwrap();
@@ -126,7 +126,7 @@ fn statistics_without_samples_are_refused_and_with_them_are_enough() {
     see(0);
     for method in ["hc-smoe", "average"] {
         let error = merge(&of(method), &dir.path().join("refused")).unwrap_err().to_string();
-        assert!(error.contains("--sample-every 1"), "{error}");
+        assert!(error.contains("--all-experts-every 1"), "{error}");
     }
     merge(&of("ream"), &dir.path().join("ream")).unwrap();
     merge(&of("dern"), &dir.path().join("dern")).unwrap();
@@ -159,7 +159,7 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
         ),
         (
             "models/moe",
-            "experts = 12\nalgorithm = \"hc-smoe\"\nsample-every = 0",
+            "experts = 12\nalgorithm = \"hc-smoe\"\nall-experts-every = 0",
             ["samples no token", "at least 1"],
         ),
         (

@@ -65,7 +65,7 @@ impl Text {
         let mut options = ObserveOptions {
             add: Vec::new(),
             no_left_out: false,
-            sample_every: 0,
+            all_experts_every: 0,
             calibration: self.calibration(),
         };
         change(&mut options);
@@ -275,7 +275,7 @@ fn padding_and_masked_tokens_enter_no_statistic() {
         let options = ObserveOptions {
             add: Vec::new(),
             no_left_out: true,
-            sample_every: 0,
+            all_experts_every: 0,
             calibration: CalibrationOptions {
                 data: vec![format!("x={}", path.display()).parse().unwrap()],
                 ..CalibrationOptions::default()
