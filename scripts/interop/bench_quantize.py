@@ -127,7 +127,7 @@ def words(args, way, model, calibration, out, scheme):
 def kl(args, model, out, against):
     """Our own reading of what any of them wrote: over all tokens, over what rare experts serve, and of each label."""
     data = [word for spec in against for word in ("--data", spec)]
-    report = json.loads(command(args.binary, "eval", out, "--against", model, *data, "--sequence-length", "256", "--json", "-q"))["report"]
+    report = json.loads(command(args.binary, "eval", out, "--original", model, *data, "--sequence-length", "256", "--json", "-q"))["report"]
     of_labels = {domain["label"]: domain["against"]["kl"] for domain in report["domains"]}
     return of_labels | {"all": report["all"]["against"]["kl"], "rare": report["all"]["against"]["rare_kl"]}
 

@@ -112,20 +112,20 @@ fn options_of_eval() {
     let sandbox = Sandbox::new();
     sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
     let requests: &[Request] = &[
-        ("eval golden/models/dense --data ids.jsonl --max-kl 0.1", 2, &["gate", "--against"]),
-        ("eval golden/models/dense --data ids.jsonl --max-loss-increase 0.1", 2, &["--against"]),
-        ("eval golden/models/dense --data ids.jsonl --min-agreement 0.9", 2, &["--against"]),
+        ("eval golden/models/dense --data ids.jsonl --max-kl 0.1", 2, &["gate", "--original"]),
+        ("eval golden/models/dense --data ids.jsonl --max-loss-increase 0.1", 2, &["--original"]),
+        ("eval golden/models/dense --data ids.jsonl --min-agreement 0.9", 2, &["--original"]),
         (
             "eval golden/models/dense --data ids.jsonl --sequence-length 1",
             2,
             &["--sequence-length 1", "at least 2"],
         ),
         (
-            "eval golden/models/dense --data ids.jsonl --against golden/families/llama/base/model",
+            "eval golden/models/dense --data ids.jsonl --original golden/families/llama/base/model",
             1,
             &["vocabular", "2048", "101"],
         ),
-        ("eval golden/models/dense --data ids.jsonl --against nowhere", 1, &["nowhere"]),
+        ("eval golden/models/dense --data ids.jsonl --original nowhere", 1, &["nowhere"]),
         ("eval golden/models/dense --data ids.jsonl --memory-budget 1KiB", 2, &["--memory-budget"]),
     ];
     all_refused(&sandbox, requests);

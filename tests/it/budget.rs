@@ -102,7 +102,7 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ),
     (
         "heal",
-        "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --from moe --teacher top-k",
+        "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --original moe --teacher top-k",
     ),
     (
         "heal",
@@ -188,8 +188,8 @@ fn model_of_many_experts(sandbox: &Sandbox) {
 const OTHERS: [&str; 6] = [
     "observe moe -o stats.safetensors --data text.jsonl",
     "eval moe --data held.jsonl",
-    "eval moe --against dense --data held.jsonl",
-    "eval dense --against moe --data held.jsonl",
+    "eval moe --original dense --data held.jsonl",
+    "eval dense --original moe --data held.jsonl",
     "logits moe --tokens held.jsonl.ids -o logits.safetensors",
     "selftest",
 ];

@@ -18,7 +18,7 @@ const BAD: [(&str, &str, &str); 11] = [
     ("golden-tolerance", "-1", "from 0 on"),
 ];
 
-const EVAL: &str = "eval golden/models/dense --against golden/models/dense --data t=golden/text/english.heldout.txt";
+const EVAL: &str = "eval golden/models/dense --original golden/models/dense --data t=golden/text/english.heldout.txt";
 
 #[test]
 fn limits_that_nothing_keeps_are_refused_at_once() {
@@ -59,7 +59,7 @@ fn recipes_are_refused_before_their_first_step() {
              model = \"out\"\n{against}data = [\"t=golden/text/english.heldout.txt\"]\ngates = {{ {gates} }}\n"
         )
     };
-    let original = "against = \"golden/models/dense\"\n";
+    let original = "original = \"golden/models/dense\"\n";
     let mut problems = Vec::new();
     let mut refused = |text: String, complaints: &[&str]| {
         sandbox.write("r.toml", &text);
@@ -79,7 +79,7 @@ fn recipes_are_refused_before_their_first_step() {
             &["step 2 (eval)", gate, range],
         );
     }
-    refused(recipe("max-kl = 1", ""), &["step 2 (eval)", "`against`"]);
+    refused(recipe("max-kl = 1", ""), &["step 2 (eval)", "`original`"]);
     refused(recipe("domain = [\"u:max-kl=1\"]", original), &["step 2 (eval)", "labels are t"]);
     let golden = "golden = \"golden/models/dense.eval.json\"";
     refused(recipe(golden, original), &["step 2 (eval)", "a label \"english\""]);

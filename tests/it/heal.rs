@@ -106,7 +106,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     let sandbox = Sandbox::new();
     let how = format!(
         "--train all --steps 8 --eval-every 2 --accumulate 2 --z-loss 0.001 --capacity-factor 1.5 \
-         --from golden/models/dense --from-weight 0.5 --teacher top-k --teacher-tokens 16 {LITTLE} {MEASURED}"
+         --original golden/models/dense --original-weight 0.5 --teacher top-k --teacher-tokens 16 {LITTLE} {MEASURED}"
     );
     sandbox.run(&format!("heal golden/models/moe -o whole {how}")).succeeds();
     sandbox
@@ -210,15 +210,19 @@ fn what_cannot_work_is_refused() {
         (format!("heal {moe} -o x {text} --patience 2"), 2, &["--held-out"]),
         (format!("heal {moe} -o x {text} --balance=-0.1"), 2, &["--balance"]),
         (format!("heal {moe} -o x {text} --capacity-factor 0"), 2, &["--capacity-factor"]),
-        (format!("heal {moe} -o x {text} --from-weight 0.5"), 2, &["--from ORIGINAL"]),
-        (format!("heal {moe} -o x {text} --from {moe} --from-weight 2"), 2, &["--from-weight"]),
+        (format!("heal {moe} -o x {text} --original-weight 0.5"), 2, &["--original ORIGINAL"]),
         (
-            format!("heal {moe} -o x {text} --from {moe} --teacher top-k --teacher-tokens 0"),
+            format!("heal {moe} -o x {text} --original {moe} --original-weight 2"),
+            2,
+            &["--original-weight"],
+        ),
+        (
+            format!("heal {moe} -o x {text} --original {moe} --teacher top-k --teacher-tokens 0"),
             2,
             &["at least 1"],
         ),
         (
-            format!("heal {moe} -o x {text} --from golden/families/qwen3_moe/base/model"),
+            format!("heal {moe} -o x {text} --original golden/families/qwen3_moe/base/model"),
             1,
             &["tokens", "tokenizer"],
         ),

@@ -98,7 +98,7 @@ fn no_folder_of_an_output_is_an_input_or_holds_one() {
     for how in ["", "--overwrite", "--resume", "--overwrite --dry-run"] {
         lines.extend([
             format!("heal out.training -o out --data ids.jsonl {short} {how}"),
-            format!("heal m -o out --from out.training --data ids.jsonl {short} {how}"),
+            format!("heal m -o out --original out.training --data ids.jsonl {short} {how}"),
             format!("heal m -o text --data text.training/ids.jsonl {short} {how}"),
             format!("heal m -o text --data ids.jsonl --held-out text.training/ids.jsonl {short} {how}"),
             format!("heal m -o linked --data ids.jsonl {short} {how}"),

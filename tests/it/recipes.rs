@@ -20,7 +20,7 @@ model = "${out}/moe"
 [[step]]
 run = "eval"
 model = "${out}/moe"
-against = "golden/models/dense"
+original = "golden/models/dense"
 data = ["english=golden/text/english.heldout.txt"]
 max-tokens = 128
 gates = { max-kl = 1e-6, min-agreement = 0.99 }
@@ -403,8 +403,8 @@ fn what_is_missing_is_said_before_any_step() {
     for (from, to, what) in [
         ("heldout.txt", "nowhere.txt", "english.nowhere.txt"),
         (
-            "against = \"golden/models/dense\"",
-            "against = \"golden/models/none\"",
+            "original = \"golden/models/dense\"",
+            "original = \"golden/models/none\"",
             "golden/models/none",
         ),
         (
@@ -470,7 +470,7 @@ fn a_gate_that_is_not_met_exits_with_3() {
         "the measurements are the result: {}",
         outcome.stdout
     );
-    let eval = "eval result/moe --against golden/models/dense --data golden/text/code.heldout.txt --max-tokens 64";
+    let eval = "eval result/moe --original golden/models/dense --data golden/text/code.heldout.txt --max-tokens 64";
     sandbox.run(&format!("{eval} --max-kl 1e-6")).exits(3).says(&["max-kl", "result/moe"]);
     sandbox.run(&format!("{eval} --min-agreement 1")).exits(3).says(&["min-agreement"]);
     sandbox.run(&format!("{eval} --max-loss-increase=-9")).exits(3).says(&["max-loss-increase"]);
@@ -484,7 +484,7 @@ fn a_gate_that_is_not_met_exits_with_3() {
 fn gates_limit_labels_sizes_and_regressions() {
     let sandbox = Sandbox::new();
     let eval = "eval golden/models/moe --data english=golden/text/english.heldout.txt --max-tokens 64 --json";
-    let against = format!("{eval} --against golden/models/dense");
+    let against = format!("{eval} --original golden/models/dense");
     sandbox.run(&format!("{against} --domain english:max-kl=100 --max-bytes 1GB")).succeeds();
     let found = sandbox
         .run(&format!("{against} --domain english:max-kl=0.001"))
@@ -588,7 +588,7 @@ seed = "${seed}"
 run = "eval"
 label = "${noise} noise"
 model = "${out}/${noise}-${seed}"
-against = "golden/models/dense"
+original = "golden/models/dense"
 data = ["english=golden/text/english.heldout.txt", "code=golden/text/code.heldout.txt"]
 max-tokens = 64
 "#;
@@ -731,7 +731,7 @@ fn options_that_do_not_fit_a_model_come_before_any_step() {
         ),
         (
             format!(
-                "run = \"eval\"\nmodel = \"golden/models/moe\"\nagainst = \"golden/families/llama/base/model\"\n{data}"
+                "run = \"eval\"\nmodel = \"golden/models/moe\"\noriginal = \"golden/families/llama/base/model\"\n{data}"
             ),
             vec!["step 2 (eval)", "vocabularies of 2048 and 101"],
         ),

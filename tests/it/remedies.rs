@@ -34,7 +34,7 @@ fn what_is_not_finite_is_named() {
     for line in [
         format!("heal embedding -o out {data} --overwrite"),
         format!("heal embedding -o out {data} --train all --overwrite"),
-        format!("heal golden/{family} -o out --from embedding {data} --overwrite"),
+        format!("heal golden/{family} -o out --original embedding {data} --overwrite"),
         "eval embedding --data ids.jsonl".to_owned(),
     ] {
         let outcome = sandbox.run(&line).exits(1).says(&embed);

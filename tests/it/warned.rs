@@ -54,8 +54,8 @@ fn what_is_hardly_meant_is_warned_of() {
         ),
         (format!("{prune} --criterion random"), None),
         // A teacher that is the model itself, under whatever name.
-        (format!("{heal} --from {MOE}"), Some("--from is the very model")),
-        (format!("{heal} --from same"), Some("--from is the very model")),
+        (format!("{heal} --original {MOE}"), Some("--original is the very model")),
+        (format!("{heal} --original same"), Some("--original is the very model")),
         // Text that is learned from and measured on: a file, a part of it, or short documents.
         (
             format!("{prune} {english} --held-out golden/text/english.calibration.txt"),
@@ -231,7 +231,7 @@ fn the_model_that_overflows_is_named() {
         3e38,
     );
     let line = format!(
-        "eval {MOE} --against large --data golden/text/english.heldout.txt --max-tokens 64"
+        "eval {MOE} --original large --data golden/text/english.heldout.txt --max-tokens 64"
     );
     sandbox.run(&line).exits(1).says(&["the original: ", "large/config.json"]);
 }

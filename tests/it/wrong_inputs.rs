@@ -330,9 +330,9 @@ fn trainings_have_bounds() {
         (
             "--teacher-tokens 5",
             &["--teacher-tokens is for"],
-            "--from {moe} --teacher top-k --teacher-tokens 5",
+            "--original {moe} --teacher top-k --teacher-tokens 5",
         ),
-        ("--from {moe} --teacher-tokens 5", &["--teacher-tokens is for"], "--from {moe}"),
+        ("--original {moe} --teacher-tokens 5", &["--teacher-tokens is for"], "--original {moe}"),
     ];
     let sandbox = Sandbox::new();
     let cases: &[Case] = &[(
@@ -445,7 +445,7 @@ fn later_steps_are_checked_first() {
                 + &step(
                     "eval",
                     "dense",
-                    &format!("against = \"golden/families/llama/base/model\"\n{data}"),
+                    &format!("original = \"golden/families/llama/base/model\"\n{data}"),
                 ),
             &["step 2 (eval)", "vocabularies of 2048 and 101"],
         ),

@@ -29,7 +29,7 @@ const EXAMPLES: &str = "\
 Examples:
   moe-convert inspect golden/models/dense
   moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2
-  moe-convert eval target/moe-8x --against golden/models/dense --data golden/text/code.heldout.txt
+  moe-convert eval target/moe-8x --original golden/models/dense --data golden/text/code.heldout.txt
   moe-convert run recipes/quickstart.toml
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met, 128 + N stopped by signal N (130: Ctrl-C).
@@ -181,14 +181,14 @@ pub enum Command {
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
     #[command(after_help = "Examples:\n  \
         moe-convert eval golden/models/moe --data golden/text/english.heldout.txt\n  \
-        moe-convert eval target/moe-8x --against golden/models/dense --max-kl 1e-6 \\\n    \
+        moe-convert eval target/moe-8x --original golden/models/dense --max-kl 1e-6 \\\n    \
         --data english=golden/text/english.heldout.txt --data code=golden/text/code.heldout.txt")]
     Eval {
         /// Checkpoint directory
         model: PathBuf,
         /// Checkpoint to compare with, of the same vocabulary
         #[arg(long, value_name = "ORIGINAL")]
-        against: Option<PathBuf>,
+        original: Option<PathBuf>,
         #[command(flatten)]
         options: EvalOptions,
     },

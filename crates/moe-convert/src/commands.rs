@@ -72,8 +72,8 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
                 session.observe(&model, &options, &output, overwrite)
             })
         }
-        Command::Eval { model, against, options } => {
-            let eval = || session.eval(&model, against.as_deref(), &options);
+        Command::Eval { model, original, options } => {
+            let eval = || session.eval(&model, original.as_deref(), &options);
             timings.time_metered("eval", &meter, eval).and_then(|(_, gates)| Ok(gates?))
         }
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
@@ -339,12 +339,12 @@ impl<'a> Session<'a> {
     fn eval(
         &self,
         model: &Path,
-        against: Option<&Path>,
+        original: Option<&Path>,
         options: &EvalOptions,
     ) -> Result<(EvalReport, Result<(), Error>)> {
         let report = eval(
             model,
-            against,
+            original,
             options,
             self.common.memory_budget,
             &self.compute,
@@ -354,11 +354,11 @@ impl<'a> Session<'a> {
             options.gates.measured(&report, model)?.into_iter().partition(|gate| gate.met);
         let value = serde_json::json!({
             "model": model.to_string_lossy(),
-            "against": against.map(Path::to_string_lossy),
+            "original": original.map(Path::to_string_lossy),
             "report": report,
             "gates_failed": failures,
         });
-        self.print(&value, || render::evaluation(model, against, &report, &met))?;
+        self.print(&value, || render::evaluation(model, original, &report, &met))?;
         if failures.is_empty() {
             return Ok((report, Ok(())));
         }

@@ -30,12 +30,12 @@ pub struct HealOptions {
     #[arg(long, value_name = "ORIGINAL")]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
-    pub from: Option<PathBuf>,
+    pub original: Option<PathBuf>,
 
     /// Weight of that KL; the loss of next tokens has the rest of 1.
     #[arg(long, value_name = "WEIGHT", default_value_t = 1.0)]
     #[serde(default = "whole")]
-    pub from_weight: f64,
+    pub original_weight: f64,
 
     /// How much of the original's distribution is used: all of it, which runs it for every batch;
     /// or its most probable tokens and the mass of the others, or tokens drawn by their probability
@@ -112,7 +112,7 @@ fn default_teacher_tokens() -> usize {
 }
 
 /// What is said of a teacher that has nothing to teach.
-const SELF_TAUGHT: &str = "--from is the very model that is trained, whose distribution it has already: nothing is learned from it. Give the \
+const SELF_TAUGHT: &str = "--original is the very model that is trained, whose distribution it has already: nothing is learned from it. Give the \
      model before it was pruned, merged or upcycled";
 
 fn usage<T>(what: impl Into<String>, remedy: &str) -> Result<T> {
@@ -145,7 +145,7 @@ impl HealOptions {
             TeacherTokens::TopK => TeacherKind::Top(self.teacher_tokens),
             TeacherTokens::Sampled => TeacherKind::Sampled(self.teacher_tokens, self.text.seed),
         };
-        self.from.as_ref().map(|_| TeacherOptions { weight: self.from_weight, kind })
+        self.original.as_ref().map(|_| TeacherOptions { weight: self.original_weight, kind })
     }
 
     fn check(&self, sources: &Sources<'_>) -> Result<()> {
@@ -235,7 +235,7 @@ impl Pass for HealOptions {
 
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
-            models: self.from.as_slice(),
+            models: self.original.as_slice(),
             ..Inputs::of_text(&self.text.data, &self.text.held_out)
         }
     }
@@ -254,20 +254,24 @@ impl Pass for HealOptions {
                 "leave @WEIGHT out, and give more or less of a text",
             );
         }
-        if !(0.0..=1.0).contains(&self.from_weight) {
+        if !(0.0..=1.0).contains(&self.original_weight) {
             return usage(
-                format!("--from-weight {} is not a share", self.from_weight),
+                format!("--original-weight {} is not a share", self.original_weight),
                 "give a number from 0 to 1",
             );
         }
-        if self.from.is_none()
-            && (self.from_weight != whole() || self.teacher != TeacherTokens::Full)
+        if self.original.is_none()
+            && (self.original_weight != whole() || self.teacher != TeacherTokens::Full)
         {
-            let what = "--from-weight and --teacher say how a teacher is used, and there is none";
-            let error = Error::new(Kind::Usage, what).remedy("give --from ORIGINAL");
-            return Err(error.idle(&["--from-weight", "--teacher"]));
+            let what =
+                "--original-weight and --teacher say how a teacher is used, and there is none";
+            let error = Error::new(Kind::Usage, what).remedy("give --original ORIGINAL");
+            return Err(error.idle(&["--original-weight", "--teacher"]));
         }
-        if self.from.is_some() && self.teacher != TeacherTokens::Full && self.teacher_tokens == 0 {
+        if self.original.is_some()
+            && self.teacher != TeacherTokens::Full
+            && self.teacher_tokens == 0
+        {
             return usage(
                 "--teacher-tokens 0 leaves the teacher nothing to say",
                 "give at least 1; the default is 64",
@@ -304,7 +308,7 @@ impl Pass for HealOptions {
             let what = "AdamW moves each weight by up to the learning rate in a step";
             warnings.push(format!("{what}, and {rate} is larger than weights are: 1e-4 is usual"));
         }
-        if self.from.is_some()
+        if self.original.is_some()
             && matches!(sources.first_alike, [first, teacher] if first == teacher)
         {
             warnings.push(SELF_TAUGHT.to_owned());

@@ -13,17 +13,17 @@ use crate::resources::ByteSize;
 #[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Gates {
-    /// Gate: maximum mean KL to the original, in nats, 0 or more (needs --against).
+    /// Gate: maximum mean KL to the original, in nats, 0 or more (needs --original).
     #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_kl: Option<f64>,
 
     /// Gate: maximum increase of the loss over the original's, in nats; a negative one asks for a
-    /// gain (needs --against).
+    /// gain (needs --original).
     #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_loss_increase: Option<f64>,
 
     /// Gate: minimum share of tokens, above 0 and at most 1, whose most probable next token is the
-    /// original's (needs --against).
+    /// original's (needs --original).
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub min_agreement: Option<f64>,
 
@@ -250,7 +250,7 @@ impl Gates {
                 Kind::Usage,
                 "this gate compares with an original, and none is given",
             )
-            .remedy("give --against ORIGINAL")
+            .remedy("give --original ORIGINAL")
             .idle(&[gate]));
         }
         match self.domain.iter().find(|gate| !labels.contains(&gate.label.as_str())) {

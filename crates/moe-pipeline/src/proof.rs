@@ -60,7 +60,7 @@ pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
 /// Compares what is written, by the names it has, with its source on seeded random tokens.
 ///
 /// From the very weights that are written: reading the files back would cost a large model the time
-/// of writing it again. `eval --against` does that.
+/// of writing it again. `eval --original` does that.
 fn measure(
     prepared: &Prepared<'_>,
     options: &ConvertOptions,

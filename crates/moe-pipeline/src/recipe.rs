@@ -137,7 +137,7 @@ pub enum StepKind {
     /// `eval`.
     Eval {
         /// The checkpoint to compare with.
-        against: Option<PathBuf>,
+        original: Option<PathBuf>,
         /// Data and gates.
         options: EvalOptions,
     },

@@ -239,8 +239,8 @@ impl Session<'_> {
                     self.observe(&step.model, options, output, *overwrite)
                 })?;
             }
-            StepKind::Eval { against, options } => {
-                let eval = || self.eval(&step.model, against.as_deref(), options);
+            StepKind::Eval { original, options } => {
+                let eval = || self.eval(&step.model, original.as_deref(), options);
                 let (report, gates) = timings.time_metered("eval", meter, eval)?;
                 return Ok(StepResult::Evaluated(Box::new(report), gates));
             }

@@ -22,14 +22,14 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     if receipt.held_out.is_none()
         && receipt.training.as_ref().is_none_or(|training| training.after.is_none())
     {
-        steps.push(format!("moe-convert eval {out} --against {from} --data {data}{ids}"));
+        steps.push(format!("moe-convert eval {out} --original {from} --data {data}{ids}"));
     }
     if let Some(train) = receipt.pass.healed_with.filter(|_| done.heals) {
         // Where the function is the same, the original has nothing to teach.
         let teacher = if receipt.identity == Identity::Exact {
             String::new()
         } else {
-            format!(" --from {from}")
+            format!(" --original {from}")
         };
         let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
         steps

@@ -278,7 +278,7 @@ impl Step {
                     models.iter().map(PathBuf::as_path).chain(statistics).chain(plan)
                 })
                 .collect(),
-            StepKind::Eval { against, .. } => against.iter().map(PathBuf::as_path).collect(),
+            StepKind::Eval { original, .. } => original.iter().map(PathBuf::as_path).collect(),
             StepKind::Observe { .. } | StepKind::Verify | StepKind::Inspect => Vec::new(),
         };
         all.push(&self.model);
@@ -361,8 +361,8 @@ impl Step {
     fn measures_as(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
             (
-                StepKind::Eval { against: a, options: of },
-                StepKind::Eval { against: b, options: to },
+                StepKind::Eval { original: a, options: of },
+                StepKind::Eval { original: b, options: to },
             ) => {
                 a == b
                     && (&of.data, of.sequence_length, of.max_tokens)

@@ -84,14 +84,14 @@ impl Recipe {
                 Some(facts) if !facts.has_experts => Err(no_mixture(&step.model)),
                 _ => Ok(()),
             },
-            StepKind::Eval { against: Some(against), .. } => {
+            StepKind::Eval { original: Some(path), .. } => {
                 let facts =
-                    [self.facts(&step.model, index, known)?, self.facts(against, index, known)?];
+                    [self.facts(&step.model, index, known)?, self.facts(path, index, known)?];
                 let [Some(model), Some(original)] = facts else { return Ok(()) };
-                check_vocabularies(model.vocab, original.vocab, &against.join(CONFIG_FILE))
+                check_vocabularies(model.vocab, original.vocab, &path.join(CONFIG_FILE))
             }
             // What is wrong with the model is what they are to find.
-            StepKind::Eval { against: None, .. } | StepKind::Verify | StepKind::Inspect => Ok(()),
+            StepKind::Eval { original: None, .. } | StepKind::Verify | StepKind::Inspect => Ok(()),
         }
     }
 

@@ -156,7 +156,7 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
         let mut keys = group::<EvalOptions>();
         keys.retain(|key, _| !gates.contains_key(key));
         keys.insert("gates".to_owned(), closed(gates, &[]));
-        keys.insert("against".to_owned(), text("The checkpoint to compare with."));
+        keys.insert("original".to_owned(), text("The checkpoint to compare with."));
         reading(keys)
     };
     let passes = PASSES

@@ -59,10 +59,10 @@ pub(super) fn parse_step(mut table: toml::Table) -> Result<Step> {
             StepKind::Observe { output, overwrite, options }
         }
         "eval" => {
-            let against: Option<PathBuf> = take(&mut table, "against")?;
+            let original: Option<PathBuf> = take(&mut table, "original")?;
             let options: EvalOptions = rest(table)?;
-            options.check(against.is_some()).map_err(with_keys)?;
-            StepKind::Eval { against, options }
+            options.check(original.is_some()).map_err(with_keys)?;
+            StepKind::Eval { original, options }
         }
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,

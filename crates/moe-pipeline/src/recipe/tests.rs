@@ -260,7 +260,7 @@ fn mistakes_in_defaults_are_named_there() {
 #[test]
 fn remedies_fit_the_mistake() {
     let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
-    let eval = "run = \"eval\"\nagainst = \"n\"\ndata = [\"t\"]\n";
+    let eval = "run = \"eval\"\noriginal = \"n\"\ndata = [\"t\"]\n";
     for (error, remedy) in [
         (step("run = \"verfiy\""), "remedy: give run one of these"),
         (step("run = \"verify\"\nkeep = 1"), "remedy: correct the key or remove it"),
@@ -285,7 +285,7 @@ fn remedies_fit_the_mistake() {
         (step(&format!("{eval}gates = {{ max-bytes = \"much\" }}")), "remedy: write it as 5GB"),
         (
             step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"),
-            "remedy: give `against` ORIGINAL",
+            "remedy: give `original` ORIGINAL",
         ),
         (message("x = ", &[]), "remedy: correct the TOML"),
         (
@@ -522,7 +522,7 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
 fn gates_pass_by_evaluations_without_an_original() {
     let defaults = "[defaults.eval]\ndata = [\"code=t\"]\n[defaults.eval.gates]\nmax-bytes = 9\n";
     let step = |more: &str| format!("[[step]]\nrun = \"eval\"\nmodel = \"m\"\n{more}\n");
-    let against = step("label = \"beside\"\nagainst = \"o\"");
+    let against = step("label = \"beside\"\noriginal = \"o\"");
     for gate in [
         "max-kl = 0.1",
         "max-loss-increase = 0.1\nmin-agreement = 0.9",

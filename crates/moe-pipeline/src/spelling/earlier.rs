@@ -9,6 +9,9 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["merge"], "method", "algorithm"),
     (&["quantize"], "method", "solver"),
     (&["observe", "merge"], "sample-every", "all-experts-every"),
+    (&["eval"], "against", "original"),
+    (&["heal"], "from", "original"),
+    (&["heal"], "from-weight", "original-weight"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 

@@ -328,7 +328,7 @@ impl Running<'_> {
             // No rate has changed anything yet.
             let what = format!("the first step can't be taken: {}", error.said());
             Error::new(Kind::Numeric, what).remedy(
-                "check the model's weights, and those of the original that --from names: one that is very large overflows on this text",
+                "check the model's weights, and those of the original that --original names: one that is very large overflows on this text",
             )
         } else {
             self.save()?;
