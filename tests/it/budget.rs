@@ -102,7 +102,7 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ),
     (
         "heal",
-        "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --original moe --teacher top-k",
+        "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --original moe --original-logits top-k",
     ),
     (
         "heal",

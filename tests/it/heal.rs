@@ -106,7 +106,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     let sandbox = Sandbox::new();
     let how = format!(
         "--train all --steps 8 --eval-every 2 --accumulate 2 --z-loss 0.001 --capacity-factor 1.5 \
-         --original golden/models/dense --original-weight 0.5 --teacher top-k --teacher-tokens 16 {LITTLE} {MEASURED}"
+         --original golden/models/dense --original-weight 0.5 --original-logits top-k --original-logits-per-token 16 {LITTLE} {MEASURED}"
     );
     sandbox.run(&format!("heal golden/models/moe -o whole {how}")).succeeds();
     sandbox
@@ -217,7 +217,9 @@ fn what_cannot_work_is_refused() {
             &["--original-weight"],
         ),
         (
-            format!("heal {moe} -o x {text} --original {moe} --teacher top-k --teacher-tokens 0"),
+            format!(
+                "heal {moe} -o x {text} --original {moe} --original-logits top-k --original-logits-per-token 0"
+            ),
             2,
             &["at least 1"],
         ),

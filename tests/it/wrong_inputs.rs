@@ -328,11 +328,15 @@ fn numbers_of_experts_have_remedies_that_work() {
 fn trainings_have_bounds() {
     let heals: &[Case] = &[
         (
-            "--teacher-tokens 5",
-            &["--teacher-tokens is for"],
-            "--original {moe} --teacher top-k --teacher-tokens 5",
+            "--original-logits-per-token 5",
+            &["--original-logits-per-token is for"],
+            "--original {moe} --original-logits top-k --original-logits-per-token 5",
         ),
-        ("--original {moe} --teacher-tokens 5", &["--teacher-tokens is for"], "--original {moe}"),
+        (
+            "--original {moe} --original-logits-per-token 5",
+            &["--original-logits-per-token is for"],
+            "--original {moe}",
+        ),
     ];
     let sandbox = Sandbox::new();
     let cases: &[Case] = &[(

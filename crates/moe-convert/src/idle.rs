@@ -110,7 +110,7 @@ mod tests {
             "prune m -o o --keep 0.5 --stats s --held-out h --held-out-tokens 64 --no-baseline",
             "prune m -o o --plan p.json --held-out h --sequence-length 64 --seed 1 --mtp drop",
             "observe m -o s --data d --no-left-out",
-            "heal m -o o --data d --original o --teacher top-k --teacher-tokens 8",
+            "heal m -o o --data d --original o --original-logits top-k --original-logits-per-token 8",
             "verify m --device cpu --threads 1",
             "eval m --data d --dtype f32",
         ] {

@@ -42,13 +42,13 @@ pub struct HealOptions {
     /// (2503.16870), for which it runs once.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
-    pub teacher: TeacherTokens,
+    pub original_logits: OriginalLogits,
 
-    /// Tokens of the vocabulary that are kept or drawn for each position, with --teacher top-k or
-    /// sampled.
-    #[arg(long, value_name = "N", default_value_t = default_teacher_tokens())]
-    #[serde(default = "default_teacher_tokens")]
-    pub teacher_tokens: usize,
+    /// Entries of the vocabulary that are kept or drawn for each token of the text, with
+    /// --original-logits top-k or sampled.
+    #[arg(long, value_name = "N", default_value_t = default_logits_per_token())]
+    #[serde(default = "default_logits_per_token")]
+    pub original_logits_per_token: usize,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -86,10 +86,10 @@ pub enum Trained {
     All,
 }
 
-/// How much of a teacher's distribution is used.
+/// How much of the original's distribution is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum TeacherTokens {
+pub enum OriginalLogits {
     /// All of it.
     #[default]
     Full,
@@ -107,7 +107,7 @@ fn whole() -> f64 {
     1.0
 }
 
-fn default_teacher_tokens() -> usize {
+fn default_logits_per_token() -> usize {
     64
 }
 
@@ -140,10 +140,12 @@ impl HealOptions {
     }
 
     fn teacher(&self) -> Option<TeacherOptions> {
-        let kind = match self.teacher {
-            TeacherTokens::Full => TeacherKind::Logits,
-            TeacherTokens::TopK => TeacherKind::Top(self.teacher_tokens),
-            TeacherTokens::Sampled => TeacherKind::Sampled(self.teacher_tokens, self.text.seed),
+        let kind = match self.original_logits {
+            OriginalLogits::Full => TeacherKind::Logits,
+            OriginalLogits::TopK => TeacherKind::Top(self.original_logits_per_token),
+            OriginalLogits::Sampled => {
+                TeacherKind::Sampled(self.original_logits_per_token, self.text.seed)
+            }
         };
         self.original.as_ref().map(|_| TeacherOptions { weight: self.original_weight, kind })
     }
@@ -261,27 +263,28 @@ impl Pass for HealOptions {
             );
         }
         if self.original.is_none()
-            && (self.original_weight != whole() || self.teacher != TeacherTokens::Full)
+            && (self.original_weight != whole() || self.original_logits != OriginalLogits::Full)
         {
-            let what =
-                "--original-weight and --teacher say how a teacher is used, and there is none";
+            let what = "--original-weight and --original-logits say how --original is used, and none is given";
             let error = Error::new(Kind::Usage, what).remedy("give --original ORIGINAL");
-            return Err(error.idle(&["--original-weight", "--teacher"]));
+            return Err(error.idle(&["--original-weight", "--original-logits"]));
         }
         if self.original.is_some()
-            && self.teacher != TeacherTokens::Full
-            && self.teacher_tokens == 0
+            && self.original_logits != OriginalLogits::Full
+            && self.original_logits_per_token == 0
         {
             return usage(
-                "--teacher-tokens 0 leaves the teacher nothing to say",
-                "give at least 1; the default is 64",
+                "--original-logits-per-token 0 leaves nothing of the original's distribution",
+                "give at least 1, or leave it out",
             );
         }
-        if self.teacher_tokens != default_teacher_tokens() && self.teacher == TeacherTokens::Full {
-            let what = "--teacher-tokens is for --teacher top-k and sampled, and this teacher gives its whole distribution";
+        if self.original_logits_per_token != default_logits_per_token()
+            && self.original_logits == OriginalLogits::Full
+        {
+            let what = "--original-logits-per-token is for --original-logits top-k and sampled, and the whole distribution is used";
             let error = Error::new(Kind::Usage, what)
-                .remedy("give --teacher top-k, or leave --teacher-tokens out");
-            return Err(error.idle(&["--teacher-tokens"]));
+                .remedy("give --original-logits top-k, or leave --original-logits-per-token out");
+            return Err(error.idle(&["--original-logits-per-token"]));
         }
         if self.training.patience > 0 && self.text.held_out.is_empty() {
             let error = Error::new(Kind::Usage, "--patience needs something to measure on");

@@ -461,10 +461,10 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
         ),
         (
             "heal",
-            "teacher-tokens = 8",
+            "original-logits-per-token = 8",
             "from = \"m\"\ndata = [\"t\"]",
-            "teacher = \"top-k\"",
-            "teacher = \"full\"",
+            "original-logits = \"top-k\"",
+            "original-logits = \"full\"",
         ),
         ("heal", "patience = 2", text, "held-out = [\"h\"]", ""),
         ("heal", "patience = 2", text, "held-out = [\"h\"]", "held-out = []"),

@@ -12,6 +12,8 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["eval"], "against", "original"),
     (&["heal"], "from", "original"),
     (&["heal"], "from-weight", "original-weight"),
+    (&["heal"], "teacher", "original-logits"),
+    (&["heal"], "teacher-tokens", "original-logits-per-token"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 
