@@ -113,7 +113,7 @@ def evaluate(args, out):
     """The report of `moe-convert eval`, or why there is none."""
     domains = list(dict.fromkeys(domain for domain, _ in PROMPTS))
     data = [word for d in domains for word in ("--data", f"{d}={TEXT / f'{d}.heldout.txt'}")]
-    run = subprocess.run([args.binary, "eval", out, *data, "--max-tokens", str(args.tokens), "--json", "-q"], capture_output=True, text=True)
+    run = subprocess.run([args.binary, "eval", out, *data, "--data-tokens", str(args.tokens), "--json", "-q"], capture_output=True, text=True)
     return json.loads(run.stdout)["report"] if run.returncode == 0 else run.stderr.strip()
 
 

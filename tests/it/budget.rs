@@ -371,9 +371,9 @@ fn what_a_refusal_says_to_lower_is_enough() {
     let refusal = sandbox.run(eval);
     assert_eq!(refusal.code, 2, "{}", refusal.stderr);
     let said =
-        refusal.stderr.split_once("(--max-tokens ").and_then(|(_, rest)| rest.split_once(')'));
+        refusal.stderr.split_once("(--data-tokens ").and_then(|(_, rest)| rest.split_once(')'));
     let tokens = said.unwrap_or_else(|| panic!("{}", refusal.stderr)).0;
-    sandbox.run(&format!("{eval} --max-tokens {tokens}")).succeeds();
+    sandbox.run(&format!("{eval} --data-tokens {tokens}")).succeeds();
     let verify = sandbox.run("verify moe --threads 1 --memory-budget 20MB");
     assert!(verify.code == 2 && !verify.stderr.contains("--threads"), "{}", verify.stderr);
 }
@@ -388,7 +388,7 @@ fn an_address_space_that_is_too_small_is_an_error() {
             "heal moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 -o healed",
             "remedy: lower --batch-tokens",
         ),
-        (400_000, "eval moe --data held.jsonl", "remedy: lower --max-tokens"),
+        (400_000, "eval moe --data held.jsonl", "remedy: lower --data-tokens"),
     ] {
         let outcome =
             sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet"));

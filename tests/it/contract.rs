@@ -18,7 +18,7 @@ const COMMANDS: &[&str] = &[
     UPCYCLE,
     "upcycle golden/models/dense -o out --experts 4 --top-k 2 --resume",
     "verify out",
-    "eval out --data golden/text/english.heldout.txt --max-tokens 64 --original golden/models/dense --max-kl 1",
+    "eval out --data golden/text/english.heldout.txt --data-tokens 64 --original golden/models/dense --max-kl 1",
 ];
 
 #[test]

@@ -13,7 +13,7 @@ fn documents(stdout: &str) -> Vec<Value> {
 fn failures_are_objects_where_results_are() {
     let sandbox = Sandbox::new();
     sandbox.copy("models/moe", "model");
-    let gate = "--data golden/text/english.heldout.txt --max-tokens 128 --max-loss-increase -100 --original golden/models/dense";
+    let gate = "--data golden/text/english.heldout.txt --data-tokens 128 --max-loss-increase -100 --original golden/models/dense";
     sandbox.write(
         "recipe.toml",
         "[[step]]\nrun = \"inspect\"\nmodel = \"model\"\n[[step]]\nrun = \"verify\"\nmodel = \"model\"\n",

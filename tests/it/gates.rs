@@ -91,7 +91,7 @@ fn recipes_are_refused_before_their_first_step() {
 #[test]
 fn a_loss_can_be_made_to_fall() {
     let sandbox = Sandbox::new();
-    let line = format!("{EVAL} --max-tokens 64 --max-loss-increase");
+    let line = format!("{EVAL} --data-tokens 64 --max-loss-increase");
     sandbox.run(&format!("{line} 0")).succeeds();
     sandbox
         .run(&format!("{line} -0.5"))

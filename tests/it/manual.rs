@@ -23,7 +23,7 @@ fn bash_completes_commands_options_and_values() {
     assert_eq!(completed("moe-convert quant"), ["quantize"]);
     assert_eq!(completed("moe-convert quantize --group"), ["--group-size"]);
     assert_eq!(completed("moe-convert prune --criterion rea"), ["reap"]);
-    assert_eq!(completed("moe-convert eval --max-t"), ["--max-tokens"]);
+    assert_eq!(completed("moe-convert eval --data-"), ["--data-tokens"]);
     let commands = completed("moe-convert ''");
     assert!(
         ["inspect", "heal", "man"].iter().all(|word| commands.iter().any(|c| c == word)),

@@ -28,7 +28,7 @@ fn what_users_write_is_read_behind_a_mark() {
     sandbox.write("tokens.json", "[[1, 2, 3, 4]]");
     sandbox.write("prompts.json", "[{\"positive\": [\"one\"]}, {\"positive\": [\"two\"]}]");
     sandbox.write("r.toml", "[[step]]\nrun = \"verify\"\nmodel = \"m\"\n");
-    let eval = "eval moe --data golden/text/english.heldout.txt --max-tokens 64";
+    let eval = "eval moe --data golden/text/english.heldout.txt --data-tokens 64";
     sandbox.write("before.json", sandbox.run(&format!("{eval} --json")).succeeds().stdout);
     let lines = [
         ("plan.json", "prune m -o out --plan plan.json".to_owned()),

@@ -30,7 +30,7 @@ fn json_is_text_whatever_a_path_is_called() {
     for command in ["inspect", "verify"] {
         run(&[OsStr::new(command), output, json]);
     }
-    let text = ["--data", "golden/text/english.heldout.txt", "--max-tokens", "64"].map(OsStr::new);
+    let text = ["--data", "golden/text/english.heldout.txt", "--data-tokens", "64"].map(OsStr::new);
     run(&[OsStr::new("eval"), output, text[0], text[1], text[2], text[3], json]);
     let resume = OsStr::new("--resume");
     run(&[upcycle, model, o, output, experts, four, k, two, json, resume]);

@@ -34,7 +34,7 @@ fn what_is_proposed_next_runs() {
         for step in steps.iter().filter(|step| !step.starts_with("vllm ")) {
             let short = match step.contains(" heal ") {
                 true => " --steps 1 --data-tokens 512 --batch-tokens 256",
-                false if step.contains(" eval ") => " --max-tokens 256",
+                false if step.contains(" eval ") => " --data-tokens 256",
                 false => "",
             };
             sandbox.shell(&(step.replace("TEXT", ENGLISH) + short)).succeeds();

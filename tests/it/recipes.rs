@@ -22,7 +22,7 @@ run = "eval"
 model = "${out}/moe"
 original = "golden/models/dense"
 data = ["english=golden/text/english.heldout.txt"]
-max-tokens = 128
+data-tokens = 128
 gates = { max-kl = 1e-6, min-agreement = 0.99 }
 "#;
 
@@ -470,7 +470,7 @@ fn a_gate_that_is_not_met_exits_with_3() {
         "the measurements are the result: {}",
         outcome.stdout
     );
-    let eval = "eval result/moe --original golden/models/dense --data golden/text/code.heldout.txt --max-tokens 64";
+    let eval = "eval result/moe --original golden/models/dense --data golden/text/code.heldout.txt --data-tokens 64";
     sandbox.run(&format!("{eval} --max-kl 1e-6")).exits(3).says(&["max-kl", "result/moe"]);
     sandbox.run(&format!("{eval} --min-agreement 1")).exits(3).says(&["min-agreement"]);
     sandbox.run(&format!("{eval} --max-loss-increase=-9")).exits(3).says(&["max-loss-increase"]);
@@ -483,7 +483,7 @@ fn a_gate_that_is_not_met_exits_with_3() {
 #[test]
 fn gates_limit_labels_sizes_and_regressions() {
     let sandbox = Sandbox::new();
-    let eval = "eval golden/models/moe --data english=golden/text/english.heldout.txt --max-tokens 64 --json";
+    let eval = "eval golden/models/moe --data english=golden/text/english.heldout.txt --data-tokens 64 --json";
     let against = format!("{eval} --original golden/models/dense");
     sandbox.run(&format!("{against} --domain english:max-kl=100 --max-bytes 1GB")).succeeds();
     let found = sandbox
@@ -590,7 +590,7 @@ label = "${noise} noise"
 model = "${out}/${noise}-${seed}"
 original = "golden/models/dense"
 data = ["english=golden/text/english.heldout.txt", "code=golden/text/code.heldout.txt"]
-max-tokens = 64
+data-tokens = 64
 "#;
 
 #[test]
@@ -679,7 +679,11 @@ fn mistakes_in_blocks_come_before_any_step() {
             "${sdt}",
             "step 2.1 (upcycle; noise little, seed 0): there is no variable \"sdt\" here",
         ),
-        ("max-tokens = 64", "max-tokens = \"6${seed}\"", "step 2.2 (eval; noise little, seed 0): "),
+        (
+            "data-tokens = 64",
+            "data-tokens = \"6${seed}\"",
+            "step 2.2 (eval; noise little, seed 0): ",
+        ),
     ] {
         assert!(MATRIX.contains(from), "{from}");
         let sandbox = sandbox(&MATRIX.replace(from, to));

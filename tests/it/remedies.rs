@@ -142,7 +142,7 @@ fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
     let mut problems = Vec::new();
     for (line, budget) in [
         ("eval golden/models/moe --data long.jsonl".to_owned(), "54MB"),
-        ("eval golden/models/moe --data long.jsonl --max-tokens 9000".to_owned(), "54MB"),
+        ("eval golden/models/moe --data long.jsonl --data-tokens 9000".to_owned(), "54MB"),
         (format!("eval golden/models/moe {two}"), "54MB"),
         ("eval golden/models/moe --data short.jsonl --sequence-length 64".to_owned(), "44MB"),
         ("eval golden/models/dense --data long.jsonl".to_owned(), "54MB"),

@@ -52,7 +52,7 @@ fn memory_does_not_grow_with_the_text() {
     }
     // From its beginning, too.
     let line =
-        "eval golden/models/dense --data line.txt --max-tokens 64 --sequence-length 64 --timings";
+        "eval golden/models/dense --data line.txt --data-tokens 64 --sequence-length 64 --timings";
     let outcome = sandbox.run(line).succeeds();
     assert!(peak(&outcome) < 200.0, "{outcome}");
 }
@@ -92,7 +92,7 @@ fn what_is_not_text_is_refused_with_a_way_on() {
         ("data.parquet", 1, &["Parquet", "read_parquet"]),
         ("utf16.txt", 1, &["UTF-16", "iconv -f UTF-16"]),
         ("object.json", 1, &["line 1", "\"data\""]),
-        ("half.jsonl --max-tokens 2", 1, &["line 2", "surrogate pair"]),
+        ("half.jsonl --data-tokens 2", 1, &["line 2", "surrogate pair"]),
         ("pretty.jsonl", 1, &["line 1", "jq -c ."]),
         ("alpaca.jsonl", 1, &["line 1", "\"instruction\", \"output\"", "\"text\""]),
         ("cut.gz", 1, &["gzip"]),

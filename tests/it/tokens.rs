@@ -186,7 +186,7 @@ fn templates_and_tokenizers_without_end_are_refused_at_once() {
     for expression in expressions {
         sandbox.write("model/chat_template.jinja", expression);
         problems.extend(sandbox.refuses(
-            "eval model --data chat.jsonl --max-tokens 8",
+            "eval model --data chat.jsonl --data-tokens 8",
             1,
             &["chat_template.jinja", "nested more than 1000 deep"],
         ));

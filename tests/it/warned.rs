@@ -107,7 +107,7 @@ fn a_model_that_was_made_on_the_text_is_noted() {
     );
     sandbox.run(&format!("prune {MOE} -o pruned --experts 12 {options}")).succeeds();
     let eval =
-        |data: &str| sandbox.run(&format!("eval pruned --data {data} --max-tokens 64")).succeeds();
+        |data: &str| sandbox.run(&format!("eval pruned --data {data} --data-tokens 64")).succeeds();
     std::fs::copy(sandbox.path(english), sandbox.path("renamed.txt")).unwrap();
     eval("renamed.txt").says(&["renamed.txt: pruned was made on this text"]);
     assert!(!eval(held_out).stderr.contains("was made on"));
@@ -154,7 +154,7 @@ fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
             problems.push(format!("{pass} {stats}: {}", receipt["observed"]));
         }
         for (data, is_learned) in [("renamed.txt", true), (held_out, files.len() == 2)] {
-            let said = sandbox.run(&format!("eval out --data {data} --max-tokens 64")).succeeds();
+            let said = sandbox.run(&format!("eval out --data {data} --data-tokens 64")).succeeds();
             if said.stderr.contains("was made on this text") != is_learned {
                 problems.push(format!("{pass} {stats} {data}: {said}"));
             }
@@ -231,7 +231,7 @@ fn the_model_that_overflows_is_named() {
         3e38,
     );
     let line = format!(
-        "eval {MOE} --original large --data golden/text/english.heldout.txt --max-tokens 64"
+        "eval {MOE} --original large --data golden/text/english.heldout.txt --data-tokens 64"
     );
     sandbox.run(&line).exits(1).says(&["the original: ", "large/config.json"]);
 }

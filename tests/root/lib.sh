@@ -43,7 +43,7 @@ options() { # PASS: sets line to the command without models
     distill-trained) line=(distill --steps 2 --down measured "${data[@]}") ;;
     heal) line=(heal --steps 2 --eval-every 1 --batch-tokens 256 "${data[@]}") ;;
     observe) line=(observe "${data[@]}") ;;
-    eval) line=(eval --json --data "$text" --max-tokens 512) ;;
+    eval) line=(eval --json --data "$text" --data-tokens 512) ;;
     logits) line=(logits --tokens golden/models/moe.tokens.json) ;;
   esac
 }

@@ -109,7 +109,7 @@ fn less_memory(command: &Command) -> &'static str {
     match command {
         Command::Convert(convert) => convert.pass.info().less_memory,
         Command::Observe { .. } => "lower --data-tokens or --sequence-length",
-        Command::Eval { .. } => "lower --max-tokens or --sequence-length",
+        Command::Eval { .. } => "lower --data-tokens or --sequence-length",
         Command::Logits { .. } => "give fewer tokens at once",
         Command::Run { .. } => "lower data-tokens, batch-tokens or sequence-length of the step",
         _ => "lower --threads",

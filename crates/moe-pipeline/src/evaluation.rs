@@ -33,7 +33,7 @@ pub struct EvalOptions {
     /// At most this many tokens of each label, the first ones; the rest isn't read.
     #[arg(long, value_name = "TOKENS")]
     #[serde(default)]
-    pub max_tokens: Option<usize>,
+    pub data_tokens: Option<usize>,
 
     /// Limits that the result must keep; exit code 3 if it doesn't.
     #[command(flatten)]
@@ -58,7 +58,7 @@ impl EvalOptions {
     pub(crate) fn check(&self, has_original: bool) -> Result<()> {
         check_windows(
             self.sequence_length,
-            self.max_tokens.map(|tokens| ("--max-tokens", tokens)),
+            self.data_tokens.map(|tokens| ("--data-tokens", tokens)),
         )?;
         self.gates.check(has_original, &self.labels())
     }
@@ -94,7 +94,7 @@ pub fn eval(
     checkpoints.iter().flat_map(Checkpoint::warnings).for_each(|warning| progress.note(warning));
     let opened = Model::read(&checkpoints[0])?;
     let original = checkpoints.get(1).map(Model::read).transpose()?;
-    let room = budget::room(memory_budget, "--max-tokens", |tokens| {
+    let room = budget::room(memory_budget, "--data-tokens", |tokens| {
         let storage = storage(&opened, tokens, memory_budget, compute, &std::env::temp_dir())?;
         let text = Text::first(tokens, options.sequence_length, storage);
         Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
@@ -102,7 +102,7 @@ pub fn eval(
     let tokenize = TokenizeOptions {
         sequence_length: options.sequence_length,
         vocab: opened.vocab,
-        max_tokens: options.max_tokens,
+        max_tokens: options.data_tokens,
         memory_bytes: memory_budget.map(|budget| budget.0),
         room,
         ..TokenizeOptions::default()
@@ -113,7 +113,7 @@ pub fn eval(
         .iter()
         .for_each(|note| progress.note(note));
     let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
-    let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.max_tokens));
+    let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.data_tokens));
     budget::check_budget(memory_budget, way, |budget| {
         let text = Text::of(&corpus, stored(Some(budget))?);
         Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))

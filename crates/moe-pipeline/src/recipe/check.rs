@@ -365,8 +365,8 @@ impl Step {
                 StepKind::Eval { original: b, options: to },
             ) => {
                 a == b
-                    && (&of.data, of.sequence_length, of.max_tokens)
-                        == (&to.data, to.sequence_length, to.max_tokens)
+                    && (&of.data, of.sequence_length, of.data_tokens)
+                        == (&to.data, to.sequence_length, to.data_tokens)
             }
             _ => false,
         }

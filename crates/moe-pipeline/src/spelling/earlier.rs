@@ -14,6 +14,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["heal"], "from-weight", "original-weight"),
     (&["heal"], "teacher", "original-logits"),
     (&["heal"], "teacher-tokens", "original-logits-per-token"),
+    (&["eval"], "max-tokens", "data-tokens"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 
