@@ -24,10 +24,10 @@ RANDOM = {
 CASES = [(4, 128, DOMAINS, 4096), (3, 32, DOMAINS, 4096), (3, 32, DOMAINS[:2], 512)]
 # Whose, what they are told, and whether that is for timing alone.
 WAYS = {
-    "ours, `--samples per-expert`": ("ours", "--samples per-expert", False),
-    "ours, the same in file order, tokens weighed alike": ("ours", "--samples per-expert --act-order=false --gate-power 0", False),
-    "ours, `--samples routed`": ("ours", "--samples routed", False),
-    "ours, `--samples all-experts`": ("ours", "--samples all-experts", False),
+    "ours, `--calibrate-on per-expert`": ("ours", "--calibrate-on per-expert", False),
+    "ours, the same in file order, tokens weighed alike": ("ours", "--calibrate-on per-expert --act-order=false --gate-power 0", False),
+    "ours, `--calibrate-on routed`": ("ours", "--calibrate-on routed", False),
+    "ours, `--calibrate-on all-experts`": ("ours", "--calibrate-on all-experts", False),
     "ours, `--solver rtn`": ("ours", "--solver rtn", False),
     "llm-compressor, routed": ("llm_compressor", "--routed", False),
     "llm-compressor, routed, damping 0.1": ("llm_compressor", "--routed --damping 0.1", False),

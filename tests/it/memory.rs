@@ -124,7 +124,7 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
     let together = |layers: usize, settings: &str| {
         let of = |pass: &str| format!("[[step.pass]]\n{pass}\ndata = [\"ids.jsonl\"]\n");
         let prune = of("run = \"prune\"\nexperts = 2\nno-super-expert-guard = true");
-        let quantize = of("run = \"quantize\"\nscheme = \"w4a16\"\nmin-samples = 0.1");
+        let quantize = of("run = \"quantize\"\nscheme = \"w4a16\"\ntop-up-below = 0.1");
         let step = format!(
             "run = \"convert\"\nmodel = \"noisy-{layers}\"\noutput = \"both-{layers}\"\noverwrite = true"
         );

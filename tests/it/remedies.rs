@@ -58,8 +58,8 @@ fn the_weight_that_makes_activations_not_finite_is_named() {
     let passes = [
         "distill MOE --width 128 --down measured --steps 2",
         "distill MOE --width 256 --down measured --init mean --steps 0",
-        "quantize MOE --scheme w4a16 --min-samples 0.1",
-        "quantize MOE --scheme w4a16 --include attention --min-samples 0.1",
+        "quantize MOE --scheme w4a16 --top-up-below 0.1",
+        "quantize MOE --scheme w4a16 --include attention --top-up-below 0.1",
         "prune MOE --experts 8 --no-super-expert-guard",
         "merge MOE --experts 8 --algorithm mergemoe --no-super-expert-guard",
         "upcycle DENSE --experts 4 --top-k 2 --router kmeans",
@@ -100,7 +100,7 @@ fn what_is_too_large_is_not_blamed_on_the_text() {
     sandbox.copy("models/dense", "dense").set_f32(name, 2, 1e19);
     let upcycle = "upcycle dense -o out --experts 4 --top-k 2";
     let problems = [
-        (format!("quantize moe -o out --scheme w4a16 --min-samples 0.1 {TEXT}"), "--solver rtn"),
+        (format!("quantize moe -o out --scheme w4a16 --top-up-below 0.1 {TEXT}"), "--solver rtn"),
         (format!("{upcycle} --router kmeans {TEXT}"), "--router normal"),
         (
             format!(
@@ -398,14 +398,17 @@ fn a_search_for_ranges_at_two_bits_is_warned_of() {
         sandbox.run(&line).succeeds().stdout
     };
     let warning = "--clip-search costs at 2 bits";
-    assert!(quantize("--scheme w2a16 --clip-search --samples routed").contains(warning));
+    assert!(quantize("--scheme w2a16 --clip-search --calibrate-on routed").contains(warning));
     assert!(
-        quantize("--target-bits 4.5 --profile free --clip-search --samples routed")
+        quantize("--target-bits 4.5 --profile free --clip-search --calibrate-on routed")
             .contains(warning)
     );
     for options in
         ["--scheme w2a16", "--scheme w3a16 --clip-search", "--target-bits 5.5 --clip-search"]
     {
-        assert!(!quantize(&format!("{options} --samples routed")).contains(warning), "{options}");
+        assert!(
+            !quantize(&format!("{options} --calibrate-on routed")).contains(warning),
+            "{options}"
+        );
     }
 }

@@ -295,7 +295,7 @@ fn no_input_is_waited_for() {
         format!("{prune} --stats pipe"),
         "prune golden/models/moe -o out --plan pipe".to_owned(),
         format!("{prune} --criterion random --held-out pipe"),
-        "quantize golden/models/moe -o out --scheme w4a16 --data ids.jsonl --pool pipe --min-samples 1".to_owned(),
+        "quantize golden/models/moe -o out --scheme w4a16 --data ids.jsonl --pool pipe --top-up-below 1".to_owned(),
         "heal golden/models/moe -o out --data pipe".to_owned(),
         "heal golden/models/moe -o out --data ids.jsonl --held-out pipe".to_owned(),
         "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts pipe".to_owned(),

@@ -38,11 +38,11 @@ fn options_without_an_effect_are_refused() {
             "--damping 0.2 --data {code}",
         ),
         ("--solver rtn --per-expert", &["--per-expert is for GPTQ"], "--solver rtn"),
-        ("--solver rtn --min-samples 1000", &["--min-samples is for GPTQ"], "--solver rtn"),
+        ("--solver rtn --top-up-below 1000", &["--top-up-below is for GPTQ"], "--solver rtn"),
         ("--solver rtn --act-order=false", &["--act-order is for GPTQ"], "--solver rtn"),
         (
-            "--samples routed --shrinkage 3 --data {code}",
-            &["--samples per-expert"],
+            "--calibrate-on routed --shrinkage 3 --data {code}",
+            &["--calibrate-on per-expert"],
             "--shrinkage 3 --data {code}",
         ),
         (
@@ -56,17 +56,17 @@ fn options_without_an_effect_are_refused() {
             "--profile free --target-bits 4.5 --data {code}",
         ),
         (
-            "--samples routed --min-samples 0.2 --data {code}",
-            &["--min-samples"],
-            "--min-samples 0.2 --data {code}",
+            "--calibrate-on routed --top-up-below 0.2 --data {code}",
+            &["--top-up-below"],
+            "--top-up-below 0.2 --data {code}",
         ),
         (
-            "--samples all-experts --hot-cap 2 --data {code}",
+            "--calibrate-on all-experts --hot-cap 2 --data {code}",
             &["--hot-cap"],
-            "--samples routed --hot-cap 2 --data {code}",
+            "--calibrate-on routed --hot-cap 2 --data {code}",
         ),
         (
-            "--samples all-experts --gate-power 2 --data {code}",
+            "--calibrate-on all-experts --gate-power 2 --data {code}",
             &["--gate-power"],
             "--gate-power 2 --data {code}",
         ),
@@ -213,7 +213,7 @@ fn numbers_beyond_all_bounds_are_no_panics() {
         (&distill, "steps", MOST, "at most 10000000"),
         (&quantize, "shrinkage", "1e300", "from 0 to 1e6"),
         (&quantize, "ridge", "1e300", "from 0 to 1e6"),
-        (&quantize, "min-samples", "1e300", "from 0 to 1e6"),
+        (&quantize, "top-up-below", "1e300", "from 0 to 1e6"),
     ] {
         problems.extend(sandbox.refuses(&format!("{command} --{option}={value}"), 2, &[remedy]));
     }

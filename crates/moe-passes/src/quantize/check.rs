@@ -3,7 +3,7 @@
 use moe_model::Result;
 
 use super::options::{
-    Format, QuantizeOptions, QuantizedPart, SampleChoice, SolverChoice, default_act_order,
+    CalibrateOn, Format, QuantizeOptions, QuantizedPart, SolverChoice, default_act_order,
     default_damping, default_gate_power, default_group_size, default_hot_cap, default_pool_tokens,
     half, usage,
 };
@@ -23,7 +23,7 @@ impl QuantizeOptions {
             ));
         }
         for (name, value) in [
-            ("min-samples", self.min_samples),
+            ("top-up-below", self.top_up_below),
             ("shrinkage", self.shrinkage),
             ("ridge", self.ridge),
             ("hot-cap", self.hot_cap),
@@ -100,9 +100,9 @@ impl QuantizeOptions {
         let gptq = self.solver() == SolverChoice::Gptq;
         if !gptq {
             let gptq_only = [
-                ("--samples", self.samples() != SampleChoice::default()),
+                ("--calibrate-on", self.calibrate_on() != CalibrateOn::default()),
                 ("--per-expert", self.per_expert),
-                ("--min-samples", self.min_samples != half()),
+                ("--top-up-below", self.top_up_below != half()),
                 ("--gate-power", self.gate_power != default_gate_power()),
                 ("--shrinkage", self.shrinkage != half()),
                 ("--ridge", self.ridge != half()),
@@ -122,11 +122,11 @@ impl QuantizeOptions {
                 "give --solver gptq and --data TEXT",
             )?;
         }
-        if self.samples() != SampleChoice::PerExpert {
+        if self.calibrate_on() != CalibrateOn::PerExpert {
             refuse_unused(
                 [("--shrinkage", self.shrinkage != half()), ("--ridge", self.ridge != half())],
-                "shrinks the Hessians of --samples per-expert",
-                "give --samples per-expert",
+                "shrinks the Hessians of --calibrate-on per-expert",
+                "give --calibrate-on per-expert",
             )?;
         }
         if self.target_bits.is_none() && self.profile != Profile::default() {
@@ -152,15 +152,15 @@ impl QuantizeOptions {
         Ok(())
     }
 
-    /// Refuses numbers that the chosen --samples don't ask for.
+    /// Refuses numbers that --calibrate-on has no use for.
     fn check_samples_used(&self) -> Result<()> {
-        let all = self.samples() == SampleChoice::AllExperts;
+        let all = self.calibrate_on() == CalibrateOn::AllExperts;
         // The pool, too, is searched for tokens of experts that have fewer.
-        let tops_up = self.samples().tops_up() || !self.pool.is_empty();
-        let or = "give --samples per-expert";
+        let tops_up = self.calibrate_on().tops_up() || !self.pool.is_empty();
+        let or = "give --calibrate-on per-expert";
         refuse_unused(
-            [("--min-samples", self.min_samples != half() && !tops_up)],
-            "is about experts that are topped up, which these --samples don't have",
+            [("--top-up-below", self.top_up_below != half() && !tops_up)],
+            "is about experts that are topped up, and --calibrate-on tops none up",
             or,
         )?;
         let own = [
@@ -169,7 +169,7 @@ impl QuantizeOptions {
         ];
         refuse_unused(
             own,
-            "is about samples of an expert's own, which these --samples don't have",
+            "is about an expert's own tokens, and --calibrate-on all-experts gives it all",
             or,
         )
     }

@@ -35,7 +35,7 @@ use crate::pass::{
 };
 
 pub use options::{
-    Format, QuantizeOptions, QuantizedPart, SampleChoice, SolverChoice, WeightScheme,
+    CalibrateOn, Format, QuantizeOptions, QuantizedPart, SolverChoice, WeightScheme,
 };
 pub use pool::PoolStats;
 pub use samples::Counts;

@@ -59,59 +59,64 @@ pub struct QuantizeOptions {
     pub include: Vec<QuantizedPart>,
 
     /// Tokens that each expert is calibrated on.
-    #[arg(long, value_enum, default_value_t, help_heading = "Samples")]
+    #[arg(long, value_enum, default_value_t, help_heading = "Tokens of experts")]
     #[serde(default)]
-    pub samples: SampleChoice,
+    pub calibrate_on: CalibrateOn,
 
-    /// Calibrate every expert on enough samples of its own: the same as --samples per-expert.
-    #[arg(long, conflicts_with = "samples", help_heading = "Samples")]
+    /// Calibrate every expert on enough tokens of its own: the same as --calibrate-on per-expert.
+    #[arg(long, conflicts_with = "calibrate_on", help_heading = "Tokens of experts")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub per_expert: bool,
 
     /// An expert with fewer tokens than this multiple of its input width is topped up: with what
     /// --shrinkage adds, as many as its Hessian needs not to be singular.
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Tokens of experts")]
     #[serde(default = "half")]
-    pub min_samples: f64,
+    pub top_up_below: f64,
 
     /// The weight of a token is its gate to this power: 0, 1 or 2.
-    #[arg(long, value_name = "POWER", default_value_t = 1, help_heading = "Samples")]
+    #[arg(long, value_name = "POWER", default_value_t = 1, help_heading = "Tokens of experts")]
     #[serde(default = "default_gate_power")]
     pub gate_power: u8,
 
     /// Tokens' worth of the whole layer that is mixed into each expert's Hessian of gate and up, as
-    /// a multiple of its input width; with --samples per-expert.
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
+    /// a multiple of its input width; with --calibrate-on per-expert.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub shrinkage: f64,
 
     /// White noise that is mixed into each expert's Hessian: as much as this factor times its input
     /// width in tokens would bring, at the mean energy of its inputs. The fewer tokens an expert
-    /// has, the more this damps; with --samples per-expert.
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
+    /// has, the more this damps; with --calibrate-on per-expert.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub ridge: f64,
 
     /// Experts with more tokens than this multiple of the mean are calibrated on an even selection
     /// of them; 0 for all.
-    #[arg(long, value_name = "FACTOR", default_value_t = 4.0, help_heading = "Samples")]
+    #[arg(long, value_name = "FACTOR", default_value_t = 4.0, help_heading = "Tokens of experts")]
     #[serde(default = "default_hot_cap")]
     pub hot_cap: f64,
 
     /// More text, as for --data, that is scanned for sequences which cold experts see tokens of;
     /// these join the calibration.
-    #[arg(long, value_name = "DATA", help_heading = "Samples")]
+    #[arg(long, value_name = "DATA", help_heading = "Tokens of experts")]
     #[serde(default)]
     pub pool: Vec<DataSpec>,
 
     /// At most this many tokens of each label of --pool are scanned.
-    #[arg(long, value_name = "TOKENS", default_value_t = 262_144, help_heading = "Samples")]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value_t = 262_144,
+        help_heading = "Tokens of experts"
+    )]
     #[serde(default = "default_pool_tokens")]
     pub pool_tokens: usize,
 
     /// At most this many tokens of the pool join the calibration; as many as --data has unless
     /// given.
-    #[arg(long, value_name = "TOKENS", help_heading = "Samples")]
+    #[arg(long, value_name = "TOKENS", help_heading = "Tokens of experts")]
     #[serde(default)]
     pub pool_take: Option<usize>,
 
@@ -211,7 +216,7 @@ pub enum QuantizedPart {
 /// Tokens that each expert is calibrated on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum SampleChoice {
+pub enum CalibrateOn {
     /// Tokens that are routed to it.
     Routed,
     /// All tokens, as llm-compressor does.
@@ -223,7 +228,7 @@ pub enum SampleChoice {
     PerExpert,
 }
 
-impl SampleChoice {
+impl CalibrateOn {
     /// Whether experts with too few tokens get others.
     pub(super) fn tops_up(self) -> bool {
         matches!(self, Self::TopUp | Self::PerExpert)
@@ -276,13 +281,13 @@ impl QuantizeOptions {
         if self.is_float() { SolverChoice::Rtn } else { self.solver.unwrap_or_default() }
     }
 
-    pub(super) fn samples(&self) -> SampleChoice {
-        if self.per_expert { SampleChoice::PerExpert } else { self.samples }
+    pub(super) fn calibrate_on(&self) -> CalibrateOn {
+        if self.per_expert { CalibrateOn::PerExpert } else { self.calibrate_on }
     }
 
     /// Tokens that an expert needs whose matrices read `hidden` and `width` values.
     pub(super) fn least_tokens(&self, hidden: usize, width: usize) -> usize {
-        (self.min_samples * hidden.max(width) as f64).ceil() as usize
+        (self.top_up_below * hidden.max(width) as f64).ceil() as usize
     }
 
     /// Whether ranges are searched for matrices that may get 2 bits.

@@ -18,7 +18,7 @@ use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result,
 
 use super::attention::AttentionInputs;
 use super::encode::{Store, scale_dtype};
-use super::options::{QuantizeOptions, QuantizedPart, SampleChoice, SolverChoice};
+use super::options::{CalibrateOn, QuantizeOptions, QuantizedPart, SolverChoice};
 use super::pool::Scan;
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
 use super::solve::{self, ExpertRecord, Solved, Solver, Task, failed};
@@ -150,7 +150,7 @@ impl Quantizer {
         let hidden = self.model.hidden;
         let width = moe.experts[0].width();
         let rule = SampleRule {
-            samples: self.options.samples(),
+            samples: self.options.calibrate_on(),
             least: self.options.least_tokens(hidden, width),
             gate_power: self.options.gate_power,
             hot_cap: self.options.hot_cap,
@@ -200,7 +200,7 @@ impl Quantizer {
         inputs: &Inputs<'_>,
     ) -> Result<(Vec<Packed>, Option<Tensor>)> {
         let options = |scheme| self.solving(scheme, &moe.experts[0].gate.weight);
-        let shrinks = self.options.samples() == SampleChoice::PerExpert;
+        let shrinks = self.options.calibrate_on() == CalibrateOn::PerExpert;
         let solver = Solver {
             layer: index,
             inputs,
@@ -317,7 +317,7 @@ impl LayerPass for Quantizer {
             let shared = |tokens: usize| (tokens * moe.router.top_k / experts.max(1)).min(tokens);
             let routed = shared(text.tokens);
             let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-            let seen = if self.options.samples() == SampleChoice::AllExperts {
+            let seen = if self.options.calibrate_on() == CalibrateOn::AllExperts {
                 text.block
             } else {
                 shared(text.block)
@@ -339,7 +339,7 @@ impl LayerPass for Quantizer {
         let least = self.least_tokens();
         // Rounding to nearest, which asks text for widths alone, calibrates nothing.
         let tops_up =
-            self.options.solver() == SolverChoice::Gptq && self.options.samples().tops_up();
+            self.options.solver() == SolverChoice::Gptq && self.options.calibrate_on().tops_up();
         if !tops_up || tokens >= least as u64 {
             return Ok(());
         }
@@ -347,7 +347,7 @@ impl LayerPass for Quantizer {
             "{tokens} tokens are fewer than the {least} that every expert is to be calibrated on"
         );
         Err(Error::new(Kind::Usage, what)
-            .remedy("give more --data, lower --min-samples, or give --samples routed"))
+            .remedy("give more --data, lower --top-up-below, or give --calibrate-on routed"))
     }
 
     fn begin(&mut self, calibration: &Calibration) {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use moe_math::routing::Routing;
 use serde::Serialize;
 
-use super::options::SampleChoice;
+use super::options::CalibrateOn;
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SampleRule {
-    pub samples: SampleChoice,
+    pub samples: CalibrateOn,
     /// Experts with fewer tokens are topped up to this many.
     pub least: usize,
     /// Tokens weigh as much as their gate to this power.
@@ -240,7 +240,7 @@ impl Sampler {
     pub fn finish(self, counted: impl Fn(usize) -> bool) -> Vec<ExpertSamples> {
         let typical =
             if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
-        if self.rule.samples == SampleChoice::AllExperts {
+        if self.rule.samples == CalibrateOn::AllExperts {
             let tokens: Vec<u32> = (0..self.tokens)
                 .filter(|token| counted(*token))
                 .map(|token| token as u32)
@@ -299,7 +299,7 @@ fn evenly<T: Copy>(all: &[T], most: usize) -> impl ExactSizeIterator<Item = T> {
 mod tests {
     use super::*;
 
-    fn rule(samples: SampleChoice) -> SampleRule {
+    fn rule(samples: CalibrateOn) -> SampleRule {
         SampleRule { samples, least: 2, gate_power: 1, hot_cap: 0.0 }
     }
 
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn cold_experts_get_the_tokens_that_came_nearest() {
-        let found = samples(rule(SampleChoice::TopUp));
+        let found = samples(rule(CalibrateOn::TopUp));
         assert_eq!(*found[0].tokens, [0, 1, 2]);
         assert_eq!(*found[0].weights, [0.5, 0.8, 0.6]);
         assert_eq!(*found[1].tokens, [0, 3]);
@@ -338,9 +338,9 @@ mod tests {
 
     #[test]
     fn without_topping_up_a_cold_expert_has_nothing() {
-        let found = samples(rule(SampleChoice::Routed));
+        let found = samples(rule(CalibrateOn::Routed));
         assert_eq!(found[2], ExpertSamples::evenly_weighed(Vec::new(), Counts::default()));
-        let all = samples(rule(SampleChoice::AllExperts));
+        let all = samples(rule(CalibrateOn::AllExperts));
         assert!(
             all.iter().all(|expert| *expert.tokens == [0, 1, 2, 3] && *expert.weights == [1.0; 4])
         );
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn hot_experts_are_thinned_out() {
-        let found = samples(SampleRule { hot_cap: 1.0, least: 1, ..rule(SampleChoice::Routed) });
+        let found = samples(SampleRule { hot_cap: 1.0, least: 1, ..rule(CalibrateOn::Routed) });
         assert_eq!(*found[0].tokens, [0, 1]);
         assert_eq!(found[0].counts, Counts { routed: 3, used: 2, topped_up: 0 });
     }
@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn masked_tokens_are_nobodys() {
-        let mut sampler = Sampler::new(rule(SampleChoice::TopUp), 3);
+        let mut sampler = Sampler::new(rule(CalibrateOn::TopUp), 3);
         let counted = |token: usize| token != 0;
         sampler.routed(&routing(), counted);
         sampler.near(0, &routing(), None, counted);

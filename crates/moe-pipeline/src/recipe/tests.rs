@@ -444,7 +444,13 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
             "scheme = \"w4a16\"\ndata = [\"t\"]",
             "scheme = \"fp8\"",
         ),
-        ("quantize", "shrinkage = 2.0", text, "samples = \"per-expert\"", "samples = \"routed\""),
+        (
+            "quantize",
+            "shrinkage = 2.0",
+            text,
+            "calibrate-on = \"per-expert\"",
+            "calibrate-on = \"routed\"",
+        ),
         (
             "merge",
             "all-experts-every = 4",

@@ -15,6 +15,8 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["heal"], "teacher", "original-logits"),
     (&["heal"], "teacher-tokens", "original-logits-per-token"),
     (&["eval"], "max-tokens", "data-tokens"),
+    (&["quantize"], "samples", "calibrate-on"),
+    (&["quantize"], "min-samples", "top-up-below"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 

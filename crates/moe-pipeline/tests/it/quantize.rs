@@ -106,9 +106,9 @@ fn every_scheme_is_written_verified_and_read_again() {
 fn gptq_says_how_each_expert_fared() {
     let out = tempfile::tempdir().unwrap();
     for toml in [
-        "samples = \"routed\"",
-        "samples = \"all-experts\"",
-        "samples = \"top-up\"",
+        "calibrate-on = \"routed\"",
+        "calibrate-on = \"all-experts\"",
+        "calibrate-on = \"top-up\"",
         "per-expert = true",
     ] {
         let options = with_data(&format!("{toml}\nscheme = \"w3a16\"\ngroup-size = 32"));
@@ -374,9 +374,9 @@ fn what_cannot_work_is_refused_by_name() {
     refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
     refused(&options("solver = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
     refused(
-        &with_data("min-samples = 100.0"),
+        &with_data("top-up-below = 100.0"),
         moe,
-        &["1024 tokens are fewer than the 12800", "--min-samples"],
+        &["1024 tokens are fewer than the 12800", "--top-up-below"],
     );
     refused(&options("solver = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
     refused(&with_data("damping = 0.0"), moe, &["--damping"]);

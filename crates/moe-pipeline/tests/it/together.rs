@@ -111,7 +111,7 @@ fn assert_same(model: &str, passes: &[&str]) -> Vec<String> {
 const PRUNE: &str =
     "run = 'prune'\nkeep = 0.75\nmethod = 'reap'\ndata = ['$large']\nno-super-expert-guard = true";
 const QUANTIZE: &str =
-    "run = 'quantize'\nscheme = 'w4a16'\ngroup-size = 32\nmin-samples = 0.1\ndata = ['$large']";
+    "run = 'quantize'\nscheme = 'w4a16'\ngroup-size = 32\ntop-up-below = 0.1\ndata = ['$large']";
 
 #[test]
 fn pruning_and_quantizing() {
@@ -135,7 +135,7 @@ fn three_passes_decide_in_one_sweep() {
 #[test]
 fn attention_and_shared_experts_are_quantized_behind_a_merge() {
     let merge = "run = 'merge'\nkeep = 0.5\nmethod = 'hc-smoe'\ndata = ['$small']";
-    let quantize = "run = 'quantize'\nscheme = 'w8a16'\ngroup-size = -1\nmin-samples = 0.1\ninclude = ['shared', 'attention']\ndata = ['$small']";
+    let quantize = "run = 'quantize'\nscheme = 'w8a16'\ngroup-size = -1\ntop-up-below = 0.1\ninclude = ['shared', 'attention']\ndata = ['$small']";
     assert_same("families/qwen2_moe/fused/model", &[merge, quantize]);
     assert_same("families/deepseek_v3/fused/model", &[merge, quantize]);
 }
@@ -143,7 +143,7 @@ fn attention_and_shared_experts_are_quantized_behind_a_merge() {
 #[test]
 fn what_must_see_the_whole_model_gets_a_sweep_of_its_own() {
     let guarded = PRUNE.replace("no-super-expert-guard = true", "");
-    let widths = "run = 'quantize'\ntarget-bits = 5.5\ngroup-size = 32\nmin-samples = 0.1\ndata = ['$large']";
+    let widths = "run = 'quantize'\ntarget-bits = 5.5\ngroup-size = 32\ntop-up-below = 0.1\ndata = ['$large']";
     let stages = assert_same("models/moe", &[&guarded, widths]);
     assert!(
         stages.contains(&"prune: decide".to_owned())

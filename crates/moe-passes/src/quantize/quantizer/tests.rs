@@ -18,7 +18,7 @@ fn states_in_the_sweep_are_those_of_the_result(folder: &str, least: f64) {
         groups: vec![group],
         group_of,
     };
-    let options = serde_json::json!({ "scheme": "w4a16", "group-size": -1, "hot-cap": 1.0, "min-samples": least, "include": ["shared"] });
+    let options = serde_json::json!({ "scheme": "w4a16", "group-size": -1, "hot-cap": 1.0, "top-up-below": least, "include": ["shared"] });
     let options: QuantizeOptions = serde_json::from_value(options).unwrap();
     let spill = Arc::new(ScratchStore::new(&std::env::temp_dir()));
     let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
