@@ -92,7 +92,7 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ("quantize", "moe --scheme w4a16 --solver rtn --include attention"),
     (
         "quantize",
-        "moe --scheme w4a16 --data held.jsonl --pool text.jsonl --pool-tokens 8192 --pool-take 4096 --top-up-below 0.1",
+        "moe --scheme w4a16 --data held.jsonl --pool text.jsonl --pool-tokens 8192 --pool-added-tokens 4096 --top-up-below 0.1",
     ),
     ("distill", "moe --width 256 --steps 4 --data text.jsonl"),
     ("heal", "moe --train router --steps 1 --data text.jsonl --batch-tokens 1024"),

@@ -46,9 +46,9 @@ fn options_without_an_effect_are_refused() {
             "--shrinkage 3 --data {code}",
         ),
         (
-            "--pool-take 300 --data {code}",
+            "--pool-added-tokens 300 --data {code}",
             &["--pool"],
-            "--pool-take 300 --pool {code} --data {code}",
+            "--pool-added-tokens 300 --pool {code} --data {code}",
         ),
         (
             "--profile free --data {code}",
@@ -72,8 +72,8 @@ fn options_without_an_effect_are_refused() {
         ),
         ("--solver rtn --seed 4", &["--seed", "draws nothing", "leave --seed out"], "--solver rtn"),
         (
-            "--pool-take 0 --pool {code} --data {code}",
-            &["--pool-take 0"],
+            "--pool-added-tokens 0 --pool {code} --data {code}",
+            &["--pool-added-tokens 0"],
             "--pool {code} --data {code}",
         ),
         ("--solver rtn --data-tokens 99", &["--data-tokens", "no --data to read"], "--solver rtn"),

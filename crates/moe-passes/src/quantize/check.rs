@@ -135,17 +135,17 @@ impl QuantizeOptions {
             return Err(usage(what, remedy).idle(&["--profile"]));
         }
         self.check_samples_used()?;
-        let of_pool = self.pool_take.is_some() || self.pool_tokens != default_pool_tokens();
+        let of_pool = self.pool_added_tokens.is_some() || self.pool_tokens != default_pool_tokens();
         if of_pool && self.pool.is_empty() {
             return Err(usage(
-                "--pool-tokens and --pool-take say how --pool is used",
+                "--pool-tokens and --pool-added-tokens say how --pool is used",
                 "give --pool TEXT, or leave them out",
             )
-            .idle(&["--pool-tokens", "--pool-take"]));
+            .idle(&["--pool-tokens", "--pool-added-tokens"]));
         }
-        if self.pool_take == Some(0) {
+        if self.pool_added_tokens == Some(0) {
             return Err(usage(
-                "--pool-take 0 takes nothing of --pool",
+                "--pool-added-tokens 0 takes nothing of --pool",
                 "give at least 1, or leave --pool out",
             ));
         }

@@ -118,7 +118,7 @@ pub struct QuantizeOptions {
     /// given.
     #[arg(long, value_name = "TOKENS", help_heading = "Tokens of experts")]
     #[serde(default)]
-    pub pool_take: Option<usize>,
+    pub pool_added_tokens: Option<usize>,
 
     /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it
     /// stays singular.

@@ -370,7 +370,7 @@ impl LayerPass for Quantizer {
         let widths =
             self.model.moes().map(|(_, moe)| moe.experts[0].width()).chain([self.model.hidden]);
         let least = self.least_tokens().max(widths.max().unwrap_or(0));
-        Some(Box::new(Scan::new(all, own, least, self.options.pool_take.unwrap_or(tokens))))
+        Some(Box::new(Scan::new(all, own, least, self.options.pool_added_tokens.unwrap_or(tokens))))
     }
 
     fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {

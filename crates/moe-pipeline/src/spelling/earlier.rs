@@ -17,6 +17,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["eval"], "max-tokens", "data-tokens"),
     (&["quantize"], "samples", "calibrate-on"),
     (&["quantize"], "min-samples", "top-up-below"),
+    (&["quantize"], "pool-take", "pool-added-tokens"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 

@@ -216,7 +216,7 @@ fn a_pool_brings_cold_experts_tokens_of_their_own() {
     assert!(fewer < topped_up, "tokens of their own take the place of others: {fewer} {topped_up}");
     assert!(receipt.texts.contains_key("arithmetic.calibration.txt"));
     // Less room, fewer sequences.
-    let (_, receipt) = measured(&format!("{pool}\npool-take = 256"));
+    let (_, receipt) = measured(&format!("{pool}\npool-added-tokens = 256"));
     assert_eq!(receipt.pool.unwrap().joined, [2, 256]);
 }
 
