@@ -212,7 +212,7 @@ fn numbers_beyond_all_bounds_are_no_panics() {
         (&distill, "student-steps", MOST, "at most 10000000"),
         (&distill, "steps", MOST, "at most 10000000"),
         (&quantize, "shrinkage", "1e300", "from 0 to 1e6"),
-        (&quantize, "ridge", "1e300", "from 0 to 1e6"),
+        (&quantize, "expert-damping", "1e300", "from 0 to 1e6"),
         (&quantize, "top-up-below", "1e300", "from 0 to 1e6"),
     ] {
         problems.extend(sandbox.refuses(&format!("{command} --{option}={value}"), 2, &[remedy]));

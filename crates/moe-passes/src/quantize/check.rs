@@ -25,7 +25,7 @@ impl QuantizeOptions {
         for (name, value) in [
             ("top-up-below", self.top_up_below),
             ("shrinkage", self.shrinkage),
-            ("ridge", self.ridge),
+            ("expert-damping", self.expert_damping),
             ("hot-cap", self.hot_cap),
         ] {
             if !(0.0..=1e6).contains(&value) {
@@ -105,7 +105,7 @@ impl QuantizeOptions {
                 ("--top-up-below", self.top_up_below != half()),
                 ("--gate-power", self.gate_power != default_gate_power()),
                 ("--shrinkage", self.shrinkage != half()),
-                ("--ridge", self.ridge != half()),
+                ("--expert-damping", self.expert_damping != half()),
                 ("--hot-cap", self.hot_cap != default_hot_cap()),
                 ("--damping", self.damping != default_damping()),
                 ("--act-order", self.act_order != default_act_order()),
@@ -124,7 +124,10 @@ impl QuantizeOptions {
         }
         if self.calibrate_on() != CalibrateOn::PerExpert {
             refuse_unused(
-                [("--shrinkage", self.shrinkage != half()), ("--ridge", self.ridge != half())],
+                [
+                    ("--shrinkage", self.shrinkage != half()),
+                    ("--expert-damping", self.expert_damping != half()),
+                ],
                 "shrinks the Hessians of --calibrate-on per-expert",
                 "give --calibrate-on per-expert",
             )?;

@@ -90,7 +90,7 @@ pub struct QuantizeOptions {
     /// has, the more this damps; with --calibrate-on per-expert.
     #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Tokens of experts")]
     #[serde(default = "half")]
-    pub ridge: f64,
+    pub expert_damping: f64,
 
     /// Experts with more tokens than this multiple of the mean are calibrated on an even selection
     /// of them; 0 for all.

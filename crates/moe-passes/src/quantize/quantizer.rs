@@ -210,7 +210,7 @@ impl Quantizer {
             damping: self.damping(),
             act_order: self.options.act_order,
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
-            ridge: if shrinks { self.options.ridge } else { 0.0 },
+            ridge: if shrinks { self.options.expert_damping } else { 0.0 },
         };
         let samples =
             self.compute.stage("samples", Work::UNCOUNTED, || self.samples(moe, inputs))?;

@@ -18,6 +18,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["quantize"], "samples", "calibrate-on"),
     (&["quantize"], "min-samples", "top-up-below"),
     (&["quantize"], "pool-take", "pool-added-tokens"),
+    (&["quantize"], "ridge", "expert-damping"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 
