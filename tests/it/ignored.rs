@@ -94,7 +94,7 @@ fn options_without_their_companion_are_refused() {
         format!("{PRUNE} --plan plan.json --sequence-length 64"),
         format!("{PRUNE} --plan plan.json --no-baseline"),
         "distill golden/models/moe -o out --data golden/text/code.heldout.txt --no-baseline".to_owned(),
-        "distill golden/models/moe -o out --data golden/text/code.heldout.txt --steps 0 --learning-rate 1".to_owned(),
+        "distill golden/models/moe -o out --data golden/text/code.heldout.txt --steps 0 --relative-learning-rate 1".to_owned(),
         "distill golden/models/moe -o out --data golden/text/code.heldout.txt --steps 0 --batch-tokens 64".to_owned(),
         "run r.toml --overwrite".to_owned(),
         "verify golden/models/moe --dtype bf16".to_owned(),

@@ -346,7 +346,7 @@ fn trainings_have_bounds() {
     )];
     assert_none(&follow(&sandbox, "distill {moe} -o out --dry-run --data {code}", cases));
     assert_none(&follow(&sandbox, "heal {moe} -o out --dry-run --data {code}", heals));
-    let fast = "distill {moe} -o out --dry-run --data {code} --learning-rate 1e30"
+    let fast = "distill {moe} -o out --dry-run --data {code} --relative-learning-rate 1e30"
         .replace("{moe}", MOE)
         .replace("{code}", CODE);
     assert!(
@@ -354,7 +354,7 @@ fn trainings_have_bounds() {
             .run(&fast)
             .succeeds()
             .stdout
-            .contains("--learning-rate 1e30 moves weights by many times their size")
+            .contains("--relative-learning-rate 1e30 moves weights by many times their size")
     );
     let short = "distill {moe} -o out --data {code} --data-tokens 512"
         .replace("{moe}", MOE)

@@ -69,7 +69,7 @@ pub(super) fn train(
     let var = |weight: &Weight| Var::from_tensor(&to_f32(weight, lessons.compute)?).map_err(fail);
     let [gate, up, down] = network.linears().map(|linear| var(&linear.weight));
     let vars = [gate?, up?, down?];
-    let mut learner = Learner::new(vars, steps, training.learning_rate).map_err(fail)?;
+    let mut learner = Learner::new(vars, steps, training.relative_learning_rate).map_err(fail)?;
     let test = lessons.test()?;
     let first = lessons.error(test.as_ref(), &learner.vars)?;
     if !(energy.is_finite() && first.is_finite()) {

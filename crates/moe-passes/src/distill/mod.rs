@@ -170,7 +170,7 @@ fn diverged(layer: &LayerRecord) -> Option<String> {
     let step = layer.distilled.as_ref()?.trained.iter().find_map(|trained| trained.diverged)?;
     let index = layer.layer;
     Some(format!(
-        "the loss of layer {index} is not finite in step {step}: the best weights before it are kept; lower --learning-rate"
+        "the loss of layer {index} is not finite in step {step}: the best weights before it are kept; lower --relative-learning-rate"
     ))
 }
 

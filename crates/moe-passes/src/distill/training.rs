@@ -31,7 +31,7 @@ pub struct Training {
     /// over the first twentieth of the steps and falls along a cosine.
     #[arg(long, value_name = "RATE", default_value_t = default_learning_rate(), help_heading = "Training")]
     #[serde(default = "default_learning_rate")]
-    pub learning_rate: f64,
+    pub relative_learning_rate: f64,
 }
 
 pub(super) fn default_steps() -> u64 {
@@ -54,9 +54,9 @@ impl Training {
 
     /// What is said of a rate that can hardly train.
     pub(super) fn warning(&self) -> Option<String> {
-        let rate = self.learning_rate;
+        let rate = self.relative_learning_rate;
         let what = "moves weights by many times their size in a step: 0.1 is usual";
-        (self.trains() && rate > 10.0).then(|| format!("--learning-rate {rate:e} {what}"))
+        (self.trains() && rate > 10.0).then(|| format!("--relative-learning-rate {rate:e} {what}"))
     }
 
     /// Refuses what can't train.
@@ -67,9 +67,9 @@ impl Training {
             Self { batch_tokens: 0, .. } => {
                 usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say")
             }
-            Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => {
+            Self { relative_learning_rate: rate, .. } if !(rate.is_finite() && *rate > 0.0) => {
                 usage(
-                    format!("--learning-rate {learning_rate} is not a learning rate"),
+                    format!("--relative-learning-rate {rate} is not a learning rate"),
                     "give a positive number, such as 0.1",
                 )
             }
@@ -88,7 +88,7 @@ impl Training {
     fn check_idle(&self) -> Result<()> {
         let idle = [
             ("--batch-tokens", self.batch_tokens != default_batch_tokens()),
-            ("--learning-rate", self.learning_rate != default_learning_rate()),
+            ("--relative-learning-rate", self.relative_learning_rate != default_learning_rate()),
         ];
         refuse_unused(
             idle,

@@ -19,6 +19,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["quantize"], "min-samples", "top-up-below"),
     (&["quantize"], "pool-take", "pool-added-tokens"),
     (&["quantize"], "ridge", "expert-damping"),
+    (&["distill"], "learning-rate", "relative-learning-rate"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 

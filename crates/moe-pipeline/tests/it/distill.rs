@@ -446,14 +446,14 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
     assert_eq!(stages(&again).iter().map(|(stage, ..)| *stage).collect::<Vec<_>>(), names);
     assert_eq!(stages(&again)[..2], [("made", true, kl(&plain)), ("trained", true, kl(&trained))]);
     // What diverges says so, and leaves what was there.
-    let wild = run("wild", "steps = 4\nlearning-rate = 1e20");
+    let wild = run("wild", "steps = 4\nrelative-learning-rate = 1e20");
     assert!(
         layers(&wild)
             .iter()
             .all(|layer| layer.trained[0].diverged.is_some() && layer.trained[0].best == 0)
     );
     assert!(
-        wild.warnings.iter().any(|warning| warning.contains("lower --learning-rate")),
+        wild.warnings.iter().any(|warning| warning.contains("lower --relative-learning-rate")),
         "{:?}",
         wild.warnings
     );
