@@ -58,7 +58,7 @@ BREAKS = {
 
 # What truth.py must find, in transformers 5: what is in a case's options, how it is broken, what is said.
 LIES = [
-    ("--expert ", exchanges_gates_of_two_experts, "mixture: "),
+    ("--expert-model ", exchanges_gates_of_two_experts, "mixture: "),
     ("--init drop", exchanges_gates_of_two_experts, "a neuron differs in some projections only"),
     ("--init partition", exchanges_gates_of_two_experts, "none of the dense network's"),
     ("--scale-placement nvidia", exchanges_gates_of_two_experts, "a neuron differs in some projections only"),

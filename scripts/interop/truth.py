@@ -27,10 +27,10 @@ class Case:
     def check(self, compare, ids):
         """Compares weights, router rows and logits, as far as the options tell what they are."""
         plain = self.init == "copy" and self.scale_placement == "exact" and not self.prompts
-        if plain and not self.expert:
+        if plain and not self.expert_model:
             return
         self.base = load(self.source)
-        self.lent = [load(path) for path in self.expert]
+        self.lent = [load(path) for path in self.expert_model]
         self.layers = [at for at, layer in enumerate(self.moe.model.layers) if hasattr(layer.mlp, "experts")]
         weights(self)
         routers(self)
@@ -52,7 +52,7 @@ def mixture(case):
     plain = case.init == "copy" and case.scale_placement == "exact" and case.noise_std == 0 and case.normalized
     if not case.lent or not plain:
         return None
-    if case.attention == "average":
+    if case.rest == "average":
         states = [model.state_dict() for model in case.lent]
         case.base.load_state_dict({k: case.rounded(torch.stack([s[k].double() for s in states]).mean(0)) for k in states[0]})
     for at in case.layers:

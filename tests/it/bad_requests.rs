@@ -153,46 +153,50 @@ fn models_given_as_experts() {
     sandbox.write("file", "text");
     let requests: &[Request] = &[
         (
-            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert nowhere",
+            "upcycle base -o out --experts 2 --top-k 1 --expert-model base --expert-model nowhere",
             1,
             &["nowhere"],
         ),
-        ("upcycle base -o out --experts 2 --top-k 1 --expert base --expert file", 2, &["file"]),
         (
-            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert golden/models/dense",
+            "upcycle base -o out --experts 2 --top-k 1 --expert-model base --expert-model file",
+            2,
+            &["file"],
+        ),
+        (
+            "upcycle base -o out --experts 2 --top-k 1 --expert-model base --expert-model golden/models/dense",
             2,
             &["golden/models/dense", "[2048, 128]", "tensor: "],
         ),
         (
-            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert golden/models/moe",
+            "upcycle base -o out --experts 2 --top-k 1 --expert-model base --expert-model golden/models/moe",
             2,
             &["golden/models/moe", "qwen3_moe"],
         ),
         (
-            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert golden/mergekit/inputs/qwen2",
+            "upcycle base -o out --experts 2 --top-k 1 --expert-model base --expert-model golden/mergekit/inputs/qwen2",
             2,
             &["inputs/qwen2", "qwen2 model"],
         ),
         (
-            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert tokens",
+            "upcycle base -o out --experts 2 --top-k 1 --expert-model base --expert-model tokens",
             2,
             &["tokens/tokenizer.json", "base"],
         ),
         (
-            "upcycle base -o out --experts 3 --top-k 1 --expert base --expert tokens",
+            "upcycle base -o out --experts 3 --top-k 1 --expert-model base --expert-model tokens",
             2,
             &["3 experts", "2 models"],
         ),
-        ("upcycle base -o base/out --experts 1 --top-k 1 --expert base", 2, &["inside"]),
+        ("upcycle base -o base/out --experts 1 --top-k 1 --expert-model base", 2, &["inside"]),
         (
-            "upcycle golden/mergekit/inputs/b -o base/out --experts 1 --top-k 1 --expert base",
+            "upcycle golden/mergekit/inputs/b -o base/out --experts 1 --top-k 1 --expert-model base",
             2,
             &["inside"],
         ),
         (
-            "upcycle base -o out --experts 2 --top-k 1 --attention average",
+            "upcycle base -o out --experts 2 --top-k 1 --rest average",
             2,
-            &["--attention average", "--expert"],
+            &["--rest average", "--expert-model"],
         ),
     ];
     all_refused(&sandbox, requests);

@@ -27,18 +27,18 @@ fn what_is_hardly_meant_is_warned_of() {
     let cases: &[(String, Option<&str>)] = &[
         // Experts given twice, under one name or two.
         (
-            format!("{upcycle} --expert {DENSE} --expert {DENSE}"),
-            Some("--expert golden/models/dense is given twice"),
+            format!("{upcycle} --expert-model {DENSE} --expert-model {DENSE}"),
+            Some("--expert-model golden/models/dense is given twice"),
         ),
         (
-            format!("{upcycle} --expert {DENSE} --expert {DENSE}"),
+            format!("{upcycle} --expert-model {DENSE} --expert-model {DENSE}"),
             Some("all experts of a layer start out as the same network"),
         ),
         (
-            format!("{upcycle} --expert {DENSE} --expert copy"),
-            Some("--expert golden/models/dense is the same model as copy"),
+            format!("{upcycle} --expert-model {DENSE} --expert-model copy"),
+            Some("--expert-model golden/models/dense is the same model as copy"),
         ),
-        (format!("{upcycle} --expert golden/models/dense --noise-std 0.01"), None),
+        (format!("{upcycle} --expert-model golden/models/dense --noise-std 0.01"), None),
         // Noise that bf16 has no digits for.
         (format!("{upcycle} --noise-std 1e-12"), Some("--noise-std 1e-12 is lost in rounding")),
         (format!("{upcycle} --noise-std 1e-7 --init drop"), Some("lost in rounding")),

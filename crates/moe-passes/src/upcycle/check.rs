@@ -24,7 +24,7 @@ impl UpcycleOptions {
         {
             return usage(
                 "--init partition deals out the neurons of the one dense network, each to one expert",
-                "leave out --granularity, --expert and --scale-placement",
+                "leave out --granularity, --expert-model and --scale-placement",
             );
         }
         self.check_idle()?;
@@ -36,9 +36,9 @@ impl UpcycleOptions {
         let (drop, partition) = (self.init == Init::Drop, self.init == Init::Partition);
         let idle = [
             (
-                self.attention == Rest::Average && self.models.is_empty(),
-                "--attention average",
-                "--expert",
+                self.rest == Rest::Average && self.models.is_empty(),
+                "--rest average",
+                "--expert-model",
             ),
             (self.drop_fraction != 0.5 && !drop, "--drop-fraction", "--init drop"),
             (
@@ -129,7 +129,7 @@ impl UpcycleOptions {
             );
             return usage(
                 what,
-                format!("give --experts {}, one for each --expert", count * granularity),
+                format!("give --experts {}, one for each --expert-model", count * granularity),
             );
         }
         Ok(())

@@ -16,13 +16,17 @@ pub(super) fn effects(
 ) -> Vec<Effect> {
     let mut effects = vec![experts(options)];
     if others_differ {
-        effects.push(Effect::new("--expert", Kept::No, "experts come from different models"));
+        effects.push(Effect::new("--expert-model", Kept::No, "experts come from different models"));
     } else if !options.models.is_empty() {
-        effects.push(Effect::new("--expert", Kept::Exactly, "all are the model that is upcycled"));
-    }
-    if options.attention == Rest::Average && others_differ {
         effects.push(Effect::new(
-            "--attention average",
+            "--expert-model",
+            Kept::Exactly,
+            "all are the model that is upcycled",
+        ));
+    }
+    if options.rest == Rest::Average && others_differ {
+        effects.push(Effect::new(
+            "--rest average",
             Kept::No,
             "everything but the experts is the mean of the models",
         ));

@@ -96,7 +96,7 @@ impl Experts<'_> {
     pub fn shared(&self) -> Result<Option<SharedExpert>> {
         let Some(factors) = self.scales.shared else { return Ok(None) };
         let averaged;
-        let network = match self.options.attention {
+        let network = match self.options.rest {
             Rest::Base => self.base,
             Rest::Average => {
                 averaged = mean_network(&self.networks);

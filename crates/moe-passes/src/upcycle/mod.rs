@@ -35,7 +35,7 @@ use scales::Scales;
 
 /// What is said of experts that are all the same network.
 const ALIKE: &str = "all experts of a layer start out as the same network, so that training routers alone gains nothing: train experts, \
-     too (heal --train router,experts), and let them differ from the start (--noise-std, --init drop or --expert)";
+     too (heal --train router,experts), and let them differ from the start (--noise-std, --init drop or --expert-model)";
 
 /// The row of [`crate::PASSES`].
 pub(crate) static INFO: PassInfo = PassInfo {
@@ -96,7 +96,7 @@ impl Pass for UpcycleOptions {
         let mut warnings = warnings::warnings(self, normalize, scales, sources);
         let mut model = dense.clone();
         model.family = target;
-        if self.attention == Rest::Average {
+        if self.rest == Rest::Average {
             average::average(&mut model, sources.others);
         }
         let mut partitions = Partitions::new(self, target, sources.compute);

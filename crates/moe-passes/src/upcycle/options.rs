@@ -89,7 +89,7 @@ pub enum Rest {
     /// The model that is upcycled.
     #[default]
     Base,
-    /// The mean of the models given by --expert (Branch-Train-MiX).
+    /// The mean of the models given by --expert-model (Branch-Train-MiX).
     Average,
 }
 
@@ -130,15 +130,15 @@ pub struct UpcycleOptions {
 
     /// A dense model whose networks become experts, in turn with the others given; repeat it for
     /// each.
-    #[arg(long = "expert", value_name = "DENSE", help_heading = "Experts")]
-    #[serde(default, rename = "expert")]
+    #[arg(long = "expert-model", value_name = "DENSE", help_heading = "Experts")]
+    #[serde(default, rename = "expert-model")]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub models: Vec<PathBuf>,
 
-    /// With --expert: where everything but the experts comes from.
+    /// With --expert-model: where everything but the experts comes from.
     #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
     #[serde(default)]
-    pub attention: Rest,
+    pub rest: Rest,
 
     /// With --init drop: share of an expert's neurons that are reinitialized.
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, help_heading = "Experts")]
@@ -267,7 +267,7 @@ impl UpcycleOptions {
             layers: LayerChoice::All,
             init: Init::Copy,
             models: Vec::new(),
-            attention: Rest::Base,
+            rest: Rest::Base,
             drop_fraction: half(),
             partition_by: PartitionBy::Weights,
             noise_std: 0.0,

@@ -81,7 +81,7 @@ impl Scales {
             let what = match (options.init, options.shared_experts) {
                 (Init::Partition, _) => "neurons that every token uses".to_owned(),
                 (_, count) => {
-                    let of = match (options.models.is_empty(), options.attention) {
+                    let of = match (options.models.is_empty(), options.rest) {
                         (true, _) => "the dense network",
                         (_, Rest::Base) => "the base's network",
                         (_, Rest::Average) => "the mean of the networks",

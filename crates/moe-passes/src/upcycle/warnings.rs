@@ -18,7 +18,7 @@ pub(super) fn warnings(
 ) -> Vec<String> {
     let (base, others) = (sources.model, sources.others);
     let mut warnings = Vec::new();
-    if options.attention == Rest::Average && options.router.is_surveyed() {
+    if options.rest == Rest::Average && options.router.is_surveyed() {
         warnings.push("routers are made of what the base sees on text, not of what the mean of the models sees".into());
     }
     let experts = options.router_rows();
@@ -85,7 +85,7 @@ pub(super) fn given_twice(sources: &Sources<'_>) -> Option<String> {
         format!("is the same model as {second}")
     };
     Some(format!(
-        "--expert {first} {again}: experts that are made of it start out as the same network"
+        "--expert-model {first} {again}: experts that are made of it start out as the same network"
     ))
 }
 

@@ -20,6 +20,8 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["quantize"], "pool-take", "pool-added-tokens"),
     (&["quantize"], "ridge", "expert-damping"),
     (&["distill"], "learning-rate", "relative-learning-rate"),
+    (&["upcycle"], "expert", "expert-model"),
+    (&["upcycle"], "attention", "rest"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 

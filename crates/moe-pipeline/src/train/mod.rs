@@ -286,11 +286,11 @@ pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins 
 
 /// What is said of a training that has nothing to find.
 const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
-     the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert";
+     the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert-model";
 /// The same where shared experts have gates, which are trained with routers.
 const IDLE_BUT_SHARED: &str = "routers decide nothing here: all experts of each layer are the same network, and their weights sum to the same, so \
      that training them changes only how much the shared expert counts for. Give --train router,experts, or upcycle with --noise-std, --init \
-     drop or --expert";
+     drop or --expert-model";
 
 impl TrainingJob<'_> {
     /// Trains, and gives the trained model.

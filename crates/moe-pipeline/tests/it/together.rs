@@ -108,8 +108,7 @@ fn assert_same(model: &str, passes: &[&str]) -> Vec<String> {
     done[0].timings.0.iter().map(|stage| stage.name.clone()).collect()
 }
 
-const PRUNE: &str =
-    "run = 'prune'\nkeep = 0.75\nmethod = 'reap'\ndata = ['$large']\nno-super-expert-guard = true";
+const PRUNE: &str = "run = 'prune'\nkeep = 0.75\ncriterion = 'reap'\ndata = ['$large']\nno-super-expert-guard = true";
 const QUANTIZE: &str =
     "run = 'quantize'\nscheme = 'w4a16'\ngroup-size = 32\ntop-up-below = 0.1\ndata = ['$large']";
 
@@ -127,14 +126,14 @@ fn quantized_experts_are_pruned() {
 
 #[test]
 fn three_passes_decide_in_one_sweep() {
-    let merge = "run = 'merge'\nexperts = 12\nmethod = 'ream'\nno-super-expert-guard = true\ndata = ['$large']\ndata-tokens = 700";
+    let merge = "run = 'merge'\nexperts = 12\nalgorithm = 'ream'\nno-super-expert-guard = true\ndata = ['$large']\ndata-tokens = 700";
     let stages = assert_same("models/moe", &[PRUNE, merge, QUANTIZE]);
     assert!(stages.contains(&"prune, merge, quantize: decide".to_owned()), "{stages:?}");
 }
 
 #[test]
 fn attention_and_shared_experts_are_quantized_behind_a_merge() {
-    let merge = "run = 'merge'\nkeep = 0.5\nmethod = 'hc-smoe'\ndata = ['$small']";
+    let merge = "run = 'merge'\nkeep = 0.5\nalgorithm = 'hc-smoe'\ndata = ['$small']";
     let quantize = "run = 'quantize'\nscheme = 'w8a16'\ngroup-size = -1\ntop-up-below = 0.1\ninclude = ['shared', 'attention']\ndata = ['$small']";
     assert_same("families/qwen2_moe/fused/model", &[merge, quantize]);
     assert_same("families/deepseek_v3/fused/model", &[merge, quantize]);
@@ -150,8 +149,8 @@ fn what_must_see_the_whole_model_gets_a_sweep_of_its_own() {
             && stages.contains(&"quantize: decide".to_owned()),
         "{stages:?}"
     );
-    let again = "run = 'prune'\nexperts = 12\nmethod = 'ean'\ndata = ['$large']";
-    let nearest = "run = 'quantize'\nscheme = 'w8a16'\nmethod = 'rtn'\ngroup-size = 32";
+    let again = "run = 'prune'\nexperts = 12\ncriterion = 'ean'\ndata = ['$large']";
+    let nearest = "run = 'quantize'\nscheme = 'w8a16'\nsolver = 'rtn'\ngroup-size = 32";
     assert_same("models/moe", &[&guarded, again, nearest]);
 }
 
@@ -199,7 +198,7 @@ fn a_finished_result_is_known_by_all_its_passes() {
     };
     assert!(finished(&text));
     assert!(
-        !finished(&text.replace("method = 'reap'", "method = 'ean'")),
+        !finished(&text.replace("criterion = 'reap'", "criterion = 'ean'")),
         "the first pass is another"
     );
     assert!(!finished(&text.replace("w4a16", "w8a16")), "the last pass is another");
@@ -226,7 +225,7 @@ fn what_cannot_run_together_is_refused() {
         convert(&passes, &step.model, output, &run(), &Quiet).unwrap_err().to_string()
     };
     assert!(passes(&[QUANTIZE, QUANTIZE]).contains("quantized already"));
-    let stats = "run = 'prune'\nkeep = 0.5\nmethod = 'reap'\nstats = 'recipe.toml'";
+    let stats = "run = 'prune'\nkeep = 0.5\ncriterion = 'reap'\nstats = 'recipe.toml'";
     assert!(passes(&[PRUNE, stats]).contains("statistics are of a checkpoint"));
     assert!(!place.path("together").exists());
 }
