@@ -19,7 +19,7 @@ DATA = "--steps 0 --data text=golden/text/english.calibration.txt --data-tokens 
 BUILT_IN = [
     DATA,
     f"--width 384 {DATA}",
-    f"--select experts --score do-acp --down measured {DATA}",
+    f"--select experts --criterion do-acp --down measured {DATA}",
     f"--init mean {DATA}",
     f"{DATA} --steps 4".replace("--steps 0 ", ""),
 ]

@@ -678,8 +678,16 @@ fn distilling() {
         ("distill {} -o d --data some.jsonl --width 3073", 2, vec!["3073", "3072"]),
         ("distill {} -o d --data some.jsonl --width 0", 2, vec!["--width 0", "at least 1"]),
         ("distill {} -o d --data some.jsonl --init mean --width 127", 2, vec!["127", "128"]),
-        ("distill {} -o d --data some.jsonl --init mean --score cp", 2, vec!["--score", "--init"]),
-        ("distill {} -o d --data some.jsonl --score cp", 2, vec!["--score", "--select experts"]),
+        (
+            "distill {} -o d --data some.jsonl --init mean --criterion cp",
+            2,
+            vec!["--criterion", "--init"],
+        ),
+        (
+            "distill {} -o d --data some.jsonl --criterion cp",
+            2,
+            vec!["--criterion", "--select experts"],
+        ),
         ("distill {} -o d --data some.jsonl --target llama", 2, vec!["llama", "--target qwen3"]),
         (
             "distill {} -o d --data some.jsonl",

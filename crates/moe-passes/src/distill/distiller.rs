@@ -395,7 +395,7 @@ impl Observer for Distiller {
         };
         if self.observer.is_none() {
             let samples =
-                self.options.init == Init::Select && self.options.score.needs_all_outputs();
+                self.options.init == Init::Select && self.options.criterion.needs_all_outputs();
             self.observer = Some(LayerObserver::new(moe, self.tokens(), samples, &self.compute)?);
         }
         self.observer.as_mut().map_or(Ok(()), |observer| observer.input(layer, x))

@@ -34,7 +34,7 @@ pub struct DistillOptions {
     /// What experts are ranked by, with --select experts.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
-    pub score: Score,
+    pub criterion: Score,
 
     /// How the down projection is made.
     #[arg(long, value_enum, default_value_t)]
@@ -162,11 +162,13 @@ impl DistillOptions {
             return usage("distill measures gates on text", "give --data TEXT");
         }
         if self.init != Init::Select
-            && (self.score != Score::default() || self.select != Select::default())
+            && (self.criterion != Score::default() || self.select != Select::default())
         {
             let error =
-                Error::new(Kind::Usage, "--score and --select choose what --init select takes");
-            return Err(error.remedy("leave them out, or --init").idle(&["--score", "--select"]));
+                Error::new(Kind::Usage, "--criterion and --select choose what --init select takes");
+            return Err(error
+                .remedy("leave them out, or --init")
+                .idle(&["--criterion", "--select"]));
         }
         let experts = self.init == Init::Select && self.select == Select::Experts;
         if self.down == Down::Uniform && !experts {
@@ -176,13 +178,13 @@ impl DistillOptions {
         }
         if self.init == Init::Select
             && self.select == Select::Neurons
-            && self.score != Score::default()
+            && self.criterion != Score::default()
         {
             let error = Error::new(
                 Kind::Usage,
-                "--score ranks experts, and --select neurons takes none whole",
+                "--criterion ranks experts, and --select neurons takes none whole",
             );
-            return Err(error.remedy("give --select experts").idle(&["--score"]));
+            return Err(error.remedy("give --select experts").idle(&["--criterion"]));
         }
         check_baseline_used(self.no_baseline, &self.measuring)?;
         self.training.check()

@@ -83,7 +83,7 @@ fn selected(
     let (chosen, scores) = match options.select {
         Select::Neurons => (by_neurons(&neurons, width), Vec::new()),
         Select::Experts => {
-            let (order, scores) = options.score.order(index, sums, taken)?;
+            let (order, scores) = options.criterion.order(index, sums, taken)?;
             (by_experts(&neurons, &networks, &order, width), scores)
         }
     };

@@ -485,7 +485,7 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
         ),
         ("prune", "no-baseline = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
         ("prune", "no-control = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
-        ("distill", "score = \"cp\"", text, "select = \"experts\"", "select = \"neurons\""),
+        ("distill", "criterion = \"cp\"", text, "select = \"experts\"", "select = \"neurons\""),
         (
             "upcycle",
             "data = [\"t\"]",

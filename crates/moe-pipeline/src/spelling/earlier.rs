@@ -22,6 +22,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["distill"], "learning-rate", "relative-learning-rate"),
     (&["upcycle"], "expert", "expert-model"),
     (&["upcycle"], "attention", "rest"),
+    (&["distill"], "score", "criterion"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 

@@ -293,7 +293,7 @@ fn uniform_gates_are_one_over_the_experts_taken() {
     let moe = golden("models/moe");
     let source = Model::open(&moe).unwrap();
     let text = ids(out.path(), 16, source.vocab);
-    let options = "down = \"uniform\"\nselect = \"experts\"\nscore = \"cp\"\nwidth = 512\n";
+    let options = "down = \"uniform\"\nselect = \"experts\"\ncriterion = \"cp\"\nwidth = 512\n";
     let receipt =
         run::<DistillOptions>(&moe, &out.path().join("out"), &format!("{text}{options}")).unwrap();
     assert!(matches!(receipt.identity, Identity::Changed { .. }));
