@@ -159,7 +159,7 @@ fn links_to_folders_are_what_loaders_go_through() {
 fn temporary_folders_are_removed_by_signals() {
     let mut problems = Vec::new();
     for (command, folder) in
-        [("selftest", "tmp"), ("bench --scratch tmp --layers 1 --tokens 4096", "tmp")]
+        [("selftest", "tmp"), ("bench --scratch tmp --layers 1 --data-tokens 4096", "tmp")]
     {
         for signal in ["INT", "TERM"] {
             let sandbox = Sandbox::new();

@@ -398,9 +398,9 @@ fn paths_of_the_wrong_kind_say_what_to_give() {
         sandbox.refuses("run recipes/r", 1, &["recipes/r", "give recipes/r.toml"]),
         sandbox.refuses(&logits, 1, &[".l.partial-moe-convert", "remove this"]),
         sandbox.refuses(
-            "bench --tokens 1024 --passes prune,distill --scratch .",
+            "bench --data-tokens 1024 --passes prune,distill --scratch .",
             2,
-            &["the benchmark of distill", "raise --tokens"],
+            &["the benchmark of distill", "raise --data-tokens"],
         ),
         sandbox.refuses(
             "bench --like qwen3",

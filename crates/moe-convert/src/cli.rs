@@ -253,7 +253,7 @@ pub enum Command {
     /// Each stage is compared with the machine's own matrix product and copy, and times are
     /// extrapolated to the whole model.
     #[command(
-        after_help = "Example:\n  moe-convert bench --like qwen3-30b-a3b --tokens 1024 --passes quantize"
+        after_help = "Example:\n  moe-convert bench --like qwen3-30b-a3b --data-tokens 1024 --passes quantize"
     )]
     Bench(BenchOptions),
 

@@ -177,6 +177,13 @@ fn spellings_of_others_and_of_earlier_versions_are_accepted() {
         ("prune m -o o --keep 0.5 --method reap", "--method is now --criterion"),
         ("merge m -o o --keep 0.5 --method ream", "--method is now --algorithm"),
         ("quantize m -o o --method=RTN", "--method is now --solver"),
+        ("eval m --data t --against o", "--against is now --original"),
+        ("eval m --data t --max_tokens=64", "--max_tokens is now --data-tokens"),
+        (
+            "distill m -o o --data t --learning-rate 1",
+            "--learning-rate is now --relative-learning-rate",
+        ),
+        ("bench --tokens 64", "--tokens is now --data-tokens"),
     ] {
         let read = Cli::read(std::iter::once("moe-convert").chain(line.split(' ')));
         let notes = read.ok().map(|cli| cli.notes).unwrap();

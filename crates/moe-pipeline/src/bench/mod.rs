@@ -35,7 +35,7 @@ pub struct BenchOptions {
 
     /// Tokens of calibration text, which are random
     #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
-    pub tokens: usize,
+    pub data_tokens: usize,
 
     /// Tokens of a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
@@ -105,12 +105,12 @@ pub fn bench(
     progress: &dyn Progress,
 ) -> Result<BenchReport> {
     let proportions = Proportions::of(&options.like)?;
-    if options.layers == 0 || options.tokens == 0 || options.sequence_length == 0 {
+    if options.layers == 0 || options.data_tokens == 0 || options.sequence_length == 0 {
         return Err(Error::new(Kind::Usage, "there is nothing to measure")
-            .remedy("give --layers, --tokens and --sequence-length above 0"));
+            .remedy("give --layers, --data-tokens and --sequence-length above 0"));
     }
     for (option, asked) in
-        [("--tokens", options.tokens), ("--sequence-length", options.sequence_length)]
+        [("--data-tokens", options.data_tokens), ("--sequence-length", options.sequence_length)]
     {
         if asked > MOST_TOKENS {
             return Err(Error::new(
@@ -173,7 +173,7 @@ pub fn bench(
         progress.advance(1);
     }
     dir.remove()?;
-    let BenchOptions { like, layers, tokens, .. } = options;
+    let BenchOptions { like, layers, data_tokens: tokens, .. } = options;
     let layers = [*layers, proportions.layers];
     Ok(BenchReport { like: like.clone(), layers, tokens: *tokens, bytes, peaks, passes: benched })
 }
@@ -214,7 +214,7 @@ fn planned(
 
 /// `text` about a pass with the names of the benchmark's options.
 fn in_options(text: &str) -> String {
-    text.replace("give more --data, raise", "raise").replace("--data-tokens", "--tokens")
+    text.replace("give more --data, raise", "raise")
 }
 
 /// The pass `name`, on the text in `dir`.
@@ -235,11 +235,11 @@ fn passed(
     let Proportions { experts, active_width, .. } = *proportions;
     let wrong = |e| Error::new(Kind::Usage, "this benchmark's options").source(e);
     let mut table: toml::Table =
-        benchmark(&BenchmarkedModel { experts, active_width, tokens: options.tokens })
+        benchmark(&BenchmarkedModel { experts, active_width, tokens: options.data_tokens })
             .parse()
             .map_err(wrong)?;
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    table.insert("data-tokens".to_owned(), count(options.tokens).into());
+    table.insert("data-tokens".to_owned(), count(options.data_tokens).into());
     table.insert("sequence-length".to_owned(), count(options.sequence_length).into());
     table.insert("data".to_owned(), vec![dir.join(TEXT).to_string_lossy().into_owned()].into());
     info.options.from_table(table).map_err(wrong)
@@ -258,7 +258,7 @@ fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
 fn write_text(path: &Path, options: &BenchOptions) -> Result<()> {
     let mut random = generator(1, 0);
     let shuffled = std::iter::repeat_with(|| choose(VOCABULARY, VOCABULARY, &mut random));
-    let ids: Vec<usize> = shuffled.flatten().take(options.tokens).collect();
+    let ids: Vec<usize> = shuffled.flatten().take(options.data_tokens).collect();
     let line = |ids: &[usize]| json!({ "input_ids": ids }).to_string() + "\n";
     let lines: String = ids.chunks(options.sequence_length).map(line).collect();
     std::fs::write(path, lines).map_err(|e| Error::io("cannot write this text", path, e))
@@ -289,7 +289,7 @@ mod tests {
         let options = BenchOptions {
             like: "qwen3-30b-a3b".to_owned(),
             layers: 1,
-            tokens: 4096,
+            data_tokens: 4096,
             sequence_length: 512,
             passes: Vec::new(),
             scratch: PathBuf::new(),

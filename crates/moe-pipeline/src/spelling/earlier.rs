@@ -23,6 +23,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["upcycle"], "expert", "expert-model"),
     (&["upcycle"], "attention", "rest"),
     (&["distill"], "score", "criterion"),
+    (&["bench"], "tokens", "data-tokens"),
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 
