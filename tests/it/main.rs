@@ -37,6 +37,7 @@ mod reports;
 mod resume;
 mod side_files;
 mod signals;
+mod spelling;
 mod terminal;
 mod text;
 mod tokens;

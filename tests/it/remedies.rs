@@ -368,10 +368,6 @@ fn remedies_can_be_followed() {
         (format!("{quantize} --scheme w8a8"), ["no scheme \"w8a8\"", "fp8 is what engines run"]),
         (format!("{quantize} --scheme w4a8"), ["no scheme", "give w4a16"]),
         (
-            format!("prune golden/models/moe -o out --keep 75% {TEXT}"),
-            ["'75%'", "write 75 % as 0.75"],
-        ),
-        (
             format!("prune golden/models/moe -o out --keep 75 {TEXT}"),
             ["--keep 75 is not a share", "0.75 for 75 %"],
         ),

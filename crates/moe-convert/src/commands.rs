@@ -398,7 +398,7 @@ impl<'a> Session<'a> {
         let run = ConvertOptions {
             overwrite: false,
             resume: false,
-            max_shard_size: "5GB".parse()?,
+            max_shard_size: WritingOptions::default().max_shard_size,
             probe_tokens: 0,
             compute: self.compute.clone(),
             memory_budget: self.common.memory_budget,

@@ -19,13 +19,13 @@ pub struct CalibrationOptions {
     pub data: Vec<DataSpec>,
 
     /// Documents are cut into windows of this many tokens, each a sequence of its own.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Calibration")]
+    #[arg(long, value_name = "TOKENS", default_value_t = default_sequence_length(), help_heading = "Calibration")]
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
     /// At most this many tokens of each label, in windows drawn at random by --seed. Large text
     /// (more than 4 MiB, and than 16 bytes for each of these tokens) is read at random places only.
-    #[arg(long, value_name = "TOKENS", default_value_t = 65_536, help_heading = "Calibration")]
+    #[arg(long, value_name = "TOKENS", default_value_t = default_data_tokens(), help_heading = "Calibration")]
     #[serde(default = "default_data_tokens")]
     pub data_tokens: usize,
 
@@ -40,7 +40,7 @@ pub struct CalibrationOptions {
     pub mask_special: bool,
 
     /// Seed of everything that is drawn.
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[arg(long, value_name = "SEED", default_value_t)]
     #[serde(default)]
     pub seed: u64,
 }

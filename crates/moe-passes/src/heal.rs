@@ -20,7 +20,7 @@ use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, Traini
 pub struct HealOptions {
     /// What is trained, several words with commas. Expert correction biases, and layers for
     /// multi-token prediction, always stay.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "router")]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = router())]
     #[serde(default = "router")]
     pub train: Vec<Trained>,
 
@@ -33,14 +33,14 @@ pub struct HealOptions {
     pub original: Option<PathBuf>,
 
     /// Weight of that KL; the loss of next tokens has the rest of 1.
-    #[arg(long, value_name = "WEIGHT", default_value_t = 1.0)]
+    #[arg(long, value_name = "WEIGHT", default_value_t = whole())]
     #[serde(default = "whole")]
     pub original_weight: f64,
 
     /// How much of the original's distribution is used: all of it, which runs it for every batch;
     /// or its most probable tokens and the mass of the others, or tokens drawn by their probability
     /// (2503.16870), for which it runs once.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
     #[serde(default)]
     pub original_logits: OriginalLogits,
 

@@ -41,7 +41,7 @@ pub struct TrainOptions {
     pub batch_tokens: usize,
 
     /// Batches whose gradients are accumulated for a step.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = one())]
     #[serde(default = "one")]
     pub accumulate: usize,
 
@@ -61,7 +61,7 @@ pub struct TrainOptions {
     pub weight_decay: f64,
 
     /// Maximum norm of all gradients together; 0 for no limit.
-    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    #[arg(long, value_name = "NORM", default_value_t = one_f64())]
     #[serde(default = "one_f64")]
     pub clip: f64,
 
@@ -78,7 +78,7 @@ pub struct TrainOptions {
     pub eval_every: u64,
 
     /// Stop after this many measurements without an improvement; 0 for never.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t)]
     #[serde(default)]
     pub patience: u64,
 }
@@ -192,8 +192,8 @@ impl TrainOptions {
         let idle = [
             ("--learning-rate", self.learning_rate != default_learning_rate()),
             ("--weight-decay", self.weight_decay != default_weight_decay()),
-            ("--clip", self.clip != 1.0),
-            ("--accumulate", self.accumulate != 1),
+            ("--clip", self.clip != one_f64()),
+            ("--accumulate", self.accumulate != one()),
             ("--warmup", self.warmup.is_some()),
             ("--patience", self.patience != 0),
         ];
@@ -236,7 +236,7 @@ pub struct RouterOptions {
     pub balance_over: Over,
 
     /// Weight of the router z-loss, the mean of (log Σ exp z)² (2202.08906); 0.001 is usual.
-    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
+    #[arg(long, value_name = "WEIGHT", default_value_t)]
     #[serde(default)]
     pub z_loss: f64,
 
@@ -350,7 +350,7 @@ pub struct TrainingText {
     pub held_out_tokens: usize,
 
     /// Seed of everything that is drawn.
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[arg(long, value_name = "SEED", default_value_t)]
     #[serde(default)]
     pub seed: u64,
 }

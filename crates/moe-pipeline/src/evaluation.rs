@@ -26,7 +26,7 @@ pub struct EvalOptions {
     pub data: Vec<DataSpec>,
 
     /// Documents are cut into windows of this many tokens, each a sequence of its own.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(long, value_name = "TOKENS", default_value_t = default_sequence_length())]
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 

@@ -10,14 +10,17 @@ use crate::resources::ByteSize;
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct WritingOptions {
     /// Maximum size of a weights file
-    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    #[arg(long, value_name = "SIZE", default_value = SHARD_SIZE)]
     pub max_shard_size: ByteSize,
 
     /// Random tokens on which the result is compared with its source while it is written; 0 for
     /// none
-    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    #[arg(long, value_name = "TOKENS", default_value_t = Self::default().probe_tokens)]
     pub probe_tokens: usize,
 }
+
+/// What most hubs split files at.
+const SHARD_SIZE: &str = "5GB";
 
 /// Nobody means files that are smaller than their own headers.
 const LEAST_SHARD_BYTES: u64 = 1000;
@@ -53,6 +56,7 @@ impl WritingOptions {
 
 impl Default for WritingOptions {
     fn default() -> Self {
-        Self { max_shard_size: ByteSize(5_000_000_000), probe_tokens: 32 }
+        let max_shard_size = SHARD_SIZE.parse().expect("it is written as a size");
+        Self { max_shard_size, probe_tokens: 32 }
     }
 }

@@ -18,7 +18,7 @@ pub struct Training {
 
     /// Then train each layer for this many steps on what reaches it through the trained dense
     /// layers before it.
-    #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
+    #[arg(long, value_name = "STEPS", default_value_t, help_heading = "Training")]
     #[serde(default)]
     pub student_steps: u64,
 

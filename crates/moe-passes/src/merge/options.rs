@@ -145,7 +145,7 @@ impl MergeOptions {
         if self.group_cap == Some(0) {
             return Err(usage(
                 "--group-cap 0 lets no group have an expert",
-                "give at least 1; the default is 16",
+                "give at least 1, or leave it out",
             ));
         }
         if let Some(cosine) = self.dern_threshold.filter(|cosine| !(-1.0..=1.0).contains(cosine)) {
@@ -193,4 +193,27 @@ fn check_plain(model: &Model) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args;
+
+    use super::*;
+
+    /// Options without which a constant counts say what it is.
+    #[test]
+    fn help_states_the_constants() {
+        let command = MergeOptions::augment_args(clap::Command::new("merge"));
+        let grouping = Grouping::default().to_possible_value().unwrap();
+        for (option, default) in [
+            ("group-cap", GROUP_CAP.to_string()),
+            ("dern-threshold", DERN_THRESHOLD.to_string()),
+            ("grouping", grouping.get_name().to_owned()),
+        ] {
+            let arg = command.get_arguments().find(|arg| arg.get_long() == Some(option)).unwrap();
+            let help = arg.get_help().unwrap().to_string();
+            assert!(help.contains(&format!("[default: {default}]")), "{option}: {help}");
+        }
+    }
 }

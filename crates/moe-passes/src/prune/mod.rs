@@ -20,7 +20,7 @@ use crate::pass::{
     DecidedBy, HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan,
     ReportKind, Sources, as_value,
 };
-use crate::reduce::{BASELINE, Method, ReduceOptions, Size, fewer};
+use crate::reduce::{BASELINE, Method, ReduceOptions, Size, default_divisible_by, fewer};
 use crate::unused::refuse_unused;
 
 pub use choose::Blend;
@@ -119,7 +119,7 @@ impl PruneOptions {
             ("--keep", reduce.keep.is_some()),
             ("--keep-mass", reduce.keep_mass.is_some()),
             ("--equal-mass", reduce.equal_mass),
-            ("--divisible-by", reduce.divisible_by != 1),
+            ("--divisible-by", reduce.divisible_by != default_divisible_by()),
             ("--stats", reduce.stats.is_some()),
             ("--no-super-expert-guard", reduce.no_super_expert_guard),
             ("--data", !text.data.is_empty()),

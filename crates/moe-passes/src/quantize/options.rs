@@ -39,7 +39,7 @@ pub struct QuantizeOptions {
     pub solver: Option<SolverChoice>,
 
     /// Columns that share a scale: 32, 64 or 128, or -1 for whole rows. For integers only.
-    #[arg(long, value_name = "COLUMNS", default_value_t = 128, allow_negative_numbers = true)]
+    #[arg(long, value_name = "COLUMNS", default_value_t = default_group_size(), allow_negative_numbers = true)]
     #[serde(default = "default_group_size")]
     pub group_size: i64,
 
@@ -59,7 +59,13 @@ pub struct QuantizeOptions {
     pub include: Vec<QuantizedPart>,
 
     /// Tokens that each expert is calibrated on.
-    #[arg(long, value_enum, default_value_t, help_heading = "Tokens of experts")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHICH",
+        default_value_t,
+        help_heading = "Tokens of experts"
+    )]
     #[serde(default)]
     pub calibrate_on: CalibrateOn,
 
@@ -70,31 +76,31 @@ pub struct QuantizeOptions {
 
     /// An expert with fewer tokens than this multiple of its input width is topped up: with what
     /// --shrinkage adds, as many as its Hessian needs not to be singular.
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Tokens of experts")]
+    #[arg(long, value_name = "FACTOR", default_value_t = half(), help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub top_up_below: f64,
 
     /// The weight of a token is its gate to this power: 0, 1 or 2.
-    #[arg(long, value_name = "POWER", default_value_t = 1, help_heading = "Tokens of experts")]
+    #[arg(long, value_name = "POWER", default_value_t = default_gate_power(), help_heading = "Tokens of experts")]
     #[serde(default = "default_gate_power")]
     pub gate_power: u8,
 
     /// Tokens' worth of the whole layer that is mixed into each expert's Hessian of gate and up, as
     /// a multiple of its input width; with --calibrate-on per-expert.
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Tokens of experts")]
+    #[arg(long, value_name = "FACTOR", default_value_t = half(), help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub shrinkage: f64,
 
     /// White noise that is mixed into each expert's Hessian: as much as this factor times its input
     /// width in tokens would bring, at the mean energy of its inputs. The fewer tokens an expert
     /// has, the more this damps; with --calibrate-on per-expert.
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Tokens of experts")]
+    #[arg(long, value_name = "FACTOR", default_value_t = half(), help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub expert_damping: f64,
 
     /// Experts with more tokens than this multiple of the mean are calibrated on an even selection
     /// of them; 0 for all.
-    #[arg(long, value_name = "FACTOR", default_value_t = 4.0, help_heading = "Tokens of experts")]
+    #[arg(long, value_name = "FACTOR", default_value_t = default_hot_cap(), help_heading = "Tokens of experts")]
     #[serde(default = "default_hot_cap")]
     pub hot_cap: f64,
 
@@ -108,7 +114,7 @@ pub struct QuantizeOptions {
     #[arg(
         long,
         value_name = "TOKENS",
-        default_value_t = 262_144,
+        default_value_t = default_pool_tokens(),
         help_heading = "Tokens of experts"
     )]
     #[serde(default = "default_pool_tokens")]
@@ -122,7 +128,7 @@ pub struct QuantizeOptions {
 
     /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it
     /// stays singular.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "GPTQ")]
+    #[arg(long, value_name = "SHARE", default_value_t = default_damping(), help_heading = "GPTQ")]
     #[serde(default = "default_damping")]
     pub damping: f64,
 
@@ -131,7 +137,7 @@ pub struct QuantizeOptions {
     #[arg(
         long,
         value_name = "BOOL",
-        default_value_t = true,
+        default_value_t = default_act_order(),
         default_missing_value = "true",
         num_args = 0..=1,
         require_equals = true,
@@ -351,5 +357,21 @@ impl QuantizeOptions {
                 "give --scheme w4a16, or leave --format out",
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args;
+
+    use super::*;
+
+    #[test]
+    fn help_states_the_scheme_that_is_usual() {
+        let command = QuantizeOptions::augment_args(clap::Command::new("quantize"));
+        let scheme = command.get_arguments().find(|arg| arg.get_long() == Some("scheme")).unwrap();
+        let usual = WeightScheme::default().to_possible_value().unwrap();
+        let help = scheme.get_help().unwrap().to_string();
+        assert!(help.contains(&format!("{} unless told otherwise", usual.get_name())), "{help}");
     }
 }

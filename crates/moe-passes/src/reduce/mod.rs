@@ -25,7 +25,7 @@ pub use trust::LayerTrust;
 
 pub(crate) use budget::{check_padding, padded};
 pub(crate) use mtp::aimer;
-pub(crate) use options::{Size, check_groups};
+pub(crate) use options::{Size, check_groups, default_divisible_by};
 pub(crate) use pass::{BASELINE, fewer};
 
 /// How a layer gets fewer experts.

@@ -41,8 +41,8 @@ pub struct ReduceOptions {
     pub equal_mass: bool,
 
     /// Round the number of experts up to a multiple of this, such as an expert-parallel size.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    #[serde(default = "one")]
+    #[arg(long, value_name = "N", default_value_t = default_divisible_by())]
+    #[serde(default = "default_divisible_by")]
     pub divisible_by: usize,
 
     /// Statistics that observe has written of this very model: decides on the original. With --data
@@ -156,7 +156,7 @@ fn of_percent(share: f64) -> String {
     }
 }
 
-fn one() -> usize {
+pub(crate) fn default_divisible_by() -> usize {
     1
 }
 

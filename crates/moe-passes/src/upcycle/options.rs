@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::layers::LayerChoice;
 
+/// Standard deviation of routers, of those that are almost zero, and of those for shards.
+const NORMAL_STD: f64 = 0.02;
+const ZEROS_STD: f64 = 1e-6;
+const SHARDS_STD: f64 = 1e-4;
+
 /// How the experts are made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -107,7 +112,7 @@ pub struct UpcycleOptions {
 
     /// Shards that each dense network is cut into; N and K count shards and are multiples of it.
     /// Shards of one network share their router rows, so that they are chosen together.
-    #[arg(long, value_name = "G", default_value_t = 1)]
+    #[arg(long, value_name = "G", default_value_t = one_shard())]
     #[serde(default = "one_shard")]
     pub granularity: usize,
 
@@ -141,7 +146,7 @@ pub struct UpcycleOptions {
     pub rest: Rest,
 
     /// With --init drop: share of an expert's neurons that are reinitialized.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5, help_heading = "Experts")]
+    #[arg(long, value_name = "SHARE", default_value_t = half(), help_heading = "Experts")]
     #[serde(default = "half")]
     pub drop_fraction: f64,
 
@@ -151,12 +156,12 @@ pub struct UpcycleOptions {
     pub partition_by: PartitionBy,
 
     /// Standard deviation of noise that is added to every expert; 0 keeps the function.
-    #[arg(long, value_name = "STD", default_value_t = 0.0, help_heading = "Experts")]
+    #[arg(long, value_name = "STD", default_value_t, help_heading = "Experts")]
     #[serde(default)]
     pub noise_std: f64,
 
     /// Share of an expert's weights that get noise.
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0, help_heading = "Experts")]
+    #[arg(long, value_name = "SHARE", default_value_t = one(), help_heading = "Experts")]
     #[serde(default = "one")]
     pub noise_fraction: f64,
 
@@ -166,12 +171,12 @@ pub struct UpcycleOptions {
     pub scale_placement: ScalePlacement,
 
     /// Share of the function that the shared expert computes, where the family has one.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5, help_heading = "Experts")]
+    #[arg(long, value_name = "SHARE", default_value_t = half(), help_heading = "Experts")]
     #[serde(default = "half")]
     pub shared_fraction: f64,
 
     /// Copies of the dense network that the shared expert is made of, where the family has one.
-    #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Experts")]
+    #[arg(long, value_name = "COUNT", default_value_t = one_shard(), help_heading = "Experts")]
     #[serde(default = "one_shard")]
     pub shared_experts: usize,
 
@@ -193,7 +198,7 @@ pub struct UpcycleOptions {
 
     /// For routers made from text: rows are scaled until the mean entropy of routing there is this
     /// share of its maximum, ln(experts). 0 leaves rows as long as they are.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Routers")]
+    #[arg(long, value_name = "SHARE", default_value_t = nine_tenths(), help_heading = "Routers")]
     #[serde(default = "nine_tenths")]
     pub router_entropy: f64,
 
@@ -211,12 +216,12 @@ pub struct UpcycleOptions {
     pub data: Vec<DataSpec>,
 
     /// At most this many tokens of each label of --data, the first ones.
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096, help_heading = "Routers")]
+    #[arg(long, value_name = "TOKENS", default_value_t = survey_tokens(), help_heading = "Routers")]
     #[serde(default = "survey_tokens")]
     pub data_tokens: usize,
 
     /// Documents of --data are cut into windows of this many tokens.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Routers")]
+    #[arg(long, value_name = "TOKENS", default_value_t = window(), help_heading = "Routers")]
     #[serde(default = "window")]
     pub sequence_length: usize,
 
@@ -227,7 +232,7 @@ pub struct UpcycleOptions {
     pub norm_topk_prob: Option<bool>,
 
     /// Seed of everything random.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t)]
     #[serde(default)]
     pub seed: u64,
 }
@@ -262,21 +267,21 @@ impl UpcycleOptions {
         Self {
             experts,
             top_k,
-            granularity: 1,
+            granularity: one_shard(),
             target: None,
-            layers: LayerChoice::All,
+            layers: LayerChoice::default(),
             init: Init::Copy,
             models: Vec::new(),
-            rest: Rest::Base,
+            rest: Rest::default(),
             drop_fraction: half(),
-            partition_by: PartitionBy::Weights,
+            partition_by: PartitionBy::default(),
             noise_std: 0.0,
             noise_fraction: one(),
-            scale_placement: ScalePlacement::Exact,
+            scale_placement: ScalePlacement::default(),
             shared_fraction: half(),
-            shared_experts: 1,
+            shared_experts: one_shard(),
             shared_width: None,
-            router: RouterInit::Normal,
+            router: RouterInit::default(),
             router_std: None,
             router_entropy: nine_tenths(),
             prompts: None,
@@ -301,9 +306,26 @@ impl UpcycleOptions {
     /// experts need not.
     pub(super) fn router_std(&self) -> f64 {
         self.router_std.unwrap_or(match (self.router, self.granularity) {
-            (RouterInit::Zeros, 1) => 1e-6,
-            (RouterInit::Zeros, _) => 1e-4,
-            _ => 0.02,
+            (RouterInit::Zeros, 1) => ZEROS_STD,
+            (RouterInit::Zeros, _) => SHARDS_STD,
+            _ => NORMAL_STD,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What --router-std is unless given depends on the word that says how routers are made.
+    #[test]
+    fn help_states_the_standard_deviations() {
+        let help =
+            |init: RouterInit| init.to_possible_value().unwrap().get_help().unwrap().to_string();
+        assert!(
+            help(RouterInit::Normal).contains(&format!("--router-std, {NORMAL_STD} unless given"))
+        );
+        let zeros = format!("{ZEROS_STD:e} unless given ({SHARDS_STD:e} for shards)");
+        assert!(help(RouterInit::Zeros).contains(&zeros));
     }
 }

@@ -137,3 +137,11 @@ fn a_golden_holds_for_the_text_it_was_made_with() {
     let other = EvalReport { domains: vec![row("text", 0.3, 0.1, 0.8)], ..report(0.1) };
     assert_eq!(gates.measured(&other, Path::new("none")).unwrap_err().kind(), Kind::Usage);
 }
+
+#[test]
+fn help_states_the_tolerance() {
+    let command = <Gates as clap::Args>::augment_args(clap::Command::new("eval"));
+    let tolerance = command.get_arguments().find(|arg| arg.get_id() == "golden_tolerance").unwrap();
+    let help = tolerance.get_help().unwrap().to_string();
+    assert!(help.contains(&format!("[default: {GOLDEN_TOLERANCE}]")), "{help}");
+}

@@ -25,7 +25,7 @@ pub struct ObserveOptions {
 
     /// Run all experts on every N-th token, for the mean outputs that merge --algorithm hc-smoe goes
     /// by; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t)]
     #[serde(default)]
     pub all_experts_every: usize,
 

@@ -1,14 +1,14 @@
 //! Keys and values of steps in the spelling that the program reads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use clap::Command;
 use moe_checkpoint::{Result, shown, shown_path};
-use std::path::Path;
 use toml::{Table, Value};
 
 use super::{schema, usage};
-use crate::spelling;
+use crate::spelling::{self, Spelled};
 
 /// A key that is written by its earlier name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,38 +62,38 @@ pub(super) fn keys(table: &mut Table, command: &str) -> Result<Vec<EarlierKey>> 
 fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>> {
     let mut earlier = Vec::new();
     let mut spelled = Table::new();
+    let mut written = BTreeMap::new();
     for (key, mut value) in std::mem::take(table) {
         if let Value::Table(inner) = &mut value {
             earlier.extend(keys_of(inner, command)?);
         }
-        let Some(of_key) = spelling::option(&key, command) else {
-            add(&mut spelled, &key, key.clone(), value)?;
-            continue;
-        };
-        if let Value::Integer(_) | Value::String(_) = value {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let given = of_key.value(&text);
-            if given != text {
-                value = Value::String(given);
+        let of_key = spelling::option(&key, command);
+        let now = of_key.as_ref().map_or(&key, |spelled| &spelled.option).clone();
+        if let Some(other) = written.insert(now.clone(), key.clone()) {
+            let what = format!("`{other}` and `{key}` are one key, and both are given");
+            return Err(usage(what, format!("give `{now}` alone, once")));
+        }
+        if let Some(of_key) = of_key {
+            value = value_of(&of_key, value);
+            if of_key.is_earlier {
+                earlier.push(EarlierKey { was: key, now: now.clone() });
             }
         }
-        if of_key.is_earlier {
-            earlier.push(EarlierKey { was: key.clone(), now: of_key.option.clone() });
-        }
-        add(&mut spelled, &key, of_key.option, value)?;
+        spelled.insert(now, value);
     }
     *table = spelled;
     Ok(earlier)
 }
 
-/// Puts `value` of the key that is written as `written` under `key`.
-fn add(table: &mut Table, written: &str, key: String, value: Value) -> Result<()> {
-    if table.contains_key(&key) {
-        let what = format!("`{written}` is another name of `{key}`, and both are given");
-        return Err(usage(what, format!("give `{key}` alone, once")));
-    }
-    table.insert(key, value);
-    Ok(())
+/// `value`, which was written behind another name, as the key takes it.
+fn value_of(key: &Spelled, value: Value) -> Value {
+    let text = match &value {
+        Value::Integer(number) => number.to_string(),
+        Value::String(text) => text.clone(),
+        _ => return value,
+    };
+    let given = key.value(&text);
+    if given == text { value } else { Value::String(given) }
 }
 
 /// Spells values of `table`, which runs `command`, as options take them.

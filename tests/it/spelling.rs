@@ -1,0 +1,98 @@
+//! Options and values as other tools and earlier versions spell them.
+
+use crate::common::{Sandbox, assert_none};
+
+const MODEL: &str = "golden/models/moe";
+
+fn notes(stderr: &str) -> Vec<&str> {
+    stderr.lines().filter(|line| line.contains("the old name goes with")).collect()
+}
+
+/// Whatever the names, the result and what its receipt says of the options are the same.
+#[test]
+fn another_spelling_is_the_same_conversion() {
+    let sandbox = Sandbox::new();
+    let rounded = "--scheme w4a16 --solver rtn --group-size 32";
+    let mut problems = Vec::new();
+    for (index, (plain, spelled, note)) in [
+        (
+            "prune --experts 12 --criterion random",
+            "prune --num_experts=12 --Criterion RANDOM",
+            None,
+        ),
+        (
+            "prune --keep 0.5 --criterion random",
+            "prune --keep 50% --method random",
+            Some("--method is now --criterion"),
+        ),
+        (&format!("quantize {rounded}"), "quantize --bits 4 --solver RTN --group_size 32", None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let convert = |line: &str, name: &str| {
+            let (command, options) = line.split_once(' ').unwrap();
+            let outcome = sandbox.run(&format!("{command} {MODEL} -o {name} {options}"));
+            let outcome = outcome.succeeds();
+            let weights = sandbox.read(&format!("{name}/model.safetensors"));
+            let receipt = sandbox.json(&format!("{name}/moe-convert.json"));
+            (weights, receipt["options"].clone(), outcome.stderr)
+        };
+        let (weights, options, said) = convert(plain, &format!("plain{index}"));
+        let (same_weights, same_options, noted) = convert(spelled, &format!("spelled{index}"));
+        if (&weights, &options) != (&same_weights, &same_options) {
+            problems.push(format!("{spelled}: {same_options} for {options}"));
+        }
+        let expected: Vec<String> =
+            note.iter().map(|note| format!("note: {note}; the old name goes with 0.3")).collect();
+        if !notes(&said).is_empty() || notes(&noted) != expected {
+            problems.push(format!("{spelled}: {noted}"));
+        }
+    }
+    assert_none(&problems);
+    let quiet = format!("prune {MODEL} -o quiet --keep 0.5 --method random --quiet");
+    assert!(notes(&sandbox.run(&quiet).succeeds().stderr).is_empty());
+}
+
+#[test]
+fn a_recipe_of_an_earlier_version_runs_with_a_note() {
+    let sandbox = Sandbox::new();
+    let step = |output: &str| {
+        format!(
+            "[[step]]\nrun = \"prune\"\nmodel = \"{MODEL}\"\noutput = \"{output}\"\nkeep = 0.5\nmethod = \"random\"\n"
+        )
+    };
+    sandbox.write("r.toml", step("a") + &step("b"));
+    let outcome = sandbox.run("run r.toml").succeeds();
+    let note = "note: r.toml, line 6, step 1 (prune): `method` is now `criterion`; the old name goes \
+                with 0.3 (also in line 12)";
+    assert_eq!(notes(&outcome.stderr), [note]);
+    let both = step("c") + "criterion = \"random\"\n";
+    sandbox.write("both.toml", both);
+    let says = &["line 7, step 1 (prune): `method` and `criterion` are one key"];
+    assert_none(&sandbox.refuses("run both.toml", 2, says).into_iter().collect::<Vec<_>>());
+}
+
+/// Nothing that is to be read shows an earlier name.
+#[test]
+fn earlier_names_are_hidden() {
+    let sandbox = Sandbox::new();
+    for (command, hidden) in [
+        ("prune", "method"),
+        ("merge", "sample-every"),
+        ("quantize", "min-samples"),
+        ("heal", "from-weight"),
+        ("eval", "max-tokens"),
+        ("upcycle", "expert "),
+    ] {
+        let help = sandbox.run(&format!("{command} --help")).succeeds().stdout;
+        assert!(!help.contains(&format!("--{hidden}")), "{command}: {help}");
+    }
+    for what in ["completions fish", "schema"] {
+        let shown = sandbox.run(what).succeeds().stdout;
+        for hidden in ["sample-every", "pool-take", "from-weight", "teacher-tokens", "num-experts"]
+        {
+            assert!(!shown.contains(hidden), "{what}: {hidden}");
+        }
+    }
+}
