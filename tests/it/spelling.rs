@@ -69,7 +69,7 @@ fn a_recipe_of_an_earlier_version_runs_with_a_note() {
     assert_eq!(notes(&outcome.stderr), [note]);
     let both = step("c") + "criterion = \"random\"\n";
     sandbox.write("both.toml", both);
-    let says = &["line 7, step 1 (prune): `method` and `criterion` are one key"];
+    let says = &["line 6, step 1 (prune): `method` and `criterion` are one key"];
     assert_none(&sandbox.refuses("run both.toml", 2, says).into_iter().collect::<Vec<_>>());
 }
 

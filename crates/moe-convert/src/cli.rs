@@ -22,7 +22,7 @@ pub struct Cli {
     pub common: Common,
     /// What is said of how the command line was written.
     #[arg(skip)]
-    pub notes: Vec<String>,
+    pub notes: std::collections::BTreeSet<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -45,7 +45,7 @@ impl Cli {
             words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let respelled = match called(&shown) {
             Some(command) => respell(words, &command)?,
-            None => Respelled { words, notes: Vec::new() },
+            None => Respelled::as_written(words),
         };
         let mut command = taking_negatives(Self::command());
         let mut matches = command.try_get_matches_from_mut(respelled.words)?;

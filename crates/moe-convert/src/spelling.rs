@@ -1,16 +1,19 @@
 //! The command line in the spelling that clap reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, Command};
 use moe_checkpoint::{Error, Kind, Result};
-use moe_pipeline::spelling;
+use moe_pipeline::spelling::{self, Spelled};
 
 /// Words of the command line, the program's name first, and what is said of how they were written.
+#[derive(Debug, Default)]
 pub struct Respelled {
     pub words: Vec<OsString>,
-    pub notes: Vec<String>,
+    pub notes: BTreeSet<String>,
+    /// Options that were given, and the names that they were given by.
+    given: BTreeMap<String, String>,
 }
 
 /// `words` with options of `command` under the names that they have here, and values in the
@@ -19,76 +22,109 @@ pub struct Respelled {
 /// # Errors
 /// Where two names of an option are given that takes one value.
 pub fn respell(words: Vec<OsString>, command: &Command) -> Result<Respelled> {
-    let mut respelled = Respelled { words: Vec::new(), notes: Vec::new() };
-    let mut given = BTreeMap::new();
+    let mut respelled = Respelled::default();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
         if word == "--" {
             respelled.words.push(word);
             break;
         }
-        let Some(written) = word.to_str().and_then(|word| word.strip_prefix("--")) else {
-            respelled.words.push(word);
-            continue;
-        };
-        let (written, mut value) = match written.split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (written.to_owned(), None),
-        };
-        let spelled = spelling::option(&written, command);
-        let name = spelled.as_ref().map_or(&written, |spelled| &spelled.option).clone();
-        let Some(arg) = command.get_arguments().find(|arg| arg.get_long() == Some(&name)) else {
-            respelled.words.push(word);
-            continue;
-        };
-        let is_joined = value.is_some();
-        let mut last = None;
-        if takes_next(arg) && !is_joined {
-            last = words.next();
-            value = last.as_ref().and_then(|word| word.to_str()).map(str::to_owned);
-        }
-        check_one(arg, &written, &name, &mut given)?;
-        if let Some(spelled) = &spelled {
-            value = value.map(|value| spelled.value(&value));
-            if spelled.is_earlier {
-                let note = spelling::renamed(&format!("--{written}"), &format!("--{name}"));
-                respelled.notes.push(note);
-            }
-        }
-        let value = value.map(|value| spelling::value(&value, arg).unwrap_or(value));
-        match value {
-            Some(value) if is_joined => respelled.words.push(format!("--{name}={value}").into()),
-            value => {
-                respelled.words.push(format!("--{name}").into());
-                // A value that isn't UTF-8 stays as it is.
-                respelled.words.extend(value.map(OsString::from).or(last));
-            }
+        match Written::read(&word, command) {
+            Some(written) => respelled.option(&written, &mut words)?,
+            None => respelled.words.push(word),
         }
     }
     respelled.words.extend(words);
-    respelled.notes.sort();
-    respelled.notes.dedup();
     Ok(respelled)
 }
 
-/// Whether the next word is the value of `arg`.
-fn takes_next(arg: &Arg) -> bool {
-    arg.get_action().takes_values() && !arg.is_require_equals_set()
+/// An option as it is written.
+struct Written<'a> {
+    name: String,
+    /// What stands behind `=`.
+    value: Option<String>,
+    /// What it is called here, where that is another name.
+    spelled: Option<Spelled>,
+    arg: &'a Arg,
 }
 
-/// Refuses to give `arg` under two names; `given` has the names that were written so far.
-fn check_one(
-    arg: &Arg,
-    written: &str,
-    name: &str,
-    given: &mut BTreeMap<String, String>,
-) -> Result<()> {
-    let earlier = given.insert(name.to_owned(), written.to_owned());
-    match earlier.filter(|earlier| earlier != written) {
-        Some(earlier) if !matches!(arg.get_action(), ArgAction::Append) => {
-            let what = format!("--{earlier} and --{written} are one option, and both are given");
-            Err(Error::new(Kind::Usage, what).remedy(format!("give --{name} alone, once")))
+impl<'a> Written<'a> {
+    /// The option of `command` that `word` is; None where it is none.
+    fn read(word: &OsString, command: &'a Command) -> Option<Self> {
+        let written = word.to_str()?.strip_prefix("--")?;
+        let (name, value) = match written.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (written, None),
+        };
+        let spelled = spelling::option(name, command);
+        let now = spelled.as_ref().map_or(name, |spelled| &spelled.option);
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(now))?;
+        Some(Self { name: name.to_owned(), value, spelled, arg })
+    }
+
+    /// What it is called here.
+    fn now(&self) -> &str {
+        self.spelled.as_ref().map_or(&self.name, |spelled| &spelled.option)
+    }
+
+    /// Whether the next word is its value.
+    fn takes_next(&self) -> bool {
+        let takes = self.arg.get_action().takes_values() && !self.arg.is_require_equals_set();
+        takes && self.value.is_none()
+    }
+
+    /// `value` as the option takes it.
+    fn respelled(&self, value: &str) -> String {
+        let value = match &self.spelled {
+            Some(spelled) => spelled.value(value),
+            None => value.to_owned(),
+        };
+        spelling::value(&value, self.arg).unwrap_or(value)
+    }
+}
+
+impl Respelled {
+    /// `words` of which no option is known.
+    pub fn as_written(words: Vec<OsString>) -> Self {
+        Self { words, ..Self::default() }
+    }
+
+    /// Adds the option `written`, whose value may be the first of `words`.
+    fn option(
+        &mut self,
+        written: &Written<'_>,
+        words: &mut impl Iterator<Item = OsString>,
+    ) -> Result<()> {
+        self.check_one(written)?;
+        if written.spelled.as_ref().is_some_and(|spelled| spelled.is_earlier) {
+            let [was, now] = [&written.name, written.now()].map(|name| format!("--{name}"));
+            self.notes.insert(spelling::renamed(&was, &now));
         }
-        _ => Ok(()),
+        let mut option = format!("--{}", written.now());
+        if let Some(value) = &written.value {
+            option += &format!("={}", written.respelled(value));
+        }
+        self.words.push(option.into());
+        let next = if written.takes_next() { words.next() } else { None };
+        if let Some(next) = next {
+            // A value that isn't UTF-8 stays as it is.
+            let value = next.to_str().map(|value| written.respelled(value).into());
+            self.words.push(value.unwrap_or(next));
+        }
+        Ok(())
+    }
+
+    /// Refuses to give an option under two names, unless it may be given several times.
+    fn check_one(&mut self, written: &Written<'_>) -> Result<()> {
+        let now = written.now();
+        let earlier = self.given.insert(now.to_owned(), written.name.clone());
+        match earlier.filter(|earlier| *earlier != written.name) {
+            Some(earlier) if !matches!(written.arg.get_action(), ArgAction::Append) => {
+                let [one, other] = [&earlier, &written.name];
+                let what = format!("--{one} and --{other} are one option, and both are given");
+                Err(Error::new(Kind::Usage, what).remedy(format!("give --{now} alone, once")))
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -81,8 +81,8 @@ pub fn value(text: &str, arg: &Arg) -> Option<String> {
 /// The one of `words` that is written as `text`; `text` where it is none.
 fn word(text: &str, words: &[PossibleValue]) -> String {
     let folded = folded(text);
-    let of = |word: &&PossibleValue| word.matches(text, false) || word.matches(&folded, true);
-    words.iter().find(of).map_or(text, PossibleValue::get_name).to_owned()
+    let found = words.iter().find(|word| word.matches(text, false) || word.matches(&folded, true));
+    found.map_or(text, PossibleValue::get_name).to_owned()
 }
 
 /// A share in per cent as a number.

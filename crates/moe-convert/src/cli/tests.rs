@@ -47,6 +47,13 @@ fn stated(guide: &str) -> Vec<(&str, &str)> {
     stated
 }
 
+/// Whether `option` of `command` is `stated` unless it is given.
+fn has_default(command: &clap::Command, option: &str, stated: &str) -> bool {
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(option));
+    let defaults = arg.map(clap::Arg::get_default_values).unwrap_or_default();
+    defaults.iter().any(|default| is_same(&default.to_string_lossy(), stated))
+}
+
 /// Whether both are one word or one number.
 fn is_same(default: &str, stated: &str) -> bool {
     let numbers = default.parse::<f64>().ok().zip(stated.parse::<f64>().ok());
@@ -62,14 +69,9 @@ fn guides_state_the_defaults_that_options_have() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../docs/{guide}.md"));
         let guide = std::fs::read_to_string(&path).unwrap();
         for (option, stated) in stated(&guide) {
-            let has_default = |command: &&str| {
-                let command = program.find_subcommand(command).unwrap();
-                let arg = command.get_arguments().find(|arg| arg.get_long() == Some(option));
-                let defaults = arg.map(clap::Arg::get_default_values).unwrap_or_default();
-                defaults.iter().any(|default| is_same(&default.to_string_lossy(), stated))
-            };
             count += 1;
-            if !commands.iter().any(|command| has_default(&command)) {
+            let mut commands = commands.iter().filter_map(|name| program.find_subcommand(name));
+            if !commands.any(|command| has_default(command, option, stated)) {
                 problems.push(format!("{}: --{option} {stated}", path.display()));
             }
         }

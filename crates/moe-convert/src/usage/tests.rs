@@ -187,6 +187,6 @@ fn spellings_of_others_and_of_earlier_versions_are_accepted() {
     ] {
         let read = Cli::read(std::iter::once("moe-convert").chain(line.split(' ')));
         let notes = read.ok().map(|cli| cli.notes).unwrap();
-        assert_eq!(notes, [format!("{note}; the old name goes with 0.3")], "{line}");
+        assert_eq!(notes, [format!("{note}; the old name goes with 0.3")].into(), "{line}");
     }
 }

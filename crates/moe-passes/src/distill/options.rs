@@ -58,8 +58,8 @@ pub struct DistillOptions {
     pub measuring: HeldOutOptions,
 
     /// Don't measure the baseline, the mean of the experts, beside the result.
-    #[arg(long, alias = "no-control", help_heading = "Measuring")]
-    #[serde(default, alias = "no-control")]
+    #[arg(long, help_heading = "Measuring")]
+    #[serde(default)]
     pub no_baseline: bool,
 
     #[command(flatten)]

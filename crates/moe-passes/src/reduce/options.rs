@@ -70,8 +70,8 @@ pub struct ReduceOptions {
     pub measuring: HeldOutOptions,
 
     /// Don't measure the baseline, a random choice of experts, beside the result.
-    #[arg(long, alias = "no-control", help_heading = "Measuring")]
-    #[serde(default, alias = "no-control")]
+    #[arg(long, help_heading = "Measuring")]
+    #[serde(default)]
     pub no_baseline: bool,
 
     #[command(flatten)]

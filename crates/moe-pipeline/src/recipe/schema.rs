@@ -88,20 +88,20 @@ pub fn recipe_schema() -> Value {
 /// What a step that runs `command` takes, as the command line has it; None if no step can.
 pub(crate) fn command_of(command: &str) -> Option<&'static Command> {
     static COMMANDS: LazyLock<BTreeMap<&'static str, Command>> = LazyLock::new(|| {
-        let of_pass = |info: &'static PassInfo| {
-            WritingOptions::augment_args(info.options.add_to(Command::new(info.name)))
-        };
         let eval = EvalOptions::augment_args(Command::new("eval"));
         let others = [
             WritingOptions::augment_args(Command::new(CONVERT)),
             ObserveOptions::augment_args(Command::new("observe")),
             eval.arg(Arg::new("original").long("original")),
         ];
-        let passes = PASSES.into_iter().map(of_pass).zip(PASSES.map(|info| info.name));
-        let others = others.into_iter().zip([CONVERT, "observe", "eval"]);
-        passes.chain(others).map(|(command, name)| (name, command)).collect()
+        let passes = PASSES.into_iter().map(|info| (info.name, command_of_pass(info)));
+        passes.chain([CONVERT, "observe", "eval"].into_iter().zip(others)).collect()
     });
     COMMANDS.get(command)
+}
+
+fn command_of_pass(info: &PassInfo) -> Command {
+    WritingOptions::augment_args(info.options.add_to(Command::new(info.name)))
 }
 
 /// The keys of a step that runs `command`; none if no step can.

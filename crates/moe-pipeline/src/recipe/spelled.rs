@@ -31,19 +31,23 @@ impl EarlierKeys {
     /// What is said of them in the recipe `file`: a note for each key, whatever the number of its
     /// lines.
     pub fn notes(&self, file: &Path) -> Vec<String> {
-        let note = |(key, (place, lines)): (&EarlierKey, &(String, BTreeSet<usize>))| {
-            let mut lines = lines.iter();
-            let line = lines.next().map_or(String::new(), |line| format!("line {line}, "));
-            let others: Vec<String> = lines.map(usize::to_string).collect();
-            let others = match others.as_slice() {
-                [] => String::new(),
-                [line] => format!(" (also in line {line})"),
-                lines => format!(" (also in lines {})", lines.join(", ")),
-            };
-            let said = spelling::renamed(&format!("`{}`", key.was), &format!("`{}`", key.now));
-            format!("{}, {line}{}: {said}{others}", shown_path(file), shown(place, ""))
+        self.0.iter().map(|(key, (place, lines))| key.note(file, place, lines)).collect()
+    }
+}
+
+impl EarlierKey {
+    /// What is said of it in the recipe `file`, where `place` is the first of those that have it.
+    fn note(&self, file: &Path, place: &str, lines: &BTreeSet<usize>) -> String {
+        let mut lines = lines.iter();
+        let line = lines.next().map_or(String::new(), |line| format!("line {line}, "));
+        let others: Vec<String> = lines.map(usize::to_string).collect();
+        let others = match others.as_slice() {
+            [] => String::new(),
+            [line] => format!(" (also in line {line})"),
+            lines => format!(" (also in lines {})", lines.join(", ")),
         };
-        self.0.iter().map(note).collect()
+        let said = spelling::renamed(&format!("`{}`", self.was), &format!("`{}`", self.now));
+        format!("{}, {line}{}: {said}{others}", shown_path(file), shown(place, ""))
     }
 }
 

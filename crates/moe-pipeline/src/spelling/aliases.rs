@@ -27,6 +27,11 @@ impl Alias {
         Self { in_scheme: true, ..self }
     }
 
+    fn is_of(&self, command: &Command) -> bool {
+        let is_named = self.commands.is_empty() || self.commands.contains(&command.get_name());
+        is_named && has(command, self.option)
+    }
+
     fn has_name(&self, name: &str) -> bool {
         self.names.split_whitespace().any(|known| known == name)
     }
@@ -67,9 +72,7 @@ pub(super) const ALIASES: &[Alias] = &[
 
 /// The row of `name`, if `command` has its option.
 pub(super) fn find(name: &str, command: &Command) -> Option<&'static Alias> {
-    let is_of =
-        |alias: &Alias| alias.commands.is_empty() || alias.commands.contains(&command.get_name());
-    ALIASES.iter().find(|alias| alias.has_name(name) && is_of(alias) && has(command, alias.option))
+    ALIASES.iter().find(|alias| alias.has_name(name) && alias.is_of(command))
 }
 
 /// The options that `name` can stand for.
