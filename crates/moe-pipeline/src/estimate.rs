@@ -10,7 +10,8 @@ use crate::bench::Peaks;
 use crate::prepare::Prepared;
 
 /// The share of a large matrix product's speed that whole sweeps have, small products, statistics
-/// and everything else included: what BENCHMARKS.md has of passes at real sizes on a CPU.
+/// and everything else included: what docs/benchmarks/machine.md has of
+/// passes at real sizes on a CPU.
 const SHARE: f64 = 0.5;
 /// Bytes of the result that are made, hashed and written in a second.
 const WRITTEN: f64 = 600e6;
