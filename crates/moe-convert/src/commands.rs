@@ -15,7 +15,7 @@ use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
-    Timings, WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect,
+    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect,
     not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
     verify_bytes, write_logits,
 };
@@ -414,6 +414,9 @@ impl<'a> Session<'a> {
         let failed: Vec<_> =
             checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
         self.print(&checks, || render::selftest(&compute, &checks))?;
+        if let Some(unchecked) = UNCHECKED {
+            self.progress.note(unchecked);
+        }
         if failed.is_empty() {
             return Ok(());
         }

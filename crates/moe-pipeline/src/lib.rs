@@ -71,7 +71,7 @@ pub use resources::{
     ByteSize, begin_step, memory_bytes, peak_memory_bytes, process_peak_memory_bytes,
 };
 pub use reuse::{FoundResult, copy_finished, find_result, has_result, other_work};
-pub use selftest::{Check, selftest};
+pub use selftest::{Check, UNCHECKED, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};
 pub use train::{LoadChange, Measurement, StepRecord, TrainingRecord, training_left};

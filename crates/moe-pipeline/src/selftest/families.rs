@@ -8,7 +8,8 @@ use moe_math::Compute;
 use moe_model::{Kind, Model};
 use moe_passes::{Identity, Pass, Sources, UpcycleOptions};
 
-use super::{Check, Outcome, check, folders};
+use super::goldens::folders;
+use super::{Check, Outcome, check};
 
 /// Largest error of a logit against transformers; their standard deviation is about 1.
 const PARITY: f64 = 1e-4;
