@@ -6,7 +6,7 @@
 //! writing pushes bytes as they are made, hashes them on the way, and lets the result appear under
 //! its final name only when it is complete.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod checkpoint;
 mod error;

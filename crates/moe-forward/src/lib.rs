@@ -3,7 +3,7 @@
 //! A layer's weights are loaded, used and dropped; hidden states of all tokens stay in memory.
 //! There is no code for a family here: what a layer does follows from its type.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod allowance;
 mod attention;

@@ -5,7 +5,7 @@
 //! model back into names and a config. In between, a model is a list of typed layers whose weights
 //! are references into files.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod assembly;
 mod attention;

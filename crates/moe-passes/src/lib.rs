@@ -3,7 +3,9 @@
 //! A pass does no I/O: it maps typed layers to typed layers whose weights are lazy, and says what
 //! it will do before anything is computed.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+// Tests read goldens.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 mod batches;
 mod calibrate;

@@ -3,7 +3,7 @@
 //!
 //! Nothing here prints. Results are values, and progress goes to a [`Progress`].
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod applicable;
 mod bench;
