@@ -14,8 +14,9 @@ use serde::Serialize;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::corpus::Corpus;
+use crate::observer::Observer;
 use crate::states::Storage;
-use crate::sweep::{Head, Observer, Sweep};
+use crate::sweep::{Head, Sweep};
 
 /// Logits are compared in blocks of this many bytes of f64.
 const LOGIT_BYTES: usize = 64 << 20;

@@ -18,9 +18,9 @@ mod ffn;
 mod finite;
 mod guarded;
 mod latent;
-mod left_out;
 mod loader;
 mod observe;
+mod observer;
 mod overlap;
 mod overrides;
 mod parity;
@@ -47,18 +47,16 @@ pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, check_vocabu
 pub use ffn::{ExpertsOn, expert_output, experts_on, neuron_activations, router_scores};
 pub use finite::not_finite;
 pub use guarded::panic_is_caught;
-pub use left_out::LeftOut;
 pub use loader::{candle_dtype, float_dtype, to_f32};
 pub use observe::{GroupIndex, ObserverOptions, StatisticsObserver, UNCOUNTED};
+pub use observer::{ExpertRun, LeftOut, Observer, Silent, Wants};
 pub use overlap::overlap;
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
 pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
-pub use sweep::{
-    Converted, Converter, ExpertRun, Forcing, Head, Inputs, Observer, Silent, Sweep, Wants, embed,
-};
+pub use sweep::{Converted, Converter, Forcing, Head, Inputs, LayerChange, Role, Sweep, embed};
 pub use text::{HELD_BYTES_A_TOKEN, Room};
 pub use text_read::{TextRead, digests_of};
 pub use tokenizer::{

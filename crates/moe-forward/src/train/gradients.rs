@@ -14,6 +14,7 @@ use super::routers::{BalanceOver, LayerCounts, RouterLosses, RouterWatch, Shares
 use super::teacher::Targets;
 use crate::batch::Batch;
 use crate::context::Context;
+use crate::ffn::Capacity;
 use crate::finite;
 use crate::loader::{Loader, Shared};
 use crate::router::scoring;
@@ -49,6 +50,10 @@ impl Objective {
         z: 0.0,
         capacity_factor: None,
     };
+
+    fn capacity(&self) -> Option<Capacity> {
+        self.capacity_factor.map(|factor| Capacity { factor })
+    }
 }
 
 /// What gradients are of.
@@ -228,7 +233,7 @@ impl Trainee<'_> {
             let ran = self.run(index, batch, &hidden, trains && self.keep_graphs, objective)?;
             let routing = ran.routed.as_ref().map(|(_, routing)| routing);
             losses.load.extend(
-                routing.map(|routing| LayerCounts::new(index, routing, objective.capacity_factor)),
+                routing.map(|routing| LayerCounts::new(index, routing, objective.capacity())),
             );
             hidden = ran.output.detach();
             passed.push(match (trains, self.keep_graphs) {
@@ -285,7 +290,8 @@ impl Trainee<'_> {
         let mut sweep = Sweep::without_states(self.model, batch, self.compute)?;
         sweep.share(&shared);
         sweep.enter(input.clone())?;
-        let mut watch = RouterWatch { capacity_factor: objective.capacity_factor, routed: None };
+        sweep.limit(objective.capacity());
+        let mut watch = RouterWatch::default();
         sweep.layer(index, &mut watch)?;
         Ok(Ran { input, output: sweep.hidden(0..batch.tokens())?, routed: watch.routed })
     }

@@ -7,7 +7,8 @@ use moe_math::routing::{Routing, Scoring};
 
 use super::Objective;
 use crate::context::Context;
-use crate::sweep::Observer;
+use crate::ffn::Capacity;
+use crate::observer::Observer;
 
 /// Whose load is balanced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,26 +21,17 @@ pub enum BalanceOver {
     Model,
 }
 
-/// Keeps the routing of a layer, and limits what experts take.
+/// Keeps the routing of a layer.
+#[derive(Default)]
 pub(super) struct RouterWatch {
-    pub capacity_factor: Option<f64>,
     pub routed: Option<(Tensor, Routing)>,
 }
 
 impl Observer for RouterWatch {
-    fn capacity(&self, _: usize, routing: &Routing) -> Option<usize> {
-        self.capacity_factor.map(|factor| capacity(factor, routing))
-    }
-
     fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         self.routed = Some((logits.clone(), routing.clone()));
         Ok(())
     }
-}
-
-/// ⌈factor · tokens · k / experts⌉ (Switch, 2101.03961 eq. 3).
-fn capacity(factor: f64, routing: &Routing) -> usize {
-    (factor * routing.selected.len() as f64 / routing.experts as f64).ceil().max(1.0) as usize
 }
 
 /// A layer's load in a batch.
@@ -54,9 +46,9 @@ pub struct LayerCounts {
 }
 
 impl LayerCounts {
-    pub(super) fn new(layer: usize, routing: &Routing, capacity_factor: Option<f64>) -> Self {
+    pub(super) fn new(layer: usize, routing: &Routing, capacity: Option<Capacity>) -> Self {
         let counts = routing.counts();
-        let limit = capacity_factor.map_or(u64::MAX, |factor| capacity(factor, routing) as u64);
+        let limit = capacity.map_or(u64::MAX, |capacity| capacity.tokens(routing) as u64);
         let dropped = counts.iter().map(|count| count.saturating_sub(limit)).sum();
         Self { layer, counts, dropped }
     }
