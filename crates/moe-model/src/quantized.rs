@@ -3,7 +3,8 @@
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
 
-use crate::read::Reader;
+use crate::codec::Reader;
+use crate::codec::names::module;
 use crate::weight::{Encoding, Packed, Packing, Weight};
 use crate::{Error, Kind, Result};
 
@@ -35,11 +36,6 @@ fn packing(quantization: &Quantization) -> Option<Packing> {
         Quantization::Compressed(_) => Some(Packing::Rows),
         Quantization::Gptq(_) => Some(Packing::Columns),
     }
-}
-
-/// The module that the weight `name` belongs to.
-pub(crate) fn module(name: &str) -> &str {
-    name.strip_suffix(".weight").unwrap_or(name)
 }
 
 /// `weight` as named tensors, as they are stored.
