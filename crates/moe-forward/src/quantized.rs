@@ -7,7 +7,7 @@ use moe_math::quantize::{Codes, pack};
 use moe_model::{Encoding, Packed, Packing, Weight};
 
 use crate::context::Context;
-use crate::loader::candle_dtype;
+use crate::dtypes::candle_dtype;
 
 /// The values of the quantized matrix `weight` in f32, row by row; none for a plain one.
 ///

@@ -9,12 +9,12 @@ use moe_math::losses::{cross_entropy, divergence};
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model};
 
+use super::objective::Objective;
 use super::parameters::{Gradients, ParameterSlot, Parameters};
-use super::routers::{BalanceOver, LayerCounts, RouterLosses, RouterWatch, Shares, add_counts};
+use super::routers::{LayerCounts, RouterLosses, RouterWatch, Shares, add_counts};
 use super::teacher::Targets;
 use crate::batch::Batch;
 use crate::context::Context;
-use crate::ffn::Capacity;
 use crate::finite;
 use crate::loader::{Loader, Shared};
 use crate::router::scoring;
@@ -22,39 +22,6 @@ use crate::sweep::{Head, Sweep, embed_with};
 
 /// The head runs on as many tokens at a time as have logits of this many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
-
-/// What is minimised: the weighted sum of these.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Objective {
-    /// Weight of the mean −log p of next tokens.
-    pub cross_entropy: f64,
-    /// Weight of the mean KL(teacher ‖ model).
-    pub teacher: f64,
-    /// Weight of the load-balancing loss.
-    pub balance: f64,
-    /// What that is taken over.
-    pub over: BalanceOver,
-    /// Weight of the router z-loss.
-    pub z: f64,
-    /// Experts take this many times their even share of a batch's choices, if not all.
-    pub capacity_factor: Option<f64>,
-}
-
-impl Objective {
-    /// The mean −log p of next tokens, and nothing else.
-    pub const NEXT_TOKENS: Self = Self {
-        cross_entropy: 1.0,
-        teacher: 0.0,
-        balance: 0.0,
-        over: BalanceOver::Layers,
-        z: 0.0,
-        capacity_factor: None,
-    };
-
-    fn capacity(&self) -> Option<Capacity> {
-        self.capacity_factor.map(|factor| Capacity { factor })
-    }
-}
 
 /// What gradients are of.
 #[derive(Clone, Copy)]

@@ -5,21 +5,10 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_math::losses::{load_balance, mean_probabilities, router_z};
 use moe_math::routing::{Routing, Scoring};
 
-use super::Objective;
+use super::objective::{BalanceOver, Objective};
 use crate::context::Context;
 use crate::ffn::Capacity;
 use crate::observer::Observer;
-
-/// Whose load is balanced.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum BalanceOver {
-    /// Each layer's by itself; the loss is their mean.
-    #[default]
-    Layers,
-    /// That of all layers together, as transformers has it: what one layer's first expert gets too
-    /// much, another's may get too little.
-    Model,
-}
 
 /// Keeps the routing of a layer.
 #[derive(Default)]
