@@ -3,20 +3,19 @@
 mod recipe;
 
 use std::cell::Cell;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown, shown_path};
+use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
-    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect,
-    not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
+    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result,
+    inspect, not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
     verify_bytes, write_logits,
 };
 use serde::Serialize;

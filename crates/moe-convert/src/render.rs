@@ -9,10 +9,9 @@ mod summary;
 mod table;
 mod training;
 
-use std::fmt::Write as _;
 use std::path::Path;
 
-use moe_checkpoint::{counted, shown, shown_path};
+use moe_checkpoint::{counted, shown_path};
 use moe_passes::Identity;
 use moe_pipeline::{
     ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity,
@@ -20,7 +19,7 @@ use moe_pipeline::{
 };
 
 use evaluation::held_out;
-use table::{count, facts, or_dash, table};
+use table::{count, facts, table};
 
 pub use evaluation::evaluation;
 pub use inspection::inspection;

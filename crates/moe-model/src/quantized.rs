@@ -124,18 +124,17 @@ impl Reader<'_> {
     ) -> Result<Weight> {
         let (names, [rows, columns]) = (names(packing), shape);
         let at = |suffix: &str| format!("{}{suffix}", module(name));
-        let size = integers.group.unwrap_or(columns);
-        if packing == Packing::Columns && !(columns * integers.bits as usize).is_multiple_of(32) {
+        if packing == Packing::Columns && !integers.fills_words(columns) {
             return Err(
                 self.contradiction(name, &format!("{columns} columns in whole words, {integers}"))
             );
         }
-        let groups = columns.div_ceil(size);
+        let groups = integers.groups(columns);
         let words =
-            self.take_integers(at(names.words), Dtype::I32, &packing.words(integers.bits, shape))?;
+            self.take_integers(at(names.words), Dtype::I32, &packing.words(integers, shape))?;
         let scale = self.take(at(names.scale), &packing.scales(rows, groups))?;
-        let has_zeros = packing == Packing::Columns || !integers.symmetric;
-        let zeros = packing.zeros(integers.bits, rows, groups);
+        let has_zeros = packing.has_zeros(integers);
+        let zeros = packing.zeros(integers, rows, groups);
         let zero = has_zeros
             .then(|| self.take_integers(at(names.zero), Dtype::I32, &zeros))
             .transpose()?;
