@@ -3,20 +3,19 @@
 mod recipe;
 
 use std::cell::Cell;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown, shown_path};
+use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
-    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect,
-    not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
+    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result,
+    inspect, not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
     verify_bytes, write_logits,
 };
 use serde::Serialize;
@@ -24,6 +23,8 @@ use serde::Serialize;
 use crate::allocator::{giving_back, remember_remedy};
 use crate::bar::{self, Stderr};
 use crate::cli::{Cli, Command, Common, ComputeType, Convert, RouterType, Writing};
+use crate::render::After;
+use crate::stdout::{print_error, write_stdout};
 use crate::{manual, render};
 use recipe::{How, Reports};
 
@@ -45,11 +46,6 @@ pub fn run(cli: Cli) -> Result<()> {
         }
     }
     done
-}
-
-/// Prints `error` as JSON. Where stdout can't be written to, stderr has said it.
-pub fn print_error(error: &Error) {
-    _ = write_stdout(&json::to_pretty(&serde_json::json!({ "error": error })));
 }
 
 fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
@@ -134,15 +130,6 @@ const SELFTEST_BYTES: u64 = 36 << 20;
 /// What a thread adds, whose buffers lie beside those of the others.
 const SELFTEST_BYTES_A_THREAD: u64 = 1 << 20;
 
-/// What comes after a conversion.
-#[derive(Clone, Copy, PartialEq)]
-pub enum After {
-    /// What its user types next.
-    Nothing,
-    /// The other steps of a recipe.
-    Steps,
-}
-
 /// Starts the threads that compute, as many as asked for; `main` has told candle of them.
 fn start_threads(threads: Option<usize>) -> Result<()> {
     let mut pool = rayon::ThreadPoolBuilder::new();
@@ -160,16 +147,6 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
             "lower --threads, or allow more processes (ulimit -u) and address space (ulimit -v)";
         Error::new(Kind::Io, "cannot start the threads that compute").source(e).remedy(remedy)
     })?)
-}
-
-/// Writes a result, without what a terminal would obey; JSON has none of it.
-fn write_stdout(output: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(shown(output, "\n\t").as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that has seen enough, such as head, is no failure.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other.map_err(|e| Error::io("cannot write the result", "stdout", e))?),
-    }
 }
 
 /// What all commands share.

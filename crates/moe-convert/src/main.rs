@@ -11,6 +11,7 @@ mod idle;
 mod interrupt;
 mod manual;
 mod render;
+mod stdout;
 mod usage;
 
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_checkpoint::Result;
-use moe_forward::{Calibration, Corpus, EvalReport, Observer, Room, Sweep, TextRead};
+use moe_forward::{Calibration, Corpus, EvalReport, Observer, Role, Room, Sweep, TextRead};
 use moe_model::Model;
 use moe_passes::quantize::PoolStats;
 use moe_passes::{CalibrationOptions, LayerEdits, LayerPass};
@@ -180,7 +180,7 @@ impl Deciding {
             );
             let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
             for index in 0..layers {
-                sweep.layer_converted(index, decider)?;
+                sweep.convert(index, &source.layers[index], decider)?;
                 progress.advance(1);
             }
             let stage = decider.stage();
@@ -237,7 +237,7 @@ pub(crate) fn decide_together(
         let mut layer = layer.clone();
         for (sweep, decider) in &mut sweeps {
             decider.model_mut().layers[index] = layer.clone();
-            layer = sweep.converted(index, &layer, decider.as_mut())?;
+            layer = sweep.convert(index, &layer, decider.as_mut())?.applied_to(layer);
         }
         progress.advance(1);
     }
@@ -257,7 +257,8 @@ fn swept_bytes(
         let storage = storage(source, tokens, work.budget, work.compute, work.scratch)?;
         Ok(Text::first(tokens, length, storage))
     };
-    let watched = Watched { left_out: decider.leaves_out(), converted: decider.observes() };
+    let converted = decider.role() == Role::Converts;
+    let watched = Watched { left_out: decider.leaves_out(), converted };
     let (own, all) = (text(own)?, text(own + pool)?);
     // What joins of the pool is decided on, too.
     let working = decider.working_bytes(all.swept());

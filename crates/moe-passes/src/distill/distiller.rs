@@ -384,7 +384,9 @@ impl Converter for Distiller {
 
 impl Observer for Distiller {
     fn wants(&self) -> Wants {
-        Wants { experts: self.stage == DistillStage::WeightSource, left_out: false }
+        let experts = self.stage == DistillStage::WeightSource;
+        let sampled = self.observer.as_ref().map(LayerObserver::sampled).unwrap_or_default();
+        Wants { experts, left_out: false, sampled }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
@@ -396,7 +398,12 @@ impl Observer for Distiller {
         if self.observer.is_none() {
             let samples =
                 self.options.init == Init::Select && self.options.score.needs_all_outputs();
-            self.observer = Some(LayerObserver::new(moe, self.tokens(), samples, &self.compute)?);
+            let sampled = if samples {
+                self.tokens().sampled(self.model.hidden, moe.experts.len())
+            } else {
+                Arc::default()
+            };
+            self.observer = Some(LayerObserver::new(moe, self.tokens(), sampled, &self.compute)?);
         }
         self.observer.as_mut().map_or(Ok(()), |observer| observer.input(layer, x))
     }
@@ -408,11 +415,6 @@ impl Observer for Distiller {
 
     fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
         self.observer.as_mut().map_or(Ok(()), |observer| observer.ran(layer, run))
-    }
-
-    fn sampled(&mut self, _: usize) -> Vec<u32> {
-        let hidden = self.model.hidden;
-        self.observer.as_mut().map_or_else(Vec::new, |observer| observer.sampled(hidden))
     }
 
     fn sampled_output(

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use moe_checkpoint::ScratchStore;
 use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_forward::{
-    Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, UNCOUNTED,
+    Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, Role, UNCOUNTED,
 };
 use moe_math::Compute;
 use moe_math::meter::Work;
@@ -393,8 +393,8 @@ impl LayerPass for Quantizer {
 impl Observer for Quantizer {}
 
 impl Converter for Quantizer {
-    fn observes(&self) -> bool {
-        false
+    fn role(&self) -> Role {
+        Role::ConvertsUnseen
     }
 
     fn converts_attention(&self) -> bool {

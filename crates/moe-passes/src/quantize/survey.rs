@@ -124,7 +124,7 @@ impl Survey {
 
 impl Observer for Survey {
     fn wants(&self) -> Wants {
-        Wants { experts: true, left_out: false }
+        Wants { experts: true, ..Wants::default() }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {

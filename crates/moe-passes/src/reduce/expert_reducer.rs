@@ -348,10 +348,6 @@ impl Observer for ExpertReducer {
         self.observer().left_out(layer, found)
     }
 
-    fn sampled(&mut self, layer: usize) -> Vec<u32> {
-        self.observer().sampled(layer)
-    }
-
     fn sampled_output(
         &mut self,
         layer: usize,

@@ -10,29 +10,16 @@ use moe_math::routing::{Routing, RoutingRule, route_without_each};
 use moe_model::Moe;
 use rayon::prelude::*;
 
+use super::network::output_of;
 use crate::context::Context;
-use crate::ffn::output_of;
 use crate::loader::Loader;
+use crate::observer::LeftOut;
 
 /// A mixture's outputs take so much of a device at a time.
 const DEVICE_BYTES: usize = 256 << 20;
 
-/// For each position of `Routing::selected`, what leaving that expert out does to its token's
-/// output.
-#[derive(Debug, Clone)]
-pub struct LeftOut<'a> {
-    /// Where tokens go with all experts.
-    pub routing: &'a Routing,
-    /// ‖y − y₋ⱼ‖²
-    pub errors: Vec<f64>,
-    /// 1 − cos(y, y₋ⱼ)
-    pub cosines: Vec<f64>,
-    /// ‖y‖² of each token.
-    pub output_square_norms: Vec<f64>,
-}
-
 /// A mixture at work.
-pub(crate) struct LeftOutParts<'a> {
+pub(super) struct LeftOutParts<'a> {
     pub loader: Loader<'a>,
     pub index: usize,
     pub moe: &'a Moe,

@@ -1,93 +1,80 @@
-//! What can't be read by position as it lies there, written to a nameless file where it can: gzip,
-//! and lists of records.
+//! A list of records, whose elements are put on lines of their own in a nameless file, byte for byte
+//! in the same places.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-
-use flate2::bufread::GzDecoder;
 use moe_checkpoint::{Error, Kind, Result, Scratch};
 
-use super::source::TextFile;
+use super::lines::Lines;
+use super::scratch::{CHUNK_BYTES, no_room, scratch};
+use crate::text::bytes::TextBytes;
+use crate::text::kind::{FileKind, Head, Opened};
+use crate::text::record::{Start, object_start};
+use crate::text::source::{Origin, TextFile, TextUnit};
 
-const CHUNK_BYTES: usize = 1 << 20;
-/// Text is packed to a tenth; a small file that claims to be a hundred times more was made to fill
-/// a disk.
-const MAX_RATIO: u64 = 100;
-/// What that doesn't matter for.
-const SMALL_BYTES: u64 = 1 << 30;
+/// A list of JSON.
+pub(super) struct Array;
 
-/// What the gzip file `file` holds, and its bytes.
-pub(super) fn unpacked(file: &File) -> Result<(Scratch, u64)> {
-    let scratch = scratch()?;
-    let packed = file.metadata().map_or(0, |metadata| metadata.len());
-    let most = SMALL_BYTES.max(packed.saturating_mul(MAX_RATIO));
-    let mut unpacker = Members::new(BufReader::with_capacity(CHUNK_BYTES, file));
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut end = 0;
-    loop {
-        let read = unpacker.read(&mut chunk).map_err(|e| {
-            Error::new(Kind::Malformed, "this gzip file can't be unpacked")
-                .source(e)
-                .remedy("check it by gzip -t, and download it again")
-        })?;
-        if read == 0 {
-            return Ok((scratch, end));
-        }
-        scratch.write_at(end, &chunk[..read]).map_err(no_room)?;
-        end += read as u64;
-        if end > most {
-            let what = format!("this gzip file of {packed} bytes holds more than {most}");
-            return Err(Error::new(Kind::Unsupported, what)
-                .remedy("unpack it first (gunzip -k), and give the part that is wanted"));
-        }
+impl FileKind for Array {
+    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+        // A list of anything else is shown as the records that it should have been, line by line.
+        let Some(first) = head.body().strip_prefix(b"[") else { return Ok(false) };
+        let first = object_start(first.trim_ascii_start());
+        Ok(head.ending() == "json" || matches!(first, Start::Whole | Start::Open))
+    }
+
+    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
+        let list = bytes.behind(head.mark());
+        let (scratch, end) = lines_of_array(&list)?;
+        let lines = TextFile::of(list.unpacked(scratch, end), &Lines);
+        Ok(Opened::Text(TextFile { origin: Some(Box::new(List(list))), ..lines }))
     }
 }
 
-/// All members of a gzip file, one after the other, as Python's `gzip` reads them: with zeros
-/// between them and behind the last, which tapes and block devices pad files with.
-struct Members<R: BufRead> {
-    /// The one that is read; None behind the last.
-    member: Option<GzDecoder<R>>,
-}
+/// The list that lines are the elements of.
+struct List(TextBytes);
 
-impl<R: BufRead> Members<R> {
-    fn new(reader: R) -> Self {
-        Self { member: Some(GzDecoder::new(reader)) }
+impl Origin for List {
+    fn name(&self) -> &'static str {
+        "a JSON array"
+    }
+
+    fn place(&self, text: &TextBytes, at: u64) -> Option<String> {
+        let (record, line) = self.record(text, at)?;
+        Some(format!("record {record} of the list, on line {line}"))
+    }
+
+    fn unit(&self) -> &'static TextUnit {
+        &TextUnit { name: "element of the list", is_line: false, jq: ".[] | " }
     }
 }
 
-impl<R: BufRead> Read for Members<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while let Some(member) = &mut self.member {
-            let read = member.read(buffer)?;
-            if read > 0 || buffer.is_empty() {
-                return Ok(read);
+impl List {
+    /// Where the list has the record whose bytes in `lines` begin at `at`: which record it is, and
+    /// on which line it begins, both from 1 on. All before it is read for it.
+    fn record(&self, lines: &TextBytes, at: u64) -> Option<(u64, u64)> {
+        let (mut records, mut line) = (0, 1);
+        let mut has_begun = false;
+        let mut from = 0;
+        while from < lines.len() {
+            let bytes = (CHUNK_BYTES as u64).min(lines.len() - from) as usize;
+            let (mut own, mut of_list) = (vec![0; bytes], vec![0; bytes]);
+            lines.read_at(from, &mut own).and_then(|()| self.0.read_at(from, &mut of_list)).ok()?;
+            for (offset, (own, of_list)) in (from..).zip(own.into_iter().zip(of_list)) {
+                // Blanks, and what is a line break in the list, may stand before the record.
+                if offset >= at && !own.is_ascii_whitespace() {
+                    return Some((records, line));
+                }
+                line += u64::from(of_list == b'\n');
+                has_begun |= of_list == b'[';
+                records += u64::from(has_begun && own == b'\n');
             }
-            let rest = self.member.take().map(GzDecoder::into_inner);
-            self.member = rest.map(behind_zeros).transpose()?.flatten().map(GzDecoder::new);
+            from += bytes as u64;
         }
-        Ok(0)
-    }
-}
-
-/// `reader` behind the zeros that it begins with; None where nothing else comes.
-fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
-    loop {
-        let held = reader.fill_buf()?;
-        let zeros = held.iter().take_while(|byte| **byte == 0).count();
-        if held.is_empty() {
-            return Ok(None);
-        }
-        if zeros < held.len() {
-            reader.consume(zeros);
-            return Ok(Some(reader));
-        }
-        reader.consume(zeros);
+        None
     }
 }
 
 /// The elements of the list of JSON that `file` is, a line each, and their bytes.
-pub(super) fn lines_of_array(file: &TextFile) -> Result<(Scratch, u64)> {
+fn lines_of_array(file: &TextBytes) -> Result<(Scratch, u64)> {
     let scratch = scratch()?;
     let mut lines = ArrayLines::default();
     let (mut at, mut end) = (0, 0);
@@ -108,16 +95,6 @@ pub(super) fn lines_of_array(file: &TextFile) -> Result<(Scratch, u64)> {
         )));
     }
     Ok((scratch, end))
-}
-
-fn scratch() -> Result<Scratch> {
-    Scratch::create(&std::env::temp_dir()).map_err(no_room)
-}
-
-fn no_room(error: Error) -> Error {
-    Error::new(Kind::Io, "there is no room to unpack this data file")
-        .source(error)
-        .remedy("set TMPDIR to a folder on a disk with more room, or unpack it yourself")
 }
 
 fn malformed(what: String) -> Error {
@@ -212,42 +189,7 @@ impl ArrayLines {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
-    use flate2::Compression;
-    use flate2::write::GzEncoder;
-
     use super::*;
-
-    fn member(text: &str) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(text.as_bytes()).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    /// As `gzip.decompress` of Python 3.11 takes them, and refuses them.
-    #[test]
-    fn gzip_is_read_to_its_end_as_python_reads_it() {
-        let (a, b, zeros) = (member("a"), member("b"), [0; 3000]);
-        let cases: [(Vec<u8>, Option<&str>); 8] = [
-            (a.clone(), Some("a")),
-            ([&a[..], &zeros].concat(), Some("a")),
-            ([&a[..], &b].concat(), Some("ab")),
-            ([&a[..], &zeros, &b, &zeros].concat(), Some("ab")),
-            ([&a[..], b"x"].concat(), None),
-            ([&a[..], &zeros, b"rest"].concat(), None),
-            ([&a[..], &b[..12]].concat(), None),
-            ([&zeros, &a[..]].concat(), None),
-        ];
-        for (bytes, wanted) in cases {
-            for capacity in [1, 100, 1 << 16] {
-                let mut text = String::new();
-                let mut members = Members::new(BufReader::with_capacity(capacity, &bytes[..]));
-                let read = members.read_to_string(&mut text);
-                assert_eq!(read.ok().map(|_| text.as_str()), wanted, "{capacity}");
-            }
-        }
-    }
 
     #[test]
     fn elements_of_a_list_become_lines() {
