@@ -23,15 +23,16 @@ mod train;
 mod unused;
 pub mod upcycle;
 
-pub use calibrate::{CalibrationOptions, HeldOutOptions, check_windows};
+pub use calibrate::{CalibrationOptions, HeldOut, HeldOutOptions, check_windows};
 pub use distill::DistillOptions;
 pub use heal::HealOptions;
 pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
-    Baseline, BenchmarkedModel, DecidedBy, DecidedLayer, Effect, HeldOut, Identity, Inputs, Kept,
-    LayerEdits, LayerPass, LayerRecord, LayerStatistics, Pass, PassInfo, PassOptions, Plan, Pool,
-    ReportKind, Sources, Survey, SurveyText, Surveyor, SweptText, TextSource,
+    Baseline, BenchmarkedModel, Decide, DecidedBy, DecidedLayer, Effect, Identity, Inputs, Kept,
+    LayerEdits, LayerPass, LayerRecord, LayerStatistics, Next, Outputs, Pass, PassInfo,
+    PassOptions, Plan, PlannedModel, Pool, ReportKind, Sources, Survey, SurveyText, Surveyor,
+    SweptText, TextSource, Transform,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

@@ -147,12 +147,12 @@ pub fn plan(
     let reading_seconds = start.elapsed().as_secs_f64();
     check_budget(&prepared, options, output)?;
     let promised = promised(&prepared, options, output)?.0;
-    let at_once = passes.iter().take_while(|pass| pass.decides_at_once()).count();
+    let at_once = prepared.decided_at_once();
     let deciding = passes
         .iter()
-        .rposition(|pass| pass.plan_out().is_some())
+        .rposition(|pass| pass.outputs().plan.is_some())
         .map_or(at_once, |last| at_once.max(last + 1));
-    if decide && !passes[..deciding].iter().any(|pass| pass.trains()) {
+    if decide && !passes[..deciding].iter().any(|pass| pass.outputs().training) {
         prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
     }
     let size = |s: &ShardPlan| (s.file.clone(), s.header.len() as u64 + s.data_bytes());
@@ -363,7 +363,7 @@ fn check_options(
         OutputDir::check(output, existing(options))?;
         check_plans(passes, options.overwrite)?;
     }
-    if passes.iter().any(|pass| pass.trains()) {
+    if passes.iter().any(|pass| pass.outputs().training) {
         // What it has saved so far is not what a stopped run has left.
         OutputDir::check_idle(output)?;
         TrainingDir::of(output).check(options.resume, options.overwrite)?;
@@ -380,7 +380,7 @@ fn check_options(
 pub fn check_output(passes: &[&dyn Pass], output: &Path, options: &ConvertOptions) -> Result<()> {
     OutputDir::check(output, existing(options))?;
     check_plans(passes, options.overwrite)?;
-    match passes.iter().any(|pass| pass.trains()) {
+    match passes.iter().any(|pass| pass.outputs().training) {
         true => TrainingDir::of(output).check(options.resume, options.overwrite),
         false => Ok(()),
     }

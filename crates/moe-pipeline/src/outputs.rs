@@ -120,10 +120,10 @@ pub(crate) fn check_places(
     further.iter().for_each(|path| locations.reads(path));
     passes.iter().flat_map(|pass| pass.inputs().paths()).for_each(|path| locations.reads(path));
     locations.writes(output)?;
-    if passes.iter().any(|pass| pass.trains()) {
+    if passes.iter().any(|pass| pass.outputs().training) {
         locations.writes(TrainingDir::of(output).path())?;
     }
-    passes.iter().filter_map(|pass| pass.plan_out()).try_for_each(|path| locations.writes(path))
+    passes.iter().filter_map(|pass| pass.outputs().plan).try_for_each(|path| locations.writes(path))
 }
 
 /// Refuses to write the plans of `passes` over anything but plans, and over these unless
@@ -134,7 +134,7 @@ pub(crate) fn check_places(
 pub(crate) fn check_plans(passes: &[&dyn Pass], overwrite: bool) -> Result<()> {
     passes
         .iter()
-        .filter_map(|pass| pass.plan_out())
+        .filter_map(|pass| pass.outputs().plan)
         .try_for_each(|path| check_file(path, &PLAN, overwrite).map(drop))
 }
 
@@ -142,7 +142,7 @@ pub(crate) fn check_plans(passes: &[&dyn Pass], overwrite: bool) -> Result<()> {
 pub(crate) fn plan_names<'p>(
     passes: impl Iterator<Item = &'p dyn Pass>,
 ) -> BTreeMap<&'p Path, String> {
-    short_names(passes.filter_map(|pass| pass.plan_out()).filter(|path| !is_stream(path)))
+    short_names(passes.filter_map(|pass| pass.outputs().plan).filter(|path| !is_stream(path)))
 }
 
 #[cfg(test)]

@@ -239,9 +239,9 @@ impl EarlierPass {
             pass: applied.pass.info(),
             options: applied.pass.options(),
             decided: applied.decisions.as_ref().map(|decisions| decisions.by),
-            pool: applied.deciding.as_ref().and_then(|deciding| deciding.pulled),
+            pool: applied.deciding().and_then(|deciding| deciding.pulled),
             result: ResultRecord::of(applied),
-            layers: applied.plan.layers.clone(),
+            layers: applied.planned.layers.clone(),
         }
     }
 }
@@ -303,9 +303,10 @@ pub struct ResultRecord {
 impl ResultRecord {
     /// Of what a pass makes.
     pub(crate) fn of(applied: &PassRun<'_>) -> Self {
-        let (parameters, tensors) = (applied.plan.model.parameters(), &applied.declaration.tensors);
+        let (parameters, tensors) =
+            (applied.planned.model.parameters(), &applied.declaration.tensors);
         Self {
-            model_type: applied.plan.model.family.model_type.clone(),
+            model_type: applied.planned.model.family.model_type.clone(),
             total_parameters: parameters.total(),
             active_parameters: parameters.active(),
             parameters,

@@ -126,8 +126,9 @@ pub(crate) fn measure(
     let pass = prepared.last().pass;
     // Receipts have a name also where nothing is measured beside the result.
     let control_name = pass.info().baseline.map_or("random choice", |baseline| baseline.name);
-    let control = pass.control(&prepared.sources(&options.compute))?;
-    let control =
-        control.map(|model| measured(&format!("measure: {control_name}"), &model)).transpose()?;
+    let control = prepared
+        .baseline()?
+        .map(|model| measured(&format!("measure: {control_name}"), &model))
+        .transpose()?;
     Ok(Some(HeldOutReport { result, stages: prepared.stages.clone(), control_name, control }))
 }

@@ -11,7 +11,7 @@ use moe_forward::{
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::routing::Routing;
-use moe_model::{Ffn, Model, Moe, Result};
+use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 
 use super::block::{GATHERED_BYTES, LOOKED_AT, LayerTrainingData, Learned, step_bytes, train};
 use super::observe::{BlockPart, LayerObserver, LayerSums, Tokens, failed};
@@ -34,7 +34,7 @@ pub(super) struct Distiller {
     width: usize,
     model: Model,
     compute: Compute,
-    spill: Arc<ScratchStore>,
+    spill: Option<Arc<ScratchStore>>,
     tokens: Option<Tokens>,
     /// Watches the layer that runs.
     observer: Option<LayerObserver>,
@@ -91,18 +91,13 @@ impl DistillStage {
 }
 
 impl Distiller {
-    pub fn new(
-        options: &DistillOptions,
-        width: usize,
-        sources: &Sources<'_>,
-        spill: &Arc<ScratchStore>,
-    ) -> Self {
+    pub fn new(options: &DistillOptions, width: usize, sources: &Sources<'_>) -> Self {
         Self {
             options: options.clone(),
             width,
             model: sources.model.clone(),
             compute: sources.compute.clone(),
-            spill: spill.clone(),
+            spill: sources.spill.cloned(),
             tokens: None,
             observer: None,
             compared: 0,
@@ -112,6 +107,14 @@ impl Distiller {
             before: None,
             saved: None,
         }
+    }
+
+    /// Where weights go that are made before they are written.
+    fn spill(&self) -> Result<&ScratchStore> {
+        self.spill.as_deref().ok_or_else(|| {
+            let what = "there is no place for weights that are made before they are written";
+            Error::new(Kind::Usage, what)
+        })
     }
 
     fn tokens(&self) -> &Tokens {
@@ -130,7 +133,7 @@ impl Distiller {
         let (mut network, mut record) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
         // Nothing is left to fit where the network gives what the mixture gives.
         if self.options.down == Down::Ridge && record.kept != Kept::Exactly {
-            let fitted = fit(index, &network, inputs, self.tokens(), &self.compute, &self.spill)?;
+            let fitted = fit(index, &network, inputs, self.tokens(), &self.compute, self.spill()?)?;
             network.down.weight = fitted.down;
             record.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
         }
@@ -181,9 +184,9 @@ impl Distiller {
         };
         let mut network = network.clone();
         if let Some([gate, up, down]) = learned.best {
-            network.gate.weight = kept(&gate, &network.gate.weight, &self.spill)?;
-            network.up.weight = kept(&up, &network.up.weight, &self.spill)?;
-            network.down.weight = kept(&down, &network.down.weight, &self.spill)?;
+            network.gate.weight = kept(&gate, &network.gate.weight, self.spill()?)?;
+            network.up.weight = kept(&up, &network.up.weight, self.spill()?)?;
+            network.down.weight = kept(&down, &network.down.weight, self.spill()?)?;
         }
         record.distilled.iter_mut().for_each(|record| record.trained.push(learned.trained.clone()));
         Ok(DecidedLayer {

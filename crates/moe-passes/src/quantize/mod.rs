@@ -30,8 +30,8 @@ use moe_model::{
 use serde_json::Value;
 
 use crate::pass::{
-    Effect, HeldOut, Inputs, Kept, LayerEdits, LayerPass, LayerRecord, Pass, PassInfo, PassOptions,
-    Plan, ReportKind, Sources, as_value,
+    Effect, Inputs, Kept, LayerEdits, LayerRecord, Next, Pass, PassInfo, PassOptions, Plan,
+    PlannedModel, ReportKind, Sources, Transform, as_value,
 };
 
 pub use options::{Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, WeightScheme};
@@ -64,6 +64,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     report: ReportKind::Quantized,
     healed_with: None,
     resumes_midway: false,
+    decides_at_once: false,
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
@@ -82,7 +83,8 @@ impl Pass for QuantizeOptions {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        let mut inputs = Inputs::of_text(&self.calibration.data, &self.measuring.held_out);
+        let held_out = self.measuring.text(&self.calibration);
+        let mut inputs = Inputs::of_text(&self.calibration.data, held_out);
         inputs.learned.extend(DataSpec::files(&self.pool));
         inputs
     }
@@ -94,14 +96,26 @@ impl Pass for QuantizeOptions {
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check_options()?;
-        let quantization = self.quantization()?;
         self.check_model(sources.model)?;
+        let next = match (self.method(), self.target_bits) {
+            (Method::Rtn, None) => {
+                let options = self.clone();
+                Next::Decide(Box::new(move |sources| quantizer::rounded(&options, sources)))
+            }
+            _ => Next::Layers(Box::new(Quantizer::new(self, sources))),
+        };
+        Plan::new(self.clone(), sources, next)
+    }
+}
+
+impl Transform for QuantizeOptions {
+    fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
         let mut model = sources.model.clone();
         let mut layers = Vec::new();
-        let presumed =
-            self.target_bits.map(|target| self.presumed(sources.model, target)).transpose()?;
+        let target = self.target_bits.filter(|_| edits.is_none());
+        let presumed = target.map(|target| self.presumed(sources.model, target)).transpose()?;
         for (index, moe) in sources.model.moes() {
-            let decided = sources.decisions.and_then(|decisions| decisions.layers.get(&index));
+            let decided = edits.and_then(|edits| edits.layers.get(&index));
             let (ffn, record) = match decided {
                 Some(decided) => (decided.ffn.clone(), decided.record.clone()),
                 None => {
@@ -119,8 +133,7 @@ impl Pass for QuantizeOptions {
         }
         if self.include.contains(&QuantizedPart::Attention) {
             for (index, layer) in model.layers.iter_mut().enumerate() {
-                let decided =
-                    sources.decisions.and_then(|decisions| decisions.attention.get(&index));
+                let decided = edits.and_then(|edits| edits.attention.get(&index));
                 layer.attention = match decided {
                     Some(decided) => decided.clone(),
                     None => self.quantized_attention(&layer.attention, |_, weight| {
@@ -130,7 +143,7 @@ impl Pass for QuantizeOptions {
             }
         }
         model.config.remove(QUANTIZATION_KEY);
-        model.quantization = Some(quantization);
+        model.quantization = Some(self.quantization()?);
         let written = model.declare()?.reread()?;
         model.quantization.clone_from(&written.quantization);
         let why = format!("weights of {} are rounded: {}", self.parts(), self.said(&layers));
@@ -143,33 +156,7 @@ impl Pass for QuantizeOptions {
         if self.clips_two_bits() {
             warnings.push(CLIPPED.to_owned());
         }
-        Ok(Plan {
-            model,
-            effects,
-            layers,
-            warnings,
-            surveys: Vec::new(),
-            group: 1,
-            working_bytes: 0,
-        })
-    }
-
-    fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.measuring.text(&self.calibration)
-    }
-
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
-        match (self.method(), self.target_bits) {
-            (Method::Rtn, None) => quantizer::rounded(self, sources).map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
-        match (self.method(), self.target_bits) {
-            (Method::Rtn, None) => Ok(None),
-            _ => Ok(Some(Box::new(Quantizer::new(self, sources)))),
-        }
+        Ok(PlannedModel::new(model, effects, layers, warnings))
     }
 }
 

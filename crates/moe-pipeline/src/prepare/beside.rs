@@ -6,7 +6,7 @@ use std::sync::Arc;
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result, ScratchStore, json};
 use moe_math::Compute;
 use moe_model::Model;
-use moe_passes::{LayerEdits, LayerStatistics, Pass, Sources};
+use moe_passes::{LayerStatistics, Pass, Sources};
 
 use super::pass_run::declared;
 use crate::fingerprint::Fingerprint;
@@ -67,7 +67,6 @@ impl Beside {
         model: &'a Model,
         compute: &'a Compute,
         spill: Option<&'a Arc<ScratchStore>>,
-        decisions: Option<&'a LayerEdits>,
     ) -> Sources<'a> {
         Sources {
             model,
@@ -78,7 +77,6 @@ impl Beside {
             statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
             given_plan: self.given_plan.as_ref(),
             spill,
-            decisions,
         }
     }
 }
@@ -98,8 +96,8 @@ pub(crate) fn check_passes(
     let mut model = model.clone();
     for (index, pass) in passes.iter().enumerate() {
         let beside = Beside::read(*pass, &model, index == 0, checkpoint)?;
-        let plan = pass.plan(&beside.sources(&model, compute, None, None))?;
-        model = declared(&plan)?.1;
+        let plan = pass.plan(&beside.sources(&model, compute, None))?;
+        model = declared(&plan.planned.model)?.1;
         // It lies nowhere yet.
         model.config_file = format!("the {CONFIG_FILE} that {} writes", pass.name()).into();
     }

@@ -11,7 +11,7 @@ use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::{LayerEdits, same_bytes};
 
-use super::pass_run::{PassRun, declared};
+use super::pass_run::{Open, PassRun, declared};
 use super::{Prepared, shards};
 use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
@@ -63,7 +63,7 @@ impl Prepared<'_> {
                 timings.add_metered(meter);
                 timings.add(&decide, start.elapsed(), None);
             }
-            if !self.applied[last].plan.surveys.is_empty() {
+            if !self.applied[last].planned.surveys.is_empty() {
                 timings.time_metered(&survey, meter, || self.survey(last, compute, progress))?;
             }
             let start = Instant::now();
@@ -93,8 +93,9 @@ impl Prepared<'_> {
         progress: &dyn Progress,
     ) -> Result<bool> {
         let compute = &options.compute;
-        let decisions = match self.applied[index].deciding.take() {
-            Some(mut deciding) => {
+        let open = std::mem::replace(&mut self.applied[index].open, Open::Ready);
+        let decisions = match open {
+            Open::Layers(mut deciding) => {
                 if deciding.decider.saves() {
                     let saved = self.saved(index, options, output)?;
                     if options.resume {
@@ -110,12 +111,9 @@ impl Prepared<'_> {
                 let held_out = self.held_out.as_ref().filter(|_| index + 1 == self.applied.len());
                 let mut measured = |decisions: &LayerEdits| -> Result<Option<EvalReport>> {
                     let Some(corpus) = held_out else { return Ok(None) };
-                    let plan = applied.pass.plan(&applied.sources(
-                        compute,
-                        &self.spill,
-                        Some(decisions),
-                    ))?;
-                    let (_, result) = declared(&plan)?;
+                    let sources = applied.sources(compute, &self.spill);
+                    let planned = applied.transform.apply(&sources, Some(decisions))?;
+                    let (_, result) = declared(&planned.model)?;
                     let name = "measure on held-out text";
                     trust::evaluated(name, &result, &self.source, corpus, options, output, progress)
                         .map(Some)
@@ -129,12 +127,17 @@ impl Prepared<'_> {
                     &mut measured,
                 )?;
                 self.stages = stages;
-                self.applied[index].deciding = Some(deciding);
+                self.applied[index].open = Open::Layers(deciding);
                 Some(decisions)
             }
-            None => {
-                let applied = &self.applied[index];
-                applied.pass.decide(&applied.sources(compute, &self.spill, None))?
+            Open::Decide(decide) => {
+                let edits = decide(&self.applied[index].sources(compute, &self.spill))?;
+                self.applied[index].open = Open::Decide(decide);
+                Some(edits)
+            }
+            open => {
+                self.applied[index].open = open;
+                None
             }
         };
         let Some(decisions) = decisions else { return Ok(false) };
@@ -153,14 +156,18 @@ impl Prepared<'_> {
     ) -> Result<bool> {
         let mut parts: Vec<(&Model, &mut Deciding)> = self.applied[group.clone()]
             .iter_mut()
-            .filter_map(|applied| Some((&applied.source, applied.deciding.as_mut()?)))
+            .filter_map(|applied| match &mut applied.open {
+                Open::Layers(deciding) => Some((&applied.source, &mut **deciding)),
+                _ => None,
+            })
             .collect();
         decide_together(&mut parts, name, options, directory_of(output), progress)?;
         for index in group.clone() {
             if index > group.start {
                 self.applied[index].source = self.applied[index - 1].result.clone();
             }
-            let PassRun { source, deciding: Some(deciding), .. } = &mut self.applied[index] else {
+            let PassRun { source, open: Open::Layers(deciding), .. } = &mut self.applied[index]
+            else {
                 continue;
             };
             deciding.decider.model_mut().clone_from(source);
@@ -218,7 +225,7 @@ impl Prepared<'_> {
         progress: &dyn Progress,
     ) -> Result<bool> {
         let applied = &self.applied[index];
-        let Some(task) = &applied.training else { return Ok(false) };
+        let Some(task) = applied.training() else { return Ok(false) };
         let teacher = task
             .training
             .teacher
@@ -227,7 +234,7 @@ impl Prepared<'_> {
         let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
         let key = self.key(index, own, &options.compute, teacher_read)?;
         let subject = TrainingJob {
-            model: &applied.plan.model,
+            model: &applied.planned.model,
             teacher: teacher.map(|(_, model)| model),
             task,
             fingerprint: key,
@@ -238,12 +245,12 @@ impl Prepared<'_> {
         };
         // The plan has compared a checkpoint's experts. Those that passes before this one made are
         // alike by their bytes alone, and what is said already isn't said twice.
-        let known = &applied.plan.warnings;
-        let found = if index == 0 { None } else { task.idle(&applied.plan.model, same_bytes)? };
+        let known = &applied.planned.warnings;
+        let found = if index == 0 { None } else { task.idle(&applied.planned.model, same_bytes)? };
         let idle = found.filter(|idle| known.iter().all(|known| known != idle));
         idle.iter().for_each(|warning| progress.note(warning));
         let (model, record) = subject.train(progress)?;
-        self.applied[index].plan.warnings.extend(idle.map(str::to_owned));
+        self.applied[index].planned.warnings.extend(idle.map(str::to_owned));
         self.applied[index].trained(model, &record)?;
         self.trained = Some(record);
         Ok(true)
@@ -251,8 +258,8 @@ impl Prepared<'_> {
 
     /// Runs the surveys of pass `index`, each a sweep over what it converts.
     fn survey(&mut self, index: usize, compute: &Compute, progress: &dyn Progress) -> Result<()> {
-        let PassRun { source, plan, texts, .. } = &mut self.applied[index];
-        for (survey, text) in plan.surveys.iter_mut().zip(texts) {
+        let PassRun { source, planned, texts, .. } = &mut self.applied[index];
+        for (survey, text) in planned.surveys.iter_mut().zip(texts) {
             let layers = source.layers.len();
             let tokens = text.batch().tokens();
             progress.stage(
@@ -267,7 +274,8 @@ impl Prepared<'_> {
                 progress.advance(1);
             }
             for (layer, found) in survey.surveyor.found() {
-                plan.layers
+                planned
+                    .layers
                     .iter_mut()
                     .filter(|r| r.layer == layer)
                     .for_each(|r| r.found.push(found.clone()));

@@ -6,7 +6,7 @@ use moe_checkpoint::Result;
 use moe_forward::{Corpus, Storage};
 use moe_model::Model;
 
-use super::{PassRun, Prepared};
+use super::{PassRun, Prepared, held_out_of};
 use crate::estimate::measuring;
 use crate::memory::{self, Text};
 use crate::needs::{Needs, Work};
@@ -20,7 +20,7 @@ impl<'p> Prepared<'p> {
 
     /// About how many floating-point operations the last `own` passes and measuring take.
     pub fn flops(&self, own: usize) -> f64 {
-        let measured = self.held_out.as_ref().zip(self.last().pass.held_out());
+        let measured = self.held_out.as_ref().zip(held_out_of(self.last().pass));
         let measured = measured
             .map_or(0.0, |(corpus, asked)| measuring(self, corpus.tokens(), asked.sequence_length));
         self.own(own).iter().map(PassRun::flops).sum::<f64>() + measured
@@ -30,7 +30,7 @@ impl<'p> Prepared<'p> {
     /// measures before its first step and behind its last one, at the least; without a teacher it
     /// takes one logarithm, which is about a third of that work.
     pub fn compared_logits(&self) -> f64 {
-        let times = match &self.last().training {
+        let times = match self.last().training() {
             Some(task) if self.held_out.is_none() => {
                 2.0 * task.training.teacher.map_or(1.0 / 3.0, |_| 1.0)
             }
@@ -74,7 +74,7 @@ impl<'p> Prepared<'p> {
             })?);
         }
         let working =
-            self.applied.iter().map(|applied| applied.plan.working_bytes).max().unwrap_or(0);
+            self.applied.iter().map(|applied| applied.planned.working_bytes).max().unwrap_or(0);
         let writing = |probe: usize| {
             working
                 + memory::writing(

@@ -26,7 +26,7 @@ pub(super) fn warnings(
     measured: Option<&Corpus>,
     digests: &BTreeMap<PathBuf, String>,
 ) -> Result<Vec<String>> {
-    let trained = applied.iter().filter_map(|applied| applied.training.as_ref()?.held_out());
+    let trained = applied.iter().filter_map(|applied| applied.training()?.held_out());
     let mut warnings = Vec::new();
     for corpus in measured.into_iter().chain(trained) {
         warnings.extend(match warning(applied, corpus) {
@@ -63,7 +63,7 @@ fn observed(
 /// # Errors
 /// What reading that text and the receipt returns.
 pub(super) fn learned_before(applied: &[PassRun<'_>], input: &Path) -> Result<Vec<String>> {
-    learned::notes(input, applied.iter().flat_map(|applied| applied.pass.inputs().measured))
+    learned::notes(input, applied.iter().flat_map(|applied| applied.pass.inputs().measured()))
 }
 
 fn warning(applied: &[PassRun<'_>], held_out: &Corpus) -> Option<String> {

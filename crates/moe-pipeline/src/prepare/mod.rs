@@ -18,9 +18,8 @@ use moe_checkpoint::{
     plan_shards,
 };
 use moe_forward::{Corpus, TextRead, digests_of};
-use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Effect, HeldOut, Identity, Pass, Sources};
+use moe_passes::{Effect, HeldOut, Identity, Pass};
 
 use crate::budget;
 use crate::observe::unchosen;
@@ -39,7 +38,7 @@ pub(crate) use hashes::Hashes;
 pub(crate) use pass_run::PassRun;
 
 use estimates::measured_bytes;
-use pass_run::RunContext;
+use pass_run::{Open, RunContext};
 use side_files::Rewritten;
 
 /// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between
@@ -79,14 +78,14 @@ pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
     let Some((_, before)) = passes.split_last() else {
         return Err(Error::new(Kind::Usage, "there is no pass to run"));
     };
-    if let Some(pass) = before.iter().find(|pass| pass.held_out().is_some()) {
+    if let Some(pass) = before.iter().find(|pass| held_out_of(**pass).is_some()) {
         let what = format!(
             "{} has held-out text, but it is the written result that is measured",
             pass.name()
         );
         return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
     }
-    if passes.iter().filter(|pass| pass.trains()).count() > 1 {
+    if passes.iter().filter(|pass| pass.outputs().training).count() > 1 {
         return Err(Error::new(
             Kind::Usage,
             "two passes train, but what is saved of a training is one",
@@ -108,6 +107,11 @@ fn check_loadable(result: &Model, source: &Checkpoint) -> Result<()> {
     )
     .file(source.dir().join(CONFIG_FILE))
     .remedy("correct or remove these keys in it"))
+}
+
+/// Text that the result of `pass` is measured on once it is there.
+fn held_out_of(pass: &dyn Pass) -> Option<HeldOut<'_>> {
+    pass.inputs().held_out.filter(|held_out| !held_out.while_training)
 }
 
 impl<'p> Prepared<'p> {
@@ -139,7 +143,7 @@ impl<'p> Prepared<'p> {
         let shards = shards(&last.declaration, options.max_shard_size)?;
         let mut side_files = side_files::of_result(&checkpoint, last.result.family);
         let rewritten = side_files::loadable(&mut side_files, &checkpoint, last.result.vocab)?;
-        let held_out = last.pass.held_out();
+        let held_out = held_out_of(last.pass);
         let read_held_out = |held_out: HeldOut<'_>| {
             let live = |tokens| {
                 measured_bytes(&source, &last.result, tokens, held_out.sequence_length, &work)
@@ -184,9 +188,18 @@ impl<'p> Prepared<'p> {
         self.applied.last().expect("there is at least one pass")
     }
 
-    /// What the last pass reads, and what was decided.
-    pub fn sources<'a>(&'a self, compute: &'a Compute) -> Sources<'a> {
-        self.last().sources(compute, &self.spill, self.last().decisions.as_ref())
+    /// What the decisions of the last pass are measured beside, if they are.
+    pub fn baseline(&self) -> Result<Option<Model>> {
+        let PassRun { source, transform, decisions, .. } = self.last();
+        decisions.as_ref().map_or(Ok(None), |edits| transform.baseline(source, edits))
+    }
+
+    /// How many passes, the first ones, decide what takes little beside the writing.
+    pub fn decided_at_once(&self) -> usize {
+        let at_once = |run: &&PassRun<'_>| {
+            run.pass.info().decides_at_once && matches!(run.open, Open::Decide(_))
+        };
+        self.applied.iter().take_while(at_once).count()
     }
 
     /// What is written.
@@ -201,13 +214,13 @@ impl<'p> Prepared<'p> {
 
     /// What all passes do to the function.
     pub fn effects(&self) -> Vec<Effect> {
-        self.applied.iter().flat_map(|applied| applied.plan.effects.clone()).collect()
+        self.applied.iter().flat_map(|applied| applied.planned.effects.clone()).collect()
     }
 
     /// What all passes warn of; once what several say.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = Vec::new();
-        for warning in self.applied.iter().flat_map(|applied| &applied.plan.warnings) {
+        for warning in self.applied.iter().flat_map(|applied| &applied.planned.warnings) {
             if !warnings.contains(warning) {
                 warnings.push(warning.clone());
             }
@@ -244,8 +257,8 @@ impl<'p> Prepared<'p> {
         let experts =
             |model: &Model| model.moes().map(|(_, moe)| moe.experts.len()).collect::<Vec<_>>();
         let (result, mut made) = (experts(self.result()), self.applied.iter());
-        made.find(|made| made.plan.group > 1 && experts(&made.result) == result)
-            .map_or(1, |made| made.plan.group)
+        made.find(|made| made.planned.group > 1 && experts(&made.result) == result)
+            .map_or(1, |made| made.planned.group)
     }
 
     /// Whether a pass was trained.
@@ -270,7 +283,7 @@ impl<'p> Prepared<'p> {
 
     /// Whether deciding saves its costly steps in a [`crate::train::TrainingDir`].
     pub fn saves(&self) -> bool {
-        let mut deciding = self.applied.iter().filter_map(|applied| applied.deciding.as_ref());
+        let mut deciding = self.applied.iter().filter_map(PassRun::deciding);
         deciding.any(|deciding| deciding.decider.saves())
     }
 
@@ -318,8 +331,8 @@ impl<'p> Prepared<'p> {
             held_out: None,
             training: self.trained.clone(),
             decided: last.decisions.as_ref().map(|decisions| decisions.by),
-            pool: last.deciding.as_ref().and_then(|deciding| deciding.pulled),
-            layers: last.plan.layers.clone(),
+            pool: last.deciding().and_then(|deciding| deciding.pulled),
+            layers: last.planned.layers.clone(),
             warnings: self.warnings(),
             left_out: self.side_files.left_out.clone(),
             files: BTreeMap::new(),
@@ -341,7 +354,7 @@ impl<'p> Prepared<'p> {
         let written = self
             .applied
             .iter()
-            .filter_map(|applied| applied.pass.plan_out().zip(applied.written.clone()));
+            .filter_map(|applied| applied.pass.outputs().plan.zip(applied.written.clone()));
         written.filter_map(|(path, hash)| Some((names.get(path)?.clone(), hash))).collect()
     }
 

@@ -15,8 +15,8 @@ use moe_forward::{
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{
-    Effect, Kept, LayerEdits, Pass, Plan, Sources, Survey, SurveyText, TextSource, same_bytes,
-    same_source,
+    Decide, Effect, Kept, LayerEdits, Next, Pass, Plan, PlannedModel, Sources, Survey, SurveyText,
+    TextSource, Transform, same_bytes, same_source,
 };
 
 use super::beside::Beside;
@@ -37,12 +37,28 @@ pub(super) struct RunContext<'a> {
     pub work: &'a Work<'a>,
 }
 
+/// What a plan leaves open, with the text that it is found out on.
+pub(crate) enum Open {
+    /// Nothing, or nothing but what surveys find.
+    Ready,
+    /// What is decided without text.
+    Decide(Decide),
+    /// What is decided in a sweep.
+    Layers(Box<Deciding>),
+    /// The weights of the planned model.
+    Train(Box<TrainingTask>),
+}
+
 /// A pass applied to a model.
 pub(crate) struct PassRun<'p> {
     pub pass: &'p dyn Pass,
     /// What it converts: the checkpoint's model, or what the pass before makes of that.
     pub source: Model,
-    pub plan: Plan,
+    pub planned: PlannedModel,
+    /// What makes that again, with what was found out.
+    pub transform: Box<dyn Transform>,
+    /// What is still to be found out, and how.
+    pub open: Open,
     pub declaration: Declaration,
     /// The declaration read back: names and config as loaders find them, weights still lazy.
     pub result: Model,
@@ -52,12 +68,8 @@ pub(crate) struct PassRun<'p> {
     survey_reads: Vec<TextRead>,
     /// What it reads beside the source and text.
     pub beside: Beside,
-    /// What decides in a sweep.
-    pub deciding: Option<Deciding>,
     /// What was decided, once it is.
     pub decisions: Option<LayerEdits>,
-    /// How the plan's model is trained, if it is.
-    pub training: Option<TrainingTask>,
     /// What its user gave beside checkpoints.
     snapshot: Snapshot,
     /// Where decisions are written.
@@ -78,113 +90,130 @@ impl<'p> PassRun<'p> {
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.inputs().files());
         let beside = Beside::read(pass, &source, first, checkpoint)?;
-        let sources = beside.sources(&source, compute, Some(spill), None);
-        let mut plan = pass.plan(&sources)?;
-        let decider = pass.decider(&sources)?;
+        let sources = beside.sources(&source, compute, Some(spill));
+        let Plan { mut planned, next, transform } = pass.plan(&sources)?;
         check_tokenizers(input, pass.inputs().models)?;
-        let (declaration, result) = declared(&plan)?;
+        let (declaration, result) = declared(&planned.model)?;
         let mut survey_reads = Vec::new();
         let mut texts = Vec::new();
-        for survey in &plan.surveys {
+        for survey in &planned.surveys {
             texts.push(load(survey, input, &source, work, &mut survey_reads)?);
         }
-        let deciding =
-            decider.map(|decider| Deciding::new(decider, &source, input, work)).transpose()?;
-        let teacher = beside.models.first();
-        let read = |training| TrainingTask::read(training, &plan.model, teacher, checkpoint, work);
-        let training = pass.training().map(read).transpose()?;
-        // What passes before make isn't there to be read.
-        let same = if first { same_bytes } else { same_source };
-        let idle = training.as_ref().map_or(Ok(None), |task| task.idle(&plan.model, same))?;
-        plan.warnings.extend(idle.map(str::to_owned));
+        let open = match next {
+            Next::Ready => Open::Ready,
+            Next::Decide(decide) => Open::Decide(decide),
+            Next::Layers(decider) => {
+                Open::Layers(Box::new(Deciding::new(decider, &source, input, work)?))
+            }
+            Next::Train(training) => {
+                let teacher = beside.models.first();
+                let task = TrainingTask::read(training, &planned.model, teacher, checkpoint, work)?;
+                // What passes before make isn't there to be read.
+                let same = if first { same_bytes } else { same_source };
+                planned.warnings.extend(task.idle(&planned.model, same)?.map(str::to_owned));
+                Open::Train(Box::new(task))
+            }
+        };
         Ok(Self {
             pass,
             source,
-            plan,
+            planned,
+            transform,
+            open,
             declaration,
             result,
             texts,
             survey_reads,
             beside,
-            deciding,
             decisions: None,
-            training,
             snapshot,
             plan_file: None,
             written: None,
         })
     }
 
-    /// What the pass reads, and what was decided.
+    /// What decides in a sweep, if that is how the pass decides.
+    pub fn deciding(&self) -> Option<&Deciding> {
+        if let Open::Layers(deciding) = &self.open { Some(deciding) } else { None }
+    }
+
+    /// The same, to run it.
+    pub fn deciding_mut(&mut self) -> Option<&mut Deciding> {
+        if let Open::Layers(deciding) = &mut self.open { Some(deciding) } else { None }
+    }
+
+    /// How the planned model is trained, if it is.
+    pub fn training(&self) -> Option<&TrainingTask> {
+        if let Open::Train(task) = &self.open { Some(task) } else { None }
+    }
+
+    /// What the pass reads.
     pub fn sources<'a>(
         &'a self,
         compute: &'a Compute,
         spill: &'a Arc<ScratchStore>,
-        decisions: Option<&'a LayerEdits>,
     ) -> Sources<'a> {
-        self.beside.sources(&self.source, compute, Some(spill), decisions)
+        self.beside.sources(&self.source, compute, Some(spill))
     }
 
-    /// Applies the pass anew to `source`, whose layers have become what they were only planned to
-    /// be.
+    /// Converts `source` instead, whose layers have become what they were only planned to be.
     pub(super) fn converts(
         &mut self,
         source: Model,
         compute: &Compute,
         spill: &Arc<ScratchStore>,
     ) -> Result<()> {
-        self.source = source;
-        let sources = self.sources(compute, spill, None);
-        let (plan, decider) = (self.pass.plan(&sources)?, self.pass.decider(&sources)?);
-        if let Some((deciding, decider)) = self.deciding.as_mut().zip(decider) {
-            deciding.decider = decider;
+        if let Some(deciding) = self.deciding_mut() {
+            deciding.decider.model_mut().clone_from(&source);
         }
-        self.planned(plan)
+        self.source = source;
+        let planned = self.transform.apply(&self.sources(compute, spill), None)?;
+        self.replan(planned)
     }
 
-    /// Plans with what was decided.
+    /// Puts what was decided in its place.
     pub(super) fn decided(
         &mut self,
         decisions: LayerEdits,
         compute: &Compute,
         spill: &Arc<ScratchStore>,
     ) -> Result<()> {
-        let plan = self.pass.plan(&self.sources(compute, spill, Some(&decisions)))?;
+        let planned = self.transform.apply(&self.sources(compute, spill), Some(&decisions))?;
         self.decisions = Some(decisions);
-        self.planned(plan)
+        self.replan(planned)
     }
 
     /// Puts `model`, which was trained, in the place of the planned one.
     pub(super) fn trained(&mut self, model: Model, record: &TrainingRecord) -> Result<()> {
-        self.plan.model = model;
-        if let Some(effect) = self.pass.trained(record.steps) {
-            self.plan.effects = vec![effect];
+        self.planned.model = model;
+        if let Some(effect) = self.training().and_then(|task| task.training.effect(record.steps)) {
+            self.planned.effects = vec![effect];
         }
         if record.steps > 0 && record.written == 0 {
             let why = "no measurement was better than the one before the first step: the weights are the source's";
-            self.plan.effects = vec![Effect {
+            self.planned.effects = vec![Effect {
                 option: "train".to_owned(),
                 kept: Kept::Exactly,
                 why: why.to_owned(),
             }];
             let remedy = "try another --learning-rate, more --steps or more text";
-            self.plan.warnings.push(format!("training changed nothing, since {why}; {remedy}"));
+            self.planned.warnings.push(format!("training changed nothing, since {why}; {remedy}"));
         }
-        (self.declaration, self.result) = declared(&self.plan)?;
+        (self.declaration, self.result) = declared(&self.planned.model)?;
         Ok(())
     }
 
-    fn planned(&mut self, plan: Plan) -> Result<()> {
-        (self.declaration, self.result) = declared(&plan)?;
-        self.plan = plan;
+    fn replan(&mut self, planned: PlannedModel) -> Result<()> {
+        (self.declaration, self.result) = declared(&planned.model)?;
+        self.planned = planned;
         Ok(())
     }
 
     /// All windows of text that it surveys, decides or trains on.
     pub(super) fn windows(&self) -> impl Iterator<Item = &[u32]> {
         let surveyed = self.texts.iter().flat_map(|text| text.batch().sequences());
-        let decided = self.deciding.iter().flat_map(Deciding::windows);
-        surveyed.chain(decided).chain(self.training.iter().flat_map(TrainingTask::windows))
+        let decided = self.deciding().into_iter().flat_map(Deciding::windows);
+        surveyed.chain(decided).chain(self.training().into_iter().flat_map(TrainingTask::windows))
     }
 
     /// Hashes of the text that its statistics were gathered on, by name.
@@ -195,8 +224,8 @@ impl<'p> PassRun<'p> {
 
     /// What was read of text that isn't measured on.
     pub(super) fn reads(&self) -> impl Iterator<Item = &TextRead> {
-        let deciding = self.deciding.iter().flat_map(|deciding| &deciding.read);
-        let trained = self.training.iter().flat_map(TrainingTask::reads);
+        let deciding = self.deciding().into_iter().flat_map(|deciding| &deciding.read);
+        let trained = self.training().into_iter().flat_map(TrainingTask::reads);
         self.survey_reads.iter().chain(deciding).chain(trained)
     }
 
@@ -208,7 +237,7 @@ impl<'p> PassRun<'p> {
 
     /// Makes sure that decisions can be written where its user wants them.
     pub(super) fn stage_plan(&mut self, overwrite: bool) -> Result<()> {
-        let Some(path) = self.pass.plan_out() else { return Ok(()) };
+        let Some(path) = self.pass.outputs().plan else { return Ok(()) };
         self.plan_file = Some(StagedFile::create(path, check_file(path, &PLAN, overwrite)?)?);
         Ok(())
     }
@@ -218,20 +247,19 @@ impl<'p> PassRun<'p> {
         let Some((file, decisions)) = self.plan_file.take().zip(self.decisions.as_ref()) else {
             return Ok(());
         };
-        let text = Seal::JSON
-            .close(&json::to_pretty(&self.pass.describe_decisions(&self.source, decisions)));
+        let text =
+            Seal::JSON.close(&json::to_pretty(&self.transform.described(&self.source, decisions)));
         // What went to a pipe can't be looked at again.
-        let is_kept = self.pass.plan_out().is_some_and(|path| !is_stream(path));
+        let is_kept = self.pass.outputs().plan.is_some_and(|path| !is_stream(path));
         self.written = is_kept.then(|| sha256_bytes(text.as_bytes()));
         file.commit(|file| file.write_all(text.as_bytes())).map(drop)
     }
 
     /// Whether it can decide in the sweep in which `before` does, whose layers it converts.
     pub(super) fn joins(&self, before: &Self) -> bool {
-        let whole = before.plan.surveys.is_empty() && before.training.is_none();
-        let of = |applied: &'_ Self, test: fn(&Deciding) -> bool| {
-            applied.deciding.as_ref().is_some_and(test)
-        };
+        let whole = before.planned.surveys.is_empty() && before.training().is_none();
+        let of =
+            |applied: &'_ Self, test: fn(&Deciding) -> bool| applied.deciding().is_some_and(test);
         whole
             && of(before, |deciding| deciding.decider.sweeps_once())
             && of(self, |deciding| {
@@ -244,10 +272,10 @@ impl<'p> PassRun<'p> {
         let surveyed = self.texts.iter().map(|text| text.batch());
         let surveyed = surveyed
             .map(|batch| ForwardWork::of(&self.source, batch.tokens(), batch.longest()).total());
-        let decided = self.deciding.as_ref().map_or(0.0, Deciding::flops);
-        let trained = self.training.as_ref().map_or(0.0, |task| {
+        let decided = self.deciding().map_or(0.0, Deciding::flops);
+        let trained = self.training().map_or(0.0, |task| {
             let (options, text) = (&task.training.options, &task.training.text);
-            let model = &self.plan.model;
+            let model = &self.planned.model;
             let tokens = options.batch_tokens * options.accumulate;
             let head = 2.0 * tokens as f64 * model.hidden as f64 * model.vocab as f64;
             let step = ForwardWork::of(model, tokens, text.sequence_length).total() + head;
@@ -267,17 +295,18 @@ impl<'p> PassRun<'p> {
             .iter()
             .map(|(_, weight)| weight)
             .filter(|weight| weight.stored().is_none());
-        let made = if self.pass.spills() { made.map(moe_model::Weight::bytes).sum() } else { 0 };
+        // What is decided is kept until it is written; other weights are made only then.
+        let decides = matches!(self.open, Open::Decide(_) | Open::Layers(_));
+        let made = if decides { made.map(moe_model::Weight::bytes).sum() } else { 0 };
         made + self
-            .training
-            .as_ref()
-            .map_or(0, |task| Need::disk_bytes(&self.plan.model, &task.training))
+            .training()
+            .map_or(0, |task| Need::disk_bytes(&self.planned.model, &task.training))
     }
 
     /// What surveys and training hold, each of which runs by itself.
     pub(super) fn needs(&self, work: &Work<'_>) -> Result<Vec<Needs>> {
         let mut needs = Vec::new();
-        for (survey, text) in self.plan.surveys.iter().zip(&self.texts) {
+        for (survey, text) in self.planned.surveys.iter().zip(&self.texts) {
             let batch = text.batch();
             let live = |share: Share, length| {
                 Ok(surveyed(survey, &self.source, share.of(batch.tokens()), length, work))
@@ -287,23 +316,21 @@ impl<'p> PassRun<'p> {
                 TextSource::Prompts { .. } => Needs::fixed(live(Share::All, batch.longest())?),
             });
         }
-        if let Some(task) = &self.training {
+        if let Some(task) = self.training() {
             let teacher = task.training.teacher.and(self.beside.models.first());
-            needs.push(task.needs(&self.plan.model, teacher, work)?);
+            needs.push(task.needs(&self.planned.model, teacher, work)?);
         }
         Ok(needs)
     }
 
     /// What deciding holds.
     pub(super) fn deciding_needs(&self, work: &Work<'_>) -> Result<Needs> {
-        self.deciding
-            .as_ref()
-            .map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
+        self.deciding().map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
     }
 
     /// Tokens that its training is measured on.
     pub(super) fn measured_tokens(&self) -> Option<usize> {
-        self.training.as_ref().and_then(TrainingTask::measured_tokens)
+        self.training().and_then(TrainingTask::measured_tokens)
     }
 }
 
@@ -314,10 +341,10 @@ fn surveyed(survey: &Survey, source: &Model, tokens: usize, length: usize, work:
     text.surveyed(source, survey.surveyor.working_bytes(source, tokens), work.compute)
 }
 
-/// Names and config of a plan, and the model that loaders will find: a contradiction shows here,
-/// before the first byte.
-pub(super) fn declared(plan: &Plan) -> Result<(Declaration, Model)> {
-    let declaration = plan.model.declare().map_err(|e| e.file(&plan.model.config_file))?;
+/// Names and config of a planned model, and the model that loaders will find: a contradiction shows
+/// here, before the first byte.
+pub(super) fn declared(model: &Model) -> Result<(Declaration, Model)> {
+    let declaration = model.declare().map_err(|e| e.file(&model.config_file))?;
     let result = declaration.reread()?;
     Ok((declaration, result))
 }
