@@ -30,9 +30,9 @@ pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
     Baseline, BenchmarkedModel, Decide, DecidedBy, DecidedLayer, Effect, Identity, Inputs, Kept,
-    LayerEdits, LayerPass, LayerRecord, LayerStatistics, Next, Outputs, Pass, PassInfo,
-    PassOptions, Plan, PlannedModel, Pool, ReportKind, Sources, Survey, SurveyText, Surveyor,
-    SweptText, TextSource, Transform,
+    LayerEdits, LayerPass, LayerRecord, LayerStage, LayerStatistics, LayerSweep, Next, Outputs,
+    Pass, PassInfo, PassOptions, Plan, PlannedModel, Pool, PoolStats, ReportKind, Sources, Survey,
+    SurveyText, Surveyor, SweptText, TextSource, Transform,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

@@ -7,6 +7,7 @@
 
 mod block;
 mod distiller;
+mod errors;
 mod mean;
 mod neurons;
 mod observe;
@@ -15,6 +16,7 @@ mod record;
 mod ridge;
 mod score;
 mod select;
+mod stage;
 mod student;
 mod training;
 mod weights;
@@ -23,8 +25,9 @@ use moe_model::{Family, Ffn, Model, Moe, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Baseline, BenchmarkedModel, Effect, Inputs, Kept, LayerEdits, LayerRecord, Next, Outputs, Pass,
-    PassInfo, PassOptions, Plan, PlannedModel, ReportKind, Sources, Transform, as_value,
+    Baseline, BenchmarkedModel, Effect, Inputs, Kept, LayerEdits, LayerRecord, LayerSweep, Next,
+    Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind, Sources, Transform,
+    as_value,
 };
 
 pub use options::{DistillOptions, Down, Forced, Init};
@@ -35,6 +38,7 @@ pub use training::Training;
 
 use distiller::Distiller;
 use options::shaped;
+use stage::TrainingStage;
 use student::mean_of_experts;
 
 /// The row of [`crate::PASSES`].
@@ -95,8 +99,12 @@ impl Pass for DistillOptions {
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         let width = self.check(sources.model)?;
         let target = self.target(sources.model, width)?;
-        let next = Next::Layers(Box::new(Distiller::new(self, width, sources)));
-        Plan::new(Distillation { options: self.clone(), width, target }, sources, next)
+        let sweep = LayerSweep {
+            stages: TrainingStage::all(self, sources),
+            ..LayerSweep::new(&self.calibration, Distiller::new(self, width, sources))
+        };
+        let distillation = Distillation { options: self.clone(), width, target };
+        Plan::new(distillation, sources, Next::Layers(sweep))
     }
 }
 

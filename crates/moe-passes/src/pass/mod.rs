@@ -4,6 +4,7 @@ mod info;
 mod inputs;
 mod layer_pass;
 mod plan;
+mod pool;
 mod record;
 mod survey;
 
@@ -19,8 +20,11 @@ use serde_json::Value;
 
 pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
 pub use inputs::{Inputs, Outputs};
-pub use layer_pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, Pool, SweptText};
+pub use layer_pass::{
+    DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStage, LayerSweep, SweptText,
+};
 pub use plan::{Decide, Next, Plan, PlannedModel, Transform};
+pub use pool::{Pool, PoolStats};
 pub use record::{Effect, Identity, Kept, LayerRecord};
 pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 

@@ -3,7 +3,7 @@
 use moe_model::{Model, Result};
 use serde_json::Value;
 
-use super::{Effect, LayerEdits, LayerPass, LayerRecord, Sources, Survey};
+use super::{Effect, LayerEdits, LayerRecord, LayerSweep, Sources, Survey};
 use crate::train::Training;
 
 /// What a pass will do, fixed before the first byte is written.
@@ -23,7 +23,7 @@ pub enum Next {
     /// Edits of layers, without text: from statistics, from weights, or from a given plan.
     Decide(Decide),
     /// Edits of layers, one layer after the other in a sweep over text.
-    Layers(Box<dyn LayerPass>),
+    Layers(LayerSweep),
     /// Weights, by training the planned model.
     Train(Training),
 }

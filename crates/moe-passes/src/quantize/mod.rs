@@ -11,7 +11,6 @@ mod check;
 mod encode;
 mod gather;
 mod options;
-mod pool;
 mod quantizer;
 mod samples;
 mod scheme;
@@ -29,13 +28,13 @@ use moe_model::{
 };
 use serde_json::Value;
 
+use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    Effect, Inputs, Kept, LayerEdits, LayerRecord, Next, Pass, PassInfo, PassOptions, Plan,
-    PlannedModel, ReportKind, Sources, Transform, as_value,
+    Effect, Inputs, Kept, LayerEdits, LayerRecord, LayerSweep, Next, Pass, PassInfo, PassOptions,
+    Plan, PlannedModel, Pool, ReportKind, Sources, Transform, as_value,
 };
 
 pub use options::{Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, WeightScheme};
-pub use pool::PoolStats;
 pub use samples::Counts;
 pub use solve::ExpertRecord;
 pub use widths::{LayerWidths, Profile, WidthError};
@@ -102,7 +101,7 @@ impl Pass for QuantizeOptions {
                 let options = self.clone();
                 Next::Decide(Box::new(move |sources| quantizer::rounded(&options, sources)))
             }
-            _ => Next::Layers(Box::new(Quantizer::new(self, sources))),
+            _ => Next::Layers(self.sweep(sources.model, Quantizer::new(self, sources))),
         };
         Plan::new(self.clone(), sources, next)
     }
@@ -161,6 +160,27 @@ impl Transform for QuantizeOptions {
 }
 
 impl QuantizeOptions {
+    /// The sweep of `quantizer` over `model`, with the pool that there is.
+    fn sweep(&self, model: &Model, quantizer: Quantizer) -> LayerSweep {
+        let widths = model.moes().map(|(_, moe)| moe.experts[0].width()).chain([model.hidden]);
+        // Tokens of its own are worth more than others': as many of them as make a Hessian regular.
+        let least = self.least_of(model).max(widths.max().unwrap_or(0));
+        let text = CalibrationOptions {
+            data: self.pool.clone(),
+            data_tokens: self.pool_tokens,
+            ..self.calibration.clone()
+        };
+        let pool = Pool { text, least, most: self.pool_take };
+        let pool = (!self.pool.is_empty()).then_some(pool);
+        LayerSweep { pool, ..LayerSweep::new(&self.calibration, quantizer) }
+    }
+
+    /// Tokens that an expert of `model`'s widest layer needs.
+    fn least_of(&self, model: &Model) -> usize {
+        let widths = model.moes().map(|(_, moe)| moe.experts[0].width());
+        self.least_tokens(model.hidden, widths.max().unwrap_or(0))
+    }
+
     /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are
     /// gate, up and down.
     fn quantized(

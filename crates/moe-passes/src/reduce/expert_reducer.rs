@@ -16,7 +16,6 @@ use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 use super::budget::padded;
 use super::guard::super_experts;
 use super::{LayerTrust, LayerView, Method, Needs, ReduceOptions, Size, check_saliency};
-use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
 use crate::pass::{
     DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStatistics, Sources, SweptText,
@@ -210,10 +209,6 @@ impl ExpertReducer {
 }
 
 impl LayerPass for ExpertReducer {
-    fn text(&self) -> &CalibrationOptions {
-        &self.options.calibration
-    }
-
     fn model_mut(&mut self) -> &mut Model {
         &mut self.model
     }
@@ -241,10 +236,6 @@ impl LayerPass for ExpertReducer {
             0
         };
         (inputs + outputs) as u64 + self.method.working_bytes(&self.model, self.size.before, tokens)
-    }
-
-    fn leaves_out(&self) -> bool {
-        self.method.needs().left_out
     }
 
     fn looks_ahead(&self) -> bool {
@@ -312,7 +303,7 @@ impl Converter for ExpertReducer {
 
 impl Observer for ExpertReducer {
     fn wants(&self) -> Wants {
-        self.observer.as_ref().map_or(Wants::default(), Observer::wants)
+        Wants { experts: true, left_out: self.method.needs().left_out }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {

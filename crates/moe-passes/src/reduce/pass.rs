@@ -8,8 +8,8 @@ use super::expert_reducer::{ExpertReducer, decide_now};
 use super::mtp::with_mtp;
 use super::{Method, ReduceOptions, Reduced, Size, random_model};
 use crate::pass::{
-    Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerRecord, Next,
-    PlannedModel, Sources,
+    Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerRecord, LayerSweep,
+    Next, PlannedModel, Sources,
 };
 
 /// What fewer experts are measured beside.
@@ -68,7 +68,7 @@ impl Reduction {
             Next::Decide(Box::new(move |sources| decide_now(&method, &options, &size, sources)))
         } else {
             let reducer = ExpertReducer::new(Arc::new(method), &options, size, sources);
-            Next::Layers(Box::new(reducer))
+            Next::Layers(LayerSweep::new(&self.options.calibration, reducer))
         }
     }
 }

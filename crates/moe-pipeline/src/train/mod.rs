@@ -10,7 +10,6 @@ mod speed;
 mod state;
 mod trainer;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::DType;
@@ -21,7 +20,6 @@ use moe_forward::train::{
 use moe_forward::{
     Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate,
 };
-use moe_math::Compute;
 use moe_model::{Expert, Model};
 use moe_passes::{Idle, Precision, Training, idle_routers};
 
@@ -30,10 +28,11 @@ use settings::CHANGEABLE;
 use trainer::{Task, Trainer};
 
 use crate::budget;
+use crate::context::RunContext;
 use crate::memory::{self, Text};
 use crate::needs::{Needs, Share, Work};
-use crate::progress::{Progress, Unit};
-use crate::resources::{ByteSize, directory_of, storage};
+use crate::progress::Unit;
+use crate::resources::storage;
 
 pub(crate) use dir::TrainingDir;
 pub use dir::training_left;
@@ -49,10 +48,7 @@ pub(crate) struct TrainingJob<'a> {
     pub task: &'a TrainingTask,
     /// Hash of all that decides what comes of the training.
     pub fingerprint: String,
-    pub output: &'a Path,
-    pub resume: bool,
-    pub memory_budget: Option<ByteSize>,
-    pub compute: &'a Compute,
+    pub run: RunContext<'a>,
 }
 
 /// What a pass wants trained, and the text for it.
@@ -298,35 +294,31 @@ impl TrainingJob<'_> {
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; what the training
     /// returns.
-    pub fn train(&self, progress: &dyn Progress) -> Result<(Model, TrainingRecord)> {
+    pub fn train(&self) -> Result<(Model, TrainingRecord)> {
         let TrainingTask { training, text, held_out } = self.task;
+        let RunContext { output, options, progress, .. } = self.run;
         // What can't be gone on from is refused before anything is computed.
-        let goes_on = self.resume && TrainingDir::of(self.output).is_used()?;
-        let saved = TrainingDir::of(self.output).open(self.fingerprint.clone(), self.resume)?;
-        let scratch = directory_of(self.output);
-        let work = Work { budget: self.memory_budget, compute: self.compute, scratch };
+        let goes_on = options.resume && TrainingDir::of(output).is_used()?;
+        let saved = TrainingDir::of(output).open(self.fingerprint.clone(), options.resume)?;
+        let work = self.run.work();
+        let (compute, scratch) = (work.compute, work.scratch);
         let need = self.task.need(self.model, self.teacher, &work)?;
         let ways = self.task.needs(self.model, self.teacher, &work)?;
-        let keep_graphs = need.check(&ways, self.memory_budget)?;
+        let keep_graphs = need.check(&ways, options.memory_budget)?;
         let sequences: Vec<&[u32]> =
             text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::as_slice).collect();
         let precision = match training.options.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         };
-        let parameters = Parameters::read(self.model, &training.parts, precision, self.compute)?;
+        let parameters = Parameters::read(self.model, &training.parts, precision, compute)?;
         let reference = training.teacher.zip(self.teacher).map(|(options, teacher)| {
-            Reference::new(teacher, options.kind, &sequences, scratch, self.compute)
+            Reference::new(teacher, options.kind, &sequences, scratch, compute)
         });
         let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
         let tokens = held_out.as_ref().map_or(0, Corpus::tokens);
         let mut task = TextTask {
-            trainee: Trainee {
-                model: self.model,
-                parameters: &parameters,
-                compute: self.compute,
-                keep_graphs,
-            },
+            trainee: Trainee { model: self.model, parameters: &parameters, compute, keep_graphs },
             order: Order::new(
                 sequences.iter().map(|sequence| sequence.len()).collect(),
                 training.options.batch_tokens,
@@ -345,7 +337,7 @@ impl TrainingJob<'_> {
             },
             held_out: held_out.as_ref(),
             original: self.teacher,
-            storage: storage(self.model, tokens, self.memory_budget, self.compute, scratch)?,
+            storage: self.run.storage(self.model, tokens)?,
         };
         progress.stage("train", training.options.steps, Unit::Steps);
         let trainer = Trainer {
@@ -358,7 +350,7 @@ impl TrainingJob<'_> {
             // A folder in which nothing lies to go on from would only be in the way of the next
             // run. What lay there before stays.
             if !goes_on {
-                TrainingDir::of(self.output).remove_unless_saved();
+                TrainingDir::of(output).remove_unless_saved();
             }
         })?;
         let model = parameters.applied(self.model, &outcome.encoded);
