@@ -7,12 +7,14 @@
 // Tests read goldens.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+mod align;
 mod batches;
 mod calibrate;
 pub mod distill;
 pub mod heal;
 mod idle;
 pub mod merge;
+mod merged;
 mod output_error;
 mod part;
 mod pass;

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use moe_checkpoint::{OutputDir, Result, ShardPlan};
 use moe_math::Compute;
-use moe_model::Verdict;
 use moe_passes::Pass;
 use serde::Serialize;
 
 use crate::context::RunContext;
+use crate::conversion::Conversion;
 use crate::estimate;
 use crate::live::promise_resident_memory;
 use crate::options::ConvertOptions;
@@ -61,37 +61,6 @@ impl PlannedOutput {
         self.time_estimate_seconds = Some(self.reading_seconds + cost.seconds(compute)?);
         Ok(self)
     }
-}
-
-/// What makes tokens of text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HasTokenizer {
-    /// tokenizer.json, which this program reads.
-    Here,
-    /// Files of a tokenizer that only others read.
-    Elsewhere,
-    /// Nothing.
-    Nowhere,
-}
-
-/// What a run has done.
-#[derive(Debug, Serialize)]
-pub struct Conversion {
-    /// The receipt, as written.
-    pub receipt: Receipt,
-    /// Time of each stage.
-    pub timings: Timings,
-    /// Bytes of all weight files.
-    pub bytes: u64,
-    /// Seconds that the hashing thread was busy while writing.
-    pub hashing_seconds: f64,
-    /// What engines do with the result's quantized experts.
-    pub engines: Vec<Verdict>,
-    /// Whether `heal` can train the result further.
-    pub heals: bool,
-    /// What makes tokens of text for the result.
-    pub tokenizer: HasTokenizer,
 }
 
 /// Plans a run of passes, each on what the one before makes, without writing anything. Estimates

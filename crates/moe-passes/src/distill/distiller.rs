@@ -11,16 +11,15 @@ use moe_forward::{
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::routing::Routing;
-use moe_model::{Expert, Ffn, Model, Moe, Result};
+use moe_model::{Ffn, Model, Moe, Result};
 
 use super::block::{GATHERED_BYTES, LOOKED_AT, step_bytes};
 use super::errors::LayerErrors;
 use super::observe::{BlockPart, LayerObserver, LayerSums, Tokens};
 use super::ridge::fit;
-use super::stage::no_place;
-use super::student::student;
+use super::student::{dense, student};
 use super::{DistillOptions, Down, DownFit, Forced, Init};
-use crate::merge::aligning_bytes;
+use crate::align::aligning_bytes;
 use crate::pass::{
     DecidedBy, DecidedLayer, Kept, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
 };
@@ -40,16 +39,6 @@ pub(super) struct Distiller {
     layers: BTreeMap<usize, DecidedLayer>,
 }
 
-/// `network` in the place of a layer's mixture.
-pub(super) fn dense(network: Expert, record: LayerRecord) -> DecidedLayer {
-    DecidedLayer {
-        ffn: Ffn::Dense(Box::new(network)),
-        record,
-        clusters: Vec::new(),
-        saliency: Vec::new(),
-    }
-}
-
 impl Distiller {
     pub fn new(options: &DistillOptions, width: usize, sources: &Sources<'_>) -> Self {
         Self {
@@ -63,11 +52,6 @@ impl Distiller {
             errors: LayerErrors::default(),
             layers: BTreeMap::new(),
         }
-    }
-
-    /// Where weights go that are made before they are written.
-    fn spill(&self) -> Result<&ScratchStore> {
-        self.spill.as_deref().ok_or_else(no_place)
     }
 
     fn tokens(&self) -> &Tokens {
@@ -86,7 +70,8 @@ impl Distiller {
         let (mut network, mut record) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
         // Nothing is left to fit where the network gives what the mixture gives.
         if self.options.down == Down::Ridge && record.kept != Kept::Exactly {
-            let fitted = fit(index, &network, inputs, self.tokens(), &self.compute, self.spill()?)?;
+            let fitted =
+                fit(index, &network, inputs, self.tokens(), &self.compute, self.spill.as_deref())?;
             network.down.weight = fitted.down;
             record.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
         }

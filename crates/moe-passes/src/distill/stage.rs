@@ -7,13 +7,13 @@ use moe_checkpoint::{Saved, ScratchStore};
 use moe_forward::{Calibration, Converted, Converter, Forcing, Inputs, Observer};
 use moe_math::Compute;
 use moe_math::meter::Work;
-use moe_model::{Error, Kind, Result};
+use moe_model::Result;
 
 use super::DistillOptions;
 use super::block::{LayerTrainingData, Learned, train};
-use super::distiller::dense;
 use super::errors::LayerErrors;
 use super::observe::Tokens;
+use super::student::dense;
 use super::weights::kept;
 use crate::pass::{DecidedLayer, Kept, LayerEdits, LayerStage, Sources};
 
@@ -89,7 +89,7 @@ impl TrainingStage {
         };
         let mut network = network.clone();
         if let Some([gate, up, down]) = learned.best {
-            let spill = self.spill.as_deref().ok_or_else(no_place)?;
+            let spill = self.spill.as_deref();
             network.gate.weight = kept(&gate, &network.gate.weight, spill)?;
             network.up.weight = kept(&up, &network.up.weight, spill)?;
             network.down.weight = kept(&down, &network.down.weight, spill)?;
@@ -114,11 +114,6 @@ impl TrainingStage {
         let train = || train(&lessons, network, self.steps, &self.options.training);
         self.compute.stage("looks", Work::UNCOUNTED, train)
     }
-}
-
-/// What is said of a sweep that nothing can be kept of.
-pub(super) fn no_place() -> Error {
-    Error::new(Kind::Usage, "there is no place for weights that are made before they are written")
 }
 
 impl LayerStage for TrainingStage {

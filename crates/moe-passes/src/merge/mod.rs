@@ -17,9 +17,7 @@ mod dern;
 mod fit;
 mod groups;
 mod method;
-mod neurons;
 mod options;
-mod weights;
 
 #[cfg(test)]
 mod golden;
@@ -27,6 +25,7 @@ mod golden;
 use moe_model::{Model, Result};
 use serde_json::Value;
 
+use crate::merged::making_bytes;
 use crate::pass::{
     Inputs, LayerEdits, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind, Sources,
     Transform, as_value,
@@ -34,9 +33,6 @@ use crate::pass::{
 use crate::reduce::{BASELINE, Method as _, Reduction, fewer};
 
 pub use options::{Grouping, MergeMethod, MergeOptions};
-
-pub(crate) use neurons::{aligning_bytes, by_weights as aligned};
-pub(crate) use weights::{Share, merged};
 
 /// The row of [`crate::PASSES`].
 pub(crate) static INFO: PassInfo = PassInfo {
@@ -101,7 +97,7 @@ struct Merged(Reduction);
 impl Transform for Merged {
     fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
         let undecided = edits.is_none() && !self.0.size.keeps_all();
-        let working_bytes = if undecided { weights::making_bytes(sources.model) } else { 0 };
+        let working_bytes = if undecided { making_bytes(sources.model) } else { 0 };
         Ok(PlannedModel { working_bytes, ..self.0.apply(sources.model, edits) })
     }
 

@@ -10,7 +10,7 @@ use moe_forward::{EvalReport, Sweep};
 use moe_model::Model;
 use moe_passes::{LayerEdits, same_bytes};
 
-use super::measured::{evaluated, measure};
+use super::held_out::evaluated;
 use super::pass_run::{Open, PassRun, declared};
 use super::planned::{Planned, shards};
 use crate::deciding::{Deciding, decide_together};
@@ -28,7 +28,7 @@ pub(crate) struct Decided<'r> {
     /// How a pass's model was trained, if one was.
     pub trained: Option<TrainingRecord>,
     /// What the result costs on held-out text, once that is measured.
-    held_out: Option<HeldOutReport>,
+    pub(super) held_out: Option<HeldOutReport>,
 }
 
 impl<'r> Planned<'r> {
@@ -64,20 +64,6 @@ impl Decided<'_> {
     pub fn receipt(&self) -> Receipt {
         let (training, held_out) = (self.trained.clone(), self.held_out.clone());
         Receipt { training, held_out, ..self.planned.receipt() }
-    }
-
-    /// Measures the result on the last pass's held-out text, if there is some.
-    ///
-    /// # Errors
-    /// What sweeps return.
-    pub fn measure(mut self, timings: &mut Timings) -> Result<Self> {
-        let start = Instant::now();
-        self.held_out = measure(&self)?;
-        if self.held_out.is_some() {
-            timings.add_metered(&self.planned.opened.run.compute().meter);
-            timings.add("measure on held-out text", start.elapsed(), None);
-        }
-        Ok(self)
     }
 
     /// Finds out what the plans of the passes `group` left open, which decide in one sweep.

@@ -2,19 +2,20 @@
 
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, ForwardWork, Storage};
-use moe_model::{Model, Weight};
+use moe_model::Weight;
 use moe_passes::TextSource;
 
+use super::held_out::held_out_of;
 use super::pass_run::{Open, PassRun};
-use super::planned::{Planned, held_out_of};
+use super::planned::Planned;
 use super::texts::surveyed;
 use crate::budget;
 use crate::deciding::Deciding;
 use crate::estimate::measuring;
 use crate::live::live_bytes;
 use crate::memory::{self, Text};
-use crate::needs::{self, Needs, Share, Work};
-use crate::resources::{ByteSize, storage};
+use crate::needs::{self, Needs, Share, Work, measuring_bytes};
+use crate::resources::ByteSize;
 use crate::train::{Need, TrainingTask};
 
 impl<'r> Planned<'r> {
@@ -76,7 +77,7 @@ impl<'r> Planned<'r> {
         if let Some(corpus) = &self.held_out {
             let longest = Text::of(corpus, Storage::default()).longest;
             stages.push(Needs::of_text("--held-out-tokens", longest, |share, length| {
-                measured_bytes(source, result, share.of(corpus.tokens()), length, &work)
+                measuring_bytes(result, Some(source), share.of(corpus.tokens()), length, &work)
             })?);
         }
         let working = self.passes.iter().map(|pass| pass.planned.working_bytes).max().unwrap_or(0);
@@ -182,22 +183,4 @@ impl PassRun<'_> {
     fn measured_tokens(&self) -> Option<usize> {
         self.training().and_then(TrainingTask::measured_tokens)
     }
-}
-
-/// Live bytes of measuring `result` beside `source` on so many tokens, in sequences of `length` at
-/// most.
-pub(super) fn measured_bytes(
-    source: &Model,
-    result: &Model,
-    tokens: usize,
-    length: usize,
-    work: &Work<'_>,
-) -> Result<u64> {
-    let storage = storage(source, tokens, work.budget, work.compute, work.scratch)?;
-    Ok(memory::evaluation(
-        result,
-        Some(source),
-        &Text::first(tokens, length, storage),
-        work.compute,
-    ))
 }

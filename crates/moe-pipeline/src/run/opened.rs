@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use moe_checkpoint::{Checkpoint, Result, ScratchStore};
 use moe_model::Model;
-use moe_passes::Pass;
 
-use super::planned::Planned;
 use crate::context::RunContext;
 
 /// The state that a run begins in.
@@ -29,13 +27,5 @@ impl<'r> Opened<'r> {
         let source = Model::read(&checkpoint)?;
         let spill = Arc::new(ScratchStore::new(run.scratch()));
         Ok(Self { run, checkpoint, source, spill })
-    }
-
-    /// Plans `passes`, each on what the one before makes.
-    ///
-    /// # Errors
-    /// Whatever would stop the run before its first byte.
-    pub fn plan(self, passes: &[&'r dyn Pass]) -> Result<Planned<'r>> {
-        Planned::new(self, passes)
     }
 }

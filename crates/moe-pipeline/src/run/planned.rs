@@ -9,15 +9,13 @@ use moe_checkpoint::{
 };
 use moe_forward::{Corpus, TextRead, digests_of};
 use moe_model::{Declaration, Model};
-use moe_passes::{Effect, HeldOut, Pass};
+use moe_passes::{Effect, Pass};
 
-use super::estimates::measured_bytes;
 use super::hashes::Hashes;
-use super::measured::corpus;
+use super::held_out::{held_out_of, read_held_out};
 use super::opened::Opened;
 use super::pass_run::{Open, PassRun};
 use super::side_files::{self, Rewritten};
-use crate::budget;
 use crate::calibration::unchosen;
 use crate::learned::{self, Learned};
 use crate::portable::portable;
@@ -41,31 +39,6 @@ pub(crate) struct Planned<'r> {
     pub(super) digests: BTreeMap<PathBuf, String>,
 }
 
-/// Refuses passes that can't run one after the other without a checkpoint between them.
-///
-/// # Errors
-/// [`Kind::Usage`] for what only the last pass can do, or only one.
-pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
-    let Some((_, before)) = passes.split_last() else {
-        return Err(Error::new(Kind::Usage, "there is no pass to run"));
-    };
-    if let Some(pass) = before.iter().find(|pass| held_out_of(**pass).is_some()) {
-        let what = format!(
-            "{} has held-out text, but it is the written result that is measured",
-            pass.name()
-        );
-        return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
-    }
-    if passes.iter().filter(|pass| pass.outputs().training).count() > 1 {
-        return Err(Error::new(
-            Kind::Usage,
-            "two passes train, but what is saved of a training is one",
-        )
-        .remedy("write a checkpoint between them: make them steps of their own"));
-    }
-    Ok(())
-}
-
 /// Refuses a result whose config has what loaders refuse, and what no pass knows another value for.
 fn check_loadable(result: &Model, source: &Checkpoint) -> Result<()> {
     let refused = result.refused_config();
@@ -80,19 +53,17 @@ fn check_loadable(result: &Model, source: &Checkpoint) -> Result<()> {
     .remedy("correct or remove these keys in it"))
 }
 
-/// Text that the result of `pass` is measured on once it is there.
-pub(super) fn held_out_of(pass: &dyn Pass) -> Option<HeldOut<'_>> {
-    pass.inputs().held_out.filter(|held_out| !held_out.while_training)
-}
-
-impl<'r> Planned<'r> {
-    /// Plans `passes` on the model of `opened`.
-    pub(super) fn new(opened: Opened<'r>, passes: &[&'r dyn Pass]) -> Result<Self> {
-        let Opened { run, checkpoint, source, .. } = &opened;
+impl<'r> Opened<'r> {
+    /// Plans `passes`, each on what the one before makes.
+    ///
+    /// # Errors
+    /// Whatever would stop the run before its first byte.
+    pub fn plan(self, passes: &[&'r dyn Pass]) -> Result<Planned<'r>> {
+        let Opened { run, checkpoint, source, .. } = &self;
         let mut planned: Vec<PassRun<'r>> = Vec::new();
         for pass in passes {
             let model = planned.last().map_or(source, |before| &before.result).clone();
-            planned.push(PassRun::new(*pass, model, planned.is_empty(), &opened)?);
+            planned.push(PassRun::new(*pass, model, planned.is_empty(), &self)?);
         }
         let last =
             planned.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
@@ -100,8 +71,7 @@ impl<'r> Planned<'r> {
         let shards = shards(&last.declaration, run.options.max_shard_size)?;
         let mut side_files = side_files::of_result(checkpoint, last.result.family);
         let rewritten = side_files::loadable(&mut side_files, checkpoint, last.result.vocab)?;
-        let held_out =
-            held_out_of(last.pass).map(|text| read_held_out(&text, &opened, &last.result));
+        let held_out = held_out_of(last.pass).map(|text| read_held_out(&text, &self, &last.result));
         let held_out = held_out.transpose()?;
         let reads = planned
             .iter()
@@ -109,8 +79,8 @@ impl<'r> Planned<'r> {
             .chain(held_out.iter().flat_map(|held_out| &held_out.texts));
         let digests = digests_of(reads)?;
         let not_held_out = not_held_out(&planned, held_out.as_ref(), run.input, &digests)?;
-        Ok(Self {
-            opened,
+        Ok(Planned {
+            opened: self,
             passes: planned,
             shards,
             side_files,
@@ -120,7 +90,9 @@ impl<'r> Planned<'r> {
             digests,
         })
     }
+}
 
+impl<'r> Planned<'r> {
     /// The last pass.
     pub(super) fn last(&self) -> &PassRun<'r> {
         self.passes.last().expect("there is at least one pass")
@@ -242,15 +214,6 @@ impl<'r> Planned<'r> {
         self.opened.checkpoint.check_unchanged()?;
         self.passes.iter().try_for_each(PassRun::check_unchanged)
     }
-}
-
-/// Reads the text that `result` is to be measured on.
-fn read_held_out(held_out: &HeldOut<'_>, opened: &Opened<'_>, result: &Model) -> Result<Corpus> {
-    let Opened { run, source, .. } = opened;
-    let work = run.work();
-    let live = |tokens| measured_bytes(source, result, tokens, held_out.sequence_length, &work);
-    let room = budget::room(work.budget, "--held-out-tokens", live);
-    corpus(held_out, run.input, source.vocab, room)
 }
 
 /// What is said where text that `passes` learn from, or that the checkpoint in `input` was made on,

@@ -8,8 +8,8 @@ use moe_math::encoding::first_non_finite;
 use moe_model::Weight;
 
 use super::planned::Planned;
+use super::proof::check_stop;
 use crate::progress::Progress;
-use crate::proof::check_stop;
 
 /// Copies of a larger tensor are read again rather than kept in memory.
 const MAX_COPIED_BYTES: u64 = 256 << 20;

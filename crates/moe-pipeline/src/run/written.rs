@@ -12,15 +12,15 @@ use moe_forward::TOKENIZER_FILE;
 
 use super::decided::Decided;
 use super::planned::Planned;
+use super::proof::Proof;
 use super::tensors;
 use crate::applicable::heals;
 use crate::card::{self, name_of};
 use crate::context::RunContext;
-use crate::convert::{Conversion, HasTokenizer};
+use crate::conversion::{Conversion, HasTokenizer};
 use crate::file_names::{CARD_FILE, RECEIPT_FILE, RUN_FILE};
 use crate::outputs::existing;
 use crate::progress::{Overlap, Timings, Unit};
-use crate::proof::Proof;
 use crate::receipt::Receipt;
 use crate::report;
 use crate::resources::RunRecord;

@@ -29,10 +29,9 @@ use trainer::{Task, Trainer};
 
 use crate::budget;
 use crate::context::RunContext;
-use crate::memory::{self, Text};
-use crate::needs::{Needs, Share, Work};
+use crate::memory::Text;
+use crate::needs::{Needs, Share, Work, measuring_bytes};
 use crate::progress::Unit;
-use crate::resources::storage;
 
 pub(crate) use dir::TrainingDir;
 pub use dir::training_left;
@@ -83,7 +82,7 @@ impl TrainingTask {
                 .bytes(false)
         };
         let live =
-            |tokens| Ok(need(measured_bytes(model, teacher, tokens, text.sequence_length, work)?));
+            |tokens| Ok(need(measuring_bytes(model, teacher, tokens, text.sequence_length, work)?));
         let measured = TokenizeOptions {
             max_tokens: Some(text.held_out_tokens),
             room: budget::room(work.budget, "--held-out-tokens", live),
@@ -93,7 +92,7 @@ impl TrainingTask {
             .then(|| Corpus::load(&text.held_out, source.dir(), measured));
         let held_out = held_out.transpose()?;
         let measuring = held_out.as_ref().map_or(Ok(0), |corpus| {
-            measured_bytes(model, teacher, corpus.tokens(), text.sequence_length, work)
+            measuring_bytes(model, teacher, corpus.tokens(), text.sequence_length, work)
         })?;
         let beside = need(measuring);
         let trained = TokenizeOptions {
@@ -118,7 +117,7 @@ impl TrainingTask {
         let measured = match &self.held_out {
             Some(corpus) => {
                 let longest = Text::of(corpus, Storage::default()).longest;
-                measured_bytes(model, teacher, corpus.tokens(), longest, work)?
+                measuring_bytes(model, teacher, corpus.tokens(), longest, work)?
             }
             None => 0,
         };
@@ -185,7 +184,13 @@ impl TrainingTask {
             Some(corpus) => {
                 let share = if lessened.measured { Share::Least } else { Share::All };
                 let longest = Text::of(corpus, Storage::default()).longest;
-                measured_bytes(model, teacher, share.of(corpus.tokens()), shortened(longest), work)?
+                measuring_bytes(
+                    model,
+                    teacher,
+                    share.of(corpus.tokens()),
+                    shortened(longest),
+                    work,
+                )?
             }
             None => 0,
         };
@@ -262,19 +267,6 @@ struct Lessened {
     length: bool,
     /// Held-out text.
     measured: bool,
-}
-
-/// Live bytes of measuring `model` beside `teacher` on so many tokens, in sequences of `length` at
-/// most.
-fn measured_bytes(
-    model: &Model,
-    teacher: Option<&Model>,
-    tokens: usize,
-    length: usize,
-    work: &Work<'_>,
-) -> Result<u64> {
-    let storage = storage(model, tokens, work.budget, work.compute, work.scratch)?;
-    Ok(memory::evaluation(model, teacher, &Text::first(tokens, length, storage), work.compute))
 }
 
 /// What is said where `--resume` finds nothing to go on from.

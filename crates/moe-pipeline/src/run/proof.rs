@@ -14,15 +14,16 @@ use moe_math::routing::Routing;
 use moe_math::sampling;
 use moe_passes::Identity;
 
+use super::hashes::Hashes;
+use super::planned::Planned;
 use crate::receipt::{GroupTies, Measured};
-use crate::run::{Hashes, Planned};
 
 /// Logits of a result that promises identity may differ by this much for each unit of the largest
 /// logit.
 const IDENTITY_TOLERANCE: f64 = 1e-4;
 
 /// What the receipt says of sources and result.
-pub(crate) struct Proof {
+pub(super) struct Proof {
     pub hashes: Hashes,
     pub measured: Option<Measured>,
     pub warnings: Vec<String>,
@@ -48,7 +49,7 @@ impl Proof {
     }
 }
 
-pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
+pub(super) fn check_stop(stop: &AtomicBool) -> Result<()> {
     if stop.load(Relaxed) { Err(Error::new(Kind::Stopped, "stopped")) } else { Ok(()) }
 }
 
