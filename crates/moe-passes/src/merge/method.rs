@@ -8,7 +8,7 @@ use moe_model::{Expert, Model, Moe, Result};
 use super::dern;
 use super::fit::{self, Fit};
 use super::groups::{Division, Similarity, coefficients, of_layer};
-use super::options::{Grouping, MergeMethod, usage};
+use super::options::{DERN_THRESHOLD, GROUP_CAP, Grouping, MergeMethod, MergeOptions, usage};
 use crate::align::{self, Permutations, Sizes};
 use crate::merged::{Share, merged};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
@@ -21,6 +21,18 @@ pub(super) struct Merging {
     pub group_cap: usize,
     pub dern_threshold: f64,
     pub sample_every: usize,
+}
+
+impl MergeOptions {
+    pub(super) fn merging(&self) -> Merging {
+        Merging {
+            method: self.method,
+            grouping: self.grouping.unwrap_or_default(),
+            group_cap: self.group_cap.unwrap_or(GROUP_CAP),
+            dern_threshold: self.dern_threshold.unwrap_or(DERN_THRESHOLD),
+            sample_every: self.sample_every.unwrap_or(1),
+        }
+    }
 }
 
 /// What is decided about a layer before weights are made.

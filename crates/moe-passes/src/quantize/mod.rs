@@ -9,7 +9,9 @@
 mod attention;
 mod check;
 mod encode;
+mod failed;
 mod gather;
+mod matrices;
 mod options;
 mod quantizer;
 mod samples;
@@ -20,12 +22,9 @@ mod widths;
 
 use std::collections::BTreeMap;
 
-use moe_checkpoint::Dtype;
-use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
+use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
 use moe_forward::DataSpec;
-use moe_model::{
-    Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight,
-};
+use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
@@ -34,10 +33,11 @@ use crate::pass::{
     Plan, PlannedModel, Pool, ReportKind, Sources, Transform, as_value,
 };
 
-pub use options::{Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, WeightScheme};
+pub use options::{Format, Method, Profile, QuantizeOptions, QuantizedPart, SampleChoice};
 pub use samples::Counts;
+pub use scheme::WeightScheme;
 pub use solve::ExpertRecord;
-pub use widths::{LayerWidths, Profile, WidthError};
+pub use widths::{LayerWidths, WidthError};
 
 use encode::Store;
 use quantizer::Quantizer;
@@ -181,46 +181,6 @@ impl QuantizeOptions {
         self.least_tokens(model.hidden, widths.max().unwrap_or(0))
     }
 
-    /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are
-    /// gate, up and down.
-    fn quantized(
-        &self,
-        moe: &Moe,
-        mut of: impl FnMut(ExpertSlot, usize, &Weight) -> Result<Weight>,
-    ) -> Result<Moe> {
-        let mut moe = moe.clone();
-        let mut expert = |place: ExpertSlot, expert: &mut Expert| -> Result<()> {
-            for (matrix, linear) in
-                [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate()
-            {
-                linear.weight = of(place, matrix, &linear.weight)?;
-            }
-            Ok(())
-        };
-        for (index, network) in moe.experts.iter_mut().enumerate() {
-            expert(ExpertSlot::Routed(index), network)?;
-        }
-        if let Some(shared) =
-            moe.shared.as_mut().filter(|_| self.include.contains(&QuantizedPart::Shared))
-        {
-            expert(ExpertSlot::Shared, &mut shared.expert)?;
-        }
-        Ok(moe)
-    }
-
-    /// The same for the projections of attention, in the order of [`Attention::linears`].
-    fn quantized_attention(
-        &self,
-        attention: &Attention,
-        mut of: impl FnMut(usize, &Weight) -> Result<Weight>,
-    ) -> Result<Attention> {
-        let mut attention = attention.clone();
-        for (index, linear) in attention.linears_mut().into_iter().enumerate() {
-            linear.weight = of(index, &linear.weight)?;
-        }
-        Ok(attention)
-    }
-
     /// What is quantized, in words.
     fn parts(&self) -> &'static str {
         match (
@@ -231,36 +191,6 @@ impl QuantizeOptions {
             (true, false) => "routed and shared experts",
             (false, true) => "routed experts and attention",
             (true, true) => "routed and shared experts and attention",
-        }
-    }
-
-    /// `weight` in `scheme`, of what was made for it; without that, there is only its shape.
-    fn encoded(
-        &self,
-        weight: &Weight,
-        scheme: Scheme,
-        store: &Store,
-        made: Option<&MadeWeight>,
-    ) -> Result<Weight> {
-        match scheme {
-            Scheme::Integers(integers) => {
-                let codes = made.map(|made| match made {
-                    MadeWeight::Codes(codes) => codes,
-                    MadeWeight::Values(_) => unreachable!("integers are made of codes"),
-                });
-                store.packed(weight, self.packing(), integers, codes)
-            }
-            Scheme::Fp8(blocks) => {
-                let values = made.map(|made| match made {
-                    MadeWeight::Values(values) => values.as_slice(),
-                    MadeWeight::Codes(_) => unreachable!("floats are made of values"),
-                });
-                let dtype = match self.quantization()? {
-                    Quantization::BlockFp8 { .. } => Dtype::F32,
-                    Quantization::Compressed(_) | Quantization::Gptq(_) => weight.dtype(),
-                };
-                store.float(weight, blocks, dtype, values)
-            }
         }
     }
 
@@ -395,17 +325,4 @@ impl QuantizeOptions {
         }
         Ok(())
     }
-}
-
-/// Which network of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ExpertSlot {
-    Routed(usize),
-    Shared,
-}
-
-/// What a quantized matrix is made of.
-enum MadeWeight {
-    Codes(moe_math::quantize::Codes),
-    Values(Vec<f32>),
 }

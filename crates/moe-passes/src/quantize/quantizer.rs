@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_checkpoint::ScratchStore;
-use moe_checkpoint::quantization::{Integers, Scheme};
+use moe_checkpoint::quantization::Scheme;
 use moe_forward::{
     Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, UNCOUNTED,
 };
@@ -17,12 +17,13 @@ use moe_math::routing::Routing;
 use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result, Weight};
 
 use super::attention::AttentionInputs;
-use super::encode::{Store, scale_dtype};
+use super::encode::Store;
+use super::failed::failed;
+use super::matrices::{ExpertSlot, MadeWeight, grid};
 use super::options::{Method, QuantizeOptions, QuantizedPart, SampleChoice};
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
-use super::solve::{self, ExpertRecord, Solved, Solver, Task, failed};
+use super::solve::{self, ExpertRecord, Solved, Solver, Task};
 use super::survey::Survey;
-use super::{ExpertSlot, MadeWeight};
 use crate::part::{finite_values, read_finite};
 use crate::pass::{
     DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
@@ -101,21 +102,6 @@ fn rounded_layer(
 struct Packed {
     weights: [Weight; 3],
     record: ExpertRecord,
-}
-
-/// The grids of codes of `weight`.
-pub(super) fn grid(
-    options: &QuantizeOptions,
-    integers: Integers,
-    weight: &Weight,
-) -> Result<quantize::Scheme> {
-    let scale_dtype = scale_dtype(weight, options.packing())?;
-    Ok(quantize::Scheme {
-        bits: integers.bits,
-        symmetric: integers.symmetric,
-        group: integers.group,
-        scale_dtype,
-    })
 }
 
 fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {

@@ -14,9 +14,9 @@ use moe_math::quantize::{self, round_to_nearest};
 use moe_math::routing::Routing;
 use moe_model::{Error, Expert, Ffn, Kind, Model, Result, Weight};
 
+use super::failed::failed;
+use super::matrices::grid;
 use super::options::{QuantizeOptions, QuantizedPart};
-use super::quantizer::grid;
-use super::solve::failed;
 use super::widths::{Errors, LayerWidths};
 use crate::part::finite_values;
 

@@ -13,7 +13,7 @@ use moe_math::routing::Routing;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 
-use super::budget::padded;
+use super::budget::{padded, sums_of};
 use super::guard::super_experts;
 use super::{LayerTrust, LayerView, Method, Needs, ReduceOptions, Size, check_saliency};
 use crate::output_error::OutputError;
@@ -100,14 +100,6 @@ impl Setting<'_> {
         let trust = (!sums.is_empty()).then(|| LayerTrust::new(&reduced, &view));
         Ok(padded(reduced.decided(index, moe, trust), moe, size.after))
     }
-}
-
-/// The sums of each group of tokens in layer `index`.
-pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
-    statistics.layer(index)?.ok_or_else(|| {
-        Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
-            .remedy("observe this model again")
-    })
 }
 
 /// Statistics that were observed without leaving experts out can't rank by that.

@@ -14,6 +14,7 @@ mod options;
 mod partition;
 mod routers;
 mod scales;
+mod streams;
 mod warnings;
 
 use moe_forward::DataSpec;

@@ -29,6 +29,30 @@ pub(crate) enum Open {
     Train(Box<TrainingTask>),
 }
 
+impl Open {
+    /// Reads the text that `next` is found out on, which leads from one of two models to the other.
+    fn read(
+        next: Next,
+        [source, planned]: [&Model; 2],
+        teacher: Option<&Model>,
+        opened: &Opened<'_>,
+    ) -> Result<Self> {
+        let (run, work) = (&opened.run, opened.run.work());
+        Ok(match next {
+            Next::Ready => Self::Ready,
+            Next::Decide(decide) => Self::Decide(decide),
+            Next::Layers(sweep) => {
+                Self::Layers(Box::new(Deciding::new(sweep, source, run.input, &work)?))
+            }
+            Next::Train(training) => {
+                let checkpoint = &opened.checkpoint;
+                let task = TrainingTask::read(training, planned, teacher, checkpoint, &work)?;
+                Self::Train(Box::new(task))
+            }
+        })
+    }
+}
+
 /// A pass applied to a model.
 pub(crate) struct PassRun<'p> {
     pub pass: &'p dyn Pass,
@@ -80,22 +104,13 @@ impl<'p> PassRun<'p> {
         for survey in &planned.surveys {
             surveyed.push(texts::load(survey, input, &source, &work, &mut survey_reads)?);
         }
-        let open = match next {
-            Next::Ready => Open::Ready,
-            Next::Decide(decide) => Open::Decide(decide),
-            Next::Layers(sweep) => {
-                Open::Layers(Box::new(Deciding::new(sweep, &source, input, &work)?))
-            }
-            Next::Train(training) => {
-                let teacher = beside.models.first();
-                let task =
-                    TrainingTask::read(training, &planned.model, teacher, checkpoint, &work)?;
-                // What passes before make isn't there to be read.
-                let same = if first { same_bytes } else { same_source };
-                planned.warnings.extend(task.idle(&planned.model, same)?.map(str::to_owned));
-                Open::Train(Box::new(task))
-            }
-        };
+        let teacher = beside.models.first();
+        let open = Open::read(next, [&source, &planned.model], teacher, opened)?;
+        if let Open::Train(task) = &open {
+            // What passes before make isn't there to be read.
+            let same = if first { same_bytes } else { same_source };
+            planned.warnings.extend(task.idle(&planned.model, same)?.map(str::to_owned));
+        }
         Ok(Self {
             pass,
             source,

@@ -33,8 +33,8 @@ use crate::memory::Text;
 use crate::needs::{Needs, Share, Work, measuring_bytes};
 use crate::progress::Unit;
 
-pub(crate) use dir::TrainingDir;
 pub use dir::training_left;
+pub(crate) use dir::{NOTHING_SAVED, TrainingDir};
 pub(crate) use need::Need;
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use settings::Settings;
@@ -268,9 +268,6 @@ struct Lessened {
     /// Held-out text.
     measured: bool,
 }
-
-/// What is said where `--resume` finds nothing to go on from.
-pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins anew";
 
 /// What is said of a training that has nothing to find.
 const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
