@@ -11,7 +11,7 @@ use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
-use moe_passes::{Pass, refuse_unused};
+use moe_passes::{Pass, ReportKind, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
     Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result,
@@ -254,7 +254,7 @@ impl<'a> Session<'a> {
         let run = || convert(passes, input, output, options, &self.progress);
         // Layers that are fitted one by one while a pass decides have batches of one size: for
         // them, memory that comes back in other places is worse than what is kept.
-        let heals = passes.iter().any(|pass| pass.training().is_some());
+        let heals = passes.iter().any(|pass| pass.info().report == ReportKind::Training);
         let done = if heals { giving_back(run) } else { run() }?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || {

@@ -3,11 +3,10 @@
 use moe_model::Result;
 
 use super::options::{
-    Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, default_act_order,
+    Format, Method, Profile, QuantizeOptions, QuantizedPart, SampleChoice, default_act_order,
     default_damping, default_gate_power, default_group_size, default_hot_cap, default_pool_tokens,
     half, usage,
 };
-use super::widths::Profile;
 use crate::calibrate::short;
 use crate::unused::refuse_unused;
 

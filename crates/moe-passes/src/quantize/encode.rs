@@ -9,7 +9,7 @@ use moe_math::fp8;
 use moe_math::quantize::{Codes, pack};
 use moe_model::{Error, Kind, Packed, Packing, Result, Weight, WeightSource};
 
-use super::solve::failed;
+use super::failed::failed;
 use crate::part::encoded;
 
 /// Bytes that are to be made; until then there is only their shape.

@@ -12,8 +12,8 @@ use moe_model::{Error, Expert, Family, Kind, Model, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::experts::stream;
 use super::routers::{Routers, check_inputs, data_source, failed, own_directions, scaled_rows};
+use super::streams::stream;
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{Survey, SurveyText, Surveyor};

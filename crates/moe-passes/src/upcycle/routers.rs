@@ -11,7 +11,7 @@ use moe_math::{Compute, sampling};
 use moe_model::{Error, Kind, Model, Result, Router, Weight};
 use serde_json::{Value, json};
 
-use super::experts::stream;
+use super::streams::stream;
 use super::{RouterInit, UpcycleOptions};
 use crate::part::{RowSelection, Surveyed, rows};
 use crate::pass::{Survey, SurveyText, Surveyor, TextSource};

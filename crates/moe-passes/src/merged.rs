@@ -68,7 +68,7 @@ pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
 
 /// Bytes that writing holds to make merged weights of `model`, which are stored ones until it is
 /// decided what is merged: one as it is written, another as the result is compared with its source.
-pub(super) fn making_bytes(model: &Model) -> u64 {
+pub(crate) fn making_bytes(model: &Model) -> u64 {
     let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
     let weights = experts.flat_map(|expert| expert.linears().map(|linear| &linear.weight));
     // The sum in f64, beside one that is added, as it is stored and in f32.
@@ -120,7 +120,7 @@ impl WeightSource for HeldBytes {
 }
 
 /// A weight of the shape and encoding of `like` that holds `values`; refuses what overflows.
-pub(super) fn held(values: &[f64], like: &Weight) -> Result<Weight> {
+pub(crate) fn held(values: &[f64], like: &Weight) -> Result<Weight> {
     let narrow: Vec<f32> = values.iter().map(|x| *x as f32).collect();
     let bytes = encoded(&narrow, candle_dtype(like)?, like.name())?;
     Ok(Weight::made(like.name(), like.dtype(), like.shape(), HeldBytes(bytes)))

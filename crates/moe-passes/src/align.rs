@@ -30,11 +30,11 @@ fn failed(expert: &Expert, error: candle_core::Error) -> Error {
 /// experts would be gigabytes.
 const AT_ONCE_BYTES: usize = 512 << 20;
 /// Scores of pairs are looked at in blocks of so many rows.
-pub(super) const ROWS_AT_ONCE: usize = 128;
+pub(crate) const ROWS_AT_ONCE: usize = 128;
 
 /// The size of a layer's experts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sizes {
+pub(crate) struct Sizes {
     pub width: usize,
     pub hidden: usize,
 }
@@ -78,13 +78,13 @@ impl Sizes {
 }
 
 /// How many results can be computed at once where each computation holds `bytes_each`.
-pub(super) fn at_once(bytes_each: usize) -> usize {
+pub(crate) fn at_once(bytes_each: usize) -> usize {
     (AT_ONCE_BYTES / bytes_each.max(1)).clamp(1, rayon::current_num_threads())
 }
 
 /// What `find` gives for each of `items`, of which so many are looked at together: threads that
 /// wait inside one would take up further ones.
-pub(super) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
+pub(crate) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
     items: &[T],
     together: usize,
     find: impl Fn(&T) -> Result<R> + Sync,
@@ -95,7 +95,7 @@ pub(super) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
 }
 
 /// Bytes that aligning experts of these sizes by their weights holds.
-pub(super) fn bytes_by_weights(sizes: Sizes) -> usize {
+pub(crate) fn bytes_by_weights(sizes: Sizes) -> usize {
     let one = sizes.compared(BY_WEIGHTS_COSTS);
     at_once(one) * one
 }
@@ -106,7 +106,7 @@ pub(crate) fn aligning_bytes(model: &Model) -> u64 {
 }
 
 /// Bytes that aligning `experts` of these sizes by activations and weights holds.
-pub(super) fn bytes_by_activations_and_weights(sizes: Sizes, experts: usize) -> usize {
+pub(crate) fn bytes_by_activations_and_weights(sizes: Sizes, experts: usize) -> usize {
     let (scored, costs) = (sizes.scored(), sizes.costs());
     let rho = 8 * experts * sizes.width * COMPONENTS;
     let components = principal::bytes(experts * sizes.width, sizes.width, 3 * sizes.hidden);
@@ -124,7 +124,7 @@ fn neurons(expert: &Expert) -> Result<Tensor> {
 }
 
 /// The same of length 1; those of 0 stay.
-pub(super) fn unit_neurons(expert: &Expert) -> Result<Tensor> {
+pub(crate) fn unit_neurons(expert: &Expert) -> Result<Tensor> {
     some_unit_neurons(expert, &Vec::from_iter(0..expert.width() as u32))
 }
 
@@ -215,7 +215,7 @@ pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutation
 /// REAM's: the least Σ |α_c\[p\] − α_j\[π(p)\]| + ‖ρ_c\[p\] − ρ_j\[π(p)\]‖, α the mean activations
 /// over their root mean square, ρ the unit vectors of the first 64 principal components of all the
 /// layer's neurons of length 1.
-pub(super) fn by_activations_and_weights(
+pub(crate) fn by_activations_and_weights(
     layer: &LayerView<'_>,
     sums: &Sums,
     groups: &[Vec<usize>],

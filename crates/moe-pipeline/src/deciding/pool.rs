@@ -4,16 +4,14 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use candle_core::Tensor;
+use moe_checkpoint::Result;
 use moe_forward::{Calibration, Observer, UNCOUNTED};
 use moe_math::routing::Routing;
-use moe_model::Result;
-use serde::Serialize;
-
-use crate::pass::Pool;
+use moe_passes::PoolStats;
 
 /// Counts, in a sweep of the original model over the calibration and the pool behind it, what each
 /// expert would see.
-pub(super) struct Scan {
+pub(super) struct PoolScan {
     /// Tokens that each expert should have.
     least: usize,
     /// Tokens that may be pulled in.
@@ -37,20 +35,7 @@ struct Counted {
     tokens: Vec<u32>,
 }
 
-/// What a pool gave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct PoolStats {
-    /// Sequences and tokens of the pool.
-    pub scanned: [usize; 2],
-    /// Those that joined the calibration.
-    pub joined: [usize; 2],
-    /// Experts of all layers that fall short of their tokens, before and after, by the original's
-    /// routing.
-    pub short: [usize; 2],
-}
-
-impl Scan {
+impl PoolScan {
     /// For `all`, of whose sequences the pool's begin at `own`.
     pub fn new(all: &Calibration, own: usize, least: usize, most: usize) -> Self {
         Self {
@@ -103,7 +88,7 @@ impl Scan {
     }
 }
 
-impl Observer for Scan {
+impl Observer for PoolScan {
     fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         if self.at.0 != layer {
             self.at = (layer, 0);
@@ -131,12 +116,14 @@ impl Observer for Scan {
     }
 }
 
-impl Pool for Scan {
+impl PoolScan {
+    /// The sequences of the pool that join, ascending, and what is said of it.
+    ///
     /// Greedily, by how much of what is missing a sequence has for each of its tokens. What a
     /// sequence adds never grows as others join, so that of a heap only its top needs to be looked
     /// at again (Minoux 1978), and the greedy choice covers at least 1 − 1/e of what is the most
     /// for that many sequences (Nemhauser et al. 1978).
-    fn choose(&mut self) -> (Vec<usize>, PoolStats) {
+    pub fn choose(&self) -> (Vec<usize>, PoolStats) {
         let mut missing = self.missing();
         let short =
             |missing: &[Vec<u32>]| missing.iter().flatten().filter(|missing| **missing > 0).count();
@@ -217,8 +204,15 @@ mod tests {
         });
         let ends: Vec<usize> = ends.collect();
         let counted = vec![true; *ends.last().unwrap()];
-        let mut scan =
-            Scan { least, most, own: 1, ends, counted, at: (usize::MAX, 0), layers: Vec::new() };
+        let mut scan = PoolScan {
+            least,
+            most,
+            own: 1,
+            ends,
+            counted,
+            at: (usize::MAX, 0),
+            layers: Vec::new(),
+        };
         let selected: Vec<u32> = sequences.concat();
         // In two parts, of which the first ends within a sequence.
         for selected in [&selected[..3], &selected[3..]] {

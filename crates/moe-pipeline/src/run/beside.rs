@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result, ScratchStore, json};
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, ScratchStore, json};
 use moe_math::Compute;
 use moe_model::Model;
-use moe_passes::{LayerEdits, LayerStatistics, Pass, Sources};
+use moe_passes::{LayerStatistics, Pass, Sources};
 
-use super::pass_run::declared;
 use crate::fingerprint::Fingerprint;
 use crate::statistics::StatisticsFile;
 
@@ -67,7 +66,6 @@ impl Beside {
         model: &'a Model,
         compute: &'a Compute,
         spill: Option<&'a Arc<ScratchStore>>,
-        decisions: Option<&'a LayerEdits>,
     ) -> Sources<'a> {
         Sources {
             model,
@@ -78,32 +76,8 @@ impl Beside {
             statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
             given_plan: self.given_plan.as_ref(),
             spill,
-            decisions,
         }
     }
-}
-
-/// Refuses `passes`, each on what the one before makes of `model`, the model of `checkpoint`, where
-/// configs and shapes alone say that they can't run, and returns the model that they make. No
-/// weight and no text is read.
-///
-/// # Errors
-/// As for [`Pass::plan`]; what reading checkpoints, statistics and plans that they name returns.
-pub(crate) fn check_passes(
-    passes: &[&dyn Pass],
-    checkpoint: &Checkpoint,
-    model: &Model,
-    compute: &Compute,
-) -> Result<Model> {
-    let mut model = model.clone();
-    for (index, pass) in passes.iter().enumerate() {
-        let beside = Beside::read(*pass, &model, index == 0, checkpoint)?;
-        let plan = pass.plan(&beside.sources(&model, compute, None, None))?;
-        model = declared(&plan)?.1;
-        // It lies nowhere yet.
-        model.config_file = format!("the {CONFIG_FILE} that {} writes", pass.name()).into();
-    }
-    Ok(model)
 }
 
 /// What [`Sources::first_alike`] is for the checkpoint `converted`, unless an earlier pass makes

@@ -14,8 +14,8 @@ use moe_math::routing::Routing;
 use moe_math::sampling;
 use moe_passes::Identity;
 
-use crate::options::ConvertOptions;
-use crate::prepare::{Hashes, Prepared};
+use super::hashes::Hashes;
+use super::planned::Planned;
 use crate::receipt::{GroupTies, Measured};
 
 /// Logits of a result that promises identity may differ by this much for each unit of the largest
@@ -23,7 +23,7 @@ use crate::receipt::{GroupTies, Measured};
 const IDENTITY_TOLERANCE: f64 = 1e-4;
 
 /// What the receipt says of sources and result.
-pub(crate) struct Proof {
+pub(super) struct Proof {
     pub hashes: Hashes,
     pub measured: Option<Measured>,
     pub warnings: Vec<String>,
@@ -32,28 +32,24 @@ pub(crate) struct Proof {
 
 impl Proof {
     /// Measures and hashes; ends early where `stop` is set.
-    pub fn new(
-        prepared: &Prepared<'_>,
-        options: &ConvertOptions,
-        stop: &AtomicBool,
-    ) -> Result<Self> {
+    pub fn new(planned: &Planned<'_>, stop: &AtomicBool) -> Result<Self> {
         let start = Instant::now();
-        let measured =
-            (options.probe_tokens > 0).then(|| measure(prepared, options, stop)).transpose()?;
+        let probes = planned.opened.run.options.probe_tokens > 0;
+        let measured = probes.then(|| measure(planned, stop)).transpose()?;
         let mut warnings = Vec::new();
         if let Some(measured) = &measured {
-            check_identity(&Identity::of(&prepared.effects()), &measured.difference)?;
+            check_identity(&Identity::of(&planned.effects()), &measured.difference)?;
             warnings.extend(measured.group_ties.and_then(tie_warning));
         }
         let mut times = Vec::from_iter(measured.is_some().then(|| ("measure", start.elapsed())));
         let start = Instant::now();
-        let hashes = prepared.hashes()?;
+        let hashes = planned.hashes()?;
         times.push(("hash source", start.elapsed()));
         Ok(Self { hashes, measured, warnings, times })
     }
 }
 
-pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
+pub(super) fn check_stop(stop: &AtomicBool) -> Result<()> {
     if stop.load(Relaxed) { Err(Error::new(Kind::Stopped, "stopped")) } else { Ok(()) }
 }
 
@@ -61,21 +57,17 @@ pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
 ///
 /// From the very weights that are written: reading the files back would cost a large model the time
 /// of writing it again. `eval --against` does that.
-fn measure(
-    prepared: &Prepared<'_>,
-    options: &ConvertOptions,
-    stop: &AtomicBool,
-) -> Result<Measured> {
+fn measure(planned: &Planned<'_>, stop: &AtomicBool) -> Result<Measured> {
     const SEED: u64 = 0;
-    let source = &prepared.source;
+    let (source, options) = (planned.source(), planned.opened.run.options);
     let ids =
         sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
     let batch = Batch::new([ids.as_slice()]);
-    let group = prepared.group();
+    let group = planned.group();
     let mut watch = StopObserver { stop, group, ties: GroupTies::default() };
     // Beside the writing, whose stages are those that the run's meter takes down.
     let compute = Compute { meter: Meter::default(), ..options.compute.clone() };
-    let difference = logit_difference(source, prepared.result(), &batch, &compute, &mut watch)?;
+    let difference = logit_difference(source, planned.result(), &batch, &compute, &mut watch)?;
     Ok(Measured { seed: SEED, difference, group_ties: (group > 1).then_some(watch.ties) })
 }
 
