@@ -61,5 +61,7 @@ export PATH=$CUDA_HOME/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFO
 # Cargo.toml locks its version and candle's. An explicit --target keeps the flag away from build scripts.
 export RUSTFLAGS="${RUSTFLAGS:-} --cfg feature=\"dynamic-loading\""
 [[ " $* " == *" -p "* ]] || set -- -p moe-convert "$@"
-cargo build --release --locked --features cuda --target "$host" "$@" >&2
+features=cuda
+[[ " $* " != *" -p moe-convert "* ]] || features=cuda,goldens
+cargo build --release --locked --features "$features" --target "$host" "$@" >&2
 [[ " $* " != *" -p moe-convert "* ]] || echo "$CARGO_TARGET_DIR/$host/release/moe-convert"

@@ -3,7 +3,8 @@
 //!
 //! It is a hash of all sources that decide what a result's bytes are: the libraries, the families,
 //! the kernels and the versions of what they are built on. The same sources have the same id
-//! wherever they lie.
+//! wherever they lie. Out of a registry, where the other libraries' sources are elsewhere, it is a
+//! hash of this package: the versions in its manifest, which are exact, stand for the others.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -17,16 +18,16 @@ const CRATES: [&str; 6] =
 const PARTS: [&str; 5] = ["src", "families", "kernels", "build.rs", "Cargo.toml"];
 
 fn main() {
-    let crates =
-        Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"))
-            .join("..");
-    let root = crates.join("..");
-    let parts = CRATES
-        .iter()
-        .flat_map(|name| PARTS.iter().map(move |part| Path::new("crates").join(name).join(part)));
-    let all = parts.chain(["Cargo.lock".into(), "Cargo.toml".into()]);
+    let package = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let package = Path::new(&package);
+    let checkout = package.join("../..");
+    let (root, parts) = if checkout.join("crates/moe-pipeline").is_dir() {
+        (checkout, of_checkout())
+    } else {
+        (package.to_owned(), PARTS.map(PathBuf::from).to_vec())
+    };
     let mut files: Vec<PathBuf> = Vec::new();
-    for part in all.filter(|part| root.join(part).exists()) {
+    for part in parts.into_iter().filter(|part| root.join(part).exists()) {
         println!("cargo::rerun-if-changed={}", root.join(&part).display());
         list(&root, &part, &mut files);
     }
@@ -43,6 +44,14 @@ fn main() {
         (name, env::var_os(name)).hash(&mut hasher);
     }
     println!("cargo::rustc-env=MOE_BUILD={:016x}", hasher.finish());
+}
+
+/// What is hashed of a checkout, from its root.
+fn of_checkout() -> Vec<PathBuf> {
+    let of_crates = CRATES
+        .iter()
+        .flat_map(|name| PARTS.iter().map(move |part| Path::new("crates").join(name).join(part)));
+    of_crates.chain(["Cargo.lock".into(), "Cargo.toml".into()]).collect()
 }
 
 /// Adds the files in `part`, a file or folder below `root`.

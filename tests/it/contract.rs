@@ -476,19 +476,12 @@ fn the_binary_needs_no_libraries_of_its_own() {
 #[test]
 fn selftest_checks_every_family_and_pass() {
     let sandbox = Sandbox::new();
-    let checks: Value =
-        serde_json::from_str(&sandbox.run("selftest --json --device cpu").succeeds().stdout)
-            .unwrap();
+    let found = sandbox.run("selftest --json --device cpu").succeeds();
+    let checks: Value = serde_json::from_str(&found.stdout).unwrap();
     let name = |check: &Value| check["name"].as_str().unwrap().to_owned();
     let names: Vec<_> = checks.as_array().unwrap().iter().map(name).collect();
-    for (start, least) in [
-        ("forward", 76),
-        ("upcycle", 20),
-        ("observe", 50),
-        ("prune: experts", 18),
-        ("merge", 3),
-        ("quantize", 52),
-    ] {
+    // The others are checked on the built-in MoE, which is in wheels (.ci/run).
+    for (start, least) in [("forward", 76), ("upcycle", 20), ("quantized", 3)] {
         let of_kind =
             checks.as_array().unwrap().iter().filter(|check| name(check).starts_with(start));
         let cases: u64 = of_kind.map(|check| check["cases"].as_u64().unwrap()).sum();
@@ -498,16 +491,13 @@ fn selftest_checks_every_family_and_pass() {
         let family = family.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
         assert!(names.contains(&format!("forward {family}")), "{family}: {names:?}");
     }
-    for pass in [
-        "upcycle llama",
-        "observe",
-        "prune",
-        "merge",
-        "quantize",
-        "quantized",
-        "gradients",
-        "distill",
-    ] {
+    for pass in ["upcycle llama", "quantized", "gradients", "distill"] {
         assert!(names.iter().any(|name| name.starts_with(pass)), "{pass}: {names:?}");
     }
+    assert!(
+        found.stderr.contains("prune, merge and GPTQ are not checked")
+            && found.stderr.contains("--features goldens"),
+        "{}",
+        found.stderr
+    );
 }

@@ -8,16 +8,13 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
-use crate::formats::{checkpoints_below, other_format};
+use crate::formats::{CONFIG_FILE, checkpoints_below, other_format};
 use crate::index::{INDEX_FILE, IndexFacts, find_shards};
 use crate::json;
 use crate::regular::file_exists;
 use crate::side_files::SideFiles;
 use crate::snapshot::Snapshot;
 use crate::stored::{SourceFile, Stored};
-
-/// The file that describes a model's architecture.
-pub const CONFIG_FILE: &str = "config.json";
 
 /// A checkpoint directory: its config, and lazy references to its tensors. Opening reads headers
 /// only.

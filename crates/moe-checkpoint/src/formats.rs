@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind};
+
+/// The file that describes a model's architecture.
+pub const CONFIG_FILE: &str = "config.json";
 
 /// Files and folders that are looked at: a folder of anybody's is searched no further.
 const MAX_ENTRIES: usize = 256;

@@ -9,10 +9,9 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
-use crate::formats::other_format;
+use crate::formats::{CONFIG_FILE, other_format};
 use crate::is_object::IsObject;
 use crate::json;
 use crate::plural::counted;

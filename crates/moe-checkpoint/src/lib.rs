@@ -6,7 +6,7 @@
 //! writing pushes bytes as they are made, hashes them on the way, and lets the result appear under
 //! its final name only when it is complete.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod checkpoint;
 mod error;
@@ -38,9 +38,10 @@ mod stored;
 mod whole;
 mod writer;
 
-pub use checkpoint::{CONFIG_FILE, Checkpoint};
+pub use checkpoint::Checkpoint;
 pub use error::{Error, Kind, Result};
 pub use folder::Folder;
+pub use formats::CONFIG_FILE;
 pub use header::{Entry, MAX_HEADER_BYTES, encode_header, parse_header};
 pub use index::{EXPLICIT_KEY, INDEX_FILE, IndexFacts, SINGLE_FILE, shard_file_name};
 pub use locations::Locations;

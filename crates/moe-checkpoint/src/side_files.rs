@@ -5,9 +5,9 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
+use crate::formats::CONFIG_FILE;
 use crate::manifest::MANIFEST_FILE;
 use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
 

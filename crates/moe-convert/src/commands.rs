@@ -3,20 +3,19 @@
 mod recipe;
 
 use std::cell::Cell;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown, shown_path};
+use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
-use moe_passes::{Pass, refuse_unused};
+use moe_passes::{Pass, ReportKind, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
-    Timings, WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect,
-    not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
+    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result,
+    inspect, not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
     verify_bytes, write_logits,
 };
 use serde::Serialize;
@@ -24,6 +23,8 @@ use serde::Serialize;
 use crate::allocator::{giving_back, remember_remedy};
 use crate::bar::{self, Stderr};
 use crate::cli::{Cli, Command, Common, ComputeType, Convert, RouterType, Writing};
+use crate::render::After;
+use crate::stdout::{print_error, write_stdout};
 use crate::{manual, render};
 use recipe::{How, Reports};
 
@@ -45,11 +46,6 @@ pub fn run(cli: Cli) -> Result<()> {
         }
     }
     done
-}
-
-/// Prints `error` as JSON. Where stdout can't be written to, stderr has said it.
-pub fn print_error(error: &Error) {
-    _ = write_stdout(&json::to_pretty(&serde_json::json!({ "error": error })));
 }
 
 fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
@@ -135,15 +131,6 @@ const SELFTEST_BYTES: u64 = 36 << 20;
 /// What a thread adds, whose buffers lie beside those of the others.
 const SELFTEST_BYTES_A_THREAD: u64 = 1 << 20;
 
-/// What comes after a conversion.
-#[derive(Clone, Copy, PartialEq)]
-pub enum After {
-    /// What its user types next.
-    Nothing,
-    /// The other steps of a recipe.
-    Steps,
-}
-
 /// Starts the threads that compute, as many as asked for; `main` has told candle of them.
 fn start_threads(threads: Option<usize>) -> Result<()> {
     let mut pool = rayon::ThreadPoolBuilder::new();
@@ -161,16 +148,6 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
             "lower --threads, or allow more processes (ulimit -u) and address space (ulimit -v)";
         Error::new(Kind::Io, "cannot start the threads that compute").source(e).remedy(remedy)
     })?)
-}
-
-/// Writes a result, without what a terminal would obey; JSON has none of it.
-fn write_stdout(output: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(shown(output, "\n\t").as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that has seen enough, such as head, is no failure.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other.map_err(|e| Error::io("cannot write the result", "stdout", e))?),
-    }
 }
 
 /// What all commands share.
@@ -278,7 +255,7 @@ impl<'a> Session<'a> {
         let run = || convert(passes, input, output, options, &self.progress);
         // Layers that are fitted one by one while a pass decides have batches of one size: for
         // them, memory that comes back in other places is worse than what is kept.
-        let heals = passes.iter().any(|pass| pass.training().is_some());
+        let heals = passes.iter().any(|pass| pass.info().report == ReportKind::Training);
         let done = if heals { giving_back(run) } else { run() }?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || {
@@ -415,6 +392,9 @@ impl<'a> Session<'a> {
         let failed: Vec<_> =
             checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
         self.print(&checks, || render::selftest(&compute, &checks))?;
+        if let Some(unchecked) = UNCHECKED {
+            self.progress.note(unchecked);
+        }
         if failed.is_empty() {
             return Ok(());
         }

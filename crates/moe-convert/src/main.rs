@@ -12,6 +12,7 @@ mod interrupt;
 mod manual;
 mod render;
 mod spelling;
+mod stdout;
 mod usage;
 
 use std::process::ExitCode;

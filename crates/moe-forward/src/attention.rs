@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result as CandleResult, Tensor};
+use candle_core::{Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
 use moe_math::ops;
 use moe_model::{Attention, GroupedAttention, Model, QkNorm};
@@ -10,18 +10,13 @@ use moe_model::{Attention, GroupedAttention, Model, QkNorm};
 use crate::latent::LoadedLatent;
 use crate::loader::{LoadedLinear, Loader};
 use crate::rotary::Rotary;
-
-/// Queries of a block are scored at once: the memory for scores is heads × this × keys.
-const QUERY_BLOCK: usize = 256;
+use crate::scores::{Scores, Seen};
 
 /// An attention block in memory.
 pub(crate) enum LoadedAttention {
     Grouped(LoadedGrouped),
     Latent(LoadedLatent),
 }
-
-/// Is shown each input of projections, with the first of [`Attention::linears`] that reads it.
-pub(crate) type Seen<'a> = &'a mut dyn FnMut(usize, &Tensor);
 
 impl LoadedAttention {
     pub fn load(loader: Loader<'_>, model: &Model, attention: &Attention) -> Result<Self> {
@@ -136,69 +131,4 @@ impl LoadedGrouped {
         seen(3, &attended);
         self.o.forward(&attended)
     }
-}
-
-/// How scores become weights.
-pub(crate) struct Scores {
-    /// Multiplies them.
-    pub scale: f64,
-    /// A token attends to this many tokens up to and including itself.
-    pub window: Option<usize>,
-}
-
-impl Scores {
-    /// One sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens, width]` and `v`
-    /// `[kv_heads, tokens, value]`; gives `[tokens, heads · value]`.
-    pub fn attend(&self, q: Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
-        let window = self.window;
-        let (heads, tokens, width) = q.dims3()?;
-        let (kv_heads, _, value) = v.dims3()?;
-        let groups = heads / kv_heads;
-        let scaled = (q.reshape((kv_heads, groups, tokens, width))? * self.scale)?;
-        drop(q);
-        let blocks = (0..tokens).step_by(QUERY_BLOCK).map(|first| {
-            let end = (first + QUERY_BLOCK).min(tokens);
-            let queries = end - first;
-            // The first query's window says which keys no query of the block can see.
-            let start = window.map_or(0, |w| (first + 1).saturating_sub(w));
-            let keys = end - start;
-            let q = scaled.narrow(2, first, queries)?.contiguous()?.reshape((
-                kv_heads,
-                groups * queries,
-                width,
-            ))?;
-            let (k, v) = (k.narrow(1, start, keys)?, v.narrow(1, start, keys)?);
-            // In long sequences scores are most of what is held: each form of them goes before the
-            // next but one comes.
-            let scores = q
-                .matmul(&k.transpose(1, 2)?)?
-                .reshape((kv_heads, groups, queries, keys))?
-                .to_dtype(DType::F32)?
-                .broadcast_add(&mask(first..end, start..end, window, &q)?)?;
-            let weights = ops::softmax(&scores)?;
-            drop(scores);
-            let weights = weights.to_dtype(v.dtype())?;
-            let out =
-                weights.reshape((kv_heads, groups * queries, keys))?.matmul(&v.contiguous()?)?;
-            out.reshape((heads, queries, value))?.transpose(0, 1)?.reshape((queries, heads * value))
-        });
-        Tensor::cat(&blocks.collect::<CandleResult<Vec<_>>>()?, 0)
-    }
-}
-
-/// 0 where query i sees key j, −∞ elsewhere; `[queries, keys]` on the device of `like`.
-fn mask(
-    queries: Range<usize>,
-    keys: Range<usize>,
-    window: Option<usize>,
-    like: &Tensor,
-) -> CandleResult<Tensor> {
-    let visible = |i: usize, j: usize| j <= i && window.is_none_or(|w| j + w > i);
-    let (rows, columns) = (queries.len(), keys.len());
-    let values: Vec<f32> = queries
-        .flat_map(|i| {
-            keys.clone().map(move |j| if visible(i, j) { 0.0 } else { f32::NEG_INFINITY })
-        })
-        .collect();
-    Tensor::from_vec(values, (rows, columns), like.device())
 }

@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::loader::{Loader, Shared};
-use crate::sweep::{Head, Observer, Silent, Sweep, weights_of};
+use crate::observer::{Observer, Silent};
+use crate::sweep::{Head, Sweep, weights_of};
 
 /// Logits are compared in blocks of this many bytes of f64.
 const LOGIT_BYTES: usize = 64 << 20;

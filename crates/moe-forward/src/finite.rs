@@ -6,7 +6,7 @@ use moe_math::encoding::first_non_finite;
 use moe_model::Weight;
 
 use crate::context::Context;
-use crate::loader::float_dtype;
+use crate::dtypes::float_dtype;
 
 /// Fails if `values`, which `suspects` made of what was checked before, has one that is not finite;
 /// names the first of `suspects` that has one, too.

@@ -8,9 +8,9 @@ use moe_checkpoint::Result;
 use moe_math::ops;
 use moe_model::{LatentAttention, Model};
 
-use crate::attention::{Scores, Seen};
 use crate::loader::{LoadedLinear, Loader};
 use crate::rotary::Rotary;
+use crate::scores::{Scores, Seen};
 
 /// Latent attention in memory.
 pub(crate) struct LoadedLatent {

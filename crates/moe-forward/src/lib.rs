@@ -3,7 +3,7 @@
 //! A layer's weights are loaded, used and dropped; hidden states of all tokens stay in memory.
 //! There is no code for a family here: what a layer does follows from its type.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod allowance;
 mod attention;
@@ -13,14 +13,15 @@ mod chat;
 mod context;
 mod corpus;
 mod difference;
+mod dtypes;
 mod evaluate;
 mod ffn;
 mod finite;
 mod guarded;
 mod latent;
-mod left_out;
 mod loader;
 mod observe;
+mod observer;
 mod overlap;
 mod overrides;
 mod parity;
@@ -29,6 +30,7 @@ mod prompts;
 mod quantized;
 mod rotary;
 mod router;
+mod scores;
 mod states;
 mod sweep;
 mod text;
@@ -43,22 +45,21 @@ pub use calibration::{Calibration, Group, group_factors, labels};
 pub use chat::Clock;
 pub use corpus::{Corpus, DataSpec, Domain, TokenizeOptions};
 pub use difference::{Difference, logit_difference};
+pub use dtypes::{candle_dtype, float_dtype};
 pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, check_vocabularies, evaluate};
 pub use ffn::{ExpertsOn, expert_output, experts_on, neuron_activations, router_scores};
 pub use finite::not_finite;
 pub use guarded::panic_is_caught;
-pub use left_out::LeftOut;
-pub use loader::{candle_dtype, float_dtype, to_f32};
+pub use loader::to_f32;
 pub use observe::{GroupIndex, ObserverOptions, StatisticsObserver, UNCOUNTED};
+pub use observer::{ExpertRun, LeftOut, Observer, Silent, Wants};
 pub use overlap::overlap;
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
 pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
-pub use sweep::{
-    Converted, Converter, ExpertRun, Forcing, Head, Inputs, Observer, Silent, Sweep, Wants, embed,
-};
+pub use sweep::{Converted, Converter, Forcing, Head, Inputs, LayerChange, Role, Sweep, embed};
 pub use text::{HELD_BYTES_A_TOKEN, Room};
 pub use text_read::{TextRead, digests_of};
 pub use tokenizer::{

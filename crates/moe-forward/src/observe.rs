@@ -10,8 +10,7 @@ use moe_math::statistics::{Quantity, Sizes, Sums};
 use moe_model::Model;
 
 use crate::context::Context;
-use crate::left_out::LeftOut;
-use crate::sweep::{ExpertRun, Observer, Wants};
+use crate::observer::{ExpertRun, LeftOut, Observer, Wants};
 
 /// Tokens are counted in one of several groups, such as a domain's; those of [`UNCOUNTED`] in none.
 pub type GroupIndex = u32;
@@ -32,9 +31,22 @@ pub struct ObserverOptions {
     pub sample_every: usize,
 }
 
+impl ObserverOptions {
+    /// Tokens that count, of which every so many-th is one that all experts run on.
+    fn sampled(&self) -> Arc<[usize]> {
+        if self.sample_every == 0 {
+            return Arc::default();
+        }
+        let tokens = (0..self.group_of.len()).step_by(self.sample_every);
+        tokens.filter(|token| self.group_of[*token] != UNCOUNTED).collect()
+    }
+}
+
 /// Sums up what the mixtures of a model do, layer by layer.
 pub struct StatisticsObserver {
     options: ObserverOptions,
+    /// Tokens of the batch that all experts run on.
+    sampled: Arc<[usize]>,
     sizes: Vec<Option<Sizes>>,
     layer: Option<Layer>,
 }
@@ -59,7 +71,8 @@ impl StatisticsObserver {
                 width: moe.experts[0].width(),
             })
         };
-        Self { sizes: model.layers.iter().map(sizes).collect(), options, layer: None }
+        let sampled = options.sampled();
+        Self { sizes: model.layers.iter().map(sizes).collect(), options, sampled, layer: None }
     }
 
     /// The sums of the layer that has just run, by group; none if it has no mixture.
@@ -104,7 +117,8 @@ impl StatisticsObserver {
 
 impl Observer for StatisticsObserver {
     fn wants(&self) -> Wants {
-        Wants { experts: true, left_out: self.options.left_out }
+        let left_out = self.options.left_out;
+        Wants { experts: true, left_out, sampled: self.sampled.clone() }
     }
 
     fn routed(&mut self, index: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
@@ -118,7 +132,12 @@ impl Observer for StatisticsObserver {
             }
         };
         let start = layer.tokens.end;
-        self.layer = Some(Layer { tokens: start..start + routing.tokens(), ..layer });
+        let tokens = start..start + routing.tokens();
+        self.layer = Some(Layer { tokens: tokens.clone(), ..layer });
+        let sampled = self.wants().sampled_in(&tokens);
+        for (group, _) in self.counted(sampled.iter().map(|token| *token as usize)) {
+            self.layer().sums[group].get_mut(Quantity::SampledTokens)[0] += 1.0;
+        }
         let counted = self.counted(0..routing.tokens());
         let Layer { sums, observed, .. } = self.layer();
         for (group, token) in &counted {
@@ -159,20 +178,6 @@ impl Observer for StatisticsObserver {
             }
         }
         Ok(())
-    }
-
-    fn sampled(&mut self, _: usize) -> Vec<u32> {
-        let Some(layer) = self.layer.as_ref().filter(|_| self.options.sample_every > 0) else {
-            return Vec::new();
-        };
-        let chosen =
-            layer.tokens.clone().filter(|token| token.is_multiple_of(self.options.sample_every));
-        let counted = chosen.filter(|token| self.group(*token).is_some());
-        let tokens: Vec<u32> = counted.map(|token| (token - layer.tokens.start) as u32).collect();
-        for (group, _) in self.counted(tokens.iter().map(|token| *token as usize)) {
-            self.layer().sums[group].get_mut(Quantity::SampledTokens)[0] += 1.0;
-        }
-        tokens
     }
 
     fn sampled_output(

@@ -11,7 +11,8 @@ use moe_model::Model;
 
 use crate::batch::Batch;
 use crate::context::Context;
-use crate::sweep::{Head, Observer, Sweep};
+use crate::observer::Observer;
+use crate::sweep::{Head, Sweep};
 
 /// Selections must agree where the reference's decision, p_k − p_{k+1} of what it chooses by, is
 /// clearer than this.

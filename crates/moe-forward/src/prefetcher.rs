@@ -10,7 +10,7 @@ use moe_math::encoding::Encoded;
 use moe_model::{Encoding, Weight};
 
 use crate::context::Context;
-use crate::loader::candle_dtype;
+use crate::dtypes::candle_dtype;
 
 /// Matrices that are read before anyone asks for them: an expert's.
 const AHEAD: usize = 3;

@@ -7,7 +7,7 @@ use moe_math::quantize::{Codes, pack};
 use moe_model::{Encoding, Packed, Packing, Weight};
 
 use crate::context::Context;
-use crate::loader::candle_dtype;
+use crate::dtypes::candle_dtype;
 
 /// The values of the quantized matrix `weight` in f32, row by row; none for a plain one.
 ///
@@ -46,8 +46,8 @@ fn words(weight: &Weight) -> Result<Vec<i32>> {
 
 fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {
     let (shape, bits) = (shape(weight), packed.integers.bits);
-    let group = packed.integers.group.unwrap_or(shape[1]);
-    let groups = shape[1].div_ceil(group);
+    let group = packed.integers.group_size(shape[1]);
+    let groups = packed.integers.groups(shape[1]);
     let zero = packed.zero.as_ref().map(words).transpose()?;
     let (words, scales) = (words(weight)?, floats(&packed.scale)?);
     if packed.packing == Packing::Columns {

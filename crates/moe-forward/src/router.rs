@@ -8,7 +8,8 @@ use moe_math::{Compute, RouterDtype};
 use moe_model::{GroupScore, Groups, Router, RouterPrecision, Scoring};
 
 use crate::context::Context;
-use crate::loader::{Loader, candle_dtype, to_f32};
+use crate::dtypes::candle_dtype;
+use crate::loader::{Loader, to_f32};
 
 /// A router in memory. It works in f32, whatever the rest of the model is computed in, unless
 /// [`RouterDtype::Model`] is asked for: close calls decide which expert a token goes to.

@@ -3,19 +3,10 @@
 use candle_core::Tensor;
 use rand_core::RngCore;
 
-use crate::assignment::{AssignmentError, balanced};
+use crate::assignment::balanced;
 use crate::points::Points;
 
-/// What makes points near.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Metric {
-    /// |x − c|²; a centroid is the mean of its points.
-    #[default]
-    Euclidean,
-    /// 2 − 2 cos(x, c), which is |x − c|² of unit vectors; a centroid is the direction of its
-    /// points' mean ("spherical k-means", Dhillon and Modha, Machine Learning 42, 2001).
-    Cosine,
-}
+pub use crate::points::{ClusterError, Metric};
 
 /// How to search.
 #[derive(Debug, Clone, Copy)]
@@ -47,67 +38,6 @@ pub struct Clustering {
     /// Whether the last assignment was that before it. If not, the search ended at the greatest
     /// number of iterations, or where rounding let the inertia fall no further.
     pub is_settled: bool,
-}
-
-/// Points that can't be clustered as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// No clusters, or more than points.
-    #[error(
-        "{points} points can't form {clusters} clusters\n  remedy: ask for at least 1 cluster, or give more points"
-    )]
-    Clusters {
-        /// Points given.
-        points: usize,
-        /// Clusters asked for.
-        clusters: usize,
-    },
-    /// Fewer distinct points than clusters.
-    #[error(
-        "fewer than {clusters} of the {points} points differ, so a cluster stays empty\n  remedy: ask for fewer clusters, or \
-         give more varied points"
-    )]
-    Duplicates {
-        /// Points given.
-        points: usize,
-        /// Clusters asked for.
-        clusters: usize,
-    },
-    /// Initial centroids of another width than the points.
-    #[error("the points have {points} coordinates, the initial centroids {centroids}")]
-    Width {
-        /// d of the points.
-        points: usize,
-        /// d of the centroids.
-        centroids: usize,
-    },
-    /// A coordinate is infinite, no number, or so large that squared distances overflow.
-    #[error("{what} {row} is not finite, or beyond 1e15")]
-    NotFinite {
-        /// "point" or "initial centroid".
-        what: &'static str,
-        /// Its number.
-        row: usize,
-    },
-    /// A zero vector has no angle to anything.
-    #[error(
-        "{what} {row} is zero and has no direction\n  remedy: leave it out, or cluster by Euclidean distance"
-    )]
-    NoDirection {
-        /// "point" or "initial centroid".
-        what: &'static str,
-        /// Its number.
-        row: usize,
-    },
-    /// Points without coordinates.
-    #[error("the points have no coordinates")]
-    NoCoordinates,
-    /// The clusters are too small for the points.
-    #[error(transparent)]
-    Assignment(#[from] AssignmentError),
-    /// What the device returns.
-    #[error(transparent)]
-    Device(#[from] candle_core::Error),
 }
 
 /// Lloyd's k-means of `points` `[n, d]` from a k-means++ start.

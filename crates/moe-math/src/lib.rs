@@ -3,7 +3,7 @@
 //!
 //! Nothing here knows a tensor's name or a file. Device and dtype are parameters everywhere.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 pub mod adamw;
 pub mod alignment;

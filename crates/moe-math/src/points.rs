@@ -4,9 +4,74 @@ use candle_core::{DType, Tensor};
 use rand_core::RngCore;
 use rayon::prelude::*;
 
-use crate::kmeans::{ClusterError, Metric};
+use crate::assignment::AssignmentError;
 use crate::reduce::{squared_distance, sum};
 use crate::sampling::unit;
+
+/// What makes points near.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Metric {
+    /// |x − c|²; a centroid is the mean of its points.
+    #[default]
+    Euclidean,
+    /// 2 − 2 cos(x, c), which is |x − c|² of unit vectors; a centroid is the direction of its
+    /// points' mean ("spherical k-means", Dhillon and Modha, Machine Learning 42, 2001).
+    Cosine,
+}
+
+/// Points that can't be clustered as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No clusters, or more than points.
+    #[error("{points} points can't form {clusters} clusters")]
+    Clusters {
+        /// Points given.
+        points: usize,
+        /// Clusters asked for.
+        clusters: usize,
+    },
+    /// Fewer distinct points than clusters.
+    #[error("fewer than {clusters} of the {points} points differ, so a cluster stays empty")]
+    Duplicates {
+        /// Points given.
+        points: usize,
+        /// Clusters asked for.
+        clusters: usize,
+    },
+    /// Initial centroids of another width than the points.
+    #[error("the points have {points} coordinates, the initial centroids {centroids}")]
+    Width {
+        /// d of the points.
+        points: usize,
+        /// d of the centroids.
+        centroids: usize,
+    },
+    /// A coordinate is infinite, no number, or so large that squared distances overflow.
+    #[error("{what} {row} is not finite, or beyond 1e15")]
+    NotFinite {
+        /// "point" or "initial centroid".
+        what: &'static str,
+        /// Its number.
+        row: usize,
+    },
+    /// A zero vector has no angle to anything.
+    #[error("{what} {row} is zero and has no direction")]
+    NoDirection {
+        /// "point" or "initial centroid".
+        what: &'static str,
+        /// Its number.
+        row: usize,
+    },
+    /// Points without coordinates.
+    #[error("the points have no coordinates")]
+    NoCoordinates,
+    /// The clusters are too small for the points.
+    #[error(transparent)]
+    Assignment(#[from] AssignmentError),
+    /// What the device returns.
+    #[error(transparent)]
+    Device(#[from] candle_core::Error),
+}
 
 /// Points `[n, d]` less their mean, which keeps distances accurate in f32 when all lie far from the
 /// origin. Centroids are f64 `[k, d]`, row-major, and less the same mean.

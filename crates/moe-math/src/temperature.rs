@@ -15,14 +15,10 @@ pub struct Temperature {
 #[derive(Debug, thiserror::Error)]
 pub enum TemperatureError {
     /// The target is not between none and all of the entropy.
-    #[error(
-        "an entropy of {0} times its maximum can't be reached\n  remedy: give a fraction between 0 and 1, both excluded"
-    )]
+    #[error("an entropy of {0} times its maximum can't be reached")]
     Target(f64),
     /// No tokens, or fewer than two experts.
-    #[error(
-        "logits of shape [{tokens}, {experts}] have no entropy to set\n  remedy: give at least one token and two experts"
-    )]
+    #[error("logits of shape [{tokens}, {experts}] have no entropy to set")]
     Empty {
         /// Tokens given.
         tokens: usize,
@@ -35,7 +31,7 @@ pub enum TemperatureError {
     /// Equal logits stay equal at every scale.
     #[error(
         "no scale brings the mean entropy to {target} of its maximum: on average the largest logits are tied so often that \
-         it stays above {floor}\n  remedy: ask for a higher entropy, or make router rows that differ"
+         it stays above {floor}"
     )]
     Tied {
         /// The fraction of ln(experts) asked for.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::family::{Caveat, CaveatWhen, Family};
 use crate::layer::{Expert, Ffn, LatentAttention, Layer, Moe};
-use crate::mtp::MtpLayer;
+use crate::mtp_layer::MtpLayer;
 use crate::rope::Rope;
 use crate::weight::Weight;
 

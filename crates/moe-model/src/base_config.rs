@@ -7,10 +7,18 @@ use moe_checkpoint::EXPLICIT_KEY;
 use moe_checkpoint::json::{is_container, is_false, is_int, is_text_or_null, is_true, number};
 use serde_json::{Map, Value};
 
-use crate::declare::AUTO_MAP_KEY;
-
 /// The key by which a config could rename its own keys; transformers' classes have such a map each.
 pub(crate) const ATTRIBUTE_MAP_KEY: &str = "attribute_map";
+
+/// The config key by which transformers finds a model's own code: an object of files and classes,
+/// by the class that loads them.
+pub const AUTO_MAP_KEY: &str = "auto_map";
+
+/// Whether `class` of an [`AUTO_MAP_KEY`] loads a config or a model, rather than a tokenizer or
+/// another processor.
+pub fn is_of_model(class: &str) -> bool {
+    class == "AutoConfig" || class.starts_with("AutoModel")
+}
 
 /// Keys that are judged alike.
 struct ConfigRule {

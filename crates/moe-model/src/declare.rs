@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
+use moe_checkpoint::quantization::QUANTIZATION_KEY;
 use moe_checkpoint::{Dtype, EXPLICIT_KEY, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::assembly::{Head, Model};
-use crate::family::{ExpertNames, Family, Flag, family};
-use crate::layer::{Expert, Ffn, Layer, Linear};
-use crate::quantized::{module, parts};
-use crate::read::{bias_name, names};
+use crate::base_config::{AUTO_MAP_KEY, is_of_model};
+use crate::codec::names::module;
+use crate::codec::{Namer, cannot, declare_bias, names, uniform};
+use crate::family::{Family, family};
+use crate::layer::Ffn;
 use crate::refused::{DTYPE_KEYS, is_dtype, mend};
 use crate::weight::Weight;
-use crate::{Error, Kind, Result};
+use crate::{Result, attention, decoder_layer, mixture, mtp};
 
 /// A model as files have it: named tensors in the order they are written, and the config.
 #[derive(Debug, Clone)]
@@ -94,10 +95,10 @@ impl Model {
         };
         namer.push(names::EMBED, &self.embed);
         for (index, layer) in self.layers.iter().enumerate() {
-            namer.layer(index, layer)?;
+            decoder_layer::name(&mut namer, index, layer)?;
         }
-        for (index, mtp) in self.mtp.iter().enumerate() {
-            namer.mtp_layer(self.layers.len() + index, mtp)?;
+        for (index, layer) in self.mtp.iter().enumerate() {
+            mtp::name(&mut namer, self.layers.len() + index, layer)?;
         }
         namer.push(names::FINAL_NORM, &self.final_norm);
         match &self.head {
@@ -130,10 +131,10 @@ impl Model {
         set("tie_word_embeddings", json!(matches!(self.head, Head::Tied)));
         let windows: Vec<_> = self.layers.iter().map(|l| l.attention.window()).collect();
         self.family.attention.window.encode(&windows, &mut raw)?;
-        self.declare_attention(&mut raw)?;
+        attention::declare(self, &mut raw)?;
         self.declare_dense(&mut raw)?;
         if let Some(rule) = &self.family.moe {
-            self.declare_moe(rule, &mut raw)?;
+            mixture::declare(self, rule, &mut raw)?;
         }
         match &self.family.mtp {
             Some(rule) => _ = raw.insert(rule.count.clone(), json!(self.mtp.len())),
@@ -220,118 +221,5 @@ fn leave_family(source: &Family, raw: &mut Map<String, Value>) {
     code.retain(|class, _| !is_of_model(class));
     if !code.is_empty() {
         raw.insert(AUTO_MAP_KEY.to_owned(), Value::Object(code));
-    }
-}
-
-/// The config key by which transformers finds a model's own code: an object of files and classes,
-/// by the class that loads them.
-pub const AUTO_MAP_KEY: &str = "auto_map";
-
-/// Whether `class` of an [`AUTO_MAP_KEY`] loads a config or a model, rather than a tokenizer or
-/// another processor.
-pub fn is_of_model(class: &str) -> bool {
-    class == "AutoConfig" || class.starts_with("AutoModel")
-}
-
-pub(crate) fn declare_bias<'a>(
-    raw: &mut Map<String, Value>,
-    flag: &Flag,
-    linears: impl Iterator<Item = &'a Linear>,
-    what: &str,
-) -> Result<()> {
-    let present: Vec<bool> = linears.map(|l| l.bias.is_some()).collect();
-    let present =
-        uniform(&present).ok_or_else(|| cannot(&format!("{what} in some layers only")))?;
-    declare_flag(
-        raw,
-        flag,
-        present,
-        &if present { what.to_owned() } else { format!("layers without {what}") },
-    )
-}
-
-pub(crate) fn declare_flag(
-    raw: &mut Map<String, Value>,
-    flag: &Flag,
-    value: bool,
-    what: &str,
-) -> Result<()> {
-    match flag {
-        Flag::Key(key) => {
-            raw.insert(key.clone(), json!(value));
-            Ok(())
-        }
-        Flag::Fixed(fixed) if *fixed == value => Ok(()),
-        Flag::Fixed(_) => Err(cannot(what)),
-    }
-}
-
-pub(crate) fn uniform<T: PartialEq + Clone>(values: &[T]) -> Option<T> {
-    let first = values.first()?;
-    values.iter().all(|v| v == first).then(|| first.clone())
-}
-
-pub(crate) fn cannot(what: &str) -> Error {
-    Error::new(Kind::Unsupported, format!("the target family cannot express {what}"))
-        .remedy("choose another --target where inspect lists one")
-}
-
-/// Collects names and weights in the order they are written.
-pub(crate) struct Namer<'m> {
-    pub family: &'static Family,
-    quantization: Option<&'m Quantization>,
-    tensors: Vec<(String, Weight)>,
-    /// Modules with a matrix that isn't quantized.
-    plain: Vec<String>,
-    /// Modules with a matrix that is, and how it is encoded.
-    quantized: Vec<(String, Scheme)>,
-}
-
-impl Namer<'_> {
-    pub fn push(&mut self, name: impl Into<String>, weight: &Weight) {
-        self.tensors.push((name.into(), weight.clone()));
-    }
-
-    /// A matrix that is never quantized.
-    pub fn matrix(&mut self, name: impl Into<String>, weight: &Weight) {
-        let name = name.into();
-        self.plain.push(module(&name).to_owned());
-        self.push(name, weight);
-    }
-
-    pub fn linear(&mut self, name: String, linear: &Linear) {
-        self.tensors.extend(parts(&name, &linear.weight, self.quantization));
-        let module = module(&name).to_owned();
-        match linear.weight.scheme() {
-            None => self.plain.push(module),
-            Some(scheme) => self.quantized.push((module, scheme)),
-        }
-        if let Some(bias) = &linear.bias {
-            self.push(bias_name(&name), bias);
-        }
-    }
-
-    pub fn layer(&mut self, index: usize, layer: &Layer) -> Result<()> {
-        let prefix = format!("{}{index}.", names::LAYERS);
-        self.push(format!("{prefix}{}", names::ATTENTION_NORM), &layer.attention_norm);
-        self.attention(&prefix, &layer.attention)?;
-        self.push(format!("{prefix}{}", names::FFN_NORM), &layer.ffn_norm);
-        match &layer.ffn {
-            Ffn::Dense(expert) => {
-                let rule = self.family.dense.as_ref().ok_or_else(|| cannot("dense layers"))?;
-                self.expert(&prefix, &rule.names, expert);
-            }
-            Ffn::Moe(moe) => {
-                let rule = self.family.moe.as_ref().ok_or_else(|| cannot("experts"))?;
-                self.moe(&prefix, rule, moe);
-            }
-        }
-        Ok(())
-    }
-
-    pub fn expert(&mut self, prefix: &str, names: &ExpertNames, expert: &Expert) {
-        self.linear(format!("{prefix}{}", names.gate), &expert.gate);
-        self.linear(format!("{prefix}{}", names.up), &expert.up);
-        self.linear(format!("{prefix}{}", names.down), &expert.down);
     }
 }

@@ -3,7 +3,8 @@
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
 
-use crate::read::Reader;
+use crate::codec::Reader;
+use crate::codec::names::module;
 use crate::weight::{Encoding, Packed, Packing, Weight};
 use crate::{Error, Kind, Result};
 
@@ -35,11 +36,6 @@ fn packing(quantization: &Quantization) -> Option<Packing> {
         Quantization::Compressed(_) => Some(Packing::Rows),
         Quantization::Gptq(_) => Some(Packing::Columns),
     }
-}
-
-/// The module that the weight `name` belongs to.
-pub(crate) fn module(name: &str) -> &str {
-    name.strip_suffix(".weight").unwrap_or(name)
 }
 
 /// `weight` as named tensors, as they are stored.
@@ -128,18 +124,17 @@ impl Reader<'_> {
     ) -> Result<Weight> {
         let (names, [rows, columns]) = (names(packing), shape);
         let at = |suffix: &str| format!("{}{suffix}", module(name));
-        let size = integers.group.unwrap_or(columns);
-        if packing == Packing::Columns && !(columns * integers.bits as usize).is_multiple_of(32) {
+        if packing == Packing::Columns && !integers.fills_words(columns) {
             return Err(
                 self.contradiction(name, &format!("{columns} columns in whole words, {integers}"))
             );
         }
-        let groups = columns.div_ceil(size);
+        let groups = integers.groups(columns);
         let words =
-            self.take_integers(at(names.words), Dtype::I32, &packing.words(integers.bits, shape))?;
+            self.take_integers(at(names.words), Dtype::I32, &packing.words(integers, shape))?;
         let scale = self.take(at(names.scale), &packing.scales(rows, groups))?;
-        let has_zeros = packing == Packing::Columns || !integers.symmetric;
-        let zeros = packing.zeros(integers.bits, rows, groups);
+        let has_zeros = packing.has_zeros(integers);
+        let zeros = packing.zeros(integers, rows, groups);
         let zero = has_zeros
             .then(|| self.take_integers(at(names.zero), Dtype::I32, &zeros))
             .transpose()?;

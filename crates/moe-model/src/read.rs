@@ -3,41 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Dtype, Quantization, Stored};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Quantization, Stored};
 use serde_json::{Map, Value};
 
 use crate::assembly::{Head, Model};
-use crate::attention::Heads;
 use crate::base_config::has_layers_of_their_own;
-use crate::config::Config;
-use crate::family::{DenseRule, ExpertNames, Family, family};
-use crate::layer::{Expert, Ffn, Layer, Linear};
-use crate::mixture::is_sparse;
+use crate::codec::names::is_computed;
+use crate::codec::{Config, Reader, names};
+use crate::family::{Family, family};
+use crate::shape::{Heads, Shape};
 use crate::weight::Weight;
-use crate::{Error, Kind, Result};
-
-/// The names that all families so far share.
-pub(crate) mod names {
-    pub const EMBED: &str = "model.embed_tokens.weight";
-    pub const FINAL_NORM: &str = "model.norm.weight";
-    pub const HEAD: &str = "lm_head.weight";
-    pub const LAYERS: &str = "model.layers.";
-    pub const ATTENTION_NORM: &str = "input_layernorm.weight";
-    pub const FFN_NORM: &str = "post_attention_layernorm.weight";
-    /// What a checkpoint of the model without a head leaves out of its names.
-    pub const MODEL: &str = "model.";
-    /// Buffers that old writers saved: tables of rotary embeddings and causal masks. Loaders
-    /// compute them.
-    pub const IGNORED_SUFFIXES: [&str; 7] = [
-        "rotary_emb.inv_freq",
-        "rotary_emb.original_inv_freq",
-        "rotary_emb.cos_cached",
-        "rotary_emb.sin_cached",
-        "rotary_pos_emb.inv_freq",
-        ".masked_bias",
-        "attn.bias",
-    ];
-}
+use crate::{Error, Kind, Result, decoder_layer, mtp};
 
 impl Model {
     /// Opens the checkpoint directory `dir`.
@@ -107,10 +83,11 @@ impl Model {
         }
         let windows = family.attention.window.decode(&config, layers)?;
         let tied = config.bool("tie_word_embeddings")?;
-        let embed = reader.embedding(tied, &shape)?;
-        let mtp = reader.mtp(layers, &shape)?;
-        let layers =
-            (0..layers).map(|l| reader.layer(l, &shape, windows[l])).collect::<Result<Vec<_>>>()?;
+        let embed = read_embedding(&mut reader, tied, &shape)?;
+        let mtp = mtp::read(&mut reader, layers, &shape)?;
+        let layers = (0..layers)
+            .map(|layer| decoder_layer::read(&mut reader, layer, &shape, windows[layer]))
+            .collect::<Result<Vec<_>>>()?;
         let final_norm = reader.take(names::FINAL_NORM, &[shape.hidden])?;
         // transformers 5 keeps a head that a tied checkpoint holds all the same.
         let head = match tied && !reader.tensors.contains_key(names::HEAD) {
@@ -122,7 +99,7 @@ impl Model {
         let norm_eps =
             norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))?;
         let quantization = reader.quantization.clone();
-        let extra = reader.rest()?;
+        let extra = rest(reader)?;
         let Shape { hidden, vocab, heads: Heads { heads, kv_heads, head_dim } } = shape;
         let config_file = file.to_owned();
         Ok(Self {
@@ -219,208 +196,72 @@ fn check_options(config: Config<'_>) -> Result<()> {
     }
 }
 
-/// What tensors' shapes follow from.
-pub(crate) struct Shape {
-    pub hidden: usize,
-    pub vocab: usize,
-    pub heads: Heads,
+/// A tied checkpoint may hold the matrix under the head's name only.
+fn read_embedding(reader: &mut Reader<'_>, tied: bool, shape: &Shape) -> Result<Weight> {
+    let only_head = tied
+        && !reader.tensors.contains_key(names::EMBED)
+        && reader.tensors.contains_key(names::HEAD);
+    if !only_head && !reader.tensors.contains_key(names::EMBED) {
+        return Err(other_names(reader));
+    }
+    reader.take(if only_head { names::HEAD } else { names::EMBED }, &[shape.vocab, shape.hidden])
 }
 
-impl Shape {
-    fn read(config: Config<'_>) -> Result<Self> {
-        let hidden = config.positive("hidden_size")?;
-        Ok(Self {
-            hidden,
-            vocab: config.positive("vocab_size")?,
-            heads: Heads::read(config, hidden)?,
-        })
-    }
-}
-
-/// Takes tensors out of a map, so that what is left over is what nobody knows.
-pub(crate) struct Reader<'a> {
-    pub config: Config<'a>,
-    pub tensors: BTreeMap<String, Weight>,
-    pub quantization: Option<Quantization>,
-}
-
-impl Reader<'_> {
-    /// A tensor whose elements are values.
-    pub fn take(&mut self, name: impl AsRef<str>, shape: &[usize]) -> Result<Weight> {
-        let weight = self.take_encoded(name.as_ref(), shape)?;
-        if matches!(weight.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Ok(weight);
-        }
-        let (what, remedy) = match weight.dtype() {
-            Dtype::F64 => (
-                "F64 weights are not read here, though transformers loads them".to_owned(),
-                "convert them as transformers does: from_pretrained(DIR, dtype=\"float32\"), then save_pretrained(OTHER)",
-            ),
-            dtype => (
-                format!("{dtype} weights are not supported here"),
-                "supported: F32, F16, BF16; in projections also what quantization_config describes",
-            ),
-        };
-        Err(Error::new(Kind::Unsupported, what)
-            .tensor(name.as_ref())
-            .file(weight.stored().map_or(self.config.file, |s| s.path()))
-            .remedy(remedy))
-    }
-
-    pub fn take_encoded(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
-        let weight = self.tensors.remove(name).ok_or_else(|| {
-            Error::new(Kind::Missing, "a tensor that the config calls for is missing")
-                .tensor(name)
-                .file(self.config.file)
-                .remedy(match name {
-                    names::HEAD => "if the head is the embedding, set \"tie_word_embeddings\": true in config.json",
-                    _ => "the checkpoint is incomplete, or config.json is of another model",
-                })
-        })?;
-        if weight.shape() != shape {
-            let file = weight.stored().map_or(self.config.file, |s| s.path());
-            return Err(Error::new(
-                Kind::Mismatch,
-                format!("shape {:?}, but the config calls for {shape:?}", weight.shape()),
-            )
-            .tensor(name)
-            .file(file)
-            .remedy("the checkpoint and config.json don't belong together"));
-        }
-        Ok(weight)
-    }
-
-    /// A tied checkpoint may hold the matrix under the head's name only.
-    fn embedding(&mut self, tied: bool, shape: &Shape) -> Result<Weight> {
-        let only_head = tied
-            && !self.tensors.contains_key(names::EMBED)
-            && self.tensors.contains_key(names::HEAD);
-        if !only_head && !self.tensors.contains_key(names::EMBED) {
-            return Err(self.other_names());
-        }
-        self.take(if only_head { names::HEAD } else { names::EMBED }, &[shape.vocab, shape.hidden])
-    }
-
-    /// Without an embedding: either it is missing, or all tensors have names that no loader
-    /// expects.
-    fn other_names(&self) -> Error {
-        let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
-        let seen = self.tensors.keys().find_map(|name| {
-            let whole = name.strip_suffix(names::EMBED).filter(|prefix| prefix.ends_with('.'));
-            let prefix = whole.or_else(|| name.strip_suffix(bare))?;
-            // A layer for multi-token prediction can have a table of its own.
-            (prefix.ends_with('.') && !prefix.starts_with(names::LAYERS)).then_some((name, prefix))
-        });
-        let Some((name, prefix)) = seen else {
-            let first: Vec<&str> = self.tensors.keys().take(3).map(String::as_str).collect();
-            let what = format!(
-                "a tensor that the config calls for is missing; what is there begins with {}",
-                first.join(", ")
-            );
-            return Error::new(Kind::Missing, what)
-                .tensor(names::EMBED)
-                .file(self.config.file)
-                .remedy("the checkpoint is incomplete, or config.json is of another model");
-        };
+/// Without an embedding: either it is missing, or all tensors have names that no loader
+/// expects.
+fn other_names(reader: &Reader<'_>) -> Error {
+    let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
+    let seen = reader.tensors.keys().find_map(|name| {
+        let whole = name.strip_suffix(names::EMBED).filter(|prefix| prefix.ends_with('.'));
+        let prefix = whole.or_else(|| name.strip_suffix(bare))?;
+        // A layer for multi-token prediction can have a table of its own.
+        (prefix.ends_with('.') && !prefix.starts_with(names::LAYERS)).then_some((name, prefix))
+    });
+    let Some((name, prefix)) = seen else {
+        let first: Vec<&str> = reader.tensors.keys().take(3).map(String::as_str).collect();
         let what = format!(
-            "names of tensors have {prefix:?} in front, as in {name}: loaders find none of them and start at random"
+            "a tensor that the config calls for is missing; what is there begins with {}",
+            first.join(", ")
         );
-        let saved = match prefix {
-            "module." => {
-                "it was saved out of a DataParallel or DeepSpeed wrapper: save model.module instead"
-            }
-            "_orig_mod." => "it was saved out of torch.compile: save model._orig_mod instead",
-            "base_model.model." => {
-                "it was saved out of PEFT: save what merge_and_unload returns instead"
-            }
-            _ => "save the language model inside of it instead",
-        };
-        Error::new(Kind::Unsupported, what).tensor(names::EMBED).file(self.config.file).remedy(format!(
-            "{saved}; or take {prefix:?} out of all names, in the index too: with safetensors.torch, \
-             save_file({{k.removeprefix({prefix:?}): v for k, v in load_file(F).items()}}, F, {{\"format\": \"pt\"}})"
-        ))
-    }
-
-    /// `name` is the weight's; its bias has the same name with `.bias`.
-    pub fn linear(&mut self, name: &str, bias: bool, shape: [usize; 2]) -> Result<Linear> {
-        let weight = self.projection(name, shape)?;
-        let bias = match bias {
-            true => Some(self.take(bias_name(name), &shape[..1])?),
-            false => None,
-        };
-        Ok(Linear { weight, bias })
-    }
-
-    pub fn layer(&mut self, index: usize, shape: &Shape, window: Option<usize>) -> Result<Layer> {
-        let prefix = format!("{}{index}.", names::LAYERS);
-        let family = self.config.family;
-        let attention_norm = self.take(prefix.clone() + names::ATTENTION_NORM, &[shape.hidden])?;
-        let attention = self.attention(&prefix, shape, window)?;
-        let ffn_norm = self.take(prefix.clone() + names::FFN_NORM, &[shape.hidden])?;
-        let ffn = match (&family.moe, &family.dense) {
-            (Some(rule), _) if is_sparse(&self.config, rule, index)? => {
-                Ffn::Moe(Box::new(self.moe(&prefix, rule, shape.hidden)?))
-            }
-            (_, Some(rule)) => Ffn::Dense(Box::new(self.dense(&prefix, rule, shape.hidden)?)),
-            (_, None) => {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    format!("layer {index} is dense, which this family can't be"),
-                )
-                .file(self.config.file)
-                .remedy("get the config.json that belongs to these weights"));
-            }
-        };
-        Ok(Layer { attention_norm, attention, ffn_norm, ffn })
-    }
-
-    pub fn expert(
-        &mut self,
-        prefix: &str,
-        names: &ExpertNames,
-        bias: bool,
-        width: usize,
-        hidden: usize,
-    ) -> Result<Expert> {
-        let at = |name: &str| format!("{prefix}{name}");
-        Ok(Expert {
-            gate: self.linear(&at(&names.gate), bias, [width, hidden])?,
-            up: self.linear(&at(&names.up), bias, [width, hidden])?,
-            down: self.linear(&at(&names.down), bias, [hidden, width])?,
-        })
-    }
-
-    fn dense(&mut self, prefix: &str, rule: &DenseRule, hidden: usize) -> Result<Expert> {
-        let (bias, width) = (self.config.flag(&rule.bias)?, self.config.positive(&rule.width)?);
-        self.expert(prefix, &rule.names, bias, width, hidden)
-    }
-
-    /// What nobody took: carried, unless it lies in a layer, where it would mean something.
-    fn rest(self) -> Result<BTreeMap<String, Weight>> {
-        let mut rest = self.tensors;
-        rest.retain(|name, _| !is_computed(name));
-        match rest.iter().find(|(name, _)| name.starts_with(names::LAYERS)) {
-            None => Ok(rest),
-            Some((name, weight)) => Err(Error::new(
-                Kind::Unsupported,
-                format!(
-                    "a {} model with this config has no such tensor",
-                    self.config.family.model_type
-                ),
-            )
-            .tensor(name)
-            .file(weight.stored().map_or(self.config.file, |s| s.path()))
-            .remedy("config.json is of another model, or of a variant that is not supported")),
+        return Error::new(Kind::Missing, what)
+            .tensor(names::EMBED)
+            .file(reader.config.file)
+            .remedy("the checkpoint is incomplete, or config.json is of another model");
+    };
+    let what = format!(
+        "names of tensors have {prefix:?} in front, as in {name}: loaders find none of them and start at random"
+    );
+    let saved = match prefix {
+        "module." => {
+            "it was saved out of a DataParallel or DeepSpeed wrapper: save model.module instead"
         }
+        "_orig_mod." => "it was saved out of torch.compile: save model._orig_mod instead",
+        "base_model.model." => {
+            "it was saved out of PEFT: save what merge_and_unload returns instead"
+        }
+        _ => "save the language model inside of it instead",
+    };
+    Error::new(Kind::Unsupported, what).tensor(names::EMBED).file(reader.config.file).remedy(format!(
+        "{saved}; or take {prefix:?} out of all names, in the index too: with safetensors.torch, \
+         save_file({{k.removeprefix({prefix:?}): v for k, v in load_file(F).items()}}, F, {{\"format\": \"pt\"}})"
+    ))
+}
+
+/// What nobody took: carried, unless it lies in a layer, where it would mean something.
+fn rest(reader: Reader<'_>) -> Result<BTreeMap<String, Weight>> {
+    let mut rest = reader.tensors;
+    rest.retain(|name, _| !is_computed(name));
+    match rest.iter().find(|(name, _)| name.starts_with(names::LAYERS)) {
+        None => Ok(rest),
+        Some((name, weight)) => Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "a {} model with this config has no such tensor",
+                reader.config.family.model_type
+            ),
+        )
+        .tensor(name)
+        .file(weight.stored().map_or(reader.config.file, |s| s.path()))
+        .remedy("config.json is of another model, or of a variant that is not supported")),
     }
-}
-
-/// Whether the tensor `name` is a buffer that loaders compute themselves.
-pub fn is_computed(name: &str) -> bool {
-    names::IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
-}
-
-/// The name of the bias that belongs to the weight `name`.
-pub(crate) fn bias_name(name: &str) -> String {
-    format!("{}.bias", name.strip_suffix(".weight").unwrap_or(name))
 }

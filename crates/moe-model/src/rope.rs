@@ -5,7 +5,7 @@
 use moe_checkpoint::json::is_true;
 use serde_json::{Map, Value, json};
 
-use crate::config::Config;
+use crate::codec::Config;
 use crate::{Error, Kind, Result};
 
 /// The older key of what frequencies are stretched by.

@@ -72,17 +72,22 @@ pub enum Packing {
 
 impl Packing {
     /// The shape of the words of a matrix of the shape `shape`.
-    pub fn words(self, bits: u32, [rows, columns]: [usize; 2]) -> Vec<usize> {
-        let words = |codes: usize| (codes * bits as usize).div_ceil(32);
+    pub fn words(self, integers: Integers, [rows, columns]: [usize; 2]) -> Vec<usize> {
+        let words = integers.words(columns);
         match self {
-            Self::Rows => vec![rows, words(columns)],
-            Self::Columns => vec![words(columns), rows],
+            Self::Rows => vec![rows, words],
+            Self::Columns => vec![words, rows],
         }
     }
 
+    /// Whether groups have zero points beside their scales.
+    pub fn has_zeros(self, integers: Integers) -> bool {
+        self == Self::Columns || !integers.symmetric
+    }
+
     /// The shape of the packed zero points of `groups` groups a row.
-    pub fn zeros(self, bits: u32, rows: usize, groups: usize) -> Vec<usize> {
-        let words = (rows * bits as usize).div_ceil(32);
+    pub fn zeros(self, integers: Integers, rows: usize, groups: usize) -> Vec<usize> {
+        let words = integers.words(rows);
         match self {
             Self::Rows => vec![words, groups],
             Self::Columns => vec![groups, words],
@@ -139,7 +144,7 @@ impl Weight {
     /// These words as the packed integers of a matrix of the shape `shape`.
     #[must_use]
     pub fn packed(self, shape: [usize; 2], packed: Packed) -> Self {
-        debug_assert_eq!(self.shape, packed.packing.words(packed.integers.bits, shape));
+        debug_assert_eq!(self.shape, packed.packing.words(packed.integers, shape));
         Self { shape: shape.to_vec(), encoding: Encoding::Packed(Arc::new(packed)), ..self }
     }
 
@@ -187,7 +192,7 @@ impl Weight {
     pub fn stored_shape(&self) -> Vec<usize> {
         match (&self.encoding, self.shape.as_slice()) {
             (Encoding::Packed(packed), &[rows, columns]) => {
-                packed.packing.words(packed.integers.bits, [rows, columns])
+                packed.packing.words(packed.integers, [rows, columns])
             }
             _ => self.shape.clone(),
         }

@@ -1,33 +1,12 @@
 //! Which layers have a sliding window, as config keys say it.
 
 use moe_checkpoint::json::shown;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::Result;
 use crate::base_config::is_window;
-use crate::config::Config;
-use crate::{Error, Kind, Result};
-
-/// How a family's config says which layers have a sliding window.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WindowRule {
-    /// No layer has one.
-    #[default]
-    None,
-    /// `sliding_window`, unless null, applies to every layer.
-    EveryLayer,
-    /// The same, but to those layers alone that `layer_types` says, where it is there.
-    EveryUnlessListed,
-    /// The same, where `use_sliding_window` is true.
-    IfEnabled,
-    /// `layer_types`; without it, the layers from `max_window_layers` on, where
-    /// `use_sliding_window` is true.
-    LateLayers,
-    /// `layer_types`; without it, even layers below `max_window_layers`, where `use_sliding_window`
-    /// is true.
-    AlternateLayers,
-}
+use crate::codec::{Config, cannot};
+use crate::family::WindowRule;
 
 impl WindowRule {
     /// The window of each of `layers` layers.
@@ -127,18 +106,14 @@ impl WindowRule {
     ) -> Result<()> {
         let widest = windows.iter().flatten().max().copied();
         let uniform = windows.iter().all(|w| *w == widest);
-        let cannot = |what: &str| {
-            Err(Error::new(Kind::Unsupported, format!("the target family cannot express {what}"))
-                .remedy("choose another --target where inspect lists one"))
-        };
         match (self, widest) {
             (WindowRule::None, None) => {
                 // Caches of loaders read it whatever the family.
                 raw.remove(WINDOW);
             }
-            (WindowRule::None, Some(_)) => return cannot("a sliding window"),
+            (WindowRule::None, Some(_)) => return Err(cannot("a sliding window")),
             (WindowRule::EveryLayer | WindowRule::IfEnabled, _) if !uniform => {
-                return cannot("a sliding window in some layers only");
+                return Err(cannot("a sliding window in some layers only"));
             }
             (WindowRule::EveryLayer | WindowRule::EveryUnlessListed, window) => {
                 raw.insert(WINDOW.into(), json!(window));
@@ -155,7 +130,7 @@ impl WindowRule {
             }
             (_, Some(window)) => {
                 if windows.iter().flatten().any(|w| *w != window) {
-                    return cannot("sliding windows of several widths");
+                    return Err(cannot("sliding windows of several widths"));
                 }
                 raw.insert("use_sliding_window".into(), json!(true));
                 raw.insert(WINDOW.into(), json!(window));

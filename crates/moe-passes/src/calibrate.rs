@@ -4,7 +4,6 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::pass::HeldOut;
 use crate::unused::refuse_unused;
 
 /// What text a model is observed on, and how it becomes windows of tokens.
@@ -71,6 +70,19 @@ pub struct HeldOutOptions {
 
 fn default_held_out_tokens() -> usize {
     16_384
+}
+
+/// Text that a model is measured on, none of which anything was learned from.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldOut<'a> {
+    /// The files.
+    pub data: &'a [DataSpec],
+    /// Tokens of a window.
+    pub sequence_length: usize,
+    /// Most tokens of a label.
+    pub max_tokens: usize,
+    /// Whether a training measures on it while it goes, rather than the run once there is a result.
+    pub while_training: bool,
 }
 
 /// A number as people write it, not with dozens of zeros.
@@ -188,6 +200,7 @@ impl HeldOutOptions {
             data: &self.held_out,
             sequence_length,
             max_tokens: self.held_out_tokens,
+            while_training: false,
         })
     }
 }

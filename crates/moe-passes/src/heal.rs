@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::pass::{
-    Effect, Inputs, Kept, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+    Effect, Inputs, Kept, LayerEdits, Next, Outputs, Pass, PassInfo, PassOptions, Plan,
+    PlannedModel, ReportKind, Sources, Transform, as_value,
 };
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 
@@ -223,6 +224,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     report: ReportKind::Training,
     healed_with: None,
     resumes_midway: true,
+    decides_at_once: false,
     less_memory: "lower --batch-tokens, --sequence-length or --held-out-tokens, or train fewer parts (--train router)",
 };
 
@@ -238,12 +240,12 @@ impl Pass for HealOptions {
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
             models: self.original.as_slice(),
-            ..Inputs::of_text(&self.text.data, &self.text.held_out)
+            ..Inputs::of_text(&self.text.data, self.text.held_out())
         }
     }
 
-    fn spills(&self) -> bool {
-        false
+    fn outputs(&self) -> Outputs<'_> {
+        Outputs { plan: None, training: true }
     }
 
     fn check_options(&self) -> Result<()> {
@@ -295,6 +297,20 @@ impl Pass for HealOptions {
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check(sources)?;
+        let training = Training {
+            what: self.words(),
+            parts: self.parts(),
+            options: self.training.clone(),
+            routers: self.routers.clone(),
+            text: self.text.clone(),
+            teacher: self.teacher(),
+        };
+        Plan::new(self.clone(), sources, Next::Train(training))
+    }
+}
+
+impl Transform for HealOptions {
+    fn apply(&self, sources: &Sources<'_>, _: Option<&LayerEdits>) -> Result<PlannedModel> {
         let model = sources.model.clone();
         let (kept, why) = match self.training.steps {
             0 => (Kept::Exactly, "no step is taken".to_owned()),
@@ -317,34 +333,6 @@ impl Pass for HealOptions {
             warnings.push(SELF_TAUGHT.to_owned());
         }
         let effects = vec![Effect::new("train", kept, why)];
-        Ok(Plan {
-            model,
-            effects,
-            layers: Vec::new(),
-            warnings,
-            surveys: Vec::new(),
-            group: 1,
-            working_bytes: 0,
-        })
-    }
-
-    fn trained(&self, steps: u64) -> Option<Effect> {
-        (steps > 0).then(|| {
-            Effect::new(
-                "train",
-                Kept::No,
-                format!("{} trained for {}", self.words(), counted(steps, "step")),
-            )
-        })
-    }
-
-    fn training(&self) -> Option<Training> {
-        Some(Training {
-            parts: self.parts(),
-            options: self.training.clone(),
-            routers: self.routers.clone(),
-            text: self.text.clone(),
-            teacher: self.teacher(),
-        })
+        Ok(PlannedModel::new(model, effects, Vec::new(), warnings))
     }
 }

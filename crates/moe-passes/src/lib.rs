@@ -3,14 +3,18 @@
 //! A pass does no I/O: it maps typed layers to typed layers whose weights are lazy, and says what
 //! it will do before anything is computed.
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+// Tests read goldens.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+mod align;
 mod batches;
 mod calibrate;
 pub mod distill;
 pub mod heal;
 mod idle;
 pub mod merge;
+mod merged;
 mod output_error;
 mod part;
 mod pass;
@@ -21,15 +25,16 @@ mod train;
 mod unused;
 pub mod upcycle;
 
-pub use calibrate::{CalibrationOptions, HeldOutOptions, check_windows};
+pub use calibrate::{CalibrationOptions, HeldOut, HeldOutOptions, check_windows};
 pub use distill::DistillOptions;
 pub use heal::HealOptions;
 pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
-    Baseline, BenchmarkedModel, DecidedBy, DecidedLayer, Effect, HeldOut, Identity, Inputs, Kept,
-    LayerEdits, LayerPass, LayerRecord, LayerStatistics, Pass, PassInfo, PassOptions, Plan, Pool,
-    ReportKind, Sources, Survey, SurveyText, Surveyor, SweptText, TextSource,
+    Baseline, BenchmarkedModel, Decide, DecidedBy, DecidedLayer, Effect, Identity, Inputs, Kept,
+    LayerEdits, LayerPass, LayerRecord, LayerStage, LayerStatistics, LayerSweep, Next, Outputs,
+    Pass, PassInfo, PassOptions, Plan, PlannedModel, Pool, PoolStats, ReportKind, Sources, Survey,
+    SurveyText, Surveyor, SweptText, TextSource, Transform,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

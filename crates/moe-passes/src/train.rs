@@ -1,12 +1,14 @@
 //! Options of everything that trains whole models, and what a pass wants trained.
 
 use clap::ValueEnum;
+use moe_checkpoint::counted;
 use moe_forward::DataSpec;
 use moe_forward::train::{BalanceOver, TeacherKind, TrainedPart};
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::calibrate::{check_held_out_used, check_windows};
+use crate::calibrate::{HeldOut, check_held_out_used, check_windows};
+use crate::pass::{Effect, Kept};
 use crate::unused::refuse_unused;
 
 /// The most steps that are taken: more take years.
@@ -376,12 +378,24 @@ impl TrainingText {
         check_windows(self.sequence_length, Some(("--held-out-tokens", self.held_out_tokens)))?;
         check_held_out_used(&self.held_out, self.held_out_tokens != default_held_out_tokens())
     }
+
+    /// Text that the training is measured on, if there is some.
+    pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
+        (!self.held_out.is_empty()).then_some(HeldOut {
+            data: &self.held_out,
+            sequence_length: self.sequence_length,
+            max_tokens: self.held_out_tokens,
+            while_training: true,
+        })
+    }
 }
 
 /// How a planned model is trained before it is written.
 #[derive(Debug, Clone)]
 pub struct Training {
-    /// What of it.
+    /// The parts of it, in words.
+    pub what: String,
+    /// The same for the forward pass.
     pub parts: Vec<TrainedPart>,
     /// How.
     pub options: TrainOptions,
@@ -391,6 +405,15 @@ pub struct Training {
     pub text: TrainingText,
     /// Whether the first of [`crate::Inputs::models`] is the teacher, and how it is listened to.
     pub teacher: Option<TeacherOptions>,
+}
+
+impl Training {
+    /// What `steps` of it did to the function, of which a plan could only say how many there may
+    /// be; None where there was none.
+    pub fn effect(&self, steps: u64) -> Option<Effect> {
+        let why = || format!("{} trained for {}", self.what, counted(steps, "step"));
+        (steps > 0).then(|| Effect::new("train", Kept::No, why()))
+    }
 }
 
 /// How a teacher is listened to.

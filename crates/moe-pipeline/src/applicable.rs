@@ -56,5 +56,5 @@ fn planned(info: &PassInfo, model: &Model, target: Option<&str>) -> Result<Strin
     options.extend(target.map(|target| ("target".to_owned(), target.into())));
     let pass = info.options.from_table(options).map_err(wrong)?;
     let plan = pass.plan(&Sources::new(model, &Compute::cpu()))?;
-    Ok(plan.model.declare()?.reread()?.family.model_type.clone())
+    Ok(plan.planned.model.declare()?.reread()?.family.model_type.clone())
 }

@@ -26,7 +26,8 @@ pub(crate) fn most_resident(live: u64) -> ByteSize {
 
 /// Refuses work under a budget that doesn't hold it, and keeps resident memory below the budget
 /// otherwise. `live` says what the work asks for at once under a budget, beyond what is held now:
-/// with less of it, hidden states go to a file and graphs aren't kept.
+/// with less of it, hidden states go to a file and graphs aren't kept. That is returned; None without
+/// a budget.
 ///
 /// # Errors
 /// [`Kind::Usage`] then, with the least budget that works, and what else does, which `ways` finds.
@@ -34,8 +35,8 @@ pub(crate) fn check_budget(
     budget: Option<ByteSize>,
     ways: impl FnOnce(ByteSize) -> Option<String>,
     live: impl Fn(ByteSize) -> Result<u64>,
-) -> Result<()> {
-    let Some(budget) = budget else { return Ok(()) };
+) -> Result<Option<u64>> {
+    let Some(budget) = budget else { return Ok(None) };
     let held = live_bytes().unwrap_or(0);
     let needed =
         |budget| live(budget).map_or(ByteSize(u64::MAX), |live| most_resident(live + held));
@@ -49,7 +50,7 @@ pub(crate) fn check_budget(
     }
     // What is handed out between two looks isn't resident yet when it is looked at.
     limit_resident_memory(budget.0 - budget.0 / 8);
-    Ok(())
+    live(budget).map(Some)
 }
 
 /// Refuses a command that holds `live` bytes beside the program itself under a budget that is too
@@ -58,7 +59,7 @@ pub(crate) fn check_budget(
 /// # Errors
 /// [`Kind::Usage`] then.
 pub fn check_small_budget(budget: Option<ByteSize>, live: u64, ways: Option<&str>) -> Result<()> {
-    check_budget(budget, |_| ways.map(str::to_owned), |_| Ok(live))
+    check_budget(budget, |_| ways.map(str::to_owned), |_| Ok(live)).map(drop)
 }
 
 /// What to say of a run that held more than `budget`, by a few percent at least: it goes on, since

@@ -10,10 +10,10 @@ use moe_checkpoint::{counted, json};
 use moe_forward::DomainReport;
 use moe_passes::{Identity, Kept, ReportKind};
 
+use crate::file_names::REPORT_FILE;
 use crate::markdown::{MarkdownBlock, MarkdownCode, MarkdownText};
 use crate::portable::portable_options;
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
-use crate::report::REPORT_FILE;
 use crate::resources::ByteSize;
 use crate::train::Settings;
 use crate::trust::HeldOutReport;

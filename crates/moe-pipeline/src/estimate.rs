@@ -5,12 +5,13 @@ use std::sync::OnceLock;
 use moe_checkpoint::Result;
 use moe_forward::ForwardWork;
 use moe_math::Compute;
+use moe_model::Model;
 
-use crate::bench::Peaks;
-use crate::prepare::Prepared;
+use crate::peaks::Peaks;
 
 /// The share of a large matrix product's speed that whole sweeps have, small products, statistics
-/// and everything else included: what BENCHMARKS.md has of passes at real sizes on a CPU.
+/// and everything else included: what docs/benchmarks/machine.md has of
+/// passes at real sizes on a CPU.
 const SHARE: f64 = 0.5;
 /// Bytes of the result that are made, hashed and written in a second.
 const WRITTEN: f64 = 600e6;
@@ -50,11 +51,11 @@ impl Cost {
     }
 }
 
-/// Operations of a forward pass of the result and of its source, as measuring them takes.
-pub(crate) fn measuring(prepared: &Prepared<'_>, tokens: usize, sequence: usize) -> f64 {
-    let head = 2.0 * (tokens * prepared.source.hidden * prepared.source.vocab) as f64;
+/// Operations of a forward pass of a source and its result, as measuring them takes.
+pub(crate) fn measuring([source, result]: [&Model; 2], tokens: usize, sequence: usize) -> f64 {
+    let head = 2.0 * (tokens * source.hidden * source.vocab) as f64;
     let of = |model| ForwardWork::of(model, tokens, sequence).total() + head;
-    of(&prepared.source) + of(prepared.result())
+    of(source) + of(result)
 }
 
 /// Measured once.

@@ -1,15 +1,85 @@
-//! Text that a model was made on, as its receipt says.
+//! Held-out text that isn't held out: something was learned from it.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Result, file_exists, json, sha256_file};
+use moe_forward::{Corpus, overlap};
 use serde_json::Value;
 
-use crate::receipt::RECEIPT_FILE;
+use crate::file_names::RECEIPT_FILE;
+use crate::fingerprint::sha256_of;
+use crate::portable::portable;
 
 /// Larger files aren't hashed for a note.
 const HASHED_BYTES: u64 = 64 << 20;
+/// Text that is written by hand shares less than this with another; templates and licences may
+/// share some.
+const LEAST_SHARE: f64 = 0.01;
+/// What is wrong with measuring on it.
+const FLATTERED: &str = "so that what is measured looks better than it is";
+/// What to do about it.
+const REMEDY: &str = "give --held-out other text";
+
+/// What a run learns from.
+pub(crate) struct Learned<'a> {
+    /// Windows of tokens.
+    pub windows: Vec<&'a [u32]>,
+    /// The files that they come from.
+    pub files: Vec<&'a Path>,
+    /// Hashes of the files that statistics were gathered on.
+    pub observed: BTreeSet<&'a String>,
+}
+
+impl Learned<'_> {
+    /// What is said where it is measured on `held_out`: the same files, or the same windows,
+    /// whatever their files. Of texts that are read in parts, `digests` has the hash of what was
+    /// read.
+    ///
+    /// # Errors
+    /// What reading that text returns.
+    pub fn warning(
+        &self,
+        held_out: &Corpus,
+        digests: &BTreeMap<PathBuf, String>,
+    ) -> Result<Option<String>> {
+        if let Some(warning) = self.shared(held_out) {
+            return Ok(Some(warning));
+        }
+        for text in held_out.texts.iter().filter(|_| !self.observed.is_empty()) {
+            if self.observed.contains(&sha256_of(&text.path, digests)?) {
+                let name = portable(&text.path);
+                return Ok(Some(format!(
+                    "{name} is held out, and the statistics were gathered on it, {FLATTERED}: {REMEDY}"
+                )));
+            }
+        }
+        Ok(None)
+    }
+
+    fn shared(&self, held_out: &Corpus) -> Option<String> {
+        let windows: Vec<&[u32]> = held_out.sequences().collect();
+        let shared = overlap(&windows, self.windows.iter().copied());
+        let share = shared as f64 / held_out.tokens().max(1) as f64;
+        if share >= LEAST_SHARE {
+            let percent = 100.0 * share;
+            return Some(format!(
+                "{percent:.0} % of the held-out text stands in the text that was learned from, {FLATTERED}: {REMEDY}"
+            ));
+        }
+        let learned: Vec<PathBuf> = self.files.iter().filter_map(|path| real(path)).collect();
+        let is_learned = |path: &PathBuf| real(path).is_some_and(|path| learned.contains(&path));
+        let twice = held_out.texts.iter().find(|text| is_learned(&text.path))?;
+        Some(format!(
+            "{} is learned from and held out, which differ only as far as the seed draws other windows: {REMEDY}",
+            portable(&twice.path)
+        ))
+    }
+}
+
+fn real(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok()
+}
 
 /// What is said of those of `texts` that the model in `dir` was pruned, calibrated or trained on.
 ///

@@ -3,17 +3,22 @@
 //!
 //! Nothing here prints. Results are values, and progress goes to a [`Progress`].
 
-#![deny(clippy::unwrap_used)]
+#![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod applicable;
 mod bench;
 mod budget;
 mod build;
+mod calibration;
 mod card;
+mod context;
+mod conversion;
 mod convert;
 mod deciding;
 mod estimate;
 mod evaluation;
+mod file_kinds;
+mod file_names;
 mod fingerprint;
 mod gates;
 mod inspect;
@@ -26,15 +31,15 @@ mod needs;
 mod observe;
 mod options;
 mod outputs;
+mod peaks;
 mod portable;
-mod prepare;
 mod progress;
-mod proof;
 mod receipt;
 mod recipe;
 mod report;
 mod resources;
 mod reuse;
+mod run;
 mod selftest;
 pub mod spelling;
 mod statistics;
@@ -45,12 +50,14 @@ mod verify;
 mod writing;
 
 pub use applicable::Applicable;
-pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
+pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, bench};
 pub use budget::{check_small_budget, passed_budget};
 pub use build::{BUILD, VERSION};
 pub use card::identity as describe_identity;
-pub use convert::{Conversion, HasTokenizer, PlannedOutput, check_output, convert, plan};
+pub use conversion::{Conversion, HasTokenizer};
+pub use convert::{PlannedOutput, convert, plan};
 pub use evaluation::{EvalOptions, eval};
+pub use file_names::{RECEIPT_FILE, RUN_FILE};
 pub use fingerprint::Fingerprint;
 pub use gates::{DomainGate, Gates, MeasuredGate, not_met};
 pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
@@ -64,15 +71,19 @@ pub use observe::{
     Observation, ObserveOptions, ObservedLayer, check_observe, has_statistics, is_observed, observe,
 };
 pub use options::ConvertOptions;
-pub use outputs::{JUNIT, check_summary};
+pub use outputs::check_output;
+pub use peaks::Peaks;
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
-pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
-pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown, recipe_schema};
+pub use receipt::Receipt;
+pub use recipe::{
+    JUNIT, Outcome, Recipe, Step, StepKind, StepOutcome, check_summary, junit, markdown,
+    recipe_schema,
+};
 pub use resources::{
     ByteSize, begin_step, memory_bytes, peak_memory_bytes, process_peak_memory_bytes,
 };
 pub use reuse::{FoundResult, copy_finished, find_result, has_result, other_work};
-pub use selftest::{Check, selftest};
+pub use selftest::{Check, UNCHECKED, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};
 pub use train::{LoadChange, Measurement, StepRecord, TrainingRecord, training_left};

@@ -12,8 +12,8 @@ use moe_math::Compute;
 use moe_model::Model;
 
 use crate::budget;
+use crate::file_kinds::LOGITS;
 use crate::memory::{self, Text};
-use crate::outputs::LOGITS;
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::ByteSize;
 

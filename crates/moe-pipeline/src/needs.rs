@@ -4,9 +4,11 @@ use std::path::Path;
 
 use moe_checkpoint::Result;
 use moe_math::Compute;
+use moe_model::Model;
 
 use crate::budget;
-use crate::resources::ByteSize;
+use crate::memory::{self, Text};
+use crate::resources::{ByteSize, storage};
 
 /// What bounds the work.
 pub(crate) struct Work<'a> {
@@ -153,6 +155,22 @@ pub(crate) fn ways(stages: &[Needs], budget: ByteSize) -> Option<String> {
     let mut ways = ways?;
     ways.dedup();
     (!ways.is_empty()).then(|| ways.join("; and "))
+}
+
+/// Live bytes of measuring `model`, beside `original` if there is one, on so many tokens in
+/// sequences of `length` at most.
+///
+/// # Errors
+/// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
+pub(crate) fn measuring_bytes(
+    model: &Model,
+    original: Option<&Model>,
+    tokens: usize,
+    length: usize,
+    work: &Work<'_>,
+) -> Result<u64> {
+    let storage = storage(model, tokens, work.budget, work.compute, work.scratch)?;
+    Ok(memory::evaluation(model, original, &Text::first(tokens, length, storage), work.compute))
 }
 
 #[cfg(test)]

@@ -10,22 +10,22 @@ use moe_checkpoint::{
     Checkpoint, Error, FoundFile, Kind, Locations, Result, Snapshot, StagedFile, check_file,
 };
 use moe_forward::{
-    Calibration, Corpus, Group, ObserverOptions, Room, StatisticsObserver, Sweep, TextRead,
-    TokenizeOptions, digests_of, special_tokens,
+    Calibration, Group, ObserverOptions, Room, StatisticsObserver, Sweep, TextRead, digests_of,
 };
 use moe_math::Compute;
 use moe_math::load::Load;
 use moe_math::statistics::{Quantity, Sizes, Sums};
 use moe_model::Model;
-use moe_passes::{CalibrationOptions, LayerStatistics};
+use moe_passes::LayerStatistics;
 use serde::Serialize;
 
 pub use options::ObserveOptions;
 
 use crate::budget;
+use crate::calibration::{calibration, unchosen};
+use crate::file_kinds::STATISTICS;
 use crate::fingerprint::{self, Fingerprint};
 use crate::memory::{Text, Watched};
-use crate::outputs::STATISTICS;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
@@ -57,33 +57,6 @@ pub struct ObservedLayer {
     pub load: Load,
     /// The largest |output| of any expert.
     pub largest_output: f64,
-}
-
-/// Tokens for a sweep over the checkpoint in `dir`, and what was read for them, which must fit in
-/// `room`.
-///
-/// # Errors
-/// What [`Corpus::load`] returns; [`Kind::Usage`] where no token counts.
-pub(crate) fn calibration(
-    options: &CalibrationOptions,
-    dir: &Path,
-    vocab: usize,
-    room: Option<Room>,
-) -> Result<(Calibration, Corpus)> {
-    let tokenize = TokenizeOptions {
-        sequence_length: options.sequence_length,
-        vocab,
-        max_tokens: Some(options.data_tokens),
-        pack: options.pack,
-        sample: Some(options.seed),
-        room,
-        ..TokenizeOptions::default()
-    };
-    let corpus = Corpus::load(&options.data, dir, tokenize)?;
-    let uncounted = if options.mask_special { special_tokens(dir)? } else { Default::default() };
-    let calibration = Calibration::new(&corpus, &uncounted)?;
-    // Its tokens are the calibration's: what is left says what was read.
-    Ok((calibration, corpus))
 }
 
 /// Observes the checkpoint `dir`, adds statistics of `options.add`, and writes `output`.
@@ -177,16 +150,6 @@ fn texts_of(
         statistics::add_text(&mut texts, name, hash);
     }
     Ok(texts)
-}
-
-/// Says of how many experts nothing is known, since no token of the text chose them, and what gives
-/// `more`.
-pub(crate) fn unchosen<'l>(loads: impl Iterator<Item = &'l Load>, more: &str) -> Option<String> {
-    let (dead, all) =
-        loads.fold((0, 0), |(dead, all), load| (dead + load.dead, all + load.counts.len()));
-    (dead > 0).then(|| {
-        format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: {more}")
-    })
 }
 
 /// Refuses to count text twice: the statistics `added`, read from `paths`, of one run.

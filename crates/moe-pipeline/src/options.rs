@@ -1,11 +1,8 @@
 //! How a pass is run.
 
-use std::path::Path;
-
 use moe_math::Compute;
 
-use crate::needs::Work;
-use crate::resources::{ByteSize, directory_of};
+use crate::resources::ByteSize;
 use crate::writing::WritingOptions;
 
 /// How a pass is run.
@@ -29,10 +26,5 @@ impl ConvertOptions {
     /// How the result is written.
     pub fn writing(&self) -> WritingOptions {
         WritingOptions { max_shard_size: self.max_shard_size, probe_tokens: self.probe_tokens }
-    }
-
-    /// What bounds the work of a run that writes `output`.
-    pub(crate) fn work<'a>(&'a self, output: &'a Path) -> Work<'a> {
-        Work { budget: self.memory_budget, compute: &self.compute, scratch: directory_of(output) }
     }
 }

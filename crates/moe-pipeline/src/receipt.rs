@@ -6,18 +6,17 @@ use std::collections::BTreeMap;
 use moe_forward::Difference;
 use moe_model::Parameters;
 use moe_passes::distill::DistilledLayer;
-use moe_passes::quantize::{ExpertRecord, PoolStats};
-use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, PassInfo, ReportKind};
+use moe_passes::quantize::ExpertRecord;
+use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, PassInfo, PoolStats, ReportKind};
 use serde::Serialize;
 
 use crate::build::{BUILD, VERSION};
-use crate::prepare::PassRun;
-use crate::report::REPORT_FILE;
+use crate::file_names::REPORT_FILE;
 use crate::train::TrainingRecord;
 use crate::trust::HeldOutReport;
 use crate::writing::WritingOptions;
 
-pub use moe_checkpoint::{RECEIPT_FILE, RUN_FILE};
+pub use crate::file_names::{RECEIPT_FILE, RUN_FILE};
 
 /// What `moe-convert.json` says.
 #[derive(Debug, Clone, Serialize)]
@@ -232,20 +231,6 @@ pub struct EarlierPass {
     pub layers: Vec<LayerRecord>,
 }
 
-impl EarlierPass {
-    /// Of a pass that was applied.
-    pub(crate) fn of(applied: &PassRun<'_>) -> Self {
-        Self {
-            pass: applied.pass.info(),
-            options: applied.pass.options(),
-            decided: applied.decisions.as_ref().map(|decisions| decisions.by),
-            pool: applied.deciding.as_ref().and_then(|deciding| deciding.pulled),
-            result: ResultRecord::of(applied),
-            layers: applied.plan.layers.clone(),
-        }
-    }
-}
-
 /// The program that wrote a receipt.
 #[derive(Debug, Clone, Serialize)]
 pub struct Tool {
@@ -298,22 +283,6 @@ pub struct ResultRecord {
     pub tensors_copied: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
-}
-
-impl ResultRecord {
-    /// Of what a pass makes.
-    pub(crate) fn of(applied: &PassRun<'_>) -> Self {
-        let (parameters, tensors) = (applied.plan.model.parameters(), &applied.declaration.tensors);
-        Self {
-            model_type: applied.plan.model.family.model_type.clone(),
-            total_parameters: parameters.total(),
-            active_parameters: parameters.active(),
-            parameters,
-            tensors: tensors.len(),
-            tensors_copied: tensors.iter().filter(|(_, weight)| weight.stored().is_some()).count(),
-            bytes: applied.declaration.bytes(),
-        }
-    }
 }
 
 /// Of all pairs of a token and a layer, those in which two groups of experts tie for the last place

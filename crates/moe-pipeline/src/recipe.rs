@@ -4,6 +4,7 @@
 mod check;
 mod defaults;
 mod expand;
+mod files;
 mod guess;
 mod models;
 mod outcome;
@@ -29,8 +30,8 @@ use crate::observe::ObserveOptions;
 use crate::writing::WritingOptions;
 use defaults::{check_defaults, check_defaults_run, defaults};
 use expand::Expansion;
+pub use files::{JUNIT, check_summary};
 use guess::guess;
-pub(crate) use outcome::STEPS_HEADER;
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
 use source::RecipeText;

@@ -13,13 +13,14 @@ use moe_checkpoint::{
 use moe_passes::Pass;
 use serde_json::{Map, Value};
 
-use crate::card::{self, CARD_FILE, name_of};
-use crate::convert::{SLACK_BYTES, existing};
+use crate::card::{self, name_of};
+use crate::context::RunContext;
+use crate::file_names::{CARD_FILE, RECEIPT_FILE, RUN_FILE};
 use crate::options::ConvertOptions;
-use crate::outputs::{check_places, plan_names};
-use crate::prepare::Prepared;
+use crate::outputs::{SLACK_BYTES, check_places, existing, plan_names};
 use crate::progress::Quiet;
-use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
+use crate::receipt::Receipt;
+use crate::run::Opened;
 use crate::verify::{check_hashes, listed};
 
 /// What lies where a result is to go.
@@ -89,9 +90,10 @@ fn finished(
     if let Some(how) = differing_work(&found, passes) {
         return Ok(Some(Err(how)));
     }
-    let prepared = Prepared::new(passes, input, output, options)?;
-    let mut wanted = prepared.receipt();
-    prepared.hashes()?.record(&mut wanted);
+    let run = RunContext { input, output, options, progress: &Quiet };
+    let planned = Opened::new(run)?.plan(passes)?;
+    let mut wanted = planned.receipt();
+    planned.hashes()?.record(&mut wanted);
     let wanted = as_json(&wanted)?;
     if let Some(how) = difference(&found, &wanted, options.resume) {
         return Ok(Some(Err(how)));

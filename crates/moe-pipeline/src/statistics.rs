@@ -112,13 +112,8 @@ impl StatisticsFile {
                 .remedy(REMEDY));
         }
         let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
-        let (file, entries) = SourceFile::open(path).map_err(|e| {
-            let what = e.to_string();
-            malformed(format!(
-                "this is not a file of statistics: {}",
-                what.lines().next().unwrap_or_default()
-            ))
-        })?;
+        let (file, entries) = SourceFile::open(path)
+            .map_err(|e| malformed(format!("this is not a file of statistics: {}", e.said())))?;
         let tensors: BTreeMap<String, Stored> = entries
             .into_iter()
             .map(|entry| (entry.name.clone(), Stored::of_file(&file, entry)))

@@ -1,7 +1,7 @@
 //! Rust sources as the words that matter here: paths, macros, methods and literals, whatever lines
 //! and braces they are spread over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
@@ -12,6 +12,10 @@ pub struct Source {
     /// Paths as they are written, one for each leaf of a `use` (`std::fs`), macros with their mark
     /// (`println!`), methods with their dot (`.exists`), and literals.
     pub words: Vec<String>,
+    /// Paths that a `use` gives a name in this module, by that name.
+    pub names: BTreeMap<String, String>,
+    /// Those of them that other modules may use, too.
+    pub handed_on: BTreeSet<String>,
     /// Modules in files of their own that only tests have.
     test_modules: Vec<String>,
 }
@@ -30,8 +34,13 @@ impl Source {
         let text = std::fs::read_to_string(path).unwrap();
         let stream: TokenStream =
             text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let mut source =
-            Self { path: path.to_owned(), words: Vec::new(), test_modules: Vec::new() };
+        let mut source = Self {
+            path: path.to_owned(),
+            words: Vec::new(),
+            names: BTreeMap::new(),
+            handed_on: BTreeSet::new(),
+            test_modules: Vec::new(),
+        };
         source.collect(stream, "");
         source
     }
@@ -65,6 +74,7 @@ impl Source {
                 }
                 continue;
             }
+            self.note_use(&trees, at);
             at += match &trees[at] {
                 TokenTree::Ident(_) => self.path(&trees, at, prefix),
                 TokenTree::Literal(literal) => {
@@ -77,6 +87,27 @@ impl Source {
                 }
                 TokenTree::Punct(_) => 1,
             };
+        }
+    }
+
+    /// Notes the names of a `use` that begins at `at`.
+    fn note_use(&mut self, trees: &[TokenTree], at: usize) {
+        if !matches!(&trees[at], TokenTree::Ident(word) if word == "use") {
+            return;
+        }
+        let end = trees[at..].iter().position(|tree| is_punct(tree, ';'));
+        let leaves = leaves(&trees[at + 1..end.map_or(trees.len(), |end| at + end)], "");
+        let before = match &trees[..at] {
+            [.., word, TokenTree::Group(_)] => Some(word),
+            [.., word] => Some(word),
+            [] => None,
+        };
+        let is_public = matches!(before, Some(TokenTree::Ident(word)) if word == "pub");
+        for (name, path) in leaves {
+            if is_public {
+                self.handed_on.insert(path.clone());
+            }
+            self.names.insert(name, path);
         }
     }
 
@@ -123,6 +154,39 @@ impl Source {
         }
         end + 1
     }
+}
+
+/// Names and paths of the leaves of a `use`, in which paths begin with `prefix`.
+fn leaves(trees: &[TokenTree], prefix: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for leaf in trees.split(|tree| is_punct(tree, ',')) {
+        let mut path = prefix.to_owned();
+        let mut name = String::new();
+        for tree in leaf {
+            match tree {
+                TokenTree::Group(group) => {
+                    let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+                    found.extend(leaves(&inner, &path));
+                    name.clear();
+                }
+                TokenTree::Ident(word) if name.ends_with(' ') => name = word.to_string(),
+                TokenTree::Ident(word) if word == "as" => name = " ".to_owned(),
+                // `a::{self}` names what `a` does.
+                TokenTree::Ident(word) if word == "self" && !path.is_empty() => {
+                    path = path.trim_end_matches("::").to_owned();
+                    name = path.rsplit("::").next().unwrap_or_default().to_owned();
+                }
+                tree => {
+                    path += &tree.to_string();
+                    name = tree.to_string();
+                }
+            }
+        }
+        if !name.is_empty() && name != ":" {
+            found.push((name, path));
+        }
+    }
+    found
 }
 
 fn read_all(dir: &Path, found: &mut Vec<Source>) {

@@ -84,6 +84,26 @@ impl Integers {
     /// The widths that are read and written; GPTQ has neither 5 nor 6.
     pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
+    /// How many of a row's `columns` share a scale.
+    pub fn group_size(self, columns: usize) -> usize {
+        self.group.unwrap_or(columns)
+    }
+
+    /// Groups of a row of `columns`.
+    pub fn groups(self, columns: usize) -> usize {
+        columns.div_ceil(self.group_size(columns))
+    }
+
+    /// 32-bit words that so many `codes`, packed without gaps, take.
+    pub fn words(self, codes: usize) -> usize {
+        (codes * self.bits as usize).div_ceil(32)
+    }
+
+    /// Whether so many `codes` fill their words.
+    pub fn fills_words(self, codes: usize) -> bool {
+        (codes * self.bits as usize).is_multiple_of(32)
+    }
+
     fn checked(self, refuse: impl Fn(String) -> Error) -> Result<Self> {
         match Self::WIDTHS.contains(&self.bits) {
             true => Ok(self),

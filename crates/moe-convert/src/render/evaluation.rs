@@ -6,7 +6,7 @@ use moe_checkpoint::shown_path;
 use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_pipeline::{HeldOutReport, MeasuredGate, Receipt, StageReport};
 
-use super::{or_dash, table};
+use super::table::{or_dash, table};
 
 /// `eval`.
 pub fn evaluation(

@@ -6,7 +6,7 @@ use moe_checkpoint::{counted, shown_path};
 use moe_model::{GroupScore, Scoring};
 use moe_pipeline::{Applicable, ByteSize, Inspection, MoeSummary};
 
-use super::{count, facts, table};
+use super::table::{count, facts, table};
 
 /// `inspect`.
 pub fn inspection(model: &Path, i: &Inspection) -> String {

@@ -2,11 +2,12 @@
 
 use moe_checkpoint::counted;
 use moe_passes::LayerTrust;
+use moe_passes::PoolStats;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
-use moe_passes::quantize::{ExpertRecord, LayerWidths, PoolStats};
+use moe_passes::quantize::{ExpertRecord, LayerWidths};
 use moe_pipeline::Receipt;
 
-use super::{or_dash, table};
+use super::table::{or_dash, table};
 
 /// What a pass made of each layer.
 pub(super) fn all(receipt: &Receipt) -> String {

@@ -5,7 +5,7 @@ use moe_pipeline::{
     peak_live_bytes, process_peak_memory_bytes,
 };
 
-use super::{facts, table};
+use super::table::{facts, table};
 
 /// `bench`.
 pub fn bench(report: &BenchReport) -> String {

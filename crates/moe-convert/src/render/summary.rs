@@ -2,7 +2,7 @@
 
 use moe_pipeline::{Average, DomainSummary, MarkdownText, Spread};
 
-use super::or_dash;
+use super::table::or_dash;
 
 /// All evaluations of a recipe.
 pub fn summary(rows: &[Average]) -> String {

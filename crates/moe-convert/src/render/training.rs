@@ -4,7 +4,7 @@ use moe_checkpoint::counted;
 use moe_forward::DomainReport;
 use moe_pipeline::{LoadChange, Receipt, TrainingRecord};
 
-use super::{count, or_dash, table};
+use super::table::{count, or_dash, table};
 
 /// What was trained, in a line.
 pub fn fact(training: &TrainingRecord) -> String {

@@ -1,7 +1,8 @@
 //! What attention and norms of a layer need, on the device.
 
-use candle_core::Tensor;
+use candle_core::{Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
+use moe_math::ops;
 use moe_model::{Layer, Model};
 
 use crate::attention::LoadedAttention;
@@ -9,17 +10,30 @@ use crate::loader::Loader;
 
 /// A layer's weights but for its feed-forward block.
 pub(super) struct LoadedLayer {
-    pub attention_norm: Tensor,
+    pub attention_norm: Norm,
     pub attention: LoadedAttention,
-    pub ffn_norm: Tensor,
+    pub ffn_norm: Norm,
+}
+
+/// An RMS norm.
+pub(super) struct Norm {
+    weight: Tensor,
+    eps: f64,
 }
 
 impl LoadedLayer {
     pub(super) fn load(loader: Loader<'_>, model: &Model, layer: &Layer) -> Result<Self> {
+        let eps = model.norm_eps;
         Ok(Self {
-            attention_norm: loader.tensor(&layer.attention_norm)?,
+            attention_norm: Norm { weight: loader.tensor(&layer.attention_norm)?, eps },
             attention: LoadedAttention::load(loader, model, &layer.attention)?,
-            ffn_norm: loader.tensor(&layer.ffn_norm)?,
+            ffn_norm: Norm { weight: loader.tensor(&layer.ffn_norm)?, eps },
         })
+    }
+}
+
+impl Norm {
+    pub(super) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        ops::rms_norm(x, &self.weight, self.eps as f32)
     }
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use moe_checkpoint::{Error, Kind, Result};
 
 use super::reader::TextReader;
+use super::surrogates::{is_high, is_low, unit};
 
 /// The longest thing that may not be cut: a surrogate pair, as two escapes.
 const LONGEST: u64 = 12;
@@ -42,7 +43,7 @@ impl Passage {
         let decoded = if self.is_escaped { unescaped(raw, is_last) } else { plain(raw, is_last) };
         let (text, used) = decoded.map_err(|(place, what)| {
             let error = Error::new(Kind::Malformed, format!("byte {}: {what}", at + place as u64));
-            let path = reader.file.path();
+            let path = reader.text.path();
             let latin_1 =
                 "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt";
             error.file(path).remedy(match self.is_escaped {
@@ -101,16 +102,7 @@ fn width(text: &[u8]) -> usize {
 }
 
 fn low_surrogate(text: &[u8]) -> bool {
-    unit(text).is_some_and(|unit| (0xdc00..0xe000).contains(&unit))
-}
-
-/// The code unit of the escape `\uXXXX` that `text` begins with.
-fn unit(text: &[u8]) -> Option<u32> {
-    let digits = text.strip_prefix(b"\\u")?.get(..4)?;
-    let digits = std::str::from_utf8(digits)
-        .ok()
-        .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
-    u32::from_str_radix(digits, 16).ok()
+    unit(text).is_some_and(is_low)
 }
 
 /// Text and bytes used of it; else the place and what is wrong there.
@@ -177,14 +169,13 @@ fn escape(raw: &[u8], is_last: bool) -> Result<Option<(char, usize)>, String> {
                 return Ok(None);
             }
             let first = unit(raw).ok_or_else(bad)?;
-            if !(0xd800..0xe000).contains(&first) {
+            if !is_high(first) && !is_low(first) {
                 return Ok(char::from_u32(first).map(|character| (character, 6)));
             }
             if cut(12) {
                 return Ok(None);
             }
-            let second = unit(&raw[6..])
-                .filter(|second| first < 0xdc00 && (0xdc00..0xe000).contains(second));
+            let second = unit(&raw[6..]).filter(|second| is_high(first) && is_low(*second));
             let Some(second) = second else {
                 return Err("half of a surrogate pair is no character, and no tokenizer takes it"
                     .to_owned());

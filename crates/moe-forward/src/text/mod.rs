@@ -11,20 +11,25 @@
 //! Either way a long document is tokenized in pieces (`pieces`) that overlap, cut where both sides
 //! give the same tokens.
 
+mod bytes;
+mod documents;
 mod encoder;
 mod escaped;
+mod kind;
+mod kinds;
+mod open;
 mod pieces;
 mod places;
 mod reader;
-mod recognize;
 mod record;
 mod refused;
 mod room;
 mod scan;
 mod source;
 mod stream;
-mod unpack;
+mod surrogates;
 mod windows;
+mod wrong;
 
 pub(crate) use encoder::Encoder;
 pub(crate) use places::Places;

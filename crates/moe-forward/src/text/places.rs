@@ -13,15 +13,14 @@ use moe_checkpoint::{Hasher, Result};
 use moe_math::sampling::Shuffled;
 use rand_core::RngCore;
 
+use super::documents::{LongLines, Unit};
 use super::encoder::Encoder;
 use super::escaped::Passage;
 use super::reader::TextReader;
-use super::recognize::Format;
 use super::record::parse;
-use super::refused::{RecordLine, malformed, too_long};
-use super::scan::{Scanned, scan};
+use super::refused::{RecordLine, malformed};
 use super::source::TextFile;
-use super::stream::{MAX_RECORD_BYTES, tokenize_record};
+use super::stream::tokenize_record;
 use crate::batch::check_ids;
 use crate::chat::Dates;
 
@@ -84,9 +83,8 @@ impl Places<'_, '_> {
                 is_here
             });
             let file = &mut sampled[place.expect("cells are those of all files")];
-            found += file
-                .read(index, encoder, vocab, length)
-                .map_err(|e| e.file(file.reader.file.path()))?;
+            found +=
+                file.read(index, encoder, vocab, length).map_err(|e| e.file(file.file.path()))?;
         }
         Ok(sampled.into_iter().map(FileSample::drawn).collect())
     }
@@ -95,25 +93,15 @@ impl Places<'_, '_> {
 /// A file while it is sampled.
 struct FileSample<'a> {
     reader: TextReader<'a>,
+    file: &'a TextFile,
     cell: u64,
     phase: u64,
     cells: u64,
-    /// Lines longer than a cell that were met: where they begin, where they end, and what they
-    /// hold.
-    long: BTreeMap<u64, (u64, Scanned)>,
+    lines: LongLines,
     /// What was found by cell.
     found: BTreeMap<u64, Vec<Vec<u32>>>,
     padding: usize,
     dates: Dates,
-    hasher: Hasher,
-}
-
-/// Something in a cell.
-enum Unit {
-    /// A line that is a record.
-    Record(Range<u64>),
-    /// A part of a document.
-    Part { passage: Passage, part: Range<u64> },
 }
 
 impl<'a> FileSample<'a> {
@@ -121,15 +109,15 @@ impl<'a> FileSample<'a> {
         let mut hasher = Hasher::default();
         hasher.update(format!("{} bytes, cells of {cell} from {phase}", file.len()).as_bytes());
         Self {
-            reader: TextReader::new(file),
+            reader: TextReader::new(&file.bytes),
+            file,
             cell,
             phase,
             cells: (file.len() + phase).div_ceil(cell),
-            long: BTreeMap::new(),
+            lines: LongLines::new(cell, hasher),
             found: BTreeMap::new(),
             padding: 0,
             dates: Dates::new(),
-            hasher,
         }
     }
 
@@ -138,7 +126,7 @@ impl<'a> FileSample<'a> {
             cells: [self.found.len() as u64, self.cells],
             documents: self.found.into_values().flatten().collect(),
             padding: self.padding,
-            digest: self.hasher.finish(),
+            digest: self.lines.hasher.finish(),
             dates: self.dates,
         }
     }
@@ -152,11 +140,15 @@ impl<'a> FileSample<'a> {
         length: usize,
     ) -> Result<usize> {
         let start = (index * self.cell).saturating_sub(self.phase);
-        let end = ((index + 1) * self.cell - self.phase).min(self.reader.file.len());
+        let end = ((index + 1) * self.cell - self.phase).min(self.file.len());
         self.hash(start..end)?;
         let mut documents = Vec::new();
-        for unit in self.units(start..end)? {
+        let Self { reader, lines, file, .. } = self;
+        for unit in file.documents.in_cell(reader, start..end, lines)? {
             let ids = match unit {
+                Unit::Malformed(line, wrong) => {
+                    return Err(malformed(self.file, &place(line), &wrong));
+                }
                 Unit::Record(line) => self.record(line, encoder)?,
                 Unit::Part { passage, part } => self.part(passage, part, encoder, length)?,
             };
@@ -169,72 +161,9 @@ impl<'a> FileSample<'a> {
         Ok(tokens)
     }
 
-    /// What is in a cell.
-    fn units(&mut self, cell: Range<u64>) -> Result<Vec<Unit>> {
-        let mut units = Vec::new();
-        if self.reader.file.format == Format::Prose {
-            let passage = Passage { range: 0..self.reader.file.len(), is_escaped: false };
-            units.push(Unit::Part { passage, part: cell });
-            return Ok(units);
-        }
-        let mut start = match self.long.range(..=cell.start).next_back() {
-            Some((start, (end, _))) if cell.start <= *end => *start,
-            _ => self.reader.line_start(cell.start)?,
-        };
-        while start < cell.end {
-            let end = match self.long.get(&start) {
-                Some((end, _)) => *end,
-                None => self.reader.line_end(start)?,
-            };
-            let begins_here = cell.contains(&start);
-            match self.long_line(start..end)? {
-                None if begins_here => units.push(Unit::Record(start..end)),
-                None | Some(Scanned::Blank) => {}
-                Some(Scanned::Text(range)) => {
-                    let part = range.start.max(cell.start)..range.end.min(cell.end);
-                    if part.start < part.end {
-                        units.push(Unit::Part {
-                            passage: Passage { range, is_escaped: true },
-                            part,
-                        });
-                    }
-                }
-                Some(Scanned::Other) if !begins_here => {}
-                Some(Scanned::Other) if end - start > MAX_RECORD_BYTES => {
-                    return Err(malformed(
-                        self.reader.file,
-                        &place(start..end),
-                        &too_long(end - start),
-                    ));
-                }
-                Some(Scanned::Other) => units.push(Unit::Record(start..end)),
-                Some(Scanned::Malformed(what)) => {
-                    return Err(malformed(self.reader.file, &place(start..end), &what));
-                }
-            }
-            start = end + 1;
-        }
-        Ok(units)
-    }
-
-    /// What a line holds, if it is longer than a cell.
-    fn long_line(&mut self, line: Range<u64>) -> Result<Option<Scanned>> {
-        if line.end - line.start <= self.cell {
-            return Ok(None);
-        }
-        if let Some((_, scanned)) = self.long.get(&line.start) {
-            return Ok(Some(scanned.clone()));
-        }
-        let scanned = scan(&mut self.reader, line.clone())?;
-        // All that is taken of the line but its text, which is hashed where it is read.
-        self.hasher.update(format!("{line:?} {scanned:?}").as_bytes());
-        self.long.insert(line.start, (line.end, scanned.clone()));
-        Ok(Some(scanned))
-    }
-
     fn record(&mut self, line: Range<u64>, encoder: &mut Encoder<'_>) -> Result<Vec<u32>> {
         self.hash(line.clone())?;
-        let (file, at) = (self.reader.file, place(line.clone()));
+        let (file, at) = (self.file, place(line.clone()));
         let line = self.reader.bytes(line)?;
         if line.trim_ascii().is_empty() {
             return Ok(Vec::new());
@@ -285,8 +214,8 @@ impl<'a> FileSample<'a> {
 
     fn hash(&mut self, range: Range<u64>) -> Result<()> {
         let bytes = self.reader.bytes(range.clone())?;
-        self.hasher.update(format!("{range:?}").as_bytes());
-        self.hasher.update(bytes);
+        self.lines.hasher.update(format!("{range:?}").as_bytes());
+        self.lines.hasher.update(bytes);
         Ok(())
     }
 }

@@ -4,32 +4,32 @@ use std::ops::Range;
 
 use moe_checkpoint::Result;
 
-use super::source::TextFile;
+use super::bytes::TextBytes;
 
 /// As much is read at once.
 const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Reads a text wherever it is asked to.
 pub(super) struct TextReader<'a> {
-    pub file: &'a TextFile,
+    pub text: &'a TextBytes,
     block: Vec<u8>,
     at: u64,
 }
 
 impl<'a> TextReader<'a> {
-    pub fn new(file: &'a TextFile) -> Self {
-        Self { file, block: Vec::new(), at: 0 }
+    pub fn new(text: &'a TextBytes) -> Self {
+        Self { text, block: Vec::new(), at: 0 }
     }
 
     /// The bytes of `range`, which lies within the text.
     pub fn bytes(&mut self, range: Range<u64>) -> Result<&[u8]> {
         let held = self.at..self.at + self.block.len() as u64;
         if !(held.start <= range.start && range.end <= held.end) {
-            let end = range.end.max(range.start + BLOCK_BYTES).min(self.file.len()).max(range.end);
+            let end = range.end.max(range.start + BLOCK_BYTES).min(self.text.len()).max(range.end);
             // Emptied first, so that a failure leaves nothing that is taken for the text.
             self.block.clear();
             let mut block = vec![0; (end - range.start) as usize];
-            self.file.read_at(range.start, &mut block)?;
+            self.text.read_at(range.start, &mut block)?;
             (self.block, self.at) = (block, range.start);
         }
         let start = (range.start - self.at) as usize;
@@ -41,7 +41,7 @@ impl<'a> TextReader<'a> {
         let held = self.at..self.at + self.block.len() as u64;
         let end = end
             .min(if held.contains(&at) { held.end } else { at + BLOCK_BYTES })
-            .min(self.file.len());
+            .min(self.text.len());
         self.bytes(at..end.max(at))
     }
 

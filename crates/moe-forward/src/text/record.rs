@@ -9,7 +9,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::refused::{LIST_OF_RECORDS, TEXT_UNDER};
+use super::wrong::{Cause, Wrong};
 
 /// A document, before it is tokenized.
 #[derive(Debug, PartialEq)]
@@ -33,22 +33,12 @@ pub(super) enum Start {
 }
 
 /// The record that `line` holds, else what is wrong with it.
-pub(super) fn parse(line: &[u8]) -> Result<Record, String> {
-    let line = std::str::from_utf8(line).map_err(|e| format!("this is not UTF-8: {e}"))?;
+pub(super) fn parse(line: &[u8]) -> Result<Record, Wrong> {
+    let line = std::str::from_utf8(line)
+        .map_err(|e| Wrong::new(Cause::NotUtf8, format!("this is not UTF-8: {e}")))?;
     let line = keep_numbers(line);
-    serde_json::from_str::<Fields<'_>>(&line)
-        .map_err(|e| behind(&line).unwrap_or_else(|| said(&e)))?
-        .record()
-}
-
-/// What is said of a comma behind an object that is right by itself.
-fn behind(line: &str) -> Option<String> {
-    let mut values = serde_json::Deserializer::from_str(line).into_iter::<IgnoredAny>();
-    values.next()?.ok()?;
-    line[values.byte_offset()..]
-        .trim_start()
-        .starts_with(',')
-        .then(|| "trailing characters: a comma stands behind the object".to_owned())
+    let fields = serde_json::from_str::<Fields<'_>>(&line);
+    fields.map_err(|e| Wrong::of_line(&line, &e))?.record()
 }
 
 /// Whether `line` begins with an object of JSON that has a key.
@@ -66,16 +56,6 @@ pub(super) fn object_start(line: &[u8]) -> Start {
         Some(Err(error)) if error.is_eof() => Start::Open,
         _ => Start::Other,
     }
-}
-
-fn said(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    if text.contains("surrogate") || text.contains("end of hex escape") {
-        return format!(
-            "{text}: half of a surrogate pair is no character, and no tokenizer takes it"
-        );
-    }
-    text
 }
 
 /// What a line holds of what we know; each is read when it is needed, since Python minds nothing in
@@ -113,98 +93,101 @@ impl Other {
 const TEXTS: [&str; 8] =
     ["content", "body", "document", "raw_content", "article", "story", "passage", "page"];
 
-/// What can be made records of in keys that aren't known.
-fn found(others: &[Other]) -> String {
-    if let Some(other) = others.iter().find(|other| other.has_records) {
-        return format!(", and {LIST_OF_RECORDS}{}\"", other.name);
+/// None of the keys is known, but these `others` are there.
+fn unknown(others: &[Other]) -> Wrong {
+    if others.is_empty() {
+        return wrong("none of the known keys");
+    }
+    let names: Vec<&str> = others.iter().map(|other| other.name.as_str()).collect();
+    let what = format!("none of the known keys, but \"{}\"", names.join("\", \""));
+    if let Some(Other { name, .. }) = others.iter().find(|other| other.has_records) {
+        let what = format!("{what}, and a list of records under \"{name}\"");
+        return Wrong::new(Cause::RecordsUnder(name.clone()), what);
     }
     match others.iter().find(|other| other.has_text && TEXTS.contains(&other.name.as_str())) {
-        Some(other) => format!(", and {TEXT_UNDER}{}\"", other.name),
-        None => String::new(),
+        Some(Other { name, .. }) => {
+            let what = format!("{what}, and a text under \"{name}\"");
+            Wrong::new(Cause::TextUnder(name.clone()), what)
+        }
+        None => wrong(what),
     }
+}
+
+fn wrong(what: impl Into<String>) -> Wrong {
+    Wrong::new(Cause::Other, what)
 }
 
 /// A name that isn't known is said with a few of its neighbours.
 const MAX_OTHERS: usize = 8;
 
 impl Fields<'_> {
-    fn record(self) -> Result<Record, String> {
-        let Fields { text, messages, conversations, tools, input_ids, attention_mask, others } =
-            self;
-        if let Some(ids) = input_ids.map(read::<Option<Vec<Id>>>).transpose()?.flatten() {
-            let ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
-            let mask = attention_mask.map(read::<Option<Vec<Truth>>>).transpose()?.flatten();
-            let Some(mask) = mask else { return Ok(Record::Ids(ids, None)) };
-            if mask.len() != ids.len() {
-                return Err(format!(
-                    "{} token ids, but an attention_mask of {}",
-                    ids.len(),
-                    mask.len()
-                ));
-            }
-            return Ok(Record::Ids(ids, Some(mask.into_iter().map(|Truth(seen)| seen).collect())));
+    fn record(self) -> Result<Record, Wrong> {
+        if let Some(ids) = self.input_ids.map(read::<Option<Vec<Id>>>).transpose()?.flatten() {
+            return tokens(ids, self.attention_mask);
         }
-        if text.is_some_and(|text| text.get().starts_with('[')) {
-            return Err("\"text\" is a list, expected a string".to_owned());
+        if self.text.is_some_and(|text| text.get().starts_with('[')) {
+            return Err(Wrong::new(Cause::TextIsList, "\"text\" is a list, expected a string"));
         }
-        if let Some(text) = text.map(read::<Option<String>>).transpose()?.flatten() {
+        if let Some(text) = self.text.map(read::<Option<String>>).transpose()?.flatten() {
             return Ok(Record::Text(text));
         }
-        let conversation = match (
-            messages.map(read::<Value>).transpose()?,
-            conversations.map(read::<Value>).transpose()?,
-        ) {
-            (Some(Value::Array(messages)), _) => Value::from(messages),
-            (None | Some(Value::Null), Some(Value::Array(turns))) => share_gpt(turns)?,
-            (None | Some(Value::Null), None | Some(Value::Null)) if others.is_empty() => {
-                return Err("none of the known keys".to_owned());
-            }
-            (None | Some(Value::Null), None | Some(Value::Null)) => {
-                let names: Vec<&str> = others.iter().map(|other| other.name.as_str()).collect();
-                return Err(format!(
-                    "none of the known keys, but \"{}\"{}",
-                    names.join("\", \""),
-                    found(&others)
-                ));
-            }
-            (None | Some(Value::Null), Some(_)) => {
-                return Err("\"conversations\" is not a list".to_owned());
-            }
-            (Some(_), _) => return Err("\"messages\" is not a list".to_owned()),
-        };
-        Ok(Record::Messages(conversation, tools.map(read::<Value>).transpose()?))
+        let conversation = self.conversation()?;
+        Ok(Record::Messages(conversation, self.tools.map(read::<Value>).transpose()?))
+    }
+
+    fn conversation(&self) -> Result<Value, Wrong> {
+        let messages = self.messages.map(read::<Value>).transpose()?;
+        let turns = self.conversations.map(read::<Value>).transpose()?;
+        match (messages, turns) {
+            (Some(Value::Array(messages)), _) => Ok(Value::from(messages)),
+            (None | Some(Value::Null), Some(Value::Array(turns))) => share_gpt(turns),
+            (None | Some(Value::Null), None | Some(Value::Null)) => Err(unknown(&self.others)),
+            (None | Some(Value::Null), Some(_)) => Err(wrong("\"conversations\" is not a list")),
+            (Some(_), _) => Err(wrong("\"messages\" is not a list")),
+        }
     }
 }
 
-fn read<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, String> {
-    serde_json::from_str(value.get()).map_err(|e| said(&e))
+/// Token ids, and which of them a mask says are to be seen.
+fn tokens(ids: Vec<Id>, mask: Option<&RawValue>) -> Result<Record, Wrong> {
+    let ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
+    let mask = mask.map(read::<Option<Vec<Truth>>>).transpose()?.flatten();
+    let Some(mask) = mask else { return Ok(Record::Ids(ids, None)) };
+    if mask.len() != ids.len() {
+        let what = format!("{} token ids, but an attention_mask of {}", ids.len(), mask.len());
+        return Err(wrong(what));
+    }
+    Ok(Record::Ids(ids, Some(mask.into_iter().map(|Truth(seen)| seen).collect())))
+}
+
+fn read<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, Wrong> {
+    serde_json::from_str(value.get()).map_err(|e| Wrong::of_value(value.get(), &e))
 }
 
 /// ShareGPT's turns (`from`, `value`) as messages (`role`, `content`); turns that are messages
 /// already stay as they are.
-fn share_gpt(turns: Vec<Value>) -> Result<Value, String> {
-    let message = |turn: Value| {
-        let (Some(from), Some(value)) = (turn["from"].as_str(), turn.get("value")) else {
-            let is_message = turn.get("role").is_some();
-            return if is_message {
-                Ok(turn)
-            } else {
-                Err("a turn of \"conversations\" lacks \"from\" or \"value\"".into())
-            };
-        };
-        let role = match from {
-            "human" | "user" => "user",
-            "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
-            "system" | "tool" => from,
-            other => {
-                return Err(format!(
-                    "\"conversations\" has a turn from {other:?}, which is not a known role"
-                ));
-            }
-        };
-        Ok(serde_json::json!({ "role": role, "content": value }))
-    };
+fn share_gpt(turns: Vec<Value>) -> Result<Value, Wrong> {
     turns.into_iter().map(message).collect::<Result<Vec<_>, _>>().map(Value::from)
+}
+
+fn message(turn: Value) -> Result<Value, Wrong> {
+    let (Some(from), Some(value)) = (turn["from"].as_str(), turn.get("value")) else {
+        return match turn.get("role") {
+            Some(_) => Ok(turn),
+            None => Err(wrong("a turn of \"conversations\" lacks \"from\" or \"value\"")),
+        };
+    };
+    let role = match from {
+        "human" | "user" => "user",
+        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
+        "system" | "tool" => from,
+        other => {
+            return Err(wrong(format!(
+                "\"conversations\" has a turn from {other:?}, which is not a known role"
+            )));
+        }
+    };
+    Ok(serde_json::json!({ "role": role, "content": value }))
 }
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -347,7 +330,7 @@ impl<'de> Deserialize<'de> for Truth {
 mod tests {
     use super::*;
 
-    fn text(line: &str) -> Result<String, String> {
+    fn text(line: &str) -> Result<String, Wrong> {
         match parse(line.as_bytes())? {
             Record::Text(text) => Ok(text),
             other => panic!("{other:?}"),
@@ -376,7 +359,7 @@ mod tests {
             (r#"{"other": {"text": 5}, "text": "a", "messages": null}"#, "a"),
         ];
         for (line, wanted) in cases {
-            assert_eq!(text(line).as_deref(), Ok(wanted), "{line}");
+            assert_eq!(text(line), Ok(wanted.to_owned()), "{line}");
         }
     }
 
@@ -402,7 +385,7 @@ mod tests {
             ("{", "EOF"),
         ];
         for (line, wanted) in cases {
-            let error = parse(line.as_bytes()).unwrap_err();
+            let error = parse(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(wanted), "{line}: {error}");
         }
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use moe_checkpoint::Result;
 
 use super::reader::TextReader;
+use super::wrong::{Cause, Wrong};
 
 /// Keys that we know are shorter.
 const MAX_KEY_BYTES: u64 = 64;
@@ -18,8 +19,8 @@ pub(super) enum Scanned {
     Other,
     /// White space alone.
     Blank,
-    /// No record, and why.
-    Malformed(String),
+    /// No record.
+    Malformed(Wrong),
 }
 
 /// What the line `line` of `reader` holds. Brackets and strings must be whole; what lies in them
@@ -40,7 +41,7 @@ impl Scan<'_, '_> {
         let mut is_other = false;
         match self.next_solid()? {
             Some(b'{') => {}
-            Some(_) => return Ok(Scanned::Malformed("not an object".to_owned())),
+            Some(_) => return Ok(malformed(Cause::Other, "not an object")),
             None => return Ok(Scanned::Blank),
         }
         loop {
@@ -62,16 +63,14 @@ impl Scan<'_, '_> {
                 Some(b',') => {}
                 Some(b'}') => break,
                 Some(other) => {
-                    return Ok(Scanned::Malformed(format!(
-                        "{:?} behind a value",
-                        char::from(other)
-                    )));
+                    let what = format!("{:?} behind a value", char::from(other));
+                    return Ok(malformed(Cause::Other, what));
                 }
                 None => return Ok(unfinished()),
             }
         }
         if self.next_solid()?.is_some() {
-            return Ok(Scanned::Malformed("trailing characters behind the object".to_owned()));
+            return Ok(malformed(Cause::Trailing, "trailing characters behind the object"));
         }
         Ok(text.filter(|_| !is_other).map_or(Scanned::Other, Scanned::Text))
     }
@@ -162,5 +161,10 @@ impl Scan<'_, '_> {
 }
 
 fn unfinished() -> Scanned {
-    Scanned::Malformed("the line ends within the record, or a key is missing".to_owned())
+    let cause = Cause::Unfinished { in_string: false };
+    malformed(cause, "the line ends within the record, or a key is missing")
+}
+
+fn malformed(cause: Cause, what: impl Into<String>) -> Scanned {
+    Scanned::Malformed(Wrong::new(cause, what))
 }

@@ -4,25 +4,19 @@ use std::ops::ControlFlow;
 
 use moe_checkpoint::{Error, Result};
 
+use super::documents::{Document, Next};
 use super::encoder::Encoder;
-use super::escaped::Passage;
 use super::pieces::{HeldText, Parts as _, Read, Take, tokenize};
 use super::reader::TextReader;
-use super::recognize::Format;
-use super::record::{Record, parse};
-use super::refused::{RecordLine, malformed, too_long};
+use super::record::Record;
+use super::refused::{RecordLine, malformed};
 use super::room::LabelRoom;
-use super::scan::{Scanned, scan};
 use super::source::TextFile;
 use super::windows::Windows;
 use crate::batch::check_ids;
 
 /// A file that isn't larger is checked to its end, though enough was read of it.
 const CHECKED_BYTES: u64 = 4 << 20;
-/// Records that aren't longer are read at once.
-const HELD_BYTES: u64 = 1 << 20;
-/// Records of text are read in parts; of others this is the longest.
-pub(super) const MAX_RECORD_BYTES: u64 = 64 << 20;
 
 /// Reads a data file from its beginning.
 pub(crate) struct Stream<'a, 'e> {
@@ -48,78 +42,42 @@ impl Stream<'_, '_> {
     pub fn read(self, windows: &mut Windows) -> Result<u64> {
         let Self { file, encoder, vocab, enough, room } = self;
         let limits = StreamLimits { vocab, enough, room };
-        let mut reader = TextReader::new(file);
+        let mut reader = TextReader::new(&file.bytes);
         let mut at = 0;
         let mut number = 0u64;
-        while at < file.len() && (!has_enough(windows, enough) || file.len() <= CHECKED_BYTES) {
-            if file.format == Format::Prose {
-                let mut take = |ids: &[u32]| limits.take(windows, ids);
-                let passage = Passage { range: 0..file.len(), is_escaped: false };
-                let mut parts = Read { reader: &mut reader, passage, at: 0 };
-                let flow = tokenize(encoder, &mut parts, true, &mut take)?;
-                while file.len() <= CHECKED_BYTES && parts.next()?.is_some() {}
-                at = parts.at;
-                if flow.is_continue() {
-                    windows.end_document();
-                }
-                break;
-            }
-            let end = reader.line_end(at)?;
+        let is_checked = file.len() <= CHECKED_BYTES;
+        while at < file.len() && (!has_enough(windows, enough) || is_checked) {
+            let Next { bytes, document, following } = file.documents.next(&mut reader, at)?;
             number += 1;
-            let line = at..end;
-            let at_line = line.clone();
-            let scanned = if end - at <= HELD_BYTES {
-                Scanned::Other
-            } else {
-                scan(&mut reader, line.clone())?
-            };
-            let flow = match scanned {
-                Scanned::Text(range) => {
-                    let passage = Passage { range: range.clone(), is_escaped: true };
-                    let mut parts = Read { reader: &mut reader, passage, at: range.start };
-                    at = end + 1;
-                    if has_enough(windows, enough) {
-                        continue;
-                    }
+            at = following.unwrap_or(file.len());
+            let place = RecordLine { line: bytes, number: Some(number) };
+            let flow = match document {
+                Document::Blank => continue,
+                Document::Malformed(wrong) => return Err(malformed(file, &place, &wrong)),
+                _ if has_enough(windows, enough) => continue,
+                Document::Text(passage) => {
+                    let mut parts = Read { at: passage.range.start, reader: &mut reader, passage };
                     let mut take = |ids: &[u32]| limits.take(windows, ids);
-                    tokenize(encoder, &mut parts, true, &mut take)?
+                    let flow = tokenize(encoder, &mut parts, true, &mut take)?;
+                    if following.is_none() {
+                        while is_checked && parts.next()?.is_some() {}
+                        at = parts.at;
+                    }
+                    flow
                 }
-                Scanned::Other if end - at <= MAX_RECORD_BYTES => {
-                    let line = reader.bytes(line)?;
-                    at = end + 1;
-                    if line.trim_ascii().is_empty() {
-                        continue;
-                    }
-                    let place = RecordLine { line: at_line, number: Some(number) };
-                    let record = parse(line).map_err(|what| malformed(file, &place, &what))?;
-                    if has_enough(windows, enough) {
-                        continue;
-                    }
+                Document::Record(record) => {
                     let mut take = |ids: &[u32]| limits.take(windows, ids);
                     let (flow, padding) =
                         tokenize_record(encoder, record, (file, &place), &mut take)?;
                     windows.padding += padding;
                     flow
                 }
-                Scanned::Blank => {
-                    at = end + 1;
-                    continue;
-                }
-                Scanned::Other => {
-                    let place = RecordLine { line: at_line, number: Some(number) };
-                    return Err(malformed(file, &place, &too_long(end - at)));
-                }
-                Scanned::Malformed(what) => {
-                    return Err(malformed(
-                        file,
-                        &RecordLine { line: at_line, number: Some(number) },
-                        &what,
-                    ));
-                }
             };
-            at = end + 1;
             if flow.is_continue() {
                 windows.end_document();
+            }
+            if following.is_none() {
+                break;
             }
         }
         // A window that isn't full is one, if it is the text's end rather than ours.

@@ -17,8 +17,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
-use super::settings::{TOKENIZER_CONFIG_FILE, Token};
-use super::{Settings, TOKENIZER_FILE};
+use super::settings::{Settings, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Token};
 
 /// The pattern by which `Qwen2Tokenizer` splits, of transformers 5.23.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";

@@ -20,13 +20,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Encoding, ModelWrapper, Tokenizer};
 
+pub use settings::TOKENIZER_FILE;
+
 use class::Class;
 use settings::{Defaults, SETTINGS_FILES, Settings, Token};
 pub(crate) use settings::{TOKENIZER_CONFIG_FILE, read_config};
 use worker::{Worker, WorkerLimits};
-
-/// The file that tells how text becomes tokens.
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A checkpoint's tokenizer.
 pub struct TextTokenizer {

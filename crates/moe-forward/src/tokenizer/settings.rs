@@ -8,6 +8,8 @@ use moe_checkpoint::{Error, Kind, Result, json};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+/// The file that tells how text becomes tokens.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The file that sets up a tokenizer: its class, its special tokens, its chat template.
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP_FILE: &str = "special_tokens_map.json";

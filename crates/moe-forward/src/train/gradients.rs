@@ -9,8 +9,9 @@ use moe_math::losses::{cross_entropy, divergence};
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model};
 
+use super::objective::Objective;
 use super::parameters::{Gradients, ParameterSlot, Parameters};
-use super::routers::{BalanceOver, LayerCounts, RouterLosses, RouterWatch, Shares, add_counts};
+use super::routers::{LayerCounts, RouterLosses, RouterWatch, Shares, add_counts};
 use super::teacher::Targets;
 use crate::batch::Batch;
 use crate::context::Context;
@@ -21,35 +22,6 @@ use crate::sweep::{Head, Sweep, embed_with};
 
 /// The head runs on as many tokens at a time as have logits of this many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
-
-/// What is minimised: the weighted sum of these.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Objective {
-    /// Weight of the mean −log p of next tokens.
-    pub cross_entropy: f64,
-    /// Weight of the mean KL(teacher ‖ model).
-    pub teacher: f64,
-    /// Weight of the load-balancing loss.
-    pub balance: f64,
-    /// What that is taken over.
-    pub over: BalanceOver,
-    /// Weight of the router z-loss.
-    pub z: f64,
-    /// Experts take this many times their even share of a batch's choices, if not all.
-    pub capacity_factor: Option<f64>,
-}
-
-impl Objective {
-    /// The mean −log p of next tokens, and nothing else.
-    pub const NEXT_TOKENS: Self = Self {
-        cross_entropy: 1.0,
-        teacher: 0.0,
-        balance: 0.0,
-        over: BalanceOver::Layers,
-        z: 0.0,
-        capacity_factor: None,
-    };
-}
 
 /// What gradients are of.
 #[derive(Clone, Copy)]
@@ -228,7 +200,7 @@ impl Trainee<'_> {
             let ran = self.run(index, batch, &hidden, trains && self.keep_graphs, objective)?;
             let routing = ran.routed.as_ref().map(|(_, routing)| routing);
             losses.load.extend(
-                routing.map(|routing| LayerCounts::new(index, routing, objective.capacity_factor)),
+                routing.map(|routing| LayerCounts::new(index, routing, objective.capacity())),
             );
             hidden = ran.output.detach();
             passed.push(match (trains, self.keep_graphs) {
@@ -285,7 +257,8 @@ impl Trainee<'_> {
         let mut sweep = Sweep::without_states(self.model, batch, self.compute)?;
         sweep.share(&shared);
         sweep.enter(input.clone())?;
-        let mut watch = RouterWatch { capacity_factor: objective.capacity_factor, routed: None };
+        sweep.limit(objective.capacity());
+        let mut watch = RouterWatch::default();
         sweep.layer(index, &mut watch)?;
         Ok(Ran { input, output: sweep.hidden(0..batch.tokens())?, routed: watch.routed })
     }

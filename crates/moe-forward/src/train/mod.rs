@@ -5,11 +5,13 @@
 //! depth. Where there is room, graphs are kept instead.
 
 mod gradients;
+mod objective;
 mod parameters;
 mod routers;
 mod teacher;
 
-pub use gradients::{Goal, Losses, Objective, Scale, Trainee};
+pub use gradients::{Goal, Losses, Scale, Trainee};
+pub use objective::{BalanceOver, Objective};
 pub use parameters::{Gradients, Parameter, Parameters, TrainedPart};
-pub use routers::{BalanceOver, LayerCounts, add_counts};
+pub use routers::{LayerCounts, add_counts};
 pub use teacher::{Reference, Targets, TeacherKind};

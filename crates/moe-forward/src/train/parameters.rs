@@ -10,8 +10,9 @@ use moe_math::encoding::encode_f32;
 use moe_model::{Expert, Ffn, Head, Layer, Linear, Model, Weight, WeightSource};
 
 use crate::context::Context;
+use crate::dtypes::candle_dtype;
 use crate::finite;
-use crate::loader::{candle_dtype, to_f32};
+use crate::loader::to_f32;
 use crate::overrides::Overrides;
 
 /// A kind of weights.

@@ -5,41 +5,22 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_math::losses::{load_balance, mean_probabilities, router_z};
 use moe_math::routing::{Routing, Scoring};
 
-use super::Objective;
+use super::objective::{BalanceOver, Objective};
 use crate::context::Context;
-use crate::sweep::Observer;
+use crate::ffn::Capacity;
+use crate::observer::Observer;
 
-/// Whose load is balanced.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum BalanceOver {
-    /// Each layer's by itself; the loss is their mean.
-    #[default]
-    Layers,
-    /// That of all layers together, as transformers has it: what one layer's first expert gets too
-    /// much, another's may get too little.
-    Model,
-}
-
-/// Keeps the routing of a layer, and limits what experts take.
+/// Keeps the routing of a layer.
+#[derive(Default)]
 pub(super) struct RouterWatch {
-    pub capacity_factor: Option<f64>,
     pub routed: Option<(Tensor, Routing)>,
 }
 
 impl Observer for RouterWatch {
-    fn capacity(&self, _: usize, routing: &Routing) -> Option<usize> {
-        self.capacity_factor.map(|factor| capacity(factor, routing))
-    }
-
     fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         self.routed = Some((logits.clone(), routing.clone()));
         Ok(())
     }
-}
-
-/// ⌈factor · tokens · k / experts⌉ (Switch, 2101.03961 eq. 3).
-fn capacity(factor: f64, routing: &Routing) -> usize {
-    (factor * routing.selected.len() as f64 / routing.experts as f64).ceil().max(1.0) as usize
 }
 
 /// A layer's load in a batch.
@@ -54,9 +35,9 @@ pub struct LayerCounts {
 }
 
 impl LayerCounts {
-    pub(super) fn new(layer: usize, routing: &Routing, capacity_factor: Option<f64>) -> Self {
+    pub(super) fn new(layer: usize, routing: &Routing, capacity: Option<Capacity>) -> Self {
         let counts = routing.counts();
-        let limit = capacity_factor.map_or(u64::MAX, |factor| capacity(factor, routing) as u64);
+        let limit = capacity.map_or(u64::MAX, |capacity| capacity.tokens(routing) as u64);
         let dropped = counts.iter().map(|count| count.saturating_sub(limit)).sum();
         Self { layer, counts, dropped }
     }

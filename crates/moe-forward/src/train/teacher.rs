@@ -14,7 +14,8 @@ use rayon::prelude::*;
 
 use crate::batch::Batch;
 use crate::context::Context;
-use crate::sweep::{Head, Silent, Sweep};
+use crate::observer::Silent;
+use crate::sweep::{Head, Sweep};
 
 /// Logits of at most this many bytes are in memory at once while they are made few.
 const LOGIT_BYTES: usize = 64 << 20;

@@ -3,9 +3,10 @@
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 
-use super::{
-    EngineAnswer, Experts, Projections, every, group_of, misfit, not_known, other_groups, refuses,
-};
+use super::experts::Experts;
+use super::projections::Projections;
+use super::sizes::{group_of, misfit, other_groups};
+use super::verdict::{EngineAnswer, every, not_known, refuses};
 
 pub(super) const VERSION: &str = "SGLang 0.5.23";
 

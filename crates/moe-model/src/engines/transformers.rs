@@ -5,7 +5,8 @@ use moe_checkpoint::quantization::{Blocks, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
 use serde_json::Value;
 
-use super::{EngineAnswer, Experts, dtype_name, not_known, refuses};
+use super::experts::{Experts, dtype_name};
+use super::verdict::{EngineAnswer, not_known, refuses};
 
 pub(super) const NEWER: &str = "transformers 5.23.0";
 pub(super) const OLDER: &str = "transformers 4.57.6";

@@ -3,7 +3,10 @@
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 
-use super::{EngineAnswer, Experts, Projections, every, misfit, not_known, other_groups, refuses};
+use super::experts::Experts;
+use super::projections::Projections;
+use super::sizes::{misfit, other_groups};
+use super::verdict::{EngineAnswer, every, not_known, refuses};
 
 pub(super) const VERSION: &str = "vLLM 0.33.0";
 

@@ -78,7 +78,7 @@ fn encoded(linear: &mut Linear, scheme: Scheme, packing: Packing, scales: Dtype)
                 Packing::Rows => weight("beside", Dtype::I64, &[2]),
                 Packing::Columns => weight("beside", Dtype::I32, &[shape[1]]),
             };
-            let words = weight("words", Dtype::I32, &packing.words(integers.bits, shape));
+            let words = weight("words", Dtype::I32, &packing.words(integers, shape));
             words.packed(shape, Packed { packing, integers, scale, zero: None, beside })
         }
     };

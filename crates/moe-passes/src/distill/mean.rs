@@ -2,7 +2,8 @@
 
 use moe_model::{Expert, Moe, Result};
 
-use crate::merge::{Share, aligned, merged};
+use crate::align::by_weights;
+use crate::merged::{Share, merged};
 
 /// The mean of groups of experts.
 pub(super) struct Means {
@@ -18,7 +19,7 @@ pub(super) fn means(moe: &Moe, count: usize, weights: &[f64]) -> Result<Means> {
     let experts = moe.experts.len();
     let groups: Vec<Vec<usize>> =
         (0..count).map(|first| (first..experts).step_by(count).collect()).collect();
-    let permutations = aligned(moe, &groups)?;
+    let permutations = by_weights(moe, &groups)?;
     let network = |group: &Vec<usize>| {
         let all: f64 = group.iter().map(|expert| weights[*expert]).sum();
         let share = |expert: usize| {

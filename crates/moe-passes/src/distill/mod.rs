@@ -7,6 +7,7 @@
 
 mod block;
 mod distiller;
+mod errors;
 mod mean;
 mod neurons;
 mod observe;
@@ -15,16 +16,18 @@ mod record;
 mod ridge;
 mod score;
 mod select;
+mod stage;
 mod student;
 mod training;
 mod weights;
 
-use moe_model::{Error, Ffn, Kind, Model, Result};
+use moe_model::{Family, Ffn, Model, Moe, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Baseline, BenchmarkedModel, Effect, HeldOut, Inputs, Kept, LayerPass, LayerRecord, Pass,
-    PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+    Baseline, BenchmarkedModel, Effect, Inputs, Kept, LayerEdits, LayerRecord, LayerSweep, Next,
+    Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind, Sources, Transform,
+    as_value,
 };
 
 pub use options::{DistillOptions, Down, Forced, Init};
@@ -35,6 +38,7 @@ pub use training::Training;
 
 use distiller::Distiller;
 use options::shaped;
+use stage::TrainingStage;
 use student::mean_of_experts;
 
 /// The row of [`crate::PASSES`].
@@ -60,6 +64,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     report: ReportKind::Dense,
     healed_with: None,
     resumes_midway: true,
+    decides_at_once: false,
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
@@ -80,7 +85,11 @@ impl Pass for DistillOptions {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs::of_text(&self.calibration.data, &self.measuring.held_out)
+        Inputs::of_text(&self.calibration.data, self.measuring.text(&self.calibration))
+    }
+
+    fn outputs(&self) -> Outputs<'_> {
+        Outputs { plan: None, training: self.training.trains() }
     }
 
     fn check_options(&self) -> Result<()> {
@@ -88,14 +97,32 @@ impl Pass for DistillOptions {
     }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
-        let source = sources.model;
-        let width = self.check(source)?;
-        let target = self.target(source, width)?;
-        let mut model = shaped(source, width);
-        model.family = target;
+        let width = self.check(sources.model)?;
+        let target = self.target(sources.model, width)?;
+        let sweep = LayerSweep {
+            stages: TrainingStage::all(self, sources),
+            ..LayerSweep::new(&self.calibration, Distiller::new(self, width, sources))
+        };
+        let distillation = Distillation { options: self.clone(), width, target };
+        Plan::new(distillation, sources, Next::Layers(sweep))
+    }
+}
+
+/// What distilling makes of a model.
+struct Distillation {
+    options: DistillOptions,
+    /// Neurons of each layer.
+    width: usize,
+    target: &'static Family,
+}
+
+impl Transform for Distillation {
+    fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
+        let (source, width) = (sources.model, self.width);
+        let mut model = self.dense(source);
         let mut layers = Vec::new();
         for (index, _) in source.moes() {
-            let decided = sources.decisions.and_then(|decisions| decisions.layers.get(&index));
+            let decided = edits.and_then(|edits| edits.layers.get(&index));
             if let Some(decided) = decided {
                 model.layers[index].ffn = decided.ffn.clone();
             }
@@ -107,61 +134,39 @@ impl Pass for DistillOptions {
         let warnings =
             filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
         let warnings = warnings
-            .chain(self.training.warning())
+            .chain(self.options.training.warning())
             .chain(model.caveats().map(str::to_owned))
             .collect();
-        Ok(Plan {
-            effects: effects(source, width, &layers),
-            model,
-            layers,
-            warnings,
-            surveys: Vec::new(),
-            group: 1,
-            working_bytes: 0,
-        })
+        let effects = effects(source, width, &layers);
+        Ok(PlannedModel::new(model, effects, layers, warnings))
     }
 
-    fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.measuring.text(&self.calibration)
-    }
-
-    fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        let Some(decisions) = sources.decisions.filter(|_| !self.no_baseline) else {
-            return Ok(None);
-        };
-        let width = self.check(sources.model)?;
-        let fits =
-            |moe: &moe_model::Moe| options::shared_width(moe) + moe.experts[0].width() <= width;
-        if (self.init, self.down) == (Init::Mean, Down::Measured)
-            || !sources.model.moes().all(|(_, moe)| fits(moe))
+    fn baseline(&self, source: &Model, edits: &LayerEdits) -> Result<Option<Model>> {
+        let DistillOptions { init, down, no_baseline, .. } = self.options;
+        let fits = |moe: &Moe| options::shared_width(moe) + moe.experts[0].width() <= self.width;
+        if no_baseline
+            || (init, down) == (Init::Mean, Down::Measured)
+            || !source.moes().all(|(_, moe)| fits(moe))
         {
             return Ok(None);
         }
-        let mut model = shaped(sources.model, width);
-        model.family = self.target(sources.model, width)?;
-        for (index, moe) in sources.model.moes() {
-            let record =
-                decisions.layers.get(&index).and_then(|layer| layer.record.distilled.as_ref());
+        let mut model = self.dense(source);
+        for (index, moe) in source.moes() {
+            let record = edits.layers.get(&index).and_then(|layer| layer.record.distilled.as_ref());
             let record = record.expect("every mixture was decided");
-            let network = mean_of_experts(moe, &record.gates, record.shared_gate, width)?;
+            let network = mean_of_experts(moe, &record.gates, record.shared_gate, self.width)?;
             model.layers[index].ffn = Ffn::Dense(Box::new(network));
         }
         Ok(Some(model))
     }
+}
 
-    fn trains(&self) -> bool {
-        self.training.trains()
-    }
-
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
-        let width = self.check(sources.model)?;
-        let spill = sources.spill.ok_or_else(|| {
-            Error::new(
-                Kind::Usage,
-                "there is no place for weights that are made before they are written",
-            )
-        })?;
-        Ok(Some(Box::new(Distiller::new(self, width, sources, spill))))
+impl Distillation {
+    /// `source` in the target family, with dense layers of the right shapes.
+    fn dense(&self, source: &Model) -> Model {
+        let mut model = shaped(source, self.width);
+        model.family = self.target;
+        model
     }
 }
 

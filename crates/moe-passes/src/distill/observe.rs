@@ -55,6 +55,15 @@ impl Tokens {
         self.weights[token] > 0.0 && !self.held_out[token]
     }
 
+    /// Tokens for all `experts` experts of a layer to run on: evenly spread over those that decide,
+    /// as many as memory is meant for.
+    pub fn sampled(&self, hidden: usize, experts: usize) -> Arc<[usize]> {
+        let most = (SAMPLE_BYTES / (4 * hidden * experts)).clamp(1, SAMPLE_TOKENS);
+        let every = self.count(BlockPart::Decide).div_ceil(most).max(1);
+        let chosen = (0..self.weights.len()).step_by(every).filter(|token| self.decides(*token));
+        chosen.take(most).collect()
+    }
+
     /// The tokens of `range` that are `part`, as positions in it, and √ of their weights.
     pub fn of(&self, part: BlockPart, range: std::ops::Range<usize>) -> (Vec<u32>, Vec<f32>) {
         let first = range.start;
@@ -81,7 +90,7 @@ pub(super) struct LayerSums {
     pub shared_gate: f64,
     /// By expert.
     pub experts: Vec<ExpertSums>,
-    /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; empty unless asked
+    /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; none unless asked
     /// for.
     pub sampled: Vec<Vec<Tensor>>,
 }
@@ -105,8 +114,8 @@ pub(super) struct ExpertSums {
 /// Sums up a layer while it runs.
 pub(super) struct LayerObserver {
     tokens: Tokens,
-    /// Whether all experts run on some tokens.
-    samples: bool,
+    /// Tokens that all experts run on.
+    sampled: Arc<[usize]>,
     sums: LayerSums,
     shared_gate: Option<Tensor>,
     /// Tokens of the last `routed`.
@@ -115,7 +124,6 @@ pub(super) struct LayerObserver {
     arrived: usize,
     /// Scores of the last `routed`, `[tokens, experts]`.
     scores: Vec<f32>,
-    sampled_tokens: usize,
     /// Σ (g h)² and ‖f‖² that still lie on the device.
     parts: DeferredReadback<ObservedRows>,
 }
@@ -128,8 +136,13 @@ struct ObservedRows {
 }
 
 impl LayerObserver {
-    /// For a layer that is `moe`.
-    pub fn new(moe: &Moe, tokens: &Tokens, samples: bool, compute: &Compute) -> Result<Self> {
+    /// For a layer that is `moe`; all experts run on the tokens `sampled`.
+    pub fn new(
+        moe: &Moe,
+        tokens: &Tokens,
+        sampled: Arc<[usize]>,
+        compute: &Compute,
+    ) -> Result<Self> {
         let expert = ExpertSums {
             tokens: 0.0,
             gates: 0.0,
@@ -142,20 +155,19 @@ impl LayerObserver {
         let gate = moe.shared.as_ref().and_then(|shared| shared.gate.as_ref());
         Ok(Self {
             tokens: tokens.clone(),
-            samples,
             sums: LayerSums {
                 tokens: 0.0,
                 shared_gate: 0.0,
                 experts: vec![expert; experts],
-                sampled: if samples { vec![Vec::new(); experts] } else { Vec::new() },
+                sampled: vec![Vec::new(); experts],
             },
+            sampled,
             shared_gate: gate
                 .map(|gate: &Weight| moe_forward::to_f32(gate, compute))
                 .transpose()?,
             routed: 0..0,
             arrived: 0,
             scores: Vec::new(),
-            sampled_tokens: 0,
             parts: DeferredReadback::default(),
         })
     }
@@ -248,26 +260,12 @@ impl LayerObserver {
         if run.output.device().is_cpu() { self.read_back(layer) } else { Ok(()) }
     }
 
-    /// Tokens of the last [`Self::routed`] that all experts shall run on: evenly spread, as many as
-    /// memory is meant for.
-    pub fn sampled(&mut self, hidden: usize) -> Vec<u32> {
-        if !self.samples {
-            return Vec::new();
-        }
-        let most = (SAMPLE_BYTES / (4 * hidden * self.sums.experts.len())).clamp(1, SAMPLE_TOKENS);
-        let every = self.tokens.count(BlockPart::Decide).div_ceil(most).max(1);
-        let first = self.routed.start;
-        let chosen = self
-            .routed
-            .clone()
-            .filter(|token| token.is_multiple_of(every) && self.tokens.decides(*token));
-        let tokens: Vec<u32> =
-            chosen.map(|token| (token - first) as u32).take(most - self.sampled_tokens).collect();
-        self.sampled_tokens += tokens.len();
-        tokens
+    /// Tokens of the text that all experts run on.
+    pub fn sampled(&self) -> Arc<[usize]> {
+        self.sampled.clone()
     }
 
-    /// What an expert gives for these.
+    /// What an expert gives for some of these.
     pub fn sampled_output(&mut self, layer: usize, expert: usize, output: &Tensor) -> Result<()> {
         let output =
             output.to_dtype(DType::F32).and_then(|o| o.to_device(&Device::Cpu)?.flatten_all());

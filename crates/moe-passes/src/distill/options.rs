@@ -1,6 +1,7 @@
 //! What `distill` can be told, and what it refuses.
 
 use clap::ValueEnum;
+use moe_forward::Forcing;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result, family};
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,15 @@ pub enum Forced {
     Student,
     /// What comes out of the original's layers before it.
     Teacher,
+}
+
+impl From<Forced> for Forcing {
+    fn from(forced: Forced) -> Self {
+        match forced {
+            Forced::Student => Self::Student,
+            Forced::Teacher => Self::Teacher,
+        }
+    }
 }
 
 /// How the down projection is made.

@@ -40,7 +40,7 @@ pub(super) fn fit(
     inputs: &Inputs<'_>,
     tokens: &Tokens,
     compute: &Compute,
-    spill: &ScratchStore,
+    spill: Option<&ScratchStore>,
 ) -> Result<Fitted> {
     let fail = |e| failed(index, e);
     let of_layer = GateAndUp {

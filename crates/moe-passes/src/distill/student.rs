@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use moe_model::{Expert, Moe, Result};
+use moe_model::{Expert, Ffn, Moe, Result};
 
 use super::mean::{Means, means};
 use super::neurons::{Gates, Networks, Neuron, distinct};
@@ -12,7 +12,7 @@ use super::record::{DistilledLayer, DistilledPart};
 use super::select::{Select, by_experts, by_neurons};
 use super::weights::{Pick, picked, random};
 use super::{DistillOptions, Down, Init};
-use crate::pass::Kept;
+use crate::pass::{DecidedLayer, Kept, LayerRecord};
 
 /// The dense network of `width` neurons of layer `index`, which is `moe`, and what is said of it.
 pub(super) fn student(
@@ -48,6 +48,16 @@ pub(super) fn student(
         kept,
     };
     Ok((network, record))
+}
+
+/// `network` in the place of a layer's mixture.
+pub(super) fn dense(network: Expert, record: LayerRecord) -> DecidedLayer {
+    DecidedLayer {
+        ffn: Ffn::Dense(Box::new(network)),
+        record,
+        clusters: Vec::new(),
+        saliency: Vec::new(),
+    }
 }
 
 /// The mean of the experts of `moe` beside its shared one, which had these mean gates.

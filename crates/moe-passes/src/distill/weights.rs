@@ -160,8 +160,12 @@ impl WeightSource for Picked {
 }
 
 /// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is
-/// written.
-pub(super) fn kept(values: &[f32], like: &Weight, spill: &ScratchStore) -> Result<Weight> {
+/// written; only what is carried out has one.
+pub(super) fn kept(values: &[f32], like: &Weight, spill: Option<&ScratchStore>) -> Result<Weight> {
+    let spill = spill.ok_or_else(|| {
+        let what = "there is no place for weights that are made before they are written";
+        Error::new(Kind::Usage, what)
+    })?;
     let bytes = encoded(values, candle_dtype(like)?, like.name())?;
     Ok(Weight::made(like.name(), like.dtype(), like.shape(), spill.keep(&bytes)?))
 }

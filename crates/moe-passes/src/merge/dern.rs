@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 use moe_model::{Error, Expert, Kind, Result};
 
 use super::groups::of_layer;
-use super::neurons::{ROWS_AT_ONCE, Sizes, at_once, found_by, unit_neurons};
-use super::weights::{Gift, Share, merged};
+use crate::align::{ROWS_AT_ONCE, Sizes, at_once, found_by, unit_neurons};
+use crate::merged::{Gift, Share, merged};
 use crate::reduce::{LayerView, Reduced};
 
 /// Where a dropped neuron goes.

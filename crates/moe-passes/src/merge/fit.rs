@@ -7,7 +7,7 @@ use moe_math::least_squares::LeastSquares;
 use moe_math::routing::Routing;
 use moe_model::{Error, Expert, Kind, Model, Moe, Result, Weight};
 
-use super::weights::held;
+use crate::merged::held;
 use crate::reduce::LayerView;
 
 /// Tokens of which activations are held in f64 at a time.

@@ -93,10 +93,6 @@ impl Observer for Watch {
         self.statistics.expert_ran(layer, run)
     }
 
-    fn sampled(&mut self, layer: usize) -> Vec<u32> {
-        self.statistics.sampled(layer)
-    }
-
     fn sampled_output(
         &mut self,
         layer: usize,

@@ -8,9 +8,9 @@ use moe_model::{Expert, Model, Moe, Result};
 use super::dern;
 use super::fit::{self, Fit};
 use super::groups::{Division, Similarity, coefficients, of_layer};
-use super::neurons::{self, Permutations, Sizes};
-use super::options::{Grouping, MergeAlgorithm, usage};
-use super::weights::{Share, merged};
+use super::options::{DERN_THRESHOLD, GROUP_CAP, Grouping, MergeAlgorithm, MergeOptions, usage};
+use crate::align::{self, Permutations, Sizes};
+use crate::merged::{Share, merged};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
 
 /// A method with what it leaves open.
@@ -21,6 +21,18 @@ pub(super) struct Merging {
     pub group_cap: usize,
     pub dern_threshold: f64,
     pub sample_every: usize,
+}
+
+impl MergeOptions {
+    pub(super) fn merging(&self) -> Merging {
+        Merging {
+            method: self.algorithm,
+            grouping: self.grouping.unwrap_or_default(),
+            group_cap: self.group_cap.unwrap_or(GROUP_CAP),
+            dern_threshold: self.dern_threshold.unwrap_or(DERN_THRESHOLD),
+            sample_every: self.all_experts_every.unwrap_or(1),
+        }
+    }
 }
 
 /// What is decided about a layer before weights are made.
@@ -83,8 +95,8 @@ impl Merging {
             _ => coefficients(&groups, &self.saliency(sums)),
         };
         let align = || match self.method {
-            MergeAlgorithm::Ream => neurons::by_activations_and_weights(layer, sums, &groups),
-            MergeAlgorithm::MSmoe => neurons::by_weights(layer.moe, &groups),
+            MergeAlgorithm::Ream => align::by_activations_and_weights(layer, sums, &groups),
+            MergeAlgorithm::MSmoe => align::by_weights(layer.moe, &groups),
             _ => Ok(Permutations::new()),
         };
         let permutations = layer.compute.stage("alignment", Work::UNCOUNTED, align)?;
@@ -108,8 +120,8 @@ impl Method for Merging {
             let sizes = Sizes::of(moe);
             match self.method {
                 MergeAlgorithm::Dern => dern::working_bytes(sizes),
-                MergeAlgorithm::MSmoe => neurons::bytes_by_weights(sizes),
-                MergeAlgorithm::Ream => neurons::bytes_by_activations_and_weights(sizes, experts),
+                MergeAlgorithm::MSmoe => align::bytes_by_weights(sizes),
+                MergeAlgorithm::Ream => align::bytes_by_activations_and_weights(sizes, experts),
                 MergeAlgorithm::Mergemoe | MergeAlgorithm::HcSmoe | MergeAlgorithm::Average => 0,
             }
         };

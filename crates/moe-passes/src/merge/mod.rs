@@ -17,9 +17,7 @@ mod dern;
 mod fit;
 mod groups;
 mod method;
-mod neurons;
 mod options;
-mod weights;
 
 #[cfg(test)]
 mod golden;
@@ -27,16 +25,14 @@ mod golden;
 use moe_model::{Model, Result};
 use serde_json::Value;
 
+use crate::merged::making_bytes;
 use crate::pass::{
-    HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources,
-    as_value,
+    Inputs, LayerEdits, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind, Sources,
+    Transform, as_value,
 };
-use crate::reduce::{BASELINE, Method as _, fewer};
+use crate::reduce::{BASELINE, Method as _, Reduction, fewer};
 
 pub use options::{Grouping, MergeAlgorithm, MergeOptions};
-
-pub(crate) use neurons::{aligning_bytes, by_weights as aligned};
-pub(crate) use weights::{Share, merged};
 
 /// The row of [`crate::PASSES`].
 pub(crate) static INFO: PassInfo = PassInfo {
@@ -60,6 +56,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     report: ReportKind::Experts { none_lost: "every expert goes on, alone or merged into others" },
     healed_with: Some(""),
     resumes_midway: false,
+    decides_at_once: false,
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
@@ -88,24 +85,23 @@ impl Pass for MergeOptions {
             true => "no experts are merged".to_owned(),
             false => format!("{} experts of each layer become {}", size.before, size.after),
         };
-        let undecided = sources.decisions.is_none() && !size.keeps_all();
-        let working_bytes = if undecided { weights::making_bytes(sources.model) } else { 0 };
-        Ok(Plan { working_bytes, ..self.reduce.plan(sources, &size, why) })
+        let reduction = Reduction { options: self.reduce.clone(), size, why };
+        let next = reduction.next(self.merging(), sources);
+        Plan::new(Merged(reduction), sources, next)
+    }
+}
+
+/// What merging makes of a model.
+struct Merged(Reduction);
+
+impl Transform for Merged {
+    fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
+        let undecided = edits.is_none() && !self.0.size.keeps_all();
+        let working_bytes = if undecided { making_bytes(sources.model) } else { 0 };
+        Ok(PlannedModel { working_bytes, ..self.0.apply(sources.model, edits) })
     }
 
-    fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.reduce.held_out()
-    }
-
-    fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        Ok(self.reduce.control(sources.model, &self.reduce.size(sources)?))
-    }
-
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
-        self.reduce.decide(&self.merging(), &self.reduce.size(sources)?, sources)
-    }
-
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
-        Ok(self.reduce.decider(self.merging(), self.reduce.size(sources)?, sources))
+    fn baseline(&self, source: &Model, _: &LayerEdits) -> Result<Option<Model>> {
+        Ok(self.0.baseline(source))
     }
 }

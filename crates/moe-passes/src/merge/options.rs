@@ -4,15 +4,14 @@ use clap::ValueEnum;
 use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 
-use super::method::Merging;
 use crate::pass::Sources;
 use crate::reduce::{Method, ReduceOptions, Size};
 use crate::unused::refuse_unused;
 
 /// Least cosine between a dropped neuron and the kept one that it goes to, unless given.
-const DERN_THRESHOLD: f64 = 0.3;
+pub(super) const DERN_THRESHOLD: f64 = 0.3;
 /// Most experts of a REAM group, unless given: 2604.04356 uses 16.
-const GROUP_CAP: usize = 16;
+pub(super) const GROUP_CAP: usize = 16;
 
 /// Which experts become one, and how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -86,16 +85,6 @@ pub struct MergeOptions {
 }
 
 impl MergeOptions {
-    pub(super) fn merging(&self) -> Merging {
-        Merging {
-            method: self.algorithm,
-            grouping: self.grouping.unwrap_or_default(),
-            group_cap: self.group_cap.unwrap_or(GROUP_CAP),
-            dern_threshold: self.dern_threshold.unwrap_or(DERN_THRESHOLD),
-            sample_every: self.all_experts_every.unwrap_or(1),
-        }
-    }
-
     /// Refuses what can't work, before anything is read.
     pub(super) fn check(&self, sources: &Sources<'_>) -> Result<Size> {
         let model = sources.model;

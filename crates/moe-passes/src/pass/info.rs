@@ -36,6 +36,9 @@ pub struct PassInfo {
     pub healed_with: Option<&'static str>,
     /// Whether a run that was killed goes on where it was, rather than from the start.
     pub resumes_midway: bool,
+    /// Whether what it decides without text takes little beside the writing. A dry run decides then,
+    /// too: it shows what stays, and fails where the run would.
+    pub decides_at_once: bool,
     /// Options that make it hold less memory, as the remedy of an error.
     pub less_memory: &'static str,
 }

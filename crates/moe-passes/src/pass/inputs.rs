@@ -1,8 +1,10 @@
-//! What a pass reads beside the model that it converts.
+//! What a pass reads and writes beside the model that it converts and the one that it makes.
 
 use std::path::{Path, PathBuf};
 
 use moe_forward::DataSpec;
+
+use crate::calibrate::HeldOut;
 
 /// Every path that the options of a pass name, once. Hashes, the check of outputs against inputs,
 /// dry runs and reuse follow from it.
@@ -13,7 +15,7 @@ pub struct Inputs<'a> {
     /// Text that it decides or trains on.
     pub learned: Vec<&'a Path>,
     /// Text that its result is measured on.
-    pub measured: Vec<&'a Path>,
+    pub held_out: Option<HeldOut<'a>>,
     /// A file of statistics that it decides from.
     pub statistics: Option<&'a Path>,
     /// A file with decisions, instead of statistics or text.
@@ -22,17 +24,19 @@ pub struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     /// A pass that learns from `data` and measures its result on `held_out`.
-    pub fn of_text(data: &'a [DataSpec], held_out: &'a [DataSpec]) -> Self {
-        Self {
-            learned: DataSpec::files(data).collect(),
-            measured: DataSpec::files(held_out).collect(),
-            ..Self::default()
-        }
+    pub fn of_text(data: &'a [DataSpec], held_out: Option<HeldOut<'a>>) -> Self {
+        Self { learned: DataSpec::files(data).collect(), held_out, ..Self::default() }
+    }
+
+    /// Files of text that it is measured on.
+    pub fn measured(&self) -> impl Iterator<Item = &'a Path> + use<'a> {
+        DataSpec::files(self.held_out.map_or(&[], |held_out| held_out.data))
     }
 
     /// All text.
     pub fn texts(self) -> impl Iterator<Item = &'a Path> {
-        self.learned.into_iter().chain(self.measured)
+        let measured = self.measured();
+        self.learned.into_iter().chain(measured)
     }
 
     /// All files: text, statistics and the plan.
@@ -45,4 +49,14 @@ impl<'a> Inputs<'a> {
     pub fn paths(self) -> impl Iterator<Item = &'a Path> {
         self.models.iter().map(PathBuf::as_path).chain(self.files())
     }
+}
+
+/// What a pass writes beside its result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outputs<'a> {
+    /// A file that decisions are written to, in the form that [`Inputs::plan`] is read in.
+    pub plan: Option<&'a Path>,
+    /// Whether it trains, before or while it decides. What a killed run goes on from lies in a
+    /// folder of its own until the result is there.
+    pub training: bool,
 }

@@ -1,15 +1,34 @@
 //! Decisions that are taken layer by layer in a sweep over text.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use moe_checkpoint::Saved;
 use moe_forward::{Calibration, Converter, Observer};
 use moe_model::{Attention, Ffn, Model, Result};
 use serde::Serialize;
 
-use super::LayerRecord;
+use super::{LayerRecord, Pool};
 use crate::calibrate::CalibrationOptions;
-use crate::quantize::PoolStats;
+
+/// Edits of layers, decided in sweeps over text.
+pub struct LayerSweep {
+    /// The text.
+    pub text: CalibrationOptions,
+    /// More text, of which some may join it.
+    pub pool: Option<Pool>,
+    /// What decides in the first sweep.
+    pub pass: Box<dyn LayerPass>,
+    /// What decides once more, each in a sweep of its own.
+    pub stages: Vec<Box<dyn LayerStage>>,
+}
+
+impl LayerSweep {
+    /// One sweep of `pass` over `text`.
+    pub(crate) fn new(text: &CalibrationOptions, pass: impl LayerPass + 'static) -> Self {
+        Self { text: text.clone(), pool: None, pass: Box::new(pass), stages: Vec::new() }
+    }
+}
 
 /// How text goes through a sweep.
 #[derive(Debug, Clone, Copy)]
@@ -24,10 +43,14 @@ pub struct SweptText {
 
 /// Decides layer by layer in a sweep, in which what reaches a layer has gone through the converted
 /// ones before it.
+///
+/// Before anything runs, it is asked what it would take ([`LayerPass::flops`],
+/// [`LayerPass::working_bytes`]), and shown the tokens ([`LayerPass::check_text`]). When it runs,
+/// the order is [`LayerPass::begin`], a sweep over the original model where
+/// [`LayerPass::survey`] gives an observer, the sweep, in which it observes and converts one layer
+/// after the other as a [`Converter`], and [`LayerPass::finish`]. In a run of several passes, the
+/// layers of [`LayerPass::model_mut`] come from the pass before, each just before it is converted.
 pub trait LayerPass: Converter + Send + Sync {
-    /// The text.
-    fn text(&self) -> &CalibrationOptions;
-
     /// Refuses so few tokens of text and pool that nothing could be decided on them.
     ///
     /// # Errors
@@ -48,83 +71,57 @@ pub trait LayerPass: Converter + Send + Sync {
     /// [`LayerPass::finish`].
     fn model_mut(&mut self) -> &mut Model;
 
-    /// Whether it must see the whole model before it converts the first layer.
-    fn looks_ahead(&self) -> bool;
-
-    /// Whether one sweep is all that it needs.
-    fn sweeps_once(&self) -> bool {
-        true
-    }
-
     /// About how many floating-point operations deciding on `tokens` tokens in sequences of
-    /// `sequence` takes.
+    /// `sequence` takes, stages included.
     fn flops(&self, tokens: usize, sequence: usize) -> f64;
 
-    /// The most bytes that it holds for `text`, beside the sweep's states and a layer's weights.
+    /// The most bytes that it holds for `text`, beside the sweep's states and a layer's weights,
+    /// in any of its stages.
     fn working_bytes(&self, text: SweptText) -> u64 {
         let _ = text;
         0
     }
 
-    /// Whether each expert is left out in turn to see what that does.
-    fn leaves_out(&self) -> bool {
+    /// Whether [`LayerPass::survey`] must see the whole original model before the first layer is
+    /// converted.
+    fn looks_ahead(&self) -> bool {
         false
     }
 
     /// Is told the tokens that are about to come.
     fn begin(&mut self, calibration: &Calibration);
 
-    /// More text, of which some may join the calibration.
-    fn pool_text(&self) -> Option<CalibrationOptions> {
+    /// What watches a sweep of `sample` over the original model, where it looks ahead.
+    fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {
+        let _ = sample;
         None
     }
 
-    /// What chooses of the pool. Sequences of `all` from `own` on are the pool, those before them
-    /// the calibration.
-    fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
-        let _ = (all, own);
-        None
-    }
-
-    /// What must watch a sweep of `sample` over the original model first.
-    fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer>;
-
-    /// Whether all layers shall be converted once more, in a sweep of its own; asked behind each.
-    fn again(&mut self) -> bool {
-        false
-    }
-
-    /// What the sweep that ended did, where each of several gives a whole result that can be
-    /// measured.
-    fn stage(&self) -> Option<&'static str> {
-        None
-    }
-
-    /// Takes back what the last of these did, since the one before measured better.
-    fn take_back(&mut self) {}
-
-    /// Whether its steps are so costly that a killed run must not take them again;
-    /// [`Self::save_in`] is called then.
-    fn saves(&self) -> bool {
-        false
-    }
-
-    /// Is told where to save them.
-    fn save_in(&mut self, saved: Saved) {
-        let _ = saved;
-    }
-
-    /// What was decided; asked for at the end, and behind each [`Self::stage`] before it.
+    /// What was decided.
     ///
     /// # Errors
     /// What reading weights returns.
     fn finish(&mut self) -> Result<LayerEdits>;
 }
 
-/// Watches a sweep of the original model over a calibration and the pool of text behind it.
-pub trait Pool: Observer {
-    /// The sequences of the pool that join the calibration, ascending, and what is said of it.
-    fn choose(&mut self) -> (Vec<usize>, PoolStats);
+/// Decides all layers once more, in another sweep over the original model and the same text.
+///
+/// The order is [`LayerStage::begin`], the sweep, and [`LayerStage::finish`], whose result is
+/// measured where there is held-out text. Where that is no better than what was there before,
+/// [`LayerStage::taken_back`] gives what the next stage goes on from, and what the run ends with.
+pub trait LayerStage: Converter + Send + Sync {
+    /// What it does, as a report says it.
+    fn name(&self) -> &'static str;
+
+    /// Is told what was decided `so_far`, and the tokens that are about to come. Its steps are so
+    /// costly that a killed run must not take them again: they go to `saved`.
+    fn begin(&mut self, calibration: &Calibration, so_far: LayerEdits, saved: Arc<Saved>);
+
+    /// What was decided now.
+    fn finish(&mut self) -> LayerEdits;
+
+    /// What was decided before it, with records that say what it tried.
+    fn taken_back(&mut self) -> LayerEdits;
 }
 
 /// What decisions rest on.
@@ -144,6 +141,7 @@ pub enum DecidedBy {
 }
 
 /// What was decided for each layer that changes.
+#[derive(Clone)]
 pub struct LayerEdits {
     /// What it rests on.
     pub by: DecidedBy,

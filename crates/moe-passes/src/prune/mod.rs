@@ -8,7 +8,7 @@ mod criteria;
 mod exhaustive;
 mod plan;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use moe_model::{Error, Kind, Model, Result};
@@ -17,10 +17,12 @@ use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    DecidedBy, HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan,
-    ReportKind, Sources, as_value,
+    DecidedBy, Inputs, LayerEdits, Next, Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel,
+    ReportKind, Sources, Transform, as_value,
 };
-use crate::reduce::{BASELINE, Method, ReduceOptions, Size, default_divisible_by, fewer};
+use crate::reduce::{
+    BASELINE, Method, ReduceOptions, Reduction, Size, default_divisible_by, fewer,
+};
 use crate::unused::refuse_unused;
 
 pub use choose::Blend;
@@ -100,11 +102,14 @@ impl PruneOptions {
         }
     }
 
-    fn size(&self, sources: &Sources<'_>) -> Result<Size> {
-        match self.given(sources)? {
-            Some(plan) => plan.size(sources.model).map_err(|e| self.in_plan(e)),
-            None => self.reduce.size(sources),
-        }
+    /// How the given `plan` decides.
+    fn followed(&self, plan: PrunePlan, size: &Size) -> Next {
+        let (reduce, size) = (self.reduce.clone(), size.clone());
+        Next::Decide(Box::new(move |sources| {
+            let mut decisions = plan.decisions(sources.model, &size);
+            reduce.decide_mtp(sources.model, &size, sources.compute, &mut decisions)?;
+            Ok(decisions)
+        }))
     }
 
     /// Refuses what a given plan has decided, and what has no meaning beside it. A recipe can't say
@@ -152,16 +157,6 @@ impl PruneOptions {
         let what = format!("beside --plan goes with {wanted}, and there is none");
         refuse_unused(idle, &what, "give --held-out TEXT without --no-baseline")
     }
-
-    fn check(&self, sources: &Sources<'_>) -> Result<Size> {
-        self.check_options()?;
-        let size = self.size(sources)?;
-        if sources.given_plan.is_some() {
-            return Ok(size);
-        }
-        self.method().check(sources.model, &size)?;
-        Ok(size)
-    }
 }
 
 /// The row of [`crate::PASSES`].
@@ -186,6 +181,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     report: ReportKind::Experts { none_lost: "the experts that went had none on this text" },
     healed_with: Some(""),
     resumes_midway: false,
+    decides_at_once: true,
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
@@ -202,16 +198,8 @@ impl Pass for PruneOptions {
         Inputs { plan: self.plan.as_deref(), ..self.reduce.inputs() }
     }
 
-    fn plan_out(&self) -> Option<&Path> {
-        self.plan_out.as_deref()
-    }
-
-    fn describe_decisions(&self, model: &Model, decisions: &LayerEdits) -> Value {
-        let method = match (decisions.by, self.criterion.to_possible_value()) {
-            (DecidedBy::GivenPlan, _) => "a given plan".to_owned(),
-            (_, word) => word.map_or(String::new(), |word| word.get_name().to_owned()),
-        };
-        as_value(&PrunePlan::new(method, model, decisions))
+    fn outputs(&self) -> Outputs<'_> {
+        Outputs { plan: self.plan_out.as_deref(), training: false }
     }
 
     fn check_options(&self) -> Result<()> {
@@ -231,42 +219,50 @@ impl Pass for PruneOptions {
     }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
-        let size = self.check(sources)?;
+        self.check_options()?;
+        let given = self.given(sources)?;
+        let size = match &given {
+            Some(plan) => plan.size(sources.model).map_err(|e| self.in_plan(e))?,
+            None => self.reduce.size(sources)?,
+        };
+        if given.is_none() {
+            self.method().check(sources.model, &size)?;
+        }
         let why = match size.before - size.after {
             0 => "no expert goes".to_owned(),
             gone => format!("{gone} of {} experts of each layer go", size.before),
         };
-        Ok(self.reduce.plan(sources, &size, why))
+        let reduction = Reduction { options: self.reduce.clone(), size, why };
+        let next = match given {
+            Some(plan) => self.followed(plan, &reduction.size),
+            None => reduction.next(self.method(), sources),
+        };
+        Plan::new(Pruned { reduction, criterion: self.criterion }, sources, next)
+    }
+}
+
+/// What pruning makes of a model.
+struct Pruned {
+    reduction: Reduction,
+    criterion: Criterion,
+}
+
+impl Transform for Pruned {
+    fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
+        Ok(self.reduction.apply(sources.model, edits))
     }
 
-    fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.reduce.held_out()
+    fn baseline(&self, source: &Model, _: &LayerEdits) -> Result<Option<Model>> {
+        // A random choice beside another would say nothing.
+        let is_random = self.criterion == Criterion::Random;
+        Ok(if is_random { None } else { self.reduction.baseline(source) })
     }
 
-    fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        if self.criterion == Criterion::Random {
-            return Ok(None);
-        }
-        Ok(self.reduce.control(sources.model, &self.size(sources)?))
-    }
-
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
-        match self.given(sources)? {
-            Some(plan) => {
-                let size = plan.size(sources.model)?;
-                let mut decisions = plan.decisions(sources.model, &size);
-                self.reduce.decide_mtp(sources.model, &size, sources.compute, &mut decisions)?;
-                Ok(Some(decisions))
-            }
-            None => self.reduce.decide(&self.method(), &self.size(sources)?, sources),
-        }
-    }
-
-    fn decides_at_once(&self) -> bool {
-        self.reduce.calibration.data.is_empty()
-    }
-
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
-        Ok(self.reduce.decider(self.method(), self.size(sources)?, sources))
+    fn described(&self, source: &Model, edits: &LayerEdits) -> Value {
+        let method = match (edits.by, self.criterion.to_possible_value()) {
+            (DecidedBy::GivenPlan, _) => "a given plan".to_owned(),
+            (_, word) => word.map_or(String::new(), |word| word.get_name().to_owned()),
+        };
+        as_value(&PrunePlan::new(method, source, edits))
     }
 }

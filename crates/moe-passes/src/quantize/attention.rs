@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use moe_math::quantize::{self, Codes, Damping, HessianSum, Problem, factorise_all};
 use moe_model::{Attention, Result};
 
-use super::solve::{failed, unsolved};
+use super::failed::{failed, unsolved};
 use crate::part::finite_values;
 
 /// The Hessians of one layer's projections, by the first of [`Attention::linears`] that reads each

@@ -3,11 +3,10 @@
 use moe_model::Result;
 
 use super::options::{
-    CalibrateOn, Format, QuantizeOptions, QuantizedPart, SolverChoice, default_act_order,
+    CalibrateOn, Format, Profile, QuantizeOptions, QuantizedPart, SolverChoice, default_act_order,
     default_damping, default_gate_power, default_group_size, default_hot_cap, default_pool_tokens,
     half, usage,
 };
-use super::widths::Profile;
 use crate::calibrate::short;
 use crate::unused::refuse_unused;
 

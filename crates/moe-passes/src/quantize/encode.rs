@@ -9,7 +9,7 @@ use moe_math::fp8;
 use moe_math::quantize::{Codes, pack};
 use moe_model::{Error, Kind, Packed, Packing, Result, Weight, WeightSource};
 
-use super::solve::failed;
+use super::failed::failed;
 use crate::part::encoded;
 
 /// Bytes that are to be made; until then there is only their shape.
@@ -49,19 +49,23 @@ impl Store {
     ) -> Result<Weight> {
         let [rows, columns] = [weight.shape()[0], weight.shape()[1]];
         let (name, bits) = (weight.name(), integers.bits);
-        let groups = columns / integers.group.unwrap_or(columns);
+        let groups = integers.groups(columns);
         let gptq = match (packing, codes) {
             (Packing::Columns, Some(codes)) => Some(pack::pack_gptq(codes, bits).map_err(failed)?),
             _ => None,
         };
         let codes = || codes.expect("bytes are made of codes only");
-        let words =
-            self.weight(name, Dtype::I32, &packing.words(bits, [rows, columns]), || match &gptq {
+        let words = self.weight(
+            name,
+            Dtype::I32,
+            &packing.words(integers, [rows, columns]),
+            || match &gptq {
                 Some(gptq) => Ok(bytes(&gptq.qweight)),
                 None => pack::pack_rows(&codes().codes, columns, bits)
                     .map(|words| bytes(&words))
                     .map_err(failed),
-            })?;
+            },
+        )?;
         // GPTQModel's own files have scales in f16.
         let dtype = if packing == Packing::Columns { Dtype::F16 } else { weight.dtype() };
         let scale = self.weight(name, dtype, &packing.scales(rows, groups), || {
@@ -71,9 +75,9 @@ impl Store {
                 name,
             )
         })?;
-        let has_zeros = packing == Packing::Columns || !integers.symmetric;
+        let has_zeros = packing.has_zeros(integers);
         let zero = || {
-            self.weight(name, Dtype::I32, &packing.zeros(bits, rows, groups), || match &gptq {
+            self.weight(name, Dtype::I32, &packing.zeros(integers, rows, groups), || match &gptq {
                 Some(gptq) => Ok(bytes(&gptq.qzeros)),
                 None => pack::pack_columns(&codes().zeros, groups, bits)
                     .map(|words| bytes(&words))
@@ -86,7 +90,7 @@ impl Store {
                 self.weight(name, Dtype::I64, &[2], || Ok(bytes(&[rows as i64, columns as i64])))?
             }
             Packing::Columns => {
-                let group = columns / groups;
+                let group = integers.group_size(columns);
                 self.weight(name, Dtype::I32, &[columns], || {
                     Ok(bytes(&(0..columns).map(|c| (c / group) as i32).collect::<Vec<_>>()))
                 })?

@@ -8,8 +8,9 @@ use moe_math::quantize::HessianSum;
 use moe_model::{Error, Kind, Result};
 use rayon::prelude::*;
 
+use super::failed::failed;
 use super::samples::{Counts, ExpertSamples};
-use super::solve::{Solver, failed};
+use super::solve::Solver;
 
 /// The layer's own Hessian is made of at most this multiple of its width in tokens.
 const LAYER_TOKENS: usize = 8;

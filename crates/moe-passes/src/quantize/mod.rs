@@ -9,9 +9,10 @@
 mod attention;
 mod check;
 mod encode;
+mod failed;
 mod gather;
+mod matrices;
 mod options;
-mod pool;
 mod quantizer;
 mod samples;
 mod scheme;
@@ -21,26 +22,22 @@ mod widths;
 
 use std::collections::BTreeMap;
 
-use moe_checkpoint::Dtype;
-use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
+use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
 use moe_forward::DataSpec;
-use moe_model::{
-    Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight,
-};
+use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
 use serde_json::Value;
 
+use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    Effect, HeldOut, Inputs, Kept, LayerEdits, LayerPass, LayerRecord, Pass, PassInfo, PassOptions,
-    Plan, ReportKind, Sources, as_value,
+    Effect, Inputs, Kept, LayerEdits, LayerRecord, LayerSweep, Next, Pass, PassInfo, PassOptions,
+    Plan, PlannedModel, Pool, ReportKind, Sources, Transform, as_value,
 };
 
-pub use options::{
-    CalibrateOn, Format, QuantizeOptions, QuantizedPart, SolverChoice, WeightScheme,
-};
-pub use pool::PoolStats;
+pub use options::{CalibrateOn, Format, Profile, QuantizeOptions, QuantizedPart, SolverChoice};
 pub use samples::Counts;
+pub use scheme::WeightScheme;
 pub use solve::ExpertRecord;
-pub use widths::{LayerWidths, Profile, WidthError};
+pub use widths::{LayerWidths, WidthError};
 
 use encode::Store;
 use quantizer::Quantizer;
@@ -66,6 +63,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     report: ReportKind::Quantized,
     healed_with: None,
     resumes_midway: false,
+    decides_at_once: false,
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
@@ -84,7 +82,8 @@ impl Pass for QuantizeOptions {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        let mut inputs = Inputs::of_text(&self.calibration.data, &self.measuring.held_out);
+        let held_out = self.measuring.text(&self.calibration);
+        let mut inputs = Inputs::of_text(&self.calibration.data, held_out);
         inputs.learned.extend(DataSpec::files(&self.pool));
         inputs
     }
@@ -96,14 +95,26 @@ impl Pass for QuantizeOptions {
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check_options()?;
-        let quantization = self.quantization()?;
         self.check_model(sources.model)?;
+        let next = match (self.solver(), self.target_bits) {
+            (SolverChoice::Rtn, None) => {
+                let options = self.clone();
+                Next::Decide(Box::new(move |sources| quantizer::rounded(&options, sources)))
+            }
+            _ => Next::Layers(self.sweep(sources.model, Quantizer::new(self, sources))),
+        };
+        Plan::new(self.clone(), sources, next)
+    }
+}
+
+impl Transform for QuantizeOptions {
+    fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
         let mut model = sources.model.clone();
         let mut layers = Vec::new();
-        let presumed =
-            self.target_bits.map(|target| self.presumed(sources.model, target)).transpose()?;
+        let target = self.target_bits.filter(|_| edits.is_none());
+        let presumed = target.map(|target| self.presumed(sources.model, target)).transpose()?;
         for (index, moe) in sources.model.moes() {
-            let decided = sources.decisions.and_then(|decisions| decisions.layers.get(&index));
+            let decided = edits.and_then(|edits| edits.layers.get(&index));
             let (ffn, record) = match decided {
                 Some(decided) => (decided.ffn.clone(), decided.record.clone()),
                 None => {
@@ -121,8 +132,7 @@ impl Pass for QuantizeOptions {
         }
         if self.include.contains(&QuantizedPart::Attention) {
             for (index, layer) in model.layers.iter_mut().enumerate() {
-                let decided =
-                    sources.decisions.and_then(|decisions| decisions.attention.get(&index));
+                let decided = edits.and_then(|edits| edits.attention.get(&index));
                 layer.attention = match decided {
                     Some(decided) => decided.clone(),
                     None => self.quantized_attention(&layer.attention, |_, weight| {
@@ -132,7 +142,7 @@ impl Pass for QuantizeOptions {
             }
         }
         model.config.remove(QUANTIZATION_KEY);
-        model.quantization = Some(quantization);
+        model.quantization = Some(self.quantization()?);
         let written = model.declare()?.reread()?;
         model.quantization.clone_from(&written.quantization);
         let why = format!("weights of {} are rounded: {}", self.parts(), self.said(&layers));
@@ -145,75 +155,30 @@ impl Pass for QuantizeOptions {
         if self.clips_two_bits() {
             warnings.push(CLIPPED.to_owned());
         }
-        Ok(Plan {
-            model,
-            effects,
-            layers,
-            warnings,
-            surveys: Vec::new(),
-            group: 1,
-            working_bytes: 0,
-        })
-    }
-
-    fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.measuring.text(&self.calibration)
-    }
-
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
-        match (self.solver(), self.target_bits) {
-            (SolverChoice::Rtn, None) => quantizer::rounded(self, sources).map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
-        match (self.solver(), self.target_bits) {
-            (SolverChoice::Rtn, None) => Ok(None),
-            _ => Ok(Some(Box::new(Quantizer::new(self, sources)))),
-        }
+        Ok(PlannedModel::new(model, effects, layers, warnings))
     }
 }
 
 impl QuantizeOptions {
-    /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are
-    /// gate, up and down.
-    fn quantized(
-        &self,
-        moe: &Moe,
-        mut of: impl FnMut(ExpertSlot, usize, &Weight) -> Result<Weight>,
-    ) -> Result<Moe> {
-        let mut moe = moe.clone();
-        let mut expert = |place: ExpertSlot, expert: &mut Expert| -> Result<()> {
-            for (matrix, linear) in
-                [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate()
-            {
-                linear.weight = of(place, matrix, &linear.weight)?;
-            }
-            Ok(())
+    /// The sweep of `quantizer` over `model`, with the pool that there is.
+    fn sweep(&self, model: &Model, quantizer: Quantizer) -> LayerSweep {
+        let widths = model.moes().map(|(_, moe)| moe.experts[0].width()).chain([model.hidden]);
+        // Tokens of its own are worth more than others': as many of them as make a Hessian regular.
+        let least = self.least_of(model).max(widths.max().unwrap_or(0));
+        let text = CalibrationOptions {
+            data: self.pool.clone(),
+            data_tokens: self.pool_tokens,
+            ..self.calibration.clone()
         };
-        for (index, network) in moe.experts.iter_mut().enumerate() {
-            expert(ExpertSlot::Routed(index), network)?;
-        }
-        if let Some(shared) =
-            moe.shared.as_mut().filter(|_| self.include.contains(&QuantizedPart::Shared))
-        {
-            expert(ExpertSlot::Shared, &mut shared.expert)?;
-        }
-        Ok(moe)
+        let pool = Pool { text, least, most: self.pool_added_tokens };
+        let pool = (!self.pool.is_empty()).then_some(pool);
+        LayerSweep { pool, ..LayerSweep::new(&self.calibration, quantizer) }
     }
 
-    /// The same for the projections of attention, in the order of [`Attention::linears`].
-    fn quantized_attention(
-        &self,
-        attention: &Attention,
-        mut of: impl FnMut(usize, &Weight) -> Result<Weight>,
-    ) -> Result<Attention> {
-        let mut attention = attention.clone();
-        for (index, linear) in attention.linears_mut().into_iter().enumerate() {
-            linear.weight = of(index, &linear.weight)?;
-        }
-        Ok(attention)
+    /// Tokens that an expert of `model`'s widest layer needs.
+    fn least_of(&self, model: &Model) -> usize {
+        let widths = model.moes().map(|(_, moe)| moe.experts[0].width());
+        self.least_tokens(model.hidden, widths.max().unwrap_or(0))
     }
 
     /// What is quantized, in words.
@@ -226,36 +191,6 @@ impl QuantizeOptions {
             (true, false) => "routed and shared experts",
             (false, true) => "routed experts and attention",
             (true, true) => "routed and shared experts and attention",
-        }
-    }
-
-    /// `weight` in `scheme`, of what was made for it; without that, there is only its shape.
-    fn encoded(
-        &self,
-        weight: &Weight,
-        scheme: Scheme,
-        store: &Store,
-        made: Option<&MadeWeight>,
-    ) -> Result<Weight> {
-        match scheme {
-            Scheme::Integers(integers) => {
-                let codes = made.map(|made| match made {
-                    MadeWeight::Codes(codes) => codes,
-                    MadeWeight::Values(_) => unreachable!("integers are made of codes"),
-                });
-                store.packed(weight, self.packing(), integers, codes)
-            }
-            Scheme::Fp8(blocks) => {
-                let values = made.map(|made| match made {
-                    MadeWeight::Values(values) => values.as_slice(),
-                    MadeWeight::Codes(_) => unreachable!("floats are made of values"),
-                });
-                let dtype = match self.quantization()? {
-                    Quantization::BlockFp8 { .. } => Dtype::F32,
-                    Quantization::Compressed(_) | Quantization::Gptq(_) => weight.dtype(),
-                };
-                store.float(weight, blocks, dtype, values)
-            }
         }
     }
 
@@ -390,17 +325,4 @@ impl QuantizeOptions {
         }
         Ok(())
     }
-}
-
-/// Which network of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ExpertSlot {
-    Routed(usize),
-    Shared,
-}
-
-/// What a quantized matrix is made of.
-enum MadeWeight {
-    Codes(moe_math::quantize::Codes),
-    Values(Vec<f32>),
 }

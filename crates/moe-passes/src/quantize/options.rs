@@ -8,8 +8,7 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
 
-use super::scheme::SchemeParser;
-use super::widths::Profile;
+use super::scheme::{SchemeParser, WeightScheme};
 use crate::calibrate::{CalibrationOptions, HeldOutOptions};
 
 /// Options of `quantize`.
@@ -111,12 +110,7 @@ pub struct QuantizeOptions {
     pub pool: Vec<DataSpec>,
 
     /// At most this many tokens of each label of --pool are scanned.
-    #[arg(
-        long,
-        value_name = "TOKENS",
-        default_value_t = default_pool_tokens(),
-        help_heading = "Tokens of experts"
-    )]
+    #[arg(long, value_name = "TOKENS", default_value_t = default_pool_tokens(), help_heading = "Tokens of experts")]
     #[serde(default = "default_pool_tokens")]
     pub pool_tokens: usize,
 
@@ -165,25 +159,16 @@ pub struct QuantizeOptions {
     pub calibration: CalibrationOptions,
 }
 
-/// What weights become.
+/// Which widths `--target-bits` chooses from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", try_from = "String")]
-pub enum WeightScheme {
-    /// 8-bit integers.
-    W8a16,
-    /// 4-bit integers.
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// 4 or 8 bits for a layer, which vLLM and SGLang take.
     #[default]
-    #[value(alias = "int4")]
-    W4a16,
-    /// 3-bit integers.
-    W3a16,
-    /// 2-bit integers.
-    W2a16,
-    /// 8-bit floats (e4m3) with a scale for each row. Engines round activations to float8 too.
-    #[value(alias = "fp8-dynamic")]
-    Fp8,
-    /// 8-bit floats (e4m3) with a scale for each block of 128 × 128, as DeepSeek-V3 has them.
-    Fp8Block,
+    Engine,
+    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 takes and no
+    /// engine.
+    Free,
 }
 
 /// How codes are chosen.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_checkpoint::ScratchStore;
-use moe_checkpoint::quantization::{Integers, Scheme};
+use moe_checkpoint::quantization::Scheme;
 use moe_forward::{
-    Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, UNCOUNTED,
+    Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, Role, UNCOUNTED,
 };
 use moe_math::Compute;
 use moe_math::meter::Work;
@@ -17,17 +17,16 @@ use moe_math::routing::Routing;
 use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result, Weight};
 
 use super::attention::AttentionInputs;
-use super::encode::{Store, scale_dtype};
+use super::encode::Store;
+use super::failed::failed;
+use super::matrices::{ExpertSlot, MadeWeight, grid};
 use super::options::{CalibrateOn, QuantizeOptions, QuantizedPart, SolverChoice};
-use super::pool::Scan;
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
-use super::solve::{self, ExpertRecord, Solved, Solver, Task, failed};
+use super::solve::{self, ExpertRecord, Solved, Solver, Task};
 use super::survey::Survey;
-use super::{ExpertSlot, MadeWeight};
-use crate::calibrate::CalibrationOptions;
 use crate::part::{finite_values, read_finite};
 use crate::pass::{
-    DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Pool, Sources, SweptText,
+    DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
 };
 
 /// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise
@@ -103,21 +102,6 @@ fn rounded_layer(
 struct Packed {
     weights: [Weight; 3],
     record: ExpertRecord,
-}
-
-/// The grids of codes of `weight`.
-pub(super) fn grid(
-    options: &QuantizeOptions,
-    integers: Integers,
-    weight: &Weight,
-) -> Result<quantize::Scheme> {
-    let scale_dtype = scale_dtype(weight, options.packing())?;
-    Ok(quantize::Scheme {
-        bits: integers.bits,
-        symmetric: integers.symmetric,
-        group: integers.group,
-        scale_dtype,
-    })
 }
 
 fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {
@@ -269,12 +253,6 @@ impl Quantizer {
         ffn
     }
 
-    /// Tokens that an expert of the widest layer needs.
-    fn least_tokens(&self) -> usize {
-        let widths = self.model.moes().map(|(_, moe)| moe.experts[0].width());
-        self.options.least_tokens(self.model.hidden, widths.max().unwrap_or(0))
-    }
-
     fn all_tokens(&self) -> ExpertSamples {
         let tokens: Vec<u32> =
             (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
@@ -284,10 +262,6 @@ impl Quantizer {
 }
 
 impl LayerPass for Quantizer {
-    fn text(&self) -> &CalibrationOptions {
-        &self.options.calibration
-    }
-
     fn model_mut(&mut self) -> &mut Model {
         &mut self.model
     }
@@ -331,12 +305,12 @@ impl LayerPass for Quantizer {
     }
 
     fn looks_ahead(&self) -> bool {
-        self.options.target_bits.is_some() || !self.options.pool.is_empty()
+        self.options.target_bits.is_some()
     }
 
     fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
         let tokens = text.counted() + pool.map_or(0, Calibration::counted);
-        let least = self.least_tokens();
+        let least = self.options.least_of(&self.model);
         // Rounding to nearest, which asks text for widths alone, calibrates nothing.
         let tops_up =
             self.options.solver() == SolverChoice::Gptq && self.options.calibrate_on().tops_up();
@@ -352,25 +326,6 @@ impl LayerPass for Quantizer {
 
     fn begin(&mut self, calibration: &Calibration) {
         self.counted = calibration.group_of.iter().map(|group| *group != UNCOUNTED).collect();
-    }
-
-    fn pool_text(&self) -> Option<CalibrationOptions> {
-        let QuantizeOptions { pool, pool_tokens, calibration, .. } = &self.options;
-        let text = CalibrationOptions {
-            data: pool.clone(),
-            data_tokens: *pool_tokens,
-            ..calibration.clone()
-        };
-        (!pool.is_empty()).then_some(text)
-    }
-
-    fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
-        let tokens = all.batch.spans.get(own).map_or(all.batch.tokens(), |span| span.start);
-        // Tokens of its own are worth more than others': as many of them as make a Hessian regular.
-        let widths =
-            self.model.moes().map(|(_, moe)| moe.experts[0].width()).chain([self.model.hidden]);
-        let least = self.least_tokens().max(widths.max().unwrap_or(0));
-        Some(Box::new(Scan::new(all, own, least, self.options.pool_added_tokens.unwrap_or(tokens))))
     }
 
     fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {
@@ -394,8 +349,8 @@ impl LayerPass for Quantizer {
 impl Observer for Quantizer {}
 
 impl Converter for Quantizer {
-    fn observes(&self) -> bool {
-        false
+    fn role(&self) -> Role {
+        Role::ConvertsUnseen
     }
 
     fn converts_attention(&self) -> bool {

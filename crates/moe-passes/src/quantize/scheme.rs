@@ -5,8 +5,26 @@ use std::ffi::OsStr;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, Command, ValueEnum};
 use moe_model::{Error, Kind};
+use serde::{Deserialize, Serialize};
 
-use super::options::WeightScheme;
+/// What weights become.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", try_from = "String")]
+pub enum WeightScheme {
+    /// 8-bit integers.
+    W8a16,
+    /// 4-bit integers.
+    #[default]
+    W4a16,
+    /// 3-bit integers.
+    W3a16,
+    /// 2-bit integers.
+    W2a16,
+    /// 8-bit floats (e4m3) with a scale for each row. Engines round activations to float8 too.
+    Fp8,
+    /// 8-bit floats (e4m3) with a scale for each block of 128 × 128, as DeepSeek-V3 has them.
+    Fp8Block,
+}
 
 /// Reads a [`WeightScheme`] of the command line.
 #[derive(Clone)]

@@ -19,6 +19,7 @@ use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::failed::{failed, unsolved};
 use super::samples::{Counts, ExpertSamples, Routed};
 use crate::batches::in_batches;
 use crate::part::finite_values;
@@ -392,28 +393,4 @@ fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>)
     };
     let damping = Some([input.factor.damping, neurons.factor.damping]);
     ExpertRecord { counts: task.samples.counts, effective, damping, error, fallback }
-}
-
-/// What is said where `what` of layer `layer` gets a Hessian that has no factor.
-pub(super) fn unsolved(layer: usize, what: &str, error: QuantizeError) -> Error {
-    let remedy = match error {
-        QuantizeError::Singular { .. } => {
-            "give more --data, a greater --damping or --shrinkage, or --solver rtn"
-        }
-        // Inputs are finite, or the sweep had named the weight that is not.
-        QuantizeError::NotFinite => {
-            let message =
-                format!("what reaches {what} in layer {layer} is too large to be squared in f32");
-            let remedy = "look for norms and projections of this layer, or those before it, that are far too large; \
-                          or give --solver rtn, which looks at no text";
-            return Error::new(Kind::Numeric, message).source(error).remedy(remedy);
-        }
-        _ => "find out with eval which weights or tokens make it so",
-    };
-    let message = format!("the Hessian of what reaches {what} can't be solved in layer {layer}");
-    Error::new(Kind::Numeric, message).source(error).remedy(remedy)
-}
-
-pub(super) fn failed(error: QuantizeError) -> Error {
-    Error::new(Kind::Numeric, "cannot quantize").source(error)
 }

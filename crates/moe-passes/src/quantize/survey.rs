@@ -14,9 +14,9 @@ use moe_math::quantize::{self, round_to_nearest};
 use moe_math::routing::Routing;
 use moe_model::{Error, Expert, Ffn, Kind, Model, Result, Weight};
 
+use super::failed::failed;
+use super::matrices::grid;
 use super::options::{QuantizeOptions, QuantizedPart};
-use super::quantizer::grid;
-use super::solve::failed;
 use super::widths::{Errors, LayerWidths};
 use crate::part::finite_values;
 
@@ -124,7 +124,7 @@ impl Survey {
 
 impl Observer for Survey {
     fn wants(&self) -> Wants {
-        Wants { experts: true, left_out: false }
+        Wants { experts: true, ..Wants::default() }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
@@ -289,7 +289,8 @@ mod tests {
     use moe_forward::{Batch, Group, LoadedRouter, Storage, Sweep, expert_output};
 
     use super::*;
-    use crate::pass::{Pass, Sources};
+    use crate::pass::Sources;
+    use crate::quantize::quantizer::rounded;
 
     /// Keeps what reaches the feed-forward block of the first layer.
     #[derive(Default)]
@@ -340,7 +341,7 @@ mod tests {
             let spill =
                 std::sync::Arc::new(moe_checkpoint::ScratchStore::new(&std::env::temp_dir()));
             let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
-            let decisions = uniform.decide(&sources).unwrap().unwrap();
+            let decisions = rounded(&uniform, &sources).unwrap();
             let rounded = decisions.layers[&0].ffn.moe().unwrap();
             let mut wanted = 0.0;
             for (index, (expert, rounded)) in moe.experts.iter().zip(&rounded.experts).enumerate() {

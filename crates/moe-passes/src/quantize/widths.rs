@@ -2,29 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use clap::ValueEnum;
 use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_math::knapsack::{Choice, knapsack};
 use moe_model::{Encoding, Expert, Model, Moe, Result, Weight};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::encode::Store;
-use super::options::{QuantizeOptions, QuantizedPart, usage};
+use super::options::{Profile, QuantizeOptions, QuantizedPart, usage};
 
 /// Names of an expert's matrices.
 const MATRICES: [&str; 3] = ["gate", "up", "down"];
-
-/// Which widths `--target-bits` chooses from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Profile {
-    /// 4 or 8 bits for a layer, which vLLM and SGLang take.
-    #[default]
-    Engine,
-    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 takes and no
-    /// engine.
-    Free,
-}
 
 impl Profile {
     /// Bits of a code.

@@ -6,7 +6,6 @@ use moe_forward::group_factors;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Error, Kind, Model, Moe, Result};
 
-use super::expert_reducer::sums_of;
 use super::with_experts;
 use crate::part;
 use crate::pass::{DecidedLayer, LayerStatistics};
@@ -129,4 +128,12 @@ mod tests {
         assert_eq!(equal_mass(&masses(), 2, 4), BTreeMap::from([(1, 2), (2, 2)]));
         assert_eq!(equal_mass(&masses(), 1, 99), BTreeMap::from([(1, 4), (2, 4)]));
     }
+}
+
+/// The sums of each group of tokens in layer `index`.
+pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
+    statistics.layer(index)?.ok_or_else(|| {
+        Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
+            .remedy("observe this model again")
+    })
 }

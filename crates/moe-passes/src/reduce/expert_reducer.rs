@@ -13,10 +13,9 @@ use moe_math::routing::Routing;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 
-use super::budget::padded;
+use super::budget::{padded, sums_of};
 use super::guard::super_experts;
 use super::{LayerTrust, LayerView, Method, Needs, ReduceOptions, Size, check_saliency};
-use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
 use crate::pass::{
     DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStatistics, Sources, SweptText,
@@ -101,14 +100,6 @@ impl Setting<'_> {
         let trust = (!sums.is_empty()).then(|| LayerTrust::new(&reduced, &view));
         Ok(padded(reduced.decided(index, moe, trust), moe, size.after))
     }
-}
-
-/// The sums of each group of tokens in layer `index`.
-pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
-    statistics.layer(index)?.ok_or_else(|| {
-        Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
-            .remedy("observe this model again")
-    })
 }
 
 /// Statistics that were observed without leaving experts out can't rank by that.
@@ -210,10 +201,6 @@ impl ExpertReducer {
 }
 
 impl LayerPass for ExpertReducer {
-    fn text(&self) -> &CalibrationOptions {
-        &self.options.calibration
-    }
-
     fn model_mut(&mut self) -> &mut Model {
         &mut self.model
     }
@@ -241,10 +228,6 @@ impl LayerPass for ExpertReducer {
             0
         };
         (inputs + outputs) as u64 + self.method.working_bytes(&self.model, self.size.before, tokens)
-    }
-
-    fn leaves_out(&self) -> bool {
-        self.method.needs().left_out
     }
 
     fn looks_ahead(&self) -> bool {
@@ -312,7 +295,10 @@ impl Converter for ExpertReducer {
 
 impl Observer for ExpertReducer {
     fn wants(&self) -> Wants {
-        self.observer.as_ref().map_or(Wants::default(), Observer::wants)
+        // Before the sweep begins, what it costs is asked for.
+        let left_out = self.method.needs().left_out;
+        let planned = Wants { experts: true, left_out, ..Wants::default() };
+        self.observer.as_ref().map_or(planned, Observer::wants)
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
@@ -346,10 +332,6 @@ impl Observer for ExpertReducer {
 
     fn left_out(&mut self, layer: usize, found: &LeftOut<'_>) -> Result<()> {
         self.observer().left_out(layer, found)
-    }
-
-    fn sampled(&mut self, layer: usize) -> Vec<u32> {
-        self.observer().sampled(layer)
     }
 
     fn sampled_output(

@@ -26,7 +26,7 @@ pub use trust::LayerTrust;
 pub(crate) use budget::{check_padding, padded};
 pub(crate) use mtp::aimer;
 pub(crate) use options::{Size, check_groups, default_divisible_by};
-pub(crate) use pass::{BASELINE, fewer};
+pub(crate) use pass::{BASELINE, Reduction, fewer};
 
 /// How a layer gets fewer experts.
 pub(crate) trait Method: Send + Sync {

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
 use super::{Needs, expert_count};
-use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_baseline_used, check_windows};
-use crate::pass::{HeldOut, Inputs, Sources};
+use crate::calibrate::{
+    CalibrationOptions, HeldOut, HeldOutOptions, check_baseline_used, check_windows,
+};
+use crate::pass::{Inputs, Sources};
 
 /// How many experts are left, and from what that is decided.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -329,7 +331,7 @@ impl ReduceOptions {
     pub(crate) fn inputs(&self) -> Inputs<'_> {
         Inputs {
             statistics: self.stats.as_deref(),
-            ..Inputs::of_text(&self.calibration.data, &self.measuring.held_out)
+            ..Inputs::of_text(&self.calibration.data, self.held_out())
         }
     }
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use moe_model::{Ffn, Model, Moe, Result};
+use moe_model::{Ffn, Model, Moe};
 
 use super::expert_reducer::{ExpertReducer, decide_now};
 use super::mtp::with_mtp;
 use super::{Method, ReduceOptions, Reduced, Size, random_model};
 use crate::pass::{
-    Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerPass, LayerRecord,
-    Plan, Sources,
+    Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerRecord, LayerSweep,
+    Next, PlannedModel, Sources,
 };
 
 /// What fewer experts are measured beside.
@@ -24,64 +24,52 @@ pub(crate) fn fewer(method: &str, model: &BenchmarkedModel) -> String {
     format!("{method}\nexperts = {}\nno-super-expert-guard = true", model.experts / 2)
 }
 
-impl ReduceOptions {
-    /// The plan that leaves `size`, with what was decided where that is known; `why` says what
-    /// becomes of experts.
-    pub(crate) fn plan(&self, sources: &Sources<'_>, size: &Size, why: String) -> Plan {
-        let mut model = sources.model.clone();
+/// What pruning and merging make of a model, whatever decides.
+pub(crate) struct Reduction {
+    pub options: ReduceOptions,
+    pub size: Size,
+    /// What becomes of experts.
+    pub why: String,
+}
+
+impl Reduction {
+    /// The model with `size` experts in each layer.
+    pub fn apply(&self, source: &Model, edits: Option<&LayerEdits>) -> PlannedModel {
+        let Self { options, size, why } = self;
+        let mut model = source.clone();
         let mut layers = Vec::new();
-        let decided = |index, moe: &Moe| match sources.decisions.and_then(|d| d.layers.get(&index))
-        {
+        let decided = |index, moe: &Moe| match edits.and_then(|edits| edits.layers.get(&index)) {
             Some(DecidedLayer { ffn, record, .. }) => (ffn.clone(), record.clone()),
             None => stand_in(index, moe, size.after),
         };
-        for (index, moe) in sources.model.moes() {
+        for (index, moe) in source.moes() {
             let (ffn, record) = decided(index, moe);
             model.layers[index].ffn = ffn;
             layers.push(record);
         }
         let kept = if size.keeps_all() { Kept::Exactly } else { Kept::No };
         let mut effects = vec![Effect::new("experts", kept, why)];
-        effects.extend(with_mtp(&mut model, self.mtp, decided, &mut layers));
+        effects.extend(with_mtp(&mut model, options.mtp, decided, &mut layers));
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
-        warnings.extend(self.keeps_all(size));
-        Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1, working_bytes: 0 }
+        warnings.extend(options.keeps_all(size));
+        PlannedModel::new(model, effects, layers, warnings)
     }
 
     /// A random choice of as many experts, where one is wanted and any go.
-    pub(crate) fn control(&self, model: &Model, size: &Size) -> Option<Model> {
-        let wanted = !self.no_baseline && !size.keeps_all();
-        wanted.then(|| random_model(model, size.after, self.calibration.seed))
+    pub fn baseline(&self, source: &Model) -> Option<Model> {
+        let wanted = !self.options.no_baseline && !self.size.keeps_all();
+        wanted.then(|| random_model(source, self.size.after, self.options.calibration.seed))
     }
 
-    /// What `method` decides without a sweep; none where there is text for one.
-    ///
-    /// # Errors
-    /// What reading weights and statistics returns.
-    pub(crate) fn decide(
-        &self,
-        method: &dyn Method,
-        size: &Size,
-        sources: &Sources<'_>,
-    ) -> Result<Option<LayerEdits>> {
-        if !self.calibration.data.is_empty() {
-            return Ok(None);
+    /// How `method` decides: in a sweep, where there is text for one.
+    pub fn next(&self, method: impl Method + 'static, sources: &Sources<'_>) -> Next {
+        let (options, size) = (self.options.clone(), self.size.clone());
+        if options.calibration.data.is_empty() {
+            Next::Decide(Box::new(move |sources| decide_now(&method, &options, &size, sources)))
+        } else {
+            let reducer = ExpertReducer::new(Arc::new(method), &options, size, sources);
+            Next::Layers(LayerSweep::new(&self.options.calibration, reducer))
         }
-        decide_now(method, self, size, sources).map(Some)
-    }
-
-    /// What lets `method` decide in a sweep, where there is text for one.
-    pub(crate) fn decider(
-        &self,
-        method: impl Method + 'static,
-        size: Size,
-        sources: &Sources<'_>,
-    ) -> Option<Box<dyn LayerPass>> {
-        let wanted = !self.calibration.data.is_empty();
-        wanted.then(|| {
-            Box::new(ExpertReducer::new(Arc::new(method), self, size, sources))
-                as Box<dyn LayerPass>
-        })
     }
 }
 

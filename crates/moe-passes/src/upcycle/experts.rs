@@ -8,14 +8,9 @@ use moe_model::{Error, Expert, Kind, Linear, Result, SharedExpert, Weight};
 
 use super::partition::LayerPartition;
 use super::scales::{Factors, Scales};
+use super::streams::stream;
 use super::{Init, Rest, UpcycleOptions};
 use crate::part::{Axis, Neurons, Noise, Part, Redraw, RowSelection, mean, rows};
-
-/// Random streams of a layer: its router's is the first, each expert has [`STREAMS`] of its own
-/// from the second on.
-pub(super) fn stream(layer: usize) -> u64 {
-    (layer as u64) << 32
-}
 
 /// One for each of three projections: noise, then redrawn neurons; then the choice of these.
 const STREAMS: u64 = 7;

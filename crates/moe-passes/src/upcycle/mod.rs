@@ -14,6 +14,7 @@ mod options;
 mod partition;
 mod routers;
 mod scales;
+mod streams;
 mod warnings;
 
 use moe_forward::DataSpec;
@@ -22,7 +23,8 @@ use serde_json::Value;
 
 use crate::idle::{idle_routers, same_source};
 use crate::pass::{
-    Inputs, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+    Inputs, LayerEdits, LayerRecord, Next, Pass, PassInfo, PassOptions, Plan, PlannedModel,
+    ReportKind, Sources, Transform, as_value,
 };
 
 pub use layers::LayerChoice;
@@ -57,6 +59,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     // Experts that start out alike, or with parts of their own, are what has something to learn.
     healed_with: Some(" --train router,experts"),
     resumes_midway: false,
+    decides_at_once: false,
     less_memory: "lower --data-tokens, --sequence-length or --probe-tokens",
 };
 
@@ -74,10 +77,6 @@ impl Pass for UpcycleOptions {
         Inputs { models: &self.models, learned, ..Inputs::default() }
     }
 
-    fn spills(&self) -> bool {
-        false
-    }
-
     fn check_options(&self) -> Result<()> {
         self.check()
     }
@@ -90,66 +89,74 @@ impl Pass for UpcycleOptions {
         let normalize = check::normalize(self, target)?;
         let chosen = self.layers.chosen(dense.layers.len())?;
         check::layers(&chosen, dense, target)?;
-        let scales = Scales::new(self, target, normalize);
         check::shared(self, target)?;
-        let effects = effects::effects(self, scales, normalize, sources.others_differ);
-        let mut warnings = warnings::warnings(self, normalize, scales, sources);
+        let upcycling = Upcycling { options: self.clone(), target, normalize, chosen };
+        Plan::new(upcycling, sources, Next::Ready)
+    }
+}
+
+/// What upcycling makes of a model.
+struct Upcycling {
+    options: UpcycleOptions,
+    target: &'static Family,
+    /// Whether routers normalize the gates of the chosen experts.
+    normalize: bool,
+    /// Whether each layer gets experts.
+    chosen: Vec<bool>,
+}
+
+impl Transform for Upcycling {
+    fn apply(&self, sources: &Sources<'_>, _: Option<&LayerEdits>) -> Result<PlannedModel> {
+        let Self { options, target, normalize, chosen } = self;
+        let (target, normalize, dense) = (*target, *normalize, sources.model);
+        let scales = Scales::new(options, target, normalize);
+        let effects = effects::effects(options, scales, normalize, sources.others_differ);
+        let mut warnings = warnings::warnings(options, normalize, scales, sources);
         let mut model = dense.clone();
         model.family = target;
-        if self.rest == Rest::Average {
+        if options.rest == Rest::Average {
             average::average(&mut model, sources.others);
         }
-        let mut partitions = Partitions::new(self, target, sources.compute);
-        let mut routers = Routers::new(self, dense, sources.compute);
+        let mut partitions = Partitions::new(options, target, sources.compute);
+        let mut routers = Routers::new(options, dense, sources.compute);
         let mut layers = Vec::with_capacity(dense.layers.len());
-        for (index, is_chosen) in chosen.into_iter().enumerate() {
+        for (index, is_chosen) in chosen.iter().enumerate() {
             if !is_chosen {
                 layers.push(LayerRecord { layer: index, ..LayerRecord::default() });
                 continue;
             }
-            let networks = self.networks(index, sources, target)?;
+            let networks = networks(index, sources, target)?;
             let partition = partitions.layer(index, networks[0])?;
             let base = network(dense, index, target)?;
-            let experts =
-                Experts { options: self, layer: index, networks, base, partition, scales };
+            let experts = Experts { options, layer: index, networks, base, partition, scales };
             let router = routers.layer(index, normalize, &base.gate.weight)?;
             let (experts, shared) = (experts.routed()?, experts.shared()?);
-            layers.push(scales.record(self, index, &experts));
+            layers.push(scales.record(options, index, &experts));
             model.layers[index].ffn = Ffn::Moe(Box::new(Moe { router, experts, shared }));
         }
         warnings.extend(model.caveats().map(str::to_owned));
-        if self.experts > 1 && idle_routers(&model, same_source)?.is_some() {
+        if options.experts > 1 && idle_routers(&model, same_source)?.is_some() {
             warnings.push(ALIKE.to_owned());
         }
         let working_bytes = partitions.working_bytes();
         let surveys =
             partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
-        Ok(Plan {
-            model,
-            effects,
-            layers,
-            warnings,
+        Ok(PlannedModel {
             surveys,
-            group: self.granularity,
+            group: options.granularity,
             working_bytes,
+            ..PlannedModel::new(model, effects, layers, warnings)
         })
     }
 }
 
-impl UpcycleOptions {
-    /// The dense networks of layer `index` that experts are made of: the base's or, if there are
-    /// some, the others'.
-    fn networks<'a>(
-        &self,
-        index: usize,
-        sources: &Sources<'a>,
-        target: &Family,
-    ) -> Result<Vec<&'a Expert>> {
-        let of = |model: &'a Model| network(model, index, target);
-        match sources.others {
-            [] => Ok(vec![of(sources.model)?]),
-            others => others.iter().map(of).collect(),
-        }
+/// The dense networks of layer `index` that experts are made of: the base's or, if there are some,
+/// the others'.
+fn networks<'a>(index: usize, sources: &Sources<'a>, target: &Family) -> Result<Vec<&'a Expert>> {
+    let of = |model: &'a Model| network(model, index, target);
+    match sources.others {
+        [] => Ok(vec![of(sources.model)?]),
+        others => others.iter().map(of).collect(),
     }
 }
 

@@ -12,10 +12,8 @@ use moe_model::{Error, Expert, Family, Kind, Model, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::experts::stream;
-use super::routers::{
-    Routers, check_inputs, data_source, failed, first_line, own_directions, scaled_rows,
-};
+use super::routers::{Routers, check_inputs, data_source, failed, own_directions, scaled_rows};
+use super::streams::stream;
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{Survey, SurveyText, Surveyor};
@@ -249,16 +247,16 @@ impl Deal {
         let mut random = sampling::generator(self.seed, self.stream);
         let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random)
             .map_err(|e| {
-                Error::new(Kind::Numeric, format!("cannot group neurons: {}", first_line(&e)))
-                    .tensor(name)
-                    .remedy(match self.by {
+                Error::new(Kind::Numeric, format!("cannot group neurons: {e}")).tensor(name).remedy(
+                    match self.by {
                         PartitionBy::Activations => {
                             "choose another --partition-by, or give more --data"
                         }
                         PartitionBy::Random | PartitionBy::Weights => {
                             "choose another --partition-by"
                         }
-                    })
+                    },
+                )
             })?;
         let mut sets = vec![Vec::with_capacity(self.each); self.experts];
         rest.iter()

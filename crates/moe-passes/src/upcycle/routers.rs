@@ -11,7 +11,7 @@ use moe_math::{Compute, sampling};
 use moe_model::{Error, Kind, Model, Result, Router, Weight};
 use serde_json::{Value, json};
 
-use super::experts::stream;
+use super::streams::stream;
 use super::{RouterInit, UpcycleOptions};
 use crate::part::{RowSelection, Surveyed, rows};
 use crate::pass::{Survey, SurveyText, Surveyor, TextSource};
@@ -230,8 +230,7 @@ impl RouterSurvey {
         let options = Options { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
         let clusters =
             kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
-                let what =
-                    format!("k-means of the FFN inputs of layer {layer}: {}", first_line(&e));
+                let what = format!("k-means of the FFN inputs of layer {layer}: {e}");
                 match e {
                     ClusterError::NotFinite { .. } | ClusterError::NoDirection { .. } => {
                         Error::new(Kind::Numeric, what).remedy(NO_ROUTER)
@@ -332,11 +331,9 @@ pub(super) fn scaled_rows(
     let unit = unit_rows(rows).map_err(fail)?;
     let logits = unit.t().and_then(|t| x.matmul(&t)).map_err(fail)?;
     let temperature = scale_to_entropy(&logits, entropy).map_err(|e| {
-        Error::new(
-            Kind::Usage,
-            format!("cannot scale the router of layer {layer}: {}", first_line(&e)),
-        )
-        .remedy("give text that differs more between experts, or raise --router-entropy")
+        let what = format!("cannot scale the router of layer {layer}: {e}");
+        Error::new(Kind::Usage, what)
+            .remedy("give text that differs more between experts, or raise --router-entropy")
     })?;
     found.insert("row_length".into(), json!(temperature.scale));
     found.insert("entropy_share".into(), json!(temperature.entropy_fraction));
@@ -346,11 +343,6 @@ pub(super) fn scaled_rows(
 
 fn unit_rows(rows: &Tensor) -> candle_core::Result<Tensor> {
     rows.broadcast_div(&rows.sqr()?.sum_keepdim(1)?.sqrt()?)
-}
-
-/// An error without its remedy: who reports it has one that names options.
-pub(super) fn first_line(error: &impl ToString) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 pub(super) fn failed(what: &str, error: candle_core::Error) -> Error {

@@ -1,7 +1,6 @@
 //! `bench`: what passes cost on layers of the size of real models, on any machine.
 
 mod model;
-mod peaks;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,10 +14,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use self::model::{Proportions, VOCABULARY};
-pub use self::peaks::Peaks;
 use crate::budget::check_small_budget;
 use crate::convert::{convert, plan};
 use crate::options::ConvertOptions;
+use crate::peaks::{self, Peaks};
 use crate::progress::{Progress, Quiet, Stage, Unit};
 use crate::resources::ByteSize;
 

@@ -107,7 +107,7 @@ pub(super) fn steps(steps: &[Step]) -> Result<()> {
 fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
     a.len() == b.len()
         && a.iter().zip(b).all(|(a, b)| {
-            (a.name(), a.options(), a.plan_out()) == (b.name(), b.options(), b.plan_out())
+            (a.name(), a.options(), a.outputs()) == (b.name(), b.options(), b.outputs())
         })
 }
 
@@ -174,7 +174,7 @@ impl Recipe {
     pub fn made_alike(&self, index: usize) -> Vec<&Path> {
         let StepKind::Convert { passes, .. } = &self.steps[index].kind else { return Vec::new() };
         // A copy is of the result alone.
-        if passes.iter().any(|pass| pass.plan_out().is_some()) {
+        if passes.iter().any(|pass| pass.outputs().plan.is_some()) {
             return Vec::new();
         }
         let earlier = self.steps[..index].iter().filter_map(|step| match &step.kind {
@@ -307,7 +307,7 @@ impl Step {
             StepKind::Convert { passes, .. } => passes.as_slice(),
             _ => &[],
         };
-        let plans = plans.iter().filter_map(|pass| pass.plan_out());
+        let plans = plans.iter().filter_map(|pass| pass.outputs().plan);
         self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
     }
 
@@ -323,7 +323,10 @@ impl Step {
     /// Where it saves what it trains, if it does.
     fn training(&self) -> Option<PathBuf> {
         let StepKind::Convert { passes, output, .. } = &self.kind else { return None };
-        passes.iter().any(|pass| pass.trains()).then(|| TrainingDir::of(output).path().to_owned())
+        passes
+            .iter()
+            .any(|pass| pass.outputs().training)
+            .then(|| TrainingDir::of(output).path().to_owned())
     }
 
     /// Where its result goes, and whether it replaces an earlier one.

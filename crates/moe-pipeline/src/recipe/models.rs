@@ -14,7 +14,7 @@ use super::spare::Origin;
 use super::{Recipe, Step, StepKind};
 use crate::fingerprint::Fingerprint;
 use crate::observe::no_mixture;
-use crate::prepare::check_passes;
+use crate::run::check_passes;
 
 /// What is known so far.
 struct Known<'a> {

@@ -106,7 +106,7 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
 }
 
 /// What the table of steps begins with in every summary.
-pub(crate) const STEPS_HEADER: &str = "| step | time | |";
+pub(super) const STEPS_HEADER: &str = "| step | time | |";
 
 /// A page in Markdown: steps, what went wrong, and what evaluations measured.
 pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> String {

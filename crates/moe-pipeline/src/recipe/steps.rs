@@ -14,7 +14,7 @@ use super::wording::{of_serde, plain, with_keys};
 use super::{Step, StepKind, schema, spelled, usage};
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
-use crate::prepare::check_together;
+use crate::run::check_together;
 use crate::writing::WritingOptions;
 
 fn missing(key: &str, example: &str) -> Error {

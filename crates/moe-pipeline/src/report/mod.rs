@@ -14,13 +14,11 @@ mod tests;
 
 use moe_passes::ReportKind;
 
+use crate::file_names::REPORT_FILE;
 use crate::receipt::Receipt;
 pub(crate) use html::Escaped;
 use html::{Section, page};
 use layer::ReportedLayer;
-
-/// The page's file name.
-pub(crate) const REPORT_FILE: &str = "report.html";
 
 /// Pages by their file names: one for the result and, where passes ran before the last one, one for
 /// each of them. None where nothing was decided about experts, and nothing trained.

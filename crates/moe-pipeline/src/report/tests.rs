@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
+use moe_passes::PoolStats;
 use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
-use moe_passes::quantize::{Counts, ExpertRecord, PoolStats};
+use moe_passes::quantize::{Counts, ExpertRecord};
 use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust, PassInfo};
 
 use super::{REPORT_FILE, pages};

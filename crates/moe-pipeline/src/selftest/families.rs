@@ -8,7 +8,8 @@ use moe_math::Compute;
 use moe_model::{Kind, Model};
 use moe_passes::{Identity, Pass, Sources, UpcycleOptions};
 
-use super::{Check, Outcome, check, folders};
+use super::goldens::folders;
+use super::{Check, Outcome, check};
 
 /// Largest error of a logit against transformers; their standard deviation is about 1.
 const PARITY: f64 = 1e-4;
@@ -47,8 +48,10 @@ fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
     }
     let sources = Sources::new(&dense, compute);
     let planned = UpcycleOptions::copies(5, 2).plan(&sources);
-    let planned =
-        planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, Identity::of(&plan.effects))));
+    let planned = planned.and_then(|plan| {
+        let planned = plan.planned;
+        Ok((planned.model.declare()?.reread()?, Identity::of(&planned.effects)))
+    });
     let (moe, identity) = match planned {
         Ok(planned) => planned,
         Err(error) if error.kind() == Kind::Unsupported => return Ok(None),

@@ -13,7 +13,8 @@ use moe_model::Model;
 use moe_passes::{CalibrationOptions, LayerStatistics, MergeOptions, PruneOptions};
 use serde_json::json;
 
-use super::{Check, Goldens, apart, check, golden, numbers, numeric};
+use super::goldens::Goldens;
+use super::{Check, apart, check, golden, numbers, numeric};
 use crate::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 
 /// The layer that golden/pruning/merge.py merges, and of whose experts it stores one neuron in so

@@ -12,7 +12,8 @@ use moe_math::ridge::Ridge;
 use moe_model::Model;
 use serde_json::Value;
 
-use super::{Check, Goldens, Outcome, apart, check, golden, numbers, numeric};
+use super::goldens::Goldens;
+use super::{Check, Outcome, apart, check, golden, numbers, numeric};
 
 /// Of a parameter's gradient, relative to its norm.
 const GRADIENT: f64 = 1e-4;

@@ -16,6 +16,9 @@ pub(super) const STATE_FILE: &str = "state.safetensors";
 /// Years of steps.
 const MAX_LOG_BYTES: u64 = 4 << 30;
 
+/// What is said where `--resume` finds nothing to go on from.
+pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins anew";
+
 /// Where a training keeps what it goes on from, and its log.
 pub(crate) struct TrainingDir(SavedFolder);
 

@@ -10,7 +10,6 @@ mod speed;
 mod state;
 mod trainer;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::DType;
@@ -21,7 +20,6 @@ use moe_forward::train::{
 use moe_forward::{
     Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate,
 };
-use moe_math::Compute;
 use moe_model::{Expert, Model};
 use moe_passes::{Idle, Precision, Training, idle_routers};
 
@@ -30,13 +28,13 @@ use settings::CHANGEABLE;
 use trainer::{Task, Trainer};
 
 use crate::budget;
-use crate::memory::{self, Text};
-use crate::needs::{Needs, Share, Work};
-use crate::progress::{Progress, Unit};
-use crate::resources::{ByteSize, directory_of, storage};
+use crate::context::RunContext;
+use crate::memory::Text;
+use crate::needs::{Needs, Share, Work, measuring_bytes};
+use crate::progress::Unit;
 
-pub(crate) use dir::TrainingDir;
 pub use dir::training_left;
+pub(crate) use dir::{NOTHING_SAVED, TrainingDir};
 pub(crate) use need::Need;
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use settings::Settings;
@@ -49,10 +47,7 @@ pub(crate) struct TrainingJob<'a> {
     pub task: &'a TrainingTask,
     /// Hash of all that decides what comes of the training.
     pub fingerprint: String,
-    pub output: &'a Path,
-    pub resume: bool,
-    pub memory_budget: Option<ByteSize>,
-    pub compute: &'a Compute,
+    pub run: RunContext<'a>,
 }
 
 /// What a pass wants trained, and the text for it.
@@ -87,7 +82,7 @@ impl TrainingTask {
                 .bytes(false)
         };
         let live =
-            |tokens| Ok(need(measured_bytes(model, teacher, tokens, text.sequence_length, work)?));
+            |tokens| Ok(need(measuring_bytes(model, teacher, tokens, text.sequence_length, work)?));
         let measured = TokenizeOptions {
             max_tokens: Some(text.held_out_tokens),
             room: budget::room(work.budget, "--held-out-tokens", live),
@@ -97,7 +92,7 @@ impl TrainingTask {
             .then(|| Corpus::load(&text.held_out, source.dir(), measured));
         let held_out = held_out.transpose()?;
         let measuring = held_out.as_ref().map_or(Ok(0), |corpus| {
-            measured_bytes(model, teacher, corpus.tokens(), text.sequence_length, work)
+            measuring_bytes(model, teacher, corpus.tokens(), text.sequence_length, work)
         })?;
         let beside = need(measuring);
         let trained = TokenizeOptions {
@@ -122,7 +117,7 @@ impl TrainingTask {
         let measured = match &self.held_out {
             Some(corpus) => {
                 let longest = Text::of(corpus, Storage::default()).longest;
-                measured_bytes(model, teacher, corpus.tokens(), longest, work)?
+                measuring_bytes(model, teacher, corpus.tokens(), longest, work)?
             }
             None => 0,
         };
@@ -189,7 +184,13 @@ impl TrainingTask {
             Some(corpus) => {
                 let share = if lessened.measured { Share::Least } else { Share::All };
                 let longest = Text::of(corpus, Storage::default()).longest;
-                measured_bytes(model, teacher, share.of(corpus.tokens()), shortened(longest), work)?
+                measuring_bytes(
+                    model,
+                    teacher,
+                    share.of(corpus.tokens()),
+                    shortened(longest),
+                    work,
+                )?
             }
             None => 0,
         };
@@ -268,22 +269,6 @@ struct Lessened {
     measured: bool,
 }
 
-/// Live bytes of measuring `model` beside `teacher` on so many tokens, in sequences of `length` at
-/// most.
-fn measured_bytes(
-    model: &Model,
-    teacher: Option<&Model>,
-    tokens: usize,
-    length: usize,
-    work: &Work<'_>,
-) -> Result<u64> {
-    let storage = storage(model, tokens, work.budget, work.compute, work.scratch)?;
-    Ok(memory::evaluation(model, teacher, &Text::first(tokens, length, storage), work.compute))
-}
-
-/// What is said where `--resume` finds nothing to go on from.
-pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins anew";
-
 /// What is said of a training that has nothing to find.
 const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
      the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert-model";
@@ -298,35 +283,31 @@ impl TrainingJob<'_> {
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; what the training
     /// returns.
-    pub fn train(&self, progress: &dyn Progress) -> Result<(Model, TrainingRecord)> {
+    pub fn train(&self) -> Result<(Model, TrainingRecord)> {
         let TrainingTask { training, text, held_out } = self.task;
+        let RunContext { output, options, progress, .. } = self.run;
         // What can't be gone on from is refused before anything is computed.
-        let goes_on = self.resume && TrainingDir::of(self.output).is_used()?;
-        let saved = TrainingDir::of(self.output).open(self.fingerprint.clone(), self.resume)?;
-        let scratch = directory_of(self.output);
-        let work = Work { budget: self.memory_budget, compute: self.compute, scratch };
+        let goes_on = options.resume && TrainingDir::of(output).is_used()?;
+        let saved = TrainingDir::of(output).open(self.fingerprint.clone(), options.resume)?;
+        let work = self.run.work();
+        let (compute, scratch) = (work.compute, work.scratch);
         let need = self.task.need(self.model, self.teacher, &work)?;
         let ways = self.task.needs(self.model, self.teacher, &work)?;
-        let keep_graphs = need.check(&ways, self.memory_budget)?;
+        let keep_graphs = need.check(&ways, options.memory_budget)?;
         let sequences: Vec<&[u32]> =
             text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::as_slice).collect();
         let precision = match training.options.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         };
-        let parameters = Parameters::read(self.model, &training.parts, precision, self.compute)?;
+        let parameters = Parameters::read(self.model, &training.parts, precision, compute)?;
         let reference = training.teacher.zip(self.teacher).map(|(options, teacher)| {
-            Reference::new(teacher, options.kind, &sequences, scratch, self.compute)
+            Reference::new(teacher, options.kind, &sequences, scratch, compute)
         });
         let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
         let tokens = held_out.as_ref().map_or(0, Corpus::tokens);
         let mut task = TextTask {
-            trainee: Trainee {
-                model: self.model,
-                parameters: &parameters,
-                compute: self.compute,
-                keep_graphs,
-            },
+            trainee: Trainee { model: self.model, parameters: &parameters, compute, keep_graphs },
             order: Order::new(
                 sequences.iter().map(|sequence| sequence.len()).collect(),
                 training.options.batch_tokens,
@@ -345,7 +326,7 @@ impl TrainingJob<'_> {
             },
             held_out: held_out.as_ref(),
             original: self.teacher,
-            storage: storage(self.model, tokens, self.memory_budget, self.compute, scratch)?,
+            storage: self.run.storage(self.model, tokens)?,
         };
         progress.stage("train", training.options.steps, Unit::Steps);
         let trainer = Trainer {
@@ -358,7 +339,7 @@ impl TrainingJob<'_> {
             // A folder in which nothing lies to go on from would only be in the way of the next
             // run. What lay there before stays.
             if !goes_on {
-                TrainingDir::of(self.output).remove_unless_saved();
+                TrainingDir::of(output).remove_unless_saved();
             }
         })?;
         let model = parameters.applied(self.model, &outcome.encoded);

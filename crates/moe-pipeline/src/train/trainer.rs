@@ -10,8 +10,7 @@ use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_passes::TrainOptions;
 use serde_json::json;
 
-use super::NOTHING_SAVED;
-use super::dir::{STATE_FILE, logged_steps, open_log};
+use super::dir::{NOTHING_SAVED, STATE_FILE, logged_steps, open_log};
 use super::log::{self, Log, describe_load, figures, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::settings::Settings;

@@ -5,17 +5,19 @@ use std::path::Path;
 use moe_forward::{Batch, Silent, logit_difference};
 use moe_math::Compute;
 use moe_model::{Expert, Ffn, Kind, Model, Moe, Weight};
-use moe_passes::{Identity, Pass, Plan, Sources, UpcycleOptions};
+use moe_passes::{Identity, Pass, PlannedModel, Sources, UpcycleOptions};
 
 use crate::common::{golden, values};
 
-fn try_plan(toml: &str, dense: &Model, others: &[Model]) -> moe_checkpoint::Result<Plan> {
+fn try_plan(toml: &str, dense: &Model, others: &[Model]) -> moe_checkpoint::Result<PlannedModel> {
     let options: UpcycleOptions = toml::from_str(toml).unwrap_or_else(|e| panic!("{toml}: {e}"));
     let others_differ = others.iter().any(|other| other.config_file != dense.config_file);
-    options.plan(&Sources { others, others_differ, ..Sources::new(dense, &Compute::cpu()) })
+    let compute = Compute::cpu();
+    let plan = options.plan(&Sources { others, others_differ, ..Sources::new(dense, &compute) })?;
+    Ok(plan.planned)
 }
 
-fn plan(toml: &str, dense: &Model) -> Plan {
+fn plan(toml: &str, dense: &Model) -> PlannedModel {
     try_plan(toml, dense, &[]).unwrap_or_else(|e| panic!("{toml}: {e}"))
 }
 
@@ -30,7 +32,7 @@ fn network(model: &Model, layer: usize) -> &Expert {
     }
 }
 
-fn mixture(plan: &Plan, layer: usize) -> &Moe {
+fn mixture(plan: &PlannedModel, layer: usize) -> &Moe {
     plan.model.layers[layer].ffn.moe().expect("a layer with experts")
 }
 
@@ -50,7 +52,7 @@ fn neurons(expert: &Expert) -> Vec<[Vec<f32>; 3]> {
 }
 
 /// Largest |Δlogit| over the largest logit of the dense model, through what loaders would find.
-fn relative_difference(dense: &Model, plan: &Plan, tokens: &Path) -> f64 {
+fn relative_difference(dense: &Model, plan: &PlannedModel, tokens: &Path) -> f64 {
     let moe = plan.model.declare().unwrap().reread().unwrap();
     let batch = Batch::from_json(tokens).unwrap();
     let d = logit_difference(dense, &moe, &batch, &Compute::cpu(), &mut Silent).unwrap();
@@ -321,7 +323,7 @@ fn impossible_requests_name_what_and_remedy() {
         ("experts = 4\ntop-k = 2\nrouter = 'prompts'", "made of prompts", "--prompts"),
         ("experts = 4\ntop-k = 2\nrouter = 'activations'", "--init partition", "--init partition"),
         (
-            "experts = 4\ntop-k = 2\nrest = 'average'",
+            "experts = 4\ntop-k = 2\nattention = 'average'",
             "--rest average goes with --expert-model",
             "--expert-model",
         ),
@@ -418,7 +420,7 @@ mod several_models {
     fn attention_can_be_the_mean() {
         let models = inputs(&["a", "b", "c"]);
         let plan = try_plan(
-            "experts = 6\ntop-k = 2\nrest = 'average'\nexpert-model = ['a', 'b', 'c']",
+            "experts = 6\ntop-k = 2\nattention = 'average'\nexpert = ['a', 'b', 'c']",
             &models[0],
             &models,
         )
@@ -450,14 +452,16 @@ mod several_models {
     #[test]
     fn the_shared_expert_is_the_bases() {
         let models = inputs(&["a", "b", "c"]);
-        let options = "experts = 2\ntop-k = 2\ntarget = 'qwen2_moe'\nexpert-model = ['b', 'c']";
-        let shared =
-            |plan: &Plan| values(&mixture(plan, 1).shared.as_ref().unwrap().expert.up.weight);
+        let options = "experts = 2\ntop-k = 2\ntarget = 'qwen2_moe'\nexpert = ['b', 'c']";
+        let shared = |plan: &PlannedModel| {
+            values(&mixture(plan, 1).shared.as_ref().unwrap().expert.up.weight)
+        };
         let base = try_plan(options, &models[0], &models[1..]).unwrap();
         assert_eq!(shared(&base), values(&network(&models[0], 1).up.weight));
         assert!(base.layers[1].shared.as_ref().unwrap().contains("the base's network"));
         let average =
-            try_plan(&format!("{options}\nrest = 'average'"), &models[0], &models[1..]).unwrap();
+            try_plan(&format!("{options}\nattention = 'average'"), &models[0], &models[1..])
+                .unwrap();
         let (b, c) =
             (values(&network(&models[1], 1).up.weight), values(&network(&models[2], 1).up.weight));
         for (found, (b, c)) in shared(&average).iter().zip(b.iter().zip(&c)) {
@@ -469,7 +473,7 @@ mod several_models {
     fn copies_of_one_model_keep_the_function() {
         let models = inputs(&["b", "b"]);
         let plan = try_plan(
-            "experts = 4\ntop-k = 2\nrest = 'average'\nexpert-model = ['b', 'b']",
+            "experts = 4\ntop-k = 2\nattention = 'average'\nexpert = ['b', 'b']",
             &models[0],
             &models,
         )
@@ -498,10 +502,8 @@ mod several_models {
             other_shape.contains("tensor: ") && other_shape.contains("[2048, 128]"),
             "{other_shape}"
         );
-        let uneven = refusal(
-            &inputs(&["a", "b", "c"]),
-            "experts = 4\ntop-k = 1\nexpert-model = ['x', 'y', 'z']",
-        );
+        let uneven =
+            refusal(&inputs(&["a", "b", "c"]), "experts = 4\ntop-k = 1\nexpert = ['x', 'y', 'z']");
         assert!(uneven.contains("4 experts can't be dealt out evenly to 3 models"), "{uneven}");
     }
 }

@@ -7,8 +7,9 @@ use moe_checkpoint::Error;
 use moe_forward::quantized_values;
 use moe_math::Compute;
 use moe_model::{Encoding, Expert, Model};
+use moe_passes::PoolStats;
 use moe_passes::QuantizeOptions;
-use moe_passes::quantize::{ExpertRecord, PoolStats};
+use moe_passes::quantize::ExpertRecord;
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 
 use crate::common::{calibration_text, golden, run_again};

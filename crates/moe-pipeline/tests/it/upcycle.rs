@@ -6,7 +6,7 @@ use moe_checkpoint::Checkpoint;
 use moe_forward::{Batch, Silent, logit_difference};
 use moe_math::Compute;
 use moe_model::{Ffn, Kind, Model};
-use moe_passes::{Identity, Pass, Plan, Sources, UpcycleOptions};
+use moe_passes::{Identity, Pass, PlannedModel, Sources, UpcycleOptions};
 use moe_pipeline::{ConvertOptions, Quiet, convert};
 
 use crate::common::{golden, run};
@@ -15,8 +15,8 @@ fn options(toml: &str) -> UpcycleOptions {
     toml::from_str(toml).unwrap()
 }
 
-fn plan(toml: &str, dense: &Model) -> moe_checkpoint::Result<Plan> {
-    options(toml).plan(&Sources::new(dense, &Compute::cpu()))
+fn plan(toml: &str, dense: &Model) -> moe_checkpoint::Result<PlannedModel> {
+    Ok(options(toml).plan(&Sources::new(dense, &Compute::cpu()))?.planned)
 }
 
 /// Checkpoint and tokens of every dense golden of `family`.

@@ -26,7 +26,9 @@ fn states_in_the_sweep_are_those_of_the_result(folder: &str, least: f64) {
     quantizer.begin(&text);
     let storage = Storage { block_tokens: Some(48), ..Storage::default() };
     let mut sweep = Sweep::stored(&model, &text.batch, &compute, &storage).unwrap();
-    (0..model.layers.len()).for_each(|index| sweep.layer_converted(index, &mut quantizer).unwrap());
+    for (index, layer) in model.layers.iter().enumerate() {
+        sweep.convert(index, layer, &mut quantizer).unwrap();
+    }
     let found = sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap();
 
     let decisions = quantizer.finish().unwrap();

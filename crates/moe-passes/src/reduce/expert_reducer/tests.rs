@@ -39,7 +39,9 @@ fn seen(counts: fn(usize) -> bool) -> Vec<(Vec<Vec<f32>>, f64)> {
     reducer.begin(&calibration);
     let storage = Storage { block_tokens: Some(10), ..Storage::default() };
     let mut sweep = Sweep::stored(&model, &calibration.batch, &compute, &storage).unwrap();
-    (0..2).for_each(|index| sweep.layer_converted(index, &mut reducer).unwrap());
+    for (index, layer) in model.layers.iter().enumerate().take(2) {
+        sweep.convert(index, layer, &mut reducer).unwrap();
+    }
     std::mem::take(&mut watch.0.lock().unwrap())
 }
 

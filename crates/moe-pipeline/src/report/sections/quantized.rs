@@ -2,7 +2,8 @@
 
 use moe_forward::DomainReport;
 use moe_passes::LayerRecord;
-use moe_passes::quantize::{ExpertRecord, PoolStats};
+use moe_passes::PoolStats;
+use moe_passes::quantize::ExpertRecord;
 
 use crate::card::identity;
 use crate::receipt::Receipt;

@@ -1,0 +1,96 @@
+//! Which experts tokens went to, and which of these are rare.
+
+use candle_core::Tensor;
+use moe_checkpoint::Result;
+use moe_math::routing::Routing;
+
+use crate::observer::Observer;
+
+/// Where all tokens went.
+#[derive(Default)]
+pub(super) struct Choices {
+    /// All tokens that are to come.
+    pub tokens: usize,
+    pub layers: Vec<LayerChoices>,
+}
+
+/// Where all tokens went in a layer.
+pub(super) struct LayerChoices {
+    layer: usize,
+    experts: usize,
+    /// Experts that each token goes to.
+    top_k: usize,
+    /// These experts with their weights, token by token.
+    chosen: Vec<(u32, f32)>,
+}
+
+impl Choices {
+    /// For each of `tokens` tokens the share of its gates, over all layers, that goes to the
+    /// quarter of experts that fewest tokens choose; zeros without experts.
+    pub fn rare_mass(&self, tokens: usize) -> Vec<f64> {
+        let mut mass = vec![0.0; tokens];
+        for LayerChoices { experts, top_k, chosen, .. } in &self.layers {
+            let mut counts = vec![0u64; *experts];
+            chosen.iter().for_each(|(expert, _)| counts[*expert as usize] += 1);
+            let mut order: Vec<usize> = (0..*experts).collect();
+            order.sort_by_key(|expert| counts[*expert]);
+            let rare = &order[..experts / 4];
+            for (mass, choices) in mass.iter_mut().zip(chosen.chunks_exact(*top_k)) {
+                let of = |chosen: &mut dyn Iterator<Item = &(u32, f32)>| {
+                    chosen.map(|(_, gate)| f64::from(*gate)).sum::<f64>()
+                };
+                let all = of(&mut choices.iter());
+                let rare = of(&mut choices
+                    .iter()
+                    .filter(|(expert, _)| rare.contains(&(*expert as usize))));
+                *mass += if all > 0.0 { rare / all / self.layers.len() as f64 } else { 0.0 };
+            }
+        }
+        mass
+    }
+}
+
+impl Observer for Choices {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
+        if self.layers.last().is_none_or(|last| last.layer != layer) {
+            // Room for all tokens at once: a vector that grows holds twice as much while it does.
+            let chosen = Vec::with_capacity(self.tokens * routing.top_k);
+            self.layers.push(LayerChoices {
+                layer,
+                experts: routing.experts,
+                top_k: routing.top_k,
+                chosen,
+            });
+        }
+        let last = self.layers.last_mut().expect("it was just pushed");
+        last.chosen.extend(routing.selected.iter().copied().zip(routing.weights.iter().copied()));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_weigh_as_much_as_their_rare_experts() {
+        let first = [
+            [(0, 0.5), (1, 0.5)],
+            [(0, 0.9), (3, 0.1)],
+            [(1, 0.6), (2, 0.4)],
+            [(1, 1.0), (2, 1.0)],
+        ]
+        .concat();
+        let layer = |layer, top_k, chosen| LayerChoices { layer, experts: 4, top_k, chosen };
+        let choices =
+            Choices { tokens: 4, layers: vec![layer(0, 2, first), layer(1, 1, vec![(0, 1.0); 4])] };
+        // Expert 3 is the rare one of layer 0; in layer 1 three have none, and the first of them is
+        // it.
+        let mass = choices.rare_mass(4);
+        assert!(
+            (mass[1] - 0.05).abs() < 1e-7 && [0, 2, 3].iter().all(|token| mass[*token] == 0.0),
+            "{mass:?}"
+        );
+        assert_eq!(Choices::default().rare_mass(2), [0.0; 2]);
+    }
+}

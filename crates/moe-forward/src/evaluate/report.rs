@@ -1,0 +1,119 @@
+//! What an evaluation says.
+
+use moe_math::load::Load;
+use serde::Serialize;
+
+use crate::corpus::{Corpus, Domain};
+
+/// A model beside its original on the same tokens.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The original's mean loss in nats.
+    pub original_loss: f64,
+    /// Mean KL(original ‖ model) in nats, over all tokens.
+    pub kl: f64,
+    /// The same over what rare experts serve: each token weighs as much as the gates that the
+    /// original gives to the quarter of each layer's experts that fewest of all these tokens
+    /// choose. None for a dense original.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rare_kl: Option<f64>,
+    /// Share of tokens whose most probable next token is the same.
+    pub top1_agreement: f64,
+}
+
+/// Quality on one domain.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DomainReport {
+    /// The domain's label; `all` for the pooled row.
+    pub label: String,
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Number of tokens that were predicted: all but each sequence's first.
+    pub predicted_tokens: usize,
+    /// Mean negative log-likelihood in nats per predicted token.
+    pub loss: f64,
+    /// e^loss.
+    pub perplexity: f64,
+    /// Against the original, if one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<Comparison>,
+}
+
+/// Expert load of one layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerLoad {
+    /// The layer's index.
+    pub layer: usize,
+    /// Load over all domains.
+    #[serde(flatten)]
+    pub load: Load,
+    /// Tokens per expert for each domain, in the order of the report's domains.
+    pub counts_by_domain: Vec<Vec<u64>>,
+}
+
+/// The result of an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// A row for each domain.
+    pub domains: Vec<DomainReport>,
+    /// All domains together: by tokens, or by their weights where all have one.
+    pub all: DomainReport,
+    /// Expert load of every sparse layer.
+    pub load: Vec<LayerLoad>,
+}
+
+impl DomainReport {
+    /// KL to the original; none without one.
+    pub fn kl(&self) -> Option<f64> {
+        Some(self.against.as_ref()?.kl)
+    }
+
+    /// The loss less the original's, in nats per predicted token; none without an original.
+    pub fn loss_change(&self) -> Option<f64> {
+        Some(self.loss - self.against.as_ref()?.original_loss)
+    }
+}
+
+impl EvalReport {
+    /// The domains, then all together.
+    pub fn rows(&self) -> impl Iterator<Item = &DomainReport> {
+        self.domains.iter().chain([&self.all])
+    }
+}
+
+/// All domains together: each weighs its tokens, or its weight where all have one.
+pub(super) fn pool(
+    corpus: &Corpus,
+    domains: &[DomainReport],
+    pooled_rare: Option<f64>,
+) -> DomainReport {
+    let weighted = corpus.domains.iter().all(|d| d.weight.is_some());
+    let mean = |tokens: fn(&DomainReport) -> usize, value: &dyn Fn(&DomainReport) -> f64| {
+        let weight = |(report, domain): (&DomainReport, &Domain)| match domain.weight {
+            Some(weight) if weighted => weight,
+            _ => tokens(report) as f64,
+        };
+        let pairs = || domains.iter().zip(&corpus.domains);
+        let total: f64 = pairs().map(weight).sum();
+        pairs().map(|pair| weight(pair) * value(pair.0)).sum::<f64>() / total
+    };
+    let loss = mean(|d| d.predicted_tokens, &|d| d.loss);
+    let of = |f: fn(&Comparison) -> f64| move |d: &DomainReport| d.against.as_ref().map_or(0.0, f);
+    let compared = domains.iter().all(|d| d.against.is_some());
+    DomainReport {
+        label: "all".to_owned(),
+        sequences: domains.iter().map(|d| d.sequences).sum(),
+        tokens: domains.iter().map(|d| d.tokens).sum(),
+        predicted_tokens: domains.iter().map(|d| d.predicted_tokens).sum(),
+        loss,
+        perplexity: loss.exp(),
+        against: compared.then(|| Comparison {
+            original_loss: mean(|d| d.predicted_tokens, &of(|c| c.original_loss)),
+            kl: mean(|d| d.tokens, &of(|c| c.kl)),
+            rare_kl: pooled_rare,
+            top1_agreement: mean(|d| d.tokens, &of(|c| c.top1_agreement)),
+        }),
+    }
+}

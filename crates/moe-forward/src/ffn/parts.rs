@@ -1,0 +1,79 @@
+//! Rows in parts, of which a device has memory for one.
+
+use std::ops::Range;
+
+use candle_core::{Result as CandleResult, Tensor};
+use moe_checkpoint::Result;
+use moe_math::device::is_out_of_memory;
+
+/// A block's activations are computed for this many tokens at a time.
+pub(super) const TOKEN_BLOCK: usize = 4096;
+
+/// What `f` gives for the rows of `x`, run on some of them at a time.
+pub(super) fn in_blocks(
+    x: &Tensor,
+    f: impl Fn(&Tensor) -> CandleResult<Tensor>,
+) -> CandleResult<Tensor> {
+    let mut parts = Vec::new();
+    in_parts(
+        x.dim(0)?,
+        TOKEN_BLOCK,
+        |part| f(&x.narrow(0, part.start, part.len())?),
+        |error| error,
+        |_, part| {
+            parts.push(part);
+            Ok(())
+        },
+    )?;
+    Tensor::cat(&parts, 0)
+}
+
+/// Runs `run` on parts of `rows` rows and hands on what it gives: as many together as `most`, and
+/// half of that where the device has no memory for them. `fail` says what couldn't be run.
+pub(super) fn in_parts<T, E>(
+    rows: usize,
+    most: usize,
+    run: impl Fn(Range<usize>) -> CandleResult<T>,
+    fail: impl Fn(candle_core::Error) -> E,
+    mut take: impl FnMut(Range<usize>, T) -> Result<(), E>,
+) -> Result<(), E> {
+    let (mut from, mut most) = (0, most);
+    while from < rows {
+        let part = from..rows.min(from + most);
+        match run(part.clone()) {
+            Err(error) if part.len() > 1 && is_out_of_memory(&error) => {
+                most = part.len().div_ceil(2)
+            }
+            found => {
+                from = part.end;
+                take(part, found.map_err(&fail)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_memory_gets_half() {
+        let full =
+            || candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        let mut taken = Vec::new();
+        let run = |part: Range<usize>| if part.len() > 3 { Err(full()) } else { Ok(part.start) };
+        let take = |part: Range<usize>, first| {
+            taken.push((first, part.end));
+            Ok(())
+        };
+        in_parts(10, 8, run, |error| error, take).unwrap();
+        assert_eq!(taken, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]);
+        // One row that doesn't fit alone is an error, and so is any other error at once.
+        assert!(in_parts(2, 2, |_| Err::<(), _>(full()), |error| error, |_, ()| Ok(())).is_err());
+        let other = |part: Range<usize>| {
+            if part.len() > 1 { Err(candle_core::Error::msg("no")) } else { Ok(()) }
+        };
+        assert!(in_parts(2, 2, other, |error| error, |_, ()| Ok(())).is_err());
+    }
+}

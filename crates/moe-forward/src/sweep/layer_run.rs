@@ -1,0 +1,279 @@
+//! One layer of a sweep: what its tokens go through, and what becomes of it.
+
+use std::ops::Range;
+use std::path::Path;
+
+use candle_core::{Result as CandleResult, Tensor};
+use moe_checkpoint::Result;
+use moe_math::Compute;
+use moe_math::meter::Work;
+use moe_model::{Attention, Ffn, Layer, Model};
+
+use super::converter::{Converted, Converter, Forcing, Inputs, LayerChange, Role};
+use super::loaded::LoadedLayer;
+use super::weights::{attention_weights, network_weights, weights_of};
+use crate::attention::LoadedAttention;
+use crate::context::Context;
+use crate::ffn::{self, RunningLayer};
+use crate::finite;
+use crate::observer::{STATISTICS, Silent};
+use crate::rotary::Rotary;
+use crate::states::States;
+use crate::work::attention_flops;
+
+/// Attention runs on whole sequences of about this many tokens together.
+const ATTENTION_TOKENS: usize = 4096;
+
+/// Is shown what projections read for which tokens: the first of [`moe_model::Attention::linears`]
+/// that reads it.
+type SeenFor<'a> = &'a mut dyn FnMut(usize, Range<usize>, &Tensor) -> Result<()>;
+
+/// A layer that tokens go through.
+pub(super) struct LayerRun<'s> {
+    pub model: &'s Model,
+    pub compute: &'s Compute,
+    pub rotary: &'s Rotary,
+    /// The tokens of each sequence.
+    pub spans: &'s [Range<usize>],
+    /// The tokens of each block.
+    pub blocks: &'s [Range<usize>],
+    pub scratch: Option<&'s Path>,
+    pub states: &'s mut States,
+    pub running: RunningLayer<'s>,
+    pub layer: &'s Layer,
+    pub loaded: LoadedLayer,
+}
+
+impl LayerRun<'_> {
+    /// Lets all tokens go through the layer, or what `converter` makes of it.
+    pub fn run(mut self, converter: &mut dyn Converter) -> Result<LayerChange> {
+        let attention =
+            if converter.converts_attention() { self.convert_attention(converter)? } else { None };
+        let ffn = match converter.role() {
+            Role::Watches => {
+                self.watch(converter)?;
+                None
+            }
+            Role::Converts => self.convert_seen(converter)?,
+            Role::ConvertsUnseen => self.convert_unseen(converter)?,
+        };
+        Ok(LayerChange { attention, ffn })
+    }
+
+    /// Shows `converter` what attention reads, and goes on with what it makes of it.
+    fn convert_attention(&mut self, converter: &mut dyn Converter) -> Result<Option<Attention>> {
+        let index = self.running.index;
+        for block in 0..self.blocks.len() {
+            self.attention(block, &mut |linear, tokens, x| {
+                finite::check(x, &self.attention_name(), attention_weights(self.layer))?;
+                converter.attention_input(index, linear, tokens, x)
+            })?;
+        }
+        let converted = converter.convert_attention(index)?;
+        if let Some(attention) = &converted {
+            self.loaded.attention =
+                LoadedAttention::load(self.running.loader, self.model, attention)?;
+        }
+        Ok(converted)
+    }
+
+    /// Block after block leaves the layer as it is.
+    fn watch(&mut self, converter: &mut dyn Converter) -> Result<()> {
+        for block in 0..self.blocks.len() {
+            let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
+            let out = self.original(block, &attended, converter)?;
+            let hidden = self.leave(block, &attended, &out)?;
+            self.compute.stage(STATISTICS, Work::UNCOUNTED, || {
+                converter.layer_output(self.running.index, &hidden)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs the original on all blocks before it is converted.
+    fn convert_seen(&mut self, converter: &mut dyn Converter) -> Result<Option<Ffn>> {
+        let mut originals =
+            States::new(self.blocks, self.model.hidden, self.scratch, self.compute)?;
+        for block in 0..self.blocks.len() {
+            let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
+            let out = self.original(block, &attended, converter)?;
+            // What is decided on this layer would blame another tensor.
+            let name = format!("the feed-forward network of layer {}", self.running.index);
+            finite::check(&out, &name, network_weights(self.layer))?;
+            originals.set(block, out)?;
+            self.states.set(block, attended)?;
+        }
+        let converted = self.convert(Some(&originals), converter)?;
+        for block in 0..self.blocks.len() {
+            let attended = self.states.get(block)?;
+            let original = originals.get(block)?;
+            let out = match &converted {
+                None => original,
+                Some(converted) => {
+                    let out = self.converted(block, &attended, Some(converted))?;
+                    self.show_converted(&original, &out, converter)?;
+                    if converter.forcing() == Forcing::Teacher { original } else { out }
+                }
+            };
+            self.leave(block, &attended, &out)?;
+        }
+        Ok(converted.map(|converted| converted.ffn))
+    }
+
+    /// Converts the block from what enters it.
+    fn convert_unseen(&mut self, converter: &mut dyn Converter) -> Result<Option<Ffn>> {
+        for block in 0..self.blocks.len() {
+            let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
+            self.checked_ffn_input(&attended)?;
+            self.states.set(block, attended)?;
+        }
+        let converted = self.convert(None, converter)?;
+        for block in 0..self.blocks.len() {
+            let attended = self.states.get(block)?;
+            let out = self.converted(block, &attended, converted.as_ref())?;
+            self.leave(block, &attended, &out)?;
+        }
+        Ok(converted.map(|converted| converted.ffn))
+    }
+
+    fn convert(
+        &self,
+        outputs: Option<&States>,
+        converter: &mut dyn Converter,
+    ) -> Result<Option<Converted>> {
+        let layer = self.running.index;
+        let norm = &self.loaded.ffn_norm;
+        let inputs = Inputs { layer, states: self.states, tokens: self.blocks, norm, outputs };
+        self.compute.stage("decisions", Work::UNCOUNTED, || converter.convert(layer, &inputs))
+    }
+
+    /// What the layer's own feed-forward block gives for the states `attended` of `block`.
+    fn original(
+        &self,
+        block: usize,
+        attended: &Tensor,
+        converter: &mut dyn Converter,
+    ) -> Result<Tensor> {
+        let normed = self.checked_ffn_input(attended)?;
+        converter.ffn_input(self.running.index, &normed)?;
+        let first = self.blocks[block].start;
+        ffn::forward(self.running, &self.layer.ffn, &normed, first, converter)
+    }
+
+    /// The same of what the feed-forward block became.
+    fn converted(
+        &self,
+        block: usize,
+        attended: &Tensor,
+        converted: Option<&Converted>,
+    ) -> Result<Tensor> {
+        let tokens = &self.blocks[block];
+        let normed = self.ffn_input(attended)?;
+        if let Some(Converted { ffn: Ffn::Moe(moe), routed: Some(routed) }) = converted {
+            let of_block = routed.narrow(0, tokens.start, tokens.len());
+            let of_block = of_block.context(|| "the experts' outputs".into())?;
+            return self.running.with_shared(moe, &normed, of_block);
+        }
+        let ffn = converted.map_or(&self.layer.ffn, |converted| &converted.ffn);
+        ffn::forward(self.running, ffn, &normed, tokens.start, &mut Silent)
+    }
+
+    fn show_converted(
+        &self,
+        original: &Tensor,
+        out: &Tensor,
+        converter: &mut dyn Converter,
+    ) -> Result<()> {
+        let work = Work::bytes(2 * original.elem_count() as u64 * 4);
+        self.compute
+            .stage(STATISTICS, work, || converter.converted(self.running.index, original, out))
+    }
+
+    /// The states of `block` behind attention; `seen` is shown what projections read for which
+    /// tokens.
+    fn attention(&self, block: usize, seen: SeenFor<'_>) -> Result<Tensor> {
+        // candle's errors can't hold ours.
+        let mut failed = None;
+        let hidden = self.states.get(block)?;
+        let tokens = &self.blocks[block];
+        let within = |span: &&Range<usize>| tokens.start <= span.start && span.end <= tokens.end;
+        let spans: Vec<_> = self.spans.iter().filter(within).cloned().collect();
+        let parts = self.compute.stage("attention", self.attention_work(&spans), || {
+            let of_spans = group_spans(&spans).map(|spans| {
+                let start = spans[0].start;
+                let end = spans[spans.len() - 1].end;
+                let x = hidden.narrow(0, start - tokens.start, end - start)?;
+                self.attended(&x, spans, &mut |linear, input| {
+                    if failed.is_none() {
+                        failed = seen(linear, start..end, input).err();
+                    }
+                })
+            });
+            of_spans.collect::<CandleResult<Vec<_>>>()
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| self.attention_name())
+    }
+
+    /// What `x`, the states of the consecutive sequences `spans`, become behind attention.
+    fn attended(
+        &self,
+        x: &Tensor,
+        spans: &[Range<usize>],
+        seen: &mut dyn FnMut(usize, &Tensor),
+    ) -> CandleResult<Tensor> {
+        let start = spans[0].start;
+        let local: Vec<_> = spans.iter().map(|s| s.start - start..s.end - start).collect();
+        let normed = self.loaded.attention_norm.forward(x)?;
+        let out = self.loaded.attention.forward(&normed, &local, self.rotary, seen)?;
+        x + out
+    }
+
+    /// Of all pairs of tokens, the query comes later in half.
+    fn attention_work(&self, spans: &[Range<usize>]) -> Work {
+        let tokens = spans.iter().map(ExactSizeIterator::len);
+        let pairs: usize = tokens.clone().map(|tokens| tokens * tokens / 2).sum();
+        Work::flops(attention_flops(self.model, self.layer, tokens.sum(), pairs as f64))
+    }
+
+    fn attention_name(&self) -> String {
+        format!("the attention of layer {}", self.running.index)
+    }
+
+    fn ffn_input(&self, attended: &Tensor) -> Result<Tensor> {
+        let normed = self.loaded.ffn_norm.forward(attended);
+        normed.context(|| format!("a norm of layer {}", self.running.index))
+    }
+
+    /// The same, refused where it is not finite: observers would blame the weights that they look
+    /// at.
+    fn checked_ffn_input(&self, attended: &Tensor) -> Result<Tensor> {
+        let normed = self.ffn_input(attended)?;
+        finite::check(&normed, &self.attention_name(), attention_weights(self.layer))?;
+        Ok(normed)
+    }
+
+    /// The states with which `block` leaves the layer.
+    fn leave(&mut self, block: usize, attended: &Tensor, out: &Tensor) -> Result<Tensor> {
+        let index = self.running.index;
+        let hidden = (attended + out).context(|| format!("layer {index}"))?;
+        let name = format!("the hidden states of layer {index}");
+        finite::check(&hidden, &name, weights_of(self.layer))?;
+        self.states.set(block, hidden.clone())?;
+        Ok(hidden)
+    }
+}
+
+/// Consecutive sequences, in groups of about [`ATTENTION_TOKENS`].
+fn group_spans(spans: &[Range<usize>]) -> impl Iterator<Item = &[Range<usize>]> {
+    let mut rest = spans;
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
+        let fits = rest.iter().take_while(|s| s.end - first.start <= ATTENTION_TOKENS).count();
+        let (group, others) = rest.split_at(fits.max(1));
+        rest = others;
+        Some(group)
+    })
+}

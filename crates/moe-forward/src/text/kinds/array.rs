@@ -1,0 +1,213 @@
+//! A list of records, whose elements are put on lines of their own in a nameless file, byte for byte
+//! in the same places.
+
+use moe_checkpoint::{Error, Kind, Result, Scratch};
+
+use super::lines::Lines;
+use super::scratch::{CHUNK_BYTES, no_room, scratch};
+use crate::text::bytes::TextBytes;
+use crate::text::kind::{FileKind, Head, Opened};
+use crate::text::record::{Start, object_start};
+use crate::text::source::{Origin, TextFile, TextUnit};
+
+/// A list of JSON.
+pub(super) struct Array;
+
+impl FileKind for Array {
+    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+        // A list of anything else is shown as the records that it should have been, line by line.
+        let Some(first) = head.body().strip_prefix(b"[") else { return Ok(false) };
+        let first = object_start(first.trim_ascii_start());
+        Ok(head.ending() == "json" || matches!(first, Start::Whole | Start::Open))
+    }
+
+    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
+        let list = bytes.behind(head.mark());
+        let (scratch, end) = lines_of_array(&list)?;
+        let lines = TextFile::of(list.unpacked(scratch, end), &Lines);
+        Ok(Opened::Text(TextFile { origin: Some(Box::new(List(list))), ..lines }))
+    }
+}
+
+/// The list that lines are the elements of.
+struct List(TextBytes);
+
+impl Origin for List {
+    fn name(&self) -> &'static str {
+        "a JSON array"
+    }
+
+    fn place(&self, text: &TextBytes, at: u64) -> Option<String> {
+        let (record, line) = self.record(text, at)?;
+        Some(format!("record {record} of the list, on line {line}"))
+    }
+
+    fn unit(&self) -> &'static TextUnit {
+        &TextUnit { name: "element of the list", is_line: false, jq: ".[] | " }
+    }
+}
+
+impl List {
+    /// Where the list has the record whose bytes in `lines` begin at `at`: which record it is, and
+    /// on which line it begins, both from 1 on. All before it is read for it.
+    fn record(&self, lines: &TextBytes, at: u64) -> Option<(u64, u64)> {
+        let (mut records, mut line) = (0, 1);
+        let mut has_begun = false;
+        let mut from = 0;
+        while from < lines.len() {
+            let bytes = (CHUNK_BYTES as u64).min(lines.len() - from) as usize;
+            let (mut own, mut of_list) = (vec![0; bytes], vec![0; bytes]);
+            lines.read_at(from, &mut own).and_then(|()| self.0.read_at(from, &mut of_list)).ok()?;
+            for (offset, (own, of_list)) in (from..).zip(own.into_iter().zip(of_list)) {
+                // Blanks, and what is a line break in the list, may stand before the record.
+                if offset >= at && !own.is_ascii_whitespace() {
+                    return Some((records, line));
+                }
+                line += u64::from(of_list == b'\n');
+                has_begun |= of_list == b'[';
+                records += u64::from(has_begun && own == b'\n');
+            }
+            from += bytes as u64;
+        }
+        None
+    }
+}
+
+/// The elements of the list of JSON that `file` is, a line each, and their bytes.
+fn lines_of_array(file: &TextBytes) -> Result<(Scratch, u64)> {
+    let scratch = scratch()?;
+    let mut lines = ArrayLines::default();
+    let (mut at, mut end) = (0, 0);
+    while at < file.len() {
+        let mut chunk = vec![0; CHUNK_BYTES.min((file.len() - at) as usize)];
+        file.read_at(at, &mut chunk)?;
+        at += chunk.len() as u64;
+        lines
+            .split(&mut chunk)
+            .map_err(|what| malformed(format!("line {}: {what}", lines.breaks + 1)))?;
+        scratch.write_at(end, &chunk).map_err(no_room)?;
+        end += chunk.len() as u64;
+    }
+    if lines.state != UnpackState::Behind {
+        return Err(malformed(format!(
+            "the file ends in line {}, and its list isn't closed",
+            lines.breaks + 1
+        )));
+    }
+    Ok((scratch, end))
+}
+
+fn malformed(what: String) -> Error {
+    Error::new(Kind::Malformed, what)
+        .remedy("give a list of records, or records line by line: jq -c '.[]' makes such")
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum UnpackState {
+    #[default]
+    Before,
+    Within,
+    Behind,
+}
+
+/// Puts elements of a list on lines of their own, byte for byte: brackets and commas between them
+/// become line breaks, and line breaks within them spaces.
+#[derive(Default)]
+struct ArrayLines {
+    state: UnpackState,
+    depth: usize,
+    /// Line breaks that were read.
+    breaks: u64,
+    in_string: bool,
+    is_escaped: bool,
+    /// Whether something stands behind the last comma of the list.
+    has_element: bool,
+    /// Whether there was such a comma.
+    has_comma: bool,
+}
+
+impl ArrayLines {
+    fn split(&mut self, chunk: &mut [u8]) -> Result<(), String> {
+        for byte in chunk {
+            self.breaks += u64::from(*byte == b'\n');
+            if self.in_string {
+                self.in_string = self.is_escaped || *byte != b'"';
+                self.is_escaped = !self.is_escaped && *byte == b'\\';
+                continue;
+            }
+            self.check_commas(*byte)?;
+            match (self.state, *byte) {
+                (UnpackState::Before, b'[') => (self.state, *byte) = (UnpackState::Within, b'\n'),
+                (UnpackState::Within, b'"') => self.in_string = true,
+                (UnpackState::Within, b'[' | b'{') => self.depth += 1,
+                (UnpackState::Within, b']') if self.depth == 0 => {
+                    (self.state, *byte) = (UnpackState::Behind, b'\n')
+                }
+                (UnpackState::Within, b']' | b'}') => {
+                    self.depth = self
+                        .depth
+                        .checked_sub(1)
+                        .ok_or("a bracket is closed that wasn't opened")?;
+                }
+                (UnpackState::Within, b',') if self.depth == 0 => *byte = b'\n',
+                (UnpackState::Within, b'\n' | b'\r') => *byte = b' ',
+                (UnpackState::Before | UnpackState::Behind, byte)
+                    if !byte.is_ascii_whitespace() =>
+                {
+                    return Err(format!("{:?} outside of the list", char::from(byte)));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses commas without a record before or behind them, as Python does: `byte` stands outside
+    /// of strings.
+    fn check_commas(&mut self, byte: u8) -> Result<(), String> {
+        if self.state != UnpackState::Within || byte.is_ascii_whitespace() {
+            return Ok(());
+        }
+        match byte {
+            b',' if self.depth == 0 && !self.has_element => {
+                Err("a comma of the list has no record before it".to_owned())
+            }
+            b']' if self.depth == 0 && self.has_comma && !self.has_element => {
+                Err("the list ends with a comma that no record follows".to_owned())
+            }
+            b',' if self.depth == 0 => {
+                (self.has_comma, self.has_element) = (true, false);
+                Ok(())
+            }
+            _ => {
+                self.has_element = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_of_a_list_become_lines() {
+        let split = |text: &str, chunk: usize| {
+            let mut bytes = text.as_bytes().to_vec();
+            let mut lines = ArrayLines::default();
+            let split = bytes.chunks_mut(chunk).try_for_each(|chunk| lines.split(chunk));
+            split.map(|()| (String::from_utf8(bytes).unwrap(), lines.state == UnpackState::Behind))
+        };
+        let text = "[{\"a\": \"],\\\"\\\\\",\n \"b\": [1, 2]}, {\"c\": {}}\n]\n";
+        let wanted = "\n{\"a\": \"],\\\"\\\\\",  \"b\": [1, 2]}\n {\"c\": {}} \n\n";
+        for chunk in [1, 3, 100] {
+            assert_eq!(split(text, chunk), Ok((wanted.to_owned(), true)));
+        }
+        assert_eq!(split("[{}", 9), Ok(("\n{}".to_owned(), false)));
+        for wrong in ["[{}] x", "[}]", "[{},]", "[{}, \n]", "[,{}]", "[{},,{}]", "[,]"] {
+            assert!(split(wrong, 1).is_err() && split(wrong, 9).is_err(), "{wrong}");
+        }
+        assert!(split("[ ]", 9).is_ok() && split("[1,[2,],3]", 9).is_ok());
+    }
+}

@@ -1,0 +1,152 @@
+//! Files that gzip packed, which are unpacked to a nameless file.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+
+use flate2::bufread::GzDecoder;
+use moe_checkpoint::{Error, Kind, Result, Scratch};
+
+use super::scratch::{CHUNK_BYTES, no_room, scratch};
+use crate::text::bytes::TextBytes;
+use crate::text::kind::{FileKind, Head, Opened};
+use crate::text::source::Origin;
+
+/// A file of any kind, packed.
+pub(super) struct Gzip;
+
+impl FileKind for Gzip {
+    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+        Ok(head.bytes.starts_with(b"\x1f\x8b"))
+    }
+
+    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
+        let Some(file) = bytes.file().filter(|_| !head.is_unpacked) else {
+            return Err(Error::new(Kind::Unsupported, "this is gzip within gzip")
+                .remedy("unpack it first: gunzip"));
+        };
+        let (scratch, end) = unpacked(file)?;
+        Ok(Opened::Unpacked(bytes.unpacked(scratch, end), Box::new(Gzip)))
+    }
+}
+
+impl Origin for Gzip {
+    fn name(&self) -> &'static str {
+        "gzip"
+    }
+}
+
+/// Text is packed to a tenth; a small file that claims to be a hundred times more was made to fill
+/// a disk.
+const MAX_RATIO: u64 = 100;
+/// What that doesn't matter for.
+const SMALL_BYTES: u64 = 1 << 30;
+
+/// What the gzip file `file` holds, and its bytes.
+fn unpacked(file: &File) -> Result<(Scratch, u64)> {
+    let scratch = scratch()?;
+    let packed = file.metadata().map_or(0, |metadata| metadata.len());
+    let most = SMALL_BYTES.max(packed.saturating_mul(MAX_RATIO));
+    let mut unpacker = Members::new(BufReader::with_capacity(CHUNK_BYTES, file));
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut end = 0;
+    loop {
+        let read = unpacker.read(&mut chunk).map_err(|e| {
+            Error::new(Kind::Malformed, "this gzip file can't be unpacked")
+                .source(e)
+                .remedy("check it by gzip -t, and download it again")
+        })?;
+        if read == 0 {
+            return Ok((scratch, end));
+        }
+        scratch.write_at(end, &chunk[..read]).map_err(no_room)?;
+        end += read as u64;
+        if end > most {
+            let what = format!("this gzip file of {packed} bytes holds more than {most}");
+            return Err(Error::new(Kind::Unsupported, what)
+                .remedy("unpack it first (gunzip -k), and give the part that is wanted"));
+        }
+    }
+}
+
+/// All members of a gzip file, one after the other, as Python's `gzip` reads them: with zeros
+/// between them and behind the last, which tapes and block devices pad files with.
+struct Members<R: BufRead> {
+    /// The one that is read; None behind the last.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Members<R> {
+    fn new(reader: R) -> Self {
+        Self { member: Some(GzDecoder::new(reader)) }
+    }
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let rest = self.member.take().map(GzDecoder::into_inner);
+            self.member = rest.map(behind_zeros).transpose()?.flatten().map(GzDecoder::new);
+        }
+        Ok(0)
+    }
+}
+
+/// `reader` behind the zeros that it begins with; None where nothing else comes.
+fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
+    loop {
+        let held = reader.fill_buf()?;
+        let zeros = held.iter().take_while(|byte| **byte == 0).count();
+        if held.is_empty() {
+            return Ok(None);
+        }
+        if zeros < held.len() {
+            reader.consume(zeros);
+            return Ok(Some(reader));
+        }
+        reader.consume(zeros);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn member(text: &str) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// As `gzip.decompress` of Python 3.11 takes them, and refuses them.
+    #[test]
+    fn gzip_is_read_to_its_end_as_python_reads_it() {
+        let (a, b, zeros) = (member("a"), member("b"), [0; 3000]);
+        let cases: [(Vec<u8>, Option<&str>); 8] = [
+            (a.clone(), Some("a")),
+            ([&a[..], &zeros].concat(), Some("a")),
+            ([&a[..], &b].concat(), Some("ab")),
+            ([&a[..], &zeros, &b, &zeros].concat(), Some("ab")),
+            ([&a[..], b"x"].concat(), None),
+            ([&a[..], &zeros, b"rest"].concat(), None),
+            ([&a[..], &b[..12]].concat(), None),
+            ([&zeros, &a[..]].concat(), None),
+        ];
+        for (bytes, wanted) in cases {
+            for capacity in [1, 100, 1 << 16] {
+                let mut text = String::new();
+                let mut members = Members::new(BufReader::with_capacity(capacity, &bytes[..]));
+                let read = members.read_to_string(&mut text);
+                assert_eq!(read.ok().map(|_| text.as_str()), wanted, "{capacity}");
+            }
+        }
+    }
+}

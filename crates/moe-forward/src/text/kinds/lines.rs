@@ -1,0 +1,120 @@
+//! JSON Lines: a file of records, one in each line.
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::path::Path;
+
+use moe_checkpoint::Result;
+
+use crate::text::bytes::TextBytes;
+use crate::text::documents::{Document, Documents, LongLines, Next, Unit};
+use crate::text::escaped::Passage;
+use crate::text::kind::{FileKind, Head, Opened};
+use crate::text::reader::TextReader;
+use crate::text::record::{Start, object_start, parse};
+use crate::text::scan::{Scanned, scan};
+use crate::text::source::TextFile;
+use crate::text::wrong::{MAX_RECORD_BYTES, Wrong};
+
+/// Records that aren't longer are read at once.
+const HELD_BYTES: u64 = 1 << 20;
+
+/// An object of JSON in each line.
+pub(super) struct Lines;
+
+impl FileKind for Lines {
+    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+        let body = head.body();
+        let line_end = body.iter().position(|byte| *byte == b'\n');
+        let line = &body[..line_end.unwrap_or(body.len())];
+        Ok(is_named_for_lines(head.name)
+            // It lacks all keys, as the error will say.
+            || line.trim_ascii() == b"{}"
+            || match object_start(line) {
+                Start::Whole => true,
+                // It is longer than what is looked at, so that no line end was seen.
+                Start::Open => line_end.is_none() && !head.is_all,
+                Start::Other => false,
+            })
+    }
+
+    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
+        Ok(Opened::Text(TextFile::of(bytes.behind(head.mark()), &Lines)))
+    }
+}
+
+impl Documents for Lines {
+    fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<Next> {
+        let end = reader.line_end(at)?;
+        let scanned = if end - at <= HELD_BYTES { Scanned::Other } else { scan(reader, at..end)? };
+        let document = match scanned {
+            Scanned::Text(range) => Document::Text(Passage { range, is_escaped: true }),
+            Scanned::Other if end - at <= MAX_RECORD_BYTES => record(reader.bytes(at..end)?),
+            Scanned::Other => Document::Malformed(Wrong::too_long(end - at)),
+            Scanned::Blank => Document::Blank,
+            Scanned::Malformed(wrong) => Document::Malformed(wrong),
+        };
+        Ok(Next { bytes: at..end, document, following: Some(end + 1) })
+    }
+
+    fn in_cell(
+        &self,
+        reader: &mut TextReader<'_>,
+        cell: Range<u64>,
+        lines: &mut LongLines,
+    ) -> Result<Vec<Unit>> {
+        let mut units = Vec::new();
+        let mut start = lines.start(reader, cell.start)?;
+        while start < cell.end {
+            let line = start..lines.end(reader, start)?;
+            start = line.end + 1;
+            units.extend(in_line(line.clone(), lines.scanned(reader, line)?, &cell));
+        }
+        Ok(units)
+    }
+
+    fn is_named_so(&self, ending: &str) -> bool {
+        matches!(ending, "jsonl" | "ndjson" | "jl" | "json")
+    }
+
+    fn taken_for(&self, _: &str) -> String {
+        "JSON Lines, a document a line".to_owned()
+    }
+}
+
+fn record(line: &[u8]) -> Document {
+    if line.trim_ascii().is_empty() {
+        return Document::Blank;
+    }
+    parse(line).map_or_else(Document::Malformed, Document::Record)
+}
+
+/// What of `line`, which holds what was `scanned` if it is longer than a cell, is in `cell`: records
+/// are where they begin.
+fn in_line(line: Range<u64>, scanned: Option<Scanned>, cell: &Range<u64>) -> Option<Unit> {
+    let begins_here = cell.contains(&line.start);
+    match scanned {
+        None => begins_here.then_some(Unit::Record(line)),
+        Some(Scanned::Blank) => None,
+        Some(Scanned::Text(range)) => {
+            let part = range.start.max(cell.start)..range.end.min(cell.end);
+            let passage = Passage { range, is_escaped: true };
+            (part.start < part.end).then_some(Unit::Part { passage, part })
+        }
+        Some(Scanned::Other) if !begins_here => None,
+        Some(Scanned::Other) if line.end - line.start > MAX_RECORD_BYTES => {
+            let wrong = Wrong::too_long(line.end - line.start);
+            Some(Unit::Malformed(line, wrong))
+        }
+        Some(Scanned::Other) => Some(Unit::Record(line)),
+        Some(Scanned::Malformed(wrong)) => Some(Unit::Malformed(line, wrong)),
+    }
+}
+
+/// Whether a part of the name says that the file has a record of JSON in each line, as in
+/// `a.jsonl.txt`.
+fn is_named_for_lines(name: &Path) -> bool {
+    const WORDS: [&str; 5] = ["jsonl", "jsonlines", "ndjson", "ldjson", "jl"];
+    let name = name.file_name().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+    name.split('.').skip(1).any(|part| WORDS.contains(&part))
+}

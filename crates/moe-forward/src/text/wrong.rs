@@ -1,0 +1,268 @@
+//! Why a line is not a record: found where the line is read, for whoever knows a way on.
+
+use std::fmt;
+
+use serde::de::IgnoredAny;
+use serde_json::error::Category;
+
+use super::surrogates::{is_high, is_low, unit};
+
+/// Records of text are read in parts; of others this is the longest.
+pub(super) const MAX_RECORD_BYTES: u64 = 64 << 20;
+/// serde_json reads lists and objects that lie in less than so many others.
+const MAX_DEPTH: usize = 128;
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wrong {
+    pub cause: Cause,
+    what: String,
+    /// Where in the line, if that is known.
+    place: String,
+}
+
+/// What is wrong, as far as the way on depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cause {
+    NotUtf8,
+    /// Not even a value of JSON begins.
+    NotJson,
+    /// The line ends within the record, or within a string of it.
+    Unfinished {
+        in_string: bool,
+    },
+    /// A comma stands behind the record.
+    Comma,
+    /// Something else stands behind it.
+    Trailing,
+    /// A string has half of a surrogate pair.
+    HalfPair,
+    TooDeep,
+    TooLong,
+    /// The line is a string.
+    IsString,
+    /// The line is a list.
+    IsList,
+    /// Its "text" is a list.
+    TextIsList,
+    /// It has no key that is known, but a list of objects under this one.
+    RecordsUnder(String),
+    /// It has no key that is known; this one seems to have the text.
+    TextUnder(String),
+    Other,
+}
+
+impl Wrong {
+    pub fn new(cause: Cause, what: impl Into<String>) -> Self {
+        Self { cause, what: what.into(), place: String::new() }
+    }
+
+    /// A record of so many bytes.
+    pub fn too_long(bytes: u64) -> Self {
+        let what = format!(
+            "{} MB in one record that isn't \"text\", which must be held whole; the most is {} MB",
+            bytes / 1_000_000,
+            MAX_RECORD_BYTES / 1_000_000
+        );
+        Self::new(Cause::TooLong, what)
+    }
+
+    /// The `error` of reading `line` as an object.
+    pub fn of_line(line: &str, error: &serde_json::Error) -> Self {
+        match behind(line) {
+            Some(b',') => {
+                let what = "trailing characters: a comma stands behind the object";
+                Self::new(Cause::Comma, what)
+            }
+            behind => Self::said(error, cause_in_line(line, error, behind.is_some())),
+        }
+    }
+
+    /// The `error` of reading `value`, which is a whole value of a line.
+    pub fn of_value(value: &str, error: &serde_json::Error) -> Self {
+        Self::said(error, cause_in_value(value, error))
+    }
+
+    fn said(error: &serde_json::Error, cause: Cause) -> Self {
+        let said = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        match said.strip_suffix(&place) {
+            Some(what) => Self { cause, what: what.to_owned(), place },
+            None => Self { cause, what: said, place: String::new() },
+        }
+    }
+
+    /// What is wrong, without the place in the line.
+    pub fn without_place(&self) -> String {
+        format!("{}{}", self.what, self.note())
+    }
+
+    fn note(&self) -> &'static str {
+        match self.cause {
+            Cause::HalfPair => {
+                ": half of a surrogate pair is no character, and no tokenizer takes it"
+            }
+            _ => "",
+        }
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}{}", self.what, self.place, self.note())
+    }
+}
+
+/// The first byte behind the value that `line` begins with, if that is whole and something follows.
+fn behind(line: &str) -> Option<u8> {
+    let mut values = serde_json::Deserializer::from_str(line).into_iter::<IgnoredAny>();
+    values.next()?.ok()?;
+    line[values.byte_offset()..].trim_start().bytes().next()
+}
+
+fn cause_in_line(line: &str, error: &serde_json::Error, is_followed: bool) -> Cause {
+    let start = line.trim_start();
+    match error.classify() {
+        Category::Eof => Cause::Unfinished { in_string: Prefix::of(line.as_bytes()).in_string },
+        Category::Data if start.starts_with('"') => Cause::IsString,
+        Category::Data if start.starts_with('[') => Cause::IsList,
+        // Of strings in an object, none but those that are wanted are looked at.
+        Category::Syntax if start.starts_with('"') && ends_in_half(line, error) => Cause::HalfPair,
+        Category::Syntax if is_followed => Cause::Trailing,
+        Category::Syntax if !begins_value(start) => Cause::NotJson,
+        _ => Cause::Other,
+    }
+}
+
+fn cause_in_value(value: &str, error: &serde_json::Error) -> Cause {
+    if error.classify() != Category::Syntax {
+        Cause::Other
+    } else if ends_in_half(value, error) {
+        Cause::HalfPair
+    } else if Prefix::of(read(value, error)).depth >= MAX_DEPTH {
+        Cause::TooDeep
+    } else {
+        Cause::Other
+    }
+}
+
+/// What of `json` had been read when `error` was found: lines have no line breaks, so that a column
+/// is a number of bytes.
+fn read<'a>(json: &'a str, error: &serde_json::Error) -> &'a [u8] {
+    &json.as_bytes()[..error.column().min(json.len())]
+}
+
+fn begins_value(text: &str) -> bool {
+    let is_literal = ["true", "false", "null"].iter().any(|literal| text.starts_with(literal));
+    is_literal || text.starts_with(|c: char| c.is_ascii_digit() || "{[\"-".contains(c))
+}
+
+/// Whether serde_json found half of a surrogate pair where it stopped.
+fn ends_in_half(json: &str, error: &serde_json::Error) -> bool {
+    Prefix::of(read(json, error)).ends_in_half
+}
+
+/// What the beginning of a JSON text is in the middle of.
+#[derive(Default)]
+struct Prefix {
+    in_string: bool,
+    /// Lists and objects that are open.
+    depth: usize,
+    /// Whether its end shows that half of a surrogate pair has no other one.
+    ends_in_half: bool,
+}
+
+impl Prefix {
+    fn of(json: &[u8]) -> Self {
+        let mut prefix = Self::default();
+        let mut at = 0;
+        while at < json.len() {
+            at += prefix.enter(&json[at..]);
+        }
+        prefix
+    }
+
+    /// Enters what `rest` begins with; its bytes.
+    fn enter(&mut self, rest: &[u8]) -> usize {
+        match (self.in_string, rest[0]) {
+            (true, b'\\') => {
+                let (width, shows) = escape(rest);
+                self.ends_in_half |= shows == Some(rest.len());
+                return width;
+            }
+            (_, b'"') => self.in_string = !self.in_string,
+            (false, b'[' | b'{') => self.depth += 1,
+            (false, b']' | b'}') => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        1
+    }
+}
+
+/// Bytes of the escape that `text` begins with, and how many of `text` show that it is half of a
+/// pair, if it is.
+fn escape(text: &[u8]) -> (usize, Option<usize>) {
+    let Some(first) = unit(text) else { return (2, None) };
+    if is_low(first) {
+        return (6, Some(6));
+    }
+    if !is_high(first) {
+        return (6, None);
+    }
+    match (&text[6..], unit(&text[6..])) {
+        (_, Some(second)) if is_low(second) => (12, None),
+        (_, Some(_)) => (6, Some(12)),
+        ([b'\\', ..], None) => (6, Some(8)),
+        _ => (6, Some(7)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn cause(value: &str) -> Cause {
+        Wrong::of_value(value, &serde_json::from_str::<Value>(value).unwrap_err()).cause
+    }
+
+    #[test]
+    fn halves_of_pairs_are_told_from_other_mistakes() {
+        for half in [
+            r#""half \ud83d""#,
+            r#""half \ud83d pair""#,
+            r#"["\ud83d\n"]"#,
+            r#"["\\\ud83d\ud83d\ude00"]"#,
+            r#"{"a": "\ud83d\u0041"}"#,
+            r#"["fine \ud83d\ude00", "low \ude00"]"#,
+        ] {
+            assert_eq!(cause(half), Cause::HalfPair, "{half}");
+        }
+        for other in [r#""\x""#, r#"["\\ud83d", x]"#, r#"["\ud83d\ude00\q"]"#] {
+            assert_eq!(cause(other), Cause::Other, "{other}");
+        }
+    }
+
+    #[test]
+    fn depth_is_what_serde_json_takes() {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(serde_json::from_str::<Value>(&nested(MAX_DEPTH - 1)).is_ok());
+        assert_eq!(cause(&nested(MAX_DEPTH)), Cause::TooDeep);
+    }
+
+    #[test]
+    fn a_place_is_said_behind_what_is_wrong_or_not_at_all() {
+        let error = serde_json::from_str::<Vec<u32>>("5").unwrap_err();
+        let wrong = Wrong::of_value("5", &error);
+        assert_eq!(wrong.to_string(), error.to_string());
+        assert_eq!(wrong.without_place(), "invalid type: integer `5`, expected a sequence");
+        let half = r#""\ud83d""#;
+        let wrong = Wrong::of_value(half, &serde_json::from_str::<String>(half).unwrap_err());
+        assert_eq!(
+            wrong.without_place(),
+            "unexpected end of hex escape: half of a surrogate pair is no character, and no tokenizer takes it"
+        );
+        assert!(wrong.to_string().contains(" at line 1 column 8: half of"), "{wrong}");
+    }
+}

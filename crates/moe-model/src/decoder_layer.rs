@@ -1,0 +1,58 @@
+//! Decoder layers between names and types.
+
+use crate::codec::{Namer, Reader, cannot, names};
+use crate::family::DenseRule;
+use crate::layer::{Expert, Ffn, Layer};
+use crate::shape::Shape;
+use crate::{Error, Kind, Result, attention, mixture};
+
+pub(crate) fn read(
+    reader: &mut Reader<'_>,
+    index: usize,
+    shape: &Shape,
+    window: Option<usize>,
+) -> Result<Layer> {
+    let prefix = format!("{}{index}.", names::LAYERS);
+    let family = reader.config.family;
+    let attention_norm = reader.take(prefix.clone() + names::ATTENTION_NORM, &[shape.hidden])?;
+    let attention = attention::read(reader, &prefix, shape, window)?;
+    let ffn_norm = reader.take(prefix.clone() + names::FFN_NORM, &[shape.hidden])?;
+    let ffn = match (&family.moe, &family.dense) {
+        (Some(rule), _) if mixture::is_sparse(&reader.config, rule, index)? => {
+            Ffn::Moe(Box::new(mixture::read(reader, &prefix, rule, shape.hidden)?))
+        }
+        (_, Some(rule)) => Ffn::Dense(Box::new(dense(reader, &prefix, rule, shape.hidden)?)),
+        (_, None) => {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("layer {index} is dense, which this family can't be"),
+            )
+            .file(reader.config.file)
+            .remedy("get the config.json that belongs to these weights"));
+        }
+    };
+    Ok(Layer { attention_norm, attention, ffn_norm, ffn })
+}
+
+fn dense(reader: &mut Reader<'_>, prefix: &str, rule: &DenseRule, hidden: usize) -> Result<Expert> {
+    let (bias, width) = (reader.config.flag(&rule.bias)?, reader.config.positive(&rule.width)?);
+    reader.expert(prefix, &rule.names, bias, width, hidden)
+}
+
+pub(crate) fn name(namer: &mut Namer<'_>, index: usize, layer: &Layer) -> Result<()> {
+    let prefix = format!("{}{index}.", names::LAYERS);
+    namer.push(format!("{prefix}{}", names::ATTENTION_NORM), &layer.attention_norm);
+    attention::name(namer, &prefix, &layer.attention)?;
+    namer.push(format!("{prefix}{}", names::FFN_NORM), &layer.ffn_norm);
+    match &layer.ffn {
+        Ffn::Dense(expert) => {
+            let rule = namer.family.dense.as_ref().ok_or_else(|| cannot("dense layers"))?;
+            namer.expert(&prefix, &rule.names, expert);
+        }
+        Ffn::Moe(moe) => {
+            let rule = namer.family.moe.as_ref().ok_or_else(|| cannot("experts"))?;
+            mixture::name(namer, &prefix, rule, moe);
+        }
+    }
+    Ok(())
+}

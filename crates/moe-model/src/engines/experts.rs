@@ -1,0 +1,200 @@
+//! What the rules look at.
+
+use std::collections::BTreeSet;
+
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, QUANTIZATION_KEY, Scheme};
+use moe_checkpoint::{Dtype, Quantization};
+use serde_json::Value;
+
+use super::projections::{Projections, has_hub_names, misnamed};
+use super::verdict::{EngineAnswer, not_known, refuses};
+use crate::assembly::Model;
+use crate::layer::{Expert, Ffn, Layer};
+
+/// Numbers of GPUs that tensor parallelism is asked about.
+const RANKS: [usize; 4] = [1, 2, 4, 8];
+
+/// What the rules look at.
+pub(super) struct Experts<'m> {
+    pub quantization: &'m Quantization,
+    /// What the config says of it; null for a checkpoint that is yet to be written.
+    pub said: Value,
+    /// How routed experts' matrices are encoded.
+    pub schemes: Vec<Scheme>,
+    /// Whether matrices of one layer differ in that, or some of them are not quantized.
+    pub mixed: bool,
+    /// Whether there are layers whose experts are not quantized at all.
+    pub partial: bool,
+    pub hidden: usize,
+    /// Of routed experts, and of shared ones that are quantized.
+    pub widths: BTreeSet<usize>,
+    /// Whether tensors have the names of the first layout, which the hub has.
+    pub hub_names: bool,
+    /// The first layer whose scheme isn't the one that the config gives expert 0's projections
+    /// under the hub's names, and under `gate_proj`, `up_proj` and `down_proj`.
+    pub misnamed: [Option<usize>; 2],
+    /// Rows and columns of a matrix that blocks of e4m3 codes don't divide, if there is one of more
+    /// than a block.
+    pub ragged: Option<[usize; 2]>,
+    /// What the config says that weights are computed in.
+    pub dtype: Option<Dtype>,
+    pub scales: BTreeSet<&'static str>,
+}
+
+impl<'m> Experts<'m> {
+    pub fn of(model: &'m Model) -> Option<Self> {
+        let quantization = model.quantization.as_ref()?;
+        let (mut schemes, mut mixed, mut partial) = (Vec::new(), false, false);
+        let (mut widths, mut scales) = (BTreeSet::new(), BTreeSet::new());
+        for (_, moe) in model.moes() {
+            let of_layer: Vec<_> =
+                moe.experts.iter().flat_map(Expert::linears).map(|l| l.weight.scheme()).collect();
+            mixed |= of_layer.iter().any(|scheme| *scheme != of_layer[0]);
+            partial |= of_layer.iter().all(Option::is_none);
+            for scheme in of_layer.into_iter().flatten() {
+                if !schemes.contains(&scheme) {
+                    schemes.push(scheme);
+                }
+            }
+            for expert in moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)) {
+                if expert.gate.weight.scheme().is_some() {
+                    widths.insert(expert.width());
+                }
+            }
+            let scale =
+                |l: &crate::layer::Linear| l.weight.scale().map(|scale| dtype_name(scale.dtype()));
+            scales.extend(moe.experts.iter().flat_map(Expert::linears).filter_map(scale));
+        }
+        let dtype =
+            model.config.get("dtype").or(model.config.get("torch_dtype")).and_then(Value::as_str);
+        (!schemes.is_empty()).then(|| Self {
+            quantization,
+            said: model.config.get(QUANTIZATION_KEY).cloned().unwrap_or_default(),
+            schemes,
+            mixed,
+            partial,
+            hidden: model.hidden,
+            widths,
+            hub_names: model.moes().all(|(index, moe)| has_hub_names(model, index, moe)),
+            misnamed: [Projections::OfHub, Projections::Plain]
+                .map(|names| misnamed(model, quantization, names)),
+            ragged: model.layers.iter().find_map(ragged),
+            dtype: dtype.and_then(config_dtype),
+            scales,
+        })
+    }
+
+    /// What engines need of all experts that compare the first one's projections, which they look
+    /// for by `names`, and load by the names of the hub (vLLM's `models/mixtral.py` and SGLang's
+    /// `srt/models/mixtral.py`: w1, w2 and w3).
+    pub fn served_alike(&self, names: Projections) -> EngineAnswer {
+        if !self.hub_names {
+            return refuses("it looks for experts under the hub's names, which `quantize` writes");
+        }
+        if self.mixed {
+            return refuses(
+                "all matrices of a layer's experts need one scheme; quantize all of them alike, as --profile engine does",
+            );
+        }
+        if self.partial {
+            return not_known(
+                "layers whose experts are not quantized, beside others, are not looked at here",
+            );
+        }
+        if let Some(layer) = self.misnamed[names as usize] {
+            return refuses(format!(
+                "it asks the config for the scheme of {} of expert 0 in layer {layer}, which is another there; name layers as \
+                 a whole, as `quantize` does",
+                names.said()
+            ));
+        }
+        Ok(String::new())
+    }
+
+    /// Whether activations are quantized too.
+    pub fn quantizes_activations(&self) -> bool {
+        match self.quantization {
+            Quantization::Compressed(said) => {
+                said.groups.iter().any(|group| !group.input_activations.is_null())
+            }
+            Quantization::BlockFp8 { .. } | Quantization::Gptq(_) => false,
+        }
+    }
+
+    /// Whether groups are of columns out of order, which files say by g_idx.
+    pub fn shuffles_columns(&self) -> bool {
+        let groups = self.said.get("config_groups").and_then(Value::as_object);
+        let order = |group: &Value| {
+            group.pointer("/weights/actorder").and_then(Value::as_str).map(str::to_owned)
+        };
+        let mut orders = groups.into_iter().flatten().filter_map(|(_, group)| order(group));
+        orders.any(|order| ["group", "dynamic"].contains(&order.as_str()))
+            || self.said.get("desc_act").and_then(Value::as_bool) == Some(true)
+    }
+
+    /// Whether one scheme is for all modules that aren't listed by name.
+    pub fn targets_linear(&self) -> bool {
+        match self.quantization {
+            Quantization::Compressed(CompressedTensors { groups, .. }) => {
+                groups.len() == 1
+                    && groups[0].targets.iter().all(|target| target.text() == "Linear")
+            }
+            Quantization::BlockFp8 { .. } | Quantization::Gptq(_) => true,
+        }
+    }
+
+    /// Up to how many GPUs share each expert's width, where `misfit` says what is wrong with a
+    /// rank's part of it.
+    pub fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> EngineAnswer {
+        let fits = |ranks: usize| {
+            self.widths.iter().find_map(|width| match width % ranks {
+                0 => misfit(width / ranks),
+                _ => Some(format!("{ranks} don't divide {width} neurons")),
+            })
+        };
+        let first = RANKS.iter().find_map(|ranks| fits(*ranks).map(|why| (*ranks, why)));
+        match first {
+            None => Ok(format!("tensor parallel up to {}", RANKS[RANKS.len() - 1])),
+            Some((1, why)) => refuses(why),
+            Some((2, why)) => Ok(format!("on one GPU (tensor parallel 2: {why})")),
+            Some((ranks, why)) => {
+                Ok(format!("tensor parallel up to {} ({ranks}: {why})", ranks / 2))
+            }
+        }
+    }
+}
+
+/// The shape of a matrix of `layer` that has several blocks of codes along a side, the last of
+/// which is smaller.
+fn ragged(layer: &Layer) -> Option<[usize; 2]> {
+    let of_ffn: Vec<&crate::layer::Linear> = match &layer.ffn {
+        Ffn::Dense(expert) => expert.linears().to_vec(),
+        Ffn::Moe(moe) => {
+            let shared = moe.shared.iter().map(|shared| &shared.expert);
+            moe.experts.iter().chain(shared).flat_map(Expert::linears).collect()
+        }
+    };
+    let weights = layer.attention.linears().into_iter().chain(of_ffn).map(|linear| &linear.weight);
+    weights.into_iter().find_map(|weight| {
+        let Some(Scheme::Fp8(Blocks::Of(block))) = weight.scheme() else { return None };
+        let shape: [usize; 2] = weight.shape().try_into().ok()?;
+        let is_ragged = shape
+            .iter()
+            .zip(block)
+            .any(|(side, block)| *side > block && !side.is_multiple_of(block));
+        is_ragged.then_some(shape)
+    })
+}
+
+pub(super) fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        _ => "another type",
+    }
+}
+
+pub(super) fn config_dtype(name: &str) -> Option<Dtype> {
+    [Dtype::F32, Dtype::F16, Dtype::BF16].into_iter().find(|dtype| dtype_name(*dtype) == name)
+}

@@ -1,0 +1,164 @@
+//! Families as data: tensor names, config keys and routing rules of one `model_type` each.
+
+mod attention;
+mod flag;
+mod loaders;
+mod mixture;
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use include_dir::{Dir, include_dir};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::strict::Strict;
+use crate::{Error, Kind, Result};
+
+pub use self::attention::{AttentionRule, LatentRule, QkNormKind, WindowRule};
+pub use self::flag::Flag;
+pub use self::loaders::{Caveat, CaveatWhen, OlderScaling, TokenizerRule};
+pub use self::mixture::{
+    DenseRule, ExpertNames, GroupsRule, KeyIs, Layout, MoeRule, SharedRule, SharedWidth,
+};
+
+static FILES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/families");
+
+/// A family's layers for multi-token prediction.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MtpRule {
+    /// The config key of their number.
+    pub count: String,
+}
+
+/// Everything that is particular to one `model_type`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Family {
+    /// The value of the config key `model_type`.
+    pub model_type: String,
+    /// The class name that is written to the config key `architectures`.
+    pub architecture: String,
+    /// MoE families that can hold an upcycled model of this family; the first is the default.
+    #[serde(default)]
+    pub upcycles_to: Vec<String>,
+    /// Families that can hold a model of this family once all its layers are dense, the likeliest
+    /// first.
+    #[serde(default)]
+    pub distills_to: Vec<String>,
+    /// Why there are none.
+    pub undistilled: Option<String>,
+    /// Which class stock loaders make its tokenizer of; without one, what the tokenizer's files
+    /// name.
+    pub tokenizer: Option<TokenizerRule>,
+    /// Config keys that mean something in this family only.
+    #[serde(default)]
+    pub own_keys: Vec<String>,
+    /// Attention.
+    pub attention: AttentionRule,
+    /// The dense block, if the family has one.
+    pub dense: Option<DenseRule>,
+    /// The mixture of experts, if the family has one.
+    pub moe: Option<MoeRule>,
+    /// Layers for multi-token prediction, if the family has them.
+    pub mtp: Option<MtpRule>,
+    /// Config keys that may only have these values, if they are there: others mean another
+    /// function.
+    #[serde(default)]
+    pub only: BTreeMap<String, Vec<Value>>,
+    /// Keys of `only` that transformers doesn't read: it computes as if they had such a value.
+    #[serde(default)]
+    pub only_ignored: Vec<String>,
+    /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"`
+    /// stands for it.
+    pub defaults: Map<String, Value>,
+    /// What stock loaders do wrong with valid models.
+    #[serde(default)]
+    pub caveats: Vec<Caveat>,
+    /// Keys that are written into a converted config unless the source has them.
+    #[serde(default)]
+    pub written: Map<String, Value>,
+    /// Config keys whose values must be of one JSON type, since transformers 5 refuses others.
+    pub strict: Strict,
+    /// Config keys whose type takes null, though transformers then fails at computing with them.
+    #[serde(default)]
+    pub never_null: Vec<String>,
+    /// The config key that transformers makes yarn's tables of, and has no value for where it is
+    /// missing.
+    pub yarn_needs: Option<String>,
+    /// The same of versions before 5 alone.
+    pub older_yarn_needs: Option<String>,
+    /// What versions before 5 compute with of a `rope_scaling` of any type.
+    pub older_rope_scaling: Option<OlderScaling>,
+}
+
+impl Family {
+    /// Whether every token goes through an expert beside the routed ones.
+    pub fn has_shared_expert(&self) -> bool {
+        self.moe.as_ref().is_some_and(|moe| moe.shared.is_some())
+    }
+}
+
+/// Every family by `model_type`.
+///
+/// # Panics
+/// If a family file is broken, which a test excludes.
+pub fn families() -> &'static BTreeMap<String, Family> {
+    static FAMILIES: OnceLock<BTreeMap<String, Family>> = OnceLock::new();
+    FAMILIES.get_or_init(|| {
+        FILES
+            .files()
+            .map(|file| {
+                let text = file.contents_utf8().expect("family files are text");
+                let mut family: Family = toml::from_str(text)
+                    .unwrap_or_else(|e| panic!("{}: {e}", file.path().display()));
+                for value in family.defaults.values_mut().filter(|v| *v == "null") {
+                    *value = Value::Null;
+                }
+                (family.model_type.clone(), family)
+            })
+            .collect()
+    })
+}
+
+/// The family `model_type`.
+///
+/// # Errors
+/// [`Kind::Unsupported`], listing the families there are.
+pub fn family(model_type: &str) -> Result<&'static Family> {
+    families().get(model_type).ok_or_else(|| {
+        let known: Vec<_> = families().keys().map(String::as_str).collect();
+        Error::new(Kind::Unsupported, format!("unknown model_type {model_type:?}"))
+            .remedy(format!("supported: {}", known.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_file_is_named_by_its_model_type_and_refers_to_families_that_exist() {
+        assert_eq!(FILES.files().count(), families().len());
+        for file in FILES.files() {
+            let stem = file.path().file_stem().unwrap().to_str().unwrap();
+            let family = family(stem).unwrap();
+            assert!(family.dense.is_some() || family.moe.is_some(), "{stem}");
+            for target in &family.upcycles_to {
+                assert!(families()[target].moe.is_some(), "{stem} upcycles to {target}");
+            }
+            for target in &family.distills_to {
+                assert!(families()[target].dense.is_some(), "{stem} distills to {target}");
+            }
+            let says_how = family.distills_to.is_empty() == family.undistilled.is_some();
+            assert!(says_how || family.moe.is_none(), "{stem}: distills_to, or why not");
+            for layout in family.moe.iter().flat_map(|m| &m.layouts) {
+                assert!(
+                    layout.expert.is_some() != layout.fused.is_some(),
+                    "{stem}: a layout is one or the other"
+                );
+            }
+        }
+    }
+}

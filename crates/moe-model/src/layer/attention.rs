@@ -1,0 +1,200 @@
+//! Attention.
+
+use super::linear::Linear;
+use crate::weight::Weight;
+
+/// Normalisation of queries and keys before the rotary embedding.
+#[derive(Debug, Clone)]
+pub enum QkNorm {
+    /// Over each head; both weights are `[head_dim]`.
+    PerHead {
+        /// Query norm.
+        q: Weight,
+        /// Key norm.
+        k: Weight,
+    },
+    /// Over all heads at once; `[heads · head_dim]` and `[kv_heads · head_dim]`.
+    FullWidth {
+        /// Query norm.
+        q: Weight,
+        /// Key norm.
+        k: Weight,
+    },
+}
+
+/// A layer's attention.
+#[derive(Debug, Clone)]
+pub enum Attention {
+    /// Queries in groups that share keys and values.
+    Grouped(Box<GroupedAttention>),
+    /// Keys and values, and maybe queries, by way of narrow latents.
+    Latent(Box<LatentAttention>),
+}
+
+impl Attention {
+    /// A token attends to this many tokens up to and including itself; `None` means all.
+    pub fn window(&self) -> Option<usize> {
+        match self {
+            Attention::Grouped(attention) => attention.window,
+            Attention::Latent(_) => None,
+        }
+    }
+
+    /// Grouped-query attention, if it is that.
+    pub fn grouped(&self) -> Option<&GroupedAttention> {
+        match self {
+            Attention::Grouped(attention) => Some(attention),
+            Attention::Latent(_) => None,
+        }
+    }
+
+    /// Latent attention, if it is that.
+    pub fn latent(&self) -> Option<&LatentAttention> {
+        match self {
+            Attention::Latent(attention) => Some(attention),
+            Attention::Grouped(_) => None,
+        }
+    }
+
+    /// The output projection.
+    pub fn output(&self) -> &Linear {
+        match self {
+            Attention::Grouped(attention) => &attention.o,
+            Attention::Latent(attention) => &attention.o,
+        }
+    }
+
+    /// Every projection.
+    pub fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Attention::Grouped(a) => vec![&a.q, &a.k, &a.v, &a.o],
+            Attention::Latent(a) => {
+                let latent = a.q_latent.iter().map(|latent| &latent.projection);
+                latent.chain([&a.q, &a.kv_a, &a.kv_b, &a.o]).collect()
+            }
+        }
+    }
+
+    /// Every projection, in the order of [`Attention::linears`].
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Attention::Grouped(a) => vec![&mut a.q, &mut a.k, &mut a.v, &mut a.o],
+            Attention::Latent(a) => {
+                let latent = a.q_latent.iter_mut().map(|latent| &mut latent.projection);
+                latent.chain([&mut a.q, &mut a.kv_a, &mut a.kv_b, &mut a.o]).collect()
+            }
+        }
+    }
+
+    /// For each of [`Attention::linears`], the first of them that reads the same input.
+    pub fn inputs(&self) -> Vec<usize> {
+        match self {
+            Attention::Grouped(_) => vec![0, 0, 0, 3],
+            Attention::Latent(a) if a.q_latent.is_some() => vec![0, 1, 0, 3, 4],
+            Attention::Latent(_) => vec![0, 0, 2, 3],
+        }
+    }
+
+    /// The weights of the norms inside it.
+    pub fn norms(&self) -> Vec<&Weight> {
+        match self {
+            Attention::Grouped(a) => match &a.qk_norm {
+                Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
+                None => vec![],
+            },
+            Attention::Latent(a) => {
+                a.q_latent.iter().map(|latent| &latent.norm).chain([&a.kv_a_norm]).collect()
+            }
+        }
+    }
+
+    /// The weights of the norms inside it, in the order of [`Attention::norms`].
+    pub fn norms_mut(&mut self) -> Vec<&mut Weight> {
+        match self {
+            Attention::Grouped(a) => match &mut a.qk_norm {
+                Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
+                None => vec![],
+            },
+            Attention::Latent(a) => a
+                .q_latent
+                .iter_mut()
+                .map(|latent| &mut latent.norm)
+                .chain([&mut a.kv_a_norm])
+                .collect(),
+        }
+    }
+}
+
+/// Grouped-query attention.
+#[derive(Debug, Clone)]
+pub struct GroupedAttention {
+    /// Query projection, `[heads · head_dim, hidden]`.
+    pub q: Linear,
+    /// Key projection, `[kv_heads · head_dim, hidden]`.
+    pub k: Linear,
+    /// Value projection, `[kv_heads · head_dim, hidden]`.
+    pub v: Linear,
+    /// Output projection, `[hidden, heads · head_dim]`.
+    pub o: Linear,
+    /// Normalisation of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// Projected queries, keys and values are clamped to ± this.
+    pub clip: Option<f64>,
+    /// A token attends to this many tokens up to and including itself; `None` means all.
+    pub window: Option<usize>,
+}
+
+/// The latent that latent attention may make queries of: `norm(projection x)`.
+#[derive(Debug, Clone)]
+pub struct QueryLatent {
+    /// `[rank, hidden]`.
+    pub projection: Linear,
+    /// RMS norm, `[rank]`.
+    pub norm: Weight,
+}
+
+/// Multi-head latent attention (DeepSeek-V2, 2405.04434 §2.1).
+#[derive(Debug, Clone)]
+pub struct LatentAttention {
+    /// What queries are made of, if not of the hidden state.
+    pub q_latent: Option<QueryLatent>,
+    /// Queries, `[heads · (nope + rope), rank or hidden]`.
+    pub q: Linear,
+    /// The latent of keys and values, then the key's rotary part, which all heads share: `[rank +
+    /// rope, hidden]`.
+    pub kv_a: Linear,
+    /// RMS norm of the latent, `[rank]`.
+    pub kv_a_norm: Weight,
+    /// Of each head the key's other part, then the value: `[heads · (nope + value), rank]`.
+    pub kv_b: Linear,
+    /// Output projection, `[hidden, heads · value]`.
+    pub o: Linear,
+    /// Width of a head's part of queries and keys that has no position.
+    pub nope: usize,
+    /// Width of the part that is rotated.
+    pub rope: usize,
+    /// Width of a head's values.
+    pub value: usize,
+    /// What scores are multiplied by before the softmax.
+    pub scale: f64,
+    /// ε of the norms of the latents, whatever the other norms have.
+    pub norm_eps: f64,
+}
+
+impl LatentAttention {
+    /// Whether scores are scaled by other than 1 / √(nope + rope), as yarn's `mscale_all_dim` has
+    /// it.
+    pub fn scales_scores(&self) -> bool {
+        (self.scale * ((self.nope + self.rope) as f64).sqrt() - 1.0).abs() > 1e-9
+    }
+
+    /// Width of the latent of keys and values.
+    pub fn kv_rank(&self) -> usize {
+        self.kv_a_norm.elements()
+    }
+
+    /// Width of the latent of queries, where they have one.
+    pub fn q_rank(&self) -> Option<usize> {
+        self.q_latent.as_ref().map(|latent| latent.norm.elements())
+    }
+}

@@ -1,0 +1,18 @@
+//! Linear maps.
+
+use crate::weight::Weight;
+
+/// A linear map `y = x Wᵀ + b`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Weight,
+    /// `[out]`.
+    pub bias: Option<Weight>,
+}
+
+impl Linear {
+    pub(super) fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+        std::iter::once(&mut self.weight).chain(&mut self.bias)
+    }
+}

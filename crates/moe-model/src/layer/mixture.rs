@@ -1,0 +1,70 @@
+//! Experts and their mixtures.
+
+use super::linear::Linear;
+use super::router::Router;
+use crate::weight::Weight;
+
+/// A gated feed-forward network, `down(act(gate x) ∘ (up x))`: a dense layer's block or one expert.
+#[derive(Debug, Clone)]
+pub struct Expert {
+    /// `[width, hidden]`.
+    pub gate: Linear,
+    /// `[width, hidden]`.
+    pub up: Linear,
+    /// `[hidden, width]`.
+    pub down: Linear,
+}
+
+impl Expert {
+    /// Intermediate width in neurons.
+    pub fn width(&self) -> usize {
+        self.gate.weight.shape()[0]
+    }
+
+    /// Whether both are made of the same bytes.
+    pub fn same_source(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Linear, &Linear)| {
+            let biases = match (&a.bias, &b.bias) {
+                (Some(a), Some(b)) => a.same_source(b),
+                (None, None) => true,
+                _ => false,
+            };
+            biases && a.weight.same_source(&b.weight)
+        };
+        self.linears().into_iter().zip(other.linears()).all(same)
+    }
+
+    /// The three projections.
+    pub fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// Elements of their matrices.
+    pub fn elements(&self) -> usize {
+        self.linears().iter().map(|linear| linear.weight.elements()).sum()
+    }
+
+    pub(super) fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+        [&mut self.gate, &mut self.up, &mut self.down].into_iter().flat_map(Linear::weights_mut)
+    }
+}
+
+/// An expert that every token goes through.
+#[derive(Debug, Clone)]
+pub struct SharedExpert {
+    /// Its feed-forward network.
+    pub expert: Expert,
+    /// `[1, hidden]`: its output is scaled by `σ(gate · x)`; without it, it isn't.
+    pub gate: Option<Weight>,
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone)]
+pub struct Moe {
+    /// Which experts a token goes to, and with which weights.
+    pub router: Router,
+    /// The routed experts, all of one width.
+    pub experts: Vec<Expert>,
+    /// The shared expert.
+    pub shared: Option<SharedExpert>,
+}

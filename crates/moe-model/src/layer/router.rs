@@ -1,0 +1,96 @@
+//! Routers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::weight::Weight;
+
+/// What makes a score of a router's logit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scoring {
+    /// Softmax over the experts.
+    Softmax,
+    /// σ of each logit.
+    Sigmoid,
+}
+
+/// What transformers computes the routers of a family in, where the model runs in the dtype that it
+/// is stored in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouterPrecision {
+    /// f32, whatever the model runs in.
+    #[default]
+    F32,
+    /// The model's dtype for states, weights and logits. Scores and gates are f32.
+    ModelLogits,
+    /// The same, and gates are rounded to the model's dtype, too.
+    Model,
+}
+
+/// What makes a group's score of its experts' choice scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupScore {
+    /// The largest.
+    Max,
+    /// The sum of the two largest.
+    TopTwoSum,
+}
+
+/// Experts in groups of consecutive ones: a token goes to experts of its best groups only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Groups {
+    /// How many groups there are; always more than one.
+    pub count: usize,
+    /// How many of them a token can go to.
+    pub kept: usize,
+    /// What they are ranked by.
+    pub score: GroupScore,
+}
+
+/// Which experts a token goes to: those of the best choice scores, weighed by their scores.
+///
+/// Rules A, B and C of families.md. The choice score is the score plus the bias; in which order
+/// things happen is said once, in `moe_math::routing::Rule`.
+#[derive(Debug, Clone)]
+pub struct Router {
+    /// `[experts, hidden]`.
+    pub weight: Weight,
+    /// `[experts]`: added to the scores for choosing, not for weighing.
+    pub bias: Option<Weight>,
+    /// What transformers computes it in.
+    pub precision: RouterPrecision,
+    /// What makes scores of the logits.
+    pub scoring: Scoring,
+    /// Groups of experts, where they limit the choice.
+    pub groups: Option<Groups>,
+    /// Experts that a token goes to.
+    pub top_k: usize,
+    /// Whether the selected scores are divided by their sum.
+    pub normalize: bool,
+    /// Multiplies the weights of the selected.
+    pub scale: f64,
+}
+
+impl Router {
+    /// Softmax over the experts' logits, then top-k.
+    pub fn softmax(weight: Weight, top_k: usize, normalize: bool) -> Self {
+        let precision = RouterPrecision::F32;
+        Self {
+            weight,
+            bias: None,
+            precision,
+            scoring: Scoring::Softmax,
+            groups: None,
+            top_k,
+            normalize,
+            scale: 1.0,
+        }
+    }
+
+    /// Its weights.
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+}

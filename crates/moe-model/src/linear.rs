@@ -1,0 +1,56 @@
+//! Linear maps and networks of them between names and types.
+
+use crate::Result;
+use crate::codec::names::{bias_name, module};
+use crate::codec::{Namer, Reader};
+use crate::family::ExpertNames;
+use crate::layer::{Expert, Linear};
+use crate::quantized::parts;
+
+impl Reader<'_> {
+    /// `name` is the weight's; its bias has the same name with `.bias`.
+    pub fn linear(&mut self, name: &str, bias: bool, shape: [usize; 2]) -> Result<Linear> {
+        let weight = self.projection(name, shape)?;
+        let bias = match bias {
+            true => Some(self.take(bias_name(name), &shape[..1])?),
+            false => None,
+        };
+        Ok(Linear { weight, bias })
+    }
+
+    pub fn expert(
+        &mut self,
+        prefix: &str,
+        names: &ExpertNames,
+        bias: bool,
+        width: usize,
+        hidden: usize,
+    ) -> Result<Expert> {
+        let at = |name: &str| format!("{prefix}{name}");
+        Ok(Expert {
+            gate: self.linear(&at(&names.gate), bias, [width, hidden])?,
+            up: self.linear(&at(&names.up), bias, [width, hidden])?,
+            down: self.linear(&at(&names.down), bias, [hidden, width])?,
+        })
+    }
+}
+
+impl Namer<'_> {
+    pub fn linear(&mut self, name: String, linear: &Linear) {
+        self.tensors.extend(parts(&name, &linear.weight, self.quantization));
+        let module = module(&name).to_owned();
+        match linear.weight.scheme() {
+            None => self.plain.push(module),
+            Some(scheme) => self.quantized.push((module, scheme)),
+        }
+        if let Some(bias) = &linear.bias {
+            self.push(bias_name(&name), bias);
+        }
+    }
+
+    pub fn expert(&mut self, prefix: &str, names: &ExpertNames, expert: &Expert) {
+        self.linear(format!("{prefix}{}", names.gate), &expert.gate);
+        self.linear(format!("{prefix}{}", names.up), &expert.up);
+        self.linear(format!("{prefix}{}", names.down), &expert.down);
+    }
+}

@@ -1,0 +1,151 @@
+//! Mixtures of experts from names.
+
+use super::groups::groups;
+use crate::codec::{Config, Reader};
+use crate::family::{ExpertNames, Layout, MoeRule, SharedRule, SharedWidth};
+use crate::layer::{Expert, Linear, Moe, Router, SharedExpert};
+use crate::weight::Weight;
+use crate::{Error, Kind, Result};
+
+pub(crate) fn read(
+    reader: &mut Reader<'_>,
+    prefix: &str,
+    rule: &MoeRule,
+    hidden: usize,
+) -> Result<Moe> {
+    let (experts, width) =
+        (count_experts(&reader.config, rule)?, reader.config.positive(&rule.width)?);
+    let layout = find_layout(reader, prefix, rule)?;
+    let router = read_router(reader, prefix, rule, layout, [experts, hidden])?;
+    let experts = read_experts(reader, prefix, layout, experts, width, hidden)?;
+    let shared = rule
+        .shared
+        .as_ref()
+        .map(|rule| read_shared(reader, prefix, rule, width, hidden))
+        .transpose()?;
+    Ok(Moe { router, experts, shared })
+}
+
+fn read_router(
+    reader: &mut Reader<'_>,
+    prefix: &str,
+    rule: &MoeRule,
+    layout: &Layout,
+    shape: [usize; 2],
+) -> Result<Router> {
+    let (config, [experts, _]) = (reader.config, shape);
+    let top_k = config.positive(&rule.top_k)?;
+    let groups =
+        rule.groups.as_ref().map(|rule| groups(&config, rule, experts)).transpose()?.flatten();
+    let eligible = groups.map_or(experts, |g| experts / g.count * g.kept);
+    if top_k > eligible {
+        let of_groups = if groups.is_some() { " that a token's groups have" } else { "" };
+        return Err(config.error(
+            &rule.top_k,
+            &format!("is {top_k}, more than the {eligible} experts{of_groups}"),
+        ));
+    }
+    let bias = layout
+        .bias
+        .as_ref()
+        .map(|name| reader.take(format!("{prefix}{name}"), &shape[..1]))
+        .transpose()?;
+    // transformers renames routers and experts each by itself, so that one may have the name of
+    // another layout.
+    let names = rule.layouts.iter().map(|layout| &layout.router);
+    let is_there = |name: &&String| reader.tensors.contains_key(&format!("{prefix}{name}"));
+    let name = [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router);
+    Ok(Router {
+        weight: reader.take(format!("{prefix}{name}"), &shape)?,
+        bias,
+        precision: rule.precision,
+        scoring: rule.scoring,
+        groups,
+        top_k,
+        normalize: config.flag(&rule.normalize)?,
+        scale: match &rule.scale {
+            Some(key) => config.optional_f64(key)?.ok_or_else(|| config.error(key, "is null"))?,
+            None => 1.0,
+        },
+    })
+}
+
+fn find_layout<'f>(reader: &Reader<'_>, prefix: &str, rule: &'f MoeRule) -> Result<&'f Layout> {
+    let first_tensor = |layout: &Layout| match (&layout.expert, &layout.fused) {
+        (Some(names), _) => format!("{prefix}{}", names.gate.replace("{expert}", "0")),
+        (_, Some(names)) => format!("{prefix}{}", names.gate_up),
+        (None, None) => unreachable!("a test excludes such family files"),
+    };
+    let found = rule.layouts.iter().find(|l| reader.has_matrix(&first_tensor(l)));
+    found.ok_or_else(|| {
+        Error::new(Kind::Missing, "this layer has no experts in any layout that is known")
+            .tensor(first_tensor(&rule.layouts[0]))
+            .file(reader.config.file)
+            .remedy("the checkpoint is incomplete, or config.json is of another model")
+    })
+}
+
+fn read_experts(
+    reader: &mut Reader<'_>,
+    prefix: &str,
+    layout: &Layout,
+    count: usize,
+    width: usize,
+    hidden: usize,
+) -> Result<Vec<Expert>> {
+    if let Some(fused) = &layout.fused {
+        let gate_up =
+            reader.take(format!("{prefix}{}", fused.gate_up), &[count, 2 * width, hidden])?;
+        let down = reader.take(format!("{prefix}{}", fused.down), &[count, hidden, width])?;
+        return Ok((0..count).map(|e| slice_fused(&gate_up, &down, e, width)).collect());
+    }
+    let names = layout.expert.as_ref().expect("a layout that isn't fused names experts");
+    let named = |e: usize| {
+        let of = |name: &String| name.replace("{expert}", &e.to_string());
+        ExpertNames { gate: of(&names.gate), up: of(&names.up), down: of(&names.down) }
+    };
+    (0..count).map(|e| reader.expert(prefix, &named(e), false, width, hidden)).collect()
+}
+
+fn read_shared(
+    reader: &mut Reader<'_>,
+    prefix: &str,
+    rule: &SharedRule,
+    expert: usize,
+    hidden: usize,
+) -> Result<SharedExpert> {
+    let width = match &rule.width {
+        SharedWidth::Key(key) => reader.config.positive(key)?,
+        SharedWidth::Experts { experts } => reader.config.positive(experts)? * expert,
+    };
+    let bias = reader.config.flag(&rule.bias)?;
+    let gate = rule
+        .gate
+        .as_ref()
+        .map(|name| reader.take(format!("{prefix}{name}"), &[1, hidden]))
+        .transpose()?;
+    Ok(SharedExpert { expert: reader.expert(prefix, &rule.expert, bias, width, hidden)?, gate })
+}
+
+/// Expert `e` of the fused tensors `[E, 2I, H]` and `[E, H, I]`, as views.
+fn slice_fused(gate_up: &Weight, down: &Weight, e: usize, width: usize) -> Expert {
+    let linear = |weight: Weight| Linear { weight, bias: None };
+    let of = |fused: &Weight| fused.stored().expect("fused tensors come from files").at(e);
+    let gate_up = of(gate_up);
+    Expert {
+        gate: linear(gate_up.rows(0, width).into()),
+        up: linear(gate_up.rows(width, 2 * width).into()),
+        down: linear(of(down).into()),
+    }
+}
+
+fn count_experts(config: &Config<'_>, rule: &MoeRule) -> Result<usize> {
+    let given = rule
+        .experts
+        .iter()
+        .chain(&rule.experts_also)
+        .find(|key| config.raw.get(*key).is_some_and(|v| !v.is_null()));
+    let default =
+        || rule.experts.iter().find(|key| config.get(key).is_some()).unwrap_or(&rule.experts[0]);
+    config.positive(given.unwrap_or_else(default))
+}

@@ -1,0 +1,80 @@
+//! Which layers are mixtures of experts, as a config says it.
+
+use std::collections::BTreeSet;
+
+use moe_checkpoint::json::shown;
+use serde_json::{Map, Value, json};
+
+use crate::Result;
+use crate::assembly::Model;
+use crate::codec::{Config, cannot};
+use crate::family::MoeRule;
+
+/// Whether layer `index` is a mixture of experts, as the config says.
+pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Result<bool> {
+    if let Some(key) = &rule.dense_first
+        && index < config.usize(key)?
+    {
+        return Ok(false);
+    }
+    if let Some(key) = &rule.dense_layers {
+        let dense = match config.get(key) {
+            None | Some(Value::Null) => false,
+            // Python finds 0 in [0.0], and not in ["0"]: what is no number of a layer isn't guessed
+            // at.
+            Some(Value::Array(list)) if list.iter().all(Value::is_u64) => {
+                list.iter().any(|v| v.as_u64() == Some(index as u64))
+            }
+            Some(said) => {
+                let what = format!(
+                    "is {}, where transformers 5 wants numbers of layers; older versions find no layer in a text",
+                    shown(said)
+                );
+                return Err(config
+                    .error(key, &what)
+                    .better_remedy("write numbers of layers, or remove the key"));
+            }
+        };
+        if dense {
+            return Ok(false);
+        }
+    }
+    match &rule.sparse_step {
+        Some(key) => Ok((index + 1).is_multiple_of(config.positive(key)?)),
+        None => Ok(true),
+    }
+}
+
+/// Says which layers are sparse, in the keys that the source used where they still say it.
+pub(super) fn declare_sparsity(
+    model: &Model,
+    rule: &MoeRule,
+    raw: &mut Map<String, Value>,
+) -> Result<()> {
+    let sparse: BTreeSet<usize> = model.moes().map(|(index, _)| index).collect();
+    let config = Config { raw, family: model.family, file: &model.config_file };
+    let said =
+        (0..model.layers.len()).map(|l| is_sparse(&config, rule, l)).collect::<Result<Vec<_>>>()?;
+    if said.iter().enumerate().all(|(layer, said)| sparse.contains(&layer) == *said) {
+        // Explicit, since the loaders' defaults have changed before.
+        for key in rule.sparse_step.iter().chain(&rule.dense_layers).chain(&rule.dense_first) {
+            let default = model.family.defaults.get(key).cloned().unwrap_or_default();
+            raw.entry(key.clone()).or_insert(default);
+        }
+        return Ok(());
+    }
+    let dense: Vec<usize> = (0..model.layers.len()).filter(|l| !sparse.contains(l)).collect();
+    match (&rule.dense_layers, &rule.dense_first) {
+        (Some(key), _) => raw.insert(key.clone(), json!(dense)),
+        (None, Some(key))
+            if dense.iter().enumerate().all(|(position, layer)| position == *layer) =>
+        {
+            raw.insert(key.clone(), json!(dense.len()))
+        }
+        _ => return Err(cannot("dense layers among sparse ones")),
+    };
+    if let Some(step) = &rule.sparse_step {
+        raw.insert(step.clone(), json!(1));
+    }
+    Ok(())
+}

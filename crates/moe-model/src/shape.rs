@@ -1,0 +1,77 @@
+//! What tensors' shapes follow from.
+
+use crate::Result;
+use crate::codec::Config;
+use crate::rope::{Rope, RopeShape};
+
+/// What tensors' shapes follow from.
+pub(crate) struct Shape {
+    pub hidden: usize,
+    pub vocab: usize,
+    pub heads: Heads,
+}
+
+impl Shape {
+    pub fn read(config: Config<'_>) -> Result<Self> {
+        let hidden = config.positive("hidden_size")?;
+        Ok(Self {
+            hidden,
+            vocab: config.positive("vocab_size")?,
+            heads: Heads::read(config, hidden)?,
+        })
+    }
+}
+
+/// Heads and their widths.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl Heads {
+    pub fn read(config: Config<'_>, hidden: usize) -> Result<Self> {
+        let heads = config.positive("num_attention_heads")?;
+        let kv_heads = config.optional_usize("num_key_value_heads")?.unwrap_or(heads);
+        let rule = &config.family.attention;
+        if let Some(latent) = &rule.latent {
+            if kv_heads != heads {
+                return Err(config.error(
+                    "num_key_value_heads",
+                    &format!("is {kv_heads}, but there are {heads} heads"),
+                ));
+            }
+            let head_dim = config.usize(&latent.nope)? + config.positive(&latent.rope)?;
+            return Ok(Self { heads, kv_heads, head_dim });
+        }
+        let head_dim = config.optional_usize("head_dim")?.unwrap_or(hidden / heads);
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(config.error(
+                "num_key_value_heads",
+                &format!("is {kv_heads}, which doesn't divide {heads} heads"),
+            ));
+        }
+        if head_dim == 0 || (head_dim % 2 == 1 && !rule.partial_rotary) {
+            return Err(config.error(
+                "head_dim",
+                &format!("is {head_dim}; rotary embeddings need an even number"),
+            ));
+        }
+        Ok(Self { heads, kv_heads, head_dim })
+    }
+
+    pub fn rope(self, config: Config<'_>) -> Result<Rope> {
+        let rule = &config.family.attention;
+        let width = match &rule.latent {
+            Some(latent) => config.positive(&latent.rope)?,
+            None => self.head_dim,
+        };
+        let shape = RopeShape {
+            width,
+            partial: rule.partial_rotary,
+            interleaved: config.flag(&rule.interleaved)?,
+        };
+        Rope::decode(config, shape)
+    }
+}

@@ -1,0 +1,278 @@
+//! Neurons as vectors, and which of one expert's goes where among another's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use moe_forward::to_f32;
+use moe_math::meter::Work;
+use moe_math::principal::Rows as _;
+use moe_math::statistics::{Quantity, Sums};
+use moe_math::{Compute, alignment, principal};
+use moe_model::{Error, Expert, Kind, Model, Moe, Result};
+use rayon::prelude::*;
+
+use crate::reduce::LayerView;
+
+/// Principal components that REAM compares neurons by.
+const COMPONENTS: usize = 64;
+
+/// Permutations of merged members' neurons, by member.
+pub(crate) type Permutations = BTreeMap<usize, Arc<[u32]>>;
+
+fn failed(expert: &Expert, error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, "cannot compare the neurons of this expert")
+        .source(error)
+        .tensor(expert.gate.weight.name())
+}
+
+/// What may be held of pairs that are compared at once: more than one thread's worth of wide
+/// experts would be gigabytes.
+const AT_ONCE_BYTES: usize = 512 << 20;
+/// Scores of pairs are looked at in blocks of so many rows.
+pub(crate) const ROWS_AT_ONCE: usize = 128;
+
+/// The size of a layer's experts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub width: usize,
+    pub hidden: usize,
+}
+
+impl Sizes {
+    pub fn of(moe: &Moe) -> Self {
+        let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
+        Self {
+            width,
+            hidden: moe.experts.first().map_or(0, |expert| expert.gate.weight.shape()[1]),
+        }
+    }
+
+    /// Bytes of one expert's neurons in f64.
+    fn neurons(self) -> usize {
+        8 * self.width * 3 * self.hidden
+    }
+
+    /// Bytes that reading them takes beside them: one matrix as it is stored, in f32, and as
+    /// numbers.
+    fn reading(self) -> usize {
+        10 * self.width * self.hidden
+    }
+
+    /// Bytes of what all pairs of two experts' neurons cost.
+    fn costs(self) -> usize {
+        8 * self.width.pow(2)
+    }
+
+    /// Bytes that comparing one expert with another holds, which has both experts' neurons, and
+    /// what they cost, so many times.
+    pub fn compared(self, costs: usize) -> usize {
+        let block = 8 * ROWS_AT_ONCE * self.width;
+        2 * self.neurons() + self.reading().max(costs * self.costs() + block)
+    }
+
+    /// Bytes that scoring one expert's neurons holds: they, and they less their mean.
+    fn scored(self) -> usize {
+        self.neurons() + self.neurons().max(self.reading())
+    }
+}
+
+/// How many results can be computed at once where each computation holds `bytes_each`.
+pub(crate) fn at_once(bytes_each: usize) -> usize {
+    (AT_ONCE_BYTES / bytes_each.max(1)).clamp(1, rayon::current_num_threads())
+}
+
+/// What `find` gives for each of `items`, of which so many are looked at together: threads that
+/// wait inside one would take up further ones.
+pub(crate) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
+    items: &[T],
+    together: usize,
+    find: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<C> {
+    let found =
+        items.chunks(together).map(|some| some.par_iter().map(&find).collect::<Result<Vec<R>>>());
+    Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Bytes that aligning experts of these sizes by their weights holds.
+pub(crate) fn bytes_by_weights(sizes: Sizes) -> usize {
+    let one = sizes.compared(BY_WEIGHTS_COSTS);
+    at_once(one) * one
+}
+
+/// Bytes that aligning the experts of any layer of `model` by their weights holds.
+pub(crate) fn aligning_bytes(model: &Model) -> u64 {
+    model.moes().map(|(_, moe)| bytes_by_weights(Sizes::of(moe)) as u64).max().unwrap_or(0)
+}
+
+/// Bytes that aligning `experts` of these sizes by activations and weights holds.
+pub(crate) fn bytes_by_activations_and_weights(sizes: Sizes, experts: usize) -> usize {
+    let (scored, costs) = (sizes.scored(), sizes.costs());
+    let rho = 8 * experts * sizes.width * COMPONENTS;
+    let components = principal::bytes(experts * sizes.width, sizes.width, 3 * sizes.hidden);
+    // Costs of some experts are found while neurons of others are still there.
+    components.max(rho + at_once(scored) * scored + at_once(costs) * costs)
+}
+
+/// Costs that aligning by weights holds at once: as they are made, and as numbers.
+const BY_WEIGHTS_COSTS: usize = 2;
+
+/// An expert's neurons, f64 `[width, 3 · hidden]`: gate row, up row, down column.
+fn neurons(expert: &Expert) -> Result<Tensor> {
+    let all = Vec::from_iter(0..expert.width() as u32);
+    tensor(chosen(expert, &all)?, &all).map_err(|e| failed(expert, e))
+}
+
+/// The same of length 1; those of 0 stay.
+pub(crate) fn unit_neurons(expert: &Expert) -> Result<Tensor> {
+    some_unit_neurons(expert, &Vec::from_iter(0..expert.width() as u32))
+}
+
+/// The neurons `rows` of an expert, scaled to length 1.
+fn some_unit_neurons(expert: &Expert, rows: &[u32]) -> Result<Tensor> {
+    let mut values = chosen(expert, rows)?;
+    unit(&mut values, 3 * expert.gate.weight.shape()[1]);
+    tensor(values, rows).map_err(|e| failed(expert, e))
+}
+
+fn tensor(values: Vec<f64>, rows: &[u32]) -> candle_core::Result<Tensor> {
+    let d = values.len() / rows.len().max(1);
+    Tensor::from_vec(values, (rows.len(), d), &Device::Cpu)
+}
+
+/// The neurons `rows`, one behind the other. One matrix of three is read at a time, straight to
+/// where it belongs.
+fn chosen(expert: &Expert, rows: &[u32]) -> Result<Vec<f64>> {
+    let hidden = expert.gate.weight.shape()[1];
+    let mut values = vec![0.0; rows.len() * 3 * hidden];
+    for (place, linear) in expert.linears().into_iter().enumerate() {
+        let matrix = to_f32(&linear.weight, &Compute::cpu())?;
+        let matrix = matrix
+            .flatten_all()
+            .and_then(|matrix| matrix.to_vec1::<f32>())
+            .map_err(|e| failed(expert, e))?;
+        let down = place == 2;
+        for (neuron, row) in values.chunks_exact_mut(3 * hidden).zip(rows) {
+            let row = *row as usize;
+            let neuron = &mut neuron[place * hidden..][..hidden];
+            match down {
+                true => neuron
+                    .iter_mut()
+                    .zip(matrix[row..].iter().step_by(expert.width()))
+                    .for_each(copy),
+                false => neuron.iter_mut().zip(&matrix[row * hidden..][..hidden]).for_each(copy),
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn copy((to, from): (&mut f64, &f32)) {
+    *to = f64::from(*from);
+}
+
+fn unit(values: &mut [f64], d: usize) {
+    for row in values.chunks_exact_mut(d) {
+        let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        if norm > 0.0 {
+            row.iter_mut().for_each(|x| *x /= norm);
+        }
+    }
+}
+
+/// The permutation of each member of `groups` but the centroids, by `find(centroid, member)`.
+/// Each of them holds `bytes_each`.
+fn of_members(
+    groups: &[Vec<usize>],
+    bytes_each: usize,
+    find: impl Fn(usize, usize) -> Result<Vec<u32>> + Sync,
+) -> Result<Permutations> {
+    let pairs = groups.iter().flat_map(|group| group[1..].iter().map(|member| (group[0], *member)));
+    let pairs: Vec<_> = pairs.collect();
+    found_by(&pairs, at_once(bytes_each), |(centroid, member)| {
+        Ok((*member, find(*centroid, *member)?.into()))
+    })
+}
+
+fn least(cost: &[f64], expert: &Expert) -> Result<Vec<u32>> {
+    alignment::permutation(cost, expert.width()).map_err(|e| {
+        Error::new(Kind::Numeric, "the neurons of this expert can't be aligned")
+            .source(e)
+            .tensor(expert.gate.weight.name())
+            .remedy("look for values that are not finite: moe-convert verify")
+    })
+}
+
+/// M-SMoE's: the greatest Σ ⟨v_c\[p\], v_j\[π(p)\]⟩.
+pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutations> {
+    of_members(groups, Sizes::of(moe).compared(BY_WEIGHTS_COSTS), |centroid, member| {
+        let member = &moe.experts[member];
+        let cost = alignment::negative_products(neurons(&moe.experts[centroid])?, neurons(member)?);
+        least(&cost.map_err(|e| failed(member, e))?, member)
+    })
+}
+
+/// REAM's: the least Σ |α_c\[p\] − α_j\[π(p)\]| + ‖ρ_c\[p\] − ρ_j\[π(p)\]‖, α the mean activations
+/// over their root mean square, ρ the unit vectors of the first 64 principal components of all the
+/// layer's neurons of length 1.
+pub(crate) fn by_activations_and_weights(
+    layer: &LayerView<'_>,
+    sums: &Sums,
+    groups: &[Vec<usize>],
+) -> Result<Permutations> {
+    if groups.iter().all(|group| group.len() == 1) {
+        return Ok(Permutations::new());
+    }
+    let moe = layer.moe;
+    let rows = UnitNeurons(moe);
+    let find = || principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device);
+    let principal = layer
+        .compute
+        .stage("principal components", Work::UNCOUNTED, find)
+        .map_err(|e| failed(&moe.experts[0], e))?;
+    let rank = principal.rank();
+    let rho = |expert: usize| -> Result<(usize, Vec<f64>)> {
+        let scores = principal::Rows::part(&rows, expert).and_then(|rows| principal.scores(&rows));
+        let mut scores = scores.map_err(|e| failed(&moe.experts[expert], e))?;
+        unit(&mut scores, rank);
+        Ok((expert, scores))
+    };
+    let merged =
+        groups.iter().filter(|group| group.len() > 1).flatten().copied().collect::<Vec<_>>();
+    let work = Work::products(rows.count(), rows.width() * rank);
+    let sizes = Sizes::of(moe);
+    let all = || found_by(&merged, at_once(sizes.scored()), |expert| rho(*expert));
+    let rho: BTreeMap<usize, Vec<f64>> = layer.compute.stage("scores", work, all)?;
+    of_members(groups, sizes.costs(), |centroid, member| {
+        let mut cost = alignment::distances(&rho[&centroid], &rho[&member], rank);
+        let (a, b) = (alpha(sums, centroid), alpha(sums, member));
+        for (row, a) in cost.chunks_exact_mut(b.len()).zip(&a) {
+            row.iter_mut().zip(&b).for_each(|(cost, b)| *cost += (a - b).abs());
+        }
+        least(&cost, &moe.experts[member])
+    })
+}
+
+/// Mean activations over their root mean square; 0 without tokens.
+fn alpha(sums: &Sums, expert: usize) -> Vec<f64> {
+    let values = sums.of(Quantity::Activations, expert);
+    let rms = (values.iter().map(|a| a * a).sum::<f64>() / values.len() as f64).sqrt();
+    values.iter().map(|a| if rms > 0.0 { a / rms } else { 0.0 }).collect()
+}
+
+/// All neurons of a layer, of length 1, expert by expert.
+struct UnitNeurons<'a>(&'a Moe);
+
+impl principal::Rows for UnitNeurons<'_> {
+    fn width(&self) -> usize {
+        3 * self.0.experts[0].gate.weight.shape()[1]
+    }
+
+    fn parts(&self) -> Vec<usize> {
+        self.0.experts.iter().map(Expert::width).collect()
+    }
+
+    fn some(&self, part: usize, rows: &[u32]) -> candle_core::Result<Tensor> {
+        some_unit_neurons(&self.0.experts[part], rows).map_err(candle_core::Error::wrap)
+    }
+}

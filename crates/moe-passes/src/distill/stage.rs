@@ -1,0 +1,174 @@
+//! Trains dense layers, each on what the mixture that it came of gave.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use moe_checkpoint::{Saved, ScratchStore};
+use moe_forward::{Calibration, Converted, Converter, Forcing, Inputs, Observer};
+use moe_math::Compute;
+use moe_math::meter::Work;
+use moe_model::Result;
+
+use super::DistillOptions;
+use super::block::{LayerTrainingData, Learned, train};
+use super::errors::LayerErrors;
+use super::observe::Tokens;
+use super::student::dense;
+use super::weights::kept;
+use crate::pass::{DecidedLayer, Kept, LayerEdits, LayerStage, Sources};
+
+/// One more sweep, in which each layer that isn't exact is trained.
+pub(super) struct TrainingStage {
+    name: &'static str,
+    steps: u64,
+    forcing: Forcing,
+    options: DistillOptions,
+    hidden: usize,
+    compute: Compute,
+    spill: Option<Arc<ScratchStore>>,
+    begun: Option<Begun>,
+}
+
+/// What is known once it has begun.
+struct Begun {
+    tokens: Tokens,
+    /// What was decided before it.
+    before: LayerEdits,
+    edits: LayerEdits,
+    errors: LayerErrors,
+    /// Where trained layers are saved.
+    saved: Arc<Saved>,
+}
+
+impl TrainingStage {
+    /// All stages that `options` ask for: on what --forcing says, then on the student's own states.
+    pub fn all(options: &DistillOptions, sources: &Sources<'_>) -> Vec<Box<dyn LayerStage>> {
+        let training = &options.training;
+        let stages = [
+            ("trained", training.steps, options.forcing.into()),
+            ("trained on own states", training.student_steps, Forcing::Student),
+        ];
+        let mut all: Vec<Box<dyn LayerStage>> = Vec::new();
+        for (name, steps, forcing) in stages.into_iter().filter(|(_, steps, _)| *steps > 0) {
+            all.push(Box::new(Self {
+                name,
+                steps,
+                forcing,
+                options: options.clone(),
+                hidden: sources.model.hidden,
+                compute: sources.compute.clone(),
+                spill: sources.spill.cloned(),
+                begun: None,
+            }));
+        }
+        all
+    }
+
+    fn begun(&mut self) -> &mut Begun {
+        self.begun.as_mut().expect("a sweep begins first")
+    }
+
+    /// Layer `index` after the steps of this stage, or as they were saved.
+    fn trained(
+        &self,
+        index: usize,
+        layer: &DecidedLayer,
+        inputs: &Inputs<'_>,
+    ) -> Result<DecidedLayer> {
+        let network = layer.ffn.dense().expect("it was made dense");
+        let saved = &self.begun.as_ref().expect("a sweep begins first").saved;
+        let name = format!("{}.{index}", self.name.replace(' ', "-"));
+        let found = saved.get(&name)?;
+        let learned = match found.and_then(|bytes| Learned::of_bytes(&bytes, network)) {
+            Some(learned) => learned,
+            None => {
+                let learned = self.learned(index, layer, inputs)?;
+                saved.put(&name, &learned.to_bytes())?;
+                learned
+            }
+        };
+        let mut network = network.clone();
+        if let Some([gate, up, down]) = learned.best {
+            let spill = self.spill.as_deref();
+            network.gate.weight = kept(&gate, &network.gate.weight, spill)?;
+            network.up.weight = kept(&up, &network.up.weight, spill)?;
+            network.down.weight = kept(&down, &network.down.weight, spill)?;
+        }
+        let mut record = layer.record.clone();
+        record.distilled.iter_mut().for_each(|record| record.trained.push(learned.trained.clone()));
+        Ok(dense(network, record))
+    }
+
+    /// What layer `index` learns in the steps of this stage.
+    fn learned(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<Learned> {
+        let network = layer.ffn.dense().expect("it was made dense");
+        let begun = self.begun.as_ref().expect("a sweep begins first");
+        let lessons = LayerTrainingData {
+            index,
+            inputs,
+            tokens: &begun.tokens,
+            compute: &self.compute,
+            hidden: self.hidden,
+            seed: self.options.calibration.seed,
+        };
+        let train = || train(&lessons, network, self.steps, &self.options.training);
+        self.compute.stage("looks", Work::UNCOUNTED, train)
+    }
+}
+
+impl LayerStage for TrainingStage {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn begin(&mut self, calibration: &Calibration, so_far: LayerEdits, saved: Arc<Saved>) {
+        self.begun = Some(Begun {
+            tokens: Tokens::new(calibration),
+            edits: so_far.clone(),
+            before: so_far,
+            errors: LayerErrors::default(),
+            saved,
+        });
+    }
+
+    fn finish(&mut self) -> LayerEdits {
+        let Begun { edits, errors, .. } = self.begun();
+        errors.record(&mut edits.layers);
+        edits.clone()
+    }
+
+    fn taken_back(&mut self) -> LayerEdits {
+        let Begun { before, edits, .. } = self.begun();
+        let mut taken_back = before.clone();
+        for (index, layer) in &mut taken_back.layers {
+            let tried = edits.layers.get(index).and_then(|layer| layer.record.distilled.as_ref());
+            if let Some((record, tried)) = layer.record.distilled.as_mut().zip(tried) {
+                record.trained.clone_from(&tried.trained);
+            }
+        }
+        taken_back
+    }
+}
+
+impl Converter for TrainingStage {
+    fn forcing(&self) -> Forcing {
+        self.forcing
+    }
+
+    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
+        let Some(layer) = self.begun().edits.layers.get(&index).cloned() else { return Ok(None) };
+        let is_exact =
+            layer.record.distilled.as_ref().is_none_or(|record| record.kept == Kept::Exactly);
+        let layer = if is_exact { layer } else { self.trained(index, &layer, inputs)? };
+        let ffn = layer.ffn.clone();
+        self.begun().edits.layers.insert(index, layer);
+        Ok(Some(ffn.into()))
+    }
+
+    fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
+        let Begun { tokens, errors, .. } = self.begun();
+        errors.add(index, tokens, original, converted)
+    }
+}
+
+impl Observer for TrainingStage {}

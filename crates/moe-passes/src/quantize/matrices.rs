@@ -1,0 +1,109 @@
+//! The matrices of a model, each in the encoding that it gets.
+
+use moe_checkpoint::Dtype;
+use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
+use moe_math::quantize;
+use moe_model::{Attention, Expert, Moe, Result, Weight};
+
+use super::encode::{Store, scale_dtype};
+use super::options::{QuantizeOptions, QuantizedPart};
+
+/// Which network of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExpertSlot {
+    Routed(usize),
+    Shared,
+}
+
+/// What a quantized matrix is made of.
+pub(super) enum MadeWeight {
+    Codes(moe_math::quantize::Codes),
+    Values(Vec<f32>),
+}
+
+impl QuantizeOptions {
+    /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are
+    /// gate, up and down.
+    pub(super) fn quantized(
+        &self,
+        moe: &Moe,
+        mut of: impl FnMut(ExpertSlot, usize, &Weight) -> Result<Weight>,
+    ) -> Result<Moe> {
+        let mut moe = moe.clone();
+        let mut expert = |place: ExpertSlot, expert: &mut Expert| -> Result<()> {
+            for (matrix, linear) in
+                [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate()
+            {
+                linear.weight = of(place, matrix, &linear.weight)?;
+            }
+            Ok(())
+        };
+        for (index, network) in moe.experts.iter_mut().enumerate() {
+            expert(ExpertSlot::Routed(index), network)?;
+        }
+        if let Some(shared) =
+            moe.shared.as_mut().filter(|_| self.include.contains(&QuantizedPart::Shared))
+        {
+            expert(ExpertSlot::Shared, &mut shared.expert)?;
+        }
+        Ok(moe)
+    }
+
+    /// The same for the projections of attention, in the order of [`Attention::linears`].
+    pub(super) fn quantized_attention(
+        &self,
+        attention: &Attention,
+        mut of: impl FnMut(usize, &Weight) -> Result<Weight>,
+    ) -> Result<Attention> {
+        let mut attention = attention.clone();
+        for (index, linear) in attention.linears_mut().into_iter().enumerate() {
+            linear.weight = of(index, &linear.weight)?;
+        }
+        Ok(attention)
+    }
+
+    /// `weight` in `scheme`, of what was made for it; without that, there is only its shape.
+    pub(super) fn encoded(
+        &self,
+        weight: &Weight,
+        scheme: Scheme,
+        store: &Store,
+        made: Option<&MadeWeight>,
+    ) -> Result<Weight> {
+        match scheme {
+            Scheme::Integers(integers) => {
+                let codes = made.map(|made| match made {
+                    MadeWeight::Codes(codes) => codes,
+                    MadeWeight::Values(_) => unreachable!("integers are made of codes"),
+                });
+                store.packed(weight, self.packing(), integers, codes)
+            }
+            Scheme::Fp8(blocks) => {
+                let values = made.map(|made| match made {
+                    MadeWeight::Values(values) => values.as_slice(),
+                    MadeWeight::Codes(_) => unreachable!("floats are made of values"),
+                });
+                let dtype = match self.quantization()? {
+                    Quantization::BlockFp8 { .. } => Dtype::F32,
+                    Quantization::Compressed(_) | Quantization::Gptq(_) => weight.dtype(),
+                };
+                store.float(weight, blocks, dtype, values)
+            }
+        }
+    }
+}
+
+/// The grids of codes of `weight`.
+pub(super) fn grid(
+    options: &QuantizeOptions,
+    integers: Integers,
+    weight: &Weight,
+) -> Result<quantize::Scheme> {
+    let scale_dtype = scale_dtype(weight, options.packing())?;
+    Ok(quantize::Scheme {
+        bits: integers.bits,
+        symmetric: integers.symmetric,
+        group: integers.group,
+        scale_dtype,
+    })
+}

@@ -1,0 +1,50 @@
+//! What all of a run goes by.
+
+use std::path::Path;
+
+use moe_checkpoint::Result;
+use moe_forward::Storage;
+use moe_math::Compute;
+use moe_model::Model;
+
+use crate::needs::Work;
+use crate::options::ConvertOptions;
+use crate::progress::Progress;
+use crate::resources::{directory_of, storage};
+
+/// Where a run reads and writes, how, and who is told of it.
+#[derive(Clone, Copy)]
+pub(crate) struct RunContext<'a> {
+    /// The checkpoint that is converted.
+    pub input: &'a Path,
+    /// Where the result goes.
+    pub output: &'a Path,
+    pub options: &'a ConvertOptions,
+    pub progress: &'a dyn Progress,
+}
+
+impl<'a> RunContext<'a> {
+    pub fn compute(&self) -> &'a Compute {
+        &self.options.compute
+    }
+
+    /// Where hidden states and made weights go that memory has no room for.
+    pub fn scratch(&self) -> &'a Path {
+        directory_of(self.output)
+    }
+
+    /// What bounds the work.
+    pub fn work(&self) -> Work<'a> {
+        let budget = self.options.memory_budget;
+        Work { budget, compute: self.compute(), scratch: self.scratch() }
+    }
+
+    /// Where a sweep of `tokens` tokens over `model` keeps its hidden states.
+    ///
+    /// # Errors
+    /// [`moe_checkpoint::Kind::Usage`] for a budget that not even the smallest block fits in.
+    pub fn storage(&self, model: &Model, tokens: usize) -> Result<Storage> {
+        let budget = self.options.memory_budget;
+        storage(model, tokens, budget, self.compute(), self.scratch())
+    }
+}

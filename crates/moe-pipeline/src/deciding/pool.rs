@@ -1,0 +1,254 @@
+//! A pool of text: of its sequences those join the calibration that cold experts see tokens of.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use candle_core::Tensor;
+use moe_checkpoint::Result;
+use moe_forward::{Calibration, Observer, UNCOUNTED};
+use moe_math::routing::Routing;
+use moe_passes::PoolStats;
+
+/// Counts, in a sweep of the original model over the calibration and the pool behind it, what each
+/// expert would see.
+pub(super) struct PoolScan {
+    /// Tokens that each expert should have.
+    least: usize,
+    /// Tokens that may be pulled in.
+    most: usize,
+    /// Sequences before the pool.
+    own: usize,
+    /// Past the last token of each sequence.
+    ends: Vec<usize>,
+    /// Whether each token counts.
+    counted: Vec<bool>,
+    /// The layer that is being counted, and its tokens so far.
+    at: (usize, usize),
+    /// Of each layer with experts the tokens of each sequence that chose each expert, `[sequences,
+    /// experts]`.
+    layers: Vec<Counted>,
+}
+
+/// Of one layer.
+struct Counted {
+    experts: usize,
+    tokens: Vec<u32>,
+}
+
+impl PoolScan {
+    /// For `all`, of whose sequences the pool's begin at `own`.
+    pub fn new(all: &Calibration, own: usize, least: usize, most: usize) -> Self {
+        Self {
+            least,
+            most,
+            own,
+            ends: all.batch.spans.iter().map(|span| span.end).collect(),
+            counted: all.group_of.iter().map(|group| *group != UNCOUNTED).collect(),
+            at: (usize::MAX, 0),
+            layers: Vec::new(),
+        }
+    }
+
+    fn length(&self, sequence: usize) -> usize {
+        self.ends[sequence] - sequence.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+
+    /// What each expert of each layer lacks.
+    fn missing(&self) -> Vec<Vec<u32>> {
+        let of_layer = |layer: &Counted| {
+            let own = layer.tokens[..self.own * layer.experts].chunks_exact(layer.experts.max(1));
+            let mut sums = vec![0usize; layer.experts];
+            own.for_each(|counts| {
+                sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += *count as usize)
+            });
+            sums.into_iter().map(|sum| self.least.saturating_sub(sum) as u32).collect()
+        };
+        self.layers.iter().map(of_layer).collect()
+    }
+
+    /// For each expert of each layer, what it lacks and what `sequence` has of it.
+    fn pairs<'a>(
+        &'a self,
+        missing: &'a [Vec<u32>],
+        sequence: usize,
+    ) -> impl Iterator<Item = (u32, u32)> + 'a {
+        self.layers.iter().zip(missing).flat_map(move |(layer, missing)| {
+            let counts = &layer.tokens[sequence * layer.experts..][..layer.experts];
+            missing.iter().copied().zip(counts.iter().copied())
+        })
+    }
+
+    /// What `sequence` has of what is missing, a token that it costs.
+    fn gain(&self, missing: &[Vec<u32>], sequence: usize) -> f64 {
+        let useful: u64 = self
+            .pairs(missing, sequence)
+            .map(|(missing, count)| u64::from(missing.min(count)))
+            .sum();
+        useful as f64 / self.length(sequence).max(1) as f64
+    }
+}
+
+impl Observer for PoolScan {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
+        if self.at.0 != layer {
+            self.at = (layer, 0);
+            self.layers.push(Counted {
+                experts: routing.experts,
+                tokens: vec![0; self.ends.len() * routing.experts],
+            });
+        }
+        let counts = self.layers.last_mut().expect("a layer was just begun");
+        let first = self.at.1;
+        let mut sequence = self.ends.partition_point(|end| *end <= first);
+        for (local, chosen) in routing.selected.chunks_exact(routing.top_k).enumerate() {
+            let token = first + local;
+            while self.ends[sequence] <= token {
+                sequence += 1;
+            }
+            if self.counted[token] {
+                for expert in chosen {
+                    counts.tokens[sequence * counts.experts + *expert as usize] += 1;
+                }
+            }
+        }
+        self.at.1 += routing.tokens();
+        Ok(())
+    }
+}
+
+impl PoolScan {
+    /// The sequences of the pool that join, ascending, and what is said of it.
+    ///
+    /// Greedily, by how much of what is missing a sequence has for each of its tokens. What a
+    /// sequence adds never grows as others join, so that of a heap only its top needs to be looked
+    /// at again (Minoux 1978), and the greedy choice covers at least 1 − 1/e of what is the most
+    /// for that many sequences (Nemhauser et al. 1978).
+    pub fn choose(&self) -> (Vec<usize>, PoolStats) {
+        let mut missing = self.missing();
+        let short =
+            |missing: &[Vec<u32>]| missing.iter().flatten().filter(|missing| **missing > 0).count();
+        let before = short(&missing);
+        let pool = self.own..self.ends.len();
+        let mut heap: BinaryHeap<Candidate> = pool
+            .clone()
+            .map(|sequence| Candidate { gain: self.gain(&missing, sequence), sequence })
+            .collect();
+        let (mut chosen, mut tokens) = (Vec::new(), 0);
+        while let Some(Candidate { sequence, gain }) = heap.pop() {
+            if gain <= 0.0 {
+                break;
+            }
+            if tokens + self.length(sequence) > self.most {
+                continue;
+            }
+            let now = Candidate { gain: self.gain(&missing, sequence), sequence };
+            if heap.peek().is_some_and(|next| now < *next) {
+                heap.push(now);
+                continue;
+            }
+            if now.gain <= 0.0 {
+                break;
+            }
+            for (layer, missing) in self.layers.iter().zip(&mut missing) {
+                let counts = &layer.tokens[sequence * layer.experts..][..layer.experts];
+                missing
+                    .iter_mut()
+                    .zip(counts)
+                    .for_each(|(missing, count)| *missing = missing.saturating_sub(*count));
+            }
+            tokens += self.length(sequence);
+            chosen.push(sequence);
+        }
+        let scanned = pool.clone().map(|sequence| self.length(sequence)).sum();
+        let joined = [chosen.len(), tokens];
+        chosen.sort_unstable();
+        (
+            chosen,
+            PoolStats { scanned: [pool.len(), scanned], joined, short: [before, short(&missing)] },
+        )
+    }
+}
+
+/// A sequence of the pool.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    gain: f64,
+    sequence: usize,
+}
+
+impl Eq for Candidate {}
+
+impl Ord for Candidate {
+    /// By gain; of equals the earlier sequence is the greater.
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.gain.total_cmp(&other.gain).then(other.sequence.cmp(&self.sequence))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One layer of three experts, top-1; sequences by what each of their tokens chose, the first
+    /// of them the calibration.
+    fn chosen(sequences: &[&[u32]], least: usize, most: usize) -> (Vec<usize>, PoolStats) {
+        let ends = sequences.iter().scan(0, |end, sequence| {
+            *end += sequence.len();
+            Some(*end)
+        });
+        let ends: Vec<usize> = ends.collect();
+        let counted = vec![true; *ends.last().unwrap()];
+        let mut scan = PoolScan {
+            least,
+            most,
+            own: 1,
+            ends,
+            counted,
+            at: (usize::MAX, 0),
+            layers: Vec::new(),
+        };
+        let selected: Vec<u32> = sequences.concat();
+        // In two parts, of which the first ends within a sequence.
+        for selected in [&selected[..3], &selected[3..]] {
+            let routing = Routing {
+                top_k: 1,
+                experts: 3,
+                selected: selected.to_vec(),
+                weights: vec![1.0; selected.len()],
+                scores: vec![0.0; 3 * selected.len()],
+            };
+            scan.routed(
+                5,
+                &Tensor::zeros(1, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap(),
+                &routing,
+            )
+            .unwrap();
+        }
+        scan.choose()
+    }
+
+    #[test]
+    fn sequences_join_by_what_they_have_of_what_is_missing() {
+        let sequences: [&[u32]; 5] =
+            [&[0, 0, 0, 1], &[0, 0, 0, 0], &[2, 0], &[2, 2, 1, 0], &[2, 2, 2]];
+        // Expert 1 lacks two tokens, expert 2 three. Sequence 4 has three of them in three tokens,
+        // then 3 has one in four.
+        let (joined, pulled) = chosen(&sequences, 3, 100);
+        assert_eq!(joined, [3, 4]);
+        assert_eq!(pulled, PoolStats { scanned: [4, 13], joined: [2, 7], short: [2, 1] });
+        // With room for three tokens, the one that covers most.
+        assert_eq!(chosen(&sequences, 3, 3).0, [4]);
+        // Sequence 2 is taken where 4 doesn't fit.
+        assert_eq!(chosen(&sequences, 3, 2).0, [2]);
+        assert_eq!(
+            chosen(&sequences, 0, 100),
+            (vec![], PoolStats { scanned: [4, 13], joined: [0, 0], short: [0, 0] })
+        );
+    }
+}

@@ -1,0 +1,110 @@
+//! What a pass reads beside the model that it converts, and what can be said on that alone.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, ScratchStore, json};
+use moe_math::Compute;
+use moe_model::Model;
+use moe_passes::{LayerStatistics, Pass, Sources};
+
+use crate::fingerprint::Fingerprint;
+use crate::statistics::StatisticsFile;
+
+/// Other checkpoints, statistics and a given plan.
+pub(crate) struct Beside {
+    /// The checkpoints of [`moe_passes::Inputs::models`], in order.
+    pub others: Vec<Checkpoint>,
+    /// Their models.
+    pub models: Vec<Model>,
+    others_differ: bool,
+    first_alike: Vec<usize>,
+    pub statistics: Option<StatisticsFile>,
+    given_plan: Option<serde_json::Value>,
+}
+
+impl Beside {
+    /// Reads what `pass` names. It converts `model`, which is `checkpoint`'s if it is the `first`
+    /// pass.
+    pub fn read(
+        pass: &dyn Pass,
+        model: &Model,
+        first: bool,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self> {
+        let inputs = pass.inputs();
+        let others =
+            inputs.models.iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
+        let mut models: Vec<Model> = Vec::new();
+        for (at, other) in others.iter().enumerate() {
+            // One that is given twice is read once: what is made of it is known to be the same.
+            let same =
+                others[..at].iter().position(|earlier| real(earlier.dir()) == real(other.dir()));
+            models.push(same.map_or_else(|| Model::read(other), |at| Ok(models[at].clone()))?);
+        }
+        let first_alike = first_alike(&others, first.then_some(checkpoint))?;
+        // What an earlier pass makes is not a checkpoint that is given.
+        let others_differ =
+            inputs.models.iter().any(|other| !first || real(other) != real(checkpoint.dir()));
+        let statistics = inputs.statistics.map(|path| match first {
+            true => open_statistics(path, model, checkpoint),
+            false => Err(Error::new(
+                Kind::Usage,
+                "statistics are of a checkpoint, but this pass converts what another makes",
+            )
+            .file(path)
+            .remedy("give --data; or write what the pass before makes, and observe that")),
+        });
+        let statistics = statistics.transpose()?;
+        let given_plan = inputs.plan.map(json::read_tree).transpose()?;
+        Ok(Self { others, models, others_differ, first_alike, statistics, given_plan })
+    }
+
+    /// All that the pass has to convert `model`.
+    pub fn sources<'a>(
+        &'a self,
+        model: &'a Model,
+        compute: &'a Compute,
+        spill: Option<&'a Arc<ScratchStore>>,
+    ) -> Sources<'a> {
+        Sources {
+            model,
+            others: &self.models,
+            others_differ: self.others_differ,
+            first_alike: &self.first_alike,
+            compute,
+            statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
+            given_plan: self.given_plan.as_ref(),
+            spill,
+        }
+    }
+}
+
+/// What [`Sources::first_alike`] is for the checkpoint `converted`, unless an earlier pass makes
+/// it, and `others`.
+fn first_alike(others: &[Checkpoint], converted: Option<&Checkpoint>) -> Result<Vec<usize>> {
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut found = vec![converted.map(Fingerprint::of).transpose()?];
+    for other in others {
+        found.push(Some(Fingerprint::of(other)?));
+    }
+    let first = |(at, one): (usize, &Option<Fingerprint>)| {
+        let same = |other: &Option<Fingerprint>| {
+            one.as_ref().zip(other.as_ref()).is_some_and(|(a, b)| a.model == b.model)
+        };
+        found[..at].iter().position(same).unwrap_or(at)
+    };
+    Ok(found.iter().enumerate().map(first).collect())
+}
+
+fn real(dir: &Path) -> PathBuf {
+    dir.canonicalize().unwrap_or_else(|_| dir.to_owned())
+}
+
+fn open_statistics(path: &Path, model: &Model, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
+    let file = StatisticsFile::open(path)?;
+    file.check_model(model, &Fingerprint::of(checkpoint)?, checkpoint.dir())?;
+    Ok(file)
+}

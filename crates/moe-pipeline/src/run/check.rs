@@ -1,0 +1,58 @@
+//! What passes say to each other's results, before any of them runs.
+
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result};
+use moe_math::Compute;
+use moe_model::Model;
+use moe_passes::Pass;
+
+use super::beside::Beside;
+use super::held_out::held_out_of;
+use super::pass_run::declared;
+
+/// Refuses passes that can't run one after the other without a checkpoint between them.
+///
+/// # Errors
+/// [`Kind::Usage`] for what only the last pass can do, or only one.
+pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
+    let Some((_, before)) = passes.split_last() else {
+        return Err(Error::new(Kind::Usage, "there is no pass to run"));
+    };
+    if let Some(pass) = before.iter().find(|pass| held_out_of(**pass).is_some()) {
+        let what = format!(
+            "{} has held-out text, but it is the written result that is measured",
+            pass.name()
+        );
+        return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
+    }
+    if passes.iter().filter(|pass| pass.outputs().training).count() > 1 {
+        return Err(Error::new(
+            Kind::Usage,
+            "two passes train, but what is saved of a training is one",
+        )
+        .remedy("write a checkpoint between them: make them steps of their own"));
+    }
+    Ok(())
+}
+
+/// Refuses `passes`, each on what the one before makes of `model`, the model of `checkpoint`, where
+/// configs and shapes alone say that they can't run, and returns the model that they make. No
+/// weight and no text is read.
+///
+/// # Errors
+/// As for [`Pass::plan`]; what reading checkpoints, statistics and plans that they name returns.
+pub(crate) fn check_passes(
+    passes: &[&dyn Pass],
+    checkpoint: &Checkpoint,
+    model: &Model,
+    compute: &Compute,
+) -> Result<Model> {
+    let mut model = model.clone();
+    for (index, pass) in passes.iter().enumerate() {
+        let beside = Beside::read(*pass, &model, index == 0, checkpoint)?;
+        let plan = pass.plan(&beside.sources(&model, compute, None))?;
+        model = declared(&plan.planned.model)?.1;
+        // It lies nowhere yet.
+        model.config_file = format!("the {CONFIG_FILE} that {} writes", pass.name()).into();
+    }
+    Ok(model)
+}

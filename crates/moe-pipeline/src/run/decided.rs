@@ -1,0 +1,281 @@
+//! What plans leave open is found out: passes decide, survey and train, one after the other or in
+//! one sweep.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::Instant;
+
+use moe_checkpoint::{Checkpoint, Result, Saved};
+use moe_forward::{EvalReport, Sweep};
+use moe_model::Model;
+use moe_passes::{LayerEdits, same_bytes};
+
+use super::held_out::evaluated;
+use super::pass_run::{Open, PassRun, declared};
+use super::planned::{Planned, shards};
+use crate::deciding::{Deciding, decide_together};
+use crate::fingerprint;
+use crate::progress::{Timings, Unit};
+use crate::receipt::Receipt;
+use crate::train::{NOTHING_SAVED, TrainingDir, TrainingJob, TrainingRecord};
+use crate::trust::{HeldOutReport, StageReport};
+
+/// The state of a run in which all weights are known that its passes find out.
+pub(crate) struct Decided<'r> {
+    pub planned: Planned<'r>,
+    /// What was measured behind each stage of deciding, where there are several.
+    pub stages: Vec<StageReport>,
+    /// How a pass's model was trained, if one was.
+    pub trained: Option<TrainingRecord>,
+    /// What the result costs on held-out text, once that is measured.
+    pub(super) held_out: Option<HeldOutReport>,
+}
+
+impl<'r> Planned<'r> {
+    /// Finds out what the plans of the first `count` passes left open: decides, surveys and trains.
+    ///
+    /// # Errors
+    /// What reading weights, sweeps and trainings return.
+    pub fn decide(mut self, count: usize, timings: &mut Timings) -> Result<Decided<'r>> {
+        let overwrite = self.opened.run.options.overwrite;
+        self.passes[..count].iter_mut().try_for_each(|pass| pass.stage_plan(overwrite))?;
+        let (stages, trained, held_out) = (Vec::new(), None, None);
+        let mut decided = Decided { planned: self, stages, trained, held_out };
+        let mut first = 0;
+        while first < count {
+            let end = decided.planned.end_of_sweep(first).min(count);
+            decided.find_out(first..end, timings)?;
+            first = end;
+        }
+        let planned = &mut decided.planned;
+        planned.shards = shards(planned.declaration(), planned.opened.run.options.max_shard_size)?;
+        Ok(decided)
+    }
+
+    /// The end of the passes from `first` on that decide in one sweep.
+    pub(super) fn end_of_sweep(&self, first: usize) -> usize {
+        let joining = self.passes[first..].windows(2).take_while(|pair| pair[1].joins(&pair[0]));
+        first + 1 + joining.count()
+    }
+}
+
+impl Decided<'_> {
+    /// What the receipt says before anything is written.
+    pub fn receipt(&self) -> Receipt {
+        let (training, held_out) = (self.trained.clone(), self.held_out.clone());
+        Receipt { training, held_out, ..self.planned.receipt() }
+    }
+
+    /// Finds out what the plans of the passes `group` left open, which decide in one sweep.
+    fn find_out(&mut self, group: Range<usize>, timings: &mut Timings) -> Result<()> {
+        let Planned { passes, opened, .. } = &mut self.planned;
+        if group.start > 0 {
+            let made = passes[group.start - 1].result.clone();
+            passes[group.start].converts(made, opened)?;
+        }
+        let meter = &opened.run.compute().meter;
+        let (decide, survey, train) =
+            (self.name(&group, "decide"), self.name(&group, "survey"), self.name(&group, "train"));
+        let last = group.end - 1;
+        let start = Instant::now();
+        let decided = match group.len() {
+            1 => self.decide(last, &decide)?,
+            _ => self.decide_together(group, &decide)?,
+        };
+        if decided {
+            timings.add_metered(meter);
+            timings.add(&decide, start.elapsed(), None);
+        }
+        if !self.planned.passes[last].planned.surveys.is_empty() {
+            timings.time_metered(&survey, meter, || self.survey(last))?;
+        }
+        let start = Instant::now();
+        if self.train(last)? {
+            timings.add_metered(meter);
+            timings.add(&train, start.elapsed(), None);
+        }
+        Ok(())
+    }
+
+    /// What is done for the passes `group`, in words.
+    fn name(&self, group: &Range<usize>, what: &str) -> String {
+        let passes = &self.planned.passes;
+        if passes.len() == 1 {
+            return what.to_owned();
+        }
+        let names: Vec<_> = passes[group.clone()].iter().map(|pass| pass.pass.name()).collect();
+        format!("{}: {what}", names.join(", "))
+    }
+
+    /// Decides what the plan of pass `index` left open; whether there was anything.
+    fn decide(&mut self, index: usize, name: &str) -> Result<bool> {
+        let open = std::mem::replace(&mut self.planned.passes[index].open, Open::Ready);
+        let (edits, open) = match open {
+            Open::Layers(mut deciding) => {
+                let edits = self.sweep(index, &mut deciding, name)?;
+                (Some(edits), Open::Layers(deciding))
+            }
+            Open::Decide(decide) => {
+                let sources = self.planned.passes[index].sources(&self.planned.opened);
+                (Some(decide(&sources)?), Open::Decide(decide))
+            }
+            open => (None, open),
+        };
+        let Planned { passes, opened, .. } = &mut self.planned;
+        passes[index].open = open;
+        let is_decided = edits.is_some();
+        edits.map_or(Ok(()), |edits| passes[index].decided(edits, opened))?;
+        Ok(is_decided)
+    }
+
+    /// Lets pass `index` decide in sweeps, as `deciding` says.
+    fn sweep(&mut self, index: usize, deciding: &mut Deciding, name: &str) -> Result<LayerEdits> {
+        let planned = &self.planned;
+        let run = &planned.opened.run;
+        let saved = deciding.has_stages().then(|| self.saved(index)).transpose()?;
+        if let Some(saved) = saved.as_ref().filter(|_| run.options.resume) {
+            run.progress.note(match saved.has_steps() {
+                true => "what was trained before is taken from what was saved",
+                false => NOTHING_SAVED,
+            });
+        }
+        let pass = &planned.passes[index];
+        let measured = |edits: &LayerEdits| self.measured(index, edits);
+        let (edits, stages) = deciding.run(&pass.source, name, saved, &measured, run)?;
+        self.stages = stages;
+        Ok(edits)
+    }
+
+    /// What a stage of pass `index` gave, measured; None where that isn't the result, or there is no
+    /// held-out text.
+    fn measured(&self, index: usize, edits: &LayerEdits) -> Result<Option<EvalReport>> {
+        let Planned { opened, passes, held_out, .. } = &self.planned;
+        // It is the last pass's text, and the last pass's result.
+        let Some(corpus) = held_out.as_ref().filter(|_| index + 1 == passes.len()) else {
+            return Ok(None);
+        };
+        let pass = &passes[index];
+        let planned = pass.transform.apply(&pass.sources(opened), Some(edits))?;
+        let (_, result) = declared(&planned.model)?;
+        let name = "measure on held-out text";
+        evaluated(name, &result, &opened.source, corpus, &opened.run).map(Some)
+    }
+
+    /// Decides in one sweep what the plans of the passes `group` left open.
+    fn decide_together(&mut self, group: Range<usize>, name: &str) -> Result<bool> {
+        let Planned { passes, opened, .. } = &mut self.planned;
+        let mut parts: Vec<(&Model, &mut Deciding)> = passes[group.clone()]
+            .iter_mut()
+            .filter_map(|pass| match &mut pass.open {
+                Open::Layers(deciding) => Some((&pass.source, &mut **deciding)),
+                _ => None,
+            })
+            .collect();
+        decide_together(&mut parts, name, &opened.run)?;
+        for index in group.clone() {
+            if index > group.start {
+                passes[index].source = passes[index - 1].result.clone();
+            }
+            let PassRun { source, open: Open::Layers(deciding), .. } = &mut passes[index] else {
+                continue;
+            };
+            let deciding_pass = &mut deciding.sweep.pass;
+            deciding_pass.model_mut().clone_from(source);
+            let edits = deciding_pass.finish()?;
+            passes[index].decided(edits, opened)?;
+        }
+        Ok(true)
+    }
+
+    /// Where the costly steps in which pass `index` decides are saved beside the output.
+    fn saved(&self, index: usize) -> Result<Saved> {
+        let run = &self.planned.opened.run;
+        let own = self.planned.passes[index].pass.options();
+        TrainingDir::of(run.output).open(self.key(index, own, None)?, run.options.resume)
+    }
+
+    /// Hash of all that pass `index` with its `own` options depends on: what came before it, too.
+    fn key(
+        &self,
+        index: usize,
+        own: serde_json::Value,
+        teacher: Option<&Checkpoint>,
+    ) -> Result<String> {
+        let Planned { opened, passes, digests, .. } = &self.planned;
+        let before = &passes[..index];
+        let options = match before {
+            [] => own.clone(),
+            _ => {
+                let earlier: Vec<_> = before.iter().map(|pass| pass.pass.options()).collect();
+                serde_json::json!({ "earlier": earlier, "options": own })
+            }
+        };
+        let files: Vec<&Path> =
+            passes[..=index].iter().flat_map(|pass| pass.pass.inputs().files()).collect();
+        let read = before.iter().flat_map(|pass| &pass.beside.others);
+        let models = std::iter::once(&opened.checkpoint).chain(read).chain(teacher);
+        fingerprint::of_training(&options, &own, opened.run.compute(), models, &files, digests)
+    }
+
+    /// Trains what pass `index` plans, if that is what it does; whether it is.
+    fn train(&mut self, index: usize) -> Result<bool> {
+        let run = self.planned.opened.run;
+        let pass = &self.planned.passes[index];
+        let Some(task) = pass.training() else { return Ok(false) };
+        let teacher = task
+            .training
+            .teacher
+            .and_then(|_| pass.beside.others.first().zip(pass.beside.models.first()));
+        let own = task.deciding(pass.pass.options());
+        let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
+        let job = TrainingJob {
+            model: &pass.planned.model,
+            teacher: teacher.map(|(_, model)| model),
+            task,
+            fingerprint: self.key(index, own, teacher_read)?,
+            run,
+        };
+        // The plan has compared a checkpoint's experts. Those that passes before this one made are
+        // alike by their bytes alone, and what is said already isn't said twice.
+        let known = &pass.planned.warnings;
+        let found = if index == 0 { None } else { task.idle(&pass.planned.model, same_bytes)? };
+        let idle = found.filter(|idle| known.iter().all(|known| known != idle));
+        idle.iter().for_each(|warning| run.progress.note(warning));
+        let (model, record) = job.train()?;
+        let pass = &mut self.planned.passes[index];
+        pass.planned.warnings.extend(idle.map(str::to_owned));
+        pass.trained(model, &record)?;
+        self.trained = Some(record);
+        Ok(true)
+    }
+
+    /// Runs the surveys of pass `index`, each a sweep over what it converts.
+    fn survey(&mut self, index: usize) -> Result<()> {
+        let Planned { passes, opened, .. } = &mut self.planned;
+        let run = &opened.run;
+        let PassRun { source, planned, texts, .. } = &mut passes[index];
+        for (survey, text) in planned.surveys.iter_mut().zip(texts) {
+            let layers = source.layers.len();
+            let tokens = text.batch().tokens();
+            run.progress.stage(
+                &format!("survey {tokens} tokens"),
+                layers as u64,
+                Unit::Layers { tokens },
+            );
+            survey.surveyor.begin(text)?;
+            let mut sweep = Sweep::new(source, text.batch(), run.compute())?;
+            for index in 0..layers {
+                sweep.layer(index, survey.surveyor.as_mut())?;
+                run.progress.advance(1);
+            }
+            for (layer, found) in survey.surveyor.found() {
+                planned
+                    .layers
+                    .iter_mut()
+                    .filter(|r| r.layer == layer)
+                    .for_each(|r| r.found.push(found.clone()));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! What a prepared run will hold and take, with everything planned and no weight read.
+
+use moe_checkpoint::Result;
+use moe_forward::{Corpus, ForwardWork, Storage};
+use moe_model::Weight;
+use moe_passes::TextSource;
+
+use super::held_out::held_out_of;
+use super::pass_run::{Open, PassRun};
+use super::planned::Planned;
+use super::texts::surveyed;
+use crate::budget;
+use crate::deciding::Deciding;
+use crate::estimate::measuring;
+use crate::live::live_bytes;
+use crate::memory::{self, Text};
+use crate::needs::{self, Needs, Share, Work, measuring_bytes};
+use crate::resources::ByteSize;
+use crate::train::{Need, TrainingTask};
+
+impl<'r> Planned<'r> {
+    fn own(&self, own: usize) -> &[PassRun<'r>] {
+        &self.passes[self.passes.len().saturating_sub(own)..]
+    }
+
+    /// About how many floating-point operations the last `own` passes and measuring take.
+    pub fn flops(&self, own: usize) -> f64 {
+        let measured = self.held_out.as_ref().zip(held_out_of(self.last().pass));
+        let measured = measured.map_or(0.0, |(corpus, asked)| {
+            measuring([self.source(), self.result()], corpus.tokens(), asked.sequence_length)
+        });
+        self.own(own).iter().map(PassRun::flops).sum::<f64>() + measured
+    }
+
+    /// Logits of the result that are compared with the source's on held-out text. A training
+    /// measures before its first step and behind its last one, at the least; without a teacher it
+    /// takes one logarithm, which is about a third of that work.
+    pub fn compared_logits(&self) -> f64 {
+        let times = match self.last().training() {
+            Some(task) if self.held_out.is_none() => {
+                2.0 * task.training.teacher.map_or(1.0 / 3.0, |_| 1.0)
+            }
+            _ => 1.0,
+        };
+        times * self.measured_tokens().unwrap_or(0) as f64 * self.source().vocab as f64
+    }
+
+    /// Bytes on the disk that the last `own` passes need at once: the result's, and what is kept
+    /// until that is written.
+    pub fn disk_bytes(&self, own: usize) -> u64 {
+        self.declaration().bytes()
+            + self.side_files.bytes()
+            + self.own(own).iter().map(PassRun::disk_bytes).sum::<u64>()
+    }
+
+    /// What each stage of the run asks for at once beyond what is held now, with everything planned
+    /// and no weight read.
+    ///
+    /// # Errors
+    /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
+    fn stages(&self, budget: Option<ByteSize>) -> Result<Vec<Needs>> {
+        let run = &self.opened.run;
+        let work = Work { budget, ..run.work() };
+        let mut stages = Vec::new();
+        let mut first = 0;
+        while first < self.passes.len() {
+            let end = self.end_of_sweep(first);
+            let mut decided = Needs::default();
+            for pass in &self.passes[first..end] {
+                decided = decided.beside(pass.deciding_needs(&work)?);
+                stages.extend(pass.needs(&work)?);
+            }
+            stages.push(decided);
+            first = end;
+        }
+        let (source, result) = (self.source(), self.result());
+        if let Some(corpus) = &self.held_out {
+            let longest = Text::of(corpus, Storage::default()).longest;
+            stages.push(Needs::of_text("--held-out-tokens", longest, |share, length| {
+                measuring_bytes(result, Some(source), share.of(corpus.tokens()), length, &work)
+            })?);
+        }
+        let working = self.passes.iter().map(|pass| pass.planned.working_bytes).max().unwrap_or(0);
+        let writing = |probe: usize| {
+            working
+                + memory::writing(source, result, &self.declaration().tensors, probe, run.compute())
+        };
+        stages.push(Needs::lowered(
+            writing(run.options.probe_tokens),
+            "lower --probe-tokens",
+            writing(0),
+        ));
+        Ok(stages)
+    }
+
+    /// The most bytes that the run asks for at once under `budget`, beyond those that are held now.
+    fn live_bytes(&self, budget: Option<ByteSize>) -> Result<u64> {
+        Ok(self.stages(budget)?.into_iter().map(|stage| stage.live).max().unwrap_or(0))
+    }
+
+    /// Refuses a run that its budget doesn't hold. Returns the resident memory that it is said to
+    /// hold.
+    ///
+    /// # Errors
+    /// As for [`budget::check_budget`].
+    pub fn check_budget(&self) -> Result<ByteSize> {
+        let budget = self.opened.run.options.memory_budget;
+        let ways = |budget| needs::ways(&self.stages(Some(budget)).ok()?, budget);
+        let checked = budget::check_budget(budget, ways, |budget| self.live_bytes(Some(budget)))?;
+        let live = checked.map_or_else(|| self.live_bytes(None), Ok)?;
+        Ok(budget::resident(live + live_bytes().unwrap_or(0)))
+    }
+
+    /// Tokens of held-out text that the result will be measured on; none if there is no such text.
+    pub fn measured_tokens(&self) -> Option<usize> {
+        self.held_out.as_ref().map(Corpus::tokens).or_else(|| self.last().measured_tokens())
+    }
+}
+
+impl PassRun<'_> {
+    /// About how many floating-point operations surveys, decisions and training take.
+    fn flops(&self) -> f64 {
+        let surveyed = self.texts.iter().map(|text| text.batch());
+        let surveyed = surveyed
+            .map(|batch| ForwardWork::of(&self.source, batch.tokens(), batch.longest()).total());
+        let decided = self.deciding().map_or(0.0, Deciding::flops);
+        let trained = self.training().map_or(0.0, |task| {
+            let (options, text) = (&task.training.options, &task.training.text);
+            let model = &self.planned.model;
+            let tokens = options.batch_tokens * options.accumulate;
+            let head = 2.0 * tokens as f64 * model.hidden as f64 * model.vocab as f64;
+            let step = ForwardWork::of(model, tokens, text.sequence_length).total() + head;
+            // Backwards takes twice as much, and layers whose graphs aren't kept run again; a
+            // teacher runs beside.
+            let times = if task.training.teacher.is_some() { 5.0 } else { 4.0 };
+            options.steps as f64 * times * step
+        });
+        surveyed.sum::<f64>() + decided + trained
+    }
+
+    /// Bytes on the disk, until the result is written, of weights that are made and of a training.
+    fn disk_bytes(&self) -> u64 {
+        let made = self
+            .declaration
+            .tensors
+            .iter()
+            .map(|(_, weight)| weight)
+            .filter(|weight| weight.stored().is_none());
+        // What is decided is kept until it is written; other weights are made only then.
+        let decides = matches!(self.open, Open::Decide(_) | Open::Layers(_));
+        let made = if decides { made.map(Weight::bytes).sum() } else { 0 };
+        made + self
+            .training()
+            .map_or(0, |task| Need::disk_bytes(&self.planned.model, &task.training))
+    }
+
+    /// What surveys and training hold, each of which runs by itself.
+    fn needs(&self, work: &Work<'_>) -> Result<Vec<Needs>> {
+        let mut needs = Vec::new();
+        for (survey, text) in self.planned.surveys.iter().zip(&self.texts) {
+            let batch = text.batch();
+            let live = |share: Share, length| {
+                Ok(surveyed(survey, &self.source, share.of(batch.tokens()), length, work))
+            };
+            needs.push(match &survey.text {
+                TextSource::Data { .. } => Needs::of_text("--data-tokens", batch.longest(), live)?,
+                TextSource::Prompts { .. } => Needs::fixed(live(Share::All, batch.longest())?),
+            });
+        }
+        if let Some(task) = self.training() {
+            let teacher = task.training.teacher.and(self.beside.models.first());
+            needs.push(task.needs(&self.planned.model, teacher, work)?);
+        }
+        Ok(needs)
+    }
+
+    /// What deciding holds.
+    fn deciding_needs(&self, work: &Work<'_>) -> Result<Needs> {
+        self.deciding().map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
+    }
+
+    /// Tokens that its training is measured on.
+    fn measured_tokens(&self) -> Option<usize> {
+        self.training().and_then(TrainingTask::measured_tokens)
+    }
+}

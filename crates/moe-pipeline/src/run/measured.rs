@@ -1,0 +1,52 @@
+//! What a conversion costs on held-out text, beside what the pass's baseline of the same size would.
+
+use std::time::Instant;
+
+use moe_checkpoint::Result;
+use moe_model::Model;
+
+use super::decided::Decided;
+use super::held_out::evaluated;
+use crate::progress::Timings;
+use crate::trust::HeldOutReport;
+
+impl Decided<'_> {
+    /// Measures the result on the last pass's held-out text, if there is some.
+    ///
+    /// # Errors
+    /// What sweeps return.
+    pub fn measure(mut self, timings: &mut Timings) -> Result<Self> {
+        let start = Instant::now();
+        self.held_out = measured(&self)?;
+        if self.held_out.is_some() {
+            timings.add_metered(&self.planned.opened.run.compute().meter);
+            timings.add("measure on held-out text", start.elapsed(), None);
+        }
+        Ok(self)
+    }
+}
+
+/// Measures the result of `decided`, and the last pass's baseline, on that pass's held-out text;
+/// None if it has none.
+fn measured(decided: &Decided<'_>) -> Result<Option<HeldOutReport>> {
+    let planned = &decided.planned;
+    let Some(corpus) = &planned.held_out else { return Ok(None) };
+    let measure = |name: &str, model: &Model| {
+        evaluated(name, model, planned.source(), corpus, &planned.opened.run)
+    };
+    // What the last stage that stays gave is the result.
+    let result = match decided.stages.iter().rev().find(|stage| stage.kept) {
+        Some(stage) => stage.report.clone(),
+        None => measure("measure on held-out text", planned.result())?,
+    };
+    let last = planned.last();
+    // Receipts have a name also where nothing is measured beside the result.
+    let control_name = last.pass.info().baseline.map_or("random choice", |baseline| baseline.name);
+    let baseline = match &last.decisions {
+        Some(edits) => last.transform.baseline(&last.source, edits)?,
+        None => None,
+    };
+    let control =
+        baseline.map(|model| measure(&format!("measure: {control_name}"), &model)).transpose()?;
+    Ok(Some(HeldOutReport { result, stages: decided.stages.clone(), control_name, control }))
+}

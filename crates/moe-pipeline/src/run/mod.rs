@@ -1,0 +1,32 @@
+//! A run: passes applied to a checkpoint, each to what the one before makes, with no checkpoint
+//! between them.
+//!
+//! A run is a value that moves through states, each of which consumes the one before:
+//!
+//! - [`Opened`]: the checkpoint is open, and its model read.
+//! - [`planned::Planned`]: all passes are planned, all text is read, and every name, shape and place is
+//!   checked. Nothing was computed. A dry run ends here.
+//! - [`decided::Decided`]: what plans left open is found out, pass after pass: edits of layers are decided,
+//!   text is surveyed, and models are trained.
+//! - [`crate::Conversion`]: the result is written.
+
+mod beside;
+mod check;
+mod decided;
+mod estimates;
+mod hashes;
+mod held_out;
+mod measured;
+mod opened;
+mod pass_run;
+mod plan_file;
+mod planned;
+mod proof;
+mod record;
+mod side_files;
+mod tensors;
+mod texts;
+mod written;
+
+pub(crate) use check::{check_passes, check_together};
+pub(crate) use opened::Opened;

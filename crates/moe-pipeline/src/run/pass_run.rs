@@ -1,0 +1,244 @@
+//! A pass applied to a model: its plan, and all that it reads.
+
+use std::collections::BTreeMap;
+
+use moe_checkpoint::{Checkpoint, Result, Snapshot};
+use moe_forward::TextRead;
+use moe_model::{Declaration, Model};
+use moe_passes::{
+    Decide, Effect, Kept, LayerEdits, Next, Pass, Plan, PlannedModel, Sources, SurveyText,
+    Transform, same_bytes, same_source,
+};
+
+use super::beside::Beside;
+use super::opened::Opened;
+use super::plan_file::PlanFile;
+use super::texts;
+use crate::deciding::Deciding;
+use crate::train::{TrainingRecord, TrainingTask};
+
+/// What a plan leaves open, with the text that it is found out on.
+pub(crate) enum Open {
+    /// Nothing, or nothing but what surveys find.
+    Ready,
+    /// What is decided without text.
+    Decide(Decide),
+    /// What is decided in a sweep.
+    Layers(Box<Deciding>),
+    /// The weights of the planned model.
+    Train(Box<TrainingTask>),
+}
+
+impl Open {
+    /// Reads the text that `next` is found out on, which leads from one of two models to the other.
+    fn read(
+        next: Next,
+        [source, planned]: [&Model; 2],
+        teacher: Option<&Model>,
+        opened: &Opened<'_>,
+    ) -> Result<Self> {
+        let (run, work) = (&opened.run, opened.run.work());
+        Ok(match next {
+            Next::Ready => Self::Ready,
+            Next::Decide(decide) => Self::Decide(decide),
+            Next::Layers(sweep) => {
+                Self::Layers(Box::new(Deciding::new(sweep, source, run.input, &work)?))
+            }
+            Next::Train(training) => {
+                let checkpoint = &opened.checkpoint;
+                let task = TrainingTask::read(training, planned, teacher, checkpoint, &work)?;
+                Self::Train(Box::new(task))
+            }
+        })
+    }
+}
+
+/// A pass applied to a model.
+pub(crate) struct PassRun<'p> {
+    pub pass: &'p dyn Pass,
+    /// What it converts: the checkpoint's model, or what the pass before makes of that.
+    pub source: Model,
+    pub planned: PlannedModel,
+    /// What makes that again, with what was found out.
+    pub transform: Box<dyn Transform>,
+    /// What is still to be found out, and how.
+    pub open: Open,
+    pub declaration: Declaration,
+    /// The declaration read back: names and config as loaders find them, weights still lazy.
+    pub result: Model,
+    /// The text of each of the plan's surveys.
+    pub texts: Vec<SurveyText>,
+    /// What was read for them.
+    survey_reads: Vec<TextRead>,
+    /// What it reads beside the source and text.
+    pub beside: Beside,
+    /// What was decided, once it is.
+    pub decisions: Option<LayerEdits>,
+    /// What its user gave beside checkpoints.
+    snapshot: Snapshot,
+    /// Where decisions are written.
+    plan_file: Option<PlanFile<'p>>,
+    /// The hash of what was written there.
+    pub written: Option<String>,
+}
+
+impl<'p> PassRun<'p> {
+    /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
+    pub(super) fn new(
+        pass: &'p dyn Pass,
+        source: Model,
+        first: bool,
+        opened: &Opened<'_>,
+    ) -> Result<Self> {
+        let Opened { run, checkpoint, spill, .. } = opened;
+        let (input, work) = (run.input, run.work());
+        let mut snapshot = Snapshot::default();
+        snapshot.extend(pass.inputs().files());
+        let beside = Beside::read(pass, &source, first, checkpoint)?;
+        let sources = beside.sources(&source, run.compute(), Some(spill));
+        let Plan { mut planned, next, transform } = pass.plan(&sources)?;
+        texts::check_tokenizers(input, pass.inputs().models)?;
+        let (declaration, result) = declared(&planned.model)?;
+        let mut survey_reads = Vec::new();
+        let mut surveyed = Vec::new();
+        for survey in &planned.surveys {
+            surveyed.push(texts::load(survey, input, &source, &work, &mut survey_reads)?);
+        }
+        let teacher = beside.models.first();
+        let open = Open::read(next, [&source, &planned.model], teacher, opened)?;
+        if let Open::Train(task) = &open {
+            // What passes before make isn't there to be read.
+            let same = if first { same_bytes } else { same_source };
+            planned.warnings.extend(task.idle(&planned.model, same)?.map(str::to_owned));
+        }
+        Ok(Self {
+            pass,
+            source,
+            planned,
+            transform,
+            open,
+            declaration,
+            result,
+            texts: surveyed,
+            survey_reads,
+            beside,
+            decisions: None,
+            snapshot,
+            plan_file: None,
+            written: None,
+        })
+    }
+
+    /// What decides in a sweep, if that is how the pass decides.
+    pub fn deciding(&self) -> Option<&Deciding> {
+        if let Open::Layers(deciding) = &self.open { Some(deciding) } else { None }
+    }
+
+    /// How the planned model is trained, if it is.
+    pub fn training(&self) -> Option<&TrainingTask> {
+        if let Open::Train(task) = &self.open { Some(task) } else { None }
+    }
+
+    /// What the pass reads.
+    pub fn sources<'a>(&'a self, opened: &'a Opened<'_>) -> Sources<'a> {
+        self.beside.sources(&self.source, opened.run.compute(), Some(&opened.spill))
+    }
+
+    /// Converts `source` instead, whose layers have become what they were only planned to be.
+    pub(super) fn converts(&mut self, source: Model, opened: &Opened<'_>) -> Result<()> {
+        if let Open::Layers(deciding) = &mut self.open {
+            deciding.sweep.pass.model_mut().clone_from(&source);
+        }
+        self.source = source;
+        let planned = self.transform.apply(&self.sources(opened), None)?;
+        self.replan(planned)
+    }
+
+    /// Puts what was decided in its place, and where its user wants it.
+    pub(super) fn decided(&mut self, decisions: LayerEdits, opened: &Opened<'_>) -> Result<()> {
+        let planned = self.transform.apply(&self.sources(opened), Some(&decisions))?;
+        self.replan(planned)?;
+        if let Some(file) = self.plan_file.take() {
+            self.written = file.write(&self.transform.described(&self.source, &decisions))?;
+        }
+        self.decisions = Some(decisions);
+        Ok(())
+    }
+
+    /// Puts `model`, which was trained, in the place of the planned one.
+    pub(super) fn trained(&mut self, model: Model, record: &TrainingRecord) -> Result<()> {
+        self.planned.model = model;
+        if let Some(effect) = self.training().and_then(|task| task.training.effect(record.steps)) {
+            self.planned.effects = vec![effect];
+        }
+        if record.steps > 0 && record.written == 0 {
+            let why = "no measurement was better than the one before the first step: the weights are the source's";
+            self.planned.effects = vec![Effect {
+                option: "train".to_owned(),
+                kept: Kept::Exactly,
+                why: why.to_owned(),
+            }];
+            let remedy = "try another --learning-rate, more --steps or more text";
+            self.planned.warnings.push(format!("training changed nothing, since {why}; {remedy}"));
+        }
+        (self.declaration, self.result) = declared(&self.planned.model)?;
+        Ok(())
+    }
+
+    fn replan(&mut self, planned: PlannedModel) -> Result<()> {
+        (self.declaration, self.result) = declared(&planned.model)?;
+        self.planned = planned;
+        Ok(())
+    }
+
+    /// All windows of text that it surveys, decides or trains on.
+    pub(super) fn windows(&self) -> impl Iterator<Item = &[u32]> {
+        let surveyed = self.texts.iter().flat_map(|text| text.batch().sequences());
+        let decided = self.deciding().into_iter().flat_map(Deciding::windows);
+        surveyed.chain(decided).chain(self.training().into_iter().flat_map(TrainingTask::windows))
+    }
+
+    /// Hashes of the text that its statistics were gathered on, by name.
+    pub(super) fn observed(&self) -> &BTreeMap<String, String> {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+        self.beside.statistics.as_ref().map_or(NONE, |file| &file.about().texts)
+    }
+
+    /// What was read of text that isn't measured on.
+    pub(super) fn reads(&self) -> impl Iterator<Item = &TextRead> {
+        let deciding = self.deciding().into_iter().flat_map(|deciding| &deciding.read);
+        let trained = self.training().into_iter().flat_map(TrainingTask::reads);
+        self.survey_reads.iter().chain(deciding).chain(trained)
+    }
+
+    /// Refuses what has changed since it was read.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.beside.others.iter().try_for_each(Checkpoint::check_unchanged)?;
+        self.snapshot.check()
+    }
+
+    /// Makes sure that decisions can be written where its user wants them.
+    pub(super) fn stage_plan(&mut self, overwrite: bool) -> Result<()> {
+        let plan = self.pass.outputs().plan;
+        self.plan_file = plan.map(|path| PlanFile::new(path, overwrite)).transpose()?;
+        Ok(())
+    }
+
+    /// Whether it can decide in the sweep in which `before` does, whose layers it converts.
+    pub(super) fn joins(&self, before: &Self) -> bool {
+        let whole = before.planned.surveys.is_empty() && before.training().is_none();
+        let of =
+            |applied: &'_ Self, test: fn(&Deciding) -> bool| applied.deciding().is_some_and(test);
+        whole
+            && of(before, |deciding| !deciding.has_stages())
+            && of(self, |deciding| !deciding.has_stages() && !deciding.looks_ahead())
+    }
+}
+
+/// Names and config of a planned model, and the model that loaders will find: a contradiction shows
+/// here, before the first byte.
+pub(super) fn declared(model: &Model) -> Result<(Declaration, Model)> {
+    let declaration = model.declare().map_err(|e| e.file(&model.config_file))?;
+    let result = declaration.reread()?;
+    Ok((declaration, result))
+}

@@ -1,0 +1,113 @@
+//! What a receipt says of a run.
+
+use std::collections::BTreeMap;
+
+use moe_checkpoint::Checkpoint;
+use moe_model::Model;
+use moe_passes::Identity;
+
+use super::pass_run::PassRun;
+use super::planned::Planned;
+use crate::outputs::plan_names;
+use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
+use crate::resources::device_kind;
+use crate::statistics;
+
+impl Planned<'_> {
+    /// What the receipt says before anything is hashed or measured.
+    pub fn receipt(&self) -> Receipt {
+        let last = self.last();
+        let compute = self.opened.run.compute();
+        let others =
+            self.passes.iter().flat_map(|pass| pass.beside.others.iter().zip(&pass.beside.models));
+        let effects = self.effects();
+        Receipt {
+            tool: Tool::this(),
+            before: self.passes[..self.passes.len() - 1].iter().map(earlier).collect(),
+            pass: last.pass.info(),
+            options: last.pass.options(),
+            source: read(&self.opened.checkpoint, self.source()),
+            others: others.map(|(other, model)| read(other, model)).collect(),
+            texts: BTreeMap::new(),
+            observed: self.observed(),
+            written: self.written(),
+            dtype: compute.dtype.as_str(),
+            device: device_kind(&compute.device),
+            writing: self.opened.run.options.writing(),
+            router_dtype: compute.router_dtype.other_than_f32(),
+            result: made(last),
+            identity: Identity::of(&effects),
+            effects,
+            measured: None,
+            held_out: None,
+            training: None,
+            decided: last.decisions.as_ref().map(|decisions| decisions.by),
+            pool: last.deciding().and_then(|deciding| deciding.pulled),
+            layers: last.planned.layers.clone(),
+            warnings: self.warnings(),
+            left_out: self.side_files.left_out.clone(),
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Hashes of the text that statistics were gathered on, by name.
+    fn observed(&self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        for (name, hash) in self.passes.iter().flat_map(PassRun::observed) {
+            statistics::add_text(&mut all, name, hash);
+        }
+        all
+    }
+
+    /// Hashes of the plans that were written, by name.
+    fn written(&self) -> BTreeMap<String, String> {
+        let names = plan_names(self.passes.iter().map(|pass| pass.pass));
+        let written = self
+            .passes
+            .iter()
+            .filter_map(|pass| pass.pass.outputs().plan.zip(pass.written.clone()));
+        written.filter_map(|(path, hash)| Some((names.get(path)?.clone(), hash))).collect()
+    }
+}
+
+/// A checkpoint that is read, and its model.
+fn read(checkpoint: &Checkpoint, model: &Model) -> SourceRecord {
+    let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
+    let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
+    let parameters = model.parameters();
+    SourceRecord {
+        name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        model_type: model_type.unwrap_or_default().to_owned(),
+        total_parameters: parameters.total(),
+        active_parameters: parameters.active(),
+        bytes: checkpoint.tensors().values().map(|tensor| tensor.bytes()).sum(),
+        sha256: BTreeMap::new(),
+    }
+}
+
+/// A pass before the last one.
+fn earlier(run: &PassRun<'_>) -> EarlierPass {
+    EarlierPass {
+        pass: run.pass.info(),
+        options: run.pass.options(),
+        decided: run.decisions.as_ref().map(|decisions| decisions.by),
+        pool: run.deciding().and_then(|deciding| deciding.pulled),
+        result: made(run),
+        layers: run.planned.layers.clone(),
+    }
+}
+
+/// What a pass makes.
+fn made(run: &PassRun<'_>) -> ResultRecord {
+    let (model, tensors) = (&run.planned.model, &run.declaration.tensors);
+    let parameters = model.parameters();
+    ResultRecord {
+        model_type: model.family.model_type.clone(),
+        total_parameters: parameters.total(),
+        active_parameters: parameters.active(),
+        parameters,
+        tensors: tensors.len(),
+        tensors_copied: tensors.iter().filter(|(_, weight)| weight.stored().is_some()).count(),
+        bytes: run.declaration.bytes(),
+    }
+}

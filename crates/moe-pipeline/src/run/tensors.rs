@@ -1,0 +1,80 @@
+//! The tensors of a result, as they are written.
+
+use std::sync::atomic::AtomicBool;
+
+use moe_checkpoint::{Error, Kind, OutputDir, Result, WriteSummary, Writer};
+use moe_forward::{float_dtype, not_finite};
+use moe_math::encoding::first_non_finite;
+use moe_model::Weight;
+
+use super::planned::Planned;
+use super::proof::check_stop;
+use crate::progress::Progress;
+
+/// Copies of a larger tensor are read again rather than kept in memory.
+const MAX_COPIED_BYTES: u64 = 256 << 20;
+/// Writes all tensors; ends early where `stop` is set.
+pub(super) fn write(
+    planned: &Planned<'_>,
+    dir: &OutputDir,
+    stop: &AtomicBool,
+    progress: &dyn Progress,
+) -> Result<WriteSummary> {
+    let mut writer = dir.writer(planned.shards.clone())?;
+    for copies in planned.declaration().tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
+        check_stop(stop)?;
+        if let Some(place) = copies.first().and_then(|(name, _)| place(name)) {
+            progress.status(&place);
+        }
+        push(&mut writer, copies)?;
+        progress.advance(copies.iter().map(|(_, weight)| weight.bytes()).sum());
+    }
+    writer.finish()
+}
+
+/// The layer that the tensor `name` belongs to and, where it is one expert's, which: numbers in
+/// names are these, in this order.
+fn place(name: &str) -> Option<String> {
+    let mut numbers = name.split('.').filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+    let layer = format!("layer {}", numbers.next()?);
+    Some(numbers.next().map_or(layer.clone(), |expert| format!("{layer}, expert {expert}")))
+}
+
+fn numeric(error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, "cannot check a tensor").source(error)
+}
+
+/// Whether `next` is written from what was read for `weight`.
+fn is_copy(weight: &Weight, next: &Weight) -> bool {
+    weight.bytes() <= MAX_COPIED_BYTES && weight.stored().is_some() && weight.same_source(next)
+}
+
+/// Writes tensors that are made of the same bytes.
+fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
+    let (name, weight) = &copies[0];
+    let float = float_dtype(weight.dtype());
+    let Some(stored) = weight.stored() else {
+        let bytes = weight.read()?;
+        let found = float
+            .map(|dtype| first_non_finite(&bytes, dtype))
+            .transpose()
+            .map_err(numeric)?
+            .flatten();
+        return found
+            .map_or_else(|| writer.push(name, &bytes), |at| Err(not_finite(weight, at as u64)));
+    };
+    let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
+    writer.push_copies(&names, stored.bytes(), |offset, buffer| {
+        stored.read_at(offset, buffer)?;
+        // A probe sees a few tokens; here every value passes by.
+        let found = float
+            .map(|dtype| Ok((first_non_finite(buffer, dtype).map_err(numeric)?, dtype)))
+            .transpose()?;
+        match found {
+            Some((Some(at), dtype)) => {
+                Err(not_finite(weight, offset / dtype.size_in_bytes() as u64 + at as u64))
+            }
+            _ => Ok(()),
+        }
+    })
+}
