@@ -131,38 +131,42 @@ fn on_device<'a>(
     act_order: bool,
 ) -> Result<Vec<Result<Factor<f32>, QuantizeError>>, QuantizeError> {
     let Some(first) = sums.first() else { return Ok(Vec::new()) };
-    let size = first.dim(0)?;
-    let diagonals = sums
-        .iter()
-        .map(|sum| diagonal(&sum.unsqueeze(0)?))
-        .collect::<candle_core::Result<Vec<_>>>()?;
+    let diagonals = sums.iter().map(|sum| diagonal(&sum.unsqueeze(0)?));
+    let diagonals = diagonals.collect::<candle_core::Result<Vec<_>>>()?;
     let diagonals = Tensor::cat(&diagonals, 0)?.to_vec2::<f32>()?;
-    let making = |((sum, damping), diagonal): ((&&'a Tensor, &'a Damping), _)| {
-        Making::new(sum, damping, diagonal, act_order)
-    };
-    let mut all: Vec<_> = sums.iter().zip(damping).zip(diagonals).map(making).collect();
-    let one = Tensor::eye(size, DType::F32, first.device())?;
+    let mut all = Vec::with_capacity(sums.len());
+    for ((sum, damping), diagonal) in sums.iter().zip(damping).zip(diagonals) {
+        all.push(Making::new(sum, damping, diagonal, act_order));
+    }
+    let one = Tensor::eye(first.dim(0)?, DType::F32, first.device())?;
     while all.iter().any(|making| making.found.is_none()) {
-        let mut pending: Vec<_> = all.iter_mut().filter(|making| making.found.is_none()).collect();
-        // What isn't needed any more makes room: these are most of what lies on the device.
-        let matrices =
-            pending.iter().map(|making| making.damped(&one)).collect::<Result<Vec<_>, _>>()?;
-        let stacked = Tensor::stack(&matrices, 0)?;
-        drop(matrices);
-        let (factors, good) = reverse_cholesky(&stacked)?;
-        drop(stacked);
-        let roots = diagonal(&factors)?;
-        let feedback = factors.broadcast_div(&roots.unsqueeze(2)?)?;
-        drop(factors);
-        let roots = roots.to_vec2::<f32>()?;
-        for (index, making) in pending.iter_mut().enumerate() {
-            match good[index] {
-                true => making.finish(OnDevice { all: feedback.clone(), index }, &roots[index]),
-                false => making.raise()?,
-            }
-        }
+        let pending = all.iter_mut().filter(|making| making.found.is_none());
+        attempt(&mut pending.collect::<Vec<_>>(), &one)?;
     }
     Ok(all.into_iter().filter_map(|making| making.found).collect())
+}
+
+/// Factors all that is `pending` with the damping that each is at, or raises that.
+fn attempt(pending: &mut [&mut Making<'_>], one: &Tensor) -> Result<(), QuantizeError> {
+    // What isn't needed any more makes room: these are most of what lies on the device.
+    let matrices =
+        pending.iter().map(|making| making.damped(one)).collect::<Result<Vec<_>, _>>()?;
+    let stacked = Tensor::stack(&matrices, 0)?;
+    drop(matrices);
+    let (factors, good) = reverse_cholesky(&stacked)?;
+    drop(stacked);
+    let roots = diagonal(&factors)?;
+    let feedback = factors.broadcast_div(&roots.unsqueeze(2)?)?;
+    drop(factors);
+    let roots = roots.to_vec2::<f32>()?;
+    for (index, making) in pending.iter_mut().enumerate() {
+        if good[index] {
+            making.finish(OnDevice { all: feedback.clone(), index }, &roots[index]);
+        } else {
+            making.raise()?;
+        }
+    }
+    Ok(())
 }
 
 /// The diagonals of `[E, K, K]`, `[E, K]`.
