@@ -79,10 +79,11 @@ pub fn scale_to_entropy(logits: &Tensor, target: f64) -> Result<Temperature, Tem
     Ok(Temperature { scale, entropy_fraction: entropy / most })
 }
 
+/// 2 to 25 are usual; bisection of ln s alone would need about 60.
+const EVALUATIONS: usize = 200;
+
 /// The s where H(s) is `target` nats, and H(s).
 fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, f64)> {
-    // 2 to 25 are usual; bisection of ln s alone would need about 60.
-    const EVALUATIONS: usize = 200;
     let (mut low, mut high, mut s, mut last_excess) = (0f64, f64::INFINITY, start, f64::INFINITY);
     let mut evaluations = 0;
     loop {
