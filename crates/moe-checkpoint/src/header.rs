@@ -142,7 +142,7 @@ pub(crate) struct Header {
     pub format: Option<String>,
 }
 
-/// As [`parse_header`], with what metadata says.
+/// Parses what [`parse_header`] does, and what metadata says.
 pub(crate) fn parse_whole(json: &[u8], data_len: u64) -> Result<Header> {
     let RawHeader { entries: raw, format } = serde_json::from_slice(json).map_err(|e| {
         malformed("the safetensors header is not a JSON object of tensors").source(e)

@@ -50,7 +50,7 @@ pub struct IndexFacts {
 }
 
 impl IndexFacts {
-    /// How `index` fits the `tensors` that the files of the checkpoint in `dir` hold.
+    /// Compares `index` with the `tensors` that the files of the checkpoint in `dir` hold.
     pub(crate) fn of(index: RawIndex, dir: &Path, tensors: &BTreeMap<String, Stored>) -> Self {
         let mut facts = Self { has_metadata: index.has_metadata, ..Self::default() };
         let unlisted = tensors.keys().filter(|name| !index.weight_map.contains_key(*name));
@@ -101,7 +101,7 @@ impl<'de> Visitor<'de> for RawIndexVisitor {
         f.write_str("an object with a weight_map")
     }
 
-    /// Of a key that stands twice the last counts, as for Python; other keys aren't kept.
+    /// The last of two equal keys counts, as for Python; other keys aren't kept.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawIndex, A::Error> {
         let (mut weight_map, mut has_metadata) = (None, false);
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
@@ -194,7 +194,8 @@ fn single_beside_unsound_index() -> Shards {
     found
 }
 
-/// The file alone where it holds all that `found`, whose index names it, holds; or else `found`.
+/// Takes the file alone where it holds all that `found`, whose index names it, holds; or else
+/// `found`.
 fn single_in_index(folder: &Folder, mut found: Shards) -> Result<Shards> {
     let more = found.files.len() - 1;
     if more == 0 {
@@ -216,7 +217,7 @@ fn single_in_index(folder: &Folder, mut found: Shards) -> Result<Shards> {
     Ok(found)
 }
 
-/// The file, where the index beside it names `other` files.
+/// Takes the file, where the index beside it names `other` files.
 fn single_beside_shards(other: &Shards) -> Shards {
     let mut found = Shards::of_file(SINGLE_FILE);
     found.spoken_of = other.files.iter().cloned().chain([INDEX_FILE.to_owned()]).collect();
@@ -298,7 +299,7 @@ fn is_plain(name: &str) -> bool {
     plain && !name.is_empty() && !name.contains('\0')
 }
 
-/// The files that the index `path` names.
+/// Reads which files the index `path` names.
 fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
     let mut index: RawIndex = json::read_python_as(path)?;

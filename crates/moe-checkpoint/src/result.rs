@@ -41,7 +41,7 @@ struct Tool {
 }
 
 impl Written {
-    /// As the receipt in `dir` says.
+    /// Reads what the receipt in `dir` says.
     ///
     /// # Errors
     /// [`Kind::Malformed`] for a receipt that isn't one.

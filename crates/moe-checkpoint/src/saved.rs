@@ -214,12 +214,12 @@ impl SavedFolder {
     }
 }
 
-/// What is said to differ, at most.
+/// At most so many differences are named.
 const MAX_SAID: usize = 3;
 /// A value that is longer isn't shown.
 const MAX_VALUE: usize = 60;
 
-/// What differs of the runs that two keys stand for, where they say.
+/// Says what differs of the runs that two keys stand for, where the keys tell.
 fn differing(saved: &str, given: &str) -> Option<String> {
     let (saved, given) = (facts(saved)?, facts(given)?);
     let names: BTreeSet<&String> = saved.keys().chain(given.keys()).collect();
@@ -346,7 +346,7 @@ impl Saved {
         })
     }
 
-    /// That of step `name` of another run, or of another step, is another one.
+    /// The hash of other bytes, of another step, or of the step `name` of another run differs.
     fn hash(&self, name: &str, bytes: &[u8]) -> String {
         let mut hasher = Sha256::new();
         for part in [self.key.as_bytes(), name.as_bytes(), bytes] {
@@ -357,7 +357,7 @@ impl Saved {
     }
 }
 
-/// The file `path` is not what a run has written for its step.
+/// Says that the file `path` is not what a run has written for its step.
 fn not_saved(path: &Path) -> Error {
     Error::new(Kind::Malformed, "this is not what was saved here for this step of this run")
         .file(path)

@@ -281,7 +281,7 @@ fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     ENCODINGS.contains(&name).then_some(ENCODING)
 }
 
-/// The same of the folder `path`.
+/// Why the folder `path`, which isn't hidden, stays behind, if it does.
 fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if name == "__pycache__" {
         return Some(PYTHON);

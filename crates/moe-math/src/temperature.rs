@@ -118,22 +118,24 @@ struct Spread {
 }
 
 fn spread(logits: &Tensor, s: f64) -> candle_core::Result<Spread> {
-    let variance = |gaps: &Tensor| {
-        let p = candle_nn::ops::softmax(&(gaps * s)?, D::Minus1)?;
-        let mean = (&p * gaps)?.sum_keepdim(D::Minus1)?;
-        (p * gaps.broadcast_sub(&mean)?.sqr()?)?.sum(D::Minus1)
-    };
-    // H = ln Σ exp(y) − Σ p y, y = s · gaps.
-    let entropy = |gaps: &Tensor| {
-        let y = (gaps * s)?;
-        let exp = y.exp()?;
-        let total = exp.sum(D::Minus1)?;
-        total.log()? - ((exp * y)?.sum(D::Minus1)? / total)?
-    };
     Ok(Spread {
-        entropy: mean_over_tokens(logits, entropy)?,
-        variance: mean_over_tokens(logits, variance)?,
+        entropy: mean_over_tokens(logits, |gaps| entropies(gaps, s))?,
+        variance: mean_over_tokens(logits, |gaps| variances(gaps, s))?,
     })
+}
+
+/// H = ln Σ exp(y) − Σ p y of each token, y = s · gaps.
+fn entropies(gaps: &Tensor, s: f64) -> candle_core::Result<Tensor> {
+    let y = (gaps * s)?;
+    let exp = y.exp()?;
+    let total = exp.sum(D::Minus1)?;
+    total.log()? - ((exp * y)?.sum(D::Minus1)? / total)?
+}
+
+fn variances(gaps: &Tensor, s: f64) -> candle_core::Result<Tensor> {
+    let p = candle_nn::ops::softmax(&(gaps * s)?, D::Minus1)?;
+    let mean = (&p * gaps)?.sum_keepdim(D::Minus1)?;
+    (p * gaps.broadcast_sub(&mean)?.sqr()?)?.sum(D::Minus1)
 }
 
 /// The mean over tokens of `f`, which maps gaps `[tokens, experts]`, z less its row's maximum, to

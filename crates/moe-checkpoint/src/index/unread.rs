@@ -1,6 +1,6 @@
 //! Weights beside those that are read: which loaders read them, in sentences.
 
-/// What other loaders do with the files `unread` of a model's folder; `is_indexed` says whether an
+/// Says what other loaders do with the files `unread` of a model's folder; `is_indexed` says whether an
 /// index names those that are read.
 pub(super) fn warnings(unread: &[&str], is_indexed: bool) -> Vec<String> {
     let warnings = [
@@ -12,7 +12,7 @@ pub(super) fn warnings(unread: &[&str], is_indexed: bool) -> Vec<String> {
     warnings.into_iter().flatten().collect()
 }
 
-/// Those of `names` that are `wanted`, in a few words; None where none is.
+/// Lists those of `names` that are `wanted` in a few words; None where none is.
 fn listed(names: &[&str], wanted: fn(&str) -> bool) -> Option<String> {
     let wanted: Vec<&&str> = names.iter().filter(|name| wanted(name)).collect();
     match wanted.as_slice() {

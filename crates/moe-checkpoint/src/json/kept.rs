@@ -53,7 +53,7 @@ impl<'a> Replaced<'a> {
         Self { text, written: String::new(), end: 0 }
     }
 
-    /// Where the caller writes what stands in the place of `part`.
+    /// Gives the text to which the caller appends what stands in the place of `part`.
     fn replace(&mut self, part: Range<usize>) -> &mut String {
         self.written.push_str(&self.text[self.end..part.start]);
         self.end = part.end;
@@ -69,7 +69,7 @@ impl<'a> Replaced<'a> {
     }
 }
 
-/// Where the string ends that begins at `start`: behind its quote, or at the end.
+/// Finds where the string ends that begins at `start`: behind its quote, or at the end.
 fn string_end(bytes: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while at < bytes.len() {

@@ -191,7 +191,7 @@ fn check_encoding(said: &Value, refuse: impl Fn(String) -> Error) -> Result<()> 
     Ok(())
 }
 
-/// What reads the parts of a config, and has `refuse` name what it can't follow.
+/// Reads the parts of a config; `refuse` makes the error for what it can't follow.
 struct Reader<R> {
     refuse: R,
     /// Patterns that were read so far.
@@ -246,7 +246,7 @@ fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
     }
 }
 
-/// Columns of a group; None where whole rows are.
+/// How many columns are a group; None where whole rows are.
 fn group_size(weights: &Value) -> Option<usize> {
     let said = weights.get("group_size").and_then(Value::as_i64);
     said.filter(|group| *group > 0).map(|group| group as usize)

@@ -68,7 +68,7 @@ impl Modules<'_> {
         said.insert("ignore".to_owned(), json!(ignore));
     }
 
-    /// Those of the targets `ignore` that still hold, each once.
+    /// Lists those of the targets `ignore` that still hold, each once.
     fn still_ignored(&self, ignore: &[Target]) -> Vec<Target> {
         let plain: BTreeSet<&String> = self.plain.iter().collect();
         let mut listed = Vec::new();
@@ -91,9 +91,8 @@ impl Modules<'_> {
     /// there.
     fn has_schemes_of(&self, compressed: &CompressedTensors) -> bool {
         let there: BTreeSet<&String> = self.quantized.iter().map(|(module, _)| module).collect();
-        let is_gone =
-            |target: &Target| matches!(target, Target::Name(name) if !there.contains(name));
-        !compressed.groups.iter().flat_map(|group| &group.targets).any(is_gone)
+        let mut targets = compressed.groups.iter().flat_map(|group| &group.targets);
+        !targets.any(|target| matches!(target, Target::Name(name) if !there.contains(name)))
             && self
                 .quantized
                 .iter()

@@ -102,7 +102,7 @@ fn check_exists(dir: &Path) -> Result<()> {
     Err(Error::new(Kind::Missing, what).file(dir).remedy("make it first"))
 }
 
-/// As [`check_file`], where something was `found` at `path`.
+/// Checks what [`check_file`] does where something was `found` at `path`.
 fn check_found(
     path: &Path,
     found: &Metadata,
@@ -250,7 +250,7 @@ impl StagedFile {
         placed.beside.map_or(Ok(placed.found), |(_, error)| Err(error))
     }
 
-    /// As [`Self::commit`], where a name beside the final one will do.
+    /// Does what [`Self::commit`] does, where a name beside the final one will do.
     ///
     /// # Errors
     /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. A file that is

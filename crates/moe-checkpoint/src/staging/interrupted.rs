@@ -13,7 +13,7 @@ use super::unmovable::{finish, is_waiting};
 use super::{Existing, OutputDir};
 use crate::error::{Error, Kind, Result};
 
-/// That something has the name `target`, which nobody asked to replace.
+/// Says that something has the name `target`, which nobody asked to replace.
 pub(super) fn exists(target: &Path) -> Error {
     let remedy = "remove it, choose another name, or give --overwrite";
     if !is_waiting(target) {

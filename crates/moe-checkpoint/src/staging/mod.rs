@@ -76,7 +76,7 @@ pub struct OutputDir {
     brought_back: bool,
     /// What it replaces; None where nothing was there.
     replaced: Option<EarlierResult>,
-    /// Of what it replaces.
+    /// The permissions of what it replaces.
     modes: Option<Modes>,
 }
 
@@ -141,7 +141,7 @@ impl OutputDir {
         Self::create_watched(target, existing, &|_| ())
     }
 
-    /// As [`OutputDir::create`]. All files of a result that is to be replaced are hashed, which
+    /// Does what [`OutputDir::create`] does. All files of a result that is to be replaced are hashed, which
     /// takes a second for each gigabyte: `watch` is called with the bytes that were hashed since it
     /// was called before.
     ///

@@ -66,8 +66,8 @@ fn row_of_blocks(found: &Tensor, left: &Tensor, first: usize) -> Result<Tensor> 
     Tensor::cat(&[&before, &diagonal], 2)
 }
 
-/// Of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B + 1,
-/// B]`.
+/// Makes of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B +
+/// 1, B]`.
 pub(super) struct DiagonalBlock;
 
 #[derive(Clone, Copy)]

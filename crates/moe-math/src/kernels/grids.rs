@@ -68,23 +68,34 @@ impl Grids {
     fn of<V: Iterator<Item = f32>>(&self, values: impl Fn() -> V, energy: &[f32]) -> (f32, f32) {
         let (least, most) =
             values().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
-        let tried = |clip| {
-            let kept = if clip == 0 { 1.0 } else { kept_range(clip) as f32 };
-            let (scale, zero) = self.grid.parameters(least * kept, most * kept);
-            let lost = |value: f32| value - (self.grid.code(value, scale, zero) - zero) * scale;
-            let error = || {
-                values()
-                    .zip(energy)
-                    .map(|(value, energy)| energy * lost(value) * lost(value))
-                    .sum::<f32>()
-            };
-            (scale, zero, if self.clips > 0 { error() } else { 0.0 })
-        };
-        let better = |best: (f32, f32, f32), found: (f32, f32, f32)| {
-            if found.2 < best.2 { found } else { best }
-        };
-        let (scale, zero, _) = (1..=self.clips).map(tried).fold(tried(0), better);
-        (scale, zero)
+        let mut best = self.grid.parameters(least, most);
+        if self.clips == 0 {
+            return best;
+        }
+        let mut least_error = self.error(values(), energy, best);
+        for clip in 1..=self.clips {
+            let kept = kept_range(clip) as f32;
+            let tried = self.grid.parameters(least * kept, most * kept);
+            let error = self.error(values(), energy, tried);
+            if error < least_error {
+                (best, least_error) = (tried, error);
+            }
+        }
+        best
+    }
+
+    /// Σ energy · (w − ŵ)² of a group with this scale and zero.
+    fn error(
+        &self,
+        values: impl Iterator<Item = f32>,
+        energy: &[f32],
+        (scale, zero): (f32, f32),
+    ) -> f32 {
+        let errors = values.zip(energy).map(|(value, energy)| {
+            let lost = value - (self.grid.code(value, scale, zero) - zero) * scale;
+            energy * lost * lost
+        });
+        errors.sum()
     }
 
     /// Scales and signed zeros of the rows of a group.

@@ -68,7 +68,7 @@ unsafe trait Arguments: Copy {
     fn geometry(&self) -> Geometry;
 }
 
-/// Where in its storage a tensor lies, which must be contiguous.
+/// Says where in its storage a tensor lies, which must be contiguous.
 fn span(layout: &Layout) -> Result<Range<usize>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a kernel takes contiguous tensors")
@@ -91,7 +91,7 @@ fn widened<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]
     })
 }
 
-/// The same to write to.
+/// The elements of a contiguous tensor on the CPU, to write to.
 fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     let CpuStorage::F32(values) = storage else { bail!("a kernel writes f32") };
     Ok(&mut values[span(layout)?])

@@ -213,7 +213,7 @@ impl<T: Real> Chunk<T> {
     }
 }
 
-/// 0 where all values are finite.
+/// Gives 0 where all values are finite, and 1 elsewhere.
 #[inline(always)]
 fn non_finite(tile: &[[f32; TILE]; TILE]) -> u32 {
     tile.as_flattened().iter().fold(0, |wrong, w| wrong | u32::from(!w.is_finite()))

@@ -151,7 +151,7 @@ impl<T: Real> Solver<'_, T> {
         self.fix(chunk, group, &columns);
     }
 
-    /// W + B A_g⁻¹ of a group.
+    /// Makes W + B A_g⁻¹ of a group.
     fn settled_weight(&self, chunk: &Chunk<T>, group: usize) -> Vec<[T; STRIP]> {
         let (rows, size) = (chunk.rows(), chunk.group);
         let members = chunk.columns(&(group * size..(group + 1) * size));

@@ -203,7 +203,7 @@ impl<'a> Batch<'a> {
         let width = self.shape[1];
         let ordered = (0..self.members.len()).map(|e| {
             let factor = self.factor(e);
-            let order: Vec<u32> = (0..width).map(|k| column_of(factor, k) as u32).collect();
+            let order: Vec<u32> = (0..width).map(|k| factor.column(k) as u32).collect();
             let order = Tensor::from_vec(order, width, self.weight.device())?;
             self.weight.get(e)?.index_select(&order, 0)
         });
@@ -281,7 +281,7 @@ impl<'a> Batch<'a> {
         }
         let (_, count, groups, rows) = grids.dims4()?;
         let group =
-            |e: usize, k: usize| (e * groups + column_of(self.factor(e), k) / self.group) as u32;
+            |e: usize, k: usize| (e * groups + self.factor(e).column(k) / self.group) as u32;
         let indices: Vec<u32> =
             (0..count).flat_map(|e| (first..first + size).map(move |k| group(e, k))).collect();
         let indices = Tensor::new(indices, grids.device())?;
@@ -366,7 +366,7 @@ impl ReadScales {
         let mut found = Codes::blank(batch.shape, batch.group);
         let of_matrix = &self.codes[e * parts * rows * width..][..parts * rows * width];
         for (k, column) in of_matrix.chunks_exact(parts * rows).enumerate() {
-            let to = column_of(batch.factor(e), k);
+            let to = batch.factor(e).column(k);
             let column = &column[part * rows..][..rows];
             for (row, code) in found.codes.chunks_exact_mut(width).zip(column) {
                 row[to] = *code;
@@ -378,11 +378,6 @@ impl ReadScales {
         let errors = &self.errors[e][part * rows..][..rows];
         Solved { codes: found, error: errors.iter().map(|error| f64::from(*error)).sum() }
     }
-}
-
-/// Where the column that is solved as number `k` belongs.
-fn column_of(factor: &Factor<f32>, k: usize) -> usize {
-    factor.order.as_ref().map_or(k, |order| order[k] as usize)
 }
 
 #[cfg(test)]

@@ -68,6 +68,13 @@ pub struct Factor<T> {
     pub attempts: u32,
 }
 
+impl<T> Factor<T> {
+    /// The weight's column that is solved as number `k`.
+    pub(super) fn column(&self, k: usize) -> usize {
+        self.order.as_ref().map_or(k, |order| order[k] as usize)
+    }
+}
+
 impl Factor<f32> {
     /// Aᵀ of all `factors` on `device`, `[E, K, K]`; no copy where these are all that were made
     /// together.
@@ -169,7 +176,7 @@ impl<T: Real> Columns<T> {
         self.diagonal.iter().map(|h| h.to_f64()).sum::<f64>() / live.max(1) as f64
     }
 
-    /// The factor with the first damping, a share of `mean`, with which there is one.
+    /// Finds the factor for the first damping, a share of `mean`, for which there is one.
     fn upper_factor(
         &self,
         hessian: &Hessian<T>,

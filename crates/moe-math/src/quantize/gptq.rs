@@ -109,12 +109,14 @@ impl<'a, T: Real> Prepared<'a, T> {
 /// ΔW (H + λ mean I) ΔWᵀ = Σ_k D_k (what column k was rounded from − ŵ_k)²; what damping adds is
 /// taken off again.
 pub(super) fn costs<T: Real>(factor: &Factor<T>) -> Vec<[T; 2]> {
-    let column = |k: usize| factor.order.as_ref().map_or(k, |order| order[k] as usize);
-    let cost = |(k, pivot): (usize, &T)| match factor.dead[column(k)] {
-        true => [T::ZERO; 2],
-        false => [*pivot, T::from_f64(factor.added)],
-    };
-    factor.pivots.iter().enumerate().map(cost).collect()
+    let costs = factor.pivots.iter().enumerate().map(|(k, pivot)| {
+        if factor.dead[factor.column(k)] {
+            [T::ZERO; 2]
+        } else {
+            [*pivot, T::from_f64(factor.added)]
+        }
+    });
+    costs.collect()
 }
 
 /// The inverse of each group's block of A, where groups are fixed on the way.

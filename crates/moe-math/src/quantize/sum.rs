@@ -10,14 +10,14 @@ use crate::kernels::{add_gram, reverse_cholesky};
 /// A [`Hessian`] in f32 that stays where its inputs are.
 #[derive(Debug, Clone)]
 pub struct HessianSum {
-    /// In memory all of it; on a device but for the sum.
+    /// Holds all of it in memory; on a device all but the sum.
     hessian: Hessian,
     /// `[K, K]` on a device, symmetric.
     sum: Option<Tensor>,
 }
 
 impl HessianSum {
-    /// Of no tokens, for inputs of width `size` on `device`.
+    /// Begins with no tokens, for inputs of width `size` on `device`.
     ///
     /// # Errors
     /// What the device returns.
@@ -28,7 +28,7 @@ impl HessianSum {
         }
     }
 
-    /// The same by the device's way, which a CPU can go too.
+    /// Begins as on a device, which a CPU can do too.
     fn on_device(size: usize, device: &Device) -> Result<Self, QuantizeError> {
         let hessian = Hessian { size, sum: Vec::new(), weight: 0.0, squares: 0.0, tokens: 0 };
         Ok(Self { hessian, sum: Some(Tensor::zeros((size, size), DType::F32, device)?) })
@@ -225,7 +225,7 @@ impl<'a> Making<'a> {
         }));
     }
 
-    /// More damping, or none where that is all.
+    /// Raises the damping, or gives up where there is no more.
     fn raise(&mut self) -> Result<(), QuantizeError> {
         if !self.sum.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             self.found = Some(Err(QuantizeError::NotFinite));
