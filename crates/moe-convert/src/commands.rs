@@ -15,8 +15,8 @@ use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, ReportKind, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
-    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect,
-    not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
+    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result,
+    inspect, not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
     verify_bytes, write_logits,
 };
 use serde::Serialize;

@@ -55,8 +55,7 @@ impl Goldens {
         }
         for (name, bytes) in &FILES_OF_BUILT_IN_MOE {
             let path = dir.path().join(name);
-            fs::write(&path, bytes)
-                .map_err(|e| Error::io("cannot unpack the goldens", path, e))?;
+            fs::write(&path, bytes).map_err(|e| Error::io("cannot unpack the goldens", path, e))?;
         }
         Ok(Self(dir))
     }
