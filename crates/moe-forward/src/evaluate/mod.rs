@@ -13,8 +13,8 @@ use moe_model::Model;
 
 use self::choices::Choices;
 use self::load_counter::LoadCounter;
-use self::scoring::{Scored, Scorer, of_original};
 pub use self::report::{Comparison, DomainReport, EvalReport, LayerLoad};
+use self::scoring::{Scored, Scorer, of_original};
 use crate::batch::Batch;
 use crate::corpus::Corpus;
 use crate::observer::Observer;

@@ -176,11 +176,8 @@ impl Trainee<'_> {
         }
         if self.parameters.first() == ParameterSlot::Embedding {
             let embedded = self.embedded(batch, true)?;
-            let mut back = || {
-                let found = (embedded.to_dtype(DType::F32)? * &arriving)?.sum_all()?.backward()?;
-                self.collect(ParameterSlot::Embedding, &found, gradients)
-            };
-            back().context(|| "the gradient of the embedding".into())?;
+            self.back_to_embedding(&embedded, &arriving, gradients)
+                .context(|| "the gradient of the embedding".into())?;
         }
         Ok(losses)
     }
@@ -234,6 +231,16 @@ impl Trainee<'_> {
                 .map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
         };
         back().context(|| format!("the gradients of layer {index}"))
+    }
+
+    fn back_to_embedding(
+        &self,
+        embedded: &Tensor,
+        arriving: &Tensor,
+        gradients: &mut Gradients,
+    ) -> candle_core::Result<()> {
+        let found = (embedded.to_dtype(DType::F32)? * arriving)?.sum_all()?.backward()?;
+        self.collect(ParameterSlot::Embedding, &found, gradients)
     }
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
@@ -292,28 +299,38 @@ impl Trainee<'_> {
         let shared = Shared::lending(self.parameters.lend(ParameterSlot::Head, true)?);
         let head = Head::load_with(self.model, Loader::sharing(self.compute, &shared))?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
-        let (tokens, targets) = (batch.tokens(), next_tokens(batch));
+        let tokens = batch.tokens();
+        let targets = next_tokens(batch);
         let mut parts = Vec::new();
         for start in (0..tokens).step_by(rows) {
             let range = start..(start + rows).min(tokens);
             let part = hidden.narrow(0, start, range.len()).context(|| "hidden states".into())?;
             let input = variable(&part)?;
             let logits = head.logits(&input)?;
-            let gradient = self.of_logits(&logits, &targets, range, goal, losses)?;
-            let back = || {
-                let found = (logits * gradient)?.sum_all()?.backward()?;
-                self.collect(ParameterSlot::Head, &found, gradients)?;
-                found
-                    .get(&input)
-                    .map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
-            };
-            parts.push(back().context(|| "the gradients of the head".into())?);
+            let arriving = self.of_logits(&logits, &targets, range, goal, losses)?;
+            let back = self.back_through_head(&input, logits, arriving, gradients);
+            parts.push(back.context(|| "the gradients of the head".into())?);
         }
         losses.tokens = tokens;
         losses.predictions = targets.iter().flatten().count();
         losses.cross_entropy /= losses.predictions.max(1) as f64;
         losses.teacher /= tokens.max(1) as f64;
         Tensor::cat(&parts, 0).context(|| "the gradients of the head".into())
+    }
+
+    /// From the gradient of the logits to that of the states that they are made of.
+    fn back_through_head(
+        &self,
+        input: &Tensor,
+        logits: Tensor,
+        arriving: Tensor,
+        gradients: &mut Gradients,
+    ) -> candle_core::Result<Tensor> {
+        let found = (logits * arriving)?.sum_all()?.backward()?;
+        self.collect(ParameterSlot::Head, &found, gradients)?;
+        found
+            .get(input)
+            .map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
     }
 
     /// The gradient of the weighted losses by the logits of the tokens `range`; adds the losses up.

@@ -66,6 +66,19 @@ pub struct Parameter {
     places: Vec<ParameterSlot>,
 }
 
+impl Parameter {
+    fn read(weight: &Weight, places: Vec<ParameterSlot>, compute: &Compute) -> Result<Self> {
+        candle_dtype(weight)?;
+        // Text may never touch it, and then it would be written as it is, when all is done.
+        finite::check_weight(weight)?;
+        let value = to_f32(weight, compute)?;
+        let value =
+            Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
+        let decays = weight.shape().len() > 1;
+        Ok(Self { decays, weight: weight.clone(), value, places })
+    }
+}
+
 /// All weights that are trained, from the embedding to the head.
 pub struct Parameters {
     /// In that order.
@@ -90,21 +103,10 @@ impl Parameters {
         precision: DType,
         compute: &Compute,
     ) -> Result<Self> {
-        let read = |(weight, _, places): FoundParameter<'_>| {
-            candle_dtype(weight)?;
-            // Text may never touch it, and then it would be written as it is, when all is done.
-            finite::check_weight(weight)?;
-            let value = to_f32(weight, compute)?;
-            let value =
-                Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
-            Ok(Parameter {
-                decays: weight.shape().len() > 1,
-                weight: weight.clone(),
-                value,
-                places,
-            })
-        };
-        let list = found(model, parts).into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        let found = found(model, parts).into_iter();
+        let list = found
+            .map(|(weight, _, places)| Parameter::read(weight, places, compute))
+            .collect::<Result<Vec<_>>>()?;
         if list.is_empty() {
             return Err(Error::new(
                 Kind::Usage,
