@@ -53,18 +53,9 @@ pub fn logit_difference(
     let original = Head::load_with(original, loader)?;
     shared.lend();
     let model = Head::load_with(model, loader)?;
-    let [entering, entering_model] = &sweeps;
-    let entering = entering.hidden(0..batch.tokens())?;
-    let entering_model = entering_model.hidden(0..batch.tokens())?;
-    let mut difference = Difference::default();
-    let rows = (LOGIT_BYTES / 8 / original.vocab().max(1)).max(1);
-    for start in (0..batch.tokens()).step_by(rows) {
-        let range = start..(start + rows).min(batch.tokens());
-        let p = logits(&original, &entering, range.clone())?;
-        let q = logits(&model, &entering_model, range)?;
-        difference.add(&p, &q).context(|| "the difference of logits".into())?;
-    }
-    Ok(difference.of_mean())
+    let all = 0..batch.tokens();
+    let [first, second] = &sweeps;
+    Difference::over([&original, &model], [&first.hidden(all.clone())?, &second.hidden(all)?])
 }
 
 /// Runs both models layer by layer, the original before the other, which takes what it can of the
@@ -97,6 +88,23 @@ fn logits(head: &Head, states: &Tensor, range: Range<usize>) -> Result<Tensor> {
 }
 
 impl Difference {
+    /// Between two models, by their heads and last hidden states; the original comes first.
+    fn over(
+        [original, model]: [&Head; 2],
+        [entering, entering_model]: [&Tensor; 2],
+    ) -> Result<Self> {
+        let mut difference = Self::default();
+        let rows = (LOGIT_BYTES / 8 / original.vocab().max(1)).max(1);
+        let tokens = entering.dim(0).context(|| "hidden states".into())?;
+        for start in (0..tokens).step_by(rows) {
+            let range = start..(start + rows).min(tokens);
+            let p = logits(original, entering, range.clone())?;
+            let q = logits(model, entering_model, range)?;
+            difference.add(&p, &q).context(|| "the difference of logits".into())?;
+        }
+        Ok(difference.of_mean())
+    }
+
     /// Adds what two models give for some tokens, with sums where means belong.
     fn add(&mut self, p: &Tensor, q: &Tensor) -> candle_core::Result<()> {
         let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
@@ -109,7 +117,7 @@ impl Difference {
         Ok(())
     }
 
-    /// With means in the place of sums.
+    /// The difference with means in the place of sums.
     fn of_mean(self) -> Self {
         let tokens = self.tokens as f64;
         Self { kl: self.kl / tokens, top1_agreement: self.top1_agreement / tokens, ..self }

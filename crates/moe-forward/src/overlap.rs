@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-/// So many tokens in a row aren't the same by chance.
+/// How many tokens in a row aren't the same by chance.
 const RUN: usize = 32;
 /// What each token of a run is multiplied by once for every token behind it: odd, so that no bit is
 /// lost.

@@ -8,7 +8,8 @@ use moe_math::ops;
 /// Queries of a block are scored at once: the memory for scores is heads × this × keys.
 const QUERY_BLOCK: usize = 256;
 
-/// Is shown each input of projections, with the first of [`moe_model::Attention::linears`] that reads it.
+/// A function that is shown each input of projections, with the first of
+/// [`moe_model::Attention::linears`] that reads it.
 pub(crate) type Seen<'a> = &'a mut dyn FnMut(usize, &Tensor);
 
 /// How scores become weights.

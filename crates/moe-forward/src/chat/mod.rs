@@ -80,17 +80,12 @@ impl ChatTemplate {
                 of_config(config.get("chat_template"), &model_dir.join(TOKENIZER_CONFIG_FILE))?;
         }
         if templates.is_empty() {
-            return Err(Error::new(
-                Kind::Missing,
-                "this checkpoint has no chat template, which \"messages\" need",
-            )
-            .file(model_dir)
-            .remedy("give \"text\" instead, or add chat_template.jinja"));
+            return Err(no_template(model_dir));
         }
         Ok(Self { templates, are_named, tokens, limits: TemplateLimits::USUAL })
     }
 
-    /// The same in a run that may hold `memory` bytes.
+    /// These templates in a run that may hold `memory` bytes.
     pub fn within(self, memory: Option<u64>) -> Self {
         Self { limits: TemplateLimits::within(memory), ..self }
     }
@@ -188,18 +183,18 @@ fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>,
             let sources = named.iter().map(|(name, text)| named_source(Some(name), text, file));
             Ok((sources.collect::<Result<_>>()?, true))
         }
-        Some(_) => Err(no_templates(file)),
+        Some(_) => Err(not_templates(file)),
     }
 }
 
 fn named_source(name: Option<&str>, text: &Value, file: &Path) -> Result<TemplateSource> {
     match (name, text.as_str()) {
         (Some(name), Some(text)) => Ok(TemplateSource::new(name, text.to_owned(), file)),
-        _ => Err(no_templates(file)),
+        _ => Err(not_templates(file)),
     }
 }
 
-fn no_templates(file: &Path) -> Error {
+fn not_templates(file: &Path) -> Error {
     Error::new(Kind::Malformed, "chat_template is neither a template nor a list of named ones")
         .file(file)
         .remedy("give \"text\" instead of \"messages\", or add chat_template.jinja")
@@ -238,6 +233,12 @@ fn are_objects(values: &Value) -> bool {
 fn bad_messages(what: &str) -> Error {
     Error::new(Kind::Malformed, what)
         .remedy("\"messages\" is a list of objects with \"role\" and \"content\"")
+}
+
+fn no_template(model_dir: &Path) -> Error {
+    Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
+        .file(model_dir)
+        .remedy("give \"text\" instead, or add chat_template.jinja")
 }
 
 fn bad_template(error: jinja::Fail) -> Error {

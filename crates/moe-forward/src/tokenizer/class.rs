@@ -160,9 +160,10 @@ impl Class {
         }
         match rule {
             Some(rule) if without_fast(&rule.class) != without_fast(declared) => {
-                let is_generic = GENERIC.contains(&without_fast(&rule.class));
-                let name = if is_trusted { declared } else { &rule.class };
-                if is_generic { Ok(Self::Backend) } else { Self::named(name) }
+                if GENERIC.contains(&without_fast(&rule.class)) {
+                    return Ok(Self::Backend);
+                }
+                Self::named(if is_trusted { declared } else { &rule.class })
             }
             _ => Self::named(declared),
         }
@@ -196,12 +197,7 @@ impl Class {
             return Ok(read);
         }
         let ModelWrapper::BPE(model) = read.get_model() else {
-            let what = format!(
-                "transformers makes a BPE tokenizer of this file ({self:?}), which holds another model"
-            );
-            return Err(Error::new(Kind::Unsupported, what)
-                .file(model_dir.join(TOKENIZER_FILE))
-                .remedy(AS_THE_FILE_SAYS));
+            return Err(self.needs_bpe(model_dir));
         };
         let mut tokenizer = Tokenizer::new(self.model(model.clone(), settings));
         self.prepare(&mut tokenizer, settings).map_err(|e| {
@@ -215,6 +211,15 @@ impl Class {
             tokenizer.with_post_processor(read.get_post_processor().cloned());
         }
         Ok(tokenizer)
+    }
+
+    fn needs_bpe(self, model_dir: &Path) -> Error {
+        let what = format!(
+            "transformers makes a BPE tokenizer of this file ({self:?}), which holds another model"
+        );
+        Error::new(Kind::Unsupported, what)
+            .file(model_dir.join(TOKENIZER_FILE))
+            .remedy(AS_THE_FILE_SAYS)
     }
 
     /// Gives `tokenizer` the class's normalizer and pre-tokenizer.

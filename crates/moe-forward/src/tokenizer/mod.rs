@@ -46,12 +46,7 @@ impl TextTokenizer {
         let tokenizer_config = read_config(model_dir)?;
         let file = tokenizer_file(model_dir, &tokenizer_config);
         if !file_exists(&file)? {
-            return Err(Error::new(
-                Kind::Missing,
-                "this checkpoint has no tokenizer.json, which text needs",
-            )
-            .file(model_dir)
-            .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
+            return Err(no_tokenizer(model_dir));
         }
         let bytes = read_whole(&file, json::MAX_JSON_BYTES)?;
         let class = choose_class(model_dir, &tokenizer_config, &bytes)?;
@@ -80,7 +75,7 @@ impl TextTokenizer {
         worker.encode(text, special_tokens).map_err(|e| e.file(&self.file))
     }
 
-    /// The same tokens with where they stand in `text`.
+    /// The tokens of [`Self::encode`], with where they stand in `text`.
     ///
     /// # Errors
     /// As for [`Self::encode`].
@@ -129,6 +124,12 @@ impl TextTokenizer {
             .file(&self.file)
             .remedy("resize the model's embeddings to its tokenizer (resize_token_embeddings), or take the token out"))
     }
+}
+
+fn no_tokenizer(model_dir: &Path) -> Error {
+    Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")
+        .file(model_dir)
+        .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\"")
 }
 
 /// Tokens of the tokenizer in `model_dir` that a model with an embedding of `vocab` rows has none

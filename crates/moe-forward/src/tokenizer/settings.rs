@@ -197,8 +197,7 @@ fn read_special_tokens_map(
         } else if value.is_object() {
             value = special(&value);
         }
-        let is_token = value.is_string() || value.is_object();
-        if key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token {
+        if is_further_role(&key) && (value.is_string() || value.is_object()) {
             others.extend(reader.token(&key, Some(&value))?.map(|token| (key, token)));
         } else {
             config.insert(key, value);
@@ -240,6 +239,11 @@ fn read_added_tokens(
         listed.insert(id, AddedToken::from(text, is_special));
     }
     Ok(())
+}
+
+/// Whether `key` names a role that isn't a standard one.
+fn is_further_role(key: &str) -> bool {
+    key.ends_with("_token") && !STANDARD.contains(&key)
 }
 
 /// Whether `value` is an object that says that it is an added token.
@@ -368,8 +372,7 @@ impl SettingsReader {
     /// dictionary of extra tokens.
     fn take_model_specific(&self, config: &mut Map<String, Value>) -> Result<Vec<(String, Token)>> {
         let is_own = |(key, value): &(&String, &Value)| {
-            let is_token = value.is_string() || is_typed(value);
-            key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token
+            is_further_role(key) && (value.is_string() || is_typed(value))
         };
         let mut keys: Vec<String> =
             config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();

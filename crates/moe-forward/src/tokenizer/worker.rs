@@ -15,10 +15,11 @@ use crate::guarded::guarded;
 /// How long a tokenizer may take.
 #[derive(Clone, Copy)]
 pub(super) struct WorkerLimits {
-    /// To be set up.
+    /// How long setting it up may take.
     load: Duration,
-    /// For a text, and for each MiB of it beside that.
+    /// How long a text may take, whatever its length.
     text: Duration,
+    /// How much longer each MiB of a text may take.
     mebibyte: Duration,
 }
 
@@ -41,9 +42,9 @@ const AGAIN: &str = "download tokenizer.json again";
 /// A text to make tokens of.
 struct Job {
     text: String,
-    /// With those that begin and end every text.
+    /// Whether tokens that begin and end every text are added.
     special_tokens: bool,
-    /// With where each token stands in the text, which takes longer.
+    /// Whether the places of tokens in the text are found, which takes longer.
     places: bool,
 }
 
@@ -94,7 +95,7 @@ impl Worker {
         Ok(self.run(text, special_tokens, false)?.get_ids().to_vec())
     }
 
-    /// The same tokens with where they stand.
+    /// The tokens of [`Self::encode`], with where they stand.
     ///
     /// # Errors
     /// As for [`Self::encode`].

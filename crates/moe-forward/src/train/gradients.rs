@@ -46,7 +46,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// For the mean over `batches`.
+    /// The scale that makes sums over `batches` means.
     pub fn over<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Self {
         let (mut predictions, mut tokens, mut count) = (0, 0, 0);
         for batch in batches {
@@ -118,7 +118,7 @@ pub struct Trainee<'a> {
     pub model: &'a Model,
     /// What of it is trained.
     pub parameters: &'a Parameters,
-    /// Where and in what to compute.
+    /// The device and the dtype to compute in.
     pub compute: &'a Compute,
     /// Keep the graphs of all layers rather than run each of them once more.
     pub keep_graphs: bool,
@@ -138,7 +138,7 @@ enum Passed {
     Tracked(Ran),
     /// What entered it.
     Entered(Tensor),
-    /// Nothing is trained in it or before. Where its tokens went.
+    /// Nothing is trained in it or before it; this says where its tokens went.
     Frozen(Option<(Tensor, Routing)>),
 }
 
@@ -209,8 +209,8 @@ impl Trainee<'_> {
         Ok((hidden, passed))
     }
 
-    /// From the gradient of layer `index`'s output, and what its router costs, to that of its
-    /// input.
+    /// Takes the gradient of layer `index`'s output, and what its router costs, back to that of
+    /// its input.
     fn back(
         &self,
         index: usize,
@@ -318,7 +318,7 @@ impl Trainee<'_> {
         Tensor::cat(&parts, 0).context(|| "the gradients of the head".into())
     }
 
-    /// From the gradient of the logits to that of the states that they are made of.
+    /// Takes the gradient of the logits back to that of the states that they are made of.
     fn back_through_head(
         &self,
         input: &Tensor,

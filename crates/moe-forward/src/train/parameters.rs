@@ -57,7 +57,7 @@ pub(crate) enum ParameterSlot {
 
 /// A weight that is trained.
 pub struct Parameter {
-    /// Whose place it takes.
+    /// The weight of the model whose place it takes.
     pub weight: Weight,
     /// Whether weight decay applies: to all but norms and biases, as in transformers' Trainer.
     pub decays: bool,
@@ -81,7 +81,7 @@ impl Parameter {
 
 /// All weights that are trained, from the embedding to the head.
 pub struct Parameters {
-    /// In that order.
+    /// The weights, in that order.
     pub list: Vec<Parameter>,
     /// What matrices are rounded to before they are used.
     precision: DType,
@@ -273,12 +273,12 @@ fn weights_of(linear: &Linear) -> impl Iterator<Item = &Weight> {
 pub struct Gradients(Vec<Option<Tensor>>);
 
 impl Gradients {
-    /// None yet, for `parameters`.
+    /// Sums of no gradients yet, for `parameters`.
     pub fn new(parameters: &Parameters) -> Self {
         Self(vec![None; parameters.list.len()])
     }
 
-    /// That of the parameter at `index`; none where nothing depended on it.
+    /// The gradient of the parameter at `index`; None where nothing depended on it.
     pub fn get(&self, index: usize) -> Option<&Tensor> {
         self.0[index].as_ref()
     }

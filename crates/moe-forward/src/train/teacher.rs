@@ -28,7 +28,7 @@ const GROUP_TOKENS: usize = 4096;
 /// How much of a teacher's distribution is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TeacherKind {
-    /// All of it; the teacher runs for every batch.
+    /// The whole distribution is used; the teacher runs for every batch.
     Logits,
     /// The most probable tokens, and the mass of the others together. Kept: the teacher runs once.
     Top(usize),
@@ -51,7 +51,7 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// For `sequences` of ids that its vocabulary has; what is kept lies in a nameless file in
+    /// A teacher of `sequences`, whose ids its vocabulary has; what is kept lies in a nameless file in
     /// `scratch`.
     ///
     /// # Errors
@@ -209,7 +209,7 @@ impl Targets {
     }
 }
 
-/// Of each token over the vocabulary.
+/// The distribution over the vocabulary that each row of `logits` stands for.
 fn probabilities(logits: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
     candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?.to_vec2()
 }

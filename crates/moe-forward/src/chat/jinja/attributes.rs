@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ast::Macro;
+use super::ast::{Blocks, Macro};
 use super::value::{Items, Text, Value};
 use super::{Fail, Outcome, strings};
 
@@ -92,10 +92,7 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
     Ok(match object {
         Value::Loop(state) => state.attribute(name),
         Value::Macro(macro_) => macro_attribute(&macro_.0, name),
-        Value::Blocks(blocks) => {
-            let found = blocks.iter().find(|(known, _)| **known == *name);
-            found.map(|(_, body)| Value::Block(Arc::clone(body)))
-        }
+        Value::Blocks(blocks) => block(blocks, name),
         Value::Namespace(namespace) => namespace.fields.borrow().get_text(name).cloned(),
         Value::Cycler(cycler) if name == "current" => cycler.0.get(cycler.1.get()).cloned(),
         // What groupby gives.
@@ -116,6 +113,11 @@ fn is_unsupported(object: &Value, name: &str) -> bool {
         Value::Markup(_) => strings::METHODS.contains(&name) || UNKNOWN[..4].contains(&name),
         _ => false,
     }
+}
+
+fn block(blocks: &Blocks, name: &str) -> Option<Value> {
+    let found = blocks.iter().find(|(known, _)| **known == *name);
+    found.map(|(_, body)| Value::Block(Arc::clone(body)))
 }
 
 fn macro_attribute(macro_: &Macro, name: &str) -> Option<Value> {

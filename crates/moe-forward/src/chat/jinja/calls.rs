@@ -10,7 +10,7 @@ use super::scope::Scope;
 use super::value::{Dict, Function, Items, Namespace, Value};
 use super::{ENTRY_BYTES, Fail, Outcome};
 
-/// Jinja2's sandbox allows for so many numbers in a range.
+/// How many numbers Jinja2's sandbox allows in a range.
 const MAX_RANGE: i128 = 100_000;
 
 impl Interpreter {

@@ -140,7 +140,7 @@ impl Interpreter {
         Ok(part)
     }
 
-    /// What is called, filtered or tested, and then the arguments.
+    /// Evaluates what is called, filtered or tested, and then the arguments.
     fn with_args(
         &mut self,
         subject: &Expr,

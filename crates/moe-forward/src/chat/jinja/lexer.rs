@@ -24,7 +24,7 @@ pub(super) struct Token {
     pub kind: Kind,
 }
 
-/// Longest first.
+/// The operators of templates, the longest ones first.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}",
     ">", "<", "=", ".", ":", "|", ",", ";",
@@ -108,17 +108,18 @@ impl<'a> Lexer<'a> {
                 self.push(Kind::PrintBegin);
                 self.code(Kind::PrintEnd, "}}")
             }
-            _ => match self.raw_begin() {
-                Some(length) => {
-                    self.at += length;
-                    self.raw()
-                }
-                None => {
-                    self.push(Kind::BlockBegin);
-                    self.code(Kind::BlockEnd, "%}")
-                }
-            },
+            _ => self.block(),
         }
+    }
+
+    /// The rest of `{% … %}`, or of all from `{% raw %}` to its end.
+    fn block(&mut self) -> Outcome<()> {
+        if let Some(length) = self.raw_begin() {
+            self.at += length;
+            return self.raw();
+        }
+        self.push(Kind::BlockBegin);
+        self.code(Kind::BlockEnd, "%}")
     }
 
     /// `text` before a delimiter with `sign`; what indents a block or comment doesn't count as

@@ -83,7 +83,8 @@ impl TemplateLimits {
         Self { bytes: share.clamp(LEAST_BYTES, MAX_BYTES), ..Self::USUAL }
     }
 
-    /// Time, too, for what can't look at the clock: one step on all that may be held.
+    /// How long a caller waits: longer than a template may run, since a step on all that may be
+    /// held can't look at the clock.
     fn patience(self) -> Duration {
         self.time + self.time / 20
     }
@@ -107,7 +108,7 @@ impl Fail {
         Self { what: what.into(), line: None }
     }
 
-    /// In `line`, unless an inner line is known.
+    /// The failure, which names `line` unless it names an inner one already.
     fn at(mut self, line: usize) -> Self {
         self.line.get_or_insert(line);
         self

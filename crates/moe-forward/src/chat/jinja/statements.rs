@@ -172,27 +172,38 @@ impl Interpreter {
         if items.is_empty() {
             return self.body(&for_.otherwise, &Scope::within(scope), out);
         }
-        let recursive = for_.recursive.then(|| (Arc::clone(for_), Rc::clone(scope)));
         let state = Rc::new(LoopState {
             items,
             at: Cell::new(0),
             depth0,
             changed: RefCell::default(),
-            recursive,
+            recursive: for_.recursive.then(|| (Arc::clone(for_), Rc::clone(scope))),
         });
+        self.turns(for_, &state, scope, out)?;
+        Ok(Flow::On)
+    }
+
+    /// The body of a loop for each of its items.
+    fn turns(
+        &mut self,
+        for_: &For,
+        state: &Rc<LoopState>,
+        scope: &Rc<Scope>,
+        out: &mut String,
+    ) -> Outcome<()> {
         let name: Name = "loop".into();
         for (index, item) in state.items.iter().enumerate() {
             // A turn has a scope to make, which takes as long as a few steps.
             self.step(1024)?;
             state.at.set(index);
             let inner = Scope::within(scope);
-            inner.set(&name, Value::Loop(Rc::clone(&state)));
+            inner.set(&name, Value::Loop(Rc::clone(state)));
             self.assign(&for_.target, item.clone(), &inner, scope)?;
             if self.body(&for_.body, &inner, out)? == Flow::Break {
                 break;
             }
         }
-        Ok(Flow::On)
+        Ok(())
     }
 
     /// The items that a loop has turns for, by its filter.

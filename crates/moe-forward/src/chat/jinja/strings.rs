@@ -294,8 +294,7 @@ pub(super) fn padded(
     run.room(missing.saturating_mul(fill.len()))?;
     run.step(missing)?;
     if method == "zfill" {
-        let (sign, digits) = own.split_at(usize::from(own.starts_with(['+', '-'])));
-        return Ok(format!("{sign}{}{digits}", "0".repeat(missing)).into());
+        return Ok(with_zeros(own, missing).into());
     }
     let left = match method {
         "ljust" => 0,
@@ -304,6 +303,12 @@ pub(super) fn padded(
         _ => missing,
     };
     Ok(format!("{}{own}{}", fill.repeat(left), fill.repeat(missing - left)).into())
+}
+
+/// `own` with so many zeros behind its sign.
+fn with_zeros(own: &str, zeros: usize) -> String {
+    let (sign, digits) = own.split_at(usize::from(own.starts_with(['+', '-'])));
+    format!("{sign}{}{digits}", "0".repeat(zeros))
 }
 
 fn expanded(run: &mut Interpreter, own: &str, size: i128) -> Outcome<Value> {

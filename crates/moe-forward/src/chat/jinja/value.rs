@@ -108,7 +108,7 @@ impl Dict {
         }
     }
 
-    /// As a value.
+    /// The dictionary as a value, which counts what it holds.
     pub fn into_value(self) -> Value {
         let charge = Charge::new(self.entries.len() * 2 * size_of::<Value>());
         let depth = depth_of(self.entries.iter().map(|(_, value)| value));
@@ -329,7 +329,7 @@ impl Value {
         })
     }
 
-    /// As a float, for numbers.
+    /// The number as a float; None for anything else.
     pub fn number(&self) -> Option<f64> {
         match self {
             Self::Bool(value) => Some(f64::from(u8::from(*value))),
@@ -339,7 +339,7 @@ impl Value {
         }
     }
 
-    /// As an integer, for what Python takes for one.
+    /// The number as an integer; None for what Python doesn't take for one.
     pub fn integer(&self) -> Option<i128> {
         match self {
             Self::Bool(value) => Some(i128::from(*value)),
