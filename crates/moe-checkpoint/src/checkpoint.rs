@@ -1,6 +1,8 @@
 //! Opening a checkpoint directory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,72 +39,26 @@ impl Checkpoint {
     /// [`Kind::Missing`] where there is no checkpoint, a shard or a tensor is not there;
     /// [`Kind::Malformed`] where a file lies about its content; all name the file.
     pub fn open(dir: &Path) -> Result<Self> {
-        check_directory(dir)?;
-        let config_path = dir.join(CONFIG_FILE);
-        if !file_exists(&config_path)? {
-            return Err(no_config(dir, &config_path));
-        }
-        let folder = Folder::of(dir)?;
-        folder.check_file(&config_path)?;
-        check_no_adapter(dir)?;
+        let folder = check_folder(dir)?;
         let mut side_files = SideFiles::of(&folder)?;
         let mut snapshot = Snapshot::default();
-        snapshot.extend(
-            side_files
-                .carried
-                .iter()
-                .map(|file| &file.path)
-                .chain([&config_path, &dir.join(INDEX_FILE)]),
-        );
-        let config: Map<String, Value> = json::read_python(&config_path)?;
+        snapshot.extend(side_files.carried.iter().map(|file| &file.path));
+        snapshot.extend([CONFIG_FILE, INDEX_FILE].map(|name| dir.join(name)));
+        let config = json::read_python(&dir.join(CONFIG_FILE))?;
         let shards = find_shards(&folder, &config)?;
         // What is read of the weights isn't left out.
         side_files.left_out.retain(|name, _| !shards.files.contains(name) && name != INDEX_FILE);
         snapshot.extend(shards.files.iter().map(|name| dir.join(name)));
-        let mut tensors = BTreeMap::<String, Stored>::new();
-        let mut twice = Vec::new();
-        let mut files = Vec::with_capacity(shards.files.len());
-        for name in &shards.files {
-            let path = dir.join(name);
-            folder.check_file(&path)?;
-            let (file, entries) = SourceFile::open(&path)?;
-            for entry in entries {
-                let stored = Stored::of_file(&file, entry);
-                let name = stored.name().to_owned();
-                // transformers goes through shards by name, too, and keeps the last, whichever the
-                // index says.
-                if let Some(first) = tensors.insert(name.clone(), stored) {
-                    twice.push((name, first));
-                }
-            }
-            files.push(file);
-        }
-        let index = shards.index.map(|index| {
-            let mut facts =
-                IndexFacts { has_metadata: index.has_metadata, ..IndexFacts::default() };
-            facts.unlisted = tensors
-                .keys()
-                .filter(|name| !index.weight_map.contains_key(*name))
-                .cloned()
-                .collect();
-            for (tensor, shard) in index.weight_map {
-                match tensors.get(&tensor) {
-                    None => facts.unheld.push(tensor),
-                    Some(held) if held.path() != dir.join(shard) => facts.misplaced.push(tensor),
-                    Some(_) => {}
-                }
-            }
-            facts
-        });
+        let held = HeldTensors::read(&folder, &shards.files)?;
         let mut warnings = shards.warnings;
-        warnings.extend(of_twice(&twice, &tensors));
+        warnings.extend(held.warning());
         Ok(Self {
             dir: dir.to_owned(),
             config,
-            tensors,
-            files,
+            index: shards.index.map(|index| IndexFacts::of(index, dir, &held.tensors)),
+            tensors: held.tensors,
+            files: held.files,
             side_files,
-            index,
             warnings,
             snapshot,
         })
@@ -153,23 +109,68 @@ impl Checkpoint {
     }
 }
 
-/// What is said of tensors that several shards hold: each with the first that does, and the last in
-/// `tensors`.
-fn of_twice(twice: &[(String, Stored)], tensors: &BTreeMap<String, Stored>) -> Option<String> {
-    let (name, first) = twice.first()?;
-    let file = |stored: &Stored| {
-        stored.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
-    };
-    let more = match twice.len() - 1 {
-        0 => String::new(),
-        more => format!(", and {more} more likewise"),
-    };
-    Some(format!(
-        "two shards hold {name}, {} and {}: transformers and this program read the last by name{more}; remove a stale shard, \
-         or download the checkpoint again",
-        file(first),
-        file(&tensors[name])
-    ))
+/// What the shards of a checkpoint hold.
+#[derive(Default)]
+struct HeldTensors {
+    tensors: BTreeMap<String, Stored>,
+    files: Vec<Arc<SourceFile>>,
+    /// Tensors of which a later shard holds another, which counts.
+    earlier: Vec<Stored>,
+}
+
+impl HeldTensors {
+    /// Reads the headers of the shards `names` of `folder`.
+    fn read(folder: &Folder, names: &BTreeSet<String>) -> Result<Self> {
+        let mut held = Self { files: Vec::with_capacity(names.len()), ..Self::default() };
+        for name in names {
+            let path = folder.path().join(name);
+            folder.check_file(&path)?;
+            let (file, entries) = SourceFile::open(&path)?;
+            for entry in entries {
+                held.add(Stored::of_file(&file, entry));
+            }
+            held.files.push(file);
+        }
+        Ok(held)
+    }
+
+    /// transformers goes through shards by name, too, and keeps the last, whichever the index says.
+    fn add(&mut self, stored: Stored) {
+        self.earlier.extend(self.tensors.insert(stored.name().to_owned(), stored));
+    }
+
+    /// The sentence that tells of tensors that several shards hold, where there are such.
+    fn warning(&self) -> Option<String> {
+        let first = self.earlier.first()?;
+        let name = first.name();
+        let more = match self.earlier.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} more likewise"),
+        };
+        Some(format!(
+            "two shards hold {name}, {} and {}: transformers and this program read the last by name{more}; remove a stale shard, \
+             or download the checkpoint again",
+            file_name(first),
+            file_name(&self.tensors[name])
+        ))
+    }
+}
+
+fn file_name(stored: &Stored) -> String {
+    stored.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The folder `dir` of a model, which has a config and isn't an adapter's.
+fn check_folder(dir: &Path) -> Result<Folder> {
+    check_directory(dir)?;
+    let config = dir.join(CONFIG_FILE);
+    if !file_exists(&config)? {
+        return Err(no_config(dir, &config));
+    }
+    let folder = Folder::of(dir)?;
+    folder.check_file(&config)?;
+    check_no_adapter(dir)?;
+    Ok(folder)
 }
 
 /// Refuses an adapter beside a config. With PEFT installed, transformers applies it to the model;
@@ -192,30 +193,37 @@ const WHAT_TO_GIVE: &str = "give the directory that holds config.json and the sa
 
 /// What is there instead, where that can be seen.
 fn no_config(dir: &Path, config: &Path) -> Error {
-    let found = match std::fs::read_dir(dir) {
-        Ok(found) => found
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .collect::<BTreeSet<_>>(),
+    let found = match names_in(dir) {
+        Ok(found) => found,
         Err(error) => return Error::io("cannot read this directory", dir, error),
     };
-    if let Some(error) =
-        config.metadata().err().filter(|error| error.kind() != std::io::ErrorKind::NotFound)
-    {
+    if let Some(error) = config.metadata().err().filter(|e| e.kind() != io::ErrorKind::NotFound) {
         return Error::io("cannot read this file", config, error);
     }
-    let missing =
-        |what: &str| Error::new(Kind::Missing, format!("no config.json here{what}")).file(dir);
-    if found.iter().any(|name| name == "adapter_config.json") {
-        return missing(": this is an adapter")
+    if found.contains("adapter_config.json") {
+        return missing_config(dir, ": this is an adapter")
             .remedy("merge it into its base model first (PEFT's merge_and_unload)");
     }
-    if let Some(error) = other_format(&found) {
-        return error.within("no config.json here").file(dir);
+    match other_format(&found) {
+        Some(error) => error.within("no config.json here").file(dir),
+        None => config_below(dir),
     }
+}
+
+fn names_in(dir: &Path) -> io::Result<BTreeSet<String>> {
+    Ok(fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+}
+
+fn missing_config(dir: &Path, what: &str) -> Error {
+    Error::new(Kind::Missing, format!("no config.json here{what}")).file(dir)
+}
+
+/// Names the checkpoints that lie in folders of `dir`, which has no config itself.
+fn config_below(dir: &Path) -> Error {
     match checkpoints_below(dir).as_slice() {
-        [] => missing("").remedy(WHAT_TO_GIVE),
-        [one] => missing(", but below").remedy(format!("give {}", one.display())),
-        [first, others @ ..] => missing(", but below").remedy(format!(
+        [] => missing_config(dir, "").remedy(WHAT_TO_GIVE),
+        [one] => missing_config(dir, ", but below").remedy(format!("give {}", one.display())),
+        [first, others @ ..] => missing_config(dir, ", but below").remedy(format!(
             "give one of the {} checkpoints in it, such as {}",
             1 + others.len(),
             first.display()

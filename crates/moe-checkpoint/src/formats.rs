@@ -52,33 +52,37 @@ const FORMATS: [Format; 8] = [
 /// What is said of a folder with files called `names`, none of them safetensors weights; none for
 /// names that say nothing.
 pub(crate) fn other_format(names: &BTreeSet<String>) -> Option<Error> {
-    let has = |end: &str| names.iter().any(|name| name.to_ascii_lowercase().ends_with(end));
-    let error = |kind, has: &str, remedy: &str| {
-        Some(Error::new(kind, format!("this checkpoint has {has}")).remedy(remedy))
-    };
+    let (what, remedy) = told_by(names)?;
+    let what = format!("this checkpoint has {what}");
+    Some(Error::new(Kind::Unsupported, what).remedy(remedy))
+}
+
+/// The weights that files called `names` are, and how one gets what is read.
+fn told_by(names: &BTreeSet<String>) -> Option<(&'static str, &'static str)> {
     if names.iter().any(|name| name.starts_with("consolidated.") && name.ends_with(".pth")) {
-        return error(
-            Kind::Unsupported,
+        return Some((
             "pickled weights in Meta's or Mistral's own format only (consolidated.*.pth)",
             "get the checkpoint in Hugging Face's format, or convert it by transformers' convert_…_weights_to_hf.py of its family",
-        );
+        ));
     }
-    if let Some((_, what, remedy)) = FORMATS.into_iter().find(|(end, ..)| has(end)) {
-        return error(Kind::Unsupported, what, remedy);
+    if let Some((_, what, remedy)) = FORMATS.into_iter().find(|(end, ..)| has_end(names, end)) {
+        return Some((what, remedy));
     }
-    if names.iter().any(|name| name == "zero_to_fp32.py") {
-        return error(
-            Kind::Unsupported,
+    if names.contains("zero_to_fp32.py") {
+        return Some((
             "weights of a DeepSpeed training only",
             "run python zero_to_fp32.py . OUT --safe_serialization in it",
-        );
+        ));
     }
-    [".bin", ".pth", ".pt"].into_iter().any(has).then_some(())?;
-    error(
-        Kind::Unsupported,
+    [".bin", ".pth", ".pt"].into_iter().any(|end| has_end(names, end)).then_some((
         "pickled PyTorch weights only",
         "save it as safetensors: model.save_pretrained(dir, safe_serialization=True)",
-    )
+    ))
+}
+
+/// Whether one of `names` ends in `end`, in whichever case.
+fn has_end(names: &BTreeSet<String>, end: &str) -> bool {
+    names.iter().any(|name| name.to_ascii_lowercase().ends_with(end))
 }
 
 /// The checkpoints below `dir`, which is none: a hub's cache has them three folders down.

@@ -48,26 +48,30 @@ struct RawEntry {
 /// No tensor has more dimensions: PyTorch's limit.
 const MAX_DIMENSIONS: usize = 64;
 
-/// A shape; a header of nothing but dimensions must not be kept, nor shown in a message.
+/// Reads a shape; a header of nothing but dimensions must not be kept, nor shown in a message.
 fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
-    struct ShapeVisitor;
-    impl<'de> Visitor<'de> for ShapeVisitor {
-        type Value = Vec<usize>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "a list of at most {MAX_DIMENSIONS} dimensions")
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<usize>, A::Error> {
-            let mut shape = Vec::new();
-            while let Some(dimension) = list.next_element()? {
-                if shape.len() == MAX_DIMENSIONS {
-                    return Err(A::Error::invalid_length(shape.len() + 1, &self));
-                }
-                shape.push(dimension);
-            }
-            Ok(shape)
-        }
-    }
     deserializer.deserialize_seq(ShapeVisitor)
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Vec<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {MAX_DIMENSIONS} dimensions")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<usize>, A::Error> {
+        let mut shape = Vec::new();
+        while let Some(dimension) = list.next_element()? {
+            if shape.len() == MAX_DIMENSIONS {
+                return Err(A::Error::invalid_length(shape.len() + 1, &self));
+            }
+            shape.push(dimension);
+        }
+        Ok(shape)
+    }
 }
 
 /// The entries as a list, so that a name that occurs twice is seen rather than overwritten.
@@ -78,34 +82,37 @@ struct RawHeader {
 
 impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = RawHeader;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let (mut entries, mut format) = (Vec::new(), None);
-                while let Some(name) = map.next_key::<String>()? {
-                    if entries.len() == MAX_TENSORS {
-                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
-                    }
-                    if name == "__metadata__" {
-                        // Other readers want texts here, or null, so a file with anything else is
-                        // no use to anybody.
-                        let said = map.next_value::<Option<HashMap<String, String>>>()?;
-                        format = said.map(|mut said| said.remove("format").unwrap_or_default());
-                        continue;
-                    }
-                    let entry = map
-                        .next_value()
-                        .map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
-                    entries.push((name, entry));
-                }
-                Ok(RawHeader { entries, format })
-            }
-        }
         deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = RawHeader;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+        let mut header = RawHeader { entries: Vec::new(), format: None };
+        while let Some(name) = map.next_key::<String>()? {
+            if header.entries.len() == MAX_TENSORS {
+                return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+            }
+            if name == "__metadata__" {
+                // Other readers want texts here, or null, so a file with anything else is no use to
+                // anybody.
+                let said = map.next_value::<Option<HashMap<String, String>>>()?;
+                header.format = said.map(|mut said| said.remove("format").unwrap_or_default());
+                continue;
+            }
+            let entry = map.next_value();
+            let entry = entry.map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
+            header.entries.push((name, entry));
+        }
+        Ok(header)
     }
 }
 
@@ -135,37 +142,42 @@ pub(crate) struct Header {
     pub format: Option<String>,
 }
 
-/// As [`parse_header`], with what metadata says.
+/// Parses what [`parse_header`] does, and what metadata says.
 pub(crate) fn parse_whole(json: &[u8], data_len: u64) -> Result<Header> {
     let RawHeader { entries: raw, format } = serde_json::from_slice(json).map_err(|e| {
         malformed("the safetensors header is not a JSON object of tensors").source(e)
     })?;
     let mut entries = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
-        if name.contains(char::is_control) || name.len() > MAX_NAME_BYTES {
-            let what = format!(
-                "a tensor's name has control characters, or more than {MAX_NAME_BYTES} bytes"
-            );
-            return Err(malformed(what).tensor(&name));
-        }
+        check_entry(&name, &raw)?;
         let (start, end) = raw.data_offsets;
-        let expected = data_bytes(raw.dtype, &raw.shape).ok_or_else(|| {
-            malformed(format!("shape {:?} of {} has no size in bytes", raw.shape, raw.dtype))
-                .tensor(&name)
-        })?;
-        if end.checked_sub(start) != Some(expected) {
-            return Err(malformed(format!(
-                "the header gives bytes {start}..{end}, but {:?} of {} takes {expected} bytes",
-                raw.shape, raw.dtype
-            ))
-            .tensor(&name));
-        }
         entries.push(Entry { name, dtype: raw.dtype, shape: raw.shape, start, end });
     }
     check_names_unique(&entries)?;
     entries.sort_by_key(|e| (e.start, e.end));
     check_contiguous(&entries, data_len)?;
     Ok(Header { entries, format })
+}
+
+/// Refuses a tensor whose name no writer gives, or whose bytes aren't those of its shape.
+fn check_entry(name: &str, raw: &RawEntry) -> Result<()> {
+    let RawEntry { dtype, shape, data_offsets: (start, end) } = raw;
+    if name.contains(char::is_control) || name.len() > MAX_NAME_BYTES {
+        let what =
+            format!("a tensor's name has control characters, or more than {MAX_NAME_BYTES} bytes");
+        return Err(malformed(what).tensor(name));
+    }
+    let Some(expected) = data_bytes(*dtype, shape) else {
+        let what = format!("shape {shape:?} of {dtype} has no size in bytes");
+        return Err(malformed(what).tensor(name));
+    };
+    if end.checked_sub(*start) == Some(expected) {
+        return Ok(());
+    }
+    let what = format!(
+        "the header gives bytes {start}..{end}, but {shape:?} of {dtype} takes {expected} bytes"
+    );
+    Err(malformed(what).tensor(name))
 }
 
 fn check_names_unique(entries: &[Entry]) -> Result<()> {
@@ -179,32 +191,32 @@ fn check_names_unique(entries: &[Entry]) -> Result<()> {
 fn check_contiguous(entries: &[Entry], data_len: u64) -> Result<()> {
     let mut position = 0;
     for entry in entries {
-        if entry.start < position {
-            return Err(malformed(format!(
-                "bytes {}..{} overlap the tensor before it",
-                entry.start, entry.end
-            ))
-            .tensor(&entry.name));
-        }
-        if entry.start > position {
-            return Err(malformed(format!(
-                "bytes {position}..{} belong to no tensor",
-                entry.start
-            ))
-            .tensor(&entry.name));
-        }
-        if entry.end > data_len {
-            return Err(malformed(format!(
-                "the file is truncated: this tensor ends at byte {} of the data, the file has {data_len}",
-                entry.end
-            ))
-            .tensor(&entry.name)
-            .remedy("download or copy the file again"));
-        }
+        check_follows(entry, position, data_len)?;
         position = entry.end;
     }
     if position != data_len {
         return Err(malformed(format!("{} bytes after the last tensor", data_len - position)));
+    }
+    Ok(())
+}
+
+/// Refuses a tensor that doesn't begin at `position`, or ends behind the `data_len` bytes of data.
+fn check_follows(entry: &Entry, position: u64, data_len: u64) -> Result<()> {
+    let Entry { name, start, end, .. } = entry;
+    if *start < position {
+        let what = format!("bytes {start}..{end} overlap the tensor before it");
+        return Err(malformed(what).tensor(name));
+    }
+    if *start > position {
+        let what = format!("bytes {position}..{start} belong to no tensor");
+        return Err(malformed(what).tensor(name));
+    }
+    if *end > data_len {
+        return Err(malformed(format!(
+            "the file is truncated: this tensor ends at byte {end} of the data, the file has {data_len}"
+        ))
+        .tensor(name)
+        .remedy("download or copy the file again"));
     }
     Ok(())
 }

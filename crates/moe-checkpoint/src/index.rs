@@ -1,5 +1,7 @@
 //! Which files hold a checkpoint's tensors.
 
+mod unread;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,7 +18,7 @@ use crate::is_object::IsObject;
 use crate::json;
 use crate::plural::counted;
 use crate::regular::file_exists;
-use crate::stored::SourceFile;
+use crate::stored::{SourceFile, Stored};
 
 /// The index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -45,6 +47,23 @@ pub struct IndexFacts {
     pub misplaced: Vec<String>,
     /// Tensors that shards hold and it doesn't list: transformers before 5 starts them at random.
     pub unlisted: Vec<String>,
+}
+
+impl IndexFacts {
+    /// Compares `index` with the `tensors` that the files of the checkpoint in `dir` hold.
+    pub(crate) fn of(index: RawIndex, dir: &Path, tensors: &BTreeMap<String, Stored>) -> Self {
+        let mut facts = Self { has_metadata: index.has_metadata, ..Self::default() };
+        let unlisted = tensors.keys().filter(|name| !index.weight_map.contains_key(*name));
+        facts.unlisted = unlisted.cloned().collect();
+        for (tensor, shard) in index.weight_map {
+            match tensors.get(&tensor) {
+                None => facts.unheld.push(tensor),
+                Some(held) if held.path() != dir.join(shard) => facts.misplaced.push(tensor),
+                Some(_) => {}
+            }
+        }
+        facts
+    }
 }
 
 /// The files that hold a checkpoint's tensors.
@@ -82,7 +101,7 @@ impl<'de> Visitor<'de> for RawIndexVisitor {
         f.write_str("an object with a weight_map")
     }
 
-    /// Of a key that stands twice the last counts, as for Python; other keys aren't kept.
+    /// The last of two equal keys counts, as for Python; other keys aren't kept.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawIndex, A::Error> {
         let (mut weight_map, mut has_metadata) = (None, false);
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
@@ -112,13 +131,24 @@ pub(crate) fn find_shards(folder: &Folder, config: &Map<String, Value>) -> Resul
             (false, false) => unnamed(folder)?,
         },
     };
-    found.warnings.extend(others(folder, &found)?);
+    let names = names(folder)?;
+    let unread: Vec<_> =
+        names.iter().map(String::as_str).filter(|name| !found.knows(name)).collect();
+    found.warnings.extend(unread::warnings(&unread, found.index.is_some()));
     Ok(found)
 }
 
 impl Shards {
     fn of_file(name: &str) -> Self {
         Self { files: [name.to_owned()].into(), ..Self::default() }
+    }
+
+    /// Whether the file `name` is read, or hidden, or a warning tells of it.
+    fn knows(&self, name: &str) -> bool {
+        self.files.contains(name)
+            || self.index_name.as_deref() == Some(name)
+            || self.spoken_of.contains(name)
+            || name.starts_with('.')
     }
 }
 
@@ -147,35 +177,48 @@ fn explicit(folder: &Folder, named: &str) -> Result<Shards> {
 /// One file, and an index beside it that may name others.
 fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
     // transformers doesn't look at the index here, so it need not be sound.
-    let Ok(other) = indexed(folder, index) else {
-        let mut found = Shards::of_file(SINGLE_FILE);
-        found.spoken_of.insert(INDEX_FILE.to_owned());
-        found.warnings.push(format!(
-            "{INDEX_FILE} beside {SINGLE_FILE} can't be followed: transformers and this program read {SINGLE_FILE} \
-             alone, vLLM and SGLang look at the index: remove it"
-        ));
-        return Ok(found);
-    };
+    let Ok(other) = indexed(folder, index) else { return Ok(single_beside_unsound_index()) };
     if other.files.contains(SINGLE_FILE) {
-        let mut found = other;
-        if found.files.len() > 1 && holds_all(folder, &found)? {
-            let more = found.files.len() - 1;
-            let mut found = Shards::of_file(SINGLE_FILE);
-            found.warnings.push(format!(
-                "{INDEX_FILE} names {SINGLE_FILE}, which holds all tensors, and {} beside it: transformers and this \
-                 program read {SINGLE_FILE} alone, vLLM and SGLang read all that the index names: remove the index",
-                counted(more as u64, "file")
-            ));
-            return Ok(found);
-        }
-        if found.files.len() > 1 {
-            found.warnings.push(format!(
-                "{INDEX_FILE} names {SINGLE_FILE} and more: transformers reads {SINGLE_FILE} alone; vLLM, SGLang \
-                 and this program read all that the index names"
-            ));
-        }
+        return single_in_index(folder, other);
+    }
+    Ok(single_beside_shards(&other))
+}
+
+fn single_beside_unsound_index() -> Shards {
+    let mut found = Shards::of_file(SINGLE_FILE);
+    found.spoken_of.insert(INDEX_FILE.to_owned());
+    found.warnings.push(format!(
+        "{INDEX_FILE} beside {SINGLE_FILE} can't be followed: transformers and this program read {SINGLE_FILE} \
+         alone, vLLM and SGLang look at the index: remove it"
+    ));
+    found
+}
+
+/// Takes the file alone where it holds all that `found`, whose index names it, holds; or else
+/// `found`.
+fn single_in_index(folder: &Folder, mut found: Shards) -> Result<Shards> {
+    let more = found.files.len() - 1;
+    if more == 0 {
         return Ok(found);
     }
+    if holds_all(folder, &found)? {
+        let mut single = Shards::of_file(SINGLE_FILE);
+        single.warnings.push(format!(
+            "{INDEX_FILE} names {SINGLE_FILE}, which holds all tensors, and {} beside it: transformers and this \
+             program read {SINGLE_FILE} alone, vLLM and SGLang read all that the index names: remove the index",
+            counted(more as u64, "file")
+        ));
+        return Ok(single);
+    }
+    found.warnings.push(format!(
+        "{INDEX_FILE} names {SINGLE_FILE} and more: transformers reads {SINGLE_FILE} alone; vLLM, SGLang \
+         and this program read all that the index names"
+    ));
+    Ok(found)
+}
+
+/// Takes the file, where the index beside it names `other` files.
+fn single_beside_shards(other: &Shards) -> Shards {
     let mut found = Shards::of_file(SINGLE_FILE);
     found.spoken_of = other.files.iter().cloned().chain([INDEX_FILE.to_owned()]).collect();
     let shards = match other.files.len() {
@@ -186,7 +229,7 @@ fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
         "two sets of weights: {SINGLE_FILE}, which transformers and this program read, and {shards} of {INDEX_FILE}, \
          which vLLM and SGLang read: remove the set that isn't meant"
     ));
-    Ok(found)
+    found
 }
 
 /// Whether [`SINGLE_FILE`] alone holds every tensor that the index of `found` lists.
@@ -224,64 +267,6 @@ fn unnamed(folder: &Folder) -> Result<Shards> {
     }
 }
 
-/// What other loaders do with the weights that `found` leaves unread.
-fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
-    let mut names = names(folder)?;
-    names.retain(|name| {
-        let is_read = found.files.contains(name) || found.index_name.as_ref() == Some(name);
-        !is_read && !found.spoken_of.contains(name) && !name.starts_with('.')
-    });
-    let list = |wanted: &dyn Fn(&&String) -> bool| {
-        let wanted: Vec<_> =
-            names.iter().filter(wanted).map(|name| name.escape_debug().to_string()).collect();
-        match wanted.as_slice() {
-            [] => None,
-            [one] => Some(one.clone()),
-            [first, .., last] => Some(format!("{first} … {last} ({} files)", wanted.len())),
-        }
-    };
-    let mistral =
-        |name: &&String| name.starts_with("consolidated") && name.ends_with(".safetensors");
-    let pickled = |name: &&String| {
-        let known =
-            ["pytorch_model", "consolidated", "model"].iter().any(|start| name.starts_with(start));
-        known && [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
-    };
-    let unread =
-        |name: &&String| name.to_ascii_lowercase().ends_with(".safetensors") && !mistral(name);
-    // A variant, as transformers calls it, has an index of its own:
-    // model.safetensors.index.fp16.json.
-    let index = |name: &&String| name.contains(".safetensors.index") && name.ends_with(".json");
-    let read = "transformers and this program read the weights in Hugging Face's format";
-    let mut warnings = Vec::new();
-    if let Some(files) = list(&mistral) {
-        warnings.push(format!(
-            "a second set of weights, {files}: {read}, vLLM reads that instead: remove the set that isn't meant"
-        ));
-    }
-    if let Some(files) = list(&unread) {
-        let who = match found.index {
-            Some(_) => "no index names it, so that neither transformers nor this program reads it",
-            None => {
-                "without an index, vLLM and SGLang read all .safetensors files; transformers and this program don't"
-            }
-        };
-        warnings
-            .push(format!("{files} beside the weights: {who}: move what isn't meant elsewhere"));
-    }
-    if let Some(files) = list(&index) {
-        warnings.push(format!(
-            "{files}, an index of other weights, is not followed by transformers and this program unless it is asked \
-             for: move what isn't meant elsewhere"
-        ));
-    }
-    if let Some(files) = list(&pickled) {
-        warnings
-            .push(format!("a second set of weights, {files}, is not read: all loaders take .safetensors files first"));
-    }
-    Ok(warnings)
-}
-
 fn names(folder: &Folder) -> Result<BTreeSet<String>> {
     let entries = std::fs::read_dir(folder.path());
     let entries = entries.map_err(|e| Error::io("cannot list the checkpoint", folder.path(), e))?;
@@ -314,28 +299,14 @@ fn is_plain(name: &str) -> bool {
     plain && !name.is_empty() && !name.contains('\0')
 }
 
+/// Reads which files the index `path` names.
 fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
     let mut index: RawIndex = json::read_python_as(path)?;
     index.weight_map.values_mut().for_each(|file| *file = resolved(file));
     let files: BTreeSet<String> = index.weight_map.values().cloned().collect();
     for file in &files {
-        if !is_plain(file) {
-            return Err(Error::new(
-                Kind::Malformed,
-                format!("the index points outside the checkpoint: {file:?}"),
-            )
-            .file(path)
-            .remedy("shards must lie beside the index; don't trust this checkpoint"));
-        }
-        if !file_exists(&folder.path().join(file))? {
-            return Err(Error::new(
-                Kind::Missing,
-                format!("the index names a shard that is not there: {file}"),
-            )
-            .file(path)
-            .remedy("download the missing shard"));
-        }
+        check_named(folder, path, file)?;
     }
     if files.is_empty() {
         return Err(Error::new(Kind::Malformed, "the index lists no tensor")
@@ -344,4 +315,21 @@ fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     }
     let index_name = path.file_name().map(|name| name.to_string_lossy().into_owned());
     Ok(Shards { files, index: Some(index), index_name, ..Shards::default() })
+}
+
+/// Refuses a shard `file` that the `index` names and that doesn't lie in `folder`.
+fn check_named(folder: &Folder, index: &Path, file: &str) -> Result<()> {
+    if !is_plain(file) {
+        let what = format!("the index points outside the checkpoint: {file:?}");
+        return Err(Error::new(Kind::Malformed, what)
+            .file(index)
+            .remedy("shards must lie beside the index; don't trust this checkpoint"));
+    }
+    if !file_exists(&folder.path().join(file))? {
+        let what = format!("the index names a shard that is not there: {file}");
+        return Err(Error::new(Kind::Missing, what)
+            .file(index)
+            .remedy("download the missing shard"));
+    }
+    Ok(())
 }

@@ -2,7 +2,8 @@
 //! value. A byte order mark before the JSON is passed over, although Python fails at one: `verify`
 //! names files that loaders don't read for it.
 
-use std::borrow::Cow;
+mod kept;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,6 +17,10 @@ use crate::is_object::IsObject;
 use crate::members;
 use crate::shown::escaped_json;
 use crate::whole::{read_text, read_whole, without_mark};
+
+pub use kept::{keep_numbers, keep_python, kept_number};
+
+use kept::{is_integer, with_kept_numbers};
 
 /// No JSON file of a checkpoint is larger than this; a tokenizer of 250,000 tokens takes 30 MiB.
 pub const MAX_JSON_BYTES: u64 = 256 << 20;
@@ -46,12 +51,6 @@ pub fn read_tree<T: DeserializeOwned>(path: &Path) -> Result<T> {
 pub fn read_expecting<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<T> {
     parse(path, MAX_JSON_BYTES, remedy)
 }
-
-/// Stands before a number, within a text, that Python reads and JSON's readers don't keep.
-const NO_JSON: char = '\u{f8ff}';
-/// Stands before the four digits of half a surrogate pair, which Python keeps in a text and JSON's
-/// readers refuse.
-const HALF: char = '\u{f8fe}';
 
 /// Reads the JSON file `path` as Python does, which knows `Infinity`, `-Infinity` and `NaN`, and
 /// halves of surrogate pairs. They become texts that [`to_pretty_python`] writes as it found them.
@@ -152,118 +151,6 @@ pub fn is_container(value: &Value) -> bool {
     value.is_string() || value.is_array() || value.is_object()
 }
 
-/// The number that [`keep_numbers`] made the text `value` of, as it stood there.
-pub fn kept_number(value: &str) -> Option<&str> {
-    value.strip_prefix(NO_JSON)
-}
-
-/// The JSON `text`, with numbers that Python reads and serde_json doesn't keep as texts: `NaN`,
-/// infinities, integers of more than 64 bits, -0, and what overflows a float. [`kept_number`] tells
-/// them from other texts.
-pub fn keep_numbers(text: &str) -> Cow<'_, str> {
-    let bytes = text.as_bytes();
-    let mut kept = String::new();
-    let (mut at, mut copied) = (0, 0);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'"' => at = string_end(bytes, at),
-            b'-' | b'0'..=b'9' | b'N' | b'I' => {
-                let length = bytes[at..].iter().take_while(|byte| is_of_number(**byte)).count();
-                let number = &text[at..at + length];
-                if is_lost(number) {
-                    kept.push_str(&text[copied..at]);
-                    kept.extend(['"', NO_JSON].into_iter().chain(number.chars()).chain(['"']));
-                    copied = at + length;
-                }
-                at += length;
-            }
-            _ => at += 1,
-        }
-    }
-    if copied == 0 {
-        return Cow::Borrowed(text);
-    }
-    kept.push_str(&text[copied..]);
-    Cow::Owned(kept)
-}
-
-/// Where the string ends that begins at `start`: behind its quote, or at the end.
-fn string_end(bytes: &[u8], start: usize) -> usize {
-    let mut at = start + 1;
-    while at < bytes.len() {
-        match bytes[at] {
-            b'"' => return at + 1,
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
-    }
-    bytes.len()
-}
-
-/// The JSON `text` as [`keep_numbers`] gives it, in which escapes of half a surrogate pair are a
-/// mark and their digits. Where the words of a text count, such halves are a mistake instead.
-pub fn keep_python(text: &str) -> Cow<'_, str> {
-    match keep_numbers(text) {
-        Cow::Borrowed(text) => keep_halves(text),
-        Cow::Owned(text) => Cow::Owned(keep_halves(&text).into_owned()),
-    }
-}
-
-/// The JSON `text` with a mark and their digits in the place of escapes of half a surrogate pair,
-/// which stand in its strings alone.
-fn keep_halves(text: &str) -> Cow<'_, str> {
-    let unit = |escape: &str| {
-        u16::from_str_radix(escape.get(2..6)?, 16).ok().filter(|_| escape.starts_with("\\u"))
-    };
-    let mut kept = String::new();
-    let (mut at, mut copied) = (0, 0);
-    while let Some(next) = text[at..].find('\\') {
-        at += next;
-        let rest = &text[at..];
-        let length = match unit(rest) {
-            Some(0xd800..=0xdbff)
-                if matches!(rest.get(6..).and_then(unit), Some(0xdc00..=0xdfff)) =>
-            {
-                12
-            }
-            Some(0xd800..=0xdfff) => {
-                kept.push_str(&text[copied..at]);
-                kept.push(HALF);
-                kept.push_str(&rest[2..6]);
-                copied = at + 6;
-                6
-            }
-            // Whatever is escaped, a quote or a backslash in front of others.
-            _ => 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
-        };
-        at += length;
-    }
-    if copied == 0 { Cow::Borrowed(text) } else { Cow::Owned(kept + &text[copied..]) }
-}
-
-fn is_of_number(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.')
-}
-
-fn is_integer(number: &str) -> bool {
-    let digits = number.strip_prefix('-').unwrap_or(number);
-    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Whether `number` is one that Python reads, and serde_json doesn't, or as another.
-fn is_lost(number: &str) -> bool {
-    if is_integer(number) {
-        // JSON has no leading zeros.
-        let is_plain = !number.trim_start_matches('-').starts_with('0') || number.len() == 1;
-        return number == "-0"
-            || is_plain && number.parse::<i64>().is_err() && number.parse::<u64>().is_err();
-    }
-    let is_word = matches!(number, "NaN" | "Infinity" | "-Infinity");
-    is_word
-        || number.ends_with(|c: char| c.is_ascii_digit())
-            && number.parse().is_ok_and(f64::is_infinite)
-}
-
 /// As [`to_pretty`], with what [`read_python`] found beyond JSON as it was.
 pub fn to_pretty_python<T: Serialize>(value: &T) -> String {
     with_kept_numbers(&to_pretty(value))
@@ -272,40 +159,6 @@ pub fn to_pretty_python<T: Serialize>(value: &T) -> String {
 /// `value`, which [`read_python`] read, on one line.
 pub fn shown(value: &Value) -> String {
     with_kept_numbers(&value.to_string())
-}
-
-/// The JSON `text` with the numbers and halves again that [`keep_numbers`] found.
-fn with_kept_numbers(text: &str) -> String {
-    let text = with_halves(text);
-    let start = format!("\"{NO_JSON}");
-    let mut parts = text.split(&start);
-    let mut written = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        // The number ends with its text.
-        let (number, rest) = part.split_once('"').unwrap_or((part, ""));
-        written.push_str(number);
-        written.push_str(rest);
-    }
-    written
-}
-
-/// The JSON `text` with escapes where [`keep_numbers`] left marks.
-fn with_halves(text: &str) -> Cow<'_, str> {
-    let mut parts = text.split(HALF);
-    let first = parts.next().unwrap_or_default();
-    let mut written = String::new();
-    for part in parts {
-        let is_half = part.get(..4).and_then(|digits| u16::from_str_radix(digits, 16).ok());
-        match is_half.filter(|unit| (0xd800..=0xdfff).contains(unit)) {
-            Some(_) => written.push_str("\\u"),
-            None => written.push(HALF),
-        }
-        written.push_str(part);
-    }
-    match written.is_empty() {
-        true => Cow::Borrowed(text),
-        false => Cow::Owned(first.to_owned() + &written),
-    }
 }
 
 /// What a file begins with that Git keeps in the place of a large one.
@@ -369,30 +222,6 @@ pub fn to_pretty<T: Serialize>(value: &T) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_kept_as_they_stand() {
-        let cases = [
-            ("[1, -1, 0, 1.5, 1e5, 18446744073709551615]", None),
-            ("{\"NaN\": \"Infinity \\\" NaN\"}", None),
-            ("[NaN, -Infinity, Infinity]", Some("[\"@NaN\", \"@-Infinity\", \"@Infinity\"]")),
-            (
-                "[18446744073709551616, -9223372036854775809]",
-                Some("[\"@18446744073709551616\", \"@-9223372036854775809\"]"),
-            ),
-            (
-                "{\"a\":-0,\"b\":-0.0,\"c\":1e400}",
-                Some("{\"a\":\"@-0\",\"b\":-0.0,\"c\":\"@1e400\"}"),
-            ),
-            // These are no numbers for Python either.
-            ("[01, 1e, Nan, -, +1, 007]", None),
-        ];
-        for (text, wanted) in cases {
-            let wanted =
-                wanted.map_or(text.to_owned(), |wanted| wanted.replace('@', &NO_JSON.to_string()));
-            assert_eq!(keep_numbers(text), wanted, "{text}");
-        }
-    }
 
     #[test]
     fn a_byte_order_mark_is_passed_over_where_python_need_not_read_it() {

@@ -41,7 +41,7 @@ struct Tool {
 }
 
 impl Written {
-    /// As the receipt in `dir` says.
+    /// Reads what the receipt in `dir` says.
     ///
     /// # Errors
     /// [`Kind::Malformed`] for a receipt that isn't one.
@@ -54,11 +54,6 @@ impl Written {
     /// # Errors
     /// [`Kind::Mismatch`], naming what differs.
     pub fn check(&self, dir: &Path, manifest: &Manifest) -> Result<()> {
-        let edited = |what: String| {
-            Error::new(Kind::Mismatch, what)
-                .file(dir.join(MANIFEST_FILE))
-                .remedy("this list was changed after it was written: copy the directory again, whole, or convert again")
-        };
         if self.files.is_empty() && self.tool.build.is_some() {
             let what =
                 "this receipt names no files, though the program that wrote it names all of them";
@@ -66,36 +61,49 @@ impl Written {
                 .file(dir.join(RECEIPT_FILE))
                 .remedy("it was changed after it was written: copy the directory again, whole, or convert again"));
         }
-        // The receipt can't hold its own hash, and a copy of the result under another name has a
-        // card of its own.
-        const BESIDE: [&str; 2] = [RECEIPT_FILE, CARD_FILE];
         for name in self.files.keys().map(String::as_str).chain(BESIDE) {
-            let Some(found) = manifest.files.get(name) else {
-                return Err(edited(format!(
-                    "{name} isn't listed, though {RECEIPT_FILE} says that it was written"
-                )));
-            };
-            if self.files.get(name).is_some_and(|written| written != found) {
-                return Err(edited(format!(
-                    "{name} has another SHA-256 here than in {RECEIPT_FILE}"
-                )));
-            }
+            self.check_listed(name, dir, manifest)?;
         }
-        let known =
-            |name: &String| self.files.contains_key(name) || BESIDE.contains(&name.as_str());
-        if let Some(name) =
-            manifest.files.keys().find(|name| !self.files.is_empty() && !known(name))
-        {
-            return Err(edited(format!(
-                "{name} is listed, though {RECEIPT_FILE} doesn't say that it was written"
-            )));
+        let mut others = manifest.files.keys().filter(|name| !self.names(name));
+        if let Some(name) = others.next().filter(|_| !self.files.is_empty()) {
+            let what =
+                format!("{name} is listed, though {RECEIPT_FILE} doesn't say that it was written");
+            return Err(edited(dir, what));
         }
         // Every manifest was written sorted, with nothing between its lines.
         if !manifest.is_as_written(dir)? {
-            return Err(edited("its lines aren't those that were written".to_owned()));
+            return Err(edited(dir, "its lines aren't those that were written".to_owned()));
         }
         Ok(())
     }
+
+    /// Refuses a manifest of `dir` that doesn't list the file `name` as it was written.
+    fn check_listed(&self, name: &str, dir: &Path, manifest: &Manifest) -> Result<()> {
+        let Some(found) = manifest.files.get(name) else {
+            let what =
+                format!("{name} isn't listed, though {RECEIPT_FILE} says that it was written");
+            return Err(edited(dir, what));
+        };
+        if self.files.get(name).is_some_and(|written| written != found) {
+            let what = format!("{name} has another SHA-256 here than in {RECEIPT_FILE}");
+            return Err(edited(dir, what));
+        }
+        Ok(())
+    }
+
+    fn names(&self, name: &str) -> bool {
+        self.files.contains_key(name) || BESIDE.contains(&name)
+    }
+}
+
+/// The receipt can't hold its own hash, and a copy of the result under another name has a card of
+/// its own.
+const BESIDE: [&str; 2] = [RECEIPT_FILE, CARD_FILE];
+
+fn edited(dir: &Path, what: String) -> Error {
+    Error::new(Kind::Mismatch, what)
+        .file(dir.join(MANIFEST_FILE))
+        .remedy("this list was changed after it was written: copy the directory again, whole, or convert again")
 }
 
 /// Keys that every [`RUN_FILE`] has.

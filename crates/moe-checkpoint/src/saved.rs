@@ -11,6 +11,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
@@ -64,20 +65,8 @@ impl SavedFolder {
     /// [`Kind::Usage`] where something else is here, which is named; [`Kind::Malformed`] where
     /// nothing says whose it is; [`Kind::Io`].
     pub fn is_used(&self) -> Result<bool> {
-        let fail = |e| Error::io("cannot look through what a training has saved", &self.dir, e);
-        match self.dir.symlink_metadata() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(fail(e)),
-            // What lies in a mount is somewhere else's, and is not ours to remove.
-            Ok(found) if is_mount_point(&self.dir, &found) => return Err(mounted(&self.dir)),
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => {
-                let what =
-                    "a training saves its state in a folder of this name, but this is not a folder";
-                return Err(Error::new(Kind::Usage, what)
-                    .file(&self.dir)
-                    .remedy("move it elsewhere, or choose another output"));
-            }
+        if !self.is_there()? {
+            return Ok(false);
         }
         let names = self.names()?;
         if let Some(foreign) = names.iter().find(|name| !self.is_ours(name)) {
@@ -92,6 +81,38 @@ impl SavedFolder {
             self.key()?;
         }
         Ok(is_used)
+    }
+
+    /// Whether the folder is there. Something else of its name is refused.
+    fn is_there(&self) -> Result<bool> {
+        match self.dir.symlink_metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io("cannot look through what a training has saved", &self.dir, e)),
+            // What lies in a mount is somewhere else's, and is not ours to remove.
+            Ok(found) if is_mount_point(&self.dir, &found) => Err(mounted(&self.dir)),
+            Ok(found) if found.is_dir() => Ok(true),
+            Ok(_) => {
+                let what =
+                    "a training saves its state in a folder of this name, but this is not a folder";
+                Err(Error::new(Kind::Usage, what)
+                    .file(&self.dir)
+                    .remedy("move it elsewhere, or choose another output"))
+            }
+        }
+    }
+
+    /// The directory that has the folder's name now, if one has.
+    fn directory(&self) -> Option<Id> {
+        let found = self.dir.symlink_metadata().ok()?;
+        found.is_dir().then(|| Id::of(&found))
+    }
+
+    /// Says that something else has come in the place of the folder.
+    fn replaced(&self) -> Error {
+        let what = "this folder, in which the run saves, was moved or replaced while it worked";
+        Error::new(Kind::Mismatch, what)
+            .file(&self.dir)
+            .remedy("put it back, and go on with --resume")
     }
 
     /// The key of the run whose steps these are.
@@ -193,42 +214,47 @@ impl SavedFolder {
     }
 }
 
-/// What is said to differ, at most.
+/// At most so many differences are named.
 const MAX_SAID: usize = 3;
 /// A value that is longer isn't shown.
 const MAX_VALUE: usize = 60;
 
-/// What differs of the runs that two keys stand for, where they say.
+/// Says what differs of the runs that two keys stand for, where the keys tell.
 fn differing(saved: &str, given: &str) -> Option<String> {
-    let facts = |key: &str| {
-        serde_json::from_str::<BTreeMap<String, serde_json::Value>>(key.split_once('\n')?.1).ok()
-    };
     let (saved, given) = (facts(saved)?, facts(given)?);
     let names: BTreeSet<&String> = saved.keys().chain(given.keys()).collect();
-    let said = |name: &String| {
-        let [before, now] = [&saved, &given].map(|facts| facts.get(name).map(ToString::to_string));
-        match (before, now) {
-            (before, now) if before == now => None,
-            (None, Some(_)) => Some(format!("{name} is new")),
-            (Some(_), None) => Some(format!("{name} is missing")),
-            (Some(before), Some(now))
-                if before.starts_with("\"dated:") || now.starts_with("\"dated:") =>
-            {
-                Some(format!(
-                    "{name} has changed, or is another on another day, since a chat template writes the date"
-                ))
-            }
-            (Some(before), Some(now)) if before.len().max(now.len()) <= MAX_VALUE => {
-                Some(format!("{name} was {before}, and is {now}"))
-            }
-            _ => Some(format!("{name} has changed")),
-        }
-    };
-    let mut said: Vec<String> = names.into_iter().filter_map(said).collect();
+    let said = names.into_iter().filter_map(|name| change(name, saved.get(name), given.get(name)));
+    let mut said: Vec<String> = said.collect();
     let more = said.len().saturating_sub(MAX_SAID);
     said.truncate(MAX_SAID);
     said.extend((more > 0).then(|| format!("and {more} more")));
     (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// What `key` says that a run was given, by names that users know.
+fn facts(key: &str) -> Option<BTreeMap<String, Value>> {
+    serde_json::from_str(key.split_once('\n')?.1).ok()
+}
+
+/// What became of the fact `name`, which was `before`; None where it is the same `now`.
+fn change(name: &str, before: Option<&Value>, now: Option<&Value>) -> Option<String> {
+    match (before.map(Value::to_string), now.map(Value::to_string)) {
+        (before, now) if before == now => None,
+        (None, Some(_)) => Some(format!("{name} is new")),
+        (Some(_), None) => Some(format!("{name} is missing")),
+        (Some(before), Some(now)) if is_dated(&before) || is_dated(&now) => Some(format!(
+            "{name} has changed, or is another on another day, since a chat template writes the date"
+        )),
+        (Some(before), Some(now)) if before.len().max(now.len()) <= MAX_VALUE => {
+            Some(format!("{name} was {before}, and is {now}"))
+        }
+        _ => Some(format!("{name} has changed")),
+    }
+}
+
+/// Whether the JSON text `value` holds for a day.
+fn is_dated(value: &str) -> bool {
+    value.starts_with("\"dated:")
 }
 
 impl Saved {
@@ -261,30 +287,25 @@ impl Saved {
     /// # Errors
     /// [`Kind::Io`]; [`Kind::Mismatch`] where something else has the folder's name by now.
     pub fn begin(&self) -> Result<()> {
-        let dir = &self.folder.dir;
-        let found =
-            || dir.symlink_metadata().ok().filter(fs::Metadata::is_dir).map(|found| Id::of(&found));
-        let replaced = || {
-            let what = "this folder, in which the run saves, was moved or replaced while it worked";
-            Error::new(Kind::Mismatch, what)
-                .file(dir)
-                .remedy("put it back, and go on with --resume")
-        };
+        let folder = &self.folder;
         if let Some(marked) = self.opened.get() {
-            return if found() == Some(*marked) { Ok(()) } else { Err(replaced()) };
+            return match folder.directory() {
+                Some(found) if found == *marked => Ok(()),
+                _ => Err(folder.replaced()),
+            };
         }
         // Whoever may read the result needn't read what is saved of it.
-        match fs::DirBuilder::new().mode(0o700).create(dir) {
+        match fs::DirBuilder::new().mode(0o700).create(&folder.dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::io("cannot make the folder of this training", dir, e));
+                return Err(Error::io("cannot make the folder of this training", &folder.dir, e));
             }
             // Whatever has come there meanwhile.
-            _ => self.folder.is_used()?,
+            _ => folder.is_used()?,
         };
         write_file_atomically(&self.path(MARK_FILE), |file| {
             writeln!(file, "{MARK}\n{}", self.key)
         })?;
-        let _ = self.opened.set(found().ok_or_else(replaced)?);
+        let _ = self.opened.set(folder.directory().ok_or_else(|| folder.replaced())?);
         Ok(())
     }
 
@@ -325,7 +346,7 @@ impl Saved {
         })
     }
 
-    /// That of step `name` of another run, or of another step, is another one.
+    /// The hash of other bytes, of another step, or of the step `name` of another run differs.
     fn hash(&self, name: &str, bytes: &[u8]) -> String {
         let mut hasher = Sha256::new();
         for part in [self.key.as_bytes(), name.as_bytes(), bytes] {
@@ -336,7 +357,7 @@ impl Saved {
     }
 }
 
-/// The file `path` is not what a run has written for its step.
+/// Says that the file `path` is not what a run has written for its step.
 fn not_saved(path: &Path) -> Error {
     Error::new(Kind::Malformed, "this is not what was saved here for this step of this run")
         .file(path)

@@ -49,53 +49,67 @@ impl ShardPlan {
 /// [`Kind::Unsupported`] where a header would grow past what readers accept.
 pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<ShardPlan>> {
     let mut names = HashSet::with_capacity(declared.len());
-    let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
-    let mut position = 0u64;
+    let mut divided = Division { max_shard_bytes, shards: vec![Vec::new()], position: 0 };
     for tensor in declared {
         if !names.insert(tensor.name.as_str()) {
             return Err(Error::new(Kind::Mismatch, "the output would hold this tensor twice")
                 .tensor(&tensor.name));
         }
-        let bytes = data_bytes(tensor.dtype, &tensor.shape).ok_or_else(|| {
-            Error::new(
-                Kind::Mismatch,
-                format!("shape {:?} of {} has no size", tensor.shape, tensor.dtype),
-            )
-            .tensor(&tensor.name)
-        })?;
-        let element_bytes = (tensor.dtype.bitsize() as u64 / 8).max(1);
-        let full = position > 0 && position.saturating_add(bytes) > max_shard_bytes
-            || shards.last().is_some_and(|shard| shard.len() == MAX_TENSORS);
-        if full || !position.is_multiple_of(element_bytes) {
-            shards.push(Vec::new());
-            position = 0;
-        }
-        let entry = Entry {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            start: position,
-            end: position + bytes,
-        };
-        position = entry.end;
-        shards.last_mut().expect("there is always a shard").push(entry);
+        divided.push(tensor)?;
     }
-    let count = shards.len();
-    shards
-        .into_iter()
-        .enumerate()
-        .map(|(number, entries)| {
-            let header = encode_header(&entries);
-            if header.len() as u64 > MAX_HEADER_BYTES {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    "too many tensors for one shard's header",
-                )
-                .remedy("lower --max-shard-size"));
-            }
-            Ok(ShardPlan { file: shard_file_name(number, count), entries, header })
-        })
-        .collect()
+    let count = divided.shards.len();
+    let shards = divided.shards.into_iter().enumerate();
+    shards.map(|(number, entries)| planned(shard_file_name(number, count), entries)).collect()
+}
+
+/// Tensors divided into shards so far.
+struct Division {
+    max_shard_bytes: u64,
+    /// The last one grows.
+    shards: Vec<Vec<Entry>>,
+    /// Bytes of data in the last shard.
+    position: u64,
+}
+
+impl Division {
+    fn push(&mut self, tensor: &Declared) -> Result<()> {
+        let Declared { name, dtype, shape } = tensor;
+        let Some(bytes) = data_bytes(*dtype, shape) else {
+            let what = format!("shape {shape:?} of {dtype} has no size");
+            return Err(Error::new(Kind::Mismatch, what).tensor(name));
+        };
+        let element_bytes = (dtype.bitsize() as u64 / 8).max(1);
+        if self.is_full_for(bytes) || !self.position.is_multiple_of(element_bytes) {
+            self.shards.push(Vec::new());
+            self.position = 0;
+        }
+        let end = self.position + bytes;
+        let entry = Entry {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: shape.clone(),
+            start: self.position,
+            end,
+        };
+        self.position = end;
+        self.shards.last_mut().expect("there is always a shard").push(entry);
+        Ok(())
+    }
+
+    /// Whether the last shard has no room for another tensor of `bytes`.
+    fn is_full_for(&self, bytes: u64) -> bool {
+        self.position > 0 && self.position.saturating_add(bytes) > self.max_shard_bytes
+            || self.shards.last().is_some_and(|shard| shard.len() == MAX_TENSORS)
+    }
+}
+
+fn planned(file: String, entries: Vec<Entry>) -> Result<ShardPlan> {
+    let header = encode_header(&entries);
+    if header.len() as u64 > MAX_HEADER_BYTES {
+        let what = "too many tensors for one shard's header";
+        return Err(Error::new(Kind::Unsupported, what).remedy("lower --max-shard-size"));
+    }
+    Ok(ShardPlan { file, entries, header })
 }
 
 /// The content of `model.safetensors.index.json` for these shards.

@@ -56,7 +56,7 @@ const TRAINING: &str = "left by a training";
 const ENCODING: &str = "describes the source's encoding, as config.json does";
 
 impl SideFiles {
-    /// Of the model in `folder`.
+    /// Looks through the `folder` of a model.
     ///
     /// # Errors
     /// What [`Folder::check_file`] refuses of files that would be carried; [`Kind::Io`] where a
@@ -155,57 +155,85 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, path: &Path, prefix: &str, depth: usize) -> Result<()> {
-        let Some(name) = path
-            .file_name()
-            .and_then(OsStr::to_str)
-            .filter(|name| !name.contains(char::is_control))
-        else {
-            // A line break would forge a line of SHA256SUMS.
-            let name =
-                path.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string();
-            self.found
-                .left_out
-                .insert(prefix.to_owned() + &name, "its name can't be written to a list");
+        let Some(name) = listable_name(path) else {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = prefix.to_owned() + &name.escape_debug().to_string();
+            self.found.left_out.insert(name, "its name can't be written to a list");
             return Ok(());
         };
-        let whole = prefix.to_owned() + name;
-        let is_dir = path.is_dir();
-        if prefix.is_empty() && (name == CONFIG_FILE || name == MANIFEST_FILE) {
+        let entry = WalkEntry { path, name, prefix, is_dir: path.is_dir() };
+        if entry.is_one_of(&[CONFIG_FILE, MANIFEST_FILE]) {
             return Ok(());
         }
-        if prefix.is_empty() && name == CARD_FILE {
+        if entry.is_one_of(&[CARD_FILE]) {
             // What it says of licence and language is carried.
             self.folder.check_file(path)?;
         }
-        let why = if name.starts_with('.') {
-            Some(HIDDEN)
-        } else if prefix.is_empty() && is_own(name) {
-            Some(WRITTEN)
-        } else if is_dir {
-            why_folder_left_out(path, name)
-        } else {
-            why_left_out(path, name)
-        };
-        if let Some(why) = why {
-            self.found.left_out.insert(if is_dir { whole + "/" } else { whole }, why);
+        if let Some(why) = entry.why_left_out(depth) {
+            self.found.left_out.insert(entry.listed_name(), why);
             return Ok(());
         }
-        if is_dir {
-            if depth == MAX_DEPTH {
-                self.found.left_out.insert(whole + "/", "too deep");
-                return Ok(());
-            }
-            return self.directory(path, &format!("{whole}/"), depth + 1);
+        if entry.is_dir {
+            return self.directory(path, &entry.listed_name(), depth + 1);
         }
+        self.file(&entry)
+    }
+
+    fn file(&mut self, entry: &WalkEntry<'_>) -> Result<()> {
+        let path = entry.path;
         self.folder.check_file(path)?;
         let bytes =
             path.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?.len();
-        if bytes > MAX_UNKNOWN_BYTES && most_bytes(name).is_none() {
-            self.found.left_out.insert(whole, "too large for anything but weights or data");
+        let name = entry.listed_name();
+        if bytes > MAX_UNKNOWN_BYTES && most_bytes(entry.name).is_none() {
+            self.found.left_out.insert(name, "too large for anything but weights or data");
             return Ok(());
         }
-        self.found.carried.push(SideFile { name: whole, path: path.to_owned(), bytes });
+        self.found.carried.push(SideFile { name, path: path.to_owned(), bytes });
         Ok(())
+    }
+}
+
+/// The name of `path`, unless it can't be written to a list: a line break would forge a line of
+/// SHA256SUMS.
+fn listable_name(path: &Path) -> Option<&str> {
+    path.file_name().and_then(OsStr::to_str).filter(|name| !name.contains(char::is_control))
+}
+
+/// A file or folder that a walk came to.
+struct WalkEntry<'a> {
+    path: &'a Path,
+    name: &'a str,
+    /// The name of the folder around it, with a `/` at its end, or "" for the model's.
+    prefix: &'a str,
+    is_dir: bool,
+}
+
+impl WalkEntry<'_> {
+    /// Whether it lies in the model's folder itself, and has one of `names` there.
+    fn is_one_of(&self, names: &[&str]) -> bool {
+        self.prefix.is_empty() && names.contains(&self.name)
+    }
+
+    /// Its name in the model's folder, which ends in `/` for a folder.
+    fn listed_name(&self) -> String {
+        let end = if self.is_dir { "/" } else { "" };
+        format!("{}{}{end}", self.prefix, self.name)
+    }
+
+    /// Why it stays behind, if it does for its name or its `depth`.
+    fn why_left_out(&self, depth: usize) -> Option<&'static str> {
+        if self.name.starts_with('.') {
+            return Some(HIDDEN);
+        }
+        if self.prefix.is_empty() && is_own(self.name) {
+            return Some(WRITTEN);
+        }
+        if !self.is_dir {
+            return why_left_out(self.path, self.name);
+        }
+        why_folder_left_out(self.path, self.name)
+            .or_else(|| (depth == MAX_DEPTH).then_some("too deep"))
     }
 }
 
@@ -253,7 +281,7 @@ fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     ENCODINGS.contains(&name).then_some(ENCODING)
 }
 
-/// The same of the folder `path`.
+/// Why the folder `path`, which isn't hidden, stays behind, if it does.
 fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if name == "__pycache__" {
         return Some(PYTHON);
@@ -338,39 +366,41 @@ fn holds_weights(path: &Path, name: &str) -> bool {
     is_large || NAMES_OF_WEIGHTS.iter().any(|start| lower.starts_with(start))
 }
 
+/// What names of files with weights end in, behind the last dot.
+const ENDINGS_OF_WEIGHTS: [&str; 25] = [
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "pt2",
+    "ckpt",
+    "msgpack",
+    "h5",
+    "hdf5",
+    "ot",
+    "gguf",
+    "ggml",
+    "onnx",
+    "onnx_data",
+    "tflite",
+    "mlmodel",
+    "llamafile",
+    "npz",
+    "pkl",
+    "pickle",
+    "pdparams",
+    "nemo",
+    "distcp",
+    "zip",
+    "tar",
+];
+
 /// Whether a file of this name holds weights, of a model or of an optimizer, or lists them.
 pub fn is_weights(name: &str) -> bool {
-    const ENDS: [&str; 25] = [
-        "safetensors",
-        "bin",
-        "pt",
-        "pth",
-        "pt2",
-        "ckpt",
-        "msgpack",
-        "h5",
-        "hdf5",
-        "ot",
-        "gguf",
-        "ggml",
-        "onnx",
-        "onnx_data",
-        "tflite",
-        "mlmodel",
-        "llamafile",
-        "npz",
-        "pkl",
-        "pickle",
-        "pdparams",
-        "nemo",
-        "distcp",
-        "zip",
-        "tar",
-    ];
     let listed = name.strip_suffix(".index.json").unwrap_or(name);
     let end = listed.rsplit_once('.').map_or("", |(_, end)| end).to_ascii_lowercase();
     let is_adapter = name.starts_with("adapter_") && name.ends_with(".json");
-    ENDS.contains(&end.as_str())
+    ENDINGS_OF_WEIGHTS.contains(&end.as_str())
         || is_adapter
         || name.ends_with(".tar.gz")
         || name.ends_with(".index.json")

@@ -28,39 +28,15 @@ impl SourceFile {
     /// Opens `path` and reads its header.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is no valid safetensors
-    /// file.
+    /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it isn't a valid
+    /// safetensors file.
     pub fn open(path: &Path) -> Result<(Arc<Self>, Vec<Entry>)> {
-        let truncated = |what: String| {
-            Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again")
-        };
         let file = open_file(path)?;
         let bytes =
             file.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?.len();
-        if bytes < 8 {
-            return Err(truncated(format!("{bytes} bytes are too few for a safetensors file")));
-        }
-        let read = |buffer: &mut [u8], at| {
-            file.read_exact_at(buffer, at).map_err(|e| Error::io("cannot read the header", path, e))
-        };
-        let mut length = [0; 8];
-        read(&mut length, 0)?;
-        if length == *b"version " {
-            return Err(Error::new(
-                Kind::Malformed,
-                "this file is a Git LFS pointer, not the weights that it stands for",
-            )
-            .file(path)
-            .remedy("fetch them: git lfs pull"));
-        }
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES || length > bytes - 8 {
-            return Err(truncated(format!(
-                "the header claims {length} bytes; the file has {bytes}"
-            )));
-        }
+        let length = header_length(&file, bytes, path)?;
         let mut json = vec![0; length as usize];
-        read(&mut json, 8)?;
+        read_header(&file, 8, &mut json, path)?;
         let Header { entries, format } = parse_whole(&json, bytes - 8 - length)
             .map_err(|e| e.file(path).remedy("this file is damaged: download or copy it again"))?;
         let source = Self { path: path.to_owned(), file, data_start: 8 + length, bytes, format };
@@ -82,6 +58,35 @@ impl SourceFile {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+/// How many bytes of JSON the safetensors `file` of `bytes` begins with.
+fn header_length(file: &File, bytes: u64, path: &Path) -> Result<u64> {
+    if bytes < 8 {
+        return Err(truncated(format!("{bytes} bytes are too few for a safetensors file"), path));
+    }
+    let mut length = [0; 8];
+    read_header(file, 0, &mut length, path)?;
+    if length == *b"version " {
+        let what = "this file is a Git LFS pointer, not the weights that it stands for";
+        return Err(Error::new(Kind::Malformed, what)
+            .file(path)
+            .remedy("fetch them: git lfs pull"));
+    }
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES || length > bytes - 8 {
+        let what = format!("the header claims {length} bytes; the file has {bytes}");
+        return Err(truncated(what, path));
+    }
+    Ok(length)
+}
+
+fn read_header(file: &File, at: u64, buffer: &mut [u8], path: &Path) -> Result<()> {
+    file.read_exact_at(buffer, at).map_err(|e| Error::io("cannot read the header", path, e))
+}
+
+fn truncated(what: String, path: &Path) -> Error {
+    Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again")
 }
 
 /// A tensor, or a contiguous part of one, that lies in a file.

@@ -124,27 +124,22 @@ impl Writer {
 
     /// Starts writing `shards` into the open directory `dir`, whatever has its name by then.
     pub(crate) fn within(dir: OpenDir, shards: Vec<ShardPlan>) -> Result<Self> {
-        let pool = channel();
-        for _ in 0..BUFFERS {
-            let _ = pool.0.send(Vec::with_capacity(BUFFER_BYTES));
-        }
         let hash = Worker::start(hash_shards)?;
         let disk = Worker::start({
             let dir = dir.clone();
             move |orders, answers| write_shards(&dir, orders, answers)
         })?;
-        let summary = WriteSummary::default();
         let mut writer = Self {
             dir,
             shards,
             shard: 0,
             entry: 0,
             filled: 0,
-            pool,
+            pool: filled_pool(),
             buffers: BUFFERS,
             hash,
             disk,
-            summary,
+            summary: WriteSummary::default(),
         };
         writer.open_shard()?;
         Ok(writer)
@@ -186,33 +181,35 @@ impl Writer {
         while offset < bytes_total {
             let part = (bytes_total - offset).min(BUFFER_BYTES as u64) as usize;
             self.check_room(first, part)?;
-            let mut buffer = self.buffer(kept.len());
-            // Buffers keep their length, so only a first use or a growing one clears memory.
-            buffer.resize(part, 0);
+            let mut buffer = self.buffer(part, kept.len());
             fill(offset, &mut buffer)?;
-            let chunk = Arc::new(Chunk { bytes: buffer, pool: self.pool.0.clone() });
+            let chunk = self.chunk(buffer);
             self.send(chunk.clone())?;
             if !copies.is_empty() {
                 kept.push(chunk);
             }
             offset += part as u64;
         }
-        for name in copies {
-            for chunk in &kept {
-                self.check_room(name, chunk.bytes.len())?;
-                self.send(chunk.clone())?;
-            }
-        }
+        copies.iter().try_for_each(|name| self.send_again(name, &kept))?;
         self.skip_empty()
     }
 
-    /// A buffer for the next chunk, where the caller holds on to `kept` chunks.
-    fn buffer(&mut self, kept: usize) -> Vec<u8> {
-        if kept + 1 < self.buffers {
-            return self.pool.1.recv().expect("this struct holds a sender");
-        }
-        self.buffers += 1;
-        Vec::with_capacity(BUFFER_BYTES)
+    /// A buffer for the next chunk of `bytes`, where the caller holds on to `kept` chunks.
+    fn buffer(&mut self, bytes: usize, kept: usize) -> Vec<u8> {
+        let mut buffer = if kept + 1 < self.buffers {
+            self.pool.1.recv().expect("this struct holds a sender")
+        } else {
+            self.buffers += 1;
+            Vec::with_capacity(BUFFER_BYTES)
+        };
+        // Buffers keep their length, so only a first use or a growing one clears memory.
+        buffer.resize(bytes, 0);
+        buffer
+    }
+
+    /// `bytes`, which go to the pool when nobody needs them any more.
+    fn chunk(&self, bytes: Vec<u8>) -> Arc<Chunk> {
+        Arc::new(Chunk { bytes, pool: self.pool.0.clone() })
     }
 
     fn check_room(&self, name: &str, bytes: usize) -> Result<()> {
@@ -229,6 +226,15 @@ impl Writer {
         };
         if bytes as u64 > room {
             return Err(Error::new(Kind::Mismatch, "a tensor is larger than declared").tensor(name));
+        }
+        Ok(())
+    }
+
+    /// Sends all `chunks` of another tensor as those of the tensor `name`.
+    fn send_again(&mut self, name: &str, chunks: &[Arc<Chunk>]) -> Result<()> {
+        for chunk in chunks {
+            self.check_room(name, chunk.bytes.len())?;
+            self.send(chunk.clone())?;
         }
         Ok(())
     }
@@ -276,7 +282,7 @@ impl Writer {
         let (file, header) = (plan.file.clone(), plan.header.clone());
         self.hash.send(Order::Open(file.clone()))?;
         self.disk.send(Order::Open(file))?;
-        self.send_bytes(Arc::new(Chunk { bytes: header, pool: self.pool.0.clone() }))?;
+        self.send_bytes(self.chunk(header))?;
         if self.shards[self.shard].entries.is_empty() {
             self.close_shard()?;
             self.shard += 1;
@@ -323,6 +329,15 @@ impl Drop for Writer {
         self.hash.stop();
         self.disk.stop();
     }
+}
+
+/// A pool in which all buffers lie.
+fn filled_pool() -> (Sender<Vec<u8>>, Receiver<Vec<u8>>) {
+    let pool = channel();
+    for _ in 0..BUFFERS {
+        let _ = pool.0.send(Vec::with_capacity(BUFFER_BYTES));
+    }
+    pool
 }
 
 fn no_thread(error: std::io::Error) -> Error {

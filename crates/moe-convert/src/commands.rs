@@ -57,38 +57,7 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
         check_small_budget(session.common.memory_budget, live, None)?;
     }
     let mut timings = Timings::default();
-    let meter = session.compute.meter.clone();
-    let result = match cli.command {
-        Command::Inspect { model } => session.inspect(&model),
-        Command::Convert(Convert { places, pass, writing }) => {
-            session.convert(&[pass.as_ref()], &places.model, &places.output, &writing, &mut timings)
-        }
-        Command::Observe { model, output, overwrite, options } => {
-            timings.time_metered("observe", &meter, || {
-                session.observe(&model, &options, &output, overwrite)
-            })
-        }
-        Command::Eval { model, original, options } => {
-            let eval = || session.eval(&model, original.as_deref(), &options);
-            timings.time_metered("eval", &meter, eval).and_then(|(_, gates)| Ok(gates?))
-        }
-        Command::Verify { model } => timings.time("verify", || session.verify(&model)),
-        Command::Run { recipe, set, resume, fresh, dry_run, junit, overwrite, summary } => {
-            let reports = Reports::new(junit, overwrite, summary);
-            let how = How { resume, fresh, dry_run };
-            session.recipe(&recipe, &set, how, reports, &mut timings)
-        }
-        Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
-        Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),
-        Command::Bench(options) => session.bench(&options),
-        Command::Logits { model, tokens, output, overwrite } => {
-            timings.time_metered("logits", &meter, || {
-                session.logits(&model, &tokens, &output, overwrite)
-            })
-        }
-        Command::Completions { shell } => write_stdout(&manual::completions(shell)),
-        Command::Man { dir, overwrite } => session.man(&dir, overwrite),
-    };
+    let result = session.run(cli.command, &mut timings);
     if session.common.timings {
         bar::say(render::timings(&timings).trim_end());
     }
@@ -150,6 +119,12 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
     })?)
 }
 
+fn refuse_idle_device_memory(is_idle: bool) -> Result<(), Error> {
+    let what = "bounds the memory of a GPU, and this run computes on the CPU";
+    let remedy = "bound what a run on the CPU holds by --memory-budget SIZE";
+    refuse_unused([("--device-memory", is_idle)], what, remedy)
+}
+
 /// What all commands share.
 struct Session<'a> {
     common: Common,
@@ -165,9 +140,8 @@ impl<'a> Session<'a> {
         if let Some(note) = note.filter(|_| !common.quiet) {
             bar::say(&note);
         }
-        let idle = [("--device-memory", device.is_cpu() && common.device_memory.is_some())];
-        let what = "bounds the memory of a GPU, and this run computes on the CPU";
-        refuse_unused(idle, what, "bound what a run on the CPU holds by --memory-budget SIZE")?;
+        let is_idle = device.is_cpu() && common.device_memory.is_some();
+        refuse_idle_device_memory(is_idle)?;
         let dtype = match common.dtype {
             ComputeType::F32 => DType::F32,
             ComputeType::Bf16 => DType::BF16,
@@ -185,6 +159,38 @@ impl<'a> Session<'a> {
             common,
             printed,
         })
+    }
+
+    fn run(&self, command: Command, timings: &mut Timings) -> Result<()> {
+        let meter = &self.compute.meter;
+        match command {
+            Command::Inspect { model } => self.inspect(&model),
+            Command::Convert(Convert { places, pass, writing }) => {
+                self.convert(&[pass.as_ref()], &places.model, &places.output, &writing, timings)
+            }
+            Command::Observe { model, output, overwrite, options } => {
+                let observe = || self.observe(&model, &options, &output, overwrite);
+                timings.time_metered("observe", meter, observe)
+            }
+            Command::Eval { model, original, options } => {
+                let eval = || self.eval(&model, original.as_deref(), &options);
+                timings.time_metered("eval", meter, eval).and_then(|(_, gates)| Ok(gates?))
+            }
+            Command::Verify { model } => timings.time("verify", || self.verify(&model)),
+            Command::Run { recipe, set, resume, fresh, dry_run, junit, overwrite, summary } => {
+                let reports = Reports::new(junit, overwrite, summary);
+                self.recipe(&recipe, &set, How { resume, fresh, dry_run }, reports, timings)
+            }
+            Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
+            Command::Selftest => timings.time_metered("selftest", meter, || self.selftest()),
+            Command::Bench(options) => self.bench(&options),
+            Command::Logits { model, tokens, output, overwrite } => {
+                let logits = || self.logits(&model, &tokens, &output, overwrite);
+                timings.time_metered("logits", meter, logits)
+            }
+            Command::Completions { shell } => write_stdout(&manual::completions(shell)),
+            Command::Man { dir, overwrite } => self.man(&dir, overwrite),
+        }
     }
 
     /// The `warnings` that no note has said.
@@ -319,14 +325,8 @@ impl<'a> Session<'a> {
         original: Option<&Path>,
         options: &EvalOptions,
     ) -> Result<(EvalReport, Result<(), Error>)> {
-        let report = eval(
-            model,
-            original,
-            options,
-            self.common.memory_budget,
-            &self.compute,
-            &self.progress,
-        )?;
+        let budget = self.common.memory_budget;
+        let report = eval(model, original, options, budget, &self.compute, &self.progress)?;
         let (met, failures): (Vec<_>, Vec<_>) =
             options.gates.measured(&report, model)?.into_iter().partition(|gate| gate.met);
         let value = serde_json::json!({

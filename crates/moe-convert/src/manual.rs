@@ -45,21 +45,7 @@ const MAX_PAGE_BYTES: u64 = 1 << 20;
 /// Where `dir` can't be made or written to, or something else has the name of a page; none is
 /// written then.
 pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
-    for name in [CONFIG_FILE, RECEIPT_FILE] {
-        if dir.join(name).symlink_metadata().is_ok() {
-            return Err(Error::new(
-                Kind::Usage,
-                "this directory holds a model, in which man pages have no place",
-            )
-            .file(dir.join(name))
-            .remedy("give a directory of man pages, such as ~/.local/share/man/man1"));
-        }
-    }
-    if dir.exists() && !dir.is_dir() {
-        return Err(Error::new(Kind::Usage, "this is a file, and man pages go to a directory")
-            .file(dir)
-            .remedy("give a directory, such as ~/.local/share/man/man1"));
-    }
+    check_directory(dir)?;
     fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
@@ -78,6 +64,26 @@ pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
         StagedFile::create(path, *found)?.commit(|file| file.write_all(page))?;
     }
     Ok(pages.into_iter().map(|(path, ..)| path).collect())
+}
+
+/// Refuses what can't be a directory of man pages.
+fn check_directory(dir: &Path) -> Result<()> {
+    for name in [CONFIG_FILE, RECEIPT_FILE] {
+        if dir.join(name).symlink_metadata().is_ok() {
+            return Err(Error::new(
+                Kind::Usage,
+                "this directory holds a model, in which man pages have no place",
+            )
+            .file(dir.join(name))
+            .remedy("give a directory of man pages, such as ~/.local/share/man/man1"));
+        }
+    }
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::new(Kind::Usage, "this is a file, and man pages go to a directory")
+            .file(dir)
+            .remedy("give a directory, such as ~/.local/share/man/man1"));
+    }
+    Ok(())
 }
 
 /// What `man` renders of its own, with examples and notes as man pages have them.

@@ -4,6 +4,7 @@ mod evaluation;
 mod inspection;
 mod layers;
 mod next;
+mod receipt;
 mod speed;
 mod summary;
 mod table;
@@ -12,14 +13,15 @@ mod training;
 use std::path::Path;
 
 use moe_checkpoint::{counted, shown_path};
-use moe_passes::Identity;
+use moe_forward::Group;
 use moe_pipeline::{
-    ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity,
+    ByteSize, Conversion, Observation, ObservedLayer, PlannedOutput, VerifyReport,
     peak_memory_bytes,
 };
 
 use evaluation::held_out;
-use table::{count, facts, table};
+use receipt::receipt_facts;
+use table::{facts, table};
 
 pub use evaluation::evaluation;
 pub use inspection::inspection;
@@ -36,137 +38,6 @@ pub enum After {
     Steps,
 }
 
-/// What a receipt says; of a run that is only planned, with how many held-out tokens it will
-/// measure on.
-fn receipt_facts(receipt: &Receipt, measured_tokens: Option<usize>) -> Vec<(&'static str, String)> {
-    let (source, result) = (&receipt.source, &receipt.result);
-    let mut rows = vec![
-        ("family", format!("{} → {}", source.model_type, result.model_type)),
-        (
-            "parameters",
-            format!(
-                "{} → {} in total, {} → {} active for each token",
-                count(source.total_parameters),
-                count(result.total_parameters),
-                count(source.active_parameters),
-                count(result.active_parameters)
-            ),
-        ),
-        (
-            "size",
-            format!(
-                "{} → {}, {}",
-                ByteSize(source.bytes),
-                ByteSize(result.bytes),
-                times(source.bytes, result.bytes)
-            ),
-        ),
-        (
-            "tensors",
-            format!("{}, {} of them copied byte for byte", result.tensors, result.tensors_copied),
-        ),
-    ];
-    if !receipt.before.is_empty() {
-        rows.push(("passes", receipt.passes()));
-    }
-    receipt.earlier().into_iter().for_each(|earlier| rows.extend(made(&earlier)));
-    rows.extend(made(receipt));
-    rows.push(("function", describe_identity(&receipt.identity)));
-    let quality = quality(receipt);
-    // Of a model that was changed, random tokens say little, and nothing beside text.
-    let measured = receipt
-        .measured
-        .as_ref()
-        .filter(|_| receipt.identity == Identity::Exact || quality.is_none());
-    if let Some(measured) = measured {
-        let d = &measured.difference;
-        let text = format!(
-            "max |Δlogit| {:.2e} (largest logit {:.1}), KL {:.1e}, top-1 agreement {:.1} %, on {} random tokens",
-            d.max_logit_difference,
-            d.max_logit,
-            d.kl,
-            100.0 * d.top1_agreement,
-            d.tokens
-        );
-        rows.push(("measured", text));
-    }
-    match quality {
-        Some(quality) => rows.push(("quality", quality)),
-        None if measured_tokens.is_some() => {
-            let tokens = counted(measured_tokens.unwrap_or_default() as u64, "held-out token");
-            rows.push(("quality", format!("measured when it runs, on {tokens}")));
-        }
-        None if receipt.identity == Identity::Exact => {}
-        None => {
-            // What starts out as its source has nothing to measure yet.
-            let measures = if receipt.pass.has_option("held-out") {
-                "--held-out TEXT does, and eval"
-            } else {
-                "eval does"
-            };
-            rows.push(("quality", format!("not measured on text ({measures})")));
-        }
-    }
-    if let Some(training) = &receipt.training {
-        rows.push(("trained", training::fact(training)));
-    }
-    if let Some(why) = receipt.no_figures() {
-        let ask = if receipt.held_out.is_some() || measured_tokens.is_some() {
-            ""
-        } else {
-            "; --held-out TEXT shows what the result costs"
-        };
-        rows.push(("trust", format!("{why}{ask}")));
-    }
-    rows
-}
-
-/// What a pass made of experts.
-fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
-    let mut rows = Vec::new();
-    if let Some((layer, router)) = receipt.first_converted() {
-        rows.extend(
-            receipt
-                .experts()
-                .into_iter()
-                .enumerate()
-                .map(|(i, line)| (if i == 0 { "experts" } else { "" }, line)),
-        );
-        if let Some(shared) = &layer.shared {
-            rows.push(("shared expert", shared.clone()));
-        }
-        rows.push(("router", router.to_owned()));
-    }
-    rows.extend(receipt.distilled().map(|made| ("dense", made)));
-    rows
-}
-
-/// How much larger or smaller something became.
-fn times(before: u64, after: u64) -> String {
-    match after as f64 / before.max(1) as f64 {
-        0.995..1.005 => "the same".to_owned(),
-        factor => format!("{factor:.2} ×"),
-    }
-}
-
-/// What held-out text says of the result, all of it together; beside what was trained, or else the
-/// original.
-fn quality(receipt: &Receipt) -> Option<String> {
-    let training = receipt.training.as_ref();
-    let trained =
-        training.and_then(|t| Some((t.before.as_ref()?.all.loss, &t.after.as_ref()?.all)));
-    let (before, all) = match &receipt.held_out {
-        Some(held_out) => {
-            (held_out.result.all.against.as_ref()?.original_loss, &held_out.result.all)
-        }
-        None => trained?,
-    };
-    let against = all.against.as_ref().map_or(String::new(), |a| {
-        format!(", KL to the original {:.4}, top-1 same {:.1} %", a.kl, 100.0 * a.top1_agreement)
-    });
-    Some(format!("loss {before:.4} → {:.4}{against}, on {} held-out tokens", all.loss, all.tokens))
-}
-
 /// A finished conversion, with `warnings` that weren't shown while it ran.
 pub fn conversion(
     input: &Path,
@@ -176,15 +47,7 @@ pub fn conversion(
     after: After,
 ) -> String {
     let mut rows = receipt_facts(&done.receipt, None);
-    let seconds = done.timings.total();
-    let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
-    let peak =
-        peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
-    let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
-    rows.push((
-        "time",
-        format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}"),
-    ));
+    rows.push(("time", time(done)));
     rows.extend(warnings.iter().map(|warning| ("warning", (*warning).to_owned())));
     if after == After::Nothing {
         let next = next::steps(input, output, done).into_iter().enumerate();
@@ -202,20 +65,20 @@ pub fn conversion(
     )
 }
 
+/// How long a conversion took, and what it held.
+fn time(done: &Conversion) -> String {
+    let seconds = done.timings.total();
+    let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
+    let peak =
+        peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
+    let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
+    format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")
+}
+
 /// `observe`.
 pub fn observation(model: &Path, done: &Observation) -> String {
     let mut text = format!("{} → {}\n", shown_path(model), shown_path(&done.output));
-    let mut rows = vec![("counted", {
-        let domains = moe_forward::labels(&done.groups);
-        let tokens = |label: &str| {
-            done.groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>()
-        };
-        domains
-            .iter()
-            .map(|label| format!("{label} {}", tokens(label)))
-            .collect::<Vec<_>>()
-            .join(", ")
-    })];
+    let mut rows = vec![("counted", tokens_by_domain(&done.groups))];
     if done.tokens > 0 {
         let rate = done.tokens as f64 / done.seconds.max(1e-9);
         rows.push((
@@ -225,23 +88,33 @@ pub fn observation(model: &Path, done: &Observation) -> String {
     }
     rows.extend(done.warnings.iter().map(|warning| ("warning", warning.clone())));
     text += &facts(rows);
-    let row = |layer: &moe_pipeline::ObservedLayer| {
-        let load = &layer.load;
-        vec![
-            layer.layer.to_string(),
-            load.counts.len().to_string(),
-            format!("{:.3}", load.gini),
-            format!("{:.3}", load.entropy),
-            load.dead.to_string(),
-            load.overloaded.len().to_string(),
-            format!("{:.3}", layer.largest_output),
-        ]
-    };
     text += &table(
         &["layer", "experts", "Gini", "entropy", "dead", "above 3 × mean", "largest output"],
-        done.layers.iter().map(row),
+        done.layers.iter().map(observed),
     );
     text
+}
+
+fn tokens_by_domain(groups: &[Group]) -> String {
+    let mut domains = Vec::new();
+    for label in moe_forward::labels(groups) {
+        let tokens: u64 = groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum();
+        domains.push(format!("{label} {tokens}"));
+    }
+    domains.join(", ")
+}
+
+fn observed(layer: &ObservedLayer) -> Vec<String> {
+    let load = &layer.load;
+    vec![
+        layer.layer.to_string(),
+        load.counts.len().to_string(),
+        format!("{:.3}", load.gini),
+        format!("{:.3}", load.entropy),
+        load.dead.to_string(),
+        load.overloaded.len().to_string(),
+        format!("{:.3}", layer.largest_output),
+    ]
 }
 
 /// A plan that was not run.
@@ -281,35 +154,28 @@ pub fn duration(seconds: f64) -> String {
 
 /// `verify`.
 pub fn verification(model: &Path, report: &VerifyReport) -> String {
-    let hashes = match report.hashed_files {
-        Some(files) => format!("{} match SHA256SUMS", counted(files as u64, "file")),
-        None => "no SHA256SUMS: not checked".to_owned(),
-    };
+    let (tensors, size) = (report.tensors, ByteSize(report.bytes));
     let mut rows = vec![
         ("family", report.model_type.clone()),
-        ("hashes", hashes),
-        (
-            "tensors",
-            format!(
-                "{} of the right shape and finite ({})",
-                report.tensors,
-                ByteSize(report.bytes)
-            ),
-        ),
+        ("hashes", hashes(report)),
+        ("tensors", format!("{tensors} of the right shape and finite ({size})")),
     ];
     if !report.unlisted.is_empty() {
-        rows.push((
-            "unlisted",
-            format!("SHA256SUMS says nothing of {}", report.unlisted.join(", ")),
-        ));
+        let files = report.unlisted.join(", ");
+        rows.push(("unlisted", format!("SHA256SUMS says nothing of {files}")));
     }
     if report.experts > 0 {
-        rows.push((
-            "experts",
-            format!("all {} present in {}", report.experts, counted(report.layers as u64, "layer")),
-        ));
+        let layers = counted(report.layers as u64, "layer");
+        rows.push(("experts", format!("all {} present in {layers}", report.experts)));
     }
     rows.extend(report.engines.iter().map(|verdict| ("engine", verdict.to_string())));
     rows.extend(report.notes.iter().map(|note| ("loaders", note.clone())));
     format!("{}: sound\n{}", shown_path(model), facts(rows))
+}
+
+fn hashes(report: &VerifyReport) -> String {
+    match report.hashed_files {
+        Some(files) => format!("{} match SHA256SUMS", counted(files as u64, "file")),
+        None => "no SHA256SUMS: not checked".to_owned(),
+    }
 }

@@ -107,28 +107,39 @@ impl LoadedGrouped {
         seen: Seen<'_>,
     ) -> CandleResult<Tensor> {
         seen(0, x);
-        let Shape { heads, kv_heads, head_dim, clip, eps, window } = self.shape;
+        let Shape { head_dim, window, .. } = self.shape;
         let scores = Scores { scale: (head_dim as f64).powf(-0.5), window };
-        let norm = |x: Tensor, weight: &Tensor| ops::rms_norm(&x, weight, eps);
-        let (mut q, mut k, mut v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
-        if let LoadedNorm::FullWidth(q_weight, k_weight) = &self.qk_norm {
-            (q, k) = (norm(q, q_weight)?, norm(k, k_weight)?);
-        }
-        if let Some(clip) = clip {
-            (q, k, v) = (q.clamp(-clip, clip)?, k.clamp(-clip, clip)?, v.clamp(-clip, clip)?);
-        }
-        let by_head = |x: Tensor, heads: usize| x.reshape((x.dim(0)?, heads, head_dim));
-        let (mut q, mut k, v) = (by_head(q, heads)?, by_head(k, kv_heads)?, by_head(v, kv_heads)?);
-        if let LoadedNorm::PerHead(q_weight, k_weight) = &self.qk_norm {
-            (q, k) = (norm(q, q_weight)?, norm(k, k_weight)?);
-        }
+        let [q, k, v] = self.by_head(x)?;
         let sequences = spans.iter().map(|span| {
             let of = |x: &Tensor| x.narrow(0, span.start, span.len())?.transpose(0, 1);
-            let (q, k) = (rotary.apply(&of(&q)?)?, rotary.apply(&of(&k)?)?);
+            let q = rotary.apply(&of(&q)?)?;
+            let k = rotary.apply(&of(&k)?)?;
             scores.attend(q, &k, &of(&v)?.contiguous()?)
         });
         let attended = Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?;
         seen(3, &attended);
         self.o.forward(&attended)
+    }
+
+    /// Queries, keys and values, `[tokens, heads, head_dim]`, without positions.
+    fn by_head(&self, x: &Tensor) -> CandleResult<[Tensor; 3]> {
+        let Shape { heads, kv_heads, head_dim, clip, eps, .. } = self.shape;
+        let tokens = x.dim(0)?;
+        let (mut q, mut k, mut v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
+        if let LoadedNorm::FullWidth(q_weight, k_weight) = &self.qk_norm {
+            q = ops::rms_norm(&q, q_weight, eps)?;
+            k = ops::rms_norm(&k, k_weight, eps)?;
+        }
+        if let Some(clip) = clip {
+            (q, k, v) = (q.clamp(-clip, clip)?, k.clamp(-clip, clip)?, v.clamp(-clip, clip)?);
+        }
+        q = q.reshape((tokens, heads, head_dim))?;
+        k = k.reshape((tokens, kv_heads, head_dim))?;
+        v = v.reshape((tokens, kv_heads, head_dim))?;
+        if let LoadedNorm::PerHead(q_weight, k_weight) = &self.qk_norm {
+            q = ops::rms_norm(&q, q_weight, eps)?;
+            k = ops::rms_norm(&k, k_weight, eps)?;
+        }
+        Ok([q, k, v])
     }
 }

@@ -7,7 +7,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::corpus::Corpus;
+use crate::corpus::{Corpus, Domain};
 use crate::observe::{GroupIndex, UNCOUNTED};
 
 /// Tokens whose statistics are summed up together: every second window of a domain, so that two
@@ -47,21 +47,14 @@ impl Calibration {
         let mut group_of = Vec::new();
         for domain in &corpus.domains {
             let first = groups.len();
-            let group = |half| Group {
-                label: domain.label.clone(),
-                half,
-                weight: domain.weight,
-                tokens: 0,
-            };
-            groups.extend([group(0), group(1)]);
+            groups.extend(halves(domain));
             for (index, sequence) in domain.sequences.iter().enumerate() {
                 let group = first + index % 2;
-                let of =
-                    |id: &u32| if uncounted.contains(id) { UNCOUNTED } else { group as GroupIndex };
-                let start = group_of.len();
-                group_of.extend(sequence.iter().map(of));
-                groups[group].tokens +=
-                    group_of[start..].iter().filter(|g| **g != UNCOUNTED).count() as u64;
+                for id in sequence {
+                    let counts = !uncounted.contains(id);
+                    groups[group].tokens += u64::from(counts);
+                    group_of.push(if counts { group as GroupIndex } else { UNCOUNTED });
+                }
             }
         }
         if groups.iter().all(|group| group.tokens == 0) {
@@ -123,6 +116,10 @@ impl Calibration {
     }
 }
 
+fn halves(domain: &Domain) -> [Group; 2] {
+    [0, 1].map(|half| Group { label: domain.label.clone(), half, weight: domain.weight, tokens: 0 })
+}
+
 /// The factor of each group in decisions: 1, or what gives domains the shares that all of them ask
 /// for.
 pub fn group_factors(groups: &[Group]) -> Vec<f64> {
@@ -157,7 +154,6 @@ pub fn labels(groups: &[Group]) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::corpus::Domain;
 
     fn corpus() -> Corpus {
         let domain = |label: &str, weight, sequences: &[&[u32]]| Domain {

@@ -1,5 +1,7 @@
 //! How far the logits of two models lie apart on the same tokens.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use moe_checkpoint::Result;
 use moe_math::Compute;
@@ -45,7 +47,25 @@ pub fn logit_difference(
     let shared = Shared::default();
     let mut sweeps = [Sweep::new(original, batch, compute)?, Sweep::new(model, batch, compute)?];
     sweeps.iter_mut().for_each(|sweep| sweep.share(&shared));
-    let [first, second] = &mut sweeps;
+    run_in_step(&mut sweeps, [original, model], &shared, observer)?;
+    let loader = Loader::sharing(compute, &shared);
+    shared.record();
+    let original = Head::load_with(original, loader)?;
+    shared.lend();
+    let model = Head::load_with(model, loader)?;
+    let all = 0..batch.tokens();
+    let [first, second] = &sweeps;
+    Difference::over([&original, &model], [&first.hidden(all.clone())?, &second.hidden(all)?])
+}
+
+/// Runs both models layer by layer, the original before the other, which takes what it can of the
+/// weights that were just loaded.
+fn run_in_step(
+    [first, second]: &mut [Sweep<'_>; 2],
+    [original, model]: [&Model; 2],
+    shared: &Shared,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let layers = model.layers.len();
     for index in 0..layers.max(original.layers.len()) {
         shared
@@ -59,27 +79,32 @@ pub fn logit_difference(
         }
         observer.layer_done(index, layers)?;
     }
-    let loader = Loader::sharing(compute, &shared);
-    shared.record();
-    let original = Head::load_with(original, loader)?;
-    shared.lend();
-    let model = Head::load_with(model, loader)?;
-    let all = 0..batch.tokens();
-    let (entering, entering_model) = (first.hidden(all.clone())?, second.hidden(all)?);
-    let mut difference = Difference::default();
-    let rows = (LOGIT_BYTES / 8 / original.vocab().max(1)).max(1);
-    for start in (0..batch.tokens()).step_by(rows) {
-        let count = rows.min(batch.tokens() - start);
-        let of = |head: &Head, states: &Tensor| {
-            head.logits(&states.narrow(0, start, count).context(|| "hidden states".into())?)
-        };
-        let (p, q) = (of(&original, &entering)?, of(&model, &entering_model)?);
-        difference.add(&p, &q).context(|| "the difference of logits".into())?;
-    }
-    Ok(difference.of_mean())
+    Ok(())
+}
+
+fn logits(head: &Head, states: &Tensor, range: Range<usize>) -> Result<Tensor> {
+    let states = states.narrow(0, range.start, range.len());
+    head.logits(&states.context(|| "hidden states".into())?)
 }
 
 impl Difference {
+    /// Between two models, by their heads and last hidden states; the original comes first.
+    fn over(
+        [original, model]: [&Head; 2],
+        [entering, entering_model]: [&Tensor; 2],
+    ) -> Result<Self> {
+        let mut difference = Self::default();
+        let rows = (LOGIT_BYTES / 8 / original.vocab().max(1)).max(1);
+        let tokens = entering.dim(0).context(|| "hidden states".into())?;
+        for start in (0..tokens).step_by(rows) {
+            let range = start..(start + rows).min(tokens);
+            let p = logits(original, entering, range.clone())?;
+            let q = logits(model, entering_model, range)?;
+            difference.add(&p, &q).context(|| "the difference of logits".into())?;
+        }
+        Ok(difference.of_mean())
+    }
+
     /// Adds what two models give for some tokens, with sums where means belong.
     fn add(&mut self, p: &Tensor, q: &Tensor) -> candle_core::Result<()> {
         let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
@@ -92,7 +117,7 @@ impl Difference {
         Ok(())
     }
 
-    /// With means in the place of sums.
+    /// The difference with means in the place of sums.
     fn of_mean(self) -> Self {
         let tokens = self.tokens as f64;
         Self { kl: self.kl / tokens, top1_agreement: self.top1_agreement / tokens, ..self }

@@ -70,25 +70,29 @@ impl LoadedLatent {
         let latent = self.norm(&latent.narrow(1, 0, self.kv_rank)?, &self.kv_a_norm)?;
         seen(kv_b, &latent);
         let kv = self.kv_b.forward(&latent)?.reshape((tokens, heads, self.nope + self.value))?;
-        let sequences = spans.iter().map(|span| {
-            let part = |x: &Tensor, start, width| {
-                x.narrow(0, span.start, span.len())?
-                    .narrow(D::Minus1, start, width)?
-                    .transpose(0, 1)?
-                    .contiguous()
-            };
-            let q_rope = rotary.apply(&part(&q, self.nope, self.rope)?)?;
-            let k_rope = rotary
-                .apply(&part(&k_rope, 0, self.rope)?)?
-                .broadcast_as(q_rope.shape())?
-                .contiguous()?;
-            let q = Tensor::cat(&[&part(&q, 0, self.nope)?, &q_rope], D::Minus1)?;
-            let k = Tensor::cat(&[&part(&kv, 0, self.nope)?, &k_rope], D::Minus1)?;
-            self.scores.attend(q, &k, &part(&kv, self.nope, self.value)?)
-        });
+        let sequences = spans.iter().map(|span| self.attend(&q, &k_rope, &kv, span, rotary));
         let attended = Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?;
         seen(kv_b + 1, &attended);
         self.o.forward(&attended)
+    }
+
+    /// The sequence `span`: `q` and `kv` are `[tokens, heads, width]`, and `k_rope` is of all heads.
+    fn attend(
+        &self,
+        q: &Tensor,
+        k_rope: &Tensor,
+        kv: &Tensor,
+        span: &Range<usize>,
+        rotary: &Rotary,
+    ) -> CandleResult<Tensor> {
+        let q_rope = rotary.apply(&part(q, span, self.nope, self.rope)?)?;
+        let k_rope = rotary
+            .apply(&part(k_rope, span, 0, self.rope)?)?
+            .broadcast_as(q_rope.shape())?
+            .contiguous()?;
+        let q = Tensor::cat(&[&part(q, span, 0, self.nope)?, &q_rope], D::Minus1)?;
+        let k = Tensor::cat(&[&part(kv, span, 0, self.nope)?, &k_rope], D::Minus1)?;
+        self.scores.attend(q, &k, &part(kv, span, self.nope, self.value)?)
     }
 
     fn queries(&self, x: &Tensor, seen: Seen<'_>) -> CandleResult<Tensor> {
@@ -101,4 +105,12 @@ impl LoadedLatent {
     fn norm(&self, x: &Tensor, weight: &Tensor) -> CandleResult<Tensor> {
         ops::rms_norm(x, weight, self.eps)
     }
+}
+
+/// Columns of a sequence, `[heads, tokens, width]`.
+fn part(x: &Tensor, span: &Range<usize>, start: usize, width: usize) -> CandleResult<Tensor> {
+    x.narrow(0, span.start, span.len())?
+        .narrow(D::Minus1, start, width)?
+        .transpose(0, 1)?
+        .contiguous()
 }

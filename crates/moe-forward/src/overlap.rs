@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-/// So many tokens in a row aren't the same by chance.
+/// How many tokens in a row aren't the same by chance.
 const RUN: usize = 32;
 /// What each token of a run is multiplied by once for every token behind it: odd, so that no bit is
 /// lost.
@@ -24,16 +24,7 @@ const CLEAN: f64 = 0.2;
 /// that is judged by its own tokens, and then holds for all of them. A sequence of which less than
 /// a fifth is known doesn't count.
 pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s [u32]>) -> usize {
-    // In how many sequences each run stands, and the last of them.
-    let mut wanted: HashMap<u64, (u32, usize)> = HashMap::new();
-    for (at, sequence) in sequences.iter().enumerate() {
-        each_run(sequence, |_, hash| {
-            let (count, last) = wanted.entry(hash).or_insert((1, at));
-            if *last != at {
-                (*count, *last) = (*count + 1, at);
-            }
-        });
-    }
+    let wanted = runs(sequences);
     let mut found = HashSet::new();
     for other in others {
         each_run(other, |_, hash| {
@@ -52,6 +43,20 @@ pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s
         if share < CLEAN { 0 } else { (share * sequence.len() as f64).round() as usize }
     };
     sequences.iter().map(known).sum()
+}
+
+/// In how many sequences each run stands, and the last of them.
+fn runs(sequences: &[&[u32]]) -> HashMap<u64, (u32, usize)> {
+    let mut runs = HashMap::new();
+    for (at, sequence) in sequences.iter().enumerate() {
+        each_run(sequence, |_, hash| {
+            let (count, last) = runs.entry(hash).or_insert((1, at));
+            if *last != at {
+                (*count, *last) = (*count + 1, at);
+            }
+        });
+    }
+    runs
 }
 
 /// How much of a sequence's own tokens stands in runs whose hashes were `found`. Where all its

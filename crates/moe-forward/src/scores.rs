@@ -8,7 +8,8 @@ use moe_math::ops;
 /// Queries of a block are scored at once: the memory for scores is heads × this × keys.
 const QUERY_BLOCK: usize = 256;
 
-/// Is shown each input of projections, with the first of [`moe_model::Attention::linears`] that reads it.
+/// A function that is shown each input of projections, with the first of
+/// [`moe_model::Attention::linears`] that reads it.
 pub(crate) type Seen<'a> = &'a mut dyn FnMut(usize, &Tensor);
 
 /// How scores become weights.
@@ -23,39 +24,47 @@ impl Scores {
     /// One sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens, width]` and `v`
     /// `[kv_heads, tokens, value]`; gives `[tokens, heads · value]`.
     pub fn attend(&self, q: Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
-        let window = self.window;
         let (heads, tokens, width) = q.dims3()?;
-        let (kv_heads, _, value) = v.dims3()?;
-        let groups = heads / kv_heads;
-        let scaled = (q.reshape((kv_heads, groups, tokens, width))? * self.scale)?;
+        let kv_heads = v.dim(0)?;
+        let scaled = (q.reshape((kv_heads, heads / kv_heads, tokens, width))? * self.scale)?;
         drop(q);
         let blocks = (0..tokens).step_by(QUERY_BLOCK).map(|first| {
-            let end = (first + QUERY_BLOCK).min(tokens);
-            let queries = end - first;
-            // The first query's window says which keys no query of the block can see.
-            let start = window.map_or(0, |w| (first + 1).saturating_sub(w));
-            let keys = end - start;
-            let q = scaled.narrow(2, first, queries)?.contiguous()?.reshape((
-                kv_heads,
-                groups * queries,
-                width,
-            ))?;
-            let (k, v) = (k.narrow(1, start, keys)?, v.narrow(1, start, keys)?);
-            // In long sequences scores are most of what is held: each form of them goes before the
-            // next but one comes.
-            let scores = q
-                .matmul(&k.transpose(1, 2)?)?
-                .reshape((kv_heads, groups, queries, keys))?
-                .to_dtype(DType::F32)?
-                .broadcast_add(&mask(first..end, start..end, window, &q)?)?;
-            let weights = ops::softmax(&scores)?;
-            drop(scores);
-            let weights = weights.to_dtype(v.dtype())?;
-            let out =
-                weights.reshape((kv_heads, groups * queries, keys))?.matmul(&v.contiguous()?)?;
-            out.reshape((heads, queries, value))?.transpose(0, 1)?.reshape((queries, heads * value))
+            self.attend_block(&scaled, k, v, first..(first + QUERY_BLOCK).min(tokens))
         });
         Tensor::cat(&blocks.collect::<CandleResult<Vec<_>>>()?, 0)
+    }
+
+    /// The queries of a block, out of `q`, which are `[kv_heads, groups, tokens, width]` and scaled.
+    fn attend_block(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        block: Range<usize>,
+    ) -> CandleResult<Tensor> {
+        let (kv_heads, groups, _, width) = q.dims4()?;
+        let queries = block.len();
+        // The first query's window says which keys no query of the block can see.
+        let start = self.window.map_or(0, |w| (block.start + 1).saturating_sub(w));
+        let keys = start..block.end;
+        let q = q.narrow(2, block.start, queries)?.contiguous()?;
+        let q = q.reshape((kv_heads, groups * queries, width))?;
+        let k = k.narrow(1, start, keys.len())?;
+        let v = v.narrow(1, start, keys.len())?;
+        // In long sequences scores are most of what is held: each form of them goes before the
+        // next but one comes.
+        let scores = q
+            .matmul(&k.transpose(1, 2)?)?
+            .reshape((kv_heads, groups, queries, keys.len()))?
+            .to_dtype(DType::F32)?
+            .broadcast_add(&mask(block, keys.clone(), self.window, &q)?)?;
+        let weights = ops::softmax(&scores)?;
+        drop(scores);
+        let weights = weights.to_dtype(v.dtype())?;
+        let weights = weights.reshape((kv_heads, groups * queries, keys.len()))?;
+        let out = weights.matmul(&v.contiguous()?)?;
+        let (heads, value) = (kv_heads * groups, v.dim(2)?);
+        out.reshape((heads, queries, value))?.transpose(0, 1)?.reshape((queries, heads * value))
     }
 }
 

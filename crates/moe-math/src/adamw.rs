@@ -108,19 +108,12 @@ impl AdamW {
         step: &Step,
     ) -> Result<()> {
         if parameter.dtype() != DType::F32 || parameter.dims() != gradient.dims() {
-            bail!(
-                "a gradient of {:?} for a parameter of {:?}",
-                gradient.shape(),
-                parameter.shape()
-            );
+            let (gradient, parameter) = (gradient.shape(), parameter.shape());
+            bail!("a gradient of {gradient:?} for a parameter of {parameter:?}");
         }
         let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
-        let correction = |beta: f64| 1.0 - beta.powf(step.number as f64);
-        let update = Update {
-            adamw: *self,
-            step,
-            corrections: [correction(self.beta1), correction(self.beta2)],
-        };
+        let corrections = [self.beta1, self.beta2].map(|beta| 1.0 - beta.powf(step.number as f64));
+        let update = Update { adamw: *self, step, corrections };
         match moments {
             Moments::Host(moments) => parameter.inplace_op2(&gradient, &OnHost { update, moments }),
             Moments::Device(moments) => update.on_device(parameter, &gradient, moments),

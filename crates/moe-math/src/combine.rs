@@ -92,40 +92,14 @@ impl ExpertCombine {
     /// For a token that isn't there, or tokens that don't ascend.
     pub fn add(&mut self, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<()> {
         if output.dims() != [tokens.len(), self.hidden] || gates.len() != tokens.len() {
-            bail!(
-                "an output of {:?} for {} tokens and {} gates",
-                output.shape(),
-                tokens.len(),
-                gates.len()
-            );
+            let (shape, tokens, gates) = (output.shape(), tokens.len(), gates.len());
+            bail!("an output of {shape:?} for {tokens} tokens and {gates} gates");
         }
         match &mut self.sum {
-            Sum::Host(sum) => {
-                let output = output.to_dtype(DType::F32)?.contiguous()?;
-                let (storage, layout) = output.storage_and_layout();
-                let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
-                    bail!("an output on another device")
-                };
-                let start = layout.start_offset();
-                add_rows(
-                    sum,
-                    &values[start..start + tokens.len() * self.hidden],
-                    tokens,
-                    gates,
-                    self.hidden,
-                );
-            }
+            Sum::Host(sum) => add_on_host(sum, output, tokens, gates)?,
             Sum::Tracked(_) => bail!("gates of a tracked mixture are tensors"),
             Sum::Cuda(held) => held.add(output, tokens, gates)?,
-            Sum::Device(sum) => {
-                let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
-                let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
-                *sum = sum.index_add(
-                    &tokens,
-                    &output.to_dtype(DType::F32)?.broadcast_mul(&gates)?,
-                    0,
-                )?;
-            }
+            Sum::Device(sum) => *sum = added(sum, output, tokens, gates)?,
         }
         Ok(())
     }
@@ -164,6 +138,25 @@ impl ExpertCombine {
         };
         sum.to_dtype(dtype)
     }
+}
+
+fn add_on_host(sum: &mut [f32], output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<()> {
+    let hidden = output.dim(1)?;
+    let output = output.to_dtype(DType::F32)?.contiguous()?;
+    let (storage, layout) = output.storage_and_layout();
+    let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
+        bail!("an output on another device")
+    };
+    let values = &values[layout.start_offset()..][..tokens.len() * hidden];
+    add_rows(sum, values, tokens, gates, hidden);
+    Ok(())
+}
+
+/// `sum` and an expert's `output` for `tokens`, times `gates`.
+fn added(sum: &Tensor, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<Tensor> {
+    let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
+    let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
+    sum.index_add(&tokens, &output.to_dtype(DType::F32)?.broadcast_mul(&gates)?, 0)
 }
 
 /// Every token's outputs times their gates, in the order of `parts`.

@@ -254,29 +254,29 @@ impl Devices for Machine {
 }
 
 fn find(choice: DeviceChoice, machine: &dyn Devices) -> Result<FoundDevice, DeviceError> {
-    let cpu = |note| Ok(FoundDevice { device: Device::Cpu, note });
-    let gpu = |device| FoundDevice { device, note: None };
-    match choice {
-        DeviceChoice::Cpu => cpu(None),
-        DeviceChoice::Cuda(number) => tried(choice, machine.open_cuda(number), machine).map(gpu),
-        DeviceChoice::Metal => tried(choice, machine.open_metal(), machine).map(gpu),
-        DeviceChoice::Auto => {
-            let first = DeviceChoice::Cuda(0);
-            let cuda = tried(first, machine.open_cuda(0), machine);
-            let found = cuda.or_else(|cuda| {
-                // What is said is why there is no CUDA, in a build that has both.
-                tried(DeviceChoice::Metal, machine.open_metal(), machine).map_err(
-                    |metal| match cuda {
-                        DeviceError::NotBuilt(..) => metal,
-                        _ => cuda,
-                    },
-                )
-            });
-            match found {
-                Ok(device) => Ok(gpu(device)),
-                Err(DeviceError::NotBuilt(..)) => cpu(None),
-                Err(error) => cpu(Some(format!("computing on the CPU: {error}"))),
-            }
+    let opened = match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(number) => tried(choice, machine.open_cuda(number), machine),
+        DeviceChoice::Metal => tried(choice, machine.open_metal(), machine),
+        DeviceChoice::Auto => return Ok(find_any(machine)),
+    };
+    opened.map(|device| FoundDevice { device, note: None })
+}
+
+/// The first GPU that runs a kernel, or else the CPU.
+fn find_any(machine: &dyn Devices) -> FoundDevice {
+    let cuda = tried(DeviceChoice::Cuda(0), machine.open_cuda(0), machine);
+    let found = cuda.or_else(|cuda| {
+        let metal = tried(DeviceChoice::Metal, machine.open_metal(), machine);
+        // What is said is why there is no CUDA, in a build that has both.
+        metal.map_err(|metal| if matches!(cuda, DeviceError::NotBuilt(..)) { metal } else { cuda })
+    });
+    match found {
+        Ok(device) => FoundDevice { device, note: None },
+        Err(DeviceError::NotBuilt(..)) => FoundDevice { device: Device::Cpu, note: None },
+        Err(error) => {
+            let note = Some(format!("computing on the CPU: {error}"));
+            FoundDevice { device: Device::Cpu, note }
         }
     }
 }

@@ -19,22 +19,9 @@ pub fn decode_f32(bytes: &[u8], dtype: DType) -> Result<Vec<f32>> {
     let width = dtype.size_in_bytes();
     let mut values = vec![0f32; bytes.len() / width];
     let decode: fn(&[u8], &mut [f32]) = match dtype {
-        DType::F32 => |bytes, out| {
-            for (value, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(*b);
-            }
-        },
-        // bf16 is the upper half of an f32.
-        DType::BF16 => |bytes, out| {
-            for (value, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-            }
-        },
-        DType::F16 => |bytes, out| {
-            let halves: Vec<f16> =
-                bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
-            halves.convert_to_f32_slice(out);
-        },
+        DType::F32 => decode_part_of_f32,
+        DType::BF16 => decode_part_of_bf16,
+        DType::F16 => decode_part_of_f16,
         other => bail!("{other:?} is not a weight encoding"),
     };
     let inputs = bytes.par_chunks(PARALLEL_ELEMENTS * width);
@@ -43,6 +30,25 @@ pub fn decode_f32(bytes: &[u8], dtype: DType) -> Result<Vec<f32>> {
         .zip(inputs)
         .for_each(|(out, bytes)| decode(bytes, out));
     Ok(values)
+}
+
+fn decode_part_of_f32(bytes: &[u8], out: &mut [f32]) {
+    for (value, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *value = f32::from_le_bytes(*b);
+    }
+}
+
+/// bf16 is the upper half of an f32.
+fn decode_part_of_bf16(bytes: &[u8], out: &mut [f32]) {
+    for (value, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *value = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+    }
+}
+
+fn decode_part_of_f16(bytes: &[u8], out: &mut [f32]) {
+    let halves: Vec<f16> =
+        bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+    halves.convert_to_f32_slice(out);
 }
 
 /// Encodes `values` as `dtype` (F32, F16 or BF16), rounding to nearest even.

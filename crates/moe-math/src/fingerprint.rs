@@ -24,21 +24,10 @@ pub fn fingerprints(gate: &[f32], up: &[f32], down: &[f32], hidden: usize) -> Ve
         gate.len() == width * hidden && up.len() == gate.len() && down.len() == gate.len(),
         "three of one size"
     );
-    let mut largest = vec![0f32; width];
-    for row in down.chunks_exact(width) {
-        largest.iter_mut().zip(row).for_each(|(most, d)| *most = most.max(d.abs()));
-    }
-    let exponents: Vec<i32> = largest.iter().map(|most| exponent(*most)).collect();
-    let mut hashes: Vec<Hash> = gate
-        .chunks_exact(hidden)
-        .zip(up.chunks_exact(hidden))
-        .map(|(gate, up)| {
-            let mut hash = Hash::default();
-            gate.iter().chain(up).for_each(|x| hash.add(u64::from(x.to_bits())));
-            hash
-        })
-        .collect();
+    let exponents = exponents(down, width);
     let scales: Vec<f64> = exponents.iter().map(|exponent| 2f64.powi(-exponent)).collect();
+    let inputs = gate.chunks_exact(hidden).zip(up.chunks_exact(hidden));
+    let mut hashes: Vec<Hash> = inputs.map(|(gate, up)| Hash::of_inputs(gate, up)).collect();
     for row in down.chunks_exact(width) {
         for ((hash, d), scale) in hashes.iter_mut().zip(row).zip(&scales) {
             hash.add((f64::from(*d) * scale).to_bits());
@@ -46,6 +35,15 @@ pub fn fingerprints(gate: &[f32], up: &[f32], down: &[f32], hidden: usize) -> Ve
     }
     let both = |(hash, exponent): (Hash, i32)| Fingerprint { hash: hash.finish(), exponent };
     hashes.into_iter().zip(exponents).map(both).collect()
+}
+
+/// ⌊log₂ max |down|⌋ of each neuron; 0 where down is zero.
+fn exponents(down: &[f32], width: usize) -> Vec<i32> {
+    let mut largest = vec![0f32; width];
+    for row in down.chunks_exact(width) {
+        largest.iter_mut().zip(row).for_each(|(most, d)| *most = most.max(d.abs()));
+    }
+    largest.into_iter().map(exponent).collect()
 }
 
 /// ⌊log₂ x⌋, exactly; an f32 is normal as an f64.
@@ -63,6 +61,13 @@ impl Default for Hash {
 }
 
 impl Hash {
+    /// Hashes a neuron's rows of gate and up, bit by bit.
+    fn of_inputs(gate: &[f32], up: &[f32]) -> Self {
+        let mut hash = Self::default();
+        gate.iter().chain(up).for_each(|x| hash.add(u64::from(x.to_bits())));
+        hash
+    }
+
     fn add(&mut self, value: u64) {
         const FACTORS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xa076_1d64_78bd_642f];
         for (lane, factor) in self.0.iter_mut().zip(FACTORS) {

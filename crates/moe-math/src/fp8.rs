@@ -61,13 +61,8 @@ impl Blocks<'_> {
             || self.codes.len() != rows * columns
             || self.scales.len() != rows.div_ceil(high) * scales
         {
-            bail!(
-                "{} codes and {} scales for {:?} in {:?}",
-                self.codes.len(),
-                self.scales.len(),
-                self.shape,
-                self.block
-            );
+            let (codes, scales) = (self.codes.len(), self.scales.len());
+            bail!("{codes} codes and {scales} scales for {:?} in {:?}", self.shape, self.block);
         }
         let mut values = vec![0f32; rows * columns];
         let lines = values
@@ -75,16 +70,19 @@ impl Blocks<'_> {
             .zip(self.codes.par_chunks(columns.max(1)))
             .enumerate();
         lines.for_each(|(row, (values, codes))| {
-            let scales = &self.scales[row / high * scales..][..scales];
-            for ((values, codes), scale) in
-                values.chunks_mut(wide).zip(codes.chunks(wide)).zip(scales)
-            {
-                for (value, code) in values.iter_mut().zip(codes) {
-                    *value = e4m3(*code) * scale;
-                }
-            }
+            dequantize_row(codes, &self.scales[row / high * scales..][..scales], wide, values);
         });
         Ok(values)
+    }
+}
+
+/// Fills the `values` of a row, of which every `wide` columns have a scale.
+fn dequantize_row(codes: &[u8], scales: &[f32], wide: usize, values: &mut [f32]) {
+    let blocks = values.chunks_mut(wide).zip(codes.chunks(wide)).zip(scales);
+    for ((values, codes), scale) in blocks {
+        for (value, code) in values.iter_mut().zip(codes) {
+            *value = e4m3(*code) * scale;
+        }
     }
 }
 

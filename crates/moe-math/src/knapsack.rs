@@ -17,37 +17,66 @@ pub struct Choice {
 /// (Nemhauser & Ullmann 1969), without those that can't lead to anything better than rounding the
 /// linear relaxation down does, by Lagrange's bound at its multiplier.
 pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
-    let rest = suffixes(items, |choice| choice.size, 0, u64::min, |a, b| a + b)?;
-    if rest[0] > capacity {
-        return None;
-    }
-    let relaxed = Relaxed::new(items, capacity);
-    let bound = |choice: &Choice| choice.error + relaxed.multiplier * choice.size as f64;
-    let bounds = suffixes(items, bound, 0.0, f64::min, |a, b| a + b)?;
-    let enough = relaxed.error + 1e-9 * relaxed.error.abs();
+    let bounds = Bounds::new(items, capacity)?;
     let mut stages = vec![vec![KnapsackState::default()]];
     for (index, item) in items.iter().enumerate() {
-        let before = &stages[index];
-        let grown = before.iter().enumerate().flat_map(|(from, state)| {
-            let with = move |(choice, of): (usize, &Choice)| KnapsackState {
-                size: state.size + of.size,
-                error: state.error + of.error,
-                from,
-                choice,
-            };
-            item.iter().enumerate().map(with)
-        });
-        let promising = |state: &KnapsackState| {
-            let free =
-                capacity.checked_sub(state.size).and_then(|free| free.checked_sub(rest[index + 1]));
-            let slack = relaxed.multiplier * (capacity.saturating_sub(state.size)) as f64;
-            free.is_some() && state.error + bounds[index + 1] - slack <= enough
-        };
-        stages.push(unbeaten(grown.filter(promising).collect()));
+        let grown = grown(&stages[index], item);
+        let promising = grown.filter(|state| bounds.allow(state, index + 1));
+        stages.push(unbeaten(promising.collect()));
     }
+    choices_of(&stages)
+}
+
+/// What the choices of the items that are left can't do better than.
+struct Bounds {
+    capacity: u64,
+    /// For each k the least Σ size of the items from k on.
+    sizes: Vec<u64>,
+    /// For each k the least Σ error + multiplier · size of the items from k on.
+    costs: Vec<f64>,
+    relaxed: Relaxed,
+}
+
+impl Bounds {
+    /// None where even the smallest choices don't fit, or an item has no choice.
+    fn new(items: &[Vec<Choice>], capacity: u64) -> Option<Self> {
+        let sizes = suffixes(items, |choice| choice.size, 0, u64::min, |a, b| a + b)?;
+        if sizes[0] > capacity {
+            return None;
+        }
+        let relaxed = Relaxed::new(items, capacity);
+        let cost = |choice: &Choice| choice.error + relaxed.multiplier * choice.size as f64;
+        let costs = suffixes(items, cost, 0.0, f64::min, |a, b| a + b)?;
+        Some(Self { capacity, sizes, costs, relaxed })
+    }
+
+    /// Whether `state` of the first `chosen` items may lead to something that is no worse than the
+    /// relaxation rounded down.
+    fn allow(&self, state: &KnapsackState, chosen: usize) -> bool {
+        let Some(free) = self.capacity.checked_sub(state.size) else { return false };
+        let enough = self.relaxed.error + 1e-9 * self.relaxed.error.abs();
+        let slack = self.relaxed.multiplier * free as f64;
+        free >= self.sizes[chosen] && state.error + self.costs[chosen] - slack <= enough
+    }
+}
+
+/// Each of the states `before` with each choice of `item`.
+fn grown(before: &[KnapsackState], item: &[Choice]) -> impl Iterator<Item = KnapsackState> {
+    before.iter().enumerate().flat_map(move |(from, state)| {
+        item.iter().enumerate().map(move |(choice, of)| KnapsackState {
+            size: state.size + of.size,
+            error: state.error + of.error,
+            from,
+            choice,
+        })
+    })
+}
+
+/// The choices that lead to the best of the last states.
+fn choices_of(stages: &[Vec<KnapsackState>]) -> Option<Vec<usize>> {
     // Errors fall from state to state.
     let mut at = stages.last()?.len().checked_sub(1)?;
-    let mut choices: Vec<usize> = Vec::with_capacity(items.len());
+    let mut choices: Vec<usize> = Vec::with_capacity(stages.len() - 1);
     for stage in stages[1..].iter().rev() {
         choices.push(stage[at].choice);
         at = stage[at].from;

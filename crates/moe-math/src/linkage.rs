@@ -9,7 +9,7 @@
 /// (Comput. J. 9, 1967).
 ///
 /// # Panics
-/// If `distances` is no square.
+/// If `distances` isn't a square.
 pub fn average_linkage(distances: &[f64], clusters: usize) -> Vec<Vec<usize>> {
     let n = distances.len().isqrt();
     assert_eq!(n * n, distances.len(), "distances of all pairs");
@@ -20,21 +20,18 @@ pub fn average_linkage(distances: &[f64], clusters: usize) -> Vec<Vec<usize>> {
     while left.len() > clusters.max(1) {
         let (a, b) = nearest_pair(&distances, &left, n);
         let [size_a, size_b] = [a, b].map(|c| members[c].len() as f64);
-        for c in left.iter().copied().filter(|c| ![a, b].contains(c)) {
+        left.retain(|c| *c != b);
+        for c in left.iter().copied().filter(|c| *c != a) {
             let mean =
                 (size_a * distances[a * n + c] + size_b * distances[b * n + c]) / (size_a + size_b);
             (distances[a * n + c], distances[c * n + a]) = (mean, mean);
         }
         let joined = std::mem::take(&mut members[b]);
         members[a].extend(joined);
-        left.retain(|c| *c != b);
     }
-    let sorted = |c: usize| {
-        let mut cluster = std::mem::take(&mut members[c]);
-        cluster.sort_unstable();
-        cluster
-    };
-    left.into_iter().map(sorted).collect()
+    members.retain(|cluster| !cluster.is_empty());
+    members.iter_mut().for_each(|cluster| cluster.sort_unstable());
+    members
 }
 
 fn nearest_pair(distances: &[f64], left: &[usize], n: usize) -> (usize, usize) {

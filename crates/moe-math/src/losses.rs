@@ -88,16 +88,12 @@ fn divergence_of_few(log_q: &Tensor, ids: &Tensor, p: &Tensor) -> Result<LogitLo
     let (mut named, mut factors) = (Vec::with_capacity(rows * k), Vec::with_capacity(rows));
     for (log_q, p) in of_ids.iter().zip(&given) {
         let q: Vec<f32> = log_q.iter().map(|log| log.exp()).collect();
-        let tail_p = 1.0 - p.iter().sum::<f32>();
-        let tail_q = (1.0 - q.iter().sum::<f32>()).max(f32::MIN_POSITIVE);
-        let has_tail = tail_p > LEAST_TAIL;
+        let tail = Tail::of(p, &q);
         for (p, log_q) in p.iter().zip(log_q).filter(|(p, _)| **p > 0.0) {
             sum += f64::from(*p) * (f64::from(*p).ln() - f64::from(*log_q));
         }
-        if has_tail {
-            sum += f64::from(tail_p) * (f64::from(tail_p).ln() - f64::from(tail_q).ln());
-        }
-        let factor = if has_tail { 1.0 - tail_p / tail_q } else { 1.0 };
+        sum += tail.divergence();
+        let factor = tail.factor();
         // q (1 − t/tail) is every token's; of the named ones it is q − p.
         named.extend(q.iter().zip(p).map(|(q, p)| q - p - q * factor));
         factors.push(factor);
@@ -106,6 +102,36 @@ fn divergence_of_few(log_q: &Tensor, ids: &Tensor, p: &Tensor) -> Result<LogitLo
     let everywhere = q.broadcast_mul(&Tensor::from_vec(factors, (rows, 1), device)?)?;
     let gradient = everywhere.scatter_add(ids, &Tensor::from_vec(named, (rows, k), device)?, 1)?;
     Ok(LogitLoss { sum, gradient })
+}
+
+/// The masses of all tokens that a teacher doesn't name, its own and the student's.
+struct Tail {
+    p: f32,
+    q: f32,
+}
+
+impl Tail {
+    /// What is missing to 1 of the masses `p` and `q` of the tokens that are named.
+    fn of(p: &[f32], q: &[f32]) -> Self {
+        let q = (1.0 - q.iter().sum::<f32>()).max(f32::MIN_POSITIVE);
+        Self { p: 1.0 - p.iter().sum::<f32>(), q }
+    }
+
+    fn counts(&self) -> bool {
+        self.p > LEAST_TAIL
+    }
+
+    fn divergence(&self) -> f64 {
+        if !self.counts() {
+            return 0.0;
+        }
+        f64::from(self.p) * (f64::from(self.p).ln() - f64::from(self.q).ln())
+    }
+
+    /// 1 − t/tail: by what the gradient of the tokens in the tail differs from q.
+    fn factor(&self) -> f32 {
+        if self.counts() { 1.0 - self.p / self.q } else { 1.0 }
+    }
 }
 
 fn log_softmax(logits: &Tensor) -> Result<Tensor> {

@@ -159,12 +159,19 @@ fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<P
     }
     let image = covariance_times(&x, &q)?;
     let q = Tensor::from_vec(q, (k, d), &Device::Cpu)?;
+    let (directions, values) = rayleigh_ritz(&q, &image, rank)?;
+    Ok(Principal { mean, directions, values })
+}
+
+/// The first `rank` directions within the rows of `q`, `[k, d]`, of the matrix that gives their
+/// `image`, and its values along them.
+fn rayleigh_ritz(q: &Tensor, image: &Tensor, rank: usize) -> Result<(Tensor, Vec<f64>)> {
+    let k = q.dim(0)?;
     let small = q.matmul(&image.t()?)?;
     let symmetric = ((&small + small.t()?)? / 2.0)?;
     let found = eigen(&symmetric.flatten_all()?.to_vec1::<f64>()?, k)?;
     let rotation = Tensor::from_slice(&found.vectors[..rank * k], (rank, k), &Device::Cpu)?;
-    let directions = rotation.matmul(&q)?.t()?.contiguous()?;
-    Ok(Principal { mean, directions, values: found.values[..rank].to_vec() })
+    Ok((rotation.matmul(q)?.t()?.contiguous()?, found.values[..rank].to_vec()))
 }
 
 /// Rows less their mean, in f32. A block at a time is centred in f64: all of them would be as large

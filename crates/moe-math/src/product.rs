@@ -225,12 +225,8 @@ fn row(block: &[f32], i: usize, width: usize) -> &[f32] {
 /// instructions of `S`.
 #[inline(always)]
 fn tile<S: Simd>(simd: S, w: [&[f32]; TILE], x: [&[f32]; TILE]) -> [[f32; TILE]; TILE] {
-    let (mut wide_w, mut rest_w) = ([&[] as &[S::f32s]; TILE], [&[] as &[f32]; TILE]);
-    let (mut wide_x, mut rest_x) = (wide_w, rest_w);
-    for i in 0..TILE {
-        (wide_w[i], rest_w[i]) = S::as_simd_f32s(w[i]);
-        (wide_x[i], rest_x[i]) = S::as_simd_f32s(x[i]);
-    }
+    let (mut wide_w, rest_w) = vectors::<S>(w);
+    let (mut wide_x, rest_x) = vectors::<S>(x);
     let mut sums = [[simd.splat_f32s(0.0); TILE]; TILE];
     let length = wide_w[0].len();
     // One length, told to the compiler once.
@@ -245,13 +241,40 @@ fn tile<S: Simd>(simd: S, w: [&[f32]; TILE], x: [&[f32]; TILE]) -> [[f32; TILE];
         }
     }
     if !rest_w[0].is_empty() {
-        for i in 0..TILE {
-            for j in 0..TILE {
-                let (w, x) = (simd.partial_load_f32s(rest_w[i]), simd.partial_load_f32s(rest_x[j]));
-                sums[i][j] = simd.mul_add_f32s(w, x, sums[i][j]);
-            }
+        add_rest(simd, &mut sums, rest_w, rest_x);
+    }
+    reduced(simd, sums)
+}
+
+/// Adds the products of what is left of rows behind their last whole vectors.
+#[inline(always)]
+fn add_rest<S: Simd>(
+    simd: S,
+    sums: &mut [[S::f32s; TILE]; TILE],
+    rest_w: [&[f32]; TILE],
+    rest_x: [&[f32]; TILE],
+) {
+    for i in 0..TILE {
+        for j in 0..TILE {
+            let (w, x) = (simd.partial_load_f32s(rest_w[i]), simd.partial_load_f32s(rest_x[j]));
+            sums[i][j] = simd.mul_add_f32s(w, x, sums[i][j]);
         }
     }
+}
+
+/// Vectors of each row, and what is left of it behind them.
+#[inline(always)]
+fn vectors<S: Simd>(rows: [&[f32]; TILE]) -> ([&[S::f32s]; TILE], [&[f32]; TILE]) {
+    let (mut wide, mut rest) = ([&[] as &[S::f32s]; TILE], [&[] as &[f32]; TILE]);
+    for i in 0..TILE {
+        (wide[i], rest[i]) = S::as_simd_f32s(rows[i]);
+    }
+    (wide, rest)
+}
+
+/// The sum over each vector.
+#[inline(always)]
+fn reduced<S: Simd>(simd: S, sums: [[S::f32s; TILE]; TILE]) -> [[f32; TILE]; TILE] {
     let mut found = [[0.0; TILE]; TILE];
     for i in 0..TILE {
         for j in 0..TILE {

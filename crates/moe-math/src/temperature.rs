@@ -79,10 +79,11 @@ pub fn scale_to_entropy(logits: &Tensor, target: f64) -> Result<Temperature, Tem
     Ok(Temperature { scale, entropy_fraction: entropy / most })
 }
 
+/// 2 to 25 are usual; bisection of ln s alone would need about 60.
+const EVALUATIONS: usize = 200;
+
 /// The s where H(s) is `target` nats, and H(s).
 fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, f64)> {
-    // 2 to 25 are usual; bisection of ln s alone would need about 60.
-    const EVALUATIONS: usize = 200;
     let (mut low, mut high, mut s, mut last_excess) = (0f64, f64::INFINITY, start, f64::INFINITY);
     let mut evaluations = 0;
     loop {
@@ -117,22 +118,24 @@ struct Spread {
 }
 
 fn spread(logits: &Tensor, s: f64) -> candle_core::Result<Spread> {
-    let variance = |gaps: &Tensor| {
-        let p = candle_nn::ops::softmax(&(gaps * s)?, D::Minus1)?;
-        let mean = (&p * gaps)?.sum_keepdim(D::Minus1)?;
-        (p * gaps.broadcast_sub(&mean)?.sqr()?)?.sum(D::Minus1)
-    };
-    // H = ln Σ exp(y) − Σ p y, y = s · gaps.
-    let entropy = |gaps: &Tensor| {
-        let y = (gaps * s)?;
-        let exp = y.exp()?;
-        let total = exp.sum(D::Minus1)?;
-        total.log()? - ((exp * y)?.sum(D::Minus1)? / total)?
-    };
     Ok(Spread {
-        entropy: mean_over_tokens(logits, entropy)?,
-        variance: mean_over_tokens(logits, variance)?,
+        entropy: mean_over_tokens(logits, |gaps| entropies(gaps, s))?,
+        variance: mean_over_tokens(logits, |gaps| variances(gaps, s))?,
     })
+}
+
+/// H = ln Σ exp(y) − Σ p y of each token, y = s · gaps.
+fn entropies(gaps: &Tensor, s: f64) -> candle_core::Result<Tensor> {
+    let y = (gaps * s)?;
+    let exp = y.exp()?;
+    let total = exp.sum(D::Minus1)?;
+    total.log()? - ((exp * y)?.sum(D::Minus1)? / total)?
+}
+
+fn variances(gaps: &Tensor, s: f64) -> candle_core::Result<Tensor> {
+    let p = candle_nn::ops::softmax(&(gaps * s)?, D::Minus1)?;
+    let mean = (&p * gaps)?.sum_keepdim(D::Minus1)?;
+    (p * gaps.broadcast_sub(&mean)?.sqr()?)?.sum(D::Minus1)
 }
 
 /// The mean over tokens of `f`, which maps gaps `[tokens, experts]`, z less its row's maximum, to

@@ -50,7 +50,7 @@ impl Model {
     /// Names every tensor and writes the config for this model's family.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where the family cannot express the model; it says what and why.
+    /// [`crate::Kind::Unsupported`] where the family cannot express the model; it says what and why.
     pub fn declare(&self) -> Result<Declaration> {
         let mut config = self.declare_config()?;
         let namer = self.named()?;

@@ -46,3 +46,10 @@ pub use upcycle::UpcycleOptions;
 /// All passes, in the order in which help lists them.
 pub static PASSES: [&PassInfo; 6] =
     [&upcycle::INFO, &prune::INFO, &merge::INFO, &quantize::INFO, &distill::INFO, &heal::INFO];
+
+impl PassInfo {
+    /// The pass `name`.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        PASSES.into_iter().find(|info| info.name == name)
+    }
+}

@@ -11,7 +11,7 @@ use moe_passes::CalibrationOptions;
 /// `room`.
 ///
 /// # Errors
-/// What [`Corpus::load`] returns; [`Kind::Usage`] where no token counts.
+/// What [`Corpus::load`] returns; [`moe_checkpoint::Kind::Usage`] where no token counts.
 pub(crate) fn calibration(
     options: &CalibrationOptions,
     dir: &Path,

@@ -20,8 +20,6 @@ use crate::trust::HeldOutReport;
 
 pub(crate) use front::{Carried, carried};
 
-pub(crate) use moe_checkpoint::CARD_FILE;
-
 /// What the card of the checkpoint `output` calls it.
 pub(crate) fn name_of(output: &Path) -> Cow<'_, str> {
     output.file_name().unwrap_or_default().to_string_lossy()

@@ -30,7 +30,7 @@ impl Modules {
         let mut circles: Vec<BTreeSet<String>> = Vec::new();
         for (module, all) in reached.iter().filter(|(module, all)| all.contains(**module)) {
             let circle = all.iter().filter(|other| reached[other].contains(*module));
-            let circle: BTreeSet<String> = circle.map(|module| shown(module)).collect();
+            let circle: BTreeSet<String> = circle.map(shown).collect();
             if !circles.contains(&circle) {
                 circles.push(circle);
             }

@@ -1,6 +1,5 @@
 //! The config of compressed-tensors.
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
@@ -13,6 +12,8 @@ use crate::error::{Error, Result};
 const VERSION: &str = "0.19.0";
 const PACKED: &str = "pack-quantized";
 const FLOAT: &str = "float-quantized";
+/// The format of groups of several formats.
+const MIXED: &str = "mixed-precision";
 /// Each is compiled and held against every module's name; configs that are written by people have a
 /// handful.
 const MAX_PATTERNS: usize = 256;
@@ -40,47 +41,15 @@ pub struct SchemeGroup {
 
 impl CompressedTensors {
     pub(super) fn read(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Self> {
-        if let Some(format) =
-            text(said, "format").filter(|f| ![PACKED, FLOAT, "mixed-precision"].contains(f))
-        {
-            return Err(refuse(format!("the compressed-tensors format {format:?}")));
-        }
-        let transforms = said.get("transform_config").and_then(|said| said.get("config_groups"));
-        if transforms.and_then(Value::as_object).is_some_and(|groups| !groups.is_empty()) {
-            return Err(refuse(
-                "a transform_config of compressed-tensors, which changes what weights mean,"
-                    .to_owned(),
-            ));
-        }
-        let patterns = Cell::new(0);
-        let target = |value: &Value| {
-            let said = value.as_str().unwrap_or_default();
-            patterns.set(patterns.get() + usize::from(Target::is_pattern(said)));
-            match patterns.get() > MAX_PATTERNS {
-                true => Err(refuse(format!(
-                    "a config with more than {MAX_PATTERNS} patterns for targets"
-                ))),
-                false => Target::parse(said).map_err(|_| refuse(format!("the target {said:?}"))),
-            }
-        };
-        let targets = |said: &Value, key: &str| -> Result<Vec<Target>> {
-            said.get(key).and_then(Value::as_array).into_iter().flatten().map(target).collect()
-        };
+        check_encoding(said, &refuse)?;
+        let mut reader = Reader { refuse, patterns: 0 };
         let groups = said.get("config_groups").and_then(Value::as_object);
-        let group = |said: &Value| -> Result<SchemeGroup> {
-            let input_activations = said.get("input_activations").cloned().unwrap_or_default();
-            Ok(SchemeGroup {
-                targets: targets(said, "targets")?,
-                scheme: scheme(said, &refuse)?,
-                input_activations,
-            })
-        };
-        let groups: Vec<_> =
-            groups.into_iter().flat_map(Map::values).map(group).collect::<Result<_>>()?;
+        let groups = groups.into_iter().flat_map(Map::values).map(|said| reader.group(said));
+        let groups: Vec<_> = groups.collect::<Result<_>>()?;
         if groups.is_empty() {
-            return Err(refuse("compressed-tensors without config_groups".to_owned()));
+            return Err((reader.refuse)("compressed-tensors without config_groups".to_owned()));
         }
-        Ok(Self { groups, ignore: targets(said, "ignore")? })
+        Ok(Self { groups, ignore: reader.targets(said, "ignore")? })
     }
 
     /// A module's own name counts before its class.
@@ -96,23 +65,17 @@ impl CompressedTensors {
     }
 
     pub(super) fn declared(&self, plain: &[String]) -> Value {
-        let formats: Vec<_> = self.groups.iter().map(|group| format_of(group.scheme)).collect();
-        let same = formats.iter().all(|format| *format == formats[0]);
         let groups: Map<String, Value> = self
             .groups
             .iter()
             .enumerate()
             .map(|(index, group)| (format!("group_{index}"), group.declared()))
             .collect();
-        // What was read of a config may name modules that are plain again.
-        let mut listed = BTreeSet::new();
-        let named = self.ignore.iter().map(Target::text).chain(plain.iter().cloned());
-        let ignore: Vec<String> = named.filter(|module| listed.insert(module.clone())).collect();
         json!({
             "config_groups": groups,
-            "format": if same { formats[0] } else { "mixed-precision" },
+            "format": self.format(),
             "global_compression_ratio": null,
-            "ignore": ignore,
+            "ignore": self.ignored(plain),
             "kv_cache_scheme": null,
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
@@ -120,6 +83,20 @@ impl CompressedTensors {
             "transform_config": {},
             "version": VERSION,
         })
+    }
+
+    /// The format of all groups.
+    fn format(&self) -> &'static str {
+        let formats: Vec<_> = self.groups.iter().map(|group| format_of(group.scheme)).collect();
+        if formats.iter().all(|format| *format == formats[0]) { formats[0] } else { MIXED }
+    }
+
+    /// The targets that are not quantized, and the modules `plain`: what was read of a config may
+    /// name modules that are plain again.
+    fn ignored(&self, plain: &[String]) -> Vec<String> {
+        let mut listed = BTreeSet::new();
+        let named = self.ignore.iter().map(Target::text).chain(plain.iter().cloned());
+        named.filter(|module| listed.insert(module.clone())).collect()
     }
 }
 
@@ -149,36 +126,12 @@ impl SchemeGroup {
     }
 
     pub(super) fn declared(&self) -> Value {
-        let (bits, kind, symmetric) = match self.scheme {
-            Scheme::Integers(Integers { bits, symmetric, .. }) => (bits, "int", symmetric),
-            Scheme::Fp8(_) => (8, "float", true),
-        };
-        let (strategy, group, block) = match self.scheme {
-            Scheme::Integers(Integers { group: Some(group), .. }) => ("group", Some(group), None),
-            Scheme::Integers(Integers { group: None, .. }) | Scheme::Fp8(Blocks::Rows) => {
-                ("channel", None, None)
-            }
-            Scheme::Fp8(Blocks::Of(block)) => ("block", None, Some(block)),
-        };
         json!({
             "format": format_of(self.scheme),
             "input_activations": self.input_activations,
             "output_activations": null,
             "targets": self.targets.iter().map(Target::text).collect::<Vec<_>>(),
-            "weights": {
-                "actorder": null,
-                "block_structure": block,
-                "dynamic": false,
-                "group_size": group,
-                "num_bits": bits,
-                "observer": "minmax",
-                "observer_kwargs": {},
-                "scale_dtype": null,
-                "strategy": strategy,
-                "symmetric": symmetric,
-                "type": kind,
-                "zp_dtype": null,
-            },
+            "weights": weights(self.scheme),
         })
     }
 }
@@ -190,16 +143,92 @@ fn format_of(scheme: Scheme) -> &'static str {
     }
 }
 
+/// What a group's key `weights` says of `scheme`.
+fn weights(scheme: Scheme) -> Value {
+    let (bits, kind, symmetric) = match scheme {
+        Scheme::Integers(Integers { bits, symmetric, .. }) => (bits, "int", symmetric),
+        Scheme::Fp8(_) => (8, "float", true),
+    };
+    let (strategy, group, block) = strategy_of(scheme);
+    json!({
+        "actorder": null,
+        "block_structure": block,
+        "dynamic": false,
+        "group_size": group,
+        "num_bits": bits,
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "scale_dtype": null,
+        "strategy": strategy,
+        "symmetric": symmetric,
+        "type": kind,
+        "zp_dtype": null,
+    })
+}
+
+/// The strategy by which `scheme` shares scales, its `group_size` and its `block_structure`.
+fn strategy_of(scheme: Scheme) -> (&'static str, Option<usize>, Option<[usize; 2]>) {
+    match scheme {
+        Scheme::Integers(Integers { group: Some(group), .. }) => ("group", Some(group), None),
+        Scheme::Integers(Integers { group: None, .. }) | Scheme::Fp8(Blocks::Rows) => {
+            ("channel", None, None)
+        }
+        Scheme::Fp8(Blocks::Of(block)) => ("block", None, Some(block)),
+    }
+}
+
+/// Refuses a format that isn't read, and weights that are to be transformed.
+fn check_encoding(said: &Value, refuse: impl Fn(String) -> Error) -> Result<()> {
+    if let Some(format) = text(said, "format").filter(|f| ![PACKED, FLOAT, MIXED].contains(f)) {
+        return Err(refuse(format!("the compressed-tensors format {format:?}")));
+    }
+    let transforms = said.get("transform_config").and_then(|said| said.get("config_groups"));
+    if transforms.and_then(Value::as_object).is_some_and(|groups| !groups.is_empty()) {
+        let what =
+            "a transform_config of compressed-tensors, which changes what weights mean,".to_owned();
+        return Err(refuse(what));
+    }
+    Ok(())
+}
+
+/// Reads the parts of a config; `refuse` makes the error for what it can't follow.
+struct Reader<R> {
+    refuse: R,
+    /// Patterns that were read so far.
+    patterns: usize,
+}
+
+impl<R: Fn(String) -> Error> Reader<R> {
+    fn group(&mut self, said: &Value) -> Result<SchemeGroup> {
+        Ok(SchemeGroup {
+            targets: self.targets(said, "targets")?,
+            scheme: scheme(said, &self.refuse)?,
+            input_activations: said.get("input_activations").cloned().unwrap_or_default(),
+        })
+    }
+
+    fn targets(&mut self, said: &Value, key: &str) -> Result<Vec<Target>> {
+        let targets = said.get(key).and_then(Value::as_array);
+        targets.into_iter().flatten().map(|target| self.target(target)).collect()
+    }
+
+    fn target(&mut self, value: &Value) -> Result<Target> {
+        let said = value.as_str().unwrap_or_default();
+        self.patterns += usize::from(Target::is_pattern(said));
+        if self.patterns > MAX_PATTERNS {
+            let what = format!("a config with more than {MAX_PATTERNS} patterns for targets");
+            return Err((self.refuse)(what));
+        }
+        Target::parse(said).map_err(|_| (self.refuse)(format!("the target {said:?}")))
+    }
+}
+
 fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
     let weights = said.get("weights").filter(|w| w.is_object());
     let weights = weights
         .ok_or_else(|| refuse("a group of compressed-tensors without weights".to_owned()))?;
     let bits = width(weights, "num_bits");
-    let group = weights
-        .get("group_size")
-        .and_then(Value::as_i64)
-        .filter(|group| *group > 0)
-        .map(|group| group as usize);
+    let group = group_size(weights);
     let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
     match (text(weights, "type").unwrap_or("int"), text(weights, "strategy"), bits) {
         ("int", Some("group" | "channel"), bits) => {
@@ -215,4 +244,10 @@ fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
             strategy.unwrap_or("?")
         ))),
     }
+}
+
+/// How many columns are a group; None where whole rows are.
+fn group_size(weights: &Value) -> Option<usize> {
+    let said = weights.get("group_size").and_then(Value::as_i64);
+    said.filter(|group| *group > 0).map(|group| group as usize)
 }

@@ -52,20 +52,7 @@ impl Quantization {
 
 impl Modules<'_> {
     fn relist_compressed(&self, compressed: &CompressedTensors, said: &mut Map<String, Value>) {
-        let plain: BTreeSet<&String> = self.plain.iter().collect();
-        let mut ignore = Vec::new();
-        for target in &compressed.ignore {
-            let still_holds = match target {
-                Target::Class(_) => true,
-                Target::Name(name) => plain.contains(name),
-                Target::Pattern(_) => {
-                    !self.quantized.iter().any(|(module, _)| target.names(module))
-                }
-            };
-            if still_holds && !ignore.contains(target) {
-                ignore.push(target.clone());
-            }
-        }
+        let ignore = self.still_ignored(&compressed.ignore);
         let mut found = CompressedTensors { groups: compressed.groups.clone(), ignore };
         if !self.has_schemes_of(&found) {
             found = found.regrouped(self.quantized);
@@ -81,13 +68,31 @@ impl Modules<'_> {
         said.insert("ignore".to_owned(), json!(ignore));
     }
 
+    /// Lists those of the targets `ignore` that still hold, each once.
+    fn still_ignored(&self, ignore: &[Target]) -> Vec<Target> {
+        let plain: BTreeSet<&String> = self.plain.iter().collect();
+        let mut listed = Vec::new();
+        for target in ignore {
+            let still_holds = match target {
+                Target::Class(_) => true,
+                Target::Name(name) => plain.contains(name),
+                Target::Pattern(_) => {
+                    !self.quantized.iter().any(|(module, _)| target.names(module))
+                }
+            };
+            if still_holds && !listed.contains(target) {
+                listed.push(target.clone());
+            }
+        }
+        listed
+    }
+
     /// Whether `compressed` gives each quantized module its scheme, and names none that isn't
     /// there.
     fn has_schemes_of(&self, compressed: &CompressedTensors) -> bool {
         let there: BTreeSet<&String> = self.quantized.iter().map(|(module, _)| module).collect();
-        let is_gone =
-            |target: &Target| matches!(target, Target::Name(name) if !there.contains(name));
-        !compressed.groups.iter().flat_map(|group| &group.targets).any(is_gone)
+        let mut targets = compressed.groups.iter().flat_map(|group| &group.targets);
+        !targets.any(|target| matches!(target, Target::Name(name) if !there.contains(name)))
             && self
                 .quantized
                 .iter()
@@ -99,27 +104,24 @@ impl Modules<'_> {
             let Some(old) = said.get(key).and_then(Value::as_array) else { continue };
             let mut listed: Vec<Value> = Vec::new();
             for entry in old {
-                let still_holds = entry.as_str().is_some_and(|name| {
-                    let is_of_layer = name.contains(LAYERS);
-                    !self.quantized.iter().any(|(module, _)| covers(name, module))
-                        && (!is_of_layer || self.plain.iter().any(|module| covers(name, module)))
-                });
-                if still_holds && !listed.contains(entry) {
+                if self.still_covers_plain(entry) && !listed.contains(entry) {
                     listed.push(entry.clone());
                 }
             }
-            let covered = |module: &str| {
-                listed.iter().filter_map(Value::as_str).any(|name| covers(name, module))
-            };
-            let missing: Vec<Value> = self
-                .plain
-                .iter()
-                .filter(|module| !covered(module))
-                .map(|module| json!(module))
-                .collect();
+            let missing = self.plain.iter().filter(|module| !is_covered(&listed, module));
+            let missing: Vec<Value> = missing.map(|module| json!(module)).collect();
             listed.extend(missing);
             said.insert(key.to_owned(), Value::Array(listed));
         }
+    }
+
+    /// Whether fp8's entry `entry` covers no quantized module, and a plain one if it is of a layer.
+    fn still_covers_plain(&self, entry: &Value) -> bool {
+        entry.as_str().is_some_and(|name| {
+            let is_of_layer = name.contains(LAYERS);
+            !self.quantized.iter().any(|(module, _)| covers(name, module))
+                && (!is_of_layer || self.plain.iter().any(|module| covers(name, module)))
+        })
     }
 
     fn relist_gptq(&self, said: &mut Map<String, Value>) {
@@ -127,30 +129,30 @@ impl Modules<'_> {
         let mut listed = Map::new();
         let mut patterns = Vec::new();
         for (text, value) in old {
-            let pattern =
-                text.strip_prefix(EXCEPT).map(|pattern| Regex::new(&format!("^(?:{pattern})")));
             // What this program can't follow stays as it is.
-            let Some(Ok(pattern)) = pattern else {
+            let Some(pattern) = exception(text) else {
                 listed.insert(text.clone(), value.clone());
                 continue;
             };
-            let is_of_layer = text.contains("layers");
-            let matches_plain = self.plain.iter().any(|module| pattern.is_match(module));
-            let matches_quantized =
-                self.quantized.iter().any(|(module, _)| pattern.is_match(module));
-            if !matches_quantized && (matches_plain || !is_of_layer) {
+            if self.still_excepts_plain(&pattern, text) {
                 listed.insert(text.clone(), value.clone());
                 patterns.push(pattern);
             }
         }
-        for module in self
-            .plain
-            .iter()
-            .filter(|module| !patterns.iter().any(|pattern| pattern.is_match(module)))
-        {
-            listed.insert(kept(module, self.quantized), json!({}));
+        for module in self.plain {
+            if !patterns.iter().any(|pattern| pattern.is_match(module)) {
+                listed.insert(kept(module, self.quantized), json!({}));
+            }
         }
         said.insert("dynamic".to_owned(), Value::Object(listed));
+    }
+
+    /// Whether the `pattern` of GPTQ's exception `text` matches no quantized module, and a plain
+    /// one if it is of layers.
+    fn still_excepts_plain(&self, pattern: &Regex, text: &str) -> bool {
+        let is_of_layer = text.contains("layers");
+        !self.quantized.iter().any(|(module, _)| pattern.is_match(module))
+            && (!is_of_layer || self.plain.iter().any(|module| pattern.is_match(module)))
     }
 }
 
@@ -173,6 +175,16 @@ fn targets(
         groups.insert(name, said);
     }
     groups
+}
+
+/// The pattern of modules that GPTQ's key `text` of `dynamic` excepts, if it is such a key.
+fn exception(text: &str) -> Option<Regex> {
+    Regex::new(&format!("^(?:{})", text.strip_prefix(EXCEPT)?)).ok()
+}
+
+/// Whether one of fp8's entries `listed` keeps the module `module` as it is.
+fn is_covered(listed: &[Value], module: &str) -> bool {
+    listed.iter().filter_map(Value::as_str).any(|name| covers(name, module))
 }
 
 /// Whether fp8's entry `name` keeps the module `module` as it is: by its first parts, or by its

@@ -1,7 +1,7 @@
 //! Earlier results, which `--overwrite` replaces as long as all that is in them is theirs.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -126,12 +126,8 @@ impl<'a> Earlier<'a> {
             .symlink_metadata()
             .map_err(|e| Error::io("cannot look at the output", target, e))?;
         if found.is_symlink() {
-            return Err(Error::new(
-                Kind::Usage,
-                "the output exists and is a link, which was not written by moe-convert",
-            )
-            .file(target)
-            .remedy(
+            let what = "the output exists and is a link, which was not written by moe-convert";
+            return Err(Error::new(Kind::Usage, what).file(target).remedy(
                 "give the path that the link leads to, remove it yourself, or choose another name",
             ));
         }
@@ -140,39 +136,10 @@ impl<'a> Earlier<'a> {
         if entries.as_ref().is_ok_and(|has_some| !has_some) || is_remainder(target) {
             return Ok(None);
         }
-        if !target.join(RECEIPT_FILE).symlink_metadata().is_ok_and(|receipt| receipt.is_file()) {
-            return Err(Error::new(Kind::Usage, "the output exists and was not written by moe-convert")
-                .file(target)
-                .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
-        }
-        let Ok(Some(listed)) = Manifest::read(target) else {
-            let what = format!(
-                "the output exists, and no {MANIFEST_FILE} says which of its files are a result's"
-            );
-            return Err(Error::new(Kind::Usage, what)
-                .file(target.join(MANIFEST_FILE))
-                .remedy("remove the output yourself, or choose another name"));
-        };
-        // A damaged receipt is no reason to keep what is to be made again.
-        let written = Written::read(target).unwrap_or_default();
-        written.check(target, &listed).map_err(|error| {
-            let what = format!(
-                "the output exists, and its {MANIFEST_FILE} isn't the one that was written with it"
-            );
-            Error::new(Kind::Usage, what)
-                .file(target.join(MANIFEST_FILE))
-                .source(error.briefly())
-                .remedy("remove the output yourself, or choose another name")
-        })?;
-        let earlier = Self { target, listed };
+        let earlier = Self { target, listed: read_listed(target)? };
         match earlier.foreign(Path::new(""))? {
             None => Ok(Some(earlier)),
-            Some(file) => Err(Error::new(
-                Kind::Usage,
-                "--overwrite would remove this, which no run has written",
-            )
-            .file(target.join(file))
-            .remedy("move it elsewhere, or choose another output")),
+            Some(file) => Err(would_remove(&target.join(file), "which no run has written")),
         }
     }
 
@@ -184,32 +151,36 @@ impl<'a> Earlier<'a> {
             fs::read_dir(&dir).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            let (name, kind) = (below.join(entry.file_name()), entry.metadata().map_err(fail)?);
-            let path = self.target.join(&name);
-            // Even of a file that is listed: the manifest speaks of the one below the mount.
-            if is_mount_point(&path, &kind) {
-                return Err(mounted(&path));
-            }
-            let found = if kind.is_dir() {
-                let lists_some =
-                    self.listed.files.keys().any(|file| Path::new(file).starts_with(&name));
-                if lists_some {
-                    check_replaceable(&path, &kind)?;
-                    self.foreign(&name)?
-                } else {
-                    Some(name)
-                }
-            } else if kind.is_file() && self.is_ours(&name) {
-                check_replaceable(&path, &kind)?;
-                None
-            } else {
-                Some(name)
-            };
+            let name = below.join(entry.file_name());
+            let found = self.foreign_at(name, &entry.metadata().map_err(fail)?)?;
             if found.is_some() {
                 return Ok(found);
             }
         }
         Ok(None)
+    }
+
+    /// Something that is not the result's: what is called `name`, which was `found`, or lies in it.
+    fn foreign_at(&self, name: PathBuf, found: &Metadata) -> Result<Option<PathBuf>> {
+        let path = self.target.join(&name);
+        // Even of a file that is listed: the manifest speaks of the one below the mount.
+        if is_mount_point(&path, found) {
+            return Err(mounted(&path));
+        }
+        if found.is_dir() && self.lists_some_in(&name) {
+            check_replaceable(&path, found)?;
+            return self.foreign(&name);
+        }
+        if found.is_file() && self.is_ours(&name) {
+            check_replaceable(&path, found)?;
+            return Ok(None);
+        }
+        Ok(Some(name))
+    }
+
+    /// Whether the manifest lists files in the folder `name`.
+    fn lists_some_in(&self, name: &Path) -> bool {
+        self.listed.files.keys().any(|file| Path::new(file).starts_with(name))
     }
 
     /// Whether a run has written the file `name`, as far as its name tells, and what no manifest
@@ -260,11 +231,44 @@ impl<'a> Earlier<'a> {
         {
             return Ok(Some(version));
         }
-        Err(Error::new(
-            Kind::Usage,
-            "--overwrite would remove this, which was changed after a run wrote it",
-        )
-        .file(&path)
-        .remedy("move it elsewhere, or choose another output"))
+        Err(would_remove(&path, "which was changed after a run wrote it"))
     }
+}
+
+/// What the manifest of the result in `target` lists, which agrees with its receipt.
+fn read_listed(target: &Path) -> Result<Manifest> {
+    if !target.join(RECEIPT_FILE).symlink_metadata().is_ok_and(|receipt| receipt.is_file()) {
+        return Err(Error::new(
+            Kind::Usage,
+            "the output exists and was not written by moe-convert",
+        )
+        .file(target)
+        .remedy(
+            "--overwrite replaces earlier results only; remove it yourself or choose another name",
+        ));
+    }
+    let Ok(Some(listed)) = Manifest::read(target) else {
+        let what = format!("no {MANIFEST_FILE} says which of its files are a result's");
+        return Err(unsound_manifest(target, &what));
+    };
+    // A damaged receipt is no reason to keep what is to be made again.
+    let written = Written::read(target).unwrap_or_default();
+    written.check(target, &listed).map_err(|error| {
+        let what = format!("its {MANIFEST_FILE} isn't the one that was written with it");
+        unsound_manifest(target, &what).source(error.briefly())
+    })?;
+    Ok(listed)
+}
+
+fn unsound_manifest(target: &Path, what: &str) -> Error {
+    Error::new(Kind::Usage, format!("the output exists, and {what}"))
+        .file(target.join(MANIFEST_FILE))
+        .remedy("remove the output yourself, or choose another name")
+}
+
+/// Says that the file `path` would be lost, and `why` it should not be.
+fn would_remove(path: &Path, why: &str) -> Error {
+    Error::new(Kind::Usage, format!("--overwrite would remove this, {why}"))
+        .file(path)
+        .remedy("move it elsewhere, or choose another output")
 }

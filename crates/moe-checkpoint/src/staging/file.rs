@@ -1,6 +1,6 @@
 //! Output files that appear under their final name only when they are complete.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -72,16 +72,11 @@ impl FoundFile {
 /// file's; [`Kind::Missing`] where its directory isn't there.
 pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<FoundFile> {
     let parent = parent_of(path);
-    if !parent.is_dir() {
-        let what = "the output's directory doesn't exist";
-        return Err(Error::new(Kind::Missing, what).file(parent).remedy("make it first"));
-    }
+    check_exists(&parent)?;
     if names_a_directory(path) {
         let what =
             "the output's path ends as a directory's does, and a file is to be written there";
-        return Err(Error::new(Kind::Usage, what)
-            .file(path)
-            .remedy("give a file name, without / or /. behind it"));
+        return Err(refused(path, what, "give a file name, without / or /. behind it"));
     }
     if kind.is_text && is_stream(path) {
         return Ok(FoundFile(There::Stream));
@@ -89,48 +84,74 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     partial(path)?;
     if holds_a_model(&parent) {
         let what = "a file of its own can't be written into the folder of a model or a result";
-        return Err(Error::new(Kind::Usage, what)
-            .file(path)
-            .remedy("give a path outside of models and results"));
+        return Err(refused(path, what, "give a path outside of models and results"));
     }
     check_takes_names(&parent)?;
-    let refused =
-        |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).file(path).remedy(remedy));
-    let found = match path.symlink_metadata() {
-        Ok(found) => found,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(FoundFile::default()),
-        Err(e) => return Err(Error::io("cannot look at the output", path, e)),
-    };
+    match path.symlink_metadata() {
+        Ok(found) => check_found(path, &found, kind, overwrite),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(FoundFile::default()),
+        Err(e) => Err(Error::io("cannot look at the output", path, e)),
+    }
+}
+
+fn check_exists(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let what = "the output's directory doesn't exist";
+    Err(Error::new(Kind::Missing, what).file(dir).remedy("make it first"))
+}
+
+/// Checks what [`check_file`] does where something was `found` at `path`.
+fn check_found(
+    path: &Path,
+    found: &Metadata,
+    kind: &FileKind,
+    overwrite: bool,
+) -> Result<FoundFile> {
+    check_regular(path, found)?;
+    if found.len() > 0 {
+        check_holds(path, kind)?;
+    }
+    if found.len() > 0 && !overwrite {
+        let what = format!("the output exists and holds {}", kind.content);
+        return Err(refused(path, &what, "choose another name, or give --overwrite"));
+    }
+    check_no_mount(path, found)?;
+    check_replaceable(path, found)?;
+    Ok(FoundFile(There::File(Version::of(found))))
+}
+
+fn check_regular(path: &Path, found: &Metadata) -> Result<()> {
     if found.is_dir() {
-        return refused("the output is a directory".to_owned(), "give a file name");
+        return Err(refused(path, "the output is a directory", "give a file name"));
     }
     if found.is_symlink() {
         let what = "the output exists and is a link, which is not followed";
-        return refused(what.to_owned(), "give the path that it leads to, or choose another name");
+        let remedy = "give the path that it leads to, or choose another name";
+        return Err(refused(path, what, remedy));
     }
     if !found.is_file() {
-        return refused(
-            "the output exists and is not a regular file".to_owned(),
-            "choose another name",
-        );
+        let what = "the output exists and is not a regular file";
+        return Err(refused(path, what, "choose another name"));
+    }
+    Ok(())
+}
+
+/// Refuses to replace a file that holds something else than those of `kind`.
+fn check_holds(path: &Path, kind: &FileKind) -> Result<()> {
+    if (kind.holds)(path) {
+        return Ok(());
     }
     let content = kind.content;
-    if found.len() > 0 && !(kind.holds)(path) {
-        let what = format!("the output exists and holds something other than {content}");
-        let remedy = format!(
-            "choose another name, or remove it yourself: --overwrite replaces only {content}"
-        );
-        return refused(what, &remedy);
-    }
-    if found.len() > 0 && !overwrite {
-        return refused(
-            format!("the output exists and holds {content}"),
-            "choose another name, or give --overwrite",
-        );
-    }
-    check_no_mount(path, &found)?;
-    check_replaceable(path, &found)?;
-    Ok(FoundFile(There::File(Version::of(&found))))
+    let what = format!("the output exists and holds something other than {content}");
+    let remedy =
+        format!("choose another name, or remove it yourself: --overwrite replaces only {content}");
+    Err(refused(path, &what, &remedy))
+}
+
+fn refused(path: &Path, what: &str, remedy: &str) -> Error {
+    Error::new(Kind::Usage, what).file(path).remedy(remedy)
 }
 
 /// Whether `path` lies in the folder of a model or a result, however deep.
@@ -188,48 +209,34 @@ impl StagedFile {
     /// [`Kind::Stopped`] where the program is ending; [`Kind::Usage`] for a pipe that nobody reads.
     pub fn create(path: &Path, found: FoundFile) -> Result<Self> {
         if found.is_stream() {
-            return Ok(Self {
-                path: path.to_owned(),
-                staging: None,
-                replaced: found,
-                file: open_stream(path)?,
-            });
+            let file = open_stream(path)?;
+            return Ok(Self { path: path.to_owned(), staging: None, replaced: found, file });
         }
+        // Who opens it before it has the permissions of what it replaces could read what is written
+        // later.
+        let is_new = found == FoundFile::default();
+        let mode = if is_new { 0o666 } else { 0o600 };
         let staging = partial(path)?;
         // Held until the file is listed: a signal that comes meanwhile finds it there, or finds no
         // file.
         let mut unfinished = unfinished(path)?;
-        let is_new = found == FoundFile::default();
         let there = path.symlink_metadata().ok().filter(|_| !is_new);
         let rights = there.map(|there| Rights::of(path, &there));
-        // Who opens it before it has the permissions of what it replaces could read what is written
-        // later.
-        let mode = if is_new { 0o666 } else { 0o600 };
-        let open = || {
-            options_of(OFlags::empty())
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(mode)
-                .open(&staging)
-        };
-        let file = locked(path, &staging, open)?;
-        // Another name would be another file of somebody's, which is emptied here.
-        if file.metadata().is_ok_and(|found| found.nlink() > 1 || !found.is_file()) {
-            let what =
-                "no run of this program made this, which has the hidden name that the output needs";
-            return Err(Error::new(Kind::Usage, what)
-                .file(&staging)
-                .remedy("remove it, or choose another output"));
-        }
+        let file = locked(path, &staging, || open_or_make(&staging, mode))?;
+        check_own(&file, &staging)?;
         unfinished.insert(staging.clone());
         let created = Self { path: path.to_owned(), staging: Some(staging), replaced: found, file };
         drop(unfinished);
-        // What a killed run left behind. Nobody may read now what nobody else could read before.
-        let permitted = rights.map_or(Ok(()), |rights| rights.give(&created.file));
-        let emptied = permitted.and_then(|()| created.file.set_len(0));
+        let emptied = created.empty(rights);
         emptied.map_err(|e| Error::io("cannot write this file", path, e))?;
         Ok(created)
+    }
+
+    /// Removes what a killed run left in the file, once it has the `rights` of what it replaces:
+    /// nobody may read now what nobody else could read before.
+    fn empty(&self, rights: Option<Rights>) -> io::Result<()> {
+        rights.map_or(Ok(()), |rights| rights.give(&self.file))?;
+        self.file.set_len(0)
     }
 
     /// Lets `fill` write the file, flushes it and lets it appear under its final name. Gives what
@@ -243,7 +250,7 @@ impl StagedFile {
         placed.beside.map_or(Ok(placed.found), |(_, error)| Err(error))
     }
 
-    /// As [`Self::commit`], where a name beside the final one will do.
+    /// Does what [`Self::commit`] does, where a name beside the final one will do.
     ///
     /// # Errors
     /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. A file that is
@@ -261,14 +268,7 @@ impl StagedFile {
         unfinished.remove(&staging);
         // It is nobody's to remove any more.
         self.staging = None;
-        // Hours may have passed: only what was looked at then is replaced.
-        let moved = match FoundFile::at(&path) {
-            now @ FoundFile(There::File(_)) if now == self.replaced => {
-                fs::rename(&staging, &path).map(|()| None)
-            }
-            _ => rename_to_free(&staging, &path),
-        };
-        let moved = moved.map_err(|e| unmoved(&staging, &path, e))?;
+        let moved = self.rename(&staging).map_err(|e| unmoved(&staging, &path, e))?;
         let written = self.file.metadata().ok();
         let found =
             FoundFile(written.map_or(There::Nothing, |written| There::File(Version::of(&written))));
@@ -278,6 +278,34 @@ impl StagedFile {
         });
         Ok(Placed { found, beside })
     }
+
+    /// Gives the file at `staging` its name, or gives back a free one beside that, which it got.
+    /// Hours may have passed: only what was looked at then is replaced.
+    fn rename(&self, staging: &Path) -> io::Result<Option<PathBuf>> {
+        match FoundFile::at(&self.path) {
+            now @ FoundFile(There::File(_)) if now == self.replaced => {
+                fs::rename(staging, &self.path).map(|()| None)
+            }
+            _ => rename_to_free(staging, &self.path),
+        }
+    }
+}
+
+/// Opens the hidden file `staging`, which gets `mode` where it has to be made.
+fn open_or_make(staging: &Path, mode: u32) -> io::Result<File> {
+    let mut options = options_of(OFlags::empty());
+    options.write(true).create(true).truncate(false).mode(mode).open(staging)
+}
+
+/// Refuses the hidden `file` if it has another name, too: that would be another file of somebody's,
+/// which is emptied here.
+fn check_own(file: &File, staging: &Path) -> Result<()> {
+    if file.metadata().is_ok_and(|found| found.nlink() > 1 || !found.is_file()) {
+        let what =
+            "no run of this program made this, which has the hidden name that the output needs";
+        return Err(refused(staging, what, "remove it, or choose another output"));
+    }
+    Ok(())
 }
 
 impl Drop for StagedFile {

@@ -2,6 +2,7 @@
 //! one whole.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use super::earlier::{EarlierResult, HashProgress, check_whole};
@@ -12,7 +13,7 @@ use super::unmovable::{finish, is_waiting};
 use super::{Existing, OutputDir};
 use crate::error::{Error, Kind, Result};
 
-/// That something has the name `target`, which nobody asked to replace.
+/// Says that something has the name `target`, which nobody asked to replace.
 pub(super) fn exists(target: &Path) -> Error {
     let remedy = "remove it, choose another name, or give --overwrite";
     if !is_waiting(target) {
@@ -37,33 +38,46 @@ pub(super) fn bring_back(
     existing: Existing,
     watch: HashProgress<'_>,
 ) -> Result<bool> {
-    let fail = |e| Error::io("cannot bring this back", target, e);
     let (aside, complete) = (aside(target), complete(target));
     if is_waiting(target) {
         // A run may be at work there.
-        lock(target, &File::open(&complete).map_err(fail)?)?;
+        lock(target, &File::open(&complete).map_err(|e| not_back(target, e))?)?;
     }
-    let is_dir = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
     let has_target = target.symlink_metadata().is_ok();
-    match [&complete, &aside].into_iter().find(|hidden| is_dir(hidden)) {
-        Some(hidden) if !has_target => rename_new(hidden, target).map_err(fail)?,
+    match [&complete, &aside].into_iter().find(|hidden| is_directory(hidden)) {
+        Some(hidden) if !has_target => {
+            rename_new(hidden, target).map_err(|e| not_back(target, e))?
+        }
         // Whoever asks for that asks for no less than the killed run was asked for.
         Some(hidden) if *hidden == complete && existing == Existing::Replaced => {
-            check_whole(hidden, watch)?;
-            let found = EarlierResult::look(target, watch)?;
-            finish(target, found.names()).map_err(fail)?;
+            finish_replacing(target, hidden, watch)?
         }
         _ => return Ok(false),
     }
-    OutputDir::check(target, existing).map_err(|error| match existing {
-        Existing::Kept => {
-            let what =
-                "the output exists: it is what a run left that was stopped while it replaced it, and was brought back";
-            Error::new(Kind::Usage, what)
-                .file(target)
-                .remedy("look at it; remove it, choose another name, or give --overwrite")
-        }
-        Existing::Replaced => error,
-    })?;
+    let checked = OutputDir::check(target, existing);
+    checked.map_err(|error| if existing == Existing::Kept { kept(target) } else { error })?;
     Ok(true)
+}
+
+/// Puts the complete result at `complete` into the place of the earlier one at `target`.
+fn finish_replacing(target: &Path, complete: &Path, watch: HashProgress<'_>) -> Result<()> {
+    check_whole(complete, watch)?;
+    let found = EarlierResult::look(target, watch)?;
+    finish(target, found.names()).map_err(|e| not_back(target, e))
+}
+
+fn not_back(target: &Path, error: io::Error) -> Error {
+    Error::io("cannot bring this back", target, error)
+}
+
+fn is_directory(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
+}
+
+/// Says that the earlier result, which was brought back to `target`, stays there.
+fn kept(target: &Path) -> Error {
+    let what = "the output exists: it is what a run left that was stopped while it replaced it, and was brought back";
+    Error::new(Kind::Usage, what)
+        .file(target)
+        .remedy("look at it; remove it, choose another name, or give --overwrite")
 }

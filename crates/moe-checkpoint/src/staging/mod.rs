@@ -44,7 +44,7 @@ pub(crate) use file::open_no_link;
 pub(crate) use names::{hidden_names, is_hidden};
 pub(crate) use protected::{is_mount_point, mounted};
 
-use earlier::EarlierResult;
+use earlier::{EarlierResult, HashProgress};
 use interrupted::{bring_back, exists};
 use lock::{lock, locked, options_of};
 use modes::Modes;
@@ -76,7 +76,7 @@ pub struct OutputDir {
     brought_back: bool,
     /// What it replaces; None where nothing was there.
     replaced: Option<EarlierResult>,
-    /// Of what it replaces.
+    /// The permissions of what it replaces.
     modes: Option<Modes>,
 }
 
@@ -91,18 +91,7 @@ impl OutputDir {
     pub fn check(target: &Path, existing: Existing) -> Result<()> {
         partial(target)?;
         check_way(target)?;
-        let parent = parent_of(target);
-        // The parent may not exist yet; what exists of it decides where it would lie.
-        let nearest = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
-        let nearest = nearest
-            .canonicalize()
-            .map_err(|e| Error::io("cannot resolve this path", nearest, e))?;
-        if !nearest.is_dir() {
-            return Err(Error::new(Kind::Usage, "the output's parent is not a directory")
-                .file(&nearest)
-                .remedy("choose another output"));
-        }
-        check_takes_names(&nearest)?;
+        check_parent(target)?;
         let Ok(there) = target.symlink_metadata() else { return Ok(()) };
         if !there.is_dir() && !there.is_symlink() {
             return Err(Error::new(Kind::Usage, "the output exists and is not a directory")
@@ -152,7 +141,7 @@ impl OutputDir {
         Self::create_watched(target, existing, &|_| ())
     }
 
-    /// As [`OutputDir::create`]. All files of a result that is to be replaced are hashed, which
+    /// Does what [`OutputDir::create`] does. All files of a result that is to be replaced are hashed, which
     /// takes a second for each gigabyte: `watch` is called with the bytes that were hashed since it
     /// was called before.
     ///
@@ -167,29 +156,32 @@ impl OutputDir {
         // What ends in `/.` can't be renamed.
         let target: &Path = &target.components().collect::<PathBuf>();
         Self::check(target, existing)?;
-        let parent = parent_of(target);
-        let staging = partial(target)?;
         // It may lie in a lower layer of an overlay, where it would never get another name.
         Self::remove_leftover(target)?;
+        let mut created = Self::hidden(target, existing, watch)?;
+        created.empty().map_err(|e| Error::io("cannot create the output", created.path(), e))?;
+        if existing == Existing::Replaced && target.symlink_metadata().is_ok() {
+            created.replaced = Some(EarlierResult::look(target, watch)?);
+        }
+        Ok(created)
+    }
+
+    /// Makes and locks the hidden directory, in which a killed run may have left something, and
+    /// brings back an earlier result that such a run has moved away.
+    fn hidden(target: &Path, existing: Existing, watch: HashProgress<'_>) -> Result<Self> {
+        let parent = parent_of(target);
+        let staging = partial(target)?;
         // Held until the directory is listed: a signal that comes meanwhile finds it there, or
         // finds none.
         let mut unfinished = unfinished(target)?;
         fs::create_dir_all(&parent)
             .map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
-        let open = || {
-            match fs::create_dir(&staging) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other?,
-            }
-            options_of(OFlags::DIRECTORY).open(&staging)
-        };
-        let lock = locked(target, &staging, open)?;
-        // What a killed run left behind is removed below.
+        let lock = locked(target, &staging, || open_or_make_directory(&staging))?;
         check_no_mount_in(&staging)?;
         let brought_back =
             bring_back(target, existing, watch).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         unfinished.insert(staging.clone());
-        let mut created = Self {
+        Ok(Self {
             target: target.to_owned(),
             staging: OpenDir::held(lock, &staging),
             manifest: Manifest::default(),
@@ -197,19 +189,14 @@ impl OutputDir {
             brought_back,
             replaced: None,
             modes: Modes::of(target),
-        };
-        drop(unfinished);
-        let prepare = || {
-            // What a killed run left behind; nobody holds its lock.
-            clear_directory(&staging)?;
-            // Nobody else may read now what nobody else could read before.
-            created.modes.as_ref().map_or(Ok(()), |modes| modes.hide(&staging))
-        };
-        prepare().map_err(|e| Error::io("cannot create the output", &staging, e))?;
-        if existing == Existing::Replaced && target.symlink_metadata().is_ok() {
-            created.replaced = Some(EarlierResult::look(target, watch)?);
-        }
-        Ok(created)
+        })
+    }
+
+    /// Removes what a killed run left in the hidden directory; nobody holds its lock. Nobody else
+    /// may read now what nobody else could read before.
+    fn empty(&self) -> io::Result<()> {
+        clear_directory(self.path())?;
+        self.modes.as_ref().map_or(Ok(()), |modes| modes.hide(self.path()))
     }
 
     /// Whether a run was killed while it replaced an earlier result here, and what it left under a
@@ -375,6 +362,29 @@ fn check_way(target: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses the parent directory of `target` if no output can be made there. It may not exist yet;
+/// what exists of it decides where it would lie.
+fn check_parent(target: &Path) -> Result<()> {
+    let parent = parent_of(target);
+    let nearest = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+    let nearest =
+        nearest.canonicalize().map_err(|e| Error::io("cannot resolve this path", nearest, e))?;
+    if !nearest.is_dir() {
+        return Err(Error::new(Kind::Usage, "the output's parent is not a directory")
+            .file(&nearest)
+            .remedy("choose another output"));
+    }
+    check_takes_names(&nearest)
+}
+
+fn open_or_make_directory(dir: &Path) -> io::Result<File> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other?,
+    }
+    options_of(OFlags::DIRECTORY).open(dir)
 }
 
 impl Drop for OutputDir {

@@ -17,22 +17,17 @@ use crate::error::{Error, Kind, Result};
 /// # Errors
 /// [`Kind::Usage`] then.
 pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
-    let access = if found.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };
-    // Root may do everything; who took the bits away meant it all the same.
-    let is_protected = found.mode() & 0o222 == 0
-        || has(path, StatxAttributes::IMMUTABLE | StatxAttributes::APPEND);
-    if is_protected {
+    if is_protected(path, found) {
         return Err(Error::new(Kind::Usage, "the output exists and is write-protected, so that it is not replaced")
             .file(path)
             .remedy("choose another name, or allow it with chmod u+w (or chattr -ia) if it is yours to replace"));
     }
+    let access = if found.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };
     if accessat(CWD, path, access, AtFlags::EACCESS).is_err() {
-        return Err(Error::new(
-            Kind::Usage,
-            "the output exists, and you have no right to write to it",
-        )
-        .file(path)
-        .remedy("choose another name, or allow it with chmod u+w if it is yours to replace"));
+        let what = "the output exists, and you have no right to write to it";
+        return Err(Error::new(Kind::Usage, what)
+            .file(path)
+            .remedy("choose another name, or allow it with chmod u+w if it is yours to replace"));
     }
     if is_held_by_owner(path, found) {
         let what = "the output exists and is another user's, in a directory where only its owner may move it (chmod +t)";
@@ -41,6 +36,12 @@ pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
             .remedy("choose another name, or another directory"));
     }
     Ok(())
+}
+
+/// Whether somebody has taken away the right to write to `path`. Root may do everything; who took
+/// the bits away meant it all the same.
+fn is_protected(path: &Path, found: &Metadata) -> bool {
+    found.mode() & 0o222 == 0 || has(path, StatxAttributes::IMMUTABLE | StatxAttributes::APPEND)
 }
 
 /// Refuses the directory `dir` for outputs if nothing in it can be renamed, as a finished output
@@ -85,7 +86,7 @@ pub(super) fn check_no_mount(path: &Path, found: &Metadata) -> Result<()> {
     Err(Error::new(Kind::Usage, what).file(path).remedy(remedy))
 }
 
-/// That `path` is a mount point in what would be removed.
+/// Says that `path` is a mount point in what would be removed.
 pub(crate) fn mounted(path: &Path) -> Error {
     Error::new(
         Kind::Usage,

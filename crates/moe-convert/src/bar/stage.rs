@@ -107,24 +107,27 @@ impl BarStage {
             figures.push(format!("{:>5} left", clock(seconds * (1.0 - share) / share)));
         }
         figures.extend((!self.status.is_empty()).then(|| self.status.clone()));
-        let expert = expert.filter(|_| matches!(self.unit, Unit::Layers { .. }));
-        figures.extend(
-            expert.map(|(index, count)| {
-                format!("expert {}", counted(index as u64 + 1, count as u64))
-            }),
-        );
-        if done > 0 && seconds > 0.0 {
-            figures.extend(match self.unit {
-                Unit::Bytes => Some(format!("{}/s", ByteSize((done as f64 / seconds) as u64))),
-                // Through all layers: a token is done when it has left the last one.
-                Unit::Layers { tokens } => {
-                    Some(format!("{:.0} tok/s", tokens as f64 * share / seconds))
-                }
-                Unit::Files | Unit::Parts | Unit::Steps => None,
-            });
+        if let (Unit::Layers { .. }, Some((index, count))) = (&self.unit, expert) {
+            figures.push(format!("expert {}", counted(index as u64 + 1, count as u64)));
         }
+        figures.extend(self.rate(seconds));
         figures.extend(memory.map(|bytes| format!("{} RAM", ByteSize(bytes))));
         figures
+    }
+
+    /// What is done in a second, for units of which that says something.
+    fn rate(&self, seconds: f64) -> Option<String> {
+        if self.done == 0 || seconds <= 0.0 {
+            return None;
+        }
+        match self.unit {
+            Unit::Bytes => Some(format!("{}/s", ByteSize((self.done as f64 / seconds) as u64))),
+            // Through all layers: a token is done when it has left the last one.
+            Unit::Layers { tokens } => {
+                Some(format!("{:.0} tok/s", tokens as f64 * self.share() / seconds))
+            }
+            Unit::Files | Unit::Parts | Unit::Steps => None,
+        }
     }
 
     fn noun(&self) -> &'static str {

@@ -22,31 +22,32 @@ pub fn evaluation(
         header.extend(has_rare.then_some("KL, rare experts"));
         header.push("top-1 same");
     }
-    let row = |d: &DomainReport| {
-        let mut row = vec![
-            d.label.clone(),
-            d.tokens.to_string(),
-            format!("{:.4}", d.loss),
-            format!("{:.3}", d.perplexity),
-        ];
-        if let Some(a) = &d.against {
-            row.push(format!("{:.4}", a.original_loss));
-            row.extend(d.loss_change().map(|change| signed(change, 5)));
-            row.push(format!("{:.2e}", a.kl));
-            row.extend(has_rare.then(|| or_dash(a.rare_kl.map(|kl| format!("{kl:.2e}")))));
-            row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
-        }
-        row
-    };
     let beside = against.map_or(String::new(), |a| format!(" against {}", shown_path(a)));
     let mut text = format!("{}{beside}\n", shown_path(model));
-    text += &table(&header, report.rows().map(row));
+    text += &table(&header, report.rows().map(|d| domain_row(d, has_rare)));
     if !report.load.is_empty() {
         text.push('\n');
         text += &expert_load(report);
     }
     text += &gates_met(met);
     text
+}
+
+fn domain_row(d: &DomainReport, has_rare: bool) -> Vec<String> {
+    let mut row = vec![
+        d.label.clone(),
+        d.tokens.to_string(),
+        format!("{:.4}", d.loss),
+        format!("{:.3}", d.perplexity),
+    ];
+    if let Some(a) = &d.against {
+        row.push(format!("{:.4}", a.original_loss));
+        row.extend(d.loss_change().map(|change| signed(change, 5)));
+        row.push(format!("{:.2e}", a.kl));
+        row.extend(has_rare.then(|| or_dash(a.rare_kl.map(|kl| format!("{kl:.2e}")))));
+        row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
+    }
+    row
 }
 
 /// The gates that were met; those that weren't are the error.
@@ -62,7 +63,7 @@ fn gates_met(met: &[MeasuredGate]) -> String {
     format!("\n  gates met: {}\n", lines.join("; "))
 }
 
-/// With its sign, but for what rounds to nothing.
+/// `change` with its sign, unless it rounds to nothing.
 fn signed(change: f64, decimals: usize) -> String {
     let text = format!("{change:+.decimals$}");
     if text.trim_start_matches(['+', '-', '0', '.']).is_empty() {

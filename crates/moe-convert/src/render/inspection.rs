@@ -10,60 +10,10 @@ use super::table::{count, facts, table};
 
 /// `inspect`.
 pub fn inspection(model: &Path, i: &Inspection) -> String {
-    let mut rows = vec![
-        ("family", i.model_type.clone()),
-        ("layers", format!("{} of width {}", i.layers, i.hidden)),
-        ("attention", attention(i)),
-    ];
-    if let Some(window) = i.window {
-        rows.push(("window", format!("{window} tokens in {}", layers(i.sliding_layers))));
-    }
-    if let Some(moe) = &i.moe {
-        rows.push((
-            "experts",
-            format!(
-                "{} of width {} in {}",
-                moe.experts,
-                moe.expert_width,
-                layers(moe.sparse_layers)
-            ),
-        ));
-        rows.push(("routing", routing(moe)));
-        if let Some(width) = moe.shared_width {
-            let gate = if moe.shared_gated { ", behind a sigmoid gate" } else { "" };
-            rows.push(("shared expert", format!("of width {width}{gate}")));
-        }
-    }
-    if let Some(width) = i.dense_width {
-        rows.push((
-            "dense",
-            format!("{} with one network of width {width}", layers(i.dense_layers)),
-        ));
-    }
-    let tied = if i.tied { ", tied to the head" } else { "" };
-    rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
-    let bytes = i.dtypes.values().sum();
-    let (tensors, files) =
-        (counted(i.tensors as u64, "tensor"), counted(i.files.len() as u64, "file"));
-    rows.push(("weights", format!("{} in {tensors}, {files}", ByteSize(bytes))));
-    if let Some(quantization) = &i.quantization {
-        rows.push((
-            "quantized",
-            format!(
-                "{quantization}; computed from the dequantized weights, activations as they are"
-            ),
-        ));
-    }
-    if i.multi_token_layers > 0 {
-        rows.push((
-            "prediction",
-            format!("{} for further tokens, carried but not run", layers(i.multi_token_layers)),
-        ));
-    }
-    if !i.unknown_tensors.is_empty() {
-        rows.push(("unknown", i.unknown_tensors.join(", ")));
-    }
+    let mut rows = architecture(i);
+    rows.extend(weights(i));
     rows.extend(i.warnings.iter().map(|warning| ("warning", warning.clone())));
+    let bytes = i.dtypes.values().sum();
     let dtypes = i
         .dtypes
         .iter()
@@ -76,6 +26,57 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         format!("  passes\n{}", facts(passes)),
     ]
     .join("\n")
+}
+
+/// What layers are made of.
+fn architecture(i: &Inspection) -> Vec<(&'static str, String)> {
+    let mut rows = vec![
+        ("family", i.model_type.clone()),
+        ("layers", format!("{} of width {}", i.layers, i.hidden)),
+        ("attention", attention(i)),
+    ];
+    if let Some(window) = i.window {
+        rows.push(("window", format!("{window} tokens in {}", layers(i.sliding_layers))));
+    }
+    if let Some(moe) = &i.moe {
+        let (experts, width) = (moe.experts, moe.expert_width);
+        let sparse = layers(moe.sparse_layers);
+        rows.push(("experts", format!("{experts} of width {width} in {sparse}")));
+        rows.push(("routing", routing(moe)));
+        if let Some(width) = moe.shared_width {
+            let gate = if moe.shared_gated { ", behind a sigmoid gate" } else { "" };
+            rows.push(("shared expert", format!("of width {width}{gate}")));
+        }
+    }
+    if let Some(width) = i.dense_width {
+        let dense = layers(i.dense_layers);
+        rows.push(("dense", format!("{dense} with one network of width {width}")));
+    }
+    rows
+}
+
+/// What the model's tensors are.
+fn weights(i: &Inspection) -> Vec<(&'static str, String)> {
+    let tied = if i.tied { ", tied to the head" } else { "" };
+    let bytes = ByteSize(i.dtypes.values().sum());
+    let tensors = counted(i.tensors as u64, "tensor");
+    let files = counted(i.files.len() as u64, "file");
+    let mut rows = vec![
+        ("vocabulary", format!("{} tokens{tied}", i.vocab)),
+        ("weights", format!("{bytes} in {tensors}, {files}")),
+    ];
+    if let Some(quantization) = &i.quantization {
+        let computed = "computed from the dequantized weights, activations as they are";
+        rows.push(("quantized", format!("{quantization}; {computed}")));
+    }
+    if i.multi_token_layers > 0 {
+        let further = layers(i.multi_token_layers);
+        rows.push(("prediction", format!("{further} for further tokens, carried but not run")));
+    }
+    if !i.unknown_tensors.is_empty() {
+        rows.push(("unknown", i.unknown_tensors.join(", ")));
+    }
+    rows
 }
 
 fn layers(count: usize) -> String {

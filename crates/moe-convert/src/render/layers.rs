@@ -14,41 +14,46 @@ pub(super) fn all(receipt: &Receipt) -> String {
     trust(receipt) + &widths(receipt) + &quantized(receipt) + &distilled(receipt)
 }
 
+const TRUST_HEADER: [&str; 9] = [
+    "layer",
+    "experts",
+    "mass kept",
+    "worst domain",
+    "choices lost",
+    "output error",
+    "halves agree",
+    "dead",
+    "super",
+];
+
 /// What tells how far decisions can be trusted.
 pub(super) fn trust(receipt: &Receipt) -> String {
-    let layers: Vec<_> =
-        receipt.layers.iter().filter_map(|l| Some((l.layer, l.trust.as_ref()?))).collect();
-    if layers.is_empty() {
+    let layers = receipt.layers.iter();
+    let rows: Vec<_> = layers.filter_map(|l| Some(trust_row(l.layer, l.trust.as_ref()?))).collect();
+    if rows.is_empty() {
         return String::new();
     }
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let row = |(layer, trust): &(usize, &LayerTrust)| {
-        let merged = trust.merges_all();
-        let worst = trust.worst_domain.as_ref().filter(|_| !merged);
-        vec![
-            layer.to_string(),
-            format!("{} → {}", trust.experts[0], trust.experts[1]),
-            if merged { "all, merged".to_owned() } else { percent(trust.retained_mass) },
-            or_dash(worst.map(|(label, share)| format!("{label} {}", percent(*share)))),
-            percent(trust.lost_choices),
-            or_dash(trust.output_error.map(|error| format!("{error:.3}"))),
-            or_dash(trust.stability.map(|[rank, kept]| format!("{rank:.2} / {kept:.2}"))),
-            trust.load.dead.to_string(),
-            trust.super_experts.len().to_string(),
-        ]
-    };
-    let header = [
-        "layer",
-        "experts",
-        "mass kept",
-        "worst domain",
-        "choices lost",
-        "output error",
-        "halves agree",
-        "dead",
-        "super",
-    ];
-    format!("\n{}", table(&header, layers.iter().map(row)))
+    format!("\n{}", table(&TRUST_HEADER, rows))
+}
+
+fn trust_row(layer: usize, trust: &LayerTrust) -> Vec<String> {
+    let merged = trust.merges_all();
+    let worst = trust.worst_domain.as_ref().filter(|_| !merged);
+    vec![
+        layer.to_string(),
+        format!("{} → {}", trust.experts[0], trust.experts[1]),
+        if merged { "all, merged".to_owned() } else { percent(trust.retained_mass) },
+        or_dash(worst.map(|(label, share)| format!("{label} {}", percent(*share)))),
+        percent(trust.lost_choices),
+        or_dash(trust.output_error.map(|error| format!("{error:.3}"))),
+        or_dash(trust.stability.map(|[rank, kept]| format!("{rank:.2} / {kept:.2}"))),
+        trust.load.dead.to_string(),
+        trust.super_experts.len().to_string(),
+    ]
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }
 
 /// The widths that layers got, and what they cost.
@@ -71,6 +76,9 @@ fn widths(receipt: &Receipt) -> String {
     )
 }
 
+const EXPERTS_HEADER: [&str; 8] =
+    ["layer", "expert", "tokens", "topped up", "effective", "damping", "output error", "fallback"];
+
 /// The ten experts with the fewest tokens of their own, and how they were quantized.
 fn quantized(receipt: &Receipt) -> String {
     const SHOWN: usize = 10;
@@ -78,82 +86,87 @@ fn quantized(receipt: &Receipt) -> String {
     if coldest.is_empty() {
         return String::new();
     }
-    let row = |(layer, expert, record): &(usize, usize, &ExpertRecord)| {
-        let pair = |pair: Option<[f64; 2]>| or_dash(pair.map(|[a, b]| format!("{a:.3} / {b:.3}")));
-        vec![
-            layer.to_string(),
-            expert.to_string(),
-            record.counts.routed.to_string(),
-            record.counts.topped_up.to_string(),
-            format!("{:.0}", record.effective),
-            pair(record.damping),
-            or_dash(record.error.map(|error| format!("{error:.3}"))),
-            or_dash(record.fallback.clone()),
-        ]
-    };
-    let pool = receipt.pool.map_or(String::new(), |PoolStats { scanned, joined, short }| {
-        format!(
-            "\nPool: {} of {} sequences joined ({} of {} tokens); by the original's routing, experts short of tokens: {} before, {} after.\n",
-            joined[0], scanned[0], joined[1], scanned[1], short[0], short[1]
-        )
-    });
-    let header = [
-        "layer",
-        "expert",
-        "tokens",
-        "topped up",
-        "effective",
-        "damping",
-        "output error",
-        "fallback",
-    ];
+    let errors: Vec<f64> = coldest.iter().filter_map(|(.., record)| record.error).collect();
+    format!(
+        "{}\nThe coldest of {} experts; {}:\n{}",
+        receipt.pool.as_ref().map_or(String::new(), pool),
+        coldest.len(),
+        output_errors(&errors),
+        table(&EXPERTS_HEADER, coldest.iter().take(SHOWN).map(expert_row))
+    )
+}
+
+fn expert_row((layer, expert, record): &(usize, usize, &ExpertRecord)) -> Vec<String> {
+    let damping = record.damping.map(|[a, b]| format!("{a:.3} / {b:.3}"));
+    vec![
+        layer.to_string(),
+        expert.to_string(),
+        record.counts.routed.to_string(),
+        record.counts.topped_up.to_string(),
+        format!("{:.0}", record.effective),
+        or_dash(damping),
+        or_dash(record.error.map(|error| format!("{error:.3}"))),
+        or_dash(record.fallback.clone()),
+    ]
+}
+
+fn pool(PoolStats { scanned, joined, short }: &PoolStats) -> String {
+    format!(
+        "\nPool: {} of {} sequences joined ({} of {} tokens); by the original's routing, experts short of tokens: {} before, {} after.\n",
+        joined[0], scanned[0], joined[1], scanned[1], short[0], short[1]
+    )
+}
+
+/// Relative errors of experts' outputs in a phrase.
+fn output_errors(errors: &[f64]) -> String {
     // One whose outputs overflow has none, however finite its weights are.
-    let measured = || coldest.iter().filter_map(|(.., record)| record.error);
-    let errors = || measured().filter(|error| error.is_finite());
-    let overflowing = match measured().count() - errors().count() {
+    let finite: Vec<f64> = errors.iter().copied().filter(|error| error.is_finite()).collect();
+    let overflowing = match errors.len() - finite.len() {
         0 => String::new(),
         count => format!(
             "; not measurable for {}: their outputs overflow",
             counted(count as u64, "expert")
         ),
     };
-    let worst = errors().fold(0.0, f64::max);
-    let mean = errors().sum::<f64>() / errors().count().max(1) as f64;
-    format!(
-        "{pool}\nThe coldest of {} experts; relative output error {mean:.3} on average, {worst:.3} at most{overflowing}:\n{}",
-        coldest.len(),
-        table(&header, coldest.iter().take(SHOWN).map(row))
-    )
+    let worst = finite.iter().copied().fold(0.0, f64::max);
+    let mean = finite.iter().sum::<f64>() / finite.len().max(1) as f64;
+    format!("relative output error {mean:.3} on average, {worst:.3} at most{overflowing}")
 }
+
+const DISTILLED_HEADER: [&str; 7] =
+    ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
 
 /// What each layer that became dense is made of.
 fn distilled(receipt: &Receipt) -> String {
-    let row = |(index, layer): (usize, &DistilledLayer)| {
-        let lambda =
-            |fit: &DownFit| fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"));
-        let trained = |trained: &Trained| {
-            let [before, after] = trained.errors()?;
-            Some(match trained.best {
-                0 => format!("{before:.3}: no gain in {}", counted(trained.steps, "step")),
-                best => format!("{before:.3} → {after:.3} ({best} of {})", trained.steps),
-            })
-        };
-        let trained: Vec<_> = layer.trained.iter().filter_map(trained).collect();
-        vec![
-            index.to_string(),
-            format!("{} of {}", layer.width - layer.zeros, layer.distinct),
-            layer.parts.len().to_string(),
-            layer.zeros.to_string(),
-            or_dash(layer.fit.as_ref().map(lambda)),
-            or_dash((!trained.is_empty()).then(|| trained.join(", "))),
-            or_dash(layer.output_error.map(|error| format!("{error:.4}"))),
-        ]
-    };
-    let rows: Vec<_> = receipt.dense_layers().map(row).collect();
+    let rows: Vec<_> = receipt.dense_layers().map(distilled_row).collect();
     if rows.is_empty() {
         return String::new();
     }
-    let header =
-        ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
-    format!("\n{}", table(&header, rows.into_iter()))
+    format!("\n{}", table(&DISTILLED_HEADER, rows))
+}
+
+fn distilled_row((index, layer): (usize, &DistilledLayer)) -> Vec<String> {
+    let trained: Vec<_> = layer.trained.iter().filter_map(gain).collect();
+    vec![
+        index.to_string(),
+        format!("{} of {}", layer.width - layer.zeros, layer.distinct),
+        layer.parts.len().to_string(),
+        layer.zeros.to_string(),
+        or_dash(layer.fit.as_ref().map(lambda)),
+        or_dash((!trained.is_empty()).then(|| trained.join(", "))),
+        or_dash(layer.output_error.map(|error| format!("{error:.4}"))),
+    ]
+}
+
+fn lambda(fit: &DownFit) -> String {
+    fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"))
+}
+
+/// What training a layer brought.
+fn gain(trained: &Trained) -> Option<String> {
+    let [before, after] = trained.errors()?;
+    Some(match trained.best {
+        0 => format!("{before:.3}: no gain in {}", counted(trained.steps, "step")),
+        best => format!("{before:.3} → {after:.3} ({best} of {})", trained.steps),
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_model::{Answer, Verdict};
+use moe_model::Answer;
 use moe_passes::Identity;
 use moe_pipeline::{Conversion, HasTokenizer};
 
@@ -13,41 +13,57 @@ const IDS: &str =
 /// Commands that make sense for what was just written, the cheapest first.
 pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     let receipt = &done.receipt;
-    let path = |path: &Path| word(&path.to_string_lossy());
-    let (from, out) = (path(input), path(output));
-    // Where nothing here makes tokens of text, ids are what can be given.
-    let data = if done.tokenizer == HasTokenizer::Here { "TEXT" } else { "IDS.jsonl" };
-    let ids = if done.tokenizer == HasTokenizer::Here { "" } else { IDS };
+    let (from, out) = (path_word(input), path_word(output));
     let mut steps = vec![format!("moe-convert verify {out}")];
-    if receipt.held_out.is_none()
-        && receipt.training.as_ref().is_none_or(|training| training.after.is_none())
-    {
-        steps.push(format!("moe-convert eval {out} --original {from} --data {data}{ids}"));
+    let is_measured = receipt.held_out.is_some()
+        || receipt.training.as_ref().is_some_and(|training| training.after.is_some());
+    if !is_measured {
+        let data = data(done);
+        steps.push(format!("moe-convert eval {out} --original {from} --data {data}"));
     }
-    if let Some(train) = receipt.pass.healed_with.filter(|_| done.heals) {
-        // Where the function is the same, the original has nothing to teach.
-        let teacher = if receipt.identity == Identity::Exact {
-            String::new()
-        } else {
-            format!(" --original {from}")
-        };
-        let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
-        steps
-            .push(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {data}{ids}"));
-    }
-    // Families are those that engines know; what may keep one from serving a result is its
-    // quantization.
+    steps.extend(heal(&from, output, done));
+    steps.extend(serve(&out, done));
+    steps
+}
+
+/// What stands for text. Where nothing here makes tokens of it, ids are what can be given.
+fn data(done: &Conversion) -> String {
+    if done.tokenizer == HasTokenizer::Here { "TEXT".to_owned() } else { format!("IDS.jsonl{IDS}") }
+}
+
+/// How the result is trained, if it can be.
+fn heal(from: &str, output: &Path, done: &Conversion) -> Option<String> {
+    let train = done.receipt.pass.healed_with.filter(|_| done.heals)?;
+    // Where the function is the same, the original has nothing to teach.
+    let teacher = if done.receipt.identity == Identity::Exact {
+        String::new()
+    } else {
+        format!(" --original {from}")
+    };
+    let out = path_word(output);
+    let healed = path_word(&output.with_file_name(format!("{}-healed", name(output))));
+    Some(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {}", data(done)))
+}
+
+/// How vLLM serves the result, if it does. Families are those that engines know; what may keep one
+/// from serving a result is its quantization.
+fn serve(out: &str, done: &Conversion) -> Option<String> {
     let skip = if done.tokenizer == HasTokenizer::Nowhere { " --skip-tokenizer-init" } else { "" };
     if done.engines.is_empty() {
-        steps.push(format!("vllm serve {out}{skip}"));
+        return Some(format!("vllm serve {out}{skip}"));
     }
-    let served =
-        |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
-    steps.extend(done.engines.iter().find(served).map(|verdict| match verdict.says.as_str() {
+    let verdict = done
+        .engines
+        .iter()
+        .find(|verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes)?;
+    Some(match verdict.says.as_str() {
         "" => format!("vllm serve {out}{skip}   # {}", verdict.engine),
         says => format!("vllm serve {out}{skip}   # {}: {says}", verdict.engine),
-    }));
-    steps
+    })
+}
+
+fn path_word(path: &Path) -> String {
+    word(&path.to_string_lossy())
 }
 
 fn name(path: &Path) -> String {

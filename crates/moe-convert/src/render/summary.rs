@@ -1,48 +1,58 @@
 //! All evaluations of a recipe as tables in Markdown, a row for each label.
 
-use moe_pipeline::{Average, DomainSummary, MarkdownText, Spread};
+use moe_pipeline::{Average, DomainSummary, Figures, MarkdownText, Spread};
 
 use super::table::or_dash;
+
+const HEADER: [&str; 8] = [
+    "loss",
+    "KL to the original",
+    "rare experts",
+    "agreement",
+    "Gini",
+    "entropy",
+    "dead",
+    "information",
+];
+const LEGEND: &str = "\nRare experts: KL by the gates of the quarter of experts that fewest tokens choose. Gini, entropy (1: even) and \
+    information are means over layers, in brackets the worst one; information is that between a token's expert \
+    and its domain.\n";
+const LEGEND_OF_SEVERAL: &str =
+    "Of several runs: mean ± standard deviation, of the load the mean alone.\n";
 
 /// All evaluations of a recipe.
 pub fn summary(rows: &[Average]) -> String {
     let repeated = rows.iter().any(|row| row.runs > 1);
     let mut header = vec![""];
     header.extend(repeated.then_some("runs"));
-    header.extend([
-        "loss",
-        "KL to the original",
-        "rare experts",
-        "agreement",
-        "Gini",
-        "entropy",
-        "dead",
-        "information",
-    ]);
+    header.extend(HEADER);
     let mut text = head(&header);
     for row in rows {
-        let (of, load) = (&row.figures, row.figures.load.as_ref());
         let mut cells = vec![MarkdownText(&row.label).to_string()];
         cells.extend(repeated.then(|| row.runs.to_string()));
-        cells.extend([
-            fixed(&of.loss),
-            or_dash(of.kl.as_ref().map(scientific)),
-            or_dash(of.rare_kl.as_ref().map(scientific)),
-            or_dash(of.top1_agreement.as_ref().map(percent)),
-            or_dash(load.map(|l| format!("{:.3} ({:.3})", l.gini.mean, l.worst_gini.mean))),
-            or_dash(load.map(|l| format!("{:.3} ({:.3})", l.entropy.mean, l.least_entropy.mean))),
-            or_dash(load.map(|l| format!("{} of {}", rounded(l.dead.mean), l.experts))),
-            or_dash(load.map(|l| format!("{:.3} bit", l.information.mean))),
-        ]);
+        cells.extend(figures(&row.figures));
         text += &line(&cells);
     }
-    text += "\nRare experts: KL by the gates of the quarter of experts that fewest tokens choose. Gini, entropy (1: even) and \
-            information are means over layers, in brackets the worst one; information is that between a token's expert \
-            and its domain.\n";
+    text += LEGEND;
     if repeated {
-        text += "Of several runs: mean ± standard deviation, of the load the mean alone.\n";
+        text += LEGEND_OF_SEVERAL;
     }
     text + &by_domain(rows)
+}
+
+/// The cells below [`HEADER`].
+fn figures(of: &Figures<Spread>) -> [String; 8] {
+    let load = of.load.as_ref();
+    [
+        fixed(&of.loss),
+        or_dash(of.kl.as_ref().map(scientific)),
+        or_dash(of.rare_kl.as_ref().map(scientific)),
+        or_dash(of.top1_agreement.as_ref().map(percent)),
+        or_dash(load.map(|l| format!("{:.3} ({:.3})", l.gini.mean, l.worst_gini.mean))),
+        or_dash(load.map(|l| format!("{:.3} ({:.3})", l.entropy.mean, l.least_entropy.mean))),
+        or_dash(load.map(|l| format!("{} of {}", rounded(l.dead.mean), l.experts))),
+        or_dash(load.map(|l| format!("{:.3} bit", l.information.mean))),
+    ]
 }
 
 /// Loss and KL of each domain, where all evaluations have the same ones.

@@ -20,42 +20,43 @@ pub fn fact(training: &TrainingRecord) -> String {
 
 /// Held-out text before and after, and where tokens went.
 pub fn tables(receipt: &Receipt) -> String {
-    let Some(training) = &receipt.training else { return String::new() };
-    let mut text = String::new();
-    if let (Some(before), Some(after)) = (&training.before, &training.after) {
-        let compared = before.all.against.is_some();
-        let mut header = vec!["held-out", "tokens", "loss before", "after", "Δ loss"];
-        if compared {
-            header.extend(["KL before", "after", "top-1 same before", "after"]);
-        }
-        let rows =
-            before.rows().zip(after.rows()).map(|(before, after)| row(before, after, compared));
-        text += &format!("\n{}", table(&header, rows));
-    }
-    if !training.load.is_empty() && training.load_is_of_one_measurement() {
-        let header = ["layer", "experts", "entropy", "dead", "dropped"];
-        let rows = training.load.iter().map(load_once);
-        text += &format!(
-            "\nLoad on what was trained on, measured once (at every --eval-every steps):\n{}",
-            table(&header, rows)
-        );
-    } else if !training.load.is_empty() {
-        let header = [
-            "layer",
-            "experts",
-            "entropy at first",
-            "at last",
-            "dead at first",
-            "at last",
-            "dropped",
-        ];
-        text += &format!(
-            "\nLoad on what was trained on:\n{}",
-            table(&header, training.load.iter().map(load))
-        );
-    }
-    text
+    receipt.training.as_ref().map_or(String::new(), |training| quality(training) + &loads(training))
 }
+
+/// Held-out text before and after.
+fn quality(training: &TrainingRecord) -> String {
+    let (Some(before), Some(after)) = (&training.before, &training.after) else {
+        return String::new();
+    };
+    let compared = before.all.against.is_some();
+    let mut header = vec!["held-out", "tokens", "loss before", "after", "Δ loss"];
+    if compared {
+        header.extend(["KL before", "after", "top-1 same before", "after"]);
+    }
+    let rows = before.rows().zip(after.rows()).map(|(before, after)| row(before, after, compared));
+    format!("\n{}", table(&header, rows))
+}
+
+/// Where tokens of the text went that was trained on.
+fn loads(training: &TrainingRecord) -> String {
+    if training.load.is_empty() {
+        return String::new();
+    }
+    if training.load_is_of_one_measurement() {
+        return format!(
+            "\nLoad on what was trained on, measured once (at every --eval-every steps):\n{}",
+            table(&LOAD_HEADER_ONCE, training.load.iter().map(load_once))
+        );
+    }
+    format!(
+        "\nLoad on what was trained on:\n{}",
+        table(&LOAD_HEADER, training.load.iter().map(load))
+    )
+}
+
+const LOAD_HEADER_ONCE: [&str; 5] = ["layer", "experts", "entropy", "dead", "dropped"];
+const LOAD_HEADER: [&str; 7] =
+    ["layer", "experts", "entropy at first", "at last", "dead at first", "at last", "dropped"];
 
 fn row(before: &DomainReport, after: &DomainReport, compared: bool) -> Vec<String> {
     let mut row = vec![

@@ -80,17 +80,12 @@ impl ChatTemplate {
                 of_config(config.get("chat_template"), &model_dir.join(TOKENIZER_CONFIG_FILE))?;
         }
         if templates.is_empty() {
-            return Err(Error::new(
-                Kind::Missing,
-                "this checkpoint has no chat template, which \"messages\" need",
-            )
-            .file(model_dir)
-            .remedy("give \"text\" instead, or add chat_template.jinja"));
+            return Err(no_template(model_dir));
         }
         Ok(Self { templates, are_named, tokens, limits: TemplateLimits::USUAL })
     }
 
-    /// The same in a run that may hold `memory` bytes.
+    /// These templates in a run that may hold `memory` bytes.
     pub fn within(self, memory: Option<u64>) -> Self {
         Self { limits: TemplateLimits::within(memory), ..self }
     }
@@ -110,10 +105,7 @@ impl ChatTemplate {
     ) -> Result<(String, Dates)> {
         let messages = normalized(messages)?;
         let tools = tools.filter(|tools| !tools.is_null());
-        let are_tools = tools.is_none_or(|tools| {
-            tools.as_array().is_some_and(|tools| tools.iter().all(Value::is_object))
-        });
-        if !are_tools {
+        if !tools.is_none_or(are_objects) {
             return Err(Error::new(Kind::Malformed, "\"tools\" is not a list of objects")
                 .remedy("give each tool as a JSON schema, or leave \"tools\" out"));
         }
@@ -173,11 +165,6 @@ pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
 /// The templates that `tokenizer_config.json`, `file`, has under `chat_template`, and whether they
 /// have names.
 fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>, bool)> {
-    let malformed = || {
-        Error::new(Kind::Malformed, "chat_template is neither a template nor a list of named ones")
-            .file(file)
-            .remedy("give \"text\" instead of \"messages\", or add chat_template.jinja")
-    };
     match value {
         None | Some(Value::Null) => Ok((Vec::new(), false)),
         Some(Value::String(text)) => {
@@ -186,52 +173,72 @@ fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>,
         Some(Value::Array(list)) => {
             let mut templates = Vec::new();
             for entry in list {
-                let (name, text) = (entry["name"].as_str(), entry["template"].as_str());
-                let (Some(name), Some(text)) = (name, text) else { return Err(malformed()) };
-                templates.retain(|known: &TemplateSource| known.name != name);
-                templates.push(TemplateSource::new(name, text.to_owned(), file));
+                let source = named_source(entry["name"].as_str(), &entry["template"], file)?;
+                templates.retain(|known: &TemplateSource| known.name != source.name);
+                templates.push(source);
             }
             Ok((templates, true))
         }
         Some(Value::Object(named)) => {
-            let source = |(name, text): (&String, &Value)| {
-                text.as_str()
-                    .map(|text| TemplateSource::new(name, text.to_owned(), file))
-                    .ok_or_else(malformed)
-            };
-            Ok((named.iter().map(source).collect::<Result<_>>()?, true))
+            let sources = named.iter().map(|(name, text)| named_source(Some(name), text, file));
+            Ok((sources.collect::<Result<_>>()?, true))
         }
-        Some(_) => Err(malformed()),
+        Some(_) => Err(not_templates(file)),
     }
+}
+
+fn named_source(name: Option<&str>, text: &Value, file: &Path) -> Result<TemplateSource> {
+    match (name, text.as_str()) {
+        (Some(name), Some(text)) => Ok(TemplateSource::new(name, text.to_owned(), file)),
+        _ => Err(not_templates(file)),
+    }
+}
+
+fn not_templates(file: &Path) -> Error {
+    Error::new(Kind::Malformed, "chat_template is neither a template nor a list of named ones")
+        .file(file)
+        .remedy("give \"text\" instead of \"messages\", or add chat_template.jinja")
 }
 
 /// `messages` as `apply_chat_template` hands them on: without keys whose value is null, and with
 /// reasoning under each of the names that templates know.
 fn normalized(messages: &Value) -> Result<Value> {
-    let malformed = |what: &str| {
-        Error::new(Kind::Malformed, what)
-            .remedy("\"messages\" is a list of objects with \"role\" and \"content\"")
-    };
-    let list = messages.as_array().ok_or_else(|| malformed("\"messages\" is not a list"))?;
+    let list = messages.as_array().ok_or_else(|| bad_messages("\"messages\" is not a list"))?;
     if list.is_empty() {
-        return Err(malformed("\"messages\" has no message"));
+        return Err(bad_messages("\"messages\" has no message"));
     }
-    let message = |message: &Value| {
-        let fields = message.as_object().ok_or_else(|| malformed("a message is not an object"))?;
-        let given = fields.iter().filter(|(_, value)| !value.is_null());
-        let reasoning =
-            REASONING.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
-        let mut result = Map::new();
-        if let Some(reasoning) = reasoning {
-            result.insert("thinking".into(), reasoning.clone());
-        }
-        result.extend(given.map(|(name, value)| (name.clone(), value.clone())));
-        if let Some(reasoning) = reasoning {
-            result.insert("reasoning_content".into(), reasoning.clone());
-        }
-        Ok(Value::Object(result))
-    };
-    Ok(Value::Array(list.iter().map(message).collect::<Result<_>>()?))
+    Ok(Value::Array(list.iter().map(normalized_message).collect::<Result<_>>()?))
+}
+
+fn normalized_message(message: &Value) -> Result<Value> {
+    let fields = message.as_object().ok_or_else(|| bad_messages("a message is not an object"))?;
+    let given = fields.iter().filter(|(_, value)| !value.is_null());
+    let reasoning =
+        REASONING.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
+    let mut result = Map::new();
+    if let Some(reasoning) = reasoning {
+        result.insert("thinking".into(), reasoning.clone());
+    }
+    result.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+    if let Some(reasoning) = reasoning {
+        result.insert("reasoning_content".into(), reasoning.clone());
+    }
+    Ok(Value::Object(result))
+}
+
+fn are_objects(values: &Value) -> bool {
+    values.as_array().is_some_and(|values| values.iter().all(Value::is_object))
+}
+
+fn bad_messages(what: &str) -> Error {
+    Error::new(Kind::Malformed, what)
+        .remedy("\"messages\" is a list of objects with \"role\" and \"content\"")
+}
+
+fn no_template(model_dir: &Path) -> Error {
+    Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
+        .file(model_dir)
+        .remedy("give \"text\" instead, or add chat_template.jinja")
 }
 
 fn bad_template(error: jinja::Fail) -> Error {

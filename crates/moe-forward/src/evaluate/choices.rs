@@ -29,24 +29,29 @@ impl Choices {
     /// quarter of experts that fewest tokens choose; zeros without experts.
     pub fn rare_mass(&self, tokens: usize) -> Vec<f64> {
         let mut mass = vec![0.0; tokens];
-        for LayerChoices { experts, top_k, chosen, .. } in &self.layers {
-            let mut counts = vec![0u64; *experts];
-            chosen.iter().for_each(|(expert, _)| counts[*expert as usize] += 1);
-            let mut order: Vec<usize> = (0..*experts).collect();
-            order.sort_by_key(|expert| counts[*expert]);
-            let rare = &order[..experts / 4];
-            for (mass, choices) in mass.iter_mut().zip(chosen.chunks_exact(*top_k)) {
-                let of = |chosen: &mut dyn Iterator<Item = &(u32, f32)>| {
-                    chosen.map(|(_, gate)| f64::from(*gate)).sum::<f64>()
-                };
-                let all = of(&mut choices.iter());
-                let rare = of(&mut choices
-                    .iter()
-                    .filter(|(expert, _)| rare.contains(&(*expert as usize))));
+        for layer in &self.layers {
+            let is_rare = layer.rare_experts();
+            for (mass, chosen) in mass.iter_mut().zip(layer.chosen.chunks_exact(layer.top_k)) {
+                let all: f64 = chosen.iter().map(|(_, gate)| f64::from(*gate)).sum();
+                let rare = chosen.iter().filter(|(expert, _)| is_rare[*expert as usize]);
+                let rare: f64 = rare.map(|(_, gate)| f64::from(*gate)).sum();
                 *mass += if all > 0.0 { rare / all / self.layers.len() as f64 } else { 0.0 };
             }
         }
         mass
+    }
+}
+
+impl LayerChoices {
+    /// Whether each expert is of the quarter that fewest tokens choose.
+    fn rare_experts(&self) -> Vec<bool> {
+        let mut counts = vec![0u64; self.experts];
+        self.chosen.iter().for_each(|(expert, _)| counts[*expert as usize] += 1);
+        let mut order: Vec<usize> = (0..self.experts).collect();
+        order.sort_by_key(|expert| counts[*expert]);
+        let mut is_rare = vec![false; self.experts];
+        order[..self.experts / 4].iter().for_each(|expert| is_rare[*expert] = true);
+        is_rare
     }
 }
 

@@ -89,19 +89,18 @@ pub(super) fn pool(
     domains: &[DomainReport],
     pooled_rare: Option<f64>,
 ) -> DomainReport {
-    let weighted = corpus.domains.iter().all(|d| d.weight.is_some());
-    let mean = |tokens: fn(&DomainReport) -> usize, value: &dyn Fn(&DomainReport) -> f64| {
-        let weight = |(report, domain): (&DomainReport, &Domain)| match domain.weight {
-            Some(weight) if weighted => weight,
-            _ => tokens(report) as f64,
-        };
-        let pairs = || domains.iter().zip(&corpus.domains);
-        let total: f64 = pairs().map(weight).sum();
-        pairs().map(|pair| weight(pair) * value(pair.0)).sum::<f64>() / total
+    let rows = PooledRows {
+        weighted: corpus.domains.iter().all(|d| d.weight.is_some()),
+        pairs: domains.iter().zip(&corpus.domains).collect(),
     };
-    let loss = mean(|d| d.predicted_tokens, &|d| d.loss);
-    let of = |f: fn(&Comparison) -> f64| move |d: &DomainReport| d.against.as_ref().map_or(0.0, f);
+    let loss = rows.mean(|d| d.predicted_tokens, |d| d.loss);
     let compared = domains.iter().all(|d| d.against.is_some());
+    let against = compared.then(|| Comparison {
+        original_loss: rows.mean_against(|d| d.predicted_tokens, |c| c.original_loss),
+        kl: rows.mean_against(|d| d.tokens, |c| c.kl),
+        rare_kl: pooled_rare,
+        top1_agreement: rows.mean_against(|d| d.tokens, |c| c.top1_agreement),
+    });
     DomainReport {
         label: "all".to_owned(),
         sequences: domains.iter().map(|d| d.sequences).sum(),
@@ -109,11 +108,36 @@ pub(super) fn pool(
         predicted_tokens: domains.iter().map(|d| d.predicted_tokens).sum(),
         loss,
         perplexity: loss.exp(),
-        against: compared.then(|| Comparison {
-            original_loss: mean(|d| d.predicted_tokens, &of(|c| c.original_loss)),
-            kl: mean(|d| d.tokens, &of(|c| c.kl)),
-            rare_kl: pooled_rare,
-            top1_agreement: mean(|d| d.tokens, &of(|c| c.top1_agreement)),
-        }),
+        against,
+    }
+}
+
+/// Domains that means are taken over.
+struct PooledRows<'a> {
+    /// Whether all domains have weights.
+    weighted: bool,
+    pairs: Vec<(&'a DomainReport, &'a Domain)>,
+}
+
+impl PooledRows<'_> {
+    fn mean(
+        &self,
+        tokens: fn(&DomainReport) -> usize,
+        value: impl Fn(&DomainReport) -> f64,
+    ) -> f64 {
+        let weight = |(report, domain): &(&DomainReport, &Domain)| match domain.weight {
+            Some(weight) if self.weighted => weight,
+            _ => tokens(report) as f64,
+        };
+        let total: f64 = self.pairs.iter().map(weight).sum();
+        self.pairs.iter().map(|pair| weight(pair) * value(pair.0)).sum::<f64>() / total
+    }
+
+    fn mean_against(
+        &self,
+        tokens: fn(&DomainReport) -> usize,
+        value: fn(&Comparison) -> f64,
+    ) -> f64 {
+        self.mean(tokens, |d| d.against.as_ref().map_or(0.0, value))
     }
 }

@@ -1,7 +1,9 @@
 //! Text as a source of tokens: files of any size, read by position and never whole.
 //!
-//! [`TextFile`] says what a file holds (prose or records of JSON), going by its content. From there
-//! on there are two ways:
+//! [`TextFile`] is what a file of any kind is opened as: each kind (prose, JSON Lines, a JSON array,
+//! gzip) is a row and a file of `kinds`, which recognizes it by its content. How a text is divided
+//! into documents is its own `Documents`; nothing that reads it asks for its kind. There are two
+//! ways to read it:
 //! - **From its beginning** ([`Stream`]): documents in their order, up to as many tokens as are
 //!   wanted. This is how text is read that no seed chooses from, and small text always.
 //! - **At places** ([`Places`]): a large text of which a sample is wanted is divided into cells,

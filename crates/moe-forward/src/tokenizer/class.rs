@@ -33,6 +33,39 @@ const OTHERS: &str = "Albert Bart Barthez Bartpho Bert BertTokenizerLegacy BertG
     RoCBert RoFormer SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter SqueezeBert T5 Tapas Tipsv2 Udop VideoPrism Vits Wav2Vec2CTC \
     Wav2Vec2PhonemeCTC Whisper XGLM XLM XLMRoberta XLNet";
 
+/// Tokens by their roles; None where the class has no token for a role.
+type DefaultTokens = &'static [(&'static str, Option<&'static str>)];
+
+const END: Option<&str> = Some("<|endoftext|>");
+const LLAMA_TOKENS: DefaultTokens =
+    &[("unk_token", Some("<unk>")), ("bos_token", Some("<s>")), ("eos_token", Some("</s>"))];
+const QWEN_TOKENS: DefaultTokens =
+    &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)];
+const GPT2_TOKENS: DefaultTokens =
+    &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", None)];
+const GPT_NEOX_TOKENS: DefaultTokens = &[
+    ("unk_token", END),
+    ("bos_token", END),
+    ("eos_token", END),
+    ("pad_token", Some("<|padding|>")),
+];
+const GEMMA_TOKENS: DefaultTokens = &[
+    ("unk_token", Some("<unk>")),
+    ("bos_token", Some("<bos>")),
+    ("eos_token", Some("<eos>")),
+    ("pad_token", Some("<pad>")),
+    ("mask_token", Some("<mask>")),
+];
+const COHERE_TOKENS: DefaultTokens = &[
+    ("unk_token", Some("<UNK>")),
+    ("bos_token", Some("<BOS_TOKEN>")),
+    ("eos_token", Some("<|END_OF_TURN_TOKEN|>")),
+    ("pad_token", Some("<PAD>")),
+    ("cls_token", Some("<CLS>")),
+    ("sep_token", Some("<SEP>")),
+    ("mask_token", Some("<MASK_TOKEN>")),
+];
+
 /// How transformers makes a tokenizer of `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
@@ -54,6 +87,26 @@ const GENERIC: [&str; 4] =
 
 fn without_fast(name: &str) -> &str {
     name.strip_suffix("Fast").unwrap_or(name)
+}
+
+/// Whether the tokenizer is made by code that comes with the model.
+fn has_own_code(tokenizer_config: &Map<String, Value>) -> bool {
+    match tokenizer_config.get("auto_map") {
+        Some(Value::Array(_)) => true,
+        Some(map) => !map["AutoTokenizer"].is_null(),
+        None => false,
+    }
+}
+
+/// Which parts of a text Llama's tokenizer puts a space before.
+fn prepended(prefix: Option<bool>, settings: &Settings) -> PrependScheme {
+    // An old class joined a space to every part of a text, not to the first alone.
+    let is_legacy = settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
+    match prefix {
+        Some(false) => PrependScheme::Never,
+        _ if is_legacy => PrependScheme::Always,
+        _ => PrependScheme::First,
+    }
 }
 
 impl Class {
@@ -94,71 +147,38 @@ impl Class {
         byte_level: bool,
     ) -> Result<Self> {
         let own = tokenizer_config.get("tokenizer_class").and_then(Value::as_str);
-        let of_model = config["tokenizer_class"].as_str();
-        let has_code = match tokenizer_config.get("auto_map") {
-            Some(Value::Array(_)) => true,
-            Some(map) => !map["AutoTokenizer"].is_null(),
-            None => false,
+        let declared = own.or(config["tokenizer_class"].as_str());
+        let Some(declared) = declared else {
+            return rule.map_or(Ok(Self::Backend), |rule| Self::named(&rule.class));
         };
         let is_trusted = rule.is_none_or(|rule| !rule.overrules);
-        let declared = own.or(of_model);
-        if let (Some(declared), false) = (declared, has_code) {
-            if without_fast(declared) == "LlamaTokenizer" && is_trusted && byte_level {
-                return Ok(Self::Backend);
-            }
-            if let Some(rule) = rule
-                && without_fast(&rule.class) != without_fast(declared)
-            {
-                let is_generic = GENERIC.contains(&without_fast(&rule.class));
-                let name = if is_trusted { declared } else { &rule.class };
-                return if is_generic { Ok(Self::Backend) } else { Self::named(name) };
-            }
+        if has_own_code(tokenizer_config) {
+            return Self::named(declared);
         }
-        match (declared, rule) {
-            (Some(name), _) => Self::named(name),
-            (None, Some(rule)) => Self::named(&rule.class),
-            (None, None) => Ok(Self::Backend),
+        if without_fast(declared) == "LlamaTokenizer" && is_trusted && byte_level {
+            return Ok(Self::Backend);
+        }
+        match rule {
+            Some(rule) if without_fast(&rule.class) != without_fast(declared) => {
+                if GENERIC.contains(&without_fast(&rule.class)) {
+                    return Ok(Self::Backend);
+                }
+                Self::named(if is_trusted { declared } else { &rule.class })
+            }
+            _ => Self::named(declared),
         }
     }
 
     /// Special tokens that the class has unless a file says otherwise.
-    pub fn defaults(self) -> &'static [(&'static str, Option<&'static str>)] {
-        const END: Option<&str> = Some("<|endoftext|>");
+    pub fn defaults(self) -> DefaultTokens {
         match self {
             Self::Backend => &[],
-            Self::Llama => &[
-                ("unk_token", Some("<unk>")),
-                ("bos_token", Some("<s>")),
-                ("eos_token", Some("</s>")),
-            ],
-            Self::Qwen2 | Self::Qwen3_5 => {
-                &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)]
-            }
-            Self::Gpt2 => {
-                &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", None)]
-            }
-            Self::GptNeoX => &[
-                ("unk_token", END),
-                ("bos_token", END),
-                ("eos_token", END),
-                ("pad_token", Some("<|padding|>")),
-            ],
-            Self::Gemma => &[
-                ("unk_token", Some("<unk>")),
-                ("bos_token", Some("<bos>")),
-                ("eos_token", Some("<eos>")),
-                ("pad_token", Some("<pad>")),
-                ("mask_token", Some("<mask>")),
-            ],
-            Self::Cohere => &[
-                ("unk_token", Some("<UNK>")),
-                ("bos_token", Some("<BOS_TOKEN>")),
-                ("eos_token", Some("<|END_OF_TURN_TOKEN|>")),
-                ("pad_token", Some("<PAD>")),
-                ("cls_token", Some("<CLS>")),
-                ("sep_token", Some("<SEP>")),
-                ("mask_token", Some("<MASK_TOKEN>")),
-            ],
+            Self::Llama => LLAMA_TOKENS,
+            Self::Qwen2 | Self::Qwen3_5 => QWEN_TOKENS,
+            Self::Gpt2 => GPT2_TOKENS,
+            Self::GptNeoX => GPT_NEOX_TOKENS,
+            Self::Gemma => GEMMA_TOKENS,
+            Self::Cohere => COHERE_TOKENS,
         }
     }
 
@@ -177,30 +197,38 @@ impl Class {
             return Ok(read);
         }
         let ModelWrapper::BPE(model) = read.get_model() else {
-            let what = format!(
-                "transformers makes a BPE tokenizer of this file ({self:?}), which holds another model"
-            );
-            return Err(Error::new(Kind::Unsupported, what)
-                .file(model_dir.join(TOKENIZER_FILE))
-                .remedy(AS_THE_FILE_SAYS));
+            return Err(self.needs_bpe(model_dir));
         };
         let mut tokenizer = Tokenizer::new(self.model(model.clone(), settings));
-        let prefix = settings.config.get("add_prefix_space").and_then(Value::as_bool);
-        let failed = |e| {
+        self.prepare(&mut tokenizer, settings).map_err(|e| {
             Error::new(Kind::Malformed, "cannot set up this tokenizer")
                 .source(e)
                 .file(model_dir.join(TOKENIZER_FILE))
                 .remedy(AS_THE_FILE_SAYS)
-        };
-        if let Some(normalizer) = self.normalizer().map_err(failed)? {
-            tokenizer.with_normalizer(Some(normalizer)).map_err(failed)?;
-        }
-        tokenizer.with_pre_tokenizer(Some(self.pre_tokenizer(prefix, settings).map_err(failed)?));
+        })?;
         // This class writes its own, which has no tokens where there is a tokenizer.json.
         if self != Self::GptNeoX {
             tokenizer.with_post_processor(read.get_post_processor().cloned());
         }
         Ok(tokenizer)
+    }
+
+    fn needs_bpe(self, model_dir: &Path) -> Error {
+        let what = format!(
+            "transformers makes a BPE tokenizer of this file ({self:?}), which holds another model"
+        );
+        Error::new(Kind::Unsupported, what)
+            .file(model_dir.join(TOKENIZER_FILE))
+            .remedy(AS_THE_FILE_SAYS)
+    }
+
+    /// Gives `tokenizer` the class's normalizer and pre-tokenizer.
+    fn prepare(self, tokenizer: &mut Tokenizer, settings: &Settings) -> tokenizers::Result<()> {
+        if let Some(normalizer) = self.normalizer()? {
+            tokenizer.with_normalizer(Some(normalizer))?;
+        }
+        tokenizer.with_pre_tokenizer(Some(self.pre_tokenizer(settings)?));
+        Ok(())
     }
 
     /// `model` with this class's way of handling what the vocabulary lacks.
@@ -224,40 +252,22 @@ impl Class {
         })
     }
 
-    fn pre_tokenizer(
-        self,
-        prefix: Option<bool>,
-        settings: &Settings,
-    ) -> tokenizers::Result<PreTokenizerWrapper> {
-        let isolated = |pattern: &str| {
-            Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false)
-        };
+    fn pre_tokenizer(self, settings: &Settings) -> tokenizers::Result<PreTokenizerWrapper> {
+        let prefix = settings.config.get("add_prefix_space").and_then(Value::as_bool);
         let adds_space = prefix.unwrap_or(false);
         Ok(match self {
-            Self::Llama => {
-                // An old class joined a space to every part of a text, not to the first alone.
-                let is_legacy =
-                    settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
-                let scheme = match prefix {
-                    Some(false) => PrependScheme::Never,
-                    _ if is_legacy => PrependScheme::Always,
-                    _ => PrependScheme::First,
-                };
-                Metaspace::new('▁', scheme, false).into()
-            }
+            Self::Llama => Metaspace::new('▁', prepended(prefix, settings), false).into(),
             Self::Qwen2 | Self::Qwen3_5 => {
                 let pattern = if self == Self::Qwen2 { QWEN2 } else { QWEN3_5 };
-                Sequence::new(vec![
-                    isolated(pattern)?.into(),
-                    ByteLevel::new(adds_space, true, false).into(),
-                ])
-                .into()
+                let pattern = SplitPattern::Regex(pattern.into());
+                let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+                let bytes = ByteLevel::new(adds_space, true, false);
+                Sequence::new(vec![split.into(), bytes.into()]).into()
             }
-            Self::Cohere => Sequence::new(vec![
-                Digits::new(true).into(),
-                ByteLevel::new(adds_space, true, true).into(),
-            ])
-            .into(),
+            Self::Cohere => {
+                let bytes = ByteLevel::new(adds_space, true, true);
+                Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()
+            }
             Self::Gemma => {
                 Split::new(" ", SplitDelimiterBehavior::MergedWithPrevious, false)?.into()
             }

@@ -46,27 +46,22 @@ impl TextTokenizer {
         let tokenizer_config = read_config(model_dir)?;
         let file = tokenizer_file(model_dir, &tokenizer_config);
         if !file_exists(&file)? {
-            return Err(Error::new(
-                Kind::Missing,
-                "this checkpoint has no tokenizer.json, which text needs",
-            )
-            .file(model_dir)
-            .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
+            return Err(no_tokenizer(model_dir));
         }
         let bytes = read_whole(&file, json::MAX_JSON_BYTES)?;
         let class = choose_class(model_dir, &tokenizer_config, &bytes)?;
-        let (dir, path, size) = (model_dir.to_owned(), file.clone(), bytes.len());
-        let mut named = Vec::new();
+        let size = bytes.len();
+        let source = TokenizerSource { model_dir: model_dir.to_owned(), file: file.clone(), class };
         let (give, take) = std::sync::mpsc::channel();
         let load = move || {
-            let (tokenizer, roles) = build(&dir, &path, bytes, tokenizer_config, class)?;
+            let (tokenizer, roles) = source.build(bytes, tokenizer_config)?;
             // Nobody is left to take them where loading took too long.
             _ = give.send(roles);
             Ok(tokenizer)
         };
         let (worker, tokenizer) =
             Worker::start(&file, size, WorkerLimits::USUAL, load).map_err(|e| e.file(&file))?;
-        named.extend(take.into_iter().flatten());
+        let named = take.into_iter().flatten().collect();
         Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
     }
 
@@ -80,7 +75,7 @@ impl TextTokenizer {
         worker.encode(text, special_tokens).map_err(|e| e.file(&self.file))
     }
 
-    /// The same tokens with where they stand in `text`.
+    /// The tokens of [`Self::encode`], with where they stand in `text`.
     ///
     /// # Errors
     /// As for [`Self::encode`].
@@ -129,6 +124,12 @@ impl TextTokenizer {
             .file(&self.file)
             .remedy("resize the model's embeddings to its tokenizer (resize_token_embeddings), or take the token out"))
     }
+}
+
+fn no_tokenizer(model_dir: &Path) -> Error {
+    Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")
+        .file(model_dir)
+        .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\"")
 }
 
 /// Tokens of the tokenizer in `model_dir` that a model with an embedding of `vocab` rows has none
@@ -207,58 +208,78 @@ fn choose_class(
         .map_err(|e| class::in_config(e, model_dir))
 }
 
-/// The tokenizer that `class` makes of `bytes`, which stand in `file`, and the texts of tokens with
-/// a role.
-fn build(
-    model_dir: &Path,
-    file: &Path,
-    bytes: Vec<u8>,
-    tokenizer_config: Map<String, Value>,
+/// What a tokenizer is made of, beside the bytes of its file and its settings.
+struct TokenizerSource {
+    model_dir: PathBuf,
+    file: PathBuf,
     class: Class,
-) -> Result<(Tokenizer, Vec<(String, String)>)> {
-    let malformed = |e: tokenizers::Error| {
-        Error::new(Kind::Malformed, "cannot understand this tokenizer")
-            .source(e)
-            .file(file)
-            .remedy("download tokenizer.json again")
-    };
-    let json = without_mark(&bytes);
-    let mut tokenizer =
-        crate::guarded::guarded(|| Tokenizer::from_bytes(json)).map_err(malformed)?;
-    let added = added_tokens(json).map_err(|e| malformed(e.into()))?;
-    drop(bytes);
-    let defaults = Defaults {
-        named: class.defaults(),
-        padding: tokenizer.get_padding().map(|padding| padding.pad_token.clone()),
-        added,
-    };
-    let settings = Settings::read(model_dir, tokenizer_config, defaults)?;
-    // What a file says of these was saved with it by chance; transformers goes by what it is asked
-    // for, too. Padding could be to a billion tokens.
-    tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
-    let mut tokenizer = class.rebuild(tokenizer, &settings, model_dir)?;
-    let drops = matches!(tokenizer.get_model(), ModelWrapper::BPE(model) if model.dropout.is_some_and(|share| share > 0.0));
-    if drops {
-        return Err(Error::new(
+}
+
+impl TokenizerSource {
+    /// The tokenizer that the class makes of the file's `bytes`, and the texts of tokens with a
+    /// role.
+    fn build(
+        &self,
+        bytes: Vec<u8>,
+        tokenizer_config: Map<String, Value>,
+    ) -> Result<(Tokenizer, Vec<(String, String)>)> {
+        let (mut tokenizer, added) = self.parse(bytes)?;
+        let defaults = Defaults {
+            named: self.class.defaults(),
+            padding: tokenizer.get_padding().map(|padding| padding.pad_token.clone()),
+            added,
+        };
+        let settings = Settings::read(&self.model_dir, tokenizer_config, defaults)?;
+        // What a file says of these was saved with it by chance; transformers goes by what it is
+        // asked for, too. Padding could be to a billion tokens.
+        tokenizer.with_padding(None).with_truncation(None).map_err(|e| self.malformed(e))?;
+        let mut tokenizer = self.class.rebuild(tokenizer, &settings, &self.model_dir)?;
+        self.refuse_dropout(&tokenizer)?;
+        growth::check(&tokenizer)?;
+        tokenizer.set_encode_special_tokens(settings.split_special_tokens);
+        self.add_tokens(&mut tokenizer, &settings).map_err(|e| self.malformed(e))?;
+        let named = settings.named.iter();
+        let named = named.map(|(role, token)| (role.clone(), token.text().to_owned())).collect();
+        Ok((tokenizer, named))
+    }
+
+    /// What the file itself says, and the added tokens that it lists.
+    fn parse(&self, bytes: Vec<u8>) -> Result<(Tokenizer, BTreeMap<i64, AddedToken>)> {
+        let json = without_mark(&bytes);
+        let tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(json))
+            .map_err(|e| self.malformed(e))?;
+        let added = added_tokens(json).map_err(|e| self.malformed(e.into()))?;
+        Ok((tokenizer, added))
+    }
+
+    fn add_tokens(&self, tokenizer: &mut Tokenizer, settings: &Settings) -> tokenizers::Result<()> {
+        let added = tokens_to_add(tokenizer, settings);
+        tokenizer.add_tokens(added)?;
+        if self.class.adds_specials_again() {
+            tokenizer.add_tokens(specials_again(self.class, settings))?;
+        }
+        Ok(())
+    }
+
+    fn refuse_dropout(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let ModelWrapper::BPE(model) = tokenizer.get_model() else { return Ok(()) };
+        if !model.dropout.is_some_and(|share| share > 0.0) {
+            return Ok(());
+        }
+        Err(Error::new(
             Kind::Unsupported,
             "this tokenizer leaves merges out at random (dropout): no two readings are alike",
         )
-        .file(file)
-        .remedy("set \"dropout\" to null in its \"model\"; it is for training"));
+        .file(&self.file)
+        .remedy("set \"dropout\" to null in its \"model\"; it is for training"))
     }
-    growth::check(&tokenizer)?;
-    tokenizer.set_encode_special_tokens(settings.split_special_tokens);
-    let added = tokens_to_add(&tokenizer, &settings);
-    tokenizer.add_tokens(added).map_err(malformed)?;
-    if class.adds_specials_again() {
-        tokenizer.add_tokens(specials_again(class, &settings)).map_err(malformed)?;
+
+    fn malformed(&self, error: tokenizers::Error) -> Error {
+        Error::new(Kind::Malformed, "cannot understand this tokenizer")
+            .source(error)
+            .file(&self.file)
+            .remedy("download tokenizer.json again")
     }
-    let named = settings
-        .named
-        .iter()
-        .map(|(role, token)| (role.clone(), token.text().to_owned()))
-        .collect();
-    Ok((tokenizer, named))
 }
 
 /// The added tokens that a `tokenizer.json` lists, by their ids.

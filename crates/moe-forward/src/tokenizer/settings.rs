@@ -82,6 +82,21 @@ pub(super) struct Defaults<'a> {
     pub added: BTreeMap<i64, AddedToken>,
 }
 
+/// Added tokens that files list.
+#[derive(Default)]
+struct ListedTokens {
+    by_id: BTreeMap<i64, AddedToken>,
+    by_text: HashMap<String, AddedToken>,
+}
+
+impl ListedTokens {
+    /// Finds all tokens by their texts, too.
+    fn name_all(&mut self) {
+        let tokens = self.by_id.values();
+        self.by_text.extend(tokens.map(|token| (token.content.clone(), token.clone())));
+    }
+}
+
 impl Settings {
     /// Reads the files of `model_dir`, whose `tokenizer_config.json` is `config`.
     ///
@@ -99,53 +114,25 @@ impl Settings {
         config.shift_remove("add_eos_token");
         rename_additional(&mut config, |extra| extra.is_none_or(is_falsy));
         let mut specific = reader.take_model_specific(&mut config)?;
-        let mut listed = BTreeMap::new();
-        let mut by_text = HashMap::new();
+        let mut listed = ListedTokens::default();
         let mut later = Vec::new();
         if let Some(decoder) = config.shift_remove("added_tokens_decoder") {
-            for (id, token) in reader.object(&decoder, "added_tokens_decoder")? {
-                let token = reader.added(token, None)?;
-                by_text.insert(token.content.clone(), token.clone());
-                listed.insert(reader.id(id)?, token);
-            }
+            listed = reader.decoder(&decoder)?;
         } else {
             later = read_special_tokens_map(model_dir, &mut config, &mut specific)?;
-            read_added_tokens(model_dir, &config, &mut listed)?;
-            listed.extend(defaults.added);
-            by_text.extend(listed.values().map(|token| (token.content.clone(), token.clone())));
+            read_added_tokens(model_dir, &config, &mut listed.by_id)?;
+            listed.by_id.extend(defaults.added);
+            listed.name_all();
         }
-        for (role, token) in defaults.named {
-            config.entry(*role).or_insert_with(|| token.map_or(Value::Null, Value::from));
-        }
-        if let Some(padding) = defaults.padding {
-            config.entry("pad_token").or_insert_with(|| padding.into());
-        }
+        set_missing(&mut config, defaults.named, defaults.padding);
         rename_additional(&mut config, |extra| extra.is_none());
-        let mut named = Vec::new();
-        for role in STANDARD {
-            if let Some(token) = reader.token(role, config.get(role))? {
-                let known = by_text.get(token.text()).cloned().map(Token::Added);
-                named.push((role.to_owned(), known.unwrap_or(token)));
-            }
-        }
+        let mut named = reader.standard(&config, &listed)?;
         later.extend(specific);
-        for (role, token) in later {
-            match named.iter_mut().find(|(known, _)| *known == role) {
-                Some((_, known)) => *known = token,
-                None => named.push((role, token)),
-            }
-        }
-        // A standard role keeps its place whatever names it.
-        named.sort_by_key(|(role, _)| {
-            STANDARD.iter().position(|known| known == role).unwrap_or(STANDARD.len())
-        });
-        let mut extra = Vec::new();
-        for token in reader.list(config.get("extra_special_tokens"))? {
-            extra.extend(reader.token("extra_special_tokens", Some(token))?);
-        }
+        rename(&mut named, later);
+        let extra = reader.extra(&config)?;
         let split_special_tokens =
             config.get("split_special_tokens").is_some_and(|value| !is_falsy(value));
-        Ok(Self { named, extra, listed, split_special_tokens, config })
+        Ok(Self { named, extra, listed: listed.by_id, split_special_tokens, config })
     }
 
     /// The text of the token with this role.
@@ -163,6 +150,34 @@ fn rename_additional(config: &mut Map<String, Value>, is_missing: impl Fn(Option
     }
 }
 
+/// Sets roles that no file names.
+fn set_missing(
+    config: &mut Map<String, Value>,
+    named: &[(&str, Option<&str>)],
+    padding: Option<String>,
+) {
+    for (role, token) in named {
+        config.entry(*role).or_insert_with(|| token.map_or(Value::Null, Value::from));
+    }
+    if let Some(padding) = padding {
+        config.entry("pad_token").or_insert_with(|| padding.into());
+    }
+}
+
+/// Gives the roles of `later` other tokens than `named` has for them, or adds them.
+fn rename(named: &mut Vec<(String, Token)>, later: Vec<(String, Token)>) {
+    for (role, token) in later {
+        match named.iter_mut().find(|(known, _)| *known == role) {
+            Some((_, known)) => *known = token,
+            None => named.push((role, token)),
+        }
+    }
+    // A standard role keeps its place whatever names it.
+    named.sort_by_key(|(role, _)| {
+        STANDARD.iter().position(|known| known == role).unwrap_or(STANDARD.len())
+    });
+}
+
 /// The roles that `special_tokens_map.json` gives tokens beside the standard ones; those go to
 /// `config`.
 fn read_special_tokens_map(
@@ -178,20 +193,11 @@ fn read_special_tokens_map(
                 specific.extend(reader.roles(tokens)?);
                 continue;
             }
-            let mut tokens = reader.list(config.get(&key))?.to_vec();
-            // There may be as many of them as a vocabulary has.
-            let mut seen: HashSet<String> = tokens.iter().map(Value::to_string).collect();
-            for token in reader.list(Some(&value))? {
-                if seen.insert(token.to_string()) {
-                    tokens.push(special(token));
-                }
-            }
-            value = tokens.into();
+            value = reader.merged(config.get(&key), &value)?;
         } else if value.is_object() {
             value = special(&value);
         }
-        let is_token = value.is_string() || value.is_object();
-        if key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token {
+        if is_further_role(&key) && (value.is_string() || value.is_object()) {
             others.extend(reader.token(&key, Some(&value))?.map(|token| (key, token)));
         } else {
             config.insert(key, value);
@@ -223,11 +229,7 @@ fn read_added_tokens(
     for role in STANDARD {
         specials.extend(reader.token(role, config.get(role))?.map(|token| token.text().to_owned()));
     }
-    for token in reader.list(config.get("extra_special_tokens"))? {
-        specials.extend(
-            reader.token("extra_special_tokens", Some(token))?.map(|token| token.text().to_owned()),
-        );
-    }
+    specials.extend(reader.extra(config)?.iter().map(|token| token.text().to_owned()));
     for (text, id) in tokens {
         // Their order is all that counts.
         let id = id.as_i64().or_else(|| Some(id.as_f64()?.floor() as i64));
@@ -237,6 +239,11 @@ fn read_added_tokens(
         listed.insert(id, AddedToken::from(text, is_special));
     }
     Ok(())
+}
+
+/// Whether `key` names a role that isn't a standard one.
+fn is_further_role(key: &str) -> bool {
+    key.ends_with("_token") && !STANDARD.contains(&key)
 }
 
 /// Whether `value` is an object that says that it is an added token.
@@ -312,12 +319,60 @@ impl SettingsReader {
         Ok(roles)
     }
 
+    /// The tokens of `added_tokens_decoder`.
+    fn decoder(&self, decoder: &Value) -> Result<ListedTokens> {
+        let mut listed = ListedTokens::default();
+        for (id, token) in self.object(decoder, "added_tokens_decoder")? {
+            let token = self.added(token, None)?;
+            listed.by_text.insert(token.content.clone(), token.clone());
+            listed.by_id.insert(self.id(id)?, token);
+        }
+        Ok(listed)
+    }
+
+    /// The tokens of the standard roles, in the way of matching that they are listed with.
+    fn standard(
+        &self,
+        config: &Map<String, Value>,
+        listed: &ListedTokens,
+    ) -> Result<Vec<(String, Token)>> {
+        let mut named = Vec::new();
+        for role in STANDARD {
+            if let Some(token) = self.token(role, config.get(role))? {
+                let known = listed.by_text.get(token.text()).cloned().map(Token::Added);
+                named.push((role.to_owned(), known.unwrap_or(token)));
+            }
+        }
+        Ok(named)
+    }
+
+    /// Further special tokens.
+    fn extra(&self, config: &Map<String, Value>) -> Result<Vec<Token>> {
+        let mut extra = Vec::new();
+        for token in self.list(config.get("extra_special_tokens"))? {
+            extra.extend(self.token("extra_special_tokens", Some(token))?);
+        }
+        Ok(extra)
+    }
+
+    /// A list of extra tokens with those of another list that it doesn't have.
+    fn merged(&self, known: Option<&Value>, others: &Value) -> Result<Value> {
+        let mut tokens = self.list(known)?.to_vec();
+        // There may be as many of them as a vocabulary has.
+        let mut seen: HashSet<String> = tokens.iter().map(Value::to_string).collect();
+        for token in self.list(Some(others))? {
+            if seen.insert(token.to_string()) {
+                tokens.push(special(token));
+            }
+        }
+        Ok(tokens.into())
+    }
+
     /// Takes the roles that are this model's own out of `config`: any key in `_token`, and a
     /// dictionary of extra tokens.
     fn take_model_specific(&self, config: &mut Map<String, Value>) -> Result<Vec<(String, Token)>> {
         let is_own = |(key, value): &(&String, &Value)| {
-            let is_token = value.is_string() || is_typed(value);
-            key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token
+            is_further_role(key) && (value.is_string() || is_typed(value))
         };
         let mut keys: Vec<String> =
             config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();

@@ -1,6 +1,6 @@
 //! A tokenizer at work on a thread of its own, so that one that never comes back is an error.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
@@ -15,10 +15,11 @@ use crate::guarded::guarded;
 /// How long a tokenizer may take.
 #[derive(Clone, Copy)]
 pub(super) struct WorkerLimits {
-    /// To be set up.
+    /// How long setting it up may take.
     load: Duration,
-    /// For a text, and for each MiB of it beside that.
+    /// How long a text may take, whatever its length.
     text: Duration,
+    /// How much longer each MiB of a text may take.
     mebibyte: Duration,
 }
 
@@ -41,11 +42,14 @@ const AGAIN: &str = "download tokenizer.json again";
 /// A text to make tokens of.
 struct Job {
     text: String,
-    /// With those that begin and end every text.
+    /// Whether tokens that begin and end every text are added.
     special_tokens: bool,
-    /// With where each token stands in the text, which takes longer.
+    /// Whether the places of tokens in the text are found, which takes longer.
     places: bool,
 }
+
+/// What comes of setting up a tokenizer: the outer error is the library's.
+type Loaded = tokenizers::Result<Result<Arc<Tokenizer>>>;
 
 /// A thread that makes tokens of texts. It is left behind where it takes too long: no call into the
 /// library can be stopped.
@@ -66,36 +70,12 @@ impl Worker {
         limits: WorkerLimits,
         load: impl FnOnce() -> Result<Tokenizer> + Send + 'static,
     ) -> Result<(Self, Arc<Tokenizer>)> {
-        let (jobs, inbox) = channel::<Job>();
+        let (jobs, inbox) = channel();
         let (outbox, done) = channel();
         let (ready, loaded) = channel();
-        let path = file.to_owned();
-        let serve = move || {
-            let allowed = BYTES + BYTES_PER_BYTE * bytes;
-            let tokenizer = limited(Subject::Tokenizer, &path, allowed, || {
-                guarded(|| Ok(load().map(Arc::new)))
-            });
-            let Ok(Ok(tokenizer)) = &tokenizer else {
-                _ = ready.send(tokenizer);
-                return;
-            };
-            let tokenizer = Arc::clone(tokenizer);
-            _ = ready.send(Ok(Ok(Arc::clone(&tokenizer))));
-            // The channel closes where nobody wants tokens any more.
-            for Job { text, special_tokens, places } in inbox {
-                let allowed = BYTES + BYTES_PER_BYTE * text.len();
-                let found = limited(Subject::Tokenizer, &path, allowed, || {
-                    guarded(|| match places {
-                        true => tokenizer.encode(text, special_tokens),
-                        false => tokenizer.encode_fast(text, special_tokens),
-                    })
-                });
-                if outbox.send(found).is_err() {
-                    return;
-                }
-            }
-        };
-        let started = Builder::new().name("tokenizer".into()).spawn(serve);
+        let server = Server { file: file.to_owned(), ready, inbox, outbox };
+        let started =
+            Builder::new().name("tokenizer".into()).spawn(move || server.serve(bytes, load));
         started.map_err(|e| Error::io("cannot start a thread for this tokenizer", file, e))?;
         match loaded.recv_timeout(limits.load) {
             Ok(Ok(tokenizer)) => Ok((Self { jobs, done, limits }, tokenizer?)),
@@ -115,7 +95,7 @@ impl Worker {
         Ok(self.run(text, special_tokens, false)?.get_ids().to_vec())
     }
 
-    /// The same tokens with where they stand.
+    /// The tokens of [`Self::encode`], with where they stand.
     ///
     /// # Errors
     /// As for [`Self::encode`].
@@ -138,6 +118,51 @@ impl Worker {
             }
             Err(RecvTimeoutError::Disconnected) => Err(failed()),
         }
+    }
+}
+
+/// What runs on the thread of a [`Worker`].
+struct Server {
+    /// The file of the tokenizer, which errors name.
+    file: PathBuf,
+    ready: Sender<Loaded>,
+    inbox: Receiver<Job>,
+    outbox: Sender<tokenizers::Result<Encoding>>,
+}
+
+impl Server {
+    /// Makes a tokenizer by `load`, and then tokens for each job.
+    fn serve(self, bytes: usize, load: impl FnOnce() -> Result<Tokenizer>) {
+        let allowed = BYTES + BYTES_PER_BYTE * bytes;
+        let loaded = limited(Subject::Tokenizer, &self.file, allowed, || {
+            guarded(|| Ok(load().map(Arc::new)))
+        });
+        let Ok(Ok(tokenizer)) = &loaded else {
+            _ = self.ready.send(loaded);
+            return;
+        };
+        let tokenizer = Arc::clone(tokenizer);
+        _ = self.ready.send(loaded);
+        // The channel closes where nobody wants tokens any more.
+        for job in &self.inbox {
+            if self.outbox.send(self.encode(&tokenizer, job)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn encode(&self, tokenizer: &Tokenizer, job: Job) -> tokenizers::Result<Encoding> {
+        let Job { text, special_tokens, places } = job;
+        let allowed = BYTES + BYTES_PER_BYTE * text.len();
+        limited(Subject::Tokenizer, &self.file, allowed, || {
+            guarded(|| {
+                if places {
+                    tokenizer.encode(text, special_tokens)
+                } else {
+                    tokenizer.encode_fast(text, special_tokens)
+                }
+            })
+        })
     }
 }
 

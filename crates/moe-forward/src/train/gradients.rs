@@ -46,7 +46,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// For the mean over `batches`.
+    /// The scale that makes sums over `batches` means.
     pub fn over<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Self {
         let (mut predictions, mut tokens, mut count) = (0, 0, 0);
         for batch in batches {
@@ -118,7 +118,7 @@ pub struct Trainee<'a> {
     pub model: &'a Model,
     /// What of it is trained.
     pub parameters: &'a Parameters,
-    /// Where and in what to compute.
+    /// The device and the dtype to compute in.
     pub compute: &'a Compute,
     /// Keep the graphs of all layers rather than run each of them once more.
     pub keep_graphs: bool,
@@ -138,7 +138,7 @@ enum Passed {
     Tracked(Ran),
     /// What entered it.
     Entered(Tensor),
-    /// Nothing is trained in it or before. Where its tokens went.
+    /// Nothing is trained in it or before it; this says where its tokens went.
     Frozen(Option<(Tensor, Routing)>),
 }
 
@@ -176,11 +176,8 @@ impl Trainee<'_> {
         }
         if self.parameters.first() == ParameterSlot::Embedding {
             let embedded = self.embedded(batch, true)?;
-            let mut back = || {
-                let found = (embedded.to_dtype(DType::F32)? * &arriving)?.sum_all()?.backward()?;
-                self.collect(ParameterSlot::Embedding, &found, gradients)
-            };
-            back().context(|| "the gradient of the embedding".into())?;
+            self.back_to_embedding(&embedded, &arriving, gradients)
+                .context(|| "the gradient of the embedding".into())?;
         }
         Ok(losses)
     }
@@ -212,8 +209,8 @@ impl Trainee<'_> {
         Ok((hidden, passed))
     }
 
-    /// From the gradient of layer `index`'s output, and what its router costs, to that of its
-    /// input.
+    /// Takes the gradient of layer `index`'s output, and what its router costs, back to that of
+    /// its input.
     fn back(
         &self,
         index: usize,
@@ -234,6 +231,16 @@ impl Trainee<'_> {
                 .map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
         };
         back().context(|| format!("the gradients of layer {index}"))
+    }
+
+    fn back_to_embedding(
+        &self,
+        embedded: &Tensor,
+        arriving: &Tensor,
+        gradients: &mut Gradients,
+    ) -> candle_core::Result<()> {
+        let found = (embedded.to_dtype(DType::F32)? * arriving)?.sum_all()?.backward()?;
+        self.collect(ParameterSlot::Embedding, &found, gradients)
     }
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
@@ -292,28 +299,38 @@ impl Trainee<'_> {
         let shared = Shared::lending(self.parameters.lend(ParameterSlot::Head, true)?);
         let head = Head::load_with(self.model, Loader::sharing(self.compute, &shared))?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
-        let (tokens, targets) = (batch.tokens(), next_tokens(batch));
+        let tokens = batch.tokens();
+        let targets = next_tokens(batch);
         let mut parts = Vec::new();
         for start in (0..tokens).step_by(rows) {
             let range = start..(start + rows).min(tokens);
             let part = hidden.narrow(0, start, range.len()).context(|| "hidden states".into())?;
             let input = variable(&part)?;
             let logits = head.logits(&input)?;
-            let gradient = self.of_logits(&logits, &targets, range, goal, losses)?;
-            let back = || {
-                let found = (logits * gradient)?.sum_all()?.backward()?;
-                self.collect(ParameterSlot::Head, &found, gradients)?;
-                found
-                    .get(&input)
-                    .map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
-            };
-            parts.push(back().context(|| "the gradients of the head".into())?);
+            let arriving = self.of_logits(&logits, &targets, range, goal, losses)?;
+            let back = self.back_through_head(&input, logits, arriving, gradients);
+            parts.push(back.context(|| "the gradients of the head".into())?);
         }
         losses.tokens = tokens;
         losses.predictions = targets.iter().flatten().count();
         losses.cross_entropy /= losses.predictions.max(1) as f64;
         losses.teacher /= tokens.max(1) as f64;
         Tensor::cat(&parts, 0).context(|| "the gradients of the head".into())
+    }
+
+    /// Takes the gradient of the logits back to that of the states that they are made of.
+    fn back_through_head(
+        &self,
+        input: &Tensor,
+        logits: Tensor,
+        arriving: Tensor,
+        gradients: &mut Gradients,
+    ) -> candle_core::Result<Tensor> {
+        let found = (logits * arriving)?.sum_all()?.backward()?;
+        self.collect(ParameterSlot::Head, &found, gradients)?;
+        found
+            .get(input)
+            .map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
     }
 
     /// The gradient of the weighted losses by the logits of the tokens `range`; adds the losses up.

@@ -2,10 +2,10 @@
 
 use crate::ffn::Capacity;
 
-/// Whose load is balanced.
+/// What the load-balancing loss is taken over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BalanceOver {
-    /// Each layer's by itself; the loss is their mean.
+    /// Each layer's load is balanced by itself; the loss is the mean over layers.
     #[default]
     Layers,
     /// That of all layers together, as transformers has it: what one layer's first expert gets too

@@ -57,7 +57,7 @@ pub(crate) enum ParameterSlot {
 
 /// A weight that is trained.
 pub struct Parameter {
-    /// Whose place it takes.
+    /// The weight of the model whose place it takes.
     pub weight: Weight,
     /// Whether weight decay applies: to all but norms and biases, as in transformers' Trainer.
     pub decays: bool,
@@ -66,9 +66,22 @@ pub struct Parameter {
     places: Vec<ParameterSlot>,
 }
 
+impl Parameter {
+    fn read(weight: &Weight, places: Vec<ParameterSlot>, compute: &Compute) -> Result<Self> {
+        candle_dtype(weight)?;
+        // Text may never touch it, and then it would be written as it is, when all is done.
+        finite::check_weight(weight)?;
+        let value = to_f32(weight, compute)?;
+        let value =
+            Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
+        let decays = weight.shape().len() > 1;
+        Ok(Self { decays, weight: weight.clone(), value, places })
+    }
+}
+
 /// All weights that are trained, from the embedding to the head.
 pub struct Parameters {
-    /// In that order.
+    /// The weights, in that order.
     pub list: Vec<Parameter>,
     /// What matrices are rounded to before they are used.
     precision: DType,
@@ -90,21 +103,10 @@ impl Parameters {
         precision: DType,
         compute: &Compute,
     ) -> Result<Self> {
-        let read = |(weight, _, places): FoundParameter<'_>| {
-            candle_dtype(weight)?;
-            // Text may never touch it, and then it would be written as it is, when all is done.
-            finite::check_weight(weight)?;
-            let value = to_f32(weight, compute)?;
-            let value =
-                Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
-            Ok(Parameter {
-                decays: weight.shape().len() > 1,
-                weight: weight.clone(),
-                value,
-                places,
-            })
-        };
-        let list = found(model, parts).into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        let found = found(model, parts).into_iter();
+        let list = found
+            .map(|(weight, _, places)| Parameter::read(weight, places, compute))
+            .collect::<Result<Vec<_>>>()?;
         if list.is_empty() {
             return Err(Error::new(
                 Kind::Usage,
@@ -271,12 +273,12 @@ fn weights_of(linear: &Linear) -> impl Iterator<Item = &Weight> {
 pub struct Gradients(Vec<Option<Tensor>>);
 
 impl Gradients {
-    /// None yet, for `parameters`.
+    /// Sums of no gradients yet, for `parameters`.
     pub fn new(parameters: &Parameters) -> Self {
         Self(vec![None; parameters.list.len()])
     }
 
-    /// That of the parameter at `index`; none where nothing depended on it.
+    /// The gradient of the parameter at `index`; None where nothing depended on it.
     pub fn get(&self, index: usize) -> Option<&Tensor> {
         self.0[index].as_ref()
     }

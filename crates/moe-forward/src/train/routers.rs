@@ -26,7 +26,7 @@ impl Observer for RouterWatch {
 /// A layer's load in a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerCounts {
-    /// Its index.
+    /// The layer's index.
     pub layer: usize,
     /// Tokens that chose each expert.
     pub counts: Vec<u64>,
@@ -55,7 +55,7 @@ pub fn add_counts(sums: &mut Vec<LayerCounts>, more: &[LayerCounts]) {
     }
 }
 
-/// Of which tokens' choices the shares are that a layer's balance loss uses.
+/// The shares of tokens' choices that a layer's balance loss uses.
 pub(super) struct Shares<'a> {
     /// Layers with a mixture.
     layers: usize,

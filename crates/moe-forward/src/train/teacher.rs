@@ -28,7 +28,7 @@ const GROUP_TOKENS: usize = 4096;
 /// How much of a teacher's distribution is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TeacherKind {
-    /// All of it; the teacher runs for every batch.
+    /// The whole distribution is used; the teacher runs for every batch.
     Logits,
     /// The most probable tokens, and the mass of the others together. Kept: the teacher runs once.
     Top(usize),
@@ -51,7 +51,7 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// For `sequences` of ids that its vocabulary has; what is kept lies in a nameless file in
+    /// A teacher of `sequences`, whose ids its vocabulary has; what is kept lies in a nameless file in
     /// `scratch`.
     ///
     /// # Errors
@@ -122,29 +122,30 @@ impl<'a> Reference<'a> {
         for (span, index) in batch.spans.iter().zip(group) {
             for start in span.clone().step_by(rows) {
                 let range = start..(start + rows).min(span.end);
-                let logits = head.logits(&sweep.hidden(range.clone())?)?;
-                let p = || {
-                    candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?
-                        .to_vec2::<f32>()
-                };
-                let p = p().context(|| "a teacher's probabilities".into())?;
+                let logits = head.logits(&sweep.hidden(range)?)?;
+                let p = probabilities(&logits).context(|| "a teacher's probabilities".into())?;
                 let first = self.offsets[index] + start - span.start;
-                let few = p.par_iter().enumerate().map(|(row, p)| match self.kind {
-                    TeacherKind::Sampled(_, seed) => {
-                        drawn(p, entries, &mut sampling::generator(seed, (first + row) as u64))
-                    }
-                    TeacherKind::Top(_) | TeacherKind::Logits => top(p, entries),
-                });
-                let few: Vec<Vec<(u32, f32)>> = few.collect();
-                let bytes: Vec<u8> = few
-                    .iter()
-                    .flatten()
-                    .flat_map(|(id, p)| id.to_le_bytes().into_iter().chain(p.to_le_bytes()))
-                    .collect();
+                let bytes = self.encoded(&p, first, entries);
                 self.file().write_at((first * entries * ENTRY_BYTES) as u64, &bytes)?;
             }
         }
         Ok(())
+    }
+
+    /// The entries of tokens whose probabilities are `p`, as the file has them; `first` is the
+    /// first token's place among all.
+    fn encoded(&self, p: &[Vec<f32>], first: usize, entries: usize) -> Vec<u8> {
+        let few = p.par_iter().enumerate().map(|(row, p)| match self.kind {
+            TeacherKind::Sampled(_, seed) => {
+                drawn(p, entries, &mut sampling::generator(seed, (first + row) as u64))
+            }
+            TeacherKind::Top(_) | TeacherKind::Logits => top(p, entries),
+        });
+        let few: Vec<Vec<(u32, f32)>> = few.collect();
+        few.iter()
+            .flatten()
+            .flat_map(|(id, p)| id.to_le_bytes().into_iter().chain(p.to_le_bytes()))
+            .collect()
     }
 
     fn read(&self, indices: &[usize], entries: usize) -> Result<Targets> {
@@ -208,6 +209,11 @@ impl Targets {
     }
 }
 
+/// The distribution over the vocabulary that each row of `logits` stands for.
+fn probabilities(logits: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
+    candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?.to_vec2()
+}
+
 /// The `count` most probable tokens.
 fn top(p: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut order: Vec<u32> = (0..p.len() as u32).collect();
@@ -223,19 +229,16 @@ fn top(p: &[f32], count: usize) -> Vec<(u32, f32)> {
 /// `count` draws, each token with its share of them; entries that are left over weigh nothing.
 fn drawn(p: &[f32], count: usize, random: &mut impl RngCore) -> Vec<(u32, f32)> {
     let mut sum = 0f64;
-    let cumulated: Vec<f64> = p
-        .iter()
-        .map(|p| {
-            sum += f64::from(*p);
-            sum
-        })
-        .collect();
-    let mut ids: Vec<u32> = (0..count)
-        .map(|_| {
-            let x = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * sum;
-            cumulated.partition_point(|c| *c <= x).min(p.len() - 1) as u32
-        })
-        .collect();
+    let mut cumulated = Vec::with_capacity(p.len());
+    for p in p {
+        sum += f64::from(*p);
+        cumulated.push(sum);
+    }
+    let mut ids = Vec::with_capacity(count);
+    for _ in 0..count {
+        let x = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * sum;
+        ids.push(cumulated.partition_point(|c| *c <= x).min(p.len() - 1) as u32);
+    }
     ids.sort_unstable();
     let mut entries: Vec<(u32, f32)> = Vec::with_capacity(count);
     for run in ids.chunk_by(|a, b| a == b) {

@@ -103,40 +103,40 @@ impl<'a> Matching<'a> {
                 continue;
             }
             *displacements -= 1;
-            let [(best, mut column), (second, other)] = two_least(self.row(row), &self.v);
-            let better = best < second;
-            if better {
-                self.v[column] -= second - best;
-            } else if self.row_of[column] != NONE {
-                column = other;
-            }
-            let displaced = std::mem::replace(&mut self.row_of[column], NONE);
-            self.assign(row, column);
-            if displaced != NONE {
-                self.column_of[displaced] = NONE;
-                if better { queue.push_front(displaced) } else { left.push(displaced) }
+            match self.take_best(row) {
+                Some((displaced, true)) => queue.push_front(displaced),
+                Some((displaced, false)) => left.push(displaced),
+                None => {}
             }
         }
         left.sort_unstable();
         left
     }
 
+    /// Gives `row` its best column, or the second where that is as good and the best is taken.
+    /// Tells who is displaced, and whether the best is a strict improvement on the second.
+    fn take_best(&mut self, row: usize) -> Option<(usize, bool)> {
+        let [(best, mut column), (second, other)] = two_least(self.row(row), &self.v);
+        let better = best < second;
+        if better {
+            self.v[column] -= second - best;
+        } else if self.row_of[column] != NONE {
+            column = other;
+        }
+        let displaced = std::mem::replace(&mut self.row_of[column], NONE);
+        self.assign(row, column);
+        if displaced == NONE {
+            return None;
+        }
+        self.column_of[displaced] = NONE;
+        Some((displaced, better))
+    }
+
     /// Matches `row` along the shortest way to a free column.
     fn augment(&mut self, row: usize, search: &mut PathSearch) {
-        search.start();
-        let (mut from, mut base) = (row, 0.0);
-        let end = loop {
-            search.relax(self.row(from), &self.v, base, from);
-            let column = search.nearest(|column| self.row_of[column] == NONE);
-            search.close(column);
-            from = self.row_of[column];
-            if from == NONE {
-                break column;
-            }
-            base = search.distance[column] - (self.row(from)[column] - self.v[column]);
-        };
+        let end = self.nearest_free(row, search);
         // Reduced costs stay ≥ 0, and = 0 where rows are matched: what was nearer than the end
-        // becomes dearer by the difference.
+        // becomes more expensive by the difference.
         for column in &search.closed {
             self.v[*column] += search.distance[*column] - search.distance[end];
         }
@@ -149,6 +149,22 @@ impl<'a> Matching<'a> {
             if mover == row {
                 break;
             }
+        }
+    }
+
+    /// The free column that is nearest to `row`; `search` has the way then.
+    fn nearest_free(&self, row: usize, search: &mut PathSearch) -> usize {
+        search.start();
+        let (mut from, mut base) = (row, 0.0);
+        loop {
+            search.relax(self.row(from), &self.v, base, from);
+            let column = search.nearest(|column| self.row_of[column] == NONE);
+            search.close(column);
+            from = self.row_of[column];
+            if from == NONE {
+                return column;
+            }
+            base = search.distance[column] - (self.row(from)[column] - self.v[column]);
         }
     }
 }

@@ -57,38 +57,64 @@ pub fn encode(
     if !weight.par_iter().all(|w| w.is_finite()) {
         candle_core::bail!("a weight is not finite");
     }
-    let stored: fn(f32) -> f32 = match scale_dtype {
+    let blocks = RowOfBlocks { columns, wide, stored: stored_as(scale_dtype)? };
+    let per_row = columns.div_ceil(wide);
+    let mut scales = vec![0f32; rows.div_ceil(high) * per_row];
+    let mut codes = vec![0u8; weight.len()];
+    let size = (high * columns).max(1);
+    let lines = weight.par_chunks(size).zip(codes.par_chunks_mut(size));
+    lines.zip(scales.par_chunks_mut(per_row.max(1))).for_each(|((weight, codes), scales)| {
+        blocks.find_scales(weight, scales);
+        blocks.write_codes(weight, scales, codes);
+    });
+    Ok(Encoded { codes, scales })
+}
+
+/// What a scale becomes when it is stored in `dtype`.
+fn stored_as(dtype: DType) -> candle_core::Result<fn(f32) -> f32> {
+    Ok(match dtype {
         DType::F32 => |scale| scale,
         DType::F16 => |scale| f16::from_f32(scale).to_f32(),
         DType::BF16 => |scale| bf16::from_f32(scale).to_f32(),
         other => candle_core::bail!("scales can't be stored as {other:?}"),
-    };
-    let per_row = columns.div_ceil(wide);
-    let mut scales = vec![0f32; rows.div_ceil(high) * per_row];
-    let mut codes = vec![0u8; weight.len()];
-    let lines = weight
-        .par_chunks((high * columns).max(1))
-        .zip(codes.par_chunks_mut((high * columns).max(1)));
-    lines.zip(scales.par_chunks_mut(per_row.max(1))).for_each(|((weight, codes), scales)| {
-        for row in weight.chunks_exact(columns) {
-            for (scale, part) in scales.iter_mut().zip(row.chunks(wide)) {
+    })
+}
+
+/// Blocks that lie side by side.
+struct RowOfBlocks {
+    /// Of the matrix.
+    columns: usize,
+    /// Columns of a block.
+    wide: usize,
+    /// What a scale becomes when it is stored.
+    stored: fn(f32) -> f32,
+}
+
+impl RowOfBlocks {
+    /// Makes `scales`, which are 0, those of the blocks of `weight`.
+    fn find_scales(&self, weight: &[f32], scales: &mut [f32]) {
+        for row in weight.chunks_exact(self.columns) {
+            for (scale, part) in scales.iter_mut().zip(row.chunks(self.wide)) {
                 *scale = part.iter().fold(*scale, |most, w| most.max(w.abs()));
             }
         }
-        for scale in &mut *scales {
-            let found = stored(*scale / MOST);
+        for scale in scales {
+            let found = (self.stored)(*scale / MOST);
             *scale = if found > 0.0 { found } else { f32::EPSILON };
         }
-        for (row, codes) in weight.chunks_exact(columns).zip(codes.chunks_exact_mut(columns)) {
-            for ((part, codes), scale) in row.chunks(wide).zip(codes.chunks_mut(wide)).zip(&*scales)
-            {
+    }
+
+    fn write_codes(&self, weight: &[f32], scales: &[f32], codes: &mut [u8]) {
+        let codes = codes.chunks_exact_mut(self.columns);
+        for (row, codes) in weight.chunks_exact(self.columns).zip(codes) {
+            let parts = row.chunks(self.wide).zip(codes.chunks_mut(self.wide));
+            for ((part, codes), scale) in parts.zip(scales) {
                 for (code, w) in codes.iter_mut().zip(part) {
                     *code = e4m3_code(w / scale);
                 }
             }
         }
-    });
-    Ok(Encoded { codes, scales })
+    }
 }
 
 #[cfg(test)]

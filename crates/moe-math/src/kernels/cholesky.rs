@@ -4,6 +4,8 @@
 //! which `quantize/cholesky.rs` calls Rᵀ. By blocks of rows from the last one, left-looking, as
 //! there: all that the rows behind a block change in it is one batched product.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -29,25 +31,9 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
     while end > 0 {
         let first = (end - 1) / BLOCK * BLOCK;
         let rows = end - first;
-        let mut left = matrices.narrow(1, first, rows)?.narrow(2, 0, end)?.contiguous()?;
-        if end < size {
-            let behind = factor.narrow(1, end, size - end)?.narrow(2, 0, end)?;
-            let block = behind.narrow(2, first, rows)?.transpose(1, 2)?.contiguous()?;
-            left = (left - block.matmul(&behind.contiguous()?)?)?;
-        }
+        let left = less_products(matrices, &factor, first..end)?;
         let found = left.narrow(2, first, rows)?.contiguous()?.apply_op1_no_bwd(&DiagonalBlock)?;
-        let diagonal = found.narrow(1, 0, rows)?.contiguous()?;
-        let row = match first {
-            0 => diagonal,
-            _ => {
-                let inverse = found.narrow(1, rows, rows)?.contiguous()?;
-                Tensor::cat(
-                    &[&inverse.matmul(&left.narrow(2, 0, first)?.contiguous()?)?, &diagonal],
-                    2,
-                )?
-            }
-        };
-        let row = row.pad_with_zeros(2, 0, size - end)?;
+        let row = row_of_blocks(&found, &left, first)?.pad_with_zeros(2, 0, size - end)?;
         factor.slice_set(&row.contiguous()?, 1, first)?;
         failed = (failed + found.narrow(1, 2 * rows, 1)?.narrow(2, 0, 1)?.flatten_all()?)?;
         end = first;
@@ -55,8 +41,33 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
     Ok((factor, failed.to_vec1::<f32>()?.iter().map(|failed| *failed == 0.0).collect()))
 }
 
-/// Of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B + 1,
-/// B]`.
+/// The `rows` of `matrices` up to the diagonal, less what the rows of `factor` behind them change.
+fn less_products(matrices: &Tensor, factor: &Tensor, rows: Range<usize>) -> Result<Tensor> {
+    let (size, Range { start: first, end }) = (matrices.dim(1)?, rows.clone());
+    let left = matrices.narrow(1, first, rows.len())?.narrow(2, 0, end)?.contiguous()?;
+    if end == size {
+        return Ok(left);
+    }
+    let behind = factor.narrow(1, end, size - end)?.narrow(2, 0, end)?;
+    let block = behind.narrow(2, first, rows.len())?.transpose(1, 2)?.contiguous()?;
+    left - block.matmul(&behind.contiguous()?)?
+}
+
+/// Rows of the factor up to the diagonal, from what was `found` of their diagonal block; the first
+/// `first` columns of `left` stand before that.
+fn row_of_blocks(found: &Tensor, left: &Tensor, first: usize) -> Result<Tensor> {
+    let rows = found.dim(2)?;
+    let diagonal = found.narrow(1, 0, rows)?.contiguous()?;
+    if first == 0 {
+        return Ok(diagonal);
+    }
+    let inverse = found.narrow(1, rows, rows)?.contiguous()?;
+    let before = inverse.matmul(&left.narrow(2, 0, first)?.contiguous()?)?;
+    Tensor::cat(&[&before, &diagonal], 2)
+}
+
+/// Makes of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B +
+/// 1, B]`.
 pub(super) struct DiagonalBlock;
 
 #[derive(Clone, Copy)]
@@ -142,19 +153,8 @@ impl CustomOp1 for DiagonalBlock {
 fn of_block(block: &[f32], found: &mut [f32], size: usize) {
     let (m, rest) = found.split_at_mut(size * size);
     let (inverse, failed) = rest.split_at_mut(size * size);
-    for k in (0..size).rev() {
-        for j in 0..=k {
-            m[k * size + j] = (k + 1..size)
-                .fold(block[k * size + j], |rest, c| rest - m[c * size + k] * m[c * size + j]);
-        }
-        let pivot = m[k * size + k].sqrt();
-        let good = pivot > 0.0 && pivot.is_finite();
-        if !good {
-            failed.fill(1.0);
-        }
-        let pivot = if good { pivot } else { 1.0 };
-        m[k * size..][..k].iter_mut().for_each(|value| *value /= pivot);
-        m[k * size + k] = pivot;
+    if !factor_block(block, m, size) {
+        failed.fill(1.0);
     }
     for j in 0..size {
         for i in (0..=j).rev() {
@@ -164,6 +164,24 @@ fn of_block(block: &[f32], found: &mut [f32], size: usize) {
             inverse[i * size + j] = rest / m[i * size + i];
         }
     }
+}
+
+/// Fills M, and tells whether there is one: a pivot that can't be becomes 1.
+fn factor_block(block: &[f32], m: &mut [f32], size: usize) -> bool {
+    let mut all_good = true;
+    for k in (0..size).rev() {
+        for j in 0..=k {
+            m[k * size + j] = (k + 1..size)
+                .fold(block[k * size + j], |rest, c| rest - m[c * size + k] * m[c * size + j]);
+        }
+        let pivot = m[k * size + k].sqrt();
+        let good = pivot > 0.0 && pivot.is_finite();
+        all_good &= good;
+        let pivot = if good { pivot } else { 1.0 };
+        m[k * size..][..k].iter_mut().for_each(|value| *value /= pivot);
+        m[k * size + k] = pivot;
+    }
+    all_good
 }
 
 #[cfg(test)]

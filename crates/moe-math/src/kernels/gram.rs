@@ -23,6 +23,14 @@ pub(crate) fn add_gram(sum: &Tensor, x: &Tensor) -> Result<()> {
     sum.inplace_op2(&x.contiguous()?, &Gram)
 }
 
+/// Adds to the rows `sum` of the sum, from row `first` on.
+fn add_rows(sum: &mut [f32], first: usize, x: MatRef<'_, f32>) {
+    let rows = sum.len() / x.ncols();
+    let sum = MatMut::from_row_major_slice_mut(sum, rows, x.ncols());
+    let own = x.subcols(first, rows).transpose();
+    matmul(sum, Accum::Add, own, x, 1.0, Par::Seq);
+}
+
 struct Gram;
 
 impl InplaceOp2 for Gram {
@@ -40,20 +48,8 @@ impl InplaceOp2 for Gram {
         let (tokens, size) = lx.shape().dims2()?;
         let x = widened(x, lx)?;
         let x = MatRef::from_row_major_slice(&x, tokens, size);
-        elements_mut(sum, ls)?.par_chunks_mut((ROWS * size).max(1)).enumerate().for_each(
-            |(block, sum)| {
-                let rows = sum.len() / size;
-                let sum = MatMut::from_row_major_slice_mut(sum, rows, size);
-                matmul(
-                    sum,
-                    Accum::Add,
-                    x.subcols(block * ROWS, rows).transpose(),
-                    x,
-                    1.0,
-                    Par::Seq,
-                );
-            },
-        );
+        let blocks = elements_mut(sum, ls)?.par_chunks_mut((ROWS * size).max(1)).enumerate();
+        blocks.for_each(|(block, sum)| add_rows(sum, block * ROWS, x));
         Ok(())
     }
 

@@ -10,8 +10,9 @@ use half::bf16;
 use libloading::Library;
 
 use super::cholesky::DiagonalBlock;
+use super::grids::{Grids, group_grids};
 use super::mix::{Adding, Table, add_outputs};
-use super::round::{Grids, RoundBlock, Settle, group_grids, round_block, settle};
+use super::round::{RoundBlock, Settle, round_block, settle};
 use super::{Arguments, Geometry, int};
 use crate::quantize::Scheme;
 use crate::quantize::grid::{CLIPS, Grid};
@@ -171,7 +172,7 @@ fn groups_get_their_grids_alike() {
             let mut found = vec![f32::NAN; 2 * groups * rows];
             let arguments = Grids { grid, clips }.arguments([groups, size, rows]);
             let (members, energy) = (members.as_ptr(), energy.as_ptr());
-            on_host(super::round::GroupGrids {
+            on_host(super::grids::GroupGrids {
                 members,
                 energy,
                 grids: found.as_mut_ptr(),

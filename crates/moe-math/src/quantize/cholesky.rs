@@ -94,12 +94,7 @@ impl<T: Real> WithSimd for Panel<'_, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { columns, first, size } = self;
         let count = columns.len() / size;
-        let mut takes = vec![T::ZERO; count * count];
-        for k in 0..count {
-            for j in k + 1..count {
-                takes[k * count + j] = -columns[j * size + first + k];
-            }
-        }
+        let takes = negated(columns, first, size);
         let mut strips = vec![[T::ZERO; STRIP]; count];
         for top in (0..first).step_by(STRIP) {
             let rows = STRIP.min(first - top);
@@ -108,13 +103,8 @@ impl<T: Real> WithSimd for Panel<'_, T> {
                 let column = &mut columns[k * size + top..][..rows];
                 let (strip, solved) = strips[k..].split_at_mut(1);
                 strip[0][..rows].copy_from_slice(column);
-                T::feed(
-                    simd,
-                    &mut strip[0],
-                    &takes[k * count + k + 1..][..count - k - 1],
-                    solved,
-                    1,
-                );
+                let takes = &takes[k * count + k + 1..][..count - k - 1];
+                T::feed(simd, &mut strip[0], takes, solved, 1);
                 for value in &mut strip[0] {
                     *value /= pivot;
                 }
@@ -122,6 +112,18 @@ impl<T: Real> WithSimd for Panel<'_, T> {
             }
         }
     }
+}
+
+/// −R of a diagonal block above its diagonal, by rows.
+fn negated<T: Real>(columns: &[T], first: usize, size: usize) -> Vec<T> {
+    let count = columns.len() / size;
+    let mut negated = vec![T::ZERO; count * count];
+    for k in 0..count {
+        for j in k + 1..count {
+            negated[k * count + j] = -columns[j * size + first + k];
+        }
+    }
+    negated
 }
 
 #[cfg(test)]

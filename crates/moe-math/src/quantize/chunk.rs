@@ -63,17 +63,11 @@ pub(super) fn each_chunk<T: Real>(
         .enumerate()
         .flat_map(|(index, (job, places))| parts(index, job, places));
     let parts: Vec<ChunkPart<'_>> = parts.collect();
-    let solve =
-        |chunk: &mut Chunk<T>, part: ChunkPart<'_>| -> Result<(usize, f64), QuantizeError> {
-            chunk.load(&part)?;
-            run(part.job, chunk);
-            let error = chunk.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
-            let job = part.job;
-            chunk.store(part, grid);
-            Ok((job, error))
-        };
-    let errors: Result<Vec<(usize, f64)>, QuantizeError> =
-        parts.into_par_iter().map_init(Chunk::default, solve).collect();
+    let solved = parts.into_par_iter().map_init(Chunk::default, |chunk, part| {
+        let job = part.job;
+        Ok((job, chunk.solve(part, grid, &run)?))
+    });
+    let errors: Result<Vec<(usize, f64)>, QuantizeError> = solved.collect();
     errors?.into_iter().for_each(|(job, error)| sums[job] += error);
     Ok(sums)
 }
@@ -128,20 +122,26 @@ impl<T: Real> Chunk<T> {
         columns.start * self.strips..columns.end * self.strips
     }
 
+    /// Solves `part`, and returns the sum of its rows' errors.
+    fn solve(
+        &mut self,
+        part: ChunkPart<'_>,
+        grid: &Grid<T>,
+        run: impl Fn(usize, &mut Self),
+    ) -> Result<f64, QuantizeError> {
+        self.load(&part)?;
+        run(part.job, self);
+        let error = self.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
+        self.store(part, grid);
+        Ok(error)
+    }
+
     fn load(&mut self, part: &ChunkPart<'_>) -> Result<(), QuantizeError> {
         let width = part.places.len();
         let rows = part.weight.len() / width;
-        let strips = rows.div_ceil(STRIP);
-        (self.strips, self.width, self.group) = (strips, width, part.group);
-        self.weight.resize(width * strips, [T::ZERO; STRIP]);
-        self.codes.resize(width * strips, [0; STRIP]);
-        self.scales.resize(width / part.group * strips, [T::ONE; STRIP]);
-        self.zeros.resize(width / part.group * strips, [T::ZERO; STRIP]);
-        self.errors.clear();
-        self.errors.resize(strips, [T::ZERO; STRIP]);
-        self.fed.clear();
-        self.fed.resize(width * strips, [T::ZERO; STRIP]);
-        let (to, padded) = (self.weight.as_flattened_mut(), strips * STRIP);
+        self.make_room(rows, width, part.group);
+        let padded = self.rows();
+        let to = self.weight.as_flattened_mut();
         if rows < padded {
             to.chunks_exact_mut(padded).for_each(|column| column[rows..].fill(T::ZERO));
         }
@@ -149,10 +149,7 @@ impl<T: Real> Chunk<T> {
         for (block, lines) in part.weight.chunks(TILE * width).enumerate() {
             for (c, places) in part.places.chunks(TILE).enumerate() {
                 let tile = tile(lines, width, c * TILE);
-                wrong |= tile
-                    .as_flattened()
-                    .iter()
-                    .fold(0, |wrong, w| wrong | u32::from(!w.is_finite()));
+                wrong |= non_finite(&tile);
                 for (i, place) in places.iter().enumerate() {
                     let column = &mut to[place * padded + block * TILE..][..TILE];
                     for (value, line) in column.iter_mut().zip(&tile) {
@@ -164,11 +161,40 @@ impl<T: Real> Chunk<T> {
         if wrong == 0 { Ok(()) } else { Err(QuantizeError::NotFinite) }
     }
 
+    /// Makes room for `rows` rows of `width` columns in groups of `group`. Errors and what was fed
+    /// are 0 then; the rest may hold what was solved before.
+    fn make_room(&mut self, rows: usize, width: usize, group: usize) {
+        let strips = rows.div_ceil(STRIP);
+        (self.strips, self.width, self.group) = (strips, width, group);
+        self.weight.resize(width * strips, [T::ZERO; STRIP]);
+        self.codes.resize(width * strips, [0; STRIP]);
+        self.scales.resize(width / group * strips, [T::ONE; STRIP]);
+        self.zeros.resize(width / group * strips, [T::ZERO; STRIP]);
+        self.errors.clear();
+        self.errors.resize(strips, [T::ZERO; STRIP]);
+        self.fed.clear();
+        self.fed.resize(width * strips, [T::ZERO; STRIP]);
+    }
+
     fn store(&self, part: ChunkPart<'_>, grid: &Grid<T>) {
-        let (width, padded, groups) = (self.width, self.rows(), self.width / self.group);
+        self.store_codes(part.codes, part.places);
+        let (padded, groups) = (self.rows(), self.width / self.group);
+        let (scales, zeros) = (self.scales.as_flattened(), self.zeros.as_flattened());
+        for (row, (to, signs)) in
+            part.scales.chunks_mut(groups).zip(part.zeros.chunks_mut(groups)).enumerate()
+        {
+            for (g, (scale, zero)) in to.iter_mut().zip(signs).enumerate() {
+                (*scale, *zero) =
+                    (scales[g * padded + row].to_f32(), grid.unsigned(zeros[g * padded + row]));
+            }
+        }
+    }
+
+    fn store_codes(&self, codes: &mut [u8], places: &[usize]) {
+        let (width, padded) = (self.width, self.rows());
         let from = self.codes.as_flattened();
-        for (block, lines) in part.codes.chunks_mut(TILE * width).enumerate() {
-            for (c, places) in part.places.chunks(TILE).enumerate() {
+        for (block, lines) in codes.chunks_mut(TILE * width).enumerate() {
+            for (c, places) in places.chunks(TILE).enumerate() {
                 let mut tile = [[0u8; TILE]; TILE];
                 for (i, place) in places.iter().enumerate() {
                     let column = &from[place * padded + block * TILE..][..TILE];
@@ -184,16 +210,13 @@ impl<T: Real> Chunk<T> {
                 }
             }
         }
-        let (scales, zeros) = (self.scales.as_flattened(), self.zeros.as_flattened());
-        for (row, (to, signs)) in
-            part.scales.chunks_mut(groups).zip(part.zeros.chunks_mut(groups)).enumerate()
-        {
-            for (g, (scale, zero)) in to.iter_mut().zip(signs).enumerate() {
-                (*scale, *zero) =
-                    (scales[g * padded + row].to_f32(), grid.unsigned(zeros[g * padded + row]));
-            }
-        }
     }
+}
+
+/// Gives 0 where all values are finite, and 1 elsewhere.
+#[inline(always)]
+fn non_finite(tile: &[[f32; TILE]; TILE]) -> u32 {
+    tile.as_flattened().iter().fold(0, |wrong, w| wrong | u32::from(!w.is_finite()))
 }
 
 /// A square of `lines`, rows of `width`, from column `first`; zeros where it ends.

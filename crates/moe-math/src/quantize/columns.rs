@@ -142,34 +142,34 @@ impl<T: Real> Solver<'_, T> {
     /// best for the errors so far: those that its columns would have if none of them were rounded,
     /// W + B A_g⁻¹ where B is fed from before.
     fn fix_settled(&self, chunk: &mut Chunk<T>, group: usize) {
-        let (rows, size) = (chunk.rows(), chunk.group);
-        let members = chunk.columns(&(group * size..(group + 1) * size));
-        let mut best = chunk.weight[members.clone()].to_vec();
-        if let Some(settled) = self.settled().filter(|_| group > 0) {
-            let settled = MatRef::from_column_major_slice(
-                &settled[group * size * size..][..size * size],
-                size,
-                size,
-            );
-            let fed =
-                MatRef::from_column_major_slice(chunk.fed[members].as_flattened(), rows, size);
-            let mut best = MatMut::from_column_major_slice_mut(best.as_flattened_mut(), rows, size);
-            // Upper triangular: a block of columns takes only from the columns up to its end.
-            for first in (0..size).step_by(COLUMNS) {
-                let count = COLUMNS.min(size - first);
-                let (best, settled) =
-                    (best.rb_mut().subcols_mut(first, count), settled.subcols(first, count));
-                let (fed, settled) =
-                    (fed.subcols(0, first + count), settled.subrows(0, first + count));
-                matmul(best, Accum::Add, fed, settled, T::ONE, Par::Seq);
-            }
-        }
+        let best = self.settled_weight(chunk, group);
         let columns: Vec<_> = best
             .chunks_exact(chunk.strips)
             .enumerate()
-            .map(|(k, c)| (group * size + k, c))
+            .map(|(k, c)| (group * chunk.group + k, c))
             .collect();
         self.fix(chunk, group, &columns);
+    }
+
+    /// Makes W + B A_g⁻¹ of a group.
+    fn settled_weight(&self, chunk: &Chunk<T>, group: usize) -> Vec<[T; STRIP]> {
+        let (rows, size) = (chunk.rows(), chunk.group);
+        let members = chunk.columns(&(group * size..(group + 1) * size));
+        let mut found = chunk.weight[members.clone()].to_vec();
+        let Some(settled) = self.settled().filter(|_| group > 0) else { return found };
+        let settled = &settled[group * size * size..][..size * size];
+        let settled = MatRef::from_column_major_slice(settled, size, size);
+        let fed = MatRef::from_column_major_slice(chunk.fed[members].as_flattened(), rows, size);
+        let mut best = MatMut::from_column_major_slice_mut(found.as_flattened_mut(), rows, size);
+        // Upper triangular: a block of columns takes only from the columns up to its end.
+        for first in (0..size).step_by(COLUMNS) {
+            let count = COLUMNS.min(size - first);
+            let best = best.rb_mut().subcols_mut(first, count);
+            let settled = settled.subcols(first, count).subrows(0, first + count);
+            let fed = fed.subcols(0, first + count);
+            matmul(best, Accum::Add, fed, settled, T::ONE, Par::Seq);
+        }
+        found
     }
 
     /// Scales and zeros of a group from `columns`, each with its number in the order of the matrix.
@@ -214,12 +214,8 @@ impl<T: Real> Solver<'_, T> {
         let mut least = self.errors(columns, diagonal, scales, zeros);
         let (mut tried_scales, mut tried_zeros) = (scales.to_vec(), zeros.to_vec());
         for step in 1..=CLIPS {
-            self.parameters(
-                range,
-                T::from_f64(kept_range(step)),
-                &mut tried_scales,
-                &mut tried_zeros,
-            );
+            let share = T::from_f64(kept_range(step));
+            self.parameters(range, share, &mut tried_scales, &mut tried_zeros);
             let errors = self.errors(columns, diagonal, &tried_scales, &tried_zeros);
             let kept = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
             let tried = tried_scales.as_flattened().iter().zip(tried_zeros.as_flattened());

@@ -114,6 +114,46 @@ fn members(problems: &[Problem<'_, f32>]) -> Vec<Vec<usize>> {
     }
 }
 
+/// Refuses matrices of more elements than candle's kernels count.
+fn check_countable(members: &[Vec<usize>], [rows, width]: [usize; 2]) -> Result<(), QuantizeError> {
+    let all_rows = members[0].len() * rows;
+    if members.len() * width * all_rows.max(width) > u32::MAX as usize {
+        return Err(QuantizeError::Device(
+            "candle's kernels count up to 2^32 elements: too many experts together".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// The weights of `problems`, those of `members` side by side: `[E, K, R]`.
+fn uploaded(
+    problems: &[Problem<'_, f32>],
+    members: &[Vec<usize>],
+    [rows, width]: [usize; 2],
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    let given = members.iter().flatten();
+    let given = given.map(|of| Tensor::from_slice(problems[*of].weight, (rows, width), device));
+    Tensor::cat(&given.collect::<candle_core::Result<Vec<_>>>()?, 0)?
+        .reshape((members.len(), members[0].len() * rows, width))?
+        .transpose(1, 2)?
+        .contiguous()
+}
+
+fn diagonals(factors: &[&Factor<f32>], device: &Device) -> candle_core::Result<Tensor> {
+    let values: Vec<f32> =
+        factors.iter().flat_map(|factor| factor.diagonal.iter().copied()).collect();
+    let width = values.len() / factors.len();
+    Tensor::from_vec(values, (factors.len(), width), device)
+}
+
+fn costs(factors: &[&Factor<f32>], device: &Device) -> candle_core::Result<Tensor> {
+    let costs: Vec<f32> =
+        factors.iter().flat_map(|factor| super::gptq::costs(factor)).flatten().collect();
+    let width = costs.len() / factors.len() / 2;
+    Tensor::from_vec(costs, (factors.len(), width, 2), device)
+}
+
 impl<'a> Batch<'a> {
     fn new(
         problems: &'a [Problem<'a, f32>],
@@ -122,52 +162,52 @@ impl<'a> Batch<'a> {
         options: &Options,
         device: &Device,
     ) -> Result<Self, QuantizeError> {
-        let ([rows, width], members) = (shape, members(problems));
-        let (count, all_rows) = (members.len(), members[0].len() * rows);
-        if count * width * all_rows.max(width) > u32::MAX as usize {
-            return Err(QuantizeError::Device(
-                "candle's kernels count up to 2^32 elements: too many experts together".to_owned(),
-            ));
+        let mut batch = Self::as_given(problems, shape, group, options, device)?;
+        if !batch.grouped() {
+            batch.fixed = Some(batch.fixed()?);
         }
+        if problems.iter().any(|problem| problem.factor.order.is_some()) {
+            batch.weight = batch.ordered()?;
+        }
+        Ok(batch)
+    }
+
+    /// The batch with its weights' columns as they are given, and no grids.
+    fn as_given(
+        problems: &'a [Problem<'a, f32>],
+        shape: [usize; 2],
+        group: usize,
+        options: &Options,
+        device: &Device,
+    ) -> Result<Self, QuantizeError> {
+        let members = members(problems);
+        check_countable(&members, shape)?;
         let factors: Vec<_> = members.iter().map(|members| problems[members[0]].factor).collect();
-        let diagonal: Vec<f32> =
-            factors.iter().flat_map(|factor| factor.diagonal.iter().copied()).collect();
-        let upload =
-            |member: &usize| Tensor::from_slice(problems[*member].weight, (rows, width), device);
-        let given =
-            members.iter().flatten().map(upload).collect::<candle_core::Result<Vec<_>>>()?;
-        let given = Tensor::cat(&given, 0)?
-            .reshape((count, all_rows, width))?
-            .transpose(1, 2)?
-            .contiguous()?;
-        let costs: Vec<f32> =
-            factors.iter().flat_map(|factor| super::gptq::costs(factor)).flatten().collect();
-        let mut batch = Self {
+        Ok(Self {
             problems,
             shape,
             group,
             grid: Grid::new(&options.scheme),
             clip_search: options.clip_search,
+            weight: uploaded(problems, &members, shape, device)?,
             feedback: Factor::feedback_of(&factors, device)?,
-            diagonal: Tensor::from_vec(diagonal, (count, width), device)?,
-            costs: Tensor::from_vec(costs, (count, width, 2), device)?,
+            diagonal: diagonals(&factors, device)?,
+            costs: costs(&factors, device)?,
             fixed: None,
-            weight: given,
             members,
-        };
-        if !batch.grouped() {
-            batch.fixed = Some(batch.fixed()?);
-        }
-        if factors.iter().any(|factor| factor.order.is_some()) {
-            let ordered = |(e, factor): (usize, &&Factor<f32>)| {
-                let order: Vec<u32> = (0..width).map(|k| column_of(factor, k) as u32).collect();
-                batch.weight.get(e)?.index_select(&Tensor::from_vec(order, width, device)?, 0)
-            };
-            let ordered =
-                factors.iter().enumerate().map(ordered).collect::<candle_core::Result<Vec<_>>>()?;
-            batch.weight = Tensor::stack(&ordered, 0)?;
-        }
-        Ok(batch)
+        })
+    }
+
+    /// The weights with their columns in the order in which they are solved.
+    fn ordered(&self) -> candle_core::Result<Tensor> {
+        let width = self.shape[1];
+        let ordered = (0..self.members.len()).map(|e| {
+            let factor = self.factor(e);
+            let order: Vec<u32> = (0..width).map(|k| factor.column(k) as u32).collect();
+            let order = Tensor::from_vec(order, width, self.weight.device())?;
+            self.weight.get(e)?.index_select(&order, 0)
+        });
+        Tensor::stack(&ordered.collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 
     /// The factor of matrix `e`.
@@ -183,16 +223,13 @@ impl<'a> Batch<'a> {
 
     fn solve(&self) -> Result<FoundScales, QuantizeError> {
         let (count, width, rows) = self.weight.dims3()?;
+        let device = self.weight.device();
         let codes = self.weight.zeros_like()?;
         let grids = match &self.fixed {
-            None => Tensor::zeros(
-                (2, count, width / self.group, rows),
-                DType::F32,
-                self.weight.device(),
-            )?,
+            None => Tensor::zeros((2, count, width / self.group, rows), DType::F32, device)?,
             Some(fixed) => fixed.clone(),
         };
-        let mut errors = Tensor::zeros((count, rows), DType::F32, self.weight.device())?;
+        let mut errors = Tensor::zeros((count, rows), DType::F32, device)?;
         // Where groups are fixed on the way, no block reaches into the next one.
         let group = if self.grouped() { self.group } else { width };
         for start in (0..width).step_by(group) {
@@ -200,19 +237,22 @@ impl<'a> Batch<'a> {
                 grids.slice_set(&self.settled(start)?.unsqueeze(2)?, 2, start / group)?;
             }
             for first in (start..start + group).step_by(BLOCK) {
-                let size = BLOCK.min(start + group - first);
-                let feedback = self.feedback.narrow(1, first, size)?.narrow(2, first, size)?;
-                let weight = self.weight.narrow(1, first, size)?;
-                let grids = self.columns(&grids, first, size)?;
-                let codes_of = [self.grid.low, self.grid.high];
-                let found =
-                    round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes_of)?;
+                let found = self.round(&grids, first, BLOCK.min(start + group - first))?;
                 self.weight.slice_set(&found.errors, 1, first)?;
                 codes.slice_set(&found.codes, 1, first)?;
                 errors = (errors + self.cost(first, &found)?)?;
             }
         }
         Ok(FoundScales { codes, grids, errors })
+    }
+
+    /// Rounds a block of `size` columns to `grids`.
+    fn round(&self, grids: &Tensor, first: usize, size: usize) -> Result<Rounded, QuantizeError> {
+        let feedback = self.feedback.narrow(1, first, size)?.narrow(2, first, size)?;
+        let weight = self.weight.narrow(1, first, size)?;
+        let grids = self.columns(grids, first, size)?;
+        let codes = [self.grid.low, self.grid.high];
+        Ok(round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes)?)
     }
 
     /// What the errors of all columns before `first` feed to a block: `[E, size, R]`.
@@ -241,7 +281,7 @@ impl<'a> Batch<'a> {
         }
         let (_, count, groups, rows) = grids.dims4()?;
         let group =
-            |e: usize, k: usize| (e * groups + column_of(self.factor(e), k) / self.group) as u32;
+            |e: usize, k: usize| (e * groups + self.factor(e).column(k) / self.group) as u32;
         let indices: Vec<u32> =
             (0..count).flat_map(|e| (first..first + size).map(move |k| group(e, k))).collect();
         let indices = Tensor::new(indices, grids.device())?;
@@ -275,135 +315,70 @@ impl<'a> Batch<'a> {
 
 impl FoundScales {
     fn finish(self, batch: &Batch<'_>) -> Result<Vec<Solved>, QuantizeError> {
-        let ([rows, width], groups) = (batch.shape, batch.shape[1] / batch.group);
-        let errors = self.errors.to_vec2::<f32>()?;
-        let low = f64::from(batch.grid.low);
-        let unsigned = |codes: Tensor| {
-            codes.affine(1.0, -low)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()
-        };
-        let of_rows = |grid: usize| self.grids.get(grid)?.transpose(1, 2)?.contiguous();
-        let scales = of_rows(0)?.flatten_all()?.to_vec1::<f32>()?;
-        let (zeros, codes) = (unsigned(of_rows(1)?)?, unsigned(self.codes)?);
         let parts = batch.members[0].len();
-        let mut solved: Vec<(usize, Solved)> = (0..batch.problems.len())
-            .into_par_iter()
-            .map(|place| {
-                let (e, part) = (place / parts, place % parts);
-                let mut found = Codes::blank(batch.shape, batch.group);
-                let of_matrix = &codes[e * parts * rows * width..][..parts * rows * width];
-                for (k, column) in of_matrix.chunks_exact(parts * rows).enumerate() {
-                    let (to, column) =
-                        (column_of(batch.factor(e), k), &column[part * rows..][..rows]);
-                    found
-                        .codes
-                        .chunks_exact_mut(width)
-                        .zip(column)
-                        .for_each(|(row, code)| row[to] = *code);
-                }
-                found.scales.copy_from_slice(&scales[place * rows * groups..][..rows * groups]);
-                found.zeros.copy_from_slice(&zeros[place * rows * groups..][..rows * groups]);
-                let error =
-                    errors[e][part * rows..][..rows].iter().map(|error| f64::from(*error)).sum();
-                (batch.members[e][part], Solved { codes: found, error })
-            })
-            .collect();
+        let found = self.read(batch)?;
+        let solved = (0..batch.problems.len()).into_par_iter().map(|place| {
+            let (e, part) = (place / parts, place % parts);
+            (batch.members[e][part], found.solved(batch, [e, part]))
+        });
+        let mut solved: Vec<(usize, Solved)> = solved.collect();
         solved.sort_by_key(|(problem, _)| *problem);
         Ok(solved.into_iter().map(|(_, solved)| solved).collect())
     }
+
+    fn read(self, batch: &Batch<'_>) -> candle_core::Result<ReadScales> {
+        let low = f64::from(batch.grid.low);
+        Ok(ReadScales {
+            errors: self.errors.to_vec2::<f32>()?,
+            scales: self.grids_by_rows(0)?.flatten_all()?.to_vec1::<f32>()?,
+            zeros: unsigned(self.grids_by_rows(1)?, low)?,
+            codes: unsigned(self.codes, low)?,
+        })
+    }
+
+    /// Scales, 0, or signed zeros, 1, as `[E, R, K / g]`.
+    fn grids_by_rows(&self, grid: usize) -> candle_core::Result<Tensor> {
+        self.grids.get(grid)?.transpose(1, 2)?.contiguous()
+    }
 }
 
-/// Where the column that is solved as number `k` belongs.
-fn column_of(factor: &Factor<f32>, k: usize) -> usize {
-    factor.order.as_ref().map_or(k, |order| order[k] as usize)
+fn unsigned(codes: Tensor, low: f64) -> candle_core::Result<Vec<u8>> {
+    codes.affine(1.0, -low)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()
+}
+
+/// What has been found, in memory.
+struct ReadScales {
+    /// `[E, K, R]`, unsigned.
+    codes: Vec<u8>,
+    /// `[E, R, K / g]`
+    scales: Vec<f32>,
+    /// `[E, R, K / g]`, unsigned.
+    zeros: Vec<u8>,
+    /// `[E, R]`
+    errors: Vec<Vec<f32>>,
+}
+
+impl ReadScales {
+    /// The problem whose rows are number `part` of matrix `e`.
+    fn solved(&self, batch: &Batch<'_>, [e, part]: [usize; 2]) -> Solved {
+        let ([rows, width], groups) = (batch.shape, batch.shape[1] / batch.group);
+        let parts = batch.members[0].len();
+        let mut found = Codes::blank(batch.shape, batch.group);
+        let of_matrix = &self.codes[e * parts * rows * width..][..parts * rows * width];
+        for (k, column) in of_matrix.chunks_exact(parts * rows).enumerate() {
+            let to = batch.factor(e).column(k);
+            let column = &column[part * rows..][..rows];
+            for (row, code) in found.codes.chunks_exact_mut(width).zip(column) {
+                row[to] = *code;
+            }
+        }
+        let own = (e * parts + part) * rows * groups;
+        found.scales.copy_from_slice(&self.scales[own..][..rows * groups]);
+        found.zeros.copy_from_slice(&self.zeros[own..][..rows * groups]);
+        let errors = &self.errors[e][part * rows..][..rows];
+        Solved { codes: found, error: errors.iter().map(|error| f64::from(*error)).sum() }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quantize::{Damping, Hessian, Scheme, factorise, solve};
-    use crate::sampling::{generator, normal};
-
-    fn factor(width: usize, seed: u64, act_order: bool) -> Factor<f32> {
-        let mut x = normal(width * width, 1.0, &mut generator(seed, 0));
-        for row in x.chunks_mut(width) {
-            // Columns of different energy that follow the one before them, and a dead one.
-            (1..width)
-                .for_each(|k| row[k] = (row[k] + 0.8 * row[k - 1]) * (1.0 + (k % 7) as f32 / 7.0));
-            row[width / 2] = 0.0;
-        }
-        let mut hessian = Hessian::new(width);
-        hessian.add(&x, None).unwrap();
-        factorise(&hessian, &Damping::default(), act_order).unwrap()
-    }
-
-    #[test]
-    fn tensors_give_the_codes_of_the_native_solver() {
-        let (rows, width) = (20, 192);
-        for (bits, symmetric, group, act_order, clip_search) in [
-            (4, true, Some(64), false, false),
-            (3, false, Some(32), false, true),
-            (4, true, Some(32), true, false),
-            (2, false, Some(96), true, true),
-            (8, true, None, false, false),
-            (4, false, None, true, true),
-        ] {
-            let scheme = Scheme { bits, symmetric, group, scale_dtype: DType::BF16 };
-            let options = Options { scheme, clip_search };
-            let factors: Vec<_> = (0..3).map(|seed| factor(width, seed, act_order)).collect();
-            let weights: Vec<_> =
-                (0..6).map(|seed| normal(rows * width, 0.05, &mut generator(seed, 1))).collect();
-            // Two matrices to a factor, whose rows go together, or to some of the factors.
-            let of = |index: usize| &factors[index % 3];
-            let mut problems: Vec<_> = (0..6)
-                .map(|index| Problem { weight: &weights[index], factor: of(index) })
-                .collect();
-            problems.truncate(if clip_search { 5 } else { 6 });
-            let expected = solve(&problems, [rows, width], &options).unwrap();
-            let found = by_tensors(&problems, [rows, width], &options, &Device::Cpu).unwrap();
-            for (found, expected) in found.iter().zip(&expected) {
-                let equal = found
-                    .codes
-                    .codes
-                    .iter()
-                    .zip(&expected.codes.codes)
-                    .filter(|(a, b)| a == b)
-                    .count();
-                assert!(
-                    equal as f64 > 0.99 * (rows * width) as f64,
-                    "{equal} of {} {scheme:?}",
-                    rows * width
-                );
-                assert!((found.error - expected.error).abs() < 0.01 * expected.error, "{scheme:?}");
-                let scales = found.codes.scales.iter().zip(&expected.codes.scales);
-                assert!(
-                    scales.filter(|(a, b)| a == b).count() as f64
-                        > 0.97 * found.codes.scales.len() as f64
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_a_batch_is_refused() {
-        let (ordered, plain) = (factor(8, 1, true), factor(8, 1, false));
-        let scheme = Scheme { bits: 4, symmetric: true, group: Some(4), scale_dtype: DType::F32 };
-        let options = Options { scheme, clip_search: false };
-        let good = Problem { weight: &[0.5; 16], factor: &plain };
-        let on =
-            |problems: &[Problem<'_, f32>]| by_tensors(problems, [2, 8], &options, &Device::Cpu);
-        assert_eq!(on(&[good]).unwrap().len(), 1);
-        assert_eq!(on(&[]).unwrap(), []);
-        assert!(matches!(
-            on(&[good, Problem { factor: &ordered, ..good }]),
-            Err(QuantizeError::Device(_))
-        ));
-        assert_eq!(
-            on(&[Problem { weight: &[f32::NAN; 16], ..good }]),
-            Err(QuantizeError::NotFinite)
-        );
-        assert!(matches!(
-            on(&[Problem { weight: &[0.5; 15], ..good }]),
-            Err(QuantizeError::Length { .. })
-        ));
-    }
-}
+mod tests;

@@ -68,6 +68,13 @@ pub struct Factor<T> {
     pub attempts: u32,
 }
 
+impl<T> Factor<T> {
+    /// The weight's column that is solved as number `k`.
+    pub(super) fn column(&self, k: usize) -> usize {
+        self.order.as_ref().map_or(k, |order| order[k] as usize)
+    }
+}
+
 impl Factor<f32> {
     /// Aᵀ of all `factors` on `device`, `[E, K, K]`; no copy where these are all that were made
     /// together.
@@ -118,38 +125,83 @@ pub fn factorise<T: Real>(
     damping: &Damping,
     act_order: bool,
 ) -> Result<Factor<T>, QuantizeError> {
-    let size = hessian.size;
-    let diagonal: Vec<T> = (0..size).map(|i| hessian.sum[i * size + i]).collect();
-    let dead: Vec<bool> = diagonal.iter().map(|h| *h == T::ZERO).collect();
-    let live = dead.iter().filter(|dead| !**dead).count();
-    let mean = diagonal.iter().map(|h| h.to_f64()).sum::<f64>() / live.max(1) as f64;
-    let order = act_order.then(|| descending(&diagonal));
-    let (mut share, mut attempts) = (damping.start, 1);
-    loop {
-        let mut matrix = ordered(hessian, order.as_deref());
-        damp(&mut matrix, order.as_deref(), &dead, T::from_f64(share * mean));
-        if upper_cholesky(&mut matrix, size) {
-            let pivots = unit_diagonal(&mut matrix, size);
-            let added = share * mean;
-            let feedback = matrix;
-            return Ok(Factor {
-                order,
-                feedback,
-                on_device: None,
-                pivots,
-                diagonal,
-                dead,
-                damping: share,
-                added,
-                attempts,
-            });
-        }
-        if !(0..size).all(|i| hessian.sum[i * size..][..=i].iter().all(|h| h.finite())) {
-            return Err(QuantizeError::NotFinite);
-        }
-        share = damping.after(share).ok_or(QuantizeError::Singular { damping: share })?;
-        attempts += 1;
+    let columns = Columns::of(hessian, act_order);
+    let mean = columns.mean_diagonal();
+    let Upper { mut matrix, share, attempts } = columns.upper_factor(hessian, damping, mean)?;
+    let pivots = unit_diagonal(&mut matrix, hessian.size);
+    let Columns { order, diagonal, dead } = columns;
+    Ok(Factor {
+        order,
+        feedback: matrix,
+        on_device: None,
+        pivots,
+        diagonal,
+        dead,
+        damping: share,
+        added: share * mean,
+        attempts,
+    })
+}
+
+/// The columns of a Hessian.
+struct Columns<T> {
+    /// The order in which they are solved; none: as they are.
+    order: Option<Vec<u32>>,
+    diagonal: Vec<T>,
+    /// Columns without energy.
+    dead: Vec<bool>,
+}
+
+/// R of a damped Hessian.
+struct Upper<T> {
+    /// `[K, K]` by columns.
+    matrix: Vec<T>,
+    /// λ that was used.
+    share: f64,
+    attempts: u32,
+}
+
+impl<T: Real> Columns<T> {
+    fn of(hessian: &Hessian<T>, act_order: bool) -> Self {
+        let size = hessian.size;
+        let diagonal: Vec<T> = (0..size).map(|i| hessian.sum[i * size + i]).collect();
+        let dead = diagonal.iter().map(|h| *h == T::ZERO).collect();
+        let order = act_order.then(|| descending(&diagonal));
+        Self { order, diagonal, dead }
     }
+
+    /// mean(diag H), over columns with energy.
+    fn mean_diagonal(&self) -> f64 {
+        let live = self.dead.iter().filter(|dead| !**dead).count();
+        self.diagonal.iter().map(|h| h.to_f64()).sum::<f64>() / live.max(1) as f64
+    }
+
+    /// Finds the factor for the first damping, a share of `mean`, for which there is one.
+    fn upper_factor(
+        &self,
+        hessian: &Hessian<T>,
+        damping: &Damping,
+        mean: f64,
+    ) -> Result<Upper<T>, QuantizeError> {
+        let order = self.order.as_deref();
+        let (mut share, mut attempts) = (damping.start, 1);
+        loop {
+            let mut matrix = ordered(hessian, order);
+            damp(&mut matrix, order, &self.dead, T::from_f64(share * mean));
+            if upper_cholesky(&mut matrix, hessian.size) {
+                return Ok(Upper { matrix, share, attempts });
+            }
+            check_finite(hessian)?;
+            share = damping.after(share).ok_or(QuantizeError::Singular { damping: share })?;
+            attempts += 1;
+        }
+    }
+}
+
+fn check_finite<T: Real>(hessian: &Hessian<T>) -> Result<(), QuantizeError> {
+    let size = hessian.size;
+    let finite = (0..size).all(|i| hessian.sum[i * size..][..=i].iter().all(|h| h.finite()));
+    if finite { Ok(()) } else { Err(QuantizeError::NotFinite) }
 }
 
 /// Indices from the greatest value to the least, equal ones in their own order.

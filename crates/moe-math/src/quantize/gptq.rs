@@ -58,20 +58,9 @@ pub fn solve<T: Real>(
         return Err(QuantizeError::Device("its factor is not in memory".to_owned()));
     }
     let grid = Grid::<T>::new(&options.scheme);
-    let settled: Vec<_> =
-        problems.par_iter().map(|problem| settled(problem.factor, width, group)).collect();
-    let costs: Vec<_> = problems.iter().map(|problem| costs(problem.factor)).collect();
-    let shared = settled.iter().zip(&costs).zip(problems);
-    let shared = shared.map(|((settled, costs), problem)| Feedback {
-        weights: &problem.factor.feedback,
-        settled: settled.as_deref(),
-        costs,
-    });
-    let solvers: Vec<_> = problems
-        .iter()
-        .zip(shared)
-        .map(|(p, feedback)| solver(p, feedback, &grid, options))
-        .collect();
+    let prepared = problems.par_iter().map(|problem| Prepared::of(problem.factor, width, group));
+    let prepared: Vec<_> = prepared.collect();
+    let solvers: Vec<_> = prepared.iter().map(|prepared| prepared.solver(&grid, options)).collect();
     let mut found: Vec<Codes> = problems.iter().map(|_| Codes::blank(shape, group)).collect();
     let mut jobs: Vec<Job<'_>> = Vec::with_capacity(problems.len());
     for (Problem { weight, factor }, codes) in problems.iter().zip(&mut found) {
@@ -95,26 +84,39 @@ pub(super) fn checked<T>(
     Ok(group)
 }
 
-fn solver<'a, T>(
-    problem: &Problem<'a, T>,
-    feedback: Feedback<'a, T>,
-    grid: &'a Grid<T>,
-    options: &Options,
-) -> Solver<'a, T> {
-    let factor = problem.factor;
-    let diagonal = options.clip_search.then_some(&*factor.diagonal);
-    Solver { grid, order: factor.order.as_deref(), diagonal, feedback: Some(feedback) }
+/// A factor, and what solvers of its problems take beside it.
+struct Prepared<'a, T> {
+    factor: &'a Factor<T>,
+    /// See [`Feedback::settled`].
+    settled: Option<Vec<T>>,
+    costs: Vec<[T; 2]>,
+}
+
+impl<'a, T: Real> Prepared<'a, T> {
+    fn of(factor: &'a Factor<T>, width: usize, group: usize) -> Self {
+        Self { factor, settled: settled(factor, width, group), costs: costs(factor) }
+    }
+
+    fn solver<'b>(&'b self, grid: &'b Grid<T>, options: &Options) -> Solver<'b, T> {
+        let factor = self.factor;
+        let diagonal = options.clip_search.then_some(&*factor.diagonal);
+        let settled = self.settled.as_deref();
+        let feedback = Feedback { weights: &factor.feedback, settled, costs: &self.costs };
+        Solver { grid, order: factor.order.as_deref(), diagonal, feedback: Some(feedback) }
+    }
 }
 
 /// ΔW (H + λ mean I) ΔWᵀ = Σ_k D_k (what column k was rounded from − ŵ_k)²; what damping adds is
 /// taken off again.
 pub(super) fn costs<T: Real>(factor: &Factor<T>) -> Vec<[T; 2]> {
-    let column = |k: usize| factor.order.as_ref().map_or(k, |order| order[k] as usize);
-    let cost = |(k, pivot): (usize, &T)| match factor.dead[column(k)] {
-        true => [T::ZERO; 2],
-        false => [*pivot, T::from_f64(factor.added)],
-    };
-    factor.pivots.iter().enumerate().map(cost).collect()
+    let costs = factor.pivots.iter().enumerate().map(|(k, pivot)| {
+        if factor.dead[factor.column(k)] {
+            [T::ZERO; 2]
+        } else {
+            [*pivot, T::from_f64(factor.added)]
+        }
+    });
+    costs.collect()
 }
 
 /// The inverse of each group's block of A, where groups are fixed on the way.

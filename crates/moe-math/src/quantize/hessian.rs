@@ -27,7 +27,7 @@ pub struct Hessian<T = f32> {
 }
 
 impl<T: Real> Hessian<T> {
-    /// Of no tokens, for inputs of width `size`.
+    /// Begins with no tokens, for inputs of width `size`.
     pub fn new(size: usize) -> Self {
         Self { size, sum: vec![T::ZERO; size * size], weight: 0.0, squares: 0.0, tokens: 0 }
     }

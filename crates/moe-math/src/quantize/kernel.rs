@@ -41,39 +41,34 @@ impl<T: Real> WithSimd for Round<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self {
-            grid,
-            strips,
-            weight,
-            fed,
-            feedback,
-            groups,
-            costs,
-            scales,
-            zeros,
-            codes,
-            errors,
-        } = self;
-        for strip in 0..strips {
-            for (k, group) in groups.iter().enumerate() {
-                let (before, at) = weight.split_at_mut(k * strips + strip);
-                let mut x = fed[k * strips + strip];
-                T::feed(simd, &mut x, feedback[k], &before[strip..], strips);
-                let (w, codes) = (&mut at[0], &mut codes[k * strips + strip]);
-                let (scale, zero) =
-                    (&scales[group * strips + strip], &zeros[group * strips + strip]);
-                let ([rounded, damped], errors) = (costs[k], &mut errors[strip]);
-                for i in 0..STRIP {
-                    let best = w[i] + x[i];
-                    let code = grid.code(best, scale[i], zero[i]);
-                    let value = (code - zero[i]) * scale[i];
-                    codes[i] = grid.unsigned(code);
-                    w[i] -= value;
-                    errors[i] +=
-                        rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
-                }
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        for strip in 0..self.strips {
+            for k in 0..self.groups.len() {
+                self.round(simd, strip, k);
             }
+        }
+    }
+}
+
+impl<T: Real> Round<'_, T> {
+    /// Rounds a strip of column `k`.
+    #[inline(always)]
+    fn round<S: Simd>(&mut self, simd: S, strip: usize, k: usize) {
+        let strips = self.strips;
+        let (before, at) = self.weight.split_at_mut(k * strips + strip);
+        let mut x = self.fed[k * strips + strip];
+        T::feed(simd, &mut x, self.feedback[k], &before[strip..], strips);
+        let (w, codes) = (&mut at[0], &mut self.codes[k * strips + strip]);
+        let grid = self.groups[k] * strips + strip;
+        let (scale, zero) = (&self.scales[grid], &self.zeros[grid]);
+        let ([rounded, damped], errors) = (self.costs[k], &mut self.errors[strip]);
+        for i in 0..STRIP {
+            let best = w[i] + x[i];
+            let code = self.grid.code(best, scale[i], zero[i]);
+            let value = (code - zero[i]) * scale[i];
+            codes[i] = self.grid.unsigned(code);
+            w[i] -= value;
+            errors[i] += rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
         }
     }
 }

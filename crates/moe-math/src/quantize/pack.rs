@@ -170,17 +170,7 @@ pub fn unpack_gptq(
     checked_length(packed.scales.len(), rows * groups)?;
     checked_length(packed.qzeros.len(), words(rows, bits) * groups)?;
     let codes = unpack_columns(&packed.qweight, width, rows, bits)?;
-    let zeros = match field_of_ones(bits) {
-        Some(ones) => {
-            let words: Vec<i32> =
-                packed.qzeros.iter().map(|word| word.wrapping_add(ones)).collect();
-            unpack_rows(&words, rows, bits)?
-        }
-        None => unpack_rows(&packed.qzeros, rows, bits)?
-            .into_iter()
-            .map(|less| (less + 1) & 7)
-            .collect(),
-    };
+    let zeros = unpack_zeros(&packed.qzeros, rows, bits)?;
     Ok(Codes {
         shape,
         group,
@@ -188,6 +178,16 @@ pub fn unpack_gptq(
         scales: transposed(&packed.scales, rows),
         zeros: transposed(&zeros, rows),
     })
+}
+
+/// Zeros, which are stored less 1.
+fn unpack_zeros(packed: &[i32], rows: usize, bits: u32) -> Result<Vec<u8>, QuantizeError> {
+    if let Some(ones) = field_of_ones(bits) {
+        let words: Vec<i32> = packed.iter().map(|word| word.wrapping_add(ones)).collect();
+        return unpack_rows(&words, rows, bits);
+    }
+    let lessened = unpack_rows(packed, rows, bits)?;
+    Ok(lessened.into_iter().map(|less| (less + 1) & 7).collect())
 }
 
 /// `[columns, rows]` of `[rows, columns]`.

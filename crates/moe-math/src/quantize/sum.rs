@@ -10,14 +10,14 @@ use crate::kernels::{add_gram, reverse_cholesky};
 /// A [`Hessian`] in f32 that stays where its inputs are.
 #[derive(Debug, Clone)]
 pub struct HessianSum {
-    /// In memory all of it; on a device but for the sum.
+    /// Holds all of it in memory; on a device all but the sum.
     hessian: Hessian,
     /// `[K, K]` on a device, symmetric.
     sum: Option<Tensor>,
 }
 
 impl HessianSum {
-    /// Of no tokens, for inputs of width `size` on `device`.
+    /// Begins with no tokens, for inputs of width `size` on `device`.
     ///
     /// # Errors
     /// What the device returns.
@@ -28,7 +28,7 @@ impl HessianSum {
         }
     }
 
-    /// The same by the device's way, which a CPU can go too.
+    /// Begins as on a device, which a CPU can do too.
     fn on_device(size: usize, device: &Device) -> Result<Self, QuantizeError> {
         let hessian = Hessian { size, sum: Vec::new(), weight: 0.0, squares: 0.0, tokens: 0 };
         Ok(Self { hessian, sum: Some(Tensor::zeros((size, size), DType::F32, device)?) })
@@ -131,38 +131,42 @@ fn on_device<'a>(
     act_order: bool,
 ) -> Result<Vec<Result<Factor<f32>, QuantizeError>>, QuantizeError> {
     let Some(first) = sums.first() else { return Ok(Vec::new()) };
-    let size = first.dim(0)?;
-    let diagonals = sums
-        .iter()
-        .map(|sum| diagonal(&sum.unsqueeze(0)?))
-        .collect::<candle_core::Result<Vec<_>>>()?;
+    let diagonals = sums.iter().map(|sum| diagonal(&sum.unsqueeze(0)?));
+    let diagonals = diagonals.collect::<candle_core::Result<Vec<_>>>()?;
     let diagonals = Tensor::cat(&diagonals, 0)?.to_vec2::<f32>()?;
-    let making = |((sum, damping), diagonal): ((&&'a Tensor, &'a Damping), _)| {
-        Making::new(sum, damping, diagonal, act_order)
-    };
-    let mut all: Vec<_> = sums.iter().zip(damping).zip(diagonals).map(making).collect();
-    let one = Tensor::eye(size, DType::F32, first.device())?;
+    let mut all = Vec::with_capacity(sums.len());
+    for ((sum, damping), diagonal) in sums.iter().zip(damping).zip(diagonals) {
+        all.push(Making::new(sum, damping, diagonal, act_order));
+    }
+    let one = Tensor::eye(first.dim(0)?, DType::F32, first.device())?;
     while all.iter().any(|making| making.found.is_none()) {
-        let mut pending: Vec<_> = all.iter_mut().filter(|making| making.found.is_none()).collect();
-        // What isn't needed any more makes room: these are most of what lies on the device.
-        let matrices =
-            pending.iter().map(|making| making.damped(&one)).collect::<Result<Vec<_>, _>>()?;
-        let stacked = Tensor::stack(&matrices, 0)?;
-        drop(matrices);
-        let (factors, good) = reverse_cholesky(&stacked)?;
-        drop(stacked);
-        let roots = diagonal(&factors)?;
-        let feedback = factors.broadcast_div(&roots.unsqueeze(2)?)?;
-        drop(factors);
-        let roots = roots.to_vec2::<f32>()?;
-        for (index, making) in pending.iter_mut().enumerate() {
-            match good[index] {
-                true => making.finish(OnDevice { all: feedback.clone(), index }, &roots[index]),
-                false => making.raise()?,
-            }
-        }
+        let pending = all.iter_mut().filter(|making| making.found.is_none());
+        attempt(&mut pending.collect::<Vec<_>>(), &one)?;
     }
     Ok(all.into_iter().filter_map(|making| making.found).collect())
+}
+
+/// Factors all that is `pending` with the damping that each is at, or raises that.
+fn attempt(pending: &mut [&mut Making<'_>], one: &Tensor) -> Result<(), QuantizeError> {
+    // What isn't needed any more makes room: these are most of what lies on the device.
+    let matrices =
+        pending.iter().map(|making| making.damped(one)).collect::<Result<Vec<_>, _>>()?;
+    let stacked = Tensor::stack(&matrices, 0)?;
+    drop(matrices);
+    let (factors, good) = reverse_cholesky(&stacked)?;
+    drop(stacked);
+    let roots = diagonal(&factors)?;
+    let feedback = factors.broadcast_div(&roots.unsqueeze(2)?)?;
+    drop(factors);
+    let roots = roots.to_vec2::<f32>()?;
+    for (index, making) in pending.iter_mut().enumerate() {
+        if good[index] {
+            making.finish(OnDevice { all: feedback.clone(), index }, &roots[index]);
+        } else {
+            making.raise()?;
+        }
+    }
+    Ok(())
 }
 
 /// The diagonals of `[E, K, K]`, `[E, K]`.
@@ -221,7 +225,7 @@ impl<'a> Making<'a> {
         }));
     }
 
-    /// More damping, or none where that is all.
+    /// Raises the damping, or gives up where there is no more.
     fn raise(&mut self) -> Result<(), QuantizeError> {
         if !self.sum.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             self.found = Some(Err(QuantizeError::NotFinite));

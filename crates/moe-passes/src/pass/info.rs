@@ -122,11 +122,6 @@ impl PassOptions {
 }
 
 impl PassInfo {
-    /// The pass `name`.
-    pub fn named(name: &str) -> Option<&'static Self> {
-        crate::PASSES.into_iter().find(|info| info.name == name)
-    }
-
     /// Whether it has the option `--name`.
     pub fn has_option(&self, name: &str) -> bool {
         self.options

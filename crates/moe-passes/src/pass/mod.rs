@@ -1,5 +1,6 @@
 //! What every pass has: a name, options, and a plan that is fixed before the first byte is written.
 
+mod identity;
 mod info;
 mod inputs;
 mod layer_pass;
@@ -18,6 +19,7 @@ use moe_model::{Model, Result};
 use serde::Serialize;
 use serde_json::Value;
 
+pub use identity::{Effect, Identity, Kept};
 pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
 pub use inputs::{Inputs, Outputs};
 pub use layer_pass::{
@@ -25,7 +27,7 @@ pub use layer_pass::{
 };
 pub use plan::{Decide, Next, Plan, PlannedModel, Transform};
 pub use pool::{Pool, PoolStats};
-pub use record::{Effect, Identity, Kept, LayerRecord};
+pub use record::LayerRecord;
 pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 
 /// A conversion pass; its options are its fields.

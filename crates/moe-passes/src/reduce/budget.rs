@@ -107,6 +107,14 @@ pub(crate) fn padded(layer: DecidedLayer, moe: &Moe, count: usize) -> DecidedLay
     DecidedLayer { ffn: moe_model::Ffn::Moe(Box::new(padded)), record, ..layer }
 }
 
+/// The sums of each group of tokens in layer `index`.
+pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
+    statistics.layer(index)?.ok_or_else(|| {
+        Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
+            .remedy("observe this model again")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,12 +136,4 @@ mod tests {
         assert_eq!(equal_mass(&masses(), 2, 4), BTreeMap::from([(1, 2), (2, 2)]));
         assert_eq!(equal_mass(&masses(), 1, 99), BTreeMap::from([(1, 4), (2, 4)]));
     }
-}
-
-/// The sums of each group of tokens in layer `index`.
-pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
-    statistics.layer(index)?.ok_or_else(|| {
-        Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
-            .remedy("observe this model again")
-    })
 }

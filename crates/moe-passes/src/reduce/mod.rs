@@ -7,6 +7,7 @@ mod mtp;
 mod options;
 mod pass;
 mod trust;
+mod trusted;
 
 use std::sync::Arc;
 

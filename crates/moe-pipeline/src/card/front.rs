@@ -6,7 +6,7 @@ use std::path::Path;
 
 use moe_checkpoint::{is_obeyed, json, read_text, text_without_mark};
 
-use super::CARD_FILE;
+use crate::file_names::CARD_FILE;
 
 /// Keys that are carried from one card to the next.
 const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];

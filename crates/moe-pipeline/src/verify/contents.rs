@@ -2,7 +2,7 @@
 
 use moe_checkpoint::{Kind, SideFile, SideFiles, begins_with_mark, json};
 
-use super::loaders::is_pointer;
+use super::pointer::is_pointer;
 use super::{generation, tokenizer};
 
 /// Files that loaders read as JSON, and whether they must hold an object.

@@ -5,7 +5,7 @@ use moe_checkpoint::SideFiles;
 use moe_checkpoint::json::{self, is_container, is_true, shown};
 use serde_json::{Map, Value};
 
-use super::loaders::is_pointer;
+use super::pointer::is_pointer;
 
 pub(crate) const CONFIG: &str = "generation_config.json";
 

@@ -4,17 +4,15 @@ use std::fs::File;
 use std::path::Path;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles,
-    SourceFile, begins_with_mark, json, read_whole,
+    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFiles, SourceFile,
+    begins_with_mark,
 };
 use moe_forward::tokens_beyond_vocabulary;
 use moe_model::{Layout, Model};
 
 use super::contents::{MARKED, damaged};
 use super::generation::{self, RefusedConfig};
-
-/// A pointer of Git LFS is no longer.
-const MAX_POINTER_BYTES: u64 = 1024;
+use super::pointer::is_pointer;
 
 /// Refuses what the current transformers can't load, and files beside the weights that are damaged.
 ///
@@ -257,12 +255,6 @@ fn pointers(files: &SideFiles) -> Vec<String> {
         "pointers of Git LFS in the place of what they stand for: {}",
         pointers.join(", ")
     )]
-}
-
-pub(super) fn is_pointer(file: &SideFile) -> bool {
-    file.bytes <= MAX_POINTER_BYTES
-        && read_whole(&file.path, MAX_POINTER_BYTES)
-            .is_ok_and(|text| text.starts_with(json::LFS_POINTER))
 }
 
 /// Whether these files hold a tokenizer that some loader reads.

@@ -7,6 +7,7 @@ mod listed;
 mod loaders;
 mod notes;
 mod older;
+mod pointer;
 mod tokenizer;
 
 use std::path::Path;

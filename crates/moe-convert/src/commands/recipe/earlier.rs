@@ -57,21 +57,14 @@ impl Session<'_> {
                     fates.push(self.fate(recipe, how, &fates));
                 }
             }
-            let error = match fates.get(index) {
-                Some(Fate::Kept(_)) => continue,
-                // An input that was removed to save space may be made again as it was.
-                Some(Fate::Open) if !overwrites(step) => continue,
-                Some(Fate::Other(Some(how))) if !overwrites(step) => {
-                    other_result(how, step.writes()[0])
-                }
-                _ => refusal,
-            };
-            return Err(step.in_keys(error).within(&format!(
-                "step {} ({}) of {}",
-                index + 1,
-                step.name(),
-                shown_path(path)
-            )));
+            if let Some(error) = in_the_way(step, fates.get(index), refusal) {
+                return Err(step.in_keys(error).within(&format!(
+                    "step {} ({}) of {}",
+                    index + 1,
+                    step.name(),
+                    shown_path(path)
+                )));
+            }
         }
         let kept = fates.into_iter().enumerate().filter_map(|(index, fate)| match fate {
             Fate::Kept(files) => Some((index, files)),
@@ -147,6 +140,20 @@ impl Session<'_> {
             }
             StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => Fate::Made,
         }
+    }
+}
+
+/// Why `step` can't run, by the `fate` of what lies where it writes; None where it can, or may yet
+/// turn out to. `refusal` is of the place alone.
+fn in_the_way(step: &Step, fate: Option<&Fate>, refusal: Error) -> Option<Error> {
+    match fate {
+        Some(Fate::Kept(_)) => None,
+        // An input that was removed to save space may be made again as it was.
+        Some(Fate::Open) if !overwrites(step) => None,
+        Some(Fate::Other(Some(how))) if !overwrites(step) => {
+            Some(other_result(how, step.writes()[0]))
+        }
+        _ => Some(refusal),
     }
 }
 

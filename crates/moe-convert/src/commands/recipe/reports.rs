@@ -46,15 +46,8 @@ impl Reports {
     /// Refuses what can't be written to, or holds something else, before there is anything to
     /// report.
     pub(super) fn check(&mut self) -> Result<()> {
-        for (option, path) in [("--junit", &self.junit), ("--summary", &self.summary)] {
-            let Some(parent) = path.as_deref().and_then(Path::parent) else { continue };
-            if !parent.as_os_str().is_empty() && !parent.is_dir() {
-                let what =
-                    format!("{option} can't be written here, since the folder doesn't exist");
-                let error = Error::new(Kind::Usage, what).file(path.as_deref().unwrap_or(parent));
-                return Err(error.remedy("give a file in a folder that exists").into());
-            }
-        }
+        check_folder("--junit", self.junit.as_deref())?;
+        check_folder("--summary", self.summary.as_deref())?;
         if let Some(path) = &self.junit {
             self.found = check_file(path, &JUNIT, self.overwrite)?;
             if self.found.is_stream() {
@@ -65,14 +58,8 @@ impl Reports {
             check_summary(path)?;
             if is_stream(path) {
                 self.stream = Some(open_stream(path)?);
-                return Ok(());
-            }
-            // Opened only: whatever keeps it from being written to shows now, not after all steps.
-            let is_new = path.symlink_metadata().is_err();
-            drop(open_to_append(path)?);
-            if is_new {
-                fs::remove_file(path)
-                    .map_err(|e| Error::io("cannot remove this empty file again", path, e))?;
+            } else {
+                try_to_append(path)?;
             }
         }
         Ok(())
@@ -143,7 +130,7 @@ impl Reports {
         error.into()
     }
 
-    /// The same before anything was found out about where to say it.
+    /// Says so before anything was found out about where to say it.
     pub(super) fn refused_early(&mut self, recipe: &str, error: Error) -> anyhow::Error {
         match self.check() {
             Ok(()) => self.refused(recipe, error),
@@ -151,7 +138,7 @@ impl Reports {
         }
     }
 
-    /// The same of the recipe `path` that can't be understood. Of what it reads, only the file
+    /// Says that the recipe `path` can't be understood. Of what it reads, only the file
     /// itself is known, so that reports go to no folder of a model or result either.
     pub(super) fn refused_unread(&mut self, path: &Path, error: Error) -> anyhow::Error {
         let mut locations = Locations::default();
@@ -165,4 +152,26 @@ impl Reports {
         }
         self.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error)
     }
+}
+
+fn check_folder(option: &str, path: Option<&Path>) -> Result<(), Error> {
+    let Some(path) = path else { return Ok(()) };
+    let is_there = |folder: &Path| folder.as_os_str().is_empty() || folder.is_dir();
+    if path.parent().is_none_or(is_there) {
+        return Ok(());
+    }
+    let what = format!("{option} can't be written here, since the folder doesn't exist");
+    Err(Error::new(Kind::Usage, what).file(path).remedy("give a file in a folder that exists"))
+}
+
+/// Opens `path` and writes nothing: whatever keeps it from being written to shows now, not after all
+/// steps.
+fn try_to_append(path: &Path) -> Result<(), Error> {
+    let is_new = path.symlink_metadata().is_err();
+    drop(open_to_append(path)?);
+    if is_new {
+        fs::remove_file(path)
+            .map_err(|e| Error::io("cannot remove this empty file again", path, e))?;
+    }
+    Ok(())
 }

@@ -1,5 +1,8 @@
 //! Python's attributes, items and slices.
 
+use std::sync::Arc;
+
+use super::ast::{Blocks, Macro};
 use super::value::{Items, Text, Value};
 use super::{Fail, Outcome, strings};
 
@@ -83,34 +86,13 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
             format!("access to attribute '{name}' of '{}' object is unsafe.", object.type_name());
         return Ok(Some(Value::undefined(what)));
     }
-    let known = match object {
-        Value::Str(_) => UNKNOWN[..4].contains(&name),
-        Value::Dict(_) => name == "fromkeys",
-        Value::Int(_) | Value::Bool(_) | Value::Float(_) => UNKNOWN[5..18].contains(&name),
-        Value::Range { .. } => UNKNOWN[19..].contains(&name),
-        Value::View(..) => name == "mapping",
-        Value::Markup(_) => strings::METHODS.contains(&name) || UNKNOWN[..4].contains(&name),
-        _ => false,
-    };
-    if known {
+    if is_unsupported(object, name) {
         return Err(Fail::new(format!("'{name}' of '{}' is not supported", object.type_name())));
     }
     Ok(match object {
         Value::Loop(state) => state.attribute(name),
-        Value::Macro(macro_) if name == "arguments" => {
-            let names = macro_.0.params.iter().map(|(name, _)| Value::from(&**name));
-            Some(Value::Tuple(Items::new(names.collect())))
-        }
-        Value::Macro(macro_) if name == "catch_kwargs" => Some(Value::Bool(macro_.0.takes_kwargs)),
-        Value::Macro(macro_) if name == "catch_varargs" => {
-            Some(Value::Bool(macro_.0.takes_varargs))
-        }
-        Value::Macro(macro_) if name == "caller" => Some(Value::Bool(macro_.0.takes_caller)),
-        Value::Macro(macro_) if name == "name" => Some((&*macro_.0.name).into()),
-        Value::Blocks(blocks) => {
-            let found = blocks.iter().find(|(known, _)| **known == *name);
-            found.map(|(_, body)| Value::Block(std::sync::Arc::clone(body)))
-        }
+        Value::Macro(macro_) => macro_attribute(&macro_.0, name),
+        Value::Blocks(blocks) => block(blocks, name),
         Value::Namespace(namespace) => namespace.fields.borrow().get_text(name).cloned(),
         Value::Cycler(cycler) if name == "current" => cycler.0.get(cycler.1.get()).cloned(),
         // What groupby gives.
@@ -118,6 +100,38 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
         Value::Tuple(items) if items.len() == 2 && name == "list" => Some(items[1].clone()),
         _ => None,
     })
+}
+
+/// Whether Python's value has an attribute of this name, which isn't known here.
+fn is_unsupported(object: &Value, name: &str) -> bool {
+    match object {
+        Value::Str(_) => UNKNOWN[..4].contains(&name),
+        Value::Dict(_) => name == "fromkeys",
+        Value::Int(_) | Value::Bool(_) | Value::Float(_) => UNKNOWN[5..18].contains(&name),
+        Value::Range { .. } => UNKNOWN[19..].contains(&name),
+        Value::View(..) => name == "mapping",
+        Value::Markup(_) => strings::METHODS.contains(&name) || UNKNOWN[..4].contains(&name),
+        _ => false,
+    }
+}
+
+fn block(blocks: &Blocks, name: &str) -> Option<Value> {
+    let found = blocks.iter().find(|(known, _)| **known == *name);
+    found.map(|(_, body)| Value::Block(Arc::clone(body)))
+}
+
+fn macro_attribute(macro_: &Macro, name: &str) -> Option<Value> {
+    match name {
+        "arguments" => {
+            let names = macro_.params.iter().map(|(name, _)| Value::from(&**name));
+            Some(Value::Tuple(Items::new(names.collect())))
+        }
+        "catch_kwargs" => Some(Value::Bool(macro_.takes_kwargs)),
+        "catch_varargs" => Some(Value::Bool(macro_.takes_varargs)),
+        "caller" => Some(Value::Bool(macro_.takes_caller)),
+        "name" => Some((&*macro_.name).into()),
+        _ => None,
+    }
 }
 
 /// `object.name`.
@@ -147,26 +161,7 @@ pub(super) fn item(object: &Value, index: &Value) -> Outcome<Value> {
         return Ok(value.clone());
     }
     if let Some(position) = index.integer() {
-        let at = |length: usize| {
-            let position = if position < 0 { position + length as i128 } else { position };
-            usize::try_from(position).ok().filter(|position| *position < length)
-        };
-        let found = match object {
-            Value::List(items) | Value::Tuple(items) => at(items.len()).map(|at| items[at].clone()),
-            Value::Str(text) | Value::Markup(text) => {
-                let found = if position < 0 {
-                    let back = usize::try_from(-position - 1).unwrap_or(usize::MAX);
-                    text.chars().rev().nth(back)
-                } else {
-                    text.chars().nth(usize::try_from(position).unwrap_or(usize::MAX))
-                };
-                found.map(|c| Value::from(c.to_string()))
-            }
-            Value::Range { start, step, length } => {
-                at(*length).map(|at| Value::Int(start + step * at as i128))
-            }
-            _ => None,
-        };
+        let found = element(object, position);
         return Ok(found.unwrap_or_else(|| has_no(object, "element", &position.to_string())));
     }
     let name = match index.text() {
@@ -177,6 +172,32 @@ pub(super) fn item(object: &Value, index: &Value) -> Outcome<Value> {
         Some(value) => value,
         None => has_no(object, "attribute", &format!("'{name}'")),
     })
+}
+
+/// What stands at a position of a sequence; below 0, counted from its end.
+fn element(object: &Value, position: i128) -> Option<Value> {
+    match object {
+        Value::List(items) | Value::Tuple(items) => {
+            Some(items[place(position, items.len())?].clone())
+        }
+        Value::Str(text) | Value::Markup(text) => {
+            let c = if position < 0 {
+                text.chars().rev().nth(usize::try_from(-position - 1).unwrap_or(usize::MAX))
+            } else {
+                text.chars().nth(usize::try_from(position).unwrap_or(usize::MAX))
+            };
+            Some(Value::from(c?.to_string()))
+        }
+        Value::Range { start, step, length } => {
+            Some(Value::Int(start + step * place(position, *length)? as i128))
+        }
+        _ => None,
+    }
+}
+
+fn place(position: i128, length: usize) -> Option<usize> {
+    let position = if position < 0 { position + length as i128 } else { position };
+    usize::try_from(position).ok().filter(|position| *position < length)
 }
 
 /// `object[start:stop:step]`.
@@ -193,42 +214,52 @@ pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
     if !are_integers || !is_sequence {
         return Ok(has_no(object, "element", "of a slice"));
     }
-    let length = object.length().unwrap_or(0) as i128;
-    let step = bounds[2].integer().unwrap_or(1);
+    let [start, stop, step] = bounds.each_ref().map(Value::integer);
+    let step = step.unwrap_or(1);
     if step == 0 {
         return Err(Fail::new("slice step cannot be zero"));
     }
-    let clamp = |bound: &Value, otherwise: i128| match bound.integer() {
-        None => otherwise,
-        Some(at) => {
-            let at = if at < 0 { at + length } else { at };
-            if step > 0 { at.clamp(0, length) } else { at.clamp(-1, length - 1) }
-        }
-    };
-    let (start, stop) = if step > 0 {
-        (clamp(&bounds[0], 0), clamp(&bounds[1], length))
-    } else {
-        (clamp(&bounds[0], length - 1), clamp(&bounds[1], -1))
-    };
+    let places = places([start, stop], step, object.length().unwrap_or(0) as i128);
+    Ok(elements(object, step, &places))
+}
+
+/// The positions from one bound to the other in a sequence of `length`.
+fn places(bounds: [Option<i128>; 2], step: i128, length: i128) -> Vec<usize> {
+    // Going backwards, one may stop before the first.
+    let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
+    let [start, stop] = bounds
+        .map(|bound| bound.map(|at| if at < 0 { at + length } else { at }.clamp(lowest, highest)));
+    let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
+    let stop = stop.unwrap_or(last);
+    let mut at = start.unwrap_or(first);
     let mut places = Vec::new();
-    let mut at = start;
     while (step > 0 && at < stop) || (step < 0 && at > stop) {
         places.push(at as usize);
         at = at.saturating_add(step);
     }
-    let picked = |items: &[Value]| Items::new(places.iter().map(|at| items[*at].clone()).collect());
-    Ok(match object {
-        Value::Str(text) | Value::Markup(text) => {
-            let chars: Vec<char> = text.chars().collect();
-            let part = Text::new(places.iter().map(|at| chars[*at]).collect::<String>());
-            if matches!(object, Value::Str(_)) { Value::Str(part) } else { Value::Markup(part) }
-        }
-        Value::List(items) => Value::List(picked(items)),
-        Value::Tuple(items) => Value::Tuple(picked(items)),
+    places
+}
+
+/// What stands at `places`, which are `step` apart, as a sequence of the same kind.
+fn elements(object: &Value, step: i128, places: &[usize]) -> Value {
+    match object {
+        Value::Str(text) => Value::Str(characters(text, places)),
+        Value::Markup(text) => Value::Markup(characters(text, places)),
+        Value::List(items) => Value::List(picked(items, places)),
+        Value::Tuple(items) => Value::Tuple(picked(items, places)),
         Value::Range { start, step: by, .. } => {
             let first = places.first().map_or(0, |at| *at as i128);
             Value::Range { start: start + by * first, step: by * step, length: places.len() }
         }
         _ => Value::None,
-    })
+    }
+}
+
+fn characters(text: &str, places: &[usize]) -> Text {
+    let chars: Vec<char> = text.chars().collect();
+    Text::new(places.iter().map(|at| chars[*at]).collect::<String>())
+}
+
+fn picked(items: &[Value], places: &[usize]) -> Items {
+    Items::new(places.iter().map(|at| items[*at].clone()).collect())
 }

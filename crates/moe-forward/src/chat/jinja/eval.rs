@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 
-use super::ast::{Args, Comparison, Expr, ExprKind};
-use super::calls::CallArgs;
+use super::args::CallArgs;
+use super::ast::{Args, Comparison, Expr, ExprKind, Name};
 use super::interpreter::Interpreter;
 use super::scope::Scope;
-use super::value::{Dict, Value};
+use super::value::{Dict, Items, Value};
 use super::{ENTRY_BYTES, Fail, Outcome, attributes, operators};
+
+const NO_ELSE: &str = "an inline if-expression was false, and has no else";
 
 impl Interpreter {
     pub fn args(&mut self, args: &Args, scope: &Rc<Scope>) -> Outcome<CallArgs> {
@@ -43,105 +45,109 @@ impl Interpreter {
     }
 
     fn value_of(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Outcome<Value> {
-        Ok(match &expr.kind {
-            ExprKind::None => Value::None,
-            ExprKind::Bool(value) => Value::Bool(*value),
-            ExprKind::Int(value) => Value::Int(*value),
-            ExprKind::Float(value) => Value::Float(*value),
-            ExprKind::Str(text) => {
-                self.step(text.len())?;
-                Value::from(&**text)
-            }
-            ExprKind::Name(name) => scope
-                .get(name)
-                .unwrap_or_else(|| Value::undefined(format!("'{name}' is undefined"))),
-            ExprKind::List(items) => self.list(items, scope)?.into(),
-            ExprKind::Tuple(items) => {
-                Value::Tuple(super::value::Items::new(self.list(items, scope)?))
-            }
-            ExprKind::Dict(pairs) => {
-                let mut dict = Dict::default();
-                for (key, value) in pairs {
-                    let key = self.expr(key, scope)?;
-                    if matches!(key, Value::List(_) | Value::Dict(_)) {
-                        return Err(Fail::new(format!("unhashable type: '{}'", key.type_name())));
-                    }
-                    dict.insert(key, self.expr(value, scope)?);
-                }
-                dict.into_value()
-            }
-            ExprKind::Attr(object, name) => {
-                let object = self.expr(object, scope)?;
-                attributes::attribute(&object, name)?
-            }
-            ExprKind::Item(object, index) => {
-                let object = self.expr(object, scope)?;
-                let index = self.expr(index, scope)?;
-                // Characters are counted.
-                self.step(object.text().map_or(0, str::len))?;
-                attributes::item(&object, &index)?
-            }
-            ExprKind::Slice(object, bounds) => {
-                let object = self.expr(object, scope)?;
-                let mut found = [Value::None, Value::None, Value::None];
-                for (bound, found) in bounds.iter().zip(&mut found) {
-                    if let Some(bound) = bound {
-                        *found = self.expr(bound, scope)?;
-                    }
-                }
-                let characters = object.text().map_or(0, str::len);
-                self.step(characters)?;
-                self.room(characters.saturating_mul(2 * size_of::<usize>()))?;
-                let part = attributes::slice(&object, &found)?;
-                self.step(part.length().unwrap_or(0) * size_of::<Value>())?;
-                part
-            }
+        match &expr.kind {
+            ExprKind::None => Ok(Value::None),
+            ExprKind::Bool(value) => Ok(Value::Bool(*value)),
+            ExprKind::Int(value) => Ok(Value::Int(*value)),
+            ExprKind::Float(value) => Ok(Value::Float(*value)),
+            ExprKind::Str(text) => self.step(text.len()).map(|()| Value::from(&**text)),
+            ExprKind::Name(name) => Ok(variable(name, scope)),
+            ExprKind::List(items) => Ok(self.list(items, scope)?.into()),
+            ExprKind::Tuple(items) => Ok(Value::Tuple(Items::new(self.list(items, scope)?))),
+            ExprKind::Dict(pairs) => self.dict(pairs, scope),
+            ExprKind::Attr(object, name) => attributes::attribute(&self.expr(object, scope)?, name),
+            ExprKind::Item(object, index) => self.item(object, index, scope),
+            ExprKind::Slice(object, bounds) => self.slice(object, bounds, scope),
             ExprKind::Call(callee, args) => {
-                let callee = self.expr(callee, scope)?;
-                let args = self.args(args, scope)?;
-                self.call(&callee, args)?
+                let (callee, args) = self.with_args(callee, args, scope)?;
+                self.call(&callee, args)
             }
             ExprKind::Filter(inner, name, args) => {
-                let value = self.expr(inner, scope)?;
-                let args = self.args(args, scope)?;
-                self.filter(name, value, args)?
+                let (value, args) = self.with_args(inner, args, scope)?;
+                self.filter(name, value, args)
             }
             ExprKind::Test(inner, name, args) => {
-                let value = self.expr(inner, scope)?;
-                let args = self.args(args, scope)?;
-                Value::Bool(self.test(name, &value, args)?)
+                let (value, args) = self.with_args(inner, args, scope)?;
+                self.test(name, &value, args).map(Value::Bool)
             }
-            ExprKind::Not(inner) => Value::Bool(!self.expr(inner, scope)?.is_true()),
-            ExprKind::Negative(inner) => operators::negative(&self.expr(inner, scope)?)?,
-            ExprKind::Positive(inner) => operators::positive(&self.expr(inner, scope)?)?,
+            ExprKind::Not(inner) => Ok(Value::Bool(!self.expr(inner, scope)?.is_true())),
+            ExprKind::Negative(inner) => operators::negative(&self.expr(inner, scope)?),
+            ExprKind::Positive(inner) => operators::positive(&self.expr(inner, scope)?),
             ExprKind::And(left, right) => {
                 let left = self.expr(left, scope)?;
-                if left.is_true() { self.expr(right, scope)? } else { left }
+                if left.is_true() { self.expr(right, scope) } else { Ok(left) }
             }
             ExprKind::Or(left, right) => {
                 let left = self.expr(left, scope)?;
-                if left.is_true() { left } else { self.expr(right, scope)? }
+                if left.is_true() { Ok(left) } else { self.expr(right, scope) }
             }
             ExprKind::Binary(operator, left, right) => {
                 let left = self.expr(left, scope)?;
                 let right = self.expr(right, scope)?;
-                self.binary(*operator, &left, &right)?
+                self.binary(*operator, &left, &right)
             }
-            ExprKind::Compare(left, rest) => Value::Bool(self.compare(left, rest, scope)?),
-            ExprKind::Concat(parts) => {
-                let parts = self.list(parts, scope)?;
-                self.concat(&parts)?
-            }
+            ExprKind::Compare(left, rest) => self.compare(left, rest, scope).map(Value::Bool),
+            ExprKind::Concat(parts) => self.concat(parts, scope),
             ExprKind::If { test, then, otherwise } => {
-                if self.expr(test, scope)?.is_true() {
-                    self.expr(then, scope)?
-                } else if let Some(otherwise) = otherwise {
-                    self.expr(otherwise, scope)?
-                } else {
-                    Value::undefined("an inline if-expression was false, and has no else")
+                let holds = self.expr(test, scope)?.is_true();
+                match (holds, otherwise) {
+                    (true, _) => self.expr(then, scope),
+                    (false, Some(otherwise)) => self.expr(otherwise, scope),
+                    (false, None) => Ok(Value::undefined(NO_ELSE)),
                 }
             }
-        })
+        }
+    }
+
+    fn dict(&mut self, pairs: &[(Expr, Expr)], scope: &Rc<Scope>) -> Outcome<Value> {
+        let mut dict = Dict::default();
+        for (key, value) in pairs {
+            let key = self.expr(key, scope)?;
+            if matches!(key, Value::List(_) | Value::Dict(_)) {
+                return Err(Fail::new(format!("unhashable type: '{}'", key.type_name())));
+            }
+            dict.insert(key, self.expr(value, scope)?);
+        }
+        Ok(dict.into_value())
+    }
+
+    fn item(&mut self, object: &Expr, index: &Expr, scope: &Rc<Scope>) -> Outcome<Value> {
+        let object = self.expr(object, scope)?;
+        let index = self.expr(index, scope)?;
+        // Characters are counted.
+        self.step(object.text().map_or(0, str::len))?;
+        attributes::item(&object, &index)
+    }
+
+    fn slice(
+        &mut self,
+        object: &Expr,
+        bounds: &[Option<Expr>; 3],
+        scope: &Rc<Scope>,
+    ) -> Outcome<Value> {
+        let object = self.expr(object, scope)?;
+        let mut found = [Value::None, Value::None, Value::None];
+        for (bound, found) in bounds.iter().zip(&mut found) {
+            if let Some(bound) = bound {
+                *found = self.expr(bound, scope)?;
+            }
+        }
+        let characters = object.text().map_or(0, str::len);
+        self.step(characters)?;
+        self.room(characters.saturating_mul(2 * size_of::<usize>()))?;
+        let part = attributes::slice(&object, &found)?;
+        self.step(part.length().unwrap_or(0) * size_of::<Value>())?;
+        Ok(part)
+    }
+
+    /// Evaluates what is called, filtered or tested, and then the arguments.
+    fn with_args(
+        &mut self,
+        subject: &Expr,
+        args: &Args,
+        scope: &Rc<Scope>,
+    ) -> Outcome<(Value, CallArgs)> {
+        Ok((self.expr(subject, scope)?, self.args(args, scope)?))
     }
 
     fn compare(
@@ -163,9 +169,10 @@ impl Interpreter {
     }
 
     /// What `~` gives: all parts as texts.
-    fn concat(&mut self, parts: &[Value]) -> Outcome<Value> {
+    fn concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Outcome<Value> {
+        let parts = self.list(parts, scope)?;
         let mut texts = String::new();
-        for part in parts {
+        for part in &parts {
             match part.text() {
                 Some(text) => self.append(text, &mut texts)?,
                 None => self.append(&part.to_text()?, &mut texts)?,
@@ -180,4 +187,8 @@ impl Interpreter {
         texts.push_str(part);
         Ok(())
     }
+}
+
+fn variable(name: &Name, scope: &Scope) -> Value {
+    scope.get(name).unwrap_or_else(|| Value::undefined(format!("'{name}' is undefined")))
 }

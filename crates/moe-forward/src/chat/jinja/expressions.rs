@@ -2,7 +2,7 @@
 //! operators to the tightest.
 
 use super::Outcome;
-use super::ast::{Args, Binary, Comparison, Expr, ExprKind};
+use super::ast::{Args, Binary, Comparison, Expr, ExprKind, Name};
 use super::lexer::Kind;
 use super::parser::Parser;
 
@@ -210,8 +210,7 @@ impl Parser {
                 expr = Expr { line, kind: ExprKind::Call(Box::new(inner), args) };
             } else if with_filters && self.skip_op("|") {
                 filtered = true;
-                let name = self.dotted_name()?;
-                let args = if self.is_op("(") { self.args()? } else { Args::default() };
+                let (name, args) = self.named_filter()?;
                 expr = Expr { line, kind: ExprKind::Filter(Box::new(inner), name, args) };
             } else if with_filters && self.skip_name("is") {
                 filtered = true;
@@ -221,6 +220,13 @@ impl Parser {
                 return Ok(inner);
             }
         }
+    }
+
+    /// A filter's name and its arguments.
+    pub fn named_filter(&mut self) -> Outcome<(Name, Args)> {
+        let name = self.dotted_name()?;
+        let args = if self.is_op("(") { self.args()? } else { Args::default() };
+        Ok((name, args))
     }
 
     fn attribute(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
@@ -235,8 +241,7 @@ impl Parser {
     }
 
     fn subscript(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
-        let inner = Box::new(inner);
-        let mut slice = [None, None, None];
+        let mut bounds = [None, None, None];
         let mut colons = 0;
         let mut items = Vec::new();
         while !self.is_op("]") {
@@ -246,28 +251,24 @@ impl Parser {
                     return self.fail("expected ]");
                 }
             } else if self.skip_op(",") {
-                items.extend(slice[0].take());
+                items.extend(bounds[0].take());
                 if colons > 0 {
                     return self.fail("slices in several dimensions are not supported");
                 }
-            } else if slice[colons].is_some() {
+            } else if bounds[colons].is_some() {
                 return self.fail("expected ]");
             } else {
-                slice[colons] = Some(self.expression()?);
+                bounds[colons] = Some(self.expression()?);
             }
         }
         self.expect_op("]")?;
-        if colons > 0 {
-            return Ok(Expr { line, kind: ExprKind::Slice(inner, Box::new(slice)) });
-        }
-        let index = match (slice[0].take(), items.is_empty()) {
-            (Some(index), true) => index,
-            (last, _) => {
-                items.extend(last);
-                Expr { line, kind: ExprKind::Tuple(items) }
-            }
+        let kind = if colons > 0 {
+            ExprKind::Slice(Box::new(inner), Box::new(bounds))
+        } else {
+            let [last, ..] = bounds;
+            ExprKind::Item(Box::new(inner), Box::new(index(items, last, line)))
         };
-        Ok(Expr { line, kind: ExprKind::Item(inner, Box::new(index)) })
+        Ok(Expr { line, kind })
     }
 
     fn test(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
@@ -305,43 +306,45 @@ impl Parser {
                 }
             }
             first = false;
-            if self.skip_op("*") {
-                args.list = Some(Box::new(self.expression()?));
-            } else if self.skip_op("**") {
-                args.dict = Some(Box::new(self.expression()?));
-            } else if matches!((self.kind(), self.look()), (Kind::Name(_), Kind::Op("="))) {
-                let name = self.expect_name()?;
-                self.next();
-                args.named.push((name, self.expression()?));
-            } else if args.named.is_empty() && args.list.is_none() && args.dict.is_none() {
-                args.positional.push(self.expression()?);
-            } else {
-                return self.fail("invalid syntax for function call expression");
-            }
+            self.arg(&mut args)?;
         }
         self.expect_op(")")?;
         Ok(args)
     }
 
+    fn arg(&mut self, args: &mut Args) -> Outcome<()> {
+        if self.skip_op("*") {
+            args.list = Some(Box::new(self.expression()?));
+        } else if self.skip_op("**") {
+            args.dict = Some(Box::new(self.expression()?));
+        } else if matches!((self.kind(), self.look()), (Kind::Name(_), Kind::Op("="))) {
+            let name = self.expect_name()?;
+            self.next();
+            args.named.push((name, self.expression()?));
+        } else if args.named.is_empty() && args.list.is_none() && args.dict.is_none() {
+            args.positional.push(self.expression()?);
+        } else {
+            return self.fail("invalid syntax for function call expression");
+        }
+        Ok(())
+    }
+
     fn primary(&mut self) -> Outcome<Expr> {
         let line = self.line();
         let kind = match self.kind().clone() {
+            Kind::Op("(") => return self.parenthesized(line),
+            Kind::Op("[") => {
+                self.next();
+                ExprKind::List(self.items("]", Self::expression)?)
+            }
+            Kind::Op("{") => {
+                self.next();
+                ExprKind::Dict(self.items("}", Self::pair)?)
+            }
+            Kind::Str(_) => self.strings(),
             Kind::Name(name) => {
                 self.next();
-                match name.as_str() {
-                    "true" | "True" => ExprKind::Bool(true),
-                    "false" | "False" => ExprKind::Bool(false),
-                    "none" | "None" => ExprKind::None,
-                    _ => ExprKind::Name(name.into()),
-                }
-            }
-            Kind::Str(mut text) => {
-                self.next();
-                while let Kind::Str(more) = self.kind() {
-                    text.push_str(more);
-                    self.next();
-                }
-                ExprKind::Str(text.into())
+                constant_or_name(&name)
             }
             Kind::Int(number) => {
                 self.next();
@@ -351,30 +354,36 @@ impl Parser {
                 self.next();
                 ExprKind::Float(number)
             }
-            Kind::Op("(") => {
-                self.next();
-                if self.skip_op(")") {
-                    return Ok(Expr { line, kind: ExprKind::Tuple(Vec::new()) });
-                }
-                let inner = self.tuple(true, &[])?;
-                self.expect_op(")")?;
-                return Ok(inner);
-            }
-            Kind::Op("[") => {
-                self.next();
-                ExprKind::List(self.items("]", Self::expression)?)
-            }
-            Kind::Op("{") => {
-                self.next();
-                ExprKind::Dict(self.items("}", |parser| {
-                    let key = parser.expression()?;
-                    parser.expect_op(":")?;
-                    Ok((key, parser.expression()?))
-                })?)
-            }
             _ => return self.fail("unexpected token"),
         };
         Ok(Expr { line, kind })
+    }
+
+    fn parenthesized(&mut self, line: usize) -> Outcome<Expr> {
+        self.next();
+        if self.skip_op(")") {
+            return Ok(Expr { line, kind: ExprKind::Tuple(Vec::new()) });
+        }
+        let inner = self.tuple(true, &[])?;
+        self.expect_op(")")?;
+        Ok(inner)
+    }
+
+    /// Strings that stand side by side, which are one.
+    fn strings(&mut self) -> ExprKind {
+        let mut text = String::new();
+        while let Kind::Str(more) = self.kind() {
+            text.push_str(more);
+            self.next();
+        }
+        ExprKind::Str(text.into())
+    }
+
+    /// A key of a dictionary and its value.
+    fn pair(&mut self) -> Outcome<(Expr, Expr)> {
+        let key = self.expression()?;
+        self.expect_op(":")?;
+        Ok((key, self.expression()?))
     }
 
     fn items<T>(&mut self, end: &str, parse: fn(&mut Self) -> Outcome<T>) -> Outcome<Vec<T>> {
@@ -390,5 +399,25 @@ impl Parser {
         }
         self.expect_op(end)?;
         Ok(items)
+    }
+}
+
+fn constant_or_name(name: &str) -> ExprKind {
+    match name {
+        "true" | "True" => ExprKind::Bool(true),
+        "false" | "False" => ExprKind::Bool(false),
+        "none" | "None" => ExprKind::None,
+        _ => ExprKind::Name(name.into()),
+    }
+}
+
+/// What stands in brackets without colons: one expression, or several with commas.
+fn index(mut items: Vec<Expr>, last: Option<Expr>, line: usize) -> Expr {
+    match last {
+        Some(index) if items.is_empty() => index,
+        last => {
+            items.extend(last);
+            Expr { line, kind: ExprKind::Tuple(items) }
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::{Fail, MAX_BYTES, Outcome};
 
 /// Lists may stand this deep in one another. Python's own limit for printing them is 1,000.
 const MAX_NESTING: usize = 1000;
-/// So many values may be compared with one another.
+/// How many values may be compared with one another.
 const MAX_COMPARED: u64 = 50_000_000;
 
 /// Bytes of texts that are compared in the time of a value.

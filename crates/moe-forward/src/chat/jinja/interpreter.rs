@@ -39,28 +39,39 @@ pub(super) fn render(
     limits: TemplateLimits,
 ) -> Outcome<(String, Dates)> {
     let marker = 0u8;
-    let globals = Scope::outermost();
     let mut interpreter = Interpreter {
         limits,
         steps: 0,
         since: Instant::now(),
         base: (&raw const marker).addr(),
         written: 0,
-        globals: Rc::clone(&globals),
+        globals: globals(tree, variables)?,
         captured: Vec::new(),
         present: Present::new(now),
     };
-    let functions = [
-        ("range", Function::Range),
-        ("dict", Function::Dict),
-        ("namespace", Function::Namespace),
-        ("cycler", Function::Cycler),
-        ("joiner", Function::Joiner),
-        ("lipsum", Function::Lipsum),
-        ("raise_exception", Function::RaiseException),
-        ("strftime_now", Function::StrftimeNow),
-    ];
-    for (name, function) in functions {
+    let scope = Rc::clone(&interpreter.globals);
+    let mut out = String::new();
+    let result = interpreter.body(&tree.body, &scope, &mut out);
+    interpreter.captured.drain(..).for_each(|scope| scope.clear());
+    result.map(|_| (out, interpreter.present.written))
+}
+
+/// The functions that transformers gives templates.
+const FUNCTIONS: [(&str, Function); 8] = [
+    ("range", Function::Range),
+    ("dict", Function::Dict),
+    ("namespace", Function::Namespace),
+    ("cycler", Function::Cycler),
+    ("joiner", Function::Joiner),
+    ("lipsum", Function::Lipsum),
+    ("raise_exception", Function::RaiseException),
+    ("strftime_now", Function::StrftimeNow),
+];
+
+/// What a template can name from its start.
+fn globals(tree: &Tree, variables: &[(String, Json)]) -> Outcome<Rc<Scope>> {
+    let globals = Scope::outermost();
+    for (name, function) in FUNCTIONS {
         globals.set(&name.into(), Value::Function(function));
     }
     if !tree.blocks.is_empty() {
@@ -69,10 +80,7 @@ pub(super) fn render(
     for (name, value) in variables {
         globals.set(&name.as_str().into(), json::value(value)?);
     }
-    let mut out = String::new();
-    let result = interpreter.body(&tree.body, &globals, &mut out);
-    interpreter.captured.drain(..).for_each(|scope| scope.clear());
-    result.map(|_| (out, interpreter.present.written))
+    Ok(globals)
 }
 
 impl Interpreter {

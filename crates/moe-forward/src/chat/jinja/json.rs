@@ -82,37 +82,41 @@ impl Style {
             Value::Int(value) => out.push_str(&value.to_string()),
             Value::Float(value) => out.push_str(&number(*value)),
             Value::Str(text) | Value::Markup(text) => self.quote(text, out),
-            Value::List(items) | Value::Tuple(items) => {
-                out.push('[');
-                for (index, item) in items.iter().enumerate() {
-                    self.separate(index, depth + 1, out);
-                    self.write(item, out, depth + 1)?;
-                }
-                self.close(items.is_empty(), depth, out);
-                out.push(']');
-            }
-            Value::Dict(dict) => {
-                out.push('{');
-                let mut entries: Vec<&(Value, Value)> = dict.entries().iter().collect();
-                if self.sort_keys {
-                    entries = sorted(entries, &mut |a, b| a.0.compare(&b.0))?;
-                }
-                for (index, (key, item)) in entries.into_iter().enumerate() {
-                    self.separate(index, depth + 1, out);
-                    self.quote(&json_key(key)?, out);
-                    out.push_str(&self.key_separator);
-                    self.write(item, out, depth + 1)?;
-                }
-                self.close(dict.entries().is_empty(), depth, out);
-                out.push('}');
-            }
+            Value::List(items) | Value::Tuple(items) => self.write_list(items, out, depth)?,
+            Value::Dict(dict) => self.write_dict(dict, out, depth)?,
             _ => {
-                return Err(Fail::new(format!(
-                    "Object of type {} is not JSON serializable",
-                    value.type_name()
-                )));
+                let name = value.type_name();
+                return Err(Fail::new(format!("Object of type {name} is not JSON serializable")));
             }
         }
+        Ok(())
+    }
+
+    fn write_list(&self, items: &[Value], out: &mut String, depth: usize) -> Outcome<()> {
+        out.push('[');
+        for (index, item) in items.iter().enumerate() {
+            self.separate(index, depth + 1, out);
+            self.write(item, out, depth + 1)?;
+        }
+        self.close(items.is_empty(), depth, out);
+        out.push(']');
+        Ok(())
+    }
+
+    fn write_dict(&self, dict: &Dict, out: &mut String, depth: usize) -> Outcome<()> {
+        out.push('{');
+        let mut entries: Vec<&(Value, Value)> = dict.entries().iter().collect();
+        if self.sort_keys {
+            entries = sorted(entries, &mut |a, b| a.0.compare(&b.0))?;
+        }
+        for (index, (key, item)) in entries.into_iter().enumerate() {
+            self.separate(index, depth + 1, out);
+            self.quote(&json_key(key)?, out);
+            out.push_str(&self.key_separator);
+            self.write(item, out, depth + 1)?;
+        }
+        self.close(dict.entries().is_empty(), depth, out);
+        out.push('}');
         Ok(())
     }
 

@@ -24,7 +24,7 @@ pub(super) struct Token {
     pub kind: Kind,
 }
 
-/// Longest first.
+/// The operators of templates, the longest ones first.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}",
     ">", "<", "=", ".", ":", "|", ",", ";",
@@ -49,9 +49,9 @@ pub(super) fn tokenize(source: &str) -> Outcome<Vec<Token>> {
     Ok(lexer.tokens)
 }
 
-struct Lexer<'a> {
-    source: &'a str,
-    at: usize,
+pub(super) struct Lexer<'a> {
+    pub source: &'a str,
+    pub at: usize,
     line: usize,
     /// Line breaks are counted up to here.
     counted: usize,
@@ -61,17 +61,17 @@ struct Lexer<'a> {
 }
 
 impl<'a> Lexer<'a> {
-    fn rest(&self) -> &'a str {
+    pub fn rest(&self) -> &'a str {
         &self.source[self.at..]
     }
 
-    fn push(&mut self, kind: Kind) {
+    pub fn push(&mut self, kind: Kind) {
         self.line += self.source[self.counted..self.at].matches('\n').count();
         self.counted = self.at;
         self.tokens.push(Token { line: self.line, kind });
     }
 
-    fn fail<T>(&mut self, what: impl Into<String>) -> Outcome<T> {
+    pub fn fail<T>(&mut self, what: impl Into<String>) -> Outcome<T> {
         self.line += self.source[self.counted..self.at].matches('\n').count();
         self.counted = self.at;
         Err(Fail::new(what).at(self.line))
@@ -80,45 +80,46 @@ impl<'a> Lexer<'a> {
     fn template(&mut self) -> Outcome<()> {
         while !self.rest().is_empty() {
             let rest = self.rest();
-            let begin = rest.char_indices().map(|(at, _)| at).find(|at| {
-                let delimiter = rest.as_bytes().get(at + 1);
-                rest.as_bytes()[*at] == b'{' && matches!(delimiter, Some(b'{' | b'%' | b'#'))
-            });
-            let Some(begin) = begin else {
+            let Some(begin) = next_delimiter(rest) else {
                 self.at = self.source.len();
                 self.push(Kind::Text(rest.to_owned()));
                 return Ok(());
             };
-            let kind = rest.as_bytes()[begin + 1];
-            let sign = rest.as_bytes().get(begin + 2).copied();
-            let signed = matches!(sign, Some(b'-' | b'+'));
-            let text =
-                self.stripped(&rest[..begin], if signed { sign } else { None }, kind == b'{');
-            self.at += begin;
-            if !text.is_empty() {
-                self.push(Kind::Text(text.to_owned()));
-            }
-            self.at += if signed { 3 } else { 2 };
-            match kind {
-                b'#' => self.comment()?,
-                b'{' => {
-                    self.push(Kind::PrintBegin);
-                    self.code(Kind::PrintEnd, "}}")?;
-                }
-                _ => match self.raw_begin() {
-                    Some(length) => {
-                        self.at += length;
-                        self.raw()?;
-                    }
-                    None => {
-                        self.push(Kind::BlockBegin);
-                        self.code(Kind::BlockEnd, "%}")?;
-                    }
-                },
-            }
+            self.part(begin)?;
             self.line_starts = self.source[..self.at].ends_with('\n');
         }
         Ok(())
+    }
+
+    /// The text up to a delimiter, which stands at `begin`, and all that this delimits.
+    fn part(&mut self, begin: usize) -> Outcome<()> {
+        let rest = self.rest();
+        let kind = rest.as_bytes()[begin + 1];
+        let sign = sign_at(rest, begin + 2);
+        let text = self.stripped(&rest[..begin], sign, kind == b'{');
+        self.at += begin;
+        if !text.is_empty() {
+            self.push(Kind::Text(text.to_owned()));
+        }
+        self.at += 2 + usize::from(sign.is_some());
+        match kind {
+            b'#' => self.comment(),
+            b'{' => {
+                self.push(Kind::PrintBegin);
+                self.code(Kind::PrintEnd, "}}")
+            }
+            _ => self.block(),
+        }
+    }
+
+    /// The rest of `{% … %}`, or of all from `{% raw %}` to its end.
+    fn block(&mut self) -> Outcome<()> {
+        if let Some(length) = self.raw_begin() {
+            self.at += length;
+            return self.raw();
+        }
+        self.push(Kind::BlockBegin);
+        self.code(Kind::BlockEnd, "%}")
     }
 
     /// `text` before a delimiter with `sign`; what indents a block or comment doesn't count as
@@ -175,8 +176,7 @@ impl<'a> Lexer<'a> {
         self.line_starts = self.source[..self.at].ends_with('\n');
         let start = self.at;
         for (begin, _) in rest.match_indices("{%") {
-            let sign =
-                rest.as_bytes().get(begin + 2).copied().filter(|sign| matches!(sign, b'-' | b'+'));
+            let sign = sign_at(rest, begin + 2);
             let name = &rest[begin + 2 + usize::from(sign.is_some())..];
             let Some(after) = name.trim_start_matches(is_space).strip_prefix("endraw") else {
                 continue;
@@ -205,190 +205,69 @@ impl<'a> Lexer<'a> {
                 self.push(end);
                 return Ok(());
             }
-            if is_space(next) {
-                self.at += next.len_utf8();
-            } else if next.is_ascii_digit() {
-                self.number()?;
-            } else if next == '_' || next.is_alphanumeric() {
-                let rest = self.rest();
-                let length =
-                    rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
-                self.at += length;
-                self.push(Kind::Name(rest[..length].to_owned()));
-            } else if next == '"' || next == '\'' {
-                self.string(next)?;
-            } else {
-                let Some(operator) =
-                    OPERATORS.into_iter().find(|operator| self.rest().starts_with(operator))
-                else {
-                    return self.fail(format!("unexpected char {next:?}"));
-                };
-                match operator {
-                    "(" => brackets.push(")"),
-                    "[" => brackets.push("]"),
-                    "{" => brackets.push("}"),
-                    ")" | "]" | "}" => match brackets.pop() {
-                        Some(expected) if expected == operator => {}
-                        Some(expected) => {
-                            return self
-                                .fail(format!("unexpected '{operator}', expected '{expected}'"));
-                        }
-                        None => return self.fail(format!("unexpected '{operator}'")),
-                    },
-                    _ => {}
-                }
-                self.at += operator.len();
-                self.push(Kind::Op(operator));
+            match next {
+                _ if is_space(next) => self.at += next.len_utf8(),
+                '0'..='9' => self.number()?,
+                '"' | '\'' => self.string(next)?,
+                _ if is_in_name(next) => self.name(),
+                _ => self.operator(next, &mut brackets)?,
             }
         }
         // The parser says what is missing.
         Ok(())
     }
 
-    fn number(&mut self) -> Outcome<()> {
+    fn name(&mut self) {
         let rest = self.rest();
-        let radix = match rest.get(..2).map(str::to_ascii_lowercase).as_deref() {
-            Some("0x") => Some(16),
-            Some("0o") => Some(8),
-            Some("0b") => Some(2),
-            _ => None,
+        let length = rest.find(|c: char| !is_in_name(c)).unwrap_or(rest.len());
+        self.at += length;
+        self.push(Kind::Name(rest[..length].to_owned()));
+    }
+
+    /// An operator; `brackets` are those that close what is open.
+    fn operator(&mut self, next: char, brackets: &mut Vec<&'static str>) -> Outcome<()> {
+        let rest = self.rest();
+        let found = OPERATORS.into_iter().find(|operator| rest.starts_with(operator));
+        let Some(operator) = found else {
+            return self.fail(format!("unexpected char {next:?}"));
         };
-        if let Some(radix) = radix {
-            let digits = digits(&rest[2..], radix);
-            if !digits.is_empty() {
-                self.at += 2 + digits.len();
-                return self.integer(digits, radix);
-            }
-        }
-        let whole = digits(rest, 10);
-        let mut length = whole.len();
-        let mut is_float = false;
-        // `a.0.1` asks for items, not for the number 0.1.
-        let follows_dot = self.source[..self.at].ends_with('.');
-        if !follows_dot {
-            let fraction = rest[length..].strip_prefix('.').map_or("", |rest| digits(rest, 10));
-            if !fraction.is_empty() {
-                length += 1 + fraction.len();
-                is_float = true;
-            }
-            if let Some(exponent) = rest[length..].strip_prefix(['e', 'E']) {
-                let sign = usize::from(exponent.starts_with(['+', '-']));
-                let power = digits(&exponent[sign..], 10);
-                if !power.is_empty() {
-                    length += 1 + sign + power.len();
-                    is_float = true;
+        match operator {
+            "(" => brackets.push(")"),
+            "[" => brackets.push("]"),
+            "{" => brackets.push("}"),
+            ")" | "]" | "}" => match brackets.pop() {
+                Some(expected) if expected == operator => {}
+                Some(expected) => {
+                    return self.fail(format!("unexpected '{operator}', expected '{expected}'"));
                 }
-            }
+                None => return self.fail(format!("unexpected '{operator}'")),
+            },
+            _ => {}
         }
-        if is_float {
-            self.at += length;
-            let number = rest[..length].replace('_', "").parse().unwrap_or(f64::NAN);
-            self.push(Kind::Float(number));
-            return Ok(());
-        }
-        // A leading zero is a number of its own, as in Jinja2.
-        let zeros = whole.find(|c| c != '0' && c != '_').unwrap_or(whole.len());
-        let whole = if whole.starts_with('0') { &whole[..zeros] } else { whole };
-        self.at += whole.len();
-        self.integer(whole, 10)
+        self.at += operator.len();
+        self.push(Kind::Op(operator));
+        Ok(())
     }
+}
 
-    fn integer(&mut self, digits: &str, radix: u32) -> Outcome<()> {
-        match i128::from_str_radix(&digits.replace('_', ""), radix) {
-            Ok(number) => {
-                self.push(Kind::Int(number));
-                Ok(())
-            }
-            Err(_) => self.fail("an integer beyond 128 bits is not supported"),
-        }
-    }
+/// Where the next `{{`, `{%` or `{#` stands.
+fn next_delimiter(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    text.match_indices('{')
+        .map(|(at, _)| at)
+        .find(|at| matches!(bytes.get(at + 1), Some(b'{' | b'%' | b'#')))
+}
 
-    fn string(&mut self, quote: char) -> Outcome<()> {
-        let rest = self.rest();
-        let mut escaped = false;
-        for (at, c) in rest.char_indices().skip(1) {
-            if escaped {
-                escaped = false;
-            } else if c == '\\' {
-                escaped = true;
-            } else if c == quote {
-                let text = unescaped(&rest[1..at]);
-                self.at += at + 1;
-                return match text {
-                    Some(text) => {
-                        self.push(Kind::Str(text));
-                        Ok(())
-                    }
-                    None => self.fail("a string with an escape that is not supported"),
-                };
-            }
-        }
-        self.fail("unexpected end of a string")
-    }
+/// The sign that says what becomes of white space around a tag.
+fn sign_at(text: &str, at: usize) -> Option<u8> {
+    text.as_bytes().get(at).copied().filter(|sign| matches!(sign, b'-' | b'+'))
+}
+
+fn is_in_name(c: char) -> bool {
+    c == '_' || c.is_alphanumeric()
 }
 
 /// Python's white space.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
-}
-
-/// The longest start of `text` that is digits, single underscores between them.
-fn digits(text: &str, radix: u32) -> &str {
-    let mut end = 0;
-    for (at, c) in text.char_indices() {
-        if c.is_digit(radix) {
-            end = at + 1;
-        } else if c != '_' || end != at || at == 0 {
-            break;
-        }
-    }
-    &text[..end]
-}
-
-/// Python's escapes; None for a lone surrogate or a name.
-fn unescaped(text: &str) -> Option<String> {
-    let mut result = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        result.push_str(&rest[..at]);
-        rest = &rest[at + 1..];
-        let c = rest.chars().next()?;
-        rest = &rest[c.len_utf8()..];
-        let width = match c {
-            'x' => 2,
-            'u' => 4,
-            'U' => 8,
-            _ => 0,
-        };
-        if width > 0 {
-            let code = u32::from_str_radix(rest.get(..width)?, 16).ok()?;
-            result.push(char::from_u32(code)?);
-            rest = &rest[width..];
-            continue;
-        }
-        match c {
-            'n' => result.push('\n'),
-            't' => result.push('\t'),
-            'r' => result.push('\r'),
-            'a' => result.push('\x07'),
-            'b' => result.push('\x08'),
-            'f' => result.push('\x0c'),
-            'v' => result.push('\x0b'),
-            '\n' => {}
-            '\\' | '\'' | '"' => result.push(c),
-            'N' => return None,
-            '0'..='7' => {
-                let more = rest.bytes().take(2).take_while(|b| (b'0'..=b'7').contains(b)).count();
-                let code = u32::from_str_radix(&format!("{c}{}", &rest[..more]), 8).ok()?;
-                result.push(char::from_u32(code)?);
-                rest = &rest[more..];
-            }
-            other => {
-                result.push('\\');
-                result.push(other);
-            }
-        }
-    }
-    result.push_str(rest);
-    Some(result)
 }

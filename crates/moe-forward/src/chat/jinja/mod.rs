@@ -5,9 +5,11 @@
 //! A template is a program out of a checkpoint. It runs on a thread with a large stack, and its
 //! steps, depth and memory are bounded.
 
+mod args;
 mod ast;
 mod attributes;
 mod calls;
+mod comparing;
 mod eval;
 mod expressions;
 mod filters;
@@ -17,16 +19,23 @@ mod interpreter;
 mod json;
 mod letters;
 mod lexer;
+mod literals;
+mod methods;
 mod numbers;
 mod operators;
 mod parser;
+mod percent;
 mod repr;
 mod scope;
 mod sequences;
 mod sorting;
+mod spec;
+mod splitting;
 mod statements;
 mod strings;
+mod tags;
 mod tests;
+mod text_filters;
 mod value;
 
 use std::path::Path;
@@ -74,7 +83,8 @@ impl TemplateLimits {
         Self { bytes: share.clamp(LEAST_BYTES, MAX_BYTES), ..Self::USUAL }
     }
 
-    /// Time, too, for what can't look at the clock: one step on all that may be held.
+    /// How long a caller waits: longer than a template may run, since a step on all that may be
+    /// held can't look at the clock.
     fn patience(self) -> Duration {
         self.time + self.time / 20
     }
@@ -98,7 +108,7 @@ impl Fail {
         Self { what: what.into(), line: None }
     }
 
-    /// In `line`, unless an inner line is known.
+    /// The failure, which names `line` unless it names an inner one already.
     fn at(mut self, line: usize) -> Self {
         self.line.get_or_insert(line);
         self
@@ -145,12 +155,7 @@ impl Template {
         let file = file.to_owned();
         let (give, take) = channel();
         let render = move || {
-            held::allow(limits.bytes);
-            let call = || interpreter::render(&tree, &variables, now, limits);
-            // Beside what is held, a step's own copies of it.
-            let rendered = limited(Subject::Template, &file, 2 * limits.bytes, call);
-            drop(tree);
-            _ = give.send(rendered);
+            _ = give.send(rendered(tree, &variables, now, limits, &file));
         };
         // It is left behind where it takes too long.
         thread().spawn(render).map_err(not_started)?;
@@ -162,6 +167,21 @@ impl Template {
             }
         }
     }
+}
+
+/// What `tree`, which is let go of, makes of `variables` on this thread.
+fn rendered(
+    tree: Arc<ast::Tree>,
+    variables: &[(String, Json)],
+    now: NaiveDateTime,
+    limits: TemplateLimits,
+    file: &Path,
+) -> Outcome<(String, Dates)> {
+    held::allow(limits.bytes);
+    // Beside what is held, a step's own copies of it.
+    limited(Subject::Template, file, 2 * limits.bytes, || {
+        interpreter::render(&tree, variables, now, limits)
+    })
 }
 
 impl Drop for Template {

@@ -1,50 +1,58 @@
 //! Filters of numbers.
 
-use super::calls::{CallArgs, integer, text};
+use super::args::{CallArgs, integer_or, is_set, text_or};
 use super::letters::with_ascii_digits;
 use super::lexer::is_space;
-use super::value::{Text, Value};
+use super::value::Value;
 use super::{Fail, Outcome};
 
 /// What the filter `name` makes of a number, or of a text that is one.
 pub(super) fn filter(name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
     match name {
         "abs" => {
-            args.bind(name, []).map(|[]| ())?;
-            match (value.integer(), value.number()) {
-                (Some(number), _) => Ok(Value::Int(number.saturating_abs())),
-                (None, Some(number)) => Ok(Value::Float(number.abs())),
-                _ => Err(Fail::new(format!("bad operand type for abs(): '{}'", value.type_name()))),
-            }
+            args.none(name)?;
+            abs(value)
         }
         "round" => {
             let [precision, method] = args.bind(name, ["precision", "method"])?;
-            let precision = precision.map_or(Ok(0), |precision| integer(&precision, name))?;
-            let method = method.map_or(Ok(Text::new("common")), |method| text(&method, name))?;
-            round(value, precision, &method)
+            let precision = integer_or(0, precision, name)?;
+            round(value, precision, &text_or("common", method, name)?)
         }
         "float" => {
             let [default] = args.bind(name, ["default"])?;
-            let found = value.number().or_else(|| value.text().and_then(parse_float));
-            Ok(found.map(Value::Float).or(default).unwrap_or(Value::Float(0.0)))
+            Ok(float(value).map(Value::Float).or(default).unwrap_or(Value::Float(0.0)))
         }
         "int" => {
             let [default, base] = args.bind(name, ["default", "base"])?;
-            let base = base.map_or(Ok(10), |base| integer(&base, name))?;
-            let found = match value.text() {
-                Some(text) => {
-                    parse_integer(text, base).or_else(|| parse_float(text).and_then(truncated))
-                }
-                None => value.integer().or_else(|| value.number().and_then(truncated)),
-            };
-            Ok(found.map(Value::Int).or(default).unwrap_or(Value::Int(0)))
+            let base = integer_or(10, base, name)?;
+            Ok(int(value, base).map(Value::Int).or(default).unwrap_or(Value::Int(0)))
         }
         _ => {
             let [binary] = args.bind(name, ["binary"])?;
-            let bytes = value.number().or_else(|| value.text().and_then(parse_float));
-            let bytes = bytes.ok_or_else(|| Fail::new("could not convert to float"))?;
-            Ok(filesize(bytes, binary.is_some_and(|binary| binary.is_true())).into())
+            let bytes = float(value).ok_or_else(|| Fail::new("could not convert to float"))?;
+            Ok(filesize(bytes, is_set(binary)).into())
         }
+    }
+}
+
+fn abs(value: &Value) -> Outcome<Value> {
+    match (value.integer(), value.number()) {
+        (Some(number), _) => Ok(Value::Int(number.saturating_abs())),
+        (None, Some(number)) => Ok(Value::Float(number.abs())),
+        _ => Err(Fail::new(format!("bad operand type for abs(): '{}'", value.type_name()))),
+    }
+}
+
+/// A number, or a text that is one, as a float.
+fn float(value: &Value) -> Option<f64> {
+    value.number().or_else(|| parse_float(value.text()?))
+}
+
+/// A number, or a text that is one to `base`, as an integer.
+fn int(value: &Value, base: i128) -> Option<i128> {
+    match value.text() {
+        Some(text) => parse_integer(text, base).or_else(|| truncated(parse_float(text)?)),
+        None => value.integer().or_else(|| truncated(value.number()?)),
     }
 }
 
@@ -103,21 +111,8 @@ fn round(value: &Value, precision: i128, method: &str) -> Outcome<Value> {
     };
     let places = i32::try_from(precision.clamp(-400, 400)).unwrap_or(0);
     match (method, value.integer()) {
-        ("common", Some(integer)) if places >= 0 => Ok(Value::Int(integer)),
-        ("common", Some(integer)) => {
-            // To the even one of two equally near tens, as Python rounds.
-            let unit = 10i128.checked_pow(places.unsigned_abs()).unwrap_or(i128::MAX);
-            let (down, rest) = (integer.div_euclid(unit), integer.rem_euclid(unit));
-            let up = rest * 2 > unit || rest * 2 == unit && down % 2 != 0;
-            Ok(Value::Int((down + i128::from(up)) * unit))
-        }
-        ("common", None) if places >= 0 => {
-            Ok(Value::Float(format!("{number:.*}", places as usize).parse().unwrap_or(number)))
-        }
-        ("common", None) => {
-            let unit = 10f64.powi(-places);
-            Ok(Value::Float((number / unit).round_ties_even() * unit))
-        }
+        ("common", Some(integer)) => Ok(Value::Int(rounded_integer(integer, places))),
+        ("common", None) => Ok(Value::Float(rounded(number, places))),
         ("ceil" | "floor", _) => {
             let unit = 10f64.powi(places);
             let scaled = number * unit;
@@ -126,6 +121,25 @@ fn round(value: &Value, precision: i128, method: &str) -> Outcome<Value> {
         }
         _ => Err(Fail::new("method must be common, ceil or floor")),
     }
+}
+
+fn rounded_integer(integer: i128, places: i32) -> i128 {
+    if places >= 0 {
+        return integer;
+    }
+    // To the even one of two equally near tens, as Python rounds.
+    let unit = 10i128.checked_pow(places.unsigned_abs()).unwrap_or(i128::MAX);
+    let (down, rest) = (integer.div_euclid(unit), integer.rem_euclid(unit));
+    let up = rest * 2 > unit || rest * 2 == unit && down % 2 != 0;
+    (down + i128::from(up)) * unit
+}
+
+fn rounded(number: f64, places: i32) -> f64 {
+    if places >= 0 {
+        return format!("{number:.*}", places as usize).parse().unwrap_or(number);
+    }
+    let unit = 10f64.powi(-places);
+    (number / unit).round_ties_even() * unit
 }
 
 fn filesize(bytes: f64, binary: bool) -> String {

@@ -1,11 +1,12 @@
 //! Python's operators.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use super::ast::{Binary, Comparison};
 use super::interpreter::Interpreter;
 use super::value::{Items, Text, Value};
-use super::{Fail, Outcome, format};
+use super::{Fail, Outcome, percent};
 
 /// Markup's way of escaping.
 pub(super) fn escaped(text: &str) -> String {
@@ -56,23 +57,21 @@ pub(super) fn contains(container: &Value, value: &Value) -> Outcome<bool> {
                 value.type_name()
             ))),
         },
-        Value::Dict(dict) => {
-            if matches!(value, Value::List(_) | Value::Dict(_)) {
-                return Err(Fail::new(format!("unhashable type: '{}'", value.type_name())));
-            }
-            Ok(dict.get(value).is_some())
+        Value::Dict(_) if matches!(value, Value::List(_) | Value::Dict(_)) => {
+            Err(Fail::new(format!("unhashable type: '{}'", value.type_name())))
         }
+        Value::Dict(dict) => Ok(dict.get(value).is_some()),
         Value::Undefined(_) => Ok(false),
-        Value::List(items) | Value::Tuple(items) | Value::View(_, items) => {
-            Ok(items.iter().any(|item| item.is(value) || item.equals(value)))
-        }
-        Value::Range { .. } | Value::Once(_) => {
-            Ok(container.iterate()?.iter().any(|item| item.is(value) || item.equals(value)))
-        }
+        Value::List(items) | Value::Tuple(items) | Value::View(_, items) => Ok(is_in(items, value)),
+        Value::Range { .. } | Value::Once(_) => Ok(is_in(&container.iterate()?, value)),
         _ => {
             Err(Fail::new(format!("argument of type '{}' is not iterable", container.type_name())))
         }
     }
+}
+
+fn is_in(items: &[Value], value: &Value) -> bool {
+    items.iter().any(|item| item.is(value) || item.equals(value))
 }
 
 /// `-value`.
@@ -168,6 +167,27 @@ fn floats(operator: Binary, a: f64, b: f64) -> Outcome<Value> {
     }))
 }
 
+fn repeated_items(items: &Items, count: usize) -> Items {
+    let count = if items.is_empty() { 0 } else { count };
+    Items::new(std::iter::repeat_n(&**items, count).flatten().cloned().collect())
+}
+
+/// A text as markup has it: escaped, unless it is markup.
+fn markup(text: &Value) -> Cow<'_, str> {
+    match text {
+        Value::Markup(text) => Cow::Borrowed(&**text),
+        other => Cow::Owned(escaped(other.text().unwrap_or_default())),
+    }
+}
+
+/// How many bytes a text has as markup.
+fn markup_bytes(text: &Value) -> usize {
+    match text {
+        Value::Markup(text) => text.len(),
+        other => escaped_bytes(other.text().unwrap_or_default()),
+    }
+}
+
 impl Interpreter {
     /// `left` and `right` joined by `operator`.
     pub fn binary(&mut self, operator: Binary, left: &Value, right: &Value) -> Outcome<Value> {
@@ -175,7 +195,7 @@ impl Interpreter {
         if operator == Binary::Mod
             && let Value::Str(text) = left
         {
-            return format::percent(self, text, right);
+            return percent::format(self, text, right);
         }
         if let (Some(a), Some(b)) = (left.integer(), right.integer()) {
             return integers(operator, a, b);
@@ -184,21 +204,8 @@ impl Interpreter {
             return floats(operator, a, b);
         }
         match (operator, left, right) {
-            (Binary::Add, Value::Str(a), Value::Str(b)) => {
-                self.handled(a.len() + b.len())?;
-                Ok([&**a, &**b].concat().into())
-            }
-            (Binary::Add, Value::Markup(a), Value::Str(b)) => {
-                self.handled(a.len() + escaped_bytes(b))?;
-                Ok(Value::Markup(Text::new(a.to_string() + &escaped(b))))
-            }
-            (Binary::Add, Value::Str(a), Value::Markup(b)) => {
-                self.handled(escaped_bytes(a) + b.len())?;
-                Ok(Value::Markup(Text::new(escaped(a) + b)))
-            }
-            (Binary::Add, Value::Markup(a), Value::Markup(b)) => {
-                self.handled(a.len() + b.len())?;
-                Ok(Value::Markup(Text::new(a.to_string() + b)))
+            (Binary::Add, Value::Str(_) | Value::Markup(_), Value::Str(_) | Value::Markup(_)) => {
+                self.concatenated(left, right)
             }
             (Binary::Add, Value::List(a), Value::List(b)) => Ok(Value::List(self.joined(a, b)?)),
             (Binary::Add, Value::Tuple(a), Value::Tuple(b)) => Ok(Value::Tuple(self.joined(a, b)?)),
@@ -209,11 +216,21 @@ impl Interpreter {
                 self.repeated(value, count.integer().unwrap_or(0))
             }
             _ => {
-                let what =
-                    format!("unsupported operand types for {operator:?}: '{}'", left.type_name());
-                Err(Fail::new(format!("{what} and '{}'", right.type_name())))
+                let (a, b) = (left.type_name(), right.type_name());
+                let what = format!("unsupported operand types for {operator:?}: '{a}' and '{b}'");
+                Err(Fail::new(what))
             }
         }
+    }
+
+    /// Two texts in one, which is markup where one of them is.
+    fn concatenated(&mut self, left: &Value, right: &Value) -> Outcome<Value> {
+        if let (Value::Str(a), Value::Str(b)) = (left, right) {
+            self.handled(a.len() + b.len())?;
+            return Ok([&**a, &**b].concat().into());
+        }
+        self.handled(markup_bytes(left) + markup_bytes(right))?;
+        Ok(Value::Markup(Text::new([markup(left), markup(right)].concat())))
     }
 
     fn joined(&mut self, a: &Items, b: &Items) -> Outcome<Items> {
@@ -231,14 +248,10 @@ impl Interpreter {
         };
         let bytes = bytes.saturating_mul(count);
         self.handled(bytes)?;
-        let items = |items: &Items| {
-            let count = if items.is_empty() { 0 } else { count };
-            Items::new(std::iter::repeat_n(&**items, count).flatten().cloned().collect())
-        };
         Ok(match value {
             Value::Str(text) if !text.is_empty() => text.repeat(count).into(),
-            Value::List(list) => Value::List(items(list)),
-            Value::Tuple(tuple) => Value::Tuple(items(tuple)),
+            Value::List(list) => Value::List(repeated_items(list, count)),
+            Value::Tuple(tuple) => Value::Tuple(repeated_items(tuple, count)),
             _ => "".into(),
         })
     }

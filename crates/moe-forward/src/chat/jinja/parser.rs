@@ -1,10 +1,8 @@
-//! Tokens to statements, by the grammar of Jinja2 3.1.
+//! Tokens to a tree: how the parser goes from one to the next, and bodies of statements.
 
 use std::sync::Arc;
 
-use super::ast::{
-    Args, AssignmentTarget, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Tree,
-};
+use super::ast::{Body, Name, Stmt, StmtKind, Tree};
 use super::lexer::{Kind, Token, tokenize};
 use super::{Fail, Outcome};
 
@@ -23,11 +21,12 @@ pub(super) fn parse(source: &str) -> Outcome<Tree> {
 }
 
 pub(super) struct Parser {
-    tokens: Vec<Token>,
-    at: usize,
+    pub tokens: Vec<Token>,
+    pub at: usize,
     pub depth: usize,
-    in_loop: usize,
-    blocks: Vec<(Name, Arc<Body>)>,
+    /// How many loops what is read stands in.
+    pub in_loop: usize,
+    pub blocks: Vec<(Name, Arc<Body>)>,
 }
 
 fn describe(kind: &Kind) -> String {
@@ -107,7 +106,7 @@ impl Parser {
         }
     }
 
-    fn expect_end(&mut self) -> Outcome<()> {
+    pub fn expect_end(&mut self) -> Outcome<()> {
         match self.kind() {
             Kind::BlockEnd => {
                 self.next();
@@ -134,277 +133,44 @@ impl Parser {
     }
 
     /// Statements up to a block that begins with one of `ends`, whose name is the next token then.
-    fn body(&mut self, ends: &[&str]) -> Outcome<Body> {
-        self.nested(|parser| {
-            let mut body = Vec::new();
-            loop {
-                let line = parser.line();
-                match parser.kind() {
-                    Kind::Text(_) => {
-                        let Kind::Text(text) = parser.next().kind else { continue };
-                        body.push(Stmt { line, kind: StmtKind::Text(text.into()) });
-                    }
-                    Kind::PrintBegin => {
-                        parser.next();
-                        let expr = parser.tuple(true, &[])?;
-                        if *parser.kind() != Kind::PrintEnd {
-                            return parser.fail("expected the end of the print statement");
-                        }
-                        parser.next();
-                        body.push(Stmt { line, kind: StmtKind::Print(vec![expr]) });
-                    }
-                    Kind::BlockBegin => {
-                        parser.next();
-                        if ends.iter().any(|end| parser.is_name(end)) {
-                            return Ok(body);
-                        }
-                        let kind = parser.statement()?;
-                        body.push(Stmt { line, kind });
-                        parser.expect_end()?;
-                    }
-                    Kind::End if ends.is_empty() => return Ok(body),
-                    _ => return parser.fail(format!("expected {}", ends.join(" or "))),
-                }
-            }
-        })
+    pub fn body(&mut self, ends: &[&str]) -> Outcome<Body> {
+        self.nested(|parser| parser.statements(ends))
     }
 
-    /// The inside of a block, from the end of its first tag to the name of one of `ends`.
-    fn inside(&mut self, ends: &[&str]) -> Outcome<Body> {
-        self.skip_op(":");
-        self.expect_end()?;
-        self.body(ends)
-    }
-
-    /// The inside of a block, with its last tag's name.
-    fn whole(&mut self, end: &str) -> Outcome<Body> {
-        let body = self.inside(&[end])?;
-        self.next();
-        Ok(body)
-    }
-
-    fn statement(&mut self) -> Outcome<StmtKind> {
-        let Kind::Name(name) = self.kind().clone() else { return self.fail("tag name expected") };
-        let (line, start) = (self.line(), self.at);
-        self.next();
-        match name.as_str() {
-            "for" => self.for_(),
-            "if" => self.if_(),
-            "set" => self.set(),
-            "macro" => {
-                let name = self.expect_name()?;
-                let params = self.signature()?;
-                let body = self.whole("endmacro")?;
-                Ok(StmtKind::Macro(Arc::new(self.macro_(name, params, body, start))))
-            }
-            "call" => {
-                let params = if self.is_op("(") { self.signature()? } else { Vec::new() };
-                let call = self.expression()?;
-                if !matches!(call.kind, ExprKind::Call(..)) {
-                    return self.fail("expected a call");
-                }
-                let body = self.whole("endcall")?;
-                Ok(StmtKind::Call {
-                    macro_: Arc::new(self.macro_("caller".into(), params, body, start)),
-                    call,
-                })
-            }
-            "filter" => {
-                let filters = self.filters(true)?;
-                Ok(StmtKind::Filter { filters, body: self.whole("endfilter")? })
-            }
-            "with" => {
-                let mut values: Vec<(AssignmentTarget, Expr)> = Vec::new();
-                while *self.kind() != Kind::BlockEnd && !self.is_op(":") {
-                    if !values.is_empty() {
-                        self.expect_op(",")?;
-                    }
-                    let target = self.target()?;
-                    self.expect_op("=")?;
-                    values.push((target, self.expression()?));
-                }
-                Ok(StmtKind::With { values, body: self.whole("endwith")? })
-            }
-            "generation" => Ok(StmtKind::Scope(self.whole("endgeneration")?)),
-            "autoescape" => {
-                let value = self.expression()?;
-                if !matches!(value.kind, ExprKind::Bool(false)) {
-                    return self.fail("{% autoescape %} with anything but false is not supported");
-                }
-                Ok(StmtKind::Scope(self.whole("endautoescape")?))
-            }
-            "block" => {
-                let name = self.expect_name()?;
-                let mut is_scoped = false;
-                loop {
-                    match () {
-                        () if self.skip_name("scoped") => is_scoped = true,
-                        () if self.skip_name("required") => {}
-                        () => break,
-                    }
-                }
-                let body = Arc::new(self.whole("endblock")?);
-                self.skip_name(&name);
-                if self.blocks.iter().any(|(known, _)| *known == name) {
-                    return Err(Fail::new(format!("block '{name}' defined twice")).at(line));
-                }
-                self.blocks.push((name, Arc::clone(&body)));
-                Ok(StmtKind::Block { body, is_scoped })
-            }
-            "print" => {
-                let mut exprs = Vec::new();
-                while *self.kind() != Kind::BlockEnd {
-                    if !exprs.is_empty() {
-                        self.expect_op(",")?;
-                    }
-                    exprs.push(self.expression()?);
-                }
-                Ok(StmtKind::Print(exprs))
-            }
-            "break" | "continue" if self.in_loop == 0 => {
-                self.fail(format!("{name} outside of a loop"))
-            }
-            "break" => Ok(StmtKind::Break),
-            "continue" => Ok(StmtKind::Continue),
-            "include" | "import" | "from" | "extends" => Err(Fail::new(format!(
-                "{{% {name} %}} needs another template, which a chat template has none of"
-            ))
-            .at(line)),
-            _ => Err(Fail::new(format!("unknown tag {name:?}")).at(line)),
-        }
-    }
-
-    fn macro_(
-        &self,
-        name: Name,
-        params: Vec<(Name, Option<Expr>)>,
-        body: Body,
-        start: usize,
-    ) -> Macro {
-        // Jinja2 looks for these names in the body; giving them where they aren't asked for hides
-        // nothing.
-        let uses = |wanted: &str| {
-            let is_wanted =
-                |token: &Token| matches!(&token.kind, Kind::Name(name) if name == wanted);
-            self.tokens[start..self.at].iter().any(is_wanted)
-        };
-        Macro {
-            takes_varargs: uses("varargs"),
-            takes_kwargs: uses("kwargs"),
-            takes_caller: uses("caller"),
-            name,
-            params,
-            body,
-        }
-    }
-
-    fn signature(&mut self) -> Outcome<Vec<(Name, Option<Expr>)>> {
-        self.expect_op("(")?;
-        let mut params: Vec<(Name, Option<Expr>)> = Vec::new();
-        while !self.is_op(")") {
-            if !params.is_empty() {
-                self.expect_op(",")?;
-            }
-            let name = self.expect_name()?;
-            let default = if self.skip_op("=") { Some(self.expression()?) } else { None };
-            if default.is_none() && params.iter().any(|(_, default)| default.is_some()) {
-                return self.fail("non-default argument follows default argument");
-            }
-            params.push((name, default));
-        }
-        self.expect_op(")")?;
-        Ok(params)
-    }
-
-    fn for_(&mut self) -> Outcome<StmtKind> {
-        let target = self.target()?;
-        if !self.skip_name("in") {
-            return self.fail("expected in");
-        }
-        let iter = self.tuple(false, &["recursive"])?;
-        let filter = if self.skip_name("if") { Some(self.expression()?) } else { None };
-        let recursive = self.skip_name("recursive");
-        self.in_loop += 1;
-        let body = self.inside(&["endfor", "else"]);
-        self.in_loop -= 1;
-        let body = body?;
-        let has_else = self.is_name("else");
-        self.next();
-        let otherwise = if has_else { self.whole("endfor")? } else { Vec::new() };
-        Ok(StmtKind::For(Arc::new(For { target, iter, filter, recursive, body, otherwise })))
-    }
-
-    fn if_(&mut self) -> Outcome<StmtKind> {
-        let mut arms = Vec::new();
+    fn statements(&mut self, ends: &[&str]) -> Outcome<Body> {
+        let mut body = Vec::new();
         loop {
-            let test = self.tuple(false, &[])?;
-            arms.push((test, self.inside(&["elif", "else", "endif"])?));
-            let Kind::Name(name) = self.next().kind else { return self.fail("expected endif") };
-            match name.as_str() {
-                "elif" => {}
-                "else" => return Ok(StmtKind::If { arms, otherwise: self.whole("endif")? }),
-                _ => return Ok(StmtKind::If { arms, otherwise: Vec::new() }),
-            }
+            let line = self.line();
+            let kind = match self.kind() {
+                Kind::Text(text) => {
+                    let text = StmtKind::Text(text.as_str().into());
+                    self.next();
+                    text
+                }
+                Kind::PrintBegin => self.printed()?,
+                Kind::BlockBegin => {
+                    self.next();
+                    if ends.iter().any(|end| self.is_name(end)) {
+                        return Ok(body);
+                    }
+                    self.tag()?
+                }
+                Kind::End if ends.is_empty() => return Ok(body),
+                _ => return self.fail(format!("expected {}", ends.join(" or "))),
+            };
+            body.push(Stmt { line, kind });
         }
     }
 
-    fn set(&mut self) -> Outcome<StmtKind> {
-        let target = self.target()?;
-        if self.skip_op("=") {
-            return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
+    /// What stands between `{{` and `}}`.
+    fn printed(&mut self) -> Outcome<StmtKind> {
+        self.next();
+        let expr = self.tuple(true, &[])?;
+        if *self.kind() != Kind::PrintEnd {
+            return self.fail("expected the end of the print statement");
         }
-        let filters = self.filters(false)?;
-        Ok(StmtKind::SetBlock { target, filters, body: self.whole("endset")? })
-    }
-
-    /// What is assigned to. As in Jinja2, a comma at its end wants parentheses.
-    fn target(&mut self) -> Outcome<AssignmentTarget> {
-        let mut targets = Vec::new();
-        let mut is_tuple = false;
-        loop {
-            if is_tuple && self.is_op(")") {
-                break;
-            }
-            targets.push(self.one_target()?);
-            if !self.skip_op(",") {
-                break;
-            }
-            is_tuple = true;
-        }
-        if is_tuple {
-            return Ok(AssignmentTarget::Tuple(targets));
-        }
-        match targets.pop() {
-            Some(target) => Ok(target),
-            None => self.fail("expected a name"),
-        }
-    }
-
-    fn one_target(&mut self) -> Outcome<AssignmentTarget> {
-        if self.skip_op("(") {
-            let target = self.nested(|parser| parser.target())?;
-            self.expect_op(")")?;
-            return Ok(target);
-        }
-        let name = self.expect_name()?;
-        if matches!(&*name, "true" | "false" | "True" | "False" | "none" | "None") {
-            return self.fail("can't assign to a constant");
-        }
-        if self.skip_op(".") {
-            Ok(AssignmentTarget::Attr(name, self.expect_name()?))
-        } else {
-            Ok(AssignmentTarget::Name(name))
-        }
-    }
-
-    fn filters(&mut self, inline: bool) -> Outcome<Vec<(Name, Args)>> {
-        let mut filters = Vec::new();
-        while (inline && filters.is_empty()) || self.skip_op("|") {
-            let name = self.dotted_name()?;
-            let args = if self.is_op("(") { self.args()? } else { Args::default() };
-            filters.push((name, args));
-        }
-        Ok(filters)
+        self.next();
+        Ok(StmtKind::Print(vec![expr]))
     }
 
     pub fn dotted_name(&mut self) -> Outcome<Name> {

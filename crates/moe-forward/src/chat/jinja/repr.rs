@@ -1,7 +1,7 @@
 //! How Python writes values.
 
 use super::held::longest_text;
-use super::value::{Dict, Value, View};
+use super::value::{Dict, Value};
 use super::{Fail, Outcome};
 
 impl Value {
@@ -25,15 +25,6 @@ impl Value {
         if depth > 500 || out.len() > longest_text() {
             return Err(Fail::new("a value is too large to be printed"));
         }
-        let list = |out: &mut String, items: &[Value], begin: &str, end: &str| {
-            out.push_str(begin);
-            for (index, item) in items.iter().enumerate() {
-                out.push_str(if index > 0 { ", " } else { "" });
-                item.write(out, depth + 1)?;
-            }
-            out.push_str(end);
-            Ok(())
-        };
         match self {
             Self::Undefined(_) => out.push_str("Undefined"),
             Self::None => out.push_str("None"),
@@ -46,15 +37,14 @@ impl Value {
                 quoted(text, out);
                 out.push(')');
             }
-            Self::List(items) => list(out, items, "[", "]")?,
-            Self::Tuple(items) => list(out, items, "(", if items.len() == 1 { ",)" } else { ")" })?,
-            Self::View(view, items) => {
-                let begin = match view {
-                    View::Keys => "dict_keys([",
-                    View::Values => "dict_values([",
-                    View::Items => "dict_items([",
-                };
-                list(out, items, begin, "])")?;
+            Self::List(items) => write_list(items, ["[", "]"], out, depth)?,
+            Self::Tuple(items) if items.len() == 1 => {
+                write_list(items, ["(", ",)"], out, depth)?;
+            }
+            Self::Tuple(items) => write_list(items, ["(", ")"], out, depth)?,
+            Self::View(_, items) => {
+                out.push_str(self.type_name());
+                write_list(items, ["([", "])"], out, depth)?;
             }
             Self::Dict(dict) => write_dict(dict, out, depth)?,
             Self::Range { start, step, length } => {
@@ -77,16 +67,29 @@ impl Value {
             | Self::Method(_)
             | Self::Function(_)
             | Self::Cycler(_)
-            | Self::Joiner(_) => {
-                let what = format!(
-                    "a {} is printed with its address in memory: add | list",
-                    self.type_name()
-                );
-                return Err(Fail::new(what));
-            }
+            | Self::Joiner(_) => return Err(printed_by_address(self.type_name())),
         }
         Ok(())
     }
+}
+
+fn printed_by_address(type_name: &str) -> Fail {
+    Fail::new(format!("a {type_name} is printed with its address in memory: add | list"))
+}
+
+fn write_list(
+    items: &[Value],
+    [begin, end]: [&str; 2],
+    out: &mut String,
+    depth: usize,
+) -> Outcome<()> {
+    out.push_str(begin);
+    for (index, item) in items.iter().enumerate() {
+        out.push_str(if index > 0 { ", " } else { "" });
+        item.write(out, depth + 1)?;
+    }
+    out.push_str(end);
+    Ok(())
 }
 
 fn write_dict(dict: &Dict, out: &mut String, depth: usize) -> Outcome<()> {

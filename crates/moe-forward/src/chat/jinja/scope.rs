@@ -9,7 +9,7 @@ use super::value::Value;
 
 /// Variables of a template, a loop's turn or a macro's call; what isn't here is looked for outside.
 pub(super) struct Scope {
-    /// A handful, which a list finds sooner than a table.
+    /// These are a handful, which a list finds sooner than a table.
     vars: RefCell<Vec<(Name, Value)>>,
     parent: Option<Rc<Scope>>,
 }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ast::{Args, AssignmentTarget, ExprKind, For, Name, Stmt, StmtKind};
+use super::ast::{Args, AssignmentTarget, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind};
 use super::interpreter::Interpreter;
 use super::scope::{LoopState, Scope};
 use super::value::Value;
@@ -49,63 +49,34 @@ impl Interpreter {
         self.step(0)?;
         match &stmt.kind {
             StmtKind::Text(text) => self.push(text, out)?,
-            StmtKind::Print(exprs) => {
-                for expr in exprs {
-                    let value = self.expr(expr, scope)?;
-                    match value.text() {
-                        Some(text) => self.push(text, out)?,
-                        None => self.push(&value.to_text()?, out)?,
-                    }
-                }
-            }
+            StmtKind::Print(exprs) => self.print(exprs, scope, out)?,
             StmtKind::For(for_) => {
                 let items = self.expr(&for_.iter, scope)?;
                 return self.for_(for_, &items, scope, 0, out);
             }
             StmtKind::If { arms, otherwise } => {
-                for (test, body) in arms {
-                    if self.expr(test, scope)?.is_true() {
-                        return self.body(body, scope, out);
-                    }
-                }
-                return self.body(otherwise, scope, out);
+                let body = self.arm(arms, scope)?.unwrap_or(otherwise);
+                return self.body(body, scope, out);
             }
             StmtKind::Set(target, expr) => {
                 let value = self.expr(expr, scope)?;
                 self.assign(target, value, scope, scope)?;
             }
             StmtKind::SetBlock { target, filters, body } => {
-                let text = self.captured(body, &Scope::within(scope))?;
-                let value = self.filtered(text.into(), filters, scope)?;
+                let value = self.filtered(body, filters, scope)?;
                 self.assign(target, value, scope, scope)?;
             }
             StmtKind::Macro(macro_) => {
                 self.captured.push(Rc::clone(scope));
-                scope.set(
-                    &macro_.name,
-                    Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope)))),
-                );
+                scope.set(&macro_.name, in_scope(macro_, scope));
             }
-            StmtKind::Call { macro_, call } => {
-                let ExprKind::Call(callee, args) = &call.kind else { return Ok(Flow::On) };
-                let callee = self.expr(callee, scope)?;
-                let mut args = self.args(args, scope)?;
-                let caller = Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope))));
-                args.named.push(("caller".into(), caller));
-                let text = self.call(&callee, args)?.to_text()?;
-                self.push(&text, out)?;
-            }
+            StmtKind::Call { macro_, call } => self.call_block(macro_, call, scope, out)?,
             StmtKind::Filter { filters, body } => {
-                let text = self.captured(body, &Scope::within(scope))?;
-                let text = self.filtered(text.into(), filters, scope)?.to_text()?;
+                let text = self.filtered(body, filters, scope)?.to_text()?;
                 self.push(&text, out)?;
             }
             StmtKind::With { values, body } => {
-                let inner = Scope::within(scope);
-                for (target, expr) in values {
-                    let value = self.expr(expr, scope)?;
-                    self.assign(target, value, &inner, scope)?;
-                }
+                let inner = self.with(values, scope)?;
                 return self.body(body, &inner, out);
             }
             StmtKind::Scope(body) => return self.body(body, &Scope::within(scope), out),
@@ -119,12 +90,69 @@ impl Interpreter {
         Ok(Flow::On)
     }
 
+    fn print(&mut self, exprs: &[Expr], scope: &Rc<Scope>, out: &mut String) -> Outcome<()> {
+        for expr in exprs {
+            let value = self.expr(expr, scope)?;
+            match value.text() {
+                Some(text) => self.push(text, out)?,
+                None => self.push(&value.to_text()?, out)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The body of the first arm whose test holds.
+    fn arm<'a>(
+        &mut self,
+        arms: &'a [(Expr, Body)],
+        scope: &Rc<Scope>,
+    ) -> Outcome<Option<&'a Body>> {
+        for (test, body) in arms {
+            if self.expr(test, scope)?.is_true() {
+                return Ok(Some(body));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes what `call` gives, whose block is the macro `caller`.
+    fn call_block(
+        &mut self,
+        macro_: &Arc<Macro>,
+        call: &Expr,
+        scope: &Rc<Scope>,
+        out: &mut String,
+    ) -> Outcome<()> {
+        let ExprKind::Call(callee, args) = &call.kind else { return Ok(()) };
+        let callee = self.expr(callee, scope)?;
+        let mut args = self.args(args, scope)?;
+        args.named.push(("caller".into(), in_scope(macro_, scope)));
+        let text = self.call(&callee, args)?.to_text()?;
+        self.push(&text, out)
+    }
+
+    /// A scope within `scope` that has these variables.
+    fn with(
+        &mut self,
+        values: &[(AssignmentTarget, Expr)],
+        scope: &Rc<Scope>,
+    ) -> Outcome<Rc<Scope>> {
+        let inner = Scope::within(scope);
+        for (target, expr) in values {
+            let value = self.expr(expr, scope)?;
+            self.assign(target, value, &inner, scope)?;
+        }
+        Ok(inner)
+    }
+
+    /// The text of `body` after `filters`.
     fn filtered(
         &mut self,
-        mut value: Value,
+        body: &[Stmt],
         filters: &[(Name, Args)],
         scope: &Rc<Scope>,
     ) -> Outcome<Value> {
+        let mut value = self.captured(body, &Scope::within(scope))?.into();
         for (name, args) in filters {
             let args = self.args(args, scope)?;
             value = self.filter(name, value, args)?;
@@ -140,40 +168,59 @@ impl Interpreter {
         depth0: usize,
         out: &mut String,
     ) -> Outcome<Flow> {
-        let mut items = items.iterate()?;
-        self.step(items.len() * 16)?;
-        if let Some(filter) = &for_.filter {
-            let mut kept = Vec::new();
-            for item in items {
-                self.step(1024)?;
-                let inner = Scope::within(scope);
-                self.assign(&for_.target, item.clone(), &inner, scope)?;
-                if self.expr(filter, &inner)?.is_true() {
-                    kept.push(item);
-                }
-            }
-            items = kept;
-        }
+        let items = self.looped(for_, items, scope)?;
         if items.is_empty() {
             return self.body(&for_.otherwise, &Scope::within(scope), out);
         }
-        let recursive = for_.recursive.then(|| (Arc::clone(for_), Rc::clone(scope)));
-        let state =
-            LoopState { items, at: Cell::new(0), depth0, changed: RefCell::default(), recursive };
-        let state = Rc::new(state);
+        let state = Rc::new(LoopState {
+            items,
+            at: Cell::new(0),
+            depth0,
+            changed: RefCell::default(),
+            recursive: for_.recursive.then(|| (Arc::clone(for_), Rc::clone(scope))),
+        });
+        self.turns(for_, &state, scope, out)?;
+        Ok(Flow::On)
+    }
+
+    /// The body of a loop for each of its items.
+    fn turns(
+        &mut self,
+        for_: &For,
+        state: &Rc<LoopState>,
+        scope: &Rc<Scope>,
+        out: &mut String,
+    ) -> Outcome<()> {
         let name: Name = "loop".into();
         for (index, item) in state.items.iter().enumerate() {
             // A turn has a scope to make, which takes as long as a few steps.
             self.step(1024)?;
             state.at.set(index);
             let inner = Scope::within(scope);
-            inner.set(&name, Value::Loop(Rc::clone(&state)));
+            inner.set(&name, Value::Loop(Rc::clone(state)));
             self.assign(&for_.target, item.clone(), &inner, scope)?;
             if self.body(&for_.body, &inner, out)? == Flow::Break {
                 break;
             }
         }
-        Ok(Flow::On)
+        Ok(())
+    }
+
+    /// The items that a loop has turns for, by its filter.
+    fn looped(&mut self, for_: &For, items: &Value, scope: &Rc<Scope>) -> Outcome<Vec<Value>> {
+        let items = items.iterate()?;
+        self.step(items.len() * 16)?;
+        let Some(filter) = &for_.filter else { return Ok(items) };
+        let mut kept = Vec::new();
+        for item in items {
+            self.step(1024)?;
+            let inner = Scope::within(scope);
+            self.assign(&for_.target, item.clone(), &inner, scope)?;
+            if self.expr(filter, &inner)?.is_true() {
+                kept.push(item);
+            }
+        }
+        Ok(kept)
     }
 
     /// What `loop(items)` gives.
@@ -198,25 +245,12 @@ impl Interpreter {
     ) -> Outcome<()> {
         match target {
             AssignmentTarget::Name(name) => scope.set(name, value),
-            AssignmentTarget::Attr(name, attribute) => {
-                let Some(Value::Namespace(namespace)) = outer.get(name) else {
-                    return Err(Fail::new("cannot assign attribute on non-namespace object"));
-                };
-                if attribute.starts_with('_') {
-                    return Err(Fail::new(format!(
-                        "a namespace can't have the attribute {attribute:?}"
-                    )));
-                }
-                namespace.set((&**attribute).into(), value);
-            }
+            AssignmentTarget::Attr(name, attribute) => set_field(name, attribute, value, outer)?,
             AssignmentTarget::Tuple(targets) => {
                 let values = value.iterate()?;
                 if values.len() != targets.len() {
-                    let what = format!(
-                        "{} values to unpack, {} names for them",
-                        values.len(),
-                        targets.len()
-                    );
+                    let (given, names) = (values.len(), targets.len());
+                    let what = format!("{given} values to unpack, {names} names for them");
                     return Err(Fail::new(what));
                 }
                 for (target, value) in targets.iter().zip(values) {
@@ -226,4 +260,19 @@ impl Interpreter {
         }
         Ok(())
     }
+}
+
+fn in_scope(macro_: &Arc<Macro>, scope: &Rc<Scope>) -> Value {
+    Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope))))
+}
+
+fn set_field(name: &Name, attribute: &Name, value: Value, scope: &Scope) -> Outcome<()> {
+    let Some(Value::Namespace(namespace)) = scope.get(name) else {
+        return Err(Fail::new("cannot assign attribute on non-namespace object"));
+    };
+    if attribute.starts_with('_') {
+        return Err(Fail::new(format!("a namespace can't have the attribute {attribute:?}")));
+    }
+    namespace.set((&**attribute).into(), value);
+    Ok(())
 }

@@ -1,10 +1,12 @@
 //! Python's string methods.
 
-use super::calls::{CallArgs, integer, required, text};
+use super::args::{
+    CallArgs, integer, integer_or, is_set, required, required_text, text, text_or, unless_none,
+};
 use super::interpreter::Interpreter;
 use super::lexer::is_space;
 use super::value::{Items, Text, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, attributes, format, letters};
+use super::{ENTRY_BYTES, Fail, Outcome, attributes, format, letters, splitting};
 
 /// Methods that are known here.
 pub(super) const METHODS: [&str; 43] = [
@@ -63,109 +65,19 @@ pub(super) fn call(
     run.step(own.len())?;
     match method {
         "format" => format::format(run, own, &args),
-        "strip" | "lstrip" | "rstrip" => {
-            let [chars] = args.bind(method, ["chars"])?;
-            Ok(stripped(own, method, chars.as_ref())?.into())
-        }
-        "split" | "rsplit" => {
-            let [separator, limit] = args.bind(method, ["sep", "maxsplit"])?;
-            let limit = limit.map_or(Ok(-1), |limit| integer(&limit, method))?;
-            let parts = match separator.filter(|separator| !matches!(separator, Value::None)) {
-                Some(separator) => {
-                    let separator = text(&separator, method)?;
-                    if separator.is_empty() {
-                        return Err(Fail::new("empty separator"));
-                    }
-                    run.handled(own.matches(&*separator).count().saturating_mul(ENTRY_BYTES))?;
-                    split(own, &separator, limit, method == "rsplit")
-                }
-                None => {
-                    run.handled(
-                        own.split(is_space).filter(|word| !word.is_empty()).count() * ENTRY_BYTES,
-                    )?;
-                    split_words(own, limit, method == "rsplit")
-                }
-            };
-            Ok(listed(parts))
-        }
-        "splitlines" => {
-            let [keep] = args.bind(method, ["keepends"])?;
-            run.handled(own.matches(BREAKS).count() * ENTRY_BYTES)?;
-            Ok(listed(lines(own, keep.is_some_and(|keep| keep.is_true()))))
-        }
-        "join" => {
-            let [items] = args.bind(method, ["iterable"])?;
-            let mut parts = Vec::new();
-            for item in required(items, method, "iterable")?.iterate()? {
-                parts.push(text(&item, "join")?);
-            }
-            joined(run, own, &parts)
-        }
-        "replace" => {
-            let [old, new, count] = args.bind(method, ["old", "new", "count"])?;
-            let old = text(&required(old, method, "old")?, method)?;
-            let new = text(&required(new, method, "new")?, method)?;
-            let count = count.map_or(Ok(-1), |count| integer(&count, method))?;
-            replaced(run, own, &old, &new, count)
-        }
-        "startswith" | "endswith" => {
-            let [affix, start, end] = args.bind(method, ["prefix", "start", "end"])?;
-            let part = part(own, start, end)?;
-            let affixes = match required(affix, method, "prefix")? {
-                Value::Tuple(affixes) => affixes.to_vec(),
-                affix => vec![affix],
-            };
-            let mut found = false;
-            for affix in &affixes {
-                let affix = text(affix, method)?;
-                found |= if method == "startswith" {
-                    part.starts_with(&*affix)
-                } else {
-                    part.ends_with(&*affix)
-                };
-            }
-            Ok(Value::Bool(found))
-        }
+        "strip" | "lstrip" | "rstrip" => strip(own, method, args),
+        "split" | "rsplit" => split(run, own, method, args),
+        "splitlines" => split_lines(run, own, args),
+        "join" => join(run, own, args),
+        "replace" => replace(run, own, args),
+        "startswith" | "endswith" => has_affix(own, method, args),
         "find" | "rfind" | "index" | "rindex" | "count" => search(own, method, args),
-        "removeprefix" | "removesuffix" => {
-            let [affix] = args.bind(method, ["affix"])?;
-            let affix = text(&required(affix, method, "affix")?, method)?;
-            let rest = if method == "removeprefix" {
-                own.strip_prefix(&*affix)
-            } else {
-                own.strip_suffix(&*affix)
-            };
-            Ok(rest.unwrap_or(own).into())
-        }
-        "partition" | "rpartition" => {
-            let [separator] = args.bind(method, ["sep"])?;
-            let separator = text(&required(separator, method, "sep")?, method)?;
-            if separator.is_empty() {
-                return Err(Fail::new("empty separator"));
-            }
-            let at_end = method == "rpartition";
-            let found =
-                if at_end { own.rsplit_once(&*separator) } else { own.split_once(&*separator) };
-            let parts = match found {
-                Some((before, after)) => [before, &separator, after],
-                None if at_end => ["", "", own],
-                None => [own, "", ""],
-            };
-            Ok(Value::Tuple(Items::new(parts.into_iter().map(Value::from).collect())))
-        }
-        "zfill" | "center" | "ljust" | "rjust" => {
-            let [width, fill] = args.bind(method, ["width", "fillchar"])?;
-            let width = integer(&required(width, method, "width")?, method)?;
-            let fill = fill.map_or(Ok(Text::new(" ")), |fill| text(&fill, method))?;
-            padded(run, own, method, width, &fill)
-        }
-        "expandtabs" => {
-            let [size] = args.bind(method, ["tabsize"])?;
-            let size = size.map_or(Ok(8), |size| integer(&size, method))?;
-            expanded(run, own, size)
-        }
+        "removeprefix" | "removesuffix" => without_affix(own, method, args),
+        "partition" | "rpartition" => partition(own, method, args),
+        "zfill" | "center" | "ljust" | "rjust" => pad(run, own, method, args),
+        "expandtabs" => expand_tabs(run, own, args),
         _ => {
-            args.bind(method, []).map(|[]| ())?;
+            args.none(method)?;
             run.room(own.len().saturating_mul(3))?;
             Ok(plain(own, method))
         }
@@ -185,6 +97,113 @@ fn plain(own: &str, method: &str) -> Value {
     }
 }
 
+fn strip(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+    let [chars] = args.bind(method, ["chars"])?;
+    Ok(stripped(own, method, chars.as_ref())?.into())
+}
+
+fn split(run: &mut Interpreter, own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+    let [separator, limit] = args.bind(method, ["sep", "maxsplit"])?;
+    let limit = integer_or(-1, limit, method)?;
+    let from_end = method == "rsplit";
+    let Some(separator) = unless_none(separator) else {
+        let words = own.split(is_space).filter(|word| !word.is_empty()).count();
+        run.handled(words * ENTRY_BYTES)?;
+        return Ok(listed(splitting::words(own, limit, from_end)));
+    };
+    let separator = filled_separator(&separator, method)?;
+    run.handled(own.matches(&*separator).count().saturating_mul(ENTRY_BYTES))?;
+    Ok(listed(splitting::parts(own, &separator, limit, from_end)))
+}
+
+fn filled_separator(separator: &Value, method: &str) -> Outcome<Text> {
+    let separator = text(separator, method)?;
+    if separator.is_empty() {
+        return Err(Fail::new("empty separator"));
+    }
+    Ok(separator)
+}
+
+fn split_lines(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+    let [keep] = args.bind("splitlines", ["keepends"])?;
+    run.handled(own.matches(splitting::BREAKS).count() * ENTRY_BYTES)?;
+    Ok(listed(splitting::lines(own, is_set(keep))))
+}
+
+fn join(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+    let [items] = args.bind("join", ["iterable"])?;
+    let mut parts = Vec::new();
+    for item in required(items, "join", "iterable")?.iterate()? {
+        parts.push(text(&item, "join")?);
+    }
+    joined(run, own, &parts)
+}
+
+fn replace(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+    let [old, new, count] = args.bind("replace", ["old", "new", "count"])?;
+    let old = required_text(old, "replace", "old")?;
+    let new = required_text(new, "replace", "new")?;
+    let count = integer_or(-1, count, "replace")?;
+    replaced(run, own, &old, &new, count)
+}
+
+/// Whether the text begins or ends with an affix, or with one of several.
+fn has_affix(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+    let [affix, start, end] = args.bind(method, ["prefix", "start", "end"])?;
+    let part = part(own, start, end)?;
+    let affixes = match required(affix, method, "prefix")? {
+        Value::Tuple(affixes) => affixes.to_vec(),
+        affix => vec![affix],
+    };
+    let mut found = false;
+    for affix in &affixes {
+        let affix = text(affix, method)?;
+        found |= if method == "startswith" {
+            part.starts_with(&*affix)
+        } else {
+            part.ends_with(&*affix)
+        };
+    }
+    Ok(Value::Bool(found))
+}
+
+fn without_affix(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+    let [affix] = args.bind(method, ["affix"])?;
+    let affix = required_text(affix, method, "affix")?;
+    let rest = if method == "removeprefix" {
+        own.strip_prefix(&*affix)
+    } else {
+        own.strip_suffix(&*affix)
+    };
+    Ok(rest.unwrap_or(own).into())
+}
+
+fn partition(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+    let [separator] = args.bind(method, ["sep"])?;
+    let separator = filled_separator(&required(separator, method, "sep")?, method)?;
+    let at_end = method == "rpartition";
+    let found = if at_end { own.rsplit_once(&*separator) } else { own.split_once(&*separator) };
+    let parts = match found {
+        Some((before, after)) => [before, &separator, after],
+        None if at_end => ["", "", own],
+        None => [own, "", ""],
+    };
+    Ok(Value::Tuple(Items::new(parts.into_iter().map(Value::from).collect())))
+}
+
+fn pad(run: &mut Interpreter, own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+    let [width, fill] = args.bind(method, ["width", "fillchar"])?;
+    let width = integer(&required(width, method, "width")?, method)?;
+    let fill = text_or(" ", fill, method)?;
+    padded(run, own, method, width, &fill)
+}
+
+fn expand_tabs(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+    let [size] = args.bind("expandtabs", ["tabsize"])?;
+    let size = integer_or(8, size, "expandtabs")?;
+    expanded(run, own, size)
+}
+
 fn listed(parts: Vec<&str>) -> Value {
     parts.into_iter().map(Value::from).collect::<Vec<_>>().into()
 }
@@ -198,66 +217,6 @@ pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) ->
     let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(c));
     let own = if method == "rstrip" { own } else { own.trim_start_matches(goes) };
     Ok(if method == "lstrip" { own } else { own.trim_end_matches(goes) })
-}
-
-fn split<'a>(own: &'a str, separator: &str, limit: i128, from_end: bool) -> Vec<&'a str> {
-    let most = usize::try_from(limit).map_or(usize::MAX, |limit| limit.saturating_add(1));
-    if !from_end {
-        return own.splitn(most, separator).collect();
-    }
-    let mut parts: Vec<&str> = own.rsplitn(most, separator).collect();
-    parts.reverse();
-    parts
-}
-
-fn split_words(own: &str, limit: i128, from_end: bool) -> Vec<&str> {
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    let mut parts = Vec::new();
-    let mut rest =
-        if from_end { own.trim_end_matches(is_space) } else { own.trim_start_matches(is_space) };
-    while !rest.is_empty() && parts.len() < most {
-        if from_end {
-            let begin = rest
-                .char_indices()
-                .rev()
-                .find(|(_, c)| is_space(*c))
-                .map_or(0, |(at, c)| at + c.len_utf8());
-            parts.push(&rest[begin..]);
-            rest = rest[..begin].trim_end_matches(is_space);
-        } else {
-            let end = rest.find(is_space).unwrap_or(rest.len());
-            parts.push(&rest[..end]);
-            rest = rest[end..].trim_start_matches(is_space);
-        }
-    }
-    if !rest.is_empty() {
-        parts.push(rest);
-    }
-    if from_end {
-        parts.reverse();
-    }
-    parts
-}
-
-/// What Python takes for the end of a line.
-pub(super) const BREAKS: [char; 10] =
-    ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
-
-/// Python's `splitlines`.
-pub(super) fn lines(own: &str, keep: bool) -> Vec<&str> {
-    let mut lines = Vec::new();
-    let mut rest = own;
-    while !rest.is_empty() {
-        let end = rest.find(BREAKS).unwrap_or(rest.len());
-        let width = match rest[end..].chars().next() {
-            Some('\r') if rest[end..].starts_with("\r\n") => 2,
-            Some(c) => c.len_utf8(),
-            None => 0,
-        };
-        lines.push(&rest[..if keep { end + width } else { end }]);
-        rest = &rest[end + width..];
-    }
-    lines
 }
 
 /// `parts` with `separator` between them.
@@ -297,15 +256,8 @@ fn part(own: &Text, start: Option<Value>, end: Option<Value>) -> Outcome<Text> {
 
 fn search(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
     let [wanted, start, end] = args.bind(method, ["sub", "start", "end"])?;
-    let wanted = text(&required(wanted, method, "sub")?, method)?;
-    let offset = match &start {
-        Some(start) if !matches!(start, Value::None) => {
-            let start = integer(start, method)?;
-            let length = own.chars().count() as i128;
-            if start < 0 { (start + length).max(0) } else { start }
-        }
-        _ => 0,
-    };
+    let wanted = required_text(wanted, method, "sub")?;
+    let offset = offset(own, start.as_ref(), method)?;
     let part = part(own, start, end)?;
     if method == "count" {
         return Ok(Value::Int(part.matches(&*wanted).count() as i128));
@@ -316,6 +268,14 @@ fn search(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
         None if method.ends_with("find") => Ok(Value::Int(-1)),
         None => Err(Fail::new("substring not found")),
     }
+}
+
+/// How many characters stand before a search that begins at `start`.
+fn offset(own: &str, start: Option<&Value>, method: &str) -> Outcome<i128> {
+    let Some(start) = start.filter(|start| !matches!(start, Value::None)) else { return Ok(0) };
+    let start = integer(start, method)?;
+    let length = own.chars().count() as i128;
+    Ok(if start < 0 { (start + length).max(0) } else { start })
 }
 
 /// `own` in a field of `width`.
@@ -333,21 +293,22 @@ pub(super) fn padded(
     let missing = usize::try_from(width).unwrap_or(0).saturating_sub(length);
     run.room(missing.saturating_mul(fill.len()))?;
     run.step(missing)?;
-    let width = length + missing;
-    let (left, right) = match method {
-        "ljust" => (0, missing),
-        // Python's own rounding.
-        "center" => {
-            let left = missing / 2 + (missing & width & 1);
-            (left, missing - left)
-        }
-        _ => (missing, 0),
-    };
     if method == "zfill" {
-        let (sign, digits) = own.split_at(usize::from(own.starts_with(['+', '-'])));
-        return Ok(format!("{sign}{}{digits}", "0".repeat(left)).into());
+        return Ok(with_zeros(own, missing).into());
     }
-    Ok(format!("{}{own}{}", fill.repeat(left), fill.repeat(right)).into())
+    let left = match method {
+        "ljust" => 0,
+        // Python's own rounding.
+        "center" => missing / 2 + (missing & (length + missing) & 1),
+        _ => missing,
+    };
+    Ok(format!("{}{own}{}", fill.repeat(left), fill.repeat(missing - left)).into())
+}
+
+/// `own` with so many zeros behind its sign.
+fn with_zeros(own: &str, zeros: usize) -> String {
+    let (sign, digits) = own.split_at(usize::from(own.starts_with(['+', '-'])));
+    format!("{sign}{}{digits}", "0".repeat(zeros))
 }
 
 fn expanded(run: &mut Interpreter, own: &str, size: i128) -> Outcome<Value> {

@@ -1,7 +1,7 @@
 //! Jinja2's tests: what stands behind `is`.
 
+use super::args::{CallArgs, integer, required};
 use super::ast::Comparison;
-use super::calls::{CallArgs, integer, required};
 use super::interpreter::Interpreter;
 use super::value::Value;
 use super::{Fail, Outcome, filters, letters, operators};
@@ -52,17 +52,7 @@ impl Interpreter {
     /// Whether `value is name(args)`.
     pub fn test(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<bool> {
         self.step(0)?;
-        let comparison = match name {
-            "in" => Some(Comparison::In),
-            "==" | "eq" | "equalto" => Some(Comparison::Eq),
-            "!=" | "ne" => Some(Comparison::Ne),
-            ">" | "gt" | "greaterthan" => Some(Comparison::Gt),
-            ">=" | "ge" => Some(Comparison::Ge),
-            "<" | "lt" | "lessthan" => Some(Comparison::Lt),
-            "<=" | "le" => Some(Comparison::Le),
-            _ => None,
-        };
-        if let Some(comparison) = comparison {
+        if let Some(comparison) = comparison(name) {
             let [other] = args.bind(name, ["other"])?;
             return operators::compare(comparison, value, &required(other, name, "other")?);
         }
@@ -75,61 +65,79 @@ impl Interpreter {
             let rest = self.binary(super::ast::Binary::Mod, value, &other)?;
             return Ok(!rest.is_true());
         }
-        args.bind(name, []).map(|[]| ())?;
-        Ok(match name {
-            "odd" => integer_rest(value)? == 1,
-            "even" => integer_rest(value)? == 0,
-            "defined" => !value.is_undefined(),
-            "undefined" => value.is_undefined(),
-            "filter" => value.text().is_some_and(|name| filters::NAMES.contains(&name)),
-            "test" => value.text().is_some_and(|name| NAMES.contains(&name)),
-            "none" => matches!(value, Value::None),
-            "boolean" => matches!(value, Value::Bool(_)),
-            "false" => matches!(value, Value::Bool(false)),
-            "true" => matches!(value, Value::Bool(true)),
-            "integer" => matches!(value, Value::Int(_)),
-            "float" => matches!(value, Value::Float(_)),
-            "lower" => letters::is_cased(&value.to_text()?, false),
-            "upper" => letters::is_cased(&value.to_text()?, true),
-            "string" => value.text().is_some(),
-            "mapping" => matches!(value, Value::Dict(_)),
-            "number" => value.number().is_some(),
-            "sequence" => matches!(
-                value,
-                Value::Undefined(_)
-                    | Value::Str(_)
-                    | Value::Markup(_)
-                    | Value::List(_)
-                    | Value::Tuple(_)
-                    | Value::Dict(_)
-                    | Value::Range { .. }
-            ),
-            "iterable" => matches!(
-                value,
-                Value::Undefined(_)
-                    | Value::Str(_)
-                    | Value::Markup(_)
-                    | Value::List(_)
-                    | Value::Tuple(_)
-                    | Value::Dict(_)
-                    | Value::View(..)
-                    | Value::Range { .. }
-                    | Value::Once(_)
-                    | Value::Loop(_)
-            ),
-            "callable" => matches!(
-                value,
-                Value::Undefined(_)
-                    | Value::Macro(_)
-                    | Value::Method(_)
-                    | Value::Function(_)
-                    | Value::Loop(_)
-                    | Value::Joiner(_)
-            ),
-            "escaped" => matches!(value, Value::Markup(_)),
-            _ => return Err(Fail::new(format!("No test named '{name}'."))),
-        })
+        args.none(name)?;
+        without_args(name, value)
     }
+}
+
+fn comparison(name: &str) -> Option<Comparison> {
+    match name {
+        "in" => Some(Comparison::In),
+        "==" | "eq" | "equalto" => Some(Comparison::Eq),
+        "!=" | "ne" => Some(Comparison::Ne),
+        ">" | "gt" | "greaterthan" => Some(Comparison::Gt),
+        ">=" | "ge" => Some(Comparison::Ge),
+        "<" | "lt" | "lessthan" => Some(Comparison::Lt),
+        "<=" | "le" => Some(Comparison::Le),
+        _ => None,
+    }
+}
+
+/// Tests that take no arguments.
+fn without_args(name: &str, value: &Value) -> Outcome<bool> {
+    Ok(match name {
+        "odd" => integer_rest(value)? == 1,
+        "even" => integer_rest(value)? == 0,
+        "defined" => !value.is_undefined(),
+        "undefined" => value.is_undefined(),
+        "filter" => value.text().is_some_and(|name| filters::NAMES.contains(&name)),
+        "test" => value.text().is_some_and(|name| NAMES.contains(&name)),
+        "none" => matches!(value, Value::None),
+        "boolean" => matches!(value, Value::Bool(_)),
+        "false" => matches!(value, Value::Bool(false)),
+        "true" => matches!(value, Value::Bool(true)),
+        "integer" => matches!(value, Value::Int(_)),
+        "float" => matches!(value, Value::Float(_)),
+        "lower" => letters::is_cased(&value.to_text()?, false),
+        "upper" => letters::is_cased(&value.to_text()?, true),
+        "string" => value.text().is_some(),
+        "mapping" => matches!(value, Value::Dict(_)),
+        "number" => value.number().is_some(),
+        "sequence" => is_sequence(value),
+        "iterable" => is_iterable(value),
+        "callable" => is_callable(value),
+        "escaped" => matches!(value, Value::Markup(_)),
+        _ => return Err(Fail::new(format!("No test named '{name}'."))),
+    })
+}
+
+fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value,
+        Value::Undefined(_)
+            | Value::Str(_)
+            | Value::Markup(_)
+            | Value::List(_)
+            | Value::Tuple(_)
+            | Value::Dict(_)
+            | Value::Range { .. }
+    )
+}
+
+fn is_iterable(value: &Value) -> bool {
+    is_sequence(value) || matches!(value, Value::View(..) | Value::Once(_) | Value::Loop(_))
+}
+
+fn is_callable(value: &Value) -> bool {
+    matches!(
+        value,
+        Value::Undefined(_)
+            | Value::Macro(_)
+            | Value::Method(_)
+            | Value::Function(_)
+            | Value::Loop(_)
+            | Value::Joiner(_)
+    )
 }
 
 fn integer_rest(value: &Value) -> Outcome<i128> {

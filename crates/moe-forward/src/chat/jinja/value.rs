@@ -2,13 +2,12 @@
 //! known.
 
 use std::cell::{Cell, RefCell};
-use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
 use std::rc::Rc;
 
 use super::ast::{Blocks, Body, Macro};
-use super::held::{Charge, check_compared, depth_of, may_compare, room};
+use super::held::{Charge, depth_of, room};
 use super::scope::{LoopState, Scope};
 use super::{Fail, Outcome};
 
@@ -46,7 +45,7 @@ impl Items {
         Self(Rc::new((items, charge, depth)))
     }
 
-    fn is(&self, other: &Self) -> bool {
+    pub fn is(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
     }
 }
@@ -109,7 +108,7 @@ impl Dict {
         }
     }
 
-    /// As a value.
+    /// The dictionary as a value, which counts what it holds.
     pub fn into_value(self) -> Value {
         let charge = Charge::new(self.entries.len() * 2 * size_of::<Value>());
         let depth = depth_of(self.entries.iter().map(|(_, value)| value));
@@ -330,7 +329,7 @@ impl Value {
         })
     }
 
-    /// As a float, for numbers.
+    /// The number as a float; None for anything else.
     pub fn number(&self) -> Option<f64> {
         match self {
             Self::Bool(value) => Some(f64::from(u8::from(*value))),
@@ -340,100 +339,12 @@ impl Value {
         }
     }
 
-    /// As an integer, for what Python takes for one.
+    /// The number as an integer; None for what Python doesn't take for one.
     pub fn integer(&self) -> Option<i128> {
         match self {
             Self::Bool(value) => Some(i128::from(*value)),
             Self::Int(value) => Some(*value),
             _ => None,
-        }
-    }
-
-    /// Python's `==`.
-    pub fn equals(&self, other: &Self) -> bool {
-        let bytes = self.text().zip(other.text()).map_or(0, |(a, b)| a.len().min(b.len()));
-        if !may_compare(bytes) {
-            return false;
-        }
-        if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
-            return a == b;
-        }
-        if let (Some(a), Some(b)) = (self.number(), other.number()) {
-            return a == b;
-        }
-        if let (Some(a), Some(b)) = (self.text(), other.text()) {
-            return a == b;
-        }
-        match (self, other) {
-            (Self::None, Self::None) | (Self::Undefined(_), Self::Undefined(_)) => true,
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
-                a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.equals(b))
-            }
-            (Self::Dict(a), Self::Dict(b)) => {
-                let is_same = |(key, value): &(Value, Value)| {
-                    b.get(key).is_some_and(|other| other.equals(value))
-                };
-                a.entries().len() == b.entries().len() && a.entries().iter().all(is_same)
-            }
-            (Self::Range { .. }, Self::Range { .. }) => {
-                self.iterate().ok().zip(other.iterate().ok()).is_some_and(|(a, b)| {
-                    a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.equals(b))
-                })
-            }
-            (Self::View(a, x), Self::View(b, y)) if a == b && *a != View::Values => {
-                x.len() == y.len() && x.iter().all(|a| y.iter().any(|b| a.equals(b)))
-            }
-            _ => self.is(other),
-        }
-    }
-
-    /// Python's `is`.
-    pub fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::None, Self::None) => true,
-            (Self::Bool(a), Self::Bool(b)) => a == b,
-            // Python shares small integers and short texts, so that most that are equal are the
-            // same.
-            (Self::Int(a), Self::Int(b)) => a == b,
-            (Self::Str(a), Self::Str(b)) => **a == **b,
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => a.is(b),
-            (Self::Dict(a), Self::Dict(b)) => Rc::ptr_eq(a, b),
-            (Self::Namespace(a), Self::Namespace(b)) => Rc::ptr_eq(a, b),
-            (Self::Macro(a), Self::Macro(b)) => Rc::ptr_eq(a, b),
-            (Self::Loop(a), Self::Loop(b)) => Rc::ptr_eq(a, b),
-            (Self::Once(a), Self::Once(b)) => Rc::ptr_eq(a, b),
-            (Self::Function(a), Self::Function(b)) => a == b,
-            _ => false,
-        }
-    }
-
-    /// Python's order, for what has one.
-    pub fn compare(&self, other: &Self) -> Outcome<Option<Ordering>> {
-        check_compared(self.text().zip(other.text()).map_or(0, |(a, b)| a.len().min(b.len())))?;
-        if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
-            return Ok(Some(a.cmp(&b)));
-        }
-        if let (Some(a), Some(b)) = (self.number(), other.number()) {
-            return Ok(a.partial_cmp(&b));
-        }
-        if let (Some(a), Some(b)) = (self.text(), other.text()) {
-            return Ok(Some(a.cmp(b)));
-        }
-        match (self, other) {
-            (Self::Undefined(what), _) | (_, Self::Undefined(what)) => Err(Fail::new(&**what)),
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
-                for (a, b) in a.iter().zip(b.iter()) {
-                    if !a.equals(b) {
-                        return a.compare(b);
-                    }
-                }
-                Ok(Some(a.len().cmp(&b.len())))
-            }
-            _ => Err(Fail::new(format!(
-                "'{}' and '{}' have no order",
-                self.type_name(),
-                other.type_name()
-            ))),
         }
     }
 }

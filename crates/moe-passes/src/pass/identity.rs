@@ -1,0 +1,67 @@
+//! Whether a pass keeps the function.
+
+use serde::Serialize;
+
+/// Whether a converted model computes the function of its original.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Identity {
+    /// It does, up to the rounding of the computation: every stored weight is exact.
+    Exact,
+    /// It does, up to what is named here.
+    Approximate {
+        /// Why it isn't exact.
+        reason: String,
+    },
+    /// It doesn't, by design.
+    Changed {
+        /// What changes it.
+        reason: String,
+    },
+}
+
+impl Identity {
+    /// What `effects` come to.
+    pub fn of(effects: &[Effect]) -> Self {
+        let has = |kept: Kept| effects.iter().any(|effect| effect.kept == kept);
+        let reasons = effects
+            .iter()
+            .filter(|effect| effect.kept != Kept::Exactly)
+            .map(|effect| effect.why.as_str());
+        let reason = reasons.collect::<Vec<_>>().join("; ");
+        match (has(Kept::No), has(Kept::Approximately)) {
+            (true, _) => Self::Changed { reason },
+            (false, true) => Self::Approximate { reason },
+            (false, false) => Self::Exact,
+        }
+    }
+}
+
+/// Whether an option keeps the function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kept {
+    /// Up to the rounding of the computation.
+    Exactly,
+    /// Up to what the effect says.
+    Approximately,
+    /// By design.
+    No,
+}
+
+/// What one option does to the function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Effect {
+    /// The option.
+    pub option: String,
+    /// Whether it keeps the function.
+    pub kept: Kept,
+    /// Why.
+    pub why: String,
+}
+
+impl Effect {
+    pub(crate) fn new(option: impl Into<String>, kept: Kept, why: impl Into<String>) -> Self {
+        Self { option: option.into(), kept, why: why.into() }
+    }
+}
