@@ -17,6 +17,7 @@ use moe_checkpoint::{Error, Kind};
 
 use crate::bar::say;
 use crate::cli::{called, program};
+use crate::refusal::Refusal;
 use crate::stdout::print_error;
 
 /// Below this, two names have little in common, and clap proposes nonsense: --damping for --ignore.
