@@ -9,8 +9,8 @@ use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions};
 
 pub use crate::convert::{Convert, Writing};
 use crate::idle;
+use crate::refusal::Refusal;
 use crate::spelling::{Respelled, respell};
-use crate::usage::Refusal;
 
 /// Converts and compresses Mixture-of-Experts checkpoints
 #[derive(Parser)]

@@ -61,7 +61,7 @@ mod tests {
     use clap::CommandFactory;
 
     use crate::cli::Cli;
-    use crate::usage::Refusal;
+    use crate::refusal::Refusal;
 
     use super::*;
 

@@ -10,6 +10,7 @@ mod convert;
 mod idle;
 mod interrupt;
 mod manual;
+mod refusal;
 mod render;
 mod spelling;
 mod stdout;

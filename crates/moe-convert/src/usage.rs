@@ -17,30 +17,11 @@ use moe_checkpoint::{Error, Kind};
 
 use crate::bar::say;
 use crate::cli::{called, program};
+use crate::refusal::Refusal;
 use crate::stdout::print_error;
 
 /// Below this, two names have little in common, and clap proposes nonsense: --damping for --ignore.
 const ALIKE: f64 = 0.85;
-
-/// Why a command line can't be run.
-pub enum Refusal {
-    /// By clap, or help and versions that were asked for.
-    Clap(Box<clap::Error>),
-    /// By this program.
-    Own(Error),
-}
-
-impl From<clap::Error> for Refusal {
-    fn from(error: clap::Error) -> Self {
-        Self::Clap(Box::new(error))
-    }
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self::Own(error)
-    }
-}
 
 /// Prints help and versions where they were asked for, and errors as those of this program.
 pub fn report(refusal: Refusal) -> ExitCode {
