@@ -241,7 +241,7 @@ fn what_is_promised_is_what_is_held() {
         }
     };
     for line in OTHERS {
-        let text = refused(&sandbox, line, "50MB").stderr;
+        let text = refused(&sandbox, line, "30MB").stderr;
         let promised = size(&text, "at least about ").unwrap_or_else(|| panic!("{text}"));
         let held = peak(&sandbox, &format!("{line} --memory-budget {}", (promised * 1.01) as u64));
         compare(line, promised, held);

@@ -210,7 +210,7 @@ fn a_budget_that_is_too_small_names_what_helps() {
         ),
         ("verify golden/models/moe --threads 2", "20MB", "--memory-budget", "report"),
         ("inspect golden/models/moe", "10MB", "--memory-budget", "report"),
-        ("selftest", "50MB", "--memory-budget", "report"),
+        ("selftest", "30MB", "--memory-budget", "report"),
     ] {
         let line = format!("{line} --memory-budget {budget}");
         problems.extend(sandbox.refuses(&line, 2, &["give --memory-budget ", helps]));
