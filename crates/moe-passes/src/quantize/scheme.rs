@@ -15,12 +15,14 @@ pub enum WeightScheme {
     W8a16,
     /// 4-bit integers.
     #[default]
+    #[value(alias = "int4")]
     W4a16,
     /// 3-bit integers.
     W3a16,
     /// 2-bit integers.
     W2a16,
     /// 8-bit floats (e4m3) with a scale for each row. Engines round activations to float8 too.
+    #[value(alias = "fp8-dynamic")]
     Fp8,
     /// 8-bit floats (e4m3) with a scale for each block of 128 × 128, as DeepSeek-V3 has them.
     Fp8Block,
