@@ -29,7 +29,7 @@ fn stated(guide: &str) -> Vec<(&str, &str)> {
     }
     // Rows of a table of words, one of which is called the default.
     let mut option = None;
-    for line in guide.lines() {
+    for line in guide.lines().filter(|line| !line.starts_with("|--")) {
         let cell = line.strip_prefix("| ").and_then(|row| row.split(" |").next());
         let Some(cell) = cell else {
             option = None;
