@@ -76,7 +76,7 @@ def kept_sets(out, experts):
     """The experts that are left, by layer."""
     receipt = out / "moe-convert.json"
     if receipt.exists():
-        return [{cluster[0] for cluster in layer["trust"]["clusters"]} for layer in json.loads(receipt.read_text())["layers"]]
+        return [{cluster[0] for cluster in layer["details"]["clusters"]} for layer in json.loads(receipt.read_text())["layers"]]
     retained = json.loads((out / "retained.json").read_text())
     return [set(retained[f"model.layers.{layer}.mlp"]) for layer in range(len(retained))]
 

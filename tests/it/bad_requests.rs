@@ -750,7 +750,7 @@ fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
         let value: serde_json::Value =
             serde_json::from_str(&sandbox.run(&line).succeeds().stdout).unwrap();
         for layer in value["receipt"]["layers"].as_array().unwrap() {
-            let trust = &layer["trust"];
+            let trust = &layer["details"];
             let counts: Vec<u64> = serde_json::from_value(trust["load"]["counts"].clone()).unwrap();
             let clusters: Vec<Vec<usize>> =
                 serde_json::from_value(trust["clusters"].clone()).unwrap();

@@ -21,6 +21,7 @@ const COMMANDS: &[&str] = &[
     "observe",
     "eval",
     "verify",
+    "report",
     "run",
     "schema",
     "selftest",

@@ -30,6 +30,7 @@ mod memory;
 mod names;
 mod pleasant;
 mod readings;
+mod receipts;
 mod recipes;
 mod remedies;
 mod replaced;

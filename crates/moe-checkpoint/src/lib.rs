@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod error;
+mod float;
 mod folder;
 mod formats;
 mod header;
@@ -40,6 +41,7 @@ mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Kind, Result};
+pub use float::{Floats, or_infinite};
 pub use folder::Folder;
 pub use formats::CONFIG_FILE;
 pub use header::{Entry, MAX_HEADER_BYTES, encode_header, parse_header};

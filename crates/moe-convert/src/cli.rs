@@ -129,6 +129,16 @@ pub struct Common {
     pub quiet: bool,
 }
 
+/// What there is a JSON Schema of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SchemaOf {
+    /// Recipes.
+    #[default]
+    Recipe,
+    /// Receipts: moe-convert.json of results.
+    Receipt,
+}
+
 /// What numerics run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ComputeType {
@@ -200,6 +210,27 @@ pub enum Command {
         model: PathBuf,
     },
 
+    /// Render the report of a result from its receipt
+    ///
+    /// The page is byte for byte the one that the run wrote, from the working directory that it ran
+    /// in: paths below that are shown from there on, others by their names. It goes to stdout or,
+    /// with --output, to a directory, where results of several passes have a page for each. Nothing
+    /// is written to the result, whose files are listed by their hashes.
+    #[command(after_help = "Examples:\n  \
+        moe-convert prune golden/models/moe -o target/pruned --experts 12 --method aimer\n  \
+        moe-convert report target/pruned > target/page.html\n  \
+        moe-convert report target/pruned -o target/pages\n\ndocs/json.md says what a receipt holds.")]
+    Report {
+        /// Directory that moe-convert has written
+        model: PathBuf,
+        /// Directory to write pages to, instead of that of the last pass to stdout
+        #[arg(long, short, alias = "out", value_name = "DIR")]
+        output: Option<PathBuf>,
+        /// Replace pages of earlier reports
+        #[arg(long, requires = "output")]
+        overwrite: bool,
+    },
+
     /// Run the steps of a recipe
     ///
     /// Steps run one after the other, those of a block for every combination of its choices.
@@ -236,11 +267,15 @@ pub enum Command {
         summary: Option<PathBuf>,
     },
 
-    /// Print the JSON Schema of recipes, for editors
-    #[command(after_help = "Example:\n  moe-convert schema\n\n\
+    /// Print the JSON Schema of recipes, for editors, or of receipts
+    #[command(after_help = "Examples:\n  moe-convert schema\n  moe-convert schema receipt\n\n\
                             recipes/recipe.schema.json is what it prints; editors with taplo read it by a recipe's first line,\n\
-                            #:schema ./recipe.schema.json")]
-    Schema,
+                            #:schema ./recipe.schema.json. docs/receipt.schema.json is that of receipts, moe-convert.json.")]
+    Schema {
+        /// What it is the schema of
+        #[arg(value_enum, default_value_t)]
+        of: SchemaOf,
+    },
 
     /// Run every pass on built-in models and compare with golden outputs, on any device
     #[command(

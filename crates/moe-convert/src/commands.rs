@@ -3,7 +3,7 @@
 mod recipe;
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::DType;
@@ -15,14 +15,14 @@ use moe_passes::{Pass, ReportKind, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
     Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result,
-    inspect, not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left, verify,
-    verify_bytes, write_logits,
+    inspect, not_met, observe, passed_budget, plan, receipt_schema, recipe_schema, report,
+    selftest, training_left, verify, verify_bytes, write_logits, write_report,
 };
 use serde::Serialize;
 
 use crate::allocator::{giving_back, remember_remedy};
 use crate::bar::{self, Stderr};
-use crate::cli::{Cli, Command, Common, ComputeType, Convert, RouterType, Writing};
+use crate::cli::{Cli, Command, Common, ComputeType, Convert, RouterType, SchemaOf, Writing};
 use crate::render::After;
 use crate::stdout::{print_error, write_stdout};
 use crate::{manual, render};
@@ -85,7 +85,7 @@ fn less_memory(command: &Command) -> &'static str {
 fn small_work(command: &Command) -> Option<u64> {
     match command {
         Command::Inspect { .. }
-        | Command::Schema
+        | Command::Schema { .. }
         | Command::Completions { .. }
         | Command::Man { .. } => Some(2 << 20),
         Command::Selftest => {
@@ -181,7 +181,13 @@ impl<'a> Session<'a> {
                 let reports = Reports::new(junit, overwrite, summary);
                 self.recipe(&recipe, &set, How { resume, fresh, dry_run }, reports, timings)
             }
-            Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
+            Command::Report { model, output, overwrite } => {
+                self.report(&model, output.as_deref(), overwrite)
+            }
+            Command::Schema { of } => write_stdout(&json::to_pretty(&match of {
+                SchemaOf::Recipe => recipe_schema(),
+                SchemaOf::Receipt => receipt_schema(),
+            })),
             Command::Selftest => timings.time_metered("selftest", meter, || self.selftest()),
             Command::Bench(options) => self.bench(&options),
             Command::Logits { model, tokens, output, overwrite } => {
@@ -363,12 +369,28 @@ impl<'a> Session<'a> {
         self.print(&report, || render::verification(model, &report))
     }
 
+    fn report(&self, model: &Path, output: Option<&Path>, overwrite: bool) -> Result<()> {
+        let Some(output) = output else {
+            let pages = report(model)?;
+            if let [_, others @ ..] = pages.as_slice()
+                && !others.is_empty()
+            {
+                let pages = counted(others.len() as u64, "page");
+                self.progress.note(&format!("-o DIR also writes {pages} of the earlier passes"));
+            }
+            return self.print(&serde_json::json!({ "html": pages[0].1 }), || pages[0].1.clone());
+        };
+        let pages = write_report(model, output, overwrite)?;
+        self.print(&as_pages(&pages), || {
+            format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(output))
+        })
+    }
+
     fn man(&self, dir: &Path, overwrite: bool) -> Result<()> {
         let pages = manual::write(dir, overwrite)?;
-        self.print(
-            &serde_json::json!({ "pages": pages.iter().map(|page| page.to_string_lossy()).collect::<Vec<_>>() }),
-            || format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(dir)),
-        )
+        self.print(&as_pages(&pages), || {
+            format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(dir))
+        })
     }
 
     fn bench(&self, options: &BenchOptions) -> Result<()> {
@@ -403,6 +425,12 @@ impl<'a> Session<'a> {
             .remedy("don't trust results on this device; please report the table")
             .into())
     }
+}
+
+/// The paths of pages that were written, for --json.
+fn as_pages(pages: &[PathBuf]) -> serde_json::Value {
+    let pages: Vec<_> = pages.iter().map(|page| page.to_string_lossy()).collect();
+    serde_json::json!({ "pages": pages })
 }
 
 /// The refusal of an output where another result lies.

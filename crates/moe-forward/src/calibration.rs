@@ -12,7 +12,7 @@ use crate::observe::{GroupIndex, UNCOUNTED};
 
 /// Tokens whose statistics are summed up together: every second window of a domain, so that two
 /// halves tell how stable a ranking is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Group {
     /// The domain's label.
     pub label: String,

@@ -7,7 +7,8 @@ use moe_checkpoint::Result;
 use moe_math::Compute;
 use moe_math::likelihood::{agreements, divergence, log_probabilities};
 use moe_model::Model;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::context::Context;
@@ -19,17 +20,25 @@ use crate::sweep::{Head, Sweep, weights_of};
 const LOGIT_BYTES: usize = 64 << 20;
 
 /// Logits of a model beside those of its original.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Difference {
     /// Tokens compared.
     pub tokens: usize,
     /// Largest absolute difference of a logit.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub max_logit_difference: f64,
     /// Largest absolute logit of the original, for scale.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub max_logit: f64,
     /// Mean KL(original ‖ model) in nats.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub kl: f64,
     /// Share of tokens whose most probable next token is the same.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub top1_agreement: f64,
 }
 

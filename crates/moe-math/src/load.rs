@@ -1,9 +1,10 @@
 //! How evenly tokens are spread over experts.
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Expert load of one layer.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Load {
     /// Tokens routed to each expert.
     pub counts: Vec<u64>,

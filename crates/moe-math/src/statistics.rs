@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Sizes of one layer's mixture of experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Sizes {
     /// Routed experts.
     pub experts: usize,

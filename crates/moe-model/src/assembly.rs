@@ -83,6 +83,15 @@ impl Model {
 
     /// What stock loaders do wrong with this model, by its family file.
     pub fn caveats(&self) -> impl Iterator<Item = &str> {
+        self.applying_caveats().map(|caveat| caveat.note.as_str())
+    }
+
+    /// What makes stock loaders get this model wrong.
+    pub fn caveat_reasons(&self) -> impl Iterator<Item = CaveatWhen> {
+        self.applying_caveats().map(|caveat| caveat.when)
+    }
+
+    fn applying_caveats(&self) -> impl Iterator<Item = &Caveat> {
         let applies = |caveat: &&Caveat| match caveat.when {
             CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window().is_some()),
             CaveatWhen::HeadDim => self.heads * self.head_dim != self.hidden,
@@ -93,7 +102,7 @@ impl Model {
             CaveatWhen::IdleWindow => self.has_idle_window(),
             CaveatWhen::BiasedDense => self.has_biased_dense(),
         };
-        self.family.caveats.iter().filter(applies).map(|caveat| caveat.note.as_str())
+        self.family.caveats.iter().filter(applies)
     }
 
     /// Whether the config switches a window on that no layer has.
@@ -143,7 +152,9 @@ impl Model {
 }
 
 /// Number of parameters by component.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct Parameters {
     /// Token embedding.
     pub embedding: usize,

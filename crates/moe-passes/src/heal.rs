@@ -221,6 +221,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: None,
     baseline: None,
+    details: None,
     report: ReportKind::Training,
     healed_with: None,
     resumes_midway: true,

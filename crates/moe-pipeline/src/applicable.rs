@@ -7,9 +7,10 @@ use moe_passes::{PASSES, PassInfo, ReportKind, Sources};
 use serde::Serialize;
 
 /// What a pass says to a model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Applicable {
     /// The pass.
+    #[schemars(with = "String")]
     pub pass: &'static PassInfo,
     /// Families that its result can have, the one that it has unless told otherwise first; none
     /// where the pass refuses the model.

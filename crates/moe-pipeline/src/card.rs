@@ -8,7 +8,7 @@ use std::path::Path;
 
 use moe_checkpoint::{counted, json};
 use moe_forward::DomainReport;
-use moe_passes::{Identity, Kept, ReportKind};
+use moe_passes::{Identity, Kept, LayerTrust, ReportKind};
 
 use crate::file_names::REPORT_FILE;
 use crate::markdown::{MarkdownBlock, MarkdownCode, MarkdownText};
@@ -124,10 +124,11 @@ fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
         );
     }
     let Some((layer, router)) = receipt.first_converted() else { return String::new() };
+    let router = router.to_string();
     if receipt.decided.is_some() {
         let experts: Vec<_> =
             receipt.experts().iter().map(|line| MarkdownText(line).to_string()).collect();
-        let (experts, router) = (experts.join("\n"), MarkdownText(router));
+        let (experts, router) = (experts.join("\n"), MarkdownText(&router));
         return format!("\n## {heading}\n\nExperts: {experts}.\n\nRouter: {router}.\n");
     }
     let mut text = format!("\n## {heading}\n\n");
@@ -144,10 +145,10 @@ fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
     for kind in layer.experts_by_kind() {
         let _ = writeln!(text, "- {}", MarkdownText(&kind));
     }
-    if let Some(shared) = &layer.shared {
-        let _ = writeln!(text, "- shared expert: {}", MarkdownText(shared));
+    if let Some(shared) = layer.shared_sentence() {
+        let _ = writeln!(text, "- shared expert: {}", MarkdownText(&shared));
     }
-    let _ = writeln!(text, "\nRouter: {}.", MarkdownText(router));
+    let _ = writeln!(text, "\nRouter: {}.", MarkdownText(&router));
     if !receipt.others.is_empty() {
         let names: Vec<_> =
             receipt.others.iter().map(|source| MarkdownCode(&source.name).to_string()).collect();
@@ -203,15 +204,14 @@ fn trust(receipt: &Receipt) -> String {
     }
     let mut text = String::from("\n## How far it can be trusted\n\n");
     if let Some(held_out) = &receipt.held_out {
-        text.push_str(&held_out_table(held_out));
+        text.push_str(&held_out_table(held_out, receipt.baseline_name()));
     } else {
         text.push_str("Nothing was measured on held-out text (`--held-out`).\n");
     }
     if let Some(why) = receipt.no_figures() {
         let _ = writeln!(text, "\nThere are {}.", MarkdownText(why));
     }
-    let decided =
-        receipt.layers.iter().filter_map(|layer| Some((layer.layer, layer.trust.as_ref()?)));
+    let decided = receipt.details::<LayerTrust>().into_iter();
     if let Some((layer, worst)) =
         decided.min_by(|a, b| a.1.retained_mass.total_cmp(&b.1.retained_mass))
     {
@@ -236,7 +236,7 @@ fn trust(receipt: &Receipt) -> String {
     text
 }
 
-fn held_out_table(held_out: &HeldOutReport) -> String {
+fn held_out_table(held_out: &HeldOutReport, baseline: &str) -> String {
     let figures = |domain: Option<&DomainReport>| {
         let both = domain.and_then(|d| Some((d.loss_change()?, d.against.as_ref()?)));
         match both.filter(|(change, _)| change.is_finite()) {
@@ -249,7 +249,7 @@ fn held_out_table(held_out: &HeldOutReport) -> String {
     let mut text = format!(
         "| held-out text | Δ loss | KL | top-1 agreement | {}: Δ loss | KL | top-1 agreement |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
-        MarkdownText(held_out.control_name)
+        MarkdownText(baseline)
     );
     for (domain, beside) in held_out.rows() {
         let _ = writeln!(

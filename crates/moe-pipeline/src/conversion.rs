@@ -7,7 +7,7 @@ use crate::progress::Timings;
 use crate::receipt::Receipt;
 
 /// What makes tokens of text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HasTokenizer {
     /// tokenizer.json, which this program reads.
@@ -19,7 +19,7 @@ pub enum HasTokenizer {
 }
 
 /// What a run has done.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct Conversion {
     /// The receipt, as written.
     pub receipt: Receipt,

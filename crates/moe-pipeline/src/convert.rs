@@ -20,7 +20,7 @@ use crate::run::{Opened, check_together};
 use crate::train::TrainingDir;
 
 /// What a run will write, known before anything is written.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct PlannedOutput {
     /// What the receipt will say, short of what is measured.
     pub receipt: Receipt,

@@ -21,7 +21,7 @@ const PLACES: u64 = 4;
 const PLACE_BYTES: u64 = 256;
 
 /// Hashes of a model and its tokenizer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Fingerprint {
     /// SHA-256 of config.json, and of every tensor's name, type, shape and some of its bytes.
     pub model: String,

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::applicable::{Applicable, applicable};
 
 /// What a checkpoint holds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Inspection {
     /// The family.
     pub model_type: String,
@@ -67,7 +67,7 @@ pub struct Inspection {
 }
 
 /// Widths of latent attention.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct LatentSummary {
     /// The queries' latent, where they have one.
     pub queries: Option<usize>,
@@ -78,7 +78,7 @@ pub struct LatentSummary {
 }
 
 /// The mixtures of experts of a model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct MoeSummary {
     /// Layers that have one.
     pub sparse_layers: usize,

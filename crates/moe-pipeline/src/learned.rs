@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Result, file_exists, json, sha256_file};
+use moe_checkpoint::{Result, file_exists, sha256_file};
 use moe_forward::{Corpus, overlap};
 use serde_json::Value;
 
 use crate::file_names::RECEIPT_FILE;
 use crate::fingerprint::sha256_of;
 use crate::portable::portable;
+use crate::receipt::{Receipt, ReceiptFile};
 
 /// Larger files aren't hashed for a note.
 const HASHED_BYTES: u64 = 64 << 20;
@@ -89,17 +90,25 @@ pub(crate) fn notes<'t>(
     dir: &Path,
     texts: impl IntoIterator<Item = &'t Path>,
 ) -> Result<Vec<String>> {
-    let path = dir.join(RECEIPT_FILE);
-    if !file_exists(&path)? {
+    if !file_exists(&dir.join(RECEIPT_FILE))? {
         return Ok(Vec::new());
     }
-    // A file of that name which is somebody else's says nothing.
-    let receipt: Value = json::read(&path).unwrap_or_default();
-    let learned = hashes(&receipt);
     let mut notes = Vec::new();
+    let learned = match ReceiptFile::read(dir) {
+        Ok(ReceiptFile::Read(receipt)) => hashes(&receipt),
+        Ok(ReceiptFile::Other { .. }) => {
+            notes.push(format!(
+                "{}: its receipt is of another format, so that it isn't known what text it was made on",
+                dir.display()
+            ));
+            return Ok(notes);
+        }
+        // A file of that name which is somebody else's says nothing.
+        Err(_) => return Ok(notes),
+    };
     let is_small = |path: &&Path| path.metadata().is_ok_and(|file| file.len() <= HASHED_BYTES);
     for path in texts.into_iter().filter(is_small) {
-        if !learned.is_empty() && learned.contains(sha256_file(path)?.as_str()) {
+        if !learned.is_empty() && learned.contains(&sha256_file(path)?) {
             notes.push(format!(
                 "{}: {} was made on this text, so that what is measured on it looks better than it is",
                 path.display(),
@@ -111,19 +120,18 @@ pub(crate) fn notes<'t>(
 }
 
 /// SHA-256 of the files that passes of `receipt` learned from.
-fn hashes(receipt: &Value) -> BTreeSet<&str> {
-    let before = receipt["before"].as_array().into_iter().flatten();
-    let options = before.chain([receipt]).map(|pass| &pass["options"]);
-    let specs = options
+fn hashes(receipt: &Receipt) -> BTreeSet<String> {
+    let before = receipt.before.iter().map(|earlier| &earlier.options);
+    let specs = before
+        .chain([&receipt.options])
         .flat_map(|options| ["data", "pool"].map(|key| &options[key]))
         .filter_map(Value::as_array)
         .flatten();
     let paths: Vec<&Path> = specs.filter_map(|spec| spec["path"].as_str()).map(Path::new).collect();
     // Texts go by the ends of their paths.
-    let texts = receipt["texts"].as_object().into_iter().flatten();
-    let read = texts.filter(|(name, _)| paths.iter().any(|path| path.ends_with(name)));
-    let observed = receipt["observed"].as_object().into_iter().flatten();
-    read.chain(observed).filter_map(|(_, hash)| hash.as_str()).collect()
+    let is_learned = |(name, _): &(&String, &String)| paths.iter().any(|path| path.ends_with(name));
+    let read = receipt.texts.iter().filter(is_learned);
+    read.chain(&receipt.observed).map(|(_, hash)| hash.clone()).collect()
 }
 
 #[cfg(test)]
@@ -131,6 +139,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::receipt::EarlierPass;
+    use crate::receipt::made_up::receipt;
 
     #[test]
     fn held_out_text_is_not_learned_from() {
@@ -139,13 +149,22 @@ mod tests {
                 files.iter().map(|path| json!({ "label": "x", "path": path })).collect();
             json!({ "data": files, "held-out": [{ "label": "x", "path": "h/c.txt" }] })
         };
-        let receipt = json!({
-            "before": [{ "pass": "prune", "options": options(&["a/a.txt"]) }],
-            "options": options(&["b/b.txt", "d/b.txt"]),
-            "texts": { "a.txt": "A", "b/b.txt": "B", "d/b.txt": "D", "c.txt": "C" },
-            "observed": { "o.txt": "O" },
+        let by_name = |names: &[[&str; 2]]| {
+            names.iter().map(|[name, hash]| ((*name).to_owned(), (*hash).to_owned())).collect()
+        };
+        let mut receipt = receipt(Vec::new());
+        receipt.options = options(&["b/b.txt", "d/b.txt"]);
+        receipt.before.push(EarlierPass {
+            pass: receipt.pass,
+            options: options(&["a/a.txt"]),
+            decided: None,
+            pool: None,
+            result: receipt.result.clone(),
+            layers: Vec::new(),
         });
-        assert_eq!(hashes(&receipt), BTreeSet::from(["A", "B", "D", "O"]));
-        assert!(hashes(&Value::Null).is_empty());
+        receipt.texts =
+            by_name(&[["a.txt", "A"], ["b/b.txt", "B"], ["d/b.txt", "D"], ["c.txt", "C"]]);
+        receipt.observed = by_name(&[["o.txt", "O"]]);
+        assert_eq!(hashes(&receipt), BTreeSet::from(["A", "B", "D", "O"].map(str::to_owned)));
     }
 }

@@ -22,6 +22,8 @@ mod file_names;
 mod fingerprint;
 mod gates;
 mod inspect;
+#[cfg(test)]
+mod json_page;
 mod learned;
 mod live;
 mod logits;
@@ -74,11 +76,12 @@ pub use options::ConvertOptions;
 pub use outputs::check_output;
 pub use peaks::Peaks;
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
-pub use receipt::Receipt;
+pub use receipt::{Receipt, ReceiptFile, receipt_schema};
 pub use recipe::{
     JUNIT, Outcome, Recipe, Step, StepKind, StepOutcome, check_summary, junit, markdown,
     recipe_schema,
 };
+pub use report::{report, write_report};
 pub use resources::{
     ByteSize, begin_step, memory_bytes, peak_memory_bytes, process_peak_memory_bytes,
 };

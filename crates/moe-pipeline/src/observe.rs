@@ -31,7 +31,7 @@ use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
 
 /// What was observed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct Observation {
     /// Where it is.
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
@@ -49,7 +49,7 @@ pub struct Observation {
 }
 
 /// A layer in short.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct ObservedLayer {
     /// Its index.
     pub layer: usize,

@@ -14,7 +14,7 @@ const TRIES: usize = 5;
 const CPU_COPIED: usize = 1 << 26;
 
 /// The machine's own speed on the device of a run.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
 pub struct Peaks {
     /// Floating point operations a second of a large matrix product in the run's dtype.
     pub flops: f64,

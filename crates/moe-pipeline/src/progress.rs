@@ -54,11 +54,11 @@ pub struct Quiet;
 impl Progress for Quiet {}
 
 /// How long each stage took, in order.
-#[derive(Debug, Clone, Default, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct Timings(pub Vec<Stage>);
 
 /// One stage of a run.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
 pub struct Stage {
     /// Its name.
     pub name: String,
@@ -83,7 +83,7 @@ pub struct Stage {
 }
 
 /// Where the time of a stage lies. That of a stage which overlaps another isn't part of the run's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overlap {
     /// On its own.

@@ -10,6 +10,7 @@ use moe_checkpoint::{Error, Kind, Result, Seal, json};
 use moe_forward::Storage;
 use moe_math::Compute;
 use moe_model::Model;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::live::{self, peak_live_bytes};
@@ -26,7 +27,7 @@ pub(crate) fn device_kind(device: &Device) -> &'static str {
 }
 
 /// A number of bytes, written as `5GB` (10⁹), `8GiB` (2³⁰) or a plain number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 pub struct ByteSize(pub u64);
 
 const UNITS: [(&str, u64); 10] = [
@@ -194,7 +195,7 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
 
 /// What differs from run to run: written to `run.json`, outside the manifest. `is_run_record` of
 /// moe-checkpoint knows its keys.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub(crate) struct RunRecord {
     pub source: String,
     pub device: String,

@@ -3,7 +3,7 @@
 //! A receipt says by hashes what a result was made of: the same passes with the same options on the
 //! same bytes give the same result.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use moe_checkpoint::{
@@ -19,9 +19,10 @@ use crate::file_names::{CARD_FILE, RECEIPT_FILE, RUN_FILE};
 use crate::options::ConvertOptions;
 use crate::outputs::{SLACK_BYTES, check_places, existing, plan_names};
 use crate::progress::Quiet;
-use crate::receipt::Receipt;
+use crate::receipt::{FORMAT, Receipt, ReceiptFile};
 use crate::run::Opened;
 use crate::verify::{check_hashes, listed};
+use crate::writing::WritingOptions;
 
 /// What lies where a result is to go.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,7 +63,10 @@ pub fn has_result(output: &Path) -> bool {
 /// # Errors
 /// What reading the receipt returns.
 pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<String>> {
-    Ok(differing_work(&json::read(&output.join(RECEIPT_FILE))?, passes))
+    Ok(match ReceiptFile::read(output)? {
+        ReceiptFile::Read(receipt) => differing_work(&receipt, passes),
+        ReceiptFile::Other { format, .. } => Some(other_format(format)),
+    })
 }
 
 /// The manifest of `output`, if it is that result and all that the manifest lists is there
@@ -73,16 +77,18 @@ fn finished(
     output: &Path,
     options: &ConvertOptions,
 ) -> Result<Option<Result<Manifest, String>>> {
-    let receipt = output.join(RECEIPT_FILE);
-    if !file_exists(&receipt)? {
+    if !file_exists(&output.join(RECEIPT_FILE))? {
         return Ok(None);
     }
-    let found: Value = json::read(&receipt)?;
+    let found = match ReceiptFile::read(output)? {
+        ReceiptFile::Read(receipt) => *receipt,
+        ReceiptFile::Other { format, .. } => return Ok(Some(Err(other_format(format)))),
+    };
     // A plan that is written beside the result is part of it; what was said to a pipe is not said
     // again.
     let is_there = |(plan, name): (&Path, String)| {
-        let written = found["written"][name].as_str();
-        written.is_some() && sha256_file(plan).ok().as_deref() == written
+        let written = found.written.get(&name);
+        written.is_some() && sha256_file(plan).ok().as_ref() == written
     };
     if !plan_names(passes.iter().copied()).into_iter().all(is_there) {
         return Ok(Some(Err("has no such plan beside it".to_owned())));
@@ -94,8 +100,7 @@ fn finished(
     let planned = Opened::new(run)?.plan(passes)?;
     let mut wanted = planned.receipt();
     planned.hashes()?.record(&mut wanted);
-    let wanted = as_json(&wanted)?;
-    if let Some(how) = difference(&found, &wanted, options.resume) {
+    if let Some(how) = difference(&found, &wanted, options.resume)? {
         return Ok(Some(Err(how)));
     }
     // Whose list was changed, or to which something was added, isn't the result that was finished.
@@ -105,25 +110,17 @@ fn finished(
     Ok(Some(manifest.ok_or_else(|| "was changed since it was made".to_owned())))
 }
 
-fn as_json(receipt: &Receipt) -> Result<Value> {
-    serde_json::to_value(receipt).map_err(|e| {
-        Error::new(Kind::Malformed, "this receipt can't be written")
-            .source(e)
-            .remedy("please report it")
-    })
+/// How a result differs whose receipt can't be compared.
+fn other_format(format: u64) -> String {
+    let age = if format < FORMAT { "an earlier" } else { "a later" };
+    format!("has a receipt of {age} format, of another build of moe-convert")
 }
 
 /// How the work that the receipt `found` speaks of differs from `passes`.
-fn differing_work(found: &Value, passes: &[&dyn Pass]) -> Option<String> {
+fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<String> {
     let found = work(found);
-    let wanted: Vec<Work> =
-        passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
-    let names = |work: &[Work]| {
-        work.iter()
-            .map(|(name, _)| name.as_str().unwrap_or("?").to_owned())
-            .collect::<Vec<_>>()
-            .join(" → ")
-    };
+    let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name(), pass.options())).collect();
+    let names = |work: &[Work]| work.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" → ");
     if names(&found) != names(&wanted) {
         return Some(format!("was made by {}, not by {}", names(&found), names(&wanted)));
     }
@@ -139,33 +136,46 @@ fn other_options(options: Vec<String>) -> Option<String> {
 
 /// How a result of the same work differs from what is wanted; a training that went on under other
 /// settings is another one, unless it may `resume`.
-fn difference(found: &Value, wanted: &Value, resume: bool) -> Option<String> {
+fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<String>> {
+    let computed = [
+        ("dtype", found.dtype != wanted.dtype),
+        ("router-dtype", found.router_dtype != wanted.router_dtype),
+        ("device", found.device != wanted.device),
+    ];
+    let computed = computed.into_iter().filter(|(_, differs)| *differs);
+    let computed = computed.map(|(option, _)| option.to_owned());
+    let written = other_keys(&as_json(&found.writing)?, &as_json(&wanted.writing)?);
+    let options = other_options(computed.chain(written).collect());
+    let went_on = found.training.as_ref().is_some_and(|training| !training.settings.is_empty());
     // How many tensors are copies is known only when experts are chosen, which need not be done
     // again.
-    let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
-    let computed =
-        ["dtype", "router_dtype", "device"].into_iter().filter(|key| found[*key] != wanted[*key]);
-    let computed = computed.map(|key| key.replace('_', "-"));
-    let written = other_keys(&found["writing"], &wanted["writing"]);
-    let options = other_options(computed.chain(written).collect());
-    match () {
-        () if found["tool"] != wanted["tool"] => {
+    let other_size = found.result.parameters != wanted.result.parameters;
+    Ok(match () {
+        () if found.tool != wanted.tool => {
             Some("was made by another build of moe-convert".to_owned())
         }
         () if options.is_some() => options,
         // What a training went on with under other settings is finished for whoever lets it go on,
         // and not what these options make.
-        () if !resume && !found["training"]["settings"].is_null() => {
+        () if !resume && went_on => {
             Some("comes of a training that went on with other settings".to_owned())
         }
-        () if found["texts"] != wanted["texts"] => {
+        () if found.texts != wanted.texts => {
             Some("was made with other text, or with text that has changed".to_owned())
         }
-        () if read(found) != read(wanted) || sizes(found) != sizes(wanted) => {
+        () if read(found) != read(wanted) || other_size => {
             Some("was made of another checkpoint, or of one that has changed".to_owned())
         }
         () => None,
-    }
+    })
+}
+
+fn as_json(writing: &WritingOptions) -> Result<Value> {
+    serde_json::to_value(writing).map_err(|e| {
+        Error::new(Kind::Malformed, "these options can't be written")
+            .source(e)
+            .remedy("please report it")
+    })
 }
 
 /// The keys whose values differ.
@@ -221,16 +231,15 @@ type IsOwn = fn(&Path) -> bool;
 const UNHASHED: [(&str, IsOwn); 2] = [(RUN_FILE, is_own_run_record), (LOG_FILE, is_own_log)];
 
 /// A pass and its options.
-type Work = (Value, Value);
+type Work = (&'static str, Value);
 
 /// The passes of a receipt in order.
-fn work(receipt: &Value) -> Vec<Work> {
-    let before = receipt["before"].as_array().into_iter().flatten();
-    before.chain([receipt]).map(|pass| (pass["pass"].clone(), pass["options"].clone())).collect()
+fn work(receipt: &Receipt) -> Vec<Work> {
+    let before = receipt.before.iter().map(|earlier| (earlier.pass.name, earlier.options.clone()));
+    before.chain([(receipt.pass.name, receipt.options.clone())]).collect()
 }
 
 /// The hashes of all checkpoints that were read; where they lay doesn't matter.
-fn read(receipt: &Value) -> Vec<&Value> {
-    let others = receipt["others"].as_array().into_iter().flatten();
-    std::iter::once(&receipt["source"]).chain(others).map(|source| &source["sha256"]).collect()
+fn read(receipt: &Receipt) -> Vec<&BTreeMap<String, String>> {
+    std::iter::once(&receipt.source).chain(&receipt.others).map(|source| &source.sha256).collect()
 }

@@ -22,7 +22,7 @@ const FORMAT: &str = "moe-convert statistics 1";
 const REMEDY: &str = "give a file that moe-convert observe has written";
 
 /// What a file of statistics is about.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct About {
     /// Name and version of the format.
     pub format: String,

@@ -4,7 +4,7 @@ use moe_forward::{DomainReport, EvalReport, LayerLoad};
 use serde::Serialize;
 
 /// An evaluation in a row.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Summary {
     /// What was evaluated.
     pub label: String,
@@ -14,7 +14,7 @@ pub struct Summary {
 }
 
 /// All evaluations of a label in a row.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Average {
     /// What was evaluated.
     pub label: String,
@@ -26,7 +26,7 @@ pub struct Average {
 }
 
 /// What several runs measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Spread {
     /// Their mean.
     pub mean: f64,
@@ -35,7 +35,7 @@ pub struct Spread {
 }
 
 /// What an evaluation measures: each a number, or what became of it over several runs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Figures<T> {
     /// Mean loss in nats per token.
     pub loss: T,
@@ -52,7 +52,7 @@ pub struct Figures<T> {
 }
 
 /// One domain of an evaluation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct DomainSummary<T> {
     /// Its label.
     pub label: String,
@@ -63,7 +63,7 @@ pub struct DomainSummary<T> {
 }
 
 /// Expert load over all layers.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct LoadSummary<T> {
     /// Mean Gini coefficient over layers.
     pub gini: T,

@@ -1,36 +1,39 @@
 //! What a conversion costs on held-out text, as receipts and reports say it.
 
 use moe_forward::{DomainReport, EvalReport};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Quality on held-out text against the original.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct HeldOutReport {
     /// The result.
     pub result: EvalReport,
     /// What it was behind each stage, where it was made in several.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageReport>,
-    /// What it is measured beside.
-    pub control_name: &'static str,
-    /// That, if it was measured.
+    /// What the baseline is; None where none was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub control: Option<EvalReport>,
+    pub baseline_name: Option<String>,
+    /// The baseline: a model of the same size that was made without evidence. None where none was
+    /// measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<EvalReport>,
 }
 
 impl HeldOutReport {
-    /// The rows of the result, each with that of the control.
+    /// The rows of the result, each with that of the baseline.
     pub fn rows(&self) -> impl Iterator<Item = (&DomainReport, Option<&DomainReport>)> {
-        let mut control = self.control.iter().flat_map(EvalReport::rows);
-        self.result.rows().map(move |row| (row, control.next()))
+        let mut baseline = self.baseline.iter().flat_map(EvalReport::rows);
+        self.result.rows().map(move |row| (row, baseline.next()))
     }
 }
 
 /// What a stage of a conversion gave.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct StageReport {
     /// What it did.
-    pub stage: &'static str,
+    pub stage: String,
     /// Whether it stays: it measured better than what was there before.
     pub kept: bool,
     /// The model behind it.
@@ -40,6 +43,7 @@ pub struct StageReport {
 impl StageReport {
     /// What it did, and whether that was taken back.
     pub fn name(&self) -> String {
-        if self.kept { self.stage.to_owned() } else { format!("{} (taken back)", self.stage) }
+        let done = self.stage.replace('-', " ");
+        if self.kept { done } else { format!("{done} (taken back)") }
     }
 }

@@ -1,12 +1,13 @@
 //! Options of writing a checkpoint, on which its bytes depend as on those of the passes.
 
 use moe_checkpoint::{Error, Kind, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::resources::ByteSize;
 
 /// How a checkpoint is written, whatever the passes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct WritingOptions {
     /// Maximum size of a weights file

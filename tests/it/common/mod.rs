@@ -6,6 +6,7 @@
 //! golden/models/dense")`.
 
 pub mod checkpoint;
+mod json;
 pub mod tensors;
 
 use std::collections::BTreeMap;
@@ -122,10 +123,15 @@ impl Sandbox {
         self.run_args(&line.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// Runs the binary.
+    /// Runs the binary. What it writes as JSON must be what is documented, whatever the test.
     #[track_caller]
     pub fn run_args(&self, args: &[&str]) -> Outcome {
-        self.outcome(&args.join(" "), Command::new(BINARY).args(args))
+        let outcome = self.outcome(&args.join(" "), Command::new(BINARY).args(args));
+        if outcome.code == 0 {
+            let problems = json::problems(args, self.0.path(), &outcome.stdout);
+            assert!(problems.is_empty(), "{problems:#?}\n{outcome}");
+        }
+        outcome
     }
 
     /// Runs a line of shell, in which `moe-convert` is the binary.

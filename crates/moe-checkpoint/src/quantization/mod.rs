@@ -9,6 +9,8 @@ mod target;
 use std::fmt;
 use std::path::Path;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 pub use compressed::{CompressedTensors, SchemeGroup};
@@ -41,7 +43,8 @@ pub enum Quantization {
 }
 
 /// How one matrix is encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Scheme {
     /// e4m3: value = code × scale of its block.
     Fp8(Blocks),
@@ -50,7 +53,8 @@ pub enum Scheme {
 }
 
 /// Which codes share a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Blocks {
     /// All codes of a row share one.
     Rows,
@@ -70,7 +74,7 @@ impl Blocks {
 }
 
 /// Integers of a few bits in groups along a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Integers {
     /// One of [`Integers::WIDTHS`].
     pub bits: u32,

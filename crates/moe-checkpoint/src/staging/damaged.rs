@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::Path;
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use crate::header::{Entry, MAX_HEADER_BYTES, parse_header};
@@ -29,15 +31,31 @@ pub(super) fn is_empty(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() == 0)
 }
 
-/// What every receipt begins with.
-const RECEIPT_START: &str = "{\n  \"tool\": {\n    \"name\": \"moe-convert\",\n";
+/// What receipts begin with: those of today, and those of builds that said no format.
+const RECEIPT_STARTS: [&str; 2] = [
+    "{\n  \"format\": 1,\n  \"tool\": {\n    \"name\": \"moe-convert\",\n",
+    "{\n  \"tool\": {\n    \"name\": \"moe-convert\",\n",
+];
 
 /// Whether the file `path` is a receipt that ends too early.
 fn is_cut_receipt(path: &Path) -> bool {
-    let Ok(bytes) = read_whole(path, json::MAX_TREE_BYTES) else { return false };
+    let Ok(bytes) = read_whole(path, json::MAX_JSON_BYTES) else { return false };
     let begins =
-        bytes.starts_with(RECEIPT_START.as_bytes()) || RECEIPT_START.as_bytes().starts_with(&bytes);
-    begins && serde_json::from_slice::<Value>(&bytes).is_err_and(|error| error.is_eof())
+        |start: &str| bytes.starts_with(start.as_bytes()) || start.as_bytes().starts_with(&bytes);
+    RECEIPT_STARTS.into_iter().any(begins)
+        && serde_json::from_slice::<IgnoredAny>(&bytes).is_err_and(|error| error.is_eof())
+}
+
+/// What a receipt says of the tensors of its result.
+#[derive(Deserialize)]
+struct Said {
+    result: SaidResult,
+}
+
+#[derive(Deserialize)]
+struct SaidResult {
+    tensors: u64,
+    bytes: u64,
 }
 
 /// Whether the file `name` ends too early for a safetensors file, and is as far as it goes what a
@@ -95,8 +113,7 @@ fn are_the_results(target: &Path, name: &str, entries: &[Entry]) -> Option<bool>
     if is_cut_receipt(&target.join(RECEIPT_FILE)) {
         return Some(true);
     }
-    let receipt: Value = json::read_tree(&target.join(RECEIPT_FILE)).ok()?;
+    let Said { result } = json::read(&target.join(RECEIPT_FILE)).ok()?;
     let bytes: u64 = entries.iter().map(|entry| entry.end - entry.start).sum();
-    let says = |key: &str, found: u64| receipt["result"][key].as_u64() == Some(found);
-    Some(says("tensors", entries.len() as u64) && says("bytes", bytes))
+    Some(result.tensors == entries.len() as u64 && result.bytes == bytes)
 }

@@ -123,9 +123,9 @@ fn stages(held_out: &HeldOutReport) -> String {
 /// What a result costs on held-out text, and its control beside it.
 pub(super) fn held_out(receipt: &Receipt) -> String {
     let Some(held_out) = &receipt.held_out else { return String::new() };
-    let of_control = format!("{}: Δ loss", held_out.control_name);
+    let of_control = format!("{}: Δ loss", receipt.baseline_name());
     let mut header = vec!["held-out", "tokens", "original loss", "Δ loss", "KL", "top-1 same"];
-    if held_out.control.is_some() {
+    if held_out.baseline.is_some() {
         header.extend([of_control.as_str(), "KL"]);
     }
     let changes = |d: &DomainReport| {

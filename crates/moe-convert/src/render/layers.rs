@@ -4,7 +4,7 @@ use moe_checkpoint::counted;
 use moe_passes::LayerTrust;
 use moe_passes::PoolStats;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
-use moe_passes::quantize::{ExpertRecord, LayerWidths};
+use moe_passes::quantize::{ExpertRecord, LayerWidths, QuantizedLayer};
 use moe_pipeline::Receipt;
 
 use super::table::{or_dash, table};
@@ -28,11 +28,11 @@ const TRUST_HEADER: [&str; 9] = [
 
 /// What tells how far decisions can be trusted.
 pub(super) fn trust(receipt: &Receipt) -> String {
-    let layers = receipt.layers.iter();
-    let rows: Vec<_> = layers.filter_map(|l| Some(trust_row(l.layer, l.trust.as_ref()?))).collect();
-    if rows.is_empty() {
+    let layers = receipt.details::<LayerTrust>();
+    if layers.is_empty() {
         return String::new();
     }
+    let rows = layers.iter().map(|(layer, trust)| trust_row(*layer, trust));
     format!("\n{}", table(&TRUST_HEADER, rows))
 }
 
@@ -58,12 +58,15 @@ fn percent(share: f64) -> String {
 
 /// The widths that layers got, and what they cost.
 fn widths(receipt: &Receipt) -> String {
-    let layers: Vec<_> =
-        receipt.layers.iter().filter_map(|l| Some((l.layer, l.widths.as_ref()?))).collect();
+    let layers: Vec<(usize, LayerWidths)> = receipt
+        .details::<QuantizedLayer>()
+        .into_iter()
+        .filter_map(|(layer, details)| Some((layer, details.bit_widths?)))
+        .collect();
     if layers.is_empty() {
         return String::new();
     }
-    let row = |(layer, widths): &(usize, &LayerWidths)| {
+    let row = |(layer, widths): &(usize, LayerWidths)| {
         let bits = widths.bits.iter().map(u32::to_string);
         let errors =
             [widths.error(widths.bits), widths.error([4; 3])].map(|error| format!("{error:.1e}"));
@@ -71,7 +74,7 @@ fn widths(receipt: &Receipt) -> String {
     };
     format!(
         "\nBit widths, {:.4} bits a weight on average, and what they cost of each layer's output if rounded to nearest:\n{}",
-        LayerWidths::bits_a_weight(layers.iter().map(|(_, widths)| *widths)),
+        LayerWidths::bits_a_weight(layers.iter().map(|(_, widths)| widths)),
         table(&["layer", "gate", "up", "down", "error", "at 4 bits"], layers.iter().map(row))
     )
 }
@@ -96,7 +99,7 @@ fn quantized(receipt: &Receipt) -> String {
     )
 }
 
-fn expert_row((layer, expert, record): &(usize, usize, &ExpertRecord)) -> Vec<String> {
+fn expert_row((layer, expert, record): &(usize, usize, ExpertRecord)) -> Vec<String> {
     let damping = record.damping.map(|[a, b]| format!("{a:.3} / {b:.3}"));
     vec![
         layer.to_string(),
@@ -106,7 +109,7 @@ fn expert_row((layer, expert, record): &(usize, usize, &ExpertRecord)) -> Vec<St
         format!("{:.0}", record.effective),
         or_dash(damping),
         or_dash(record.error.map(|error| format!("{error:.3}"))),
-        or_dash(record.fallback.clone()),
+        or_dash(record.fallback.map(|fallback| fallback.to_string())),
     ]
 }
 
@@ -138,14 +141,14 @@ const DISTILLED_HEADER: [&str; 7] =
 
 /// What each layer that became dense is made of.
 fn distilled(receipt: &Receipt) -> String {
-    let rows: Vec<_> = receipt.dense_layers().map(distilled_row).collect();
-    if rows.is_empty() {
+    let layers = receipt.details::<DistilledLayer>();
+    if layers.is_empty() {
         return String::new();
     }
-    format!("\n{}", table(&DISTILLED_HEADER, rows))
+    format!("\n{}", table(&DISTILLED_HEADER, layers.iter().map(distilled_row)))
 }
 
-fn distilled_row((index, layer): (usize, &DistilledLayer)) -> Vec<String> {
+fn distilled_row((index, layer): &(usize, DistilledLayer)) -> Vec<String> {
     let trained: Vec<_> = layer.trained.iter().filter_map(gain).collect();
     vec![
         index.to_string(),

@@ -105,10 +105,8 @@ fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
                 .enumerate()
                 .map(|(i, line)| (if i == 0 { "experts" } else { "" }, line)),
         );
-        if let Some(shared) = &layer.shared {
-            rows.push(("shared expert", shared.clone()));
-        }
-        rows.push(("router", router.to_owned()));
+        rows.extend(layer.shared_sentence().map(|shared| ("shared expert", shared)));
+        rows.push(("router", router.to_string()));
     }
     rows.extend(receipt.distilled().map(|made| ("dense", made)));
     rows

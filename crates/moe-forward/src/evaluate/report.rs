@@ -1,16 +1,21 @@
 //! What an evaluation says.
 
 use moe_math::load::Load;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, Domain};
 
 /// A model beside its original on the same tokens.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// The original's mean loss in nats.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub original_loss: f64,
     /// Mean KL(original ‖ model) in nats, over all tokens.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub kl: f64,
     /// The same over what rare experts serve: each token weighs as much as the gates that the
     /// original gives to the quarter of each layer's experts that fewest of all these tokens
@@ -18,11 +23,13 @@ pub struct Comparison {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rare_kl: Option<f64>,
     /// Share of tokens whose most probable next token is the same.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub top1_agreement: f64,
 }
 
 /// Quality on one domain.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DomainReport {
     /// The domain's label; `all` for the pooled row.
     pub label: String,
@@ -33,8 +40,12 @@ pub struct DomainReport {
     /// Number of tokens that were predicted: all but each sequence's first.
     pub predicted_tokens: usize,
     /// Mean negative log-likelihood in nats per predicted token.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub loss: f64,
-    /// e^loss.
+    /// e^loss; null in JSON where that is infinite.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub perplexity: f64,
     /// Against the original, if one was given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +53,7 @@ pub struct DomainReport {
 }
 
 /// Expert load of one layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerLoad {
     /// The layer's index.
     pub layer: usize,
@@ -54,7 +65,7 @@ pub struct LayerLoad {
 }
 
 /// The result of an evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EvalReport {
     /// A row for each domain.
     pub domains: Vec<DomainReport>,

@@ -28,7 +28,7 @@ impl Model {
                 Ok(says) => (Answer::Takes, says),
                 Err((answer, says)) => (answer, says),
             };
-            Verdict { engine, answer, says }
+            Verdict { engine: engine.to_owned(), answer, says }
         };
         vec![
             verdict(vllm::VERSION, vllm::takes(&experts)),

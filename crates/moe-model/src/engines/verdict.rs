@@ -3,10 +3,12 @@
 use std::fmt;
 
 /// What one engine does with a quantized checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct Verdict {
     /// The engine and its version.
-    pub engine: &'static str,
+    pub engine: String,
     /// Whether it takes the checkpoint.
     pub answer: Answer,
     /// Under which conditions, or why not and what to change.
@@ -14,7 +16,9 @@ pub struct Verdict {
 }
 
 /// Whether an engine takes a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
     /// It does.

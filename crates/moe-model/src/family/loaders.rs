@@ -1,6 +1,7 @@
 //! What a family's file says of stock loaders.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// A model that a stock loader gets wrong.
 #[derive(Debug, Clone, Deserialize)]
@@ -13,7 +14,7 @@ pub struct Caveat {
 }
 
 /// What a [`Caveat`] applies to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CaveatWhen {
     /// Models with a sliding window in some layer.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::weight::Weight;
 
 /// What makes a score of a router's logit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scoring {
     /// Softmax over the experts.
@@ -29,7 +29,7 @@ pub enum RouterPrecision {
 }
 
 /// What makes a group's score of its experts' choice scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GroupScore {
     /// The largest.
@@ -39,7 +39,7 @@ pub enum GroupScore {
 }
 
 /// Experts in groups of consecutive ones: a token goes to experts of its best groups only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Groups {
     /// How many groups there are; always more than one.
     pub count: usize,

@@ -21,7 +21,7 @@ use super::student::{dense, student};
 use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::align::aligning_bytes;
 use crate::pass::{
-    DecidedBy, DecidedLayer, Kept, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
+    DecidedBy, DecidedLayer, Details, Kept, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
 };
 
 /// Decides layer by layer.
@@ -67,16 +67,16 @@ impl Distiller {
         inputs: &Inputs<'_>,
     ) -> Result<DecidedLayer> {
         let choose = || student(index, moe, sums, &self.options, self.width);
-        let (mut network, mut record) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
+        let (mut network, mut details) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
         // Nothing is left to fit where the network gives what the mixture gives.
-        if self.options.down == Down::Ridge && record.kept != Kept::Exactly {
+        if self.options.down == Down::Ridge && details.kept != Kept::Exactly {
             let fitted =
                 fit(index, &network, inputs, self.tokens(), &self.compute, self.spill.as_deref())?;
             network.down.weight = fitted.down;
-            record.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
+            details.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
         }
-        let record =
-            LayerRecord { layer: index, distilled: Some(record), ..LayerRecord::default() };
+        let details = Some(Details::of(details));
+        let record = LayerRecord { details, ..LayerRecord::unchanged(index) };
         Ok(dense(network, record))
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use moe_model::Result;
 
+use super::DistilledLayer;
 use super::observe::{BlockPart, Tokens, failed};
 use crate::output_error::OutputError;
 use crate::pass::DecidedLayer;
@@ -50,8 +51,10 @@ impl LayerErrors {
     /// Puts them in the records of `layers`.
     pub fn record(&self, layers: &mut BTreeMap<usize, DecidedLayer>) {
         for (index, error) in &self.layers {
-            let record = layers.get_mut(index).and_then(|layer| layer.record.distilled.as_mut());
-            record.into_iter().for_each(|record| record.output_error = error.relative());
+            let Some(layer) = layers.get_mut(index) else { continue };
+            layer.record.change_details(|made: &mut DistilledLayer| {
+                made.output_error = error.relative();
+            });
         }
     }
 }

@@ -25,13 +25,13 @@ use moe_model::{Family, Ffn, Model, Moe, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Baseline, BenchmarkedModel, Effect, Inputs, Kept, LayerEdits, LayerRecord, LayerSweep, Next,
-    Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind, Sources, Transform,
-    as_value,
+    Baseline, BenchmarkedModel, DetailsType, Effect, Inputs, Kept, LayerEdits, LayerRecord,
+    LayerSweep, Next, Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind,
+    Sources, Transform, as_value,
 };
 
 pub use options::{DistillOptions, Down, Forced, Init};
-pub use record::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
+pub use record::{DistilledLayer, DistilledPart, DownFit, Look, PartSource, Trained};
 pub use score::Score;
 pub use select::Select;
 pub use training::Training;
@@ -61,6 +61,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         measured: "Beside it stands the mean of the experts at the same width, neurons aligned: the usual starting point.",
         unmeasured: "The mean of the experts was not measured beside it.",
     }),
+    details: Some(DetailsType::of::<DistilledLayer>()),
     report: ReportKind::Dense,
     healed_with: None,
     resumes_midway: true,
@@ -127,9 +128,7 @@ impl Transform for Distillation {
                 model.layers[index].ffn = decided.ffn.clone();
             }
             let record = decided.map(|decided| decided.record.clone());
-            layers.push(
-                record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }),
-            );
+            layers.push(record.unwrap_or_else(|| LayerRecord::unchanged(index)));
         }
         let warnings =
             filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
@@ -152,8 +151,9 @@ impl Transform for Distillation {
         }
         let mut model = self.dense(source);
         for (index, moe) in source.moes() {
-            let record = edits.layers.get(&index).and_then(|layer| layer.record.distilled.as_ref());
-            let record = record.expect("every mixture was decided");
+            let layer = edits.layers.get(&index);
+            let details = layer.and_then(|layer| layer.record.details::<DistilledLayer>());
+            let record = details.expect("every mixture was decided");
             let network = mean_of_experts(moe, &record.gates, record.shared_gate, self.width)?;
             model.layers[index].ffn = Ffn::Dense(Box::new(network));
         }
@@ -172,7 +172,8 @@ impl Distillation {
 
 /// Says where training had to stop.
 fn diverged(layer: &LayerRecord) -> Option<String> {
-    let step = layer.distilled.as_ref()?.trained.iter().find_map(|trained| trained.diverged)?;
+    let step =
+        layer.details::<DistilledLayer>()?.trained.iter().find_map(|trained| trained.diverged)?;
     let index = layer.layer;
     Some(format!(
         "the loss of layer {index} is not finite in step {step}: the best weights before it are kept; lower --relative-learning-rate"
@@ -190,9 +191,10 @@ fn filled_up(source: &Model, width: usize) -> Option<String> {
 
 fn effects(source: &Model, width: usize, layers: &[LayerRecord]) -> Vec<Effect> {
     let mixtures = layers.len();
-    let decided = || layers.iter().filter_map(|layer| layer.distilled.as_ref());
+    let decided: Vec<Kept> =
+        layers.iter().filter_map(|layer| Some(layer.details::<DistilledLayer>()?.kept)).collect();
     let all = |wanted: &[Kept]| {
-        decided().count() == mixtures && decided().all(|layer| wanted.contains(&layer.kept))
+        decided.len() == mixtures && decided.iter().all(|kept| wanted.contains(kept))
     };
     let experts = match () {
         () if all(&[Kept::Exactly]) => Effect::new(

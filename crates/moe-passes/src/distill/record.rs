@@ -1,11 +1,14 @@
 //! What is said of a layer that became dense.
 
-use serde::Serialize;
+use std::fmt;
 
-use crate::pass::Kept;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::pass::{Kept, LayerDetails};
 
 /// How a layer's dense network was made.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DistilledLayer {
     /// Neurons of the experts, of those that are the same one.
     pub distinct: usize,
@@ -21,14 +24,14 @@ pub struct DistilledLayer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_gate: Option<f64>,
     /// What experts were ranked by, where they were.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scores: Vec<f64>,
     /// How the down projection was fitted, where it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fit: Option<DownFit>,
     /// How it was trained, where it was: on what reaches the original layer, then on what reaches
     /// this one.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trained: Vec<Trained>,
     /// Norm of the error of the network's output by that of the mixture's, on windows that nothing
     /// but λ and the steps of training were chosen on.
@@ -38,30 +41,70 @@ pub struct DistilledLayer {
     pub kept: Kept,
 }
 
+impl LayerDetails for DistilledLayer {
+    const KIND: &'static str = "distilled";
+}
+
 /// Neurons that come from one network.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DistilledPart {
     /// Which it is.
-    pub from: String,
+    #[serde(flatten)]
+    pub from: PartSource,
     /// How many neurons.
     pub neurons: usize,
     /// The mean factor that their down columns were multiplied by.
     pub factor: f64,
 }
 
+/// A network that neurons come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "from", rename_all = "kebab-case")]
+pub enum PartSource {
+    /// The shared expert.
+    SharedExpert,
+    /// A routed expert.
+    Expert {
+        /// Its index.
+        expert: usize,
+    },
+    /// The mean of routed experts whose neurons were aligned.
+    Mean {
+        /// Their indices.
+        experts: Vec<usize>,
+    },
+    /// None: they were drawn at random.
+    Chance,
+}
+
+impl fmt::Display for PartSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SharedExpert => f.write_str("shared expert"),
+            Self::Expert { expert } => write!(f, "expert {expert}"),
+            Self::Mean { experts } => {
+                let experts: Vec<_> = experts.iter().map(usize::to_string).collect();
+                write!(f, "mean of experts {}", experts.join(", "))
+            }
+            Self::Chance => f.write_str("chance"),
+        }
+    }
+}
+
 /// A choice of λ.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DownFit {
     /// λ as a multiple of the mean diagonal of Σ h hᵀ; none where the measured projection did best.
     pub lambda: Option<f64>,
     /// Each that was tried, and the relative output error on held-out tokens; the last is the
     /// measured projection's.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Vec<(Option<f64>, Option<f64>)>")]
     pub tried: Vec<(Option<f64>, f64)>,
 }
 
 /// A run of training.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trained {
     /// Steps that were taken.
     pub steps: u64,
@@ -85,13 +128,16 @@ impl Trained {
 }
 
 /// A look at held-out tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Look {
     /// Steps so far.
     pub step: u64,
     /// Norm of the error of the output by that of the mixture's.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub error: f64,
     /// Mean loss of the steps since the last look.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub loss: Option<f64>,
 }

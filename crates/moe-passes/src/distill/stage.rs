@@ -9,12 +9,12 @@ use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_model::Result;
 
-use super::DistillOptions;
 use super::block::{LayerTrainingData, Learned, train};
 use super::errors::LayerErrors;
 use super::observe::Tokens;
 use super::student::dense;
 use super::weights::kept;
+use super::{DistillOptions, DistilledLayer};
 use crate::pass::{DecidedLayer, Kept, LayerEdits, LayerStage, Sources};
 
 /// One more sweep, in which each layer that isn't exact is trained.
@@ -95,7 +95,7 @@ impl TrainingStage {
             network.down.weight = kept(&down, &network.down.weight, spill)?;
         }
         let mut record = layer.record.clone();
-        record.distilled.iter_mut().for_each(|record| record.trained.push(learned.trained.clone()));
+        record.change_details(|made: &mut DistilledLayer| made.trained.push(learned.trained));
         Ok(dense(network, record))
     }
 
@@ -141,9 +141,11 @@ impl LayerStage for TrainingStage {
         let Begun { before, edits, .. } = self.begun();
         let mut taken_back = before.clone();
         for (index, layer) in &mut taken_back.layers {
-            let tried = edits.layers.get(index).and_then(|layer| layer.record.distilled.as_ref());
-            if let Some((record, tried)) = layer.record.distilled.as_mut().zip(tried) {
-                record.trained.clone_from(&tried.trained);
+            let tried = edits.layers.get(index);
+            if let Some(tried) = tried.and_then(|layer| layer.record.details::<DistilledLayer>()) {
+                layer
+                    .record
+                    .change_details(|made: &mut DistilledLayer| made.trained = tried.trained);
             }
         }
         taken_back
@@ -157,8 +159,8 @@ impl Converter for TrainingStage {
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         let Some(layer) = self.begun().edits.layers.get(&index).cloned() else { return Ok(None) };
-        let is_exact =
-            layer.record.distilled.as_ref().is_none_or(|record| record.kept == Kept::Exactly);
+        let details = layer.record.details::<DistilledLayer>();
+        let is_exact = details.is_none_or(|details| details.kept == Kept::Exactly);
         let layer = if is_exact { layer } else { self.trained(index, &layer, inputs)? };
         let ffn = layer.ffn.clone();
         self.begun().edits.layers.insert(index, layer);

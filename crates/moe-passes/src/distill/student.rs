@@ -8,7 +8,7 @@ use super::mean::{Means, means};
 use super::neurons::{Gates, Networks, Neuron, distinct};
 use super::observe::LayerSums;
 use super::options::shared_width;
-use super::record::{DistilledLayer, DistilledPart};
+use super::record::{DistilledLayer, DistilledPart, PartSource};
 use super::select::{Select, by_experts, by_neurons};
 use super::weights::{Pick, picked, random};
 use super::{DistillOptions, Down, Init};
@@ -106,12 +106,12 @@ fn selected(
         Pick { network: network as u32, neuron: neuron as u32, factor: factor as f32 }
     };
     let picks: Arc<[Pick]> = chosen.iter().map(pick).collect();
-    let name = |network: usize| match network.checked_sub(networks.shared) {
-        None => "shared expert".to_owned(),
-        Some(expert) => format!("expert {expert}"),
+    let source = |network: usize| match network.checked_sub(networks.shared) {
+        None => PartSource::SharedExpert,
+        Some(expert) => PartSource::Expert { expert },
     };
     Ok(MadeStudent {
-        parts: parts(&picks, name),
+        parts: parts(&picks, source),
         distinct: neurons.iter().filter(|neuron| neuron.gives).count(),
         zeros: width - picks.len(),
         scores,
@@ -124,7 +124,7 @@ fn selected(
 fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> MadeStudent {
     MadeStudent {
         network: random(&moe.experts[0], width, seed, index),
-        parts: vec![DistilledPart { from: "chance".to_owned(), neurons: width, factor: 1.0 }],
+        parts: vec![DistilledPart { from: PartSource::Chance, neurons: width, factor: 1.0 }],
         distinct: moe
             .experts
             .iter()
@@ -173,11 +173,9 @@ fn averaged(
     let mut factors: Vec<f64> =
         shared_gate.iter().map(|gate| known.shared.unwrap_or(*gate)).collect();
     factors.extend(groups.iter().map(of_group));
-    let mut names: Vec<String> = moe.shared.iter().map(|_| "shared expert".to_owned()).collect();
-    names.extend(groups.iter().map(|group| {
-        let experts: Vec<_> = group.iter().map(usize::to_string).collect();
-        format!("mean of experts {}", experts.join(", "))
-    }));
+    let mut sources: Vec<PartSource> =
+        moe.shared.iter().map(|_| PartSource::SharedExpert).collect();
+    sources.extend(groups.iter().map(|group| PartSource::Mean { experts: group.clone() }));
     let all: Vec<Expert> =
         moe.shared.iter().map(|shared| shared.expert.clone()).chain(networks).collect();
     let of_network = |(index, (network, factor)): (usize, (&Expert, &f64))| {
@@ -186,7 +184,7 @@ fn averaged(
     };
     let picks: Arc<[Pick]> = all.iter().zip(&factors).enumerate().flat_map(of_network).collect();
     Ok(MadeStudent {
-        parts: parts(&picks, |network| names[network].clone()),
+        parts: parts(&picks, |network| sources[network].clone()),
         distinct: shared + moe.experts.len() * each,
         zeros: width - picks.len(),
         scores: Vec::new(),
@@ -196,9 +194,9 @@ fn averaged(
 }
 
 /// How many picks come from each network.
-fn parts(picks: &[Pick], name: impl Fn(usize) -> String) -> Vec<DistilledPart> {
+fn parts(picks: &[Pick], source: impl Fn(usize) -> PartSource) -> Vec<DistilledPart> {
     let of = |picks: &[Pick]| DistilledPart {
-        from: name(picks[0].network as usize),
+        from: source(picks[0].network as usize),
         neurons: picks.len(),
         factor: picks.iter().map(|pick| f64::from(pick.factor)).sum::<f64>() / picks.len() as f64,
     };

@@ -8,6 +8,7 @@ use moe_model::{Error, Expert, Kind, Result};
 use super::groups::of_layer;
 use crate::align::{ROWS_AT_ONCE, Sizes, at_once, found_by, unit_neurons};
 use crate::merged::{Gift, Share, merged};
+use crate::pass::{NetworkEdit, NetworkSource, Neurons};
 use crate::reduce::{LayerView, Reduced};
 
 /// Where a dropped neuron goes.
@@ -31,7 +32,7 @@ pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) 
         .map(|position| with_arrivals(layer, &kept, position, &targets, &saliency))
         .collect();
     let clusters = made.iter().map(|made| made.cluster.clone()).collect();
-    let descriptions = made.iter().map(|made| made.description.clone()).collect();
+    let edits = made.iter().map(|made| made.edit.clone()).collect();
     let experts = made.into_iter().map(|made| made.expert).collect();
     let carried = Some(carried(layer.moe.experts.len(), &targets));
     Ok(Reduced {
@@ -39,7 +40,7 @@ pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) 
         saliency,
         halves: None,
         experts: Some(experts),
-        made: Some(descriptions),
+        made: Some(edits),
         carried,
     })
 }
@@ -125,7 +126,7 @@ fn device_rows(layer: &LayerView<'_>, expert: &Expert) -> Result<Tensor> {
 
 struct MergedBlock {
     cluster: Vec<usize>,
-    description: String,
+    edit: NetworkEdit,
     expert: Expert,
 }
 
@@ -155,7 +156,7 @@ fn with_arrivals(
     if donors.is_empty() {
         return MergedBlock {
             cluster,
-            description: format!("expert {own}"),
+            edit: NetworkEdit::of(vec![NetworkSource::expert(own)]),
             expert: experts[own].clone(),
         };
     }
@@ -174,14 +175,16 @@ fn with_arrivals(
     };
     let stays: Arc<[Gift]> = (0..totals.len()).map(|neuron| gift(own, neuron, neuron)).collect();
     let mut members = vec![(&experts[own], Share::Some(stays))];
-    let count: usize = arrivals.iter().map(|(_, neurons)| neurons.len()).sum();
+    let mut edit = NetworkEdit::of(vec![NetworkSource::expert(own)]);
     for (dropped, neurons) in arrivals {
+        edit.sources.push(NetworkSource {
+            neurons: Some(Neurons::Count(neurons.len())),
+            ..NetworkSource::expert(dropped)
+        });
         let gifts = neurons.into_iter().map(|(from, to)| gift(dropped, from, to)).collect();
         members.push((&experts[dropped], Share::Some(gifts)));
     }
-    let names: Vec<_> = donors.iter().map(usize::to_string).collect();
-    let description = format!("expert {own} with {count} neurons of {}", names.join(", "));
-    MergedBlock { cluster, description, expert: merged(&members) }
+    MergedBlock { cluster, edit, expert: merged(&members) }
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {

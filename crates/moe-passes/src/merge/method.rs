@@ -11,6 +11,7 @@ use super::groups::{Division, Similarity, coefficients, of_layer};
 use super::options::{DERN_THRESHOLD, GROUP_CAP, Grouping, MergeAlgorithm, MergeOptions, usage};
 use crate::align::{self, Permutations, Sizes};
 use crate::merged::{Share, merged};
+use crate::pass::{NetworkEdit, NetworkSource};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
 
 /// A method with what it leaves open.
@@ -154,7 +155,7 @@ impl Method for Merging {
             .groups
             .iter()
             .zip(&decided.coefficients)
-            .map(|(group, w)| description(group, w))
+            .map(|(group, w)| edit(group, w))
             .collect();
         let clusters = decided.groups;
         Ok(Reduced {
@@ -193,17 +194,16 @@ fn made(
     Ok(expert)
 }
 
-fn description(group: &[usize], coefficients: &[f64]) -> String {
-    match group {
-        [one] => format!("expert {one}"),
-        _ => {
-            let parts = group
-                .iter()
-                .zip(coefficients)
-                .map(|(expert, w)| format!("{w:.3} × expert {expert}"));
-            parts.collect::<Vec<_>>().join(" + ")
-        }
+/// How the expert of one group is made.
+fn edit(group: &[usize], coefficients: &[f64]) -> NetworkEdit {
+    if let [one] = group {
+        return NetworkEdit::of(vec![NetworkSource::expert(*one)]);
     }
+    let source = |(expert, weight): (&usize, &f64)| NetworkSource {
+        weight: Some(*weight),
+        ..NetworkSource::expert(*expert)
+    };
+    NetworkEdit::of(group.iter().zip(coefficients).map(source).collect())
 }
 
 /// The mean output of each expert over the sampled tokens, chosen or not, `[experts, hidden]`.

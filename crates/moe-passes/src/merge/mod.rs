@@ -27,10 +27,10 @@ use serde_json::Value;
 
 use crate::merged::making_bytes;
 use crate::pass::{
-    Inputs, LayerEdits, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind, Sources,
-    Transform, as_value,
+    DetailsType, Inputs, LayerEdits, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind,
+    Sources, Transform, as_value,
 };
-use crate::reduce::{BASELINE, Method as _, Reduction, fewer};
+use crate::reduce::{BASELINE, LayerTrust, Method as _, Reduction, fewer};
 
 pub use options::{Grouping, MergeAlgorithm, MergeOptions};
 
@@ -53,6 +53,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: Some(|model| fewer("algorithm = \"ream\"", model)),
     baseline: Some(BASELINE),
+    details: Some(DetailsType::of::<LayerTrust>()),
     report: ReportKind::Experts { none_lost: "every expert goes on, alone or merged into others" },
     healed_with: Some(""),
     resumes_midway: false,

@@ -1,9 +1,10 @@
 //! Whether a pass keeps the function.
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Whether a converted model computes the function of its original.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Identity {
     /// It does, up to the rounding of the computation: every stored weight is exact.
@@ -38,7 +39,7 @@ impl Identity {
 }
 
 /// Whether an option keeps the function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kept {
     /// Up to the rounding of the computation.
@@ -50,7 +51,7 @@ pub enum Kept {
 }
 
 /// What one option does to the function.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Effect {
     /// The option.
     pub option: String,

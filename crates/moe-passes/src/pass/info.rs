@@ -4,10 +4,10 @@ use std::fmt;
 
 use clap::{ArgMatches, Args, Command};
 use moe_model::Family;
-use serde::de::DeserializeOwned;
-use serde::{Serialize, Serializer};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Pass;
+use super::{DetailsType, Pass};
 
 /// A row of [`crate::PASSES`]. The command line, recipes and their schema, receipts, reports,
 /// `inspect` and `bench` read it, so that none of them has a list of passes of its own.
@@ -30,6 +30,8 @@ pub struct PassInfo {
     pub benchmark: Option<fn(&BenchmarkedModel) -> String>,
     /// What its results are measured beside; None where they are measured by themselves.
     pub baseline: Option<Baseline>,
+    /// The type of what it says of each layer in details; None where it says nothing.
+    pub details: Option<DetailsType>,
     /// Which kind of report shows what it did.
     pub report: ReportKind,
     /// Options that `heal` should get for its results, None where these needn't be healed.
@@ -152,5 +154,14 @@ impl fmt::Display for PassInfo {
 impl Serialize for PassInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)
+    }
+}
+
+/// By its name, as receipts have it.
+impl<'de> Deserialize<'de> for &'static PassInfo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        PassInfo::named(&name)
+            .ok_or_else(|| D::Error::custom(format_args!("there is no pass {name:?}")))
     }
 }

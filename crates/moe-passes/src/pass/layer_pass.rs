@@ -6,7 +6,8 @@ use std::sync::Arc;
 use moe_checkpoint::Saved;
 use moe_forward::{Calibration, Converter, Observer};
 use moe_model::{Attention, Ffn, Model, Result};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{LayerRecord, Pool};
 use crate::calibrate::CalibrationOptions;
@@ -125,7 +126,7 @@ pub trait LayerStage: Converter + Send + Sync {
 }
 
 /// What decisions rest on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DecidedBy {
     /// On weights, or by chance: no data.

@@ -1,5 +1,7 @@
 //! What every pass has: a name, options, and a plan that is fixed before the first byte is written.
 
+mod details;
+mod edits;
 mod identity;
 mod info;
 mod inputs;
@@ -19,6 +21,11 @@ use moe_model::{Model, Result};
 use serde::Serialize;
 use serde_json::Value;
 
+pub use details::{Details, DetailsType, LayerDetails};
+pub use edits::{
+    EncodingEdit, Encodings, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit, Rounding,
+    RouterEdit, RouterRows, Scale, SharedEdit,
+};
 pub use identity::{Effect, Identity, Kept};
 pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
 pub use inputs::{Inputs, Outputs};

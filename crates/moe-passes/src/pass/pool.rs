@@ -1,6 +1,7 @@
 //! Text of which as much joins the calibration as experts lack.
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::calibrate::CalibrationOptions;
 
@@ -16,8 +17,7 @@ pub struct Pool {
 }
 
 /// What a pool gave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolStats {
     /// Sequences and tokens of the pool.
     pub scanned: [usize; 2],

@@ -1,58 +1,66 @@
 //! What a pass did, for receipts, cards and reports.
 
-use serde::Serialize;
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::distill::DistilledLayer;
-use crate::quantize::{ExpertRecord, LayerWidths};
-use crate::reduce::LayerTrust;
+use super::details::{Details, LayerDetails};
+use super::edits::{Encodings, NetworkEdit, RouterEdit, SharedEdit};
 
 /// How one layer was made.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerRecord {
-    /// The layer's index.
+    /// The layer's index; layers for multi-token prediction are numbered behind the others.
     pub layer: usize,
-    /// How the router was made; none where the layer stays as it was.
+    /// How the router was made. None where it stays as it was.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub router: Option<String>,
-    /// How each expert was made, in order.
-    pub experts: Vec<String>,
-    /// How the shared expert was made.
+    pub router: Option<RouterEdit>,
+    /// How each expert was made, in order. Empty where they stay as they were, and where the layer
+    /// has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<NetworkEdit>,
+    /// How the shared expert was made. None where it stays as it was.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub shared: Option<String>,
-    /// How attention was made, where it changed.
+    pub shared: Option<SharedEdit>,
+    /// How its parts were quantized.
+    #[serde(default, skip_serializing_if = "Encodings::is_empty")]
+    pub encodings: Encodings,
+    /// What the pass alone knows of the layer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub attention: Option<String>,
-    /// How far the decision about the layer can be trusted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trust: Option<LayerTrust>,
-    /// The widths that its weights got, and what others cost.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub widths: Option<LayerWidths>,
-    /// How each expert was quantized on its samples.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub quantized: Vec<ExpertRecord>,
-    /// How its mixture became one network.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub distilled: Option<DistilledLayer>,
-    /// What surveys of the layer's inputs found.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub found: Vec<Value>,
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub details: Option<Details>,
 }
 
 impl LayerRecord {
+    /// The record of a layer that stays as it was.
+    pub fn unchanged(layer: usize) -> Self {
+        Self { layer, ..Self::default() }
+    }
+
+    /// The details, where they are of the type `T`.
+    pub fn details<T: LayerDetails>(&self) -> Option<T> {
+        self.details.as_ref()?.read()
+    }
+
+    /// Changes its details, which are of the type `T`, if it has some.
+    pub fn change_details<T: LayerDetails>(&mut self, change: impl FnOnce(&mut T)) {
+        if let Some(mut details) = self.details::<T>() {
+            change(&mut details);
+            self.details = Some(Details::of(details));
+        }
+    }
+
     /// How experts were made, those that were made alike together; a few kinds, the others counted.
     pub fn experts_by_kind(&self) -> Vec<String> {
         const SHOWN: usize = 8;
-        let mut kinds: Vec<(&str, usize)> = Vec::new();
-        for expert in &self.experts {
-            match kinds.iter_mut().find(|(kind, _)| kind == expert) {
+        let mut kinds: Vec<(String, usize)> = Vec::new();
+        for expert in self.experts.iter().map(NetworkEdit::to_string) {
+            match kinds.iter_mut().find(|(kind, _)| *kind == expert) {
                 Some((_, count)) => *count += 1,
                 None => kinds.push((expert, 1)),
             }
         }
         if let [(kind, _)] = kinds.as_slice() {
-            return vec![(*kind).to_owned()];
+            return vec![kind.clone()];
         }
         let mut lines: Vec<String> =
             kinds.iter().take(SHOWN).map(|(kind, count)| format!("{count} × {kind}")).collect();
@@ -60,5 +68,12 @@ impl LayerRecord {
             lines.push(format!("and {} other kinds", kinds.len() - SHOWN));
         }
         lines
+    }
+
+    /// How the shared expert was made, in a sentence.
+    pub fn shared_sentence(&self) -> Option<String> {
+        let of_others =
+            self.experts.iter().flat_map(|e| &e.sources).any(|source| source.model.is_some());
+        Some(self.shared.as_ref()?.sentence(of_others))
     }
 }

@@ -1,11 +1,11 @@
 //! Sweeps over the original model whose findings become weights of the converted one.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_forward::{Batch, DataSpec, Observer, Prompts};
 use moe_model::{Model, Result};
-use serde_json::Value;
+
+use super::LayerRecord;
 
 /// One sweep over the original model, from which weights of the converted one follow.
 pub struct Survey {
@@ -77,6 +77,6 @@ pub trait Surveyor: Observer + Send + Sync {
     /// sweep's own. All of them come at once.
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64;
 
-    /// What it found, by layer, for the receipt.
-    fn found(&self) -> BTreeMap<usize, Value>;
+    /// Adds what it found to the records of the layers.
+    fn record(&self, layers: &mut [LayerRecord]);
 }

@@ -17,11 +17,11 @@ use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    DecidedBy, Inputs, LayerEdits, Next, Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel,
-    ReportKind, Sources, Transform, as_value,
+    DecidedBy, DetailsType, Inputs, LayerEdits, Next, Outputs, Pass, PassInfo, PassOptions, Plan,
+    PlannedModel, ReportKind, Sources, Transform, as_value,
 };
 use crate::reduce::{
-    BASELINE, Method, ReduceOptions, Reduction, Size, default_divisible_by, fewer,
+    BASELINE, LayerTrust, Method, ReduceOptions, Reduction, Size, default_divisible_by, fewer,
 };
 use crate::unused::refuse_unused;
 
@@ -178,6 +178,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: Some(|model| fewer("criterion = \"reap\"", model)),
     baseline: Some(BASELINE),
+    details: Some(DetailsType::of::<LayerTrust>()),
     report: ReportKind::Experts { none_lost: "the experts that went had none on this text" },
     healed_with: Some(""),
     resumes_midway: false,

@@ -14,6 +14,7 @@ mod gather;
 mod matrices;
 mod options;
 mod quantizer;
+mod record;
 mod samples;
 mod scheme;
 mod solve;
@@ -24,19 +25,20 @@ use std::collections::BTreeMap;
 
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
 use moe_forward::DataSpec;
-use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
+use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    Effect, Inputs, Kept, LayerEdits, LayerRecord, LayerSweep, Next, Pass, PassInfo, PassOptions,
-    Plan, PlannedModel, Pool, ReportKind, Sources, Transform, as_value,
+    DetailsType, Effect, Inputs, Kept, LayerEdits, LayerRecord, LayerSweep, Next, Pass, PassInfo,
+    PassOptions, Plan, PlannedModel, Pool, ReportKind, Sources, Transform, as_value,
 };
 
 pub use options::{CalibrateOn, Format, Profile, QuantizeOptions, QuantizedPart, SolverChoice};
+pub use record::QuantizedLayer;
 pub use samples::Counts;
 pub use scheme::WeightScheme;
-pub use solve::ExpertRecord;
+pub use solve::{ExpertRecord, Fallback};
 pub use widths::{LayerWidths, WidthError};
 
 use encode::Store;
@@ -60,6 +62,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: Some(|_| "scheme = \"w4a16\"\ngroup-size = 128".to_owned()),
     baseline: None,
+    details: Some(DetailsType::of::<QuantizedLayer>()),
     report: ReportKind::Quantized,
     healed_with: None,
     resumes_midway: false,
@@ -124,7 +127,9 @@ impl Transform for QuantizeOptions {
                         self.encoded(weight, schemes[matrix], &Store(None), None)
                     };
                     let ffn = Ffn::Moe(Box::new(self.quantized(moe, shaped)?));
-                    (ffn, self.record(index, moe, widths))
+                    let details =
+                        QuantizedLayer { bit_widths: widths, ..QuantizedLayer::default() };
+                    (ffn, self.record(index, moe, details))
                 }
             };
             model.layers[index].ffn = ffn;
@@ -194,33 +199,6 @@ impl QuantizeOptions {
         }
     }
 
-    /// What is said of a layer before it is quantized.
-    fn record(&self, layer: usize, moe: &Moe, widths: Option<LayerWidths>) -> LayerRecord {
-        let schemes = self.schemes(widths.as_ref());
-        let encoding = match schemes {
-            [gate, up, down] if gate == up && up == down => gate.to_string(),
-            [gate, up, down] => format!("gate {gate}, up {up}, down {down}"),
-        };
-        let how = match self.solver() {
-            SolverChoice::Gptq => format!("{encoding} by GPTQ"),
-            SolverChoice::Rtn => format!("{encoding}, rounded to nearest"),
-        };
-        let shared = moe
-            .shared
-            .iter()
-            .any(|_| self.include.contains(&QuantizedPart::Shared))
-            .then(|| how.clone());
-        let attention = self.include.contains(&QuantizedPart::Attention).then(|| how.clone());
-        LayerRecord {
-            layer,
-            experts: vec![how; moe.experts.len()],
-            shared,
-            attention,
-            widths,
-            ..LayerRecord::default()
-        }
-    }
-
     /// How gate, up and down of a layer are encoded.
     fn schemes(&self, widths: Option<&LayerWidths>) -> [Scheme; 3] {
         widths.map_or([self.encoding(); 3], |widths| self.of_widths(widths.bits))
@@ -229,10 +207,14 @@ impl QuantizeOptions {
     /// How all layers are encoded, in a few words.
     fn said(&self, layers: &[LayerRecord]) -> String {
         let Some(target) = self.target_bits else { return self.encoding().to_string() };
-        let widths = || layers.iter().filter_map(|layer| layer.widths.as_ref());
+        let widths: Vec<LayerWidths> = layers
+            .iter()
+            .filter_map(|layer| layer.details::<QuantizedLayer>()?.bit_widths)
+            .collect();
         let mut count: BTreeMap<u32, usize> = BTreeMap::new();
-        for bits in
-            widths().flat_map(|widths| self.profile.parts().iter().map(|part| widths.bits[part[0]]))
+        for bits in widths
+            .iter()
+            .flat_map(|widths| self.profile.parts().iter().map(|part| widths.bits[part[0]]))
         {
             *count.entry(bits).or_default() += 1;
         }
@@ -241,7 +223,7 @@ impl QuantizeOptions {
         let (all, shares) = (count.values().sum::<usize>(), shares.join(", "));
         let places =
             if self.profile == Profile::Engine { "layers" } else { "projections of layers" };
-        let reached = LayerWidths::bits_a_weight(widths());
+        let reached = LayerWidths::bits_a_weight(widths.iter());
         format!(
             "integers of {shares} of {all} {places}; {reached:.4} bits a weight, {target} asked for"
         )

@@ -21,6 +21,7 @@ use super::encode::Store;
 use super::failed::failed;
 use super::matrices::{ExpertSlot, MadeWeight, grid};
 use super::options::{CalibrateOn, QuantizeOptions, QuantizedPart, SolverChoice};
+use super::record::QuantizedLayer;
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
 use super::solve::{self, ExpertRecord, Solved, Solver, Task};
 use super::survey::Survey;
@@ -55,7 +56,10 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     let mut layers = BTreeMap::new();
     for (index, moe) in sources.model.moes() {
         let quantized = rounded_layer(options, moe, options.schemes(None), &store)?;
-        layers.insert(index, decided(quantized, options.record(index, moe, None)));
+        layers.insert(
+            index,
+            decided(quantized, options.record(index, moe, QuantizedLayer::default())),
+        );
     }
     let mut attention = BTreeMap::new();
     if options.include.contains(&QuantizedPart::Attention) {
@@ -394,8 +398,9 @@ impl Converter for Quantizer {
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
         let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.spill.clone()));
-        let mut record = self.options.record(index, moe, widths);
+        let mut details = QuantizedLayer { bit_widths: widths, ..QuantizedLayer::default() };
         if self.options.solver() == SolverChoice::Rtn {
+            let record = self.options.record(index, moe, details);
             let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
             return Ok(Some(self.keep(index, layer).into()));
         }
@@ -403,7 +408,7 @@ impl Converter for Quantizer {
         // expert's.
         moe.router.weights().try_for_each(|weight| read_finite(weight).map(drop))?;
         let (packed, routed) = self.packed(index, moe, schemes, inputs)?;
-        record.quantized =
+        details.experts =
             packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
         let quantized = self.options.quantized(moe, |place, matrix, _| {
             let network = match place {
@@ -412,6 +417,7 @@ impl Converter for Quantizer {
             };
             Ok(packed[network].weights[matrix].clone())
         })?;
+        let record = self.options.record(index, moe, details);
         Ok(Some(Converted { ffn: self.keep(index, decided(quantized, record)), routed }))
     }
 }

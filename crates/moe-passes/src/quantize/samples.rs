@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use moe_math::routing::Routing;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::options::CalibrateOn;
 
@@ -108,8 +109,7 @@ impl Routed {
 }
 
 /// How many tokens there were.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counts {
     /// Tokens that chose the expert.
     pub routed: usize,

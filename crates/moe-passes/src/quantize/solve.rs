@@ -2,6 +2,7 @@
 
 mod errors;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -17,7 +18,8 @@ use moe_math::quantize::{
 use moe_math::swiglu;
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::failed::{failed, unsolved};
 use super::samples::{Counts, ExpertSamples, Routed};
@@ -82,8 +84,7 @@ pub(super) struct Solved {
 }
 
 /// How an expert was quantized.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExpertRecord {
     /// Tokens.
     #[serde(flatten)]
@@ -94,12 +95,32 @@ pub struct ExpertRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<[f64; 2]>,
     /// √(Σ ρ |Δy|² / Σ ρ |y|²) of its output y, over an even selection of what it was calibrated
-    /// on.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// on; null in JSON where that overflows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub error: Option<f64>,
     /// What was done instead of GPTQ on its own tokens, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<String>,
+    pub fallback: Option<Fallback>,
+}
+
+/// What was done where an expert's own tokens didn't suffice for GPTQ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fallback {
+    /// No token was its own.
+    NoTokenOfItsOwn,
+    /// Its Hessians got more damping than was asked for, before they could be factored.
+    MoreDamping,
+}
+
+impl fmt::Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoTokenOfItsOwn => "no token of its own",
+            Self::MoreDamping => "more damping",
+        })
+    }
 }
 
 /// A matrix's Hessian, factored.
@@ -387,8 +408,8 @@ fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>)
     let effective = input.effective;
     let raised = input.factor.attempts > 1 || neurons.factor.attempts > 1;
     let fallback = match (effective > 0.0, raised) {
-        (false, _) => Some("no token of its own".to_owned()),
-        (true, true) => Some("more damping".to_owned()),
+        (false, _) => Some(Fallback::NoTokenOfItsOwn),
+        (true, true) => Some(Fallback::MoreDamping),
         (true, false) => None,
     };
     let damping = Some([input.factor.damping, neurons.factor.damping]);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_math::knapsack::{Choice, knapsack};
 use moe_model::{Encoding, Expert, Model, Moe, Result, Weight};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::encode::Store;
 use super::options::{Profile, QuantizeOptions, QuantizedPart, usage};
@@ -32,8 +33,7 @@ impl Profile {
 }
 
 /// The widths of a layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerWidths {
     /// Bits of the codes of gate, up and down.
     pub bits: [u32; 3],
@@ -42,15 +42,15 @@ pub struct LayerWidths {
     /// What these take in the file, scales and zero points included.
     pub stored_bits: u64,
     /// What the widths that it could have had cost.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measured: Vec<WidthError>,
 }
 
 impl LayerWidths {
     /// What these `bits` of gate, up and down were measured to cost.
     pub fn error(&self, bits: [u32; 3]) -> f64 {
-        let has = |matrix: &&str, width: u32| {
-            MATRICES.iter().zip(bits).any(|(name, bits)| name == matrix && bits == width)
+        let has = |matrix: &str, width: u32| {
+            MATRICES.iter().zip(bits).any(|(name, bits)| *name == matrix && bits == width)
         };
         let such = self
             .measured
@@ -68,15 +68,16 @@ impl LayerWidths {
 }
 
 /// What a width of some matrices costs a layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WidthError {
-    /// The matrices.
-    pub matrices: Vec<&'static str>,
+    /// The matrices: gate, up, down.
+    pub matrices: Vec<String>,
     /// Bits of their codes.
     pub bits: u32,
     /// The mean over tokens of Σ g² |Δf|² / |h|²: f the experts' outputs, g their gates, h the
     /// state that leaves the layer.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub error: f64,
 }
 
@@ -155,7 +156,8 @@ impl QuantizeOptions {
         let widths = self.profile.widths();
         for (index, layer) in &mut layers {
             for (part, errors) in self.profile.parts().iter().zip(&errors[index]) {
-                let matrices: Vec<_> = part.iter().map(|matrix| MATRICES[*matrix]).collect();
+                let matrices: Vec<_> =
+                    part.iter().map(|matrix| MATRICES[*matrix].to_owned()).collect();
                 let found = widths.iter().zip(errors);
                 let found = found.map(|(bits, error)| WidthError {
                     matrices: matrices.clone(),

@@ -8,7 +8,9 @@ use moe_model::{Error, Kind, Model, Moe, Result};
 
 use super::with_experts;
 use crate::part;
-use crate::pass::{DecidedLayer, LayerStatistics};
+use crate::pass::{
+    DecidedLayer, LayerStatistics, NetworkEdit, NetworkSource, RouterEdit, RouterRows,
+};
 
 /// Σ g ‖f‖ of each expert, descending, by layer.
 pub(super) type Masses = BTreeMap<usize, Vec<f64>>;
@@ -98,12 +100,12 @@ pub(crate) fn padded(layer: DecidedLayer, moe: &Moe, count: usize) -> DecidedLay
     let mut padded = with_experts(moe, &rows, experts);
     padded.router.bias = padded.router.bias.map(|bias| part::with_tail(&bias, missing, NEVER));
     let mut record = layer.record;
-    record.experts.extend(std::iter::repeat_n("never selected".to_owned(), missing));
-    record.router = Some(format!(
-        "{} of {} rows, and {missing} that are never selected",
-        kept.len(),
-        moe.experts.len()
-    ));
+    let first = NetworkSource::expert(kept[0]);
+    let filling = NetworkEdit { never_selected: true, ..NetworkEdit::of(vec![first]) };
+    record.experts.extend(std::iter::repeat_n(filling, missing));
+    let rows =
+        RouterRows::Kept { kept: kept.len(), of: moe.experts.len(), never_selected: missing };
+    record.router = Some(RouterEdit { rows, repeated: 1 });
     DecidedLayer { ffn: moe_model::Ffn::Moe(Box::new(padded)), record, ..layer }
 }
 

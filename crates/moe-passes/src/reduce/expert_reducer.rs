@@ -251,8 +251,8 @@ impl LayerPass for ExpertReducer {
     fn finish(&mut self) -> Result<LayerEdits> {
         let mut layers = std::mem::take(&mut self.layers);
         for (index, error) in &self.errors {
-            let trust = layers.get_mut(index).and_then(|layer| layer.record.trust.as_mut());
-            trust.into_iter().for_each(|trust| {
+            let Some(layer) = layers.get_mut(index) else { continue };
+            layer.record.change_details(|trust: &mut LayerTrust| {
                 trust.output_error = Some(error.relative().unwrap_or(0.0));
             });
         }

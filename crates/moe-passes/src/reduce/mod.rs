@@ -19,7 +19,9 @@ use moe_math::{Compute, sampling};
 use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result, Weight};
 
 use crate::part;
-use crate::pass::{DecidedLayer, LayerRecord};
+use crate::pass::{
+    DecidedLayer, Details, LayerRecord, NetworkEdit, NetworkSource, RouterEdit, RouterRows,
+};
 
 pub use options::{MtpChoice, ReduceOptions};
 pub use trust::LayerTrust;
@@ -118,8 +120,8 @@ pub(crate) struct Reduced {
     pub halves: Option<[Vec<f64>; 2]>,
     /// The experts that are left, where they aren't just the first of each cluster.
     pub experts: Option<Vec<Expert>>,
-    /// How experts were made, where that isn't plain.
-    pub made: Option<Vec<String>>,
+    /// How experts were made, where they weren't left as they were.
+    pub made: Option<Vec<NetworkEdit>>,
     /// The share of each expert that goes on in those that are left, where that isn't all of those
     /// in a cluster and nothing of the others.
     pub carried: Option<Vec<f64>>,
@@ -151,19 +153,15 @@ impl Reduced {
         let experts =
             self.experts.unwrap_or_else(|| kept.iter().map(|e| moe.experts[*e].clone()).collect());
         let ffn = Ffn::Moe(Box::new(with_experts(moe, &kept, experts)));
-        let plain = |cluster: &Vec<usize>| match cluster.as_slice() {
-            [one] => format!("expert {one}"),
-            [first, others @ ..] => {
-                let others: Vec<_> = others.iter().map(usize::to_string).collect();
-                format!("expert {first} with {}", others.join(", "))
-            }
-            [] => String::new(),
+        let plain = |cluster: &Vec<usize>| {
+            NetworkEdit::of(cluster.iter().map(|expert| NetworkSource::expert(*expert)).collect())
         };
+        let rows = RouterRows::Kept { kept: kept.len(), of: moe.experts.len(), never_selected: 0 };
         let record = LayerRecord {
             layer: index,
-            router: Some(format!("{} of {} rows", kept.len(), moe.experts.len())),
+            router: Some(RouterEdit { rows, repeated: 1 }),
             experts: self.made.unwrap_or_else(|| self.clusters.iter().map(plain).collect()),
-            trust,
+            details: trust.map(Details::of),
             ..LayerRecord::default()
         };
         DecidedLayer { ffn, record, clusters: self.clusters, saliency: self.saliency }

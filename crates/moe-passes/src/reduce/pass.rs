@@ -9,7 +9,7 @@ use super::mtp::with_mtp;
 use super::{Method, ReduceOptions, Reduced, Size, random_model};
 use crate::pass::{
     Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerRecord, LayerSweep,
-    Next, PlannedModel, Sources,
+    NetworkEdit, Next, PlannedModel, Sources,
 };
 
 /// What fewer experts are measured beside.
@@ -76,8 +76,5 @@ impl Reduction {
 /// What has the right sizes before anything is decided: the first `count` experts.
 fn stand_in(index: usize, moe: &Moe, count: usize) -> (Ffn, LayerRecord) {
     let layer = Reduced::unmerged(0..count, Vec::new()).decided(index, moe, None);
-    (
-        layer.ffn,
-        LayerRecord { experts: vec!["decided when it runs".to_owned(); count], ..layer.record },
-    )
+    (layer.ffn, LayerRecord { experts: vec![NetworkEdit::default(); count], ..layer.record })
 }

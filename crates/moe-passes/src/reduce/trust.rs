@@ -1,11 +1,14 @@
 //! What tells how far the decision about a layer can be trusted.
 
 use moe_math::load::Load;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::pass::LayerDetails;
 
 /// Figures about one layer's decision. Shares are of the calibration tokens' sums before the
 /// decision.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerTrust {
     /// Experts before and after.
     pub experts: [usize; 2],
@@ -13,6 +16,7 @@ pub struct LayerTrust {
     /// it.
     pub clusters: Vec<Vec<usize>>,
     /// What experts were ranked by; greater is kept.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub saliency: Vec<f64>,
     /// Share of Σ g ‖f‖ of the experts that go on, alone or merged into others; one of which only
     /// some neurons were merged counts by their share.
@@ -26,15 +30,21 @@ pub struct LayerTrust {
     pub load: Load,
     /// Spearman's correlation of the saliencies that each half of the data gives, and the Jaccard
     /// index of what they keep.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub stability: Option<[f64; 2]>,
     /// √(Σ‖y − y'‖² / Σ‖y‖²) of the block's output, all tokens rerouted, on the states that reached
     /// it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub output_error: Option<f64>,
     /// Super experts among the experts, which the guard kept.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub super_experts: Vec<usize>,
+}
+
+impl LayerDetails for LayerTrust {
+    const KIND: &'static str = "reduced";
 }
 
 impl LayerTrust {

@@ -12,6 +12,7 @@ mod experts;
 mod layers;
 mod options;
 mod partition;
+mod record;
 mod routers;
 mod scales;
 mod streams;
@@ -23,12 +24,13 @@ use serde_json::Value;
 
 use crate::idle::{idle_routers, same_source};
 use crate::pass::{
-    Inputs, LayerEdits, LayerRecord, Next, Pass, PassInfo, PassOptions, Plan, PlannedModel,
-    ReportKind, Sources, Transform, as_value,
+    DetailsType, Inputs, LayerEdits, LayerRecord, Next, Pass, PassInfo, PassOptions, Plan,
+    PlannedModel, ReportKind, Sources, Transform, as_value,
 };
 
 pub use layers::LayerChoice;
 pub use options::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
+pub use record::{Clusters, SurveyedPartition, SurveyedRouter, UpcycledLayer};
 
 use experts::Experts;
 use partition::Partitions;
@@ -55,6 +57,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |family| &family.upcycles_to,
     benchmark: None,
     baseline: None,
+    details: Some(DetailsType::of::<UpcycledLayer>()),
     report: ReportKind::Experts { none_lost: "no expert goes" },
     // Experts that start out alike, or with parts of their own, are what has something to learn.
     healed_with: Some(" --train router,experts"),
@@ -122,7 +125,7 @@ impl Transform for Upcycling {
         let mut layers = Vec::with_capacity(dense.layers.len());
         for (index, is_chosen) in chosen.iter().enumerate() {
             if !is_chosen {
-                layers.push(LayerRecord { layer: index, ..LayerRecord::default() });
+                layers.push(LayerRecord::unchanged(index));
                 continue;
             }
             let networks = networks(index, sources, target)?;
@@ -131,7 +134,7 @@ impl Transform for Upcycling {
             let experts = Experts { options, layer: index, networks, base, partition, scales };
             let router = routers.layer(index, normalize, &base.gate.weight)?;
             let (experts, shared) = (experts.routed()?, experts.shared()?);
-            layers.push(scales.record(options, index, &experts));
+            layers.push(record::record(options, scales, index, &experts, shared.as_ref()));
             model.layers[index].ffn = Ffn::Moe(Box::new(Moe { router, experts, shared }));
         }
         warnings.extend(model.caveats().map(str::to_owned));

@@ -10,13 +10,13 @@ use moe_math::kmeans::{Metric, Options, balanced_kmeans};
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Expert, Family, Kind, Model, Result};
 use rayon::prelude::*;
-use serde_json::{Value, json};
 
+use super::record::{SurveyedPartition, SurveyedRouter, note};
 use super::routers::{Routers, check_inputs, data_source, failed, own_directions, scaled_rows};
 use super::streams::stream;
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
-use crate::pass::{Survey, SurveyText, Surveyor};
+use crate::pass::{LayerRecord, Survey, SurveyText, Surveyor};
 
 const MAX_ITERATIONS: usize = 50;
 /// Active neurons of a token are its ⌈width / this⌉ strongest, [`LEAST_ACTIVE`] at least.
@@ -277,7 +277,7 @@ struct ActivationSurvey {
     layers: BTreeMap<usize, (Arc<Sets>, Option<Surveyed>)>,
     entropy: f64,
     compute: Compute,
-    found: BTreeMap<usize, Value>,
+    found: BTreeMap<usize, (SurveyedPartition, Option<SurveyedRouter>)>,
 }
 
 impl Surveyor for ActivationSurvey {
@@ -293,8 +293,13 @@ impl Surveyor for ActivationSurvey {
         4 * (tokens * (6 * width + model.hidden / 4)) as u64
     }
 
-    fn found(&self) -> BTreeMap<usize, Value> {
-        self.found.clone()
+    fn record(&self, layers: &mut [LayerRecord]) {
+        for (index, (partition, router)) in &self.found {
+            note(layers, *index, |details| {
+                details.partition = Some(partition.clone());
+                details.router = router.clone().or(details.router.take());
+            });
+        }
     }
 }
 
@@ -316,14 +321,17 @@ impl Observer for ActivationSurvey {
             .and_then(|t| t.to_device(&self.compute.device))
             .map_err(|e| failed(&name, e))?;
         let found = sets.plan.clustered(&features, &rates, Metric::Euclidean, &name)?;
-        let mut record = json!({ "tokens": tokens.len() });
+        let mut router = None;
         if let Some(cell) = rows {
             let (rows, scaled) = self.rows(layer, &sets, &found, &tokens, x)?;
-            record = Value::Object(scaled);
+            router = Some(scaled);
             let _ = cell.set(rows);
         }
-        record["shared_activation_share"] = json!(share(&rates, &found[sets.plan.experts]));
-        self.found.insert(layer, record);
+        let partition = SurveyedPartition {
+            tokens: tokens.len(),
+            shared_activation_share: share(&rates, &found[sets.plan.experts]),
+        };
+        self.found.insert(layer, (partition, router));
         let _ = sets.found.set(found);
         Ok(())
     }
@@ -339,7 +347,7 @@ impl ActivationSurvey {
         found: &[Vec<u32>],
         tokens: &[Vec<f32>],
         x: &Tensor,
-    ) -> Result<(Vec<f32>, serde_json::Map<String, Value>)> {
+    ) -> Result<(Vec<f32>, SurveyedRouter)> {
         let name = sets.network.down.weight.name();
         let fail = |e| failed(name, e);
         let down = to_f32(&sets.network.down.weight, &self.compute)?;

@@ -9,12 +9,12 @@ use moe_math::kmeans::{ClusterError, Metric, Options, kmeans};
 use moe_math::temperature::scale_to_entropy;
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Kind, Model, Result, Router, Weight};
-use serde_json::{Value, json};
 
+use super::record::{Clusters, SurveyedRouter, note};
 use super::streams::stream;
 use super::{RouterInit, UpcycleOptions};
 use crate::part::{RowSelection, Surveyed, rows};
-use crate::pass::{Survey, SurveyText, Surveyor, TextSource};
+use crate::pass::{LayerRecord, Survey, SurveyText, Surveyor, TextSource};
 
 /// Iterations of k-means; assignments hardly change after a few dozen.
 const MAX_ITERATIONS: usize = 100;
@@ -95,7 +95,7 @@ struct RouterSurvey {
     prompts: Prompts,
     /// Rows made of token embeddings, which are the same in every layer.
     embedded: Option<Tensor>,
-    found: BTreeMap<usize, Value>,
+    found: BTreeMap<usize, SurveyedRouter>,
 }
 
 impl Surveyor for RouterSurvey {
@@ -123,8 +123,10 @@ impl Surveyor for RouterSurvey {
         4 * (tokens * of_token) as u64
     }
 
-    fn found(&self) -> BTreeMap<usize, Value> {
-        self.found.clone()
+    fn record(&self, layers: &mut [LayerRecord]) {
+        for (index, found) in &self.found {
+            note(layers, *index, |details| details.router = Some(found.clone()));
+        }
     }
 }
 
@@ -133,11 +135,13 @@ impl Observer for RouterSurvey {
         let Some(cell) = self.cells.get(&layer).cloned() else { return Ok(()) };
         let what = || format!("the router of layer {layer}");
         let x = x.to_dtype(DType::F32).map_err(|e| failed(&what(), e))?;
-        let mut found = serde_json::Map::new();
-        let rows = match (self.options.router, &self.embedded) {
-            (RouterInit::Kmeans, _) => self.centroids(layer, &x, &mut found)?,
-            (RouterInit::CheapEmbed, Some(rows)) => rows.clone(),
-            _ => self.prompt_rows(&x).map_err(|e| failed(&what(), e))?,
+        let (rows, clusters) = match (self.options.router, &self.embedded) {
+            (RouterInit::Kmeans, _) => {
+                let (rows, clusters) = self.centroids(layer, &x)?;
+                (rows, Some(clusters))
+            }
+            (RouterInit::CheapEmbed, Some(rows)) => (rows.clone(), None),
+            _ => (self.prompt_rows(&x).map_err(|e| failed(&what(), e))?, None),
         };
         let words = match self.options.router {
             RouterInit::Kmeans => Ok(x),
@@ -145,8 +149,7 @@ impl Observer for RouterSurvey {
         };
         let words = words.map_err(|e| failed(&what(), e))?;
         let (rows, scaled) = scaled_rows(&rows, &words, self.options.router_entropy, layer)?;
-        found.extend(scaled);
-        self.found.insert(layer, Value::Object(found));
+        self.found.insert(layer, SurveyedRouter { clusters, ..scaled });
         let _ = cell.set(rows);
         Ok(())
     }
@@ -218,12 +221,7 @@ impl RouterSurvey {
     /// the space orthogonal to it; the centroids lie in that space, and a row's logit on x is its
     /// product with what is left of x. So the expert that a token goes to first is that of its
     /// cluster.
-    fn centroids(
-        &self,
-        layer: usize,
-        x: &Tensor,
-        found: &mut serde_json::Map<String, Value>,
-    ) -> Result<Tensor> {
+    fn centroids(&self, layer: usize, x: &Tensor) -> Result<(Tensor, Clusters)> {
         check_inputs(layer, x)?;
         let own = own_directions(x).map_err(|e| failed("FFN inputs", e))?;
         let mut random = sampling::generator(self.options.seed, stream(layer));
@@ -241,14 +239,10 @@ impl RouterSurvey {
             })?;
         let mut sizes = vec![0usize; self.options.router_rows()];
         clusters.assignment.iter().for_each(|cluster| sizes[*cluster as usize] += 1);
-        found.insert("kmeans_iterations".into(), json!(clusters.iterations));
         // 1 − inertia / 2n of unit vectors is their mean cosine with their centroid.
-        found.insert(
-            "mean_cosine".into(),
-            json!(1.0 - clusters.inertia / (2.0 * clusters.assignment.len() as f64)),
-        );
-        found.insert("cluster_sizes".into(), json!(sizes));
-        Ok(clusters.centroids)
+        let mean_cosine = 1.0 - clusters.inertia / (2.0 * clusters.assignment.len() as f64);
+        let said = Clusters { iterations: clusters.iterations, mean_cosine, sizes };
+        Ok((clusters.centroids, said))
     }
 }
 
@@ -311,11 +305,10 @@ pub(super) fn scaled_rows(
     x: &Tensor,
     entropy: f64,
     layer: usize,
-) -> Result<(Vec<f32>, serde_json::Map<String, Value>)> {
+) -> Result<(Vec<f32>, SurveyedRouter)> {
     let fail = |e| failed(&format!("the router of layer {layer}"), e);
-    let mut found = serde_json::Map::new();
     let tokens = x.dim(0).map_err(fail)?;
-    found.insert("tokens".into(), json!(tokens));
+    let found = SurveyedRouter { tokens, ..SurveyedRouter::default() };
     let values = |rows: &Tensor| rows.flatten_all()?.to_vec1::<f32>();
     let count = rows.dim(0).map_err(fail)?;
     let lengths: Vec<f32> = rows.sqr().and_then(|r| r.sum(1)?.sqrt()?.to_vec1()).map_err(fail)?;
@@ -335,8 +328,11 @@ pub(super) fn scaled_rows(
         Error::new(Kind::Usage, what)
             .remedy("give text that differs more between experts, or raise --router-entropy")
     })?;
-    found.insert("row_length".into(), json!(temperature.scale));
-    found.insert("entropy_share".into(), json!(temperature.entropy_fraction));
+    let found = SurveyedRouter {
+        row_length: Some(temperature.scale),
+        entropy_share: Some(temperature.entropy_fraction),
+        ..found
+    };
     let rows = (unit * temperature.scale).and_then(|rows| values(&rows)).map_err(fail)?;
     Ok((rows, found))
 }

@@ -6,10 +6,9 @@
 //! a zero router where they aren't. The T = K/G selected copies of each shard then add up to Σ/G ·
 //! c · f(x), which is f(x) for c = G/Σ.
 
-use moe_model::{Expert, Family};
+use moe_model::Family;
 
-use super::{Init, Rest, RouterInit, ScalePlacement, UpcycleOptions};
-use crate::pass::LayerRecord;
+use super::{Init, ScalePlacement, UpcycleOptions};
 
 /// Factors on an expert's projections.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,104 +48,5 @@ impl Scales {
             }
         };
         Self { routed, shared: shared(2.0 * alpha / options.shared_experts as f64) }
-    }
-
-    /// How layer `index` is made.
-    pub fn record(self, options: &UpcycleOptions, index: usize, experts: &[Expert]) -> LayerRecord {
-        let g = options.granularity;
-        let noise = match options.has_noise() {
-            true => format!(
-                ", noise of std {} on a share of {}",
-                options.noise_std, options.noise_fraction
-            ),
-            false => String::new(),
-        };
-        let from = |i: usize| match options.models.as_slice() {
-            [] => "the dense network".to_owned(),
-            models => format!("the network of {}", models[i / g % models.len()].display()),
-        };
-        let what = |i: usize| match (options.init, g) {
-            (Init::Partition, _) => format!("{} neurons of the dense network", experts[i].width()),
-            (_, 1) => format!("copy of {}", from(i)),
-            _ => format!("shard {} of {g} of {}", i % g, from(i)),
-        };
-        let drop = match options.init {
-            Init::Drop => {
-                format!(", a share {} of its neurons reinitialized", options.drop_fraction)
-            }
-            _ => String::new(),
-        };
-        let expert = |i: usize| format!("{}{}{drop}{noise}", what(i), self.routed);
-        let shared = self.shared.map(|factors| {
-            let what = match (options.init, options.shared_experts) {
-                (Init::Partition, _) => "neurons that every token uses".to_owned(),
-                (_, count) => {
-                    let of = match (options.models.is_empty(), options.rest) {
-                        (true, _) => "the dense network",
-                        (_, Rest::Base) => "the base's network",
-                        (_, Rest::Average) => "the mean of the networks",
-                    };
-                    if count == 1 {
-                        format!("copy of {of}")
-                    } else {
-                        format!("{count} copies of {of}")
-                    }
-                }
-            };
-            format!("{what}{factors}, gate 0")
-        });
-        let router = Some(options.describe_router());
-        LayerRecord {
-            layer: index,
-            router,
-            experts: (0..experts.len()).map(expert).collect(),
-            shared,
-            ..LayerRecord::default()
-        }
-    }
-}
-
-impl std::fmt::Display for Factors {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.inner != 1.0 {
-            write!(f, ", gate and up projections × {:.6}", self.inner)?;
-        }
-        if self.down != 1.0 {
-            write!(f, ", down projection × {}", (self.down * 1e6).round() / 1e6)?;
-        }
-        Ok(())
-    }
-}
-
-impl UpcycleOptions {
-    fn describe_router(&self) -> String {
-        let seed = self.seed;
-        let text = match self.router {
-            RouterInit::Normal | RouterInit::Zeros => {
-                format!("normal, std {:e}, seed {seed}", self.router_std())
-            }
-            RouterInit::Orthogonal => {
-                format!(
-                    "orthogonal rows as long as normal ones of std {:e}, seed {seed}",
-                    self.router_std()
-                )
-            }
-            RouterInit::Kmeans => format!("k-means of the layer's FFN inputs, seed {seed}"),
-            RouterInit::Prompts => "mean FFN inputs on prompts".to_owned(),
-            RouterInit::CheapEmbed => "token embeddings of prompts".to_owned(),
-            RouterInit::Activations => {
-                "inputs on which an expert's neurons are most active".to_owned()
-            }
-        };
-        let scale = match self.router_entropy {
-            _ if !self.router.is_surveyed() => String::new(),
-            0.0 => ", unscaled".to_owned(),
-            share => format!(", scaled to {share} of the maximum entropy"),
-        };
-        let groups = match self.granularity {
-            1 => String::new(),
-            g => format!("; each row {g} times, once for each shard"),
-        };
-        format!("{text}{scale}{groups}")
     }
 }

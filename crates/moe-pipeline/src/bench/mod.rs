@@ -55,7 +55,7 @@ pub struct BenchOptions {
 }
 
 /// What it came to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct BenchReport {
     /// The model that was imitated.
     pub like: String,
@@ -72,7 +72,7 @@ pub struct BenchReport {
 }
 
 /// What a pass took.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct BenchedPass {
     /// Its name.
     pub pass: &'static str,
@@ -85,7 +85,7 @@ pub struct BenchedPass {
 }
 
 /// What a stage took.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct BenchedStage {
     /// Its time, operations and bytes.
     #[serde(flatten)]

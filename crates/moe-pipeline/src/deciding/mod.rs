@@ -161,7 +161,7 @@ impl Deciding {
         let Some(saved) = saved.map(Arc::new) else { return Ok((edits, Vec::new())) };
         let made = measured(&edits)?;
         let mut reports = Vec::from_iter(made.map(|report| StageReport {
-            stage: FIRST_STAGE,
+            stage: word(FIRST_STAGE),
             kept: true,
             report,
         }));
@@ -172,13 +172,18 @@ impl Deciding {
             let Some(report) = measured(&edits)? else { continue };
             let best = reports.iter().rev().find(|stage| stage.kept);
             let kept = best.is_none_or(|best| report.all.kl() < best.report.all.kl());
-            reports.push(StageReport { stage: stage.name(), kept, report });
+            reports.push(StageReport { stage: word(stage.name()), kept, report });
             if !kept {
                 edits = stage.taken_back();
             }
         }
         Ok((edits, reports))
     }
+}
+
+/// The name of a stage as a word.
+fn word(stage: &str) -> String {
+    stage.replace(' ', "-")
 }
 
 /// A sweep of `text` over `source`, which `observer` watches.

@@ -26,6 +26,11 @@ impl Display for Escaped<'_> {
     }
 }
 
+/// What every page begins with.
+pub(super) const BEGINNING: &str = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+     <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+     <meta name=\"color-scheme\" content=\"light dark\">\n";
+
 /// A table; columns but the first are aligned right unless the table says that they hold words.
 pub(super) struct Table {
     /// What it shows.
@@ -203,9 +208,7 @@ fn with_code(text: &str) -> String {
 pub(super) fn page(title: &str, sections: &[Section]) -> String {
     let title = Escaped(title);
     let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n{}</style>\n</head>\n<body>\n\
+        "{BEGINNING}<title>{title}</title>\n<style>\n{}</style>\n</head>\n<body>\n\
          <header><h1>{title}</h1></header>\n<nav aria-label=\"Sections\"><ol>\n",
         include_str!("style.css")
     );

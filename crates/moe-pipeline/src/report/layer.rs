@@ -14,19 +14,19 @@ pub(super) enum Fate {
 }
 
 /// A layer that was decided on data.
-pub(super) struct ReportedLayer<'a> {
+pub(super) struct ReportedLayer {
     /// Its index.
     pub index: usize,
     /// Figures about it.
-    pub trust: &'a LayerTrust,
+    pub trust: LayerTrust,
     /// What became of each expert.
     pub fates: Vec<Fate>,
 }
 
-impl<'a> ReportedLayer<'a> {
+impl ReportedLayer {
     /// `record`, if it was decided on data.
-    pub fn new(record: &'a LayerRecord) -> Option<Self> {
-        let trust = record.trust.as_ref()?;
+    pub fn new(record: &LayerRecord) -> Option<Self> {
+        let trust: LayerTrust = record.details()?;
         let mut fates = vec![Fate::Dropped; trust.experts[0]];
         let mut set =
             |expert: usize, fate| fates.get_mut(expert).into_iter().for_each(|f| *f = fate);
@@ -70,6 +70,6 @@ impl<'a> ReportedLayer<'a> {
 }
 
 /// Whether experts were merged in any layer.
-pub(super) fn merges(layers: &[ReportedLayer<'_>]) -> bool {
+pub(super) fn merges(layers: &[ReportedLayer]) -> bool {
     layers.iter().any(|layer| layer.fates.contains(&Fate::Merged))
 }

@@ -11,6 +11,7 @@ mod sections;
 mod svg;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use moe_passes::ReportKind;
 
@@ -19,6 +20,7 @@ use crate::receipt::Receipt;
 pub(crate) use html::Escaped;
 use html::{Section, page};
 use layer::ReportedLayer;
+pub use written::{report, write_report};
 
 /// Pages by their file names: one for the result and, where passes ran before the last one, one for
 /// each of them. None where nothing was decided about experts, and nothing trained.
@@ -65,8 +67,7 @@ fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
         return Some((format!("{source}, dense"), sections));
     }
     let (first, _) = receipt.first_converted()?;
-    let layers: Vec<ReportedLayer<'_>> =
-        receipt.layers.iter().filter_map(ReportedLayer::new).collect();
+    let layers: Vec<ReportedLayer> = receipt.layers.iter().filter_map(ReportedLayer::new).collect();
     let mut sections =
         vec![sections::summary::section(receipt, &layers), sections::cost::section(receipt)];
     match receipt.no_figures() {

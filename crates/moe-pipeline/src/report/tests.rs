@@ -1,80 +1,26 @@
 //! The page of receipts that are made up here.
 
-use std::collections::BTreeMap;
-
 use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
 use moe_passes::PoolStats;
-use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
-use moe_passes::quantize::{Counts, ExpertRecord};
-use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust, PassInfo};
+use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Look, PartSource, Trained};
+use moe_passes::quantize::{Counts, ExpertRecord, Fallback, QuantizedLayer};
+use moe_passes::{
+    DecidedBy, Details, Effect, Identity, Kept, LayerRecord, LayerTrust, NetworkEdit,
+    NetworkSource, PassInfo,
+};
 
 use super::{REPORT_FILE, pages};
-use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
+use crate::receipt::Receipt;
+use crate::receipt::made_up::{receipt, rows, source};
 use crate::train::{LoadChange, Measurement, StepRecord, TrainingRecord};
 use crate::trust::{HeldOutReport, StageReport};
-use crate::writing::WritingOptions;
 
 /// The page of the result.
 fn render(receipt: &Receipt) -> Option<String> {
     let (file, page) = pages(receipt).into_iter().next()?;
     assert_eq!(file, REPORT_FILE);
     Some(page)
-}
-
-fn source(name: &str) -> SourceRecord {
-    SourceRecord {
-        name: name.to_owned(),
-        model_type: "a_family".to_owned(),
-        total_parameters: 4_000_000,
-        active_parameters: 1_000_000,
-        bytes: 8_000_000,
-        sha256: BTreeMap::from([("config.json".to_owned(), "0123abcd".to_owned())]),
-    }
-}
-
-fn receipt(layers: Vec<LayerTrust>) -> Receipt {
-    let record = |(layer, trust)| LayerRecord {
-        layer,
-        router: Some("rows".to_owned()),
-        trust: Some(trust),
-        ..LayerRecord::default()
-    };
-    Receipt {
-        tool: Tool::this(),
-        before: Vec::new(),
-        pass: PassInfo::named("prune").unwrap(),
-        options: serde_json::json!({ "criterion": "reap", "data": [] }),
-        source: source("source"),
-        others: Vec::new(),
-        texts: BTreeMap::from([("text.txt".to_owned(), "4567".to_owned())]),
-        observed: BTreeMap::new(),
-        written: BTreeMap::new(),
-        dtype: "f32",
-        device: "cpu",
-        writing: WritingOptions::default(),
-        router_dtype: None,
-        result: ResultRecord {
-            model_type: "a_family".to_owned(),
-            parameters: moe_model::Parameters::default(),
-            total_parameters: 2_000_000,
-            active_parameters: 1_000_000,
-            tensors: 182,
-            tensors_copied: 178,
-            bytes: 4_000_000,
-        },
-        identity: Identity::Changed { reason: "experts go".to_owned() },
-        effects: Vec::new(),
-        measured: None,
-        held_out: None,
-        training: None,
-        decided: Some(DecidedBy::Sequence),
-        pool: None,
-        layers: layers.into_iter().enumerate().map(record).collect(),
-        warnings: Vec::new(),
-        left_out: BTreeMap::new(),
-        files: BTreeMap::new(),
-    }
 }
 
 /// A layer that keeps every other expert.
@@ -121,9 +67,9 @@ fn held_out(label: &str, loss: f64) -> EvalReport {
 fn full() -> Receipt {
     let held_out = HeldOutReport {
         stages: Vec::new(),
-        control_name: "random choice",
+        baseline_name: Some("random choice".to_owned()),
         result: held_out("english", 3.9970),
-        control: Some(held_out("english", 5.0631)),
+        baseline: Some(held_out("english", 5.0631)),
     };
     Receipt { held_out: Some(held_out), ..receipt(vec![layer(24, 0), layer(24, 1)]) }
 }
@@ -176,9 +122,10 @@ fn quantized(layer: usize, experts: usize) -> LayerRecord {
         effective: 120.4 + 97.0 * e as f64,
         damping: Some([0.349, 0.524]),
         error: (e != 1).then_some(0.2 / (1.0 + e as f64)),
-        fallback: (e == 0).then(|| "more <damping>".to_owned()),
+        fallback: (e == 0).then_some(Fallback::MoreDamping),
     };
-    LayerRecord { layer, quantized: (0..experts).map(record).collect(), ..LayerRecord::default() }
+    let details = QuantizedLayer { bit_widths: None, experts: (0..experts).map(record).collect() };
+    LayerRecord { details: Some(Details::of(details)), ..LayerRecord::unchanged(layer) }
 }
 
 #[test]
@@ -189,9 +136,9 @@ fn quantized_experts_are_shown_coldest_first() {
     receipt.layers = vec![quantized(0, 6), quantized(1, 6)];
     receipt.held_out = Some(HeldOutReport {
         stages: Vec::new(),
-        control_name: "random choice",
+        baseline_name: None,
         result: held_out("english", 3.4137),
-        control: None,
+        baseline: None,
     });
     receipt.effects = vec![Effect {
         option: "scheme".to_owned(),
@@ -204,7 +151,7 @@ fn quantized_experts_are_shown_coldest_first() {
             "coldest",
             "<th scope=\"row\">layer 0, expert 0</th><td>0</td><td>128</td><td>128</td><td>120</td>",
         ),
-        ("damping and error", "<td>0.349 / 0.524</td><td>0.200</td><td>more &lt;damping&gt;</td>"),
+        ("damping and error", "<td>0.349 / 0.524</td><td>0.200</td><td>more damping</td>"),
         ("an error that is not known", "<td>0.349 / 0.524</td><td>–</td><td>–</td>"),
         ("all of them", "All 12 experts"),
         ("mean and worst error", "0.200 at most"),
@@ -223,7 +170,7 @@ fn quantized_experts_are_shown_coldest_first() {
     assert!(!page.contains("NaN"));
     keep_to_look_at("quantized.html", &page);
 
-    receipt.layers.iter_mut().for_each(|layer| layer.quantized.clear());
+    receipt.layers.iter_mut().for_each(|layer| layer.details = None);
     assert!(render(&receipt).unwrap().contains("rounded to nearest; no data was looked at"));
 }
 
@@ -299,9 +246,9 @@ fn text_from_outside_is_escaped() {
     let mut receipt = full();
     let held_out = HeldOutReport {
         stages: Vec::new(),
-        control_name: "random choice",
+        baseline_name: None,
         result: held_out(evil, 4.0),
-        control: None,
+        baseline: None,
     };
     receipt.held_out = Some(held_out);
     receipt.warnings = vec![evil.to_owned()];
@@ -313,8 +260,9 @@ fn text_from_outside_is_escaped() {
     receipt.options = serde_json::json!({ "criterion": evil, "data": [{ "label": evil, "path": evil }], evil: evil });
     receipt.identity = Identity::Approximate { reason: evil.to_owned() };
     for layer in &mut receipt.layers {
-        layer.router = Some(evil.to_owned());
-        layer.trust.as_mut().unwrap().worst_domain = Some((evil.to_owned(), 0.5));
+        layer.change_details(|trust: &mut LayerTrust| {
+            trust.worst_domain = Some((evil.to_owned(), 0.5));
+        });
     }
     let page = page(&receipt);
     assert!(page.contains("&lt;script&gt;") && !page.contains("<script") && !page.contains("'x'"));
@@ -337,8 +285,8 @@ fn what_is_absent_is_a_dash_and_never_zero() {
 fn a_method_without_data_says_why_there_are_no_figures() {
     let record = LayerRecord {
         layer: 3,
-        router: Some("2 of 4 rows".to_owned()),
-        experts: vec!["expert 0".to_owned(), "expert 2".to_owned()],
+        router: Some(rows(2, 4)),
+        experts: [0, 2].map(|e| NetworkEdit::of(vec![NetworkSource::expert(e)])).into(),
         ..LayerRecord::default()
     };
     for (by, why) in [
@@ -347,9 +295,9 @@ fn a_method_without_data_says_why_there_are_no_figures() {
     ] {
         let held_out = HeldOutReport {
             stages: Vec::new(),
-            control_name: "random choice",
+            baseline_name: None,
             result: held_out("english", 3.9970),
-            control: None,
+            baseline: None,
         };
         let receipt = Receipt {
             decided: Some(by),
@@ -421,8 +369,7 @@ fn merges_are_shown_as_clusters() {
     receipt
         .layers
         .iter_mut()
-        .filter_map(|layer| layer.trust.as_mut())
-        .for_each(|trust| trust.retained_mass = 1.0);
+        .for_each(|layer| layer.change_details(|trust: &mut LayerTrust| trust.retained_mass = 1.0));
     let whole = page(&receipt);
     for (said, is_said) in [
         ("least saliency mass kept", false),
@@ -466,13 +413,12 @@ fn dense_layers_say_what_they_are_made_of() {
     let looks = || vec![look(0, 0.41, None), look(20, 0.36, Some(0.2)), look(40, 0.37, Some(0.1))];
     let trained = || Trained { steps: 40, best: 20, diverged: None, looks: looks() };
     let part = |expert: usize| DistilledPart {
-        from: format!("expert {expert}"),
+        from: PartSource::Expert { expert },
         neurons: 64,
         factor: 0.125,
     };
     let layer = |layer, parts: usize, fit: Option<DownFit>| LayerRecord {
-        layer,
-        distilled: Some(DistilledLayer {
+        details: Some(Details::of(DistilledLayer {
             distinct: 3072,
             width: 520,
             zeros: 8,
@@ -484,16 +430,20 @@ fn dense_layers_say_what_they_are_made_of() {
             trained: vec![trained()],
             output_error: Some(0.3341),
             kept: Kept::No,
-        }),
-        ..LayerRecord::default()
+        })),
+        ..LayerRecord::unchanged(layer)
     };
     let fit = |lambda| Some(DownFit { lambda, tried: vec![(Some(0.001), 0.3), (None, 0.9)] });
-    let stage = |stage, kept, loss| StageReport { stage, kept, report: held_out("english", loss) };
+    let stage = |stage: &str, kept, loss| StageReport {
+        stage: stage.to_owned(),
+        kept,
+        report: held_out("english", loss),
+    };
     let held_out = HeldOutReport {
         stages: vec![stage("made", true, 3.9970), stage("trained", false, 4.1234)],
-        control_name: "mean of the experts",
+        baseline_name: Some("mean of the experts".to_owned()),
         result: held_out("english", 3.9970),
-        control: Some(held_out("english", 5.0631)),
+        baseline: Some(held_out("english", 5.0631)),
     };
     let layers = vec![layer(0, 8, fit(Some(0.001))), layer(2, 2, fit(None)), layer(3, 2, None)];
     let page = page(&Receipt {

@@ -268,13 +268,7 @@ impl Decided<'_> {
                 sweep.layer(index, survey.surveyor.as_mut())?;
                 run.progress.advance(1);
             }
-            for (layer, found) in survey.surveyor.found() {
-                planned
-                    .layers
-                    .iter_mut()
-                    .filter(|r| r.layer == layer)
-                    .for_each(|r| r.found.push(found.clone()));
-            }
+            survey.surveyor.record(&mut planned.layers);
         }
         Ok(())
     }

@@ -40,13 +40,20 @@ fn measured(decided: &Decided<'_>) -> Result<Option<HeldOutReport>> {
         None => measure("measure on held-out text", planned.result())?,
     };
     let last = planned.last();
-    // Receipts have a name also where nothing is measured beside the result.
-    let control_name = last.pass.info().baseline.map_or("random choice", |baseline| baseline.name);
     let baseline = match &last.decisions {
         Some(edits) => last.transform.baseline(&last.source, edits)?,
         None => None,
     };
-    let control =
-        baseline.map(|model| measure(&format!("measure: {control_name}"), &model)).transpose()?;
-    Ok(Some(HeldOutReport { result, stages: decided.stages.clone(), control_name, control }))
+    let mut report = HeldOutReport {
+        result,
+        stages: decided.stages.clone(),
+        baseline_name: None,
+        baseline: None,
+    };
+    if let Some(model) = baseline {
+        let name = last.pass.info().baseline.map_or("baseline", |baseline| baseline.name);
+        report.baseline = Some(measure(&format!("measure: {name}"), &model)?);
+        report.baseline_name = Some(name.to_owned());
+    }
+    Ok(Some(report))
 }

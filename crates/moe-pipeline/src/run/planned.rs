@@ -8,8 +8,9 @@ use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, SideFiles, plan_shards,
 };
 use moe_forward::{Corpus, TextRead, digests_of};
+use moe_math::load::Load;
 use moe_model::{Declaration, Model};
-use moe_passes::{Effect, Pass};
+use moe_passes::{Effect, LayerTrust, Pass};
 
 use super::hashes::Hashes;
 use super::held_out::{held_out_of, read_held_out};
@@ -178,7 +179,10 @@ impl<'r> Planned<'r> {
     /// Says of how many experts nothing is known, since no token of the text chose them.
     fn unchosen(&self) -> Option<String> {
         let decided = self.passes.iter().filter_map(|pass| pass.decisions.as_ref());
-        let trust = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref());
+        let loads: Vec<Load> = decided
+            .flat_map(|decisions| decisions.layers.values())
+            .filter_map(|layer| Some(layer.record.details::<LayerTrust>()?.load))
+            .collect();
         let more = if self.passes.iter().any(|pass| pass.pass.inputs().statistics.is_some()) {
             "add statistics of more text (observe --add)"
         } else if self.reads().any(|read| read.has_more) {
@@ -186,7 +190,7 @@ impl<'r> Planned<'r> {
         } else {
             "give more --data"
         };
-        unchosen(trust.map(|trust| &trust.load), more)
+        unchosen(loads.iter(), more)
     }
 
     /// Whether deciding saves its costly steps in a [`crate::train::TrainingDir`].

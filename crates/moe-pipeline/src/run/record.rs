@@ -9,7 +9,7 @@ use moe_passes::Identity;
 use super::pass_run::PassRun;
 use super::planned::Planned;
 use crate::outputs::plan_names;
-use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
+use crate::receipt::{EarlierPass, FORMAT, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::device_kind;
 use crate::statistics;
 
@@ -20,8 +20,10 @@ impl Planned<'_> {
         let compute = self.opened.run.compute();
         let others =
             self.passes.iter().flat_map(|pass| pass.beside.others.iter().zip(&pass.beside.models));
+        let left_out = self.side_files.left_out.iter();
         let effects = self.effects();
         Receipt {
+            format: FORMAT,
             tool: Tool::this(),
             before: self.passes[..self.passes.len() - 1].iter().map(earlier).collect(),
             pass: last.pass.info(),
@@ -31,10 +33,10 @@ impl Planned<'_> {
             texts: BTreeMap::new(),
             observed: self.observed(),
             written: self.written(),
-            dtype: compute.dtype.as_str(),
-            device: device_kind(&compute.device),
+            dtype: compute.dtype.as_str().to_owned(),
+            device: device_kind(&compute.device).to_owned(),
             writing: self.opened.run.options.writing(),
-            router_dtype: compute.router_dtype.other_than_f32(),
+            router_dtype: compute.router_dtype.other_than_f32().map(str::to_owned),
             result: made(last),
             identity: Identity::of(&effects),
             effects,
@@ -45,7 +47,9 @@ impl Planned<'_> {
             pool: last.deciding().and_then(|deciding| deciding.pulled),
             layers: last.planned.layers.clone(),
             warnings: self.warnings(),
-            left_out: self.side_files.left_out.clone(),
+            caveats: self.result().caveat_reasons().collect(),
+            engines: self.result().engines(),
+            left_out: left_out.map(|(name, why)| (name.clone(), (*why).to_owned())).collect(),
             files: BTreeMap::new(),
         }
     }

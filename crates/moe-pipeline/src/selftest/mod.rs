@@ -19,7 +19,7 @@ use crate::progress::{Progress, Unit};
 use goldens::{Goldens, HAS_BUILT_IN_MOE, folders};
 
 /// One line of the table.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Check {
     /// What was computed.
     pub name: String,

@@ -10,7 +10,9 @@ use moe_forward::{Batch, Head, Silent, Sweep, labels, to_f32};
 use moe_math::Compute;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::Model;
-use moe_passes::{CalibrationOptions, LayerStatistics, MergeOptions, PruneOptions};
+use moe_passes::{
+    CalibrationOptions, LayerStatistics, LayerTrust, MergeOptions, NetworkEdit, PruneOptions,
+};
 use serde_json::json;
 
 use super::goldens::Goldens;
@@ -108,10 +110,8 @@ fn pruned(
     let options: PruneOptions = golden(&options)?;
     let output = goldens.path("pruned");
     let done = convert(&[&options], &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
-    let expert =
-        |text: &String| text.strip_prefix("expert ").and_then(|number| number.parse().ok());
-    let of_layer = |experts: &[String]| {
-        let mut kept: Vec<usize> = experts.iter().filter_map(expert).collect();
+    let of_layer = |experts: &[NetworkEdit]| {
+        let mut kept: Vec<usize> = experts.iter().flat_map(NetworkEdit::experts).collect();
         kept.sort_unstable();
         kept
     };
@@ -181,8 +181,9 @@ fn merged(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
         let output = goldens.path("merged");
         let done =
             convert(&[&options], &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
-        let trust = done.receipt.layers.get(MERGED_LAYER).and_then(|layer| layer.trust.as_ref());
-        let clusters = trust.map(|trust| trust.clusters.clone()).unwrap_or_default();
+        let layer = done.receipt.layers.get(MERGED_LAYER);
+        let trust = layer.and_then(|layer| layer.details::<LayerTrust>());
+        let clusters = trust.map(|trust| trust.clusters).unwrap_or_default();
         let model = Model::open(&output)?;
         let experts = model.layers[MERGED_LAYER]
             .ffn

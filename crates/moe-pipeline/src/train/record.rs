@@ -3,30 +3,47 @@
 use moe_forward::EvalReport;
 use moe_forward::train::{LayerCounts, Losses};
 use moe_math::load::Load;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;
 
 /// One step, or the mean of some neighbouring ones.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StepRecord {
     /// Counts from 1; the last of those that are averaged.
     pub step: u64,
     /// The weighted sum that is minimised.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub loss: f64,
     /// Mean −log p of next tokens.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub cross_entropy: f64,
     /// Mean KL(teacher ‖ model).
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub teacher: f64,
     /// The load-balancing loss.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub balance: f64,
     /// The router z-loss.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub z: f64,
     /// The learning rate.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub learning_rate: f64,
     /// Norm of all gradients together, before it is limited.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub gradient_norm: f64,
     /// Tokens that were trained on.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub tokens: f64,
 }
 
@@ -102,11 +119,13 @@ impl StepRecord {
 }
 
 /// A measurement on held-out text.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Measurement {
     /// After this step; 0 is before training.
     pub step: u64,
     /// Mean loss of next tokens.
+    #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
+    #[schemars(with = "Option<f64>")]
     pub loss: f64,
     /// Mean KL(teacher ‖ model), with a teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,7 +148,7 @@ impl Measurement {
 }
 
 /// Load of a layer's experts on what it was trained on.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoadChange {
     /// The layer's index.
     pub layer: usize,
@@ -142,7 +161,7 @@ pub struct LoadChange {
 }
 
 /// What the receipt says of a training.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct TrainingRecord {
     /// Elements that were trained.
     pub parameters: usize,
@@ -159,7 +178,7 @@ pub struct TrainingRecord {
     /// Losses; of a long run means of neighbouring steps.
     pub curve: Vec<StepRecord>,
     /// What options were from a step on, where it went on with others than it began with.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Settings>,
     /// Measurements on held-out text.
     pub measurements: Vec<Measurement>,

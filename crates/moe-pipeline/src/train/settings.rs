@@ -2,6 +2,7 @@
 //! were.
 
 use moe_passes::TrainOptions;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 pub(super) const CHANGEABLE: [&str; 3] = ["learning-rate", "clip", "patience"];
 
 /// What these were from a step on.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Settings {
     /// Steps that were taken before.
     pub after_step: u64,

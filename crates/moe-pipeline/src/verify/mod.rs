@@ -32,7 +32,7 @@ const PART_BYTES: u64 = 1 << 20;
 const HEADER_BYTES: u64 = 4 << 20;
 
 /// What was found in a sound checkpoint; anything unsound is an error.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct VerifyReport {
     /// The family.
     pub model_type: String,

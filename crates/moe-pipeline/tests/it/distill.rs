@@ -8,7 +8,7 @@ use moe_forward::{Batch, ObserverOptions, StatisticsObserver, Sweep};
 use moe_math::Compute;
 use moe_math::statistics::Quantity;
 use moe_model::Model;
-use moe_passes::distill::DistilledLayer;
+use moe_passes::distill::{DistilledLayer, PartSource};
 use moe_passes::{DistillOptions, Identity, Pass, UpcycleOptions};
 use moe_pipeline::{Quiet, Receipt, convert, verify};
 use serde::de::DeserializeOwned;
@@ -57,8 +57,8 @@ fn kl(receipt: &Receipt) -> f64 {
     receipt.held_out.as_ref().unwrap().result.all.against.as_ref().unwrap().kl
 }
 
-fn layers(receipt: &Receipt) -> Vec<&DistilledLayer> {
-    receipt.layers.iter().map(|layer| layer.distilled.as_ref().unwrap()).collect()
+fn layers(receipt: &Receipt) -> Vec<DistilledLayer> {
+    receipt.layers.iter().map(|layer| layer.details().unwrap()).collect()
 }
 
 /// Every tensor of `dense` is in `found` under its name, with its bytes, and nothing else is.
@@ -236,8 +236,11 @@ fn measured_gates_are_means_over_all_tokens() {
         }
         let mut best = moe_math::saliency::greatest(&reap, 2);
         best.sort_by(|a, b| reap[*b].total_cmp(&reap[*a]));
-        let whole =
-            found.parts.iter().find(|part| part.from == format!("expert {}", best[0])).unwrap();
+        let whole = found
+            .parts
+            .iter()
+            .find(|part| part.from == PartSource::Expert { expert: best[0] })
+            .unwrap();
         assert_eq!((found.parts.len(), whole.neurons, found.zeros), (2, 128, 0));
         let expert = &source.layers[index].ffn.moe().unwrap().experts[best[0]];
         let network = dense.layers[index].ffn.dense().unwrap();
@@ -330,7 +333,7 @@ fn a_random_network_knows_nothing_of_the_experts() {
         assert!(
             layers(&receipt)
                 .iter()
-                .all(|layer| layer.parts[0].from == "chance" && layer.zeros == 0)
+                .all(|layer| layer.parts[0].from == PartSource::Chance && layer.zeros == 0)
         );
         let model = Model::open(&out.path().join("out")).unwrap();
         let network = |layer: usize| {
@@ -439,12 +442,19 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
     // Each stage is measured on the held-out text, as what is written is in the end.
     let stages = |receipt: &Receipt| {
         let stages = &receipt.held_out.as_ref().unwrap().stages;
-        stages.iter().map(|s| (s.stage, s.kept, s.report.all.kl().unwrap())).collect::<Vec<_>>()
+        stages
+            .iter()
+            .map(|s| (s.stage.clone(), s.kept, s.report.all.kl().unwrap()))
+            .collect::<Vec<_>>()
     };
     assert!(stages(&plain).is_empty());
-    let names = ["made", "trained", "trained on own states"];
-    assert_eq!(stages(&again).iter().map(|(stage, ..)| *stage).collect::<Vec<_>>(), names);
-    assert_eq!(stages(&again)[..2], [("made", true, kl(&plain)), ("trained", true, kl(&trained))]);
+    let names = ["made", "trained", "trained-on-own-states"];
+    assert_eq!(stages(&again).iter().map(|(stage, ..)| stage.as_str()).collect::<Vec<_>>(), names);
+    let stage = |name: &str, kept, kl| (name.to_owned(), kept, kl);
+    assert_eq!(
+        stages(&again)[..2],
+        [stage("made", true, kl(&plain)), stage("trained", true, kl(&trained))]
+    );
     // What diverges says so, and leaves what was there.
     let wild = run("wild", "steps = 4\nrelative-learning-rate = 1e20");
     assert!(
@@ -459,6 +469,9 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
     );
     assert_eq!(bytes("wild"), bytes("plain"));
     // A stage that helps nothing is taken back.
-    assert_eq!(stages(&wild), [("made", true, kl(&plain)), ("trained", false, kl(&plain))]);
+    assert_eq!(
+        stages(&wild),
+        [stage("made", true, kl(&plain)), stage("trained", false, kl(&plain))]
+    );
     assert_eq!(kl(&wild), kl(&plain));
 }

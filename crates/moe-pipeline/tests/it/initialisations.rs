@@ -5,7 +5,7 @@ use std::path::Path;
 use moe_forward::{Batch, Silent, logit_difference};
 use moe_math::Compute;
 use moe_model::{Expert, Ffn, Kind, Model, Moe, Weight};
-use moe_passes::{Identity, Pass, PlannedModel, Sources, UpcycleOptions};
+use moe_passes::{Identity, Network, NetworkSource, Pass, PlannedModel, Sources, UpcycleOptions};
 
 use crate::common::{golden, values};
 
@@ -458,7 +458,10 @@ mod several_models {
         };
         let base = try_plan(options, &models[0], &models[1..]).unwrap();
         assert_eq!(shared(&base), values(&network(&models[0], 1).up.weight));
-        assert!(base.layers[1].shared.as_ref().unwrap().contains("the base's network"));
+        let record = &base.layers[1];
+        assert!(record.shared_sentence().unwrap().contains("the base's network"));
+        let sources = &record.shared.as_ref().unwrap().network.sources;
+        assert_eq!(*sources, [NetworkSource::of(Network::Dense)]);
         let average =
             try_plan(&format!("{options}\nattention = 'average'"), &models[0], &models[1..])
                 .unwrap();

@@ -72,14 +72,14 @@ fn every_method_shrinks_the_file() {
         )
         .unwrap();
         let of_layer = |record: &serde_json::Value| {
-            let clusters = serde_json::from_value(record["trust"]["clusters"].clone()).unwrap();
+            let clusters = serde_json::from_value(record["details"]["clusters"].clone()).unwrap();
             (record["layer"].as_u64().unwrap() as usize, clusters)
         };
         let clusters: Vec<(usize, Vec<Vec<usize>>)> =
             receipt["layers"].as_array().unwrap().iter().map(of_layer).collect();
         assert_eq!(clusters.len(), 4, "{method}");
         for layer in receipt["layers"].as_array().unwrap() {
-            let share = |key: &str| layer["trust"][key].as_f64().unwrap();
+            let share = |key: &str| layer["details"][key].as_f64().unwrap();
             let figures = (share("retained_mass"), share("lost_choices"));
             match method {
                 // Some neurons find no place.

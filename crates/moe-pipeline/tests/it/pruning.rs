@@ -10,7 +10,7 @@ use moe_forward::{Batch, Sweep, labels};
 use moe_math::Compute;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::Model;
-use moe_passes::{CalibrationOptions, LayerStatistics, PruneOptions};
+use moe_passes::{CalibrationOptions, LayerStatistics, LayerTrust, NetworkEdit, PruneOptions};
 use moe_pipeline::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 use serde_json::Value;
 
@@ -91,12 +91,11 @@ fn kept(options: &PruneOptions, model: &Path, output: &Path) -> Vec<Vec<usize>> 
         &Quiet,
     )
     .unwrap();
-    let expert = |text: &String| text.strip_prefix("expert ").unwrap().parse().unwrap();
     let mut kept: Vec<Vec<usize>> = done
         .receipt
         .layers
         .iter()
-        .map(|layer| layer.experts.iter().map(expert).collect())
+        .map(|layer| layer.experts.iter().flat_map(NetworkEdit::experts).collect())
         .collect();
     kept.iter_mut().for_each(|experts| experts.sort_unstable());
     kept
@@ -438,7 +437,7 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
         )
         .unwrap()
         .receipt;
-        let trust = receipt.layers[1].trust.clone().unwrap();
+        let trust: LayerTrust = receipt.layers[1].details().unwrap();
         let kl = receipt.held_out.unwrap().result.all.against.unwrap().kl;
         (trust.clusters.contains(&vec![rarest]), trust.super_experts, kl)
     };
@@ -512,14 +511,14 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
         .unwrap()
         .receipt;
         (
-            receipt.layers[0].experts.clone(),
+            receipt.layers[0].experts.iter().flat_map(NetworkEdit::experts).collect::<Vec<_>>(),
             receipt.held_out.unwrap().result.all.against.unwrap().kl,
         )
     };
     let mut options =
         text.with_data("criterion = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
     let (kept, apart) = pruned(&mut options);
-    assert_eq!(kept, ["expert 0", "expert 1", "expert 4", "expert 5"]);
+    assert_eq!(kept, [0, 1, 4, 5]);
     // The four that are chosen most: two of the second group come to lie in the first.
     let plan = text.path("plan.json");
     std::fs::write(&plan, r#"{"layers": {"1": {"experts": 8, "keep": [0, 4, 5, 6]}}}"#).unwrap();
@@ -574,7 +573,7 @@ fn layers_that_keep_fewer_experts_are_padded_with_ones_that_are_never_chosen() {
         .unwrap()
         .receipt;
         let kept: Vec<usize> =
-            receipt.layers.iter().filter_map(|l| Some(l.trust.as_ref()?.clusters.len())).collect();
+            receipt.details::<LayerTrust>().iter().map(|(_, trust)| trust.clusters.len()).collect();
         assert_eq!(kept.iter().sum::<usize>(), experts * kept.len());
         let pruned = Model::open(&output).unwrap();
         let most = *kept.iter().max().unwrap();

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::Error;
+use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_forward::quantized_values;
 use moe_math::Compute;
 use moe_model::{Encoding, Expert, Model};
 use moe_passes::PoolStats;
 use moe_passes::QuantizeOptions;
-use moe_passes::quantize::ExpertRecord;
+use moe_passes::quantize::{ExpertRecord, Fallback, QuantizedLayer};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 
 use crate::common::{calibration_text, golden, run_again};
@@ -117,8 +118,9 @@ fn gptq_says_how_each_expert_fared() {
             quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
         assert_eq!(receipt.layers.len(), 4);
         for layer in &receipt.layers {
-            assert_eq!(layer.quantized.len(), 24);
-            for ExpertRecord { counts, effective, damping, error, .. } in &layer.quantized {
+            let details: QuantizedLayer = layer.details().unwrap();
+            assert_eq!(details.experts.len(), 24);
+            for ExpertRecord { counts, effective, damping, error, .. } in &details.experts {
                 assert!(error.is_some_and(|e| e > 0.0 && e < 0.5), "{error:?}");
                 assert!(
                     *effective > 0.0
@@ -199,7 +201,7 @@ fn a_pool_brings_cold_experts_tokens_of_their_own() {
         let (_, receipt) =
             quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
         let topped_up: usize =
-            receipt.layers.iter().flat_map(|l| &l.quantized).map(|r| r.counts.topped_up).sum();
+            receipt.coldest().iter().map(|(.., record)| record.counts.topped_up).sum();
         (topped_up, receipt)
     };
     let (topped_up, receipt) = measured("");
@@ -230,7 +232,7 @@ fn an_expert_without_tokens_is_calibrated_all_the_same() {
     for samples in ["routed", "all-experts", "top-up", "per-expert"] {
         let toml = format!("samples = {samples:?}\nscheme = \"w4a16\"\ngroup-size = 32");
         let (quantized, receipt) = quantize(&with_data(&toml), &model, &out).unwrap();
-        let record = &receipt.layers[1].quantized[3];
+        let record = &receipt.layers[1].details::<QuantizedLayer>().unwrap().experts[3];
         assert!(record.counts.routed < 128, "{record:?}");
         let found = values(experts(&quantized).nth(24 + 3).unwrap());
         assert!(found.iter().all(|w| w.is_finite()));
@@ -238,7 +240,7 @@ fn an_expert_without_tokens_is_calibrated_all_the_same() {
         let all: f64 = original.iter().map(|w| f64::from(*w).powi(2)).sum();
         assert!((far / all).sqrt() < 0.25, "{samples}: {}", (far / all).sqrt());
         if samples == "routed" && record.counts.routed == 0 {
-            assert_eq!(record.fallback.as_deref(), Some("no token of its own"));
+            assert_eq!(record.fallback, Some(Fallback::NoTokenOfItsOwn));
         }
         if samples == "top-up" || samples == "per-expert" {
             assert!(
@@ -311,9 +313,10 @@ fn attention_is_quantized_on_request() {
             linears.len() == 16
                 && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_)))
         );
-        assert!(
-            receipt.layers.iter().all(|layer| layer.attention.as_ref().unwrap().contains("3-bit"))
-        );
+        assert!(receipt.layers.iter().all(|layer| {
+            let schemes = &layer.encodings.attention.as_ref().unwrap().schemes;
+            matches!(schemes[..], [Scheme::Integers(Integers { bits: 3, .. })])
+        }));
         linears
             .iter()
             .map(|linear| quantized_values(&linear.weight).unwrap().unwrap())

@@ -204,7 +204,7 @@ fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
                     "layer {layer}: a row leans on the mean input by {cosine}"
                 );
             }
-            let sizes = &run.receipt["layers"][layer]["found"][0]["cluster_sizes"];
+            let sizes = &run.receipt["layers"][layer]["details"]["router"]["clusters"]["sizes"];
             let sizes: Vec<u64> = serde_json::from_value(sizes.clone()).unwrap();
             assert_eq!(sizes.iter().sum::<u64>() as usize, inputs.len());
         }

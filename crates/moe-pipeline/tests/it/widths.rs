@@ -6,8 +6,8 @@ use std::path::Path;
 use moe_checkpoint::Error;
 use moe_checkpoint::quantization::Scheme;
 use moe_model::Model;
-use moe_passes::QuantizeOptions;
-use moe_passes::quantize::LayerWidths;
+use moe_passes::quantize::{LayerWidths, QuantizedLayer};
+use moe_passes::{LayerRecord, QuantizeOptions, Rounding};
 use moe_pipeline::{Quiet, Receipt, convert, verify};
 
 use crate::common::{golden, run_again};
@@ -27,8 +27,9 @@ fn quantize(options: &QuantizeOptions, output: &Path) -> Result<(Model, Receipt)
     Ok((Model::open(output)?, receipt))
 }
 
-fn widths(receipt: &Receipt) -> Vec<&LayerWidths> {
-    receipt.layers.iter().map(|layer| layer.widths.as_ref().unwrap()).collect()
+fn widths(receipt: &Receipt) -> Vec<LayerWidths> {
+    let details = receipt.details::<QuantizedLayer>().into_iter();
+    details.map(|(_, layer)| layer.bit_widths.unwrap()).collect()
 }
 
 /// Each matrix is stored as the receipt says, and takes as many bytes.
@@ -59,7 +60,7 @@ fn layers_get_4_or_8_bits_by_what_these_cost() {
     stored_as_said(&model, &receipt);
     let layers = widths(&receipt);
     let bits: Vec<u32> = layers.iter().map(|layer| layer.bits[0]).collect();
-    assert_eq!(LayerWidths::bits_a_weight(layers.iter().copied()), 5.5);
+    assert_eq!(LayerWidths::bits_a_weight(layers.iter()), 5.5);
     assert_eq!((bits.iter().filter(|bits| **bits == 8).count(), bits.len()), (1, 4));
     // No other assignment that fits has less error.
     let all = (0..16u32).map(|mask| {
@@ -97,9 +98,9 @@ fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() 
         verify(&output, &Quiet).unwrap();
         stored_as_said(&model, &receipt);
         let layers = widths(&receipt);
-        assert!(LayerWidths::bits_a_weight(layers.iter().copied()) <= target);
+        assert!(LayerWidths::bits_a_weight(layers.iter()) <= target);
         // One width is an assignment, too, and fits.
-        let cost = |layer: &&LayerWidths, bits: [u32; 3]| layer.error(bits);
+        let cost = |layer: &LayerWidths, bits: [u32; 3]| layer.error(bits);
         let [mixed, uniform]: [f64; 2] = [
             layers.iter().map(|layer| cost(layer, layer.bits)).sum(),
             layers.iter().map(|layer| cost(layer, [width; 3])).sum(),
@@ -146,14 +147,11 @@ fn rounding_to_nearest_gets_widths_too() {
     let toml = "solver = \"rtn\"\ntarget-bits = 4.0\nprofile = \"free\"\nasymmetric = true";
     let (model, receipt) = quantize(&options(toml), out.path().join("out").as_path()).unwrap();
     let layers = widths(&receipt);
-    assert!(LayerWidths::bits_a_weight(layers.iter().copied()) <= 4.0);
+    assert!(LayerWidths::bits_a_weight(layers.iter()) <= 4.0);
     assert!(layers.iter().any(|layer| layer.bits != layers[0].bits));
-    assert!(
-        receipt
-            .layers
-            .iter()
-            .all(|layer| layer.quantized.is_empty() && layer.experts[0].contains("nearest"))
-    );
+    let rounding = |layer: &LayerRecord| layer.encodings.experts.as_ref().unwrap().rounding;
+    assert!(receipt.layers.iter().all(|layer| rounding(layer) == Rounding::Nearest));
+    assert!(receipt.details::<QuantizedLayer>().iter().all(|(_, layer)| layer.experts.is_empty()));
     // Scales and zero points are of the groups' size, whatever the bits.
     let (_, moe) = model.moes().next().unwrap();
     assert_eq!(moe.experts[0].gate.weight.scale().unwrap().shape(), [128, 4]);

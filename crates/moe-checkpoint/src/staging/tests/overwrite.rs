@@ -248,7 +248,7 @@ fn only_what_is_left_of_a_result_is_damage() {
     };
     let receipt = |tensors: u64, bytes: u64| {
         format!(
-            "{{\n  \"tool\": {{\n    \"name\": \"moe-convert\",\n    \"version\": \"0\"\n  }},\n  \"result\": {{\"tensors\": {tensors}, \
+            "{{\n  \"format\": 1,\n  \"tool\": {{\n    \"name\": \"moe-convert\",\n    \"version\": \"0\"\n  }},\n  \"result\": {{\"tensors\": {tensors}, \
              \"bytes\": {bytes}}}\n}}\n"
         )
     };
@@ -305,9 +305,16 @@ fn only_what_is_left_of_a_result_is_damage() {
     assert!(OutputDir::check(&target, OVERWRITE).is_err());
     // A receipt that was cut, or is somebody's.
     let whole = receipt(1, 40);
-    for (left, is_damage) in
-        [(&whole[..10], true), (&whole[..60], true), ("{\"mine\": [1,", false), ("words", false)]
-    {
+    // As builds wrote them that said no format.
+    let earlier = whole.replace("  \"format\": 1,\n", "");
+    for (left, is_damage) in [
+        (&whole[..10], true),
+        (&whole[..60], true),
+        (&earlier[..10], true),
+        (&earlier[..60], true),
+        ("{\"mine\": [1,", false),
+        ("words", false),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         finish_saying(&target, OPTIONS, &whole).unwrap();

@@ -32,7 +32,8 @@ fn states_in_the_sweep_are_those_of_the_result(folder: &str, least: f64) {
     let found = sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap();
 
     let decisions = quantizer.finish().unwrap();
-    let records = decisions.layers.values().flat_map(|layer| &layer.record.quantized);
+    let details = decisions.layers.values().map(|layer| layer.record.details().unwrap());
+    let records = details.flat_map(|QuantizedLayer { experts, .. }| experts);
     let counts: Vec<_> = records.map(|record| record.counts).collect();
     assert!(counts.iter().any(|counts| counts.used < counts.routed), "{counts:?}");
     assert!(counts.iter().any(|counts| counts.topped_up > 0), "{counts:?}");

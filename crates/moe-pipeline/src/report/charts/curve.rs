@@ -11,7 +11,7 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 20.0;
 
 /// A bar for each expert; none where the layer has no saliencies.
-pub(crate) fn curve(layer: &ReportedLayer<'_>) -> Option<Svg> {
+pub(crate) fn curve(layer: &ReportedLayer) -> Option<Svg> {
     let saliency = &layer.trust.saliency;
     let mut order: Vec<usize> = (0..saliency.len().min(layer.fates.len())).collect();
     if order.is_empty() {

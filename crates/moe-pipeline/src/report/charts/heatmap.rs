@@ -22,7 +22,7 @@ const BOTTOM: f64 = 38.0;
 const WIDTH: f64 = 900.0;
 
 /// A row for each layer, a cell for each expert; cells of experts that go are half as high.
-pub(crate) fn heatmap(layers: &[ReportedLayer<'_>]) -> Svg {
+pub(crate) fn heatmap(layers: &[ReportedLayer]) -> Svg {
     let experts =
         layers.iter().map(|layer| layer.trust.load.counts.len()).max().unwrap_or(0).max(1);
     let wide = (WIDTH / experts as f64).clamp(4.0, 40.0);

@@ -19,7 +19,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
              `--held-out TEXT` with text that was not used for calibration.",
         );
     };
-    let beside = receipt.pass.baseline.map_or("", |baseline| match held_out.control {
+    let beside = receipt.pass.baseline.map_or("", |baseline| match held_out.baseline {
         Some(_) => baseline.measured,
         None => baseline.unmeasured,
     });
@@ -29,16 +29,16 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
             label: d.label.clone(),
             values: figures.each_ref().map(|f| f.as_ref().map(value)),
         };
-        bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), held_out.control_name, format)
+        bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), receipt.baseline_name(), format)
     };
     let mut header =
         vec!["domain", "tokens", "original loss", "loss", "Δ loss", "KL", "top-1 agreement"];
-    let of_control = format!("{}: Δ loss", held_out.control_name);
-    if held_out.control.is_some() {
+    let of_control = format!("{}: Δ loss", receipt.baseline_name());
+    if held_out.baseline.is_some() {
         header.extend([of_control.as_str(), "KL", "top-1 agreement"]);
     }
     let mut legend = vec![("kept", "this result")];
-    legend.extend(held_out.control.is_some().then_some(("control", held_out.control_name)));
+    legend.extend(held_out.baseline.is_some().then_some(("control", receipt.baseline_name())));
     let section =
         if held_out.stages.is_empty() { section } else { section.table(&stages(held_out)) };
     section

@@ -43,7 +43,7 @@ fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
     let held_out = receipt.held_out.as_ref();
     let all = held_out.map(|held_out| &held_out.result.all);
     let against = all.and_then(|all| all.against.as_ref());
-    let control = held_out.and_then(|held_out| held_out.control.as_ref()?.all.loss_change());
+    let control = held_out.and_then(|held_out| held_out.baseline.as_ref()?.all.loss_change());
     vec![
         tile(
             "parameters",
@@ -78,7 +78,7 @@ fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
 
 /// What each layer is made of, and how far its output is from the mixture's.
 pub(crate) fn layers(receipt: &Receipt) -> Section {
-    let layers: Vec<(usize, &DistilledLayer)> = receipt.dense_layers().collect();
+    let layers: Vec<(usize, DistilledLayer)> = receipt.details();
     let indices: Vec<usize> = layers.iter().map(|(index, _)| *index).collect();
     let errors: Vec<Option<f64>> = layers.iter().map(|(_, layer)| layer.output_error).collect();
     let chart = columns(&Columns {
@@ -90,7 +90,7 @@ pub(crate) fn layers(receipt: &Receipt) -> Section {
         format: |v| decimal(v, 3),
         shares: false,
     });
-    let row = |(index, layer): &(usize, &DistilledLayer)| {
+    let row = |(index, layer): &(usize, DistilledLayer)| {
         vec![
             index.to_string(),
             made_of(&layer.parts),

@@ -5,10 +5,10 @@ use crate::report::html::{Section, Table};
 use crate::report::layer::{ReportedLayer, merges};
 use crate::report::number::{ABSENT, decimal, percent};
 
-pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
+pub(crate) fn section(layers: &[ReportedLayer]) -> Section {
     let indices: Vec<usize> = layers.iter().map(|layer| layer.index).collect();
     let of =
-        |value: fn(&ReportedLayer<'_>) -> Option<f64>| layers.iter().map(value).collect::<Vec<_>>();
+        |value: fn(&ReportedLayer) -> Option<f64>| layers.iter().map(value).collect::<Vec<_>>();
     let [kept, worst, gone, error] = [
         of(|layer| layer.mass()),
         of(|layer| layer.worst()),
@@ -27,7 +27,7 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
         "choices that lost their expert",
         "relative output error",
     ];
-    let row = |layer: &ReportedLayer<'_>| {
+    let row = |layer: &ReportedLayer| {
         vec![
             layer.index.to_string(),
             if layer.trust.merges_all() { "all, merged".to_owned() } else { percent(layer.mass()) },
@@ -61,6 +61,6 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
         .table(&Table::numbers("Error and retained mass, by layer", &header, layers.iter().map(row)))
 }
 
-fn lost(layer: &ReportedLayer<'_>) -> Option<f64> {
+fn lost(layer: &ReportedLayer) -> Option<f64> {
     layer.counted(layer.trust.lost_choices)
 }

@@ -8,11 +8,11 @@ use crate::report::number::{ABSENT, runs};
 /// A table of more experts is opened on demand.
 const SHOWN_EXPERTS: usize = 1024;
 
-pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
+pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
     let merged = merges(layers);
     let mut header = vec!["layer", "kept", "dropped"];
     header.extend(merged.then_some("merged"));
-    let row = |layer: &ReportedLayer<'_>| {
+    let row = |layer: &ReportedLayer| {
         let mut row = vec![
             layer.index.to_string(),
             runs(&layer.with(Fate::Kept)),
@@ -35,7 +35,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
     let others: Vec<usize> = receipt
         .layers
         .iter()
-        .filter(|l| l.router.is_some() && l.trust.is_none())
+        .filter(|l| l.router.is_some() && l.details.is_none())
         .map(|l| l.layer)
         .collect();
     match others.as_slice() {
@@ -48,7 +48,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
     }
 }
 
-fn clusters(layer: &ReportedLayer<'_>) -> String {
+fn clusters(layer: &ReportedLayer) -> String {
     let merged = layer.trust.clusters.iter().filter_map(|cluster| match cluster.as_slice() {
         [first, others @ ..] if !others.is_empty() => Some(format!(
             "{first} ← {}",

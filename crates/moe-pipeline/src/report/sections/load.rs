@@ -5,7 +5,7 @@ use crate::report::html::{Section, Table};
 use crate::report::layer::{ReportedLayer, merges};
 use crate::report::number::grouped;
 
-pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
+pub(crate) fn section(layers: &[ReportedLayer]) -> Section {
     let goes = if merges(layers) {
         "low cell: the expert was dropped, or merged into another"
     } else {
@@ -17,7 +17,7 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     let experts = layers.iter().map(|layer| layer.trust.load.counts.len()).max().unwrap_or(0);
     let mut header = vec!["layer".to_owned()];
     header.extend((0..experts).map(|e| e.to_string()));
-    let row = |layer: &ReportedLayer<'_>| {
+    let row = |layer: &ReportedLayer| {
         let counts = layer.trust.load.counts.iter().map(|c| grouped(*c));
         [layer.index.to_string()].into_iter().chain(counts).collect()
     };

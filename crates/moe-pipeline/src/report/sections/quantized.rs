@@ -1,9 +1,8 @@
 //! How experts were quantized.
 
 use moe_forward::DomainReport;
-use moe_passes::LayerRecord;
 use moe_passes::PoolStats;
-use moe_passes::quantize::ExpertRecord;
+use moe_passes::quantize::{ExpertRecord, QuantizedLayer};
 
 use crate::card::identity;
 use crate::receipt::Receipt;
@@ -56,7 +55,7 @@ fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
             grouped(record.counts.routed as u64),
             format!("expert {expert} of layer {layer}"),
         ));
-        let error = error_of(experts.iter().map(|(.., record)| *record));
+        let error = error_of(experts.iter().map(|(.., record)| record));
         tiles.push(tile(
             "output error of experts",
             decimal(error.mean, 3),
@@ -93,8 +92,11 @@ fn error_of<'a>(experts: impl Iterator<Item = &'a ExpertRecord>) -> Errors {
 /// What each expert was calibrated on, and how it fared.
 pub(crate) fn experts(receipt: &Receipt) -> Section {
     let section = Section::new("experts", "What each expert was calibrated on");
-    let layers: Vec<&LayerRecord> =
-        receipt.layers.iter().filter(|layer| !layer.quantized.is_empty()).collect();
+    let layers: Vec<(usize, QuantizedLayer)> = receipt
+        .details()
+        .into_iter()
+        .filter(|(_, layer): &(usize, QuantizedLayer)| !layer.experts.is_empty())
+        .collect();
     if layers.is_empty() {
         return section.text("Every weight was rounded to nearest; no data was looked at.");
     }
@@ -105,13 +107,14 @@ pub(crate) fn experts(receipt: &Receipt) -> Section {
             Some((record.counts.routed as u64, record.error?, record.counts.topped_up > 0))
         })
         .collect();
-    let indices: Vec<usize> = layers.iter().map(|layer| layer.layer).collect();
-    let errors: Vec<Errors> = layers.iter().map(|layer| error_of(layer.quantized.iter())).collect();
+    let indices: Vec<usize> = layers.iter().map(|(index, _)| *index).collect();
+    let errors: Vec<Errors> =
+        layers.iter().map(|(_, layer)| error_of(layer.experts.iter())).collect();
     let [mean, worst] = [|e: &Errors| e.mean, |e: &Errors| e.worst]
         .map(|of| errors.iter().map(of).collect::<Vec<_>>());
     let least: Vec<_> = layers
         .iter()
-        .map(|layer| layer.quantized.iter().map(|r| r.effective).reduce(f64::min))
+        .map(|(_, layer)| layer.experts.iter().map(|r| r.effective).reduce(f64::min))
         .collect();
     let column = |id, title, values, marks, format| {
         columns(&Columns { id, title, layers: &indices, values, marks, format, shares: false })
@@ -175,7 +178,7 @@ pub(crate) fn experts(receipt: &Receipt) -> Section {
     }
 }
 
-fn row((layer, expert, record): &(usize, usize, &ExpertRecord)) -> Vec<String> {
+fn row((layer, expert, record): &(usize, usize, ExpertRecord)) -> Vec<String> {
     let pair = |pair: Option<[f64; 2]>| {
         pair.map_or(ABSENT.to_owned(), |[a, b]| {
             format!("{} / {}", decimal(Some(a), 3), decimal(Some(b), 3))
@@ -189,6 +192,6 @@ fn row((layer, expert, record): &(usize, usize, &ExpertRecord)) -> Vec<String> {
         decimal(Some(record.effective), 0),
         pair(record.damping),
         decimal(record.error, 3),
-        record.fallback.clone().unwrap_or_else(|| ABSENT.to_owned()),
+        record.fallback.map_or_else(|| ABSENT.to_owned(), |fallback| fallback.to_string()),
     ]
 }

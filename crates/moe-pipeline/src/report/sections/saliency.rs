@@ -5,7 +5,7 @@ use crate::report::html::{Section, Table};
 use crate::report::layer::{Fate, ReportedLayer, merges};
 use crate::report::number::{runs, significant};
 
-pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
+pub(crate) fn section(layers: &[ReportedLayer]) -> Section {
     let section = Section::new("saliency", "Saliency of experts");
     let curves: Vec<_> = layers.iter().filter_map(curve).collect();
     if curves.is_empty() {
@@ -34,7 +34,7 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
         .table(&Table::numbers("Saliency, by layer", &header, layers.iter().map(row)))
 }
 
-fn row(layer: &ReportedLayer<'_>) -> Vec<String> {
+fn row(layer: &ReportedLayer) -> Vec<String> {
     let saliency = |kept: Option<bool>| {
         let wanted = move |fate: Fate| kept.is_none_or(|kept| (fate == Fate::Kept) == kept);
         let both = layer.fates.iter().zip(&layer.trust.saliency);

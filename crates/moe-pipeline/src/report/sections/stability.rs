@@ -7,12 +7,12 @@ use crate::report::html::{Section, Table};
 use crate::report::layer::ReportedLayer;
 use crate::report::number::{ABSENT, decimal, runs};
 
-pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
+pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
     let after = |layer: usize| {
         let load = receipt.held_out.as_ref()?.result.load.iter().find(|l| l.layer == layer)?;
         Some(&load.load)
     };
-    let row = |layer: &ReportedLayer<'_>| {
+    let row = |layer: &ReportedLayer| {
         let [rank, kept] = layer.trust.stability.map_or([None; 2], |both| both.map(Some));
         let mut row = vec![layer.index.to_string(), decimal(rank, 3), decimal(kept, 3)];
         row.extend(load((layer.choices() > 0).then_some(&layer.trust.load)));

@@ -10,7 +10,7 @@ use crate::report::layer::{ReportedLayer, merges};
 use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
 use crate::resources::ByteSize;
 
-pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
+pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
     // A given plan is followed, whatever the method.
     let method = ["criterion", "algorithm"]
         .into_iter()
@@ -42,7 +42,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
     section
 }
 
-fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
+fn tiles(receipt: &Receipt, layers: &[ReportedLayer]) -> Vec<[String; 3]> {
     let (source, result) = (&receipt.source, &receipt.result);
     let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
     let share =
@@ -73,8 +73,10 @@ fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
     };
     let all = receipt.held_out.as_ref().map(|held_out| &held_out.result.all);
     let against = all.and_then(|all| all.against.as_ref());
-    let control =
-        receipt.held_out.as_ref().and_then(|held_out| held_out.control.as_ref()?.all.loss_change());
+    let control = receipt
+        .held_out
+        .as_ref()
+        .and_then(|held_out| held_out.baseline.as_ref()?.all.loss_change());
     let others = [
         tile(
             "parameters",

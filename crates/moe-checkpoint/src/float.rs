@@ -1,0 +1,66 @@
+//! Floats that aren't finite: JSON has no word for them, and serde writes null in their place.
+
+use serde::{Deserialize, Deserializer};
+
+/// One float, or several.
+pub trait Floats: Sized {
+    /// The same, with None for null.
+    type Read<'de>: Deserialize<'de>;
+
+    /// With infinity in the place of null.
+    fn of(read: Self::Read<'_>) -> Self;
+}
+
+impl Floats for f64 {
+    type Read<'de> = Option<f64>;
+
+    fn of(read: Option<f64>) -> Self {
+        read.unwrap_or(f64::INFINITY)
+    }
+}
+
+impl<F: Floats> Floats for Vec<F> {
+    type Read<'de> = Vec<F::Read<'de>>;
+
+    fn of(read: Vec<F::Read<'_>>) -> Self {
+        read.into_iter().map(F::of).collect()
+    }
+}
+
+/// A figure beside what it is of, which may be nothing.
+impl Floats for (Option<f64>, f64) {
+    type Read<'de> = (Option<f64>, Option<f64>);
+
+    fn of((of, read): (Option<f64>, Option<f64>)) -> Self {
+        (of, f64::of(read))
+    }
+}
+
+impl<const N: usize> Floats for [f64; N]
+where
+    for<'de> [Option<f64>; N]: Deserialize<'de>,
+{
+    type Read<'de> = [Option<f64>; N];
+
+    fn of(read: [Option<f64>; N]) -> Self {
+        read.map(f64::of)
+    }
+}
+
+/// A key that is left out where there is nothing; null is a float that isn't finite.
+impl<T: Floats> Floats for Option<T> {
+    type Read<'de> = T::Read<'de>;
+
+    fn of(read: T::Read<'_>) -> Self {
+        Some(T::of(read))
+    }
+}
+
+/// For `#[serde(deserialize_with = …)]` of floats that may have been infinite or NaN: null is read
+/// as infinity. Options need `default`, too.
+///
+/// # Errors
+/// What `deserializer` returns.
+pub fn or_infinite<'de, F: Floats, D: Deserializer<'de>>(deserializer: D) -> Result<F, D::Error> {
+    F::Read::deserialize(deserializer).map(F::of)
+}

@@ -1,0 +1,133 @@
+//! What a pass alone knows of a layer that it converted.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+/// The details that a pass leaves of each layer: figures that its report shows. Records hold them
+/// as [`Details`], so that they know no pass; who reads them asks for the type that he knows.
+/// A pass names its type in its row of [`crate::PASSES`]. It is a struct; floats in it that may not
+/// be finite are read by [`moe_checkpoint::or_infinite`].
+pub trait LayerDetails:
+    Serialize + DeserializeOwned + JsonSchema + Any + Clone + Send + Sync
+{
+    /// The word that tells them from those of other passes.
+    const KIND: &'static str;
+}
+
+/// The key of [`LayerDetails::KIND`].
+const KIND_KEY: &str = "kind";
+
+/// Details of any pass: in JSON an object, with the key `kind`.
+#[derive(Clone)]
+pub struct Details(Held);
+
+#[derive(Clone)]
+enum Held {
+    /// As the pass gave them, which loses nothing that JSON has no word for.
+    Typed(Arc<dyn AnyDetails>),
+    /// As they were read.
+    Json(Map<String, Value>),
+}
+
+/// [`LayerDetails`] of a type that isn't known.
+trait AnyDetails: Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn to_json(&self) -> Map<String, Value>;
+}
+
+impl<T: LayerDetails> AnyDetails for T {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn to_json(&self) -> Map<String, Value> {
+        let kind = Map::from_iter([(KIND_KEY.to_owned(), T::KIND.into())]);
+        let fields = serde_json::to_value(self).expect("plain data serialises");
+        kind.into_iter().chain(fields.as_object().cloned().unwrap_or_default()).collect()
+    }
+}
+
+impl Details {
+    /// These `details`.
+    pub fn of<T: LayerDetails>(details: T) -> Self {
+        Self(Held::Typed(Arc::new(details)))
+    }
+
+    /// The details, None where they are of another kind.
+    pub fn read<T: LayerDetails>(&self) -> Option<T> {
+        match &self.0 {
+            Held::Typed(details) => details.as_any().downcast_ref().cloned(),
+            Held::Json(fields) if fields.get(KIND_KEY)?.as_str()? == T::KIND => {
+                T::deserialize(fields).ok()
+            }
+            Held::Json(_) => None,
+        }
+    }
+
+    fn to_json(&self) -> Map<String, Value> {
+        match &self.0 {
+            Held::Typed(details) => details.to_json(),
+            Held::Json(fields) => fields.clone(),
+        }
+    }
+}
+
+impl PartialEq for Details {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_json() == other.to_json()
+    }
+}
+
+impl fmt::Debug for Details {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_json().fmt(f)
+    }
+}
+
+impl Serialize for Details {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_json().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Details {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Map::deserialize(deserializer).map(|fields| Self(Held::Json(fields)))
+    }
+}
+
+/// The type of a pass's details, for whoever reads receipts and describes them.
+#[derive(Debug, Clone, Copy)]
+pub struct DetailsType {
+    /// [`LayerDetails::KIND`].
+    pub kind: &'static str,
+    reads: fn(&Details) -> bool,
+    schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+impl DetailsType {
+    /// The type `T`.
+    pub const fn of<T: LayerDetails>() -> Self {
+        Self {
+            kind: T::KIND,
+            reads: |details| details.read::<T>().is_some(),
+            schema: SchemaGenerator::subschema_for::<T>,
+        }
+    }
+
+    /// Whether `details` are of this type.
+    pub fn reads(&self, details: &Details) -> bool {
+        (self.reads)(details)
+    }
+
+    /// The JSON Schema of such details, `kind` apart.
+    pub fn schema(&self, generator: &mut SchemaGenerator) -> Schema {
+        (self.schema)(generator)
+    }
+}

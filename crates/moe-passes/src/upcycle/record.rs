@@ -1,0 +1,167 @@
+//! What is said of a layer that was upcycled.
+
+use moe_model::{Expert, SharedExpert};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::scales::{Factors, Scales};
+use super::{Init, Rest, RouterInit, UpcycleOptions};
+use crate::pass::{
+    Details, LayerDetails, LayerRecord, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit,
+    RouterEdit, RouterRows, Scale, SharedEdit,
+};
+
+/// What surveys of a layer's inputs found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UpcycledLayer {
+    /// How router rows were made of text, where they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router: Option<SurveyedRouter>,
+    /// How neurons were dealt out by their activations, where they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<SurveyedPartition>,
+}
+
+impl LayerDetails for UpcycledLayer {
+    const KIND: &'static str = "upcycled";
+}
+
+/// A router made of text.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SurveyedRouter {
+    /// Tokens that it was scaled on.
+    pub tokens: usize,
+    /// The length of its rows, where it was scaled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row_length: Option<f64>,
+    /// The mean entropy of routing as a share of its maximum, where it was scaled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy_share: Option<f64>,
+    /// The clusters that rows are centroids of, where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clusters: Option<Clusters>,
+}
+
+/// Clusters of the layer's inputs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Clusters {
+    /// Iterations of k-means.
+    pub iterations: usize,
+    /// The mean cosine of inputs with the centroid of their cluster.
+    pub mean_cosine: f64,
+    /// Tokens of each cluster.
+    pub sizes: Vec<usize>,
+}
+
+/// A partition by activations.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SurveyedPartition {
+    /// Tokens that it was found on.
+    pub tokens: usize,
+    /// The share of all activations that are those of shared neurons.
+    pub shared_activation_share: f64,
+}
+
+/// Adds to the details of layer `index`.
+pub(super) fn note(layers: &mut [LayerRecord], index: usize, add: impl FnOnce(&mut UpcycledLayer)) {
+    if let Some(record) = layers.iter_mut().find(|record| record.layer == index) {
+        let mut details = record.details().unwrap_or_default();
+        add(&mut details);
+        record.details = Some(Details::of(details));
+    }
+}
+
+/// How layer `index`, which gets these experts, is made.
+pub(super) fn record(
+    options: &UpcycleOptions,
+    scales: Scales,
+    index: usize,
+    experts: &[Expert],
+    shared: Option<&SharedExpert>,
+) -> LayerRecord {
+    let expert = |(i, expert): (usize, &Expert)| expert_edit(options, scales, i, expert.width());
+    LayerRecord {
+        layer: index,
+        router: Some(router(options)),
+        experts: experts.iter().enumerate().map(expert).collect(),
+        shared: scales
+            .shared
+            .zip(shared)
+            .map(|(factors, shared)| shared_edit(options, factors, shared.expert.width())),
+        ..LayerRecord::default()
+    }
+}
+
+/// How expert `index`, of so many neurons, is made.
+fn expert_edit(
+    options: &UpcycleOptions,
+    scales: Scales,
+    index: usize,
+    width: usize,
+) -> NetworkEdit {
+    let shards = options.granularity;
+    let models = options.models.as_slice();
+    let model = models.get(index / shards % models.len().max(1));
+    let neurons = match (options.init, shards) {
+        (Init::Partition, _) => Some(Neurons::Count(width)),
+        (_, 1) => None,
+        _ => Some(Neurons::Shard { index: index % shards, of: shards }),
+    };
+    let source = NetworkSource {
+        model: model.map(|model| model.display().to_string()),
+        neurons,
+        ..NetworkSource::of(Network::Dense)
+    };
+    let noise = NoiseEdit { std: options.noise_std, share: options.noise_fraction };
+    NetworkEdit {
+        scale: scales.routed.into(),
+        redrawn: (options.init == Init::Drop).then_some(options.drop_fraction),
+        noise: options.has_noise().then_some(noise),
+        ..NetworkEdit::of(vec![source])
+    }
+}
+
+/// How the shared expert, of so many neurons, is made.
+fn shared_edit(options: &UpcycleOptions, factors: Factors, width: usize) -> SharedEdit {
+    let neurons = match (options.init, options.shared_experts) {
+        (Init::Partition, _) => Some(Neurons::Count(width)),
+        (_, 1) => None,
+        (_, copies) => Some(Neurons::Copies(copies)),
+    };
+    let base = NetworkSource { neurons, ..NetworkSource::of(Network::Dense) };
+    let of_all = options.rest == Rest::Average;
+    let models = options.models.iter().filter(|_| of_all);
+    let mut sources: Vec<NetworkSource> = models
+        .map(|model| NetworkSource {
+            model: Some(model.display().to_string()),
+            weight: Some(1.0 / options.models.len() as f64),
+            ..base.clone()
+        })
+        .collect();
+    if sources.is_empty() {
+        sources.push(base);
+    }
+    let network = NetworkEdit { scale: factors.into(), ..NetworkEdit::of(sources) };
+    SharedEdit { network, gate: Some(0.0) }
+}
+
+/// How routers are made.
+fn router(options: &UpcycleOptions) -> RouterEdit {
+    let (std, seed) = (options.router_std(), options.seed);
+    let entropy = Some(options.router_entropy).filter(|share| *share != 0.0);
+    let rows = match options.router {
+        RouterInit::Normal | RouterInit::Zeros => RouterRows::Normal { std, seed },
+        RouterInit::Orthogonal => RouterRows::Orthogonal { std, seed },
+        RouterInit::Kmeans => RouterRows::Kmeans { seed, entropy },
+        RouterInit::Prompts => RouterRows::Prompts { entropy },
+        RouterInit::CheapEmbed => RouterRows::CheapEmbed { entropy },
+        RouterInit::Activations => RouterRows::Activations { entropy },
+    };
+    RouterEdit { rows, repeated: options.granularity }
+}
+
+impl From<Factors> for Scale {
+    fn from(Factors { inner, down }: Factors) -> Self {
+        Self { gate_and_up: inner, down }
+    }
+}

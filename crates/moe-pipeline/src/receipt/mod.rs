@@ -1,0 +1,213 @@
+//! The receipt: what was done to which bytes, and what came of it. The same run gives the same
+//! receipt.
+
+#[cfg(test)]
+pub(crate) mod made_up;
+mod read;
+mod schema;
+mod told;
+
+use std::collections::BTreeMap;
+
+use moe_forward::Difference;
+use moe_model::{CaveatWhen, Parameters, Verdict};
+use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, PassInfo, PoolStats};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::build::{BUILD, VERSION};
+use crate::train::TrainingRecord;
+use crate::trust::HeldOutReport;
+use crate::writing::WritingOptions;
+
+pub(crate) use crate::file_names::{RECEIPT_FILE, RUN_FILE};
+pub use read::ReceiptFile;
+pub use schema::receipt_schema;
+
+/// The format of receipts that this build writes, and the only one that it reads. Those of builds
+/// that said no format are of format 0.
+pub const FORMAT: u64 = 1;
+
+/// What `moe-convert.json` says.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Receipt {
+    /// The version of this form, [`FORMAT`]: another one has other keys, or the same with another
+    /// meaning.
+    pub format: u64,
+    /// The program that wrote it.
+    pub tool: Tool,
+    /// Passes that ran before it in the same run, with no checkpoint between them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<EarlierPass>,
+    /// The pass, or the last one.
+    #[schemars(with = "String")]
+    pub pass: &'static PassInfo,
+    /// Its options, defaults included.
+    pub options: serde_json::Value,
+    /// What it read.
+    pub source: SourceRecord,
+    /// Further checkpoints that it read, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<SourceRecord>,
+    /// SHA-256 of text, statistics and plans that it read, by file name, with the folders that tell
+    /// it from others of that name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub texts: BTreeMap<String, String>,
+    /// SHA-256 of the text that statistics which it read were gathered on, as far as they say so,
+    /// by name likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub observed: BTreeMap<String, String>,
+    /// SHA-256 of plans that it wrote beside, by name likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub written: BTreeMap<String, String>,
+    /// What it computed in.
+    pub dtype: String,
+    /// The kind of device that it computed on: cpu, cuda or metal.
+    pub device: String,
+    /// How it was written.
+    pub writing: WritingOptions,
+    /// What routers computed in, where that was not f32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_dtype: Option<String>,
+    /// What it wrote.
+    pub result: ResultRecord,
+    /// Whether the result computes the same function, as the options promise it.
+    pub identity: Identity,
+    /// What each option does to the function.
+    pub effects: Vec<Effect>,
+    /// The same, as measured on the weights that were written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+    /// What it costs on held-out text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOutReport>,
+    /// How it was trained, where it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingRecord>,
+    /// What decisions about experts rest on, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided: Option<DecidedBy>,
+    /// What a pool of text gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolStats>,
+    /// How each layer was made.
+    pub layers: Vec<LayerRecord>,
+    /// What the user was warned of.
+    pub warnings: Vec<String>,
+    /// What makes stock loaders get the result wrong; `warnings` has the sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caveats: Vec<CaveatWhen>,
+    /// What engines do with its quantized experts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<Verdict>,
+    /// What lay beside the source's weights and didn't come along, by name, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out: BTreeMap<String, String>,
+    /// SHA-256 of what was written, by name: all that the manifest lists but this receipt and the
+    /// model card, of which a copy under another name has its own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
+}
+
+/// A pass that ran before the last one, on the way to the same result.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct EarlierPass {
+    /// The pass.
+    #[schemars(with = "String")]
+    pub pass: &'static PassInfo,
+    /// Its options, defaults included.
+    pub options: serde_json::Value,
+    /// What its decisions about experts rest on, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided: Option<DecidedBy>,
+    /// What a pool of text gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolStats>,
+    /// What it made, which the next pass converted.
+    pub result: ResultRecord,
+    /// How it made each layer.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// What the program is called in receipts.
+const NAME: &str = "moe-convert";
+
+/// The program that wrote a receipt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// A hash of the sources that it was built from: results of other builds are not reused.
+    pub build: String,
+}
+
+impl Tool {
+    /// This program.
+    pub(crate) fn this() -> Self {
+        Self { name: NAME.to_owned(), version: VERSION.to_owned(), build: BUILD.to_owned() }
+    }
+}
+
+/// The checkpoint that was read.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SourceRecord {
+    /// Name of its directory.
+    pub name: String,
+    /// Its family.
+    pub model_type: String,
+    /// Parameters in total.
+    pub total_parameters: usize,
+    /// Parameters that one token uses.
+    pub active_parameters: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// SHA-256 of config, weights, tokenizer and what else goes along, by file name.
+    pub sha256: BTreeMap<String, String>,
+}
+
+/// The checkpoint that was written.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ResultRecord {
+    /// Its family.
+    pub model_type: String,
+    /// Parameters by component.
+    pub parameters: Parameters,
+    /// Parameters in total.
+    pub total_parameters: usize,
+    /// Parameters that one token uses.
+    pub active_parameters: usize,
+    /// Tensors.
+    pub tensors: usize,
+    /// Tensors whose bytes are the source's.
+    pub tensors_copied: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+}
+
+/// Of all pairs of a token and a layer, those in which two groups of experts tie for the last place
+/// among the chosen ones. A runtime that breaks ties otherwise than by index then mixes the two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GroupTies {
+    /// Pairs looked at.
+    pub routings: u64,
+    /// Ties of probabilities in f32.
+    pub in_f32: u64,
+    /// Ties where router logits are computed in bf16.
+    pub in_bf16: u64,
+}
+
+/// Logits of the result beside the source's, on seeded random tokens.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Measured {
+    /// Seed of the tokens.
+    pub seed: u64,
+    /// Numbers.
+    #[serde(flatten)]
+    pub difference: Difference,
+    /// Where experts come in groups that are chosen together: how often groups tie for the last
+    /// place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_ties: Option<GroupTies>,
+}

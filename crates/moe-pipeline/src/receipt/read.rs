@@ -1,0 +1,178 @@
+//! Receipts read back.
+
+use std::path::Path;
+
+use moe_checkpoint::{Error, Kind, Result, file_exists, json};
+use serde::Deserialize;
+
+use super::{FORMAT, NAME, RECEIPT_FILE, Receipt};
+
+/// What to do about a receipt that can't be read.
+const DAMAGED: &str = "it was changed or cut off after it was written: copy the result again, whole, or convert again";
+
+/// What the receipt of a result turned out to be.
+#[derive(Debug)]
+pub enum ReceiptFile {
+    /// One that this build reads.
+    Read(Box<Receipt>),
+    /// One of another format.
+    Other {
+        /// Which format it is; 0 of builds that said none.
+        format: u64,
+        /// The version of the program that wrote it.
+        version: String,
+    },
+}
+
+/// What tells of which format a receipt is.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default)]
+    format: u64,
+    tool: HeadTool,
+}
+
+#[derive(Deserialize)]
+struct HeadTool {
+    name: String,
+    version: String,
+}
+
+impl ReceiptFile {
+    /// Reads the receipt in `dir`.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] without one, [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it isn't a receipt.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(RECEIPT_FILE);
+        if !file_exists(&path)? {
+            return Err(Error::new(Kind::Missing, "there is no receipt here")
+                .file(path)
+                .remedy("name a directory that moe-convert has written"));
+        }
+        let Head { format, tool } = json::read_expecting(&path, DAMAGED)?;
+        if tool.name != NAME {
+            let what = format!("this is not a receipt of {NAME}, but of {}", tool.name);
+            return Err(Error::new(Kind::Malformed, what)
+                .file(path)
+                .remedy("name a directory that moe-convert has written"));
+        }
+        if format != FORMAT {
+            return Ok(Self::Other { format, version: tool.version });
+        }
+        let receipt: Receipt = json::read_expecting(&path, DAMAGED)?;
+        receipt.check_details(&path)?;
+        Ok(Self::Read(Box::new(receipt)))
+    }
+}
+
+impl Receipt {
+    /// Reads the receipt in `dir`.
+    ///
+    /// # Errors
+    /// As for [`ReceiptFile::read`]; [`Kind::Unsupported`] for one of another format.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let (format, version) = match ReceiptFile::read(dir)? {
+            ReceiptFile::Read(receipt) => return Ok(*receipt),
+            ReceiptFile::Other { format, version } => (format, version),
+        };
+        let age = if format < FORMAT { "an earlier" } else { "a later" };
+        let what = format!("this receipt is of {age} format ({format}, where {FORMAT} is read)");
+        let remedy = format!("convert again, or use the program that wrote it: {NAME} {version}");
+        Err(Error::new(Kind::Unsupported, what).file(dir.join(RECEIPT_FILE)).remedy(remedy))
+    }
+
+    /// Refuses details of layers that aren't of the type that their pass gives.
+    fn check_details(&self, path: &Path) -> Result<()> {
+        let earlier = self.before.iter().map(|earlier| (earlier.pass, &earlier.layers));
+        for (pass, layers) in earlier.chain([(self.pass, &self.layers)]) {
+            let is_sound = |details| pass.details.is_some_and(|kind| kind.reads(details));
+            let details = layers.iter().filter_map(|layer| Some((layer, layer.details.as_ref()?)));
+            if let Some((layer, _)) = details.into_iter().find(|(_, found)| !is_sound(*found)) {
+                let what = format!("the details of layer {} are not those of {pass}", layer.layer);
+                return Err(Error::new(Kind::Malformed, what).file(path).remedy(DAMAGED));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_passes::LayerTrust;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::receipt::made_up::receipt;
+
+    fn sound() -> Value {
+        serde_json::to_value(receipt(vec![LayerTrust::default()])).unwrap()
+    }
+
+    /// What is said of the receipt `text`.
+    fn error_of(text: &str) -> Error {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(RECEIPT_FILE), text).unwrap();
+        let error = Receipt::read(dir.path()).unwrap_err();
+        assert_eq!(error.named_file(), Some(dir.path().join(RECEIPT_FILE).as_path()));
+        assert!(error.to_string().contains("remedy: "), "{error}");
+        error
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = json::to_pretty(&sound());
+        std::fs::write(dir.path().join(RECEIPT_FILE), &text).unwrap();
+        assert_eq!(json::to_pretty(&Receipt::read(dir.path()).unwrap()), text);
+    }
+
+    #[test]
+    fn receipts_of_other_formats_are_named() {
+        let mut other = sound();
+        other["format"] = json!(2);
+        let later = error_of(&other.to_string());
+        assert_eq!(later.kind(), Kind::Unsupported);
+        assert!(later.what().contains("a later format (2,"), "{later}");
+        other.as_object_mut().unwrap().remove("format");
+        // Nothing but its head need be as it is today.
+        other["layers"] = json!("other");
+        let earlier = error_of(&other.to_string());
+        assert_eq!(earlier.kind(), Kind::Unsupported);
+        assert!(earlier.what().contains("an earlier format (0,"), "{earlier}");
+    }
+
+    #[test]
+    fn damaged_receipts_are_refused_by_name() {
+        let text = sound().to_string();
+        for length in [0, 1, 40, text.len() / 2, text.len() - 1] {
+            assert_eq!(error_of(&text[..length]).kind(), Kind::Malformed, "{length}");
+        }
+        for key in sound().as_object().unwrap().keys().filter(|key| *key != "format") {
+            let mut lacking = sound();
+            lacking.as_object_mut().unwrap().remove(key);
+            // Empty collections and what isn't known are left out.
+            if serde_json::from_value::<Receipt>(lacking.clone()).is_err() {
+                let error = error_of(&lacking.to_string());
+                assert_eq!(error.kind(), Kind::Malformed, "{key}");
+                assert!(error.what().contains(&format!("missing field `{key}`")), "{error}");
+            }
+        }
+        for (key, value, said) in [
+            ("pass", json!("fly"), "there is no pass \"fly\""),
+            ("tool", json!({ "name": "another", "version": "1", "build": "" }), "but of another"),
+            ("layers", json!([{ "layer": 3, "details": { "kind": "flown" } }]), "layer 3"),
+            ("layers", json!([{ "layer": 3, "details": { "kind": "reduced" } }]), "layer 3"),
+            (
+                "layers",
+                json!([{ "layer": 3, "router": { "rows": "flown", "repeated": 1 } }]),
+                "flown",
+            ),
+        ] {
+            let mut wrong = sound();
+            wrong[key] = value;
+            let error = error_of(&wrong.to_string());
+            assert!(error.what().contains(said), "{error}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What receipts tell in words and in short.
+
+use std::collections::BTreeMap;
+
+use moe_passes::distill::DistilledLayer;
+use moe_passes::quantize::{ExpertRecord, QuantizedLayer};
+use moe_passes::{DecidedBy, LayerDetails, LayerRecord, LayerTrust, ReportKind, RouterEdit};
+
+use super::{EarlierPass, RECEIPT_FILE, Receipt, SourceRecord};
+use crate::file_names::REPORT_FILE;
+
+impl Receipt {
+    /// The passes in order, with arrows between them.
+    pub fn passes(&self) -> String {
+        let names = self.before.iter().map(|earlier| earlier.pass.name).chain([self.pass.name]);
+        names.collect::<Vec<_>>().join(" → ")
+    }
+
+    /// What each of the earlier passes did, as a receipt of its own would say it short of what was
+    /// measured: that is known of all passes together.
+    pub fn earlier(&self) -> Vec<Self> {
+        let mut source = self.source.clone();
+        let mut receipts = Vec::new();
+        for EarlierPass { pass, options, decided, pool, result, layers } in
+            self.before.iter().cloned()
+        {
+            let made = SourceRecord {
+                name: format!("{}, after {pass}", source.name),
+                model_type: result.model_type.clone(),
+                total_parameters: result.total_parameters,
+                active_parameters: result.active_parameters,
+                bytes: result.bytes,
+                sha256: BTreeMap::new(),
+            };
+            receipts.push(Self {
+                before: Vec::new(),
+                source: std::mem::replace(&mut source, made),
+                training: self.training.clone().filter(|_| pass.report == ReportKind::Training),
+                measured: None,
+                held_out: None,
+                warnings: Vec::new(),
+                caveats: Vec::new(),
+                engines: Vec::new(),
+                pass,
+                options,
+                decided,
+                pool,
+                result,
+                layers,
+                ..self.clone()
+            });
+        }
+        receipts
+    }
+
+    /// The first layer that was converted, and how its router was made.
+    pub fn first_converted(&self) -> Option<(&LayerRecord, &RouterEdit)> {
+        self.layers.iter().find_map(|layer| Some((layer, layer.router.as_ref()?)))
+    }
+
+    /// The details of the layers that have some of the type `T`, with the layers' indices.
+    pub fn details<T: LayerDetails>(&self) -> Vec<(usize, T)> {
+        self.layers.iter().filter_map(|layer| Some((layer.layer, layer.details()?))).collect()
+    }
+
+    /// What the baseline of the last pass is called, also where none was measured.
+    pub fn baseline_name(&self) -> &'static str {
+        self.pass.baseline.map_or("random choice", |baseline| baseline.name)
+    }
+
+    /// How experts were made, in a few lines; none where no layer was converted.
+    pub fn experts(&self) -> Vec<String> {
+        let Some((first, _)) = self.first_converted() else { return Vec::new() };
+        let converted = || self.layers.iter().filter(|l| l.router.is_some());
+        let dense = match self.layers.len() - converted().count() {
+            0 => String::new(),
+            dense => format!(", {dense} stay dense"),
+        };
+        let count =
+            format!("{} in each of {} layers{dense}", first.experts.len(), converted().count());
+        if self.decided.is_some() {
+            let say = match self.no_figures() {
+                None => format!("{RECEIPT_FILE} and {REPORT_FILE} say"),
+                Some(_) => format!("{RECEIPT_FILE} says"),
+            };
+            return vec![format!("{count}, chosen layer by layer ({say} which)")];
+        }
+        let mut kinds = first.experts_by_kind();
+        kinds[0] = format!("{count}: {}", kinds[0]);
+        kinds
+    }
+
+    /// How layers became dense, in a few words; none where none did.
+    pub fn distilled(&self) -> Option<String> {
+        let layers = self.details::<DistilledLayer>();
+        let (_, first) = layers.first()?;
+        let fitted = layers.iter().filter(|(_, layer)| layer.fit.is_some()).count();
+        let fit = if fitted > 0 {
+            format!(", down projections of {fitted} fitted")
+        } else {
+            String::new()
+        };
+        Some(format!(
+            "{} layers became one network of {} neurons each{fit}",
+            layers.len(),
+            first.width
+        ))
+    }
+
+    /// How each expert was quantized, the one with the fewest tokens of its own first: layer,
+    /// expert, record.
+    pub fn coldest(&self) -> Vec<(usize, usize, ExpertRecord)> {
+        let of_layer = |(layer, details): (usize, QuantizedLayer)| {
+            let experts = details.experts.into_iter().enumerate();
+            experts.map(move |(expert, record)| (layer, expert, record))
+        };
+        let layers = self.details::<QuantizedLayer>().into_iter();
+        let mut records: Vec<_> = layers.flat_map(of_layer).collect();
+        records.sort_by_key(|(layer, expert, record)| (record.counts.routed, *layer, *expert));
+        records
+    }
+
+    /// Why no layer has figures that tell how far decisions about its experts can be trusted; none
+    /// where one has, and where nothing was decided.
+    pub fn no_figures(&self) -> Option<&'static str> {
+        let has_others = matches!(self.pass.report, ReportKind::Quantized | ReportKind::Dense);
+        if has_others || !self.details::<LayerTrust>().is_empty() {
+            return None;
+        }
+        Some(match self.decided? {
+            DecidedBy::Weights => {
+                "no figures by layer (load, mass kept, errors): this method doesn't look at data"
+            }
+            DecidedBy::GivenPlan => {
+                "no figures by layer (load, mass kept, errors): a given plan comes without data"
+            }
+            DecidedBy::OriginalStatistics | DecidedBy::OriginalText | DecidedBy::Sequence => {
+                "no figures by layer (load, mass kept, errors): no layer was observed"
+            }
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! The pages of a result that was written, made of its receipt once more.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{
+    Error, FileKind, Kind, RECEIPT_FILE, Result, StagedFile, check_file, read_text,
+};
+
+use super::{html, pages};
+use crate::receipt::Receipt;
+
+/// A page of ours, of whatever result.
+const PAGE: FileKind = FileKind {
+    content: "a report of moe-convert",
+    holds: |path| {
+        read_text(path, MAX_PAGE_BYTES).is_ok_and(|page| page.starts_with(html::BEGINNING))
+    },
+    is_text: false,
+};
+const MAX_PAGE_BYTES: u64 = 256 << 20;
+
+/// The pages of the result in `dir` by their file names, that of the last pass first: byte for
+/// byte those that the run wrote.
+///
+/// # Errors
+/// What [`Receipt::read`] returns; [`Kind::Usage`] for a result without pages.
+pub fn report(dir: &Path) -> Result<Vec<(String, String)>> {
+    let pages = pages(&Receipt::read(dir)?);
+    if pages.is_empty() {
+        let what =
+            "this result has no report: nothing was decided about its experts, and nothing trained";
+        return Err(Error::new(Kind::Usage, what)
+            .file(dir.join(RECEIPT_FILE))
+            .remedy("its README.md says how it was made"));
+    }
+    Ok(pages)
+}
+
+/// Writes [`report`]'s pages to the directory `output`, which is made where it isn't there, over
+/// earlier ones where `overwrite` is set. None is written where one can't be.
+///
+/// # Errors
+/// What [`report`] and writing return; [`Kind::Usage`] where a page may not be replaced, or
+/// `output` holds a model, whose files are listed by their hashes.
+pub fn write_report(dir: &Path, output: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
+    let pages = report(dir)?;
+    fs::create_dir_all(output).map_err(|e| Error::io("cannot make this directory", output, e))?;
+    let mut found = Vec::new();
+    for (name, _) in &pages {
+        let path = output.join(name);
+        found.push((check_file(&path, &PAGE, overwrite)?, path));
+    }
+    for ((found, path), (_, page)) in found.iter().zip(&pages) {
+        StagedFile::create(path, *found)?.commit(|file| file.write_all(page.as_bytes()))?;
+    }
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
