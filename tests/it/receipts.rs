@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::common::{Sandbox, assert_none, root};
 
-const PRUNE: &str = "prune m -o out --experts 4 --method aimer";
+const PRUNE: &str = "prune m -o out --experts 4 --criterion aimer";
 
 /// A result `out` of pruning `m`.
 fn pruned() -> Sandbox {
@@ -51,7 +51,7 @@ fn reports_are_rendered_as_the_run_wrote_them() {
 fn each_pass_of_a_run_has_a_page() {
     let sandbox = Sandbox::with_model_and_text();
     let step = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"out\"\n";
-    let passes = "[[step.pass]]\nrun = \"prune\"\nexperts = 4\nmethod = \"aimer\"\n\
+    let passes = "[[step.pass]]\nrun = \"prune\"\nexperts = 4\ncriterion = \"aimer\"\n\
                   [[step.pass]]\nrun = \"quantize\"\nscheme = \"fp8-block\"\n";
     sandbox.write("r.toml", format!("{step}{passes}"));
     sandbox.run("run r.toml").succeeds();

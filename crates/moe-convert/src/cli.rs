@@ -217,7 +217,7 @@ pub enum Command {
     /// with --output, to a directory, where results of several passes have a page for each. Nothing
     /// is written to the result, whose files are listed by their hashes.
     #[command(after_help = "Examples:\n  \
-        moe-convert prune golden/models/moe -o target/pruned --experts 12 --method aimer\n  \
+        moe-convert prune golden/models/moe -o target/pruned --experts 12 --criterion aimer\n  \
         moe-convert report target/pruned > target/page.html\n  \
         moe-convert report target/pruned -o target/pages\n\ndocs/json.md says what a receipt holds.")]
     Report {

@@ -31,7 +31,7 @@ pub const FORMAT: u64 = 1;
 /// What `moe-convert.json` says.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Receipt {
-    /// The version of this form, [`FORMAT`]: another one has other keys, or the same with another
+    /// The version of this form, `FORMAT`: another one has other keys, or the same with another
     /// meaning.
     pub format: u64,
     /// The program that wrote it.
