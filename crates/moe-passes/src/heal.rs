@@ -221,6 +221,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: None,
     baseline: None,
+    choice: None,
     details: None,
     report: ReportKind::Training,
     healed_with: None,

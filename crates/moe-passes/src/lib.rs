@@ -31,8 +31,8 @@ pub use heal::HealOptions;
 pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
-    Baseline, BenchmarkedModel, Decide, DecidedBy, DecidedLayer, Details, DetailsType, Effect,
-    EncodingEdit, Encodings, Identity, Inputs, Kept, LayerDetails, LayerEdits, LayerPass,
+    Baseline, BenchmarkedModel, Choice, Decide, DecidedBy, DecidedLayer, Details, DetailsType,
+    Effect, EncodingEdit, Encodings, Identity, Inputs, Kept, LayerDetails, LayerEdits, LayerPass,
     LayerRecord, LayerStage, LayerStatistics, LayerSweep, Network, NetworkEdit, NetworkSource,
     Neurons, Next, NoiseEdit, Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel, Pool,
     PoolStats, ReportKind, Rounding, RouterEdit, RouterRows, Scale, SharedEdit, Sources, Survey,

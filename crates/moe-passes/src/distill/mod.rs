@@ -61,6 +61,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
         measured: "Beside it stands the mean of the experts at the same width, neurons aligned: the usual starting point.",
         unmeasured: "The mean of the experts was not measured beside it.",
     }),
+    choice: None,
     details: Some(DetailsType::of::<DistilledLayer>()),
     report: ReportKind::Dense,
     healed_with: None,

@@ -27,8 +27,8 @@ use serde_json::Value;
 
 use crate::merged::making_bytes;
 use crate::pass::{
-    DetailsType, Inputs, LayerEdits, Pass, PassInfo, PassOptions, Plan, PlannedModel, ReportKind,
-    Sources, Transform, as_value,
+    Choice, DetailsType, Inputs, LayerEdits, Pass, PassInfo, PassOptions, Plan, PlannedModel,
+    ReportKind, Sources, Transform, as_value,
 };
 use crate::reduce::{BASELINE, LayerTrust, Method as _, Reduction, fewer};
 
@@ -53,6 +53,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: Some(|model| fewer("algorithm = \"ream\"", model)),
     baseline: Some(BASELINE),
+    choice: Some(Choice { option: "algorithm", words: options::words }),
     details: Some(DetailsType::of::<LayerTrust>()),
     report: ReportKind::Experts { none_lost: "every expert goes on, alone or merged into others" },
     healed_with: Some(""),

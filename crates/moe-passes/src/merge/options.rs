@@ -36,6 +36,18 @@ pub enum MergeAlgorithm {
     Average,
 }
 
+/// What a report says of the algorithm `name`.
+pub(super) fn words(name: &str) -> Option<&'static str> {
+    Some(match MergeAlgorithm::from_str(name, false).ok()? {
+        MergeAlgorithm::Ream => "like experts around the most salient ones, neurons aligned",
+        MergeAlgorithm::HcSmoe => "hierarchical clusters of mean outputs",
+        MergeAlgorithm::MSmoe => "like router logits around the most used experts",
+        MergeAlgorithm::Mergemoe => "down-projections fitted to the group's output",
+        MergeAlgorithm::Dern => "neurons of dropped experts given to the fitting kept ones",
+        MergeAlgorithm::Average => return None,
+    })
+}
+
 /// How experts join REAM's centroids.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

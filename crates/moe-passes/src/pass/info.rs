@@ -30,6 +30,8 @@ pub struct PassInfo {
     pub benchmark: Option<fn(&BenchmarkedModel) -> String>,
     /// What its results are measured beside; None where they are measured by themselves.
     pub baseline: Option<Baseline>,
+    /// How it chooses among experts; None where it doesn't, or has no option for it.
+    pub choice: Option<Choice>,
     /// The type of what it says of each layer in details; None where it says nothing.
     pub details: Option<DetailsType>,
     /// Which kind of report shows what it did.
@@ -55,6 +57,15 @@ pub struct Baseline {
     pub measured: &'static str,
     /// What a report says where it was not.
     pub unmeasured: &'static str,
+}
+
+/// The option that says how a pass chooses among experts.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice {
+    /// The option, as recipes spell it.
+    pub option: &'static str,
+    /// What a report says of a value of it; None for values that speak for themselves.
+    pub words: fn(&str) -> Option<&'static str>,
 }
 
 /// How a report shows a result.

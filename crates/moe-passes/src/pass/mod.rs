@@ -27,7 +27,7 @@ pub use edits::{
     RouterEdit, RouterRows, Scale, SharedEdit,
 };
 pub use identity::{Effect, Identity, Kept};
-pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
+pub use info::{Baseline, BenchmarkedModel, Choice, PassInfo, PassOptions, ReportKind};
 pub use inputs::{Inputs, Outputs};
 pub use layer_pass::{
     DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStage, LayerSweep, SweptText,

@@ -43,7 +43,29 @@ pub enum Criterion {
     Random,
 }
 
+/// What a report says of the criterion `name`.
+pub(super) fn words(name: &str) -> Option<&'static str> {
+    Criterion::from_str(name, false).ok().map(Criterion::words)
+}
+
 impl Criterion {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Reap => "mean of gate × norm of the output over an expert's tokens",
+            Self::Ean => "sum of the norms of an expert's outputs",
+            Self::Man => "mean of the norms of an expert's outputs",
+            Self::Msan => "mean of the squared norms of an expert's outputs",
+            Self::Frequency => "tokens that choose an expert",
+            Self::SoftFrequency => "sum of the gates that an expert is given",
+            Self::Aimer => "evenness of an expert's weights",
+            Self::LeaveOneOut => "squared change of the layer's output without the expert",
+            Self::LeaveOneOutCosine => "turn of the layer's output without the expert",
+            Self::Exhaustive => "of all sets of experts the one whose output is nearest",
+            Self::RankedChoice => "votes of tokens, which pass on when an expert goes",
+            Self::Random => "chance",
+        }
+    }
+
     pub(super) fn needs(self) -> Needs {
         let sums = !matches!(self, Self::Aimer | Self::Random);
         let left_out = matches!(self, Self::LeaveOneOut | Self::LeaveOneOutCosine);

@@ -17,8 +17,8 @@ use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    DecidedBy, DetailsType, Inputs, LayerEdits, Next, Outputs, Pass, PassInfo, PassOptions, Plan,
-    PlannedModel, ReportKind, Sources, Transform, as_value,
+    Choice, DecidedBy, DetailsType, Inputs, LayerEdits, Next, Outputs, Pass, PassInfo, PassOptions,
+    Plan, PlannedModel, ReportKind, Sources, Transform, as_value,
 };
 use crate::reduce::{
     BASELINE, LayerTrust, Method, ReduceOptions, Reduction, Size, default_divisible_by, fewer,
@@ -178,6 +178,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: Some(|model| fewer("criterion = \"reap\"", model)),
     baseline: Some(BASELINE),
+    choice: Some(Choice { option: "criterion", words: criteria::words }),
     details: Some(DetailsType::of::<LayerTrust>()),
     report: ReportKind::Experts { none_lost: "the experts that went had none on this text" },
     healed_with: Some(""),

@@ -62,6 +62,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: Some(|_| "scheme = \"w4a16\"\ngroup-size = 128".to_owned()),
     baseline: None,
+    choice: None,
     details: Some(DetailsType::of::<QuantizedLayer>()),
     report: ReportKind::Quantized,
     healed_with: None,

@@ -57,6 +57,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |family| &family.upcycles_to,
     benchmark: None,
     baseline: None,
+    choice: None,
     details: Some(DetailsType::of::<UpcycledLayer>()),
     report: ReportKind::Experts { none_lost: "no expert goes" },
     // Experts that start out alike, or with parts of their own, are what has something to learn.

@@ -1,7 +1,7 @@
 //! What was done.
 
 use moe_forward::DomainReport;
-use moe_passes::DecidedBy;
+use moe_passes::{Choice, DecidedBy};
 
 use super::words;
 use crate::receipt::Receipt;
@@ -12,14 +12,7 @@ use crate::resources::ByteSize;
 
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
     // A given plan is followed, whatever the method.
-    let method = ["criterion", "algorithm"]
-        .into_iter()
-        .find_map(|option| Some((option, receipt.options[option].as_str()?)))
-        .filter(|_| receipt.decided != Some(DecidedBy::GivenPlan));
-    let ranked = method.map_or(String::new(), |(option, name)| match words::method(name) {
-        Some(words) => format!(", {option} `{name}`: {words}"),
-        None => format!(", {option} `{name}`"),
-    });
+    let ranked = ranked(receipt).unwrap_or_default();
     let work = if merges(layers) { "Experts were merged" } else { "Experts were dropped" };
     let source = &receipt.source;
     let converted = receipt.layers.iter().filter(|layer| layer.router.is_some());
@@ -40,6 +33,19 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
         section = section.warning(&format!("{warning}."));
     }
     section
+}
+
+/// How the pass chose among experts. A given plan is followed, whatever the options say.
+fn ranked(receipt: &Receipt) -> Option<String> {
+    if receipt.decided == Some(DecidedBy::GivenPlan) {
+        return None;
+    }
+    let Choice { option, words } = receipt.pass.choice?;
+    let name = receipt.options[option].as_str()?;
+    Some(match words(name) {
+        Some(words) => format!(", {option} `{name}`: {words}"),
+        None => format!(", {option} `{name}`"),
+    })
 }
 
 fn tiles(receipt: &Receipt, layers: &[ReportedLayer]) -> Vec<[String; 3]> {

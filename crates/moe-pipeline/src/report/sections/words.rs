@@ -7,30 +7,6 @@ use serde_json::Value;
 
 use crate::portable::portable;
 
-/// What a method ranks or groups experts by; none for those that have no words here.
-pub(super) fn method(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "reap" => "mean of gate × norm of the output over an expert's tokens",
-        "ean" => "sum of the norms of an expert's outputs",
-        "man" => "mean of the norms of an expert's outputs",
-        "msan" => "mean of the squared norms of an expert's outputs",
-        "frequency" => "tokens that choose an expert",
-        "soft-frequency" => "sum of the gates that an expert is given",
-        "aimer" => "evenness of an expert's weights",
-        "leave-one-out" => "squared change of the layer's output without the expert",
-        "leave-one-out-cosine" => "turn of the layer's output without the expert",
-        "exhaustive" => "of all sets of experts the one whose output is nearest",
-        "ranked-choice" => "votes of tokens, which pass on when an expert goes",
-        "random" => "chance",
-        "ream" => "like experts around the most salient ones, neurons aligned",
-        "hc-smoe" => "hierarchical clusters of mean outputs",
-        "m-smoe" => "like router logits around the most used experts",
-        "mergemoe" => "down-projections fitted to the group's output",
-        "dern" => "neurons of dropped experts given to the fitting kept ones",
-        _ => return None,
-    })
-}
-
 /// What decisions rest on.
 pub(super) fn decided(by: Option<DecidedBy>, options: &Value) -> String {
     let file = |key: &str| {
