@@ -86,6 +86,13 @@ impl Attention {
         }
     }
 
+    pub(super) fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        match self {
+            Attention::Grouped(attention) => attention.weights_mut(),
+            Attention::Latent(attention) => attention.weights_mut(),
+        }
+    }
+
     /// For each of [`Attention::linears`], the first of them that reads the same input.
     pub fn inputs(&self) -> Vec<usize> {
         match self {
@@ -144,6 +151,17 @@ pub struct GroupedAttention {
     pub window: Option<usize>,
 }
 
+impl GroupedAttention {
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        let Self { q, k, v, o, qk_norm, .. } = self;
+        let mut weights: Vec<_> = [q, k, v, o].into_iter().flat_map(Linear::weights_mut).collect();
+        if let Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) = qk_norm {
+            weights.extend([q, k]);
+        }
+        weights
+    }
+}
+
 /// The latent that latent attention may make queries of: `norm(projection x)`.
 #[derive(Debug, Clone)]
 pub struct QueryLatent {
@@ -182,6 +200,17 @@ pub struct LatentAttention {
 }
 
 impl LatentAttention {
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        let Self { q_latent, q, kv_a, kv_a_norm, kv_b, o, .. } = self;
+        let mut weights = Vec::new();
+        if let Some(QueryLatent { projection, norm }) = q_latent {
+            weights.extend(projection.weights_mut().chain([norm]));
+        }
+        weights.extend([q, kv_a, kv_b, o].into_iter().flat_map(Linear::weights_mut));
+        weights.push(kv_a_norm);
+        weights
+    }
+
     /// Whether scores are scaled by other than 1 / √(nope + rope), as yarn's `mscale_all_dim` has
     /// it.
     pub fn scales_scores(&self) -> bool {
