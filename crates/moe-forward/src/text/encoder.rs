@@ -34,8 +34,8 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// That of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates write the
-    /// present of `clock`.
+    /// The encoder of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates
+    /// write the present of `clock`.
     pub fn new(model_dir: &'a Path, vocab: usize, clock: Clock) -> Self {
         let (now, dates) = (clock.now(), Dates::new());
         Self {

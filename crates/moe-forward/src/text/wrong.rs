@@ -182,7 +182,7 @@ impl Prefix {
         prefix
     }
 
-    /// Enters what `rest` begins with; its bytes.
+    /// Enters what `rest` begins with, and returns its bytes.
     fn enter(&mut self, rest: &[u8]) -> usize {
         match (self.in_string, rest[0]) {
             (true, b'\\') => {
