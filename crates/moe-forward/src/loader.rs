@@ -27,8 +27,8 @@ pub(crate) struct Loader<'a> {
     pub ahead: Option<&'a Prefetcher>,
 }
 
-/// Tensors of a model that another one, run in step with it, is made of too: each is loaded once.
-/// And those that take the place of what files hold.
+/// Tensors of a model that another one, run in step with it, is made of too, each of which is
+/// loaded once; and tensors that take the place of what files hold.
 #[derive(Default)]
 pub(crate) struct Shared {
     lent: Overrides,

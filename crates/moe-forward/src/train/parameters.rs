@@ -18,7 +18,7 @@ use crate::overrides::Overrides;
 /// A kind of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrainedPart {
-    /// Routers, and gates of shared experts. Biases for choosing have no gradient, and stay.
+    /// Routers, and gates of shared experts. Expert correction biases have no gradient, and stay.
     Routers,
     /// Routed experts.
     Experts,
