@@ -26,8 +26,7 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    /// Reads the declared names back through the family: what loaders will find. No weights are
-    /// read.
+    /// Reads the declared names back through the family, as loaders will. No weights are read.
     ///
     /// # Errors
     /// As for [`Model::read`]; an error means that the declaration contradicts itself.

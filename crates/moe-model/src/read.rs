@@ -159,7 +159,7 @@ fn twice(what: String, stored: &Stored) -> Error {
 
 /// The name that transformers 5 gives the tensor `name` of `checkpoint`, where it is another one:
 /// `model.` is added where it is missing, as in a model without a head that AutoModel saved, and
-/// taken off where it stands before a whole name. None where both are there.
+/// taken off where it stands before a whole name. `None` where both are there.
 pub fn loaded_name(name: &str, checkpoint: &Checkpoint) -> Option<String> {
     let loaded = match name.strip_prefix(names::MODEL) {
         Some(whole) if whole == names::HEAD || whole.starts_with(names::MODEL) => whole.to_owned(),

@@ -1,6 +1,7 @@
 //! Rotary position embeddings: parameters in both spellings, and inverse frequencies.
 //!
-//! Formulas as in transformers' `modeling_rope_utils.py`; YaRN is Peng et al. 2309.00071.
+//! The formulas are those of transformers' `modeling_rope_utils.py`; YaRN is Peng et al.
+//! 2309.00071.
 
 use std::f64::consts::PI;
 
@@ -24,12 +25,12 @@ pub enum RopeScaling {
     Default,
     /// Every frequency is divided by `factor`.
     Linear {
-        /// Stretch.
+        /// How many times the context is stretched.
         factor: f64,
     },
     /// Llama 3: long wavelengths are divided by `factor`, with a smooth transition.
     Llama3 {
-        /// Stretch.
+        /// How many times the context is stretched.
         factor: f64,
         /// Wavelengths above `original / low` are stretched.
         low: f64,
@@ -38,9 +39,9 @@ pub enum RopeScaling {
         /// Pretraining context in tokens.
         original: f64,
     },
-    /// YaRN.
+    /// YaRN: dimensions that turn slowly are stretched, with a smooth transition.
     Yarn {
-        /// Stretch.
+        /// How many times the context is stretched.
         factor: f64,
         /// Multiplies cos and sin.
         attention_factor: f64,
@@ -89,12 +90,12 @@ impl RopeScaling {
 pub struct Rope {
     /// Base wavelength.
     pub theta: f64,
-    /// How many dimensions are rotated: those in front, of a head (or of its rotary part, where
-    /// attention is latent).
+    /// The number of dimensions that are rotated: the first ones of a head (or of its rotary part,
+    /// where attention is latent).
     pub dims: usize,
     /// Whether neighbouring dimensions are rotated together, rather than i and i + dims / 2.
     pub interleaved: bool,
-    /// Stretching.
+    /// How frequencies are stretched.
     pub scaling: RopeScaling,
 }
 

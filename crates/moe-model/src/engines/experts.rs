@@ -159,7 +159,7 @@ impl<'m> Experts<'m> {
         }
     }
 
-    /// Up to how many GPUs share each expert's width, where `misfit` says what is wrong with a
+    /// Says up to how many GPUs share each expert's width, where `misfit` says what is wrong with a
     /// rank's part of it.
     pub fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> EngineAnswer {
         let fits = |ranks: usize| {

@@ -157,8 +157,8 @@ fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> EngineAnswer {
 }
 
 /// `compressed_tensors_moe.py`: without quantized activations, float8 in rows is taken for integers
-/// and refused for its format, and float8 in blocks is an "Unsupported FusedMoe scheme". With them:
-/// `compressed_tensors_moe_w8a8_fp8.py`.
+/// and refused for its format, and float8 in blocks is an "Unsupported FusedMoe scheme". With them,
+/// `compressed_tensors_moe_w8a8_fp8.py` takes either.
 fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> EngineAnswer {
     if !experts.quantizes_activations() {
         return refuses(

@@ -47,10 +47,10 @@ pub struct Family {
     /// first.
     #[serde(default)]
     pub distills_to: Vec<String>,
-    /// Why there are none.
+    /// The reason why `distills_to` is empty.
     pub undistilled: Option<String>,
-    /// Which class stock loaders make its tokenizer of; without one, what the tokenizer's files
-    /// name.
+    /// The class that stock loaders make its tokenizer of; without one, it is what the tokenizer's
+    /// files name.
     pub tokenizer: Option<TokenizerRule>,
     /// Config keys that mean something in this family only.
     #[serde(default)]

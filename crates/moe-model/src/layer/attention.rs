@@ -6,14 +6,15 @@ use crate::weight::Weight;
 /// Normalisation of queries and keys before the rotary embedding.
 #[derive(Debug, Clone)]
 pub enum QkNorm {
-    /// Over each head; both weights are `[head_dim]`.
+    /// Each head is normalised by itself; both weights are `[head_dim]`.
     PerHead {
         /// Query norm.
         q: Weight,
         /// Key norm.
         k: Weight,
     },
-    /// Over all heads at once; `[heads · head_dim]` and `[kv_heads · head_dim]`.
+    /// All heads are normalised at once; the weights are `[heads · head_dim]` and
+    /// `[kv_heads · head_dim]`.
     FullWidth {
         /// Query norm.
         q: Weight,
@@ -183,7 +184,7 @@ pub struct LatentAttention {
     pub kv_a: Linear,
     /// RMS norm of the latent, `[rank]`.
     pub kv_a_norm: Weight,
-    /// Of each head the key's other part, then the value: `[heads · (nope + value), rank]`.
+    /// The key's other part, then the value, of each head: `[heads · (nope + value), rank]`.
     pub kv_b: Linear,
     /// Output projection, `[hidden, heads · value]`.
     pub o: Linear,
