@@ -35,7 +35,7 @@ impl LabelReader<'_, '_> {
                 self.drawn_at_places(limit, random)?
             }
             (Some(random), Some(limit)) => self.drawn_of_all(limit, random)?,
-            (_, limit) => self.from_beginning(limit)?,
+            (_, limit) => self.beginning(limit)?,
         };
         if let Some(limit) = limit {
             truncate(&mut sequences, limit);
@@ -47,7 +47,7 @@ impl LabelReader<'_, '_> {
     }
 
     /// All windows of the files, or the first ones that make up `enough` tokens.
-    fn from_beginning(&mut self, enough: Option<usize>) -> Result<Sequences> {
+    fn beginning(&mut self, enough: Option<usize>) -> Result<Sequences> {
         let mut windows = Windows::new(self.options.sequence_length, self.options.pack);
         let texts = self.fill(&mut windows, enough)?;
         Ok((windows.done, texts))

@@ -100,7 +100,7 @@ impl Scan<'_, '_> {
         let Some(first) = self.peek_solid()? else { return Ok(None) };
         let start = self.at;
         let is_whole = self.skip_value()?;
-        Ok(is_whole.then(|| Member { key, first, value: start..self.at }))
+        Ok(is_whole.then_some(Member { key, first, value: start..self.at }))
     }
 
     /// A key and its colon; one that is longer than any that is known is cut.
