@@ -50,7 +50,7 @@ impl TokenizeOptions {
 /// The sequences of one label.
 #[derive(Debug, Clone)]
 pub struct Domain {
-    /// Its name.
+    /// The label that its files have.
     pub label: String,
     /// Its share in pooled figures, if given.
     pub weight: Option<f64>,

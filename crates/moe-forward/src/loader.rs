@@ -44,14 +44,14 @@ impl Shared {
         Self { lent, ..Self::default() }
     }
 
-    /// From now on, keeps what is loaded instead of what was kept.
+    /// Keeps, from now on, what is loaded, instead of what was kept.
     pub fn record(&self) {
         self.tensors.borrow_mut().clear();
         self.wanted.replace(None);
         self.recording.set(true);
     }
 
-    /// The same, but keeps only what `wanted` has.
+    /// Keeps, from now on, what `wanted` has of what is loaded, instead of what was kept.
     pub fn record_of(&self, wanted: Vec<Weight>) {
         self.record();
         self.wanted.replace(Some(wanted));
@@ -66,7 +66,7 @@ impl Shared {
         }
     }
 
-    /// From now on, lends what was kept.
+    /// Lends, from now on, what was kept.
     pub fn lend(&self) {
         self.recording.set(false);
     }

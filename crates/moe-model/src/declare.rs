@@ -1,4 +1,4 @@
-//! From layers back to names: the tensors and the config of a model under its family.
+//! Declaring a model under its family: layers become named tensors and a config again.
 
 use std::collections::{BTreeMap, BTreeSet};
 

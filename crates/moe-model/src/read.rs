@@ -1,4 +1,4 @@
-//! From names to layers: a checkpoint read through its family.
+//! Reading a checkpoint through its family: names become layers.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -135,7 +135,7 @@ impl Weight {
         Self { dtype, shape: shape.to_vec(), source, encoding: Encoding::Plain }
     }
 
-    /// The same codes with a scale for each block.
+    /// The weight whose elements are codes, with a scale for each block.
     #[must_use]
     pub fn in_blocks(self, scale: Weight, block: [usize; 2]) -> Self {
         Self { encoding: Encoding::Blocks { scale: Arc::new(scale), block }, ..self }

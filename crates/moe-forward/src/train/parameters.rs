@@ -278,7 +278,7 @@ impl Gradients {
         Self(vec![None; parameters.list.len()])
     }
 
-    /// The gradient of the parameter at `index`; None where nothing depended on it.
+    /// The gradient of the parameter at `index`; `None` where nothing depended on it.
     pub fn get(&self, index: usize) -> Option<&Tensor> {
         self.0[index].as_ref()
     }

@@ -87,7 +87,8 @@ pub struct Family {
     /// The config key that transformers makes yarn's tables of, and has no value for where it is
     /// missing.
     pub yarn_needs: Option<String>,
-    /// The same of versions before 5 alone.
+    /// The config key that only versions before 5 make yarn's tables of, and have no value for
+    /// where it is missing.
     pub older_yarn_needs: Option<String>,
     /// What versions before 5 compute with of a `rope_scaling` of any type.
     pub older_rope_scaling: Option<OlderScaling>,

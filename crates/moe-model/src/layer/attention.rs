@@ -94,7 +94,7 @@ impl Attention {
         }
     }
 
-    /// For each of [`Attention::linears`], the first of them that reads the same input.
+    /// The first projection that reads the same input, for each of [`Attention::linears`].
     pub fn inputs(&self) -> Vec<usize> {
         match self {
             Attention::Grouped(_) => vec![0, 0, 0, 3],
