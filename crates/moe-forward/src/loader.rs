@@ -27,8 +27,8 @@ pub(crate) struct Loader<'a> {
     pub ahead: Option<&'a Prefetcher>,
 }
 
-/// Tensors of a model that another one, run in step with it, is made of too: each is loaded once.
-/// And those that take the place of what files hold.
+/// Tensors of a model that another one, run in step with it, is made of too, each of which is
+/// loaded once; and tensors that take the place of what files hold.
 #[derive(Default)]
 pub(crate) struct Shared {
     lent: Overrides,
@@ -44,14 +44,14 @@ impl Shared {
         Self { lent, ..Self::default() }
     }
 
-    /// From now on, keeps what is loaded instead of what was kept.
+    /// Keeps, from now on, what is loaded, instead of what was kept.
     pub fn record(&self) {
         self.tensors.borrow_mut().clear();
         self.wanted.replace(None);
         self.recording.set(true);
     }
 
-    /// The same, but keeps only what `wanted` has.
+    /// Keeps, from now on, what `wanted` has of what is loaded, instead of what was kept.
     pub fn record_of(&self, wanted: Vec<Weight>) {
         self.record();
         self.wanted.replace(Some(wanted));
@@ -66,7 +66,7 @@ impl Shared {
         }
     }
 
-    /// From now on, lends what was kept.
+    /// Lends, from now on, what was kept.
     pub fn lend(&self) {
         self.recording.set(false);
     }

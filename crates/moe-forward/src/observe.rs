@@ -27,7 +27,7 @@ pub struct ObserverOptions {
     pub group_of: Arc<[GroupIndex]>,
     /// Whether experts are left out in turn.
     pub left_out: bool,
-    /// Run all experts on one token in so many, for the mean of their outputs; 0 for none.
+    /// All experts run on one token in so many, for the mean of their outputs; 0 stands for none.
     pub sample_every: usize,
 }
 
@@ -61,7 +61,7 @@ struct Layer {
 }
 
 impl StatisticsObserver {
-    /// For sweeps over `model`.
+    /// An observer of sweeps over `model`.
     pub fn new(model: &Model, options: ObserverOptions) -> Self {
         let sizes = |layer: &moe_model::Layer| {
             let moe = layer.ffn.moe()?;
@@ -110,6 +110,21 @@ impl StatisticsObserver {
             .collect()
     }
 
+    /// Goes on to the next `count` tokens of layer `index`, and says which of the batch they are.
+    fn go_on(&mut self, index: usize, sizes: Sizes, count: usize) -> std::ops::Range<usize> {
+        let layer = match self.layer.take() {
+            Some(layer) if layer.index == index => layer,
+            _ => {
+                let sums = vec![Sums::new(sizes); self.options.groups];
+                Layer { index, sums, observed: Observed::default(), tokens: 0..0 }
+            }
+        };
+        let start = layer.tokens.end;
+        let tokens = start..start + count;
+        self.layer = Some(Layer { tokens: tokens.clone(), ..layer });
+        tokens
+    }
+
     fn layer(&mut self) -> &mut Layer {
         self.layer.as_mut().expect("routed comes first")
     }
@@ -123,17 +138,7 @@ impl Observer for StatisticsObserver {
 
     fn routed(&mut self, index: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         let Some(sizes) = self.sizes[index] else { return Ok(()) };
-        let groups = self.options.groups;
-        let layer = match self.layer.take() {
-            Some(layer) if layer.index == index => layer,
-            _ => {
-                let sums = vec![Sums::new(sizes); groups];
-                Layer { index, sums, observed: Observed::default(), tokens: 0..0 }
-            }
-        };
-        let start = layer.tokens.end;
-        let tokens = start..start + routing.tokens();
-        self.layer = Some(Layer { tokens: tokens.clone(), ..layer });
+        let tokens = self.go_on(index, sizes, routing.tokens());
         let sampled = self.wants().sampled_in(&tokens);
         for (group, _) in self.counted(sampled.iter().map(|token| *token as usize)) {
             self.layer().sums[group].get_mut(Quantity::SampledTokens)[0] += 1.0;

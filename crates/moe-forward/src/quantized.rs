@@ -3,7 +3,7 @@
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::encoding::decode_f32;
 use moe_math::fp8::Blocks;
-use moe_math::quantize::{Codes, pack};
+use moe_math::quantize::{Codes, QuantizeError, pack};
 use moe_model::{Encoding, Packed, Packing, Weight};
 
 use crate::context::Context;
@@ -47,51 +47,55 @@ fn words(weight: &Weight) -> Result<Vec<i32>> {
 fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {
     let (shape, bits) = (shape(weight), packed.integers.bits);
     let group = packed.integers.group_size(shape[1]);
-    let groups = packed.integers.groups(shape[1]);
     let zero = packed.zero.as_ref().map(words).transpose()?;
     let (words, scales) = (words(weight)?, floats(&packed.scale)?);
-    if packed.packing == Packing::Columns {
-        check_order(&packed.beside, group)?;
-    }
-    let unpack = || match packed.packing {
+    let codes = match packed.packing {
         Packing::Rows => {
-            let zeros = match &zero {
-                Some(zero) => pack::unpack_columns(zero, shape[0], groups, bits)?,
-                None => vec![1 << (bits - 1); shape[0] * groups],
-            };
-            Ok(Codes {
+            let groups = packed.integers.groups(shape[1]);
+            unpack_rows(&words, zero.as_deref(), shape, bits, groups).map(|(codes, zeros)| Codes {
                 shape,
                 group,
-                codes: pack::unpack_rows(&words, shape[1], bits)?,
+                codes,
                 scales,
                 zeros,
             })
         }
         Packing::Columns => {
+            check_order(&packed.beside, group)?;
             let qzeros = zero.unwrap_or_default();
             pack::unpack_gptq(&pack::Gptq { qweight: words, qzeros, scales }, shape, group, bits)
         }
     };
-    unpack().map_err(|e| {
+    codes.map_err(|e| {
         Error::new(Kind::Mismatch, "these packed integers don't fit")
             .source(e)
             .tensor(weight.name())
     })
 }
 
+/// Codes, and zero points of `groups` groups a row: the middle of the range where none are stored.
+fn unpack_rows(
+    words: &[i32],
+    zero: Option<&[i32]>,
+    shape: [usize; 2],
+    bits: u32,
+    groups: usize,
+) -> Result<(Vec<u8>, Vec<u8>), QuantizeError> {
+    let zeros = match zero {
+        Some(zero) => pack::unpack_columns(zero, shape[0], groups, bits)?,
+        None => vec![1 << (bits - 1); shape[0] * groups],
+    };
+    Ok((pack::unpack_rows(words, shape[1], bits)?, zeros))
+}
+
 /// Refuses groups that aren't runs of `group` columns.
 fn check_order(group_of: &Weight, group: usize) -> Result<()> {
-    match words(group_of)?
-        .iter()
-        .enumerate()
-        .all(|(column, found)| *found as usize == column / group)
-    {
-        true => Ok(()),
-        false => Err(Error::new(
-            Kind::Unsupported,
-            "groups of columns out of order are not read by this version",
-        )
-        .tensor(group_of.name())
-        .remedy("quantize with static groups")),
+    let groups = words(group_of)?;
+    if groups.iter().enumerate().all(|(column, found)| *found as usize == column / group) {
+        return Ok(());
     }
+    let what = "groups of columns out of order are not read by this version";
+    Err(Error::new(Kind::Unsupported, what)
+        .tensor(group_of.name())
+        .remedy("quantize with static groups"))
 }

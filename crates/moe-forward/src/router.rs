@@ -103,7 +103,7 @@ fn rounded(x: &Tensor, dtype: DType) -> CandleResult<Tensor> {
     x.to_dtype(dtype)?.to_dtype(DType::F32)
 }
 
-/// The same word of `moe-math`.
+/// `scoring` as `moe-math` calls it.
 pub(crate) fn scoring(scoring: Scoring) -> routing::Scoring {
     match scoring {
         Scoring::Softmax => routing::Scoring::Softmax,

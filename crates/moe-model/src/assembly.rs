@@ -27,7 +27,7 @@ pub enum Head {
 pub struct Model {
     /// The family that names its tensors.
     pub family: &'static Family,
-    /// The config it was read with. Typed fields win over it when the model is written.
+    /// The config that it was read with. Typed fields win over it when the model is written.
     pub config: Map<String, Value>,
     /// Where the config came from, for messages.
     pub config_file: PathBuf,

@@ -9,6 +9,7 @@ use crate::family::{LatentRule, QkNormKind};
 use crate::layer::{Attention, GroupedAttention, LatentAttention, QkNorm, QueryLatent};
 use crate::rope::Rope;
 use crate::shape::{Heads, Shape};
+use crate::weight::Weight;
 
 /// Names that the families share.
 mod names {
@@ -44,38 +45,73 @@ fn read_grouped(
     shape: &Shape,
     window: Option<usize>,
 ) -> Result<GroupedAttention> {
-    let rule = &reader.config.family.attention;
-    let (qkv_bias, o_bias) =
-        (reader.config.flag(&rule.qkv_bias)?, reader.config.flag(&rule.o_bias)?);
-    let Heads { heads, kv_heads, head_dim } = shape.heads;
-    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    let config = reader.config;
+    let clip = &config.family.attention.clip;
+    let [qkv_bias, o_bias] = biases(&config)?;
+    let q = shape.heads.heads * shape.heads.head_dim;
+    let kv = shape.heads.kv_heads * shape.heads.head_dim;
     let at = |name: &str| format!("{prefix}{name}");
-    let kind = qk_norm(&reader.config)?;
-    let mut norms = |q, k| -> Result<_> {
-        Ok((reader.take(at(names::Q_NORM), &[q])?, reader.take(at(names::K_NORM), &[k])?))
-    };
-    let qk_norm = match kind {
-        QkNormKind::None => None,
-        QkNormKind::PerHead => {
-            let (q, k) = norms(head_dim, head_dim)?;
-            Some(QkNorm::PerHead { q, k })
-        }
-        QkNormKind::FullWidth => {
-            let (q, k) = norms(q, kv)?;
-            Some(QkNorm::FullWidth { q, k })
-        }
-    };
-    let clip =
-        rule.clip.as_deref().map(|key| reader.config.optional_f64(key)).transpose()?.flatten();
+    // The fields stand in the order in which errors are found: Rust evaluates them so.
     Ok(GroupedAttention {
+        qk_norm: read_qk_norm(reader, prefix, shape.heads)?,
+        clip: clip.as_deref().map(|key| config.optional_f64(key)).transpose()?.flatten(),
         q: reader.linear(&at(names::Q), qkv_bias, [q, shape.hidden])?,
         k: reader.linear(&at(names::K), qkv_bias, [kv, shape.hidden])?,
         v: reader.linear(&at(names::V), qkv_bias, [kv, shape.hidden])?,
         o: reader.linear(&at(names::O), o_bias, [shape.hidden, q])?,
-        qk_norm,
-        clip,
         window,
     })
+}
+
+/// Whether the projections of the hidden state, and that of the output, have biases.
+fn biases(config: &Config<'_>) -> Result<[bool; 2]> {
+    let rule = &config.family.attention;
+    Ok([config.flag(&rule.qkv_bias)?, config.flag(&rule.o_bias)?])
+}
+
+fn read_qk_norm(reader: &mut Reader<'_>, prefix: &str, heads: Heads) -> Result<Option<QkNorm>> {
+    let Heads { heads, kv_heads, head_dim } = heads;
+    Ok(match qk_norm(&reader.config)? {
+        QkNormKind::None => None,
+        QkNormKind::PerHead => {
+            let [q, k] = read_norms(reader, prefix, [head_dim, head_dim])?;
+            Some(QkNorm::PerHead { q, k })
+        }
+        QkNormKind::FullWidth => {
+            let [q, k] = read_norms(reader, prefix, [heads * head_dim, kv_heads * head_dim])?;
+            Some(QkNorm::FullWidth { q, k })
+        }
+    })
+}
+
+/// The norms of queries and of keys, which have these widths.
+fn read_norms(reader: &mut Reader<'_>, prefix: &str, [q, k]: [usize; 2]) -> Result<[Weight; 2]> {
+    let q = reader.take(format!("{prefix}{}", names::Q_NORM), &[q])?;
+    let k = reader.take(format!("{prefix}{}", names::K_NORM), &[k])?;
+    Ok([q, k])
+}
+
+/// The widths of latent attention in a config.
+struct LatentWidths {
+    nope: usize,
+    rope: usize,
+    value: usize,
+    /// The width of the latent of keys and values.
+    rank: usize,
+    /// The width of the latent of queries, where they have one.
+    q_rank: Option<usize>,
+}
+
+impl LatentWidths {
+    fn read(config: Config<'_>, rule: &LatentRule) -> Result<Self> {
+        Ok(Self {
+            nope: config.usize(&rule.nope)?,
+            rope: config.positive(&rule.rope)?,
+            value: config.positive(&rule.value)?,
+            rank: config.positive(&rule.kv_rank)?,
+            q_rank: config.optional_usize(&rule.q_rank)?,
+        })
+    }
 }
 
 fn read_latent(
@@ -84,22 +120,13 @@ fn read_latent(
     shape: &Shape,
     rule: &LatentRule,
 ) -> Result<LatentAttention> {
-    let config = reader.config;
-    let attention = &config.family.attention;
-    let (a_bias, o_bias) = (config.flag(&attention.qkv_bias)?, config.flag(&attention.o_bias)?);
-    let (nope, rope, value) =
-        (config.usize(&rule.nope)?, config.positive(&rule.rope)?, config.positive(&rule.value)?);
-    let (heads, hidden, rank) = (shape.heads.heads, shape.hidden, config.positive(&rule.kv_rank)?);
+    let [a_bias, o_bias] = biases(&reader.config)?;
+    let LatentWidths { nope, rope, value, rank, q_rank } = LatentWidths::read(reader.config, rule)?;
+    let (heads, hidden) = (shape.heads.heads, shape.hidden);
     let at = |name: &str| format!("{prefix}{name}");
-    let mut q_latent = |rank| -> Result<_> {
-        let projection = reader.linear(&at(names::Q_A), a_bias, [rank, hidden])?;
-        Ok(QueryLatent { projection, norm: reader.take(at(names::Q_A_NORM), &[rank])? })
-    };
-    let q_rank = config.optional_usize(&rule.q_rank)?;
-    let q_latent = q_rank.map(&mut q_latent).transpose()?;
-    let q_name = if q_latent.is_some() { names::Q_B } else { names::Q };
+    let q_name = if q_rank.is_some() { names::Q_B } else { names::Q };
     Ok(LatentAttention {
-        q_latent,
+        q_latent: read_query_latent(reader, prefix, hidden, q_rank)?,
         q: reader.linear(&at(q_name), false, [heads * (nope + rope), q_rank.unwrap_or(hidden)])?,
         kv_a: reader.linear(&at(names::KV_A), a_bias, [rank + rope, hidden])?,
         kv_a_norm: reader.take(at(names::KV_A_NORM), &[rank])?,
@@ -108,9 +135,23 @@ fn read_latent(
         nope,
         rope,
         value,
-        scale: Rope::score_factor(config)? / ((nope + rope) as f64).sqrt(),
+        scale: Rope::score_factor(reader.config)? / ((nope + rope) as f64).sqrt(),
         norm_eps: rule.norm_eps,
     })
+}
+
+/// The latent of queries, which has the width `rank`, if there is one.
+fn read_query_latent(
+    reader: &mut Reader<'_>,
+    prefix: &str,
+    hidden: usize,
+    rank: Option<usize>,
+) -> Result<Option<QueryLatent>> {
+    let Some(rank) = rank else { return Ok(None) };
+    let [bias, _] = biases(&reader.config)?;
+    let projection = reader.linear(&format!("{prefix}{}", names::Q_A), bias, [rank, hidden])?;
+    let norm = reader.take(format!("{prefix}{}", names::Q_A_NORM), &[rank])?;
+    Ok(Some(QueryLatent { projection, norm }))
 }
 
 /// The normalisation of queries and keys that this model has.
@@ -124,9 +165,8 @@ fn qk_norm(config: &Config<'_>) -> Result<QkNormKind> {
 
 /// The config keys of attention, but for windows.
 pub(crate) fn declare(model: &Model, raw: &mut Map<String, Value>) -> Result<()> {
-    let mut set = |key: &str, value: Value| _ = raw.insert(key.to_owned(), value);
-    set("num_attention_heads", json!(model.heads));
-    set("num_key_value_heads", json!(model.kv_heads));
+    raw.insert("num_attention_heads".into(), json!(model.heads));
+    raw.insert("num_key_value_heads".into(), json!(model.kv_heads));
     let rule = &model.family.attention;
     let latents: Vec<_> = model.layers.iter().filter_map(|l| l.attention.latent()).collect();
     match &rule.latent {
@@ -161,20 +201,27 @@ fn declare_grouped(model: &Model, raw: &mut Map<String, Value>) -> Result<()> {
             uniform(&normed).ok_or_else(|| cannot("query and key norms in some layers only"))?;
         raw.insert(key.clone(), json!(normed));
     }
-    let clips: Vec<_> = layers().map(|a| a.clip).collect();
-    match &rule.clip {
+    declare_clip(rule.clip.as_ref(), layers().map(|a| a.clip).collect(), raw)
+}
+
+/// Writes what each layer of `clips` clamps queries, keys and values to, where the family has a
+/// `key` for it.
+fn declare_clip(
+    key: Option<&String>,
+    clips: Vec<Option<f64>>,
+    raw: &mut Map<String, Value>,
+) -> Result<()> {
+    match key {
         Some(key) => {
-            raw.insert(
-                key.clone(),
-                json!(uniform(&clips).ok_or_else(|| cannot("clips that differ by layer"))?),
-            );
+            let clip = uniform(&clips).ok_or_else(|| cannot("clips that differ by layer"))?;
+            raw.insert(key.clone(), json!(clip));
+            Ok(())
         }
         None if clips.iter().any(Option::is_some) => {
-            return Err(cannot("clipped queries, keys and values"));
+            Err(cannot("clipped queries, keys and values"))
         }
-        None => {}
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn declare_latent(

@@ -129,7 +129,7 @@ pub(crate) fn refused(config: &Map<String, Value>) -> Vec<(&'static str, &'stati
     refused
 }
 
-/// Removes keys that transformers doesn't take. None of them says anything of the function.
+/// Removes keys that transformers doesn't take. None of them changes what the model computes.
 pub(crate) fn mend(config: &mut Map<String, Value>) {
     refused(config).into_iter().for_each(|(key, _)| _ = config.remove(key));
     // The class has a map, which is the right one.

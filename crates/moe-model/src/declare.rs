@@ -1,4 +1,4 @@
-//! From layers back to names: the tensors and the config of a model under its family.
+//! Declaring a model under its family: layers become named tensors and a config again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,8 +26,7 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    /// Reads the declared names back through the family: what loaders will find. No weights are
-    /// read.
+    /// Reads the declared names back through the family, as loaders will. No weights are read.
     ///
     /// # Errors
     /// As for [`Model::read`]; an error means that the declaration contradicts itself.
@@ -85,14 +84,7 @@ impl Model {
 
     /// All names of tensors, and of modules by whether they are quantized.
     fn named(&self) -> Result<Namer<'_>> {
-        let quantization = self.quantization.as_ref();
-        let mut namer = Namer {
-            family: self.family,
-            quantization,
-            tensors: vec![],
-            plain: vec![],
-            quantized: vec![],
-        };
+        let mut namer = Namer::new(self.family, self.quantization.as_ref());
         namer.push(names::EMBED, &self.embed);
         for (index, layer) in self.layers.iter().enumerate() {
             decoder_layer::name(&mut namer, index, layer)?;
@@ -113,22 +105,8 @@ impl Model {
     }
 
     fn declare_config(&self) -> Result<Map<String, Value>> {
-        let mut raw = self.config.clone();
-        let source = raw.get("model_type").and_then(Value::as_str).map(family).transpose()?;
-        if let Some(source) = source {
-            raw = source.strict.meant(&raw);
-        }
-        if let Some(source) = source.filter(|s| s.model_type != self.family.model_type) {
-            leave_family(source, &mut raw);
-        }
-        let mut set = |key: &str, value: Value| raw.insert(key.to_owned(), value);
-        set("model_type", json!(self.family.model_type));
-        set("architectures", json!([self.family.architecture]));
-        set("hidden_size", json!(self.hidden));
-        set("vocab_size", json!(self.vocab));
-        set("num_hidden_layers", json!(self.layers.len()));
-        set("rms_norm_eps", json!(self.norm_eps));
-        set("tie_word_embeddings", json!(matches!(self.head, Head::Tied)));
+        let mut raw = self.source_config()?;
+        self.declare_sizes(&mut raw);
         let windows: Vec<_> = self.layers.iter().map(|l| l.attention.window()).collect();
         self.family.attention.window.encode(&windows, &mut raw)?;
         attention::declare(self, &mut raw)?;
@@ -150,6 +128,28 @@ impl Model {
         // The result's weights have the usual names.
         raw.remove(EXPLICIT_KEY);
         Ok(raw)
+    }
+
+    /// The config that the model was read with, as one of this model's family says it.
+    fn source_config(&self) -> Result<Map<String, Value>> {
+        let source = self.config.get("model_type").and_then(Value::as_str);
+        let Some(source) = source.map(family).transpose()? else { return Ok(self.config.clone()) };
+        let mut raw = source.strict.meant(&self.config);
+        if source.model_type != self.family.model_type {
+            leave_family(source, &mut raw);
+        }
+        Ok(raw)
+    }
+
+    /// Writes what names the family, and what all families have a key for.
+    fn declare_sizes(&self, raw: &mut Map<String, Value>) {
+        raw.insert("model_type".into(), json!(self.family.model_type));
+        raw.insert("architectures".into(), json!([self.family.architecture]));
+        raw.insert("hidden_size".into(), json!(self.hidden));
+        raw.insert("vocab_size".into(), json!(self.vocab));
+        raw.insert("num_hidden_layers".into(), json!(self.layers.len()));
+        raw.insert("rms_norm_eps".into(), json!(self.norm_eps));
+        raw.insert("tie_word_embeddings".into(), json!(matches!(self.head, Head::Tied)));
     }
 
     fn declare_dense(&self, raw: &mut Map<String, Value>) -> Result<()> {

@@ -13,25 +13,27 @@ pub(crate) fn read(
     window: Option<usize>,
 ) -> Result<Layer> {
     let prefix = format!("{}{index}.", names::LAYERS);
-    let family = reader.config.family;
     let attention_norm = reader.take(prefix.clone() + names::ATTENTION_NORM, &[shape.hidden])?;
     let attention = attention::read(reader, &prefix, shape, window)?;
     let ffn_norm = reader.take(prefix.clone() + names::FFN_NORM, &[shape.hidden])?;
-    let ffn = match (&family.moe, &family.dense) {
-        (Some(rule), _) if mixture::is_sparse(&reader.config, rule, index)? => {
-            Ffn::Moe(Box::new(mixture::read(reader, &prefix, rule, shape.hidden)?))
-        }
-        (_, Some(rule)) => Ffn::Dense(Box::new(dense(reader, &prefix, rule, shape.hidden)?)),
-        (_, None) => {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("layer {index} is dense, which this family can't be"),
-            )
-            .file(reader.config.file)
-            .remedy("get the config.json that belongs to these weights"));
-        }
-    };
+    let ffn = read_ffn(reader, &prefix, index, shape.hidden)?;
     Ok(Layer { attention_norm, attention, ffn_norm, ffn })
+}
+
+fn read_ffn(reader: &mut Reader<'_>, prefix: &str, index: usize, hidden: usize) -> Result<Ffn> {
+    let family = reader.config.family;
+    match (&family.moe, &family.dense) {
+        (Some(rule), _) if mixture::is_sparse(&reader.config, rule, index)? => {
+            Ok(Ffn::Moe(Box::new(mixture::read(reader, prefix, rule, hidden)?)))
+        }
+        (_, Some(rule)) => Ok(Ffn::Dense(Box::new(dense(reader, prefix, rule, hidden)?))),
+        (_, None) => {
+            let what = format!("layer {index} is dense, which this family can't be");
+            Err(Error::new(Kind::Unsupported, what)
+                .file(reader.config.file)
+                .remedy("get the config.json that belongs to these weights"))
+        }
+    }
 }
 
 fn dense(reader: &mut Reader<'_>, prefix: &str, rule: &DenseRule, hidden: usize) -> Result<Expert> {

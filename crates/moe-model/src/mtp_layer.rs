@@ -1,8 +1,9 @@
 //! Layers for multi-token prediction (DeepSeek-V3, 2412.19437 §2.2): each predicts a token further
 //! ahead.
 //!
-//! They lie behind the last layer, under the numbers that follow, and are no part of the model's
-//! own forward pass: they are read and written, so that a pass can carry, convert or drop them.
+//! They lie behind the last layer, under the numbers that follow, and don't take part in the
+//! model's own forward pass: they are read and written, so that a pass can carry, convert or drop
+//! them.
 
 use crate::layer::{Layer, Linear};
 use crate::weight::Weight;
@@ -15,7 +16,7 @@ pub struct MtpLayer {
     pub embed_norm: Weight,
     /// RMS norm of the hidden state that the layers before it leave, `[hidden]`.
     pub hidden_norm: Weight,
-    /// Both to one, `[hidden, 2 · hidden]`.
+    /// The projection of both, side by side, to one state, `[hidden, 2 · hidden]`.
     pub projection: Linear,
     /// The decoder layer.
     pub layer: Layer,

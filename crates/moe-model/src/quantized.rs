@@ -53,18 +53,20 @@ pub(crate) fn parts(
                 (format!("{name}{suffix}"), Weight::clone(scale)),
             ]
         }
-        Encoding::Packed(packed) => {
-            let names = names(packed.packing);
-            let at = |suffix: &str| format!("{}{suffix}", module(name));
-            let mut parts = vec![
-                (at(names.words), weight.codes()),
-                (at(names.scale), packed.scale.clone()),
-                (at(names.beside), packed.beside.clone()),
-            ];
-            parts.extend(packed.zero.iter().map(|zero| (at(names.zero), zero.clone())));
-            parts
-        }
+        Encoding::Packed(packed) => packed_parts(name, weight, packed),
     }
+}
+
+fn packed_parts(name: &str, weight: &Weight, packed: &Packed) -> Vec<(String, Weight)> {
+    let names = names(packed.packing);
+    let at = |suffix: &str| format!("{}{suffix}", module(name));
+    let mut parts = vec![
+        (at(names.words), weight.codes()),
+        (at(names.scale), packed.scale.clone()),
+        (at(names.beside), packed.beside.clone()),
+    ];
+    parts.extend(packed.zero.iter().map(|zero| (at(names.zero), zero.clone())));
+    parts
 }
 
 impl Reader<'_> {
@@ -95,14 +97,25 @@ impl Reader<'_> {
                 self.packed(name, packing, integers, shape)
             }
             (Scheme::Fp8(blocks), None) => {
-                let block = blocks.size(shape);
-                let codes = self.take_encoded(name, &shape)?;
-                let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
-                let scale = self.take(format!("{name}{}", quantization.scale_suffix()), &counts)?;
-                Ok(codes.in_blocks(scale, block))
+                let suffix = quantization.scale_suffix();
+                self.blocks(name, suffix, blocks.size(shape), shape)
             }
             (scheme, _) => Err(self.contradiction(name, &scheme.to_string())),
         }
+    }
+
+    /// A matrix of float8 codes, whose scales for each `block` have its name with `suffix`.
+    fn blocks(
+        &mut self,
+        name: &str,
+        suffix: &str,
+        block: [usize; 2],
+        shape: [usize; 2],
+    ) -> Result<Weight> {
+        let codes = self.take_encoded(name, &shape)?;
+        let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
+        let scale = self.take(format!("{name}{suffix}"), &counts)?;
+        Ok(codes.in_blocks(scale, block))
     }
 
     fn contradiction(&self, name: &str, said: &str) -> Error {
@@ -115,6 +128,7 @@ impl Reader<'_> {
         .remedy("the checkpoint and config.json don't belong together")
     }
 
+    /// A matrix of packed integers with what lies beside its words.
     fn packed(
         &mut self,
         name: &str,
@@ -125,33 +139,40 @@ impl Reader<'_> {
         let (names, [rows, columns]) = (names(packing), shape);
         let at = |suffix: &str| format!("{}{suffix}", module(name));
         if packing == Packing::Columns && !integers.fills_words(columns) {
-            return Err(
-                self.contradiction(name, &format!("{columns} columns in whole words, {integers}"))
-            );
+            let said = format!("{columns} columns in whole words, {integers}");
+            return Err(self.contradiction(name, &said));
         }
         let groups = integers.groups(columns);
         let words =
             self.take_integers(at(names.words), Dtype::I32, &packing.words(integers, shape))?;
         let scale = self.take(at(names.scale), &packing.scales(rows, groups))?;
-        let has_zeros = packing.has_zeros(integers);
-        let zeros = packing.zeros(integers, rows, groups);
-        let zero = has_zeros
-            .then(|| self.take_integers(at(names.zero), Dtype::I32, &zeros))
+        let zeros = packing.has_zeros(integers).then(|| packing.zeros(integers, rows, groups));
+        let zero = zeros
+            .map(|shape| self.take_integers(at(names.zero), Dtype::I32, &shape))
             .transpose()?;
-        let beside = match packing {
-            Packing::Rows => self.take_integers(at(names.beside), Dtype::I64, &[2])?,
-            Packing::Columns => self.take_integers(at(names.beside), Dtype::I32, &[columns])?,
-        };
-        if self.tensors.contains_key(&at(".weight_g_idx")) {
-            return Err(Error::new(
-                Kind::Unsupported,
-                "groups of columns out of order are not read by this version",
-            )
-            .tensor(at(".weight_g_idx"))
-            .file(self.config.file)
-            .remedy("quantize with static groups (actorder null or \"static\")"));
-        }
+        let beside = self.beside(at(names.beside), packing, columns)?;
+        self.refuse_order(&at(".weight_g_idx"))?;
         Ok(words.packed(shape, Packed { packing, integers, scale, zero, beside }))
+    }
+
+    /// The tensor `name` that a layout has beside words, scales and zero points.
+    fn beside(&mut self, name: String, packing: Packing, columns: usize) -> Result<Weight> {
+        match packing {
+            Packing::Rows => self.take_integers(name, Dtype::I64, &[2]),
+            Packing::Columns => self.take_integers(name, Dtype::I32, &[columns]),
+        }
+    }
+
+    /// Refuses the order of columns that a tensor `name` would give.
+    fn refuse_order(&self, name: &str) -> Result<()> {
+        if !self.tensors.contains_key(name) {
+            return Ok(());
+        }
+        let what = "groups of columns out of order are not read by this version";
+        Err(Error::new(Kind::Unsupported, what)
+            .tensor(name)
+            .file(self.config.file)
+            .remedy("quantize with static groups (actorder null or \"static\")"))
     }
 
     fn take_integers(&mut self, name: String, dtype: Dtype, shape: &[usize]) -> Result<Weight> {

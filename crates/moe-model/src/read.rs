@@ -1,4 +1,4 @@
-//! From names to layers: a checkpoint read through its family.
+//! Reading a checkpoint through its family: names become layers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,8 @@ use crate::base_config::has_layers_of_their_own;
 use crate::codec::names::is_computed;
 use crate::codec::{Config, Reader, names};
 use crate::family::{Family, family};
-use crate::shape::{Heads, Shape};
+use crate::layer::Layer;
+use crate::shape::Shape;
 use crate::weight::Weight;
 use crate::{Error, Kind, Result, decoder_layer, mtp};
 
@@ -60,68 +61,92 @@ impl Model {
         tensors: BTreeMap<String, Weight>,
     ) -> Result<Self> {
         let family = family_of(&raw, file)?;
-        // `verify` refuses what transformers 5 does for its type alone; a pass writes it as what it
-        // means.
-        let mut meant = family.strict.meant(&raw);
-        // A list of one number is that number for tokens alone, which nothing here reads.
-        meant.extend(
-            raw.iter()
-                .filter(|(_, value)| value.is_array())
-                .map(|(key, value)| (key.clone(), value.clone())),
-        );
+        let meant = meant(family, &raw);
         let config = Config { raw: &meant, family, file };
         check_options(config)?;
         let quantization = Quantization::read(&raw, file)?;
-        let mut reader = Reader { config, tensors, quantization };
+        Self::from_tensors(Reader { config, tensors, quantization }, family, raw)
+    }
+
+    /// Takes the model that `raw` describes out of the reader's tensors; what is left over is
+    /// [`rest`].
+    fn from_tensors(
+        mut reader: Reader<'_>,
+        family: &'static Family,
+        raw: Map<String, Value>,
+    ) -> Result<Self> {
+        let config = reader.config;
         let shape = Shape::read(config)?;
-        // Every layer has tensors, so a larger count is nonsense; it is refused before anything is
-        // sized by it.
-        let layers = config.positive("num_hidden_layers")?;
-        if layers > reader.tensors.len() {
-            let what = format!("is {layers}, but there are only {} tensors", reader.tensors.len());
-            return Err(config.error("num_hidden_layers", &what));
-        }
+        let layers = count_layers(config, reader.tensors.len())?;
         let windows = family.attention.window.decode(&config, layers)?;
         let tied = config.bool("tie_word_embeddings")?;
-        let embed = read_embedding(&mut reader, tied, &shape)?;
-        let mtp = mtp::read(&mut reader, layers, &shape)?;
-        let layers = (0..layers)
-            .map(|layer| decoder_layer::read(&mut reader, layer, &shape, windows[layer]))
-            .collect::<Result<Vec<_>>>()?;
-        let final_norm = reader.take(names::FINAL_NORM, &[shape.hidden])?;
-        // transformers 5 keeps a head that a tied checkpoint holds all the same.
-        let head = match tied && !reader.tensors.contains_key(names::HEAD) {
-            true => Head::Tied,
-            false => Head::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden])?),
-        };
-        let rope = shape.heads.rope(config)?;
-        let norm_eps = config.optional_f64("rms_norm_eps")?.filter(|eps| *eps >= 0.0);
-        let norm_eps =
-            norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))?;
-        let quantization = reader.quantization.clone();
-        let extra = rest(reader)?;
-        let Shape { hidden, vocab, heads: Heads { heads, kv_heads, head_dim } } = shape;
-        let config_file = file.to_owned();
+        // The fields stand in the order in which errors are found: Rust evaluates them so.
         Ok(Self {
             family,
             config: raw,
-            config_file,
-            hidden,
-            vocab,
-            heads,
-            kv_heads,
-            head_dim,
-            norm_eps,
-            rope,
-            embed,
-            layers,
-            mtp,
-            final_norm,
-            head,
-            quantization,
-            extra,
+            config_file: config.file.to_owned(),
+            hidden: shape.hidden,
+            vocab: shape.vocab,
+            heads: shape.heads.heads,
+            kv_heads: shape.heads.kv_heads,
+            head_dim: shape.heads.head_dim,
+            embed: read_embedding(&mut reader, tied, &shape)?,
+            mtp: mtp::read(&mut reader, layers, &shape)?,
+            layers: read_layers(&mut reader, &windows, &shape)?,
+            final_norm: reader.take(names::FINAL_NORM, &[shape.hidden])?,
+            head: read_head(&mut reader, tied, &shape)?,
+            rope: shape.heads.rope(config)?,
+            norm_eps: norm_eps(config)?,
+            quantization: reader.quantization.clone(),
+            extra: rest(reader)?,
         })
     }
+}
+
+/// `raw` with its values as what they mean. `verify` refuses what transformers 5 refuses for its
+/// type alone; a pass writes it as what it means.
+fn meant(family: &Family, raw: &Map<String, Value>) -> Map<String, Value> {
+    let mut meant = family.strict.meant(raw);
+    // A list of one number is that number for tokens alone, which nothing here reads.
+    let lists = raw.iter().filter(|(_, value)| value.is_array());
+    meant.extend(lists.map(|(key, value)| (key.clone(), value.clone())));
+    meant
+}
+
+/// The config's number of layers, where there are `tensors` tensors.
+fn count_layers(config: Config<'_>, tensors: usize) -> Result<usize> {
+    let layers = config.positive("num_hidden_layers")?;
+    // Every layer has tensors, so a larger count is nonsense; it is refused before anything is
+    // sized by it.
+    if layers > tensors {
+        let what = format!("is {layers}, but there are only {tensors} tensors");
+        return Err(config.error("num_hidden_layers", &what));
+    }
+    Ok(layers)
+}
+
+/// Reads the decoder layers, each with its window of attention.
+fn read_layers(
+    reader: &mut Reader<'_>,
+    windows: &[Option<usize>],
+    shape: &Shape,
+) -> Result<Vec<Layer>> {
+    let layers = windows.iter().enumerate();
+    layers.map(|(layer, window)| decoder_layer::read(reader, layer, shape, *window)).collect()
+}
+
+fn read_head(reader: &mut Reader<'_>, tied: bool, shape: &Shape) -> Result<Head> {
+    // transformers 5 keeps a head that a tied checkpoint holds all the same.
+    if tied && !reader.tensors.contains_key(names::HEAD) {
+        return Ok(Head::Tied);
+    }
+    Ok(Head::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden])?))
+}
+
+/// ε of the RMS norms.
+fn norm_eps(config: Config<'_>) -> Result<f64> {
+    let norm_eps = config.optional_f64("rms_norm_eps")?.filter(|eps| *eps >= 0.0);
+    norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))
 }
 
 /// An error about `stored`, which is there under another name, too.
@@ -134,7 +159,7 @@ fn twice(what: String, stored: &Stored) -> Error {
 
 /// The name that transformers 5 gives the tensor `name` of `checkpoint`, where it is another one:
 /// `model.` is added where it is missing, as in a model without a head that AutoModel saved, and
-/// taken off where it stands before a whole name. None where both are there.
+/// taken off where it stands before a whole name. `None` where both are there.
 pub fn loaded_name(name: &str, checkpoint: &Checkpoint) -> Option<String> {
     let loaded = match name.strip_prefix(names::MODEL) {
         Some(whole) if whole == names::HEAD || whole.starts_with(names::MODEL) => whole.to_owned(),
@@ -162,38 +187,44 @@ fn family_of(raw: &Map<String, Value>, file: &Path) -> Result<&'static Family> {
 fn check_options(config: Config<'_>) -> Result<()> {
     for (key, values) in &config.family.only {
         if let Some(value) = config.raw.get(key).filter(|v| !v.is_null() && !values.contains(v)) {
-            let supported = values.iter().map(Value::to_string).collect::<Vec<_>>().join(", ");
-            let remedy = match config.family.only_ignored.contains(key) {
-                true => format!(
-                    "transformers ignores this key and computes as for {supported}: if that is what the weights were trained \
-                     for, remove the key"
-                ),
-                false => format!("supported: {supported}"),
-            };
-            return Err(Error::new(Kind::Unsupported, format!("{key} {value} is not supported"))
-                .file(config.file)
-                .remedy(remedy));
+            return Err(other_value(config, key, value));
         }
     }
     if has_layers_of_their_own(config.raw) {
-        return Err(Error::new(
-            Kind::Unsupported,
-            "per_layer_config with keys that differ between layers is not supported",
+        let what = "per_layer_config with keys that differ between layers is not supported";
+        let remedy = "supported: layers that are alike, without per_layer_config";
+        return Err(Error::new(Kind::Unsupported, what).file(config.file).remedy(remedy));
+    }
+    check_activation(config)
+}
+
+/// The error about `value`, which the family's models don't have under `key`.
+fn other_value(config: Config<'_>, key: &str, value: &Value) -> Error {
+    let values = &config.family.only[key];
+    let supported = values.iter().map(Value::to_string).collect::<Vec<_>>().join(", ");
+    let remedy = if config.family.only_ignored.iter().any(|ignored| ignored == key) {
+        format!(
+            "transformers ignores this key and computes as for {supported}: if that is what the weights were trained \
+             for, remove the key"
         )
+    } else {
+        format!("supported: {supported}")
+    };
+    Error::new(Kind::Unsupported, format!("{key} {value} is not supported"))
         .file(config.file)
-        .remedy("supported: layers that are alike, without per_layer_config"));
+        .remedy(remedy)
+}
+
+/// Refuses every activation but SiLU.
+fn check_activation(config: Config<'_>) -> Result<()> {
+    let activation = config.get("hidden_act");
+    if matches!(activation.and_then(Value::as_str), Some("silu" | "swish")) {
+        return Ok(());
     }
-    match config.get("hidden_act").and_then(Value::as_str) {
-        Some("silu" | "swish") => Ok(()),
-        _ => {
-            let said = config
-                .get("hidden_act")
-                .map_or_else(|| "missing".to_owned(), moe_checkpoint::json::shown);
-            Err(Error::new(Kind::Unsupported, format!("hidden_act {said} is not supported"))
-                .file(config.file)
-                .remedy("supported: silu"))
-        }
-    }
+    let said = activation.map_or_else(|| "missing".to_owned(), moe_checkpoint::json::shown);
+    Err(Error::new(Kind::Unsupported, format!("hidden_act {said} is not supported"))
+        .file(config.file)
+        .remedy("supported: silu"))
 }
 
 /// A tied checkpoint may hold the matrix under the head's name only.
@@ -207,17 +238,10 @@ fn read_embedding(reader: &mut Reader<'_>, tied: bool, shape: &Shape) -> Result<
     reader.take(if only_head { names::HEAD } else { names::EMBED }, &[shape.vocab, shape.hidden])
 }
 
-/// Without an embedding: either it is missing, or all tensors have names that no loader
-/// expects.
+/// The error about a missing embedding: either it is missing alone, or all tensors have names that
+/// no loader expects.
 fn other_names(reader: &Reader<'_>) -> Error {
-    let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
-    let seen = reader.tensors.keys().find_map(|name| {
-        let whole = name.strip_suffix(names::EMBED).filter(|prefix| prefix.ends_with('.'));
-        let prefix = whole.or_else(|| name.strip_suffix(bare))?;
-        // A layer for multi-token prediction can have a table of its own.
-        (prefix.ends_with('.') && !prefix.starts_with(names::LAYERS)).then_some((name, prefix))
-    });
-    let Some((name, prefix)) = seen else {
+    let Some((name, prefix)) = prefixed_embedding(reader) else {
         let first: Vec<&str> = reader.tensors.keys().take(3).map(String::as_str).collect();
         let what = format!(
             "a tensor that the config calls for is missing; what is there begins with {}",
@@ -231,7 +255,28 @@ fn other_names(reader: &Reader<'_>) -> Error {
     let what = format!(
         "names of tensors have {prefix:?} in front, as in {name}: loaders find none of them and start at random"
     );
-    let saved = match prefix {
+    Error::new(Kind::Unsupported, what).tensor(names::EMBED).file(reader.config.file).remedy(format!(
+        "{saved}; or take {prefix:?} out of all names, in the index too: with safetensors.torch, \
+         save_file({{k.removeprefix({prefix:?}): v for k, v in load_file(F).items()}}, F, {{\"format\": \"pt\"}})",
+        saved = saved_from(prefix)
+    ))
+}
+
+/// The first embedding whose name has a prefix in front, and the prefix.
+fn prefixed_embedding<'a>(reader: &'a Reader<'_>) -> Option<(&'a str, &'a str)> {
+    let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
+    reader.tensors.keys().find_map(|name| {
+        let whole = name.strip_suffix(names::EMBED).filter(|prefix| prefix.ends_with('.'));
+        let prefix = whole.or_else(|| name.strip_suffix(bare))?;
+        // A layer for multi-token prediction can have a table of its own.
+        let is_prefix = prefix.ends_with('.') && !prefix.starts_with(names::LAYERS);
+        is_prefix.then_some((name.as_str(), prefix))
+    })
+}
+
+/// What a checkpoint whose names begin with `prefix` was saved from, and what to save instead.
+fn saved_from(prefix: &str) -> &'static str {
+    match prefix {
         "module." => {
             "it was saved out of a DataParallel or DeepSpeed wrapper: save model.module instead"
         }
@@ -240,14 +285,11 @@ fn other_names(reader: &Reader<'_>) -> Error {
             "it was saved out of PEFT: save what merge_and_unload returns instead"
         }
         _ => "save the language model inside of it instead",
-    };
-    Error::new(Kind::Unsupported, what).tensor(names::EMBED).file(reader.config.file).remedy(format!(
-        "{saved}; or take {prefix:?} out of all names, in the index too: with safetensors.torch, \
-         save_file({{k.removeprefix({prefix:?}): v for k, v in load_file(F).items()}}, F, {{\"format\": \"pt\"}})"
-    ))
+    }
 }
 
-/// What nobody took: carried, unless it lies in a layer, where it would mean something.
+/// The tensors that nobody took: they are carried, unless one lies in a layer, where it would mean
+/// something.
 fn rest(reader: Reader<'_>) -> Result<BTreeMap<String, Weight>> {
     let mut rest = reader.tensors;
     rest.retain(|name, _| !is_computed(name));

@@ -10,7 +10,7 @@ use crate::rope;
 
 /// Names of torch's types that transformers can load a model in.
 const DTYPES: [&str; 7] = ["float32", "float16", "bfloat16", "float64", "float", "half", "double"];
-/// The keys that say it, of transformers 5 and of those before.
+/// The keys that name it: transformers 5 writes the first, versions before it the second.
 pub(crate) const DTYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
 
 /// Kinds of attention that transformers 5.23 takes in `layer_types` of any family
@@ -39,58 +39,81 @@ impl Model {
     /// What transformers 5 refuses of this model's config (`golden/loaders/verdicts.py`), a
     /// sentence each.
     pub fn refused_config(&self) -> Vec<String> {
-        let config = &self.config;
-        let mut refused = self.family.strict.refused(config);
-        let said = |key: &str| config.get(key).map(shown).unwrap_or_default();
+        let mut refused = self.family.strict.refused(&self.config);
         refused.extend(self.refused_counts());
+        refused.extend(self.refused_dtype());
+        refused.extend(self.refused_padding());
+        refused.extend(self.refused_layer_types());
+        refused.extend(base_config::refused(&self.config).into_iter().map(|(key, wanted)| {
+            format!("config.json says {key} {}, where transformers wants {wanted}", self.said(key))
+        }));
+        refused.extend(self.refused_attribute_map());
+        refused.extend(self.family.attention.window.refused(&self.config));
+        refused.extend(self.refused_head_dim());
+        refused.extend(self.refused_method());
+        refused.extend(self.refused_nulls());
+        refused.extend(rope::refused(&self.config));
+        refused.extend(self.refused_yarn());
+        refused
+    }
+
+    /// The value of `key` in the config, as a sentence says it.
+    fn said(&self, key: &str) -> String {
+        self.config.get(key).map(shown).unwrap_or_default()
+    }
+
+    fn refused_dtype(&self) -> Option<String> {
         // The older key is read where the newer one isn't there.
-        let dtype = DTYPE_KEYS
-            .into_iter()
-            .find(|key| config.get(*key).is_some_and(|value| !value.is_null()));
-        if let Some(key) = dtype.filter(|key| !is_dtype(&config[*key])) {
-            let what = format!(
-                "config.json says {key} {}, which is not a type that transformers loads",
-                said(key)
-            );
-            refused.push(format!("{what}: it has float32, float16 and bfloat16"));
-        }
-        if !has_padding(config, self.vocab) {
-            refused.push(format!(
+        let is_there = |key: &&str| self.config.get(*key).is_some_and(|value| !value.is_null());
+        let key = DTYPE_KEYS.into_iter().find(is_there)?;
+        (!is_dtype(&self.config[key])).then(|| {
+            format!(
+                "config.json says {key} {}, which is not a type that transformers loads: it has float32, float16 and \
+                 bfloat16",
+                self.said(key)
+            )
+        })
+    }
+
+    fn refused_padding(&self) -> Option<String> {
+        (!has_padding(&self.config, self.vocab)).then(|| {
+            format!(
                 "pad_token_id {} has no place in a vocabulary of {}: transformers refuses it",
-                said("pad_token_id"),
+                self.said("pad_token_id"),
                 self.vocab
-            ));
-        }
-        if config
-            .get("layer_types")
-            .is_some_and(|types| !types.is_null() && !has_types(types, self.layers.len()))
-        {
-            refused.push(format!(
+            )
+        })
+    }
+
+    fn refused_layer_types(&self) -> Option<String> {
+        let types = self.config.get("layer_types").filter(|types| !types.is_null())?;
+        (!has_types(types, self.layers.len())).then(|| {
+            format!(
                 "config.json says layer_types {}, where transformers 5 wants a kind of attention for each of {} layers",
-                said("layer_types"),
+                self.said("layer_types"),
                 self.layers.len()
-            ));
-        }
-        for (key, wanted) in base_config::refused(config) {
-            refused.push(format!(
-                "config.json says {key} {}, where transformers wants {wanted}",
-                said(key)
-            ));
-        }
-        if self.needs_attribute_map() {
-            refused.push(format!(
+            )
+        })
+    }
+
+    fn refused_attribute_map(&self) -> Option<String> {
+        self.needs_attribute_map().then(|| {
+            format!(
                 "config.json says {ATTRIBUTE_MAP_KEY} {}, in the place of the map by which transformers finds the number of \
                  experts",
-                said(ATTRIBUTE_MAP_KEY)
-            ));
-        }
-        refused.extend(self.family.attention.window.refused(config));
-        if let Some(width) =
-            self.rotary_head().filter(|width| !is_count(config.get("head_dim"), *width))
-        {
+                self.said(ATTRIBUTE_MAP_KEY)
+            )
+        })
+    }
+
+    /// A `head_dim` of another width than what rotates, and one that is null.
+    fn refused_head_dim(&self) -> Vec<String> {
+        let mut refused = Vec::new();
+        let width = self.rotary_head();
+        if let Some(width) = width.filter(|width| !is_count(self.config.get("head_dim"), *width)) {
             refused.push(format!(
                 "config.json says head_dim {}, which transformers makes tables for, where {width} dimensions rotate",
-                said("head_dim")
+                self.said("head_dim")
             ));
         }
         if self.has_null_head() {
@@ -99,26 +122,31 @@ impl Model {
                     .to_owned(),
             );
         }
-        if let Some(key) = self.null_method() {
-            refused.push(format!(
-                "config.json says {key} null, where transformers wants a way of choosing experts"
-            ));
-        }
-        for key in
-            self.family.never_null.iter().filter(|key| config.get(*key).is_some_and(Value::is_null))
-        {
-            refused.push(format!(
-                "config.json says {key} null, where transformers computes with a number"
-            ));
-        }
-        refused.extend(rope::refused(config));
-        let needed = self.family.yarn_needs.as_ref().filter(|_| rope::is_yarn(config));
-        if let Some(key) = needed.filter(|key| config.get(*key).is_none_or(Value::is_null)) {
-            refused.push(format!(
-                "config.json has no {key}, without which transformers can't compute yarn in this family"
-            ));
-        }
         refused
+    }
+
+    fn refused_method(&self) -> Option<String> {
+        let key = self.null_method()?;
+        Some(format!(
+            "config.json says {key} null, where transformers wants a way of choosing experts"
+        ))
+    }
+
+    /// Keys that are null, though transformers computes with their numbers.
+    fn refused_nulls(&self) -> impl Iterator<Item = String> {
+        let is_null = |key: &&String| self.config.get(*key).is_some_and(Value::is_null);
+        self.family.never_null.iter().filter(is_null).map(|key| {
+            format!("config.json says {key} null, where transformers computes with a number")
+        })
+    }
+
+    fn refused_yarn(&self) -> Option<String> {
+        let key = self.family.yarn_needs.as_ref().filter(|_| rope::is_yarn(&self.config))?;
+        self.config.get(key).is_none_or(Value::is_null).then(|| {
+            format!(
+                "config.json has no {key}, without which transformers can't compute yarn in this family"
+            )
+        })
     }
 
     /// Counts of experts that are null, or differ.

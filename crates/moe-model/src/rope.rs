@@ -1,6 +1,9 @@
 //! Rotary position embeddings: parameters in both spellings, and inverse frequencies.
 //!
-//! Formulas as in transformers' `modeling_rope_utils.py`; YaRN is Peng et al. 2309.00071.
+//! The formulas are those of transformers' `modeling_rope_utils.py`; YaRN is Peng et al.
+//! 2309.00071.
+
+use std::f64::consts::PI;
 
 use moe_checkpoint::json::is_true;
 use serde_json::{Map, Value, json};
@@ -10,20 +13,24 @@ use crate::{Error, Kind, Result};
 
 /// The older key of what frequencies are stretched by.
 const SCALING: &str = "rope_scaling";
+/// The key of transformers 5, which has the base wavelength as well.
+const PARAMETERS: &str = "rope_parameters";
+/// The key of the part of a head's dimensions that rotates.
+const PARTIAL: &str = "partial_rotary_factor";
 
 /// How frequencies are stretched beyond the pretraining context.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// They are not.
     Default,
     /// Every frequency is divided by `factor`.
     Linear {
-        /// Stretch.
+        /// How many times the context is stretched.
         factor: f64,
     },
     /// Llama 3: long wavelengths are divided by `factor`, with a smooth transition.
     Llama3 {
-        /// Stretch.
+        /// How many times the context is stretched.
         factor: f64,
         /// Wavelengths above `original / low` are stretched.
         low: f64,
@@ -32,9 +39,9 @@ pub enum RopeScaling {
         /// Pretraining context in tokens.
         original: f64,
     },
-    /// YaRN.
+    /// YaRN: dimensions that turn slowly are stretched, with a smooth transition.
     Yarn {
-        /// Stretch.
+        /// How many times the context is stretched.
         factor: f64,
         /// Multiplies cos and sin.
         attention_factor: f64,
@@ -49,17 +56,46 @@ pub enum RopeScaling {
     },
 }
 
+impl RopeScaling {
+    /// Its name in a config.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Linear { .. } => "linear",
+            Self::Llama3 { .. } => "llama3",
+            Self::Yarn { .. } => "yarn",
+        }
+    }
+
+    fn factor(&self) -> Option<f64> {
+        match self {
+            Self::Default => None,
+            Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. } => {
+                Some(*factor)
+            }
+        }
+    }
+
+    /// The pretraining context in tokens, where frequencies depend on it.
+    fn original(&self) -> Option<f64> {
+        match self {
+            Self::Default | Self::Linear { .. } => None,
+            Self::Llama3 { original, .. } | Self::Yarn { original, .. } => Some(*original),
+        }
+    }
+}
+
 /// Rotary position embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Base wavelength.
     pub theta: f64,
-    /// How many dimensions are rotated: those in front, of a head (or of its rotary part, where
-    /// attention is latent).
+    /// The number of dimensions that are rotated: the first ones of a head (or of its rotary part,
+    /// where attention is latent).
     pub dims: usize,
     /// Whether neighbouring dimensions are rotated together, rather than i and i + dims / 2.
     pub interleaved: bool,
-    /// Stretching.
+    /// How frequencies are stretched.
     pub scaling: RopeScaling,
 }
 
@@ -90,7 +126,7 @@ impl<'a> Keys<'a> {
             Some(_) => Err(config.error(key, "is not an object")),
         };
         // As in transformers: the older key wins where both are there.
-        let parameters = object(SCALING)?.or(object("rope_parameters")?);
+        let parameters = object(SCALING)?.or(object(PARAMETERS)?);
         Ok(Self { config, parameters })
     }
 
@@ -117,6 +153,11 @@ impl<'a> Keys<'a> {
                 )),
             },
         }
+    }
+
+    /// The number under `key`; 0 counts as none.
+    fn nonzero(&self, key: &str) -> Result<Option<f64>> {
+        Ok(self.number(key)?.filter(|x| *x != 0.0))
     }
 
     fn positive(&self, key: &str) -> Result<f64> {
@@ -172,7 +213,7 @@ impl Rope {
     /// What yarn's `mscale_all_dim` makes of the scale of latent attention's scores (DeepSeek-V2).
     pub(crate) fn score_factor(config: Config<'_>) -> Result<f64> {
         let keys = Keys::of(config)?;
-        let Some(all) = keys.number("mscale_all_dim")?.filter(|m| *m != 0.0) else {
+        let Some(all) = keys.nonzero("mscale_all_dim")? else {
             return Ok(1.0);
         };
         match keys.kind()? {
@@ -185,73 +226,57 @@ impl Rope {
     ///
     /// `width` is that of what may be rotated, where the family may rotate a part of it.
     pub(crate) fn encode(&self, width: Option<usize>, raw: &mut Map<String, Value>) {
-        let filled =
-            |key: &str| raw.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
-        let existing = filled("rope_scaling").or(filled("rope_parameters"));
+        let existing = filled(raw, SCALING).or(filled(raw, PARAMETERS));
         let mut parameters = existing.cloned().unwrap_or_default();
         parameters.retain(|_, value| !value.is_null());
-        let kind = match self.scaling {
-            RopeScaling::Default => "default",
-            RopeScaling::Linear { .. } => "linear",
-            RopeScaling::Llama3 { .. } => "llama3",
-            RopeScaling::Yarn { .. } => "yarn",
-        };
         parameters.remove("type");
-        parameters.insert("rope_type".into(), json!(kind));
+        parameters.insert("rope_type".into(), json!(self.scaling.kind()));
         // Older loaders neither look for these at the top level nor compute them.
-        if let RopeScaling::Linear { factor }
-        | RopeScaling::Llama3 { factor, .. }
-        | RopeScaling::Yarn { factor, .. } = self.scaling
-        {
+        if let Some(factor) = self.scaling.factor() {
             parameters.insert("factor".into(), json!(factor));
         }
-        if let RopeScaling::Llama3 { original, .. } | RopeScaling::Yarn { original, .. } =
-            self.scaling
-        {
+        if let Some(original) = self.scaling.original() {
             parameters.insert("original_max_position_embeddings".into(), json!(original as u64));
         }
         if let Some(width) = width {
-            let said = parameters.get(PARTIAL).or(raw.get(PARTIAL)).and_then(Value::as_f64);
-            let is_right = |factor: &f64| (width as f64 * factor) as usize == self.dims;
-            let factor = said.filter(is_right).unwrap_or(self.dims as f64 / width as f64);
+            let factor = self.partial_factor(width, parameters.get(PARTIAL).or(raw.get(PARTIAL)));
             parameters.insert(PARTIAL.into(), json!(factor));
             raw.insert(PARTIAL.into(), json!(factor));
         }
+        self.encode_parameters(parameters, raw);
+    }
+
+    /// The part of `width` that rotates: as the config `said` it, where that is right.
+    fn partial_factor(&self, width: usize, said: Option<&Value>) -> f64 {
+        let is_right = |factor: &f64| (width as f64 * factor) as usize == self.dims;
+        let said = said.and_then(Value::as_f64).filter(is_right);
+        said.unwrap_or(self.dims as f64 / width as f64)
+    }
+
+    /// Writes `parameters` in both spellings.
+    fn encode_parameters(&self, mut parameters: Map<String, Value>, raw: &mut Map<String, Value>) {
         let mut scaling = parameters.clone();
         parameters.insert("rope_theta".into(), json!(self.theta));
         scaling.remove("rope_theta");
         raw.insert("rope_theta".into(), json!(self.theta));
-        raw.insert("rope_parameters".into(), Value::Object(parameters));
+        raw.insert(PARAMETERS.into(), Value::Object(parameters));
         // A rope_scaling of the default type makes 4.x validators complain, so it stays out.
-        if kind == "default" {
-            raw.remove("rope_scaling");
+        if self.scaling == RopeScaling::Default {
+            raw.remove(SCALING);
         } else {
-            raw.insert("rope_scaling".into(), Value::Object(scaling));
+            raw.insert(SCALING.into(), Value::Object(scaling));
         }
     }
 
     /// Inverse frequencies `[dims / 2]` in radians per token, and the factor on cos and sin.
     pub fn inverse_frequencies(&self) -> (Vec<f64>, f64) {
-        use std::f64::consts::PI;
-        let head_dim = self.dims;
-        let plain = |i: usize| self.theta.powf(-((2 * i) as f64) / head_dim as f64);
-        let half = head_dim / 2;
+        let plain =
+            (0..self.dims / 2).map(|i| self.theta.powf(-((2 * i) as f64) / self.dims as f64));
         match self.scaling {
-            RopeScaling::Default => ((0..half).map(plain).collect(), 1.0),
-            RopeScaling::Linear { factor } => ((0..half).map(|i| plain(i) / factor).collect(), 1.0),
+            RopeScaling::Default => (plain.collect(), 1.0),
+            RopeScaling::Linear { factor } => (plain.map(|f| f / factor).collect(), 1.0),
             RopeScaling::Llama3 { factor, low, high, original } => {
-                let stretch = |f: f64| {
-                    let wavelength = 2.0 * PI / f;
-                    if wavelength < original / high {
-                        f
-                    } else if wavelength > original / low {
-                        f / factor
-                    } else {
-                        let smooth = (original / wavelength - low) / (high - low);
-                        (1.0 - smooth) * f / factor + smooth * f
-                    }
-                };
-                ((0..half).map(|i| stretch(plain(i))).collect(), 1.0)
+                (plain.map(|f| llama3(f, factor, [low, high], original)).collect(), 1.0)
             }
             RopeScaling::Yarn {
                 factor,
@@ -261,38 +286,59 @@ impl Rope {
                 truncate,
                 original,
             } => {
-                // The dimension that makes `rotations` turns over the pretraining context.
-                let dimension = |rotations: f64| {
-                    head_dim as f64 * (original / (rotations * 2.0 * PI)).ln()
-                        / (2.0 * self.theta.ln())
-                };
-                let (mut first, mut last) = (dimension(beta_fast), dimension(beta_slow));
-                if truncate {
-                    (first, last) = (first.floor(), last.ceil());
-                }
-                let (first, mut last) = (first.max(0.0), last.min(head_dim as f64 - 1.0));
-                if first == last {
-                    last += 0.001;
-                }
-                let blend = |i: usize| {
-                    let stretched = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
-                    plain(i) / factor * stretched + plain(i) * (1.0 - stretched)
-                };
-                ((0..half).map(blend).collect(), attention_factor)
+                let dimensions = [beta_fast, beta_slow].map(|beta| self.dimension(beta, original));
+                let borders = yarn_borders(dimensions, truncate, self.dims);
+                let blended = plain.enumerate().map(|(i, f)| yarn(f, factor, i, borders));
+                (blended.collect(), attention_factor)
             }
         }
     }
+
+    /// The dimension that makes `rotations` turns over the pretraining context of `original`
+    /// tokens.
+    fn dimension(&self, rotations: f64, original: f64) -> f64 {
+        self.dims as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+    }
+}
+
+/// Llama 3's frequency in place of `f`: low and high count wavelengths in the `original` context.
+fn llama3(f: f64, factor: f64, [low, high]: [f64; 2], original: f64) -> f64 {
+    let wavelength = 2.0 * PI / f;
+    if wavelength < original / high {
+        return f;
+    }
+    if wavelength > original / low {
+        return f / factor;
+    }
+    let smooth = (original / wavelength - low) / (high - low);
+    (1.0 - smooth) * f / factor + smooth * f
+}
+
+/// The first dimension that YaRN stretches, and the first that it stretches wholly, of `dims`.
+fn yarn_borders([first, last]: [f64; 2], truncate: bool, dims: usize) -> [f64; 2] {
+    let (first, last) = if truncate { (first.floor(), last.ceil()) } else { (first, last) };
+    let (first, last) = (first.max(0.0), last.min(dims as f64 - 1.0));
+    // The two must differ: the ramp between them divides by their distance.
+    [first, if first == last { last + 0.001 } else { last }]
+}
+
+/// YaRN's frequency in place of `f`, which is that of the dimensions `i`.
+fn yarn(f: f64, factor: f64, i: usize, [first, last]: [f64; 2]) -> f64 {
+    let stretched = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
+    f / factor * stretched + f * (1.0 - stretched)
+}
+
+/// The object under `key` of `config`, where it has keys.
+fn filled<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a Map<String, Value>> {
+    config.get(key)?.as_object().filter(|keys| !keys.is_empty())
 }
 
 /// What transformers 5 refuses of the rotary parameters that it reads, where this program needs no
 /// such value.
 pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
-    let filled = |key: &'static str| {
-        Some((key, config.get(key)?.as_object().filter(|keys| !keys.is_empty())?))
-    };
-    let Some((place, keys)) = filled("rope_scaling").or_else(|| filled("rope_parameters")) else {
-        return Vec::new();
-    };
+    let mut places = [SCALING, PARAMETERS].into_iter();
+    let found = places.find_map(|place| Some((place, filled(config, place)?)));
+    let Some((place, keys)) = found else { return Vec::new() };
     let is_null = |key: &str| keys.get(key).is_some_and(Value::is_null);
     let mut refused = Vec::new();
     for key in
@@ -313,7 +359,7 @@ pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
 
 /// Whether the config has positions stretched by YaRN.
 pub(crate) fn is_yarn(config: &Map<String, Value>) -> bool {
-    let places = ["rope_scaling", "rope_parameters"].into_iter().filter_map(|key| config.get(key));
+    let places = [SCALING, PARAMETERS].into_iter().filter_map(|key| config.get(key));
     let mut kinds = places.filter_map(|keys| keys.get("rope_type").or(keys.get("type")));
     kinds.any(|kind| kind == "yarn")
 }
@@ -347,7 +393,17 @@ fn rotated(keys: &Keys<'_>, shape: RopeShape) -> Result<usize> {
     Ok(dims)
 }
 
-const PARTIAL: &str = "partial_rotary_factor";
+/// What YaRN multiplies cos and sin by.
+fn attention_factor(keys: &Keys<'_>, factor: f64) -> Result<f64> {
+    let given = keys.number("attention_factor")?;
+    let of_rotary = keys.nonzero("mscale")?;
+    let of_scores = keys.nonzero("mscale_all_dim")?;
+    Ok(match (given, of_rotary, of_scores) {
+        (Some(given), _, _) => given,
+        (None, Some(m), Some(all)) => mscale(factor, m) / mscale(factor, all),
+        _ => mscale(factor, 1.0),
+    })
+}
 
 fn decode_yarn(keys: &Keys<'_>) -> Result<RopeScaling> {
     let original = keys.original()?;
@@ -355,19 +411,11 @@ fn decode_yarn(keys: &Keys<'_>) -> Result<RopeScaling> {
         Some(_) => keys.positive("factor")?,
         None => keys.config.optional_f64("max_position_embeddings")?.unwrap_or(original) / original,
     };
-    let nonzero = |key: &str| Ok::<_, Error>(keys.number(key)?.filter(|x| *x != 0.0));
-    let mscale = |m: f64| mscale(factor, m);
-    let attention_factor =
-        match (keys.number("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
-            (Some(given), _, _) => given,
-            (None, Some(m), Some(all)) => mscale(m) / mscale(all),
-            _ => mscale(1.0),
-        };
     Ok(RopeScaling::Yarn {
         factor,
-        attention_factor,
-        beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
-        beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
+        attention_factor: attention_factor(keys, factor)?,
+        beta_fast: keys.nonzero("beta_fast")?.unwrap_or(32.0),
+        beta_slow: keys.nonzero("beta_slow")?.unwrap_or(1.0),
         // A null counts as false there, a missing key as true.
         truncate: keys
             .parameters

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::codec::Config;
+use crate::family::LatentRule;
 use crate::rope::{Rope, RopeShape};
 
 /// What tensors' shapes follow from.
@@ -36,27 +37,17 @@ impl Heads {
         let kv_heads = config.optional_usize("num_key_value_heads")?.unwrap_or(heads);
         let rule = &config.family.attention;
         if let Some(latent) = &rule.latent {
-            if kv_heads != heads {
-                return Err(config.error(
-                    "num_key_value_heads",
-                    &format!("is {kv_heads}, but there are {heads} heads"),
-                ));
-            }
-            let head_dim = config.usize(&latent.nope)? + config.positive(&latent.rope)?;
+            let head_dim = latent_head_dim(config, latent, [heads, kv_heads])?;
             return Ok(Self { heads, kv_heads, head_dim });
         }
         let head_dim = config.optional_usize("head_dim")?.unwrap_or(hidden / heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(config.error(
-                "num_key_value_heads",
-                &format!("is {kv_heads}, which doesn't divide {heads} heads"),
-            ));
+            let what = format!("is {kv_heads}, which doesn't divide {heads} heads");
+            return Err(config.error("num_key_value_heads", &what));
         }
         if head_dim == 0 || (head_dim % 2 == 1 && !rule.partial_rotary) {
-            return Err(config.error(
-                "head_dim",
-                &format!("is {head_dim}; rotary embeddings need an even number"),
-            ));
+            let what = format!("is {head_dim}; rotary embeddings need an even number");
+            return Err(config.error("head_dim", &what));
         }
         Ok(Self { heads, kv_heads, head_dim })
     }
@@ -74,4 +65,17 @@ impl Heads {
         };
         Rope::decode(config, shape)
     }
+}
+
+/// The width of queries and keys of latent attention, which has as many of either.
+fn latent_head_dim(
+    config: Config<'_>,
+    rule: &LatentRule,
+    [heads, kv_heads]: [usize; 2],
+) -> Result<usize> {
+    if kv_heads != heads {
+        let what = format!("is {kv_heads}, but there are {heads} heads");
+        return Err(config.error("num_key_value_heads", &what));
+    }
+    Ok(config.usize(&rule.nope)? + config.positive(&rule.rope)?)
 }

@@ -62,30 +62,14 @@ impl JsonType {
 
     /// What `value` means as a value of this type, if it can mean only one.
     fn of(self, value: &Value) -> Option<Value> {
-        let number = || {
-            value
-                .as_f64()
-                .or_else(|| value.as_str()?.trim().parse().ok())
-                .filter(|x: &f64| x.is_finite())
-        };
         match self {
-            Self::Float => number().map(Value::from),
-            Self::Bool => match number()? {
+            Self::Float => finite(value).map(Value::from),
+            Self::Bool => match finite(value)? {
                 0.0 => Some(false.into()),
                 1.0 => Some(true.into()),
                 _ => None,
             },
-            Self::Int => {
-                const EXACT: f64 = (1_u64 << 53) as f64;
-                let single = value
-                    .as_array()
-                    .filter(|list| list.len() == 1)
-                    .and_then(|list| list[0].as_i64());
-                let whole = number().filter(|x| x.fract() == 0.0 && x.abs() < EXACT);
-                // To Python, true is 1.
-                let truth = value.as_bool().map(i64::from);
-                single.or(whole.map(|x| x as i64)).or(truth).map(Value::from)
-            }
+            Self::Int => whole(value).map(Value::from),
             Self::Ints => {
                 let list: Option<Vec<Value>> =
                     value.as_array()?.iter().map(|value| Self::Int.of(value)).collect();
@@ -94,6 +78,22 @@ impl JsonType {
             Self::Null => None,
         }
     }
+}
+
+/// The finite number that `value` is, or spells.
+fn finite(value: &Value) -> Option<f64> {
+    let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+    number.filter(|x: &f64| x.is_finite())
+}
+
+/// The whole number that `value` means, as an f64 holds it exactly.
+fn whole(value: &Value) -> Option<i64> {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    let single = value.as_array().filter(|list| list.len() == 1).and_then(|list| list[0].as_i64());
+    let whole = finite(value).filter(|x| x.fract() == 0.0 && x.abs() < EXACT);
+    // To Python, true is 1.
+    let truth = value.as_bool().map(i64::from);
+    single.or(whole.map(|x| x as i64)).or(truth)
 }
 
 impl Strict {

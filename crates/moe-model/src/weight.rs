@@ -50,14 +50,14 @@ pub enum Encoding {
 pub struct Packed {
     /// Where a code lies.
     pub packing: Packing,
-    /// Their width, groups and symmetry.
+    /// Their bit width, groups and symmetry.
     pub integers: Integers,
     /// A scale for each group: `[rows, groups]`, or `[groups, rows]` in GPTQ's layout.
     pub scale: Weight,
-    /// Packed zero points, where there are some.
+    /// The packed zero points; `None` where the layout stores none, since codes are symmetric.
     pub zero: Option<Weight>,
-    /// What a layout has beside these: the shape in compressed-tensors', the group of each column
-    /// in GPTQ's.
+    /// What a layout has beside these: compressed-tensors' has the shape, GPTQ's the group of each
+    /// column.
     pub beside: Weight,
 }
 
@@ -135,7 +135,7 @@ impl Weight {
         Self { dtype, shape: shape.to_vec(), source, encoding: Encoding::Plain }
     }
 
-    /// The same codes with a scale for each block.
+    /// The weight whose elements are codes, with a scale for each block.
     #[must_use]
     pub fn in_blocks(self, scale: Weight, block: [usize; 2]) -> Self {
         Self { encoding: Encoding::Blocks { scale: Arc::new(scale), block }, ..self }
@@ -159,7 +159,7 @@ impl Weight {
         &self.encoding
     }
 
-    /// The same, as a config says it; none for plain elements.
+    /// The scheme by which a config says how its elements become values; `None` for plain elements.
     pub fn scheme(&self) -> Option<Scheme> {
         match &self.encoding {
             Encoding::Plain => None,
@@ -178,7 +178,7 @@ impl Weight {
         }
     }
 
-    /// Element type: of the codes, where it is quantized.
+    /// Element type; that of the codes, where the weight is quantized.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -271,7 +271,7 @@ impl Weight {
         }
     }
 
-    /// All bytes, into `buffer`, which has room for just these.
+    /// Reads all bytes into `buffer`, which has room for just these.
     ///
     /// # Errors
     /// As for [`Weight::read`].

@@ -11,12 +11,8 @@ use crate::family::WindowRule;
 impl WindowRule {
     /// The window of each of `layers` layers.
     pub(crate) fn decode(self, config: &Config<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
-        let enabled = match self {
-            WindowRule::None => false,
-            WindowRule::EveryLayer | WindowRule::EveryUnlessListed => true,
-            _ => config.bool("use_sliding_window")?,
-        };
-        let has_window = enabled && config.get(WINDOW).is_some_and(|window| !window.is_null());
+        let has_window =
+            self.is_enabled(config)? && config.get(WINDOW).is_some_and(|window| !window.is_null());
         // The list counts where there is no window, too: loaders refuse it, or attend to all
         // tokens, future ones, too.
         let types =
@@ -36,11 +32,17 @@ impl WindowRule {
                 .error(LAYER_TYPES, what)
                 .remedy("set the window, or write full_attention"));
         }
-        let window = match config.usize(WINDOW)? {
-            0 => return Err(config.error(WINDOW, "is 0; null stands for no window")),
-            window => window,
-        };
+        let window = width(config)?;
         Ok(slides.into_iter().map(|slides| slides.then_some(window)).collect())
+    }
+
+    /// Whether the config switches its window on, if it has one.
+    fn is_enabled(self, config: &Config<'_>) -> Result<bool> {
+        match self {
+            WindowRule::None => Ok(false),
+            WindowRule::EveryLayer | WindowRule::EveryUnlessListed => Ok(true),
+            _ => config.bool("use_sliding_window"),
+        }
     }
 
     /// Which layers have the window, where no list says it.
@@ -66,10 +68,9 @@ impl WindowRule {
         let refused = match self {
             // Caches read it in families without windows, too.
             WindowRule::None => {
-                let window = window.filter(|window| !is_window(window))?;
+                let said = window.filter(|window| !is_window(window)).map(shown)?;
                 format!(
-                    "{WINDOW} {}, where transformers wants a positive whole number, or null",
-                    shown(window)
+                    "{WINDOW} {said}, where transformers wants a positive whole number, or null"
                 )
             }
             WindowRule::EveryUnlessListed if is_null && config.contains_key(LAYER_TYPES) => {
@@ -77,11 +78,7 @@ impl WindowRule {
                     "{LAYER_TYPES} and {WINDOW} null, at which transformers looks for a window: remove {LAYER_TYPES}"
                 )
             }
-            WindowRule::AlternateLayers
-                if is_null
-                    && config.get("use_sliding_window") == Some(&Value::Bool(true))
-                    && config.get(LAYER_TYPES).is_none_or(Value::is_null) =>
-            {
+            WindowRule::AlternateLayers if is_null && is_switched_on_unlisted(config) => {
                 format!(
                     "use_sliding_window true and {WINDOW} null, where transformers 5 wants a number"
                 )
@@ -104,41 +101,11 @@ impl WindowRule {
         windows: &[Option<usize>],
         raw: &mut Map<String, Value>,
     ) -> Result<()> {
-        let widest = windows.iter().flatten().max().copied();
-        let uniform = windows.iter().all(|w| *w == widest);
-        match (self, widest) {
-            (WindowRule::None, None) => {
-                // Caches of loaders read it whatever the family.
-                raw.remove(WINDOW);
-            }
-            (WindowRule::None, Some(_)) => return Err(cannot("a sliding window")),
-            (WindowRule::EveryLayer | WindowRule::IfEnabled, _) if !uniform => {
-                return Err(cannot("a sliding window in some layers only"));
-            }
-            (WindowRule::EveryLayer | WindowRule::EveryUnlessListed, window) => {
-                raw.insert(WINDOW.into(), json!(window));
-            }
-            (_, None) => {
-                raw.insert("use_sliding_window".into(), json!(false));
-                // A width that nothing reads stays, but where its type alone stops a loader.
-                if raw
-                    .get(WINDOW)
-                    .is_some_and(|window| window.as_f64().is_none() && !window.is_null())
-                {
-                    raw.remove(WINDOW);
-                }
-            }
-            (_, Some(window)) => {
-                if windows.iter().flatten().any(|w| *w != window) {
-                    return Err(cannot("sliding windows of several widths"));
-                }
-                raw.insert("use_sliding_window".into(), json!(true));
-                raw.insert(WINDOW.into(), json!(window));
-            }
-        }
+        self.encode_width(windows, raw)?;
         // Two of the rules read the same keys differently; the list means the same to both. Where
         // it isn't needed in the third, it is a sign of another family to loaders.
-        if self.reads_layer_types() && !(self == WindowRule::EveryUnlessListed && uniform) {
+        let needs_list = self != WindowRule::EveryUnlessListed || !is_uniform(windows);
+        if self.reads_layer_types() && needs_list {
             let types: Vec<_> =
                 windows.iter().map(|w| if w.is_some() { SLIDING } else { FULL }).collect();
             raw.insert(LAYER_TYPES.into(), json!(types));
@@ -146,6 +113,60 @@ impl WindowRule {
             raw.remove(LAYER_TYPES);
         }
         Ok(())
+    }
+
+    /// Writes the window that some layers have, if one of them does.
+    fn encode_width(self, windows: &[Option<usize>], raw: &mut Map<String, Value>) -> Result<()> {
+        match (self, windows.iter().flatten().max()) {
+            (WindowRule::None, None) => {
+                // Caches of loaders read it whatever the family.
+                raw.remove(WINDOW);
+            }
+            (WindowRule::None, Some(_)) => return Err(cannot("a sliding window")),
+            (WindowRule::EveryLayer | WindowRule::IfEnabled, _) if !is_uniform(windows) => {
+                return Err(cannot("a sliding window in some layers only"));
+            }
+            (WindowRule::EveryLayer | WindowRule::EveryUnlessListed, window) => {
+                raw.insert(WINDOW.into(), json!(window));
+            }
+            (_, None) => switch_off(raw),
+            (_, Some(window)) => {
+                if windows.iter().flatten().any(|w| w != window) {
+                    return Err(cannot("sliding windows of several widths"));
+                }
+                raw.insert("use_sliding_window".into(), json!(true));
+                raw.insert(WINDOW.into(), json!(window));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether all layers have the same window, or none has one.
+fn is_uniform(windows: &[Option<usize>]) -> bool {
+    windows.windows(2).all(|pair| pair[0] == pair[1])
+}
+
+/// Writes that layers have no window.
+fn switch_off(raw: &mut Map<String, Value>) {
+    raw.insert("use_sliding_window".into(), json!(false));
+    // A width that nothing reads stays, but where its type alone stops a loader.
+    if raw.get(WINDOW).is_some_and(|window| window.as_f64().is_none() && !window.is_null()) {
+        raw.remove(WINDOW);
+    }
+}
+
+/// Whether the window is on, and no list says in which layers.
+fn is_switched_on_unlisted(config: &Map<String, Value>) -> bool {
+    config.get("use_sliding_window") == Some(&Value::Bool(true))
+        && config.get(LAYER_TYPES).is_none_or(Value::is_null)
+}
+
+/// The width of the window in tokens.
+fn width(config: &Config<'_>) -> Result<usize> {
+    match config.usize(WINDOW)? {
+        0 => Err(config.error(WINDOW, "is 0; null stands for no window")),
+        window => Ok(window),
     }
 }
 

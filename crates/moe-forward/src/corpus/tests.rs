@@ -1,3 +1,6 @@
+use moe_math::sampling;
+
+use super::label::{draw, truncate};
 use super::*;
 
 fn spec(text: &str) -> (String, String, Option<f64>) {

@@ -10,8 +10,8 @@ pub(crate) struct Capacity {
 }
 
 impl Capacity {
-    /// Most tokens of `routing` that an expert takes: ⌈factor · tokens · k / experts⌉ (Switch,
-    /// eq. 3).
+    /// The maximum number of tokens of `routing` that an expert takes: ⌈factor · tokens · k /
+    /// experts⌉ (Switch, eq. 3).
     pub fn tokens(self, routing: &Routing) -> usize {
         let share = self.factor * routing.selected.len() as f64 / routing.experts as f64;
         share.ceil().max(1.0) as usize

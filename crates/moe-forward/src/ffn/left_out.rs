@@ -37,57 +37,73 @@ impl<'a> LeftOutParts<'a> {
     /// A token that loses an expert mostly gains the next one in its order, so few more outputs are
     /// needed than the mixture has computed anyway.
     pub fn without_each(&self, outputs: &Tensor, place: &[u32], y: &Tensor) -> Result<LeftOut<'a>> {
-        let of = || format!("the experts' output in layer {} without each of them", self.index);
-        let anew = route_without_each(self.logits, self.rule, self.routing).context(of)?;
-        let first = outputs.dim(0).context(of)? as u32;
+        let anew =
+            route_without_each(self.logits, self.rule, self.routing).context(|| self.name())?;
+        let first = outputs.dim(0).context(|| self.name())? as u32;
         let further = self.further_outputs(&anew, first)?;
-        let k = self.routing.top_k;
-        let row = |(choice, expert): (usize, &u32)| {
-            let token = choice / (k * k);
-            match self.routing.selected[token * k..][..k]
-                .iter()
-                .position(|selected| selected == expert)
-            {
-                Some(choice) => place[token * k + choice],
-                None => further.rows[&(token as u32, *expert)],
-            }
-        };
-        let anew_rows: Vec<u32> = anew.selected.iter().enumerate().map(row).collect();
-        let outputs =
-            Tensor::cat(&Vec::from_iter(std::iter::once(outputs).chain(&further.outputs)), 0)
-                .context(of)?;
+        let anew_rows = self.rows_without_each(&anew, place, &further);
+        let outputs = further.behind(outputs).context(|| self.name())?;
         let mixtures = Mixtures {
             outputs: &outputs,
             y,
-            k,
+            k: self.routing.top_k,
             routed: Choices { rows: place, gates: &self.routing.weights },
             anew: Choices { rows: &anew_rows, gates: &anew.weights },
         };
         let found = if y.device().is_cpu() { mixtures.on_host() } else { mixtures.on_device() };
-        let Changes { errors, cosines, output_square_norms } = found.context(of)?;
+        let Changes { errors, cosines, output_square_norms } = found.context(|| self.name())?;
         Ok(LeftOut { routing: self.routing, errors, cosines, output_square_norms })
     }
 
-    /// Outputs that `anew` needs and the mixture hasn't computed; their rows count from `first`.
-    fn further_outputs(&self, anew: &Routing, first: u32) -> Result<Further> {
+    fn name(&self) -> String {
+        format!("the experts' output in layer {} without each of them", self.index)
+    }
+
+    /// The experts that a token was routed to.
+    fn selected(&self, token: usize) -> &[u32] {
+        let k = self.routing.top_k;
+        &self.routing.selected[token * k..][..k]
+    }
+
+    /// The row of the output of each choice of `anew`.
+    fn rows_without_each(&self, anew: &Routing, place: &[u32], further: &Further) -> Vec<u32> {
+        let k = self.routing.top_k;
+        let choices = anew.selected.iter().enumerate();
+        choices
+            .map(|(choice, expert)| {
+                let token = choice / (k * k);
+                match self.selected(token).iter().position(|selected| selected == expert) {
+                    Some(choice) => place[token * k + choice],
+                    None => further.rows[&(token as u32, *expert)],
+                }
+            })
+            .collect()
+    }
+
+    /// The tokens that `anew` brings to each expert; one comes once for each expert that it loses.
+    fn gained(&self, anew: &Routing) -> BTreeMap<u32, Vec<u32>> {
         let k = self.routing.top_k;
         let mut tokens_of: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (choice, expert) in anew.selected.iter().enumerate() {
             let token = choice / (k * k);
-            if !self.routing.selected[token * k..][..k].contains(expert) {
+            if !self.selected(token).contains(expert) {
                 tokens_of.entry(*expert).or_default().push(token as u32);
             }
         }
+        tokens_of
+    }
+
+    /// Outputs that `anew` needs and the mixture hasn't computed; their rows count from `first`.
+    fn further_outputs(&self, anew: &Routing, first: u32) -> Result<Further> {
         let mut further = Further::default();
         let mut row = first;
-        for (expert, mut tokens) in tokens_of {
+        for (expert, mut tokens) in self.gained(anew) {
             tokens.dedup();
             let network = &self.moe.experts[expert as usize];
-            let of = || format!("the expert of {}", network.down.weight.name());
-            let select = || {
-                self.x.index_select(&Tensor::from_slice(&tokens, tokens.len(), self.x.device())?, 0)
-            };
-            further.outputs.push(output_of(self.loader, network, &select().context(of)?)?);
+            let x = Tensor::from_slice(&tokens, tokens.len(), self.x.device())
+                .and_then(|tokens| self.x.index_select(&tokens, 0))
+                .context(|| format!("the expert of {}", network.down.weight.name()))?;
+            further.outputs.push(output_of(self.loader, network, &x)?);
             further
                 .rows
                 .extend(tokens.iter().zip(row..).map(|(token, row)| ((*token, expert), row)));
@@ -104,7 +120,15 @@ struct Further {
     rows: HashMap<(u32, u32), u32>,
 }
 
-/// Which outputs are added, times what.
+impl Further {
+    /// `outputs`, and these behind them.
+    fn behind(&self, outputs: &Tensor) -> CandleResult<Tensor> {
+        let all: Vec<&Tensor> = std::iter::once(outputs).chain(&self.outputs).collect();
+        Tensor::cat(&all, 0)
+    }
+}
+
+/// Which outputs are added, and what each is multiplied by.
 #[derive(Clone, Copy)]
 struct Choices<'a> {
     rows: &'a [u32],
@@ -125,7 +149,7 @@ struct Mixtures<'a> {
     anew: Choices<'a>,
 }
 
-/// See [`LeftOut`].
+/// What [`LeftOut`] has.
 #[derive(Debug, Default)]
 struct Changes {
     errors: Vec<f64>,
@@ -133,38 +157,67 @@ struct Changes {
     output_square_norms: Vec<f64>,
 }
 
+impl Changes {
+    /// Adds what [`Mixtures::columns`] found of a token.
+    fn add(&mut self, columns: &[f32]) {
+        let of_y = f64::from(columns[0]);
+        self.output_square_norms.push(of_y);
+        for found in columns[1..].chunks_exact(3) {
+            let [error, dot, of_left] = [found[0], found[1], found[2]].map(f64::from);
+            self.errors.push(error);
+            self.cosines.push(cosine_distance(dot, of_y, of_left));
+        }
+    }
+}
+
+/// 1 − cos of two vectors with this `dot` product and these square norms; 0 where one is 0.
+fn cosine_distance(dot: f64, square: f64, other: f64) -> f64 {
+    let norms = (square * other).sqrt();
+    if norms > 0.0 { 1.0 - dot / norms } else { 0.0 }
+}
+
+fn square(v: &[f64]) -> f64 {
+    v.iter().map(|v| v * v).sum()
+}
+
+/// Values of [`Mixtures`], read back.
+struct HostValues {
+    outputs: Vec<f32>,
+    y: Vec<f32>,
+    hidden: usize,
+}
+
+impl HostValues {
+    fn read(mixtures: &Mixtures<'_>) -> CandleResult<Self> {
+        let hidden = mixtures.y.dim(1)?;
+        Ok(Self { outputs: values(mixtures.outputs)?, y: values(mixtures.y)?, hidden })
+    }
+
+    /// The mixture number `row` of `choices`, which are `k` each.
+    fn mixed(&self, choices: Choices<'_>, row: usize, k: usize) -> Vec<f64> {
+        let mut sum = vec![0f64; self.hidden];
+        for choice in row * k..(row + 1) * k {
+            let gate = f64::from(choices.gates[choice]);
+            let row = choices.rows[choice] as usize;
+            let output = &self.outputs[row * self.hidden..][..self.hidden];
+            sum.iter_mut().zip(output).for_each(|(sum, f)| *sum += gate * f64::from(*f));
+        }
+        sum
+    }
+}
+
+fn values(tensor: &Tensor) -> CandleResult<Vec<f32>> {
+    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
 impl Mixtures<'_> {
-    /// In f64: the reference.
+    /// Finds the changes in f64, as the reference.
     fn on_host(&self) -> CandleResult<Changes> {
-        let (k, hidden) = (self.k, self.y.dim(1)?);
-        let values = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-        let (outputs, y) = (values(self.outputs)?, values(self.y)?);
-        let mixed = |choices: Choices<'_>, row: usize| {
-            let mut sum = vec![0f64; hidden];
-            for choice in row * k..(row + 1) * k {
-                let gate = f64::from(choices.gates[choice]);
-                let output = &outputs[choices.rows[choice] as usize * hidden..][..hidden];
-                sum.iter_mut().zip(output).for_each(|(sum, f)| *sum += gate * f64::from(*f));
-            }
-            sum
-        };
-        let found = (0..y.len() / hidden).into_par_iter().map(|token| {
-            let y: Vec<f64> = y[token * hidden..][..hidden].iter().map(|v| f64::from(*v)).collect();
-            let routed = mixed(self.routed, token);
-            let square = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>();
-            let without = |choice: usize| {
-                let rest = mixed(self.anew, token * k + choice);
-                let change: Vec<f64> =
-                    rest.iter().zip(&routed).map(|(rest, all)| rest - all).collect();
-                let left: Vec<f64> = y.iter().zip(&change).map(|(y, change)| y + change).collect();
-                let dot: f64 = y.iter().zip(&left).map(|(a, b)| a * b).sum();
-                let norms = (square(&y) * square(&left)).sqrt();
-                (square(&change), if norms > 0.0 { 1.0 - dot / norms } else { 0.0 })
-            };
-            (square(&y), (0..k).map(without).collect::<Vec<_>>())
-        });
+        let host = HostValues::read(self)?;
+        let tokens = (0..host.y.len() / host.hidden).into_par_iter();
+        let found: Vec<_> = tokens.map(|token| self.token_on_host(&host, token)).collect();
         let mut all = Changes::default();
-        for (square, changes) in found.collect::<Vec<_>>() {
+        for (square, changes) in found {
             all.output_square_norms.push(square);
             all.errors.extend(changes.iter().map(|(error, _)| error));
             all.cosines.extend(changes.iter().map(|(_, cosine)| cosine));
@@ -172,40 +225,50 @@ impl Mixtures<'_> {
         Ok(all)
     }
 
-    /// In f32, some tokens at a time.
+    /// The square norm of a token's output; and how far it changes, and turns, without each choice.
+    fn token_on_host(&self, host: &HostValues, token: usize) -> (f64, Vec<(f64, f64)>) {
+        let y = &host.y[token * host.hidden..][..host.hidden];
+        let y: Vec<f64> = y.iter().map(|v| f64::from(*v)).collect();
+        let routed = host.mixed(self.routed, token, self.k);
+        let changes = (0..self.k).map(|choice| {
+            let rest = host.mixed(self.anew, token * self.k + choice, self.k);
+            let change: Vec<f64> = rest.iter().zip(&routed).map(|(rest, all)| rest - all).collect();
+            let left: Vec<f64> = y.iter().zip(&change).map(|(y, change)| y + change).collect();
+            let dot: f64 = y.iter().zip(&left).map(|(a, b)| a * b).sum();
+            (square(&change), cosine_distance(dot, square(&y), square(&left)))
+        });
+        let changes = changes.collect();
+        (square(&y), changes)
+    }
+
+    /// Finds the changes in f32, of some tokens at a time.
     fn on_device(&self) -> CandleResult<Changes> {
         let (tokens, hidden) = self.y.dims2()?;
         let mut parts = DeferredReadback::default();
         let block = (DEVICE_BYTES / (4 * hidden)).max(1);
         for start in (0..tokens).step_by(block) {
-            let count = block.min(tokens - start);
-            let y = self.y.narrow(0, start, count)?.to_dtype(DType::F32)?;
-            let routed = self.mixed(self.routed, start..start + count, 1, 0)?;
-            let square = |t: &Tensor| t.sqr()?.sum(1);
-            let of_y = square(&y)?;
-            let mut columns = vec![of_y.clone()];
-            for choice in 0..self.k {
-                let change =
-                    (self.mixed(self.anew, start..start + count, self.k, choice)? - &routed)?;
-                let left = (&y + &change)?;
-                columns.extend([square(&change)?, (&y * &left)?.sum(1)?, square(&left)?]);
-            }
-            parts.push((), Tensor::stack(&columns, 1)?);
+            parts.push((), self.columns(start..tokens.min(start + block))?);
         }
         let mut all = Changes::default();
         for (_, values) in parts.take()? {
-            for row in values.chunks_exact(1 + 3 * self.k) {
-                let of_y = f64::from(row[0]);
-                all.output_square_norms.push(of_y);
-                for found in row[1..].chunks_exact(3) {
-                    let [error, dot, of_left] = [found[0], found[1], found[2]].map(f64::from);
-                    let norms = (of_y * of_left).sqrt();
-                    all.errors.push(error);
-                    all.cosines.push(if norms > 0.0 { 1.0 - dot / norms } else { 0.0 });
-                }
-            }
+            values.chunks_exact(1 + 3 * self.k).for_each(|columns| all.add(columns));
         }
         Ok(all)
+    }
+
+    /// The square norm of the output of each of `tokens`; then by choice the square norm of the
+    /// change without it, the product of both outputs and the square norm of the one without it.
+    /// `[tokens, 1 + 3 k]`.
+    fn columns(&self, tokens: Range<usize>) -> CandleResult<Tensor> {
+        let y = self.y.narrow(0, tokens.start, tokens.len())?.to_dtype(DType::F32)?;
+        let routed = self.mixed(self.routed, tokens.clone(), 1, 0)?;
+        let mut columns = vec![y.sqr()?.sum(1)?];
+        for choice in 0..self.k {
+            let change = (self.mixed(self.anew, tokens.clone(), self.k, choice)? - &routed)?;
+            let left = (&y + &change)?;
+            columns.extend([change.sqr()?.sum(1)?, (&y * &left)?.sum(1)?, left.sqr()?.sum(1)?]);
+        }
+        Tensor::stack(&columns, 1)
     }
 
     /// The `which`-th of `each` mixtures of `tokens`, `[tokens, hidden]`.

@@ -184,13 +184,7 @@ impl<'a> Mixture<'a> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let (tokens, gates) = (&group.tokens[part.clone()], &group.gates[part.clone()]);
-        let Gathered { sum, kept } = gathered;
-        let added = match &self.tracked {
-            // One expert alone: each of its slots is another token, in their order.
-            Some(tracked) => picked(tracked, &group.slots[part])
-                .and_then(|gates| sum.add_tracked(&ran.output, tokens, &gates)),
-            None => sum.add(&ran.output, tokens, gates),
-        };
+        let added = self.add(group, part, &ran.output, &mut gathered.sum);
         added.context(|| self.name_of(group))?;
         if self.wants.experts {
             let run = ExpertRun {
@@ -202,8 +196,24 @@ impl<'a> Mixture<'a> {
             };
             self.show_run(&run, observer)?;
         }
-        kept.iter_mut().for_each(|kept| kept.push(&ran.output));
+        gathered.kept.iter_mut().for_each(|kept| kept.push(&ran.output));
         Ok(())
+    }
+
+    /// Adds the `output` of `group` for the tokens `part` of its own to `sum`.
+    fn add(
+        &self,
+        group: &ExpertGroup<'_>,
+        part: Range<usize>,
+        output: &Tensor,
+        sum: &mut ExpertCombine,
+    ) -> CandleResult<()> {
+        let tokens = &group.tokens[part.clone()];
+        match &self.tracked {
+            // One expert alone: each of its slots is another token, in their order.
+            Some(tracked) => sum.add_tracked(output, tokens, &picked(tracked, &group.slots[part])?),
+            None => sum.add(output, tokens, &group.gates[part]),
+        }
     }
 
     fn show_run(&self, run: &ExpertRun<'_>, observer: &mut dyn Observer) -> Result<()> {

@@ -64,7 +64,7 @@ pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<
     output_of(Loader::new(compute), network, x)
 }
 
-/// The same with weights that `loader` loads.
+/// What `network` gives for `x`, with weights that `loader` loads.
 pub(super) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Result<Tensor> {
     let loaded = loader.expert(network)?;
     let work = Work::products(x.dims()[0], network.elements());

@@ -73,7 +73,7 @@ pub trait Converter: Observer {
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>>;
 
     /// What the block of layer `index` gave for some tokens, and what takes its place gives;
-    /// `[tokens, hidden]`. Called where it was observed.
+    /// `[tokens, hidden]`. It is called where the block was observed.
     ///
     /// # Errors
     /// An error ends the sweep.

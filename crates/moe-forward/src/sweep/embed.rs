@@ -16,7 +16,7 @@ pub fn embed(table: &Weight, ids: &[u32], compute: &Compute) -> Result<Tensor> {
     embed_with(Loader::new(compute), table, ids)
 }
 
-/// The same with what `loader` finds.
+/// The rows `ids` of the embedding `table`, which `loader` finds.
 pub(crate) fn embed_with(loader: Loader<'_>, table: &Weight, ids: &[u32]) -> Result<Tensor> {
     let mut unique = ids.to_vec();
     unique.sort_unstable();

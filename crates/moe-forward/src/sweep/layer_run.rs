@@ -24,8 +24,8 @@ use crate::work::attention_flops;
 /// Attention runs on whole sequences of about this many tokens together.
 const ATTENTION_TOKENS: usize = 4096;
 
-/// Is shown what projections read for which tokens: the first of [`moe_model::Attention::linears`]
-/// that reads it.
+/// It is shown what projections read for which tokens: the first of
+/// [`moe_model::Attention::linears`] that reads it.
 type SeenFor<'a> = &'a mut dyn FnMut(usize, Range<usize>, &Tensor) -> Result<()>;
 
 /// A layer that tokens go through.
@@ -92,17 +92,7 @@ impl LayerRun<'_> {
 
     /// Runs the original on all blocks before it is converted.
     fn convert_seen(&mut self, converter: &mut dyn Converter) -> Result<Option<Ffn>> {
-        let mut originals =
-            States::new(self.blocks, self.model.hidden, self.scratch, self.compute)?;
-        for block in 0..self.blocks.len() {
-            let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
-            let out = self.original(block, &attended, converter)?;
-            // What is decided on this layer would blame another tensor.
-            let name = format!("the feed-forward network of layer {}", self.running.index);
-            finite::check(&out, &name, network_weights(self.layer))?;
-            originals.set(block, out)?;
-            self.states.set(block, attended)?;
-        }
+        let originals = self.originals(converter)?;
         let converted = self.convert(Some(&originals), converter)?;
         for block in 0..self.blocks.len() {
             let attended = self.states.get(block)?;
@@ -118,6 +108,22 @@ impl LayerRun<'_> {
             self.leave(block, &attended, &out)?;
         }
         Ok(converted.map(|converted| converted.ffn))
+    }
+
+    /// What the original gives for all blocks, whose states it leaves as they are behind attention.
+    fn originals(&mut self, converter: &mut dyn Converter) -> Result<States> {
+        let mut originals =
+            States::new(self.blocks, self.model.hidden, self.scratch, self.compute)?;
+        for block in 0..self.blocks.len() {
+            let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
+            let out = self.original(block, &attended, converter)?;
+            // What is decided on this layer would blame another tensor.
+            let name = format!("the feed-forward network of layer {}", self.running.index);
+            finite::check(&out, &name, network_weights(self.layer))?;
+            originals.set(block, out)?;
+            self.states.set(block, attended)?;
+        }
+        Ok(originals)
     }
 
     /// Converts the block from what enters it.
@@ -160,7 +166,7 @@ impl LayerRun<'_> {
         ffn::forward(self.running, &self.layer.ffn, &normed, first, converter)
     }
 
-    /// The same of what the feed-forward block became.
+    /// What the block that took its place gives for the states `attended` of `block`.
     fn converted(
         &self,
         block: usize,
@@ -231,7 +237,7 @@ impl LayerRun<'_> {
         x + out
     }
 
-    /// Of all pairs of tokens, the query comes later in half.
+    /// The query comes later in half of all pairs of tokens.
     fn attention_work(&self, spans: &[Range<usize>]) -> Work {
         let tokens = spans.iter().map(ExactSizeIterator::len);
         let pairs: usize = tokens.clone().map(|tokens| tokens * tokens / 2).sum();
@@ -247,8 +253,8 @@ impl LayerRun<'_> {
         normed.context(|| format!("a norm of layer {}", self.running.index))
     }
 
-    /// The same, refused where it is not finite: observers would blame the weights that they look
-    /// at.
+    /// [`Self::ffn_input`], refused where it is not finite: observers would blame the weights that
+    /// they look at.
     fn checked_ffn_input(&self, attended: &Tensor) -> Result<Tensor> {
         let normed = self.ffn_input(attended)?;
         finite::check(&normed, &self.attention_name(), attention_weights(self.layer))?;

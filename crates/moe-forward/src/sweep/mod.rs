@@ -81,7 +81,7 @@ impl<'a> Sweep<'a> {
         Ok(Self { scratch, ..Self::over(model, batch, compute, rotary, blocks, states) })
     }
 
-    /// For `batch` on its way, whose states [`Sweep::enter`] gives.
+    /// A sweep of `batch` on its way, whose states [`Sweep::enter`] gives.
     ///
     /// # Errors
     /// What the device returns.
@@ -146,7 +146,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Runs `layer` in the place of the model's layer `index`, and lets what `converter` makes of
-    /// it give the states that reach the next one; what it became.
+    /// it give the states that reach the next one. Returns what it became.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Numeric`] where the result is not finite, naming the tensor if a

@@ -17,7 +17,7 @@ pub(crate) struct TextBytes {
 
 enum ByteSource {
     File(File),
-    /// In a nameless file, since the file itself can't be read by position.
+    /// They lie in a nameless file, since the file itself can't be read by position.
     Scratch(Scratch),
 }
 
@@ -37,7 +37,7 @@ impl TextBytes {
         Self { start: self.start + bytes as u64, ..self }
     }
 
-    /// Where the user has it.
+    /// The path that the user gave.
     pub fn path(&self) -> &Path {
         &self.path
     }

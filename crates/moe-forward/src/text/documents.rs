@@ -67,7 +67,7 @@ pub(super) enum Unit {
     Record(Range<u64>),
     /// A part of a document.
     Part { passage: Passage, part: Range<u64> },
-    /// A line that is no record.
+    /// A line that isn't a record.
     Malformed(Range<u64>, Wrong),
 }
 
@@ -75,7 +75,7 @@ pub(super) enum Unit {
 pub(super) struct LongLines {
     /// Bytes of a cell.
     cell: u64,
-    /// By where they begin: where they end, and what they hold.
+    /// The end and the content of each, by where it begins.
     met: BTreeMap<u64, (u64, Scanned)>,
     /// Takes in all that the sample depends on.
     pub hasher: Hasher,

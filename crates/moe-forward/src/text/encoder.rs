@@ -34,8 +34,8 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// That of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates write the
-    /// present of `clock`.
+    /// The encoder of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates
+    /// write the present of `clock`.
     pub fn new(model_dir: &'a Path, vocab: usize, clock: Clock) -> Self {
         let (now, dates) = (clock.now(), Dates::new());
         Self {
@@ -50,7 +50,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// The same in a run that may hold `memory` bytes.
+    /// The encoder in a run that may hold `memory` bytes.
     pub fn within(self, memory: Option<u64>) -> Self {
         Self { memory, ..self }
     }
@@ -75,7 +75,7 @@ impl<'a> Encoder<'a> {
         Ok(ids)
     }
 
-    /// The same tokens with their places.
+    /// The tokens that [`Self::encode`] gives, with their places.
     pub(super) fn placed(&mut self, text: &str, special_tokens: bool) -> Result<Vec<Placed>> {
         let vocab = self.vocab;
         let tokenizer = self.tokenizer()?;

@@ -2,6 +2,7 @@
 //! resolved.
 
 use std::ops::Range;
+use std::path::Path;
 
 use moe_checkpoint::{Error, Kind, Result};
 
@@ -10,7 +11,7 @@ use super::surrogates::{is_high, is_low, unit};
 
 /// The longest thing that may not be cut: a surrogate pair, as two escapes.
 const LONGEST: u64 = 12;
-/// As far back an escape is looked for that tells which backslashes begin one.
+/// An escape that tells which backslashes begin one is looked for this many bytes back.
 const LOOK_BACK: u64 = 4096;
 
 /// A text within a file.
@@ -27,7 +28,7 @@ impl Passage {
     /// they end.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for what isn't UTF-8, or no string of JSON; what reading returns.
+    /// [`Kind::Malformed`] for what isn't UTF-8, or not a string of JSON; what reading returns.
     pub fn part(&self, reader: &mut TextReader<'_>, at: u64, bytes: u64) -> Result<(String, u64)> {
         self.decoded(reader, at..at.saturating_add(bytes.max(LONGEST)).min(self.range.end))
     }
@@ -42,17 +43,21 @@ impl Passage {
         let raw = reader.bytes(range)?;
         let decoded = if self.is_escaped { unescaped(raw, is_last) } else { plain(raw, is_last) };
         let (text, used) = decoded.map_err(|(place, what)| {
-            let error = Error::new(Kind::Malformed, format!("byte {}: {what}", at + place as u64));
             let path = reader.text.path();
-            let latin_1 =
-                "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt";
-            error.file(path).remedy(match self.is_escaped {
-                true => "write the file again, as Python's json does, or leave this record out"
-                    .to_owned(),
-                false => latin_1.replace("FILE", &path.to_string_lossy()),
-            })
+            Error::new(Kind::Malformed, format!("byte {}: {what}", at + place as u64))
+                .file(path)
+                .remedy(self.way_to_decode(path))
         })?;
         Ok((text, at + used as u64))
+    }
+
+    /// What to do about a file whose bytes aren't characters.
+    fn way_to_decode(&self, path: &Path) -> String {
+        if self.is_escaped {
+            return "write the file again, as Python's json does, or leave this record out".into();
+        }
+        "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt"
+            .replace("FILE", &path.to_string_lossy())
     }
 
     /// Where the first character begins at `at` or behind it.
@@ -130,31 +135,34 @@ fn unescaped(raw: &[u8], is_last: bool) -> Decoded {
         if at == raw.len() {
             break;
         }
-        let Some((character, used)) = escape(&raw[at..], is_last).map_err(|what| (at, what))?
-        else {
-            break;
-        };
+        let escaped = escape(&raw[at..], is_last).map_err(|what| (at, what))?;
+        let Some((character, used)) = escaped else { break };
         text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
         at += used;
     }
-    match String::from_utf8(text) {
-        Ok(text) => Ok((text, at)),
+    whole_characters(text, is_last, at)
+}
+
+/// `bytes`, which were made of `used` bytes, without a character that is cut in two.
+fn whole_characters(bytes: Vec<u8>, is_last: bool, used: usize) -> Decoded {
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((text, used)),
         Err(e) if e.utf8_error().error_len().is_none() && !is_last => {
             let kept = e.utf8_error().valid_up_to();
             let bytes = e.into_bytes();
             // What is cut off is plain: an escape is a whole character.
-            Ok((String::from_utf8_lossy(&bytes[..kept]).into_owned(), at - (bytes.len() - kept)))
+            Ok((String::from_utf8_lossy(&bytes[..kept]).into_owned(), used - (bytes.len() - kept)))
         }
         Err(_) => Err((0, "this is not UTF-8".to_owned())),
     }
 }
 
-/// The character of the escape that `raw` begins with, and its bytes; none where it goes on in the
-/// next part.
-fn escape(raw: &[u8], is_last: bool) -> Result<Option<(char, usize)>, String> {
-    let cut = |needed: usize| raw.len() < needed && !is_last;
-    let bad = || "this is not a JSON escape".to_owned();
-    if cut(2) {
+/// The character of an escape, and its bytes; none where it goes on in the next part.
+type Escape = Result<Option<(char, usize)>, String>;
+
+/// The escape that `raw` begins with.
+fn escape(raw: &[u8], is_last: bool) -> Escape {
+    if raw.len() < 2 && !is_last {
         return Ok(None);
     }
     let character = match raw.get(1) {
@@ -164,26 +172,33 @@ fn escape(raw: &[u8], is_last: bool) -> Result<Option<(char, usize)>, String> {
         Some(b'b') => '\u{8}',
         Some(b'f') => '\u{c}',
         Some(byte @ (b'"' | b'\\' | b'/')) => char::from(*byte),
-        Some(b'u') => {
-            if cut(6) {
-                return Ok(None);
-            }
-            let first = unit(raw).ok_or_else(bad)?;
-            if !is_high(first) && !is_low(first) {
-                return Ok(char::from_u32(first).map(|character| (character, 6)));
-            }
-            if cut(12) {
-                return Ok(None);
-            }
-            let second = unit(&raw[6..]).filter(|second| is_high(first) && is_low(*second));
-            let Some(second) = second else {
-                return Err("half of a surrogate pair is no character, and no tokenizer takes it"
-                    .to_owned());
-            };
-            let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
-            return char::from_u32(code).map(|character| Some((character, 12))).ok_or_else(bad);
-        }
-        _ => return Err(bad()),
+        Some(b'u') => return unicode_escape(raw, is_last),
+        _ => return Err(bad_escape()),
     };
     Ok(Some((character, 2)))
+}
+
+/// The escape of a UTF-16 unit, or of a surrogate pair, that `raw` begins with.
+fn unicode_escape(raw: &[u8], is_last: bool) -> Escape {
+    if raw.len() < 6 && !is_last {
+        return Ok(None);
+    }
+    let first = unit(raw).ok_or_else(bad_escape)?;
+    if !is_high(first) && !is_low(first) {
+        return Ok(char::from_u32(first).map(|character| (character, 6)));
+    }
+    if raw.len() < 12 && !is_last {
+        return Ok(None);
+    }
+    let Some(second) = unit(&raw[6..]).filter(|second| is_high(first) && is_low(*second)) else {
+        return Err(
+            "half of a surrogate pair is no character, and no tokenizer takes it".to_owned()
+        );
+    };
+    let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
+    char::from_u32(code).map(|character| Some((character, 12))).ok_or_else(bad_escape)
+}
+
+fn bad_escape() -> String {
+    "this is not a JSON escape".to_owned()
 }

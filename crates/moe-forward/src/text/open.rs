@@ -13,7 +13,7 @@ impl TextFile {
     /// Opens `path`.
     ///
     /// # Errors
-    /// [`Kind::Missing`] where there is no such file, [`Kind::Malformed`] where it is no regular
+    /// [`Kind::Missing`] where there is no such file, [`Kind::Malformed`] where it isn't a regular
     /// one, [`Kind::Unsupported`] for a known format that isn't text.
     pub fn open(path: &Path) -> Result<Self> {
         if path.metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {

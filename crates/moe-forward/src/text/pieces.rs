@@ -69,33 +69,55 @@ pub(super) fn tokenize(
     special_tokens: bool,
     take: Take<'_>,
 ) -> Result<ControlFlow<()>> {
-    let mut text = parts.next()?.unwrap_or_default();
+    let text = parts.next()?.unwrap_or_default();
     let Some(mut part) = parts.next()? else {
         return take(&encoder.encode(&text, special_tokens)?);
     };
-    let mut tokens = encoder.placed(&text, special_tokens)?;
-    drop_special_end(&mut tokens);
+    let mut piece = Piece::first(encoder, text, special_tokens)?;
     loop {
-        let shared = text.floor_char_boundary(text.len().saturating_sub(OVERLAP_BYTES));
-        text.drain(..shared);
-        text.push_str(&part);
         let following = parts.next()?;
-        let mut next = encoder.placed(&text, special_tokens)?;
-        let special = next.iter().take_while(|token| token.is_special).count();
-        next.drain(..special);
-        if following.is_some() {
-            drop_special_end(&mut next);
-        }
-        let (left, right) = seam(&tokens, &next, shared);
-        if take(&ids(&tokens[..left]))?.is_break() {
+        let settled = piece.follow(encoder, &part, following.is_none())?;
+        if take(&settled)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        next.drain(..right);
-        tokens = next;
         match following {
             Some(following) => part = following,
-            None => return take(&ids(&tokens)),
+            None => return take(&ids(&piece.tokens)),
         }
+    }
+}
+
+/// A piece of a text, with those of its tokens that weren't given yet.
+struct Piece {
+    text: String,
+    tokens: Vec<Placed>,
+    special_tokens: bool,
+}
+
+impl Piece {
+    fn first(encoder: &mut Encoder<'_>, text: String, special_tokens: bool) -> Result<Self> {
+        let mut tokens = encoder.placed(&text, special_tokens)?;
+        drop_special_end(&mut tokens);
+        Ok(Self { text, tokens, special_tokens })
+    }
+
+    /// Becomes the piece that has `part` behind what both share; returns the tokens before the
+    /// seam.
+    fn follow(&mut self, encoder: &mut Encoder<'_>, part: &str, is_last: bool) -> Result<Vec<u32>> {
+        let shared = self.text.floor_char_boundary(self.text.len().saturating_sub(OVERLAP_BYTES));
+        self.text.drain(..shared);
+        self.text.push_str(part);
+        let mut next = encoder.placed(&self.text, self.special_tokens)?;
+        let special = next.iter().take_while(|token| token.is_special).count();
+        next.drain(..special);
+        if !is_last {
+            drop_special_end(&mut next);
+        }
+        let (left, right) = seam(&self.tokens, &next, shared);
+        let settled = ids(&self.tokens[..left]);
+        next.drain(..right);
+        self.tokens = next;
+        Ok(settled)
     }
 }
 
@@ -103,7 +125,7 @@ fn ids(tokens: &[Placed]) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()
 }
 
-fn drop_special_end(tokens: &mut Vec<Placed>) {
+pub(super) fn drop_special_end(tokens: &mut Vec<Placed>) {
     while tokens.last().is_some_and(|token| token.is_special) {
         tokens.pop();
     }

@@ -16,6 +16,7 @@ use rand_core::RngCore;
 use super::documents::{LongLines, Unit};
 use super::encoder::Encoder;
 use super::escaped::Passage;
+use super::pieces::drop_special_end;
 use super::reader::TextReader;
 use super::record::parse;
 use super::refused::{RecordLine, malformed};
@@ -24,7 +25,7 @@ use super::stream::tokenize_record;
 use crate::batch::check_ids;
 use crate::chat::Dates;
 
-/// More than nearly any token has, so that a cell holds a window.
+/// Nearly every token has fewer bytes, so that a cell holds a window.
 const CELL_BYTES_PER_TOKEN: u64 = 8;
 const LEAST_CELL_BYTES: u64 = 1 << 10;
 /// A passage is tokenized with so much of what stands before it, which its first tokens depend on.
@@ -145,13 +146,7 @@ impl<'a> FileSample<'a> {
         let mut documents = Vec::new();
         let Self { reader, lines, file, .. } = self;
         for unit in file.documents.in_cell(reader, start..end, lines)? {
-            let ids = match unit {
-                Unit::Malformed(line, wrong) => {
-                    return Err(malformed(self.file, &place(line), &wrong));
-                }
-                Unit::Record(line) => self.record(line, encoder)?,
-                Unit::Part { passage, part } => self.part(passage, part, encoder, length)?,
-            };
+            let ids = self.unit(unit, encoder, length)?;
             check_ids(&ids, vocab)?;
             documents.push(ids);
         }
@@ -159,6 +154,15 @@ impl<'a> FileSample<'a> {
         let tokens = documents.iter().map(Vec::len).filter(|tokens| *tokens >= 2).sum();
         self.found.insert(index, documents);
         Ok(tokens)
+    }
+
+    /// The tokens of a document, or of a part of one.
+    fn unit(&mut self, unit: Unit, encoder: &mut Encoder<'_>, length: usize) -> Result<Vec<u32>> {
+        match unit {
+            Unit::Malformed(line, wrong) => Err(malformed(self.file, &place(line), &wrong)),
+            Unit::Record(line) => self.record(line, encoder),
+            Unit::Part { passage, part } => self.part(passage, part, encoder, length),
+        }
     }
 
     fn record(&mut self, line: Range<u64>, encoder: &mut Encoder<'_>) -> Result<Vec<u32>> {
@@ -199,9 +203,7 @@ impl<'a> FileSample<'a> {
         // A document's beginning has the tokens that stand before a document.
         let mut tokens = encoder.placed(&text, is_first)?;
         if part.end < passage.range.end {
-            while tokens.last().is_some_and(|token| token.is_special) {
-                tokens.pop();
-            }
+            drop_special_end(&mut tokens);
         }
         let own = tokens.iter().filter(|token| token.is_special || token.start >= context);
         Ok(own.map(|token| token.id).take(length).collect())

@@ -17,7 +17,7 @@ pub(super) enum Record {
     Text(String),
     /// A conversation, as a chat template takes it, and the tools that it is offered.
     Messages(Value, Option<Value>),
-    /// Token ids, and which of them are to be seen, if it says.
+    /// Token ids, and which of them are to be seen, if the record says that.
     Ids(Vec<u32>, Option<Vec<bool>>),
 }
 
@@ -93,7 +93,7 @@ impl Other {
 const TEXTS: [&str; 8] =
     ["content", "body", "document", "raw_content", "article", "story", "passage", "page"];
 
-/// None of the keys is known, but these `others` are there.
+/// The error about a record whose `others` are its only keys.
 fn unknown(others: &[Other]) -> Wrong {
     if others.is_empty() {
         return wrong("none of the known keys");
@@ -164,8 +164,8 @@ fn read<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, Wrong> {
     serde_json::from_str(value.get()).map_err(|e| Wrong::of_value(value.get(), &e))
 }
 
-/// ShareGPT's turns (`from`, `value`) as messages (`role`, `content`); turns that are messages
-/// already stay as they are.
+/// Makes messages (`role`, `content`) of ShareGPT's turns (`from`, `value`); turns that are
+/// messages already stay as they are.
 fn share_gpt(turns: Vec<Value>) -> Result<Value, Wrong> {
     turns.into_iter().map(message).collect::<Result<Vec<_>, _>>().map(Value::from)
 }
@@ -192,43 +192,45 @@ fn message(turn: Value) -> Result<Value, Wrong> {
 
 impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Fields::default();
-                // As in Python, a key that comes again takes the place of the first.
-                while let Some(Key(key)) = map.next_key()? {
-                    let field = match key.as_str() {
-                        "text" => &mut fields.text,
-                        "messages" => &mut fields.messages,
-                        "conversations" => &mut fields.conversations,
-                        "tools" => &mut fields.tools,
-                        "input_ids" => &mut fields.input_ids,
-                        "attention_mask" => &mut fields.attention_mask,
-                        _ => {
-                            let value = map.next_value::<&RawValue>()?;
-                            if fields.others.len() < MAX_OTHERS {
-                                fields.others.push(Other::new(key, value));
-                            }
-                            continue;
-                        }
-                    };
-                    *field = Some(map.next_value()?);
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(Object)
+        deserializer.deserialize_map(FieldsVisitor)
     }
 }
 
-/// A key, in which half of a surrogate pair is no mistake: nobody asks for such a one.
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+        let mut fields = Fields::default();
+        // As in Python, a key that comes again takes the place of the first.
+        while let Some(Key(key)) = map.next_key()? {
+            let field = match key.as_str() {
+                "text" => &mut fields.text,
+                "messages" => &mut fields.messages,
+                "conversations" => &mut fields.conversations,
+                "tools" => &mut fields.tools,
+                "input_ids" => &mut fields.input_ids,
+                "attention_mask" => &mut fields.attention_mask,
+                _ => {
+                    let value = map.next_value::<&RawValue>()?;
+                    if fields.others.len() < MAX_OTHERS {
+                        fields.others.push(Other::new(key, value));
+                    }
+                    continue;
+                }
+            };
+            *field = Some(map.next_value()?);
+        }
+        Ok(fields)
+    }
+}
+
+/// A key, in which half of a surrogate pair is not a mistake: nobody asks for such a one.
 struct Key(String);
 
 impl<'de> Deserialize<'de> for Key {
@@ -285,44 +287,46 @@ struct Truth(bool);
 
 impl<'de> Deserialize<'de> for Truth {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Truth;
+        deserializer.deserialize_any(TruthVisitor)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("0, 1, true or false")
-            }
+struct TruthVisitor;
 
-            fn visit_bool<E>(self, value: bool) -> Result<Truth, E> {
-                Ok(Truth(value))
-            }
+impl<'de> Visitor<'de> for TruthVisitor {
+    type Value = Truth;
 
-            fn visit_u64<E>(self, value: u64) -> Result<Truth, E> {
-                Ok(Truth(value != 0))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("0, 1, true or false")
+    }
 
-            fn visit_i64<E>(self, value: i64) -> Result<Truth, E> {
-                Ok(Truth(value != 0))
-            }
+    fn visit_bool<E>(self, value: bool) -> Result<Truth, E> {
+        Ok(Truth(value))
+    }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Truth, E> {
-                // NaN and what is too large for others is true.
-                kept_number(text)
-                    .map(|number| Truth(number != "-0"))
-                    .ok_or_else(|| E::invalid_type(serde::de::Unexpected::Str(text), &self))
-            }
+    fn visit_u64<E>(self, value: u64) -> Result<Truth, E> {
+        Ok(Truth(value != 0))
+    }
 
-            fn visit_f64<E>(self, value: f64) -> Result<Truth, E> {
-                Ok(Truth(value != 0.0))
-            }
+    fn visit_i64<E>(self, value: i64) -> Result<Truth, E> {
+        Ok(Truth(value != 0))
+    }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Truth, A::Error> {
-                Err(serde::de::Error::custom(
-                    "\"attention_mask\" is a list of lists: give one sequence a line",
-                ))
-            }
-        }
-        deserializer.deserialize_any(Any)
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Truth, E> {
+        // NaN and what is too large for others is true.
+        kept_number(text)
+            .map(|number| Truth(number != "-0"))
+            .ok_or_else(|| E::invalid_type(serde::de::Unexpected::Str(text), &self))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Truth, E> {
+        Ok(Truth(value != 0.0))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Truth, A::Error> {
+        Err(serde::de::Error::custom(
+            "\"attention_mask\" is a list of lists: give one sequence a line",
+        ))
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use moe_checkpoint::{Error, Kind};
 
-use super::source::TextFile;
+use super::source::{TextFile, TextUnit};
 use super::wrong::{Cause, Wrong};
 
 /// A line of a data file.
@@ -37,80 +37,89 @@ pub(super) fn malformed(file: &TextFile, place: &RecordLine, wrong: &Wrong) -> E
 
 fn remedy(file: &TextFile, place: &RecordLine, cause: &Cause) -> String {
     let unit = file.unit();
-    let fixed = match cause {
-        Cause::HalfPair => {
-            "leave the record out, or rewrite its text: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
-        }
-        Cause::TooLong => "cut it into several records, each on a line of its own",
-        Cause::TooDeep => {
-            "leave the record out, or nest the lists and objects in its \"messages\" and \"tools\" at most 120 deep"
-        }
-        Cause::Unfinished { in_string } => return of_unfinished(file, place, *in_string),
-        Cause::Comma => "take the commas off: sed 's/,[[:space:]]*$//' FILE > data.jsonl",
-        Cause::Trailing => "write each record on a line of its own: jq -c . FILE > data.jsonl",
-        Cause::NotUtf8 => {
-            "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.jsonl"
-        }
-        Cause::TextIsList => "make a record of each: jq -c '.text[] | {text: .}' FILE > data.jsonl",
+    let jq = unit.jq;
+    match cause {
+        Cause::Unfinished { in_string } => of_unfinished(file, place, *in_string),
         Cause::IsString => {
-            return format!(
-                "make a record of each: jq -c '{}{{text: .}}' FILE > data.jsonl",
-                unit.jq
-            );
+            format!("make a record of each: jq -c '{jq}{{text: .}}' FILE > data.jsonl")
         }
         Cause::IsList => {
-            return format!(
-                "if these are token ids: jq -c '{}{{input_ids: .}}' FILE > data.jsonl",
-                unit.jq
-            );
+            format!("if these are token ids: jq -c '{jq}{{input_ids: .}}' FILE > data.jsonl")
         }
-        Cause::RecordsUnder(key) => {
-            return format!("pick them: jq -c '.[\"{key}\"][]' FILE > data.jsonl");
-        }
+        Cause::RecordsUnder(key) => format!("pick them: jq -c '.[\"{key}\"][]' FILE > data.jsonl"),
         Cause::TextUnder(key) => {
-            return format!(
-                "if that is the text: jq -c '{{text: .[\"{key}\"]}}' FILE > data.jsonl"
-            );
+            format!("if that is the text: jq -c '{{text: .[\"{key}\"]}}' FILE > data.jsonl")
         }
-        Cause::NotJson if place.line.start == 0 => {
-            "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"; plain text is taken for such if \
-                its name doesn't say JSON: cp FILE data.txt"
-        }
-        Cause::NotJson | Cause::Other => {
-            return format!(
-                "each {} is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"",
-                unit.name
-            );
-        }
-    };
-    fixed.to_owned()
+        Cause::NotJson if place.line.start == 0 => OF_ANOTHER_FORMAT.to_owned(),
+        cause => fixed(cause).map_or_else(|| of_form(unit), str::to_owned),
+    }
 }
 
-/// A record that isn't over at the end of its line.
+fn of_form(unit: &TextUnit) -> String {
+    format!(
+        "each {} is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"",
+        unit.name
+    )
+}
+
+const OF_ANOTHER_FORMAT: &str = "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"; \
+     plain text is taken for such if its name doesn't say JSON: cp FILE data.txt";
+
+/// The way on that depends on nothing but the cause, where there is one.
+fn fixed(cause: &Cause) -> Option<&'static str> {
+    match cause {
+        Cause::HalfPair => Some(
+            "leave the record out, or rewrite its text: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')",
+        ),
+        Cause::TooLong => Some("cut it into several records, each on a line of its own"),
+        Cause::TooDeep => Some(
+            "leave the record out, or nest the lists and objects in its \"messages\" and \"tools\" at most 120 deep",
+        ),
+        Cause::Comma => Some("take the commas off: sed 's/,[[:space:]]*$//' FILE > data.jsonl"),
+        Cause::Trailing => Some(ON_LINES),
+        Cause::NotUtf8 => {
+            Some("write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.jsonl")
+        }
+        Cause::TextIsList => {
+            Some("make a record of each: jq -c '.text[] | {text: .}' FILE > data.jsonl")
+        }
+        Cause::Unfinished { .. }
+        | Cause::IsString
+        | Cause::IsList
+        | Cause::RecordsUnder(_)
+        | Cause::TextUnder(_)
+        | Cause::NotJson
+        | Cause::Other => None,
+    }
+}
+
+const ON_LINES: &str = "write each record on a line of its own: jq -c . FILE > data.jsonl";
+
+/// What to do about a record that isn't over at the end of its line.
 fn of_unfinished(file: &TextFile, place: &RecordLine, in_string: bool) -> String {
-    let is_last = place.line.end >= file.len();
-    let begin = file.bytes.before(place.line.start);
-    match (is_last, begin) {
-        (true, _) if place.line.start == 0 => {
-            "the file ends within its record: fetch or write it again".to_owned()
+    if place.line.end >= file.len() {
+        return of_cut_file(file, place);
+    }
+    if !in_string {
+        return ON_LINES.to_owned();
+    }
+    // A line break within a text isn't JSON for anybody.
+    match place.number {
+        Some(number) if file.bytes.before(place.line.start).is_some() => {
+            format!("leave out what is cut off: sed '{number}d' FILE > data.jsonl")
         }
-        (true, Some(bytes)) => {
-            format!(
-                "the file ends within this record: fetch it again, or leave the record out: head -c {bytes} FILE > data.jsonl"
-            )
-        }
-        (true, None) => {
-            "the file ends within this record: fetch it again, or leave the record out".to_owned()
-        }
-        // A line break within a text is no JSON for anybody.
-        (false, _) if in_string => match place.number {
-            Some(number) if begin.is_some() => {
-                format!("leave out what is cut off: sed '{number}d' FILE > data.jsonl")
-            }
-            _ => "leave this record out: its text ends within the line".to_owned(),
-        },
-        (false, _) => {
-            "write each record on a line of its own: jq -c . FILE > data.jsonl".to_owned()
-        }
+        _ => "leave this record out: its text ends within the line".to_owned(),
+    }
+}
+
+/// What to do about the last record of a file, which isn't whole.
+fn of_cut_file(file: &TextFile, place: &RecordLine) -> String {
+    if place.line.start == 0 {
+        return "the file ends within its record: fetch or write it again".to_owned();
+    }
+    let way = "the file ends within this record: fetch it again, or leave the record out";
+    match file.bytes.before(place.line.start) {
+        Some(bytes) => format!("{way}: head -c {bytes} FILE > data.jsonl"),
+        None => way.to_owned(),
     }
 }

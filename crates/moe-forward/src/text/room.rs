@@ -85,7 +85,7 @@ impl LabelRoom {
         }
     }
 
-    /// The same where all windows are to be held.
+    /// The room where all windows are to be held.
     pub fn firm(self) -> Self {
         Self { draws: false, ..self }
     }

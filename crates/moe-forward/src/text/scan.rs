@@ -19,7 +19,7 @@ pub(super) enum Scanned {
     Other,
     /// White space alone.
     Blank,
-    /// No record.
+    /// Something that isn't a record.
     Malformed(Wrong),
 }
 
@@ -35,30 +35,49 @@ struct Scan<'a, 'b> {
     end: u64,
 }
 
+/// A key and its value.
+struct Member {
+    key: Vec<u8>,
+    /// The first byte of the value.
+    first: u8,
+    value: Range<u64>,
+}
+
+/// What the members of a record make it.
+#[derive(Default)]
+struct Members {
+    /// The characters of its text.
+    text: Option<Range<u64>>,
+    is_other: bool,
+}
+
+impl Members {
+    fn add(&mut self, Member { key, first, value }: Member) {
+        match (key.as_slice(), first) {
+            (b"text", b'"') => self.text = Some(value.start + 1..value.end - 1),
+            // null: as if the key weren't there.
+            (b"text" | b"input_ids", b'n') => {}
+            (b"text" | b"input_ids", _) => self.is_other = true,
+            _ => {}
+        }
+    }
+
+    fn scanned(self) -> Scanned {
+        self.text.filter(|_| !self.is_other).map_or(Scanned::Other, Scanned::Text)
+    }
+}
+
 impl Scan<'_, '_> {
     fn object(mut self) -> Result<Scanned> {
-        let mut text = None;
-        let mut is_other = false;
         match self.next_solid()? {
             Some(b'{') => {}
             Some(_) => return Ok(malformed(Cause::Other, "not an object")),
             None => return Ok(Scanned::Blank),
         }
+        let mut members = Members::default();
         loop {
-            let Some(key) = self.key()? else { return Ok(unfinished()) };
-            let Some(first) = self.peek_solid()? else { return Ok(unfinished()) };
-            let start = self.at;
-            if !self.skip_value()? {
-                return Ok(unfinished());
-            }
-            let value = start..self.at;
-            match (key.as_slice(), first) {
-                (b"text", b'"') => text = Some(value.start + 1..value.end - 1),
-                // null: as if the key weren't there.
-                (b"text" | b"input_ids", b'n') => {}
-                (b"text" | b"input_ids", _) => is_other = true,
-                _ => {}
-            }
+            let Some(member) = self.member()? else { return Ok(unfinished()) };
+            members.add(member);
             match self.next_solid()? {
                 Some(b',') => {}
                 Some(b'}') => break,
@@ -72,7 +91,16 @@ impl Scan<'_, '_> {
         if self.next_solid()?.is_some() {
             return Ok(malformed(Cause::Trailing, "trailing characters behind the object"));
         }
-        Ok(text.filter(|_| !is_other).map_or(Scanned::Other, Scanned::Text))
+        Ok(members.scanned())
+    }
+
+    /// The next member, if it is whole.
+    fn member(&mut self) -> Result<Option<Member>> {
+        let Some(key) = self.key()? else { return Ok(None) };
+        let Some(first) = self.peek_solid()? else { return Ok(None) };
+        let start = self.at;
+        let is_whole = self.skip_value()?;
+        Ok(is_whole.then_some(Member { key, first, value: start..self.at }))
     }
 
     /// A key and its colon; one that is longer than any that is known is cut.
@@ -96,11 +124,9 @@ impl Scan<'_, '_> {
             let Some(byte) = self.peek()? else { return Ok(false) };
             match byte {
                 b'"' => {
-                    if !self.skip_string()? {
-                        return Ok(false);
-                    }
-                    if depth == 0 {
-                        return Ok(true);
+                    let is_whole = self.skip_string()?;
+                    if !is_whole || depth == 0 {
+                        return Ok(is_whole);
                     }
                     continue;
                 }

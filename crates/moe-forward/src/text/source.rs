@@ -16,11 +16,11 @@ pub(crate) struct TextFile {
 
 /// What a text was made of, where the file as it lies there isn't the text.
 pub(super) trait Origin {
-    /// That, in words.
+    /// Says in words what it was made of.
     fn name(&self) -> &'static str;
 
-    /// Where the file has the record whose line begins at byte `at` of `text`, in words; none where
-    /// lines of the text are lines of the file, or that can't be read.
+    /// Where the file has the record whose line begins at byte `at` of `text`, in words; `None`
+    /// where lines of the text are lines of the file, or where that can't be read.
     fn place(&self, text: &TextBytes, at: u64) -> Option<String> {
         let _ = (text, at);
         None

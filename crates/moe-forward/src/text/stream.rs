@@ -39,52 +39,91 @@ impl Stream<'_, '_> {
     /// [`moe_checkpoint::Kind::Malformed`] for a line that isn't a record;
     /// [`moe_checkpoint::Kind::Usage`] for ids beyond the vocabulary; what reading and the
     /// tokenizer return.
-    pub fn read(self, windows: &mut Windows) -> Result<u64> {
-        let Self { file, encoder, vocab, enough, room } = self;
-        let limits = StreamLimits { vocab, enough, room };
+    pub fn read(mut self, windows: &mut Windows) -> Result<u64> {
+        let file = self.file;
         let mut reader = TextReader::new(&file.bytes);
         let mut at = 0;
-        let mut number = 0u64;
-        let is_checked = file.len() <= CHECKED_BYTES;
-        while at < file.len() && (!has_enough(windows, enough) || is_checked) {
-            let Next { bytes, document, following } = file.documents.next(&mut reader, at)?;
+        let mut number = 0;
+        let mut is_over = false;
+        while !is_over && at < file.len() && (!self.has_enough(windows) || self.is_checked()) {
+            let next = file.documents.next(&mut reader, at)?;
             number += 1;
-            at = following.unwrap_or(file.len());
-            let place = RecordLine { line: bytes, number: Some(number) };
-            let flow = match document {
-                Document::Blank => continue,
-                Document::Malformed(wrong) => return Err(malformed(file, &place, &wrong)),
-                _ if has_enough(windows, enough) => continue,
-                Document::Text(passage) => {
-                    let mut parts = Read { at: passage.range.start, reader: &mut reader, passage };
-                    let mut take = |ids: &[u32]| limits.take(windows, ids);
-                    let flow = tokenize(encoder, &mut parts, true, &mut take)?;
-                    if following.is_none() {
-                        while is_checked && parts.next()?.is_some() {}
-                        at = parts.at;
-                    }
-                    flow
-                }
-                Document::Record(record) => {
-                    let mut take = |ids: &[u32]| limits.take(windows, ids);
-                    let (flow, padding) =
-                        tokenize_record(encoder, record, (file, &place), &mut take)?;
-                    windows.padding += padding;
-                    flow
-                }
-            };
-            if flow.is_continue() {
-                windows.end_document();
-            }
-            if following.is_none() {
-                break;
-            }
+            is_over = next.following.is_none();
+            at = self.document(&mut reader, next, number, windows)?;
         }
         // A window that isn't full is one, if it is the text's end rather than ours.
-        if !has_enough(windows, enough) {
+        if !self.has_enough(windows) {
             windows.end_file();
         }
         Ok(at.min(file.len()))
+    }
+
+    /// Puts the document `next`, the `number`-th from 1 on, into `windows`, and returns where
+    /// reading goes on.
+    fn document(
+        &mut self,
+        reader: &mut TextReader<'_>,
+        next: Next,
+        number: u64,
+        windows: &mut Windows,
+    ) -> Result<u64> {
+        let Next { bytes, document, following } = next;
+        let place = RecordLine { line: bytes, number: Some(number) };
+        let at = following.unwrap_or(self.file.len());
+        let (flow, at) = match document {
+            Document::Blank => return Ok(at),
+            Document::Malformed(wrong) => return Err(malformed(self.file, &place, &wrong)),
+            _ if self.has_enough(windows) => return Ok(at),
+            Document::Text(passage) => {
+                let mut parts = Read { at: passage.range.start, reader, passage };
+                let flow = self.text(&mut parts, following.is_none(), windows)?;
+                (flow, following.unwrap_or(parts.at))
+            }
+            Document::Record(record) => (self.record(record, &place, windows)?, at),
+        };
+        if flow.is_continue() {
+            windows.end_document();
+        }
+        Ok(at)
+    }
+
+    /// Puts a text into `windows`; one that `is_last` is read to its end where the file is checked.
+    fn text(
+        &mut self,
+        parts: &mut Read<'_, '_>,
+        is_last: bool,
+        windows: &mut Windows,
+    ) -> Result<ControlFlow<()>> {
+        let limits = self.limits();
+        let flow = tokenize(self.encoder, parts, true, &mut |ids| limits.take(windows, ids))?;
+        while is_last && self.is_checked() && parts.next()?.is_some() {}
+        Ok(flow)
+    }
+
+    fn record(
+        &mut self,
+        record: Record,
+        place: &RecordLine,
+        windows: &mut Windows,
+    ) -> Result<ControlFlow<()>> {
+        let limits = self.limits();
+        let mut take = |ids: &[u32]| limits.take(windows, ids);
+        let (flow, padding) = tokenize_record(self.encoder, record, (self.file, place), &mut take)?;
+        windows.padding += padding;
+        Ok(flow)
+    }
+
+    fn limits(&self) -> StreamLimits {
+        StreamLimits { vocab: self.vocab, enough: self.enough, room: self.room }
+    }
+
+    fn has_enough(&self, windows: &Windows) -> bool {
+        has_enough(windows, self.enough)
+    }
+
+    /// Whether the file is read to its end, though enough was read of it.
+    fn is_checked(&self) -> bool {
+        self.file.len() <= CHECKED_BYTES
     }
 }
 
@@ -130,15 +169,18 @@ pub(super) fn tokenize_record(
         }
         Record::Ids(ids, mask) => {
             let seen = match mask {
-                Some(mask) => {
-                    ids.iter().zip(mask).filter(|(_, seen)| *seen).map(|(id, _)| *id).collect()
-                }
+                Some(mask) => masked(&ids, &mask),
                 None => encoder.unpadded(&ids)?,
             };
             let flow = take(&seen).map_err(|e| of_record(e, file, place))?;
             Ok((flow, ids.len() - seen.len()))
         }
     }
+}
+
+/// The tokens that `mask` says are to be seen.
+fn masked(ids: &[u32], mask: &[bool]) -> Vec<u32> {
+    ids.iter().zip(mask).filter(|(_, seen)| **seen).map(|(id, _)| *id).collect()
 }
 
 /// An `error` of the record at this `place`, whose file is named beside the one that the error

@@ -10,7 +10,7 @@ const WINDOW_BYTES: u64 = 64;
 enum KeptTokens {
     #[default]
     All,
-    /// None of them: how many tokens each has.
+    /// None is held; this is how many tokens each has.
     Lengths(Vec<u32>),
     /// The windows that have these numbers.
     Chosen { numbers: BTreeSet<usize>, seen: usize },
@@ -24,7 +24,7 @@ pub(crate) struct Windows {
     /// Whether they run across documents.
     pack: bool,
     current: Vec<u32>,
-    /// Those that are done and held, each of at least two tokens.
+    /// The windows that are done and held, each of at least two tokens.
     pub done: Vec<Vec<u32>>,
     /// Tokens in these, and bytes that they take.
     pub held: usize,

@@ -126,7 +126,7 @@ fn cause_in_line(line: &str, error: &serde_json::Error, is_followed: bool) -> Ca
         Category::Eof => Cause::Unfinished { in_string: Prefix::of(line.as_bytes()).in_string },
         Category::Data if start.starts_with('"') => Cause::IsString,
         Category::Data if start.starts_with('[') => Cause::IsList,
-        // Of strings in an object, none but those that are wanted are looked at.
+        // Strings in an object that aren't wanted are not looked at.
         Category::Syntax if start.starts_with('"') && ends_in_half(line, error) => Cause::HalfPair,
         Category::Syntax if is_followed => Cause::Trailing,
         Category::Syntax if !begins_value(start) => Cause::NotJson,
@@ -182,7 +182,7 @@ impl Prefix {
         prefix
     }
 
-    /// Enters what `rest` begins with; its bytes.
+    /// Enters what `rest` begins with, and returns its bytes.
     fn enter(&mut self, rest: &[u8]) -> usize {
         match (self.in_string, rest[0]) {
             (true, b'\\') => {

@@ -103,6 +103,14 @@ impl Losses {
         }
     }
 
+    /// Makes means of the sums over `tokens` tokens, `predictions` of which are predicted.
+    fn divide(&mut self, tokens: usize, predictions: usize) {
+        self.tokens = tokens;
+        self.predictions = predictions;
+        self.cross_entropy /= predictions.max(1) as f64;
+        self.teacher /= tokens.max(1) as f64;
+    }
+
     /// The weighted sum.
     pub fn total(&self, objective: &Objective) -> f64 {
         objective.cross_entropy * self.cross_entropy
@@ -120,7 +128,7 @@ pub struct Trainee<'a> {
     pub parameters: &'a Parameters,
     /// The device and the dtype to compute in.
     pub compute: &'a Compute,
-    /// Keep the graphs of all layers rather than run each of them once more.
+    /// Whether the graphs of all layers are kept, rather than each layer run once more.
     pub keep_graphs: bool,
 }
 
@@ -142,6 +150,15 @@ enum Passed {
     Frozen(Option<(Tensor, Routing)>),
 }
 
+/// The way back through the layers.
+struct WayBack<'b> {
+    batch: &'b Batch,
+    goal: Goal<'b>,
+    shares: Shares<'b>,
+    /// The gradient that arrives at the output of the layer that comes next on it.
+    arriving: Tensor,
+}
+
 impl Trainee<'_> {
     /// Adds the gradients of the weighted losses of `batch` to `gradients`.
     ///
@@ -157,29 +174,44 @@ impl Trainee<'_> {
         let mut losses = Losses::default();
         let (hidden, passed) = self.forward(batch, goal.objective, &mut losses)?;
         let shares = Shares::new(goal.objective, &losses.load, batch.tokens())?;
-        let mut arriving = self.head(batch, &hidden, goal, gradients, &mut losses)?;
+        let arriving = self.head(batch, &hidden, goal, gradients, &mut losses)?;
+        let mut way = WayBack { batch, goal, shares, arriving };
         for (index, passed) in passed.into_iter().enumerate().rev() {
-            let ran = match passed {
-                Passed::Tracked(ran) => ran,
-                Passed::Entered(input) => self.run(index, batch, &input, true, goal.objective)?,
-                Passed::Frozen(routed) => {
-                    self.router_losses(index, routed.as_ref(), &shares, &mut losses)?;
-                    continue;
-                }
-            };
-            let of_routers =
-                self.router_losses(index, ran.routed.as_ref(), &shares, &mut losses)?;
-            let weighted =
-                of_routers.map(|losses| losses.weighted * goal.scale.per_batch).transpose();
-            let weighted = weighted.context(|| "the losses of a router".into())?;
-            arriving = self.back(index, &ran, &arriving, weighted, gradients)?;
+            self.back_through(index, passed, &mut way, gradients, &mut losses)?;
         }
         if self.parameters.first() == ParameterSlot::Embedding {
             let embedded = self.embedded(batch, true)?;
-            self.back_to_embedding(&embedded, &arriving, gradients)
+            self.back_to_embedding(&embedded, &way.arriving, gradients)
                 .context(|| "the gradient of the embedding".into())?;
         }
         Ok(losses)
+    }
+
+    /// Goes on the way back through layer `index`; adds what its router costs to `losses`.
+    fn back_through(
+        &self,
+        index: usize,
+        passed: Passed,
+        way: &mut WayBack<'_>,
+        gradients: &mut Gradients,
+        losses: &mut Losses,
+    ) -> Result<()> {
+        let ran = match passed {
+            Passed::Tracked(ran) => ran,
+            Passed::Entered(input) => {
+                self.run(index, way.batch, &input, true, way.goal.objective)?
+            }
+            Passed::Frozen(routed) => {
+                self.router_losses(index, routed.as_ref(), &way.shares, losses)?;
+                return Ok(());
+            }
+        };
+        let of_routers = self.router_losses(index, ran.routed.as_ref(), &way.shares, losses)?;
+        let per_batch = way.goal.scale.per_batch;
+        let weighted = of_routers.map(|losses| losses.weighted * per_batch).transpose();
+        let weighted = weighted.context(|| "the losses of a router".into())?;
+        way.arriving = self.back(index, &ran, &way.arriving, weighted, gradients)?;
+        Ok(())
     }
 
     /// The last hidden states, and what the way back needs of each layer; says where tokens went.
@@ -311,10 +343,7 @@ impl Trainee<'_> {
             let back = self.back_through_head(&input, logits, arriving, gradients);
             parts.push(back.context(|| "the gradients of the head".into())?);
         }
-        losses.tokens = tokens;
-        losses.predictions = targets.iter().flatten().count();
-        losses.cross_entropy /= losses.predictions.max(1) as f64;
-        losses.teacher /= tokens.max(1) as f64;
+        losses.divide(tokens, targets.iter().flatten().count());
         Tensor::cat(&parts, 0).context(|| "the gradients of the head".into())
     }
 

@@ -8,8 +8,8 @@ pub enum BalanceOver {
     /// Each layer's load is balanced by itself; the loss is the mean over layers.
     #[default]
     Layers,
-    /// That of all layers together, as transformers has it: what one layer's first expert gets too
-    /// much, another's may get too little.
+    /// The load of all layers is balanced together, as transformers has it: what one layer's first
+    /// expert gets too much, another's may get too little.
     Model,
 }
 

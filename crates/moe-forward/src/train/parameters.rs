@@ -18,7 +18,7 @@ use crate::overrides::Overrides;
 /// A kind of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrainedPart {
-    /// Routers, and gates of shared experts. Biases for choosing have no gradient, and stay.
+    /// Routers, and gates of shared experts. Expert correction biases have no gradient, and stay.
     Routers,
     /// Routed experts.
     Experts,
@@ -278,7 +278,7 @@ impl Gradients {
         Self(vec![None; parameters.list.len()])
     }
 
-    /// The gradient of the parameter at `index`; None where nothing depended on it.
+    /// The gradient of the parameter at `index`; `None` where nothing depended on it.
     pub fn get(&self, index: usize) -> Option<&Tensor> {
         self.0[index].as_ref()
     }

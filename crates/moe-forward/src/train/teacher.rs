@@ -30,10 +30,11 @@ const GROUP_TOKENS: usize = 4096;
 pub enum TeacherKind {
     /// The whole distribution is used; the teacher runs for every batch.
     Logits,
-    /// The most probable tokens, and the mass of the others together. Kept: the teacher runs once.
+    /// The most probable tokens, and the mass of the others together, are kept: the teacher runs
+    /// once.
     Top(usize),
-    /// Tokens drawn by the teacher's probabilities, each weighing its share of the draws: unbiased,
-    /// where the most probable alone are not (2503.16870). Kept.
+    /// Tokens drawn by the teacher's probabilities, each weighing its share of the draws, are kept:
+    /// an unbiased sample, where the most probable alone are not (2503.16870).
     Sampled(usize, u64),
 }
 
@@ -51,8 +52,8 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// A teacher of `sequences`, whose ids its vocabulary has; what is kept lies in a nameless file in
-    /// `scratch`.
+    /// A teacher of `sequences`, whose ids its vocabulary has; what is kept lies in a nameless file
+    /// in `scratch`.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Io`].

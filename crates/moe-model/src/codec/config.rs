@@ -39,7 +39,7 @@ impl<'a> Config<'a> {
     /// A count.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is missing or no count.
+    /// [`Kind::Malformed`] where it is missing or not a count.
     pub fn usize(&self, key: &str) -> Result<usize> {
         self.optional_usize(key)?.ok_or_else(|| self.error(key, "is missing"))
     }
@@ -66,7 +66,7 @@ impl<'a> Config<'a> {
     /// A count that is at least one.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is missing, zero or no count.
+    /// [`Kind::Malformed`] where it is missing, zero or not a count.
     pub fn positive(&self, key: &str) -> Result<usize> {
         match self.usize(key)? {
             0 => Err(self.error(key, "is 0")),
@@ -77,7 +77,7 @@ impl<'a> Config<'a> {
     /// A switch.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is missing or no boolean.
+    /// [`Kind::Malformed`] where it is missing or not a boolean.
     pub fn bool(&self, key: &str) -> Result<bool> {
         let value = self.required(key)?;
         // Python holds null to be false. transformers 5 refuses it of most keys, which `verify`

@@ -18,7 +18,11 @@ pub(crate) struct Namer<'m> {
     pub quantized: Vec<(String, Scheme)>,
 }
 
-impl Namer<'_> {
+impl<'m> Namer<'m> {
+    pub fn new(family: &'static Family, quantization: Option<&'m Quantization>) -> Self {
+        Self { family, quantization, tensors: vec![], plain: vec![], quantized: vec![] }
+    }
+
     pub fn push(&mut self, name: impl Into<String>, weight: &Weight) {
         self.tensors.push((name.into(), weight.clone()));
     }

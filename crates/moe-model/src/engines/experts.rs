@@ -1,4 +1,4 @@
-//! What the rules look at.
+//! What the engines' rules look at in a model.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +9,13 @@ use serde_json::Value;
 use super::projections::{Projections, has_hub_names, misnamed};
 use super::verdict::{EngineAnswer, not_known, refuses};
 use crate::assembly::Model;
-use crate::layer::{Expert, Ffn, Layer};
+use crate::layer::{Expert, Ffn, Layer, Linear, Moe};
+use crate::weight::Weight;
 
 /// Numbers of GPUs that tensor parallelism is asked about.
 const RANKS: [usize; 4] = [1, 2, 4, 8];
 
-/// What the rules look at.
+/// The routed experts of a quantized model, as the engines' rules look at them.
 pub(super) struct Experts<'m> {
     pub quantization: &'m Quantization,
     /// What the config says of it; null for a checkpoint that is yet to be written.
@@ -26,7 +27,7 @@ pub(super) struct Experts<'m> {
     /// Whether there are layers whose experts are not quantized at all.
     pub partial: bool,
     pub hidden: usize,
-    /// Of routed experts, and of shared ones that are quantized.
+    /// The widths of routed experts, and of shared ones, that are quantized.
     pub widths: BTreeSet<usize>,
     /// Whether tensors have the names of the first layout, which the hub has.
     pub hub_names: bool,
@@ -38,33 +39,48 @@ pub(super) struct Experts<'m> {
     pub ragged: Option<[usize; 2]>,
     /// What the config says that weights are computed in.
     pub dtype: Option<Dtype>,
+    /// The config's names of the scales' element types.
     pub scales: BTreeSet<&'static str>,
+}
+
+/// How the experts of the layers that were [added](Self::add) are encoded; the fields are those of
+/// [`Experts`].
+#[derive(Default)]
+struct Encodings {
+    schemes: Vec<Scheme>,
+    mixed: bool,
+    partial: bool,
+    widths: BTreeSet<usize>,
+    scales: BTreeSet<&'static str>,
+}
+
+impl Encodings {
+    fn add(&mut self, moe: &Moe) {
+        let weights = moe.experts.iter().flat_map(Expert::linears).map(|linear| &linear.weight);
+        let of_layer: Vec<_> = weights.clone().map(Weight::scheme).collect();
+        self.mixed |= of_layer.iter().any(|scheme| *scheme != of_layer[0]);
+        self.partial |= of_layer.iter().all(Option::is_none);
+        for scheme in of_layer.into_iter().flatten() {
+            if !self.schemes.contains(&scheme) {
+                self.schemes.push(scheme);
+            }
+        }
+        for expert in moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)) {
+            if expert.gate.weight.scheme().is_some() {
+                self.widths.insert(expert.width());
+            }
+        }
+        self.scales
+            .extend(weights.filter_map(Weight::scale).map(|scale| dtype_name(scale.dtype())));
+    }
 }
 
 impl<'m> Experts<'m> {
     pub fn of(model: &'m Model) -> Option<Self> {
         let quantization = model.quantization.as_ref()?;
-        let (mut schemes, mut mixed, mut partial) = (Vec::new(), false, false);
-        let (mut widths, mut scales) = (BTreeSet::new(), BTreeSet::new());
-        for (_, moe) in model.moes() {
-            let of_layer: Vec<_> =
-                moe.experts.iter().flat_map(Expert::linears).map(|l| l.weight.scheme()).collect();
-            mixed |= of_layer.iter().any(|scheme| *scheme != of_layer[0]);
-            partial |= of_layer.iter().all(Option::is_none);
-            for scheme in of_layer.into_iter().flatten() {
-                if !schemes.contains(&scheme) {
-                    schemes.push(scheme);
-                }
-            }
-            for expert in moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)) {
-                if expert.gate.weight.scheme().is_some() {
-                    widths.insert(expert.width());
-                }
-            }
-            let scale =
-                |l: &crate::layer::Linear| l.weight.scale().map(|scale| dtype_name(scale.dtype()));
-            scales.extend(moe.experts.iter().flat_map(Expert::linears).filter_map(scale));
-        }
+        let mut encodings = Encodings::default();
+        model.moes().for_each(|(_, moe)| encodings.add(moe));
+        let Encodings { schemes, mixed, partial, widths, scales } = encodings;
         let dtype =
             model.config.get("dtype").or(model.config.get("torch_dtype")).and_then(Value::as_str);
         (!schemes.is_empty()).then(|| Self {
@@ -143,7 +159,7 @@ impl<'m> Experts<'m> {
         }
     }
 
-    /// Up to how many GPUs share each expert's width, where `misfit` says what is wrong with a
+    /// Says up to how many GPUs share each expert's width, where `misfit` says what is wrong with a
     /// rank's part of it.
     pub fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> EngineAnswer {
         let fits = |ranks: usize| {
@@ -167,7 +183,7 @@ impl<'m> Experts<'m> {
 /// The shape of a matrix of `layer` that has several blocks of codes along a side, the last of
 /// which is smaller.
 fn ragged(layer: &Layer) -> Option<[usize; 2]> {
-    let of_ffn: Vec<&crate::layer::Linear> = match &layer.ffn {
+    let of_ffn: Vec<&Linear> = match &layer.ffn {
         Ffn::Dense(expert) => expert.linears().to_vec(),
         Ffn::Moe(moe) => {
             let shared = moe.shared.iter().map(|shared| &shared.expert);

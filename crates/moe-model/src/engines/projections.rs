@@ -1,4 +1,4 @@
-//! By which names engines look for experts' matrices.
+//! The names by which engines look for experts' matrices.
 
 use moe_checkpoint::Quantization;
 
@@ -7,7 +7,7 @@ use crate::codec::names;
 use crate::codec::names::module;
 use crate::layer::Moe;
 
-/// By which names of projections an engine looks for the scheme of experts.
+/// The names of projections by which an engine looks for the scheme of experts.
 #[derive(Clone, Copy)]
 pub(super) enum Projections {
     /// The names that the tensors have on the hub, such as w1, w2 and w3.

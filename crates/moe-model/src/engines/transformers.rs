@@ -36,6 +36,11 @@ pub(super) fn newer(experts: &Experts<'_>) -> EngineAnswer {
             "without a GPU it splits scales evenly, and blocks don't divide a matrix of {rows} × {columns}"
         ));
     }
+    decoded(experts)
+}
+
+/// What the newer computes with, once it has decoded the experts.
+fn decoded(experts: &Experts<'_>) -> EngineAnswer {
     let computed = experts.dtype.map_or("float32", dtype_name);
     let scales_match = experts.scales.iter().all(|scale| *scale == computed);
     match experts.quantization {
@@ -78,13 +83,13 @@ pub(super) fn older(experts: &Experts<'_>) -> EngineAnswer {
             "it quantizes no expert where ignore lists the class Linear; take that out of config.json",
         );
     }
-    match has_floats(experts) && experts.quantizes_activations() {
-        true => Ok("activations rounded to float8".to_owned()),
-        false => Ok(String::new()),
+    if has_floats(experts) && experts.quantizes_activations() {
+        return Ok("activations rounded to float8".to_owned());
     }
+    Ok(String::new())
 }
 
-/// What neither takes.
+/// What both versions ask of experts.
 fn common(experts: &Experts<'_>) -> EngineAnswer {
     if let Quantization::Gptq(_) = experts.quantization {
         return refuses(
@@ -102,11 +107,12 @@ fn common(experts: &Experts<'_>) -> EngineAnswer {
     if experts.partial || (experts.schemes.len() == 1 && !experts.targets_linear()) {
         return not_known("one scheme was tried for \"Linear\" in all layers alone");
     }
-    if experts
-        .schemes
-        .iter()
-        .any(|scheme| matches!(scheme, Scheme::Integers(integers) if !integers.symmetric))
-    {
+    common_schemes(experts)
+}
+
+/// What both versions ask of the encoding of experts' matrices.
+fn common_schemes(experts: &Experts<'_>) -> EngineAnswer {
+    if experts.schemes.iter().any(has_zeros) {
         return refuses(
             "it cannot load zero points of compressed-tensors' experts; quantize without --asymmetric",
         );
@@ -137,19 +143,25 @@ fn invalid(said: &Value) -> Option<String> {
         );
     }
     let groups = said.get("config_groups").and_then(Value::as_object)?;
-    groups.iter().find_map(|(name, group)| {
-        let weights = group.get("weights")?;
-        if weights.get("dynamic").is_some_and(|dynamic| *dynamic != false) {
-            return Some(format!(
-                "compressed-tensors takes no weights that are dynamic, as those of {name} are"
-            ));
-        }
-        let format = group.get("format").filter(|format| !format.is_null())?;
-        let is_float = weights.get("type").is_some_and(|kind| kind == "float");
-        let right = if is_float { "float-quantized" } else { "pack-quantized" };
-        (format != right)
-            .then(|| format!("{name} has the format {format}, where its tensors are {right}"))
-    })
+    groups.iter().find_map(|(name, group)| invalid_group(name, group))
+}
+
+fn invalid_group(name: &str, group: &Value) -> Option<String> {
+    let weights = group.get("weights")?;
+    if weights.get("dynamic").is_some_and(|dynamic| *dynamic != false) {
+        return Some(format!(
+            "compressed-tensors takes no weights that are dynamic, as those of {name} are"
+        ));
+    }
+    let format = group.get("format").filter(|format| !format.is_null())?;
+    let is_float = weights.get("type").is_some_and(|kind| kind == "float");
+    let right = if is_float { "float-quantized" } else { "pack-quantized" };
+    (format != right)
+        .then(|| format!("{name} has the format {format}, where its tensors are {right}"))
+}
+
+fn has_zeros(scheme: &Scheme) -> bool {
+    matches!(scheme, Scheme::Integers(integers) if !integers.symmetric)
 }
 
 fn ignores_linear(said: &Value) -> bool {

@@ -39,39 +39,46 @@ pub(super) fn takes(experts: &Experts<'_>) -> EngineAnswer {
 /// (CompressedTensorsWNA16MoEMethod) and `fused_moe/oracle/int_wna16.py`
 /// (select_wna16_moe_backend).
 fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
-    let Integers { bits, group, symmetric } = integers;
     if experts.quantizes_activations() {
         return not_known("its kernels for quantized activations are not looked at here");
     }
-    let marlin = experts.hidden.is_multiple_of(128);
-    match group {
-        // `assert weight_quant.strategy == "group"` for every backend but Marlin.
-        None if ![4, 8].contains(&bits) => {
-            return refuses(format!(
-                "{bits}-bit experts need groups of columns; {}",
-                other_groups(experts.hidden, &experts.widths)
-            ));
-        }
-        None if !marlin => {
-            let why = format!(
-                "128 doesn't divide the hidden size {}, as a scale for each row needs",
-                experts.hidden
-            );
-            return refuses(format!("{why}; {}", other_groups(experts.hidden, &experts.widths)));
-        }
-        Some(group) if !experts.hidden.is_multiple_of(group) => {
-            return refuses(format!(
-                "groups of {group} don't divide the hidden size {}",
-                experts.hidden
-            ));
-        }
-        Some(group) if !MARLIN_GROUPS.contains(&group) => {
-            return not_known(format!(
-                "groups of {group} are not among those of its Marlin kernels (32, 64, 128)"
-            ));
-        }
-        _ => {}
+    packed_groups(experts, integers)?;
+    packed_codes(integers)?;
+    let ranks = experts.tensor_parallel(|rank| match integers.group {
+        Some(group) => misfit(rank, group, "groups"),
+        None => misfit(rank, 32 / integers.bits as usize, "words"),
+    })?;
+    // Marlin pads what 64 doesn't divide of an expert's width, but never the hidden size
+    // (`marlin_utils.py`, check_moe_marlin_supports_config).
+    if experts.hidden.is_multiple_of(128) {
+        return Ok(ranks);
     }
+    Ok(format!(
+        "{ranks}, by its slower Triton kernels: Marlin wants a hidden size that 128 divides"
+    ))
+}
+
+/// Whether some backend has kernels for these groups of columns.
+fn packed_groups(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
+    let hidden = experts.hidden;
+    match integers.group {
+        // `assert weight_quant.strategy == "group"` for every backend but Marlin.
+        None if ![4, 8].contains(&integers.bits) => refuses(format!(
+            "{}-bit experts need groups of columns; {}",
+            integers.bits,
+            other_groups(hidden, &experts.widths)
+        )),
+        None => whole_rows(experts),
+        Some(group) if !hidden.is_multiple_of(group) => {
+            refuses(format!("groups of {group} don't divide the hidden size {hidden}"))
+        }
+        Some(group) => marlin_groups(group),
+    }
+}
+
+/// Whether some backend has kernels for these bit widths and zero points.
+fn packed_codes(integers: Integers) -> EngineAnswer {
+    let Integers { bits, symmetric, .. } = integers;
     if ![4, 8].contains(&bits) {
         return not_known(format!(
             "only its Humming kernels have {bits} bits, and their shapes are not looked at here"
@@ -82,19 +89,24 @@ fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
             "its kernels have zero points at 4 bits only; quantize without --asymmetric",
         );
     }
-    let ranks = experts.tensor_parallel(|rank| match group {
-        Some(group) => misfit(rank, group, "groups"),
-        None => misfit(rank, 32 / bits as usize, "words"),
-    })?;
-    // Marlin pads what 64 doesn't divide of an expert's width, but never the hidden size
-    // (`marlin_utils.py`, check_moe_marlin_supports_config).
-    Ok(if marlin {
-        ranks
-    } else {
-        format!(
-            "{ranks}, by its slower Triton kernels: Marlin wants a hidden size that 128 divides"
-        )
-    })
+    Ok(String::new())
+}
+
+/// Whether Marlin takes a scale for each row.
+fn whole_rows(experts: &Experts<'_>) -> EngineAnswer {
+    let hidden = experts.hidden;
+    if hidden.is_multiple_of(128) {
+        return Ok(String::new());
+    }
+    let why = format!("128 doesn't divide the hidden size {hidden}, as a scale for each row needs");
+    refuses(format!("{why}; {}", other_groups(hidden, &experts.widths)))
+}
+
+fn marlin_groups(group: usize) -> EngineAnswer {
+    if MARLIN_GROUPS.contains(&group) {
+        return Ok(String::new());
+    }
+    not_known(format!("groups of {group} are not among those of its Marlin kernels (32, 64, 128)"))
 }
 
 /// `quantization/auto_gptq.py` (AutoGPTQConfig, AutoGPTQMoEMethod); what Marlin doesn't take goes
@@ -107,30 +119,23 @@ fn gptq(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
         );
     }
     let Some(group) = group else {
-        if !experts.hidden.is_multiple_of(128) {
-            let why = format!(
-                "128 doesn't divide the hidden size {}, as a scale for each row needs",
-                experts.hidden
-            );
-            return refuses(format!("{why}; {}", other_groups(experts.hidden, &experts.widths)));
-        }
+        whole_rows(experts)?;
         return experts.tensor_parallel(|rank| misfit(rank, 32 / bits as usize, "words"));
     };
-    if !MARLIN_GROUPS.contains(&group) {
-        return not_known(format!(
-            "groups of {group} are not among those of its Marlin kernels (32, 64, 128)"
-        ));
-    }
-    let halved = |rank: usize| {
-        MARLIN_GROUPS
-            .iter()
-            .any(|g| *g <= group && rank.is_multiple_of(*g) && experts.hidden.is_multiple_of(*g))
-    };
-    experts.tensor_parallel(|rank| match halved(rank) {
-        true => None,
-        false => misfit(rank, group, "groups")
-            .or(Some(format!("groups of {group} don't divide the hidden size"))),
+    marlin_groups(group)?;
+    experts.tensor_parallel(|rank| {
+        if fit_halved(group, rank, experts.hidden) {
+            return None;
+        }
+        misfit(rank, group, "groups")
+            .or(Some(format!("groups of {group} don't divide the hidden size")))
     })
+}
+
+/// Whether groups of `group` columns, or halves of them, divide a rank's width and the hidden size.
+fn fit_halved(group: usize, rank: usize, hidden: usize) -> bool {
+    let mut halves = MARLIN_GROUPS.iter().filter(|halved| **halved <= group);
+    halves.any(|halved| rank.is_multiple_of(*halved) && hidden.is_multiple_of(*halved))
 }
 
 /// `quantization/fp8.py` (Fp8MoEMethod), `quantization/utils/fp8_utils.py`
@@ -152,8 +157,8 @@ fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> EngineAnswer {
 }
 
 /// `compressed_tensors_moe.py`: without quantized activations, float8 in rows is taken for integers
-/// and refused for its format, and float8 in blocks is an "Unsupported FusedMoe scheme". With them:
-/// `compressed_tensors_moe_w8a8_fp8.py`.
+/// and refused for its format, and float8 in blocks is an "Unsupported FusedMoe scheme". With them,
+/// `compressed_tensors_moe_w8a8_fp8.py` takes either.
 fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> EngineAnswer {
     if !experts.quantizes_activations() {
         return refuses(

@@ -8,12 +8,12 @@ use super::flag::Flag;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QkNormKind {
-    /// None.
+    /// Neither is normalised.
     #[default]
     None,
-    /// Over each head.
+    /// Each head is normalised by itself.
     PerHead,
-    /// Over all heads at once.
+    /// All heads are normalised at once.
     FullWidth,
 }
 
@@ -33,7 +33,7 @@ pub struct AttentionRule {
     pub partial_rotary: bool,
     /// Whether neighbouring dimensions are rotated together.
     pub interleaved: Flag,
-    /// Latent attention, where it is that; `qkv_bias` then speaks of the projections to the
+    /// Latent attention, where the family has it; `qkv_bias` then speaks of the projections to the
     /// latents.
     pub latent: Option<LatentRule>,
     /// The config key of the clamp on projected queries, keys and values.
@@ -73,14 +73,15 @@ pub enum WindowRule {
     None,
     /// `sliding_window`, unless null, applies to every layer.
     EveryLayer,
-    /// The same, but to those layers alone that `layer_types` says, where it is there.
+    /// `sliding_window`, unless null, applies to every layer, or to those alone that `layer_types`
+    /// says, where it is there.
     EveryUnlessListed,
-    /// The same, where `use_sliding_window` is true.
+    /// `sliding_window` applies to every layer where `use_sliding_window` is true.
     IfEnabled,
-    /// `layer_types`; without it, the layers from `max_window_layers` on, where
-    /// `use_sliding_window` is true.
+    /// `layer_types` says which; without it, these are the layers from `max_window_layers` on,
+    /// where `use_sliding_window` is true.
     LateLayers,
-    /// `layer_types`; without it, even layers below `max_window_layers`, where `use_sliding_window`
-    /// is true.
+    /// `layer_types` says which; without it, these are the even layers below `max_window_layers`,
+    /// where `use_sliding_window` is true.
     AlternateLayers,
 }

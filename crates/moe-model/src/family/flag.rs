@@ -6,9 +6,9 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Flag {
-    /// The same in every model of the family.
+    /// It is the same in every model of the family.
     Fixed(bool),
-    /// Read from this config key.
+    /// It is read from this config key.
     Key(String),
 }
 

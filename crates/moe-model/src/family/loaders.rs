@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Caveat {
-    /// Which models of the family.
+    /// The models of the family that it is about.
     pub when: CaveatWhen,
-    /// Which loader, what happens, and what to do.
+    /// Says which loader gets them wrong, what happens, and what to do.
     pub note: String,
 }
 

@@ -86,9 +86,9 @@ pub struct SharedRule {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum SharedWidth {
-    /// As this config key says.
+    /// It is as wide as this config key says, in neurons.
     Key(String),
-    /// As many routed experts as this config key says.
+    /// It is as wide as this config key says, in routed experts.
     Experts {
         /// The config key.
         experts: String,
@@ -105,7 +105,8 @@ pub struct GroupsRule {
     pub kept: String,
     /// What groups are ranked by.
     pub score: GroupScore,
-    /// Where groups count only if a config key has a certain value.
+    /// The config key that switches groups, and the value at which they count; they always count
+    /// without one.
     pub when: Option<KeyIs>,
 }
 
@@ -129,7 +130,7 @@ pub struct MoeRule {
     #[serde(default)]
     pub experts_also: Vec<String>,
     /// Config keys that must give this number where the config has an `attribute_map` of its own,
-    /// since that takes the place of the map by which transformers finds it; None where it then
+    /// since that takes the place of the map by which transformers finds it; `None` where it then
     /// doesn't find it at all.
     pub without_map: Option<Vec<String>>,
     /// The config key of the number of experts a token goes to.

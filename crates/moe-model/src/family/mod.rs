@@ -47,10 +47,10 @@ pub struct Family {
     /// first.
     #[serde(default)]
     pub distills_to: Vec<String>,
-    /// Why there are none.
+    /// The reason why `distills_to` is empty.
     pub undistilled: Option<String>,
-    /// Which class stock loaders make its tokenizer of; without one, what the tokenizer's files
-    /// name.
+    /// The class that stock loaders make its tokenizer of; without one, it is what the tokenizer's
+    /// files name.
     pub tokenizer: Option<TokenizerRule>,
     /// Config keys that mean something in this family only.
     #[serde(default)]
@@ -87,7 +87,8 @@ pub struct Family {
     /// The config key that transformers makes yarn's tables of, and has no value for where it is
     /// missing.
     pub yarn_needs: Option<String>,
-    /// The same of versions before 5 alone.
+    /// The config key that only versions before 5 make yarn's tables of, and have no value for
+    /// where it is missing.
     pub older_yarn_needs: Option<String>,
     /// What versions before 5 compute with of a `rope_scaling` of any type.
     pub older_rope_scaling: Option<OlderScaling>,

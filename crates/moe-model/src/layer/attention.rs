@@ -6,14 +6,15 @@ use crate::weight::Weight;
 /// Normalisation of queries and keys before the rotary embedding.
 #[derive(Debug, Clone)]
 pub enum QkNorm {
-    /// Over each head; both weights are `[head_dim]`.
+    /// Each head is normalised by itself; both weights are `[head_dim]`.
     PerHead {
         /// Query norm.
         q: Weight,
         /// Key norm.
         k: Weight,
     },
-    /// Over all heads at once; `[heads · head_dim]` and `[kv_heads · head_dim]`.
+    /// All heads are normalised at once; the weights are `[heads · head_dim]` and
+    /// `[kv_heads · head_dim]`.
     FullWidth {
         /// Query norm.
         q: Weight,
@@ -86,7 +87,14 @@ impl Attention {
         }
     }
 
-    /// For each of [`Attention::linears`], the first of them that reads the same input.
+    pub(super) fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        match self {
+            Attention::Grouped(attention) => attention.weights_mut(),
+            Attention::Latent(attention) => attention.weights_mut(),
+        }
+    }
+
+    /// The first projection that reads the same input, for each of [`Attention::linears`].
     pub fn inputs(&self) -> Vec<usize> {
         match self {
             Attention::Grouped(_) => vec![0, 0, 0, 3],
@@ -144,6 +152,17 @@ pub struct GroupedAttention {
     pub window: Option<usize>,
 }
 
+impl GroupedAttention {
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        let Self { q, k, v, o, qk_norm, .. } = self;
+        let mut weights: Vec<_> = [q, k, v, o].into_iter().flat_map(Linear::weights_mut).collect();
+        if let Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) = qk_norm {
+            weights.extend([q, k]);
+        }
+        weights
+    }
+}
+
 /// The latent that latent attention may make queries of: `norm(projection x)`.
 #[derive(Debug, Clone)]
 pub struct QueryLatent {
@@ -165,7 +184,7 @@ pub struct LatentAttention {
     pub kv_a: Linear,
     /// RMS norm of the latent, `[rank]`.
     pub kv_a_norm: Weight,
-    /// Of each head the key's other part, then the value: `[heads · (nope + value), rank]`.
+    /// The key's other part, then the value, of each head: `[heads · (nope + value), rank]`.
     pub kv_b: Linear,
     /// Output projection, `[hidden, heads · value]`.
     pub o: Linear,
@@ -182,6 +201,17 @@ pub struct LatentAttention {
 }
 
 impl LatentAttention {
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        let Self { q_latent, q, kv_a, kv_a_norm, kv_b, o, .. } = self;
+        let mut weights = Vec::new();
+        if let Some(QueryLatent { projection, norm }) = q_latent {
+            weights.extend(projection.weights_mut().chain([norm]));
+        }
+        weights.extend([q, kv_a, kv_b, o].into_iter().flat_map(Linear::weights_mut));
+        weights.push(kv_a_norm);
+        weights
+    }
+
     /// Whether scores are scaled by other than 1 / √(nope + rope), as yarn's `mscale_all_dim` has
     /// it.
     pub fn scales_scores(&self) -> bool {

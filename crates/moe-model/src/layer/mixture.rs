@@ -68,3 +68,15 @@ pub struct Moe {
     /// The shared expert.
     pub shared: Option<SharedExpert>,
 }
+
+impl Moe {
+    pub(super) fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        let router = std::iter::once(&mut self.router.weight).chain(&mut self.router.bias);
+        let experts = self.experts.iter_mut().flat_map(Expert::weights_mut);
+        let mut weights: Vec<_> = router.chain(experts).collect();
+        if let Some(SharedExpert { expert, gate }) = &mut self.shared {
+            weights.extend(expert.weights_mut().chain(gate));
+        }
+        weights
+    }
+}

@@ -37,6 +37,13 @@ impl Ffn {
             Ffn::Dense(_) => None,
         }
     }
+
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        match self {
+            Ffn::Dense(expert) => expert.weights_mut().collect(),
+            Ffn::Moe(moe) => moe.weights_mut(),
+        }
+    }
 }
 
 /// A pre-norm decoder layer.
@@ -56,36 +63,8 @@ impl Layer {
     /// Every weight.
     pub fn weights_mut(&mut self) -> Vec<&mut Weight> {
         let mut weights = vec![&mut self.attention_norm, &mut self.ffn_norm];
-        match &mut self.attention {
-            Attention::Grouped(attention) => {
-                let GroupedAttention { q, k, v, o, qk_norm, .. } = attention.as_mut();
-                weights.extend([q, k, v, o].into_iter().flat_map(Linear::weights_mut));
-                if let Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) = qk_norm {
-                    weights.extend([q, k]);
-                }
-            }
-            Attention::Latent(attention) => {
-                let LatentAttention { q_latent, q, kv_a, kv_a_norm, kv_b, o, .. } =
-                    attention.as_mut();
-                if let Some(QueryLatent { projection, norm }) = q_latent {
-                    weights.extend(projection.weights_mut().chain([norm]));
-                }
-                weights.extend(
-                    [q, kv_a, kv_b, o].into_iter().flat_map(Linear::weights_mut).chain([kv_a_norm]),
-                );
-            }
-        }
-        match &mut self.ffn {
-            Ffn::Dense(expert) => weights.extend(expert.weights_mut()),
-            Ffn::Moe(moe) => {
-                let Moe { router, experts, shared } = moe.as_mut();
-                weights.extend(std::iter::once(&mut router.weight).chain(&mut router.bias));
-                weights.extend(experts.iter_mut().flat_map(Expert::weights_mut));
-                if let Some(SharedExpert { expert, gate }) = shared {
-                    weights.extend(expert.weights_mut().chain(gate));
-                }
-            }
-        }
+        weights.extend(self.attention.weights_mut());
+        weights.extend(self.ffn.weights_mut());
         weights
     }
 }

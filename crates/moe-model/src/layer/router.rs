@@ -24,7 +24,7 @@ pub enum RouterPrecision {
     F32,
     /// The model's dtype for states, weights and logits. Scores and gates are f32.
     ModelLogits,
-    /// The same, and gates are rounded to the model's dtype, too.
+    /// The model's dtype for states, weights and logits; gates are rounded to it, too.
     Model,
 }
 
@@ -51,13 +51,14 @@ pub struct Groups {
 
 /// Which experts a token goes to: those of the best choice scores, weighed by their scores.
 ///
-/// Rules A, B and C of families.md. The choice score is the score plus the bias; in which order
-/// things happen is said once, in `moe_math::routing::Rule`.
+/// It follows rules A, B and C of families.md. The choice score is the score plus the bias; in
+/// which order things happen is said once, in `moe_math::routing::Rule`.
 #[derive(Debug, Clone)]
 pub struct Router {
     /// `[experts, hidden]`.
     pub weight: Weight,
-    /// `[experts]`: added to the scores for choosing, not for weighing.
+    /// The expert correction bias, `[experts]`: it is added to the scores for the choice of
+    /// experts, not for their weights.
     pub bias: Option<Weight>,
     /// What transformers computes it in.
     pub precision: RouterPrecision,
@@ -69,7 +70,7 @@ pub struct Router {
     pub top_k: usize,
     /// Whether the selected scores are divided by their sum.
     pub normalize: bool,
-    /// Multiplies the weights of the selected.
+    /// The selected scores are multiplied by this.
     pub scale: f64,
 }
 

@@ -47,11 +47,7 @@ fn declare_router(
     if same(moes, "scoring", |m| m.router.scoring)? != rule.scoring {
         return Err(cannot("this scoring of experts"));
     }
-    match (&rule.scale, same(moes, "the scale of routing weights", |m| m.router.scale)?) {
-        (Some(key), scale) => _ = raw.insert(key.clone(), json!(scale)),
-        (None, 1.0) => {}
-        (None, _) => return Err(cannot("a scale on routing weights")),
-    }
+    declare_scale(rule, moes, raw)?;
     if same(moes, "router biases", |m| m.router.bias.is_some())? != rule.layouts[0].bias.is_some() {
         return Err(cannot("routers with (or without) this bias"));
     }
@@ -61,6 +57,15 @@ fn declare_router(
         (None, None) => Ok(()),
         (None, Some(_)) => Err(cannot("groups of experts")),
     }
+}
+
+fn declare_scale(rule: &MoeRule, moes: &[&Moe], raw: &mut Map<String, Value>) -> Result<()> {
+    match (&rule.scale, same(moes, "the scale of routing weights", |m| m.router.scale)?) {
+        (Some(key), scale) => _ = raw.insert(key.clone(), json!(scale)),
+        (None, 1.0) => {}
+        (None, _) => return Err(cannot("a scale on routing weights")),
+    }
+    Ok(())
 }
 
 /// Keys that already say it are left alone.
@@ -102,28 +107,41 @@ fn declare_shared(
     expert: usize,
     raw: &mut Map<String, Value>,
 ) -> Result<()> {
-    let shared =
+    let width =
         same(moes, "shared experts", |m| m.shared.as_ref().map_or(0, |s| s.expert.width()))?;
-    let rule = match (rule, shared) {
+    let rule = match (rule, width) {
         (Some(rule), 1..) => rule,
         (None, 0) => return Ok(()),
         (Some(_), 0) => return Err(cannot("layers without a shared expert")),
         (None, 1..) => return Err(cannot("a shared expert")),
     };
-    let gated = same(moes, "gates of shared experts", |m| {
-        m.shared.as_ref().is_some_and(|s| s.gate.is_some())
-    })?;
-    if gated != rule.gate.is_some() {
+    if same(moes, "gates of shared experts", has_gate)? != rule.gate.is_some() {
         return Err(cannot("a shared expert with (or without) a gate"));
     }
-    let biased = same(moes, "biases of shared experts", |m| {
-        m.shared.as_ref().is_some_and(|s| s.expert.gate.bias.is_some())
-    })?;
+    let biased = same(moes, "biases of shared experts", has_shared_bias)?;
     declare_flag(raw, &rule.bias, biased, "these biases of a shared expert")?;
+    declare_shared_width(rule, width, expert, raw)
+}
+
+fn has_gate(moe: &Moe) -> bool {
+    moe.shared.as_ref().is_some_and(|shared| shared.gate.is_some())
+}
+
+fn has_shared_bias(moe: &Moe) -> bool {
+    moe.shared.as_ref().is_some_and(|shared| shared.expert.gate.bias.is_some())
+}
+
+/// Writes the width of shared experts, in neurons or in routed experts of the width `expert`.
+fn declare_shared_width(
+    rule: &SharedRule,
+    width: usize,
+    expert: usize,
+    raw: &mut Map<String, Value>,
+) -> Result<()> {
     match &rule.width {
-        SharedWidth::Key(key) => _ = raw.insert(key.clone(), json!(shared)),
-        SharedWidth::Experts { experts } if shared.is_multiple_of(expert) => {
-            raw.insert(experts.clone(), json!(shared / expert));
+        SharedWidth::Key(key) => _ = raw.insert(key.clone(), json!(width)),
+        SharedWidth::Experts { experts } if width.is_multiple_of(expert) => {
+            raw.insert(experts.clone(), json!(width / expert));
         }
         SharedWidth::Experts { .. } => {
             return Err(cannot(

@@ -1,7 +1,7 @@
 //! Names of a mixture's tensors.
 
 use crate::codec::Namer;
-use crate::family::MoeRule;
+use crate::family::{ExpertNames, MoeRule};
 use crate::layer::{Expert, Linear, Moe};
 
 pub(crate) fn name(namer: &mut Namer<'_>, prefix: &str, rule: &MoeRule, moe: &Moe) {
@@ -11,22 +11,24 @@ pub(crate) fn name(namer: &mut Namer<'_>, prefix: &str, rule: &MoeRule, moe: &Mo
         namer.push(format!("{prefix}{name}"), bias);
     }
     let names = layout.expert.as_ref().expect("the written layout has tensors per expert");
-    // All gates, all ups, all downs: what experts share lies side by side, and is read once.
-    type Part = fn(&Expert) -> &Linear;
-    let parts: [(&String, Part); 3] =
-        [(&names.gate, |e| &e.gate), (&names.up, |e| &e.up), (&names.down, |e| &e.down)];
-    for (name, part) in parts {
-        for (e, expert) in moe.experts.iter().enumerate() {
-            namer.linear(
-                format!("{prefix}{}", name.replace("{expert}", &e.to_string())),
-                part(expert),
-            );
-        }
-    }
+    name_experts(namer, prefix, names, &moe.experts);
     if let (Some(rule), Some(shared)) = (&rule.shared, &moe.shared) {
         namer.expert(prefix, &rule.expert, &shared.expert);
         if let (Some(name), Some(gate)) = (&rule.gate, &shared.gate) {
             namer.matrix(format!("{prefix}{name}"), gate);
+        }
+    }
+}
+
+/// All gates, all ups, all downs: what experts share lies side by side, and is read once.
+fn name_experts(namer: &mut Namer<'_>, prefix: &str, names: &ExpertNames, experts: &[Expert]) {
+    type Part = fn(&Expert) -> &Linear;
+    let parts: [(&String, Part); 3] =
+        [(&names.gate, |e| &e.gate), (&names.up, |e| &e.up), (&names.down, |e| &e.down)];
+    for (name, part) in parts {
+        for (e, expert) in experts.iter().enumerate() {
+            let name = name.replace("{expert}", &e.to_string());
+            namer.linear(format!("{prefix}{name}"), part(expert));
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::groups::groups;
 use crate::codec::{Config, Reader};
 use crate::family::{ExpertNames, Layout, MoeRule, SharedRule, SharedWidth};
-use crate::layer::{Expert, Linear, Moe, Router, SharedExpert};
+use crate::layer::{Expert, Groups, Linear, Moe, Router, SharedExpert};
 use crate::weight::Weight;
 use crate::{Error, Kind, Result};
 
@@ -33,28 +33,14 @@ fn read_router(
     layout: &Layout,
     shape: [usize; 2],
 ) -> Result<Router> {
-    let (config, [experts, _]) = (reader.config, shape);
-    let top_k = config.positive(&rule.top_k)?;
-    let groups =
-        rule.groups.as_ref().map(|rule| groups(&config, rule, experts)).transpose()?.flatten();
-    let eligible = groups.map_or(experts, |g| experts / g.count * g.kept);
-    if top_k > eligible {
-        let of_groups = if groups.is_some() { " that a token's groups have" } else { "" };
-        return Err(config.error(
-            &rule.top_k,
-            &format!("is {top_k}, more than the {eligible} experts{of_groups}"),
-        ));
-    }
+    let config = reader.config;
+    let (top_k, groups) = read_choice(&config, rule, shape[0])?;
     let bias = layout
         .bias
         .as_ref()
         .map(|name| reader.take(format!("{prefix}{name}"), &shape[..1]))
         .transpose()?;
-    // transformers renames routers and experts each by itself, so that one may have the name of
-    // another layout.
-    let names = rule.layouts.iter().map(|layout| &layout.router);
-    let is_there = |name: &&String| reader.tensors.contains_key(&format!("{prefix}{name}"));
-    let name = [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router);
+    let name = find_router(reader, prefix, rule, layout);
     Ok(Router {
         weight: reader.take(format!("{prefix}{name}"), &shape)?,
         bias,
@@ -63,11 +49,47 @@ fn read_router(
         groups,
         top_k,
         normalize: config.flag(&rule.normalize)?,
-        scale: match &rule.scale {
-            Some(key) => config.optional_f64(key)?.ok_or_else(|| config.error(key, "is null"))?,
-            None => 1.0,
-        },
+        scale: read_scale(&config, rule)?,
     })
+}
+
+/// How many of `experts` experts a token goes to, and the groups that limit which.
+fn read_choice(
+    config: &Config<'_>,
+    rule: &MoeRule,
+    experts: usize,
+) -> Result<(usize, Option<Groups>)> {
+    let top_k = config.positive(&rule.top_k)?;
+    let groups =
+        rule.groups.as_ref().map(|rule| groups(config, rule, experts)).transpose()?.flatten();
+    let eligible = groups.map_or(experts, |g| experts / g.count * g.kept);
+    if top_k > eligible {
+        let of_groups = if groups.is_some() { " that a token's groups have" } else { "" };
+        let what = format!("is {top_k}, more than the {eligible} experts{of_groups}");
+        return Err(config.error(&rule.top_k, &what));
+    }
+    Ok((top_k, groups))
+}
+
+/// The name of the router behind `prefix`: transformers renames routers and experts each by itself,
+/// so that one may have the name of another layout.
+fn find_router<'f>(
+    reader: &Reader<'_>,
+    prefix: &str,
+    rule: &'f MoeRule,
+    layout: &'f Layout,
+) -> &'f String {
+    let names = rule.layouts.iter().map(|layout| &layout.router);
+    let is_there = |name: &&String| reader.tensors.contains_key(&format!("{prefix}{name}"));
+    [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router)
+}
+
+/// What the weights of the selected are multiplied by.
+fn read_scale(config: &Config<'_>, rule: &MoeRule) -> Result<f64> {
+    match &rule.scale {
+        Some(key) => config.optional_f64(key)?.ok_or_else(|| config.error(key, "is null")),
+        None => Ok(1.0),
+    }
 }
 
 fn find_layout<'f>(reader: &Reader<'_>, prefix: &str, rule: &'f MoeRule) -> Result<&'f Layout> {

@@ -17,31 +17,35 @@ pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Re
     {
         return Ok(false);
     }
-    if let Some(key) = &rule.dense_layers {
-        let dense = match config.get(key) {
-            None | Some(Value::Null) => false,
-            // Python finds 0 in [0.0], and not in ["0"]: what is no number of a layer isn't guessed
-            // at.
-            Some(Value::Array(list)) if list.iter().all(Value::is_u64) => {
-                list.iter().any(|v| v.as_u64() == Some(index as u64))
-            }
-            Some(said) => {
-                let what = format!(
-                    "is {}, where transformers 5 wants numbers of layers; older versions find no layer in a text",
-                    shown(said)
-                );
-                return Err(config
-                    .error(key, &what)
-                    .better_remedy("write numbers of layers, or remove the key"));
-            }
-        };
-        if dense {
-            return Ok(false);
-        }
+    if let Some(key) = &rule.dense_layers
+        && is_listed(config, key, index)?
+    {
+        return Ok(false);
     }
     match &rule.sparse_step {
         Some(key) => Ok((index + 1).is_multiple_of(config.positive(key)?)),
         None => Ok(true),
+    }
+}
+
+/// Whether the list under `key` has the number of layer `index`.
+fn is_listed(config: &Config<'_>, key: &str, index: usize) -> Result<bool> {
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        // Python finds 0 in [0.0], and not in ["0"]: the meaning of what isn't the number of a
+        // layer isn't guessed at.
+        Some(Value::Array(list)) if list.iter().all(Value::is_u64) => {
+            Ok(list.iter().any(|v| v.as_u64() == Some(index as u64)))
+        }
+        Some(said) => {
+            let what = format!(
+                "is {}, where transformers 5 wants numbers of layers; older versions find no layer in a text",
+                shown(said)
+            );
+            Err(config
+                .error(key, &what)
+                .better_remedy("write numbers of layers, or remove the key"))
+        }
     }
 }
 
@@ -64,13 +68,15 @@ pub(super) fn declare_sparsity(
         return Ok(());
     }
     let dense: Vec<usize> = (0..model.layers.len()).filter(|l| !sparse.contains(l)).collect();
+    declare_dense(rule, &dense, raw)
+}
+
+/// Writes which layers are dense, in the key that the family has for it.
+fn declare_dense(rule: &MoeRule, dense: &[usize], raw: &mut Map<String, Value>) -> Result<()> {
+    let are_first = dense.iter().enumerate().all(|(position, layer)| position == *layer);
     match (&rule.dense_layers, &rule.dense_first) {
         (Some(key), _) => raw.insert(key.clone(), json!(dense)),
-        (None, Some(key))
-            if dense.iter().enumerate().all(|(position, layer)| position == *layer) =>
-        {
-            raw.insert(key.clone(), json!(dense.len()))
-        }
+        (None, Some(key)) if are_first => raw.insert(key.clone(), json!(dense.len())),
         _ => return Err(cannot("dense layers among sparse ones")),
     };
     if let Some(step) = &rule.sparse_step {

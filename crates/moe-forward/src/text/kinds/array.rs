@@ -1,5 +1,5 @@
-//! A list of records, whose elements are put on lines of their own in a nameless file, byte for byte
-//! in the same places.
+//! A list of records, whose elements are put on lines of their own in a nameless file, byte for
+//! byte in the same places.
 
 use moe_checkpoint::{Error, Kind, Result, Scratch};
 
@@ -136,28 +136,32 @@ impl ArrayLines {
                 continue;
             }
             self.check_commas(*byte)?;
-            match (self.state, *byte) {
-                (UnpackState::Before, b'[') => (self.state, *byte) = (UnpackState::Within, b'\n'),
-                (UnpackState::Within, b'"') => self.in_string = true,
-                (UnpackState::Within, b'[' | b'{') => self.depth += 1,
-                (UnpackState::Within, b']') if self.depth == 0 => {
-                    (self.state, *byte) = (UnpackState::Behind, b'\n')
-                }
-                (UnpackState::Within, b']' | b'}') => {
-                    self.depth = self
-                        .depth
-                        .checked_sub(1)
-                        .ok_or("a bracket is closed that wasn't opened")?;
-                }
-                (UnpackState::Within, b',') if self.depth == 0 => *byte = b'\n',
-                (UnpackState::Within, b'\n' | b'\r') => *byte = b' ',
-                (UnpackState::Before | UnpackState::Behind, byte)
-                    if !byte.is_ascii_whitespace() =>
-                {
-                    return Err(format!("{:?} outside of the list", char::from(byte)));
-                }
-                _ => {}
+            self.split_at(byte)?;
+        }
+        Ok(())
+    }
+
+    /// Goes past `byte`, which stands outside of strings, and makes a line break or a space of it
+    /// where it must be one.
+    #[inline]
+    fn split_at(&mut self, byte: &mut u8) -> Result<(), String> {
+        match (self.state, *byte) {
+            (UnpackState::Before, b'[') => (self.state, *byte) = (UnpackState::Within, b'\n'),
+            (UnpackState::Within, b'"') => self.in_string = true,
+            (UnpackState::Within, b'[' | b'{') => self.depth += 1,
+            (UnpackState::Within, b']') if self.depth == 0 => {
+                (self.state, *byte) = (UnpackState::Behind, b'\n')
             }
+            (UnpackState::Within, b']' | b'}') => {
+                let depth = self.depth.checked_sub(1);
+                self.depth = depth.ok_or("a bracket is closed that wasn't opened")?;
+            }
+            (UnpackState::Within, b',') if self.depth == 0 => *byte = b'\n',
+            (UnpackState::Within, b'\n' | b'\r') => *byte = b' ',
+            (UnpackState::Before | UnpackState::Behind, byte) if !byte.is_ascii_whitespace() => {
+                return Err(format!("{:?} outside of the list", char::from(byte)));
+            }
+            _ => {}
         }
         Ok(())
     }

@@ -71,7 +71,7 @@ fn unpacked(file: &File) -> Result<(Scratch, u64)> {
 /// All members of a gzip file, one after the other, as Python's `gzip` reads them: with zeros
 /// between them and behind the last, which tapes and block devices pad files with.
 struct Members<R: BufRead> {
-    /// The one that is read; None behind the last.
+    /// The member that is read; `None` behind the last.
     member: Option<GzDecoder<R>>,
 }
 
@@ -95,7 +95,7 @@ impl<R: BufRead> Read for Members<R> {
     }
 }
 
-/// `reader` behind the zeros that it begins with; None where nothing else comes.
+/// `reader` behind the zeros that it begins with; `None` where nothing else comes.
 fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
     loop {
         let held = reader.fill_buf()?;

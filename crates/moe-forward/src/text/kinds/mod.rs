@@ -9,6 +9,6 @@ mod scratch;
 
 use super::kind::FileKind;
 
-/// In the order in which a file is shown to them; the last takes what it doesn't refuse.
+/// The kinds in the order in which a file is shown to them; the last takes what it doesn't refuse.
 pub(super) const KINDS: [&dyn FileKind; 5] =
     [&gzip::Gzip, &not_text::NotText, &array::Array, &lines::Lines, &prose::Prose];

@@ -1,0 +1,99 @@
+//! Data files as a command line or a recipe names them.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use moe_checkpoint::{Error, Kind, Result};
+use serde::Deserialize;
+
+use crate::text::TextFile;
+
+/// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct DataSpec {
+    /// The domain; the file's name without extension unless given.
+    pub label: String,
+    /// Text, or records of JSON: its content says which.
+    pub path: PathBuf,
+    /// Its share in pooled figures, if given.
+    pub weight: Option<f64>,
+}
+
+impl DataSpec {
+    /// The files of `specs`.
+    pub fn files(specs: &[Self]) -> impl Iterator<Item = &Path> {
+        specs.iter().map(|spec| spec.path.as_path())
+    }
+
+    /// Opens its file.
+    pub(super) fn open(&self) -> Result<TextFile> {
+        TextFile::open(&self.path).map_err(|error| {
+            let name = format!("{}={}", self.label, self.path.display());
+            // Only what stands before "=" made it another file.
+            if error.kind() == Kind::Missing && Path::new(&name).exists() {
+                let what = format!("no such data file; {:?} was taken for its label", self.label);
+                return Error::new(Kind::Missing, what)
+                    .file(&self.path)
+                    .remedy(format!("to mean the file {name}, give ./{name}"));
+            }
+            error
+        })
+    }
+}
+
+/// The path and the weight of `path@weight`.
+fn weighed(text: &str) -> (&str, Option<f64>) {
+    match text.rsplit_once('@').map(|(path, weight)| (path, weight.parse::<f64>())) {
+        Some((path, Ok(weight))) => (path, Some(weight)),
+        _ => (text, None),
+    }
+}
+
+/// The path and the percentage of `path@percentage%`.
+fn weighed_in_percent(text: &str) -> Option<(&str, f64)> {
+    let (path, weight) = text.rsplit_once('@')?;
+    let percent = weight.strip_suffix('%')?.trim().parse().ok()?;
+    Some((path, percent))
+}
+
+impl FromStr for DataSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (label, rest) = match text.split_once('=') {
+            Some((label, rest)) if !label.is_empty() && !label.contains('/') => (Some(label), rest),
+            _ => (None, text),
+        };
+        if let Some((path, percent)) = weighed_in_percent(rest) {
+            let what = format!("cannot understand --data {text:?}: its weight is in per cent");
+            let label = label.map_or(String::new(), |label| format!("{label}="));
+            return Err(Error::new(Kind::Usage, what)
+                .remedy(format!("write {label}{path}@{}", percent / 100.0)));
+        }
+        let (path, weight) = weighed(rest);
+        if path.is_empty() || weight.is_some_and(|w| !(w > 0.0 && w.is_finite())) {
+            return Err(Error::new(Kind::Usage, format!("cannot understand --data {text:?}"))
+                .remedy("give path, label=path or label=path@weight with a positive weight"));
+        }
+        let path = PathBuf::from(path);
+        let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { label: label.map_or_else(stem, str::to_owned), path, weight })
+    }
+}
+
+impl<'de> Deserialize<'de> for DataSpec {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Refuses weights that only some of `specs` have.
+pub(super) fn check_weights(specs: &[DataSpec]) -> Result<()> {
+    let with = specs.iter().find(|spec| spec.weight.is_some());
+    let without = specs.iter().find(|spec| spec.weight.is_none());
+    let (Some(with), Some(without)) = (with, without) else { return Ok(()) };
+    let what = format!("{:?} has a weight, {:?} has none", with.label, without.label);
+    Err(Error::new(Kind::Usage, what)
+        .file(&without.path)
+        .remedy("give every file of --data @WEIGHT, or none"))
+}
