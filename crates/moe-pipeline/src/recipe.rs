@@ -42,15 +42,15 @@ use wording::{as_keys, in_toml};
 #[cfg(test)]
 pub(crate) use {schema::command_of, steps::all_commands};
 
-/// The longest recipe.
+/// Maximum size of a recipe.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A parsed recipe.
 #[derive(Debug)]
 pub struct Recipe {
-    /// Its name; the file's unless it gives one.
+    /// The name that the recipe gives, or else the file's.
     pub name: String,
-    /// Its steps in order.
+    /// Steps in the order in which they run.
     pub steps: Vec<Step>,
     earlier: EarlierKeys,
 }
