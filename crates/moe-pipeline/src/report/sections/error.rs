@@ -1,4 +1,4 @@
-//! What each layer loses.
+//! The error of each layer.
 
 use crate::report::charts::{Columns, columns};
 use crate::report::html::{Section, Table};
