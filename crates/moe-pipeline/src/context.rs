@@ -39,7 +39,7 @@ impl<'a> RunContext<'a> {
         Work { budget, compute: self.compute(), scratch: self.scratch() }
     }
 
-    /// Where a sweep of `tokens` tokens over `model` keeps its hidden states.
+    /// The storage for hidden states of a sweep of `tokens` tokens over `model`.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that not even the smallest block fits in.

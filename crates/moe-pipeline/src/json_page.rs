@@ -187,7 +187,7 @@ fn with_sections(page: &str, sections: &[(&str, String)]) -> String {
     page
 }
 
-/// Renewed by `BLESS=1`.
+/// `BLESS=1` rewrites the page.
 #[test]
 fn the_page_of_json_says_what_is_written() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");

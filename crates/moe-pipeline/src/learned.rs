@@ -19,7 +19,7 @@ const HASHED_BYTES: u64 = 64 << 20;
 const LEAST_SHARE: f64 = 0.01;
 /// The problem with measuring on such text.
 const FLATTERED: &str = "so that what is measured looks better than it is";
-/// What to do about it.
+/// The remedy for measuring on such text.
 const REMEDY: &str = "give --held-out other text";
 
 /// The text that a run learns from.

@@ -17,11 +17,11 @@ use crate::memory::{self, Text};
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::ByteSize;
 
-/// Number of tokens whose logits are computed at once.
+/// The number of tokens whose logits are computed at once.
 const TOKEN_BLOCK: usize = 1024;
 
-/// Runs the checkpoint `model` on the ids in `tokens` and writes `logits`, `[all tokens in order,
-/// vocab]` f32, to `output`. Returns their shape.
+/// Runs the checkpoint `model` on the ids in `tokens` and writes `logits` to `output`: f32, `[all
+/// tokens in order, vocab]`. Returns their shape.
 ///
 /// # Errors
 /// [`Kind::Usage`] for ids that the model doesn't have, and where `output` exists, unless it is

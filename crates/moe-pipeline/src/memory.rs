@@ -23,7 +23,7 @@ const WRITER_BYTES: u64 = 16 << 20;
 /// Bytes for each token beside its states: its id in its sequence and in the batch, and its group.
 const TEXT_BYTES_A_TOKEN: u64 = 16;
 
-/// Text on its way through a model.
+/// Text that goes through a model.
 #[derive(Debug, Clone)]
 pub(crate) struct Text {
     pub tokens: usize,
@@ -47,7 +47,7 @@ impl Text {
         Self { tokens, longest: length.min(tokens), storage }
     }
 
-    /// All of `corpus`.
+    /// All text of `corpus`.
     pub fn of(corpus: &Corpus, storage: Storage) -> Self {
         let longest = corpus
             .domains

@@ -113,7 +113,7 @@ impl Timings {
         result
     }
 
-    /// As [`Self::time`], for a stage during which `meter` records stages of its own.
+    /// As `time`, for a stage during which `meter` records stages of its own.
     pub fn time_metered<T>(&mut self, name: &str, meter: &Meter, stage: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = stage();

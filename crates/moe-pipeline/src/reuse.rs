@@ -231,7 +231,7 @@ type IsOwn = fn(&Path) -> bool;
 /// Files that a run writes and no manifest lists, and how to recognize them.
 const UNHASHED: [(&str, IsOwn); 2] = [(RUN_FILE, is_own_run_record), (LOG_FILE, is_own_log)];
 
-/// A pass and its options.
+/// Name and options of a pass.
 type Work = (&'static str, Value);
 
 /// The passes of a receipt in order.

@@ -70,7 +70,7 @@ mod tests {
         }
     }
 
-    /// Renewed by `BLESS=1`.
+    /// `BLESS=1` rewrites the file.
     #[test]
     fn the_file_is_up_to_date() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/receipt.schema.json");

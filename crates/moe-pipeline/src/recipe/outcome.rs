@@ -48,7 +48,7 @@ pub struct StepOutcome {
     pub name: String,
     /// Wall time in seconds.
     pub seconds: f64,
-    /// What became of it.
+    /// The outcome of the step.
     pub outcome: Outcome,
 }
 

@@ -317,7 +317,7 @@ mod tests {
         );
     }
 
-    /// Renewed by `BLESS=1`.
+    /// `BLESS=1` rewrites the file.
     #[test]
     fn the_file_for_editors_is_up_to_date() {
         let path = root().join("recipes/recipe.schema.json");

@@ -78,7 +78,7 @@ fn page(receipt: &Receipt) -> String {
     render(receipt).expect("a layer was decided on data")
 }
 
-/// Writes `page` to the directory `REPORT_OUT`, for scripts/screenshot-report.
+/// Writes `page` to the directory in `REPORT_OUT`, if that is set, for scripts/screenshot-report.
 fn keep_to_look_at(name: &str, page: &str) {
     if let Some(dir) = std::env::var_os("REPORT_OUT") {
         std::fs::write(std::path::Path::new(&dir).join(name), page).unwrap();

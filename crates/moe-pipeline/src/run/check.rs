@@ -12,7 +12,7 @@ use super::pass_run::declared;
 /// Refuses passes that can't run one after the other without a checkpoint between them.
 ///
 /// # Errors
-/// [`Kind::Usage`] for what only the last pass can do, or only one.
+/// [`Kind::Usage`] where there is no pass, one before the last has held-out text, or two train.
 pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
     let Some((_, before)) = passes.split_last() else {
         return Err(Error::new(Kind::Usage, "there is no pass to run"));

@@ -1,4 +1,4 @@
-//! A checkpoint that was opened for a run.
+//! A run whose checkpoint is open.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The tensors of a result, as they are written.
+//! Writes the tensors of a result.
 
 use std::sync::atomic::AtomicBool;
 

@@ -1,4 +1,4 @@
-//! How layers became dense.
+//! Sections on layers that became dense.
 
 use moe_forward::DomainReport;
 use moe_passes::distill::{DistilledLayer, DistilledPart, Trained};

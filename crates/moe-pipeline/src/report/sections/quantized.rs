@@ -1,4 +1,4 @@
-//! How experts were quantized.
+//! Sections on quantized experts.
 
 use moe_forward::DomainReport;
 use moe_passes::PoolStats;

@@ -1,4 +1,4 @@
-//! Options in plain words.
+//! Describes options in plain words.
 
 use std::path::Path;
 
