@@ -1,4 +1,4 @@
-//! Inputs of a pass beside the model that it converts, and checks on them alone.
+//! Inputs of a pass other than the model that it converts, and checks on them alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

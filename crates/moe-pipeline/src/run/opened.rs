@@ -7,7 +7,7 @@ use moe_model::Model;
 
 use crate::context::RunContext;
 
-/// A run whose checkpoint is open: its first state.
+/// The first state of a run: its checkpoint is open.
 pub(crate) struct Opened<'r> {
     pub run: RunContext<'r>,
     pub checkpoint: Checkpoint,

@@ -70,7 +70,7 @@ pub(crate) struct PassRun<'p> {
     pub texts: Vec<SurveyText>,
     /// Records of the text that was read for surveys.
     survey_reads: Vec<TextRead>,
-    /// Inputs beside the source and text.
+    /// Inputs other than the source and text.
     pub beside: Beside,
     /// The decisions; None until they are taken.
     pub decisions: Option<LayerEdits>,

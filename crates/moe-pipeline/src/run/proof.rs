@@ -56,7 +56,7 @@ pub(super) fn check_stop(stop: &AtomicBool) -> Result<()> {
 /// Compares the written tensors, by their names, with the source on seeded random tokens.
 ///
 /// It uses the lazy weights that are being written: for a large model, reading the files back would
-/// take as long as writing them. `eval --original` does that.
+/// take as long as writing them. `eval --original` reads them back.
 fn measure(planned: &Planned<'_>, stop: &AtomicBool) -> Result<Measured> {
     const SEED: u64 = 0;
     let (source, options) = (planned.source(), planned.opened.run.options);

@@ -109,10 +109,10 @@ pub(super) fn describe_load(load: &[LayerCounts]) -> String {
 
 /// A parsed line of the log.
 pub(super) struct Line {
-    /// Its step; None if a training didn't write the line as it is, for example where it was cut
-    /// when the run was killed.
+    /// Its step; None for a line that isn't a training's, such as one that was cut when the run was
+    /// killed.
     pub step: Option<u64>,
-    /// Whether it is a step's own line: every step has exactly one.
+    /// Whether it is the line that every step has.
     pub is_of_step: bool,
     /// The settings that hold after this line, if it has some.
     pub settings: Option<Settings>,

@@ -154,8 +154,7 @@ impl TrainingState {
     }
 
     /// Reads the state from `path`, of parameters of these sizes. Their values, m and v are checked
-    /// and left in the file: a training holds buffers for all parameters already, and reads these
-    /// into them one by one.
+    /// and left in the file: a training has buffers for all of them, and reads these in one by one.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`;
@@ -176,8 +175,7 @@ impl TrainingState {
             tensors,
             sums: BTreeSet::new(),
         };
-        // A state of another run is checked by that run's hashes: its own description is read
-        // first.
+        // What a state says of itself is read before its hashes, to recognize one of another run.
         let about: About = serde_json::from_slice(&saved.unchecked(ABOUT)?)
             .map_err(|e| saved.malformed(&e.to_string()))?;
         if about.format != FORMAT {
@@ -317,8 +315,7 @@ const VALUES: [&str; 3] = ["value", "m", "v"];
 /// Maximum number of elements of small parameters that are copied at once.
 pub(super) const ELEMENTS_AT_ONCE: usize = 1 << 20;
 
-/// Ranges of neighbouring parameters with at most `ELEMENTS_AT_ONCE` elements, or of one that is
-/// larger.
+/// Ranges of neighbouring parameters with up to `ELEMENTS_AT_ONCE` elements, or one larger one.
 fn some_at_once(elements: &[usize]) -> Vec<std::ops::Range<usize>> {
     let mut some: Vec<std::ops::Range<usize>> = Vec::new();
     let mut together = 0;
