@@ -1,10 +1,10 @@
-//! Gives the build an id, so that results of other builds of the same version are not taken for
-//! this one's.
+//! Gives each build an id, so that results of another build of the same version aren't taken for
+//! this build's.
 //!
-//! It is a hash of all sources that decide what a result's bytes are: the libraries, the families,
-//! the kernels and the versions of what they are built on. The same sources have the same id
-//! wherever they lie. Out of a registry, where the other libraries' sources are elsewhere, it is a
-//! hash of this package: the versions in its manifest, which are exact, stand for the others.
+//! The id is a hash of all sources that decide a result's bytes: the libraries, the families, the
+//! kernels and the versions of their dependencies. The same sources have the same id wherever they
+//! lie. In a package from a registry, the other libraries' sources are elsewhere, so the hash
+//! covers this package alone: the exact versions in its manifest stand for the others.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -12,7 +12,8 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-/// The command line only passes options on.
+/// The crates whose sources are hashed. The command line isn't among them: it only passes options
+/// on.
 const CRATES: [&str; 6] =
     ["moe-checkpoint", "moe-model", "moe-math", "moe-forward", "moe-passes", "moe-pipeline"];
 const PARTS: [&str; 5] = ["src", "families", "kernels", "build.rs", "Cargo.toml"];
@@ -32,7 +33,7 @@ fn main() {
         list(&root, &part, &mut files);
     }
     files.sort();
-    // std's hasher has fixed keys; that another compiler may hash in another way does no harm.
+    // std's hasher has fixed keys. If another compiler hashes differently, no harm is done.
     let mut hasher = DefaultHasher::new();
     for file in files {
         let path = root.join(&file);
@@ -46,7 +47,7 @@ fn main() {
     println!("cargo::rustc-env=MOE_BUILD={:016x}", hasher.finish());
 }
 
-/// What is hashed of a checkout, from its root.
+/// The files of a checkout that are hashed, relative to its root.
 fn of_checkout() -> Vec<PathBuf> {
     let of_crates = CRATES
         .iter()
@@ -58,7 +59,7 @@ fn of_checkout() -> Vec<PathBuf> {
 fn list(root: &Path, part: &Path, files: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(root.join(part)) else { return files.push(part.to_owned()) };
     for name in entries.flatten().map(|entry| entry.file_name()) {
-        // What editors leave beside sources is none.
+        // Editors leave hidden files beside sources; these aren't sources.
         let shown = name.to_string_lossy();
         if !shown.starts_with('.') && !shown.ends_with('~') {
             list(root, &part.join(&name), files);

@@ -1,5 +1,5 @@
-//! Which passes take a model: each is asked for a plan and for the names of what it would write,
-//! which needs no weights.
+//! Finds the passes that accept a model: each is asked for a plan and for the names that it would
+//! write, which needs no weights.
 
 use moe_math::Compute;
 use moe_model::{Error, Kind, Model, Result};
@@ -21,12 +21,12 @@ pub struct Applicable {
     pub refuses: Option<String>,
 }
 
-/// What each pass says to `model`, with the fewest options that it needs.
+/// The answer of each pass for `model`, with as few options as it needs.
 pub(crate) fn applicable(model: &Model) -> Vec<Applicable> {
     PASSES.into_iter().map(|info| asked(info, model)).collect()
 }
 
-/// Whether another training can follow on `model`.
+/// Whether `model` can be trained further.
 pub(crate) fn heals(model: &Model) -> bool {
     PASSES
         .into_iter()
@@ -34,7 +34,7 @@ pub(crate) fn heals(model: &Model) -> bool {
         .any(|info| asked(info, model).refuses.is_none())
 }
 
-/// Asks `info`'s pass for a plan, and for one with each family that it can be told to make.
+/// Asks `info`'s pass for a plan, and for one more with each family that it can be told to make.
 fn asked(info: &'static PassInfo, model: &Model) -> Applicable {
     let (mut gives, refuses) = match planned(info, model, None) {
         Ok(family) => (vec![family], None),
@@ -50,7 +50,7 @@ fn asked(info: &'static PassInfo, model: &Model) -> Applicable {
     Applicable { pass: info, gives, refuses }
 }
 
-/// The family of what the pass would make.
+/// The family of the model that the pass would make.
 fn planned(info: &PassInfo, model: &Model, target: Option<&str>) -> Result<String> {
     let wrong = |e| Error::new(Kind::Usage, "these are not the options of this pass").source(e);
     let mut options: toml::Table = info.least_options.parse().map_err(wrong)?;

@@ -1,5 +1,5 @@
-//! What a memory budget lets a run do: resident memory of so many live bytes, whether they fit, and
-//! what is said where they don't.
+//! What a memory budget allows: how much resident memory goes with a number of live bytes, whether
+//! it fits, and the error where it doesn't.
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{HELD_BYTES_A_TOKEN, Room};
@@ -7,30 +7,31 @@ use moe_forward::{HELD_BYTES_A_TOKEN, Room};
 use crate::live::{limit_resident_memory, live_bytes, resident_bytes};
 use crate::resources::{ByteSize, process_peak_memory_bytes};
 
-/// What is held by the time that text has been read, beyond the text: its tokenizer above all, and
-/// what reading left.
+/// Memory held after text was read, beyond the text itself: mainly its tokenizer, and what reading
+/// left behind.
 const READING_BYTES: u64 = 1 << 20;
-/// What may be handed out between two looks at resident memory, beyond what a budget is held to.
+/// Memory that may be handed out beyond the budget between two looks at resident memory.
 const BETWEEN_LOOKS_BYTES: u64 = 8 << 20;
 
-/// Resident memory of a run that asks for `live` bytes at once: what the allocator is held to (see
+/// Resident memory of a run that asks for `live` bytes at once: the allocator keeps to it (see
 /// [`crate::resident_limit`]).
 pub(crate) fn resident(live: u64) -> ByteSize {
     ByteSize(resident_bytes(live))
 }
 
-/// The most resident memory of such a run under a budget.
+/// The maximum resident memory of such a run under a budget.
 pub(crate) fn most_resident(live: u64) -> ByteSize {
     ByteSize(resident(live).0 + BETWEEN_LOOKS_BYTES)
 }
 
-/// Refuses work under a budget that doesn't hold it, and keeps resident memory below the budget
-/// otherwise. `live` says what the work asks for at once under a budget, beyond what is held now:
-/// with less of it, hidden states go to a file and graphs aren't kept. That is returned; None without
-/// a budget.
+/// Refuses work that doesn't fit in the budget; otherwise keeps resident memory below the budget.
+/// `live` gives the bytes that the work asks for at once under a budget, beyond those held now:
+/// with a smaller one, hidden states go to a file and graphs aren't kept. Returns these bytes; None
+/// without a budget.
 ///
 /// # Errors
-/// [`Kind::Usage`] then, with the least budget that works, and what else does, which `ways` finds.
+/// [`Kind::Usage`] where it doesn't fit, with the smallest budget that works and the alternatives
+/// that `ways` finds.
 pub(crate) fn check_budget(
     budget: Option<ByteSize>,
     ways: impl FnOnce(ByteSize) -> Option<String>,
@@ -48,22 +49,22 @@ pub(crate) fn check_budget(
         let remedy = format!("give --memory-budget {}MB or more{ways}", with_margin(least));
         return Err(Error::new(Kind::Usage, what).remedy(remedy));
     }
-    // What is handed out between two looks isn't resident yet when it is looked at.
+    // Memory that is handed out between two looks isn't resident yet at the first.
     limit_resident_memory(budget.0 - budget.0 / 8);
     live(budget).map(Some)
 }
 
-/// Refuses a command that holds `live` bytes beside the program itself under a budget that is too
-/// small for it; `ways` says what makes that less, if anything does.
+/// Refuses a command that holds `live` bytes beside the program itself if the budget is too small
+/// for it; `ways` says how to lower them, if that is possible.
 ///
 /// # Errors
-/// [`Kind::Usage`] then.
+/// [`Kind::Usage`] where it doesn't fit.
 pub fn check_small_budget(budget: Option<ByteSize>, live: u64, ways: Option<&str>) -> Result<()> {
     check_budget(budget, |_| ways.map(str::to_owned), |_| Ok(live)).map(drop)
 }
 
-/// What to say of a run that held more than `budget`, by a few percent at least: it goes on, since
-/// all its work would be lost otherwise, but what was promised is wrong.
+/// The warning for a run that exceeded `budget` by at least a few percent. The run goes on, since
+/// all its work would be lost otherwise, but the promise was wrong.
 pub fn passed_budget(budget: ByteSize) -> Option<String> {
     let held = ByteSize(process_peak_memory_bytes()?);
     (held.0 > budget.0.saturating_add(budget.0 / 50)).then(|| {
@@ -73,13 +74,13 @@ pub fn passed_budget(budget: ByteSize) -> Option<String> {
     })
 }
 
-/// What is named as the least budget, in megabytes: a little more than was found, since what is
-/// held now differs from run to run.
+/// The smallest budget to name, in megabytes: a little more than was found, since the memory held
+/// now differs from run to run.
 fn with_margin(least: ByteSize) -> u64 {
     (least.0 + least.0 / 100).div_ceil(1_000_000) + 1
 }
 
-/// The least budget above `too_small` that holds what is needed under it, to a megabyte.
+/// The smallest budget above `too_small` that holds what is `needed` under it, to a megabyte.
 fn least_budget(too_small: ByteSize, needed: impl Fn(ByteSize) -> ByteSize) -> ByteSize {
     let holds = |bytes: u64| needed(ByteSize(bytes)) <= ByteSize(bytes);
     let mut enough = too_small.0.max(1_000_000);
@@ -99,8 +100,8 @@ pub(crate) fn fits(live: u64, budget: ByteSize) -> bool {
     most_resident(live + live_bytes().unwrap_or(0)) <= budget
 }
 
-/// How much text `budget` has room for, if `live` says what the work on so many tokens asks for at
-/// once; `option` limits the tokens of a label.
+/// How much text fits in `budget`. `live` gives the bytes that the work on a number of tokens asks
+/// for at once; `option` is the option that limits the tokens of a label.
 pub(crate) fn room(
     budget: Option<ByteSize>,
     option: &'static str,
@@ -110,7 +111,7 @@ pub(crate) fn room(
     let budget = budget?;
     let holds = |tokens: usize| {
         let held = tokens as u64 * HELD_BYTES_A_TOKEN + READING_BYTES;
-        // What is asked for must fit when it has been read, too.
+        // The work must also fit once the text has been read.
         live(tokens + tokens / 16).is_ok_and(|live| fits(live + held, budget))
     };
     let mut too_many = 2;
@@ -123,8 +124,8 @@ pub(crate) fn room(
         if holds(middle) { tokens = middle } else { too_many = middle }
     }
     let tokens = if tokens > 1 { tokens } else { 0 };
-    // Before the work begins there is more room for text than beside it: what it would take is then
-    // known, and said.
+    // Before the work begins there is more room for text than beside it. The need of the work is
+    // known and reported afterwards.
     let bytes = (tokens as u64 * HELD_BYTES_A_TOKEN).max(budget.0 / 8);
     Some(Room { tokens, bytes, option })
 }

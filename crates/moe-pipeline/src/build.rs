@@ -1,10 +1,10 @@
-//! Which build of the program this is.
+//! The version and build of the program.
 
-/// The program's version, which many builds have.
+/// The program's version, which many builds share.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A hash of the sources that this was built from (`build.rs`): results of another build may have
-/// other bytes, so that they are neither reused nor gone on from.
+/// A hash of the sources that this was built from (`build.rs`). Results of another build may have
+/// other bytes, so they are neither reused nor continued.
 pub const BUILD: &str = env!("MOE_BUILD");
 
 #[cfg(test)]

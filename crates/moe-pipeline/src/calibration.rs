@@ -1,4 +1,4 @@
-//! Calibration text as tokens, and what of it experts saw.
+//! Calibration text as tokens, and which experts saw none of them.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use moe_forward::{Calibration, Corpus, Room, TokenizeOptions, special_tokens};
 use moe_math::load::Load;
 use moe_passes::CalibrationOptions;
 
-/// Tokens for a sweep over the checkpoint in `dir`, and what was read for them, which must fit in
-/// `room`.
+/// Tokens for a sweep over the checkpoint in `dir`, and the corpus that they come from, which must
+/// fit in `room`.
 ///
 /// # Errors
-/// What [`Corpus::load`] returns; [`moe_checkpoint::Kind::Usage`] where no token counts.
+/// As for [`Corpus::load`]; [`moe_checkpoint::Kind::Usage`] where no token counts.
 pub(crate) fn calibration(
     options: &CalibrationOptions,
     dir: &Path,
@@ -30,12 +30,12 @@ pub(crate) fn calibration(
     let corpus = Corpus::load(&options.data, dir, tokenize)?;
     let uncounted = if options.mask_special { special_tokens(dir)? } else { Default::default() };
     let calibration = Calibration::new(&corpus, &uncounted)?;
-    // Its tokens are the calibration's: what is left says what was read.
+    // The tokens move to the calibration; the rest of the corpus records what was read.
     Ok((calibration, corpus))
 }
 
-/// Says of how many experts nothing is known, since no token of the text chose them, and what gives
-/// `more`.
+/// Warns of experts that no token of the text chose, so that nothing is known of them, and names
+/// what gives `more` text.
 pub(crate) fn unchosen<'l>(loads: impl Iterator<Item = &'l Load>, more: &str) -> Option<String> {
     let (dead, all) =
         loads.fold((0, 0), |(dead, all), load| (dead + load.dead, all + load.counts.len()));

@@ -20,18 +20,18 @@ use crate::trust::HeldOutReport;
 
 pub(crate) use front::{Carried, carried};
 
-/// What the card of the checkpoint `output` calls it.
+/// The name of the checkpoint `output` in its card.
 pub(crate) fn name_of(output: &Path) -> Cow<'_, str> {
     output.file_name().unwrap_or_default().to_string_lossy()
 }
 
-/// The card of a copy: what it is called is all that differs.
+/// The card of a copy, which differs only in the name.
 pub(crate) fn renamed(card: &str, from: &str, to: &str) -> String {
     let [from, to] = [from, to].map(|name| format!("\n# {}\n", MarkdownText(name)));
     card.replacen(&from, &to, 1)
 }
 
-/// The card as Markdown, with what is `carried` over from the source's.
+/// The card as Markdown, with the fields `carried` over from the source's card.
 pub(crate) fn render(receipt: &Receipt, name: &str, carried: &Carried) -> String {
     let result = &receipt.result;
     let tags = receipt.before.iter().map(|earlier| earlier.pass).chain([receipt.pass]);
@@ -157,7 +157,7 @@ fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
     text
 }
 
-/// How it was trained, and what that did to held-out text.
+/// How the model was trained, and the effect on held-out text.
 fn trained(receipt: &Receipt) -> String {
     let Some(training) = &receipt.training else { return String::new() };
     let mut text = format!(
@@ -177,7 +177,7 @@ fn trained(receipt: &Receipt) -> String {
     let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else {
         return text;
     };
-    // With a teacher, its KL is what was trained for.
+    // With a teacher, its KL is the training's objective.
     let compared = after.all.against.is_some();
     let (names, rule) = if compared { (" KL before | after |", "--:|--:|") } else { ("", "") };
     let _ = writeln!(text, "\n| held-out text | loss before | after |{names}\n|---|--:|--:|{rule}");
@@ -197,7 +197,7 @@ fn trained(receipt: &Receipt) -> String {
     text
 }
 
-/// What it costs, and how far decisions can be trusted, in short.
+/// The cost on held-out text, and how far decisions can be trusted, in short.
 fn trust(receipt: &Receipt) -> String {
     if receipt.decided.is_none() && receipt.held_out.is_none() {
         return String::new();
@@ -263,7 +263,7 @@ fn held_out_table(held_out: &HeldOutReport, baseline: &str) -> String {
     text
 }
 
-/// The promise in words.
+/// The promise that `identity` makes, in words.
 pub fn identity(identity: &Identity) -> String {
     match identity {
         Identity::Exact => "the same as the source's, exactly".to_owned(),

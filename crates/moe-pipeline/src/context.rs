@@ -1,4 +1,4 @@
-//! What all of a run goes by.
+//! The paths, options and progress that all parts of a run share.
 
 use std::path::Path;
 
@@ -12,12 +12,12 @@ use crate::options::ConvertOptions;
 use crate::progress::Progress;
 use crate::resources::{directory_of, storage};
 
-/// Where a run reads and writes, how, and who is told of it.
+/// Where a run reads and writes, with which options, and where its progress goes.
 #[derive(Clone, Copy)]
 pub(crate) struct RunContext<'a> {
     /// The checkpoint that is converted.
     pub input: &'a Path,
-    /// Where the result goes.
+    /// The directory of the result.
     pub output: &'a Path,
     pub options: &'a ConvertOptions,
     pub progress: &'a dyn Progress,
@@ -28,18 +28,18 @@ impl<'a> RunContext<'a> {
         &self.options.compute
     }
 
-    /// Where hidden states and made weights go that memory has no room for.
+    /// The directory for hidden states and made weights that don't fit in memory.
     pub fn scratch(&self) -> &'a Path {
         directory_of(self.output)
     }
 
-    /// What bounds the work.
+    /// The limits of the work: scratch directory, memory budget and device.
     pub fn work(&self) -> Work<'a> {
         let budget = self.options.memory_budget;
         Work { budget, compute: self.compute(), scratch: self.scratch() }
     }
 
-    /// Where a sweep of `tokens` tokens over `model` keeps its hidden states.
+    /// The storage for hidden states of a sweep of `tokens` tokens over `model`.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that not even the smallest block fits in.

@@ -1,4 +1,4 @@
-//! What a run has done.
+//! The outcome of a run.
 
 use moe_model::Verdict;
 use serde::Serialize;

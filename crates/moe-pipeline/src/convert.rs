@@ -1,4 +1,4 @@
-//! Running passes: plan, decide, write and measure side by side, and let the result appear.
+//! Runs passes: plans, decides, writes and measures side by side, and then lets the result appear.
 
 use std::path::Path;
 use std::time::Instant;
@@ -47,13 +47,13 @@ pub struct PlannedOutput {
 }
 
 impl PlannedOutput {
-    /// With an estimate of the time that it takes: its reading, which was done to plan it, its
-    /// products at this machine's speed, which is measured, comparing distributions of next tokens
-    /// on held-out text, and its writing. What is done on the host between products, such as groups
-    /// and alignments of `merge`, isn't in it.
+    /// Adds an estimate of the run's time: reading (already done for the plan), matrix products at
+    /// this machine's speed, which is measured here, comparing distributions of next tokens on
+    /// held-out text, and writing. Work on the host between products, such as groups and alignments
+    /// of `merge`, isn't included.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub fn timed(mut self, compute: &Compute) -> Result<Self> {
         let bytes = self.shards.iter().map(|(_, bytes)| bytes).sum();
         let cost =
@@ -63,13 +63,13 @@ impl PlannedOutput {
     }
 }
 
-/// Plans a run of passes, each on what the one before makes, without writing anything. Estimates
-/// are of the last `own` passes, since other runs carry out the earlier ones. With `decide`,
-/// decisions are taken where that takes little, and written where a pass shall write its plan,
-/// unless a training comes before them.
+/// Plans a run of passes, each on the result of the one before, without writing anything. Estimates
+/// cover the last `own` passes, since other runs carry out the earlier ones. With `decide`,
+/// decisions are taken where that is cheap, and written where a pass has to write its plan, unless
+/// a training comes before them.
 ///
 /// # Errors
-/// Whatever would stop the run before its first byte.
+/// Any error that would stop the run before its first byte.
 pub fn plan(
     passes: &[&dyn Pass],
     own: usize,
@@ -79,7 +79,7 @@ pub fn plan(
     options: &ConvertOptions,
 ) -> Result<PlannedOutput> {
     let run = RunContext { input, output, options, progress: &Quiet };
-    // The plans of those before are written by other runs.
+    // Plans of the earlier passes are written by other runs.
     check_options(&passes[passes.len().saturating_sub(own)..], &run)?;
     let start = Instant::now();
     let planned = Opened::new(run)?.plan(passes)?;
@@ -101,11 +101,11 @@ pub fn plan(
     })
 }
 
-/// Runs `passes` on the checkpoint `input`, each on what the one before makes, and writes the last
-/// one's result to `output`. Those that can decide in one sweep do.
+/// Runs `passes` on the checkpoint `input`, each on the result of the one before, and writes the
+/// last result to `output`. Passes that can decide in one sweep do so.
 ///
 /// # Errors
-/// What reading, planning and writing return; [`moe_checkpoint::Kind::Numeric`] where a result that
+/// Errors of reading, planning and writing; [`moe_checkpoint::Kind::Numeric`] where a result that
 /// promises identity doesn't keep it. Nothing appears under the output's name then.
 pub fn convert(
     passes: &[&dyn Pass],
@@ -127,7 +127,7 @@ pub fn convert(
     planned.decide(passes.len(), &mut timings)?.measure(&mut timings)?.write(dir, timings)
 }
 
-/// What needs neither source nor plan.
+/// Checks that need neither source nor plan.
 fn check_options(passes: &[&dyn Pass], run: &RunContext<'_>) -> Result<()> {
     let RunContext { input, output, options, .. } = *run;
     options.writing().check()?;
@@ -137,7 +137,7 @@ fn check_options(passes: &[&dyn Pass], run: &RunContext<'_>) -> Result<()> {
         check_plans(passes, options.overwrite)?;
     }
     if passes.iter().any(|pass| pass.outputs().training) {
-        // What it has saved so far is not what a stopped run has left.
+        // The saved state of a training that is still running isn't one that a stopped run left.
         OutputDir::check_idle(output)?;
         TrainingDir::of(output).check(options.resume, options.overwrite)?;
     }

@@ -1,4 +1,4 @@
-//! How long a run will take, said before it starts.
+//! Estimates how long a run will take, before it starts.
 
 use std::sync::OnceLock;
 
@@ -9,56 +9,56 @@ use moe_model::Model;
 
 use crate::peaks::Peaks;
 
-/// The share of a large matrix product's speed that whole sweeps have, small products, statistics
-/// and everything else included: what docs/benchmarks/machine.md has of
-/// passes at real sizes on a CPU.
+/// The speed of whole sweeps, with small products, statistics and everything else, as a share of
+/// the speed of a large matrix product. It comes from passes at real sizes on a CPU
+/// (docs/benchmarks/machine.md).
 const SHARE: f64 = 0.5;
-/// Bytes of the result that are made, hashed and written in a second.
+/// Bytes of the result that are made, hashed and written per second.
 const WRITTEN: f64 = 600e6;
 
-/// Operations of a second on any machine that this runs on.
+/// Operations per second that any machine reaches.
 const SLOWEST: f64 = 4e9;
-/// Fewer operations take less than a second anywhere, and aren't worth measuring the machine for.
+/// Fewer operations take less than a second on any machine, so its speed isn't measured for them.
 const SMALL: f64 = 1e9;
 
-/// Seconds on a CPU for each logit of two models whose distributions are compared: both logarithms
-/// in f64, and their divergence, which one thread takes. Of a vocabulary of 150,000 this takes
+/// Seconds on a CPU for each logit when the distributions of two models are compared: both
+/// logarithms in f64, and their divergence, on one thread. With a vocabulary of 150,000 this takes
 /// longer than all products of a small model.
 const COMPARED_SECONDS: f64 = 25e-9;
 
-/// What a run takes time for.
+/// The work that a run's time goes into.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cost {
-    /// Operations of products.
+    /// Floating-point operations of matrix products.
     pub flops: f64,
-    /// Bytes that are written.
+    /// Bytes to write.
     pub bytes: u64,
-    /// Logits of the result that are compared with the source's.
+    /// Logits of the result to compare with the source's.
     pub compared_logits: f64,
 }
 
 impl Cost {
-    /// About how many seconds it takes.
+    /// The estimated time in seconds.
     ///
     /// # Errors
-    /// What the device returns, whose speed is measured.
+    /// Errors of the device, whose speed is measured.
     pub fn seconds(self, compute: &Compute) -> Result<f64> {
         let speed = if self.flops < SMALL { SLOWEST } else { product_speed(compute)? };
-        // A GPU compares them as fast as it reads them.
+        // A GPU compares logits as fast as it reads them.
         let comparing =
             if compute.device.is_cpu() { self.compared_logits * COMPARED_SECONDS } else { 0.0 };
         Ok(self.flops / (SHARE * speed) + comparing + self.bytes as f64 / WRITTEN)
     }
 }
 
-/// Operations of a forward pass of a source and its result, as measuring them takes.
+/// Operations of measuring: a forward pass of a source and of its result.
 pub(crate) fn measuring([source, result]: [&Model; 2], tokens: usize, sequence: usize) -> f64 {
     let head = 2.0 * (tokens * source.hidden * source.vocab) as f64;
     let of = |model| ForwardWork::of(model, tokens, sequence).total() + head;
     of(source) + of(result)
 }
 
-/// Measured once.
+/// Operations per second of a large product, measured once per process.
 fn product_speed(compute: &Compute) -> Result<f64> {
     static SPEED: OnceLock<f64> = OnceLock::new();
     if let Some(speed) = SPEED.get() {

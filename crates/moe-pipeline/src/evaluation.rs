@@ -1,4 +1,4 @@
-//! `eval`: quality of a checkpoint on held-out text, beside another, with gates.
+//! `eval`: quality of a checkpoint on held-out text, compared with another checkpoint, with gates.
 
 use std::path::Path;
 
@@ -63,7 +63,7 @@ impl EvalOptions {
         self.gates.check(has_original, &self.labels())
     }
 
-    /// Refuses a golden file of other text.
+    /// Refuses a golden file that is of other text.
     ///
     /// # Errors
     /// As for [`Gates::check_golden`].
@@ -72,10 +72,10 @@ impl EvalOptions {
     }
 }
 
-/// Evaluates the checkpoint `model`, beside `original` if it is given.
+/// Evaluates the checkpoint `model`, and compares it with `original` if that is given.
 ///
 /// # Errors
-/// What [`Gates::check`] refuses; what reading and computing return.
+/// As for [`Gates::check`]; errors of reading and computing.
 pub fn eval(
     model: &Path,
     original: Option<&Path>,

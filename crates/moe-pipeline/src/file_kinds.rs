@@ -1,18 +1,18 @@
-//! Kinds of single files that commands write, each told from other files by its content.
+//! Kinds of single files that commands write. Each is recognized by its content.
 
 use moe_checkpoint::{FileKind, Seal, SourceFile, json, read_text};
 use serde_json::{Map, Value};
 
 use crate::statistics::StatisticsFile;
 
-/// What `observe` writes.
+/// The file that `observe` writes.
 pub(crate) const STATISTICS: FileKind = FileKind {
     content: "statistics",
     holds: |path| StatisticsFile::open(path).is_ok(),
     is_text: false,
 };
 
-/// What `logits` writes: the one tensor of that name.
+/// The file that `logits` writes: a single tensor of that name.
 pub(crate) const LOGITS: FileKind = FileKind {
     content: "logits",
     holds: |path| {
@@ -24,23 +24,24 @@ pub(crate) const LOGITS: FileKind = FileKind {
     is_text: false,
 };
 
-/// What `--plan-out` writes. Plans are there to be edited: one that was is its user's.
+/// The file that `--plan-out` writes. Plans are meant to be edited: an edited one belongs to its
+/// user.
 pub(crate) const PLAN: FileKind = FileKind {
     content: "a plan as moe-convert wrote it",
     holds: |path| {
         let Ok(plan) = json::read_tree::<Value>(path) else { return false };
         let is_intact =
             read_text(path, MAX_PLAN_BYTES).is_ok_and(|text| Seal::JSON.is_intact(&text));
-        // One that says nothing is nobody's loss.
+        // Nothing is lost with an empty plan.
         plan == Value::Object(Map::new()) || (is_intact && is_plan(&plan))
     },
     is_text: true,
 };
 
-/// Nobody's plan is larger.
+/// Plans aren't larger than this.
 const MAX_PLAN_BYTES: u64 = 64 << 20;
 
-/// Decisions about layers, and nothing that plans don't have.
+/// Whether `plan` holds decisions about layers, and nothing that plans don't have.
 fn is_plan(plan: &Value) -> bool {
     let Some(keys) = plan.as_object() else { return false };
     let layers = match &plan["layers"] {

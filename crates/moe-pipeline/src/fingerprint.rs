@@ -1,5 +1,5 @@
-//! What tells in milliseconds whether a checkpoint is the one that statistics or a plan were made
-//! of.
+//! Fingerprints, which tell in milliseconds whether a checkpoint is the one that statistics or a
+//! plan were made of.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::build::{BUILD, VERSION};
 use crate::portable::short_names;
 use crate::resources::device_kind;
 
-/// Tensors are sampled at so many places each, of so many bytes.
+/// The number of places at which each tensor is sampled, and the bytes of each sample.
 const PLACES: u64 = 4;
 const PLACE_BYTES: u64 = 256;
 
@@ -31,10 +31,10 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Of a checkpoint.
+    /// The fingerprint of a checkpoint.
     ///
     /// # Errors
-    /// What reading returns.
+    /// Errors of reading.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let mut seen = read(&checkpoint.dir().join(CONFIG_FILE))?;
         for (name, tensor) in checkpoint.tensors() {
@@ -59,12 +59,12 @@ fn of_tokenizer(dir: &Path) -> Result<Option<String>> {
     Ok(if seen.is_empty() { None } else { Some(sha256_bytes(seen.as_bytes())) })
 }
 
-/// Hash of all that decides what comes of a run, the build of the program and what it computes on
-/// included: a run that was killed may go on only where it is the same. Of texts that are read in
-/// parts, `digests` has the hash of what was read.
+/// Hash of everything that decides a run's outcome, including the build of the program and its
+/// device: a killed run may be resumed only if this hash is the same. For texts that are read in
+/// parts, `digests` has the hash of the part that was read.
 ///
 /// # Errors
-/// What reading returns.
+/// Errors of reading.
 pub(crate) fn of_run<'a>(
     options: &serde_json::Value,
     compute: &Compute,
@@ -75,11 +75,11 @@ pub(crate) fn of_run<'a>(
     Ok(sha256_bytes(all_of_run(options, compute, models, texts, digests)?.to_string().as_bytes()))
 }
 
-/// [`of_run`] and, on a line behind it, a map of what that is by names that users know: what a
-/// training is saved under. Of `options`, `own` are those of the pass that trains.
+/// [`of_run`] and, on a second line, a map of the same facts by names that users know: a training
+/// is saved under this key. Of `options`, `own` are those of the pass that trains.
 ///
 /// # Errors
-/// What reading returns.
+/// Errors of reading.
 pub(crate) fn of_training<'a>(
     options: &serde_json::Value,
     own: &serde_json::Value,
@@ -128,10 +128,10 @@ fn all_of_run<'a>(
     }))
 }
 
-/// The hash of a file, or of what was read of it.
+/// The hash of a file, or of the part of it that was read.
 ///
 /// # Errors
-/// What reading returns.
+/// Errors of reading.
 pub(crate) fn sha256_of(path: &Path, digests: &BTreeMap<PathBuf, String>) -> Result<String> {
     match digests.get(path) {
         Some(digest) => Ok(digest.clone()),
@@ -139,11 +139,11 @@ pub(crate) fn sha256_of(path: &Path, digests: &BTreeMap<PathBuf, String>) -> Res
     }
 }
 
-/// The hash of each file, or of what was read of it, by its short name; files are hashed side by
-/// side.
+/// The hash of each file, or of the part that was read, by its short name; files are hashed in
+/// parallel.
 ///
 /// # Errors
-/// What reading returns.
+/// Errors of reading.
 pub(crate) fn hashes_of(
     paths: &[&Path],
     digests: &BTreeMap<PathBuf, String>,

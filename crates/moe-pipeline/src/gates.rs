@@ -1,4 +1,4 @@
-//! Quality gates: limits that an evaluation must keep.
+//! Quality gates: limits that an evaluation must meet.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -48,11 +48,11 @@ pub struct Gates {
     pub golden_tolerance: Option<f64>,
 }
 
-/// Losses and KL of the same model on the same text differ by rounding alone, on another machine or
-/// device, too.
+/// Relative tolerance: losses and KL of the same model on the same text differ only by rounding, on
+/// another machine or device, too.
 const GOLDEN_TOLERANCE: f64 = 1e-3;
 
-/// What a gate limits.
+/// The quantity that a gate limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Figure {
     Kl,
@@ -71,7 +71,7 @@ impl Figure {
         }
     }
 
-    /// Not a number without an original.
+    /// NaN where it needs an original and there is none.
     fn of(self, row: &DomainReport) -> f64 {
         let figure = match self {
             Self::Kl => row.kl(),
@@ -81,7 +81,7 @@ impl Figure {
         figure.unwrap_or(f64::NAN)
     }
 
-    /// Refuses a limit that no measurement keeps, or that every one does.
+    /// Refuses a limit that no measurement meets, or that all meet.
     fn check(self, limit: f64) -> Result<()> {
         match self {
             Self::Kl => check_distance(self.gate(), limit),
@@ -108,7 +108,7 @@ impl Figure {
     }
 }
 
-/// Refuses a greatest distance, in nats, that nothing keeps or everything.
+/// Refuses a maximum distance, in nats, that nothing meets, or that everything does.
 fn check_distance(gate: &str, limit: f64) -> Result<()> {
     match limit.is_finite() && limit >= 0.0 {
         true => Ok(()),
@@ -169,22 +169,22 @@ impl<'de> Deserialize<'de> for DomainGate {
     }
 }
 
-/// A gate beside what was measured.
+/// A gate, with the measured value.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MeasuredGate {
-    /// The gate, and the label that it is for.
+    /// Name of the gate, and the label that it is for.
     pub gate: String,
-    /// What it allows.
+    /// The limit that the gate sets.
     pub limit: f64,
-    /// What was measured.
+    /// The measured value, in the limit's unit.
     pub measured: f64,
-    /// Whether that keeps the limit.
+    /// Whether the measured value meets the limit.
     #[serde(skip)]
     pub met: bool,
 }
 
 impl MeasuredGate {
-    /// Both numbers and, where it isn't met, how far apart they are.
+    /// Both numbers and, where the gate isn't met, their distance.
     pub fn describe(&self) -> String {
         let Self { gate, limit, measured, met } = self;
         let text = |value: f64| match gate.as_str() {
@@ -199,7 +199,7 @@ impl MeasuredGate {
 const MAX_BYTES: &str = "max-bytes";
 const GOLDEN: &str = "golden-tolerance";
 
-/// The error of gates that the checkpoint `model` doesn't meet.
+/// The error for the checkpoint `model`, which doesn't meet these gates.
 pub fn not_met(failures: &[MeasuredGate], model: &Path) -> Error {
     let text: Vec<_> = failures.iter().map(MeasuredGate::describe).collect();
     let what = format!("quality gate not met: {}", text.join("; "));
@@ -208,7 +208,7 @@ pub fn not_met(failures: &[MeasuredGate], model: &Path) -> Error {
     Error::new(Kind::Gate, what).file(model).remedy(remedies.join("; "))
 }
 
-/// What helps where `gate` isn't met.
+/// What to do where `gate` isn't met.
 fn remedy(gate: &str) -> &'static str {
     match gate {
         MAX_BYTES => "use fewer bits or keep fewer experts, or raise max-bytes",
@@ -219,7 +219,7 @@ fn remedy(gate: &str) -> &'static str {
     }
 }
 
-/// With six decimals, where those say anything.
+/// With six decimals, or in exponent form below 0.001.
 fn figure(value: f64) -> String {
     match value.abs() {
         size if size > 0.0 && size < 1e-3 => format!("{value:.2e}"),
@@ -228,11 +228,11 @@ fn figure(value: f64) -> String {
 }
 
 impl Gates {
-    /// Refuses limits that can't be kept or say nothing, and those that nothing will be measured
-    /// for: of labels that aren't `labels`, or without an original. No file is read.
+    /// Refuses limits that can't be met or that everything meets, and those that nothing will be
+    /// measured for: of labels that aren't in `labels`, or without an original. Reads no file.
     ///
     /// # Errors
-    /// [`Kind::Usage`] then, with the range of the gate.
+    /// [`Kind::Usage`], with the range of the gate.
     pub fn check(&self, has_original: bool, labels: &[&str]) -> Result<()> {
         self.overall()
             .try_for_each(|(figure, limit)| limit.map_or(Ok(()), |limit| figure.check(limit)))?;
@@ -263,10 +263,10 @@ impl Gates {
         }
     }
 
-    /// Refuses a golden file that can't be compared with what will be measured on `labels`.
+    /// Refuses a golden file that can't be compared with a measurement on `labels`.
     ///
     /// # Errors
-    /// What reading the file returns; [`Kind::Usage`] where it is of other text.
+    /// Errors of reading the file; [`Kind::Usage`] where it is of other text.
     pub fn check_golden(&self, labels: &[&str]) -> Result<()> {
         let Some(path) = &self.golden else { return Ok(()) };
         let golden = Golden::read(path)?;
@@ -276,8 +276,8 @@ impl Gates {
         }
     }
 
-    /// A gate that compares with an original, as a key of a recipe, where gates have a table of
-    /// their own.
+    /// The first gate that compares with an original, as a key of a recipe, where gates have a
+    /// table of their own.
     fn comparing(&self) -> Option<&'static str> {
         let overall =
             self.overall().find(|(_, limit)| limit.is_some()).map(|(figure, _)| match figure {
@@ -297,10 +297,10 @@ impl Gates {
         .into_iter()
     }
 
-    /// All gates, beside what `report` says of the checkpoint `model`.
+    /// All gates, with the values that `report` has for the checkpoint `model`.
     ///
     /// # Errors
-    /// What reading the checkpoint's headers and the golden file returns.
+    /// Errors of reading the checkpoint's headers and the golden file.
     pub fn measured(&self, report: &EvalReport, model: &Path) -> Result<Vec<MeasuredGate>> {
         let beside = |gate: String, figure: Figure, limit: f64, row: &DomainReport| {
             let measured = figure.of(row);
@@ -333,7 +333,7 @@ impl Gates {
     /// Refuses a checkpoint that is too large, before hours go into its evaluation.
     ///
     /// # Errors
-    /// [`Kind::Gate`] then; what reading the checkpoint's headers returns.
+    /// [`Kind::Gate`] for one that is too large; errors of reading the checkpoint's headers.
     pub fn check_size(&self, model: &Path) -> Result<()> {
         match self.size(model)?.filter(|gate| !gate.met) {
             Some(gate) => Err(not_met(&[gate], model)),
@@ -341,7 +341,7 @@ impl Gates {
         }
     }
 
-    /// How far losses and KL are from those of the golden file.
+    /// The distance of losses and KL from those of the golden file.
     fn beside_golden(&self, report: &EvalReport, path: &Path) -> Result<Vec<MeasuredGate>> {
         let golden = Golden::read(path)?;
         let limit = self.golden_tolerance.unwrap_or(GOLDEN_TOLERANCE);
@@ -373,7 +373,7 @@ impl Gates {
     }
 }
 
-/// What a golden file says, of all that `eval --json` printed.
+/// The part of a golden file that is read; `eval --json` prints more.
 #[derive(Deserialize)]
 struct Golden {
     report: GoldenReport,

@@ -1,4 +1,4 @@
-//! `inspect`: a checkpoint at a glance, from headers alone.
+//! `inspect`: an overview of a checkpoint, from headers alone.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -104,10 +104,10 @@ pub struct MoeSummary {
     pub scale: f64,
 }
 
-/// Looks at the checkpoint in `dir`; reads no weights.
+/// Inspects the checkpoint in `dir` without reading weights.
 ///
 /// # Errors
-/// What opening returns.
+/// Errors of opening the checkpoint.
 pub fn inspect(dir: &Path) -> Result<Inspection> {
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;

@@ -1,4 +1,4 @@
-//! The tables of docs/json.md, made of the types that are written as JSON.
+//! Generates the tables of docs/json.md from the types that are written as JSON.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ use crate::statistics::About;
 use crate::summary::{Average, Summary};
 use crate::verify::VerifyReport;
 
-/// The schema of `T` as it is written.
+/// The schema of `T` as it is serialized.
 fn schema_of<T: JsonSchema>() -> Value {
     let generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     generator.into_root_schema_for::<T>().to_value()
@@ -30,15 +30,15 @@ fn schema_of<T: JsonSchema>() -> Value {
 /// The tables of one schema.
 struct Tables<'a> {
     schema: &'a Value,
-    /// Types that have a table, or will get one.
+    /// Types that have a table or are queued for one.
     queued: Vec<String>,
-    /// Types that have one on this page already.
+    /// Types that this page already has a table for.
     known: &'a mut BTreeSet<String>,
     text: String,
 }
 
 impl Tables<'_> {
-    /// A table of the keys of `object`, and of each type that these have.
+    /// Writes a table of the keys of `object`, and of each type among their values.
     fn all(&mut self) {
         let root = self.schema.clone();
         self.table(&root);
@@ -65,11 +65,11 @@ impl Tables<'_> {
         }
     }
 
-    /// A row for each key of `object`, in each of its forms.
+    /// A row for each key of `object`, in each of its variants.
     fn rows(&mut self, object: &Value, rows: &mut String) {
         let required: Vec<&str> =
             object["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        // What tells forms of an object apart is one of several words.
+        // The key that tells variants of an object apart holds one of several words.
         let keys = || object["properties"].as_object().into_iter().flat_map(Map::iter);
         let form = keys().find_map(|(_, value)| value["const"].as_str());
         let form_said = one_line(object["description"].as_str().unwrap_or_default());
@@ -93,7 +93,7 @@ impl Tables<'_> {
         }
     }
 
-    /// What a value is, in a few words.
+    /// The type of a value, in a few words.
     fn kind(&mut self, value: &Value) -> String {
         if let Some(name) = value["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
             self.queued.push(name.to_owned());
@@ -151,7 +151,7 @@ impl Tables<'_> {
     }
 }
 
-/// The words that an enumeration has.
+/// The words of an enumeration.
 fn words_of(value: &Value) -> Vec<String> {
     let of_enum = value["enum"].as_array().into_iter().flatten();
     let of_forms = value["oneOf"].as_array().into_iter().flatten().map(|form| {
@@ -162,10 +162,10 @@ fn words_of(value: &Value) -> Vec<String> {
     words.unwrap_or_default()
 }
 
-/// A description as it stands in a cell.
+/// A description as one line, for a cell.
 fn one_line(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
-    // Links of rustdoc lead nowhere here.
+    // Links of rustdoc don't resolve on this page.
     text.replace("[`", "`").replace("`]", "`")
 }
 
@@ -175,7 +175,7 @@ fn tables(schema: &Value, known: &mut BTreeSet<String>) -> String {
     tables.text
 }
 
-/// `page` with each of `sections` between its marks.
+/// `page` with the text of each of `sections` between that section's marks.
 fn with_sections(page: &str, sections: &[(&str, String)]) -> String {
     let mut page = page.to_owned();
     for (name, tables) in sections {
@@ -187,7 +187,7 @@ fn with_sections(page: &str, sections: &[(&str, String)]) -> String {
     page
 }
 
-/// Renewed by `BLESS=1`.
+/// `BLESS=1` rewrites the page.
 #[test]
 fn the_page_of_json_says_what_is_written() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");

@@ -1,4 +1,4 @@
-//! Held-out text that isn't held out: something was learned from it.
+//! Detects held-out text that something was learned from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,33 +12,33 @@ use crate::fingerprint::sha256_of;
 use crate::portable::portable;
 use crate::receipt::{Receipt, ReceiptFile};
 
-/// Larger files aren't hashed for a note.
+/// Files larger than this aren't hashed for a note.
 const HASHED_BYTES: u64 = 64 << 20;
-/// Text that is written by hand shares less than this with another; templates and licences may
-/// share some.
+/// Texts written by hand share less than this with each other; templates and licences may share a
+/// little.
 const LEAST_SHARE: f64 = 0.01;
-/// What is wrong with measuring on it.
+/// The problem with measuring on such text.
 const FLATTERED: &str = "so that what is measured looks better than it is";
-/// What to do about it.
+/// The remedy for measuring on such text.
 const REMEDY: &str = "give --held-out other text";
 
-/// What a run learns from.
+/// The text that a run learns from.
 pub(crate) struct Learned<'a> {
-    /// Windows of tokens.
+    /// Windows of token ids.
     pub windows: Vec<&'a [u32]>,
-    /// The files that they come from.
+    /// The files that the windows come from.
     pub files: Vec<&'a Path>,
     /// Hashes of the files that statistics were gathered on.
     pub observed: BTreeSet<&'a String>,
 }
 
 impl Learned<'_> {
-    /// What is said where it is measured on `held_out`: the same files, or the same windows,
-    /// whatever their files. Of texts that are read in parts, `digests` has the hash of what was
-    /// read.
+    /// The warning where the result is measured on `held_out` and that has the same files, or the
+    /// same windows in other files. For texts that are read in parts, `digests` has the hash of the
+    /// part that was read. None where nothing is shared.
     ///
     /// # Errors
-    /// What reading that text returns.
+    /// Errors of reading that text.
     pub fn warning(
         &self,
         held_out: &Corpus,
@@ -82,10 +82,10 @@ fn real(path: &Path) -> Option<PathBuf> {
     path.canonicalize().ok()
 }
 
-/// What is said of those of `texts` that the model in `dir` was pruned, calibrated or trained on.
+/// Notes on those of `texts` that the model in `dir` was pruned, calibrated or trained on.
 ///
 /// # Errors
-/// What reading them returns.
+/// Errors of reading them.
 pub(crate) fn notes<'t>(
     dir: &Path,
     texts: impl IntoIterator<Item = &'t Path>,
@@ -103,7 +103,7 @@ pub(crate) fn notes<'t>(
             ));
             return Ok(notes);
         }
-        // A file of that name which is somebody else's says nothing.
+        // A file of that name that another program wrote says nothing.
         Err(_) => return Ok(notes),
     };
     let is_small = |path: &&Path| path.metadata().is_ok_and(|file| file.len() <= HASHED_BYTES);
@@ -128,7 +128,7 @@ fn hashes(receipt: &Receipt) -> BTreeSet<String> {
         .filter_map(Value::as_array)
         .flatten();
     let paths: Vec<&Path> = specs.filter_map(|spec| spec["path"].as_str()).map(Path::new).collect();
-    // Texts go by the ends of their paths.
+    // Texts are identified by the ends of their paths.
     let is_learned = |(name, _): &(&String, &String)| paths.iter().any(|path| path.ends_with(name));
     let read = receipt.texts.iter().filter(is_learned);
     read.chain(&receipt.observed).map(|(_, hash)| hash.clone()).collect()

@@ -1,5 +1,5 @@
-//! Running passes: from checkpoint to verified checkpoint with receipt, model card and manifest;
-//! recipes, gates and reports.
+//! Runs passes: from a checkpoint to a verified checkpoint with receipt, model card and manifest.
+//! Also recipes, gates and reports.
 //!
 //! Nothing here prints. Results are values, and progress goes to a [`Progress`].
 

@@ -1,46 +1,47 @@
-//! Bytes that the program has asked for and not given back. They are the same on any machine,
-//! unlike resident memory, in which an allocator's spare pages and huge pages count, too.
+//! Counts live bytes: those that the program has asked for and not given back. They are the same on
+//! any machine, unlike resident memory, which includes an allocator's spare pages and huge pages.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
-/// A thread keeps to itself what it takes or gives back up to this many bytes: threads that all add
-/// to one number slow each other down. By so much, for each thread, the numbers here can be off.
+/// Each thread reports its allocations only when they add up to this many bytes, since threads that
+/// all add to one number slow each other down. For each thread, the numbers here can be off by as
+/// much.
 const UNREPORTED_BYTES: i64 = 64 << 10;
-/// How much is handed out between two looks at resident memory, at least.
+/// The minimum number of bytes that are handed out between two looks at resident memory.
 const LOOK_EVERY_BYTES: i64 = 16 << 20;
-/// What the program holds before it does anything: its code, stacks, and what its libraries keep
-/// for each thread.
+/// Memory that the program holds from the start: its code, stacks, and what its libraries keep for
+/// each thread.
 const PROGRAM_BYTES: u64 = 24 << 20;
 
-/// Resident bytes of a program that asks for `live` bytes at once: what is promised before it runs,
-/// and what the allocator is held to while it does.
+/// Resident bytes of a program that asks for `live` bytes at once: the promise before the run, and
+/// the limit that the allocator keeps to during it.
 pub(crate) fn resident_bytes(live: u64) -> u64 {
     PROGRAM_BYTES + live + live / 8
 }
 
 thread_local! {
     static UNREPORTED: Cell<i64> = const { Cell::new(0) };
-    /// The last large allocation of this thread, until the thread asks for more or gives something
-    /// back: by then it was written to.
+    /// Bytes of the last large allocation of this thread, until the thread asks for more or gives
+    /// something back: by then they were written to.
     static UNTOUCHED: Cell<i64> = const { Cell::new(0) };
 }
 
 static LIVE: Live = Live::new();
 
-/// What is held of memory.
+/// Counters of live memory.
 struct Live {
     held: AtomicI64,
-    /// The most of the running stage.
+    /// Peak of the running stage.
     peak: AtomicI64,
-    /// The most of the stages before it.
+    /// Peak of the stages before it.
     earlier_peak: AtomicI64,
-    /// What was handed out since the last look at resident memory.
+    /// Bytes that were handed out since the last look at resident memory.
     turnover: AtomicI64,
-    /// Large allocations that aren't resident yet, of all threads.
+    /// Large allocations of all threads that aren't resident yet.
     untouched: AtomicI64,
-    /// What the running work was said to hold: giving memory back takes time, and nobody expects
-    /// less.
+    /// Resident bytes that were promised for the running work. Memory below that isn't given back,
+    /// which would take time.
     promised: AtomicU64,
     budget: AtomicU64,
 }
@@ -58,15 +59,15 @@ impl Live {
         }
     }
 
-    /// Adds `bytes`; whether now is the time to look at resident memory.
+    /// Adds `bytes`. Returns whether to look at resident memory now.
     fn add(&self, bytes: i64) -> bool {
         let held = self.held.fetch_add(bytes, Relaxed) + bytes;
-        // A peak is rare beside what is counted: reading first leaves the line with all threads.
+        // A new peak is rare: reading first keeps the cache line shared between threads.
         if held > self.peak.load(Relaxed) {
             self.peak.fetch_max(held, Relaxed);
         }
         let taken = bytes.max(0);
-        // Near a ceiling, looks must come more often.
+        // Near a ceiling, looks must be more frequent.
         let often = if self.budget.load(Relaxed) == u64::MAX { 1 } else { 4 };
         let due = self.turnover.fetch_add(taken, Relaxed) + taken
             >= LOOK_EVERY_BYTES.max(held / 8) / often;
@@ -98,19 +99,19 @@ impl Live {
     }
 }
 
-/// Counts `bytes` that the program's allocator is about to hand out. Whether now is the time to
-/// look at how much of what was given back the allocator still holds.
+/// Counts `bytes` that the program's allocator is about to hand out. Returns whether to look now at
+/// how much of the freed memory the allocator still holds.
 pub fn count_allocated(bytes: usize) -> bool {
     count(bytes as i64)
 }
 
-/// Counts `bytes` that it gets back.
+/// Counts `bytes` that were given back to the allocator.
 pub fn count_freed(bytes: usize) {
     count(-(bytes as i64));
 }
 
-/// Bytes that were handed out and aren't resident yet, since nothing was written to them: about
-/// these, resident memory will grow.
+/// Bytes that were handed out and aren't resident yet, since nothing was written to them: resident
+/// memory will grow by about as much.
 pub fn untouched_bytes() -> u64 {
     LIVE.untouched.load(Relaxed).max(0) as u64
 }
@@ -133,18 +134,18 @@ fn count(bytes: i64) -> bool {
     LIVE.add(unreported)
 }
 
-/// The most resident bytes that the allocator should keep the program at, so that resident memory
-/// follows from what is asked for.
+/// The number of resident bytes that the allocator should keep the program below, so that resident
+/// memory follows from live bytes.
 pub fn resident_limit() -> u64 {
     LIVE.resident_limit()
 }
 
-/// Says that the work which begins was promised to hold `resident` bytes.
+/// Records that the work that now begins was promised to hold `resident` bytes.
 pub(crate) fn promise_resident_memory(resident: u64) {
     LIVE.promised.store(resident, Relaxed);
 }
 
-/// Says that resident memory should stay below `budget` bytes.
+/// Sets the budget that resident memory should stay below, in bytes.
 pub(crate) fn limit_resident_memory(budget: u64) {
     LIVE.budget.store(budget, Relaxed);
 }
@@ -154,22 +155,22 @@ pub fn has_budget() -> bool {
     LIVE.budget.load(Relaxed) != u64::MAX
 }
 
-/// Bytes that are held now. `None` where the program's allocator doesn't count.
+/// Live bytes now. `None` where the program's allocator doesn't count.
 pub fn live_bytes() -> Option<u64> {
     known(LIVE.held.load(Relaxed))
 }
 
-/// The most bytes that were held at once. `None` where the program's allocator doesn't count.
+/// Peak of live bytes. `None` where the program's allocator doesn't count.
 pub fn peak_live_bytes() -> Option<u64> {
     known(LIVE.peak())
 }
 
-/// Counts the most bytes that are held at once from now on, of which nothing is promised yet.
+/// Starts a new peak of live bytes, and drops the last promise.
 pub(crate) fn begin_step() {
     LIVE.begin_step();
 }
 
-/// The most bytes that were held at once since this was called before: a stage ends.
+/// Peak of live bytes since the last call, which ended the stage before.
 pub(crate) fn peak_live_bytes_of_stage() -> Option<u64> {
     known(LIVE.end_stage())
 }

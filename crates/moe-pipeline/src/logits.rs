@@ -17,15 +17,15 @@ use crate::memory::{self, Text};
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::ByteSize;
 
-/// Tokens whose logits are computed at once.
+/// The number of tokens whose logits are computed at once.
 const TOKEN_BLOCK: usize = 1024;
 
-/// Runs the checkpoint `model` on the ids in `tokens` and writes `logits`, `[all tokens in order,
-/// vocab]` f32, to `output`; their shape.
+/// Runs the checkpoint `model` on the ids in `tokens` and writes `logits` to `output`: f32, `[all
+/// tokens in order, vocab]`. Returns their shape.
 ///
 /// # Errors
 /// [`Kind::Usage`] for ids that the model doesn't have, and where `output` exists, unless it is
-/// empty, or holds logits and `overwrite` is given; what reading, computing and writing return. No
+/// empty, or holds logits and `overwrite` is given; errors of reading, computing and writing. No
 /// new file is left then.
 pub fn write_logits(
     model: &Path,

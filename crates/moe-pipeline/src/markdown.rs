@@ -1,11 +1,11 @@
-//! Text from elsewhere in Markdown pages: model cards, and summaries of recipes. It stays text: no
-//! markup, no HTML, no link.
+//! Escapes text from elsewhere for Markdown pages: model cards, and summaries of recipes. It can't
+//! become markup, HTML or a link.
 
 use std::fmt::{self, Display, Write as _};
 
 use moe_checkpoint::is_obeyed;
 
-/// Text within a line, a cell of a table or a heading.
+/// Text within a line, a table cell or a heading.
 pub struct MarkdownText<'a>(pub &'a str);
 
 impl Display for MarkdownText<'_> {
@@ -22,11 +22,12 @@ impl Display for MarkdownText<'_> {
                 '<' => f.write_str("&lt;")?,
                 '&' => f.write_str("&amp;")?,
                 '\\' | '`' | '*' | '[' | ']' | '|' | '~' | '$' => write!(f, "\\{c}")?,
-                // Names of models and options have many, and within a word they mean nothing.
+                // Names of models and options have many underscores, and within a word they aren't
+                // markup.
                 '_' if !(before.is_alphanumeric() && after.starts_with(char::is_alphanumeric)) => {
                     f.write_str("\\_")?
                 }
-                // GitHub makes links of addresses.
+                // GitHub makes links of bare addresses.
                 ':' if after.starts_with("//") => f.write_str("\\:")?,
                 '.' if before.eq_ignore_ascii_case(&'w') => f.write_str("\\.")?,
                 '@' => f.write_str("\\@")?,
@@ -39,14 +40,14 @@ impl Display for MarkdownText<'_> {
     }
 }
 
-/// A name or a line of code. In a table, what has a `|` needs [`MarkdownText`].
+/// A name or a line of code. In a table, text with a `|` needs [`MarkdownText`].
 pub struct MarkdownCode<'a>(pub &'a str);
 
 impl Display for MarkdownCode<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text: String = self.0.chars().map(in_a_line).collect();
         let fence = "`".repeat(longest_run(&text) + 1);
-        // A backtick at an end would become part of the fence, and code of nothing isn't code.
+        // A backtick at an end would become part of the fence, and empty code isn't code.
         let space = if text.trim().is_empty() || text.starts_with('`') || text.ends_with('`') {
             " "
         } else {
@@ -56,9 +57,9 @@ impl Display for MarkdownCode<'_> {
     }
 }
 
-/// Several lines as they are.
+/// Several lines as a fenced block.
 pub(crate) struct MarkdownBlock<'a> {
-    /// What the lines are, as `json`.
+    /// Language of the block, such as `json`.
     pub language: &'static str,
     pub text: &'a str,
 }

@@ -1,44 +1,43 @@
-//! How much memory a run holds, said before it starts: the live bytes of its largest stage. Every
-//! term names a buffer of the stage that it is of;
-//! `tests/it/budget.rs` compares promises with what was held.
+//! How much memory a run holds, computed before it starts: the live bytes of its largest stage.
+//! Every term names a buffer of its stage; `tests/it/budget.rs` compares these promises with
+//! measurements.
 
 use moe_forward::{Corpus, Storage};
 use moe_math::Compute;
 use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
 use moe_passes::SweptText;
 
-/// Sequences attend together up to so many tokens, queries of a block see all keys at once, and
+/// Up to this many tokens, sequences attend together; queries of a block see all keys at once, and
 /// experts run on so many tokens.
 const ATTENTION_TOKENS: usize = 4096;
 const QUERY_BLOCK: usize = 256;
 const EXPERT_TOKENS: usize = 4096;
-/// Outputs that are kept to leave experts out.
+/// Outputs kept in memory to leave experts out.
 const LEFT_OUT_BYTES: usize = 512 << 20;
-/// Log-probabilities of a block are in f64 and take at most this.
+/// The maximum size of a block's log-probabilities, which are in f64.
 const LOGIT_BYTES: usize = 64 << 20;
-/// Up to so many rows a product reads a matrix as it is stored; for more it is widened to f32.
+/// Up to this many rows, a product reads a matrix as it is stored; for more it is widened to f32.
 const FEW_ROWS: usize = 128;
-/// Buffers of the writer: eight of 2 MiB.
+/// The writer has eight buffers of 2 MiB.
 const WRITER_BYTES: u64 = 16 << 20;
-/// What is kept of a token beside its states: its id in its sequence and in the batch, and its
-/// group.
+/// Bytes for each token beside its states: its id in its sequence and in the batch, and its group.
 const TEXT_BYTES_A_TOKEN: u64 = 16;
 
-/// Text on its way through a model.
+/// Text that goes through a model.
 #[derive(Debug, Clone)]
 pub(crate) struct Text {
     pub tokens: usize,
-    /// Of its longest sequence.
+    /// Tokens of its longest sequence.
     pub longest: usize,
     pub storage: Storage,
 }
 
-/// What a sweep is watched for.
+/// What the observers of a sweep need.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Watched {
-    /// Each expert is left out in turn.
+    /// Whether each expert is left out in turn.
     pub left_out: bool,
-    /// The layer is run again as it became, beside what it gave before.
+    /// Whether the converted layer is run again, to compare its output with the original's.
     pub converted: bool,
 }
 
@@ -48,7 +47,7 @@ impl Text {
         Self { tokens, longest: length.min(tokens), storage }
     }
 
-    /// All of `corpus`.
+    /// All text of `corpus`.
     pub fn of(corpus: &Corpus, storage: Storage) -> Self {
         let longest = corpus
             .domains
@@ -60,7 +59,7 @@ impl Text {
         Self { tokens: corpus.tokens(), longest, storage }
     }
 
-    /// The same for what decides in a sweep.
+    /// The same text, for passes that decide in a sweep.
     pub fn swept(&self) -> SweptText {
         SweptText {
             tokens: self.tokens,
@@ -73,13 +72,14 @@ impl Text {
         self.storage.block_tokens.unwrap_or(usize::MAX).max(self.longest).min(self.tokens)
     }
 
-    /// States of all tokens where they are in memory, of a block where they lie in a scratch file.
+    /// States of all tokens where they are in memory, or of a block where they lie in a scratch
+    /// file.
     fn states(&self, hidden: usize) -> u64 {
         let tokens = if self.storage.scratch.is_some() { self.block() } else { self.tokens };
         (tokens * hidden * 4) as u64
     }
 
-    /// Live bytes of a sweep of `model` on this text, beside what watches it.
+    /// Live bytes of a sweep of `model` on this text, without its observers' own.
     pub fn sweep(&self, model: &Model, watched: Watched, compute: &Compute) -> u64 {
         let layers = model.layers.iter().map(|layer| self.layer(model, layer, watched, compute));
         self.kept(model, watched) + layers.max().unwrap_or(0)
@@ -92,12 +92,12 @@ impl Text {
         self.kept(model, watched) + if self.tokens > self.block() { weights } else { 0 }
     }
 
-    /// Live bytes of a sweep of which something looks at what enters feed-forward networks, and
-    /// holds `working` bytes while it does.
+    /// Live bytes of a sweep whose observer looks at the inputs of feed-forward networks, and holds
+    /// `working` bytes meanwhile.
     pub fn surveyed(&self, model: &Model, working: u64, compute: &Compute) -> u64 {
         let weights =
             model.layers.iter().map(|layer| attention_bytes(layer, compute)).max().unwrap_or(0);
-        // What attention gave, and that normalised.
+        // The attention's output, and the same normalised.
         let entering = 2 * self.states(model.hidden) + weights;
         let looked_at = self.kept(model, Watched::default()) + entering + working;
         self.sweep(model, Watched::default(), compute).max(looked_at)
@@ -124,7 +124,7 @@ impl Text {
             block.min(ATTENTION_TOKENS.max(self.longest)),
             self.longest,
         );
-        // What attention gave, normalised; the sum of outputs, and its parts put together.
+        // The attention's normalised output, the sum of outputs, and its concatenated parts.
         let around = 4 * block as u64 * state;
         let running = match &layer.ffn {
             Ffn::Dense(network) => network_work(model, network, block.min(EXPERT_TOKENS), block),
@@ -147,7 +147,7 @@ impl Text {
         let routing = (block * experts * 4 * 3 + block * top_k * 16) as u64;
         let kept = if watched.left_out && experts > top_k {
             let outputs = (top_k * block * model.hidden * 4).min(LEFT_OUT_BYTES) as u64;
-            // Outputs, put together, half as many of further ones, both together, and as numbers of
+            // Concatenated outputs, half as many further ones, both together, and their numbers on
             // the host.
             outputs * 11 / 2
         } else {
@@ -164,12 +164,12 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
         attention.linears().iter().map(|linear| linear.weight.elements()).max().unwrap_or(0);
     let widened = if tokens > FEW_ROWS { widened } else { 0 };
     let attended = attention.linears().last().map_or(0, |output| output.weight.shape()[1]);
-    // Raw and masked, or masked and as weights; products in a narrow dtype besides.
+    // Raw and masked scores, or masked scores and weights; products in a narrow dtype besides.
     let keys = window(attention).map_or(longest, |window| longest.min(window + QUERY_BLOCK));
     let scores = 5 * model.heads * QUERY_BLOCK.min(longest) * keys / 2;
-    // Parts of what is attended to lie beside scores; put together, beside the parts.
+    // The parts of the attention's output lie beside scores; the concatenation, beside the parts.
     let attending = tokens * attended + scores.max(tokens * attended);
-    // Queries, keys and values as they come and turned; states normalised and given.
+    // Queries, keys and values before and after rotation; normalised states and the output.
     4 * (tokens * (2 * widths + model.hidden) + attending + widened) as u64
 }
 
@@ -180,14 +180,14 @@ fn window(attention: &Attention) -> Option<usize> {
     }
 }
 
-/// The number of keys that a query is scored with, on average over a sequence of `length`.
+/// The mean number of keys that a query is scored with in a sequence of `length`.
 pub(crate) fn mean_keys(attention: &Attention, length: usize) -> usize {
-    // Those before it, and of its block those behind it.
+    // Keys before the query, and those behind it in its block.
     let before = (length + QUERY_BLOCK.min(length)).div_ceil(2);
     window(attention).map_or(before, |window| before.min(window + QUERY_BLOCK))
 }
 
-/// Buffers of a network that runs on `tokens` tokens at a time, whose outputs are those of `all`.
+/// Buffers of a network that runs on `tokens` tokens at a time and gives outputs for `all`.
 fn network_work(model: &Model, network: &Expert, tokens: usize, all: usize) -> u64 {
     let widened = if tokens > FEW_ROWS { network.width() * model.hidden } else { 0 };
     4 * (tokens * (2 * model.hidden + 3 * network.width())
@@ -195,7 +195,7 @@ fn network_work(model: &Model, network: &Expert, tokens: usize, all: usize) -> u
         + (all - tokens.min(all)) * model.hidden) as u64
 }
 
-/// Bytes of `weights` in memory: matrices stay as they are stored, but for quantized ones.
+/// Bytes of `weights` in memory: matrices stay as they are stored, except quantized ones.
 fn stored<'w>(weights: impl Iterator<Item = &'w Weight>, compute: &Compute) -> u64 {
     weights.map(|weight| loaded(weight, compute)).sum()
 }
@@ -211,7 +211,7 @@ fn expert_bytes(expert: &Expert, compute: &Compute) -> u64 {
     expert_bytes_of(expert, every, compute)
 }
 
-/// Which weights are counted.
+/// A filter for the weights to count.
 type Counted = fn(&Weight) -> bool;
 
 fn every(_: &Weight) -> bool {
@@ -243,13 +243,13 @@ pub(crate) fn attention_bytes(layer: &Layer, compute: &Compute) -> u64 {
     stored(layer.attention.linears().into_iter().map(|linear| &linear.weight), compute)
 }
 
-/// Live bytes of a layer's weights, all of them.
+/// Live bytes of all of a layer's weights.
 pub(crate) fn layer_bytes(layer: &Layer, compute: &Compute) -> u64 {
     attention_bytes(layer, compute) + network_bytes(layer, every, compute)
 }
 
-/// Live bytes of a layer's attention, and of those of its other weights that the source's file
-/// holds as they are.
+/// Live bytes of a layer's attention, and of its other weights that the source's file holds
+/// unchanged.
 fn taken_over_bytes(layer: &Layer, compute: &Compute) -> u64 {
     attention_bytes(layer, compute)
         + network_bytes(layer, |weight| weight.stored().is_some(), compute)
@@ -267,7 +267,7 @@ fn head_bytes(model: &Model, rows: usize, compute: &Compute) -> u64 {
     loaded(model.head_weight(), compute) + widened
 }
 
-/// Live bytes of evaluating `model` on `text`, beside `original` if there is one.
+/// Live bytes of evaluating `model` on `text`, compared with `original` if there is one.
 pub(crate) fn evaluation(
     model: &Model,
     original: Option<&Model>,
@@ -281,18 +281,18 @@ pub(crate) fn evaluation(
     let states = text.states(model.hidden);
     let head = head_bytes(model, rows, compute);
     let Some(original) = original else {
-        // Logits, in f64, and what their logarithm takes.
+        // Logits, in f64, and the buffers of their logarithm.
         return first.max(states + head + logits * (4 + 8 + 10));
     };
     let own = loaded(model.head_weight(), compute);
     let second = states + own + chosen + text.sweep(original, Watched::default(), compute);
-    // Both logarithms, the one as probabilities, their difference, and the product.
+    // Both logarithms, one of them as probabilities, their difference, and the product.
     let both = 2 * states + own + chosen + head_bytes(original, rows, compute) + logits * (5 * 8);
     first.max(second).max(both)
 }
 
-/// Where each of `tokens` tokens went in all layers of `original`, which says how rare the experts
-/// are that serve it.
+/// The choices of `tokens` tokens in all layers of `original`, which tell how rare the experts are
+/// that serve a token.
 fn choices_bytes(original: &Model, tokens: usize) -> u64 {
     original.moes().map(|(_, moe)| (tokens * moe.router.top_k) as u64 * 8).sum()
 }
@@ -300,14 +300,14 @@ fn choices_bytes(original: &Model, tokens: usize) -> u64 {
 /// Live bytes of writing the logits of `tokens` tokens.
 pub(crate) fn logits(model: &Model, text: &Text, block: usize, compute: &Compute) -> u64 {
     let rows = block.min(text.tokens);
-    // Logits, then their numbers beside bytes, which grow as they are written.
+    // Logits, then their numbers beside the bytes, which grow while they are written.
     let written = head_bytes(model, rows, compute) + (rows * model.vocab * (4 + 3)) as u64;
     let sweep = text.sweep(model, Watched::default(), compute);
     sweep.max(text.states(model.hidden) + written)
 }
 
-/// Live bytes of writing `tensors` beside the comparison of `result` with `source` on
-/// `probe_tokens` tokens.
+/// Live bytes of writing `tensors` while `result` is compared with `source` on `probe_tokens`
+/// tokens.
 pub(crate) fn writing(
     source: &Model,
     result: &Model,
@@ -315,7 +315,7 @@ pub(crate) fn writing(
     probe_tokens: usize,
     compute: &Compute,
 ) -> u64 {
-    // What is made is summed in f64, of what is read as it is stored and in f32.
+    // Made weights are summed in f64, from inputs that are read as stored and in f32.
     let made = tensors.iter().filter(|(_, weight)| weight.stored().is_none());
     let made =
         made.map(|(_, weight)| weight.bytes() + 12 * weight.elements() as u64).max().unwrap_or(0);
@@ -325,16 +325,16 @@ pub(crate) fn writing(
     }
     let text = Text { tokens: probe_tokens, longest: probe_tokens, storage: Storage::default() };
     let of = |model: &Model| text.sweep(model, Watched::default(), compute);
-    // Both run in step, and what the result takes over is kept of the source; an expert that is
-    // made is made as it is run.
+    // Both models run in step, and weights that the result takes over are kept from the source; an
+    // expert that is made is made when it is run.
     let shared =
         result.layers.iter().map(|layer| taken_over_bytes(layer, compute)).max().unwrap_or(0);
     let sweeps = of(source).max(of(result)) + made + shared;
     let rows = (LOGIT_BYTES / 8 / source.vocab.max(1)).clamp(1, probe_tokens);
     let own = result.head_weight();
     let own = if own.same_source(source.head_weight()) { 0 } else { loaded(own, compute) };
-    // Of a block both logits, both logarithms, the one as probabilities, their difference, and the
-    // product.
+    // For a block, both logits, both logarithms, one of them as probabilities, their difference,
+    // and the product.
     let logits = (rows * source.vocab) as u64 * (2 * 4 + 5 * 8);
     let states = 4 * text.states(source.hidden);
     let head = head_bytes(source, rows, compute) + own + states + logits;

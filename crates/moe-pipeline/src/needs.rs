@@ -1,4 +1,4 @@
-//! What a stage of a run asks for at once, and which options make that less.
+//! Live bytes that a stage of a run asks for at once, and options that lower them.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::budget;
 use crate::memory::{self, Text};
 use crate::resources::{ByteSize, storage};
 
-/// What bounds the work.
+/// The limits of the work.
 pub(crate) struct Work<'a> {
     pub budget: Option<ByteSize>,
     pub compute: &'a Compute,
-    /// Where hidden states go that don't fit.
+    /// The directory for hidden states that don't fit in memory.
     pub scratch: &'a Path,
 }
 
@@ -25,30 +25,30 @@ pub(crate) struct Needs {
     ways: Vec<Way>,
 }
 
-/// What can be done to lower them.
+/// An option that lowers the need.
 #[derive(Debug, Clone)]
 struct Way {
     what: String,
-    /// What they are then at the least.
+    /// Live bytes with it, at the least.
     live: u64,
-    /// Whether it takes several options, and is for where no one is enough.
+    /// Whether it combines several options, to be named only where no single one is enough.
     several: bool,
 }
 
-/// How much of a text.
+/// The share of a text to use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Share {
     All,
-    /// As little as still says something.
+    /// The smallest share that still gives a useful result.
     Least,
 }
 
-/// A text isn't asked to have fewer tokens, or shorter sequences.
+/// Texts and sequences are never suggested to be shorter than this.
 const LEAST_TOKENS: usize = 512;
 const LEAST_LENGTH: usize = 64;
 
 impl Share {
-    /// That of so many tokens.
+    /// That share of `tokens` tokens.
     pub fn of(self, tokens: usize) -> usize {
         match self {
             Self::All => tokens,
@@ -56,7 +56,7 @@ impl Share {
         }
     }
 
-    /// The same where fewer than `least` would be refused.
+    /// The same, but at least `least`, below which the text would be refused.
     pub fn of_least(self, tokens: usize, least: usize) -> usize {
         match self {
             Self::All => tokens,
@@ -66,31 +66,31 @@ impl Share {
 }
 
 impl Needs {
-    /// Of what can't be made less.
+    /// A need that can't be lowered.
     pub fn fixed(live: u64) -> Self {
         Self { live, ways: Vec::new() }
     }
 
-    /// Of what a `way` makes `least`.
+    /// A need that `way` lowers to `least`.
     pub fn lowered(live: u64, way: impl Into<String>, least: u64) -> Self {
         Self { live, ways: vec![Way { what: way.into(), live: least, several: false }] }
     }
 
-    /// Adds an option that makes it `live` at the least.
+    /// Adds an option that lowers the need to `live`.
     pub fn add(&mut self, what: impl Into<String>, live: u64) {
         self.ways.push(Way { what: what.into(), live, several: false });
     }
 
-    /// Adds several options that together do: they are named where none alone is enough.
+    /// Adds a combination of options, to be named only where no single one is enough.
     pub fn add_several(&mut self, what: impl Into<String>, live: u64) {
         self.ways.push(Way { what: what.into(), live, several: true });
     }
 
-    /// What work on text needs whose sequences have at most `longest` tokens, and whose tokens
-    /// `option` limits. `live` gives the bytes for a share of the text and a length of sequences.
+    /// The need of work on text whose sequences have at most `longest` tokens; `option` limits the
+    /// number of tokens. `live` gives the bytes for a share of the text and a length of sequences.
     ///
     /// # Errors
-    /// What `live` returns.
+    /// Errors of `live`.
     pub fn of_text(
         option: &str,
         longest: usize,
@@ -107,7 +107,7 @@ impl Needs {
         Ok(needs)
     }
 
-    /// Of two that are held at once.
+    /// The need of two stages that hold memory at the same time.
     pub fn beside(self, other: Self) -> Self {
         if other.live == 0 || self.live == 0 {
             return if self.live == 0 { other } else { self };
@@ -128,7 +128,7 @@ impl Needs {
         needs
     }
 
-    /// What brings it below `budget`; none where nothing does.
+    /// The options that bring the need below `budget`; None where none do.
     fn way(&self, budget: ByteSize) -> Option<String> {
         let of = |several: bool| {
             let enough = self
@@ -139,7 +139,7 @@ impl Needs {
         };
         let mut enough = of(false);
         if enough.is_empty() {
-            // The first takes the fewest.
+            // The first way changes the fewest options.
             enough = of(true);
             enough.truncate(1);
         }
@@ -148,7 +148,7 @@ impl Needs {
     }
 }
 
-/// What brings all of `stages` below `budget`; none where nothing does.
+/// The options that bring all of `stages` below `budget`; None where none do.
 pub(crate) fn ways(stages: &[Needs], budget: ByteSize) -> Option<String> {
     let too_large = stages.iter().filter(|stage| !budget::fits(stage.live, budget));
     let ways: Option<Vec<String>> = too_large.map(|stage| stage.way(budget)).collect();
@@ -157,8 +157,8 @@ pub(crate) fn ways(stages: &[Needs], budget: ByteSize) -> Option<String> {
     (!ways.is_empty()).then(|| ways.join("; and "))
 }
 
-/// Live bytes of measuring `model`, beside `original` if there is one, on so many tokens in
-/// sequences of `length` at most.
+/// Live bytes of measuring `model`, compared with `original` if there is one, on `tokens` tokens in
+/// sequences of at most `length`.
 ///
 /// # Errors
 /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn only_what_is_enough_is_named() {
-        // Resident memory is more than what is asked for by the program and an eighth.
+        // Resident memory exceeds live bytes by the program and an eighth.
         let text = |all: u64, few: u64, short: u64, both: u64| {
             Needs::of_text("--data-tokens", 512, |share, length| {
                 Ok(MB

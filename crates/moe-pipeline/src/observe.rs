@@ -1,4 +1,4 @@
-//! `observe`: statistics of a model on calibration text.
+//! `observe`: gathers statistics of a model on calibration text.
 
 mod options;
 
@@ -62,8 +62,8 @@ pub struct ObservedLayer {
 /// Observes the checkpoint `dir`, adds statistics of `options.add`, and writes `output`.
 ///
 /// # Errors
-/// [`Kind::Usage`] for nothing to do; [`Kind::Mismatch`] for statistics of another model; what
-/// reading, computing and writing return. No new file is left then.
+/// [`Kind::Usage`] where there is nothing to do; [`Kind::Mismatch`] for statistics of another
+/// model; errors of reading, computing and writing. No new file is left then.
 pub fn observe(
     dir: &Path,
     options: &ObserveOptions,
@@ -137,7 +137,7 @@ pub fn observe(
     })
 }
 
-/// SHA-256 of all text behind the statistics, those `added` included, by name.
+/// SHA-256 of all text behind the statistics, including those `added`, by name.
 fn texts_of(
     options: &ObserveOptions,
     digests: &BTreeMap<PathBuf, String>,
@@ -152,7 +152,8 @@ fn texts_of(
     Ok(texts)
 }
 
-/// Refuses to count text twice: the statistics `added`, read from `paths`, of one run.
+/// Refuses to count text twice: two of the statistics `added`, read from `paths`, that come from
+/// one run.
 fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
     for (at, path) in paths.iter().enumerate() {
         let earlier = paths.iter().zip(added).take(at);
@@ -176,14 +177,14 @@ fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
     Ok(())
 }
 
-/// Whether both are one file, or files that the same run wrote.
+/// Whether both are the same file, or files that the same run wrote.
 fn is_of_one_run(a: (&PathBuf, &StatisticsFile), b: (&PathBuf, &StatisticsFile)) -> bool {
     let [real_a, real_b] = [a, b].map(|(path, _)| path.canonicalize().ok());
     let [run_a, run_b] = [a, b].map(|(_, file)| file.about().run.as_ref());
     (real_a.is_some() && real_a == real_b) || (run_a.is_some() && run_a == run_b)
 }
 
-/// Refuses to observe what statistics to be `added` were made of.
+/// Refuses to observe text that statistics to be `added` were made of.
 fn check_observed_before(
     checkpoint: &Checkpoint,
     options: &ObserveOptions,
@@ -202,7 +203,7 @@ fn check_observed_before(
     .remedy("give other text, or leave --data or --add out"))
 }
 
-/// Refuses a model, that of the checkpoint `dir`, without experts to observe.
+/// Refuses the model of the checkpoint `dir` if it has no experts to observe.
 pub(crate) fn check_mixtures(model: &Model, dir: &Path) -> Result<()> {
     match model.moes().next() {
         Some(_) => Ok(()),
@@ -210,15 +211,15 @@ pub(crate) fn check_mixtures(model: &Model, dir: &Path) -> Result<()> {
     }
 }
 
-/// A dense model in `dir` has nothing to observe.
+/// The error for a dense model in `dir`, which has nothing to observe.
 pub(crate) fn no_mixture(dir: &Path) -> Error {
     Error::new(Kind::Usage, "this model has no mixture of experts").file(dir).remedy("give an MoE")
 }
 
-/// Whether `output` holds what observing the checkpoint `dir` gives.
+/// Whether `output` holds the statistics that observing the checkpoint `dir` would give.
 ///
 /// # Errors
-/// What reading returns.
+/// Errors of reading.
 pub fn is_observed(
     dir: &Path,
     options: &ObserveOptions,
@@ -236,7 +237,7 @@ pub fn is_observed(
     Ok(file.about().run == Some(hash_of_run(&checkpoint, options, &digests, compute)?))
 }
 
-/// Whether statistics, of whatever they are, lie in the file `output`.
+/// Whether the file `output` holds statistics, of any model.
 pub fn has_statistics(output: &Path) -> bool {
     StatisticsFile::open(output).is_ok()
 }
@@ -261,7 +262,7 @@ impl ObservedLayer {
     }
 }
 
-/// How much text there is room for.
+/// How many tokens of text fit in memory.
 fn room(
     model: &Model,
     options: &ObserveOptions,
@@ -365,7 +366,8 @@ fn add(
     Ok(())
 }
 
-/// Refuses what can't be observed, or written there, whatever the model; what lies there now.
+/// Refuses options that can't be observed with any model, and an output that can't be written.
+/// Returns what lies there now.
 ///
 /// # Errors
 /// [`Kind::Usage`].

@@ -1,29 +1,31 @@
-//! How a pass is run.
+//! Options of a run that hold for every pass.
 
 use moe_math::Compute;
 
 use crate::resources::ByteSize;
 use crate::writing::WritingOptions;
 
-/// How a pass is run.
+/// Options of a run that hold for every pass.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// Replace an earlier result.
+    /// Whether to replace an earlier result.
     pub overwrite: bool,
-    /// Go on with a training that was killed.
+    /// Whether to resume a training that was killed.
     pub resume: bool,
-    /// Most bytes of a shard.
+    /// Maximum size of a shard.
     pub max_shard_size: ByteSize,
-    /// Random tokens on which the result is compared with its source; 0 for none.
+    /// Number of random tokens on which the result is compared with its source; 0 for no
+    /// comparison.
     pub probe_tokens: usize,
-    /// Where to compute.
+    /// The device and precision to compute with.
     pub compute: Compute,
-    /// Most memory that may be held; hidden states that are too many for it go to a scratch file.
+    /// Maximum memory to hold; hidden states that don't fit go to a scratch file. None for no
+    /// limit.
     pub memory_budget: Option<ByteSize>,
 }
 
 impl ConvertOptions {
-    /// How the result is written.
+    /// The options that the bytes of the result depend on.
     pub fn writing(&self) -> WritingOptions {
         WritingOptions { max_shard_size: self.max_shard_size, probe_tokens: self.probe_tokens }
     }

@@ -1,4 +1,4 @@
-//! Where runs write: no output is, holds or lies in what the same run reads.
+//! Where runs write. An output never is, contains or lies in something that the same run reads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,11 +11,10 @@ use crate::options::ConvertOptions;
 use crate::portable::short_names;
 use crate::train::TrainingDir;
 
-/// Config, cards and file-system overhead, on top of the tensors.
+/// Space for config, cards and file-system overhead, beyond the tensors.
 pub(crate) const SLACK_BYTES: u64 = 4 << 20;
 
-/// Refuses outputs of a run of `passes` that read `input`: places that overlap with what is read,
-/// or with each other.
+/// Refuses outputs of a run of `passes` on `input` that overlap with its inputs or with each other.
 ///
 /// # Errors
 /// As for [`Locations::writes`].
@@ -36,7 +35,7 @@ pub(crate) fn check_places(
     passes.iter().filter_map(|pass| pass.outputs().plan).try_for_each(|path| locations.writes(path))
 }
 
-/// Refuses to write the plans of `passes` over anything but plans, and over these unless
+/// Refuses to write the plans of `passes` over anything but plans, and over plans unless
 /// `overwrite` is set.
 ///
 /// # Errors
@@ -48,19 +47,18 @@ pub(crate) fn check_plans(passes: &[&dyn Pass], overwrite: bool) -> Result<()> {
         .try_for_each(|path| check_file(path, &PLAN, overwrite).map(drop))
 }
 
-/// What the plans that `passes` write to files are called in receipts.
+/// The names that receipts have for the plans that `passes` write to files.
 pub(crate) fn plan_names<'p>(
     passes: impl Iterator<Item = &'p dyn Pass>,
 ) -> BTreeMap<&'p Path, String> {
     short_names(passes.filter_map(|pass| pass.outputs().plan).filter(|path| !is_stream(path)))
 }
 
-/// Refuses what lies where `passes` are to write and may not be replaced, without touching the
-/// disk.
+/// Refuses outputs of `passes` that may not be replaced, without touching the disk.
 ///
 /// # Errors
-/// As for [`OutputDir::check`]; [`moe_checkpoint::Kind::Usage`] for plans, and for what a
-/// stopped training has saved.
+/// As for [`OutputDir::check`]; [`moe_checkpoint::Kind::Usage`] for plans, and for the saved state
+/// of a stopped training.
 pub fn check_output(passes: &[&dyn Pass], output: &Path, options: &ConvertOptions) -> Result<()> {
     OutputDir::check(output, existing(options))?;
     check_plans(passes, options.overwrite)?;
@@ -70,7 +68,7 @@ pub fn check_output(passes: &[&dyn Pass], output: &Path, options: &ConvertOption
     }
 }
 
-/// What may lie where the result goes.
+/// Which existing outputs the result may replace.
 pub(crate) fn existing(options: &ConvertOptions) -> Existing {
     if options.overwrite { Existing::Replaced } else { Existing::Kept }
 }

@@ -1,4 +1,4 @@
-//! What the machine can do: the measure of what is made of it.
+//! Measures the machine's peak speeds, which the speed of a run is compared with.
 
 use std::time::Instant;
 
@@ -7,10 +7,10 @@ use moe_math::Compute;
 use moe_math::product::product;
 use serde::Serialize;
 
-/// Times that each is tried; the best counts.
+/// Number of times that each is tried; the best counts.
 const TRIES: usize = 5;
 
-/// Numbers that are copied on a CPU.
+/// Number of f32 values that are copied on a CPU.
 const CPU_COPIED: usize = 1 << 26;
 
 /// The machine's own speed on the device of a run.
@@ -23,10 +23,10 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// Measures both.
+    /// Measures both peaks.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub fn measure(compute: &Compute) -> Result<Self> {
         let (size, copied) =
             if compute.device.is_cpu() { (2048, CPU_COPIED) } else { (8192, 1 << 29) };
@@ -36,11 +36,11 @@ impl Peaks {
         Ok(Self { flops, bytes })
     }
 
-    /// Floating point operations a second of a product of two square matrices of this size in the
-    /// run's dtype.
+    /// Floating-point operations per second in a product of two square matrices of this size, in
+    /// the run's dtype.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub(crate) fn product(compute: &Compute, size: usize) -> Result<f64> {
         let matrix =
             || Tensor::rand(0f32, 1.0, (size, size), &compute.device)?.to_dtype(compute.dtype);
@@ -49,7 +49,7 @@ impl Peaks {
     }
 }
 
-/// Bytes of memory that measuring takes: what is copied, and the copy.
+/// Bytes of memory that measuring takes: the values that are copied, and the copy.
 pub(super) fn bytes(compute: &Compute) -> u64 {
     if compute.device.is_cpu() { 2 * 4 * CPU_COPIED as u64 } else { 0 }
 }

@@ -1,12 +1,12 @@
-//! Paths in what is published: names of folders of somebody's machine say more of that person than
-//! of a model.
+//! Paths in published text: names of folders on somebody's machine would say more about that person
+//! than about a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-/// `path` from the working directory on or, where it lies elsewhere, its name alone.
+/// `path` relative to the working directory or, if it lies elsewhere, its last component.
 pub(crate) fn portable(path: &Path) -> String {
     let below = std::env::current_dir()
         .ok()
@@ -15,8 +15,8 @@ pub(crate) fn portable(path: &Path) -> String {
     below.or(name).unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
 }
 
-/// A name for each of `paths`: its own or, where another has the same, with as many of the folders
-/// around it as tell them apart.
+/// A name for each of `paths`: its last component or, where two have the same, with as many of the
+/// folders around it as tell them apart.
 pub(crate) fn short_names<'p>(
     paths: impl IntoIterator<Item = &'p Path>,
 ) -> BTreeMap<&'p Path, String> {
@@ -34,8 +34,8 @@ fn short_name(path: &Path, all: &BTreeSet<&Path>) -> String {
     unique.unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
 }
 
-/// `options` of a pass with all absolute paths in them [`portable`], those behind a label
-/// (`label=path`), too.
+/// `options` of a pass with every absolute path in them [`portable`], including those behind a
+/// label (`label=path`).
 pub(crate) fn portable_options(options: &Value) -> Value {
     match options {
         Value::String(text) => {
@@ -59,26 +59,26 @@ pub(crate) fn portable_options(options: &Value) -> Value {
     }
 }
 
-/// `text` of a message with all absolute paths in it [`portable`]: a line `file:` is one to its
-/// end, others end where a sentence goes on.
+/// `text` of a message with every absolute path in it [`portable`]: on a line `file:` the path
+/// extends to the line's end; elsewhere, to where the sentence goes on.
 pub(crate) fn portable_text(text: &str) -> String {
     let here = std::env::current_dir().map_or(String::new(), |dir| format!("{}/", dir.display()));
     text.split('\n').map(|line| portable_line(line, &here)).collect::<Vec<_>>().join("\n")
 }
 
-/// What stands before the path in an error.
+/// The text before the path in an error.
 const FILE_LINE: &str = "  file:   ";
 
 fn portable_line(line: &str, here: &str) -> String {
     match line.strip_prefix(FILE_LINE).filter(|path| Path::new(path).is_absolute()) {
         Some(path) => format!("{FILE_LINE}{}", portable(Path::new(path))),
-        // What lies below the working directory may have spaces in it.
+        // Paths below the working directory may contain spaces.
         None if here.len() > 1 => portable_words(&line.replace(here, "")),
         None => portable_words(line),
     }
 }
 
-/// The words of `line`, paths among them by their name alone.
+/// The words of `line`; paths among them are cut to their last component.
 fn portable_words(line: &str) -> String {
     line.split_inclusive(ends_path).map(portable_word).collect()
 }

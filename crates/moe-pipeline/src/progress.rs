@@ -1,4 +1,4 @@
-//! Progress and timings.
+//! Progress and timings of runs.
 
 use std::time::{Duration, Instant};
 
@@ -7,48 +7,51 @@ use moe_math::meter::{Meter, StageTime};
 
 use crate::live::peak_live_bytes_of_stage;
 
-/// Is told how far a run has come. Draws nothing unless an implementation does.
+/// Receives the progress of a run. Its methods do nothing unless an implementation overrides them.
+///
+/// A run calls `stage` when a stage begins, then `advance` as parts of it are done; `status` and
+/// `note` come at any time.
 pub trait Progress: Sync {
-    /// A stage of `total` units begins; the one before it is over.
+    /// A stage of `total` units begins, and the one before it ends.
     fn stage(&self, name: &str, total: u64, unit: Unit) {
         let _ = (name, total, unit);
     }
 
-    /// `units` more are done.
+    /// `units` more units of the stage are done.
     fn advance(&self, units: u64) {
         let _ = units;
     }
 
-    /// How what runs is going, in a few words; the next such words take their place.
+    /// A few words on how the stage is going; they replace the last such words.
     fn status(&self, text: &str) {
         let _ = text;
     }
 
-    /// Something the user should read now.
+    /// A message that the user should read now.
     fn note(&self, text: &str) {
         let _ = text;
     }
 }
 
-/// What progress is counted in.
+/// The unit that progress is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes.
+    /// Bytes read or written.
     Bytes,
     /// Layers of a sweep.
     Layers {
-        /// Tokens that go through each.
+        /// Tokens that go through each layer.
         tokens: usize,
     },
-    /// Files.
+    /// Whole files.
     Files,
-    /// Parts of another kind.
+    /// Parts of any other kind.
     Parts,
-    /// Steps of a training.
+    /// Training steps.
     Steps,
 }
 
-/// Says nothing.
+/// Ignores all progress.
 pub struct Quiet;
 
 impl Progress for Quiet {}
@@ -102,7 +105,7 @@ impl Overlap {
 }
 
 impl Timings {
-    /// Runs `stage` and records its wall time.
+    /// Runs `stage` and records its wall time under `name`.
     pub fn time<T>(&mut self, name: &str, stage: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = stage();
@@ -110,7 +113,7 @@ impl Timings {
         result
     }
 
-    /// The same for a stage in which `meter` takes down others.
+    /// As `time`, for a stage during which `meter` records stages of its own.
     pub fn time_metered<T>(&mut self, name: &str, meter: &Meter, stage: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = stage();
@@ -119,12 +122,12 @@ impl Timings {
         result
     }
 
-    /// Adds a stage that ran beside the next one, or within it.
+    /// Adds a stage that ran beside the next one, or within it, as `overlap` says.
     pub fn add_overlapping(&mut self, name: &str, time: Duration, overlap: Overlap) {
         self.push(name, time, None, overlap);
     }
 
-    /// Adds what `meter` has taken down, which lies within the next stage.
+    /// Adds the stages that `meter` recorded, which lie within the next stage.
     pub fn add_metered(&mut self, meter: &Meter) {
         let stage = |StageTime { name, time, calls, work }: StageTime| Stage {
             name: name.to_owned(),
@@ -157,13 +160,13 @@ impl Timings {
         });
     }
 
-    /// Adds a stage.
+    /// Adds a stage that took `time` and processed `bytes`, if known.
     pub fn add(&mut self, name: &str, time: Duration, bytes: Option<u64>) {
         self.push(name, time, bytes, Overlap::None);
     }
 }
 
-/// Passes the layers of a sweep on to a [`Progress`].
+/// Reports the layers of a sweep to a [`Progress`].
 pub(crate) struct LayerProgress<'a>(pub &'a dyn Progress);
 
 impl moe_forward::Observer for LayerProgress<'_> {

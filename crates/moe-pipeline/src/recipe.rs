@@ -42,43 +42,44 @@ use wording::{as_keys, in_toml};
 #[cfg(test)]
 pub(crate) use {schema::command_of, steps::all_commands};
 
-/// The longest recipe.
+/// Maximum size of a recipe.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A parsed recipe.
 #[derive(Debug)]
 pub struct Recipe {
-    /// Its name; the file's unless it gives one.
+    /// The name that the recipe gives, or else the file's.
     pub name: String,
-    /// Its steps in order.
+    /// Steps in the order in which they run.
     pub steps: Vec<Step>,
     earlier: EarlierKeys,
 }
 
-/// One step.
+/// A step of a recipe, checked and ready to run.
 #[derive(Debug)]
 pub struct Step {
-    /// The command.
+    /// The name of its command.
     pub command: String,
-    /// The checkpoint that it reads.
+    /// The checkpoint that the command reads.
     pub model: PathBuf,
-    /// What its row in the summary is called; the checkpoint unless given.
+    /// The name of its row in the summary; None for the checkpoint's name.
     pub label: Option<String>,
-    /// What was chosen in the blocks around it, such as "bits 3, seed 0"; empty outside of blocks.
+    /// The values chosen in the blocks around it, such as "bits 3, seed 0"; empty outside of
+    /// blocks.
     pub chosen: String,
-    /// What it does.
+    /// The command's work and options.
     pub kind: StepKind,
-    /// What it was made of.
+    /// The keys that it was parsed from.
     keys: StepKeys,
 }
 
 impl Step {
-    /// What its row in the summary is called.
+    /// The name of its row in the summary.
     pub fn row(&self) -> String {
         self.label.clone().unwrap_or_else(|| self.model.display().to_string())
     }
 
-    /// `error` in running it, with keys of the step where it names options of the command line.
+    /// `error` of running the step, with options of the command line replaced by keys of the step.
     pub fn in_keys(&self, error: Error) -> Error {
         let own: Vec<String> =
             self.commands().filter_map(schema::keys_of_step).flatten().cloned().collect();
@@ -88,7 +89,7 @@ impl Step {
         })
     }
 
-    /// Its command, and its passes.
+    /// The names of its command and of its passes.
     fn commands(&self) -> impl Iterator<Item = &str> {
         let passes = match &self.kind {
             StepKind::Convert { passes, .. } => passes.as_slice(),
@@ -97,7 +98,7 @@ impl Step {
         std::iter::once(self.command.as_str()).chain(passes.iter().map(|pass| pass.name()))
     }
 
-    /// Its command, and what was chosen for it.
+    /// The name of its command, and the values chosen for it.
     pub fn name(&self) -> String {
         let command = match &self.kind {
             StepKind::Convert { passes, .. } => {
@@ -112,34 +113,34 @@ impl Step {
     }
 }
 
-/// What a step does.
+/// The work of a step.
 #[derive(Debug)]
 pub enum StepKind {
-    /// One pass or several, each on what the one before makes.
+    /// One pass or several, each on the result of the one before.
     Convert {
-        /// The passes.
+        /// The passes in order.
         passes: Vec<Box<dyn Pass>>,
-        /// Where the result goes.
+        /// The directory of the result.
         output: PathBuf,
         /// Whether an earlier result is replaced.
         overwrite: bool,
-        /// How it is written.
+        /// Options that the written bytes depend on.
         writing: WritingOptions,
     },
     /// `observe`.
     Observe {
-        /// Where the statistics go.
+        /// The file of the statistics.
         output: PathBuf,
         /// Whether an earlier file is replaced.
         overwrite: bool,
-        /// What is observed.
+        /// Statistics and text.
         options: ObserveOptions,
     },
     /// `eval`.
     Eval {
         /// The checkpoint to compare with.
         original: Option<PathBuf>,
-        /// Data and gates.
+        /// Data, held-out text and gates.
         options: EvalOptions,
     },
     /// `verify`.
@@ -154,7 +155,7 @@ struct RawRecipe {
     name: Option<String>,
     #[serde(default)]
     vars: toml::Table,
-    /// Keys of every step that runs a command, where the step itself doesn't have them.
+    /// Keys by command, for every step that runs it and doesn't have them itself.
     #[serde(default)]
     defaults: BTreeMap<String, toml::Spanned<toml::Value>>,
     #[serde(default)]
@@ -166,8 +167,8 @@ impl Recipe {
     /// working directory.
     ///
     /// # Errors
-    /// [`Kind::Usage`], naming the step and the key, where it can't be understood; [`Kind::Io`]
-    /// where it can't be read.
+    /// [`Kind::Usage`], naming the step and the key, where the recipe is wrong; [`Kind::Io`] where
+    /// it can't be read.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
         if path.is_dir() {
             return Err(directory(path));
@@ -243,8 +244,7 @@ impl Recipe {
         Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps, earlier })
     }
 
-    /// What its reader should know of the recipe in the file `path`: keys that have other names by
-    /// now.
+    /// Notes for the user of the recipe in the file `path`: keys that have been renamed.
     pub fn notes(&self, path: &Path) -> Vec<String> {
         self.earlier.notes(path)
     }
@@ -254,7 +254,7 @@ fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
     Error::new(Kind::Usage, what).remedy(remedy)
 }
 
-/// A directory in the place of a recipe.
+/// The error for a directory in place of a recipe.
 fn directory(path: &Path) -> Error {
     let mut recipes: Vec<String> = std::fs::read_dir(path)
         .into_iter()

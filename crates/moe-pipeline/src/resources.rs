@@ -1,4 +1,4 @@
-//! Sizes in bytes, peak memory, and the facts of a run that are not part of its result.
+//! Sizes in bytes, peak memory, and the facts of a run that aren't part of its result.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::live::{self, peak_live_bytes};
 use crate::portable::portable;
 use crate::progress::Timings;
 
-/// Which kind of device it is: others round in other ways.
+/// The kind of the device; another kind rounds differently.
 pub(crate) fn device_kind(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",
@@ -61,7 +61,7 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// Decimal units, as disks and model hubs count.
+    /// In decimal units, as disks and model hubs count.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
         match units.iter().find(|(_, unit)| self.0 as f64 >= *unit) {
@@ -77,7 +77,7 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
-/// Takes a size as text, and a number of bytes as an integer, too.
+/// Accepts a size as text, or a number of bytes as an integer.
 struct SizeVisitor;
 
 impl serde::de::Visitor<'_> for SizeVisitor {
@@ -102,16 +102,17 @@ impl serde::de::Visitor<'_> for SizeVisitor {
 
 /// Tokens that go through a layer together in a sweep over calibration text, if memory allows.
 const BLOCK_TOKENS: usize = 8192;
-/// The same on a GPU, which is idle between small products.
+/// The same on a GPU, which small products wouldn't keep busy.
 const DEVICE_BLOCK_TOKENS: usize = 65_536;
-/// No fewer than these, or each layer's weights would be read for too little.
+/// With fewer, each layer's weights would be read for too little work.
 const LEAST_BLOCK_TOKENS: usize = 512;
-/// What a layer holds for a token: its input, normalised input and output, and an expert's.
+/// States that a layer holds for a token: its input, its normalised input, its output, and an
+/// expert's output.
 const STATES_AT_WORK: usize = 4;
 
-/// Where a sweep over `tokens` keeps its hidden states: in memory, which is the device's where
-/// there is one, or, where a quarter of the budget doesn't hold them, in a scratch file in `dir`.
-/// Blocks of tokens are as large as another quarter holds.
+/// The storage for hidden states of a sweep over `tokens`: memory (the device's, where there is
+/// one) or, where they need more than a quarter of the budget, a scratch file in `dir`. Blocks of
+/// tokens are as large as another quarter holds.
 ///
 /// # Errors
 /// [`Kind::Usage`] for a budget that not even the smallest block fits in.
@@ -140,7 +141,7 @@ pub(crate) fn storage(
         );
         return Err(Error::new(Kind::Usage, what).remedy(format!("raise {option}")));
     }
-    // What enters a layer, what leaves it, and what its experts give.
+    // The inputs of a layer, its outputs, and those of its experts.
     let scratch = (tokens as u64 * state * 3 > budget.0 / 4).then(|| dir.to_owned());
     Ok(Storage { block_tokens: Some(block), scratch })
 }
@@ -150,31 +151,32 @@ pub(crate) fn directory_of(output: &Path) -> &Path {
     output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The most that was held before the last [`begin_step`].
+/// Peak memory before the last [`begin_step`].
 static EARLIER_PEAK: AtomicU64 = AtomicU64::new(0);
 
-/// Lets [`peak_memory_bytes`] and [`peak_live_bytes`] count from now on: a step of a recipe begins.
-/// Where the system can't do that, they go on.
+/// Restarts the peaks of [`peak_memory_bytes`] and [`peak_live_bytes`]: a step of a recipe begins.
+/// Where the system can't reset its peak, that continues.
 pub fn begin_step() {
     EARLIER_PEAK.fetch_max(peak_memory_bytes().unwrap_or(0), Relaxed);
-    // "5" resets VmHWM to what is held now (proc(5)).
+    // "5" resets VmHWM to the memory held now (proc(5)).
     if std::fs::write("/proc/self/clear_refs", "5").is_ok() {
         live::begin_step();
     }
 }
 
-/// The most memory that this process has held at once since a step began: VmHWM, in bytes. `None`
-/// where the system doesn't say.
+/// Peak resident memory of this process since the last step began: VmHWM, in bytes. `None` where
+/// the system doesn't report it.
 pub fn peak_memory_bytes() -> Option<u64> {
     of_this_process("VmHWM:")
 }
 
-/// The most memory that this process has held at once, in all steps.
+/// Peak resident memory of this process over all steps, in bytes. `None` where the system doesn't
+/// report it.
 pub fn process_peak_memory_bytes() -> Option<u64> {
     peak_memory_bytes().map(|peak| peak.max(EARLIER_PEAK.load(Relaxed)))
 }
 
-/// The memory that this process holds now: VmRSS, in bytes. `None` where the system doesn't say.
+/// Resident memory of this process now: VmRSS, in bytes. `None` where the system doesn't report it.
 pub fn memory_bytes() -> Option<u64> {
     of_this_process("VmRSS:")
 }
@@ -185,8 +187,8 @@ fn of_this_process(key: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Memory that programs can have without swapping, in bytes: MemAvailable. `None` where the system
-/// doesn't say.
+/// Memory that programs can get without swapping, in bytes: MemAvailable. `None` where the system
+/// doesn't report it.
 pub(crate) fn available_memory_bytes() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
@@ -247,7 +249,7 @@ impl RunRecord {
         }
     }
 
-    /// As text that tells whether anybody has changed it.
+    /// As text with a hash, which shows whether anybody has changed it.
     pub fn sealed(&self) -> String {
         Seal::JSON.close(&json::to_pretty(self))
     }
@@ -270,7 +272,7 @@ mod tests {
         assert_eq!(ByteSize(1_234_567).to_string(), "1.23 MB");
     }
 
-    /// What an earlier step held isn't a later one's, but still the process's.
+    /// An earlier step's peak isn't a later one's, but still counts for the process.
     #[test]
     #[cfg(target_os = "linux")]
     fn a_step_has_a_peak_of_its_own() {

@@ -1,7 +1,7 @@
-//! Results that are there already: an earlier run's, or an earlier step's.
+//! Reuse of existing results, of an earlier run or an earlier step.
 //!
-//! A receipt says by hashes what a result was made of: the same passes with the same options on the
-//! same bytes give the same result.
+//! A receipt identifies by hashes what a result was made from: the same passes with the same
+//! options on the same bytes give the same result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,22 +24,22 @@ use crate::run::Opened;
 use crate::verify::{check_hashes, listed};
 use crate::writing::WritingOptions;
 
-/// What lies where a result is to go.
+/// What exists at the place of a result.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FoundResult {
-    /// Nothing that a run of ours has finished.
+    /// No result that a run has finished.
     Nothing,
-    /// A result of something else; how it differs, in words that follow "it".
+    /// Another result; the text says how it differs, in words that follow "it".
     Other(String),
     /// The finished result of the same passes with the same options on the same bytes, written in
     /// the same way by the same build.
     Same,
 }
 
-/// Whether `output` is what these passes make of `input`.
+/// Whether `output` is the result of `passes` on `input`.
 ///
 /// # Errors
-/// What reading the source and the receipt return.
+/// Errors of reading the source and the receipt.
 pub fn find_result(
     passes: &[&dyn Pass],
     input: &Path,
@@ -53,15 +53,16 @@ pub fn find_result(
     })
 }
 
-/// Whether a run of ours has finished a result of whatever it is in `output`.
+/// Whether `output` holds a result that a run has finished, of any kind.
 pub fn has_result(output: &Path) -> bool {
     output.join(RECEIPT_FILE).is_file()
 }
 
-/// How the work that made the result in `output` differs from `passes`, from its receipt alone.
+/// How the work that made the result in `output` differs from `passes`, judging by its receipt
+/// alone; None where it doesn't.
 ///
 /// # Errors
-/// What reading the receipt returns.
+/// Errors of reading the receipt.
 pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<String>> {
     Ok(match ReceiptFile::read(output)? {
         ReceiptFile::Read(receipt) => differing_work(&receipt, passes),
@@ -69,8 +70,8 @@ pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<String>>
     })
 }
 
-/// The manifest of `output`, if it is that result and all that the manifest lists is there
-/// unchanged, or else how it differs; none where no result is there.
+/// The manifest of `output`, if it is that result and all that the manifest lists is unchanged, or
+/// else how it differs; None where there is no result.
 fn finished(
     passes: &[&dyn Pass],
     input: &Path,
@@ -84,8 +85,8 @@ fn finished(
         ReceiptFile::Read(receipt) => *receipt,
         ReceiptFile::Other { format, .. } => return Ok(Some(Err(other_format(format)))),
     };
-    // A plan that is written beside the result is part of it; what was said to a pipe is not said
-    // again.
+    // A plan that is written beside the result is part of it. A plan that went to a pipe can't be
+    // reused.
     let is_there = |(plan, name): (&Path, String)| {
         let written = found.written.get(&name);
         written.is_some() && sha256_file(plan).ok().as_ref() == written
@@ -103,20 +104,20 @@ fn finished(
     if let Some(how) = difference(&found, &wanted, options.resume)? {
         return Ok(Some(Err(how)));
     }
-    // Whose list was changed, or to which something was added, isn't the result that was finished.
+    // A result whose manifest was changed, or to which files were added, isn't the finished one.
     let manifest = listed(output).ok().and_then(|(manifest, _)| manifest);
     let manifest =
         manifest.filter(|manifest| check_hashes(output, manifest, "a result", &Quiet).is_ok());
     Ok(Some(manifest.ok_or_else(|| "was changed since it was made".to_owned())))
 }
 
-/// How a result differs whose receipt can't be compared.
+/// The difference of a result whose receipt can't be compared.
 fn other_format(format: u64) -> String {
     let age = if format < FORMAT { "an earlier" } else { "a later" };
     format!("has a receipt of {age} format, of another build of moe-convert")
 }
 
-/// How the work that the receipt `found` speaks of differs from `passes`.
+/// How the work in the receipt `found` differs from `passes`; None where it doesn't.
 fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<String> {
     let found = work(found);
     let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name(), pass.options())).collect();
@@ -129,13 +130,13 @@ fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<String> {
     other_options(options.collect())
 }
 
-/// That these `options` are others, if any are.
+/// The difference where these `options` have other values; None where there are none.
 fn other_options(options: Vec<String>) -> Option<String> {
     (!options.is_empty()).then(|| format!("was made with other options ({})", options.join(", ")))
 }
 
-/// How a result of the same work differs from what is wanted; a training that went on under other
-/// settings is another one, unless it may `resume`.
+/// How a result of the same work differs from the wanted one. A training that was resumed with
+/// other settings counts as different, unless `resume` is set.
 fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<String>> {
     let computed = [
         ("dtype", found.dtype != wanted.dtype),
@@ -147,16 +148,16 @@ fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<
     let written = other_keys(&as_json(&found.writing)?, &as_json(&wanted.writing)?);
     let options = other_options(computed.chain(written).collect());
     let went_on = found.training.as_ref().is_some_and(|training| !training.settings.is_empty());
-    // How many tensors are copies is known only when experts are chosen, which need not be done
-    // again.
+    // The number of copied tensors is known only once experts are chosen, which isn't repeated
+    // here.
     let other_size = found.result.parameters != wanted.result.parameters;
     Ok(match () {
         () if found.tool != wanted.tool => {
             Some("was made by another build of moe-convert".to_owned())
         }
         () if options.is_some() => options,
-        // What a training went on with under other settings is finished for whoever lets it go on,
-        // and not what these options make.
+        // A training that was resumed with other settings is finished for a run that may resume it,
+        // but its result isn't the one of these options.
         () if !resume && went_on => {
             Some("comes of a training that went on with other settings".to_owned())
         }
@@ -185,11 +186,11 @@ fn other_keys(a: &Value, b: &Value) -> Vec<String> {
     keys.into_iter().filter(|key| a[key.as_str()] != b[key.as_str()]).cloned().collect()
 }
 
-/// Makes `output` a copy of `from`, if that is what the passes would make of `input`; whether it
-/// is. What is wrong with `from` is no matter of this run's.
+/// Makes `output` a copy of `from`, if that is the result of the passes on `input`. Returns whether
+/// it is. Errors in `from` don't concern this run: they count as no.
 ///
 /// # Errors
-/// What writing returns.
+/// Errors of writing.
 pub fn copy_finished(
     passes: &[&dyn Pass],
     input: &Path,
@@ -212,10 +213,10 @@ pub fn copy_finished(
     }
     let card = read_text(&from.join(CARD_FILE), json::MAX_JSON_BYTES)?;
     dir.write(CARD_FILE, card::renamed(&card, &name_of(from), &name_of(output)).as_bytes())?;
-    // What varies from run to run is the other run's.
+    // The record and log describe the run that made the result, so they are copied from there.
     for (name, is_own) in UNHASHED {
         let path = from.join(name);
-        // A link could lead to anything that this user can read.
+        // A link could lead to any file that this user can read.
         if path.symlink_metadata().is_ok_and(|found| found.is_file()) && is_own(from) {
             dir.write_unlisted(name, &read_whole(&path, json::MAX_JSON_BYTES)?)?;
         }
@@ -224,13 +225,13 @@ pub fn copy_finished(
     Ok(true)
 }
 
-/// Whether the file of a result in this directory is what a run wrote there.
+/// Whether a run wrote the file in this directory of a result.
 type IsOwn = fn(&Path) -> bool;
 
-/// Files that a run writes and no manifest lists, and how they are known.
+/// Files that a run writes and no manifest lists, and how to recognize them.
 const UNHASHED: [(&str, IsOwn); 2] = [(RUN_FILE, is_own_run_record), (LOG_FILE, is_own_log)];
 
-/// A pass and its options.
+/// Name and options of a pass.
 type Work = (&'static str, Value);
 
 /// The passes of a receipt in order.
@@ -239,7 +240,7 @@ fn work(receipt: &Receipt) -> Vec<Work> {
     before.chain([(receipt.pass.name, receipt.options.clone())]).collect()
 }
 
-/// The hashes of all checkpoints that were read; where they lay doesn't matter.
+/// The hashes of all checkpoints that were read; their paths don't matter.
 fn read(receipt: &Receipt) -> Vec<&BTreeMap<String, String>> {
     std::iter::once(&receipt.source).chain(&receipt.others).map(|source| &source.sha256).collect()
 }

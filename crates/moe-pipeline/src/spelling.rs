@@ -1,8 +1,9 @@
-//! Options and values as they may also be written: by their earlier names, by names that other
-//! tools have for the very same thing, with underscores, in another case, in per cent.
+//! Other spellings of options and values: earlier names, names that other tools have for the very
+//! same thing, underscores, other case, percentages.
 //!
-//! The command line and recipes ask here before anything is parsed, so that all that follows knows
-//! one spelling. A name that means something else elsewhere stays an error.
+//! The command line and recipes translate them here before anything is parsed, so that the rest of
+//! the program knows one spelling. A name that means something different in another tool stays an
+//! error.
 
 mod aliases;
 mod earlier;
@@ -10,12 +11,12 @@ mod earlier;
 use clap::builder::PossibleValue;
 use clap::{Arg, Command};
 
-/// What an option is called here that is written otherwise.
+/// The name of an option that was written in another way.
 #[derive(Debug)]
 pub struct Spelled {
-    /// Its name here, without hyphens before it.
+    /// Its current name, without leading hyphens.
     pub option: String,
-    /// Whether it is written as earlier versions had it, which a note says.
+    /// Whether it was written by its earlier name, which deserves a note.
     pub is_earlier: bool,
     in_scheme: bool,
 }
@@ -25,19 +26,19 @@ impl Spelled {
         Self { option: option.into(), is_earlier: false, in_scheme: false }
     }
 
-    /// What the option takes for `value`, which was written behind the other name.
+    /// The option's value for `value`, which was written behind the other name.
     pub fn value(&self, value: &str) -> String {
         if self.in_scheme { format!("w{value}a16") } else { value.to_owned() }
     }
 }
 
-/// What is said where `now` is written by its earlier name.
+/// The note that the earlier name `was` of `now` was used.
 pub fn renamed(was: &str, now: &str) -> String {
     format!("{was} is now {now}; the old name goes with {}", earlier::GONE_WITH)
 }
 
-/// What the option of `command` is called that is `written`, without hyphens before it, in another
-/// way; None where it is known as it is, or not at all.
+/// The option of `command` that is `written` in another way, without leading hyphens; None if
+/// `command` knows it as written, or not at all.
 pub fn option(written: &str, command: &Command) -> Option<Spelled> {
     if has(command, written) {
         return None;
@@ -53,15 +54,15 @@ pub fn option(written: &str, command: &Command) -> Option<Spelled> {
     Some(Spelled { in_scheme: alias.in_scheme, ..Spelled::new(alias.option) })
 }
 
-/// The names that `written` may stand for, whatever the command.
+/// The options that `written` may stand for, in any command.
 pub(crate) fn possible_options(written: &str) -> impl Iterator<Item = String> {
     let name = folded(written);
     let others = earlier::names_now(name.clone()).chain(aliases::options(name.clone()));
     std::iter::once(name).chain(others.map(str::to_owned))
 }
 
-/// `text` as the option `arg` takes it, if it is written in another way: a word in another case,
-/// with underscores or as others spell it; a share in per cent.
+/// `text` as the option `arg` takes it; None if it needs no change. Words may be in another case,
+/// with underscores or in other tools' spelling; shares may be percentages.
 pub fn value(text: &str, arg: &Arg) -> Option<String> {
     if !arg.get_action().takes_values() {
         return None;
@@ -78,18 +79,18 @@ pub fn value(text: &str, arg: &Arg) -> Option<String> {
     (spelled != text).then_some(spelled)
 }
 
-/// The one of `words` that is written as `text`; `text` where it is none.
+/// The one of `words` that `text` spells; `text` itself if there is none.
 fn word(text: &str, words: &[PossibleValue]) -> String {
     let folded = folded(text);
     let found = words.iter().find(|word| word.matches(text, false) || word.matches(&folded, true));
     found.map_or(text, PossibleValue::get_name).to_owned()
 }
 
-/// A share in per cent as a number.
+/// A share given as a percentage, as a number.
 fn share(text: &str, arg: &Arg) -> Option<String> {
     let is_share = arg.get_value_names().is_some_and(|names| names == ["SHARE"]);
     let number = text.trim().strip_suffix('%').filter(|_| is_share)?.trim_end();
-    // Not divided by 100, which would round twice.
+    // Dividing by 100 would round twice.
     let share: f64 = format!("{number}e-2").parse().ok()?;
     share.is_finite().then(|| share.to_string())
 }

@@ -1,4 +1,4 @@
-//! Files of additive statistics: written by `observe`, read instead of data by passes.
+//! Files of additive statistics: `observe` writes them, and passes read them instead of data.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -42,7 +42,8 @@ pub struct About {
     pub texts: BTreeMap<String, String>,
 }
 
-/// Adds the text `name` with its `hash` to `texts`, under another name where another text has that.
+/// Adds the text `name` with its `hash` to `texts`, under another name if that is taken by another
+/// text.
 pub(crate) fn add_text(texts: &mut BTreeMap<String, String>, name: &str, hash: &str) {
     let numbered = (2..).map(|number| format!("{name} ({number})"));
     let free = std::iter::once(name.to_owned())
@@ -52,7 +53,7 @@ pub(crate) fn add_text(texts: &mut BTreeMap<String, String>, name: &str, hash: &
 }
 
 impl About {
-    /// Of a model that was observed, in the run of this hash, on these texts.
+    /// Describes statistics of a model that was observed in the run of this hash on these texts.
     pub fn new(
         fingerprint: Fingerprint,
         groups: Vec<Group>,
@@ -64,11 +65,11 @@ impl About {
     }
 }
 
-/// Sums over more tokens than these lose counts, as f64 does.
+/// Above this number of tokens, sums in f64 lose counts.
 const MAX_TOKENS: u64 = 1 << 53;
 
 impl About {
-    /// Refuses what no run writes, by name.
+    /// Refuses contents that no run writes; the error says which.
     fn check(&self) -> Result<(), &'static str> {
         let groups = || self.groups.iter();
         let tokens = groups().try_fold(0u64, |sum, group| sum.checked_add(group.tokens));
@@ -131,12 +132,12 @@ impl StatisticsFile {
         Ok(file)
     }
 
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What it is about.
+    /// The description of the model and text that the statistics are of.
     pub fn about(&self) -> &About {
         &self.about
     }
@@ -149,7 +150,7 @@ impl StatisticsFile {
     pub fn check_model(&self, model: &Model, found: &Fingerprint, dir: &Path) -> Result<()> {
         let of = &self.about.fingerprint;
         let what = match (of.model == found.model, of.tokenizer == found.tokenizer) {
-            // A fingerprint is no proof: sums of other sizes would be taken for those of this
+            // Fingerprints can collide: sums of other sizes would be taken for those of this
             // model's layers.
             (true, true)
                 if self
@@ -168,7 +169,7 @@ impl StatisticsFile {
             .remedy("observe this model, or give the one that was observed"))
     }
 
-    /// Every tensor is there in its shape, so that reading can't fail for that.
+    /// Checks that every tensor exists in its shape, so that reading can't fail for that later.
     fn check(&self) -> Result<()> {
         self.about
             .check()
@@ -227,7 +228,7 @@ impl LayerStatistics for StatisticsFile {
     }
 }
 
-/// The sizes of layer `index`, if it has experts.
+/// The sizes of layer `index`; None if it has no experts.
 fn sizes_of(model: &Model, index: usize) -> Option<Sizes> {
     let moe = model.layers.get(index)?.ffn.moe()?;
     Some(Sizes { experts: moe.experts.len(), hidden: model.hidden, width: moe.experts[0].width() })
@@ -241,17 +242,17 @@ fn shape(groups: usize, quantity: Quantity, sizes: Sizes) -> Vec<usize> {
     std::iter::once(groups).chain(quantity.shape(sizes)).collect()
 }
 
-/// Writes `file`, asking for one layer's sums after the other.
+/// Writes `file`, asking `layer` for one layer's sums at a time.
 ///
 /// # Errors
-/// What `layer` returns; [`Kind::Io`]. No new file is left then.
+/// Errors of `layer`; [`Kind::Io`] where writing fails. No new file is left then.
 pub(crate) fn write(
     file: StagedFile,
     about: &About,
     mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
 ) -> Result<()> {
     let json = serde_json::to_vec(about).unwrap_or_default();
-    // Padded, so that what follows is aligned.
+    // Padding aligns the data behind it.
     let json_bytes = json.len().next_multiple_of(8);
     let mut entries = vec![Entry {
         name: ABOUT.to_owned(),

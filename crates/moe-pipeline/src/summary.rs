@@ -1,4 +1,4 @@
-//! One row for each evaluation of a recipe, and one for each label.
+//! Rows of a recipe's summary: one for each evaluation, and the averages of each label.
 
 use moe_forward::{DomainReport, EvalReport, LayerLoad};
 use serde::Serialize;
@@ -83,7 +83,7 @@ pub struct LoadSummary<T> {
 }
 
 impl Summary {
-    /// What `report` says under the name `label`.
+    /// The row of `report` under the name `label`.
     pub fn new(label: String, report: &EvalReport) -> Self {
         let against = report.all.against.as_ref();
         let figures = Figures {
@@ -99,8 +99,8 @@ impl Summary {
 }
 
 impl Average {
-    /// One for each label, in the order of their first rows; rows of a label were measured on the
-    /// same text.
+    /// The average for each label, in the order of their first rows; all rows of a label must be
+    /// measured on the same text.
     pub fn of(rows: &[Summary]) -> Vec<Self> {
         let mut labels: Vec<(&str, Vec<&Figures<f64>>)> = Vec::new();
         for Summary { label, figures } in rows {
@@ -126,12 +126,12 @@ impl Spread {
         Self { mean, deviation: (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()) }
     }
 
-    /// Of what `of` finds in each of `runs`.
+    /// The spread of `of` over `runs`.
     fn over<R>(runs: &[R], of: impl Fn(&R) -> f64) -> Self {
         Self::of(&runs.iter().map(of).collect::<Vec<_>>())
     }
 
-    /// The same; none where a run has none.
+    /// As `over`; None where a run has no value.
     fn over_known<R>(runs: &[R], of: impl Fn(&R) -> Option<f64>) -> Option<Self> {
         runs.iter().map(of).collect::<Option<Vec<_>>>().map(|values| Self::of(&values))
     }
@@ -207,7 +207,7 @@ impl LoadSummary<Spread> {
     }
 }
 
-/// Mutual information in bits of the row and the column of a count.
+/// Mutual information, in bits, of the row and the column of a table of counts.
 fn information(counts: &[Vec<u64>]) -> f64 {
     let total: u64 = counts.iter().flatten().sum();
     let rows: Vec<u64> = counts.iter().map(|row| row.iter().sum()).collect();
@@ -229,7 +229,7 @@ fn information(counts: &[Vec<u64>]) -> f64 {
 mod tests {
     use super::*;
 
-    /// A row with this KL of two domains, in which the second has the greater loss.
+    /// A row with this KL for two domains, the second of which has the greater loss.
     fn row(label: &str, kl: f64) -> Summary {
         let domain =
             |label: &str, loss| DomainSummary { label: label.to_owned(), loss, kl: Some(kl) };

@@ -1,4 +1,4 @@
-//! What a conversion costs on held-out text, as receipts and reports say it.
+//! The cost of a conversion on held-out text, as receipts and reports give it.
 
 use moe_forward::{DomainReport, EvalReport};
 use schemars::JsonSchema;
@@ -22,7 +22,7 @@ pub struct HeldOutReport {
 }
 
 impl HeldOutReport {
-    /// The rows of the result, each with that of the baseline.
+    /// The rows of the result, each with the baseline's, if there is one.
     pub fn rows(&self) -> impl Iterator<Item = (&DomainReport, Option<&DomainReport>)> {
         let mut baseline = self.baseline.iter().flat_map(EvalReport::rows);
         self.result.rows().map(move |row| (row, baseline.next()))
@@ -41,7 +41,7 @@ pub struct StageReport {
 }
 
 impl StageReport {
-    /// What it did, and whether that was taken back.
+    /// Its name, with a note if its edits were taken back.
     pub fn name(&self) -> String {
         let done = self.stage.replace('-', " ");
         if self.kept { done } else { format!("{done} (taken back)") }

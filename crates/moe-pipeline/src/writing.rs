@@ -1,4 +1,4 @@
-//! Options of writing a checkpoint, on which its bytes depend as on those of the passes.
+//! Options of writing a checkpoint. Its bytes depend on them, as on the passes' options.
 
 use moe_checkpoint::{Error, Kind, Result};
 use schemars::JsonSchema;
@@ -20,16 +20,16 @@ pub struct WritingOptions {
     pub probe_tokens: usize,
 }
 
-/// What most hubs split files at.
+/// The size at which most hubs split files.
 const SHARD_SIZE: &str = "5GB";
 
-/// Nobody means files that are smaller than their own headers.
+/// Files smaller than their own headers can't be intended.
 const LEAST_SHARD_BYTES: u64 = 1000;
-/// More than this is what eval is for.
+/// For more tokens, eval is the right tool.
 const MAX_PROBE_TOKENS: usize = 4096;
 
 impl WritingOptions {
-    /// Refuses what can't be written so, whatever the model.
+    /// Refuses options that no model can be written with.
     ///
     /// # Errors
     /// [`Kind::Usage`].

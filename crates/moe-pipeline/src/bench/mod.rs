@@ -1,4 +1,4 @@
-//! `bench`: what passes cost on layers of the size of real models, on any machine.
+//! `bench`: measures what passes cost on layers of the size of real models, on any machine.
 
 mod model;
 
@@ -97,7 +97,7 @@ pub struct BenchedStage {
 /// Makes a random model, runs passes on it, and removes it.
 ///
 /// # Errors
-/// [`Kind::Usage`] for what isn't there; what passes return.
+/// [`Kind::Usage`] for a model or pass that doesn't exist; errors of the passes.
 pub fn bench(
     options: &BenchOptions,
     run: &ConvertOptions,
@@ -158,7 +158,7 @@ pub fn bench(
         };
         let (done, mut seconds) = timed(&metered)?;
         if !run.compute.device.is_cpu() {
-            // Its time is that of a run which doesn't wait for the end of each stage.
+            // The time is that of a run that doesn't wait for the end of each stage.
             (_, seconds) = timed(run)?;
         }
         let stages = done
@@ -177,16 +177,16 @@ pub fn bench(
     Ok(BenchReport { like: like.clone(), layers, tokens: *tokens, bytes, peaks, passes: benched })
 }
 
-/// Nobody waits for a benchmark of more.
+/// A benchmark of more tokens would take too long for anybody to wait for.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// What lies in the directory of a run.
+/// Names of what lies in the directory of a run.
 const MODEL: &str = "model";
 const TEXT: &str = "text.jsonl";
 
-/// The passes that are run, on the text that is written into `dir`. Each is planned on headers
-/// alone: what it refuses, such as too little text, is said before the machine is measured and the
-/// model made.
+/// The passes to run, on the text that is written into `dir`. Each is planned on headers alone
+/// first, so that a refusal, such as too little text, comes before the machine is measured and the
+/// model is made.
 fn planned(
     dir: &Path,
     options: &BenchOptions,
@@ -211,12 +211,12 @@ fn planned(
     Ok(passes)
 }
 
-/// `text` about a pass with the names of the benchmark's options.
+/// `text` about a pass, with the names that the benchmark's options have.
 fn in_options(text: &str) -> String {
     text.replace("give more --data, raise", "raise")
 }
 
-/// The pass `name`, on the text in `dir`.
+/// The pass `name`, with the text in `dir` as its data.
 fn passed(
     name: &str,
     dir: &Path,
@@ -253,7 +253,7 @@ fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
     }
 }
 
-/// Random tokens, in sequences.
+/// Writes random tokens, split into sequences.
 fn write_text(path: &Path, options: &BenchOptions) -> Result<()> {
     let mut random = generator(1, 0);
     let shuffled = std::iter::repeat_with(|| choose(VOCABULARY, VOCABULARY, &mut random));
@@ -269,10 +269,10 @@ mod tests {
 
     use super::*;
 
-    /// Every model is one that its family reads, with as many parameters as are known of it.
+    /// Every model can be read by its family, and has the published number of parameters.
     #[test]
     fn proportions_are_those_of_the_models() {
-        // Of a layer: attention, router, norms and experts.
+        // Parameters of a layer: attention, router, norms and experts.
         for (name, billions) in
             [("qwen3-30b-a3b", 0.623), ("mixtral-8x7b", 1.451), ("deepseek-v3", 11.5)]
         {
@@ -303,7 +303,7 @@ mod tests {
         assert!(passed("heal", Path::new(""), &options, &proportions).is_err());
     }
 
-    /// Their families read them, from headers alone.
+    /// The families read all of them from headers alone.
     #[test]
     fn proportions_are_models_that_can_be_read() {
         for (name, _) in model::MODELS {

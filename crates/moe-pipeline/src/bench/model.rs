@@ -1,4 +1,4 @@
-//! Random checkpoints of the proportions of real models.
+//! Random checkpoints with the proportions of real models.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -13,21 +13,21 @@ use moe_math::sampling::{generator, normal};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// Values that all weights are made of, from places of their own.
+/// Number of random values that all weights are taken from, each run from its own place.
 const VALUES: usize = 1 << 22;
-/// Weights start over after so many, elsewhere among the values.
+/// After this many values, a weight continues at another place among the values.
 const RUN: usize = 1 << 16;
-/// Embeddings and the head take no part in what is measured.
+/// A small vocabulary: embeddings and the head take no part in what is measured.
 pub(super) const VOCABULARY: usize = 1024;
 const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A model's config, and the names and shapes of its tensors.
 #[derive(Deserialize)]
 pub(super) struct Proportions {
-    /// Layers with mixtures that the whole model has.
+    /// Layers with mixtures in the whole real model.
     pub layers: usize,
     pub experts: usize,
-    /// Neurons that a token runs through, of all its experts together.
+    /// Neurons that a token passes through, summed over all its experts.
     pub active_width: usize,
     config: Map<String, Value>,
     whole: Map<String, Value>,
@@ -35,7 +35,7 @@ pub(super) struct Proportions {
     expert: Map<String, Value>,
 }
 
-/// The models that there are.
+/// The models that can be made.
 pub(super) const MODELS: [(&str, &str); 3] = [
     ("qwen3-30b-a3b", include_str!("models/qwen3-30b-a3b.json")),
     ("mixtral-8x7b", include_str!("models/mixtral-8x7b.json")),
@@ -57,13 +57,13 @@ impl Proportions {
             .map_err(|e| Error::new(Kind::Malformed, format!("the proportions of {name}: {e}")))
     }
 
-    /// Tensors of a model of `layers` layers, in the order in which they are written.
+    /// The tensors of a model of `layers` layers, in the order in which they are written.
     fn declared(&self, layers: usize) -> Vec<Declared> {
         let tensor = |name: String, shape: &Value| {
             let size = |size: &Value| size.as_u64().map_or(VOCABULARY, |size| size as usize);
             let shape =
                 shape.as_array().map(|sizes| sizes.iter().map(size).collect()).unwrap_or_default();
-            // Biases for choosing experts are kept in f32.
+            // Expert correction biases are kept in f32.
             let dtype = if name.ends_with("_bias") { Dtype::F32 } else { Dtype::BF16 };
             Declared { name, dtype, shape }
         };
@@ -82,7 +82,7 @@ impl Proportions {
         declared
     }
 
-    /// Bytes of the weights of a model of `layers` layers.
+    /// Size of the weights of a model of `layers` layers, in bytes.
     pub fn bytes(&self, layers: usize) -> u64 {
         let bytes = |tensor: &Declared| tensor.shape.iter().product::<usize>() as u64 * 2;
         self.declared(layers).iter().map(bytes).sum()
@@ -91,14 +91,14 @@ impl Proportions {
     /// Writes a model of `layers` layers with random weights into `dir`.
     ///
     /// # Errors
-    /// [`Kind::Io`].
+    /// [`Kind::Io`] where writing fails.
     pub fn write(&self, layers: usize, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)
             .map_err(|e| Error::io("cannot make this directory", dir, e))?;
         let declared = self.declared(layers);
         let mut writer = Writer::create(dir, plan_shards(&declared, SHARD_BYTES)?)?;
         let values = normal(VALUES + RUN, 1.0, &mut generator(0, 0));
-        // By inputs, of which a model has few numbers.
+        // Keyed by the number of inputs, which takes few values in a model.
         let mut scaled: BTreeMap<usize, Vec<bf16>> = BTreeMap::new();
         for (index, tensor) in declared.iter().enumerate() {
             let inputs = tensor.shape.last().copied().unwrap_or(1);
@@ -122,10 +122,10 @@ impl Proportions {
         })
     }
 
-    /// Writes the same model with holes in the place of weights: enough to plan passes by.
+    /// Writes the same model with holes in place of weights, which is enough to plan passes.
     ///
     /// # Errors
-    /// [`Kind::Io`].
+    /// [`Kind::Io`] where writing fails.
     pub fn write_headers(&self, layers: usize, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)
             .map_err(|e| Error::io("cannot make this directory", dir, e))?;
@@ -142,8 +142,8 @@ impl Proportions {
     }
 }
 
-/// Ones for norms, zeros for biases, and for matrices runs of `values`, which have variance 1 /
-/// inputs.
+/// The values of a tensor: ones for norms, zeros for biases, and for matrices runs of `values`,
+/// which have variance 1 / inputs.
 fn bytes(tensor: &Declared, index: usize, values: &[bf16]) -> Vec<u8> {
     let count: usize = tensor.shape.iter().product();
     if tensor.dtype == Dtype::F32 {
@@ -154,7 +154,7 @@ fn bytes(tensor: &Declared, index: usize, values: &[bf16]) -> Vec<u8> {
     }
     let mut bytes = Vec::with_capacity(count * 2);
     for run in 0..count.div_ceil(RUN) {
-        // Places that have nothing to do with each other (Knuth's multiplicative hash).
+        // Scatters the starting places (Knuth's multiplicative hash).
         let from = (index * 7919 + run).wrapping_mul(2_654_435_761) % VALUES;
         bytes.extend_from_slice(bytemuck::cast_slice(
             &values[from..from + RUN.min(count - run * RUN)],

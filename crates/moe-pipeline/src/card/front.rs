@@ -1,5 +1,5 @@
-//! What the source's card says of its licence and languages, in the front matter of the result's:
-//! who publishes that needs it.
+//! Carries licence and languages from the front matter of the source's card to the result's, since
+//! publishing needs them.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,40 +10,40 @@ use crate::file_names::CARD_FILE;
 
 /// Keys that are carried from one card to the next.
 const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
-/// Longer front matter, and longer lists, are no licence and no languages.
+/// Front matter and lists longer than this don't hold a licence or languages.
 const MAX_LINES: usize = 256;
 const MAX_VALUES: usize = 128;
 
-/// What was found in a card.
+/// The fields that were found in a card.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Carried {
-    /// Lines of YAML, each value plain or escaped so that it is nothing but a value. Empty where
-    /// there is no such card.
+    /// Lines of YAML. Each value is plain or escaped, so that it can't be anything but a value.
+    /// Empty where there is no such card.
     pub yaml: String,
-    /// Keys whose values aren't text or lists of text, and so weren't understood.
+    /// Keys that weren't understood, since their values aren't text or lists of text.
     pub left_out: Vec<&'static str>,
 }
 
-/// What a key has.
+/// The value of a key.
 enum Value {
     One(Scalar),
     Several(Vec<Scalar>),
 }
 
-/// A text, and whether it stood in quotes.
+/// A text, and whether it was quoted.
 struct Scalar {
     text: String,
     quoted: bool,
 }
 
-/// What the card in `source` says.
+/// The fields to carry from the card in `source`.
 pub(crate) fn carried(source: &Path) -> Carried {
     let card = read_text(&source.join(CARD_FILE), json::MAX_JSON_BYTES).unwrap_or_default();
     let mut lines = text_without_mark(&card).lines().map(str::trim_end);
     if lines.next() != Some("---") {
         return Carried::default();
     }
-    // A document of YAML may also end in dots.
+    // YAML also allows dots at the end of a document.
     let front: Vec<&str> =
         lines.take_while(|line| !["---", "..."].contains(line)).take(MAX_LINES).collect();
     let mut carried = Carried::default();
@@ -51,7 +51,7 @@ pub(crate) fn carried(source: &Path) -> Carried {
         let key =
             line.split_once(':').and_then(|(key, _)| KEYS.into_iter().find(|known| *known == key));
         let Some(key) = key else { continue };
-        // What is indented, or an item of a list, belongs to the key above it.
+        // Lines that are indented, or items of a list, belong to the key above them.
         let belongs = |line: &&&str| line.is_empty() || line.starts_with([' ', '\t', '-', '#']);
         let below: Vec<&str> = front[index + 1..].iter().take_while(belongs).copied().collect();
         match value(&line[key.len() + 1..], &below) {
@@ -62,7 +62,7 @@ pub(crate) fn carried(source: &Path) -> Carried {
     carried
 }
 
-/// The value of a key: `rest` follows it on its line, `below` are the lines that belong to it.
+/// The value of a key: `rest` follows it on its line, and `below` are the lines that belong to it.
 fn value(rest: &str, below: &[&str]) -> Option<Value> {
     let below: Vec<&str> = below
         .iter()
@@ -89,11 +89,11 @@ fn several<'t>(items: impl Iterator<Item = &'t str>) -> Option<Value> {
     (1..=MAX_VALUES).contains(&items.len()).then_some(Value::Several(items))
 }
 
-/// A text on one line; none for what YAML reads as anything else.
+/// A text on one line; None for what YAML reads as another type.
 fn scalar(text: &str) -> Option<Scalar> {
     let text = without_comment(text);
     if text.starts_with('"') {
-        // Strings of JSON are strings of YAML.
+        // JSON strings are valid YAML strings.
         return serde_json::from_str(text).ok().map(|text| Scalar { text, quoted: true });
     }
     if let Some(rest) = text.strip_prefix('\'') {
@@ -110,8 +110,8 @@ fn scalar(text: &str) -> Option<Scalar> {
     is_text.then(|| Scalar { text: text.to_owned(), quoted: false })
 }
 
-/// A comment begins with ` #`; one within quotes is part of the text, and whoever puts a comment
-/// behind quotes is not understood.
+/// Cuts off a comment, which begins with ` #`. Within quotes, that is part of the text; a comment
+/// behind a quoted text isn't supported.
 fn without_comment(text: &str) -> &str {
     match text.starts_with(['"', '\'']) {
         true => text,
@@ -121,7 +121,7 @@ fn without_comment(text: &str) -> &str {
 
 impl Value {
     fn write(&self, key: &str, yaml: &mut String) {
-        // Writing to a String doesn't fail.
+        // Writing to a String can't fail.
         let _ = match self {
             Self::One(scalar) => writeln!(yaml, "{key}: {}", scalar.written()),
             Self::Several(items) => {
@@ -134,8 +134,9 @@ impl Value {
 }
 
 impl Scalar {
-    /// Plain where it was plain and is a word or an address; otherwise in quotes, and what could be
-    /// markup for a reader that takes the front matter for a part of the page as `\u` and digits.
+    /// A value that was plain and is a word or an address stays plain. All others are quoted, with
+    /// characters that could be markup as `\u` and digits, since some readers show front matter as
+    /// a part of the page.
     fn written(&self) -> String {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._/:+".contains(c);
         if !self.quoted
@@ -202,7 +203,8 @@ mod tests {
         );
     }
 
-    /// What a card says is a value in the result's, whatever it would be there as it stands.
+    /// A value of the source's card is a value in the result's, even if it would mean something
+    /// else there unquoted.
     #[test]
     fn values_stay_values() {
         let hostile = [

@@ -1,4 +1,4 @@
-//! What decides in sweeps over text: one sweep, then a stage each.
+//! Deciding in sweeps over text: one sweep, then further ones, one for each stage.
 
 mod pool;
 mod together;
@@ -25,33 +25,33 @@ use crate::trust::StageReport;
 
 pub(crate) use self::together::decide_together;
 
-/// What decides in sweeps, and its text.
+/// A pass that decides in sweeps, and its text.
 pub(crate) struct Deciding {
     pub sweep: LayerSweep,
     text: Calibration,
-    /// What was read for it, and for the pool.
+    /// Records of the files that were read for the text and the pool.
     pub read: Vec<TextRead>,
-    /// Text of which some may join.
+    /// Text of which some sequences may join the calibration.
     pool: Option<Calibration>,
-    /// What did, once that is known.
+    /// Which sequences joined, once that is known.
     pub pulled: Option<PoolStats>,
 }
 
-/// What is looked for in the whole original model, before anything is decided, is looked for in
-/// about this many tokens.
+/// About how many tokens are used for looking through the whole original model before anything is
+/// decided.
 const SURVEY_TOKENS: usize = 4096;
-/// What the first sweep does, where there are more.
+/// The name of the first sweep's stage, where there are more.
 const FIRST_STAGE: &str = "made";
 
-/// Measures what a stage gave; None without held-out text.
+/// Measures the outcome of a stage; None without held-out text.
 pub(crate) type Measure<'a> = &'a dyn Fn(&LayerEdits) -> Result<Option<EvalReport>>;
 
 impl Deciding {
     /// Reads the text of `sweep`, which converts `source`, by the tokenizer of the model in
-    /// `input`; `work` says what may be held.
+    /// `input`; `work` gives the memory limits.
     ///
     /// # Errors
-    /// What reading returns; [`moe_checkpoint::Kind::Usage`] for too little text.
+    /// Errors of reading; [`moe_checkpoint::Kind::Usage`] for too little text.
     pub fn new(sweep: LayerSweep, source: &Model, input: &Path, work: &Work<'_>) -> Result<Self> {
         let pass = &*sweep.pass;
         let length = sweep.text.sequence_length;
@@ -60,7 +60,7 @@ impl Deciding {
         let room = of_text("--data-tokens", &|tokens| {
             swept_bytes(pass, source, [tokens, 0], length, work)
         });
-        // Fewer than it can decide by aren't asked for.
+        // Advice never asks for fewer tokens than the pass can decide by.
         let least = pass.least_tokens(length);
         let room =
             room.map(|room| if room.tokens < least { Room { tokens: 0, ..room } } else { room });
@@ -72,7 +72,7 @@ impl Deciding {
         let pool = sweep.pool.as_ref();
         let pool = pool.map(|pool| calibration(&pool.text, input, source.vocab, room));
         let (pool, of_pool) = pool.transpose()?.unzip();
-        // What is too little is so for a reason that isn't seen in the text.
+        // The pass knows why the text is too little; the text itself doesn't show it.
         pass.check_text(&text, pool.as_ref())
             .map_err(|error| error.source(account(&text, &corpus)))?;
         let of_pool: Option<Corpus> = of_pool;
@@ -81,23 +81,23 @@ impl Deciding {
         Ok(Self { sweep, text, read, pool, pulled: None })
     }
 
-    /// All windows that it may look at.
+    /// All windows that the pass may look at.
     pub fn windows(&self) -> impl Iterator<Item = &[u32]> {
         let pool = self.pool.iter().flat_map(|pool| pool.batch.sequences());
         self.text.batch.sequences().chain(pool)
     }
 
-    /// Whether it has stages, whose costly steps are saved.
+    /// Whether the pass has stages, whose expensive steps are saved.
     pub fn has_stages(&self) -> bool {
         !self.sweep.stages.is_empty()
     }
 
-    /// Whether it must see the whole original model before it converts the first layer.
+    /// Whether the pass must see the whole original model before it converts the first layer.
     pub fn looks_ahead(&self) -> bool {
         self.sweep.pass.looks_ahead() || self.sweep.pool.is_some()
     }
 
-    /// The most bytes that deciding on `source` holds, and what it would with less text.
+    /// Live bytes of deciding on `source`, and those with less text.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
@@ -113,13 +113,13 @@ impl Deciding {
         })
     }
 
-    /// About how many floating-point operations deciding takes.
+    /// The approximate number of floating-point operations of deciding.
     pub fn flops(&self) -> f64 {
         self.sweep.pass.flops(self.text.batch.tokens(), self.text.batch.longest())
     }
 
-    /// Lets what decides see all that it must have seen of `source` before the first layer, and the
-    /// tokens that are to come.
+    /// Shows the pass what it must have seen of `source` before the first layer, and the tokens to
+    /// come.
     fn begin(&mut self, source: &Model, run: &RunContext<'_>) -> Result<()> {
         if let Some((pool, text)) = self.sweep.pool.as_ref().zip(self.pool.take()) {
             let own = self.text.batch.spans.len();
@@ -140,12 +140,12 @@ impl Deciding {
         }
     }
 
-    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it.
-    /// What each stage of several gave is `measured`, and taken back where it is no better than
-    /// what was there before; their steps go to `saved`.
+    /// Decides layer by layer; the states that reach a layer have gone through the converted layers
+    /// before it. Where there are several stages, the outcome of each is `measured`, and taken back
+    /// if it isn't better than the state before; their steps are saved in `saved`.
     ///
     /// # Errors
-    /// What sweeps return.
+    /// Errors of sweeps.
     pub fn run(
         &mut self,
         source: &Model,
@@ -181,12 +181,12 @@ impl Deciding {
     }
 }
 
-/// The name of a stage as a word.
+/// The name of a stage as one word, with hyphens.
 fn word(stage: &str) -> String {
     stage.replace(' ', "-")
 }
 
-/// A sweep of `text` over `source`, which `observer` watches.
+/// Sweeps `text` over `source` while `observer` watches.
 fn watch(
     name: &str,
     source: &Model,
@@ -206,7 +206,7 @@ fn watch(
     Ok(())
 }
 
-/// A sweep of `text` over `source`, whose layers `converter` converts.
+/// Sweeps `text` over `source` while `converter` converts its layers.
 fn convert(
     name: &str,
     source: &Model,
@@ -229,8 +229,8 @@ fn convert(
     Ok(())
 }
 
-/// The most bytes that `pass` holds while it decides on `source` by so many `own` tokens and tokens
-/// of a pool, in sequences of `length` at most.
+/// The maximum number of bytes that `pass` holds while it decides on `source`, by `own` tokens and
+/// tokens of a pool, in sequences of at most `length`.
 fn swept_bytes(
     pass: &dyn LayerPass,
     source: &Model,
@@ -245,14 +245,14 @@ fn swept_bytes(
     let watched =
         Watched { left_out: pass.wants().left_out, converted: pass.role() == Role::Converts };
     let (own, all) = (text(own)?, text(own + pool)?);
-    // What joins of the pool is decided on, too.
+    // Sequences that join from the pool are decided on, too.
     let working = pass.working_bytes(all.swept());
     let decided = own.resting(source, watched, work.compute) + working;
     let decided = decided.max(own.sweep(source, watched, work.compute));
     Ok(decided.max(all.sweep(source, Watched::default(), work.compute)))
 }
 
-/// What became of all tokens of a text.
+/// How many tokens of a text were used, and what became of the others.
 fn account(text: &Calibration, corpus: &Corpus) -> String {
     let special = text.batch.tokens() as u64 - text.counted();
     let special = if special > 0 {

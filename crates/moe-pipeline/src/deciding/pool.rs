@@ -1,4 +1,4 @@
-//! A pool of text: of its sequences those join the calibration that cold experts see tokens of.
+//! Chooses sequences from a pool of text: those join the calibration that give cold experts tokens.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -9,34 +9,34 @@ use moe_forward::{Calibration, Observer, UNCOUNTED};
 use moe_math::routing::Routing;
 use moe_passes::PoolStats;
 
-/// Counts, in a sweep of the original model over the calibration and the pool behind it, what each
+/// Counts, in a sweep of the original model over the calibration and then the pool, what each
 /// expert would see.
 pub(super) struct PoolScan {
-    /// Tokens that each expert should have.
+    /// The number of tokens that each expert should have.
     least: usize,
-    /// Tokens that may be pulled in.
+    /// The maximum number of tokens to add.
     most: usize,
-    /// Sequences before the pool.
+    /// The number of sequences before the pool.
     own: usize,
-    /// Past the last token of each sequence.
+    /// The end of each sequence: the index after its last token.
     ends: Vec<usize>,
     /// Whether each token counts.
     counted: Vec<bool>,
     /// The layer that is being counted, and its tokens so far.
     at: (usize, usize),
-    /// Of each layer with experts the tokens of each sequence that chose each expert, `[sequences,
-    /// experts]`.
+    /// For each layer with experts, the tokens of each sequence that chose each expert,
+    /// `[sequences, experts]`.
     layers: Vec<Counted>,
 }
 
-/// Of one layer.
+/// The counts of one layer.
 struct Counted {
     experts: usize,
     tokens: Vec<u32>,
 }
 
 impl PoolScan {
-    /// For `all`, of whose sequences the pool's begin at `own`.
+    /// A scan of `all`, whose sequences from `own` on are the pool's.
     pub fn new(all: &Calibration, own: usize, least: usize, most: usize) -> Self {
         Self {
             least,
@@ -53,7 +53,7 @@ impl PoolScan {
         self.ends[sequence] - sequence.checked_sub(1).map_or(0, |before| self.ends[before])
     }
 
-    /// What each expert of each layer lacks.
+    /// How many tokens each expert of each layer lacks.
     fn missing(&self) -> Vec<Vec<u32>> {
         let of_layer = |layer: &Counted| {
             let own = layer.tokens[..self.own * layer.experts].chunks_exact(layer.experts.max(1));
@@ -66,7 +66,7 @@ impl PoolScan {
         self.layers.iter().map(of_layer).collect()
     }
 
-    /// For each expert of each layer, what it lacks and what `sequence` has of it.
+    /// For each expert of each layer, how many tokens it lacks and how many `sequence` has for it.
     fn pairs<'a>(
         &'a self,
         missing: &'a [Vec<u32>],
@@ -78,7 +78,7 @@ impl PoolScan {
         })
     }
 
-    /// What `sequence` has of what is missing, a token that it costs.
+    /// How many missing tokens `sequence` supplies, for each token that it costs.
     fn gain(&self, missing: &[Vec<u32>], sequence: usize) -> f64 {
         let useful: u64 = self
             .pairs(missing, sequence)
@@ -117,12 +117,12 @@ impl Observer for PoolScan {
 }
 
 impl PoolScan {
-    /// The sequences of the pool that join, ascending, and what is said of it.
+    /// The sequences of the pool that join, ascending, with statistics.
     ///
-    /// Greedily, by how much of what is missing a sequence has for each of its tokens. What a
-    /// sequence adds never grows as others join, so that of a heap only its top needs to be looked
-    /// at again (Minoux 1978), and the greedy choice covers at least 1 − 1/e of what is the most
-    /// for that many sequences (Nemhauser et al. 1978).
+    /// The choice is greedy, by how many missing tokens a sequence supplies for each of its tokens.
+    /// This gain never grows as others join, so only the top of a heap needs to be evaluated again
+    /// (Minoux 1978), and the greedy choice covers at least 1 − 1/e of the maximum for that many
+    /// sequences (Nemhauser et al. 1978).
     pub fn choose(&self) -> (Vec<usize>, PoolStats) {
         let mut missing = self.missing();
         let short =
@@ -179,7 +179,7 @@ struct Candidate {
 impl Eq for Candidate {}
 
 impl Ord for Candidate {
-    /// By gain; of equals the earlier sequence is the greater.
+    /// By gain; among equals the earlier sequence is greater.
     fn cmp(&self, other: &Self) -> Ordering {
         self.gain.total_cmp(&other.gain).then(other.sequence.cmp(&self.sequence))
     }
@@ -195,8 +195,8 @@ impl PartialOrd for Candidate {
 mod tests {
     use super::*;
 
-    /// One layer of three experts, top-1; sequences by what each of their tokens chose, the first
-    /// of them the calibration.
+    /// Scans one layer of three experts, top-1. Each sequence is given by its tokens' choices; the
+    /// first is the calibration.
     fn chosen(sequences: &[&[u32]], least: usize, most: usize) -> (Vec<usize>, PoolStats) {
         let ends = sequences.iter().scan(0, |end, sequence| {
             *end += sequence.len();
@@ -214,7 +214,7 @@ mod tests {
             layers: Vec::new(),
         };
         let selected: Vec<u32> = sequences.concat();
-        // In two parts, of which the first ends within a sequence.
+        // In two blocks, the first of which ends within a sequence.
         for selected in [&selected[..3], &selected[3..]] {
             let routing = Routing {
                 top_k: 1,
@@ -238,11 +238,11 @@ mod tests {
         let sequences: [&[u32]; 5] =
             [&[0, 0, 0, 1], &[0, 0, 0, 0], &[2, 0], &[2, 2, 1, 0], &[2, 2, 2]];
         // Expert 1 lacks two tokens, expert 2 three. Sequence 4 has three of them in three tokens,
-        // then 3 has one in four.
+        // then sequence 3 has one in four.
         let (joined, pulled) = chosen(&sequences, 3, 100);
         assert_eq!(joined, [3, 4]);
         assert_eq!(pulled, PoolStats { scanned: [4, 13], joined: [2, 7], short: [2, 1] });
-        // With room for three tokens, the one that covers most.
+        // With room for three tokens, the sequence that covers most joins.
         assert_eq!(chosen(&sequences, 3, 3).0, [4]);
         // Sequence 2 is taken where 4 doesn't fit.
         assert_eq!(chosen(&sequences, 3, 2).0, [2]);

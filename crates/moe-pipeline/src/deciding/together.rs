@@ -1,4 +1,4 @@
-//! Several passes that decide in one sweep.
+//! Lets several passes decide in one sweep.
 
 use moe_checkpoint::Result;
 use moe_forward::Sweep;
@@ -8,15 +8,15 @@ use super::Deciding;
 use crate::context::RunContext;
 use crate::progress::Unit;
 
-/// Lets several decide in one sweep: what one makes of a layer is what the next converts, on tokens
-/// that have gone through what all up to it made of the layers before. Each is given with what it
-/// converts, of which only the first one's layers must be more than planned.
+/// Lets several passes decide in one sweep: each converts the layer that the one before it made, on
+/// tokens that have gone through the earlier layers as all passes up to it made them. Each is given
+/// with its source; only the first one's layers must be more than planned.
 ///
-/// Every one sees what it would see in a sweep of its own over the result of the one before it:
-/// what comes of it is the same.
+/// Every pass sees what it would see in its own sweep over the result of the one before it, so that
+/// the outcome is the same.
 ///
 /// # Errors
-/// What sweeps return.
+/// Errors of sweeps.
 pub(crate) fn decide_together(
     parts: &mut [(&Model, &mut Deciding)],
     name: &str,

@@ -1,4 +1,4 @@
-//! What is observed.
+//! Options of `observe`.
 
 use std::path::PathBuf;
 
@@ -36,7 +36,7 @@ pub struct ObserveOptions {
 }
 
 impl ObserveOptions {
-    /// Refuses what leaves nothing to do, and options of a sweep where there is none.
+    /// Refuses options that leave nothing to do, and options of a sweep where there is none.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -55,7 +55,7 @@ impl ObserveOptions {
         self.calibration.check_used(false)
     }
 
-    /// Refuses to observe nothing.
+    /// Refuses options that leave nothing to observe.
     pub(super) fn check_any(&self) -> Result<()> {
         match self.calibration.data.is_empty() && self.add.is_empty() {
             true => Err(Error::new(Kind::Usage, "there is nothing to observe")

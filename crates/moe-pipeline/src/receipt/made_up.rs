@@ -1,4 +1,4 @@
-//! Receipts that are made up for tests.
+//! Made-up receipts for tests.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use moe_passes::{
 use super::{FORMAT, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::writing::WritingOptions;
 
-/// A router of so many rows of the source's.
+/// A router that keeps `kept` of the source's `of` rows.
 pub(crate) fn rows(kept: usize, of: usize) -> RouterEdit {
     RouterEdit { rows: RouterRows::Kept { kept, of, never_selected: 0 }, repeated: 1 }
 }
@@ -26,7 +26,7 @@ pub(crate) fn source(name: &str) -> SourceRecord {
     }
 }
 
-/// A receipt of pruning, with these details of its layers.
+/// A receipt of pruning, with these details for its layers.
 pub(crate) fn receipt(layers: Vec<LayerTrust>) -> Receipt {
     let record = |(layer, trust): (usize, LayerTrust)| LayerRecord {
         layer,

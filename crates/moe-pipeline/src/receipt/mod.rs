@@ -1,4 +1,4 @@
-//! The receipt: what was done to which bytes, and what came of it. The same run gives the same
+//! The receipt: which passes ran on which bytes, and the outcome. The same run gives the same
 //! receipt.
 
 #[cfg(test)]
@@ -24,8 +24,8 @@ pub(crate) use crate::file_names::{RECEIPT_FILE, RUN_FILE};
 pub use read::ReceiptFile;
 pub use schema::receipt_schema;
 
-/// The format of receipts that this build writes, and the only one that it reads. Those of builds
-/// that said no format are of format 0.
+/// The format of receipts that this build writes, and the only one that it reads. Receipts without
+/// a format have format 0.
 pub const FORMAT: u64 = 1;
 
 /// What `moe-convert.json` says.
@@ -129,7 +129,7 @@ pub struct EarlierPass {
     pub layers: Vec<LayerRecord>,
 }
 
-/// What the program is called in receipts.
+/// The program's name in receipts.
 const NAME: &str = "moe-convert";
 
 /// The program that wrote a receipt.
@@ -144,7 +144,7 @@ pub struct Tool {
 }
 
 impl Tool {
-    /// This program.
+    /// The record of this program.
     pub(crate) fn this() -> Self {
         Self { name: NAME.to_owned(), version: VERSION.to_owned(), build: BUILD.to_owned() }
     }

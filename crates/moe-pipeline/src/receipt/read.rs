@@ -1,4 +1,4 @@
-//! Receipts read back.
+//! Reads receipts back.
 
 use std::path::Path;
 
@@ -7,24 +7,24 @@ use serde::Deserialize;
 
 use super::{FORMAT, NAME, RECEIPT_FILE, Receipt};
 
-/// What to do about a receipt that can't be read.
+/// The remedy for a receipt that can't be read.
 const DAMAGED: &str = "it was changed or cut off after it was written: copy the result again, whole, or convert again";
 
-/// What the receipt of a result turned out to be.
+/// A receipt that was found in a result.
 #[derive(Debug)]
 pub enum ReceiptFile {
-    /// One that this build reads.
+    /// A receipt that this build reads.
     Read(Box<Receipt>),
-    /// One of another format.
+    /// A receipt of another format.
     Other {
-        /// Which format it is; 0 of builds that said none.
+        /// Its format; 0 where the receipt has none.
         format: u64,
         /// The version of the program that wrote it.
         version: String,
     },
 }
 
-/// What tells of which format a receipt is.
+/// The part of a receipt that tells its format.
 #[derive(Deserialize)]
 struct Head {
     #[serde(default)]
@@ -42,7 +42,8 @@ impl ReceiptFile {
     /// Reads the receipt in `dir`.
     ///
     /// # Errors
-    /// [`Kind::Missing`] without one, [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it isn't a receipt.
+    /// [`Kind::Missing`] without one, [`Kind::Io`] where it can't be read, [`Kind::Malformed`]
+    /// where it isn't a receipt.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(RECEIPT_FILE);
         if !file_exists(&path)? {
@@ -82,7 +83,7 @@ impl Receipt {
         Err(Error::new(Kind::Unsupported, what).file(dir.join(RECEIPT_FILE)).remedy(remedy))
     }
 
-    /// Refuses details of layers that aren't of the type that their pass gives.
+    /// Refuses details of layers that aren't of the type that their pass writes.
     fn check_details(&self, path: &Path) -> Result<()> {
         let earlier = self.before.iter().map(|earlier| (earlier.pass, &earlier.layers));
         for (pass, layers) in earlier.chain([(self.pass, &self.layers)]) {
@@ -109,7 +110,7 @@ mod tests {
         serde_json::to_value(receipt(vec![LayerTrust::default()])).unwrap()
     }
 
-    /// What is said of the receipt `text`.
+    /// The error for the receipt `text`.
     fn error_of(text: &str) -> Error {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(RECEIPT_FILE), text).unwrap();
@@ -135,7 +136,7 @@ mod tests {
         assert_eq!(later.kind(), Kind::Unsupported);
         assert!(later.what().contains("a later format (2,"), "{later}");
         other.as_object_mut().unwrap().remove("format");
-        // Nothing but its head need be as it is today.
+        // Only the head must be as it is in this format.
         other["layers"] = json!("other");
         let earlier = error_of(&other.to_string());
         assert_eq!(earlier.kind(), Kind::Unsupported);
@@ -151,7 +152,7 @@ mod tests {
         for key in sound().as_object().unwrap().keys().filter(|key| *key != "format") {
             let mut lacking = sound();
             lacking.as_object_mut().unwrap().remove(key);
-            // Empty collections and what isn't known are left out.
+            // Empty collections and unknown values are omitted.
             if serde_json::from_value::<Receipt>(lacking.clone()).is_err() {
                 let error = error_of(&lacking.to_string());
                 assert_eq!(error.kind(), Kind::Malformed, "{key}");

@@ -1,4 +1,4 @@
-//! The JSON Schema of receipts, made of the types that write them.
+//! The JSON Schema of receipts, generated from the types that write them.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ mod tests {
         validator.iter_errors(receipt).count()
     }
 
-    /// Receipts of runs are held to it wherever the program's tests make some.
+    /// The program's tests validate the receipts of their runs wherever they make some.
     #[test]
     fn what_is_not_a_receipt_is_refused() {
         let sound = serde_json::to_value(receipt(vec![moe_passes::LayerTrust::default()])).unwrap();
@@ -70,7 +70,7 @@ mod tests {
         }
     }
 
-    /// Renewed by `BLESS=1`.
+    /// `BLESS=1` rewrites the file.
     #[test]
     fn the_file_is_up_to_date() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/receipt.schema.json");

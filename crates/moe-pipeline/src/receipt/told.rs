@@ -1,4 +1,4 @@
-//! What receipts tell in words and in short.
+//! Summaries of receipts for people.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ impl Receipt {
         names.collect::<Vec<_>>().join(" → ")
     }
 
-    /// What each of the earlier passes did, as a receipt of its own would say it short of what was
-    /// measured: that is known of all passes together.
+    /// A receipt for each of the earlier passes. Measurements are left out, since they are of all
+    /// passes together.
     pub fn earlier(&self) -> Vec<Self> {
         let mut source = self.source.clone();
         let mut receipts = Vec::new();
@@ -58,17 +58,17 @@ impl Receipt {
         self.layers.iter().find_map(|layer| Some((layer, layer.router.as_ref()?)))
     }
 
-    /// The details of the layers that have some of the type `T`, with the layers' indices.
+    /// The details of type `T`, each with the index of its layer; other layers are left out.
     pub fn details<T: LayerDetails>(&self) -> Vec<(usize, T)> {
         self.layers.iter().filter_map(|layer| Some((layer.layer, layer.details()?))).collect()
     }
 
-    /// What the baseline of the last pass is called, also where none was measured.
+    /// The name of the last pass's baseline, even where none was measured.
     pub fn baseline_name(&self) -> &'static str {
         self.pass.baseline.map_or("random choice", |baseline| baseline.name)
     }
 
-    /// How experts were made, in a few lines; none where no layer was converted.
+    /// How experts were made, in a few lines; empty where no layer was converted.
     pub fn experts(&self) -> Vec<String> {
         let Some((first, _)) = self.first_converted() else { return Vec::new() };
         let converted = || self.layers.iter().filter(|l| l.router.is_some());
@@ -90,7 +90,7 @@ impl Receipt {
         kinds
     }
 
-    /// How layers became dense, in a few words; none where none did.
+    /// How layers became dense, in a few words; None where none did.
     pub fn distilled(&self) -> Option<String> {
         let layers = self.details::<DistilledLayer>();
         let (_, first) = layers.first()?;
@@ -107,8 +107,8 @@ impl Receipt {
         ))
     }
 
-    /// How each expert was quantized, the one with the fewest tokens of its own first: layer,
-    /// expert, record.
+    /// How each expert was quantized, as (layer, expert, record); experts with the fewest tokens of
+    /// their own come first.
     pub fn coldest(&self) -> Vec<(usize, usize, ExpertRecord)> {
         let of_layer = |(layer, details): (usize, QuantizedLayer)| {
             let experts = details.experts.into_iter().enumerate();
@@ -120,8 +120,8 @@ impl Receipt {
         records
     }
 
-    /// Why no layer has figures that tell how far decisions about its experts can be trusted; none
-    /// where one has, and where nothing was decided.
+    /// The reason why no layer has figures on how far decisions about its experts can be trusted;
+    /// None where one has, and where nothing was decided.
     pub fn no_figures(&self) -> Option<&'static str> {
         let has_others = matches!(self.pass.report, ReportKind::Quantized | ReportKind::Dense);
         if has_others || !self.details::<LayerTrust>().is_empty() {

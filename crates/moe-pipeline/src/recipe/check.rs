@@ -1,5 +1,5 @@
-//! What all steps of a recipe together must keep, so that a long run doesn't fail, or average what
-//! it must not, at its end.
+//! Checks on all steps of a recipe together, so that a long run neither fails at its end nor
+//! averages what doesn't belong together.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,11 +13,11 @@ use moe_passes::{Inputs, Pass};
 use super::{Recipe, Step, StepKind, usage};
 use crate::train::TrainingDir;
 
-/// Steps without those that would only do again what an earlier one has done, such as what several
-/// combinations of choices have in common.
+/// `steps` without those that would only repeat an earlier one, such as steps that several
+/// combinations of choices share.
 pub(super) fn shared(steps: Vec<Step>) -> Vec<Step> {
     let mut kept: Vec<Step> = Vec::new();
-    // By output, which twins have in common: there can be thousands of steps.
+    // Keyed by output, which repeated steps share: there can be thousands of steps.
     let mut by_output: BTreeMap<OsString, Vec<usize>> = BTreeMap::new();
     for step in steps {
         let Some((output, _)) = step.output() else {
@@ -25,7 +25,7 @@ pub(super) fn shared(steps: Vec<Step>) -> Vec<Step> {
             continue;
         };
         let alike = by_output.entry(output.as_os_str().to_owned()).or_default();
-        // What it reads, and what it makes, must be as its twin found and left it.
+        // Its inputs and outputs must be unchanged since the earlier step.
         let touched: Vec<&Path> = step.reads().into_iter().chain(step.writes()).collect();
         let touches = |other: &Step| other.writes().iter().any(|path| touched.contains(path));
         let twin = alike.iter().copied().rev().find(|other| kept[*other].does_as(&step));
@@ -46,7 +46,7 @@ pub(super) fn lies_within<P: Borrow<Path> + Ord>(path: &Path, outputs: &BTreeSet
     path.ancestors().any(|ancestor| outputs.contains(ancestor))
 }
 
-/// What to do about a path of a recipe that isn't there.
+/// The remedy for a path of a recipe that doesn't exist.
 fn absent_remedy(path: &Path) -> &'static str {
     let text = path.to_string_lossy();
     match text.starts_with('~') || text.contains(['*', '$']) {
@@ -57,14 +57,14 @@ fn absent_remedy(path: &Path) -> &'static str {
     }
 }
 
-/// What two lists of choices agree on.
+/// The choices that two lists have in common.
 fn common(a: &str, b: &str) -> String {
     let of_b: Vec<&str> = b.split(", ").collect();
     a.split(", ").filter(|choice| of_b.contains(choice)).collect::<Vec<_>>().join(", ")
 }
 
-/// Refuses steps that write over each other unasked, and evaluations that share a row but not what
-/// they measure.
+/// Refuses steps that write over each other without being told to, and evaluations that share a row
+/// but not the text or the original.
 pub(super) fn steps(steps: &[Step]) -> Result<()> {
     let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
@@ -103,7 +103,7 @@ pub(super) fn steps(steps: &[Step]) -> Result<()> {
     Ok(())
 }
 
-/// Whether passes, their options and what they write beside their result are the same.
+/// Whether both have the same passes with the same options and the same further outputs.
 fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
     a.len() == b.len()
         && a.iter().zip(b).all(|(a, b)| {
@@ -112,8 +112,8 @@ fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
 }
 
 impl Recipe {
-    /// Refuses what the last step would fail of when all others have run: files and checkpoints
-    /// that aren't there and that no earlier step makes.
+    /// Refuses missing inputs, on which a late step would fail after all others have run: files and
+    /// checkpoints that don't exist and that no earlier step makes.
     ///
     /// # Errors
     /// [`Kind::Missing`], naming the step.
@@ -140,8 +140,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// Refuses outputs that overlap with what a step reads and no step before it makes, with the
-    /// recipe `path`, or with each other. `reports` are written beside the steps' results.
+    /// Refuses outputs that overlap with inputs that no earlier step makes, with the recipe `path`,
+    /// or with each other. `reports` are written beside the steps' results.
     ///
     /// # Errors
     /// As for [`Locations::writes`].
@@ -150,8 +150,7 @@ impl Recipe {
         locations.reads(path);
         let mut made: BTreeSet<&Path> = BTreeSet::new();
         for step in &self.steps {
-            // What a step makes may be read, and made again, by those behind it. No step makes
-            // text.
+            // Results of a step may be read, and replaced, by later steps. No step makes text.
             let is_made = |path: &&Path| lies_within(path, &made);
             step.reads()
                 .into_iter()
@@ -170,10 +169,10 @@ impl Recipe {
         reports.iter().try_for_each(|path| locations.writes(path))
     }
 
-    /// Where steps before step `index` put what the same passes with the same options made.
+    /// The results that steps before step `index` made by the same passes with the same options.
     pub fn made_alike(&self, index: usize) -> Vec<&Path> {
         let StepKind::Convert { passes, .. } = &self.steps[index].kind else { return Vec::new() };
-        // A copy is of the result alone.
+        // Only the result can be copied, not a plan.
         if passes.iter().any(|pass| pass.outputs().plan.is_some()) {
             return Vec::new();
         }
@@ -186,9 +185,9 @@ impl Recipe {
         earlier.collect()
     }
 
-    /// The passes that lead to the result of step `index` from a checkpoint that is there, and that
-    /// checkpoint, where its own input is yet to be made and nothing else that they read is. What
-    /// is `stale` is as good as not there.
+    /// The passes that lead to the result of step `index` from an existing checkpoint, and that
+    /// checkpoint. None unless the step's own model is yet to be made and all its other inputs
+    /// exist. Paths in `stale` count as missing.
     pub fn lineage(
         &self,
         index: usize,
@@ -198,7 +197,7 @@ impl Recipe {
         let StepKind::Convert { passes: own, .. } = &step.kind else { return None };
         let is_there = |path: &Path| path.exists() && !stale.contains(path);
         let lacks = |path: &&Path| **path != step.model && !is_there(path);
-        // Statistics are of a checkpoint.
+        // Statistics belong to a checkpoint, and there is none between these passes.
         if is_there(&step.model)
             || step.reads().iter().any(lacks)
             || own.iter().any(|pass| pass.inputs().statistics.is_some())
@@ -210,9 +209,9 @@ impl Recipe {
         Some((passes, source))
     }
 
-    /// The passes by which steps before step `index` make `model`, which isn't there, of a
-    /// checkpoint that is, and that checkpoint. None where no step makes it, or something else that
-    /// they read isn't there either.
+    /// The passes by which steps before step `index` make the missing `model` from an existing
+    /// checkpoint, and that checkpoint. None where no step makes it, or another input of these
+    /// steps is missing, too.
     pub fn makers(
         &self,
         model: &Path,
@@ -240,8 +239,8 @@ impl Recipe {
         }
     }
 
-    /// What step `index` reads that an earlier step is to make and hasn't made yet, or has made of
-    /// what is `stale`, and that step's number.
+    /// The first input of step `index` that an earlier step has yet to make, or has made from a
+    /// `stale` one, and that step's number.
     pub fn awaited(&self, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(&Path, usize)> {
         let reads = self.steps[index].reads();
         let earlier = self.steps[..index].iter().enumerate();
@@ -254,12 +253,12 @@ impl Recipe {
     }
 }
 
-/// Adds `path` to `files`, and what lies below it. The time of a folder says whether something came
-/// to it or went.
+/// Adds `path` to `files`, and everything below it. A folder's time shows whether entries were
+/// added or removed.
 fn add_all(path: &Path, files: &mut Snapshot) {
     files.add(path);
     for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        // Folders that links lead to are left out, which could lead back here.
+        // Folders behind links are left out, since a link could lead back here.
         match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             true => add_all(&entry.path(), files),
             false => files.add(&entry.path()),
@@ -268,7 +267,7 @@ fn add_all(path: &Path, files: &mut Snapshot) {
 }
 
 impl Step {
-    /// What it reads, text apart.
+    /// Its inputs, except text.
     pub(super) fn reads(&self) -> Vec<&Path> {
         let mut all: Vec<&Path> = match &self.kind {
             StepKind::Convert { passes, .. } => passes
@@ -301,7 +300,7 @@ impl Step {
         }
     }
 
-    /// All that it writes.
+    /// All paths that it writes.
     pub fn writes(&self) -> Vec<&Path> {
         let plans = match &self.kind {
             StepKind::Convert { passes, .. } => passes.as_slice(),
@@ -311,7 +310,7 @@ impl Step {
         self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
     }
 
-    /// All files that it reads, and what lies where it writes, as they are now.
+    /// The state of all files that it reads, and of everything at its outputs.
     pub fn snapshot(&self) -> Snapshot {
         let mut files = Snapshot::default();
         for path in self.reads().into_iter().chain(self.texts()).chain(self.writes()) {
@@ -320,7 +319,7 @@ impl Step {
         files
     }
 
-    /// Where it saves what it trains, if it does.
+    /// The directory of its saved training, if it trains.
     fn training(&self) -> Option<PathBuf> {
         let StepKind::Convert { passes, output, .. } = &self.kind else { return None };
         passes
@@ -329,7 +328,7 @@ impl Step {
             .then(|| TrainingDir::of(output).path().to_owned())
     }
 
-    /// Where its result goes, and whether it replaces an earlier one.
+    /// Its output, and whether an earlier one is replaced.
     pub(super) fn output(&self) -> Option<(&Path, bool)> {
         match &self.kind {
             StepKind::Convert { output, overwrite, .. }
@@ -338,7 +337,7 @@ impl Step {
         }
     }
 
-    /// Whether it makes the same of the same, and puts it in the same place.
+    /// Whether both make the same from the same inputs, at the same place.
     fn does_as(&self, other: &Self) -> bool {
         if self.model != other.model || self.output() != other.output() {
             return false;
@@ -355,12 +354,12 @@ impl Step {
         }
     }
 
-    /// What it makes, or else what it reads.
+    /// Its output or, without one, its model.
     pub(super) fn subject(&self) -> &Path {
         self.output().map_or(self.model.as_path(), |(output, _)| output)
     }
 
-    /// Whether both evaluate on the same text beside the same original.
+    /// Whether both evaluate on the same text, compared with the same original.
     fn measures_as(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
             (

@@ -1,4 +1,4 @@
-//! `[defaults]`: keys of commands, and what doesn't belong there.
+//! `[defaults]`: keys of commands, and checks for keys that don't belong there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +9,8 @@ use super::guess::guess;
 use super::steps::all_commands;
 use super::usage;
 
-/// The tables of [defaults] in the recipe `text`, which are of commands; keys that stand there by
-/// themselves are refused.
+/// The tables of [defaults] in the recipe `text`, by command; keys outside of a command's table are
+/// refused.
 pub(super) fn defaults(
     given: BTreeMap<String, toml::Spanned<toml::Value>>,
     text: &str,
@@ -35,15 +35,15 @@ pub(super) fn defaults(
     Ok(tables)
 }
 
-/// Refuses defaults of what no step runs before steps are looked at, which would lack the keys that
-/// were meant for them.
+/// Refuses defaults of commands that no step runs. This comes before steps are checked, since these
+/// would seem to lack the keys.
 pub(super) fn check_defaults(
     defaults: &BTreeMap<String, toml::Table>,
     steps: &[toml::Table],
 ) -> Result<()> {
     let mut commands = BTreeSet::new();
     named_runs(steps, &mut commands);
-    // What a variable names is known when the steps are.
+    // The values of variables are known only once steps are expanded.
     if commands.iter().any(|command| command.contains("${")) {
         let all: Vec<&str> = all_commands();
         return check_defaults_run(defaults, &all.into_iter().collect());
@@ -51,7 +51,7 @@ pub(super) fn check_defaults(
     check_defaults_run(defaults, &commands)
 }
 
-/// Refuses defaults of what isn't among `commands`.
+/// Refuses defaults of a command that isn't among `commands`.
 pub(super) fn check_defaults_run(
     defaults: &BTreeMap<String, toml::Table>,
     commands: &BTreeSet<&str>,
@@ -65,7 +65,7 @@ pub(super) fn check_defaults_run(
     Err(usage(what, format!("name a command that a step runs ({commands}), or remove the table")))
 }
 
-/// Collects what `steps`, their passes and the steps of blocks run, as it is written.
+/// Collects the commands that `steps`, their passes and the steps of blocks run, as written.
 fn named_runs<'t>(
     steps: impl IntoIterator<Item = &'t toml::Table>,
     commands: &mut BTreeSet<&'t str>,
@@ -79,7 +79,7 @@ fn named_runs<'t>(
     }
 }
 
-/// How a key is given that is about the whole run, and no step's; none for others.
+/// The remedy for a key that belongs to the whole run instead of a step; None for other keys.
 pub(super) fn of_program(key: &str, value: &str) -> Option<String> {
     let takes_value =
         ["device", "dtype", "router-dtype", "device-memory", "threads", "memory-budget"]

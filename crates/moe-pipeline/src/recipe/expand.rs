@@ -1,5 +1,5 @@
-//! Steps as they are written become steps as they run: defaults filled in, blocks repeated for
-//! every combination of their choices, variables replaced.
+//! Expands steps: fills in defaults, repeats blocks for every combination of their choices, and
+//! replaces variables.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,37 +15,36 @@ use super::variables::Variables;
 use super::{Step, usage};
 use crate::portable::portable;
 
-/// A few choices in a few blocks within each other make more steps than can ever run.
+/// A few choices in a few nested blocks would make more steps than can ever run.
 const MAX_STEPS: usize = 10_000;
 
-/// The steps of a recipe so far.
+/// The expanded steps of a recipe so far.
 pub(super) struct Expansion<'a> {
     pub source: RecipeText<'a>,
-    /// Keys by command, where a step itself doesn't have them.
+    /// Keys by command, for steps that don't have them.
     pub defaults: &'a BTreeMap<String, Table>,
     pub variables: Variables,
-    /// What was chosen in the blocks around the present step, as messages say it.
+    /// The choices of the blocks around the current step, in the words of messages.
     pub chosen: Vec<String>,
     pub steps: Vec<Step>,
-    /// Keys that are for several steps.
+    /// Keys that are meant for several steps.
     pub spare: Spare,
     /// Keys that are written by earlier names.
     pub earlier: EarlierKeys,
 }
 
-/// Keys of steps that run one pass which passes within a step don't have.
+/// Keys that belong to a step: its passes don't have them.
 pub(super) const OF_STEPS: [&str; 6] =
     ["model", "output", "overwrite", "label", "max-shard-size", "probe-tokens"];
 
-/// The variables that one value of a choice sets, and how messages call it.
+/// The variables that one value of a choice sets, and its name in messages.
 struct Setting {
     variables: Vec<(String, Value)>,
     shown: String,
 }
 
 impl Expansion<'_> {
-    /// Refuses recipes whose blocks make more steps than can ever run, before the first of them is
-    /// made.
+    /// Refuses recipes whose blocks make more steps than can ever run, before any of them is made.
     pub fn check_count(tables: &[Table]) -> Result<()> {
         match steps_of(tables) > MAX_STEPS {
             true => Err(too_many()),
@@ -53,8 +52,8 @@ impl Expansion<'_> {
         }
     }
 
-    /// Appends the steps that `tables` stand for; `place` is the number of the block around them
-    /// with a dot, or nothing.
+    /// Appends the steps that `tables` expand to; `place` is the number of the surrounding block
+    /// with a dot, or empty.
     pub fn steps(&mut self, tables: &[Table], place: &str) -> Result<()> {
         for (index, table) in tables.iter().enumerate() {
             let place = format!("{place}{}", index + 1);
@@ -66,8 +65,8 @@ impl Expansion<'_> {
         Ok(())
     }
 
-    /// Gives `table`, which runs `name`, the defaults of keys that it doesn't have, but for those
-    /// that are `left_out`. Which it had, and must have an effect.
+    /// Fills in the defaults of `name`, which `table` runs, except keys that are `left_out`.
+    /// Returns the keys that `table` had itself, which must have an effect.
     fn fill_in(&self, name: &str, table: &mut Table, left_out: &[&str]) -> Vec<String> {
         let own = table.keys().cloned().collect();
         let defaults = self.defaults.get(name).into_iter().flatten();
@@ -77,8 +76,8 @@ impl Expansion<'_> {
         own
     }
 
-    /// The keys of `table`, which runs `name`, that override a default. Values with variables are
-    /// left out, which may not be there for this step.
+    /// The keys of `table`, which runs `name`, that override a default. Defaults with variables are
+    /// left out, since these may be undefined for this step.
     fn overridden(&self, name: &str, table: &Table) -> Vec<String> {
         let defaults = self.defaults.get(name).into_iter().flatten();
         let overridden = defaults
@@ -86,8 +85,8 @@ impl Expansion<'_> {
         overridden.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Refuses defaults that `step`, which runs `name` and is right by itself, overrides: they must
-    /// be right as well.
+    /// Checks the defaults that `step`, which runs `name` and is valid, overrides: they must be
+    /// valid as well.
     fn check_overridden(
         &mut self,
         name: &str,
@@ -105,7 +104,7 @@ impl Expansion<'_> {
     }
 
     fn command(&mut self, mut table: Table, place: &str) -> Result<()> {
-        // Defaults go by what runs.
+        // Which defaults apply depends on the commands.
         let mut runs: Vec<&mut Value> =
             passes_mut(&mut table).filter_map(|pass| pass.get_mut("run")).collect();
         let named = runs.iter_mut().try_for_each(|run| self.variables.replace(run));
@@ -138,7 +137,7 @@ impl Expansion<'_> {
         let shown = if chosen.is_empty() { name.clone() } else { format!("{name}; {chosen}") };
         let of_tables = std::iter::once(own).chain(own_of_passes);
         let commands = std::iter::once(&name).chain(&runs);
-        // What a variable has emptied of text needs nothing that text does.
+        // Where a variable has emptied a list of text, options about text aren't needed.
         let lacks_text = std::iter::once(&table)
             .chain(passes_of(&table).filter_map(Value::as_table))
             .any(is_emptied);
@@ -165,8 +164,8 @@ impl Expansion<'_> {
         Ok(())
     }
 
-    /// Gives the keys of a step, which runs `name`, and of its passes the names that they have
-    /// here.
+    /// Gives the keys of a step, which runs `name`, and of its passes their current names and
+    /// spelling.
     fn spell(&mut self, table: &mut Table, name: &str, place: &str) -> Result<()> {
         let earlier = spelled::keys(table, name);
         self.take_down(earlier, name, "", place)?;
@@ -178,7 +177,7 @@ impl Expansion<'_> {
         Ok(())
     }
 
-    /// Keeps in mind the keys of a step, or of that `pass` of it, which have `earlier` names.
+    /// Records the keys of a step, or of its pass `pass`, that have `earlier` names.
     fn take_down(
         &mut self,
         earlier: Result<Vec<EarlierKey>>,
@@ -203,8 +202,8 @@ impl Expansion<'_> {
         table.iter_mut().try_for_each(|(key, value)| of_key((key.as_str(), value)))
     }
 
-    /// What is wrong with a step that runs all of `runs`, and where that stands: in the step, or in
-    /// the defaults that filled it in.
+    /// `error` of a step that runs all of `runs`, with its place: in the step, or in the defaults
+    /// that filled it in.
     fn wrong(&self, place: &str, name: &str, runs: &[String], error: Error) -> Error {
         let of_step = self.source.key_of_step(place, error.what());
         let of_defaults = runs
@@ -225,7 +224,7 @@ impl Expansion<'_> {
         }
     }
 
-    /// What is wrong with a default of `command` that a step doesn't use.
+    /// `error` about a default of `command` that a step doesn't use.
     fn wrong_default(&self, command: &str, error: Error) -> Error {
         let line = self.source.key_of_defaults(command, error.what());
         let line = line.map_or(String::new(), |key| format!("line {}, ", key.line));
@@ -291,7 +290,7 @@ impl Expansion<'_> {
         Ok(())
     }
 
-    /// What `choice` can be: tables of variables, or values of the variable that it names.
+    /// The values of `choice`: tables of variables, or values of the variable that it names.
     fn settings(&mut self, choice: &str, values: &Value) -> Result<Vec<Setting>> {
         let mut values = values.clone();
         if values.is_str() {
@@ -325,8 +324,8 @@ impl Expansion<'_> {
     }
 }
 
-/// Refuses values of the keys `overridden` in a step that has them from defaults, where each by
-/// itself is wrong. That they don't go together with what the step says is nothing: they aren't
+/// Refuses values of the keys `overridden` in a step that has them from defaults, where a value is
+/// wrong by itself. Conflicts with the step's other keys don't matter, since these defaults aren't
 /// used there.
 fn check_idle(idle: Table, overridden: &[String]) -> Result<()> {
     match parse_step(idle) {
@@ -344,7 +343,7 @@ fn is_of_value(what: &str, key: &str) -> bool {
         || (is_typed && what.contains(&format!("in `{key}")))
 }
 
-/// `error` in that `pass` of a step; in the step itself where the text is empty.
+/// `error` in `pass` of a step, or in the step itself where `pass` is empty.
 fn in_pass(error: Error, pass: &str) -> Error {
     match pass.strip_suffix(": ") {
         Some(pass) => error.within(pass),
@@ -357,7 +356,7 @@ fn too_many() -> Error {
     usage(what, "give blocks fewer choices, or write several recipes")
 }
 
-/// How many steps `tables` stand for at least: choices that a variable stands for count as one.
+/// The minimum number of steps that `tables` expand to: choices given by a variable count as one.
 fn steps_of(tables: &[Table]) -> usize {
     tables.iter().map(steps_of_table).fold(0, usize::saturating_add)
 }
@@ -382,9 +381,8 @@ fn passes_mut(table: &mut Table) -> impl Iterator<Item = &mut Value> {
     table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten()
 }
 
-/// Drops keys that say how text is read from a step without text, where they came from
-/// `[defaults]`, which are for all steps, or where a choice has emptied its list of text. `own` are
-/// the keys that the step has itself.
+/// Drops keys that say how text is read from a step without text, if they come from `[defaults]`,
+/// or if a choice has emptied its list of text. `own` are the keys that the step has itself.
 fn drop_idle(step: &mut Table, own: &[String]) {
     let [data, held_out] = ["data", "held-out"].map(|text| has_text(step, text) == Some(true));
     let is_emptied = is_emptied(step);
@@ -392,7 +390,7 @@ fn drop_idle(step: &mut Table, own: &[String]) {
         let is_used = match key {
             "data-tokens" | "pack" | "mask-special" => data,
             "held-out-tokens" => held_out,
-            // Windows are those of either text.
+            // Both texts are split into windows.
             "sequence-length" => data || held_out,
             _ => true,
         };
@@ -400,12 +398,12 @@ fn drop_idle(step: &mut Table, own: &[String]) {
     });
 }
 
-/// Whether a list of text of `step` is there, and has none.
+/// Whether `step` has a list of text that is empty.
 fn is_emptied(step: &Table) -> bool {
     ["data", "held-out"].iter().any(|text| has_text(step, text) == Some(false))
 }
 
-/// Whether the list of text under `key` has any; none where there is no such key.
+/// Whether the list of text under `key` is non-empty; None where there is no such key.
 fn has_text(step: &Table, key: &str) -> Option<bool> {
     step.get(key).map(|files| files.as_array().is_none_or(|files| !files.is_empty()))
 }

@@ -1,4 +1,4 @@
-//! Files that what comes of a recipe is written to.
+//! Files that the outcome of a recipe is written to.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use moe_checkpoint::{Error, FileKind, Kind, Result, Seal, check_file, read_text}
 
 use super::outcome::STEPS_HEADER;
 
-/// What `run --junit` writes; other programs' reports are not replaced.
+/// The report that `run --junit` writes; reports of other programs aren't replaced.
 pub const JUNIT: FileKind = FileKind {
     content: "JUnit XML as moe-convert wrote it",
     holds: |path| {
@@ -16,18 +16,18 @@ pub const JUNIT: FileKind = FileKind {
     is_text: true,
 };
 
-/// More than what a recipe of the most steps has, each with an error.
+/// Larger than the report of a recipe with the maximum number of steps, each with an error.
 const MAX_REPORT_BYTES: u64 = 64 << 20;
 
-/// Checks whether the summary of a recipe may be appended to what is at `path`: Markdown, or
-/// nothing.
+/// Checks whether the summary of a recipe may be appended to the file at `path`, which must be
+/// Markdown or not exist.
 ///
 /// # Errors
-/// [`Kind::Usage`] where something else is there, or the path can't be a file's; [`Kind::Missing`]
-/// where its directory isn't there.
+/// [`Kind::Usage`] where something else exists, or the path can't be a file's; [`Kind::Missing`]
+/// where its directory doesn't exist.
 pub fn check_summary(path: &Path) -> Result<()> {
     const MARKDOWN: FileKind = FileKind { content: "Markdown", holds: is_markdown, is_text: true };
-    // Nothing is replaced, so that nobody need allow it.
+    // Nothing is replaced, so no permission is needed.
     let checked = check_file(path, &MARKDOWN, true).map(drop);
     checked.map_err(|error| match error.kind() {
         Kind::Usage if path.is_file() && !is_markdown(path) => Error::new(
@@ -42,8 +42,8 @@ pub fn check_summary(path: &Path) -> Result<()> {
     })
 }
 
-/// Whether the file `path` is text, and Markdown by its name, by what a CI job says of it, or since
-/// an earlier summary is in it.
+/// Whether the file `path` is text, and Markdown: by its name, because it is the page of a CI job,
+/// or because it contains an earlier summary.
 fn is_markdown(path: &Path) -> bool {
     let Ok(text) = read_text(path, MAX_REPORT_BYTES) else { return false };
     let named = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("md"));

@@ -1,17 +1,17 @@
-//! What a mistyped word was meant to be.
+//! Guesses the word that a mistyped one was meant to be.
 
-/// Below this, two words have little in common.
+/// Words that are less similar than this have little in common.
 const ALIKE: f64 = 0.8;
 
-/// The word of `known` that `word` is most like, as a question; nothing where it is like none.
+/// The word of `known` that is most similar to `word`, as a question; empty where none is similar.
 pub(super) fn guess<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let alike = known.into_iter().map(|other| (strsim::jaro_winkler(word, other), other));
     let best = alike.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(alike, _)| *alike >= ALIKE);
     best.map_or(String::new(), |(_, other)| format!("; did you mean {other}?"))
 }
 
-/// [`guess`] for what serde says of an unknown key: "unknown field `kee`, expected one of `keep`,
-/// `seed`".
+/// [`guess`] for serde's message about an unknown key: "unknown field `kee`, expected one of
+/// `keep`, `seed`".
 pub(super) fn guess_key(message: &str) -> String {
     let Some((_, said)) = message.split_once("unknown field `") else { return String::new() };
     let Some((key, expected)) = said.split_once('`') else { return String::new() };

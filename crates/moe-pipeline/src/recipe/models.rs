@@ -1,4 +1,4 @@
-//! What models that are there say of a recipe's steps before the first one runs.
+//! Checks a recipe's steps against models before the first step runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,19 +16,18 @@ use crate::fingerprint::Fingerprint;
 use crate::observe::no_mixture;
 use crate::run::check_passes;
 
-/// What is known so far.
+/// The facts that are known so far.
 struct Known<'a> {
     compute: &'a Compute,
-    /// Checkpoints by their directories: many steps read the same few.
+    /// Checkpoints by directory: many steps read the same few.
     models: BTreeMap<PathBuf, (Checkpoint, Model)>,
-    /// What passes make, by passes and source: combinations of choices repeat what they have in
-    /// common.
+    /// Results of passes, by passes and source, since combinations of choices have much in common.
     results: BTreeMap<String, Facts>,
-    /// What the steps so far write.
+    /// The paths that earlier steps write.
     made: BTreeSet<PathBuf>,
 }
 
-/// What is asked of a model that a step reads.
+/// The properties of a model that steps check.
 #[derive(Debug, Clone, Copy)]
 struct Facts {
     vocab: usize,
@@ -36,13 +35,13 @@ struct Facts {
 }
 
 impl Recipe {
-    /// Refuses steps whose options don't fit the model that they read, as far as its config and
-    /// shapes say it: models that are there, and those that earlier steps make of them. No weight
-    /// and no text is read. Keys for several steps that do nothing for the model of one of them
-    /// pass by it, if they do something for another.
+    /// Refuses steps whose options don't fit their model, judging by config and shapes alone:
+    /// existing models, and those that earlier steps make of them. Reads neither weights nor text.
+    /// A key that is meant for several steps may have no effect on the model of one of them, if it
+    /// has one elsewhere.
     ///
     /// # Errors
-    /// What the step itself would end with, naming the step.
+    /// The error that the step itself would end with, naming the step.
     pub fn fit_models(&mut self, compute: &Compute) -> Result<()> {
         let (models, results, made) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         let mut known = Known { compute, models, results, made };
@@ -90,13 +89,13 @@ impl Recipe {
                 let [Some(model), Some(original)] = facts else { return Ok(()) };
                 check_vocabularies(model.vocab, original.vocab, &path.join(CONFIG_FILE))
             }
-            // What is wrong with the model is what they are to find.
+            // Finding errors of the model is the task of these steps.
             StepKind::Eval { original: None, .. } | StepKind::Verify | StepKind::Inspect => Ok(()),
         }
     }
 
-    /// What step `index` finds at `path`: a checkpoint that is there, or what earlier steps make;
-    /// none where that can't be known yet.
+    /// Properties of the model at `path` for step `index`: an existing checkpoint, or the result of
+    /// earlier steps; None where they can't be known yet.
     fn facts(&self, path: &Path, index: usize, known: &mut Known<'_>) -> Result<Option<Facts>> {
         if !lies_within(path, &known.made) {
             let (_, model) = known.open(path)?;
@@ -108,7 +107,7 @@ impl Recipe {
         }
     }
 
-    /// Refuses statistics that an earlier step is to make of another model than the one that step
+    /// Refuses statistics that an earlier step is to make of a model other than the one that step
     /// `index` converts.
     fn check_statistics(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
         let step = &self.steps[index];
@@ -148,7 +147,7 @@ impl Known<'_> {
         Ok(&self.models[dir])
     }
 
-    /// What `passes` make of the checkpoint `source`, or why they can't.
+    /// The result of `passes` on the checkpoint `source`, or the reason why they can't run.
     fn convert(&mut self, passes: &[&dyn Pass], source: &Path) -> Result<Facts> {
         let key = described(passes, source);
         if let Some(facts) = self.results.get(&key) {
@@ -168,7 +167,7 @@ impl Facts {
     }
 }
 
-/// Passes with their options, and what they convert.
+/// A key for passes with their options, and their source.
 fn described(passes: &[&dyn Pass], source: &Path) -> String {
     let passes = passes.iter().map(|pass| format!("{}{}", pass.name(), pass.options()));
     passes.chain([source.display().to_string()]).collect::<Vec<_>>().join("\n")

@@ -1,5 +1,4 @@
-//! What became of each step of a recipe, for people who read a CI job's page: JUnit XML and
-//! Markdown.
+//! The outcome of each step of a recipe, for readers of a CI job's page: JUnit XML and Markdown.
 
 use std::fmt::Write as _;
 
@@ -11,18 +10,18 @@ use crate::portable::{portable, portable_text};
 use crate::report::Escaped;
 use crate::summary::Average;
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// It did what it should.
+    /// It succeeded.
     Done,
-    /// What it would make was there already.
+    /// Its result existed already.
     Reused,
     /// It failed, or a gate wasn't met.
     Failed {
-        /// Whether it was a gate.
+        /// Whether it failed at a gate.
         gate: bool,
-        /// All that was said of it.
+        /// The whole error message.
         message: String,
     },
     /// A step before it failed.
@@ -30,32 +29,32 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Of a step that runs: what is true of it if nothing is said of it later.
+    /// The outcome of a running step until another one is known.
     pub fn unfinished() -> Self {
         Self::Failed { gate: false, message: "stopped before its end".to_owned() }
     }
 
-    /// That of an error whose first cause has `kind`. Where files lie on this machine stays out of
-    /// it: it is published.
+    /// The outcome for an error whose first cause has `kind`. Paths of this machine are left out of
+    /// the message, since it is published.
     pub fn failed(kind: Option<Kind>, message: String) -> Self {
         Self::Failed { gate: kind == Some(Kind::Gate), message: portable_text(&message) }
     }
 }
 
-/// A step that was run, or not.
+/// A step, whether it was run or not.
 #[derive(Debug, Clone)]
 pub struct StepOutcome {
-    /// Its number, command and what was chosen for it.
+    /// Its number and command, and the values chosen for it.
     pub name: String,
-    /// Wall time.
+    /// Wall time in seconds.
     pub seconds: f64,
-    /// What became of it.
+    /// The outcome of the step.
     pub outcome: Outcome,
 }
 
 impl Recipe {
-    /// How steps are called in outcomes: the same on every machine, so that a page can follow a
-    /// step from run to run.
+    /// The name of the step in outcomes. It is the same on every machine, so that a page can follow
+    /// a step from run to run.
     pub fn step_name(&self, index: usize) -> String {
         format!(
             "{}. {}: {}",
@@ -66,15 +65,15 @@ impl Recipe {
     }
 }
 
-/// JUnit XML with a test case for each step; gates that aren't met are failures, all else that goes
-/// wrong is an error.
+/// JUnit XML with a test case for each step. A gate that isn't met is a failure; anything else that
+/// goes wrong is an error.
 pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
     let count =
         |wanted: fn(&Outcome) -> bool| steps.iter().filter(|step| wanted(&step.outcome)).count();
     let failures = count(|outcome| matches!(outcome, Outcome::Failed { gate: true, .. }));
     let errors = count(|outcome| matches!(outcome, Outcome::Failed { gate: false, .. }));
     let skipped = count(|outcome| *outcome == Outcome::NotRun);
-    // Names are attributes, which have one line.
+    // Names become attributes, which are one line.
     let name = shown(recipe, "");
     let (name, seconds) = (Escaped(&name), steps.iter().map(|step| step.seconds).sum::<f64>());
     let counts = format!(
@@ -105,10 +104,10 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
     Seal::XML.close(&(text + "</testsuite>\n</testsuites>\n"))
 }
 
-/// What the table of steps begins with in every summary.
+/// The header of the table of steps, by which a summary is recognized.
 pub(super) const STEPS_HEADER: &str = "| step | time | |";
 
-/// A page in Markdown: steps, what went wrong, and what evaluations measured.
+/// A Markdown page: steps, errors, and the measurements of evaluations.
 pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> String {
     let mut text = format!("## {}\n\n{STEPS_HEADER}\n|---|---:|---|\n", MarkdownText(recipe));
     for StepOutcome { name, seconds, outcome } in steps {
@@ -119,7 +118,7 @@ pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> St
             Outcome::Failed { .. } => "**failed**",
             Outcome::NotRun => "not run",
         };
-        // Writing to a String doesn't fail.
+        // Writing to a String can't fail.
         let _ = writeln!(text, "| {} | {seconds:.1} s | {word} |", MarkdownText(name));
     }
     for step in steps {

@@ -1,5 +1,5 @@
-//! The JSON Schema of recipes, for editors: made of the options that commands have on the command
-//! line.
+//! The JSON Schema of recipes, for editors. It is generated from the options of commands on the
+//! command line.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -19,8 +19,8 @@ use crate::writing::WritingOptions;
 
 /// The schema (draft 2020-12).
 ///
-/// Whether keys are missing it doesn't say: `[defaults]` may have them. Every value may be a text
-/// with `${variables}` instead.
+/// It doesn't require any key of a command, since `[defaults]` may have it. Every value may be a
+/// text with `${variables}` instead.
 pub fn recipe_schema() -> Value {
     let commands = commands();
     let reference = |name: &str| json!({ "$ref": format!("#/$defs/{name}") });
@@ -85,7 +85,7 @@ pub fn recipe_schema() -> Value {
     })
 }
 
-/// What a step that runs `command` takes, as the command line has it; None if no step can.
+/// The command line of `command`; None if a step can't run it.
 pub(crate) fn command_of(command: &str) -> Option<&'static Command> {
     static COMMANDS: LazyLock<BTreeMap<&'static str, Command>> = LazyLock::new(|| {
         let eval = EvalOptions::augment_args(Command::new("eval"));
@@ -104,9 +104,9 @@ fn command_of_pass(info: &PassInfo) -> Command {
     WritingOptions::augment_args(info.options.add_to(Command::new(info.name)))
 }
 
-/// The keys of a step that runs `command`; none if no step can.
+/// The keys of a step that runs `command`; None if a step can't run it.
 pub(super) fn keys_of_step(command: &str) -> Option<&'static [String]> {
-    // Asked for each of thousands of steps.
+    // Cached, since thousands of steps ask.
     static KEYS: LazyLock<BTreeMap<&'static str, Vec<String>>> = LazyLock::new(|| {
         let with_run = |keys: Map<String, Value>| {
             ["run".to_owned()].into_iter().chain(keys.into_iter().map(|(key, _)| key)).collect()
@@ -151,7 +151,7 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
         keys
     };
     let eval = || {
-        // On the command line gates stand among the other options.
+        // On the command line, gates are mixed with other options.
         let gates = group::<Gates>();
         let mut keys = group::<EvalOptions>();
         keys.retain(|key, _| !gates.contains_key(key));
@@ -172,7 +172,7 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
     passes.chain(others).collect()
 }
 
-/// An object of these keys and no others.
+/// An object with these keys and no others.
 fn closed(keys: Map<String, Value>, required: &[&str]) -> Value {
     json!({ "type": "object", "properties": keys, "required": required, "additionalProperties": false })
 }
@@ -269,7 +269,7 @@ mod tests {
             .collect()
     }
 
-    /// What the program takes, editors take.
+    /// Editors accept what the program accepts.
     #[test]
     fn every_recipe_of_ours_is_one() {
         let mut count = 0;
@@ -317,7 +317,7 @@ mod tests {
         );
     }
 
-    /// Renewed by `BLESS=1`.
+    /// `BLESS=1` rewrites the file.
     #[test]
     fn the_file_for_editors_is_up_to_date() {
         let path = root().join("recipes/recipe.schema.json");

@@ -1,4 +1,4 @@
-//! Where steps and their keys stand in a recipe's text.
+//! Finds where steps and their keys are in a recipe's text.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::spelling::possible_options;
 
-/// A recipe as it is written.
+/// The text of a recipe, with its parsed form.
 pub(super) struct RecipeText<'t> {
     text: &'t str,
     root: Option<Spanned<DeTable<'t>>>,
@@ -18,8 +18,7 @@ impl<'t> RecipeText<'t> {
         Self { text, root: DeTable::parse(text).ok() }
     }
 
-    /// The line of the step that is called `place`, such as 2.1, or of that key of it which `what`
-    /// quotes.
+    /// The line of the step `place`, such as 2.1, or of its key that the message `what` quotes.
     pub fn line(&self, place: &str, what: &str) -> Option<usize> {
         let (table, span) = self.step(place, what)?;
         Some(
@@ -28,12 +27,12 @@ impl<'t> RecipeText<'t> {
         )
     }
 
-    /// The key of that step that `what` is about.
+    /// The key of the step `place` that the message `what` is about.
     pub fn key_of_step(&self, place: &str, what: &str) -> Option<Key> {
         self.key(self.step(place, what)?.0, what)
     }
 
-    /// The key of the defaults of `command` that `what` is about.
+    /// The key in the defaults of `command` that the message `what` is about.
     pub fn key_of_defaults(&self, command: &str, what: &str) -> Option<Key> {
         let DeValue::Table(defaults) = self.root.as_ref()?.get_ref().get("defaults")?.get_ref()
         else {
@@ -52,7 +51,8 @@ impl<'t> RecipeText<'t> {
         1 + self.text.get(..span.start).unwrap_or(self.text).matches('\n').count()
     }
 
-    /// The table of that step, or of that pass of it which `what` is about, and where it stands.
+    /// The table of the step `place`, or of its pass that `what` is about, and its range in the
+    /// text.
     fn step(&self, place: &str, what: &str) -> Option<(&DeTable<'t>, Range<usize>)> {
         let mut table = self.root.as_ref()?.get_ref();
         let mut span = 0..0;
@@ -62,7 +62,7 @@ impl<'t> RecipeText<'t> {
             let DeValue::Table(inner) = step.get_ref() else { return None };
             (table, span) = (inner, step.span());
         }
-        // The passes of a step are numbered, too.
+        // A message begins with the number of the pass that it is about.
         let pass = what
             .strip_prefix("pass ")
             .and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
@@ -79,9 +79,10 @@ impl<'t> RecipeText<'t> {
 
 /// A key that a message is about.
 pub(super) struct Key {
-    /// Its line.
+    /// Its line in the recipe, from 1.
     pub line: usize,
-    /// Where the message mentions it: what is mentioned first is its subject.
+    /// Byte position in the message where the key is mentioned: the first one mentioned is the
+    /// subject.
     pub mentioned: usize,
 }
 
@@ -90,10 +91,10 @@ struct Quoted {
     span: Range<usize>,
 }
 
-/// The key of `table`, or of a table in it, that `what` is about, which may call it by another name
-/// than the one that is written.
+/// The key of `table`, or of a table in it, that `what` is about. The message may have another name
+/// of the key than the recipe.
 fn quoted(table: &DeTable<'_>, what: &str) -> Option<Quoted> {
-    // An error lists the names that there are: the first one that it quotes is its subject.
+    // An error lists all known names: the first one that it quotes is its subject.
     let named = |key: &str| {
         let forms = [format!("`{key}`"), format!(".{key}`"), format!("{key:?}")];
         forms
@@ -103,7 +104,7 @@ fn quoted(table: &DeTable<'_>, what: &str) -> Option<Quoted> {
     };
     let position =
         |key: &str| named(key).or_else(|| possible_options(key).find_map(|option| named(&option)));
-    // What is said of a table's key names the table, too.
+    // A message about a key of an inner table names the table, too.
     let inner = table.iter().find_map(|(_, value)| match value.get_ref() {
         DeValue::Table(inner) => quoted(inner, what),
         _ => None,

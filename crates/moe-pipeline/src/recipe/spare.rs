@@ -1,5 +1,5 @@
-//! Keys that were written for several steps and that one of them has no use for: it runs without
-//! them, if another uses them.
+//! Keys that are meant for several steps, and that one of them has no use for: it runs without
+//! them, if another step uses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use toml::{Table, Value};
 use super::Step;
 use super::steps::parse_step;
 
-/// Where a key stands in the recipe. A key of a table in a step, such as a gate, is written with a
+/// The place of a key in the recipe. A key of a table in a step, such as a gate, is written with a
 /// dot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Origin {
@@ -21,16 +21,17 @@ pub(super) struct Origin {
 /// The keys of a step, or of one of its passes, by where they were written.
 #[derive(Debug)]
 pub(super) struct WrittenStep {
-    /// What it runs, whose defaults have all keys but the own ones.
+    /// The command; keys that aren't the step's own come from its defaults.
     pub command: String,
-    /// The keys that it has itself.
+    /// Keys that are written in the step itself.
     pub own: Vec<String>,
-    /// Whether these, too, are for several steps: those of a block, for each of its choices.
+    /// Whether the own keys may be left out, too, since the step is in a block and they are meant
+    /// for each of its choices.
     pub own_may_pass: bool,
 }
 
 impl WrittenStep {
-    /// Where `key` stands, if it may pass by a step without use for it.
+    /// The place of `key`, if the key may be left out of a step that has no use for it.
     fn origin(&self, key: &str, place: &str) -> Option<Origin> {
         let is_own = self.has(key);
         let place =
@@ -38,13 +39,13 @@ impl WrittenStep {
         (!is_own || self.own_may_pass).then(|| Origin { place, key: key.to_owned() })
     }
 
-    /// Whether `key` stands in the step itself.
+    /// Whether `key` is written in the step itself.
     fn has(&self, key: &str) -> bool {
         let first = key.split('.').next().unwrap_or(key);
         self.own.iter().any(|own| own == first)
     }
 
-    /// A key of `table` that `error` says does nothing there, if it may pass by.
+    /// A key of `table` that has no effect there according to `error`, if it may be left out.
     fn without_use(&self, table: &Table, error: &Error, place: &str) -> Option<(String, Origin)> {
         let keys = error.idle_options().iter().map(|option| option.trim_start_matches('-'));
         let mut keys = keys.filter(|key| has_key(table, key));
@@ -56,16 +57,16 @@ impl WrittenStep {
 #[derive(Debug, Default)]
 pub(super) struct StepKeys {
     table: Table,
-    /// Of the step, then of each of its passes.
+    /// The keys of the step, then those of each of its passes.
     written: Vec<WrittenStep>,
-    /// The number of the step, with those of the blocks around it.
+    /// The number of the step, after those of the blocks around it.
     place: String,
 }
 
 impl StepKeys {
-    /// Takes out a key of the step, or of its pass number `at`, that `error` says does nothing
-    /// there, if it may pass by: where it was written, and the command whose defaults have it, if
-    /// the step itself doesn't.
+    /// Removes a key of the step, or of its pass number `at`, that has no effect there according to
+    /// `error`, if it may be left out. Returns where it was written, and the command whose defaults
+    /// have it, if the step itself doesn't.
     fn pass_by(&mut self, at: usize, error: &Error) -> Option<(Origin, Option<String>)> {
         let (written, table) = (self.written.get(at)?, table_at(&mut self.table, at)?);
         let (key, origin) = written.without_use(table, error, &format!("{} {at}", self.place))?;
@@ -73,11 +74,11 @@ impl StepKeys {
         Some((origin, (!written.has(&key)).then(|| written.command.clone())))
     }
 
-    /// The step without a key that `error`, in planning it, says does nothing for its model; where
-    /// that was written. None where there is no such key, or it is for this step alone.
+    /// The step without a key that has no effect on its model according to `error`, and where that
+    /// key was written. None where there is no such key, or it is for this step alone.
     ///
     /// # Errors
-    /// What is wrong with the step that is left.
+    /// Errors of the remaining step.
     pub fn without(&mut self, error: &Error) -> Result<Option<(Step, Origin)>> {
         let Some((origin, _)) = (0..self.written.len()).find_map(|at| self.pass_by(at, error))
         else {
@@ -86,7 +87,7 @@ impl StepKeys {
         Ok(Some((parse_step(self.table.clone())?, origin)))
     }
 
-    /// Where its keys were written that may pass by.
+    /// The places of its keys that may be left out of other steps.
     pub fn origins(&self) -> Vec<Origin> {
         let passes = self
             .table
@@ -133,7 +134,7 @@ fn remove_key(table: &mut Table, key: &str) {
     }
 }
 
-/// Which keys some step used, and which others were left out of steps, and why.
+/// Records the keys that some step used, and those that were left out of steps, with the reason.
 #[derive(Default)]
 pub(super) struct Spare {
     used: BTreeSet<Origin>,
@@ -143,19 +144,19 @@ pub(super) struct Spare {
 /// A key that was left out of a step.
 pub(super) struct Passed {
     pub origin: Origin,
-    /// The command whose defaults have it; none if the step itself does.
+    /// The command whose defaults have it; None if the step itself does.
     pub defaults: Option<String>,
-    /// What is wrong with it there.
+    /// Why the step has no use for it.
     pub error: Error,
 }
 
 impl Spare {
-    /// The step that is `table`, which is called `place`, without keys that do nothing in it, and
-    /// those. `written` says where the keys of the step, then those of each of its passes, come
-    /// from.
+    /// Parses the step `table` at `place` without keys that have no effect in it; returns the step
+    /// and these keys. `written` has the origins of the keys of the step, then of each of its
+    /// passes.
     ///
     /// # Errors
-    /// What else is wrong with it.
+    /// Any other error of the step.
     pub fn parse(
         &mut self,
         table: Table,
@@ -165,7 +166,7 @@ impl Spare {
         let mut keys = StepKeys { table, written, place: place.to_owned() };
         let mut passed = Vec::new();
         loop {
-            // Steps that lack nothing are most.
+            // Most steps parse at once.
             let error = match parse_step(keys.table.clone()) {
                 Ok(step) => {
                     self.used.extend(keys.origins());
@@ -180,7 +181,7 @@ impl Spare {
         }
     }
 
-    /// Keeps in mind that the key at `origin` was left out; `error` is said if no step uses it.
+    /// Records that the key at `origin` was left out; `error` is returned if no step uses it.
     pub fn pass(&mut self, origin: Origin, error: Error) {
         self.passed.entry(origin).or_insert(error);
     }
@@ -188,7 +189,7 @@ impl Spare {
     /// Refuses keys that no step uses.
     ///
     /// # Errors
-    /// What is wrong with the first of them in the first step that it was left out of.
+    /// The error about the first of them, from the first step that it was left out of.
     pub fn check(self) -> Result<()> {
         match self.passed.into_iter().find(|(origin, _)| !self.used.contains(origin)) {
             Some((_, error)) => Err(error),
@@ -197,13 +198,13 @@ impl Spare {
     }
 }
 
-/// The number of the pass that `what` is about; 0 for the step itself.
+/// The number of the pass that the message `what` is about; 0 for the step itself.
 fn pass_of(what: &str) -> usize {
     let number = what.strip_prefix("pass ").and_then(|rest| rest.split(':').next()?.parse().ok());
     number.unwrap_or(0)
 }
 
-/// The table of that pass of `step`, or the step's.
+/// The table of pass number `pass` of `step`; the step's own for 0.
 fn table_at(step: &mut Table, pass: usize) -> Option<&mut Table> {
     match pass.checked_sub(1) {
         None => Some(step),

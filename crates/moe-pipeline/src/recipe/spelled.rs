@@ -1,4 +1,4 @@
-//! Keys and values of steps in the spelling that the program reads.
+//! Translates keys and values of steps to the spelling that the program reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,26 +17,25 @@ pub(super) struct EarlierKey {
     pub now: String,
 }
 
-/// Where earlier names stand: what was found first, and all lines.
+/// Keys with earlier names: the place where each was found first, and all its lines.
 #[derive(Debug, Default)]
 pub(super) struct EarlierKeys(BTreeMap<EarlierKey, (String, BTreeSet<usize>)>);
 
 impl EarlierKeys {
-    /// Takes down that `key` stands at `line`, in the `place` that messages name.
+    /// Records that `key` is at `line`, in the `place` that messages name.
     pub fn add(&mut self, key: EarlierKey, line: Option<usize>, place: &str) {
         let (_, lines) = self.0.entry(key).or_insert_with(|| (place.to_owned(), BTreeSet::new()));
         lines.extend(line);
     }
 
-    /// What is said of them in the recipe `file`: a note for each key, whatever the number of its
-    /// lines.
+    /// The notes on the recipe `file`: one for each key, regardless of its number of lines.
     pub fn notes(&self, file: &Path) -> Vec<String> {
         self.0.iter().map(|(key, (place, lines))| key.note(file, place, lines)).collect()
     }
 }
 
 impl EarlierKey {
-    /// What is said of it in the recipe `file`, where `place` is the first of those that have it.
+    /// The note on this key in the recipe `file`, where `place` is the first place that has it.
     fn note(&self, file: &Path, place: &str, lines: &BTreeSet<usize>) -> String {
         let mut lines = lines.iter();
         let line = lines.next().map_or(String::new(), |line| format!("line {line}, "));
@@ -51,11 +50,11 @@ impl EarlierKey {
     }
 }
 
-/// Gives keys of `table`, which runs `command`, the names that they have here, those of tables in
-/// it, such as gates, too. Returns those that had earlier names.
+/// Renames keys of `table`, which runs `command`, to their current names, including those of inner
+/// tables such as gates. Returns the keys that had earlier names.
 ///
 /// # Errors
-/// Where two keys are one.
+/// An error where two keys are the same option.
 pub(super) fn keys(table: &mut Table, command: &str) -> Result<Vec<EarlierKey>> {
     match schema::command_of(command) {
         Some(command) => keys_of(table, command),
@@ -89,7 +88,7 @@ fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>> {
     Ok(earlier)
 }
 
-/// `value`, which was written behind another name, as the key takes it.
+/// `value`, which was written behind another name, in the form that the key takes.
 fn value_of(key: &Spelled, value: Value) -> Value {
     let text = match &value {
         Value::Integer(number) => number.to_string(),
@@ -100,7 +99,7 @@ fn value_of(key: &Spelled, value: Value) -> Value {
     if given == text { value } else { Value::String(given) }
 }
 
-/// Spells values of `table`, which runs `command`, as options take them.
+/// Rewrites values of `table`, which runs `command`, in the spelling that options take.
 pub(super) fn values(table: &mut Table, command: &str) {
     let Some(command) = schema::command_of(command) else { return };
     values_of(table, command);
@@ -120,7 +119,7 @@ fn values_of(table: &mut Table, command: &Command) {
         for value in values {
             let spelled = value.as_str().and_then(|text| spelling::value(text, arg));
             let Some(spelled) = spelled else { continue };
-            // A share in per cent is a text, and the key takes a number.
+            // A percentage is a text, and the key takes a number.
             let is_word = !arg.get_possible_values().is_empty();
             let number = spelled.parse().ok().filter(|_| !is_word).map(Value::Float);
             *value = number.unwrap_or(Value::String(spelled));

@@ -1,4 +1,4 @@
-//! Steps and passes, read from the tables of a recipe.
+//! Reads steps and passes from the tables of a recipe.
 
 use std::path::PathBuf;
 
@@ -83,7 +83,7 @@ pub(super) fn parse_step(mut table: toml::Table) -> Result<Step> {
     Ok(Step { command, model, label, chosen: String::new(), kind, keys: StepKeys::default() })
 }
 
-/// All that a step can run.
+/// All commands that a step can run.
 pub(crate) fn all_commands() -> Vec<&'static str> {
     pass_names().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect()
 }
@@ -109,12 +109,12 @@ fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
         return Err(usage(what, "give run one of these"));
     };
     let pass = read(table, |table| info.options.from_table(table))?;
-    // What can be known to be wrong now must not be found when the steps before have run for hours.
+    // Errors that can be found now must not appear after earlier steps have run for hours.
     pass.check_options().map_err(with_keys)?;
     Ok(pass)
 }
 
-/// Refuses keys that aren't `known` to `command`.
+/// Refuses keys of `table` that aren't `known` to `command`.
 fn check_keys(table: &toml::Table, command: &str, known: &[String]) -> Result<()> {
     match table.keys().find(|key| !known.contains(key)) {
         Some(key) if of_program(key, "").is_some() => {
@@ -171,13 +171,13 @@ pub(super) fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> R
         .transpose()
 }
 
-/// Where a step's result goes, and whether it replaces an earlier one.
+/// Takes the output of a step, and whether it replaces an earlier one.
 fn take_output(table: &mut toml::Table) -> Result<(PathBuf, bool)> {
     let output = take(table, "output")?.ok_or_else(|| missing("output", "\"PATH\""))?;
     Ok((output, take(table, "overwrite")?.unwrap_or(false)))
 }
 
-/// How a step's result is written.
+/// Takes the options of writing the step's result.
 fn take_writing(table: &mut toml::Table) -> Result<WritingOptions> {
     let mut given = toml::Table::new();
     for key in WRITING {
@@ -195,15 +195,15 @@ fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
     read(table, |table| toml::Value::Table(table).try_into())
 }
 
-/// What `parse` makes of `table`; its errors name the key.
+/// Parses `table` with `parse`; errors name the key.
 fn read<T>(
     table: toml::Table,
     parse: impl Fn(toml::Table) -> Result<T, toml::de::Error>,
 ) -> Result<T> {
     let said = parse(table.clone()).map_err(|error| plain(&error.to_string()));
     said.map_err(|error| {
-        // Where options are put together of groups, serde doesn't say whose value is wrong: it's
-        // the key without which it isn't said.
+        // Where options consist of flattened groups, serde doesn't say whose value is wrong: it is
+        // the key without which the error disappears.
         let is_subject = |key: &&String| {
             let mut others = table.clone();
             others.remove(*key);

@@ -1,4 +1,4 @@
-//! Recipes as texts, and what becomes of them.
+//! Tests on recipes given as text.
 
 use super::*;
 
@@ -105,8 +105,8 @@ fn blocks_run_for_every_combination() {
     assert_eq!(Recipe::parse(MATRIX, &fewer, "x").unwrap().steps.len(), 1 + 2 * 2 * 3);
 }
 
-/// CI doesn't run it: three widths, each rounded once and for three mixes, three sizes, five ways
-/// and three seeds.
+/// CI doesn't run the study: three bit widths, each rounded once and for three mixes, three sizes,
+/// five ways and three seeds.
 #[test]
 fn the_full_study_is_a_recipe() {
     let path =
@@ -228,7 +228,7 @@ fn mistakes_are_named() {
     assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
 }
 
-/// What a step gets from [defaults] is wrong there, not in the step.
+/// A mistake in [defaults] is reported there, not in the step that it is filled into.
 #[test]
 fn mistakes_in_defaults_are_named_there() {
     let with = |defaults: &str| message(&format!("{RECIPE}\n[defaults.upcycle]\n{defaults}"), &[]);
@@ -256,7 +256,7 @@ fn mistakes_in_defaults_are_named_there() {
     assert!(unused.contains("no step runs \"upcyle\"; did you mean upcycle?"), "{unused}");
 }
 
-/// Each mistake has a remedy of its own.
+/// Each mistake has its own remedy.
 #[test]
 fn remedies_fit_the_mistake() {
     let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
@@ -299,8 +299,8 @@ fn remedies_fit_the_mistake() {
     assert!(gate.contains("line 6, step 1 (eval): "), "{gate}");
 }
 
-/// A step that lacks a key because that is mistyped, or because a table of defaults is, isn't
-/// blamed for lacking it.
+/// Where a key or a table of defaults is mistyped, the message is about that, not about the key
+/// that the step therefore lacks.
 #[test]
 fn mistyped_keys_and_tables_are_what_is_named() {
     let step =
@@ -337,8 +337,8 @@ fn mistyped_keys_and_tables_are_what_is_named() {
     }
 }
 
-/// What can be known to be wrong without a model is found before the first step, also in defaults
-/// that all steps override.
+/// Mistakes that can be found without a model are reported before the first step runs, even in
+/// defaults that all steps override.
 #[test]
 fn values_are_checked_before_any_step() {
     let step = |rest: &str| format!("[[step]]\nmodel = \"m\"\noutput = \"o\"\n{rest}");
@@ -408,7 +408,7 @@ fn values_are_checked_before_any_step() {
         let error = message(&text, &[]);
         assert!(error.contains(what) && error.contains(remedy), "{text}\n{error}");
     }
-    // What a step overrides need not go together with what the step says.
+    // Defaults that a step overrides needn't go together with its other keys.
     let random = format!(
         "[defaults.prune]\ncriterion = \"reap\"\n{}",
         step("run = \"prune\"\nkeep = 0.5\ncriterion = \"random\"")
@@ -416,8 +416,8 @@ fn values_are_checked_before_any_step() {
     Recipe::parse(&random, &[], "x").unwrap();
 }
 
-/// [defaults] are for all steps of a command, and keys in a block for all of its choices: what one
-/// of them doesn't use passes by it, and is refused where none does.
+/// [defaults] are for all steps of a command, and keys in a block for all of its choices: one step
+/// may have no use for a key, but a key that no step uses is refused.
 #[test]
 fn keys_for_several_steps_pass_by_those_without_use_for_them() {
     let text = "data = [\"t\"]\n";
@@ -508,7 +508,7 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
         let both = format!("{defaults}{}{}", step("a", uses), step("b", idle));
         let recipe = Recipe::parse(&both, &[], "x");
         assert!(recipe.is_ok(), "{both}\n{}", recipe.unwrap_err());
-        // A step's own key is for it alone.
+        // A step's own key is for that step alone.
         if !idle.contains("[]") {
             let own = step("b", &format!("{idle}\n{default}"));
             assert!(Recipe::parse(&own, &[], "x").is_err(), "{own}");
@@ -522,8 +522,7 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
     Recipe::parse(passes, &[], "x").unwrap();
 }
 
-/// Gates that compare with an original pass by evaluations without one, in their table of their
-/// own.
+/// Gates that compare with an original are left out of evaluations without one.
 #[test]
 fn gates_pass_by_evaluations_without_an_original() {
     let defaults = "[defaults.eval]\ndata = [\"code=t\"]\n[defaults.eval.gates]\nmax-bytes = 9\n";
@@ -549,7 +548,7 @@ fn gates_pass_by_evaluations_without_an_original() {
         assert_eq!(gates[1]["max-bytes"], 9, "{gate}");
         let none = message(&format!("{defaults}{gate}\n{}", step("")), &[]);
         assert!(none.contains("[defaults.eval]: this gate compares with an original"), "{none}");
-        // A step's own gates are for it alone.
+        // A step's own gates are for that step alone.
         let own = step(&format!("data = [\"code=t\"]\n[step.gates]\n{gate}"));
         let own = message(&format!("{own}{against}data = [\"t\"]"), &[]);
         assert!(own.contains("step 1 (eval): this gate compares with an original"), "{own}");

@@ -8,21 +8,21 @@ use toml::Value;
 use super::guess::guess;
 use super::usage;
 
-/// All that variables of a recipe may make, in characters and elements of lists: ten variables,
-/// each twice the one before, make a thousand times the first, thirty a billion.
+/// Maximum number of characters and list elements that variables may expand to. Ten variables, each
+/// twice the one before, make a thousand times the first; thirty make a billion.
 const MAX_MADE: usize = 4 << 20;
 
-/// What each name stands for here, and which names were used so far.
+/// The current values of variables, and the names that were used so far.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
     values: BTreeMap<String, Value>,
     used: BTreeSet<String>,
-    /// What was made so far.
+    /// Characters and elements that were made so far.
     made: usize,
 }
 
 impl Variables {
-    /// `name` stands for `value` from now on, in which variables are replaced first.
+    /// Sets `name` to `value` from now on, after replacing variables in it.
     pub fn define(&mut self, name: &str, mut value: Value) -> Result<()> {
         self.replace(&mut value)?;
         match self.values.insert(name.to_owned(), value) {
@@ -34,19 +34,19 @@ impl Variables {
         }
     }
 
-    /// `name` stands for nothing any more; whether it was used stays known.
+    /// Removes `name`; whether it was used is remembered.
     pub fn undefine(&mut self, name: &str) {
         self.values.remove(name);
     }
 
-    /// Whether `name` was used since it was first defined; another variable may have the name
-    /// afterwards.
+    /// Whether `name` was used since it was first defined, and forgets it: another variable may
+    /// have the name afterwards.
     pub fn was_used(&mut self, name: &str) -> bool {
         self.used.remove(name)
     }
 
-    /// Replaces `${name}` in every text within `value`. A text that is nothing else becomes the
-    /// variable's value, whatever its type.
+    /// Replaces `${name}` in every text within `value`. A text that consists of one variable
+    /// becomes that variable's value, whatever its type.
     pub fn replace(&mut self, value: &mut Value) -> Result<()> {
         match value {
             Value::String(text) => {
@@ -95,7 +95,7 @@ impl Variables {
         Ok(Value::String(made + rest))
     }
 
-    /// Refuses to make `size` more where that is too much.
+    /// Refuses to make `size` more characters and elements where that exceeds the limit.
     fn make(&mut self, size: usize) -> Result<()> {
         self.made += size;
         match self.made > MAX_MADE {
@@ -138,7 +138,7 @@ fn size(value: &Value) -> usize {
     }
 }
 
-/// `text` of `--set` as a value of `declared`'s type.
+/// The `text` of `--set` as a value of the type of `declared`.
 pub(super) fn given(text: &str, declared: &Value) -> Result<Value> {
     if let Some(declared) = declared.as_str() {
         return given_text(text, declared);
@@ -151,7 +151,7 @@ pub(super) fn given(text: &str, declared: &Value) -> Result<Value> {
     })
 }
 
-/// `text` of `--set` for a variable that is the text `declared` in the recipe.
+/// The `text` of `--set` for a variable whose value in the recipe is the text `declared`.
 fn given_text(text: &str, declared: &str) -> Result<Value> {
     // `--set out=$UNSET` would turn "${out}/moe" into a directory at the root of the disk.
     if text.is_empty() && !declared.is_empty() {

@@ -1,11 +1,11 @@
-//! What serde, TOML and options of the command line say, in words of a recipe.
+//! Translates messages of serde, TOML and command-line options to the words of a recipe.
 
 use moe_checkpoint::Error;
 
 use super::guess::guess_key;
 use super::usage;
 
-/// The error of a text that is not TOML, or not the table of a recipe.
+/// The error for a text that isn't TOML, or not the table of a recipe.
 pub(super) fn in_toml(error: &toml::de::Error) -> Error {
     let what = error.to_string();
     let what = format!("{}{}", what.trim_end(), guess_key(&what));
@@ -28,12 +28,12 @@ pub(super) fn in_toml(error: &toml::de::Error) -> Error {
     }
 }
 
-/// `error` of options of the command line, as keys of a recipe.
+/// `error` with options of the command line replaced by keys of a recipe.
 pub(super) fn with_keys(error: Error) -> Error {
     error.reworded(|text| as_keys(text, |key| !["help", "json"].contains(&key)))
 }
 
-/// `--max-kl` as `max-kl` in backticks, where it `is_key`.
+/// `text` with options such as `--max-kl` as `max-kl` in backticks, where `is_key` holds.
 pub(super) fn as_keys(text: &str, is_key: impl Fn(&str) -> bool) -> String {
     let is_of_key = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let mut parts = text.split("--");
@@ -41,14 +41,14 @@ pub(super) fn as_keys(text: &str, is_key: impl Fn(&str) -> bool) -> String {
     for part in parts {
         let end = part.find(|c| !is_of_key(c)).unwrap_or(part.len());
         let (key, after) = part.split_at(end);
-        // Another command's option stays one.
+        // An option of another command stays an option.
         let stays = key.is_empty() || !is_key(key) || made.ends_with("observe ");
         made += &if stays { format!("--{part}") } else { format!("`{key}`{after}") };
     }
     made
 }
 
-/// What serde says, with words for Rust's types.
+/// A message of serde, with plain words for Rust's types.
 pub(super) fn plain(message: &str) -> String {
     let words = [
         ("path string", "a path"),
@@ -62,10 +62,10 @@ pub(super) fn plain(message: &str) -> String {
     })
 }
 
-/// What serde says, and what to do about it.
+/// The error for a message of serde, with a remedy.
 pub(super) fn of_serde(message: &str) -> Error {
     let what = plain(message);
-    // Errors of ours have a remedy, behind which toml says where.
+    // Our own errors have a remedy, and toml appends the place to it.
     if let Some((what, remedy)) = what.split_once("remedy: ") {
         let (remedy, place) = remedy
             .split_once(" in `")
@@ -89,7 +89,7 @@ pub(super) fn of_serde(message: &str) -> Error {
     usage(what + &guess, remedy)
 }
 
-/// The text and the key of it, where `what` says that a text stands in the place of a list.
+/// The text and its key, where `what` says that a text is in place of a list.
 fn text_for_list(what: &str) -> Option<(&str, &str)> {
     let rest = what.strip_prefix("invalid type: string ")?;
     let (given, key) = rest.split_once(", expected a list in `")?;

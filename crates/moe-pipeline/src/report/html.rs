@@ -1,4 +1,4 @@
-//! The page. Everything that comes as text is escaped here; markup comes from nowhere else.
+//! The HTML of the page. All text is escaped here, and all markup comes from here.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -6,7 +6,7 @@ use moe_checkpoint::is_obeyed;
 
 use super::svg::Svg;
 
-/// Text that may come from anywhere.
+/// Text from any source, escaped when displayed.
 pub(crate) struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {
@@ -17,8 +17,8 @@ impl Display for Escaped<'_> {
             '>' => f.write_str("&gt;"),
             '"' => f.write_str("&quot;"),
             '\'' => f.write_str("&#39;"),
-            // Neither a page nor XML may have most control characters, and marks of direction would
-            // turn what stands beside.
+            // Most control characters are invalid in HTML and XML, and direction marks would
+            // reverse the text around them.
             '\n' | '\t' => f.write_char(c),
             c if is_obeyed(c) => f.write_char('\u{fffd}'),
             c => f.write_char(c),
@@ -26,20 +26,20 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// What every page begins with.
+/// The beginning of every page.
 pub(super) const BEGINNING: &str = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
      <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
      <meta name=\"color-scheme\" content=\"light dark\">\n";
 
-/// A table; columns but the first are aligned right unless the table says that they hold words.
+/// A table. Columns are aligned right except the first, unless the table holds words.
 pub(super) struct Table {
-    /// What it shows.
+    /// Caption above the table.
     pub caption: &'static str,
-    /// Names of columns.
+    /// Names of the columns.
     pub header: Vec<String>,
-    /// Cells.
+    /// Cells by row.
     pub rows: Vec<Vec<String>>,
-    /// Whether cells are words rather than numbers.
+    /// Whether cells hold words rather than numbers.
     pub words: bool,
 }
 
@@ -92,7 +92,7 @@ impl Display for Table {
     }
 }
 
-/// One part of the page.
+/// A section of the page.
 pub(super) struct Section {
     id: &'static str,
     title: &'static str,
@@ -104,7 +104,7 @@ impl Section {
         Self { id, title, body: String::new() }
     }
 
-    /// Its place on the page.
+    /// Its anchor on the page.
     pub fn id(&self) -> &'static str {
         self.id
     }
@@ -114,12 +114,12 @@ impl Section {
         self
     }
 
-    /// A paragraph; what stands between backticks is code.
+    /// Adds a paragraph; text between backticks becomes code.
     pub fn text(self, text: &str) -> Self {
         self.push(format_args!("<p>{}</p>\n", with_code(text)))
     }
 
-    /// A paragraph that must be seen.
+    /// Adds a highlighted paragraph.
     pub fn warning(self, text: &str) -> Self {
         self.push(format_args!(
             "<p class=\"warning\"><strong>Note:</strong> {}</p>\n",
@@ -127,7 +127,7 @@ impl Section {
         ))
     }
 
-    /// The main figures: name, value, and what to hold it against.
+    /// Adds the main figures: name, value, and a value to compare it with.
     pub fn tiles(mut self, tiles: &[[String; 3]]) -> Self {
         self.body += "<dl class=\"tiles\">\n";
         for [name, value, beside] in tiles {
@@ -144,7 +144,7 @@ impl Section {
         self.push(format_args!("{table}"))
     }
 
-    /// A table that is opened on demand.
+    /// Adds a table that is opened on demand.
     pub fn folded(self, summary: &str, table: &Table) -> Self {
         self.push(format_args!(
             "<details><summary>{}</summary>\n{table}</details>\n",
@@ -152,7 +152,7 @@ impl Section {
         ))
     }
 
-    /// What colours mean: CSS class and words.
+    /// Adds a legend of colours: CSS class and label.
     pub fn legend(mut self, entries: &[(&str, &str)]) -> Self {
         self.body += "<ul class=\"legend\">\n";
         for (class, words) in entries {
@@ -165,7 +165,7 @@ impl Section {
         self
     }
 
-    /// Pictures side by side.
+    /// Adds pictures side by side.
     pub fn charts(mut self, charts: impl IntoIterator<Item = Svg>) -> Self {
         self.body += "<div class=\"charts\">\n";
         for chart in charts {
@@ -177,7 +177,7 @@ impl Section {
         self
     }
 
-    /// A picture that is wider than a telephone.
+    /// Adds a picture that is wider than a phone.
     pub fn wide(self, chart: &Svg) -> Self {
         let label = Escaped(chart.title());
         self.push(format_args!(
@@ -185,7 +185,7 @@ impl Section {
         ))
     }
 
-    /// Text as it is.
+    /// Adds preformatted text.
     pub fn verbatim(self, text: &str) -> Self {
         self.push(format_args!("<pre tabindex=\"0\">{}</pre>\n", Escaped(text)))
     }
@@ -193,7 +193,7 @@ impl Section {
 
 fn with_code(text: &str) -> String {
     let parts: Vec<&str> = text.split('`').collect();
-    // A backtick without its other half is itself.
+    // An unpaired backtick stays a backtick.
     if parts.len().is_multiple_of(2) {
         return Escaped(text).to_string();
     }

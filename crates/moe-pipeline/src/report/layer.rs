@@ -1,30 +1,30 @@
-//! A layer of the report: what became of each of its experts.
+//! A layer of the report, with the fate of each of its experts.
 
 use moe_passes::{LayerRecord, LayerTrust};
 
-/// What became of an expert.
+/// The fate of an expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It stays, perhaps with others in it.
+    /// It stays, and others may have been merged into it.
     Kept,
-    /// It went into another.
+    /// It was merged into another.
     Merged,
-    /// It is gone.
+    /// It was removed.
     Dropped,
 }
 
 /// A layer that was decided on data.
 pub(super) struct ReportedLayer {
-    /// Its index.
+    /// Index of the layer.
     pub index: usize,
-    /// Figures about it.
+    /// Figures about the decision.
     pub trust: LayerTrust,
-    /// What became of each expert.
+    /// The fate of each expert.
     pub fates: Vec<Fate>,
 }
 
 impl ReportedLayer {
-    /// `record`, if it was decided on data.
+    /// The layer of `record`; None if it wasn't decided on data.
     pub fn new(record: &LayerRecord) -> Option<Self> {
         let trust: LayerTrust = record.details()?;
         let mut fates = vec![Fate::Dropped; trust.experts[0]];
@@ -42,28 +42,28 @@ impl ReportedLayer {
         (0..self.fates.len()).filter(|e| self.fates[*e] == fate).collect()
     }
 
-    /// Tokens' choices that were counted.
+    /// The number of choices of an expert by a token that were counted.
     pub fn choices(&self) -> u64 {
         self.trust.load.counts.iter().sum()
     }
 
-    /// `value`, where anything was counted that it could rest on.
+    /// `value`, or None where nothing was counted that it could be based on.
     pub fn counted(&self, value: f64) -> Option<f64> {
         (self.choices() > 0).then_some(value)
     }
 
-    /// Tokens that a router without preferences would give each expert.
+    /// Tokens for each expert if the load were even.
     pub fn mean_load(&self) -> f64 {
         self.choices() as f64 / self.trust.load.counts.len().max(1) as f64
     }
 
-    /// The share of mass that is kept; None where nothing was counted, or all of it is kept by
-    /// definition.
+    /// The share of mass that is kept; None where nothing was counted, or where all of it is kept
+    /// by definition.
     pub fn mass(&self) -> Option<f64> {
         self.counted(self.trust.retained_mass).filter(|_| !self.trust.merges_all())
     }
 
-    /// The share of mass that the worst domain keeps.
+    /// The share of mass that is kept in the worst domain.
     pub fn worst(&self) -> Option<f64> {
         self.trust.worst_domain.as_ref().and_then(|(_, share)| self.counted(*share))
     }

@@ -1,7 +1,7 @@
-//! `report.html`: what was decided, what it costs, and how far that can be trusted, on one page
-//! without scripts.
+//! `report.html`: one page without scripts that shows the decisions, their cost, and how far they
+//! can be trusted.
 //!
-//! It is made of the receipt alone, so that the same run gives the same bytes.
+//! It is made from the receipt alone, so that the same run gives the same bytes.
 
 mod charts;
 mod html;
@@ -22,8 +22,8 @@ use html::{Section, page};
 use layer::ReportedLayer;
 pub use written::{report, write_report};
 
-/// Pages by their file names: one for the result and, where passes ran before the last one, one for
-/// each of them. None where nothing was decided about experts, and nothing trained.
+/// Pages by file name: one for the result and, where passes ran before the last one, one for each
+/// of them. Empty where nothing was decided about experts, and nothing trained.
 pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
     let earlier = receipt.earlier().into_iter().enumerate().filter_map(|(index, earlier)| {
         let (title, mut sections) = sections_of(&earlier)?;
@@ -37,7 +37,7 @@ pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
     last.into_iter().chain(earlier).collect()
 }
 
-/// What a page says, provenance apart, and its title.
+/// The title and sections of a page, except provenance; None where there is nothing to report.
 fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
     let source = &receipt.source.name;
     if let (ReportKind::Training, Some(training)) = (receipt.pass.report, &receipt.training) {

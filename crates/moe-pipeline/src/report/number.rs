@@ -1,18 +1,18 @@
-//! Numbers as text. What is absent or no number is an en dash, never 0.
+//! Formats numbers. An absent value or NaN is an en dash, never 0.
 
-/// Stands for what is absent.
+/// The text for an absent value.
 pub(super) const ABSENT: &str = "–";
 
 fn shown(value: Option<f64>, format: impl Fn(f64) -> String) -> String {
     value.filter(|v| v.is_finite()).map_or_else(|| ABSENT.to_owned(), format)
 }
 
-/// A share as percent.
+/// A share as a percentage.
 pub(super) fn percent(share: Option<f64>) -> String {
     shown(share, |share| format!("{:.1}\u{a0}%", 100.0 * share))
 }
 
-/// With so many decimals.
+/// With this number of decimals.
 pub(super) fn decimal(value: Option<f64>, decimals: usize) -> String {
     shown(value, |value| format!("{value:.decimals$}"))
 }
@@ -31,7 +31,7 @@ pub(super) fn significant(value: Option<f64>) -> String {
     })
 }
 
-/// With thin spaces between thousands.
+/// With thin spaces between groups of three digits.
 pub(super) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
@@ -44,7 +44,7 @@ pub(super) fn grouped(count: u64) -> String {
     text
 }
 
-/// Ascending numbers as runs: `0–3, 7`.
+/// Ascending numbers as ranges: `0–3, 7`.
 pub(super) fn runs(ascending: &[usize]) -> String {
     let runs = ascending.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
         [a] => a.to_string(),

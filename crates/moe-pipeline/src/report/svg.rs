@@ -1,4 +1,4 @@
-//! Pictures as SVG, and what maps values to places in them.
+//! Draws pictures as SVG, and maps values to coordinates.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -14,7 +14,7 @@ pub(super) struct Svg {
     body: String,
 }
 
-/// Where text stands beside its place.
+/// How text is aligned to its coordinate.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Anchor {
     Start,
@@ -23,7 +23,7 @@ pub(super) enum Anchor {
 }
 
 impl Svg {
-    /// An empty picture; `id` is its own on the page.
+    /// An empty picture; `id` must be unique on the page.
     pub fn new(
         id: impl Into<String>,
         [width, height]: [f64; 2],
@@ -50,7 +50,7 @@ impl Svg {
         let _ = writeln!(self.body, "<path class=\"{class}\" d=\"M{x1} {y1}L{x2} {y2}\"/>");
     }
 
-    /// Many shapes of one kind.
+    /// Adds shapes that share a CSS class.
     pub fn path(&mut self, class: &str, path: &Path) {
         if !path.0.is_empty() {
             let _ = writeln!(self.body, "<path class=\"{class}\" d=\"{}\"/>", path.0);
@@ -85,7 +85,7 @@ impl Display for Svg {
     }
 }
 
-/// Shapes that are drawn alike.
+/// Shapes that are drawn alike, as the data of an SVG path.
 pub(super) struct Path(String);
 
 impl Path {
@@ -93,19 +93,19 @@ impl Path {
         Self(String::new())
     }
 
-    /// A filled rectangle.
+    /// Adds a filled rectangle.
     pub fn rect(&mut self, [x, y]: [f64; 2], [width, height]: [f64; 2]) {
         let [x, y, width, height, back] = [x, y, width, height, -width].map(Coordinate);
         let _ = write!(self.0, "M{x} {y}h{width}v{height}h{back}z");
     }
 
-    /// A stroke.
+    /// Adds a line from `from` by (`dx`, `dy`).
     pub fn stroke(&mut self, from: [f64; 2], [dx, dy]: [f64; 2]) {
         let [x, y, dx, dy] = [from[0], from[1], dx, dy].map(Coordinate);
         let _ = write!(self.0, "M{x} {y}l{dx} {dy}");
     }
 
-    /// A line through `points`.
+    /// Adds a line through `points`.
     pub fn through(&mut self, points: impl IntoIterator<Item = [f64; 2]>) {
         for (index, [x, y]) in points.into_iter().enumerate() {
             let _ = write!(
@@ -118,14 +118,14 @@ impl Path {
         }
     }
 
-    /// A filled triangle that points down to `tip`.
+    /// Adds a filled triangle that points down to `tip`.
     pub fn triangle(&mut self, tip: [f64; 2], size: f64) {
         let [x, y, up, half, width] = [tip[0], tip[1], -size, size / 2.0, -size].map(Coordinate);
         let _ = write!(self.0, "M{x} {y}l{half} {up}h{width}z");
     }
 }
 
-/// A coordinate, to a tenth of a pixel.
+/// A coordinate, rounded to a tenth of a pixel.
 struct Coordinate(f64);
 
 impl Display for Coordinate {
@@ -140,22 +140,22 @@ impl Display for Coordinate {
     }
 }
 
-/// From values to places along an axis.
+/// Maps values to coordinates along an axis.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scale {
     from: f64,
     to: f64,
-    /// The place of `from`, and the distance to that of `to`.
+    /// The coordinate of `from`, and the distance from it to that of `to`.
     start: f64,
     length: f64,
     logarithmic: bool,
 }
 
-/// A linear axis is no use where the greatest value is so many times the median one.
+/// A linear axis is useless where the greatest value exceeds this multiple of the median.
 const LOGARITHMIC_ABOVE: f64 = 30.0;
 
 impl Scale {
-    /// From 0, or what is below it, to the greatest of `values`, rounded up; never empty.
+    /// From 0 or, if lower, the least value, to the greatest of `values`, rounded up; never empty.
     pub fn linear(values: impl IntoIterator<Item = f64>, start: f64, length: f64) -> Self {
         let (mut from, mut to) = (0f64, 0f64);
         values
@@ -191,7 +191,7 @@ impl Scale {
         Self { from: 0.0, to, start, length, logarithmic: false }
     }
 
-    /// A linear one, or a logarithmic one where a few values would hide all others.
+    /// A linear scale, or a logarithmic one where a few values would hide all others.
     pub fn of_positive(values: &[f64], start: f64, length: f64) -> Self {
         let mut positive: Vec<f64> =
             values.iter().copied().filter(|v| v.is_finite() && *v > 0.0).collect();
@@ -200,7 +200,7 @@ impl Scale {
         match (spread, positive.first()) {
             (Some((greatest, median)), Some(least)) if *greatest > LOGARITHMIC_ABOVE * median => {
                 let power = |v: f64| 10f64.powf(v);
-                // The least value, too, has a height.
+                // The least value needs a height, too.
                 let from = power((least.log10() - 0.1).floor());
                 Self { from, to: power(greatest.log10().ceil()), start, length, logarithmic: true }
             }
@@ -212,7 +212,7 @@ impl Scale {
         self.logarithmic
     }
 
-    /// The place of `value`; what lies outside, at the end.
+    /// The coordinate of `value`; values outside are moved to the nearer end.
     pub fn at(&self, value: f64) -> f64 {
         let share = match self.logarithmic {
             false => (value - self.from) / (self.to - self.from),
@@ -224,12 +224,12 @@ impl Scale {
         self.start + share * self.length
     }
 
-    /// Where bars begin.
+    /// The coordinate at which bars begin.
     pub fn base(&self) -> f64 {
         self.at(if self.logarithmic { self.from } else { 0.0 })
     }
 
-    /// Both ends, and 0 where it lies between.
+    /// Both end values, and 0 where it lies between them.
     pub fn ends(&self) -> Vec<f64> {
         let mut ends = vec![self.from, self.to];
         if self.from < 0.0 && self.to > 0.0 {
@@ -246,7 +246,7 @@ impl Scale {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, at most six of which make up `length`.
+/// 1, 2 or 5 times a power of ten, so that at most six steps make up `length`.
 fn step(length: f64) -> f64 {
     let rough = length / 6.0;
     let power = 10f64.powf(rough.log10().floor());
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(scale.ends(), [-0.1, 0.0, 0.4]);
         assert_eq!(Scale::linear([7.3], 0.0, 80.0).ticks(), [0.0, 2.0, 4.0, 6.0, 8.0]);
         assert_eq!(Scale::linear([7.3], 0.0, 80.0).at(2.0), 20.0);
-        // Upwards on a page is towards smaller y.
+        // On a page, y decreases upwards.
         assert_eq!(Scale::up_to(1.0, 100.0, -80.0).at(0.5), 60.0);
     }
 

@@ -1,4 +1,4 @@
-//! The page of receipts that are made up here.
+//! Tests of the page on made-up receipts.
 
 use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
@@ -63,7 +63,7 @@ fn held_out(label: &str, loss: f64) -> EvalReport {
     EvalReport { domains: vec![domain(label)], all: domain("all"), load: vec![load] }
 }
 
-/// Everything is there: held-out text with its control, and two layers.
+/// A receipt with everything: held-out text with its baseline, and two layers.
 fn full() -> Receipt {
     let held_out = HeldOutReport {
         stages: Vec::new(),
@@ -78,7 +78,7 @@ fn page(receipt: &Receipt) -> String {
     render(receipt).expect("a layer was decided on data")
 }
 
-/// Writes `page` where `REPORT_OUT` says, for scripts/screenshot-report.
+/// Writes `page` to the directory in `REPORT_OUT`, if that is set, for scripts/screenshot-report.
 fn keep_to_look_at(name: &str, page: &str) {
     if let Some(dir) = std::env::var_os("REPORT_OUT") {
         std::fs::write(std::path::Path::new(&dir).join(name), page).unwrap();
@@ -115,7 +115,7 @@ fn every_metric_is_there() {
     }
 }
 
-/// A layer of experts of which the first was never chosen.
+/// A layer of quantized experts, the first of which was never chosen.
 fn quantized(layer: usize, experts: usize) -> LayerRecord {
     let record = |e: usize| ExpertRecord {
         counts: Counts { routed: 97 * e, used: 97 * e, topped_up: 128usize.saturating_sub(97 * e) },
@@ -365,7 +365,7 @@ fn merges_are_shown_as_clusters() {
         some.contains("Experts were merged")
             && some.contains("what merging costs shows in the error")
     );
-    // That all mass is kept says nothing where it is so by definition.
+    // Kept mass says nothing where all mass is kept by definition.
     receipt
         .layers
         .iter_mut()

@@ -1,4 +1,4 @@
-//! The pages of a result that was written, made of its receipt once more.
+//! Pages of a finished result, made again from its receipt.
 
 use std::fs;
 use std::io::Write as _;
@@ -11,7 +11,7 @@ use moe_checkpoint::{
 use super::{html, pages};
 use crate::receipt::Receipt;
 
-/// A page of ours, of whatever result.
+/// A page that this program wrote, of any result.
 const PAGE: FileKind = FileKind {
     content: "a report of moe-convert",
     holds: |path| {
@@ -21,11 +21,11 @@ const PAGE: FileKind = FileKind {
 };
 const MAX_PAGE_BYTES: u64 = 256 << 20;
 
-/// The pages of the result in `dir` by their file names, that of the last pass first: byte for
-/// byte those that the run wrote.
+/// The pages of the result in `dir` by file name, the last pass's first. They are byte for byte
+/// those that the run wrote.
 ///
 /// # Errors
-/// What [`Receipt::read`] returns; [`Kind::Usage`] for a result without pages.
+/// As for [`Receipt::read`]; [`Kind::Usage`] for a result without pages.
 pub fn report(dir: &Path) -> Result<Vec<(String, String)>> {
     let pages = pages(&Receipt::read(dir)?);
     if pages.is_empty() {
@@ -38,11 +38,11 @@ pub fn report(dir: &Path) -> Result<Vec<(String, String)>> {
     Ok(pages)
 }
 
-/// Writes [`report`]'s pages to the directory `output`, which is made where it isn't there, over
-/// earlier ones where `overwrite` is set. None is written where one can't be.
+/// Writes [`report`]'s pages to the directory `output`, which is created if it doesn't exist.
+/// Earlier pages are replaced where `overwrite` is set. If one can't be written, none is.
 ///
 /// # Errors
-/// What [`report`] and writing return; [`Kind::Usage`] where a page may not be replaced, or
+/// As for [`report`], and errors of writing; [`Kind::Usage`] where a page may not be replaced, or
 /// `output` holds a model, whose files are listed by their hashes.
 pub fn write_report(dir: &Path, output: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     let pages = report(dir)?;

@@ -1,4 +1,4 @@
-//! What a pass reads beside the model that it converts, and what can be said on that alone.
+//! Inputs of a pass other than the model that it converts, and checks on them alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::statistics::StatisticsFile;
 pub(crate) struct Beside {
     /// The checkpoints of [`moe_passes::Inputs::models`], in order.
     pub others: Vec<Checkpoint>,
-    /// Their models.
+    /// Their models, in the same order.
     pub models: Vec<Model>,
     others_differ: bool,
     first_alike: Vec<usize>,
@@ -24,8 +24,8 @@ pub(crate) struct Beside {
 }
 
 impl Beside {
-    /// Reads what `pass` names. It converts `model`, which is `checkpoint`'s if it is the `first`
-    /// pass.
+    /// Reads the inputs of `pass`, which converts `model`. For the `first` pass, that is
+    /// `checkpoint`'s model.
     pub fn read(
         pass: &dyn Pass,
         model: &Model,
@@ -37,13 +37,13 @@ impl Beside {
             inputs.models.iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
         let mut models: Vec<Model> = Vec::new();
         for (at, other) in others.iter().enumerate() {
-            // One that is given twice is read once: what is made of it is known to be the same.
+            // A checkpoint that is given twice is read once, and so known to give the same results.
             let same =
                 others[..at].iter().position(|earlier| real(earlier.dir()) == real(other.dir()));
             models.push(same.map_or_else(|| Model::read(other), |at| Ok(models[at].clone()))?);
         }
         let first_alike = first_alike(&others, first.then_some(checkpoint))?;
-        // What an earlier pass makes is not a checkpoint that is given.
+        // The result of an earlier pass isn't any of the given checkpoints.
         let others_differ =
             inputs.models.iter().any(|other| !first || real(other) != real(checkpoint.dir()));
         let statistics = inputs.statistics.map(|path| match first {
@@ -60,7 +60,7 @@ impl Beside {
         Ok(Self { others, models, others_differ, first_alike, statistics, given_plan })
     }
 
-    /// All that the pass has to convert `model`.
+    /// The sources of the pass, for converting `model`.
     pub fn sources<'a>(
         &'a self,
         model: &'a Model,
@@ -80,8 +80,8 @@ impl Beside {
     }
 }
 
-/// What [`Sources::first_alike`] is for the checkpoint `converted`, unless an earlier pass makes
-/// it, and `others`.
+/// The value of [`Sources::first_alike`] for the checkpoint `converted` and `others`; `converted`
+/// is None where an earlier pass makes the model.
 fn first_alike(others: &[Checkpoint], converted: Option<&Checkpoint>) -> Result<Vec<usize>> {
     if others.is_empty() {
         return Ok(Vec::new());

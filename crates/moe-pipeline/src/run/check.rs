@@ -1,4 +1,4 @@
-//! What passes say to each other's results, before any of them runs.
+//! Checks whether passes accept each other's results, before any of them runs.
 
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result};
 use moe_math::Compute;
@@ -12,7 +12,7 @@ use super::pass_run::declared;
 /// Refuses passes that can't run one after the other without a checkpoint between them.
 ///
 /// # Errors
-/// [`Kind::Usage`] for what only the last pass can do, or only one.
+/// [`Kind::Usage`] where there is no pass, one before the last has held-out text, or two train.
 pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
     let Some((_, before)) = passes.split_last() else {
         return Err(Error::new(Kind::Usage, "there is no pass to run"));
@@ -34,12 +34,11 @@ pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses `passes`, each on what the one before makes of `model`, the model of `checkpoint`, where
-/// configs and shapes alone say that they can't run, and returns the model that they make. No
-/// weight and no text is read.
+/// Plans `passes` on `model`, the model of `checkpoint`, each on the result of the one before, by
+/// configs and shapes alone, and returns the model that they make. Reads neither weights nor text.
 ///
 /// # Errors
-/// As for [`Pass::plan`]; what reading checkpoints, statistics and plans that they name returns.
+/// As for [`Pass::plan`]; errors of reading checkpoints, statistics and plans that the passes name.
 pub(crate) fn check_passes(
     passes: &[&dyn Pass],
     checkpoint: &Checkpoint,
@@ -51,7 +50,7 @@ pub(crate) fn check_passes(
         let beside = Beside::read(*pass, &model, index == 0, checkpoint)?;
         let plan = pass.plan(&beside.sources(&model, compute, None))?;
         model = declared(&plan.planned.model)?.1;
-        // It lies nowhere yet.
+        // The config has no path yet.
         model.config_file = format!("the {CONFIG_FILE} that {} writes", pass.name()).into();
     }
     Ok(model)

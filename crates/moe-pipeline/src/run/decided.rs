@@ -1,5 +1,5 @@
-//! What plans leave open is found out: passes decide, survey and train, one after the other or in
-//! one sweep.
+//! Fills in what plans leave open: passes decide, survey and train, one after the other or in one
+//! sweep.
 
 use std::ops::Range;
 use std::path::Path;
@@ -20,22 +20,22 @@ use crate::receipt::Receipt;
 use crate::train::{NOTHING_SAVED, TrainingDir, TrainingJob, TrainingRecord};
 use crate::trust::{HeldOutReport, StageReport};
 
-/// The state of a run in which all weights are known that its passes find out.
+/// A run after its passes have decided, surveyed and trained: all weights are determined.
 pub(crate) struct Decided<'r> {
     pub planned: Planned<'r>,
-    /// What was measured behind each stage of deciding, where there are several.
+    /// Measurements after each stage of deciding, where there are several.
     pub stages: Vec<StageReport>,
-    /// How a pass's model was trained, if one was.
+    /// The record of a pass's training, if one trained.
     pub trained: Option<TrainingRecord>,
-    /// What the result costs on held-out text, once that is measured.
+    /// The cost on held-out text, once it is measured.
     pub(super) held_out: Option<HeldOutReport>,
 }
 
 impl<'r> Planned<'r> {
-    /// Finds out what the plans of the first `count` passes left open: decides, surveys and trains.
+    /// Decides, surveys and trains what the plans of the first `count` passes left open.
     ///
     /// # Errors
-    /// What reading weights, sweeps and trainings return.
+    /// Errors of reading weights, of sweeps and of trainings.
     pub fn decide(mut self, count: usize, timings: &mut Timings) -> Result<Decided<'r>> {
         let overwrite = self.opened.run.options.overwrite;
         self.passes[..count].iter_mut().try_for_each(|pass| pass.stage_plan(overwrite))?;
@@ -52,7 +52,7 @@ impl<'r> Planned<'r> {
         Ok(decided)
     }
 
-    /// The end of the passes from `first` on that decide in one sweep.
+    /// The end (exclusive) of the passes from `first` on that decide in one sweep.
     pub(super) fn end_of_sweep(&self, first: usize) -> usize {
         let joining = self.passes[first..].windows(2).take_while(|pair| pair[1].joins(&pair[0]));
         first + 1 + joining.count()
@@ -60,13 +60,14 @@ impl<'r> Planned<'r> {
 }
 
 impl Decided<'_> {
-    /// What the receipt says before anything is written.
+    /// The receipt before anything is written.
     pub fn receipt(&self) -> Receipt {
         let (training, held_out) = (self.trained.clone(), self.held_out.clone());
         Receipt { training, held_out, ..self.planned.receipt() }
     }
 
-    /// Finds out what the plans of the passes `group` left open, which decide in one sweep.
+    /// Decides, surveys and trains what the plans of the passes `group` left open; they decide in
+    /// one sweep.
     fn find_out(&mut self, group: Range<usize>, timings: &mut Timings) -> Result<()> {
         let Planned { passes, opened, .. } = &mut self.planned;
         if group.start > 0 {
@@ -97,7 +98,7 @@ impl Decided<'_> {
         Ok(())
     }
 
-    /// What is done for the passes `group`, in words.
+    /// A name for doing `what` for the passes `group`.
     fn name(&self, group: &Range<usize>, what: &str) -> String {
         let passes = &self.planned.passes;
         if passes.len() == 1 {
@@ -107,7 +108,7 @@ impl Decided<'_> {
         format!("{}: {what}", names.join(", "))
     }
 
-    /// Decides what the plan of pass `index` left open; whether there was anything.
+    /// Decides what the plan of pass `index` left open. Returns whether there was anything.
     fn decide(&mut self, index: usize, name: &str) -> Result<bool> {
         let open = std::mem::replace(&mut self.planned.passes[index].open, Open::Ready);
         let (edits, open) = match open {
@@ -128,7 +129,7 @@ impl Decided<'_> {
         Ok(is_decided)
     }
 
-    /// Lets pass `index` decide in sweeps, as `deciding` says.
+    /// Lets pass `index` decide in the sweeps of `deciding`.
     fn sweep(&mut self, index: usize, deciding: &mut Deciding, name: &str) -> Result<LayerEdits> {
         let planned = &self.planned;
         let run = &planned.opened.run;
@@ -146,11 +147,11 @@ impl Decided<'_> {
         Ok(edits)
     }
 
-    /// What a stage of pass `index` gave, measured; None where that isn't the result, or there is no
-    /// held-out text.
+    /// Measures the model after a stage of pass `index`; None if that isn't the last pass, or there
+    /// is no held-out text.
     fn measured(&self, index: usize, edits: &LayerEdits) -> Result<Option<EvalReport>> {
         let Planned { opened, passes, held_out, .. } = &self.planned;
-        // It is the last pass's text, and the last pass's result.
+        // The held-out text is the last pass's, and measures its result.
         let Some(corpus) = held_out.as_ref().filter(|_| index + 1 == passes.len()) else {
             return Ok(None);
         };
@@ -187,14 +188,16 @@ impl Decided<'_> {
         Ok(true)
     }
 
-    /// Where the costly steps in which pass `index` decides are saved beside the output.
+    /// Opens the directory beside the output where pass `index` saves the expensive steps of its
+    /// decision.
     fn saved(&self, index: usize) -> Result<Saved> {
         let run = &self.planned.opened.run;
         let own = self.planned.passes[index].pass.options();
         TrainingDir::of(run.output).open(self.key(index, own, None)?, run.options.resume)
     }
 
-    /// Hash of all that pass `index` with its `own` options depends on: what came before it, too.
+    /// Hash of everything that pass `index` with its `own` options depends on, including earlier
+    /// passes.
     fn key(
         &self,
         index: usize,
@@ -217,7 +220,7 @@ impl Decided<'_> {
         fingerprint::of_training(&options, &own, opened.run.compute(), models, &files, digests)
     }
 
-    /// Trains what pass `index` plans, if that is what it does; whether it is.
+    /// Trains the model that pass `index` plans. Returns whether the pass trains at all.
     fn train(&mut self, index: usize) -> Result<bool> {
         let run = self.planned.opened.run;
         let pass = &self.planned.passes[index];
@@ -235,8 +238,9 @@ impl Decided<'_> {
             fingerprint: self.key(index, own, teacher_read)?,
             run,
         };
-        // The plan has compared a checkpoint's experts. Those that passes before this one made are
-        // alike by their bytes alone, and what is said already isn't said twice.
+        // For the first pass, the plan has compared the checkpoint's experts. Experts made by
+        // earlier passes can be compared only now, by their bytes; a warning that was given isn't
+        // repeated.
         let known = &pass.planned.warnings;
         let found = if index == 0 { None } else { task.idle(&pass.planned.model, same_bytes)? };
         let idle = found.filter(|idle| known.iter().all(|known| known != idle));
@@ -249,7 +253,7 @@ impl Decided<'_> {
         Ok(true)
     }
 
-    /// Runs the surveys of pass `index`, each a sweep over what it converts.
+    /// Runs the surveys of pass `index`, each a sweep over its source.
     fn survey(&mut self, index: usize) -> Result<()> {
         let Planned { passes, opened, .. } = &mut self.planned;
         let run = &opened.run;

@@ -1,4 +1,4 @@
-//! What a prepared run will hold and take, with everything planned and no weight read.
+//! Estimates of a planned run's memory, disk and time, without reading weights.
 
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, ForwardWork, Storage};
@@ -23,7 +23,8 @@ impl<'r> Planned<'r> {
         &self.passes[self.passes.len().saturating_sub(own)..]
     }
 
-    /// About how many floating-point operations the last `own` passes and measuring take.
+    /// The approximate number of floating-point operations of the last `own` passes and of
+    /// measuring.
     pub fn flops(&self, own: usize) -> f64 {
         let measured = self.held_out.as_ref().zip(held_out_of(self.last().pass));
         let measured = measured.map_or(0.0, |(corpus, asked)| {
@@ -33,8 +34,8 @@ impl<'r> Planned<'r> {
     }
 
     /// Logits of the result that are compared with the source's on held-out text. A training
-    /// measures before its first step and behind its last one, at the least; without a teacher it
-    /// takes one logarithm, which is about a third of that work.
+    /// measures at least twice: before its first step and after its last one. Without a teacher,
+    /// each measurement takes one logarithm, about a third of that work.
     pub fn compared_logits(&self) -> f64 {
         let times = match self.last().training() {
             Some(task) if self.held_out.is_none() => {
@@ -45,16 +46,15 @@ impl<'r> Planned<'r> {
         times * self.measured_tokens().unwrap_or(0) as f64 * self.source().vocab as f64
     }
 
-    /// Bytes on the disk that the last `own` passes need at once: the result's, and what is kept
-    /// until that is written.
+    /// Disk space that the last `own` passes need at once, in bytes: that of the result, and of
+    /// files that are kept until it is written.
     pub fn disk_bytes(&self, own: usize) -> u64 {
         self.declaration().bytes()
             + self.side_files.bytes()
             + self.own(own).iter().map(PassRun::disk_bytes).sum::<u64>()
     }
 
-    /// What each stage of the run asks for at once beyond what is held now, with everything planned
-    /// and no weight read.
+    /// Live bytes that each stage of the run asks for at once, beyond those held now.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
@@ -93,13 +93,13 @@ impl<'r> Planned<'r> {
         Ok(stages)
     }
 
-    /// The most bytes that the run asks for at once under `budget`, beyond those that are held now.
+    /// The maximum number of bytes that the run asks for at once under `budget`, beyond those held
+    /// now.
     fn live_bytes(&self, budget: Option<ByteSize>) -> Result<u64> {
         Ok(self.stages(budget)?.into_iter().map(|stage| stage.live).max().unwrap_or(0))
     }
 
-    /// Refuses a run that its budget doesn't hold. Returns the resident memory that it is said to
-    /// hold.
+    /// Refuses a run that doesn't fit in its budget. Returns the resident memory that is promised.
     ///
     /// # Errors
     /// As for [`budget::check_budget`].
@@ -111,14 +111,14 @@ impl<'r> Planned<'r> {
         Ok(budget::resident(live + live_bytes().unwrap_or(0)))
     }
 
-    /// Tokens of held-out text that the result will be measured on; none if there is no such text.
+    /// Tokens of held-out text that the result will be measured on; None if there is no such text.
     pub fn measured_tokens(&self) -> Option<usize> {
         self.held_out.as_ref().map(Corpus::tokens).or_else(|| self.last().measured_tokens())
     }
 }
 
 impl PassRun<'_> {
-    /// About how many floating-point operations surveys, decisions and training take.
+    /// The approximate number of floating-point operations of surveys, decisions and training.
     fn flops(&self) -> f64 {
         let surveyed = self.texts.iter().map(|text| text.batch());
         let surveyed = surveyed
@@ -130,15 +130,16 @@ impl PassRun<'_> {
             let tokens = options.batch_tokens * options.accumulate;
             let head = 2.0 * tokens as f64 * model.hidden as f64 * model.vocab as f64;
             let step = ForwardWork::of(model, tokens, text.sequence_length).total() + head;
-            // Backwards takes twice as much, and layers whose graphs aren't kept run again; a
-            // teacher runs beside.
+            // The backward pass takes twice the work of the forward pass, and layers whose graphs
+            // aren't kept run again; a teacher adds a forward pass.
             let times = if task.training.teacher.is_some() { 5.0 } else { 4.0 };
             options.steps as f64 * times * step
         });
         surveyed.sum::<f64>() + decided + trained
     }
 
-    /// Bytes on the disk, until the result is written, of weights that are made and of a training.
+    /// Disk space, in bytes, for made weights until the result is written, and for the saved
+    /// training.
     fn disk_bytes(&self) -> u64 {
         let made = self
             .declaration
@@ -146,7 +147,7 @@ impl PassRun<'_> {
             .iter()
             .map(|(_, weight)| weight)
             .filter(|weight| weight.stored().is_none());
-        // What is decided is kept until it is written; other weights are made only then.
+        // Decided weights are kept until they are written; others are made only then.
         let decides = matches!(self.open, Open::Decide(_) | Open::Layers(_));
         let made = if decides { made.map(Weight::bytes).sum() } else { 0 };
         made + self
@@ -154,7 +155,7 @@ impl PassRun<'_> {
             .map_or(0, |task| Need::disk_bytes(&self.planned.model, &task.training))
     }
 
-    /// What surveys and training hold, each of which runs by itself.
+    /// The needs of surveys and training, which run one at a time.
     fn needs(&self, work: &Work<'_>) -> Result<Vec<Needs>> {
         let mut needs = Vec::new();
         for (survey, text) in self.planned.surveys.iter().zip(&self.texts) {
@@ -174,12 +175,12 @@ impl PassRun<'_> {
         Ok(needs)
     }
 
-    /// What deciding holds.
+    /// The need of deciding.
     fn deciding_needs(&self, work: &Work<'_>) -> Result<Needs> {
         self.deciding().map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
     }
 
-    /// Tokens that its training is measured on.
+    /// Tokens that its training is measured on; None if there are none.
     fn measured_tokens(&self) -> Option<usize> {
         self.training().and_then(TrainingTask::measured_tokens)
     }

@@ -1,4 +1,4 @@
-//! SHA-256 of all that a run reads.
+//! SHA-256 of all inputs of a run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::card;
 use crate::fingerprint::hashes_of;
 use crate::receipt::Receipt;
 
-/// What is hashed of the source's card, which isn't carried as a file.
+/// The name for the hashed fields of the source's card, which isn't copied as a file.
 const FRONT_MATTER: &str = "README.md (licence and languages)";
 
-/// SHA-256 of what was read.
+/// SHA-256 of the inputs.
 pub(crate) struct Hashes {
     source: BTreeMap<String, String>,
     others: Vec<BTreeMap<String, String>>,
@@ -21,8 +21,8 @@ pub(crate) struct Hashes {
 }
 
 impl Hashes {
-    /// Hashes `source`, `others` and `texts`; of texts that are read in parts, `digests` has the
-    /// hash of what was read.
+    /// Hashes `source`, `others` and `texts`; for texts that are read in parts, `digests` has the
+    /// hash of the part that was read.
     pub(super) fn of<'a>(
         source: &Checkpoint,
         others: impl Iterator<Item = &'a Checkpoint>,
@@ -30,7 +30,7 @@ impl Hashes {
         digests: &BTreeMap<PathBuf, String>,
     ) -> Result<Self> {
         let mut of_source = hash_checkpoint(source)?;
-        // The result's card takes over what the source's says of licence and languages.
+        // The result's card carries licence and languages over from the source's card.
         let front = card::carried(source.dir()).yaml;
         if !front.is_empty() {
             of_source.insert(FRONT_MATTER.to_owned(), sha256_bytes(front.as_bytes()));
@@ -53,8 +53,8 @@ impl Hashes {
     }
 }
 
-/// SHA-256 of config, weights and all that lies beside them and could be carried along, by name in
-/// the checkpoint's folder.
+/// SHA-256 of config, weights and all side files that could be copied, by name in the checkpoint's
+/// folder.
 fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
     let config = checkpoint.dir().join(CONFIG_FILE);
     let side_files = checkpoint.side_files().carried.iter().map(|file| file.path.as_path());

@@ -1,4 +1,4 @@
-//! Held-out text of a pass, and models that are measured on it.
+//! Held-out text of a pass, and measuring models on it.
 
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, EvalReport, Observer, TokenizeOptions, evaluate};
@@ -11,7 +11,7 @@ use crate::context::RunContext;
 use crate::needs::measuring_bytes;
 use crate::progress::{LayerProgress, Unit};
 
-/// Text that the result of `pass` is measured on once it is there.
+/// The text to measure the result of `pass` on once it exists. None where the pass has none.
 pub(super) fn held_out_of(pass: &dyn Pass) -> Option<HeldOut<'_>> {
     pass.inputs().held_out.filter(|held_out| !held_out.while_training)
 }
@@ -39,10 +39,10 @@ pub(super) fn read_held_out(
     Corpus::load(held_out.data, run.input, tokenize)
 }
 
-/// Measures `model` on `corpus` beside the original `source`, as the stage `name`.
+/// Measures `model` on `corpus`, compared with the original `source`, as the stage `name`.
 ///
 /// # Errors
-/// What [`evaluate`] returns.
+/// As for [`evaluate`].
 pub(super) fn evaluated(
     name: &str,
     model: &Model,

@@ -1,4 +1,5 @@
-//! What a conversion costs on held-out text, beside what the pass's baseline of the same size would.
+//! Measures the cost of a conversion on held-out text, compared with the cost of the pass's
+//! baseline, which has the same size.
 
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ impl Decided<'_> {
     /// Measures the result on the last pass's held-out text, if there is some.
     ///
     /// # Errors
-    /// What sweeps return.
+    /// Errors of sweeps.
     pub fn measure(mut self, timings: &mut Timings) -> Result<Self> {
         let start = Instant::now();
         self.held_out = measured(&self)?;
@@ -34,7 +35,7 @@ fn measured(decided: &Decided<'_>) -> Result<Option<HeldOutReport>> {
     let measure = |name: &str, model: &Model| {
         evaluated(name, model, planned.source(), corpus, &planned.opened.run)
     };
-    // What the last stage that stays gave is the result.
+    // The outcome of the last stage that was kept is the result.
     let result = match decided.stages.iter().rev().find(|stage| stage.kept) {
         Some(stage) => stage.report.clone(),
         None => measure("measure on held-out text", planned.result())?,

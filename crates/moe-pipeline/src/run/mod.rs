@@ -1,13 +1,13 @@
-//! A run: passes applied to a checkpoint, each to what the one before makes, with no checkpoint
+//! A run: passes applied to a checkpoint, each to the result of the one before, with no checkpoint
 //! between them.
 //!
 //! A run is a value that moves through states, each of which consumes the one before:
 //!
 //! - [`Opened`]: the checkpoint is open, and its model read.
-//! - [`planned::Planned`]: all passes are planned, all text is read, and every name, shape and place is
-//!   checked. Nothing was computed. A dry run ends here.
-//! - [`decided::Decided`]: what plans left open is found out, pass after pass: edits of layers are decided,
-//!   text is surveyed, and models are trained.
+//! - [`planned::Planned`]: all passes are planned, all text is read, and every name, shape and
+//!   place is checked. Nothing was computed. A dry run ends here.
+//! - [`decided::Decided`]: what plans left open is filled in, pass after pass: edits of layers are
+//!   decided, text is surveyed, and models are trained.
 //! - [`crate::Conversion`]: the result is written.
 
 mod beside;

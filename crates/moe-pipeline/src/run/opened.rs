@@ -1,4 +1,4 @@
-//! A checkpoint that was opened for a run.
+//! A run whose checkpoint is open.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use moe_model::Model;
 
 use crate::context::RunContext;
 
-/// The state that a run begins in.
+/// The first state of a run: its checkpoint is open.
 pub(crate) struct Opened<'r> {
     pub run: RunContext<'r>,
     pub checkpoint: Checkpoint,
     /// The checkpoint's model, which the first pass converts.
     pub source: Model,
-    /// Where made weights are kept until they are written.
+    /// Storage for made weights until they are written.
     pub spill: Arc<ScratchStore>,
 }
 
@@ -21,7 +21,7 @@ impl<'r> Opened<'r> {
     /// Opens the checkpoint that `run` converts.
     ///
     /// # Errors
-    /// What reading it returns.
+    /// Errors of reading it.
     pub fn new(run: RunContext<'r>) -> Result<Self> {
         let checkpoint = Checkpoint::open(run.input)?;
         let source = Model::read(&checkpoint)?;

@@ -1,4 +1,4 @@
-//! A pass applied to a model: its plan, and all that it reads.
+//! A pass applied to a model: its plan, and its inputs.
 
 use std::collections::BTreeMap;
 
@@ -17,20 +17,20 @@ use super::texts;
 use crate::deciding::Deciding;
 use crate::train::{TrainingRecord, TrainingTask};
 
-/// What a plan leaves open, with the text that it is found out on.
+/// What a plan leaves open, with the text that it is decided or trained on.
 pub(crate) enum Open {
-    /// Nothing, or nothing but what surveys find.
+    /// Nothing, or only the results of surveys.
     Ready,
-    /// What is decided without text.
+    /// Decisions that need no text.
     Decide(Decide),
-    /// What is decided in a sweep.
+    /// Decisions that are taken in a sweep.
     Layers(Box<Deciding>),
-    /// The weights of the planned model.
+    /// The weights of the planned model, which are trained.
     Train(Box<TrainingTask>),
 }
 
 impl Open {
-    /// Reads the text that `next` is found out on, which leads from one of two models to the other.
+    /// Reads the text for `next`; the pass leads from the first of two models to the second.
     fn read(
         next: Next,
         [source, planned]: [&Model; 2],
@@ -56,34 +56,35 @@ impl Open {
 /// A pass applied to a model.
 pub(crate) struct PassRun<'p> {
     pub pass: &'p dyn Pass,
-    /// What it converts: the checkpoint's model, or what the pass before makes of that.
+    /// The model that it converts: the checkpoint's, or the result of the pass before.
     pub source: Model,
     pub planned: PlannedModel,
-    /// What makes that again, with what was found out.
+    /// Makes the planned model again, with the decisions.
     pub transform: Box<dyn Transform>,
-    /// What is still to be found out, and how.
+    /// What is still to be decided or trained, and how.
     pub open: Open,
     pub declaration: Declaration,
-    /// The declaration read back: names and config as loaders find them, weights still lazy.
+    /// The declaration read back: names and config as loaders see them, with lazy weights.
     pub result: Model,
     /// The text of each of the plan's surveys.
     pub texts: Vec<SurveyText>,
-    /// What was read for them.
+    /// Records of the text that was read for surveys.
     survey_reads: Vec<TextRead>,
-    /// What it reads beside the source and text.
+    /// Inputs other than the source and text.
     pub beside: Beside,
-    /// What was decided, once it is.
+    /// The decisions; None until they are taken.
     pub decisions: Option<LayerEdits>,
-    /// What its user gave beside checkpoints.
+    /// The state of the user's files other than checkpoints.
     snapshot: Snapshot,
-    /// Where decisions are written.
+    /// The file to write decisions to.
     plan_file: Option<PlanFile<'p>>,
-    /// The hash of what was written there.
+    /// The hash of the written plan.
     pub written: Option<String>,
 }
 
 impl<'p> PassRun<'p> {
-    /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
+    /// Applies `pass` to `source`, which is the result of an earlier pass unless this is the
+    /// `first`.
     pub(super) fn new(
         pass: &'p dyn Pass,
         source: Model,
@@ -107,7 +108,7 @@ impl<'p> PassRun<'p> {
         let teacher = beside.models.first();
         let open = Open::read(next, [&source, &planned.model], teacher, opened)?;
         if let Open::Train(task) = &open {
-            // What passes before make isn't there to be read.
+            // The results of earlier passes can't be read yet.
             let same = if first { same_bytes } else { same_source };
             planned.warnings.extend(task.idle(&planned.model, same)?.map(str::to_owned));
         }
@@ -129,22 +130,22 @@ impl<'p> PassRun<'p> {
         })
     }
 
-    /// What decides in a sweep, if that is how the pass decides.
+    /// The part that decides in a sweep; None if the pass doesn't decide that way.
     pub fn deciding(&self) -> Option<&Deciding> {
         if let Open::Layers(deciding) = &self.open { Some(deciding) } else { None }
     }
 
-    /// How the planned model is trained, if it is.
+    /// How the planned model is trained; None if it isn't.
     pub fn training(&self) -> Option<&TrainingTask> {
         if let Open::Train(task) = &self.open { Some(task) } else { None }
     }
 
-    /// What the pass reads.
+    /// The sources of the pass.
     pub fn sources<'a>(&'a self, opened: &'a Opened<'_>) -> Sources<'a> {
         self.beside.sources(&self.source, opened.run.compute(), Some(&opened.spill))
     }
 
-    /// Converts `source` instead, whose layers have become what they were only planned to be.
+    /// Replaces the source by `source`, whose layers are now made and no longer only planned.
     pub(super) fn converts(&mut self, source: Model, opened: &Opened<'_>) -> Result<()> {
         if let Open::Layers(deciding) = &mut self.open {
             deciding.sweep.pass.model_mut().clone_from(&source);
@@ -154,7 +155,8 @@ impl<'p> PassRun<'p> {
         self.replan(planned)
     }
 
-    /// Puts what was decided in its place, and where its user wants it.
+    /// Applies `decisions` to the planned model, and writes them to the plan's file, if there is
+    /// one.
     pub(super) fn decided(&mut self, decisions: LayerEdits, opened: &Opened<'_>) -> Result<()> {
         let planned = self.transform.apply(&self.sources(opened), Some(&decisions))?;
         self.replan(planned)?;
@@ -165,7 +167,7 @@ impl<'p> PassRun<'p> {
         Ok(())
     }
 
-    /// Puts `model`, which was trained, in the place of the planned one.
+    /// Replaces the planned model by `model`, which was trained.
     pub(super) fn trained(&mut self, model: Model, record: &TrainingRecord) -> Result<()> {
         self.planned.model = model;
         if let Some(effect) = self.training().and_then(|task| task.training.effect(record.steps)) {
@@ -191,7 +193,7 @@ impl<'p> PassRun<'p> {
         Ok(())
     }
 
-    /// All windows of text that it surveys, decides or trains on.
+    /// All windows of text that the pass surveys, decides or trains on.
     pub(super) fn windows(&self) -> impl Iterator<Item = &[u32]> {
         let surveyed = self.texts.iter().flat_map(|text| text.batch().sequences());
         let decided = self.deciding().into_iter().flat_map(Deciding::windows);
@@ -204,27 +206,27 @@ impl<'p> PassRun<'p> {
         self.beside.statistics.as_ref().map_or(NONE, |file| &file.about().texts)
     }
 
-    /// What was read of text that isn't measured on.
+    /// Records of all text that was read, except held-out text.
     pub(super) fn reads(&self) -> impl Iterator<Item = &TextRead> {
         let deciding = self.deciding().into_iter().flat_map(|deciding| &deciding.read);
         let trained = self.training().into_iter().flat_map(TrainingTask::reads);
         self.survey_reads.iter().chain(deciding).chain(trained)
     }
 
-    /// Refuses what has changed since it was read.
+    /// Refuses inputs that have changed since they were read.
     pub(super) fn check_unchanged(&self) -> Result<()> {
         self.beside.others.iter().try_for_each(Checkpoint::check_unchanged)?;
         self.snapshot.check()
     }
 
-    /// Makes sure that decisions can be written where its user wants them.
+    /// Makes sure that decisions can be written to the file that the user named.
     pub(super) fn stage_plan(&mut self, overwrite: bool) -> Result<()> {
         let plan = self.pass.outputs().plan;
         self.plan_file = plan.map(|path| PlanFile::new(path, overwrite)).transpose()?;
         Ok(())
     }
 
-    /// Whether it can decide in the sweep in which `before` does, whose layers it converts.
+    /// Whether it can decide in the same sweep as `before`, whose layers it converts.
     pub(super) fn joins(&self, before: &Self) -> bool {
         let whole = before.planned.surveys.is_empty() && before.training().is_none();
         let of =
@@ -235,8 +237,8 @@ impl<'p> PassRun<'p> {
     }
 }
 
-/// Names and config of a planned model, and the model that loaders will find: a contradiction shows
-/// here, before the first byte.
+/// Names and config of a planned model, and the model that loaders will see: a contradiction is
+/// found here, before the first byte.
 pub(super) fn declared(model: &Model) -> Result<(Declaration, Model)> {
     let declaration = model.declare().map_err(|e| e.file(&model.config_file))?;
     let result = declaration.reread()?;

@@ -1,4 +1,4 @@
-//! The file that a pass writes what it decided to.
+//! The file that a pass writes its decisions to.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::file_kinds::PLAN;
 
-/// A plan that is to be written.
+/// A plan to be written.
 pub(super) struct PlanFile<'p> {
     path: &'p Path,
     staged: StagedFile,
@@ -24,10 +24,10 @@ impl<'p> PlanFile<'p> {
         Ok(Self { path, staged })
     }
 
-    /// Writes `plan`. Returns its hash, but of what went to a pipe, which can't be looked at again.
+    /// Writes `plan`. Returns its hash; None for a pipe, which can't be read again.
     ///
     /// # Errors
-    /// What writing returns.
+    /// Errors of writing.
     pub fn write(self, plan: &Value) -> Result<Option<String>> {
         let text = Seal::JSON.close(&json::to_pretty(plan));
         self.staged.commit(|file| file.write_all(text.as_bytes()))?;

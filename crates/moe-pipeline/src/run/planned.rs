@@ -1,5 +1,5 @@
-//! A run whose passes are planned: validated down to every output name and every text before the
-//! first weight is read.
+//! A run whose passes are planned: every output name and every text is validated before the first
+//! weight is read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,25 +22,25 @@ use crate::learned::{self, Learned};
 use crate::portable::portable;
 use crate::resources::ByteSize;
 
-/// The state of a run in which all is known that needs no weight.
+/// A run whose passes are planned: everything is known that needs no weights.
 pub(crate) struct Planned<'r> {
     pub opened: Opened<'r>,
-    /// The passes; at least one.
+    /// The passes in order; at least one.
     pub(super) passes: Vec<PassRun<'r>>,
     pub shards: Vec<ShardPlan>,
-    /// What comes along from the source beside config and weights.
+    /// Side files that are copied from the source.
     pub side_files: SideFiles,
-    /// The one of them that comes along without some of its keys.
+    /// The side file that is written without some of its keys.
     pub rewritten: Option<Rewritten>,
-    /// Text that the result is measured on, which is the last pass's.
+    /// The last pass's text that the result is measured on.
     pub held_out: Option<Corpus>,
-    /// What is said of held-out text that isn't.
+    /// Warnings about held-out text that something was learned from.
     not_held_out: Vec<String>,
-    /// Hashes of what was read of texts that were read in parts.
+    /// For texts that were read in parts, hashes of the parts that were read.
     pub(super) digests: BTreeMap<PathBuf, String>,
 }
 
-/// Refuses a result whose config has what loaders refuse, and what no pass knows another value for.
+/// Refuses a result whose config has a value that loaders refuse and that no pass can replace.
 fn check_loadable(result: &Model, source: &Checkpoint) -> Result<()> {
     let refused = result.refused_config();
     if refused.is_empty() {
@@ -55,10 +55,10 @@ fn check_loadable(result: &Model, source: &Checkpoint) -> Result<()> {
 }
 
 impl<'r> Opened<'r> {
-    /// Plans `passes`, each on what the one before makes.
+    /// Plans `passes`, each on the result of the one before.
     ///
     /// # Errors
-    /// Whatever would stop the run before its first byte.
+    /// Any error that would stop the run before its first byte.
     pub fn plan(self, passes: &[&'r dyn Pass]) -> Result<Planned<'r>> {
         let Opened { run, checkpoint, source, .. } = &self;
         let mut planned: Vec<PassRun<'r>> = Vec::new();
@@ -104,8 +104,9 @@ impl<'r> Planned<'r> {
         &self.opened.source
     }
 
-    /// How many passes, the first ones, decide in a dry run: those that take little beside the
-    /// writing, and those whose plan is to be written, unless a training comes before them.
+    /// How many passes, counted from the first, decide in a dry run: those for which that is cheap
+    /// compared with writing, and those whose plan is to be written, unless a training comes before
+    /// them.
     pub fn decided_in_dry_run(&self) -> usize {
         let at_once = |run: &&PassRun<'_>| {
             run.pass.info().decides_at_once && matches!(run.open, Open::Decide(_))
@@ -117,22 +118,22 @@ impl<'r> Planned<'r> {
         if trains { 0 } else { deciding }
     }
 
-    /// What is written.
+    /// Names, shapes and config to be written.
     pub fn declaration(&self) -> &Declaration {
         &self.last().declaration
     }
 
-    /// That, as loaders find it.
+    /// The written model as loaders see it.
     pub fn result(&self) -> &Model {
         &self.last().result
     }
 
-    /// What all passes do to the function.
+    /// The effects of all passes on the model's function.
     pub fn effects(&self) -> Vec<Effect> {
         self.passes.iter().flat_map(|pass| pass.planned.effects.clone()).collect()
     }
 
-    /// What all passes warn of; once what several say.
+    /// The warnings of all passes, without repetitions.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = Vec::new();
         for warning in self.passes.iter().flat_map(|pass| &pass.planned.warnings) {
@@ -160,14 +161,14 @@ impl<'r> Planned<'r> {
         warnings
     }
 
-    /// What was read of all text.
+    /// Records of all text that was read.
     fn reads(&self) -> impl Iterator<Item = &TextRead> {
         let held_out = self.held_out.iter().flat_map(|held_out| &held_out.texts);
         self.passes.iter().flat_map(PassRun::reads).chain(held_out)
     }
 
-    /// Experts of the result that are chosen together, where a pass made such and none behind it
-    /// changed their number.
+    /// The number of neighbouring experts of the result that are always chosen together, if a pass
+    /// made such groups and no later one changed the number of experts; otherwise 1.
     pub fn group(&self) -> usize {
         let experts =
             |model: &Model| model.moes().map(|(_, moe)| moe.experts.len()).collect::<Vec<_>>();
@@ -176,7 +177,7 @@ impl<'r> Planned<'r> {
             .map_or(1, |made| made.planned.group)
     }
 
-    /// Says of how many experts nothing is known, since no token of the text chose them.
+    /// Warns of experts that no token of the text chose, so that nothing is known of them.
     fn unchosen(&self) -> Option<String> {
         let decided = self.passes.iter().filter_map(|pass| pass.decisions.as_ref());
         let loads: Vec<Load> = decided
@@ -193,12 +194,12 @@ impl<'r> Planned<'r> {
         unchosen(loads.iter(), more)
     }
 
-    /// Whether deciding saves its costly steps in a [`crate::train::TrainingDir`].
+    /// Whether deciding saves its expensive steps in a [`crate::train::TrainingDir`].
     pub fn saves(&self) -> bool {
         self.passes.iter().filter_map(PassRun::deciding).any(|deciding| deciding.has_stages())
     }
 
-    /// Hashes of everything that is read.
+    /// Hashes of all inputs.
     pub fn hashes(&self) -> Result<Hashes> {
         let texts: Vec<&Path> =
             self.passes.iter().flat_map(|pass| pass.pass.inputs().files()).collect();
@@ -220,8 +221,8 @@ impl<'r> Planned<'r> {
     }
 }
 
-/// What is said where text that `passes` learn from, or that the checkpoint in `input` was made on,
-/// is measured on.
+/// Warnings where a text to measure on is also one that `passes` learn from, or that the checkpoint
+/// in `input` was made on.
 fn not_held_out(
     passes: &[PassRun<'_>],
     measured: Option<&Corpus>,

@@ -1,5 +1,5 @@
-//! What is found out while a result is being written: hashes of what was read, and how far the
-//! result's logits are from the source's.
+//! Computed while a result is being written: hashes of the inputs, and the distance of the result's
+//! logits from the source's.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -18,11 +18,11 @@ use super::hashes::Hashes;
 use super::planned::Planned;
 use crate::receipt::{GroupTies, Measured};
 
-/// Logits of a result that promises identity may differ by this much for each unit of the largest
-/// logit.
+/// The maximum difference of logits, in units of the largest logit, of a result that promises
+/// identity.
 const IDENTITY_TOLERANCE: f64 = 1e-4;
 
-/// What the receipt says of sources and result.
+/// Hashes and measurements for the receipt.
 pub(super) struct Proof {
     pub hashes: Hashes,
     pub measured: Option<Measured>,
@@ -31,7 +31,7 @@ pub(super) struct Proof {
 }
 
 impl Proof {
-    /// Measures and hashes; ends early where `stop` is set.
+    /// Measures and hashes; stops early if `stop` is set.
     pub fn new(planned: &Planned<'_>, stop: &AtomicBool) -> Result<Self> {
         let start = Instant::now();
         let probes = planned.opened.run.options.probe_tokens > 0;
@@ -53,10 +53,10 @@ pub(super) fn check_stop(stop: &AtomicBool) -> Result<()> {
     if stop.load(Relaxed) { Err(Error::new(Kind::Stopped, "stopped")) } else { Ok(()) }
 }
 
-/// Compares what is written, by the names it has, with its source on seeded random tokens.
+/// Compares the written tensors, by their names, with the source on seeded random tokens.
 ///
-/// From the very weights that are written: reading the files back would cost a large model the time
-/// of writing it again. `eval --original` does that.
+/// It uses the lazy weights that are being written: for a large model, reading the files back would
+/// take as long as writing them. `eval --original` reads them back.
 fn measure(planned: &Planned<'_>, stop: &AtomicBool) -> Result<Measured> {
     const SEED: u64 = 0;
     let (source, options) = (planned.source(), planned.opened.run.options);
@@ -65,13 +65,13 @@ fn measure(planned: &Planned<'_>, stop: &AtomicBool) -> Result<Measured> {
     let batch = Batch::new([ids.as_slice()]);
     let group = planned.group();
     let mut watch = StopObserver { stop, group, ties: GroupTies::default() };
-    // Beside the writing, whose stages are those that the run's meter takes down.
+    // This runs beside the writing, whose stages the run's own meter records.
     let compute = Compute { meter: Meter::default(), ..options.compute.clone() };
     let difference = logit_difference(source, planned.result(), &batch, &compute, &mut watch)?;
     Ok(Measured { seed: SEED, difference, group_ties: (group > 1).then_some(watch.ties) })
 }
 
-/// Ends a sweep where `stop` is set, and counts ties between groups of experts.
+/// Stops a sweep if `stop` is set, and counts ties between groups of experts.
 struct StopObserver<'a> {
     stop: &'a AtomicBool,
     group: usize,
@@ -100,8 +100,8 @@ impl Observer for StopObserver<'_> {
     }
 }
 
-/// Whether the last of the chosen groups, each `group` neighbouring experts, is as probable in f32
-/// as the first that is not chosen.
+/// Whether the last of the chosen groups, each of `group` neighbouring experts, has the same
+/// probability in f32 as the first that isn't chosen.
 fn is_tied(logits: &[f32], top_k: usize, group: usize) -> bool {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = logits.iter().map(|z| (z - largest).exp()).sum();
@@ -146,11 +146,11 @@ mod tests {
 
     #[test]
     fn ties_for_the_last_place_are_found() {
-        // Two groups of two are chosen: the second and the third are equal, or only the third and
-        // the fourth.
+        // Two groups of two are chosen. In the first case the second and third are equal, in the
+        // next only the third and fourth.
         assert!(is_tied(&[3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0], 4, 2));
         assert!(!is_tied(&[3.0, 3.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0], 4, 2));
-        // Logits that differ, but not as probabilities in f32.
+        // Logits that differ, but whose probabilities in f32 don't.
         assert!(is_tied(&[1e-9, 1e-9, 2e-9, 2e-9], 2, 2));
         // All groups are chosen.
         assert!(!is_tied(&[0.0; 4], 4, 2));

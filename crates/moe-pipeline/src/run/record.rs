@@ -1,4 +1,4 @@
-//! What a receipt says of a run.
+//! The part of a receipt that is known before writing.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::resources::device_kind;
 use crate::statistics;
 
 impl Planned<'_> {
-    /// What the receipt says before anything is hashed or measured.
+    /// The receipt before anything is hashed or measured.
     pub fn receipt(&self) -> Receipt {
         let last = self.last();
         let compute = self.opened.run.compute();
@@ -74,7 +74,7 @@ impl Planned<'_> {
     }
 }
 
-/// A checkpoint that is read, and its model.
+/// The record of a checkpoint that was read, and of its model.
 fn read(checkpoint: &Checkpoint, model: &Model) -> SourceRecord {
     let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
     let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
@@ -89,7 +89,7 @@ fn read(checkpoint: &Checkpoint, model: &Model) -> SourceRecord {
     }
 }
 
-/// A pass before the last one.
+/// The record of a pass before the last one.
 fn earlier(run: &PassRun<'_>) -> EarlierPass {
     EarlierPass {
         pass: run.pass.info(),
@@ -101,7 +101,7 @@ fn earlier(run: &PassRun<'_>) -> EarlierPass {
     }
 }
 
-/// What a pass makes.
+/// The record of a pass's result.
 fn made(run: &PassRun<'_>) -> ResultRecord {
     let (model, tensors) = (&run.planned.model, &run.declaration.tensors);
     let parameters = model.parameters();

@@ -1,4 +1,4 @@
-//! Which of the files beside a source's weights still apply to a result.
+//! Decides which of a source's side files still apply to a result.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,24 +9,24 @@ use serde_json::{Map, Value};
 
 use crate::verify::{GENERATION_CONFIG, RefusedConfig, check_carried, ignored, refused_config};
 
-/// Why code stays behind.
+/// The reason why code is left out.
 const OTHER_FAMILY: &str = "of the source's family";
-/// Why a file stays behind that transformers refuses the whole model for.
+/// The reason for leaving out a file for which transformers refuses the whole model.
 const REFUSED: &str = "not an object, which transformers refuses the model for";
-/// Why a key of such a file stays behind.
+/// The reason for leaving out a key of such a file.
 const REFUSED_KEY: &str = "transformers refuses the model for this key";
-/// No code of a model is longer.
+/// Larger than any model's code.
 const MAX_CODE_BYTES: u64 = 8 << 20;
 
-/// What comes along to a result of `family`: all of it, unless the source is of another family. The
-/// code of the source's model can't load such a result.
+/// The side files for a result of `family`: all of them, except the code of the source's model if
+/// the source is of another family, since it can't load such a result.
 pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
     let mut files = checkpoint.side_files().clone();
     if checkpoint.config().get("model_type").and_then(Value::as_str) == Some(&family.model_type) {
         return files;
     }
     let (of_model, mut of_others) = classes(checkpoint.config());
-    // Tokenizers and all kinds of processors name their code in a file of their own.
+    // Tokenizers and all kinds of processors name their code in their own files.
     let of_top = files
         .carried
         .iter()
@@ -46,17 +46,17 @@ pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
     files
 }
 
-/// A file of the source that a result has without some of its keys.
+/// A file of the source that is written without some of its keys.
 pub(crate) struct Rewritten {
     pub name: &'static str,
     pub text: String,
-    /// The keys with their values, and what loaders want of them.
+    /// The removed keys with their values, and what loaders expect there.
     left_out: Vec<String>,
 }
 
 /// Refuses `files` of `checkpoint` for which loaders would refuse a result, before there is work to
-/// lose. What only generation_config.json says is left out instead, since the weights don't depend
-/// on it.
+/// lose. Faulty keys of generation_config.json are removed instead, since the weights don't depend
+/// on them.
 pub(super) fn loadable(
     files: &mut SideFiles,
     checkpoint: &Checkpoint,
@@ -81,7 +81,7 @@ pub(super) fn loadable(
     Ok(Some(Rewritten { name: GENERATION_CONFIG, text, left_out }))
 }
 
-/// What the user is told of files that stay behind, as wholes or in part.
+/// Warnings about files that are left out, wholly or in part.
 pub(super) fn warnings(files: &SideFiles, rewritten: Option<&Rewritten>) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(Rewritten { name, left_out, .. }) = rewritten {
@@ -114,12 +114,12 @@ pub(super) fn warnings(files: &SideFiles, rewritten: Option<&Rewritten>) -> Vec<
     warnings
 }
 
-/// Files of code that `config` names: for the model, and for the rest.
+/// Files of code that `config` names: those of the model, and the others.
 fn classes(config: &Map<String, Value>) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut of_model, mut of_others) = (BTreeSet::new(), BTreeSet::new());
     for (class, named) in config.get(AUTO_MAP_KEY).and_then(Value::as_object).into_iter().flatten()
     {
-        // A tokenizer has two: a slow and a fast one.
+        // A tokenizer has two classes: a slow and a fast one.
         let named = named.as_array().map_or(std::slice::from_ref(named), Vec::as_slice);
         let files = named.iter().filter_map(|class| {
             let (file, _) = class.as_str()?.rsplit_once('.')?;
@@ -130,7 +130,7 @@ fn classes(config: &Map<String, Value>) -> (BTreeSet<String>, BTreeSet<String>) 
     (of_model, of_others)
 }
 
-/// `files` of `dir` and what they import from beside themselves, as transformers follows it.
+/// `files` of `dir` and the files beside them that they import, resolved as transformers does.
 fn with_imports(dir: &Path, files: BTreeSet<String>) -> BTreeSet<String> {
     let mut all = files.clone();
     let mut left: Vec<String> = files.into_iter().collect();

@@ -1,4 +1,4 @@
-//! The tensors of a result, as they are written.
+//! Writes the tensors of a result.
 
 use std::sync::atomic::AtomicBool;
 
@@ -11,9 +11,9 @@ use super::planned::Planned;
 use super::proof::check_stop;
 use crate::progress::Progress;
 
-/// Copies of a larger tensor are read again rather than kept in memory.
+/// A copied tensor that is larger than this is read again instead of kept in memory.
 const MAX_COPIED_BYTES: u64 = 256 << 20;
-/// Writes all tensors; ends early where `stop` is set.
+/// Writes all tensors; stops early if `stop` is set.
 pub(super) fn write(
     planned: &Planned<'_>,
     dir: &OutputDir,
@@ -32,8 +32,8 @@ pub(super) fn write(
     writer.finish()
 }
 
-/// The layer that the tensor `name` belongs to and, where it is one expert's, which: numbers in
-/// names are these, in this order.
+/// The layer of the tensor `name` and, if it is one expert's, the expert: the numbers in a name, in
+/// this order.
 fn place(name: &str) -> Option<String> {
     let mut numbers = name.split('.').filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
     let layer = format!("layer {}", numbers.next()?);
@@ -44,7 +44,7 @@ fn numeric(error: candle_core::Error) -> Error {
     Error::new(Kind::Numeric, "cannot check a tensor").source(error)
 }
 
-/// Whether `next` is written from what was read for `weight`.
+/// Whether `next` can be written from the bytes that were read for `weight`.
 fn is_copy(weight: &Weight, next: &Weight) -> bool {
     weight.bytes() <= MAX_COPIED_BYTES && weight.stored().is_some() && weight.same_source(next)
 }
@@ -66,7 +66,7 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
     let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
     writer.push_copies(&names, stored.bytes(), |offset, buffer| {
         stored.read_at(offset, buffer)?;
-        // A probe sees a few tokens; here every value passes by.
+        // A probe sees a few tokens; here every value is checked.
         let found = float
             .map(|dtype| Ok((first_non_finite(buffer, dtype).map_err(numeric)?, dtype)))
             .transpose()?;

@@ -1,4 +1,4 @@
-//! Text of surveys, and the tokenizers that other models are read by.
+//! Text of surveys, and checks of other models' tokenizers.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::budget;
 use crate::memory::Text;
 use crate::needs::Work;
 
-/// Live bytes of a survey of `source` on so many tokens, in sequences of `length` at most.
+/// Live bytes of a survey of `source` on `tokens` tokens, in sequences of at most `length`.
 pub(super) fn surveyed(
     survey: &Survey,
     source: &Model,
@@ -19,12 +19,12 @@ pub(super) fn surveyed(
     length: usize,
     work: &Work<'_>,
 ) -> u64 {
-    // A surveyor sees all tokens of a layer at once, so that no budget makes blocks of them.
+    // A surveyor sees all tokens of a layer at once, so no budget can split them into blocks.
     let text = Text::first(tokens, length, Storage::default());
     text.surveyed(source, survey.surveyor.working_bytes(source, tokens), work.compute)
 }
 
-/// Reads the text of a survey of `source`; `reads` is told what was read.
+/// Reads the text of a survey of `source`, and adds records of it to `reads`.
 pub(super) fn load(
     survey: &Survey,
     model_dir: &Path,
@@ -55,7 +55,7 @@ pub(super) fn load(
     }
 }
 
-/// Refuses models that give the same ids other meanings.
+/// Refuses models whose tokenizers give the same ids another meaning.
 pub(super) fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
     let read = |dir: &Path| -> Result<Option<serde_json::Value>> {
         let path = dir.join(TOKENIZER_FILE);

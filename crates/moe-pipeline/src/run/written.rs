@@ -1,4 +1,4 @@
-//! The result is written, measured and hashed side by side, and appears.
+//! Writes, measures and hashes the result in parallel, and then lets it appear.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -28,8 +28,8 @@ use crate::train::TrainingDir;
 use crate::verify::has_tokenizer;
 
 impl RunContext<'_> {
-    /// Creates the output. All of an earlier result that it replaces is hashed first, which is shown
-    /// where it takes time.
+    /// Creates the output. An earlier result that it replaces is hashed first, which is shown as a
+    /// stage if it takes time.
     pub fn create_output(&self, timings: &mut Timings) -> Result<OutputDir> {
         let Self { output, options, progress, .. } = *self;
         const SHOWN_BYTES: u64 = 1 << 30;
@@ -58,10 +58,10 @@ impl RunContext<'_> {
 }
 
 impl Decided<'_> {
-    /// Writes the result, its receipt, and all that comes along, and lets it appear.
+    /// Writes the result, its receipt and all side files, and lets it appear.
     ///
     /// # Errors
-    /// What reading weights and writing return; [`Kind::Numeric`] where a result that promises
+    /// Errors of reading weights and of writing; [`Kind::Numeric`] where a result that promises
     /// identity doesn't keep it. Nothing appears then.
     pub fn write(self, mut dir: OutputDir, mut timings: Timings) -> Result<Conversion> {
         let run = self.planned.opened.run;
@@ -74,12 +74,13 @@ impl Decided<'_> {
         write_side_files(&mut dir, &self.planned)?;
         write_record(&mut dir, &mut receipt, &run)?;
         self.write_run(&mut dir, &timings)?;
-        // Only of sources that stayed as they were is the receipt true.
+        // The receipt is true only if the sources are unchanged.
         self.planned.check_unchanged()?;
         let start = Instant::now();
         dir.commit()?;
         if self.trained.is_some() || self.planned.saves() {
-            // All that it was for is in the result, which is there whatever comes of this.
+            // The result contains everything that the training's folder was for, so an error here
+            // doesn't matter.
             let training = TrainingDir::of(run.output);
             training.remove().unwrap_or_else(|error| {
                 let path = training.path().display();
@@ -99,7 +100,7 @@ impl Decided<'_> {
         })
     }
 
-    /// Writes all tensors, and finds out beside that what the receipt says of them.
+    /// Writes all tensors, and computes the receipt's proof meanwhile.
     fn write_tensors(
         &self,
         dir: &OutputDir,
@@ -121,7 +122,7 @@ impl Decided<'_> {
                 .inspect_err(|_| stop.store(true, Relaxed));
             Ok::<_, Error>((proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary))
         })?;
-        // Whichever failed first stopped the other, which then says no more than that.
+        // Whichever failed first stopped the other, whose error says no more than that.
         let (proof, summary) = match (proof, summary) {
             (Err(error), _) if error.kind() != Kind::Stopped => return Err(error),
             (_, Err(error)) => return Err(error),
@@ -135,7 +136,7 @@ impl Decided<'_> {
         Ok((proof, summary))
     }
 
-    /// Writes what differs from run to run, which no manifest lists.
+    /// Writes facts that differ from run to run, which no manifest lists.
     fn write_run(&self, dir: &mut OutputDir, timings: &Timings) -> Result<()> {
         let run = &self.planned.opened.run;
         let budget = run.options.memory_budget;
@@ -149,7 +150,7 @@ impl Decided<'_> {
     }
 }
 
-/// Reports, the receipt, which answers for all that was written so far, and the card.
+/// Writes reports, the receipt, which has hashes of all files written before it, and the card.
 fn write_record(dir: &mut OutputDir, receipt: &mut Receipt, run: &RunContext<'_>) -> Result<()> {
     for (file, page) in report::pages(receipt) {
         dir.write(&file, page.as_bytes())?;
@@ -160,7 +161,7 @@ fn write_record(dir: &mut OutputDir, receipt: &mut Receipt, run: &RunContext<'_>
     dir.write(CARD_FILE, card.as_bytes())
 }
 
-/// What makes tokens of text for a result with these `files`.
+/// The tokenizer of a result with these `files`.
 fn tokenizer(files: &SideFiles) -> HasTokenizer {
     if files.carried.iter().any(|file| file.name == TOKENIZER_FILE) {
         HasTokenizer::Here
@@ -171,13 +172,13 @@ fn tokenizer(files: &SideFiles) -> HasTokenizer {
     }
 }
 
-/// Why something is left, in a line.
+/// Why a folder could not be removed, on one line: the error, and the file that it names.
 fn left(error: &Error) -> String {
     let file = error.named_file().map_or(String::new(), |file| format!(" ({})", file.display()));
     error.briefly() + &file
 }
 
-/// Config, tokenizer, templates, code and whatever else comes along.
+/// Writes config, tokenizer, templates, code and all other side files.
 fn write_side_files(dir: &mut OutputDir, planned: &Planned<'_>) -> Result<()> {
     dir.write(CONFIG_FILE, json::to_pretty_python(&planned.declaration().config).as_bytes())?;
     for file in &planned.side_files.carried {

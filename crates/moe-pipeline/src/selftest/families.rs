@@ -1,4 +1,4 @@
-//! Forward passes and upcyclings of tiny models of every family, beside transformers.
+//! Compares forward passes and upcyclings of tiny models of every family with transformers.
 
 use std::path::Path;
 
@@ -11,13 +11,12 @@ use moe_passes::{Identity, Pass, Sources, UpcycleOptions};
 use super::goldens::folders;
 use super::{Check, Outcome, check};
 
-/// Largest error of a logit against transformers; their standard deviation is about 1.
+/// Maximum error of a logit against transformers; the standard deviation of logits is about 1.
 const PARITY: f64 = 1e-4;
-/// Largest difference of a logit between a model and its upcycling, for each unit of the largest
-/// logit.
+/// Maximum difference of logits between a model and its upcycling, in units of the largest logit.
 const IDENTITY: f64 = 1e-4;
 
-/// Of the family whose goldens lie in `dir`.
+/// Checks of the family whose goldens are in `dir`.
 pub fn checks(dir: &Path, compute: &Compute) -> Result<Vec<Check>> {
     let family = dir.file_name().unwrap_or_default().to_string_lossy();
     let cases = folders(dir)?;
@@ -40,7 +39,7 @@ fn forward(case: &Path, compute: &Compute) -> Result<Outcome> {
     Ok((f64::from(found.logits.max(found.weights)), found.misrouted))
 }
 
-/// `None` for models that are no dense ones, or that no MoE family can hold.
+/// `None` for models that aren't dense, or that no MoE family can hold.
 fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
     let dense = Model::open(&case.join("model"))?;
     if dense.family.upcycles_to.is_empty() {
@@ -60,6 +59,6 @@ fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
     let batch = Batch::from_json(&case.join("tokens.json"))?;
     let difference = logit_difference(&dense, &moe, &batch, compute, &mut Silent)?;
     let error = difference.max_logit_difference / difference.max_logit.max(1.0);
-    // A copy that isn't promised to be exact is an error of the plan.
+    // A plan that doesn't promise an exact copy fails the check.
     Ok(Some((if identity == Identity::Exact { error } else { f64::NAN }, 0)))
 }

@@ -1,6 +1,6 @@
-//! The goldens that the binary carries: what other implementations computed, in the folders of
+//! The goldens that the binary carries: outputs of other implementations, in the folders of
 //! `golden/`. `crates/moe-pipeline/goldens` links to those that every build carries, so that the
-//! crate's package holds them, too.
+//! crate's package contains them, too.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +11,7 @@ use include_dir::{Dir, include_dir};
 use moe_checkpoint::{Error, Kind, Result, TemporaryDir};
 use serde_json::Value;
 
-/// Whether this build carries the built-in MoE, and what was computed with it.
+/// Whether this build carries the built-in MoE and its goldens.
 pub const HAS_BUILT_IN_MOE: bool = cfg!(feature = "goldens");
 
 /// Tiny checkpoints of every family, quantized ones, and gradients.
@@ -21,7 +21,7 @@ static SMALL: [(&str, Dir<'_>); 3] = [
     ("training", include_dir!("$CARGO_MANIFEST_DIR/goldens/training")),
 ];
 
-/// The built-in MoE, and what was computed with it: more than a registry takes with the above.
+/// The built-in MoE and its goldens, which together with the above exceed a registry's limit.
 #[cfg(feature = "goldens")]
 static OF_BUILT_IN_MOE: [(&str, Dir<'_>); 2] = [
     ("models/moe", include_dir!("$CARGO_MANIFEST_DIR/../../golden/models/moe")),
@@ -42,7 +42,7 @@ static FILES_OF_BUILT_IN_MOE: [(&str, &[u8]); 0] = [];
 pub struct Goldens(TemporaryDir);
 
 impl Goldens {
-    /// Unpacks all that this build carries.
+    /// Unpacks all goldens of this build.
     ///
     /// # Errors
     /// [`Kind::Io`] where the folder for temporary files doesn't take them.
@@ -60,7 +60,7 @@ impl Goldens {
         Ok(Self(dir))
     }
 
-    /// Where the golden `path` lies.
+    /// The unpacked file or folder of the golden `path`.
     pub fn path(&self, path: &str) -> PathBuf {
         self.0.path().join(path)
     }
@@ -78,16 +78,16 @@ impl Goldens {
         })
     }
 
-    /// Removes what was unpacked.
+    /// Removes the unpacked goldens.
     ///
     /// # Errors
-    /// What the file system returns.
+    /// Errors of the file system.
     pub fn remove(self) -> Result<()> {
         self.0.remove()
     }
 }
 
-/// The directories in `path`, in order.
+/// The directories in `path`, sorted.
 pub fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     let fail = |e| Error::io("cannot read this directory", path, e);
     let entries = fs::read_dir(path).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;

@@ -1,4 +1,4 @@
-//! GPTQ on matrices of the built-in MoE, beside the paper's algorithm in float64
+//! Compares GPTQ on matrices of the built-in MoE with the paper's algorithm in float64
 //! (golden/quantize/gptq.py).
 
 use std::collections::HashMap;
@@ -17,9 +17,10 @@ use serde::Deserialize;
 use super::goldens::Goldens;
 use super::{Check, Outcome, check, golden, numbers};
 
-/// Share of codes, in rows without ties, that may be others: f32 rounds otherwise than f64.
+/// Maximum share of codes, in rows without ties, that may differ, since f32 rounds differently from
+/// f64.
 const CODES: f64 = 0.01;
-/// Of the objective, relative.
+/// Maximum relative error of the objective.
 const OBJECTIVE: f64 = 1e-3;
 
 /// A case of gptq.json.
@@ -64,11 +65,11 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
     ])
 }
 
-/// How far a case is from its golden.
+/// The distance of a case from its golden.
 struct Found {
-    /// Share of other codes, in rows without ties.
+    /// Share of codes that differ, in rows without ties.
     other_codes: f64,
-    /// By how much the objective is worse, relative to the golden's.
+    /// How much worse the objective is, relative to the golden's.
     objective: f64,
 }
 
@@ -101,7 +102,7 @@ impl Case {
         if self.wide { 256 } else { 128 }
     }
 
-    /// What rows of inputs are weighted by.
+    /// Weights of the rows of inputs; None where all have the same.
     fn gates(&self, tensors: &HashMap<String, Tensor>) -> Result<Option<Vec<f32>>> {
         if self.gate_power == 0 {
             return Ok(None);
@@ -141,7 +142,7 @@ impl Case {
         Ok(solve_on(&[problem], shape, &options, &compute.device)?.remove(0).codes)
     }
 
-    /// The share of codes that aren't the `expected` ones, in rows whose rounding hangs on no tie.
+    /// The share of codes that differ from the `expected` ones, in rows without ties in rounding.
     fn other_codes(&self, codes: &[u8], expected: &[f64]) -> f64 {
         let columns = self.columns();
         let rows = codes.chunks(columns).zip(expected.chunks(columns)).enumerate();
@@ -160,7 +161,7 @@ impl Case {
             .any(|ties| ties.iter().any(|tie| tie[0] == row as f64))
     }
 
-    /// The first rows of the expert's matrix, some of them without some columns.
+    /// The first rows of the expert's matrix, with some columns of some rows set to zero.
     fn weight(&self, model: &Model) -> Result<Vec<f32>> {
         let columns = self.columns();
         let missing = || {

@@ -1,5 +1,5 @@
-//! `selftest`: every pass on built-in models against golden outputs, on any device, from the binary
-//! alone.
+//! `selftest`: compares every pass on built-in models with golden outputs, on any device, from the
+//! binary alone.
 
 mod families;
 mod goldens;
@@ -35,7 +35,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// Whether the error is within the tolerance. An error that is no number is not.
+    /// Whether the error is within the tolerance. NaN is not.
     pub fn passed(&self) -> bool {
         self.error <= self.tolerance && self.differing == 0 && self.cases > 0
     }
@@ -44,7 +44,7 @@ impl Check {
 /// Runs every check on the device of `compute`.
 ///
 /// # Errors
-/// [`Kind::Io`] where the goldens can't be unpacked; what computing returns.
+/// [`Kind::Io`] where the goldens can't be unpacked; errors of computing.
 pub fn selftest(compute: &Compute, progress: &dyn Progress) -> Result<Vec<Check>> {
     let goldens = Goldens::unpack()?;
     let families = folders(&goldens.path("families"))?;
@@ -64,27 +64,27 @@ pub fn selftest(compute: &Compute, progress: &dyn Progress) -> Result<Vec<Check>
     Ok(checks)
 }
 
-/// Operations of our own on the device beside their references, which are what a CPU runs.
+/// Compares our own operations on the device with their references, which a CPU runs.
 fn kernels(_: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
     if compute.device.is_cpu() {
         return Ok(Vec::new());
     }
     let found = moe_math::kernels::check(&compute.device).map_err(|e| numeric("the kernels", e))?;
-    // Sums in other orders differ by so much.
+    // Sums in another order differ by this much.
     Ok(found
         .into_iter()
         .map(|(name, error)| check(format!("kernel {name}"), 1e-4, &[(error, 0)]))
         .collect())
 }
 
-/// Checks of a kind.
+/// A function that runs some of the checks.
 type Checks = fn(&Goldens, &Compute) -> Result<Vec<Check>>;
 
-/// Checks on the built-in MoE, which builds with the feature `goldens` carry.
+/// Checks on the built-in MoE, for builds with the feature `goldens`.
 const ON_BUILT_IN_MOE: &[Checks] = &[reducing::checks, gptq::checks];
 const OTHERS: &[Checks] = &[quantizing::checks, training::checks, kernels];
 
-/// What this build doesn't check, and the remedy; none where it checks everything.
+/// The checks that this build leaves out, and the remedy; None where it runs all.
 pub const UNCHECKED: Option<&str> = if HAS_BUILT_IN_MOE {
     None
 } else {
@@ -94,7 +94,7 @@ pub const UNCHECKED: Option<&str> = if HAS_BUILT_IN_MOE {
     )
 };
 
-/// Error of a case, and choices that differ.
+/// The error of a case, and the number of choices that differ.
 type Outcome = (f64, usize);
 
 fn check(name: String, tolerance: f64, outcomes: &[Outcome]) -> Check {
@@ -127,7 +127,7 @@ fn apart(found: &[f64], expected: &[f64]) -> f64 {
     found.iter().zip(expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, larger)
 }
 
-/// A value of JSON that a golden has.
+/// Deserializes a JSON value of a golden.
 fn golden<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
     T::deserialize(value)
         .map_err(|e| Error::new(Kind::Malformed, format!("this golden says something else: {e}")))

@@ -1,4 +1,4 @@
-//! Quantized checkpoints beside transformers (golden/quantize/checkpoints).
+//! Compares quantized checkpoints with transformers (golden/quantize/checkpoints).
 
 use moe_checkpoint::Result;
 use moe_forward::{Batch, Head, Silent, Sweep};

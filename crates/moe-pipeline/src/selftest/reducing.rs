@@ -1,5 +1,5 @@
-//! Statistics, pruning and merging of the built-in MoE, beside transformers' own modules in float64
-//! and numpy (golden/pruning).
+//! Compares statistics, pruning and merging of the built-in MoE with transformers' own modules in
+//! float64 and with numpy (golden/pruning).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use super::goldens::Goldens;
 use super::{Check, apart, check, golden, numbers, numeric};
 use crate::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 
-/// The layer that golden/pruning/merge.py merges, and of whose experts it stores one neuron in so
-/// many.
+/// The layer that golden/pruning/merge.py merges, and the interval of the experts' neurons that it
+/// stores.
 const MERGED_LAYER: usize = 1;
 const MERGED_STEP: usize = 32;
 
@@ -94,7 +94,7 @@ fn run(compute: &Compute) -> Result<ConvertOptions> {
     })
 }
 
-/// The built-in MoE pruned to `count` experts, and which each layer keeps.
+/// Prunes the built-in MoE to `count` experts, and returns those that each layer keeps.
 fn pruned(
     goldens: &Goldens,
     statistics: &Path,
@@ -132,7 +132,8 @@ fn kept(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Check
     let saliencies = goldens.json("pruning/saliencies.json")?;
     let expected: BTreeMap<String, BTreeMap<usize, Vec<Vec<usize>>>> = golden(&saliencies["kept"])?;
     let mut outcomes = Vec::new();
-    // Ranked choice looks at tokens, layer by layer, which statistics don't have.
+    // The criterion of ranked choice looks at the tokens of each layer, which statistics don't
+    // have.
     for (criterion, counts) in
         expected.iter().filter(|(criterion, _)| *criterion != "ranked-choice")
     {
@@ -144,7 +145,7 @@ fn kept(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Check
     Ok(check("prune: experts kept".to_owned(), 0.0, &outcomes))
 }
 
-/// A pruned model computes what transformers does where experts are masked.
+/// A pruned model must compute what transformers computes with experts masked.
 fn masked(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Check> {
     let described = goldens.json("pruning/masked.json")?;
     let expected = goldens.tensors("pruning/masked.safetensors")?;
@@ -169,7 +170,7 @@ fn masked(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
     Ok(check("prune: logits".to_owned(), 1e-5, &outcomes))
 }
 
-/// Merged experts as numpy merges them, but for the rounding of what is written.
+/// Merged experts must be those of numpy, up to the rounding of the written file.
 fn merged(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Check> {
     let mut outcomes = Vec::new();
     for method in ["average", "hc-smoe", "m-smoe"] {
@@ -212,6 +213,6 @@ fn merged(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
         }
         outcomes.push((error, groups.iter().filter(|group| !clusters.contains(group)).count()));
     }
-    // Half of the spacing of bf16 at the largest weight.
+    // Half of the spacing of bf16 values at the largest weight.
     Ok(check("merge".to_owned(), 1.0 / 256.0, &outcomes))
 }

@@ -1,5 +1,5 @@
-//! Gradients beside PyTorch's through transformers' models, and the ridge of distill beside numpy
-//! in float64 (golden/training).
+//! Compares gradients with PyTorch's through transformers' models, and distill's ridge regression
+//! with numpy in float64 (golden/training).
 
 use std::collections::HashMap;
 
@@ -15,9 +15,9 @@ use serde_json::Value;
 use super::goldens::Goldens;
 use super::{Check, Outcome, apart, check, golden, numbers, numeric};
 
-/// Of a parameter's gradient, relative to its norm.
+/// Maximum error of a parameter's gradient, relative to its norm.
 const GRADIENT: f64 = 1e-4;
-/// Of a fitted matrix, relative to its largest element.
+/// Maximum error of a fitted matrix, relative to its largest element.
 const RIDGE: f64 = 1e-6;
 
 pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
@@ -32,8 +32,8 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// Gradients of next tokens' loss: of each parameter its norm, its sum, and its sum with weights
-/// that tell entries apart.
+/// Compares gradients of the loss of next tokens: for each parameter its norm, its sum, and a sum
+/// with a different weight for each entry.
 fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) -> Result<Check> {
     let dir = goldens.path("families").join(family).join("base");
     let (model, batch) =
@@ -58,7 +58,7 @@ fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) 
         let Some(gradient) = found.get(name) else { continue };
         let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
         let waves = gradient.iter().enumerate().map(|(i, g)| g * (i as f64).cos()).sum();
-        // A sum of n entries may be off by √n times what an entry is.
+        // A sum of n entries may be off by √n times the error of an entry.
         let room = expected[0].max(f64::MIN_POSITIVE) * (gradient.len() as f64).sqrt();
         let apart = [norm, gradient.iter().sum(), waves]
             .into_iter()
@@ -81,7 +81,7 @@ fn ridge(goldens: &Goldens, compute: &Compute) -> Result<Check> {
     let mut outcomes = Vec::new();
     for (name, case) in figures {
         let (h, y) = (get(format!("{name}.H"))?, get(format!("{name}.Y"))?);
-        // Fewer samples than inputs and little λ: f32 wouldn't do.
+        // With fewer samples than inputs and a small λ, f32 isn't enough.
         let on_device = |t: &Tensor| t.to_dtype(DType::F64)?.to_device(&compute.device);
         let sums = || {
             let mut ridge = Ridge::new(h.dim(1)?, y.dim(1)?)?;

@@ -4,13 +4,14 @@ use clap::Command;
 
 use super::has;
 
-/// Names of other tools, and the option that means the same.
+/// Names in other tools, and the option that means the same.
 pub(super) struct Alias {
     names: &'static str,
     pub option: &'static str,
-    /// The commands whose option it is, where others have one of that name; empty for all.
+    /// The commands that the names hold for, where other commands have an option of that name;
+    /// empty for all.
     commands: &'static [&'static str],
-    /// Whether its value is a number of bits, which a scheme names.
+    /// Whether its value is a number of bits, for which the option takes a scheme.
     pub in_scheme: bool,
 }
 
@@ -39,7 +40,7 @@ impl Alias {
 
 const WRITE_MODELS: &[&str] = &["upcycle", "prune", "merge", "quantize", "distill", "heal"];
 
-/// All of them. A name has one row.
+/// All aliases. A name may be in one row only.
 pub(super) const ALIASES: &[Alias] = &[
     Alias::new("num-experts num-local-experts n-routed-experts", "experts"),
     Alias::new(
@@ -57,7 +58,7 @@ pub(super) const ALIASES: &[Alias] = &[
         "sequence-length",
     ),
     Alias::new("lr", "learning-rate"),
-    // Steps of distill are those of a layer.
+    // In distill, steps are counted by layer.
     Alias::new("max-steps train-iters", "steps").of(&["heal"]),
     Alias::new("gradient-accumulation-steps", "accumulate"),
     Alias::new("warmup-steps num-warmup-steps lr-warmup-iters", "warmup"),
@@ -80,7 +81,7 @@ pub(super) fn options(name: String) -> impl Iterator<Item = &'static str> {
     ALIASES.iter().filter(move |alias| alias.has_name(&name)).map(|alias| alias.option)
 }
 
-/// All names beside their options, for the table of the guide.
+/// All names with their options, for the table of the guide.
 #[cfg(test)]
 pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
     ALIASES

@@ -1,9 +1,9 @@
-//! What options were called in earlier versions.
+//! Earlier names of options.
 
-/// The version that no longer knows the earlier names.
+/// The version that will no longer accept the earlier names.
 pub(super) const GONE_WITH: &str = "0.3";
 
-/// Commands, what an option of theirs was called, and what it is called now.
+/// Commands, the earlier name of an option, and its current name.
 pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["prune"], "method", "criterion"),
     (&["merge"], "method", "algorithm"),
@@ -27,7 +27,7 @@ pub(super) const RENAMED: &[(&[&str], &str, &str)] = &[
     (&["prune", "merge", "distill"], "no-control", "no-baseline"),
 ];
 
-/// What the option `was` of `command` is called now.
+/// The current name of the option of `command` that was called `was`.
 pub(super) fn name_now(command: &str, was: &str) -> Option<&'static str> {
     let row = RENAMED
         .iter()
@@ -35,7 +35,7 @@ pub(super) fn name_now(command: &str, was: &str) -> Option<&'static str> {
     Some(row.2)
 }
 
-/// What options that were called `was` are called now.
+/// The current names of all options that were called `was`.
 pub(super) fn names_now(was: String) -> impl Iterator<Item = &'static str> {
     RENAMED.iter().filter(move |(_, earlier, _)| *earlier == was).map(|(.., now)| *now)
 }

@@ -30,12 +30,12 @@ fn names_of_others_and_of_earlier_versions_lead_to_one_option() {
     assert_eq!((bits.value("4"), bits.is_earlier), ("w4a16".to_owned(), false));
 }
 
-/// No earlier name and no alias hides an option that there is, and each leads to one.
+/// No earlier name or alias hides an existing option, and each leads to one.
 #[test]
 fn every_other_name_is_one() {
     for (commands, was, now) in earlier::RENAMED {
         for command in *commands {
-            // Recipes have no step of this one; `usage/tests.rs` has it.
+            // Recipes have no step for this command; `usage/tests.rs` checks it.
             let Some(command) = command_of(command) else {
                 assert_eq!(*command, "bench");
                 continue;
@@ -75,7 +75,7 @@ fn values_have_one_spelling() {
     }
 }
 
-/// The guide's table has every name that is accepted, beside the option, and no other.
+/// The guide's table has every accepted name with its option, and no others.
 #[test]
 fn the_guide_lists_what_is_accepted() {
     let guide = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/coming-from.md");

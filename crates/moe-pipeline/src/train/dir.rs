@@ -1,4 +1,4 @@
-//! The folder beside a result in which its training is kept.
+//! The folder beside a result in which its training is saved.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,19 +11,19 @@ use moe_checkpoint::{
 
 use super::log::{self, LoggedSteps};
 
-/// What a training of the whole model goes on from.
+/// The state that a training of the whole model resumes from.
 pub(super) const STATE_FILE: &str = "state.safetensors";
-/// Years of steps.
+/// Larger than the log of years of training.
 const MAX_LOG_BYTES: u64 = 4 << 30;
 
-/// What is said where `--resume` finds nothing to go on from.
+/// The note where `--resume` finds nothing to resume from.
 pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins anew";
 
-/// Where a training keeps what it goes on from, and its log.
+/// The folder with a training's saved state and its log.
 pub(crate) struct TrainingDir(SavedFolder);
 
 impl TrainingDir {
-    /// That of the result `output`, beside it.
+    /// The folder of the result `output`, beside it.
     pub fn of(output: &Path) -> Self {
         let name = output.file_name().unwrap_or_default().to_string_lossy();
         Self(SavedFolder::new(
@@ -32,21 +32,21 @@ impl TrainingDir {
         ))
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Its log.
+    /// The path of its log.
     pub fn log(&self) -> PathBuf {
         self.path().join(LOG_FILE)
     }
 
-    /// Refuses a folder in which something else lies and, unless a run may go on (`resume`) or
-    /// start over (`overwrite`), what a killed run has left.
+    /// Refuses a folder that holds other files and, unless a run may `resume` or `overwrite`, the
+    /// state that a killed run has left.
     ///
     /// # Errors
-    /// [`Kind::Usage`] then; as for [`SavedFolder::is_used`].
+    /// [`Kind::Usage`] for these; as for [`SavedFolder::is_used`].
     pub fn check(&self, resume: bool, overwrite: bool) -> Result<()> {
         if !self.0.is_used()? || resume || overwrite {
             return Ok(());
@@ -56,12 +56,12 @@ impl TrainingDir {
             .remedy("give --resume to go on with it, or --overwrite to start over"))
     }
 
-    /// Whether a killed run has left something to go on from.
+    /// Whether a killed run has left something to resume from.
     pub fn is_used(&self) -> Result<bool> {
         self.0.is_used()
     }
 
-    /// Opens it for the run of this `key`.
+    /// Opens the folder for the run of this `key`.
     ///
     /// # Errors
     /// As for [`SavedFolder::open`].
@@ -69,15 +69,15 @@ impl TrainingDir {
         self.0.open(key, resume)
     }
 
-    /// Removes it if a run that failed has saved nothing there to go on from.
+    /// Removes the folder if a failed run has saved nothing to resume from.
     pub fn remove_unless_saved(&self) {
         if self.0.holds_only(LOG_FILE) {
-            // The error of the run says more than what became of a log.
+            // The error of the run matters more than one about a log.
             let _ = self.0.remove();
         }
     }
 
-    /// Removes it, since all that it was for is in the result.
+    /// Removes the folder once the result contains everything that it was for.
     ///
     /// # Errors
     /// As for [`SavedFolder::remove`].
@@ -86,18 +86,19 @@ impl TrainingDir {
     }
 }
 
-/// The folder beside the result `output` in which a training that was stopped is saved; None where
-/// there is none.
+/// The folder beside the result `output` in which a stopped training is saved; None where there is
+/// none.
 pub fn training_left(output: &Path) -> Option<PathBuf> {
     let training = TrainingDir::of(output);
     training.is_used().is_ok_and(|used| used).then(|| training.path().to_owned())
 }
 
-/// The log of the training in `saved`, which goes on behind what was `written` when the state after
-/// `steps` steps was saved: later lines are dropped. With it comes what it says already.
+/// Opens the log of the training in `saved` for appending after the part that was `written` when
+/// the state after `steps` steps was saved; later lines are dropped. Returns the remaining text,
+/// too.
 ///
 /// # Errors
-/// [`Kind::Malformed`] where the log begins with anything else; [`Kind::Io`].
+/// [`Kind::Malformed`] where the log begins with anything else; [`Kind::Io`] where writing fails.
 pub(super) fn open_log(saved: &Saved, steps: u64, written: &LoggedSteps) -> Result<(File, String)> {
     let path = saved.path(LOG_FILE);
     let kept = if written.bytes > 0 { beginning(&path, steps, written)? } else { String::new() };
@@ -105,13 +106,13 @@ pub(super) fn open_log(saved: &Saved, steps: u64, written: &LoggedSteps) -> Resu
     Ok((open_to_append(&path)?, kept))
 }
 
-/// How many steps the log of `saved` has, of a training that was stopped; 0 where there is none.
+/// The number of steps in the log of `saved`, from a stopped training; 0 without a log.
 pub(super) fn logged_steps(saved: &Saved) -> u64 {
     let text = read_text(&saved.path(LOG_FILE), MAX_LOG_BYTES).unwrap_or_default();
     log::lines(&text).filter(|line| line.is_of_step).filter_map(|line| line.step).max().unwrap_or(0)
 }
 
-/// The beginning of the log `path`, which must be what was `written` by the first `steps` steps.
+/// The beginning of the log `path`, which must be the part `written` by the first `steps` steps.
 fn beginning(path: &Path, steps: u64, written: &LoggedSteps) -> Result<String> {
     const REMEDY: &str = "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
     let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);

@@ -1,4 +1,4 @@
-//! What is said of a training while it runs, and what a log says of it later.
+//! Messages of a running training, and its log.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -12,17 +12,17 @@ use serde_json::{Value, json};
 use super::record::StepRecord;
 use super::settings::Settings;
 
-/// The log of a training, as far as it is written.
+/// The written part of a training's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LoggedSteps {
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: u64,
     /// SHA-256 of these bytes; empty where nothing is written.
     pub sha256: String,
 }
 
 impl LoggedSteps {
-    /// Of a log that says `text`.
+    /// A log with this `text`.
     pub fn of(text: &[u8]) -> Self {
         let mut hasher = Hasher::default();
         hasher.update(text);
@@ -30,7 +30,7 @@ impl LoggedSteps {
     }
 }
 
-/// A log that is added to.
+/// A log to append to.
 pub(super) struct Log {
     file: File,
     bytes: u64,
@@ -38,17 +38,17 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// The log in `file`, which says `said` already and is written at its end.
+    /// The log in `file`, which contains `said` already and is open for appending.
     pub fn new(file: File, said: &[u8]) -> Self {
         let mut hasher = Hasher::default();
         hasher.update(said);
         Self { file, bytes: said.len() as u64, hasher }
     }
 
-    /// Adds a line.
+    /// Appends a line.
     ///
     /// # Errors
-    /// What the disk returns.
+    /// Errors of writing.
     pub fn write(&mut self, line: &Value) -> io::Result<()> {
         let text = format!("{line}\n");
         self.file.write_all(text.as_bytes())?;
@@ -57,21 +57,21 @@ impl Log {
         Ok(())
     }
 
-    /// Waits until the disk has all of it.
+    /// Waits until the whole log is on the disk.
     ///
     /// # Errors
-    /// What the disk returns.
+    /// Errors of the disk.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 
-    /// What was written.
+    /// Length and hash of the log so far.
     pub fn written(&self) -> LoggedSteps {
         LoggedSteps { bytes: self.bytes, sha256: self.hasher.clone().finish() }
     }
 }
 
-/// A line of the log.
+/// The log's line for a step.
 pub(super) fn step_line(record: &StepRecord, rate: f64, load: &[LayerCounts]) -> Value {
     let load: Vec<_> = load
         .iter()
@@ -83,14 +83,14 @@ pub(super) fn step_line(record: &StepRecord, rate: f64, load: &[LayerCounts]) ->
     line
 }
 
-/// The loss of next tokens and, with a teacher, the KL: the same figures for a batch as for
+/// The loss of next tokens and, with a teacher, the KL, in the same form for a batch and for
 /// held-out text, so that they can be compared.
 pub(super) fn figures(loss: f64, kl: Option<f64>) -> String {
     let kl = kl.map_or(String::new(), |kl| format!(", KL {kl:.4}"));
     format!("loss {loss:.4}{kl}")
 }
 
-/// The least even layer, and experts without a token.
+/// The layer with the least even load, and the number of experts without a token.
 pub(super) fn describe_load(load: &[LayerCounts]) -> String {
     let measured = load.iter().map(|l| (l.layer, Load::new(l.counts.clone())));
     let measured: Vec<_> = measured.collect();
@@ -107,14 +107,14 @@ pub(super) fn describe_load(load: &[LayerCounts]) -> String {
     )
 }
 
-/// A line that was read.
+/// A parsed line of the log.
 pub(super) struct Line {
-    /// Its step; None for what is none of a training's lines, as one that was cut when the run was
+    /// Its step; None for a line that isn't a training's, such as one that was cut when the run was
     /// killed.
     pub step: Option<u64>,
-    /// Whether it is the one that each step has.
+    /// Whether it is the line that every step has.
     pub is_of_step: bool,
-    /// The settings that held from then on, if it says them.
+    /// The settings that hold after this line, if it has some.
     pub settings: Option<Settings>,
 }
 

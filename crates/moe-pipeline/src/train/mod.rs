@@ -1,4 +1,4 @@
-//! Training a planned model before it is written.
+//! Training of a planned model before it is written.
 
 mod dir;
 mod log;
@@ -39,18 +39,18 @@ pub(crate) use need::Need;
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use settings::Settings;
 
-/// A model that shall be trained, and what with.
+/// A model to train, and everything that its training needs.
 pub(crate) struct TrainingJob<'a> {
     /// The planned model.
     pub model: &'a Model,
     pub teacher: Option<&'a Model>,
     pub task: &'a TrainingTask,
-    /// Hash of all that decides what comes of the training.
+    /// Hash of everything that decides the training's outcome.
     pub fingerprint: String,
     pub run: RunContext<'a>,
 }
 
-/// What a pass wants trained, and the text for it.
+/// A training that a pass asks for, and its text.
 pub(crate) struct TrainingTask {
     pub training: Training,
     text: Corpus,
@@ -58,8 +58,8 @@ pub(crate) struct TrainingTask {
 }
 
 impl TrainingTask {
-    /// Reads the text to train `model` on, and to measure it on beside `teacher`, by the tokenizer
-    /// of `source`. What there is no room for beside the training is refused.
+    /// Reads the text to train `model` on, and the text to measure it on, compared with `teacher`,
+    /// by the tokenizer of `source`. Refuses text that doesn't fit in memory beside the training.
     ///
     /// # Errors
     /// As for [`Corpus::load`].
@@ -96,7 +96,7 @@ impl TrainingTask {
         })?;
         let beside = need(measuring);
         let trained = TokenizeOptions {
-            // No step sees more of a label.
+            // All steps together don't see more tokens of a label.
             max_tokens: Some(
                 text.data_tokens
                     .unwrap_or_else(|| training.options.most_tokens(text.sequence_length)),
@@ -109,7 +109,7 @@ impl TrainingTask {
         Ok(Self { text: Corpus::load(&text.data, source.dir(), trained)?, held_out, training })
     }
 
-    /// Memory that training `model` takes; held-out text is measured beside `teacher`.
+    /// Memory that training `model` takes; on held-out text it is compared with `teacher`.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of held-out tokens fits in.
@@ -124,7 +124,7 @@ impl TrainingTask {
         Ok(Need::of(model, &self.training, self.longest(), teacher, measured, work.compute))
     }
 
-    /// The same beside what it would be with less of each.
+    /// The same memory, with the options that lower it.
     ///
     /// # Errors
     /// As for [`Self::need`].
@@ -162,7 +162,7 @@ impl TrainingTask {
         Ok(needs)
     }
 
-    /// Live bytes with the least of what is `lessened`.
+    /// Live bytes where everything that is `lessened` is at its minimum.
     fn lessened(
         &self,
         model: &Model,
@@ -198,7 +198,7 @@ impl TrainingTask {
         Ok(Need::of(model, &training, length, teacher, measured, work.compute).planned(work.budget))
     }
 
-    /// Tokens that it is measured on.
+    /// Tokens of held-out text; None without such text.
     pub fn measured_tokens(&self) -> Option<usize> {
         self.held_out.as_ref().map(Corpus::tokens)
     }
@@ -213,26 +213,26 @@ impl TrainingTask {
             .unwrap_or(1)
     }
 
-    /// The windows that are trained on.
+    /// The windows to train on.
     pub fn windows(&self) -> impl Iterator<Item = &[u32]> {
         self.text.sequences()
     }
 
-    /// What is measured on, if there is some.
+    /// The held-out text; None without such text.
     pub fn held_out(&self) -> Option<&Corpus> {
         self.held_out.as_ref()
     }
 
-    /// What was read of its text.
+    /// Records of all text that was read.
     pub fn reads(&self) -> impl Iterator<Item = &TextRead> {
         self.text.texts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.texts))
     }
 
-    /// What is said where only routers of `model` are trained, and have nothing to decide: all
-    /// experts are the same network by `same`.
+    /// The warning where only routers of `model` are trained and have nothing to decide, since all
+    /// experts are the same network according to `same`; otherwise None.
     ///
     /// # Errors
-    /// What `same` returns.
+    /// Errors of `same`.
     pub fn idle(
         &self,
         model: &Model,
@@ -248,8 +248,8 @@ impl TrainingTask {
         }))
     }
 
-    /// The part of `options` that decides what a training gives; the rest may change when it
-    /// resumes.
+    /// The part of `options` that decides the outcome of a training; the rest may change when it is
+    /// resumed.
     pub fn deciding(&self, mut options: serde_json::Value) -> serde_json::Value {
         if let Some(options) = options.as_object_mut() {
             CHANGEABLE.iter().for_each(|key| _ = options.remove(*key));
@@ -258,18 +258,18 @@ impl TrainingTask {
     }
 }
 
-/// What of a training is as little as can be.
+/// Which parts of a training are at their minimum.
 #[derive(Debug, Clone, Copy, Default)]
 struct Lessened {
-    /// Routers alone are trained.
+    /// Only routers are trained.
     parts: bool,
     batch: bool,
     length: bool,
-    /// Held-out text.
+    /// The amount of held-out text.
     measured: bool,
 }
 
-/// What is said of a training that has nothing to find.
+/// The warning for a training that can't change anything.
 const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
      the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert-model";
 /// The same where shared experts have gates, which are trained with routers.
@@ -278,15 +278,15 @@ const IDLE_BUT_SHARED: &str = "routers decide nothing here: all experts of each 
      drop or --expert-model";
 
 impl TrainingJob<'_> {
-    /// Trains, and gives the trained model.
+    /// Trains, and returns the trained model and the record of the training.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; what the training
-    /// returns.
+    /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; errors of the
+    /// training.
     pub fn train(&self) -> Result<(Model, TrainingRecord)> {
         let TrainingTask { training, text, held_out } = self.task;
         let RunContext { output, options, progress, .. } = self.run;
-        // What can't be gone on from is refused before anything is computed.
+        // A state that can't be resumed from is refused before anything is computed.
         let goes_on = options.resume && TrainingDir::of(output).is_used()?;
         let saved = TrainingDir::of(output).open(self.fingerprint.clone(), options.resume)?;
         let work = self.run.work();
@@ -336,8 +336,8 @@ impl TrainingJob<'_> {
             progress,
         };
         let outcome = trainer.run(&mut task).inspect_err(|_| {
-            // A folder in which nothing lies to go on from would only be in the way of the next
-            // run. What lay there before stays.
+            // A folder without a state to resume from would only hinder the next run. A folder that
+            // was there before stays.
             if !goes_on {
                 TrainingDir::of(output).remove_unless_saved();
             }
@@ -362,7 +362,7 @@ impl TrainingJob<'_> {
     }
 }
 
-/// Next tokens of text, a teacher, and routers.
+/// Training on next tokens of text, with a teacher, and with losses of routers.
 struct TextTask<'a> {
     trainee: Trainee<'a>,
     sequences: &'a [&'a [u32]],
@@ -371,7 +371,7 @@ struct TextTask<'a> {
     reference: Option<Reference<'a>>,
     objective: Objective,
     held_out: Option<&'a Corpus>,
-    /// What the result is measured beside.
+    /// The model to compare the result with.
     original: Option<&'a Model>,
     storage: Storage,
 }

@@ -1,4 +1,4 @@
-//! How much memory a training needs, checked before it starts.
+//! Computes how much memory a training needs, before it starts.
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Storage;
@@ -14,55 +14,56 @@ use crate::memory::{self, Text, Watched};
 use crate::needs::{self, Needs};
 use crate::resources::{ByteSize, available_memory_bytes};
 
-/// f32 value, m and v, which stay.
+/// f32 value, m and v, which are always held.
 const BYTES_A_PARAMETER: u64 = 12;
-/// Sum of gradients, once the way back has come to the first layer.
+/// Sum of gradients, complete once the backward pass reaches the first layer.
 const GRADIENT_BYTES: u64 = 4;
-/// f32 value, m and v, and the best as files have it; old and new while one replaces the other.
+/// f32 value, m and v, and the best value in the file's dtype; twice, since the new state is
+/// written before the old one is removed.
 const SAVED_BYTES_A_PARAMETER: u64 = 2 * (12 + 4);
 /// Copies of states in a layer's graph and its gradients.
 const STATES: usize = 20;
-/// The head, and what a teacher says, are found for as many tokens at a time as have logits of this
-/// many bytes.
+/// The head, and the teacher's logits, are computed for as many tokens at a time as have logits of
+/// this many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
-/// Logits, their softmax, gradients and what is made of them.
+/// Logits, their softmax, gradients and what is computed from them.
 const LOGIT_COPIES: usize = 8;
-/// What a layer's graph keeps of each state that goes to an expert: what enters it, what it gives,
-/// that in order, and weighed.
+/// States that a layer's graph keeps for each choice of an expert by a token: the expert's input,
+/// its output, the reordered output, and the weighted one.
 const ROUTED_STATES: usize = 4;
-/// Tokens that a teacher which is kept runs on together.
+/// Number of tokens that a teacher whose answers are kept runs on at once.
 const TEACHER_TOKENS: usize = 4096;
 
-/// Memory that a training needs, in live bytes.
+/// Memory that a training needs, in live bytes; `layers` is a number of layers.
 pub(crate) struct Need {
-    /// Values and moments of what is trained.
+    /// Values and moments of the trained parameters.
     trained: u64,
     gradients: u64,
-    /// Gradients that earlier batches of a step have left, which stay until the step is taken.
+    /// Sums of gradients of a step's earlier batches, which stay until the step is taken.
     summed: u64,
-    /// Gradients of one layer, which lie beside the sums where a step has several batches.
+    /// Gradients of one layer, held beside the sums where a step has several batches.
     arriving: u64,
-    /// The best weights that were measured.
+    /// The weights with the best measurement.
     best: u64,
-    /// Weights as files have them, to be measured.
+    /// Weights encoded as in files, in order to measure them.
     encoded: u64,
-    /// What is saved together.
+    /// Values that are copied at once in order to save them.
     saved: u64,
     /// One layer's graph, with weights that aren't trained.
     layer: u64,
-    /// Layers whose graphs can be kept.
+    /// Number of layers whose graphs can be kept.
     layers: u64,
-    /// What enters each layer.
+    /// The inputs of all layers.
     states: u64,
     /// The head, with logits and their gradients.
     head: u64,
-    /// What a teacher or a measurement holds while no graph is there.
+    /// Memory of a teacher or a measurement, while no graph is held.
     beside: u64,
 }
 
 impl Need {
-    /// Of training `model` so on sequences of `length` at most, with a `teacher`, measured on text
-    /// that takes `measured` bytes to evaluate.
+    /// The need of training `model` on sequences of at most `length`, with a `teacher`, and
+    /// measured on text that takes `measured` bytes to evaluate.
     pub fn of(
         model: &Model,
         training: &Training,
@@ -91,14 +92,14 @@ impl Need {
         let gradients = elements * GRADIENT_BYTES;
         let of_a_layer = Parameters::elements_of_a_layer(model, &training.parts) as u64;
         let accumulates = training.options.accumulate > 1;
-        // Matrices as they are rounded, beside those that are trained.
+        // Rounded copies of matrices, beside those that are trained.
         let rounded =
             if training.options.precision == Precision::Bf16 { 2 * of_a_layer } else { 0 };
         Self {
             trained: elements * BYTES_A_PARAMETER,
             gradients,
             summed: if accumulates { gradients } else { 0 },
-            // The old sum lies beside the new one.
+            // The old sum is held beside the new one.
             arriving: if accumulates { 2 * of_a_layer * GRADIENT_BYTES } else { 0 },
             best: if training.text.held_out.is_empty() { 0 } else { encoded },
             encoded,
@@ -121,16 +122,16 @@ impl Need {
         }
     }
 
-    /// What is saved of training `model` so on the disk, at most.
+    /// Maximum disk space of the saved state when training `model`, in bytes.
     pub fn disk_bytes(model: &Model, training: &Training) -> u64 {
         Parameters::elements(model, &training.parts) as u64 * SAVED_BYTES_A_PARAMETER
     }
 
-    /// All of it, with the graphs of all layers or of one.
+    /// The total, with the graphs of all layers or of one.
     pub fn bytes(&self, keep_graphs: bool) -> u64 {
         let kept = if keep_graphs { self.layer * self.layers } else { 0 };
-        // A layer's gradients take about as much as its graph. Those of weights come with each
-        // layer, whose graph goes.
+        // A layer's gradients take about as much as its graph. Gradients of weights are added with
+        // each layer, whose graph is then freed.
         let coming = self.summed.max(self.gradients / self.layers.max(1));
         let first = kept.max(self.layer) + self.layer + coming;
         let back = first.max(2 * self.layer + self.gradients) + self.arriving;
@@ -141,7 +142,7 @@ impl Need {
             + (kept + self.head + self.summed).max(back).max(between)
     }
 
-    /// What it will hold under `budget`.
+    /// The total under `budget`.
     pub fn planned(&self, budget: Option<ByteSize>) -> u64 {
         self.bytes(self.keeps_graphs(budget))
     }
@@ -152,7 +153,7 @@ impl Need {
             <= ByteSize(room(budget) / 2)
     }
 
-    /// Whether there is room to keep all graphs; `ways` says what makes it less.
+    /// Whether there is room to keep all graphs; `ways` has options that lower the need.
     ///
     /// # Errors
     /// [`Kind::Usage`] where there isn't even room for one.
@@ -179,10 +180,10 @@ fn room(budget: Option<ByteSize>) -> u64 {
     budget.map_or(available, |budget| budget.0.min(available))
 }
 
-/// The head of `model` for `tokens` tokens, with so many copies of their logits.
+/// The head of `model` for `tokens` tokens, with `copies` copies of their logits.
 fn head_bytes(model: &Model, tokens: usize, copies: usize) -> u64 {
     let rows = (LOGIT_BYTES / 4 / model.vocab.max(1)).clamp(1, tokens);
-    // As it is stored, and widened there and back.
+    // As it is stored, and widened for the forward and the backward pass.
     model.head_weight().bytes()
         + (4 * (2 * model.vocab * model.hidden + copies * rows * model.vocab)) as u64
 }
@@ -211,9 +212,9 @@ fn graph_bytes(model: &Model, layer: &Layer, tokens: usize, length: usize) -> u6
     } else {
         0
     };
-    // Scores raw, masked, and as weights.
+    // Raw scores, masked scores, and weights.
     let scores = 3 * model.heads * memory::mean_keys(&layer.attention, length);
-    // Gate, that activated, up, and their product.
+    // Gate, activated gate, up, and the product of the two.
     let of_token = STATES * model.hidden + routed + 4 * width + scores;
     4 * (tokens * of_token) as u64
 }

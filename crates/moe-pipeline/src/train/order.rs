@@ -1,13 +1,12 @@
-//! In which order windows of text are trained on.
+//! The order in which windows of text are trained on.
 
 use moe_math::sampling;
 
-/// Streams of seeds below this are others'.
+/// Streams of random numbers below this are used elsewhere.
 const FIRST_STREAM: u64 = 1 << 32;
 
-/// Batches of whole windows, in an order that is redrawn for each time through the text. The same
-/// seed gives the same batches, so that a run that goes on needs to know no more than how many
-/// there were.
+/// Batches of whole windows, in an order that is redrawn for each epoch. The same seed gives the
+/// same batches, so a resumed run only needs to know how many it has used.
 pub(super) struct Order {
     lengths: Vec<usize>,
     batch_tokens: usize,
@@ -17,12 +16,13 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// Of windows of these lengths; about `batch_tokens` in each batch, one window at least.
+    /// An order of windows of these lengths, with about `batch_tokens` tokens and at least one
+    /// window in each batch.
     pub fn new(lengths: Vec<usize>, batch_tokens: usize, seed: u64) -> Self {
         Self { lengths, batch_tokens, seed, passes: 0, rest: Vec::new() }
     }
 
-    /// The windows of the next batch. None crosses the end of the text.
+    /// The windows of the next batch. A batch never crosses the end of the text.
     pub fn next(&mut self) -> Vec<usize> {
         if self.rest.is_empty() {
             let mut random = sampling::generator(self.seed, FIRST_STREAM + self.passes);

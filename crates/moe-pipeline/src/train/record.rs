@@ -1,4 +1,4 @@
-//! What a training tells: a line for each step, and the record in the receipt.
+//! Reports of a training: a line for each step, and the record in the receipt.
 
 use moe_forward::EvalReport;
 use moe_forward::train::{LayerCounts, Losses};
@@ -48,7 +48,7 @@ pub struct StepRecord {
 }
 
 impl StepRecord {
-    /// Numbers in a row of a saved state.
+    /// Number of columns of a row in a saved state.
     pub const COLUMNS: usize = 9;
 
     pub(super) fn new(
@@ -71,7 +71,7 @@ impl StepRecord {
         }
     }
 
-    /// KL(teacher ‖ model), where there is a teacher.
+    /// KL(teacher ‖ model); None without a teacher.
     pub(super) fn kl(&self) -> Option<f64> {
         (self.teacher != 0.0).then_some(self.teacher)
     }
@@ -141,7 +141,7 @@ impl Measurement {
         }
     }
 
-    /// What training shall lower: the KL with a teacher, the loss without.
+    /// The quantity that training lowers: the KL with a teacher, the loss without.
     pub fn figure(&self) -> f64 {
         self.kl.unwrap_or(self.loss)
     }
@@ -199,10 +199,10 @@ impl TrainingRecord {
     }
 }
 
-/// No more points than these are drawn.
+/// Maximum number of points of a chart.
 const POINTS: usize = 400;
 
-/// `steps`, so many neighbours averaged that no more than [`POINTS`] are left.
+/// `steps`, with neighbours averaged so that at most [`POINTS`] are left.
 pub(super) fn thinned(steps: &[StepRecord]) -> Vec<StepRecord> {
     let each = steps.len().div_ceil(POINTS).max(1);
     let mean = |part: &[StepRecord]| {
@@ -219,7 +219,7 @@ pub(super) fn thinned(steps: &[StepRecord]) -> Vec<StepRecord> {
     steps.chunks(each).map(mean).collect()
 }
 
-/// Load of the layers, those before beside those after.
+/// Changes of the layers' load from `first` to `last`.
 pub(super) fn changes(first: &[LayerCounts], last: &[LayerCounts]) -> Vec<LoadChange> {
     let change = |(first, last): (&LayerCounts, &LayerCounts)| LoadChange {
         layer: last.layer,
@@ -230,8 +230,8 @@ pub(super) fn changes(first: &[LayerCounts], last: &[LayerCounts]) -> Vec<LoadCh
     first.iter().zip(last).map(change).collect()
 }
 
-/// A layer has collapsed where its tokens are spread over no more experts than a quarter of them
-/// would hold evenly: the exponential of the entropy of their shares counts these.
+/// The layers that have collapsed: the effective number of their experts, which is the exponential
+/// of the entropy of their shares of tokens, is below a quarter of all.
 pub(super) fn collapsed(load: &[LayerCounts]) -> Vec<usize> {
     let effective = |layer: &LayerCounts| {
         let experts = layer.counts.len() as f64;

@@ -1,12 +1,11 @@
-//! Options of a training that may be changed when it goes on, and where the log says what they
-//! were.
+//! Options of a training that may change when it is resumed, and the log's record of them.
 
 use moe_passes::TrainOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Options that may be changed when a training goes on.
+/// Options that may change when a training is resumed.
 pub(super) const CHANGEABLE: [&str; 3] = ["learning-rate", "clip", "patience"];
 
 /// What these were from a step on.
@@ -28,12 +27,12 @@ impl Settings {
         Self { after_step, learning_rate, clip, patience }
     }
 
-    /// Whether both say the same, from whichever step on.
+    /// Whether the values are the same, from any step on.
     pub(super) fn same(&self, other: &Self) -> bool {
         *self == Self { after_step: self.after_step, ..*other }
     }
 
-    /// What is said to who goes on with others than `before`.
+    /// The note for a training that is resumed with other settings than `before`.
     pub(super) fn changes(&self, before: &Self) -> String {
         let values = |of: &Self| {
             [of.learning_rate.to_string(), of.clip.to_string(), of.patience.to_string()]
@@ -49,7 +48,7 @@ impl Settings {
         format!("after step {}, {}", self.after_step, said.join(", "))
     }
 
-    /// A line of the log.
+    /// The log's line for these settings.
     pub(super) fn line(&self) -> Value {
         json!({ "step": self.after_step, "settings": self })
     }

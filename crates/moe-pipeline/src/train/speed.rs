@@ -1,8 +1,8 @@
-//! How fast a training goes.
+//! The speed of a training.
 
 use std::time::{Duration, Instant};
 
-/// Tokens for each second of the last few.
+/// Tokens per second over the last few steps.
 pub(super) struct Speed {
     started: Instant,
     tokens: f64,

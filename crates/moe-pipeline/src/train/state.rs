@@ -1,4 +1,4 @@
-//! What a killed training goes on from: one file, written whole or not at all.
+//! The state that a killed training resumes from: one file, written whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -24,34 +24,34 @@ const MEASUREMENT_COLUMNS: usize = 3;
 /// A training after some steps.
 #[derive(Default, PartialEq)]
 pub(super) struct TrainingState {
-    /// Hash of all that decides what comes of it.
+    /// Hash of everything that decides the outcome.
     pub fingerprint: String,
-    /// What the log said by then: the two are of one run.
+    /// The log up to then, which must be of the same run.
     pub log: LoggedSteps,
-    /// Steps that were taken.
+    /// Number of steps taken.
     pub step: u64,
-    /// The step that measured best.
+    /// The step with the best measurement; None before one.
     pub best: Option<u64>,
-    /// Measurements since then.
+    /// Measurements since the best one.
     pub worse: u64,
-    /// What was measured.
+    /// All measurements so far.
     pub measurements: Vec<Measurement>,
-    /// What the steps were.
+    /// All steps so far.
     pub steps: Vec<StepRecord>,
     /// Load up to the first measurement, and since the last but one.
     pub load: [Vec<LayerCounts>; 2],
-    /// The best values as files have them.
+    /// The best weights, encoded as in files.
     pub best_bytes: Vec<Arc<Vec<u8>>>,
 }
 
-/// How large a parameter is.
+/// The size of a parameter.
 pub(super) struct Size {
     pub elements: usize,
     /// Bytes in a checkpoint's file.
     pub stored_bytes: u64,
 }
 
-/// Floats are kept in tensors: JSON wouldn't give the same bits back.
+/// Floats are kept in tensors, since JSON wouldn't give the same bits back.
 #[derive(Serialize, Deserialize)]
 struct About {
     format: String,
@@ -64,12 +64,12 @@ struct About {
 }
 
 impl TrainingState {
-    /// Writes it to `path`, with what `values` gives for each parameter of `elements`: value, m and
-    /// v. A few parameters are copied at a time, since all of them are most of what a training
-    /// holds.
+    /// Writes the state to `path`, with the results of `values` for each parameter of `elements`:
+    /// value, m and v. Only a few parameters are copied at a time, since together they are most of
+    /// a training's memory.
     ///
     /// # Errors
-    /// [`Kind::Io`], and what `values` returns; an earlier file is untouched then.
+    /// [`Kind::Io`] where writing fails, and errors of `values`; an earlier file is untouched then.
     pub fn write(
         &self,
         path: &Path,
@@ -127,14 +127,14 @@ impl TrainingState {
                 out.write(&parts.collect::<Vec<_>>())?;
             }
             out.write(&last)?;
-            // A resumed training must not learn on from what a disk made of it.
+            // The sums detect a file that the disk has changed, which must not be resumed from.
             out.out.write_all(out.sums.as_bytes())?;
             out.out.flush()
         });
         failed.map_or(written, Err)
     }
 
-    /// What isn't numbers, padded so that what follows is aligned.
+    /// The part that isn't in tensors, as JSON, padded to align the data behind it.
     fn about(&self) -> Vec<u8> {
         let load = |of: &Vec<LayerCounts>| {
             of.iter().map(|l| (l.layer, l.counts.clone(), l.dropped)).collect()
@@ -153,13 +153,12 @@ impl TrainingState {
         json
     }
 
-    /// Reads it from `path`, of parameters of these sizes. Their values, m and v are checked and
-    /// left where they are: a training holds all that it needs of each parameter already, and reads
-    /// these into it one by one.
+    /// Reads the state from `path`, of parameters of these sizes. Their values, m and v are checked
+    /// and left in the file: a training has buffers for all of them, and reads these in one by one.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`;
-    /// [`Kind::Malformed`] for a file that is none.
+    /// [`Kind::Malformed`] for a file that isn't a state.
     pub fn read(
         path: &Path,
         fingerprint: &str,
@@ -176,7 +175,7 @@ impl TrainingState {
             tensors,
             sums: BTreeSet::new(),
         };
-        // Another run's state is one to its own hashes: what it says of itself comes first.
+        // What a state says of itself is read before its hashes, to recognize one of another run.
         let about: About = serde_json::from_slice(&saved.unchecked(ABOUT)?)
             .map_err(|e| saved.malformed(&e.to_string()))?;
         if about.format != FORMAT {
@@ -233,13 +232,13 @@ impl TrainingState {
             parts: saved,
             elements: parameters.iter().map(|size| size.elements).collect(),
         };
-        // What can't be gone on from is refused before anything is changed.
+        // A state that can't be resumed from is refused before anything is changed.
         (0..parameters.len()).try_for_each(|index| values.of_parameter(index).map(drop))?;
         Ok((state, values))
     }
 }
 
-/// What to do about a state that can't be read.
+/// The remedy for a state that can't be read.
 const START_OVER: &str = "start over without --resume and with --overwrite";
 
 /// The parts of a saved training, each with its hash.
@@ -285,7 +284,7 @@ impl SavedParts {
     }
 }
 
-/// The saved values of parameters, in their file.
+/// The saved values of parameters, still in the file.
 pub(super) struct SavedValues {
     parts: SavedParts,
     elements: Vec<usize>,
@@ -295,7 +294,7 @@ impl SavedValues {
     /// Value, m and v of the parameter at `index`.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where they aren't what was saved; what reading returns.
+    /// [`Kind::Malformed`] where they aren't those that were saved; errors of reading.
     pub fn of_parameter(&self, index: usize) -> Result<[Vec<f32>; 3]> {
         let of = |name: &str| -> Result<Vec<f32>> {
             let size = (self.elements[index] * size_of::<f32>()) as u64;
@@ -307,16 +306,16 @@ impl SavedValues {
     }
 }
 
-/// The name, dtype and bytes of what is saved.
+/// Name, dtype and bytes of a saved tensor.
 type Part<'a> = (String, Dtype, &'a [u8]);
 
-/// What is saved of each parameter.
+/// The saved tensors of each parameter.
 const VALUES: [&str; 3] = ["value", "m", "v"];
 
-/// Parameters are copied together up to so many elements.
+/// Maximum number of elements of small parameters that are copied at once.
 pub(super) const ELEMENTS_AT_ONCE: usize = 1 << 20;
 
-/// Neighbouring parameters of up to so many elements, or one that is larger.
+/// Ranges of neighbouring parameters with up to `ELEMENTS_AT_ONCE` elements, or one larger one.
 fn some_at_once(elements: &[usize]) -> Vec<std::ops::Range<usize>> {
     let mut some: Vec<std::ops::Range<usize>> = Vec::new();
     let mut together = 0;
@@ -335,7 +334,7 @@ fn some_at_once(elements: &[usize]) -> Vec<std::ops::Range<usize>> {
     some
 }
 
-/// The header of parts of these names, dtypes and bytes, one behind the other.
+/// The header for parts of these names, dtypes and bytes, in this order.
 fn header(sizes: &[(String, Dtype, usize)]) -> Vec<u8> {
     let mut end = 0;
     let entry = |(name, dtype, bytes): &(String, Dtype, usize)| {
@@ -352,7 +351,7 @@ fn header(sizes: &[(String, Dtype, usize)]) -> Vec<u8> {
     encode_header(&sizes.iter().map(entry).collect::<Vec<_>>())
 }
 
-/// A file of parts, with a line for each.
+/// A file of parts, with a line of checksum for each.
 struct Sealed<'a, W: Write> {
     out: W,
     of: &'a str,
@@ -374,7 +373,7 @@ fn sum_bytes(name: &str) -> usize {
     64 + 2 + name.len() + 1
 }
 
-/// A line for the part `name` of the run `fingerprint`: that of another run is another one.
+/// The line for the part `name` of the run `fingerprint`; it differs from run to run.
 fn sum(fingerprint: &str, name: &str, bytes: &[u8]) -> String {
     let of_bytes = sha256_bytes(bytes);
     format!("{}  {name}\n", sha256_bytes(format!("{fingerprint} {name} {of_bytes}").as_bytes()))
@@ -429,7 +428,8 @@ mod tests {
             TrainingState::read(&path, "f", &sizes([(2, 3), (1, 1)])).err().unwrap().kind(),
             Kind::Malformed
         );
-        // Whichever byte is another one, and wherever it ends: it is this state or an error.
+        // Whichever byte is changed, and wherever the file is cut: reading gives this state or an
+        // error.
         let written = std::fs::read(&path).unwrap();
         for at in 0..written.len() {
             for other in [written[at] ^ 1, written[at] ^ 0x80, b'9', b'"'] {

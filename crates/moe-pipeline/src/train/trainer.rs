@@ -18,57 +18,59 @@ use super::speed::Speed;
 use super::state::{SavedValues, Size, TrainingState};
 use crate::progress::Progress;
 
-/// What is trained for.
+/// A training objective, with its data. For each step, the trainer calls `gradients` and then
+/// `total`; it calls `measure` before the first step and when a measurement is due. A resumed
+/// training calls `skip` once, before its first step.
 pub(crate) trait Task {
-    /// Adds the gradients of the next step, and says what it cost.
+    /// Adds the gradients of the next step, and returns its losses.
     ///
     /// # Errors
-    /// [`Kind::Numeric`] where something is not finite, saying what; what reading and the device
-    /// return.
+    /// [`Kind::Numeric`] where something is not finite, saying what; errors of reading and of the
+    /// device.
     fn gradients(&mut self, gradients: &mut Gradients) -> Result<Losses>;
 
-    /// Leaves out what the first `steps` steps were trained on.
+    /// Skips the data of the first `steps` steps.
     fn skip(&mut self, steps: u64);
 
-    /// The weighted sum of `losses` that is minimised.
+    /// The weighted sum of `losses` to minimise.
     fn total(&self, losses: &Losses) -> f64;
 
-    /// Measures the model with weights of these bytes; none where there is nothing to measure on.
+    /// Measures the model with weights of these bytes; None where there is no text to measure on.
     ///
     /// # Errors
-    /// What evaluations return.
+    /// Errors of evaluations.
     fn measure(&mut self, encoded: &[Arc<Vec<u8>>]) -> Result<Option<EvalReport>>;
 }
 
-/// What a training came to.
+/// The outcome of a training.
 pub(crate) struct Outcome {
-    /// The weights that are written.
+    /// The weights to write, encoded as in files.
     pub encoded: Vec<Arc<Vec<u8>>>,
-    /// The step that they are of.
+    /// The step that they come from.
     pub written: u64,
-    /// Steps that were taken.
+    /// All steps that were taken.
     pub steps: Vec<StepRecord>,
     pub stopped_early: bool,
     pub measurements: Vec<Measurement>,
-    /// What options were from a step on; none where they stayed what they were.
+    /// Settings, each with the step that they hold from; empty if they never changed.
     pub settings: Vec<Settings>,
     /// Load up to the first measurement, and since the last but one.
     pub load: [Vec<LayerCounts>; 2],
-    /// Before training, and of what is written.
+    /// Evaluations before training, and of the weights to write; None without held-out text.
     pub reports: Option<[EvalReport; 2]>,
 }
 
-/// A training.
+/// A training that can be run.
 pub(crate) struct Trainer<'a> {
     pub parameters: &'a Parameters,
     pub options: &'a TrainOptions,
-    /// What a killed one left to go on from. Its key is the hash of all that decides what comes of
-    /// the training, but for what may be changed when it goes on.
+    /// The saved state of a killed training. Its key is the hash of everything that decides the
+    /// training's outcome, except for options that may change when it is resumed.
     pub saved: &'a Saved,
     pub progress: &'a dyn Progress,
 }
 
-/// A training that runs.
+/// A running training.
 struct Running<'t> {
     trainer: &'t Trainer<'t>,
     moments: Vec<Moments>,
@@ -77,19 +79,21 @@ struct Running<'t> {
     settings: Vec<Settings>,
     /// Load since the last measurement.
     load: Vec<LayerCounts>,
-    /// Layers that the user was warned of.
+    /// Layers that the user was warned about.
     warned: Vec<usize>,
     best_report: Option<EvalReport>,
 }
 
 impl Trainer<'_> {
-    /// Trains, and gives the best weights that were measured, or the last ones.
+    /// Trains, and returns the weights with the best measurement, or the last ones without
+    /// measurements.
     ///
     /// # Errors
     /// [`Kind::Numeric`] where a loss or gradient is not finite, naming the step and the first
-    /// tensor; the last good state is kept. What the task and the disk return.
+    /// tensor; the last good state is kept. Errors of the task and of the disk.
     pub fn run(&self, task: &mut dyn Task) -> Result<Outcome> {
-        // Before anything is written: what was saved stays as it is where it can't be gone on from.
+        // This comes before anything is written: a saved state that can't be resumed from stays as
+        // it is.
         let resumed = self.resumed()?;
         self.saved.begin()?;
         let before = task.measure(&self.parameters.encoded()?)?;
@@ -103,7 +107,7 @@ impl Trainer<'_> {
         };
         let after = match running.best_report {
             Some(report) => Some(report),
-            // It was measured before the run was killed.
+            // The weights were measured before the run was killed, in an earlier process.
             None => task.measure(&encoded)?,
         };
         let reports = before.zip(after).map(|(before, after)| [before, after]);
@@ -119,7 +123,7 @@ impl Trainer<'_> {
         })
     }
 
-    /// Where a killed training was, if there is one to go on with.
+    /// The state of a killed training; None where there is none, or it isn't to be resumed.
     fn resumed(&self) -> Result<Option<(TrainingState, SavedValues)>> {
         let path = self.saved.path(STATE_FILE);
         if !self.saved.resumes()
@@ -133,7 +137,7 @@ impl Trainer<'_> {
         TrainingState::read(&path, self.saved.key(), &sizes).map(Some)
     }
 
-    /// Refuses to start over where a state must have been saved, which is gone.
+    /// Refuses to start over where a state must have been saved and is gone.
     fn begins_anew(&self, state: &Path) -> Result<()> {
         let (steps, every) = (
             if self.saved.resumes() { logged_steps(self.saved) } else { 0 },
@@ -145,7 +149,7 @@ impl Trainer<'_> {
             }
             return Ok(());
         }
-        // The log of a step is written before the state.
+        // The log's line of a step is written before the state.
         if every > 0 && steps > every {
             let what = format!("{steps} steps were taken, but what was saved of them is not here");
             return Err(Error::new(Kind::Missing, what)
@@ -194,13 +198,13 @@ impl Trainer<'_> {
         Ok(running)
     }
 
-    /// The moments that a training begins with: zeros.
+    /// Moments of a new training: zeros.
     fn moments(&self) -> Result<Vec<Moments>> {
         let of = |p: &Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
         self.parameters.list.iter().map(of).collect()
     }
 
-    /// Sets all parameters to their saved `values`, one after the other; their moments.
+    /// Sets all parameters to their saved `values`, one at a time, and returns their moments.
     fn restore(&self, values: &SavedValues) -> Result<Vec<Moments>> {
         let of = |(index, parameter): (usize, &Parameter)| {
             let [value, m, v] = values.of_parameter(index)?;
@@ -223,7 +227,7 @@ const CALMER: &str =
     "lower --learning-rate and go on with --resume from what was saved, or check the data";
 
 impl Running<'_> {
-    /// Whether it stopped before the last step.
+    /// Trains to the end. Returns whether it stopped before the last step.
     fn train(&mut self, task: &mut dyn Task) -> Result<bool> {
         let (options, progress) = (self.trainer.options, self.trainer.progress);
         let mut speed = Speed::new();
@@ -262,7 +266,7 @@ impl Running<'_> {
         Ok(false)
     }
 
-    /// One step; the weights change only if all its gradients are finite.
+    /// Takes one step; the weights change only if all its gradients are finite.
     fn step(&mut self, task: &mut dyn Task) -> Result<(StepRecord, Vec<LayerCounts>)> {
         let (options, parameters) = (self.trainer.options, self.trainer.parameters);
         let learning_rate =
@@ -285,7 +289,8 @@ impl Running<'_> {
         {
             let weight_decay = if parameter.decays { options.weight_decay } else { 0.0 };
             let mut change = || {
-                // Of what nothing depended on, such as an expert without tokens, the gradient is 0.
+                // A parameter that nothing depended on, such as one of an expert without tokens,
+                // has gradient 0.
                 let zeros = parameter.value.zeros_like()?;
                 let gradient = gradients.get(index).unwrap_or(&zeros);
                 AdamW::default().step(
@@ -316,15 +321,15 @@ impl Running<'_> {
         Ok(sum.sqrt())
     }
 
-    /// The weights are still those of the last good step: these are saved.
+    /// Saves the weights, which are still those of the last good step. Returns the error to report.
     fn keep_last_good(&mut self, error: Error) -> Result<Error> {
-        // What a checkpoint has wrong, no rate and no text mends.
+        // Another rate or text doesn't help against a faulty checkpoint.
         if error.named_file().is_some() {
             return Ok(error);
         }
         let what = format!("training stopped after step {}: {}", self.state.step, error.said());
         let stopped = if self.state.step == 0 {
-            // No rate has changed anything yet.
+            // No rate has had an effect yet.
             let what = format!("the first step can't be taken: {}", error.said());
             Error::new(Kind::Numeric, what).remedy(
                 "check the model's weights, and those of the original that --original names: one that is very large overflows on this text",
@@ -386,7 +391,7 @@ impl Running<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
-        // Of every step that is gone on from there must be a line.
+        // The log must have a line for every step before a saved state.
         self.log.sync().map_err(|e| self.log_failed(e))?;
         self.state.log = self.log.written();
         self.trainer.saved.begin()?;
@@ -403,7 +408,7 @@ impl Running<'_> {
         self.state.write(&self.trainer.saved.path(STATE_FILE), &elements, values)
     }
 
-    /// Notes options that are others than before.
+    /// Logs settings that differ from the ones before.
     fn note_settings(&mut self) -> Result<()> {
         let settings = Settings::new(self.state.step, self.trainer.options);
         if self.settings.last().is_some_and(|last| last.same(&settings)) {

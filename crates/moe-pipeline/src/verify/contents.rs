@@ -1,4 +1,4 @@
-//! Files beside the weights that are whole, and say what transformers refuses.
+//! Checks that side files are undamaged and hold no values that transformers refuses.
 
 use moe_checkpoint::{Kind, SideFile, SideFiles, begins_with_mark, json};
 
@@ -14,16 +14,15 @@ const READ: [(&str, bool); 6] = [
     ("vocab.json", true),
     ("tekken.json", false),
 ];
-/// Files that transformers goes on without where they aren't JSON.
+/// Files that transformers ignores if they aren't JSON.
 const IGNORED: [&str; 2] = [generation::CONFIG, "chat_template.json"];
 
-/// What is wrong with JSON behind a byte order mark.
+/// The problem with JSON behind a byte order mark.
 pub(super) const MARKED: &str =
     "begins with a byte order mark, at which Python's JSON reader fails";
 
-/// Files that loaders refuse, and why, a sentence each; what they refuse of a
-/// generation_config.json, which passes can write without that, [`generation::refused_config`]
-/// says.
+/// Files that loaders refuse, each with a sentence on the reason. For the keys of a
+/// generation_config.json, which passes can remove, see [`generation::refused_config`].
 pub(super) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
     let mut damaged = Vec::new();
     for file in files.carried.iter().filter(|file| !is_pointer(file)) {
@@ -36,7 +35,7 @@ pub(super) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
                 damaged.push((name, format!("{name} {}", why_malformed(file))));
                 continue;
             }
-            // That it can't be read is another matter.
+            // A file that can't be read needn't be damaged.
             Err(_) => continue,
             Ok(is_object) if wants_object && !is_object => {
                 damaged.push((name, format!("{name} doesn't hold an object")));
@@ -53,7 +52,7 @@ pub(super) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
     damaged
 }
 
-/// Files that loaders go on without, since they aren't JSON, a sentence each.
+/// A sentence on each file that loaders ignore, since it isn't JSON.
 pub(crate) fn ignored(files: &SideFiles) -> Vec<String> {
     let is_malformed = |file: &&SideFile| matches!(json::is_object(&file.path), Err(error) if error.kind() == Kind::Malformed);
     let named = files
@@ -72,7 +71,7 @@ pub(crate) fn ignored(files: &SideFiles) -> Vec<String> {
         .collect()
 }
 
-/// What is wrong with `file`, which Python doesn't read as JSON, behind its name.
+/// The reason why Python doesn't read `file` as JSON, to follow its name.
 fn why_malformed(file: &SideFile) -> &'static str {
     if begins_with_mark(&file.path) { MARKED } else { "is not JSON" }
 }

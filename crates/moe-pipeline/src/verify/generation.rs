@@ -1,5 +1,5 @@
-//! What transformers 5.23 refuses of a generation_config.json (`GenerationConfig.validate`): the
-//! whole model, that is.
+//! Values in a generation_config.json for which transformers 5.23 refuses the whole model
+//! (`GenerationConfig.validate`).
 
 use moe_checkpoint::SideFiles;
 use moe_checkpoint::json::{self, is_container, is_true, shown};
@@ -9,7 +9,7 @@ use super::pointer::is_pointer;
 
 pub(crate) const CONFIG: &str = "generation_config.json";
 
-/// Caches of `generate` by name, older names included (`ALL_CACHE_IMPLEMENTATIONS`).
+/// Names of caches of `generate`, including older ones (`ALL_CACHE_IMPLEMENTATIONS`).
 const CACHES: [&str; 11] = [
     "static",
     "offloaded_static",
@@ -24,7 +24,7 @@ const CACHES: [&str; 11] = [
     "paged",
 ];
 
-/// What `generate` takes as arguments alone, and names of methods.
+/// Names that can't be keys: arguments of `generate` alone, and methods.
 const NO_KEYS: [&str; 10] = [
     "logits_processor",
     "stopping_criteria",
@@ -38,25 +38,26 @@ const NO_KEYS: [&str; 10] = [
     "to_dict",
 ];
 
-/// A key, what transformers wants of it, in words, and whether a value is that.
+/// A key, the values that transformers accepts, in words, and whether it accepts a value.
 type GenerationRule = (&'static str, &'static str, fn(&Value) -> bool);
 
 /// A key that is refused.
 pub(crate) struct RefusedKey {
     pub key: &'static str,
-    /// The key, its value and what is wrong with it.
+    /// The key, its value and the reason.
     pub why: String,
 }
 
-/// What transformers refuses of a file that is JSON.
+/// The part of a JSON file that transformers refuses.
 pub(crate) enum RefusedConfig {
-    /// It doesn't hold an object.
+    /// The whole file, since it doesn't hold an object.
     Whole,
-    /// Some keys of it; at least one.
+    /// Some of its keys; at least one.
     Keys(Vec<RefusedKey>),
 }
 
-/// What is refused of the file among `files`, if there is one. One that isn't JSON is ignored.
+/// The part of the file among `files` that is refused; None without the file. A file that isn't
+/// JSON is ignored.
 pub(crate) fn refused_config(files: &SideFiles) -> Option<RefusedConfig> {
     let file = files.carried.iter().find(|file| file.name == CONFIG && !is_pointer(file))?;
     if !json::is_object(&file.path).ok()? {
@@ -66,7 +67,7 @@ pub(crate) fn refused_config(files: &SideFiles) -> Option<RefusedConfig> {
     (!keys.is_empty()).then_some(RefusedConfig::Keys(keys))
 }
 
-/// What of the keys is refused.
+/// The keys that are refused.
 fn refused(said: &Map<String, Value>) -> Vec<RefusedKey> {
     let no_keys = NO_KEYS.into_iter().filter(|key| said.contains_key(*key));
     let mut refused: Vec<RefusedKey> = no_keys
@@ -97,7 +98,8 @@ fn given<'a>(said: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     said.get(key).filter(|value| !value.is_null())
 }
 
-/// How many sequences are asked for, of how many beams.
+/// The problem with `num_return_sequences`, given `num_beams` and `do_sample`; None where there is
+/// none.
 fn of_sequences(said: &Map<String, Value>) -> Option<String> {
     let sequences = given(said, "num_return_sequences")?;
     let Some(count) = number(sequences) else {
@@ -119,7 +121,7 @@ fn of_sequences(said: &Map<String, Value>) -> Option<String> {
     })
 }
 
-/// Tokens that are forced and suppressed.
+/// The refused keys about forced and suppressed tokens.
 fn of_forced(said: &Map<String, Value>) -> Vec<RefusedKey> {
     let Some(suppressed) = given(said, "suppress_tokens").and_then(Value::as_array) else {
         return Vec::new();
@@ -177,7 +179,7 @@ fn is_tokens(value: &Value) -> bool {
     is_container(value) && value.as_array().is_none_or(|tokens| tokens.iter().all(can_be_counted))
 }
 
-/// As `WatermarkingConfig.validate`.
+/// Checks as `WatermarkingConfig.validate` does.
 fn is_watermark(value: &Value) -> bool {
     let is_right = |(key, value): (&String, &Value)| match key.as_str() {
         "greenlist_ratio" => number(value).is_some_and(|ratio| (0.0..=1.0).contains(&ratio)),

@@ -1,4 +1,4 @@
-//! Whether a result is what it was written as: no file of it missing, changed or added.
+//! Checks that a result is as it was written: no file is missing, changed or added.
 
 use std::fs;
 use std::path::Path;
@@ -11,11 +11,11 @@ use rayon::prelude::*;
 
 use crate::progress::{Progress, Unit};
 
-/// No model has more files; a folder of anybody's is walked no further.
+/// No model has more files; a folder with more is refused.
 const MAX_FILES: usize = 1 << 16;
 
-/// The manifest of `dir`, if there is one, and files that it doesn't list. A receipt says what it
-/// must list.
+/// The manifest of `dir`, if there is one, and files that it doesn't list. A receipt records the
+/// files that the manifest must list.
 ///
 /// # Errors
 /// [`Kind::Missing`] and [`Kind::Mismatch`] where a manifest isn't the one that was written with
@@ -73,8 +73,8 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
     Ok((Some(manifest), unlisted))
 }
 
-/// Files of `dir`, and of folders in it, that the manifest doesn't list; hidden folders as wholes,
-/// sorted.
+/// Files of `dir` and of its folders that the manifest doesn't list, sorted; a hidden folder is one
+/// entry.
 fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -95,7 +95,7 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
             }
             let shown = entry.file_name().to_string_lossy().escape_debug().to_string();
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-            // A link to a folder isn't walked: it is a file that nobody wrote.
+            // A link to a folder isn't followed: it counts as an unlisted file.
             if entry.file_type().map_err(fail)?.is_dir() {
                 match shown.starts_with('.') {
                     true => found.push(format!("{prefix}{shown}/")),
@@ -104,11 +104,11 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
                 continue;
             }
             let path = entry.path();
-            // A hub cache has links to its blobs in the place of files.
+            // A hub cache has links to blobs in place of files.
             let is_run = is_own_unlisted(dir, &name) && within.check_file(&path).is_ok();
             if !manifest.files.contains_key(&name) && !is_run {
-                // What a link leads to that isn't a file, a folder now or later, may bring
-                // anything.
+                // A link that doesn't lead to a file may lead to a folder, now or later, with any
+                // content.
                 let is_open = entry.file_type().map_err(fail)?.is_symlink() && !path.is_file();
                 found.push(format!("{prefix}{shown}{}", if is_open { "/" } else { "" }));
             }
@@ -118,8 +118,8 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Whether the file `name` of the result `dir` is one that runs write and no manifest lists, and
-/// nobody has changed it since.
+/// Whether the file `name` of the result `dir` is one that runs write and no manifest lists, and is
+/// unchanged since.
 fn is_own_unlisted(dir: &Path, name: &str) -> bool {
     match name {
         MANIFEST_FILE => true,
@@ -133,8 +133,8 @@ fn is_own_unlisted(dir: &Path, name: &str) -> bool {
 /// configs, a tokenizer's files.
 fn is_loaded(name: &str) -> bool {
     let (folder, file) = name.rsplit_once('/').map_or(("", name), |(folder, file)| (folder, file));
-    // A folder is listed as a whole where it is hidden, which loaders pass over, or a link, through
-    // which they go.
+    // A whole folder is listed where it is hidden, which loaders skip, or a link, which they
+    // follow.
     if file.is_empty() {
         return !folder.rsplit('/').next().is_some_and(|last| last.starts_with('.'));
     }
@@ -154,7 +154,7 @@ fn is_loaded(name: &str) -> bool {
         "tekken.json",
         "params.json",
     ];
-    // A folder for each module of a sentence-transformers model: 1_Pooling.
+    // sentence-transformers models have a folder for each module: 1_Pooling.
     let is_module = folder
         .split('_')
         .next()
@@ -167,7 +167,7 @@ fn is_loaded(name: &str) -> bool {
         && (is_weights(file) || is_config || is_vocabulary || NAMES.contains(&file))
 }
 
-/// Refuses files that aren't those that `manifest` lists; `what` they are is said.
+/// Refuses files that differ from those that `manifest` lists; `what` names them in progress.
 pub(crate) fn check_hashes(
     dir: &Path,
     manifest: &Manifest,

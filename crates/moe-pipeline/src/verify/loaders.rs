@@ -1,4 +1,4 @@
-//! What stock loaders refuse of a checkpoint whose files are sound by themselves.
+//! Finds what stock loaders refuse in a checkpoint whose files are sound by themselves.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,10 +14,10 @@ use super::contents::{MARKED, damaged};
 use super::generation::{self, RefusedConfig};
 use super::pointer::is_pointer;
 
-/// Refuses what the current transformers can't load, and files beside the weights that are damaged.
+/// Refuses a checkpoint that the current transformers can't load, and damaged side files.
 ///
 /// # Errors
-/// [`Kind::Mismatch`], with all that is refused; the file and the remedy are the first one's.
+/// [`Kind::Mismatch`] with all problems; the file and the remedy are those of the first.
 pub(super) fn check(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     let mut refused = of_marks(checkpoint);
     refused.extend(of_index(checkpoint));
@@ -38,12 +38,11 @@ pub(super) fn check(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
         .remedy(first.remedy))
 }
 
-/// Refuses files that come along from the folder `dir` to a result with a vocabulary of `vocab`,
-/// where loaders would refuse the result for them. Of a generation_config.json, passes leave out
-/// what is refused.
+/// Refuses side files of the folder `dir` for which loaders would refuse a result with a vocabulary
+/// of `vocab`. Faulty keys of a generation_config.json don't count, since passes remove them.
 ///
 /// # Errors
-/// [`Kind::Malformed`], with all that is refused; the file and the remedy are the first one's.
+/// [`Kind::Malformed`] with all problems; the file and the remedy are those of the first.
 pub(crate) fn check_carried(files: &SideFiles, dir: &Path, vocab: usize) -> Result<()> {
     let mut refused = of_side_files(files);
     if refused.is_empty() {
@@ -56,7 +55,7 @@ pub(crate) fn check_carried(files: &SideFiles, dir: &Path, vocab: usize) -> Resu
     Err(Error::new(Kind::Malformed, what).file(dir.join(&first.file)).remedy(remedy))
 }
 
-/// Something that loaders refuse.
+/// A problem for which loaders refuse a checkpoint.
 struct Refused {
     what: String,
     file: String,
@@ -69,7 +68,7 @@ impl Refused {
     }
 }
 
-/// Python's JSON reader fails at what this program passes over.
+/// Python's JSON reader fails at byte order marks, which this program skips.
 fn of_marks(checkpoint: &Checkpoint) -> Vec<Refused> {
     let names = std::iter::once(CONFIG_FILE).chain(checkpoint.index().map(|_| INDEX_FILE));
     let marked = names.filter(|name| begins_with_mark(&checkpoint.dir().join(name)));
@@ -77,7 +76,7 @@ fn of_marks(checkpoint: &Checkpoint) -> Vec<Refused> {
     marked.map(|name| Refused::new(format!("{name} {MARKED}"), name, remedy)).collect()
 }
 
-/// All that is refused, in one sentence.
+/// All problems in one sentence.
 fn all(refused: &[Refused]) -> String {
     refused.iter().map(|refused| refused.what.as_str()).collect::<Vec<_>>().join("; ")
 }
@@ -96,7 +95,7 @@ fn of_index(checkpoint: &Checkpoint) -> Option<Refused> {
     })
 }
 
-/// transformers looks at no index where there is a file of the usual name.
+/// transformers ignores the index if there is a file of the usual name.
 fn of_single_file(checkpoint: &Checkpoint) -> Option<Refused> {
     let named = checkpoint.config().contains_key(moe_checkpoint::EXPLICIT_KEY);
     let is_single =
@@ -108,7 +107,7 @@ fn of_single_file(checkpoint: &Checkpoint) -> Option<Refused> {
     })
 }
 
-/// transformers looks for no other file than these; vLLM takes any.
+/// transformers looks for these file names only; vLLM accepts any.
 fn of_name(checkpoint: &Checkpoint) -> Option<Refused> {
     let named = checkpoint.config().contains_key(moe_checkpoint::EXPLICIT_KEY);
     let [file] = checkpoint.files() else { return None };
@@ -122,7 +121,7 @@ fn of_name(checkpoint: &Checkpoint) -> Option<Refused> {
     })
 }
 
-/// transformers takes a shard of another ending for a pickle.
+/// transformers takes a shard with another extension for a pickle.
 fn of_endings(checkpoint: &Checkpoint) -> Option<Refused> {
     let names = checkpoint.files().iter().filter_map(|file| file.path().file_name()?.to_str());
     let other = names.into_iter().find(|name| !name.ends_with(".safetensors"))?;
@@ -148,7 +147,7 @@ fn of_plain(model: &Model) -> Option<Refused> {
     ))
 }
 
-/// Experts whose names no loader knows.
+/// Experts with names that no loader knows.
 fn of_unknown_names(checkpoint: &Checkpoint, model: &Model) -> Option<Refused> {
     let name = named_by(checkpoint, model, |layout, _| layout.is_unknown)?;
     let what = format!(
@@ -159,8 +158,7 @@ fn of_unknown_names(checkpoint: &Checkpoint, model: &Model) -> Option<Refused> {
     Some(Refused::new(what + ", and starts such experts at random", CONFIG_FILE, remedy))
 }
 
-/// The first tensor that is one of an expert by a layout that is `wanted`, of which the number is
-/// given, too.
+/// The first tensor of an expert in a layout that is `wanted`, and the number of such tensors.
 pub(super) fn named_by<'c>(
     checkpoint: &'c Checkpoint,
     model: &Model,
@@ -189,7 +187,8 @@ fn of_config(model: &Model) -> Vec<Refused> {
     refused.into_iter().map(|what| Refused::new(what, CONFIG_FILE, remedy)).collect()
 }
 
-/// A tokenizer that is JSON, but not one. What this program can't follow of a sound one is a note.
+/// A file that is JSON, but not a tokenizer. A sound tokenizer that this program can't follow gives
+/// a note instead.
 fn of_tokenizer(dir: &Path, vocab: usize) -> Option<Refused> {
     let error = tokens_beyond_vocabulary(dir, vocab).err()?;
     let what = format!("the tokenizer can't be read: {}", error.briefly());
@@ -240,7 +239,7 @@ fn of_generation(files: &SideFiles) -> Vec<Refused> {
     what.into_iter().map(|what| Refused::new(what, generation::CONFIG, remedy)).collect()
 }
 
-/// Files that are pointers of Git LFS, in a sentence; none where there are none.
+/// The files that are Git LFS pointers, in one sentence; empty where there are none.
 fn pointers(files: &SideFiles) -> Vec<String> {
     let pointers: Vec<&str> = files
         .carried

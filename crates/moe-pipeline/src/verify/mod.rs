@@ -1,5 +1,5 @@
-//! `verify`: hashes, added files, shapes, finite values, every expert present, and what loaders
-//! would trip over.
+//! `verify`: checks hashes, added files, shapes, finite values, that no expert is missing, and
+//! pitfalls for loaders.
 
 mod contents;
 mod generation;
@@ -26,9 +26,9 @@ pub(crate) use generation::{CONFIG as GENERATION_CONFIG, RefusedConfig, refused_
 pub(crate) use listed::{check_hashes, listed};
 pub(crate) use loaders::{check_carried, has_tokenizer};
 
-/// Tensors are read in parts of this many bytes.
+/// Tensors are read in blocks of this many bytes.
 const PART_BYTES: u64 = 1 << 20;
-/// What headers and configs of a model take.
+/// Memory for a model's headers and configs.
 const HEADER_BYTES: u64 = 4 << 20;
 
 /// What was found in a sound checkpoint; anything unsound is an error.
@@ -58,16 +58,16 @@ pub struct VerifyReport {
 /// Checks the checkpoint in `dir`.
 ///
 /// # Errors
-/// The first thing that is wrong, by file and tensor.
+/// The first problem, naming file and tensor.
 pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
-    // What needs no weights comes first: it answers in milliseconds.
+    // Checks that need no weights come first: they take milliseconds.
     let (manifest, unlisted) = listed(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;
     let hashed_files = manifest.as_ref().map(|m| m.files.len());
     let (weights, small) =
         manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
-    // A damaged file is damaged, whatever loaders would say of it.
+    // Damage is reported as damage, before what loaders would make of it.
     check_hashes(dir, &Manifest { files: small }, "side files", progress)?;
     loaders::check(&checkpoint, &model)?;
     check_hashes(dir, &Manifest { files: weights }, "weights", progress)?;
@@ -96,7 +96,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     })
 }
 
-/// About the most bytes that [`verify`] holds, whatever the size of the checkpoint.
+/// The approximate memory that [`verify`] holds, in bytes, for a checkpoint of any size.
 pub fn verify_bytes() -> u64 {
     HEADER_BYTES + 2 * rayon::current_num_threads() as u64 * PART_BYTES
 }

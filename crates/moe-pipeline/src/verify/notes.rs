@@ -1,4 +1,4 @@
-//! What stock loaders trip over in a checkpoint that they load.
+//! Finds pitfalls in a checkpoint that stock loaders load.
 
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, json};
 use moe_forward::tokens_beyond_vocabulary;
@@ -35,7 +35,7 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
         );
     }
     if let Some(rule) = &model.family.moe {
-        // transformers maps num_local_experts to the key that is the family's own.
+        // transformers maps num_local_experts to the family's own key.
         let is_mapped =
             |key: &str| key == "num_local_experts" && rule.experts.len() > 1 && has("num_experts");
         for key in rule.experts.iter().filter(|key| !has(key) && !is_mapped(key)) {
@@ -88,7 +88,7 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     notes
 }
 
-/// Routers that have another name than older loaders know.
+/// Routers with a name that older loaders don't know.
 fn of_router(checkpoint: &Checkpoint, model: &Model) -> Option<String> {
     let layouts = &model.family.moe.as_ref()?.layouts;
     let usual = &layouts[0].router;
@@ -105,7 +105,7 @@ fn of_router(checkpoint: &Checkpoint, model: &Model) -> Option<String> {
     ))
 }
 
-/// Tensors that loaders skip or refuse, and what an index says of tensors that aren't there.
+/// Tensors that loaders skip or refuse, and entries of an index whose tensors don't exist.
 fn of_tensors(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let mut notes = Vec::new();
     let names: Vec<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
@@ -179,7 +179,7 @@ fn of_tensors(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     notes
 }
 
-/// Keys that say the same to different loaders, where they don't.
+/// Keys for the same value that different loaders read, where the values differ.
 fn of_two_keys(config: &Map<String, Value>) -> Vec<String> {
     let mut notes = Vec::new();
     if let (Some(dtype), Some(older)) = (config.get("dtype"), config.get("torch_dtype"))
@@ -205,8 +205,8 @@ fn of_two_keys(config: &Map<String, Value>) -> Vec<String> {
     notes
 }
 
-/// What transformers 5 and older loaders read differently of `rope_scaling`, or what the older ones
-/// refuse.
+/// Values of `rope_scaling` that transformers 5 and older loaders read differently, or that the
+/// older ones refuse.
 fn of_rope_scaling(config: &Map<String, Value>) -> Vec<String> {
     let Some(said) = config.get("rope_scaling").filter(|said| !said.is_null()) else {
         return Vec::new();
@@ -252,7 +252,7 @@ fn of_rope_scaling(config: &Map<String, Value>) -> Vec<String> {
     notes
 }
 
-/// What is wrong with the class that loaders are to take.
+/// The problem with the class that loaders are told to use.
 fn of_architectures(config: &Map<String, Value>, model: &Model) -> Option<String> {
     let said = config.get("architectures").filter(|said| !said.is_null())?;
     let wanted = &model.family.architecture;

@@ -1,4 +1,4 @@
-//! What transformers before 5 fails at where the current version loads
+//! Finds what transformers before 5 fails at where the current version loads
 //! (`golden/loaders/verdicts.py`, 4.57.6), and what no version loads without another package.
 
 use moe_checkpoint::{Checkpoint, SideFiles, json};
@@ -7,23 +7,23 @@ use serde_json::{Map, Value};
 
 use super::{generation, tokenizer};
 
-/// Classes of tokenizers that transformers 4.57.6 has, less `Tokenizer` and `TokenizerFast`: it has
-/// both.
+/// Classes of tokenizers that exist in transformers 4.57.6 as `…TokenizerFast` and `…Tokenizer`,
+/// without these endings.
 const FAST: &str = "Albert Bart Barthez Bert BigBird Blenderbot BlenderbotSmall Bloom CLIP Camembert CodeGen CodeLlama Cohere \
     ConvBert Cpm DPRContextEncoder DPRQuestionEncoder DPRReader Deberta DebertaV2 DistilBert Electra FNet Funnel GPT2 GPTNeoX Gemma \
     Herbert LED LayoutLM LayoutLMv2 LayoutLMv3 LayoutXLM Llama Longformer Lxmert MBart MBart50 MPNet MT5 MarkupLM MobileBert Mvp \
     Nllb Nougat OpenAIGPT Parakeet Pegasus PreTrained Qwen2 Realm Reformer RemBert RetriBert RoFormer Roberta SeamlessM4T Splinter \
     SqueezeBert T5 Udop Whisper XGLM XLMRoberta XLNet";
-/// Likewise; it has the slow class alone.
+/// Classes of which only `…Tokenizer` exists there.
 const SLOW: &str = "Bartpho Basic BertGeneration BertJapanese Bertweet BioGpt ByT5 CTRL Canine Character Clvp CpmAnt Dia ErnieM Esm \
     FSMT FastSpeech2Conformer Flaubert GPTNeoXJapanese GPTSanJapanese GPTSw3 Jukebox Luke M2M100 MLuke Marian Mecab Mgpstr \
     MistralCommon MyT5 PLBart Perceiver Phobert Pop2Piano ProphetNet Rag RoCBert Siglip Speech2Text Speech2Text2 SpeechT5 TFBert \
     TFGPT2 Tapas Tapex TransfoXL Vits Wav2Vec2 Wav2Vec2CTC Wav2Vec2PhonemeCTC Wordpiece XLM XLMProphetNet";
 
-/// A key, and whether older versions take a value for it.
+/// A key, and whether older versions accept a value for it.
 type Rule = (&'static str, fn(&Value) -> bool);
 
-/// Keys of a config that older versions stop at.
+/// Keys of a config at which older versions fail.
 const CONFIG_RULES: [Rule; 7] = [
     ("rope_theta", |theta| !theta.is_null()),
     ("base_model_tp_plan", is_object_or_null),
@@ -33,13 +33,13 @@ const CONFIG_RULES: [Rule; 7] = [
     ("problem_type", is_problem_or_null),
     ("pruned_heads", |heads| heads.is_null() || heads.as_object().is_some_and(Map::is_empty)),
 ];
-/// The same of a tokenizer's config.
+/// Keys of a tokenizer's config at which older versions fail.
 const TOKENIZER_RULES: [Rule; 2] = [
     ("extra_special_tokens", Value::is_object),
     ("additional_special_tokens", |tokens| !tokens.is_object()),
 ];
 
-/// A sentence for each.
+/// Notes on `checkpoint`, one sentence each.
 pub(super) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let config = checkpoint.config();
     let mut notes = of_rules("config.json", config, &CONFIG_RULES);
@@ -107,7 +107,7 @@ fn of_rope(config: &Map<String, Value>, model: &Model) -> Vec<String> {
     notes
 }
 
-/// Kernels of attention that no version has by itself.
+/// Attention kernels that need another package in every version.
 fn of_attention(config: &Map<String, Value>) -> Option<String> {
     let said = config.get("_attn_implementation")?;
     let name = said.as_str().map(|name| name.trim_start_matches("paged|"))?;
@@ -123,7 +123,7 @@ fn of_attention(config: &Map<String, Value>) -> Option<String> {
     ))
 }
 
-/// `load_state_dict` of versions before 5 asks the first file which library wrote it.
+/// `load_state_dict` of versions before 5 reads from the first file which library wrote it.
 fn of_format(checkpoint: &Checkpoint) -> Option<String> {
     let file = checkpoint.files().first()?;
     let format = file.format().filter(|format| !["pt", "mlx"].contains(format))?;
@@ -180,8 +180,8 @@ fn of_side_files(files: &SideFiles) -> Vec<String> {
     notes
 }
 
-/// Whether sequences are asked for, even none, without samples or beams. What the newer version
-/// refuses is no note.
+/// Whether the file asks for sequences, even none, without sampling or beams. Values that the newer
+/// version refuses give no note.
 fn has_sequences(said: &Map<String, Value>) -> bool {
     let is_one = |value: &Value| *value == true || json::number(value) == Some(1.0);
     let samples = said.get("do_sample").is_some_and(json::is_true);
@@ -189,8 +189,7 @@ fn has_sequences(said: &Map<String, Value>) -> bool {
     !samples && !has_beams && said.get("num_return_sequences").is_some_and(|count| !is_one(count))
 }
 
-/// Whether transformers 4.57.6 finds the class of tokenizers `name`. It looks for the fast one
-/// first.
+/// Whether transformers 4.57.6 finds the tokenizer class `name`. It looks for the fast one first.
 fn is_older_class(name: &str) -> bool {
     let is_in = |stems: &str, stem: &str| stems.split_whitespace().any(|known| known == stem);
     match name.strip_suffix("Fast").unwrap_or(name).strip_suffix("Tokenizer") {

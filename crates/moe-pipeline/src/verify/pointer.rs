@@ -1,11 +1,11 @@
-//! Pointers of Git LFS, which lie where a checkout has left a file out.
+//! Git LFS pointers, which a checkout leaves in place of large files.
 
 use moe_checkpoint::{SideFile, json, read_whole};
 
-/// A pointer of Git LFS is no longer.
+/// Maximum size of a Git LFS pointer.
 const MAX_POINTER_BYTES: u64 = 1024;
 
-/// Whether `file` is one, and not what it stands for.
+/// Whether `file` is a pointer instead of the file that it stands for.
 pub(super) fn is_pointer(file: &SideFile) -> bool {
     file.bytes <= MAX_POINTER_BYTES
         && read_whole(&file.path, MAX_POINTER_BYTES)

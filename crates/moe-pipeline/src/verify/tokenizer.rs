@@ -1,4 +1,5 @@
-//! What transformers 5.23 refuses of a tokenizer_config.json, when it loads or when it tokenizes.
+//! Finds values of a tokenizer_config.json that transformers 5.23 refuses, when it loads or when it
+//! tokenizes.
 
 use moe_checkpoint::SideFiles;
 use moe_checkpoint::json::{is_container, is_false, is_text_or_null, number, shown};
@@ -6,7 +7,7 @@ use serde_json::{Map, Value};
 
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 
-/// A key, what transformers takes for it, in words, and whether a value is that.
+/// A key, the values that transformers accepts, in words, and whether it accepts a value.
 struct TokenizerCheck {
     key: &'static str,
     wanted: &'static str,
@@ -14,7 +15,7 @@ struct TokenizerCheck {
 }
 
 const RULES: [TokenizerCheck; 14] = [
-    // Loading takes anything; the first text is compared with it.
+    // Loading accepts any value; it is compared with the length of the first text.
     TokenizerCheck { key: "model_max_length", wanted: "a number", takes: is_number_or_null },
     TokenizerCheck {
         key: "tokenizer_class",
@@ -51,7 +52,7 @@ const RULES: [TokenizerCheck; 14] = [
     },
 ];
 
-/// Methods and properties of tokenizers, which no key may be called as.
+/// Methods and properties of tokenizers, whose names no key may have.
 const METHODS: [&str; 54] = [
     "all_special_ids",
     "_add_tokens",
@@ -109,7 +110,7 @@ const METHODS: [&str; 54] = [
     "update_post_processor",
 ];
 
-/// What of the keys of a tokenizer's config is refused; `files` lie beside it.
+/// The refused keys of a tokenizer's config, one sentence each; `files` are the files beside it.
 pub(super) fn refused(said: &Map<String, Value>, files: &SideFiles) -> Vec<String> {
     let mut refused = Vec::new();
     for rule in &RULES {

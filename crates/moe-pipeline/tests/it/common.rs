@@ -1,4 +1,4 @@
-//! What these tests share.
+//! Helpers that these tests share.
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +11,13 @@ pub fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
 }
 
-/// Text of the domain `name`, to calibrate on.
+/// Text of the domain `name`, for calibration.
 pub fn calibration_text(name: &str) -> String {
     golden(&format!("text/{name}.calibration.txt")).display().to_string()
 }
 
-/// A run on a CPU that writes a new result, and compares it with its source on a few tokens.
+/// Options of a run on a CPU that writes a new result and compares it with its source on a few
+/// tokens.
 pub fn run() -> ConvertOptions {
     ConvertOptions {
         overwrite: false,
@@ -28,7 +29,7 @@ pub fn run() -> ConvertOptions {
     }
 }
 
-/// The same, which may replace an earlier result.
+/// The same, for a run that may replace an earlier result.
 pub fn run_again() -> ConvertOptions {
     ConvertOptions { overwrite: true, ..run() }
 }

@@ -1,5 +1,5 @@
-//! Distillation from checkpoint to checkpoint: what is exact is exact, and what is measured is what
-//! other code measures.
+//! Distillation from checkpoint to checkpoint: exact results are exact, and measured ones agree
+//! with other code.
 
 use std::path::Path;
 
@@ -24,8 +24,8 @@ fn run<P: Pass + DeserializeOwned>(
     Ok(convert(&[&options], input, output, &run_again(), &Quiet)?.receipt)
 }
 
-/// `sequences` of 16 ids each, below `vocab`, in a file; the options that name it and train
-/// nothing.
+/// Writes `sequences` of 16 ids each, below `vocab`, to a file. Returns options that name it and
+/// train nothing.
 fn ids(dir: &Path, sequences: usize, vocab: usize) -> String {
     let id = |at: usize| (at * at * 7 + 3 * at + at / 16) % vocab;
     let line = |s: usize| {
@@ -36,19 +36,19 @@ fn ids(dir: &Path, sequences: usize, vocab: usize) -> String {
     format!("data = [{:?}]\nsequence-length = 16\nsteps = 0\n", path.display().to_string())
 }
 
-/// The options that name texts of two domains.
+/// Options that name texts of two domains.
 fn texts(key: &str, what: &str) -> String {
     let paths = ["english", "code"]
         .map(|name| golden(&format!("text/{name}.{what}.txt")).display().to_string());
     format!("{key} = {paths:?}\n{key}-tokens = ")
 }
 
-/// `tokens` of each of two domains for calibration.
+/// Options for `tokens` of calibration text from each of two domains.
 fn calibration(tokens: usize) -> String {
     format!("{}{tokens}\nsequence-length = 128\n", texts("data", "calibration"))
 }
 
-/// The same, and half as many held out.
+/// The same, with half as many held-out tokens.
 fn text(tokens: usize) -> String {
     format!("{}{}{}\n", calibration(tokens), texts("held-out", "heldout"), tokens / 2)
 }
@@ -61,7 +61,7 @@ fn layers(receipt: &Receipt) -> Vec<DistilledLayer> {
     receipt.layers.iter().map(|layer| layer.details().unwrap()).collect()
 }
 
-/// Every tensor of `dense` is in `found` under its name, with its bytes, and nothing else is.
+/// `found` has every tensor of `dense` under its name, with its bytes, and no others.
 #[track_caller]
 fn assert_same_bytes(dense: &Path, found: &Path, what: &str) {
     let (dense, found) = (Checkpoint::open(dense).unwrap(), Checkpoint::open(found).unwrap());
@@ -77,7 +77,7 @@ fn assert_same_bytes(dense: &Path, found: &Path, what: &str) {
     }
 }
 
-/// Upcycles `dense` and distills the result to its width again; what the receipt promises.
+/// Upcycles `dense` and distills the result to its width again. Returns the receipt's promise.
 fn there_and_back(dense: &Path, upcycle: &str, distill: &str) -> (Identity, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::open(dense).unwrap();
@@ -92,7 +92,7 @@ fn there_and_back(dense: &Path, upcycle: &str, distill: &str) -> (Identity, temp
     (receipt.identity, dir)
 }
 
-/// A dense golden, upcycled with each of these lines, comes back bit for bit.
+/// A dense golden that is upcycled with each of these lines comes back bit for bit.
 fn comes_back(family: &str, target: &str, lines: &[&str]) {
     let dense = golden(&format!("families/{family}/base/model"));
     for line in lines {
@@ -130,7 +130,7 @@ fn upcycling_and_distilling_gives_the_dense_weights_back_bit_for_bit() {
     comes_back("llama", "qwen2_moe", &[COPIES, SHARDS]);
 }
 
-/// What isn't exact isn't called so: gates that vary are measured, and scales that round are
+/// Inexact results aren't called exact: gates that vary are measured, and scales that round are
 /// approximate.
 #[test]
 fn what_cannot_come_back_exactly_says_so() {
@@ -146,8 +146,8 @@ fn what_cannot_come_back_exactly_says_so() {
     assert!(matches!(identity, Identity::Approximate { .. }), "{identity:?}");
 }
 
-/// Of every golden of every MoE family a dense model of a family that the family file names, sound
-/// and readable.
+/// Every golden of every MoE family becomes a sound and readable dense model of a family that the
+/// family file names.
 #[test]
 fn every_moe_family_becomes_dense_or_says_why_not() {
     let out = tempfile::tempdir().unwrap();
@@ -191,8 +191,8 @@ fn every_moe_family_becomes_dense_or_says_why_not() {
     assert!(distilled >= 20, "{distilled}");
 }
 
-/// Gates are what `observe`'s sums over the same tokens say; down columns are the experts' times
-/// these.
+/// Gates agree with `observe`'s sums over the same tokens; down columns are the experts' times
+/// these gates.
 #[test]
 fn measured_gates_are_means_over_all_tokens() {
     let out = tempfile::tempdir().unwrap();
@@ -229,7 +229,7 @@ fn measured_gates_are_means_over_all_tokens() {
             assert!((gate - sum / tokens).abs() < 1e-6, "layer {index}");
         }
         assert!((found.gates.iter().sum::<f64>() - 1.0).abs() < 1e-6, "normalised gates sum to 1");
-        // The best expert whole, and half of the next.
+        // The best expert as a whole, and half of the next.
         let reap = moe_math::saliency::reap(&sums);
         for (score, wanted) in found.scores.iter().zip(&reap) {
             assert!((score - wanted).abs() < 1e-4 * wanted.max(1e-3), "layer {index}");
@@ -259,8 +259,8 @@ fn measured_gates_are_means_over_all_tokens() {
     }
 }
 
-/// On the same inputs of every layer, those of the original: what is fitted to them is nearer to
-/// the experts than what isn't.
+/// Every layer has the original's inputs, and the fitted projection is nearer to the experts than
+/// the one that isn't fitted.
 #[test]
 fn a_fitted_down_projection_has_the_least_error() {
     let out = tempfile::tempdir().unwrap();
@@ -278,7 +278,7 @@ fn a_fitted_down_projection_has_the_least_error() {
         let chosen = fit.tried.iter().find(|(lambda, _)| *lambda == fit.lambda).unwrap().1;
         assert!(fit.tried.iter().all(|(_, error)| chosen <= *error));
         assert!(fit.lambda.is_some() && fit.tried.len() >= 6);
-        // What the stored network gives is what the sums say, up to bf16.
+        // The output of the stored network is the one that the sums predict, up to bf16.
         assert!(
             (fitted.output_error.unwrap() / chosen - 1.0).abs() < 0.01,
             "{:?} {chosen}",
@@ -288,8 +288,8 @@ fn a_fitted_down_projection_has_the_least_error() {
     }
 }
 
-/// The best experts by conditional probability, each over their number (2605.28207, 3.4): four of
-/// them, so that nothing is rounded.
+/// The best experts by conditional probability, each divided by their number (2605.28207, 3.4):
+/// four experts, so that nothing is rounded.
 #[test]
 fn uniform_gates_are_one_over_the_experts_taken() {
     let out = tempfile::tempdir().unwrap();
@@ -319,8 +319,8 @@ fn uniform_gates_are_one_over_the_experts_taken() {
     assert_eq!(refused.err().unwrap().kind(), Kind::Usage);
 }
 
-/// What training alone is worth starts from numbers of the spread that configs ask for, other ones
-/// for each seed and matrix.
+/// The baseline for training starts from random numbers with the standard deviation that configs
+/// ask for, different for each seed and matrix.
 #[test]
 fn a_random_network_knows_nothing_of_the_experts() {
     let out = tempfile::tempdir().unwrap();
@@ -352,8 +352,8 @@ fn a_random_network_knows_nothing_of_the_experts() {
     }
 }
 
-/// One mean of all experts, weighed alike or by use; shared experts and dense layers stay what they
-/// were.
+/// One mean of all experts, with equal weights or weighted by use; shared experts and dense layers
+/// stay unchanged.
 #[test]
 fn means_and_what_stays_whole() {
     let out = tempfile::tempdir().unwrap();
@@ -369,7 +369,7 @@ fn means_and_what_stays_whole() {
             assert!((layer.parts.iter().map(|part| part.factor).sum::<f64>() - 1.0).abs() < 1e-6);
         }
     }
-    // Layer 0 is dense, with 24 neurons where a token uses 12 + 12 of the others.
+    // Layer 0 is dense, with 24 neurons; in the others a token uses 12 + 12.
     let case = golden("families/deepseek_v3/base/model");
     let source = Model::open(&case).unwrap();
     let old = source.layers.iter().position(|layer| layer.ffn.dense().is_some()).unwrap();
@@ -396,8 +396,8 @@ fn means_and_what_stays_whole() {
     }
 }
 
-/// The last layer alone sees the same inputs, whatever the others become, where states of the
-/// teacher go on.
+/// With the teacher's states, each layer has the same inputs in all runs, so that its errors can be
+/// compared.
 #[test]
 fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_original() {
     let dir = tempfile::tempdir().unwrap();
@@ -414,12 +414,12 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
     for (before, after) in layers(&plain).iter().zip(layers(&trained)) {
         let (before, after_error) = (before.output_error.unwrap(), after.output_error.unwrap());
         let [first, kept] = after.trained[0].errors().unwrap();
-        // The network is run here in f32, there as it is stored.
+        // This test runs the network in f32, the pass as it is stored.
         assert!(
             (first - before).abs() < 2e-2 && (kept - after_error).abs() < 2e-2,
             "{first} {before}, {kept} {after_error}"
         );
-        // The best of what was measured is kept.
+        // The weights with the best measurement are kept.
         assert!(kept < first, "{kept} {first}");
         assert_eq!((after.trained.len(), after.trained[0].steps), (1, 12));
         assert!(
@@ -432,14 +432,14 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
         kl(&trained),
         kl(&plain)
     );
-    // A second sweep, through what the first made.
+    // A second sweep, through the layers that the first made.
     let again = run("again", "steps = 12\nstudent-steps = 4");
     for (once, twice) in layers(&trained).iter().zip(layers(&again)) {
         assert_eq!((&once.trained[0], twice.trained.len()), (&twice.trained[0], 2));
     }
     run("same", "steps = 12\nstudent-steps = 4");
     assert_eq!(bytes("again"), bytes("same"));
-    // Each stage is measured on the held-out text, as what is written is in the end.
+    // Each stage is measured on the held-out text, as the written result is in the end.
     let stages = |receipt: &Receipt| {
         let stages = &receipt.held_out.as_ref().unwrap().stages;
         stages
@@ -455,7 +455,7 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
         stages(&again)[..2],
         [stage("made", true, kl(&plain)), stage("trained", true, kl(&trained))]
     );
-    // What diverges says so, and leaves what was there.
+    // A training that diverges is reported, and leaves the earlier weights.
     let wild = run("wild", "steps = 4\nrelative-learning-rate = 1e20");
     assert!(
         layers(&wild)
@@ -468,7 +468,7 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
         wild.warnings
     );
     assert_eq!(bytes("wild"), bytes("plain"));
-    // A stage that helps nothing is taken back.
+    // A stage that doesn't help is taken back.
     assert_eq!(
         stages(&wild),
         [stage("made", true, kl(&plain)), stage("trained", false, kl(&plain))]

@@ -1,4 +1,4 @@
-//! Ways of making experts: what each one's weights are, and what they promise of the function.
+//! Initialisations of experts: their weights, and their promises about the function.
 
 use std::path::Path;
 
@@ -51,7 +51,8 @@ fn neurons(expert: &Expert) -> Vec<[Vec<f32>; 3]> {
     (0..width).map(|n| [row(&gate, n), row(&up, n), column(n)]).collect()
 }
 
-/// Largest |Δlogit| over the largest logit of the dense model, through what loaders would find.
+/// Largest |Δlogit| over the largest logit of the dense model, for the planned model as loaders
+/// would see it.
 fn relative_difference(dense: &Model, plan: &PlannedModel, tokens: &Path) -> f64 {
     let moe = plan.model.declare().unwrap().reread().unwrap();
     let batch = Batch::from_json(tokens).unwrap();
@@ -74,7 +75,7 @@ fn shards_in_virtual_groups_compute_the_dense_function() {
             true,
             1e-5,
         ),
-        // 3 doesn't divide 512 and ×3 rounds in bf16: granularity 3 is tried on a golden below.
+        // 3 doesn't divide 512, and ×3 rounds in bf16: granularity 3 is tested on a golden below.
         (
             "experts = 8\ntop-k = 4\ngranularity = 2\ntarget = 'qwen2_moe'\nnorm-topk-prob = false\nrouter = 'zeros'",
             false,
@@ -93,7 +94,7 @@ fn shards_in_virtual_groups_compute_the_dense_function() {
     }
 }
 
-/// For the router's scale c = E·G/T beside every other expert count, in every dense family.
+/// For shards without normalised gates the scale is c = E·G/T (2 families).
 #[test]
 fn scales_of_unnormalised_shards_follow_the_table() {
     for (family, shared) in [("qwen2", "\nshared-fraction = 0.0"), ("qwen3", "")] {
@@ -127,8 +128,8 @@ fn scales_of_unnormalised_shards_follow_the_table() {
     }
 }
 
-/// The experts of a group, put together again, are the dense network bit for bit; rows of a group
-/// are one.
+/// The experts of a group, put together, are the dense network bit for bit; the rows of a group are
+/// equal.
 #[test]
 fn shards_give_the_dense_network_back() {
     let dense = dense();
@@ -162,8 +163,8 @@ fn shards_give_the_dense_network_back() {
     }
 }
 
-/// One set of ⌊r·m⌉ neurons is redrawn in gate, up and down alike; all others are the dense
-/// network's.
+/// One set of ⌊r·m⌉ neurons is redrawn in gate, up and down alike; all others are those of the
+/// dense network.
 #[test]
 fn dropped_neurons_are_one_set_with_the_moments_of_the_matrix() {
     let dense = dense();
@@ -241,8 +242,8 @@ fn partitions_deal_out_every_neuron_once() {
     }
 }
 
-/// 2410.07524 §3.3 by hand: the cube root of E·G²/K (softmax before top-k) or of G (after it), on
-/// all projections.
+/// 2410.07524 §3.3 computed by hand: the cube root of E·G²/K (softmax before top-k) or of G (after
+/// it), on all projections.
 #[test]
 fn nvidia_scales_are_cube_roots() {
     let dense = dense();
@@ -383,7 +384,7 @@ mod several_models {
         names.iter().map(|n| Model::open(&golden("mergekit/inputs").join(n)).unwrap()).collect()
     }
 
-    /// mergekit-moe 0.1.5 on the same four models wrote these experts, byte for byte.
+    /// mergekit-moe 0.1.5 wrote these experts from the same four models, byte for byte.
     #[test]
     fn experts_are_those_that_mergekit_makes() {
         let models = inputs(&["a", "b", "c", "d"]);
@@ -407,7 +408,7 @@ mod several_models {
             "{:?}",
             Identity::of(&plan.effects)
         );
-        // Everything else is the base's.
+        // All other tensors are the base's.
         assert_eq!(plan.model.embed.read().unwrap(), theirs.embed.read().unwrap());
         assert_eq!(
             plan.model.layers[1].attention.output().weight.read().unwrap(),
@@ -415,7 +416,8 @@ mod several_models {
         );
     }
 
-    /// Branch-Train-MiX: what isn't an expert is the mean, by hand in f64, rounded once.
+    /// Branch-Train-MiX: all tensors except experts are the mean, computed by hand in f64 and
+    /// rounded once.
     #[test]
     fn attention_can_be_the_mean() {
         let models = inputs(&["a", "b", "c"]);
@@ -438,7 +440,7 @@ mod several_models {
             m.layers[1].attention.grouped().unwrap().k.weight.clone()
         });
         check(&plan.model.layers[0].ffn_norm, &|m| m.layers[0].ffn_norm.clone());
-        // Experts are dealt out in turn: 0 and 3 are a's.
+        // Experts are dealt out in turn: experts 0 and 3 are a's.
         let moe = mixture(&plan, 0);
         for (expert, model) in moe.experts.iter().zip(models.iter().cycle()) {
             assert_eq!(
@@ -448,7 +450,7 @@ mod several_models {
         }
     }
 
-    /// The shared expert is no expert of a model: it is the base's, or the mean's.
+    /// The shared expert doesn't come from an expert model: it is the base's, or the mean's.
     #[test]
     fn the_shared_expert_is_the_bases() {
         let models = inputs(&["a", "b", "c"]);

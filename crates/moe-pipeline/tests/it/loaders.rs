@@ -1,4 +1,4 @@
-//! `verify` says of a checkpoint what transformers makes of it (`golden/loaders/verdicts.py`).
+//! `verify` agrees with transformers' verdict on each checkpoint (`golden/loaders/verdicts.py`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,14 +15,14 @@ use crate::common::{golden, run_again};
 
 const NEWER: &str = "5.23.0";
 const OLDER: &str = "4.57.6";
-/// What it takes, and this program refuses by name: texts for numbers, patterns that ignore all,
-/// more experts to a token than its groups have.
+/// Values that transformers accepts and this program refuses by name: texts for numbers, patterns
+/// that ignore everything, more experts per token than the groups have.
 const UNREAD: [&str; 4] = ["\"rope_theta\":\"50\"", "re:.*", "-num_experts_per_tok", "-topk_group"];
 
 #[derive(Deserialize)]
 struct Tried {
     case: Case,
-    /// By version: null where it loads.
+    /// The error by version; null where the version loads it.
     says: BTreeMap<String, Option<String>>,
 }
 
@@ -31,7 +31,7 @@ struct Case {
     golden: String,
     config: Map<String, Value>,
     files: Map<String, Value>,
-    /// Texts of the header of the weights, and what takes their place.
+    /// Texts in the header of the weights, and their replacements.
     #[serde(default)]
     header: Vec<(String, String)>,
 }
@@ -87,7 +87,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// What `golden/loaders/verdicts.json` has. Some values are Python's alone.
+/// The cases of `golden/loaders/verdicts.json`. Some values are valid only in Python's JSON.
 fn verdicts() -> Vec<Tried> {
     let text = fs::read_to_string(golden("loaders/verdicts.json")).unwrap();
     serde_json::from_str(&json::keep_python(&text)).unwrap()
@@ -99,7 +99,7 @@ fn edit(file: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(file, json::to_pretty_python(&value)).unwrap();
 }
 
-/// Sets the value at `path`, or removes it, where that begins with `-`.
+/// Sets the value at `path`, or removes it if the path begins with `-`.
 fn set(config: &mut Value, path: &str, value: &Value) {
     let (remove, path) = path.strip_prefix('-').map_or((false, path), |path| (true, path));
     let (parents, key) = path.rsplit_once('/').unwrap_or(("", path));
@@ -127,7 +127,7 @@ fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
             (None, Err(error)) => {
                 problems.push(format!("{}\n  is taken; verify: {error}", case.said()))
             }
-            // Of quantized experts, each engine has a verdict of its own.
+            // For quantized experts, each engine has its own verdict.
             (Some(_), Ok(report)) if report.engines.iter().any(is_refused) => {}
             (Some(why), Ok(report)) => problems.push(format!(
                 "{}\n  {why}\n  verify: sound; {:?} {:?}",
@@ -137,7 +137,7 @@ fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
             )),
             _ => {}
         }
-        // What a pass writes is what loaders take, or nothing is written.
+        // A pass writes a result that loaders accept, or nothing.
         if let Ok(model) = Model::open(dir.path())
             && let Ok(written) = model.declare()
             && !written.reread().unwrap().refused_config().is_empty()
@@ -150,8 +150,8 @@ fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
     assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
 }
 
-/// What is wrong with the cheapest pass on a tiny mixture of experts that has the side files of
-/// `case` beside it.
+/// The problem of the cheapest pass on a tiny mixture of experts with the side files of `case`, if
+/// there is one.
 fn side_files_problem(case: &Case, is_taken: bool) -> Option<String> {
     let dir = tempfile::tempdir().unwrap();
     let (from, model, output) =
@@ -181,8 +181,8 @@ fn side_files_problem(case: &Case, is_taken: bool) -> Option<String> {
             unsound.or((!is_said).then(|| "nothing is said of what was left out".to_owned()))
         }
         Err(error) => {
-            // What generation_config.json says is left out, and the rest is refused with nothing
-            // written.
+            // Faulty keys of generation_config.json are removed; all others are refused with
+            // nothing written.
             let is_right = error.kind() == Kind::Malformed && error.to_string().contains("remedy");
             let can_be = !case.files.contains_key("generation_config.json");
             (!is_right || !can_be || output.exists()).then(|| format!("not converted: {error}"))
@@ -203,7 +203,7 @@ fn what_a_pass_writes_is_sound_whatever_lies_beside_the_source() {
     assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
 }
 
-/// What `verify` says of a sound case; None where this program doesn't read it.
+/// The notes of `verify` on a sound case; None where this program can't read it.
 fn notes(case: &Case) -> Option<Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     case.write(dir.path());

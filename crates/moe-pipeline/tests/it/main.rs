@@ -1,6 +1,6 @@
-//! The tests of `moe-pipeline` from outside, in one executable.
+//! Tests of the public interface of `moe-pipeline`, in one executable.
 
-// A panic is a test's report.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -14,7 +14,7 @@ fn options(toml: &str) -> MergeOptions {
     toml::from_str(toml).unwrap()
 }
 
-/// 24 experts of the built-in MoE, from 512 tokens of text.
+/// Options that merge to 24 experts of the built-in MoE, by 512 tokens of text.
 fn with_data(toml: &str) -> MergeOptions {
     options(&format!(
         "{toml}\ndata = [{:?}]\ndata-tokens = 512\nsequence-length = 128",
@@ -31,7 +31,8 @@ fn moe(model: &Model, layer: usize) -> &Moe {
     model.layers[layer].ffn.moe().unwrap()
 }
 
-/// Kept router rows and experts of one are the source's bytes; nothing else is left of the layer.
+/// Kept router rows and experts that weren't merged have the source's bytes; the layer has no other
+/// experts.
 fn assert_shrunk(source: &Model, merged: &Model, clusters: &[(usize, Vec<Vec<usize>>)]) {
     for (layer, clusters) in clusters {
         let (before, after) = (moe(source, *layer), moe(merged, *layer));
@@ -82,7 +83,7 @@ fn every_method_shrinks_the_file() {
             let share = |key: &str| layer["details"][key].as_f64().unwrap();
             let figures = (share("retained_mass"), share("lost_choices"));
             match method {
-                // Some neurons find no place.
+                // Some neurons find no match.
                 "dern" => {
                     assert!(figures.0 < 1.0 && figures.0 > 0.5 && figures.1 > 0.0, "{figures:?}")
                 }

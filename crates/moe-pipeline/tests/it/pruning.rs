@@ -1,5 +1,5 @@
-//! Observing and pruning beside what transformers' own modules, in float64, and llm-compressor say
-//! (golden/pruning).
+//! Compares observing and pruning with transformers' own modules, in float64, and with
+//! llm-compressor (golden/pruning).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn moe() -> PathBuf {
     golden("models/moe")
 }
 
-/// Token ids of golden/pruning as `--data` arguments, one label a domain.
+/// Token ids of golden/pruning as `--data` arguments, one label for each domain.
 struct Text {
     directory: tempfile::TempDir,
     data: Vec<String>,
@@ -81,7 +81,7 @@ impl Text {
     }
 }
 
-/// The experts that each layer keeps.
+/// Prunes, and returns the experts that each layer keeps.
 fn kept(options: &PruneOptions, model: &Path, output: &Path) -> Vec<Vec<usize>> {
     let done = convert(
         &[options],
@@ -115,8 +115,8 @@ fn by_domain(file: &StatisticsFile, layer: usize) -> Vec<Sums> {
     labels(file.groups()).into_iter().map(of).collect()
 }
 
-/// Other criteria are `selftest`'s: this one looks at tokens, which statistics don't have. In
-/// sequence only the first layer is decided on the original's states.
+/// `selftest` checks other criteria: this one looks at tokens, which statistics don't have. In
+/// sequential calibration only the first layer is decided on the original's states.
 #[test]
 fn ranked_choice_keeps_what_an_independent_computation_keeps() {
     let text = Text::of_golden();
@@ -149,7 +149,7 @@ fn reap_in_sequence_keeps_what_llm_compressor_keeps() {
     }
 }
 
-/// That they compute what transformers does with experts masked, `selftest` checks.
+/// `selftest` checks that they compute what transformers computes with experts masked.
 #[test]
 fn experts_that_stay_are_copied_byte_for_byte() {
     let text = Text::of_golden();
@@ -218,7 +218,7 @@ fn statistics_add_up_over_files_blocks_and_scratch_files() {
                 for quantity in Quantity::ALL {
                     let pairs = a.get(quantity).iter().zip(b.get(quantity));
                     let scale = a.get(quantity).iter().fold(0f64, |most, x| most.max(x.abs()));
-                    // How an f32 product is rounded depends on how many tokens share it; sums even
+                    // The rounding of an f32 product depends on how many tokens share it. Sums even
                     // that out, a maximum doesn't.
                     let tolerance = if quantity == Quantity::Largest { 1e-5 } else { 1e-6 } * scale;
                     pairs.for_each(|(a, b)| {
@@ -230,7 +230,7 @@ fn statistics_add_up_over_files_blocks_and_scratch_files() {
     }
 }
 
-/// As [`by_domain`], in the order of `like`.
+/// [`by_domain`] in the order of domains in `like`.
 fn by_domain_of(file: &StatisticsFile, layer: usize, like: &StatisticsFile) -> Vec<Sums> {
     let found = by_domain(file, layer);
     let order = labels(file.groups());
@@ -240,7 +240,7 @@ fn by_domain_of(file: &StatisticsFile, layer: usize, like: &StatisticsFile) -> V
         .collect()
 }
 
-/// Hidden states of so much text take more than a quarter of the budget, so that they lie in a
+/// Hidden states of so much text take more than a quarter of the budget, so they go to a scratch
 /// file.
 #[test]
 fn a_scratch_file_changes_nothing() {
@@ -319,7 +319,7 @@ fn a_report_is_written_and_is_the_same_again() {
     assert_eq!(page, report("two"));
     assert!(["Δ loss", "random choice", "Spearman"].iter().all(|text| page.contains(text)));
 
-    // By weights alone there is nothing to report of layers, and the page says why.
+    // A decision by weights alone has no figures on layers, and the page says so.
     let options: PruneOptions = toml::from_str("experts = 12\nmethod = 'aimer'").unwrap();
     convert(
         &[&options],
@@ -373,7 +373,7 @@ fn statistics_of_another_model_are_refused() {
     std::fs::write(&weights, bytes).unwrap();
     error("another model");
     assert!(!text.path("out").exists());
-    // A ranking by leaving experts out needs statistics that say what that does.
+    // A ranking by leaving experts out needs statistics of what that does.
     options.criterion =
         toml::from_str::<PruneOptions>("criterion = \"leave-one-out\"").unwrap().criterion;
     let message = convert(
@@ -388,8 +388,7 @@ fn statistics_of_another_model_are_refused() {
     assert!(message.contains("--no-left-out"), "{message}");
 }
 
-/// A copy of the checkpoint `model` in which `edit` has changed the bytes of tensors, by their
-/// names.
+/// A copy of the checkpoint `model`; `edit` changes the bytes of tensors, given their names.
 fn planted(text: &Text, model: &Path, edit: impl Fn(&str, &mut [u8])) -> PathBuf {
     let copy = text.path("planted");
     std::fs::create_dir(&copy).unwrap();
@@ -417,7 +416,7 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     let tokens = pooled.get(Quantity::Tokens);
     let rarest = (0..24).min_by(|a, b| tokens[*a].total_cmp(&tokens[*b])).unwrap();
     let name = format!("model.layers.1.mlp.experts.{rarest}.down_proj.weight");
-    // Outputs 2⁵ times as large: five more in bf16's exponent.
+    // Outputs 2⁵ times as large: 5 is added to bf16's exponent.
     let model = planted(&text, &moe(), |tensor, bytes| {
         for value in bytes.as_chunks_mut::<2>().0.iter_mut().filter(|_| tensor == name) {
             *value = (u16::from_le_bytes(*value) + (5 << 7)).to_le_bytes();
@@ -448,8 +447,8 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     assert!(with_guard < 0.8 * without_guard, "{with_guard} and {without_guard}");
 }
 
-/// Three kinds of tokens, a router of two groups of four of which a token goes to one, top-2.
-/// Tokens 0 go to experts 0 and 1, tokens 1 to 4 and 5, tokens 2 to 5 and 6.
+/// Three kinds of tokens, top-2, and a router with two groups of four experts, one of which is
+/// chosen for a token. Tokens 0 go to experts 0 and 1, tokens 1 to 4 and 5, tokens 2 to 5 and 6.
 fn planted_groups(text: &Text) -> PathBuf {
     const CHOSEN: [[usize; 2]; 3] = [[0, 1], [4, 5], [5, 6]];
     const HIDDEN: usize = 24;
@@ -460,8 +459,8 @@ fn planted_groups(text: &Text) -> PathBuf {
     };
     let model =
         planted(text, &golden("families/glm4_moe/base/model"), |tensor, bytes| match tensor {
-            // What reaches the router tells the token, and nothing else: attention, the dense layer
-            // and shared experts give 0.
+            // The router's input depends on the token alone: attention, the dense layer and shared
+            // experts give 0.
             "model.embed_tokens.weight" => {
                 set(bytes, &|token, column| if token == column { 1.0 } else { 0.0 })
             }
@@ -519,7 +518,7 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
         text.with_data("criterion = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
     let (kept, apart) = pruned(&mut options);
     assert_eq!(kept, [0, 1, 4, 5]);
-    // The four that are chosen most: two of the second group come to lie in the first.
+    // The four experts that are chosen most: two of the second group are moved to the first.
     let plan = text.path("plan.json");
     std::fs::write(&plan, r#"{"layers": {"1": {"experts": 8, "keep": [0, 4, 5, 6]}}}"#).unwrap();
     let mut options: PruneOptions = toml::from_str("").unwrap();

@@ -19,7 +19,7 @@ fn options(toml: &str) -> QuantizeOptions {
     toml::from_str(toml).unwrap()
 }
 
-/// Calibrated on 1,024 tokens of English.
+/// Options with 1,024 tokens of English as calibration text.
 fn with_data(toml: &str) -> QuantizeOptions {
     options(&format!(
         "{toml}\ndata = [{:?}]\ndata-tokens = 1024\nsequence-length = 128",
@@ -92,7 +92,7 @@ fn every_scheme_is_written_verified_and_read_again() {
         verify(&output, &Quiet).unwrap();
         let found = distance(&source, &model);
         assert!(found > most / 3.0 && found < most, "{toml}: {found}");
-        // What isn't an expert is the source's, byte for byte.
+        // All tensors except experts are the source's, byte for byte.
         assert_eq!(receipt.result.tensors_copied, 38, "{toml}");
         let measured = receipt.measured.unwrap().difference;
         assert!(
@@ -102,8 +102,8 @@ fn every_scheme_is_written_verified_and_read_again() {
     }
 }
 
-/// Which of these is the best one is for recipes/full/compare-samples.toml to say: one text and one
-/// model are no evidence.
+/// recipes/full/compare-samples.toml shows which of these is best: one text and one model are no
+/// evidence.
 #[test]
 fn gptq_says_how_each_expert_fared() {
     let out = tempfile::tempdir().unwrap();
@@ -135,7 +135,7 @@ fn gptq_says_how_each_expert_fared() {
     }
 }
 
-/// A copy of the built-in MoE in which `edit` has changed the bytes of a tensor.
+/// A copy of the built-in MoE; `edit` changes the bytes of one tensor.
 fn edited(dir: &Path, tensor: &str, edit: impl FnOnce(&mut [u8])) -> PathBuf {
     let copy = dir.join("edited");
     std::fs::create_dir(&copy).unwrap();
@@ -156,8 +156,8 @@ fn edited(dir: &Path, tensor: &str, edit: impl FnOnce(&mut [u8])) -> PathBuf {
 /// A copy of the built-in MoE in which the router never chooses expert 3 of layer 1.
 fn shunned(dir: &Path) -> PathBuf {
     edited(dir, "model.layers.1.mlp.gate.weight", |bytes| {
-        // The opposite of the mean of all rows: a token likes it the less, the more it likes the
-        // others.
+        // The opposite of the mean of all rows: the more a token prefers the others, the less it
+        // prefers this expert.
         let row = |e: usize| -> Vec<f32> {
             let row = &bytes[e * 256..][..256];
             row.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
@@ -174,7 +174,7 @@ fn shunned(dir: &Path) -> PathBuf {
 #[test]
 fn what_reaches_an_expert_and_is_not_finite_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    // Weights that a file can hold, and whose products no float can.
+    // Weights that fit in a file, but whose products overflow.
     let model = edited(dir.path(), "model.layers.2.mlp.experts.5.gate_proj.weight", |bytes| {
         bytes
             .as_chunks_mut()
@@ -191,8 +191,8 @@ fn what_reaches_an_expert_and_is_not_finite_is_named() {
     assert!(!dir.path().join("out").exists());
 }
 
-/// English alone leaves experts short of tokens; a few sequences of other text bring most of them
-/// what they lack.
+/// English alone leaves experts short of tokens; a few sequences of other text supply most of the
+/// missing ones.
 #[test]
 fn a_pool_brings_cold_experts_tokens_of_their_own() {
     let out = tempfile::tempdir().unwrap();
@@ -218,7 +218,7 @@ fn a_pool_brings_cold_experts_tokens_of_their_own() {
     assert!(short[1] < short[0], "{short:?}");
     assert!(fewer < topped_up, "tokens of their own take the place of others: {fewer} {topped_up}");
     assert!(receipt.texts.contains_key("arithmetic.calibration.txt"));
-    // Less room, fewer sequences.
+    // With less room, fewer sequences join.
     let (_, receipt) = measured(&format!("{pool}\npool-added-tokens = 256"));
     assert_eq!(receipt.pool.unwrap().joined, [2, 256]);
 }
@@ -300,7 +300,7 @@ fn shared_experts_are_quantized_on_request() {
     }
 }
 
-/// By GPTQ on what reaches its projections; latent attention has more of them.
+/// By GPTQ on the inputs of its projections; latent attention has more of them.
 #[test]
 fn attention_is_quantized_on_request() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A block runs for every combination of its choices, in order, whatever the numbers of blocks and
+//! A block runs for every combination of its choices, in order, for any number of blocks and
 //! choices.
 
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use moe_pipeline::Recipe;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// A recipe of blocks within each other, and the models of its steps.
+/// A recipe of nested blocks, and the models of its steps.
 fn nested(choices: &[Vec<u16>]) -> (String, Vec<String>) {
     let (mut text, mut models) = (String::new(), vec!["m".to_owned()]);
     for (depth, values) in choices.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! Routers made of text: prompts beside mergekit and transformers, k-means by what it promises.
+//! Routers made from text: prompts compared with mergekit and transformers, k-means with its
+//! promises.
 
 use candle_core::Tensor;
 use moe_checkpoint::Checkpoint;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::common::{golden, run};
 
-/// The prompts of golden/mergekit/configs.py, as their reference was made of.
+/// The prompts of golden/mergekit/configs.py, from which the reference was made.
 fn prompts() -> Value {
     json!([
         { "positive": ["The old house stood at the end of the street.", "She said that she would come back", "Once upon a time"] },
@@ -47,7 +48,7 @@ impl Run {
         Model::open(&self.directory.path().join("out")).unwrap()
     }
 
-    /// `[experts · hidden]` of layer `layer`.
+    /// The router of layer `layer`, `[experts · hidden]`.
     fn router(&self, layer: usize) -> Vec<f32> {
         let model = self.model();
         let weight = &model.layers[layer].ffn.moe().unwrap().router.weight;
@@ -63,7 +64,7 @@ fn reference(file: &str, layer: usize) -> Vec<f32> {
     encoding::decode_f32(data.data(), candle_core::DType::F32).unwrap()
 }
 
-/// Rows are written in bf16, which keeps 8 bits: half a unit in the last place.
+/// Rows are written in bf16, which has 8 bits: half a unit in the last place.
 fn assert_rounded(found: &[f32], wanted: &[f32], slack: f32) {
     assert_eq!(found.len(), wanted.len());
     for (found, wanted) in found.iter().zip(wanted) {
@@ -89,7 +90,7 @@ fn prompts_become_the_tokens_that_mergekit_makes_of_them() {
     assert_eq!(json!(found), tokens["prompts"]);
 }
 
-/// mergekit's own router rows, and those of an independent script, for `cheap_embed`.
+/// mergekit's own router rows for `cheap_embed`, and those of an independent script.
 #[test]
 fn embedding_routers_are_mergekits() {
     let run = Run::new(
@@ -108,7 +109,7 @@ fn embedding_routers_are_mergekits() {
     }
 }
 
-/// Mean inputs of the feed-forward network as hooks in transformers 5.23 saw them.
+/// Mean inputs of the feed-forward network, as hooks in transformers 5.23 saw them.
 #[test]
 fn prompt_routers_are_the_inputs_that_transformers_gives_the_network() {
     let run = Run::new(
@@ -146,8 +147,8 @@ fn inputs_of(model: &Model, batch: &Batch, layer: usize) -> Vec<Vec<f32>> {
     inputs.found.unwrap().to_vec2().unwrap()
 }
 
-/// In f64, from the written rows: routing has the entropy that was asked for, and no row leans on
-/// the mean input.
+/// In f64, from the written rows: routing has the requested entropy, and no row leans towards the
+/// mean input.
 #[test]
 fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
     const DATA: &str = "data = ['${golden}/text/english.calibration.txt', '${golden}/text/code.calibration.txt']\ndata-tokens = 1024";
@@ -211,7 +212,7 @@ fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
     }
 }
 
-/// The same inputs, options and seed give the same bytes, whatever the number of threads.
+/// The same inputs, options and seed give the same bytes for any number of threads.
 #[test]
 fn surveyed_routers_do_not_depend_on_threads() {
     let options = "experts = 4\ntop-k = 4\ninit = 'partition'\npartition-by = 'activations'\nrouter = 'activations'\n\

@@ -1,5 +1,5 @@
-//! Several passes in one run, with no checkpoint between them, give what they give one after the
-//! other.
+//! Several passes in one run, with no checkpoint between them, give the same result as one after
+//! the other.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -54,7 +54,7 @@ impl Place {
     }
 }
 
-/// The step that runs `passes` on `model` together.
+/// A step that runs `passes` on `model` in one run.
 fn together(model: &Path, passes: &[&str]) -> String {
     let mut text =
         format!("[[step]]\nrun = 'convert'\nmodel = {model:?}\noutput = '$out/together'\n");
@@ -71,8 +71,8 @@ fn weights(dir: &Path) -> BTreeMap<String, String> {
     read.map(|name| (name.clone(), sha256_file(&dir.join(name)).unwrap())).collect()
 }
 
-/// Runs `passes` together and one by one, and compares all that loaders read; the names of the
-/// stages of the run together.
+/// Runs `passes` in one run and one by one, and compares all files that loaders read. Returns the
+/// names of the first run's stages.
 fn assert_same(model: &str, passes: &[&str]) -> Vec<String> {
     let place = Place::new();
     let mut recipe = together(&golden(model), passes);
@@ -85,7 +85,7 @@ fn assert_same(model: &str, passes: &[&str]) -> Vec<String> {
     let (at_once, last) = (place.path("together"), place.path(&(passes.len() - 1).to_string()));
     assert_eq!(weights(&at_once), weights(&last), "{passes:?}");
     assert!(weights(&last).len() > 1, "no weights");
-    // What is told of each layer is told of the pass that made it.
+    // Layers are recorded for the pass that made them.
     let receipt =
         |dir: &Path| json::read::<serde_json::Value>(&dir.join("moe-convert.json")).unwrap();
     let all = receipt(&at_once);

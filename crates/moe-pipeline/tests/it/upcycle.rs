@@ -107,7 +107,7 @@ fn unnormalised_routing_is_made_up_for_by_scale() {
             false,
             2e-2,
         );
-        // Every expert is selected, so weights sum to 1 with any router.
+        // All experts are selected, so weights sum to 1 with any router.
         check_all(family, "experts = 4\ntop-k = 4\nnorm-topk-prob = false", true, 1e-5);
     }
 }
@@ -145,7 +145,7 @@ fn written(input: &Path, output: &Path, toml: &str, shard: &str) -> moe_pipeline
     convert(&[&options(toml)], input, output, &options_of_run, &Quiet).unwrap()
 }
 
-/// What is written, in one shard or many, is what was planned; copied tensors are the source's
+/// The written result, in one shard or many, is the planned one; copied tensors have the source's
 /// bytes.
 #[test]
 fn written_experts_are_the_dense_network_byte_for_byte() {

@@ -12,7 +12,7 @@ use moe_pipeline::{Quiet, Receipt, convert, verify};
 
 use crate::common::{golden, run_again};
 
-/// Groups of 32, on 512 tokens of English and of code each.
+/// Options with groups of 32, and 512 tokens each of English and of code.
 fn options(toml: &str) -> QuantizeOptions {
     let text = |name: &str| golden(&format!("text/{name}.calibration.txt")).display().to_string();
     let data = ["english", "code"].map(text);
@@ -32,7 +32,7 @@ fn widths(receipt: &Receipt) -> Vec<LayerWidths> {
     details.map(|(_, layer)| layer.bit_widths.unwrap()).collect()
 }
 
-/// Each matrix is stored as the receipt says, and takes as many bytes.
+/// Each matrix is stored with the bit width in the receipt, and has the size given there.
 fn stored_as_said(model: &Model, receipt: &Receipt) {
     for ((_, moe), widths) in model.moes().zip(widths(receipt)) {
         let mut bytes = 0;
@@ -53,7 +53,7 @@ fn stored_as_said(model: &Model, receipt: &Receipt) {
 #[test]
 fn layers_get_4_or_8_bits_by_what_these_cost() {
     let out = tempfile::tempdir().unwrap();
-    // At 4.5 and 8.5 bits there is no choice.
+    // At 4.5 and 8.5 bits there is only one assignment.
     let (model, receipt) =
         quantize(&options("target-bits = 5.6"), &out.path().join("out")).unwrap();
     verify(&out.path().join("out"), &Quiet).unwrap();
@@ -62,7 +62,7 @@ fn layers_get_4_or_8_bits_by_what_these_cost() {
     let bits: Vec<u32> = layers.iter().map(|layer| layer.bits[0]).collect();
     assert_eq!(LayerWidths::bits_a_weight(layers.iter()), 5.5);
     assert_eq!((bits.iter().filter(|bits| **bits == 8).count(), bits.len()), (1, 4));
-    // No other assignment that fits has less error.
+    // No other assignment that fits has a smaller error.
     let all = (0..16u32).map(|mask| {
         (0..4).map(|layer| if mask >> layer & 1 == 1 { 8 } else { 4 }).collect::<Vec<u32>>()
     });
@@ -99,14 +99,14 @@ fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() 
         stored_as_said(&model, &receipt);
         let layers = widths(&receipt);
         assert!(LayerWidths::bits_a_weight(layers.iter()) <= target);
-        // One width is an assignment, too, and fits.
+        // A single bit width for all is an assignment that fits, too.
         let cost = |layer: &LayerWidths, bits: [u32; 3]| layer.error(bits);
         let [mixed, uniform]: [f64; 2] = [
             layers.iter().map(|layer| cost(layer, layer.bits)).sum(),
             layers.iter().map(|layer| cost(layer, [width; 3])).sum(),
         ];
         assert!(mixed > 0.0 && mixed < uniform, "{target}: {mixed} {uniform}");
-        // Taking from one projection what another gets makes no error less.
+        // Moving bits from one projection to another doesn't lower the error.
         let places: Vec<(usize, usize)> =
             (0..4).flat_map(|layer| (0..3).map(move |matrix| (layer, matrix))).collect();
         let error_of = |(layer, matrix): (usize, usize), bits: u32| {
@@ -152,7 +152,7 @@ fn rounding_to_nearest_gets_widths_too() {
     let rounding = |layer: &LayerRecord| layer.encodings.experts.as_ref().unwrap().rounding;
     assert!(receipt.layers.iter().all(|layer| rounding(layer) == Rounding::Nearest));
     assert!(receipt.details::<QuantizedLayer>().iter().all(|(_, layer)| layer.experts.is_empty()));
-    // Scales and zero points are of the groups' size, whatever the bits.
+    // Scales and zero points have the shape of the groups, for any bit width.
     let (_, moe) = model.moes().next().unwrap();
     assert_eq!(moe.experts[0].gate.weight.scale().unwrap().shape(), [128, 4]);
 }

@@ -1,8 +1,8 @@
-//! Horizontal bars: a result, and its control below it.
+//! Horizontal bars: a result, and its baseline below it.
 
 use crate::report::svg::{Anchor, Scale, Svg};
 
-/// Bars of one label: the value of the result, and that of its control.
+/// The bars of one label: the value of the result, and that of its baseline.
 pub(crate) struct Bar {
     pub label: String,
     pub values: [Option<f64>; 2],
@@ -10,15 +10,15 @@ pub(crate) struct Bar {
 
 const WIDTH: f64 = 352.0;
 const LABEL: f64 = 96.0;
-/// Room for the figures behind the bars.
+/// Width for the figures behind the bars.
 const FIGURE: f64 = 62.0;
 const ROW: f64 = 42.0;
 const THICK: f64 = 14.0;
-/// Letters that fit before the bars.
+/// Number of letters that fit before the bars.
 const LETTERS: usize = 13;
 
-/// A pair of bars for each label, the second one of what is called `control`; absent values have
-/// none.
+/// A pair of bars for each label; the second is that of the baseline, which is called `control`.
+/// Absent values have no bar.
 pub(crate) fn bars(
     id: &str,
     title: &str,

@@ -1,17 +1,17 @@
-//! A column for each layer.
+//! A chart with a column for each layer.
 
 use crate::report::svg::{Anchor, Path, Scale, Svg};
 
-/// Values by layer.
+/// Values by layer, and how to draw them.
 pub(crate) struct Columns<'a> {
     pub id: &'a str,
     pub title: &'a str,
     pub layers: &'a [usize],
     pub values: &'a [Option<f64>],
-    /// Marks within columns.
+    /// Values that are marked within the columns.
     pub marks: &'a [Option<f64>],
     pub format: fn(Option<f64>) -> String,
-    /// The axis ends at 1.
+    /// Whether values are shares, so that the axis ends at 1.
     pub shares: bool,
 }
 
@@ -21,7 +21,7 @@ const LEFT: f64 = 46.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 38.0;
 
-/// The columns, with an axis; absent values have none.
+/// Draws the columns with an axis; absent values have no column.
 pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
     let present = |values: &[Option<f64>]| -> Vec<f64> {
         values.iter().flatten().copied().filter(|v| v.is_finite()).collect()
@@ -75,21 +75,21 @@ pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
     svg
 }
 
-/// Every how many of `count` labels at this pitch are shown, each `room` wide: 1, 2 or 5 times a
-/// power of ten.
+/// The interval at which `count` labels, each `room` wide, are shown at this pitch: 1, 2 or 5 times
+/// a power of ten.
 pub(super) fn every(count: usize, pitch: f64, room: f64) -> usize {
     let steps = (0..6).flat_map(|power| [1, 2, 5].map(|m| m * 10usize.pow(power)));
     steps.into_iter().find(|step| *step as f64 * pitch >= room).unwrap_or(count.max(1))
 }
 
-/// A tick without zeros at its end.
+/// A tick without trailing zeros.
 pub(super) fn short(tick: f64) -> String {
     let text = format!("{tick:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if tick == 0.0 || (1e-3..1e5).contains(&tick.abs()) {
         return text.to_owned();
     }
-    // Halves of a power of ten are ticks, too; 15 times 1e-5 is 1.5000000000000002e-4.
+    // Ticks may be half a power of ten, and 15 times 1e-5 is 1.5000000000000002e-4.
     format!("{tick:.1e}").replace(".0e", "e")
 }
 

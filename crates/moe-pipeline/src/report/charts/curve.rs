@@ -1,4 +1,4 @@
-//! Saliencies of one layer, the greatest first.
+//! Saliencies of one layer in descending order.
 
 use crate::report::layer::{Fate, ReportedLayer};
 use crate::report::number::significant;
@@ -10,7 +10,7 @@ const LEFT: f64 = 50.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 20.0;
 
-/// A bar for each expert; none where the layer has no saliencies.
+/// A bar for each expert; None where the layer has no saliencies.
 pub(crate) fn curve(layer: &ReportedLayer) -> Option<Svg> {
     let saliency = &layer.trust.saliency;
     let mut order: Vec<usize> = (0..saliency.len().min(layer.fates.len())).collect();

@@ -4,7 +4,7 @@ use super::columns::every;
 use crate::report::layer::{Fate, ReportedLayer};
 use crate::report::svg::{Anchor, Path, Svg};
 
-/// CSS class of each level, where it ends in units of the layer's mean load, and what it is called.
+/// For each level its CSS class, its upper end in units of the layer's mean load, and its name.
 pub(crate) const LEVELS: [(&str, f64, &str); 7] = [
     ("load-1", 0.25, "below ¼ of the layer's mean"),
     ("load-2", 0.5, "below ½"),
@@ -18,10 +18,10 @@ pub(crate) const LEVELS: [(&str, f64, &str); 7] = [
 const LEFT: f64 = 44.0;
 const TOP: f64 = 6.0;
 const BOTTOM: f64 = 38.0;
-/// Cells share this width, as far as they can be seen then.
+/// The width that the cells of a row share, within limits for each cell.
 const WIDTH: f64 = 900.0;
 
-/// A row for each layer, a cell for each expert; cells of experts that go are half as high.
+/// A row for each layer and a cell for each expert; cells of removed experts are half as high.
 pub(crate) fn heatmap(layers: &[ReportedLayer]) -> Svg {
     let experts =
         layers.iter().map(|layer| layer.trust.load.counts.len()).max().unwrap_or(0).max(1);
@@ -74,7 +74,7 @@ pub(crate) fn heatmap(layers: &[ReportedLayer]) -> Svg {
     svg
 }
 
-/// The level of `count` in [`LEVELS`]; none where no token came.
+/// The level of `count` in [`LEVELS`]; None where no token came.
 fn level(count: u64, mean: f64) -> Option<usize> {
     if count == 0 {
         return None;

@@ -1,12 +1,12 @@
-//! Values along steps.
+//! Values over steps.
 
 use crate::report::charts::columns::{every, short};
 use crate::report::svg::{Anchor, Path, Scale, Svg};
 
-/// A class of the style sheet, what it stands for, and its points: step and value.
+/// A CSS class, the label, and the points as (step, value).
 pub(crate) type Line<'a> = (&'a str, &'a str, Vec<(u64, f64)>);
 
-/// Lines over one axis of steps.
+/// Lines that share an axis of steps.
 pub(crate) struct LineChart<'a> {
     pub id: &'a str,
     pub title: &'a str,
@@ -18,10 +18,10 @@ const HEIGHT: f64 = 176.0;
 const LEFT: f64 = 52.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 38.0;
-/// Room for the label of a step.
+/// Width for the label of a step.
 const LABEL: f64 = 40.0;
 
-/// The lines, with both axes; values that are no numbers are left out.
+/// Draws the lines with both axes; NaN and infinite values are left out.
 pub(crate) fn lines(chart: &LineChart<'_>) -> Svg {
     let all = || {
         chart

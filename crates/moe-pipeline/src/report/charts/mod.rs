@@ -1,4 +1,4 @@
-//! The pictures of the report.
+//! The charts of the report.
 
 mod bars;
 mod columns;

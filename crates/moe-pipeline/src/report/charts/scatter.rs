@@ -2,13 +2,14 @@
 
 use crate::report::svg::{Anchor, Path, Scale, Svg};
 
-/// Points, and what their places mean.
+/// Points, and the labels of their axes.
 pub(crate) struct Scatter<'a> {
     pub id: &'a str,
     pub title: &'a str,
-    /// Names of the axes, from left to right and upwards.
+    /// Labels of the axes: the horizontal one, then the vertical one.
     pub axes: [&'a str; 2],
-    /// Counts, drawn logarithmically, values from 0, and whether the point stands out.
+    /// For each point, a count (logarithmic axis), a value (axis from 0), and whether to highlight
+    /// it.
     pub points: &'a [(u64, f64, bool)],
 }
 
@@ -19,14 +20,14 @@ const TOP: f64 = 22.0;
 const BOTTOM: f64 = 38.0;
 const SIDE: f64 = 3.0;
 
-/// The points, but for values that are no numbers.
+/// Draws the points; NaN and infinite values are left out.
 pub(crate) fn scatter(chart: &Scatter<'_>) -> Svg {
     let points: Vec<_> =
         chart.points.iter().copied().filter(|(_, value, _)| value.is_finite()).collect();
     let foot = HEIGHT - BOTTOM;
     let values = Scale::linear(points.iter().map(|(_, value, _)| *value), foot, TOP - foot);
     let most = points.iter().map(|(count, ..)| *count).max().unwrap_or(1).max(1);
-    // A place for 0 before that of 1.
+    // Leaves a place for 0 before that of 1.
     let decades = (most as f64).log10().ceil().max(1.0) + 1.0;
     let pitch = (WIDTH - LEFT - SIDE) / decades;
     let across =

@@ -1,4 +1,4 @@
-//! What it costs on held-out text, beside the control.
+//! The cost on held-out text, compared with the baseline.
 
 use moe_forward::DomainReport;
 
@@ -8,7 +8,7 @@ use crate::report::html::{Section, Table};
 use crate::report::number::{decimal, grouped, percent, signed};
 use crate::trust::{HeldOutReport, StageReport};
 
-/// The section's place on the page.
+/// Anchor of the section.
 pub(crate) const ID: &str = "cost";
 
 pub(crate) fn section(receipt: &Receipt) -> Section {
@@ -56,7 +56,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         .table(&Table::numbers("Held-out text, by domain", &header, rows.iter().map(|row| cells(row, header.len()))))
 }
 
-/// What each stage gave, all domains together but for the change of loss.
+/// The outcome of each stage, over all domains; the change of loss also by domain.
 fn stages(held_out: &HeldOutReport) -> Table {
     let of_domain = |d: &DomainReport| format!("{}: Δ loss", d.label);
     let mut header: Vec<String> =
@@ -74,7 +74,7 @@ fn stages(held_out: &HeldOutReport) -> Table {
     Table::numbers("Behind each stage", &header, held_out.stages.iter().map(row))
 }
 
-/// A result against the original.
+/// A result compared with the original.
 struct Figures {
     loss: f64,
     kl: f64,
@@ -88,7 +88,7 @@ impl Figures {
     }
 }
 
-/// A domain of the result, its figures and those of the control.
+/// A domain of the result, its figures, and those of the baseline.
 type Row<'a> = (&'a DomainReport, [Option<Figures>; 2]);
 
 fn row<'a>((domain, control): (&'a DomainReport, Option<&DomainReport>)) -> Row<'a> {

@@ -1,4 +1,4 @@
-//! How layers became dense.
+//! Sections on layers that became dense.
 
 use moe_forward::DomainReport;
 use moe_passes::distill::{DistilledLayer, DistilledPart, Trained};
@@ -10,10 +10,10 @@ use crate::report::html::{Section, Table};
 use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
 use crate::resources::ByteSize;
 
-/// Parts of a layer that are named; the receipt has all.
+/// Maximum number of parts that are named for a layer; the receipt has all.
 const NAMED: usize = 6;
 
-/// What was done.
+/// The section "What was done".
 pub(crate) fn summary(receipt: &Receipt) -> Section {
     let made = receipt.distilled().unwrap_or_default();
     let mut section = Section::new("done", "What was done")
@@ -76,7 +76,7 @@ fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
     ]
 }
 
-/// What each layer is made of, and how far its output is from the mixture's.
+/// The parts of each layer, and the distance of its output from the mixture's.
 pub(crate) fn layers(receipt: &Receipt) -> Section {
     let layers: Vec<(usize, DistilledLayer)> = receipt.details();
     let indices: Vec<usize> = layers.iter().map(|(index, _)| *index).collect();
@@ -115,7 +115,7 @@ pub(crate) fn layers(receipt: &Receipt) -> Section {
         .table(&Table::words("By layer", &header, layers.iter().map(row)))
 }
 
-/// What training did to the error, run by run.
+/// The effect of each training run on the error.
 fn trained(layer: &DistilledLayer) -> String {
     let run = |trained: &Trained| {
         let [before, after] = trained.errors()?;

@@ -1,4 +1,4 @@
-//! What each layer loses.
+//! Each layer's loss of saliency mass and choices, and its output error.
 
 use crate::report::charts::{Columns, columns};
 use crate::report::html::{Section, Table};

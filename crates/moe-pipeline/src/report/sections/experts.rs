@@ -1,11 +1,11 @@
-//! What became of every expert.
+//! The fate of every expert.
 
 use crate::receipt::{RECEIPT_FILE, Receipt};
 use crate::report::html::{Section, Table};
 use crate::report::layer::{Fate, ReportedLayer, merges};
 use crate::report::number::{ABSENT, runs};
 
-/// A table of more experts is opened on demand.
+/// A table of more experts than this is opened on demand.
 const SHOWN_EXPERTS: usize = 1024;
 
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {

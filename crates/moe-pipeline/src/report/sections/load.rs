@@ -1,4 +1,4 @@
-//! How tokens were spread over experts before.
+//! The load of the experts before the pass.
 
 use crate::report::charts::{LEVELS, heatmap};
 use crate::report::html::{Section, Table};

@@ -1,4 +1,4 @@
-//! The parts of the page, one in each file.
+//! The sections of the page, one in each file.
 
 pub(super) mod cost;
 pub(super) mod distilled;

@@ -1,4 +1,4 @@
-//! What it was made from.
+//! Provenance: sources, hashes and options.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! How experts were quantized.
+//! Sections on quantized experts.
 
 use moe_forward::DomainReport;
 use moe_passes::PoolStats;
@@ -11,10 +11,10 @@ use crate::report::html::{Section, Table};
 use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
 use crate::resources::ByteSize;
 
-/// Experts of the table that is shown; the others are in one that is opened on demand.
+/// Number of experts in the visible table; the others are in one that is opened on demand.
 const SHOWN: usize = 10;
 
-/// What was done.
+/// The section "What was done".
 pub(crate) fn summary(receipt: &Receipt) -> Section {
     let mut section = Section::new("done", "What was done").text(&format!(
         "`{}` ({}): the function is {}. {} of {} tensors are byte-identical to the source's.",
@@ -89,7 +89,7 @@ fn error_of<'a>(experts: impl Iterator<Item = &'a ExpertRecord>) -> Errors {
     Errors { mean, worst: errors.into_iter().reduce(f64::max) }
 }
 
-/// What each expert was calibrated on, and how it fared.
+/// The calibration tokens of each expert, and its errors.
 pub(crate) fn experts(receipt: &Receipt) -> Section {
     let section = Section::new("experts", "What each expert was calibrated on");
     let layers: Vec<(usize, QuantizedLayer)> = receipt

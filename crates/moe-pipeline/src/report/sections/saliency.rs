@@ -1,4 +1,4 @@
-//! What experts were ranked by.
+//! The saliencies that experts were ranked by.
 
 use crate::report::charts::curve;
 use crate::report::html::{Section, Table};

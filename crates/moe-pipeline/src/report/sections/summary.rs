@@ -1,4 +1,4 @@
-//! What was done.
+//! The section "What was done" of a pass on experts.
 
 use moe_forward::DomainReport;
 use moe_passes::{Choice, DecidedBy};

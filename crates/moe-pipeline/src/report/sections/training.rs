@@ -1,4 +1,4 @@
-//! How a model was trained: curves, held-out text, and where tokens went.
+//! The training: curves, held-out text, and load.
 
 use moe_forward::DomainReport;
 
@@ -8,7 +8,7 @@ use crate::report::html::{Section, Table};
 use crate::report::number::{decimal, grouped, percent, signed};
 use crate::train::{LoadChange, Measurement, StepRecord, TrainingRecord};
 
-/// What was done.
+/// The section "What was done".
 pub(crate) fn summary(receipt: &Receipt, training: &TrainingRecord) -> Section {
     let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
     let change = training.before.as_ref().zip(training.after.as_ref());
@@ -47,7 +47,7 @@ pub(crate) fn summary(receipt: &Receipt, training: &TrainingRecord) -> Section {
     section
 }
 
-/// Losses along the steps.
+/// Losses over steps.
 pub(crate) fn curves(training: &TrainingRecord) -> Section {
     let of_steps = |value: fn(&StepRecord) -> f64| {
         training.curve.iter().map(|s| (s.step, value(s))).collect::<Vec<_>>()
@@ -94,7 +94,7 @@ pub(crate) fn curves(training: &TrainingRecord) -> Section {
         .charts(charts)
 }
 
-/// Held-out text before and after.
+/// Held-out text before and after training.
 pub(crate) fn held_out(training: &TrainingRecord) -> Section {
     let section = Section::new("cost", "Held-out text");
     let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else {
@@ -129,7 +129,7 @@ pub(crate) fn held_out(training: &TrainingRecord) -> Section {
         .table(&Table::numbers("Held-out text before and after training", &header, rows))
 }
 
-/// Where tokens of the training text went.
+/// The load of experts by the training text.
 pub(crate) fn load(training: &TrainingRecord) -> Section {
     let section = Section::new("load", "Expert load");
     if training.load.is_empty() {

@@ -1,4 +1,4 @@
-//! Options in plain words.
+//! Describes options in plain words.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::portable::portable;
 
-/// What decisions rest on.
+/// The data that decisions are based on.
 pub(super) fn decided(by: Option<DecidedBy>, options: &Value) -> String {
     let file = |key: &str| {
         options[key]
