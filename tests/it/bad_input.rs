@@ -173,7 +173,7 @@ fn name_twice(c: &Checkpoint) {
         let at = bytes.windows(17).position(|w| w == b"model.norM.weight").unwrap();
         bytes[at..at + 17].copy_from_slice(b"model.norm.weight");
         let at = bytes.windows(14).position(|w| w == b"lm_head.weight").unwrap();
-        // Seventeen bytes for fourteen; the padding in front of the data gives room.
+        // Seventeen bytes replace fourteen; the padding before the data has room for them.
         bytes.splice(at..at + 14, *b"model.norm.weight");
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         bytes[..8].copy_from_slice(&(length + 3).to_le_bytes());

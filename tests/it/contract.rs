@@ -479,7 +479,7 @@ fn selftest_checks_every_family_and_pass() {
     let checks: Value = serde_json::from_str(&found.stdout).unwrap();
     let name = |check: &Value| check["name"].as_str().unwrap().to_owned();
     let names: Vec<_> = checks.as_array().unwrap().iter().map(name).collect();
-    // The others are checked on the built-in MoE, which is in wheels (.ci/run).
+    // Other checks use the built-in MoE, which is in wheels (.ci/run).
     for (start, least) in [("forward", 76), ("upcycle", 20), ("quantized", 3)] {
         let of_kind =
             checks.as_array().unwrap().iter().filter(|check| name(check).starts_with(start));

@@ -288,7 +288,7 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
         assert!(said.contains(name) && said.contains(who), "{said}");
         model.remove(name);
     }
-    // So are files that no index names, and indexes of a variant.
+    // Files that no index names, and indexes of a variant, count as well.
     sandbox.shell("rm model/model-*.safetensors").succeeds();
     fs::remove_file(model.path(SHARD)).unwrap();
     fs::copy(base.path(SHARD), model.path("whole.safetensors")).unwrap();

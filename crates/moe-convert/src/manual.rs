@@ -86,7 +86,7 @@ fn check_directory(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The page that clap_mangen renders, with examples and notes in the form of man pages.
+/// The page that `clap_mangen` renders, with examples and notes in the form of man pages.
 fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     man.render_title(&mut page)?;

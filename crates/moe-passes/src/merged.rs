@@ -21,7 +21,7 @@ pub(crate) enum Share {
     /// All neurons, times a coefficient. With a permutation, neuron `permutation[place]` goes to
     /// `place`.
     All { coefficient: f64, permutation: Option<Arc<[u32]>> },
-    /// Some neurons.
+    /// Contributions of some neurons only.
     Some(Arc<[Gift]>),
 }
 

@@ -67,7 +67,7 @@ impl Modules {
         self.files.contains_key(&child) || self.files[module].names.contains_key(name)
     }
 
-    /// The module that defines what `path` means, through any number of `use`s below [`MAX_USES`].
+    /// The module that defines what `path` means, through any number of `use`s below `MAX_USES`.
     fn defined_in(&self, path: Module, depth: usize) -> Option<Module> {
         let length = (0..=path.len()).rev().find(|n| self.files.contains_key(&path[..*n]))?;
         let module = path[..length].to_vec();

@@ -63,7 +63,7 @@ fn gates_met(met: &[MeasuredGate]) -> String {
     format!("\n  gates met: {}\n", lines.join("; "))
 }
 
-/// `change` with its sign, unless it rounds to nothing.
+/// `change` with its sign, unless it rounds to zero.
 fn signed(change: f64, decimals: usize) -> String {
     let text = format!("{change:+.decimals$}");
     if text.trim_start_matches(['+', '-', '0', '.']).is_empty() {

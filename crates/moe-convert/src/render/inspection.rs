@@ -1,4 +1,4 @@
-//! A checkpoint at a glance.
+//! Summaries of checkpoints.
 
 use std::path::Path;
 

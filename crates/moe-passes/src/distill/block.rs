@@ -15,7 +15,7 @@ use super::observe::{BlockPart, Tokens, failed};
 use super::record::{Look, Trained};
 use super::training::Training;
 
-/// The weight of 1 − cos beside the relative squared error.
+/// The weight of 1 − cos in the loss; the relative squared error has weight 1.
 const COSINE: f64 = 0.05;
 /// Gradients are clipped to this global norm.
 const CLIP: f64 = 1.0;
@@ -37,7 +37,7 @@ pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {
     4 * tokens * (13 * hidden + 11 * width)
 }
 
-/// What reaches a layer, and what its mixture gives for it.
+/// Inputs of a layer, and its mixture's outputs for them.
 pub(super) struct LayerTrainingData<'a> {
     pub index: usize,
     pub inputs: &'a Inputs<'a>,

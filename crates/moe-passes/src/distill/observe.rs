@@ -10,7 +10,7 @@ use moe_math::product::product;
 use moe_math::routing::Routing;
 use moe_model::{Error, Kind, Moe, Result, Weight};
 
-/// One window of so many is held out: nothing is decided on it.
+/// One window in this many is held out: nothing is decided on it.
 pub(super) const HELD_OUT_EVERY: usize = 8;
 /// The maximum number of bytes for outputs of tokens that all experts run on.
 const SAMPLE_BYTES: usize = 256 << 20;
@@ -28,9 +28,9 @@ pub(super) struct Tokens {
 /// The purpose of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BlockPart {
-    /// To decide on.
+    /// The token is there to decide on.
     Decide,
-    /// To measure what was decided.
+    /// The token is there to measure what was decided.
     HeldOut,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct LayerSums {
     pub tokens: f64,
     /// Σ σ(gate · x) of the shared expert over all tokens
     pub shared_gate: f64,
-    /// By expert.
+    /// Sums of each expert.
     pub experts: Vec<ExpertSums>,
     /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; empty unless asked
     /// for.

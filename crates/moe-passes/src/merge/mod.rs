@@ -1,11 +1,11 @@
 //! Merging: several experts become one, and the layer keeps one router row for each.
 //!
 //! REAM 2604.04356, HC-SMoE 2410.08589, M-SMoE 2310.01334, MergeMoE 2510.14436, DERN 2509.10377;
-//! what each computes here, and where that differs from papers and their code, is written in
-//! golden/pruning/METHODS.md. Unlike most published code, the result has as many router rows as
-//! experts. Experts that stand alone are the source's bytes; merged ones are made from their
-//! members when they are read, in f64, and stored in the source's encoding. MergeMoE's down
-//! projections alone are held in memory once they are fitted.
+//! golden/pruning/METHODS.md says what each computes here, and where that differs from papers and
+//! their code. Unlike most published code, the result has as many router rows as experts. Experts
+//! that stand alone are the source's bytes; merged ones are made from their members when they are
+//! read, in f64, and stored in the source's encoding. Only MergeMoE's down projections are held in
+//! memory, once they are fitted.
 //!
 //! An expert without tokens is never a centroid before one with tokens. It has weight 0 beside
 //! members with tokens, and equal weights where no member has any. In REAM its gated outputs are

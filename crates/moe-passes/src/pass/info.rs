@@ -18,7 +18,7 @@ pub struct PassInfo {
     pub about: &'static str,
     /// Commands that show it and its guide, which help prints behind the options.
     pub examples: &'static str,
-    /// How its options are read.
+    /// The functions that read its options.
     pub options: PassOptions,
     /// The minimal options of the pass, in TOML. `inspect` plans with them to see whether the pass
     /// takes a model. No text is opened.
@@ -48,7 +48,7 @@ pub struct PassInfo {
     pub less_memory: &'static str,
 }
 
-/// What a result is measured beside on held-out text: a model of the same size that was made
+/// The model that a result is measured beside on held-out text. It has the same size and was made
 /// without evidence.
 #[derive(Debug, Clone, Copy)]
 pub struct Baseline {

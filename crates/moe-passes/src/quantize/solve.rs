@@ -59,7 +59,7 @@ pub(super) struct Solver<'a> {
     pub ridge: f64,
 }
 
-/// A network and what it is calibrated on.
+/// A network and the samples that it is calibrated on.
 pub(super) struct Task<'a> {
     /// The name that messages use.
     pub name: String,

@@ -48,7 +48,7 @@ impl fmt::Display for NetworkEdit {
     }
 }
 
-/// What a network is made of, in words.
+/// Writes what a network is made of, in words.
 fn fmt_sources(sources: &[NetworkSource], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let [first, others @ ..] = sources else { return f.write_str("decided when it runs") };
     if first.weight.is_some() {
