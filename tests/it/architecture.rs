@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md's invariants, as far as manifests and sources can tell.
+//! Tests ARCHITECTURE.md's invariants, as far as manifests and sources show them.
 
 mod modules;
 mod tokens;
@@ -10,7 +10,8 @@ use crate::common::{assert_none, root};
 use modules::Modules;
 use tokens::Source;
 
-/// Which of our crates each one may know: all that its row of ARCHITECTURE.md lies above.
+/// The crates of ours that each crate may depend on: all that its row of ARCHITECTURE.md lies
+/// above.
 const EDGES: [(&str, &[&str]); 7] = [
     ("moe-checkpoint", &[]),
     ("moe-math", &[]),
@@ -24,7 +25,7 @@ const EDGES: [(&str, &[&str]); 7] = [
     ),
 ];
 
-/// Crates of others that the program alone may know.
+/// Crates of others that only the program may depend on.
 const OF_THE_PROGRAM: [&str; 3] = ["anyhow", "console", "indicatif"];
 
 fn crates() -> BTreeSet<String> {
@@ -32,14 +33,14 @@ fn crates() -> BTreeSet<String> {
     list.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// The sources of a crate, tests apart.
+/// The sources of a crate, without tests.
 fn sources(name: &str) -> Vec<Source> {
     let sources = Source::below(&root().join("crates").join(name).join("src"));
     assert!(sources.len() >= 3, "{name} has {} sources", sources.len());
     sources
 }
 
-/// Where the sources of the crate `name` have a word that `is_forbidden` refuses.
+/// The places in the sources of the crate `name` with a word that `is_forbidden` accepts.
 fn uses(name: &str, is_forbidden: impl Fn(&str) -> bool) -> Vec<String> {
     let sources = sources(name);
     let found =
@@ -48,13 +49,13 @@ fn uses(name: &str, is_forbidden: impl Fn(&str) -> bool) -> Vec<String> {
     forbidden.map(|(source, word)| format!("{} uses {word}", source.path.display())).collect()
 }
 
-/// Whether the path `word` is `path`, or lies below it.
+/// Whether the path `word` is `path` or lies below it.
 fn is_below(word: &str, path: &str) -> bool {
     word.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// Crates that the manifest of `name` depends on in any way: always, for tests, in build scripts
-/// and on some targets.
+/// All crates that the manifest of `name` depends on, including those for tests, build scripts and
+/// single targets.
 fn dependencies(name: &str) -> BTreeSet<String> {
     let text =
         std::fs::read_to_string(root().join("crates").join(name).join("Cargo.toml")).unwrap();
@@ -71,7 +72,7 @@ fn dependencies(name: &str) -> BTreeSet<String> {
         .into_iter()
         .flat_map(toml::Table::values);
     let all = targets.filter_map(toml::Value::as_table).flat_map(tables).chain(tables(&manifest));
-    // A dependency may be renamed; `package` is then what it is.
+    // A dependency may be renamed; `package` is then its real name.
     let names = all.flatten().map(|(key, value)| {
         match value.get("package").and_then(toml::Value::as_str) {
             Some(package) => package.to_owned(),
@@ -106,7 +107,7 @@ fn arrows_between_crates_point_down_only() {
     assert_none(&problems);
 }
 
-/// Circles of modules that are meant, within one folder each, and why.
+/// Circles of modules that are intended, each within one folder, with the reason.
 const CIRCLES: [(&str, &[&str], &str); 8] = [
     (
         "moe-checkpoint",
@@ -134,7 +135,7 @@ const CIRCLES: [(&str, &[&str], &str); 8] = [
     ("moe-pipeline", &["selftest"], "each part checks in the words of the run that it is part of"),
 ];
 
-/// How many modules are in circles that are still to be cut: of `report` and `verify`.
+/// The number of modules in circles that are still to be cut: those of `report` and `verify`.
 const IN_CIRCLES: [(&str, usize); 1] = [("moe-pipeline", 5)];
 
 /// Whether a row of [`CIRCLES`] has all modules of `circle`.
@@ -184,7 +185,7 @@ fn only_the_binary_prints() {
             || word.contains("stdio::std")
     };
     let libraries = crates().into_iter().filter(|name| name != "moe-convert");
-    // Where the user gives /dev/stdout as the name of a file.
+    // The user may give /dev/stdout as the name of a file.
     let is_named = |used: &String| used.contains("staging/stream.rs uses stdio::");
     let used = libraries.flat_map(|name| uses(&name, prints)).filter(|used| !is_named(used));
     assert_none(&used.collect::<Vec<_>>());
@@ -196,7 +197,7 @@ fn numerics_know_no_files_and_passes_do_no_io() {
     let files =
         |word: &str| ["std::fs", "std::path", "std::net"].iter().any(|path| is_below(word, path));
     assert_none(&uses("moe-math", files));
-    // A pass's options name files, which the pipeline opens.
+    // A pass's options name files, but the pipeline opens them.
     let io = |word: &str| {
         [
             "std::fs",
@@ -214,7 +215,7 @@ fn numerics_know_no_files_and_passes_do_no_io() {
     };
     assert_none(&uses("moe-passes", io));
     assert!(!uses("moe-pipeline", io).is_empty(), "the pipeline opens files, and this sees it");
-    // Names and texts: all that isn't a comment.
+    // All names and texts, but no comments.
     let of_mixtures =
         |word: &str| ["expert", "router"].iter().any(|name| word.to_lowercase().contains(name));
     assert_none(&uses("moe-checkpoint", of_mixtures));
@@ -232,7 +233,7 @@ fn build_scripts_download_nothing() {
             is_below(word, "std::net") || ["http", "curl", "wget"].iter().any(|w| word.contains(w))
         };
         assert_eq!(script.words.iter().find(|word| loads(word)), None, "{}", path.display());
-        // What it runs, if anything, is named by the variable of this name alone.
+        // The script runs at most the program that this variable names.
         assert_eq!(
             runs(path).iter().find(|program| *program != "& nvcc"),
             None,
@@ -242,7 +243,7 @@ fn build_scripts_download_nothing() {
     }
 }
 
-/// What a source gives to `Command::new`.
+/// The arguments that a source gives to `Command::new`.
 fn runs(path: &Path) -> BTreeSet<String> {
     tokens::arguments_of(&std::fs::read_to_string(path).unwrap(), "Command::new")
 }

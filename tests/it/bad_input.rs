@@ -1,6 +1,6 @@
-//! Damaged checkpoints: every command refuses each of them in under a second with a message that
-//! names the file or tensor and the remedy, and leaves no trace. A case is a name, one kind of
-//! damage, and what the message must say.
+//! Tests damaged checkpoints: every command refuses each of them in under a second, with a message
+//! that names the file or tensor and the remedy, and leaves no trace. A case is a name, one kind of
+//! damage, and words of the message.
 
 use crate::common::checkpoint::{Checkpoint, INDEX, SHARD};
 use crate::common::{Sandbox, assert_none};
@@ -31,8 +31,8 @@ fn case(name: &'static str, damage: fn(&Checkpoint), complaints: &'static [&'sta
     Case { name, damage, complaints }
 }
 
-/// Damages a copy of `golden` in each way and runs `commands` on it. Of each case the first problem
-/// is shown.
+/// Damages a copy of `golden` in each way and runs `commands` on it. For each case the first
+/// problem is shown.
 #[track_caller]
 fn all_refused(golden: &str, commands: &[&str], cases: &[Case]) {
     let mut problems = Vec::new();
@@ -173,7 +173,7 @@ fn name_twice(c: &Checkpoint) {
         let at = bytes.windows(17).position(|w| w == b"model.norM.weight").unwrap();
         bytes[at..at + 17].copy_from_slice(b"model.norm.weight");
         let at = bytes.windows(14).position(|w| w == b"lm_head.weight").unwrap();
-        // Seventeen bytes for fourteen; the padding in front of the data gives room.
+        // Seventeen bytes replace fourteen; the padding before the data has room for them.
         bytes.splice(at..at + 14, *b"model.norm.weight");
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         bytes[..8].copy_from_slice(&(length + 3).to_le_bytes());
@@ -238,7 +238,7 @@ fn drop_key(c: &Checkpoint, key: &str) {
 
 const CONFIG: &str = "config.json";
 
-/// What other tools keep in place of a config.
+/// Replaces the config by a file of another tool.
 fn swap(checkpoint: &Checkpoint, name: &str) {
     checkpoint.remove(CONFIG);
     checkpoint.write(name, "{}");
@@ -509,7 +509,7 @@ fn directories_that_are_no_checkpoints() {
     ];
     all_refused(LLAMA, EVERY_COMMAND, &cases);
 
-    // A folder around checkpoints, such as a hub's cache, says where they are.
+    // A folder around checkpoints, such as a hub's cache, says where they lie.
     let hub = Sandbox::new();
     hub.copy("families/llama/base/model", "hub/models--a--b/snapshots/0123abcd");
     hub.write("hub/models--a--b/refs/main", "0123abcd");
@@ -536,7 +536,7 @@ fn directories_that_are_no_checkpoints() {
     assert_none(&problems);
 }
 
-/// A pipe under a file's name blocks whoever opens it, so the program must look before.
+/// Opening a pipe under a file's name would block, so the program must check before.
 #[test]
 fn pipes_do_not_hang() {
     for (golden, file) in
@@ -552,7 +552,7 @@ fn pipes_do_not_hang() {
     }
 }
 
-/// What reads values. `inspect` and `--dry-run` read headers alone.
+/// Commands that read values. `inspect` and `--dry-run` read only headers.
 const READ_VALUES: &[&str] = &[
     "logits model --tokens ids.json -o logits.safetensors",
     "eval model --data ids.jsonl",
@@ -585,8 +585,8 @@ fn values_that_are_not_finite() {
             &["model.embed_tokens.weight"],
         ),
     ];
-    // Nothing but a look at every value sees the one in the embedding: the probe's tokens may miss
-    // its row.
+    // Only a check of all values finds the one in the embedding: the probe's tokens may miss its
+    // row.
     all_refused(LLAMA, READ_VALUES, &cases);
     let element = [case("NaN", |c| c.set_f32(Q, 41, f32::NAN), &[Q, SHARD, "element 41"])];
     all_refused(LLAMA, &["verify model"], &element);

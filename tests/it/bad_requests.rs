@@ -1,6 +1,6 @@
-//! Sound checkpoints, requests that cannot work: token files, data, options and outputs. Each is
-//! refused in under a second with a message that names file or option and the remedy, and leaves no
-//! trace.
+//! Tests requests on sound checkpoints that can't work: token files, data, options and outputs.
+//! Each is refused in under a second, with a message that names the file or option and the remedy,
+//! and leaves no trace.
 
 use crate::common::{Sandbox, assert_none};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ const LLAMA: &str = "golden/families/llama/base/model";
 const DENSE: &str = "golden/models/dense";
 const ENGLISH: &str = "golden/text/english.heldout.txt";
 
-/// A command line, its exit code, and what the message says.
+/// A command line, its exit code, and words of its message.
 type Request = (&'static str, i32, &'static [&'static str]);
 
 #[track_caller]
@@ -437,7 +437,8 @@ fn options_of_upcycle() {
     all_refused(&sandbox, requests);
 }
 
-/// What clap refuses has a remedy like everything else; a program without arguments gets its help.
+/// Command lines that clap refuses get a remedy like others; a program without arguments prints its
+/// help.
 #[test]
 fn command_lines_that_do_not_parse() {
     let sandbox = Sandbox::new();
@@ -731,11 +732,11 @@ fn distilling() {
 #[test]
 fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
     let sandbox = Sandbox::new();
-    // Three tokens reach 12 of the 24 experts of a layer at most.
+    // Three tokens reach at most 12 of the 24 experts of a layer.
     sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
     sandbox.run("observe golden/models/moe -o stats --data ids.jsonl").succeeds();
     let schema: Value = serde_json::from_str(&sandbox.run("schema").succeeds().stdout).unwrap();
-    // These look at no tokens, or at more than sums of them.
+    // These criteria need no tokens, or more than sums.
     let others = ["aimer", "exhaustive", "ranked-choice", "random"];
     // Variables may stand for words, which is the other kind of value.
     let criteria = &schema["$defs"]["prune"]["properties"]["criterion"]["anyOf"][0]["enum"];

@@ -1,4 +1,5 @@
-//! Memory is promised honestly, and a budget is a ceiling or an error before work starts.
+//! Tests that promises of memory are honest, and that a budget is kept, or refused before work
+//! starts.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
@@ -12,8 +13,8 @@ const WIDTH: usize = 512;
 const VOCAB: usize = 12_000;
 const LAYERS: usize = 3;
 
-/// A dense checkpoint of 12 MB, half of it a vocabulary as large as real ones are, and one of 8
-/// experts made of it.
+/// Writes a dense checkpoint of 12 MB, half of it a vocabulary of realistic size, and one of 8
+/// experts made from it.
 fn models(sandbox: &Sandbox) {
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     shapes.insert("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
@@ -80,7 +81,7 @@ fn write(
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
-/// Every command that promises memory.
+/// All commands that promise memory.
 const CONVERSIONS: [(&str, &str); 27] = [
     ("upcycle", "dense --experts 8 --top-k 2"),
     ("upcycle", "dense --experts 8 --top-k 2 --noise-std 1e-2"),
@@ -133,8 +134,8 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ),
 ];
 
-/// Runs that ask for so little, or in so many sizes, that what the allocator keeps is much of what
-/// they hold: of a model with `{E}` for its text, and of one with many experts.
+/// Runs with small buffers or buffers of many sizes, where the allocator keeps a large share of the
+/// memory. `{E}` stands for a text. The last run is on a model with many experts.
 const SMALL_BUFFERS: [(&str, &str); 6] = [
     ("merge", "golden/models/moe --experts 8 --data {E}"),
     ("prune", "golden/models/moe --experts 12 --criterion ranked-choice --data {E}"),
@@ -151,7 +152,7 @@ const SMALL_BUFFERS: [(&str, &str); 6] = [
     ("prune", "many --experts 64 --criterion reap --data text.jsonl"),
 ];
 
-/// A model of 128 small experts in its one layer.
+/// Writes a model with 128 small experts in its only layer.
 fn model_of_many_experts(sandbox: &Sandbox) {
     const EXPERTS: usize = 128;
     const NEURONS: usize = 128;
@@ -184,7 +185,7 @@ fn model_of_many_experts(sandbox: &Sandbox) {
     write(sandbox, "many", &shapes, &config);
 }
 
-/// Commands that only say how much they need where a budget is too small.
+/// Commands that say how much memory they need only where a budget is too small.
 const OTHERS: [&str; 6] = [
     "observe moe -o stats.safetensors --data text.jsonl",
     "eval moe --data held.jsonl",
@@ -194,7 +195,7 @@ const OTHERS: [&str; 6] = [
     "selftest",
 ];
 
-/// The size behind `before` in `text`, in bytes.
+/// The size after `before` in `text`, in bytes.
 fn size(text: &str, before: &str) -> Option<f64> {
     let mut words = text.split_once(before)?.1.split_whitespace();
     let number: f64 = words.next()?.parse().ok()?;
@@ -211,14 +212,14 @@ fn peak(sandbox: &Sandbox, line: &str) -> f64 {
     size(&outcome.stderr, "  peak memory ").unwrap()
 }
 
-/// How far a promise may be from what was held: a quarter. It may be higher by what buffers of the
-/// writer take, which small results leave unused.
+/// Whether a promise is within a quarter of the memory that was held. It may be higher by the
+/// writer's buffers, which small results leave unused.
 fn is_honest(promised: f64, held: f64) -> bool {
     const UNUSED: f64 = 16e6;
     0.75 * held < promised && promised < 1.25 * held + UNUSED
 }
 
-/// What a run says that has too little.
+/// The refusal of a run with too small a budget.
 fn refused(sandbox: &Sandbox, line: &str, budget: &str) -> Outcome {
     let outcome = sandbox.run(&format!("{line} --quiet --memory-budget {budget}"));
     assert_eq!(outcome.code, 2, "{line}: {}", outcome.stderr);
@@ -265,7 +266,7 @@ fn named(refusal: &str) -> u64 {
     named.and_then(|(number, _)| number.parse().ok()).unwrap_or_else(|| panic!("{refusal}"))
 }
 
-/// Whoever does what the error says gets a run that succeeds, and holds no more than that.
+/// A user who follows the error gets a run that succeeds within the budget that it names.
 #[test]
 fn a_budget_is_a_ceiling_or_an_error_before_work_starts() {
     let sandbox = Sandbox::new();
@@ -298,7 +299,7 @@ fn a_budget_is_a_ceiling_or_an_error_before_work_starts() {
     crate::common::assert_none(&problems);
 }
 
-/// Comparing neurons takes more than all else where experts are far wider than states.
+/// Where experts are far wider than states, comparing neurons takes most of the memory.
 #[test]
 fn wide_experts_are_merged_within_a_budget() {
     const STATES: usize = 256;
@@ -354,7 +355,7 @@ fn wide_experts_are_merged_within_a_budget() {
     crate::common::assert_none(&problems);
 }
 
-/// Whoever does what a refusal says instead of raising the budget gets a run.
+/// A user who lowers what a refusal names, instead of raising the budget, gets a run.
 #[test]
 fn what_a_refusal_says_to_lower_is_enough() {
     let sandbox = Sandbox::new();
@@ -405,7 +406,7 @@ fn an_address_space_that_is_too_small_is_an_error() {
     }
 }
 
-/// Whatever the limit is, a run succeeds or says why it can't, and leaves nothing half-written.
+/// Under any limit, a run succeeds or says why it can't, and leaves no partial files.
 #[test]
 fn any_address_space_gives_a_result_or_an_error() {
     let sandbox = Sandbox::new();
@@ -421,7 +422,7 @@ fn any_address_space_gives_a_result_or_an_error() {
     ];
     let mut problems = Vec::new();
     for (index, line) in lines.into_iter().enumerate() {
-        // All sizes are others, from what threads alone need to more than what the runs do.
+        // Each run gets other limits, from less than threads need to more than the runs need.
         for step in 0..4 {
             let kib = 70_000 + 71_003 * step + 7_001 * index;
             let outcome =
@@ -439,8 +440,8 @@ fn any_address_space_gives_a_result_or_an_error() {
     crate::common::assert_none(&problems);
 }
 
-/// In long sequences scores are most of what is held, of a model with far more heads than its
-/// states are wide above all.
+/// In long sequences scores take most of the memory, particularly in a model with many heads and
+/// narrow states.
 #[test]
 fn long_sequences_hold_what_is_promised() {
     const HEADS: usize = 32;
@@ -481,7 +482,7 @@ fn long_sequences_hold_what_is_promised() {
     assert!(is_honest(promised, held), "heal: promised {promised}, held {held}");
 }
 
-/// What a chat template makes is bounded by the budget, too.
+/// The budget also bounds the output of chat templates.
 #[test]
 fn templates_stay_within_a_budget() {
     let sandbox = Sandbox::new();

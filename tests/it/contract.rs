@@ -1,5 +1,5 @@
-//! The contract of the command line: exit codes, what goes to stdout and stderr, and what outputs
-//! hold.
+//! Tests the contract of the command line: exit codes, what goes to stdout and stderr, and the
+//! content of outputs.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 const LOGITS: &str =
     "logits golden/models/dense --tokens golden/models/dense.tokens.json -o logits.safetensors";
 const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 4 --top-k 2";
-/// Commands that succeed, in this order.
+/// Commands that succeed, to be run in this order.
 const COMMANDS: &[&str] = &[
     "inspect golden/models/moe",
     LOGITS,
@@ -84,8 +84,7 @@ fn text_results_hold_no_progress_and_quiet_holds_its_tongue() {
         let with = loud.run(command).succeeds();
         let without = quiet.run(&format!("{command} --quiet")).succeeds();
         assert_eq!(without.stderr, "", "{without}");
-        // How long it took, and how much memory is held already when the estimate is made, differ
-        // from run to run.
+        // The time, and the memory already held when the estimate is made, differ from run to run.
         let of_the_run = |line: &&str| {
             ["time ", "memory "].iter().any(|word| line.trim_start().starts_with(word))
         };
@@ -174,8 +173,8 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// golden/routing says what the routers of each family do in bf16; here is who asks for it, and
-/// what remembers it.
+/// golden/routing tests what the routers of each family do in bf16. This test is about the option
+/// that asks for it, and about receipts, which record it.
 #[test]
 fn routers_compute_in_the_models_dtype_on_request() {
     let sandbox = Sandbox::new();
@@ -219,12 +218,12 @@ fn a_device_that_is_not_there() {
     let cuda = sandbox.run(&format!("{LOGITS} --device cuda:0")).exits(1).says(&["CUDA", "remedy"]);
     assert!(cuda.stdout.is_empty());
     sandbox.run(&format!("{LOGITS} --device metal")).exits(1).says(&["Metal", "remedy"]);
-    // What reads headers alone needs no device.
+    // Commands that read only headers need no device.
     sandbox.run(LOGITS).succeeds();
     sandbox.run(&format!("{LOGITS} --device auto --overwrite")).succeeds();
 }
 
-/// Every file of two outputs but run.json is the same, byte for byte.
+/// Asserts that every file of two outputs is the same, byte for byte, except run.json.
 #[track_caller]
 fn assert_same_output(sandbox: &Sandbox, a: &str, b: &str) {
     let names = sandbox.names(a);
@@ -242,7 +241,7 @@ fn threads_change_nothing() {
     let sandbox = Sandbox::new();
     let upcycle = "upcycle golden/models/dense --experts 4 --top-k 2 --noise-std 0.02 --noise-fraction 0.5 --seed 3";
     for threads in [1, 2, 5] {
-        // The name is part of the model card.
+        // The name of the output is part of the model card.
         sandbox.run(&format!("{upcycle} -o {threads}/out --threads {threads}")).succeeds();
         let logits = LOGITS.replace("logits.safetensors", &format!("{threads}.safetensors"));
         sandbox.run(&format!("{logits} --threads {threads}")).succeeds();
@@ -337,7 +336,7 @@ fn a_killed_run_leaves_no_result() {
     let sandbox = Sandbox::new();
     let upcycle = "upcycle golden/models/dense -o out --experts 64 --top-k 2";
     let hidden = sandbox.path(".out.partial-moe-convert");
-    // Killed as soon as it has begun, and when it has written some megabytes of its 66.
+    // The run is killed when it has begun, and after some of its 66 MB are written.
     for bytes in [0, 1 << 20, 8 << 20] {
         kill_when(&sandbox, upcycle, || {
             let written = hidden.join("model.safetensors").metadata().map_or(0, |file| file.len());
@@ -350,10 +349,10 @@ fn a_killed_run_leaves_no_result() {
     sandbox.run("verify out").succeeds();
 }
 
-/// Kills a run of `line` as soon as `is_reached`, before its end.
+/// Kills a run of `line` as soon as `is_reached`, before it ends.
 fn kill_when(sandbox: &Sandbox, line: &str, is_reached: impl Fn() -> bool) {
     use std::os::unix::process::ExitStatusExt;
-    // What an earlier run left would be taken for this one's.
+    // Files that an earlier run left would be taken for those of this run.
     sandbox.shell("rm -rf .out.partial-moe-convert").succeeds();
     let mut command = Command::new(BINARY);
     command
@@ -441,8 +440,8 @@ fn assert_same_domain(found: &Value, expected: &Value) {
     assert_eq!(found["predicted_tokens"], expected["predicted_tokens"]);
 }
 
-/// Counts may differ where two experts are tied up to rounding: for one token in a thousand at
-/// most.
+/// Counts may differ where two experts are tied up to rounding: for at most one token in a
+/// thousand.
 fn assert_same_load(report: &Value, expected: &Value) {
     for (index, domain) in report["domains"].as_array().unwrap().iter().enumerate() {
         let layers = expected[domain["label"].as_str().unwrap()].as_array().unwrap();
@@ -480,7 +479,7 @@ fn selftest_checks_every_family_and_pass() {
     let checks: Value = serde_json::from_str(&found.stdout).unwrap();
     let name = |check: &Value| check["name"].as_str().unwrap().to_owned();
     let names: Vec<_> = checks.as_array().unwrap().iter().map(name).collect();
-    // The others are checked on the built-in MoE, which is in wheels (.ci/run).
+    // Other checks use the built-in MoE, which is in wheels (.ci/run).
     for (start, least) in [("forward", 76), ("upcycle", 20), ("quantized", 3)] {
         let of_kind =
             checks.as_array().unwrap().iter().filter(|check| name(check).starts_with(start));

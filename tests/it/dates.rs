@@ -1,5 +1,5 @@
-//! A chat template that writes the date makes another text of a conversation each day: what was
-//! made of one day's isn't another's.
+//! Tests chat templates that write the date: they make another text of a conversation each day, so
+//! results of one day don't count as those of another.
 
 use serde_json::json;
 
@@ -27,7 +27,7 @@ data = ["chat.jsonl"]
 data-tokens = 256
 "#;
 
-/// A model whose template writes the day if it is asked for it.
+/// A sandbox with a model whose chat template is `template`, and conversations for it.
 fn sandbox(template: &str) -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.copy("models/moe", "model");

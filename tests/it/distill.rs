@@ -1,16 +1,17 @@
-//! `distill`: what it prints of its stages, and that a killed run comes to the same bytes.
+//! Tests `distill`: what it prints of its stages, and that a killed run leads to the same bytes.
 
 use crate::common::Sandbox;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
 
-/// Trains for a moment on text of two labels, in both stages.
+/// Options for a short training in both stages, on text of two labels.
 const LITTLE: &str = "--width 256 --steps 6 --student-steps 6 --sequence-length 128 --data-tokens 2048 \
                       --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt \
                       --held-out english=golden/text/english.heldout.txt --held-out code=golden/text/code.heldout.txt \
                       --held-out-tokens 512";
 
-/// Killed when the second stage has begun; layers that were trained are not trained again.
+/// The run is killed when the second stage has begun. Layers that were trained aren't trained
+/// again.
 #[test]
 fn a_killed_run_goes_on_to_the_same_bytes() {
     let sandbox = Sandbox::new();
@@ -31,7 +32,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         .replace("--steps 6 ", "--steps 7 ");
     sandbox.run(&other).exits(1).says(&["other options"]);
     let resume = format!("distill golden/models/moe -o broken --resume {LITTLE}");
-    // What was saved is checked.
+    // Saved files are checked.
     std::fs::write(saved("trained.1"), &intact[..intact.len() - 1]).unwrap();
     sandbox.run(&resume).exits(1).says(&["not what was saved", "trained.1"]);
     std::fs::write(saved("trained.1"), &intact).unwrap();

@@ -1,10 +1,10 @@
-//! Failures under `--json`: an object on stdout that says what stderr says.
+//! Tests failures under `--json`: stdout gets an object that says the same as stderr.
 
 use serde_json::{Deserializer, Value};
 
 use crate::common::Sandbox;
 
-/// The JSON documents of `stdout`, one behind the other.
+/// The JSON documents in `stdout`, one after the other.
 fn documents(stdout: &str) -> Vec<Value> {
     Deserializer::from_str(stdout).into_iter().collect::<Result<_, _>>().unwrap()
 }
@@ -50,7 +50,7 @@ fn failures_are_objects_where_results_are() {
         }
         assert!(sandbox.run(line).exits(code).stdout.is_empty(), "{line}");
     }
-    // What was measured says itself which gates were not met.
+    // The measurement itself says which gates weren't met.
     let failed = sandbox.run(&format!("eval golden/models/moe {gate} --json")).exits(3);
     let printed = documents(&failed.stdout);
     assert!(

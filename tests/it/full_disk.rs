@@ -1,19 +1,19 @@
-//! Writes that fail midway: exit code 1, a message that names the file and the remedy, and nothing
-//! left.
+//! Tests writes that fail midway: exit code 1, a message that names the file and the remedy, and no
+//! files left.
 //!
-//! A file-size limit stands for a full disk, since it needs no rights; `root/full-disk.sh` fills a
-//! real one.
+//! A limit on file sizes stands for a full disk, since it needs no rights; `root/full-disk.sh`
+//! fills a real disk.
 
 use crate::common::{Outcome, Sandbox};
 
-/// Runs `line` with no file growing beyond `kibibytes`; the write then fails with EFBIG.
+/// Runs `line` with files limited to `kibibytes`; a longer write fails with EFBIG.
 fn limited(sandbox: &Sandbox, kibibytes: u32, line: &str) -> Outcome {
     sandbox.shell(&format!("ulimit -f {kibibytes}; trap '' XFSZ; moe-convert {line}"))
 }
 
 const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 8 --top-k 2";
 
-/// Limits at which the tokenizer, the header, the first and the last bytes of the weights fail.
+/// Tests limits at which the tokenizer, the header, or the first or last bytes of the weights fail.
 #[test]
 fn a_conversion_that_cannot_be_written_leaves_nothing() {
     for kibibytes in [0, 1, 40, 1000, 13_000] {
@@ -32,7 +32,7 @@ fn a_conversion_that_cannot_be_written_leaves_nothing() {
 fn side_files_that_cannot_be_written_leave_nothing() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("families/llama/base/model", "model");
-    // Larger than any shard.
+    // The file is larger than any shard.
     model.write("NOTICE", vec![b' '; 400_000]);
     let line = "upcycle model -o out --experts 2 --top-k 1";
     let outcome = limited(&sandbox, 300, line).exits(1).says(&["NOTICE", "remedy"]);

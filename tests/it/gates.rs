@@ -1,9 +1,9 @@
-//! Gates that can't be met or mean nothing are refused before any work, on the command line as in
-//! recipes.
+//! Tests that gates that can't be met or have no meaning are refused before any work, on the
+//! command line and in recipes.
 
 use crate::common::{Sandbox, assert_none};
 
-/// A gate, a limit that nothing keeps, and what the remedy says.
+/// A gate, a limit that no model can meet, and words of the remedy.
 const BAD: [(&str, &str, &str); 11] = [
     ("min-agreement", "90", "0.9 for 90 %"),
     ("min-agreement", "0", "above 0, at most 1"),
@@ -49,7 +49,7 @@ fn limits_that_nothing_keeps_are_refused_at_once() {
     assert_none(&problems);
 }
 
-/// The first step would write; it doesn't run where a later gate can't be met.
+/// Where a later gate can't be met, the first step, which would write, doesn't run.
 #[test]
 fn recipes_are_refused_before_their_first_step() {
     let sandbox = Sandbox::new();
@@ -87,7 +87,7 @@ fn recipes_are_refused_before_their_first_step() {
     assert_none(&problems);
 }
 
-/// A gate may ask for a gain.
+/// A gate may demand an improvement.
 #[test]
 fn a_loss_can_be_made_to_fall() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,5 @@
-//! `heal`: what it trains, what it leaves, and that a killed run comes to the same bytes.
+//! Tests `heal`: what it trains, what it leaves unchanged, and that a killed run leads to the same
+//! bytes.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
 
-/// Trains for a moment on text of two labels.
+/// Options for a short training on text of two labels.
 const LITTLE: &str = "--batch-tokens 512 --sequence-length 128 --data-tokens 2048 \
                       --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt";
 const MEASURED: &str = "--held-out golden/text/english.heldout.txt --held-out-tokens 512";
@@ -68,7 +69,8 @@ fn routers_alone_are_trained_unless_told_otherwise() {
     assert!(!sandbox.path("healed.training").exists());
 }
 
-/// The best measurement is written: here that before training, since this rate spoils the model.
+/// The weights with the best measurement are written. Here these are the ones before training,
+/// since this rate spoils the model.
 #[test]
 fn the_best_weights_are_written_and_it_stops_by_itself() {
     let sandbox = Sandbox::new();
@@ -99,8 +101,8 @@ fn no_step_changes_nothing() {
     assert_eq!(weights(&sandbox, "golden/models/moe"), weights(&sandbox, "same"));
 }
 
-/// All parts, gradients of several batches, a teacher whose tokens are kept in a file: killed as
-/// soon as something was saved.
+/// All parts are trained, with gradients of several batches and a teacher whose tokens are kept in
+/// a file. The run is killed as soon as something was saved.
 #[test]
 fn a_killed_run_goes_on_to_the_same_bytes() {
     let sandbox = Sandbox::new();
@@ -126,7 +128,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         .succeeds()
         .says(&["goes on after step"]);
     assert!(sandbox.read("whole/model.safetensors") == sandbox.read("broken/model.safetensors"));
-    // Not the source's: the last measurement was the best.
+    // The weights aren't the source's: the last measurement was the best.
     assert_eq!(sandbox.json("whole/moe-convert.json")["training"]["written"], 8);
     let receipts = ["whole", "broken"].map(|dir| sandbox.json(&format!("{dir}/moe-convert.json")));
     assert_eq!(receipts[0], receipts[1]);
@@ -144,7 +146,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     assert!(finished.stdout.contains("finished already"), "{}", finished.stdout);
 }
 
-/// Whatever the threads.
+/// The number of threads doesn't change the result.
 #[test]
 fn threads_do_not_matter() {
     let sandbox = Sandbox::new();

@@ -1,7 +1,7 @@
-//! The text of `--help` is kept in `help/`, and every example in it runs.
+//! Tests that the text of `--help` is the one in `help/`, and that every example in it runs.
 //!
-//! `BLESS=1 cargo test -p moe-convert --test it help::` rewrites the files after a change that was
-//! meant.
+//! `BLESS=1 cargo test -p moe-convert --test it help::` rewrites the files after an intended
+//! change.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,12 +31,12 @@ const COMMANDS: &[&str] = &[
     "man",
 ];
 
-/// The words under "Commands:", so that a new command can't be forgotten here.
+/// Compares with the words under "Commands:", so that a new command can't be forgotten here.
 #[test]
 fn every_command_is_listed_here() {
     let help = Sandbox::new().run("--help").succeeds().stdout;
     let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    // A description that is broken over lines is indented further.
+    // Further lines of a description are indented more.
     let names = commands.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   "));
     let mut names: Vec<_> =
         names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help").collect();
@@ -67,18 +67,19 @@ fn help_is_what_it_was() {
     assert_none(&problems);
 }
 
-/// The indented lines under "Example:" or "Examples:", lines that end in a backslash joined.
+/// The indented lines under "Example:" or "Examples:". Lines that end in a backslash are joined
+/// with the next.
 fn examples(help: &str) -> Vec<String> {
     let lines = help.lines().skip_while(|l| !l.starts_with("Example")).skip(1);
     let block: Vec<_> = lines.take_while(|l| l.starts_with("  ")).map(str::trim).collect();
     block.join("\n").replace("\\\n", " ").lines().map(str::to_owned).collect()
 }
 
-/// Runs every example, those of a command in one directory, one after the other, as a reader would.
+/// Runs every example as a reader would: those of a command one after the other, in one directory.
 #[test]
 fn examples_run() {
     let mut problems = Vec::new();
-    // contract.rs runs it, and looks at what it prints.
+    // contract.rs runs this example and checks its output.
     let mut seen = BTreeSet::from(["moe-convert selftest".to_owned()]);
     for command in COMMANDS {
         let sandbox = Sandbox::new();
@@ -96,7 +97,7 @@ fn examples_run() {
                 .succeeds();
         }
         for example in examples {
-            // What writes nothing by name, or into a place of its own, has to run once only.
+            // An example without an output of its own has to run only once.
             if !example.contains(" -o ") && !seen.insert(example.clone()) {
                 continue;
             }
@@ -109,9 +110,9 @@ fn examples_run() {
     assert_none(&problems);
 }
 
-/// The command with fewer steps, where it leaves their number open, and on the cheapest pass: what
-/// it prints is alike, and it takes seconds. `scripts/nightly` runs a benchmark of every pass, half
-/// of the time that all examples took.
+/// The command with fewer steps where it doesn't give their number, and with the cheapest pass: its
+/// output is similar, and it takes seconds. `scripts/nightly` runs a benchmark of every pass, which
+/// took half of the time of all examples.
 fn quickly(command: &str) -> String {
     match command.contains("moe-convert distill ") && !command.contains("--steps") {
         true => format!("{command} --steps 4"),
@@ -133,7 +134,7 @@ fn commands_run(page: &str) {
     for command in commands {
         sandbox.shell(&format!("HOME=$PWD\n{}", quickly(command))).succeeds();
     }
-    // What a reader pastes in a clone leaves nothing in it.
+    // Commands that a reader pastes in a clone leave no files in it.
     let left: Vec<_> =
         sandbox.names(".").into_iter().filter(|name| !name.starts_with('.')).collect();
     assert_eq!(left, ["golden", "recipes", "target"], "{page}");

@@ -1,8 +1,8 @@
-//! Input that was made to do harm: files that ask for more memory, time or depth than there is,
-//! files that are no files, and names that lead elsewhere. Every command refuses it in a bounded
-//! address space, and writes nothing outside of its output.
+//! Tests input that was made to do harm: files that ask for more memory, time or depth than there
+//! is, paths that aren't files, and names that lead elsewhere. Every command refuses it in a
+//! bounded address space, and writes nothing outside of its output.
 //!
-//! What is damaged rather than hostile is in `bad_input.rs`.
+//! Damaged rather than hostile input is in `bad_input.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,9 +16,9 @@ use crate::common::checkpoint::{INDEX, SHARD};
 use crate::common::{BINARY, Outcome, Sandbox, assert_none};
 use serde_json::json;
 
-/// Address space that a command may have: what it needs is far below, threads' stacks included.
+/// The address space that a command gets. Commands need far less, including their threads' stacks.
 const MAX_KIBIBYTES: u32 = 2 << 20;
-/// Errors take less than a second of one core; the machine may be busy.
+/// A time limit for errors. They take less than a second of one core, but the machine may be busy.
 const MAX_TIME: Duration = Duration::from_secs(10);
 
 const LLAMA: &str = "families/llama/base/model";
@@ -28,7 +28,7 @@ const MOE: &str = "families/qwen3_moe/base/model";
 const PACKED: &str = "quantize/checkpoints/qwen3_moe.w4";
 const CONFIG: &str = "config.json";
 
-/// What reads a whole checkpoint before it does anything else.
+/// Commands that read a whole checkpoint before anything else.
 const READERS: &[&str] =
     &["inspect model", "verify model", "upcycle model -o out --experts 4 --top-k 2 --dry-run"];
 
@@ -39,7 +39,7 @@ fn bounded(sandbox: &Sandbox, line: &str) -> Outcome {
         .shell(&format!("ulimit -v {MAX_KIBIBYTES}; timeout -s KILL {seconds} '{BINARY}' {line}"))
 }
 
-/// What keeps `line` from being refused as it must be, with a message that holds `words`.
+/// The reason why `line` isn't refused properly, with a message that holds `words`; None if it is.
 fn accepted(sandbox: &Sandbox, line: &str, words: &[&str]) -> Option<String> {
     let before = sandbox.contents();
     let outcome = bounded(sandbox, line);
@@ -113,7 +113,7 @@ fn shard(header: &str, data_bytes: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; data_bytes]].concat()
 }
 
-/// A million tensors of no bytes.
+/// A header of a million empty tensors.
 fn million_tensors() -> Vec<u8> {
     let mut header = String::from("{");
     for index in 0..1_000_000 {
@@ -229,7 +229,7 @@ fn header_bombs() {
     all_refused(READERS, &cases);
 }
 
-/// Ten million keys of which none is asked for, then nothing.
+/// Ten million unknown keys, and one at the end.
 fn crowd(open: &str) -> String {
     let mut text = String::from(open);
     (0..10_000_000).for_each(|index| _ = write!(text, "\"{index}\":[],"));
@@ -434,8 +434,7 @@ fn configs_with_absurd_values() {
     let (harmless, cases): (Vec<_>, Vec<_>) =
         cases.into_iter().partition(|case| case.words.is_empty());
     all_refused(READERS, &cases);
-    // Configs count such layers where there are none, and a group may be longer than the row that
-    // it ends with.
+    // Configs count such layers where there are none, and a group may be longer than its row.
     for Case { golden, damage, .. } in harmless {
         let sandbox = Sandbox::new();
         damage(&sandbox.copy(golden, "model"));
@@ -443,7 +442,7 @@ fn configs_with_absurd_values() {
     }
 }
 
-/// JSON has no such number, so this works on the text.
+/// JSON has no such number, so this edits the text.
 fn write_eps(c: &crate::common::checkpoint::Checkpoint, number: &str) {
     c.set("rms_norm_eps", json!("EPS"));
     c.edit_bytes(CONFIG, |bytes| {
@@ -465,7 +464,7 @@ fn set_targets(c: &crate::common::checkpoint::Checkpoint, targets: serde_json::V
     });
 }
 
-/// A model with text to read beside it: tokenizer, template, lines.
+/// A model with a tokenizer and a template, and text for it.
 fn with_text() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.copy("models/dense", "model");
@@ -488,7 +487,7 @@ fn text_tokenizers_and_templates() {
             &["tokenizer.json"],
         ),
         ("model/tokenizer.json", b"{}", "eval model --data text.txt", &["tokenizer.json"]),
-        // On which the library that reads it panics.
+        // The library that reads this file panics on it.
         (
             "model/tokenizer.json",
             b"{\"decoder\":",
@@ -581,7 +580,8 @@ fn text_tokenizers_and_templates() {
     all_files_refused(cases);
 }
 
-/// Each file with its content, the command that reads it, and words of its complaint.
+/// Writes each file with its content, and runs the command that reads it, which must complain with
+/// the given words.
 fn all_files_refused(cases: &[(&str, impl AsRef<[u8]>, &str, &[&str])]) {
     let mut problems = Vec::new();
     for (file, content, line, words) in cases {
@@ -629,7 +629,7 @@ fn receipts_manifests_plans_and_statistics() {
     all_files_refused(cases);
 }
 
-/// Statistics that have this model's fingerprint, and sums of another shape.
+/// Tests statistics with this model's fingerprint but other shapes.
 #[test]
 fn forged_statistics() {
     let sandbox = Sandbox::new();
@@ -642,7 +642,7 @@ fn forged_statistics() {
     let about_bytes = header["about"]["shape"][0].as_u64().unwrap() as usize;
     let about: serde_json::Value =
         serde_json::from_slice(&stats[8 + header_bytes..8 + header_bytes + about_bytes]).unwrap();
-    // Statistics of no tokens and no experts need no bytes: every tensor is empty.
+    // Statistics of no tokens and no experts need no bytes, since every tensor is empty.
     let forge = |edit: &dyn Fn(&mut serde_json::Value), size: &dyn Fn(usize) -> usize| {
         let mut about = about.clone();
         edit(&mut about);
@@ -697,7 +697,7 @@ fn forged_statistics() {
             problems.extend(accepted(&sandbox, &line, words).map(|p| format!("{name}: {p}")));
         }
     }
-    // A sum of what is never negative.
+    // A sum that is never negative is made negative.
     let place =
         header["layers.0.tokens"]["data_offsets"][0].as_u64().unwrap() as usize + 8 + header_bytes;
     let mut file = stats.clone();
@@ -745,7 +745,7 @@ fn recipes() {
     assert_none(&problems);
 }
 
-/// A pipe under a file's name blocks whoever opens it; a directory can't be read.
+/// Opening a pipe under a file's name would block; a directory can't be read.
 #[test]
 fn pipes_and_directories_in_place_of_files() {
     let moe = "golden/families/qwen3_moe/base/model";
@@ -779,7 +779,7 @@ fn pipes_and_directories_in_place_of_files() {
     assert_none(&problems);
 }
 
-/// How `huggingface_hub` keeps what it downloads: links to blobs with hashes for names.
+/// `huggingface_hub` keeps downloads as links to blobs whose names are hashes.
 #[test]
 fn links_of_a_hub_cache_are_followed() {
     let sandbox = Sandbox::new();
@@ -805,7 +805,7 @@ fn links_of_a_hub_cache_are_followed() {
     sandbox.run("verify out").succeeds();
 }
 
-/// Everything but the output.
+/// All files outside of the output.
 fn outside(sandbox: &Sandbox, output: &str) -> BTreeMap<PathBuf, Vec<u8>> {
     sandbox.contents().into_iter().filter(|(path, _)| !path.starts_with(output)).collect()
 }
@@ -815,8 +815,8 @@ fn names_in_a_source_lead_nowhere() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy(LLAMA, "model");
     let absolute = sandbox.path("absolute").to_string_lossy().into_owned();
-    // The largest tensor a name; what the family doesn't know is carried under the name that it
-    // has.
+    // Empty tensors with such names are added. Tensors that the family doesn't know keep their
+    // names.
     model.edit_header(SHARD, |header| {
         for name in [
             "../upwards",
@@ -845,7 +845,7 @@ fn names_in_a_source_lead_nowhere() {
     let before = sandbox.contents();
     sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
     assert!(outside(&sandbox, "out") == before);
-    // Another program finds exactly the files that are there.
+    // `sha256sum` finds exactly the files that exist.
     sandbox
         .shell(
             "cd out && sha256sum --quiet --strict -c SHA256SUMS && test $(wc -l < SHA256SUMS) = $(($(ls | wc -l) - 2))",
@@ -854,7 +854,7 @@ fn names_in_a_source_lead_nowhere() {
     sandbox.run("verify out").succeeds();
 }
 
-/// What an archive may have brought along beside the place of the output.
+/// An archive may have brought such links along, beside the place of the output.
 #[test]
 fn links_under_hidden_names_lead_nowhere() {
     for hidden in [".out.partial-moe-convert", ".logits.partial-moe-convert"] {

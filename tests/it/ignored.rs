@@ -1,10 +1,12 @@
-//! No option is silently ignored: it is used, or refused with what it needs.
+//! Tests that no option is silently ignored: it is used, or refused with a message that says what
+//! it needs.
 
 use crate::common::{Sandbox, assert_none};
 
 const PRUNE: &str = "prune golden/models/moe -o out";
 
-/// What a given plan has decided can't be decided again, on the command line or in a recipe.
+/// The decisions of a given plan can't be made again by options, on the command line or in a
+/// recipe.
 #[test]
 fn options_beside_a_given_plan_are_refused() {
     let sandbox = Sandbox::new();
@@ -33,7 +35,8 @@ fn options_beside_a_given_plan_are_refused() {
         let said = [format!("--{option}"), format!("leave --plan or --{option} out")];
         problems.extend(sandbox.refuses(line.trim(), 2, &[&said[0], &said[1]]));
         if (option, value) == ("criterion", "reap") {
-            // A recipe can't say which values were given: a default says what the plan does.
+            // A recipe can't say which values were given, and a default doesn't contradict the
+            // plan.
             continue;
         }
         let value = match value {
@@ -60,7 +63,7 @@ fn options_beside_a_given_plan_are_refused() {
         .succeeds();
 }
 
-/// Layers for multi-token prediction are ranked by weights whoever decided the others.
+/// Layers for multi-token prediction are ranked by weights, also beside a given plan.
 #[test]
 fn a_given_plan_leaves_layers_for_multi_token_prediction_to_their_weights() {
     let sandbox = Sandbox::new();
@@ -76,7 +79,7 @@ fn a_given_plan_leaves_layers_for_multi_token_prediction_to_their_weights() {
     assert!(!receipt.contains("decided when it runs"));
 }
 
-/// What says more about an option that isn't there.
+/// Options that depend on another option are refused without it.
 #[test]
 fn options_without_their_companion_are_refused() {
     let sandbox = Sandbox::new();

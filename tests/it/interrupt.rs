@@ -1,12 +1,12 @@
-//! Ctrl-C in the middle of a pass, and what comes of the command that it prints.
+//! Tests Ctrl-C in the middle of a pass, and the command that it prints.
 
 use crate::common::{BINARY, Sandbox};
 
-/// Long enough to be stopped, also on a fast machine.
+/// This run is long enough to be stopped, even on a fast machine.
 const QUANTIZE: &str = "quantize golden/models/moe -o out --per-expert --scheme w4a16 --group-size 32 --data golden/text/english.calibration.txt \
                         --data-tokens 16384 --sequence-length 256";
 
-/// The same between two short steps.
+/// The same run between two short steps.
 const RECIPE: &str = r#"
 [[step]]
 run = "verify"
@@ -25,8 +25,7 @@ run = "inspect"
 model = "golden/models/moe"
 "#;
 
-/// Stops `command` with `signal` once it writes its result; what it says on stderr goes to the file
-/// `said`.
+/// Stops `command` with `signal` once it writes its result. Its stderr goes to the file `said`.
 fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> crate::common::Outcome {
     sandbox.shell(&format!(
         "{BINARY} {command} 2>said & pid=$!\n\
@@ -58,7 +57,7 @@ fn a_scheduler_is_told_the_same() {
     assert_eq!(sandbox.names("."), ["golden", "said"]);
 }
 
-/// A CI job that is cancelled shows which step it was in.
+/// After a CI job is cancelled, its report names the step that ran.
 #[test]
 fn a_stopped_recipe_leaves_a_report() {
     let sandbox = Sandbox::new();

@@ -1,5 +1,5 @@
-//! What lies where a run writes stays, whenever it came there; what a run leaves behind is gone,
-//! however it ends.
+//! Tests that files that lie where a run writes stay, whenever they came there, and that a run
+//! leaves no files behind, however it ends.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -38,7 +38,7 @@ fn a_file_that_was_written_while_a_run_worked_is_not_replaced() {
 #[test]
 fn a_report_that_somebody_replaces_is_not_written_again() {
     let sandbox = Sandbox::new();
-    // The second step comes when the first has let a foreign file come.
+    // The second step runs after a foreign file was put in place during the first.
     let step = "[[step]]\nrun = \"observe\"\nmodel = \"golden/models/moe\"\ndata = [\"golden/text/english.calibration.txt\"]\n";
     sandbox.write(
         "r.toml",
@@ -51,7 +51,7 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
          while [ ! -e .a.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
          kill -STOP $pid; sleep 0.02; echo THESIS >j.xml; kill -CONT $pid; wait $pid"
     ));
-    // The second step is taken all the same, and its report is whole.
+    // The second step runs all the same, and its report is complete.
     outcome.exits(1).says(&["j-2.xml", "in the way"]);
     assert_eq!(sandbox.read("j.xml"), b"THESIS\n");
     let report = String::from_utf8(sandbox.read("j-2.xml")).unwrap();
@@ -177,12 +177,12 @@ fn temporary_folders_are_removed_by_signals() {
     assert_none(&problems);
 }
 
-/// A terminal that was stopped by Ctrl-S takes no more than a full pipe does.
+/// A terminal that was stopped by Ctrl-S blocks like a full pipe.
 #[test]
 fn a_run_whose_messages_nobody_takes_can_be_stopped() {
     let sandbox = Sandbox::new();
     let start = Instant::now();
-    // The pipe is filled before the run begins; its reader sleeps.
+    // The pipe is filled before the run begins, and its reader sleeps.
     let outcome = sandbox.shell(&format!(
         "mkfifo pipe; sleep 60 <pipe & reader=$!\nexec 9>pipe\n\
          timeout 1 head -c 65536 /dev/zero >&9\n\
@@ -219,7 +219,7 @@ fn a_training_goes_on_from_its_own_state_and_log_alone() {
         problems.extend(sandbox.refuses(&format!("{HEAL} -o a --resume"), 1, &[complaint]));
         sandbox.shell("rm -r a.training; cp -r a.whole a.training").succeeds();
     }
-    // Of more steps than one measurement, something must have been saved.
+    // After more steps than one measurement, a state must have been saved.
     sandbox.shell("rm a.training/state.safetensors; for i in 1 2 3 4 5; do echo \"{\\\"step\\\":$i,\\\"loss\\\":1}\"; done >a.training/training.jsonl").succeeds();
     problems.extend(sandbox.refuses(
         &format!("{HEAL} -o a --resume"),

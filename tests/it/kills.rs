@@ -1,6 +1,6 @@
-//! kill -9 at random moments of every pass: nothing incomplete ever has the final name, the source
-//! is what it was, and `--resume` comes to the bytes of an unbroken run. KILLS says how often each
-//! pass is killed before its end; `scripts/full/kills` takes 50.
+//! Kills every pass with SIGKILL at random moments: nothing incomplete ever has the final name, the
+//! source is unchanged, and `--resume` leads to the bytes of an unbroken run. KILLS says how often
+//! each pass is killed before it may end; `scripts/full/kills` takes 50.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use crate::common::{BINARY, Sandbox, assert_none};
 const TEXT: &str = "--data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt \
                     --data-tokens 2048 --sequence-length 128";
 
-/// Every pass on a copy of a built-in model, `source`.
+/// Every pass, on a copy of a built-in model, `source`.
 const PASSES: [(&str, &str, &str); 8] = [
     ("upcycle", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --noise-std 0.01"),
     (
@@ -59,7 +59,7 @@ data = "${data}"
 data-tokens = 1024
 "#;
 
-/// Numbers below 1 that look random and are the same each time: the fractions of multiples of the
+/// Numbers below 1 that look random but are reproducible: the fractional parts of multiples of the
 /// golden ratio.
 fn moments() -> impl Iterator<Item = f64> {
     (1..).map(|index: u32| (f64::from(index) * 0.618_033_988_749_895).fract())
@@ -71,7 +71,7 @@ struct Killed<'a> {
 }
 
 impl Killed<'_> {
-    /// Starts the pass and kills it after `time`; how long it took where it ended before that.
+    /// Starts the pass and kills it after `time`. Returns how long it took if it ended before that.
     fn kill_after(&self, time: Duration) -> Option<Duration> {
         let mut child = Command::new(BINARY)
             .args(self.line.split_whitespace())
@@ -87,7 +87,7 @@ impl Killed<'_> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // SIGKILL, on unix.
+        // This is SIGKILL on unix.
         let _ = child.kill();
         let status = child.wait().unwrap();
         (status.signal() != Some(9)).then(|| start.elapsed())
@@ -106,7 +106,7 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
         let line = if is_whole { line.to_owned() } else { format!("{line} {TEXT}") };
         let start = Instant::now();
         sandbox.run(&line).succeeds();
-        // A busy machine may have needed longer than the next runs do.
+        // A busy machine may have needed longer than the next runs will.
         let mut unbroken = start.elapsed();
         let hashes = |sandbox: &Sandbox| String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap();
         let (expected, untouched) =
@@ -134,7 +134,7 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
                     problems.push(format!("{name}, killed after {moment:.3} of its time: {what}"));
                 }
             };
-            // Under its final name there is all of it, or nothing.
+            // The final name has the whole result, or doesn't exist.
             if sandbox.path("out").exists() {
                 check("what is there is not whole", hashes(&sandbox) == expected);
                 check("what is there is not sound", sandbox.run("verify out").code == 0);

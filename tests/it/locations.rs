@@ -1,13 +1,13 @@
-//! Nothing that any command writes replaces, holds, or lies in what it reads, whatever that is
-//! called; and what is there already is replaced only where that is wanted, by its own kind, and
-//! with nothing of its user's in it.
+//! Tests that no output of a command replaces, contains, or lies in one of its inputs, under
+//! whatever names; and that existing files are replaced only on request, by files of their kind,
+//! and without losing files of the user.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
 use crate::common::{Sandbox, assert_none};
 
-/// A small model `m` with a link, hard links and text without words.
+/// A small model `m` with a link, hard links, and text without words.
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.copy("families/qwen3_moe/base/model", "m");
@@ -73,7 +73,7 @@ fn no_single_file_replaces_an_input_or_lies_in_one() {
     assert_none(
         &lines.iter().filter_map(|line| sandbox.refuses(line, 2, &INSIDE)).collect::<Vec<_>>(),
     );
-    // Two outputs in one place.
+    // Both outputs have the same place.
     let lines = ["out", "out/plan.json", "./out", ".out.partial-moe-convert/plan.json"];
     let lines = lines.map(|plan| format!("prune m -o out --keep 0.5 {TEXT} --plan-out {plan}"));
     assert_none(
@@ -84,7 +84,7 @@ fn no_single_file_replaces_an_input_or_lies_in_one() {
     );
 }
 
-/// A training is saved in OUT.training, and a result lies under hidden names before it is there.
+/// A training is saved in OUT.training, and a result lies under hidden names until it is complete.
 #[test]
 fn no_folder_of_an_output_is_an_input_or_holds_one() {
     let sandbox = sandbox();
@@ -146,7 +146,7 @@ fn what_lies_in_the_folder_of_a_training_is_never_lost() {
         sandbox.shell("rm -rf out.training other").succeeds();
     }
     assert_none(&problems);
-    // One that is empty holds nothing that could be lost.
+    // An empty folder has nothing to lose.
     sandbox.shell("mkdir out.training").succeeds();
     sandbox.run(&lines[0]).succeeds();
     assert!(!sandbox.path("out.training").exists());
@@ -180,7 +180,7 @@ fn files_replace_their_own_kind_alone() {
             for other in others.chain(["thesis.tex", "other.json", "hard", "out.bin"]) {
                 sandbox.write("out.bin", [0, 159, 146, 150]);
                 let line = format!("{} {how}", line(index, other));
-                // `hard` is a name of the model, which some don't read.
+                // `hard` is a name of the model, which some of these commands don't read.
                 let complaint = if other == "hard" { "remedy" } else { content };
                 problems.extend(sandbox.refuses(&line, 2, &[complaint]));
             }
@@ -196,7 +196,7 @@ fn files_replace_their_own_kind_alone() {
                 2,
                 &["is a directory"],
             ));
-            // Text may go to a device: `replaced.rs`.
+            // Text may go to a device: see `replaced.rs`.
             if ["statistics", "logits"].contains(content) {
                 problems.extend(sandbox.refuses(
                     &format!("{} {how}", line(index, "/dev/null")),
@@ -256,7 +256,7 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
         2,
         &["two outputs"],
     ));
-    // A recipe that can't be understood names no inputs: what lies around a report says enough.
+    // A recipe that can't be parsed names no inputs, so the files around a report decide.
     sandbox.write("broken.toml", "x = [");
     sandbox.shell("mkdir -p m/sub/deep; ln -s m/sub by-link").succeeds();
     for path in ["m/x", "m/sub/x", "m/sub/deep/x", "by-link/x", "broken.toml"] {
@@ -268,7 +268,7 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
             problems.extend(sandbox.refuses(&line, 2, &["TOML"]));
         }
     }
-    // A summary is appended to Markdown alone.
+    // A summary is appended to Markdown only.
     sandbox.write("thesis.tex", "years");
     sandbox.write("notes.json", "{}");
     for (file, complaint) in [
@@ -291,7 +291,7 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
     assert!(sandbox.read("notes.md").starts_with(b"# Notes\n## recipe"));
 }
 
-/// No step writes over what another one reads and none has made.
+/// No step overwrites an input of another step that no step makes.
 #[test]
 fn steps_keep_what_other_steps_read() {
     let sandbox = sandbox();
@@ -311,13 +311,13 @@ fn steps_keep_what_other_steps_read() {
         .shell("cp -r m result; cp -r m a.training; cp moe-convert.json result 2>/dev/null; true")
         .succeeds();
     let cases = [
-        // A source of an earlier or a later step.
+        // The path is a source of an earlier or a later step.
         (prune("m", "b") + &prune("b", "m"), "inside an input"),
         (prune("m", "result") + &prune("result", "c") + &prune("m", "m/b"), "inside an input"),
         (prune("m", "held") + &heal("m", "b"), "inside an input"),
         (heal("m", "a") + &prune("a.training", "b"), "inside an input"),
         (prune("m", "link/x") + &prune("m", "c"), "inside an input"),
-        // Results within or around each other.
+        // The results contain each other, or have the same path.
         (prune("m", "b") + &prune("m", "b/c"), "two outputs"),
         (heal("m", "a2") + &prune("m", "a2.training"), "two outputs"),
         (prune("m", "b") + &prune("m", "./b"), "two outputs"),
@@ -333,7 +333,7 @@ fn steps_keep_what_other_steps_read() {
     assert_none(&problems);
 }
 
-/// A result is removed for another one only where all that lies in it is a run's.
+/// A result is replaced only if all files in it were written by a run.
 #[test]
 fn overwrite_keeps_what_no_run_has_written() {
     let sandbox = sandbox();
@@ -353,7 +353,7 @@ fn overwrite_keeps_what_no_run_has_written() {
         }
         sandbox.shell(&format!("rm -r out/{named}")).succeeds();
     }
-    // A list that says nothing makes all of it foreign.
+    // With an empty or missing list, all files count as foreign.
     let sums = sandbox.read("out/SHA256SUMS");
     fs::remove_file(sandbox.path("out/SHA256SUMS")).unwrap();
     problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS"]));
@@ -365,7 +365,7 @@ fn overwrite_keeps_what_no_run_has_written() {
     sandbox.write("out/SHA256SUMS", more);
     problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS", "zzz is listed"]));
     sandbox.write("out/SHA256SUMS", sums);
-    // What a run has written may have been edited since.
+    // Files that a run has written may have been edited since.
     for (name, text) in
         [("README.md", "my card"), ("config.json", "{}"), ("run.json", "{\"runs\": 1}")]
     {
@@ -398,7 +398,7 @@ fn overwrite_keeps_what_no_run_has_written() {
     assert!(!sandbox.path("out-2").exists());
 }
 
-/// What an output was made of may be named by links into a folder that is written.
+/// Links in a model may lead into a folder that is written.
 #[test]
 fn links_in_a_model_lead_to_what_is_kept() {
     let sandbox = sandbox();
@@ -439,7 +439,7 @@ fn pages_of_the_manual_replace_pages_alone() {
     assert_none(&problems);
 }
 
-/// The second keeps away from what the first writes.
+/// Of two runs, the second one doesn't touch the first one's output.
 #[test]
 fn of_two_runs_at_once_one_has_the_output() {
     let sandbox = sandbox();

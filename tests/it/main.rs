@@ -1,7 +1,7 @@
-//! The black-box tests of the program, in one executable: each would be as large as the program to
-//! link.
+//! The black-box tests of the program, in one executable: each executable would take as long to
+//! link as the program.
 
-// A panic is a test's report.
+// A panic is how a test reports.
 #![allow(clippy::unwrap_used)]
 
 mod common;

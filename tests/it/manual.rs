@@ -1,10 +1,10 @@
-//! Shell completions and man pages, which come from the definitions of the command line.
+//! Tests shell completions and man pages, which are made from the definitions of the command line.
 
 use std::collections::BTreeSet;
 
 use crate::common::{Sandbox, assert_none, has};
 
-/// What bash offers for the last of `words`.
+/// The completions that bash offers for the last of `words`.
 fn completed(words: &str) -> Vec<String> {
     let script = format!(
         "source <(moe-convert completions bash)
@@ -40,8 +40,8 @@ fn every_shell_has_a_script_that_it_takes() {
             commands().into_iter().filter(|command| !script.contains(command.as_str())).collect();
         assert!(missing.is_empty(), "{shell}: {missing:?}");
         sandbox.write("script", &script);
-        // The other two can't be installed everywhere: that their scripts name all commands is all
-        // that is tested.
+        // The other two shells can't be installed everywhere, so their scripts are only searched
+        // for the names of all commands.
         let parses = ["bash", "fish", "zsh"].contains(&shell);
         if parses && has(&[shell], &format!("completions of {shell} were not parsed")) {
             sandbox.shell(&format!("{shell} -n script")).succeeds();
@@ -99,7 +99,7 @@ fn groff_renders_man_pages_without_a_warning() {
             "{page}\n{}",
             rendered.stdout
         );
-        // Examples are what a reader types, line by line.
+        // Examples are lines that a reader types.
         assert!(rendered.stdout.contains("\n       moe-convert "), "{page}\n{}", rendered.stdout);
     }
 }
@@ -115,8 +115,8 @@ fn commands() -> BTreeSet<String> {
 
 /// The long options that a help text explains.
 fn options(help: &str) -> BTreeSet<String> {
-    // Options stand 2 columns in, or 6 without a short one; a text that is broken over lines stands
-    // further in.
+    // Options are indented by 2 columns, or by 6 without a short name; wrapped text is indented
+    // further.
     let explained = help.lines().filter_map(|line| {
         line.strip_prefix("      --").or(line
             .split_once(", --")

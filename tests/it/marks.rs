@@ -1,13 +1,13 @@
-//! Text and JSON behind a byte order mark, as PowerShell and some editors write it, is read as what
-//! stands behind the mark. Python's JSON reader fails at one, so that `verify` names what loaders
-//! wouldn't read.
+//! Tests text and JSON that begin with a byte order mark, as PowerShell and some editors write it:
+//! it is read as if the mark weren't there. Python's JSON reader fails at one, so `verify` names
+//! files that loaders wouldn't read.
 
 use crate::common::{Sandbox, assert_none};
 
 const TEXT: &str =
     "--data golden/text/english.calibration.txt --data-tokens 128 --sequence-length 64";
 
-/// The file `name` again, with the mark.
+/// Writes the file `name` again, with the mark.
 fn mark(sandbox: &Sandbox, name: &str) {
     let bytes = sandbox.read(name);
     sandbox.write(name, [b"\xef\xbb\xbf", &bytes[..]].concat());
@@ -57,7 +57,7 @@ fn what_users_write_is_read_behind_a_mark() {
         sandbox.shell("rm -rf out").succeeds();
     }
     assert_none(&problems);
-    // What is wrong in a recipe is still said of its line.
+    // Errors in a recipe still name the line.
     sandbox.write("r.toml", "\u{feff}[[step]]\nrun = \"verify\"\nmodle = \"m\"\n");
     sandbox.run("run r.toml").exits(2).says(&["modle"]);
 }
@@ -85,7 +85,7 @@ fn a_checkpoint_with_marks_is_read_and_verify_says_what_loaders_do() {
             problems.push(format!("{file}: {verified}"));
         }
         let pruned = sandbox.run(&prune(&model));
-        // A config is written anew. A tokenizer would come along as it is, to a result that loaders
+        // A config is rewritten. A tokenizer would be copied as it is, into a result that loaders
         // refuse.
         let is_right = match file {
             "config.json" => {
@@ -111,7 +111,7 @@ fn a_checkpoint_with_marks_is_read_and_verify_says_what_loaders_do() {
     mark(&sandbox, "sharded/model.safetensors.index.json");
     sandbox.run("logits sharded --tokens tokens.json -o l").succeeds();
     sandbox.run("verify sharded").exits(1).says(&["index.json begins with a byte order mark"]);
-    // Somebody else's list of hashes; our own is refused as edited, as after any change.
+    // The list of hashes isn't ours. Our own would be refused as edited, as after any change.
     sandbox.shell("cd m && sha256sum config.json >SHA256SUMS").succeeds();
     mark(&sandbox, "m/SHA256SUMS");
     sandbox.run("verify m").succeeds();

@@ -1,9 +1,8 @@
-//! Peak memory is bounded by a layer, not by the model: four times the layers or experts change
-//! nothing.
+//! Tests that peak memory is bounded by a layer, not by the model: four times the layers or experts
+//! take no more.
 //!
-//! What the program asks for at once is compared, which is the same on any machine; what it holds
-//! of the machine has a bound that follows from that, however its allocator and the system's pages
-//! behave.
+//! The test compares live bytes, which are the same on any machine. Resident memory has a bound
+//! that follows from these, however the allocator and the system's pages behave.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
@@ -51,17 +50,17 @@ fn write_llama(dir: &Path, layers: usize) {
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
-/// What a run held at most, in bytes.
+/// The peak memory of a run, in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Peak {
-    /// What it asked for and hadn't given back.
+    /// Bytes that it had allocated and not yet freed.
     live: f64,
-    /// VmHWM.
+    /// VmHWM: its peak resident memory.
     resident: f64,
 }
 
 impl Peak {
-    /// Of a run whose allocator has `settings` of its user.
+    /// The peak of a run under `settings` of the allocator.
     fn of(sandbox: &Sandbox, line: &str, settings: &str) -> Self {
         let run = format!(
             "_RJEM_MALLOC_CONF={settings} moe-convert {line} --timings --quiet --threads 2"
@@ -86,9 +85,9 @@ impl Peak {
     }
 }
 
-/// What a run may hold of the machine that asks for `live` bytes at once: what it promised, which
-/// may be somewhat more than it needs, huge pages at the ends of what its threads use, and what was
-/// handed out since resident memory was looked at.
+/// The limit on resident memory of a run with `live` bytes: its promise, which may be somewhat more
+/// than it needs, huge pages at the ends of its threads' memory, and memory that was handed out
+/// since resident memory was checked.
 fn bound(live: f64) -> f64 {
     1.4 * live + 120e6
 }
@@ -96,7 +95,7 @@ fn bound(live: f64) -> f64 {
 #[test]
 fn peak_memory_does_not_grow_with_layers_or_experts() {
     let sandbox = Sandbox::new();
-    // The smaller one is large enough to use every buffer of the writer.
+    // The smaller model is large enough to use every buffer of the writer.
     for layers in [5, 20] {
         write_llama(&sandbox.path(&format!("dense-{layers}")), layers);
     }
@@ -109,7 +108,7 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
     };
     let ids: Vec<usize> = (0..64).map(|i| (i * i + 5) % VOCAB).collect();
     sandbox.write("ids.jsonl", format!("{{\"input_ids\": {ids:?}}}\n").repeat(20));
-    // Noise makes neurons differ, so that there is something to choose and to fit.
+    // Noise makes neurons differ, so that selecting and fitting have work to do.
     let distill = |layers: usize| {
         sandbox
             .run(&format!(
@@ -120,7 +119,7 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
             "distill noisy-{layers} -o distilled-{layers} --width 256 --steps 4 --data ids.jsonl --overwrite"
         ))
     };
-    // Two passes in one sweep: neither may keep anything of a layer behind it.
+    // Two passes in one sweep: neither may keep anything of a layer that is done.
     let together = |layers: usize, settings: &str| {
         let of = |pass: &str| format!("[[step.pass]]\n{pass}\ndata = [\"ids.jsonl\"]\n");
         let prune = of("run = \"prune\"\nexperts = 2\nno-super-expert-guard = true");
@@ -142,16 +141,16 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
             together(20, "narenas:2,thp:default"),
         ),
         ("upcycle, 4 × layers", upcycle(5, 4, 0.0), upcycle(20, 4, 0.0)),
-        // Noise makes every expert anew: none of them may stay.
+        // Noise makes new weights for every expert, and none of them may stay in memory.
         ("upcycle with noise, 4 × experts", upcycle(5, 4, 1e-3), upcycle(5, 16, 1e-3)),
         ("verify", peak("verify moe-5-4-0"), peak("verify moe-20-4-0")),
         ("inspect", peak("inspect moe-5-4-0"), peak("inspect moe-20-4-0")),
     ];
     for (what, small, large) in measured {
         println!("{what}: {:.1} MB, then {:.1} MB", small / 1e6, large / 1e6);
-        // A tenth, since layers differ in how many tokens an expert gets; a megabyte for names and
-        // shapes of 15 layers, and one for the buffer of a second thread, which a small model may
-        // have no work for.
+        // The limit is a tenth more, since the tokens of an expert differ by layer; plus a megabyte
+        // for names and shapes of 15 layers, and one for the buffer of a second thread, which a
+        // small model may not need.
         assert!(
             large < 1.1 * small + 2e6,
             "{what}: {:.1} MB became {:.1} MB",
@@ -161,7 +160,7 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
     }
 }
 
-/// Each step has batches of other sizes for its experts; nothing of a step may stay.
+/// The batches of experts have other sizes in each step; nothing of a step may stay in memory.
 #[test]
 fn peak_memory_does_not_grow_with_the_steps_of_a_training() {
     let sandbox = Sandbox::new();

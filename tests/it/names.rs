@@ -1,4 +1,4 @@
-//! Names that need care: paths that aren't UTF-8, and folders named like the files of a result.
+//! Tests difficult names: paths that aren't UTF-8, and folders named like the files of a result.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::common::{BINARY, Sandbox, assert_none};
 
-/// JSON is UTF-8: what isn't is replaced in it, while the result has the name that was asked for.
+/// JSON is UTF-8: other bytes are replaced in it, while the result has the requested name.
 #[test]
 fn json_is_text_whatever_a_path_is_called() {
     let sandbox = Sandbox::new();
@@ -40,8 +40,8 @@ fn json_is_text_whatever_a_path_is_called() {
     run(&[upcycle, model, o, output, experts, four, k, two, json, again[0], again[1]]);
 }
 
-/// A receipt has all options, whatever a file that they name is called: a result of others isn't
-/// finished.
+/// A receipt has all options, even where they name a path that isn't UTF-8. A result of other
+/// options isn't finished.
 #[test]
 fn options_are_kept_beside_a_path_that_is_not_utf_8() {
     let sandbox = Sandbox::new();
@@ -70,7 +70,8 @@ fn options_are_kept_beside_a_path_that_is_not_utf_8() {
     prune("0.75").exits(2).says(&["out", "other options"]);
 }
 
-/// A folder that has the name of a file of a result is its user's: it is in the way, and stays.
+/// A folder that has the name of a file of a result belongs to the user: it is in the way, and
+/// stays.
 #[test]
 fn folders_named_like_files_of_a_result_stay() {
     const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 4 --top-k 2 --overwrite";
@@ -88,7 +89,7 @@ fn folders_named_like_files_of_a_result_stay() {
         fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
         sandbox.write(&format!("out/{name}/mine.txt"), "mine");
         problems.extend(sandbox.refuses(UPCYCLE, 2, &["out"]));
-        // What a run writes of itself is no part of the result; everything else is missed.
+        // The record of a run is not part of the result; every other file would be missing.
         let verified = sandbox.run("verify out");
         let code = i32::from(name != "run.json");
         if verified.code != code || !(verified.stdout + &verified.stderr).contains(name) {
@@ -98,7 +99,8 @@ fn folders_named_like_files_of_a_result_stay() {
     assert_none(&problems);
 }
 
-/// Beside a source's weights, a folder is none of the files that are needed, or written anew.
+/// Beside a source's weights, a folder can't stand in for a file that is needed; where the file is
+/// rewritten anyway, the folder is left out.
 #[test]
 fn folders_named_like_files_of_a_source_are_refused_or_left_out() {
     let mut problems = Vec::new();
@@ -111,7 +113,7 @@ fn folders_named_like_files_of_a_source_are_refused_or_left_out() {
         sandbox.write(&format!("model/{name}/mine.txt"), "mine");
         let line = "upcycle model -o out --experts 4 --top-k 2";
         match name {
-            // A folder comes along, and no loader takes this one for a tokenizer.
+            // A folder would be copied, but no loader accepts one for these files.
             "README.md" | "config.json" | "tokenizer.json" => {
                 problems.extend(sandbox.refuses(line, 1, &[name]))
             }
@@ -125,7 +127,7 @@ fn folders_named_like_files_of_a_source_are_refused_or_left_out() {
     assert_none(&problems);
 }
 
-/// The same run gives the same receipt, wherever its user keeps the plan that it writes.
+/// The same run gives the same receipt, wherever the user keeps its plan.
 #[test]
 fn a_receipt_names_no_folders_around_a_plan() {
     let sandbox = Sandbox::with_model_and_text();
@@ -144,7 +146,7 @@ fn a_receipt_names_no_folders_around_a_plan() {
     let plain = receipt("plan.json");
     assert!(plain.contains("\"plan.json\": \""), "{plain}");
     assert_eq!(receipt(&absolute), plain);
-    // It is known again by any of its paths, as long as it is as it was written.
+    // The plan is recognized by any of its paths, as long as it is unedited.
     for plan in [&absolute, "jane/plans/plan.json", "./plan.json"] {
         assert!(prune(plan, "--resume").stdout.contains("finished already"), "{plan}");
     }

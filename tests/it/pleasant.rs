@@ -1,4 +1,4 @@
-//! What people read: summaries, progress, a model at a glance.
+//! Tests output for people: summaries, progress, a model at a glance.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ const ENGLISH: &str = "english=golden/text/english.calibration.txt";
 const PRUNE: &str = "prune golden/models/moe -o out --keep 0.75 --data-tokens 1024 \
                      --data english=golden/text/english.calibration.txt";
 
-/// The commands that the summary `stdout` ends in.
+/// The commands at the end of the summary `stdout`.
 fn next(stdout: &str) -> Vec<String> {
     let lines = stdout
         .lines()
@@ -64,7 +64,7 @@ fn serving_is_proposed_where_vllm_is_known_to_take_the_result() {
     }
 }
 
-/// Every model that goldens have.
+/// All models of the goldens.
 fn models() -> Vec<PathBuf> {
     let dirs = |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let cases = dirs(root().join("golden/families")).filter(|path| path.is_dir()).flat_map(dirs);
@@ -81,7 +81,7 @@ fn inspect_says_of_each_pass_what_the_pass_says() {
     let models = models();
     assert!(models.len() > 40, "{models:?}");
     let sandbox = Sandbox::new();
-    // Most goldens have no tokenizer, and a vocabulary of 17 tokens at least.
+    // Most goldens have no tokenizer; all have a vocabulary of at least 17 tokens.
     let ids: Vec<usize> = (0..256).map(|i| i * 7 % 16).collect();
     sandbox.write("ids.jsonl", format!("{}\n", serde_json::json!({ "input_ids": ids })).repeat(64));
     let mut problems = Vec::new();
@@ -115,7 +115,8 @@ fn inspect_says_of_each_pass_what_the_pass_says() {
     assert_none(&problems);
 }
 
-/// What went wrong, without a cause behind a colon, and without where and remedy.
+/// The first line of an error: what went wrong, without its cause after a colon, and without where
+/// and remedy.
 fn first_line(stderr: &str) -> &str {
     let line = stderr.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or("no error");
     line.split(": ").next().unwrap()
@@ -173,7 +174,7 @@ fn a_terminal_gets_one_bar_that_fits() {
         let drawn = terminal("TERM=xterm", columns);
         let frames: Vec<_> =
             drawn.split(['\r', '\n']).map(|frame| frame.replace("\x1b[2K", "")).collect();
-        // Which layers are shown depends on how fast the machine is.
+        // The layers that are shown depend on the speed of the machine.
         let counts =
             |frame: &&String| (1..=4).any(|layer| frame.contains(&format!("layer {layer}/4")));
         assert!(
@@ -182,7 +183,7 @@ fn a_terminal_gets_one_bar_that_fits() {
         );
         let widest = frames.iter().map(|frame| frame.chars().count()).max().unwrap();
         assert!(widest <= columns, "{widest} columns of {columns}: {drawn:?}");
-        // The last frame is taken away.
+        // The last frame is erased.
         assert!(drawn.ends_with("\x1b[2K"), "{drawn:?}");
     }
     let plain = terminal("TERM=dumb", 80);

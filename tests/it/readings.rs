@@ -1,5 +1,5 @@
-//! Checkpoints that are laid out in unusual ways, and that transformers 5.23 loads, are read as
-//! what it makes of them.
+//! Tests checkpoints with unusual layouts that transformers 5.23 loads: they are read as
+//! transformers reads them.
 
 use serde_json::{Value, json};
 
@@ -19,12 +19,12 @@ fn logits(sandbox: &Sandbox, name: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// `weights` with `name` in the header in place of `whole`, which is as long or longer.
+/// `weights` with `name` in the header in place of `whole`, which is at least as long.
 fn renamed(weights: &[u8], whole: &str, name: &str) -> Vec<u8> {
     let (whole, name) = (format!("\"{whole}\""), format!("\"{name}\""));
     let place = weights.windows(whole.len()).position(|part| part == whole.as_bytes()).unwrap();
     let mut weights = weights.to_vec();
-    // Space behind a key is nothing to JSON.
+    // JSON ignores space after a key.
     weights[place..place + whole.len()]
         .copy_from_slice(format!("{name:<0$}", whole.len()).as_bytes());
     weights
@@ -89,13 +89,13 @@ fn one_file_that_holds_everything_is_read_alone() {
     let outcome = sandbox.run("logits model --tokens tokens.json -o again").succeeds();
     outcome.says(&["which holds all tensors", "vLLM and SGLang read all"]);
     assert!(sandbox.read("again") == expected);
-    // The config may name it in its own way.
+    // The config may spell the name in another way.
     model.remove(INDEX);
     model.set("transformers_weights", json!("./model.safetensors"));
     assert!(logits(&sandbox, "model").unwrap() == expected);
 }
 
-/// Some names lack `model.`: transformers 5 adds it to each.
+/// If some names lack `model.`, transformers 5 adds it to each of them.
 #[test]
 fn names_get_the_prefix_that_they_lack_one_by_one() {
     let sandbox = Sandbox::new();
@@ -115,7 +115,7 @@ fn names_get_the_prefix_that_they_lack_one_by_one() {
     }
 }
 
-/// transformers 5 takes another one than older versions do.
+/// Where both names exist, transformers 5 takes another one than older versions.
 #[test]
 fn names_with_and_without_the_prefix_are_refused() {
     let sandbox = Sandbox::new();
@@ -125,7 +125,7 @@ fn names_with_and_without_the_prefix_are_refused() {
     let problem =
         sandbox.refuses("inspect model", 1, &["norm.weight", "model.norm.weight, too", WEIGHTS]);
     assert_none(&problem.into_iter().collect::<Vec<_>>());
-    // Neither has the usual name, and both are loaded under it.
+    // Neither tensor has the usual name, and both would be loaded under it.
     let weights = renamed(&weights, "lm_head.weight", "norm.weight");
     let rows =
         renamed(&weights, "model.layers.0.input_layernorm.weight", "model.model.norm.weight");

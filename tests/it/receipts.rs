@@ -1,4 +1,4 @@
-//! Receipts as an interface: pages that are rendered from them, their schema, and those of earlier
+//! Tests receipts as an interface: pages rendered from them, their schema, and receipts of earlier
 //! builds.
 
 use moe_checkpoint::sha256_file;
@@ -8,14 +8,14 @@ use crate::common::{Sandbox, assert_none, root};
 
 const PRUNE: &str = "prune m -o out --experts 4 --criterion aimer";
 
-/// A result `out` of pruning `m`.
+/// A sandbox with `out`, the result of pruning `m`.
 fn pruned() -> Sandbox {
     let sandbox = Sandbox::with_model_and_text();
     sandbox.run(PRUNE).succeeds();
     sandbox
 }
 
-/// Makes the receipt of `out` what `edit` makes of it, and lists its hash.
+/// Applies `edit` to the receipt of `out`, and updates its hash in the list.
 fn edit_receipt(sandbox: &Sandbox, edit: impl FnOnce(&mut Value)) {
     let path = sandbox.path("out/moe-convert.json");
     let before = sha256_file(&path).unwrap();
@@ -40,7 +40,7 @@ fn reports_are_rendered_as_the_run_wrote_them() {
     sandbox.run("report out -o pages --overwrite").succeeds();
     sandbox.write("pages/report.html", "mine");
     sandbox.run("report out -o pages --overwrite").exits(2);
-    // A result is what its hashes say.
+    // The hashes define the result, so a page can't be written into it.
     sandbox.run("report out -o out --overwrite").exits(2).says(&["folder of a model or a result"]);
     sandbox.run("report out -o m").exits(2).says(&["folder of a model or a result"]);
     assert_eq!(sandbox.read("out/SHA256SUMS"), before);

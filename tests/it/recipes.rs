@@ -1,4 +1,4 @@
-//! `run`: recipes with variables, blocks for combinations, resume, dry runs and gates.
+//! Tests `run`: recipes with variables, blocks for combinations, resume, dry runs and gates.
 
 use crate::common::{Sandbox, assert_none, root};
 
@@ -70,7 +70,7 @@ fn variables_are_set() {
     sandbox.run("run recipe.toml --set outt=x").exits(2).says(&["outt"]);
 }
 
-/// What a run reads of files is counted, too, by the shell that waited for it.
+/// The shell that waits for a run counts what the run reads of files, too.
 #[test]
 #[cfg(target_os = "linux")]
 fn finished_steps_are_hashed_once() {
@@ -101,7 +101,7 @@ fn finished_steps_are_kept() {
     assert!(summary.contains("| there already |") && summary.contains("| done |"), "{summary}");
     std::fs::remove_file(sandbox.path("summary.md")).unwrap();
     assert!(first == sandbox.contents(), "a finished result was written again");
-    // When all steps shall run, or with other options, a result that exists is in the way.
+    // If all steps must run, or options differ, an existing result is in the way.
     let fresh = "run recipe.toml --fresh";
     sandbox.run(fresh).exits(2).says(&["result/moe", "exists", "step 1 (upcycle)", "recipe.toml"]);
     let other = String::from_utf8(sandbox.read("recipe.toml"))
@@ -114,7 +114,7 @@ fn finished_steps_are_kept() {
     assert!(!again.stdout.contains("finished already"), "{}", again.stdout);
 }
 
-/// A result that was damaged since is not finished.
+/// A result that was damaged after it was written isn't finished.
 #[test]
 fn damaged_results_are_not_taken_for_finished() {
     let sandbox = sandbox(RECIPE);
@@ -131,7 +131,7 @@ fn damaged_results_are_not_taken_for_finished() {
     sandbox.run("verify result/moe").succeeds();
 }
 
-/// What a source holds decides, not where it lies.
+/// The contents of a source decide, and not its path.
 #[test]
 fn a_changed_source_is_converted_again() {
     let sandbox = sandbox(&RECIPE.replace("golden/models/dense\"\noutput", "dense\"\noutput"));
@@ -149,7 +149,7 @@ fn a_changed_source_is_converted_again() {
     sandbox.write("moved.toml", text.replace("\"dense\"", "\"moved\""));
     let moved = sandbox.run("run moved.toml").succeeds();
     assert!(moved.stdout.contains("finished already"), "{}", moved.stdout);
-    // What goes along with weights is part of the source.
+    // Side files are part of the source.
     let tokenizer = sandbox.read("moved/tokenizer.json");
     sandbox.write("moved/tokenizer.json", [tokenizer.as_slice(), b"\n"].concat());
     sandbox.run("run moved.toml").exits(2).says(&["result/moe", "exists"]);
@@ -188,7 +188,7 @@ solver = "rtn"
 group-size = 32
 "#;
 
-/// Steps that are the same for several choices run once; results that are the same are copied.
+/// Steps that are the same for several choices run once, and equal results are copied.
 #[test]
 fn nothing_is_computed_twice() {
     let sandbox = sandbox(SHARED);
@@ -217,7 +217,7 @@ fn nothing_is_computed_twice() {
     );
 }
 
-/// The same words on another input are another step.
+/// If its input changes in between, the same step runs again.
 #[test]
 fn steps_whose_input_changes_in_between_all_run() {
     let sandbox = sandbox(
@@ -249,7 +249,7 @@ group-size = 32
     assert_eq!(config["num_experts"], 6);
 }
 
-/// A plan is part of a result, is no other run's, and is no input.
+/// A plan is part of its result. It belongs to no other run, and isn't an input.
 #[test]
 fn plans_belong_to_their_steps() {
     let sandbox = sandbox(
@@ -273,7 +273,7 @@ plan-out = "plan.json"
     let line = "prune golden/models/moe -o again --plan plan.json --plan-out plan.json";
     sandbox.run(line).exits(2).says(&["plan.json", "a name of its own"]);
     assert!(sandbox.read("plan.json") == plan);
-    // A dry run doesn't train to come to a plan.
+    // A dry run doesn't train to find a plan.
     let heal = "[[step.pass]]\nrun = \"heal\"\nsteps = 2\ndata = [\"golden/text/english.calibration.txt\"]\n";
     let prune = "[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ncriterion = \"random\"\nplan-out = \"other.json\"\n";
     let step = "[[step]]\nrun = \"convert\"\nmodel = \"golden/models/moe\"\noutput = \"both\"\n";
@@ -283,7 +283,7 @@ plan-out = "plan.json"
     assert_eq!(sandbox.names("."), before);
 }
 
-/// A dry run doesn't take old results for what the steps before would make now.
+/// A dry run doesn't use old results in place of those that earlier steps would make.
 #[test]
 fn dry_runs_know_what_would_be_made_anew() {
     let sandbox = sandbox(SHARED);
@@ -320,7 +320,7 @@ data-tokens = TOKENS
     assert!(!more.stdout.contains("finished already"), "{}", more.stdout);
 }
 
-/// Prunes and quantizes in one step; what would be made in between never lies on the disk.
+/// Prunes and quantizes in one step, without writing the pruned model to the disk.
 #[test]
 fn passes_run_in_one_step() {
     let sandbox = sandbox(
@@ -379,13 +379,13 @@ fn dry_runs_plan_steps_that_wait_for_others() {
     assert!(outcome.stdout.contains("would write result/pruned"), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("upcycle → prune"), "{}", outcome.stdout);
     assert!(before == sandbox.contents());
-    // What can't work is found before anything runs.
+    // Steps that can't work are found before anything runs.
     let wrong = format!("{RECIPE}{}", prune.replace("experts = 2", "experts = 9"));
     sandbox.write("wrong.toml", wrong);
     sandbox.run("run wrong.toml --dry-run").exits(2).says(&["step 4 (prune)", "9"]);
 }
 
-/// A dry run finds what would stop the run later: a step that no earlier step feeds.
+/// A dry run finds what would stop the run later: a step whose input no earlier step makes.
 #[test]
 fn dry_runs_check_what_exists() {
     let sandbox =
@@ -396,8 +396,8 @@ fn dry_runs_check_what_exists() {
         .says(&["golden/models/none", "step 1 (upcycle)"]);
 }
 
-/// What only the last step would miss is missed before the first one runs; so are places for
-/// reports.
+/// An input that only the last step needs is missed before the first step runs, and so are places
+/// for reports.
 #[test]
 fn what_is_missing_is_said_before_any_step() {
     for (from, to, what) in [
@@ -420,7 +420,7 @@ fn what_is_missing_is_said_before_any_step() {
         }
         assert!(!sandbox.path("result").exists());
     }
-    // Files that passes name, whatever they are for.
+    // All files that passes name must exist.
     let step = |run: &str| {
         format!(
             "\n[[step]]\nrun = \"{run}\"\nmodel = \"${{out}}/moe\"\noutput = \"${{out}}/{run}\"\n"
@@ -503,7 +503,7 @@ fn gates_limit_labels_sizes_and_regressions() {
         .run(&format!("{eval} --max-bytes 1MB"))
         .exits(3)
         .says(&["max-bytes is 1.00 MB", "golden/models/moe"]);
-    // What was measured before is the golden; another model's measurement misses it.
+    // The earlier measurement is the golden, and another model's measurement doesn't match it.
     sandbox.write("moe.json", sandbox.run(eval).succeeds().stdout);
     sandbox.run(&format!("{eval} --golden moe.json")).succeeds();
     let dense = eval.replace("models/moe", "models/dense");
@@ -518,7 +518,7 @@ fn gates_limit_labels_sizes_and_regressions() {
         .says(&["moe.json", "tokens"]);
 }
 
-/// Both files are written where a gate isn't met, and say of every step what became of it.
+/// Both files are written where a gate isn't met, and report the outcome of every step.
 #[test]
 fn what_became_of_steps_is_written_for_ci() {
     let sandbox = sandbox(&format!(
@@ -543,7 +543,7 @@ fn what_became_of_steps_is_written_for_ci() {
     ] {
         assert!(page.contains(row), "{row}: {page}");
     }
-    // Another job's page goes behind it.
+    // The page of another job is appended to it.
     sandbox.run("run recipe.toml --set out=again --summary page.md").exits(3);
     assert!(read("page.md").starts_with(&page) && read("page.md").len() > page.len());
 }
@@ -558,7 +558,7 @@ fn a_step_that_fails_stops_the_recipe() {
     assert!(!outcome.stderr.contains("step 3 of"), "{outcome}");
 }
 
-/// Three seeds of two noises, in outputs of their own.
+/// Three seeds of two noises, each with an output of its own.
 const MATRIX: &str = r#"
 [vars]
 out = "result"
@@ -635,7 +635,7 @@ fn runs_of_a_label_are_averaged() {
                 && average["load"]["gini"]["mean"].is_number()
         );
     }
-    // What is finished stays, and the table for people says how many runs there were.
+    // Finished results stay, and the table says how many runs there were.
     let again = sandbox.run("run recipe.toml --resume --set seeds=[0,1]").succeeds();
     assert_eq!(again.stdout.matches("finished already").count(), 1 + 2 * 2);
     let table: Vec<_> =
@@ -702,8 +702,8 @@ fn the_recipe_in_the_guide_can_run() {
     assert_eq!(outcome.stdout.matches("would write ").count(), 8);
 }
 
-/// What a step's options do to its model is planned before the first step runs: on models that are
-/// there, and on those that the steps before it make of them.
+/// The options of every step are checked against its model before the first step runs, also where
+/// earlier steps make that model.
 #[test]
 fn options_that_do_not_fit_a_model_come_before_any_step() {
     let upcycle = "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"made\"\nexperts = 4\ntop-k = 2\n";
@@ -748,7 +748,7 @@ fn options_that_do_not_fit_a_model_come_before_any_step() {
     }
 }
 
-/// What a step fails with names the step's keys, not options of a command line.
+/// An error of a step names the keys of the step, and not options of a command line.
 #[test]
 fn remedies_of_steps_are_for_recipes() {
     let sandbox = sandbox(
@@ -761,8 +761,8 @@ fn remedies_of_steps_are_for_recipes() {
         .says(&["the output exists", "put `overwrite = true` into the step"]);
 }
 
-/// What a step can't replace is found out before the first one runs; what is finished, or a step
-/// makes before, is no reason.
+/// An output that a step can't replace is found before the first step runs. Finished results, and
+/// outputs of earlier steps, are not errors.
 #[test]
 fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
     let sandbox = Sandbox::with_model_and_text();
@@ -801,7 +801,7 @@ fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
         sandbox.shell(after).exits(0);
     }
     assert_none(&problems);
-    // An input that was removed to save space is made again, and what was made of it is kept.
+    // An input that was removed to save space is made again, and results made from it are kept.
     sandbox.run("run r.toml -q").succeeds();
     sandbox.shell("rm -r a").succeeds();
     let again = sandbox.run("run r.toml").succeeds();

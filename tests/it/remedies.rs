@@ -1,5 +1,5 @@
-//! Values that are not finite, trainings that can change nothing, and remedies that can be
-//! followed.
+//! Tests values that are not finite, trainings that can't change anything, and whether remedies can
+//! be followed.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::common::{Outcome, Sandbox, assert_none, has};
 const TEXT: &str =
     "--data golden/text/english.calibration.txt --data-tokens 512 --sequence-length 64";
 
-/// The tensor is named, and its file, whichever pass meets it first; a rate or more text would not
-/// mend it.
+/// The error names the tensor and its file, whichever pass meets it first; another rate or more
+/// text wouldn't help.
 #[test]
 fn what_is_not_finite_is_named() {
     let sandbox = Sandbox::new();
     let family = "families/qwen3_moe/base/model";
     let embedding = sandbox.copy(family, "embedding");
-    // Weights are bf16 here: this is two of them, and the second is no number.
+    // Weights are bf16 here, so this element is two of them; the second is NaN.
     embedding.set_f32("model.embed_tokens.weight", 22, f32::NAN);
     let unused = sandbox.copy(family, "unused");
     unused.set_f32("model.embed_tokens.weight", 2010, f32::NAN);
@@ -40,7 +40,7 @@ fn what_is_not_finite_is_named() {
         let outcome = sandbox.run(&line).exits(1).says(&embed);
         assert!(!outcome.stderr.contains("learning-rate"), "{outcome}");
     }
-    // No token has this row, and yet it would be written.
+    // No token uses this row, and yet it would be written.
     let line = format!("heal unused -o out {data} --train all --overwrite");
     sandbox.run(&line).exits(1).says(&["element 4021 is not finite", "unused/model.safetensors"]);
     sandbox
@@ -50,8 +50,8 @@ fn what_is_not_finite_is_named() {
     assert!(!sandbox.path("plan.json").exists());
 }
 
-/// What every pass on text does with a model whose layer 1 has NaN in a weight: whatever looks at
-/// activations first, that weight is named, not one that only saw them.
+/// Runs every pass on text with a model whose layer 1 has NaN in a weight. Wherever activations are
+/// checked first, the error names that weight, and not a weight that only saw the activations.
 #[test]
 fn the_weight_that_makes_activations_not_finite_is_named() {
     let sandbox = Sandbox::new();
@@ -72,7 +72,7 @@ fn the_weight_that_makes_activations_not_finite_is_named() {
         shared.into_iter().chain(["mlp.experts.3.down_proj", "mlp.gate"]).enumerate()
     {
         let name = format!("model.layers.1.{weight}.weight");
-        // Weights are bf16 here: this is two of them, and the second is no number.
+        // Weights are bf16 here, so this element is two of them; the second is NaN.
         let [moe, dense] = ["moe", "dense"].map(|model| format!("{model}-{index}"));
         sandbox.copy("models/moe", &moe).set_f32(&name, 2, f32::NAN);
         if shared.contains(&weight) {
@@ -89,13 +89,13 @@ fn the_weight_that_makes_activations_not_finite_is_named() {
     assert_none(&problems);
 }
 
-/// Weights that are finite but far too large are not blamed on the text, where more of it would not
-/// help.
+/// Errors about weights that are finite but far too large don't blame the text, since more of it
+/// wouldn't help.
 #[test]
 fn what_is_too_large_is_not_blamed_on_the_text() {
     let sandbox = Sandbox::new();
     let name = "model.layers.1.post_attention_layernorm.weight";
-    // In bf16: two of them, the second 1e19.
+    // In bf16 this element is two weights; the second is 1e19.
     sandbox.copy("models/moe", "moe").set_f32(name, 2, 1e19);
     sandbox.copy("models/dense", "dense").set_f32(name, 2, 1e19);
     let upcycle = "upcycle dense -o out --experts 4 --top-k 2";
@@ -111,22 +111,22 @@ fn what_is_too_large_is_not_blamed_on_the_text() {
     ]
     .map(|(line, remedy)| sandbox.refuses(&line, 1, &["layer 1", "too large", remedy]));
     assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
-    // Its squares overflow f32, and yet all errors that are reported are numbers.
+    // The weight's squares overflow f32, and yet all reported errors are numbers.
     let distilled = sandbox
         .run(&format!("distill moe -o distilled --width 128 --down measured --steps 2 {TEXT}"))
         .succeeds();
     assert!(!distilled.stdout.contains("NaN") && !distilled.stdout.contains("inf"), "{distilled}");
 }
 
-/// What an error says to give instead: the words in the last brackets of its remedy.
+/// The words that an error proposes: those in the last brackets of its remedy.
 fn proposed(refusal: &Outcome) -> String {
     let remedy = refusal.stderr.split_once("remedy: ").unwrap_or_else(|| panic!("{refusal}")).1;
     let words = remedy.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
     words.unwrap_or_else(|| panic!("{refusal}")).0.to_owned()
 }
 
-/// Whoever asks for as many tokens as the error says gets a run that succeeds, within the budget;
-/// and who has asked for a number is told how many less.
+/// A user who asks for as many tokens as the error says gets a run that succeeds within the budget.
+/// If the user gave a number, the error says how many fewer are possible.
 #[test]
 fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
     let sandbox = Sandbox::new();
@@ -136,7 +136,7 @@ fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
     sandbox.write("long.jsonl", line(512).repeat(20));
     sandbox.write("other.jsonl", line(512).repeat(20));
     sandbox.write("short.jsonl", line(3).repeat(6000));
-    // More than there is room for while it is read.
+    // The text is larger than the budget while it is read.
     sandbox.write("huge.jsonl", line(512).repeat(1500));
     let two = "--data long.jsonl --data other.jsonl";
     let mut problems = Vec::new();
@@ -169,7 +169,7 @@ fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
     assert_none(&problems);
 }
 
-/// Only options that a command has, and that bring it below the budget, are named.
+/// Remedies name only options that the command has, and that bring it below the budget.
 #[test]
 fn a_budget_that_is_too_small_names_what_helps() {
     let sandbox = Sandbox::new();
@@ -223,8 +223,8 @@ fn a_budget_that_is_too_small_names_what_helps() {
     assert_none(&problems);
 }
 
-/// Steps bound how much text a training sees: no more of it is read, and what is read is in the
-/// estimate.
+/// The number of steps limits the text of a training: no more text is read, and the estimate counts
+/// what is read.
 #[test]
 fn a_training_reads_what_its_steps_see() {
     let sandbox = Sandbox::new();
@@ -239,7 +239,7 @@ fn a_training_reads_what_its_steps_see() {
     sandbox.run(heal).succeeds();
 }
 
-/// A plan with held-out text says that it will be measured.
+/// With held-out text, a plan says that the result will be measured.
 #[test]
 fn a_dry_run_says_what_will_be_measured() {
     let sandbox = Sandbox::new();
@@ -266,7 +266,7 @@ fn a_dry_run_says_what_will_be_measured() {
     assert!(without.stdout.contains("not measured on text"), "{without}");
 }
 
-/// Without a tokenizer no text can be given to the result.
+/// Without a tokenizer, the result can't be given text, so the next commands take ids.
 #[test]
 fn what_is_next_for_a_result_without_a_tokenizer_can_be_typed() {
     let sandbox = Sandbox::new();
@@ -287,7 +287,7 @@ fn what_is_next_for_a_result_without_a_tokenizer_can_be_typed() {
     }
 }
 
-/// Each step of a recipe has a peak of its own.
+/// The peak of each step of a recipe is measured separately.
 #[test]
 fn a_light_step_does_not_have_the_memory_of_a_heavy_one() {
     let sandbox = Sandbox::new();
@@ -308,7 +308,7 @@ fn a_light_step_does_not_have_the_memory_of_a_heavy_one() {
     assert!(peak("heal") > 120.0 && peak("prune") < 100.0, "{} {}", peak("heal"), peak("prune"));
 }
 
-/// People write cards: what they are told makes the result sound again.
+/// Users edit model cards, and the remedy makes such a result sound again.
 #[test]
 fn an_edited_card_can_be_listed() {
     let sandbox = Sandbox::new();
@@ -323,7 +323,7 @@ fn an_edited_card_can_be_listed() {
     }
 }
 
-/// Routers over experts that are alike decide nothing.
+/// Routers over equal experts decide nothing.
 #[test]
 fn a_training_that_can_change_nothing_is_warned_of() {
     let sandbox = Sandbox::new();
@@ -384,7 +384,7 @@ fn remedies_can_be_followed() {
     assert_none(&problems);
 }
 
-/// At 2 bits a search for ranges costs.
+/// At 2 bits, --clip-search costs quality.
 #[test]
 fn a_search_for_ranges_at_two_bits_is_warned_of() {
     let sandbox = Sandbox::new();

@@ -1,5 +1,6 @@
-//! What `--overwrite` replaces is what a run has written, as it has written it; what can't be
-//! replaced is refused before the work; and outputs that are no files are written to.
+//! Tests `--overwrite`: it replaces only files that a run has written and that are unedited. Files
+//! that can't be replaced are refused before the work, and outputs that aren't files are written
+//! to.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -37,7 +38,7 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
         ),
         (heal, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": \"my note\"/' FILE"),
         (heal, "healed/run.json", "sed -i 's/\"device\": \".*\"/\"device\": [\"my note\"]/' FILE"),
-        // Another model that was being copied there.
+        // The folder holds a partial copy of another model.
         (heal, "healed/model.safetensors", "head -c 40000 foreign/model.safetensors >FILE"),
         (heal, "healed/moe-convert.json", "echo '{\"mine\": [' >FILE"),
         (plan, "plan.json", "sed -i 's/\"keep\": \\[/\"keep\": [ /' FILE"),
@@ -63,7 +64,7 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
         sandbox.shell(&format!("mv before {file}")).succeeds();
     }
     assert_none(&problems);
-    // As it was, it is replaced; so is what is left of it when a disk was full.
+    // Unedited results are replaced, and so are the remains of a result that a full disk cut.
     for line in &writers {
         sandbox.run(&format!("{line} --overwrite")).succeeds();
     }
@@ -73,12 +74,12 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
         )
         .succeeds();
     sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
-    // What a crash leaves is nobody's: files without content, and weights that end within their
-    // header.
+    // A crash leaves files without content and weights that end within their header, which belong
+    // to no user.
     let cut = "truncate -s 0 healed/run.json healed/training.jsonl; truncate -s 300 healed/model.safetensors";
     sandbox.shell(cut).succeeds();
     sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
-    // An edited plan is a plan.
+    // An edited plan is still a plan.
     sandbox.shell("sed -i 's/\"keep\": \\[/\"keep\": [ /' plan.json").succeeds();
     sandbox.run("prune m -o of-plan --plan plan.json").succeeds();
 }
@@ -122,7 +123,7 @@ fn other_permissions_make_no_other_result_of_it() {
     ] {
         let sandbox = Sandbox::with_model_and_text();
         sandbox.run("prune m --experts 3 --criterion random -o out").succeeds();
-        // The same work each time: what it makes is compared with the first result.
+        // Every run does the same work, so that its result can be compared with the first.
         let outcome = sandbox.shell(&format!(
             "'{BINARY}' prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
              --data-tokens 4096 -o out --overwrite -q & pid=$!\n\
@@ -169,14 +170,14 @@ fn text_goes_to_pipes_and_devices() {
     assert!(!receipt.contains("\"written\""), "{receipt}");
     let both = sandbox.run("run r.toml --junit /dev/null --summary /dev/stdout").succeeds().stdout;
     assert!(both.contains("| 2. verify: made |"), "{both}");
-    // Behind what the file has already, and not over it.
+    // The summary goes after the existing content of the file, and not over it.
     sandbox.shell("echo first >log; moe-convert run r.toml -q --summary /dev/stdout >>log; echo last >>log").succeeds();
     let log = String::from_utf8(sandbox.read("log")).unwrap();
     assert!(
         log.starts_with("first\n") && log.contains("## r\n") && log.ends_with("last\n"),
         "{log}"
     );
-    // One report, when all is done, and one summary.
+    // There is one report, when all is done, and one summary.
     sandbox
         .shell(
             "mkfifo junit summary; for i in $(seq 50); do cat junit >j.xml & cat summary >s.md & sleep 0.1; \

@@ -1,4 +1,4 @@
-//! Recipes that can't run, or whose results lie there already: what they leave and say.
+//! Tests recipes that can't run, or whose results exist already: their reports and messages.
 
 use crate::common::{Sandbox, assert_none};
 
@@ -59,7 +59,7 @@ fn a_recipe_that_is_refused_leaves_junit() {
     )));
 }
 
-/// What a recipe reads isn't known until it is understood.
+/// The inputs of a recipe aren't known until it is parsed.
 #[test]
 fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
     let sandbox = sandbox();
@@ -89,7 +89,7 @@ fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
     sandbox.run("run r.md --summary s.md --junit j.xml").succeeds();
 }
 
-/// What nobody reads any more when the work is done is found out before it.
+/// A pipe whose reader would be gone when the work is done is opened before it.
 #[test]
 fn a_pipe_for_a_report_is_opened_before_the_steps() {
     let sandbox = sandbox();
@@ -123,7 +123,8 @@ fn reports_name_no_folders_of_the_machine() {
     }
 }
 
-/// A result that is there and isn't the step's says how it differs, before the run as in it.
+/// Where a result that isn't the step's is in the way, the error says how it differs, both before
+/// the run and in it.
 #[test]
 fn a_result_in_the_way_says_how_it_differs() {
     let sandbox = sandbox();
@@ -155,7 +156,7 @@ fn a_result_in_the_way_says_how_it_differs() {
     sandbox.run("run r.toml --dry-run").succeeds();
 }
 
-/// A dry run looks at what observe would write as at what passes would.
+/// A dry run checks the outputs of observe like those of passes.
 #[test]
 fn a_dry_run_plans_observe() {
     let sandbox = Sandbox::with_model_and_text();
@@ -173,7 +174,7 @@ fn a_dry_run_plans_observe() {
     assert_none(&Vec::from_iter(problems));
 }
 
-/// Sizes without a unit are bytes, which nobody means.
+/// Sizes without a unit are bytes, and a user rarely means so few.
 #[test]
 fn a_shard_has_room_for_a_tensor() {
     let sandbox = sandbox();

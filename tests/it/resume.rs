@@ -1,8 +1,8 @@
-//! What is gone on from, and what is kept as finished, is of the same run: its options, its inputs,
-//! the way it is written, and the build.
+//! Tests that a run continues or keeps only the work of the same run: the same options, inputs, way
+//! of writing, and build.
 //!
-//! A limit on the size of files ends a run at the same place each time: when it has trained, and
-//! writes the result.
+//! A limit on the size of files ends a run at the same place each time: after its training, while
+//! it writes the result.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -13,7 +13,7 @@ use crate::common::{Outcome, Sandbox, assert_none};
 const DISTILL: &str = "distill m --data ids.jsonl --width 32 --batch-tokens 32";
 const HEAL: &str = "heal m --data ids.jsonl --eval-every 1 --batch-tokens 64 --sequence-length 64";
 
-/// Runs `line` until it has trained.
+/// Runs `line` until its training is done.
 fn stopped(sandbox: &Sandbox, line: &str) {
     let limited = format!("ulimit -f 24; trap '' XFSZ; moe-convert {line}");
     sandbox.shell(&limited).exits(1).says(&["ulimit"]);
@@ -32,7 +32,7 @@ fn layers_of_other_runs_and_layers_are_refused() {
     assert_eq!(sandbox.names("a.training"), ["of", "trained.0", "trained.1"]);
     let resume = format!("{DISTILL} -o a --steps 3 --resume");
     let mut problems = Vec::new();
-    // Other options, and what decides on the bytes beside options.
+    // Other options, and other settings that change the bytes.
     for (other, differs) in [
         (resume.replace("--steps 3", "--steps 2"), "--steps was 3, and is 2"),
         (resume.replace("--width 32", "--width 40"), "--width was 32, and is 40"),
@@ -75,7 +75,7 @@ fn layers_of_other_runs_and_layers_are_refused() {
     sandbox.run(&resume).succeeds().says(&["taken from what was saved"]);
     assert!(sandbox.read("a/model.safetensors") == sandbox.read("whole/model.safetensors"));
     assert!(!sandbox.path("a.training").exists());
-    // What was saved is of no use to whoever begins anew.
+    // A run that begins again doesn't use what was saved.
     sandbox.run(&format!("{DISTILL} -o b --steps 3 --overwrite")).succeeds();
     assert!(sandbox.read("b/model.safetensors") == sandbox.read("whole/model.safetensors"));
 }
@@ -94,7 +94,7 @@ fn trainings_of_other_runs_are_refused() {
     }
     let path = |name: &str| sandbox.path(&format!("a.training/{name}"));
     let log = sandbox.read("a.training/training.jsonl");
-    // Behind its first line, which has the settings, and the first step.
+    // The log is cut after its first line, which has the settings, and the first step.
     let ends: Vec<usize> =
         log.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
     let cut = ends[1];
@@ -124,14 +124,14 @@ fn trainings_of_other_runs_are_refused() {
     assert!(!sandbox.path("a.training").exists());
 }
 
-/// What decides how far a step goes may change when a training goes on, and the log and the receipt
-/// say where it did.
+/// Options that decide how far a step goes may change when a training continues. The log and the
+/// receipt say where they did.
 #[test]
 fn a_training_goes_on_at_another_rate() {
     let sandbox = Sandbox::with_model_and_text();
     let line = |rate: &str| format!("{HEAL} -o a --steps 3 --learning-rate {rate}");
     stopped(&sandbox, &line("1e-3"));
-    // Whoever may read the result needn't read what is saved of it.
+    // Users who may read the result needn't read the saved training.
     assert_eq!(sandbox.path("a.training").metadata().unwrap().permissions().mode() & 0o777, 0o700);
     sandbox.run(&format!("{} --resume", line("1e-4"))).succeeds().says(&["goes on after step 3"]);
     let log = String::from_utf8(sandbox.read("a/training.jsonl")).unwrap();
@@ -146,7 +146,8 @@ fn a_training_goes_on_at_another_rate() {
     let of_receipt = sandbox.json("a/moe-convert.json")["training"]["settings"].clone();
     assert_eq!(of_receipt.as_array().map(Vec::len), Some(2), "{of_receipt}");
     sandbox.run("verify a").succeeds();
-    // It is finished for whoever lets it go on, and no recipe takes it for what these options make.
+    // The result is finished for a command that would continue it, but a recipe doesn't take it for
+    // a result of these options.
     assert!(finished(&sandbox.run(&format!("{} --resume", line("1e-4"))).succeeds()));
     let step = |output: &str| {
         let words = HEAL.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -176,7 +177,7 @@ fn finished(outcome: &Outcome) -> bool {
     outcome.stdout.contains("finished already")
 }
 
-/// The bytes of a result depend on how it is written and computed, too.
+/// The bytes of a result also depend on how it is written and computed.
 #[test]
 fn results_that_are_written_otherwise_are_not_finished() {
     let sandbox = Sandbox::with_model_and_text();
@@ -194,7 +195,7 @@ fn results_that_are_written_otherwise_are_not_finished() {
     let writing = &sandbox.json("out/moe-convert.json")["writing"];
     assert_eq!(*writing, serde_json::json!({ "max-shard-size": 20_000, "probe-tokens": 3 }));
     assert!(finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
-    // The card takes over the licence of the source's.
+    // The card takes the licence of the source's card.
     sandbox.write("m/README.md", "---\nlicense: mit\n---\n");
     assert_none(&Vec::from_iter(sandbox.refuses(line, 2, &["out"])));
     assert!(!finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
@@ -214,7 +215,7 @@ fn recipes_say_how_results_are_written() {
     let sharded = format!("{step}max-shard-size = \"20kB\"\nprobe-tokens = 0\n");
     assert!(!finished(&run(&sharded)) && sandbox.path("out/model.safetensors.index.json").exists());
     assert!(sandbox.json("out/moe-convert.json")["measured"].is_null());
-    // As defaults, for all steps of a command.
+    // The keys are defaults for all steps of a command.
     let defaults = format!("[defaults.prune]\nmax-shard-size = \"20kB\"\nprobe-tokens = 0\n{step}");
     assert!(finished(&run(&defaults)) && !finished(&run(step)));
     let passes = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"both\"\nmax-shard-size = \"20kB\"\n\
@@ -233,7 +234,7 @@ fn recipes_say_how_results_are_written() {
     }
 }
 
-/// Every build of one version writes the same version.
+/// Every build of a version writes the same version number.
 #[test]
 fn results_of_another_build_are_made_again() {
     let sandbox = Sandbox::with_model_and_text();
@@ -247,8 +248,8 @@ fn results_of_another_build_are_made_again() {
         sandbox.shell("sha256sum out/moe-convert.json").succeeds().stdout[..64].to_owned()
     };
     let earlier = hash(&sandbox);
-    // As another build, or one from before there were ids and formats, would have left it: sound in
-    // itself.
+    // The receipt is changed to that of another build, or of one from before build ids and formats,
+    // and is consistent in itself.
     let without = receipt.replace(&format!(",\n    \"build\": \"{build}\""), "");
     let without = without.replace("  \"format\": 1,\n", "");
     for other in [receipt.replace(&build, "0123456789abcdef"), without] {

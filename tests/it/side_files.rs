@@ -1,4 +1,4 @@
-//! What lies beside weights: what comes along, what links may lead to, and which of several sets of
+//! Tests files beside weights: which are copied, where links may lead, and which of several sets of
 //! weights is read.
 
 use std::fs;
@@ -13,8 +13,7 @@ const LLAMA: &str = "families/llama/base/model";
 const UPCYCLE: &str = "upcycle model -o out --experts 2 --top-k 1";
 const PRUNE: &str = "prune model -o out --experts 4 --criterion random";
 
-/// A checkpoint with code of its own for the model and for its tokenizer, as uploads to the hub
-/// have them.
+/// A checkpoint with code of its own for model and tokenizer, as in uploads to the hub.
 fn with_code(sandbox: &Sandbox, golden: &str) -> Checkpoint {
     let model = sandbox.copy(golden, "model");
     let map = json!({
@@ -59,7 +58,7 @@ fn what_somebody_may_miss_is_named() {
         missed.iter().all(|name| first.contains(name)) && !first.contains("optimizer.pt"),
         "{first}"
     );
-    // A result's own are those of its run.
+    // Files that a run wrote into its result aren't missed by the next pass.
     let second =
         warned(&sandbox.run("prune out -o again --experts 3 --criterion random --json").succeeds());
     assert!(!second.contains("run.json"), "{second}");
@@ -109,7 +108,7 @@ fn all_but_weights_comes_along_and_is_answered_for() {
         sandbox.json("out/config.json")["auto_map"],
         sandbox.json("model/config.json")["auto_map"]
     );
-    // In folders, too, files are listed, and another program finds them.
+    // Files in folders are listed too, and `sha256sum` finds them.
     sandbox
         .shell("cd out && sha256sum --quiet --strict -c SHA256SUMS && grep -q tool_use SHA256SUMS")
         .succeeds();
@@ -188,7 +187,7 @@ fn links_within_the_model_are_files_like_others() {
     sandbox.write("model/texts/LICENSE", "words");
     symlink("texts/LICENSE", model.path("link")).unwrap();
     symlink("link", model.path("LICENSE")).unwrap();
-    // A folder that leads back to itself is walked once.
+    // A folder with a link to its parent is walked once.
     symlink("..", model.path("texts/back")).unwrap();
     sandbox.run(UPCYCLE).succeeds();
     for name in ["LICENSE", "texts/LICENSE"] {
@@ -204,7 +203,7 @@ fn side_files_are_looked_at_before_the_work() {
     let model = sandbox.copy(LLAMA, "model");
     let sized =
         |name: &str, bytes| fs::File::create(model.path(name)).unwrap().set_len(bytes).unwrap();
-    // Data that somebody keeps beside a model.
+    // A user may keep data beside a model.
     sized("corpus.txt", 300 << 20);
     sandbox.run(UPCYCLE).succeeds();
     assert!(
@@ -213,7 +212,7 @@ fn side_files_are_looked_at_before_the_work() {
             .unwrap()
             .contains("large")
     );
-    // What loaders know is never so large, and is refused before anything is read.
+    // Files that loaders know are never so large, and are refused before anything is read.
     for name in
         ["tokenizer.model", "generation_config.json", "chat_template.jinja", "tokenization_x.py"]
     {
@@ -236,7 +235,7 @@ fn side_files_are_looked_at_before_the_work() {
 #[test]
 fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
     let sandbox = Sandbox::new();
-    // A sharded model, and beside it a whole file of other values.
+    // A sharded model, beside a whole file of other values.
     for (name, options) in [("model", "--max-shard-size 30KB"), ("base", "")] {
         sandbox
             .run(&format!("upcycle golden/{LLAMA} -o {name} --experts 4 --top-k 1 {options}"))
@@ -271,7 +270,7 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
     let outcome =
         sandbox.run("prune model -o out --experts 2 --criterion random --json").succeeds();
     assert!(outcome.json()["receipt"]["warnings"].to_string().contains(whole), "{outcome}");
-    // An index of the same file is no second set; pickled weights and Mistral's own are.
+    // An index of the same file is not a second set. Pickled weights and Mistral's own are.
     model.edit_json(INDEX, |index| {
         index["weight_map"]
             .as_object_mut()
@@ -289,7 +288,7 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
         assert!(said.contains(name) && said.contains(who), "{said}");
         model.remove(name);
     }
-    // So are files that no index names, and indexes of a variant.
+    // Files that no index names, and indexes of a variant, count as well.
     sandbox.shell("rm model/model-*.safetensors").succeeds();
     fs::remove_file(model.path(SHARD)).unwrap();
     fs::copy(base.path(SHARD), model.path("whole.safetensors")).unwrap();
@@ -321,7 +320,7 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
             .zip(files)
             .for_each(|(shard, file)| *shard = json!(file));
     });
-    // transformers reads the file of the usual name alone, which holds everything.
+    // transformers reads only the file of the usual name, which holds all tensors.
     let said = sandbox.run("verify model").succeeds().stdout;
     assert!(said.contains("model.safetensors, which holds all tensors"), "{said}");
 }

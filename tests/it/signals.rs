@@ -1,5 +1,5 @@
-//! Signals that end a process by default, limits, and pipes that nobody reads: nothing is left
-//! behind, and it is said how to go on.
+//! Tests signals that end a process by default, limits, and pipes without a reader: no files are
+//! left behind, and a message says how to go on.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::common::{BINARY, Outcome, Sandbox, assert_none};
 
-/// Long enough to be stopped, also on a fast machine.
+/// This run is long enough to be stopped, even on a fast machine.
 const QUANTIZE: &str = "quantize golden/models/moe -o out --scheme w4a16 --group-size 32 --data golden/text/english.calibration.txt \
                         --data-tokens 16384 --sequence-length 256";
 const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 8 --top-k 2";
 
-/// Runs [`QUANTIZE`] after `before`, sends `signal` once it has something to leave behind, and
-/// waits for its end.
+/// Runs [`QUANTIZE`] after `before`, sends `signal` once there are files that could be left behind,
+/// and waits for the end.
 fn killed(sandbox: &Sandbox, before: &str, signal: &str) -> Outcome {
     sandbox.shell(&format!(
         "{before}\n{BINARY} {QUANTIZE} 2>said & pid=$!\n\
@@ -24,8 +24,7 @@ fn killed(sandbox: &Sandbox, before: &str, signal: &str) -> Outcome {
     ))
 }
 
-/// By what `kill` calls it, its number on Linux for processors of the usual kinds, and what is said
-/// of it.
+/// Name for `kill`, number on Linux for common processors, and words of the message.
 const SIGNALS: [(&str, i32, &str); 18] = [
     ("HUP", 1, "SIGHUP (the terminal was closed"),
     ("INT", 2, "Ctrl-C"),
@@ -63,7 +62,7 @@ fn every_signal_that_ends_a_process_leaves_nothing() {
     assert_none(&problems);
 }
 
-/// The same while tensors are being written: the run is held in the middle of its file, so that no
+/// The same while tensors are being written. The run is held in the middle of its file, so that no
 /// machine is too fast for it.
 #[test]
 fn what_is_half_written_goes_with_the_signal() {
@@ -116,7 +115,7 @@ fn what_is_half_written_goes_with_the_signal() {
     assert_none(&problems);
 }
 
-/// Whether a file of tensors lies in the folder `partial`, and isn't empty.
+/// Whether a file of tensors that isn't empty lies in the folder `partial`.
 fn half_written(partial: &Path) -> bool {
     let files = fs::read_dir(partial).into_iter().flatten().flatten();
     let is_begun = |file: &fs::DirEntry| {
@@ -126,14 +125,14 @@ fn half_written(partial: &Path) -> bool {
     files.into_iter().any(|file| is_begun(&file))
 }
 
-/// Where no thread can be started, it is said which limit does it. The superuser has no such limit,
-/// and takes another user's place.
+/// Where no thread can be started, the error names the limit. The superuser has no such limit, so
+/// another user is used in its place.
 #[test]
 fn threads_that_cannot_be_started_are_an_error_with_a_remedy() {
     let sandbox = Sandbox::new();
     sandbox.shell("chmod -R a+rwX . && chmod a+rx .").succeeds();
     for (line, complaint) in [("inspect golden/models/dense", "thread"), (UPCYCLE, "thread")] {
-        // What is started under the limit can't fork, so that bash becomes the program.
+        // Under the limit bash can't fork, so it becomes the program.
         let limited = format!("ulimit -u 1; exec {BINARY} {line}");
         let script = format!(
             "if [ $(id -u) = 0 ]; then exec setpriv --reuid=54321 --clear-groups bash -c '{limited}'; fi; {limited}"
@@ -144,7 +143,7 @@ fn threads_that_cannot_be_started_are_an_error_with_a_remedy() {
     assert_eq!(sandbox.names("."), ["golden"]);
 }
 
-/// nohup ignores SIGHUP for what it runs, which then runs to its end.
+/// nohup ignores SIGHUP for its command, which then runs to the end.
 #[test]
 fn an_ignored_hangup_stays_ignored() {
     let sandbox = Sandbox::new();
@@ -152,8 +151,8 @@ fn an_ignored_hangup_stays_ignored() {
     assert_eq!(sandbox.names("."), ["golden", "out", "said"]);
 }
 
-/// A limit that a write passes is an error of that file, which says how to go on, though the system
-/// sends a signal, too.
+/// A write beyond a limit is an error of that file with the way to go on, though the system sends a
+/// signal too.
 #[test]
 fn a_file_that_may_not_grow_is_an_error() {
     for (kibibytes, line) in
@@ -171,7 +170,7 @@ fn a_file_that_may_not_grow_is_an_error() {
     }
 }
 
-/// Results that nobody reads to their end are made all the same.
+/// Results are made even if no reader takes them to their end.
 #[test]
 fn a_closed_pipe_leaves_nothing_unfinished() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,4 @@
-//! Options and values as other tools and earlier versions spell them.
+//! Tests spellings of options and values from other tools and earlier versions.
 
 use crate::common::{Sandbox, assert_none};
 
@@ -8,7 +8,7 @@ fn notes(stderr: &str) -> Vec<&str> {
     stderr.lines().filter(|line| line.contains("the old name goes with")).collect()
 }
 
-/// Whatever the names, the result and what its receipt says of the options are the same.
+/// Under all names, the result and the options in its receipt are the same.
 #[test]
 fn another_spelling_is_the_same_conversion() {
     let sandbox = Sandbox::new();
@@ -73,7 +73,7 @@ fn a_recipe_of_an_earlier_version_runs_with_a_note() {
     assert_none(&sandbox.refuses("run both.toml", 2, says).into_iter().collect::<Vec<_>>());
 }
 
-/// Nothing that is to be read shows an earlier name.
+/// No text for users shows an earlier name.
 #[test]
 fn earlier_names_are_hidden() {
     let sandbox = Sandbox::new();

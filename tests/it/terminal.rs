@@ -1,4 +1,5 @@
-//! Text out of files, names and recipes: terminals, pages and reports show it and never obey it.
+//! Tests text from files, names and recipes: terminals, pages and reports show it and never obey
+//! it.
 
 use std::fs;
 
@@ -6,17 +7,17 @@ use serde_json::json;
 
 use crate::common::{Outcome, Sandbox, assert_none};
 
-/// Titles a window, clears the screen (in seven bits and in eight), turns the direction of text,
-/// hides a mark, begins a line.
+/// Sets a window's title, clears the screen (in seven and in eight bits), reverses text, hides a
+/// mark, begins a line.
 const EVIL: &str = "x\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}\u{2066}\u{feff}\u{7f}";
 
-/// What a terminal would obey in `text`, but for lines and tabs.
+/// A character in `text` that a terminal would obey, other than line breaks and tabs.
 fn obeyed(text: &str) -> Option<char> {
     let marks = ['\u{202e}', '\u{2066}', '\u{feff}'];
     text.chars().find(|c| (c.is_control() && !['\n', '\t'].contains(c)) || marks.contains(c))
 }
 
-/// Says what is wrong with what a run printed.
+/// The problem with the output of a run; None if there is none.
 fn problem(outcome: &Outcome, code: i32) -> Option<String> {
     let found = obeyed(&outcome.stdout).or_else(|| obeyed(&outcome.stderr));
     let lines = outcome.stdout.lines().chain(outcome.stderr.lines());
@@ -126,7 +127,7 @@ fn what_a_checkpoint_says_is_shown() {
     assert_none(&problems);
 }
 
-/// The source's card says what its publisher wrote; the result's says no more than that.
+/// The source's card may hold markup of its publisher; the result's card takes only values from it.
 #[test]
 fn a_card_carries_values_and_no_markup() {
     let sandbox = Sandbox::new();

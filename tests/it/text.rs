@@ -1,10 +1,11 @@
-//! Text of any size and form: what is read of it, what that takes, and what is said.
+//! Tests text of any size and format: how much of it is read, how much memory that takes, and what
+//! messages say.
 
 use std::fs;
 
 use crate::common::{BINARY, Outcome, Sandbox, assert_none};
 
-/// English, as often as it takes to fill about `bytes`.
+/// English text, repeated until it has about `bytes`.
 fn english(bytes: usize) -> String {
     let text =
         fs::read_to_string(crate::common::root().join("golden/text/english.calibration.txt"))
@@ -12,7 +13,7 @@ fn english(bytes: usize) -> String {
     text.repeat(bytes.div_ceil(text.len()))
 }
 
-/// Peak memory that `--timings` prints, in MB.
+/// The peak memory that `--timings` printed, in MB.
 fn peak(outcome: &Outcome) -> f64 {
     let line = outcome
         .stderr
@@ -28,7 +29,7 @@ fn peak(outcome: &Outcome) -> f64 {
     words[unit - 1].parse::<f64>().unwrap() * scale
 }
 
-/// Held whole, the text of each took 150 times its bytes: 3 GB.
+/// Held whole, each of these texts would take 150 times its bytes: 3 GB.
 #[test]
 fn memory_does_not_grow_with_the_text() {
     let sandbox = Sandbox::new();
@@ -50,7 +51,7 @@ fn memory_does_not_grow_with_the_text() {
         let large = observe(file);
         assert!(large < small + 30.0, "{file}: {large} MB, and {small} MB for a small text");
     }
-    // From its beginning, too.
+    // The same holds for text read from its beginning.
     let line =
         "eval golden/models/dense --data line.txt --data-tokens 64 --sequence-length 64 --timings";
     let outcome = sandbox.run(line).succeeds();
@@ -107,7 +108,7 @@ fn what_is_not_text_is_refused_with_a_way_on() {
     sandbox.run("eval golden/models/dense --data ./a=b.txt").succeeds();
 }
 
-/// What the error proposes makes data of it.
+/// The command that an error proposes turns the file into data.
 #[test]
 fn what_is_proposed_for_a_file_can_be_followed() {
     let sandbox = Sandbox::new();
@@ -171,7 +172,7 @@ fn what_is_proposed_for_a_file_can_be_followed() {
     assert_none(&problems);
 }
 
-/// What is taken for text though its name says another format is said.
+/// Where a file is read as text though its name says another format, a note says so.
 #[test]
 fn tables_and_markup_are_taken_for_text_with_a_note() {
     let sandbox = Sandbox::new();
@@ -200,7 +201,7 @@ fn tables_and_markup_are_taken_for_text_with_a_note() {
     }
 }
 
-/// A path in the wrong place is refused with what belongs there.
+/// A path in the wrong place is refused with a message that says what belongs there.
 #[test]
 fn wrong_places_say_what_belongs_there() {
     let sandbox = Sandbox::new();
@@ -221,8 +222,8 @@ fn wrong_places_say_what_belongs_there() {
     assert_none(&problems.collect::<Vec<_>>());
 }
 
-/// Whatever is wrong with a record, its line is named, and its file beside another one that is to
-/// blame.
+/// An error about a record names its line. Where another file is to blame, it names that file and
+/// the record's.
 #[test]
 fn a_record_that_is_refused_is_named_with_its_line() {
     let sandbox = Sandbox::new();
@@ -281,7 +282,7 @@ fn a_record_that_is_refused_is_named_with_its_line() {
     assert_none(&problems);
 }
 
-/// A pipe in the place of any file that is read: nobody writes to it, so whoever opens it waits.
+/// A pipe in place of an input file has no writer, so that opening it would wait.
 #[test]
 fn no_input_is_waited_for() {
     let observe = "observe golden/models/moe -o out --data ids.jsonl";
@@ -335,7 +336,7 @@ fn too_little_text_says_what_became_of_it() {
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }
 
-/// Python skips a line of white space, however long it is.
+/// Python skips a line of white space of any length.
 #[test]
 fn blank_lines_of_any_length_are_skipped() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,4 @@
-//! Text and conversations are the tokens that transformers makes of them.
+//! Tests that text and conversations give the tokens that transformers gives.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn counted(sandbox: &Sandbox) -> u64 {
     found["report"]["all"]["tokens"].as_u64().unwrap()
 }
 
-/// Gives the model embeddings for two more tokens.
+/// Adds rows for two more tokens to the model's embeddings.
 fn two_more_tokens(sandbox: &Sandbox) {
     let path = sandbox.path("model/model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -57,12 +57,12 @@ fn a_conversation_with_tools_has_the_tokens_of_transformers() {
         ])
     });
     sandbox.write("chat.jsonl", data);
-    // transformers 5.23 on the same folder.
+    // The number that transformers 5.23 gives for the same folder.
     assert_eq!(counted(&sandbox), 3281);
 }
 
-/// Numbers that only Python reads are written by templates as Python writes them, and stand
-/// anywhere in a record.
+/// Numbers that only Python reads may stand anywhere in a record, and templates write them as
+/// Python does.
 #[test]
 fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
     let sandbox = Sandbox::new();
@@ -71,7 +71,7 @@ fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
         "model/chat_template.jinja",
         "{% for m in messages %}{{ m.content }} {{ m.content is number }}\n{% endfor %}",
     );
-    // What Python 3.11 prints of json.loads of each; -0 is the integer 0.
+    // Python 3.11 prints these for json.loads of each; -0 is the integer 0.
     let numbers = [
         ("NaN", "nan"),
         ("Infinity", "inf"),
@@ -103,7 +103,7 @@ fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
     );
     sandbox.write("chat.jsonl", numbers.map(|(_, text)| row(&format!("\"{text}\""))).concat());
     assert_eq!(of_numbers, evaluated(&sandbox));
-    // As masks and ids: NaN is true, -0 is the token 0.
+    // The same numbers as masks and ids: NaN is true, -0 is the token 0.
     sandbox.write(
         "chat.jsonl",
         "{\"input_ids\": [5, -0, 6, 7, 8], \"attention_mask\": [NaN, 1, -0, 1e400, 1180591620717411303424]}\n",
@@ -150,7 +150,7 @@ fn special_tokens_that_only_the_config_lists_are_tokens() {
         ])
     });
     sandbox.write("chat.jsonl", data);
-    // transformers 5.23 on the same folder.
+    // The number that transformers 5.23 gives for the same folder.
     assert_eq!(counted(&sandbox), 3220);
 }
 

@@ -1,4 +1,5 @@
-//! `verify`: whether a result is what was written, and what loaders make of a checkpoint.
+//! Tests `verify`: whether a result is unchanged since it was written, and how loaders read a
+//! checkpoint.
 
 use std::fs;
 
@@ -54,11 +55,11 @@ fn a_list_of_hashes_that_was_changed_is_found() {
     fs::remove_file(sandbox.path(SUMS)).unwrap();
     problems.extend(sandbox.refuses("verify out", 1, &["SHA256SUMS", "receipt"]));
     assert_none(&problems);
-    // A changed byte is found through the list, a changed receipt, too.
+    // The list reveals a changed byte, and a changed receipt too.
     sandbox.write(SUMS, &sums);
     sandbox.run("verify out").succeeds();
     let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
-    // What --resume keeps is whole.
+    // --resume keeps only complete results.
     const AGAIN: &str =
         "upcycle golden/families/llama/base/model -o out --experts 2 --top-k 1 --resume";
     sandbox.run(AGAIN).succeeds();
@@ -113,14 +114,14 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
             "{name}: {outcome}"
         );
     }
-    // What a run writes are files.
+    // A run writes files, and no links.
     sandbox.shell("mv out/run.json elsewhere; ln -s ../elsewhere out/run.json").succeeds();
     let outcome = sandbox.run("verify out --json").succeeds();
     assert!(
         outcome.json()["unlisted"].as_array().unwrap().contains(&json!("run.json")),
         "{outcome}"
     );
-    // Without its receipt, a result is none, whatever its list says.
+    // Without its receipt, a folder isn't a result, whatever its list says.
     sandbox.shell("mv elsewhere out/run.json; rm out/moe-convert.json").succeeds();
     let sums = sandbox.read(SUMS);
     for list in [Some(&sums[..]), Some(b""), None] {
@@ -131,7 +132,7 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
         problems.extend(sandbox.refuses("verify out", 1, &["moe-convert.json", "receipt"]));
     }
     assert_none(&problems);
-    // Without any trace of one, a list is somebody's of some files.
+    // Without any trace of a receipt, the list is a user's own.
     let sandbox = Sandbox::new();
     sandbox.copy(LLAMA, "model");
     sandbox.shell("cd model && sha256sum model.safetensors > SHA256SUMS").succeeds();
@@ -161,7 +162,7 @@ fn case(
 const POINTER: &str =
     "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
 
-/// Each of them was seen to be refused by transformers 5.23 (AutoModelForCausalLM or AutoConfig,
+/// transformers 5.23 was seen to refuse each of them (AutoModelForCausalLM or AutoConfig,
 /// AutoTokenizer).
 #[test]
 fn what_loaders_refuse_is_not_sound() {
@@ -322,7 +323,7 @@ fn what_loaders_refuse_is_not_sound() {
     assert_none(&problems);
 }
 
-/// The shard `name`, under `new` in the index, too.
+/// Renames the shard `name` to `new`, also in the index.
 fn rename_shard(checkpoint: &Checkpoint, name: &str, new: &str) {
     checkpoint.rename(name, new);
     checkpoint.edit_json(INDEX, |index| {
@@ -345,7 +346,7 @@ fn rename_all(checkpoint: &Checkpoint, rename: impl Fn(&str) -> String) {
     });
 }
 
-/// Stores the final norm in F64, behind everything else; where it was, lies something nobody reads.
+/// Stores the final norm in F64 after all other tensors. Its old bytes stay unused.
 fn widen_norm(checkpoint: &Checkpoint) {
     const NORM: &str = "model.norm.weight";
     let mut added = 0;
@@ -379,8 +380,8 @@ fn insert(checkpoint: &Checkpoint, name: &str) {
     });
 }
 
-/// transformers 5.23 was seen to load each of them without a missing weight. Beside each is what
-/// `verify` says of others.
+/// transformers 5.23 was seen to load each of them without a missing weight. Beside each is the
+/// warning of `verify` about other loaders.
 #[test]
 fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
     const LAYER: &str = "model.layers.0.self_attn";
@@ -489,7 +490,7 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             "beyond",
             TRAINED,
             |c| c.write("added_tokens.json", "{\"<|im_end|>\": 4096}"),
-            // As transformers numbers it.
+            // This is the number that transformers gives it.
             &["beyond the vocabulary of 2048", "<|im_end|>", "(2048)"],
         ),
         case(
@@ -659,8 +660,8 @@ fn what_is_read_as_loaders_read_it_is_written_as_they_want_it() {
     sandbox.run("verify out").succeeds();
 }
 
-/// Passes write each plain module once, and none that is gone, whatever the source's list is: a
-/// golden whose lists are doubled, or gone.
+/// Passes write the name of each plain module once, and no name of a module that is gone, whatever
+/// the source's list holds. The golden's lists are doubled, or removed.
 #[test]
 fn lists_of_plain_experts_follow_them() {
     let sandbox = Sandbox::new();
@@ -712,7 +713,7 @@ fn code_at_any_depth_of_a_folder_comes_along() {
     );
 }
 
-/// No manifest lists what differs from run to run; verify names it where somebody has changed it.
+/// Files that differ from run to run aren't in a manifest; verify names one that was changed.
 #[test]
 fn an_edited_run_record_is_named() {
     let sandbox = Sandbox::with_model_and_text();

@@ -1,4 +1,5 @@
-//! What works, and yet is hardly what was meant, is said before the work, and in the receipt.
+//! Tests warnings about requests that work but are hardly intended: they come before the work, and
+//! are in the receipt.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +10,7 @@ use crate::common::{Sandbox, assert_none};
 const DENSE: &str = "golden/models/dense";
 const MOE: &str = "golden/models/moe";
 
-/// Lines that are planned, and words of what each is warned of; none where nothing is to be said.
+/// Commands to plan, and words of their warnings; None where no warning is due.
 #[test]
 fn what_is_hardly_meant_is_warned_of() {
     let sandbox = Sandbox::new();
@@ -25,7 +26,7 @@ fn what_is_hardly_meant_is_warned_of() {
     let english = "--data golden/text/english.calibration.txt";
     let heal = format!("heal {MOE} -o out --steps 1 {english} --data-tokens 512");
     let cases: &[(String, Option<&str>)] = &[
-        // Experts given twice, under one name or two.
+        // Experts are given twice, under one name or two.
         (
             format!("{upcycle} --expert-model {DENSE} --expert-model {DENSE}"),
             Some("--expert-model golden/models/dense is given twice"),
@@ -39,11 +40,11 @@ fn what_is_hardly_meant_is_warned_of() {
             Some("--expert-model golden/models/dense is the same model as copy"),
         ),
         (format!("{upcycle} --expert-model golden/models/dense --noise-std 0.01"), None),
-        // Noise that bf16 has no digits for.
+        // The noise is below the precision of bf16.
         (format!("{upcycle} --noise-std 1e-12"), Some("--noise-std 1e-12 is lost in rounding")),
         (format!("{upcycle} --noise-std 1e-7 --init drop"), Some("lost in rounding")),
         (format!("{upcycle} --noise-std 1e-3"), None),
-        // Nothing goes.
+        // No expert is dropped.
         (
             format!("prune {MOE} -o out --keep 1 --criterion random"),
             Some("for one expert a layer, give --experts 1"),
@@ -53,10 +54,10 @@ fn what_is_hardly_meant_is_warned_of() {
             Some("all 24 experts of each layer stay"),
         ),
         (format!("{prune} --criterion random"), None),
-        // A teacher that is the model itself, under whatever name.
+        // The teacher is the model itself, under another name.
         (format!("{heal} --original {MOE}"), Some("--original is the very model")),
         (format!("{heal} --original same"), Some("--original is the very model")),
-        // Text that is learned from and measured on: a file, a part of it, or short documents.
+        // Text that is both learned from and measured on: a file, a part of it, or short documents.
         (
             format!("{prune} {english} --held-out golden/text/english.calibration.txt"),
             Some("100 % of the held-out text"),
@@ -96,7 +97,7 @@ fn what_is_hardly_meant_is_warned_of() {
     assert_none(&problems);
 }
 
-/// A receipt says what a model was made on: what it measures there says little.
+/// A receipt says which text a model was made on: measuring on that text says little.
 #[test]
 fn a_model_that_was_made_on_the_text_is_noted() {
     let sandbox = Sandbox::new();
@@ -122,7 +123,7 @@ fn a_model_that_was_made_on_the_text_is_noted() {
     }
 }
 
-/// Statistics say what text they were gathered on, and receipts of what is made of them.
+/// Statistics say which text they come from, and receipts of results made from them say so too.
 #[test]
 fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
     let sandbox = Sandbox::new();
@@ -173,14 +174,14 @@ fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
     assert!(!apart.contains("gathered on it"), "{apart}");
 }
 
-/// Beside shared experts routers decide nothing either, in all layers or every second one; their
-/// gates alone move.
+/// Beside shared experts, routers over equal experts decide nothing either, in all layers or every
+/// second one; only the gates of shared experts can change.
 #[test]
 fn routers_over_copies_beside_shared_experts_are_idle() {
     let sandbox = Sandbox::new();
     let target = "--experts 4 --top-k 2 --target qwen2_moe --layers every:2";
     let made = sandbox.run(&format!("upcycle {DENSE} -o half {target}")).succeeds();
-    // Once: a note came before the work, and the summary needn't say it again.
+    // The warning appears once: as a note before the work, which the summary needn't repeat.
     let made = made.says(&["training routers alone gains nothing"]);
     assert!(!made.stdout.contains("gains nothing"), "{}", made.stdout);
     assert!(
@@ -220,11 +221,11 @@ fn statistics_of_too_little_text_say_so_and_count_once() {
     sandbox.run(&format!("{observe} sum --add few --data more.jsonl")).succeeds();
 }
 
-/// An original that overflows isn't blamed on the model that is compared with it.
+/// Where the original overflows, the error doesn't blame the model that is compared with it.
 #[test]
 fn the_model_that_overflows_is_named() {
     let sandbox = Sandbox::new();
-    // In bf16: two of them, the second 1e19, whose square f32 doesn't hold.
+    // In bf16 this element is two weights; the second is 1e19, whose square f32 can't hold.
     sandbox.copy("models/moe", "large").set_f32(
         "model.layers.1.post_attention_layernorm.weight",
         2,
@@ -236,7 +237,7 @@ fn the_model_that_overflows_is_named() {
     sandbox.run(&line).exits(1).says(&["the original: ", "large/config.json"]);
 }
 
-/// What decides from weights alone does so in a dry run, too, and fails there where the run would.
+/// Decisions that need only weights are made in a dry run too, which fails where the run would.
 #[test]
 fn dry_runs_decide_what_weights_alone_decide() {
     let sandbox = Sandbox::new();

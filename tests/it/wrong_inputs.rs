@@ -1,5 +1,5 @@
-//! Options that would do nothing, numbers that no model can have, and recipes that could only fail
-//! at a later step: each is refused before any work, and what the remedy says works.
+//! Tests options without effect, numbers that suit no model, and recipes that could only fail at a
+//! later step: each is refused before any work, and following the remedy works.
 
 use crate::common::{Sandbox, assert_none};
 
@@ -7,10 +7,10 @@ const MOE: &str = "golden/models/moe";
 const DENSE: &str = "golden/models/dense";
 const CODE: &str = "golden/text/code.calibration.txt";
 
-/// A command line, what its message says, and one that follows the remedy.
+/// A command line, words of its message, and a command line that follows the remedy.
 type Case = (&'static str, &'static [&'static str], &'static str);
 
-/// Whoever gives an option expects an effect of it.
+/// A user who gives an option expects an effect.
 #[test]
 fn options_without_an_effect_are_refused() {
     let quantize = "quantize {moe} -o out --dry-run";
@@ -190,8 +190,8 @@ fn options_without_an_effect_are_refused() {
     );
 }
 
-/// The largest numbers that can be typed, and what is no number, are refused before any work, or
-/// change nothing.
+/// The largest numbers that can be typed, and words that aren't numbers, are refused before any
+/// work, or have no effect.
 #[test]
 fn numbers_beyond_all_bounds_are_no_panics() {
     let sandbox = Sandbox::new();
@@ -222,7 +222,8 @@ fn numbers_beyond_all_bounds_are_no_panics() {
     sandbox.run(&format!("{heal} --memory-budget {MOST}")).succeeds();
 }
 
-/// [defaults] are for all steps of a command: how text is read is none of a step without text.
+/// [defaults] are for all steps of a command, so keys for reading text are ignored by steps without
+/// text.
 #[test]
 fn defaults_of_text_pass_by_steps_without_text() {
     let sandbox = Sandbox::new();
@@ -243,8 +244,8 @@ fn defaults_of_text_pass_by_steps_without_text() {
     )));
 }
 
-/// What only a model can say to be of no use passes by its step, and by no step's own key; where no
-/// step has a use for it, it is refused.
+/// A default that is useless only for a step's model is ignored in that step, but a key of the step
+/// itself is refused. A default that is useless in all steps is refused.
 #[test]
 fn defaults_pass_by_models_without_use_for_them() {
     let sandbox = Sandbox::new();
@@ -425,7 +426,7 @@ fn prune(model: &str, output: &str, experts: usize) -> String {
     )
 }
 
-/// What only a later step would say is said before the first, and names the step.
+/// Errors of later steps come before the first step runs, and name the step.
 #[test]
 fn later_steps_are_checked_first() {
     let data = format!("data = [\"{CODE}\"]");
@@ -533,7 +534,7 @@ fn values_of_recipes_have_remedies_of_their_own() {
     assert_none(&problems);
 }
 
-/// A million combinations are counted, not made; some hundreds take no time.
+/// A million combinations are counted without making them, and some hundreds take no time.
 #[test]
 fn recipes_of_many_steps_are_checked_quickly() {
     let many = |n: usize| (0..n).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");

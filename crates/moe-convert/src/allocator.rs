@@ -1,5 +1,5 @@
-//! The program's memory: jemalloc, counted; what is unused goes back where it is too much, and
-//! tokenizers that take too much end.
+//! The program's allocator: jemalloc, with counting. It gives unused memory back where there is too
+//! much, and ends the program where a tokenizer takes too much.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -21,12 +21,12 @@ use crate::interrupt::clear_away;
 
 /// Milliseconds after which a training's unused memory goes back to the system.
 const DECAY: isize = 2000;
-/// Never: see [`ALLOCATOR_OPTIONS`].
+/// Unused memory is never given back: see [`ALLOCATOR_OPTIONS`].
 const KEPT: isize = -1;
 
-/// What `run` returns, during which unused memory goes back to the system. Every step of a training
-/// has batches of other sizes for its experts, and what is kept for the sizes of all of them grows
-/// with the steps: from 120 MB to 530 MB in 400 on the built-in model.
+/// Runs `run`, during which unused memory goes back to the system. In every step of a training the
+/// batches of experts have other sizes. Without this, the memory kept for all these sizes grows
+/// with the steps: from 120 MB to 530 MB in 400 steps on the built-in model.
 pub fn giving_back<T>(run: impl FnOnce() -> T) -> T {
     decay(DECAY);
     let result = run();
@@ -34,18 +34,19 @@ pub fn giving_back<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// From so many bytes on, memory that shall be zero is written to under a budget.
+/// Zeroed memory of at least this size is written to under a budget.
 const WRITTEN_BYTES: usize = 64 << 10;
 
-/// What makes the command that runs hold less.
+/// The remedy for the running command that makes it hold less.
 static REMEDY: OnceLock<&str> = OnceLock::new();
 
-/// Keeps `remedy` for an error that comes when nothing can be looked up any more.
+/// Stores `remedy` for an error at a time when nothing can be looked up.
 pub fn remember_remedy(remedy: &'static str) {
     _ = REMEDY.set(remedy);
 }
 
-/// Whether jemalloc took it, as it does wherever there is one arena.
+/// Sets the decay time, and returns whether jemalloc accepted it, as it does wherever there is one
+/// arena.
 fn decay(milliseconds: isize) -> bool {
     let mut took = true;
     for name in [c"arena.0.dirty_decay_ms", c"arena.0.muzzy_decay_ms"] {
@@ -66,15 +67,16 @@ fn decay(milliseconds: isize) -> bool {
     took
 }
 
-/// Gives all unused memory back to the system. Buffers of many sizes, as those of experts with more
-/// or fewer tokens, never fill the holes that others left: without this a sweep held twice what it
-/// asked for, and more for every layer.
+/// Gives all unused memory back to the system. Buffers of many sizes, such as those of experts with
+/// more or fewer tokens, don't fill the holes that others left: without this a sweep held twice
+/// what it asked for, and more with every layer.
 pub fn purge() {
     // SAFETY: the name ends in a zero, stands for all arenas, and takes and gives no value.
     unsafe { mallctl(c"arena.4096.purge".as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
 }
 
-/// Resident memory of this process, without touching the heap; 0 where the system doesn't say.
+/// Resident memory of this process, read without touching the heap; 0 where the system doesn't
+/// tell.
 fn resident_bytes() -> u64 {
     let mut text = [0; 4096];
     let read = File::open("/proc/self/status").and_then(|mut file| file.read(&mut text));
@@ -90,17 +92,17 @@ struct Allocator;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Layers come and go with buffers of the same sizes: freed memory is kept, or the system would be
-/// asked for fresh pages most of the time of a sweep; and one heap serves all threads, or each
-/// would keep what only one of them needs. glibc can be told the same, but leaves holes between
-/// buffers wherever something small outlives a layer.
+/// Layers come and go with buffers of the same sizes. Freed memory is kept: otherwise the system
+/// would be asked for fresh pages during most of a sweep. One heap serves all threads: otherwise
+/// each would keep memory that only one of them needs. glibc has the same settings, but leaves
+/// holes between buffers wherever something small outlives a layer.
 // SAFETY: nothing else has this name, which jemalloc reads before anything is allocated; it ends in
 // a zero as C wants it.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static ALLOCATOR_OPTIONS: &[u8; 78] =
     b"narenas:1,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always\0";
 
-// SAFETY: everything is jemalloc's; counting doesn't touch the heap until the program is about to
+// SAFETY: all calls go to jemalloc; counting doesn't touch the heap until the program is about to
 // end.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -112,10 +114,10 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
         if has_budget() && layout.size() >= WRITTEN_BYTES {
-            // Fresh pages that are zero already become resident at any time later, when nobody
-            // looks. SAFETY: as for `alloc`.
+            // Fresh zero pages would become resident later, when nothing checks the budget.
+            // SAFETY: as for `alloc`.
             let pointer = given(layout.size(), || unsafe { Jemalloc.alloc(layout) });
-            // SAFETY: so many bytes were allocated there.
+            // SAFETY: this many bytes were allocated there.
             unsafe { pointer.write_bytes(0, layout.size()) };
             return pointer;
         }
@@ -142,8 +144,8 @@ fn given_back(bytes: usize) {
     freed(bytes);
 }
 
-/// What `allocate` gives for `bytes`: once more when unused memory has been given back, since an
-/// address space may be limited (`ulimit -v`), and full of it.
+/// The result of `allocate` for `bytes`. If it fails, it is called again after unused memory was
+/// given back: an address space may be limited (`ulimit -v`) and full of it.
 fn given(bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
     let pointer = allocate();
     if !pointer.is_null() {
@@ -157,12 +159,12 @@ fn given(bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
     pointer
 }
 
-/// What is said where nothing can be allocated, so that nothing can be looked up either.
+/// The message where no memory can be allocated, not even for a longer message.
 const NOTHING_FITS: &[u8] =
     b"error: out of memory: the system gives none\n  remedy: allow more address space (ulimit -v)\n";
 
-/// Ends the program, which has no other way to say why: allocations are everywhere, and most
-/// callers abort where one fails.
+/// Ends the program. There is no other way to say why: allocations are everywhere, and most callers
+/// abort where one fails.
 #[cold]
 fn out_of_memory(bytes: usize) -> ! {
     thread_local! {
@@ -186,10 +188,10 @@ fn out_of_memory(bytes: usize) -> ! {
     exit(1);
 }
 
-/// Ends the program where a tokenizer would take more than it may. No call returns between here and
-/// the library that could carry an error.
+/// Ends the program where a tokenizer would take more than its limit. No call between here and the
+/// library returns an error.
 fn taken(bytes: usize) {
-    // Threads that ask at the same time must not all find room for themselves alone.
+    // Threads that ask at the same time must not each find room for themselves.
     if count_allocated(bytes) && resident_bytes() + untouched_bytes() > resident_limit() {
         purge();
     }

@@ -1,5 +1,5 @@
-//! Progress on stderr: a bar on a terminal that can move its cursor, plain lines now and then
-//! otherwise. Neither has colours.
+//! Progress on stderr, without colours: a bar on a terminal whose cursor can move, and lines now
+//! and then elsewhere.
 
 mod stage;
 
@@ -16,26 +16,26 @@ use moe_pipeline::{Progress, Quiet, Unit};
 
 use stage::BarStage;
 
-/// A bar is drawn again this often, whatever is done meanwhile: a layer can take minutes.
+/// A bar is redrawn at this interval, even without news: a layer can take minutes.
 const REDRAWN: Duration = Duration::from_millis(250);
-/// A log gets a line about one stage no more often than this.
+/// The minimum time between two lines of a log about one stage.
 const LOGGED: Duration = Duration::from_secs(10);
 
-/// Writes `text` to stderr, without what a terminal would obey. Where that is closed or full there
-/// is nobody to tell, and work goes on.
+/// Writes `text` to stderr, without control characters. Errors are ignored: where stderr is closed
+/// or full, work goes on.
 pub fn say(text: &str) {
     write(text, false);
 }
 
-/// [`say`] for the last time: what work that hasn't noticed its end says from now on would stand
-/// behind how to go on.
+/// [`say`] for the last time. Later messages of work that hasn't noticed the end are dropped, since
+/// they would follow the message that says how to go on.
 pub fn say_last(text: &str) {
     write(text, true);
 }
 
 fn write(text: &str, is_last: bool) {
     static IS_OVER: AtomicBool = AtomicBool::new(false);
-    // Held until the flag is set.
+    // The lock is held until the flag is set.
     let mut stderr = std::io::stderr().lock();
     if !IS_OVER.load(Relaxed) {
         let _ = writeln!(stderr, "{}", shown(text, "\n\t"));
@@ -43,25 +43,25 @@ fn write(text: &str, is_last: bool) {
     }
 }
 
-/// A note is one line, whatever the names in it are.
+/// Writes a note as one line, whatever names it holds.
 fn note(text: &str) {
     say(&format!("note: {}", shown(text, "")));
 }
 
-/// Progress that knows which notes it has shown, so that nothing is said again in a summary.
+/// Progress that remembers its notes, so that a summary needn't repeat them.
 pub struct Stderr {
     shown: Box<dyn Progress>,
     notes: Mutex<BTreeSet<String>>,
 }
 
 impl Stderr {
-    /// The progress that fits stderr; `meter` knows which expert is at work.
+    /// The progress that suits stderr. `meter` knows which expert is at work.
     pub fn new(is_quiet: bool, meter: &Meter) -> Self {
         Self { shown: progress(is_quiet, meter), notes: Mutex::default() }
     }
 
-    /// Whether this was a note, which the user has read unless they wanted none: results on stdout
-    /// are the same either way.
+    /// Whether `text` was a note. With --quiet no note is shown, but results on stdout are the
+    /// same.
     pub fn has_noted(&self, text: &str) -> bool {
         lock(&self.notes).contains(text)
     }
@@ -97,7 +97,7 @@ fn progress(is_quiet: bool, meter: &Meter) -> Box<dyn Progress> {
     }
 }
 
-/// One bar, for the stage that runs, and that stage.
+/// A bar for the running stage, and that stage.
 struct Bar(Mutex<ProgressBar>, Arc<Mutex<Option<BarStage>>>, Meter);
 
 impl Progress for Bar {
@@ -138,8 +138,8 @@ impl Drop for Bar {
     }
 }
 
-/// A line for each stage, and more of them where it takes long. Holds the stage, and when the last
-/// line was written.
+/// A line for each stage, and further lines while it takes long. Holds the stage, and the time of
+/// the last line.
 struct LineProgress(Mutex<Option<(BarStage, Instant)>>, Meter);
 
 impl Progress for LineProgress {
@@ -168,8 +168,8 @@ impl Progress for LineProgress {
     }
 }
 
-/// A poisoned lock means that another thread panicked while it drew; what is behind it is as good
-/// as before.
+/// Locks `mutex`, even if it is poisoned. Then another thread panicked while it drew, but the data
+/// is still good.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -36,7 +36,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met, 128 + N sto
 Results go to stdout, everything else to stderr.";
 
 impl Cli {
-    /// Reads `arguments`, the program's name first.
+    /// Parses `arguments`, which begin with the program's name.
     pub fn read<T: Into<OsString>>(
         arguments: impl IntoIterator<Item = T>,
     ) -> Result<Self, Refusal> {
@@ -56,14 +56,14 @@ impl Cli {
     }
 }
 
-/// `command` with options that take negative numbers for values: that they are wrong is better said
-/// by the option than by clap, which takes them for options that there aren't.
+/// `command`, where options with values accept negative numbers: the option says better than clap
+/// that a number is wrong, since clap takes it for an unknown option.
 fn taking_negatives(command: clap::Command) -> clap::Command {
     let of_arg = |arg: clap::Arg| {
         let is_size = arg.get_value_parser().type_id() == std::any::TypeId::of::<ByteSize>();
         match arg.is_positional() || !arg.get_action().takes_values() {
             true => arg,
-            // A size has a unit: no number for clap.
+            // A size has a unit, so that clap doesn't see a number.
             false if is_size => arg.allow_hyphen_values(true),
             false => arg.allow_negative_numbers(true),
         }
@@ -71,13 +71,14 @@ fn taking_negatives(command: clap::Command) -> clap::Command {
     command.mut_args(of_arg).mut_subcommands(taking_negatives)
 }
 
-/// The command that `arguments` call, the program's name first; none where they call none.
+/// The command that `arguments` call; None where they call none. They begin with the program's
+/// name.
 pub fn called(arguments: &[String]) -> Option<clap::Command> {
     let program = program();
     arguments.iter().skip(1).find_map(|word| program.find_subcommand(word)).cloned()
 }
 
-/// The whole command line, each command with the options that all have.
+/// The whole command line, where each command has the common options.
 pub fn program() -> clap::Command {
     let mut program = Cli::command();
     program.build();

@@ -1,4 +1,4 @@
-//! What the commands do: call the libraries, render what comes back.
+//! Runs commands: calls the libraries, and renders their results.
 
 mod recipe;
 
@@ -28,12 +28,12 @@ use crate::stdout::{print_error, write_stdout};
 use crate::{manual, render};
 use recipe::{How, Reports};
 
-/// Runs the command. With --json, a failure is an object on stdout, too, unless the command's
-/// result says what failed.
+/// Runs the command. With --json, a failure is also an object on stdout, unless the command's
+/// result names the failure.
 pub fn run(cli: Cli) -> Result<()> {
     let is_json = cli.common.json;
     let printed = Cell::new(false);
-    // A recipe prints the results of its steps, one behind the other.
+    // A recipe prints the results of its steps, one after the other.
     let prints_many = matches!(cli.command, Command::Run { .. });
     let done = run_command(cli, &printed);
     if let Err(error) = done.as_ref()
@@ -61,15 +61,15 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
     if session.common.timings {
         bar::say(render::timings(&timings).trim_end());
     }
-    // Not a note, which --quiet is for: a promise was broken. None was made to what is refused, a
-    // budget that is too small among it.
+    // The warning is not a note, so --quiet doesn't hide it: a promise was broken. Refused
+    // commands, including those with too small a budget, promised nothing.
     let is_refused = result.as_ref().is_err_and(|error| kind(error) == Some(Kind::Usage));
     let passed = session.common.memory_budget.filter(|_| !is_refused).and_then(passed_budget);
     passed.iter().for_each(|warning| bar::say(&format!("warning: {warning}")));
     result
 }
 
-/// What makes `command` hold less, by options that it has.
+/// The remedy that makes `command` hold less, by options that it has.
 fn less_memory(command: &Command) -> &'static str {
     match command {
         Command::Convert(convert) => convert.pass.info().less_memory,
@@ -81,7 +81,7 @@ fn less_memory(command: &Command) -> &'static str {
     }
 }
 
-/// Bytes that commands hold which don't plan what they do; none for those that do.
+/// The bytes that a command without a plan holds; None for commands that plan.
 fn small_work(command: &Command) -> Option<u64> {
     match command {
         Command::Inspect { .. }
@@ -95,12 +95,13 @@ fn small_work(command: &Command) -> Option<u64> {
     }
 }
 
-/// What the built-in models, goldens and passes on them hold; the built-in MoE most of it.
+/// The bytes of the built-in models, goldens and passes on them; most are for the built-in MoE.
 const SELFTEST_BYTES: u64 = if cfg!(feature = "goldens") { 36 << 20 } else { 8 << 20 };
-/// What a thread adds, whose buffers lie beside those of the others.
+/// The bytes that each thread adds for its own buffers.
 const SELFTEST_BYTES_A_THREAD: u64 = 1 << 20;
 
-/// Starts the threads that compute, as many as asked for; `main` has told candle of them.
+/// Starts the computing threads, `threads` of them if given. `main` has already set candle's
+/// number.
 fn start_threads(threads: Option<usize>) -> Result<()> {
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = threads {
@@ -111,7 +112,7 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
         }
         pool = pool.num_threads(threads);
     }
-    // rayon would start them when the first is needed, and end the program if they can't be had.
+    // rayon would start them on first use, and end the program if they can't be started.
     Ok(pool.build_global().map_err(|e| {
         let remedy =
             "lower --threads, or allow more processes (ulimit -u) and address space (ulimit -v)";
@@ -125,7 +126,7 @@ fn refuse_idle_device_memory(is_idle: bool) -> Result<(), Error> {
     refuse_unused([("--device-memory", is_idle)], what, remedy)
 }
 
-/// What all commands share.
+/// The state that all commands share.
 struct Session<'a> {
     common: Common,
     /// Whether a result was printed.
@@ -199,7 +200,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The `warnings` that no note has said.
+    /// Those of `warnings` that no note has shown.
     fn unsaid<'w>(&self, warnings: &'w [String]) -> Vec<&'w str> {
         warnings
             .iter()
@@ -208,7 +209,7 @@ impl<'a> Session<'a> {
             .collect()
     }
 
-    /// Prints a result: `text`, or `value` with --json.
+    /// Prints a result as `text`, or with --json as `value`.
     fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
         let output = if self.common.json { json::to_pretty(value) } else { text() };
         self.printed.set(true);
@@ -254,7 +255,7 @@ impl<'a> Session<'a> {
         self.make(passes, input, output, &options, timings, After::Nothing)
     }
 
-    /// Runs `passes`, whatever is there.
+    /// Runs `passes`, whatever lies at the output.
     fn make(
         &self,
         passes: &[&dyn Pass],
@@ -265,8 +266,8 @@ impl<'a> Session<'a> {
         after: After,
     ) -> Result<()> {
         let run = || convert(passes, input, output, options, &self.progress);
-        // Layers that are fitted one by one while a pass decides have batches of one size: for
-        // them, memory that comes back in other places is worse than what is kept.
+        // Layers that are fitted one by one while a pass decides have batches of one size: they
+        // lose more by memory that moves than they gain from memory that is given back.
         let heals = passes.iter().any(|pass| pass.info().report == ReportKind::Training);
         let done = if heals { giving_back(run) } else { run() }?;
         timings.0.extend(done.timings.0.iter().cloned());
@@ -275,8 +276,8 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Plans a run of which the last `own` passes are to be made now; the seconds that these will
-    /// about take.
+    /// Plans a run whose last `own` passes are to be made now. Returns the estimated seconds of
+    /// these.
     fn plan(
         &self,
         passes: &[&dyn Pass],
@@ -308,7 +309,7 @@ impl<'a> Session<'a> {
     }
 
     fn kept(&self, output: &Path) -> Result<()> {
-        // A run that was killed while it made the result again.
+        // A killed run that was making the result again may have left this.
         OutputDir::remove_leftover(output)?;
         if let Some(training) = training_left(output) {
             self.progress.note(&format!(
@@ -324,7 +325,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Evaluates; a gate that isn't met comes beside what was measured.
+    /// Evaluates a model. A gate that isn't met is returned as an error beside the report.
     fn eval(
         &self,
         model: &Path,
@@ -407,7 +408,7 @@ impl<'a> Session<'a> {
     }
 
     fn selftest(&self) -> Result<()> {
-        // What it is compared with is exact to f32.
+        // The goldens are exact to f32.
         let compute =
             Compute { dtype: DType::F32, router_dtype: RouterDtype::F32, ..self.compute.clone() };
         let checks = selftest(&compute, &self.progress)?;
@@ -427,20 +428,20 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The paths of pages that were written, for --json.
+/// The paths of written pages, for --json.
 fn as_pages(pages: &[PathBuf]) -> serde_json::Value {
     let pages: Vec<_> = pages.iter().map(|page| page.to_string_lossy()).collect();
     serde_json::json!({ "pages": pages })
 }
 
-/// The refusal of an output where another result lies.
+/// The error for an output where another result lies.
 fn other_result(how: &str, output: &Path) -> Error {
     Error::new(Kind::Usage, format!("the output exists, and {how}"))
         .file(output)
         .remedy("give --overwrite, another name, or the options that it was made with")
 }
 
-/// What kind of error the first of ours in the chain is.
+/// The kind of `error`; None unless it is an error of this program.
 pub fn kind(error: &anyhow::Error) -> Option<Kind> {
     error.downcast_ref::<Error>().map(Error::kind)
 }

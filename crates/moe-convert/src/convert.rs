@@ -1,4 +1,4 @@
-//! The commands that convert: one for each pass.
+//! The commands that convert, one for each pass.
 
 use std::path::PathBuf;
 
@@ -63,7 +63,7 @@ impl Subcommand for Convert {
 /// The command of a pass.
 fn command(info: &PassInfo) -> Command {
     let command = info.options.add_to(ModelPaths::augment_args(Command::new(info.name)));
-    // Behind the groups of options, whose descriptions clap takes for that of the command.
+    // This comes after the groups of options: clap takes a group's description for the command's.
     Writing::augment_args(command).about(info.about).after_help(info.examples)
 }
 

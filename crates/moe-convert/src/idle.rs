@@ -1,16 +1,16 @@
-//! Options that would be ignored: given without the one that they say more about, or to a command
-//! that they mean nothing to.
+//! Refuses options that would be ignored: without the option that they depend on, or in a command
+//! where they have no meaning.
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use moe_checkpoint::{Error, Kind, Result};
 
-/// Commands, options, and another one without which these do nothing. What recipes have, too, is
-/// checked by `check` of their options.
+/// Commands, their options, and the option without which these have no effect. Options that recipes
+/// have too are checked by `check` of their type.
 const COMPANIONS: &[(&[&str], &[&str], &str)] =
     &[(&["observe"], &["seed"], "data"), (&["run"], &["overwrite"], "junit")];
 
-/// Commands, options that all commands take and that mean nothing to these, and why.
+/// Commands, common options that have no meaning there, and why.
 const MEANINGLESS: &[(&[&str], &[&str], &str)] = &[
     (
         &["inspect", "verify", "schema", "completions", "man"],
@@ -20,7 +20,7 @@ const MEANINGLESS: &[(&[&str], &[&str], &str)] = &[
     (&["selftest"], &["dtype", "router-dtype"], "compares with outputs that are exact to f32"),
 ];
 
-/// Refuses options of the command that `matches` has if they would be ignored.
+/// Refuses options of the command in `matches` that would be ignored.
 pub fn check(matches: &ArgMatches) -> Result<()> {
     let Some((name, given)) = matches.subcommand() else { return Ok(()) };
     let Some((what, remedy)) = of_companions(name, given).or_else(|| meaningless(name, given))
@@ -51,7 +51,7 @@ fn meaningless(name: &str, given: &ArgMatches) -> Option<(String, String)> {
     ))
 }
 
-/// Whether the command line has this option.
+/// Whether `option` was given on the command line.
 fn is_given(given: &ArgMatches, option: &str) -> bool {
     given.value_source(&option.replace('-', "_")) == Some(ValueSource::CommandLine)
 }

@@ -1,4 +1,4 @@
-//! Signals that end the program: what is unfinished is removed, and how to go on is said.
+//! Signals that end the program: unfinished files are removed, and a message says how to go on.
 
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -22,9 +22,9 @@ use crate::bar::{say, say_last};
 use crate::cli::called;
 use crate::render::word;
 
-/// Signals that would end the program at once. Left out are those of its own faults (SIGSEGV,
-/// SIGBUS, SIGFPE, SIGILL), after which its memory can't be trusted to clean up, and SIGPIPE, which
-/// Rust ignores: a write to a closed pipe is an error like others.
+/// Signals that would end the program at once. Not in the list: SIGSEGV, SIGBUS, SIGFPE and SIGILL,
+/// after which memory can't be trusted for cleaning up; and SIGPIPE, which Rust ignores, so that a
+/// write to a closed pipe is an error like others.
 const ENDING: [c_int; 14] = [
     SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGALRM, SIGPROF, SIGSYS, SIGTRAP, SIGUSR1, SIGUSR2,
     SIGVTALRM, SIGXCPU, SIGXFSZ,
@@ -33,20 +33,19 @@ const ENDING: [c_int; 14] = [
 /// Whether a signal is ending the program.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Waits for the end where a signal is bringing it about: what fails meanwhile fails because of
-/// that.
+/// Waits for the end if a signal is ending the program, since a failure now is caused by that.
 pub fn give_way() {
     while STOPPING.load(Relaxed) {
         std::thread::park();
     }
 }
 
-/// Ends the program at the first signal. Where nobody can be told of signals, they end it as they
-/// would without this.
+/// Starts a thread that ends the program at the first signal. If signals can't be watched, they end
+/// the program as they do by default.
 pub fn listen() {
     let listened = ending().filter(|signal| !stays_ignored(*signal));
     let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(listened) else { return };
-    // A program that gets no thread for this says so where it needs one.
+    // If no thread can be started for this, the program says so where it needs one.
     let _ = std::thread::Builder::new().spawn(move || {
         let Some(origin) = signals.forever().find(|origin| !is_own_write(origin)) else { return };
         STOPPING.store(true, Relaxed);
@@ -58,16 +57,16 @@ pub fn listen() {
             format!("\nstopped by {}: {}", described(origin.signal), how_to_go_on(&arguments));
         said.extend(cleared.err().map(|error| format!("\nerror: {error}")));
         say_soon(said);
-        // Threads that hadn't noticed may have put something there again. What is wrong with it was
-        // said.
+        // Threads that hadn't noticed may have written something again. An error was reported
+        // before.
         let _ = remove_unfinished();
-        // As shells count, and at once: an orderly end would wait for output that nobody takes.
+        // The exit code is the one that shells use. It exits at once: an orderly end would wait for
+        // output that nobody reads.
         exit(128 + origin.signal);
     });
 }
 
-/// Says `text` if somebody listens: a terminal that is stopped by Ctrl-S, or a pipe that is full,
-/// would hold it for ever.
+/// Writes `text` if it is read: a terminal stopped by Ctrl-S or a full pipe would block forever.
 fn say_soon(text: String) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let (done, is_done) = mpsc::channel();
@@ -80,7 +79,7 @@ fn say_soon(text: String) {
     }
 }
 
-/// All signals of this system that end a process, those for real-time programs included.
+/// All signals of this system that end a process, including real-time signals.
 #[cfg(target_os = "linux")]
 fn ending() -> impl Iterator<Item = c_int> {
     let of_linux = [libc::SIGIO, libc::SIGPWR, libc::SIGSTKFLT];
@@ -93,13 +92,13 @@ fn ending() -> impl Iterator<Item = c_int> {
     ENDING.into_iter()
 }
 
-/// Whether `signal` is ignored and has to stay so, as nohup does it with SIGHUP. Shells ignore
-/// SIGINT and SIGQUIT for what they run in the background, where Ctrl-C isn't meant for it; one
-/// that arrives all the same was sent to this process.
+/// Whether `signal` is ignored and has to stay so, as SIGHUP is under nohup. Shells ignore SIGINT
+/// and SIGQUIT for background jobs, for which Ctrl-C isn't meant; but one that arrives was sent to
+/// this process.
 fn stays_ignored(signal: c_int) -> bool {
     let mut present = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action nothing is changed; the present one is written to memory of its
-    // type, all zeros of which are valid.
+    // SAFETY: without a new action nothing is changed; the current one is written to memory of its
+    // type, for which all zeros are valid.
     let ignored = unsafe {
         libc::sigaction(signal, ptr::null(), present.as_mut_ptr()) == 0
             && present.assume_init().sa_sigaction == libc::SIG_IGN
@@ -107,15 +106,15 @@ fn stays_ignored(signal: c_int) -> bool {
     ignored && signal != SIGINT && signal != SIGQUIT
 }
 
-/// Whether a write of this process went beyond `ulimit -f`: the write fails, too, and that error
-/// knows the file.
+/// Whether a write of this process passed `ulimit -f`. The write fails too, and its error names the
+/// file.
 fn is_own_write(origin: &Origin) -> bool {
     let own = i64::from(std::process::id());
     origin.signal == SIGXFSZ
         && origin.process.as_ref().is_some_and(|sender| i64::from(sender.pid) == own)
 }
 
-/// `signal` as people know it.
+/// The common name of `signal`.
 fn described(signal: c_int) -> String {
     let name = match signal {
         SIGINT => "Ctrl-C".to_owned(),
@@ -134,14 +133,14 @@ fn described(signal: c_int) -> String {
     name + why
 }
 
-/// Removes what is unfinished, before an end that runs no destructor.
+/// Removes unfinished files, before an end that runs no destructor.
 pub fn clear_away() {
     if let Err(error) = remove_unfinished() {
         say(&format!("error: {error}"));
     }
 }
 
-/// What was called, so that it goes on; or runs again, where nothing is kept.
+/// The message that says how to go on, or how to run again where nothing is saved.
 fn how_to_go_on(arguments: &[String]) -> String {
     let resumes =
         |command: &clap::Command| command.get_arguments().any(|option| option.get_id() == "resume");
@@ -151,7 +150,7 @@ fn how_to_go_on(arguments: &[String]) -> String {
     if arguments.iter().any(|word| word == "--dry-run") {
         return "nothing was changed".to_owned();
     }
-    // Trainings are saved, and a recipe's steps are kept.
+    // Trainings are saved, and finished steps of a recipe are kept.
     let saves = PassInfo::named(command.get_name())
         .map_or(command.get_name() == "run", |info| info.resumes_midway);
     let aim = if saves { "go on" } else { "run it again" };

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(refusal) => return usage::report(refusal),
     };
-    // The only place for it: all that follows may start threads.
+    // This must come first: all later calls may start threads.
     set_environment(cli.common.threads);
     interrupt::listen();
     let done = commands::run(cli);
@@ -40,24 +40,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// Sets what candle and rayon read from the environment.
+/// Sets environment variables that candle and rayon read.
 ///
 /// candle adds and multiplies large tensors on threads that wait for each other in a busy loop.
-/// Wherever something else runs, that made a training three times as long, and where nothing does,
-/// one thread is no slower: what is costly runs on rayon.
+/// Beside other load, that made a training take three times as long; without other load, one thread
+/// is no slower, since expensive work runs on rayon.
 fn set_environment(threads: Option<usize>) {
     const CANDLE: &str = "CANDLE_NUM_THREADS";
     let candle = std::env::var_os(CANDLE).is_none().then(|| (CANDLE, "1".to_owned()));
-    // candle asks this one how many threads a matrix product gets.
+    // candle asks rayon how many threads a matrix product gets.
     let rayon = threads.map(|threads| ("RAYON_NUM_THREADS", threads.to_string()));
     for (name, value) in candle.into_iter().chain(rayon) {
-        // SAFETY: called first in `main`: this process has one thread, so that nobody reads the
-        // environment meanwhile.
+        // SAFETY: this is called first in `main`, when the process has one thread, so that nothing
+        // reads the environment at the same time.
         unsafe { std::env::set_var(name, value) };
     }
 }
 
-/// Some panics of libraries become errors, of which nobody needs to read twice.
+/// Hides the messages of panics in libraries that are caught and become errors.
 fn calm_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -67,7 +67,7 @@ fn calm_panics() {
     }));
 }
 
-/// 1 failed, 2 bad usage, 3 a quality gate not met.
+/// The exit code: 1 failed, 2 bad usage, 3 a quality gate not met.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match commands::kind(error) {
         Some(Kind::Usage) => 2,

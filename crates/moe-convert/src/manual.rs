@@ -1,4 +1,4 @@
-//! Man pages and shell completions, from the definitions of the command line.
+//! Man pages and shell completions, made from the definitions of the command line.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -15,19 +15,19 @@ use moe_checkpoint::{
 
 use crate::cli::Cli;
 
-/// The script that `shell` completes by.
+/// The completion script for `shell`.
 pub fn completions(shell: Shell) -> String {
     let mut script = Vec::new();
     let mut command = Cli::command();
     let name = command.get_name().to_owned();
     clap_complete::generate(shell, &mut command, &name, &mut script);
-    // For bash, clap_complete takes the hyphen of the program's name for the start of a subcommand,
-    // in one of two places.
+    // For bash, in one of two places, clap_complete takes the hyphen of the program's name for the
+    // start of a subcommand.
     let program = name.replace('-', "__");
     String::from_utf8_lossy(&script).replace(&name.replace('-', "__subcmd__"), &program)
 }
 
-/// A page of this program, of whatever version, that nobody has edited.
+/// A page of this program in any version, unedited.
 const PAGE: FileKind = FileKind {
     content: "a man page as moe-convert wrote it",
     holds: |path| {
@@ -38,12 +38,12 @@ const PAGE: FileKind = FileKind {
 };
 const MAX_PAGE_BYTES: u64 = 1 << 20;
 
-/// Writes a page for the program and one for each command to `dir`, over earlier ones where
+/// Writes a page for the program and one for each command to `dir`. Earlier pages are replaced if
 /// `overwrite` is set.
 ///
 /// # Errors
-/// Where `dir` can't be made or written to, or something else has the name of a page; none is
-/// written then.
+/// If `dir` can't be made or written to, or something else has the name of a page; then none is
+/// written.
 pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     check_directory(dir)?;
     fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
@@ -66,7 +66,7 @@ pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     Ok(pages.into_iter().map(|(path, ..)| path).collect())
 }
 
-/// Refuses what can't be a directory of man pages.
+/// Refuses a path that can't be a directory of man pages.
 fn check_directory(dir: &Path) -> Result<()> {
     for name in [CONFIG_FILE, RECEIPT_FILE] {
         if dir.join(name).symlink_metadata().is_ok() {
@@ -86,7 +86,7 @@ fn check_directory(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What `man` renders of its own, with examples and notes as man pages have them.
+/// The page that `clap_mangen` renders, with examples and notes in the form of man pages.
 fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     man.render_title(&mut page)?;
@@ -104,7 +104,7 @@ fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
     Ok(Seal::ROFF.close(&page).into_bytes())
 }
 
-/// The text below the options: a block of examples, and paragraphs.
+/// The text after the options: a block of examples, and paragraphs.
 fn closing(text: &str) -> Roff {
     let mut roff = Roff::new();
     for block in text.split("\n\n") {

@@ -1,12 +1,12 @@
-//! Why a command line can't be run.
+//! The reason why a command line isn't run.
 
 use moe_checkpoint::Error;
 
-/// Why a command line can't be run.
+/// The reason why a command line isn't run.
 pub enum Refusal {
-    /// By clap, or help and versions that were asked for.
+    /// An error of clap, or the help or version that was asked for.
     Clap(Box<clap::Error>),
-    /// By this program.
+    /// An error of this program.
     Own(Error),
 }
 

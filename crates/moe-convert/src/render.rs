@@ -1,4 +1,4 @@
-//! Results as text for people.
+//! Renders results as text.
 
 mod evaluation;
 mod inspection;
@@ -29,12 +29,12 @@ pub use next::word;
 pub use speed::{bench, selftest, timings};
 pub use summary::summary;
 
-/// What comes after a conversion.
+/// What follows a conversion.
 #[derive(Clone, Copy, PartialEq)]
 pub enum After {
-    /// What its user types next.
+    /// The user's next command.
     Nothing,
-    /// The other steps of a recipe.
+    /// The next step of a recipe.
     Steps,
 }
 
@@ -65,7 +65,7 @@ pub fn conversion(
     )
 }
 
-/// How long a conversion took, and what it held.
+/// The time and the peak memory of a conversion.
 fn time(done: &Conversion) -> String {
     let seconds = done.timings.total();
     let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
@@ -75,7 +75,7 @@ fn time(done: &Conversion) -> String {
     format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")
 }
 
-/// `observe`.
+/// The output of `observe`.
 pub fn observation(model: &Path, done: &Observation) -> String {
     let mut text = format!("{} → {}\n", shown_path(model), shown_path(&done.output));
     let mut rows = vec![("counted", tokens_by_domain(&done.groups))];
@@ -117,7 +117,7 @@ fn observed(layer: &ObservedLayer) -> Vec<String> {
     ]
 }
 
-/// A plan that was not run.
+/// The output of a dry run.
 pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     let mut rows = receipt_facts(&planned.receipt, planned.measured_tokens);
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
@@ -140,7 +140,7 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     )
 }
 
-/// An estimate in words, as exact as it can be.
+/// An estimate in words, with few digits.
 pub fn duration(seconds: f64) -> String {
     let rounded =
         |value: f64| if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
@@ -152,7 +152,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// `verify`.
+/// The output of `verify`.
 pub fn verification(model: &Path, report: &VerifyReport) -> String {
     let (tensors, size) = (report.tensors, ByteSize(report.bytes));
     let mut rows = vec![

@@ -1,4 +1,4 @@
-//! The command line in the spelling that clap reads.
+//! Translates the command line to the names and values that clap reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -7,20 +7,21 @@ use clap::{Arg, ArgAction, Command};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_pipeline::spelling::{self, Spelled};
 
-/// Words of the command line, the program's name first, and what is said of how they were written.
+/// The words of a command line, beginning with the program's name, and notes on how they were
+/// written.
 #[derive(Debug, Default)]
 pub struct Respelled {
     pub words: Vec<OsString>,
     pub notes: BTreeSet<String>,
-    /// Options that were given, and the names that they were given by.
+    /// The options that were given, each with the name that it was given by.
     given: BTreeMap<String, String>,
 }
 
-/// `words` with options of `command` under the names that they have here, and values in the
-/// spelling that they take.
+/// Replaces other names of options of `command` in `words` by their names here, and values by the
+/// spelling that options accept.
 ///
 /// # Errors
-/// Where two names of an option are given that takes one value.
+/// If an option that takes one value is given by two names.
 pub fn respell(words: Vec<OsString>, command: &Command) -> Result<Respelled> {
     let mut respelled = Respelled::default();
     let mut words = words.into_iter();
@@ -41,15 +42,15 @@ pub fn respell(words: Vec<OsString>, command: &Command) -> Result<Respelled> {
 /// An option as it is written.
 struct Written<'a> {
     name: String,
-    /// What stands behind `=`.
+    /// The text after `=`.
     value: Option<String>,
-    /// What it is called here, where that is another name.
+    /// Its translation, where it was written with another name.
     spelled: Option<Spelled>,
     arg: &'a Arg,
 }
 
 impl<'a> Written<'a> {
-    /// The option of `command` that `word` is; None where it is none.
+    /// The option of `command` that `word` is; None where `word` isn't an option.
     fn read(word: &OsString, command: &'a Command) -> Option<Self> {
         let written = word.to_str()?.strip_prefix("--")?;
         let (name, value) = match written.split_once('=') {
@@ -62,7 +63,7 @@ impl<'a> Written<'a> {
         Some(Self { name: name.to_owned(), value, spelled, arg })
     }
 
-    /// What it is called here.
+    /// Its name here.
     fn now(&self) -> &str {
         self.spelled.as_ref().map_or(&self.name, |spelled| &spelled.option)
     }
@@ -73,7 +74,7 @@ impl<'a> Written<'a> {
         takes && self.value.is_none()
     }
 
-    /// `value` as the option takes it.
+    /// `value` in the spelling that the option accepts.
     fn respelled(&self, value: &str) -> String {
         let value = match &self.spelled {
             Some(spelled) => spelled.value(value),
@@ -84,7 +85,7 @@ impl<'a> Written<'a> {
 }
 
 impl Respelled {
-    /// `words` of which no option is known.
+    /// `words` unchanged, without any known option.
     pub fn as_written(words: Vec<OsString>) -> Self {
         Self { words, ..Self::default() }
     }
@@ -107,14 +108,14 @@ impl Respelled {
         self.words.push(option.into());
         let next = if written.takes_next() { words.next() } else { None };
         if let Some(next) = next {
-            // A value that isn't UTF-8 stays as it is.
+            // A value that isn't UTF-8 stays unchanged.
             let value = next.to_str().map(|value| written.respelled(value).into());
             self.words.push(value.unwrap_or(next));
         }
         Ok(())
     }
 
-    /// Refuses to give an option under two names, unless it may be given several times.
+    /// Refuses a second name for an option, unless it may be given several times.
     fn check_one(&mut self, written: &Written<'_>) -> Result<()> {
         let now = written.now();
         let earlier = self.given.insert(now.to_owned(), written.name.clone());

@@ -1,7 +1,7 @@
-//! What the command line refuses, in the three parts that all errors have: what, where, remedy.
+//! Errors of the command line, in the three parts that all errors have: what, where, remedy.
 //!
-//! clap says what is wrong by a kind and the context of each error, and what a value is refused for
-//! by the error of its parser; no text of clap's is read.
+//! The errors are made from the kind and the context of clap's errors, and from errors of value
+//! parsers. No text of clap's is read.
 
 mod peers;
 #[cfg(test)]
@@ -20,16 +20,17 @@ use crate::cli::{called, program};
 use crate::refusal::Refusal;
 use crate::stdout::print_error;
 
-/// Below this, two names have little in common, and clap proposes nonsense: --damping for --ignore.
+/// The minimum similarity of two names. Below it, clap's proposals make no sense, such as --damping
+/// for --ignore.
 const ALIKE: f64 = 0.85;
 
-/// Prints help and versions where they were asked for, and errors as those of this program.
+/// Prints help and versions that were asked for, and errors in the form of this program.
 pub fn report(refusal: Refusal) -> ExitCode {
     let words: Vec<String> =
         std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     let error = match refusal {
         Refusal::Clap(error) if is_help(&error) => {
-            // Where nobody reads it any more, nobody misses it.
+            // Errors are ignored: nobody reads it any more.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -47,7 +48,7 @@ fn is_help(error: &clap::Error) -> bool {
     !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
-/// `error` in the command line `words`, as one of this program.
+/// `error` of clap in the command line `words`, as an error of this program.
 fn of_clap(error: &clap::Error, words: &[String]) -> Error {
     let command = called(words);
     let refused = Refused { error, words, command: command.as_ref() };
@@ -58,14 +59,13 @@ fn of_clap(error: &clap::Error, words: &[String]) -> Error {
     Error::new(Kind::Usage, refused.what() + &usage).remedy(refused.remedy())
 }
 
-/// What the key of a recipe that `error` calls unknown is called here, where another tool's option
-/// has its name.
+/// The remedy for an unknown key of a recipe, where another tool has an option of that name.
 pub fn key_instead(error: &Error) -> Option<String> {
     let (command, key) = error.named_unknown()?;
     let program = program();
     let command = program.find_subcommand(command)?;
     let said = peers::instead(key, command, program.get_subcommands())?;
-    // The model and the output have keys.
+    // The model and the output have keys of their own.
     let is_positional = said.contains("moe-convert ") || said.contains("-o OUT");
     (!is_positional).then(|| said.replace("--", ""))
 }
@@ -74,12 +74,12 @@ pub fn key_instead(error: &Error) -> Option<String> {
 struct Refused<'a> {
     error: &'a clap::Error,
     words: &'a [String],
-    /// The command that is called, if it is one.
+    /// The command that is called; None where there is none of that name.
     command: Option<&'a Command>,
 }
 
 impl Refused<'_> {
-    /// The first text of this kind that is known of the error.
+    /// The first text of this kind in the error's context.
     fn text(&self, kind: ContextKind) -> Option<&str> {
         match self.error.get(kind)? {
             ContextValue::String(text) => Some(text),
@@ -88,7 +88,7 @@ impl Refused<'_> {
         }
     }
 
-    /// All texts of this kind.
+    /// All texts of this kind in the error's context.
     fn texts(&self, kind: ContextKind) -> &[String] {
         match self.error.get(kind) {
             Some(ContextValue::String(text)) => std::slice::from_ref(text),
@@ -97,7 +97,7 @@ impl Refused<'_> {
         }
     }
 
-    /// What is wrong.
+    /// The message.
     fn what(&self) -> String {
         let option = self.text(ContextKind::InvalidArg).unwrap_or_default();
         match self.error.kind() {
@@ -125,7 +125,7 @@ impl Refused<'_> {
         }
     }
 
-    /// The arguments that the conflict is with; none where the argument is there twice.
+    /// The arguments that conflict with this one; empty where it was given twice.
     fn others(&self) -> &[String] {
         let others = self.texts(ContextKind::PriorArg);
         let is_same = self.text(ContextKind::InvalidArg) == others.first().map(String::as_str);
@@ -151,12 +151,12 @@ impl Refused<'_> {
         }
     }
 
-    /// The error of this program for which a value was refused.
+    /// The error of this program because of which a value was refused.
     fn own(&self) -> Option<&Error> {
         self.error.source()?.downcast_ref()
     }
 
-    /// What is wrong with a text that is not the number that an option takes.
+    /// The error for a text that isn't a number, where an option takes one.
     fn number(&self) -> Option<Number> {
         let why = self.error.source()?;
         if why.is::<ParseFloatError>() {
@@ -173,7 +173,7 @@ impl Refused<'_> {
         })
     }
 
-    /// What is to be done about it.
+    /// The remedy.
     fn remedy(&self) -> String {
         match self.error.kind() {
             ErrorKind::UnknownArgument => self.of_unknown(),
@@ -241,24 +241,25 @@ impl Refused<'_> {
     }
 }
 
-/// What is said of a text that is not the number that was wanted.
+/// The message and remedy for a text that isn't a number.
 struct Number {
     what: &'static str,
     example: &'static str,
 }
 
-/// An option without the name of its value.
+/// `option` without the name of its value.
 fn bare(option: &str) -> &str {
     option.split(' ').next().unwrap_or(option)
 }
 
-/// Whether clap's proposal is worth repeating.
+/// Whether clap's proposal is similar enough to be repeated.
 fn is_alike(given: &str, proposed: &str) -> bool {
     let [given, proposed] = [given, proposed].map(|option| option.trim_start_matches('-'));
     strsim::jaro_winkler(given, proposed) >= ALIKE
 }
 
-/// How an option is turned on or off, where a word of its own behind it says `given`.
+/// The remedy where an option that is only turned on or off is followed by the separate word
+/// `given`; None elsewhere.
 fn switch(given: &str, words: &[String]) -> Option<String> {
     let at = words.iter().position(|word| word == given)?;
     let option = words.get(at.checked_sub(1)?).filter(|option| option.starts_with("--"))?;

@@ -1,4 +1,4 @@
-//! Neurons as vectors, and which of one expert's goes where among another's.
+//! Neurons as vectors, and how one expert's neurons are matched with another's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ fn failed(expert: &Expert, error: candle_core::Error) -> Error {
         .tensor(expert.gate.weight.name())
 }
 
-/// What may be held of pairs that are compared at once: more than one thread's worth of wide
-/// experts would be gigabytes.
+/// The limit on memory for pairs that are compared at once: wide experts on every thread would take
+/// gigabytes.
 const AT_ONCE_BYTES: usize = 512 << 20;
-/// Scores of pairs are looked at in blocks of so many rows.
+/// The number of rows in a block of scores.
 pub(crate) const ROWS_AT_ONCE: usize = 128;
 
 /// The size of a layer's experts.
@@ -53,25 +53,25 @@ impl Sizes {
         8 * self.width * 3 * self.hidden
     }
 
-    /// Bytes that reading them takes beside them: one matrix as it is stored, in f32, and as
-    /// numbers.
+    /// Bytes that reading the neurons takes beside them: one matrix as it is stored, in f32 and in
+    /// f64.
     fn reading(self) -> usize {
         10 * self.width * self.hidden
     }
 
-    /// Bytes of what all pairs of two experts' neurons cost.
+    /// Bytes of a cost for each pair of two experts' neurons.
     fn costs(self) -> usize {
         8 * self.width.pow(2)
     }
 
-    /// Bytes that comparing one expert with another holds, which has both experts' neurons, and
-    /// what they cost, so many times.
+    /// Bytes that comparing one expert with another holds: both experts' neurons, and their costs
+    /// `costs` times.
     pub fn compared(self, costs: usize) -> usize {
         let block = 8 * ROWS_AT_ONCE * self.width;
         2 * self.neurons() + self.reading().max(costs * self.costs() + block)
     }
 
-    /// Bytes that scoring one expert's neurons holds: they, and they less their mean.
+    /// Bytes that scoring one expert's neurons holds: the neurons, and a copy without their mean.
     fn scored(self) -> usize {
         self.neurons() + self.neurons().max(self.reading())
     }
@@ -82,8 +82,8 @@ pub(crate) fn at_once(bytes_each: usize) -> usize {
     (AT_ONCE_BYTES / bytes_each.max(1)).clamp(1, rayon::current_num_threads())
 }
 
-/// What `find` gives for each of `items`, of which so many are looked at together: threads that
-/// wait inside one would take up further ones.
+/// Results of `find` for `items`, `together` of them at a time. Without this limit, a thread that
+/// waits inside `find` would start on further items.
 pub(crate) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
     items: &[T],
     together: usize,
@@ -110,11 +110,12 @@ pub(crate) fn bytes_by_activations_and_weights(sizes: Sizes, experts: usize) -> 
     let (scored, costs) = (sizes.scored(), sizes.costs());
     let rho = 8 * experts * sizes.width * COMPONENTS;
     let components = principal::bytes(experts * sizes.width, sizes.width, 3 * sizes.hidden);
-    // Costs of some experts are found while neurons of others are still there.
+    // Costs of some experts are computed while neurons of others are still held.
     components.max(rho + at_once(scored) * scored + at_once(costs) * costs)
 }
 
-/// Costs that aligning by weights holds at once: as they are made, and as numbers.
+/// Copies of the costs that aligning by weights holds at once: the tensor, and its values on the
+/// host.
 const BY_WEIGHTS_COSTS: usize = 2;
 
 /// An expert's neurons, f64 `[width, 3 · hidden]`: gate row, up row, down column.
@@ -123,7 +124,7 @@ fn neurons(expert: &Expert) -> Result<Tensor> {
     tensor(chosen(expert, &all)?, &all).map_err(|e| failed(expert, e))
 }
 
-/// The same of length 1; those of 0 stay.
+/// Neurons scaled to length 1; zero vectors stay zero.
 pub(crate) fn unit_neurons(expert: &Expert) -> Result<Tensor> {
     some_unit_neurons(expert, &Vec::from_iter(0..expert.width() as u32))
 }
@@ -140,8 +141,8 @@ fn tensor(values: Vec<f64>, rows: &[u32]) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, (rows.len(), d), &Device::Cpu)
 }
 
-/// The neurons `rows`, one behind the other. One matrix of three is read at a time, straight to
-/// where it belongs.
+/// The neurons `rows`, one after the other. Of the three matrices, one is read at a time, straight
+/// to where it belongs.
 fn chosen(expert: &Expert, rows: &[u32]) -> Result<Vec<f64>> {
     let hidden = expert.gate.weight.shape()[1];
     let mut values = vec![0.0; rows.len() * 3 * hidden];
@@ -180,8 +181,8 @@ fn unit(values: &mut [f64], d: usize) {
     }
 }
 
-/// The permutation of each member of `groups` but the centroids, by `find(centroid, member)`.
-/// Each of them holds `bytes_each`.
+/// The permutation of each member of `groups` except the centroids, by `find(centroid, member)`.
+/// Each call holds `bytes_each`.
 fn of_members(
     groups: &[Vec<usize>],
     bytes_each: usize,
@@ -203,7 +204,7 @@ fn least(cost: &[f64], expert: &Expert) -> Result<Vec<u32>> {
     })
 }
 
-/// M-SMoE's: the greatest Σ ⟨v_c\[p\], v_j\[π(p)\]⟩.
+/// M-SMoE's permutations: the greatest Σ ⟨v_c\[p\], v_j\[π(p)\]⟩.
 pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutations> {
     of_members(groups, Sizes::of(moe).compared(BY_WEIGHTS_COSTS), |centroid, member| {
         let member = &moe.experts[member];
@@ -212,9 +213,9 @@ pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutation
     })
 }
 
-/// REAM's: the least Σ |α_c\[p\] − α_j\[π(p)\]| + ‖ρ_c\[p\] − ρ_j\[π(p)\]‖, α the mean activations
-/// over their root mean square, ρ the unit vectors of the first 64 principal components of all the
-/// layer's neurons of length 1.
+/// REAM's permutations: the least Σ |α_c\[p\] − α_j\[π(p)\]| + ‖ρ_c\[p\] − ρ_j\[π(p)\]‖, where α
+/// are mean activations over their root mean square, and ρ unit vectors of the first 64 principal
+/// components of all the layer's neurons, scaled to length 1.
 pub(crate) fn by_activations_and_weights(
     layer: &LayerView<'_>,
     sums: &Sums,
@@ -253,14 +254,14 @@ pub(crate) fn by_activations_and_weights(
     })
 }
 
-/// Mean activations over their root mean square; 0 without tokens.
+/// Mean activations over their root mean square; 0 for an expert without tokens.
 fn alpha(sums: &Sums, expert: usize) -> Vec<f64> {
     let values = sums.of(Quantity::Activations, expert);
     let rms = (values.iter().map(|a| a * a).sum::<f64>() / values.len() as f64).sqrt();
     values.iter().map(|a| if rms > 0.0 { a / rms } else { 0.0 }).collect()
 }
 
-/// All neurons of a layer, of length 1, expert by expert.
+/// All neurons of a layer, scaled to length 1, expert by expert.
 struct UnitNeurons<'a>(&'a Moe);
 
 impl principal::Rows for UnitNeurons<'_> {

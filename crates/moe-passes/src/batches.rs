@@ -1,11 +1,11 @@
-//! Working on as much together as memory holds.
+//! Batches as large as memory allows.
 
 use moe_math::device::is_out_of_memory;
 use moe_model::Result;
 
-/// Goes through `items` in order, as many together as take no more than `most` bytes, one at least.
-/// `make` works on a batch and, where the device runs out of memory, on half of it and no larger
-/// ones from then on; `take` gets what it made.
+/// Goes through `items` in order, in batches of at least one item and at most `most` bytes. `make`
+/// works on a batch; if the device runs out of memory, it gets half of it, and no larger batch from
+/// then on. `take` gets what `make` returned.
 pub(crate) fn in_batches<T, M>(
     items: &[T],
     most: usize,
@@ -73,7 +73,7 @@ mod tests {
         in_batches(&[0, 1, 2, 3, 4, 5, 6, 7, 8], usize::MAX, |_| 1, make, take).unwrap();
         assert_eq!(tried, [9, 4, 2, 2, 2, 2, 1]);
         assert_eq!(taken, [0, 2, 4, 6, 8]);
-        // One that doesn't fit alone is an error, and so is any other error.
+        // An item that doesn't fit alone is an error, and so is any other error.
         let never = |_: &[usize]| Err::<(), _>(full("out of memory"));
         assert!(in_batches(&[1, 2], 2, |_| 1, never, |_, ()| Ok(())).is_err());
         let mut tries = 0;

@@ -1,4 +1,4 @@
-//! Options of everything that looks at calibration text.
+//! Options of all that reads calibration text.
 
 use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Result};
@@ -72,20 +72,20 @@ fn default_held_out_tokens() -> usize {
     16_384
 }
 
-/// Text that a model is measured on, none of which anything was learned from.
+/// Text that a model is measured on; nothing was learned from it.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldOut<'a> {
     /// The files.
     pub data: &'a [DataSpec],
-    /// Tokens of a window.
+    /// The number of tokens of a window.
     pub sequence_length: usize,
-    /// Most tokens of a label.
+    /// The maximum number of tokens of a label.
     pub max_tokens: usize,
-    /// Whether a training measures on it while it goes, rather than the run once there is a result.
+    /// Whether training measures on it as it goes. Otherwise the run measures its result.
     pub while_training: bool,
 }
 
-/// A number as people write it, not with dozens of zeros.
+/// A number as people write it, without dozens of zeros.
 pub(crate) fn short(number: f64) -> String {
     match number.abs() < 1e6 {
         true => number.to_string(),
@@ -93,11 +93,10 @@ pub(crate) fn short(number: f64) -> String {
     }
 }
 
-/// The longest window, in tokens: what it takes in memory can be told in 64 bits.
+/// The maximum number of tokens of a window, so that its memory can be counted in 64 bits.
 const MAX_SEQUENCE: usize = 1 << 23;
 
-/// Refuses windows and limits in which there is no token to predict; `limit` is the option and its
-/// value.
+/// Refuses windows and limits that leave no token to predict. `limit` is an option and its value.
 ///
 /// # Errors
 /// [`Kind::Usage`].
@@ -121,7 +120,7 @@ pub fn check_windows(sequence_length: usize, limit: Option<(&str, usize)>) -> Re
     }
 }
 
-/// Refuses a number of tokens that was given for `held_out` text where there is none.
+/// Refuses a number of tokens for `held_out` text where there is no such text.
 pub(crate) fn check_held_out_used(held_out: &[DataSpec], is_given: bool) -> Result<()> {
     refuse_unused(
         [("--held-out-tokens", is_given && held_out.is_empty())],
@@ -131,7 +130,7 @@ pub(crate) fn check_held_out_used(held_out: &[DataSpec], is_given: bool) -> Resu
 }
 
 impl CalibrationOptions {
-    /// Refuses numbers that leave nothing to look at.
+    /// Refuses numbers that leave no text.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -140,8 +139,7 @@ impl CalibrationOptions {
     }
 
     /// Refuses options of text where there is no `--data`, as far as their values show that they
-    /// were given. Windows are those of held-out text, too, where `measures` says that there is
-    /// some.
+    /// were given. Where `measures` is true, held-out text uses the windows too.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -163,7 +161,7 @@ impl CalibrationOptions {
     }
 }
 
-/// Refuses to leave out a baseline that nothing would be measured beside.
+/// Refuses to leave out a baseline where nothing is measured.
 ///
 /// # Errors
 /// [`Kind::Usage`].
@@ -193,7 +191,7 @@ impl HeldOutOptions {
         !self.held_out.is_empty()
     }
 
-    /// The text, in windows like those of `calibration`; none without files.
+    /// The text, in windows as long as those of `calibration`; None without files.
     pub(crate) fn text(&self, calibration: &CalibrationOptions) -> Option<HeldOut<'_>> {
         let sequence_length = calibration.sequence_length;
         (!self.held_out.is_empty()).then_some(HeldOut {

@@ -112,7 +112,7 @@ fn default_logits_per_token() -> usize {
     64
 }
 
-/// What is said of a teacher that has nothing to teach.
+/// The warning for a teacher that has nothing to teach.
 const SELF_TAUGHT: &str = "--original is the very model that is trained, whose distribution it has already: nothing is learned from it. Give the \
      model before it was pruned, merged or upcycled";
 
@@ -134,7 +134,7 @@ impl HealOptions {
         self.train.iter().flat_map(parts).collect()
     }
 
-    /// The parts that are trained, as --train has them.
+    /// The parts that are trained, in the words of --train.
     fn words(&self) -> String {
         let words = self.train.iter().filter_map(|trained| trained.to_possible_value());
         words.map(|word| word.get_name().to_owned()).collect::<Vec<_>>().join(", ")
@@ -172,7 +172,7 @@ impl HealOptions {
         self.check_parts(sources.model)
     }
 
-    /// Refuses to train what `model` doesn't have.
+    /// Refuses to train parts that `model` doesn't have.
     fn check_parts(&self, model: &Model) -> Result<()> {
         if let Some(option) = self.routers.given().filter(|_| model.moes().next().is_none()) {
             let error = Error::new(

@@ -1,23 +1,22 @@
-//! Routers that have nothing to decide.
+//! Finds routers that have nothing to decide.
 
 use moe_model::{Expert, Model, Result};
 
-/// How much a training of routers alone can change.
+/// How little a training of routers alone can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idle {
-    /// Nothing.
+    /// It changes nothing.
     All,
-    /// How much the shared experts count for; which of the others a token goes to makes no
-    /// difference.
+    /// It changes only how much the shared experts count: which of the others a token goes to makes
+    /// no difference.
     ButSharedGates,
 }
 
-/// How little training the routers of `model` can change, if in each mixture all experts are the
-/// same network, by `same`, and a token's routing weights have the same sum whatever the router
-/// says.
+/// How little a training of `model`'s routers can change. None unless in each mixture all experts
+/// are the same network, by `same`, and a token's routing weights have the same sum whatever the
+/// router says.
 ///
-/// # Errors
-/// What `same` returns.
+/// Those of `same`.
 pub fn idle_routers(
     model: &Model,
     same: fn(&Expert, &Expert) -> Result<bool>,
@@ -40,10 +39,11 @@ pub fn idle_routers(
     Ok(idle)
 }
 
-/// Whether both are made of the same bytes, as far as that is known without reading any.
+/// Whether both experts have the same source, so that their bytes are known to be equal without
+/// reading any.
 ///
 /// # Errors
-/// None.
+/// It returns none.
 pub fn same_source(a: &Expert, b: &Expert) -> Result<bool> {
     Ok(a.same_source(b))
 }
@@ -51,13 +51,13 @@ pub fn same_source(a: &Expert, b: &Expert) -> Result<bool> {
 /// Whether both have the same bytes.
 ///
 /// # Errors
-/// What reading them returns.
+/// Those of reading weights.
 pub fn same_bytes(a: &Expert, b: &Expert) -> Result<bool> {
     if a.same_source(b) {
         return Ok(true);
     }
     for (a, b) in a.linears().into_iter().zip(b.linears()) {
-        // Biases of experts that were made alike are alike, too; where only one has some, they
+        // Experts that were made alike have equal biases; where only one has some, the experts
         // differ.
         if a.bias.is_some() || b.bias.is_some() || a.weight.read()? != b.weight.read()? {
             return Ok(false);

@@ -1,4 +1,4 @@
-//! The conversion passes, a module each: options, plan, and the transformed layers.
+//! The conversion passes, one module each: options, plan, and the transformed layers.
 //!
 //! A pass does no I/O: it maps typed layers to typed layers whose weights are lazy, and says what
 //! it will do before anything is computed.

@@ -1,4 +1,4 @@
-//! Merged weights: made when they are read, from the experts that they are sums of.
+//! Merged weights. They are made when they are read, from the experts that they are sums of.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use moe_model::{Expert, Linear, Model, Result, Weight, WeightSource};
 
 use crate::part::{Axis, encoded, finite_values};
 
-/// What a neuron gives to a merged one.
+/// A neuron's contribution to a merged neuron.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Gift {
     pub from: u32,
@@ -15,18 +15,18 @@ pub(crate) struct Gift {
     pub coefficient: f64,
 }
 
-/// What an expert gives to a merged one.
+/// An expert's contribution to a merged one.
 #[derive(Debug, Clone)]
 pub(crate) enum Share {
-    /// All neurons, times a coefficient; where there is a permutation, neuron `permutation[place]`
-    /// goes to `place`.
+    /// All neurons, times a coefficient. With a permutation, neuron `permutation[place]` goes to
+    /// `place`.
     All { coefficient: f64, permutation: Option<Arc<[u32]>> },
-    /// Some neurons.
+    /// Contributions of some neurons only.
     Some(Arc<[Gift]>),
 }
 
 impl Share {
-    /// Neuron by neuron, of an expert of `width`.
+    /// The contributions neuron by neuron, for an expert of `width`.
     fn gifts(&self, width: usize) -> Arc<[Gift]> {
         match self {
             Self::Some(gifts) => gifts.clone(),
@@ -40,14 +40,15 @@ impl Share {
     }
 }
 
-/// One projection of a merged expert: Σ of the members' shares, in f64, in the encoding of the
-/// first.
+/// One projection of a merged expert: the sum of the members' shares, computed in f64 and stored in
+/// the encoding of the first member.
 struct Merged {
     members: Vec<(Weight, Share)>,
     axis: Axis,
 }
 
-/// The expert that `members` give: each neuron is the sum of what they give to it.
+/// The expert that `members` are merged into: each of its neurons is the sum of their
+/// contributions.
 pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
     let of = |linear: fn(&Expert) -> &Linear, axis| {
         let weights =
@@ -66,12 +67,13 @@ pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
     }
 }
 
-/// Bytes that writing holds to make merged weights of `model`, which are stored ones until it is
-/// decided what is merged: one as it is written, another as the result is compared with its source.
+/// Bytes that making merged weights of `model` takes while they are written. Until merging is
+/// decided, these are stored weights. One is made as it is written, and another as the result is
+/// compared with its source.
 pub(crate) fn making_bytes(model: &Model) -> u64 {
     let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
     let weights = experts.flat_map(|expert| expert.linears().map(|linear| &linear.weight));
-    // The sum in f64, beside one that is added, as it is stored and in f32.
+    // The sum in f64, beside one weight that is added, as it is stored and in f32.
     weights.map(|weight| 2 * (weight.bytes() + 12 * weight.elements() as u64)).max().unwrap_or(0)
 }
 
@@ -110,7 +112,7 @@ fn add_columns(sums: &mut [f64], values: &[f32], columns: usize, gifts: &[Gift])
     }
 }
 
-/// Bytes that were computed and are kept.
+/// Computed bytes that are kept in memory.
 struct HeldBytes(Vec<u8>);
 
 impl WeightSource for HeldBytes {
@@ -119,7 +121,8 @@ impl WeightSource for HeldBytes {
     }
 }
 
-/// A weight of the shape and encoding of `like` that holds `values`; refuses what overflows.
+/// A weight of the shape and encoding of `like` that holds `values`. Refuses values that overflow
+/// the encoding.
 pub(crate) fn held(values: &[f64], like: &Weight) -> Result<Weight> {
     let narrow: Vec<f32> = values.iter().map(|x| *x as f32).collect();
     let bytes = encoded(&narrow, candle_dtype(like)?, like.name())?;

@@ -1,4 +1,4 @@
-//! How far what a converted block gives is from what the original gave.
+//! The error of a converted block's output against the original's.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -12,11 +12,11 @@ pub(crate) struct OutputError {
 }
 
 impl OutputError {
-    /// Adds tokens: what the original block gave for them and what the converted one gives,
-    /// `[tokens, hidden]` each.
+    /// Adds the outputs of the original block and the converted one for further tokens, `[tokens,
+    /// hidden]` each.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Those of the device.
     pub fn add(&mut self, original: &Tensor, converted: &Tensor) -> Result<()> {
         let square = |t: &Tensor| t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
         self.error += square(&(original - converted)?)?;
@@ -24,7 +24,7 @@ impl OutputError {
         Ok(())
     }
 
-    /// √(Σ ‖y − y'‖² / Σ ‖y‖²); none where the original gave nothing.
+    /// √(Σ ‖y − y'‖² / Σ ‖y‖²); None where the original's outputs are all zero.
     pub fn relative(&self) -> Option<f64> {
         (self.all > 0.0).then(|| (self.error / self.all).sqrt())
     }

@@ -1,5 +1,5 @@
-//! Weights made from others on demand: some of their neurons, scaled, redrawn, with noise; means of
-//! several.
+//! Weights made from others on demand: some of their neurons, scaled, redrawn, with noise; or means
+//! of several.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,17 +10,17 @@ use moe_forward::{candle_dtype, not_finite};
 use moe_math::{encoding, orthogonal, sampling};
 use moe_model::{Error, Kind, Result, Weight, WeightSource};
 
-/// Where a projection has its neurons.
+/// The axis of a projection that neurons lie along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Axis {
-    /// A row is a neuron: gate and up, `[width, hidden]`.
+    /// Each row is a neuron: gate and up, `[width, hidden]`.
     Rows,
-    /// A column is one: down, `[hidden, width]`.
+    /// Each column is a neuron: down, `[hidden, width]`.
     Columns,
 }
 
 impl Axis {
-    /// The dimension of neurons in a projection's shape.
+    /// The index of this axis in a projection's shape.
     fn dimension(self) -> usize {
         match self {
             Self::Rows => 0,
@@ -29,14 +29,15 @@ impl Axis {
     }
 }
 
-/// Which neurons of a feed-forward network make up an expert.
+/// The neurons of a feed-forward network that make up an expert.
 #[derive(Clone)]
 pub(crate) enum Neurons {
     All,
     Range(Range<usize>),
-    /// All, so many times over.
+    /// All neurons, repeated this many times.
     Copies(usize),
-    /// One set of a partition that is found when it is first needed, and how many there are in it.
+    /// One set of a partition that is found when it is first needed: the partition, the index of
+    /// the set, and how many neurons it has.
     Set(Arc<dyn Partition>, usize, usize),
 }
 
@@ -47,7 +48,7 @@ pub(crate) trait Partition: Send + Sync {
 }
 
 impl Neurons {
-    /// How many of a network's `width` there are.
+    /// The number of these neurons, for a network of `width`.
     pub fn count(&self, width: usize) -> usize {
         match self {
             Self::All => width,
@@ -71,13 +72,13 @@ pub(crate) struct Noise {
 /// 2502.19261 §3).
 #[derive(Clone)]
 pub(crate) struct Redraw {
-    /// Positions among the expert's neurons; the same for gate, up and down.
+    /// Positions among the expert's neurons, the same for gate, up and down.
     pub neurons: Arc<BTreeSet<usize>>,
     pub seed: u64,
     pub stream: u64,
 }
 
-/// What becomes of one projection of a dense network in an expert: (chosen neurons, redrawn) ·
+/// One projection of an expert, made from that of a dense network: (chosen neurons, redrawn) ·
 /// factor + noise.
 #[derive(Clone)]
 pub(crate) struct Part {
@@ -90,7 +91,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// The weight, in the encoding of the base; the very bytes of the base where nothing changes
+    /// The weight, in the encoding of the base. It is the base's own bytes where nothing changes
     /// them.
     pub fn weight(self) -> Weight {
         let rows = |range: &Range<usize>| {
@@ -110,12 +111,12 @@ impl Part {
         Weight::made(base.name(), base.dtype(), &shape, self)
     }
 
-    /// Neurons of the base.
+    /// The number of neurons of the base.
     fn width(&self) -> usize {
         self.base.shape()[self.axis.dimension()]
     }
 
-    /// Whether values are the base's, bit for bit.
+    /// Whether all values are the base's, bit for bit.
     fn only_chooses(&self) -> bool {
         self.factor == 1.0 && self.redraw.is_none() && self.noise.is_none()
     }
@@ -214,7 +215,7 @@ pub(crate) fn finite_values(weight: &Weight) -> Result<Vec<f32>> {
     encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(weight.name(), e))
 }
 
-/// `values` as `dtype`; refuses what overflows it.
+/// `values` as `dtype`. Refuses values that overflow it.
 pub(crate) fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8>> {
     let bytes = encoding::encode_f32(values, dtype).map_err(|e| numeric(name, e))?;
     match encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(name, e))? {
@@ -231,14 +232,14 @@ pub(crate) fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8
     }
 }
 
-/// Some of a weight's rows, as they are stored.
+/// Some rows of a weight, as they are stored.
 struct ChosenRows {
     base: Weight,
     rows: Arc<[usize]>,
 }
 
-/// The rows `rows` of `base` (entries, if it is a vector), byte for byte; `base` itself where that
-/// is all of them.
+/// The rows `rows` of `base` (entries, if it is a vector), byte for byte; `base` itself where these
+/// are all its rows.
 pub(crate) fn chosen_rows(base: &Weight, rows: Arc<[usize]>) -> Weight {
     if rows.iter().copied().eq(0..base.shape()[0]) {
         return base.clone();
@@ -256,7 +257,7 @@ impl WeightSource for ChosenRows {
     }
 }
 
-/// A vector whose last entries are something else.
+/// A vector whose last entries are replaced.
 struct WithTail {
     base: Weight,
     count: usize,
@@ -304,10 +305,10 @@ impl WeightSource for Mean {
     }
 }
 
-/// Rows that a survey of the model's inputs fills in before they are written.
+/// Rows that a survey of the model's inputs fills in before the rows are written.
 pub(crate) type Surveyed = Arc<OnceLock<Vec<f32>>>;
 
-/// Where the rows of a router come from.
+/// The source of a router's rows.
 #[derive(Clone)]
 pub(crate) enum RowSelection {
     Zeros,
@@ -325,7 +326,7 @@ pub(crate) enum RowSelection {
     Surveyed(Surveyed),
 }
 
-/// A matrix `[rows · times, columns]`, each of whose rows stands there `times` times in a row.
+/// A matrix `[rows · times, columns]` in which each row is repeated `times` times in succession.
 struct Repeated {
     rows: RowSelection,
     shape: [usize; 2],
@@ -334,7 +335,7 @@ struct Repeated {
     name: String,
 }
 
-/// `shape[0]` rows in the encoding of `like`: distinct ones, each repeated `times` times.
+/// `shape[0]` rows in the encoding of `like`: distinct rows, each repeated `times` times.
 pub(crate) fn rows(
     name: String,
     rows: RowSelection,

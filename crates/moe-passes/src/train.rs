@@ -1,4 +1,4 @@
-//! Options of everything that trains whole models, and what a pass wants trained.
+//! Options of passes that train whole models, and the training that a pass asks for.
 
 use clap::ValueEnum;
 use moe_checkpoint::counted;
@@ -11,12 +11,12 @@ use crate::calibrate::{HeldOut, check_held_out_used, check_windows};
 use crate::pass::{Effect, Kept};
 use crate::unused::refuse_unused;
 
-/// The most steps that are taken: more take years.
+/// The maximum number of steps: more would take years.
 const MAX_STEPS: u64 = 10_000_000;
-/// The most tokens of a batch, and batches of a step.
+/// The maximum number of tokens of a batch, and of batches of a step.
 const MAX_BATCH: usize = 1 << 20;
 
-/// Refuses more steps than can ever be taken; `option` says how many.
+/// Refuses more steps than can ever be taken. `option` is the option that gives them.
 pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {
     match steps > MAX_STEPS {
         true => {
@@ -125,7 +125,7 @@ fn one_f64() -> f64 {
 }
 
 impl TrainOptions {
-    /// Refuses numbers that can't be meant.
+    /// Refuses values without a meaning.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -186,7 +186,7 @@ impl TrainOptions {
         Ok(())
     }
 
-    /// Refuses what says how steps are taken where none is.
+    /// Refuses options of steps where none is taken.
     fn check_idle(&self) -> Result<()> {
         if self.steps > 0 {
             return Ok(());
@@ -206,8 +206,8 @@ impl TrainOptions {
         )
     }
 
-    /// The most tokens that all steps see, of windows of `length`: one batch where no step is
-    /// taken.
+    /// The maximum number of tokens that all steps see, in windows of `length`; those of one batch
+    /// where no step is taken.
     pub fn most_tokens(&self, length: usize) -> usize {
         let batches = usize::try_from(self.steps.max(1))
             .unwrap_or(usize::MAX)
@@ -215,7 +215,7 @@ impl TrainOptions {
         batches.saturating_mul(self.batch_tokens.max(length))
     }
 
-    /// Steps over which the learning rate rises.
+    /// The number of steps over which the learning rate rises.
     pub fn warmup(&self) -> u64 {
         self.warmup.unwrap_or(self.steps / 20)
     }
@@ -265,7 +265,7 @@ fn default_balance() -> f64 {
 }
 
 impl RouterOptions {
-    /// Refuses numbers that can't be meant.
+    /// Refuses values without a meaning.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -294,7 +294,7 @@ impl RouterOptions {
         }
     }
 
-    /// An option that was given, and does nothing for a model without routers.
+    /// The name of an option that was given, and that has no effect on a model without routers.
     pub(crate) fn given(&self) -> Option<&'static str> {
         let options = [
             ("--balance", self.balance != default_balance() && self.balance != 0.0),
@@ -305,7 +305,7 @@ impl RouterOptions {
         options.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option)
     }
 
-    /// The same for the forward pass.
+    /// The layers that a balance loss is taken over, as the forward pass takes them.
     pub fn over(&self) -> BalanceOver {
         match self.balance_over {
             Over::Layer => BalanceOver::Layers,
@@ -366,7 +366,7 @@ fn default_held_out_tokens() -> usize {
 }
 
 impl TrainingText {
-    /// Refuses numbers that leave nothing to train or to measure on.
+    /// Refuses numbers that leave no text to train or to measure on.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -379,7 +379,7 @@ impl TrainingText {
         check_held_out_used(&self.held_out, self.held_out_tokens != default_held_out_tokens())
     }
 
-    /// Text that the training is measured on, if there is some.
+    /// Text that the training is measured on; None without --held-out.
     pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
         (!self.held_out.is_empty()).then_some(HeldOut {
             data: &self.held_out,
@@ -390,37 +390,38 @@ impl TrainingText {
     }
 }
 
-/// How a planned model is trained before it is written.
+/// A training of a planned model before it is written.
 #[derive(Debug, Clone)]
 pub struct Training {
-    /// The parts of it, in words.
+    /// The parts that are trained, in words.
     pub what: String,
-    /// The same for the forward pass.
+    /// The parts that are trained, as the forward pass takes them.
     pub parts: Vec<TrainedPart>,
-    /// How.
+    /// Steps, learning rate and the like.
     pub options: TrainOptions,
-    /// Beside the loss.
+    /// Losses of routers beside the loss of next tokens.
     pub routers: RouterOptions,
-    /// On what.
+    /// The text to train on and to measure on.
     pub text: TrainingText,
-    /// Whether the first of [`crate::Inputs::models`] is the teacher, and how it is listened to.
+    /// How the teacher is used, which is the first of [`crate::Inputs::models`]; None without a
+    /// teacher.
     pub teacher: Option<TeacherOptions>,
 }
 
 impl Training {
-    /// What `steps` of it did to the function, of which a plan could only say how many there may
-    /// be; None where there was none.
+    /// The effect of the `steps` that were taken on the function; a plan knows only their maximum
+    /// number. None for 0 steps.
     pub fn effect(&self, steps: u64) -> Option<Effect> {
         let why = || format!("{} trained for {}", self.what, counted(steps, "step"));
         (steps > 0).then(|| Effect::new("train", Kept::No, why()))
     }
 }
 
-/// How a teacher is listened to.
+/// How a teacher is used in training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TeacherOptions {
-    /// Weight of KL(teacher ‖ model); next tokens have the rest of 1.
+    /// Weight of KL(teacher ‖ model); the loss of next tokens has the rest of 1.
     pub weight: f64,
-    /// How much of its distribution.
+    /// How much of the teacher's distribution is used.
     pub kind: TeacherKind,
 }

@@ -1,12 +1,13 @@
-//! Options that were given, and that nothing reads beside the others.
+//! Options that were given though nothing reads them beside the others.
 
 use moe_model::{Error, Kind, Result};
 
-/// Refuses the first of `options` that was given: `what` follows its name, and `or` is what else
-/// can be done than leaving it out.
+/// Refuses the first of `options` that was given. The message is its name and `what`; `or` is the
+/// remedy beside leaving it out.
 ///
 /// # Errors
-/// [`Kind::Usage`], as one of which recipes take a key out that is for several steps.
+/// [`Kind::Usage`]. It names the option as idle, so that a recipe can leave out a key that it sets
+/// for several steps.
 pub fn refuse_unused<const N: usize>(
     options: [(&str, bool); N],
     what: &str,

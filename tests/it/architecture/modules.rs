@@ -1,5 +1,5 @@
-//! Which modules of a crate import which others: a module is a file, and what another one hands on
-//! by `pub use` belongs to the file that defines it.
+//! Finds which modules of a crate import which others. A module is a file; what another module
+//! hands on by `pub use` belongs to the file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,13 +15,13 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Those of the crate whose `src` is `dir`, tests apart.
+    /// The modules of the crate whose `src` is `dir`, without tests.
     pub fn of(dir: &Path) -> Self {
         let sources = Source::below(dir).into_iter();
         Self { files: sources.map(|source| (module(dir, &source.path), source)).collect() }
     }
 
-    /// Sets of modules that import each other, by way of others or not.
+    /// Sets of modules that import each other, directly or through others.
     pub fn circles(&self) -> Vec<BTreeSet<String>> {
         let imports: BTreeMap<&Module, BTreeSet<Module>> =
             self.files.keys().map(|module| (module, self.imports(module))).collect();
@@ -46,7 +46,7 @@ impl Modules {
         resolved.filter(|found| found != module).collect()
     }
 
-    /// The path below the crate that `path` means in `module`; none for other crates.
+    /// The path from the crate's root that `path` means in `module`; None for other crates.
     fn absolute(&self, module: &Module, path: &str) -> Option<Module> {
         let parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
         let ups = parts.iter().take_while(|part| **part == "super").count();
@@ -61,13 +61,13 @@ impl Modules {
         Some(found)
     }
 
-    /// Whether `name` is a child of `module`, or something that it imports from its own crate.
+    /// Whether `name` is a child of `module`, or a name that `module` imports from its own crate.
     fn is_known(&self, module: &Module, name: &str) -> bool {
         let child: Module = module.iter().cloned().chain([name.to_owned()]).collect();
         self.files.contains_key(&child) || self.files[module].names.contains_key(name)
     }
 
-    /// The module that defines what `path` means, through whatever `use` it goes.
+    /// The module that defines what `path` means, through any number of `use`s below `MAX_USES`.
     fn defined_in(&self, path: Module, depth: usize) -> Option<Module> {
         let length = (0..=path.len()).rev().find(|n| self.files.contains_key(&path[..*n]))?;
         let module = path[..length].to_vec();
@@ -81,7 +81,7 @@ impl Modules {
     }
 }
 
-/// All modules that `module` imports, and those that they import.
+/// All modules that `module` imports, directly or through others.
 fn reached(imports: &BTreeMap<&Module, BTreeSet<Module>>, module: &Module) -> BTreeSet<Module> {
     let mut reached = BTreeSet::new();
     let mut next: Vec<&Module> = imports[module].iter().collect();
@@ -93,7 +93,7 @@ fn reached(imports: &BTreeMap<&Module, BTreeSet<Module>>, module: &Module) -> BT
     reached
 }
 
-/// A name goes through fewer `use`s than this.
+/// The limit on the number of `use`s that a name goes through.
 const MAX_USES: usize = 8;
 
 fn module(dir: &Path, file: &Path) -> Module {
@@ -127,14 +127,14 @@ fn circles_are_found_through_what_modules_hand_on() {
     write("c.rs", "struct C; #[cfg(test)] mod tests { use crate::A; }");
     let circles = || Modules::of(dir.path()).circles();
     assert_eq!(circles(), Vec::<BTreeSet<String>>::new());
-    // By way of the crate's own names, and where it is used alone.
+    // The circle goes through the crate's own names, and through a name that is used alone.
     let of = |names: &[&str]| vec![names.iter().map(|name| (*name).to_owned()).collect()];
     write("c.rs", "struct C; fn f() -> crate::A { todo!() }");
     assert_eq!(circles(), of(&["a", "b", "c"]) as Vec<BTreeSet<String>>);
     write("c.rs", "struct C;");
     write("d/inner.rs", "use super::super::a::A; struct D;");
     assert_eq!(circles(), of(&["a", "b", "d::inner"]) as Vec<BTreeSet<String>>);
-    // A module and its child that need each other.
+    // A module and its child that import each other.
     write("d/inner.rs", "use super::Own; struct D;");
     write("d/mod.rs", "mod inner; use self::inner::D; struct Own(D);");
     assert_eq!(circles(), of(&["d", "d::inner"]) as Vec<BTreeSet<String>>);

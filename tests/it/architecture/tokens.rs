@@ -1,5 +1,5 @@
-//! Rust sources as the words that matter here: paths, macros, methods and literals, whatever lines
-//! and braces they are spread over.
+//! Splits Rust sources into the words that matter here (paths, macros, methods and literals),
+//! however lines and braces are set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,19 +9,19 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// A source file without comments and tests.
 pub struct Source {
     pub path: PathBuf,
-    /// Paths as they are written, one for each leaf of a `use` (`std::fs`), macros with their mark
-    /// (`println!`), methods with their dot (`.exists`), and literals.
+    /// Paths as they are written, one for each leaf of a `use` (`std::fs`); macros with `!`
+    /// (`println!`); methods with the dot (`.exists`); and literals.
     pub words: Vec<String>,
-    /// Paths that a `use` gives a name in this module, by that name.
+    /// The paths that each name from a `use` in this module stands for.
     pub names: BTreeMap<String, String>,
-    /// Those of them that other modules may use, too.
+    /// The names among them that other modules may use too.
     pub handed_on: BTreeSet<String>,
-    /// Modules in files of their own that only tests have.
+    /// Modules in files of their own that exist only for tests.
     test_modules: Vec<String>,
 }
 
 impl Source {
-    /// Every source below `dir`, without files that only tests have.
+    /// Every source below `dir`, without files that exist only for tests.
     pub fn below(dir: &Path) -> Vec<Self> {
         let mut found = Vec::new();
         read_all(dir, &mut found);
@@ -45,7 +45,8 @@ impl Source {
         source
     }
 
-    /// Where the test modules that it declares lie: `dir/name.rs`, and what is below `dir/name`.
+    /// The paths of the test modules that it declares: `dir/name.rs`, and `dir/name` for what lies
+    /// below.
     fn files_of_tests(&self) -> Vec<PathBuf> {
         let stem = self.path.file_stem().unwrap();
         let owns_dir = ["mod", "lib", "main"].iter().any(|name| stem == *name);
@@ -90,7 +91,7 @@ impl Source {
         }
     }
 
-    /// Notes the names of a `use` that begins at `at`.
+    /// Stores the names of a `use` that begins at `at`.
     fn note_use(&mut self, trees: &[TokenTree], at: usize) {
         if !matches!(&trees[at], TokenTree::Ident(word) if word == "use") {
             return;
@@ -111,7 +112,7 @@ impl Source {
         }
     }
 
-    /// Adds the path that begins at `at`; how many tokens it has.
+    /// Adds the path that begins at `at`, and returns its number of tokens.
     fn path(&mut self, trees: &[TokenTree], at: usize, prefix: &str) -> usize {
         let is_method = at > 0 && is_punct(&trees[at - 1], '.');
         let mut path = format!("{}{prefix}{}", if is_method { "." } else { "" }, trees[at]);
@@ -138,7 +139,7 @@ impl Source {
         next - at
     }
 
-    /// How many tokens the item that begins here has, up to its braces or semicolon.
+    /// The number of tokens of the item that begins here, up to its braces or semicolon.
     fn skip_item(&mut self, trees: &[TokenTree]) -> usize {
         let ends = |tree: &TokenTree| match tree {
             TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,
@@ -171,7 +172,7 @@ fn leaves(trees: &[TokenTree], prefix: &str) -> Vec<(String, String)> {
                 }
                 TokenTree::Ident(word) if name.ends_with(' ') => name = word.to_string(),
                 TokenTree::Ident(word) if word == "as" => name = " ".to_owned(),
-                // `a::{self}` names what `a` does.
+                // `a::{self}` names `a` itself.
                 TokenTree::Ident(word) if word == "self" && !path.is_empty() => {
                     path = path.trim_end_matches("::").to_owned();
                     name = path.rsplit("::").next().unwrap_or_default().to_owned();
@@ -200,7 +201,7 @@ fn read_all(dir: &Path, found: &mut Vec<Source>) {
     }
 }
 
-/// What stands in the brackets of an attribute that begins here.
+/// The text in the brackets of an attribute that begins here.
 fn attribute(trees: &[TokenTree]) -> Option<String> {
     match trees {
         [mark, TokenTree::Group(group), ..]

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-/// The weights of an unsharded checkpoint.
+/// The weights file of an unsharded checkpoint.
 pub const SHARD: &str = "model.safetensors";
-/// The index of a sharded one.
+/// The index file of a sharded checkpoint.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// A checkpoint directory that may be changed.
+/// A checkpoint directory that tests may change.
 pub struct Checkpoint(PathBuf);
 
 impl Checkpoint {
@@ -18,7 +18,7 @@ impl Checkpoint {
         Self(dir)
     }
 
-    /// Where the file `name` is.
+    /// The path of the file `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -39,7 +39,7 @@ impl Checkpoint {
         fs::create_dir(self.path(name)).unwrap();
     }
 
-    /// Puts an empty directory where the file `name` was.
+    /// Replaces the file `name` by an empty directory.
     pub fn make_directory_of(&self, name: &str) {
         self.remove(name);
         fs::create_dir(self.path(name)).unwrap();
@@ -74,7 +74,7 @@ impl Checkpoint {
         });
     }
 
-    /// Lets the index say that `shard` holds `tensor`.
+    /// Makes the index say that `shard` holds `tensor`.
     pub fn set_index(&self, tensor: &str, shard: &str) {
         self.edit_json(INDEX, |index| index["weight_map"][tensor] = json!(shard));
     }
@@ -95,7 +95,8 @@ impl Checkpoint {
         shard.write(&self.path(name));
     }
 
-    /// Sets the range of `tensor` in the header of `model.safetensors`, from the one it has.
+    /// Moves the range of `tensor` in the header of `model.safetensors`; `to` gets the old start
+    /// and end.
     pub fn move_range(&self, tensor: &str, to: impl FnOnce(u64, u64) -> (u64, u64)) {
         self.edit_header(SHARD, |header| {
             let (start, end) = range(&header[tensor]);
@@ -144,7 +145,7 @@ fn range(entry: &Value) -> (u64, u64) {
     serde_json::from_value(entry["data_offsets"].clone()).unwrap()
 }
 
-/// A safetensors file in its two parts.
+/// The two parts of a safetensors file.
 struct Shard {
     json: Vec<u8>,
     data: Vec<u8>,

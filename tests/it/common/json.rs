@@ -1,4 +1,4 @@
-//! What holds of all JSON that the program writes, in every test that makes it write some.
+//! Checks on all JSON that the program writes, made in every test that runs it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,13 +12,13 @@ use serde_json::Value;
 
 use super::{BINARY, root};
 
-/// Keys of objects whose own keys are data: names of files, labels, indices of layers.
+/// Keys of objects whose keys are data: names of files, labels, indices of layers.
 const BY_NAME: [&str; 7] =
     ["texts", "observed", "written", "sha256", "files", "left_out", "dtypes"];
 /// Keys of objects that hold options, as recipes spell them.
 const OPTIONS: [&str; 2] = ["options", "writing"];
 
-/// Words that docs/json.md has in code.
+/// Words that docs/json.md marks as code.
 static DOCUMENTED: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
     let page = fs::read_to_string(root().join("docs/json.md")).unwrap();
     page.split('`').skip(1).step_by(2).map(str::to_owned).collect()
@@ -27,7 +27,7 @@ static DOCUMENTED: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
 static SCHEMA: LazyLock<jsonschema::Validator> =
     LazyLock::new(|| jsonschema::draft202012::new(&receipt_schema()).unwrap());
 
-/// What is wrong with what `args` printed and wrote in `dir`, where they succeeded.
+/// Problems of the JSON that `args` printed and wrote in `dir`, after they succeeded.
 pub fn problems(args: &[&str], dir: &Path, stdout: &str) -> Vec<String> {
     let mut problems = Vec::new();
     if args.contains(&"--json") {
@@ -46,8 +46,8 @@ pub fn problems(args: &[&str], dir: &Path, stdout: &str) -> Vec<String> {
     problems
 }
 
-/// What is wrong with the receipt of the result in `dir`: it must be read back whole, follow the
-/// schema, and have keys that are documented.
+/// Problems of the receipt of the result in `dir`: it must be read back whole, follow the schema,
+/// and have documented keys.
 fn receipt_problems(dir: &Path) -> Vec<String> {
     let text = fs::read_to_string(dir.join(RECEIPT_FILE)).unwrap();
     let receipt = match Receipt::read(dir) {
@@ -65,8 +65,8 @@ fn receipt_problems(dir: &Path) -> Vec<String> {
     problems
 }
 
-/// What is wrong with the page of the result in `output`, which a run in `dir` wrote: `report` must
-/// give the same there.
+/// The problem of the page of the result in `output`, if any: `report` must render the same page in
+/// `dir`, where the run was.
 fn page_problem(output: &Path, dir: &Path) -> Option<String> {
     let page = fs::read(output.join("report.html")).ok()?;
     let mut report = Command::new(BINARY);

@@ -1,5 +1,5 @@
-//! What the black-box tests share: a sandbox in which the binary runs, and checkpoints to damage
-//! there.
+//! Common code of the black-box tests: a sandbox in which the binary runs, and checkpoints that can
+//! be damaged there.
 //!
 //! A [`Sandbox`] is a temporary directory that holds a link `golden` to the repository's goldens.
 //! Commands run in it, so a test reads like a shell session: `sandbox.run("inspect
@@ -24,7 +24,7 @@ use checkpoint::Checkpoint;
 
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
-/// Errors come before this.
+/// The time limit for errors.
 const ERROR_LIMIT: Duration = Duration::from_secs(1);
 
 /// The root of the repository.
@@ -32,8 +32,8 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Whether `programs` are on this machine. Where one isn't, the caller is skipped: that is said
-/// past libtest, which hides what a test that passes prints, and with MOE_NO_SKIPS in the
+/// Whether `programs` are on this machine. Where one isn't, the caller skips its test. This is
+/// printed past libtest, which hides the output of passing tests; with MOE_NO_SKIPS in the
 /// environment, as in CI, it is a failure.
 #[track_caller]
 pub fn has(programs: &[&str], what: &str) -> bool {
@@ -61,26 +61,26 @@ pub fn assert_none(problems: &[String]) {
 pub struct Sandbox(TempDir);
 
 impl Sandbox {
-    /// An empty one, but for the link `golden`.
+    /// A sandbox that is empty except for the link `golden`.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         symlink(root().join("golden"), dir.path().join("golden")).unwrap();
         Self(dir)
     }
 
-    /// Where `name` lies, in here.
+    /// The path of `name` in the sandbox.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    /// Writes a file and makes its directory.
+    /// Writes a file, and makes its directory if needed.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
-    /// A small model `m`, and text for it in `ids.jsonl`.
+    /// A sandbox with a small model `m`, and text for it in `ids.jsonl`.
     pub fn with_model_and_text() -> Self {
         let sandbox = Self::new();
         sandbox.copy("families/qwen3_moe/base/model", "m");
@@ -94,13 +94,13 @@ impl Sandbox {
         sandbox
     }
 
-    /// A file's bytes.
+    /// The bytes of a file.
     #[track_caller]
     pub fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
-    /// A JSON file's value.
+    /// The value of a JSON file.
     #[track_caller]
     pub fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&self.read(name)).unwrap()
@@ -117,13 +117,13 @@ impl Sandbox {
         Checkpoint::new(target)
     }
 
-    /// Runs the binary; `line` is cut at spaces.
+    /// Runs the binary. `line` is split at spaces.
     #[track_caller]
     pub fn run(&self, line: &str) -> Outcome {
         self.run_args(&line.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// Runs the binary. What it writes as JSON must be what is documented, whatever the test.
+    /// Runs the binary. In every test, JSON that it writes must be as documented.
     #[track_caller]
     pub fn run_args(&self, args: &[&str]) -> Outcome {
         let outcome = self.outcome(&args.join(" "), Command::new(BINARY).args(args));
@@ -134,7 +134,7 @@ impl Sandbox {
         outcome
     }
 
-    /// Runs a line of shell, in which `moe-convert` is the binary.
+    /// Runs a line of shell where `moe-convert` is the binary.
     #[track_caller]
     pub fn shell(&self, script: &str) -> Outcome {
         let script = format!("moe-convert() {{ '{BINARY}' \"$@\"; }}\n{script}");
@@ -147,13 +147,13 @@ impl Sandbox {
         Outcome::new(line, &output, start.elapsed())
     }
 
-    /// Runs `line`, which must be refused as bad input is: with exit code `code`, within a second,
-    /// with a message that holds `complaints` and a remedy, without a trace in the sandbox. Says
-    /// what is wrong with it.
+    /// Runs `line`, which must be refused as bad input: with exit code `code`, within a second,
+    /// with a message that holds `complaints` and a remedy, and without a trace in the sandbox.
+    /// Returns the problems, if any.
     pub fn refuses(&self, line: &str, code: i32, complaints: &[&str]) -> Option<String> {
         let before = self.contents();
         let mut outcome = self.run(line);
-        // The machine may be busy; what is slow three times is slow.
+        // The machine may be busy; only a command that is slow three times is slow.
         for _ in 0..2 {
             if outcome.took > ERROR_LIMIT {
                 outcome = self.run(line);
@@ -170,7 +170,7 @@ impl Sandbox {
         (!problems.is_empty()).then(|| format!("{}\n{outcome}", problems.join("; ")))
     }
 
-    /// Everything in here, hidden files too; links are not followed.
+    /// All files in the sandbox, including hidden ones; links are not followed.
     pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut contents = BTreeMap::new();
         collect(self.0.path(), self.0.path(), &mut contents);
@@ -206,11 +206,11 @@ fn collect(root: &Path, dir: &Path, contents: &mut BTreeMap<PathBuf, Vec<u8>>) {
     }
 }
 
-/// What a run of the binary gave.
+/// The outcome of a run of the binary.
 pub struct Outcome {
     /// The command.
     pub line: String,
-    /// Exit code; 128 + signal where one ended it.
+    /// The exit code, or 128 + signal where a signal ended it.
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -254,13 +254,13 @@ impl Outcome {
         self
     }
 
-    /// stdout as JSON.
+    /// Parses stdout as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}\n{self}"))
     }
 
-    /// What keeps this from being a good refusal.
+    /// The reasons why this isn't a good refusal.
     fn refusal_problems(&self, code: i32, complaints: &[&str]) -> Vec<String> {
         let mut problems = Vec::new();
         if self.code != code {

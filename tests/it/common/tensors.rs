@@ -1,4 +1,4 @@
-//! Tensors as the `safetensors` crate reads them, an implementation that is not ours.
+//! Reads tensors with the `safetensors` crate, which is not our implementation.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ impl Tensor {
     }
 }
 
-/// Every tensor of a safetensors file, or of all that a directory holds.
+/// Every tensor of a safetensors file, or of all such files in a directory.
 pub fn read(path: &Path) -> BTreeMap<String, Tensor> {
     if path.is_dir() {
         let files = fs::read_dir(path).unwrap().map(|e| e.unwrap().path());
@@ -41,7 +41,7 @@ pub fn read(path: &Path) -> BTreeMap<String, Tensor> {
     parsed.tensors().iter().map(|(name, view)| (name.clone(), tensor(view))).collect()
 }
 
-/// The largest absolute difference of two f32 tensors of one shape; infinite where a value is no
+/// The largest absolute difference of two f32 tensors of one shape; infinite where a value is not a
 /// number.
 pub fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.shape, b.shape);

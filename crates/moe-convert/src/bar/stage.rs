@@ -1,13 +1,13 @@
-//! What runs, and how its progress reads in as many columns as there are.
+//! The running stage, and its progress in a given number of columns.
 
 use std::time::{Duration, Instant};
 
 use moe_checkpoint::shown;
 use moe_pipeline::{ByteSize, Unit, memory_bytes};
 
-/// A bar of fewer columns says nothing.
+/// A bar of fewer columns tells nothing.
 const LEAST_BAR: usize = 5;
-/// A wider one says no more.
+/// A bar of more columns tells nothing more.
 const MOST_BAR: usize = 40;
 
 /// A stage of a run.
@@ -16,9 +16,9 @@ pub struct BarStage {
     total: u64,
     unit: Unit,
     began: Instant,
-    /// Units that are done.
+    /// The number of units that are done.
     pub done: u64,
-    /// How it is going, in a few words.
+    /// Its status, in a few words.
     pub status: String,
 }
 
@@ -34,7 +34,7 @@ impl BarStage {
         }
     }
 
-    /// What a log says when it begins.
+    /// The line of a log when it begins.
     pub fn announcement(&self) -> String {
         match self.unit {
             Unit::Bytes => format!("{}: {}", self.name, ByteSize(self.total)),
@@ -42,10 +42,11 @@ impl BarStage {
         }
     }
 
-    /// What a log says while it runs, and this expert of so many.
+    /// The line of a log while it runs. `expert` is the index of the running expert and their
+    /// number.
     pub fn line(&self, expert: Option<(usize, usize)>) -> String {
         let figures = self.figures(self.began.elapsed(), memory_bytes(), expert);
-        // Only in a bar have figures places of their own.
+        // Figures are aligned in a bar only.
         let words =
             figures.iter().map(|figure| figure.split_whitespace().collect::<Vec<_>>().join(" "));
         format!("{}: {}", self.name, words.collect::<Vec<_>>().join(", "))
@@ -56,8 +57,8 @@ impl BarStage {
         self.drawn(columns, self.began.elapsed(), memory_bytes(), expert)
     }
 
-    /// Figures that there is no room for are left out, the last ones first. The bar is as wide as
-    /// before, whatever stands behind it.
+    /// A bar with its figures. The last figures are left out if there is no room for all. The width
+    /// of the bar doesn't depend on the text behind it.
     fn drawn(
         &self,
         columns: usize,
@@ -89,7 +90,7 @@ impl BarStage {
         if self.total == 0 { 1.0 } else { (self.done as f64 / self.total as f64).min(1.0) }
     }
 
-    /// The most telling first.
+    /// The figures of the bar, the most important first.
     fn figures(
         &self,
         elapsed: Duration,
@@ -115,14 +116,14 @@ impl BarStage {
         figures
     }
 
-    /// What is done in a second, for units of which that says something.
+    /// The number of units in a second, where that is a useful figure.
     fn rate(&self, seconds: f64) -> Option<String> {
         if self.done == 0 || seconds <= 0.0 {
             return None;
         }
         match self.unit {
             Unit::Bytes => Some(format!("{}/s", ByteSize((self.done as f64 / seconds) as u64))),
-            // Through all layers: a token is done when it has left the last one.
+            // A token is done when it has left the last layer.
             Unit::Layers { tokens } => {
                 Some(format!("{:.0} tok/s", tokens as f64 * self.share() / seconds))
             }
@@ -141,7 +142,7 @@ impl BarStage {
     }
 }
 
-/// ` 7/48`: as wide at the beginning as at the end, so that what follows stays in its place.
+/// ` 7/48`, with a constant width, so that the text behind it doesn't move.
 fn counted(number: u64, of: u64) -> String {
     let of = of.to_string();
     format!("{number:>width$}/{of}", width = of.len())

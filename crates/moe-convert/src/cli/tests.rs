@@ -1,4 +1,4 @@
-//! What guides say of defaults.
+//! Compares the defaults that guides state with those of the command line.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const GUIDES: [(&str, &[&str]); 5] = [
     ("upcycling", &["upcycle"]),
 ];
 
-/// Options and the defaults that `guide` says they have.
+/// Options, and the defaults that `guide` states for them.
 fn stated(guide: &str) -> Vec<(&str, &str)> {
     let mut stated = Vec::new();
     for option in guide.split("`--").skip(1) {
@@ -27,7 +27,7 @@ fn stated(guide: &str) -> Vec<(&str, &str)> {
             _ => {}
         }
     }
-    // Rows of a table of words, one of which is called the default.
+    // Rows of a table of values, of which one is marked as the default.
     let mut option = None;
     for line in guide.lines().filter(|line| !line.starts_with("|--")) {
         let cell = line.strip_prefix("| ").and_then(|row| row.split(" |").next());
@@ -47,14 +47,14 @@ fn stated(guide: &str) -> Vec<(&str, &str)> {
     stated
 }
 
-/// Whether `option` of `command` is `stated` unless it is given.
+/// Whether `option` of `command` has the default `stated`.
 fn has_default(command: &clap::Command, option: &str, stated: &str) -> bool {
     let arg = command.get_arguments().find(|arg| arg.get_long() == Some(option));
     let defaults = arg.map(clap::Arg::get_default_values).unwrap_or_default();
     defaults.iter().any(|default| is_same(&default.to_string_lossy(), stated))
 }
 
-/// Whether both are one word or one number.
+/// Whether both are the same word or number.
 fn is_same(default: &str, stated: &str) -> bool {
     let numbers = default.parse::<f64>().ok().zip(stated.parse::<f64>().ok());
     default == stated || numbers.is_some_and(|(default, stated)| default == stated)

@@ -1,4 +1,4 @@
-//! `run`: the steps of a recipe, and what is said of them.
+//! `run`: runs the steps of a recipe, and reports on them.
 
 mod earlier;
 mod reports;
@@ -22,7 +22,7 @@ use crate::allocator::purge;
 use crate::{render, usage};
 pub(super) use reports::Reports;
 
-/// The steps that are finished, and all files that say so.
+/// The finished steps, each with a snapshot of all files that prove it.
 type Finished = BTreeMap<usize, Snapshot>;
 
 impl Session<'_> {
@@ -44,7 +44,7 @@ impl Session<'_> {
             outcome: Outcome::NotRun,
         };
         let mut outcomes: Vec<StepOutcome> = (0..count).map(not_run).collect();
-        // In a dry run: what steps would make anew, whatever is there now.
+        // In a dry run: outputs that steps would make again, whatever lies there now.
         let mut stale = BTreeSet::new();
         let mut failed = None;
         for (index, step) in recipe.steps.iter().enumerate() {
@@ -65,7 +65,7 @@ impl Session<'_> {
                 outcome
             };
             let start = Instant::now();
-            // What a step before made since then is another file.
+            // An earlier step may have changed the files since.
             let is_finished = finished.get(&index).is_some_and(|files| files.check().is_ok());
             let result = match how.dry_run {
                 _ if is_finished => self.keep(step),
@@ -107,12 +107,12 @@ impl Session<'_> {
             self.print(&value, || render::summary(&averages))?;
         }
         let written = reports.write(&recipe.name, &outcomes, &averages);
-        // Why a step failed matters more than that nobody could write it down.
+        // The reason why a step failed matters more than a report that couldn't be written.
         failed.map_or(written, Err)
     }
 
-    /// The recipe `path`, all of whose steps can run as far as that can be known, and those that
-    /// needn't; `reports` say why one can't.
+    /// The recipe `path`, all of whose steps can run as far as can be known, and the steps that are
+    /// finished. `reports` record why a step can't run.
     fn checked(
         &self,
         path: &Path,
@@ -145,7 +145,7 @@ impl Session<'_> {
         }
     }
 
-    /// Says that `step` has nothing to do.
+    /// Reports that `step` has nothing to do.
     fn keep(&self, step: &Step) -> Result<StepResult> {
         if let StepKind::Convert { output, .. } | StepKind::Observe { output, .. } = &step.kind {
             self.kept(output)?;
@@ -153,7 +153,7 @@ impl Session<'_> {
         Ok(StepResult::Reused)
     }
 
-    /// Says what step `index` would do, for which what is `stale` counts as not there.
+    /// Reports what step `index` would do. Paths in `stale` count as missing.
     fn plan_step(
         &self,
         recipe: &Recipe,
@@ -189,13 +189,13 @@ impl Session<'_> {
             self.progress.note(&format!("would write {}", shown_path(output)));
             return Ok(StepResult::Planned(None));
         }
-        // What reads a result can't run before there is one.
+        // Steps that read a result can't run before it exists.
         let StepKind::Convert { passes, output, overwrite, writing } = &step.kind else {
             return Ok(StepResult::Done);
         };
         let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
         let options = self.convert_options(*overwrite, how.resume, *writing);
-        // A copy is for a run that may write.
+        // Results are copied only in a run that may write.
         if !how.fresh && yet.is_none() && self.reuse(&passes, &step.model, output, &[], &options)? {
             return Ok(StepResult::Reused);
         }
@@ -215,7 +215,7 @@ impl Session<'_> {
     ) -> Result<StepResult> {
         let step = &recipe.steps[index];
         let meter = &self.compute.meter;
-        // What an earlier step has left unused isn't this one's.
+        // Memory that an earlier step left unused isn't counted for this one.
         purge();
         begin_step();
         match &step.kind {
@@ -250,7 +250,7 @@ impl Session<'_> {
         Ok(StepResult::Done)
     }
 
-    /// Whether `output` is there already, or could be copied from one of the results `alike`.
+    /// Whether `output` is finished, or was copied from one of the results `alike`.
     fn reuse(
         &self,
         passes: &[&dyn Pass],
@@ -260,8 +260,8 @@ impl Session<'_> {
         options: &ConvertOptions,
     ) -> Result<bool> {
         let found = match find_result(passes, input, output, options) {
-            // What was there is replaced, whatever is wrong with it; a missing input is for others
-            // to complain about, or to make.
+            // The old output is replaced, whatever is wrong with it. A missing input is left to
+            // later code, which complains about it or makes it.
             Err(_) if options.overwrite || !input.exists() => FoundResult::Nothing,
             other => other?,
         };
@@ -302,13 +302,13 @@ pub(super) struct How {
     pub dry_run: bool,
 }
 
-/// What a step did.
+/// The outcome of a step that didn't fail.
 enum StepResult {
     Done,
-    /// Nothing yet; it would take about so many seconds, where that can be said.
+    /// A dry run planned it. The estimated seconds, where they are known.
     Planned(Option<f64>),
-    /// What it makes was there.
+    /// Its result was finished before.
     Reused,
-    /// What an evaluation found, and whether its gates were met.
+    /// The report of an evaluation, and whether its gates were met.
     Evaluated(Box<EvalReport>, Result<(), Error>),
 }

@@ -1,4 +1,4 @@
-//! Tables of what models are worth on text.
+//! Tables of measurements on text.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use moe_pipeline::{HeldOutReport, MeasuredGate, Receipt, StageReport};
 
 use super::table::{or_dash, table};
 
-/// `eval`.
+/// The output of `eval`.
 pub fn evaluation(
     model: &Path,
     against: Option<&Path>,
@@ -50,7 +50,7 @@ fn domain_row(d: &DomainReport, has_rare: bool) -> Vec<String> {
     row
 }
 
-/// The gates that were met; those that weren't are the error.
+/// The gates that were met. The others are in the error.
 fn gates_met(met: &[MeasuredGate]) -> String {
     const SHOWN: usize = 6;
     if met.is_empty() {
@@ -63,7 +63,7 @@ fn gates_met(met: &[MeasuredGate]) -> String {
     format!("\n  gates met: {}\n", lines.join("; "))
 }
 
-/// `change` with its sign, unless it rounds to nothing.
+/// `change` with its sign, unless it rounds to zero.
 fn signed(change: f64, decimals: usize) -> String {
     let text = format!("{change:+.decimals$}");
     if text.trim_start_matches(['+', '-', '0', '.']).is_empty() {
@@ -94,8 +94,8 @@ fn expert_load(report: &EvalReport) -> String {
     table(&["layer", "experts", "least", "most", "Gini", "entropy", "dead", "over 3× mean"], rows)
 }
 
-/// What each stage gave on held-out text, where there were several: KL and top-1 agreement over all
-/// of it, the change of loss by domain.
+/// For runs of several stages, held-out results of each: KL and top-1 agreement over all text, and
+/// the change of loss by domain.
 fn stages(held_out: &HeldOutReport) -> String {
     if held_out.stages.is_empty() {
         return String::new();
@@ -120,7 +120,7 @@ fn stages(held_out: &HeldOutReport) -> String {
     format!("\n{}", table(&header, held_out.stages.iter().map(row)))
 }
 
-/// What a result costs on held-out text, and its control beside it.
+/// The cost of a result on held-out text, beside that of its baseline.
 pub(super) fn held_out(receipt: &Receipt) -> String {
     let Some(held_out) = &receipt.held_out else { return String::new() };
     let of_control = format!("{}: Δ loss", receipt.baseline_name());

@@ -9,7 +9,7 @@ use moe_pipeline::Receipt;
 
 use super::table::{or_dash, table};
 
-/// What a pass made of each layer.
+/// The tables of a pass, by layer.
 pub(super) fn all(receipt: &Receipt) -> String {
     trust(receipt) + &widths(receipt) + &quantized(receipt) + &distilled(receipt)
 }
@@ -26,7 +26,7 @@ const TRUST_HEADER: [&str; 9] = [
     "super",
 ];
 
-/// What tells how far decisions can be trusted.
+/// Figures that tell how far decisions can be trusted.
 pub(super) fn trust(receipt: &Receipt) -> String {
     let layers = receipt.details::<LayerTrust>();
     if layers.is_empty() {
@@ -56,7 +56,7 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// The widths that layers got, and what they cost.
+/// The bit widths of layers, and the errors that they cost.
 fn widths(receipt: &Receipt) -> String {
     let layers: Vec<(usize, LayerWidths)> = receipt
         .details::<QuantizedLayer>()
@@ -120,9 +120,9 @@ fn pool(PoolStats { scanned, joined, short }: &PoolStats) -> String {
     )
 }
 
-/// Relative errors of experts' outputs in a phrase.
+/// A phrase about relative errors of experts' outputs.
 fn output_errors(errors: &[f64]) -> String {
-    // One whose outputs overflow has none, however finite its weights are.
+    // An expert whose outputs overflow has no finite error, even if its weights are finite.
     let finite: Vec<f64> = errors.iter().copied().filter(|error| error.is_finite()).collect();
     let overflowing = match errors.len() - finite.len() {
         0 => String::new(),
@@ -139,7 +139,7 @@ fn output_errors(errors: &[f64]) -> String {
 const DISTILLED_HEADER: [&str; 7] =
     ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
 
-/// What each layer that became dense is made of.
+/// The parts that each dense layer is made from.
 fn distilled(receipt: &Receipt) -> String {
     let layers = receipt.details::<DistilledLayer>();
     if layers.is_empty() {
@@ -165,7 +165,7 @@ fn lambda(fit: &DownFit) -> String {
     fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"))
 }
 
-/// What training a layer brought.
+/// The improvement that training a layer gave.
 fn gain(trained: &Trained) -> Option<String> {
     let [before, after] = trained.errors()?;
     Some(match trained.best {

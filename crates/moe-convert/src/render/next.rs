@@ -1,4 +1,4 @@
-//! What to type next.
+//! Commands to type next.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use moe_model::Answer;
 use moe_passes::Identity;
 use moe_pipeline::{Conversion, HasTokenizer};
 
-/// What stands behind a command that is given ids.
+/// The note on a command that is given ids.
 const IDS: &str =
     "   # {\"input_ids\": [1, 2, …]} a line: there is no tokenizer.json to make tokens of text";
 
-/// Commands that make sense for what was just written, the cheapest first.
+/// Commands that make sense for the result, the cheapest first.
 pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     let receipt = &done.receipt;
     let (from, out) = (path_word(input), path_word(output));
@@ -26,12 +26,12 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     steps
 }
 
-/// What stands for text. Where nothing here makes tokens of it, ids are what can be given.
+/// A placeholder for text, or for ids where the result has no tokenizer here.
 fn data(done: &Conversion) -> String {
     if done.tokenizer == HasTokenizer::Here { "TEXT".to_owned() } else { format!("IDS.jsonl{IDS}") }
 }
 
-/// How the result is trained, if it can be.
+/// The command that trains the result; None where it can't be trained.
 fn heal(from: &str, output: &Path, done: &Conversion) -> Option<String> {
     let train = done.receipt.pass.healed_with.filter(|_| done.heals)?;
     // Where the function is the same, the original has nothing to teach.
@@ -45,8 +45,8 @@ fn heal(from: &str, output: &Path, done: &Conversion) -> Option<String> {
     Some(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {}", data(done)))
 }
 
-/// How vLLM serves the result, if it does. Families are those that engines know; what may keep one
-/// from serving a result is its quantization.
+/// The command that serves the result with vLLM; None where vLLM can't serve it. Engines know all
+/// families here; only a quantization may keep one from serving a result.
 fn serve(out: &str, done: &Conversion) -> Option<String> {
     let skip = if done.tokenizer == HasTokenizer::Nowhere { " --skip-tokenizer-init" } else { "" };
     if done.engines.is_empty() {

@@ -1,4 +1,4 @@
-//! What a receipt says, as facts.
+//! The facts of a receipt.
 
 use moe_checkpoint::counted;
 use moe_passes::Identity;
@@ -7,8 +7,8 @@ use moe_pipeline::{ByteSize, Receipt, describe_identity};
 use super::table::count;
 use super::training;
 
-/// What a receipt says; of a run that is only planned, with how many held-out tokens it will
-/// measure on.
+/// The facts of a receipt. A run that is only planned gives the number of held-out tokens that it
+/// will measure on.
 pub(super) fn receipt_facts(
     receipt: &Receipt,
     measured_tokens: Option<usize>,
@@ -21,7 +21,7 @@ pub(super) fn receipt_facts(
     rows.extend(made(receipt));
     rows.push(("function", describe_identity(&receipt.identity)));
     let quality = quality(receipt);
-    // Of a model that was changed, random tokens say little, and nothing beside text.
+    // For a model that was changed, random tokens tell little, and nothing beside text.
     if receipt.identity == Identity::Exact || quality.is_none() {
         rows.extend(on_random_tokens(receipt).map(|text| ("measured", text)));
     }
@@ -63,7 +63,7 @@ fn sizes(receipt: &Receipt) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// How far the result's logits lie from its source's on random tokens.
+/// The distance of the result's logits from its source's, on random tokens.
 fn on_random_tokens(receipt: &Receipt) -> Option<String> {
     let d = &receipt.measured.as_ref()?.difference;
     Some(format!(
@@ -76,8 +76,8 @@ fn on_random_tokens(receipt: &Receipt) -> Option<String> {
     ))
 }
 
-/// How a result that no text has measured can be, or will be; None where there is nothing to
-/// measure yet, since it starts out as its source.
+/// How a result can be measured, or will be, where no text has measured it; None where there is
+/// nothing to measure yet, since the result starts out equal to its source.
 fn not_measured(receipt: &Receipt, measured_tokens: Option<usize>) -> Option<String> {
     if let Some(tokens) = measured_tokens {
         let tokens = counted(tokens as u64, "held-out token");
@@ -94,7 +94,7 @@ fn not_measured(receipt: &Receipt, measured_tokens: Option<usize>) -> Option<Str
     Some(format!("not measured on text ({measures})"))
 }
 
-/// What a pass made of experts.
+/// How a pass made the experts.
 fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let Some((layer, router)) = receipt.first_converted() {
@@ -112,7 +112,7 @@ fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// How much larger or smaller something became.
+/// The ratio of sizes, in words.
 fn times(before: u64, after: u64) -> String {
     match after as f64 / before.max(1) as f64 {
         0.995..1.005 => "the same".to_owned(),
@@ -120,7 +120,7 @@ fn times(before: u64, after: u64) -> String {
     }
 }
 
-/// What held-out text says of the result, all of it together; beside what was trained, or else the
+/// Held-out results over all text, compared with the model that was trained, or else with the
 /// original.
 fn quality(receipt: &Receipt) -> Option<String> {
     let training = receipt.training.as_ref();

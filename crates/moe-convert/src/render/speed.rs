@@ -1,4 +1,4 @@
-//! What a machine makes of passes: time, rates and errors.
+//! Performance of a machine: time, rates and errors.
 
 use moe_pipeline::{
     BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings,
@@ -7,7 +7,7 @@ use moe_pipeline::{
 
 use super::table::{facts, table};
 
-/// `bench`.
+/// The output of `bench`.
 pub fn bench(report: &BenchReport) -> String {
     let BenchReport { like, layers: [layers, all], tokens, bytes, peaks, passes } = report;
     let mut text = facts(vec![
@@ -30,7 +30,7 @@ pub fn bench(report: &BenchReport) -> String {
     text
 }
 
-/// `selftest`.
+/// The output of `selftest`.
 pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
     let rows = checks.iter().map(|c| {
         vec![
@@ -51,7 +51,7 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
     )
 }
 
-/// --timings.
+/// The output of --timings.
 pub fn timings(timings: &Timings) -> String {
     let memory = |stage: &Stage| {
         stage.peak_live_bytes.map_or(String::new(), |bytes| ByteSize(bytes).to_string())

@@ -20,7 +20,7 @@ const LEGEND: &str = "\nRare experts: KL by the gates of the quarter of experts 
 const LEGEND_OF_SEVERAL: &str =
     "Of several runs: mean ± standard deviation, of the load the mean alone.\n";
 
-/// All evaluations of a recipe.
+/// The tables of all evaluations.
 pub fn summary(rows: &[Average]) -> String {
     let repeated = rows.iter().any(|row| row.runs > 1);
     let mut header = vec![""];
@@ -55,7 +55,7 @@ fn figures(of: &Figures<Spread>) -> [String; 8] {
     ]
 }
 
-/// Loss and KL of each domain, where all evaluations have the same ones.
+/// The table of loss and KL by domain, where all evaluations have the same domains.
 fn by_domain(rows: &[Average]) -> String {
     let labels =
         |row: &Average| row.figures.domains.iter().map(|d| d.label.clone()).collect::<Vec<_>>();
@@ -87,7 +87,7 @@ fn line(cells: &[String]) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-/// `mean ± deviation`, or the mean alone of a single run.
+/// `mean ± deviation`, or only the mean of a single run.
 fn with_deviation(mean: String, deviation: Option<String>) -> String {
     match deviation {
         Some(deviation) => format!("{mean} ± {deviation}"),
@@ -108,7 +108,7 @@ fn percent(share: &Spread) -> String {
     format!("{} %", with_deviation(format!("{:.1}", 100.0 * share.mean), deviation))
 }
 
-/// A mean of counts: whole where it is.
+/// A mean of counts, without decimals if it is a whole number.
 fn rounded(mean: f64) -> String {
     if mean.fract() == 0.0 { format!("{mean}") } else { format!("{mean:.1}") }
 }

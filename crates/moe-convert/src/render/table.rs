@@ -1,12 +1,12 @@
-//! Tables and what stands in them.
+//! Tables and the formats of their cells.
 
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use moe_checkpoint::shown;
 
-/// A table with a header; columns but the first are right-aligned. What stands in a cell stays in
-/// it.
+/// A table with a header. All columns but the first are right-aligned. Cells are escaped, so that
+/// their text stays in them.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     let header = header.iter().map(|name| shown(name, ""));
@@ -23,7 +23,7 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     lines(&table)
 }
 
-/// Pairs of a name and what it is.
+/// Lines of a name and its value.
 pub(super) fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).add_rows(

@@ -1,4 +1,4 @@
-//! A training in tables.
+//! Tables of a training.
 
 use moe_checkpoint::counted;
 use moe_forward::DomainReport;
@@ -6,7 +6,7 @@ use moe_pipeline::{LoadChange, Receipt, TrainingRecord};
 
 use super::table::{count, or_dash, table};
 
-/// What was trained, in a line.
+/// A line that says what was trained.
 pub fn fact(training: &TrainingRecord) -> String {
     let early = if training.stopped_early { ", stopped early" } else { "" };
     format!(
@@ -18,12 +18,12 @@ pub fn fact(training: &TrainingRecord) -> String {
     )
 }
 
-/// Held-out text before and after, and where tokens went.
+/// Tables of held-out results before and after, and of expert load.
 pub fn tables(receipt: &Receipt) -> String {
     receipt.training.as_ref().map_or(String::new(), |training| quality(training) + &loads(training))
 }
 
-/// Held-out text before and after.
+/// Held-out results before and after.
 fn quality(training: &TrainingRecord) -> String {
     let (Some(before), Some(after)) = (&training.before, &training.after) else {
         return String::new();
@@ -37,7 +37,7 @@ fn quality(training: &TrainingRecord) -> String {
     format!("\n{}", table(&header, rows))
 }
 
-/// Where tokens of the text went that was trained on.
+/// Expert load on the text that was trained on.
 fn loads(training: &TrainingRecord) -> String {
     if training.load.is_empty() {
         return String::new();

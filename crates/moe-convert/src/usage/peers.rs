@@ -1,14 +1,14 @@
-//! What other tools call their options and commands where they mean something else, or nothing
-//! here, and what to give instead. Names that mean the same are accepted (`moe_pipeline::spelling`).
+//! Options and commands of other tools that mean something else here, or don't exist, and what to
+//! give instead. Names that mean the same are accepted (`moe_pipeline::spelling`).
 
 use clap::Command;
 use moe_pipeline::spelling::{folded, has};
 
-/// Names that other tools have for an option, and what to give instead: it is said where the
-/// command has all options that it names, and a positional MODEL or OUT where it speaks of one. The
-/// first such row counts.
+/// Options of other tools, and what to give instead. A row is used where the command has all
+/// options that the row names, and a positional MODEL or OUT if it names one. The first such row
+/// counts.
 const OPTIONS: &[(&str, &str)] = &[
-    // How many experts: mergekit, Megatron-LM, transformers' configs, REAP and its followers.
+    // Numbers of experts: mergekit, Megatron-LM, transformers' configs, REAP and its followers.
     (
         "n-experts expert-count num-moe-experts experts-to-keep n-experts-to-keep num-experts-to-keep keep-experts \
          target-experts num-clusters n-clusters",
@@ -148,7 +148,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("held-out", "give --data TEXT: all of it is measured or observed"),
     ("tasks task", "give --data TEXT: loss and --original are measured on it; tasks are lm-eval's"),
     ("threshold max-kld kl-threshold", "give --max-kl NATS"),
-    // What all have.
+    // Options that all tools have.
     (
         "output-dir out-dir save-dir outdir output-path out-path out-folder save-path save save-to export-dir export-path \
          dest destination output-model out-model output-file outfile o",
@@ -204,7 +204,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ),
 ];
 
-/// What other tools call their commands.
+/// Commands of other tools.
 const COMMANDS: &[(&str, &str)] = &[
     ("evaluate ppl perplexity benchmark-quality compare test kl", "eval"),
     ("train finetune fine-tune sft retrain recover", "heal"),
@@ -218,8 +218,8 @@ const COMMANDS: &[(&str, &str)] = &[
     ("recipe apply", "run"),
 ];
 
-/// What to give instead of `option`, such as `--gate-mode`, to `command`, or which of `others` has
-/// it; None if nothing is known.
+/// What to give to `command` instead of `option`, such as `--gate-mode`, or which of `others` has
+/// that option; None if neither is known.
 pub fn instead<'c>(
     option: &str,
     command: &Command,
@@ -239,7 +239,7 @@ pub fn instead<'c>(
         .then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
 }
 
-/// The command that another tool's `command` is here.
+/// The command here for another tool's `command`.
 pub fn command_instead(command: &str) -> Option<&'static str> {
     let name = folded(command);
     COMMANDS
@@ -248,7 +248,7 @@ pub fn command_instead(command: &str) -> Option<&'static str> {
         .map(|(_, here)| *here)
 }
 
-/// Whether `command` has all that is `said`.
+/// Whether `command` has all that `said` names.
 fn fits(said: &str, command: &Command) -> bool {
     let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let options = said
@@ -325,8 +325,8 @@ mod tests {
         assert_eq!(command_instead("nonsense"), None);
     }
 
-    /// What is said names options that there are, and no name stands for one that a command has by
-    /// itself everywhere.
+    /// Each name in a row is unknown to at least one command that has all options which the row's
+    /// advice names.
     #[test]
     fn every_row_is_of_use_to_a_command() {
         let program = program();

@@ -1,7 +1,7 @@
-//! A dense network trained to give what the mixture gives, on the tokens that reach its layer.
+//! Trains a dense network to give what the mixture gives, on the tokens that reach its layer.
 //!
-//! One layer at a time: its three matrices, their moments and a block of tokens are all that is
-//! held, whatever the depth.
+//! One layer is trained at a time, so that only its three matrices, their moments and a block of
+//! tokens are held, whatever the depth.
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
 use moe_forward::{Inputs, to_f32};
@@ -15,28 +15,29 @@ use super::observe::{BlockPart, Tokens, failed};
 use super::record::{Look, Trained};
 use super::training::Training;
 
-/// The weight of 1 − cos beside the relative squared error.
+/// The weight of 1 − cos in the loss; the relative squared error has weight 1.
 const COSINE: f64 = 0.05;
 /// Gradients are clipped to this global norm.
 const CLIP: f64 = 1.0;
 /// The share of the steps in which the learning rate rises.
 const WARMUP: f64 = 0.05;
-/// How often held-out tokens are looked at, and how many looks in a row without a gain end it.
+/// How many times held-out tokens are evaluated, and after how many evaluations in a row without a
+/// gain training ends.
 const LOOKS: u64 = 20;
 const PATIENCE: usize = 10;
-/// Inputs and outputs that are gathered at a time take no more than this.
+/// The limit on inputs and outputs that are gathered at a time.
 pub(super) const GATHERED_BYTES: usize = 256 << 20;
-/// Held-out tokens that are looked at, spread evenly over all of them.
+/// The maximum number of held-out tokens that are evaluated, spread evenly over all of them.
 pub(super) const LOOKED_AT: usize = 8192;
 
-/// The bytes of the graph of a step on `tokens` tokens, and of its gradients.
+/// The bytes of the graph and the gradients of a step on `tokens` tokens.
 pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {
-    // What is given and wanted, the error and the angle; gate, up, what is made of them; as much of
-    // gradients, and what these are added up from.
+    // Inputs, targets, error and angle; gate, up and their product; as much again for gradients,
+    // and the terms that these are added up from.
     4 * tokens * (13 * hidden + 11 * width)
 }
 
-/// What reaches a layer, and what its mixture gives for it.
+/// Inputs of a layer, and its mixture's outputs for them.
 pub(super) struct LayerTrainingData<'a> {
     pub index: usize,
     pub inputs: &'a Inputs<'a>,
@@ -46,10 +47,11 @@ pub(super) struct LayerTrainingData<'a> {
     pub seed: u64,
 }
 
-/// What a network has learned.
+/// The result of training.
 pub(super) struct Learned {
     pub trained: Trained,
-    /// Gate, up and down that did best on held-out tokens; none where that is what it was before.
+    /// Gate, up and down that did best on held-out tokens; None where the network from before
+    /// training did.
     pub best: Option<[Vec<f32>; 3]>,
 }
 
@@ -63,7 +65,7 @@ pub(super) fn train(
     let fail = |e| failed(lessons.index, e);
     let energy = lessons.energy()?;
     if energy == 0.0 {
-        // A mixture that gives nothing has nothing to teach.
+        // A mixture whose output is zero teaches nothing.
         return Ok(Learned { trained: Trained::default(), best: None });
     }
     let var = |weight: &Weight| Var::from_tensor(&to_f32(weight, lessons.compute)?).map_err(fail);
@@ -96,10 +98,10 @@ pub(super) fn train(
         }
         let Some(samples) = &samples else { continue };
         let rows = sampling::choose(samples.len(), samples.len(), &mut random);
-        // What is left behind whole batches has its turn in another order.
+        // Tokens that don't fill a whole batch are left out; the next order leaves out others.
         let batches = (rows.len() / training.batch_tokens).max(1);
         for rows in rows.chunks(training.batch_tokens).take(batches) {
-            // Once forward, twice back.
+            // A step is one pass forward and the work of two backward.
             let work = Work::products(3 * rows.len(), network.elements());
             let step = || learner.step(&samples.pick(rows)?, energy);
             let Some(loss) = lessons.compute.stage("steps", work, step).map_err(fail)? else {
@@ -127,7 +129,7 @@ pub(super) fn train(
 }
 
 impl Learned {
-    /// As bytes, little-endian: the count of the numbers of `trained`, these in f64, and the
+    /// Little-endian bytes: the number of values of `trained`, these values in f64, and the
     /// matrices in f32.
     pub fn to_bytes(&self) -> Vec<u8> {
         let Trained { steps, best, diverged, looks } = &self.trained;
@@ -142,8 +144,8 @@ impl Learned {
         bytes
     }
 
-    /// From those bytes, for a network whose matrices are shaped like those of `network`; none
-    /// where they aren't such.
+    /// Reads those bytes, for a network whose matrices are shaped like those of `network`; None for
+    /// any other bytes.
     pub fn of_bytes(bytes: &[u8], network: &Expert) -> Option<Self> {
         let (count, bytes) = bytes.split_first_chunk()?;
         let (numbers, values) = bytes
@@ -175,11 +177,11 @@ impl Learned {
     }
 }
 
-/// What did best so far.
+/// The best network so far.
 struct Best {
     error: f64,
     step: u64,
-    /// None for what it started from.
+    /// None for the network from before training.
     values: Option<[Vec<f32>; 3]>,
 }
 
@@ -193,7 +195,7 @@ impl Best {
     }
 }
 
-/// Tokens: what a network is shown, and what it shall give.
+/// Inputs of a network, and the outputs that it is trained to give.
 struct BlockSamples {
     /// `[n, hidden]`
     x: Tensor,
@@ -220,8 +222,8 @@ impl BlockSamples {
 }
 
 impl LayerTrainingData<'_> {
-    /// The tokens of `block` that are `part`, every `every`-th from `first` on; none where there
-    /// are none.
+    /// The tokens of `block` that belong to `part`, every `every`-th from `first` on; None where
+    /// there are none.
     fn samples(
         &self,
         block: usize,
@@ -249,8 +251,8 @@ impl LayerTrainingData<'_> {
         pick().map(Some).map_err(|e: candle_core::Error| failed(self.index, e))
     }
 
-    /// The same of all blocks together: a batch out of one block would have one kind of text, and
-    /// unteach the others'.
+    /// The same for all blocks together: a batch from one block would hold one kind of text, and
+    /// unlearn the others.
     fn gathered(
         &self,
         part: BlockPart,
@@ -275,7 +277,7 @@ impl LayerTrainingData<'_> {
         }))
     }
 
-    /// In how many parts the tokens that decide are gathered.
+    /// In how many rounds the tokens that decide are gathered.
     fn rounds(&self) -> usize {
         let width = self.hidden * 2 * size_of::<f32>();
         (self.tokens.count(BlockPart::Decide) * width).div_ceil(GATHERED_BYTES).max(1)
@@ -292,7 +294,7 @@ impl LayerTrainingData<'_> {
         Ok(if weight > 0.0 { sum / weight } else { 0.0 })
     }
 
-    /// The held-out tokens that are looked at, gathered once: looks come often.
+    /// The held-out tokens that are evaluated. They are gathered once, as evaluations are frequent.
     fn test(&self) -> Result<Option<BlockSamples>> {
         self.gathered(
             BlockPart::HeldOut,
@@ -323,7 +325,7 @@ fn weighted(rows: &Tensor, weights: &[f32]) -> CandleResult<f64> {
     if squares.iter().all(|square| square.is_finite()) {
         return Ok(sum(&squares.into_iter().map(f64::from).collect::<Vec<_>>()));
     }
-    // Values that are still finite may have squares that aren't, in f32.
+    // Values that are finite in f32 may have squares that aren't.
     let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     Ok(sum(&rows.sqr()?.sum(1)?.to_vec1::<f64>()?))
 }
@@ -338,9 +340,9 @@ struct Learner {
     vars: [Var; 3],
     moments: Vec<Moments>,
     steps: u64,
-    /// Of each matrix.
+    /// The rate of each matrix.
     learning_rates: [f64; 3],
-    /// Steps so far.
+    /// The number of steps taken.
     taken: u64,
 }
 
@@ -355,8 +357,8 @@ impl Learner {
         Ok(Self { vars, moments, steps, learning_rates, taken: 0 })
     }
 
-    /// One step on `samples`; the loss, or none where it or its gradient isn't finite: then nothing
-    /// changed.
+    /// One step on `samples`. Returns the loss, or None where the loss or its gradient isn't
+    /// finite; then nothing changed.
     fn step(&mut self, samples: &BlockSamples, energy: f64) -> CandleResult<Option<f64>> {
         let network = self.vars.each_ref().map(|var| var.as_tensor().clone());
         let loss = loss(&output(&samples.x, &network)?, samples, energy)?;
@@ -371,7 +373,7 @@ impl Learner {
             return Ok(None);
         }
         let warmup = (self.steps as f64 * WARMUP).ceil() as u64;
-        // The first step of a rising schedule would be none.
+        // A schedule that rises from 0 would waste its first step.
         let rate =
             cosine(self.taken + u64::from(warmup > 0), warmup, self.steps + u64::from(warmup > 0));
         self.taken += 1;
@@ -398,7 +400,7 @@ fn loss(found: &Tensor, samples: &BlockSamples, energy: f64) -> CandleResult<Ten
     let weights = Tensor::from_vec(weights, (samples.len(), 1), y.device())?;
     let square = |t: &Tensor| t.sqr()?.sum_keepdim(1);
     let error = (square(&(found - y)?)? / energy)?;
-    // A token whose output is nothing has no direction.
+    // A token whose output is zero has no direction.
     let norms = ((square(found)? * square(y)?)? + 1e-12 * energy * energy)?.sqrt()?;
     let turned = (1.0 - ((found * y)?.sum_keepdim(1)? / norms)?)?;
     ((error + (turned * COSINE)?)? * weights)?.sum_all()

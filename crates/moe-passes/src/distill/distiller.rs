@@ -1,4 +1,4 @@
-//! Makes layers dense in a sweep: each is observed whole, then decided.
+//! Makes layers dense in a sweep: each layer is observed whole, then decided.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,13 +27,13 @@ use crate::pass::{
 /// Decides layer by layer.
 pub(super) struct Distiller {
     options: DistillOptions,
-    /// Neurons of each dense layer.
+    /// The number of neurons of each dense layer.
     width: usize,
     model: Model,
     compute: Compute,
     spill: Option<Arc<ScratchStore>>,
     tokens: Option<Tokens>,
-    /// Watches the layer that runs.
+    /// The observer of the layer that runs.
     observer: Option<LayerObserver>,
     errors: LayerErrors,
     layers: BTreeMap<usize, DecidedLayer>,
@@ -58,7 +58,7 @@ impl Distiller {
         self.tokens.as_ref().expect("a sweep begins first")
     }
 
-    /// The dense network of layer `index`, which is `moe`.
+    /// The dense network of layer `index`, whose mixture is `moe`.
     fn decided(
         &self,
         index: usize,
@@ -68,7 +68,7 @@ impl Distiller {
     ) -> Result<DecidedLayer> {
         let choose = || student(index, moe, sums, &self.options, self.width);
         let (mut network, mut details) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
-        // Nothing is left to fit where the network gives what the mixture gives.
+        // There is nothing to fit where the network gives exactly what the mixture gives.
         if self.options.down == Down::Ridge && details.kept != Kept::Exactly {
             let fitted =
                 fit(index, &network, inputs, self.tokens(), &self.compute, self.spill.as_deref())?;
@@ -124,25 +124,23 @@ impl LayerPass for Distiller {
     }
 
     fn working_bytes(&self, text: SweptText) -> u64 {
-        // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes
-        // out.
+        // In f64: two Gram matrices (one with λ), the factor, and products with outputs.
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);
         let fit = if self.options.down == Down::Ridge {
             8 * (4 * width * width + 5 * width * hidden)
         } else {
             0
         };
-        // In f32 three matrices: they, their gradients, two moments, and the best; and what is
-        // looked at.
+        // In f32: three matrices, their gradients, two moments and the best values; and the tokens
+        // that are evaluated.
         let tokens = text.tokens as u64;
         let gathered = (4 * 2 * tokens * hidden).min(GATHERED_BYTES as u64);
-        // Samples of each block, then put together.
+        // Samples of each block, then joined.
         let samples = 2 * gathered + 4 * 2 * tokens.min(LOOKED_AT as u64) * hidden;
         let batch = tokens.min(self.options.training.batch_tokens as u64);
         let training = 4 * 5 * 3 * width * hidden + samples + step_bytes(batch, width, hidden);
         let training = if self.options.training.trains() { training } else { 0 };
-        // Experts are aligned before anything is fitted, or for the baseline that the result is
-        // measured beside.
+        // Experts are aligned before anything is fitted, or for the baseline.
         let has_baseline = !self.options.no_baseline && !self.options.measuring.held_out.is_empty();
         let aligns = has_baseline || matches!(self.options.init, Init::Mean | Init::UsageMean);
         let aligning = if aligns { aligning_bytes(&self.model) } else { 0 };

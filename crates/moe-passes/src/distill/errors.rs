@@ -1,4 +1,4 @@
-//! How far what layers become is from what they gave.
+//! Errors of dense layers' outputs against the outputs of the mixtures.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,18 @@ use super::observe::{BlockPart, Tokens, failed};
 use crate::output_error::OutputError;
 use crate::pass::DecidedLayer;
 
-/// Σ ‖y − y'‖² and Σ ‖y‖² of each layer, on held-out tokens; on all that decide, where there are
-/// none.
+/// Σ ‖y − y'‖² and Σ ‖y‖² of each layer, on held-out tokens; without any, on all tokens that
+/// decide.
 #[derive(Default)]
 pub(super) struct LayerErrors {
     layers: BTreeMap<usize, OutputError>,
-    /// The layer that was compared last, and how many of its tokens.
+    /// The layer that was compared last, and how many of its tokens were.
     compared: (usize, usize),
 }
 
 impl LayerErrors {
-    /// Adds what layer `index` gave for the next of `tokens`, and what it gives now.
+    /// Adds errors of layer `index` for the next of `tokens`: what the mixture gave and what the
+    /// dense network gives.
     pub fn add(
         &mut self,
         index: usize,
@@ -48,7 +49,7 @@ impl LayerErrors {
         add().map_err(fail)
     }
 
-    /// Puts them in the records of `layers`.
+    /// Writes the errors into the records of `layers`.
     pub fn record(&self, layers: &mut BTreeMap<usize, DecidedLayer>) {
         for (index, error) in &self.layers {
             let Some(layer) = layers.get_mut(index) else { continue };

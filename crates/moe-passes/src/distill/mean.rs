@@ -1,11 +1,11 @@
-//! The baseline: means of experts, neurons aligned.
+//! The baseline: means of experts whose neurons are aligned.
 
 use moe_model::{Expert, Moe, Result};
 
 use crate::align::by_weights;
 use crate::merged::{Share, merged};
 
-/// The mean of groups of experts.
+/// Means of groups of experts.
 pub(super) struct Means {
     /// The mean of each group.
     pub networks: Vec<Expert>,
@@ -13,8 +13,8 @@ pub(super) struct Means {
     pub groups: Vec<Vec<usize>>,
 }
 
-/// `count` networks, each the mean of every `count`-th expert of `moe`, weighed by `weights`;
-/// neurons of a group are aligned with those of its first, by weights.
+/// `count` networks: the mean of every `count`-th expert of `moe`, weighted by `weights`. Neurons
+/// of a group are aligned by weights with those of its first expert.
 pub(super) fn means(moe: &Moe, count: usize, weights: &[f64]) -> Result<Means> {
     let experts = moe.experts.len();
     let groups: Vec<Vec<usize>> =
@@ -23,7 +23,7 @@ pub(super) fn means(moe: &Moe, count: usize, weights: &[f64]) -> Result<Means> {
     let network = |group: &Vec<usize>| {
         let all: f64 = group.iter().map(|expert| weights[*expert]).sum();
         let share = |expert: usize| {
-            // Of experts that no token came to, all alike.
+            // Experts that no token chose have equal weights.
             let coefficient =
                 if all > 0.0 { weights[expert] / all } else { 1.0 / group.len() as f64 };
             Share::All { coefficient, permutation: permutations.get(&expert).cloned() }

@@ -1,9 +1,9 @@
-//! Distillation: a mixture of experts becomes a true dense model.
+//! Distillation turns a mixture of experts into a dense model.
 //!
-//! Layer by layer in one sweep over text: neurons of the experts are selected (2605.28207) and
-//! scaled by their measured gates, or experts are averaged, and the down projection may be fitted
-//! to what the mixture gives (2510.14436). Shared experts stay whole. Nothing but feed-forward
-//! blocks changes.
+//! It goes layer by layer in one sweep over text: neurons of the experts are selected (2605.28207)
+//! and scaled by their measured gates, or experts are averaged, and the down projection may be
+//! fitted to the mixture's output (2510.14436). Shared experts stay whole. Only feed-forward blocks
+//! change.
 
 mod block;
 mod distiller;
@@ -70,8 +70,8 @@ pub(crate) static INFO: PassInfo = PassInfo {
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
-/// Its benchmark fits the down projection where there is text for it: four tokens that aren't held
-/// out for each neuron.
+/// The options of the benchmark: it fits the down projection where there is enough text, four
+/// tokens that aren't held out for each neuron.
 fn benchmark(model: &BenchmarkedModel) -> String {
     let down = if model.tokens >= 5 * model.active_width { "ridge" } else { "measured" };
     format!("down = \"{down}\"")
@@ -110,10 +110,10 @@ impl Pass for DistillOptions {
     }
 }
 
-/// What distilling makes of a model.
+/// The transform that replaces mixtures by dense networks.
 struct Distillation {
     options: DistillOptions,
-    /// Neurons of each layer.
+    /// The number of neurons of each layer.
     width: usize,
     target: &'static Family,
 }
@@ -171,7 +171,7 @@ impl Distillation {
     }
 }
 
-/// Says where training had to stop.
+/// A warning that training stopped because it diverged.
 fn diverged(layer: &LayerRecord) -> Option<String> {
     let step =
         layer.details::<DistilledLayer>()?.trained.iter().find_map(|trained| trained.diverged)?;
@@ -181,7 +181,7 @@ fn diverged(layer: &LayerRecord) -> Option<String> {
     ))
 }
 
-/// Says so where layers that were dense before are filled up with zeros to `width` neurons.
+/// A warning where layers that were dense before are padded with zeros to `width` neurons.
 fn filled_up(source: &Model, width: usize) -> Option<String> {
     let dense = source.layers.iter().filter_map(|layer| layer.ffn.dense());
     let narrow = dense.filter(|network| network.width() < width).count();

@@ -1,8 +1,9 @@
-//! The distinct neurons of a layer, and the mean of what each gives.
+//! The distinct neurons of a layer, and the mean contribution of each.
 //!
-//! Neurons that do the same up to a power of two are one, whose gates add up: an upcycled model has
-//! each of its dense neurons many times. Where all gates that reach a neuron sum to the same for
-//! every token, that sum is known, not measured: then an upcycled model comes back bit for bit.
+//! Neurons that compute the same up to a power of two count as one, whose gates add up: in an
+//! upcycled model each dense neuron occurs many times. Where the gates of a neuron have the same
+//! sum for every token, that sum is known without measuring, so that an upcycled model comes back
+//! bit for bit.
 
 use std::collections::HashMap;
 
@@ -15,10 +16,10 @@ use rayon::prelude::*;
 use super::observe::LayerSums;
 use crate::part::finite_values;
 
-/// The networks of a layer, the shared one first where there is one.
+/// The networks of a layer. The shared expert comes first where there is one.
 pub(super) struct Networks {
     pub all: Vec<Expert>,
-    /// 1 where the first is the shared one.
+    /// 1 where the first network is the shared expert, else 0.
     pub shared: usize,
 }
 
@@ -29,38 +30,37 @@ impl Networks {
         Self { all, shared: usize::from(moe.shared.is_some()) }
     }
 
-    /// The place of routed expert `expert`.
+    /// The position of routed expert `expert`.
     pub fn routed(&self, expert: usize) -> usize {
         self.shared + expert
     }
 }
 
-/// A neuron, wherever it stands.
+/// A distinct neuron, with all places where it occurs.
 #[derive(Debug, Clone)]
 pub(super) struct Neuron {
-    /// Where it stands: network, neuron there, and what it gives there as a multiple of what it
-    /// gives in the first place. In the order of networks.
+    /// Where it occurs: network, neuron there, and its output there as a multiple of its output in
+    /// the first place. Ordered by network.
     pub places: Vec<(usize, usize, f64)>,
-    /// What its down column of the first place is multiplied by: the mean gate, or the sum that all
-    /// gates have.
+    /// The factor on its down column of the first place: the mean gate, or the constant sum of the
+    /// gates.
     pub factor: f64,
-    /// Whether that was measured.
+    /// Whether `factor` was measured.
     pub measured: bool,
-    /// E\[(g h)²\] ‖down‖²; infinite in a shared expert, which is kept whole.
+    /// E\[(g h)²\] ‖down‖²; infinite for neurons of the shared expert, which is kept whole.
     pub importance: f64,
-    /// Whether its down column is other than zero: where it is zero, nothing is lost without the
-    /// neuron.
+    /// Whether its down column is nonzero. Where it is zero, leaving the neuron out loses nothing.
     pub gives: bool,
 }
 
-/// What is known of gates without measuring them.
+/// What is known of the gates without measuring.
 pub(super) struct Gates {
-    /// Σ of all gates of a token, where it is the same for every token.
+    /// The sum of a token's gates, where it is the same for every token.
     total: Option<f64>,
-    /// Sizes of blocks of consecutive experts that are always chosen together, with one gate; 1 is
-    /// among them.
+    /// Sizes of blocks of consecutive experts that are always chosen together, with one gate. 1 is
+    /// always a member.
     blocks: Vec<usize>,
-    /// Gate of the shared expert, where it is the same for every token.
+    /// The gate of the shared expert, where it is the same for every token.
     pub shared: Option<f64>,
 }
 
@@ -69,7 +69,7 @@ impl Gates {
         let router = &moe.router;
         let experts = moe.experts.len();
         let rows = rows(router)?;
-        // Values, since a zero may have either sign.
+        // Compares values rather than bits, since a zero may have either sign.
         let same = |range: &[Vec<f32>]| range.iter().all(|row| *row == range[0]);
         let all_chosen = router.top_k == experts && router.scoring == Scoring::Softmax;
         let all_equal =
@@ -79,8 +79,8 @@ impl Gates {
             () if all_equal => Some(router.scale * router.top_k as f64 / experts as f64),
             () => None,
         };
-        // Of equal rows the first come first, so that whole blocks are chosen where top-k is a
-        // multiple of them.
+        // Of equal rows the first ones are chosen, so that whole blocks are chosen where top-k is a
+        // multiple of their size.
         let divides =
             |size: &usize| router.top_k.is_multiple_of(*size) && experts.is_multiple_of(*size);
         let together =
@@ -94,8 +94,8 @@ impl Gates {
         Ok(Self { total, blocks, shared })
     }
 
-    /// Σ gate · part over the experts of a token, `parts` by expert, where it is the same for every
-    /// token.
+    /// Σ gate · part over the experts of a token, where it is the same for every token. `parts` are
+    /// by expert.
     pub fn sum(&self, parts: &[f64]) -> Option<f64> {
         let total = self.total?;
         self.blocks.iter().find_map(|size| {
@@ -106,7 +106,7 @@ impl Gates {
     }
 }
 
-/// What a token's choice of each expert rests on: its row, and its bias where there is one.
+/// What the choice of each expert depends on: its router row, and its bias where there is one.
 fn rows(router: &Router) -> Result<Vec<Vec<f32>>> {
     let experts = router.weight.shape()[0];
     let mut rows = vec![Vec::new(); experts];
@@ -120,7 +120,7 @@ fn rows(router: &Router) -> Result<Vec<Vec<f32>>> {
     Ok(rows)
 }
 
-/// The neurons of `networks`, those of `moe`, each once, in the order in which they stand there.
+/// The neurons of `networks`, which are those of `moe`: each once, in order of its first place.
 pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Result<Vec<Neuron>> {
     let gates = Gates::of(moe)?;
     let found: Vec<(Vec<Fingerprint>, Vec<f64>)> =
@@ -179,7 +179,7 @@ pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Resu
     Ok(neurons)
 }
 
-/// Fingerprints of the neurons of `network`, and ‖down‖² of each.
+/// A fingerprint and ‖down‖² of each neuron of `network`.
 fn described(network: &Expert) -> Result<(Vec<Fingerprint>, Vec<f64>)> {
     let values = |weight: &moe_model::Weight| -> Result<Vec<f32>> {
         let tensor = to_f32(weight, &Compute::cpu())?;

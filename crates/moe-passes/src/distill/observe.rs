@@ -1,4 +1,4 @@
-//! What the experts of a layer do on text: sums that add up, token by token.
+//! Sums of what the experts of a layer do on text.
 
 use std::sync::Arc;
 
@@ -10,27 +10,27 @@ use moe_math::product::product;
 use moe_math::routing::Routing;
 use moe_model::{Error, Kind, Moe, Result, Weight};
 
-/// Every window of this place among as many is held out: nothing is decided on it.
+/// One window in this many is held out: nothing is decided on it.
 pub(super) const HELD_OUT_EVERY: usize = 8;
-/// Most bytes of outputs that are kept of tokens which all experts run on.
+/// The maximum number of bytes for outputs of tokens that all experts run on.
 const SAMPLE_BYTES: usize = 256 << 20;
-/// Most of these tokens in a layer.
+/// The maximum number of tokens of a layer that all experts run on.
 const SAMPLE_TOKENS: usize = 2048;
 
-/// Which tokens count how much, and which are held out.
+/// The weight of each token, and which tokens are held out.
 #[derive(Clone)]
 pub(super) struct Tokens {
-    /// A factor for each token; 0 where it doesn't count.
+    /// A weight for each token; 0 where it doesn't count.
     weights: Arc<[f32]>,
     held_out: Arc<[bool]>,
 }
 
-/// What a token is there for.
+/// The purpose of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BlockPart {
-    /// To decide on.
+    /// The token is there to decide on.
     Decide,
-    /// To measure what was decided.
+    /// The token is there to measure what was decided.
     HeldOut,
 }
 
@@ -55,8 +55,8 @@ impl Tokens {
         self.weights[token] > 0.0 && !self.held_out[token]
     }
 
-    /// Tokens for all `experts` experts of a layer to run on: evenly spread over those that decide,
-    /// as many as memory is meant for.
+    /// Tokens that all `experts` experts of a layer run on: spread evenly over those that decide,
+    /// as many as the memory limit allows.
     pub fn sampled(&self, hidden: usize, experts: usize) -> Arc<[usize]> {
         let most = (SAMPLE_BYTES / (4 * hidden * experts)).clamp(1, SAMPLE_TOKENS);
         let every = self.count(BlockPart::Decide).div_ceil(most).max(1);
@@ -64,7 +64,7 @@ impl Tokens {
         chosen.take(most).collect()
     }
 
-    /// The tokens of `range` that are `part`, as positions in it, and √ of their weights.
+    /// The tokens of `range` that belong to `part`, as positions in it, and √ of their weights.
     pub fn of(&self, part: BlockPart, range: std::ops::Range<usize>) -> (Vec<u32>, Vec<f32>) {
         let first = range.start;
         let wanted = range.filter(|t| {
@@ -73,24 +73,24 @@ impl Tokens {
         wanted.map(|token| ((token - first) as u32, self.weights[token].sqrt())).unzip()
     }
 
-    /// How many are `part`.
+    /// The number of tokens that belong to `part`.
     pub fn count(&self, part: BlockPart) -> usize {
         self.of(part, 0..self.weights.len()).0.len()
     }
 }
 
-/// Sums over the tokens that decide, each times its weight. X is the tokens that were routed to an
-/// expert, g the gate that is applied, f the expert's output, h its neurons, s its score by the
-/// router.
+/// Sums over the tokens that decide, each times its weight. X is the set of tokens that were routed
+/// to an expert, g the gate that is applied, f the expert's output, h its neurons, s its score by
+/// the router.
 #[derive(Debug, Clone)]
 pub(super) struct LayerSums {
     /// Σ 1 over all tokens
     pub tokens: f64,
     /// Σ σ(gate · x) of the shared expert over all tokens
     pub shared_gate: f64,
-    /// By expert.
+    /// Sums of each expert.
     pub experts: Vec<ExpertSums>,
-    /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; none unless asked
+    /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; empty unless asked
     /// for.
     pub sampled: Vec<Vec<Tensor>>,
 }
@@ -111,20 +111,20 @@ pub(super) struct ExpertSums {
     pub energies: Vec<f64>,
 }
 
-/// Sums up a layer while it runs.
+/// Collects sums of a layer while it runs.
 pub(super) struct LayerObserver {
     tokens: Tokens,
     /// Tokens that all experts run on.
     sampled: Arc<[usize]>,
     sums: LayerSums,
     shared_gate: Option<Tensor>,
-    /// Tokens of the last `routed`.
+    /// The token range of the last `routed`.
     routed: std::ops::Range<usize>,
-    /// Tokens that have come to the block.
+    /// The number of tokens that have reached the block.
     arrived: usize,
     /// Scores of the last `routed`, `[tokens, experts]`.
     scores: Vec<f32>,
-    /// Σ (g h)² and ‖f‖² that still lie on the device.
+    /// Σ (g h)² and ‖f‖² that are still on the device.
     parts: DeferredReadback<ObservedRows>,
 }
 
@@ -136,7 +136,7 @@ struct ObservedRows {
 }
 
 impl LayerObserver {
-    /// For a layer that is `moe`; all experts run on the tokens `sampled`.
+    /// An observer for a layer whose mixture is `moe`; all experts run on the tokens `sampled`.
     pub fn new(
         moe: &Moe,
         tokens: &Tokens,
@@ -194,7 +194,7 @@ impl LayerObserver {
         Ok(())
     }
 
-    /// The inputs of the block.
+    /// Takes the inputs of the block.
     pub fn input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
         let fail = |e| failed(layer, e);
         let tokens = x.dim(0).map_err(fail)?;
@@ -213,7 +213,7 @@ impl LayerObserver {
         Ok(())
     }
 
-    /// Where tokens go.
+    /// Takes the routing of the next tokens.
     pub fn routed(&mut self, routing: &Routing) {
         let start = self.routed.end;
         self.routed = start..start + routing.tokens();
@@ -222,7 +222,7 @@ impl LayerObserver {
         self.sums.tokens += deciding.map(|token| f64::from(self.tokens.weight(token))).sum::<f64>();
     }
 
-    /// An expert ran on tokens of the last [`Self::routed`].
+    /// Takes the output of an expert for tokens of the last [`Self::routed`].
     pub fn ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
         let (first, experts) = (self.routed.start, self.sums.experts.len());
         let rows = (0..run.tokens.len())
@@ -256,7 +256,7 @@ impl LayerObserver {
         };
         let found = found().map_err(|e| failed(layer, e))?;
         self.parts.push(ObservedRows { expert: run.expert, weights, gates }, found);
-        // Nothing is gained by keeping what lies here already.
+        // On a CPU the values are already there, so deferring gains nothing.
         if run.output.device().is_cpu() { self.read_back(layer) } else { Ok(()) }
     }
 
@@ -265,7 +265,7 @@ impl LayerObserver {
         self.sampled.clone()
     }
 
-    /// What an expert gives for some of these.
+    /// Takes an expert's output for some of these tokens.
     pub fn sampled_output(&mut self, layer: usize, expert: usize, output: &Tensor) -> Result<()> {
         let output =
             output.to_dtype(DType::F32).and_then(|o| o.to_device(&Device::Cpu)?.flatten_all());
@@ -275,7 +275,7 @@ impl LayerObserver {
 }
 
 impl LayerSums {
-    /// E\[g\] of each expert over all tokens, 0 where it isn't selected.
+    /// E\[g\] of each expert over all tokens, with g = 0 where it isn't selected.
     pub fn mean_gates(&self) -> Vec<f64> {
         self.experts
             .iter()
@@ -288,8 +288,7 @@ impl LayerSums {
         self.shared_gate / self.tokens.max(f64::MIN_POSITIVE)
     }
 
-    /// E⟨fᵢ, fⱼ⟩ over the sampled tokens, `[experts, experts]`; tokens that count more there count
-    /// as one.
+    /// E⟨fᵢ, fⱼ⟩ over the sampled tokens, `[experts, experts]`. Every sampled token has weight 1.
     pub fn output_products(&self, layer: usize) -> Result<Vec<f64>> {
         let products = || -> candle_core::Result<Vec<f64>> {
             let rows = self

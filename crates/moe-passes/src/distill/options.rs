@@ -1,4 +1,4 @@
-//! What `distill` can be told, and what it refuses.
+//! The options of `distill`, and the values that it refuses.
 
 use clap::ValueEnum;
 use moe_forward::Forcing;
@@ -125,14 +125,14 @@ pub enum Down {
     Uniform,
 }
 
-/// Tokens that a fit wants for each neuron.
+/// The minimum number of tokens for each neuron of a fit.
 const TOKENS_PER_NEURON: usize = 4;
 
 fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
 
-/// Neurons of the shared expert of `moe`.
+/// The number of neurons of the shared expert of `moe`.
 pub(super) fn shared_width(moe: &Moe) -> usize {
     moe.shared.as_ref().map_or(0, |shared| shared.expert.width())
 }
@@ -141,8 +141,8 @@ impl DistillOptions {
     /// The width of all layers of the result.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a model or a width that can't be distilled, [`Kind::Unsupported`] for
-    /// what isn't supported.
+    /// [`Kind::Usage`] for a model or a width that can't be distilled, [`Kind::Unsupported`] for a
+    /// model that isn't supported.
     pub(super) fn check(&self, model: &Model) -> Result<usize> {
         let of_file = |error: Error| error.file(&model.config_file);
         if let Some(quantization) = &model.quantization {
@@ -161,7 +161,7 @@ impl DistillOptions {
         self.width(model).map_err(of_file)
     }
 
-    /// Refuses what can't work with any model.
+    /// Refuses options that can't work with any model.
     pub(super) fn check_values(&self) -> Result<()> {
         self.calibration.check()?;
         self.measuring.check()?;
@@ -235,14 +235,14 @@ impl DistillOptions {
             }
             let least = match self.init {
                 Init::Random => 1,
-                // A part of an expert has no share of the whole.
+                // --down uniform has no factor for a part of an expert.
                 Init::Select if self.down == Down::Uniform => shared + each,
                 Init::Select => shared.max(1),
                 Init::Mean | Init::UsageMean => shared + each,
             };
             if width < least {
                 let what = match self.init {
-                    // Nothing else is less than one.
+                    // Only 0 is less than 1.
                     Init::Random => "--width 0 leaves no network".to_owned(),
                     Init::Select if self.down == Down::Uniform => format!(
                         "--width {width} leaves no room for an expert of {each} neurons beside {shared} shared ones"
@@ -260,7 +260,7 @@ impl DistillOptions {
         Ok(width)
     }
 
-    /// Refuses text that is too short to fit what --down ridge fits.
+    /// Refuses text that is too short for the fit of --down ridge.
     pub(super) fn check_tokens(
         &self,
         width: usize,
@@ -269,7 +269,8 @@ impl DistillOptions {
     ) -> Result<()> {
         let wanted = TOKENS_PER_NEURON * width;
         let remedy = "give more --data, raise --data-tokens, or lower --sequence-length";
-        // Shorter windows leave more of them alone, not fewer.
+        // Lowering --sequence-length isn't named: shorter windows leave no more tokens to decide
+        // on.
         let more = "give more --data, or raise --data-tokens where it leaves some of it out";
         match self.down {
             _ if deciding == 0 => usage("this text has one window that counts, or none", remedy),
@@ -292,13 +293,13 @@ impl DistillOptions {
         }
     }
 
-    /// The least tokens in windows of `sequence` that [`Self::check_tokens`] takes.
+    /// The minimum number of tokens, in windows of `sequence`, that [`Self::check_tokens`] accepts.
     pub(super) fn least_tokens(&self, width: usize, sequence: usize) -> usize {
         let sequence = sequence.max(1);
         let ridge = self.down == Down::Ridge;
         let deciding = if ridge { (TOKENS_PER_NEURON * width).div_ceil(sequence) } else { 1 };
         let holds_out = ridge || self.training.trains();
-        // One window is held out behind every few that decide.
+        // One window is held out for every few that decide.
         let held_out =
             if holds_out { (deciding.saturating_sub(1) / (HELD_OUT_EVERY - 1)).max(1) } else { 0 };
         let least = if holds_out { HELD_OUT_EVERY } else { 1 };
@@ -362,8 +363,8 @@ fn holds(name: &str, model: &Model, width: usize) -> Result<&'static Family> {
     Ok(dense.family)
 }
 
-/// `model` with networks of `width` neurons in place of its mixtures, before anything is decided;
-/// layers that are dense already are filled up to that width.
+/// `model` with networks of `width` neurons in place of its mixtures, before anything is decided.
+/// Layers that were dense are padded to that width.
 pub(super) fn shaped(model: &Model, width: usize) -> Model {
     let mut dense = model.clone();
     for layer in &mut dense.layers {
@@ -377,8 +378,8 @@ pub(super) fn shaped(model: &Model, width: usize) -> Model {
     dense
 }
 
-/// Refuses biases of feed-forward blocks: a sum of experts has none that doesn't depend on the
-/// token, and a dense family gives them to all layers or to none.
+/// Refuses biases of feed-forward blocks: the bias of a sum of experts depends on the token, and a
+/// dense family has biases in all layers or in none.
 fn check_biases(model: &Model) -> Result<()> {
     let networks = model.layers.iter().flat_map(|layer| match &layer.ffn {
         Ffn::Dense(network) => vec![network.as_ref()],
@@ -400,7 +401,7 @@ fn check_biases(model: &Model) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// As many tokens as are named are enough, and a window fewer is not.
+    /// As many tokens as the error names are enough, and one window fewer is too few.
     #[test]
     fn the_least_tokens_are_just_enough() {
         for (down, width, sequence) in

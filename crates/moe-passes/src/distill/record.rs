@@ -1,4 +1,4 @@
-//! What is said of a layer that became dense.
+//! The record of a layer that became dense.
 
 use std::fmt;
 
@@ -119,7 +119,7 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// The error on held-out tokens before, and of what is kept.
+    /// The error on held-out tokens before training, and that of the weights that are kept.
     pub fn errors(&self) -> Option<[f64; 2]> {
         let at =
             |step: u64| self.looks.iter().find(|look| look.step == step).map(|look| look.error);

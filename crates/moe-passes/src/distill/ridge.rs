@@ -1,6 +1,6 @@
-//! A down projection fitted to what the mixture gives: W with the least Σ ‖y − W h‖² + λ ‖W − W₀‖².
+//! Fits a down projection to what the mixture gives: W with the least Σ ‖y − W h‖² + λ ‖W − W₀‖².
 //!
-//! MergeMoE (2510.14436) fits the down projections of merged experts so, without λ.
+//! MergeMoE (2510.14436) fits the down projections of merged experts in this way, without λ.
 
 use candle_core::{DType, Device, Tensor};
 use moe_checkpoint::ScratchStore;
@@ -16,24 +16,24 @@ use super::weights::kept;
 
 /// λ as multiples of the mean diagonal of Σ h hᵀ.
 const GRID: [f64; 7] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
-/// Tokens of which neurons are held at a time.
+/// The number of tokens whose neurons are held at a time.
 const TOKEN_BLOCK: usize = 4096;
 
-/// What a fit gives.
+/// The result of a fit.
 pub(super) struct Fitted {
     /// `[hidden, width]`
     pub down: Weight,
-    /// The multiple of the mean diagonal that did best on held-out tokens; none where W₀ itself
+    /// The multiple of the mean diagonal that did best on held-out tokens; None where W₀ itself
     /// did.
     pub lambda: Option<f64>,
-    /// The relative error on held-out tokens of each that was tried; the last one is that of W₀.
+    /// The relative error on held-out tokens of each λ that was tried; the last one is that of W₀.
     pub tried: Vec<(Option<f64>, f64)>,
 }
 
-/// Fits the down projection of `student` in layer `index`, whose `inputs` and outputs of the
-/// original block are there. Held-out tokens choose λ, and nothing is fitted to them.
+/// Fits the down projection of `student` in layer `index`. `inputs` hold what reaches the original
+/// block and what it gives. Held-out tokens choose λ, and nothing is fitted to them.
 ///
-/// The matrix is kept: it can't be made again without the tokens.
+/// The matrix is kept: without the tokens it can't be made again.
 pub(super) fn fit(
     index: usize,
     student: &Expert,
@@ -71,7 +71,7 @@ pub(super) fn fit(
     let solve = |relative: f64| -> candle_core::Result<(Option<f64>, f64)> {
         Ok((Some(relative), held_out.relative_error(&deciding.solve(relative, &start)?)?))
     };
-    // The least may be singular where neurons are zero, and no error.
+    // With the least λ the sums may be singular where neurons are zero. That λ is skipped then.
     let n = width as f64;
     let work = Work::flops(GRID.len() as f64 * n * n * (n / 3.0 + 4.0 * hidden as f64));
     let all = || GRID.into_iter().filter_map(|relative| solve(relative).ok()).collect();
@@ -93,7 +93,7 @@ pub(super) fn fit(
     Ok(Fitted { down, lambda, tried })
 }
 
-/// What makes samples of tokens.
+/// The gate and up projections, which make samples of tokens.
 struct GateAndUp {
     gate: Tensor,
     up: Tensor,

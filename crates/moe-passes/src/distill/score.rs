@@ -1,4 +1,4 @@
-//! How much each expert counts, and in which order they fill the dense network.
+//! Scores of experts, and the order in which experts fill the dense network.
 
 use clap::ValueEnum;
 use moe_math::determinantal;
@@ -25,12 +25,12 @@ pub enum Score {
 }
 
 impl Score {
-    /// Whether all experts must run on some tokens.
+    /// Whether all experts must run on some tokens, not only those that chose them.
     pub(super) fn needs_all_outputs(self) -> bool {
         self == Self::DoAcp
     }
 
-    /// The experts of layer `layer` in the order in which they are taken, and what each counts;
+    /// The experts of layer `layer` in the order in which they are taken, and the score of each;
     /// `count` of them are about to be taken.
     pub(super) fn order(
         self,
@@ -46,7 +46,7 @@ impl Score {
             return Ok((determinantal::greedy(&kernel, scores.len(), lambda), scores));
         }
         let mut order: Vec<usize> = (0..scores.len()).collect();
-        // Stable, so that the lower index comes first among equals.
+        // The sort is stable, so that the lower index comes first among equals.
         order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
         Ok((order, scores))
     }

@@ -1,4 +1,4 @@
-//! Which neurons of a layer fill the dense network.
+//! The choice of neurons that fill the dense network.
 
 use std::collections::BTreeSet;
 
@@ -19,8 +19,8 @@ pub enum Select {
     Neurons,
 }
 
-/// The chosen ones of `neurons`, ascending: at most `width`, those of the shared expert, then those
-/// of experts in `order`, and only then those that give nothing.
+/// Indices of the chosen `neurons`, ascending, at most `width`: first those of the shared expert,
+/// then those of experts in `order`, and last those whose output is zero.
 pub(super) fn by_experts(
     neurons: &[Neuron],
     networks: &Networks,
@@ -44,15 +44,15 @@ pub(super) fn by_experts(
     chosen.into_iter().collect()
 }
 
-/// The `width` chosen ones of `neurons`, ascending: the most important.
+/// Indices of the `width` most important `neurons`, ascending.
 pub(super) fn by_neurons(neurons: &[Neuron], width: usize) -> Vec<usize> {
     let mut chosen = most_important(neurons, 0..neurons.len(), width);
     chosen.sort_unstable();
     chosen
 }
 
-/// At most `count` of `candidates`, which ascend: those of the greatest importance, of equals the
-/// first.
+/// At most `count` of the ascending `candidates`: those of the greatest importance; among equals,
+/// the first.
 fn most_important(
     neurons: &[Neuron],
     candidates: impl IntoIterator<Item = usize>,

@@ -1,4 +1,4 @@
-//! Trains dense layers, each on what the mixture that it came of gave.
+//! Trains dense layers to give what the mixtures they were made from give.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::weights::kept;
 use super::{DistillOptions, DistilledLayer};
 use crate::pass::{DecidedLayer, Kept, LayerEdits, LayerStage, Sources};
 
-/// One more sweep, in which each layer that isn't exact is trained.
+/// A further sweep, in which each layer that isn't exact is trained.
 pub(super) struct TrainingStage {
     name: &'static str,
     steps: u64,
@@ -29,10 +29,10 @@ pub(super) struct TrainingStage {
     begun: Option<Begun>,
 }
 
-/// What is known once it has begun.
+/// The state of a stage that has begun.
 struct Begun {
     tokens: Tokens,
-    /// What was decided before it.
+    /// What was decided before this stage.
     before: LayerEdits,
     edits: LayerEdits,
     errors: LayerErrors,
@@ -41,7 +41,8 @@ struct Begun {
 }
 
 impl TrainingStage {
-    /// All stages that `options` ask for: on what --forcing says, then on the student's own states.
+    /// All stages that `options` ask for: one on the states that --forcing chooses, then one on the
+    /// student's own states.
     pub fn all(options: &DistillOptions, sources: &Sources<'_>) -> Vec<Box<dyn LayerStage>> {
         let training = &options.training;
         let stages = [
@@ -68,7 +69,7 @@ impl TrainingStage {
         self.begun.as_mut().expect("a sweep begins first")
     }
 
-    /// Layer `index` after the steps of this stage, or as they were saved.
+    /// Layer `index` after the steps of this stage, trained now or read from what was saved.
     fn trained(
         &self,
         index: usize,
@@ -99,7 +100,7 @@ impl TrainingStage {
         Ok(dense(network, record))
     }
 
-    /// What layer `index` learns in the steps of this stage.
+    /// Trains layer `index` for the steps of this stage.
     fn learned(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<Learned> {
         let network = layer.ffn.dense().expect("it was made dense");
         let begun = self.begun.as_ref().expect("a sweep begins first");

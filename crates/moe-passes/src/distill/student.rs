@@ -14,7 +14,7 @@ use super::weights::{Pick, picked, random};
 use super::{DistillOptions, Down, Init};
 use crate::pass::{DecidedLayer, Kept, LayerRecord};
 
-/// The dense network of `width` neurons of layer `index`, which is `moe`, and what is said of it.
+/// The dense network of `width` neurons for layer `index`, whose mixture is `moe`, and its record.
 pub(super) fn student(
     index: usize,
     moe: &Moe,
@@ -60,7 +60,7 @@ pub(super) fn dense(network: Expert, record: LayerRecord) -> DecidedLayer {
     }
 }
 
-/// The mean of the experts of `moe` beside its shared one, which had these mean gates.
+/// The mean of the experts of `moe` beside its shared expert; the arguments give their mean gates.
 pub(super) fn mean_of_experts(
     moe: &Moe,
     gates: &[f64],
@@ -79,7 +79,7 @@ struct MadeStudent {
     kept: Kept,
 }
 
-/// Some of the neurons that there are.
+/// A network of selected neurons.
 fn selected(
     index: usize,
     moe: &Moe,
@@ -120,7 +120,7 @@ fn selected(
     })
 }
 
-/// A network that knows nothing of layer `index`, which is `moe`.
+/// A random network that uses no weight of layer `index`, whose mixture is `moe`.
 fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> MadeStudent {
     MadeStudent {
         network: random(&moe.experts[0], width, seed, index),
@@ -137,7 +137,7 @@ fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> MadeStudent {
     }
 }
 
-/// Whether the chosen neurons give what all of them give.
+/// Whether the chosen neurons give what all neurons give.
 fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
     let lost = neurons
         .iter()
@@ -152,7 +152,8 @@ fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
     }
 }
 
-/// Means of as many groups of experts as fit, which had these mean gates, beside the shared expert.
+/// Means of as many groups of experts as fit beside the shared expert; the arguments give the
+/// experts' mean gates.
 fn averaged(
     moe: &Moe,
     gates: &[f64],
@@ -164,7 +165,7 @@ fn averaged(
     let (shared, each) = (shared_width(moe), moe.experts[0].width());
     let count = ((width - shared) / each).min(moe.experts.len());
     let Means { networks, groups } = means(moe, count, weights)?;
-    // All of a token's gates together may be known; those of a group are measured.
+    // The sum of all gates of a token may be known; the sums of groups are measured.
     let of_group = |group: &Vec<usize>| {
         let parts: Vec<f64> =
             (0..gates.len()).map(|e| f64::from(u8::from(group.contains(&e)))).collect();
@@ -193,7 +194,7 @@ fn averaged(
     })
 }
 
-/// How many picks come from each network.
+/// The number of picks from each network.
 fn parts(picks: &[Pick], source: impl Fn(usize) -> PartSource) -> Vec<DistilledPart> {
     let of = |picks: &[Pick]| DistilledPart {
         from: source(picks[0].network as usize),

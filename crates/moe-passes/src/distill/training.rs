@@ -52,14 +52,14 @@ impl Training {
         self.steps > 0 || self.student_steps > 0
     }
 
-    /// What is said of a rate that can hardly train.
+    /// A warning for a learning rate that can hardly train; None for others.
     pub(super) fn warning(&self) -> Option<String> {
         let rate = self.relative_learning_rate;
         let what = "moves weights by many times their size in a step: 0.1 is usual";
         (self.trains() && rate > 10.0).then(|| format!("--relative-learning-rate {rate:e} {what}"))
     }
 
-    /// Refuses what can't train.
+    /// Refuses values that can't train.
     pub(super) fn check(&self) -> Result<()> {
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
         match self {
@@ -84,7 +84,7 @@ impl Training {
         }
     }
 
-    /// Refuses what says how layers are trained where none is.
+    /// Refuses options of training where no layer is trained.
     fn check_idle(&self) -> Result<()> {
         let idle = [
             ("--batch-tokens", self.batch_tokens != default_batch_tokens()),
@@ -98,5 +98,5 @@ impl Training {
     }
 }
 
-/// The largest batch of a step, in tokens.
+/// The maximum batch of a step, in tokens.
 pub(super) const MAX_BATCH_TOKENS: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! The dense network: neurons picked from several networks, made when they are read.
+//! The dense network: neurons picked from several networks, lazily made.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::part::{Axis, encoded, numeric, read_finite};
 /// A neuron of the dense network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Pick {
-    /// Which network it comes from.
+    /// The index of the network that it comes from.
     pub network: u32,
-    /// Which of its neurons it is.
+    /// The index of the neuron there.
     pub neuron: u32,
-    /// What its down column is multiplied by.
+    /// The factor on its down column.
     pub factor: f32,
 }
 
-/// `width` neurons: those that `picks` say, and zeros behind them.
+/// `width` neurons: the picked ones, and zeros behind them.
 struct Picked {
     networks: Vec<Weight>,
     picks: Arc<[Pick]>,
@@ -28,7 +28,7 @@ struct Picked {
     axis: Axis,
 }
 
-/// The network of `width` neurons that `picks` make of `networks`; zeros fill it up.
+/// The network of `width` neurons that `picks` take from `networks`; zeros fill it up.
 pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> Expert {
     let of = |linear: fn(&Expert) -> &Linear, axis| {
         let networks: Vec<Weight> =
@@ -48,7 +48,7 @@ pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> E
     }
 }
 
-/// Numbers of one stream of a seed.
+/// Normally distributed numbers of one stream of a seed.
 struct Normal {
     like: Weight,
     elements: usize,
@@ -56,10 +56,10 @@ struct Normal {
     stream: u64,
 }
 
-/// Standard deviation of what is drawn: `initializer_range` of most configs.
+/// Standard deviation of random weights: `initializer_range` of most configs.
 const STD: f64 = 0.02;
 
-/// A network of `width` neurons in the encodings of `like`, drawn for layer `index`.
+/// A random network of `width` neurons for layer `index`, in the encodings of `like`.
 pub(super) fn random(like: &Expert, width: usize, seed: u64, index: usize) -> Expert {
     let mut network = undecided(like, width);
     for (place, linear) in
@@ -85,8 +85,8 @@ impl WeightSource for Normal {
     }
 }
 
-/// `network`, which has no biases, with zeros behind its neurons, so that it has `width` of them;
-/// itself where it has as many.
+/// `network`, which has no biases, padded with zeros to `width` neurons; unchanged where it has as
+/// many.
 pub(super) fn padded(network: &Expert, width: usize) -> Expert {
     if network.width() == width {
         return network.clone();
@@ -96,7 +96,7 @@ pub(super) fn padded(network: &Expert, width: usize) -> Expert {
 }
 
 impl Picked {
-    /// The picks of each network with their places.
+    /// The picks of each network, with their positions in the result.
     fn by_network(&self) -> Vec<Vec<(usize, Pick)>> {
         let mut of = vec![Vec::new(); self.networks.len()];
         self.picks
@@ -112,7 +112,7 @@ impl WeightSource for Picked {
         let like = &self.networks[0];
         let dtype = candle_dtype(like)?;
         let size = dtype.size_in_bytes();
-        // A row is a neuron of gate and up, and a component of what down gives.
+        // A row is a neuron of gate and up, and an output component of down.
         let across = like.shape()[if self.axis == Axis::Rows { 1 } else { 0 }];
         let mut rows =
             vec![0u8; if self.axis == Axis::Rows { self.width * across * size } else { 0 }];
@@ -160,7 +160,7 @@ impl WeightSource for Picked {
 }
 
 /// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is
-/// written; only what is carried out has one.
+/// written. `spill` is None in a plan that isn't carried out.
 pub(super) fn kept(values: &[f32], like: &Weight, spill: Option<&ScratchStore>) -> Result<Weight> {
     let spill = spill.ok_or_else(|| {
         let what = "there is no place for weights that are made before they are written";
@@ -170,7 +170,7 @@ pub(super) fn kept(values: &[f32], like: &Weight, spill: Option<&ScratchStore>) 
     Ok(Weight::made(like.name(), like.dtype(), like.shape(), spill.keep(&bytes)?))
 }
 
-/// The shape of a network of `width` neurons like `like`, before anything is decided.
+/// The shape of a network of `width` neurons like `like`, as a stand-in until it is decided.
 pub(super) fn undecided(like: &Expert, width: usize) -> Expert {
     picked(std::slice::from_ref(like), Arc::new([]), width)
 }

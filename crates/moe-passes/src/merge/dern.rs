@@ -1,4 +1,5 @@
-//! DERN (2509.10377): experts go, but their neurons join those of kept experts that they are like.
+//! DERN (2509.10377): whole experts are dropped, and their neurons join similar neurons of kept
+//! experts.
 
 use std::sync::Arc;
 
@@ -11,20 +12,20 @@ use crate::merged::{Gift, Share, merged};
 use crate::pass::{NetworkEdit, NetworkSource, Neurons};
 use crate::reduce::{LayerView, Reduced};
 
-/// Where a dropped neuron goes.
+/// The neuron that a dropped neuron joins.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct MergeTarget {
-    /// Position among the kept experts, and the neuron there.
+    /// The position of its expert among the kept ones, and its index there.
     pub kept: usize,
     pub neuron: usize,
 }
 
-/// A dropped expert, and the target of each of its neurons; none for one that is lost.
+/// A dropped expert, and the target of each of its neurons: None for a neuron that is lost.
 pub(super) type Targets = (usize, Vec<Option<MergeTarget>>);
 
-/// The experts of greatest `saliency` stay; each neuron of the others goes to the kept neuron of
-/// greatest cosine, if that is at least `threshold`, and is lost otherwise. Neurons that come
-/// together are their mean weighed by saliency.
+/// The experts of greatest `saliency` stay. Each neuron of the others joins the kept neuron of
+/// greatest cosine if that is at least `threshold`, and is lost otherwise. Neurons that are joined
+/// become their mean, weighted by saliency.
 pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) -> Result<Reduced> {
     let kept = kept(layer, &saliency);
     let targets = targets(layer, &kept, threshold)?;
@@ -45,7 +46,7 @@ pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) 
     })
 }
 
-/// The share of each of `experts` experts' neurons that stay or have a target.
+/// For each of `experts` experts, the share of its neurons that stay or have a target.
 pub(super) fn carried(experts: usize, targets: &[Targets]) -> Vec<f64> {
     let mut carried = vec![1.0; experts];
     for (dropped, targets) in targets {
@@ -65,8 +66,8 @@ fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
         .collect()
 }
 
-/// The targets of all neurons of each dropped expert, ascending. Neurons stay in their routing
-/// group, and none goes to a protected expert.
+/// The targets of all neurons of each dropped expert, by expert, ascending. Neurons stay in their
+/// routing group, and none joins a protected expert.
 pub(super) fn targets(
     layer: &LayerView<'_>,
     kept: &[usize],
@@ -99,17 +100,17 @@ pub(super) fn targets(
     found_by(&dropped, at_once(Sizes::of(layer.moe).compared(COSTS)), find)
 }
 
-/// Cosines of all pairs are held once.
+/// The number of times that cosines of all pairs are held.
 const COSTS: usize = 1;
 
-/// Bytes that finding targets for neurons of experts of these sizes holds.
+/// Bytes that finding targets for neurons of experts of these sizes takes.
 pub(super) fn working_bytes(sizes: Sizes) -> usize {
     let one = sizes.compared(COSTS);
     at_once(one) * one
 }
 
-/// Takes the greatest of `cosines` if it is greater than the best so far, or as great as the
-/// threshold.
+/// Makes the greatest of `cosines` the best where it is greater; without a target so far, a cosine
+/// as great as the threshold is enough.
 fn raise(best: &mut (f64, Option<MergeTarget>), kept: usize, cosines: &[f64]) {
     for (neuron, cosine) in cosines.iter().enumerate() {
         if *cosine > best.0 || (best.1.is_none() && *cosine >= best.0) {
@@ -118,7 +119,7 @@ fn raise(best: &mut (f64, Option<MergeTarget>), kept: usize, cosines: &[f64]) {
     }
 }
 
-/// Neurons of length 1 where they are compared, in f64, which Metal lacks.
+/// Neurons of length 1, on the device where they are compared. They are in f64, which Metal lacks.
 fn device_rows(layer: &LayerView<'_>, expert: &Expert) -> Result<Tensor> {
     let device = if layer.compute.device.is_metal() { &Device::Cpu } else { &layer.compute.device };
     unit_neurons(expert)?.to_device(device).map_err(|e| failed(layer, e))
@@ -130,7 +131,7 @@ struct MergedBlock {
     expert: Expert,
 }
 
-/// A kept expert with the neurons that come to it; without any it stays as it is stored.
+/// A kept expert with the neurons that join it; without any it stays as it is stored.
 fn with_arrivals(
     layer: &LayerView<'_>,
     kept: &[usize],
@@ -160,7 +161,7 @@ fn with_arrivals(
             expert: experts[own].clone(),
         };
     }
-    // Where all weights are 0, the kept neuron stays.
+    // Where all weights are 0, the kept neuron stays unchanged.
     let share = |expert: usize, to: usize| {
         if totals[to] > 0.0 {
             saliency[expert] / totals[to]

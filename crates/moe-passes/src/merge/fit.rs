@@ -1,4 +1,4 @@
-//! MergeMoE's down projection (2510.14436): fitted to what a group's experts give together.
+//! MergeMoE's down projection (2510.14436), fitted to the joint output of a group's experts.
 
 use candle_core::{DType, Tensor};
 use moe_forward::{LoadedRouter, expert_output, neuron_activations};
@@ -10,13 +10,13 @@ use moe_model::{Error, Expert, Kind, Model, Moe, Result, Weight};
 use crate::merged::held;
 use crate::reduce::LayerView;
 
-/// Tokens of which activations are held in f64 at a time.
+/// The number of tokens whose activations are held in f64 at a time.
 const TOKEN_BLOCK: usize = 8192;
 
 /// Fits down projections in one layer.
 pub(super) struct Fit<'a> {
     layer: &'a LayerView<'a>,
-    /// Where each part of the inputs goes.
+    /// The routing of each part of the inputs.
     routings: Vec<Routing>,
     compute: Compute,
 }
@@ -40,11 +40,11 @@ impl<'a> Fit<'a> {
         })
     }
 
-    /// down' with the least Σ ‖Σ_j w_j f_j(x) − down' φ'(x)‖² over the tokens that chose any of
-    /// `group`, φ' the activations of `merged`'s gate and up as they are written; none where no
-    /// token did.
+    /// The down' with the least Σ ‖Σ_j w_j f_j(x) − down' φ'(x)‖² over the tokens that chose any of
+    /// `group`, where φ' are the activations of `merged`'s gate and up as they are written; None
+    /// where no token did.
     ///
-    /// The matrix is held in memory: it can't be made again without the tokens.
+    /// The matrix is held in memory: without the tokens it can't be made again.
     pub fn down(
         &self,
         group: &[usize],
@@ -88,16 +88,16 @@ impl<'a> Fit<'a> {
     }
 }
 
-/// The most bytes that fitting a layer of `experts` experts holds beside the inputs of `tokens`
-/// tokens.
+/// The maximum number of bytes that fitting a layer of `experts` experts holds beside the inputs of
+/// `tokens` tokens.
 pub(super) fn working_bytes(model: &Model, experts: usize, tokens: usize) -> u64 {
     let of_layer = |moe: &Moe| {
         let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-        // In f64 inputs, activations and outputs of a block; an expert's matrices, and the sums of
+        // In f64: inputs, activations and outputs of a block; an expert's matrices; and the sums of
         // the least squares.
         let block = tokens.min(TOKEN_BLOCK) * (2 * model.hidden + 3 * width);
         let matrices = 4 * width * model.hidden + 2 * width.pow(2);
-        // Scores of all experts, and which are chosen.
+        // Scores of all experts, and the choice of each token.
         let routing = tokens * (4 * experts + 8 * moe.router.top_k);
         (8 * (block + matrices) + routing) as u64
     };

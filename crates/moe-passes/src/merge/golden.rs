@@ -1,7 +1,7 @@
-//! Merging layer 1 of the built-in MoE as golden/pruning/merge.py does it with numpy and scipy in
-//! float64.
+//! Compares merging of layer 1 of the built-in MoE with golden/pruning/merge.py, which uses numpy
+//! and scipy in float64.
 //!
-//! Experts are given in f32, so that merged weights aren't rounded to bf16: what is compared is the
+//! Experts are given in f32, so that merged weights aren't rounded to bf16: the test compares the
 //! arithmetic.
 
 use std::collections::HashMap;
@@ -26,11 +26,11 @@ use crate::reduce::{LayerView, Method};
 
 const LAYER: usize = 1;
 const COUNT: usize = 12;
-/// merge.py stores one neuron in so many.
+/// merge.py stores one neuron in this many.
 const STEP: usize = 32;
-/// Sums of our f32 forward pass differ from float64's by as much, relative.
+/// The relative difference between sums of our f32 forward pass and of float64's.
 const COEFFICIENT: f64 = 1e-6;
-/// Of the largest weight.
+/// The largest difference, relative to the largest weight.
 const WEIGHT: f64 = 1e-5;
 
 fn golden(path: &str) -> PathBuf {
@@ -104,7 +104,7 @@ impl Observer for Watch {
     }
 }
 
-/// What the tokens of golden/pruning say of the layer.
+/// What golden/pruning holds for the layer's tokens.
 struct Fixture {
     moe: Moe,
     groups: Vec<Group>,
@@ -185,7 +185,7 @@ fn groups_of(value: &Value) -> Vec<Vec<usize>> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-/// Compares the merged experts that the golden holds; gives how many.
+/// Compares the merged experts that the golden holds, and returns how many there are.
 fn assert_weights(name: &str, centroids: &[usize], experts: &[Expert]) {
     let golden = tensors(name);
     let mut compared = 0;

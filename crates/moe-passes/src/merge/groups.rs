@@ -1,4 +1,4 @@
-//! Which experts become one: groups of a layer's experts, each with its centroid first.
+//! Groups of a layer's experts that become one. Each group has its centroid first.
 
 use moe_math::linkage::{average_linkage, euclidean, squared_distance};
 use moe_math::saliency::greatest;
@@ -6,18 +6,18 @@ use moe_model::Moe;
 
 use super::options::Grouping;
 
-/// Experts that may be merged with each other, ascending, and how many are to be left of them.
+/// Experts that may be merged with each other, ascending, and how many of them are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Division {
     pub experts: Vec<usize>,
     pub count: usize,
 }
 
-/// How a layer of `count` experts is grouped: `group` groups a division. Experts of one routing
-/// group only are merged, and each routing group keeps as many. Protected experts stand alone, but
-/// where that would leave no group for the others: there, protection has no effect.
+/// Groups a layer of `count` experts; `group` groups one division. Only experts of the same routing
+/// group are merged, and each routing group keeps equally many. Protected experts stand alone;
+/// where that would leave no group for the others, protection has no effect.
 ///
-/// Groups are ascending by centroid; after the centroid, members are ascending.
+/// Groups are ascending by centroid, and members after the centroid are ascending.
 pub(super) fn of_layer(
     moe: &Moe,
     count: usize,
@@ -45,7 +45,7 @@ pub(super) fn of_layer(
     groups
 }
 
-/// How alike experts are, `[n, n]`.
+/// The similarity of each pair of experts, `[n, n]`.
 pub(super) struct Similarity {
     n: usize,
     values: Vec<f64>,
@@ -60,7 +60,7 @@ impl Similarity {
         Self::cosines_of_products(&products, n)
     }
 
-    /// The same from all inner products, `[n, n]`.
+    /// The same, computed from all inner products, `[n, n]`.
     pub fn cosines_of_products(products: &[f64], n: usize) -> Self {
         let norm = |i: usize| products[i * n + i].sqrt();
         let cosine = |ij: usize| {
@@ -70,7 +70,7 @@ impl Similarity {
         Self { n, values: (0..n * n).map(cosine).collect() }
     }
 
-    /// The mean of two.
+    /// The mean of both.
     pub fn mean(self, other: &Self) -> Self {
         let values = self.values.iter().zip(&other.values).map(|(a, b)| (a + b) / 2.0).collect();
         Self { n: self.n, values }
@@ -82,7 +82,7 @@ impl Similarity {
 }
 
 impl Division {
-    /// The most salient experts, ascending, and the others.
+    /// The most salient experts, ascending, and the others, ascending.
     pub fn centroids(&self, saliency: &[f64]) -> (Vec<usize>, Vec<usize>) {
         let of_division: Vec<f64> = self.experts.iter().map(|e| saliency[*e]).collect();
         let chosen = greatest(&of_division, self.count);
@@ -91,8 +91,8 @@ impl Division {
         (centroids, others)
     }
 
-    /// The most salient experts, each with those that join it; at most `cap` in a group, or as many
-    /// as it takes.
+    /// The most salient experts, each with those that join it. A group has at most `cap` experts,
+    /// or more where some would be left over.
     pub fn around_centroids(
         &self,
         saliency: &[f64],
@@ -108,8 +108,8 @@ impl Division {
         }
     }
 
-    /// Average linkage on the Euclidean distances of `features`, `[all experts, d]`; the centroid
-    /// is the member nearest to the mean, of equals the lower.
+    /// Average linkage on the Euclidean distances of `features`, `[all experts, d]`. The centroid
+    /// is the member nearest to the mean; among equals, the lower.
     pub fn clusters(&self, features: &[f64], d: usize) -> Vec<Vec<usize>> {
         let feature = |e: usize| &features[e * d..][..d];
         let chosen: Vec<f64> = self.experts.iter().flat_map(|e| feature(*e)).copied().collect();
@@ -125,9 +125,9 @@ impl Division {
     }
 }
 
-/// The position of the member whose feature is nearest to the mean of all.
+/// The position of the member whose feature is nearest to the mean of all members.
 fn most_central<'a>(members: &[usize], feature: impl Fn(usize) -> &'a [f64]) -> usize {
-    // Two are as far from their mean, whatever rounding says.
+    // Two members are equally far from their mean, whatever rounding says.
     if members.len() <= 2 {
         return 0;
     }
@@ -139,7 +139,7 @@ fn most_central<'a>(members: &[usize], feature: impl Fn(usize) -> &'a [f64]) -> 
 }
 
 /// REAM's grouping: from the most salient centroid to the least, each takes the cap − 1 nearest
-/// that are still free.
+/// experts that are still free.
 fn pseudo(
     centroids: Vec<usize>,
     mut free: Vec<usize>,
@@ -160,8 +160,8 @@ fn pseudo(
     order.into_iter().map(take).collect()
 }
 
-/// Pairs of expert and centroid by descending similarity: a pair is made if the expert is free and
-/// the group has room.
+/// Goes through pairs of expert and centroid by descending similarity: a pair is joined if the
+/// expert is free and the group has room.
 fn nearest(
     centroids: Vec<usize>,
     others: &[usize],
@@ -173,7 +173,7 @@ fn nearest(
     let mut pairs: Vec<(usize, usize)> =
         others.iter().flat_map(|j| (0..groups.len()).map(|g| (*j, g))).collect();
     let of = |(j, g): &(usize, usize)| similarity.of(*j, groups[*g][0]);
-    // The sort is stable: of equals the lower expert, then the lower centroid.
+    // The sort is stable: among equals, the lower expert comes first, then the lower centroid.
     let mut with: Vec<(f64, (usize, usize))> =
         pairs.drain(..).map(|pair| (of(&pair), pair)).collect();
     with.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -187,8 +187,8 @@ fn nearest(
     groups
 }
 
-/// Weights of each group's members in order, ∝ `weights` with sum 1; equal ones where all of a
-/// group are 0, as when no token chose any of them.
+/// Weights of each group's members, in order, proportional to `weights`; they sum to 1. They are
+/// equal where all weights of a group are 0, as when no token chose any member.
 pub(super) fn coefficients(groups: &[Vec<usize>], weights: &[f64]) -> Vec<Vec<f64>> {
     let of_group = |group: &Vec<usize>| {
         let sum: f64 = group.iter().map(|e| weights[*e]).sum();
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     fn similarity() -> Similarity {
-        // Expert 2 is nearest to 0, 3 to 1; 0 is the more salient of the two centroids.
+        // Expert 2 is nearest to 0, and 3 to 1; 0 is the more salient of the two centroids.
         let values =
             vec![1.0, 0.0, 0.9, 0.3, 0.0, 1.0, 0.2, 0.8, 0.9, 0.2, 1.0, 0.1, 0.3, 0.8, 0.1, 1.0];
         Similarity { n: 4, values }

@@ -1,4 +1,4 @@
-//! How a layer's experts become fewer by merging.
+//! The methods of merging a layer's experts.
 
 use moe_math::meter::Work;
 use moe_math::saliency;
@@ -14,7 +14,7 @@ use crate::merged::{Share, merged};
 use crate::pass::{NetworkEdit, NetworkSource};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
 
-/// A method with what it leaves open.
+/// A method with its parameters.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Merging {
     pub method: MergeAlgorithm,
@@ -36,17 +36,17 @@ impl MergeOptions {
     }
 }
 
-/// What is decided about a layer before weights are made.
+/// The groups of a layer, decided before weights are made.
 pub(super) struct Decided {
-    /// Each with its centroid first.
+    /// Experts of each group, its centroid first.
     pub groups: Vec<Vec<usize>>,
-    /// Of each group's members, sum 1.
+    /// Weights of each group's members; they sum to 1.
     pub coefficients: Vec<Vec<f64>>,
     pub permutations: Permutations,
 }
 
 impl Merging {
-    /// What experts are ranked by and weighed with.
+    /// The saliency that ranks experts and weights their means.
     fn saliency(&self, sums: &Sums) -> Vec<f64> {
         match self.method {
             MergeAlgorithm::Ream => saliency::reap(sums),
@@ -55,7 +55,8 @@ impl Merging {
         }
     }
 
-    /// The same from either half of the data, where it chooses the experts whose router rows stay.
+    /// The same from each half of the data, where saliency chooses the experts whose router rows
+    /// stay; None otherwise.
     fn halves(&self, layer: &LayerView<'_>) -> Option<[Vec<f64>; 2]> {
         if matches!(self.method, MergeAlgorithm::HcSmoe | MergeAlgorithm::Average) {
             return None;
@@ -169,7 +170,7 @@ impl Method for Merging {
     }
 }
 
-/// The expert of one group; that of a group of one as it is stored.
+/// The expert that a group becomes; the only member of a group of one stays as it is stored.
 fn made(
     layer: &LayerView<'_>,
     group: &[usize],
@@ -194,7 +195,7 @@ fn made(
     Ok(expert)
 }
 
-/// How the expert of one group is made.
+/// The record of a group's expert.
 fn edit(group: &[usize], coefficients: &[f64]) -> NetworkEdit {
     if let [one] = group {
         return NetworkEdit::of(vec![NetworkSource::expert(*one)]);
@@ -206,7 +207,8 @@ fn edit(group: &[usize], coefficients: &[f64]) -> NetworkEdit {
     NetworkEdit::of(group.iter().zip(coefficients).map(source).collect())
 }
 
-/// The mean output of each expert over the sampled tokens, chosen or not, `[experts, hidden]`.
+/// The mean output of each expert over the sampled tokens, whether they chose it or not, `[experts,
+/// hidden]`.
 fn mean_outputs(index: usize, sums: &Sums) -> Result<Vec<f64>> {
     let tokens = sums.scalar(Quantity::SampledTokens);
     if tokens > 0.0 {

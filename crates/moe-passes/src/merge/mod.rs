@@ -1,15 +1,15 @@
 //! Merging: several experts become one, and the layer keeps one router row for each.
 //!
 //! REAM 2604.04356, HC-SMoE 2410.08589, M-SMoE 2310.01334, MergeMoE 2510.14436, DERN 2509.10377;
-//! what each computes here, and where that differs from papers and their code, is written in
-//! golden/pruning/METHODS.md. Unlike most published code, the result has as many router rows as
-//! experts. Experts that stand alone are the source's bytes; merged ones are made from their
-//! members when they are read, in f64, and stored in the source's encoding. MergeMoE's down
-//! projections alone are held in memory once they are fitted.
+//! golden/pruning/METHODS.md says what each computes here, and where that differs from papers and
+//! their code. Unlike most published code, the result has as many router rows as experts. Experts
+//! that stand alone are the source's bytes; merged ones are made from their members when they are
+//! read, in f64, and stored in the source's encoding. Only MergeMoE's down projections are held in
+//! memory, once they are fitted.
 //!
-//! An expert without tokens: it is never a centroid before one with tokens, has weight 0 beside
-//! members with tokens, and equal weight where no member has any. By ream its gated outputs are
-//! like nobody's, so its router logits alone place it.
+//! An expert without tokens is never a centroid before one with tokens. It has weight 0 beside
+//! members with tokens, and equal weights where no member has any. In REAM its gated outputs are
+//! similar to no other expert's, so that only its router logits place it.
 //!
 //! Super experts stand alone, unmerged, where fewer of them are protected than experts are kept.
 
@@ -93,7 +93,7 @@ impl Pass for MergeOptions {
     }
 }
 
-/// What merging makes of a model.
+/// The transform that merges a model's experts.
 struct Merged(Reduction);
 
 impl Transform for Merged {

@@ -8,9 +8,9 @@ use crate::pass::Sources;
 use crate::reduce::{Method, ReduceOptions, Size};
 use crate::unused::refuse_unused;
 
-/// Least cosine between a dropped neuron and the kept one that it goes to, unless given.
+/// Minimum cosine between a dropped neuron and the kept one that it joins, unless given.
 pub(super) const DERN_THRESHOLD: f64 = 0.3;
-/// Most experts of a REAM group, unless given: 2604.04356 uses 16.
+/// Maximum number of experts of a REAM group, unless given; 2604.04356 uses 16.
 pub(super) const GROUP_CAP: usize = 16;
 
 /// Which experts become one, and how.
@@ -36,7 +36,7 @@ pub enum MergeAlgorithm {
     Average,
 }
 
-/// What a report says of the algorithm `name`.
+/// The sentence that a report has for the algorithm `name`.
 pub(super) fn words(name: &str) -> Option<&'static str> {
     Some(match MergeAlgorithm::from_str(name, false).ok()? {
         MergeAlgorithm::Ream => "like experts around the most salient ones, neurons aligned",
@@ -97,7 +97,7 @@ pub struct MergeOptions {
 }
 
 impl MergeOptions {
-    /// Refuses what can't work, before anything is read.
+    /// Refuses options that can't work, before anything is read.
     pub(super) fn check(&self, sources: &Sources<'_>) -> Result<Size> {
         let model = sources.model;
         let size = self.reduce.size(sources)?;
@@ -175,7 +175,7 @@ pub(super) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error
     Error::new(Kind::Usage, what).remedy(remedy)
 }
 
-/// Refuses experts whose weights can't be added up.
+/// Refuses experts whose weights can't be added.
 fn check_plain(model: &Model) -> Result<()> {
     let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
     for linear in experts.flat_map(moe_model::Expert::linears) {
@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    /// Options without which a constant counts say what it is.
+    /// Options whose default is a constant of a method state it in their help.
     #[test]
     fn help_states_the_constants() {
         let command = MergeOptions::augment_args(clap::Command::new("merge"));

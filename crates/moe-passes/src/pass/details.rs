@@ -1,4 +1,4 @@
-//! What a pass alone knows of a layer that it converted.
+//! Details that only a pass knows of a layer that it converted.
 
 use std::any::Any;
 use std::fmt;
@@ -10,17 +10,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// The details that a pass leaves of each layer: figures that its report shows. Records hold them
-/// as [`Details`], so that they know no pass; who reads them asks for the type that he knows.
-/// A pass names its type in its row of [`crate::PASSES`]. It is a struct; floats in it that may not
-/// be finite are read by [`moe_checkpoint::or_infinite`].
+/// as [`Details`], so that they don't depend on any pass; a reader asks for the type that it knows.
+/// A pass names its type in its row of [`crate::PASSES`]. The type is a struct; floats in it that
+/// may be infinite or NaN are read by [`moe_checkpoint::or_infinite`].
 pub trait LayerDetails:
     Serialize + DeserializeOwned + JsonSchema + Any + Clone + Send + Sync
 {
-    /// The word that tells them from those of other passes.
+    /// The word that tells these details from those of other passes, as `kind` in JSON.
     const KIND: &'static str;
 }
 
-/// The key of [`LayerDetails::KIND`].
+/// The key that [`LayerDetails::KIND`] is stored under.
 const KIND_KEY: &str = "kind";
 
 /// Details of any pass: in JSON an object, with the key `kind`.
@@ -29,13 +29,13 @@ pub struct Details(Held);
 
 #[derive(Clone)]
 enum Held {
-    /// As the pass gave them, which loses nothing that JSON has no word for.
+    /// The value that the pass gave. It keeps floats that JSON can't write.
     Typed(Arc<dyn AnyDetails>),
-    /// As they were read.
+    /// The object that was read from JSON.
     Json(Map<String, Value>),
 }
 
-/// [`LayerDetails`] of a type that isn't known.
+/// A type-erased [`LayerDetails`].
 trait AnyDetails: Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn to_json(&self) -> Map<String, Value>;
@@ -54,12 +54,12 @@ impl<T: LayerDetails> AnyDetails for T {
 }
 
 impl Details {
-    /// These `details`.
+    /// Wraps the `details` of a pass.
     pub fn of<T: LayerDetails>(details: T) -> Self {
         Self(Held::Typed(Arc::new(details)))
     }
 
-    /// The details, None where they are of another kind.
+    /// The details as a `T`; None where they are of another kind.
     pub fn read<T: LayerDetails>(&self) -> Option<T> {
         match &self.0 {
             Held::Typed(details) => details.as_any().downcast_ref().cloned(),
@@ -102,7 +102,7 @@ impl<'de> Deserialize<'de> for Details {
     }
 }
 
-/// The type of a pass's details, for whoever reads receipts and describes them.
+/// The type of a pass's details, for code that reads and describes receipts.
 #[derive(Debug, Clone, Copy)]
 pub struct DetailsType {
     /// [`LayerDetails::KIND`].

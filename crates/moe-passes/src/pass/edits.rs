@@ -208,12 +208,12 @@ pub enum RouterRows {
 }
 
 impl NetworkEdit {
-    /// Made of `sources`.
+    /// An edit that makes the network from `sources`.
     pub fn of(sources: Vec<NetworkSource>) -> Self {
         Self { sources, ..Self::default() }
     }
 
-    /// The experts of the same layer that it is made of, in order.
+    /// The experts of the same layer that it is made from, in order.
     pub fn experts(&self) -> Vec<usize> {
         let expert = |source: &NetworkSource| match source.network {
             Network::Expert { expert } => Some(expert),

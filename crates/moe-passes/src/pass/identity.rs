@@ -1,4 +1,4 @@
-//! Whether a pass keeps the function.
+//! Whether a pass keeps the function of a model.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// What `effects` come to.
+    /// The identity that results from `effects` together.
     pub fn of(effects: &[Effect]) -> Self {
         let has = |kept: Kept| effects.iter().any(|effect| effect.kept == kept);
         let reasons = effects

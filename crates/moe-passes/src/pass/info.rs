@@ -12,68 +12,70 @@ use super::{DetailsType, Pass};
 /// A row of [`crate::PASSES`]. The command line, recipes and their schema, receipts, reports,
 /// `inspect` and `bench` read it, so that none of them has a list of passes of its own.
 pub struct PassInfo {
-    /// The word for it on the command line, in recipes and in receipts.
+    /// The name of the pass on the command line, in recipes and in receipts.
     pub name: &'static str,
-    /// What it does, in a line of help.
+    /// The line that help has for the pass.
     pub about: &'static str,
     /// Commands that show it and its guide, which help prints behind the options.
     pub examples: &'static str,
-    /// How its options are read.
+    /// The functions that read its options.
     pub options: PassOptions,
-    /// The fewest options that it needs, in TOML: `inspect` plans with them to see what it says to
-    /// a model. No text is opened.
+    /// The minimal options of the pass, in TOML. `inspect` plans with them to see whether the pass
+    /// takes a model. No text is opened.
     pub least_options: &'static str,
-    /// The families that its option `target` can name for a model of this family; none without such
-    /// an option.
+    /// The families that its option `target` can name for a model of this family; empty for a pass
+    /// without that option.
     pub targets: fn(&Family) -> &[String],
-    /// The options of its benchmark, in TOML, but for the text; None where it isn't benchmarked.
+    /// The options of its benchmark, in TOML and without text; None where it isn't benchmarked.
     pub benchmark: Option<fn(&BenchmarkedModel) -> String>,
-    /// What its results are measured beside; None where they are measured by themselves.
+    /// The baseline that its results are measured beside; None where there is none.
     pub baseline: Option<Baseline>,
-    /// How it chooses among experts; None where it doesn't, or has no option for it.
+    /// The option that chooses among experts; None where the pass doesn't choose, or has no such
+    /// option.
     pub choice: Option<Choice>,
-    /// The type of what it says of each layer in details; None where it says nothing.
+    /// The type of its details of each layer; None where it has none.
     pub details: Option<DetailsType>,
-    /// Which kind of report shows what it did.
+    /// The kind of report for its results.
     pub report: ReportKind,
-    /// Options that `heal` should get for its results, None where these needn't be healed.
+    /// The options that `heal` should get for its results; None where they needn't be healed.
     pub healed_with: Option<&'static str>,
-    /// Whether a run that was killed goes on where it was, rather than from the start.
+    /// Whether a run that was killed continues where it was, rather than from the start.
     pub resumes_midway: bool,
-    /// Whether what it decides without text takes little beside the writing. A dry run decides then,
-    /// too: it shows what stays, and fails where the run would.
+    /// Whether decisions without text are cheap beside the writing. Then a dry run decides too: it
+    /// shows which experts stay, and fails where the run would.
     pub decides_at_once: bool,
-    /// Options that make it hold less memory, as the remedy of an error.
+    /// The options that lower its memory, for the remedy of an error.
     pub less_memory: &'static str,
 }
 
-/// What a result is measured beside on held-out text: a model of the same size that was made
+/// The model that a result is measured beside on held-out text. It has the same size and was made
 /// without evidence.
 #[derive(Debug, Clone, Copy)]
 pub struct Baseline {
-    /// What it is, in a few words.
+    /// Its name, in a few words.
     pub name: &'static str,
-    /// What a report says where it was measured.
+    /// The sentence of a report where it was measured.
     pub measured: &'static str,
-    /// What a report says where it was not.
+    /// The sentence of a report where it wasn't measured.
     pub unmeasured: &'static str,
 }
 
-/// The option that says how a pass chooses among experts.
+/// The option by which a pass chooses among experts.
 #[derive(Debug, Clone, Copy)]
 pub struct Choice {
-    /// The option, as recipes spell it.
+    /// The name of the option, as recipes spell it.
     pub option: &'static str,
-    /// What a report says of a value of it; None for values that speak for themselves.
+    /// The words that a report has for a value of the option; None for a value that explains
+    /// itself.
     pub words: fn(&str) -> Option<&'static str>,
 }
 
-/// How a report shows a result.
+/// The kind of report for a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReportKind {
     /// Which experts stay, and what became of the others.
     Experts {
-        /// What the model card says where no layer loses saliency mass.
+        /// The sentence of the model card where no layer loses saliency mass.
         none_lost: &'static str,
     },
     /// How experts were quantized.
@@ -87,15 +89,15 @@ pub enum ReportKind {
 /// The random model that a benchmark runs on.
 #[derive(Debug, Clone, Copy)]
 pub struct BenchmarkedModel {
-    /// Experts of a layer.
+    /// The number of experts of a layer.
     pub experts: usize,
-    /// Neurons that a token uses in a layer.
+    /// The number of neurons that a token uses in a layer.
     pub active_width: usize,
-    /// Tokens of its text.
+    /// The number of tokens of its text.
     pub tokens: usize,
 }
 
-/// How a pass reads its options, which are its fields.
+/// How the options of a pass, which are fields of its type, are read.
 pub struct PassOptions {
     arguments: fn(Command) -> Command,
     from_arguments: fn(&ArgMatches) -> Result<Box<dyn Pass>, clap::Error>,
@@ -103,7 +105,7 @@ pub struct PassOptions {
 }
 
 impl PassOptions {
-    /// Those of the pass `P`.
+    /// The options of the pass `P`.
     pub const fn of<P: Pass + Args + DeserializeOwned + 'static>() -> Self {
         Self {
             arguments: P::augment_args,
@@ -112,30 +114,30 @@ impl PassOptions {
         }
     }
 
-    /// `command` with these options.
+    /// Adds these options to `command`.
     pub fn add_to(&self, command: Command) -> Command {
         (self.arguments)(command)
     }
 
-    /// The pass, with the options that [`Self::add_to`] let the command line have.
+    /// The pass, with options from a command line that [`Self::add_to`] made.
     ///
     /// # Errors
-    /// What clap returns.
+    /// Those of clap.
     pub fn from_arguments(&self, matches: &ArgMatches) -> Result<Box<dyn Pass>, clap::Error> {
         (self.from_arguments)(matches)
     }
 
-    /// The pass, with options as recipes have them.
+    /// The pass, with options from a table of a recipe.
     ///
     /// # Errors
-    /// What serde says of keys that aren't known, are missing, or have another kind of value.
+    /// Those of serde for keys that are unknown or missing, or whose value has the wrong type.
     pub fn from_table(&self, table: toml::Table) -> Result<Box<dyn Pass>, toml::de::Error> {
         (self.from_table)(table)
     }
 }
 
 impl PassInfo {
-    /// Whether it has the option `--name`.
+    /// Whether the pass has the option `--name`.
     pub fn has_option(&self, name: &str) -> bool {
         self.options
             .add_to(Command::new(self.name))
@@ -168,7 +170,7 @@ impl Serialize for PassInfo {
     }
 }
 
-/// By its name, as receipts have it.
+/// Reads the name of a pass, as receipts have it.
 impl<'de> Deserialize<'de> for &'static PassInfo {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;

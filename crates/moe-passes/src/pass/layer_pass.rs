@@ -1,4 +1,4 @@
-//! Decisions that are taken layer by layer in a sweep over text.
+//! Passes that decide layer by layer in a sweep over text.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::calibrate::CalibrationOptions;
 
 /// Edits of layers, decided in sweeps over text.
 pub struct LayerSweep {
-    /// The text.
+    /// The text of the sweeps.
     pub text: CalibrationOptions,
-    /// More text, of which some may join it.
+    /// Further text, some of which may join `text`.
     pub pool: Option<Pool>,
-    /// What decides in the first sweep.
+    /// The pass that decides in the first sweep.
     pub pass: Box<dyn LayerPass>,
-    /// What decides once more, each in a sweep of its own.
+    /// Stages that decide again, each in a sweep of its own.
     pub stages: Vec<Box<dyn LayerStage>>,
 }
 
@@ -31,53 +31,54 @@ impl LayerSweep {
     }
 }
 
-/// How text goes through a sweep.
+/// The size of text, and how it goes through a sweep.
 #[derive(Debug, Clone, Copy)]
 pub struct SweptText {
-    /// All of its tokens.
+    /// The number of all its tokens.
     pub tokens: usize,
-    /// Tokens that go through a layer together.
+    /// The number of tokens that go through a layer together.
     pub block: usize,
     /// Whether hidden states of all tokens are in memory, rather than in a scratch file.
     pub in_memory: bool,
 }
 
-/// Decides layer by layer in a sweep, in which what reaches a layer has gone through the converted
-/// ones before it.
+/// Decides layer by layer in a sweep, where each layer sees what the converted layers before it
+/// give.
 ///
-/// Before anything runs, it is asked what it would take ([`LayerPass::flops`],
-/// [`LayerPass::working_bytes`]), and shown the tokens ([`LayerPass::check_text`]). When it runs,
-/// the order is [`LayerPass::begin`], a sweep over the original model where
-/// [`LayerPass::survey`] gives an observer, the sweep, in which it observes and converts one layer
-/// after the other as a [`Converter`], and [`LayerPass::finish`]. In a run of several passes, the
-/// layers of [`LayerPass::model_mut`] come from the pass before, each just before it is converted.
+/// Before anything runs, it is asked what it will take ([`LayerPass::flops`],
+/// [`LayerPass::working_bytes`]) and shown the tokens ([`LayerPass::check_text`]). A run then calls
+/// [`LayerPass::begin`]; sweeps over the original model if [`LayerPass::survey`] gives an observer;
+/// sweeps, observing and converting one layer after the other through the [`Converter`]; and calls
+/// [`LayerPass::finish`]. In a run of several passes, the pass before puts each layer into
+/// [`LayerPass::model_mut`] just before it is converted.
 pub trait LayerPass: Converter + Send + Sync {
-    /// Refuses so few tokens of text and pool that nothing could be decided on them.
+    /// Refuses text and pool that have too few tokens to decide on.
     ///
     /// # Errors
-    /// [`moe_model::Kind::Usage`] then.
+    /// [`moe_model::Kind::Usage`].
     fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
         let _ = (text, pool);
         Ok(())
     }
 
-    /// The least tokens of text in sequences of `sequence` that [`LayerPass::check_text`] takes.
+    /// The minimum number of tokens, in sequences of `sequence`, that [`LayerPass::check_text`]
+    /// accepts.
     fn least_tokens(&self, sequence: usize) -> usize {
         let _ = sequence;
         0
     }
 
     /// The model that it converts. Where another pass decides that model's layers in the same
-    /// sweep, each is put there just before it is converted, and the whole model before
+    /// sweep, each layer is put there just before it is converted, and the whole model before
     /// [`LayerPass::finish`].
     fn model_mut(&mut self) -> &mut Model;
 
-    /// About how many floating-point operations deciding on `tokens` tokens in sequences of
-    /// `sequence` takes, stages included.
+    /// The approximate number of floating-point operations that deciding on `tokens` tokens in
+    /// sequences of `sequence` takes, including stages.
     fn flops(&self, tokens: usize, sequence: usize) -> f64;
 
-    /// The most bytes that it holds for `text`, beside the sweep's states and a layer's weights,
-    /// in any of its stages.
+    /// The maximum number of bytes that it holds for `text` in any of its stages, beside the
+    /// sweep's states and a layer's weights.
     fn working_bytes(&self, text: SweptText) -> u64 {
         let _ = text;
         0
@@ -89,39 +90,41 @@ pub trait LayerPass: Converter + Send + Sync {
         false
     }
 
-    /// Is told the tokens that are about to come.
+    /// Receives the tokens of the sweep that is about to start.
     fn begin(&mut self, calibration: &Calibration);
 
-    /// What watches a sweep of `sample` over the original model, where it looks ahead.
+    /// The observer of a sweep of `sample` over the original model; None where it doesn't look
+    /// ahead.
     fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {
         let _ = sample;
         None
     }
 
-    /// What was decided.
+    /// The edits of all layers, after the sweep.
     ///
     /// # Errors
-    /// What reading weights returns.
+    /// Those of reading weights.
     fn finish(&mut self) -> Result<LayerEdits>;
 }
 
-/// Decides all layers once more, in another sweep over the original model and the same text.
+/// Decides all layers again, in another sweep over the original model and the same text.
 ///
-/// The order is [`LayerStage::begin`], the sweep, and [`LayerStage::finish`], whose result is
-/// measured where there is held-out text. Where that is no better than what was there before,
-/// [`LayerStage::taken_back`] gives what the next stage goes on from, and what the run ends with.
+/// A run calls [`LayerStage::begin`], sweeps, and calls [`LayerStage::finish`], whose result is
+/// measured where there is held-out text. Where it is no better than the result before the stage,
+/// [`LayerStage::taken_back`] gives the edits that the next stage starts from, and that the run
+/// ends with.
 pub trait LayerStage: Converter + Send + Sync {
-    /// What it does, as a report says it.
+    /// The name of the stage in reports.
     fn name(&self) -> &'static str;
 
-    /// Is told what was decided `so_far`, and the tokens that are about to come. Its steps are so
-    /// costly that a killed run must not take them again: they go to `saved`.
+    /// Receives the edits `so_far` and the tokens of the sweep that is about to start. Its steps
+    /// are so expensive that a killed run must not repeat them, so it stores them in `saved`.
     fn begin(&mut self, calibration: &Calibration, so_far: LayerEdits, saved: Arc<Saved>);
 
-    /// What was decided now.
+    /// The edits of this stage.
     fn finish(&mut self) -> LayerEdits;
 
-    /// What was decided before it, with records that say what it tried.
+    /// The edits from before this stage, with records that say what it tried.
     fn taken_back(&mut self) -> LayerEdits;
 }
 
@@ -141,27 +144,27 @@ pub enum DecidedBy {
     GivenPlan,
 }
 
-/// What was decided for each layer that changes.
+/// The decisions about each layer that changes.
 #[derive(Clone)]
 pub struct LayerEdits {
-    /// What it rests on.
+    /// What the decisions rest on.
     pub by: DecidedBy,
-    /// By layer.
+    /// Feed-forward blocks that change, by layer.
     pub layers: BTreeMap<usize, DecidedLayer>,
     /// Attention that changes, by layer.
     pub attention: BTreeMap<usize, Attention>,
 }
 
-/// What becomes of one layer; layers for multi-token prediction are numbered behind the others.
+/// The edit of one layer. Layers for multi-token prediction are numbered behind the others.
 #[derive(Clone)]
 pub struct DecidedLayer {
-    /// Its feed-forward block.
+    /// The converted feed-forward block.
     pub ffn: Ffn,
-    /// How it is made.
+    /// The record of how it is made.
     pub record: LayerRecord,
-    /// For each expert that is left: the one whose router row it keeps, then what was merged into
+    /// For each expert that is left: the expert whose router row it keeps, then those merged into
     /// it.
     pub clusters: Vec<Vec<usize>>,
-    /// What experts were ranked by.
+    /// The score that ranked each expert; empty where none did.
     pub saliency: Vec<f64>,
 }

@@ -1,4 +1,5 @@
-//! What every pass has: a name, options, and a plan that is fixed before the first byte is written.
+//! The parts that every pass has: a name, options, and a plan that is fixed before the first byte
+//! is written.
 
 mod details;
 mod edits;
@@ -37,16 +38,17 @@ pub use pool::{Pool, PoolStats};
 pub use record::LayerRecord;
 pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 
-/// A conversion pass; its options are its fields.
+/// A conversion pass, whose options are its fields.
 ///
-/// [`Pass::check_options`] is asked before anything is opened. What [`Pass::inputs`] names is read,
-/// and [`Pass::plan`] called once on it: the [`Plan`] has the planned model, and says what comes
-/// next, as a value. What that finds out is put in its place by [`Transform::apply`].
+/// [`Pass::check_options`] is called before anything is opened. The files that [`Pass::inputs`]
+/// names are read, and [`Pass::plan`] is called once with them: the [`Plan`] has the planned model,
+/// and says as a value how the rest is found out. [`Transform::apply`] then puts the findings in
+/// place.
 pub trait Pass: std::fmt::Debug + Send + Sync {
-    /// What is known of it without its options: its row of [`crate::PASSES`].
+    /// Its row of [`crate::PASSES`]: what is known of it without its options.
     fn info(&self) -> &'static PassInfo;
 
-    /// The word for it on the command line, in recipes and in receipts.
+    /// The name of the pass on the command line, in recipes and in receipts.
     fn name(&self) -> &'static str {
         self.info().name
     }
@@ -54,23 +56,23 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     /// Its options as recipes spell them, defaults included.
     fn options(&self) -> Value;
 
-    /// What it reads beside the model that it converts.
+    /// Files that it reads beside the model that it converts.
     fn inputs(&self) -> Inputs<'_>;
 
-    /// What it writes beside its result.
+    /// Files that it writes beside its result.
     fn outputs(&self) -> Outputs<'_> {
         Outputs::default()
     }
 
-    /// Refuses options that can't work with any model, and ones that contradict each other. Nothing
-    /// is read.
+    /// Refuses options that can't work with any model, and options that contradict each other. It
+    /// reads nothing.
     ///
     /// # Errors
     /// [`moe_model::Kind::Usage`], with a message that begins with the option where its value alone
     /// is wrong.
     fn check_options(&self) -> Result<()>;
 
-    /// Validates the options against the models and says what will be done.
+    /// Validates the options against the models, and plans the conversion.
     ///
     /// # Errors
     /// [`moe_model::Kind::Usage`] for options that cannot work, [`moe_model::Kind::Unsupported`]
@@ -78,29 +80,29 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan>;
 }
 
-/// `options`, or a plan, as JSON.
+/// Options or a plan as JSON.
 ///
 /// # Panics
-/// If they have a map whose keys aren't text, or a value that refuses to be written: none of ours
-/// has.
+/// Panics if they have a map whose keys aren't text, or a value that can't be serialized. No
+/// options and plans of passes have any.
 pub(crate) fn as_value(options: &impl Serialize) -> Value {
     serde_json::to_value(options)
         .expect("options are numbers, words, paths that are written with loss, and lists of these")
 }
 
-/// Statistics of a model that was observed before.
+/// Statistics that were observed of a model before this run.
 pub trait LayerStatistics: Send + Sync {
-    /// The groups of tokens.
+    /// The groups of tokens that sums are kept for.
     fn groups(&self) -> &[Group];
 
-    /// The sums of each group in layer `index`; none where it has no mixture.
+    /// The sums of each group in layer `index`; None where the layer has no mixture.
     ///
     /// # Errors
-    /// What reading returns.
+    /// Those of reading the file.
     fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>>;
 }
 
-/// What a pass reads.
+/// What a pass reads: models, statistics, a plan.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
     /// The model that it converts.
@@ -109,21 +111,22 @@ pub struct Sources<'a> {
     pub others: &'a [Model],
     /// Whether any of these is another checkpoint than `model`.
     pub others_differ: bool,
-    /// For the model and each of the others, in this order, the place of the first that holds the
-    /// same weights as far as samples of every tensor tell; empty where that isn't known.
+    /// For the model and each of the others, in this order, the position of the first one with the
+    /// same weights, as far as samples of every tensor tell. Empty where that isn't known.
     pub first_alike: &'a [usize],
-    /// Where to compute what weights alone decide.
+    /// The device on which weights are compared and computed.
     pub compute: &'a Compute,
     /// The content of [`Inputs::statistics`].
     pub statistics: Option<&'a dyn LayerStatistics>,
     /// The content of [`Inputs::plan`].
     pub given_plan: Option<&'a Value>,
-    /// Where made bytes are kept until they are written; decisions that make some need it.
+    /// The store where made bytes are kept until they are written. Decisions that make bytes need
+    /// it.
     pub spill: Option<&'a Arc<ScratchStore>>,
 }
 
 impl<'a> Sources<'a> {
-    /// One model, and nothing beside it.
+    /// The sources of a pass that reads only this model.
     pub fn new(model: &'a Model, compute: &'a Compute) -> Self {
         Self {
             model,

@@ -1,4 +1,4 @@
-//! What a pass will do, and what it leaves open.
+//! The plan of a pass, and what it leaves open.
 
 use moe_model::{Model, Result};
 use serde_json::Value;
@@ -6,19 +6,19 @@ use serde_json::Value;
 use super::{Effect, LayerEdits, LayerRecord, LayerSweep, Sources, Survey};
 use crate::train::Training;
 
-/// What a pass will do, fixed before the first byte is written.
+/// The plan of a pass, fixed before the first byte is written.
 pub struct Plan {
-    /// The model with all that is known of it now.
+    /// The model, as far as it is known now.
     pub planned: PlannedModel,
-    /// What finds out the rest.
+    /// The step that finds out the rest.
     pub next: Next,
-    /// What makes the model again, with what was found out.
+    /// Makes the model again, from what was found out.
     pub transform: Box<dyn Transform>,
 }
 
-/// What a plan leaves open, and how that is found out. Surveys come before a training.
+/// The part that a plan leaves open, and how it is found out. Surveys run before a training.
 pub enum Next {
-    /// Nothing, or nothing but what surveys find.
+    /// Nothing is open, except what surveys find.
     Ready,
     /// Edits of layers, without text: from statistics, from weights, or from a given plan.
     Decide(Decide),
@@ -28,62 +28,64 @@ pub enum Next {
     Train(Training),
 }
 
-/// Decides about all layers; its errors are those of reading weights and statistics.
+/// Decides about all layers. Its errors are those of reading weights and statistics.
 pub type Decide = Box<dyn Fn(&Sources<'_>) -> Result<LayerEdits> + Send + Sync>;
 
-/// What a pass makes of a model, once it is known that the options and the model go together.
+/// The transformation of a model by a pass whose options suit it.
 ///
-/// The sources are those of the plan, but for the model: where an earlier pass of the same run makes
-/// it, its layers have become by then what they were only planned to be.
+/// The sources are those of the plan except for the model: where an earlier pass of the same run
+/// makes it, its layers are by then the decided ones, and not the planned ones.
 pub trait Transform: Send + Sync {
-    /// The converted model. [`Plan::new`] calls this without edits: layers that are yet to be
-    /// decided have stand-ins of the right sizes, which stand for no result. It is called again
-    /// when they are decided, and after each of several stages, whose results are measured.
+    /// The converted model. [`Plan::new`] calls this without edits: layers that aren't decided yet
+    /// get stand-ins of the right sizes, which aren't results. It is called again with the
+    /// decisions, and after each of several stages, whose results are measured.
     ///
     /// # Errors
-    /// As for [`super::Pass::plan`].
+    /// Those of [`super::Pass::plan`].
     fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel>;
 
-    /// A model of the same size that was made without evidence, which what was decided is measured
-    /// beside: [`super::PassInfo::baseline`]. Nobody asks without held-out text.
+    /// The baseline of [`super::PassInfo::baseline`]: a model of the same size that was made
+    /// without evidence. It is called only with held-out text.
     ///
     /// # Errors
-    /// What reading weights returns.
+    /// Those of reading weights.
     fn baseline(&self, source: &Model, edits: &LayerEdits) -> Result<Option<Model>> {
         let _ = (source, edits);
         Ok(None)
     }
 
-    /// What was decided about `source`, as [`super::Outputs::plan`] says it.
+    /// The decisions about `source`, in the format of [`super::Outputs::plan`].
     fn described(&self, source: &Model, edits: &LayerEdits) -> Value {
         let _ = (source, edits);
         Value::Null
     }
 }
 
-/// The converted model, whose weights are made when they are written, and the record.
+/// The converted model, whose weights are made when they are written, and its record.
 pub struct PlannedModel {
     /// The converted model.
     pub model: Model,
-    /// What the options do to the function; [`super::Identity::of`] sums it up.
+    /// The effects of options on the function; [`super::Identity::of`] sums them up.
     pub effects: Vec<Effect>,
     /// How each layer is made.
     pub layers: Vec<LayerRecord>,
-    /// What the user should know before it runs.
+    /// Warnings for the user before the run.
     pub warnings: Vec<String>,
-    /// What must be found out from text before the first weight is made.
+    /// Sweeps over text that must run before the first weight is made.
     pub surveys: Vec<Survey>,
-    /// Experts that are chosen together, as the shards of one network; 1 if each stands alone.
+    /// The number of experts that are chosen together, as shards of one network; 1 where each is
+    /// chosen alone.
     pub group: usize,
-    /// What is held while it is found out how a layer's weights are made, beside these.
+    /// The number of bytes held while the making of a layer's weights is worked out, beside those
+    /// of the surveys.
     pub working_bytes: u64,
 }
 
 impl Plan {
-    /// What `transform` makes of `sources`, and what is still to come.
+    /// The plan of `transform` for `sources`, with `next` as the open step.
     ///
     /// # Errors
-    /// As for [`Transform::apply`].
+    /// Those of [`Transform::apply`].
     pub fn new(
         transform: impl Transform + 'static,
         sources: &Sources<'_>,

@@ -1,18 +1,19 @@
-//! Text of which as much joins the calibration as experts lack.
+//! Text from which sequences join the calibration for experts that lack tokens.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::CalibrationOptions;
 
-/// A pool of text: of its sequences those join the calibration that cold experts see tokens of.
+/// A pool of text, from which those sequences join the calibration that have tokens for cold
+/// experts.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    /// The text.
+    /// The text of the pool.
     pub text: CalibrationOptions,
-    /// Tokens that each expert should have.
+    /// The number of tokens that each expert should have.
     pub least: usize,
-    /// Most tokens that join; None for as many as the calibration has.
+    /// The maximum number of tokens that join; None for as many as the calibration has.
     pub most: Option<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! What a pass did, for receipts, cards and reports.
+//! The record of a pass, for receipts, cards and reports.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -36,12 +36,12 @@ impl LayerRecord {
         Self { layer, ..Self::default() }
     }
 
-    /// The details, where they are of the type `T`.
+    /// The details as a `T`; None where they are of another type.
     pub fn details<T: LayerDetails>(&self) -> Option<T> {
         self.details.as_ref()?.read()
     }
 
-    /// Changes its details, which are of the type `T`, if it has some.
+    /// Changes the details with `change`; does nothing where there are none of the type `T`.
     pub fn change_details<T: LayerDetails>(&mut self, change: impl FnOnce(&mut T)) {
         if let Some(mut details) = self.details::<T>() {
             change(&mut details);
@@ -49,7 +49,8 @@ impl LayerRecord {
         }
     }
 
-    /// How experts were made, those that were made alike together; a few kinds, the others counted.
+    /// Sentences that say how experts were made: one for each of a few kinds, and a count of the
+    /// others.
     pub fn experts_by_kind(&self) -> Vec<String> {
         const SHOWN: usize = 8;
         let mut kinds: Vec<(String, usize)> = Vec::new();
@@ -70,7 +71,7 @@ impl LayerRecord {
         lines
     }
 
-    /// How the shared expert was made, in a sentence.
+    /// A sentence that says how the shared expert was made.
     pub fn shared_sentence(&self) -> Option<String> {
         let of_others =
             self.experts.iter().flat_map(|e| &e.sources).any(|source| source.model.is_some());

@@ -1,4 +1,4 @@
-//! Sweeps over the original model whose findings become weights of the converted one.
+//! Sweeps over the original model whose findings become weights of the converted model.
 
 use std::path::{Path, PathBuf};
 
@@ -7,11 +7,11 @@ use moe_model::{Model, Result};
 
 use super::LayerRecord;
 
-/// One sweep over the original model, from which weights of the converted one follow.
+/// A sweep over the original model that makes weights of the converted model.
 pub struct Survey {
-    /// The text.
+    /// The text of the sweep.
     pub text: TextSource,
-    /// What watches the sweep.
+    /// The observer of the sweep.
     pub surveyor: Box<dyn Surveyor>,
 }
 
@@ -22,22 +22,22 @@ pub enum TextSource {
     Data {
         /// The files.
         specs: Vec<DataSpec>,
-        /// Tokens of a window.
+        /// The number of tokens of a window.
         sequence_length: usize,
-        /// Most tokens of a label.
+        /// The maximum number of tokens of a label.
         max_tokens: usize,
     },
     /// A file of prompts.
     Prompts {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// How many sets of prompts it must have.
+        /// The number of sets of prompts that the file must have.
         sets: usize,
     },
 }
 
 impl TextSource {
-    /// The files that it is read from.
+    /// The files that the text is read from.
     pub fn files(&self) -> Vec<&Path> {
         match self {
             Self::Data { specs, .. } => DataSpec::files(specs).collect(),
@@ -46,12 +46,12 @@ impl TextSource {
     }
 }
 
-/// Tokens of a survey.
+/// The tokens of a survey.
 #[derive(Debug, Clone)]
 pub enum SurveyText {
-    /// Of files.
+    /// Tokens from files of text.
     Data(Batch),
-    /// Of prompts.
+    /// Tokens of prompts.
     Prompts(Prompts),
 }
 
@@ -65,18 +65,18 @@ impl SurveyText {
     }
 }
 
-/// Watches a sweep over the original model, and makes weights of what it sees.
+/// Watches a sweep over the original model, and makes weights from what it sees.
 pub trait Surveyor: Observer + Send + Sync {
-    /// Is told what is about to come.
+    /// Receives the text of the sweep that is about to start.
     ///
     /// # Errors
-    /// What reading weights returns.
+    /// Those of reading weights.
     fn begin(&mut self, text: &SurveyText) -> Result<()>;
 
-    /// The most bytes that it holds while it looks at `tokens` tokens of `model`, beside the
-    /// sweep's own. All of them come at once.
+    /// The maximum number of bytes that it holds for `tokens` tokens of `model`, beside the sweep's
+    /// own. All tokens come at once.
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64;
 
-    /// Adds what it found to the records of the layers.
+    /// Writes its findings into the records of the layers.
     fn record(&self, layers: &mut [LayerRecord]);
 }

@@ -1,4 +1,4 @@
-//! Which experts of a layer stay.
+//! The choice of experts that stay in a layer.
 
 use clap::ValueEnum;
 use moe_math::statistics::Sums;
@@ -29,7 +29,7 @@ pub(super) struct Pruning {
 }
 
 impl Pruning {
-    /// What this criterion can't do.
+    /// Refuses a model or size that this criterion can't handle.
     pub fn check(&self, model: &Model, size: &Size) -> Result<()> {
         match self.criterion {
             Criterion::Exhaustive => exhaustive::check(model, size),
@@ -48,7 +48,7 @@ impl Pruning {
         }
     }
 
-    /// Saliencies of each domain as shares of their sum.
+    /// The saliencies of each domain, as shares of their sum.
     fn by_domain(&self, layer: &LayerView<'_>) -> Vec<Vec<f64>> {
         let of = |(_, sums): (&str, Sums)| {
             let saliency = self.criterion.of_sums(&sums).unwrap_or_default();
@@ -95,15 +95,16 @@ fn keep(saliency: &[f64], layer: &LayerView<'_>) -> Vec<usize> {
     most_salient(&saliency, layer.moe, layer.count)
 }
 
-/// A saliency for each expert: how early it is chosen when the domain that has the least share of
-/// its saliency so far chooses next, its own most salient one. `shares` holds each domain's shares.
+/// A saliency for each expert that says how early max-min chooses it: the domain that has the least
+/// share of its saliency so far chooses next, its own most salient expert. `shares` holds each
+/// domain's shares.
 fn max_min_order(shares: &[Vec<f64>]) -> Vec<f64> {
     let experts = shares.first().map_or(0, Vec::len);
     let mut order = vec![0.0; experts];
     let mut left: Vec<usize> = (0..experts).collect();
     let mut kept = vec![0f64; shares.len()];
     for rank in (1..=experts).rev() {
-        // Of equals the first domain, and the lower expert.
+        // Among equals, the first domain and the lower expert.
         let worst = (0..kept.len()).min_by(|a, b| kept[*a].total_cmp(&kept[*b])).unwrap_or(0);
         let best = |a: &&usize, b: &&usize| {
             shares[worst][**a].total_cmp(&shares[worst][**b]).then(b.cmp(a))
@@ -122,7 +123,8 @@ mod tests {
 
     #[test]
     fn the_worst_domain_chooses_next() {
-        // Domain 0 chooses 0 (0.6 / 0.0), then domain 1 has least: 2 (0.6, 0.9), then domain 0: 1.
+        // Domain 0 chooses 0 (0.6 / 0.0); domain 1, which has least, chooses 2 (0.6, 0.9); domain 0
+        // chooses 1.
         let order = max_min_order(&[vec![0.6, 0.4, 0.0], vec![0.0, 0.1, 0.9]]);
         assert_eq!(order, [3.0, 1.0, 2.0]);
         assert!(max_min_order(&[]).is_empty());

@@ -1,4 +1,4 @@
-//! What experts are ranked by.
+//! The criteria that rank experts.
 
 use clap::ValueEnum;
 use moe_math::saliency;
@@ -43,7 +43,7 @@ pub enum Criterion {
     Random,
 }
 
-/// What a report says of the criterion `name`.
+/// The sentence that a report has for the criterion `name`.
 pub(super) fn words(name: &str) -> Option<&'static str> {
     Criterion::from_str(name, false).ok().map(Criterion::words)
 }
@@ -73,7 +73,7 @@ impl Criterion {
         Needs { sums, left_out, sample_every: 0, inputs }
     }
 
-    /// Its saliencies by sums; none for criteria that need something else.
+    /// Saliencies by this criterion; None for criteria that need more than sums.
     pub(super) fn of_sums(self, sums: &Sums) -> Option<Vec<f64>> {
         let of: fn(&Sums) -> Vec<f64> = match self {
             Self::Reap => saliency::reap,

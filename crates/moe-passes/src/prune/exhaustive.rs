@@ -1,4 +1,4 @@
-//! Criteria that look at tokens one by one: the best subset, and votes.
+//! Criteria that look at single tokens: the best subset, and votes.
 
 use candle_core::{DType, Tensor};
 use moe_forward::{experts_on, router_scores};
@@ -8,10 +8,10 @@ use rayon::prelude::*;
 
 use crate::reduce::{LayerView, Size};
 
-/// Subsets of more experts than these are too many.
+/// The maximum number of experts whose subsets are searched.
 const MOST_EXPERTS: usize = 16;
-/// Outputs of all experts on all tokens are held in memory: at most so many tokens are used, the
-/// first ones.
+/// The maximum number of tokens, the first ones: outputs of all experts on all tokens are held in
+/// memory.
 const MOST_TOKENS: usize = 2048;
 
 pub(super) fn check(model: &Model, size: &Size) -> Result<()> {
@@ -33,30 +33,31 @@ fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
         .source(error)
 }
 
-/// The most bytes that [`ranked_choice`] holds beside its inputs.
+/// The maximum number of bytes that [`ranked_choice`] holds beside its inputs.
 pub(super) fn ranked_choice_bytes(hidden: usize, experts: usize, tokens: usize) -> u64 {
-    // Inputs in one piece; logits, scores and choices of the router, then each token's ranking.
+    // The inputs joined; logits, scores and choices of the router; then each token's ranking.
     let ranking = size_of::<Vec<u32>>() + 4 * experts;
     (tokens * (4 * hidden + 5 * 4 * experts + ranking)) as u64
 }
 
-/// The most bytes that [`best_subset`] holds beside its inputs.
+/// The maximum number of bytes that [`best_subset`] holds beside its inputs.
 pub(super) fn best_subset_bytes(hidden: usize, experts: usize, tokens: usize) -> u64 {
     let used = tokens.min(MOST_TOKENS);
-    // A thread holds Z' of one subset in f64, in two copies.
+    // A thread holds Z' of one subset in f64, twice.
     let mixed = 16 * rayon::current_num_threads() + 8;
-    // Outputs of all experts, and as numbers of the host.
+    // Outputs of all experts on the device, and their values on the host.
     (tokens * 4 * hidden + used * hidden * (8 * experts + mixed)) as u64
 }
 
-/// The round in which each expert falls ([`saliency::ranked_choice`]).
+/// The round in which each expert is eliminated ([`saliency::ranked_choice`]).
 pub(super) fn ranked_choice(layer: &LayerView<'_>) -> Result<Vec<f64>> {
     let scores = router_scores(layer.moe, &all_inputs(layer)?, layer.compute)?;
     Ok(saliency::ranked_choice(&scores, layer.moe.experts.len(), layer.moe.router.top_k))
 }
 
-/// The subset of which the block's output is nearest to that of all experts, tokens rerouted: the
-/// least ‖Z − Z'‖_F; of equals the first in lexicographic order (NAEE, 2402.14800).
+/// The subset with which the block's output is nearest to that of all experts, with tokens
+/// rerouted: the least ‖Z − Z'‖_F. Among equals, the first in lexicographic order (NAEE,
+/// 2402.14800).
 pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
     let fail = |e| failed(layer, e);
     let x = all_inputs(layer)?;
@@ -70,7 +71,7 @@ pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
         .collect::<candle_core::Result<_>>()
         .map_err(fail)?;
     let experts = layer.moe.experts.len();
-    // Z of a subset, each token routed among its experts alone.
+    // Z of a subset, with each token routed among its experts alone.
     let mixed = |masked: &[bool]| -> candle_core::Result<Vec<f64>> {
         let routing = runs.routed(masked)?;
         let mut z = vec![0f64; tokens * hidden];

@@ -1,4 +1,4 @@
-//! Pruning: whole experts go, and the tokens that chose them are routed anew.
+//! Pruning drops whole experts, and the tokens that chose them are routed to others.
 //!
 //! The experts that stay, and their router rows, are the source's bytes. REAP 2510.13999, SEER-MoE
 //! 2404.05089, NAEE 2402.14800, AIMER 2603.18492; ranked choice as in NVIDIA's ModelOpt.
@@ -31,7 +31,7 @@ pub use criteria::Criterion;
 use choose::Pruning;
 use plan::PrunePlan;
 
-/// Options that say how experts are chosen, which a given plan has done.
+/// Options that choose experts, and that therefore have no use with a given plan.
 const DECIDING: [&str; 13] = [
     "criterion",
     "blend",
@@ -94,7 +94,7 @@ impl PruneOptions {
         })
     }
 
-    /// `error`, which is the given plan's.
+    /// `error` with the path of the given plan.
     fn in_plan(&self, error: Error) -> Error {
         match &self.plan {
             Some(file) => error.file(file),
@@ -102,7 +102,7 @@ impl PruneOptions {
         }
     }
 
-    /// How the given `plan` decides.
+    /// The edits of the given `plan`.
     fn followed(&self, plan: PrunePlan, size: &Size) -> Next {
         let (reduce, size) = (self.reduce.clone(), size.clone());
         Next::Decide(Box::new(move |sources| {
@@ -112,8 +112,9 @@ impl PruneOptions {
         }))
     }
 
-    /// Refuses what a given plan has decided, and what has no meaning beside it. A recipe can't say
-    /// which values were given: those that are the defaults say nothing else than the plan does.
+    /// Refuses options that decide what the given plan has decided, and options without meaning
+    /// beside it. A recipe can't say which values were given: values equal to the defaults don't
+    /// contradict the plan.
     fn check_given(&self) -> Result<()> {
         let (reduce, text) = (&self.reduce, &self.reduce.calibration);
         let usual = CalibrationOptions::default();
@@ -144,13 +145,14 @@ impl PruneOptions {
         }
     }
 
-    /// Refuses what says how the result of a given plan is measured where it isn't.
+    /// Refuses options that say how the result of a given plan is measured, where it isn't
+    /// measured.
     fn check_measured(&self, text: &CalibrationOptions) -> Result<()> {
         let usual = CalibrationOptions::default();
         let measures = self.reduce.held_out().is_some();
         let idle = [
             ("--sequence-length", text.sequence_length != usual.sequence_length && !measures),
-            // The baseline is drawn.
+            // The seed draws the baseline.
             ("--seed", text.seed != usual.seed && (!measures || self.reduce.no_baseline)),
         ];
         let wanted = if measures { "a baseline" } else { "--held-out" };
@@ -205,7 +207,7 @@ impl Pass for PruneOptions {
     }
 
     fn check_options(&self) -> Result<()> {
-        // A given plan says how many experts stay, and nothing is looked at.
+        // A given plan says how many experts stay, so that nothing needs observing.
         if self.plan.is_some() {
             return self.check_given();
         }
@@ -243,7 +245,7 @@ impl Pass for PruneOptions {
     }
 }
 
-/// What pruning makes of a model.
+/// The transform that prunes a model.
 struct Pruned {
     reduction: Reduction,
     criterion: Criterion,
@@ -255,7 +257,7 @@ impl Transform for Pruned {
     }
 
     fn baseline(&self, source: &Model, _: &LayerEdits) -> Result<Option<Model>> {
-        // A random choice beside another would say nothing.
+        // A random choice beside another random choice would say nothing.
         let is_random = self.criterion == Criterion::Random;
         Ok(if is_random { None } else { self.reduction.baseline(source) })
     }

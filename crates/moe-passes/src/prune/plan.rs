@@ -1,4 +1,4 @@
-//! A plan of pruning as a readable file, which can be edited and applied.
+//! A plan for pruning as a readable file, which can be edited and applied.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 use crate::pass::{DecidedBy, LayerEdits};
 use crate::reduce::{Reduced, Size, check_groups, check_padding, expert_count, padded};
 
-/// Which experts stay.
+/// Which experts stay in each layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PrunePlan {
-    /// What decided.
+    /// The method that decided.
     #[serde(default)]
     pub method: String,
-    /// By layer.
+    /// The plan of each layer.
     pub layers: BTreeMap<usize, PlannedLayer>,
-    /// Tells whether the file was edited since it was written; not read.
+    /// The digest that tells whether the file was edited since it was written; not read.
     #[serde(default, skip_serializing)]
     pub sha256: IgnoredAny,
 }
@@ -27,17 +27,17 @@ pub(super) struct PrunePlan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PlannedLayer {
-    /// How many there were.
+    /// The number of experts before pruning.
     pub experts: usize,
-    /// Those that stay, in the order in which they are written.
+    /// Indices of the experts that stay, in the order in which they are written.
     pub keep: Vec<usize>,
-    /// What experts were ranked by; not read.
+    /// The score that ranked each expert; not read.
     #[serde(default)]
     pub saliency: Vec<f64>,
 }
 
 impl PrunePlan {
-    /// What `decisions` about `model` say.
+    /// The plan that `decisions` about `model` make.
     pub fn new(method: String, model: &Model, decisions: &LayerEdits) -> Self {
         let planned = |(index, moe): (usize, &Moe)| {
             let layer = decisions.layers.get(&index)?;
@@ -75,7 +75,8 @@ impl PrunePlan {
             layer.check(index, moe)?;
             counts.insert(index, layer.keep.len());
         }
-        // Loaders read one number: layers that keep fewer are padded, where that can be.
+        // Loaders read one number of experts: layers that keep fewer are padded, where that is
+        // possible.
         let after = counts.values().copied().max().unwrap_or(before);
         if counts.values().any(|count| *count != after) {
             model.moes().try_for_each(|(index, moe)| check_padding(index, moe))?;
@@ -83,7 +84,7 @@ impl PrunePlan {
         Ok(Size { before, after, counts })
     }
 
-    /// The plan as decisions; [`Self::size`] has found nothing wrong with it.
+    /// The decisions of this plan, after [`Self::size`] has accepted it.
     pub fn decisions(&self, model: &Model, size: &Size) -> LayerEdits {
         let decided = |(index, moe): (usize, &Moe)| {
             let kept = self.layers[&index].keep.iter().copied();
@@ -99,7 +100,7 @@ impl PrunePlan {
 }
 
 impl PlannedLayer {
-    /// Refuses what layer `index`, which is `moe`, can't follow.
+    /// Refuses a plan that layer `index`, whose mixture is `moe`, can't follow.
     fn check(&self, index: usize, moe: &Moe) -> Result<()> {
         let before = moe.experts.len();
         if self.experts != before {

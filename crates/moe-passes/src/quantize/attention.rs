@@ -1,4 +1,4 @@
-//! Attention, quantized on what all tokens give its projections.
+//! Quantizes the projections of attention, on what all tokens give them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,7 +17,7 @@ use crate::part::finite_values;
 pub(super) struct AttentionInputs(BTreeMap<usize, HessianSum>);
 
 impl AttentionInputs {
-    /// Takes in what `linear` reads for `tokens`, those that count in `counted`.
+    /// Adds the inputs of `linear` for `tokens`, of which those count that `counted` marks.
     pub fn add(
         &mut self,
         linear: usize,
@@ -36,7 +36,7 @@ impl AttentionInputs {
         sum.add(x, (!all).then_some(&weights)).map_err(failed)
     }
 
-    /// Codes of each of the projections of layer `index`'s `attention`.
+    /// Codes of each projection of layer `index`'s `attention`.
     pub fn codes(
         self,
         index: usize,

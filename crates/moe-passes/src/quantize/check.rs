@@ -1,4 +1,4 @@
-//! What `quantize` refuses of its options before it looks at a model.
+//! Checks of `quantize`'s options that need no model.
 
 use moe_model::Result;
 
@@ -11,7 +11,7 @@ use crate::calibrate::short;
 use crate::unused::refuse_unused;
 
 impl QuantizeOptions {
-    /// Refuses what contradicts itself, whatever the model.
+    /// Refuses options that contradict each other, whatever the model.
     pub(super) fn check(&self) -> Result<()> {
         self.calibration.check()?;
         self.measuring.check()?;
@@ -93,8 +93,8 @@ impl QuantizeOptions {
         Ok(())
     }
 
-    /// Refuses options that would change nothing, as far as their values show that they were given:
-    /// who gives one expects an effect.
+    /// Refuses options without effect, as far as their values show that they were given: a user who
+    /// gives one expects an effect.
     fn check_used(&self) -> Result<()> {
         let gptq = self.solver() == SolverChoice::Gptq;
         if !gptq {
@@ -154,10 +154,10 @@ impl QuantizeOptions {
         Ok(())
     }
 
-    /// Refuses numbers that --calibrate-on has no use for.
+    /// Refuses numbers that --calibrate-on doesn't use.
     fn check_samples_used(&self) -> Result<()> {
         let all = self.calibrate_on() == CalibrateOn::AllExperts;
-        // The pool, too, is searched for tokens of experts that have fewer.
+        // The pool, too, is searched for tokens of experts that have too few.
         let tops_up = self.calibrate_on().tops_up() || !self.pool.is_empty();
         let or = "give --calibrate-on per-expert";
         refuse_unused(

@@ -1,4 +1,4 @@
-//! Codes as weights that files hold.
+//! Packs codes into the weights that files hold.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use moe_model::{Error, Kind, Packed, Packing, Result, Weight, WeightSource};
 use super::failed::failed;
 use crate::part::encoded;
 
-/// Bytes that are to be made; until then there is only their shape.
+/// Bytes that are still to be made; until then only their shape is known.
 struct Undecided;
 
 impl WeightSource for Undecided {
@@ -21,7 +21,7 @@ impl WeightSource for Undecided {
     }
 }
 
-/// Where made bytes are kept; without one there are only shapes.
+/// The store where made bytes are kept; None where there are only shapes.
 #[derive(Clone)]
 pub(super) struct Store(pub Option<Arc<ScratchStore>>);
 
@@ -39,7 +39,8 @@ impl Store {
         }
     }
 
-    /// `codes` of `weight`, which lend name and dtype; no codes where there are only shapes.
+    /// `codes` for `weight`, which gives name and dtype. `codes` is None where there are only
+    /// shapes.
     pub fn packed(
         &self,
         weight: &Weight,
@@ -99,7 +100,7 @@ impl Store {
         Ok(words.packed([rows, columns], Packed { packing, integers, scale, zero, beside }))
     }
 
-    /// e4m3 codes of `weight`, whose `values` are given unless there are only shapes.
+    /// e4m3 codes of `weight`. `values` are None where there are only shapes.
     pub fn float(
         &self,
         weight: &Weight,
@@ -139,7 +140,7 @@ fn of_scales(dtype: Dtype) -> candle_core::DType {
     float_dtype(dtype).expect("scales are floats")
 }
 
-/// What scales of `weight` are stored as.
+/// The element type in which scales of `weight` are stored.
 pub(super) fn scale_dtype(weight: &Weight, packing: Packing) -> Result<candle_core::DType> {
     match packing {
         Packing::Columns => Ok(candle_core::DType::F16),

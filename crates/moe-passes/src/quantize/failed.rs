@@ -1,15 +1,15 @@
-//! What is said of matrices that can't be quantized.
+//! Errors for matrices that can't be quantized.
 
 use moe_math::quantize::QuantizeError;
 use moe_model::{Error, Kind};
 
-/// What is said where `what` of layer `layer` gets a Hessian that has no factor.
+/// The error where `what` of layer `layer` has a Hessian that can't be factored.
 pub(super) fn unsolved(layer: usize, what: &str, error: QuantizeError) -> Error {
     let remedy = match error {
         QuantizeError::Singular { .. } => {
             "give more --data, a greater --damping or --shrinkage, or --solver rtn"
         }
-        // Inputs are finite, or the sweep had named the weight that is not.
+        // Inputs are finite: otherwise the sweep would have named the weight that isn't.
         QuantizeError::NotFinite => {
             let message =
                 format!("what reaches {what} in layer {layer} is too large to be squared in f32");

@@ -1,4 +1,4 @@
-//! What reaches experts, gathered out of blocks of tokens, and its Hessians.
+//! Gathers the inputs of experts from blocks of tokens, and sums their Hessians.
 
 use std::ops::Range;
 
@@ -12,13 +12,13 @@ use super::failed::failed;
 use super::samples::{Counts, ExpertSamples};
 use super::solve::Solver;
 
-/// The layer's own Hessian is made of at most this multiple of its width in tokens.
+/// The layer's own Hessian uses at most this multiple of its width in tokens.
 const LAYER_TOKENS: usize = 8;
-/// The stage, as `--timings` prints it.
+/// The name of the stage, as `--timings` prints it.
 const HESSIANS: &str = "Hessians";
 
 impl Solver<'_> {
-    /// The Hessian of the whole layer's inputs, of an even selection of tokens.
+    /// The Hessian of the whole layer's inputs, from an even selection of tokens.
     pub(super) fn layer_hessian(&self, hidden: usize) -> Result<HessianSum> {
         let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
         let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default())
@@ -26,8 +26,8 @@ impl Solver<'_> {
         Ok(self.hessians(&[&samples], hidden, 0.0, |x, _, _| Ok(x))?.remove(0))
     }
 
-    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place
-    /// of and the rows in, by so many `flops` a token.
+    /// For each of `samples`, Σ ρ x xᵀ, where x is what `of` makes of the inputs, at `flops` a
+    /// token. `of` gets the inputs, the index of the samples, and which rows of them these are.
     pub(super) fn hessians(
         &self,
         samples: &[&ExpertSamples],
@@ -60,13 +60,13 @@ impl Solver<'_> {
         Ok(sums)
     }
 
-    /// Of a token in a Hessian: on a CPU only half of it is computed.
+    /// The operations for one token in a Hessian. On a CPU only half of the matrix is computed.
     fn flops_of_sums(&self, size: usize) -> f64 {
         let whole = 2.0 * (size * size) as f64;
         if self.compute.device.is_cpu() { whole / 2.0 } else { whole }
     }
 
-    /// Shows `visit` the inputs of the layer block by block, and the first token of each.
+    /// Calls `visit` with the first token of each block, and the block's inputs.
     pub(super) fn each_block(
         &self,
         mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
@@ -78,8 +78,8 @@ impl Solver<'_> {
     }
 }
 
-/// The rows of `x`, whose first token is `first`, that `samples` has, and which of the samples
-/// these are.
+/// The rows of `x`, whose first token is `first`, that `samples` has, and the range of samples that
+/// they are.
 pub(super) fn rows_of(
     samples: &ExpertSamples,
     first: usize,

@@ -1,4 +1,4 @@
-//! The matrices of a model, each in the encoding that it gets.
+//! The matrices of a model, each in its encoding.
 
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
@@ -8,22 +8,22 @@ use moe_model::{Attention, Expert, Moe, Result, Weight};
 use super::encode::{Store, scale_dtype};
 use super::options::{QuantizeOptions, QuantizedPart};
 
-/// Which network of a layer.
+/// A network of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExpertSlot {
     Routed(usize),
     Shared,
 }
 
-/// What a quantized matrix is made of.
+/// The data that a quantized matrix is made from.
 pub(super) enum MadeWeight {
     Codes(moe_math::quantize::Codes),
     Values(Vec<f32>),
 }
 
 impl QuantizeOptions {
-    /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are
-    /// gate, up and down.
+    /// `moe` with each matrix that is to be quantized replaced by what `of` makes of it. Matrices
+    /// of an expert are gate, up and down.
     pub(super) fn quantized(
         &self,
         moe: &Moe,
@@ -62,7 +62,7 @@ impl QuantizeOptions {
         Ok(attention)
     }
 
-    /// `weight` in `scheme`, of what was made for it; without that, there is only its shape.
+    /// `weight` in `scheme`, from the data `made` for it; without data it has only its shape.
     pub(super) fn encoded(
         &self,
         weight: &Weight,
@@ -93,7 +93,7 @@ impl QuantizeOptions {
     }
 }
 
-/// The grids of codes of `weight`.
+/// The grids of codes for `weight`.
 pub(super) fn grid(
     options: &QuantizeOptions,
     integers: Integers,

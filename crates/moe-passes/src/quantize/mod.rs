@@ -1,10 +1,9 @@
-//! Quantization: experts as integers of a few bits or as 8-bit floats, each calibrated on samples
-//! of its own.
+//! Quantization turns experts into integers of a few bits or 8-bit floats, and calibrates each
+//! expert on samples of its own.
 //!
-//! GPTQ 2210.17323 with a Hessian for each expert, over the tokens that are routed to it and, where
-//! these are too few, those that would most nearly have been. Layer by layer: what reaches a layer
-//! has gone through the quantized ones before it, and what reaches `down` through the quantized
-//! gate and up.
+//! It uses GPTQ (2210.17323) with a Hessian for each expert, over the tokens that are routed to it
+//! and, where these are too few, those that came closest. It goes layer by layer: a layer sees what
+//! the quantized layers before it give, and `down` sees what the quantized gate and up give.
 
 mod attention;
 mod check;
@@ -71,7 +70,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
 };
 
-/// What is said of --clip-search where matrices may get 2 bits.
+/// The warning for --clip-search where matrices may get 2 bits.
 const CLIPPED: &str = "--clip-search costs at 2 bits: 18 to 30 % more KL where it was measured; leave it out, or compare both with --held-out";
 
 impl Pass for QuantizeOptions {
@@ -80,7 +79,7 @@ impl Pass for QuantizeOptions {
     }
 
     fn options(&self) -> Value {
-        // Receipts say which solver it was, also where it follows from the scheme.
+        // Receipts name the solver, also where it follows from the scheme.
         let said = Self { solver: Some(self.solver()), ..self.clone() };
         as_value(&said)
     }
@@ -166,10 +165,11 @@ impl Transform for QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// The sweep of `quantizer` over `model`, with the pool that there is.
+    /// The sweep of `quantizer` over `model`, with the pool if there is one.
     fn sweep(&self, model: &Model, quantizer: Quantizer) -> LayerSweep {
         let widths = model.moes().map(|(_, moe)| moe.experts[0].width()).chain([model.hidden]);
-        // Tokens of its own are worth more than others': as many of them as make a Hessian regular.
+        // An expert's own tokens are worth more than others': it should have enough to make a
+        // Hessian regular.
         let least = self.least_of(model).max(widths.max().unwrap_or(0));
         let text = CalibrationOptions {
             data: self.pool.clone(),
@@ -181,13 +181,13 @@ impl QuantizeOptions {
         LayerSweep { pool, ..LayerSweep::new(&self.calibration, quantizer) }
     }
 
-    /// Tokens that an expert of `model`'s widest layer needs.
+    /// The number of tokens that an expert of `model`'s widest layer needs.
     fn least_of(&self, model: &Model) -> usize {
         let widths = model.moes().map(|(_, moe)| moe.experts[0].width());
         self.least_tokens(model.hidden, widths.max().unwrap_or(0))
     }
 
-    /// What is quantized, in words.
+    /// The parts that are quantized, in words.
     fn parts(&self) -> &'static str {
         match (
             self.include.contains(&QuantizedPart::Shared),
@@ -200,12 +200,12 @@ impl QuantizeOptions {
         }
     }
 
-    /// How gate, up and down of a layer are encoded.
+    /// The schemes of gate, up and down of a layer.
     fn schemes(&self, widths: Option<&LayerWidths>) -> [Scheme; 3] {
         widths.map_or([self.encoding(); 3], |widths| self.of_widths(widths.bits))
     }
 
-    /// How all layers are encoded, in a few words.
+    /// The encodings of all layers, in a few words.
     fn said(&self, layers: &[LayerRecord]) -> String {
         let Some(target) = self.target_bits else { return self.encoding().to_string() };
         let widths: Vec<LayerWidths> = layers
@@ -230,7 +230,7 @@ impl QuantizeOptions {
         )
     }
 
-    /// Refuses models and shapes that can't be quantized so.
+    /// Refuses models and shapes that can't be quantized with these options.
     fn check_model(&self, model: &Model) -> Result<()> {
         if let Some(quantization) = &model.quantization {
             return Err(Error::new(

@@ -1,4 +1,4 @@
-//! What `quantize` can be told.
+//! The options of `quantize`.
 
 use clap::ValueEnum;
 use moe_checkpoint::quantization::{
@@ -220,7 +220,7 @@ pub enum CalibrateOn {
 }
 
 impl CalibrateOn {
-    /// Whether experts with too few tokens get others.
+    /// Whether experts with too few tokens get further ones.
     pub(super) fn tops_up(self) -> bool {
         matches!(self, Self::TopUp | Self::PerExpert)
     }
@@ -267,7 +267,7 @@ impl QuantizeOptions {
         matches!(self.scheme(), WeightScheme::Fp8 | WeightScheme::Fp8Block)
     }
 
-    /// The solver that is used: e4m3 is always rounded to nearest.
+    /// The solver that is used. e4m3 is always rounded to the nearest.
     pub(super) fn solver(&self) -> SolverChoice {
         if self.is_float() { SolverChoice::Rtn } else { self.solver.unwrap_or_default() }
     }
@@ -276,7 +276,7 @@ impl QuantizeOptions {
         if self.per_expert { CalibrateOn::PerExpert } else { self.calibrate_on }
     }
 
-    /// Tokens that an expert needs whose matrices read `hidden` and `width` values.
+    /// The number of tokens that an expert needs whose matrices read `hidden` and `width` values.
     pub(super) fn least_tokens(&self, hidden: usize, width: usize) -> usize {
         (self.top_up_below * hidden.max(width) as f64).ceil() as usize
     }
@@ -290,7 +290,7 @@ impl QuantizeOptions {
         self.clip_search && self.solver() == SolverChoice::Gptq && may_be_two
     }
 
-    /// Columns that share a scale; none for whole rows.
+    /// The number of columns that share a scale; None for whole rows.
     pub(super) fn group(&self) -> Option<usize> {
         usize::try_from(self.group_size).ok()
     }
@@ -299,7 +299,7 @@ impl QuantizeOptions {
         Integers { bits, group: self.group(), symmetric: !self.asymmetric }
     }
 
-    /// How each quantized matrix is encoded, unless --target-bits says otherwise.
+    /// The encoding of each quantized matrix, unless --target-bits decides.
     pub(super) fn encoding(&self) -> Scheme {
         match self.scheme() {
             WeightScheme::W8a16 => Scheme::Integers(self.of_bits(8)),
@@ -315,10 +315,10 @@ impl QuantizeOptions {
         if self.format == Some(Format::Gptq) { Packing::Columns } else { Packing::Rows }
     }
 
-    /// What the config will say.
+    /// The quantization that the config declares.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a format that has no such scheme.
+    /// [`Kind::Usage`] for a format that doesn't have this scheme.
     pub(super) fn quantization(&self) -> Result<Quantization> {
         let scheme = self.encoding();
         let compressed = || {

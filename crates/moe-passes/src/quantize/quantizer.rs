@@ -1,4 +1,4 @@
-//! Quantizes layer by layer, in a sweep or without one.
+//! Quantizes layer by layer, with or without a sweep.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,11 +30,11 @@ use crate::pass::{
     DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
 };
 
-/// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise
-/// they are run again.
+/// If all outputs of a layer's experts take at most this many bytes, they are summed while experts
+/// are solved; otherwise experts are run again.
 const OUTPUT_BYTES: usize = 1 << 30;
 
-/// Quantizes each layer on what reaches it through the quantized ones before it.
+/// Quantizes each layer on what the quantized layers before it give.
 pub(super) struct Quantizer {
     options: QuantizeOptions,
     model: Model,
@@ -43,14 +43,14 @@ pub(super) struct Quantizer {
     /// Whether each token counts.
     counted: Vec<bool>,
     layers: BTreeMap<usize, DecidedLayer>,
-    /// What reaches the attention of the layer that is being converted.
+    /// The inputs of attention in the layer that is being converted.
     attention_inputs: AttentionInputs,
     attention: BTreeMap<usize, Attention>,
-    /// What chooses widths, where there are several.
+    /// The survey that chooses bit widths, where there are several.
     survey: Option<Survey>,
 }
 
-/// Rounds every matrix to nearest.
+/// Rounds every matrix to the nearest.
 pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Result<LayerEdits> {
     let store = Store(sources.spill.cloned());
     let mut layers = BTreeMap::new();
@@ -73,7 +73,7 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     Ok(LayerEdits { by: DecidedBy::Weights, layers, attention })
 }
 
-/// `weight`, rounded to nearest in `scheme`.
+/// `weight`, rounded to the nearest in `scheme`.
 fn nearest(
     options: &QuantizeOptions,
     scheme: Scheme,
@@ -92,7 +92,7 @@ fn nearest(
     options.encoded(weight, scheme, store, Some(&made))
 }
 
-/// `moe` with every matrix rounded to nearest in its scheme (of gate, up and down).
+/// `moe` with every matrix rounded to the nearest. `schemes` are those of gate, up and down.
 fn rounded_layer(
     options: &QuantizeOptions,
     moe: &Moe,
@@ -102,7 +102,7 @@ fn rounded_layer(
     options.quantized(moe, |_, matrix, weight| nearest(options, schemes[matrix], weight, store))
 }
 
-/// A network's matrices as files hold them: gate, up and down.
+/// The matrices of a network as files hold them: gate, up and down.
 struct Packed {
     weights: [Weight; 3],
     record: ExpertRecord,
@@ -128,8 +128,8 @@ impl Quantizer {
         }
     }
 
-    /// What each expert of `moe` is calibrated on and, where there is room for its outputs, what is
-    /// routed to it.
+    /// The tokens that each expert of `moe` is calibrated on and, where there is room for its
+    /// outputs, the tokens that are routed to it.
     fn samples(
         &self,
         moe: &Moe,
@@ -178,8 +178,9 @@ impl Quantizer {
         Ok(sampler.finish(counted).into_iter().map(with_routed).collect())
     }
 
-    /// The routed experts of `moe`, and behind them the shared one if it is quantized; packed as
-    /// soon as they are solved. With them what the routed ones give, where there is room for it.
+    /// The routed experts of `moe`, then the shared one if it is quantized. Each is packed as soon
+    /// as it is solved. Also the summed outputs of the routed experts, where there is room for
+    /// them.
     fn packed(
         &self,
         index: usize,
@@ -239,7 +240,7 @@ impl Quantizer {
         Ok((packed, routed))
     }
 
-    /// How `weight`, and all that have its element type, are solved in `scheme`.
+    /// The options of GPTQ for `weight`, and for all weights of its element type, in `scheme`.
     fn solving(&self, scheme: Scheme, weight: &Weight) -> Result<quantize::Options> {
         let Scheme::Integers(integers) = scheme else { unreachable!("GPTQ is for integers") };
         let scheme = grid(&self.options, integers, weight)?;
@@ -250,7 +251,7 @@ impl Quantizer {
         Damping { start: self.options.damping, ..Damping::default() }
     }
 
-    /// Remembers what layer `index` becomes.
+    /// Stores the edit of layer `index`.
     fn keep(&mut self, index: usize, layer: DecidedLayer) -> Ffn {
         let ffn = layer.ffn.clone();
         self.layers.insert(index, layer);
@@ -280,8 +281,8 @@ impl LayerPass for Quantizer {
             let (experts, width) = (moe.experts.len() as f64, moe.experts[0].width() as f64);
             let hessians =
                 (tokens * moe.router.top_k) as f64 * 2.0 * (hidden.powi(2) + width.powi(2));
-            // A factor and its inverse for gate and up together, one for down; every code changes
-            // the columns behind it.
+            // A factor and its inverse for gate and up together, and one for down; every code
+            // changes the columns behind it.
             let factors = hidden.powi(3) + width.powi(3);
             let codes = 2.0 * width * hidden.powi(2) + hidden * width.powi(2);
             hessians + experts * (factors + codes)
@@ -300,7 +301,7 @@ impl LayerPass for Quantizer {
             } else {
                 shared(text.block)
             };
-            // Where there is room for them, the experts' outputs are summed for all tokens.
+            // Where there is room, the experts' outputs are summed for all tokens.
             let summed = text.in_memory && text.tokens * hidden * 4 <= OUTPUT_BYTES;
             let sums = if summed { text.tokens * hidden * 4 } else { 0 };
             solve::working_bytes(experts, [width, hidden], routed, seen) + sums as u64
@@ -315,7 +316,7 @@ impl LayerPass for Quantizer {
     fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
         let tokens = text.counted() + pool.map_or(0, Calibration::counted);
         let least = self.options.least_of(&self.model);
-        // Rounding to nearest, which asks text for widths alone, calibrates nothing.
+        // Rounding to the nearest uses text for bit widths alone, and calibrates nothing.
         let tops_up =
             self.options.solver() == SolverChoice::Gptq && self.options.calibrate_on().tops_up();
         if !tops_up || tokens >= least as u64 {
@@ -404,8 +405,8 @@ impl Converter for Quantizer {
             let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
             return Ok(Some(self.keep(index, layer).into()));
         }
-        // The block hasn't run: a router that is not finite would make Hessians so that are an
-        // expert's.
+        // The block hasn't run yet: a router that isn't finite would give Hessians that aren't, and
+        // the error would name an expert.
         moe.router.weights().try_for_each(|weight| read_finite(weight).map(drop))?;
         let (packed, routed) = self.packed(index, moe, schemes, inputs)?;
         details.experts =

@@ -1,4 +1,4 @@
-//! What is said of a layer whose experts were quantized.
+//! The record of a layer whose experts were quantized.
 
 use moe_model::Moe;
 use schemars::JsonSchema;
@@ -27,7 +27,7 @@ impl LayerDetails for QuantizedLayer {
 }
 
 impl QuantizeOptions {
-    /// What is said of a layer: how it is encoded, and `details`.
+    /// The record of a layer: its encodings, and `details`.
     pub(super) fn record(&self, layer: usize, moe: &Moe, details: QuantizedLayer) -> LayerRecord {
         let rounding = match self.solver() {
             SolverChoice::Gptq => Rounding::Gptq,

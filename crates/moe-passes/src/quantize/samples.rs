@@ -1,4 +1,4 @@
-//! Which tokens each expert is calibrated on, and how much they weigh.
+//! The tokens that each expert is calibrated on, and their weights.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,20 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use super::options::CalibrateOn;
 
-/// How tokens are chosen.
+/// The rule by which tokens are chosen.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SampleRule {
     pub samples: CalibrateOn,
-    /// Experts with fewer tokens are topped up to this many.
+    /// Experts with fewer tokens than this are topped up to this many.
     pub least: usize,
-    /// Tokens weigh as much as their gate to this power.
+    /// The weight of a token is its gate to this power.
     pub gate_power: u8,
     /// Experts with more tokens than this multiple of the mean use an even selection of them.
     pub hot_cap: f64,
 }
 
-/// What one expert is calibrated on: tokens ascending, and what each weighs. Several experts may
-/// share them.
+/// The samples that one expert is calibrated on: tokens, ascending, and the weight of each. Several
+/// experts may share them.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ExpertSamples {
     pub tokens: Arc<[u32]>,
@@ -33,17 +33,17 @@ pub(super) struct ExpertSamples {
 }
 
 impl ExpertSamples {
-    /// `tokens`, each of which weighs 1.
+    /// Samples of `tokens`, each with weight 1.
     pub fn evenly_weighed(tokens: Vec<u32>, counts: Counts) -> Self {
         Self { weights: vec![1.0; tokens.len()].into(), tokens: tokens.into(), counts }
     }
 
-    /// Whether these are the very tokens and weights of `other`.
+    /// Whether `other` has exactly these tokens and weights.
     pub fn shares(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.tokens, &other.tokens) && Arc::ptr_eq(&self.weights, &other.weights)
     }
 
-    /// About `most` of them, evenly spread.
+    /// About `most` of the samples, evenly spread.
     pub fn some(&self, most: usize) -> Self {
         let every = self.tokens.len().div_ceil(most.max(1)).max(1);
         let tokens = self.tokens.iter().copied().step_by(every).collect();
@@ -52,29 +52,29 @@ impl ExpertSamples {
     }
 }
 
-/// The tokens that are routed to one expert, whether they count or not.
+/// The tokens that are routed to one expert, whether or not they count.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Route {
-    /// Ascending.
+    /// Tokens, ascending.
     pub tokens: Vec<u32>,
     pub gates: Vec<f32>,
 }
 
 impl Route {
-    /// Adds the tokens of `slots`, positions in `routing.selected`; `first` is the first token of
-    /// `routing`.
+    /// Adds the tokens of `slots`, which are positions in `routing.selected`; `first` is the first
+    /// token of `routing`.
     pub fn extend(&mut self, first: usize, slots: &[u32], routing: &Routing) {
         self.tokens.extend(slots.iter().map(|slot| first as u32 + slot / routing.top_k as u32));
         self.gates.extend(slots.iter().map(|slot| routing.weights[*slot as usize]));
     }
 }
 
-/// What is routed to an expert, beside what it is calibrated on.
+/// The tokens that are routed to an expert, together with those that it is calibrated on.
 pub(super) struct Routed {
     pub route: Route,
-    /// Both together; tokens that aren't samples weigh nothing.
+    /// Tokens of both kinds, ascending; those that aren't samples have weight 0.
     pub with_samples: ExpertSamples,
-    /// Where the routed tokens lie among these; none where they are all.
+    /// Positions of the routed tokens in `with_samples`; None where all of them are routed.
     pub rows: Option<Vec<u32>>,
 }
 
@@ -97,8 +97,8 @@ impl Routed {
         Self { route, with_samples, rows }
     }
 
-    /// The routed rows among `seen`, which are rows of `with_samples`, counted from the first of
-    /// `seen`; None if all of them are routed.
+    /// The routed rows within `seen`, a range of rows of `with_samples`, counted from its start;
+    /// None if all of them are routed.
     pub fn rows_in(&self, seen: &Range<usize>) -> Option<Vec<u32>> {
         let at = |row: usize, rows: &[u32]| rows.partition_point(|r| (*r as usize) < row);
         let rows = self.rows.as_ref()?;
@@ -119,25 +119,25 @@ pub struct Counts {
     pub topped_up: usize,
 }
 
-/// Collects the routing of all blocks of a layer's tokens, and then the tokens nearest to cold
-/// experts.
+/// Collects the routing of all blocks of a layer's tokens, and then the tokens that came closest to
+/// cold experts.
 pub(super) struct Sampler {
     rule: SampleRule,
     experts: usize,
     tokens: usize,
-    /// Of each expert the tokens that chose it, ascending, and their gates.
+    /// For each expert, the tokens that chose it, ascending, and their gates.
     routed: Vec<Vec<(u32, f32)>>,
-    /// Σ score of the chosen experts, over all tokens, and how many there were.
+    /// Σ score of the chosen experts over all tokens, and the number of terms.
     typical: (f64, usize),
-    /// Of each cold expert the tokens of the greatest scores that didn't choose it: the least of
-    /// them on top.
+    /// For each cold expert, the tokens of the greatest scores that didn't choose it, with the
+    /// least of them on top.
     nearest: Vec<BinaryHeap<Reverse<Near>>>,
 }
 
 /// A token that didn't choose an expert.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Near {
-    /// What the router ranks by.
+    /// The value that the router ranks by.
     rank: f32,
     /// The expert's score.
     score: f32,
@@ -147,7 +147,7 @@ struct Near {
 impl Eq for Near {}
 
 impl Ord for Near {
-    /// By rank; of equals the earlier token is the greater.
+    /// Compares by rank; among equals the earlier token is the greater.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.rank.total_cmp(&other.rank).then(other.token.cmp(&self.token))
     }
@@ -171,7 +171,7 @@ impl Sampler {
         }
     }
 
-    /// Takes the routing of the next tokens in, those that count in `counted`.
+    /// Adds the routing of the next tokens, of which those count that `counted` accepts.
     pub fn routed(&mut self, routing: &Routing, counted: impl Fn(usize) -> bool) {
         let k = routing.top_k;
         for (local, chosen) in routing.selected.chunks_exact(k).enumerate() {
@@ -189,7 +189,7 @@ impl Sampler {
         self.tokens += routing.tokens();
     }
 
-    /// Whether an expert has too few tokens, so that [`Sampler::near`] is to see all tokens again.
+    /// Whether an expert has too few tokens. Then [`Sampler::near`] must see all tokens again.
     pub fn wants_more(&self) -> bool {
         (0..self.experts).any(|expert| self.missing(expert) > 0)
     }
@@ -203,8 +203,8 @@ impl Sampler {
         }
     }
 
-    /// Looks among tokens from `first` on for those nearest to cold experts; `bias` is what the
-    /// router adds for ranking.
+    /// Searches tokens from `first` on for those that came closest to cold experts. `bias` is what
+    /// the router adds for ranking.
     pub fn near(
         &mut self,
         first: usize,
@@ -236,7 +236,7 @@ impl Sampler {
         }
     }
 
-    /// What each expert is calibrated on.
+    /// The samples of each expert.
     pub fn finish(self, counted: impl Fn(usize) -> bool) -> Vec<ExpertSamples> {
         let typical =
             if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
@@ -272,8 +272,8 @@ impl Sampler {
             let chosen = evenly(&routed, cap);
             let counts =
                 Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
-            // A token that didn't choose the expert weighs as its own do, less by how much less the
-            // router thinks of it.
+            // A token that didn't choose the expert weighs as much as the expert's own tokens,
+            // times the ratio of its score to a typical one.
             let near = |Reverse(near): Reverse<Near>| {
                 (near.token, own * (near.score / typical).clamp(0.0, 1.0))
             };
@@ -303,7 +303,7 @@ mod tests {
         SampleRule { samples, least: 2, gate_power: 1, hot_cap: 0.0 }
     }
 
-    /// Four tokens, three experts, top-1: 0, 0, 0, 1. Expert 2 is chosen by none.
+    /// Four tokens, three experts, top-1: 0, 0, 0, 1. No token chooses expert 2.
     fn routing() -> Routing {
         Routing {
             top_k: 1,
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(*found[0].weights, [0.5, 0.8, 0.6]);
         assert_eq!(*found[1].tokens, [0, 3]);
         assert_eq!(found[1].counts, Counts { routed: 1, used: 1, topped_up: 1 });
-        // (0.5 + 0.8 + 0.6 + 0.9) / 4 is typical; its own tokens weigh 0.9.
+        // (0.5 + 0.8 + 0.6 + 0.9) / 4 is a typical score; the expert's own tokens weigh 0.9.
         assert!((found[1].weights[0] - 0.9 * 0.3 / 0.7).abs() < 1e-6);
         assert_eq!(*found[2].tokens, [0, 2]);
         assert_eq!(found[2].counts, Counts { routed: 0, used: 0, topped_up: 2 });

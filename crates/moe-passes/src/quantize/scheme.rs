@@ -1,4 +1,4 @@
-//! Words for what weights become, and what is said of those that other tools have.
+//! Names of schemes, and remedies for schemes that other tools have.
 
 use std::ffi::OsStr;
 
@@ -28,7 +28,7 @@ pub enum WeightScheme {
     Fp8Block,
 }
 
-/// Reads a [`WeightScheme`] of the command line.
+/// Parses a [`WeightScheme`] of the command line.
 #[derive(Clone)]
 pub(super) struct SchemeParser;
 
@@ -69,11 +69,11 @@ impl TryFrom<String> for WeightScheme {
     }
 }
 
-/// What to give instead of 8-bit integers for activations, too.
+/// The remedy for a scheme with 8-bit integers for activations.
 const W8A8: &str = "activations stay as they are here: fp8 is what engines run with 8-bit activations, w8a16 has 8-bit \
                     integers alone";
 
-/// What to give instead of a scheme as other tools write them, such as w8a8, that isn't here.
+/// The remedy for a scheme of other tools that isn't supported here, such as w8a8.
 fn not_here(word: &str) -> Option<String> {
     match word.to_ascii_lowercase().replace('_', "-").as_str() {
         "int8" => return Some(format!("it is w8a8 elsewhere: {W8A8}")),

@@ -1,4 +1,4 @@
-//! Solves the experts of a layer together, on what reaches each.
+//! Solves the experts of a layer together, each on its samples.
 
 mod errors;
 
@@ -26,13 +26,13 @@ use super::samples::{Counts, ExpertSamples, Routed};
 use crate::batches::in_batches;
 use crate::part::finite_values;
 
-/// Hessians and kept activations of the experts that are solved together take at most about this
-/// many bytes in memory.
+/// The approximate number of bytes in memory for Hessians and kept activations of the experts that
+/// are solved together.
 const BATCH_BYTES: usize = 96 << 20;
 /// An expert's output is compared on about this many of its tokens.
 const ERROR_TOKENS: usize = 64;
 
-/// Stages, as `--timings` prints them.
+/// Names of stages, as `--timings` prints them.
 const READING: &str = "weights";
 const FACTORS: &str = "factors";
 const CODES: &str = "codes";
@@ -40,36 +40,37 @@ const DEQUANTIZING: &str = "dequantized weights";
 const ERRORS: &str = "output errors";
 const OUTPUTS: &str = "experts' outputs";
 
-/// How codes are found.
+/// The solver of a layer, with its options.
 pub(super) struct Solver<'a> {
     pub layer: usize,
     pub inputs: &'a Inputs<'a>,
     /// Whether each token counts.
     pub counted: &'a [bool],
     pub compute: &'a Compute,
-    /// Of gate, up and down.
+    /// Options of gate, up and down.
     pub options: [quantize::Options; 3],
     pub damping: Damping,
     pub act_order: bool,
-    /// Tokens' worth of the layer in each Hessian, as a multiple of its width; 0 for none.
+    /// How many tokens' worth of the layer's Hessian is mixed into each Hessian, as a multiple of
+    /// its width; 0 for none.
     pub shrinkage: f64,
-    /// Tokens' worth of white noise of a column's mean energy in each Hessian, as a multiple of its
-    /// width.
+    /// How many tokens' worth of white noise of a column's mean energy is added to each Hessian, as
+    /// a multiple of its width.
     pub ridge: f64,
 }
 
-/// A network and what it is calibrated on.
+/// A network and the samples that it is calibrated on.
 pub(super) struct Task<'a> {
-    /// What messages call it.
+    /// The name that messages use.
     pub name: String,
     pub network: &'a Expert,
     pub samples: ExpertSamples,
-    /// What it is to be run on once it is quantized.
+    /// The tokens that it is run on once it is quantized; None where its outputs aren't summed.
     pub routed: Option<Routed>,
 }
 
 impl Task<'_> {
-    /// What its gate and up are run on.
+    /// The samples that its gate and up are run on.
     fn seen(&self) -> &ExpertSamples {
         self.routed.as_ref().map_or(&self.samples, |routed| &routed.with_samples)
     }
@@ -126,17 +127,17 @@ impl fmt::Display for Fallback {
 /// A matrix's Hessian, factored.
 struct Factored {
     factor: Factor<f32>,
-    /// Effective tokens of its own.
+    /// The effective number of its own tokens.
     effective: f64,
 }
 
 /// Codes of gate and up.
 type Pair = (Codes, Codes);
-/// Of each task, `[tokens, width]` in parts.
+/// Activations of each task, `[tokens, width]` in parts.
 type Activations = Vec<Vec<Tensor>>;
 
-/// The most bytes that solving the `experts` networks of `width` by `hidden` of a layer holds, to
-/// each of which about `routed` tokens go, and which sees `seen` tokens of a block.
+/// The maximum number of bytes that solving the `experts` networks of `width` by `hidden` of a
+/// layer holds. About `routed` tokens go to each, which sees `seen` tokens of a block.
 pub(super) fn working_bytes(
     experts: usize,
     [width, hidden]: [usize; 2],
@@ -146,18 +147,18 @@ pub(super) fn working_bytes(
     let of_batch = 4 * (hidden.max(width).pow(2) + width * routed);
     let together = (BATCH_BYTES / of_batch.max(1)).clamp(1, experts.max(1));
     let (product, square) = (width * hidden, width.pow(2));
-    // Three matrices, two of them dequantized; both Hessians, each beside its factor; activations.
+    // Three matrices, two of them dequantized; two Hessians, each beside its factor; activations.
     let solving = 4 * (5 * product + hidden.pow(2) + 2 * square + width * routed);
-    // Two matrices that are multiplied by, and the Hessian that is summed; activations.
+    // Two dequantized matrices, and the Hessian that is summed; activations.
     let summing = 4 * (2 * product + hidden.pow(2) + square + width * routed);
-    // Each thread runs one expert on a block: its inputs, gate, up and what they make together.
+    // Each thread runs one expert on a block: its inputs, gate, up and their product.
     let running = together.min(rayon::current_num_threads()) * 4 * seen * (hidden + 3 * width);
     (together * solving).max(together * summing + running) as u64
 }
 
 impl Solver<'_> {
-    /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`. Gives
-    /// what `done` made of them and, where tasks say what is routed to them, the sum of their
+    /// Solves all `tasks`, as many at a time as memory holds, and passes each to `done`. Returns
+    /// the results of `done` and, where tasks say which tokens are routed to them, the sum of their
     /// outputs for all tokens.
     pub fn run<T>(
         &self,
@@ -168,7 +169,7 @@ impl Solver<'_> {
         let [width, hidden] = [first.network.width(), first.network.gate.weight.shape()[1]];
         let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
         let factored = |tasks: &[Task<'_>]| self.inputs_factored(tasks, layer.as_ref(), hidden);
-        // What all tasks have in common is made once.
+        // What all tasks share is made once.
         let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
         let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
         let mix = first
@@ -176,7 +177,7 @@ impl Solver<'_> {
             .as_ref()
             .map(|_| ExpertCombine::new(self.counted.len(), hidden, &self.compute.device));
         let mut mix = mix.transpose().map_err(|e| self.numeric("the outputs", e))?;
-        // On a device sums are also ordered, damped, stacked and factored side by side.
+        // On a device, copies are also ordered, damped, stacked and factored side by side.
         let copies = if self.compute.device.is_cpu() { 1 } else { 5 };
         let bytes = |task: &Task<'_>| {
             let tokens = task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len());
@@ -206,8 +207,8 @@ impl Solver<'_> {
         Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
     }
 
-    /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all;
-    /// and what reaches the down of each of what is routed to it.
+    /// Codes of `tasks`, with a factor of gate and up for each, or one for all; and for each task
+    /// the inputs of down for the tokens that are routed to it.
     fn batch(
         &self,
         tasks: &[Task<'_>],
@@ -236,7 +237,7 @@ impl Solver<'_> {
         Ok((solved.collect(), activations))
     }
 
-    /// The Hessians of what reaches gates and ups.
+    /// The factored Hessians of the inputs of gate and up.
     fn inputs_factored(
         &self,
         tasks: &[Task<'_>],
@@ -251,7 +252,7 @@ impl Solver<'_> {
         })
     }
 
-    /// Codes of the two matrices that see the layer's inputs.
+    /// Codes of gate and up, the two matrices that read the layer's inputs.
     fn gates_and_ups(
         &self,
         tasks: &[Task<'_>],
@@ -278,7 +279,7 @@ impl Solver<'_> {
         Ok(codes.into_iter().zip(of_up).collect())
     }
 
-    /// The values of `pairs`.
+    /// The values of `pairs`, dequantized.
     fn matrices(
         &self,
         tasks: &[Task<'_>],
@@ -294,14 +295,14 @@ impl Solver<'_> {
         })
     }
 
-    /// What a matrix of `codes` multiplies by.
+    /// The matrix that `codes` stand for.
     fn matrix(&self, codes: &Codes, shape: [usize; 2]) -> candle_core::Result<Tensor> {
         Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)?
             .to_dtype(self.compute.dtype)
     }
 
-    /// The Hessians of what reaches downs through the quantized gates and ups, `matrices`, and of
-    /// each task what does so of what is routed to it.
+    /// The factored Hessians of the inputs of down, which come from the quantized gates and ups,
+    /// `matrices`; and these inputs for the tokens that are routed to each task.
     fn neurons_factored(
         &self,
         tasks: &[Task<'_>],
@@ -331,7 +332,8 @@ impl Solver<'_> {
             })?;
         let kept =
             kept.into_iter().map(|kept| kept.into_inner().expect("no thread panicked")).collect();
-        // The neurons of one expert mean nothing to another: what a layer has in common ends here.
+        // Neurons of one expert have nothing to do with those of another, so that the layer's
+        // Hessian isn't mixed in here.
         Ok((self.factored(tasks, hessians, "down_proj", |_| Ok(()))?, kept))
     }
 
@@ -360,7 +362,7 @@ impl Solver<'_> {
         })
     }
 
-    /// White noise in a mean over tokens is damping: the fewer tokens, the more of it.
+    /// White noise in a mean over tokens is damping, and the fewer tokens, the more.
     fn damping_of(&self, hessian: &HessianSum) -> Damping {
         let tokens = hessian.effective_tokens().max(1.0);
         let start = (self.damping.start + self.ridge * hessian.size() as f64 / tokens)
@@ -392,7 +394,7 @@ impl Solver<'_> {
         let problems: Vec<_> =
             weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
         let solve = || quantize::solve_on(&problems, shape, options, &self.compute.device);
-        // A column takes the errors of all before it.
+        // Each column takes the errors of all columns before it.
         let flops = problems.len() as f64 * (shape[0] * shape[1] * shape[1]) as f64;
         let solved = self.compute.stage(CODES, Work::flops(flops), solve).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| solved.codes).collect())

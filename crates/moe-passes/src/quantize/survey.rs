@@ -1,8 +1,9 @@
-//! What each width costs the output of each layer: one sweep of some text over the original model.
+//! Measures what each bit width costs the output of each layer, in one sweep of some text over the
+//! original model.
 //!
-//! Of each expert, one part at a time is rounded to nearest, and run beside the original on the
-//! tokens that choose it. The errors of experts have nothing to do with each other, so that their
-//! squares add up.
+//! One part of each expert at a time is rounded to the nearest and run beside the original, on the
+//! tokens that choose the expert. The errors of experts are independent, so that their squares add
+//! up.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +21,11 @@ use super::options::{QuantizeOptions, QuantizedPart};
 use super::widths::{Errors, LayerWidths};
 use crate::part::finite_values;
 
-/// Errors are measured on about so many of the sweep's tokens: sums over a layer's experts need
-/// few, and a quarter as many choose alike.
+/// The approximate number of tokens that errors are measured on. Sums over a layer's experts need
+/// few, and a quarter as many give the same choice.
 const TOKENS: usize = 1024;
 
-/// Watches a sweep over the original model.
+/// Observes a sweep over the original model.
 pub(super) struct Survey {
     options: QuantizeOptions,
     target: f64,
@@ -32,23 +33,23 @@ pub(super) struct Survey {
     compute: Compute,
     /// Whether each token is measured.
     counted: Vec<bool>,
-    /// Tokens that reached the running layer before this block.
+    /// The number of tokens that reached the running layer before this block.
     first: usize,
     block: SurveyBlock,
-    /// Sums over tokens.
+    /// Errors, summed over tokens.
     errors: Errors,
-    /// What was chosen, once the last layer is done.
+    /// The chosen bit widths, set after the last layer.
     pub widths: BTreeMap<usize, LayerWidths>,
 }
 
-/// Tokens that go through a layer together.
+/// A block of tokens that go through a layer together.
 #[derive(Default)]
 struct SurveyBlock {
     /// `[tokens, hidden]`, in f32.
     x: Option<Tensor>,
-    /// Tokens from the first of the last `routed` on.
+    /// The tokens of the last `routed`, counted from the start of the block.
     part: std::ops::Range<usize>,
-    /// Of each part and width the error of each token, Σ g² |Δf|².
+    /// The error of each token, Σ g² |Δf|², by part and bit width.
     errors: Vec<Vec<Vec<f64>>>,
 }
 
@@ -77,8 +78,8 @@ impl Survey {
         }
     }
 
-    /// Adds what rounding `network` costs those of the block's tokens that are measured, each with
-    /// the gate of its output.
+    /// Adds the error from rounding `network` to those of `tokens` that are measured. Each token
+    /// comes with the gate of the network's output.
     fn add(
         &mut self,
         layer: usize,
@@ -204,12 +205,13 @@ impl Observer for Survey {
     }
 }
 
-/// An expert whose matrices are to be rounded one part at a time, and what it makes of some tokens.
+/// An expert whose matrices are rounded one part at a time, and its intermediate results for some
+/// tokens.
 struct Rounding<'a> {
     options: &'a QuantizeOptions,
     network: &'a Expert,
     compute: &'a Compute,
-    /// Of gate, up and down, as they are.
+    /// Values of gate, up and down before rounding.
     values: [Vec<f32>; 3],
     plain: [Tensor; 3],
     x: &'a Tensor,
@@ -251,7 +253,8 @@ impl<'a> Rounding<'a> {
         tensor.map_err(|e| Error::new(Kind::Numeric, "cannot load").source(e).tensor(weight.name()))
     }
 
-    /// |Δf|² of each token with the matrices of `part` rounded to `bits`; what they don't change isn't computed again.
+    /// |Δf|² of each token with the matrices of `part` rounded to `bits`. Intermediate results that
+    /// these don't change aren't computed again.
     fn squares(&self, part: &[usize], bits: u32) -> Result<Vec<f32>> {
         let rounded = |matrix: usize| match part.contains(&matrix) {
             true => self.rounded(matrix, bits).map(Some),
@@ -292,7 +295,7 @@ mod tests {
     use crate::pass::Sources;
     use crate::quantize::quantizer::rounded;
 
-    /// Keeps what reaches the feed-forward block of the first layer.
+    /// Keeps the input of the feed-forward block of the first layer.
     #[derive(Default)]
     struct Inputs(Option<Tensor>);
 
@@ -305,8 +308,9 @@ mod tests {
         }
     }
 
-    /// Of the first layer: the experts of a model that was rounded to nearest as a whole, run by
-    /// the forward pass, beside the original's; in blocks of tokens, some of which don't count.
+    /// For the first layer, compares with the experts of a model that was rounded to the nearest as
+    /// a whole, run by the forward pass beside the original's. Tokens come in blocks, and some
+    /// don't count.
     #[test]
     fn a_width_costs_what_rounding_the_whole_layer_does() {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");

@@ -1,4 +1,4 @@
-//! Mixed precision: which width each layer, or each projection of a layer, gets.
+//! Mixed precision: the bit width of each layer, or of each projection of a layer.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::options::{Profile, QuantizeOptions, QuantizedPart, usage};
 const MATRICES: [&str; 3] = ["gate", "up", "down"];
 
 impl Profile {
-    /// Bits of a code.
+    /// The bit widths to choose from.
     pub(super) fn widths(self) -> &'static [u32] {
         match self {
             Self::Engine => &[4, 8],
@@ -23,7 +23,7 @@ impl Profile {
         }
     }
 
-    /// Matrices (gate, up, down) that get one width in a layer.
+    /// Sets of matrices (0 gate, 1 up, 2 down) that get one bit width in a layer.
     pub(super) fn parts(self) -> &'static [&'static [usize]] {
         match self {
             Self::Engine => &[&[0, 1, 2]],
@@ -47,7 +47,7 @@ pub struct LayerWidths {
 }
 
 impl LayerWidths {
-    /// What these `bits` of gate, up and down were measured to cost.
+    /// The measured error with these `bits` of gate, up and down.
     pub fn error(&self, bits: [u32; 3]) -> f64 {
         let has = |matrix: &str, width: u32| {
             MATRICES.iter().zip(bits).any(|(name, bits)| *name == matrix && bits == width)
@@ -59,7 +59,7 @@ impl LayerWidths {
         such.map(|found| found.error).sum()
     }
 
-    /// The mean number of stored bits of a weight of `layers`.
+    /// The mean number of stored bits per weight of `layers`.
     pub fn bits_a_weight<'l>(layers: impl Iterator<Item = &'l Self>) -> f64 {
         let (stored, weights) = layers
             .fold((0, 0), |(stored, all), layer| (stored + layer.stored_bits, all + layer.weights));
@@ -81,14 +81,14 @@ pub struct WidthError {
     pub error: f64,
 }
 
-/// Of each layer, part of it and width: what it costs.
+/// The error by layer, by part of it, and by bit width.
 pub(super) type Errors = BTreeMap<usize, Vec<Vec<f64>>>;
 
 impl QuantizeOptions {
-    /// The widths of each layer, of the least Σ error that --target-bits has room for.
+    /// The bit widths of each layer with the least Σ error that --target-bits has room for.
     ///
     /// # Errors
-    /// [`moe_model::Kind::Usage`] for a target out of what widths give.
+    /// [`moe_model::Kind::Usage`] for a target that no bit widths reach.
     fn allocated(
         &self,
         model: &Model,
@@ -129,7 +129,8 @@ impl QuantizeOptions {
         Ok(model.moes().map(of_layer).collect())
     }
 
-    /// What is assumed before anything was measured: an error falls to a quarter with each bit.
+    /// The bit widths assumed before anything is measured: an error falls to a quarter with each
+    /// bit.
     pub(super) fn presumed(
         &self,
         model: &Model,
@@ -145,7 +146,7 @@ impl QuantizeOptions {
         )
     }
 
-    /// The same with what was measured.
+    /// The bit widths by the errors that were measured.
     pub(super) fn measured(
         &self,
         model: &Model,
@@ -170,7 +171,7 @@ impl QuantizeOptions {
         Ok(layers)
     }
 
-    /// Weights of `moe` that are quantized.
+    /// The number of weights of `moe` that are quantized.
     fn weights(&self, moe: &Moe) -> u64 {
         self.networks(moe)
             .flat_map(Expert::linears)
@@ -178,13 +179,13 @@ impl QuantizeOptions {
             .sum()
     }
 
-    /// Experts of `moe` that are quantized.
+    /// The experts of `moe` that are quantized.
     pub(super) fn networks<'m>(&self, moe: &'m Moe) -> impl Iterator<Item = &'m Expert> {
         let shared = moe.shared.iter().filter(|_| self.include.contains(&QuantizedPart::Shared));
         moe.experts.iter().chain(shared.map(|shared| &shared.expert))
     }
 
-    /// Bits in the file of each part of `moe` at each width.
+    /// The bits that each part of `moe` takes in the file at each bit width.
     fn sizes(&self, moe: &Moe) -> Result<Vec<Vec<u64>>> {
         let size = |part: &&[usize], bits: u32| -> Result<u64> {
             let weights = self
@@ -197,8 +198,8 @@ impl QuantizeOptions {
         self.profile.parts().iter().map(of_part).collect()
     }
 
-    /// Of codes, scales and zero points; the shape that compressed-tensors has beside them says
-    /// nothing of values.
+    /// The bits of codes, scales and zero points. The shape that compressed-tensors stores beside
+    /// them is left out, as it doesn't depend on the bit width.
     fn stored_bits(&self, weight: &Weight, bits: u32) -> Result<u64> {
         let packed = Store(None).packed(weight, self.packing(), self.of_bits(bits), None)?;
         let Encoding::Packed(parts) = packed.encoding() else {
@@ -227,13 +228,13 @@ impl QuantizeOptions {
         )
     }
 
-    /// The schemes of gate, up and down at these widths.
+    /// The schemes of gate, up and down at these bit widths.
     pub(super) fn of_widths(&self, bits: [u32; 3]) -> [Scheme; 3] {
         bits.map(|bits| Scheme::Integers(self.of_bits(bits)))
     }
 }
 
-/// Each part's choices.
+/// The choices of each part.
 fn choices(sizes: &[Vec<u64>], errors: &[Vec<f64>]) -> impl Iterator<Item = Vec<Choice>> {
     let choice = |(size, error): (&u64, &f64)| Choice { size: *size, error: *error };
     sizes

@@ -1,4 +1,5 @@
-//! How many experts each layer keeps, where that goes by what they carry: the share of Σ g ‖f‖.
+//! The number of experts that each layer keeps, where it follows from their mass: the share of Σ g
+//! ‖f‖.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,7 @@ use crate::pass::{
 /// Σ g ‖f‖ of each expert, descending, by layer.
 pub(super) type Masses = BTreeMap<usize, Vec<f64>>;
 
-/// What a router with a expert correction bias is given for an expert that no token shall go to:
-/// scores lie between 0 and 1.
+/// The expert correction bias of an expert that no token is to choose; scores lie between 0 and 1.
 const NEVER: f32 = -1e4;
 
 /// The masses of `model`'s layers.
@@ -32,12 +32,12 @@ pub(super) fn masses(model: &Model, statistics: &dyn LayerStatistics) -> Result<
     model.moes().map(of).collect()
 }
 
-/// The least number of experts with which every layer keeps the share `share` of its mass.
+/// The minimum number of experts with which every layer keeps the share `share` of its mass.
 pub(super) fn least_uniform(masses: &Masses, share: f64) -> usize {
     let needed = |masses: &Vec<f64>| {
         let all: f64 = masses.iter().sum();
         let mut kept = 0.0;
-        // A sum of all need not reach itself in another order.
+        // In another order, the sum of all may be less than `all` by rounding.
         let enough = masses.iter().position(|mass| {
             kept += mass;
             kept >= share * all * (1.0 - 1e-12)
@@ -47,8 +47,8 @@ pub(super) fn least_uniform(masses: &Masses, share: f64) -> usize {
     masses.values().map(needed).max().unwrap_or(0)
 }
 
-/// Numbers of experts, `total` in all and at least `least` in each layer, with which the layer that
-/// keeps the least share of its mass keeps as much as can be.
+/// The number of experts of each layer: `total` in all, at least `least` in each, so that the
+/// smallest share of mass that a layer keeps is as large as possible.
 pub(super) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMap<usize, usize> {
     let mut counts: BTreeMap<usize, usize> =
         masses.iter().map(|(layer, masses)| (*layer, least.min(masses.len()))).collect();
@@ -59,7 +59,7 @@ pub(super) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMa
     };
     while counts.values().sum::<usize>() < total {
         let growing = counts.iter().filter(|(layer, count)| **count < masses[*layer].len());
-        // Of equals the first layer.
+        // Among equals, the first layer.
         let Some((layer, count)) = growing
             .map(|(l, c)| (*l, *c))
             .min_by(|a, b| share(&a.0, a.1).total_cmp(&share(&b.0, b.1)))
@@ -71,7 +71,7 @@ pub(super) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMa
     counts
 }
 
-/// Refuses a router of which no row is never selected.
+/// Refuses a router that can't have rows that are never selected.
 pub(crate) fn check_padding(index: usize, moe: &Moe) -> Result<()> {
     if moe.router.bias.is_some() && moe.router.groups.is_none() {
         return Ok(());
@@ -87,8 +87,8 @@ pub(crate) fn check_padding(index: usize, moe: &Moe) -> Result<()> {
         .remedy("keep the same number in every layer: --keep-mass finds one by the same measure"))
 }
 
-/// `layer` of `moe` with copies of its first expert behind the others, up to `count`, that no token
-/// goes to.
+/// `layer` of `moe`, padded to `count` experts with copies of its first expert that no token
+/// chooses.
 pub(crate) fn padded(layer: DecidedLayer, moe: &Moe, count: usize) -> DecidedLayer {
     let kept: Vec<usize> = layer.clusters.iter().map(|cluster| cluster[0]).collect();
     let missing = count.saturating_sub(kept.len());
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_uniform_number_serves_the_layer_that_needs_most() {
-        // Layer 1 has 80 % in its first expert, layer 2 in its first three.
+        // Layer 1 has 80 % of its mass in its first expert, layer 2 in its first three.
         assert_eq!(least_uniform(&masses(), 0.8), 3);
         assert_eq!((least_uniform(&masses(), 0.3), least_uniform(&masses(), 1.0)), (1, 4));
     }

@@ -62,7 +62,7 @@ pub(super) fn decide_now(
     Ok(decisions)
 }
 
-/// What the layers of a model are decided with.
+/// The parameters of deciding the layers of a model.
 struct Setting<'a> {
     method: &'a dyn Method,
     size: &'a Size,
@@ -74,7 +74,7 @@ struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    /// Decides layer `index`, which is `moe`.
+    /// Decides layer `index`, whose mixture is `moe`.
     fn decided(
         &self,
         index: usize,
@@ -102,7 +102,8 @@ impl Setting<'_> {
     }
 }
 
-/// Statistics that were observed without leaving experts out can't rank by that.
+/// Refuses statistics that were observed without leaving experts out, for methods that rank by
+/// that.
 fn check_left_out(index: usize, sums: &[Sums]) -> Result<()> {
     let seen =
         |quantity| sums.iter().any(|sums| sums.get(quantity).iter().any(|value| *value > 0.0));
@@ -128,7 +129,7 @@ fn largest(sums: &[Sums]) -> Vec<f64> {
     Sums::pooled(sums.iter().map(|sums| (sums, 1.0))).get(Quantity::Largest).to_vec()
 }
 
-/// Decides each layer on what reaches it through the converted layers before it.
+/// Decides each layer on what the converted layers before it give.
 pub(super) struct ExpertReducer {
     method: Arc<dyn Method>,
     options: ReduceOptions,
@@ -136,13 +137,13 @@ pub(super) struct ExpertReducer {
     model: Model,
     compute: Compute,
     groups: Vec<Group>,
-    /// Watches the sweep.
+    /// The observer of the sweep.
     observer: Option<StatisticsObserver>,
-    /// Watches a sweep over the original model, before.
+    /// The observer of a sweep over the original model, which comes first.
     survey: Option<SuperExpertSurvey>,
-    /// What counted tokens bring to the running layer, where the method looks at that.
+    /// The inputs of counted tokens in the running layer, where the method needs them.
     inputs: Vec<Tensor>,
-    /// Tokens that have come to that layer, counted or not.
+    /// The number of tokens that have reached that layer, counted or not.
     arrived: usize,
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
     errors: BTreeMap<usize, OutputError>,
@@ -185,8 +186,8 @@ impl ExpertReducer {
         )
     }
 
-    /// The super experts of layer `index`, by what the survey found in all layers, and `sums` in
-    /// this one.
+    /// The super experts of layer `index`, by what the survey found in all layers and by `sums` of
+    /// this layer.
     fn protected(&self, index: usize, sums: &[Sums]) -> BTreeMap<usize, Vec<usize>> {
         let Some(survey) = &self.survey else { return BTreeMap::new() };
         let mut found = survey.largest.clone();
@@ -212,7 +213,7 @@ impl LayerPass for ExpertReducer {
             0 => 0.0,
             every => self.size.before as f64 / (top_k as f64 * every as f64),
         };
-        // Blocks are observed, then run again as they became.
+        // Each block is observed, then run again after it was converted.
         forward.attention + forward.networks * (2.0 + all_experts)
     }
 
@@ -221,7 +222,7 @@ impl LayerPass for ExpertReducer {
         let hidden = self.model.hidden;
         let Needs { sample_every, inputs, .. } = self.method.needs();
         let inputs = if inputs { tokens * hidden * 4 } else { 0 };
-        // Of each expert the sum of outputs on sampled tokens, for every group of tokens.
+        // For each expert and group of tokens, the sum of outputs on sampled tokens.
         let outputs = if sample_every > 0 {
             8 * self.size.before * hidden * self.groups.len().max(2)
         } else {
@@ -295,7 +296,7 @@ impl Converter for ExpertReducer {
 
 impl Observer for ExpertReducer {
     fn wants(&self) -> Wants {
-        // Before the sweep begins, what it costs is asked for.
+        // The costs are asked for before the sweep begins.
         let left_out = self.method.needs().left_out;
         let planned = Wants { experts: true, left_out, ..Wants::default() };
         self.observer.as_ref().map_or(planned, Observer::wants)

@@ -1,17 +1,18 @@
-//! Super experts: a few whose outputs are so large that a model breaks without them (2507.23279).
+//! Super experts: a few experts with outputs so large that a model breaks without them
+//! (2507.23279).
 
 use std::collections::BTreeMap;
 
 /// The share of experts below the threshold.
 const PERCENTILE: f64 = 0.995;
-/// A super expert's largest output is at least this share of the model's.
+/// A super expert's largest output is above this share of the model's largest.
 const SHARE_OF_LARGEST: f64 = 0.1;
 
-/// Those experts, by layer, whose largest |output| is above the 99.5th percentile of all and a
-/// tenth of the greatest.
+/// The experts, by layer, whose largest |output| is above both the 99.5th percentile of all experts
+/// and a tenth of the largest.
 ///
-/// `largest` holds that of each expert by layer, by the layer's own index: dense layers before it
-/// count.
+/// `largest` holds the largest |output| of each expert, by the layer's index; dense layers count in
+/// that index.
 pub(crate) fn super_experts(largest: &BTreeMap<usize, Vec<f64>>) -> BTreeMap<usize, Vec<usize>> {
     let mut all: Vec<f64> = largest.values().flatten().copied().collect();
     all.sort_by(f64::total_cmp);
@@ -24,7 +25,7 @@ pub(crate) fn super_experts(largest: &BTreeMap<usize, Vec<f64>>) -> BTreeMap<usi
     layers.filter(|(_, experts)| !experts.is_empty()).collect()
 }
 
-/// The percentile of ascending values, with linear interpolation as numpy does it.
+/// The percentile of ascending values, with numpy's linear interpolation.
 fn percentile(ascending: &[f64]) -> f64 {
     let position = PERCENTILE * (ascending.len() - 1) as f64;
     let (below, above) = (position.floor() as usize, position.ceil() as usize);
@@ -37,7 +38,7 @@ mod tests {
 
     #[test]
     fn a_planted_giant_is_found_in_its_own_layer() {
-        // Layers 3 and 7 are sparse; 400 experts, two of them giants, one of which is too small
+        // Layers 3 and 7 are sparse. Two of 400 experts are giants, and one of these is too small
         // beside the other.
         let mut largest = BTreeMap::from([(3, vec![1.0; 200]), (7, vec![1.0; 200])]);
         largest.get_mut(&3).unwrap()[5] = 900.0;

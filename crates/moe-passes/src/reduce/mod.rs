@@ -1,4 +1,4 @@
-//! Fewer experts: what pruning and merging share.
+//! The common part of pruning and merging: fewer experts.
 
 mod budget;
 mod expert_reducer;
@@ -31,13 +31,13 @@ pub(crate) use mtp::aimer;
 pub(crate) use options::{Size, check_groups, default_divisible_by};
 pub(crate) use pass::{BASELINE, Reduction, fewer};
 
-/// How a layer gets fewer experts.
+/// A method that leaves a layer fewer experts.
 pub(crate) trait Method: Send + Sync {
-    /// What it needs to see beyond sums.
+    /// What it needs to see of a layer.
     fn needs(&self) -> Needs;
 
-    /// The most bytes that deciding a layer of `experts` experts holds, where it has kept the
-    /// inputs of `tokens` tokens, beside these.
+    /// The maximum number of bytes that deciding a layer of `experts` experts holds, beside the
+    /// inputs of `tokens` tokens if it has kept them.
     fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
         let _ = (model, experts, tokens);
         0
@@ -47,16 +47,16 @@ pub(crate) trait Method: Send + Sync {
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced>;
 }
 
-/// What a method needs to see of a layer.
+/// The data that a method needs to see of a layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
-    /// Any statistics at all; others decide from weights, or by chance.
+    /// Whether it needs statistics at all. Methods that don't decide by weights or by chance.
     pub sums: bool,
-    /// What experts do where each is left out.
+    /// Whether it needs the effect of leaving each expert out.
     pub left_out: bool,
-    /// The mean output of every expert, over this share of all tokens: one in so many; 0 for none.
+    /// For the mean output of every expert, it needs one token in this many; 0 for none.
     pub sample_every: usize,
-    /// The inputs themselves, which no file of statistics holds.
+    /// Whether it needs the inputs themselves, which no file of statistics holds.
     pub inputs: bool,
 }
 
@@ -64,12 +64,12 @@ pub(crate) struct Needs {
 pub(crate) struct LayerView<'a> {
     pub index: usize,
     pub moe: &'a Moe,
-    /// Experts to be left.
+    /// The number of experts to keep.
     pub count: usize,
-    /// Experts that must be among the kept ones.
+    /// Experts that must be kept.
     pub protected: &'a [usize],
     pub groups: &'a [Group],
-    /// Sums of each group of tokens; empty for methods that need none.
+    /// Sums of each group of tokens; empty for methods that need no sums.
     pub sums: &'a [Sums],
     /// The inputs of the block, `[tokens, hidden]` in parts, where the method needs them.
     pub inputs: &'a [Tensor],
@@ -78,7 +78,7 @@ pub(crate) struct LayerView<'a> {
 }
 
 impl LayerView<'_> {
-    /// The sums of all tokens, those of each domain times its factor.
+    /// The sums of all tokens, where those of each domain are multiplied by its factor.
     pub fn pooled(&self) -> Sums {
         Sums::pooled(self.sums.iter().zip(group_factors(self.groups)))
     }
@@ -93,7 +93,7 @@ impl LayerView<'_> {
         labels(self.groups).into_iter().map(of).collect()
     }
 
-    /// What `saliency` gives for either half of the tokens; none where a half is empty.
+    /// `saliency` of the sums of each half of the tokens; None where a half is empty.
     pub fn halves(&self, saliency: impl Fn(&Sums) -> Option<Vec<f64>>) -> Option<[Vec<f64>; 2]> {
         let half = |half: u8| {
             let of = self
@@ -109,26 +109,26 @@ impl LayerView<'_> {
     }
 }
 
-/// What becomes of a layer's experts.
+/// The decision about a layer's experts.
 pub(crate) struct Reduced {
     /// For each expert that is left, ascending by the first: the expert whose router row it keeps,
-    /// then what was merged into it.
+    /// then those merged into it.
     pub clusters: Vec<Vec<usize>>,
-    /// What the decision ranks experts by; greater is kept.
+    /// The score that ranked each expert; the greatest are kept.
     pub saliency: Vec<f64>,
-    /// The same from each half of the data alone, where there are two.
+    /// The scores from each half of the data alone; None where there aren't two.
     pub halves: Option<[Vec<f64>; 2]>,
-    /// The experts that are left, where they aren't just the first of each cluster.
+    /// The experts that are left; None where they are the first of each cluster, unchanged.
     pub experts: Option<Vec<Expert>>,
-    /// How experts were made, where they weren't left as they were.
+    /// How experts were made; None where they are unchanged.
     pub made: Option<Vec<NetworkEdit>>,
-    /// The share of each expert that goes on in those that are left, where that isn't all of those
-    /// in a cluster and nothing of the others.
+    /// The share of each expert that is contained in those that are left. None where it is 1 for
+    /// experts in a cluster and 0 for others.
     pub carried: Option<Vec<f64>>,
 }
 
 impl Reduced {
-    /// The experts `kept`, as they are.
+    /// A decision that keeps the experts `kept`, unchanged.
     pub fn unmerged(kept: impl IntoIterator<Item = usize>, saliency: Vec<f64>) -> Self {
         let clusters = kept.into_iter().map(|expert| vec![expert]).collect();
         Self { clusters, saliency, halves: None, experts: None, made: None, carried: None }
@@ -139,7 +139,7 @@ impl Reduced {
         self.clusters.iter().map(|cluster| cluster[0]).collect()
     }
 
-    /// The share of each of `experts` experts that goes on, alone or in another.
+    /// For each of `experts` experts, the share that is kept, by itself or merged into another.
     pub fn carried(&self, experts: usize) -> Vec<f64> {
         let in_cluster = |e: usize| {
             f64::from(u8::from(self.clusters.iter().any(|cluster| cluster.contains(&e))))
@@ -147,7 +147,7 @@ impl Reduced {
         self.carried.clone().unwrap_or_else(|| (0..experts).map(in_cluster).collect())
     }
 
-    /// The layer that this makes of `moe`.
+    /// The edit of layer `index`, whose mixture is `moe`, by this decision.
     pub fn decided(self, index: usize, moe: &Moe, trust: Option<LayerTrust>) -> DecidedLayer {
         let kept = self.kept();
         let experts =
@@ -168,7 +168,7 @@ impl Reduced {
     }
 }
 
-/// `moe` with `experts` behind the router rows `kept`.
+/// `moe` with `experts`, which get the router rows `kept`.
 pub(crate) fn with_experts(moe: &Moe, kept: &[usize], experts: Vec<Expert>) -> Moe {
     let rows: Arc<[usize]> = kept.into();
     let chosen = |weight: &Weight| part::chosen_rows(weight, rows.clone());
@@ -179,7 +179,7 @@ pub(crate) fn with_experts(moe: &Moe, kept: &[usize], experts: Vec<Expert>) -> M
     moe
 }
 
-/// The `count` experts of `moe` of the greatest saliency, ascending: as many of each of the
+/// The `count` experts of `moe` of the greatest saliency, ascending: equally many of each of the
 /// router's groups, where it has some.
 pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usize> {
     let groups = moe.router.groups.map_or(1, |groups| groups.count);
@@ -191,8 +191,8 @@ pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usi
     saliency.chunks_exact(size).enumerate().flat_map(of_group).collect()
 }
 
-/// Refuses what experts of layer `index` are ranked by where it isn't a number, which every order
-/// would put first or last by chance.
+/// Refuses a saliency of layer `index` that isn't a number: sorting would put it first or last by
+/// chance.
 fn check_saliency(index: usize, moe: &Moe, saliency: &[f64]) -> Result<()> {
     let Some(expert) = saliency.iter().position(|value| !value.is_finite()) else { return Ok(()) };
     for linear in moe.experts.get(expert).iter().flat_map(|expert| expert.linears()) {
@@ -208,7 +208,7 @@ fn check_saliency(index: usize, moe: &Moe, saliency: &[f64]) -> Result<()> {
         .remedy("look at the expert's weights with verify, or rank experts by something else"))
 }
 
-/// A random choice of `count` experts of each layer of `model`, without its layers for multi-token
+/// A random choice of `count` experts in each layer of `model`, without its layers for multi-token
 /// prediction.
 fn random_model(model: &Model, count: usize, seed: u64) -> Model {
     let mut pruned = model.clone();

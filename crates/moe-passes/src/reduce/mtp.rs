@@ -1,4 +1,4 @@
-//! Layers for multi-token prediction: no sweep goes through them, so their experts are ranked by
+//! Layers for multi-token prediction. No sweep goes through them, so their experts are ranked by
 //! weights.
 
 use moe_forward::to_f32;
@@ -13,7 +13,7 @@ impl ReduceOptions {
     /// Decides the layers for multi-token prediction of `model`, unless they are left out.
     ///
     /// # Errors
-    /// What reading their weights returns.
+    /// Those of reading weights.
     pub(crate) fn decide_mtp(
         &self,
         model: &Model,
@@ -47,7 +47,7 @@ fn decide_mtp(
     Ok(())
 }
 
-/// −AIMER of `expert`: those whose weights are as large as each other go first.
+/// −AIMER of `expert`. Experts whose weights have similar magnitudes are dropped first.
 pub(crate) fn aimer(expert: &Expert, compute: &Compute) -> Result<f64> {
     let mut values = Vec::new();
     for linear in expert.linears() {
@@ -62,8 +62,8 @@ pub(crate) fn aimer(expert: &Expert, compute: &Compute) -> Result<f64> {
     Ok(-saliency::aimer(values))
 }
 
-/// Puts what `decided` gives for a layer's mixture into the layers for multi-token prediction of
-/// `model`, or drops them; says which.
+/// Converts the mixtures of `model`'s layers for multi-token prediction by `decided`, or drops
+/// these layers; returns the effect.
 pub(super) fn with_mtp(
     model: &mut Model,
     choice: MtpChoice,

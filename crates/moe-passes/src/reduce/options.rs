@@ -93,7 +93,7 @@ pub enum MtpChoice {
     Drop,
 }
 
-/// Refuses a number that a router which chooses groups of experts first can't have.
+/// Refuses a number of experts that doesn't fit a router with groups of experts.
 pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> {
     let Some(groups) = moe.router.groups else { return Ok(()) };
     let least = match groups.score {
@@ -139,7 +139,7 @@ fn no_number() -> Error {
         .remedy("give --experts N or --keep SHARE")
 }
 
-/// Refuses a share that leaves nothing, or more than there is.
+/// Refuses a share that is not above 0 and at most 1.
 fn check_share(option: &str, share: Option<f64>) -> Result<()> {
     match share {
         Some(share) if !(share > 0.0 && share <= 1.0) => {
@@ -150,7 +150,7 @@ fn check_share(option: &str, share: Option<f64>) -> Result<()> {
     }
 }
 
-/// What was meant by a share that may be per cent, for a remedy.
+/// For a remedy: the share that a number in per cent may have meant; else empty.
 fn of_percent(share: f64) -> String {
     match (2.0..=100.0).contains(&share) {
         true => format!(": {} for {share} %", share / 100.0),
@@ -162,37 +162,38 @@ pub(crate) fn default_divisible_by() -> usize {
     1
 }
 
-/// How many experts are left of how many.
+/// The numbers of experts before and after.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Size {
     pub before: usize,
     pub after: usize,
-    /// How many of its own experts each layer keeps; those that keep fewer than `after` are padded.
+    /// How many of its own experts each layer keeps. Layers that keep fewer than `after` are
+    /// padded.
     pub counts: BTreeMap<usize, usize>,
 }
 
 impl Size {
-    /// `after` experts in each mixture of `model`.
+    /// Keeps `after` experts in each mixture of `model`.
     fn uniform(model: &Model, before: usize, after: usize) -> Self {
         Self { before, after, counts: model.moes().map(|(index, _)| (index, after)).collect() }
     }
 
-    /// Whether no expert goes.
+    /// Whether every layer keeps all experts.
     pub fn keeps_all(&self) -> bool {
         self.after == self.before
     }
 }
 
-/// The most experts that a token goes to in any layer.
+/// The largest top-k of any layer.
 fn greatest_top_k(model: &Model) -> usize {
     model.moes().map(|(_, moe)| moe.router.top_k).max().unwrap_or(1)
 }
 
 impl ReduceOptions {
-    /// How many experts each layer has when all is done.
+    /// The number of experts of each layer after the pass.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a number that this model can't have.
+    /// [`Kind::Usage`] for a number that doesn't suit this model.
     pub(crate) fn size(&self, sources: &Sources<'_>) -> Result<Size> {
         let model = sources.model;
         let size = self.uniform(sources)?;
@@ -203,7 +204,7 @@ impl ReduceOptions {
         let total = size.after * model.moes().count();
         let counts = equal_mass(&self.masses(sources)?, greatest_top_k(model), total);
         let most = counts.values().copied().max().unwrap_or(size.after);
-        // All layers are padded to one number: that is what --divisible-by is about.
+        // All layers are padded to one number, and --divisible-by is about that number.
         let after = most.next_multiple_of(self.divisible_by);
         if after > size.before {
             let (each, before) = (self.divisible_by, size.before);
@@ -227,7 +228,8 @@ impl ReduceOptions {
         }
     }
 
-    /// Refuses numbers that no model can have, and none or several that say how many experts stay.
+    /// Refuses numbers that suit no model, and fewer or more than one option for how many experts
+    /// stay.
     ///
     /// # Errors
     /// [`Kind::Usage`].
@@ -254,7 +256,7 @@ impl ReduceOptions {
         }
     }
 
-    /// The number of experts that all layers keep alike.
+    /// The number of experts, where all layers keep the same.
     fn uniform(&self, sources: &Sources<'_>) -> Result<Size> {
         let model = sources.model;
         let before = expert_count(model)?;
@@ -301,8 +303,8 @@ impl ReduceOptions {
         Ok(Size::uniform(model, before, after))
     }
 
-    /// What to do where rounding up to a multiple of --divisible-by leaves no number from `top_k`
-    /// to `before`.
+    /// The remedy where rounding up to a multiple of --divisible-by gives no number from `top_k` to
+    /// `before`.
     fn divisor_remedy(&self, top_k: usize, before: usize) -> String {
         let greatest = before / self.divisible_by * self.divisible_by;
         match greatest >= top_k.max(1) {
@@ -311,7 +313,7 @@ impl ReduceOptions {
         }
     }
 
-    /// What is said where no expert goes, which nobody needs a conversion for.
+    /// A warning where all experts stay, so that the conversion has no use; else None.
     pub(crate) fn keeps_all(&self, size: &Size) -> Option<String> {
         let all = size.before;
         let asked = match self.keep {
@@ -327,7 +329,7 @@ impl ReduceOptions {
         size.keeps_all().then(|| format!("all {all} experts of each layer stay: {asked}"))
     }
 
-    /// What it reads.
+    /// Files that the pass reads.
     pub(crate) fn inputs(&self) -> Inputs<'_> {
         Inputs {
             statistics: self.stats.as_deref(),
@@ -345,13 +347,13 @@ impl ReduceOptions {
         check_baseline_used(self.no_baseline, &self.measuring)
     }
 
-    /// Text that the result is measured on, if there is some.
+    /// The text that the result is measured on; None without --held-out.
     pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
         self.measuring.text(&self.calibration)
     }
 
-    /// Refuses what contradicts itself, or doesn't give a method with these `needs`, which `option`
-    /// chooses, what it looks at.
+    /// Refuses sources that contradict each other, or that don't give a method with these `needs`
+    /// its data. `option` is the option that chooses the method.
     pub(crate) fn check_sources(&self, option: &str, needs: Needs) -> Result<()> {
         let error =
             |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));

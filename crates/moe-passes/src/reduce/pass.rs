@@ -1,4 +1,4 @@
-//! What pruning and merging do alike as passes: plan, decide, and measure beside.
+//! The common part of pruning and merging as passes: plan, decide, and measure beside a baseline.
 
 use std::sync::Arc;
 
@@ -12,23 +12,23 @@ use crate::pass::{
     NetworkEdit, Next, PlannedModel, Sources,
 };
 
-/// What fewer experts are measured beside.
+/// The baseline of passes that leave fewer experts.
 pub(crate) const BASELINE: Baseline = Baseline {
     name: "random choice",
     measured: "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing.",
     unmeasured: "No random baseline was measured (`--no-baseline`).",
 };
 
-/// Options of a benchmark that halves the experts of `model` by `method`, an option in TOML.
+/// The options of a benchmark that halves the experts of `model`. `method` is an option in TOML.
 pub(crate) fn fewer(method: &str, model: &BenchmarkedModel) -> String {
     format!("{method}\nexperts = {}\nno-super-expert-guard = true", model.experts / 2)
 }
 
-/// What pruning and merging make of a model, whatever decides.
+/// The transform of pruning and merging.
 pub(crate) struct Reduction {
     pub options: ReduceOptions,
     pub size: Size,
-    /// What becomes of experts.
+    /// A phrase that says what becomes of experts, for the effect on the function.
     pub why: String,
 }
 
@@ -55,13 +55,14 @@ impl Reduction {
         PlannedModel::new(model, effects, layers, warnings)
     }
 
-    /// A random choice of as many experts, where one is wanted and any go.
+    /// A random choice of as many experts; None where no baseline is wanted, or where all experts
+    /// stay.
     pub fn baseline(&self, source: &Model) -> Option<Model> {
         let wanted = !self.options.no_baseline && !self.size.keeps_all();
         wanted.then(|| random_model(source, self.size.after, self.options.calibration.seed))
     }
 
-    /// How `method` decides: in a sweep, where there is text for one.
+    /// The open step of a plan: a sweep where there is text for one, else a decision at once.
     pub fn next(&self, method: impl Method + 'static, sources: &Sources<'_>) -> Next {
         let (options, size) = (self.options.clone(), self.size.clone());
         if options.calibration.data.is_empty() {
@@ -73,7 +74,7 @@ impl Reduction {
     }
 }
 
-/// What has the right sizes before anything is decided: the first `count` experts.
+/// A stand-in of the right size until the layer is decided: its first `count` experts.
 fn stand_in(index: usize, moe: &Moe, count: usize) -> (Ffn, LayerRecord) {
     let layer = Reduced::unmerged(0..count, Vec::new()).decided(index, moe, None);
     (layer.ffn, LayerRecord { experts: vec![NetworkEdit::default(); count], ..layer.record })

@@ -1,4 +1,4 @@
-//! What tells how far the decision about a layer can be trusted.
+//! Figures that tell how far the decision about a layer can be trusted.
 
 use moe_math::load::Load;
 use schemars::JsonSchema;
@@ -48,8 +48,9 @@ impl LayerDetails for LayerTrust {
 }
 
 impl LayerTrust {
-    /// Whether all mass is kept by definition, since every expert goes on in another: that says
-    /// nothing of what merging costs, which shows in [`Self::output_error`].
+    /// Whether all mass is kept by definition, since every expert is merged into another. The
+    /// retained mass then says nothing of what merging costs, which shows in
+    /// [`Self::output_error`].
     pub fn merges_all(&self) -> bool {
         self.retained_mass >= 1.0 && self.clusters.iter().any(|cluster| cluster.len() > 1)
     }

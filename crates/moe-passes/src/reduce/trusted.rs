@@ -1,4 +1,4 @@
-//! How far a decision is trusted, by the sums that it was made on.
+//! Computes how far a decision can be trusted, from the sums that it was made on.
 
 use moe_math::load::Load;
 use moe_math::rank::{jaccard, spearman};
@@ -8,7 +8,7 @@ use moe_math::statistics::{Quantity, Sums};
 use super::{LayerTrust, LayerView, Reduced};
 
 impl LayerTrust {
-    /// What the sums of `layer` say of `reduced`.
+    /// Figures for the decision `reduced`, from the sums of `layer`.
     pub(super) fn new(reduced: &Reduced, layer: &LayerView<'_>) -> Self {
         let pooled = layer.pooled();
         let (kept, carried) = (reduced.clusters.len(), reduced.carried(pooled.sizes().experts));
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// Experts of the built-in model have mass and tokens 1, 2, 3, …; sums of 24 are 300.
+    /// Experts of the built-in model have mass and tokens 1, 2, 3, …; the sum of all 24 is 300.
     fn trust(reduced: &Reduced) -> LayerTrust {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
         let model = Model::open(&dir).unwrap();
@@ -94,7 +94,7 @@ mod tests {
             (merged.retained_mass, merged.lost_choices, merged.experts),
             (1.0, 0.0, [24, 12])
         );
-        // Half of expert 23's neurons found a place.
+        // Half of expert 23's neurons joined another expert.
         let carried: Vec<f64> = (0..24).map(|e| if e == 23 { 0.5 } else { 1.0 }).collect();
         let some =
             trust(&Reduced { carried: Some(carried), ..Reduced::unmerged(0..23, Vec::new()) });

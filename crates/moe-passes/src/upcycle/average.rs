@@ -1,11 +1,12 @@
-//! Everything but the experts as the mean of several models (Branch-Train-MiX, 2403.07816 §2.2).
+//! Replaces everything but the experts by the mean of several models (Branch-Train-MiX, 2403.07816
+//! §2.2).
 
 use moe_model::{Ffn, Head, Linear, Model, Weight};
 
 use super::experts::mean_network;
 use crate::part::mean;
 
-/// Replaces every weight of `model` by the mean of the same weight in `others`, which have its
+/// Replaces every weight of `model` by the mean of that weight in `others`, which have the same
 /// shapes.
 pub(super) fn average(model: &mut Model, others: &[Model]) {
     of(&mut model.embed, others, |m| &m.embed);
@@ -22,9 +23,9 @@ pub(super) fn average(model: &mut Model, others: &[Model]) {
         for (i, norm) in layer.attention.norms_mut().into_iter().enumerate() {
             of(norm, others, |m| m.layers[index].attention.norms()[i]);
         }
-        // Of layers that stay dense; the others are replaced.
+        // Only layers that stay dense need this; the others are replaced.
         if let Ffn::Dense(ffn) = &mut layer.ffn {
-            // Models with experts were refused.
+            // Models with experts were refused before.
             let networks: Vec<_> =
                 others.iter().filter_map(|m| m.layers[index].ffn.dense()).collect();
             **ffn = mean_network(&networks);

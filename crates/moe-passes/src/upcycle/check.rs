@@ -1,4 +1,4 @@
-//! What is refused before any weight is read.
+//! Checks before any weight is read.
 
 use moe_model::{Error, Family, Flag, Kind, Model, Result, families, family};
 
@@ -12,7 +12,7 @@ fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
 }
 
 impl UpcycleOptions {
-    /// What cannot work with any model.
+    /// Refuses options that can't work with any model.
     pub(super) fn check(&self) -> Result<()> {
         self.check_counts()?;
         self.check_numbers()?;
@@ -31,7 +31,7 @@ impl UpcycleOptions {
         self.check_texts()
     }
 
-    /// Options that would be ignored.
+    /// Refuses options that would be ignored.
     fn check_idle(&self) -> Result<()> {
         let (drop, partition) = (self.init == Init::Drop, self.init == Init::Partition);
         let idle = [
@@ -78,7 +78,7 @@ impl UpcycleOptions {
             None => Ok(()),
             Some((_, option, wanted)) => {
                 let error = Error::new(Kind::Usage, format!("{option} goes with {wanted}"));
-                // The option itself is another word for two of them.
+                // Two of them name an option with its value; the key is the option alone.
                 let key = option.split(' ').next().unwrap_or(option);
                 Err(error.remedy(format!("give {wanted}, or leave {option} out")).idle(&[key]))
             }
@@ -195,7 +195,7 @@ impl UpcycleOptions {
         Ok(())
     }
 
-    /// Refuses what says how --data is read where there is none.
+    /// Refuses options of --data's text where there is no --data.
     fn check_text_used(&self) -> Result<()> {
         let idle = [
             ("--data-tokens", self.data_tokens != survey_tokens()),
@@ -281,7 +281,7 @@ pub(super) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static
     usage(what, format!("give --target {}", possible.join(" or --target ")))
 }
 
-/// Refuses layers that stay dense where the family has no such.
+/// Refuses layers that stay dense where the family can't have any.
 pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
     let mixes = |family: &Family| {
         family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some())
@@ -300,7 +300,7 @@ pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<
     usage(what, format!("leave --layers out{remedy}"))
 }
 
-/// Refuses options of a shared expert where the family has none, or doesn't take them.
+/// Refuses options of a shared expert where the family has none, or doesn't support them.
 pub(super) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
     let has_shared = target.has_shared_expert();
     let partition = options.init == Init::Partition;
@@ -335,8 +335,8 @@ pub(super) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<boo
     }
 }
 
-/// Refuses models that can't lend `base` their networks: quantized ones, another family, or tensors
-/// of other shapes.
+/// Refuses models whose networks can't become experts of `base`: quantized models, another family,
+/// or tensors of other shapes.
 pub(super) fn models(base: &Model, others: &[Model]) -> Result<()> {
     if let Some(quantized) = std::iter::once(base).chain(others).find(|m| m.quantization.is_some())
     {

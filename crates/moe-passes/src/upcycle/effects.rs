@@ -1,13 +1,13 @@
-//! Which options keep the dense model's function, and which don't.
+//! The effects of options on the dense model's function.
 
 use super::scales::Scales;
 use super::{Init, LayerChoice, Rest, RouterInit, UpcycleOptions};
 use crate::pass::{Effect, Kept};
 
-/// Rows of shards that differ by less give equal probabilities in f32 on some tokens.
+/// Below this standard deviation, rows of shards give equal probabilities in f32 on some tokens.
 const LEAST_GROUP_STD: f64 = 1e-4;
 
-/// What the options do to the function, one after the other.
+/// The effects of the options on the function, one by one.
 pub(super) fn effects(
     options: &UpcycleOptions,
     scales: Scales,

@@ -12,14 +12,15 @@ use super::streams::stream;
 use super::{Init, Rest, UpcycleOptions};
 use crate::part::{Axis, Neurons, Noise, Part, Redraw, RowSelection, mean, rows};
 
-/// One for each of three projections: noise, then redrawn neurons; then the choice of these.
+/// Random streams of an expert: for each of three projections one for noise and one for redrawn
+/// neurons; then one for the choice of these neurons.
 const STREAMS: u64 = 7;
 
-/// What the experts of one layer are made of.
+/// The materials of the experts of one layer.
 pub(super) struct Experts<'a> {
     pub options: &'a UpcycleOptions,
     pub layer: usize,
-    /// One for each model that lends its own, else the base's.
+    /// The network of each model that gives its own; without such models, the base's.
     pub networks: Vec<&'a Expert>,
     /// The network of the model that is upcycled.
     pub base: &'a Expert,
@@ -28,7 +29,7 @@ pub(super) struct Experts<'a> {
 }
 
 impl Experts<'_> {
-    /// The routed experts in order.
+    /// The routed experts, in order.
     pub fn routed(&self) -> Result<Vec<Expert>> {
         let options = self.options;
         let width = self.networks[0].width();
@@ -59,7 +60,7 @@ impl Experts<'_> {
             return Err(Error::new(Kind::Usage, what)
                 .remedy("raise --drop-fraction, or leave out --init drop"));
         }
-        // Experts that are equal share their weights, so that they are read and computed once.
+        // Equal experts share their weights, so that these are read and computed once.
         let distinct =
             if differs { options.experts } else { options.granularity * self.networks.len() };
         let made: Vec<Expert> = (0..distinct).map(|i| self.expert(i)).collect();
@@ -87,7 +88,7 @@ impl Experts<'_> {
         )
     }
 
-    /// The shared expert, where the family has one; its gate is zero, so σ gives ½.
+    /// The shared expert; None where the family has none. Its gate is zero, so that σ gives ½.
     pub fn shared(&self) -> Result<Option<SharedExpert>> {
         let Some(factors) = self.scales.shared else { return Ok(None) };
         let averaged;
@@ -114,7 +115,8 @@ impl Experts<'_> {
         Ok(Some(SharedExpert { expert, gate: Some(gate) }))
     }
 
-    /// Some neurons of `network`, scaled; with a stream, also with what makes experts differ.
+    /// Some neurons of `network`, scaled. With a stream, also with the noise and redrawn neurons
+    /// that make experts differ.
     fn make(
         &self,
         network: &Expert,
@@ -157,12 +159,12 @@ impl Experts<'_> {
         })
     }
 
-    /// r·width neurons, rounded.
+    /// The number of neurons to redraw: r·width, rounded.
     fn dropped_neurons(&self, width: usize) -> usize {
         (self.options.drop_fraction * width as f64).round() as usize
     }
 
-    /// The neurons that are redrawn: one set for gate, up and down (2502.19261 §3.1).
+    /// The neurons that are redrawn, the same for gate, up and down (2502.19261 §3.1).
     fn dropped(&self, width: usize, stream: u64) -> Option<Arc<BTreeSet<usize>>> {
         let count = self.dropped_neurons(width);
         (self.options.init == Init::Drop && count > 0).then(|| {

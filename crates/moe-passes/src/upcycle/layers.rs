@@ -1,4 +1,4 @@
-//! Which layers get experts.
+//! The choice of layers that get experts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,24 +6,24 @@ use std::str::FromStr;
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-/// Layers chosen on the command line.
+/// The layers that the option `--layers` chooses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum LayerChoice {
-    /// All.
+    /// All layers.
     #[default]
     All,
-    /// Each n-th: layer i if (i + 1) is a multiple of n, as `decoder_sparse_step` counts.
+    /// Every n-th layer: layer i if (i + 1) is a multiple of n, as `decoder_sparse_step` counts.
     Every(usize),
-    /// Those in these ranges, ends included.
+    /// Layers in these ranges, ends included.
     List(Vec<(usize, usize)>),
 }
 
 impl LayerChoice {
-    /// The chosen ones among `layers` layers.
+    /// For each of `layers` layers, whether it is chosen.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where there are none, or one is beyond the last.
+    /// [`Kind::Usage`] where no layer is chosen, or one beyond the last is.
     pub fn chosen(&self, layers: usize) -> Result<Vec<bool>> {
         let usage = |what: String| {
             Err(Error::new(Kind::Usage, what)

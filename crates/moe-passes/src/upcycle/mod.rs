@@ -1,5 +1,5 @@
-//! Upcycling: a dense model becomes an MoE, and where it can, starts out computing the same
-//! function.
+//! Upcycling turns a dense model into an MoE that, where possible, computes the same function at
+//! first.
 //!
 //! Komatsuzaki et al. 2212.05055 (copies), He et al. 2410.07524 (shards in virtual groups),
 //! Nakamura et al. 2502.19261 (drop), Sukhbaatar et al. 2403.07816 (experts from several models),
@@ -37,7 +37,7 @@ use partition::Partitions;
 use routers::Routers;
 use scales::Scales;
 
-/// What is said of experts that are all the same network.
+/// The warning where all experts are the same network.
 const ALIKE: &str = "all experts of a layer start out as the same network, so that training routers alone gains nothing: train experts, \
      too (heal --train router,experts), and let them differ from the start (--noise-std, --init drop or --expert-model)";
 
@@ -60,7 +60,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     choice: None,
     details: Some(DetailsType::of::<UpcycledLayer>()),
     report: ReportKind::Experts { none_lost: "no expert goes" },
-    // Experts that start out alike, or with parts of their own, are what has something to learn.
+    // Experts that start out alike, or with parts of their own, have something to learn.
     healed_with: Some(" --train router,experts"),
     resumes_midway: false,
     decides_at_once: false,
@@ -99,7 +99,7 @@ impl Pass for UpcycleOptions {
     }
 }
 
-/// What upcycling makes of a model.
+/// The transform that upcycles a model.
 struct Upcycling {
     options: UpcycleOptions,
     target: &'static Family,
@@ -154,8 +154,8 @@ impl Transform for Upcycling {
     }
 }
 
-/// The dense networks of layer `index` that experts are made of: the base's or, if there are some,
-/// the others'.
+/// The dense networks of layer `index` that experts are made from: those of the other models, or
+/// else the base's.
 fn networks<'a>(index: usize, sources: &Sources<'a>, target: &Family) -> Result<Vec<&'a Expert>> {
     let of = |model: &'a Model| network(model, index, target);
     match sources.others {

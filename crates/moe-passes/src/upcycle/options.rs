@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layers::LayerChoice;
 
-/// Standard deviation of routers, of those that are almost zero, and of those for shards.
+/// Default standard deviations of routers: normal, almost zero, and almost zero for shards.
 const NORMAL_STD: f64 = 0.02;
 const ZEROS_STD: f64 = 1e-6;
 const SHARDS_STD: f64 = 1e-4;
@@ -65,7 +65,7 @@ pub enum RouterInit {
 }
 
 impl RouterInit {
-    /// Whether rows come from text, and so have a scale that --router-entropy can set.
+    /// Whether rows come from text, so that --router-entropy can set their scale.
     pub(super) fn is_surveyed(self) -> bool {
         !matches!(self, Self::Normal | Self::Zeros | Self::Orthogonal)
     }
@@ -262,7 +262,7 @@ pub(super) fn window() -> usize {
 }
 
 impl UpcycleOptions {
-    /// Plain copies, everything else as by default.
+    /// Options for plain copies, with defaults for all else.
     pub fn copies(experts: usize, top_k: usize) -> Self {
         Self {
             experts,
@@ -293,7 +293,7 @@ impl UpcycleOptions {
         }
     }
 
-    /// Rows of a router that differ.
+    /// The number of distinct rows of a router.
     pub fn router_rows(&self) -> usize {
         self.experts / self.granularity
     }
@@ -302,8 +302,8 @@ impl UpcycleOptions {
         self.noise_std > 0.0 && self.noise_fraction > 0.0
     }
 
-    /// Rows of groups must be told apart in f32, or runtimes mix the shards of two groups; whole
-    /// experts need not.
+    /// The standard deviation of router entries. Rows of groups must be distinguishable in f32, or
+    /// runtimes would mix shards of two groups; whole experts needn't be.
     pub(super) fn router_std(&self) -> f64 {
         self.router_std.unwrap_or(match (self.router, self.granularity) {
             (RouterInit::Zeros, 1) => ZEROS_STD,
@@ -317,7 +317,8 @@ impl UpcycleOptions {
 mod tests {
     use super::*;
 
-    /// What --router-std is unless given depends on the word that says how routers are made.
+    /// The default of --router-std depends on the kind of router, and the help of each kind states
+    /// it.
     #[test]
     fn help_states_the_standard_deviations() {
         let help =

@@ -1,4 +1,4 @@
-//! The neurons of a dense network dealt out among experts: LLaMA-MoE (2406.16554), CMoE
+//! Deals the neurons of a dense network out among experts: LLaMA-MoE (2406.16554), CMoE
 //! (2502.04416).
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{LayerRecord, Survey, SurveyText, Surveyor};
 
 const MAX_ITERATIONS: usize = 50;
-/// Active neurons of a token are its ⌈width / this⌉ strongest, [`LEAST_ACTIVE`] at least.
+/// A token's active neurons are its ⌈width / this⌉ strongest, but at least [`LEAST_ACTIVE`].
 const ACTIVE_SHARE: usize = 32;
 /// CMoE's K_a (§4.1).
 const LEAST_ACTIVE: usize = 10;
@@ -50,7 +50,7 @@ impl LayerPartition {
     }
 }
 
-/// How many neurons go where.
+/// The numbers of neurons that experts get, and how these are chosen.
 #[derive(Debug, Clone, Copy)]
 struct Deal {
     experts: usize,
@@ -61,13 +61,13 @@ struct Deal {
     stream: u64,
 }
 
-/// The sets of one layer, found when they are first needed or by a survey.
+/// The sets of one layer. They are found when they are first needed, or by a survey.
 struct Sets {
     plan: Deal,
     network: Expert,
     compute: Compute,
     found: OnceLock<Vec<Vec<u32>>>,
-    /// Held while they are found: two threads would find them twice.
+    /// Held while sets are found, so that two threads don't find them twice.
     finding: Mutex<()>,
 }
 
@@ -77,7 +77,7 @@ impl<'a> Partitions<'a> {
         Self { options, compute, has_shared, layers: BTreeMap::new() }
     }
 
-    /// The partition of `network` in layer `index`; none for other initialisations.
+    /// The partition of `network` in layer `index`; None unless the options ask for a partition.
     pub fn layer(&mut self, index: usize, network: &Expert) -> Result<Option<LayerPartition>> {
         let options = self.options;
         if options.init != Init::Partition {
@@ -127,10 +127,11 @@ impl<'a> Partitions<'a> {
         Ok(Some(LayerPartition { sets }))
     }
 
-    /// About a quarter of the width, so that the rest can be dealt out.
+    /// The width of the shared expert: by default about a quarter, such that the rest can be dealt
+    /// out evenly.
     fn shared_width(&self, width: usize, experts: usize) -> Result<usize> {
         match (self.has_shared, self.options.shared_width) {
-            // With a width, it was refused.
+            // A width for it was refused before.
             (false, _) => Ok(0),
             (true, Some(shared)) if shared == 0 || shared >= width => {
                 Err(Error::new(Kind::Usage, format!("--shared-width {shared} of {width} neurons"))
@@ -141,19 +142,19 @@ impl<'a> Partitions<'a> {
         }
     }
 
-    /// What finding the partition of a layer holds while weights are written.
+    /// Bytes that finding the partition of a layer holds while weights are written.
     pub fn working_bytes(&self) -> u64 {
         let by_weights = self.layers.values().filter(|sets| sets.plan.by == PartitionBy::Weights);
         let rows = by_weights
             .map(|sets| 2 * 4 * sets.network.gate.weight.elements() as u64)
             .max()
             .unwrap_or(0);
-        // Rows of gate and up together, those that are dealt out, and two copies within k-means.
+        // Rows of gate and up joined, the rows that are dealt out, and two copies within k-means.
         4 * rows
     }
 
-    /// The sweep that finds them, if one does; it fills in the cells of `routers` where these go by
-    /// activation too.
+    /// The sweep that finds the partitions; None where they don't go by activations. It also fills
+    /// in the cells of `routers` where routers go by activations.
     pub fn surveys(self, routers: &mut Routers<'_>) -> Option<Survey> {
         let options = self.options;
         if options.init != Init::Partition || options.partition_by != PartitionBy::Activations {
@@ -206,8 +207,8 @@ impl Sets {
         }
     }
 
-    /// Neurons whose gate and up rows point the same way belong together; those with the longest
-    /// rows are shared.
+    /// Groups neurons whose gate and up rows have the same direction; those with the longest rows
+    /// are shared.
     fn by_weights(&self) -> Result<Vec<Vec<u32>>> {
         let name = self.network.gate.weight.name();
         let rows = || -> Result<Tensor> {
@@ -225,8 +226,8 @@ impl Sets {
 }
 
 impl Deal {
-    /// The `shared` neurons of the greatest `weight` apart; the others, rows of `features`, in
-    /// balanced clusters.
+    /// Takes out the `shared` neurons of the greatest `weight`, and groups the others, which are
+    /// rows of `features`, in balanced clusters.
     fn clustered(
         &self,
         features: &Tensor,
@@ -236,7 +237,7 @@ impl Deal {
     ) -> Result<Vec<Vec<u32>>> {
         let fail = |e| failed(name, e);
         let mut order: Vec<u32> = (0..weight.len() as u32).collect();
-        // Stable, so that ties go to the lower index.
+        // The sort is stable, so that the lower index comes first among equals.
         order.sort_by(|a, b| weight[*b as usize].total_cmp(&weight[*a as usize]));
         let (shared, rest) = order.split_at(self.shared);
         let mut rest = rest.to_vec();
@@ -288,8 +289,8 @@ impl Surveyor for ActivationSurvey {
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
         let widths = self.layers.values().map(|(sets, _)| sets.network.width());
         let width = widths.max().unwrap_or(0);
-        // Activations, then as rows of the host; which neurons are active, these as points, and two
-        // copies within k-means.
+        // Activations, and their rows on the host; which neurons are active, the same as points,
+        // and two copies within k-means.
         4 * (tokens * (6 * width + model.hidden / 4)) as u64
     }
 
@@ -338,8 +339,8 @@ impl Observer for ActivationSurvey {
 }
 
 impl ActivationSurvey {
-    /// A row for each expert: the covariance of an input's own direction with the share of the
-    /// network's output, Σ h² ‖down‖² over neurons, that the expert's neurons make.
+    /// A router row for each expert: the covariance of an input's own direction with the expert's
+    /// share of the network's output, Σ h² ‖down‖² over its neurons.
     fn rows(
         &self,
         layer: usize,

@@ -1,4 +1,4 @@
-//! What is said of a layer that was upcycled.
+//! The record of a layer that was upcycled.
 
 use moe_model::{Expert, SharedExpert};
 use schemars::JsonSchema;
@@ -62,7 +62,7 @@ pub struct SurveyedPartition {
     pub shared_activation_share: f64,
 }
 
-/// Adds to the details of layer `index`.
+/// Changes the details of layer `index` with `add`.
 pub(super) fn note(layers: &mut [LayerRecord], index: usize, add: impl FnOnce(&mut UpcycledLayer)) {
     if let Some(record) = layers.iter_mut().find(|record| record.layer == index) {
         let mut details = record.details().unwrap_or_default();
@@ -71,7 +71,7 @@ pub(super) fn note(layers: &mut [LayerRecord], index: usize, add: impl FnOnce(&m
     }
 }
 
-/// How layer `index`, which gets these experts, is made.
+/// The record of layer `index`, which gets these experts.
 pub(super) fn record(
     options: &UpcycleOptions,
     scales: Scales,
@@ -92,7 +92,7 @@ pub(super) fn record(
     }
 }
 
-/// How expert `index`, of so many neurons, is made.
+/// The record of expert `index`, which has this many neurons.
 fn expert_edit(
     options: &UpcycleOptions,
     scales: Scales,
@@ -121,7 +121,7 @@ fn expert_edit(
     }
 }
 
-/// How the shared expert, of so many neurons, is made.
+/// The record of the shared expert, which has this many neurons.
 fn shared_edit(options: &UpcycleOptions, factors: Factors, width: usize) -> SharedEdit {
     let neurons = match (options.init, options.shared_experts) {
         (Init::Partition, _) => Some(Neurons::Count(width)),
@@ -145,7 +145,7 @@ fn shared_edit(options: &UpcycleOptions, factors: Factors, width: usize) -> Shar
     SharedEdit { network, gate: Some(0.0) }
 }
 
-/// How routers are made.
+/// The record of routers.
 fn router(options: &UpcycleOptions) -> RouterEdit {
     let (std, seed) = (options.router_std(), options.seed);
     let entropy = Some(options.router_entropy).filter(|share| *share != 0.0);

@@ -1,4 +1,4 @@
-//! Routers: drawn at random, or made of what the network sees on text.
+//! Routers, drawn at random or made from the network's inputs on text.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -16,7 +16,7 @@ use super::{RouterInit, UpcycleOptions};
 use crate::part::{RowSelection, Surveyed, rows};
 use crate::pass::{LayerRecord, Survey, SurveyText, Surveyor, TextSource};
 
-/// Iterations of k-means; assignments hardly change after a few dozen.
+/// The maximum number of k-means iterations; assignments hardly change after a few dozen.
 const MAX_ITERATIONS: usize = 100;
 
 /// Makes the routers of all layers.
@@ -50,12 +50,12 @@ impl<'a> Routers<'a> {
         Ok(Router::softmax(weight, options.top_k, normalize))
     }
 
-    /// Where the surveyed rows of layer `index` will be.
+    /// The cell that the surveyed rows of layer `index` are put into.
     pub fn cell(&mut self, index: usize) -> Surveyed {
         self.surveyed.entry(index).or_insert_with(|| Arc::new(OnceLock::new())).clone()
     }
 
-    /// The sweep that fills the cells in; none where another survey does, or nothing needs it.
+    /// The sweep that fills in the cells; None where another survey does, or where none is needed.
     pub fn surveys(self) -> Option<Survey> {
         let text = match (self.options.router, &self.options.prompts) {
             (RouterInit::Kmeans, _) => data_source(self.options),
@@ -86,14 +86,14 @@ pub(super) fn data_source(options: &UpcycleOptions) -> TextSource {
     }
 }
 
-/// Makes router rows of the inputs of each layer's feed-forward network.
+/// Makes router rows from the inputs of each layer's feed-forward network.
 struct RouterSurvey {
     options: UpcycleOptions,
     embed: Weight,
     compute: Compute,
     cells: BTreeMap<usize, Surveyed>,
     prompts: Prompts,
-    /// Rows made of token embeddings, which are the same in every layer.
+    /// Rows made from token embeddings, which are the same in every layer.
     embedded: Option<Tensor>,
     found: BTreeMap<usize, SurveyedRouter>,
 }
@@ -114,10 +114,10 @@ impl Surveyor for RouterSurvey {
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
         let (hidden, rows) = (model.hidden, self.options.router_rows());
         let of_token = match self.options.router {
-            // Own directions, beside which k-means centres and scales them; distances, and what
-            // each costs.
+            // Own directions, which k-means centres and scales in further copies; distances and
+            // costs.
             RouterInit::Kmeans => 3 * hidden + 3 * rows + 8,
-            // States by prompt, put together, without their mean.
+            // States by prompt, the same joined, and the same without their mean.
             _ => 4 * hidden + 3 * rows,
         };
         4 * (tokens * of_token) as u64
@@ -156,8 +156,8 @@ impl Observer for RouterSurvey {
 }
 
 impl RouterSurvey {
-    /// A row for each set of prompts: what `summary` says of its positive prompts, less what it
-    /// says of its negative ones; `prompts` holds the states of each prompt's tokens.
+    /// A row for each set of prompts: `summary` of its positive prompts minus `summary` of its
+    /// negative ones. `prompts` holds the states of each prompt's tokens.
     fn rows_of_sets(
         &self,
         prompts: &[Tensor],
@@ -180,13 +180,13 @@ impl RouterSurvey {
         )
     }
 
-    /// `states`, `[tokens, hidden]`, of each prompt but for its first `skip` tokens.
+    /// `states`, `[tokens, hidden]`, split by prompt, each without its first `skip` tokens.
     fn by_prompt(&self, states: &Tensor, skip: usize) -> candle_core::Result<Vec<Tensor>> {
         self.prompts.batch.spans.iter().map(|span| states.i(span.start + skip..span.end)).collect()
     }
 
-    /// Mean over prompts of the mean over their tokens, but for BOS, of `states`. Where rows are
-    /// scaled, only what is particular to each state counts, as in [`Self::centroids`].
+    /// The mean over prompts of the mean of `states` over their tokens without BOS. Where rows are
+    /// scaled, only own directions of states count, as in [`Self::centroids`].
     fn prompt_rows(&self, states: &Tensor) -> candle_core::Result<Tensor> {
         let mut prompts = self.by_prompt(states, self.prompts.skip)?;
         if self.options.router_entropy != 0.0 {
@@ -203,7 +203,7 @@ impl RouterSurvey {
     }
 
     /// mergekit's `cheap_embed`: unit vectors along the sum of all tokens' embeddings, positive
-    /// less negative, and of that the unit vector.
+    /// minus negative, and then the unit vector of the difference.
     fn embedding_rows(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
         let rows = self.rows_of_sets(&self.by_prompt(embeddings, 0)?, |prompts| {
             let sums = prompts.iter().map(|states| states.sum_keepdim(0));
@@ -214,13 +214,12 @@ impl RouterSurvey {
         unit_rows(&rows)
     }
 
-    /// Unit centroids `[rows, hidden]` of what is particular to each input of `x`.
+    /// Unit centroids `[rows, hidden]` of the own directions of the inputs `x`.
     ///
     /// Inputs share a large mean μ. A row's component along μ would only favour its expert on every
-    /// token, so inputs are clustered, by angle, after μ is taken away and they are projected on
-    /// the space orthogonal to it; the centroids lie in that space, and a row's logit on x is its
-    /// product with what is left of x. So the expert that a token goes to first is that of its
-    /// cluster.
+    /// token. So μ is subtracted from the inputs, they are projected on the space orthogonal to it,
+    /// and they are clustered by angle. The centroids lie in that space, and a row's logit on x is
+    /// its product with the projection of x. So a token goes first to the expert of its cluster.
     fn centroids(&self, layer: usize, x: &Tensor) -> Result<(Tensor, Clusters)> {
         check_inputs(layer, x)?;
         let own = own_directions(x).map_err(|e| failed("FFN inputs", e))?;
@@ -239,22 +238,22 @@ impl RouterSurvey {
             })?;
         let mut sizes = vec![0usize; self.options.router_rows()];
         clusters.assignment.iter().for_each(|cluster| sizes[*cluster as usize] += 1);
-        // 1 − inertia / 2n of unit vectors is their mean cosine with their centroid.
+        // For unit vectors, 1 − inertia / 2n is their mean cosine with their centroid.
         let mean_cosine = 1.0 - clusters.inertia / (2.0 * clusters.assignment.len() as f64);
         let said = Clusters { iterations: clusters.iterations, mean_cosine, sizes };
         Ok((clusters.centroids, said))
     }
 }
 
-/// The mean μ of states, which their own directions are what is left of them without.
+/// The mean μ of states; removing it leaves their own directions.
 struct Direction {
     mean: Tensor,
-    /// μ/|μ|, unless μ is zero.
+    /// μ/|μ|; None where μ is zero.
     unit: Option<Tensor>,
 }
 
 impl Direction {
-    /// Of the rows of `x`, `[tokens, hidden]`.
+    /// The mean of the rows of `x`, `[tokens, hidden]`.
     fn of_mean(x: &Tensor) -> candle_core::Result<Self> {
         let mean = x.mean_keepdim(0)?;
         let length = mean.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
@@ -271,25 +270,24 @@ impl Direction {
     }
 }
 
-/// What is particular to each row of `x`, `[tokens, hidden]`: without their mean, and any component
-/// along it.
+/// The own direction of each row of `x`, `[tokens, hidden]`: the row minus the mean, without any
+/// component along the mean.
 pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
     Direction::of_mean(x)?.removed(x)
 }
 
-/// What to do where no text tells rows of a router.
+/// The remedy where rows of a router can't be made from text.
 const NO_ROUTER: &str = "look for norms and projections of this layer, or those before it, that are far too large or zero; \
                          or give --router normal, which looks at no text";
 
-/// Refuses inputs `x` of layer `layer`, finite as they are, that no router can be made of, whatever
-/// the text is.
+/// Refuses inputs `x` of layer `layer` that no router can be made from, though they are finite.
 pub(super) fn check_inputs(layer: usize, x: &Tensor) -> Result<()> {
     let squares = x
         .sqr()
         .and_then(|x| x.sum_all()?.to_scalar::<f32>())
         .map_err(|e| failed("FFN inputs", e))?;
     let what = match squares {
-        // A norm makes nothing of states whose squares are infinite.
+        // A norm turns states whose squares are infinite into zeros.
         0.0 => "is zero, as a norm makes it of states that are too large to be squared in f32",
         squares if squares.is_finite() => return Ok(()),
         _ => "is too large to be squared in f32",
@@ -298,8 +296,8 @@ pub(super) fn check_inputs(layer: usize, x: &Tensor) -> Result<()> {
     Err(Error::new(Kind::Numeric, what).remedy(NO_ROUTER))
 }
 
-/// Rows of unit length times the scale at which the mean entropy of routing `x` is the share
-/// `entropy` of its maximum; unchanged for 0. Also what was found, for the receipt.
+/// Unit rows times the scale at which the mean entropy of routing `x` is the share `entropy` of its
+/// maximum; unchanged for `entropy` 0. Also what was found, for the receipt.
 pub(super) fn scaled_rows(
     rows: &Tensor,
     x: &Tensor,

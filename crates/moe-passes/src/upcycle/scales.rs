@@ -1,10 +1,10 @@
 //! Scales that make the mixture equal the dense network.
 //!
-//! f(x) = down · (silu(gate x) ∘ (up x)) is linear in down but not in gate, so an exact scale c
-//! sits on down alone: with N experts, top-k K and granularity G, of whose networks every G-th part
-//! stands in one expert, the selected gates g sum to Σ = 1 where they are normalised and to K/N at
-//! a zero router where they aren't. The T = K/G selected copies of each shard then add up to Σ/G ·
-//! c · f(x), which is f(x) for c = G/Σ.
+//! f(x) = down · (silu(gate x) ∘ (up x)) is linear in down but not in gate, so an exact scale c is
+//! a factor on down alone. There are N experts, top-k K and granularity G, so that an expert has
+//! every G-th part of a network. The selected gates g sum to Σ = 1 where they are normalised, and
+//! to K/N at a zero router where they aren't. The T = K/G selected copies of each shard then add up
+//! to Σ/G · c · f(x), which is f(x) for c = G/Σ.
 
 use moe_model::Family;
 
@@ -13,12 +13,12 @@ use super::{Init, ScalePlacement, UpcycleOptions};
 /// Factors on an expert's projections.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Factors {
-    /// On gate and up each.
+    /// The factor on gate and on up.
     pub inner: f64,
     pub down: f64,
 }
 
-/// Factors of the routed experts, and of the shared one where the family has one.
+/// Factors of the routed experts, and of the shared expert where the family has one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scales {
     pub routed: Factors,
@@ -31,8 +31,8 @@ impl Scales {
         let has_shared = target.has_shared_expert();
         let shared = |down| has_shared.then_some(Factors { inner: 1.0, down });
         if options.init == Init::Partition {
-            // Where all gates are equal, every selected neuron counts as in the dense network; σ(0)
-            // = ½ of a shared one.
+            // With equal gates, every selected neuron counts as in the dense network; the gate of a
+            // shared expert is σ(0) = ½.
             let down = if normalize { k } else { n };
             return Self { routed: Factors { inner: 1.0, down }, shared: shared(2.0) };
         }
@@ -40,8 +40,8 @@ impl Scales {
         let alpha = if has_shared { options.shared_fraction } else { 0.0 };
         let routed = match options.scale_placement {
             ScalePlacement::Exact => Factors { inner: 1.0, down: (1.0 - alpha) * g / gates },
-            // 2410.07524 §3.3: s = E·G²/K where softmax stands before top-k, G where it stands
-            // behind it.
+            // 2410.07524 §3.3: s = E·G²/K where softmax comes before top-k, and G where it comes
+            // after.
             ScalePlacement::Nvidia => {
                 let root = (g / gates).cbrt();
                 Factors { inner: root, down: (1.0 - alpha) * root }

@@ -1,7 +1,7 @@
-//! Random numbers of a layer.
+//! Random streams of a layer.
 
-/// The first of layer `layer`'s random streams, which is its router's; its experts have those behind
-/// it.
+/// The first random stream of layer `layer`, which its router uses; its experts use the streams
+/// after it.
 pub(super) fn stream(layer: usize) -> u64 {
     (layer as u64) << 32
 }

@@ -1,4 +1,4 @@
-//! What `upcycle` does that its user may not have meant.
+//! Warnings about what a user of `upcycle` may not have meant.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::scales::Scales;
 use super::{Init, Rest, UpcycleOptions};
 use crate::pass::Sources;
 
-/// What works, but may not be what is wanted.
+/// Warnings about options that work, but may not do what is wanted.
 pub(super) fn warnings(
     options: &UpcycleOptions,
     normalize: bool,
@@ -68,7 +68,8 @@ pub(super) fn warnings(
     warnings
 }
 
-/// What is said of models that are given as experts more than once, under whatever names.
+/// A warning about models that are given as experts more than once, under whatever names; else
+/// None.
 pub(super) fn given_twice(sources: &Sources<'_>) -> Option<String> {
     let firsts = sources.first_alike.get(1..)?;
     let (second, first) = firsts
@@ -89,7 +90,7 @@ pub(super) fn given_twice(sources: &Sources<'_>) -> Option<String> {
     ))
 }
 
-/// What is said of noise that weights of this size hardly have digits for.
+/// A warning about noise that is lost in rounding weights of this size; else None.
 pub(super) fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<String> {
     let dtype = base.layers.iter().find_map(|layer| layer.ffn.dense())?.gate.weight.dtype();
     let digits = match dtype {
@@ -102,8 +103,8 @@ pub(super) fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<Strin
         .get("initializer_range")
         .and_then(serde_json::Value::as_f64)
         .unwrap_or(USUAL_STD);
-    // What changes is smaller than the noise by its digits: of weights spread like this, fewer than
-    // one in a hundred.
+    // A weight changes only where its rounding step is below the noise. Below `least`, fewer than
+    // one weight in a hundred does.
     let least = size * 0.5f64.powi(digits) / 80.0;
     let std = options.noise_std;
     (options.has_noise() && std < least).then(|| {
@@ -115,5 +116,5 @@ pub(super) fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<Strin
     })
 }
 
-/// How large weights are where the config says nothing of it.
+/// The standard deviation of weights where the config doesn't give one.
 pub(super) const USUAL_STD: f64 = 0.02;

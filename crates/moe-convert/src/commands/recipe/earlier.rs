@@ -1,5 +1,5 @@
-//! What lies where a recipe's steps are to write: what can't be replaced is refused before the
-//! first step runs.
+//! Files and folders that lie where a recipe's steps are to write. If they can't be replaced, the
+//! recipe is refused before its first step runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,28 +14,28 @@ use moe_pipeline::{
 use super::How;
 use crate::commands::{Session, other_result};
 
-/// What becomes of the result that lies where a step writes, as far as that can be known before the
+/// What a step does with the result that lies at its output, as far as can be known before the
 /// steps run.
 enum Fate {
-    /// It is what the step would make, of these files.
+    /// The step keeps it, since it is what the step would make; the snapshot is of its files.
     Kept(Snapshot),
-    /// It is of something else than what the step makes now; how it differs, where that can be
-    /// said.
+    /// It was made by other work than the step's; the text says how it differs, where that is
+    /// known.
     Other(Option<String>),
-    /// Nothing finished is there.
+    /// The step makes it, since no finished result lies there.
     Made,
-    /// Whether it is kept depends on what an earlier step is yet to make.
+    /// Whether it is kept depends on a result that an earlier step hasn't made yet.
     Open,
 }
 
 impl Session<'_> {
     /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor
-    /// to be replaced. What an earlier step makes is left to its turn. Gives the steps that were
-    /// found to be finished, with the files that say so: as long as those don't change, nothing
-    /// needs to be hashed again.
+    /// to be replaced. Outputs that an earlier step makes are checked when their step runs. Returns
+    /// the steps that are finished, with a snapshot of the files that prove it: while these don't
+    /// change, nothing needs to be hashed again.
     ///
     /// # Errors
-    /// What the step itself would end with, naming the step.
+    /// The error that the step itself would return, with the name of the step.
     pub(super) fn check_earlier(
         &self,
         recipe: &Recipe,
@@ -43,7 +43,8 @@ impl Session<'_> {
         how: How,
     ) -> Result<BTreeMap<usize, Snapshot>> {
         let mut made: BTreeSet<&Path> = BTreeSet::new();
-        // Found out only where something is in the way: results are hashed for it.
+        // Fates are found out only where something is in the way, since results are hashed for
+        // them.
         let mut fates = Vec::new();
         for (index, step) in recipe.steps.iter().enumerate() {
             let writes = step.writes();
@@ -73,7 +74,7 @@ impl Session<'_> {
         Ok(kept.collect())
     }
 
-    /// Why `step` can't write where it is to, if that is so.
+    /// The reason why `step` can't write its output; None if it can.
     fn refusal(&self, step: &Step, how: How) -> Option<Error> {
         match &step.kind {
             StepKind::Convert { passes, output, overwrite, writing } => {
@@ -94,7 +95,7 @@ impl Session<'_> {
         }
     }
 
-    /// What becomes of what lies where the step behind those of `fates` writes.
+    /// The fate of the result at the output of the step after those of `fates`.
     fn fate(&self, recipe: &Recipe, how: How, fates: &[Fate]) -> Fate {
         let index = fates.len();
         let step = &recipe.steps[index];
@@ -118,7 +119,7 @@ impl Session<'_> {
         self.found(step, how)
     }
 
-    /// What lies where `step` writes, all of whose inputs are as it will find them.
+    /// The fate of the result at the output of `step`, whose inputs are all in their final state.
     fn found(&self, step: &Step, how: How) -> Fate {
         let files = step.snapshot();
         match &step.kind {
@@ -143,12 +144,12 @@ impl Session<'_> {
     }
 }
 
-/// Why `step` can't run, by the `fate` of what lies where it writes; None where it can, or may yet
-/// turn out to. `refusal` is of the place alone.
+/// The reason why `step` can't run, by the `fate` of the result at its output. None where it can
+/// run, or where that is still open. `refusal` is the reason by its place alone.
 fn in_the_way(step: &Step, fate: Option<&Fate>, refusal: Error) -> Option<Error> {
     match fate {
         Some(Fate::Kept(_)) => None,
-        // An input that was removed to save space may be made again as it was.
+        // An input that was removed to save space may be made again unchanged.
         Some(Fate::Open) if !overwrites(step) => None,
         Some(Fate::Other(Some(how))) if !overwrites(step) => {
             Some(other_result(how, step.writes()[0]))
@@ -157,7 +158,7 @@ fn in_the_way(step: &Step, fate: Option<&Fate>, refusal: Error) -> Option<Error>
     }
 }
 
-/// What the steps write whose fate `is_so`.
+/// The outputs of the steps whose fate `is_so`.
 fn written(recipe: &Recipe, fates: &[Fate], is_so: fn(&Fate) -> bool) -> BTreeSet<PathBuf> {
     let steps = recipe.steps.iter().zip(fates).filter(|(_, fate)| is_so(fate));
     steps.flat_map(|(step, _)| step.writes()).map(Path::to_owned).collect()
@@ -167,7 +168,7 @@ fn is_missing(folder: &Path) -> bool {
     !folder.as_os_str().is_empty() && !folder.is_dir()
 }
 
-/// Whether a finished result, of whatever it is, lies where `step` writes one.
+/// Whether any finished result lies at the output of `step`.
 fn has_finished(step: &Step) -> bool {
     match &step.kind {
         StepKind::Convert { output, .. } => has_result(output),
@@ -176,8 +177,8 @@ fn has_finished(step: &Step) -> bool {
     }
 }
 
-/// How the result that lies where `step` writes was made by other passes or options than those of
-/// the step.
+/// How the work that made the result at the output of `step` differs in passes or options from the
+/// step's; None if it doesn't.
 fn other_work_of(step: &Step) -> Option<String> {
     let StepKind::Convert { passes, output, .. } = &step.kind else { return None };
     let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();

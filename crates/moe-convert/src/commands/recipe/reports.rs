@@ -1,4 +1,4 @@
-//! What is said of a recipe's run in files: JUnit XML and a summary in Markdown.
+//! Files that report on a run of a recipe: JUnit XML and a summary in Markdown.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,21 +13,21 @@ use moe_pipeline::{
     Average, JUNIT, Outcome, Progress, StepOutcome, check_summary, junit, markdown,
 };
 
-/// Files that say what became of a recipe's steps.
+/// The files that report on a recipe's steps.
 pub(in crate::commands) struct Reports {
     junit: Option<PathBuf>,
     /// Whether an earlier JUnit file is replaced.
     overwrite: bool,
     summary: Option<PathBuf>,
-    /// The JUnit file as this run has last seen or written it, and may replace it.
+    /// The JUnit file as this run last saw or wrote it; only that may be replaced.
     found: FoundFile,
-    /// Where the JUnit file goes if that is a stream, opened before the steps: nobody may read it
-    /// any more when they are done.
+    /// The JUnit output if it is a stream. It is opened before the steps, since its reader may be
+    /// gone when they are done.
     junit_stream: Option<StagedFile>,
-    /// Where the summary goes if that isn't a file: a reader of a pipe would take it for over if
-    /// that was opened twice.
+    /// The summary output if it isn't a file. It is opened once: the reader of a pipe would take a
+    /// second opening for the end.
     stream: Option<File>,
-    /// What went wrong with the JUnit file while steps ran, for which none of them stops.
+    /// The first error of writing the JUnit file while steps ran; it stops no step.
     failed: Option<Error>,
 }
 
@@ -43,8 +43,7 @@ impl Reports {
         [&self.junit, &self.summary].into_iter().filter_map(|path| path.as_deref()).collect()
     }
 
-    /// Refuses what can't be written to, or holds something else, before there is anything to
-    /// report.
+    /// Refuses outputs that can't be written to, or that hold something else, before any step runs.
     pub(super) fn check(&mut self) -> Result<()> {
         check_folder("--junit", self.junit.as_deref())?;
         check_folder("--summary", self.summary.as_deref())?;
@@ -85,7 +84,7 @@ impl Reports {
         self.failed.take().map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Writes the JUnit file before a step: a job that is killed leaves one that says where. A
+    /// Writes the JUnit file before a step, so that a killed job leaves one that names the step. A
     /// report that can't be written stops no step.
     pub(super) fn note_junit(
         &mut self,
@@ -93,12 +92,12 @@ impl Reports {
         steps: &[StepOutcome],
         progress: &dyn Progress,
     ) {
-        // What reads a pipe wants one report.
+        // The reader of a pipe expects one report.
         if self.found.is_stream() {
             return;
         }
         let had_failed = self.failed.is_some();
-        // The last one may be written all the same, and says what is wrong if it isn't.
+        // The final report may succeed all the same, and otherwise reports the error.
         let failed = self.write_junit(recipe, steps).err();
         let said = failed.as_ref().or(self.failed.as_ref()).filter(|_| !had_failed);
         if let Some(error) = said {
@@ -106,8 +105,8 @@ impl Reports {
         }
     }
 
-    /// Replaces the JUnit file. What somebody has put in its place meanwhile stays, and the report
-    /// goes beside it from then on.
+    /// Replaces the JUnit file. If somebody else has put a file in its place meanwhile, that stays,
+    /// and the report goes beside it from then on.
     fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<(), Error> {
         let Some(path) = &self.junit else { return Ok(()) };
         let file =
@@ -121,16 +120,17 @@ impl Reports {
         Ok(())
     }
 
-    /// Says that the recipe was refused, whose steps can't run; `error` is why.
+    /// Reports that the recipe was refused because of `error`.
     pub(super) fn refused(&mut self, recipe: &str, error: Error) -> anyhow::Error {
         let outcome = Outcome::failed(Some(error.kind()), error.to_string());
         let refused = [StepOutcome { name: "the recipe".to_owned(), seconds: 0.0, outcome }];
-        // Why it was refused matters more than that nobody could write it down.
+        // The reason of the refusal matters more than a report that couldn't be written.
         let _ = self.write(recipe, &refused, &[]);
         error.into()
     }
 
-    /// Says so before anything was found out about where to say it.
+    /// Reports a refusal that came before the outputs of reports were checked. They are checked
+    /// now, and nothing is written if that fails.
     pub(super) fn refused_early(&mut self, recipe: &str, error: Error) -> anyhow::Error {
         match self.check() {
             Ok(()) => self.refused(recipe, error),
@@ -138,8 +138,8 @@ impl Reports {
         }
     }
 
-    /// Says that the recipe `path` can't be understood. Of what it reads, only the file
-    /// itself is known, so that reports go to no folder of a model or result either.
+    /// Reports that the recipe `path` can't be parsed. Of its inputs only the recipe itself is
+    /// known, so no report is written into a folder of a model or result.
     pub(super) fn refused_unread(&mut self, path: &Path, error: Error) -> anyhow::Error {
         let mut locations = Locations::default();
         locations.reads(path);
@@ -164,7 +164,7 @@ fn check_folder(option: &str, path: Option<&Path>) -> Result<(), Error> {
     Err(Error::new(Kind::Usage, what).file(path).remedy("give a file in a folder that exists"))
 }
 
-/// Opens `path` and writes nothing: whatever keeps it from being written to shows now, not after all
+/// Opens `path` without writing, so that a place that can't be written to is found before the
 /// steps.
 fn try_to_append(path: &Path) -> Result<(), Error> {
     let is_new = path.symlink_metadata().is_err();

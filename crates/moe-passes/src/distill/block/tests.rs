@@ -3,7 +3,7 @@ use moe_math::sampling::{generator, normal};
 
 use super::*;
 
-/// Beside sums in f64, for weights that are not alike.
+/// Compares with sums in f64, for weights that differ.
 #[test]
 fn the_loss_is_the_relative_error_and_a_little_of_the_angle() {
     let (rows, hidden) = (5, 7);
@@ -30,7 +30,7 @@ fn the_loss_is_the_relative_error_and_a_little_of_the_angle() {
     };
     let found = loss(&tensor(found));
     assert!((found - expected).abs() < 1e-6 * expected, "{found} {expected}");
-    // Nothing has no direction, and is as far away as what is wanted is large.
+    // A zero output has no direction, and its error is as large as the target.
     let nothing = loss(&samples.y.zeros_like().unwrap());
     assert!(nothing.is_finite());
 }
@@ -55,7 +55,8 @@ fn what_was_learned_comes_back_bit_for_bit() {
         let bytes = learned.to_bytes();
         let found = Learned::of_bytes(&bytes, &network).unwrap();
         assert_eq!((&found.trained, &found.best), (&learned.trained, &learned.best));
-        // One value fewer is another network's, and half of the numbers are none.
+        // With one value fewer, the bytes belong to another network; half of a number can't be
+        // read.
         let fewer = if learned.best.is_some() { bytes.len() - 4 } else { bytes.len() - 8 };
         assert!(Learned::of_bytes(&bytes[..fewer], &network).is_none());
     }

@@ -1,4 +1,4 @@
-//! The sentences of edits.
+//! The sentences that edits are displayed as.
 
 use std::fmt;
 
@@ -8,7 +8,8 @@ use super::{
 };
 
 impl SharedEdit {
-    /// The sentence for it, in a layer whose experts come from other models or not.
+    /// The sentence for this edit. `experts_of_others`: whether the layer's experts come from other
+    /// models.
     pub(in crate::pass) fn sentence(&self, experts_of_others: bool) -> String {
         let Self { network, gate } = self;
         let source = network.sources.first();
@@ -47,7 +48,7 @@ impl fmt::Display for NetworkEdit {
     }
 }
 
-/// What a network is made of, in words.
+/// Writes what a network is made of, in words.
 fn fmt_sources(sources: &[NetworkSource], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let [first, others @ ..] = sources else { return f.write_str("decided when it runs") };
     if first.weight.is_some() {
@@ -76,7 +77,7 @@ fn fmt_sources(sources: &[NetworkSource], f: &mut fmt::Formatter<'_>) -> fmt::Re
 }
 
 impl NetworkSource {
-    /// The number of its neurons that are taken, where that is all that is known of them.
+    /// The number of its neurons that are taken, where only the number is known.
     fn count(&self) -> Option<usize> {
         match self.neurons? {
             Neurons::Count(count) => Some(count),
@@ -84,7 +85,7 @@ impl NetworkSource {
         }
     }
 
-    /// Which network it is, in words.
+    /// The name of the network, in words.
     fn whose(&self) -> String {
         match (&self.model, self.network) {
             (Some(model), _) => format!("the network of {model}"),
@@ -95,7 +96,7 @@ impl NetworkSource {
     }
 }
 
-/// An expert's number, or what else the network is.
+/// The number of an expert, or the kind of the network.
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,9 +2,9 @@ use moe_forward::{Batch, Group, Silent, Storage, Sweep};
 
 use super::*;
 
-/// Text goes through a model while it is quantized, and then through the result: some tokens
-/// don't count, hot experts see fewer than are routed to them, cold ones more, and one block of
-/// tokens comes after the other.
+/// Runs text through a model while it is quantized, and then through the result: some tokens don't
+/// count, hot experts see fewer tokens than are routed to them, cold ones more, and tokens come in
+/// several blocks.
 fn states_in_the_sweep_are_those_of_the_result(folder: &str, least: f64) {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(folder);
     let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());

@@ -1,4 +1,4 @@
-//! How far the outputs of quantized experts are from those of the originals.
+//! Errors of the outputs of quantized experts against those of the originals.
 
 use candle_core::{DType, Tensor};
 use moe_math::combine::ExpertCombine;
@@ -14,7 +14,7 @@ use super::{Activations, ERROR_TOKENS, OUTPUTS, Solved, Solver, Task, activation
 use crate::part::finite_values;
 
 impl Solver<'_> {
-    /// Adds what `tasks` make of `activations` to `mix`.
+    /// Adds the outputs of `tasks` on `activations` to `mix`.
     pub(super) fn add_outputs(
         &self,
         tasks: &[Task<'_>],

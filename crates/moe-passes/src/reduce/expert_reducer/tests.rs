@@ -3,8 +3,7 @@ use moe_forward::{Batch, Storage, Sweep, UNCOUNTED};
 use super::*;
 use crate::reduce::Reduced;
 
-/// Keeps all experts, and remembers the inputs and the number of tokens of each layer that it
-/// saw.
+/// Keeps all experts, and records the inputs and the number of tokens of each layer.
 #[derive(Default)]
 struct Watch(std::sync::Mutex<Vec<(Vec<Vec<f32>>, f64)>>);
 
@@ -20,8 +19,8 @@ impl Method for Watch {
     }
 }
 
-/// What the first two layers bring of three sequences of ten tokens, a block each, if those
-/// count that `counts` says.
+/// The records of the first two layers for three sequences of ten tokens, one block each. `counts`
+/// says which tokens count.
 fn seen(counts: fn(usize) -> bool) -> Vec<(Vec<Vec<f32>>, f64)> {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
     let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());
@@ -47,7 +46,7 @@ fn seen(counts: fn(usize) -> bool) -> Vec<(Vec<Vec<f32>>, f64)> {
 
 #[test]
 fn inputs_are_those_of_the_tokens_that_count() {
-    // None of the last block.
+    // No token of the last block counts.
     let counts = |token: usize| !token.is_multiple_of(3) && token < 20;
     let (all, some) = (seen(|_| true), seen(counts));
     assert_eq!((all.len(), some.len()), (2, 2));
