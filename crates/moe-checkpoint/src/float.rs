@@ -60,7 +60,7 @@ impl<T: Floats> Floats for Option<T> {
 /// infinity. Options also need `default`.
 ///
 /// # Errors
-/// What `deserializer` returns.
+/// If `deserializer` fails.
 pub fn or_infinite<'de, F: Floats, D: Deserializer<'de>>(deserializer: D) -> Result<F, D::Error> {
     F::Read::deserialize(deserializer).map(F::of)
 }

@@ -10,7 +10,7 @@ pub trait Paths {
     /// Writes the paths as strings.
     ///
     /// # Errors
-    /// What `serializer` returns.
+    /// If `serializer` fails.
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
 }
 
@@ -35,7 +35,7 @@ impl Paths for Vec<PathBuf> {
 /// For `#[serde(serialize_with = …)]` on fields that are paths.
 ///
 /// # Errors
-/// What `serializer` returns.
+/// If `serializer` fails.
 pub fn lossy_paths<P: Paths, S: Serializer>(paths: &P, serializer: S) -> Result<S::Ok, S::Error> {
     paths.write(serializer)
 }

@@ -168,7 +168,7 @@ impl Writer {
     /// With several names, the tensor's bytes are held in memory.
     ///
     /// # Errors
-    /// As for [`Writer::push`], and what `fill` returns.
+    /// As for [`Writer::push`], and if `fill` fails.
     pub fn push_copies(
         &mut self,
         names: &[&str],

@@ -52,7 +52,7 @@ impl Moments {
     /// Creates moments of zero for `parameter`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn new(parameter: &Var) -> Result<Self> {
         let zeros = || vec![0f32; parameter.elem_count()];
         Ok(match parameter.device().is_cpu() {
@@ -67,7 +67,7 @@ impl Moments {
     /// Restores `moments` that `read` returned for `parameter`.
     ///
     /// # Errors
-    /// If their lengths differ from the parameter's; what the device returns.
+    /// If their lengths differ from the parameter's, or if the device fails.
     pub fn restore(moments: [Vec<f32>; 2], parameter: &Var) -> Result<Self> {
         if moments.iter().any(|values| values.len() != parameter.elem_count()) {
             bail!("moments of {} values for {:?}", moments[0].len(), parameter.shape());
@@ -83,7 +83,7 @@ impl Moments {
     /// Reads m and v.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn read(&self) -> Result<[Vec<f32>; 2]> {
         match self {
             Self::Host(moments) => {
@@ -99,7 +99,7 @@ impl AdamW {
     /// m̂ and v̂ are corrected for their bias towards 0.
     ///
     /// # Errors
-    /// For a parameter that is not in f32, or a gradient of another shape; what the device returns.
+    /// For a parameter that is not in f32, or a gradient of another shape, or if the device fails.
     pub fn step(
         &self,
         parameter: &Var,
@@ -199,7 +199,7 @@ impl InplaceOp2 for OnHost<'_> {
 /// Σ g² in f64, added in a fixed order. It is not finite if any value isn't.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn square_norm(gradient: &Tensor) -> Result<f64> {
     let gradient =
         gradient.to_dtype(DType::F32)?.contiguous()?.to_device(&candle_core::Device::Cpu)?;

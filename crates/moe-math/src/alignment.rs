@@ -11,7 +11,7 @@ use crate::linkage::squared_distance;
 /// total minimizes ‖R − P M‖_F (M-SMoE, 2310.01334).
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn negative_products(reference: Tensor, member: Tensor) -> Result<Vec<f64>> {
     let products = reference.matmul(&member.t()?)?;
     // For large experts each of these takes hundreds of megabytes.

@@ -69,7 +69,7 @@ impl ExpertCombine {
     /// Starts with 0 for each of `tokens` tokens of width `hidden`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
         let sum = match device {
             Device::Cpu => Sum::Host(vec![0.0; tokens * hidden]),
@@ -89,7 +89,7 @@ impl ExpertCombine {
     /// ascend.
     ///
     /// # Errors
-    /// For shapes that don't fit; what the device returns.
+    /// For shapes that don't fit, or if the device fails.
     ///
     /// # Panics
     /// If a token doesn't exist, or the tokens don't ascend.
@@ -129,7 +129,7 @@ impl ExpertCombine {
     /// All sums, `[tokens, hidden]`, in `dtype`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn finish(self, dtype: DType) -> Result<Tensor> {
         let sum = match self.sum {
             Sum::Host(sum) => Tensor::from_vec(sum, (self.tokens, self.hidden), &Device::Cpu)?,

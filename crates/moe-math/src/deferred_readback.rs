@@ -25,7 +25,7 @@ impl<T> DeferredReadback<T> {
     /// The numbers of all tensors since the last call, in the order in which they were added.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn take(&mut self) -> Result<Vec<(T, Vec<f32>)>> {
         let (known, tensors) = (std::mem::take(&mut self.known), std::mem::take(&mut self.tensors));
         if tensors.is_empty() {

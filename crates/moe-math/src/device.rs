@@ -40,7 +40,7 @@ pub enum DeviceError {
         library: &'static str,
         /// The loader's message.
         reason: String,
-        /// What to install or set.
+        /// The libraries to install or the variable to set.
         remedy: &'static str,
     },
     /// The device exists, but can't run this build's kernels.

@@ -84,7 +84,7 @@ pub fn encode_f32(values: &[f32], dtype: DType) -> Result<Vec<u8>> {
 /// Makes a tensor of `shape` from encoded bytes, in the dtype and on the device of `compute`.
 ///
 /// # Errors
-/// For a dtype other than F32, F16 and BF16; what the device returns.
+/// For a dtype other than F32, F16 and BF16, or if the device fails.
 pub fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize], compute: &Compute) -> Result<Tensor> {
     if compute.device.is_cpu() && compute.dtype == DType::F32 {
         return Tensor::from_vec(decode_f32(bytes, dtype)?, shape, &Device::Cpu);
@@ -130,7 +130,7 @@ impl Encoded {
     /// kernel widens it; elsewhere it gets the dtype of `compute`.
     ///
     /// # Errors
-    /// For a shape of another size; what the device returns.
+    /// For a shape of another size, or if the device fails.
     pub fn into_matrix(self, shape: &[usize], compute: &Compute) -> Result<Tensor> {
         if compute.device.is_cuda() {
             return self.uploaded(shape, &compute.device)?.to_dtype(compute.dtype);

@@ -18,7 +18,7 @@ use candle_core::{
 /// gradient of x.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn tied<B>(value: Tensor, x: &Tensor, backward: B) -> Result<Tensor>
 where
     B: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
@@ -33,7 +33,7 @@ where
 /// `backward` may return `None` for it.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn tied_to_both<B>(value: Tensor, a: &Tensor, b: &Tensor, backward: B) -> Result<Tensor>
 where
     B: Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)>

@@ -31,7 +31,7 @@ impl LeastSquares {
     /// and are on one device.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn add(&mut self, p: &Tensor, q: &Tensor) -> Result<()> {
         let cpu = |t: Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
         self.gram = (&self.gram + cpu(p.t()?.matmul(p)?)?)?;

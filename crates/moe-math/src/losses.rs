@@ -20,7 +20,7 @@ pub struct LogitLoss {
 /// `[tokens]`. The gradient is p − onehot(target).
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn cross_entropy(logits: &Tensor, targets: &[Option<u32>]) -> Result<LogitLoss> {
     let log_q = log_softmax(logits)?;
     let counted: Vec<f32> =
@@ -58,7 +58,7 @@ pub enum Teacher {
 /// K and a tail of mass t, p_j = t q_j / Σ_{i ∉ K} q_i for j ∉ K.
 ///
 /// # Errors
-/// For shapes that differ; what the device returns.
+/// For shapes that differ, or if the device fails.
 pub fn divergence(logits: &Tensor, teacher: &Teacher) -> Result<LogitLoss> {
     let log_q = log_softmax(logits)?;
     match teacher {
@@ -142,7 +142,7 @@ fn log_softmax(logits: &Tensor) -> Result<Tensor> {
 /// scores are used as they are, σ scores as shares of their sum. Tracked if the logits are.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn mean_probabilities(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     let scores = score(&logits.to_dtype(DType::F32)?, scoring)?;
     let shares = match scoring {
@@ -157,7 +157,7 @@ pub fn mean_probabilities(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
 /// is even.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn load_balance(mean_probabilities: &Tensor, counts: &[u64], tokens: u64) -> Result<Tensor> {
     let experts = counts.len() as f64;
     let shares: Vec<f32> = counts
@@ -172,7 +172,7 @@ pub fn load_balance(mean_probabilities: &Tensor, counts: &[u64], tokens: u64) ->
 /// experts]`.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn router_z(logits: &Tensor) -> Result<Tensor> {
     let logits = logits.to_dtype(DType::F32)?;
     // The largest logit counts as a constant, since the result doesn't depend on what is

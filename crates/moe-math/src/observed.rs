@@ -57,7 +57,7 @@ impl Observed {
     /// group whose sums it goes to.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn expert(
         &mut self,
         sums: &mut [Sums],
@@ -79,7 +79,7 @@ impl Observed {
     /// Adds the router's `logits`, `[tokens, experts]`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn logits(
         &mut self,
         sums: &mut [Sums],
@@ -101,7 +101,7 @@ impl Observed {
     /// chose it.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn sampled(
         &mut self,
         sums: &mut [Sums],
@@ -125,7 +125,7 @@ impl Observed {
     /// Reads the parts that are still on the device, and adds them.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn finish(&mut self, sums: &mut [Sums]) -> Result<()> {
         for (part, values) in self.parts.take()? {
             match part {

@@ -7,7 +7,7 @@ use crate::graph::{tied, tied_to_both};
 /// `x / √(mean x² + ε) ∘ weight` over the last dimension, whose width `weight` has.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let x = x.contiguous()?;
     let value = candle_nn::ops::rms_norm(&x.detach(), &weight.detach(), eps)?;
@@ -42,7 +42,7 @@ fn rms_norm_backward(
 /// Softmax over the last dimension.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     tied(candle_nn::ops::softmax_last_dim(&x.detach())?, &x, |_, y, gradient| {
@@ -57,7 +57,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 /// dimension of the first half with one of the second.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor, interleaved: bool) -> Result<Tensor> {
     let rope =
         if interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };

@@ -68,7 +68,7 @@ pub enum ClusterError {
     /// The clusters are too small for the points.
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
-    /// What the device returns.
+    /// If the device fails.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
 }

@@ -49,7 +49,7 @@ pub trait Rows: Sync {
     /// The given rows of a part, which ascend: `[n, d]`.
     ///
     /// # Errors
-    /// What reading returns.
+    /// If reading fails.
     fn some(&self, part: usize, rows: &[u32]) -> Result<Tensor>;
 
     /// The total number of rows.
@@ -60,7 +60,7 @@ pub trait Rows: Sync {
     /// All rows of a part.
     ///
     /// # Errors
-    /// What reading returns.
+    /// If reading fails.
     fn part(&self, part: usize) -> Result<Tensor> {
         self.some(part, &Vec::from_iter(0..self.parts()[part] as u32))
     }
@@ -77,7 +77,7 @@ impl Principal {
     /// is flat; directions of nearly equal values mix.
     ///
     /// # Errors
-    /// What `rows` and the device return.
+    /// If `rows` or the device fails.
     pub fn of(rows: &impl Rows, rank: usize, seed: u64, device: &Device) -> Result<Self> {
         let rank = rank.min(rows.width()).min(rows.count());
         if rows.width() <= MOST_EXACT {
@@ -95,7 +95,7 @@ impl Principal {
     /// Scores of `rows`, `[n, d]`, as `[n, r]` row by row.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn scores(&self, rows: &Tensor) -> Result<Vec<f64>> {
         rows.broadcast_sub(&self.mean)?.matmul(&self.directions)?.flatten_all()?.to_vec1()
     }

@@ -30,7 +30,7 @@ impl Ridge {
     /// dtype, and their sums in f64, so pass a few thousand samples at once.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn add(&mut self, h: &Tensor, y: &Tensor) -> Result<()> {
         let cpu = |t: Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
         self.gram = (&self.gram + cpu(h.t()?.matmul(h)?)?)?;
@@ -42,7 +42,7 @@ impl Ridge {
     /// Mean over the diagonal of Σ h hᵀ; λ is a multiple of it.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn mean_diagonal(&self) -> Result<f64> {
         let n = self.gram.dim(0)?;
         let gram = self.gram.flatten_all()?.to_vec1::<f64>()?;
@@ -82,7 +82,7 @@ impl Ridge {
     /// √(Σ ‖y − W h‖² / Σ ‖y‖²), with `w` as `[outputs, inputs]` in f64; 0 without samples.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn relative_error(&self, w: &Tensor) -> Result<f64> {
         let sum = |a: &Tensor, b: &Tensor| (a * b)?.sum_all()?.to_scalar::<f64>();
         let error = self.energy - 2.0 * sum(w, &self.cross)? + sum(&w.matmul(&self.gram)?, w)?;

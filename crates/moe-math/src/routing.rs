@@ -84,7 +84,6 @@ pub struct Groups {
 /// dropped. The `top_k` experts with the largest c are selected. Their weights are s, divided by
 /// their sum if `normalize`, times `scale`. All of it is in f32; at the end the weights are rounded
 /// to `gates`.
-/// `normalize`, times `scale`. All in f32, but that the weights are rounded to `gates` in the end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RoutingRule {
     /// The function from logits to scores s.
@@ -141,7 +140,7 @@ impl RoutingRule {
 /// Routes by `rule`; `logits` is `[tokens, experts]`.
 ///
 /// # Errors
-/// For a rule that doesn't fit this number of experts; what the device returns.
+/// For a rule that doesn't fit this number of experts, or if the device fails.
 pub fn route(logits: &Tensor, rule: &RoutingRule) -> Result<Routing> {
     route_masked(logits, rule, None)
 }
@@ -176,7 +175,7 @@ pub fn route_masked(
 /// it was made from. The choice of experts is fixed.
 ///
 /// # Errors
-/// For logits of another shape; what the device returns.
+/// For logits of another shape, or if the device fails.
 pub fn gates(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<Tensor> {
     let scores = score(&logits.to_dtype(DType::F32)?, rule.scoring)?;
     let selected =
@@ -192,7 +191,7 @@ pub fn gates(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<T
 /// Scores `[tokens, experts]` of logits, in f32.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn score(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     match scoring {
         Scoring::Softmax => ops::softmax(logits),

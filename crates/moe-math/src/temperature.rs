@@ -39,7 +39,7 @@ pub enum TemperatureError {
         /// The limit of the fraction as the scale grows.
         floor: f64,
     },
-    /// What the device returns.
+    /// If the device fails.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
 }

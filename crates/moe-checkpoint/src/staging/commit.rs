@@ -93,7 +93,7 @@ impl OutputDir {
     }
 }
 
-/// Where a finished directory is that didn't get its final name, and why.
+/// The place of a finished directory that didn't get its final name, and the reason.
 struct Elsewhere {
     place: PathBuf,
     why: Option<io::Error>,

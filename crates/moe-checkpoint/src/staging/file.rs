@@ -34,7 +34,8 @@ pub struct FileKind {
     pub is_text: bool,
 }
 
-/// What was at a path when it was checked; nothing else is replaced later. The default is nothing.
+/// The file or stream at a path when it was checked; nothing else is replaced later. By default
+/// there was none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FoundFile(There);
 
@@ -48,7 +49,7 @@ enum There {
 }
 
 impl FoundFile {
-    /// What is at `path` now; a link is not followed.
+    /// Looks at `path` now; a link is not followed.
     fn at(path: &Path) -> Self {
         Self(
             path.symlink_metadata()
@@ -182,7 +183,7 @@ pub struct StagedFile {
     path: PathBuf,
     /// None for a stream.
     staging: Option<PathBuf>,
-    /// What it may replace.
+    /// The file that it may replace.
     replaced: FoundFile,
     /// The open file, which holds the lock.
     file: File,
@@ -191,7 +192,7 @@ pub struct StagedFile {
 /// The outcome of committing a file.
 #[derive(Debug)]
 pub struct Placed {
-    /// What is there now, for replacing it again.
+    /// The file that is there now, for replacing it again.
     pub found: FoundFile,
     /// The path of the file if something else has its name, and the error that explains this.
     pub beside: Option<(PathBuf, Error)>,
@@ -250,7 +251,7 @@ impl StagedFile {
     /// Like [`Self::commit`], but a name beside the final one isn't an error.
     ///
     /// # Errors
-    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. A complete file
+    /// [`Kind::Io`], also if `fill` fails; the final name is then untouched. A complete file
     /// that can't get its name stays under the hidden one, which the error says.
     pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Placed> {
         let path = self.path.clone();
@@ -319,7 +320,7 @@ impl Drop for StagedFile {
 /// replaces what is at `path`.
 ///
 /// # Errors
-/// [`Kind::Io`], and what `fill` returns.
+/// [`Kind::Io`], also if `fill` fails.
 pub fn write_file_atomically(
     path: &Path,
     fill: impl FnOnce(&mut File) -> io::Result<()>,

@@ -72,7 +72,7 @@ fn without_group(mode: u32) -> u32 {
 pub(super) struct Modes {
     /// Rights by name within the result, which itself has the empty name.
     rights: BTreeMap<PathBuf, Rights>,
-    /// What all of its files permit; used for new files.
+    /// The permissions that all of its files share; used for new files.
     file_mode: u32,
     /// The group of all its files, or its own if it has no files. None if files have several
     /// groups, or some have lists.

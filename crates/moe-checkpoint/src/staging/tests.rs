@@ -198,7 +198,7 @@ fn without_an_exchange_of_names_both_results_are_whole_at_any_time() {
     finish(&target, OPTIONS).unwrap();
     let staging = dir.path().join("new");
     finish_saying(&staging, OPTIONS, "{\"new\": 1}").unwrap();
-    // What was being removed when an earlier run was killed.
+    // An earlier run was killed while it removed this.
     fs::create_dir(aside(&target)).unwrap();
     assert_eq!(replace_by_turns(&staging, &target).unwrap(), aside(&target));
     assert_eq!(fs::read_to_string(target.join(RECEIPT_FILE)).unwrap(), "{\"new\": 1}");

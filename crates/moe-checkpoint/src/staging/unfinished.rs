@@ -110,8 +110,8 @@ impl TemporaryDir {
     /// Takes over the directory that `make` creates.
     ///
     /// # Errors
-    /// What `make` returns, as an error about the directory `within`; [`Kind::Stopped`] if the
-    /// program is ending.
+    /// If `make` fails, as an error about the directory `within`; [`Kind::Stopped`] if the program
+    /// is ending.
     pub fn made(within: &Path, make: impl FnOnce() -> io::Result<PathBuf>) -> Result<Self> {
         let mut unfinished = unfinished(within)?;
         let path =
@@ -178,7 +178,7 @@ mod tests {
         let mut output = OutputDir::create(&path("out"), Existing::Kept).unwrap();
         output.write("config.json", b"{}").unwrap();
         remove_unfinished().unwrap();
-        // What a thread that hasn't noticed creates again.
+        // A thread that hasn't noticed creates a folder again.
         fs::create_dir_all(temporary.path().join("deep")).unwrap();
         remove_unfinished().unwrap();
         assert_eq!(output.write("late.json", b"{}").unwrap_err().kind(), Kind::Stopped);

@@ -184,8 +184,8 @@ fn two_least(costs: &[f64], v: &[f64]) -> [(f64, usize); 2] {
     least
 }
 
-/// Dijkstra's search for the shortest path from a free row to a free column, over reduced costs ≥
-/// 0. It scans whole rows without branches, which is faster than skipping closed columns.
+/// Dijkstra's search for the shortest path from a free row to a free column. Reduced costs are ≥ 0.
+/// It scans whole rows without branches, which is faster than skipping closed columns.
 struct PathSearch {
     /// Distances of open columns; infinite for closed ones.
     open: Vec<f64>,

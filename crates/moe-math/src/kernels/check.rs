@@ -30,7 +30,7 @@ const OPERATIONS: [(&str, Operation); 11] = [
 /// relative to the largest value.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
     let checked = OPERATIONS.into_iter().map(|(name, of)| Ok((name, apart(of, device)?)));
     checked.collect()

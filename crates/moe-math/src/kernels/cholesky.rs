@@ -19,7 +19,7 @@ const BLOCK: usize = 64;
 /// those of M are 0.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)> {
     let (count, size, columns) = matrices.dims3()?;
     if size != columns || count * size * size > u32::MAX as usize {

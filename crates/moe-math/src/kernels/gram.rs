@@ -14,7 +14,7 @@ const ROWS: usize = 64;
 /// in f32, on CUDA by tensor cores.
 ///
 /// # Errors
-/// For shapes and dtypes that don't fit; what the device returns.
+/// For shapes and dtypes that don't fit, or if the device fails.
 pub(crate) fn add_gram(sum: &Tensor, x: &Tensor) -> Result<()> {
     let size = x.dim(1)?;
     if sum.dims() != [size, size] || ![DType::F32, DType::BF16].contains(&x.dtype()) {

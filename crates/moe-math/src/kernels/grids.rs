@@ -13,7 +13,7 @@ use crate::quantize::grid::{CLIPS, Grid, kept_range};
 /// of it with the least Σ energy · (w − ŵ)².
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn group_grids(
     members: &Tensor,
     energy: &Tensor,

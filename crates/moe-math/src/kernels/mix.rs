@@ -45,7 +45,7 @@ impl Table {
 /// f32, as `table` says.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn add_outputs(sums: &Tensor, outputs: &Tensor, table: &Table) -> Result<()> {
     let (rows, hidden) = outputs.dims2()?;
     if sums.dims() != [table.tokens, hidden] || table.words.len() != table.tokens + 1 + 2 * rows {

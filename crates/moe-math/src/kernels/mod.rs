@@ -105,7 +105,7 @@ fn int(value: usize) -> i32 {
 /// results.
 ///
 /// # Errors
-/// What the device returns; wrong values.
+/// If the device fails, or the values are wrong.
 pub(crate) fn launch(device: &Device) -> Result<()> {
     let rows = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], device)?.to_dtype(DType::BF16)?;
     let sum = (Tensor::zeros((2, 2), DType::F32, device)? + 1.0)?;

@@ -17,7 +17,7 @@ pub(crate) const BLOCK: usize = 32;
 /// signed zeros. Codes lie between `low` and `high`.
 ///
 /// # Errors
-/// For shapes that don't fit and more columns than [`BLOCK`]; what the device returns.
+/// For shapes that don't fit and more columns than [`BLOCK`], or if the device fails.
 pub(crate) fn round_block(
     weight: &Tensor,
     fed: &Tensor,
@@ -183,7 +183,7 @@ impl InplaceOp3 for Round {
 /// B]`. The diagonal of `feedback` isn't read.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn settle(values: &Tensor, feedback: &Tensor) -> Result<Tensor> {
     let (experts, size, _) = values.dims3()?;
     if feedback.dims() != [experts, size, size] {

@@ -9,7 +9,7 @@ use super::span;
 /// everything queued before.
 ///
 /// # Errors
-/// For a shape of another size; what the device returns.
+/// For a shape of another size, or if the device fails.
 pub(crate) fn upload(
     bytes: &[u8],
     dtype: DType,

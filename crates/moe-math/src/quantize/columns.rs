@@ -32,7 +32,7 @@ pub(super) struct Feedback<'a, T> {
     pub costs: &'a [[T; 2]],
 }
 
-/// What all rows of a matrix have in common.
+/// The inputs that all rows of a matrix share.
 #[derive(Clone, Copy)]
 pub(super) struct Solver<'a, T> {
     pub grid: &'a Grid<T>,

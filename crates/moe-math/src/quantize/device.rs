@@ -25,7 +25,7 @@ impl From<candle_core::Error> for QuantizeError {
 /// factors must have an order, or none.
 ///
 /// # Errors
-/// As for [`super::solve`]; what the device returns.
+/// As for [`super::solve`], or if the device fails.
 pub fn solve_on(
     problems: &[Problem<'_, f32>],
     shape: [usize; 2],

@@ -20,7 +20,7 @@ impl HessianSum {
     /// Starts without tokens, for inputs of width `size` on `device`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn new(size: usize, device: &Device) -> Result<Self, QuantizeError> {
         match device {
             Device::Cuda(_) => Self::on_device(size, device),
@@ -39,7 +39,7 @@ impl HessianSum {
     /// f32.
     ///
     /// # Errors
-    /// For shapes that don't fit; what the device returns.
+    /// For shapes that don't fit, or if the device fails.
     pub fn add(&mut self, x: &Tensor, weights: Option<&[f32]>) -> Result<(), QuantizeError> {
         let (tokens, size) = x.dims2()?;
         checked_length(size, self.hessian.size)?;
@@ -77,7 +77,7 @@ impl HessianSum {
     /// See [`Hessian::shrink`]; `other` must be on the same device.
     ///
     /// # Errors
-    /// If the sizes differ; what the device returns.
+    /// If the sizes differ, or if the device fails.
     pub fn shrink(&mut self, other: &Self, kappa: f64) -> Result<(), QuantizeError> {
         let (Some(sum), Some(others)) = (&self.sum, &other.sum) else {
             return self.hessian.shrink(&other.hessian, kappa);
