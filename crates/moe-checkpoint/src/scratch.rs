@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// A temporary file without a name. The system removes it when the process ends, in whatever way.
+/// A temporary file without a name. The system removes it when this is dropped or the process ends,
+/// in whatever way.
 #[derive(Debug)]
 pub struct Scratch {
     file: File,

@@ -40,7 +40,7 @@ pub enum DeviceError {
         library: &'static str,
         /// The loader's message.
         reason: String,
-        /// The libraries to install or the variable to set.
+        /// The remedy for the user, such as a library to install.
         remedy: &'static str,
     },
     /// The device exists, but can't run this build's kernels.
