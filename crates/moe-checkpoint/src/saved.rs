@@ -293,7 +293,7 @@ impl Saved {
                 _ => Err(folder.replaced()),
             };
         }
-        // Only the owner needs to read saved steps, whoever may read the result.
+        // Only the owner needs to read saved steps, even if others may read the result.
         match fs::DirBuilder::new().mode(0o700).create(&folder.dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::io("cannot make the folder of this training", &folder.dir, e));

@@ -106,7 +106,7 @@ pub enum RouterDtype {
 }
 
 impl RouterDtype {
-    /// "model" for [`RouterDtype::Model`], as records store it; None for f32, which they leave out.
+    /// "model" for `RouterDtype::Model`, as records store it; None for f32, which they leave out.
     pub fn other_than_f32(self) -> Option<&'static str> {
         (self == Self::Model).then_some("model")
     }

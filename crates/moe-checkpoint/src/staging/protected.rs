@@ -38,8 +38,8 @@ pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
     Ok(())
 }
 
-/// Whether write permission for `path` was removed. Root could write anyway, but whoever removed
-/// the bits meant it.
+/// Whether write permission for `path` was removed. Root could write anyway, but the bits were
+/// removed on purpose.
 fn is_protected(path: &Path, found: &Metadata) -> bool {
     found.mode() & 0o222 == 0 || has(path, StatxAttributes::IMMUTABLE | StatxAttributes::APPEND)
 }
