@@ -1,4 +1,4 @@
-//! Compiles `kernels/*.cu` to PTX where CUDA is built in, with the nvcc that candle needs too.
+//! Compiles `kernels/*.cu` to PTX if CUDA is built in, with the nvcc that candle also needs.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ fn main() {
     let nvcc = env::var_os("CUDA_HOME")
         .map_or_else(|| "nvcc".into(), |home| Path::new(&home).join("bin/nvcc"));
     for source in SOURCES {
-        // PTX of compute capability 8.0 is compiled on by the driver for whatever GPU there is.
-        // Products and sums are rounded one by one, as the references on the host do it: a code
-        // near a tie would be another otherwise.
+        // The driver compiles PTX of compute capability 8.0 further for the GPU that it finds.
+        // -fmad=false rounds products and sums one by one, as the references on the host do;
+        // otherwise a code near a tie could differ.
         let status = Command::new(&nvcc)
             .args(["-ptx", "-O3", "-std=c++17", "-fmad=false", "-arch=compute_80", "-o"])
             .arg(out.join(source).with_extension("ptx"))

@@ -18,8 +18,8 @@ use crate::side_files::SideFiles;
 use crate::snapshot::Snapshot;
 use crate::stored::{SourceFile, Stored};
 
-/// A checkpoint directory: its config, and lazy references to its tensors. Opening reads headers
-/// only.
+/// A checkpoint directory: its config, and lazy references to its tensors. Opening reads only
+/// headers.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
@@ -36,8 +36,8 @@ impl Checkpoint {
     /// Opens the checkpoint in `dir`.
     ///
     /// # Errors
-    /// [`Kind::Missing`] where there is no checkpoint, a shard or a tensor is not there;
-    /// [`Kind::Malformed`] where a file lies about its content; all name the file.
+    /// [`Kind::Missing`] if there is no checkpoint, or a shard or tensor doesn't exist;
+    /// [`Kind::Malformed`] if a file contradicts its format. All name the file.
     pub fn open(dir: &Path) -> Result<Self> {
         let folder = check_folder(dir)?;
         let mut side_files = SideFiles::of(&folder)?;
@@ -46,7 +46,7 @@ impl Checkpoint {
         snapshot.extend([CONFIG_FILE, INDEX_FILE].map(|name| dir.join(name)));
         let config = json::read_python(&dir.join(CONFIG_FILE))?;
         let shards = find_shards(&folder, &config)?;
-        // What is read of the weights isn't left out.
+        // Files that weights are read from don't count as left out.
         side_files.left_out.retain(|name, _| !shards.files.contains(name) && name != INDEX_FILE);
         snapshot.extend(shards.files.iter().map(|name| dir.join(name)));
         let held = HeldTensors::read(&folder, &shards.files)?;
@@ -64,7 +64,7 @@ impl Checkpoint {
         })
     }
 
-    /// Where the checkpoint is.
+    /// The directory of the checkpoint.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -74,7 +74,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// Every tensor by name.
+    /// All tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, Stored> {
         &self.tensors
     }
@@ -84,23 +84,23 @@ impl Checkpoint {
         &self.files
     }
 
-    /// The files beside config and weights: what a conversion carries along, and what it leaves.
+    /// The files beside config and weights: those that a conversion carries along, and those it
+    /// leaves out.
     pub fn side_files(&self) -> &SideFiles {
         &self.side_files
     }
 
-    /// What the index says, where one was followed.
+    /// What the index says; None if no index was followed.
     pub fn index(&self) -> Option<&IndexFacts> {
         self.index.as_ref()
     }
 
-    /// What is to be said of other weights in the same folder, a sentence each: which are read, and
-    /// by whom.
+    /// Sentences about other weights in the same folder: which are read, and by which loaders.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Refuses a checkpoint of which a file has changed since it was opened.
+    /// Refuses a checkpoint if one of its files has changed since it was opened.
     ///
     /// # Errors
     /// [`Kind::Io`], naming the file.
@@ -109,12 +109,12 @@ impl Checkpoint {
     }
 }
 
-/// What the shards of a checkpoint hold.
+/// The tensors in a checkpoint's shards.
 #[derive(Default)]
 struct HeldTensors {
     tensors: BTreeMap<String, Stored>,
     files: Vec<Arc<SourceFile>>,
-    /// Tensors of which a later shard holds another, which counts.
+    /// Tensors that also exist in a later shard, which counts.
     earlier: Vec<Stored>,
 }
 
@@ -134,12 +134,13 @@ impl HeldTensors {
         Ok(held)
     }
 
-    /// transformers goes through shards by name, too, and keeps the last, whichever the index says.
+    /// transformers also loads shards in order of name and keeps the last tensor, whatever the
+    /// index says.
     fn add(&mut self, stored: Stored) {
         self.earlier.extend(self.tensors.insert(stored.name().to_owned(), stored));
     }
 
-    /// The sentence that tells of tensors that several shards hold, where there are such.
+    /// A sentence about tensors that are in several shards; None if there are none.
     fn warning(&self) -> Option<String> {
         let first = self.earlier.first()?;
         let name = first.name();
@@ -160,7 +161,7 @@ fn file_name(stored: &Stored) -> String {
     stored.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The folder `dir` of a model, which has a config and isn't an adapter's.
+/// Checks that `dir` is the folder of a model: it has a config, and isn't an adapter's.
 fn check_folder(dir: &Path) -> Result<Folder> {
     check_directory(dir)?;
     let config = dir.join(CONFIG_FILE);
@@ -174,7 +175,7 @@ fn check_folder(dir: &Path) -> Result<Folder> {
 }
 
 /// Refuses an adapter beside a config. With PEFT installed, transformers applies it to the model;
-/// no other loader looks at it.
+/// no other loader reads it.
 fn check_no_adapter(dir: &Path) -> Result<()> {
     const ADAPTER: [&str; 3] =
         ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
@@ -191,7 +192,7 @@ fn check_no_adapter(dir: &Path) -> Result<()> {
 
 const WHAT_TO_GIVE: &str = "give the directory that holds config.json and the safetensors files";
 
-/// What is there instead, where that can be seen.
+/// The error for a folder without a config; it says what the folder has instead, if that is known.
 fn no_config(dir: &Path, config: &Path) -> Error {
     let found = match names_in(dir) {
         Ok(found) => found,
@@ -218,7 +219,7 @@ fn missing_config(dir: &Path, what: &str) -> Error {
     Error::new(Kind::Missing, format!("no config.json here{what}")).file(dir)
 }
 
-/// Names the checkpoints that lie in folders of `dir`, which has no config itself.
+/// The error for `dir` without a config; it names checkpoints in folders of `dir`.
 fn config_below(dir: &Path) -> Error {
     match checkpoints_below(dir).as_slice() {
         [] => missing_config(dir, "").remedy(WHAT_TO_GIVE),

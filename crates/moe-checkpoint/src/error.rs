@@ -1,4 +1,4 @@
-//! The one error type of the libraries: what went wrong, where, and what to do about it.
+//! The one error type of the libraries: what went wrong, where, and what the user can do.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use crate::shown::shown;
 /// The result of everything that reads, plans or writes checkpoints.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What sort of problem it is; callers map it to exit codes and tests match on it.
+/// The sort of problem. Callers map it to exit codes, and tests match on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -20,23 +20,23 @@ pub enum Kind {
     Io,
     /// A file does not follow its format.
     Malformed,
-    /// Something that must be there is not.
+    /// Something required doesn't exist.
     Missing,
     /// Files contradict each other, such as a shape and the config.
     Mismatch,
     /// Valid, but not something this program can do.
     Unsupported,
-    /// The options cannot work, whatever the data.
+    /// The options can't work with any data.
     Usage,
     /// A value is not finite, or a computation failed.
     Numeric,
-    /// Ended because something beside it failed, whose error says why.
+    /// Stopped because something else failed, whose error says why.
     Stopped,
     /// The result is complete but worse than a quality gate allows.
     Gate,
 }
 
-/// An error in three parts: what, where (file and tensor), and the remedy.
+/// An error in three parts: what went wrong, where (file and tensor), and the remedy.
 #[derive(Debug)]
 pub struct Error(Box<ErrorParts>);
 
@@ -53,7 +53,7 @@ struct ErrorParts {
 }
 
 impl Error {
-    /// An error of `kind` that says `what` went wrong.
+    /// Creates an error of `kind` that says `what` went wrong.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
         Self(Box::new(ErrorParts {
             kind,
@@ -67,7 +67,7 @@ impl Error {
         }))
     }
 
-    /// The operating system's `source` error while doing `what` to `file`.
+    /// Creates an error for `source`, which the system returned while doing `what` to `file`.
     pub fn io(what: impl Into<String>, file: impl AsRef<Path>, source: io::Error) -> Self {
         let remedy = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -94,28 +94,28 @@ impl Error {
         error
     }
 
-    /// Adds the file that the error is about, unless one is named already.
+    /// Adds the file that the error is about, unless there is one already.
     #[must_use]
     pub fn file(mut self, file: impl AsRef<Path>) -> Self {
         self.0.file.get_or_insert_with(|| file.as_ref().to_owned());
         self
     }
 
-    /// Adds the tensor that the error is about, unless one is named already.
+    /// Adds the tensor that the error is about, unless there is one already.
     #[must_use]
     pub fn tensor(mut self, tensor: impl Into<String>) -> Self {
         self.0.tensor.get_or_insert_with(|| tensor.into());
         self
     }
 
-    /// Adds what the user can do about it, unless a remedy is given already.
+    /// Adds what the user can do about it, unless there is a remedy already.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.0.remedy.get_or_insert_with(|| remedy.into());
         self
     }
 
-    /// Replaces the remedy where more is known than the operating system said.
+    /// Replaces the remedy, if more is known than the operating system's error says.
     #[must_use]
     pub fn better_remedy(mut self, remedy: impl Into<String>) -> Self {
         self.0.remedy = Some(remedy.into());
@@ -129,72 +129,71 @@ impl Error {
         self
     }
 
-    /// Says that all that is wrong is that these `options`, such as "--seed", would have no effect
-    /// beside the others.
+    /// Marks the error as being only about `options`, such as "--seed", that have no effect beside
+    /// the others.
     #[must_use]
     pub fn idle(mut self, options: &[&str]) -> Self {
         self.0.idle = options.iter().map(|option| (*option).to_owned()).collect();
         self
     }
 
-    /// Options without which nothing would be wrong, where that is known.
+    /// The options without which there would be no error; empty if unknown.
     pub fn idle_options(&self) -> &[String] {
         &self.0.idle
     }
 
-    /// Says that all that is wrong is that `command` has no `option`, such as "batch-size".
+    /// Marks the error as being only that `command` has no `option`, such as "batch-size".
     #[must_use]
     pub fn unknown_option(mut self, command: &str, option: &str) -> Self {
         self.0.unknown = Some([command.to_owned(), option.to_owned()]);
         self
     }
 
-    /// A command and the option that it was given and doesn't have, where that is all that is
-    /// wrong.
+    /// The command and the option that it doesn't have; None if the error is another.
     pub fn named_unknown(&self) -> Option<(&str, &str)> {
         self.0.unknown.as_ref().map(|[command, option]| (command.as_str(), option.as_str()))
     }
 
-    /// What went wrong, as it was said.
+    /// What went wrong, without its cause.
     pub fn what(&self) -> &str {
         &self.0.what
     }
 
-    /// What went wrong, and why.
+    /// What went wrong, and its cause.
     pub fn said(&self) -> String {
         self.0.whole()
     }
 
-    /// What can be done about it, where that is known.
+    /// What the user can do; None if unknown.
     pub fn named_remedy(&self) -> Option<&str> {
         self.0.remedy.as_deref()
     }
 
-    /// The tensor that it is about, where one is named.
+    /// The tensor that the error is about; None if it isn't about one.
     pub fn named_tensor(&self) -> Option<&str> {
         self.0.tensor.as_deref()
     }
 
-    /// The file that it is about, where one is named.
+    /// The file that the error is about; None if it isn't about one.
     pub fn named_file(&self) -> Option<&Path> {
         self.0.file.as_deref()
     }
 
-    /// Says in which `place` it went wrong, before what did.
+    /// Puts the `place` of the error before what went wrong.
     #[must_use]
     pub fn within(mut self, place: &str) -> Self {
         self.0.what = format!("{place}: {}", self.0.what);
         self
     }
 
-    /// Says which `part` it is about, behind what went wrong.
+    /// Adds the `part` that the error is about after what went wrong.
     #[must_use]
     pub fn about(mut self, part: &str) -> Self {
         self.0.what += &format!(" in {part}");
         self
     }
 
-    /// The error with what it says and its remedy in other words.
+    /// Rewrites what went wrong and the remedy with `words`.
     #[must_use]
     pub fn reworded(mut self, words: impl Fn(&str) -> String) -> Self {
         self.0.what = words(&self.0.what);
@@ -202,20 +201,20 @@ impl Error {
         self
     }
 
-    /// What went wrong and the remedy, in a line.
+    /// What went wrong and the remedy, on one line.
     pub fn briefly(&self) -> String {
         let remedy = self.0.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
         format!("{}{remedy}", self.0.what)
     }
 
-    /// What sort of problem it is.
+    /// The sort of problem.
     pub fn kind(&self) -> Kind {
         self.0.kind
     }
 }
 
 impl ErrorParts {
-    /// What went wrong, and why.
+    /// What went wrong, and its cause.
     fn whole(&self) -> String {
         match &self.source {
             Some(source) => format!("{}: {source}", self.what),
@@ -224,7 +223,7 @@ impl ErrorParts {
     }
 }
 
-/// An object of the three parts; those that aren't known are null.
+/// An object of the three parts; unknown ones are null.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let parts = &self.0;
@@ -255,12 +254,12 @@ impl fmt::Display for Error {
     }
 }
 
-/// Characters of a sentence, and of a name or path (which the system limits to 4096 bytes), that
-/// are shown.
+/// Maximum number of characters shown of a sentence, and of a name or path (which the system limits
+/// to 4096 bytes).
 const MAX_WHAT: usize = 2000;
 const MAX_NAME: usize = 4096;
 
-/// `text` as messages quote it: what is very long is cut.
+/// `text` as messages quote it: very long text is cut.
 fn quoted(text: &str, limit: usize, layout: &str) -> String {
     match text.char_indices().nth(limit) {
         Some((end, _)) => shown(&text[..end], layout).into_owned() + "…",
@@ -268,7 +267,7 @@ fn quoted(text: &str, limit: usize, layout: &str) -> String {
     }
 }
 
-// The underlying error is already part of the message, so `source()` stays empty: reporters that
+// `source()` stays empty, since the message already includes the underlying error: reporters that
 // walk the chain would print it twice.
 impl std::error::Error for Error {}
 

@@ -1,13 +1,13 @@
-//! Floats that aren't finite: JSON has no word for them, and serde writes null in their place.
+//! Floats that aren't finite. JSON can't express them, and serde writes null instead.
 
 use serde::{Deserialize, Deserializer};
 
-/// One float, or several.
+/// One float, or several floats.
 pub trait Floats: Sized {
-    /// The same, with None for null.
+    /// The same type with options of floats, None for null.
     type Read<'de>: Deserialize<'de>;
 
-    /// With infinity in the place of null.
+    /// Replaces None by infinity.
     fn of(read: Self::Read<'_>) -> Self;
 }
 
@@ -27,7 +27,7 @@ impl<F: Floats> Floats for Vec<F> {
     }
 }
 
-/// A figure beside what it is of, which may be nothing.
+/// An optional finite number, then a number that may have been infinite.
 impl Floats for (Option<f64>, f64) {
     type Read<'de> = (Option<f64>, Option<f64>);
 
@@ -47,7 +47,7 @@ where
     }
 }
 
-/// A key that is left out where there is nothing; null is a float that isn't finite.
+/// A key that is left out for None; null is a float that isn't finite.
 impl<T: Floats> Floats for Option<T> {
     type Read<'de> = T::Read<'de>;
 
@@ -56,11 +56,11 @@ impl<T: Floats> Floats for Option<T> {
     }
 }
 
-/// For `#[serde(deserialize_with = …)]` of floats that may have been infinite or NaN: null is read
-/// as infinity. Options need `default`, too.
+/// For `#[serde(deserialize_with = …)]` on floats that may have been infinite or NaN: reads null as
+/// infinity. Options also need `default`.
 ///
 /// # Errors
-/// What `deserializer` returns.
+/// If `deserializer` fails.
 pub fn or_infinite<'de, F: Floats, D: Deserializer<'de>>(deserializer: D) -> Result<F, D::Error> {
     F::Read::deserialize(deserializer).map(F::of)
 }

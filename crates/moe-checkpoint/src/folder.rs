@@ -1,4 +1,4 @@
-//! A model's folder, which may come from anybody: what links in it may lead to.
+//! A model's folder, which may come from anyone: where links in it may lead.
 
 use std::fs;
 use std::io;
@@ -6,28 +6,28 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// The folder of a model. A file is read if it lies in there, links resolved, or among the blobs of
-/// the hub cache that the folder is a snapshot of. A link to anything else would copy what its
-/// author can't read into what its reader publishes.
+/// The folder of a model. A file is read only if, with links resolved, it is in this folder or
+/// among the blobs of the hub cache that the folder is a snapshot of. A link elsewhere could copy
+/// files that its author can't read into a result that the user publishes.
 #[derive(Debug, Clone)]
 pub struct Folder {
     path: PathBuf,
-    /// The same without links.
+    /// The path without links.
     root: PathBuf,
-    /// Where a hub cache keeps the files of a snapshot.
+    /// The blobs of a hub cache, if the folder is a snapshot.
     blobs: Option<PathBuf>,
 }
 
 impl Folder {
-    /// The folder `path`, which is there.
+    /// The folder `path`, which must exist.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be resolved.
+    /// [`Kind::Io`] if the path can't be resolved.
     pub fn of(path: &Path) -> Result<Self> {
         let root =
             path.canonicalize().map_err(|e| Error::io("cannot resolve this directory", path, e))?;
-        // models--OWNER--NAME/snapshots/REVISION. The blobs aren't resolved: an archive can bring
-        // links of its own.
+        // The layout is models--OWNER--NAME/snapshots/REVISION. The path of the blobs isn't
+        // resolved, since an archive can bring its own links.
         let given = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let cached = repository_of(&root).or_else(|| repository_of(&given)?.canonicalize().ok());
         Ok(Self {
@@ -37,16 +37,15 @@ impl Folder {
         })
     }
 
-    /// Where it is, as it was given.
+    /// The path as it was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where `path`, which is in this folder, leads.
+    /// Resolves `path`, which is in this folder.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where that is out of bounds; [`Kind::Missing`] where a link leads
-    /// nowhere.
+    /// [`Kind::Unsupported`] if it leads out of bounds; [`Kind::Missing`] for a link to nothing.
     pub fn resolve(&self, path: &Path) -> Result<PathBuf> {
         let resolved = path.canonicalize().map_err(|e| match path.symlink_metadata() {
             Ok(_) if e.kind() == io::ErrorKind::NotFound => {
@@ -75,7 +74,7 @@ impl Folder {
     /// # Errors
     /// As for [`Folder::resolve`]; [`Kind::Malformed`] for a directory, a pipe or a device.
     pub fn check_file(&self, path: &Path) -> Result<()> {
-        // Said first: of a pipe or a device nobody wants a copy.
+        // Checked first, since nobody wants a copy of a pipe or device.
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(Error::new(Kind::Malformed, "this is not a regular file")
                 .file(path)
@@ -85,7 +84,7 @@ impl Folder {
     }
 }
 
-/// The repository of a hub cache that `snapshot` is of, by its name.
+/// The repository, by its name, of the hub cache that `snapshot` is part of.
 fn repository_of(snapshot: &Path) -> Option<PathBuf> {
     let repository = snapshot.parent().filter(|parent| parent.ends_with("snapshots"))?.parent()?;
     let name = repository.file_name()?.to_string_lossy();
@@ -144,11 +143,11 @@ mod tests {
         fs::rename(&repository, dir.path().join("elsewhere")).unwrap();
         symlink("../elsewhere", &repository).unwrap();
         Folder::of(&snapshot).unwrap().check_file(&snapshot.join("blob")).unwrap();
-        // Blobs that are a link themselves are somebody's trap.
+        // Blobs that are themselves a link are a trap.
         fs::remove_dir_all(&blobs).unwrap();
         symlink(&elsewhere, &blobs).unwrap();
         assert!(Folder::of(&snapshot).unwrap().check_file(&snapshot.join("blob")).is_err());
-        // What only looks like a cache is none.
+        // A folder that only looks like a cache is refused.
         let plain = dir.path().join("plain/snapshots/1");
         fs::create_dir_all(&plain).unwrap();
         symlink(elsewhere.join("file"), plain.join("file")).unwrap();

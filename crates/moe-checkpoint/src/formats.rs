@@ -1,4 +1,4 @@
-//! What lies where a checkpoint was looked for: weights of other formats, and folders around
+//! What is in a folder without a checkpoint: weights of other formats, or folders that contain
 //! checkpoints.
 
 use std::collections::BTreeSet;
@@ -10,12 +10,12 @@ use crate::error::{Error, Kind};
 /// The file that describes a model's architecture.
 pub const CONFIG_FILE: &str = "config.json";
 
-/// Files and folders that are looked at: a folder of anybody's is searched no further.
+/// Maximum number of files and folders to look at, since the folder may be anyone's.
 const MAX_ENTRIES: usize = 256;
-/// A hub's cache, its folder of a model, snapshots, a commit.
+/// Depth of a hub cache: the model's folder, snapshots, a commit.
 const MAX_DEPTH: usize = 3;
 
-/// The end of a file's name, whose weights it has, and how one gets what is read.
+/// The end of a file's name, the weights that such files have, and how to get readable ones.
 type Format = (&'static str, &'static str, &'static str);
 
 const FORMATS: [Format; 8] = [
@@ -49,15 +49,15 @@ const FORMATS: [Format; 8] = [
     ),
 ];
 
-/// What is said of a folder with files called `names`, none of them safetensors weights; none for
-/// names that say nothing.
+/// The error for a folder with files called `names`, none of them safetensors weights; None if the
+/// names tell nothing.
 pub(crate) fn other_format(names: &BTreeSet<String>) -> Option<Error> {
     let (what, remedy) = told_by(names)?;
     let what = format!("this checkpoint has {what}");
     Some(Error::new(Kind::Unsupported, what).remedy(remedy))
 }
 
-/// The weights that files called `names` are, and how one gets what is read.
+/// The weights that `names` tell of, and how to get readable ones.
 fn told_by(names: &BTreeSet<String>) -> Option<(&'static str, &'static str)> {
     if names.iter().any(|name| name.starts_with("consolidated.") && name.ends_with(".pth")) {
         return Some((
@@ -80,12 +80,12 @@ fn told_by(names: &BTreeSet<String>) -> Option<(&'static str, &'static str)> {
     ))
 }
 
-/// Whether one of `names` ends in `end`, in whichever case.
+/// Whether one of `names` ends in `end`, ignoring case.
 fn has_end(names: &BTreeSet<String>, end: &str) -> bool {
     names.iter().any(|name| name.to_ascii_lowercase().ends_with(end))
 }
 
-/// The checkpoints below `dir`, which is none: a hub's cache has them three folders down.
+/// The checkpoints below `dir`, which isn't one itself: a hub cache has them three folders down.
 pub(crate) fn checkpoints_below(dir: &Path) -> Vec<PathBuf> {
     let (mut entries, mut found) = (MAX_ENTRIES, Vec::new());
     search(dir, MAX_DEPTH, &mut entries, &mut found);

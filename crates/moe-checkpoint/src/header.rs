@@ -1,8 +1,8 @@
 //! The safetensors header: strict parsing and deterministic encoding.
 //!
-//! Format: 8 bytes little-endian length, JSON of that length, then the data. The rules checked here
-//! are those of the `safetensors` crate (contiguous, non-overlapping ranges that match dtype and
-//! shape), with errors that name the tensor; a test holds the two parsers against each other.
+//! The format is an 8-byte little-endian length, JSON of that length, then the data. The rules
+//! checked here are those of the `safetensors` crate (contiguous, non-overlapping ranges that match
+//! dtype and shape), but errors name the tensor; a test compares the two parsers.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,12 +13,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
-/// The longest header that is read, as in the `safetensors` crate.
+/// Maximum size of a header, as in the `safetensors` crate.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The largest models have so many tensors in all of their files, scales and zero points included.
+/// Maximum number of tensors in a file. The largest models have about as many in all files
+/// together, including scales and zero points.
 pub(crate) const MAX_TENSORS: usize = 1 << 18;
-/// Names are parts of messages, reports and lists.
+/// Maximum length of a name, since names appear in messages, reports and lists.
 const MAX_NAME_BYTES: usize = 1024;
 
 /// One tensor of a file: its name, element type, shape, and byte range after the header.
@@ -45,10 +46,10 @@ struct RawEntry {
     data_offsets: (u64, u64),
 }
 
-/// No tensor has more dimensions: PyTorch's limit.
+/// Maximum number of dimensions, as in PyTorch.
 const MAX_DIMENSIONS: usize = 64;
 
-/// Reads a shape; a header of nothing but dimensions must not be kept, nor shown in a message.
+/// Reads a shape. A header with very many dimensions must be neither kept nor shown in a message.
 fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
     deserializer.deserialize_seq(ShapeVisitor)
 }
@@ -74,7 +75,7 @@ impl<'de> Visitor<'de> for ShapeVisitor {
     }
 }
 
-/// The entries as a list, so that a name that occurs twice is seen rather than overwritten.
+/// The entries as a list, so that duplicate names are noticed rather than overwritten.
 struct RawHeader {
     entries: Vec<(String, RawEntry)>,
     format: Option<String>,
@@ -102,8 +103,8 @@ impl<'de> Visitor<'de> for EntriesVisitor {
                 return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
             }
             if name == "__metadata__" {
-                // Other readers want texts here, or null, so a file with anything else is no use to
-                // anybody.
+                // Other readers require strings or null here, so a file with anything else is
+                // useless.
                 let said = map.next_value::<Option<HashMap<String, String>>>()?;
                 header.format = said.map(|mut said| said.remove("format").unwrap_or_default());
                 continue;
@@ -116,33 +117,33 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
-/// The number of bytes that `shape` elements of `dtype` take, or `None` where that overflows or
-/// does not end on a byte.
+/// The number of bytes of `shape` elements of `dtype`; `None` if it overflows or isn't a whole
+/// number.
 pub(crate) fn data_bytes(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     let elements = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64))?;
     let bits = elements.checked_mul(dtype.bitsize() as u64)?;
     (bits % 8 == 0).then_some(bits / 8)
 }
 
-/// Parses the JSON part of a header whose file has `data_len` bytes after it.
+/// Parses the JSON of a header that is followed by `data_len` bytes of data.
 ///
 /// Entries come in file order.
 ///
 /// # Errors
-/// [`Kind::Malformed`], naming the tensor, when the JSON is broken, a name occurs twice, a range
-/// overlaps or leaves a gap, a range does not match dtype and shape, or the data is cut short.
+/// [`Kind::Malformed`], naming the tensor, if the JSON is broken, a name occurs twice, a range
+/// overlaps, leaves a gap or doesn't match dtype and shape, or the data is cut short.
 pub fn parse_header(json: &[u8], data_len: u64) -> Result<Vec<Entry>> {
     parse_whole(json, data_len).map(|header| header.entries)
 }
 
-/// What a header says.
+/// The contents of a header.
 pub(crate) struct Header {
     pub entries: Vec<Entry>,
-    /// The library that its metadata names, "" where that names none; None without metadata.
+    /// The library named by the metadata: "" if it names none, None without metadata.
     pub format: Option<String>,
 }
 
-/// Parses what [`parse_header`] does, and what metadata says.
+/// Parses what [`parse_header`] does, and the metadata.
 pub(crate) fn parse_whole(json: &[u8], data_len: u64) -> Result<Header> {
     let RawHeader { entries: raw, format } = serde_json::from_slice(json).map_err(|e| {
         malformed("the safetensors header is not a JSON object of tensors").source(e)
@@ -159,7 +160,7 @@ pub(crate) fn parse_whole(json: &[u8], data_len: u64) -> Result<Header> {
     Ok(Header { entries, format })
 }
 
-/// Refuses a tensor whose name no writer gives, or whose bytes aren't those of its shape.
+/// Refuses a tensor with a name that no writer uses, or a range that doesn't match its shape.
 fn check_entry(name: &str, raw: &RawEntry) -> Result<()> {
     let RawEntry { dtype, shape, data_offsets: (start, end) } = raw;
     if name.contains(char::is_control) || name.len() > MAX_NAME_BYTES {
@@ -200,7 +201,7 @@ fn check_contiguous(entries: &[Entry], data_len: u64) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a tensor that doesn't begin at `position`, or ends behind the `data_len` bytes of data.
+/// Refuses a tensor that doesn't begin at `position`, or ends after the `data_len` bytes of data.
 fn check_follows(entry: &Entry, position: u64, data_len: u64) -> Result<()> {
     let Entry { name, start, end, .. } = entry;
     if *start < position {
@@ -225,9 +226,9 @@ fn malformed(what: impl Into<String>) -> Error {
     Error::new(Kind::Malformed, what)
 }
 
-/// The bytes before the data of a file that holds `entries` in this order: length, JSON, padding.
+/// The bytes before the data of a file with these `entries` in this order: length, JSON, padding.
 ///
-/// Unlike the `safetensors` crate's writer, the same entries always give the same bytes.
+/// Unlike the `safetensors` crate's writer, it gives the same bytes for the same entries.
 pub fn encode_header(entries: &[Entry]) -> Vec<u8> {
     let mut json = br#"{"__metadata__":{"format":"pt"}"#.to_vec();
     for entry in entries {
@@ -242,7 +243,7 @@ pub fn encode_header(entries: &[Entry]) -> Vec<u8> {
         json.extend(serde_json::to_vec(&raw).expect("an entry serialises"));
     }
     json.push(b'}');
-    // Data starts on a multiple of 8, as loaders that map the file expect.
+    // Data starts at a multiple of 8, as loaders that map the file expect.
     json.resize(json.len().next_multiple_of(8), b' ');
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.extend(json);
@@ -257,7 +258,7 @@ mod tests {
         parse_header(json.as_bytes(), data_len)
     }
 
-    /// Our verdict must be the crate's, for files of every defect that it knows.
+    /// Our verdict must match the crate's, for every defect that it detects.
     #[test]
     fn agrees_with_the_safetensors_crate() {
         let one = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;

@@ -25,10 +25,10 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The one file of an unsharded checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
 
-/// The config key by which transformers finds weights of another name.
+/// The config key that names the weights file or index for transformers.
 pub const EXPLICIT_KEY: &str = "transformers_weights";
 
-/// The name of shard `number` (from 0) of `count`; the single-file name where there is one.
+/// The name of shard `number` (from 0) of `count`; the single-file name if `count` is 1.
 pub fn shard_file_name(number: usize, count: usize) -> String {
     match count {
         1 => SINGLE_FILE.to_owned(),
@@ -39,13 +39,14 @@ pub fn shard_file_name(number: usize, count: usize) -> String {
 /// What an index says, and how it fits the files that it names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IndexFacts {
-    /// Whether it has an object `metadata`, without which transformers reads no index.
+    /// Whether it has an object `metadata`; transformers refuses an index without one.
     pub has_metadata: bool,
-    /// Tensors that it lists and no shard holds, which loaders don't mind.
+    /// Tensors that the index lists and no shard holds. Loaders ignore them.
     pub unheld: Vec<String>,
-    /// Tensors that another shard holds than it says, likewise.
+    /// Tensors that are in another shard than the index says. Loaders ignore that too.
     pub misplaced: Vec<String>,
-    /// Tensors that shards hold and it doesn't list: transformers before 5 starts them at random.
+    /// Tensors in shards that the index doesn't list: transformers before 5 initializes them
+    /// randomly.
     pub unlisted: Vec<String>,
 }
 
@@ -70,12 +71,12 @@ impl IndexFacts {
 #[derive(Default)]
 pub(crate) struct Shards {
     pub files: BTreeSet<String>,
-    /// The index that names them, if one does.
+    /// The index that names the files; None without one.
     pub index: Option<RawIndex>,
     index_name: Option<String>,
-    /// What is to be said of other weights in the same folder.
+    /// Sentences about other weights in the same folder.
     pub warnings: Vec<String>,
-    /// Files of those that this says enough of.
+    /// Files that the warnings already cover.
     spoken_of: BTreeSet<String>,
 }
 
@@ -101,7 +102,7 @@ impl<'de> Visitor<'de> for RawIndexVisitor {
         f.write_str("an object with a weight_map")
     }
 
-    /// The last of two equal keys counts, as for Python; other keys aren't kept.
+    /// The last of two equal keys counts, as in Python; other keys are dropped.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawIndex, A::Error> {
         let (mut weight_map, mut has_metadata) = (None, false);
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
@@ -117,10 +118,11 @@ impl<'de> Visitor<'de> for RawIndexVisitor {
 }
 
 /// Finds the files with the tensors of the model in `folder`. Of several sets it takes the one that
-/// transformers takes: what the config names, then [`SINGLE_FILE`], then what [`INDEX_FILE`] names.
+/// transformers takes: the one that the config names, then [`SINGLE_FILE`], then the files in
+/// [`INDEX_FILE`].
 pub(crate) fn find_shards(folder: &Folder, config: &Map<String, Value>) -> Result<Shards> {
     let (single, index) = (folder.path().join(SINGLE_FILE), folder.path().join(INDEX_FILE));
-    // A folder of such a name is none of the weights, for transformers either.
+    // A folder of such a name doesn't count as weights, as in transformers.
     let is_there = |path: &Path| path.exists() && !path.is_dir();
     let mut found = match config.get(EXPLICIT_KEY).and_then(Value::as_str) {
         Some(named) => explicit(folder, named)?,
@@ -143,7 +145,7 @@ impl Shards {
         Self { files: [name.to_owned()].into(), ..Self::default() }
     }
 
-    /// Whether the file `name` is read, or hidden, or a warning tells of it.
+    /// Whether the file `name` is read, hidden, or covered by a warning.
     fn knows(&self, name: &str) -> bool {
         self.files.contains(name)
             || self.index_name.as_deref() == Some(name)
@@ -152,7 +154,7 @@ impl Shards {
     }
 }
 
-/// The file, or the index, that the config names.
+/// The file or index that the config names.
 fn explicit(folder: &Folder, named: &str) -> Result<Shards> {
     let named = &resolved(named);
     let path = folder.path().join(named);
@@ -174,9 +176,9 @@ fn explicit(folder: &Folder, named: &str) -> Result<Shards> {
     Ok(found)
 }
 
-/// One file, and an index beside it that may name others.
+/// Chooses between one file and an index beside it that may name others.
 fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
-    // transformers doesn't look at the index here, so it need not be sound.
+    // transformers ignores the index here, so a broken one isn't an error.
     let Ok(other) = indexed(folder, index) else { return Ok(single_beside_unsound_index()) };
     if other.files.contains(SINGLE_FILE) {
         return single_in_index(folder, other);
@@ -194,8 +196,8 @@ fn single_beside_unsound_index() -> Shards {
     found
 }
 
-/// Takes the file alone where it holds all that `found`, whose index names it, holds; or else
-/// `found`.
+/// Chooses the single file alone if it holds everything that the index of `found` lists; otherwise
+/// `found`. The index names that file.
 fn single_in_index(folder: &Folder, mut found: Shards) -> Result<Shards> {
     let more = found.files.len() - 1;
     if more == 0 {
@@ -217,7 +219,7 @@ fn single_in_index(folder: &Folder, mut found: Shards) -> Result<Shards> {
     Ok(found)
 }
 
-/// Takes the file, where the index beside it names `other` files.
+/// Chooses the single file, if the index beside it names only `other` files.
 fn single_beside_shards(other: &Shards) -> Shards {
     let mut found = Shards::of_file(SINGLE_FILE);
     found.spoken_of = other.files.iter().cloned().chain([INDEX_FILE.to_owned()]).collect();
@@ -245,7 +247,7 @@ fn holds_all(folder: &Folder, found: &Shards) -> Result<bool> {
         .all(|name| held.contains(name.as_str())))
 }
 
-/// What there is where no file has one of the usual names.
+/// Chooses the file, or explains what is missing, if no file has one of the usual names.
 fn unnamed(folder: &Folder) -> Result<Shards> {
     let names = names(folder)?;
     let mut weights = names.iter().filter(|n| n.ends_with(".safetensors"));
@@ -270,13 +272,12 @@ fn unnamed(folder: &Folder) -> Result<Shards> {
 fn names(folder: &Folder) -> Result<BTreeSet<String>> {
     let entries = std::fs::read_dir(folder.path());
     let entries = entries.map_err(|e| Error::io("cannot list the checkpoint", folder.path(), e))?;
-    // A folder holds no tensors, whatever it is called.
+    // A folder can't hold tensors, whatever its name.
     let files = entries.flatten().filter(|entry| !entry.path().is_dir());
     Ok(files.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
-/// `name` as a path is followed: `./` leads nowhere, and `..` out of the folder before it, if there
-/// is one in the name.
+/// `name` without `.` parts, and without `..` parts that follow a folder in the name.
 fn resolved(name: &str) -> String {
     let mut path = PathBuf::new();
     for part in Path::new(name).components() {
@@ -293,13 +294,13 @@ fn resolved(name: &str) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Whether `name` stays in the folder that it is a name in.
+/// Whether `name` stays within the folder.
 fn is_plain(name: &str) -> bool {
     let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
     plain && !name.is_empty() && !name.contains('\0')
 }
 
-/// Reads which files the index `path` names.
+/// Reads the index `path`, and returns the files that it names.
 fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
     let mut index: RawIndex = json::read_python_as(path)?;
@@ -317,7 +318,7 @@ fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     Ok(Shards { files, index: Some(index), index_name, ..Shards::default() })
 }
 
-/// Refuses a shard `file` that the `index` names and that doesn't lie in `folder`.
+/// Refuses a shard `file` that the `index` names and that isn't in `folder`.
 fn check_named(folder: &Folder, index: &Path, file: &str) -> Result<()> {
     if !is_plain(file) {
         let what = format!("the index points outside the checkpoint: {file:?}");

@@ -1,4 +1,4 @@
-//! Whether JSON is an object, found without keeping it.
+//! Checks whether JSON is an object, without keeping it.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! JSON files with errors that name the file, and bytes that don't depend on anything but the
-//! value. A byte order mark before the JSON is passed over, although Python fails at one: `verify`
-//! names files that loaders don't read for it.
+//! JSON files: errors name the file, and the bytes written depend only on the value. A byte order
+//! mark before the JSON is skipped, although Python fails on it; `verify` names such files, which
+//! loaders can't read.
 
 mod kept;
 
@@ -22,21 +22,21 @@ pub use kept::{keep_numbers, keep_python, kept_number};
 
 use kept::{is_integer, with_kept_numbers};
 
-/// No JSON file of a checkpoint is larger than this; a tokenizer of 250,000 tokens takes 30 MiB.
+/// Maximum size of a JSON file in a checkpoint; a tokenizer of 250,000 tokens takes 30 MiB.
 pub const MAX_JSON_BYTES: u64 = 256 << 20;
-/// No JSON file that is kept as a tree is larger: such a tree can take 50 times the bytes of its
+/// Maximum size of a JSON file that is kept as a tree, which can take 50 times the bytes of its
 /// text. A config that names every expert of a large model takes 4 MiB.
 pub(crate) const MAX_TREE_BYTES: u64 = 8 << 20;
 
 /// Reads the JSON file `path`.
 ///
 /// # Errors
-/// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it isn't what is expected.
+/// [`Kind::Io`] if the file can't be read, [`Kind::Malformed`] if its content isn't as expected.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     read_expecting(path, DAMAGED)
 }
 
-/// Reads the JSON file `path`, which is kept as a tree: a config, a receipt, a plan.
+/// Reads the JSON file `path` into a tree: a config, a receipt, a plan.
 ///
 /// # Errors
 /// As for [`read`].
@@ -44,7 +44,7 @@ pub fn read_tree<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse(path, MAX_TREE_BYTES, DAMAGED)
 }
 
-/// Reads the JSON file `path`; `remedy` says what to do about one that isn't what is expected.
+/// Reads the JSON file `path`; `remedy` says what to do if its content isn't as expected.
 ///
 /// # Errors
 /// As for [`read`].
@@ -52,8 +52,8 @@ pub fn read_expecting<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<
     parse(path, MAX_JSON_BYTES, remedy)
 }
 
-/// Reads the JSON file `path` as Python does, which knows `Infinity`, `-Infinity` and `NaN`, and
-/// halves of surrogate pairs. They become texts that [`to_pretty_python`] writes as it found them.
+/// Reads the JSON file `path` as Python does, including `Infinity`, `-Infinity`, `NaN`, and
+/// unpaired surrogates. They become strings that [`to_pretty_python`] writes as they were.
 ///
 /// # Errors
 /// As for [`read`].
@@ -61,15 +61,15 @@ pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
     python(without_mark(&read_whole(path, MAX_TREE_BYTES)?), path)
 }
 
-/// Reads the JSON file `path` as a `T` that keeps no number, as Python does: what only Python reads
-/// may stand in it.
+/// Reads the JSON file `path` as Python does, into a `T` that keeps no numbers. The file may
+/// contain what only Python reads.
 ///
 /// # Errors
 /// As for [`read`].
 pub fn read_python_as<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = read_whole(path, MAX_JSON_BYTES)?;
     let bytes = without_mark(&bytes);
-    // Few files need a copy that JSON's readers understand.
+    // Few files need a copy that JSON readers understand.
     serde_json::from_slice(bytes).or_else(|error| match error.is_syntax() {
         true => python(bytes, path),
         false => Err(malformed(error, path, DAMAGED)),
@@ -84,8 +84,8 @@ fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
     parsed.map_err(|e| malformed(e, path, DAMAGED))
 }
 
-/// Whether the file `path` holds an object, as Python reads it, which fails at a byte order mark;
-/// nothing of it is kept.
+/// Whether the file `path` holds an object, as Python reads it, which fails on a byte order mark.
+/// Nothing is kept.
 ///
 /// # Errors
 /// As for [`read`].
@@ -96,8 +96,8 @@ pub fn is_object(path: &Path) -> Result<bool> {
     Ok(read.0)
 }
 
-/// The text of the JSON file `path`, which holds an object, without `keys`. Everything else is as
-/// it stands there.
+/// The text of the JSON file `path`, which holds an object, without `keys`. Everything else is
+/// unchanged.
 ///
 /// # Errors
 /// As for [`read`].
@@ -108,7 +108,7 @@ pub fn read_without(path: &Path, keys: &[&str]) -> Result<String> {
     Ok(with_kept_numbers(&kept))
 }
 
-/// Whether Python reads `value`, which [`read_python`] read, as a float.
+/// Whether Python reads `value`, which comes from [`read_python`], as a float.
 pub fn is_float(value: &Value) -> bool {
     value.is_f64() || value.as_str().and_then(kept_number).is_some_and(|number| !is_integer(number))
 }
@@ -118,23 +118,23 @@ pub fn is_int(value: &Value) -> bool {
     value.is_i64() || value.is_u64() || value.as_str().and_then(kept_number).is_some_and(is_integer)
 }
 
-/// The number that Python reads in `value`, as near as a float comes to it: integers may be of any
-/// size, and there are NaN and infinities.
+/// The number that Python reads in `value`, as the nearest float: it may be an integer of any size,
+/// NaN or infinite. None if `value` isn't a number.
 pub fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str().and_then(kept_number)?.parse().ok())
 }
 
-/// Whether `value` is a text, or null.
+/// Whether `value` is a string or null.
 pub fn is_text_or_null(value: &Value) -> bool {
     value.is_null() || value.is_string()
 }
 
-/// Whether Python holds `value` to be false.
+/// Whether `value` is false in Python.
 pub fn is_false(value: &Value) -> bool {
     !is_true(value)
 }
 
-/// Whether Python holds `value` to be true.
+/// Whether `value` is true in Python.
 pub fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -146,25 +146,25 @@ pub fn is_true(value: &Value) -> bool {
     }
 }
 
-/// Whether `value` is a text, a list or an object: what Python can go through.
+/// Whether `value` is a string, list or object, over which Python can iterate.
 pub fn is_container(value: &Value) -> bool {
     value.is_string() || value.is_array() || value.is_object()
 }
 
-/// As [`to_pretty`], with what [`read_python`] found beyond JSON as it was.
+/// Like [`to_pretty`], but writes what [`read_python`] found beyond JSON as it was.
 pub fn to_pretty_python<T: Serialize>(value: &T) -> String {
     with_kept_numbers(&to_pretty(value))
 }
 
-/// `value`, which [`read_python`] read, on one line.
+/// `value`, which comes from [`read_python`], on one line.
 pub fn shown(value: &Value) -> String {
     with_kept_numbers(&value.to_string())
 }
 
-/// What a file begins with that Git keeps in the place of a large one.
+/// The beginning of a Git LFS pointer, which Git keeps instead of a large file.
 pub const LFS_POINTER: &[u8; 23] = b"version https://git-lfs";
 
-/// Whether `file` is such a one.
+/// Whether `file` is a Git LFS pointer.
 fn is_lfs_pointer(file: &File) -> bool {
     let mut start = [0; LFS_POINTER.len()];
     file.read_exact_at(&mut start, 0).is_ok() && start == *LFS_POINTER
@@ -178,7 +178,7 @@ fn parse<T: DeserializeOwned>(path: &Path, max_bytes: u64, remedy: &str) -> Resu
 }
 
 fn malformed(error: serde_json::Error, path: &Path, remedy: &str) -> Error {
-    // What Git keeps in the place of a large file is text, and a wrong token for JSON.
+    // A Git LFS pointer is text, which JSON would report as a wrong token.
     if File::open(path).is_ok_and(|file| is_lfs_pointer(&file)) {
         return Error::new(
             Kind::Malformed,
@@ -191,7 +191,8 @@ fn malformed(error: serde_json::Error, path: &Path, remedy: &str) -> Error {
     Error::new(Kind::Malformed, what).file(path).remedy(remedy)
 }
 
-/// What serde says, with an object where it names a type of this program, which nobody else knows.
+/// serde's message, with "an object" or "a word" instead of this program's types, which users don't
+/// know.
 pub fn plain_types(said: &str) -> String {
     let mut words: Vec<&str> = Vec::new();
     let mut rest = said.split(' ').peekable();
@@ -210,10 +211,10 @@ pub fn plain_types(said: &str) -> String {
     words.join(" ")
 }
 
-/// `value` as indented JSON that ends in a newline, without a character that a terminal would obey.
+/// `value` as indented JSON that ends in a newline, without characters that a terminal would obey.
 ///
 /// # Panics
-/// If the value can't be JSON (a map whose keys are no strings), which is a bug.
+/// If the value can't be JSON (a map whose keys aren't strings), which is a bug.
 pub fn to_pretty<T: Serialize>(value: &T) -> String {
     let text = serde_json::to_string_pretty(value).expect("plain data serialises");
     escaped_json(text) + "\n"
@@ -236,7 +237,7 @@ mod tests {
         std::fs::write(&path, "\u{feff}{\"a\": 1}").unwrap();
         assert_eq!(read_tree::<Value>(&path).unwrap()["a"], 1);
         assert_eq!(read::<Value>(&path).unwrap()["a"], 1);
-        // The first belongs to no text; the second is one.
+        // Only the first is a byte order mark; the second is text.
         std::fs::write(&path, "\u{feff}\u{feff}{}").unwrap();
         assert_eq!(read::<Value>(&path).unwrap_err().kind(), Kind::Malformed);
     }

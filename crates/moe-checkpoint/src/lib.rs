@@ -1,10 +1,9 @@
 //! Hugging Face checkpoint directories: strict reading and streaming, hashed writing.
 //!
 //! This crate knows files (safetensors shards, the index, `config.json`, side files, SHA-256
-//! manifests) and nothing about what a tensor means. Reading is by position
-//! into caller-owned buffers, so a source that shrinks underneath is an error and never a signal;
-//! writing pushes bytes as they are made, hashes them on the way, and lets the result appear under
-//! its final name only when it is complete.
+//! manifests) and nothing about what a tensor means. It reads by position into buffers of the
+//! caller, so that a source that shrinks gives an error and never a signal. It writes bytes as they
+//! are made, hashes them on the way, and gives the result its final name only when it is complete.
 
 #![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 

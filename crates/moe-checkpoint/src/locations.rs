@@ -1,8 +1,8 @@
-//! Where a run reads and writes: nothing that is written may replace what is read, hold it, or lie
-//! in it.
+//! Where a run reads and writes: an output must not replace, contain, or be in anything that is
+//! read.
 //!
-//! Places are compared by their paths without links and by device and inode, so that a hard link, a
-//! link on the way, `..`, a bind mount or another spelling of a name makes no difference.
+//! Locations are compared by their paths without links, and by device and inode. Hard links, links
+//! on the way, `..`, bind mounts and other spellings of a name therefore make no difference.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::Metadata;
@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Kind, Result};
 use crate::staging::{hidden_names, is_stream};
 
-/// Files of a checkpoint lie no deeper: see [`crate::SideFiles`].
+/// Maximum depth of files in a checkpoint: see [`crate::SideFiles`].
 const MAX_DEPTH: usize = 10;
 
 /// All that a run reads and writes.
 ///
-/// First everything that is read is given to [`Self::reads`], then every file and folder that may
-/// be written, removed or replaced to [`Self::writes`], before the first of them is touched.
+/// First pass everything that is read to [`Self::reads`]. Then pass every file and folder that may
+/// be written, removed or replaced to [`Self::writes`], before any of them is touched.
 #[derive(Debug, Default)]
 pub struct Locations {
     given: HashSet<PathBuf>,
@@ -27,8 +27,8 @@ pub struct Locations {
 }
 
 impl Locations {
-    /// Adds a file or folder that is read. What links in a folder lead to, as they do in the hub's
-    /// cache, is read with it.
+    /// Adds a file or folder that is read, with the targets of links in it, such as a hub cache
+    /// has.
     pub fn reads(&mut self, path: &Path) {
         if !self.given.insert(path.to_owned()) {
             return;
@@ -38,7 +38,7 @@ impl Locations {
     }
 
     fn add_content(&mut self, folder: &Path, depth: usize) {
-        // What can't be listed can't be read either, which whoever reads it says.
+        // A folder that can't be listed can't be read either; its reader reports that.
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
             let Ok(found) = path.symlink_metadata() else { continue };
@@ -57,9 +57,9 @@ impl Locations {
     /// unfinished.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where it is, holds, or lies in something that is read, or another output.
+    /// [`Kind::Usage`] if it is, contains, or is in something that is read, or another output.
     pub fn writes(&mut self, path: &Path) -> Result<()> {
-        // Several may be written to one pipe or terminal, and nothing is replaced there.
+        // Several outputs may go to one pipe or terminal, where nothing is replaced.
         if is_stream(path) {
             return Ok(());
         }
@@ -84,13 +84,13 @@ impl Locations {
     }
 }
 
-/// Places, each with what its user calls it.
+/// Locations, each with the path that the user gave.
 #[derive(Debug, Default)]
 struct LocationIndex {
     paths: BTreeMap<PathBuf, PathBuf>,
-    /// Files and folders themselves.
+    /// The files and folders themselves.
     ids: HashMap<Id, PathBuf>,
-    /// Folders that they lie in.
+    /// The folders that contain them.
     around: HashMap<Id, PathBuf>,
 }
 
@@ -105,7 +105,7 @@ impl LocationIndex {
         }
     }
 
-    /// One of these that is `place`, lies in it, or that it lies in.
+    /// A location in the index that is `place`, contains it, or is in it.
     fn overlapping(&self, place: &Location) -> Option<&Path> {
         let above = || place.path.ancestors().find_map(|path| self.paths.get(path));
         let below = || {
@@ -119,7 +119,7 @@ impl LocationIndex {
     }
 }
 
-/// What another name of the same file has, too.
+/// Identifies a file under all of its names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Id {
     device: u64,
@@ -132,14 +132,14 @@ impl Id {
     }
 }
 
-/// A place on the disk, whether or not something is there.
+/// A place on the disk, whether or not it exists.
 #[derive(Debug)]
 struct Location {
-    /// Its path, without links as far as it exists.
+    /// The path, without links as far as it exists.
     path: PathBuf,
-    /// None where nothing is there.
+    /// None if nothing exists there.
     own: Option<Id>,
-    /// Of the folders that it lies in, as far as they exist.
+    /// The folders that contain it, as far as they exist.
     around: Vec<Id>,
 }
 
@@ -151,20 +151,20 @@ impl Location {
     }
 }
 
-/// `path` without links as far as it exists, and without `..` behind that.
+/// `path` without links as far as it exists, and without `..` after that.
 fn resolved(path: &Path) -> PathBuf {
     if let Ok(canonical) = path.canonicalize() {
         return canonical;
     }
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => resolved(parent).join(name),
-        // It ends in `..`.
+        // The path ends in `..`.
         (Some(parent), None) => {
             let mut resolved = resolved(parent);
             resolved.pop();
             resolved
         }
-        // Nothing, which is the working directory.
+        // An empty path is the working directory.
         (None, _) => Path::new(".").canonicalize().unwrap_or_else(|_| path.to_owned()),
     }
 }
@@ -176,8 +176,8 @@ mod tests {
 
     use super::*;
 
-    /// `root/model` with two files, one of them a link into `root/blobs`; `root/text`; `root/link`
-    /// → `root/model`.
+    /// `root/model` has two files, one of them a link into `root/blobs`. There are also `root/text`
+    /// and `root/link` → `root/model`.
     fn inputs(root: &Path) -> Locations {
         for folder in ["model/sub", "blobs", "elsewhere"] {
             fs::create_dir_all(root.join(folder)).unwrap();
@@ -233,7 +233,7 @@ mod tests {
             "hard2",
             "hard3",
             "hard4",
-            // What the model's link leads to, and the folder that is around it.
+            // The target of the model's link, and the folder around it.
             "blobs/weights",
             "blobs",
             "missing",
@@ -253,8 +253,7 @@ mod tests {
         }
     }
 
-    /// A source under the name that an output has while it is unfinished would be taken for a
-    /// killed run's.
+    /// A source with the name of an unfinished output would be taken for a killed run's.
     #[test]
     fn hidden_names_of_outputs_are_outputs() {
         let dir = tempfile::tempdir().unwrap();

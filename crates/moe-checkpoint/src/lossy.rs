@@ -1,16 +1,16 @@
-//! Paths in JSON, which is text: what isn't UTF-8 in a name is replaced there. serde refuses such a
-//! path, so that a receipt would lack all options beside it.
+//! Paths in JSON, which is text: parts of a name that aren't UTF-8 are replaced. serde refuses such
+//! a path, and a receipt would lose all options beside it.
 
 use std::path::PathBuf;
 
 use serde::{Serialize as _, Serializer};
 
-/// One path, or several.
+/// One path, or several paths.
 pub trait Paths {
-    /// Writes them as texts.
+    /// Writes the paths as strings.
     ///
     /// # Errors
-    /// What `serializer` returns.
+    /// If `serializer` fails.
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
 }
 
@@ -32,10 +32,10 @@ impl Paths for Vec<PathBuf> {
     }
 }
 
-/// For `#[serde(serialize_with = …)]` of fields that are paths.
+/// For `#[serde(serialize_with = …)]` on fields that are paths.
 ///
 /// # Errors
-/// What `serializer` returns.
+/// If `serializer` fails.
 pub fn lossy_paths<P: Paths, S: Serializer>(paths: &P, serializer: S) -> Result<S::Ok, S::Error> {
     paths.write(serializer)
 }

@@ -14,7 +14,7 @@ use crate::whole::{read_text, text_without_mark};
 
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "SHA256SUMS";
-/// Room for 100,000 shards.
+/// Maximum size: room for 100,000 shards.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// File names with their SHA-256 in hexadecimal.
@@ -25,11 +25,11 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads the manifest of `dir`; `None` where there is none.
+    /// Reads the manifest of `dir`; `None` if there is none.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where a line is not `<64 hex digits>  <file name>`, the name one within
-    /// the directory.
+    /// [`Kind::Malformed`] if a line isn't `<64 hex digits>  <file name>`, with a name within the
+    /// directory.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(MANIFEST_FILE);
         if !file_exists(&path)? {
@@ -52,7 +52,7 @@ impl Manifest {
         Ok(Some(Self { files }))
     }
 
-    /// Whether the manifest of `dir`, which says this, is written as this program writes it.
+    /// Whether the manifest in `dir` is exactly the text that this program writes for this one.
     ///
     /// # Errors
     /// As for [`Manifest::read`].
@@ -74,23 +74,23 @@ impl Manifest {
     }
 }
 
-/// What sha256sum writes in the place of characters that would end a line, the backslash first.
-/// Such a line begins with one.
+/// Escapes of sha256sum for characters that would end a line, the backslash first. A line with an
+/// escape begins with a backslash.
 const ESCAPES: [(char, &str); 3] = [('\\', "\\\\"), ('\n', "\\n"), ('\r', "\\r")];
 
-/// The hash and the file name of a line.
+/// The hash and the file name in a line.
 fn parse_line(line: &str) -> Option<(&str, Cow<'_, str>)> {
     let escaped = line.strip_prefix('\\');
     let (hash, name) = escaped.unwrap_or(line).split_once("  ")?;
     let name = if escaped.is_some() { Cow::Owned(unescaped(name)?) } else { Cow::Borrowed(name) };
     let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
-    // Folders in the directory may be named, nothing outside of it, and nothing in two ways.
+    // Names may be in folders of the directory, but not outside it, nor ambiguous.
     let is_plain =
         name.split('/').all(|part| !["", ".", ".."].contains(&part)) && !name.contains('\0');
     (is_hash && is_plain).then_some((hash, name))
 }
 
-/// `name` with the characters that its escapes stand for; None where one stands for none.
+/// `name` with escapes replaced by their characters; None for an unknown escape.
 fn unescaped(name: &str) -> Option<String> {
     let mut plain = String::new();
     let mut rest = name;
@@ -107,12 +107,12 @@ fn unescaped(name: &str) -> Option<String> {
 /// The SHA-256 of the file `path`, in hexadecimal.
 ///
 /// # Errors
-/// [`Kind::Io`] where it can't be read.
+/// [`Kind::Io`] if it can't be read.
 pub fn sha256_file(path: &Path) -> Result<String> {
     sha256_watched(path, &|_| ())
 }
 
-/// [`sha256_file`], which calls `watch` with the bytes that it has hashed since it called before.
+/// Like [`sha256_file`], but calls `watch` with the number of bytes hashed since the last call.
 pub(crate) fn sha256_watched(path: &Path, watch: &dyn Fn(u64)) -> Result<String> {
     let mut file = open_file(path)?;
     let mut hasher = Sha256::new();
@@ -128,7 +128,7 @@ pub(crate) fn sha256_watched(path: &Path, watch: &dyn Fn(u64)) -> Result<String>
     }
 }
 
-/// The SHA-256 of bytes that come one after the other.
+/// Computes the SHA-256 of bytes that come in parts.
 #[derive(Debug, Clone, Default)]
 pub struct Hasher(Sha256);
 
@@ -138,7 +138,7 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// The hash of all of them, in hexadecimal.
+    /// The hash of all bytes added, in hexadecimal.
     pub fn finish(self) -> String {
         hex(&self.0.finalize())
     }
@@ -149,7 +149,7 @@ pub fn sha256_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Lower-case hexadecimal.
+/// `bytes` in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(Manifest::read(dir.path()).unwrap(), Some(manifest));
     }
 
-    /// What GNU sha256sum 9.1 writes for these names, and reads.
+    /// The expected texts are what GNU sha256sum 9.1 writes and reads for these names.
     #[test]
     fn names_that_would_end_a_line_are_escaped() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Members of a JSON object as they stand in its text, so that some can be taken out and the others
-//! keep their bytes.
+//! The members of a JSON object as text, so that some can be removed and the others keep their
+//! bytes.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// The members of an object in file order, by key; a key can be there twice.
+/// The members of an object by key, in file order; a key can occur twice.
 struct Members<'t>(Vec<(String, &'t RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -34,11 +34,11 @@ impl<'de> Visitor<'de> for Collect {
     }
 }
 
-/// The JSON object `text` without `keys`; everything else is as it was, down to its white space.
+/// The JSON object `text` without `keys`; everything else is unchanged, including white space.
 pub(crate) fn without(text: &str, keys: &[&str]) -> serde_json::Result<String> {
     let Members(members) = serde_json::from_str(text)?;
     let mut kept = String::with_capacity(text.len());
-    // Where the member before ends. What lies between it and a value is a comma and the key.
+    // The end of the previous member. Between it and the value are a comma and the key.
     let mut end = 0;
     for (key, value) in &members {
         let start = value.get().as_ptr().addr() - text.as_ptr().addr();
@@ -47,7 +47,7 @@ pub(crate) fn without(text: &str, keys: &[&str]) -> serde_json::Result<String> {
         if keys.contains(&key.as_str()) {
             continue;
         }
-        // The first member that is kept stands behind the brace.
+        // The first member that is kept follows the brace.
         match before.trim_start().strip_prefix(',').filter(|_| kept.is_empty()) {
             Some(rest) => kept.extend(["{", rest]),
             None => kept.push_str(before),

@@ -1,4 +1,5 @@
-//! A directory that is held open: what is written in it lies there, whatever has its name by then.
+//! A directory that is held open, so that files are written into it even if it is renamed or
+//! replaced.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub(crate) struct OpenDir {
     dir: Arc<File>,
-    /// What it was called when it was opened.
+    /// The path when it was opened.
     path: PathBuf,
 }
 
@@ -27,7 +28,7 @@ impl OpenDir {
         Ok(Self::held(File::from(dir), path))
     }
 
-    /// The directory `dir`, which is called `path`.
+    /// Wraps the open directory `dir`, whose path is `path`.
     pub fn held(dir: File, path: &Path) -> Self {
         Self { dir: Arc::new(dir), path: path.to_owned() }
     }
@@ -37,16 +38,16 @@ impl OpenDir {
         &self.dir
     }
 
-    /// What it was called when it was opened.
+    /// The path when it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the file `name`, or empties it; folders on the way to it are made. No link is
+    /// Creates the file `name`, or empties it; missing folders on the way are created. Links aren't
     /// followed.
     ///
     /// # Errors
-    /// [`crate::Kind::Io`], with the path that it would have.
+    /// [`crate::Kind::Io`], with the file's path.
     pub fn create(&self, name: &str) -> Result<File> {
         let made = self.make(name).map(File::from);
         made.map_err(|e| Error::io("cannot create this file", self.path.join(name), e.into()))
@@ -65,11 +66,11 @@ impl OpenDir {
         }
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // The umask takes away what isn't permitted, as from all files.
+        // The umask removes bits as usual.
         openat(within, file, flags, Mode::from_raw_mode(0o666))
     }
 
-    /// Makes the file `name` with `bytes` in it, and waits until they are on the disk.
+    /// Writes the file `name` with `bytes`, and waits until they are on the disk.
     ///
     /// # Errors
     /// As for [`Self::create`].
@@ -80,7 +81,7 @@ impl OpenDir {
     }
 }
 
-/// The folder `name` in `within`, which is made unless it is there. A link is no folder.
+/// Opens the folder `name` in `within`, and creates it if needed. A link is refused.
 fn folder(within: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     match mkdirat(within, name, Mode::from_raw_mode(0o777)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -112,7 +113,7 @@ mod tests {
         for name in ["moved/a/b/file", "moved/a/file", "moved/file"] {
             assert_eq!(fs::read_to_string(path(name)).unwrap(), "words");
         }
-        // Nor through links within.
+        // Links within the directory aren't followed either.
         symlink("../elsewhere", path("moved/link")).unwrap();
         symlink("../elsewhere/file", path("moved/file2")).unwrap();
         assert!(dir.write("link/file", b"words").is_err() && dir.write("file2", b"words").is_err());

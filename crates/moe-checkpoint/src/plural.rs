@@ -1,6 +1,6 @@
-//! Numbers of things, as sentences have them.
+//! Counts of things in sentences.
 
-/// `count` of `thing`, whose plural ends in s: "1 step", "4 steps".
+/// `count` and `thing`, whose plural ends in s: "1 step", "4 steps".
 pub fn counted(count: u64, thing: &str) -> String {
     match count {
         1 => format!("1 {thing}"),

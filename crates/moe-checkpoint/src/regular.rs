@@ -1,9 +1,9 @@
-//! Opening files for reading: all that this program reads is opened here, and none of it can be a
+//! Opens files for reading. All files that this program reads are opened here, and none can be a
 //! pipe.
 //!
-//! Opening a FIFO waits for somebody to write to it, and reading a device may never end. So
-//! whatever isn't a regular file is refused by name, before it is opened and once more when it is
-//! open: its name may be another's by then.
+//! Opening a FIFO waits until something writes to it, and reading a device may never end. So
+//! everything except regular files is refused by name, before it is opened and again when it is
+//! open, since another file may have the name by then.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::ErrorKind;
@@ -17,24 +17,24 @@ use crate::error::{Error, Kind, Result};
 /// Opens the regular file `path` for reading.
 ///
 /// # Errors
-/// [`Kind::Malformed`] for a directory, a pipe, a device or a socket; [`Kind::Io`] where it can't
-/// be opened.
+/// [`Kind::Malformed`] for a directory, a pipe, a device or a socket; [`Kind::Io`] if it can't be
+/// opened.
 pub fn open_file(path: &Path) -> Result<File> {
     let fail = |e| Error::io("cannot open this file", path, e);
-    // Opening a device can do something by itself, so it isn't even tried.
+    // Opening a device can have effects, so it isn't tried.
     check(path, &path.metadata().map_err(fail)?)?;
-    // Without O_NONBLOCK, a pipe that has just taken the name would still be waited for. Regular
-    // files ignore it.
+    // Without O_NONBLOCK, opening a pipe that has just taken the name would wait. Regular files
+    // ignore the flag.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fail)?;
     check(path, &file.metadata().map_err(fail)?)?;
     Ok(file)
 }
 
-/// Whether there is a regular file `path`, for files that may be missing.
+/// Whether the regular file `path` exists.
 ///
 /// # Errors
-/// [`Kind::Malformed`] where something else has the name; [`Kind::Io`] where that can't be seen.
+/// [`Kind::Malformed`] if something else has the name; [`Kind::Io`] if that can't be determined.
 pub fn file_exists(path: &Path) -> Result<bool> {
     match path.metadata() {
         Ok(metadata) => check(path, &metadata).map(|()| true),

@@ -1,4 +1,4 @@
-//! What a directory that this program has written consists of, as its receipt and its manifest say.
+//! The files of a directory that this program has written, according to its receipt and manifest.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,22 +15,22 @@ use crate::whole::read_text;
 
 /// The receipt's file name.
 pub const RECEIPT_FILE: &str = "moe-convert.json";
-/// The file with times, memory and host.
+/// The file that records times, memory and host.
 pub const RUN_FILE: &str = "run.json";
-/// The log of a training, a line for each step and each measurement.
+/// The log of a training, with a line for each step and each measurement.
 pub const LOG_FILE: &str = "training.jsonl";
-/// The model card.
+/// The model card's file name.
 pub const CARD_FILE: &str = "README.md";
 
-/// What a run writes of itself takes a few kilobytes.
+/// Maximum size of a run record, which takes a few kilobytes.
 const MAX_RUN_BYTES: u64 = 1 << 20;
 
-/// What a receipt says of the files beside it.
+/// What a receipt says about the files beside it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Written {
     tool: Tool,
-    /// SHA-256 by name. Receipts of builds before these had one name no files.
+    /// SHA-256 by name; older receipts list no files.
     files: BTreeMap<String, String>,
 }
 
@@ -41,15 +41,15 @@ struct Tool {
 }
 
 impl Written {
-    /// Reads what the receipt in `dir` says.
+    /// Reads the receipt in `dir`.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for a receipt that isn't one.
+    /// [`Kind::Malformed`] for a file that isn't a receipt.
     pub fn read(dir: &Path) -> Result<Self> {
         json::read(&dir.join(RECEIPT_FILE))
     }
 
-    /// Refuses a manifest of `dir` that isn't the one that was written together with the receipt.
+    /// Refuses a manifest of `dir` that wasn't written together with the receipt.
     ///
     /// # Errors
     /// [`Kind::Mismatch`], naming what differs.
@@ -70,7 +70,7 @@ impl Written {
                 format!("{name} is listed, though {RECEIPT_FILE} doesn't say that it was written");
             return Err(edited(dir, what));
         }
-        // Every manifest was written sorted, with nothing between its lines.
+        // Every manifest is written sorted, with nothing between its lines.
         if !manifest.is_as_written(dir)? {
             return Err(edited(dir, "its lines aren't those that were written".to_owned()));
         }
@@ -96,8 +96,8 @@ impl Written {
     }
 }
 
-/// The receipt can't hold its own hash, and a copy of the result under another name has a card of
-/// its own.
+/// Files that the receipt doesn't list: it can't hold its own hash, and a copy of the result under
+/// another name has its own card.
 const BESIDE: [&str; 2] = [RECEIPT_FILE, CARD_FILE];
 
 fn edited(dir: &Path, what: String) -> Error {
@@ -108,7 +108,7 @@ fn edited(dir: &Path, what: String) -> Error {
 
 /// Keys that every [`RUN_FILE`] has.
 const RUN_KEYS: [&str; 4] = ["source", "device", "unix_time", "timings"];
-/// Keys that some have, besides element types.
+/// Keys that some run records have, besides element types.
 const MORE_RUN_KEYS: [&str; 9] = [
     "dtype",
     "threads",
@@ -123,20 +123,20 @@ const MORE_RUN_KEYS: [&str; 9] = [
 /// The key that holds the SHA-256 of the [`LOG_FILE`].
 const LOG_KEY: &str = "training_log_sha256";
 
-/// Whether the file `path` says what a [`RUN_FILE`] of this program says, and nothing else.
-/// [`is_own_run_record`] is for what may be removed.
+/// Whether the file `path` has only what a [`RUN_FILE`] of this program has. To decide what may be
+/// removed, use [`is_own_run_record`].
 pub fn is_run_record(path: &Path) -> bool {
     run_text(path).is_some_and(|text| says_what_runs_say(&text))
 }
 
-/// Whether the [`RUN_FILE`] in `dir` is one that a run has written, and nobody has changed since.
+/// Whether the [`RUN_FILE`] in `dir` was written by a run and hasn't been changed since.
 pub fn is_own_run_record(dir: &Path) -> bool {
     run_text(&dir.join(RUN_FILE))
         .is_some_and(|text| Seal::JSON.is_intact(&text) && says_what_runs_say(&text))
 }
 
-/// Whether the [`LOG_FILE`] in `dir` is the one that was written with the [`RUN_FILE`] beside it,
-/// which says its hash.
+/// Whether the [`LOG_FILE`] in `dir` was written together with the [`RUN_FILE`] beside it, which
+/// has its hash.
 pub fn is_own_log(dir: &Path) -> bool {
     let Some(text) = run_text(&dir.join(RUN_FILE)).filter(|text| Seal::JSON.is_intact(text)) else {
         return false;

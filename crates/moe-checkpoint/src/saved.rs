@@ -1,8 +1,8 @@
-//! Results of expensive steps in a folder of their own, so that a run that was killed needn't take
-//! them again.
+//! Saves the results of expensive steps in a folder, so that they needn't be repeated after a run
+//! was killed.
 //!
-//! The folder has a mark that says whose results lie in it. Only what this program has written
-//! there is ever read or removed: a folder in which something else lies is refused by name.
+//! A mark in the folder says which run the results belong to. Only what this program has written
+//! there is ever read or removed: a folder that contains anything else is refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,50 +20,50 @@ use crate::manifest::hex;
 use crate::staging::{is_hidden, is_mount_point, mounted, open_no_link, write_file_atomically};
 use crate::whole::read_text;
 
-/// The mark.
+/// Name of the mark.
 const MARK_FILE: &str = "of";
-/// Its first line; the second is the key of the run.
+/// The mark's first line; the second is the key of the run.
 const MARK: &str = "moe-convert training 3";
 const MAX_MARK_BYTES: u64 = 256 << 10;
-/// What the file of a step begins with; the hash of what follows, its name and the key comes next.
+/// The beginning of a step's file. Next comes the hash of the key, the step's name and the content.
 const MAGIC: &[u8] = b"moe-convert step 3\n";
-/// Characters of a SHA-256.
+/// Number of characters of a SHA-256.
 const HASH: usize = 64;
 
-/// Finished steps of a run.
+/// The finished steps of a run.
 #[derive(Debug)]
 pub struct Saved {
     folder: SavedFolder,
     key: String,
     resume: bool,
-    /// The folder that was marked.
+    /// The folder that was marked, once it is.
     opened: OnceLock<Id>,
 }
 
-/// A folder of saved steps, of whichever run.
+/// A folder of saved steps, of any run.
 #[derive(Debug, Clone)]
 pub struct SavedFolder {
     dir: PathBuf,
-    /// Files beside those of steps that a run writes there by itself.
+    /// Files other than steps that runs write there.
     others: &'static [&'static str],
 }
 
 impl SavedFolder {
-    /// The folder `dir`, in which runs may write the files `others`, too.
+    /// The folder `dir`, in which runs may also write the files `others`.
     pub fn new(dir: PathBuf, others: &'static [&'static str]) -> Self {
         Self { dir, others }
     }
 
-    /// Where it is.
+    /// The folder's path.
     pub fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// Whether a run has left something here; nothing is changed.
+    /// Whether a run has left something here; changes nothing.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where something else is here, which is named; [`Kind::Malformed`] where
-    /// nothing says whose it is; [`Kind::Io`].
+    /// [`Kind::Usage`], naming it, if anything else is here; [`Kind::Malformed`] if nothing says
+    /// which run the files belong to; [`Kind::Io`].
     pub fn is_used(&self) -> Result<bool> {
         if !self.is_there()? {
             return Ok(false);
@@ -75,7 +75,7 @@ impl SavedFolder {
                 .file(self.dir.join(foreign))
                 .remedy("move it elsewhere, or choose another output"));
         }
-        // Nothing but the folder itself, its mark, and what a killed run was about to write.
+        // The folder itself, its mark, and an unfinished file of a killed run don't count.
         let is_used = names.iter().any(|name| !is_hidden(name) && name != MARK_FILE);
         if is_used || names.iter().any(|name| name == MARK_FILE) {
             self.key()?;
@@ -83,12 +83,12 @@ impl SavedFolder {
         Ok(is_used)
     }
 
-    /// Whether the folder is there. Something else of its name is refused.
+    /// Whether the folder exists. Anything else with its name is refused.
     fn is_there(&self) -> Result<bool> {
         match self.dir.symlink_metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(Error::io("cannot look through what a training has saved", &self.dir, e)),
-            // What lies in a mount is somewhere else's, and is not ours to remove.
+            // A mount's contents belong elsewhere, and must not be removed.
             Ok(found) if is_mount_point(&self.dir, &found) => Err(mounted(&self.dir)),
             Ok(found) if found.is_dir() => Ok(true),
             Ok(_) => {
@@ -101,13 +101,13 @@ impl SavedFolder {
         }
     }
 
-    /// The directory that has the folder's name now, if one has.
+    /// The directory that has the folder's name now; None if there is none.
     fn directory(&self) -> Option<Id> {
         let found = self.dir.symlink_metadata().ok()?;
         found.is_dir().then(|| Id::of(&found))
     }
 
-    /// Says that something else has come in the place of the folder.
+    /// The error if something else has replaced the folder.
     fn replaced(&self) -> Error {
         let what = "this folder, in which the run saves, was moved or replaced while it worked";
         Error::new(Kind::Mismatch, what)
@@ -115,7 +115,7 @@ impl SavedFolder {
             .remedy("put it back, and go on with --resume")
     }
 
-    /// The key of the run whose steps these are.
+    /// The key of the run that the steps belong to.
     fn key(&self) -> Result<String> {
         let path = self.dir.join(MARK_FILE);
         let malformed = |what: &str| {
@@ -163,7 +163,7 @@ impl SavedFolder {
         name == MARK_FILE || self.others.contains(&name) || is_hidden(name) || begins_as_steps_do()
     }
 
-    /// Whether nothing lies here but the mark, the file `other` and what was about to be written.
+    /// Whether nothing is here except the mark, the file `other` and unfinished files.
     pub fn holds_only(&self, other: &str) -> bool {
         let known = |name: &String| name == MARK_FILE || name == other || is_hidden(name);
         self.names().is_ok_and(|names| names.iter().all(known))
@@ -178,7 +178,7 @@ impl SavedFolder {
         if self.dir.symlink_metadata().is_err() {
             return Ok(());
         }
-        // The mark goes last: what a kill leaves is still known for ours.
+        // The mark is removed last, so that the rest is still recognized if this is killed.
         let mut names = self.names()?;
         names.sort_by_key(|name| name == MARK_FILE);
         let remove = || {
@@ -188,13 +188,13 @@ impl SavedFolder {
         remove().map_err(|e| Error::io("cannot remove what a training was saved in", &self.dir, e))
     }
 
-    /// Opens it for the run that `key` stands for: the hash of all that decides what comes of it
-    /// and, on a line behind it, a map in JSON of what that is by names that users know, for the
-    /// error that says what differs. With `resume`, steps that it has finished are taken from here;
-    /// without, what an earlier run has left is removed. The folder is made by [`Saved::begin`].
+    /// Opens the folder for the run with this `key`: the hash of everything that determines the
+    /// result and, on a second line, a JSON map of its inputs by names that users know, so that
+    /// errors can say what differs. With `resume`, finished steps are reused; without it, what an
+    /// earlier run has left is removed. [`Saved::begin`] creates the folder.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] where another run's are to be resumed; as for [`Self::is_used`].
+    /// [`Kind::Mismatch`] if `resume` finds another run's steps; as for [`Self::is_used`].
     pub fn open(self, key: String, resume: bool) -> Result<Saved> {
         if resume && self.is_used()? {
             let saved = self.key()?;
@@ -214,12 +214,12 @@ impl SavedFolder {
     }
 }
 
-/// At most so many differences are named.
+/// Maximum number of differences that are named.
 const MAX_SAID: usize = 3;
-/// A value that is longer isn't shown.
+/// Longer values aren't shown.
 const MAX_VALUE: usize = 60;
 
-/// Says what differs of the runs that two keys stand for, where the keys tell.
+/// Says how the runs of two keys differ; None if the keys don't tell.
 fn differing(saved: &str, given: &str) -> Option<String> {
     let (saved, given) = (facts(saved)?, facts(given)?);
     let names: BTreeSet<&String> = saved.keys().chain(given.keys()).collect();
@@ -231,12 +231,12 @@ fn differing(saved: &str, given: &str) -> Option<String> {
     (!said.is_empty()).then(|| said.join("; "))
 }
 
-/// What `key` says that a run was given, by names that users know.
+/// The run's inputs in `key`, by names that users know.
 fn facts(key: &str) -> Option<BTreeMap<String, Value>> {
     serde_json::from_str(key.split_once('\n')?.1).ok()
 }
 
-/// What became of the fact `name`, which was `before`; None where it is the same `now`.
+/// Says how the fact `name` changed from `before` to `now`; None if it didn't.
 fn change(name: &str, before: Option<&Value>, now: Option<&Value>) -> Option<String> {
     match (before.map(Value::to_string), now.map(Value::to_string)) {
         (before, now) if before == now => None,
@@ -252,13 +252,13 @@ fn change(name: &str, before: Option<&Value>, now: Option<&Value>) -> Option<Str
     }
 }
 
-/// Whether the JSON text `value` holds for a day.
+/// Whether the JSON text `value` depends on the date.
 fn is_dated(value: &str) -> bool {
     value.starts_with("\"dated:")
 }
 
 impl Saved {
-    /// Where the file `name` lies.
+    /// The path of the file `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.dir.join(name)
     }
@@ -268,24 +268,23 @@ impl Saved {
         &self.key
     }
 
-    /// Whether steps that were finished before are taken from here.
+    /// Whether steps that were finished before are reused.
     pub fn resumes(&self) -> bool {
         self.resume
     }
 
-    /// Whether steps are here that were finished before.
+    /// Whether there are finished steps here.
     pub fn has_steps(&self) -> bool {
         let is_step =
             |name: &String| self.path(name).is_file() && name != MARK_FILE && !is_hidden(name);
         self.folder.names().is_ok_and(|names| names.iter().any(is_step))
     }
 
-    /// Makes the folder and marks it, before the first file is written there. Called before each
-    /// further file, it makes sure that this is still the folder: a link in its place would lead
-    /// anywhere.
+    /// Creates the folder and marks it. Call it before each file is written: later calls make sure
+    /// that the folder wasn't replaced, for example by a link.
     ///
     /// # Errors
-    /// [`Kind::Io`]; [`Kind::Mismatch`] where something else has the folder's name by now.
+    /// [`Kind::Io`]; [`Kind::Mismatch`] if something else has the folder's name.
     pub fn begin(&self) -> Result<()> {
         let folder = &self.folder;
         if let Some(marked) = self.opened.get() {
@@ -294,12 +293,13 @@ impl Saved {
                 _ => Err(folder.replaced()),
             };
         }
-        // Whoever may read the result needn't read what is saved of it.
+        // Only the owner needs to read saved steps, even if others may read the result.
         match fs::DirBuilder::new().mode(0o700).create(&folder.dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::io("cannot make the folder of this training", &folder.dir, e));
             }
-            // Whatever has come there meanwhile.
+            // Something may have appeared there in the meantime; it is refused unless a run wrote
+            // it.
             _ => folder.is_used()?,
         };
         write_file_atomically(&self.path(MARK_FILE), |file| {
@@ -309,11 +309,10 @@ impl Saved {
         Ok(())
     }
 
-    /// The result of step `name`, if it was finished before.
+    /// The result of step `name`, if it was finished before and this run resumes.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for a file that isn't what this run has written for this step;
-    /// [`Kind::Io`].
+    /// [`Kind::Malformed`] for a file that this run hasn't written for this step; [`Kind::Io`].
     pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.path(name);
         if !self.resume
@@ -333,10 +332,10 @@ impl Saved {
         }
     }
 
-    /// Saves the result of step `name`, whole or not at all.
+    /// Saves the result of step `name`, completely or not at all.
     ///
     /// # Errors
-    /// [`Kind::Io`], as where the disk is full.
+    /// [`Kind::Io`], such as for a full disk.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.begin()?;
         write_file_atomically(&self.path(name), |file| {
@@ -346,7 +345,7 @@ impl Saved {
         })
     }
 
-    /// The hash of other bytes, of another step, or of the step `name` of another run differs.
+    /// The hash of `bytes` for step `name` of this run; it differs for other bytes, steps and runs.
     fn hash(&self, name: &str, bytes: &[u8]) -> String {
         let mut hasher = Sha256::new();
         for part in [self.key.as_bytes(), name.as_bytes(), bytes] {
@@ -357,7 +356,7 @@ impl Saved {
     }
 }
 
-/// Says that the file `path` is not what a run has written for its step.
+/// The error for a file `path` that no run has written for its step.
 fn not_saved(path: &Path) -> Error {
     Error::new(Kind::Malformed, "this is not what was saved here for this step of this run")
         .file(path)

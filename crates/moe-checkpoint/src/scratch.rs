@@ -1,4 +1,4 @@
-//! Bytes that don't fit in memory, in a file that nobody else sees.
+//! A file for bytes that don't fit in memory, which nobody else can see.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// A temporary file without a name: the system removes it when this ends, however that happens.
+/// A temporary file without a name. The system removes it when this is dropped or the process ends,
+/// in whatever way.
 #[derive(Debug)]
 pub struct Scratch {
     file: File,
@@ -14,7 +15,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Opens one in the directory `dir`.
+    /// Opens a scratch file in the directory `dir`.
     ///
     /// # Errors
     /// [`crate::Kind::Io`], naming `dir`.
@@ -30,7 +31,7 @@ impl Scratch {
     /// Writes `bytes` at `offset`.
     ///
     /// # Errors
-    /// [`crate::Kind::Io`], as where the disk is full.
+    /// [`crate::Kind::Io`], such as for a full disk.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all_at(bytes, offset)

@@ -1,5 +1,5 @@
-//! Bytes that are made long before they are written, in a scratch file: the system keeps it in
-//! memory as far as that goes.
+//! A store for bytes that are made long before they are written. They are in a scratch file, which
+//! the system caches in memory as far as possible.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::Result;
 use crate::scratch::Scratch;
 
-/// Keeps bytes until they are written.
+/// Stores bytes until they are written.
 #[derive(Debug)]
 pub struct ScratchStore {
     dir: PathBuf,
@@ -20,27 +20,27 @@ struct StoreState {
     end: u64,
 }
 
-/// Bytes that were kept.
+/// Bytes in a `ScratchStore`.
 #[derive(Debug, Clone)]
 pub struct KeptBytes {
-    /// The file, which is gone with the last of these.
+    /// The file; it is removed with the last of its users.
     scratch: Arc<Scratch>,
-    /// Where they start.
+    /// Offset of the first byte.
     offset: u64,
-    /// How many they are.
+    /// Number of bytes.
     bytes: usize,
 }
 
 impl ScratchStore {
-    /// Keeps bytes in a nameless file in `dir`, which is made when there are some.
+    /// Creates a store in a nameless file in `dir`; the file is created with the first bytes.
     pub fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), state: Mutex::default() }
     }
 
-    /// Keeps `bytes`.
+    /// Stores `bytes`.
     ///
     /// # Errors
-    /// [`crate::Kind::Io`], as where the disk is full.
+    /// [`crate::Kind::Io`], such as for a full disk.
     pub fn keep(&self, bytes: &[u8]) -> Result<KeptBytes> {
         let (scratch, offset) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,7 +58,7 @@ impl ScratchStore {
 }
 
 impl KeptBytes {
-    /// The bytes.
+    /// Reads the bytes back.
     ///
     /// # Errors
     /// [`crate::Kind::Io`].

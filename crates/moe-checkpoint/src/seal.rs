@@ -1,39 +1,39 @@
-//! Small text files that tell whether anybody has changed them: at their end stands the SHA-256 of
-//! all text before it.
+//! Small text files that show whether they were changed: they end in the SHA-256 of all text before
+//! it.
 //!
-//! No manifest lists what differs from run to run, or what lies outside of a result. By its seal
-//! such a file is known for this program's, and nobody's edits in it are lost when a later run
-//! replaces it.
+//! Manifests don't list files that differ from run to run, or are outside a result. The seal shows
+//! that such a file is this program's, and that a later run can replace it without losing anyone's
+//! edits.
 
 use crate::manifest::sha256_bytes;
 
 /// How a format holds a hash at its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Seal {
-    /// What the hash is put in front of.
+    /// The end of the text, before which the hash is put.
     closing: &'static str,
     before: &'static str,
     after: &'static str,
 }
 
 impl Seal {
-    /// The last key of an indented JSON object that has others.
+    /// The last key of an indented JSON object that has other keys.
     pub const JSON: Self =
         Self { closing: "\n}\n", before: ",\n  \"sha256\": \"", after: "\"\n}\n" };
-    /// A comment of XML.
+    /// A comment in XML.
     pub const XML: Self =
         Self { closing: "", before: "<!-- written by moe-convert, sha256 ", after: " -->\n" };
-    /// A comment of roff, the language of man pages.
+    /// A comment in roff, the language of man pages.
     pub const ROFF: Self = Self { closing: "", before: ".\\\" sha256 ", after: "\n" };
 
-    /// `text` with its hash.
+    /// Returns `text` with its hash.
     pub fn close(&self, text: &str) -> String {
         let open = text.strip_suffix(self.closing).unwrap_or(text).to_owned() + self.before;
         let hash = sha256_bytes(open.as_bytes());
         open + &hash + self.after
     }
 
-    /// Whether `text` is what [`Self::close`] gave, and nothing in it was changed.
+    /// Whether [`Self::close`] returned `text`, unchanged.
     pub fn is_intact(&self, text: &str) -> bool {
         const HASH: usize = 64;
         let Some(closed) = text.strip_suffix(self.after) else { return false };

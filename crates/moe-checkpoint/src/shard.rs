@@ -1,4 +1,4 @@
-//! Dividing declared tensors into shard files before the first byte is written.
+//! Divides declared tensors into shard files before the first byte is written.
 
 use std::collections::HashSet;
 
@@ -23,16 +23,16 @@ pub struct Declared {
 /// One output file, fixed down to the last header byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardPlan {
-    /// The file's name.
+    /// Name of the file.
     pub file: String,
-    /// Its tensors in file order.
+    /// The file's tensors, in order.
     pub entries: Vec<Entry>,
-    /// Length word, JSON and padding.
+    /// The length, JSON and padding.
     pub header: Vec<u8>,
 }
 
 impl ShardPlan {
-    /// The bytes of tensor data in this file.
+    /// Bytes of tensor data in this file.
     pub fn data_bytes(&self) -> u64 {
         self.entries.last().map_or(0, |e| e.end)
     }
@@ -40,13 +40,12 @@ impl ShardPlan {
 
 /// Divides `declared`, in its order, into shards of at most `max_shard_bytes` of data.
 ///
-/// A tensor is never split, so one that is larger gets a shard of its own. A tensor that would not
-/// start on a multiple of its element size opens a new shard, since loaders view the bytes in
-/// place.
+/// A tensor is never split, so a larger one gets its own shard. A tensor that would not start at a
+/// multiple of its element size opens a new shard, since loaders view the bytes in place.
 ///
 /// # Errors
-/// [`Kind::Mismatch`] where a name is declared twice or a shape has no size in bytes;
-/// [`Kind::Unsupported`] where a header would grow past what readers accept.
+/// [`Kind::Mismatch`] if a name is declared twice or a shape has no size in bytes;
+/// [`Kind::Unsupported`] if a header would be larger than readers accept.
 pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<ShardPlan>> {
     let mut names = HashSet::with_capacity(declared.len());
     let mut divided = Division { max_shard_bytes, shards: vec![Vec::new()], position: 0 };
@@ -65,7 +64,7 @@ pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<Sh
 /// Tensors divided into shards so far.
 struct Division {
     max_shard_bytes: u64,
-    /// The last one grows.
+    /// Shards so far; tensors are added to the last.
     shards: Vec<Vec<Entry>>,
     /// Bytes of data in the last shard.
     position: u64,
@@ -96,7 +95,7 @@ impl Division {
         Ok(())
     }
 
-    /// Whether the last shard has no room for another tensor of `bytes`.
+    /// Whether the last shard has no room for another tensor of `bytes` bytes.
     fn is_full_for(&self, bytes: u64) -> bool {
         self.position > 0 && self.position.saturating_add(bytes) > self.max_shard_bytes
             || self.shards.last().is_some_and(|shard| shard.len() == MAX_TENSORS)

@@ -1,4 +1,4 @@
-//! Text out of files, names and paths for people: it is shown, never obeyed.
+//! Shows text from files, names and paths to people in a form that terminals don't obey.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -6,9 +6,9 @@ use std::path::Path;
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 
-/// Whether terminals and pages obey `c` instead of showing it: control characters, marks that turn
-/// the direction of text, breaks of lines and paragraphs, characters without a width, and those
-/// that are no characters. Joiners stay: scripts and emoji need them.
+/// Whether terminals and pages obey `c` instead of showing it: control characters, direction marks,
+/// line and paragraph separators, characters without a width, and noncharacters. Joiners are
+/// allowed, since scripts and emoji need them.
 pub fn is_obeyed(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
@@ -26,7 +26,7 @@ fn is_joiner(c: char) -> bool {
     matches!(c, '\u{200c}' | '\u{200d}')
 }
 
-/// Signs that stand around numbers and words in Arabic, Syriac and Kaithi: Unicode's
+/// Signs around numbers and words in Arabic, Syriac and Kaithi: Unicode's
 /// Prepended_Concatenation_Mark.
 fn is_visible_format(c: char) -> bool {
     matches!(
@@ -41,8 +41,8 @@ fn is_visible_format(c: char) -> bool {
     )
 }
 
-/// Letters, marks and places without a character that are shown as nothing: Unicode's
-/// Default_Ignorable_Code_Point, but for what is in the category of formats.
+/// Letters, marks and unassigned characters that are shown as nothing: Unicode's
+/// Default_Ignorable_Code_Point, except for those in the category of formats.
 fn is_ignorable(c: char) -> bool {
     matches!(
         c,
@@ -59,13 +59,13 @@ fn is_ignorable(c: char) -> bool {
     )
 }
 
-/// The last two of each plane, and 32 more.
+/// The last two characters of each plane, and 32 more.
 fn is_noncharacter(c: char) -> bool {
     u32::from(c) & 0xfffe == 0xfffe || matches!(c, '\u{fdd0}'..='\u{fdef}')
 }
 
-/// `text` for a terminal: what [`is_obeyed`] is escaped as Rust writes it, but for the characters
-/// of `layout`.
+/// `text` for a terminal: characters for which [`is_obeyed`] holds are escaped as in Rust, except
+/// for those in `layout`.
 pub fn shown<'t>(text: &'t str, layout: &str) -> Cow<'t, str> {
     let is_escaped = |c: char| is_obeyed(c) && !layout.contains(c);
     if !text.contains(is_escaped) {
@@ -74,8 +74,7 @@ pub fn shown<'t>(text: &'t str, layout: &str) -> Cow<'t, str> {
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match is_escaped(c) {
-            // `escape_default` leaves nothing that is obeyed: all but printable ASCII becomes
-            // digits.
+            // The result of `escape_default` is printable ASCII, so nothing in it is obeyed.
             true => shown.extend(c.escape_default()),
             false => shown.push(c),
         }
@@ -83,13 +82,14 @@ pub fn shown<'t>(text: &'t str, layout: &str) -> Cow<'t, str> {
     Cow::Owned(shown)
 }
 
-/// `path` for a terminal, in one line.
+/// `path` for a terminal, on one line.
 pub fn shown_path(path: &Path) -> String {
     shown(&path.to_string_lossy(), "").into_owned()
 }
 
-/// The JSON document `text` with the same value, in which what [`is_obeyed`] is written as `\u` and
-/// digits. JSON has such characters within strings alone, but for line breaks between values.
+/// The JSON document `text`, with `\u` escapes for characters for which [`is_obeyed`] holds. Its
+/// value is the same, since JSON has such characters only in strings, except for line breaks
+/// between values.
 pub(crate) fn escaped_json(text: String) -> String {
     let is_escaped = |c: char| is_obeyed(c) && c != '\n';
     if !text.contains(is_escaped) {
@@ -99,7 +99,7 @@ pub(crate) fn escaped_json(text: String) -> String {
     for c in text.chars() {
         match is_escaped(c) {
             true => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
-                // Writing to a String doesn't fail.
+                // Writing to a String can't fail.
                 let _ = write!(escaped, "\\u{unit:04x}");
             }),
             false => escaped.push(c),

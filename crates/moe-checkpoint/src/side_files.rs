@@ -1,4 +1,4 @@
-//! The files beside config and weights: which of them a conversion carries along.
+//! Decides which files beside config and weights a conversion carries along.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -14,37 +14,37 @@ use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
 /// A file that is carried along.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SideFile {
-    /// Its name in the model's folder, with `/` between the names of folders.
+    /// The name in the model's folder, with `/` between folders.
     pub name: String,
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
 /// The files beside a model's config and weights.
 #[derive(Debug, Clone, Default)]
 pub struct SideFiles {
-    /// Tokenizer, templates, code, licences and whatever else isn't known to be something else;
-    /// sorted by name.
+    /// Tokenizer, templates, code, licences and everything else that isn't known to be something
+    /// else; sorted by name.
     pub carried: Vec<SideFile>,
-    /// What stays behind, by name, and why. Names of folders, which stay as wholes, end in `/`.
+    /// Files that stay behind, by name, with the reason. Names of folders, which stay as a whole,
+    /// end in `/`.
     pub left_out: BTreeMap<String, &'static str>,
 }
 
-/// No model has more files. A folder of anybody's is walked no further.
+/// Maximum number of files, since the folder may be anyone's.
 const MAX_FILES: usize = 1 << 16;
-/// Folders in folders.
+/// Maximum depth of folders.
 const MAX_DEPTH: usize = 8;
-/// What is larger, and none of the files that loaders know, is data rather than a part of the
-/// model.
+/// Larger files that loaders don't know are data rather than part of the model.
 const MAX_UNKNOWN_BYTES: u64 = 256 << 20;
-/// Tokenizers of a million tokens take a tenth of it.
+/// Maximum size of a tokenizer. Those of a million tokens take a tenth of it.
 const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
-/// Configs, templates and code take some kilobytes.
+/// Maximum size of configs, templates and code, which take some kilobytes.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
-/// A file under one of the endings that weights share with tokens and tables is larger where it
-/// holds weights.
+/// Some file name endings are shared by weights and by tables such as tokenizers. Larger files are
+/// weights.
 const MAX_TABLE_BYTES: u64 = 64 << 20;
 
 const WEIGHTS: &str = "weights, not read";
@@ -56,36 +56,37 @@ const TRAINING: &str = "left by a training";
 const ENCODING: &str = "describes the source's encoding, as config.json does";
 
 impl SideFiles {
-    /// Looks through the `folder` of a model.
+    /// Walks the `folder` of a model.
     ///
     /// # Errors
-    /// What [`Folder::check_file`] refuses of files that would be carried; [`Kind::Io`] where a
-    /// folder can't be listed.
+    /// What [`Folder::check_file`] refuses about files to carry; [`Kind::Io`] if a folder can't be
+    /// listed.
     pub fn of(folder: &Folder) -> Result<Self> {
         let mut walk = Walk { folder, seen: BTreeSet::new(), files: 0, found: Self::default() };
         walk.directory(folder.path(), "", 0)?;
         let mut found = walk.found;
         if found.left_out.keys().any(|name| name.starts_with("consolidated")) {
-            // The config of these weights.
+            // This file is the config of these weights.
             found.leave_out(ENCODING, |name| name == "params.json");
         }
         found.carried.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
 
-    /// Leaves out what `does_not_apply` says of, because of `why`.
+    /// Leaves out files for which `does_not_apply` returns true, with the reason `why`.
     pub fn leave_out(&mut self, why: &'static str, does_not_apply: impl Fn(&str) -> bool) {
         for file in self.carried.extract_if(.., |file| does_not_apply(&file.name)) {
             self.left_out.insert(file.name, why);
         }
     }
 
-    /// Bytes of all that is carried.
+    /// Total size in bytes of the carried files.
     pub fn bytes(&self) -> u64 {
         self.carried.iter().map(|file| file.bytes).sum()
     }
 
-    /// Refuses what can't be read, or can't be what its name says, before there is work to lose.
+    /// Refuses files that can't be read, or can't be what their names say, before there is work to
+    /// lose.
     ///
     /// # Errors
     /// [`Kind::Io`] and [`Kind::Malformed`], naming the file.
@@ -108,8 +109,8 @@ impl SideFiles {
         })
     }
 
-    /// What stays behind and somebody may miss, with the reason: not what is known to be weights,
-    /// hidden files, nor what a result has its own of.
+    /// Files that stay behind and may be missed, with the reason. Weights, hidden files, and files
+    /// that the result has its own version of aren't included.
     pub fn missed(&self) -> impl Iterator<Item = (&str, &'static str)> {
         // A run of this program leaves a receipt beside them.
         let is_of_run = self.left_out.contains_key(RECEIPT_FILE);
@@ -126,14 +127,14 @@ impl SideFiles {
 
 struct Walk<'f> {
     folder: &'f Folder,
-    /// Directories that were walked, links resolved.
+    /// Directories that were walked, with links resolved.
     seen: BTreeSet<PathBuf>,
     files: usize,
     found: SideFiles,
 }
 
 impl Walk<'_> {
-    /// `prefix` is the name of `dir` in the model's folder, with a `/` at its end.
+    /// Walks `dir`; `prefix` is its name in the model's folder, with a `/` at the end.
     fn directory(&mut self, dir: &Path, prefix: &str, depth: usize) -> Result<()> {
         let fail = |e| Error::io("cannot list the checkpoint", dir, e);
         if !self.seen.insert(self.folder.resolve(dir)?) {
@@ -166,7 +167,7 @@ impl Walk<'_> {
             return Ok(());
         }
         if entry.is_one_of(&[CARD_FILE]) {
-            // What it says of licence and language is carried.
+            // Its licence and language are carried over.
             self.folder.check_file(path)?;
         }
         if let Some(why) = entry.why_left_out(depth) {
@@ -194,34 +195,34 @@ impl Walk<'_> {
     }
 }
 
-/// The name of `path`, unless it can't be written to a list: a line break would forge a line of
+/// The name of `path`; None if it can't be in a list, since a line break would forge a line of
 /// SHA256SUMS.
 fn listable_name(path: &Path) -> Option<&str> {
     path.file_name().and_then(OsStr::to_str).filter(|name| !name.contains(char::is_control))
 }
 
-/// A file or folder that a walk came to.
+/// A file or folder that a walk found.
 struct WalkEntry<'a> {
     path: &'a Path,
     name: &'a str,
-    /// The name of the folder around it, with a `/` at its end, or "" for the model's.
+    /// The name of its folder, with a `/` at the end; "" for the model's folder.
     prefix: &'a str,
     is_dir: bool,
 }
 
 impl WalkEntry<'_> {
-    /// Whether it lies in the model's folder itself, and has one of `names` there.
+    /// Whether it is in the model's folder itself, with one of `names`.
     fn is_one_of(&self, names: &[&str]) -> bool {
         self.prefix.is_empty() && names.contains(&self.name)
     }
 
-    /// Its name in the model's folder, which ends in `/` for a folder.
+    /// The name in the model's folder, with a `/` at the end for a folder.
     fn listed_name(&self) -> String {
         let end = if self.is_dir { "/" } else { "" };
         format!("{}{}{end}", self.prefix, self.name)
     }
 
-    /// Why it stays behind, if it does for its name or its `depth`.
+    /// Why it stays behind because of its name or its `depth`; None if it doesn't.
     fn why_left_out(&self, depth: usize) -> Option<&'static str> {
         if self.name.starts_with('.') {
             return Some(HIDDEN);
@@ -237,7 +238,7 @@ impl WalkEntry<'_> {
     }
 }
 
-/// The most bytes that a file of this name takes, if loaders know files of this name.
+/// The maximum size in bytes of a file with this name; None if loaders don't know the name.
 fn most_bytes(name: &str) -> Option<u64> {
     const TOKENIZERS: [&str; 4] = [".model", ".tiktoken", "vocab.txt", "merges.txt"];
     let is_tokenizer =
@@ -248,8 +249,8 @@ fn most_bytes(name: &str) -> Option<u64> {
     [".json", ".jinja", ".py"].iter().any(|end| name.ends_with(end)).then_some(MAX_CONFIG_BYTES)
 }
 
-/// Whether a result has a file of its own under this name, in the model's folder itself. A card of
-/// the source says nothing true about the result, in any language.
+/// Whether a result has its own file with this name in the model's folder. A model card of the
+/// source, in any language, would be wrong for the result.
 fn is_own(name: &str) -> bool {
     const OWN: [&str; 4] = [RECEIPT_FILE, RUN_FILE, "report.html", LOG_FILE];
     let is_page = name.starts_with("report-") && name.ends_with(".html");
@@ -259,7 +260,7 @@ fn is_own(name: &str) -> bool {
     OWN.contains(&name) || is_page || is_card && !is_code
 }
 
-/// Why the file `path`, which isn't hidden, stays behind, if it does.
+/// Why the file `path`, which isn't hidden, stays behind; None if it doesn't.
 fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if holds_weights(path, name) {
         return Some(WEIGHTS);
@@ -275,13 +276,13 @@ fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     {
         return Some(TRAINING);
     }
-    // vLLM reads some of these where config.json says nothing of quantization.
+    // vLLM reads some of these if config.json doesn't mention quantization.
     const ENCODINGS: [&str; 3] =
         ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
     ENCODINGS.contains(&name).then_some(ENCODING)
 }
 
-/// Why the folder `path`, which isn't hidden, stays behind, if it does.
+/// Why the folder `path`, which isn't hidden, stays behind; None if it doesn't.
 fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if name == "__pycache__" {
         return Some(PYTHON);
@@ -302,11 +303,12 @@ fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
     } else {
         return None;
     };
-    // Code may lie in a folder of any name, and import the model's.
+    // Code may be in a folder of any name, and import the model's.
     (!has_code(path)).then_some(why)
 }
 
-/// Whether a file of Python lies in the folder `path`, or in a folder in it. Links aren't followed.
+/// Whether there is a Python file in the folder `path` or in a folder below it. Links aren't
+/// followed.
 fn has_code(path: &Path) -> bool {
     let mut folders = vec![path.to_owned()];
     let mut seen = 0;
@@ -326,7 +328,7 @@ fn has_code(path: &Path) -> bool {
     false
 }
 
-/// What names of files with weights and of a training's states begin with.
+/// Beginnings of names of files with weights or with states of a training.
 const NAMES_OF_WEIGHTS: [&str; 17] = [
     "model",
     "pytorch_model",
@@ -347,15 +349,15 @@ const NAMES_OF_WEIGHTS: [&str; 17] = [
     "mp_rank",
 ];
 
-/// Whether a file that torch saved may be anything, by its name.
+/// Whether this is the name of a file that torch saved, whose content can't be told from its name.
 fn is_anything(name: &str) -> bool {
     let lower = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
     let is_saved = [".pt", ".pth", ".ckpt"].iter().any(|end| lower.ends_with(end));
     is_saved && !NAMES_OF_WEIGHTS.iter().any(|start| lower.starts_with(start))
 }
 
-/// Whether the file `path` holds weights rather than a tokenizer's tables, which come under the
-/// same endings.
+/// Whether the file `path` holds weights rather than tables of a tokenizer, which have the same
+/// endings.
 fn holds_weights(path: &Path, name: &str) -> bool {
     const SHARED: [&str; 7] = [".bin", ".npz", ".pkl", ".pickle", ".zip", ".tar", ".tar.gz"];
     let lower = name.to_ascii_lowercase();
@@ -366,7 +368,7 @@ fn holds_weights(path: &Path, name: &str) -> bool {
     is_large || NAMES_OF_WEIGHTS.iter().any(|start| lower.starts_with(start))
 }
 
-/// What names of files with weights end in, behind the last dot.
+/// Endings of names of files with weights, after the last dot.
 const ENDINGS_OF_WEIGHTS: [&str; 25] = [
     "safetensors",
     "bin",
@@ -395,7 +397,7 @@ const ENDINGS_OF_WEIGHTS: [&str; 25] = [
     "tar",
 ];
 
-/// Whether a file of this name holds weights, of a model or of an optimizer, or lists them.
+/// Whether a file with this name holds or lists weights, of a model or an optimizer.
 pub fn is_weights(name: &str) -> bool {
     let listed = name.strip_suffix(".index.json").unwrap_or(name);
     let end = listed.rsplit_once('.').map_or("", |(_, end)| end).to_ascii_lowercase();

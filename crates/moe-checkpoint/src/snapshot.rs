@@ -1,4 +1,4 @@
-//! Files that must stay as they are while a run reads them.
+//! Files that must not change while a run reads them.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -7,16 +7,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// Files as they were when they were first looked at. What is read of them before
-/// [`Snapshot::check`] finds them unchanged is of one piece, and hashes of them are those of what
-/// was read.
+/// The state of files when they were first added. If [`Snapshot::check`] finds them unchanged,
+/// everything read before is consistent, and their hashes are those of what was read.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     files: BTreeMap<PathBuf, Identity>,
 }
 
-/// What another file, or other content, changes. The time of a file's attributes is left out: it
-/// changes when a link is made to it.
+/// Identifies a file and its content. The time of change of its attributes is left out, since a new
+/// link to the file changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -37,23 +36,22 @@ impl Identity {
 }
 
 impl Snapshot {
-    /// Looks at `path`, which is about to be read; one that isn't there is left to whoever reads
-    /// it.
+    /// Adds `path`, which will be read. A missing file is ignored, since its reader reports it.
     pub fn add(&mut self, path: &Path) {
         if let Ok(metadata) = path.metadata() {
             self.files.entry(path.to_owned()).or_insert_with(|| Identity::of(&metadata));
         }
     }
 
-    /// Looks at all of `paths`.
+    /// Adds all of `paths`.
     pub fn extend<P: AsRef<Path>>(&mut self, paths: impl IntoIterator<Item = P>) {
         paths.into_iter().for_each(|path| self.add(path.as_ref()));
     }
 
-    /// Looks again.
+    /// Compares all files with their first state.
     ///
     /// # Errors
-    /// [`Kind::Io`], naming the first file that changed or is gone.
+    /// [`Kind::Io`], naming the first file that changed or no longer exists.
     pub fn check(&self) -> Result<()> {
         for (path, before) in &self.files {
             let what = match path.metadata() {
@@ -101,7 +99,7 @@ mod tests {
         let snapshot = look();
         fs::remove_file(&path).unwrap();
         assert!(found(snapshot).contains("vanished"));
-        // A link to it is no change.
+        // A new link to it doesn't count as a change.
         let snapshot = look();
         fs::hard_link(&path, dir.path().join("link")).unwrap();
         snapshot.check().unwrap();

@@ -11,10 +11,10 @@ use crate::error::{Error, Kind, Result};
 use crate::header::{Entry, Header, MAX_HEADER_BYTES, parse_whole};
 use crate::regular::open_file;
 
-/// An open safetensors file whose header has been checked.
+/// An open safetensors file with a checked header.
 ///
-/// The handle stays open, so that a file that is renamed or unlinked underneath can still be read;
-/// one that is truncated gives an error.
+/// The handle stays open, so that a file can still be read after it is renamed or unlinked; a
+/// truncated file gives an error.
 #[derive(Debug)]
 pub struct SourceFile {
     path: PathBuf,
@@ -28,8 +28,7 @@ impl SourceFile {
     /// Opens `path` and reads its header.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it isn't a valid
-    /// safetensors file.
+    /// [`Kind::Io`] if it can't be read, [`Kind::Malformed`] if it isn't a valid safetensors file.
     pub fn open(path: &Path) -> Result<(Arc<Self>, Vec<Entry>)> {
         let file = open_file(path)?;
         let bytes =
@@ -43,13 +42,13 @@ impl SourceFile {
         Ok((Arc::new(source), entries))
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The library that the header's metadata names as the one that wrote it, "" where that names
-    /// none; None without metadata.
+    /// The library that wrote the file, according to the header's metadata: "" if it names none,
+    /// None without metadata.
     pub fn format(&self) -> Option<&str> {
         self.format.as_deref()
     }
@@ -60,7 +59,7 @@ impl SourceFile {
     }
 }
 
-/// How many bytes of JSON the safetensors `file` of `bytes` begins with.
+/// The length in bytes of the JSON header of the safetensors `file` of `bytes` bytes.
 fn header_length(file: &File, bytes: u64, path: &Path) -> Result<u64> {
     if bytes < 8 {
         return Err(truncated(format!("{bytes} bytes are too few for a safetensors file"), path));
@@ -89,14 +88,14 @@ fn truncated(what: String, path: &Path) -> Error {
     Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again")
 }
 
-/// A tensor, or a contiguous part of one, that lies in a file.
+/// A tensor in a file, or a contiguous part of one.
 #[derive(Debug, Clone)]
 pub struct Stored {
     file: Arc<SourceFile>,
     name: Arc<str>,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Absolute position of the first byte in the file.
+    /// Absolute position in the file of the first byte.
     offset: u64,
     bytes: u64,
 }
@@ -139,17 +138,17 @@ impl Stored {
         self.bytes
     }
 
-    /// Whether both are the same bytes of the same file.
+    /// Whether both are the same bytes of the same open file.
     pub fn same_bytes(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.file, &other.file)
             && self.offset == other.offset
             && self.bytes == other.bytes
     }
 
-    /// Rows `start..end` of the outermost dimension, without reading anything.
+    /// Rows `start..end` of the outermost dimension; reads nothing.
     ///
     /// # Panics
-    /// If the range is not within the shape, or rows don't end on a byte.
+    /// If the range isn't within the shape, or rows don't end on a byte.
     #[must_use]
     pub fn rows(&self, start: usize, end: usize) -> Self {
         assert!(start <= end && end <= self.shape[0], "rows {start}..{end} of {:?}", self.shape);
@@ -165,7 +164,7 @@ impl Stored {
     /// tensor.
     ///
     /// # Panics
-    /// If `index` is not within the shape.
+    /// If `index` isn't within the shape.
     #[must_use]
     pub fn at(&self, index: usize) -> Self {
         let mut part = self.rows(index, index + 1);
@@ -176,7 +175,7 @@ impl Stored {
     /// Fills `buffer` with the bytes that start `offset` bytes into this tensor.
     ///
     /// # Errors
-    /// [`Kind::Io`], naming file and tensor, where the file has become shorter or can't be read.
+    /// [`Kind::Io`], naming file and tensor, if the file has become shorter or can't be read.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         debug_assert!(offset + buffer.len() as u64 <= self.bytes);
         self.file.file.read_exact_at(buffer, self.offset + offset).map_err(|e| {

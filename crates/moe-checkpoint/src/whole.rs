@@ -1,4 +1,4 @@
-//! Small files that are read whole, with a limit on their size.
+//! Reads small files whole, with a limit on their size.
 
 use std::io::Read;
 use std::path::Path;
@@ -6,20 +6,20 @@ use std::path::Path;
 use crate::error::{Error, Kind, Result};
 use crate::regular::open_file;
 
-/// What some editors, and PowerShell, put before UTF-8 text.
+/// Some editors, and PowerShell, put this before UTF-8 text.
 pub const BYTE_ORDER_MARK: &[u8; 3] = b"\xef\xbb\xbf";
 
-/// `bytes`, or what stands behind the [`BYTE_ORDER_MARK`] that they begin with.
+/// `bytes` without the [`BYTE_ORDER_MARK`] that they may begin with.
 pub fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
-/// [`without_mark`] of a text.
+/// Like [`without_mark`], for text.
 pub fn text_without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// Whether the file `path` begins with a [`BYTE_ORDER_MARK`], at which Python's `json` fails.
+/// Whether the file `path` begins with a [`BYTE_ORDER_MARK`], on which Python's `json` fails.
 pub fn begins_with_mark(path: &Path) -> bool {
     let mut start = [0; BYTE_ORDER_MARK.len()];
     open_file(path)
@@ -30,14 +30,14 @@ pub fn begins_with_mark(path: &Path) -> bool {
         && start == *BYTE_ORDER_MARK
 }
 
-/// The bytes of the file `path`, of which there may be `max_bytes`.
+/// The bytes of the file `path`, at most `max_bytes`.
 ///
 /// # Errors
-/// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is larger, or no regular file.
+/// [`Kind::Io`] if it can't be read, [`Kind::Malformed`] if it is larger or isn't a regular file.
 pub fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let file = open_file(path)?;
     let mut bytes = Vec::new();
-    // A file that grows meanwhile must not get past the limit.
+    // A file that grows in the meantime must not exceed the limit.
     file.take(max_bytes + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io("cannot read this file", path, e))?;
@@ -55,7 +55,7 @@ pub fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 /// The text of the file `path`, of at most `max_bytes`.
 ///
 /// # Errors
-/// As for [`read_whole`]; [`Kind::Malformed`] where it is no UTF-8.
+/// As for [`read_whole`]; [`Kind::Malformed`] if it isn't UTF-8.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     String::from_utf8(read_whole(path, max_bytes)?).map_err(|e| {
         let what = format!("byte {} is not UTF-8 text", e.utf8_error().valid_up_to());

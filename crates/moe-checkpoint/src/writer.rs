@@ -1,8 +1,8 @@
-//! The streaming writer: tensors are pushed as they are made, hashed and written side by side.
+//! The streaming writer: tensors are pushed as they are made, and hashed and written side by side.
 //!
-//! Three threads work on the same recycled buffers: the caller fills one, one thread hashes it and
-//! one writes it, while a fourth asks the kernel to flush what is already written, so that the
-//! final fsync has little left to wait for. The buffers are the memory bound.
+//! Three threads use the same recycled buffers: the caller fills one, one thread hashes it and one
+//! writes it. A fourth asks the kernel to flush what is already written, so that the final fsync
+//! has little to wait for. The buffers bound the memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,7 +26,7 @@ const BUFFER_BYTES: usize = 2 << 20;
 const BUFFERS: usize = 8;
 const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 
-/// A recycled buffer; the last holder's drop gives it back to the pool.
+/// A recycled buffer; dropping the last reference returns it to the pool.
 struct Chunk {
     bytes: Vec<u8>,
     pool: Sender<Vec<u8>>,
@@ -34,24 +34,24 @@ struct Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // The pool is gone only when the writer is, and then nobody wants the buffer.
+        // The pool is gone only if the writer is, and then the buffer isn't needed.
         let _ = self.pool.send(std::mem::take(&mut self.bytes));
     }
 }
 
 enum Order {
-    /// The name of a file in the directory.
+    /// Starts the file with this name in the directory.
     Open(String),
     Data(Arc<Chunk>),
     Close,
 }
 
-/// What was written.
+/// Hashes, sizes and times of the files written.
 #[derive(Debug, Clone, Default)]
 pub struct WriteSummary {
     /// SHA-256 of every file, in hexadecimal.
     pub hashes: BTreeMap<String, String>,
-    /// Bytes of all files.
+    /// Total size of all files.
     pub bytes: u64,
     /// Time that the hashing thread was busy.
     pub hashing: Duration,
@@ -59,16 +59,16 @@ pub struct WriteSummary {
     pub writing: Duration,
 }
 
-/// Writes planned shards into a directory, one after the other.
+/// Writes planned shards into a directory, one after another.
 pub struct Writer {
     dir: OpenDir,
     shards: Vec<ShardPlan>,
     shard: usize,
     entry: usize,
-    /// Bytes of the current entry that were pushed.
+    /// Bytes of the current entry pushed so far.
     filled: u64,
     pool: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
-    /// How many buffers there are, in the pool and out of it.
+    /// Number of buffers, in the pool and in use.
     buffers: usize,
     hash: Worker<String>,
     disk: Worker<()>,
@@ -92,7 +92,7 @@ impl<T: Send + 'static> Worker<T> {
         Ok(Self { orders: Some(orders), answers, thread: Some(thread) })
     }
 
-    /// Sends an order; a worker that has stopped says why.
+    /// Sends an order; if the worker has stopped, returns its error.
     fn send(&self, order: Order) -> Result<()> {
         let orders = self.orders.as_ref().expect("orders end in stop()");
         orders.send(order).map_err(|_| match self.answers.try_iter().find_map(Result::err) {
@@ -115,14 +115,14 @@ impl Writer {
     /// Starts writing `shards` into the directory `dir`.
     ///
     /// # Errors
-    /// [`Kind::Io`] where the first file can't be created.
+    /// [`Kind::Io`] if the first file can't be created.
     pub fn create(dir: &Path, shards: Vec<ShardPlan>) -> Result<Self> {
         let opened =
             OpenDir::open(dir).map_err(|e| Error::io("cannot open this directory", dir, e))?;
         Self::within(opened, shards)
     }
 
-    /// Starts writing `shards` into the open directory `dir`, whatever has its name by then.
+    /// Starts writing `shards` into the open directory `dir`, even if it was renamed.
     pub(crate) fn within(dir: OpenDir, shards: Vec<ShardPlan>) -> Result<Self> {
         let hash = Worker::start(hash_shards)?;
         let disk = Worker::start({
@@ -145,7 +145,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// The name of the next tensor that is expected, or `None` when all are written.
+    /// The name of the next expected tensor; `None` when all are written.
     pub fn next_tensor(&self) -> Option<&str> {
         Some(self.shards.get(self.shard)?.entries.get(self.entry)?.name.as_str())
     }
@@ -153,7 +153,7 @@ impl Writer {
     /// Pushes `bytes` as the next part of the tensor `name`.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] out of the declared order or size; [`Kind::Io`] where writing fails.
+    /// [`Kind::Mismatch`] for the wrong order or size; [`Kind::Io`] if writing fails.
     pub fn push(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.push_copies(&[name], bytes.len() as u64, |offset, buffer| {
             buffer.copy_from_slice(&bytes[offset as usize..][..buffer.len()]);
@@ -161,14 +161,14 @@ impl Writer {
         })
     }
 
-    /// Pushes `bytes_total` bytes for each of the tensors `names`, the next ones in the declared
-    /// order; `fill` is called with an offset and a buffer, in order, and reads or makes the bytes
-    /// in place, once for all of them.
+    /// Pushes `bytes_total` bytes for each of the tensors `names`, which are the next in the
+    /// declared order. `fill` gets an offset and a buffer, in order, and fills the buffer once for
+    /// all names.
     ///
-    /// Where there are several names, the tensor's bytes are held in memory.
+    /// With several names, the tensor's bytes are held in memory.
     ///
     /// # Errors
-    /// As for [`Writer::push`], and what `fill` returns.
+    /// As for [`Writer::push`], and if `fill` fails.
     pub fn push_copies(
         &mut self,
         names: &[&str],
@@ -194,7 +194,7 @@ impl Writer {
         self.skip_empty()
     }
 
-    /// A buffer for the next chunk of `bytes`, where the caller holds on to `kept` chunks.
+    /// A buffer for the next chunk of `bytes` bytes, while the caller holds `kept` chunks.
     fn buffer(&mut self, bytes: usize, kept: usize) -> Vec<u8> {
         let mut buffer = if kept + 1 < self.buffers {
             self.pool.1.recv().expect("this struct holds a sender")
@@ -202,12 +202,12 @@ impl Writer {
             self.buffers += 1;
             Vec::with_capacity(BUFFER_BYTES)
         };
-        // Buffers keep their length, so only a first use or a growing one clears memory.
+        // Buffers keep their length, so memory is cleared only on first use or growth.
         buffer.resize(bytes, 0);
         buffer
     }
 
-    /// `bytes`, which go to the pool when nobody needs them any more.
+    /// Wraps `bytes`, which return to the pool when they are no longer used.
     fn chunk(&self, bytes: Vec<u8>) -> Arc<Chunk> {
         Arc::new(Chunk { bytes, pool: self.pool.0.clone() })
     }
@@ -230,7 +230,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Sends all `chunks` of another tensor as those of the tensor `name`.
+    /// Sends all `chunks` of another tensor for the tensor `name`.
     fn send_again(&mut self, name: &str, chunks: &[Arc<Chunk>]) -> Result<()> {
         for chunk in chunks {
             self.check_room(name, chunk.bytes.len())?;
@@ -265,7 +265,7 @@ impl Writer {
         self.open_shard()
     }
 
-    /// Tensors without elements take no push: step over them.
+    /// Skips tensors without elements, which need no push.
     fn skip_empty(&mut self) -> Result<()> {
         while let Some(entry) = self.shards.get(self.shard).and_then(|s| s.entries.get(self.entry))
         {
@@ -299,11 +299,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the index where there are several shards, and says what was written.
+    /// Writes the index if there are several shards, and returns what was written.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] where a declared tensor was never pushed; [`Kind::Io`] where writing
-    /// fails.
+    /// [`Kind::Mismatch`] if a declared tensor was never pushed; [`Kind::Io`] if writing fails.
     pub fn finish(mut self) -> Result<WriteSummary> {
         if let Some(missing) = self.next_tensor() {
             return Err(
@@ -331,7 +330,7 @@ impl Drop for Writer {
     }
 }
 
-/// A pool in which all buffers lie.
+/// A pool with all of its buffers.
 fn filled_pool() -> (Sender<Vec<u8>>, Receiver<Vec<u8>>) {
     let pool = channel();
     for _ in 0..BUFFERS {
@@ -377,7 +376,7 @@ fn write_shards(dir: &OpenDir, orders: Receiver<Order>, answers: Sender<Result<(
         };
         busy += start.elapsed();
         if let Err(error) = done {
-            // The caller learns it from its next order, which finds this thread gone.
+            // The caller's next order fails, and returns this error.
             let _ = answers.send(Err(error));
             break;
         }
@@ -417,7 +416,7 @@ impl OpenShard {
         self.unflushed += bytes.len() as u64;
         if self.unflushed >= FLUSH_EVERY_BYTES {
             self.unflushed = 0;
-            // A full queue means that a flush is waiting already, which covers these bytes too.
+            // If the queue is full, a waiting flush covers these bytes too.
             let _ = self.flush.as_ref().map(|f| f.try_send(()));
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! What merging a layer computes with, at the sizes of large models. `cargo bench -p moe-math
-//! --bench merging`
+//! The computations of merging a layer, at the sizes of large models:
+//! `cargo bench -p moe-math --bench merging`
 
 use candle_core::{DType, Device, Result, Tensor};
 use divan::Bencher;
@@ -17,7 +17,8 @@ fn noise(count: usize, stream: u64) -> Vec<f64> {
     normal(count, 1.0, &mut generator(1, stream)).into_iter().map(f64::from).collect()
 }
 
-/// Distances of unrelated neurons in 64 dimensions: nearly equal costs, the hard case.
+/// Assigns unrelated neurons in 64 dimensions: their costs are nearly equal, which is the hard
+/// case.
 #[divan::bench(args = [768, 1408, 2048], sample_count = 3)]
 fn assignment(bencher: Bencher<'_, '_>, neurons: usize) {
     let cost = distances(&noise(neurons * 64, 0), &noise(neurons * 64, 1), 64);
@@ -40,7 +41,7 @@ fn least_squares(bencher: Bencher<'_, '_>, width: usize) {
     bencher.bench_local(|| squares.solve().expect("a solution"));
 }
 
-/// Parts of 2048 neurons that all hold the same values: what counts is the work.
+/// Parts of 2048 neurons that all hold the same values, since only the amount of work matters.
 struct Neurons {
     parts: usize,
     part: Tensor,
@@ -60,7 +61,7 @@ impl Rows for Neurons {
     }
 }
 
-/// `[experts · 2048, 3 · 2048]`
+/// Decomposes rows of shape `[experts · 2048, 3 · 2048]`.
 #[divan::bench(args = [32, 256], sample_count = 1)]
 fn principal(bencher: Bencher<'_, '_>, experts: usize) {
     let part = Tensor::from_vec(noise(2048 * 6144, 5), (2048, 6144), &Device::Cpu)

@@ -1,12 +1,12 @@
-//! A few rows times a bf16 matrix: the kernel beside widening and `gemm`. `cargo bench -p moe-math
-//! --bench product`
+//! A few rows times a bf16 matrix, by our kernel and by widening and `gemm`:
+//! `cargo bench -p moe-math --bench product`
 
 use candle_core::{DType, Device, Tensor};
 use divan::{Bencher, counter::ItemsCount};
 use moe_math::product::{product, widened_product};
 
 const ROWS: [usize; 8] = [1, 4, 8, 16, 32, 64, 128, 256];
-/// `[out, in]` of SmolLM2-135M's up and down projections, and of a large expert's.
+/// `[out, in]` of SmolLM2-135M's up and down projections, and of a large expert's projection.
 const SHAPES: [(usize, usize); 3] = [(1536, 576), (576, 1536), (2048, 4096)];
 
 fn main() {

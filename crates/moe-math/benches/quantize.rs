@@ -1,6 +1,7 @@
-//! GPTQ of a layer's experts beside matrix products of as many operations: the items per second of
-//! one as a share of the other's are its share of the machine. `cargo bench -p moe-math --bench
-//! quantize`
+//! GPTQ of a layer's experts beside matrix products of as many operations. The ratio of their items
+//! per second is the share of the machine that GPTQ uses.
+//!
+//! `cargo bench -p moe-math --bench quantize`
 
 use candle_core::DType;
 use divan::{Bencher, counter::ItemsCount};
@@ -13,8 +14,7 @@ use moe_math::quantize::{
 use moe_math::sampling::{generator, normal};
 use rayon::prelude::*;
 
-/// Experts, N and K: small experts, those of Qwen3-30B-A3B and their down projections, and wide
-/// ones.
+/// `[experts, N, K]`: small experts, Qwen3-30B-A3B's up and down projections, and wide experts.
 const SHAPES: [[usize; 3]; 4] = [[32, 512, 512], [8, 768, 2048], [8, 2048, 768], [4, 2048, 4096]];
 
 fn main() {
@@ -82,7 +82,7 @@ fn factors(bencher: Bencher<'_, '_>, [experts, _, width]: [usize; 3]) {
     });
 }
 
-/// Half of the operations of the whole product, since H is symmetric.
+/// Counts half of the operations of the whole product, since H is symmetric.
 #[divan::bench(args = SHAPES)]
 fn hessians(bencher: Bencher<'_, '_>, [experts, tokens, width]: [usize; 3]) {
     let x = random(tokens * width, 1);
@@ -92,7 +92,7 @@ fn hessians(bencher: Bencher<'_, '_>, [experts, tokens, width]: [usize; 3]) {
         .bench_local(|| sums.iter_mut().for_each(|sum| sum.add(&x, None).expect("whole rows")));
 }
 
-/// `[N, K] [K, K]` for each expert, the experts side by side.
+/// Computes `[N, K] [K, K]` for each expert, with the experts side by side.
 #[divan::bench(args = SHAPES)]
 fn products(bencher: Bencher<'_, '_>, [experts, rows, width]: [usize; 3]) {
     let (a, b) = (random(rows * width, 1), random(width * width, 2));
@@ -121,7 +121,7 @@ fn objectives(bencher: Bencher<'_, '_>, [experts, rows, width]: [usize; 3]) {
     });
 }
 
-/// Weights a second.
+/// Items are weights.
 #[divan::bench(args = SHAPES)]
 fn rounded_to_nearest(bencher: Bencher<'_, '_>, [_, rows, width]: [usize; 3]) {
     let weight = random(rows * width, 1);
@@ -130,7 +130,7 @@ fn rounded_to_nearest(bencher: Bencher<'_, '_>, [_, rows, width]: [usize; 3]) {
         .bench(|| round_to_nearest(&weight, [rows, width], &options(false).scheme).expect("codes"));
 }
 
-/// Weights a second.
+/// Items are weights.
 #[divan::bench(args = [2, 3, 4, 8])]
 fn packed(bencher: Bencher<'_, '_>, bits: u32) {
     let codes: Vec<u8> = (0..2048 * 768usize).map(|i| (i % (1 << bits)) as u8).collect();

@@ -1,23 +1,23 @@
-//! AdamW (1711.05101) whose moments can be read out and put back, clipping by the global norm, and
-//! the cosine schedule.
+//! AdamW (1711.05101) with moments that can be read out and restored, clipping by the global norm,
+//! and the cosine schedule.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use rayon::prelude::*;
 
-/// Elements that a thread takes at a time; sums over parts of them don't depend on how many threads
-/// there are.
+/// Elements that a thread takes at a time. It is fixed, so that sums don't depend on the number of
+/// threads.
 const PART: usize = 1 << 14;
 
-/// What all parameters have in common.
+/// The settings that all parameters share.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
-    /// Decay of the mean of gradients.
+    /// Decay of the running mean of the gradients.
     pub beta1: f64,
-    /// Decay of the mean of their squares.
+    /// Decay of the running mean of the squared gradients.
     pub beta2: f64,
-    /// Added to the root of that mean.
+    /// Added to the root of the mean squared gradient.
     pub eps: f64,
 }
 
@@ -27,16 +27,16 @@ impl Default for AdamW {
     }
 }
 
-/// What a parameter's step takes beside its gradient.
+/// The settings of one step of one parameter, apart from its gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// Counts from 1.
+    /// Number of the step, counted from 1.
     pub number: u64,
-    /// η, with the schedule's factor.
+    /// η, already multiplied by the schedule's factor.
     pub learning_rate: f64,
     /// λ of the decoupled decay, θ ← θ (1 − ηλ).
     pub weight_decay: f64,
-    /// Multiplies the gradient: [`clipping`].
+    /// Factor of the gradient, from [`clipping`].
     pub scale: f64,
 }
 
@@ -49,10 +49,10 @@ pub enum Moments {
 }
 
 impl Moments {
-    /// Zeros for `parameter`.
+    /// Creates moments of zero for `parameter`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn new(parameter: &Var) -> Result<Self> {
         let zeros = || vec![0f32; parameter.elem_count()];
         Ok(match parameter.device().is_cpu() {
@@ -64,10 +64,10 @@ impl Moments {
         })
     }
 
-    /// Moments that were read out, of `parameter`.
+    /// Restores `moments` that `read` returned for `parameter`.
     ///
     /// # Errors
-    /// For other lengths than the parameter's; what the device returns.
+    /// If their lengths differ from the parameter's, or if the device fails.
     pub fn restore(moments: [Vec<f32>; 2], parameter: &Var) -> Result<Self> {
         if moments.iter().any(|values| values.len() != parameter.elem_count()) {
             bail!("moments of {} values for {:?}", moments[0].len(), parameter.shape());
@@ -80,10 +80,10 @@ impl Moments {
         Ok(Self::Device([m?, v?]))
     }
 
-    /// m and v.
+    /// Reads m and v.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn read(&self) -> Result<[Vec<f32>; 2]> {
         match self {
             Self::Host(moments) => {
@@ -95,11 +95,11 @@ impl Moments {
 }
 
 impl AdamW {
-    /// θ ← θ (1 − ηλ) − η m̂ / (√v̂ + ε), with m and v the running means of g and g², and m̂ and v̂
-    /// without their bias towards 0; all in f32.
+    /// Sets θ ← θ (1 − ηλ) − η m̂ / (√v̂ + ε), in f32. m and v are the running means of g and g²;
+    /// m̂ and v̂ are corrected for their bias towards 0.
     ///
     /// # Errors
-    /// For a parameter that is not in f32, or a gradient of another shape; what the device returns.
+    /// For a parameter that is not in f32, or a gradient of another shape, or if the device fails.
     pub fn step(
         &self,
         parameter: &Var,
@@ -196,10 +196,10 @@ impl InplaceOp2 for OnHost<'_> {
     }
 }
 
-/// Σ g² in f64, in a fixed order; not finite where any value isn't.
+/// Σ g² in f64, added in a fixed order. It is not finite if any value isn't.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn square_norm(gradient: &Tensor) -> Result<f64> {
     let gradient =
         gradient.to_dtype(DType::F32)?.contiguous()?.to_device(&candle_core::Device::Cpu)?;
@@ -213,14 +213,14 @@ pub fn square_norm(gradient: &Tensor) -> Result<f64> {
     Ok(values[start..end].par_chunks(PART).map(part).collect::<Vec<_>>().into_iter().sum())
 }
 
-/// What gradients of this global norm are multiplied by so that it is at most `limit`, as torch's
-/// `clip_grad_norm_` has it.
+/// The factor that limits a gradient of global norm `norm` to `limit`, as torch's `clip_grad_norm_`
+/// computes it.
 pub fn clipping(norm: f64, limit: Option<f64>) -> f64 {
     limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0))
 }
 
-/// The factor of the learning rate at `step`, which counts from 0, of `steps`: rises linearly over
-/// `warmup` steps, then falls to 0 along half a cosine; transformers'
+/// The factor of the learning rate at `step` (from 0) of `steps`: it rises linearly over `warmup`
+/// steps, then falls to 0 along half a cosine, like transformers'
 /// `get_cosine_schedule_with_warmup`.
 pub fn cosine(step: u64, warmup: u64, steps: u64) -> f64 {
     if step < warmup {
@@ -235,8 +235,8 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    /// By hand: after the first step m̂ = g and v̂ = g², so that each element moves by η against
-    /// its gradient's sign.
+    /// After the first step m̂ = g and v̂ = g², so each element moves by η against its gradient's
+    /// sign.
     #[test]
     fn the_first_step_is_the_learning_rate() {
         let parameter = Var::new(&[1.0f32, -2.0, 3.0], &Device::Cpu).unwrap();

@@ -1,5 +1,5 @@
-//! Aligning the neurons of one expert with those of another: costs of pairs, and the permutation of
-//! least cost.
+//! Aligning the neurons of one expert with those of another: the costs of pairs, and the cheapest
+//! permutation.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -7,14 +7,14 @@ use rayon::prelude::*;
 use crate::assignment::{AssignmentError, linear};
 use crate::linkage::squared_distance;
 
-/// −⟨rᵢ, mⱼ⟩ for rows of `reference` and `member`, both `[n, d]`: the least total of these is the
-/// least ‖R − P M‖_F (M-SMoE, 2310.01334).
+/// −⟨rᵢ, mⱼ⟩ for rows of `reference` and `member`, both `[n, d]`. The permutation with the least
+/// total minimizes ‖R − P M‖_F (M-SMoE, 2310.01334).
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn negative_products(reference: Tensor, member: Tensor) -> Result<Vec<f64>> {
     let products = reference.matmul(&member.t()?)?;
-    // Of large experts each of these is hundreds of megabytes.
+    // For large experts each of these takes hundreds of megabytes.
     drop((reference, member));
     let mut costs: Vec<f64> = products.flatten_all()?.to_vec1()?;
     costs.iter_mut().for_each(|product| *product = -*product);
@@ -36,11 +36,11 @@ pub fn distances(reference: &[f64], member: &[f64], d: usize) -> Vec<f64> {
     costs
 }
 
-/// Which of the member's neurons comes to each place of the reference, at the least total of
-/// `cost`, `[n, n]`: rows are places, columns the member's neurons.
+/// For each place of the reference, the member's neuron that moves there, so that the total of
+/// `cost` is least. `cost` is `[n, n]`: rows are places, columns are the member's neurons.
 ///
 /// # Errors
-/// [`AssignmentError`] for costs that are no square, or not finite.
+/// [`AssignmentError`] for costs that are not square or not finite.
 pub fn permutation(cost: &[f64], n: usize) -> std::result::Result<Vec<u32>, AssignmentError> {
     let columns = linear(cost, n)?;
     Ok(columns.into_iter().flatten().map(|column| column as u32).collect())

@@ -1,6 +1,6 @@
 //! Assigning items to places at the least total cost: one to one, or to clusters of limited size.
 //!
-//! Both are exact, run on the calling thread, and break ties by index, so that the same costs give
+//! Both are exact, run on the calling thread, and break ties by index: the same costs always give
 //! the same assignment.
 
 mod one_to_one;
@@ -21,12 +21,12 @@ pub enum AssignmentError {
         /// Columns of the matrix.
         columns: usize,
     },
-    /// A cost is infinite or no number.
+    /// A cost is infinite or NaN.
     #[error("the cost of item {row} in place {column} is not finite")]
     NotFinite {
-        /// The item.
+        /// Index of the item.
         row: usize,
-        /// The place or cluster.
+        /// Index of the place or cluster.
         column: usize,
     },
     /// The clusters can't hold all items.
@@ -34,19 +34,19 @@ pub enum AssignmentError {
     Capacity {
         /// Items to place.
         items: usize,
-        /// Clusters there are.
+        /// Number of clusters.
         clusters: usize,
-        /// Items that a cluster can hold.
+        /// Maximum number of items in a cluster.
         capacity: usize,
     },
 }
 
-/// The column of each row, so that no column is used twice, min(rows, columns) rows have one, and Σ
-/// cost is least.
+/// The column of each row, such that no column is used twice, min(rows, columns) rows have one, and
+/// the total cost is least.
 ///
-/// `cost` is `[rows, columns]`. The method of Jonker and Volgenant (Computing 38, 1987), as Crouse
-/// generalises it to rectangles (IEEE TAES 52, 2016): O(m²·M) at worst, m the lesser and M the
-/// greater of the two sizes.
+/// `cost` is `[rows, columns]`. The method is that of Jonker and Volgenant (Computing 38, 1987), as
+/// Crouse generalises it to rectangles (IEEE TAES 52, 2016). It takes O(m²·M) at worst, with m the
+/// lesser and M the greater of the two sizes.
 ///
 /// # Errors
 /// [`AssignmentError::Shape`] and [`AssignmentError::NotFinite`].
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, unit};
 
-    /// The least total over all ways to give each row a column of its own.
+    /// The least total over all ways to give each row its own column.
     fn brute_force(cost: &[f64], columns: usize, row: usize, used: &mut Vec<usize>) -> f64 {
         if row == cost.len() / columns {
             return 0.0;

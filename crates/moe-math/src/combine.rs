@@ -1,5 +1,5 @@
-//! Σ gate · output over the experts of each token, expert by expert, so that no output waits for
-//! the others.
+//! The sum of gate · output over the experts of each token, added expert by expert, so that outputs
+//! don't have to be kept.
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
@@ -8,10 +8,11 @@ use crate::kernels::{Table, add_outputs};
 
 /// Rows that a thread takes at a time.
 const ROWS: usize = 64;
-/// Outputs on a device are added when there are more than so many bytes of them.
+/// Outputs on a device are added once they take more than this many bytes.
 const HELD_BYTES: usize = 1 << 30;
 
-/// What a mixture gives for some tokens. Sums are in f32, in the order in which experts are added.
+/// The output of a mixture for some tokens. Sums are in f32, in the order in which experts are
+/// added.
 pub struct ExpertCombine {
     tokens: usize,
     hidden: usize,
@@ -21,14 +22,14 @@ pub struct ExpertCombine {
 enum Sum {
     Host(Vec<f32>),
     Cuda(HeldOutputs),
-    /// On a device that we have no kernels for.
+    /// On a device for which we have no kernels.
     Device(Tensor),
-    /// Outputs, gates `[n, 1]` and tokens of experts, to be added up at once: a sum for each expert
-    /// would stay in the graph.
+    /// Outputs, gates `[n, 1]` and tokens of each expert. They are added all at once, since the
+    /// graph would keep a sum for each expert.
     Tracked(Vec<(Tensor, Tensor, Vec<u32>)>),
 }
 
-/// Outputs on a device that are still to be added, so that many are at once.
+/// Outputs on a device that are still to be added, so that many can be added together.
 struct HeldOutputs {
     sum: Tensor,
     outputs: Vec<Tensor>,
@@ -65,10 +66,10 @@ impl HeldOutputs {
 }
 
 impl ExpertCombine {
-    /// 0 for each of `tokens` tokens of width `hidden`.
+    /// Starts with 0 for each of `tokens` tokens of width `hidden`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
         let sum = match device {
             Device::Cpu => Sum::Host(vec![0.0; tokens * hidden]),
@@ -78,18 +79,20 @@ impl ExpertCombine {
         Ok(Self { tokens, hidden, sum })
     }
 
-    /// The same for outputs and gates that are trained: add them by [`ExpertCombine::add_tracked`].
+    /// Like `new`, for outputs and gates that are trained. Use [`ExpertCombine::add_tracked`] to
+    /// add them.
     pub fn tracked(tokens: usize, hidden: usize) -> Self {
         Self { tokens, hidden, sum: Sum::Tracked(Vec::new()) }
     }
 
-    /// Adds an expert's `output`, `[n, hidden]`, for `tokens`, which ascend, times `gates`.
+    /// Adds an expert's `output`, `[n, hidden]`, times `gates` to the sums of `tokens`, which
+    /// ascend.
     ///
     /// # Errors
-    /// For shapes that don't fit; what the device returns.
+    /// For shapes that don't fit, or if the device fails.
     ///
     /// # Panics
-    /// For a token that isn't there, or tokens that don't ascend.
+    /// If a token doesn't exist, or the tokens don't ascend.
     pub fn add(&mut self, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<()> {
         if output.dims() != [tokens.len(), self.hidden] || gates.len() != tokens.len() {
             let (shape, tokens, gates) = (output.shape(), tokens.len(), gates.len());
@@ -104,10 +107,11 @@ impl ExpertCombine {
         Ok(())
     }
 
-    /// Adds an expert's `output`, `[n, hidden]`, for `tokens`, which ascend, times `gates`, `[n]`.
+    /// Adds an expert's `output`, `[n, hidden]`, times `gates`, `[n]`, to the sums of `tokens`,
+    /// which ascend.
     ///
     /// # Errors
-    /// For shapes that don't fit, and a mixture that isn't tracked.
+    /// For shapes that don't fit, or sums that aren't tracked.
     pub fn add_tracked(&mut self, output: &Tensor, tokens: &[u32], gates: &Tensor) -> Result<()> {
         if output.dims() != [tokens.len(), self.hidden] || gates.dims() != [tokens.len()] {
             bail!(
@@ -125,7 +129,7 @@ impl ExpertCombine {
     /// All sums, `[tokens, hidden]`, in `dtype`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn finish(self, dtype: DType) -> Result<Tensor> {
         let sum = match self.sum {
             Sum::Host(sum) => Tensor::from_vec(sum, (self.tokens, self.hidden), &Device::Cpu)?,
@@ -152,14 +156,14 @@ fn add_on_host(sum: &mut [f32], output: &Tensor, tokens: &[u32], gates: &[f32]) 
     Ok(())
 }
 
-/// `sum` and an expert's `output` for `tokens`, times `gates`.
+/// `sum` plus an expert's `output` times `gates`, for `tokens`.
 fn added(sum: &Tensor, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<Tensor> {
     let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
     let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
     sum.index_add(&tokens, &output.to_dtype(DType::F32)?.broadcast_mul(&gates)?, 0)
 }
 
-/// Every token's outputs times their gates, in the order of `parts`.
+/// Each token's outputs times their gates, added in the order of `parts`.
 fn add_up(tokens: usize, parts: &[(Tensor, Tensor, Vec<u32>)]) -> Result<Tensor> {
     let all = |of: fn(&(Tensor, Tensor, Vec<u32>)) -> &Tensor| {
         Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0)
@@ -171,7 +175,7 @@ fn add_up(tokens: usize, parts: &[(Tensor, Tensor, Vec<u32>)]) -> Result<Tensor>
         .index_add(&rows, &weighed, 0)
 }
 
-/// Tokens ascend, so that every few of them have a part of the sums to themselves.
+/// Adds rows in parallel. Since tokens ascend, each chunk of tokens has its own part of the sums.
 fn add_rows(sum: &mut [f32], output: &[f32], tokens: &[u32], gates: &[f32], hidden: usize) {
     let mut rest = sum;
     let mut first = 0;
@@ -197,7 +201,8 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    /// Beside sums in f64, for more rows than a thread takes; the other ways give the same bits.
+    /// Compares with sums in f64, for more rows than a thread takes. The other variants give the
+    /// same bits.
     #[test]
     fn sums_are_those_of_every_experts_tokens() {
         let (tokens, hidden) = (300, 5);
@@ -205,7 +210,7 @@ mod tests {
         let mut expected = vec![0f64; tokens * hidden];
         let mut mix = ExpertCombine::new(tokens, hidden, &Device::Cpu).unwrap();
         let mut tracked = ExpertCombine::tracked(tokens, hidden);
-        // As on devices.
+        // The sum that GPUs use.
         let held = HeldOutputs::new(tokens, hidden, &Device::Cpu).unwrap();
         let mut device = ExpertCombine { tokens, hidden, sum: Sum::Cuda(held) };
         let zeros = Tensor::zeros((tokens, hidden), DType::F32, &Device::Cpu).unwrap();

@@ -1,9 +1,9 @@
-//! Small results that lie on a device until somebody needs them.
+//! Small results that stay on a device until they are needed.
 
 use candle_core::{DType, Result, Tensor};
 
-/// Numbers of tensors that are read together, each with what is known of it: the host waits for the
-/// device once.
+/// Tensors that are read back together, so that the host waits for the device only once. Each comes
+/// with a value that is already known about it.
 pub struct DeferredReadback<T> {
     known: Vec<T>,
     tensors: Vec<Tensor>,
@@ -16,16 +16,16 @@ impl<T> Default for DeferredReadback<T> {
 }
 
 impl<T> DeferredReadback<T> {
-    /// Adds the numbers of `tensor`.
+    /// Queues `tensor` to be read, with the value `known` that belongs to it.
     pub fn push(&mut self, known: T, tensor: Tensor) {
         self.known.push(known);
         self.tensors.push(tensor);
     }
 
-    /// All numbers since the last time, in the order in which they were added.
+    /// The numbers of all tensors since the last call, in the order in which they were added.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn take(&mut self) -> Result<Vec<(T, Vec<f32>)>> {
         let (known, tensors) = (std::mem::take(&mut self.known), std::mem::take(&mut self.tensors));
         if tensors.is_empty() {

@@ -1,29 +1,28 @@
-//! A set of experts that matter and differ: DO-ACP (2605.28207).
+//! Choosing a set of experts that are important and different from each other: DO-ACP (2605.28207).
 
-/// K_ij = √(I_i I_j) · E⟨f_i, f_j⟩ of experts of the importances I, row by row.
+/// K_ij = √(I_i I_j) · E⟨f_i, f_j⟩ of experts with importances I, row by row.
 pub fn kernel(importance: &[f64], products: &[f64]) -> Vec<f64> {
     let n = importance.len();
     (0..n * n).map(|at| (importance[at / n] * importance[at % n]).sqrt() * products[at]).collect()
 }
 
-/// λ where `k` items of `kernel`, `[n, n]`, are to be taken: the mean diagonal / k.
+/// The λ for taking `k` items of `kernel`, `[n, n]`: the mean over its diagonal, divided by k.
 pub fn lambda(kernel: &[f64], n: usize, k: usize) -> f64 {
     (0..n).map(|i| kernel[i * n + i]).sum::<f64>() / n as f64 / k.max(1) as f64
 }
 
-/// All items in the order in which a greedy choice takes them: each is the one that makes log
-/// det(K_S + λ I) greatest, of equals the first. K, `[n, n]` row by row, is symmetric and positive
-/// semi-definite.
+/// All items in greedy order: each next item maximizes log det(K_S + λ I), the lowest index among
+/// equals. K is `[n, n]` row by row, symmetric and positive semi-definite.
 ///
-/// log det(K_S + λ I) grows by the log of what is left of an item's diagonal when those of S are
-/// projected out of it: a Cholesky factor with pivots (Chen et al. 1709.05135).
+/// An item adds the log of its diagonal entry after S is projected out: a Cholesky factor with
+/// pivots (Chen et al. 1709.05135).
 ///
 /// # Panics
-/// Where K isn't `[n, n]`.
+/// If K isn't `[n, n]`.
 pub fn greedy(kernel: &[f64], n: usize, lambda: f64) -> Vec<usize> {
     assert_eq!(kernel.len(), n * n, "a square matrix");
     let mut left: Vec<f64> = (0..n).map(|i| kernel[i * n + i] + lambda).collect();
-    // Rows of the factor, one for each item that was taken.
+    // Rows of the factor, one for each item taken.
     let mut rows: Vec<Vec<f64>> = Vec::with_capacity(n);
     let mut order = Vec::with_capacity(n);
     let mut open: Vec<usize> = (0..n).collect();
@@ -33,7 +32,7 @@ pub fn greedy(kernel: &[f64], n: usize, lambda: f64) -> Vec<usize> {
         let best = best.expect("some are open");
         open.retain(|i| *i != best);
         order.push(best);
-        // Rounding may leave less than nothing of an item that others span.
+        // Rounding can make the rest of an item negative if the items taken span it.
         let root = left[best].max(f64::MIN_POSITIVE).sqrt();
         let mut row = vec![0.0; n];
         for i in &open {
@@ -92,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_copy_of_what_was_taken_comes_last() {
-        // Items 0 and 1 are the same, and the greatest.
+        // Items 0 and 1 are identical, and the largest.
         assert_eq!(greedy(&[4., 4., 0., 4., 4., 0., 0., 0., 1.], 3, 0.5), [0, 2, 1]);
         assert_eq!(greedy(&[0.0; 4], 2, 0.0), [0, 1]);
     }

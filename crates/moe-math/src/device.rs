@@ -1,4 +1,4 @@
-//! Choosing a compute device, with a sentence instead of a panic where there is none.
+//! Choosing a compute device. If it can't be used, the error says why; nothing panics.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 
 use crate::meter::{Meter, Work};
 
-/// Where numerics run, as the user asks for it.
+/// The device that the user asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The first GPU, if this build and this machine have one; otherwise the CPU.
@@ -16,16 +16,16 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device of this number.
+    /// The CUDA device with this number.
     Cuda(usize),
     /// Apple's GPU.
     Metal,
 }
 
-/// A device that can't be had.
+/// Why a device can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// Not a device's name.
+    /// Not the name of a device.
     #[error("unknown device {0:?}\n  remedy: give auto, cpu, cuda:0 (or another number) or metal")]
     Unknown(String),
     /// The program was built without this backend.
@@ -34,33 +34,33 @@ pub enum DeviceError {
     /// A library that the backend needs is not on this machine.
     #[error("{device} needs {library}, which can't be loaded here: {reason}\n  remedy: {remedy}")]
     MissingLibrary {
-        /// The device asked for.
+        /// The device that was asked for.
         device: DeviceChoice,
-        /// The shared library.
+        /// Name of the shared library.
         library: &'static str,
-        /// What the loader says.
+        /// The loader's message.
         reason: String,
-        /// What to install or set.
+        /// The remedy for the user, such as a library to install.
         remedy: &'static str,
     },
-    /// The device is there, and can't run what this build has for it.
+    /// The device exists, but can't run this build's kernels.
     #[error("{device} can't run a kernel: {reason}\n  remedy: {remedy}")]
     NoKernel {
-        /// The device.
+        /// The device that was asked for.
         device: DeviceChoice,
-        /// What the driver says.
+        /// The driver's message.
         reason: String,
-        /// What to do.
+        /// What the user can do.
         remedy: &'static str,
     },
-    /// The driver is there, the device is not.
+    /// The driver exists, but the device doesn't.
     #[error(
         "{device} can't be opened: {reason}\n  remedy: check nvidia-smi, or run with --device cpu"
     )]
     Unavailable {
-        /// The device asked for.
+        /// The device that was asked for.
         device: DeviceChoice,
-        /// What the driver says.
+        /// The driver's message.
         reason: String,
     },
 }
@@ -94,19 +94,19 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// What routers are computed in.
+/// The dtype that routers are computed in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RouterDtype {
     /// f32, from f32 copies of states and weights.
     #[default]
     F32,
-    /// What the reference implementation of a model's family computes them in, where it runs in the
+    /// The dtype that the reference implementation of the model's family uses when it runs in the
     /// dtype of the checkpoint.
     Model,
 }
 
 impl RouterDtype {
-    /// A word for records, which say nothing of f32.
+    /// "model" for `RouterDtype::Model`, as records store it; None for f32, which they leave out.
     pub fn other_than_f32(self) -> Option<&'static str> {
         (self == Self::Model).then_some("model")
     }
@@ -115,15 +115,15 @@ impl RouterDtype {
 /// A device and the element type that numerics use on it.
 #[derive(Debug, Clone)]
 pub struct Compute {
-    /// Where tensors live.
+    /// The device that tensors are on.
     pub device: Device,
-    /// What matrix products are computed in.
+    /// The dtype of matrix products.
     pub dtype: DType,
-    /// What routers are computed in.
+    /// The dtype of routers.
     pub router_dtype: RouterDtype,
-    /// Bytes of a GPU's memory that work may take; none: what is free.
+    /// Maximum bytes of GPU memory to use; None for all that is free.
     pub device_memory: Option<u64>,
-    /// Where the time goes.
+    /// Measures the time of each stage.
     pub meter: Meter,
 }
 
@@ -140,21 +140,21 @@ impl Compute {
         }
     }
 
-    /// Runs `stage`, whose time and work the meter takes down.
+    /// Runs `stage`; the meter records its time and `work`.
     pub fn stage<T>(&self, name: &'static str, work: Work, stage: impl FnOnce() -> T) -> T {
         self.meter.stage(name, work, || {
             let result = stage();
             if self.meter.waits {
-                // A device that fails here fails in the next stage, which can say so.
+                // The next stage meets the same failure, and can return it.
                 let _ = self.device.synchronize();
             }
             result
         })
     }
 
-    /// Bytes that things which are worked on together may take: `on_host` on a CPU; on a GPU a
-    /// third of what there is, since what is made of them takes as much again, and no more than
-    /// candle's kernels can count elements of.
+    /// Maximum bytes of what is processed together: `on_host` on a CPU. On a GPU it is a third of
+    /// the available memory, since results take as much again, and no more than candle's kernels
+    /// can count elements of.
     pub fn batch_bytes(&self, on_host: usize) -> usize {
         const COUNTABLE: u64 = 64 << 30;
         self.memory().map_or(on_host, |bytes| {
@@ -162,8 +162,8 @@ impl Compute {
         })
     }
 
-    /// Bytes of a GPU's memory that work may take: what is free, and no more than
-    /// [`Self::device_memory`]. None on a CPU, and where nobody knows.
+    /// Bytes of GPU memory that may be used: what is free, and at most [`Self::device_memory`].
+    /// None on a CPU, or if neither is known.
     pub fn memory(&self) -> Option<u64> {
         if self.device.is_cpu() {
             return None;
@@ -173,11 +173,11 @@ impl Compute {
     }
 }
 
-/// Memory of a GPU that nobody has, in bytes; none where it can't be told.
+/// Free memory of a GPU in bytes; None if it is unknown.
 #[cfg(feature = "cuda")]
 fn free_memory(device: &Device) -> Option<u64> {
     let Device::Cuda(cuda) = device else { return None };
-    // What was freed counts as used until then.
+    // Until then, freed memory still counts as used.
     device.synchronize().ok()?;
     let (free, _) = cuda.cuda_stream().context().mem_get_info().ok()?;
     Some(free as u64)
@@ -188,9 +188,10 @@ fn free_memory(_: &Device) -> Option<u64> {
     None
 }
 
-/// Whether `error`, or what caused it, is that the device has no memory left.
+/// Whether `error` or one of its sources says that the device is out of memory.
 pub fn is_out_of_memory(error: &(dyn std::error::Error + 'static)) -> bool {
-    // CUDA's name of it, and the words of cuBLAS and of Metal; candle's errors hold them as text.
+    // CUDA's name for it, and the words of cuBLAS and Metal. candle's errors hold them only as
+    // text.
     const SIGNS: [&str; 4] = [
         "CUDA_ERROR_OUT_OF_MEMORY",
         "CUBLAS_STATUS_ALLOC_FAILED",
@@ -204,13 +205,13 @@ pub fn is_out_of_memory(error: &(dyn std::error::Error + 'static)) -> bool {
 /// A device that has run a kernel.
 #[derive(Debug, Clone)]
 pub struct FoundDevice {
-    /// The device.
+    /// The device that was opened.
     pub device: Device,
-    /// Why it is the CPU, where this build could have used a GPU; for the user to read.
+    /// Why it is the CPU although this build supports a GPU; for the user to read.
     pub note: Option<String>,
 }
 
-/// Opens the device that `choice` stands for.
+/// Opens the device for `choice`.
 ///
 /// # Errors
 /// As for [`find_device`].
@@ -218,24 +219,24 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
     find_device(choice).map(|found| found.device)
 }
 
-/// Opens the device that `choice` stands for, and runs a kernel of candle's and one of ours on it:
-/// a driver lists GPUs that it can't run this build on.
+/// Opens the device for `choice`, and runs one of candle's kernels and one of ours on it, since a
+/// driver also lists GPUs that can't run this build.
 ///
 /// # Errors
-/// [`DeviceError`], never for [`DeviceChoice::Auto`] or [`DeviceChoice::Cpu`].
+/// [`DeviceError`], but never for [`DeviceChoice::Auto`] or [`DeviceChoice::Cpu`].
 pub fn find_device(choice: DeviceChoice) -> Result<FoundDevice, DeviceError> {
     find(choice, &Machine)
 }
 
-/// What a machine has. Tests have machines of their own.
+/// The devices of a machine. Tests implement it with fake ones.
 trait Devices {
     fn open_cuda(&self, number: usize) -> Result<Device, DeviceError>;
     fn open_metal(&self) -> Result<Device, DeviceError>;
-    /// Runs a kernel; what the device says where it can't.
+    /// Runs a kernel; returns the device's message if it can't.
     fn launch(&self, device: &Device) -> Result<(), String>;
 }
 
-/// This machine.
+/// The machine that the program runs on.
 struct Machine;
 
 impl Devices for Machine {
@@ -248,7 +249,7 @@ impl Devices for Machine {
     }
 
     fn launch(&self, device: &Device) -> Result<(), String> {
-        // cudarc panics, rather than returning an error, on a symbol that is missing.
+        // cudarc panics on a missing symbol instead of returning an error.
         quietly(|| crate::kernels::launch(device))
     }
 }
@@ -263,12 +264,12 @@ fn find(choice: DeviceChoice, machine: &dyn Devices) -> Result<FoundDevice, Devi
     opened.map(|device| FoundDevice { device, note: None })
 }
 
-/// The first GPU that runs a kernel, or else the CPU.
+/// The first GPU that runs a kernel, or the CPU if there is none.
 fn find_any(machine: &dyn Devices) -> FoundDevice {
     let cuda = tried(DeviceChoice::Cuda(0), machine.open_cuda(0), machine);
     let found = cuda.or_else(|cuda| {
         let metal = tried(DeviceChoice::Metal, machine.open_metal(), machine);
-        // What is said is why there is no CUDA, in a build that has both.
+        // In a build with both, the note says why CUDA can't be used.
         metal.map_err(|metal| if matches!(cuda, DeviceError::NotBuilt(..)) { metal } else { cuda })
     });
     match found {
@@ -281,7 +282,7 @@ fn find_any(machine: &dyn Devices) -> FoundDevice {
     }
 }
 
-/// `opened`, if it runs a kernel.
+/// `opened`, if it can run a kernel.
 fn tried(
     choice: DeviceChoice,
     opened: Result<Device, DeviceError>,
@@ -296,7 +297,7 @@ fn tried(
     }
 }
 
-/// What can be done about a kernel that doesn't run; the names are CUDA's.
+/// Advice for a kernel that doesn't run, by CUDA's name in `reason`.
 fn remedy_for(reason: &str) -> &'static str {
     const REMEDIES: [(&str, &str); 6] = [
         (
@@ -320,10 +321,10 @@ fn remedy_for(reason: &str) -> &'static str {
     found.map_or("check nvidia-smi, or run with --device cpu", |(_, remedy)| remedy)
 }
 
-/// What `run` gives; a panic in it becomes an error, and prints nothing.
+/// Runs `run`; a panic becomes an error and prints nothing.
 fn quietly<T>(run: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
-    // The hook is the whole program's: two threads that took and restored it in turn would leave
-    // the silent one.
+    // The hook belongs to the whole process: two threads that replaced and restored it at once
+    // could leave the silent one in place.
     static HOOK: Mutex<()> = Mutex::new(());
     let _alone = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
     let hook = std::panic::take_hook();
@@ -352,24 +353,24 @@ fn open_cuda(_: usize) -> Result<Device, DeviceError> {
 fn open_cuda(number: usize) -> Result<Device, DeviceError> {
     let device = DeviceChoice::Cuda(number);
     probe_cuda_libraries(device)?;
-    // cudarc panics, rather than returning an error, on a library or symbol that is missing.
+    // cudarc panics on a missing library or symbol instead of returning an error.
     quietly(|| one_stream(number)).map_err(|reason| DeviceError::Unavailable { device, reason })
 }
 
-/// A device with one stream for all threads: candle's own default is one for each, and nothing
-/// orders them.
+/// Opens a device with one stream for all threads. candle's default is a stream for each thread,
+/// and nothing orders them.
 #[cfg(feature = "cuda")]
 fn one_stream(number: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda_with_stream(number)?;
     if let Device::Cuda(cuda) = &device {
-        // SAFETY: events order streams, and there is one.
+        // SAFETY: events order streams, and there is only one.
         unsafe { cuda.disable_event_tracking() };
     }
     Ok(device)
 }
 
-/// The libraries that the CUDA build opens at run time, in the versions of the toolkit it was built
-/// with.
+/// Checks the libraries that the CUDA build opens at run time, in the versions of the toolkit that
+/// it was built with.
 #[cfg(feature = "cuda")]
 fn probe_cuda_libraries(device: DeviceChoice) -> Result<(), DeviceError> {
     const DRIVER: &str = "install the NVIDIA driver, or run with --device cpu";
@@ -396,7 +397,7 @@ fn probe_cuda_libraries(device: DeviceChoice) -> Result<(), DeviceError> {
     Ok(())
 }
 
-/// An error with its sources: candle's Display alone names no library.
+/// An error with its sources, since candle's Display alone doesn't name the library.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,4 +1,4 @@
-//! Little-endian bytes of f32, f16 and bf16 weights, to f32 and back, and to tensors.
+//! Conversion of little-endian f32, f16 and bf16 weights to f32 and back, and to tensors.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::device::Compute;
 use crate::kernels::upload;
 
-/// Work below this many elements isn't worth another thread.
+/// Below this many elements another thread isn't worthwhile.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
 
 /// Decodes `bytes` of `dtype` (F32, F16 or BF16) into f32, exactly.
@@ -81,19 +81,19 @@ pub fn encode_f32(values: &[f32], dtype: DType) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A tensor of `shape` from encoded bytes, in the dtype and on the device of `compute`.
+/// Makes a tensor of `shape` from encoded bytes, in the dtype and on the device of `compute`.
 ///
 /// # Errors
-/// For a dtype other than F32, F16 and BF16, or where the device refuses.
+/// For a dtype other than F32, F16 and BF16, or if the device fails.
 pub fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize], compute: &Compute) -> Result<Tensor> {
     if compute.device.is_cpu() && compute.dtype == DType::F32 {
         return Tensor::from_vec(decode_f32(bytes, dtype)?, shape, &Device::Cpu);
     }
-    // The narrow bytes travel to the device; widening happens there.
+    // The narrow bytes are copied to the device and widened there.
     Tensor::from_raw_buffer(bytes, dtype, shape, &compute.device)?.to_dtype(compute.dtype)
 }
 
-/// Values in their stored encoding, to be filled as little-endian bytes without another copy.
+/// Values in their stored encoding. Readers fill them as little-endian bytes, without another copy.
 pub enum Encoded {
     /// f32
     F32(Vec<f32>),
@@ -104,7 +104,7 @@ pub enum Encoded {
 }
 
 impl Encoded {
-    /// Room for `elements` values of `dtype`.
+    /// Creates `elements` zeros of `dtype`.
     ///
     /// # Errors
     /// For a dtype other than F32, F16 and BF16.
@@ -117,7 +117,7 @@ impl Encoded {
         })
     }
 
-    /// The bytes.
+    /// The bytes of all values, to be filled.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Self::F32(values) => bytemuck::cast_slice_mut(values),
@@ -126,11 +126,11 @@ impl Encoded {
         }
     }
 
-    /// A matrix for [`crate::product::product`]: as stored on the CPU, where that kernel widens it
-    /// on the way, and in the dtype of `compute` elsewhere.
+    /// Makes a matrix for [`crate::product::product`]. On the CPU it stays as stored, since that
+    /// kernel widens it; elsewhere it gets the dtype of `compute`.
     ///
     /// # Errors
-    /// For a shape of another size, or where the device refuses.
+    /// For a shape of another size, or if the device fails.
     pub fn into_matrix(self, shape: &[usize], compute: &Compute) -> Result<Tensor> {
         if compute.device.is_cuda() {
             return self.uploaded(shape, &compute.device)?.to_dtype(compute.dtype);
@@ -154,13 +154,13 @@ impl Encoded {
     }
 }
 
-/// The position of the first value of `dtype` that is not finite. On the calling thread alone: this
-/// runs beside reading and writing, which waking other threads would hold up.
+/// The position of the first value of `dtype` that is not finite. It uses the calling thread only:
+/// it runs beside reading and writing, which waking other threads would delay.
 ///
 /// # Errors
 /// For a dtype other than F32, F16, BF16 and F8E4M3.
 pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
-    // A float is not finite exactly where all exponent bits are set.
+    // A float is not finite exactly if all of its exponent bits are set.
     let found = match dtype {
         DType::BF16 => {
             first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80)
@@ -177,8 +177,8 @@ pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
     Ok(found)
 }
 
-/// The first position of a value that is `bad`. Blocks are folded without a branch, which the
-/// compiler vectorises.
+/// The first position of a `bad` value. Blocks are folded without branches, so that the compiler
+/// can vectorise them.
 fn first<T>(values: &[T], bad: impl Fn(&T) -> bool) -> Option<usize> {
     const BLOCK: usize = 4096;
     let has_bad = |block: &[T]| block.iter().fold(false, |any, value| any | bad(value));

@@ -1,23 +1,23 @@
-//! Neurons of gated networks that do the same, up to a power of two on what they give.
+//! Finding neurons of gated networks that are equal up to a power of two on their output.
 //!
-//! A neuron gives silu(gate · x) (up · x) · down. Two of one gate and one up, whose downs differ by
-//! 2ᵏ alone, are one: in binary floating point that factor rounds nothing.
+//! A neuron computes silu(gate · x) (up · x) · down. Two neurons with the same gate and up whose
+//! downs differ only by 2ᵏ are equal: in binary floating point that factor rounds nothing.
 
-/// What tells one neuron from another.
+/// Identifies a neuron.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Of gate, up and down / 2^exponent, bit by bit. Equal for other neurons with a probability of
-    /// 2⁻¹²⁸ only.
+    /// Hash of the bits of gate, up and down / 2^exponent. Different neurons share one with a
+    /// probability of only 2⁻¹²⁸.
     pub hash: u128,
-    /// ⌊log₂ max |down|⌋; 0 where down is zero.
+    /// ⌊log₂ max |down|⌋; 0 if down is zero.
     pub exponent: i32,
 }
 
-/// Fingerprints of the neurons of `gate` and `up`, `[width, hidden]`, and `down`, `[hidden,
-/// width]`, row by row.
+/// Fingerprints of all neurons. `gate` and `up` are `[width, hidden]`, `down` is `[hidden, width]`,
+/// all row by row.
 ///
 /// # Panics
-/// Where lengths don't fit.
+/// If the lengths don't fit.
 pub fn fingerprints(gate: &[f32], up: &[f32], down: &[f32], hidden: usize) -> Vec<Fingerprint> {
     let width = gate.len() / hidden;
     assert!(
@@ -37,7 +37,7 @@ pub fn fingerprints(gate: &[f32], up: &[f32], down: &[f32], hidden: usize) -> Ve
     hashes.into_iter().zip(exponents).map(both).collect()
 }
 
-/// ⌊log₂ max |down|⌋ of each neuron; 0 where down is zero.
+/// ⌊log₂ max |down|⌋ of each neuron; 0 if down is zero.
 fn exponents(down: &[f32], width: usize) -> Vec<i32> {
     let mut largest = vec![0f32; width];
     for row in down.chunks_exact(width) {
@@ -46,12 +46,12 @@ fn exponents(down: &[f32], width: usize) -> Vec<i32> {
     largest.into_iter().map(exponent).collect()
 }
 
-/// ⌊log₂ x⌋, exactly; an f32 is normal as an f64.
+/// ⌊log₂ x⌋, exact, since every nonzero f32 is normal as an f64.
 fn exponent(x: f32) -> i32 {
     if x == 0.0 { 0 } else { ((f64::from(x).to_bits() >> 52) & 0x7ff) as i32 - 1023 }
 }
 
-/// Two lanes of multiply and fold.
+/// Two lanes, each multiplied and folded.
 struct Hash([u64; 2]);
 
 impl Default for Hash {

@@ -30,29 +30,30 @@ const fn e4m3_values() -> [f32; 256] {
     values
 }
 
-/// The value of a code of e4m3, exactly; NaN for the two codes that stand for it.
+/// The exact value of an e4m3 code; NaN for the two codes that stand for it.
 pub fn e4m3(code: u8) -> f32 {
     E4M3[usize::from(code)]
 }
 
-/// A matrix as it is stored: codes, and a scale for each block of them.
+/// A matrix as it is stored: codes, and a scale for each block of codes.
 #[derive(Debug, Clone, Copy)]
 pub struct Blocks<'a> {
     /// `[rows, columns]`, row by row.
     pub codes: &'a [u8],
     /// Rows and columns.
     pub shape: [usize; 2],
-    /// One for each block, row of blocks by row of blocks; those at the end may be cut off.
+    /// One for each block, in row-major order of blocks. The last blocks of a row or column may be
+    /// cut off.
     pub scales: &'a [f32],
     /// Rows and columns of a block.
     pub block: [usize; 2],
 }
 
 impl Blocks<'_> {
-    /// code × scale of its block, in f32, row by row.
+    /// Returns code × scale of its block, in f32, row by row.
     ///
     /// # Errors
-    /// Where codes or scales are not as many as shape and block call for.
+    /// If the number of codes or scales doesn't match shape and block.
     pub fn dequantize(&self) -> Result<Vec<f32>> {
         let ([rows, columns], [high, wide]) = (self.shape, self.block);
         let scales = columns.div_ceil(wide.max(1));
@@ -76,7 +77,7 @@ impl Blocks<'_> {
     }
 }
 
-/// Fills the `values` of a row, of which every `wide` columns have a scale.
+/// Fills the `values` of a row; each `wide` columns share a scale.
 fn dequantize_row(codes: &[u8], scales: &[f32], wide: usize, values: &mut [f32]) {
     let blocks = values.chunks_mut(wide).zip(codes.chunks(wide)).zip(scales);
     for ((values, codes), scale) in blocks {

@@ -1,8 +1,8 @@
 //! Gradients for values that are computed outside of candle's graph.
 //!
-//! The forward pass has kernels of its own, and candle's fused ones, none of which candle can
-//! differentiate. Here their results are tied to their arguments with a backward pass beside, so
-//! that what is trained is what is run.
+//! The forward pass uses our own kernels and candle's fused ones, and candle can differentiate
+//! neither. This module attaches a backward pass to their results, so that training runs the same
+//! code as inference.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,13 +12,13 @@ use candle_core::{
     Tensor, bail,
 };
 
-/// Ties `value`, which was computed from `x`, to it: `backward` makes the gradient of `x` of that
-/// of the value.
+/// Attaches `backward` to `value`, which was computed from `x`.
 ///
-/// `backward` is given x, the value and the value's gradient, none of them tracked.
+/// `backward` gets x, the value and the value's gradient, none of them tracked, and returns the
+/// gradient of x.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn tied<B>(value: Tensor, x: &Tensor, backward: B) -> Result<Tensor>
 where
     B: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
@@ -29,11 +29,11 @@ where
     x.apply_op1(Known::new(value, backward)?)
 }
 
-/// The same for a value of two arguments. Of one that isn't tracked the gradient is not used:
-/// `None` saves it.
+/// Like `tied`, for a value of two arguments. The gradient of an untracked argument isn't used, so
+/// `backward` may return `None` for it.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn tied_to_both<B>(value: Tensor, a: &Tensor, b: &Tensor, backward: B) -> Result<Tensor>
 where
     B: Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)>
@@ -47,9 +47,9 @@ where
     a.apply_op2(b, Known::new(value, backward)?)
 }
 
-/// An operation whose result is known already.
+/// An operation whose result is already known.
 struct Known<B> {
-    /// Taken when the operation is applied, so that the graph doesn't hold it twice.
+    /// Taken when the operation is applied, so that the graph doesn't hold the value twice.
     value: Mutex<Option<Tensor>>,
     shape: Shape,
     backward: B,
@@ -61,7 +61,7 @@ impl<B> Known<B> {
         Ok(Self { shape: value.shape().clone(), value: Mutex::new(Some(value)), backward })
     }
 
-    /// A copy of the value's storage, if `of` finds its own kind in it.
+    /// A copy of the value's storage, if `of` accepts its kind.
     fn storage<S: BackendStorage>(
         &self,
         of: impl Fn(&Storage) -> Option<&S>,
@@ -169,8 +169,8 @@ where
     }
 }
 
-/// The largest error of a gradient beside finite differences, relative to the largest gradient of
-/// its argument: of Σ weights ∘ f(arguments) with seeded weights.
+/// Compares the gradients of Σ weights ∘ f(arguments), with seeded weights, with finite
+/// differences. Returns the largest error, relative to the largest gradient of its argument.
 #[cfg(test)]
 pub(crate) fn differences(
     arguments: &[&candle_core::Var],

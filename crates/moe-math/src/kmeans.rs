@@ -1,4 +1,4 @@
-//! k-means, plain and with clusters of limited size, by Euclidean distance or by angle.
+//! k-means by Euclidean distance or by angle, with or without a limit on cluster sizes.
 
 use candle_core::Tensor;
 use rand_core::RngCore;
@@ -8,12 +8,12 @@ use crate::points::Points;
 
 pub use crate::points::{ClusterError, Metric};
 
-/// How to search.
+/// Options of the search.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// What makes points near.
+    /// The distance between points.
     pub metric: Metric,
-    /// Iterations after which the search ends unsettled; at least one is made.
+    /// Maximum number of iterations; at least one is made.
     pub max_iterations: usize,
 }
 
@@ -23,32 +23,33 @@ impl Default for Options {
     }
 }
 
-/// Points in clusters, none of them empty.
+/// Points in clusters; no cluster is empty.
 #[derive(Debug, Clone)]
 pub struct Clustering {
     /// `[k, d]` f32, on the device of the points; unit vectors with [`Metric::Cosine`].
     pub centroids: Tensor,
-    /// The cluster of each point.
+    /// The cluster index of each point.
     pub assignment: Vec<u32>,
-    /// Σ |x − c|² over points and their centroids, in f64; of normalised points with
-    /// [`Metric::Cosine`].
+    /// Σ |x − c|² over points and their centroids, in f64. With [`Metric::Cosine`] the points are
+    /// normalised.
     pub inertia: f64,
-    /// Assignments computed.
+    /// Number of assignments computed.
     pub iterations: usize,
-    /// Whether the last assignment was that before it. If not, the search ended at the greatest
-    /// number of iterations, or where rounding let the inertia fall no further.
+    /// Whether the last assignment equals the one before. If not, the search ended at the maximum
+    /// number of iterations, or where rounding kept the inertia from falling.
     pub is_settled: bool,
 }
 
 /// Lloyd's k-means of `points` `[n, d]` from a k-means++ start.
 ///
 /// Distances are f32 matrix products on the device of the points, in blocks; sums are f64 on the
-/// host, in fixed order. Beside the points it takes 2·n·d f32. Equally near centroids: the lower
-/// index. A cluster left empty takes the point farthest from its centroid, of equally far ones the
-/// first, from a cluster that has others.
+/// host, in a fixed order. Beside the points this takes 2·n·d f32. Of equally near centroids the
+/// lowest index wins. An empty cluster takes the point farthest from its centroid (the first of
+/// equally far ones) from a cluster that has others.
 ///
 /// # Errors
-/// [`ClusterError`]: no clusters, n < k, fewer than k distinct points, values that are not finite.
+/// [`ClusterError`] for no clusters, n < k, fewer than k distinct points, or values that are not
+/// finite.
 pub fn kmeans(
     points: &Tensor,
     clusters: usize,
@@ -62,7 +63,7 @@ pub fn kmeans(
 /// [`kmeans`] from given centroids `[k, d]`.
 ///
 /// # Errors
-/// As [`kmeans`], and if the widths differ.
+/// As for [`kmeans`], and if the widths differ.
 pub fn kmeans_from(
     points: &Tensor,
     initial: &Tensor,
@@ -72,13 +73,13 @@ pub fn kmeans_from(
     search.run(search.points.center(initial)?)
 }
 
-/// [`kmeans`] with at most `capacity` points in a cluster: every assignment is the cheapest of
-/// those ([`balanced`]), and with n = k · capacity all clusters are equally large. LLaMA-MoE
-/// (2406.16554) cuts an FFN's neurons so, by their weights; CMoE (2502.04416) by their binary
-/// activations.
+/// [`kmeans`] with at most `capacity` points in a cluster. Each assignment is the cheapest within
+/// that limit ([`balanced`]); with n = k · capacity all clusters have equal sizes. LLaMA-MoE
+/// (2406.16554) splits an FFN's neurons this way by their weights, CMoE (2502.04416) by their
+/// binary activations.
 ///
 /// # Errors
-/// As [`kmeans`], and if n > k · capacity.
+/// As for [`kmeans`], and if n > k · capacity.
 pub fn balanced_kmeans(
     points: &Tensor,
     clusters: usize,
@@ -93,7 +94,7 @@ pub fn balanced_kmeans(
 /// [`balanced_kmeans`] from given centroids `[k, d]`.
 ///
 /// # Errors
-/// As [`balanced_kmeans`], and if the widths differ.
+/// As for [`balanced_kmeans`], and if the widths differ.
 pub fn balanced_kmeans_from(
     points: &Tensor,
     initial: &Tensor,
@@ -104,8 +105,8 @@ pub fn balanced_kmeans_from(
     search.run(search.points.center(initial)?)
 }
 
-/// Lloyd's search: assign to the nearest centroids, move centroids, repeat. Neither step can raise
-/// the inertia.
+/// Lloyd's search: it assigns points to the nearest centroids, moves the centroids, and repeats.
+/// Neither step can raise the inertia.
 struct ClusterSearch {
     points: Points,
     clusters: usize,
@@ -113,7 +114,7 @@ struct ClusterSearch {
     max_iterations: usize,
 }
 
-/// An assignment, its centroids (less the points' mean) and its inertia.
+/// An assignment, its centroids (minus the points' mean) and its inertia.
 struct ClusterState {
     assignment: Vec<u32>,
     centroids: Vec<f64>,
@@ -143,7 +144,7 @@ impl ClusterSearch {
         for iterations in 2..=self.max_iterations {
             let next = self.step(&state.centroids)?;
             let is_settled = next.assignment == state.assignment;
-            // Only rounding keeps the inertia from falling; ending here rules out going in circles.
+            // Only rounding can keep the inertia from falling. Ending here prevents endless cycles.
             if is_settled || next.inertia >= state.inertia {
                 return self.finish(state, iterations, is_settled);
             }

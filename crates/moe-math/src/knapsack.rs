@@ -1,21 +1,21 @@
-//! The multiple-choice knapsack: one choice of each item, of the least error in all that a capacity
-//! holds.
+//! The multiple-choice knapsack: one choice for each item, with the least total error that fits a
+//! capacity.
 
-/// One choice of an item.
+/// One of the choices for an item.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
-    /// What it takes of the capacity.
+    /// Capacity that the choice uses.
     pub size: u64,
-    /// What it costs; finite.
+    /// Error of the choice; finite.
     pub error: f64,
 }
 
-/// For each of `items` the number of its choice: the least Σ error with Σ size ≤ `capacity`, and of
-/// equals the least Σ size. None where even the smallest choices don't fit.
+/// The index of the choice for each of `items`: the least Σ error with Σ size ≤ `capacity`, and of
+/// equals the least Σ size. None if even the smallest choices don't fit.
 ///
-/// Exact, by dynamic programming over the choices that no other beats in both size and error
-/// (Nemhauser & Ullmann 1969), without those that can't lead to anything better than rounding the
-/// linear relaxation down does, by Lagrange's bound at its multiplier.
+/// Exact, by dynamic programming over the states that no other beats in both size and error
+/// (Nemhauser & Ullmann 1969). States are dropped if Lagrange's bound, at the linear relaxation's
+/// multiplier, shows that they can't beat the relaxation rounded down.
 pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
     let bounds = Bounds::new(items, capacity)?;
     let mut stages = vec![vec![KnapsackState::default()]];
@@ -27,18 +27,18 @@ pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
     choices_of(&stages)
 }
 
-/// What the choices of the items that are left can't do better than.
+/// Lower bounds on the size and cost of the remaining items.
 struct Bounds {
     capacity: u64,
-    /// For each k the least Σ size of the items from k on.
+    /// For each k, the least Σ size of the items from k on.
     sizes: Vec<u64>,
-    /// For each k the least Σ error + multiplier · size of the items from k on.
+    /// For each k, the least Σ error + multiplier · size of the items from k on.
     costs: Vec<f64>,
     relaxed: Relaxed,
 }
 
 impl Bounds {
-    /// None where even the smallest choices don't fit, or an item has no choice.
+    /// None if even the smallest choices don't fit, or an item has no choice.
     fn new(items: &[Vec<Choice>], capacity: u64) -> Option<Self> {
         let sizes = suffixes(items, |choice| choice.size, 0, u64::min, |a, b| a + b)?;
         if sizes[0] > capacity {
@@ -50,7 +50,7 @@ impl Bounds {
         Some(Self { capacity, sizes, costs, relaxed })
     }
 
-    /// Whether `state` of the first `chosen` items may lead to something that is no worse than the
+    /// Whether `state` of the first `chosen` items can still lead to a result no worse than the
     /// relaxation rounded down.
     fn allow(&self, state: &KnapsackState, chosen: usize) -> bool {
         let Some(free) = self.capacity.checked_sub(state.size) else { return false };
@@ -60,7 +60,7 @@ impl Bounds {
     }
 }
 
-/// Each of the states `before` with each choice of `item`.
+/// Combines each state of `before` with each choice of `item`.
 fn grown(before: &[KnapsackState], item: &[Choice]) -> impl Iterator<Item = KnapsackState> {
     before.iter().enumerate().flat_map(move |(from, state)| {
         item.iter().enumerate().map(move |(choice, of)| KnapsackState {
@@ -72,9 +72,9 @@ fn grown(before: &[KnapsackState], item: &[Choice]) -> impl Iterator<Item = Knap
     })
 }
 
-/// The choices that lead to the best of the last states.
+/// The choices that lead to the best state of the last stage.
 fn choices_of(stages: &[Vec<KnapsackState>]) -> Option<Vec<usize>> {
-    // Errors fall from state to state.
+    // Within a stage errors fall from state to state, so the last state is best.
     let mut at = stages.last()?.len().checked_sub(1)?;
     let mut choices: Vec<usize> = Vec::with_capacity(stages.len() - 1);
     for stage in stages[1..].iter().rev() {
@@ -85,18 +85,18 @@ fn choices_of(stages: &[Vec<KnapsackState>]) -> Option<Vec<usize>> {
     Some(choices)
 }
 
-/// What choices of the first items come to.
+/// Total size and error of the choices for the first items.
 #[derive(Debug, Clone, Copy, Default)]
 struct KnapsackState {
     size: u64,
     error: f64,
-    /// The state of the items before the last.
+    /// Index of the state in the stage before.
     from: usize,
-    /// Of the last item.
+    /// Index of the last item's choice.
     choice: usize,
 }
 
-/// By size, ascending, those of less error than all that are no larger.
+/// States in ascending order of size, each with a smaller error than all before it.
 fn unbeaten(mut states: Vec<KnapsackState>) -> Vec<KnapsackState> {
     states.sort_by(|a, b| a.size.cmp(&b.size).then(a.error.total_cmp(&b.error)));
     let mut least = f64::INFINITY;
@@ -108,8 +108,8 @@ fn unbeaten(mut states: Vec<KnapsackState>) -> Vec<KnapsackState> {
     states
 }
 
-/// For each k what `sum` makes of the least `value` of the items from k on; none where an item has
-/// no choice.
+/// For each k, combines with `sum` the least `value` of each item from k on. None if an item has no
+/// choice.
 fn suffixes<T: Copy>(
     items: &[Vec<Choice>],
     value: impl Fn(&Choice) -> T,
@@ -126,11 +126,11 @@ fn suffixes<T: Copy>(
     Some(sums)
 }
 
-/// The linear relaxation, in which choices may be mixed, rounded down to whole ones.
+/// The solution of the linear relaxation, which may mix choices, rounded down to whole choices.
 struct Relaxed {
-    /// Of the choices that were taken whole.
+    /// Total error of the choices that were taken whole.
     error: f64,
-    /// By how much another unit of capacity would lessen the relaxation's error.
+    /// How much another unit of capacity would reduce the relaxation's error.
     multiplier: f64,
 }
 
@@ -148,7 +148,7 @@ impl Relaxed {
                     .map(|pair| (pair[1].size - pair[0].size, pair[0].error - pair[1].error)),
             );
         }
-        // A hull's steps get worse, so that they come in their order.
+        // Steps of one hull get worse from one to the next, so sorting keeps their order.
         steps.sort_by(|a, b| (b.1 / b.0 as f64).total_cmp(&(a.1 / a.0 as f64)));
         let mut multiplier = 0.0;
         for (more, less) in steps {
@@ -163,7 +163,7 @@ impl Relaxed {
     }
 }
 
-/// The choices on the lower convex hull of error over size, from the smallest on, as long as errors
+/// The choices on the lower convex hull of error over size, from the smallest on, while errors
 /// fall.
 fn hull(item: &[Choice]) -> Vec<Choice> {
     let mut sorted = item.to_vec();
@@ -207,8 +207,8 @@ mod tests {
         chosen.fold((0, 0.0), |(size, error), choice| (size + choice.size, error + choice.error))
     }
 
-    /// Against all combinations: errors that fall with size as they do for codes, and errors at
-    /// random; sizes alike and not.
+    /// Compares with all combinations, for errors that fall with size as for codes and for random
+    /// errors, and for equal and different sizes.
     #[test]
     fn no_combination_that_fits_is_better() {
         let mut random = generator(1, 0);
@@ -257,8 +257,8 @@ mod tests {
         assert_eq!(knapsack(&[vec![]], 10), None);
     }
 
-    /// As many items as a large model's layers have projections, sizes of all kinds: bounds keep it
-    /// quick.
+    /// As many items as the projections in a large model's layers, with sizes of all kinds; the
+    /// bounds keep it quick.
     #[test]
     fn many_items_of_odd_sizes_are_quick() {
         let mut random = generator(2, 0);

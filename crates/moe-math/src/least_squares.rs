@@ -1,14 +1,14 @@
-//! Linear least squares of least norm over more samples than fit into memory.
+//! Linear least squares of least norm, over more samples than fit in memory.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::symmetric::eigen;
 
-/// Singular values of P below this share of the largest count as 0: what is left of f32 activations
-/// there is rounding.
+/// Singular values of P below this share of the largest count as 0. With f32 activations, what lies
+/// below is rounding.
 const CUT: f64 = 1e-6;
 
-/// Σ p pᵀ and Σ q pᵀ of samples (p, q), from which T with the least Σ ‖q − T p‖² follows.
+/// Σ p pᵀ and Σ q pᵀ over samples (p, q). They determine the T that minimizes Σ ‖q − T p‖².
 #[derive(Debug)]
 pub struct LeastSquares {
     /// `[inputs, inputs]`
@@ -18,20 +18,20 @@ pub struct LeastSquares {
 }
 
 impl LeastSquares {
-    /// No sample yet.
+    /// Starts without samples.
     ///
     /// # Errors
-    /// Where there is no memory.
+    /// If there is not enough memory.
     pub fn new(inputs: usize, outputs: usize) -> Result<Self> {
         let zeros = |rows| Tensor::zeros((rows, inputs), DType::F64, &Device::Cpu);
         Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)? })
     }
 
-    /// Takes samples in: `p` is `[samples, inputs]`, `q` is `[samples, outputs]`; both of one
-    /// dtype, on one device.
+    /// Adds samples: `p` is `[samples, inputs]`, `q` is `[samples, outputs]`. Both have one dtype
+    /// and are on one device.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn add(&mut self, p: &Tensor, q: &Tensor) -> Result<()> {
         let cpu = |t: Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
         self.gram = (&self.gram + cpu(p.t()?.matmul(p)?)?)?;
@@ -39,12 +39,12 @@ impl LeastSquares {
         Ok(())
     }
 
-    /// T = Q P⁺, `[outputs, inputs]` row by row, the one of least norm: with the eigenvectors V and
-    /// eigenvalues λ of P Pᵀ it is Q Pᵀ V λ⁺ Vᵀ. λ below 1e-12 of the largest, singular values of P
-    /// below 1e-6, count as 0. The relative error is about 1e-16 · κ(P)², at most 1e-4.
+    /// T = Q P⁺ of least norm, `[outputs, inputs]` row by row. With the eigenvectors V and
+    /// eigenvalues λ of P Pᵀ it is Q Pᵀ V λ⁺ Vᵀ. λ below 1e-12 of the largest (singular values of P
+    /// below 1e-6) count as 0. The relative error is about 1e-16 · κ(P)², at most 1e-4.
     ///
     /// # Errors
-    /// Where the eigenvalues can't be found.
+    /// If the eigenvalues can't be found.
     pub fn solve(&self) -> Result<Vec<f64>> {
         let n = self.gram.dim(0)?;
         let found = eigen(&self.gram.flatten_all()?.to_vec1::<f64>()?, n)?;

@@ -1,7 +1,7 @@
 //! Pure numerics: devices, encodings, seeded sampling, routing, clustering, assignment,
 //! quantization, and metrics on candle tensors.
 //!
-//! Nothing here knows a tensor's name or a file. Device and dtype are parameters everywhere.
+//! Nothing here knows the name of a tensor or a file. Device and dtype are always parameters.
 
 #![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 

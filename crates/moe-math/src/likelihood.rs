@@ -5,31 +5,31 @@ use candle_core::{D, DType, Result, Tensor};
 /// Log-probabilities over the last dimension, in f64.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn log_probabilities(logits: &Tensor) -> Result<Tensor> {
     candle_nn::ops::log_softmax(&logits.to_dtype(DType::F64)?, D::Minus1)
 }
 
-/// Σ −log p(target) in nats over rows. `log_p` is `[rows, vocab]`, `targets` `[rows]` u32.
+/// Σ −log p(target) over rows, in nats. `log_p` is `[rows, vocab]`, `targets` is `[rows]` u32.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn negative_log_likelihood(log_p: &Tensor, targets: &Tensor) -> Result<f64> {
     log_p.gather(&targets.unsqueeze(1)?, 1)?.sum_all()?.to_scalar::<f64>().map(|sum| -sum)
 }
 
-/// KL(p ‖ q) in nats for each row, from log-probabilities `[rows, vocab]`; p is the reference.
+/// KL(p ‖ q) of each row in nats, from log-probabilities `[rows, vocab]`; p is the reference.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn divergence(log_p: &Tensor, log_q: &Tensor) -> Result<Vec<f64>> {
     (log_p.exp()? * (log_p - log_q)?)?.sum(D::Minus1)?.to_vec1()
 }
 
-/// The number of rows whose most probable entry is the same.
+/// The number of rows whose most probable entry is the same in both.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn agreements(log_p: &Tensor, log_q: &Tensor) -> Result<u64> {
     let same = log_p.argmax(D::Minus1)?.eq(&log_q.argmax(D::Minus1)?)?;
     Ok(same.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()? as u64)

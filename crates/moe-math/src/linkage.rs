@@ -1,12 +1,12 @@
-//! Agglomerative clustering by average linkage, which HC-SMoE (2410.08589) groups experts with.
+//! Agglomerative clustering by average linkage, by which HC-SMoE (2410.08589) groups experts.
 
-/// Joins the two clusters whose members are nearest on average (UPGMA), again and again, until
-/// `clusters` are left.
+/// Repeatedly joins the two clusters whose members are nearest on average (UPGMA), until `clusters`
+/// are left.
 ///
-/// `distances` is `[n, n]`, symmetric; nothing says that points have them. Of equally near pairs
-/// the one with the lower smallest members is joined. Clusters come in order of their smallest
-/// members, members ascending. O(n³), with the distances of a joined cluster by Lance and Williams
-/// (Comput. J. 9, 1967).
+/// `distances` is `[n, n]` and symmetric; it needn't come from points. Of equally near pairs, the
+/// one with the lower smallest members is joined. Clusters come in order of their smallest members,
+/// and members ascend. Takes O(n³); the distances of a joined cluster are updated as Lance and
+/// Williams do (Comput. J. 9, 1967).
 ///
 /// # Panics
 /// If `distances` isn't a square.
@@ -15,7 +15,7 @@ pub fn average_linkage(distances: &[f64], clusters: usize) -> Vec<Vec<usize>> {
     assert_eq!(n * n, distances.len(), "distances of all pairs");
     let mut distances = distances.to_vec();
     let mut members: Vec<Vec<usize>> = (0..n).map(|i| vec![i]).collect();
-    // A cluster stands where its smallest member stood.
+    // A cluster keeps the index of its smallest member.
     let mut left: Vec<usize> = (0..n).collect();
     while left.len() > clusters.max(1) {
         let (a, b) = nearest_pair(&distances, &left, n);
@@ -79,8 +79,8 @@ mod tests {
 
     #[test]
     fn distances_are_means_over_pairs_of_members() {
-        // {0, 1} is 4.5 from 5.0 on average, its nearest member 4 (single linkage), its farthest 5
-        // (complete).
+        // From {0, 1}, point 5.0 has the mean distance 4.5; to the nearest member it is 4 (single
+        // linkage), to the farthest 5 (complete linkage).
         let distances = euclidean(&[0.0, 1.0, 5.0, 9.4], 1);
         assert_eq!(average_linkage(&distances, 2), [vec![0, 1], vec![2, 3]]);
     }

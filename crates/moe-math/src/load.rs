@@ -29,7 +29,7 @@ impl Load {
     }
 }
 
-/// G = Σᵢ (2i − n − 1) xᵢ / (n Σ x), x ascending, i from 1; 0 where there is nothing to share.
+/// G = Σᵢ (2i − n − 1) xᵢ / (n Σ x), with x ascending and i from 1; 0 if all counts are 0.
 fn gini(counts: &[u64]) -> f64 {
     let mut sorted = counts.to_vec();
     sorted.sort_unstable();
@@ -49,7 +49,7 @@ fn normalized_entropy(counts: &[u64]) -> f64 {
         return 1.0;
     }
     let shares = counts.iter().filter(|&&c| c > 0).map(|&c| c as f64 / total as f64);
-    // Of one expert that takes all it is 0, not −0.
+    // Subtracting from 0 gives 0 rather than −0 if one expert takes all tokens.
     (0.0 - shares.map(|p| p * p.ln()).sum::<f64>()) / (counts.len() as f64).ln()
 }
 
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn one_expert_takes_all() {
         let load = Load::new(vec![0, 0, 0, 8]);
-        // By hand: (2·4 − 4 − 1)·8 / (4·8) = 3/4.
+        // (2·4 − 4 − 1)·8 / (4·8) = 3/4.
         assert_eq!((load.gini, load.entropy, load.dead), (0.75, 0.0, 3));
         assert!(load.entropy.is_sign_positive());
         assert_eq!(load.overloaded, [3]);

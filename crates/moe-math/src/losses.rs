@@ -1,26 +1,26 @@
-//! What is trained for: next tokens, a teacher's distribution, and routers that use all of their
+//! Training losses: next tokens, a teacher's distribution, and routers that use all of their
 //! experts.
 //!
-//! Losses of logits come with their gradient, so that a head of a large vocabulary can be run on a
+//! Losses of logits come with their gradient, so that a head with a large vocabulary can run on a
 //! few tokens at a time.
 
 use candle_core::{D, DType, Result, Tensor};
 
 use crate::routing::{Scoring, score};
 
-/// A sum of losses over some tokens, and its gradient.
+/// A sum of losses over some tokens, with its gradient.
 pub struct LogitLoss {
     /// Σ loss, in nats.
     pub sum: f64,
-    /// ∂ of that by the logits, `[tokens, vocab]`, in f32.
+    /// Gradient of `sum` with respect to the logits, `[tokens, vocab]`, in f32.
     pub gradient: Tensor,
 }
 
-/// Σ −log p(target) over tokens that have one: `logits` is `[tokens, vocab]`, `targets` `[tokens]`.
-/// The gradient is p − onehot(target).
+/// Σ −log p(target) over the tokens that have a target. `logits` is `[tokens, vocab]`, `targets` is
+/// `[tokens]`. The gradient is p − onehot(target).
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn cross_entropy(logits: &Tensor, targets: &[Option<u32>]) -> Result<LogitLoss> {
     let log_q = log_softmax(logits)?;
     let counted: Vec<f32> =
@@ -36,29 +36,29 @@ pub fn cross_entropy(logits: &Tensor, targets: &[Option<u32>]) -> Result<LogitLo
     Ok(LogitLoss { sum, gradient: gradient.broadcast_mul(&counted)? })
 }
 
-/// A teacher's distribution of the next token of some tokens.
+/// A teacher's distribution of the next token, for some tokens.
 #[derive(Debug, Clone)]
 pub enum Teacher {
-    /// All of it, as logits `[tokens, vocab]`.
+    /// The whole distribution, as logits `[tokens, vocab]`.
     Logits(Tensor),
-    /// A few tokens of the vocabulary: `ids` and `probabilities` are `[tokens, k]`. What is missing
-    /// to 1 is the mass of all others together.
+    /// A few tokens of the vocabulary: `ids` and `probabilities` are `[tokens, k]`. All other
+    /// tokens share the rest of the probability.
     Few {
-        /// Different ones in each row.
+        /// Token ids, different within a row.
         ids: Tensor,
-        /// In f32.
+        /// Probabilities in f32.
         probabilities: Tensor,
     },
 }
 
-/// Σ KL(teacher ‖ softmax(logits)), T = 1. Of a teacher that names a few tokens, all others count
-/// as one, the tail, whose mass the student shares out as it likes.
+/// Σ KL(teacher ‖ softmax(logits)) at temperature 1. If the teacher names only a few tokens, all
+/// others count as one, the tail, whose mass the student may distribute freely.
 ///
-/// In either case the gradient is q − p, where p shares a tail out as q does: with tokens K and a
-/// tail of mass t, p_j = t q_j / Σ_{i ∉ K} q_i for j ∉ K.
+/// In either case the gradient is q − p, where p distributes the tail as q does: with named tokens
+/// K and a tail of mass t, p_j = t q_j / Σ_{i ∉ K} q_i for j ∉ K.
 ///
 /// # Errors
-/// For shapes that differ; what the device returns.
+/// For shapes that differ, or if the device fails.
 pub fn divergence(logits: &Tensor, teacher: &Teacher) -> Result<LogitLoss> {
     let log_q = log_softmax(logits)?;
     match teacher {
@@ -75,7 +75,7 @@ pub fn divergence(logits: &Tensor, teacher: &Teacher) -> Result<LogitLoss> {
     }
 }
 
-/// Masses below this are none: what f32 leaves of 1 − Σ p.
+/// Smaller masses count as 0: they are f32's rounding of 1 − Σ p.
 const LEAST_TAIL: f32 = 1e-6;
 
 fn divergence_of_few(log_q: &Tensor, ids: &Tensor, p: &Tensor) -> Result<LogitLoss> {
@@ -84,7 +84,7 @@ fn divergence_of_few(log_q: &Tensor, ids: &Tensor, p: &Tensor) -> Result<LogitLo
     let of_ids = log_q.gather(ids, 1)?.to_vec2::<f32>()?;
     let given = p.to_vec2::<f32>()?;
     let mut sum = 0f64;
-    // Added to q: −p of the tokens that are named, and what makes of q of the others t q / tail.
+    // These are added to q: −p for named tokens, and for the others what turns q into t q / tail.
     let (mut named, mut factors) = (Vec::with_capacity(rows * k), Vec::with_capacity(rows));
     for (log_q, p) in of_ids.iter().zip(&given) {
         let q: Vec<f32> = log_q.iter().map(|log| log.exp()).collect();
@@ -94,7 +94,7 @@ fn divergence_of_few(log_q: &Tensor, ids: &Tensor, p: &Tensor) -> Result<LogitLo
         }
         sum += tail.divergence();
         let factor = tail.factor();
-        // q (1 − t/tail) is every token's; of the named ones it is q − p.
+        // Every token also gets q · factor below, so that named ones end at q − p.
         named.extend(q.iter().zip(p).map(|(q, p)| q - p - q * factor));
         factors.push(factor);
     }
@@ -104,14 +104,14 @@ fn divergence_of_few(log_q: &Tensor, ids: &Tensor, p: &Tensor) -> Result<LogitLo
     Ok(LogitLoss { sum, gradient })
 }
 
-/// The masses of all tokens that a teacher doesn't name, its own and the student's.
+/// The teacher's and the student's total mass of the tokens that the teacher doesn't name.
 struct Tail {
     p: f32,
     q: f32,
 }
 
 impl Tail {
-    /// What is missing to 1 of the masses `p` and `q` of the tokens that are named.
+    /// Computes them from the masses `p` and `q` of the named tokens.
     fn of(p: &[f32], q: &[f32]) -> Self {
         let q = (1.0 - q.iter().sum::<f32>()).max(f32::MIN_POSITIVE);
         Self { p: 1.0 - p.iter().sum::<f32>(), q }
@@ -128,7 +128,7 @@ impl Tail {
         f64::from(self.p) * (f64::from(self.p).ln() - f64::from(self.q).ln())
     }
 
-    /// 1 − t/tail: by what the gradient of the tokens in the tail differs from q.
+    /// 1 − t/tail, the factor of q in the gradient of the tail's tokens.
     fn factor(&self) -> f32 {
         if self.counts() { 1.0 - self.p / self.q } else { 1.0 }
     }
@@ -138,11 +138,11 @@ fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     candle_nn::ops::log_softmax(&logits.detach().to_dtype(DType::F32)?, D::Minus1)
 }
 
-/// The probability that a router gives each expert, mean over tokens, `[experts]`: of softmax
-/// scores themselves, of σ scores their shares. Tracked if the logits are.
+/// The probability that a router gives each expert, as the mean over tokens, `[experts]`. Softmax
+/// scores are used as they are, σ scores as shares of their sum. Tracked if the logits are.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn mean_probabilities(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     let scores = score(&logits.to_dtype(DType::F32)?, scoring)?;
     let shares = match scoring {
@@ -152,12 +152,12 @@ pub fn mean_probabilities(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     shares.mean(0)
 }
 
-/// E Σ_e f_e P_e (Switch, 2101.03961 eq. 4): f_e is the share of tokens that are routed to e, each
-/// of their k choices counted, and P the router's mean probabilities. k where load is even. f is a
-/// constant.
+/// E Σ_e f_e P_e (Switch, 2101.03961 eq. 4). f_e is the number of choices of e per token, over all
+/// k choices, and counts as a constant; P is the router's mean probabilities. The loss is k if load
+/// is even.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn load_balance(mean_probabilities: &Tensor, counts: &[u64], tokens: u64) -> Result<Tensor> {
     let experts = counts.len() as f64;
     let shares: Vec<f32> = counts
@@ -172,10 +172,11 @@ pub fn load_balance(mean_probabilities: &Tensor, counts: &[u64], tokens: u64) ->
 /// experts]`.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn router_z(logits: &Tensor) -> Result<Tensor> {
     let logits = logits.to_dtype(DType::F32)?;
-    // The largest logit is a constant: log Σ exp has no other gradient for it.
+    // The largest logit counts as a constant, since the result doesn't depend on what is
+    // subtracted.
     let largest = logits.detach().max_keepdim(1)?;
     let sum = logits.broadcast_sub(&largest)?.exp()?.sum_keepdim(1)?;
     (sum.log()? + largest)?.sqr()?.mean_all()
@@ -197,7 +198,7 @@ mod tests {
         .unwrap()
     }
 
-    /// The largest error of a loss's gradient beside finite differences of its sum.
+    /// The largest error of a loss's gradient, compared with finite differences of its sum.
     fn error(logits: &Var, loss: impl Fn(&Tensor) -> LogitLoss) -> f64 {
         let gradient = loss(logits).gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let values: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();

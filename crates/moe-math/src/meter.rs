@@ -1,76 +1,76 @@
-//! Where the time of computing goes.
+//! Measures where computing time goes.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a stage has to do at least, by the mathematics alone.
+/// The least work that a stage needs, by the mathematics alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Work {
     /// Floating point operations.
     pub flops: f64,
-    /// Bytes that are read or written once.
+    /// Bytes that are read or written, each counted once.
     pub bytes: f64,
 }
 
 impl Work {
-    /// Nothing that can be counted.
+    /// Work that can't be counted.
     pub const UNCOUNTED: Self = Self { flops: 0.0, bytes: 0.0 };
 
-    /// Floating point operations.
+    /// Work of `flops` floating point operations.
     pub fn flops(flops: f64) -> Self {
         Self { flops, bytes: 0.0 }
     }
 
-    /// Products of `rows` with matrices of `weights` elements.
+    /// Work of multiplying `rows` with matrices of `weights` elements in total.
     pub fn products(rows: usize, weights: usize) -> Self {
         Self::flops(2.0 * rows as f64 * weights as f64)
     }
 
-    /// Bytes.
+    /// Work of moving `bytes` bytes.
     pub fn bytes(bytes: u64) -> Self {
         Self { flops: 0.0, bytes: bytes as f64 }
     }
 }
 
-/// A stage, all of its calls together.
+/// All calls of one stage together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StageTime {
-    /// Its name.
+    /// The name that was passed to `Meter::stage`.
     pub name: &'static str,
-    /// Time on the threads that entered it, less that of stages within.
+    /// Time on the threads that entered the stage, without that of nested stages.
     pub time: Duration,
-    /// How often it was entered.
+    /// Number of calls.
     pub calls: u64,
-    /// What it did.
+    /// Work of all calls.
     pub work: Work,
 }
 
-/// Stages in the order in which they first ended. Clones write to the same ones.
+/// Stages in the order in which they first ended. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     stages: Arc<Mutex<Vec<StageTime>>>,
-    /// One more than the expert that is at work, and how many there are: two numbers of 32 bits in
-    /// one, since another thread looks at them.
+    /// In the upper 32 bits the index of the current expert plus one, in the lower 32 the number of
+    /// experts. One atomic, since another thread reads it.
     expert: Arc<AtomicU64>,
     pub(crate) waits: bool,
 }
 
 thread_local! {
-    /// Time of the stages within each open one, the innermost last.
+    /// The time of nested stages within each open stage, the innermost last.
     static WITHIN: RefCell<Vec<Duration>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Meter {
-    /// One for which a device finishes what it was given before a stage ends. Without, a stage on a
-    /// device has the time until its work was queued, and whoever needs a result first has the
-    /// rest; waiting costs some of what overlaps.
+    /// A meter for which each stage waits until the device has finished its work. Otherwise a stage
+    /// on a device is charged only for queueing, and the stage that needs the result first is
+    /// charged for the rest. Waiting costs some overlap.
     pub fn waiting() -> Self {
         Self { waits: true, ..Self::default() }
     }
 
-    /// Runs `stage`, and adds its time and `work` to those of all stages of its name.
+    /// Runs `stage`, and adds its time and `work` to the totals of its name.
     pub fn stage<T>(&self, name: &'static str, work: Work, stage: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         WITHIN.with_borrow_mut(|within| within.push(Duration::ZERO));
@@ -83,7 +83,7 @@ impl Meter {
             }
             time.saturating_sub(inner)
         });
-        // Times stay true whichever thread panicked.
+        // The times are valid even if another thread panicked.
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         match stages.iter_mut().find(|stage| stage.name == name) {
             Some(stage) => {
@@ -97,24 +97,24 @@ impl Meter {
         result
     }
 
-    /// Says that expert `index` of the layer's `count` is at work.
+    /// Records that expert `index` of the layer's `count` is running.
     pub fn at_expert(&self, index: usize, count: usize) {
         self.expert.store((index as u64 + 1) << 32 | count as u64 & u64::from(u32::MAX), Relaxed);
     }
 
-    /// Says that none is.
+    /// Records that no expert is running.
     pub fn at_no_expert(&self) {
         self.expert.store(0, Relaxed);
     }
 
-    /// The expert that is at work, and how many the layer has.
+    /// The expert that is running and the layer's number of experts; None if none is running.
     pub fn expert(&self) -> Option<(usize, usize)> {
         let both = self.expert.load(Relaxed);
         let index = (both >> 32).checked_sub(1)?;
         Some((index as usize, (both & u64::from(u32::MAX)) as usize))
     }
 
-    /// The stages since the last time that they were taken.
+    /// Takes the stages since the last call.
     pub fn take(&self) -> Vec<StageTime> {
         std::mem::take(&mut self.stages.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(meter.clone().expert(), None);
     }
 
-    /// A stage of another thread isn't within those of this one.
+    /// A stage of another thread isn't nested in this thread's stages.
     #[test]
     fn threads_have_stages_of_their_own() {
         let meter = Meter::default();

@@ -1,22 +1,22 @@
-//! What experts do on tokens, summed up where the tokens are.
+//! What experts do on tokens, summed on the device that has the tokens.
 //!
-//! On a CPU every product is added in f64: that is the reference. A device adds some thousand rows
-//! in f32 and is asked for such parts once for a layer ([`DeferredReadback`]), so that it doesn't
-//! wait for the host expert by expert.
+//! On a CPU every product is added in f64: that is the reference. A GPU adds a few thousand rows in
+//! f32, and such parts are read back once for each layer ([`DeferredReadback`]), so that no expert
+//! waits for the host.
 
 use candle_core::{DType, Result, Tensor};
 
 use crate::deferred_readback::DeferredReadback;
 use crate::statistics::{Quantity, Sums};
 
-/// A device adds so many rows in f32.
+/// Maximum number of rows that a device adds in f32.
 const ROWS: usize = 4096;
 
-/// What an expert did for some rows of tokens.
+/// The results of an expert for some rows of tokens.
 pub struct Ran<'a> {
-    /// Its index.
+    /// Index of the expert.
     pub expert: usize,
-    /// The gate that is applied to each row.
+    /// The gate applied to each row.
     pub gates: &'a [f32],
     /// φ, `[rows, width]`.
     pub activations: &'a Tensor,
@@ -24,15 +24,15 @@ pub struct Ran<'a> {
     pub outputs: &'a Tensor,
 }
 
-/// Adds to the sums of groups of tokens; [`Observed::finish`] comes before anyone looks at them.
+/// Adds to the sums of groups of tokens. Call [`Observed::finish`] before reading the sums.
 #[derive(Default)]
 pub struct Observed {
-    /// Whether rows are added on the device wherever it is.
+    /// Whether rows are added as on a device even on the CPU.
     on_device: bool,
     parts: DeferredReadback<ObservedPart>,
 }
 
-/// What a part that lies on the device is.
+/// Identifies a part that is still on the device, and says what it holds.
 enum ObservedPart {
     /// ‖f‖² and max |f| of each row, then Σ g f, Σ φ, Σ (g φ)² and max |g φ|.
     Expert { group: usize, expert: usize, gates: Vec<f32> },
@@ -43,7 +43,7 @@ enum ObservedPart {
 }
 
 impl Observed {
-    /// What devices do, on the CPU, too.
+    /// Sums on the CPU as a device would.
     #[cfg(test)]
     fn as_on_device() -> Self {
         Self { on_device: true, ..Self::default() }
@@ -53,11 +53,11 @@ impl Observed {
         self.on_device || !rows.device().is_cpu()
     }
 
-    /// An expert ran; `counted` are rows that count, ascending, each with the group whose sums it
-    /// goes to.
+    /// Adds the results of an expert. `counted` holds the rows to count, ascending, each with the
+    /// group whose sums it goes to.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn expert(
         &mut self,
         sums: &mut [Sums],
@@ -76,10 +76,10 @@ impl Observed {
         Ok(())
     }
 
-    /// The router gave `logits`, `[tokens, experts]`.
+    /// Adds the router's `logits`, `[tokens, experts]`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn logits(
         &mut self,
         sums: &mut [Sums],
@@ -97,11 +97,11 @@ impl Observed {
         Ok(())
     }
 
-    /// An expert was run on tokens whether they chose it or not, and gave `outputs`, `[rows,
-    /// hidden]`.
+    /// Adds `outputs`, `[rows, hidden]`, of an expert that was run on tokens whether or not they
+    /// chose it.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn sampled(
         &mut self,
         sums: &mut [Sums],
@@ -122,10 +122,10 @@ impl Observed {
         Ok(())
     }
 
-    /// Takes in what still lies on the device.
+    /// Reads the parts that are still on the device, and adds them.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn finish(&mut self, sums: &mut [Sums]) -> Result<()> {
         for (part, values) in self.parts.take()? {
             match part {
@@ -146,7 +146,7 @@ impl Observed {
     }
 }
 
-/// The rows of each group that has some, in parts of at most [`ROWS`].
+/// The rows of each group that has any, in parts of at most [`ROWS`].
 fn by_group(counted: &[(usize, usize)], groups: usize) -> Vec<(usize, Vec<u32>)> {
     let of_group = |group: usize| {
         let rows: Vec<u32> =
@@ -156,12 +156,12 @@ fn by_group(counted: &[(usize, usize)], groups: usize) -> Vec<(usize, Vec<u32>)>
     (0..groups).flat_map(of_group).collect()
 }
 
-/// Rows in f32.
+/// The given rows in f32.
 fn pick(t: &Tensor, rows: &[u32]) -> Result<Tensor> {
     t.index_select(&Tensor::from_slice(rows, rows.len(), t.device())?, 0)?.to_dtype(DType::F32)
 }
 
-/// See [`ObservedPart::Expert`].
+/// The values of [`ObservedPart::Expert`].
 fn expert_sums(activations: &Tensor, outputs: &Tensor, gates: &[f32]) -> Result<Tensor> {
     let gates = Tensor::from_slice(gates, (gates.len(), 1), outputs.device())?;
     let gated = activations.broadcast_mul(&gates)?;
@@ -210,7 +210,7 @@ fn add_expert(sums: &mut [Sums], ran: &Ran<'_>, counted: &[(usize, usize)]) -> R
     Ok(())
 }
 
-/// What is a number for each row.
+/// Adds the quantities that are one number for each row.
 fn add_row(sums: &mut Sums, expert: usize, gate: f64, square: f64, largest: f64) {
     let mut one = |quantity, value: f64| sums.of_mut(quantity, expert)[0] += value;
     one(Quantity::Tokens, 1.0);
@@ -260,7 +260,7 @@ mod tests {
         Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
     }
 
-    /// Two groups and rows that don't count, in more parts than one.
+    /// Two groups and rows that don't count, in more than one part.
     #[test]
     fn a_device_finds_what_the_reference_does() {
         let sizes = Sizes { experts: 3, hidden: 5, width: 7 };

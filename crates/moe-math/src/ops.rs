@@ -4,10 +4,10 @@ use candle_core::{D, DType, Result, Tensor};
 
 use crate::graph::{tied, tied_to_both};
 
-/// `x / √(mean x² + ε) ∘ weight` over the last dimension; `weight` has its width.
+/// `x / √(mean x² + ε) ∘ weight` over the last dimension, whose width `weight` has.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let x = x.contiguous()?;
     let value = candle_nn::ops::rms_norm(&x.detach(), &weight.detach(), eps)?;
@@ -17,8 +17,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     })
 }
 
-/// With r = 1 / √(mean x² + ε) and n the width: ∂x = r (g ∘ w) − x r³ Σ(g ∘ w ∘ x) / n, ∂w = Σ over
-/// rows of g ∘ x r.
+/// With r = 1 / √(mean x² + ε) and width n: ∂x = r (g ∘ w) − x r³ Σ(g ∘ w ∘ x) / n, and ∂w is the
+/// sum over rows of g ∘ x r.
 fn rms_norm_backward(
     x: &Tensor,
     weight: &Tensor,
@@ -42,7 +42,7 @@ fn rms_norm_backward(
 /// Softmax over the last dimension.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     tied(candle_nn::ops::softmax_last_dim(&x.detach())?, &x, |_, y, gradient| {
@@ -52,19 +52,19 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Rotates pairs of the last dimension of `x`, `[1, heads, tokens, width]`, by angles of which
-/// `cos` and `sin`, `[tokens, width / 2]`, are given: neighbours if `interleaved`, else a dimension
-/// of the first half with one of the second.
+/// Rotates pairs of the last dimension of `x`, `[1, heads, tokens, width]`, by angles given by
+/// `cos` and `sin`, `[tokens, width / 2]`. A pair is two neighbours if `interleaved`, else a
+/// dimension of the first half with one of the second.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor, interleaved: bool) -> Result<Tensor> {
     let rope =
         if interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };
     let x = x.contiguous()?;
     let value = rope(&x.detach(), cos, sin)?;
     let (cos, back) = (cos.clone(), sin.neg()?);
-    // The transposed rotation is the one by the opposite angle.
+    // The transposed rotation is the rotation by the opposite angle.
     tied(value, &x, move |_, _, gradient| rope(&gradient.contiguous()?, &cos, &back))
 }
 
@@ -97,7 +97,7 @@ mod tests {
     fn rotations_have_the_gradient_of_finite_differences() {
         let x = random(4, (1, 2, 5, 8));
         let angles = random(5, (5, 4));
-        // Scaled, as attention factors do.
+        // Scaled, like attention factors.
         let (cos, sin) =
             ((angles.cos().unwrap() * 1.3).unwrap(), (angles.sin().unwrap() * 1.3).unwrap());
         let (cos, sin) = (cos.detach(), sin.detach());

@@ -6,13 +6,13 @@ use rand_distr::{Distribution, StandardNormal};
 
 use crate::reduce::dot;
 
-/// `gain` times orthonormal rows `[n, d]`, row-major, Haar distributed: the QR factor Q of a
-/// Gaussian matrix, its signs fixed by R's diagonal being positive (Mezzadri, math-ph/0609050). For
-/// n ≤ d this is torch's `nn.init.orthogonal_`.
+/// `gain` times orthonormal rows `[n, d]`, row-major and Haar distributed: the QR factor Q of a
+/// Gaussian matrix, with signs chosen so that R's diagonal is positive (Mezzadri, math-ph/0609050).
+/// For n ≤ d this is torch's `nn.init.orthogonal_`.
 ///
-/// For n > d there are no n orthonormal rows. torch makes the columns orthonormal, and the rows
-/// shorter than `gain`; a router wants rows of equal length, so here every block of d rows is
-/// orthonormal, independent of the other blocks.
+/// For n > d no n rows can be orthonormal. torch then makes the columns orthonormal, and the rows
+/// shorter than `gain`. A router needs rows of equal length, so here each block of d rows is
+/// orthonormal, and independent of the other blocks.
 ///
 /// # Errors
 /// If the Gaussian rows are linearly dependent, which has probability 0.
@@ -25,11 +25,12 @@ pub fn rows(n: usize, d: usize, gain: f64, generator: &mut impl RngCore) -> Resu
     Ok(rows)
 }
 
-/// Replaces the rows of `a` `[n, d]`, n ≤ d, with those of Qᵀ in Aᵀ = QR, R's diagonal positive.
+/// Replaces the rows of `a` `[n, d]`, n ≤ d, with those of Qᵀ in Aᵀ = QR, with R's diagonal
+/// positive.
 ///
-/// Modified Gram–Schmidt, every projection done twice: "twice is enough" for orthogonality to
-/// rounding (Giraud et al., Numer. Math. 101, 2005). In f64, on the calling thread, 4·n²·d
-/// operations.
+/// Modified Gram–Schmidt with every projection done twice: "twice is enough" for orthogonality up
+/// to rounding (Giraud et al., Numer. Math. 101, 2005). It runs in f64 on the calling thread and
+/// takes 4·n²·d operations.
 ///
 /// # Errors
 /// If a row depends linearly on those before it.
@@ -89,7 +90,7 @@ mod tests {
         assert_ne!(rows[..d], rows[d * d..d * d + d], "blocks are independent");
     }
 
-    /// Of a Haar distributed matrix every entry has mean 0 and variance 1/d; without the fixed
+    /// Every entry of a Haar distributed matrix has mean 0 and variance 1/d. Without the fixed
     /// signs the mean is biased.
     #[test]
     fn entries_have_the_moments_of_the_haar_distribution() {
@@ -110,7 +111,7 @@ mod tests {
         assert!(second.iter().all(|m| (m - 0.25).abs() < error), "{second:?}");
     }
 
-    /// One pass of Gram–Schmidt would leave 1e-16 · 1e8 of the rows before.
+    /// One pass of Gram–Schmidt would leave errors of 1e-16 · 1e8 along the earlier rows.
     #[test]
     fn nearly_parallel_rows_become_orthonormal() {
         let d = 20;

@@ -8,7 +8,7 @@ use crate::assignment::AssignmentError;
 use crate::reduce::{squared_distance, sum};
 use crate::sampling::unit;
 
-/// What makes points near.
+/// The distance between points.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Metric {
     /// |x − c|²; a centroid is the mean of its points.
@@ -19,39 +19,39 @@ pub enum Metric {
     Cosine,
 }
 
-/// Points that can't be clustered as asked.
+/// Why points can't be clustered as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// No clusters, or more than points.
     #[error("{points} points can't form {clusters} clusters")]
     Clusters {
-        /// Points given.
+        /// Number of points.
         points: usize,
-        /// Clusters asked for.
+        /// Number of clusters asked for.
         clusters: usize,
     },
     /// Fewer distinct points than clusters.
     #[error("fewer than {clusters} of the {points} points differ, so a cluster stays empty")]
     Duplicates {
-        /// Points given.
+        /// Number of points.
         points: usize,
-        /// Clusters asked for.
+        /// Number of clusters asked for.
         clusters: usize,
     },
-    /// Initial centroids of another width than the points.
+    /// The initial centroids have another width than the points.
     #[error("the points have {points} coordinates, the initial centroids {centroids}")]
     Width {
-        /// d of the points.
+        /// Width d of the points.
         points: usize,
-        /// d of the centroids.
+        /// Width d of the centroids.
         centroids: usize,
     },
-    /// A coordinate is infinite, no number, or so large that squared distances overflow.
+    /// A coordinate is infinite, NaN, or so large that squared distances overflow.
     #[error("{what} {row} is not finite, or beyond 1e15")]
     NotFinite {
         /// "point" or "initial centroid".
         what: &'static str,
-        /// Its number.
+        /// Index of its row.
         row: usize,
     },
     /// A zero vector has no angle to anything.
@@ -59,22 +59,22 @@ pub enum ClusterError {
     NoDirection {
         /// "point" or "initial centroid".
         what: &'static str,
-        /// Its number.
+        /// Index of its row.
         row: usize,
     },
-    /// Points without coordinates.
+    /// Points have no coordinates.
     #[error("the points have no coordinates")]
     NoCoordinates,
     /// The clusters are too small for the points.
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
-    /// What the device returns.
+    /// If the device fails.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
 }
 
-/// Points `[n, d]` less their mean, which keeps distances accurate in f32 when all lie far from the
-/// origin. Centroids are f64 `[k, d]`, row-major, and less the same mean.
+/// Points `[n, d]` minus their mean, so that distances stay accurate in f32 if all points are far
+/// from the origin. Centroids are f64 `[k, d]`, row-major, minus the same mean.
 pub(crate) struct Points {
     pub n: usize,
     pub d: usize,
@@ -100,7 +100,7 @@ impl Points {
         &self.host[i * self.d..][..self.d]
     }
 
-    /// Centroids from outside, `[k, d]`: less the mean.
+    /// Subtracts the mean from the caller's centroids, `[k, d]`.
     pub fn center(&self, initial: &Tensor) -> Result<Vec<f64>, ClusterError> {
         let (k, d) = initial.dims2()?;
         if d != self.d {
@@ -110,15 +110,15 @@ impl Points {
         Ok((0..k * d).map(|i| f64::from(rows[i]) - self.mean[i % d]).collect())
     }
 
-    /// Centroids for outside: a tensor `[k, d]` f32 on the device of the points.
+    /// Adds the mean to centroids, and returns a tensor `[k, d]` f32 on the device of the points.
     pub fn uncenter(&self, centroids: &[f64]) -> candle_core::Result<Tensor> {
         let values: Vec<f32> =
             centroids.iter().enumerate().map(|(i, c)| (c + self.mean[i % self.d]) as f32).collect();
         Tensor::from_vec(values, (centroids.len() / self.d, self.d), self.device.device())
     }
 
-    /// Calls `use_block` with ½|c|² − x·c `[block, k]` for blocks of points in order. That is ½|x −
-    /// c|² but for a term of the point alone.
+    /// Calls `use_block` with ½|c|² − x·c, `[block, k]`, for blocks of points in order. Apart from
+    /// a term that depends on the point alone, that is ½|x − c|².
     pub fn scores(
         &self,
         centroids: &[f64],
@@ -143,7 +143,7 @@ impl Points {
         Ok(())
     }
 
-    /// |x − c|² of each point and the centroid that it is assigned to.
+    /// |x − c|² of each point and its assigned centroid.
     pub fn distances(&self, assignment: &[u32], centroids: &[f64]) -> Vec<f64> {
         let distance = |(i, a): (usize, &u32)| {
             squared_distance(self.row(i), &centroids[*a as usize * self.d..][..self.d])
@@ -151,8 +151,8 @@ impl Points {
         assignment.par_iter().enumerate().map(distance).collect()
     }
 
-    /// The centroid of each cluster's points; an empty cluster, or one whose directions cancel,
-    /// keeps its `previous` one.
+    /// The centroid of each cluster's points. A cluster that is empty, or whose directions cancel,
+    /// keeps its `previous` centroid.
     pub fn centroids(&self, assignment: &[u32], previous: &[f64]) -> Vec<f64> {
         let mut members = vec![Vec::new(); previous.len() / self.d];
         for (i, a) in assignment.iter().enumerate() {
@@ -173,11 +173,11 @@ impl Points {
         centroids
     }
 
-    /// Sets `centroid` to the unit vector along `mean`, both less the points' mean.
+    /// Sets `centroid` to the unit vector along `mean`; both have the points' mean subtracted.
     fn set_direction(&self, centroid: &mut [f64], mean: &[f64]) {
         let raw: Vec<f64> = mean.iter().zip(&self.mean).map(|(x, mean)| x + mean).collect();
         let norm = sum(&raw, &raw, |a, b| a * b).sqrt();
-        // Unit vectors in f32 that cancel leave rounding behind.
+        // Unit vectors in f32 that cancel leave some rounding behind.
         if norm > 1e-6 {
             for ((c, x), mean) in centroid.iter_mut().zip(&raw).zip(&self.mean) {
                 *c = x / norm - mean;
@@ -185,9 +185,9 @@ impl Points {
         }
     }
 
-    /// k-means++ (Arthur and Vassilvitskii, SODA 2007): the first centroid is any point, each next
-    /// one a point drawn with probability ∝ its squared distance to the nearest chosen so far. If
-    /// no point differs from those chosen, the first point is chosen again.
+    /// k-means++ (Arthur and Vassilvitskii, SODA 2007): the first centroid is a random point; each
+    /// next one is drawn with probability ∝ its squared distance to the nearest one so far. If no
+    /// point differs from those chosen, the first point is chosen again.
     pub fn plus_plus(&self, k: usize, generator: &mut impl RngCore) -> Vec<f64> {
         let mut chosen = (unit(generator) * self.n as f64) as usize;
         let mut nearest = vec![f64::INFINITY; self.n];
@@ -207,7 +207,7 @@ impl Points {
     }
 }
 
-/// The index drawn with probability ∝ `weights` by `u` in [0, 1); 0 if all weights are 0.
+/// The index that `u` in [0, 1) draws with probability ∝ `weights`; 0 if all weights are 0.
 fn draw(weights: &[f64], u: f64) -> usize {
     let target = u * weights.iter().sum::<f64>();
     let mut sum = 0.0;
@@ -215,7 +215,7 @@ fn draw(weights: &[f64], u: f64) -> usize {
         sum += weight;
         sum > target
     };
-    // Rounding can leave the target at the total.
+    // Rounding can leave the target equal to the total.
     let last = || weights.iter().rposition(|w| *w > 0.0);
     weights.iter().position(passes).or_else(last).unwrap_or(0)
 }
@@ -231,10 +231,10 @@ fn mean<'a>(d: usize, rows: impl ExactSizeIterator<Item = &'a [f32]>) -> Vec<f64
     mean
 }
 
-/// The rows of `[n, d]` in f32 on the host, as unit vectors where directions count. `what` they
-/// are, errors say.
+/// The rows of `[n, d]` in f32 on the host; unit vectors for `Metric::Cosine`. Errors say `what`
+/// they are.
 fn rows(tensor: &Tensor, metric: Metric, what: &'static str) -> Result<Vec<f32>, ClusterError> {
-    /// Σ x² of a row of any width then fits into an f32.
+    /// Up to here Σ x² of a row of any width fits in an f32.
     const LARGEST: f32 = 1e15;
     let d = tensor.dims2()?.1;
     let mut rows: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
@@ -248,7 +248,7 @@ fn rows(tensor: &Tensor, metric: Metric, what: &'static str) -> Result<Vec<f32>,
     Ok(rows)
 }
 
-/// Divides `row` by its length, unless that is 0.
+/// Divides `row` by its length; returns false if that is 0.
 fn normalize(row: &mut [f32]) -> bool {
     let norm = sum(row, row, |a, b| f64::from(a) * f64::from(b)).sqrt();
     row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);

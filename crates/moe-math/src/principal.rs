@@ -1,4 +1,4 @@
-//! Principal components of rows that need not fit into memory.
+//! Principal components of rows that needn't fit in memory.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
@@ -7,18 +7,18 @@ use crate::orthogonal::orthonormalize;
 use crate::sampling::{generator, normal};
 use crate::symmetric::eigen;
 
-/// Up to this many columns the covariance is made and decomposed exactly.
+/// Up to this many columns, the covariance is computed and decomposed exactly.
 const MOST_EXACT: usize = 2048;
-/// Of wider rows so many are looked at: in f32 400 MB, where they are 6144 wide.
+/// Maximum number of wider rows that are used. With 6144 columns they take 400 MB in f32.
 const SAMPLE: usize = 16_384;
-/// Further directions that a search takes along, and how often it goes over the sample.
+/// Extra directions in a search, and its number of passes over the sample.
 const SPARE: usize = 32;
 const PASSES: usize = 6;
 
 /// The directions in which rows vary most.
 #[derive(Debug)]
 pub struct Principal {
-    /// `[d]`
+    /// `[d]`, mean over the rows.
     mean: Tensor,
     /// `[d, r]`, orthonormal columns.
     directions: Tensor,
@@ -26,33 +26,33 @@ pub struct Principal {
     pub values: Vec<f64>,
 }
 
-/// The most bytes that [`Principal::of`] holds for `count` rows of width `d`, of which `part` are
-/// made at a time.
+/// The maximum number of bytes that [`Principal::of`] holds for `count` rows of width `d`, of which
+/// `part` are made at a time.
 pub fn bytes(count: usize, part: usize, d: usize) -> usize {
     if d <= MOST_EXACT {
-        // A part, and that less its mean; the covariance, what a part adds, their sum, and what
-        // decomposing takes.
+        // A part, and the part minus its mean; the covariance, the addition of a part, their sum,
+        // and the memory of the decomposition.
         return 8 * (2 * part * d + 5 * d * d);
     }
-    // What parts give, put together, in f64; or that beside what it is less its mean, in f32.
+    // The parts and their concatenation in f64; then that beside the centred rows in f32.
     16 * count.min(SAMPLE) * d
 }
 
-/// Rows of width `d` in parts that are made when they are asked for, f64 tensors on the CPU.
+/// Rows of width `d`, in parts that are made on request as f64 tensors on the CPU.
 pub trait Rows: Sync {
-    /// Their width.
+    /// Number of columns.
     fn width(&self) -> usize;
 
-    /// How many rows each part has.
+    /// The number of rows of each part.
     fn parts(&self) -> Vec<usize>;
 
-    /// Some rows of a part, ascending: `[n, d]`.
+    /// The given rows of a part, which ascend: `[n, d]`.
     ///
     /// # Errors
-    /// What reading returns.
+    /// If reading fails.
     fn some(&self, part: usize, rows: &[u32]) -> Result<Tensor>;
 
-    /// How many rows all parts have.
+    /// The total number of rows.
     fn count(&self) -> usize {
         self.parts().iter().sum()
     }
@@ -60,24 +60,24 @@ pub trait Rows: Sync {
     /// All rows of a part.
     ///
     /// # Errors
-    /// What reading returns.
+    /// If reading fails.
     fn part(&self, part: usize) -> Result<Tensor> {
         self.some(part, &Vec::from_iter(0..self.parts()[part] as u32))
     }
 }
 
 impl Principal {
-    /// The first `rank` principal directions of `rows`, or as many as rows have dimensions.
+    /// The first `rank` principal directions of `rows`, or as many as the rows have dimensions.
     ///
-    /// Exact up to rounding for widths up to 2048: eigenvectors of the covariance in f64. Of wider
-    /// rows, 16,384 evenly spaced ones, or all, are searched by 6 rounds of subspace iteration from
-    /// directions drawn by `seed`, with 32 spare ones and a Rayleigh–Ritz step (Halko, Martinsson
-    /// and Tropp, 0909.4061, algorithm 4.4), products in f32 on `device`. Such values are too small
-    /// by less than 1 % of the sample's also where the spectrum is flat; directions of nearly equal
-    /// values mix.
+    /// Exact up to rounding for widths up to 2048, from the eigenvectors of the covariance in f64.
+    /// For wider rows, up to 16,384 evenly spaced rows are searched by 6 rounds of subspace
+    /// iteration, which starts at directions drawn by `seed`, with 32 spare ones and a
+    /// Rayleigh–Ritz step (Halko, Martinsson and Tropp, 0909.4061, algorithm 4.4); its products are
+    /// f32 on `device`. The values found are less than 1 % below the sample's, even if the spectrum
+    /// is flat; directions of nearly equal values mix.
     ///
     /// # Errors
-    /// What `rows` and the device return.
+    /// If `rows` or the device fails.
     pub fn of(rows: &impl Rows, rank: usize, seed: u64, device: &Device) -> Result<Self> {
         let rank = rank.min(rows.width()).min(rows.count());
         if rows.width() <= MOST_EXACT {
@@ -92,10 +92,10 @@ impl Principal {
         self.values.len()
     }
 
-    /// Scores of `rows`, `[n, d]`: `[n, r]`, row by row.
+    /// Scores of `rows`, `[n, d]`, as `[n, r]` row by row.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn scores(&self, rows: &Tensor) -> Result<Vec<f64>> {
         rows.broadcast_sub(&self.mean)?.matmul(&self.directions)?.flatten_all()?.to_vec1()
     }
@@ -123,7 +123,7 @@ fn exact(rows: &impl Rows, rank: usize) -> Result<Principal> {
     Ok(Principal { mean, directions, values: found.values[..rank].to_vec() })
 }
 
-/// Evenly spaced rows, f64 `[n, d]`.
+/// Evenly spaced rows in f64, `[n, d]`.
 fn sample(rows: &impl Rows) -> Result<Tensor> {
     let step = rows.count().div_ceil(SAMPLE).max(1);
     let mut first = 0;
@@ -151,7 +151,7 @@ fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<P
     orthonormalize(&mut q, d)?;
     for _ in 1..PASSES {
         let mut next: Vec<f64> = covariance_times(&x, &q)?.flatten_all()?.to_vec1()?;
-        // A trace of the start keeps directions independent where rows have fewer.
+        // A small part of the start keeps directions independent if the rows span fewer.
         let size = next.iter().fold(f64::MIN_POSITIVE, |most, x| x.abs().max(most));
         next.iter_mut().zip(&start).for_each(|(x, start)| *x += 1e-9 * size * start);
         orthonormalize(&mut next, d)?;
@@ -163,8 +163,8 @@ fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<P
     Ok(Principal { mean, directions, values })
 }
 
-/// The first `rank` directions within the rows of `q`, `[k, d]`, of the matrix that gives their
-/// `image`, and its values along them.
+/// The first `rank` directions within the span of the rows of `q`, `[k, d]`, for the matrix that
+/// maps `q` to `image`, and its values along them.
 fn rayleigh_ritz(q: &Tensor, image: &Tensor, rank: usize) -> Result<(Tensor, Vec<f64>)> {
     let k = q.dim(0)?;
     let small = q.matmul(&image.t()?)?;
@@ -174,8 +174,8 @@ fn rayleigh_ritz(q: &Tensor, image: &Tensor, rank: usize) -> Result<(Tensor, Vec
     Ok((rotation.matmul(q)?.t()?.contiguous()?, found.values[..rank].to_vec()))
 }
 
-/// Rows less their mean, in f32. A block at a time is centred in f64: all of them would be as large
-/// as the rows.
+/// Rows minus their mean, in f32. Blocks are centred in f64 one at a time, since a centred f64 copy
+/// would be as large as the rows.
 fn centred(rows: Tensor, mean: &Tensor) -> Result<Tensor> {
     const BLOCK: usize = 512;
     let (n, d) = rows.dims2()?;

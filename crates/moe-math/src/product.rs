@@ -1,8 +1,8 @@
 //! `x Wᵀ` for a few rows of x, straight from the stored encoding of W.
 //!
-//! A general matrix product first packs its operands, here after W was widened to f32: for a few
+//! A general matrix product first packs its operands, here after widening W to f32. For a few
 //! tokens, an expert's usual share, that costs more than the product itself. This kernel reads W
-//! once, as it is stored, and widens a few rows at a time into the cache.
+//! once in its stored encoding, and widens a few rows at a time in the cache.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
@@ -13,20 +13,20 @@ use rayon::prelude::*;
 
 use crate::graph::tied_to_both;
 
-/// Up to this many rows of x, this kernel is faster than widening W and multiplying by `gemm`, but
-/// for matrices of few columns.
+/// Up to this many rows of x, this kernel is faster than widening W and multiplying by `gemm`,
+/// except for matrices with few columns.
 const FEW_ROWS: usize = 128;
-/// Rows of W that a thread takes at a time: as f32 they fit the second-level cache beside rows of
-/// x.
+/// Rows of W that a thread takes at a time. In f32 they fit in the second-level cache beside rows
+/// of x.
 const BLOCK: usize = 16;
-/// A tile is this many rows of W by this many rows of x; its sums stay in registers.
+/// A tile is this many rows of W times this many rows of x; its sums stay in registers.
 const TILE: usize = 4;
 
-/// `x Wᵀ` in the dtype of `x`: `x` is `[rows, in]`, `weight` is `[out, in]` in its stored encoding
+/// `x Wᵀ` in the dtype of `x`. `x` is `[rows, in]`; `weight` is `[out, in]`, in its stored encoding
 /// or the dtype of `x`.
 ///
 /// # Errors
-/// For shapes that don't match and encodings other than F32, F16 and BF16.
+/// For shapes that don't match, and encodings other than F32, F16 and BF16.
 pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let few = x.device().is_cpu() && x.dtype() == DType::F32 && x.dim(0)? <= FEW_ROWS;
     let value = match few {
@@ -39,7 +39,7 @@ pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// ∂x = g W and ∂W = gᵀ x, where they are wanted.
+/// ∂x = g W and ∂W = gᵀ x, if they are needed.
 fn product_backward(
     x: &Tensor,
     weight: &Tensor,
@@ -54,8 +54,7 @@ fn product_backward(
     Ok((to_x, to_weight))
 }
 
-/// The same for any number of rows: widens `weight`, and leaves the product to the device's
-/// library.
+/// Like `product`, but for any number of rows it widens `weight` and uses the device's library.
 ///
 /// # Errors
 /// As for [`product`].
@@ -63,7 +62,7 @@ pub fn widened_product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.matmul(&widened(weight, x.dtype())?.t()?)
 }
 
-/// `weight` in `dtype`; on the CPU by all threads, which candle's conversion isn't.
+/// `weight` in `dtype`. On the CPU all threads convert, unlike in candle's conversion.
 fn widened(weight: &Tensor, dtype: DType) -> Result<Tensor> {
     if weight.dtype() == dtype || dtype != DType::F32 || !weight.device().is_cpu() {
         return weight.to_dtype(dtype);
@@ -132,7 +131,7 @@ impl CustomOp2 for FewRows {
     }
 }
 
-/// An encoding that widens to f32.
+/// An encoding that can be widened to f32.
 trait Widen: Copy + Sync {
     fn widen(from: &[Self], to: &mut [f32]);
 }
@@ -160,8 +159,8 @@ impl Widen for f16 {
     }
 }
 
-/// Every sum is made by one thread in one order, so the result doesn't depend on how many there
-/// are.
+/// Each sum is made by one thread in a fixed order, so that the result doesn't depend on the number
+/// of threads.
 fn few_rows<T: Widen>(x: &[f32], w: &[T], rows: usize, out: usize, width: usize) -> Vec<f32> {
     if rows * out * width == 0 {
         return vec![0.0; rows * out];
@@ -185,7 +184,7 @@ fn few_rows<T: Widen>(x: &[f32], w: &[T], rows: usize, out: usize, width: usize)
 struct ProductBlock<'a, T> {
     x: &'a [f32],
     w: &'a [T],
-    /// Room for the widened rows.
+    /// Buffer for the widened rows.
     wide: &'a mut [f32],
     y: &'a mut [f32],
     rows: usize,
@@ -214,22 +213,22 @@ impl<T: Widen> WithSimd for ProductBlock<'_, T> {
     }
 }
 
-/// Row `i`, or the first one where a tile has fewer: its sums are made and not used.
+/// Row `i`, or the first row if the tile has fewer; its sums are computed and not used.
 #[inline(always)]
 fn row(block: &[f32], i: usize, width: usize) -> &[f32] {
     let start = if (i + 1) * width <= block.len() { i * width } else { 0 };
     &block[start..start + width]
 }
 
-/// Loops rather than closures given to `array::map`: only what is inlined here gets the
-/// instructions of `S`.
+/// Uses loops rather than closures in `array::map`, since only inlined code gets the instructions
+/// of `S`.
 #[inline(always)]
 fn tile<S: Simd>(simd: S, w: [&[f32]; TILE], x: [&[f32]; TILE]) -> [[f32; TILE]; TILE] {
     let (mut wide_w, rest_w) = vectors::<S>(w);
     let (mut wide_x, rest_x) = vectors::<S>(x);
     let mut sums = [[simd.splat_f32s(0.0); TILE]; TILE];
     let length = wide_w[0].len();
-    // One length, told to the compiler once.
+    // Tells the compiler once that all rows have one length.
     for i in 0..TILE {
         (wide_w[i], wide_x[i]) = (&wide_w[i][..length], &wide_x[i][..length]);
     }
@@ -246,7 +245,7 @@ fn tile<S: Simd>(simd: S, w: [&[f32]; TILE], x: [&[f32]; TILE]) -> [[f32; TILE];
     reduced(simd, sums)
 }
 
-/// Adds the products of what is left of rows behind their last whole vectors.
+/// Adds the products of the elements after the last whole vectors.
 #[inline(always)]
 fn add_rest<S: Simd>(
     simd: S,
@@ -262,7 +261,7 @@ fn add_rest<S: Simd>(
     }
 }
 
-/// Vectors of each row, and what is left of it behind them.
+/// The whole vectors of each row, and the elements after them.
 #[inline(always)]
 fn vectors<S: Simd>(rows: [&[f32]; TILE]) -> ([&[S::f32s]; TILE], [&[f32]; TILE]) {
     let (mut wide, mut rest) = ([&[] as &[S::f32s]; TILE], [&[] as &[f32]; TILE]);
@@ -272,7 +271,7 @@ fn vectors<S: Simd>(rows: [&[f32]; TILE]) -> ([&[S::f32s]; TILE], [&[f32]; TILE]
     (wide, rest)
 }
 
-/// The sum over each vector.
+/// The sum over the elements of each vector.
 #[inline(always)]
 fn reduced<S: Simd>(simd: S, sums: [[S::f32s; TILE]; TILE]) -> [[f32; TILE]; TILE] {
     let mut found = [[0.0; TILE]; TILE];
@@ -293,7 +292,7 @@ mod tests {
     use crate::graph::differences;
     use crate::sampling;
 
-    /// Against sums in f64, for sizes around every block's and tile's edge.
+    /// Compares with sums in f64, for sizes around the edges of blocks and tiles.
     #[test]
     fn few_rows_agree_with_f64() {
         let mut random = sampling::generator(1, 0);

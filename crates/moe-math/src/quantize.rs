@@ -1,8 +1,8 @@
 //! Weights on integer grids: round to nearest, and GPTQ (Frantar et al. 2210.17323) with a Hessian
 //! for each matrix.
 //!
-//! A weight W is `[N, K]`, K its input width. The rows of W don't depend on each other; all that
-//! they share is a [`Factor`] of the [`Hessian`] of the inputs.
+//! A weight W is `[N, K]`, with K its input width. Rows of W don't depend on each other; they share
+//! only a [`Factor`] of the [`Hessian`] of the inputs.
 
 mod cholesky;
 mod chunk;
@@ -27,47 +27,47 @@ pub use objective::{energy, objective};
 pub use real::Real;
 pub use sum::{HessianSum, factorise_all};
 
-/// Bits that a code can have.
+/// The supported bit widths of codes.
 pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
-/// What can't be quantized.
+/// Why something can't be quantized.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantizeError {
-    /// A width that no grid has.
+    /// The bit width isn't supported.
     #[error("{0} bits a weight is not one of 2, 3, 4, 5, 6 and 8")]
     Bits(u32),
-    /// A dtype that no scale has.
+    /// Scales can't have this dtype.
     #[error("scales can't be stored as {0:?}")]
     ScaleDtype(candle_core::DType),
-    /// Groups that don't fill a row.
+    /// Groups don't fill a row.
     #[error("groups of {group} don't fill rows of {width}")]
     Group {
-        /// Columns of a group.
+        /// Number of columns of a group.
         group: usize,
-        /// Columns of a row.
+        /// Number of columns of a row.
         width: usize,
     },
-    /// Values that are not as many as their shape says.
+    /// The number of values doesn't match the shape.
     #[error("{found} values where {expected} belong")]
     Length {
-        /// Values given.
+        /// Number of values given.
         found: usize,
-        /// Values that the shape calls for.
+        /// Number of values that the shape requires.
         expected: usize,
     },
     /// A weight, an input or a Hessian holds NaN or infinity.
     #[error("a value is not finite")]
     NotFinite,
-    /// No Cholesky factor, whatever the damping.
+    /// No Cholesky factor exists, even with damping.
     #[error("the Hessian stays singular with {damping} of its mean diagonal added")]
     Singular {
-        /// The last relative damping that was tried.
+        /// The last relative damping tried.
         damping: f64,
     },
-    /// What a device returned.
+    /// The device's error.
     #[error("the device can't solve it: {0}")]
     Device(String),
-    /// A packed layout that can't hold the codes.
+    /// The packed layout can't hold the codes.
     #[error("{0}")]
     Layout(&'static str),
 }

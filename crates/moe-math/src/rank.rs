@@ -1,7 +1,7 @@
-//! How alike two rankings, or two choices, are.
+//! How similar two rankings or two choices are.
 
-/// Spearman's rank correlation: Pearson's of the ranks, equals sharing their mean rank. 1 where
-/// either is constant and both are equal, 0 where only one is.
+/// Spearman's rank correlation: Pearson's correlation of the ranks, where equal values share their
+/// mean rank. If a ranking is constant, it is 1 if both are equal and 0 otherwise.
 pub fn spearman(a: &[f64], b: &[f64]) -> f64 {
     let (a, b) = (ranks(a), ranks(b));
     let mean = (a.len() as f64 + 1.0) / 2.0;
@@ -14,7 +14,7 @@ pub fn spearman(a: &[f64], b: &[f64]) -> f64 {
     }
 }
 
-/// Ranks from 1; equals share the mean of theirs.
+/// Ranks from 1; equal values share the mean of their ranks.
 fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));

@@ -1,4 +1,4 @@
-//! Sums over slices in a fixed order, whatever the threads.
+//! Sums over slices in a fixed order, however many threads there are.
 
 /// Σ f(aᵢ, bᵢ) as eight interleaved partial sums, which the compiler can vectorise.
 pub(crate) fn sum<A: Copy, B: Copy>(a: &[A], b: &[B], f: impl Fn(A, B) -> f64) -> f64 {

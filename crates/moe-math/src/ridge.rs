@@ -1,11 +1,11 @@
-//! A linear map fitted to samples, and shrunk towards one that is known.
+//! A linear map fitted to samples and shrunk towards a known one.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 use faer::prelude::Solve;
 use faer::{Mat, MatRef, Side};
 
-/// Σ h hᵀ, Σ y hᵀ and Σ ‖y‖² of samples (h, y): what W with the least Σ ‖y − W h‖² + λ ‖W − W₀‖²
-/// follows from, and how far any W is from them.
+/// Σ h hᵀ, Σ y hᵀ and Σ ‖y‖² of samples (h, y). They determine the W that minimizes Σ ‖y − W h‖² +
+/// λ ‖W − W₀‖², and the error of any W.
 #[derive(Debug)]
 pub struct Ridge {
     /// `[inputs, inputs]`
@@ -17,20 +17,20 @@ pub struct Ridge {
 }
 
 impl Ridge {
-    /// No sample yet.
+    /// Starts without samples.
     ///
     /// # Errors
-    /// Where there is no memory.
+    /// If there is not enough memory.
     pub fn new(inputs: usize, outputs: usize) -> Result<Self> {
         let zeros = |rows| Tensor::zeros((rows, inputs), DType::F64, &Device::Cpu);
         Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)?, energy: 0.0 })
     }
 
-    /// Takes samples in: `h` is `[samples, inputs]`, `y` is `[samples, outputs]`. Products are made
-    /// in their dtype, sums of them in f64: a few thousand samples at once are right.
+    /// Adds samples: `h` is `[samples, inputs]`, `y` is `[samples, outputs]`. Products are in their
+    /// dtype, and their sums in f64, so pass a few thousand samples at once.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn add(&mut self, h: &Tensor, y: &Tensor) -> Result<()> {
         let cpu = |t: Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
         self.gram = (&self.gram + cpu(h.t()?.matmul(h)?)?)?;
@@ -39,22 +39,22 @@ impl Ridge {
         Ok(())
     }
 
-    /// Mean of the diagonal of Σ h hᵀ: what λ is measured by.
+    /// Mean over the diagonal of Σ h hᵀ; λ is a multiple of it.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn mean_diagonal(&self) -> Result<f64> {
         let n = self.gram.dim(0)?;
         let gram = self.gram.flatten_all()?.to_vec1::<f64>()?;
         Ok((0..n).map(|i| gram[i * n + i]).sum::<f64>() / n.max(1) as f64)
     }
 
-    /// W = (Σ y hᵀ + λ W₀) (Σ h hᵀ + λ I)⁻¹, `[outputs, inputs]` in f64, with λ as a multiple of
-    /// the mean diagonal; `start` is W₀, of the same shape and dtype. On one thread, so that the
-    /// answer doesn't depend on how many there are.
+    /// W = (Σ y hᵀ + λ W₀) (Σ h hᵀ + λ I)⁻¹, `[outputs, inputs]` in f64. λ is `relative` times the
+    /// mean diagonal; `start` is W₀, of the same shape and dtype. Runs on one thread, so that the
+    /// result doesn't depend on the number of threads.
     ///
     /// # Errors
-    /// Where Σ h hᵀ + λ I is singular, or not finite.
+    /// If Σ h hᵀ + λ I is singular or not finite.
     pub fn solve(&self, relative: f64, start: &Tensor) -> Result<Tensor> {
         let (outputs, inputs) = self.cross.dims2()?;
         let lambda = relative * self.mean_diagonal()?;
@@ -79,10 +79,10 @@ impl Ridge {
         Tensor::from_vec(values.collect(), (outputs, inputs), &Device::Cpu)
     }
 
-    /// √(Σ ‖y − W h‖² / Σ ‖y‖²); `w` is `[outputs, inputs]` in f64. 0 without samples.
+    /// √(Σ ‖y − W h‖² / Σ ‖y‖²), with `w` as `[outputs, inputs]` in f64; 0 without samples.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn relative_error(&self, w: &Tensor) -> Result<f64> {
         let sum = |a: &Tensor, b: &Tensor| (a * b)?.sum_all()?.to_scalar::<f64>();
         let error = self.energy - 2.0 * sum(w, &self.cross)? + sum(&w.matmul(&self.gram)?, w)?;
@@ -107,7 +107,7 @@ mod tests {
         t.unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
 
-    /// The gradient of the objective vanishes at the solution, and errors are those of the samples.
+    /// The gradient of the objective vanishes at the solution, and the errors match the samples.
     #[test]
     fn the_solution_is_a_minimum() {
         let (h, y, start) = (random(40, 6, 0), random(40, 3, 1), random(3, 6, 2));

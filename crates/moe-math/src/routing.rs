@@ -1,4 +1,4 @@
-//! Routing tokens to experts: scores, groups of experts, top-k and the weights that are applied.
+//! Routing tokens to experts: scores, groups of experts, top-k and the applied weights.
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::{bf16, f16};
@@ -6,21 +6,21 @@ use rayon::prelude::*;
 
 use crate::ops;
 
-/// Rows that a thread chooses experts for at a time.
+/// Rows that a thread takes at a time.
 const ROWS: usize = 1024;
 
-/// Where each token goes.
+/// The experts of each token, and their weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routing {
-    /// Number of experts.
+    /// Number of routed experts.
     pub experts: usize,
-    /// Experts that a token goes to.
+    /// Number of experts that each token uses.
     pub top_k: usize,
-    /// `[tokens, top_k]`, in descending order of weight; of equal ones the lower index comes first.
+    /// `[tokens, top_k]`, in descending order of weight; of equals the lower index comes first.
     pub selected: Vec<u32>,
-    /// `[tokens, top_k]`: the weights that are really applied.
+    /// `[tokens, top_k]`, the weights as they are applied.
     pub weights: Vec<f32>,
-    /// `[tokens, experts]`: the scores of all experts, softmax or σ of the logits.
+    /// `[tokens, experts]`, the scores of all experts: softmax or σ of the logits.
     pub scores: Vec<f32>,
 }
 
@@ -30,7 +30,7 @@ impl Routing {
         self.selected.len() / self.top_k.max(1)
     }
 
-    /// Tokens that each expert gets.
+    /// Number of tokens that each expert gets.
     pub fn counts(&self) -> Vec<u64> {
         let mut counts = vec![0; self.experts];
         for &expert in &self.selected {
@@ -39,7 +39,7 @@ impl Routing {
         counts
     }
 
-    /// For each expert, the positions in `selected` that go to it, in order.
+    /// For each expert, the ascending positions in `selected` that hold it.
     pub fn slots_by_expert(&self) -> Vec<Vec<u32>> {
         let mut slots = vec![Vec::new(); self.experts];
         for (slot, &expert) in self.selected.iter().enumerate() {
@@ -49,7 +49,7 @@ impl Routing {
     }
 }
 
-/// What makes a score s of a logit.
+/// The function from logits to scores s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scoring {
     /// Softmax over the experts.
@@ -58,7 +58,7 @@ pub enum Scoring {
     Sigmoid,
 }
 
-/// What makes a group's score of its experts' choice scores.
+/// The function from the choice scores of a group's experts to the group's score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupScore {
     /// The largest (DeepSeek-V2, 2405.04434 §2.1.2).
@@ -67,41 +67,42 @@ pub enum GroupScore {
     TopTwoSum,
 }
 
-/// Experts in groups of consecutive ones: only those of the best groups can be selected.
+/// Groups of consecutive experts. Only experts of the best groups can be selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
-    /// How many groups there are.
+    /// Number of groups.
     pub count: usize,
-    /// How many of them stay.
+    /// Number of groups that are kept.
     pub kept: usize,
-    /// What they are ranked by.
+    /// The score that groups are ranked by.
     pub score: GroupScore,
 }
 
 /// How a router's logits become a [`Routing`].
 ///
-/// s = softmax or σ of the logits; c = s + bias; groups are ranked by c and the worse ones dropped;
-/// the `top_k` experts of the largest c are selected; their weights are s, divided by their sum if
-/// `normalize`, times `scale`. All in f32, but that the weights are rounded to `gates` in the end.
+/// s = softmax or σ of the logits, and c = s + bias. Groups are ranked by c, and the worse ones
+/// dropped. The `top_k` experts with the largest c are selected. Their weights are s, divided by
+/// their sum if `normalize`, times `scale`. All of it is in f32; at the end the weights are rounded
+/// to `gates`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RoutingRule {
-    /// What makes s of a logit.
+    /// The function from logits to scores s.
     pub scoring: Scoring,
-    /// `[experts]`: added for choosing, not for weighing.
+    /// Expert correction bias, `[experts]`: added for selection, not to the weights.
     pub bias: Option<Vec<f32>>,
-    /// Groups of experts, where there are some.
+    /// Groups of experts; None if any expert can be selected.
     pub groups: Option<Groups>,
-    /// Experts that a token goes to.
+    /// Number of experts that each token uses.
     pub top_k: usize,
-    /// Whether the weights of the selected are divided by their sum.
+    /// Whether the selected experts' weights are divided by their sum.
     pub normalize: bool,
-    /// Multiplies the weights.
+    /// Factor of the weights.
     pub scale: f64,
-    /// The weights are values of this dtype: F32, BF16 or F16.
+    /// The dtype that weights are rounded to: F32, BF16 or F16.
     pub gates: DType,
 }
 
-/// Keeps a sum of scores that all underflowed from dividing by zero, as transformers does.
+/// Prevents a division by zero if all scores underflowed, as in transformers.
 const LEAST_SUM: f32 = 1e-20;
 
 impl RoutingRule {
@@ -139,22 +140,23 @@ impl RoutingRule {
 /// Routes by `rule`; `logits` is `[tokens, experts]`.
 ///
 /// # Errors
-/// For a rule that doesn't fit this number of experts; what the device returns.
+/// For a rule that doesn't fit this number of experts, or if the device fails.
 pub fn route(logits: &Tensor, rule: &RoutingRule) -> Result<Routing> {
     route_masked(logits, rule, None)
 }
 
-/// As [`route`], as if the experts that are `masked` were not there: what remains when they are
+/// Like [`route`], but as if the experts that are `masked` didn't exist: the routing after they are
 /// pruned.
 ///
-/// A softmax runs over the others only. A group's score is that of the experts it has left; where
-/// the groups that are kept have fewer than top-k left, the best of the other groups fill up.
+/// A softmax runs over the remaining experts only. A group's score is that of its remaining
+/// experts. If the kept groups have fewer than top-k experts left, the best of the other groups
+/// fill up.
 ///
 /// # Errors
-/// As for [`route`]; for fewer than top-k experts that are left.
+/// As for [`route`], and if fewer than top-k experts remain.
 ///
 /// # Panics
-/// If `masked` has another length than there are experts.
+/// If the length of `masked` isn't the number of experts.
 pub fn route_masked(
     logits: &Tensor,
     rule: &RoutingRule,
@@ -169,11 +171,11 @@ pub fn route_masked(
     Ok(chosen(scores, rule, experts, |chooser, _| chooser.live.clone_from(&live)))
 }
 
-/// The weights of `routing`, `[tokens, top_k]`, as a function of the `logits` that it was made of:
-/// for gradients, in which the choice of experts is fixed.
+/// The weights of `routing`, `[tokens, top_k]`, as a differentiable function of the `logits` that
+/// it was made from. The choice of experts is fixed.
 ///
 /// # Errors
-/// For logits of another shape; what the device returns.
+/// For logits of another shape, or if the device fails.
 pub fn gates(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<Tensor> {
     let scores = score(&logits.to_dtype(DType::F32)?, rule.scoring)?;
     let selected =
@@ -186,10 +188,10 @@ pub fn gates(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<T
     (weights * f64::from(rule.scale as f32))?.to_dtype(rule.gates)?.to_dtype(DType::F32)
 }
 
-/// Scores `[tokens, experts]` of logits in f32.
+/// Scores `[tokens, experts]` of logits, in f32.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn score(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     match scoring {
         Scoring::Softmax => ops::softmax(logits),
@@ -197,7 +199,7 @@ pub fn score(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
     }
 }
 
-/// For each position of `routing.selected` a row: that token routed anew by `rule` with that expert
+/// For each position of `routing.selected` a row: its token, rerouted by `rule` with that expert
 /// masked.
 ///
 /// # Errors
@@ -226,7 +228,7 @@ pub fn route_without_each(
     }))
 }
 
-/// Where tokens with these `scores`, row by row, go; `enter` says a chooser which experts a row may
+/// Routes tokens with these `scores`, row by row. `enter` tells a chooser which experts a row may
 /// choose.
 fn chosen(
     scores: Vec<f32>,
@@ -260,7 +262,7 @@ fn scores(logits: &Tensor, scoring: Scoring, masked: Option<&[bool]>) -> Result<
     score(&logits, scoring)?.flatten_all()?.to_vec1()
 }
 
-/// Chooses the experts of one token after the other, in buffers that are reused.
+/// Chooses the experts of one token after another, with reused buffers.
 struct Chooser<'r> {
     rule: &'r RoutingRule,
     /// Experts that may be chosen, ascending.
@@ -333,7 +335,7 @@ impl<'r> Chooser<'r> {
 
     fn drop_groups(&mut self, groups: Groups) {
         let size = self.choice.len() / groups.count;
-        // The two largest choice scores of each group's live experts.
+        // The two largest choice scores among each group's live experts.
         let mut best = vec![[f32::NEG_INFINITY; 2]; groups.count];
         for &expert in &self.live {
             let (score, [first, second]) =

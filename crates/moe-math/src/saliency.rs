@@ -1,8 +1,9 @@
-//! How much a layer loses without an expert, by several criteria. Greater is kept.
+//! How much a layer loses without an expert, by several criteria. Experts with greater values are
+//! kept.
 
 use crate::statistics::{Quantity, Sums};
 
-/// Σ value / tokens for each expert; 0 where no token came.
+/// Σ value / tokens for each expert; 0 if no token chose it.
 fn mean(sums: &Sums, quantity: Quantity) -> Vec<f64> {
     let tokens = sums.get(Quantity::Tokens);
     sums.get(quantity)
@@ -12,7 +13,7 @@ fn mean(sums: &Sums, quantity: Quantity) -> Vec<f64> {
         .collect()
 }
 
-/// REAP (2510.13999): the mean of g ‖f‖₂ over an expert's tokens.
+/// REAP (2510.13999): the mean over an expert's tokens of g ‖f‖₂.
 pub fn reap(sums: &Sums) -> Vec<f64> {
     mean(sums, Quantity::GatedNorms)
 }
@@ -22,27 +23,27 @@ pub fn expert_activation_norm(sums: &Sums) -> Vec<f64> {
     sums.get(Quantity::Norms).to_vec()
 }
 
-/// The mean of ‖f‖₂ over an expert's tokens (2606.15716).
+/// The mean over an expert's tokens of ‖f‖₂ (2606.15716).
 pub fn mean_activation_norm(sums: &Sums) -> Vec<f64> {
     mean(sums, Quantity::Norms)
 }
 
-/// The mean of ‖f‖₂² over an expert's tokens (2606.15716).
+/// The mean over an expert's tokens of ‖f‖₂² (2606.15716).
 pub fn mean_square_activation_norm(sums: &Sums) -> Vec<f64> {
     mean(sums, Quantity::SquareNorms)
 }
 
-/// How many tokens chose an expert: SEER-MoE's hard count (2404.05089).
+/// The number of tokens that chose an expert: SEER-MoE's hard count (2404.05089).
 pub fn frequency(sums: &Sums) -> Vec<f64> {
     sums.get(Quantity::Tokens).to_vec()
 }
 
-/// Σ of the gates that are applied (SEER-MoE's soft count).
+/// Σ of the applied gates: SEER-MoE's soft count.
 pub fn soft_frequency(sums: &Sums) -> Vec<f64> {
     sums.get(Quantity::Gates).to_vec()
 }
 
-/// The mean squared change of the layer's output, over all tokens and components, when an expert is
+/// The mean squared change of the layer's output, over all tokens and components, if an expert is
 /// masked and its tokens are rerouted (NAEE, 2402.14800).
 pub fn leave_one_out(sums: &Sums) -> Vec<f64> {
     let values = sums.scalar(Quantity::SeenTokens) * sums.sizes().hidden as f64;
@@ -55,8 +56,8 @@ pub fn leave_one_out_cosine(sums: &Sums) -> Vec<f64> {
     sums.get(Quantity::LeftOutCosines).iter().map(|cosine| cosine / tokens.max(1.0)).collect()
 }
 
-/// AIMER (2603.18492) of all weights of an expert together, (‖W‖₁/N) / √(‖W‖_F²/N): here GREATER is
-/// pruned first, so callers negate it. 0 for weights that are all zero, NaN where one is not
+/// AIMER (2603.18492) over all weights of an expert: (‖W‖₁/N) / √(‖W‖_F²/N). Experts with GREATER
+/// values are pruned first, so callers negate it. 0 if all weights are zero, NaN if one is not
 /// finite.
 pub fn aimer(weights: impl IntoIterator<Item = f32>) -> f64 {
     let (mut absolute, mut squares, mut count) = (0f64, 0f64, 0f64);
@@ -69,11 +70,11 @@ pub fn aimer(weights: impl IntoIterator<Item = f32>) -> f64 {
     if squares == 0.0 { 0.0 } else { absolute / count / (squares / count).sqrt() }
 }
 
-/// The round in which each expert falls when tokens vote for their first `top_k` experts, the one
-/// with the fewest votes falls, and its votes pass to the tokens' next choices. Of equals the
-/// higher index falls.
+/// The round in which each expert drops out. In each round tokens vote for their first `top_k`
+/// experts; the one with the fewest votes drops out (the higher index of equals), and its votes
+/// pass to the tokens' next choices.
 ///
-/// `scores` is `[tokens, experts]`: what tokens rank experts by.
+/// `scores` is `[tokens, experts]`, each token's ranking of the experts.
 pub fn ranked_choice(scores: &[f32], experts: usize, top_k: usize) -> Vec<f64> {
     let ranks: Vec<Vec<u32>> = scores.chunks_exact(experts).map(descending).collect();
     let mut stays = vec![true; experts];
@@ -96,14 +97,14 @@ pub fn ranked_choice(scores: &[f32], experts: usize, top_k: usize) -> Vec<f64> {
     fallen_in
 }
 
-/// Indices by descending value, of equals the lower first.
+/// Indices in descending order of value; of equals the lower index comes first.
 fn descending(values: &[f32]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     order.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]).then(a.cmp(b)));
     order
 }
 
-/// The `count` experts of the greatest `saliency`, ascending; of equals the lower index.
+/// The `count` experts with the greatest `saliency`, ascending; of equals the lower index is taken.
 pub fn greatest(saliency: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..saliency.len()).collect();
     order.sort_by(|a, b| saliency[*b].total_cmp(&saliency[*a]).then(a.cmp(b)));
@@ -127,11 +128,11 @@ mod tests {
 
     #[test]
     fn votes_pass_to_the_next_choice() {
-        // First choices: 0, 0, 1, 1, 2; the voter of 2 prefers 1 to 0. So 2 falls, then 0, then 1
-        // stays.
+        // First choices are 0, 0, 1, 1, 2, and the voter of 2 prefers 1 to 0. So 2 drops out, then
+        // 0, and 1 stays.
         let scores = [3., 1., 2., 3., 1., 2., 1., 3., 2., 1., 3., 2., 1., 2., 3.];
         assert_eq!(ranked_choice(&scores, 3, 1), [1.0, 2.0, 0.0]);
-        // Equal votes: the higher index falls.
+        // With equal votes, the higher index drops out.
         assert_eq!(ranked_choice(&[1., 1.], 2, 2), [1.0, 0.0]);
     }
 

@@ -1,4 +1,4 @@
-//! Seeded sampling: the same seed and stream give the same numbers, whatever the threads.
+//! Seeded sampling: the same seed and stream give the same numbers, however many threads there are.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-/// A generator for one purpose: `stream` tells it apart from others of the same seed, so that
-/// tensors can be made in any order.
+/// A generator for one purpose. Different `stream`s of a seed are independent, so that tensors can
+/// be made in any order.
 pub fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     generator.set_stream(stream);
@@ -26,7 +26,8 @@ pub fn normal(count: usize, std: f64, generator: &mut impl RngCore) -> Vec<f32> 
 /// Adds N(0, std²) to a random `fraction` of `values`.
 pub fn add_noise(values: &mut [f32], std: f64, fraction: f64, generator: &mut impl RngCore) {
     for value in values {
-        // Two draws for every value, chosen or not: the noise of one doesn't move another's.
+        // Draws twice for every value, chosen or not, so that one value's noise doesn't shift
+        // another's.
         let chosen = unit(generator) < fraction;
         let x: f64 = StandardNormal.sample(generator);
         if chosen {
@@ -35,7 +36,7 @@ pub fn add_noise(values: &mut [f32], std: f64, fraction: f64, generator: &mut im
     }
 }
 
-/// A number in [0, 1) with 53 random bits.
+/// A uniform number in [0, 1) with 53 random bits.
 pub(crate) fn unit(generator: &mut impl RngCore) -> f64 {
     (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
@@ -43,7 +44,7 @@ pub(crate) fn unit(generator: &mut impl RngCore) -> f64 {
 /// `count` different numbers below `n`, in random order (Fisher–Yates).
 ///
 /// # Panics
-/// If there aren't that many.
+/// If `count` exceeds `n`.
 pub fn choose(count: usize, n: usize, generator: &mut impl RngCore) -> Vec<usize> {
     let mut all: Vec<usize> = (0..n).collect();
     for i in 0..count {
@@ -54,11 +55,11 @@ pub fn choose(count: usize, n: usize, generator: &mut impl RngCore) -> Vec<usize
     all
 }
 
-/// All numbers below `n` in random order, each drawn when it is asked for: a few out of very many
-/// need no list of all.
+/// All numbers below `n` in random order, each drawn on request: taking a few out of very many
+/// needs no list of them all.
 #[derive(Debug)]
 pub struct Shuffled<'a, R> {
-    /// What lies at places that the list of all would have been changed at.
+    /// The entries in which a full list would have changed.
     moved: BTreeMap<u64, u64>,
     next: u64,
     n: u64,
@@ -66,7 +67,7 @@ pub struct Shuffled<'a, R> {
 }
 
 impl<'a, R: RngCore> Shuffled<'a, R> {
-    /// Those below `n`, in an order that `generator` decides.
+    /// Numbers below `n`, in an order that `generator` decides.
     pub fn new(n: u64, generator: &'a mut R) -> Self {
         Self { moved: BTreeMap::new(), next: 0, n, generator }
     }
@@ -87,7 +88,7 @@ impl<R: RngCore> Iterator for Shuffled<'_, R> {
     }
 }
 
-/// `count` token ids below `vocab`.
+/// `count` uniformly drawn token ids below `vocab`.
 pub fn token_ids(count: usize, vocab: usize, generator: &mut impl RngCore) -> Vec<u32> {
     (0..count).map(|_| (unit(generator) * vocab as f64) as u32).collect()
 }

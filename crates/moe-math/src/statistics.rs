@@ -1,7 +1,7 @@
-//! Sums over calibration tokens, from which experts are pruned and merged, and samples for them are
+//! Sums over calibration tokens, by which experts are pruned and merged and samples for merging are
 //! planned.
 //!
-//! Everything here adds up: over batches, files and machines. Sums and counts are f64; a few
+//! Everything here can be added, over batches, files and machines. Sums and counts are f64; a few
 //! quantities are maxima.
 
 use serde::{Deserialize, Serialize};
@@ -17,12 +17,11 @@ pub struct Sizes {
     pub width: usize,
 }
 
-/// What is summed up in a layer. X is the tokens that were routed to an expert, g the gate that is
-/// really applied, f the expert's output, φ = silu(gate x) ∘ (up x) its neurons, z the router's
-/// logits.
+/// A quantity that is summed in a layer. X is the tokens routed to an expert, g the applied gate, f
+/// the expert's output, φ = silu(gate x) ∘ (up x) its neurons, z the router's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quantity {
-    /// All tokens that were seen.
+    /// Number of all tokens seen.
     SeenTokens,
     /// |X|
     Tokens,
@@ -36,7 +35,7 @@ pub enum Quantity {
     SquareNorms,
     /// max |f| over X and components
     Largest,
-    /// Σ of the router's probabilities, or scores, over all tokens
+    /// Σ of the router's scores (softmax or σ) over all tokens
     Probabilities,
     /// Σ g f over X
     GatedOutputs,
@@ -50,30 +49,30 @@ pub enum Quantity {
     Logits,
     /// Σ zᵢ zⱼ over all tokens
     LogitProducts,
-    /// Σ ‖y − y₋ⱼ‖² over X: y is the block's output, y₋ⱼ that without expert j, whose tokens are
-    /// rerouted
+    /// Σ ‖y − y₋ⱼ‖² over X: y is the block's output, y₋ⱼ the output without expert j, whose tokens
+    /// are rerouted
     LeftOutErrors,
     /// Σ (1 − cos(y, y₋ⱼ)) over X
     LeftOutCosines,
     /// Σ ‖y‖² over all tokens
     OutputSquareNorms,
-    /// Tokens that all experts were run on
+    /// Number of tokens that all experts were run on
     SampledTokens,
     /// Σ f over those tokens
     SampledOutputs,
 }
 
-/// How two values of a quantity become one.
+/// How two values of a quantity are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Combine {
     /// Their sum.
     Sum,
-    /// The greater.
+    /// The greater one.
     Max,
 }
 
 impl Quantity {
-    /// All of them, in the order of files.
+    /// All quantities, in the order of files.
     pub const ALL: [Self; 19] = [
         Self::SeenTokens,
         Self::Tokens,
@@ -96,8 +95,8 @@ impl Quantity {
         Self::SampledOutputs,
     ];
 
-    /// Whether it counts tokens, or adds up what is never negative. Cosines are left out, which
-    /// rounding takes below 0.
+    /// Whether the quantity counts tokens or adds values that are never negative. Cosines are left
+    /// out, since rounding can make them negative.
     pub fn is_never_negative(self) -> bool {
         matches!(
             self,
@@ -116,7 +115,7 @@ impl Quantity {
         )
     }
 
-    /// Its name in files.
+    /// The quantity's name in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::SeenTokens => "seen_tokens",
@@ -141,7 +140,7 @@ impl Quantity {
         }
     }
 
-    /// Its shape in a layer of these sizes.
+    /// The quantity's shape in a layer of these `sizes`.
     pub fn shape(self, sizes: Sizes) -> Vec<usize> {
         let Sizes { experts, hidden, width } = sizes;
         match self {
@@ -155,7 +154,7 @@ impl Quantity {
         }
     }
 
-    /// How two of it become one.
+    /// How two values of the quantity are combined.
     pub fn combine(self) -> Combine {
         match self {
             Self::Largest | Self::LargestGatedActivations => Combine::Max,
@@ -164,7 +163,7 @@ impl Quantity {
     }
 }
 
-/// Everything that was summed up in one layer over one group of tokens.
+/// All sums of one layer over one group of tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sums {
     sizes: Sizes,
@@ -172,7 +171,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// No token yet.
+    /// Starts without tokens.
     pub fn new(sizes: Sizes) -> Self {
         let zeros = |q: Quantity| vec![0.0; q.shape(sizes).iter().product()];
         Self { sizes, values: Quantity::ALL.map(zeros).to_vec() }
@@ -183,37 +182,37 @@ impl Sums {
         self.sizes
     }
 
-    /// A quantity, flat in the order of its shape.
+    /// The values of a quantity, flat in the order of its shape.
     pub fn get(&self, quantity: Quantity) -> &[f64] {
         &self.values[quantity as usize]
     }
 
-    /// The same, to be changed.
+    /// Like `get`, mutable.
     pub fn get_mut(&mut self, quantity: Quantity) -> &mut [f64] {
         &mut self.values[quantity as usize]
     }
 
-    /// A quantity without a shape.
+    /// The value of a quantity that is a single number.
     pub fn scalar(&self, quantity: Quantity) -> f64 {
         self.get(quantity)[0]
     }
 
-    /// The part of `expert` of a quantity whose first dimension is experts.
+    /// The values of `expert`, for a quantity whose first dimension is experts.
     pub fn of(&self, quantity: Quantity, expert: usize) -> &[f64] {
         let each = self.get(quantity).len() / self.sizes.experts;
         &self.get(quantity)[expert * each..][..each]
     }
 
-    /// The same, to be changed.
+    /// Like `of`, mutable.
     pub fn of_mut(&mut self, quantity: Quantity, expert: usize) -> &mut [f64] {
         let each = self.get(quantity).len() / self.sizes.experts;
         &mut self.get_mut(quantity)[expert * each..][..each]
     }
 
-    /// Takes `other`'s tokens in, each counted `weight` times; maxima have no weight.
+    /// Adds the tokens of `other`, each counted `weight` times; maxima ignore the weight.
     ///
     /// # Panics
-    /// If the two are of layers of other sizes.
+    /// If the two layers have different sizes.
     pub fn add(&mut self, other: &Self, weight: f64) {
         assert_eq!(self.sizes, other.sizes, "statistics of another layer");
         for quantity in Quantity::ALL {
@@ -225,10 +224,10 @@ impl Sums {
         }
     }
 
-    /// All of `groups` together, each with its weight.
+    /// Adds all of `groups`, each with its weight.
     ///
     /// # Panics
-    /// If there are none, or of several sizes.
+    /// If there are no groups, or their sizes differ.
     pub fn pooled<'a>(groups: impl IntoIterator<Item = (&'a Self, f64)>) -> Self {
         let mut groups = groups.into_iter().peekable();
         let mut pooled = Self::new(groups.peek().expect("at least one group").0.sizes);

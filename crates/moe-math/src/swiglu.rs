@@ -1,4 +1,4 @@
-//! silu(gate) ∘ up: what gated neurons do (Shazeer 2002.05202).
+//! silu(gate) ∘ up, the activation of gated neurons (Shazeer 2002.05202).
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -8,10 +8,10 @@ use crate::graph::tied_to_both;
 /// Elements that a thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
-/// silu(gate) ∘ up in one pass; both are of one shape.
+/// silu(gate) ∘ up in one pass; both have the same shape.
 ///
-/// candle's own elementwise operations take turns, so that experts which run side by side would
-/// wait for each other.
+/// candle's own elementwise operations take turns, so experts that run side by side would wait for
+/// each other.
 ///
 /// # Errors
 /// For shapes or dtypes that differ.
@@ -29,7 +29,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// The gradient of the gate g: ∂ ∘ up ∘ σ(g) (1 + g (1 − σ(g))).
+/// The gradient with respect to the gate g: ∂ ∘ up ∘ σ(g) (1 + g (1 − σ(g))).
 struct SwigluBackward;
 
 impl CustomOp3 for SwigluBackward {

@@ -7,12 +7,12 @@ use faer::{MatRef, Side};
 pub(crate) struct Eigen {
     /// λ, descending.
     pub values: Vec<f64>,
-    /// v, unit vectors `[n, n]`, one a row, in the order of the values.
+    /// v, unit vectors `[n, n]`, one in each row, in the order of the values.
     pub vectors: Vec<f64>,
 }
 
-/// Of `matrix`, `[n, n]` and symmetric. On the calling thread, so that the answer doesn't depend on
-/// how many there are.
+/// Decomposes `matrix`, `[n, n]` and symmetric. Runs on the calling thread, so that the result
+/// doesn't depend on the number of threads.
 pub(crate) fn eigen(matrix: &[f64], n: usize) -> Result<Eigen> {
     let failed =
         |e| Error::Msg(format!("the eigenvalues of a [{n}, {n}] matrix can't be found: {e:?}"));

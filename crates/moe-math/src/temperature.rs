@@ -1,31 +1,31 @@
-//! The scale of router logits that gives their distributions a wanted mean entropy.
+//! The scale of router logits at which their distributions have a wanted mean entropy.
 
 use candle_core::{D, DType, Tensor};
 
-/// Where a mean entropy is reached.
+/// The scale that was found, and its mean entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
-    /// s: what to multiply logits, or the router's rows, by. An inverse temperature.
+    /// s, the factor of the logits or of the router's rows: an inverse temperature.
     pub scale: f64,
     /// The mean entropy of softmax(s·z) over tokens, as a fraction of ln(experts).
     pub entropy_fraction: f64,
 }
 
-/// A mean entropy that no scale gives.
+/// Why no scale gives the mean entropy.
 #[derive(Debug, thiserror::Error)]
 pub enum TemperatureError {
-    /// The target is not between none and all of the entropy.
+    /// The target isn't strictly between 0 and 1.
     #[error("an entropy of {0} times its maximum can't be reached")]
     Target(f64),
-    /// No tokens, or fewer than two experts.
+    /// There are no tokens, or fewer than two experts.
     #[error("logits of shape [{tokens}, {experts}] have no entropy to set")]
     Empty {
-        /// Tokens given.
+        /// Number of tokens.
         tokens: usize,
-        /// Experts given.
+        /// Number of experts.
         experts: usize,
     },
-    /// A logit is infinite or no number.
+    /// A logit is infinite or NaN.
     #[error("a router logit is not finite")]
     NotFinite,
     /// Equal logits stay equal at every scale.
@@ -34,23 +34,23 @@ pub enum TemperatureError {
          it stays above {floor}"
     )]
     Tied {
-        /// The fraction of ln(experts) asked for.
+        /// The fraction of ln(experts) that was asked for.
         target: f64,
         /// The limit of the fraction as the scale grows.
         floor: f64,
     },
-    /// What the device returns.
+    /// If the device fails.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
 }
 
 /// The scale s > 0 at which the mean entropy of softmax(s·z) over tokens is `target` · ln(experts),
-/// 0 < target < 1.
+/// with 0 < target < 1.
 ///
-/// `logits` z is `[tokens, experts]`, of any float dtype; computed in f64 on its device, in blocks
-/// of tokens. The mean entropy H falls strictly in s, dH/ds = −s · mean Var\[z\] under
-/// softmax(s·z), so there is one s: found by Newton steps in ln s that fall back on bisection, to
-/// 1e-12 nats. Where logits are nearly tied, s can exceed what an f32 holds.
+/// `logits` z is `[tokens, experts]`, of any float dtype; the computation is in f64 on its device,
+/// in blocks of tokens. The mean entropy H falls strictly with s, dH/ds = −s · mean Var\[z\] under
+/// softmax(s·z), so there is one s. Newton steps in ln s, with bisection as the fallback, find it
+/// to 1e-12 nats. If logits are nearly tied, s can exceed the range of f32.
 ///
 /// # Errors
 /// [`TemperatureError`].
@@ -79,10 +79,11 @@ pub fn scale_to_entropy(logits: &Tensor, target: f64) -> Result<Temperature, Tem
     Ok(Temperature { scale, entropy_fraction: entropy / most })
 }
 
-/// 2 to 25 are usual; bisection of ln s alone would need about 60.
+/// Maximum number of evaluations. Usually 2 to 25 are made; bisection of ln s alone would need
+/// about 60.
 const EVALUATIONS: usize = 200;
 
-/// The s where H(s) is `target` nats, and H(s).
+/// The s at which H(s) is `target` nats, and H(s).
 fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, f64)> {
     let (mut low, mut high, mut s, mut last_excess) = (0f64, f64::INFINITY, start, f64::INFINITY);
     let mut evaluations = 0;
@@ -97,7 +98,7 @@ fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, 
             return Ok((s, entropy));
         }
         *(if excess > 0.0 { &mut low } else { &mut high }) = s;
-        // dH/d ln s = −s² Var. On plateaus of H a step is cut to a factor of e³.
+        // dH/d ln s = −s² Var. On plateaus of H a step is limited to a factor of e³.
         let newton = s * (excess / (s * s * variance)).clamp(-3.0, 3.0).exp();
         let is_slow = excess.abs() > last_excess.abs() / 2.0 && low > 0.0 && high.is_finite();
         s = if newton > low && newton < high && !is_slow {
@@ -109,9 +110,9 @@ fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, 
     }
 }
 
-/// Means over tokens, of softmax(s·z).
+/// Means over tokens under softmax(s·z).
 struct Spread {
-    /// Nats.
+    /// In nats.
     entropy: f64,
     /// The variance of z.
     variance: f64,
@@ -138,8 +139,8 @@ fn variances(gaps: &Tensor, s: f64) -> candle_core::Result<Tensor> {
     (p * gaps.broadcast_sub(&mean)?.sqr()?)?.sum(D::Minus1)
 }
 
-/// The mean over tokens of `f`, which maps gaps `[tokens, experts]`, z less its row's maximum, to
-/// `[tokens]`.
+/// The mean over tokens of `f`, which maps gaps `[tokens, experts]` (z minus the maximum of its
+/// row) to `[tokens]`.
 fn mean_over_tokens(
     logits: &Tensor,
     f: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
@@ -174,7 +175,7 @@ mod tests {
         let entropies: Vec<f64> =
             scales.iter().map(|s| spread(&logits, *s).unwrap().entropy).collect();
         assert!(entropies.windows(2).all(|w| w[1] < w[0]), "{entropies:?}");
-        // The derivative that Newton's steps use, against differences.
+        // Compares the derivative in Newton's steps with finite differences.
         for s in [0.1, 1.0, 5.0] {
             let h = 1e-5 * s;
             let entropy = |s| spread(&logits, s).unwrap().entropy;
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn every_target_and_scale_of_logits_is_met() {
-        // Tokens whose logits differ in size by 12 orders of magnitude: H has two steep parts and a
+        // Logits of tokens differ in size by 12 orders of magnitude, so H has two steep parts and a
         // plateau.
         let mixed = Tensor::cat(&[random(40, 6, 1e6), random(41, 6, 1e-6)], 0).unwrap();
         for logits in [random(30, 8, 1e-20), random(30, 8, 1.0), random(30, 128, 1e20), mixed] {
@@ -219,7 +220,7 @@ mod tests {
         assert!(
             matches!(error(&equal, 0.9), TemperatureError::Tied { floor, .. } if (floor - 1.0).abs() < 1e-12)
         );
-        // Two of four tie for the maximum: half of the entropy is left.
+        // Two of four tie for the maximum, so half of the entropy remains.
         let tied = Tensor::new(&[[1f32, 1.0, 0.0, 0.0]], &Device::Cpu).unwrap();
         assert!(
             matches!(error(&tied, 0.49), TemperatureError::Tied { floor, .. } if (floor - 0.5).abs() < 1e-12)

@@ -1,7 +1,7 @@
-//! Weights beside those that are read: which loaders read them, in sentences.
+//! Sentences about weights that aren't read here: which loaders read them.
 
-/// Says what other loaders do with the files `unread` of a model's folder; `is_indexed` says whether an
-/// index names those that are read.
+/// Says what other loaders do with the files `unread` in a model's folder. `is_indexed` says
+/// whether an index names the files that are read here.
 pub(super) fn warnings(unread: &[&str], is_indexed: bool) -> Vec<String> {
     let warnings = [
         listed(unread, is_mistral).map(|files| of_mistral(&files)),
@@ -12,7 +12,7 @@ pub(super) fn warnings(unread: &[&str], is_indexed: bool) -> Vec<String> {
     warnings.into_iter().flatten().collect()
 }
 
-/// Lists those of `names` that are `wanted` in a few words; None where none is.
+/// Lists the `wanted` ones of `names` in a few words; None if there are none.
 fn listed(names: &[&str], wanted: fn(&str) -> bool) -> Option<String> {
     let wanted: Vec<&&str> = names.iter().filter(|name| wanted(name)).collect();
     match wanted.as_slice() {
@@ -35,8 +35,7 @@ fn is_safetensors(name: &str) -> bool {
     name.to_ascii_lowercase().ends_with(".safetensors") && !is_mistral(name)
 }
 
-/// A variant, as transformers calls it, has an index of its own:
-/// `model.safetensors.index.fp16.json`.
+/// Variants, as transformers calls them, have their own index: `model.safetensors.index.fp16.json`.
 fn is_index(name: &str) -> bool {
     name.contains(".safetensors.index") && name.ends_with(".json")
 }

@@ -1,23 +1,24 @@
-//! What Python reads in JSON and JSON's readers don't keep: such numbers, and halves of surrogate
-//! pairs, become texts behind a mark, from which they are written again as they stood.
+//! Keeps what Python reads in JSON and JSON readers don't: such numbers, and unpaired surrogates.
+//! They become strings with a mark, from which they are written back unchanged.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Stands before a number, within a text, that Python reads and JSON's readers don't keep.
+/// Marks a string that holds a number which JSON readers don't keep.
 const NO_JSON: char = '\u{f8ff}';
-/// Stands before the four digits of half a surrogate pair, which Python keeps in a text and JSON's
-/// readers refuse.
+/// Precedes the four digits of an unpaired surrogate in a string. Python keeps these; JSON readers
+/// refuse them.
 const HALF: char = '\u{f8fe}';
 
-/// The number that [`keep_numbers`] made the text `value` of, as it stood there.
+/// The number in the string `value`, as it was in the file; None if [`keep_numbers`] didn't make
+/// it.
 pub fn kept_number(value: &str) -> Option<&str> {
     value.strip_prefix(NO_JSON)
 }
 
-/// The JSON `text`, with numbers that Python reads and serde_json doesn't keep as texts: `NaN`,
-/// infinities, integers of more than 64 bits, -0, and what overflows a float. [`kept_number`] tells
-/// them from other texts.
+/// The JSON `text`, in which numbers that Python reads and serde_json doesn't keep are strings:
+/// `NaN`, infinities, integers of more than 64 bits, -0, and numbers that overflow a float.
+/// [`kept_number`] distinguishes them from other strings.
 pub fn keep_numbers(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let mut kept = Replaced::of(text);
@@ -40,11 +41,11 @@ pub fn keep_numbers(text: &str) -> Cow<'_, str> {
     kept.finish()
 }
 
-/// A text of which parts are replaced, in order. It is copied only where there is such a part.
+/// A text with parts replaced, in order. It is copied only if there is such a part.
 struct Replaced<'a> {
     text: &'a str,
     written: String,
-    /// The byte of `text` up to which it is written.
+    /// The byte of `text` up to which `written` is complete.
     end: usize,
 }
 
@@ -53,7 +54,7 @@ impl<'a> Replaced<'a> {
         Self { text, written: String::new(), end: 0 }
     }
 
-    /// Gives the text to which the caller appends what stands in the place of `part`.
+    /// Returns the text to which the caller appends the replacement of `part`.
     fn replace(&mut self, part: Range<usize>) -> &mut String {
         self.written.push_str(&self.text[self.end..part.start]);
         self.end = part.end;
@@ -69,7 +70,7 @@ impl<'a> Replaced<'a> {
     }
 }
 
-/// Finds where the string ends that begins at `start`: behind its quote, or at the end.
+/// The end of the string that begins at `start`: after its quote, or the end of the text.
 fn string_end(bytes: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while at < bytes.len() {
@@ -82,8 +83,9 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// The JSON `text` as [`keep_numbers`] gives it, in which escapes of half a surrogate pair are a
-/// mark and their digits. Where the words of a text count, such halves are a mistake instead.
+/// The JSON `text` as from [`keep_numbers`], with escapes of unpaired surrogates replaced by a mark
+/// and their digits. Don't use it for text whose words count: unpaired surrogates are an error
+/// there.
 pub fn keep_python(text: &str) -> Cow<'_, str> {
     match keep_numbers(text) {
         Cow::Borrowed(text) => keep_halves(text),
@@ -91,8 +93,8 @@ pub fn keep_python(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The JSON `text` with a mark and their digits in the place of escapes of half a surrogate pair,
-/// which stand in its strings alone.
+/// The JSON `text` with escapes of unpaired surrogates replaced by a mark and their digits. Escapes
+/// occur only in its strings.
 fn keep_halves(text: &str) -> Cow<'_, str> {
     let mut kept = Replaced::of(text);
     let mut at = 0;
@@ -107,14 +109,14 @@ fn keep_halves(text: &str) -> Cow<'_, str> {
                 mark.push_str(&rest[2..6]);
                 6
             }
-            // Whatever is escaped, a quote or a backslash in front of others.
+            // Skips any other escape, such as a quote or backslash.
             _ => 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
         };
     }
     kept.finish()
 }
 
-/// The unit of UTF-16 for which the escape stands that `text` begins with.
+/// The UTF-16 unit of the escape that `text` begins with.
 fn escaped_unit(text: &str) -> Option<u16> {
     u16::from_str_radix(text.get(2..6)?, 16).ok().filter(|_| text.starts_with("\\u"))
 }
@@ -132,10 +134,10 @@ pub(super) fn is_integer(number: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether `number` is one that Python reads, and serde_json doesn't, or as another.
+/// Whether Python reads `number` and serde_json doesn't, or reads another value.
 fn is_lost(number: &str) -> bool {
     if is_integer(number) {
-        // JSON has no leading zeros.
+        // JSON doesn't allow leading zeros.
         let is_plain = !number.trim_start_matches('-').starts_with('0') || number.len() == 1;
         return number == "-0"
             || is_plain && number.parse::<i64>().is_err() && number.parse::<u64>().is_err();
@@ -146,14 +148,14 @@ fn is_lost(number: &str) -> bool {
             && number.parse().is_ok_and(f64::is_infinite)
 }
 
-/// The JSON `text` with the numbers and halves again that [`keep_numbers`] found.
+/// The JSON `text` with the numbers and surrogates that [`keep_numbers`] found written back.
 pub(super) fn with_kept_numbers(text: &str) -> String {
     let text = with_halves(text);
     let start = format!("\"{NO_JSON}");
     let mut parts = text.split(&start);
     let mut written = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        // The number ends with its text.
+        // The number ends with its string.
         let (number, rest) = part.split_once('"').unwrap_or((part, ""));
         written.push_str(number);
         written.push_str(rest);
@@ -161,7 +163,7 @@ pub(super) fn with_kept_numbers(text: &str) -> String {
     written
 }
 
-/// The JSON `text` with escapes where [`keep_numbers`] left marks.
+/// The JSON `text` with marks replaced by escapes.
 fn with_halves(text: &str) -> Cow<'_, str> {
     let mut parts = text.split(HALF);
     let first = parts.next().unwrap_or_default();
@@ -198,7 +200,7 @@ mod tests {
                 "{\"a\":-0,\"b\":-0.0,\"c\":1e400}",
                 Some("{\"a\":\"@-0\",\"b\":-0.0,\"c\":\"@1e400\"}"),
             ),
-            // These are no numbers for Python either.
+            // Python doesn't accept these as numbers either.
             ("[01, 1e, Nan, -, +1, 007]", None),
         ];
         for (text, wanted) in cases {

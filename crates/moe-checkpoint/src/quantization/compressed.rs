@@ -8,34 +8,34 @@ use super::target::Target;
 use super::{Blocks, Integers, Scheme, sides, text, width};
 use crate::error::{Error, Result};
 
-/// The version of the format that is written.
+/// The version of the format that is written to configs.
 const VERSION: &str = "0.19.0";
 const PACKED: &str = "pack-quantized";
 const FLOAT: &str = "float-quantized";
-/// The format of groups of several formats.
+/// The format of a config whose groups have several formats.
 const MIXED: &str = "mixed-precision";
-/// Each is compiled and held against every module's name; configs that are written by people have a
-/// handful.
+/// Maximum number of patterns, since each is compiled and matched with every module's name. Configs
+/// written by people have a handful.
 const MAX_PATTERNS: usize = 256;
 
-/// Schemes, and which modules they are for.
+/// Schemes, and the modules that they are for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompressedTensors {
     /// `config_groups` in order.
     pub groups: Vec<SchemeGroup>,
-    /// Modules that are not quantized, whatever the groups say.
+    /// Modules that are not quantized, even if a group names them.
     pub ignore: Vec<Target>,
 }
 
 /// Modules of one scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemeGroup {
-    /// The modules.
+    /// Which modules the scheme is for.
     pub targets: Vec<Target>,
-    /// Their scheme.
+    /// How their weights are encoded.
     pub scheme: Scheme,
-    /// `input_activations`: how engines are to quantize what the modules multiply; null for not at
-    /// all. It changes no weight.
+    /// `input_activations`: how engines should quantize the modules' inputs; null for no
+    /// quantization. It doesn't affect weights.
     pub input_activations: Value,
 }
 
@@ -52,7 +52,8 @@ impl CompressedTensors {
         Ok(Self { groups, ignore: reader.targets(said, "ignore")? })
     }
 
-    /// A module's own name counts before its class.
+    /// The scheme of the module `name`. Targets with the module's name take precedence over its
+    /// class.
     pub(super) fn scheme(&self, name: &str) -> Option<Scheme> {
         if self.ignore.iter().any(|target| target.names(name)) {
             return None;
@@ -91,8 +92,8 @@ impl CompressedTensors {
         if formats.iter().all(|format| *format == formats[0]) { formats[0] } else { MIXED }
     }
 
-    /// The targets that are not quantized, and the modules `plain`: what was read of a config may
-    /// name modules that are plain again.
+    /// The targets that are not quantized, and the modules `plain`. A config that was read may name
+    /// modules that are in `plain` too.
     fn ignored(&self, plain: &[String]) -> Vec<String> {
         let mut listed = BTreeSet::new();
         let named = self.ignore.iter().map(Target::text).chain(plain.iter().cloned());
@@ -101,9 +102,9 @@ impl CompressedTensors {
 }
 
 impl SchemeGroup {
-    /// Modules of the class `Linear`, whose activations stay as they are but for e4m3 by rows. No
-    /// engine multiplies such experts with anything but float8, which they round each token to
-    /// (llm-compressor's `FP8_DYNAMIC`).
+    /// Modules of the class `Linear`. Activations stay as they are except for e4m3 by rows: engines
+    /// multiply such experts only in float8, and round each token to it (llm-compressor's
+    /// `FP8_DYNAMIC`).
     pub fn linear(scheme: Scheme) -> Self {
         let input_activations = match scheme {
             Scheme::Fp8(Blocks::Rows) => json!({
@@ -143,7 +144,7 @@ fn format_of(scheme: Scheme) -> &'static str {
     }
 }
 
-/// What a group's key `weights` says of `scheme`.
+/// The value of a group's key `weights` for `scheme`.
 fn weights(scheme: Scheme) -> Value {
     let (bits, kind, symmetric) = match scheme {
         Scheme::Integers(Integers { bits, symmetric, .. }) => (bits, "int", symmetric),
@@ -166,7 +167,7 @@ fn weights(scheme: Scheme) -> Value {
     })
 }
 
-/// The strategy by which `scheme` shares scales, its `group_size` and its `block_structure`.
+/// The strategy by which `scheme` shares scales, with its `group_size` and `block_structure`.
 fn strategy_of(scheme: Scheme) -> (&'static str, Option<usize>, Option<[usize; 2]>) {
     match scheme {
         Scheme::Integers(Integers { group: Some(group), .. }) => ("group", Some(group), None),
@@ -177,7 +178,7 @@ fn strategy_of(scheme: Scheme) -> (&'static str, Option<usize>, Option<[usize; 2
     }
 }
 
-/// Refuses a format that isn't read, and weights that are to be transformed.
+/// Refuses a format that isn't supported, and transforms of weights.
 fn check_encoding(said: &Value, refuse: impl Fn(String) -> Error) -> Result<()> {
     if let Some(format) = text(said, "format").filter(|f| ![PACKED, FLOAT, MIXED].contains(f)) {
         return Err(refuse(format!("the compressed-tensors format {format:?}")));
@@ -191,10 +192,10 @@ fn check_encoding(said: &Value, refuse: impl Fn(String) -> Error) -> Result<()> 
     Ok(())
 }
 
-/// Reads the parts of a config; `refuse` makes the error for what it can't follow.
+/// Reads the parts of a config. `refuse` makes the error for what isn't supported.
 struct Reader<R> {
     refuse: R,
-    /// Patterns that were read so far.
+    /// Number of patterns read so far.
     patterns: usize,
 }
 
@@ -246,7 +247,7 @@ fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
     }
 }
 
-/// How many columns are a group; None where whole rows are.
+/// Number of columns in a group; None for whole rows.
 fn group_size(weights: &Value) -> Option<usize> {
     let said = weights.get("group_size").and_then(Value::as_i64);
     said.filter(|group| *group > 0).map(|group| group as usize)

@@ -1,4 +1,4 @@
-//! Which targets give each module its scheme, in few words.
+//! Finds few targets that give each module its scheme.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,12 +7,12 @@ use super::compressed::{CompressedTensors, SchemeGroup};
 use super::target::{Target, escaped};
 
 impl CompressedTensors {
-    /// What gives each of `modules` its scheme: that of most of them is for `Linear`, the others
-    /// are for patterns of layers' names and, where a layer has several, of the last part of a
-    /// module's name. Activations and what is ignored stay as this says.
+    /// The same config with groups that give each of `modules` its scheme. The most frequent scheme
+    /// is for `Linear`. The others get patterns of layer names and, if a layer has several schemes,
+    /// of the last part of a module's name. Activations and ignored modules stay as they are.
     ///
-    /// vLLM, SGLang and compressed-tensors look for a module's name before its class, and at whole
-    /// layers engines can look by names of their own.
+    /// vLLM, SGLang and compressed-tensors look for a module's name before its class. For whole
+    /// layers, engines can also look under their own names.
     pub(super) fn regrouped(&self, modules: &[(String, Scheme)]) -> Self {
         let mut schemes: Vec<(Scheme, usize)> = Vec::new();
         for (_, scheme) in modules {
@@ -21,7 +21,7 @@ impl CompressedTensors {
                 None => schemes.push((*scheme, 1)),
             }
         }
-        // Of equals, the first stays first.
+        // The sort is stable: the first of equals stays first.
         schemes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let places = TargetPlaces::of(modules);
         let targets = |index: usize, scheme: Scheme| match index {
@@ -40,11 +40,11 @@ impl CompressedTensors {
     }
 }
 
-/// Modules by layer and by the last part of their names.
+/// Modules by layer, and by the last part of their names.
 struct TargetPlaces<'m> {
     modules: &'m [(String, Scheme)],
     layers: BTreeMap<usize, BTreeMap<&'m str, BTreeSet<usize>>>,
-    /// Modules outside of layers.
+    /// Indices of modules outside layers.
     others: Vec<usize>,
 }
 
@@ -62,10 +62,11 @@ impl<'m> TargetPlaces<'m> {
         places
     }
 
-    /// Targets of the modules of one scheme.
+    /// Targets for the modules of one scheme.
     fn targets(&self, scheme: Scheme) -> Vec<Target> {
         let has = |index: &usize| self.modules[*index].1 == scheme;
-        // Layers by what of them has the scheme; nothing is named of those that have it throughout.
+        // Groups layers by which of their kinds have the scheme; an empty list stands for all
+        // kinds.
         let mut alike: BTreeMap<Vec<&str>, Vec<usize>> = BTreeMap::new();
         let mut single: Vec<usize> = self.others.iter().copied().filter(has).collect();
         for (layer, kinds) in &self.layers {
@@ -95,7 +96,7 @@ fn place(name: &str) -> Option<(usize, &str)> {
     Some((layer.parse().ok()?, name.rsplit_once('.')?.1))
 }
 
-/// All modules of `layers`, or those with these last parts of their names.
+/// A pattern for all modules of `layers`, or for those whose names end in one of `named`.
 fn pattern(layers: &[usize], named: &[&str]) -> Target {
     let one_of = |words: Vec<String>| match words.as_slice() {
         [one] => one.clone(),
@@ -118,7 +119,7 @@ mod tests {
         Scheme::Integers(Integers { bits, group: Some(32), symmetric: true })
     }
 
-    /// Two experts in each layer; `bits` of gate, up and down.
+    /// Two experts in each layer, with the `bits` of gate, up and down.
     fn modules(bits: &[[u32; 3]]) -> Vec<(String, Scheme)> {
         let of_layer = |(layer, bits): (usize, &[u32; 3])| {
             let named = ["gate_proj", "up_proj", "down_proj"].into_iter().zip(*bits);
@@ -135,7 +136,7 @@ mod tests {
         bits.iter().enumerate().flat_map(of_layer).collect()
     }
 
-    /// Bits and targets of each group; each module is found with its own scheme.
+    /// Scheme and targets of each group; checks that each module is found with its own scheme.
     fn found(modules: &[(String, Scheme)]) -> Vec<(Scheme, Vec<String>)> {
         let compressed =
             CompressedTensors { groups: Vec::new(), ignore: Vec::new() }.regrouped(modules);

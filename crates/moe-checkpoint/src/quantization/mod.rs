@@ -1,5 +1,5 @@
-//! Quantized weights: what a config's `quantization_config` says of their encoding, and what it is
-//! to say.
+//! Quantized weights: how a config's `quantization_config` describes their encoding, and how it is
+//! written.
 
 mod compressed;
 mod groups;
@@ -22,12 +22,12 @@ use crate::json::shown;
 /// The config key that describes quantized weights.
 pub const QUANTIZATION_KEY: &str = "quantization_config";
 
-/// The blocks of Hugging Face's fp8 where a config has no `weight_block_size` (transformers'
+/// The block size of Hugging Face's fp8 if a config has no `weight_block_size` (transformers'
 /// `FineGrainedFP8Config`).
 const DEFAULT_BLOCK: [usize; 2] = [128, 128];
 
-/// How the quantized weights of a checkpoint are encoded. Which weights are, the tensors' names and
-/// element types say.
+/// How the quantized weights of a checkpoint are encoded. Names and element types of tensors tell
+/// which weights are quantized.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Quantization {
     /// Hugging Face's `fp8`: 8-bit floats (e4m3) with a scale for each block, as DeepSeek-V3 ships
@@ -85,25 +85,25 @@ pub struct Integers {
 }
 
 impl Integers {
-    /// The widths that are read and written; GPTQ has neither 5 nor 6.
+    /// The bit widths that can be read and written; GPTQ has neither 5 nor 6.
     pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
-    /// How many of a row's `columns` share a scale.
+    /// Number of a row's `columns` that share a scale.
     pub fn group_size(self, columns: usize) -> usize {
         self.group.unwrap_or(columns)
     }
 
-    /// Groups of a row of `columns`.
+    /// Number of groups in a row of `columns`.
     pub fn groups(self, columns: usize) -> usize {
         columns.div_ceil(self.group_size(columns))
     }
 
-    /// 32-bit words that so many `codes`, packed without gaps, take.
+    /// Number of 32-bit words for this many `codes`, packed without gaps.
     pub fn words(self, codes: usize) -> usize {
         (codes * self.bits as usize).div_ceil(32)
     }
 
-    /// Whether so many `codes` fill their words.
+    /// Whether this many `codes` fill their words.
     pub fn fills_words(self, codes: usize) -> bool {
         (codes * self.bits as usize).is_multiple_of(32)
     }
@@ -152,7 +152,8 @@ impl fmt::Display for Quantization {
 }
 
 impl Quantization {
-    /// Reads `config`; `file` is it for messages. `None` for a checkpoint that isn't quantized.
+    /// Reads the `quantization_config` of `config`; errors name `file`. `None` if the checkpoint
+    /// isn't quantized.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] for any other method or scheme, by its name.
@@ -188,7 +189,7 @@ impl Quantization {
         }
     }
 
-    /// What the name of the scales of e4m3 codes has beyond the weight's.
+    /// The suffix of the scales of e4m3 codes, after the weight's name.
     pub fn scale_suffix(&self) -> &'static str {
         match self {
             Self::BlockFp8 { .. } => "_scale_inv",
@@ -196,9 +197,9 @@ impl Quantization {
         }
     }
 
-    /// The `quantization_config` that loaders find. `plain` names the modules with a matrix that
-    /// stayed as it is, `quantized` the others, and how they are encoded, which may differ in
-    /// compressed-tensors alone.
+    /// The `quantization_config` for loaders. `plain` names the modules with a matrix that isn't
+    /// quantized, `quantized` the others with their schemes, which may differ only for
+    /// compressed-tensors.
     pub fn declared(&self, plain: &[String], quantized: &[(String, Scheme)]) -> Value {
         match self {
             Self::BlockFp8 { block } => json!({
@@ -225,9 +226,10 @@ impl Quantization {
     }
 }
 
-/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under a name of their
-/// own (q, k and v to `qkv_proj`), and SGLang 0.5.23 asks for that name alone
-/// (`get_linear_quant_method`), so all is kept that has the same parent, where all of it is plain.
+/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under their own name
+/// (q, k and v to `qkv_proj`), and SGLang 0.5.23 looks only for that name
+/// (`get_linear_quant_method`). So the pattern covers everything under the same parent, if all of
+/// it is plain.
 fn kept(name: &str, quantized: &[(String, Scheme)]) -> String {
     let parent = name.rsplit_once('.').map(|(parent, _)| format!("{parent}."));
     match parent
@@ -258,7 +260,7 @@ fn block_fp8(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Quantizat
     }
 }
 
-/// The bits of an integer; 0, which no scheme has, where it doesn't say.
+/// The bit width of an integer; 0, which no scheme has, if it isn't given.
 fn width(said: &Value, key: &str) -> u32 {
     said.get(key).and_then(Value::as_u64).and_then(|bits| bits.try_into().ok()).unwrap_or(0)
 }
@@ -398,7 +400,7 @@ mod tests {
         let once = ["re:.*norm", "lm_head", "model.layers.0.mlp.gate"];
         let said = compressed(&["re:.*norm", "lm_head", "lm_head"]).declared(&plain, &[]);
         assert_eq!(said["ignore"], json!(once));
-        // Read and written again, it stays so.
+        // Reading and writing it again changes nothing.
         let again = read(said).unwrap().unwrap().declared(&plain, &[]);
         assert_eq!(again["ignore"], json!(once));
     }

@@ -1,5 +1,5 @@
-//! A `quantization_config` that is kept while modules get other numbers: its lists follow them, the
-//! rest stays.
+//! Keeps a `quantization_config` when modules get other numbers: its lists follow the modules, and
+//! the rest stays.
 
 use std::collections::BTreeSet;
 
@@ -10,23 +10,23 @@ use super::compressed::CompressedTensors;
 use super::target::Target;
 use super::{Quantization, Scheme, kept};
 
-/// The config keys by which Hugging Face's fp8, and vLLM beside it, list what stayed as it is.
+/// The config keys under which Hugging Face's fp8, and vLLM, list modules that stay as they are.
 const NOT_CONVERTED: [&str; 2] = ["modules_to_not_convert", "ignored_layers"];
-/// What GPTQ's patterns for modules that aren't quantized start with.
+/// The prefix of GPTQ's patterns for modules that aren't quantized.
 const EXCEPT: &str = "-:";
-/// What names of modules in layers hold.
+/// Part of the names of modules in layers.
 const LAYERS: &str = "layers.";
 
-/// The modules of the model that a config is for.
+/// The modules of the model that the config is for.
 struct Modules<'a> {
     plain: &'a [String],
     quantized: &'a [(String, Scheme)],
 }
 
 impl Quantization {
-    /// `said`, which this was read of, for a model of other modules: `plain` names those with a
+    /// `said`, from which this was read, for a model with other modules. `plain` names those with a
     /// matrix that isn't quantized, `quantized` the others. Patterns and classes that still hold
-    /// stay, names of modules that are gone or quantized don't, and each is listed once.
+    /// stay; names of modules that are gone or quantized are removed. Each entry is listed once.
     pub fn relisted(
         &self,
         said: &Value,
@@ -40,7 +40,7 @@ impl Quantization {
         match self {
             Self::Compressed(compressed) => modules.relist_compressed(compressed, &mut said),
             Self::BlockFp8 { block } => {
-                // Where it isn't there, not all loaders take what transformers takes.
+                // Without this key, not all loaders assume what transformers assumes.
                 said.entry("weight_block_size").or_insert_with(|| json!(block));
                 modules.relist_fp8(&mut said);
             }
@@ -68,7 +68,7 @@ impl Modules<'_> {
         said.insert("ignore".to_owned(), json!(ignore));
     }
 
-    /// Lists those of the targets `ignore` that still hold, each once.
+    /// The targets in `ignore` that still hold, each once.
     fn still_ignored(&self, ignore: &[Target]) -> Vec<Target> {
         let plain: BTreeSet<&String> = self.plain.iter().collect();
         let mut listed = Vec::new();
@@ -87,8 +87,8 @@ impl Modules<'_> {
         listed
     }
 
-    /// Whether `compressed` gives each quantized module its scheme, and names none that isn't
-    /// there.
+    /// Whether `compressed` gives each quantized module its scheme, and names only modules that
+    /// exist.
     fn has_schemes_of(&self, compressed: &CompressedTensors) -> bool {
         let there: BTreeSet<&String> = self.quantized.iter().map(|(module, _)| module).collect();
         let mut targets = compressed.groups.iter().flat_map(|group| &group.targets);
@@ -115,7 +115,8 @@ impl Modules<'_> {
         }
     }
 
-    /// Whether fp8's entry `entry` covers no quantized module, and a plain one if it is of a layer.
+    /// Whether fp8's `entry` covers no quantized module, and at least one plain module if it is
+    /// about a layer.
     fn still_covers_plain(&self, entry: &Value) -> bool {
         entry.as_str().is_some_and(|name| {
             let is_of_layer = name.contains(LAYERS);
@@ -129,7 +130,7 @@ impl Modules<'_> {
         let mut listed = Map::new();
         let mut patterns = Vec::new();
         for (text, value) in old {
-            // What this program can't follow stays as it is.
+            // An entry that this program can't interpret stays as it is.
             let Some(pattern) = exception(text) else {
                 listed.insert(text.clone(), value.clone());
                 continue;
@@ -147,8 +148,8 @@ impl Modules<'_> {
         said.insert("dynamic".to_owned(), Value::Object(listed));
     }
 
-    /// Whether the `pattern` of GPTQ's exception `text` matches no quantized module, and a plain
-    /// one if it is of layers.
+    /// Whether the `pattern` of GPTQ's exception `text` matches no quantized module, and at least
+    /// one plain module if it is about layers.
     fn still_excepts_plain(&self, pattern: &Regex, text: &str) -> bool {
         let is_of_layer = text.contains("layers");
         !self.quantized.iter().any(|(module, _)| pattern.is_match(module))
@@ -156,8 +157,8 @@ impl Modules<'_> {
     }
 }
 
-/// The groups `new`, each with all that `old`, which `read` was read of, says of its scheme but its
-/// targets.
+/// The groups `new`. A group whose scheme was in `read` keeps all other settings from `old`, the
+/// text of `read`.
 fn targets(
     read: &CompressedTensors,
     new: &CompressedTensors,
@@ -177,18 +178,18 @@ fn targets(
     groups
 }
 
-/// The pattern of modules that GPTQ's key `text` of `dynamic` excepts, if it is such a key.
+/// The pattern of modules that the key `text` of GPTQ's `dynamic` excepts; None if it isn't such a
+/// key.
 fn exception(text: &str) -> Option<Regex> {
     Regex::new(&format!("^(?:{})", text.strip_prefix(EXCEPT)?)).ok()
 }
 
-/// Whether one of fp8's entries `listed` keeps the module `module` as it is.
+/// Whether one of fp8's entries `listed` keeps `module` as it is.
 fn is_covered(listed: &[Value], module: &str) -> bool {
     listed.iter().filter_map(Value::as_str).any(|name| covers(name, module))
 }
 
-/// Whether fp8's entry `name` keeps the module `module` as it is: by its first parts, or by its
-/// end.
+/// Whether fp8's entry `name` keeps `module` as it is, by the beginning or the end of its name.
 fn covers(name: &str, module: &str) -> bool {
     let boundary = |rest: &str| rest.is_empty() || rest.starts_with('.') || name.ends_with('.');
     module.strip_prefix(name).is_some_and(boundary) || module.ends_with(name)
@@ -211,7 +212,7 @@ mod tests {
             read.relisted(said, &plain, quantized)
         };
         let relisted = again(said);
-        // Once more changes nothing.
+        // Relisting again changes nothing.
         assert_eq!(again(&relisted), relisted);
         relisted
     }
@@ -245,7 +246,7 @@ mod tests {
         let quantized = [(expert(0), scheme(4)), (expert(2), scheme(4))];
         let plain_expert = expert(1);
         let plain = ["lm_head", router, &plain_expert];
-        // Expert 1 was 3; 0 was plain, and is gone.
+        // Expert 1 was expert 3; expert 0 was plain and is gone.
         for (before, after) in [
             (
                 json!(["lm_head", router, expert(3), expert(0)]),
@@ -270,12 +271,12 @@ mod tests {
             "a": group(8, &json!(["re:.*experts\\.5\\..*"])),
             "b": group(4, &json!(["Linear"])),
         }));
-        // Expert 5 is 1 now.
+        // Expert 5 is now expert 1.
         let quantized = [(expert(0), scheme(4)), (expert(1), scheme(8)), (expert(2), scheme(4))];
         let after =
             said(json!({ "a": group(8, &json!([expert(1)])), "b": group(4, &json!(["Linear"])) }));
         assert_eq!(relisted(&before, &[], &quantized), after);
-        // A name that is gone goes; a pattern that still holds stays.
+        // A name that is gone is removed; a pattern that still holds stays.
         let gone = said(
             json!({ "a": group(8, &json!([expert(1), expert(7)])), "b": group(4, &json!(["Linear"])) }),
         );

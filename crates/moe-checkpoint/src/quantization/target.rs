@@ -1,29 +1,30 @@
-//! Which modules a scheme is for.
+//! The modules that a scheme is for.
 
 use regex::{Regex, RegexBuilder};
 
-/// What patterns start with.
+/// The prefix of patterns.
 const PATTERN: &str = "re:";
-/// A short pattern can ask for an automaton of any size; those of real configs take a few KiB.
+/// Limit for compiled patterns, since a short pattern can need an automaton of any size. Those of
+/// real configs take a few KiB.
 const MAX_PATTERN_BYTES: usize = 256 << 10;
 
-/// What compressed-tensors calls a target: a module, or a rule that finds some.
+/// A target in compressed-tensors: a module, or a rule that selects modules.
 #[derive(Debug, Clone)]
 pub enum Target {
-    /// By its class, such as `Linear`.
+    /// Selects modules by class, such as `Linear`.
     Class(String),
-    /// By its name.
+    /// Selects a module by its name.
     Name(String),
-    /// By a pattern at the start of its name (`re:` in the config), as Python's `re.match` takes
-    /// it.
+    /// Selects modules by a pattern at the start of their names (`re:` in the config), like
+    /// Python's `re.match`.
     Pattern(Regex),
 }
 
 impl Target {
-    /// Understands `text`.
+    /// Parses `text` from a config.
     ///
     /// # Errors
-    /// For a pattern that this program can't follow.
+    /// For a pattern that this program can't interpret.
     pub fn parse(text: &str) -> Result<Self, regex::Error> {
         match text.strip_prefix(PATTERN) {
             Some(pattern) => {
@@ -42,7 +43,7 @@ impl Target {
         text.starts_with(PATTERN)
     }
 
-    /// How a config says it.
+    /// The target as text for a config.
     pub fn text(&self) -> String {
         match self {
             Self::Class(text) | Self::Name(text) => text.clone(),
@@ -54,7 +55,7 @@ impl Target {
         }
     }
 
-    /// Whether it names the module `name` itself, not just its class.
+    /// Whether it selects the module `name` by name, not just by class.
     pub(super) fn names(&self, name: &str) -> bool {
         match self {
             Self::Class(_) => false,
@@ -72,7 +73,7 @@ impl PartialEq for Target {
 
 impl Eq for Target {}
 
-/// `name` as a pattern that matches nothing else.
+/// A pattern that matches only `name`.
 pub(super) fn escaped(name: &str) -> String {
     regex::escape(name)
 }

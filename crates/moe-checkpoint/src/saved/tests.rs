@@ -12,13 +12,13 @@ fn finished_steps_come_back_to_the_run_that_took_them() {
     let first = saved("a", false).unwrap();
     assert!(!dir.exists() && !folder(&dir).is_used().unwrap());
     first.put("one", &[1, 2, 3]).unwrap();
-    // Within a run, nothing is taken twice.
+    // Within a run, no step is taken from the folder.
     assert_eq!(first.get("one").unwrap(), None);
     let resumed = saved("a", true).unwrap();
     assert_eq!(resumed.get("one").unwrap(), Some(vec![1, 2, 3]));
     assert_eq!(resumed.get("two").unwrap(), None);
     assert_eq!(saved("b", true).err().unwrap().kind(), Kind::Mismatch);
-    // Starting over drops it.
+    // Starting over removes it.
     saved("b", false).unwrap();
     assert!(!dir.exists());
     resumed.put("two", &[]).unwrap();
@@ -82,7 +82,7 @@ fn what_another_run_or_step_has_saved_is_refused() {
         assert!(error.kind() == Kind::Malformed && error.to_string().contains(name), "{error}");
     };
     let intact = fs::read(dir("a/one")).unwrap();
-    // Of another run; of another step of this one; nothing that was ever saved.
+    // A file of another run, one of another step of this run, and one that was never saved.
     fs::copy(dir("b/one"), dir("a/one")).unwrap();
     refused("one");
     fs::copy(dir("a/two"), dir("a/one")).unwrap();
@@ -91,7 +91,7 @@ fn what_another_run_or_step_has_saved_is_refused() {
     refused("one");
     fs::write(dir("a/one"), &intact).unwrap();
     assert_eq!(resumed().get("one").unwrap(), Some(b"a".to_vec()));
-    // Without a mark nobody knows whose they are: neither resumed nor removed.
+    // Without a mark their run is unknown: they are neither resumed nor removed.
     for mark in [
         None,
         Some(""),
@@ -153,7 +153,7 @@ fn what_is_not_ours_is_never_removed() {
     fs::create_dir(dir.join("folder")).unwrap();
     refused("folder");
     fs::remove_dir(dir.join("folder")).unwrap();
-    // Links, also under names of ours.
+    // Links, including those with names of our files.
     for name in ["log", "one", "of", ".one.partial-moe-convert"] {
         folder(&dir).remove().unwrap();
         ours();
@@ -164,7 +164,7 @@ fn what_is_not_ours_is_never_removed() {
         fs::write(dir.join("of"), "moe-convert training 3\na\n").unwrap();
     }
     folder(&dir).remove().unwrap();
-    // A file or a link in the folder's place; an empty folder.
+    // A file or a link in the folder's place, then an empty folder.
     fs::write(&dir, "words").unwrap();
     refused("");
     fs::remove_file(&dir).unwrap();

@@ -63,7 +63,7 @@ fn all_but_weights_and_what_is_known_to_be_none_of_the_model_comes_along() {
         Some(folder) => write(&format!("{folder}/file")),
         None => write(name),
     });
-    // A folder that leads back isn't walked for ever.
+    // A folder that leads back isn't walked forever.
     symlink(".", dir.path().join("additional_chat_templates/back")).unwrap();
     let folder = Folder::of(dir.path()).unwrap();
     let mut found = SideFiles::of(&folder).unwrap();
@@ -74,10 +74,10 @@ fn all_but_weights_and_what_is_known_to_be_none_of_the_model_comes_along() {
     found.leave_out("of another family", |name| name.ends_with(".py"));
     assert_eq!(names(&found).len(), carried.len() - 4);
     assert_eq!(found.left_out["modeling_x.py"], "of another family");
-    // The config of Mistral's own weights goes with them.
+    // The config of Mistral's own weights stays behind with them.
     write("consolidated.safetensors");
     assert!(SideFiles::of(&folder).unwrap().left_out.contains_key("params.json"));
-    // Sizes, unless loaders know the name.
+    // Large files stay behind, unless loaders know the name.
     let large = |name: &str| {
         File::create(dir.path().join(name)).unwrap().set_len(MAX_UNKNOWN_BYTES + 1).unwrap()
     };
@@ -88,7 +88,7 @@ fn all_but_weights_and_what_is_known_to_be_none_of_the_model_comes_along() {
         found.left_out.contains_key("corpus.txt")
             && names(&found).contains(&"tokenizer.large".to_owned())
     );
-    // What leads out is refused, and so is what would never end.
+    // Links out of the folder are refused, and so are files that never end.
     symlink("/etc/passwd", dir.path().join("NOTICE")).unwrap();
     assert!(SideFiles::of(&folder).unwrap_err().to_string().contains("NOTICE"));
     fs::remove_file(dir.path().join("NOTICE")).unwrap();

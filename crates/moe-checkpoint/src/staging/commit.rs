@@ -1,4 +1,4 @@
-//! A finished output gets its name.
+//! Gives a finished output its final name.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::MANIFEST_FILE;
 
 impl OutputDir {
-    /// Writes the manifest, flushes everything and lets the directory appear under its final name.
+    /// Writes the manifest, flushes everything, and gives the directory its final name.
     ///
     /// # Errors
     /// [`Kind::Io`], which says where the result is if there is one.
@@ -28,12 +28,13 @@ impl OutputDir {
         let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(self.path()));
         let flushed = kept.and_then(|()| sync_directories(self.path()));
         flushed.map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
-        // Nobody removes it from now on, nor has begun to.
+        // Taken off the list, it is no longer removed by a signal. If it wasn't listed, removal has
+        // begun.
         let mut unfinished = unfinished(&self.target)?;
         if !unfinished.remove(self.path()) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
-        // Nothing is taken back from here on: what was made must not be lost.
+        // From here on nothing is removed: the result must not be lost.
         self.committed = true;
         let moved = self.move_to_target()?;
         drop(unfinished);
@@ -45,11 +46,11 @@ impl OutputDir {
         }
     }
 
-    /// Gives the finished directory its final name or, where something that can't be replaced has
-    /// that by now, a free one beside it, which is then returned.
+    /// Gives the finished directory its final name. If that is taken by something that can't be
+    /// replaced, it gets a free name beside it, which is returned.
     fn move_to_target(&self) -> Result<Option<Elsewhere>> {
         let mut left = Unreplaced { new: self.path().to_owned(), why: None };
-        // Hours may have passed since it was looked at.
+        // Hours may have passed since the earlier result was checked.
         if let Some(found) = self.replaced.as_ref().filter(|found| found.is_still(&self.target)) {
             match self.replace(found)? {
                 None => return Ok(None),
@@ -62,17 +63,18 @@ impl OutputDir {
         Ok(moved.map(|place| Elsewhere { place, why }))
     }
 
-    /// Puts the finished directory in the place of the earlier result that was `found`, unless that
-    /// can't be replaced.
+    /// Replaces the earlier result `found` by the finished directory. If that can't be replaced,
+    /// returns where the new one is, and why.
     ///
     /// # Errors
-    /// [`Kind::Io`] where the new one is in its place, and the earlier one can't be removed.
+    /// [`Kind::Io`] if the new one is in its place, but the earlier one can't be removed.
     fn replace(&self, found: &EarlierResult) -> Result<Option<Unreplaced>> {
-        // It is removed under a hidden name: a run that begins there must not take it for its own.
+        // It is removed under a hidden name. The lock keeps a run that begins there from taking it
+        // for its own.
         let earlier = File::open(&self.target);
         let replaced = earlier.and_then(|earlier| {
             lock(&self.target, &earlier).map_err(|busy| io::Error::other(busy.briefly()))?;
-            // Held until it is removed.
+            // The lock is held until it is removed.
             Ok((replace(self.path(), &self.target)?, earlier))
         });
         match replaced {
@@ -91,14 +93,13 @@ impl OutputDir {
     }
 }
 
-/// Where a finished directory is that didn't get its name.
+/// The place of a finished directory that didn't get its final name, and the reason.
 struct Elsewhere {
     place: PathBuf,
     why: Option<io::Error>,
 }
 
-/// The error for a result that is complete at `place`, while the disk doesn't confirm that it keeps
-/// the name.
+/// The error for a result that is complete at `place`, if the disk doesn't confirm its name.
 pub(super) fn unconfirmed(place: &Path, error: io::Error) -> Error {
     let what = "the result is complete and in its place, but the disk doesn't confirm its name: it may be lost if the power fails now";
     Error::new(Kind::Io, what).file(place).source(error).remedy(

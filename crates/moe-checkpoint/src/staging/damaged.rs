@@ -1,5 +1,5 @@
-//! What is left of a result's files after a crash, or a copy that was broken off: nobody's loss
-//! when the result is made again.
+//! Remains of a result's files after a crash, or after a copy that was broken off. Replacing them
+//! by a new result loses nothing.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -16,9 +16,9 @@ use crate::regular::open_file;
 use crate::result::RECEIPT_FILE;
 use crate::whole::read_whole;
 
-/// Whether the file `name` of the result `target` is what is left of the one that a run wrote,
-/// rather than somebody's: nothing, the beginning of a receipt, or of weights, as far as it goes
-/// those that the receipt or the index speaks of.
+/// Whether the file `name` of the result `target` is the remains of a file that a run wrote, rather
+/// than someone's own file: it is empty, or the beginning of a receipt or of weights. If it is long
+/// enough to tell, the weights must be those that the index or receipt describes.
 pub(super) fn is_damaged(target: &Path, name: &str) -> bool {
     let path = target.join(name);
     is_empty(&path)
@@ -26,18 +26,18 @@ pub(super) fn is_damaged(target: &Path, name: &str) -> bool {
         || are_cut_weights(target, name).unwrap_or(false)
 }
 
-/// Whether nothing is in the file `path`.
+/// Whether the file `path` is empty.
 pub(super) fn is_empty(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() == 0)
 }
 
-/// What receipts begin with: those of today, and those of builds that said no format.
+/// The beginnings of receipts: today's, and those of builds that wrote no format.
 const RECEIPT_STARTS: [&str; 2] = [
     "{\n  \"format\": 1,\n  \"tool\": {\n    \"name\": \"moe-convert\",\n",
     "{\n  \"tool\": {\n    \"name\": \"moe-convert\",\n",
 ];
 
-/// Whether the file `path` is a receipt that ends too early.
+/// Whether the file `path` is a receipt that was cut short.
 fn is_cut_receipt(path: &Path) -> bool {
     let Ok(bytes) = read_whole(path, json::MAX_JSON_BYTES) else { return false };
     let begins =
@@ -46,7 +46,7 @@ fn is_cut_receipt(path: &Path) -> bool {
         && serde_json::from_slice::<IgnoredAny>(&bytes).is_err_and(|error| error.is_eof())
 }
 
-/// What a receipt says of the tensors of its result.
+/// The part of a receipt that describes its result's tensors.
 #[derive(Deserialize)]
 struct Said {
     result: SaidResult,
@@ -58,10 +58,10 @@ struct SaidResult {
     bytes: u64,
 }
 
-/// Whether the file `name` ends too early for a safetensors file, and is as far as it goes what a
-/// run may have written there: it begins as such files do and ends before its header does, or has a
-/// sound one, names the tensors that this result has there, and ends before the last of them does.
-/// None where it, or what says which tensors these are, can't be read.
+/// Whether the file `name` is a safetensors file that was cut short, and a run may have written it
+/// as far as it goes. It either ends within its header, or has a valid header that lists the
+/// tensors that this result has there, and ends before the last of them does. None if the file, or
+/// the list of tensors, can't be read.
 fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     let mut file = open_file(&target.join(name)).ok()?;
     let mut start = Vec::new();
@@ -73,7 +73,7 @@ fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     let mut header = Vec::new();
     file.by_ref().take(length.min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
     if (header.len() as u64) < length {
-        // No weight is in it.
+        // It contains no weights.
         return Some(is_cut_object(&header));
     }
     let parsed: Map<String, Value> = serde_json::from_slice(&header).ok()?;
@@ -83,25 +83,26 @@ fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     Some(present < end && are_the_results(target, name, &entries)?)
 }
 
-/// Whether `bytes` are the length of a header as runs write it, or the beginning of one:
-/// little-endian, and headers are padded.
+/// Whether `bytes` are the length of a header as runs write it, or the beginning of one. The length
+/// is little-endian, and a multiple of 8, since headers are padded.
 fn begins_a_length(bytes: &[u8]) -> bool {
     let mut least = [0; 8];
     least[..bytes.len()].copy_from_slice(bytes);
-    // The bytes that are missing can only add to it.
+    // Missing bytes can only increase the length.
     u64::from_le_bytes(least) <= MAX_HEADER_BYTES
         && bytes.first().is_some_and(|byte| byte.is_multiple_of(8))
 }
 
-/// Whether `bytes` are the beginning of a JSON object with spaces behind it, or nothing.
+/// Whether `bytes` are empty, or the beginning of a JSON object followed by spaces.
 fn is_cut_object(bytes: &[u8]) -> bool {
     let begins = bytes.is_empty() || bytes.starts_with(b"{");
-    // What is whole was cut among the spaces.
+    // A complete object was cut among its spaces.
     begins && serde_json::from_slice::<Value>(bytes).err().is_none_or(|error| error.is_eof())
 }
 
-/// Whether the result `target` has these tensors in its file `name`, as its index says or, where
-/// all are in one file, as many with as many bytes as its receipt says, unless that is cut, too.
+/// Whether the result `target` has these tensors in its file `name`, according to its index. If all
+/// tensors are in one file, the receipt must give the same number of tensors and bytes, unless it
+/// is cut too.
 fn are_the_results(target: &Path, name: &str, entries: &[Entry]) -> Option<bool> {
     if target.join(INDEX_FILE).symlink_metadata().is_ok() {
         let index: Value = json::read_tree(&target.join(INDEX_FILE)).ok()?;

@@ -1,4 +1,4 @@
-//! Earlier results, which `--overwrite` replaces as long as all that is in them is theirs.
+//! Earlier results, which `--overwrite` replaces only if they contain nothing else.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -15,18 +15,18 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_watched};
 use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record};
 
-/// A file up to this is hashed in a fraction of a second, by every check. A larger one, which can
-/// only be weights, is hashed once, when the output is created.
+/// Files up to this size are hashed in a fraction of a second, by every check. Larger ones, which
+/// can only be weights, are hashed once, when the output is created.
 pub(super) const SMALL_BYTES: u64 = 64 << 20;
 
-/// Called with the bytes that were hashed since it was called before.
+/// Called with the number of bytes hashed since the last call.
 pub(super) type HashProgress<'a> = &'a (dyn Fn(u64) + Sync);
 
-/// Files by name, each as it was.
+/// The version of each file, by name.
 type Versions = BTreeMap<String, Version>;
 
-/// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier
-/// result in which nothing else lies, nothing small was changed and nothing is write-protected.
+/// Refuses to replace `target` by a new result, unless it is an empty directory, or an earlier
+/// result without other files, changes to small files or write protection.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what would be lost.
@@ -35,11 +35,11 @@ pub(super) fn check(target: &Path) -> Result<()> {
     earlier.versions(&Versions::new(), SMALL_BYTES, &|_| ()).map(drop)
 }
 
-/// Refuses the hidden directory `dir`, for which an earlier result is to go, unless it is a whole
-/// result. It is hashed.
+/// Refuses the hidden directory `dir` unless it is a complete result that may replace an earlier
+/// one. It is hashed.
 ///
 /// # Errors
-/// [`Kind::Usage`] then.
+/// [`Kind::Usage`] if it isn't complete.
 pub(super) fn check_whole(dir: &Path, watch: HashProgress<'_>) -> Result<()> {
     let whole = Earlier::open(dir)?.is_some_and(|found| {
         let is_as_listed = |(name, hash): (&String, &String)| {
@@ -56,20 +56,20 @@ pub(super) fn check_whole(dir: &Path, watch: HashProgress<'_>) -> Result<()> {
         .remedy("remove it: the output needs the name while it is replaced"))
 }
 
-/// What a new result replaces, as it was when all of it was looked at.
+/// The earlier result that a new one replaces, as it was when it was checked.
 #[derive(Debug)]
 pub(super) struct EarlierResult {
     dir: Version,
-    /// When a name last came or went.
+    /// When a name was last added or removed.
     modified: Option<SystemTime>,
-    /// The files that the manifest lists.
+    /// Names of the files in the manifest.
     listed: Vec<String>,
-    /// The listed files that were there.
+    /// Versions of those files that existed.
     files: Versions,
 }
 
 impl EarlierResult {
-    /// Looks at `target`, and hashes all files of it, which takes a second for each gigabyte.
+    /// Checks `target` and hashes all its files, which takes a second for each gigabyte.
     ///
     /// # Errors
     /// As for [`check`].
@@ -87,20 +87,19 @@ impl EarlierResult {
         Ok(Self { dir, modified, listed, files })
     }
 
-    /// The names of the files that the manifest lists, there or not.
+    /// Names of the files in the manifest, whether or not they exist.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.listed.iter().map(String::as_str)
     }
 
-    /// Whether `target` is still what was looked at. That takes no time where no file was touched
-    /// meanwhile; what was touched is hashed again.
+    /// Whether `target` is still as it was checked. This is instant if no file was touched in the
+    /// meantime; touched files are hashed again.
     pub fn is_still(&self, target: &Path) -> bool {
         self.is_at(target) && self.is_unchanged(target).unwrap_or(false)
     }
 
-    /// Whether the very directory is there still, to which nothing came, and from which nothing
-    /// went. Other permissions make no other result of it, so that the time of change, which moves
-    /// with them, doesn't count.
+    /// Whether it is still the same directory, with no name added or removed. The time of change
+    /// isn't compared, since it also moves with permissions, which don't make it another result.
     fn is_at(&self, target: &Path) -> bool {
         let Ok(found) = target.symlink_metadata() else { return false };
         Version::of(&found).is_of_same(&self.dir) && found.modified().ok() == self.modified
@@ -112,15 +111,15 @@ impl EarlierResult {
     }
 }
 
-/// A result whose receipt and manifest agree, and in which nothing else lies.
+/// A result whose receipt and manifest agree, and which contains nothing else.
 struct Earlier<'a> {
     target: &'a Path,
     listed: Manifest,
 }
 
 impl<'a> Earlier<'a> {
-    /// The result in `target`; None for an empty directory, and for the last that is left of one
-    /// that was being removed.
+    /// The result in `target`; None for an empty directory, and for the last file of a result that
+    /// was being removed.
     fn open(target: &'a Path) -> Result<Option<Self>> {
         let found = target
             .symlink_metadata()
@@ -143,7 +142,7 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    /// Something in the folder `below` that is not the result's.
+    /// A file in the folder `below` that isn't part of the result; None if there is none.
     fn foreign(&self, below: &Path) -> Result<Option<PathBuf>> {
         let dir = self.target.join(below);
         let fail = |e| Error::io("cannot look through this earlier result", &dir, e);
@@ -160,10 +159,10 @@ impl<'a> Earlier<'a> {
         Ok(None)
     }
 
-    /// Something that is not the result's: what is called `name`, which was `found`, or lies in it.
+    /// Like `foreign`, for the file or folder `name`, which was `found`.
     fn foreign_at(&self, name: PathBuf, found: &Metadata) -> Result<Option<PathBuf>> {
         let path = self.target.join(&name);
-        // Even of a file that is listed: the manifest speaks of the one below the mount.
+        // This includes a listed file, since the manifest describes the one below the mount.
         if is_mount_point(&path, found) {
             return Err(mounted(&path));
         }
@@ -183,12 +182,12 @@ impl<'a> Earlier<'a> {
         self.listed.files.keys().any(|file| Path::new(file).starts_with(name))
     }
 
-    /// Whether a run has written the file `name`, as far as its name tells, and what no manifest
-    /// lists, its content.
+    /// Whether a run has written the file `name`, judged by its name or, if no manifest lists it,
+    /// by its content.
     fn is_ours(&self, name: &Path) -> bool {
         match name.to_str() {
             Some(MANIFEST_FILE) => true,
-            // After a crash a file may be there without its content.
+            // After a crash a file may exist without its content.
             Some(name @ (RUN_FILE | LOG_FILE)) if is_empty(&self.target.join(name)) => true,
             Some(RUN_FILE) => is_own_run_record(self.target),
             Some(LOG_FILE) => is_own_log(self.target),
@@ -197,17 +196,17 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    /// The files that the manifest lists and that are there. Those of up to `most` bytes are
-    /// hashed, but for what is `known` already.
+    /// The versions of the listed files that exist. Those of up to `most` bytes are hashed, unless
+    /// their version is `known`.
     ///
     /// # Errors
-    /// [`Kind::Usage`], naming one that isn't what was written.
+    /// [`Kind::Usage`], naming a file that isn't as it was written.
     fn versions(&self, known: &Versions, most: u64, watch: HashProgress<'_>) -> Result<Versions> {
         let files = self.listed.files.par_iter();
         let looked = files.map(|(name, hash)| {
             Ok(Some(name.clone()).zip(self.version(name, hash, known, most, watch)?))
         });
-        // In order, so that of several files the first one is named.
+        // In order, so that the first of several files is named.
         let looked: Vec<Result<Option<(String, Version)>>> = looked.collect();
         looked.into_iter().filter_map(Result::transpose).collect()
     }
@@ -221,7 +220,7 @@ impl<'a> Earlier<'a> {
         watch: HashProgress<'_>,
     ) -> Result<Option<Version>> {
         let path = self.target.join(name);
-        // What somebody has removed is nobody's loss any more.
+        // A file that was removed can't be lost any more.
         let Ok(found) = path.symlink_metadata() else { return Ok(None) };
         let version = Version::of(&found);
         let is_taken_for_granted = found.len() > most || known.get(name) == Some(&version);
@@ -235,7 +234,7 @@ impl<'a> Earlier<'a> {
     }
 }
 
-/// What the manifest of the result in `target` lists, which agrees with its receipt.
+/// The manifest of the result in `target`, which must agree with its receipt.
 fn read_listed(target: &Path) -> Result<Manifest> {
     if !target.join(RECEIPT_FILE).symlink_metadata().is_ok_and(|receipt| receipt.is_file()) {
         return Err(Error::new(
@@ -251,7 +250,7 @@ fn read_listed(target: &Path) -> Result<Manifest> {
         let what = format!("no {MANIFEST_FILE} says which of its files are a result's");
         return Err(unsound_manifest(target, &what));
     };
-    // A damaged receipt is no reason to keep what is to be made again.
+    // A damaged receipt mustn't keep the result from being made again.
     let written = Written::read(target).unwrap_or_default();
     written.check(target, &listed).map_err(|error| {
         let what = format!("its {MANIFEST_FILE} isn't the one that was written with it");
@@ -266,7 +265,7 @@ fn unsound_manifest(target: &Path, what: &str) -> Error {
         .remedy("remove the output yourself, or choose another name")
 }
 
-/// Says that the file `path` would be lost, and `why` it should not be.
+/// The error if the file `path` would be lost; `why` says why it should be kept.
 fn would_remove(path: &Path, why: &str) -> Error {
     Error::new(Kind::Usage, format!("--overwrite would remove this, {why}"))
         .file(path)

@@ -23,19 +23,19 @@ use crate::index::{INDEX_FILE, SINGLE_FILE};
 use crate::json;
 use crate::result::RECEIPT_FILE;
 
-/// What a file holds, so that one of this kind may replace it.
+/// A kind of file, which may replace others of its kind.
 #[derive(Debug, Clone, Copy)]
 pub struct FileKind {
-    /// What it holds, in words, such as "logits".
+    /// The content in words, such as "logits".
     pub content: &'static str,
-    /// Whether the regular file of this path holds that.
+    /// Whether the regular file at this path has such content.
     pub holds: fn(&Path) -> bool,
-    /// Whether it is text, which may go to a pipe, a terminal or /dev/null, too.
+    /// Whether it is text, which may also go to a pipe, a terminal or /dev/null.
     pub is_text: bool,
 }
 
-/// What had a path when it was looked at, so that nothing but this is replaced later. By default
-/// there was nothing.
+/// The file or stream at a path when it was checked; nothing else is replaced later. By default
+/// there was none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FoundFile(There);
 
@@ -44,12 +44,12 @@ enum There {
     #[default]
     Nothing,
     File(Version),
-    /// What is written there replaces nothing.
+    /// Writing to a stream replaces nothing.
     Stream,
 }
 
 impl FoundFile {
-    /// What has the name `path` now; a link is not followed.
+    /// Looks at `path` now; a link is not followed.
     fn at(path: &Path) -> Self {
         Self(
             path.symlink_metadata()
@@ -57,19 +57,19 @@ impl FoundFile {
         )
     }
 
-    /// Whether it is a pipe or a device, in which nothing is ever replaced.
+    /// Whether it is a pipe or a device, where nothing is replaced.
     pub fn is_stream(&self) -> bool {
         self.0 == There::Stream
     }
 }
 
-/// Checks whether a file of `kind` may be written to `path`, without touching the disk: nothing or
-/// an empty file may be there, or, with `overwrite`, a file of this kind, or a stream if this is
-/// text. [`StagedFile::create`] takes what was found.
+/// Checks whether a file of `kind` may be written to `path`, without touching the disk. The path
+/// must be free or have an empty file; with `overwrite` it may have a file of this kind; for text
+/// it may be a stream. Pass the result to [`StagedFile::create`].
 ///
 /// # Errors
-/// [`Kind::Usage`] where something else is there, it is write-protected, or the path can't be a
-/// file's; [`Kind::Missing`] where its directory isn't there.
+/// [`Kind::Usage`] if something else is there, it is write-protected, or a file can't have this
+/// path; [`Kind::Missing`] if its directory doesn't exist.
 pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<FoundFile> {
     let parent = parent_of(path);
     check_exists(&parent)?;
@@ -102,7 +102,7 @@ fn check_exists(dir: &Path) -> Result<()> {
     Err(Error::new(Kind::Missing, what).file(dir).remedy("make it first"))
 }
 
-/// Checks what [`check_file`] does where something was `found` at `path`.
+/// Checks what [`check_file`] does, for something that was `found` at `path`.
 fn check_found(
     path: &Path,
     found: &Metadata,
@@ -138,7 +138,7 @@ fn check_regular(path: &Path, found: &Metadata) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to replace a file that holds something else than those of `kind`.
+/// Refuses to replace a file whose content isn't of `kind`.
 fn check_holds(path: &Path, kind: &FileKind) -> Result<()> {
     if (kind.holds)(path) {
         return Ok(());
@@ -154,14 +154,14 @@ fn refused(path: &Path, what: &str, remedy: &str) -> Error {
     Error::new(Kind::Usage, what).file(path).remedy(remedy)
 }
 
-/// Whether `path` lies in the folder of a model or a result, however deep.
+/// Whether `path` is in the folder of a model or a result, at any depth.
 pub fn lies_in_a_model(path: &Path) -> bool {
     let parent = parent_of(path);
     parent.canonicalize().unwrap_or(parent).ancestors().any(holds_a_model)
 }
 
-/// Whether a checkpoint or an earlier result lies in `folder`. A `config.json` alone may be any
-/// program's.
+/// Whether `folder` contains a checkpoint or an earlier result. A `config.json` alone may belong to
+/// any program.
 fn holds_a_model(folder: &Path) -> bool {
     if [RECEIPT_FILE, SINGLE_FILE, INDEX_FILE].iter().any(|name| folder.join(name).is_file()) {
         return true;
@@ -170,55 +170,53 @@ fn holds_a_model(folder: &Path) -> bool {
     ["model_type", "architectures"].iter().any(|key| config.get(key).is_some())
 }
 
-/// Whether `path` ends in `/` or `/.`, which [`Path`] passes over and a rename doesn't.
+/// Whether `path` ends in `/` or `/.`, which [`Path`] ignores and a rename doesn't.
 fn names_a_directory(path: &Path) -> bool {
     let path = path.as_os_str().as_bytes();
     path.ends_with(b"/") || path.ends_with(b"/.")
 }
 
-/// A file being written: it lies hidden beside its final place until [`StagedFile::commit`].
-/// Dropped without that, it is removed. What goes to a stream is written there when it is
-/// committed.
+/// A file being written: it is hidden beside its final path until [`StagedFile::commit`], and
+/// removed if dropped before that. A stream is written only on commit.
 #[derive(Debug)]
 pub struct StagedFile {
     path: PathBuf,
     /// None for a stream.
     staging: Option<PathBuf>,
-    /// What it replaces.
+    /// The file that it may replace.
     replaced: FoundFile,
-    /// Holds the lock.
+    /// The open file, which holds the lock.
     file: File,
 }
 
-/// What became of a file that was committed.
+/// The outcome of committing a file.
 #[derive(Debug)]
 pub struct Placed {
-    /// What is there now, for who writes it again.
+    /// The file that is there now, for replacing it again.
     pub found: FoundFile,
-    /// Where it lies if something else has its name, and what to say of that.
+    /// The path of the file if something else has its name, and the error that explains this.
     pub beside: Option<(PathBuf, Error)>,
 }
 
 impl StagedFile {
-    /// Creates the hidden file beside `path` and locks it, so that no work is done for a file that
-    /// can't be written. It replaces what [`check_file`] has `found`, whose permissions it takes
-    /// over.
+    /// Creates and locks the hidden file beside `path`, so that no work is lost on a file that
+    /// can't be written. It replaces what [`check_file`] has `found`, and takes over its
+    /// permissions.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be created, or another run is writing the same file;
-    /// [`Kind::Stopped`] where the program is ending; [`Kind::Usage`] for a pipe that nobody reads.
+    /// [`Kind::Io`] if it can't be created, or another run is writing the same file;
+    /// [`Kind::Stopped`] if the program is ending; [`Kind::Usage`] for a pipe without a reader.
     pub fn create(path: &Path, found: FoundFile) -> Result<Self> {
         if found.is_stream() {
             let file = open_stream(path)?;
             return Ok(Self { path: path.to_owned(), staging: None, replaced: found, file });
         }
-        // Who opens it before it has the permissions of what it replaces could read what is written
-        // later.
+        // Until it has the permissions of the file that it replaces, others must not open it, or
+        // they could read what is written later.
         let is_new = found == FoundFile::default();
         let mode = if is_new { 0o666 } else { 0o600 };
         let staging = partial(path)?;
-        // Held until the file is listed: a signal that comes meanwhile finds it there, or finds no
-        // file.
+        // Held until the file is listed, so that a signal finds either the listed file or no file.
         let mut unfinished = unfinished(path)?;
         let there = path.symlink_metadata().ok().filter(|_| !is_new);
         let rights = there.map(|there| Rights::of(path, &there));
@@ -232,29 +230,29 @@ impl StagedFile {
         Ok(created)
     }
 
-    /// Removes what a killed run left in the file, once it has the `rights` of what it replaces:
-    /// nobody may read now what nobody else could read before.
+    /// Removes what a killed run left in the file, after giving it the `rights` of what it
+    /// replaces, so that nobody gets to read what was private before.
     fn empty(&self, rights: Option<Rights>) -> io::Result<()> {
         rights.map_or(Ok(()), |rights| rights.give(&self.file))?;
         self.file.set_len(0)
     }
 
-    /// Lets `fill` write the file, flushes it and lets it appear under its final name. Gives what
-    /// is there then, for who writes it again.
+    /// Calls `fill` to write the file, flushes it, and gives it its final name. Returns what is
+    /// there then, for replacing it again.
     ///
     /// # Errors
-    /// As for [`Self::place`]. Where something else than what was found is there by now, the file
-    /// gets a name beside it, which the error says.
+    /// As for [`Self::place`]. If something else is there by then, the file gets a name beside it,
+    /// which the error says.
     pub fn commit(self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<FoundFile> {
         let placed = self.place(fill)?;
         placed.beside.map_or(Ok(placed.found), |(_, error)| Err(error))
     }
 
-    /// Does what [`Self::commit`] does, where a name beside the final one will do.
+    /// Like [`Self::commit`], but a name beside the final one isn't an error.
     ///
     /// # Errors
-    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. A file that is
-    /// whole and can't be given its name stays under the hidden one, which the error says.
+    /// [`Kind::Io`], also if `fill` fails; the final name is then untouched. A complete file
+    /// that can't get its name stays under the hidden one, which the error says.
     pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Placed> {
         let path = self.path.clone();
         let fail = |e| Error::io("cannot write this file", &path, e);
@@ -266,7 +264,7 @@ impl StagedFile {
         filled.and_then(|()| self.file.sync_all()).map_err(fail)?;
         let mut unfinished = unfinished(&path)?;
         unfinished.remove(&staging);
-        // It is nobody's to remove any more.
+        // Nothing may remove it any more.
         self.staging = None;
         let moved = self.rename(&staging).map_err(|e| unmoved(&staging, &path, e))?;
         let written = self.file.metadata().ok();
@@ -279,8 +277,8 @@ impl StagedFile {
         Ok(Placed { found, beside })
     }
 
-    /// Gives the file at `staging` its name, or gives back a free one beside that, which it got.
-    /// Hours may have passed: only what was looked at then is replaced.
+    /// Gives the file at `staging` its name, or a free one beside it, which is returned. Since
+    /// hours may have passed, only what was checked is replaced.
     fn rename(&self, staging: &Path) -> io::Result<Option<PathBuf>> {
         match FoundFile::at(&self.path) {
             now @ FoundFile(There::File(_)) if now == self.replaced => {
@@ -291,14 +289,14 @@ impl StagedFile {
     }
 }
 
-/// Opens the hidden file `staging`, which gets `mode` where it has to be made.
+/// Opens the hidden file `staging`, and creates it with `mode` if needed.
 fn open_or_make(staging: &Path, mode: u32) -> io::Result<File> {
     let mut options = options_of(OFlags::empty());
     options.write(true).create(true).truncate(false).mode(mode).open(staging)
 }
 
-/// Refuses the hidden `file` if it has another name, too: that would be another file of somebody's,
-/// which is emptied here.
+/// Refuses the hidden `file` if it has another name too: emptying it here would empty someone's
+/// file.
 fn check_own(file: &File, staging: &Path) -> Result<()> {
     if file.metadata().is_ok_and(|found| found.nlink() > 1 || !found.is_file()) {
         let what =
@@ -311,18 +309,18 @@ fn check_own(file: &File, staging: &Path) -> Result<()> {
 impl Drop for StagedFile {
     fn drop(&mut self) {
         let Some(staging) = &self.staging else { return };
-        // Where the program is ending, who ends it has removed the file.
+        // If the program is ending, `remove_unfinished` removes the file.
         if unfinished(&self.path).is_ok_and(|mut files| files.remove(staging)) {
             let _ = fs::remove_file(staging);
         }
     }
 }
 
-/// Writes one result file so that it is whole or not there: `fill` writes a hidden file beside it.
-/// It replaces what is there now.
+/// Writes a result file completely or not at all: `fill` writes a hidden file beside it, which then
+/// replaces what is at `path`.
 ///
 /// # Errors
-/// [`Kind::Io`], and what `fill` returns.
+/// [`Kind::Io`], also if `fill` fails.
 pub fn write_file_atomically(
     path: &Path,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
@@ -330,12 +328,11 @@ pub fn write_file_atomically(
     StagedFile::create(path, FoundFile::at(path))?.commit(fill).map(drop)
 }
 
-/// Opens the file `path`, which may have to be made, to add to its end. A link under that name is
-/// not followed, and a file that has another name, too, is refused: that may be one that the run
-/// reads.
+/// Opens the file `path` for appending, and creates it if needed. A link is not followed. A file
+/// with another name is refused, since it may be one that the run reads.
 ///
 /// # Errors
-/// [`Kind::Io`]; [`Kind::Usage`] for a file of two names.
+/// [`Kind::Io`]; [`Kind::Usage`] for a file with two names.
 pub fn open_to_append(path: &Path) -> Result<File> {
     let open = options_of(OFlags::NONBLOCK).append(true).create(true).open(path);
     let file = open.map_err(|e| Error::io("cannot write to this file", path, e))?;
@@ -347,7 +344,7 @@ pub fn open_to_append(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Opens the file `path` to read it, unless that is a link.
+/// Opens the file `path` for reading, unless it is a link.
 pub(crate) fn open_no_link(path: &Path) -> io::Result<File> {
     options_of(OFlags::empty()).open(path)
 }

@@ -1,5 +1,5 @@
-//! What a run leaves that is killed while it replaces an earlier result: both, whole, or the new
-//! one whole.
+//! Handles what a run leaves if it is killed while it replaces an earlier result: both results
+//! complete, or the new one complete.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use super::unmovable::{finish, is_waiting};
 use super::{Existing, OutputDir};
 use crate::error::{Error, Kind, Result};
 
-/// Says that something has the name `target`, which nobody asked to replace.
+/// The error if something has the name `target`, and replacing wasn't asked for.
 pub(super) fn exists(target: &Path) -> Error {
     let remedy = "remove it, choose another name, or give --overwrite";
     if !is_waiting(target) {
@@ -27,9 +27,9 @@ pub(super) fn exists(target: &Path) -> Error {
     Error::new(Kind::Usage, what).file(target).remedy(format!("rename one of them, or {remedy}"))
 }
 
-/// Gives `target` what a run that was killed while it replaced an earlier result has left under a
-/// hidden name: the earlier result where that was moved away, or the complete new one, for which
-/// the earlier one is being removed. Whether there was any such thing.
+/// Recovers what a run left under a hidden name if it was killed while it replaced an earlier
+/// result. Gives the name `target` to the earlier result if it was moved away, or to the complete
+/// new one if the earlier one was being removed. Returns whether there was anything to recover.
 ///
 /// # Errors
 /// As for [`OutputDir::create_watched`].
@@ -40,7 +40,7 @@ pub(super) fn bring_back(
 ) -> Result<bool> {
     let (aside, complete) = (aside(target), complete(target));
     if is_waiting(target) {
-        // A run may be at work there.
+        // A run may still be working there.
         lock(target, &File::open(&complete).map_err(|e| not_back(target, e))?)?;
     }
     let has_target = target.symlink_metadata().is_ok();
@@ -48,7 +48,7 @@ pub(super) fn bring_back(
         Some(hidden) if !has_target => {
             rename_new(hidden, target).map_err(|e| not_back(target, e))?
         }
-        // Whoever asks for that asks for no less than the killed run was asked for.
+        // This user asks for no less than the killed run's did.
         Some(hidden) if *hidden == complete && existing == Existing::Replaced => {
             finish_replacing(target, hidden, watch)?
         }
@@ -59,7 +59,7 @@ pub(super) fn bring_back(
     Ok(true)
 }
 
-/// Puts the complete result at `complete` into the place of the earlier one at `target`.
+/// Replaces the earlier result at `target` by the complete one at `complete`.
 fn finish_replacing(target: &Path, complete: &Path, watch: HashProgress<'_>) -> Result<()> {
     check_whole(complete, watch)?;
     let found = EarlierResult::look(target, watch)?;
@@ -74,7 +74,7 @@ fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
-/// Says that the earlier result, which was brought back to `target`, stays there.
+/// The error if the earlier result was brought back to `target` and stays there.
 fn kept(target: &Path) -> Error {
     let what = "the output exists: it is what a run left that was stopped while it replaced it, and was brought back";
     Error::new(Kind::Usage, what)

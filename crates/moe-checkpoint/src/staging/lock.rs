@@ -1,4 +1,4 @@
-//! Locks on what is being written, which another run of this program then keeps away from.
+//! Locks on outputs, so that other runs of this program keep away from them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,8 +13,8 @@ use crate::locations::Id;
 
 const TRIES: usize = 1000;
 
-/// Gives what `open` opens at `hidden`, locked. It is tried again where a run that ends has just taken
-/// that away from there.
+/// Opens `hidden` with `open` and locks it. It tries again if a run that is ending has just removed
+/// or renamed it.
 pub(super) fn locked(
     target: &Path,
     hidden: &Path,
@@ -36,11 +36,11 @@ pub(super) fn locked(
             return Ok(file);
         }
     }
-    // Some directories, such as those of /proc, take no files and say so in this way.
+    // Some directories, such as those in /proc, report in this way that they take no files.
     Err(vanished.map_or_else(|| busy(target), |e| cannot_create(hidden, e)))
 }
 
-/// Whether `error` says that `hidden` was taken away while it was opened.
+/// Whether `error` says that `hidden` was removed or renamed while it was opened.
 fn has_vanished(error: &io::Error, hidden: &Path) -> bool {
     error.kind() == io::ErrorKind::NotFound && hidden.parent().is_some_and(Path::is_dir)
 }
@@ -55,7 +55,7 @@ fn cannot_create(hidden: &Path, error: io::Error) -> Error {
     }
 }
 
-/// Locks `file`, which is, or becomes, `target`.
+/// Locks `file`, which is `target` or will become it.
 pub(super) fn lock(target: &Path, file: &File) -> Result<()> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
@@ -70,8 +70,7 @@ fn busy(target: &Path) -> Error {
         .remedy("wait for it, or choose another output")
 }
 
-/// How hidden files are opened: a link under their name, such as an archive may bring along, would
-/// lead anywhere.
+/// Options for opening hidden files: links, which an archive may contain, aren't followed.
 pub(super) fn options_of(flags: OFlags) -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);

@@ -53,41 +53,41 @@ use protected::{check_no_mount, check_takes_names};
 use remove::{check_no_mount_in, remove_tree};
 use unfinished::{clear_directory, unfinished};
 
-/// What becomes of an earlier result in the place of an output.
+/// What to do with an earlier result at the path of an output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Existing {
-    /// It stays, and the new one is refused.
+    /// Keep it, and refuse the new one.
     #[default]
     Kept,
-    /// The new one replaces it, unless something lies in it that no run has written.
+    /// Replace it, unless it contains something that no run has written.
     Replaced,
 }
 
-/// A directory being written: it lies hidden beside its final place until [`OutputDir::commit`].
-/// Dropped without that, it is removed.
+/// A directory being written: it is hidden beside its final path until [`OutputDir::commit`], and
+/// removed if dropped before that.
 #[derive(Debug)]
 pub struct OutputDir {
     target: PathBuf,
-    /// The hidden directory itself, with the lock on it.
+    /// The hidden directory, which holds the lock.
     staging: OpenDir,
     manifest: Manifest,
     committed: bool,
-    /// Whether what it replaces was brought back, or to its place, from a hidden name.
+    /// Whether the result to replace was recovered from a hidden name.
     brought_back: bool,
-    /// What it replaces; None where nothing was there.
+    /// The result that it replaces; None if nothing was there.
     replaced: Option<EarlierResult>,
-    /// The permissions of what it replaces.
+    /// Permissions of the result that it replaces.
     modes: Option<Modes>,
 }
 
 impl OutputDir {
-    /// Checks whether `target` may be created, without touching the disk. That it overlaps with
-    /// nothing that is read is for [`crate::Locations`] to say. Of an earlier result, files are
-    /// hashed that take no time; all are, when the output is created.
+    /// Checks whether `target` may be created, without touching the disk. [`crate::Locations`]
+    /// checks that it doesn't overlap with what is read. Only small files of an earlier result are
+    /// hashed here; all are when the output is created.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where it exists and may not be replaced, or something of its user's lies in
-    /// it; [`Kind::Missing`] where its parent directory can't be had.
+    /// [`Kind::Usage`] if it exists and may not be replaced, or contains something of its user's;
+    /// [`Kind::Missing`] if its parent directory can't be used.
     pub fn check(target: &Path, existing: Existing) -> Result<()> {
         partial(target)?;
         check_way(target)?;
@@ -108,7 +108,7 @@ impl OutputDir {
     /// Refuses an output that another run is writing, without touching the disk.
     ///
     /// # Errors
-    /// [`Kind::Io`] then.
+    /// [`Kind::Io`] if another run is writing it.
     pub fn check_idle(target: &Path) -> Result<()> {
         match options_of(OFlags::DIRECTORY).open(partial(target)?) {
             Ok(hidden) => lock(target, &hidden),
@@ -121,7 +121,7 @@ impl OutputDir {
     /// writing there.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be removed.
+    /// [`Kind::Io`] if it can't be removed.
     pub fn remove_leftover(target: &Path) -> Result<()> {
         let staging = partial(target)?;
         let Ok(hidden) = options_of(OFlags::DIRECTORY).open(&staging) else { return Ok(()) };
@@ -141,22 +141,22 @@ impl OutputDir {
         Self::create_watched(target, existing, &|_| ())
     }
 
-    /// Does what [`OutputDir::create`] does. All files of a result that is to be replaced are hashed, which
-    /// takes a second for each gigabyte: `watch` is called with the bytes that were hashed since it
-    /// was called before.
+    /// Like [`OutputDir::create`]. All files of a result that is replaced are hashed, which takes a
+    /// second for each gigabyte; `watch` is called with the number of bytes hashed since the last
+    /// call.
     ///
     /// # Errors
-    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is
-    /// writing the same output.
+    /// As for [`OutputDir::check`]; [`Kind::Io`] if it can't be created, or another run is writing
+    /// the same output.
     pub fn create_watched(
         target: &Path,
         existing: Existing,
         watch: &(dyn Fn(u64) + Sync),
     ) -> Result<Self> {
-        // What ends in `/.` can't be renamed.
+        // A path that ends in `/.` can't be renamed.
         let target: &Path = &target.components().collect::<PathBuf>();
         Self::check(target, existing)?;
-        // It may lie in a lower layer of an overlay, where it would never get another name.
+        // A leftover may be in a lower layer of an overlay, where it can't be renamed.
         Self::remove_leftover(target)?;
         let mut created = Self::hidden(target, existing, watch)?;
         created.empty().map_err(|e| Error::io("cannot create the output", created.path(), e))?;
@@ -166,13 +166,13 @@ impl OutputDir {
         Ok(created)
     }
 
-    /// Makes and locks the hidden directory, in which a killed run may have left something, and
-    /// brings back an earlier result that such a run has moved away.
+    /// Creates and locks the hidden directory, which may have contents of a killed run, and
+    /// recovers an earlier result that such a run has moved away.
     fn hidden(target: &Path, existing: Existing, watch: HashProgress<'_>) -> Result<Self> {
         let parent = parent_of(target);
         let staging = partial(target)?;
-        // Held until the directory is listed: a signal that comes meanwhile finds it there, or
-        // finds none.
+        // Held until the directory is listed, so that a signal finds either the listed directory or
+        // none.
         let mut unfinished = unfinished(target)?;
         fs::create_dir_all(&parent)
             .map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
@@ -192,35 +192,34 @@ impl OutputDir {
         })
     }
 
-    /// Removes what a killed run left in the hidden directory; nobody holds its lock. Nobody else
-    /// may read now what nobody else could read before.
+    /// Removes what a killed run left in the hidden directory, whose lock is free. Then hides it,
+    /// so that nobody gets to read what was private before.
     fn empty(&self) -> io::Result<()> {
         clear_directory(self.path())?;
         self.modes.as_ref().map_or(Ok(()), |modes| modes.hide(self.path()))
     }
 
-    /// Whether a run was killed while it replaced an earlier result here, and what it left under a
-    /// hidden name, which is whole, has got the output's name: that is what is replaced now.
+    /// Whether a killed run had left a complete result under a hidden name that was given the
+    /// output's name again. That result is then the one to replace.
     pub fn brought_back(&self) -> bool {
         self.brought_back
     }
 
-    /// Where files are written until the commit.
+    /// The directory for files until the commit.
     pub fn path(&self) -> &Path {
         self.staging.path()
     }
 
-    /// Starts writing `shards`; their hashes go to [`Self::add_hashes`].
+    /// Starts writing `shards`. Pass their hashes to [`Self::add_hashes`].
     ///
     /// # Errors
-    /// [`Kind::Io`] where the first file can't be created; [`Kind::Stopped`] where the program is
-    /// ending.
+    /// [`Kind::Io`] if the first file can't be created; [`Kind::Stopped`] if the program is ending.
     pub fn writer(&self, shards: Vec<ShardPlan>) -> Result<Writer> {
         self.check_running()?;
         Writer::within(self.staging.clone(), shards)
     }
 
-    /// Refuses early when the disk has less than `bytes` free.
+    /// Refuses early if the disk has less than `bytes` free.
     ///
     /// # Errors
     /// [`Kind::Io`], with both figures.
@@ -241,7 +240,7 @@ impl OutputDir {
     /// Writes the small file `name` and lists it in the manifest.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be written.
+    /// [`Kind::Io`] if it can't be written.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_running()?;
         self.staging.write(name, bytes)?;
@@ -253,7 +252,7 @@ impl OutputDir {
     /// the manifest.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be read or written.
+    /// [`Kind::Io`] if it can't be read or written.
     pub fn carry(&mut self, from: &Path, name: &str) -> Result<()> {
         self.check_running()?;
         let to = self.path().join(name);
@@ -279,7 +278,7 @@ impl OutputDir {
         Ok(())
     }
 
-    /// Refuses to go on where the program is ending, or something else has the hidden name by now.
+    /// Returns an error if the program is ending, or something else has the hidden name.
     fn check_running(&self) -> Result<()> {
         if !unfinished(&self.target)?.contains(self.path()) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
@@ -287,11 +286,11 @@ impl OutputDir {
         self.check_staging()
     }
 
-    /// Refuses to go on where something else has the staging directory's name by now: a link would
-    /// lead anywhere.
+    /// Returns an error if something else has the hidden directory's name; a link would lead
+    /// anywhere.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] then; [`Kind::Stopped`] where the program is ending.
+    /// [`Kind::Mismatch`] in that case; [`Kind::Stopped`] if the program is ending.
     fn check_staging(&self) -> Result<()> {
         let id = |found: fs::Metadata| Id::of(&found);
         let own = self.staging.file().metadata().map(id);
@@ -307,15 +306,15 @@ impl OutputDir {
             .remedy("leave hidden names alone, and run it again"))
     }
 
-    /// SHA-256 of what was written and listed so far, by name.
+    /// SHA-256 of all files listed so far, by name.
     pub fn files(&self) -> &BTreeMap<String, String> {
         &self.manifest.files
     }
 
-    /// Writes the small file `name` without listing it: for what differs from run to run.
+    /// Writes the small file `name` without listing it, for content that differs from run to run.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be written.
+    /// [`Kind::Io`] if it can't be written.
     pub fn write_unlisted(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_running()?;
         self.staging.write(name, bytes)
@@ -325,7 +324,7 @@ impl OutputDir {
     /// in the manifest.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be copied.
+    /// [`Kind::Io`] if it can't be copied.
     pub fn copy(&mut self, from: &Path, name: &str, hash: &str) -> Result<()> {
         self.check_running()?;
         let (from, mut to) = (from.join(name), self.staging.create(name)?);
@@ -334,7 +333,7 @@ impl OutputDir {
         Ok(())
     }
 
-    /// Adds files that were written and hashed by a [`crate::Writer`] to the manifest.
+    /// Lists files that a [`crate::Writer`] has written and hashed in the manifest.
     pub fn add_hashes(&mut self, hashes: impl IntoIterator<Item = (String, String)>) {
         self.manifest.files.extend(hashes);
     }
@@ -342,14 +341,14 @@ impl OutputDir {
 
 fn copy_file(from: &Path, to: &mut File) -> io::Result<()> {
     let mut from = File::open(from)?;
-    // A private one stays private.
+    // A private file stays private.
     to.set_permissions(from.metadata()?.permissions())?;
     io::copy(&mut from, to)?;
     to.sync_all()
 }
 
-/// Refuses a path that goes back from what isn't there: making its parent would make a directory
-/// that nobody asked for.
+/// Refuses a path with `..` after a directory that doesn't exist: creating its parent would create
+/// a directory that wasn't asked for.
 fn check_way(target: &Path) -> Result<()> {
     let mut way = PathBuf::new();
     for part in target.components() {
@@ -364,8 +363,8 @@ fn check_way(target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses the parent directory of `target` if no output can be made there. It may not exist yet;
-/// what exists of it decides where it would lie.
+/// Refuses the parent directory of `target` if no output can be created there. If the parent
+/// doesn't exist yet, its nearest existing ancestor is checked.
 fn check_parent(target: &Path) -> Result<()> {
     let parent = parent_of(target);
     let nearest = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
@@ -389,7 +388,7 @@ fn open_or_make_directory(dir: &Path) -> io::Result<File> {
 
 impl Drop for OutputDir {
     fn drop(&mut self) {
-        // Where the program is ending, who ends it removes the directory.
+        // If the program is ending, `remove_unfinished` removes the directory.
         if !self.committed
             && unfinished(&self.target).is_ok_and(|mut list| list.remove(self.path()))
         {

@@ -1,4 +1,4 @@
-//! Permissions of an earlier result, which the one that replaces it takes over: a private one stays
+//! Permissions of an earlier result, which a new one takes over, so that a private result stays
 //! private.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,38 +12,38 @@ use rustix::io::Errno;
 
 use super::lock::options_of;
 
-/// Folders in results are few, and folders in these fewer.
+/// Maximum depth of folders in a result.
 const MAX_DEPTH: usize = 10;
-/// Where Linux keeps the access control list of a file.
+/// The attribute in which Linux keeps the access control list of a file.
 const ACL: &str = "system.posix_acl_access";
-/// The most that an extended attribute holds.
+/// Maximum size of an extended attribute.
 const MAX_ACL_BYTES: usize = 1 << 16;
 
-/// Who else than its owner may do what with a file or folder.
+/// What others than the owner may do with a file or folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rights {
     mode: u32,
-    /// Whom the middle digit of the mode is about.
+    /// The group that the middle digit of the mode is about.
     group: u32,
-    /// The access control list; empty where there is none. With one, the middle digit limits all
-    /// that it names.
+    /// The access control list; empty if there is none. With a list, the middle digit limits
+    /// everyone that it names.
     acl: Vec<u8>,
 }
 
 impl Rights {
-    /// Of what is `found` at `path`; a link is not followed.
+    /// The rights of what was `found` at `path`; a link is not followed.
     pub fn of(path: &Path, found: &Metadata) -> Self {
         let mut acl = vec![0; MAX_ACL_BYTES];
-        // A file system without such lists has nothing to say here.
+        // File systems without such lists return an error.
         let bytes = lgetxattr(path, ACL, &mut acl[..]).unwrap_or(0);
         acl.truncate(bytes);
         Self { mode: found.mode() & 0o7777, group: found.gid(), acl }
     }
 
-    /// Gives them to `file`, which is this process's own. Where the group or the list can't be
-    /// given, nobody gets by being of another group what only everybody may do.
+    /// Gives the rights to `file`, which belongs to this process. If the group or the list can't be
+    /// set, the group gets no more rights than everyone.
     pub fn give(&self, file: &File) -> io::Result<()> {
-        // Changing the group takes away bits of the mode, so that it comes first.
+        // This comes first, since changing the group clears bits of the mode.
         let same_group = file.metadata()?.gid() == self.group;
         let has_group = same_group || fchown(file, None, Some(Gid::from_raw(self.group))).is_ok();
         let mode =
@@ -53,14 +53,14 @@ impl Rights {
 
     fn give_acl(&self, file: &File) -> bool {
         if self.acl.is_empty() {
-            // A folder may have a list that all files in it get.
+            // It may have inherited a list from its folder.
             return matches!(fremovexattr(file, ACL), Ok(()) | Err(Errno::NODATA | Errno::NOTSUP));
         }
         fsetxattr(file, ACL, &self.acl, XattrFlags::empty()).is_ok()
     }
 }
 
-/// `mode` with no more for the group than for everybody.
+/// `mode` with no more rights for the group than for everyone.
 fn without_group(mode: u32) -> u32 {
     const SET_GROUP_ID: u32 = 0o2000;
     let (group, others) = (mode & 0o070, (mode & 0o007) << 3);
@@ -70,17 +70,17 @@ fn without_group(mode: u32) -> u32 {
 /// The permissions of a result.
 #[derive(Debug)]
 pub(super) struct Modes {
-    /// By name below the result, which itself has the empty name.
+    /// Rights by name within the result, which itself has the empty name.
     rights: BTreeMap<PathBuf, Rights>,
-    /// What all of its files permit: for files that it doesn't have.
+    /// The permissions that all of its files share; used for new files.
     file_mode: u32,
-    /// The one group of its files, or its own where it has none; None where files have several, or
-    /// some have lists.
+    /// The group of all its files, or its own if it has no files. None if files have several
+    /// groups, or some have lists.
     file_group: Option<u32>,
 }
 
 impl Modes {
-    /// The permissions of the result in `dir`; None where there is no result.
+    /// The permissions of the result in `dir`; None if it isn't a directory.
     pub fn of(dir: &Path) -> Option<Self> {
         let own = dir.symlink_metadata().ok().filter(Metadata::is_dir)?;
         let own_rights = Rights::of(dir, &own);
@@ -117,12 +117,12 @@ impl Modes {
         }
     }
 
-    /// Lets nobody but its owner look into `staging` while it is written.
+    /// Lets only its owner access `staging` while it is written.
     pub fn hide(&self, staging: &Path) -> io::Result<()> {
         fs::set_permissions(staging, Permissions::from_mode(0o700))
     }
 
-    /// Gives what is in `staging`, and at last the directory itself, the permissions that the same
+    /// Gives what is in `staging`, and finally the directory itself, the permissions that the same
     /// names had.
     pub fn give(&self, staging: &Path) -> io::Result<()> {
         self.give_below(staging, Path::new(""))?;
@@ -177,7 +177,8 @@ mod tests {
         }
     }
 
-    /// Who may change no group here sees that much: another user's group is taken from the mode.
+    /// Shows what a user sees who can't change the group: the mode has no rights for the other
+    /// group.
     #[test]
     fn a_group_that_cannot_be_given_gets_nothing() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -186,9 +187,9 @@ mod tests {
         rights.give(file.as_file()).unwrap();
         let found = file.as_file().metadata().unwrap();
         let (mode, given) = (found.mode() & 0o7777, found.gid() == group);
-        // As root, any group can be given.
+        // Root can set any group.
         assert_eq!(mode, if given { 0o660 } else { 0o600 });
-        // A list that is none can't be given either.
+        // An invalid list can't be set either.
         Rights { mode: 0o660, group: found.gid(), acl: vec![1, 2, 3] }
             .give(file.as_file())
             .unwrap();
@@ -207,7 +208,7 @@ mod tests {
             let file = File::open(old.join(name)).unwrap();
             file.set_permissions(Permissions::from_mode(0o640)).unwrap();
             if fchown(&file, None, Some(Gid::from_raw(group))).is_err() {
-                // Only root can give any group; tests/root/ has another user's.
+                // Only root can set any group; tests/root/ uses another user's.
                 return;
             }
         }

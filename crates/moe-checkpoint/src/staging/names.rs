@@ -1,41 +1,41 @@
-//! What an output is called while it is unfinished.
+//! Names of outputs while they are unfinished.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// What the output `target` is called while it is unfinished, an earlier one while it is replaced,
-/// and a complete one that waits until the earlier one is removed.
+/// Hidden names for the output `target`: while it is unfinished, for an earlier one while it is
+/// replaced, and for a complete one that waits until the earlier one is removed.
 pub(crate) fn hidden_names(target: &Path) -> [PathBuf; 3] {
     ["partial", "replaced", "complete"].map(|state| hidden(target, state))
 }
 
-/// Whether `name` is one that a file has while it is written.
+/// Whether `name` is the hidden name of a file that is being written.
 pub(crate) fn is_hidden(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(".partial-moe-convert")
 }
 
-/// What an earlier result is called while a new one takes its name.
+/// The name of an earlier result while a new one takes its name.
 pub(super) fn aside(target: &Path) -> PathBuf {
     hidden(target, "replaced")
 }
 
-/// What a complete result is called while the earlier one that it replaces is removed.
+/// The name of a complete result while the earlier one that it replaces is removed.
 pub(super) fn complete(target: &Path) -> PathBuf {
     hidden(target, "complete")
 }
 
-/// What a file system takes for the name of a file, without its directories.
+/// Maximum length of a file's name, without directories, in usual file systems.
 const MAX_NAME_BYTES: usize = 255;
 
-/// What `target` is called until it is complete.
+/// The name of `target` until it is complete.
 pub(super) fn partial(target: &Path) -> Result<PathBuf> {
     let Some(name) = target.file_name() else {
         return Err(Error::new(Kind::Usage, "the output has no name")
             .file(target)
             .remedy("give a path that ends in a name of its own"));
     };
-    // The longest of its hidden names must be one that file systems take.
+    // The longest of its hidden names must also be valid.
     let length = hidden(target, "replaced").file_name().unwrap_or_default().len();
     if length > MAX_NAME_BYTES {
         let most = MAX_NAME_BYTES - (length - name.len());
@@ -48,13 +48,13 @@ pub(super) fn partial(target: &Path) -> Result<PathBuf> {
     Ok(hidden(target, "partial"))
 }
 
-/// The hidden name beside `target` of a directory or file that is in the state `state`.
+/// The hidden name beside `target` of a directory or file in this `state`.
 fn hidden(target: &Path, state: &str) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     target.with_file_name(format!(".{name}.{state}-moe-convert"))
 }
 
-/// The directory that `target` lies in.
+/// The directory that contains `target`.
 pub(super) fn parent_of(target: &Path) -> PathBuf {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

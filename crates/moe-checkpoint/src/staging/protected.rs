@@ -1,5 +1,5 @@
-//! What would be replaced and can't, or shouldn't, be: a rename asks the directory alone, and fails
-//! only when all work is done, so that it has to be looked at here.
+//! Checks whether an output can and should be replaced. A rename depends only on the directory and
+//! would fail only after all work is done, so this is checked early.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -11,11 +11,11 @@ use rustix::process::geteuid;
 use super::names::parent_of;
 use crate::error::{Error, Kind, Result};
 
-/// Refuses to replace what `path` was `found` to be, a file or a directory, if somebody has
-/// protected it, or this user couldn't write to it or move it away.
+/// Refuses to replace the file or directory `found` at `path` if someone has protected it, or this
+/// user couldn't write to it or move it.
 ///
 /// # Errors
-/// [`Kind::Usage`] then.
+/// [`Kind::Usage`] in these cases.
 pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
     if is_protected(path, found) {
         return Err(Error::new(Kind::Usage, "the output exists and is write-protected, so that it is not replaced")
@@ -38,17 +38,17 @@ pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
     Ok(())
 }
 
-/// Whether somebody has taken away the right to write to `path`. Root may do everything; who took
-/// the bits away meant it all the same.
+/// Whether write permission for `path` was removed. Root could write anyway, but the bits were
+/// removed on purpose.
 fn is_protected(path: &Path, found: &Metadata) -> bool {
     found.mode() & 0o222 == 0 || has(path, StatxAttributes::IMMUTABLE | StatxAttributes::APPEND)
 }
 
-/// Refuses the directory `dir` for outputs if nothing in it can be renamed, as a finished output
-/// must be: files can be added all the same.
+/// Refuses the directory `dir` for outputs if nothing in it can be renamed, as finished outputs
+/// must be. Files could still be added to such a directory.
 ///
 /// # Errors
-/// [`Kind::Usage`] then.
+/// [`Kind::Usage`] in this case.
 pub(super) fn check_takes_names(dir: &Path) -> Result<()> {
     if !has(dir, StatxAttributes::APPEND) {
         return Ok(());
@@ -59,7 +59,7 @@ pub(super) fn check_takes_names(dir: &Path) -> Result<()> {
         .remedy("choose another directory, or allow it with chattr -a"))
 }
 
-/// Whether `path` lies in a directory such as /tmp, in which everybody has only what is their own.
+/// Whether `path` is in a directory such as /tmp, where users can move only their own files.
 fn is_held_by_owner(path: &Path, found: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;
     let user = geteuid();
@@ -68,11 +68,11 @@ fn is_held_by_owner(path: &Path, found: &Metadata) -> bool {
     !user.is_root() && parent.mode() & STICKY != 0 && !owners.contains(&user.as_raw())
 }
 
-/// Refuses to replace what `path` was `found` to be if something is mounted there, as a container's
-/// volume: nothing can take its name.
+/// Refuses to replace what was `found` at `path` if something is mounted there, such as a
+/// container's volume, since nothing can take its name.
 ///
 /// # Errors
-/// [`Kind::Usage`] then.
+/// [`Kind::Usage`] in this case.
 pub(super) fn check_no_mount(path: &Path, found: &Metadata) -> Result<()> {
     if !is_mount_point(path, found) {
         return Ok(());
@@ -86,7 +86,7 @@ pub(super) fn check_no_mount(path: &Path, found: &Metadata) -> Result<()> {
     Err(Error::new(Kind::Usage, what).file(path).remedy(remedy))
 }
 
-/// Says that `path` is a mount point in what would be removed.
+/// The error for a mount point `path` within what would be removed.
 pub(crate) fn mounted(path: &Path) -> Error {
     Error::new(
         Kind::Usage,
@@ -104,12 +104,12 @@ pub(crate) fn is_mount_point(path: &Path, found: &Metadata) -> bool {
         Ok(stated) if stated.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
             stated.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
         }
-        // Linux before 5.8.
+        // For Linux before 5.8.
         _ => parent_of(path).metadata().is_ok_and(|parent| parent.dev() != found.dev()),
     }
 }
 
-/// Whether `path` has one of `attributes`, as far as its file system says.
+/// Whether `path` has one of `attributes`; false if its file system doesn't say.
 fn has(path: &Path, attributes: StatxAttributes) -> bool {
     let stated = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
     stated.is_ok_and(|stated| stated.stx_attributes.intersects(attributes))

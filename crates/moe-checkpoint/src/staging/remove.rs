@@ -1,5 +1,5 @@
-//! Removing directories of runs, and nothing that is mounted in them: what lies there is somewhere
-//! else's.
+//! Removes directories of runs, but nothing that is mounted in them, since a mount's contents
+//! belong elsewhere.
 
 use std::fs;
 use std::io;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::protected::{is_mount_point, mounted};
 use crate::error::{Error, Result};
 
-/// Removes the directory `dir` and all that is in it.
+/// Removes the directory `dir` and everything in it.
 ///
 /// # Errors
-/// [`io::ErrorKind::ResourceBusy`] where something is mounted there; nothing was removed then.
+/// [`io::ErrorKind::ResourceBusy`] if something is mounted there; then nothing was removed.
 pub(super) fn remove_tree(dir: &Path) -> io::Result<()> {
     if let Some(mount) = mount_in(dir)? {
         return Err(io::Error::new(
@@ -22,7 +22,7 @@ pub(super) fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::remove_dir_all(dir)
 }
 
-/// Refuses to remove the directory `dir` where it is a mount point, or something is mounted in it.
+/// Refuses to remove the directory `dir` if it is a mount point or contains one.
 ///
 /// # Errors
 /// [`crate::Kind::Usage`], naming the mount point.
@@ -33,7 +33,7 @@ pub(super) fn check_no_mount_in(dir: &Path) -> Result<()> {
     }
 }
 
-/// A mount point in `dir`, or `dir` itself, be it a file. Links are not followed.
+/// A mount point in `dir`, or `dir` itself; it may be a file. Links are not followed.
 fn mount_in(dir: &Path) -> io::Result<Option<PathBuf>> {
     let found = dir.symlink_metadata()?;
     if is_mount_point(dir, &found) {
@@ -44,7 +44,7 @@ fn mount_in(dir: &Path) -> io::Result<Option<PathBuf>> {
     }
     for entry in fs::read_dir(dir)? {
         match mount_in(&entry?.path()) {
-            // Who still writes there may have removed it.
+            // Another writer may have removed it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Ok(None) => {}
             found => return found,

@@ -1,4 +1,4 @@
-//! Finished outputs get their names.
+//! Gives finished outputs their names.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,8 +11,7 @@ use super::names::aside;
 use super::remove::remove_tree;
 use crate::error::{Error, Kind};
 
-/// Renames `from` to `to` or, where that name is taken, to a free one beside it, which is then
-/// returned.
+/// Renames `from` to `to`. If that name is taken, uses a free one beside it, which is returned.
 pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
     let is_dir = from.is_dir();
     let others = (2..).map(|number| beside(to, number, is_dir));
@@ -25,7 +24,7 @@ pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBu
     Ok(None)
 }
 
-/// The name beside `path` with this number: what a file's name ends in still says what it holds.
+/// The name with this number beside `path`. A file keeps its extension.
 fn beside(path: &Path, number: u32, is_dir: bool) -> PathBuf {
     match (path.file_stem(), path.extension()) {
         (Some(stem), Some(end)) if !is_dir => path.with_file_name(format!(
@@ -40,8 +39,8 @@ fn beside(path: &Path, number: u32, is_dir: bool) -> PathBuf {
     }
 }
 
-/// The result was renamed to `place`, since something else has the name `target`; `why` that can't
-/// be replaced, where that isn't because it came, or was changed, while the run worked.
+/// The error if the result was renamed to `place` because something else has the name `target`.
+/// `why` says why that can't be replaced; None if it appeared or changed while the run worked.
 pub(super) fn in_the_way(target: &Path, place: &Path, why: Option<io::Error>) -> Error {
     let what =
         format!("this is in the way, and can't be replaced; the result is {}", place.display());
@@ -53,7 +52,8 @@ pub(super) fn in_the_way(target: &Path, place: &Path, why: Option<io::Error>) ->
     }
 }
 
-/// The result is complete under the hidden name `staging`, and can't have the name `target`.
+/// The error if the result is complete under the hidden name `staging` and can't get the name
+/// `target`.
 pub(super) fn unmoved(staging: &Path, target: &Path, error: io::Error) -> Error {
     let hidden = staging.display();
     Error::io(
@@ -64,7 +64,7 @@ pub(super) fn unmoved(staging: &Path, target: &Path, error: io::Error) -> Error 
     .better_remedy(format!("rename {hidden} before the next run to this output, which removes it"))
 }
 
-/// Gives `staging` the name `target`, which an earlier result has; what that is called then.
+/// Exchanges `staging` with an earlier result at `target`; returns the earlier result's new name.
 pub(super) fn replace(staging: &Path, target: &Path) -> io::Result<PathBuf> {
     match renameat_with(CWD, staging, CWD, target, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(staging.to_owned()),
@@ -73,13 +73,13 @@ pub(super) fn replace(staging: &Path, target: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// [`replace`] on file systems that can't exchange names, as NFS. For a moment nothing has the
-/// name: who is killed then leaves both directories whole, and [`super::OutputDir::create`] brings
-/// the earlier one back.
+/// Like [`replace`], for file systems that can't exchange names, such as NFS. For a moment neither
+/// has the name: a kill then leaves both directories complete, and [`super::OutputDir::create`]
+/// recovers the earlier one.
 pub(super) fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<PathBuf> {
     let aside = aside(target);
     if aside.symlink_metadata().is_ok() {
-        // Of a run that was killed while it removed what it had replaced.
+        // A leftover of a run that was killed while it removed what it had replaced.
         remove_tree(&aside)?;
     }
     rename_new(target, &aside)?;
@@ -89,10 +89,11 @@ pub(super) fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<Path
     }
 }
 
-/// Renames `from` to `to`, where nothing is.
+/// Renames `from` to `to`, which must not exist.
 pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Not every file system can; between looking and renaming, hardly anything appears.
+        // Some file systems don't support the flag. Between checking and renaming, something rarely
+        // appears.
         Err(Errno::INVAL | Errno::NOSYS) => match to.symlink_metadata() {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
             Err(_) => fs::rename(from, to),
@@ -106,7 +107,7 @@ pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all())
 }
 
-/// Waits until the names in `dir` and in its folders are on the disk.
+/// Waits until the names in `dir` and all of its folders are on the disk.
 pub(super) fn sync_directories(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

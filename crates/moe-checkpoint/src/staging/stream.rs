@@ -1,5 +1,5 @@
-//! Outputs that aren't files: pipes, terminals, /dev/null, /dev/stdout. Nothing there can be
-//! replaced, so that they are written to at once.
+//! Outputs that aren't files: pipes, terminals, /dev/null, /dev/stdout. Nothing can be replaced
+//! there, so they are written directly.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,7 @@ use rustix::stdio;
 
 use crate::error::{Error, Kind, Result};
 
-/// Whether what is written to `path` goes to this process's standard output or error, a pipe or a
-/// character device.
+/// Whether `path` is this process's standard output or error, a pipe, or a character device.
 pub fn is_stream(path: &Path) -> bool {
     let is_special = || {
         path.metadata()
@@ -22,7 +21,7 @@ pub fn is_stream(path: &Path) -> bool {
     descriptor(path).is_some() || is_special()
 }
 
-/// A stream that this process has open already.
+/// A stream that this process already has open.
 enum Descriptor {
     Output,
     Error,
@@ -36,13 +35,13 @@ fn descriptor(path: &Path) -> Option<Descriptor> {
     }
 }
 
-/// Opens the stream `path` for writing. Nobody waits until somebody reads a pipe.
+/// Opens the stream `path` for writing, without waiting for a reader of a pipe.
 ///
 /// # Errors
-/// [`Kind::Io`] where it can't be opened; [`Kind::Usage`] for a pipe that nobody reads.
+/// [`Kind::Io`] if it can't be opened; [`Kind::Usage`] for a pipe without a reader.
 pub fn open_stream(path: &Path) -> Result<File> {
-    // Nothing is said here: this is a file that the user named. Opened by name, one that standard
-    // output was led to would be written from its beginning once more.
+    // Standard output is used here as a file that the user named. If it is redirected to a file,
+    // opening it by name would write from the file's beginning again.
     let opened = match descriptor(path) {
         Some(Descriptor::Output) => stdio::stdout().try_clone_to_owned().map(File::from),
         Some(Descriptor::Error) => stdio::stderr().try_clone_to_owned().map(File::from),
@@ -59,12 +58,12 @@ pub fn open_stream(path: &Path) -> Result<File> {
 fn open(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let file = File::options().write(true).custom_flags(flags).open(path)?;
-    // Whoever reads may be slow.
+    // The reader may be slow.
     fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
     Ok(file)
 }
 
-/// `written`, unless all that went wrong is that a reader, such as head, has seen enough.
+/// `written`, except that it is Ok if a reader, such as head, has closed the pipe.
 pub fn unless_closed(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -104,12 +103,12 @@ mod tests {
             text
         });
         let mut file = loop {
-            // Until the reader is there.
+            // Tries until the reader is there.
             if let Ok(file) = open_stream(&pipe) {
                 break file;
             }
         };
-        // More than a pipe holds.
+        // Longer than a pipe's buffer.
         let text = "words".repeat(100_000);
         file.write_all(text.as_bytes()).unwrap();
         drop(file);

@@ -1,4 +1,4 @@
-//! Results that appear whole or not at all, and what keeps them from it.
+//! Results appear completely or not at all; these tests try to prevent that.
 
 mod overwrite;
 
@@ -30,7 +30,7 @@ fn a_result_that_is_there_is_not_said_to_be_missing() {
     assert!(error.contains("Input/output error") && !error.contains("cannot move"), "{error}");
 }
 
-/// What differs from run to run, beside a training with the log `log`.
+/// A run record of a training with the log `log`.
 fn run_record(log: &str) -> String {
     let hash = sha256_bytes(log.as_bytes());
     Seal::JSON.close(&format!(
@@ -39,7 +39,7 @@ fn run_record(log: &str) -> String {
     ))
 }
 
-/// Makes a result.
+/// Creates a result.
 fn finish(target: &Path, existing: Existing) -> Result<()> {
     finish_saying(target, existing, "{}")
 }
@@ -124,14 +124,14 @@ fn overwrite_refuses_by_name_what_it_has_not_written() {
             _ => fs::remove_file(&path).unwrap(),
         }
     }
-    // What comes while the run works is kept, too.
+    // What appears while the run works is also kept.
     let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
     output.write(RECEIPT_FILE, b"{}").unwrap();
     fs::write(target.join("thesis.tex"), "words").unwrap();
     let error = output.commit().unwrap_err().to_string();
     assert!(error.contains("out-2"), "{error}");
     assert_eq!(fs::read_to_string(target.join("thesis.tex")).unwrap(), "words");
-    // A link is nobody's result, whatever it leads to.
+    // A link isn't a result, whatever it leads to.
     std::os::unix::fs::symlink("out-2", dir.path().join("link")).unwrap();
     assert!(
         OutputDir::create(&dir.path().join("link"), OVERWRITE)
@@ -181,7 +181,7 @@ fn an_earlier_result_is_locked_until_it_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
     finish(&target, OPTIONS).unwrap();
-    // Somebody removes it, as a run does that has replaced it.
+    // Takes the lock, like a run that removes what it has replaced.
     let removing = File::open(&target).unwrap();
     lock(&target, &removing).unwrap();
     let error = finish(&target, OVERWRITE).unwrap_err().to_string();
@@ -198,16 +198,15 @@ fn without_an_exchange_of_names_both_results_are_whole_at_any_time() {
     finish(&target, OPTIONS).unwrap();
     let staging = dir.path().join("new");
     finish_saying(&staging, OPTIONS, "{\"new\": 1}").unwrap();
-    // What was being removed when an earlier run was killed.
+    // An earlier run was killed while it removed this.
     fs::create_dir(aside(&target)).unwrap();
     assert_eq!(replace_by_turns(&staging, &target).unwrap(), aside(&target));
     assert_eq!(fs::read_to_string(target.join(RECEIPT_FILE)).unwrap(), "{\"new\": 1}");
     assert_eq!(fs::read_to_string(aside(&target).join(RECEIPT_FILE)).unwrap(), "{}");
-    // A new one that can't be moved leaves the earlier one where it was.
+    // If the new one can't be moved, the earlier one stays where it was.
     assert!(replace_by_turns(&staging, &target).is_err());
     assert_eq!(names(dir.path()), ["out"]);
-    // A run that was killed between the renames: the next one has the earlier result in its way
-    // again.
+    // After a kill between the renames, the next run finds the earlier result at its path again.
     fs::rename(&target, aside(&target)).unwrap();
     assert_eq!(finish(&target, OPTIONS).unwrap_err().kind(), Kind::Usage);
     assert_eq!(names(dir.path()), ["out"]);
@@ -238,7 +237,7 @@ fn nothing_is_written_through_what_takes_the_hidden_directory_s_place() {
     fs::create_dir(&elsewhere).unwrap();
     let mut output = OutputDir::create(&target, OPTIONS).unwrap();
     output.write(RECEIPT_FILE, b"{}").unwrap();
-    // Two files of weights, with the index that says which has what.
+    // Two files of weights, with an index that says which tensors they have.
     let tensor =
         |name: &str| Declared { name: name.into(), dtype: Dtype::U8, shape: vec![1 << 20] };
     let mut writer =

@@ -1,4 +1,4 @@
-//! What this process is writing, which is removed when a signal ends it.
+//! The list of what this process is writing, which is removed when a signal ends it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ fn list() -> MutexGuard<'static, List> {
     LIST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The list, while nobody else can change it or end the program.
+/// The locked list: while it is held, nothing else can change it or end the program.
 pub(super) struct Unfinished(MutexGuard<'static, List>);
 
 impl Deref for Unfinished {
@@ -39,12 +39,12 @@ impl DerefMut for Unfinished {
     }
 }
 
-/// The list, for who writes `output`. What is to be removed at the end is made and listed under one
-/// lock.
+/// Locks the list for the writer of `output`. Files to be removed at the end are created and listed
+/// under one lock.
 ///
 /// # Errors
-/// [`Kind::Stopped`] where the program is ending: nothing new may appear then, which nobody would
-/// remove.
+/// [`Kind::Stopped`] if the program is ending: then nothing new may appear, since nothing would
+/// remove it.
 pub(super) fn unfinished(output: &Path) -> Result<Unfinished> {
     let list = list();
     if list.is_ending {
@@ -53,11 +53,11 @@ pub(super) fn unfinished(output: &Path) -> Result<Unfinished> {
     Ok(Unfinished(list))
 }
 
-/// Removes what this process was writing: for one that ends at once. Who still writes there gets an
-/// error, and nothing new is begun. Called again, it removes what has come there since.
+/// Removes what this process was writing, before it ends. Threads that still write there get an
+/// error, and nothing new can begin. Called again, it removes what has appeared since.
 ///
 /// # Errors
-/// [`Kind::Io`] where something can't be removed.
+/// [`Kind::Io`] if something can't be removed.
 pub fn remove_unfinished() -> Result<()> {
     let mut list = list();
     list.is_ending = true;
@@ -67,8 +67,8 @@ pub fn remove_unfinished() -> Result<()> {
     removed.into_iter().collect()
 }
 
-/// Removes `path` and what is in it. Who still writes there may put a file into a directory that
-/// was just found empty.
+/// Removes `path` and its contents. It tries repeatedly, since a thread that still writes there may
+/// put a file into a directory that was just emptied.
 fn removed(path: &Path) -> io::Result<()> {
     const TRIES: usize = 100;
     let mut result = removed_once(path);
@@ -86,14 +86,14 @@ fn removed(path: &Path) -> io::Result<()> {
 }
 
 fn removed_once(path: &Path) -> io::Result<()> {
-    // What has the name now may be a link.
+    // The name may belong to a link by now.
     if path.symlink_metadata()?.is_dir() { remove_tree(path) } else { fs::remove_file(path) }
 }
 
-/// How long is waited between two tries to remove a directory.
+/// Pause between two tries to remove a directory.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
 
-/// Removes all that lies in `dir`.
+/// Removes everything in `dir`.
 pub(super) fn clear_directory(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         removed_once(&entry?.path())?;
@@ -101,17 +101,17 @@ pub(super) fn clear_directory(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A directory of this process alone, which is removed when this is dropped, and when a signal ends
+/// A directory of this process alone. It is removed when this is dropped, and when a signal ends
 /// the process.
 #[derive(Debug)]
 pub struct TemporaryDir(PathBuf);
 
 impl TemporaryDir {
-    /// Takes over the directory that `make` makes.
+    /// Takes over the directory that `make` creates.
     ///
     /// # Errors
-    /// What `make` returns, for the directory `within`; [`Kind::Stopped`] where the program is
-    /// ending.
+    /// If `make` fails, as an error about the directory `within`; [`Kind::Stopped`] if the program
+    /// is ending.
     pub fn made(within: &Path, make: impl FnOnce() -> io::Result<PathBuf>) -> Result<Self> {
         let mut unfinished = unfinished(within)?;
         let path =
@@ -120,15 +120,15 @@ impl TemporaryDir {
         Ok(Self(path))
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Removes it now.
+    /// Removes the directory now.
     ///
     /// # Errors
-    /// [`Kind::Io`] where that fails.
+    /// [`Kind::Io`] if it can't be removed.
     pub fn remove(self) -> Result<()> {
         unfinished(&self.0)?.remove(&self.0);
         removed(&self.0)
@@ -138,7 +138,7 @@ impl TemporaryDir {
 
 impl Drop for TemporaryDir {
     fn drop(&mut self) {
-        // Where the program is ending, who ends it removes the directory.
+        // If the program is ending, `remove_unfinished` removes the directory.
         if unfinished(&self.0).is_ok_and(|mut list| list.remove(&self.0)) {
             let _ = removed(&self.0);
         }
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::{Existing, OutputDir, write_file_atomically};
 
-    /// Nothing goes on in a process that is ending, so that it is one of its own.
+    /// Runs in a process of its own, since nothing works in a process that is ending.
     #[test]
     fn nothing_appears_once_the_program_is_ending() {
         let child = Command::new(std::env::current_exe().unwrap())
@@ -178,7 +178,7 @@ mod tests {
         let mut output = OutputDir::create(&path("out"), Existing::Kept).unwrap();
         output.write("config.json", b"{}").unwrap();
         remove_unfinished().unwrap();
-        // What a thread that hasn't noticed makes again.
+        // A thread that hasn't noticed creates a folder again.
         fs::create_dir_all(temporary.path().join("deep")).unwrap();
         remove_unfinished().unwrap();
         assert_eq!(output.write("late.json", b"{}").unwrap_err().kind(), Kind::Stopped);

@@ -1,10 +1,10 @@
-//! Earlier results that can't be renamed, so that their files are removed one by one before the new
-//! result gets the name. overlayfs moves no directory of a lower layer (without `redirect_dir`), as
-//! that of a result which a container's image ships; XFS none of another project.
+//! Earlier results that can't be renamed: their files are removed one by one before the new result
+//! gets the name. overlayfs can't move a directory of a lower layer (without `redirect_dir`), such
+//! as a result in a container's image; XFS can't move one of another project.
 //!
-//! Meanwhile the new result, which is complete and on the disk, is called
-//! `.OUT.complete-moe-convert`. Who is killed then leaves it there, beside what is left of the
-//! earlier one, and the next run with `--overwrite` ends what was begun ([`finish`]).
+//! Meanwhile the new result is complete and on the disk as `.OUT.complete-moe-convert`. A kill
+//! leaves it there beside the rest of the earlier one, and the next run with `--overwrite`
+//! completes the replacement ([`finish`]).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,18 +16,17 @@ use super::rename::{rename_new, sync_directory};
 use crate::manifest::MANIFEST_FILE;
 use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE};
 
-/// A new result that couldn't take the place of an earlier one.
+/// A new result that couldn't replace an earlier one.
 #[derive(Debug)]
 pub(super) struct Unreplaced {
-    /// What the new result is called.
+    /// The current path of the new result.
     pub new: PathBuf,
-    /// Why the earlier one can't be replaced; None where it is another by now than the one that was
-    /// looked at.
+    /// Why the earlier one can't be replaced; None if it has changed since it was checked.
     pub why: Option<io::Error>,
 }
 
-/// Gives `staging`, which is complete and on the disk, the name `target`, where an earlier result
-/// with the files `listed` is removed first.
+/// Gives `staging`, which is complete and on the disk, the name `target`, after removing the
+/// earlier result there, which has the files `listed`.
 pub(super) fn replace_by_removal<'a>(
     staging: &Path,
     target: &Path,
@@ -36,20 +35,20 @@ pub(super) fn replace_by_removal<'a>(
     let complete = complete(target);
     let set_aside = rename_new(staging, &complete);
     set_aside.map_err(|why| Unreplaced { new: staging.to_owned(), why: Some(why) })?;
-    // Nothing is removed before the disk knows that name.
+    // Nothing is removed before that name is on the disk.
     let finished = sync_directory(&parent_of(target)).and_then(|()| finish(target, listed));
     finished.map_err(|why| Unreplaced { new: complete, why: Some(why) })
 }
 
-/// Removes the earlier result `target`, of which these `listed` files may be there still, and gives
-/// its name to the complete one beside it.
+/// Removes the earlier result `target`, of which the `listed` files may still exist, and gives its
+/// name to the complete one beside it.
 pub(super) fn finish<'a>(target: &Path, listed: impl Iterator<Item = &'a str>) -> io::Result<()> {
     remove_listed(target, listed)?;
     rename_new(&complete(target), target)
 }
 
-/// Removes the directory `target` and the files of a result in it; anything else that lies there by
-/// now stays, with the directory around it.
+/// Removes the directory `target` and the files of a result in it. Anything else that is there by
+/// now stays, with the directories around it.
 fn remove_listed<'a>(target: &Path, listed: impl Iterator<Item = &'a str>) -> io::Result<()> {
     for removed in in_order(listed) {
         let path = target.join(&removed.name);
@@ -62,10 +61,10 @@ fn remove_listed<'a>(target: &Path, listed: impl Iterator<Item = &'a str>) -> io
     fs::remove_dir(target)
 }
 
-/// A step of removing a result.
+/// A file or folder to remove, as one step.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Removed {
-    /// Below the result.
+    /// Path within the result.
     pub name: PathBuf,
     pub is_dir: bool,
 }
@@ -80,9 +79,9 @@ impl Removed {
     }
 }
 
-/// The files of a result that lists `listed`, and the folders that they lie in, in an order in
-/// which what is left after any number of steps is known for what it is: what says of a file that
-/// it is the result's goes after that file.
+/// The files of a result that lists `listed`, and their folders, in the order of removal. A file
+/// that identifies others as the result's comes after them, so that the rest can be recognized
+/// after any step.
 pub(super) fn in_order<'a>(listed: impl Iterator<Item = &'a str>) -> Vec<Removed> {
     const LAST: [&str; 2] = [RECEIPT_FILE, MANIFEST_FILE];
     let files: BTreeSet<&str> = listed.filter(|name| !LAST.contains(name)).collect();
@@ -90,13 +89,13 @@ pub(super) fn in_order<'a>(listed: impl Iterator<Item = &'a str>) -> Vec<Removed
     let folders: BTreeSet<&Path> =
         folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
     let files = files.into_iter().chain([LOG_FILE, RUN_FILE]).map(Removed::file);
-    // What lies in a folder sorts behind it.
+    // Reversed, since a folder sorts before the folders in it.
     let folders = folders.into_iter().rev().map(Removed::folder);
     files.chain(folders).chain(LAST.map(Removed::file)).collect()
 }
 
-/// Whether the directory `target` is what the last step but one of [`finish`] has left: the list of
-/// files alone, beside the complete result.
+/// Whether the directory `target` is what [`finish`] leaves before its last step: the list of files
+/// alone, beside the complete result.
 pub(super) fn is_remainder(target: &Path) -> bool {
     let names: Vec<_> = fs::read_dir(target)
         .into_iter()
@@ -107,7 +106,8 @@ pub(super) fn is_remainder(target: &Path) -> bool {
     names == [MANIFEST_FILE] && is_waiting(target)
 }
 
-/// Whether a complete result waits for the name `target` since a run was killed, or works.
+/// Whether a complete result waits for the name `target`, left by a killed run or held by a running
+/// one.
 pub(super) fn is_waiting(target: &Path) -> bool {
     complete(target).symlink_metadata().is_ok_and(|found| found.is_dir())
 }

@@ -1,18 +1,18 @@
-//! Which file is meant, and in which state.
+//! Identifies a file and its state.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
 use crate::locations::Id;
 
-/// One state of one file or directory. A file system may give an inode that became free to the next
-/// file at once, and a file may be edited in place: every write, every change of name, and in a
-/// directory every name that comes or goes, moves the time of change, which nobody can set.
+/// One state of one file or directory. A file system may reuse an inode at once, and a file may be
+/// edited in place. But every write, every renaming and, in a directory, every name added or
+/// removed sets the time of change, which users can't set themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
     id: Id,
     bytes: u64,
-    /// Seconds and nanoseconds.
+    /// Seconds and nanoseconds of the time of change.
     changed: (i64, i64),
 }
 

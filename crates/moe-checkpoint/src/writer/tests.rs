@@ -96,7 +96,7 @@ fn a_directory_that_vanishes_is_an_error() {
         writer.push("empty", &[])?;
         writer.push("b", &[0; 21])?;
         writer.push("c", &[0; 21])?;
-        // What was pushed may still be on its way; nothing is finished that wasn't written.
+        // Pushed bytes may still be queued, but finishing fails unless all were written.
         writer.finish()
     };
     assert_eq!(write().unwrap_err().kind(), Kind::Io);

@@ -1,5 +1,5 @@
-//! Whatever is written is read back: headers, shards with their index, manifests, and what a config
-//! says of quantized weights.
+//! What is written is read back: headers, shards with their index, manifests, and a config's
+//! description of quantized weights.
 
 use std::collections::BTreeMap;
 
@@ -31,12 +31,12 @@ fn dtype() -> impl Strategy<Value = Dtype> {
     ])
 }
 
-/// A name as a file may have it: anything but control characters.
+/// A name that a file may have: anything but control characters.
 fn name() -> impl Strategy<Value = String> {
     "[^\\pC]{1,12}"
 }
 
-/// Tensors of any type and shape, empty ones included, in the order of their names.
+/// Tensors of any type and shape, including empty ones, in order of their names.
 fn tensors() -> impl Strategy<Value = Vec<Declared>> {
     btree_map(name(), (dtype(), vec(0..5usize, 0..4)), 1..12).prop_map(|tensors| {
         tensors.into_iter().map(|(name, (dtype, shape))| Declared { name, dtype, shape }).collect()
@@ -47,7 +47,7 @@ fn bytes(tensor: &Declared) -> usize {
     tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8
 }
 
-/// Bytes that tell tensors and places apart.
+/// Bytes that distinguish tensors and positions.
 fn content(tensor: &Declared, index: usize) -> Vec<u8> {
     (0..bytes(tensor)).map(|i| (i * 7 + index) as u8).collect()
 }
@@ -67,7 +67,7 @@ proptest! {
             entries.sort_by(|a, b| a.name.cmp(&b.name));
             entries
         };
-        // Empty tensors begin where others do, so that only names tell them apart.
+        // Empty tensors begin where others do, so only names distinguish them.
         prop_assert_eq!(by_name(parse_header(&header[8..], end).unwrap()), by_name(entries.clone()));
         let file = [header, vec![0; end as usize]].concat();
         let theirs = SafeTensors::deserialize(&file).unwrap();
@@ -77,8 +77,8 @@ proptest! {
         }
     }
 
-    /// A header that is cut, lengthened or changed in one byte is read as something or refused, but
-    /// nothing else happens.
+    /// A header that is cut, lengthened or changed in one byte is either read or refused; nothing
+    /// else happens.
     #[test]
     fn damaged_headers(tensors in tensors(), at in any::<prop::sample::Index>(), byte: u8, data_len in 0..200u64) {
         let entry = |t: &Declared| Entry { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), start: 0, end: 8 };

@@ -1,15 +1,15 @@
 //! [`linear`](super::linear) for rows ≤ columns.
 //!
-//! The method of Jonker and Volgenant (Computing 38, 1987): for squares first the three reductions
-//! that leave few rows free, then, for each row that is left, the shortest augmenting path, as
-//! Crouse has it for rectangles (IEEE TAES 52, 2016).
+//! The method of Jonker and Volgenant (Computing 38, 1987). For squares, three reductions first
+//! leave few rows free. Then each free row is matched along the shortest augmenting path, as Crouse
+//! does for rectangles (IEEE TAES 52, 2016).
 
 use std::collections::VecDeque;
 
-/// No row, no column.
+/// Stands for "no row" and "no column".
 const NONE: usize = usize::MAX;
-/// Rows that the reduction may displace, as a multiple of their number: with costs that are nearly
-/// equal it could go on for long.
+/// Maximum number of rows that the reduction displaces, as a multiple of the number of rows. With
+/// nearly equal costs it could otherwise go on for long.
 const DISPLACEMENTS: usize = 8;
 
 /// The column of each row of `cost`, `[rows, columns]`.
@@ -26,7 +26,7 @@ pub(super) fn columns_of_rows(cost: &[f64], rows: usize, columns: usize) -> Vec<
     matching.column_of
 }
 
-/// A matching, and prices v of columns with which it is the best of its rows: a row's own price is
+/// A matching, with prices v of columns for which it is optimal for its rows. A row's own price is
 /// cost − v at its column.
 struct Matching<'a> {
     cost: &'a [f64],
@@ -44,7 +44,7 @@ impl<'a> Matching<'a> {
         (self.row_of[column], self.column_of[row]) = (row, column);
     }
 
-    /// Matches most rows of a square; gives the others.
+    /// Matches most rows of a square matrix, and returns the others.
     fn reduced(&mut self) -> Vec<usize> {
         let matches = self.reduce_columns();
         for row in (0..matches.len()).filter(|row| matches[*row] == 1) {
@@ -56,8 +56,8 @@ impl<'a> Matching<'a> {
         self.reduce_rows(free, &mut displacements)
     }
 
-    /// Prices every column at its least cost, where its row takes it; how many columns would have
-    /// taken each row.
+    /// Sets every column's price to its least cost, and matches the column with that row if the row
+    /// is free. Returns for each row the number of columns that have their least cost in it.
     fn reduce_columns(&mut self) -> Vec<u32> {
         let columns = self.v.len();
         let mut least = vec![0; columns];
@@ -82,7 +82,7 @@ impl<'a> Matching<'a> {
         matches
     }
 
-    /// Lowers the price of the only column of `row` to what would make its second choice as good.
+    /// Lowers the price of the only column of `row` until the row's second choice is as good.
     fn transfer(&mut self, row: usize) {
         let own = self.column_of[row];
         let others =
@@ -91,9 +91,9 @@ impl<'a> Matching<'a> {
         self.v[own] -= second;
     }
 
-    /// Gives every free row its best column, lowering that column's price by what it is better than
-    /// the second; who is displaced, by a strict improvement, is next. Gives the rows that are free
-    /// then.
+    /// Matches every free row with its best column, and lowers that column's price by its lead over
+    /// the second best. A row displaced by a strict improvement is matched next. Returns the rows
+    /// that are free at the end.
     fn reduce_rows(&mut self, free: Vec<usize>, displacements: &mut usize) -> Vec<usize> {
         let mut left = Vec::new();
         let mut queue = VecDeque::from(free);
@@ -113,8 +113,9 @@ impl<'a> Matching<'a> {
         left
     }
 
-    /// Gives `row` its best column, or the second where that is as good and the best is taken.
-    /// Tells who is displaced, and whether the best is a strict improvement on the second.
+    /// Matches `row` with its best column, or with the second best if that is as good and the best
+    /// is taken. Returns the displaced row, and whether the best was strictly better than the
+    /// second.
     fn take_best(&mut self, row: usize) -> Option<(usize, bool)> {
         let [(best, mut column), (second, other)] = two_least(self.row(row), &self.v);
         let better = best < second;
@@ -132,10 +133,10 @@ impl<'a> Matching<'a> {
         Some((displaced, better))
     }
 
-    /// Matches `row` along the shortest way to a free column.
+    /// Matches `row` along the shortest path to a free column.
     fn augment(&mut self, row: usize, search: &mut PathSearch) {
         let end = self.nearest_free(row, search);
-        // Reduced costs stay ≥ 0, and = 0 where rows are matched: what was nearer than the end
+        // Keeps reduced costs ≥ 0, and = 0 where rows are matched: a column nearer than the end
         // becomes more expensive by the difference.
         for column in &search.closed {
             self.v[*column] += search.distance[*column] - search.distance[end];
@@ -144,7 +145,7 @@ impl<'a> Matching<'a> {
         loop {
             let mover = search.via[column];
             self.row_of[column] = mover;
-            // The column that it leaves is the next to be filled; the new row leaves none.
+            // The row's previous column is filled next; the new row had none.
             column = std::mem::replace(&mut self.column_of[mover], column);
             if mover == row {
                 break;
@@ -152,7 +153,7 @@ impl<'a> Matching<'a> {
         }
     }
 
-    /// The free column that is nearest to `row`; `search` has the way then.
+    /// The free column nearest to `row`; `search` then holds the path.
     fn nearest_free(&self, row: usize, search: &mut PathSearch) -> usize {
         search.start();
         let (mut from, mut base) = (row, 0.0);
@@ -169,7 +170,7 @@ impl<'a> Matching<'a> {
     }
 }
 
-/// The least two of cost − v, and their columns.
+/// The two least values of cost − v, and their columns.
 fn two_least(costs: &[f64], v: &[f64]) -> [(f64, usize); 2] {
     let mut least = [(f64::INFINITY, NONE); 2];
     for (column, (cost, v)) in costs.iter().zip(v).enumerate() {
@@ -183,16 +184,16 @@ fn two_least(costs: &[f64], v: &[f64]) -> [(f64, usize); 2] {
     least
 }
 
-/// Dijkstra's search for the shortest way from a free row to a free column, over reduced costs ≥ 0.
-/// Whole rows are looked at without branches, which is faster than leaving out what is closed.
+/// Dijkstra's search for the shortest path from a free row to a free column. Reduced costs are ≥ 0.
+/// It scans whole rows without branches, which is faster than skipping closed columns.
 struct PathSearch {
-    /// Distances of open columns; infinite where closed.
+    /// Distances of open columns; infinite for closed ones.
     open: Vec<f64>,
-    /// Infinite for closed columns, otherwise 0: what is added to their distances.
+    /// Added to the distances: infinite for closed columns, otherwise 0.
     penalty: Vec<f64>,
-    /// The row that enters each column on the shortest way there.
+    /// The row before each column on the shortest path to it.
     via: Vec<usize>,
-    /// Of closed columns.
+    /// Distances of closed columns.
     distance: Vec<f64>,
     closed: Vec<usize>,
 }
@@ -215,7 +216,7 @@ impl PathSearch {
         self.closed.clear();
     }
 
-    /// Offers all columns the way through `row`, whose `costs` these are, from the distance `base`.
+    /// Offers all columns the path through `row` with these `costs`, from distance `base`.
     fn relax(&mut self, costs: &[f64], v: &[f64], base: f64, row: usize) {
         let columns = self.open.len();
         let (open, via) = (&mut self.open[..columns], &mut self.via[..columns]);
@@ -228,7 +229,7 @@ impl PathSearch {
         }
     }
 
-    /// The nearest open column; of equally near ones a free one, then the lower index.
+    /// The nearest open column; of equally near ones a free one, then the lowest index.
     fn nearest(&self, is_free: impl Fn(usize) -> bool) -> usize {
         const LANES: usize = 8;
         let (chunks, rest) = self.open.as_chunks::<LANES>();

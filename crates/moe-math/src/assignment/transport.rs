@@ -1,17 +1,17 @@
-//! [`balanced`]: items into clusters of limited size, as a transportation problem.
+//! [`balanced`]: assigns items to clusters of limited size, as a transportation problem.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use super::{AssignmentError, checked_rows};
 
-/// The cluster of each item, at most `capacity` items in each, so that Σ cost is least.
+/// The cluster of each item, with at most `capacity` items in each, such that Σ cost is least.
 ///
-/// `cost` is `[items, clusters]`. With items = clusters · capacity every cluster is filled. A
-/// transportation problem, solved by successive shortest paths over clusters: the length of the
-/// step from cluster a to b is the least c\[i, b\] − c\[i, a\] over the items i of a, which a heap
-/// for each pair (a, b) keeps. About O(items · clusters · (clusters + log items)) time and O(items
-/// · clusters) memory.
+/// `cost` is `[items, clusters]`. With items = clusters · capacity every cluster is filled. The
+/// transportation problem is solved by successive shortest paths over clusters. The length of the
+/// step from cluster a to b is the least c\[i, b\] − c\[i, a\] over the items i of a; a heap for
+/// each pair (a, b) keeps it. This takes about O(items · clusters · (clusters + log items)) time
+/// and O(items · clusters) memory.
 ///
 /// # Errors
 /// [`AssignmentError`].
@@ -29,7 +29,7 @@ pub fn balanced(
     Ok(transport.cluster_of)
 }
 
-/// What it costs to move an item to another cluster.
+/// Moving an item to another cluster, and what that costs.
 #[derive(Clone, Copy)]
 struct Move {
     delta: f64,
@@ -37,7 +37,8 @@ struct Move {
 }
 
 impl Ord for Move {
-    /// The greatest is the cheapest, then the lower item: what a [`BinaryHeap`] gives first.
+    /// The greatest is the cheapest move, then the lower item, since a [`BinaryHeap`] yields the
+    /// greatest first.
     fn cmp(&self, other: &Self) -> Ordering {
         other.delta.total_cmp(&self.delta).then(other.item.cmp(&self.item))
     }
@@ -61,13 +62,13 @@ impl Eq for Move {}
 struct Transport<'a> {
     cost: &'a [f64],
     clusters: usize,
-    /// Room left in each cluster.
+    /// Places left in each cluster.
     free: Vec<usize>,
-    /// Dual prices; 0 while a cluster has room.
+    /// Dual prices; 0 while a cluster has free places.
     v: Vec<f64>,
     cluster_of: Vec<u32>,
-    /// `[clusters, clusters]`: moves from a to b. Those of items that have left a stay until they
-    /// come up.
+    /// `[clusters, clusters]`: moves from a to b. Moves of items that have left a stay until they
+    /// reach the top.
     moves: Vec<BinaryHeap<Move>>,
 }
 
@@ -126,10 +127,10 @@ impl<'a> Transport<'a> {
     }
 }
 
-/// Dijkstra's search for the shortest way from a new item to a free place, over reduced costs ≥ 0.
+/// Dijkstra's search for the shortest path from a new item to a free place, over reduced costs ≥ 0.
 struct TransportSearch {
     distance: Vec<f64>,
-    /// The item that enters each place on the shortest way there.
+    /// The item that enters each place on the shortest path to it.
     via: Vec<usize>,
     scanned: Vec<bool>,
 }
@@ -140,7 +141,7 @@ impl TransportSearch {
         Self { via: vec![item; distance.len()], scanned: vec![false; distance.len()], distance }
     }
 
-    /// The nearest place not yet scanned; of equally near ones a free one, then the lower index.
+    /// The nearest place not yet scanned; of equally near ones a free one, then the lowest index.
     fn nearest(&self, is_free: impl Fn(usize) -> bool) -> usize {
         let closer = |a: &usize, b: &usize| {
             self.distance[*a]
@@ -153,8 +154,8 @@ impl TransportSearch {
             .expect("a free place is left")
     }
 
-    /// Leaves place `from`: `step(to)` is the distance of `to` through it, and the item that would
-    /// move there.
+    /// Scans the steps from place `from`: `step(to)` returns the distance of `to` by way of it, and
+    /// the item that would move there.
     fn scan(&mut self, from: usize, mut step: impl FnMut(usize) -> (f64, usize)) {
         self.scanned[from] = true;
         for to in (0..self.distance.len()).filter(|to| !self.scanned[*to]) {
@@ -165,8 +166,8 @@ impl TransportSearch {
         }
     }
 
-    /// Keeps reduced costs ≥ 0, and = 0 where items are: what was nearer than `end` becomes dearer
-    /// by the difference.
+    /// Keeps reduced costs ≥ 0, and = 0 for assigned items: a place nearer than `end` becomes more
+    /// expensive by the difference.
     fn update_prices(&self, end: usize, v: &mut [f64]) {
         for j in (0..v.len()).filter(|j| self.scanned[*j]) {
             v[j] += self.distance[j] - self.distance[end];
@@ -179,8 +180,8 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, unit};
 
-    /// Duality: no cheaper assignment exists if v ≤ 0, v = 0 where there is room, and each item is
-    /// where cost − v is least.
+    /// By duality no cheaper assignment exists if v ≤ 0, v = 0 for clusters with free places, and
+    /// each item is in a cluster with the least cost − v.
     fn assert_optimal(transport: &Transport, capacity: usize) {
         let mut counts = vec![0; transport.clusters];
         for (item, costs) in transport.cost.chunks_exact(transport.clusters).enumerate() {
@@ -203,7 +204,7 @@ mod tests {
         for (items, clusters, capacity) in
             [(1, 1, 1), (24, 3, 8), (25, 4, 7), (600, 12, 50), (1001, 9, 300)]
         {
-            // Clusters differ in how cheap they are, so that most items want the same few.
+            // Some clusters are cheaper than others, so most items want the same few.
             let bias: Vec<f64> = (0..clusters).map(|a| a as f64 * 0.1).collect();
             let cost: Vec<f64> =
                 (0..items * clusters).map(|i| unit(&mut random) + bias[i % clusters]).collect();

@@ -15,7 +15,7 @@ fn auto_always_gives_a_device() {
     open_device(DeviceChoice::Auto).unwrap();
 }
 
-/// A machine whose GPUs are the CPU: what opening them and running a kernel gives.
+/// A machine whose GPUs are really the CPU, with the results of opening them and running a kernel.
 struct Pretended {
     cuda: Result<(), DeviceError>,
     metal: Result<(), DeviceError>,

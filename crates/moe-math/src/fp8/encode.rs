@@ -1,14 +1,14 @@
-//! Matrices as 8-bit floats.
+//! Encoding matrices as 8-bit floats.
 
 use candle_core::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// The greatest value of e4m3.
+/// The greatest e4m3 value.
 const MOST: f32 = 448.0;
 
-/// The code of e4m3 nearest to `value`, of two equally near the even one; beyond ±448, ±448; NaN
-/// stays NaN.
+/// The e4m3 code nearest to `value`, the even one of two equally near. Values beyond ±448 become
+/// ±448; NaN stays NaN.
 pub fn e4m3_code(value: f32) -> u8 {
     let sign = if value.is_sign_negative() { 0x80 } else { 0 };
     let magnitude = value.abs();
@@ -19,11 +19,12 @@ pub fn e4m3_code(value: f32) -> u8 {
         return sign | 0x7e;
     }
     if magnitude < 1.0 / 64.0 {
-        // Below 2⁻⁶ codes are 2⁻⁹ apart; 8 of them is the first normal number, whose code follows.
+        // Below 2⁻⁶ codes are 2⁻⁹ apart. If this rounds to 8, that is the code of the first normal
+        // number.
         return sign | (magnitude * 512.0).round_ties_even() as u8;
     }
-    // 20 of 23 bits of mantissa go, to nearest even; a carry goes on into the exponent, whose bias
-    // changes from 127 to 7.
+    // Drops 20 of 23 mantissa bits, rounding to nearest even. A carry goes into the exponent, whose
+    // bias changes from 127 to 7.
     let bits = magnitude.to_bits();
     let rounded = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
     sign | (rounded - (120 << 3)) as u8
@@ -32,15 +33,16 @@ pub fn e4m3_code(value: f32) -> u8 {
 /// Codes `[rows, columns]` of a matrix, and a scale for each block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
-    /// Row by row.
+    /// Codes, row by row.
     pub codes: Vec<u8>,
-    /// One for each block, row of blocks by row of blocks; those at the end may be cut off.
+    /// One for each block, in row-major order of blocks. The last blocks of a row or column may be
+    /// cut off.
     pub scales: Vec<f32>,
 }
 
-/// Encodes `weight`, `shape` `[rows, columns]`, with the scale max |w| / 448 in each `block`,
-/// rounded to `scale_dtype` before codes are made; as in compressed-tensors 2⁻²³ in a block of
-/// zeros. A block of `[1, columns]` is a scale for each output channel.
+/// Encodes `weight` of `shape` `[rows, columns]`. The scale of each `block` is max |w| / 448,
+/// rounded to `scale_dtype` before codes are made; for a block of zeros it is 2⁻²³, as in
+/// compressed-tensors. A block of `[1, columns]` gives each output channel a scale.
 ///
 /// # Errors
 /// For sizes that don't fit, weights that are not finite, and scales other than F32, F16 and BF16.
@@ -70,7 +72,7 @@ pub fn encode(
     Ok(Encoded { codes, scales })
 }
 
-/// What a scale becomes when it is stored in `dtype`.
+/// The rounding of scales that are stored in `dtype`.
 fn stored_as(dtype: DType) -> candle_core::Result<fn(f32) -> f32> {
     Ok(match dtype {
         DType::F32 => |scale| scale,
@@ -80,18 +82,18 @@ fn stored_as(dtype: DType) -> candle_core::Result<fn(f32) -> f32> {
     })
 }
 
-/// Blocks that lie side by side.
+/// A row of neighbouring blocks.
 struct RowOfBlocks {
-    /// Of the matrix.
+    /// Columns of the matrix.
     columns: usize,
     /// Columns of a block.
     wide: usize,
-    /// What a scale becomes when it is stored.
+    /// Rounds a scale to its stored dtype.
     stored: fn(f32) -> f32,
 }
 
 impl RowOfBlocks {
-    /// Makes `scales`, which are 0, those of the blocks of `weight`.
+    /// Sets `scales`, which are 0, to those of the blocks of `weight`.
     fn find_scales(&self, weight: &[f32], scales: &mut [f32]) {
         for row in weight.chunks_exact(self.columns) {
             for (scale, part) in scales.iter_mut().zip(row.chunks(self.wide)) {
@@ -133,7 +135,8 @@ mod tests {
         assert!(e4m3(e4m3_code(f32::NAN)).is_nan());
     }
 
-    /// Between all neighbours: below and above the middle, and at it, where the even code is taken.
+    /// Tests values between neighbours: below and above the middle, and at it, where the even code
+    /// is taken.
     #[test]
     fn values_between_go_to_the_nearest_or_even_code() {
         for code in 0..0x7e_u8 {
@@ -165,7 +168,7 @@ mod tests {
             for (at, (w, found)) in weight.iter().zip(found).enumerate() {
                 let scale = encoded.scales
                     [at / 5 / block[0] * 5usize.div_ceil(block[1]) + at % 5 / block[1]];
-                // Half the spacing of 3 bits of mantissa, or of the least numbers.
+                // Half the spacing with 3 bits of mantissa, or of the smallest numbers.
                 assert!((w - found).abs() <= (w.abs() / 16.0).max(scale / 1024.0), "{w} {found}");
             }
             for (row, scale) in encoded.scales.iter().enumerate().filter(|_| block == [1, 5]) {

@@ -1,4 +1,4 @@
-//! Each operation on a device beside its reference on the CPU, with values of its own.
+//! Compares each operation on a device with its reference on the CPU. The inputs are made here.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -9,7 +9,7 @@ use crate::quantize::Scheme;
 use crate::quantize::grid::Grid;
 use crate::sampling::{generator, normal};
 
-/// What an operation gives on a device.
+/// An operation; returns its result on the given device.
 type Operation = fn(&Device) -> Result<Tensor>;
 
 const OPERATIONS: [(&str, Operation); 11] = [
@@ -26,11 +26,11 @@ const OPERATIONS: [(&str, Operation); 11] = [
     ("mix of bf16", |device| mixed(DType::BF16, device)),
 ];
 
-/// The largest difference of each operation on `device` from its reference on the CPU, relative to
-/// the largest value.
+/// The largest difference of each operation's result on `device` from its reference on the CPU,
+/// relative to the largest value.
 ///
 /// # Errors
-/// What the device returns.
+/// If the device fails.
 pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
     let checked = OPERATIONS.into_iter().map(|(name, of)| Ok((name, apart(of, device)?)));
     checked.collect()
@@ -48,7 +48,7 @@ fn values(operation: Operation, device: &Device) -> Result<Vec<f32>> {
     operation(device)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()
 }
 
-/// The larger of two differences; NaN is the largest.
+/// The larger of two differences; NaN counts as the largest.
 fn larger(most: f32, apart: f32) -> f32 {
     if apart > most || apart.is_nan() { apart } else { most }
 }
@@ -58,13 +58,13 @@ fn random(stream: u64, shape: &[usize], device: &Device) -> Result<Tensor> {
     Tensor::from_vec(values, shape, device)
 }
 
-/// Three times as many bytes are uploaded as go at once, so that buffers take turns.
+/// Uploads three times the size of a buffer, so that buffers take turns.
 fn uploaded(device: &Device) -> Result<Tensor> {
     let values = normal(24 << 20, 1.0, &mut generator(12, 0));
     upload(bytemuck::cast_slice(&values), DType::F32, &[values.len()], device)
 }
 
-/// Scales are 2 and zeros 1, so that no value lies on the border of two codes.
+/// Scales are 2 and zeros 1, so that no value is on the border between two codes.
 fn rounded(device: &Device) -> Result<Tensor> {
     let block = [3, BLOCK, 200];
     let scales = Tensor::full(2f32, (1, 3, 1, 200), device)?;

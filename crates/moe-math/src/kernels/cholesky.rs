@@ -1,8 +1,8 @@
 //! Batched Cholesky factors on a device.
 //!
-//! GPTQ wants the factor that begins with the last column: M with H = Mᵀ M, M lower triangular,
-//! which `quantize/cholesky.rs` calls Rᵀ. By blocks of rows from the last one, left-looking, as
-//! there: all that the rows behind a block change in it is one batched product.
+//! GPTQ needs the factor that starts at the last column: M with H = Mᵀ M, M lower triangular, which
+//! `quantize/cholesky.rs` calls Rᵀ. As there, blocks of rows are computed from the last one,
+//! left-looking: one batched product applies all later rows to a block.
 
 use std::ops::Range;
 
@@ -14,12 +14,12 @@ use super::{Arguments, Geometry, elements, int};
 /// Rows of a block.
 const BLOCK: usize = 64;
 
-/// M with H = Mᵀ M for each of the symmetric matrices `[E, K, K]`, of which what lies above the
-/// diagonal isn't read; 0 above its diagonal. And whether there is one: otherwise what is returned
-/// for that matrix means nothing.
+/// M with H = Mᵀ M for each of the symmetric matrices `[E, K, K]`, and whether it exists. If it
+/// doesn't, that matrix's result is meaningless. Elements of H above the diagonal aren't read;
+/// those of M are 0.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)> {
     let (count, size, columns) = matrices.dims3()?;
     if size != columns || count * size * size > u32::MAX as usize {
@@ -41,7 +41,7 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
     Ok((factor, failed.to_vec1::<f32>()?.iter().map(|failed| *failed == 0.0).collect()))
 }
 
-/// The `rows` of `matrices` up to the diagonal, less what the rows of `factor` behind them change.
+/// The `rows` of `matrices` up to the diagonal, minus the product with later rows of `factor`.
 fn less_products(matrices: &Tensor, factor: &Tensor, rows: Range<usize>) -> Result<Tensor> {
     let (size, Range { start: first, end }) = (matrices.dim(1)?, rows.clone());
     let left = matrices.narrow(1, first, rows.len())?.narrow(2, 0, end)?.contiguous()?;
@@ -53,8 +53,8 @@ fn less_products(matrices: &Tensor, factor: &Tensor, rows: Range<usize>) -> Resu
     left - block.matmul(&behind.contiguous()?)?
 }
 
-/// Rows of the factor up to the diagonal, from what was `found` of their diagonal block; the first
-/// `first` columns of `left` stand before that.
+/// Rows of the factor up to the diagonal. `found` is the result for their diagonal block; the first
+/// `first` columns of `left` are before it.
 fn row_of_blocks(found: &Tensor, left: &Tensor, first: usize) -> Result<Tensor> {
     let rows = found.dim(2)?;
     let diagonal = found.narrow(1, 0, rows)?.contiguous()?;
@@ -66,8 +66,8 @@ fn row_of_blocks(found: &Tensor, left: &Tensor, first: usize) -> Result<Tensor> 
     Tensor::cat(&[&before, &diagonal], 2)
 }
 
-/// Makes of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B +
-/// 1, B]`.
+/// Factors diagonal blocks `[E, B, B]`. The result `[E, 2 B + 1, B]` holds M, M⁻ᵀ and a last row
+/// that tells whether there is no factor.
 pub(super) struct DiagonalBlock;
 
 #[derive(Clone, Copy)]
@@ -79,7 +79,8 @@ pub(super) struct CholeskyBlock {
     pub size: i32,
 }
 
-// SAFETY: cholesky.cu declares it alike; `Block` hands over tensors of the shapes named there.
+// SAFETY: cholesky.cu declares the same structure; `Block` passes tensors of the shapes named
+// there.
 unsafe impl Arguments for CholeskyBlock {
     const SOURCE: &'static str = "cholesky";
 
@@ -93,7 +94,7 @@ unsafe impl Arguments for CholeskyBlock {
 }
 
 impl DiagonalBlock {
-    /// All but the pointers.
+    /// Returns all arguments except the pointers.
     pub(super) fn arguments(&self, [matrices, size]: [usize; 2]) -> CholeskyBlock {
         CholeskyBlock {
             block: std::ptr::null(),
@@ -166,7 +167,7 @@ fn of_block(block: &[f32], found: &mut [f32], size: usize) {
     }
 }
 
-/// Fills M, and tells whether there is one: a pivot that can't be becomes 1.
+/// Fills M, and returns whether it exists; a pivot that isn't positive becomes 1.
 fn factor_block(block: &[f32], m: &mut [f32], size: usize) -> bool {
     let mut all_good = true;
     for k in (0..size).rev() {
@@ -191,8 +192,8 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    /// Mᵀ M is the matrix, for sizes around the edges of blocks, and one that has no factor is told
-    /// among others that have.
+    /// Mᵀ M equals the matrix, for sizes around the edges of blocks. A matrix without a factor is
+    /// reported among others that have one.
     #[test]
     fn factors_give_the_matrices_back() {
         for size in [1, 5, 63, 64, 65, 130, 200] {

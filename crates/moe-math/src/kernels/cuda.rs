@@ -1,4 +1,4 @@
-//! Starting kernels on a CUDA device, on candle's stream and in candle's memory.
+//! Starts kernels on a CUDA device, on candle's stream and in candle's memory.
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -20,7 +20,7 @@ use half::bf16;
 
 use super::{Arguments, Geometry, int, span};
 
-/// What `build.rs` compiled each source to.
+/// The PTX that `build.rs` compiled from each source.
 fn ptx(source: &str) -> &'static str {
     match source {
         "cholesky" => include_str!(concat!(env!("OUT_DIR"), "/cholesky.ptx")),
@@ -30,11 +30,11 @@ fn ptx(source: &str) -> &'static str {
     }
 }
 
-/// Kernels take their arguments by value.
+/// Arguments that a kernel takes by value.
 #[repr(transparent)]
 struct ByValue<A>(A);
 
-// SAFETY: `Arguments` are structures of numbers and pointers that C declares alike.
+// SAFETY: `Arguments` are structures of numbers and pointers that C declares in the same way.
 unsafe impl<A: Arguments> DeviceRepr for ByValue<A> {}
 
 /// Queues the kernel of `arguments`.
@@ -55,14 +55,14 @@ pub(super) fn launch<A: Arguments>(device: &CudaDevice, arguments: A) -> Result<
     let arguments = ByValue(arguments);
     let mut launch = function.builder();
     launch.arg(&arguments);
-    // SAFETY: `Arguments` promises that the kernel takes this structure, whose pointers are good
-    // for what it does.
+    // SAFETY: `Arguments` promises that the kernel takes this structure, and that its pointers are
+    // valid for what it does.
     unsafe { launch.launch(shape) }.w()?;
     Ok(())
 }
 
-/// Where the elements of a contiguous tensor lie; to be kept until the kernel that reads them is
-/// queued.
+/// The address of the elements of a contiguous tensor. Keep the guard until the kernel that reads
+/// them is queued.
 pub(super) fn read<'a, T: CudaDType + DeviceRepr + 'a>(
     storage: &'a CudaStorage,
     layout: &Layout,
@@ -73,7 +73,7 @@ pub(super) fn read<'a, T: CudaDType + DeviceRepr + 'a>(
     Ok((((address as usize) + start * size_of::<T>()) as *const T, used))
 }
 
-/// The same to write to.
+/// Like `read`, for writing.
 pub(super) fn write<'a>(
     storage: &'a mut CudaStorage,
     layout: &Layout,
@@ -84,15 +84,15 @@ pub(super) fn write<'a>(
     Ok((((address as usize) + start * size_of::<f32>()) as *mut f32, used))
 }
 
-/// Elements in f32 or bf16.
+/// Elements of a tensor in f32 or bf16.
 #[derive(Clone, Copy)]
 pub(super) struct Floats {
     pub address: *const c_void,
-    /// What cuBLAS calls their type.
+    /// cuBLAS's name for their type.
     pub kind: cudaDataType,
 }
 
-/// The same as [`read`] of a tensor in f32 or bf16.
+/// Like [`read`], for a tensor in f32 or bf16.
 pub(super) fn read_floats<'a>(
     storage: &'a CudaStorage,
     layout: &Layout,
@@ -110,7 +110,7 @@ pub(super) fn read_floats<'a>(
     })
 }
 
-/// Queues `sum` += Xᵀ X for `x` of `tokens` rows of `size`, with products and sums in f32.
+/// Queues `sum` += Xᵀ X for `x` with `tokens` rows of width `size`, with products and sums in f32.
 pub(super) fn add_gram(
     device: &CudaDevice,
     sum: *mut f32,
@@ -123,13 +123,13 @@ pub(super) fn add_gram(
     device.cuda_stream().context().bind_to_thread().w()?;
     let (one, tokens, size) = (1f32, int(tokens), int(size));
     let (one, blas) = (std::ptr::from_ref(&one).cast(), device.cublas_handle());
-    // What lies by rows, cuBLAS takes for the transpose by columns; the sum is symmetric.
+    // cuBLAS takes a row-major matrix for its column-major transpose; the sum is symmetric.
     let [plain, turned] = [cublasOperation_t::CUBLAS_OP_N, cublasOperation_t::CUBLAS_OP_T];
     let of_sum = cudaDataType::CUDA_R_32F;
     let compute = cublasComputeType_t::CUBLAS_COMPUTE_32F;
     let way = cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT;
-    // SAFETY: `x` holds tokens × size elements and `sum` size × size, both on this device and,
-    // until this is queued, theirs.
+    // SAFETY: `x` holds tokens × size elements and `sum` size × size. Both are on this device, and
+    // their owners keep them until this is queued.
     let queued = unsafe {
         gemm_ex(
             *blas.handle(),
@@ -156,20 +156,21 @@ pub(super) fn add_gram(
     queued.map_err(candle_core::Error::wrap)
 }
 
-/// Page-locked memory that bytes are copied from to a device, and when that is done.
+/// Page-locked memory from which bytes are copied to a device, and the event that marks the copy's
+/// end.
 struct Staging {
     buffer: PinnedHostSlice<u8>,
     done: CudaEvent,
 }
 
-/// Bytes of a [`Staging`]. Two of them take turns: while a device copies from one, the host fills
-/// the other.
+/// Bytes of a [`Staging`]. There are two: while a device copies from one, the host fills the other.
 const STAGING_BYTES: usize = 32 << 20;
 
-/// Buffers of each device that something was copied to.
+/// Buffers of each device to which something was copied.
 static STAGED: Mutex<Vec<(usize, VecDeque<Staging>)>> = Mutex::new(Vec::new());
 
-/// Queues copying `bytes` to `address`, which has room for them. The host may forget them at once.
+/// Queues a copy of `bytes` to `address`, which must have room for them. The host may free `bytes`
+/// at once.
 pub(super) fn upload(device: &CudaDevice, bytes: &[u8], address: *const c_void) -> Result<()> {
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -181,7 +182,7 @@ pub(super) fn upload(device: &CudaDevice, bytes: &[u8], address: *const c_void) 
     });
     let buffers = &mut staged[place].1;
     while buffers.len() < 2 {
-        // SAFETY: bytes have no invalid values, and none is read before it is written.
+        // SAFETY: any bytes are valid values, and none is read before it is written.
         let buffer = unsafe { context.alloc_pinned::<u8>(STAGING_BYTES) }.w()?;
         buffers.push_back(Staging { buffer, done: context.new_event(None).w()? });
     }

@@ -1,4 +1,4 @@
-//! Sums of outer products, in f32 of f32 or bf16.
+//! Sums of outer products of f32 or bf16 values, in f32.
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
@@ -7,14 +7,14 @@ use rayon::prelude::*;
 
 use super::{elements_mut, widened};
 
-/// Rows of the sum that a thread makes at a time.
+/// Rows of the sum that a thread computes at a time.
 const ROWS: usize = 64;
 
 /// Adds Xᵀ X to `sum`, `[K, K]` in f32; `x` is `[n, K]` in f32 or bf16. Products of bf16 are added
-/// in f32: on CUDA by tensor cores.
+/// in f32, on CUDA by tensor cores.
 ///
 /// # Errors
-/// For shapes and dtypes that don't fit; what the device returns.
+/// For shapes and dtypes that don't fit, or if the device fails.
 pub(crate) fn add_gram(sum: &Tensor, x: &Tensor) -> Result<()> {
     let size = x.dim(1)?;
     if sum.dims() != [size, size] || ![DType::F32, DType::BF16].contains(&x.dtype()) {
@@ -23,7 +23,7 @@ pub(crate) fn add_gram(sum: &Tensor, x: &Tensor) -> Result<()> {
     sum.inplace_op2(&x.contiguous()?, &Gram)
 }
 
-/// Adds to the rows `sum` of the sum, from row `first` on.
+/// Adds to `sum`, the rows of the whole sum from row `first` on.
 fn add_rows(sum: &mut [f32], first: usize, x: MatRef<'_, f32>) {
     let rows = sum.len() / x.ncols();
     let sum = MatMut::from_row_major_slice_mut(sum, rows, x.ncols());

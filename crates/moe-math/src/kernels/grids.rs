@@ -1,6 +1,6 @@
-//! Grids of groups of columns on a device, from the range of each row's weights.
+//! Computes grids of groups of columns on a device, from the range of each row's weights.
 //!
-//! Neighbouring threads take neighbouring rows, as in `round.rs`, in whose source the kernel is.
+//! Neighbouring threads take neighbouring rows, as in `round.rs`. The kernel is in the same source.
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -8,12 +8,12 @@ use rayon::prelude::*;
 use super::{Arguments, Geometry, elements, int};
 use crate::quantize::grid::{CLIPS, Grid, kept_range};
 
-/// Scales and signed zeros, `[2, G, N]`, of groups `members`, `[G, g, N]`, whose columns have the
-/// energies `energy`, `[G, g]`: those of the group's range or, where clips are tried, of the part
-/// of it that loses least Σ energy · (w − ŵ)².
+/// Scales and signed zeros, `[2, G, N]`, of the groups `members`, `[G, g, N]`, whose columns have
+/// the energies `energy`, `[G, g]`. They cover the group's range or, if clips are tried, the part
+/// of it with the least Σ energy · (w − ŵ)².
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn group_grids(
     members: &Tensor,
     energy: &Tensor,
@@ -44,7 +44,7 @@ pub(super) struct GroupGrids {
     pub high: f32,
 }
 
-// SAFETY: round.cu declares it alike; `Grids` hands over tensors of the shapes named there.
+// SAFETY: round.cu declares the same structure; `Grids` passes tensors of the shapes named there.
 unsafe impl Arguments for GroupGrids {
     const SOURCE: &'static str = "round";
 
@@ -59,12 +59,12 @@ unsafe impl Arguments for GroupGrids {
 
 pub(super) struct Grids {
     pub grid: Grid<f32>,
-    /// How many smaller ranges are tried, down to half.
+    /// Number of smaller ranges to try, down to half.
     pub clips: u32,
 }
 
 impl Grids {
-    /// Scale and signed zero of the group of `values`.
+    /// Scale and signed zero of a group with these `values`.
     fn of<V: Iterator<Item = f32>>(&self, values: impl Fn() -> V, energy: &[f32]) -> (f32, f32) {
         let (least, most) =
             values().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
@@ -107,7 +107,7 @@ impl Grids {
         }
     }
 
-    /// All but the pointers.
+    /// Returns all arguments except the pointers.
     pub(super) fn arguments(&self, [groups, size, rows]: [usize; 3]) -> GroupGrids {
         let mantissa = match self.grid.scale_dtype {
             DType::F16 => 10,

@@ -1,23 +1,24 @@
-//! Outputs of experts, weighed and added up token by token.
+//! Weights the outputs of experts and adds them token by token.
 
 use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{Arguments, Geometry, elements, elements_mut, int, widened};
 
-/// Which rows each token adds up, and how they weigh.
+/// The rows that each token adds, and their gates.
 pub(crate) struct Table {
     tokens: usize,
-    /// Where each token's entries begin, then of each entry the row, then of each its gate as bits.
+    /// The start of each token's entries, then the row of each entry, then the gate of each entry
+    /// as bits.
     words: Vec<u32>,
 }
 
 impl Table {
-    /// Row `i` goes to token `tokens[i]`, times `gates[i]`; a token's rows are added in their
+    /// Row `i` is added to token `tokens[i]`, times `gates[i]`. A token's rows are added in their
     /// order.
     ///
     /// # Panics
-    /// For a token beyond `count`.
+    /// If a token isn't below `count`.
     pub fn new(count: usize, tokens: &[u32], gates: &[f32]) -> Self {
         let mut words = vec![0u32; count + 1 + 2 * tokens.len()];
         let (starts, entries) = words.split_at_mut(count + 1);
@@ -40,11 +41,11 @@ impl Table {
     }
 }
 
-/// Adds to `sums`, `[tokens, hidden]` in f32, the rows of `outputs`, `[rows, hidden]` in f32 or
-/// bf16, as `table` says.
+/// Adds the rows of `outputs`, `[rows, hidden]` in f32 or bf16, to `sums`, `[tokens, hidden]` in
+/// f32, as `table` says.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn add_outputs(sums: &Tensor, outputs: &Tensor, table: &Table) -> Result<()> {
     let (rows, hidden) = outputs.dims2()?;
     if sums.dims() != [table.tokens, hidden] || table.words.len() != table.tokens + 1 + 2 * rows {
@@ -58,17 +59,17 @@ pub(crate) fn add_outputs(sums: &Tensor, outputs: &Tensor, table: &Table) -> Res
 #[repr(C)]
 pub(super) struct CombineKernel {
     pub sums: *mut f32,
-    /// f32, or the bits of bf16.
+    /// Address of f32 values, or of bf16 values as bits.
     pub outputs: *const std::ffi::c_void,
     pub table: *const u32,
     pub tokens: i32,
     pub hidden: i32,
     pub entries: i32,
-    /// Not read on the device: it says which kernel.
+    /// Chooses the kernel; not read on the device.
     pub halves: i32,
 }
 
-// SAFETY: mix.cu declares it alike; `Adding` hands over tensors of the shapes named there.
+// SAFETY: mix.cu declares the same structure; `Adding` passes tensors of the shapes named there.
 unsafe impl Arguments for CombineKernel {
     const SOURCE: &'static str = "mix";
 
@@ -84,7 +85,7 @@ unsafe impl Arguments for CombineKernel {
 pub(super) struct Adding;
 
 impl Adding {
-    /// All but the pointers.
+    /// Returns all arguments except the pointers.
     pub(super) fn arguments(
         &self,
         [tokens, hidden, entries]: [usize; 3],

@@ -1,9 +1,9 @@
-//! Operations that candle has no kernel for.
+//! Operations for which candle has no kernel.
 //!
 //! Each is a custom operation of candle: on the CPU it is the reference, written here; with CUDA it
-//! starts a kernel of `kernels/*.cu`, which `build.rs` compiles. Tests run these very sources on
-//! the host, too, and compare them with the reference (`tests.rs`). Index arithmetic that both
-//! sides need is in `Geometry` and in the arguments' structures, which C declares alike.
+//! starts a kernel of `kernels/*.cu`, which `build.rs` compiles. Tests also run these sources on
+//! the host and compare them with the reference (`tests.rs`). Index arithmetic that both sides need
+//! is in `Geometry` and in the argument structures, which C declares in the same way.
 
 #![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only CUDA and tests start kernels"))]
 
@@ -34,20 +34,20 @@ pub(crate) use mix::{Table, add_outputs};
 pub(crate) use round::{BLOCK, Rounded, round_block, settle};
 pub(crate) use upload::upload;
 
-/// Threads of a CUDA block where each takes a row.
+/// Threads of a CUDA block in which each takes a row.
 const THREADS: usize = 128;
 
-/// How a kernel is started.
+/// The launch dimensions of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Geometry {
-    /// Blocks; only the first number may exceed 65,535.
+    /// Numbers of blocks; only the first may exceed 65,535.
     blocks: [usize; 2],
     /// Threads of a block.
     threads: usize,
 }
 
 impl Geometry {
-    /// A block for each of `items` and each [`THREADS`] of `rows`.
+    /// One block for each of `items` and each [`THREADS`] of `rows`.
     fn of_rows(items: usize, rows: usize) -> Self {
         Self { blocks: [items, rows.div_ceil(THREADS)], threads: THREADS }
     }
@@ -56,19 +56,19 @@ impl Geometry {
 /// A kernel's arguments.
 ///
 /// # Safety
-/// The structure is declared alike in the kernel's source, and its pointers hold what the kernel
-/// reads and writes there.
+/// The kernel's source must declare the same structure, and its pointers must be valid for what the
+/// kernel reads and writes.
 unsafe trait Arguments: Copy {
-    /// The file in `kernels/`, without its ending.
+    /// Name of the file in `kernels/`, without extension.
     const SOURCE: &'static str;
 
-    /// The kernel's name there.
+    /// Name of the kernel in that file.
     fn kernel(&self) -> &'static str;
 
     fn geometry(&self) -> Geometry;
 }
 
-/// Says where in its storage a tensor lies, which must be contiguous.
+/// The range of a tensor's elements in its storage; the tensor must be contiguous.
 fn span(layout: &Layout) -> Result<Range<usize>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a kernel takes contiguous tensors")
@@ -91,7 +91,7 @@ fn widened<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]
     })
 }
 
-/// The elements of a contiguous tensor on the CPU, to write to.
+/// The f32 elements of a contiguous tensor on the CPU, for writing.
 fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     let CpuStorage::F32(values) = storage else { bail!("a kernel writes f32") };
     Ok(&mut values[span(layout)?])
@@ -101,23 +101,23 @@ fn int(value: usize) -> i32 {
     i32::try_from(value).expect("tensors of kernels have fewer than 2^31 rows")
 }
 
-/// Runs a kernel of candle's, in f32 and bf16, and one of ours on `device`, and looks at what comes
-/// of them.
+/// Runs one of candle's kernels, in f32 and bf16, and one of ours on `device`, and checks the
+/// results.
 ///
 /// # Errors
-/// What the device returns, and for other values than there must be.
+/// If the device fails, or the values are wrong.
 pub(crate) fn launch(device: &Device) -> Result<()> {
     let rows = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], device)?.to_dtype(DType::BF16)?;
     let sum = (Tensor::zeros((2, 2), DType::F32, device)? + 1.0)?;
     if device.is_metal() {
-        // candle's kernels are all that runs there.
+        // On Metal only candle's kernels are used.
         return rows
             .to_device(&Device::Cpu)?
             .to_dtype(DType::F32)?
             .broadcast_add(&sum.to_device(&Device::Cpu)?)
             .map(drop);
     }
-    // Both rows go to the first token, half of each.
+    // Both rows are added to the first token, each times one half.
     add_outputs(&sum, &rows, &Table::new(2, &[0, 0], &[0.5, 0.5]))?;
     let found = sum.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
     if found != [[3.0, 4.0], [1.0, 1.0]] {

@@ -1,23 +1,23 @@
-//! GPTQ's columns on a device (2210.17323, Algorithm 1).
+//! The column loop of GPTQ on a device (2210.17323, Algorithm 1).
 //!
-//! E matrices of N rows and K columns go together, as `[E, K, N]`: neighbouring threads take
-//! neighbouring rows.
+//! E matrices of N rows and K columns are processed together, as `[E, K, N]`: neighbouring threads
+//! take neighbouring rows.
 
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{Arguments, Geometry, elements, elements_mut};
 
-/// Most columns that [`round_block`] takes.
+/// Maximum number of columns of [`round_block`].
 pub(crate) const BLOCK: usize = 32;
 
-/// Rounds the columns of a block one after another. `weight` and `fed`, what columns before the
-/// block feed to them, are `[E, B, N]`, `feedback` of these columns to each other is `[E, B, B]`,
-/// of which what lies below the diagonal counts, and `grids` `[2, E, B, N]` or `[2, E, 1, N]`:
-/// scales and signed zeros; codes lie between `low` and `high`.
+/// Rounds the columns of a block one after another. `weight` and `fed` (what columns before the
+/// block feed to them) are `[E, B, N]`. `feedback` between these columns is `[E, B, B]`; only its
+/// part below the diagonal is used. `grids`, `[2, E, B, N]` or `[2, E, 1, N]`, holds scales and
+/// signed zeros. Codes lie between `low` and `high`.
 ///
 /// # Errors
-/// For shapes that don't fit and more columns than [`BLOCK`]; what the device returns.
+/// For shapes that don't fit and more columns than [`BLOCK`], or if the device fails.
 pub(crate) fn round_block(
     weight: &Tensor,
     fed: &Tensor,
@@ -41,13 +41,13 @@ pub(crate) fn round_block(
     Ok(Rounded { errors: state.get(0)?, codes: state.get(1)?, missed: state.get(2)? })
 }
 
-/// A block's columns, `[E, B, N]` each.
+/// The rounded columns of a block, `[E, B, N]` each.
 pub(crate) struct Rounded {
     /// w − ŵ
     pub errors: Tensor,
     /// Signed codes.
     pub codes: Tensor,
-    /// What was rounded, which is w and what is fed to it, − ŵ.
+    /// w plus what was fed to it, minus ŵ.
     pub missed: Tensor,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct RoundBlock {
     pub high: f32,
 }
 
-// SAFETY: round.cu declares it alike; `Round` hands over tensors of the shapes named there.
+// SAFETY: round.cu declares the same structure; `Round` passes tensors of the shapes named there.
 unsafe impl Arguments for RoundBlock {
     const SOURCE: &'static str = "round";
 
@@ -83,19 +83,19 @@ struct Round {
     high: f32,
 }
 
-/// What the columns of all experts are rounded with.
+/// The inputs for rounding the columns of all experts.
 struct RoundInputs<'a> {
     feedback: &'a [f32],
-    /// Scales, and then zeros.
+    /// All scales, then all zeros.
     grids: &'a [f32],
     /// E, B and N.
     shape: [usize; 3],
-    /// Columns of grids: B, or 1.
+    /// Number of grids for the columns: B, or 1 for all.
     columns: usize,
 }
 
 impl Round {
-    /// Rounds column `i` of an expert, whose planes of the state these are.
+    /// Rounds column `i` of an expert, given that expert's planes of the state.
     fn column(
         &self,
         inputs: &RoundInputs<'_>,
@@ -179,11 +179,11 @@ impl InplaceOp3 for Round {
     }
 }
 
-/// X with Aᵀ X = `values`, `[E, B, N]`, for the unit lower triangular Aᵀ of `feedback`, `[E, B,
-/// B]`, whose diagonal isn't read.
+/// X with Aᵀ X = `values`, `[E, B, N]`, for the unit lower triangular Aᵀ in `feedback`, `[E, B,
+/// B]`. The diagonal of `feedback` isn't read.
 ///
 /// # Errors
-/// For shapes that don't fit; what the device returns.
+/// For shapes that don't fit, or if the device fails.
 pub(crate) fn settle(values: &Tensor, feedback: &Tensor) -> Result<Tensor> {
     let (experts, size, _) = values.dims3()?;
     if feedback.dims() != [experts, size, size] {
@@ -204,7 +204,8 @@ pub(super) struct Settle {
     pub rows: i32,
 }
 
-// SAFETY: round.cu declares it alike; `Settling` hands over tensors of the shapes named there.
+// SAFETY: round.cu declares the same structure; `Settling` passes tensors of the shapes named
+// there.
 unsafe impl Arguments for Settle {
     const SOURCE: &'static str = "round";
 
@@ -217,7 +218,7 @@ unsafe impl Arguments for Settle {
     }
 }
 
-/// X in the place of `values`, `[B, N]`, of one expert.
+/// Replaces `values`, `[B, N]` of one expert, by X.
 fn settle_expert(values: &mut [f32], feedback: &[f32], [size, rows]: [usize; 2]) {
     for i in 1..size {
         let (before, row) = values.split_at_mut(i * rows);

@@ -1,6 +1,6 @@
-//! The sources of `kernels/` beside the references here, bit for bit.
+//! Compares the sources of `kernels/` with the references here, bit for bit.
 //!
-//! A C compiler makes functions of the host of them; Rust needs one to link anyway.
+//! A C compiler makes host functions of them. Rust needs one for linking anyway.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -51,7 +51,8 @@ fn on_host<A: Arguments>(arguments: A) {
     type Run<A> = unsafe extern "C" fn(*const A, i32, i32, i32);
     let (library, name, Geometry { blocks: [x, y], threads }) =
         (library(), arguments.kernel(), arguments.geometry());
-    // SAFETY: host.c declares both so; `Arguments` promises that the structure is the kernel's.
+    // SAFETY: host.c declares both this way; `Arguments` promises that the structure is the
+    // kernel's.
     unsafe {
         let size = library
             .get::<unsafe extern "C" fn() -> usize>(format!("size_{name}").as_bytes())
@@ -107,7 +108,7 @@ fn columns_of_a_block_are_rounded_alike() {
             state,
             [values(&found.errors), values(&found.codes), values(&found.missed)].concat()
         );
-        // The first column by hand, to which no other one of the block feeds.
+        // Checks the first column by hand; no other column of the block feeds it.
         for n in 0..rows {
             let (scale, zero) = (grids[n], grids[experts * columns * rows + n]);
             let code = ((weight[n] + fed[n]) / scale + zero).clamp(-8.0, 7.0).round_ties_even();
@@ -138,7 +139,7 @@ fn groups_are_settled_alike() {
             rows,
         });
         assert_eq!(found, values(&settled));
-        // Aᵀ X is what was given.
+        // Aᵀ X equals the input.
         let (n, k) = (rows as usize, size as usize);
         let row: f32 = (0..k - 1).map(|j| feedback[(k - 1) * k + j] * found[j * n]).sum::<f32>()
             + found[(k - 1) * n];
@@ -150,7 +151,7 @@ fn groups_are_settled_alike() {
 fn groups_get_their_grids_alike() {
     let (groups, size, rows) = (3, 32, 130);
     let mut members = normal(groups * size * rows, 1.0, &mut generator(3, 0));
-    // Rows of nothing, of what float16 can't hold, and of what it holds as subnormals.
+    // Rows of zeros, of values that float16 can't hold, and of its subnormals.
     for k in 0..size {
         members[k * rows] = 0.0;
         members[k * rows + 1] *= 1e6;
@@ -241,7 +242,7 @@ fn outputs_are_added_alike() {
             ),
         }
         assert_eq!(found, values(&expected));
-        // Token 1's sum by hand.
+        // Computes token 1's sum by hand.
         let wide = values(&outputs.to_dtype(DType::F32).unwrap());
         let own = (0..rows).filter(|row| tokens[*row] == 1);
         let by_hand = own.fold(sums[hidden], |sum, row| sum + gates[row] * wide[row * hidden]);

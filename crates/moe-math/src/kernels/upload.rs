@@ -1,15 +1,15 @@
-//! Weights on their way to a device.
+//! Uploads weights to a device.
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, bail};
 
 use super::span;
 
-/// A tensor of the `bytes` of its elements, in f32, f16 or bf16. On CUDA the host doesn't wait for
-/// what was queued before, as it would for a copy out of memory that the system may move: the bytes
-/// go by way of buffers that it may not.
+/// Makes a tensor from the `bytes` of its elements, in f32, f16 or bf16. On CUDA the bytes are
+/// copied through page-locked buffers: for a copy from pageable memory, the host would wait for
+/// everything queued before.
 ///
 /// # Errors
-/// For a shape of another size; what the device returns.
+/// For a shape of another size, or if the device fails.
 pub(crate) fn upload(
     bytes: &[u8],
     dtype: DType,

@@ -1,4 +1,4 @@
-//! R with H = R Rᵀ, R upper triangular: the Cholesky factor that begins with the last column.
+//! R with H = R Rᵀ, R upper triangular: the Cholesky factor that starts at the last column.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -10,11 +10,11 @@ use super::kernel::STRIP;
 /// Columns of a block.
 const BLOCK: usize = 32;
 
-/// Puts R in place of the upper triangle of `matrix`, `[n, n]` by columns, and tells whether there
-/// is one. What lies below the diagonal is neither read nor left as it was.
+/// Replaces the upper triangle of `matrix`, `[n, n]` by columns, by R, and returns whether R
+/// exists. Elements below the diagonal aren't read, but are overwritten.
 ///
-/// By blocks of columns from the last one, left-looking: all that the blocks behind a block change
-/// in it is one product.
+/// Blocks of columns are computed from the last one, left-looking: one product applies all later
+/// blocks to a block.
 pub(super) fn upper_cholesky<T: Real>(matrix: &mut [T], size: usize) -> bool {
     let mut end = size;
     while end > 0 {
@@ -45,7 +45,7 @@ fn subtract_products<T: Real>(
     matmul(columns, Accum::Add, behind.subrows(0, end), block, -T::ONE, Par::Seq);
 }
 
-/// The factor of a diagonal block, a column after the other from the last; whether there is one.
+/// Factors a diagonal block, one column after another from the last; returns whether that worked.
 struct Diagonal<'a, T> {
     columns: &'a mut [T],
     first: usize,
@@ -80,7 +80,7 @@ impl<T: Real> WithSimd for Diagonal<'_, T> {
     }
 }
 
-/// X with X Rᵀ = what stands above a diagonal block, in place; R is the block's factor.
+/// Solves X Rᵀ = the part above a diagonal block, in place; R is the block's factor.
 struct Panel<'a, T> {
     columns: &'a mut [T],
     first: usize,
@@ -114,7 +114,7 @@ impl<T: Real> WithSimd for Panel<'_, T> {
     }
 }
 
-/// −R of a diagonal block above its diagonal, by rows.
+/// −R above the diagonal of a diagonal block, by rows.
 fn negated<T: Real>(columns: &[T], first: usize, size: usize) -> Vec<T> {
     let count = columns.len() / size;
     let mut negated = vec![T::ZERO; count * count];
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    /// R Rᵀ is the matrix, for sizes around the edges of blocks and strips.
+    /// R Rᵀ equals the matrix, for sizes around the edges of blocks and strips.
     #[test]
     fn the_factor_gives_the_matrix_back() {
         for size in [1, 2, 63, 64, 65, 130, 200] {

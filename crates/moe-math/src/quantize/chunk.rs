@@ -1,4 +1,4 @@
-//! Some rows of a matrix, turned so that a column of them is contiguous.
+//! Some rows of a matrix, transposed so that each column of them is contiguous.
 
 use std::ops::Range;
 
@@ -8,48 +8,48 @@ use super::grid::{Codes, Grid};
 use super::kernel::STRIP;
 use super::{QuantizeError, Real};
 
-/// Rows of a chunk: few enough for its columns to stay in the second-level cache, enough for matrix
-/// products.
+/// Rows of a chunk: few enough for its columns to stay in the second-level cache, and enough for
+/// matrix products.
 const ROWS: usize = 128;
-/// Matrices are turned in squares of this side, whose rows are a cache line or less.
+/// Matrices are transposed in squares of this side, whose rows fit in a cache line.
 const TILE: usize = 16;
 
-/// A matrix and where its codes go.
+/// A matrix, and the place for its codes.
 pub(super) struct Job<'a> {
     /// `[N, K]`
     pub weight: &'a [f32],
-    /// The order in which columns are solved; none: as they are.
+    /// The order in which columns are solved; None for the order of the matrix.
     pub order: Option<&'a [u32]>,
     pub codes: &'a mut Codes,
 }
 
-/// Rows of a matrix by columns, `[K, rows]`, in the order in which columns are solved; rows are
+/// Rows of a matrix by columns, `[K, rows]`, in the order in which columns are solved. Rows are
 /// padded with zeros to whole strips.
 #[derive(Default)]
 pub(super) struct Chunk<T> {
-    /// Strips of a column.
+    /// Number of strips in a column.
     pub strips: usize,
-    /// K
+    /// Number of columns, K.
     pub width: usize,
     /// Columns of a group.
     pub group: usize,
-    /// W, and where a column is solved its error W − Ŵ.
+    /// W; for a solved column its error W − Ŵ.
     pub weight: Vec<[T; STRIP]>,
-    /// What columns were fed by the errors of others.
+    /// What the errors of other columns feed to each column.
     pub fed: Vec<[T; STRIP]>,
-    /// Unsigned.
+    /// Unsigned codes.
     pub codes: Vec<[u8; STRIP]>,
     /// `[K / g, rows]`
     pub scales: Vec<[T; STRIP]>,
     /// `[K / g, rows]`, signed codes.
     pub zeros: Vec<[T; STRIP]>,
-    /// What each row's error costs.
+    /// The weighted squared error of each row.
     pub errors: Vec<[T; STRIP]>,
 }
 
-/// Calls `run` with the number of a job and a chunk of its rows, for all of them in parallel, and
+/// Calls `run` with the index of a job and a chunk of its rows, for all chunks in parallel, and
 /// keeps the codes, scales and zeros that it leaves in the chunk. Returns the sum of the errors of
-/// each job. Neither chunks nor sums depend on how many threads there are.
+/// each job. Neither chunks nor sums depend on the number of threads.
 pub(super) fn each_chunk<T: Real>(
     jobs: &mut [Job<'_>],
     grid: &Grid<T>,
@@ -72,7 +72,7 @@ pub(super) fn each_chunk<T: Real>(
     Ok(sums)
 }
 
-/// When each column is solved.
+/// The position of each column in the order of solving.
 fn places(job: &Job<'_>) -> Vec<usize> {
     let mut places: Vec<usize> = (0..job.codes.shape[1]).collect();
     for (k, column) in job.order.unwrap_or_default().iter().enumerate() {
@@ -112,12 +112,12 @@ fn parts<'a>(
 }
 
 impl<T: Real> Chunk<T> {
-    /// Rows with padding.
+    /// Number of rows, with padding.
     pub fn rows(&self) -> usize {
         self.strips * STRIP
     }
 
-    /// Where the strips of `columns` lie.
+    /// The range of the strips of `columns`.
     pub fn columns(&self, columns: &Range<usize>) -> Range<usize> {
         columns.start * self.strips..columns.end * self.strips
     }
@@ -161,8 +161,8 @@ impl<T: Real> Chunk<T> {
         if wrong == 0 { Ok(()) } else { Err(QuantizeError::NotFinite) }
     }
 
-    /// Makes room for `rows` rows of `width` columns in groups of `group`. Errors and what was fed
-    /// are 0 then; the rest may hold what was solved before.
+    /// Makes room for `rows` rows of `width` columns in groups of `group`. Errors and `fed` become
+    /// 0; the rest may hold earlier values.
     fn make_room(&mut self, rows: usize, width: usize, group: usize) {
         let strips = rows.div_ceil(STRIP);
         (self.strips, self.width, self.group) = (strips, width, group);
@@ -213,13 +213,13 @@ impl<T: Real> Chunk<T> {
     }
 }
 
-/// Gives 0 where all values are finite, and 1 elsewhere.
+/// Returns 0 if all values are finite, otherwise 1.
 #[inline(always)]
 fn non_finite(tile: &[[f32; TILE]; TILE]) -> u32 {
     tile.as_flattened().iter().fold(0, |wrong, w| wrong | u32::from(!w.is_finite()))
 }
 
-/// A square of `lines`, rows of `width`, from column `first`; zeros where it ends.
+/// A square of `lines`, which are rows of `width`, from column `first`; zeros beyond the end.
 fn tile(lines: &[f32], width: usize, first: usize) -> [[f32; TILE]; TILE] {
     let mut tile = [[0f32; TILE]; TILE];
     for (tile, line) in tile.iter_mut().zip(lines.chunks_exact(width)) {

@@ -1,7 +1,7 @@
-//! Columns of a chunk, solved in order; the errors of each are fed to those after it.
+//! Solves the columns of a chunk in order, and feeds the errors of each to later ones.
 //!
-//! Written as LDLQ (Chee et al. 2307.13304, equation 2 and theorem 6: the same codes as GPTQ): with
-//! H = A D Aᵀ, A unit upper triangular, column k of W is rounded after Σ_{j<k} (W − Ŵ)_j A_jk is
+//! This is LDLQ (Chee et al. 2307.13304, equation 2 and theorem 6: the same codes as GPTQ). With H
+//! = A D Aᵀ, A unit upper triangular, column k of W is rounded after Σ_{j<k} (W − Ŵ)_j A_jk is
 //! added to it. That needs no inverse of H.
 
 use std::ops::Range;
@@ -16,35 +16,36 @@ use super::chunk::Chunk;
 use super::grid::{CLIPS, Grid, kept_range};
 use super::kernel::{Errors, Round, STRIP, Widen};
 
-/// At most so many columns are solved one by one; between more, errors travel by matrix products.
+/// Maximum number of columns that are solved one by one. Between more, matrix products carry the
+/// errors.
 const COLUMNS: usize = 32;
 
-/// What columns take from those before them.
+/// How errors are fed to later columns.
 #[derive(Clone, Copy)]
 pub(super) struct Feedback<'a, T> {
-    /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it.
+    /// Aᵀ, `[K, K]`: row k holds the factors by which column k takes the errors of earlier columns.
     pub weights: &'a [T],
-    /// The inverse of each group's diagonal block of A, `[g, g]` by columns; none where groups are
+    /// The inverse of each group's diagonal block of A, `[g, g]` by columns; None if groups are
     /// fixed beforehand.
     pub settled: Option<&'a [T]>,
-    /// By how much the squares of each solved column's errors count, see [`Round`].
+    /// Weights of the squared errors of each solved column, see [`Round`].
     pub costs: &'a [[T; 2]],
 }
 
-/// What is the same for all rows of a matrix.
+/// The inputs that all rows of a matrix share.
 #[derive(Clone, Copy)]
 pub(super) struct Solver<'a, T> {
     pub grid: &'a Grid<T>,
-    /// The order in which columns are solved; none: as they are.
+    /// The order in which columns are solved; None for the order of the matrix.
     pub order: Option<&'a [u32]>,
-    /// Energies of the columns in their own order, for which clipping is searched; none: it isn't.
+    /// Energies of the columns in the matrix's order, for the clip search; None for no search.
     pub diagonal: Option<&'a [T]>,
-    /// None: columns are rounded to nearest.
+    /// None to round columns to nearest.
     pub feedback: Option<Feedback<'a, T>>,
 }
 
 impl<T: Real> Solver<'_, T> {
-    /// Leaves codes, scales and zeros in the chunk.
+    /// Solves the chunk; codes, scales and zeros stay in it.
     pub fn run(&self, chunk: &mut Chunk<T>) {
         if self.settled().is_none() {
             self.fix_groups(chunk);
@@ -56,8 +57,8 @@ impl<T: Real> Solver<'_, T> {
         self.feedback.and_then(|feedback| feedback.settled)
     }
 
-    /// Halves `columns`, down to a few, and carries the errors of one half to the other by a matrix
-    /// product.
+    /// Halves `columns` down to a few, and carries the errors of the first half to the second by a
+    /// matrix product.
     fn solve(&self, chunk: &mut Chunk<T>, columns: Range<usize>) {
         let (first, end, group) = (columns.start, columns.end, chunk.group);
         let grouped = self.settled().is_some();
@@ -111,17 +112,17 @@ impl<T: Real> Solver<'_, T> {
         });
     }
 
-    /// What column `k` takes from columns `first` to `k`.
+    /// The factors by which column `k` takes the errors of columns `first` to `k`.
     fn taken(&self, k: usize, first: usize, width: usize) -> &[T] {
         self.feedback.map_or(&[], |feedback| &feedback.weights[k * width..][first..k])
     }
 
-    /// Where column `k` of the solved order belongs.
+    /// The matrix's column that is solved as number `k`.
     fn column(&self, k: usize) -> usize {
         self.order.map_or(k, |order| order[k] as usize)
     }
 
-    /// Scales and zeros of all groups, from the weights as they are given.
+    /// Fixes scales and zeros of all groups, from the given weights.
     fn fix_groups(&self, chunk: &mut Chunk<T>) {
         let mut members = vec![Vec::with_capacity(chunk.group); chunk.width / chunk.group];
         for k in 0..chunk.width {
@@ -138,9 +139,9 @@ impl<T: Real> Solver<'_, T> {
         chunk.weight = weight;
     }
 
-    /// Scales and zeros of a group whose columns stand side by side, from the weights that make up
-    /// best for the errors so far: those that its columns would have if none of them were rounded,
-    /// W + B A_g⁻¹ where B is fed from before.
+    /// Fixes scales and zeros of a group whose columns are adjacent, from the weights that best
+    /// compensate the errors so far: those that its columns would have if none of them were
+    /// rounded, W + B A_g⁻¹, where B is fed by earlier columns.
     fn fix_settled(&self, chunk: &mut Chunk<T>, group: usize) {
         let best = self.settled_weight(chunk, group);
         let columns: Vec<_> = best
@@ -151,7 +152,7 @@ impl<T: Real> Solver<'_, T> {
         self.fix(chunk, group, &columns);
     }
 
-    /// Makes W + B A_g⁻¹ of a group.
+    /// Computes W + B A_g⁻¹ of a group.
     fn settled_weight(&self, chunk: &Chunk<T>, group: usize) -> Vec<[T; STRIP]> {
         let (rows, size) = (chunk.rows(), chunk.group);
         let members = chunk.columns(&(group * size..(group + 1) * size));
@@ -161,7 +162,8 @@ impl<T: Real> Solver<'_, T> {
         let settled = MatRef::from_column_major_slice(settled, size, size);
         let fed = MatRef::from_column_major_slice(chunk.fed[members].as_flattened(), rows, size);
         let mut best = MatMut::from_column_major_slice_mut(found.as_flattened_mut(), rows, size);
-        // Upper triangular: a block of columns takes only from the columns up to its end.
+        // Since the matrix is upper triangular, a block of columns takes only from columns up to
+        // its end.
         for first in (0..size).step_by(COLUMNS) {
             let count = COLUMNS.min(size - first);
             let best = best.rb_mut().subcols_mut(first, count);
@@ -172,7 +174,7 @@ impl<T: Real> Solver<'_, T> {
         found
     }
 
-    /// Scales and zeros of a group from `columns`, each with its number in the order of the matrix.
+    /// Fixes scales and zeros of a group from `columns`, each with its index in the matrix.
     fn fix(&self, chunk: &mut Chunk<T>, group: usize, columns: &[(usize, &[[T; STRIP]])]) {
         let arch = Arch::new();
         let mut least = vec![[T::ZERO; STRIP]; chunk.strips];
@@ -188,7 +190,7 @@ impl<T: Real> Solver<'_, T> {
         }
     }
 
-    /// Scales and zeros for the share `kept` of the range of each row.
+    /// Computes scales and zeros for the share `kept` of the range of each row.
     fn parameters(
         &self,
         range: [&[[T; STRIP]]; 2],
@@ -203,7 +205,8 @@ impl<T: Real> Solver<'_, T> {
         }
     }
 
-    /// Shrinks the range of each row step by step, and keeps the least Σ diag(H) · (w − ŵ)².
+    /// Shrinks the range of each row step by step, and keeps the one with the least Σ diag(H) · (w
+    /// − ŵ)².
     fn clip(
         &self,
         columns: &[(usize, &[[T; STRIP]])],

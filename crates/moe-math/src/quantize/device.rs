@@ -1,7 +1,8 @@
-//! GPTQ as tensor operations, for GPUs: all matrices of a batch move a column forward together.
+//! GPTQ as tensor operations, for GPUs: all matrices of a batch advance column by column together.
 //!
-//! The same as `gptq.rs` with `columns.rs`, left-looking: what a block of columns was fed before it
-//! is one batched product. Columns of a block go through one kernel (`kernels/round.rs`).
+//! This does the same as `gptq.rs` with `columns.rs`, left-looking: one batched product computes
+//! what all earlier columns feed to a block. The columns of a block go through one kernel
+//! (`kernels/round.rs`).
 
 use std::collections::HashMap;
 
@@ -19,12 +20,12 @@ impl From<candle_core::Error> for QuantizeError {
     }
 }
 
-/// What [`super::solve`] does; with CUDA on the `device`, in f32 by tensor operations: up to ties
-/// that other orders of summation decide, the same codes. There either all factors have an order,
-/// or none has.
+/// Does what [`super::solve`] does. With CUDA it runs on the `device`, in f32 by tensor operations,
+/// and gives the same codes, except at ties that the order of summation decides. There, either all
+/// factors must have an order, or none.
 ///
 /// # Errors
-/// As for [`super::solve`], and what the device returns.
+/// As for [`super::solve`], or if the device fails.
 pub fn solve_on(
     problems: &[Problem<'_, f32>],
     shape: [usize; 2],
@@ -63,32 +64,30 @@ fn by_tensors(
     batch.solve()?.finish(&batch)
 }
 
-/// Problems on the device, those with the same factor as one matrix that has the rows of all of
-/// them.
+/// Problems on the device. Those with the same factor form one matrix with all of their rows.
 struct Batch<'a> {
     problems: &'a [Problem<'a, f32>],
-    /// Of each of the E matrices the problems whose rows it has, as many in each.
+    /// For each of the E matrices, the problems whose rows it has; all have equally many.
     members: Vec<Vec<usize>>,
     /// N and K of a problem.
     shape: [usize; 2],
     group: usize,
     grid: Grid<f32>,
     clip_search: bool,
-    /// `[E, K, R]` with R rows, in the order in which columns are solved; errors take the place of
+    /// `[E, K, R]` with R rows, in the order in which columns are solved. Errors replace the
     /// weights.
     weight: Tensor,
     /// Aᵀ, `[E, K, K]`, 1 on the diagonal and 0 above it.
     feedback: Tensor,
     /// diag H in the order of the weights' columns, `[E, K]`.
     diagonal: Tensor,
-    /// By how much the squares of each solved column's errors count, `[E, K, 2]`; see
-    /// `gptq::costs`.
+    /// Weights of the squared errors of each solved column, `[E, K, 2]`; see `gptq::costs`.
     costs: Tensor,
-    /// Grids of all groups, where they don't depend on what is rounded: `[2, E, K / g, R]`.
+    /// Grids of all groups, `[2, E, K / g, R]`; None if they are fixed on the way.
     fixed: Option<Tensor>,
 }
 
-/// What has been found, on the device.
+/// Results on the device.
 struct FoundScales {
     /// `[E, K, R]`, signed.
     codes: Tensor,
@@ -98,7 +97,8 @@ struct FoundScales {
     errors: Tensor,
 }
 
-/// Problems by their factor, where each has as many; otherwise each by itself.
+/// Groups problems by their factor if each factor has equally many; otherwise each problem is
+/// alone.
 fn members(problems: &[Problem<'_, f32>]) -> Vec<Vec<usize>> {
     let mut members: Vec<Vec<usize>> = Vec::new();
     let mut place = HashMap::new();
@@ -114,7 +114,7 @@ fn members(problems: &[Problem<'_, f32>]) -> Vec<Vec<usize>> {
     }
 }
 
-/// Refuses matrices of more elements than candle's kernels count.
+/// Refuses matrices with more elements than candle's kernels can count.
 fn check_countable(members: &[Vec<usize>], [rows, width]: [usize; 2]) -> Result<(), QuantizeError> {
     let all_rows = members[0].len() * rows;
     if members.len() * width * all_rows.max(width) > u32::MAX as usize {
@@ -125,7 +125,8 @@ fn check_countable(members: &[Vec<usize>], [rows, width]: [usize; 2]) -> Result<
     Ok(())
 }
 
-/// The weights of `problems`, those of `members` side by side: `[E, K, R]`.
+/// The weights of `problems` on the device, those of one matrix's members side by side: `[E, K,
+/// R]`.
 fn uploaded(
     problems: &[Problem<'_, f32>],
     members: &[Vec<usize>],
@@ -172,7 +173,7 @@ impl<'a> Batch<'a> {
         Ok(batch)
     }
 
-    /// The batch with its weights' columns as they are given, and no grids.
+    /// Creates the batch with the weights' columns in their given order, and without grids.
     fn as_given(
         problems: &'a [Problem<'a, f32>],
         shape: [usize; 2],
@@ -198,7 +199,7 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// The weights with their columns in the order in which they are solved.
+    /// The weights, with their columns in the order of solving.
     fn ordered(&self) -> candle_core::Result<Tensor> {
         let width = self.shape[1];
         let ordered = (0..self.members.len()).map(|e| {
@@ -215,7 +216,7 @@ impl<'a> Batch<'a> {
         self.problems[self.members[e][0]].factor
     }
 
-    /// Whether groups are fixed on the way, from weights that make up for the errors so far.
+    /// Whether groups are fixed on the way, from weights that compensate the errors so far.
     fn grouped(&self) -> bool {
         self.group < self.shape[1]
             && self.problems.iter().all(|problem| problem.factor.order.is_none())
@@ -230,7 +231,7 @@ impl<'a> Batch<'a> {
             Some(fixed) => fixed.clone(),
         };
         let mut errors = Tensor::zeros((count, rows), DType::F32, device)?;
-        // Where groups are fixed on the way, no block reaches into the next one.
+        // If groups are fixed on the way, a block must not reach into the next group.
         let group = if self.grouped() { self.group } else { width };
         for start in (0..width).step_by(group) {
             if self.grouped() {
@@ -255,7 +256,7 @@ impl<'a> Batch<'a> {
         Ok(round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes)?)
     }
 
-    /// What the errors of all columns before `first` feed to a block: `[E, size, R]`.
+    /// What the errors of all columns before `first` feed to a block, `[E, size, R]`.
     fn fed(&self, first: usize, size: usize) -> Result<Tensor, QuantizeError> {
         if first == 0 {
             return Ok(self.weight.narrow(1, 0, size)?.zeros_like()?);
@@ -264,8 +265,8 @@ impl<'a> Batch<'a> {
         Ok(feedback.matmul(&self.weight.narrow(1, 0, first)?)?)
     }
 
-    /// What a block of columns adds to tr(ΔW H ΔWᵀ) of each row: Σ_k D_k (ΔW A)_k² less what
-    /// damping adds.
+    /// What a block of columns adds to tr(ΔW H ΔWᵀ) of each row: Σ_k D_k (ΔW A)_k², minus the share
+    /// of damping.
     fn cost(&self, first: usize, found: &Rounded) -> Result<Tensor, QuantizeError> {
         let costs = self.costs.narrow(1, first, found.errors.dim(1)?)?;
         let weighed =
@@ -273,8 +274,8 @@ impl<'a> Batch<'a> {
         Ok((weighed(&found.missed, 0)? - weighed(&found.errors, 1)?)?.sum(1)?)
     }
 
-    /// Of grids `[2, E, K / g, R]` those of each solved column of a block: `[2, E, size, R]`, or
-    /// `[2, E, 1, R]` where it is one group.
+    /// Selects from grids `[2, E, K / g, R]` those of each solved column of a block: `[2, E, size,
+    /// R]`, or `[2, E, 1, R]` if the block is in one group.
     fn columns(&self, grids: &Tensor, first: usize, size: usize) -> Result<Tensor, QuantizeError> {
         if self.grouped() {
             return Ok(grids.narrow(2, first / self.group, 1)?);
@@ -291,8 +292,7 @@ impl<'a> Batch<'a> {
             .reshape((2, count, size, rows))?)
     }
 
-    /// Scales and zeros of all groups from the weights in the order in which they are given, `[2,
-    /// E, K / g, R]`.
+    /// Scales and zeros of all groups from the given weights, `[2, E, K / g, R]`.
     fn fixed(&self) -> Result<Tensor, QuantizeError> {
         let (count, width, rows) = self.weight.dims3()?;
         let groups = count * width / self.group;
@@ -302,7 +302,7 @@ impl<'a> Batch<'a> {
         Ok(grids.reshape((2, count, width / self.group, rows))?)
     }
 
-    /// Scales and zeros `[2, E, R]` of the group that begins with column `first`, from the weights
+    /// Scales and zeros `[2, E, R]` of the group that starts at column `first`, from the weights
     /// that its columns would have if none of them were rounded.
     fn settled(&self, first: usize) -> Result<Tensor, QuantizeError> {
         let block = self.feedback.narrow(1, first, self.group)?.narrow(2, first, self.group)?;
@@ -336,7 +336,7 @@ impl FoundScales {
         })
     }
 
-    /// Scales, 0, or signed zeros, 1, as `[E, R, K / g]`.
+    /// Scales (`grid` 0) or signed zeros (`grid` 1) as `[E, R, K / g]`.
     fn grids_by_rows(&self, grid: usize) -> candle_core::Result<Tensor> {
         self.grids.get(grid)?.transpose(1, 2)?.contiguous()
     }
@@ -346,7 +346,7 @@ fn unsigned(codes: Tensor, low: f64) -> candle_core::Result<Vec<u8>> {
     codes.affine(1.0, -low)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()
 }
 
-/// What has been found, in memory.
+/// Results in host memory.
 struct ReadScales {
     /// `[E, K, R]`, unsigned.
     codes: Vec<u8>,
@@ -359,7 +359,7 @@ struct ReadScales {
 }
 
 impl ReadScales {
-    /// The problem whose rows are number `part` of matrix `e`.
+    /// The solution of the problem that is number `part` in matrix `e`.
     fn solved(&self, batch: &Batch<'_>, [e, part]: [usize; 2]) -> Solved {
         let ([rows, width], groups) = (batch.shape, batch.shape[1] / batch.group);
         let parts = batch.members[0].len();

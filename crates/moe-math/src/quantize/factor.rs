@@ -1,18 +1,19 @@
-//! What GPTQ needs of a Hessian: an order of the columns, and a triangular factor.
+//! What GPTQ derives from a Hessian: an order of the columns, and a triangular factor.
 
 use candle_core::{Device, Tensor};
 
 use super::cholesky::upper_cholesky;
 use super::{Hessian, QuantizeError, Real};
 
-/// How much of the mean diagonal is added to the diagonal, so that the Hessian can be factored.
+/// Damping, so that a Hessian can be factored: a share of its mean diagonal is added to the
+/// diagonal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Damping {
     /// λ, the share that is tried first.
     pub start: f64,
-    /// What it is multiplied by where that fails.
+    /// Factor of the share if factoring fails.
     pub step: f64,
-    /// The greatest share that is tried.
+    /// The greatest share to try.
     pub most: f64,
 }
 
@@ -23,7 +24,7 @@ impl Default for Damping {
 }
 
 impl Damping {
-    /// The share that is tried when `share` was too little, if any. What is more than none is a
+    /// The share to try after `share` was too small; None if there is no other. After 0 comes a
     /// hundredth.
     pub(super) fn after(&self, share: f64) -> Option<f64> {
         let next = if share == 0.0 { Self::default().start } else { share * self.step };
@@ -31,40 +32,40 @@ impl Damping {
     }
 }
 
-/// Where on a device a factor's feedback lies.
+/// The place of a factor's feedback on a device.
 #[derive(Debug, Clone)]
 pub struct OnDevice {
     /// Aᵀ of all factors that were made together, `[E, K, K]`, 1 on diagonals and 0 above them.
     pub(super) all: Tensor,
-    /// Which of them it is.
+    /// Index of this factor in `all`.
     pub(super) index: usize,
 }
 
-/// H + λ mean(diag H) I = A D Aᵀ with A unit upper triangular, columns in the order in which they
-/// are solved.
+/// H + λ mean(diag H) I = A D Aᵀ with A unit upper triangular, and columns in the order of solving.
 ///
-/// GPTQ's upper Cholesky factor of H⁻¹ is D^(−1/2) A⁻¹; the solver needs A, which takes no inverse.
+/// GPTQ's upper Cholesky factor of H⁻¹ is D^(−1/2) A⁻¹. The solver needs A, for which nothing is
+/// inverted.
 #[derive(Debug, Clone)]
 pub struct Factor<T> {
-    /// Columns of the weight in the order in which they are solved; none: as they are.
+    /// Columns of the weight in the order of solving; None for the order of the weight.
     pub order: Option<Vec<u32>>,
-    /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it. Only its
-    /// lower triangle holds values. Empty where it lies on a device.
+    /// Aᵀ, `[K, K]`: row k holds the factors by which column k takes the errors of earlier columns.
+    /// Only the lower triangle holds values. Empty if it is on a device.
     pub feedback: Vec<T>,
-    /// The same on a device.
+    /// Aᵀ on a device; None if it is in `feedback`.
     pub on_device: Option<OnDevice>,
-    /// D, in the order in which columns are solved.
+    /// D, in the order of solving.
     pub pivots: Vec<T>,
     /// diag H before damping, in the order of the weight's columns.
     pub diagonal: Vec<T>,
-    /// Columns without energy, in the order of the weight's columns: they neither give nor take
-    /// feedback.
+    /// Whether each column has no energy, in the order of the weight's columns. Such columns
+    /// neither give nor take feedback.
     pub dead: Vec<bool>,
-    /// λ that was used.
+    /// The λ that was used.
     pub damping: f64,
-    /// λ mean(diag H), over columns with energy: what was added to their diagonal.
+    /// λ mean(diag H) over columns with energy, which was added to their diagonal.
     pub added: f64,
-    /// Factorisations that were tried.
+    /// Number of factorisations tried.
     pub attempts: u32,
 }
 
@@ -76,7 +77,7 @@ impl<T> Factor<T> {
 }
 
 impl Factor<f32> {
-    /// Aᵀ of all `factors` on `device`, `[E, K, K]`; no copy where these are all that were made
+    /// Aᵀ of all `factors` on `device`, `[E, K, K]`; not a copy if these are all that were made
     /// together.
     pub(super) fn feedback_of(factors: &[&Self], device: &Device) -> Result<Tensor, QuantizeError> {
         let first = factors.first().and_then(|factor| factor.on_device.as_ref());
@@ -115,11 +116,11 @@ impl Factor<f32> {
     }
 }
 
-/// Factors `hessian`, with more damping where that fails. With `act_order`, columns are solved from
-/// the greatest diagonal to the least, equal ones in their own order.
+/// Factors `hessian`, with more damping if that fails. With `act_order`, columns are solved in
+/// descending order of the diagonal, and equal ones in their own order.
 ///
 /// # Errors
-/// [`QuantizeError::NotFinite`], and [`QuantizeError::Singular`] where all damping fails.
+/// [`QuantizeError::NotFinite`], and [`QuantizeError::Singular`] if all damping fails.
 pub fn factorise<T: Real>(
     hessian: &Hessian<T>,
     damping: &Damping,
@@ -145,10 +146,10 @@ pub fn factorise<T: Real>(
 
 /// The columns of a Hessian.
 struct Columns<T> {
-    /// The order in which they are solved; none: as they are.
+    /// The order in which they are solved; None for the order of the weight.
     order: Option<Vec<u32>>,
     diagonal: Vec<T>,
-    /// Columns without energy.
+    /// Whether each column has no energy.
     dead: Vec<bool>,
 }
 
@@ -156,7 +157,7 @@ struct Columns<T> {
 struct Upper<T> {
     /// `[K, K]` by columns.
     matrix: Vec<T>,
-    /// λ that was used.
+    /// The λ that was used.
     share: f64,
     attempts: u32,
 }
@@ -176,7 +177,7 @@ impl<T: Real> Columns<T> {
         self.diagonal.iter().map(|h| h.to_f64()).sum::<f64>() / live.max(1) as f64
     }
 
-    /// Finds the factor for the first damping, a share of `mean`, for which there is one.
+    /// Computes the factor with the first damping, a share of `mean`, for which one exists.
     fn upper_factor(
         &self,
         hessian: &Hessian<T>,
@@ -204,14 +205,14 @@ fn check_finite<T: Real>(hessian: &Hessian<T>) -> Result<(), QuantizeError> {
     if finite { Ok(()) } else { Err(QuantizeError::NotFinite) }
 }
 
-/// Indices from the greatest value to the least, equal ones in their own order.
+/// Indices in descending order of value; equal values keep their own order.
 pub(super) fn descending<T: Real>(values: &[T]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     order.sort_by(|a, b| values[*b as usize].to_f64().total_cmp(&values[*a as usize].to_f64()));
     order
 }
 
-/// H by columns in the order in which they are solved, at least its upper triangle.
+/// H by columns in the order of solving; at least its upper triangle is filled.
 fn ordered<T: Real>(hessian: &Hessian<T>, order: Option<&[u32]>) -> Vec<T> {
     let Some(order) = order else { return hessian.sum.clone() };
     let size = hessian.size;
@@ -228,7 +229,7 @@ fn ordered<T: Real>(hessian: &Hessian<T>, order: Option<&[u32]>) -> Vec<T> {
     matrix
 }
 
-/// Adds `added` to the diagonal; a dead column becomes one of the identity.
+/// Adds `added` to the diagonal; a dead column becomes a column of the identity.
 fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: T) {
     let size = dead.len();
     let dead: Vec<bool> =
@@ -250,7 +251,7 @@ fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: 
     }
 }
 
-/// A from R, each column over its pivot, and D, the squares of the pivots.
+/// Divides each column of R by its pivot, which gives A, and returns D, the squares of the pivots.
 fn unit_diagonal<T: Real>(upper: &mut [T], size: usize) -> Vec<T> {
     let columns = upper.chunks_exact_mut(size.max(1)).enumerate();
     columns
@@ -302,7 +303,7 @@ mod tests {
 
     #[test]
     fn damping_rises_until_there_is_a_factor() {
-        // Eigenvalues 3.5 and −1.5: more than 1.5 must be added, 1.5 times the mean of the
+        // The eigenvalues are 3.5 and −1.5, so more than 1.5 must be added: 1.5 times the mean
         // diagonal.
         let indefinite = hessian(2, &[1.0, 0.0, 2.5, 1.0]);
         let found = factorise(&indefinite, &Damping { start: 0.01, step: 10.0, most: 10.0 }, false)
@@ -311,7 +312,7 @@ mod tests {
         let error = factorise(&indefinite, &Damping::default(), false).unwrap_err();
         assert_eq!(error, QuantizeError::Singular { damping: 1.0 });
         assert!(error.to_string().contains("stays singular"));
-        // None at all is not multiplied.
+        // A share of 0 can't be multiplied.
         let found =
             factorise(&indefinite, &Damping { start: 0.0, step: 10.0, most: 10.0 }, false).unwrap();
         assert_eq!((found.damping, found.attempts), (10.0, 5));

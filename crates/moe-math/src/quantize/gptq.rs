@@ -12,10 +12,10 @@ use super::{Codes, Factor, QuantizeError, Real, Scheme, checked_length};
 /// How matrices are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// The grids.
+    /// The grids of the codes.
     pub scheme: Scheme,
-    /// Whether the range of each group may shrink, down to half, where that lessens Σ diag(H) · (w
-    /// − ŵ)².
+    /// Whether the range of each group may shrink, down to half, if that reduces Σ diag(H) · (w −
+    /// ŵ)².
     pub clip_search: bool,
 }
 
@@ -24,27 +24,26 @@ pub struct Options {
 pub struct Problem<'a, T> {
     /// `[N, K]`
     pub weight: &'a [f32],
-    /// Of `[K, K]`.
+    /// Factor of the `[K, K]` Hessian.
     pub factor: &'a Factor<T>,
 }
 
 /// A quantized matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Solved {
-    /// Its codes.
+    /// Codes of the matrix, with its scales and zeros.
     pub codes: Codes,
-    /// tr(ΔW H ΔWᵀ) with ΔW = W − Ŵ and H as it was factored, but without damping. It costs nothing
-    /// beside the codes; in f32 it is good to about 10⁻⁶ of what damping adds to it.
+    /// tr(ΔW H ΔWᵀ) with ΔW = W − Ŵ and H as it was factored, but without damping. It is a
+    /// by-product of the codes; in f32 it is accurate to about 10⁻⁶ of what damping adds to it.
     pub error: f64,
 }
 
-/// Quantizes matrices of one shape, in parallel over them and over their rows, with one answer
-/// whatever the threads.
+/// Quantizes matrices of one shape, in parallel over matrices and rows. The result doesn't depend
+/// on the number of threads.
 ///
-/// With an order in the factor, scales come from the weights as they are given ("static" groups:
-/// the file needs no order). Without, those of a group come from the weights that best make up for
-/// the errors of all columns before it, which are the ones that Algorithm 1 of 2210.17323 holds
-/// when it reaches the group.
+/// If the factor has an order, scales come from the given weights ("static" groups: the file needs
+/// no order). Otherwise a group's scales come from the weights that best compensate the errors of
+/// all earlier columns; Algorithm 1 of 2210.17323 holds these weights when it reaches the group.
 ///
 /// # Errors
 /// For schemes and lengths that don't fit, and weights that are not finite.
@@ -70,7 +69,7 @@ pub fn solve<T: Real>(
     Ok(found.into_iter().zip(errors).map(|(codes, error)| Solved { codes, error }).collect())
 }
 
-/// Columns of a group, where everything is of its length.
+/// Returns the number of columns of a group, if all lengths fit.
 pub(super) fn checked<T>(
     problems: &[Problem<'_, T>],
     [rows, width]: [usize; 2],
@@ -84,7 +83,7 @@ pub(super) fn checked<T>(
     Ok(group)
 }
 
-/// A factor, and what solvers of its problems take beside it.
+/// A factor, and what is derived from it for the solvers of its problems.
 struct Prepared<'a, T> {
     factor: &'a Factor<T>,
     /// See [`Feedback::settled`].
@@ -106,8 +105,8 @@ impl<'a, T: Real> Prepared<'a, T> {
     }
 }
 
-/// ΔW (H + λ mean I) ΔWᵀ = Σ_k D_k (what column k was rounded from − ŵ_k)²; what damping adds is
-/// taken off again.
+/// For each column k the factors D_k and λ mean in ΔW H ΔWᵀ = Σ_k D_k (what column k was rounded
+/// from − ŵ_k)² − λ mean (w_k − ŵ_k)². The second term takes off what damping adds.
 pub(super) fn costs<T: Real>(factor: &Factor<T>) -> Vec<[T; 2]> {
     let costs = factor.pivots.iter().enumerate().map(|(k, pivot)| {
         if factor.dead[factor.column(k)] {
@@ -119,7 +118,7 @@ pub(super) fn costs<T: Real>(factor: &Factor<T>) -> Vec<[T; 2]> {
     costs.collect()
 }
 
-/// The inverse of each group's block of A, where groups are fixed on the way.
+/// The inverse of each group's block of A; None if groups are fixed beforehand.
 fn settled<T: Real>(factor: &Factor<T>, width: usize, group: usize) -> Option<Vec<T>> {
     if factor.order.is_some() || group == width {
         return None;
@@ -127,7 +126,7 @@ fn settled<T: Real>(factor: &Factor<T>, width: usize, group: usize) -> Option<Ve
     let mut inverses = vec![T::ZERO; width * group];
     let feedback = MatRef::from_column_major_slice(&factor.feedback, width, width);
     for (g, inverse) in inverses.chunks_exact_mut(group * group).enumerate() {
-        // What is inverted writes no diagonal.
+        // The inversion doesn't write the diagonal.
         inverse.iter_mut().step_by(group + 1).for_each(|one| *one = T::ONE);
         let part = feedback.submatrix(g * group, g * group, group, group);
         let inverse = MatMut::from_column_major_slice_mut(inverse, group, group);

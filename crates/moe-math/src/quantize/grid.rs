@@ -1,4 +1,4 @@
-//! Integer grids: which values the codes of a group stand for.
+//! Integer grids: the values that the codes of a group stand for.
 
 use candle_core::DType;
 use half::{bf16, f16};
@@ -11,14 +11,13 @@ use super::{QuantizeError, Real, WIDTHS, checked_length};
 /// A grid for each group of columns of each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheme {
-    /// Bits of a code: one of [`WIDTHS`].
+    /// Bit width of codes: one of [`WIDTHS`].
     pub bits: u32,
-    /// Whether 0 lies in the middle of the codes.
+    /// Whether the middle code stands for 0.
     pub symmetric: bool,
-    /// Columns of a group; none: the whole row.
+    /// Columns of a group; None for the whole row.
     pub group: Option<usize>,
-    /// What scales are stored as: F32, F16 or BF16. They are rounded to it before anything is
-    /// computed with them.
+    /// Dtype of stored scales: F32, F16 or BF16. Scales are rounded to it before they are used.
     pub scale_dtype: DType,
 }
 
@@ -26,7 +25,7 @@ impl Scheme {
     /// Columns of a group in rows of `width`.
     ///
     /// # Errors
-    /// Where this is no scheme for such rows.
+    /// If the scheme doesn't fit such rows.
     pub fn group_of(&self, width: usize) -> Result<usize, QuantizeError> {
         if !WIDTHS.contains(&self.bits) {
             return Err(QuantizeError::Bits(self.bits));
@@ -49,11 +48,11 @@ pub struct Codes {
     pub shape: [usize; 2],
     /// Columns of a group.
     pub group: usize,
-    /// `[N, K]`, q + 2^(b−1), so between 0 and 2^b − 1 whether symmetric or not.
+    /// `[N, K]`, q + 2^(b−1): between 0 and 2^b − 1 whether symmetric or not.
     pub codes: Vec<u8>,
     /// `[N, K / group]`, rounded to the scheme's dtype.
     pub scales: Vec<f32>,
-    /// `[N, K / group]`, the code that stands for 0; 2^(b−1) everywhere where symmetric.
+    /// `[N, K / group]`, the code that stands for 0; always 2^(b−1) if symmetric.
     pub zeros: Vec<u8>,
 }
 
@@ -86,8 +85,8 @@ impl Codes {
     }
 }
 
-/// The nearest code of every weight of `[N, K]`, with scales from the greatest and least weight of
-/// each group.
+/// The nearest code of every weight of `[N, K]`, with scales from the largest and smallest weight
+/// of each group.
 ///
 /// # Errors
 /// For schemes that don't fit, and weights that are not finite.
@@ -106,15 +105,15 @@ pub fn round_to_nearest(
     Ok(codes)
 }
 
-/// Clipping tries to shrink ranges in so many steps to half.
+/// Number of steps in which clipping shrinks ranges to half.
 pub(crate) const CLIPS: u32 = 10;
 
-/// The share of a range that is left after `step` steps of clipping.
+/// The share of a range that remains after `step` steps of clipping.
 pub(crate) fn kept_range(step: u32) -> f64 {
     1.0 - 0.5 * f64::from(step) / f64::from(CLIPS)
 }
 
-/// How a scheme turns values into codes. Signed codes q are T here, between `low` and `high`.
+/// How a scheme turns values into codes. Here signed codes q have type T, between `low` and `high`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Grid<T> {
     pub low: T,
@@ -130,11 +129,11 @@ impl<T: Real> Grid<T> {
         Self { low, high, symmetric: scheme.symmetric, scale_dtype: scheme.scale_dtype }
     }
 
-    /// The scale and the signed code of 0 of a group with values from `least` to `most`:
-    /// `calculate_qparams` of compressed-tensors 0.19, but that the zero comes from the scale as it
-    /// is stored. A scale that rounds to 0 becomes the spacing of its dtype at 1.
+    /// The scale of a group with values from `least` to `most`, and its signed code of 0. It is
+    /// `calculate_qparams` of compressed-tensors 0.19, except that the zero is computed from the
+    /// stored scale. A scale that rounds to 0 becomes the spacing of its dtype at 1.
     pub fn parameters(&self, least: T, most: T) -> (T, T) {
-        // In f64, since a zero that falls on the other side of a tie moves every code of its group.
+        // Computed in f64, since a zero on the other side of a tie moves every code of its group.
         let (least, most) = (least.to_f64().min(0.0), most.to_f64().max(0.0));
         let (low, high) = (self.low.to_f64(), self.high.to_f64());
         if self.symmetric {
@@ -150,10 +149,9 @@ impl<T: Real> Grid<T> {
         (T::from_f32(scale), T::from_f64(zero))
     }
 
-    /// As it will be read back.
+    /// The scale as it will be read back.
     fn stored(&self, scale: f64) -> f32 {
-        // f32 lies far beyond what either half keeps, so that rounding twice makes no difference
-        // but at ties of its own.
+        // f32 is far more precise than either half format, so rounding twice differs only at ties.
         let scale = scale as f32;
         let (stored, spacing) = match self.scale_dtype {
             DType::F16 => {
@@ -179,7 +177,7 @@ impl<T: Real> Grid<T> {
         self.clamp(value / scale + zero).round_even()
     }
 
-    /// What a signed code is stored as.
+    /// The stored form of a signed code.
     #[inline(always)]
     pub fn unsigned(&self, code: T) -> u8 {
         (code - self.low).byte()
@@ -197,7 +195,7 @@ mod tests {
 
     #[test]
     fn symmetric_grids_by_hand() {
-        // The scale is 7.5 / 7.5; 0.5, 1.5 and 2.5 go to even codes, and 7.5 is cut off at 7.
+        // The scale is 7.5 / 7.5. 0.5, 1.5 and 2.5 go to even codes, and 7.5 is cut off at 7.
         let weight = [7.5, 0.5, 1.5, 2.5, -7.5, -0.5, -1.5, -6.5];
         let codes = round_to_nearest(&weight, [1, 8], &scheme(4, true)).unwrap();
         assert_eq!(
@@ -210,7 +208,8 @@ mod tests {
 
     #[test]
     fn asymmetric_grids_by_hand() {
-        // From −1 to 2 in steps of 1; from 0, which belongs to every group, to 3.
+        // The first group goes from −1 to 2 in steps of 1, the second from 0, which belongs to
+        // every group, to 3.
         let weight = [-1.0, 2.0, 0.4, 0.6, 3.0, 2.0, 2.5, 1.0];
         let codes = round_to_nearest(&weight, [2, 4], &scheme(2, false)).unwrap();
         assert_eq!(
@@ -268,7 +267,7 @@ mod tests {
         assert_eq!(huge.scales, [65504.0]);
     }
 
-    /// Every weight is at most half a step off, for shapes around the edges of strips and tiles.
+    /// Every weight is off by at most half a step, for shapes around the edges of strips and tiles.
     #[test]
     fn errors_are_within_half_a_step() {
         for (rows, width) in [(1, 4), (3, 20), (64, 16), (65, 36), (130, 8)] {
@@ -278,7 +277,7 @@ mod tests {
                 assert!(codes.codes.iter().all(|code| u32::from(*code) < 1 << bits));
                 let scales = codes.scales.iter().flat_map(|scale| [scale; 4]);
                 for ((w, found), scale) in weight.iter().zip(codes.dequantize()).zip(scales) {
-                    // The zero is rounded too, so the ends of the range may lie up to a step off.
+                    // The zero is rounded too, so the ends of the range may be off by up to a step.
                     assert!((w - found).abs() <= 1.001 * scale, "{bits} bits: {w} {found} {scale}");
                 }
             }

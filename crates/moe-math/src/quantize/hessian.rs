@@ -1,4 +1,4 @@
-//! Σ ρ x xᵀ of the inputs of a matrix.
+//! Σ ρ x xᵀ over the inputs of a matrix.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -6,34 +6,35 @@ use rayon::prelude::*;
 
 use super::{QuantizeError, Real, checked_length};
 
-/// Columns of a block: only blocks of the lower triangle are computed.
+/// Columns of a block; only blocks of the lower triangle are computed.
 const BLOCK: usize = 96;
-/// Side of the squares in which the lower triangle is mirrored.
+/// Side of the squares by which the lower triangle is mirrored.
 const TILE: usize = 16;
 
-/// H = Σ_t ρ_t x_t x_tᵀ over tokens, without the factor 2 of 2210.17323, which no code depends on.
+/// H = Σ_t ρ_t x_t x_tᵀ over tokens. The factor 2 of 2210.17323 is left out, since no code depends
+/// on it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hessian<T = f32> {
-    /// K
+    /// Width of the inputs, K.
     pub size: usize,
-    /// `[K, K]`; only the lower triangle holds values, what lies above the diagonal is not used.
+    /// `[K, K]`; only the lower triangle holds values, and those above the diagonal are not used.
     pub sum: Vec<T>,
     /// Σ ρ
     pub weight: f64,
     /// Σ ρ²
     pub squares: f64,
-    /// Tokens that were added.
+    /// Number of tokens added.
     pub tokens: u64,
 }
 
 impl<T: Real> Hessian<T> {
-    /// Begins with no tokens, for inputs of width `size`.
+    /// Starts without tokens, for inputs of width `size`.
     pub fn new(size: usize) -> Self {
         Self { size, sum: vec![T::ZERO; size * size], weight: 0.0, squares: 0.0, tokens: 0 }
     }
 
-    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. Sums are made in T within
-    /// a call and across calls; more tokens a call cost less a token.
+    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. Sums are in T within a
+    /// call and across calls; with more tokens per call, each costs less.
     ///
     /// # Errors
     /// For lengths that don't fit.
@@ -52,7 +53,7 @@ impl<T: Real> Hessian<T> {
         Ok(())
     }
 
-    /// Adds to all but the sum.
+    /// Updates everything except the sum.
     pub(super) fn count(&mut self, tokens: usize, weights: Option<&[f32]>) {
         self.tokens += tokens as u64;
         self.weight += weights.map_or(tokens as f64, |w| w.iter().map(|w| f64::from(*w)).sum());
@@ -75,17 +76,18 @@ impl<T: Real> Hessian<T> {
         });
     }
 
-    /// The number of tokens of equal weight that would say as much: (Σ ρ)² / Σ ρ² (Kish 1965).
+    /// The number of tokens of equal weight that carry as much information: (Σ ρ)² / Σ ρ² (Kish
+    /// 1965).
     pub fn effective_tokens(&self) -> f64 {
         if self.squares > 0.0 { self.weight * self.weight / self.squares } else { 0.0 }
     }
 
-    /// All of it, `[K, K]`, symmetric.
+    /// The whole symmetric matrix, `[K, K]`.
     pub fn full(&self) -> Vec<T> {
         let size = self.size;
         let mut full = self.sum.clone();
         for (block, rows) in full.chunks_mut((TILE * size).max(1)).enumerate() {
-            // Squares of the lower triangle, turned; the first reads from itself.
+            // Copies squares of the lower triangle, transposed; the first reads from itself.
             for first in (block * TILE..size).step_by(TILE) {
                 for (i, row) in rows.chunks_exact_mut(size).enumerate() {
                     let above = first.max(block * TILE + i)..(first + TILE).min(size);
@@ -98,12 +100,12 @@ impl<T: Real> Hessian<T> {
         full
     }
 
-    /// H* = (n Ĥ + κ Ĥ') / (n + κ) with Ĥ and Ĥ' the means a token of this and of `other`, and n
-    /// the effective tokens of this. Afterwards the mean of this is H*, and it weighs n + κ. An
-    /// `other` without tokens changes nothing.
+    /// H* = (n Ĥ + κ Ĥ') / (n + κ), with Ĥ and Ĥ' the means over tokens of this and of `other`, and
+    /// n the effective tokens of this. Afterwards the mean of this is H*, and its weight is n + κ.
+    /// An `other` without tokens changes nothing.
     ///
     /// # Errors
-    /// Where the sizes differ.
+    /// If the sizes differ.
     pub fn shrink(&mut self, other: &Self, kappa: f64) -> Result<(), QuantizeError> {
         checked_length(other.size, self.size)?;
         if let Some([own, others]) = self.mixed(other, kappa) {
@@ -117,20 +119,21 @@ impl<T: Real> Hessian<T> {
         Ok(())
     }
 
-    /// What shrinkage multiplies the sums of this and `other` by; none where it changes nothing.
+    /// The factors by which shrinkage multiplies the sums of this and `other`; None if it changes
+    /// nothing.
     pub(super) fn mixed(&self, other: &Self, kappa: f64) -> Option<[f64; 2]> {
         let own = if self.weight > 0.0 { self.effective_tokens() / self.weight } else { 0.0 };
         (other.weight > 0.0).then(|| [own, kappa / other.weight])
     }
 
-    /// The weight of what was shrunk.
+    /// Sets the weight after shrinkage.
     pub(super) fn weigh(&mut self, kappa: f64) {
         self.weight = self.effective_tokens() + kappa;
         self.squares = self.weight;
     }
 }
 
-/// ρ x
+/// ρ x for each row.
 fn weighted<T: Real>(x: &[T], weights: &[f32], size: usize) -> Vec<T> {
     let mut weighted = x.to_vec();
     for (row, weight) in weighted.chunks_exact_mut(size.max(1)).zip(weights) {
@@ -149,7 +152,8 @@ mod tests {
         values.iter().map(|x| f64::from(*x)).collect()
     }
 
-    /// Against sums by hand, for sizes around the edges of blocks, with weights and in two calls.
+    /// Compares with sums by hand, for sizes around the edges of blocks, with weights and in two
+    /// calls.
     #[test]
     fn sums_are_those_of_outer_products() {
         for size in [1, 15, 95, 96, 97, 200] {
@@ -186,7 +190,8 @@ mod tests {
         let (mut own, mut layer) = (Hessian::<f64>::new(2), Hessian::new(2));
         own.add(&[1.0, 2.0, 3.0, 0.0], Some(&[0.5, 0.5])).unwrap();
         layer.add(&[2.0, 2.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0], None).unwrap();
-        // Ĥ = [[5, 1], [1, 2]] over 2 effective tokens, that of the layer [[1, 1], [1, 5]]; κ is 2.
+        // Ĥ = [[5, 1], [1, 2]] over 2 effective tokens; the layer's mean is [[1, 1], [1, 5]], and κ
+        // is 2.
         assert_eq!(own.effective_tokens(), 2.0);
         own.shrink(&layer, 2.0).unwrap();
         assert_eq!(own.weight, 4.0);
@@ -194,7 +199,7 @@ mod tests {
             own.full().iter().map(|h| h / own.weight).collect::<Vec<_>>(),
             [3.0, 1.0, 1.0, 3.5]
         );
-        // Without tokens of its own, an expert gets the layer's; without any, nothing changes.
+        // An expert without tokens gets the layer's mean; if the layer has none, nothing changes.
         let mut cold = Hessian::new(2);
         cold.shrink(&layer, 2.0).unwrap();
         assert_eq!((cold.full(), cold.weight, cold.tokens), (vec![2.0, 2.0, 2.0, 10.0], 2.0, 0));

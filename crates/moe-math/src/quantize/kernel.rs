@@ -1,31 +1,31 @@
-//! The loops over rows, for the widest vectors of the machine.
+//! The loops over rows, with the machine's widest vectors.
 //!
-//! Everything is written as loops that are inlined into `with_simd`: only that code gets the
-//! instructions of the machine, which closures that are passed on don't.
+//! Everything is written as loops that are inlined into `with_simd`: only inlined code gets the
+//! machine's instructions, and closures that are passed on don't.
 
 use pulp::{Simd, WithSimd};
 
 use super::Real;
 use super::grid::Grid;
 
-/// Rows that are solved together: a column of them fits into registers.
+/// Rows that are solved together; a column of them fits in registers.
 pub const STRIP: usize = 64;
 
 /// Rounds a few columns one after another, and feeds the error of each to the next.
 pub(super) struct Round<'a, T> {
     pub grid: &'a Grid<T>,
-    /// Strips of a column.
+    /// Number of strips in a column.
     pub strips: usize,
-    /// `[columns, rows]`: W, and afterwards W − Ŵ.
+    /// `[columns, rows]`: W before, W − Ŵ afterwards.
     pub weight: &'a mut [[T; STRIP]],
-    /// `[columns, rows]`: what was fed to them from outside.
+    /// `[columns, rows]`: what other columns fed to them.
     pub fed: &'a [[T; STRIP]],
-    /// What each column takes from those before it; nothing where it is left empty.
+    /// The factors by which each column takes the errors of earlier ones; empty for none.
     pub feedback: &'a [&'a [T]],
     /// The group of each column.
     pub groups: &'a [usize],
-    /// By how much the squares of a column's error count: that of what it was rounded from, and
-    /// that of W − Ŵ.
+    /// Factors of two squared errors of a column: of what it was rounded from minus Ŵ, which is
+    /// added, and of W − Ŵ, which is subtracted.
     pub costs: &'a [[T; 2]],
     /// `[groups, rows]`
     pub scales: &'a [[T; STRIP]],
@@ -33,7 +33,7 @@ pub(super) struct Round<'a, T> {
     pub zeros: &'a [[T; STRIP]],
     /// `[columns, rows]`
     pub codes: &'a mut [[u8; STRIP]],
-    /// Σ of the costs of each row, which is added to.
+    /// The weighted squared error of each row, which this adds to.
     pub errors: &'a mut [[T; STRIP]],
 }
 

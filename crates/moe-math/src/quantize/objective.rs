@@ -1,4 +1,4 @@
-//! What quantization costs the output of a matrix, without another forward pass.
+//! The error that quantization causes in a matrix's output, without another forward pass.
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::ReborrowMut;
@@ -10,14 +10,14 @@ use crate::reduce::sum;
 
 /// Rows of W that a thread takes at a time.
 const ROWS: usize = 128;
-/// Columns of a block: only blocks of the lower triangle are multiplied.
+/// Columns of a block; only blocks of the lower triangle are multiplied.
 const BLOCK: usize = 128;
 
-/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), ΔW = W − Ŵ: Σ ρ |ΔW x|² and Σ ρ |W x|² over the inputs that H was
-/// made of. W and Ŵ are `[N, K]`.
+/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), with ΔW = W − Ŵ: Σ ρ |ΔW x|² and Σ ρ |W x|² over the inputs of
+/// which H is the sum. W and Ŵ are `[N, K]`.
 ///
 /// # Errors
-/// For values that are not as many as `hessian` calls for.
+/// If the number of values doesn't match `hessian`.
 pub fn objective(
     weight: &[f32],
     dequantized: &[f32],
@@ -28,10 +28,10 @@ pub fn objective(
     Ok([energy(&error, hessian)?, energy(weight, hessian)?])
 }
 
-/// tr(W H Wᵀ) = Σ ρ |W x|² over the inputs that H was made of; W is `[N, K]`.
+/// tr(W H Wᵀ) = Σ ρ |W x|² over the inputs of which H is the sum; W is `[N, K]`.
 ///
 /// # Errors
-/// For values that are not as many as `hessian` calls for.
+/// If the number of values doesn't match `hessian`.
 pub fn energy(weight: &[f32], hessian: &Hessian) -> Result<f64, QuantizeError> {
     let width = hessian.size.max(1);
     checked_length(weight.len(), weight.len() / width * width)?;
@@ -41,8 +41,8 @@ pub fn energy(weight: &[f32], hessian: &Hessian) -> Result<f64, QuantizeError> {
     Ok(parts.iter().sum())
 }
 
-/// Of blocks of columns J, Σ_J ⟨W_J, W_J H_JJ + 2 W_{<J} H_{<J,J}⟩: half the products, since H is
-/// symmetric.
+/// Over blocks of columns J, Σ_J ⟨W_J, W_J H_JJ + 2 W_{<J} H_{<J,J}⟩. Since H is symmetric, this
+/// takes half the products.
 fn energy_of_rows(rows: &[f32], hessian: &[f32], width: usize) -> f64 {
     let count = rows.len() / width;
     let m = MatRef::from_row_major_slice(rows, count, width);
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    /// Σ |W x|² over the inputs, for sizes around the edges of blocks.
+    /// Compares with Σ |W x|² over the inputs, for sizes around the edges of blocks.
     #[test]
     fn energies_are_those_of_the_outputs() {
         for (rows, width) in [(3, 5), (130, 40), (5, 128), (7, 300)] {

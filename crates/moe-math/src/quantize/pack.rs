@@ -1,7 +1,7 @@
 //! Codes in 32-bit words, as loaders expect them.
 //!
-//! All layouts are one dense stream of bits along a line: element i begins at bit i·b, least
-//! significant bits first, and may run on into the next word. compressed-tensors (0.19,
+//! Every layout is a dense stream of bits along a line: element i begins at bit i·b, least
+//! significant bits first, and may continue in the next word. compressed-tensors (0.19,
 //! `pack_to_int32`) packs weights along rows and zero points along columns; GPTQ packs weights
 //! along columns and zero points along rows (AutoGPTQ's three words for 32 codes of 3 bits are the
 //! same stream).
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{Codes, QuantizeError, WIDTHS, checked_length};
 
-/// Words that a line of `length` codes takes.
+/// Number of words for a line of `length` codes.
 pub fn words(length: usize, bits: u32) -> usize {
     (length * bits as usize).div_ceil(32)
 }
@@ -18,7 +18,7 @@ pub fn words(length: usize, bits: u32) -> usize {
 /// Packs every row of `codes`, `[rows, columns]`, into whole words: `[rows, ⌈columns · b / 32⌉]`.
 ///
 /// # Errors
-/// For widths that no grid has, and codes that are not as many as rows call for.
+/// For unsupported bit widths, and a number of codes that doesn't fill rows.
 pub fn pack_rows(codes: &[u8], columns: usize, bits: u32) -> Result<Vec<i32>, QuantizeError> {
     checked(bits)?;
     checked_length(codes.len(), codes.len() / columns.max(1) * columns)?;
@@ -48,7 +48,7 @@ fn pack_line(codes: &[u8], bits: u32, packed: &mut [i32]) {
     }
 }
 
-/// Codes from words that [`pack_rows`] made: `[rows, columns]`.
+/// Unpacks words made by [`pack_rows`] into codes `[rows, columns]`.
 ///
 /// # Errors
 /// As for [`pack_rows`].
@@ -90,7 +90,7 @@ pub fn pack_columns(codes: &[u8], columns: usize, bits: u32) -> Result<Vec<i32>,
     Ok(transposed(&packed, words(rows, bits)))
 }
 
-/// Codes from words that [`pack_columns`] made of `rows` rows: `[rows, columns]`.
+/// Unpacks words made by [`pack_columns`] from `rows` rows into codes `[rows, columns]`.
 ///
 /// # Errors
 /// As for [`pack_rows`].
@@ -105,21 +105,21 @@ pub fn unpack_columns(
     Ok(transposed(&codes, rows))
 }
 
-/// A matrix as GPTQ v1 stores it.
+/// A matrix in the format GPTQ v1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gptq {
     /// `[K · b / 32, N]`
     pub qweight: Vec<i32>,
-    /// `[K / g, N · b / 32]`, zero − 1.
+    /// `[K / g, N · b / 32]`, each zero minus 1.
     pub qzeros: Vec<i32>,
     /// `[K / g, N]`
     pub scales: Vec<f32>,
 }
 
-/// Packs for GPTQ v1.
+/// Packs a matrix for GPTQ v1.
 ///
 /// # Errors
-/// Where K or N is no multiple of 32, and for widths that the format doesn't have.
+/// If K or N isn't a multiple of 32, and for bit widths that the format doesn't have.
 pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
     let [rows, width] = codes.shape;
     checked_gptq(bits)?;
@@ -144,17 +144,16 @@ pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
     })
 }
 
-/// A word with 1 in each field of `bits` bits, where they fill words: GPTQModel takes it from whole
-/// words of zero points, so that a zero point of 0 borrows from its neighbour. Fields of 3 bits,
-/// which run over words, wrap one by one (`gptq.odd` in golden/quantize).
+/// A word with 1 in each field of `bits` bits; None if fields don't fill words. GPTQModel subtracts
+/// it from whole words of zero points, so that a zero point of 0 borrows from its neighbour. Fields
+/// of 3 bits, which cross words, wrap one by one (`gptq.odd` in golden/quantize).
 fn field_of_ones(bits: u32) -> Option<i32> {
     32u32
         .is_multiple_of(bits)
         .then(|| (0..32).step_by(bits as usize).fold(0u32, |word, bit| word | 1 << bit) as i32)
 }
 
-/// Codes from what [`pack_gptq`] made of a matrix of the shape `shape` in groups of `group`
-/// columns.
+/// Unpacks what [`pack_gptq`] made of a matrix of `shape` in groups of `group` columns.
 ///
 /// # Errors
 /// As for [`pack_rows`].
@@ -180,7 +179,7 @@ pub fn unpack_gptq(
     })
 }
 
-/// Zeros, which are stored less 1.
+/// Unpacks zeros, which are stored minus 1.
 fn unpack_zeros(packed: &[i32], rows: usize, bits: u32) -> Result<Vec<u8>, QuantizeError> {
     if let Some(ones) = field_of_ones(bits) {
         let words: Vec<i32> = packed.iter().map(|word| word.wrapping_add(ones)).collect();
@@ -190,7 +189,7 @@ fn unpack_zeros(packed: &[i32], rows: usize, bits: u32) -> Result<Vec<u8>, Quant
     Ok(lessened.into_iter().map(|less| (less + 1) & 7).collect())
 }
 
-/// `[columns, rows]` of `[rows, columns]`.
+/// `[rows, columns]` transposed to `[columns, rows]`.
 fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
     (0..columns).flat_map(|j| values.iter().skip(j).step_by(columns.max(1)).copied()).collect()
 }
@@ -249,7 +248,7 @@ mod tests {
     #[test]
     fn words_by_hand() {
         assert_eq!(pack_rows(&[1, 2, 3, 4, 5, 6, 7, 15], 8, 4).unwrap(), [0xf765_4321_u32 as i32]);
-        // Eleven codes of 3 bits: the last begins at bit 30 of the first word and ends in the
+        // With eleven codes of 3 bits, the last begins at bit 30 of the first word and ends in the
         // second.
         assert_eq!(
             pack_rows(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7], 11, 3).unwrap(),
@@ -293,7 +292,7 @@ mod tests {
     fn a_zero_point_is_stored_less_1() {
         let codes = Codes { zeros: vec![8; 32], ..Codes::blank([32, 32], 32) };
         assert_eq!(pack_gptq(&codes, 4).unwrap().qzeros, [0x7777_7777; 4]);
-        // 0 borrows from the next field, and the last one from nothing.
+        // 0 borrows from the next field; the last field has no field to borrow from.
         let mut zeros = vec![0; 32];
         zeros[1] = 8;
         assert_eq!(

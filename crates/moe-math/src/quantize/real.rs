@@ -1,36 +1,36 @@
-//! f32 and f64 alike.
+//! What f32 and f64 have in common for the solver.
 
 use faer::traits::RealField;
 use pulp::Simd;
 
 use super::kernel::STRIP;
 
-/// Vectors that [`Real::feed`] sums side by side, so that it need not wait for each sum.
+/// Number of vectors that [`Real::feed`] sums side by side, so that it needn't wait for each sum.
 const CHAINS: usize = 4;
 
-/// What the solver computes in: f32, or f64 as a reference.
+/// The type that the solver computes in: f32, or f64 as a reference.
 pub trait Real: RealField + Copy + Send + Sync + Default + 'static {
     /// 0.
     const ZERO: Self;
     /// 1.
     const ONE: Self;
-    /// The nearest value.
+    /// Rounds to the nearest value.
     fn from_f64(value: f64) -> Self;
-    /// Exactly.
+    /// Converts exactly.
     fn from_f32(value: f32) -> Self;
-    /// Exactly.
+    /// Converts exactly.
     fn to_f64(self) -> f64;
-    /// The nearest value.
+    /// Rounds to the nearest value.
     fn to_f32(self) -> f32;
-    /// To the nearest integer, halves to the even one.
+    /// Rounds to the nearest integer, halves to the even one.
     fn round_even(self) -> Self;
     /// √x
     fn root(self) -> Self;
-    /// The integer that this is, between 0 and 255.
+    /// Converts an integer between 0 and 255.
     fn byte(self) -> u8;
-    /// Neither NaN nor infinite.
+    /// Whether the value is neither NaN nor infinite.
     fn finite(self) -> bool;
-    /// Adds Σ take · error to `sums`; errors are `STRIP` values each, `step` strips apart.
+    /// Adds Σ take · error to `sums`. Errors are `STRIP` values each, `step` strips apart.
     fn feed<S: Simd>(
         simd: S,
         sums: &mut [Self; STRIP],
@@ -71,8 +71,8 @@ macro_rules! real {
             }
             #[inline(always)]
             fn byte(self) -> u8 {
-                // The last bits of a sum with the power of two at which numbers are 1 apart:
-                // conversions saturate, slowly.
+                // The last bits of the sum with the power of two at which numbers are 1 apart. A
+                // conversion would saturate, which is slow.
                 (self + $whole).to_bits() as u8
             }
             #[inline(always)]

@@ -1,4 +1,4 @@
-//! Hessians of inputs wherever these lie, and their factors.
+//! Hessians of inputs on any device, and their factors.
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -7,20 +7,20 @@ use super::factor::{OnDevice, descending};
 use super::{Damping, Factor, Hessian, QuantizeError, checked_length, factorise};
 use crate::kernels::{add_gram, reverse_cholesky};
 
-/// A [`Hessian`] in f32 that stays where its inputs are.
+/// A [`Hessian`] in f32 that stays on the device of its inputs.
 #[derive(Debug, Clone)]
 pub struct HessianSum {
-    /// Holds all of it in memory; on a device all but the sum.
+    /// The whole Hessian on the CPU; everything except the sum for a device.
     hessian: Hessian,
-    /// `[K, K]` on a device, symmetric.
+    /// `[K, K]` on a device, symmetric; None on the CPU.
     sum: Option<Tensor>,
 }
 
 impl HessianSum {
-    /// Begins with no tokens, for inputs of width `size` on `device`.
+    /// Starts without tokens, for inputs of width `size` on `device`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// If the device fails.
     pub fn new(size: usize, device: &Device) -> Result<Self, QuantizeError> {
         match device {
             Device::Cuda(_) => Self::on_device(size, device),
@@ -28,18 +28,18 @@ impl HessianSum {
         }
     }
 
-    /// Begins as on a device, which a CPU can do too.
+    /// Starts as on a GPU; this also works on a CPU.
     fn on_device(size: usize, device: &Device) -> Result<Self, QuantizeError> {
         let hessian = Hessian { size, sum: Vec::new(), weight: 0.0, squares: 0.0, tokens: 0 };
         Ok(Self { hessian, sum: Some(Tensor::zeros((size, size), DType::F32, device)?) })
     }
 
-    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. In memory in f32, as
-    /// [`Hessian::add`] does; on a device √ρ x is rounded to the dtype of `x`, where that is bf16,
-    /// and summed in f32.
+    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. On the CPU it works in f32
+    /// like [`Hessian::add`]. On a GPU √ρ x is rounded to the dtype of `x` (for bf16) and summed in
+    /// f32.
     ///
     /// # Errors
-    /// For shapes that don't fit, and what the device returns.
+    /// For shapes that don't fit, or if the device fails.
     pub fn add(&mut self, x: &Tensor, weights: Option<&[f32]>) -> Result<(), QuantizeError> {
         let (tokens, size) = x.dims2()?;
         checked_length(size, self.hessian.size)?;
@@ -64,7 +64,7 @@ impl HessianSum {
         Ok(())
     }
 
-    /// K
+    /// Width of the inputs, K.
     pub fn size(&self) -> usize {
         self.hessian.size
     }
@@ -74,10 +74,10 @@ impl HessianSum {
         self.hessian.effective_tokens()
     }
 
-    /// See [`Hessian::shrink`]; `other` lies where this does.
+    /// See [`Hessian::shrink`]; `other` must be on the same device.
     ///
     /// # Errors
-    /// Where the sizes differ; what the device returns.
+    /// If the sizes differ, or if the device fails.
     pub fn shrink(&mut self, other: &Self, kappa: f64) -> Result<(), QuantizeError> {
         let (Some(sum), Some(others)) = (&self.sum, &other.sum) else {
             return self.hessian.shrink(&other.hessian, kappa);
@@ -91,11 +91,10 @@ impl HessianSum {
     }
 }
 
-/// Factors of all `sums`, in parallel, each with its `damping`: as [`factorise`] does, up to
-/// rounding.
+/// Factors all `sums` in parallel, each with its `damping`, like [`factorise`] up to rounding.
 ///
 /// # Errors
-/// For each sum as for [`factorise`]; one error for all where the device returns one.
+/// For each sum as for [`factorise`]; one error for all if the device returns one.
 pub fn factorise_all(
     sums: Vec<HessianSum>,
     damping: &[Damping],
@@ -112,14 +111,14 @@ pub fn factorise_all(
     on_device(&sums.collect::<Result<Vec<_>, _>>()?, damping, act_order)
 }
 
-/// A factor in the making.
+/// A factor that is being made.
 struct Making<'a> {
     sum: &'a Tensor,
     order: Option<Vec<u32>>,
     diagonal: Vec<f32>,
     dead: Vec<bool>,
     damping: &'a Damping,
-    /// λ that is tried.
+    /// The λ to try next.
     share: f64,
     attempts: u32,
     found: Option<Result<Factor<f32>, QuantizeError>>,
@@ -146,9 +145,10 @@ fn on_device<'a>(
     Ok(all.into_iter().filter_map(|making| making.found).collect())
 }
 
-/// Factors all that is `pending` with the damping that each is at, or raises that.
+/// Tries to factor each of `pending` with its current damping; raises the damping of those that
+/// fail.
 fn attempt(pending: &mut [&mut Making<'_>], one: &Tensor) -> Result<(), QuantizeError> {
-    // What isn't needed any more makes room: these are most of what lies on the device.
+    // Frees each tensor once it isn't needed: these take up most of the device's memory.
     let matrices =
         pending.iter().map(|making| making.damped(one)).collect::<Result<Vec<_>, _>>()?;
     let stacked = Tensor::stack(&matrices, 0)?;
@@ -169,7 +169,7 @@ fn attempt(pending: &mut [&mut Making<'_>], one: &Tensor) -> Result<(), Quantize
     Ok(())
 }
 
-/// The diagonals of `[E, K, K]`, `[E, K]`.
+/// The diagonals of `[E, K, K]`, as `[E, K]`.
 fn diagonal(matrices: &Tensor) -> candle_core::Result<Tensor> {
     let size = matrices.dim(2)?;
     let places: Vec<u32> = (0..size).map(|k| (k * (size + 1)) as u32).collect();
@@ -189,8 +189,8 @@ impl<'a> Making<'a> {
         self.share * self.diagonal.iter().map(|h| f64::from(*h)).sum::<f64>() / live.max(1) as f64
     }
 
-    /// H by columns in the order in which they are solved, with what is added to its diagonal; a
-    /// dead column is one of the identity, `one`.
+    /// H by columns in the order of solving, with damping on its diagonal. A dead column becomes a
+    /// column of the identity, `one`.
     fn damped(&self, one: &Tensor) -> Result<Tensor, QuantizeError> {
         let (size, device) = (self.diagonal.len(), self.sum.device());
         let mut matrix = self.sum.clone();
@@ -225,7 +225,7 @@ impl<'a> Making<'a> {
         }));
     }
 
-    /// Raises the damping, or gives up where there is no more.
+    /// Raises the damping, or gives up if the maximum is reached.
     fn raise(&mut self) -> Result<(), QuantizeError> {
         if !self.sum.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             self.found = Some(Err(QuantizeError::NotFinite));
@@ -268,8 +268,8 @@ mod tests {
         }
     }
 
-    /// The device's way, here on the CPU, beside the CPU's own, which has been checked against sums
-    /// by hand.
+    /// Compares the device's algorithm, run on the CPU, with the CPU's own, which is tested against
+    /// sums by hand.
     #[test]
     fn both_ways_give_one_sum() {
         let (x, mut weights) =
@@ -282,7 +282,7 @@ mod tests {
         host.shrink(&other, 3.0).unwrap();
         device.shrink(&on_device, 3.0).unwrap();
         assert_alike(&host, &device, 1e-6);
-        // bf16 is rounded once, and summed in f32.
+        // bf16 is rounded once and summed in f32.
         let [host, device] = sums(&x.to_dtype(DType::BF16).unwrap(), Some(&weights));
         assert_alike(&host, &device, 4e-3);
         let fail = |mut sum: HessianSum| {
@@ -301,8 +301,8 @@ mod tests {
             *value *= if [0, 77].contains(&column) { 0.0 } else { 1.0 + column as f32 / 50.0 };
         }
         let x = Tensor::from_vec(x, (40, size), &Device::Cpu).unwrap();
-        // 40 tokens make no Hessian of 150 columns regular: one of these needs more damping, the
-        // other may have none.
+        // A Hessian of 150 columns from 40 tokens is singular: the second needs more damping, and
+        // the third may not have more.
         for act_order in [true, false] {
             let none = Damping { start: 0.0, ..Damping::default() };
             let damping = [Damping { start: 0.1, ..none }, none, Damping { step: 1.0, ..none }];

@@ -55,7 +55,7 @@ fn a_bias_chooses_but_does_not_weigh() {
     assert_close(&routing.weights, &[1.5, 0.5]);
 }
 
-/// The best expert is in a group that is only second by the sum of two.
+/// The best expert is in the group that is second by the sum of its two best.
 #[test]
 fn groups_are_ranked_by_their_best_or_by_their_two_best() {
     let logits = logits(&[0.9, 0.1, 0.6, 0.7]);
@@ -74,7 +74,7 @@ fn gates_of_a_dtype_are_values_of_it() {
             route(&logits, &RoutingRule::softmax(2, true)).unwrap(),
             route(&logits, &rule).unwrap(),
         );
-        // From a half to one, a step is 1/scale wide, and below that half as wide.
+        // Between a half and one a step is 1/scale wide; below a half it is half as wide.
         for (gate, exact) in found.weights.iter().zip(&exact.weights) {
             let step = if *exact >= 0.5 { 1.0 / scale } else { 0.5 / scale };
             assert!(
@@ -110,7 +110,7 @@ fn gates_are_the_weights_and_have_their_gradients() {
             .to_vec1::<f32>()
             .unwrap();
         assert_close(&found, &routing.weights);
-        // Without the choice: that is constant.
+        // Without the choice, which is constant.
         assert!(crate::graph::differences(&[&logits], 1, |t| gates(&t[0], &rule, &routing)) < 1e-2);
     }
 }
@@ -148,7 +148,7 @@ fn a_group_scores_what_is_left_of_it() {
     };
     assert_eq!(select([true, false, false, false], &rule), [1]);
     assert_eq!(select([true, true, false, false], &rule), [3]);
-    // One is left in the group that is kept, so the other group lends its best.
+    // The kept group has only one expert left, so the other group's best is added.
     assert_eq!(select([true, false, false, false], &RoutingRule { top_k: 2, ..rule }), [1, 3]);
 }
 

@@ -1,4 +1,4 @@
-//! AdamW, clipping and the schedule beside PyTorch's: golden/training.
+//! Compares AdamW, clipping and the schedule with PyTorch's (golden/training).
 
 use std::collections::HashMap;
 use std::path::PathBuf;

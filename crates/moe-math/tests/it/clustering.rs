@@ -1,4 +1,4 @@
-//! What clustering promises, on every device.
+//! Properties of clusterings, on every device.
 
 use crate::common::{every_device, numbers};
 use candle_core::{Device, Tensor};
@@ -19,7 +19,7 @@ fn sizes(found: &Clustering) -> Vec<usize> {
     (0..k as u32).map(|c| found.assignment.iter().filter(|a| **a == c).count()).collect()
 }
 
-/// Runs ended after 1, 2, … iterations show each step of the search; the last one settles.
+/// Searches that end after 1, 2, … iterations show each step; the last one is settled.
 fn assert_falling(search: impl Fn(usize) -> Clustering, case: &str) {
     let mut last = search(1);
     for iterations in 2..300 {
@@ -80,7 +80,7 @@ fn clusters_have_their_sizes_and_none_is_empty() {
 #[test]
 fn separate_groups_are_found_and_a_seed_repeats() {
     every_device(|device| {
-        // Groups at 50·e₁ … 50·e₄, far from each other beside their width of 1.
+        // Groups at 50·e₁ … 50·e₄ are far apart compared with their width of 1.
         let mut values = normal(80 * 4, 1.0, &mut generator(3, 0));
         (0..80).for_each(|i| values[i * 4 + i % 4] += 50.0);
         let points = Tensor::from_vec(values, (80, 4), device).unwrap();
@@ -129,12 +129,12 @@ fn cosine_centroids_are_unit_vectors_and_lengths_do_not_matter() {
     });
 }
 
-/// The farthest point of a cluster of two moves, the first of equally far ones; then the cluster's
-/// last point may not.
+/// The farthest point of a cluster of two moves, the first of equally far ones. Then the cluster's
+/// last point must stay.
 #[test]
 fn empty_clusters_take_the_farthest_point_that_leaves_none_empty() {
     every_device(|device| {
-        // Their mean is 63, so that no distance is rounded.
+        // Their mean is 63, so distances are exact.
         let points = Tensor::new(&[[0f32], [10.0], [100.0], [101.0], [104.0]], device).unwrap();
         let start = Tensor::new(&[[5f32], [102.0], [1000.0], [2000.0]], device).unwrap();
         let options = Options { max_iterations: 1, ..Options::default() };
@@ -190,7 +190,7 @@ fn points_that_cannot_be_clustered_are_explained() {
     assert!(small.to_string().contains("5 items don't fit into 2 clusters of 2"), "{small}");
 }
 
-/// Directions that cancel have no mean direction: the centroid stays where it was.
+/// Directions that cancel have no mean direction, so the centroid stays.
 #[test]
 fn opposite_directions_keep_the_centroid() {
     every_device(|device| {

@@ -1,4 +1,4 @@
-//! The closed forms of distillation beside numpy in float64 (golden/training).
+//! Compares the closed forms of distillation with numpy in float64 (golden/training).
 
 use std::collections::HashMap;
 use std::path::PathBuf;

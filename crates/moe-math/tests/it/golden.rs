@@ -1,4 +1,4 @@
-//! Agreement with scikit-learn, scipy and numpy (golden/math), on every device.
+//! Compares with scikit-learn, scipy and numpy (golden/math), on every device.
 
 use crate::common::{Golden, difference, every_device, numbers};
 use candle_core::Device;
@@ -9,7 +9,7 @@ use moe_math::kmeans::{
 use moe_math::orthogonal::orthonormalize;
 use moe_math::temperature::scale_to_entropy;
 
-/// Largest error of a centroid, relative to the largest coordinate: rounding to f32.
+/// Maximum error of a centroid, relative to the largest coordinate: rounding to f32.
 const CENTROID: f64 = 1e-6;
 
 fn cluster(golden: &Golden, case: &str, device: &Device) -> Result<Clustering, ClusterError> {

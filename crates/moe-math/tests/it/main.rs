@@ -1,6 +1,6 @@
-//! The tests of `moe-math` from outside, in one executable.
+//! The integration tests of `moe-math`, in one executable.
 
-// A panic is a test's report.
+// A test reports by panicking.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Agreement with scipy and numpy of what merging computes with (golden/math).
+//! Compares the computations of merging with scipy and numpy (golden/math).
 
 use crate::common::{Golden, difference, numbers};
 use candle_core::{DType, Device, Tensor};
@@ -96,7 +96,7 @@ fn principal_components_are_those_of_numpy() {
     }
 }
 
-/// Normal equations square the condition number: `square` has the worst, about 4.
+/// Normal equations square the condition number; `square` has the worst, about 4.
 #[test]
 fn least_squares_are_those_of_numpy() {
     let golden = Golden::open("least_squares");
@@ -104,7 +104,7 @@ fn least_squares_are_those_of_numpy() {
         let transposed = |name| wide(&golden, case, name).t().unwrap().contiguous().unwrap();
         let (p, q) = (transposed("p"), transposed("q"));
         let mut squares = LeastSquares::new(p.dim(1).unwrap(), q.dim(1).unwrap()).unwrap();
-        // In two parts, as blocks of tokens come.
+        // In two parts, like blocks of tokens.
         let half = p.dim(0).unwrap() / 2;
         for (start, count) in [(0, half), (half, p.dim(0).unwrap() - half)]
             .into_iter()

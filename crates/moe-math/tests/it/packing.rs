@@ -1,5 +1,5 @@
-//! Codes of any width in matrices of any shape come back from every layout of words, and so do e4m3
-//! codes from their values.
+//! Codes of every bit width, in matrices of any shape, survive every layout of words, and e4m3
+//! codes survive decoding.
 
 use moe_math::fp8::{e4m3, e4m3_code};
 use moe_math::quantize::pack::{
@@ -9,7 +9,7 @@ use moe_math::quantize::{Codes, WIDTHS};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// A width, the columns of a matrix, and its codes.
+/// A bit width, the number of columns of a matrix, and its codes.
 fn matrix() -> impl Strategy<Value = (u32, usize, Vec<u8>)> {
     (prop::sample::select(WIDTHS.to_vec()), 1..80usize, 1..12usize).prop_flat_map(
         |(bits, columns, rows)| (Just(bits), Just(columns), codes(rows * columns, bits)),
@@ -20,7 +20,7 @@ fn codes(count: usize, bits: u32) -> impl Strategy<Value = Vec<u8>> {
     vec(0..=u8::MAX >> (8 - bits), count)
 }
 
-/// A matrix that GPTQ can hold, with its groups.
+/// A matrix that the GPTQ format can hold, with its groups.
 fn gptq() -> impl Strategy<Value = (u32, Codes)> {
     let sizes = (
         prop::sample::select(vec![2u32, 3, 4, 8]),
@@ -61,7 +61,7 @@ proptest! {
         prop_assert_eq!(unpack_gptq(&packed, codes.shape, codes.group, bits).unwrap(), codes);
     }
 
-    /// Words out of a file hold any bits.
+    /// Words from a file can hold any bits.
     #[test]
     fn any_words(bits in prop::sample::select(WIDTHS.to_vec()), columns in 1..80usize, rows in 1..8usize, seed in vec(any::<i32>(), 1..40)) {
         let found: Vec<i32> = seed.iter().copied().cycle().take(rows * words(columns, bits)).collect();
@@ -69,7 +69,7 @@ proptest! {
         prop_assert!(codes.iter().all(|code| u32::from(*code) >> bits == 0));
         let again = pack_rows(&codes, columns, bits).unwrap();
         prop_assert_eq!(unpack_rows(&again, columns, bits).unwrap(), codes);
-        // A word too many or too few is refused where it can't be whole rows.
+        // One word too many or too few is refused if the words can't be whole rows.
         if words(columns, bits) > 1 {
             prop_assert!(unpack_rows(&found[1..], columns, bits).is_err());
         }

@@ -1,5 +1,5 @@
-//! Quantization beside the paper's algorithm in float64, and beside files of the formats' own
-//! libraries (golden/quantize).
+//! Compares quantization with the paper's algorithm in float64, and with files made by the formats'
+//! own libraries (golden/quantize).
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
 }
 
-/// Tensors of a file.
+/// A file of tensors, as bytes.
 struct File(Vec<u8>);
 
 impl File {
@@ -141,7 +141,7 @@ impl<'a> Case<'a> {
             .codes
     }
 
-    /// Whether the golden calls something in the row a tie.
+    /// Whether the golden lists a tie in this row.
     fn ties(&self, row: usize) -> bool {
         let rows = |key: &str| {
             self.said[key].as_array().unwrap().iter().any(|tie| tie[0].as_u64() == Some(row as u64))
@@ -200,14 +200,13 @@ fn in_f32_nearly_all_codes_and_the_objective_are_the_same() {
             "{name}: {output}"
         );
         let wanted = number("objective");
-        // One rounding that falls the other way changes those of the columns behind it, for better
-        // or worse.
+        // One code that rounds the other way changes those of later columns, for better or worse.
         let least = if found.codes == codes { 1.0 - 1e-5 } else { 0.95 };
         assert!(
             (least..1.001).contains(&(error / wanted)) || wanted == 0.0,
             "{name}: {error} and {wanted}"
         );
-        // Here a tie is one row's largest weight, at -7.5, so that they tell.
+        // Here a tie is at one row's largest weight, −7.5, so it changes the error noticeably.
         let nearest = round_to_nearest(&case.weight, case.shape, &case.scheme).unwrap();
         let [nearest, _] = objective(&case.weight, &nearest.dequantize(), &case.hessian()).unwrap();
         assert!(
@@ -274,7 +273,7 @@ fn packed_rows_are_those_of_compressed_tensors() {
     }
 }
 
-/// To bf16's rounding, in which libraries dequantize.
+/// Equal up to bf16's rounding, in which libraries dequantize.
 fn close(found: &[f32], wanted: &[f32], what: &str) {
     assert_eq!(found.len(), wanted.len(), "{what}");
     let far = found.iter().zip(wanted).find(|(a, b)| a != b);
@@ -346,7 +345,7 @@ fn floats_in_blocks_are_those_of_the_libraries() {
         .unwrap();
     let every_64th: Vec<f32> = values.chunks_exact(128).step_by(64).flatten().copied().collect();
     assert_eq!(every_64th, file.floats("values.every_64th_row"));
-    // Encoding what the library's codes stand for gives them back.
+    // Encoding the values of the library's codes gives the codes back.
     let again = fp8::encode(&values, [256, 128], [128, 128], DType::F32).unwrap();
     assert_eq!(again.codes, codes);
 }

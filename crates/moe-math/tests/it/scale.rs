@@ -1,5 +1,5 @@
-//! Times at the sizes of real models: `cargo test --release -p moe-math --test it scale:: --
-//! --ignored --nocapture`.
+//! Times at the sizes of real models:
+//! `cargo test --release -p moe-math --test it scale:: -- --ignored --nocapture`
 
 use std::time::Instant;
 

@@ -25,7 +25,7 @@ fn a_file_appears_whole_or_not_at_all() {
 
 type Change = fn(&Path);
 
-/// Ways in which a file comes to a path, or becomes another one, while a run works.
+/// Ways in which a file appears at a path, or becomes another one, while a run works.
 const CHANGES: [(&str, Change); 4] = [
     ("written in place", |path| fs::write(path, "words").unwrap()),
     ("removed and written", |path| {
@@ -49,13 +49,13 @@ const CHANGES: [(&str, Change); 4] = [
 fn what_comes_meanwhile_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
-    // Of as many bytes as what comes, too.
+    // Includes a file of the same size as the later one.
     for before in [None, Some(""), Some("early"), Some("an earlier file")] {
         for (how, change) in CHANGES {
             let _ = fs::remove_file(&path);
             before.iter().for_each(|text| fs::write(&path, text).unwrap());
             let file = StagedFile::create(&path, FoundFile::at(&path)).unwrap();
-            // Clocks of file systems tick every few milliseconds.
+            // File system clocks tick every few milliseconds.
             std::thread::sleep(std::time::Duration::from_millis(20));
             change(&path);
             let error = file.commit(|file| file.write_all(b"result")).unwrap_err().to_string();

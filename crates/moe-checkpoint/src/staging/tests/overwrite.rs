@@ -12,7 +12,7 @@ fn overwrite_replaces_own_results_only() {
     fs::write(&thesis, "").unwrap();
     assert_eq!(OutputDir::create(&target, OPTIONS).unwrap_err().kind(), Kind::Usage);
     assert_eq!(OutputDir::create(&target, OVERWRITE).unwrap_err().kind(), Kind::Usage);
-    // A mark alone makes nobody else's files ours.
+    // A receipt alone doesn't make other files ours.
     fs::write(target.join(RECEIPT_FILE), "").unwrap();
     let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
     assert!(error.contains("SHA256SUMS"), "{error}");
@@ -23,7 +23,7 @@ fn overwrite_replaces_own_results_only() {
     finish(&target, OVERWRITE).unwrap();
     assert_eq!(names(&target), ["README.md", "SHA256SUMS", "moe-convert.json"]);
     assert_eq!(names(dir.path()), ["out"]);
-    // An empty folder is nobody's loss.
+    // Replacing an empty folder loses nothing.
     fs::remove_dir_all(&target).unwrap();
     fs::create_dir(&target).unwrap();
     finish(&target, OVERWRITE).unwrap();
@@ -92,7 +92,7 @@ fn a_log_of_a_training_is_what_its_run_has_written() {
         assert_eq!(fs::read_to_string(target.join(LOG_FILE)).unwrap(), edited);
     }
     fs::write(target.join(LOG_FILE), LOG).unwrap();
-    // What says whose it is has been removed, or changed.
+    // The run record that says whose log it is was removed or changed.
     for run in [None, Some(run_record(LOG).replace("\"h\"", "\"mine\""))] {
         fs::remove_file(target.join(RUN_FILE)).unwrap();
         run.iter().for_each(|run| fs::write(target.join(RUN_FILE), run).unwrap());
@@ -124,7 +124,7 @@ fn overwrite_keeps_weights_that_somebody_has_put_there() {
     make().unwrap();
     for name in weights {
         let path = target.join(name);
-        // In place, and under the time that it had before.
+        // Written in place, with its earlier time of modification.
         let modified = path.metadata().unwrap().modified().unwrap();
         fs::write(&path, "mine").unwrap();
         File::options().append(true).open(&path).unwrap().set_modified(modified).unwrap();
@@ -132,7 +132,7 @@ fn overwrite_keeps_weights_that_somebody_has_put_there() {
         assert!(error.kind() == Kind::Usage && error.to_string().contains(name), "{name}: {error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
         fs::write(&path, name).unwrap();
-        // A rewritten file of the same content is nobody's loss.
+        // Replacing a rewritten file of the same content loses nothing.
         make().unwrap();
     }
 }
@@ -156,15 +156,15 @@ fn large_weights_are_hashed_once_whenever_they_were_changed() {
     };
     drop(OutputDir::create_watched(&target, OVERWRITE, &watch).unwrap());
     assert!(hashed.into_inner() > earlier::SMALL_BYTES);
-    // In place; and everything, the receipt last, gets a new time of change, as by a copy or chmod
-    // -R.
+    // One file is changed in place; then all files, the receipt last, get a new time of change, as
+    // from a copy or chmod -R.
     File::options().write(true).open(target.join(large)).unwrap().write_all(b"mine").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20));
     for name in [large, CARD_FILE, MANIFEST_FILE, RECEIPT_FILE] {
         let path = target.join(name);
         fs::set_permissions(&path, path.metadata().unwrap().permissions()).unwrap();
     }
-    // It takes too long for a dry run, and is done before any work.
+    // Hashing takes too long for a dry run, and happens before any work.
     OutputDir::check(&target, OVERWRITE).unwrap();
     let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
     assert!(error.contains(large) && error.contains("was changed"), "{error}");
@@ -202,7 +202,7 @@ fn what_is_touched_while_a_run_works_is_hashed_again() {
         finish(&target, OPTIONS).unwrap();
         let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
         output.write(RECEIPT_FILE, b"{\"new\": 1}").unwrap();
-        // Clocks of file systems tick every few milliseconds.
+        // File system clocks tick every few milliseconds.
         std::thread::sleep(std::time::Duration::from_millis(20));
         change(&target);
         let before = fs::read_to_string(target.join(RECEIPT_FILE)).unwrap();
@@ -218,7 +218,7 @@ fn what_is_touched_while_a_run_works_is_hashed_again() {
 fn a_result_that_comes_while_a_run_works_stays() {
     let dir = tempfile::tempdir().unwrap();
     let (target, other) = (dir.path().join("out"), dir.path().join("other"));
-    // Nothing is there when the run begins; an empty folder is.
+    // At first nothing is there when the run begins; then there is an empty folder.
     for begins in [false, true] {
         finish_saying(&other, OPTIONS, "{\"other\": 1}").unwrap();
         if begins {
@@ -282,8 +282,8 @@ fn only_what_is_left_of_a_result_is_damage() {
         let checked = OutputDir::check(&target, OVERWRITE);
         assert_eq!(checked.is_ok(), is_damage, "{what}: {checked:?}");
     }
-    // Wherever it ends, down to its first byte; the same bytes in a file that isn't weights are
-    // somebody's.
+    // Weights cut anywhere, down to the first byte, count as damage; the same bytes in another file
+    // count as someone's.
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
     let mut output = OutputDir::create(&target, OPTIONS).unwrap();
@@ -303,9 +303,9 @@ fn only_what_is_left_of_a_result_is_damage() {
     fs::write(target.join("model.safetensors"), &ours).unwrap();
     fs::write(target.join("vocab.bin"), &ours[..4]).unwrap();
     assert!(OutputDir::check(&target, OVERWRITE).is_err());
-    // A receipt that was cut, or is somebody's.
+    // A receipt that was cut, or is someone's own.
     let whole = receipt(1, 40);
-    // As builds wrote them that said no format.
+    // Earlier builds wrote no format.
     let earlier = whole.replace("  \"format\": 1,\n", "");
     for (left, is_damage) in [
         (&whole[..10], true),
@@ -360,8 +360,8 @@ fn what_replaces_a_result_is_as_private_and_what_is_protected_stays() {
     finish(&target, OVERWRITE).unwrap();
 }
 
-/// A result in `dir` under `name`, with a file in a folder, what differs from run to run, and a
-/// log. `receipt` tells it from others.
+/// A result in `dir` under `name`, with a file in a folder, a run record and a log. `receipt`
+/// distinguishes it from others.
 fn made_with_folder(dir: &Path, name: &str, receipt: &str) -> PathBuf {
     const LOG: &str = "{\"step\": 1, \"loss\": 2}\n";
     let target = dir.join(name);
@@ -391,7 +391,7 @@ fn a_result_that_cannot_be_moved_is_removed_for_the_new_one() {
         (names(dir.path()), receipt(&target).as_str()),
         (vec!["out".to_owned()], "{\"new\": 1}")
     );
-    // What came meanwhile stays, and nothing of the new one is lost.
+    // What appeared in the meantime stays, and nothing of the new result is lost.
     let new = made_with_folder(dir.path(), "new", "{\"newer\": 1}");
     fs::write(target.join("thesis.tex"), "words").unwrap();
     let left = replace_by_removal(&new, &target, listed.names()).unwrap_err();
@@ -402,7 +402,7 @@ fn a_result_that_cannot_be_moved_is_removed_for_the_new_one() {
     );
 }
 
-/// After each step of the removal, as a kill may leave it.
+/// Stops after each step of the removal, as a kill may.
 #[test]
 fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
     let dir = tempfile::tempdir().unwrap();
@@ -427,11 +427,11 @@ fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
             fs::remove_dir(&target).unwrap();
         }
         let there = dir.path().join("out").exists();
-        // Who doesn't ask for it loses nothing, and is told where the new one is.
+        // Without --overwrite nothing is lost, and the error says where the new result is.
         let error = OutputDir::create(&target, OPTIONS).unwrap_err();
         let told = if there { ".out.complete-moe-convert" } else { "brought back" };
         assert!(error.kind() == Kind::Usage && error.to_string().contains(told), "{done}: {error}");
-        // A dry run passes, and changes nothing.
+        // A dry run succeeds and changes nothing.
         OutputDir::check(&target, OVERWRITE).unwrap();
         let output = OutputDir::create(&target, OVERWRITE).unwrap();
         assert_eq!(output.brought_back(), there, "{done}");
@@ -443,7 +443,7 @@ fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
         );
         fs::remove_dir_all(&target).unwrap();
     }
-    // While the run that does it works, nobody else does.
+    // While a run works on this, others are refused.
     let target = made_with_folder(dir.path(), "out", "{}");
     let complete = path(".out.complete-moe-convert");
     fs::rename(made_with_folder(dir.path(), "new", "{\"new\": 1}"), &complete).unwrap();
@@ -452,7 +452,7 @@ fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
     let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
     assert!(error.contains("another run"), "{error}");
     drop(working);
-    // For what isn't a whole result any more, nothing is removed.
+    // If the waiting result is no longer complete, nothing is removed for it.
     for (name, text) in
         [("model.safetensors", "mine"), ("model.safetensors", ""), ("thesis.tex", "words")]
     {

@@ -5,7 +5,7 @@ use crate::sampling::{generator, normal};
 fn factor(width: usize, seed: u64, act_order: bool) -> Factor<f32> {
     let mut x = normal(width * width, 1.0, &mut generator(seed, 0));
     for row in x.chunks_mut(width) {
-        // Columns of different energy that follow the one before them, and a dead one.
+        // Columns of different energy, each correlated with the one before, and a dead one.
         (1..width)
             .for_each(|k| row[k] = (row[k] + 0.8 * row[k - 1]) * (1.0 + (k % 7) as f32 / 7.0));
         row[width / 2] = 0.0;
@@ -31,7 +31,8 @@ fn tensors_give_the_codes_of_the_native_solver() {
         let factors: Vec<_> = (0..3).map(|seed| factor(width, seed, act_order)).collect();
         let weights: Vec<_> =
             (0..6).map(|seed| normal(rows * width, 0.05, &mut generator(seed, 1))).collect();
-        // Two matrices to a factor, whose rows go together, or to some of the factors.
+        // Each factor has two matrices, whose rows go together; when clips are searched, one factor
+        // has only one.
         let of = |index: usize| &factors[index % 3];
         let mut problems: Vec<_> =
             (0..6).map(|index| Problem { weight: &weights[index], factor: of(index) }).collect();

@@ -42,8 +42,8 @@ fn solved<T: Real>(
     solve(&[Problem { weight, factor: &factor }], shape, options).unwrap().remove(0)
 }
 
-/// Algorithm 1 of 2210.17323 a column at a time, with the inverse Hessian itself: after column k is
-/// rounded, the others make up for it, and row and column k are eliminated from H⁻¹ (equation 3).
+/// Algorithm 1 of 2210.17323, one column at a time, with the inverse Hessian itself: after column k
+/// is rounded, the others compensate, and row and column k are eliminated from H⁻¹ (equation 3).
 fn reference(
     weight: &[f32],
     x: &[f32],
@@ -108,7 +108,7 @@ fn reference(
     codes
 }
 
-/// Gauss–Jordan without pivoting.
+/// Inverts by Gauss–Jordan without pivoting.
 fn inverted(matrix: &[f64], n: usize) -> Vec<f64> {
     let mut left = matrix.to_vec();
     let mut right: Vec<f64> =
@@ -191,7 +191,7 @@ fn errors_of_the_output_are_below_those_of_rounding() {
 fn f32_gives_the_codes_of_f64() {
     let (width, rows) = (256, 40);
     let weight = normal(rows * width, 0.05, &mut generator(2, 0));
-    // More tokens than columns, and fewer: without damping that Hessian would be singular.
+    // More tokens than columns, and fewer. Without damping the latter Hessian would be singular.
     for tokens in [1000, 60] {
         let hessian = hessian::<f32>(&inputs(tokens, width, 5), width);
         let wide = Hessian {
@@ -247,7 +247,7 @@ fn dead_columns_are_rounded_to_nearest_and_change_no_other() {
     }
     let after = solved(&weight, &hessian::<f32>(&x, width), true, &options);
     for (at, (a, b)) in before.codes.codes.iter().zip(&after.codes.codes).enumerate() {
-        // A dead weight may have been the greatest of its row, which the scale comes from.
+        // A dead weight may have been the largest of its row, which decides the scale.
         assert!(
             a == b
                 || dead.contains(&(at % width))
@@ -256,7 +256,7 @@ fn dead_columns_are_rounded_to_nearest_and_change_no_other() {
     }
 }
 
-/// Act-order makes its own order: columns that are given in another one, one group a row, get the
+/// Act-order determines its own order: with one group a row, columns given in another order get the
 /// same codes.
 #[test]
 fn act_order_does_not_depend_on_the_order_of_columns() {
@@ -297,7 +297,7 @@ fn a_batch_is_solved_as_its_matrices_are_alone_whatever_the_threads() {
     }
 }
 
-/// Clipping takes of each group the best of eleven ranges.
+/// Clipping takes the best of eleven ranges for each group.
 #[test]
 fn clipping_lessens_the_weighted_error() {
     let (width, rows) = (64, 40);

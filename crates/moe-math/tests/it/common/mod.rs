@@ -1,4 +1,4 @@
-//! What the integration tests of the numerics share.
+//! Helpers that the integration tests share.
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ impl Golden {
         Self(candle_core::safetensors::load(path, &Device::Cpu).unwrap())
     }
 
-    /// The names of the cases, at least `least` of them.
+    /// The names of the cases; there must be at least `least`.
     pub fn cases(&self, least: usize) -> BTreeSet<&str> {
         let cases: BTreeSet<&str> =
             self.0.keys().map(|key| key.split_once('.').unwrap().0).collect();
