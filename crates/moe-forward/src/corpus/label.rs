@@ -6,7 +6,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_math::sampling;
 use rand_core::RngCore;
 
-use super::TokenizeOptions;
+use super::options::TokenizeOptions;
 use crate::chat::Dates;
 use crate::text::{Encoder, LabelRoom, Places, Stream, TextFile, Windows};
 use crate::text_read::{How, TextRead};
