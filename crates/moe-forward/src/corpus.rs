@@ -47,9 +47,10 @@ impl Corpus {
     /// to know how long each is, then to hold those that were drawn.
     ///
     /// # Errors
-    /// [`Kind::Missing`] without a tokenizer or a file, [`Kind::Unsupported`] for a file of another
-    /// format, [`Kind::Malformed`] for lines that aren't a record of a known form, [`Kind::Usage`]
-    /// where nothing is left to predict.
+    /// [`moe_checkpoint::Kind::Missing`] without a tokenizer or a file,
+    /// [`moe_checkpoint::Kind::Unsupported`] for a file of another format,
+    /// [`moe_checkpoint::Kind::Malformed`] for lines that aren't a record of a known form,
+    /// [`moe_checkpoint::Kind::Usage`] where nothing is left to predict.
     pub fn load(specs: &[DataSpec], model_dir: &Path, options: TokenizeOptions) -> Result<Self> {
         options.check()?;
         let files = specs.iter().map(DataSpec::open).collect::<Result<Vec<_>>>()?;
