@@ -324,7 +324,7 @@ fn impossible_requests_name_what_and_remedy() {
         ("experts = 4\ntop-k = 2\nrouter = 'prompts'", "made of prompts", "--prompts"),
         ("experts = 4\ntop-k = 2\nrouter = 'activations'", "--init partition", "--init partition"),
         (
-            "experts = 4\ntop-k = 2\nattention = 'average'",
+            "experts = 4\ntop-k = 2\nrest = 'average'",
             "--rest average goes with --expert-model",
             "--expert-model",
         ),
@@ -422,7 +422,7 @@ mod several_models {
     fn attention_can_be_the_mean() {
         let models = inputs(&["a", "b", "c"]);
         let plan = try_plan(
-            "experts = 6\ntop-k = 2\nattention = 'average'\nexpert = ['a', 'b', 'c']",
+            "experts = 6\ntop-k = 2\nrest = 'average'\nexpert-model = ['a', 'b', 'c']",
             &models[0],
             &models,
         )
@@ -454,7 +454,7 @@ mod several_models {
     #[test]
     fn the_shared_expert_is_the_bases() {
         let models = inputs(&["a", "b", "c"]);
-        let options = "experts = 2\ntop-k = 2\ntarget = 'qwen2_moe'\nexpert = ['b', 'c']";
+        let options = "experts = 2\ntop-k = 2\ntarget = 'qwen2_moe'\nexpert-model = ['b', 'c']";
         let shared = |plan: &PlannedModel| {
             values(&mixture(plan, 1).shared.as_ref().unwrap().expert.up.weight)
         };
@@ -465,7 +465,7 @@ mod several_models {
         let sources = &record.shared.as_ref().unwrap().network.sources;
         assert_eq!(*sources, [NetworkSource::of(Network::Dense)]);
         let average =
-            try_plan(&format!("{options}\nattention = 'average'"), &models[0], &models[1..])
+            try_plan(&format!("{options}\nrest = 'average'"), &models[0], &models[1..])
                 .unwrap();
         let (b, c) =
             (values(&network(&models[1], 1).up.weight), values(&network(&models[2], 1).up.weight));
@@ -478,7 +478,7 @@ mod several_models {
     fn copies_of_one_model_keep_the_function() {
         let models = inputs(&["b", "b"]);
         let plan = try_plan(
-            "experts = 4\ntop-k = 2\nattention = 'average'\nexpert = ['b', 'b']",
+            "experts = 4\ntop-k = 2\nrest = 'average'\nexpert-model = ['b', 'b']",
             &models[0],
             &models,
         )
@@ -508,7 +508,7 @@ mod several_models {
             "{other_shape}"
         );
         let uneven =
-            refusal(&inputs(&["a", "b", "c"]), "experts = 4\ntop-k = 1\nexpert = ['x', 'y', 'z']");
+            refusal(&inputs(&["a", "b", "c"]), "experts = 4\ntop-k = 1\nexpert-model = ['x', 'y', 'z']");
         assert!(uneven.contains("4 experts can't be dealt out evenly to 3 models"), "{uneven}");
     }
 }

@@ -67,7 +67,7 @@ fn every_method_shrinks_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("merged");
         let merged =
-            merge(&with_data(&format!("method = {method:?}\nexperts = 16")), &output).unwrap();
+            merge(&with_data(&format!("algorithm = {method:?}\nexperts = 16")), &output).unwrap();
         let receipt: serde_json::Value = serde_json::from_slice(
             &std::fs::read(output.join(moe_pipeline::RECEIPT_FILE)).unwrap(),
         )
@@ -120,7 +120,7 @@ fn statistics_without_samples_are_refused_and_with_them_are_enough() {
     };
     let of = |method: &str| {
         options(&format!(
-            "experts = 12\nmethod = {method:?}\nstats = {:?}",
+            "experts = 12\nalgorithm = {method:?}\nstats = {:?}",
             stats.display().to_string()
         ))
     };
@@ -161,7 +161,7 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
         (
             "models/moe",
             "experts = 12\nalgorithm = \"hc-smoe\"\nall-experts-every = 0",
-            ["samples no token", "at least 1"],
+            ["runs them on no token", "at least 1"],
         ),
         (
             "models/moe",

@@ -320,7 +320,7 @@ fn a_report_is_written_and_is_the_same_again() {
     assert!(["Δ loss", "random choice", "Spearman"].iter().all(|text| page.contains(text)));
 
     // A decision by weights alone has no figures on layers, and the page says so.
-    let options: PruneOptions = toml::from_str("experts = 12\nmethod = 'aimer'").unwrap();
+    let options: PruneOptions = toml::from_str("experts = 12\ncriterion = 'aimer'").unwrap();
     convert(
         &[&options],
         &moe(),

@@ -230,7 +230,7 @@ fn an_expert_without_tokens_is_calibrated_all_the_same() {
     let source = Model::open(&model).unwrap();
     let original = values_of_plain(experts(&source).nth(24 + 3).unwrap());
     for samples in ["routed", "all-experts", "top-up", "per-expert"] {
-        let toml = format!("samples = {samples:?}\nscheme = \"w4a16\"\ngroup-size = 32");
+        let toml = format!("calibrate-on = {samples:?}\nscheme = \"w4a16\"\ngroup-size = 32");
         let (quantized, receipt) = quantize(&with_data(&toml), &model, &out).unwrap();
         let record = &receipt.layers[1].details::<QuantizedLayer>().unwrap().experts[3];
         assert!(record.counts.routed < 128, "{record:?}");
