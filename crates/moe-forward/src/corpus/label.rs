@@ -103,7 +103,7 @@ impl LabelReader<'_, '_> {
         let mut texts = Vec::new();
         for at in 0..self.files.len() {
             let file = self.files[at];
-            let text = if enough.is_some_and(|enough| windows.tokens >= enough) {
+            let text = if windows.have(enough) {
                 unread(file)
             } else {
                 self.fill_from(file, windows, enough).map_err(|e| e.file(file.path()))?

@@ -15,7 +15,6 @@ use self::choices::Choices;
 use self::load_counter::LoadCounter;
 pub use self::report::{Comparison, DomainReport, EvalReport, LayerLoad};
 use self::scoring::{Scored, Scorer, of_original};
-use crate::batch::Batch;
 use crate::corpus::Corpus;
 use crate::observer::Observer;
 use crate::states::Storage;
@@ -50,9 +49,7 @@ pub fn evaluate(
     original.map_or(Ok(()), |original| {
         check_vocabularies(model.vocab, original.vocab, &original.config_file)
     })?;
-    let sequences: Vec<&[u32]> =
-        corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
-    let batch = Batch::new(sequences);
+    let batch = corpus.batch();
     let mut counter = LoadCounter::new(corpus, observer);
     let model = Scored::run(model, &batch, compute, storage, &mut counter)?;
     let load = counter.finish();

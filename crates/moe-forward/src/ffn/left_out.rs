@@ -11,6 +11,7 @@ use moe_model::Moe;
 use rayon::prelude::*;
 
 use super::network::output_of;
+use super::parts::picked;
 use crate::context::Context;
 use crate::loader::Loader;
 use crate::observer::LeftOut;
@@ -100,8 +101,7 @@ impl<'a> LeftOutParts<'a> {
         for (expert, mut tokens) in self.gained(anew) {
             tokens.dedup();
             let network = &self.moe.experts[expert as usize];
-            let x = Tensor::from_slice(&tokens, tokens.len(), self.x.device())
-                .and_then(|tokens| self.x.index_select(&tokens, 0))
+            let x = picked(self.x, &tokens)
                 .context(|| format!("the expert of {}", network.down.weight.name()))?;
             further.outputs.push(output_of(self.loader, network, &x)?);
             further

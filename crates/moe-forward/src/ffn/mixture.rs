@@ -13,7 +13,7 @@ use super::groups::{ExpertGroup, groups};
 use super::kept::KeptOutputs;
 use super::left_out::LeftOutParts;
 use super::network::{EXPERTS, output_of};
-use super::parts::{TOKEN_BLOCK, in_parts};
+use super::parts::{TOKEN_BLOCK, in_parts, picked};
 use super::running::RunningLayer;
 use crate::context::{Context, failed};
 use crate::loader::{LoadedExpert, Loader};
@@ -260,8 +260,4 @@ impl<'a> Mixture<'a> {
         }
         Ok(())
     }
-}
-
-fn picked(tensor: &Tensor, rows: &[u32]) -> CandleResult<Tensor> {
-    tensor.index_select(&Tensor::from_slice(rows, rows.len(), tensor.device())?, 0)
 }

@@ -9,6 +9,11 @@ use moe_math::device::is_out_of_memory;
 /// A block's activations are computed for this many tokens at a time.
 pub(super) const TOKEN_BLOCK: usize = 4096;
 
+/// The rows `rows` of `tensor`.
+pub(super) fn picked(tensor: &Tensor, rows: &[u32]) -> CandleResult<Tensor> {
+    tensor.index_select(&Tensor::from_slice(rows, rows.len(), tensor.device())?, 0)
+}
+
 /// What `f` gives for the rows of `x`, run on some of them at a time.
 pub(super) fn in_blocks(
     x: &Tensor,

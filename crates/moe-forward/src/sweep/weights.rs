@@ -1,6 +1,6 @@
 //! Which weights a layer's states are made with: what is to blame where they are not finite.
 
-use moe_model::{Ffn, Layer, Weight};
+use moe_model::{Ffn, Layer, Linear, Weight};
 
 pub(crate) fn weights_of(layer: &Layer) -> Vec<&Weight> {
     let mut weights = attention_weights(layer);
@@ -12,13 +12,7 @@ pub(crate) fn weights_of(layer: &Layer) -> Vec<&Weight> {
 pub(super) fn attention_weights(layer: &Layer) -> Vec<&Weight> {
     let mut weights = vec![&layer.attention_norm, &layer.ffn_norm];
     weights.extend(layer.attention.norms());
-    weights.extend(
-        layer
-            .attention
-            .linears()
-            .into_iter()
-            .flat_map(|l| std::iter::once(&l.weight).chain(&l.bias)),
-    );
+    weights.extend(layer.attention.linears().into_iter().flat_map(Linear::weights));
     weights
 }
 
@@ -35,6 +29,6 @@ pub(super) fn network_weights(layer: &Layer) -> Vec<&Weight> {
             }
         }
     }
-    weights.extend(linears.into_iter().flat_map(|l| std::iter::once(&l.weight).chain(&l.bias)));
+    weights.extend(linears.into_iter().flat_map(Linear::weights));
     weights
 }

@@ -44,8 +44,6 @@ pub(super) struct Head<'a> {
     pub bytes: &'a [u8],
     /// Whether that is all of it.
     pub is_all: bool,
-    /// Whether it was unpacked already.
-    pub is_unpacked: bool,
 }
 
 impl Head<'_> {

@@ -36,7 +36,7 @@ fn opened(mut bytes: TextBytes, name: &Path) -> Result<TextFile> {
         let mut start = vec![0; (bytes.len() as usize).min(HEAD_BYTES)];
         bytes.read_at(0, &mut start)?;
         let is_all = start.len() as u64 == bytes.len();
-        let head = Head { name: &name, bytes: &start, is_all, is_unpacked: from.is_some() };
+        let head = Head { name: &name, bytes: &start, is_all };
         match kind_of(&head)?.open(bytes, &head)? {
             Opened::Text(text) => return Ok(TextFile { origin: text.origin.or(from), ..text }),
             Opened::Unpacked(inner, origin) => (bytes, from) = (inner, Some(origin)),
@@ -67,7 +67,7 @@ mod tests {
     const ARRAY: &str = "JSON Lines, a document a line, out of a JSON array";
 
     fn head<'a>(name: &'a Path, bytes: &'a [u8], is_all: bool) -> Head<'a> {
-        Head { name, bytes, is_all, is_unpacked: false }
+        Head { name, bytes, is_all }
     }
 
     fn open(name: &str, text: impl AsRef<[u8]>) -> Result<TextFile> {

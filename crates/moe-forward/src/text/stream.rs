@@ -45,14 +45,14 @@ impl Stream<'_, '_> {
         let mut at = 0;
         let mut number = 0;
         let mut is_over = false;
-        while !is_over && at < file.len() && (!self.has_enough(windows) || self.is_checked()) {
+        while !is_over && at < file.len() && (!windows.have(self.enough) || self.is_checked()) {
             let next = file.documents.next(&mut reader, at)?;
             number += 1;
             is_over = next.following.is_none();
             at = self.document(&mut reader, next, number, windows)?;
         }
         // A window that isn't full is one, if it is the text's end rather than ours.
-        if !self.has_enough(windows) {
+        if !windows.have(self.enough) {
             windows.end_file();
         }
         Ok(at.min(file.len()))
@@ -73,7 +73,7 @@ impl Stream<'_, '_> {
         let (flow, at) = match document {
             Document::Blank => return Ok(at),
             Document::Malformed(wrong) => return Err(malformed(self.file, &place, &wrong)),
-            _ if self.has_enough(windows) => return Ok(at),
+            _ if windows.have(self.enough) => return Ok(at),
             Document::Text(passage) => {
                 let mut parts = Read { at: passage.range.start, reader, passage };
                 let flow = self.text(&mut parts, following.is_none(), windows)?;
@@ -117,10 +117,6 @@ impl Stream<'_, '_> {
         StreamLimits { vocab: self.vocab, enough: self.enough, room: self.room }
     }
 
-    fn has_enough(&self, windows: &Windows) -> bool {
-        has_enough(windows, self.enough)
-    }
-
     /// Whether the file is read to its end, though enough was read of it.
     fn is_checked(&self) -> bool {
         self.file.len() <= CHECKED_BYTES
@@ -139,16 +135,12 @@ impl StreamLimits {
     fn take(&self, windows: &mut Windows, ids: &[u32]) -> Result<ControlFlow<()>> {
         check_ids(ids, self.vocab)?;
         windows.push(ids);
-        if has_enough(windows, self.enough) {
+        if windows.have(self.enough) {
             return Ok(ControlFlow::Break(()));
         }
         self.room.map_or(Ok(()), |room| room.check(windows))?;
         Ok(ControlFlow::Continue(()))
     }
-}
-
-fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {
-    enough.is_some_and(|enough| windows.tokens >= enough)
 }
 
 /// Gives `take` the tokens of `record`, which stands at this place of a file; and how many of its

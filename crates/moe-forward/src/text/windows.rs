@@ -49,6 +49,11 @@ impl Windows {
         Self { kept: KeptTokens::Chosen { numbers, seen: 0 }, ..Self::new(length, pack) }
     }
 
+    /// Whether there are `enough` tokens, if that is bounded.
+    pub fn have(&self, enough: Option<usize>) -> bool {
+        enough.is_some_and(|enough| self.tokens >= enough)
+    }
+
     /// Holds no window any more, only how long each is.
     pub fn count_only(&mut self) {
         let lengths = self.done.drain(..).map(|window| window.len() as u32).collect();

@@ -242,9 +242,9 @@ fn found<'m>(model: &'m Model, parts: &[TrainedPart]) -> Vec<FoundParameter<'m>>
 }
 
 fn of_layer(layer: &Layer) -> Vec<(&Weight, TrainedPart)> {
-    let linear = |linear| weights_of(linear).map(|weight| (weight, TrainedPart::Attention));
+    let linears = layer.attention.linears().into_iter().flat_map(Linear::weights);
     let mut all = vec![(&layer.attention_norm, TrainedPart::Norms)];
-    all.extend(layer.attention.linears().into_iter().flat_map(linear));
+    all.extend(linears.map(|weight| (weight, TrainedPart::Attention)));
     all.extend(layer.attention.norms().into_iter().map(|weight| (weight, TrainedPart::Norms)));
     all.push((&layer.ffn_norm, TrainedPart::Norms));
     match &layer.ffn {
@@ -262,11 +262,7 @@ fn of_layer(layer: &Layer) -> Vec<(&Weight, TrainedPart)> {
 }
 
 fn network(expert: &Expert, part: TrainedPart) -> impl Iterator<Item = (&Weight, TrainedPart)> {
-    expert.linears().into_iter().flat_map(weights_of).map(move |weight| (weight, part))
-}
-
-fn weights_of(linear: &Linear) -> impl Iterator<Item = &Weight> {
-    std::iter::once(&linear.weight).chain(&linear.bias)
+    expert.linears().into_iter().flat_map(Linear::weights).map(move |weight| (weight, part))
 }
 
 /// Sums of gradients, one for each parameter in its list.

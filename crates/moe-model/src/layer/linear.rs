@@ -12,6 +12,11 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// The weight, and the bias if there is one.
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+
     pub(super) fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         std::iter::once(&mut self.weight).chain(&mut self.bias)
     }

@@ -14,29 +14,16 @@ fn has_no(object: &Value, what: &str, name: &str) -> Value {
     Value::undefined(format!("'{object}' has no {what} {name}"))
 }
 
-/// Methods of dictionaries and lists that the sandbox forbids, since they change them.
-const CHANGES: [&str; 12] = [
-    "clear",
-    "pop",
-    "popitem",
-    "setdefault",
-    "update",
-    "append",
-    "reverse",
-    "insert",
-    "sort",
-    "extend",
-    "remove",
-    "__setitem__",
-];
+/// Methods of dictionaries that the sandbox forbids, since they change them.
+const DICT_CHANGES: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
+/// Methods of lists that it forbids.
+const LIST_CHANGES: [&str; 8] =
+    ["append", "reverse", "insert", "sort", "extend", "remove", "clear", "pop"];
 
-/// Attributes that Python has and that aren't known here.
-const UNKNOWN: [&str; 22] = [
-    "encode",
-    "translate",
-    "maketrans",
-    "format_map",
-    "fromkeys",
+/// Attributes that texts of Python have and that aren't known here.
+const UNKNOWN_OF_TEXTS: [&str; 4] = ["encode", "translate", "maketrans", "format_map"];
+/// Attributes of numbers that aren't known here.
+const UNKNOWN_OF_NUMBERS: [&str; 13] = [
     "real",
     "imag",
     "numerator",
@@ -50,11 +37,9 @@ const UNKNOWN: [&str; 22] = [
     "from_bytes",
     "hex",
     "fromhex",
-    "mapping",
-    "start",
-    "stop",
-    "step",
 ];
+/// Attributes of ranges that aren't known here.
+const UNKNOWN_OF_RANGES: [&str; 3] = ["start", "stop", "step"];
 
 fn method_of(object: &Value, name: &str) -> Option<&'static str> {
     let names: &[&'static str] = match object {
@@ -70,10 +55,11 @@ fn method_of(object: &Value, name: &str) -> Option<&'static str> {
 }
 
 fn changes(object: &Value, name: &str) -> bool {
-    let is_dict = matches!(object, Value::Dict(_));
-    (is_dict && CHANGES[..5].contains(&name))
-        || (matches!(object, Value::List(_))
-            && (CHANGES[5..11].contains(&name) || matches!(name, "clear" | "pop")))
+    match object {
+        Value::Dict(_) => DICT_CHANGES.contains(&name),
+        Value::List(_) => LIST_CHANGES.contains(&name),
+        _ => false,
+    }
 }
 
 /// `object.name` as Python's `getattr` finds it.
@@ -105,12 +91,12 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
 /// Whether Python's value has an attribute of this name, which isn't known here.
 fn is_unsupported(object: &Value, name: &str) -> bool {
     match object {
-        Value::Str(_) => UNKNOWN[..4].contains(&name),
+        Value::Str(_) => UNKNOWN_OF_TEXTS.contains(&name),
         Value::Dict(_) => name == "fromkeys",
-        Value::Int(_) | Value::Bool(_) | Value::Float(_) => UNKNOWN[5..18].contains(&name),
-        Value::Range { .. } => UNKNOWN[19..].contains(&name),
+        Value::Int(_) | Value::Bool(_) | Value::Float(_) => UNKNOWN_OF_NUMBERS.contains(&name),
+        Value::Range { .. } => UNKNOWN_OF_RANGES.contains(&name),
         Value::View(..) => name == "mapping",
-        Value::Markup(_) => strings::METHODS.contains(&name) || UNKNOWN[..4].contains(&name),
+        Value::Markup(_) => strings::METHODS.contains(&name) || UNKNOWN_OF_TEXTS.contains(&name),
         _ => false,
     }
 }

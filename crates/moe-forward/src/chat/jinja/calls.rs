@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::args::{CallArgs, integer, required, required_text, text};
+use super::args::{CallArgs, integer, required, required_text, text_or};
 use super::ast::Macro;
 use super::interpreter::Interpreter;
 use super::scope::Scope;
@@ -28,7 +28,7 @@ impl Interpreter {
                 self.call_loop(state, &items)
             }
             Value::Block(body) => {
-                args.bind("a block", []).map(|[]| ())?;
+                args.none("a block")?;
                 let scope = Scope::within(&self.globals);
                 Ok(self.captured(body, &scope)?.into())
             }
@@ -150,7 +150,7 @@ fn cycler(args: CallArgs) -> Outcome<Value> {
 
 fn joiner(args: CallArgs) -> Outcome<Value> {
     let [separator] = args.bind("joiner", ["sep"])?;
-    let separator = text(&separator.unwrap_or_else(|| ", ".into()), "joiner")?;
+    let separator = text_or(", ", separator, "joiner")?;
     Ok(Value::Joiner(Rc::new((separator, Cell::new(false)))))
 }
 

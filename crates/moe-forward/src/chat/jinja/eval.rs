@@ -181,7 +181,8 @@ impl Interpreter {
         Ok(texts.into())
     }
 
-    fn append(&mut self, part: &str, texts: &mut String) -> Outcome<()> {
+    /// Adds `part` to `texts`, if there is room for it.
+    pub fn append(&mut self, part: &str, texts: &mut String) -> Outcome<()> {
         self.step(part.len())?;
         self.room(texts.len() + part.len())?;
         texts.push_str(part);

@@ -36,9 +36,7 @@ impl Fields<'_> {
                 return Err(Fail::new("Single '}' encountered in format string"));
             }
             let text = self.field(run, take_field(&mut rest)?, depth)?;
-            run.step(text.len())?;
-            run.room(result.len() + text.len())?;
-            result.push_str(&text);
+            run.append(&text, &mut result)?;
         }
         result.push_str(rest);
         Ok(result)

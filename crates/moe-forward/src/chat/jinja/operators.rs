@@ -23,13 +23,14 @@ pub(super) fn escaped_bytes(text: &str) -> usize {
     text.len() + 4 * longer
 }
 
-fn undefined<T>(values: [&Value; 2]) -> Outcome<Option<T>> {
+/// Refuses what isn't there.
+fn check_defined(values: &[&Value]) -> Outcome<()> {
     for value in values {
         if let Value::Undefined(what) = value {
             return Err(Fail::new(&**what));
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// `left` and `right` compared.
@@ -76,7 +77,7 @@ fn is_in(items: &[Value], value: &Value) -> bool {
 
 /// `-value`.
 pub(super) fn negative(value: &Value) -> Outcome<Value> {
-    undefined::<()>([value, value])?;
+    check_defined(&[value])?;
     match (value.integer(), value) {
         (Some(number), _) => number.checked_neg().map(Value::Int).ok_or_else(too_large),
         (None, Value::Float(number)) => Ok(Value::Float(-number)),
@@ -86,7 +87,7 @@ pub(super) fn negative(value: &Value) -> Outcome<Value> {
 
 /// `+value`.
 pub(super) fn positive(value: &Value) -> Outcome<Value> {
-    undefined::<()>([value, value])?;
+    check_defined(&[value])?;
     match (value.integer(), value) {
         (Some(number), _) => Ok(Value::Int(number)),
         (None, Value::Float(number)) => Ok(Value::Float(*number)),
@@ -191,7 +192,7 @@ fn markup_bytes(text: &Value) -> usize {
 impl Interpreter {
     /// `left` and `right` joined by `operator`.
     pub fn binary(&mut self, operator: Binary, left: &Value, right: &Value) -> Outcome<Value> {
-        undefined::<()>([left, right])?;
+        check_defined(&[left, right])?;
         if operator == Binary::Mod
             && let Value::Str(text) = left
         {

@@ -18,9 +18,7 @@ pub(super) fn format(run: &mut Interpreter, pattern: &Text, values: &Value) -> O
             continue;
         }
         let text = operands.field(&mut rest)?;
-        run.step(text.len())?;
-        run.room(result.len() + text.len())?;
-        result.push_str(&text);
+        run.append(&text, &mut result)?;
     }
     result.push_str(rest);
     operands.end()?;

@@ -19,8 +19,9 @@ impl FileKind for Gzip {
         Ok(head.bytes.starts_with(b"\x1f\x8b"))
     }
 
-    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
-        let Some(file) = bytes.file().filter(|_| !head.is_unpacked) else {
+    fn open(&self, bytes: TextBytes, _: &Head<'_>) -> Result<Opened> {
+        // What lies in a nameless file was unpacked already.
+        let Some(file) = bytes.file() else {
             return Err(Error::new(Kind::Unsupported, "this is gzip within gzip")
                 .remedy("unpack it first: gunzip"));
         };
