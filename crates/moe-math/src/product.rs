@@ -16,8 +16,8 @@ use crate::graph::tied_to_both;
 /// Up to this many rows of x, this kernel is faster than widening W and multiplying by `gemm`,
 /// except for matrices with few columns.
 const FEW_ROWS: usize = 128;
-/// Rows of W that a thread takes at a time. In f32 they fit in the second-level cache beside rows
-/// of x.
+/// Rows of W that a thread takes at a time. In f32, they and rows of x fit into the second-level
+/// cache.
 const BLOCK: usize = 16;
 /// A tile is this many rows of W times this many rows of x; its sums stay in registers.
 const TILE: usize = 4;

@@ -51,7 +51,7 @@ pub fn same_source(a: &Expert, b: &Expert) -> Result<bool> {
 /// Whether both have the same bytes.
 ///
 /// # Errors
-/// Those of reading weights.
+/// If a weight can't be read.
 pub fn same_bytes(a: &Expert, b: &Expert) -> Result<bool> {
     if a.same_source(b) {
         return Ok(true);

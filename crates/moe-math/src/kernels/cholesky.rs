@@ -15,8 +15,8 @@ use super::{Arguments, Geometry, elements, int};
 const BLOCK: usize = 64;
 
 /// M with H = Mᵀ M for each of the symmetric matrices `[E, K, K]`, and whether it exists. If it
-/// doesn't, that matrix's result is meaningless. Elements of H above the diagonal aren't read;
-/// those of M are 0.
+/// doesn't, that matrix's result is meaningless. Above the diagonal, elements of H aren't read, and
+/// elements of M are 0.
 ///
 /// # Errors
 /// For shapes that don't fit, or if the device fails.

@@ -103,7 +103,7 @@ pub trait LayerPass: Converter + Send + Sync {
     /// The edits of all layers, after the sweep.
     ///
     /// # Errors
-    /// Those of reading weights.
+    /// If a weight can't be read.
     fn finish(&mut self) -> Result<LayerEdits>;
 }
 

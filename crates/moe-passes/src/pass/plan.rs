@@ -48,7 +48,7 @@ pub trait Transform: Send + Sync {
     /// without evidence. It is called only with held-out text.
     ///
     /// # Errors
-    /// Those of reading weights.
+    /// If a weight can't be read.
     fn baseline(&self, source: &Model, edits: &LayerEdits) -> Result<Option<Model>> {
         let _ = (source, edits);
         Ok(None)

@@ -70,7 +70,7 @@ pub trait Surveyor: Observer + Send + Sync {
     /// Receives the text of the sweep that is about to start.
     ///
     /// # Errors
-    /// Those of reading weights.
+    /// If what it needs of the model can't be read.
     fn begin(&mut self, text: &SurveyText) -> Result<()>;
 
     /// The maximum number of bytes that it holds for `tokens` tokens of `model`, beside the sweep's

@@ -13,7 +13,7 @@ impl ReduceOptions {
     /// Decides the layers for multi-token prediction of `model`, unless they are left out.
     ///
     /// # Errors
-    /// Those of reading weights.
+    /// If a weight can't be read.
     pub(crate) fn decide_mtp(
         &self,
         model: &Model,

@@ -194,16 +194,11 @@ fn watch(
     observer: &mut dyn Observer,
     run: &RunContext<'_>,
 ) -> Result<()> {
-    let (layers, tokens) = (source.layers.len(), text.batch.tokens());
-    run.progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers { tokens });
-    let storage = run.storage(source, tokens)?;
-    let mut sweep = Sweep::stored(source, &text.batch, run.compute(), &storage)?;
-    for index in 0..layers {
-        sweep.layer(index, observer)?;
-        observer.layer_done(index, layers)?;
-        run.progress.advance(1);
-    }
-    Ok(())
+    let stage = format!("{name} {} tokens", text.batch.tokens());
+    sweep(&stage, source, text, run, |states, index| {
+        states.layer(index, observer)?;
+        observer.layer_done(index, source.layers.len())
+    })
 }
 
 /// Sweeps `text` over `source` while `converter` converts its layers.
@@ -214,16 +209,27 @@ fn convert(
     converter: &mut dyn Converter,
     run: &RunContext<'_>,
 ) -> Result<()> {
-    let (layers, tokens) = (source.layers.len(), text.batch.tokens());
+    let stage = format!("{name} on {} tokens", text.batch.tokens());
+    sweep(&stage, source, text, run, |states, index| {
+        states.convert(index, &source.layers[index], converter).map(drop)
+    })
+}
+
+/// Sweeps `text` over `source`: `layer` runs the layer of each index.
+fn sweep(
+    stage: &str,
+    source: &Model,
+    text: &Calibration,
+    run: &RunContext<'_>,
+    mut layer: impl FnMut(&mut Sweep<'_>, usize) -> Result<()>,
+) -> Result<()> {
+    let layers = source.layers.len();
+    let tokens = text.batch.tokens();
     let storage = run.storage(source, tokens)?;
-    run.progress.stage(
-        &format!("{name} on {tokens} tokens"),
-        layers as u64,
-        Unit::Layers { tokens },
-    );
-    let mut sweep = Sweep::stored(source, &text.batch, run.compute(), &storage)?;
+    run.progress.stage(stage, layers as u64, Unit::Layers { tokens });
+    let mut states = Sweep::stored(source, &text.batch, run.compute(), &storage)?;
     for index in 0..layers {
-        sweep.convert(index, &source.layers[index], converter)?;
+        layer(&mut states, index)?;
         run.progress.advance(1);
     }
     Ok(())

@@ -21,8 +21,8 @@ const PAGE: FileKind = FileKind {
 };
 const MAX_PAGE_BYTES: u64 = 256 << 20;
 
-/// The pages of the result in `dir` by file name, the last pass's first. They are byte for byte
-/// those that the run wrote.
+/// The pages of the result in `dir` by file name, the last pass's first: byte for byte what the run
+/// wrote.
 ///
 /// # Errors
 /// As for [`Receipt::read`]; [`Kind::Usage`] for a result without pages.
