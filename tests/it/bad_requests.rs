@@ -735,7 +735,7 @@ fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
     // Three tokens reach at most 12 of the 24 experts of a layer.
     sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
     sandbox.run("observe golden/models/moe -o stats --data ids.jsonl").succeeds();
-    let schema: Value = serde_json::from_str(&sandbox.run("schema").succeeds().stdout).unwrap();
+    let schema = sandbox.run("schema").succeeds().json();
     // These criteria need no tokens, or more than sums.
     let others = ["aimer", "exhaustive", "ranked-choice", "random"];
     // Variables may stand for words, which is the other kind of value.
@@ -746,8 +746,7 @@ fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
         let line = format!(
             "prune golden/models/moe -o {method} --experts 12 --criterion {method} --stats stats --json"
         );
-        let value: serde_json::Value =
-            serde_json::from_str(&sandbox.run(&line).succeeds().stdout).unwrap();
+        let value = sandbox.run(&line).succeeds().json();
         for layer in value["receipt"]["layers"].as_array().unwrap() {
             let trust = &layer["details"];
             let counts: Vec<u64> = serde_json::from_value(trust["load"]["counts"].clone()).unwrap();

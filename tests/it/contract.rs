@@ -476,7 +476,7 @@ fn the_binary_needs_no_libraries_of_its_own() {
 fn selftest_checks_every_family_and_pass() {
     let sandbox = Sandbox::new();
     let found = sandbox.run("selftest --json --device cpu").succeeds();
-    let checks: Value = serde_json::from_str(&found.stdout).unwrap();
+    let checks = found.json();
     let name = |check: &Value| check["name"].as_str().unwrap().to_owned();
     let names: Vec<_> = checks.as_array().unwrap().iter().map(name).collect();
     // Other checks use the built-in MoE, which is in wheels (.ci/run).

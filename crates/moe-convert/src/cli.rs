@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use moe_math::DeviceChoice;
+use moe_pipeline::spelling::folded;
 use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions};
 
 pub use crate::convert::{Convert, Writing};
@@ -41,8 +42,7 @@ impl Cli {
         arguments: impl IntoIterator<Item = T>,
     ) -> Result<Self, Refusal> {
         let words: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-        let shown: Vec<String> =
-            words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let shown = as_text(words.iter().cloned());
         let respelled = match called(&shown) {
             Some(command) => respell(words, &command)?,
             None => Respelled::as_written(words),
@@ -54,6 +54,16 @@ impl Cli {
         let read = read.map_err(|error| error.format(&mut command))?;
         Ok(Self { notes: respelled.notes, ..read })
     }
+}
+
+/// `words` as text, for messages.
+pub fn as_text(words: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    words.into_iter().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
+/// Whether one of `words` is the switch `option`, in any spelling that the command line takes.
+pub fn has_option(words: &[String], option: &str) -> bool {
+    words.iter().any(|word| folded(word) == option)
 }
 
 /// `command`, where options with values accept negative numbers: the option says better than clap

@@ -73,15 +73,17 @@ fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
 fn less_memory(command: &Command) -> &'static str {
     match command {
         Command::Convert(convert) => convert.pass.info().less_memory,
-        Command::Observe { .. } => "lower --data-tokens or --sequence-length",
-        Command::Eval { .. } => "lower --data-tokens or --sequence-length",
+        Command::Observe { .. } | Command::Eval { .. } => {
+            "lower --data-tokens or --sequence-length"
+        }
         Command::Logits { .. } => "give fewer tokens at once",
         Command::Run { .. } => "lower data-tokens, batch-tokens or sequence-length of the step",
         _ => "lower --threads",
     }
 }
 
-/// The bytes that a command without a plan holds; None for commands that plan.
+/// The bytes that a command without a plan holds; None for commands that plan or check for
+/// themselves, and for `report`, which holds what its receipt is.
 fn small_work(command: &Command) -> Option<u64> {
     match command {
         Command::Inspect { .. }
@@ -381,15 +383,17 @@ impl<'a> Session<'a> {
             }
             return self.print(&serde_json::json!({ "html": pages[0].1 }), || pages[0].1.clone());
         };
-        let pages = write_report(model, output, overwrite)?;
-        self.print(&as_pages(&pages), || {
-            format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(output))
-        })
+        self.print_pages(&write_report(model, output, overwrite)?, output)
     }
 
     fn man(&self, dir: &Path, overwrite: bool) -> Result<()> {
-        let pages = manual::write(dir, overwrite)?;
-        self.print(&as_pages(&pages), || {
+        self.print_pages(&manual::write(dir, overwrite)?, dir)
+    }
+
+    /// Says that `pages` were written to `dir`.
+    fn print_pages(&self, pages: &[PathBuf], dir: &Path) -> Result<()> {
+        let paths: Vec<_> = pages.iter().map(|page| page.to_string_lossy()).collect();
+        self.print(&serde_json::json!({ "pages": paths }), || {
             format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(dir))
         })
     }
@@ -426,12 +430,6 @@ impl<'a> Session<'a> {
             .remedy("don't trust results on this device; please report the table")
             .into())
     }
-}
-
-/// The paths of written pages, for --json.
-fn as_pages(pages: &[PathBuf]) -> serde_json::Value {
-    let pages: Vec<_> = pages.iter().map(|page| page.to_string_lossy()).collect();
-    serde_json::json!({ "pages": pages })
 }
 
 /// The error for an output where another result lies.

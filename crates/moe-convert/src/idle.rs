@@ -13,7 +13,7 @@ const COMPANIONS: &[(&[&str], &[&str], &str)] =
 /// Commands, common options that have no meaning there, and why.
 const MEANINGLESS: &[(&[&str], &[&str], &str)] = &[
     (
-        &["inspect", "verify", "schema", "completions", "man"],
+        &["inspect", "verify", "report", "schema", "completions", "man"],
         &["dtype", "router-dtype", "device-memory"],
         "runs no model",
     ),
@@ -58,17 +58,14 @@ fn is_given(given: &ArgMatches, option: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
-    use crate::cli::Cli;
+    use crate::cli::{Cli, program};
     use crate::refusal::Refusal;
 
     use super::*;
 
     #[test]
     fn every_option_of_the_tables_is_there() {
-        let mut program = Cli::command();
-        program.build();
+        let program = program();
         let rows =
             COMPANIONS.iter().map(|(commands, options, other)| (commands, options, Some(other)));
         for (commands, options, other) in
@@ -93,6 +90,7 @@ mod tests {
             ("observe m -o s --add t --seed 1", "goes with --data"),
             ("run r.toml --overwrite", "goes with --junit"),
             ("verify m --dtype f32", "runs no model"),
+            ("report m --dtype f32", "runs no model"),
             ("selftest --router-dtype model", "exact to f32"),
             ("prune m -o o --plan p.json --criterion reap", "cannot be used with"),
             ("prune m -o o --plan p.json --divisible-by 1", "cannot be used with"),

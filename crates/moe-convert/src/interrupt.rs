@@ -19,7 +19,7 @@ use signal_hook::iterator::exfiltrator::origin::Origin;
 use signal_hook::low_level::{exit, signal_name};
 
 use crate::bar::{say, say_last};
-use crate::cli::called;
+use crate::cli::{as_text, called, has_option};
 use crate::render::word;
 
 /// Signals that would end the program at once. Not in the list: SIGSEGV, SIGBUS, SIGFPE and SIGILL,
@@ -49,8 +49,7 @@ pub fn listen() {
     let _ = std::thread::Builder::new().spawn(move || {
         let Some(origin) = signals.forever().find(|origin| !is_own_write(origin)) else { return };
         STOPPING.store(true, Relaxed);
-        let arguments: Vec<String> =
-            std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let arguments = as_text(std::env::args_os());
         let cleared = remove_unfinished();
         // A bar may stand in this line.
         let mut said =
@@ -147,14 +146,14 @@ fn how_to_go_on(arguments: &[String]) -> String {
     let Some(command) = called(arguments).filter(resumes) else {
         return "nothing was changed".to_owned();
     };
-    if arguments.iter().any(|word| word == "--dry-run") {
+    if has_option(arguments, "--dry-run") {
         return "nothing was changed".to_owned();
     }
     // Trainings are saved, and finished steps of a recipe are kept.
     let saves = PassInfo::named(command.get_name())
         .map_or(command.get_name() == "run", |info| info.resumes_midway);
     let aim = if saves { "go on" } else { "run it again" };
-    let given = arguments.iter().any(|word| word == "--resume");
+    let given = has_option(arguments, "--resume");
     let words =
         arguments.iter().map(|text| word(text)).chain((!given).then(|| "--resume".to_owned()));
     format!("no result was left half-written; to {aim}:\n  {}", words.collect::<Vec<_>>().join(" "))
@@ -186,5 +185,7 @@ mod tests {
         );
         assert_eq!(said("moe-convert eval a --data t"), "nothing was changed");
         assert_eq!(said("moe-convert heal a -o b --data t --dry-run"), "nothing was changed");
+        assert_eq!(said("moe-convert heal a -o b --data t --dry_run"), "nothing was changed");
+        assert!(said("moe-convert heal a -o b --data t --Resume").ends_with(" --data t --Resume"));
     }
 }

@@ -14,9 +14,10 @@ use std::process::ExitCode;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use moe_checkpoint::{Error, Kind};
+use moe_pipeline::spelling::folded;
 
 use crate::bar::say;
-use crate::cli::{called, program};
+use crate::cli::{as_text, called, has_option, program};
 use crate::refusal::Refusal;
 use crate::stdout::print_error;
 
@@ -26,8 +27,7 @@ const ALIKE: f64 = 0.85;
 
 /// Prints help and versions that were asked for, and errors in the form of this program.
 pub fn report(refusal: Refusal) -> ExitCode {
-    let words: Vec<String> =
-        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = as_text(std::env::args_os());
     let error = match refusal {
         Refusal::Clap(error) if is_help(&error) => {
             // Errors are ignored: nobody reads it any more.
@@ -38,7 +38,7 @@ pub fn report(refusal: Refusal) -> ExitCode {
         Refusal::Own(error) => error,
     };
     say(&format!("error: {error}"));
-    if words.iter().any(|word| word == "--json") {
+    if has_option(&words, "--json") {
         print_error(&error);
     }
     ExitCode::from(2)
@@ -263,7 +263,7 @@ fn is_alike(given: &str, proposed: &str) -> bool {
 fn switch(given: &str, words: &[String]) -> Option<String> {
     let at = words.iter().position(|word| word == given)?;
     let option = words.get(at.checked_sub(1)?).filter(|option| option.starts_with("--"))?;
-    Some(match option.as_str() {
+    Some(match folded(option).as_str() {
         "--act-order" => format!("write it as {option}={given}"),
         _ if given == "true" => format!("leave {given} out: {option} alone turns it on"),
         _ => format!("leave {option} and {given} out: it is off without them"),

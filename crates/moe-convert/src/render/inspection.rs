@@ -80,7 +80,7 @@ fn weights(i: &Inspection) -> Vec<(&'static str, String)> {
 }
 
 fn layers(count: usize) -> String {
-    format!("{count} layer{}", if count == 1 { "" } else { "s" })
+    counted(count as u64, "layer")
 }
 
 fn parameters(i: &Inspection) -> String {

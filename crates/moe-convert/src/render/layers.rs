@@ -1,10 +1,9 @@
 //! Tables of what passes did to layers.
 
 use moe_checkpoint::counted;
-use moe_passes::LayerTrust;
-use moe_passes::PoolStats;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
 use moe_passes::quantize::{ExpertRecord, LayerWidths, QuantizedLayer};
+use moe_passes::{LayerTrust, PoolStats};
 use moe_pipeline::Receipt;
 
 use super::table::{or_dash, table};

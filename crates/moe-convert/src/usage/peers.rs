@@ -267,16 +267,8 @@ fn fits(said: &str, command: &Command) -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use clap::CommandFactory;
-
     use super::*;
-    use crate::cli::Cli;
-
-    fn program() -> Command {
-        let mut program = Cli::command();
-        program.build();
-        program
-    }
+    use crate::cli::program;
 
     #[test]
     fn peers_options_have_their_names_here() {

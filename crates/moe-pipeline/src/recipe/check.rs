@@ -212,7 +212,7 @@ impl Recipe {
     /// The passes by which steps before step `index` make the missing `model` from an existing
     /// checkpoint, and that checkpoint. None where no step makes it, or another input of these
     /// steps is missing, too.
-    pub fn makers(
+    pub(super) fn makers(
         &self,
         model: &Path,
         index: usize,

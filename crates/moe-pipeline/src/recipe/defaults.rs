@@ -45,8 +45,7 @@ pub(super) fn check_defaults(
     named_runs(steps, &mut commands);
     // The values of variables are known only once steps are expanded.
     if commands.iter().any(|command| command.contains("${")) {
-        let all: Vec<&str> = all_commands();
-        return check_defaults_run(defaults, &all.into_iter().collect());
+        return check_defaults_run(defaults, &all_commands().into_iter().collect());
     }
     check_defaults_run(defaults, &commands)
 }

@@ -170,9 +170,9 @@ impl Expansion<'_> {
         let earlier = spelled::keys(table, name);
         self.take_down(earlier, name, "", place)?;
         for (index, pass) in passes_mut(table).enumerate() {
-            let Some((name, pass)) = pass_name(pass).zip(pass.as_table_mut()) else { continue };
-            let earlier = spelled::keys(pass, &name);
-            self.take_down(earlier, &name, &format!("pass {}: ", index + 1), place)?;
+            let Some((command, pass)) = pass_name(pass).zip(pass.as_table_mut()) else { continue };
+            let earlier = spelled::keys(pass, &command);
+            self.take_down(earlier, name, &format!("pass {}: ", index + 1), place)?;
         }
         Ok(())
     }

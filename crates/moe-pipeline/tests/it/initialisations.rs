@@ -465,8 +465,7 @@ mod several_models {
         let sources = &record.shared.as_ref().unwrap().network.sources;
         assert_eq!(*sources, [NetworkSource::of(Network::Dense)]);
         let average =
-            try_plan(&format!("{options}\nrest = 'average'"), &models[0], &models[1..])
-                .unwrap();
+            try_plan(&format!("{options}\nrest = 'average'"), &models[0], &models[1..]).unwrap();
         let (b, c) =
             (values(&network(&models[1], 1).up.weight), values(&network(&models[2], 1).up.weight));
         for (found, (b, c)) in shared(&average).iter().zip(b.iter().zip(&c)) {
@@ -507,8 +506,10 @@ mod several_models {
             other_shape.contains("tensor: ") && other_shape.contains("[2048, 128]"),
             "{other_shape}"
         );
-        let uneven =
-            refusal(&inputs(&["a", "b", "c"]), "experts = 4\ntop-k = 1\nexpert-model = ['x', 'y', 'z']");
+        let uneven = refusal(
+            &inputs(&["a", "b", "c"]),
+            "experts = 4\ntop-k = 1\nexpert-model = ['x', 'y', 'z']",
+        );
         assert!(uneven.contains("4 experts can't be dealt out evenly to 3 models"), "{uneven}");
     }
 }
