@@ -123,6 +123,11 @@ impl Corpus {
         Batch::new(self.sequences())
     }
 
+    /// Length of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.sequences().map(<[u32]>::len).max().unwrap_or(0)
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.domains.iter().flat_map(|d| &d.sequences).map(Vec::len).sum()

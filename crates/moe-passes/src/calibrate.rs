@@ -194,7 +194,7 @@ impl HeldOutOptions {
     /// The text, in windows as long as those of `calibration`; None without files.
     pub(crate) fn text(&self, calibration: &CalibrationOptions) -> Option<HeldOut<'_>> {
         let sequence_length = calibration.sequence_length;
-        (!self.held_out.is_empty()).then_some(HeldOut {
+        self.is_given().then_some(HeldOut {
             data: &self.held_out,
             sequence_length,
             max_tokens: self.held_out_tokens,

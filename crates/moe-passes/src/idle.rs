@@ -16,7 +16,8 @@ pub enum Idle {
 /// are the same network, by `same`, and a token's routing weights have the same sum whatever the
 /// router says.
 ///
-/// Those of `same`.
+/// # Errors
+/// As for `same`.
 pub fn idle_routers(
     model: &Model,
     same: fn(&Expert, &Expert) -> Result<bool>,

@@ -14,7 +14,7 @@ use crate::unused::refuse_unused;
 /// The maximum number of steps: more would take years.
 const MAX_STEPS: u64 = 10_000_000;
 /// The maximum number of tokens of a batch, and of batches of a step.
-const MAX_BATCH: usize = 1 << 20;
+pub(crate) const MAX_BATCH: usize = 1 << 20;
 
 /// Refuses more steps than can ever be taken. `option` is the option that gives them.
 pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {

@@ -141,7 +141,7 @@ impl LayerPass for Distiller {
         let training = 4 * 5 * 3 * width * hidden + samples + step_bytes(batch, width, hidden);
         let training = if self.options.training.trains() { training } else { 0 };
         // Experts are aligned before anything is fitted, or for the baseline.
-        let has_baseline = !self.options.no_baseline && !self.options.measuring.held_out.is_empty();
+        let has_baseline = !self.options.no_baseline && self.options.measuring.is_given();
         let aligns = has_baseline || matches!(self.options.init, Init::Mean | Init::UsageMean);
         let aligning = if aligns { aligning_bytes(&self.model) } else { 0 };
         fit.max(training).max(aligning)

@@ -65,8 +65,12 @@ impl TrainingStage {
         all
     }
 
-    fn begun(&mut self) -> &mut Begun {
+    fn begun_mut(&mut self) -> &mut Begun {
         self.begun.as_mut().expect("a sweep begins first")
+    }
+
+    fn begun(&self) -> &Begun {
+        self.begun.as_ref().expect("a sweep begins first")
     }
 
     /// Layer `index` after the steps of this stage, trained now or read from what was saved.
@@ -77,7 +81,7 @@ impl TrainingStage {
         inputs: &Inputs<'_>,
     ) -> Result<DecidedLayer> {
         let network = layer.ffn.dense().expect("it was made dense");
-        let saved = &self.begun.as_ref().expect("a sweep begins first").saved;
+        let saved = &self.begun().saved;
         let name = format!("{}.{index}", self.name.replace(' ', "-"));
         let found = saved.get(&name)?;
         let learned = match found.and_then(|bytes| Learned::of_bytes(&bytes, network)) {
@@ -103,7 +107,7 @@ impl TrainingStage {
     /// Trains layer `index` for the steps of this stage.
     fn learned(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<Learned> {
         let network = layer.ffn.dense().expect("it was made dense");
-        let begun = self.begun.as_ref().expect("a sweep begins first");
+        let begun = self.begun();
         let lessons = LayerTrainingData {
             index,
             inputs,
@@ -133,13 +137,13 @@ impl LayerStage for TrainingStage {
     }
 
     fn finish(&mut self) -> LayerEdits {
-        let Begun { edits, errors, .. } = self.begun();
+        let Begun { edits, errors, .. } = self.begun_mut();
         errors.record(&mut edits.layers);
         edits.clone()
     }
 
     fn taken_back(&mut self) -> LayerEdits {
-        let Begun { before, edits, .. } = self.begun();
+        let Begun { before, edits, .. } = self.begun_mut();
         let mut taken_back = before.clone();
         for (index, layer) in &mut taken_back.layers {
             let tried = edits.layers.get(index);
@@ -159,17 +163,19 @@ impl Converter for TrainingStage {
     }
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
-        let Some(layer) = self.begun().edits.layers.get(&index).cloned() else { return Ok(None) };
+        let Some(layer) = self.begun_mut().edits.layers.get(&index).cloned() else {
+            return Ok(None);
+        };
         let details = layer.record.details::<DistilledLayer>();
         let is_exact = details.is_none_or(|details| details.kept == Kept::Exactly);
         let layer = if is_exact { layer } else { self.trained(index, &layer, inputs)? };
         let ffn = layer.ffn.clone();
-        self.begun().edits.layers.insert(index, layer);
+        self.begun_mut().edits.layers.insert(index, layer);
         Ok(Some(ffn.into()))
     }
 
     fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
-        let Begun { tokens, errors, .. } = self.begun();
+        let Begun { tokens, errors, .. } = self.begun_mut();
         errors.add(index, tokens, original, converted)
     }
 }

@@ -3,7 +3,7 @@
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::train::check_steps;
+use crate::train::{MAX_BATCH, check_steps};
 use crate::unused::refuse_unused;
 
 /// Training of each layer.
@@ -73,9 +73,9 @@ impl Training {
                     "give a positive number, such as 0.1",
                 )
             }
-            Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH_TOKENS => usage(
+            Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH => usage(
                 format!("--batch-tokens {batch_tokens} is more than a step can take"),
-                "give at most 1048576, such as 512",
+                &format!("give at most {MAX_BATCH}, such as 512"),
             ),
             Self { steps, student_steps, .. } => {
                 check_steps("--steps", *steps)?;
@@ -97,6 +97,3 @@ impl Training {
         )
     }
 }
-
-/// The maximum batch of a step, in tokens.
-pub(super) const MAX_BATCH_TOKENS: usize = 1 << 20;

@@ -1,5 +1,6 @@
 //! How the parts of a layer were made, as receipts have it. `Display` gives the sentence that
-//! cards, reports and terminals print.
+//! cards, reports and terminals print; [`super::LayerRecord::shared_sentence`] gives that of a
+//! shared expert.
 
 mod sentences;
 

@@ -1,6 +1,6 @@
 //! Sweeps over the original model whose findings become weights of the converted model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use moe_forward::{Batch, DataSpec, Observer, Prompts};
 use moe_model::{Model, Result};
@@ -34,16 +34,6 @@ pub enum TextSource {
         /// The number of sets of prompts that the file must have.
         sets: usize,
     },
-}
-
-impl TextSource {
-    /// The files that the text is read from.
-    pub fn files(&self) -> Vec<&Path> {
-        match self {
-            Self::Data { specs, .. } => DataSpec::files(specs).collect(),
-            Self::Prompts { path, .. } => vec![path],
-        }
-    }
 }
 
 /// The tokens of a survey.

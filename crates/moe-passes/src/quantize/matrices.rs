@@ -8,13 +8,6 @@ use moe_model::{Attention, Expert, Moe, Result, Weight};
 use super::encode::{Store, scale_dtype};
 use super::options::{QuantizeOptions, QuantizedPart};
 
-/// A network of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ExpertSlot {
-    Routed(usize),
-    Shared,
-}
-
 /// The data that a quantized matrix is made from.
 pub(super) enum MadeWeight {
     Codes(moe_math::quantize::Codes),
@@ -23,14 +16,16 @@ pub(super) enum MadeWeight {
 
 impl QuantizeOptions {
     /// `moe` with each matrix that is to be quantized replaced by what `of` makes of it. Matrices
-    /// of an expert are gate, up and down.
+    /// of an expert are gate, up and down. Networks are counted: the routed experts, then the shared
+    /// one.
     pub(super) fn quantized(
         &self,
         moe: &Moe,
-        mut of: impl FnMut(ExpertSlot, usize, &Weight) -> Result<Weight>,
+        mut of: impl FnMut(usize, usize, &Weight) -> Result<Weight>,
     ) -> Result<Moe> {
         let mut moe = moe.clone();
-        let mut expert = |place: ExpertSlot, expert: &mut Expert| -> Result<()> {
+        let shared_place = moe.experts.len();
+        let mut expert = |place: usize, expert: &mut Expert| -> Result<()> {
             for (matrix, linear) in
                 [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate()
             {
@@ -39,27 +34,14 @@ impl QuantizeOptions {
             Ok(())
         };
         for (index, network) in moe.experts.iter_mut().enumerate() {
-            expert(ExpertSlot::Routed(index), network)?;
+            expert(index, network)?;
         }
         if let Some(shared) =
             moe.shared.as_mut().filter(|_| self.include.contains(&QuantizedPart::Shared))
         {
-            expert(ExpertSlot::Shared, &mut shared.expert)?;
+            expert(shared_place, &mut shared.expert)?;
         }
         Ok(moe)
-    }
-
-    /// The same for the projections of attention, in the order of [`Attention::linears`].
-    pub(super) fn quantized_attention(
-        &self,
-        attention: &Attention,
-        mut of: impl FnMut(usize, &Weight) -> Result<Weight>,
-    ) -> Result<Attention> {
-        let mut attention = attention.clone();
-        for (index, linear) in attention.linears_mut().into_iter().enumerate() {
-            linear.weight = of(index, &linear.weight)?;
-        }
-        Ok(attention)
     }
 
     /// `weight` in `scheme`, from the data `made` for it; without data it has only its shape.
@@ -91,6 +73,19 @@ impl QuantizeOptions {
             }
         }
     }
+}
+
+/// `attention` with each projection replaced by what `of` makes of it, in the order of
+/// [`Attention::linears`].
+pub(super) fn quantized_attention(
+    attention: &Attention,
+    mut of: impl FnMut(&Weight) -> Result<Weight>,
+) -> Result<Attention> {
+    let mut attention = attention.clone();
+    for linear in attention.linears_mut() {
+        linear.weight = of(&linear.weight)?;
+    }
+    Ok(attention)
 }
 
 /// The grids of codes for `weight`.

@@ -41,6 +41,7 @@ pub use solve::{ExpertRecord, Fallback};
 pub use widths::{LayerWidths, WidthError};
 
 use encode::Store;
+use matrices::quantized_attention;
 use quantizer::Quantizer;
 
 /// The row of [`crate::PASSES`].
@@ -140,7 +141,7 @@ impl Transform for QuantizeOptions {
                 let decided = edits.and_then(|edits| edits.attention.get(&index));
                 layer.attention = match decided {
                     Some(decided) => decided.clone(),
-                    None => self.quantized_attention(&layer.attention, |_, weight| {
+                    None => quantized_attention(&layer.attention, |weight| {
                         self.encoded(weight, self.encoding(), &Store(None), None)
                     })?,
                 };

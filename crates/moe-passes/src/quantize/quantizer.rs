@@ -19,7 +19,7 @@ use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result,
 use super::attention::AttentionInputs;
 use super::encode::Store;
 use super::failed::failed;
-use super::matrices::{ExpertSlot, MadeWeight, grid};
+use super::matrices::{MadeWeight, grid, quantized_attention};
 use super::options::{CalibrateOn, QuantizeOptions, QuantizedPart, SolverChoice};
 use super::record::QuantizedLayer;
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
@@ -64,7 +64,7 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     let mut attention = BTreeMap::new();
     if options.include.contains(&QuantizedPart::Attention) {
         for (index, layer) in sources.model.layers.iter().enumerate() {
-            let quantized = options.quantized_attention(&layer.attention, |_, weight| {
+            let quantized = quantized_attention(&layer.attention, |weight| {
                 nearest(options, options.encoding(), weight, &store)
             })?;
             attention.insert(index, quantized);
@@ -388,7 +388,7 @@ impl Converter for Quantizer {
             .into_iter()
             .map(MadeWeight::Codes);
         let store = Store(self.spill.clone());
-        let quantized = self.options.quantized_attention(attention, |_, weight| {
+        let quantized = quantized_attention(attention, |weight| {
             self.options.encoded(weight, self.options.encoding(), &store, codes.next().as_ref())
         })?;
         self.attention.insert(index, quantized.clone());
@@ -411,13 +411,9 @@ impl Converter for Quantizer {
         let (packed, routed) = self.packed(index, moe, schemes, inputs)?;
         details.experts =
             packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
-        let quantized = self.options.quantized(moe, |place, matrix, _| {
-            let network = match place {
-                ExpertSlot::Routed(index) => index,
-                ExpertSlot::Shared => moe.experts.len(),
-            };
-            Ok(packed[network].weights[matrix].clone())
-        })?;
+        let quantized = self
+            .options
+            .quantized(moe, |network, matrix, _| Ok(packed[network].weights[matrix].clone()))?;
         let record = self.options.record(index, moe, details);
         Ok(Some(Converted { ffn: self.keep(index, decided(quantized, record)), routed }))
     }

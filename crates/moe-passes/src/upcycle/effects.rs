@@ -71,10 +71,10 @@ fn experts(options: &UpcycleOptions) -> Effect {
 
 fn scale(scales: Scales) -> Effect {
     const OPTION: &str = "--scale-placement";
-    if scales.routed.inner != 1.0 {
+    if scales.routed.gate_and_up != 1.0 {
         let why = format!(
             "gate and up projections are scaled by {:.6}, which SiLU doesn't undo",
-            scales.routed.inner
+            scales.routed.gate_and_up
         );
         return Effect::new(OPTION, Kept::No, why);
     }

@@ -7,10 +7,11 @@ use moe_math::sampling;
 use moe_model::{Error, Expert, Kind, Linear, Result, SharedExpert, Weight};
 
 use super::partition::LayerPartition;
-use super::scales::{Factors, Scales};
+use super::scales::Scales;
 use super::streams::stream;
 use super::{Init, Rest, UpcycleOptions};
 use crate::part::{Axis, Neurons, Noise, Part, Redraw, RowSelection, mean, rows};
+use crate::pass::Scale;
 
 /// Random streams of an expert: for each of three projections one for noise and one for redrawn
 /// neurons; then one for the choice of these neurons.
@@ -121,7 +122,7 @@ impl Experts<'_> {
         &self,
         network: &Expert,
         neurons: &Neurons,
-        factors: Factors,
+        factors: Scale,
         stream: Option<u64>,
     ) -> Expert {
         let dropped =
@@ -143,8 +144,8 @@ impl Experts<'_> {
             bias: None,
         };
         Expert {
-            gate: part(&network.gate.weight, Axis::Rows, factors.inner, 0),
-            up: part(&network.up.weight, Axis::Rows, factors.inner, 1),
+            gate: part(&network.gate.weight, Axis::Rows, factors.gate_and_up, 0),
+            up: part(&network.up.weight, Axis::Rows, factors.gate_and_up, 1),
             down: part(&network.down.weight, Axis::Columns, factors.down, 2),
         }
     }

@@ -4,7 +4,7 @@ use moe_model::{Expert, SharedExpert};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::scales::{Factors, Scales};
+use super::scales::Scales;
 use super::{Init, Rest, RouterInit, UpcycleOptions};
 use crate::pass::{
     Details, LayerDetails, LayerRecord, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit,
@@ -114,7 +114,7 @@ fn expert_edit(
     };
     let noise = NoiseEdit { std: options.noise_std, share: options.noise_fraction };
     NetworkEdit {
-        scale: scales.routed.into(),
+        scale: scales.routed,
         redrawn: (options.init == Init::Drop).then_some(options.drop_fraction),
         noise: options.has_noise().then_some(noise),
         ..NetworkEdit::of(vec![source])
@@ -122,7 +122,7 @@ fn expert_edit(
 }
 
 /// The record of the shared expert, which has this many neurons.
-fn shared_edit(options: &UpcycleOptions, factors: Factors, width: usize) -> SharedEdit {
+fn shared_edit(options: &UpcycleOptions, factors: Scale, width: usize) -> SharedEdit {
     let neurons = match (options.init, options.shared_experts) {
         (Init::Partition, _) => Some(Neurons::Count(width)),
         (_, 1) => None,
@@ -141,7 +141,7 @@ fn shared_edit(options: &UpcycleOptions, factors: Factors, width: usize) -> Shar
     if sources.is_empty() {
         sources.push(base);
     }
-    let network = NetworkEdit { scale: factors.into(), ..NetworkEdit::of(sources) };
+    let network = NetworkEdit { scale: factors, ..NetworkEdit::of(sources) };
     SharedEdit { network, gate: Some(0.0) }
 }
 
@@ -158,10 +158,4 @@ fn router(options: &UpcycleOptions) -> RouterEdit {
         RouterInit::Activations => RouterRows::Activations { entropy },
     };
     RouterEdit { rows, repeated: options.granularity }
-}
-
-impl From<Factors> for Scale {
-    fn from(Factors { inner, down }: Factors) -> Self {
-        Self { gate_and_up: inner, down }
-    }
 }

@@ -9,6 +9,9 @@ use super::scales::Scales;
 use super::{Init, Rest, UpcycleOptions};
 use crate::pass::Sources;
 
+/// The standard deviation of weights where the config doesn't give one.
+const USUAL_STD: f64 = 0.02;
+
 /// Warnings about options that work, but may not do what is wanted.
 pub(super) fn warnings(
     options: &UpcycleOptions,
@@ -35,7 +38,7 @@ pub(super) fn warnings(
     if options.router_std() == 0.0 && !options.router.is_surveyed() && experts > 1 {
         warnings.push("an exactly zero router sends every token to the same experts".to_owned());
     }
-    if scales.routed.inner != 1.0 {
+    if scales.routed.gate_and_up != 1.0 {
         warnings
             .push("this scale placement keeps the function of squared-ReLU networks only, and changes this one".into());
     }
@@ -70,7 +73,7 @@ pub(super) fn warnings(
 
 /// A warning about models that are given as experts more than once, under whatever names; else
 /// None.
-pub(super) fn given_twice(sources: &Sources<'_>) -> Option<String> {
+fn given_twice(sources: &Sources<'_>) -> Option<String> {
     let firsts = sources.first_alike.get(1..)?;
     let (second, first) = firsts
         .iter()
@@ -91,7 +94,7 @@ pub(super) fn given_twice(sources: &Sources<'_>) -> Option<String> {
 }
 
 /// A warning about noise that is lost in rounding weights of this size; else None.
-pub(super) fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<String> {
+fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<String> {
     let dtype = base.layers.iter().find_map(|layer| layer.ffn.dense())?.gate.weight.dtype();
     let digits = match dtype {
         Dtype::BF16 => 8,
@@ -115,6 +118,3 @@ pub(super) fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<Strin
         )
     })
 }
-
-/// The standard deviation of weights where the config doesn't give one.
-pub(super) const USUAL_STD: f64 = 0.02;
