@@ -39,19 +39,17 @@ pub(crate) fn check_budget(
 ) -> Result<Option<u64>> {
     let Some(budget) = budget else { return Ok(None) };
     let held = live_bytes().unwrap_or(0);
-    let needed =
-        |budget| live(budget).map_or(ByteSize(u64::MAX), |live| most_resident(live + held));
-    if needed(budget) > budget {
-        let least = least_budget(budget, needed);
-        let what =
-            format!("this run holds at least about {least} in memory, the budget is {budget}");
-        let ways = ways(budget).map_or(String::new(), |ways| format!(", or {ways}"));
-        let remedy = format!("give --memory-budget {}MB or more{ways}", with_margin(least));
-        return Err(Error::new(Kind::Usage, what).remedy(remedy));
+    let resident = |live| most_resident(live + held);
+    if let Some(live) = live(budget).ok().filter(|live| resident(*live) <= budget) {
+        // Memory that is handed out between two looks isn't resident yet at the first.
+        limit_resident_memory(budget.0 - budget.0 / 8);
+        return Ok(Some(live));
     }
-    // Memory that is handed out between two looks isn't resident yet at the first.
-    limit_resident_memory(budget.0 - budget.0 / 8);
-    live(budget).map(Some)
+    let least = least_budget(budget, |budget| live(budget).map_or(ByteSize(u64::MAX), resident));
+    let what = format!("this run holds at least about {least} in memory, the budget is {budget}");
+    let ways = ways(budget).map_or(String::new(), |ways| format!(", or {ways}"));
+    let remedy = format!("give --memory-budget {}MB or more{ways}", with_margin(least));
+    Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
 
 /// Refuses a command that holds `live` bytes beside the program itself if the budget is too small

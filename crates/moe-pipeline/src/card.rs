@@ -34,7 +34,7 @@ pub(crate) fn renamed(card: &str, from: &str, to: &str) -> String {
 /// The card as Markdown, with the fields `carried` over from the source's card.
 pub(crate) fn render(receipt: &Receipt, name: &str, carried: &Carried) -> String {
     let result = &receipt.result;
-    let tags = receipt.before.iter().map(|earlier| earlier.pass).chain([receipt.pass]);
+    let tags = receipt.work().map(|(pass, _)| pass);
     let mut card = format!(
         "---\n{yaml}library_name: transformers\ntags:\n- moe\n- moe-convert\n{tags}---\n# {name}\n\n\
          Made by moe-convert {version} ({passes}) from {source} ({source_type}).\n\n\
@@ -98,12 +98,7 @@ pub(crate) fn render(receipt: &Receipt, name: &str, carried: &Carried) -> String
             MarkdownText(&effect.why)
         );
     }
-    for (pass, options) in receipt
-        .before
-        .iter()
-        .map(|e| (e.pass, &e.options))
-        .chain([(receipt.pass, &receipt.options)])
-    {
+    for (pass, options) in receipt.work() {
         let options =
             MarkdownBlock { language: "json", text: &json::to_pretty(&portable_options(options)) };
         let _ = write!(card, "\nOptions of `{pass}`:\n\n{options}");

@@ -13,6 +13,7 @@ use crate::budget;
 use crate::gates::Gates;
 use crate::learned;
 use crate::memory::{self, Text};
+use crate::needs::{Work, measuring_bytes};
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::{ByteSize, storage};
 
@@ -94,10 +95,10 @@ pub fn eval(
     checkpoints.iter().flat_map(Checkpoint::warnings).for_each(|warning| progress.note(warning));
     let opened = Model::read(&checkpoints[0])?;
     let original = checkpoints.get(1).map(Model::read).transpose()?;
+    let scratch = std::env::temp_dir();
+    let work = Work { budget: memory_budget, compute, scratch: &scratch };
     let room = budget::room(memory_budget, "--data-tokens", |tokens| {
-        let storage = storage(&opened, tokens, memory_budget, compute, &std::env::temp_dir())?;
-        let text = Text::first(tokens, options.sequence_length, storage);
-        Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
+        measuring_bytes(&opened, original.as_ref(), tokens, options.sequence_length, &work)
     });
     let tokenize = TokenizeOptions {
         sequence_length: options.sequence_length,
@@ -112,7 +113,7 @@ pub fn eval(
     learned::notes(model, DataSpec::files(&options.data))?
         .iter()
         .for_each(|note| progress.note(note));
-    let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
+    let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &scratch);
     let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.data_tokens));
     budget::check_budget(memory_budget, way, |budget| {
         let text = Text::of(&corpus, stored(Some(budget))?);

@@ -237,7 +237,7 @@ impl Gates {
         self.overall()
             .try_for_each(|(figure, limit)| limit.map_or(Ok(()), |limit| figure.check(limit)))?;
         if let Some(tolerance) = self.golden_tolerance {
-            check_distance("golden-tolerance", tolerance)?;
+            check_distance(GOLDEN, tolerance)?;
             if self.golden.is_none() {
                 let what = "--golden-tolerance is given, but no golden file to compare with";
                 return Err(
@@ -365,7 +365,7 @@ impl Gates {
                 [Some(("loss", expected.loss, Some(row.loss))), kl].into_iter().flatten()
             {
                 let measured = (found.unwrap_or(f64::NAN) - expected).abs();
-                let gate = format!("golden-tolerance of the {name} of {}", row.label);
+                let gate = format!("{GOLDEN} of the {name} of {}", row.label);
                 gates.push(MeasuredGate { gate, limit, measured, met: measured <= limit });
             }
         }

@@ -121,10 +121,9 @@ pub(crate) fn notes<'t>(
 
 /// SHA-256 of the files that passes of `receipt` learned from.
 fn hashes(receipt: &Receipt) -> BTreeSet<String> {
-    let before = receipt.before.iter().map(|earlier| &earlier.options);
-    let specs = before
-        .chain([&receipt.options])
-        .flat_map(|options| ["data", "pool"].map(|key| &options[key]))
+    let specs = receipt
+        .work()
+        .flat_map(|(_, options)| ["data", "pool"].map(|key| &options[key]))
         .filter_map(Value::as_array)
         .flatten();
     let paths: Vec<&Path> = specs.filter_map(|spec| spec["path"].as_str()).map(Path::new).collect();

@@ -49,14 +49,7 @@ impl Text {
 
     /// All text of `corpus`.
     pub fn of(corpus: &Corpus, storage: Storage) -> Self {
-        let longest = corpus
-            .domains
-            .iter()
-            .flat_map(|domain| &domain.sequences)
-            .map(Vec::len)
-            .max()
-            .unwrap_or(0);
-        Self { tokens: corpus.tokens(), longest, storage }
+        Self { tokens: corpus.tokens(), longest: corpus.longest(), storage }
     }
 
     /// The same text, for passes that decide in a sweep.
@@ -165,7 +158,7 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
     let widened = if tokens > FEW_ROWS { widened } else { 0 };
     let attended = attention.linears().last().map_or(0, |output| output.weight.shape()[1]);
     // Raw and masked scores, or masked scores and weights; products in a narrow dtype besides.
-    let keys = window(attention).map_or(longest, |window| longest.min(window + QUERY_BLOCK));
+    let keys = attention.window().map_or(longest, |window| longest.min(window + QUERY_BLOCK));
     let scores = 5 * model.heads * QUERY_BLOCK.min(longest) * keys / 2;
     // The parts of the attention's output lie beside scores; the concatenation, beside the parts.
     let attending = tokens * attended + scores.max(tokens * attended);
@@ -173,18 +166,11 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
     4 * (tokens * (2 * widths + model.hidden) + attending + widened) as u64
 }
 
-fn window(attention: &Attention) -> Option<usize> {
-    match attention {
-        Attention::Grouped(grouped) => grouped.window,
-        Attention::Latent(_) => None,
-    }
-}
-
 /// The mean number of keys that a query is scored with in a sequence of `length`.
 pub(crate) fn mean_keys(attention: &Attention, length: usize) -> usize {
     // Keys before the query, and those behind it in its block.
     let before = (length + QUERY_BLOCK.min(length)).div_ceil(2);
-    window(attention).map_or(before, |window| before.min(window + QUERY_BLOCK))
+    attention.window().map_or(before, |window| before.min(window + QUERY_BLOCK))
 }
 
 /// Buffers of a network that runs on `tokens` tokens at a time and gives outputs for `all`.

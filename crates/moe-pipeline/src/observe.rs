@@ -204,7 +204,7 @@ fn check_observed_before(
 }
 
 /// Refuses the model of the checkpoint `dir` if it has no experts to observe.
-pub(crate) fn check_mixtures(model: &Model, dir: &Path) -> Result<()> {
+fn check_mixtures(model: &Model, dir: &Path) -> Result<()> {
     match model.moes().next() {
         Some(_) => Ok(()),
         None => Err(no_mixture(dir)),

@@ -54,7 +54,7 @@ pub(crate) fn plan_names<'p>(
     short_names(passes.filter_map(|pass| pass.outputs().plan).filter(|path| !is_stream(path)))
 }
 
-/// Refuses outputs of `passes` that may not be replaced, without touching the disk.
+/// Refuses outputs of `passes` that may not be replaced, without writing anything.
 ///
 /// # Errors
 /// As for [`OutputDir::check`]; [`moe_checkpoint::Kind::Usage`] for plans, and for the saved state

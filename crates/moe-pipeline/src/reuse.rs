@@ -19,7 +19,7 @@ use crate::file_names::{CARD_FILE, RECEIPT_FILE, RUN_FILE};
 use crate::options::ConvertOptions;
 use crate::outputs::{SLACK_BYTES, check_places, existing, plan_names};
 use crate::progress::Quiet;
-use crate::receipt::{FORMAT, Receipt, ReceiptFile};
+use crate::receipt::{Receipt, ReceiptFile, age};
 use crate::run::Opened;
 use crate::verify::{check_hashes, listed};
 use crate::writing::WritingOptions;
@@ -113,8 +113,7 @@ fn finished(
 
 /// The difference of a result whose receipt can't be compared.
 fn other_format(format: u64) -> String {
-    let age = if format < FORMAT { "an earlier" } else { "a later" };
-    format!("has a receipt of {age} format, of another build of moe-convert")
+    format!("has a receipt of {} format, of another build of moe-convert", age(format))
 }
 
 /// How the work in the receipt `found` differs from `passes`; None where it doesn't.
@@ -236,8 +235,7 @@ type Work = (&'static str, Value);
 
 /// The passes of a receipt in order.
 fn work(receipt: &Receipt) -> Vec<Work> {
-    let before = receipt.before.iter().map(|earlier| (earlier.pass.name, earlier.options.clone()));
-    before.chain([(receipt.pass.name, receipt.options.clone())]).collect()
+    receipt.work().map(|(pass, options)| (pass.name, options.clone())).collect()
 }
 
 /// The hashes of all checkpoints that were read; their paths don't matter.

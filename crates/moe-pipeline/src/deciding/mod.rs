@@ -71,11 +71,10 @@ impl Deciding {
         });
         let pool = sweep.pool.as_ref();
         let pool = pool.map(|pool| calibration(&pool.text, input, source.vocab, room));
-        let (pool, of_pool) = pool.transpose()?.unzip();
+        let (pool, of_pool): (_, Option<Corpus>) = pool.transpose()?.unzip();
         // The pass knows why the text is too little; the text itself doesn't show it.
         pass.check_text(&text, pool.as_ref())
             .map_err(|error| error.source(account(&text, &corpus)))?;
-        let of_pool: Option<Corpus> = of_pool;
         let of_pool = of_pool.into_iter().flat_map(|pool| pool.texts);
         let read = corpus.texts.into_iter().chain(of_pool).collect();
         Ok(Self { sweep, text, read, pool, pulled: None })

@@ -22,6 +22,7 @@ use crate::writing::WritingOptions;
 
 pub(crate) use crate::file_names::{RECEIPT_FILE, RUN_FILE};
 pub use read::ReceiptFile;
+pub(crate) use read::age;
 pub use schema::receipt_schema;
 
 /// The format of receipts that this build writes, and the only one that it reads. Receipts without

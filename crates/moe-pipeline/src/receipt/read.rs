@@ -67,6 +67,11 @@ impl ReceiptFile {
     }
 }
 
+/// The age of receipts of another `format`, for messages.
+pub(crate) fn age(format: u64) -> &'static str {
+    if format < FORMAT { "an earlier" } else { "a later" }
+}
+
 impl Receipt {
     /// Reads the receipt in `dir`.
     ///
@@ -77,7 +82,7 @@ impl Receipt {
             ReceiptFile::Read(receipt) => return Ok(*receipt),
             ReceiptFile::Other { format, version } => (format, version),
         };
-        let age = if format < FORMAT { "an earlier" } else { "a later" };
+        let age = age(format);
         let what = format!("this receipt is of {age} format ({format}, where {FORMAT} is read)");
         let remedy = format!("convert again, or use the program that wrote it: {NAME} {version}");
         Err(Error::new(Kind::Unsupported, what).file(dir.join(RECEIPT_FILE)).remedy(remedy))

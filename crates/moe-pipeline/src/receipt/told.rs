@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use moe_passes::distill::DistilledLayer;
 use moe_passes::quantize::{ExpertRecord, QuantizedLayer};
-use moe_passes::{DecidedBy, LayerDetails, LayerRecord, LayerTrust, ReportKind, RouterEdit};
+use moe_passes::{
+    DecidedBy, LayerDetails, LayerRecord, LayerTrust, PassInfo, ReportKind, RouterEdit,
+};
 
 use super::{EarlierPass, RECEIPT_FILE, Receipt, SourceRecord};
 use crate::file_names::REPORT_FILE;
@@ -12,8 +14,13 @@ use crate::file_names::REPORT_FILE;
 impl Receipt {
     /// The passes in order, with arrows between them.
     pub fn passes(&self) -> String {
-        let names = self.before.iter().map(|earlier| earlier.pass.name).chain([self.pass.name]);
-        names.collect::<Vec<_>>().join(" → ")
+        self.work().map(|(pass, _)| pass.name).collect::<Vec<_>>().join(" → ")
+    }
+
+    /// The passes in order, each with its options.
+    pub fn work(&self) -> impl Iterator<Item = (&'static PassInfo, &serde_json::Value)> {
+        let before = self.before.iter().map(|earlier| (earlier.pass, &earlier.options));
+        before.chain([(self.pass, &self.options)])
     }
 
     /// A receipt for each of the earlier passes. Measurements are left out, since they are of all

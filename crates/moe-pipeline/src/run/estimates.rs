@@ -1,7 +1,7 @@
 //! Estimates of a planned run's memory, disk and time, without reading weights.
 
 use moe_checkpoint::Result;
-use moe_forward::{Corpus, ForwardWork, Storage};
+use moe_forward::{Corpus, ForwardWork};
 use moe_model::Weight;
 use moe_passes::TextSource;
 
@@ -13,7 +13,7 @@ use crate::budget;
 use crate::deciding::Deciding;
 use crate::estimate::measuring;
 use crate::live::live_bytes;
-use crate::memory::{self, Text};
+use crate::memory;
 use crate::needs::{self, Needs, Share, Work, measuring_bytes};
 use crate::resources::ByteSize;
 use crate::train::{Need, TrainingTask};
@@ -75,7 +75,7 @@ impl<'r> Planned<'r> {
         }
         let (source, result) = (self.source(), self.result());
         if let Some(corpus) = &self.held_out {
-            let longest = Text::of(corpus, Storage::default()).longest;
+            let longest = corpus.longest();
             stages.push(Needs::of_text("--held-out-tokens", longest, |share, length| {
                 measuring_bytes(result, Some(source), share.of(corpus.tokens()), length, &work)
             })?);

@@ -13,6 +13,7 @@ use crate::progress::Progress;
 
 /// A copied tensor that is larger than this is read again instead of kept in memory.
 const MAX_COPIED_BYTES: u64 = 256 << 20;
+
 /// Writes all tensors; stops early if `stop` is set.
 pub(super) fn write(
     planned: &Planned<'_>,

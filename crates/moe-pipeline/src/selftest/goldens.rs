@@ -96,3 +96,13 @@ pub fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     folders.sort();
     Ok(folders)
 }
+
+/// The tensor `name` of a golden.
+///
+/// # Errors
+/// [`Kind::Malformed`] if the golden lacks it.
+pub fn named<'t>(tensors: &'t HashMap<String, Tensor>, name: &str) -> Result<&'t Tensor> {
+    tensors
+        .get(name)
+        .ok_or_else(|| Error::new(Kind::Malformed, "this golden lacks a tensor").tensor(name))
+}

@@ -14,7 +14,7 @@ use moe_math::quantize::{
 use moe_model::Model;
 use serde::Deserialize;
 
-use super::goldens::Goldens;
+use super::goldens::{Goldens, named};
 use super::{Check, Outcome, check, golden, numbers};
 
 /// Maximum share of codes, in rows without ties, that may differ, since f32 rounds differently from
@@ -183,10 +183,4 @@ impl Case {
         }
         Ok(weight)
     }
-}
-
-fn named<'t>(tensors: &'t HashMap<String, Tensor>, name: &str) -> Result<&'t Tensor> {
-    tensors
-        .get(name)
-        .ok_or_else(|| Error::new(Kind::Malformed, "this golden lacks a tensor").tensor(name))
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::Result;
 use moe_forward::Batch;
 use moe_forward::train::{Goal, Gradients, Objective, Parameters, Scale, TrainedPart, Trainee};
 use moe_math::Compute;
@@ -12,7 +12,7 @@ use moe_math::ridge::Ridge;
 use moe_model::Model;
 use serde_json::Value;
 
-use super::goldens::Goldens;
+use super::goldens::{Goldens, named};
 use super::{Check, Outcome, apart, check, golden, numbers, numeric};
 
 /// Maximum error of a parameter's gradient, relative to its norm.
@@ -71,16 +71,12 @@ fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) 
 
 fn ridge(goldens: &Goldens, compute: &Compute) -> Result<Check> {
     let tensors = goldens.tensors("training/ridge.safetensors")?;
-    let get = |name: String| {
-        tensors
-            .get(&name)
-            .ok_or_else(|| Error::new(Kind::Malformed, "this golden lacks a tensor").tensor(name))
-    };
+    let get = |name: &str| named(&tensors, name);
     let figures: HashMap<String, Value> = golden(&goldens.json("training/ridge.json")?)?;
-    let start = get("W0".to_owned())?.to_dtype(DType::F64).map_err(|e| numeric("a start", e))?;
+    let start = get("W0")?.to_dtype(DType::F64).map_err(|e| numeric("a start", e))?;
     let mut outcomes = Vec::new();
     for (name, case) in figures {
-        let (h, y) = (get(format!("{name}.H"))?, get(format!("{name}.Y"))?);
+        let (h, y) = (get(&format!("{name}.H"))?, get(&format!("{name}.Y"))?);
         // With fewer samples than inputs and a small λ, f32 isn't enough.
         let on_device = |t: &Tensor| t.to_dtype(DType::F64)?.to_device(&compute.device);
         let sums = || {
@@ -90,7 +86,7 @@ fn ridge(goldens: &Goldens, compute: &Compute) -> Result<Check> {
         };
         let ridge = sums().map_err(|e| numeric("ridge sums", e))?;
         let rows: Vec<Value> = golden(&case["solutions"])?;
-        let solutions = numbers(get(format!("{name}.W"))?)?;
+        let solutions = numbers(get(&format!("{name}.W"))?)?;
         for (row, expected) in
             rows.iter().zip(solutions.chunks_exact((solutions.len() / rows.len().max(1)).max(1)))
         {

@@ -29,7 +29,6 @@ use trainer::{Task, Trainer};
 
 use crate::budget;
 use crate::context::RunContext;
-use crate::memory::Text;
 use crate::needs::{Needs, Share, Work, measuring_bytes};
 use crate::progress::Unit;
 
@@ -116,8 +115,7 @@ impl TrainingTask {
     pub fn need(&self, model: &Model, teacher: Option<&Model>, work: &Work<'_>) -> Result<Need> {
         let measured = match &self.held_out {
             Some(corpus) => {
-                let longest = Text::of(corpus, Storage::default()).longest;
-                measuring_bytes(model, teacher, corpus.tokens(), longest, work)?
+                measuring_bytes(model, teacher, corpus.tokens(), corpus.longest(), work)?
             }
             None => 0,
         };
@@ -183,12 +181,11 @@ impl TrainingTask {
         let measured = match &self.held_out {
             Some(corpus) => {
                 let share = if lessened.measured { Share::Least } else { Share::All };
-                let longest = Text::of(corpus, Storage::default()).longest;
                 measuring_bytes(
                     model,
                     teacher,
                     share.of(corpus.tokens()),
-                    shortened(longest),
+                    shortened(corpus.longest()),
                     work,
                 )?
             }
@@ -204,13 +201,7 @@ impl TrainingTask {
     }
 
     fn longest(&self) -> usize {
-        self.text
-            .domains
-            .iter()
-            .flat_map(|domain| &domain.sequences)
-            .map(Vec::len)
-            .max()
-            .unwrap_or(1)
+        self.text.longest().max(1)
     }
 
     /// The windows to train on.
@@ -294,8 +285,7 @@ impl TrainingJob<'_> {
         let need = self.task.need(self.model, self.teacher, &work)?;
         let ways = self.task.needs(self.model, self.teacher, &work)?;
         let keep_graphs = need.check(&ways, options.memory_budget)?;
-        let sequences: Vec<&[u32]> =
-            text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::as_slice).collect();
+        let sequences: Vec<&[u32]> = text.sequences().collect();
         let precision = match training.options.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,

@@ -77,9 +77,8 @@ impl Need {
         let saved_together =
             elements.min(Parameters::largest(model, &training.parts).max(ELEMENTS_AT_ONCE) as u64);
         let tokens = training.options.batch_tokens.max(length);
-        let embeddings =
-            Parameters::elements(model, &[moe_forward::train::TrainedPart::Embeddings]) as u64;
-        let trains_head = training.parts.contains(&moe_forward::train::TrainedPart::Embeddings);
+        let embeddings = Parameters::elements(model, &[TrainedPart::Embeddings]) as u64;
+        let trains_head = training.parts.contains(&TrainedPart::Embeddings);
         let taught = teacher.zip(training.teacher).map_or(0, |(teacher, options)| {
             let together = if options.kind == TeacherKind::Logits {
                 tokens
@@ -149,8 +148,7 @@ impl Need {
 
     /// Whether there is room to keep all graphs.
     fn keeps_graphs(&self, budget: Option<ByteSize>) -> bool {
-        budget::most_resident(self.bytes(true) + live_bytes().unwrap_or(0))
-            <= ByteSize(room(budget) / 2)
+        budget::fits(self.bytes(true), ByteSize(room(budget) / 2))
     }
 
     /// Whether there is room to keep all graphs; `ways` has options that lower the need.
