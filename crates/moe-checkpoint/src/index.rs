@@ -302,7 +302,7 @@ fn is_plain(name: &str) -> bool {
 
 /// Reads the index `path`, and returns the files that it names.
 fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
-    folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
+    folder.check_file(path)?;
     let mut index: RawIndex = json::read_python_as(path)?;
     index.weight_map.values_mut().for_each(|file| *file = resolved(file));
     let files: BTreeSet<String> = index.weight_map.values().cloned().collect();

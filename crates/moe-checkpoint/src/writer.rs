@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Kind, Result};
 use crate::index::INDEX_FILE;
 use crate::json;
-use crate::manifest::hex;
+use crate::manifest::{hex, sha256_bytes};
 use crate::open_dir::OpenDir;
 use crate::shard::{ShardPlan, index_json};
 
@@ -313,9 +313,7 @@ impl Writer {
             let text = json::to_pretty(&index_json(&self.shards));
             self.dir.write(INDEX_FILE, text.as_bytes())?;
             self.summary.bytes += text.len() as u64;
-            self.summary
-                .hashes
-                .insert(INDEX_FILE.to_owned(), hex(&Sha256::digest(text.as_bytes())));
+            self.summary.hashes.insert(INDEX_FILE.to_owned(), sha256_bytes(text.as_bytes()));
         }
         self.summary.hashing = self.hash.stop();
         self.summary.writing = self.disk.stop();

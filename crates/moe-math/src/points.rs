@@ -5,7 +5,7 @@ use rand_core::RngCore;
 use rayon::prelude::*;
 
 use crate::assignment::AssignmentError;
-use crate::reduce::{squared_distance, sum};
+use crate::reduce::{dot, squared_distance, sum};
 use crate::sampling::unit;
 
 /// The distance between points.
@@ -127,10 +127,8 @@ impl Points {
         const BLOCK_SCORES: usize = 1 << 22;
         let k = centroids.len() / self.d;
         let device = self.device.device();
-        let halves: Vec<f32> = centroids
-            .chunks_exact(self.d)
-            .map(|c| (sum(c, c, |a, b| a * b) / 2.0) as f32)
-            .collect();
+        let halves: Vec<f32> =
+            centroids.chunks_exact(self.d).map(|c| (dot(c, c) / 2.0) as f32).collect();
         let halves = Tensor::from_vec(halves, (1, k), device)?;
         let narrow: Vec<f32> = centroids.iter().map(|c| *c as f32).collect();
         let transposed = Tensor::from_vec(narrow, (k, self.d), device)?.t()?;
@@ -176,7 +174,7 @@ impl Points {
     /// Sets `centroid` to the unit vector along `mean`; both have the points' mean subtracted.
     fn set_direction(&self, centroid: &mut [f64], mean: &[f64]) {
         let raw: Vec<f64> = mean.iter().zip(&self.mean).map(|(x, mean)| x + mean).collect();
-        let norm = sum(&raw, &raw, |a, b| a * b).sqrt();
+        let norm = dot(&raw, &raw).sqrt();
         // Unit vectors in f32 that cancel leave some rounding behind.
         if norm > 1e-6 {
             for ((c, x), mean) in centroid.iter_mut().zip(&raw).zip(&self.mean) {

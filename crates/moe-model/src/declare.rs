@@ -11,7 +11,6 @@ use crate::base_config::{AUTO_MAP_KEY, is_of_model};
 use crate::codec::names::module;
 use crate::codec::{Namer, cannot, declare_bias, names, uniform};
 use crate::family::{Family, family};
-use crate::layer::Ffn;
 use crate::refused::{DTYPE_KEYS, is_dtype, mend};
 use crate::weight::Weight;
 use crate::{Result, attention, decoder_layer, mixture, mtp};
@@ -153,11 +152,7 @@ impl Model {
     }
 
     fn declare_dense(&self, raw: &mut Map<String, Value>) -> Result<()> {
-        let dense: Vec<_> = self
-            .layers
-            .iter()
-            .filter_map(|l| if let Ffn::Dense(e) = &l.ffn { Some(e) } else { None })
-            .collect();
+        let dense: Vec<_> = self.layers.iter().filter_map(|layer| layer.ffn.dense()).collect();
         if dense.is_empty() {
             return Ok(());
         }

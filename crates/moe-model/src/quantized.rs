@@ -81,9 +81,9 @@ impl Reader<'_> {
 
     /// A matrix that may be quantized, with its scales.
     pub fn projection(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        let Some(quantization) = self.quantization.clone() else { return self.take(name, &shape) };
+        let Some(quantization) = &self.quantization else { return self.take(name, &shape) };
         let dtype = self.tensors.get(name).map(Weight::dtype);
-        let words = packing(&quantization)
+        let words = packing(quantization)
             .map(|packing| (packing, format!("{}{}", module(name), names(packing).words)));
         let packed = words.filter(|(_, words)| self.tensors.contains_key(words));
         if packed.is_none() && dtype != Some(Dtype::F8_E4M3) {
@@ -92,14 +92,12 @@ impl Reader<'_> {
         let scheme = quantization
             .scheme(module(name))
             .ok_or_else(|| self.contradiction(name, "no quantization"))?;
+        let suffix = quantization.scale_suffix();
         match (scheme, packed) {
             (Scheme::Integers(integers), Some((packing, _))) => {
                 self.packed(name, packing, integers, shape)
             }
-            (Scheme::Fp8(blocks), None) => {
-                let suffix = quantization.scale_suffix();
-                self.blocks(name, suffix, blocks.size(shape), shape)
-            }
+            (Scheme::Fp8(blocks), None) => self.blocks(name, suffix, blocks.size(shape), shape),
             (scheme, _) => Err(self.contradiction(name, &scheme.to_string())),
         }
     }

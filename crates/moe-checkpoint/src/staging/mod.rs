@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
 use crate::locations::Id;
-use crate::manifest::{Manifest, hex};
+use crate::manifest::{Manifest, hex, sha256_bytes};
 use crate::open_dir::OpenDir;
 use crate::shard::ShardPlan;
 use crate::writer::Writer;
@@ -244,7 +244,7 @@ impl OutputDir {
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_running()?;
         self.staging.write(name, bytes)?;
-        self.manifest.files.insert(name.to_owned(), hex(&Sha256::digest(bytes)));
+        self.manifest.files.insert(name.to_owned(), sha256_bytes(bytes));
         Ok(())
     }
 

@@ -79,8 +79,8 @@ pub(super) struct CholeskyBlock {
     pub size: i32,
 }
 
-// SAFETY: cholesky.cu declares the same structure; `Block` passes tensors of the shapes named
-// there.
+// SAFETY: cholesky.cu declares the same structure; `DiagonalBlock` passes tensors of the shapes
+// named there.
 unsafe impl Arguments for CholeskyBlock {
     const SOURCE: &'static str = "cholesky";
 

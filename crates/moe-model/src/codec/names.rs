@@ -27,7 +27,7 @@ pub fn is_computed(name: &str) -> bool {
 
 /// The name of the bias that belongs to the weight `name`.
 pub(crate) fn bias_name(name: &str) -> String {
-    format!("{}.bias", name.strip_suffix(".weight").unwrap_or(name))
+    format!("{}.bias", module(name))
 }
 
 /// The module that the weight `name` belongs to.

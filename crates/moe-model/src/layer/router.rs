@@ -52,7 +52,7 @@ pub struct Groups {
 /// Which experts a token goes to: those of the best choice scores, weighed by their scores.
 ///
 /// It follows rules A, B and C of families.md. The choice score is the score plus the bias; in
-/// which order things happen is said once, in `moe_math::routing::Rule`.
+/// which order things happen is said once, in `moe_math::routing::RoutingRule`.
 #[derive(Debug, Clone)]
 pub struct Router {
     /// `[experts, hidden]`.
