@@ -1,6 +1,9 @@
 //! Results appear completely or not at all; these tests try to prevent that.
 
+mod damaged;
+mod meanwhile;
 mod overwrite;
+mod unmovable;
 
 use super::commit::unconfirmed;
 use super::names::aside;
