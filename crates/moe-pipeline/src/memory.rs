@@ -1,5 +1,5 @@
 //! How much memory a run holds, computed before it starts: the live bytes of its largest stage.
-//! Every term names a buffer of its stage; `tests/it/budget.rs` compares these promises with
+//! Every term names a buffer of its stage; `tests/it/budget/` compares these promises with
 //! measurements.
 
 use moe_forward::{Corpus, Storage};
