@@ -2,8 +2,6 @@
 
 use crate::common::Sandbox;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
-
 /// Options for a short training in both stages, on text of two labels.
 const LITTLE: &str = "--width 256 --steps 6 --student-steps 6 --sequence-length 128 --data-tokens 2048 \
                       --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt \
@@ -19,13 +17,9 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     for text in ["english: Δ loss", "code: Δ loss", "trained on own states", "top-1 same"] {
         assert!(whole.stdout.contains(text), "{text}: {}", whole.stdout);
     }
-    sandbox
-        .shell(&format!(
-            "'{BINARY}' distill golden/models/moe -o broken {LITTLE} & pid=$!\n\
-             while [ ! -e broken.training/trained-on-own-states.0 ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-             kill -9 $pid; wait $pid; test ! -e broken"
-        ))
-        .succeeds();
+    let broken = format!("distill golden/models/moe -o broken {LITTLE}");
+    sandbox.killed_at(&broken, "broken.training/trained-on-own-states.0");
+    assert!(!sandbox.path("broken").exists());
     let saved = |name: &str| sandbox.path(&format!("broken.training/{name}"));
     let intact = sandbox.read("broken.training/trained.1");
     let other = format!("distill golden/models/moe -o broken --resume {LITTLE}")

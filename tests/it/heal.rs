@@ -7,8 +7,6 @@ use crate::common::{Sandbox, assert_none};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
-
 /// Options for a short training on text of two labels.
 const LITTLE: &str = "--batch-tokens 512 --sequence-length 128 --data-tokens 2048 \
                       --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt";
@@ -111,13 +109,9 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
          --original golden/models/dense --original-weight 0.5 --original-logits top-k --original-logits-per-token 16 {LITTLE} {MEASURED}"
     );
     sandbox.run(&format!("heal golden/models/moe -o whole {how}")).succeeds();
-    sandbox
-        .shell(&format!(
-            "'{BINARY}' heal golden/models/moe -o broken {how} & pid=$!\n\
-             while [ ! -e broken.training/state.safetensors ]; do kill -0 $pid || exit 7; sleep 0.02; done\n\
-             kill -9 $pid; wait $pid; test ! -e broken"
-        ))
-        .succeeds();
+    let broken = format!("heal golden/models/moe -o broken {how}");
+    sandbox.killed_at(&broken, "broken.training/state.safetensors");
+    assert!(!sandbox.path("broken").exists());
     let anew = sandbox.run(&format!("heal golden/models/moe -o broken {how}")).exits(2);
     anew.says(&["broken.training", "--resume", "--overwrite"]);
     let other = format!("heal golden/models/moe -o broken --resume {how}")

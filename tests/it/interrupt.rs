@@ -1,6 +1,7 @@
 //! Tests Ctrl-C in the middle of a pass, and the command that it prints.
 
-use crate::common::{BINARY, Sandbox};
+use crate::common::held::Held;
+use crate::common::{Outcome, Sandbox};
 
 /// This run is long enough to be stopped, even on a fast machine.
 const QUANTIZE: &str = "quantize golden/models/moe -o out --per-expert --scheme w4a16 --group-size 32 --data golden/text/english.calibration.txt \
@@ -26,12 +27,13 @@ model = "golden/models/moe"
 "#;
 
 /// Stops `command` with `signal` once it writes its result. Its stderr goes to the file `said`.
-fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> crate::common::Outcome {
-    sandbox.shell(&format!(
-        "{BINARY} {command} 2>said & pid=$!\n\
-         while [ ! -d .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-         kill -{signal} $pid; wait $pid"
-    ))
+fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> Outcome {
+    sandbox.held(&Held {
+        before: "",
+        line: &format!("{command} 2>said"),
+        once: "-d .out.partial-moe-convert",
+        then: &format!("kill -{signal} $pid"),
+    })
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use crate::common::{BINARY, Sandbox, assert_none};
+use crate::common::held::{Held, while_stopped};
+use crate::common::{Sandbox, assert_none};
 
 const OBSERVE: &str =
     "observe golden/models/moe --data golden/text/english.calibration.txt --data-tokens 4096";
@@ -22,11 +23,12 @@ fn a_file_that_was_written_while_a_run_worked_is_not_replaced() {
         ("moe-convert $O -o stats", "--overwrite", "echo THESIS >stats"),
     ] {
         let sandbox = Sandbox::new();
-        let outcome = sandbox.shell(&format!(
-            "O='{OBSERVE}'; {before} || exit 9\n'{BINARY}' $O -o stats {option} & pid=$!\n\
-             while [ ! -e .stats.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-             kill -STOP $pid; sleep 0.02; {change}; kill -CONT $pid; wait $pid"
-        ));
+        let outcome = sandbox.held(&Held {
+            before: &format!("O='{OBSERVE}'; {before} || exit 9"),
+            line: &format!("{OBSERVE} -o stats {option}"),
+            once: "-e .stats.partial-moe-convert",
+            then: &while_stopped(change),
+        });
         let kept = sandbox.read("stats") == b"THESIS\n" && sandbox.path("stats-2").is_file();
         if outcome.code != 1 || !kept {
             problems.push(format!("{change} after {before}: {:?}\n{outcome}", sandbox.names(".")));
@@ -46,11 +48,12 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
             "{step}output = \"a\"\ndata-tokens = 4096\n{step}output = \"b\"\ndata-tokens = 512\n"
         ),
     );
-    let outcome = sandbox.shell(&format!(
-        "'{BINARY}' run r.toml --junit j.xml & pid=$!\n\
-         while [ ! -e .a.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-         kill -STOP $pid; sleep 0.02; echo THESIS >j.xml; kill -CONT $pid; wait $pid"
-    ));
+    let outcome = sandbox.held(&Held {
+        before: "",
+        line: "run r.toml --junit j.xml",
+        once: "-e .a.partial-moe-convert",
+        then: &while_stopped("echo THESIS >j.xml"),
+    });
     // The second step runs all the same, and its report is complete.
     outcome.exits(1).says(&["j-2.xml", "in the way"]);
     assert_eq!(sandbox.read("j.xml"), b"THESIS\n");
@@ -158,17 +161,16 @@ fn links_to_folders_are_what_loaders_go_through() {
 #[test]
 fn temporary_folders_are_removed_by_signals() {
     let mut problems = Vec::new();
-    for (command, folder) in
-        [("selftest", "tmp"), ("bench --scratch tmp --layers 1 --data-tokens 4096", "tmp")]
-    {
+    for command in ["selftest", "bench --scratch tmp --layers 1 --data-tokens 4096"] {
         for signal in ["INT", "TERM"] {
             let sandbox = Sandbox::new();
-            let outcome = sandbox.shell(&format!(
-                "mkdir {folder}; TMPDIR=$PWD/{folder} '{BINARY}' {command} >said 2>&1 & pid=$!\n\
-                 until [ -n \"$(ls -A {folder})\" ]; do kill -0 $pid || exit 7; sleep 0.01; done; sleep 0.3\n\
-                 kill -{signal} $pid; wait $pid"
-            ));
-            let left = sandbox.names(folder);
+            let outcome = sandbox.held(&Held {
+                before: "mkdir tmp; export TMPDIR=$PWD/tmp",
+                line: &format!("{command} >said 2>&1"),
+                once: "-n \"$(ls -A tmp)\"",
+                then: &format!("sleep 0.3; kill -{signal} $pid"),
+            });
+            let left = sandbox.names("tmp");
             if ![130, 143].contains(&outcome.code) || !left.is_empty() {
                 problems.push(format!("{command}, {signal}: left {left:?}\n{outcome}"));
             }
@@ -183,13 +185,13 @@ fn a_run_whose_messages_nobody_takes_can_be_stopped() {
     let sandbox = Sandbox::new();
     let start = Instant::now();
     // The pipe is filled before the run begins, and its reader sleeps.
-    let outcome = sandbox.shell(&format!(
-        "mkfifo pipe; sleep 60 <pipe & reader=$!\nexec 9>pipe\n\
-         timeout 1 head -c 65536 /dev/zero >&9\n\
-         '{BINARY}' {LONG} -o stats --quiet 2>&9 & pid=$!\n\
-         while [ ! -e .stats.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-         kill -TERM $pid; wait $pid; code=$?; kill $reader; exit $code"
-    ));
+    let outcome = sandbox.held(&Held {
+        before: "mkfifo pipe; sleep 60 <pipe & reader=$!; trap 'kill $reader' EXIT\n\
+                 exec 9>pipe; timeout 1 head -c 65536 /dev/zero >&9",
+        line: &format!("{LONG} -o stats --quiet 2>&9"),
+        once: "-e .stats.partial-moe-convert",
+        then: "kill -TERM $pid",
+    });
     assert_eq!(outcome.code, 143, "{outcome}");
     assert!(start.elapsed() < Duration::from_secs(30), "{outcome}");
     assert_eq!(sandbox.names("."), ["golden", "pipe"]);
@@ -201,11 +203,8 @@ const HEAL: &str = "heal m --data ids.jsonl --held-out ids.jsonl --sequence-leng
 fn a_training_goes_on_from_its_own_state_and_log_alone() {
     let sandbox = Sandbox::with_model_and_text();
     for (name, rate) in [("a", ""), ("b", "--learning-rate 0.01")] {
-        sandbox.shell(&format!(
-            "'{BINARY}' {HEAL} -o {name} {rate} & pid=$!\n\
-             until [ -e {name}.training/state.safetensors ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-             kill -KILL $pid; wait $pid"
-        ));
+        let state = format!("{name}.training/state.safetensors");
+        sandbox.killed_at(&format!("{HEAL} -o {name} {rate}"), &state);
     }
     sandbox.shell("rm -rf .*.partial-moe-convert; cp -r a.training a.whole").succeeds();
     let mut problems = Vec::new();

@@ -5,7 +5,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::common::{BINARY, Sandbox, assert_none};
+use crate::common::held::{Held, while_stopped};
+use crate::common::{Outcome, Sandbox, assert_none};
 
 const HEAL: &str = "heal m -o healed --data ids.jsonl --sequence-length 64 --batch-tokens 64 --eval-every 1 --steps 2";
 const PRUNE: &str =
@@ -84,6 +85,18 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
     sandbox.run("prune m -o of-plan --plan plan.json").succeeds();
 }
 
+/// Prunes a model into `out` with --overwrite, and does `change` while the run works.
+#[track_caller]
+fn changed_while_pruning(sandbox: &Sandbox, change: &str) -> Outcome {
+    sandbox.held(&Held {
+        before: "",
+        line: "prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
+               --data-tokens 4096 -o out --overwrite -q",
+        once: "-e .out.partial-moe-convert",
+        then: &format!("sleep 0.1; {}", while_stopped(change)),
+    })
+}
+
 #[test]
 fn a_result_that_comes_while_a_run_works_is_not_replaced() {
     let mut problems = Vec::new();
@@ -98,12 +111,8 @@ fn a_result_that_comes_while_a_run_works_is_not_replaced() {
         let sandbox = Sandbox::with_model_and_text();
         let prune = "prune m --experts 3 --criterion random";
         sandbox.run(&format!("{prune} -o other --seed 7")).succeeds();
-        let outcome = sandbox.shell(&format!(
-            "{before} || exit 9; '{BINARY}' prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
-             --data-tokens 4096 -o out --overwrite -q & pid=$!\n\
-             while [ ! -e .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-             sleep 0.1; kill -STOP $pid; sleep 0.02; {change}; cp -r out kept; kill -CONT $pid; wait $pid"
-        ));
+        sandbox.shell(before).succeeds();
+        let outcome = changed_while_pruning(&sandbox, &format!("{change}; cp -r out kept"));
         let kept = sandbox.shell("diff -r out kept && [ -e out-2/moe-convert.json ]").code == 0;
         if outcome.code != 1 || !kept || !outcome.stderr.contains("in the way") {
             problems.push(format!("{change} after {before}: {:?}\n{outcome}", sandbox.names(".")));
@@ -124,12 +133,7 @@ fn other_permissions_make_no_other_result_of_it() {
         let sandbox = Sandbox::with_model_and_text();
         sandbox.run("prune m --experts 3 --criterion random -o out").succeeds();
         // Every run does the same work, so that its result can be compared with the first.
-        let outcome = sandbox.shell(&format!(
-            "'{BINARY}' prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
-             --data-tokens 4096 -o out --overwrite -q & pid=$!\n\
-             while [ ! -e .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-             sleep 0.1; kill -STOP $pid; sleep 0.02; {change}; kill -CONT $pid; wait $pid"
-        ));
+        let outcome = changed_while_pruning(&sandbox, change);
         let is_new =
             sandbox.shell("grep -q leave-one-out out/moe-convert.json && [ ! -e out-2 ]").code == 0;
         if outcome.code != 0 || !is_new {
@@ -214,11 +218,7 @@ fn text_goes_to_pipes_and_devices() {
 fn a_training_that_goes_on_with_another_rate_says_so() {
     let sandbox = Sandbox::with_model_and_text();
     let heal = HEAL.replace("--steps 2", "--steps 400");
-    sandbox.shell(&format!(
-        "'{BINARY}' {heal} -q & pid=$!\n\
-         until [ -e healed.training/state.safetensors ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-         kill -KILL $pid; wait $pid"
-    ));
+    sandbox.killed_at(&format!("{heal} -q"), "healed.training/state.safetensors");
     let resumed = sandbox.run(&format!("{heal} --resume --learning-rate 0.02 --clip 2")).succeeds();
     resumed.says(&["--learning-rate is 0.02, no longer", "--clip is 2, no longer"]);
     let run = sandbox.json("healed/run.json");

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::common::held::Held;
 use crate::common::{BINARY, Outcome, Sandbox, assert_none};
 
 /// This run is long enough to be stopped, even on a fast machine.
@@ -17,11 +18,12 @@ const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 8 --top-k 2"
 /// Runs [`QUANTIZE`] after `before`, sends `signal` once there are files that could be left behind,
 /// and waits for the end.
 fn killed(sandbox: &Sandbox, before: &str, signal: &str) -> Outcome {
-    sandbox.shell(&format!(
-        "{before}\n{BINARY} {QUANTIZE} 2>said & pid=$!\n\
-         while [ ! -d .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
-         kill -{signal} $pid; wait $pid"
-    ))
+    sandbox.held(&Held {
+        before,
+        line: &format!("{QUANTIZE} 2>said"),
+        once: "-d .out.partial-moe-convert",
+        then: &format!("kill -{signal} $pid"),
+    })
 }
 
 /// Name for `kill`, number on Linux for common processors, and words of the message.

@@ -6,6 +6,7 @@
 //! golden/models/dense")`.
 
 pub mod checkpoint;
+pub mod held;
 mod json;
 pub mod tensors;
 
