@@ -5,49 +5,18 @@
 //! that follows from these, however the allocator and the system's pages behave.
 #![cfg(target_os = "linux")]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::common::Sandbox;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use crate::common::made::Llama;
 
-const HIDDEN: usize = 256;
-const WIDTH: usize = 1024;
 const VOCAB: usize = 512;
 
-/// A llama checkpoint with 2.1 MB of weights in each layer.
+/// Writes a llama checkpoint with 2.1 MB of weights in each layer.
 fn write_llama(dir: &Path, layers: usize) {
-    std::fs::create_dir(dir).unwrap();
-    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    shapes.insert("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
-    shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
-    for layer in 0..layers {
-        let mut add = |name: &str, shape: &[usize]| {
-            shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape.into())
-        };
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            add(norm, &[HIDDEN]);
-        }
-        for projection in ["q", "k", "v", "o"] {
-            add(&format!("self_attn.{projection}_proj"), &[HIDDEN, HIDDEN]);
-        }
-        add("mlp.gate_proj", &[WIDTH, HIDDEN]);
-        add("mlp.up_proj", &[WIDTH, HIDDEN]);
-        add("mlp.down_proj", &[HIDDEN, WIDTH]);
-    }
-    // 2⁻⁵ in bf16 keeps every activation finite.
-    let bytes = |shape: &[usize]| [0x00u8, 0x3d].repeat(shape.iter().product());
-    let data: BTreeMap<_, _> = shapes.iter().map(|(name, shape)| (name, bytes(shape))).collect();
-    let views = shapes
-        .iter()
-        .map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
-    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
-    let config = serde_json::json!({
-        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": WIDTH, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "vocab_size": VOCAB, "tie_word_embeddings": true,
-    });
-    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    // 2⁻⁵ keeps every activation finite.
+    Llama { layers, hidden: 256, width: 1024, vocab: VOCAB, heads: 4, head_dim: 64 }
+        .write(dir, || 0x3d00);
 }
 
 /// The peak memory of a run, in bytes.

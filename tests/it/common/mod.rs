@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod held;
 mod json;
+pub mod made;
 pub mod tensors;
 
 use std::collections::BTreeMap;
