@@ -58,7 +58,7 @@ fn logits_that_cannot_be_written_leave_nothing() {
     assert_eq!(sandbox.names("."), ["golden"]);
 }
 
-/// A full device behind stdout is a failure; a closed pipe is not (see contract.rs).
+/// A full device behind stdout is a failure; a closed pipe is not (see contract/streams.rs).
 #[test]
 fn results_that_cannot_be_printed() {
     let sandbox = Sandbox::new();

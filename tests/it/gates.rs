@@ -98,3 +98,41 @@ fn a_loss_can_be_made_to_fall() {
         .exits(3)
         .says(&["max-loss-increase is -0.5", "measured 0.000000"]);
 }
+
+#[test]
+fn gates_limit_labels_sizes_and_regressions() {
+    let sandbox = Sandbox::new();
+    let eval = "eval golden/models/moe --data english=golden/text/english.heldout.txt --data-tokens 64 --json";
+    let against = format!("{eval} --original golden/models/dense");
+    sandbox.run(&format!("{against} --domain english:max-kl=100 --max-bytes 1GB")).succeeds();
+    let found = sandbox
+        .run(&format!("{against} --domain english:max-kl=0.001"))
+        .exits(3)
+        .says(&["max-kl of english"]);
+    assert!(
+        found.stderr.contains("beyond it") && found.stderr.contains("remedy"),
+        "{}",
+        found.stderr
+    );
+    sandbox
+        .run(&format!("{against} --domain code:max-kl=1"))
+        .exits(2)
+        .says(&["\"code\"", "english"]);
+    sandbox
+        .run(&format!("{eval} --max-bytes 1MB"))
+        .exits(3)
+        .says(&["max-bytes is 1.00 MB", "golden/models/moe"]);
+    // The earlier measurement is the golden, and another model's measurement doesn't match it.
+    sandbox.write("moe.json", sandbox.run(eval).succeeds().stdout);
+    sandbox.run(&format!("{eval} --golden moe.json")).succeeds();
+    let dense = eval.replace("models/moe", "models/dense");
+    sandbox
+        .run(&format!("{dense} --golden moe.json"))
+        .exits(3)
+        .says(&["golden-tolerance of the loss of english"]);
+    sandbox.run(&format!("{dense} --golden moe.json --golden-tolerance 9")).succeeds();
+    sandbox
+        .run(&format!("{} --golden moe.json", eval.replace("64", "32")))
+        .exits(2)
+        .says(&["moe.json", "tokens"]);
+}

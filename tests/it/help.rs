@@ -79,7 +79,7 @@ fn examples(help: &str) -> Vec<String> {
 #[test]
 fn examples_run() {
     let mut problems = Vec::new();
-    // contract.rs runs this example and checks its output.
+    // contract/machine.rs runs this example and checks its output.
     let mut seen = BTreeSet::from(["moe-convert selftest".to_owned()]);
     for command in COMMANDS {
         let sandbox = Sandbox::new();

@@ -156,3 +156,50 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
     }
     assert_none(&problems);
 }
+
+#[test]
+fn what_a_killed_run_left_is_cleared() {
+    let sandbox = Sandbox::new();
+    sandbox.write(".out.partial-moe-convert/model.safetensors", "half");
+    sandbox.run("upcycle golden/models/dense -o out --experts 4 --top-k 2").succeeds();
+    assert_eq!(sandbox.names("."), ["golden", "out"]);
+    sandbox.run("verify out").succeeds();
+}
+
+#[test]
+fn a_killed_run_leaves_no_result() {
+    let sandbox = Sandbox::new();
+    let upcycle = "upcycle golden/models/dense -o out --experts 64 --top-k 2";
+    let hidden = sandbox.path(".out.partial-moe-convert");
+    // The run is killed when it has begun, and after some of its 66 MB are written.
+    for bytes in [0, 1 << 20, 8 << 20] {
+        kill_when(&sandbox, upcycle, || {
+            let written = hidden.join("model.safetensors").metadata().map_or(0, |file| file.len());
+            hidden.is_dir() && written >= bytes
+        });
+        assert!(hidden.is_dir() && !sandbox.path("out").exists(), "{bytes}");
+    }
+    sandbox.run(upcycle).succeeds();
+    assert_eq!(sandbox.names("."), ["golden", "out"]);
+    sandbox.run("verify out").succeeds();
+}
+
+/// Kills a run of `line` as soon as `is_reached`, before it ends.
+fn kill_when(sandbox: &Sandbox, line: &str, is_reached: impl Fn() -> bool) {
+    use std::os::unix::process::ExitStatusExt;
+    // Files that an earlier run left would be taken for those of this run.
+    sandbox.shell("rm -rf .out.partial-moe-convert").succeeds();
+    let mut command = Command::new(BINARY);
+    command
+        .args(line.split(' '))
+        .current_dir(sandbox.path("."))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let (mut child, start) = (command.spawn().unwrap(), Instant::now());
+    while !is_reached() {
+        assert!(child.try_wait().unwrap().is_none(), "{line} ended before it could be killed");
+        assert!(start.elapsed() < Duration::from_secs(60), "{line} never came so far");
+    }
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "the kill landed");
+}

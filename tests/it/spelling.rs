@@ -1,6 +1,6 @@
 //! Tests spellings of options and values from other tools and earlier versions.
 
-use crate::common::{Sandbox, assert_none};
+use crate::common::{Sandbox, assert_none, step};
 
 const MODEL: &str = "golden/models/moe";
 
@@ -95,4 +95,19 @@ fn earlier_names_are_hidden() {
             assert!(!shown.contains(hidden), "{what}: {hidden}");
         }
     }
+}
+
+/// Scripts and recipes of earlier versions still run.
+#[test]
+fn the_old_name_of_no_baseline_is_known() {
+    const TEXT: &str = "golden/text/code.calibration.txt";
+    let sandbox = Sandbox::new();
+    let random = format!(
+        "prune {MODEL} -o out --criterion random --keep 0.5 --held-out {TEXT} --held-out-tokens 64"
+    );
+    sandbox.run(&format!("{random} --no-control --dry-run")).succeeds();
+    let keys = "output = \"out\"\nexperts = 12\ncriterion = \"random\"\nno-control = true";
+    let measured = format!("{keys}\nheld-out = [{TEXT:?}]\nheld-out-tokens = 64");
+    sandbox.write("r.toml", step("prune", MODEL, &measured));
+    sandbox.run("run r.toml --dry-run").succeeds();
 }

@@ -253,3 +253,36 @@ fn dry_runs_decide_what_weights_alone_decide() {
     let sound = sandbox.run(&format!("prune {MOE} -o out {aimer}")).succeeds();
     assert!(!sound.stdout.contains("decided when it runs"), "{}", sound.stdout);
 }
+
+#[test]
+fn quantize_warns_of_what_verify_finds_in_its_result() {
+    let sandbox = Sandbox::new();
+    let options = [
+        "w4a16",
+        "w4a16 --group-size -1",
+        "w4a16 --asymmetric",
+        "w3a16",
+        "w8a16 --format gptq",
+        "w2a16 --format gptq",
+        "fp8",
+        "fp8-block",
+        "fp8-block --format compressed-tensors",
+    ];
+    let mut warned = std::collections::BTreeSet::new();
+    for scheme in options {
+        let line =
+            format!("quantize golden/models/moe -o out --overwrite --solver rtn --scheme {scheme}");
+        sandbox.run(&line).succeeds();
+        let warnings: Vec<String> =
+            serde_json::from_value(sandbox.json("out/moe-convert.json")["warnings"].clone())
+                .unwrap();
+        let verified = sandbox.run("verify out").succeeds();
+        let engines: Vec<_> =
+            verified.stdout.lines().filter_map(|l| l.trim().strip_prefix("engine ")).collect();
+        assert_eq!(engines.len(), 4, "{verified}");
+        let refusing = engines.iter().map(|l| l.trim()).filter(|l| !l.contains(" takes it"));
+        assert_eq!(warnings, refusing.collect::<Vec<_>>(), "{scheme}");
+        warned.extend(warnings.iter().filter_map(|w| w.split(' ').next().map(str::to_owned)));
+    }
+    assert_eq!(warned.into_iter().collect::<Vec<_>>(), ["SGLang", "transformers", "vLLM"]);
+}

@@ -1,6 +1,7 @@
 //! A copy of a golden checkpoint, and ways to damage it.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -45,6 +46,12 @@ impl Checkpoint {
         fs::create_dir(self.path(name)).unwrap();
     }
 
+    /// Replaces the file `name` by a link to `target`.
+    pub fn make_link_of(&self, name: &str, target: &str) {
+        self.remove(name);
+        symlink(target, self.path(name)).unwrap();
+    }
+
     /// Cuts the file `name` to `length` bytes, counted from its end if negative.
     pub fn truncate(&self, name: &str, length: i64) {
         self.edit_bytes(name, |bytes| {
@@ -72,6 +79,11 @@ impl Checkpoint {
         self.edit_json("config.json", |config| {
             config.insert(key.to_owned(), value);
         });
+    }
+
+    /// Takes a key out of config.json.
+    pub fn unset(&self, key: &str) {
+        self.edit_json("config.json", |config| _ = config.remove(key));
     }
 
     /// Makes the index say that `shard` holds `tensor`.
@@ -103,6 +115,17 @@ impl Checkpoint {
             let (start, end) = to(start, end);
             header[tensor]["data_offsets"] = json!([start, end]);
         });
+    }
+
+    /// Changes what the header of `model.safetensors` says under `key` of `tensor`.
+    pub fn set_entry(&self, tensor: &str, key: &str, value: Value) {
+        self.edit_header(SHARD, |header| header[tensor][key] = value);
+    }
+
+    /// Adds a tensor without elements to the header of `model.safetensors`.
+    pub fn add_empty_tensor(&self, name: &str) {
+        let entry = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]});
+        self.edit_header(SHARD, |header| _ = header.insert(name.to_owned(), entry));
     }
 
     /// Renames `tensor` in `model.safetensors`.

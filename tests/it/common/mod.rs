@@ -59,6 +59,11 @@ pub fn assert_none(problems: &[String]) {
     assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
 }
 
+/// A step of a recipe: `run` on `model`, with further `keys`, one a line.
+pub fn step(run: &str, model: &str, keys: &str) -> String {
+    format!("[[step]]\nrun = {run:?}\nmodel = {model:?}\n{keys}\n")
+}
+
 /// A temporary directory in which the binary runs.
 pub struct Sandbox(TempDir);
 

@@ -1,0 +1,123 @@
+//! Tests that logits and losses are those of transformers.
+
+use serde_json::Value;
+
+use crate::common::{Sandbox, root, tensors};
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let sandbox = Sandbox::new();
+    let mut cases: Vec<_> = ["llama/base", "qwen2_moe/base", "mixtral/sharded", "olmoe/base"]
+        .map(|c| {
+            (
+                format!("families/{c}/model"),
+                format!("families/{c}/tokens.json"),
+                format!("families/{c}/reference.safetensors"),
+            )
+        })
+        .into();
+    for name in ["dense", "moe"] {
+        cases.push((
+            format!("models/{name}"),
+            format!("models/{name}.tokens.json"),
+            format!("models/{name}.logits.safetensors"),
+        ));
+    }
+    for (model, tokens, reference) in cases {
+        sandbox
+            .run(&format!(
+                "logits golden/{model} --tokens golden/{tokens} -o l.safetensors --overwrite"
+            ))
+            .succeeds();
+        let written = tensors::read(&sandbox.path("l.safetensors"));
+        assert_eq!(written.keys().collect::<Vec<_>>(), ["logits"]);
+        let expected = &tensors::read(&root().join("golden").join(reference))["logits"];
+        let difference = tensors::max_difference(&written["logits"], expected);
+        assert!(difference < 1e-4, "{model}: {difference}");
+    }
+}
+
+/// golden/routing tests what the routers of each family do in bf16. This test is about the option
+/// that asks for it, and about receipts, which record it.
+#[test]
+fn routers_compute_in_the_models_dtype_on_request() {
+    let sandbox = Sandbox::new();
+    for (family, rounds) in
+        [("mixtral", true), ("qwen3_moe", true), ("deepseek_v3", false), ("glm4_moe", false)]
+    {
+        let golden = format!("golden/families/{family}/base");
+        for dtype in ["f32", "model"] {
+            let line =
+                format!("logits {golden}/model --tokens {golden}/tokens.json -o {family}.{dtype}");
+            sandbox.run(&format!("{line} --router-dtype {dtype}")).succeeds();
+        }
+        let [wide, rounded] = ["f32", "model"]
+            .map(|dtype| tensors::read(&sandbox.path(&format!("{family}.{dtype}"))));
+        let apart = tensors::max_difference(&wide["logits"], &rounded["logits"]);
+        assert!(
+            if rounds { apart > 1e-4 && apart < 0.5 } else { apart == 0.0 },
+            "{family}: {apart}"
+        );
+    }
+    let prune = "prune golden/models/moe -o out --experts 12 --criterion reap --data-tokens 512 \
+                 --data golden/text/code.calibration.txt";
+    sandbox.run(&format!("{prune} --router-dtype model")).succeeds();
+    assert_eq!(sandbox.json("out/moe-convert.json")["router_dtype"], "model");
+    sandbox.run(prune).exits(2).says(&["out"]);
+    let again = sandbox.run(&format!("{prune} --resume --router-dtype model")).succeeds();
+    assert!(again.stdout.contains("is finished already"), "{again}");
+    sandbox.run(&format!("{prune} --resume")).exits(2).says(&["other options"]);
+    sandbox
+        .run(&format!("{prune} --router-dtype bf16"))
+        .exits(2)
+        .says(&["possible values", "model"]);
+}
+
+#[test]
+fn evaluation_agrees_with_transformers() {
+    let sandbox = Sandbox::new();
+    let reference = sandbox.json("golden/models/reference.json");
+    for model in ["dense", "moe"] {
+        let data = ["english", "code", "spanish", "arithmetic"]
+            .map(|d| format!("--data {d}=golden/text/{d}.heldout.txt"));
+        let line =
+            format!("eval golden/models/{model} --sequence-length 256 --json {}", data.join(" "));
+        let report = sandbox.run(&line).succeeds().json()["report"].clone();
+        let expected = &reference["models"][model];
+        assert_eq!(report["domains"].as_array().unwrap().len(), data.len());
+        for domain in report["domains"].as_array().unwrap() {
+            assert_same_domain(domain, &expected["domains"][domain["label"].as_str().unwrap()]);
+        }
+        assert_same_domain(&report["all"], &expected["total"]);
+        if model == "moe" {
+            assert_same_load(&report, &expected["expert_counts"]);
+        }
+    }
+}
+
+fn assert_same_domain(found: &Value, expected: &Value) {
+    let loss = |v: &Value| v["loss"].as_f64().unwrap();
+    assert!((loss(found) - loss(expected)).abs() < 1e-4, "{found} {expected}");
+    assert!((found["perplexity"].as_f64().unwrap() - loss(expected).exp()).abs() < 0.01, "{found}");
+    assert_eq!(found["tokens"], expected["tokens"]);
+    assert_eq!(found["predicted_tokens"], expected["predicted_tokens"]);
+}
+
+/// Counts may differ where two experts are tied up to rounding: for at most one token in a
+/// thousand.
+fn assert_same_load(report: &Value, expected: &Value) {
+    for (index, domain) in report["domains"].as_array().unwrap().iter().enumerate() {
+        let layers = expected[domain["label"].as_str().unwrap()].as_array().unwrap();
+        assert_eq!(report["load"].as_array().unwrap().len(), layers.len());
+        for (load, expected) in report["load"].as_array().unwrap().iter().zip(layers) {
+            let counts = |v: &Value| serde_json::from_value::<Vec<i64>>(v.clone()).unwrap();
+            let (found, expected) = (counts(&load["counts_by_domain"][index]), counts(expected));
+            assert_eq!(found.iter().sum::<i64>(), expected.iter().sum::<i64>());
+            let moved: i64 = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).sum();
+            assert!(
+                moved * 1000 <= 2 * domain["tokens"].as_i64().unwrap(),
+                "{found:?}\n{expected:?}"
+            );
+        }
+    }
+}

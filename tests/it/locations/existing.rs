@@ -1,0 +1,176 @@
+//! Tests that existing files are replaced only by files of their kind, and that files of the user
+//! stay.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use super::{TEXT, sandbox};
+use crate::common::assert_none;
+use crate::common::held::Held;
+
+#[test]
+fn files_replace_their_own_kind_alone() {
+    let sandbox = sandbox();
+    let writers = [
+        ("stats", format!("observe m -o FILE {TEXT}"), "statistics"),
+        ("logits", "logits m --tokens ids.json -o FILE".to_owned(), "logits"),
+        ("plan", format!("prune m -o out --keep 0.5 {TEXT} --dry-run --plan-out FILE"), "a plan"),
+        ("junit", "run recipe.toml --junit FILE".to_owned(), "JUnit XML"),
+    ];
+    sandbox.write("recipe.toml", "[[step]]\nrun = \"verify\"\nmodel = \"m\"\n");
+    let line = |index: usize, file: &str| writers[index].1.replace("FILE", file);
+    for (index, (file, ..)) in writers.iter().enumerate() {
+        sandbox.run(&line(index, file)).succeeds();
+        sandbox.write("empty", "");
+        sandbox.run(&line(index, "empty")).succeeds();
+        assert!(!sandbox.read("empty").is_empty());
+    }
+    sandbox.write("thesis.tex", "years");
+    sandbox.write("other.json", "{\"layers\": 3, \"keep\": []}");
+    symlink("thesis.tex", sandbox.path("to-thesis")).unwrap();
+    symlink("nowhere", sandbox.path("dangling")).unwrap();
+    let mut problems = Vec::new();
+    for (index, (own, _, content)) in writers.iter().enumerate() {
+        for how in ["", "--overwrite"] {
+            let others = writers.iter().map(|(file, ..)| *file).filter(|file| file != own);
+            for other in others.chain(["thesis.tex", "other.json", "hard", "out.bin"]) {
+                sandbox.write("out.bin", [0, 159, 146, 150]);
+                let line = format!("{} {how}", line(index, other));
+                // `hard` is a name of the model, which some of these commands don't read.
+                let complaint = if other == "hard" { "remedy" } else { content };
+                problems.extend(sandbox.refuses(&line, 2, &[complaint]));
+            }
+            for link in ["to-thesis", "dangling"] {
+                problems.extend(sandbox.refuses(
+                    &format!("{} {how}", line(index, link)),
+                    2,
+                    &["is a link"],
+                ));
+            }
+            problems.extend(sandbox.refuses(
+                &format!("{} {how}", line(index, "held")),
+                2,
+                &["is a directory"],
+            ));
+            // Text may go to a device: see `replaced.rs`.
+            if ["statistics", "logits"].contains(content) {
+                problems.extend(sandbox.refuses(
+                    &format!("{} {how}", line(index, "/dev/null")),
+                    2,
+                    &["regular file"],
+                ));
+            }
+        }
+        problems.extend(sandbox.refuses(&line(index, own), 2, &["exists", "--overwrite"]));
+    }
+    assert_none(&problems);
+    for (index, (own, ..)) in writers.iter().enumerate() {
+        sandbox.run(&format!("{} --overwrite", line(index, own))).succeeds();
+    }
+}
+
+/// A result is replaced only if all files in it were written by a run.
+#[test]
+fn overwrite_keeps_what_no_run_has_written() {
+    let sandbox = sandbox();
+    let line = "prune m -o out --keep 0.5 --criterion random";
+    sandbox.run(line).succeeds();
+    let mut problems = Vec::new();
+    let again = format!("{line} --seed 1 --overwrite");
+    for foreign in ["out/thesis.tex", "out/notes/thesis.tex", "out/model.gguf", "out/.hidden"] {
+        sandbox.write(foreign, "years");
+        let named = foreign.split('/').nth(1).unwrap();
+        for how in ["", "--dry-run", "--resume"] {
+            problems.extend(sandbox.refuses(
+                &format!("{again} {how}"),
+                2,
+                &[named, "--overwrite would remove"],
+            ));
+        }
+        sandbox.shell(&format!("rm -r out/{named}")).succeeds();
+    }
+    // With an empty or missing list, all files count as foreign.
+    let sums = sandbox.read("out/SHA256SUMS");
+    fs::remove_file(sandbox.path("out/SHA256SUMS")).unwrap();
+    problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS"]));
+    for other in ["", "words\n"] {
+        sandbox.write("out/SHA256SUMS", other);
+        problems.extend(sandbox.refuses(&again, 2, &["remedy"]));
+    }
+    let more = [sums.as_slice(), format!("{}  zzz\n", "0".repeat(64)).as_bytes()].concat();
+    sandbox.write("out/SHA256SUMS", more);
+    problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS", "zzz is listed"]));
+    sandbox.write("out/SHA256SUMS", sums);
+    // Files that a run has written may have been edited since.
+    for (name, text) in
+        [("README.md", "my card"), ("config.json", "{}"), ("run.json", "{\"runs\": 1}")]
+    {
+        let before = sandbox.read(&format!("out/{name}"));
+        sandbox.write(&format!("out/{name}"), text);
+        problems.extend(sandbox.refuses(&again, 2, &[name, "--overwrite would remove"]));
+        sandbox.write(&format!("out/{name}"), before);
+    }
+    sandbox.write("out/training.jsonl", "{\"step\": 1}\n");
+    problems.extend(sandbox.refuses(&again, 2, &["training.jsonl", "--overwrite would remove"]));
+    fs::remove_file(sandbox.path("out/training.jsonl")).unwrap();
+    // A receipt alone doesn't make a folder a result.
+    sandbox
+        .shell("mkdir mine; cp out/moe-convert.json mine; echo years > mine/thesis.tex")
+        .succeeds();
+    problems.extend(sandbox.refuses(
+        &again.replace("-o out", "-o mine"),
+        2,
+        &["mine", "SHA256SUMS"],
+    ));
+    symlink("out", sandbox.path("to-out")).unwrap();
+    problems.extend(sandbox.refuses(
+        &again.replace("-o out", "-o to-out"),
+        2,
+        &["to-out", "is a link"],
+    ));
+    assert_none(&problems);
+    sandbox.run(&again).succeeds();
+    sandbox.run(&again.replace("-o out", "-o ./out/.").replace("--seed 1", "--seed 2")).succeeds();
+    assert!(!sandbox.path("out-2").exists());
+}
+
+#[test]
+fn pages_of_the_manual_replace_pages_alone() {
+    let sandbox = sandbox();
+    sandbox.run("man pages").succeeds();
+    let mut problems: Vec<_> =
+        sandbox.refuses("man pages", 2, &["moe-convert", "--overwrite"]).into_iter().collect();
+    sandbox.run("man pages --overwrite").succeeds();
+    sandbox.write("thesis.tex", "years");
+    sandbox.write("pages/moe-convert-prune.1", "years");
+    problems.extend(sandbox.refuses(
+        "man pages --overwrite",
+        2,
+        &["moe-convert-prune.1", "man page"],
+    ));
+    fs::remove_file(sandbox.path("pages/moe-convert-prune.1")).unwrap();
+    symlink("../thesis.tex", sandbox.path("pages/moe-convert-prune.1")).unwrap();
+    problems.extend(sandbox.refuses(
+        "man pages --overwrite",
+        2,
+        &["moe-convert-prune.1", "is a link"],
+    ));
+    problems.extend(sandbox.refuses("man m", 2, &["config.json", "man pages have no place"]));
+    assert_none(&problems);
+}
+
+/// Of two runs, the second one doesn't touch the first one's output.
+#[test]
+fn of_two_runs_at_once_one_has_the_output() {
+    let sandbox = sandbox();
+    let heal = "heal m -o out --data ids.jsonl --steps 400 --eval-every 1 --batch-tokens 64 --sequence-length 64 --train all -q";
+    let outcome = sandbox.held(&Held {
+        before: "",
+        line: heal,
+        once: "-e out.training/state.safetensors",
+        then: &format!("moe-convert {heal} --overwrite; second=$?; wait $pid && exit $second"),
+    });
+    outcome.exits(1).says(&["another run is writing this output"]);
+    sandbox.run("verify out").succeeds();
+    assert!(!sandbox.path("out.training").exists());
+}

@@ -1,0 +1,37 @@
+//! Tests `prune` under each criterion.
+
+use serde_json::Value;
+
+use crate::common::Sandbox;
+
+#[test]
+fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
+    let sandbox = Sandbox::new();
+    // Three tokens reach at most 12 of the 24 experts of a layer.
+    sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    sandbox.run("observe golden/models/moe -o stats --data ids.jsonl").succeeds();
+    let schema = sandbox.run("schema").succeeds().json();
+    // These criteria need no tokens, or more than sums.
+    let others = ["aimer", "exhaustive", "ranked-choice", "random"];
+    // Variables may stand for words, which is the other kind of value.
+    let criteria = &schema["$defs"]["prune"]["properties"]["criterion"]["anyOf"][0]["enum"];
+    let criteria: Vec<&str> = criteria.as_array().unwrap().iter().flat_map(Value::as_str).collect();
+    assert!(criteria.len() >= 12 && others.iter().all(|other| criteria.contains(other)));
+    for method in criteria.iter().filter(|method| !others.contains(method)) {
+        let line = format!(
+            "prune golden/models/moe -o {method} --experts 12 --criterion {method} --stats stats --json"
+        );
+        let value = sandbox.run(&line).succeeds().json();
+        for layer in value["receipt"]["layers"].as_array().unwrap() {
+            let trust = &layer["details"];
+            let counts: Vec<u64> = serde_json::from_value(trust["load"]["counts"].clone()).unwrap();
+            let clusters: Vec<Vec<usize>> =
+                serde_json::from_value(trust["clusters"].clone()).unwrap();
+            let reached = counts.iter().filter(|n| **n > 0).count();
+            let kept = clusters.iter().filter(|cluster| counts[cluster[0]] > 0).count();
+            assert_eq!(kept, reached.min(12), "{method}: {layer}");
+            assert_eq!(trust["lost_choices"], 0.0, "{method}: {layer}");
+        }
+        sandbox.run(&format!("verify {method}")).succeeds();
+    }
+}

@@ -1,0 +1,219 @@
+//! Tests that a checkpoint which loaders refuse isn't sound.
+
+use serde_json::json;
+
+use super::{Case, LLAMA, MIXTRAL, QWEN3_MOE, SHARDED, case, prefixed};
+use crate::common::checkpoint::{Checkpoint, INDEX, SHARD};
+use crate::common::{Sandbox, assert_none};
+
+const POINTER: &str =
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+
+/// `verify` refuses each of these with the given words. transformers 5.23 was seen to refuse them
+/// (AutoModelForCausalLM or AutoConfig, AutoTokenizer), unless a row says otherwise.
+#[track_caller]
+fn all_refused(cases: &[Case]) {
+    let mut problems = Vec::new();
+    for Case { name, golden, damage, says } in cases {
+        let sandbox = Sandbox::new();
+        damage(&sandbox.copy(golden, "model"));
+        problems.extend(sandbox.refuses("verify model", 1, says).map(|p| format!("{name}: {p}")));
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn configs_that_loaders_refuse_are_not_sound() {
+    all_refused(&[
+        case("two counts", MIXTRAL, |c| c.set("num_experts", json!(4)), &["num_experts 4", "7"]),
+        case(
+            "two counts, DeepSeek",
+            "families/deepseek_v2/base/model",
+            |c| c.set("num_experts", json!(4)),
+            &["8"],
+        ),
+        case(
+            "an integer",
+            LLAMA,
+            |c| c.set("initializer_range", json!(1)),
+            &["initializer_range 1", "decimal point"],
+        ),
+        case(
+            "an integer, MoE",
+            QWEN3_MOE,
+            |c| c.set("router_aux_loss_coef", json!(0)),
+            &["router_aux_loss_coef 0"],
+        ),
+        case(
+            "a null",
+            QWEN3_MOE,
+            |c| c.set("use_cache", json!(null)),
+            &["use_cache null", "true or false"],
+        ),
+        case(
+            "a float",
+            LLAMA,
+            |c| c.set("max_position_embeddings", json!(64.0)),
+            &["max_position_embeddings 64.0"],
+        ),
+        case(
+            "no place for padding",
+            LLAMA,
+            |c| c.set("pad_token_id", json!(5000)),
+            &["pad_token_id 5000"],
+        ),
+        // transformers reads this, too.
+        case(
+            "another scoring",
+            "families/deepseek_v3/base/model",
+            |c| c.set("scoring_func", json!("softmax")),
+            &["scoring_func \"softmax\"", "transformers ignores this key", "\"sigmoid\""],
+        ),
+        case(
+            "a text for a layer",
+            QWEN3_MOE,
+            |c| c.set("mlp_only_layers", json!(["0"])),
+            &["mlp_only_layers", "[\"0\"]"],
+        ),
+        case(
+            "null for a switch",
+            LLAMA,
+            |c| c.set("tie_word_embeddings", json!(null)),
+            &["tie_word_embeddings null"],
+        ),
+    ]);
+}
+
+#[test]
+fn files_that_loaders_refuse_are_not_sound() {
+    all_refused(&[
+        case(
+            "no metadata",
+            SHARDED,
+            |c| c.edit_json(INDEX, |index| _ = index.remove("metadata")),
+            &[INDEX, "metadata"],
+        ),
+        case(
+            "null metadata",
+            SHARDED,
+            |c| c.edit_json(INDEX, |i| i["metadata"] = json!(null)),
+            &[INDEX, "metadata"],
+        ),
+        case(
+            "a list for it",
+            SHARDED,
+            |c| c.edit_json(INDEX, |i| i["metadata"] = json!([1])),
+            &[INDEX, "metadata"],
+        ),
+        case(
+            "another name",
+            LLAMA,
+            |c| c.rename(SHARD, "weights.safetensors"),
+            &["weights.safetensors", "rename"],
+        ),
+        case(
+            "a pointer",
+            LLAMA,
+            |c| c.write("tokenizer.json", POINTER),
+            &["tokenizer.json", "Git LFS", "git lfs pull"],
+        ),
+        case(
+            "another pointer",
+            LLAMA,
+            |c| c.write("tokenizer.model", POINTER),
+            &["tokenizer.model", "Git LFS"],
+        ),
+        case(
+            "half a tokenizer",
+            LLAMA,
+            |c| c.write("tokenizer.json", "{\"model\": "),
+            &["tokenizer.json", "JSON"],
+        ),
+        case(
+            "an adapter beside",
+            LLAMA,
+            |c| c.write("adapter_config.json", "{}"),
+            &["adapter", "merge_and_unload"],
+        ),
+        case(
+            "an adapter alone",
+            LLAMA,
+            |c| c.rename(SHARD, "adapter_model.safetensors"),
+            &["adapter", "merge_and_unload"],
+        ),
+        case(
+            "a pickle",
+            SHARDED,
+            |c| rename_shard(c, "model-00002-of-00003.safetensors", "a.weights"),
+            &["a.weights", "pickle"],
+        ),
+    ]);
+}
+
+#[test]
+fn tensors_that_loaders_refuse_are_not_sound() {
+    all_refused(&[
+        case(
+            "DataParallel",
+            LLAMA,
+            |c| prefixed(c, "module."),
+            &["module.model.embed_tokens.weight", "removeprefix"],
+        ),
+        case(
+            "torch.compile",
+            LLAMA,
+            |c| prefixed(c, "_orig_mod."),
+            &["\"_orig_mod.\"", "removeprefix"],
+        ),
+        case(
+            "PEFT",
+            LLAMA,
+            |c| prefixed(c, "base_model.model."),
+            &["\"base_model.model.\"", "merge_and_unload"],
+        ),
+        // transformers reads this, and this program says that it doesn't.
+        case(
+            "F64",
+            LLAMA,
+            widen_norm,
+            &["model.norm.weight", "F64", "though transformers loads them", "save_pretrained"],
+        ),
+        case(
+            "several",
+            LLAMA,
+            |c| prefixed(c, "_orig_mod.module."),
+            &["\"_orig_mod.module.\"", "removeprefix"],
+        ),
+    ]);
+}
+
+/// Renames the shard `name` to `new`, also in the index.
+fn rename_shard(checkpoint: &Checkpoint, name: &str, new: &str) {
+    checkpoint.rename(name, new);
+    checkpoint.edit_json(INDEX, |index| {
+        let map = index["weight_map"].as_object_mut().unwrap();
+        map.values_mut().filter(|shard| *shard == name).for_each(|shard| *shard = json!(new));
+    });
+}
+
+/// Stores the final norm in F64 after all other tensors. Its old bytes stay unused.
+fn widen_norm(checkpoint: &Checkpoint) {
+    const NORM: &str = "model.norm.weight";
+    let mut added = 0;
+    checkpoint.edit_header(SHARD, |header| {
+        let end =
+            header.values().filter_map(|entry| entry["data_offsets"][1].as_u64()).max().unwrap();
+        let old = header[NORM].clone();
+        let elements = old["shape"][0].as_u64().unwrap();
+        added = 8 * elements as usize;
+        header[NORM] =
+            json!({"dtype": "F64", "shape": [elements], "data_offsets": [end, end + 8 * elements]});
+        let (from, to) =
+            (old["data_offsets"][0].as_u64().unwrap(), old["data_offsets"][1].as_u64().unwrap());
+        header.insert(
+            "other".to_owned(),
+            json!({"dtype": "U8", "shape": [to - from], "data_offsets": [from, to]}),
+        );
+    });
+    checkpoint.edit_bytes(SHARD, |bytes| bytes.extend(std::iter::repeat_n(0, added)));
+}

@@ -1,0 +1,151 @@
+//! Tests that `verify` finds what was changed, added or removed since a result was written.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::LLAMA;
+use crate::common::{Sandbox, assert_none};
+
+const SUMS: &str = "out/SHA256SUMS";
+
+fn result() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.run("upcycle golden/families/llama/base/model -o out --experts 2 --top-k 1").succeeds();
+    sandbox
+}
+
+#[test]
+fn a_list_of_hashes_that_was_changed_is_found() {
+    let sandbox = result();
+    let sums = String::from_utf8(sandbox.read(SUMS)).unwrap();
+    let without = |name: &str| {
+        sums.lines().filter(|line| !line.ends_with(name)).fold(String::new(), |a, l| a + l + "\n")
+    };
+    let reversed = sums.lines().rev().fold(String::new(), |text, line| text + line + "\n");
+    let zeros = "0".repeat(64);
+    let of_config =
+        sums.lines().find(|line| line.ends_with("  config.json")).unwrap()[..64].to_owned();
+    let mut problems = Vec::new();
+    for (change, text, complaint) in [
+        ("emptied", String::new(), "isn't listed"),
+        ("without weights", without("model.safetensors"), "model.safetensors isn't listed"),
+        ("without the config", without("config.json"), "config.json isn't listed"),
+        ("without the receipt", without("moe-convert.json"), "moe-convert.json isn't listed"),
+        ("without the card", without("README.md"), "README.md isn't listed"),
+        ("reversed", reversed, "lines"),
+        ("another hash", sums.replace(&of_config, &zeros), "SHA-256"),
+        ("a line more", format!("{sums}{zeros}  notes.txt\n"), "notes.txt is listed"),
+        ("a file twice", format!("{sums}{sums}"), "again"),
+        ("no list", "words\n".to_owned(), "line 1"),
+    ] {
+        sandbox.write(SUMS, text);
+        problems.extend(
+            sandbox
+                .refuses("verify out", 1, &["SHA256SUMS", complaint])
+                .map(|p| format!("{change}: {p}")),
+        );
+    }
+    fs::remove_file(sandbox.path(SUMS)).unwrap();
+    problems.extend(sandbox.refuses("verify out", 1, &["SHA256SUMS", "receipt"]));
+    assert_none(&problems);
+    // The list reveals a changed byte, and a changed receipt too.
+    sandbox.write(SUMS, &sums);
+    sandbox.run("verify out").succeeds();
+    let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
+    // --resume keeps only complete results.
+    const AGAIN: &str =
+        "upcycle golden/families/llama/base/model -o out --experts 2 --top-k 1 --resume";
+    sandbox.run(AGAIN).succeeds();
+    sandbox.write(SUMS, "");
+    sandbox.run(AGAIN).exits(2);
+    sandbox.write(SUMS, &sums);
+    sandbox.write("out/moe-convert.json", receipt.replace("\"seed\": 0", "\"seed\": 1") + " ");
+    sandbox.run("verify out").exits(1).says(&["moe-convert.json", "SHA-256"]);
+}
+
+#[test]
+fn added_files_are_named_and_refused_where_loaders_take_them() {
+    let sandbox = result();
+    let mut problems = Vec::new();
+    for name in [
+        "pytorch_model.bin",
+        "extra.safetensors",
+        "model.safetensors.index.json",
+        "consolidated.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "modeling_x.py",
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/tool_use.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "preprocessor_config.json",
+        "hf_quant_config.json",
+        "params.json",
+        "modules.json",
+        "1_Pooling/config.json",
+    ] {
+        sandbox.write(&format!("out/{name}"), "{}");
+        problems.extend(sandbox.refuses("verify out", 1, &[name]));
+        fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
+    }
+    assert_none(&problems);
+    for (name, shown) in [
+        (".git/config", ".git/"),
+        (".gitattributes", ".gitattributes"),
+        (".cache/huggingface/x", ".cache/"),
+        ("notes.txt", "notes.txt"),
+        ("figures/plot.png", "figures/plot.png"),
+    ] {
+        sandbox.write(&format!("out/{name}"), "words");
+        let outcome = sandbox.run("verify out --json").succeeds();
+        assert!(
+            outcome.json()["unlisted"].as_array().unwrap().contains(&json!(shown)),
+            "{name}: {outcome}"
+        );
+    }
+    // A run writes files, and no links.
+    sandbox.shell("mv out/run.json elsewhere; ln -s ../elsewhere out/run.json").succeeds();
+    let outcome = sandbox.run("verify out --json").succeeds();
+    assert!(
+        outcome.json()["unlisted"].as_array().unwrap().contains(&json!("run.json")),
+        "{outcome}"
+    );
+    // Without its receipt, a folder isn't a result, whatever its list says.
+    sandbox.shell("mv elsewhere out/run.json; rm out/moe-convert.json").succeeds();
+    let sums = sandbox.read(SUMS);
+    for list in [Some(&sums[..]), Some(b""), None] {
+        match list {
+            Some(list) => sandbox.write(SUMS, list),
+            None => fs::remove_file(sandbox.path(SUMS)).unwrap(),
+        }
+        problems.extend(sandbox.refuses("verify out", 1, &["moe-convert.json", "receipt"]));
+    }
+    assert_none(&problems);
+    // Without any trace of a receipt, the list is a user's own.
+    let sandbox = Sandbox::new();
+    sandbox.copy(LLAMA, "model");
+    sandbox.shell("cd model && sha256sum model.safetensors > SHA256SUMS").succeeds();
+    let outcome = sandbox.run("verify model --json").succeeds();
+    assert!(
+        outcome.json()["unlisted"].as_array().unwrap().contains(&json!("config.json")),
+        "{outcome}"
+    );
+}
+
+/// Files that differ from run to run aren't in a manifest; verify names one that was changed.
+#[test]
+fn an_edited_run_record_is_named() {
+    let sandbox = Sandbox::with_model_and_text();
+    sandbox.run("prune m -o out --experts 4 --criterion random -q").succeeds();
+    let unlisted = || sandbox.run("verify out --json").succeeds().json()["unlisted"].clone();
+    assert_eq!(unlisted(), json!([]));
+    sandbox
+        .shell("sed -i 's/\"host\": \".*\"/\"host\": \"mine\"/' out/run.json; echo {} >out/training.jsonl")
+        .succeeds();
+    assert_eq!(unlisted(), json!(["run.json", "training.jsonl"]));
+}
