@@ -47,16 +47,8 @@ fn a_recipe_that_is_refused_leaves_junit() {
     // A file that isn't a report stays, whatever is wrong with the recipe.
     sandbox.write("r.toml", "nonsense");
     sandbox.write("mine.xml", "years of work");
-    assert_none(&Vec::from_iter(sandbox.refuses(
-        "run r.toml --junit mine.xml --overwrite",
-        2,
-        &["TOML"],
-    )));
-    assert_none(&Vec::from_iter(sandbox.refuses(
-        "run r.toml --junit r.toml --overwrite",
-        2,
-        &["TOML"],
-    )));
+    sandbox.must_refuse("run r.toml --junit mine.xml --overwrite", 2, &["TOML"]);
+    sandbox.must_refuse("run r.toml --junit r.toml --overwrite", 2, &["TOML"]);
 }
 
 /// The inputs of a recipe aren't known until it is parsed.
@@ -95,7 +87,7 @@ fn a_pipe_for_a_report_is_opened_before_the_steps() {
     let sandbox = sandbox();
     sandbox.write("r.toml", format!("{STEP}experts = 4\n"));
     sandbox.shell("mkfifo j").succeeds();
-    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit j", 2, &["nobody reads"])));
+    sandbox.must_refuse("run r.toml --junit j", 2, &["nobody reads"]);
     sandbox
         .shell(&format!(
             "for i in $(seq 50); do cat j >j.xml & reader=$!; sleep 0.1; '{}' run r.toml --junit j -q && break; \

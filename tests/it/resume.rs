@@ -197,7 +197,7 @@ fn results_that_are_written_otherwise_are_not_finished() {
     assert!(finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
     // The card takes the licence of the source's card.
     sandbox.write("m/README.md", "---\nlicense: mit\n---\n");
-    assert_none(&Vec::from_iter(sandbox.refuses(line, 2, &["out"])));
+    sandbox.must_refuse(line, 2, &["out"]);
     assert!(!finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
     assert!(String::from_utf8(sandbox.read("out/README.md")).unwrap().contains("license: mit"));
     assert!(finished(&sandbox.run(&format!("{line} {again}")).succeeds()));

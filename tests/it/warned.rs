@@ -245,11 +245,7 @@ fn dry_runs_decide_what_weights_alone_decide() {
     model.set_f32("model.layers.1.mlp.experts.3.down_proj.weight", 2, f32::NAN);
     let aimer = "--experts 12 --criterion aimer --dry-run";
     let complaints = ["element 5 is not finite", "model.layers.1.mlp.experts.3.down_proj.weight"];
-    assert_none(&Vec::from_iter(sandbox.refuses(
-        &format!("prune broken -o out {aimer}"),
-        1,
-        &complaints,
-    )));
+    sandbox.must_refuse(&format!("prune broken -o out {aimer}"), 1, &complaints);
     let sound = sandbox.run(&format!("prune {MOE} -o out {aimer}")).succeeds();
     assert!(!sound.stdout.contains("decided when it runs"), "{}", sound.stdout);
 }

@@ -177,6 +177,19 @@ impl Sandbox {
         (!problems.is_empty()).then(|| format!("{}\n{outcome}", problems.join("; ")))
     }
 
+    /// Asserts that `line` is refused as bad input, as [`Self::refuses`] has it.
+    #[track_caller]
+    pub fn must_refuse(&self, line: &str, code: i32, complaints: &[&str]) {
+        self.must_refuse_all(&[line], code, complaints);
+    }
+
+    /// Asserts that all of `lines` are refused as bad input.
+    #[track_caller]
+    pub fn must_refuse_all(&self, lines: &[impl AsRef<str>], code: i32, complaints: &[&str]) {
+        let found = lines.iter().filter_map(|line| self.refuses(line.as_ref(), code, complaints));
+        assert_none(&found.collect::<Vec<_>>());
+    }
+
     /// All files in the sandbox, including hidden ones; links are not followed.
     pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut contents = BTreeMap::new();

@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::{TEXT, sandbox};
-use crate::common::assert_none;
 use crate::common::held::Held;
+use crate::common::{Sandbox, assert_none};
 
 #[test]
 fn files_replace_their_own_kind_alone() {
@@ -69,69 +69,73 @@ fn files_replace_their_own_kind_alone() {
     }
 }
 
+const PRUNE: &str = "prune m --keep 0.5 --criterion random --seed 1 --overwrite";
+
+/// A sandbox with a result of [`PRUNE`] in `out`.
+fn pruned() -> Sandbox {
+    let sandbox = sandbox();
+    sandbox.run("prune m -o out --keep 0.5 --criterion random").succeeds();
+    sandbox
+}
+
 /// A result is replaced only if all files in it were written by a run.
 #[test]
 fn overwrite_keeps_what_no_run_has_written() {
-    let sandbox = sandbox();
-    let line = "prune m -o out --keep 0.5 --criterion random";
-    sandbox.run(line).succeeds();
-    let mut problems = Vec::new();
-    let again = format!("{line} --seed 1 --overwrite");
+    let sandbox = pruned();
     for foreign in ["out/thesis.tex", "out/notes/thesis.tex", "out/model.gguf", "out/.hidden"] {
         sandbox.write(foreign, "years");
         let named = foreign.split('/').nth(1).unwrap();
-        for how in ["", "--dry-run", "--resume"] {
-            problems.extend(sandbox.refuses(
-                &format!("{again} {how}"),
-                2,
-                &[named, "--overwrite would remove"],
-            ));
-        }
+        let lines = ["", "--dry-run", "--resume"].map(|how| format!("{PRUNE} -o out {how}"));
+        sandbox.must_refuse_all(&lines, 2, &[named, "--overwrite would remove"]);
         sandbox.shell(&format!("rm -r out/{named}")).succeeds();
     }
-    // With an empty or missing list, all files count as foreign.
+    // A receipt alone doesn't make a folder a result.
+    let mine = "mkdir mine; cp out/moe-convert.json mine; echo years > mine/thesis.tex";
+    sandbox.shell(mine).succeeds();
+    sandbox.must_refuse(&format!("{PRUNE} -o mine"), 2, &["mine", "SHA256SUMS"]);
+    symlink("out", sandbox.path("to-out")).unwrap();
+    sandbox.must_refuse(&format!("{PRUNE} -o to-out"), 2, &["to-out", "is a link"]);
+    sandbox.run(&format!("{PRUNE} -o out")).succeeds();
+    sandbox.run(&format!("{PRUNE} -o ./out/.").replace("--seed 1", "--seed 2")).succeeds();
+    assert!(!sandbox.path("out-2").exists());
+}
+
+/// With an empty or missing list, all files count as foreign.
+#[test]
+fn overwrite_keeps_what_is_not_listed() {
+    let sandbox = pruned();
+    let again = format!("{PRUNE} -o out");
     let sums = sandbox.read("out/SHA256SUMS");
     fs::remove_file(sandbox.path("out/SHA256SUMS")).unwrap();
-    problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS"]));
+    sandbox.must_refuse(&again, 2, &["SHA256SUMS"]);
     for other in ["", "words\n"] {
         sandbox.write("out/SHA256SUMS", other);
-        problems.extend(sandbox.refuses(&again, 2, &["remedy"]));
+        sandbox.must_refuse(&again, 2, &["remedy"]);
     }
     let more = [sums.as_slice(), format!("{}  zzz\n", "0".repeat(64)).as_bytes()].concat();
     sandbox.write("out/SHA256SUMS", more);
-    problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS", "zzz is listed"]));
+    sandbox.must_refuse(&again, 2, &["SHA256SUMS", "zzz is listed"]);
     sandbox.write("out/SHA256SUMS", sums);
-    // Files that a run has written may have been edited since.
+    sandbox.run(&again).succeeds();
+}
+
+/// Files that a run has written may have been edited since.
+#[test]
+fn overwrite_keeps_what_was_edited() {
+    let sandbox = pruned();
+    let again = format!("{PRUNE} -o out");
     for (name, text) in
         [("README.md", "my card"), ("config.json", "{}"), ("run.json", "{\"runs\": 1}")]
     {
         let before = sandbox.read(&format!("out/{name}"));
         sandbox.write(&format!("out/{name}"), text);
-        problems.extend(sandbox.refuses(&again, 2, &[name, "--overwrite would remove"]));
+        sandbox.must_refuse(&again, 2, &[name, "--overwrite would remove"]);
         sandbox.write(&format!("out/{name}"), before);
     }
     sandbox.write("out/training.jsonl", "{\"step\": 1}\n");
-    problems.extend(sandbox.refuses(&again, 2, &["training.jsonl", "--overwrite would remove"]));
+    sandbox.must_refuse(&again, 2, &["training.jsonl", "--overwrite would remove"]);
     fs::remove_file(sandbox.path("out/training.jsonl")).unwrap();
-    // A receipt alone doesn't make a folder a result.
-    sandbox
-        .shell("mkdir mine; cp out/moe-convert.json mine; echo years > mine/thesis.tex")
-        .succeeds();
-    problems.extend(sandbox.refuses(
-        &again.replace("-o out", "-o mine"),
-        2,
-        &["mine", "SHA256SUMS"],
-    ));
-    symlink("out", sandbox.path("to-out")).unwrap();
-    problems.extend(sandbox.refuses(
-        &again.replace("-o out", "-o to-out"),
-        2,
-        &["to-out", "is a link"],
-    ));
-    assert_none(&problems);
     sandbox.run(&again).succeeds();
-    sandbox.run(&again.replace("-o out", "-o ./out/.").replace("--seed 1", "--seed 2")).succeeds();
-    assert!(!sandbox.path("out-2").exists());
 }
 
 #[test]

@@ -3,21 +3,26 @@
 use std::os::unix::fs::symlink;
 
 use super::{INSIDE, OF_THE_MODEL, sandbox};
-use crate::common::assert_none;
+use crate::common::{Sandbox, assert_none, step};
+
+/// A sandbox with a recipe that prunes and heals.
+fn with_recipe() -> Sandbox {
+    let sandbox = sandbox();
+    let text = "data = [\"ids.jsonl\"]\nsequence-length = 64\n";
+    let pruned =
+        "output = \"made/pruned\"\nkeep = 0.5\nplan-out = \"plan.json\"\ndata-tokens = 64\n";
+    let healed = "output = \"made/healed\"\nsteps = 2\nbatch-tokens = 64\n";
+    let prune = step("prune", "m", &format!("{pruned}{text}"));
+    let heal = step("heal", "made/pruned", &format!("{healed}{text}"));
+    sandbox.write("recipe.toml", prune + &heal);
+    sandbox
+}
 
 #[test]
 fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
-    let sandbox = sandbox();
-    let recipe = format!(
-        "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"made/pruned\"\nkeep = 0.5\nplan-out = \"plan.json\"\n\
-         data = [\"ids.jsonl\"]\n{}\n[[step]]\nrun = \"heal\"\nmodel = \"made/pruned\"\noutput = \"made/healed\"\n\
-         data = [\"ids.jsonl\"]\nsteps = 2\nbatch-tokens = 64\nsequence-length = 64\n",
-        "data-tokens = 64\nsequence-length = 64"
-    );
-    sandbox.write("recipe.toml", recipe);
+    let sandbox = with_recipe();
     symlink("recipe.toml", sandbox.path("to-recipe")).unwrap();
-    let inputs =
-        OF_THE_MODEL.iter().chain(&["recipe.toml", "to-recipe", "ids.jsonl", "hard.jsonl"]);
+    let inputs = [&OF_THE_MODEL[..], &["recipe.toml", "to-recipe", "ids.jsonl", "hard.jsonl"]];
     let made = [
         "made/pruned",
         "made/pruned/report.xml",
@@ -26,58 +31,42 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
         "plan.json",
         "made",
     ];
-    let mut problems = Vec::new();
     for option in ["--junit", "--summary", "--overwrite --junit", "--dry-run --junit"] {
-        for path in inputs.clone() {
-            problems.extend(sandbox.refuses(
-                &format!("run recipe.toml {option} {path}"),
-                2,
-                &INSIDE,
-            ));
-        }
-        for path in made {
-            problems.extend(sandbox.refuses(
-                &format!("run recipe.toml {option} {path}"),
-                2,
-                &["two outputs"],
-            ));
-        }
+        let line = |path: &&str| format!("run recipe.toml {option} {path}");
+        let over_inputs: Vec<_> = inputs.concat().iter().map(line).collect();
+        sandbox.must_refuse_all(&over_inputs, 2, &INSIDE);
+        sandbox.must_refuse_all(&made.each_ref().map(line), 2, &["two outputs"]);
     }
-    problems.extend(sandbox.refuses(
-        "run recipe.toml --junit report --summary ./report",
-        2,
-        &["two outputs"],
-    ));
-    // A recipe that can't be parsed names no inputs, so the files around a report decide.
+    sandbox.must_refuse("run recipe.toml --junit report --summary ./report", 2, &["two outputs"]);
+}
+
+/// A recipe that can't be parsed names no inputs, so the files around a report decide.
+#[test]
+fn reports_of_a_recipe_that_cannot_be_parsed_replace_nothing_around_them() {
+    let sandbox = sandbox();
     sandbox.write("broken.toml", "x = [");
     sandbox.shell("mkdir -p m/sub/deep; ln -s m/sub by-link").succeeds();
-    for path in ["m/x", "m/sub/x", "m/sub/deep/x", "by-link/x", "broken.toml"] {
-        for option in ["--junit", "--summary"] {
-            let line = format!(
-                "run broken.toml {option} {path}{}",
-                if path.ends_with('x') { ".md" } else { "" }
-            );
-            problems.extend(sandbox.refuses(&line, 2, &["TOML"]));
-        }
+    for path in ["m/x.md", "m/sub/x.md", "m/sub/deep/x.md", "by-link/x.md", "broken.toml"] {
+        let lines = ["--junit", "--summary"].map(|how| format!("run broken.toml {how} {path}"));
+        sandbox.must_refuse_all(&lines, 2, &["TOML"]);
     }
-    // A summary is appended to Markdown only.
+}
+
+#[test]
+fn summaries_are_appended_to_markdown_alone() {
+    let sandbox = with_recipe();
     sandbox.write("thesis.tex", "years");
     sandbox.write("notes.json", "{}");
+    symlink("thesis.tex", sandbox.path("to-thesis.md")).unwrap();
     for (file, complaint) in [
         ("thesis.tex", "Markdown"),
         ("notes.json", "Markdown"),
         ("hard", "inside"),
         ("held", "directory"),
+        ("to-thesis.md", "is a link"),
     ] {
-        problems.extend(sandbox.refuses(
-            &format!("run recipe.toml --summary {file}"),
-            2,
-            &[complaint],
-        ));
+        sandbox.must_refuse(&format!("run recipe.toml --summary {file}"), 2, &[complaint]);
     }
-    symlink("thesis.tex", sandbox.path("to-thesis.md")).unwrap();
-    problems.extend(sandbox.refuses("run recipe.toml --summary to-thesis.md", 2, &["is a link"]));
-    assert_none(&problems);
     sandbox.write("notes.md", "# Notes\n");
     sandbox.run("run recipe.toml --junit report.xml --summary notes.md").succeeds();
     assert!(sandbox.read("notes.md").starts_with(b"# Notes\n## recipe"));
@@ -88,16 +77,14 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
 fn steps_keep_what_other_steps_read() {
     let sandbox = sandbox();
     let prune = |model: &str, output: &str| {
-        format!(
-            "[[step]]\nrun = \"prune\"\nmodel = \"{model}\"\noutput = \"{output}\"\noverwrite = true\nkeep = 0.5\n\
-             criterion = \"random\"\n"
-        )
+        let keys =
+            format!("output = {output:?}\noverwrite = true\nkeep = 0.5\ncriterion = \"random\"");
+        step("prune", model, &keys)
     };
     let heal = |model: &str, output: &str| {
-        format!(
-            "[[step]]\nrun = \"heal\"\nmodel = \"{model}\"\noutput = \"{output}\"\noverwrite = true\ndata = [\"held/out.jsonl\"]\n\
-             steps = 2\nbatch-tokens = 64\nsequence-length = 64\n"
-        )
+        let data =
+            "data = [\"held/out.jsonl\"]\nsteps = 2\nbatch-tokens = 64\nsequence-length = 64";
+        step("heal", model, &format!("output = {output:?}\noverwrite = true\n{data}"))
     };
     sandbox
         .shell("cp -r m result; cp -r m a.training; cp moe-convert.json result 2>/dev/null; true")

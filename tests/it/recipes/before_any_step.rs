@@ -1,10 +1,9 @@
 //! Tests that what would stop a later step is said before the first step runs.
 
 use super::{RECIPE, sandbox};
-use crate::common::{Sandbox, assert_none};
+use crate::common::{Sandbox, assert_none, step};
 
-/// An input that only the last step needs is missed before the first step runs, and so are places
-/// for reports.
+/// An input that only the last step needs is missed before the first step runs.
 #[test]
 fn what_is_missing_is_said_before_any_step() {
     for (from, to, what) in [
@@ -27,37 +26,35 @@ fn what_is_missing_is_said_before_any_step() {
         }
         assert!(!sandbox.path("result").exists());
     }
-    // All files that passes name must exist.
-    let step = |run: &str| {
-        format!(
-            "\n[[step]]\nrun = \"{run}\"\nmodel = \"${{out}}/moe\"\noutput = \"${{out}}/{run}\"\n"
-        )
-    };
-    for (run, key) in [
+}
+
+/// All files that passes name must exist.
+#[test]
+fn missing_text_is_said_before_any_step() {
+    const TEXT: &str = "data = [\"golden/text/english.calibration.txt\"]";
+    for (run, keys) in [
         ("upcycle", "experts = 4\ntop-k = 2\nrouter = \"prompts\"\nprompts = \"none.txt\""),
         ("prune", "keep = 0.5\ndata = [\"none.txt\"]"),
-        (
-            "merge",
-            "keep = 0.5\ndata = [\"golden/text/english.calibration.txt\"]\nheld-out = [\"x=none.txt\"]",
-        ),
-        ("quantize", "data = [\"golden/text/english.calibration.txt\"]\npool = [\"none.txt\"]"),
+        ("merge", &format!("keep = 0.5\n{TEXT}\nheld-out = [\"x=none.txt\"]")),
+        ("quantize", &format!("{TEXT}\npool = [\"none.txt\"]")),
         ("distill", "data = [\"none.txt\"]"),
         ("heal", "data = [\"none.txt\"]"),
     ] {
-        let sandbox = sandbox(&format!("{RECIPE}{}{key}\n", step(run)));
-        sandbox.run("run recipe.toml").exits(1).says(&[
-            "none.txt",
-            "no earlier step writes",
-            &format!("({run})"),
-        ]);
+        let step = step(run, "${out}/moe", &format!("output = \"${{out}}/{run}\"\n{keys}"));
+        let sandbox = sandbox(&format!("{RECIPE}\n{step}"));
+        let named = format!("({run})");
+        let words = ["none.txt", "no earlier step writes", &named];
+        sandbox.run("run recipe.toml").exits(1).says(&words);
         assert!(!sandbox.path("result").exists());
     }
+}
+
+#[test]
+fn reports_without_a_place_are_said_before_any_step() {
     let sandbox = sandbox(RECIPE);
     for option in ["--junit", "--summary"] {
-        sandbox
-            .run(&format!("run recipe.toml {option} nowhere/x"))
-            .exits(2)
-            .says(&["nowhere/x", option]);
+        let line = format!("run recipe.toml {option} nowhere/x");
+        sandbox.run(&line).exits(2).says(&["nowhere/x", option]);
     }
     assert!(!sandbox.path("result").exists());
 }
@@ -66,46 +63,37 @@ fn what_is_missing_is_said_before_any_step() {
 /// earlier steps make that model.
 #[test]
 fn options_that_do_not_fit_a_model_come_before_any_step() {
-    let upcycle = "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"made\"\nexperts = 4\ntop-k = 2\n";
-    let data = "data = [\"golden/text/english.calibration.txt\"]\n";
-    let moe = "model = \"golden/models/moe\"\noutput = \"x\"\n";
-    for (step, complaints) in [
-        (
-            format!("run = \"prune\"\n{moe}experts = 99\n{data}"),
-            vec!["step 2 (prune)", "a layer has 24 experts, so that 99 can't be kept"],
-        ),
-        (
-            format!("run = \"prune\"\nmodel = \"made\"\noutput = \"x\"\nexperts = 1\n{data}"),
-            vec!["step 2 (prune)", "goes to 2 experts"],
-        ),
-        (
-            format!("run = \"merge\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\nkeep = 0.5\n{data}"),
-            vec!["step 2 (merge)", "no mixture"],
-        ),
-        (format!("run = \"heal\"\n{moe}train = [\"shared\"]\n{data}"), vec!["step 2 (heal)", "no shared experts"]),
-        (format!("run = \"distill\"\n{moe}width = 99999\n{data}"), vec!["step 2 (distill)", "99999"]),
-        (format!("run = \"upcycle\"\n{moe}experts = 4\ntop-k = 2\n"), vec!["step 2 (upcycle)", "golden/models/moe"]),
-        (
-            "run = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\nexperts = 4\ntop-k = 2\nlayers = \"9\"\n".to_string(),
-            vec!["step 2 (upcycle)", "layer"],
-        ),
-        (
-            format!("run = \"observe\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\n{data}"),
-            vec!["step 2 (observe)", "no mixture"],
-        ),
-        (
-            format!(
-                "run = \"eval\"\nmodel = \"golden/models/moe\"\noriginal = \"golden/families/llama/base/model\"\n{data}"
-            ),
-            vec!["step 2 (eval)", "vocabularies of 2048 and 101"],
-        ),
-    ] {
-        let sandbox = sandbox(&format!("{upcycle}[[step]]\n{step}"));
-        let outcome = sandbox.run("run recipe.toml");
-        assert!(outcome.code == 1 || outcome.code == 2, "{step}: {outcome}");
-        outcome.says(&complaints).says(&["remedy: "]);
-        assert_eq!(sandbox.names("."), ["golden", "recipe.toml"], "{step}");
+    let data = "data = [\"golden/text/english.calibration.txt\"]";
+    let (dense, moe) = ("golden/models/dense", "golden/models/moe");
+    let made = step("upcycle", dense, "output = \"made\"\nexperts = 4\ntop-k = 2");
+    let cases: &[(&str, &str, &str, &[&str])] = &[
+        ("prune", moe, "experts = 99", &["a layer has 24 experts, so that 99 can't be kept"]),
+        ("prune", "made", "experts = 1", &["goes to 2 experts"]),
+        ("merge", dense, "keep = 0.5", &["no mixture"]),
+        ("heal", moe, "train = [\"shared\"]", &["no shared experts"]),
+        ("distill", moe, "width = 99999", &["99999"]),
+        ("observe", dense, "", &["no mixture"]),
+    ];
+    for (run, model, keys, words) in cases {
+        let keys = format!("output = \"x\"\n{keys}\n{data}");
+        stopped_at_step_2(&made, &step(run, model, &keys), run, words);
     }
+    let eval = format!("original = \"golden/families/llama/base/model\"\n{data}");
+    stopped_at_step_2(&made, &step("eval", moe, &eval), "eval", &["vocabularies of 2048 and 101"]);
+    let upcycle = "output = \"x\"\nexperts = 4\ntop-k = 2\n";
+    stopped_at_step_2(&made, &step("upcycle", moe, upcycle), "upcycle", &[moe]);
+    let layers = format!("{upcycle}layers = \"9\"");
+    stopped_at_step_2(&made, &step("upcycle", dense, &layers), "upcycle", &["layer"]);
+}
+
+/// Asserts that the step `second`, which is `run`, is refused before the step `first` begins.
+#[track_caller]
+fn stopped_at_step_2(first: &str, second: &str, run: &str, words: &[&str]) {
+    let sandbox = sandbox(&format!("{first}{second}"));
+    let outcome = sandbox.run("run recipe.toml");
+    assert!(outcome.code == 1 || outcome.code == 2, "{second}: {outcome}");
+    outcome.says(words).says(&["remedy: ", &format!("step 2 ({run})")]);
+    assert_eq!(sandbox.names("."), ["golden", "recipe.toml"], "{second}");
 }
 
 /// An error of a step names the keys of the step, and not options of a command line.
@@ -126,21 +114,19 @@ fn remedies_of_steps_are_for_recipes() {
 #[test]
 fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
     let sandbox = Sandbox::with_model_and_text();
-    let step = |model: &str, experts: u8, output: &str, more: &str| {
-        format!(
-            "[[step]]\nrun = \"prune\"\nmodel = \"{model}\"\nexperts = {experts}\ncriterion = \"random\"\n\
-             output = \"{output}\"\n{more}\n"
-        )
+    let prune = |model: &str, experts: u8, output: &str, more: &str| {
+        let keys =
+            format!("experts = {experts}\ncriterion = \"random\"\noutput = {output:?}\n{more}");
+        step("prune", model, &keys)
     };
-    let both = |first: u8, more: &str| step("m", first, "a", more) + &step("a", 4, "b", more);
+    let both = |first: u8, more: &str| prune("m", first, "a", more) + &prune("a", 4, "b", more);
     let overwrite = "overwrite = true";
     sandbox.write("r.toml", both(6, ""));
     sandbox.write("over.toml", both(6, overwrite));
     sandbox.write("other.toml", both(5, overwrite));
-    sandbox.write("last.toml", step("m", 6, "a", "") + &step("a", 3, "b", ""));
-    let observe =
-        "[[step]]\nrun = \"observe\"\nmodel = \"a\"\noutput = \"stats\"\ndata = [\"ids.jsonl\"]\n";
-    sandbox.write("observe.toml", step("m", 6, "a", "") + observe);
+    sandbox.write("last.toml", prune("m", 6, "a", "") + &prune("a", 3, "b", ""));
+    let observe = step("observe", "a", "output = \"stats\"\ndata = [\"ids.jsonl\"]");
+    sandbox.write("observe.toml", prune("m", 6, "a", "") + &observe);
     let mut problems = Vec::new();
     for (before, recipe, complaint, after) in [
         ("mkdir b; echo x >b/thesis", "r", "step 2", "true"),

@@ -66,7 +66,7 @@ fn a_broken_tokenizer_is_refused() {
     let model = sandbox.copy("models/dense", "model");
     model.truncate("tokenizer.json", 1000);
     let line = "eval model --data golden/text/english.heldout.txt";
-    assert_none(&Vec::from_iter(sandbox.refuses(line, 1, &["model/tokenizer.json"])));
+    sandbox.must_refuse(line, 1, &["model/tokenizer.json"]);
 }
 
 /// JSON whose lists are nested deeper than any reader may follow.

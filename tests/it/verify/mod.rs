@@ -6,6 +6,9 @@ mod refused;
 mod unchanged;
 mod written;
 
+use serde_json::Value;
+
+use crate::common::Sandbox;
 use crate::common::checkpoint::{Checkpoint, SHARD};
 
 const LLAMA: &str = "families/llama/base/model";
@@ -13,20 +16,38 @@ const QWEN3_MOE: &str = "families/qwen3_moe/base/model";
 const MIXTRAL: &str = "families/mixtral/base/model";
 const SHARDED: &str = "families/mixtral/sharded/model";
 
+/// A way to change a golden checkpoint, and what `verify` says then.
 struct Case {
-    name: &'static str,
+    name: String,
     golden: &'static str,
-    damage: fn(&Checkpoint),
+    change: Box<dyn Fn(&Checkpoint)>,
     says: &'static [&'static str],
 }
 
 fn case(
-    name: &'static str,
+    name: &str,
     golden: &'static str,
-    damage: fn(&Checkpoint),
+    change: impl Fn(&Checkpoint) + 'static,
     says: &'static [&'static str],
 ) -> Case {
-    Case { name, golden, damage, says }
+    Case { name: name.to_owned(), golden, change: Box::new(change), says }
+}
+
+/// A config in which `key` has `value`.
+fn set(
+    golden: &'static str,
+    key: &'static str,
+    value: Value,
+    says: &'static [&'static str],
+) -> Case {
+    case(&format!("{key} {value}"), golden, move |c| c.set(key, value.clone()), says)
+}
+
+/// A sandbox with the changed checkpoint `model`.
+fn changed(case: &Case) -> Sandbox {
+    let sandbox = Sandbox::new();
+    (case.change)(&sandbox.copy(case.golden, "model"));
+    sandbox
 }
 
 fn prefixed(checkpoint: &Checkpoint, prefix: &str) {

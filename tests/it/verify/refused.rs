@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::{Case, LLAMA, MIXTRAL, QWEN3_MOE, SHARDED, case, prefixed};
+use super::{Case, LLAMA, MIXTRAL, QWEN3_MOE, SHARDED, case, changed, prefixed, set};
+use crate::common::assert_none;
 use crate::common::checkpoint::{Checkpoint, INDEX, SHARD};
-use crate::common::{Sandbox, assert_none};
 
 const POINTER: &str =
     "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
@@ -14,9 +14,9 @@ const POINTER: &str =
 #[track_caller]
 fn all_refused(cases: &[Case]) {
     let mut problems = Vec::new();
-    for Case { name, golden, damage, says } in cases {
-        let sandbox = Sandbox::new();
-        damage(&sandbox.copy(golden, "model"));
+    for case in cases {
+        let sandbox = changed(case);
+        let Case { name, says, .. } = case;
         problems.extend(sandbox.refuses("verify model", 1, says).map(|p| format!("{name}: {p}")));
     }
     assert_none(&problems);
@@ -25,62 +25,22 @@ fn all_refused(cases: &[Case]) {
 #[test]
 fn configs_that_loaders_refuse_are_not_sound() {
     all_refused(&[
-        case("two counts", MIXTRAL, |c| c.set("num_experts", json!(4)), &["num_experts 4", "7"]),
-        case(
-            "two counts, DeepSeek",
-            "families/deepseek_v2/base/model",
-            |c| c.set("num_experts", json!(4)),
-            &["8"],
-        ),
-        case(
-            "an integer",
-            LLAMA,
-            |c| c.set("initializer_range", json!(1)),
-            &["initializer_range 1", "decimal point"],
-        ),
-        case(
-            "an integer, MoE",
-            QWEN3_MOE,
-            |c| c.set("router_aux_loss_coef", json!(0)),
-            &["router_aux_loss_coef 0"],
-        ),
-        case(
-            "a null",
-            QWEN3_MOE,
-            |c| c.set("use_cache", json!(null)),
-            &["use_cache null", "true or false"],
-        ),
-        case(
-            "a float",
-            LLAMA,
-            |c| c.set("max_position_embeddings", json!(64.0)),
-            &["max_position_embeddings 64.0"],
-        ),
-        case(
-            "no place for padding",
-            LLAMA,
-            |c| c.set("pad_token_id", json!(5000)),
-            &["pad_token_id 5000"],
-        ),
+        set(MIXTRAL, "num_experts", json!(4), &["num_experts 4", "7"]),
+        set("families/deepseek_v2/base/model", "num_experts", json!(4), &["8"]),
+        set(LLAMA, "initializer_range", json!(1), &["initializer_range 1", "decimal point"]),
+        set(QWEN3_MOE, "router_aux_loss_coef", json!(0), &["router_aux_loss_coef 0"]),
+        set(QWEN3_MOE, "use_cache", json!(null), &["use_cache null", "true or false"]),
+        set(LLAMA, "max_position_embeddings", json!(64.0), &["max_position_embeddings 64.0"]),
+        set(LLAMA, "pad_token_id", json!(5000), &["pad_token_id 5000"]),
         // transformers reads this, too.
-        case(
-            "another scoring",
+        set(
             "families/deepseek_v3/base/model",
-            |c| c.set("scoring_func", json!("softmax")),
+            "scoring_func",
+            json!("softmax"),
             &["scoring_func \"softmax\"", "transformers ignores this key", "\"sigmoid\""],
         ),
-        case(
-            "a text for a layer",
-            QWEN3_MOE,
-            |c| c.set("mlp_only_layers", json!(["0"])),
-            &["mlp_only_layers", "[\"0\"]"],
-        ),
-        case(
-            "null for a switch",
-            LLAMA,
-            |c| c.set("tie_word_embeddings", json!(null)),
-            &["tie_word_embeddings null"],
-        ),
+        set(QWEN3_MOE, "mlp_only_layers", json!(["0"]), &["mlp_only_layers", "[\"0\"]"]),
+        set(LLAMA, "tie_word_embeddings", json!(null), &["tie_word_embeddings null"]),
     ]);
 }
 

@@ -65,7 +65,7 @@ fn a_list_of_hashes_that_was_changed_is_found() {
 }
 
 #[test]
-fn added_files_are_named_and_refused_where_loaders_take_them() {
+fn added_files_that_loaders_take_are_refused() {
     let sandbox = result();
     let mut problems = Vec::new();
     for name in [
@@ -94,6 +94,19 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
         fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
     }
     assert_none(&problems);
+}
+
+/// Asserts that `verify` takes `model`, and names the file `name` as one that isn't listed.
+#[track_caller]
+fn is_unlisted(sandbox: &Sandbox, model: &str, name: &str) {
+    let outcome = sandbox.run(&format!("verify {model} --json")).succeeds();
+    let json = outcome.json();
+    assert!(json["unlisted"].as_array().unwrap().contains(&json!(name)), "{name}: {outcome}");
+}
+
+#[test]
+fn other_added_files_are_named() {
+    let sandbox = result();
     for (name, shown) in [
         (".git/config", ".git/"),
         (".gitattributes", ".gitattributes"),
@@ -102,39 +115,28 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
         ("figures/plot.png", "figures/plot.png"),
     ] {
         sandbox.write(&format!("out/{name}"), "words");
-        let outcome = sandbox.run("verify out --json").succeeds();
-        assert!(
-            outcome.json()["unlisted"].as_array().unwrap().contains(&json!(shown)),
-            "{name}: {outcome}"
-        );
+        is_unlisted(&sandbox, "out", shown);
     }
     // A run writes files, and no links.
     sandbox.shell("mv out/run.json elsewhere; ln -s ../elsewhere out/run.json").succeeds();
-    let outcome = sandbox.run("verify out --json").succeeds();
-    assert!(
-        outcome.json()["unlisted"].as_array().unwrap().contains(&json!("run.json")),
-        "{outcome}"
-    );
-    // Without its receipt, a folder isn't a result, whatever its list says.
-    sandbox.shell("mv elsewhere out/run.json; rm out/moe-convert.json").succeeds();
-    let sums = sandbox.read(SUMS);
-    for list in [Some(&sums[..]), Some(b""), None] {
-        match list {
-            Some(list) => sandbox.write(SUMS, list),
-            None => fs::remove_file(sandbox.path(SUMS)).unwrap(),
-        }
-        problems.extend(sandbox.refuses("verify out", 1, &["moe-convert.json", "receipt"]));
-    }
-    assert_none(&problems);
+    is_unlisted(&sandbox, "out", "run.json");
+}
+
+/// Whatever its list says.
+#[test]
+fn a_folder_without_its_receipt_is_no_result() {
+    let sandbox = result();
+    fs::remove_file(sandbox.path("out/moe-convert.json")).unwrap();
+    let missing = ["moe-convert.json", "receipt"];
+    sandbox.must_refuse("verify out", 1, &missing);
+    sandbox.write(SUMS, "");
+    sandbox.must_refuse("verify out", 1, &missing);
+    fs::remove_file(sandbox.path(SUMS)).unwrap();
+    sandbox.must_refuse("verify out", 1, &missing);
     // Without any trace of a receipt, the list is a user's own.
-    let sandbox = Sandbox::new();
     sandbox.copy(LLAMA, "model");
     sandbox.shell("cd model && sha256sum model.safetensors > SHA256SUMS").succeeds();
-    let outcome = sandbox.run("verify model --json").succeeds();
-    assert!(
-        outcome.json()["unlisted"].as_array().unwrap().contains(&json!("config.json")),
-        "{outcome}"
-    );
+    is_unlisted(&sandbox, "model", "config.json");
 }
 
 /// Files that differ from run to run aren't in a manifest; verify names one that was changed.
