@@ -9,78 +9,86 @@ use crate::common::held::{Held, while_stopped};
 use crate::common::{Outcome, Sandbox, assert_none};
 
 const HEAL: &str = "heal m -o healed --data ids.jsonl --sequence-length 64 --batch-tokens 64 --eval-every 1 --steps 2";
-const PRUNE: &str =
-    "prune m -o out --keep 0.5 --data ids.jsonl --data-tokens 128 --sequence-length 64";
+const PLAN: &str = "prune m -o out --keep 0.5 --data ids.jsonl --data-tokens 128 --sequence-length 64 \
+                    --plan-out plan.json";
+const JUNIT: &str = "run r.toml --junit j.xml";
+const MAN: &str = "man pages";
 const RECIPE: &str = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\ncriterion = \"random\"\noutput = \"made\"\n";
 
-#[test]
-fn what_was_edited_after_a_run_wrote_it_is_kept() {
+/// A sandbox with what each of these commands writes.
+fn written() -> Sandbox {
     let sandbox = Sandbox::with_model_and_text();
     sandbox.write("r.toml", RECIPE);
-    let plan = format!("{PRUNE} --plan-out plan.json");
-    let junit = "run r.toml --junit j.xml".to_owned();
-    let writers = [HEAL.to_owned(), plan.clone(), junit.clone(), "man pages".to_owned()];
-    for line in &writers {
+    for line in [HEAL, PLAN, JUNIT, MAN] {
         sandbox.run(line).succeeds();
     }
     sandbox
+}
+
+#[test]
+fn what_was_edited_after_a_run_wrote_it_is_kept() {
+    let sandbox = written();
+    sandbox
         .shell("moe-convert prune healed -o foreign --experts 3 --criterion random -q")
         .succeeds();
-    let [heal, plan, junit, man] = &writers;
     let mut problems = Vec::new();
     for (line, file, edit) in [
-        (heal, "healed/training.jsonl", "echo '{\"step\":9,\"mine\":\"x\"}' >>FILE"),
-        (heal, "healed/training.jsonl", "sed -i '1s/{/{\"mine\":1,/' FILE"),
-        (heal, "healed/training.jsonl", "sed -i '2s/\"loss\":[0-9]/\"loss\":7/' FILE"),
+        (HEAL, "healed/training.jsonl", "echo '{\"step\":9,\"mine\":\"x\"}' >>FILE"),
+        (HEAL, "healed/training.jsonl", "sed -i '1s/{/{\"mine\":1,/' FILE"),
+        (HEAL, "healed/training.jsonl", "sed -i '2s/\"loss\":[0-9]/\"loss\":7/' FILE"),
         (
-            heal,
+            HEAL,
             "healed/run.json",
             "sed -i 's/\"host\": \".*\"/\"host\": {\"notes\": \"mine\"}/' FILE",
         ),
-        (heal, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": \"my note\"/' FILE"),
-        (heal, "healed/run.json", "sed -i 's/\"device\": \".*\"/\"device\": [\"my note\"]/' FILE"),
+        (HEAL, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": \"my note\"/' FILE"),
+        (HEAL, "healed/run.json", "sed -i 's/\"device\": \".*\"/\"device\": [\"my note\"]/' FILE"),
         // The folder holds a partial copy of another model.
-        (heal, "healed/model.safetensors", "head -c 40000 foreign/model.safetensors >FILE"),
-        (heal, "healed/moe-convert.json", "echo '{\"mine\": [' >FILE"),
-        (plan, "plan.json", "sed -i 's/\"keep\": \\[/\"keep\": [ /' FILE"),
-        (plan, "plan.json", "sed -i 's/\"method\": \".*\"/\"method\": \"mine\"/' FILE"),
-        (plan, "plan.json", "echo >>FILE"),
+        (HEAL, "healed/model.safetensors", "head -c 40000 foreign/model.safetensors >FILE"),
+        (HEAL, "healed/moe-convert.json", "echo '{\"mine\": [' >FILE"),
+        (PLAN, "plan.json", "sed -i 's/\"keep\": \\[/\"keep\": [ /' FILE"),
+        (PLAN, "plan.json", "sed -i 's/\"method\": \".*\"/\"method\": \"mine\"/' FILE"),
+        (PLAN, "plan.json", "echo >>FILE"),
         (
-            plan,
+            PLAN,
             "plan.json",
             "echo '{\"layers\": {\"0\": {\"experts\": 7, \"keep\": [0, 1, 2]}}}' >FILE",
         ),
-        (junit, "j.xml", "sed -i 's/name=\"1. prune/name=\"my prune/' FILE"),
-        (junit, "j.xml", "echo '<testsuites><testsuite name=\"pytest\"/></testsuites>' >FILE"),
-        (man, "pages/moe-convert-prune.1", "echo 'See my notes.' >>FILE"),
-        (man, "pages/moe-convert.1", "sed -i 's/SYNOPSIS/MINE/' FILE"),
+        (JUNIT, "j.xml", "sed -i 's/name=\"1. prune/name=\"my prune/' FILE"),
+        (JUNIT, "j.xml", "echo '<testsuites><testsuite name=\"pytest\"/></testsuites>' >FILE"),
+        (MAN, "pages/moe-convert-prune.1", "echo 'See my notes.' >>FILE"),
+        (MAN, "pages/moe-convert.1", "sed -i 's/SYNOPSIS/MINE/' FILE"),
     ] {
         sandbox.shell(&format!("cp {file} before; {}", edit.replace("FILE", file))).succeeds();
         let name = file.rsplit('/').next().unwrap();
-        problems.extend(
-            sandbox
-                .refuses(&format!("{line} --overwrite"), 2, &[name])
-                .map(|p| format!("{edit}\n{p}")),
-        );
+        let refused = sandbox.refuses(&format!("{line} --overwrite"), 2, &[name]);
+        problems.extend(refused.map(|problem| format!("{edit}\n{problem}")));
         sandbox.shell(&format!("mv before {file}")).succeeds();
     }
     assert_none(&problems);
-    // Unedited results are replaced, and so are the remains of a result that a full disk cut.
-    for line in &writers {
+}
+
+/// A full disk or a crash leaves files that belong to no user.
+#[test]
+fn what_is_unedited_or_damaged_is_replaced() {
+    let sandbox = written();
+    for line in [HEAL, PLAN, JUNIT, MAN] {
         sandbox.run(&format!("{line} --overwrite")).succeeds();
     }
-    sandbox
-        .shell(
-            "truncate -s 40000 healed/model.safetensors; rm healed/run.json healed/training.jsonl",
-        )
-        .succeeds();
-    sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
-    // A crash leaves files without content and weights that end within their header, which belong
-    // to no user.
-    let cut = "truncate -s 0 healed/run.json healed/training.jsonl; truncate -s 300 healed/model.safetensors";
-    sandbox.shell(cut).succeeds();
-    sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
-    // An edited plan is still a plan.
+    for damage in [
+        "truncate -s 40000 healed/model.safetensors; rm healed/run.json healed/training.jsonl",
+        // The weights end within their header.
+        "truncate -s 0 healed/run.json healed/training.jsonl; truncate -s 300 healed/model.safetensors",
+    ] {
+        sandbox.shell(damage).succeeds();
+        sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
+    }
+}
+
+#[test]
+fn an_edited_plan_is_still_a_plan() {
+    let sandbox = Sandbox::with_model_and_text();
+    sandbox.run(PLAN).succeeds();
     sandbox.shell("sed -i 's/\"keep\": \\[/\"keep\": [ /' plan.json").succeeds();
     sandbox.run("prune m -o of-plan --plan plan.json").succeeds();
 }
@@ -166,10 +174,12 @@ fn what_cannot_take_a_name_is_refused_before_the_work() {
 fn text_goes_to_pipes_and_devices() {
     let sandbox = Sandbox::with_model_and_text();
     sandbox.write("r.toml", format!("{RECIPE}[[step]]\nrun = \"verify\"\nmodel = \"made\"\n"));
-    let plan =
-        sandbox.run(&format!("{PRUNE} -q --dry-run --plan-out /dev/stdout")).succeeds().stdout;
+    let plan = sandbox
+        .run(&format!("{} -q --dry-run", PLAN.replace("plan.json", "/dev/stdout")))
+        .succeeds()
+        .stdout;
     assert!(plan.contains("\"keep\": [") && plan.contains("\"sha256\": "), "{plan}");
-    sandbox.run(&format!("{PRUNE} --plan-out /dev/null")).succeeds();
+    sandbox.run(&PLAN.replace("plan.json", "/dev/null")).succeeds();
     let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
     assert!(!receipt.contains("\"written\""), "{receipt}");
     let both = sandbox.run("run r.toml --junit /dev/null --summary /dev/stdout").succeeds().stdout;

@@ -232,96 +232,123 @@ fn side_files_are_looked_at_before_the_work() {
     assert!(!sandbox.names(".").iter().any(|name| name.contains("again")));
 }
 
+/// Words of the warning.
+const TWO_SETS: &str = "two sets of weights";
+
+/// A sharded model `model`, and `base`, a model in one file of other values.
+struct TwoSets {
+    sandbox: Sandbox,
+    model: Checkpoint,
+    base: Checkpoint,
+}
+
+impl TwoSets {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        for (name, options) in [("model", "--max-shard-size 30KB"), ("base", "")] {
+            let line = format!("upcycle golden/{LLAMA} -o {name} --experts 4 --top-k 1 {options}");
+            sandbox.run(&line).succeeds();
+            for file in ["moe-convert.json", "SHA256SUMS", "run.json"] {
+                fs::remove_file(sandbox.path(name).join(file)).unwrap();
+            }
+        }
+        let [model, base] = ["model", "base"].map(|name| Checkpoint::new(sandbox.path(name)));
+        base.edit_bytes(SHARD, |bytes| bytes.iter_mut().rev().take(400).for_each(|byte| *byte = 0));
+        Self { sandbox, model, base }
+    }
+
+    /// Copies the file of `base` into `model` as `name`.
+    fn add_file(&self, name: &str) {
+        fs::copy(self.base.path(SHARD), self.model.path(name)).unwrap();
+    }
+
+    /// Makes the index of `model` name `files` in turn.
+    fn index(&self, files: &[&str]) {
+        self.model.edit_json(INDEX, |index| {
+            let map = index["weight_map"].as_object_mut().unwrap();
+            map.values_mut()
+                .zip(files.iter().cycle())
+                .for_each(|(shard, file)| *shard = json!(file));
+        });
+    }
+
+    fn verified(&self) -> String {
+        self.sandbox.run("verify model").succeeds().stdout
+    }
+
+    /// The files that are named when they lie beside the weights, each with words on who reads it.
+    #[track_caller]
+    fn are_named(&self, files: &[(&str, &str)]) {
+        for (name, words) in files {
+            self.model.write(name, "x");
+            let said = self.verified();
+            assert!(said.contains(name) && said.contains(words), "{said}");
+            self.model.remove(name);
+        }
+    }
+}
+
 #[test]
 fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
-    let sandbox = Sandbox::new();
-    // A sharded model, beside a whole file of other values.
-    for (name, options) in [("model", "--max-shard-size 30KB"), ("base", "")] {
-        sandbox
-            .run(&format!("upcycle golden/{LLAMA} -o {name} --experts 4 --top-k 1 {options}"))
-            .succeeds();
-        ["moe-convert.json", "SHA256SUMS", "run.json"]
-            .iter()
-            .for_each(|file| fs::remove_file(sandbox.path(name).join(file)).unwrap());
-    }
-    let (model, base) =
-        (Checkpoint::new(sandbox.path("model")), Checkpoint::new(sandbox.path("base")));
-    base.edit_bytes(SHARD, |bytes| bytes.iter_mut().rev().take(400).for_each(|byte| *byte = 0));
+    let sets = TwoSets::new();
+    let sandbox = &sets.sandbox;
     sandbox.write("ids.json", "[[1, 2, 3], [4, 5]]");
     let logits = |name: &str, output: &str| {
         sandbox.run(&format!("logits {name} --tokens ids.json -o {output}")).succeeds()
     };
     logits("model", "of-shards");
     logits("base", "of-file");
-    fs::copy(base.path(SHARD), model.path(SHARD)).unwrap();
-    let whole = "two sets of weights";
+    sets.add_file(SHARD);
     for line in ["verify model", "inspect model"] {
-        let outcome = sandbox.run(line).succeeds();
-        assert!(
-            outcome.stdout.contains(whole)
-                && outcome.stdout.contains("shards of model.safetensors.index.json")
-        );
+        let said = sandbox.run(line).succeeds().stdout;
+        for words in [TWO_SETS, "shards of model.safetensors.index.json"] {
+            assert!(said.contains(words), "{line}: {said}");
+        }
     }
-    logits("model", "of-both").says(&[whole]);
-    assert!(
-        sandbox.read("of-both") == sandbox.read("of-file")
-            && sandbox.read("of-both") != sandbox.read("of-shards")
-    );
-    let outcome =
-        sandbox.run("prune model -o out --experts 2 --criterion random --json").succeeds();
-    assert!(outcome.json()["receipt"]["warnings"].to_string().contains(whole), "{outcome}");
-    // An index of the same file is not a second set. Pickled weights and Mistral's own are.
-    model.edit_json(INDEX, |index| {
-        index["weight_map"]
-            .as_object_mut()
-            .unwrap()
-            .values_mut()
-            .for_each(|shard| *shard = json!(SHARD));
-    });
-    assert!(!sandbox.run("verify model").succeeds().stdout.contains(whole));
-    for (name, who) in [
+    logits("model", "of-both").says(&[TWO_SETS]);
+    assert!(sandbox.read("of-both") == sandbox.read("of-file"));
+    assert!(sandbox.read("of-both") != sandbox.read("of-shards"));
+    let prune = "prune model -o out --experts 2 --criterion random --json";
+    let outcome = sandbox.run(prune).succeeds();
+    assert!(outcome.json()["receipt"]["warnings"].to_string().contains(TWO_SETS), "{outcome}");
+}
+
+#[test]
+fn an_index_of_the_same_file_is_no_second_set_but_other_formats_are() {
+    let sets = TwoSets::new();
+    sets.add_file(SHARD);
+    sets.index(&[SHARD]);
+    assert!(!sets.verified().contains(TWO_SETS));
+    sets.are_named(&[
         ("pytorch_model.bin", "is not read"),
         ("consolidated.safetensors", "vLLM reads that instead"),
-    ] {
-        model.write(name, "x");
-        let said = sandbox.run("verify model").succeeds().stdout;
-        assert!(said.contains(name) && said.contains(who), "{said}");
-        model.remove(name);
-    }
-    // Files that no index names, and indexes of a variant, count as well.
-    sandbox.shell("rm model/model-*.safetensors").succeeds();
-    fs::remove_file(model.path(SHARD)).unwrap();
-    fs::copy(base.path(SHARD), model.path("whole.safetensors")).unwrap();
-    model.edit_json(INDEX, |index| {
-        index["weight_map"]
-            .as_object_mut()
-            .unwrap()
-            .values_mut()
-            .for_each(|shard| *shard = json!("./whole.safetensors"));
-    });
-    model.make_directory(SHARD);
-    for name in
-        ["model-00009-of-00009.safetensors", "MODEL.safetensors", "other.safetensors.index.json"]
-    {
-        model.write(name, "x");
-        let said = sandbox.run("verify model").succeeds().stdout;
-        assert!(said.contains(name), "{said}");
-        model.remove(name);
-    }
-    assert!(!sandbox.run("verify model").succeeds().stdout.contains("move what isn't meant"));
-    fs::remove_dir(model.path(SHARD)).unwrap();
-    fs::copy(base.path(SHARD), model.path(SHARD)).unwrap();
-    model.edit_json(INDEX, |index| {
-        let files = ["whole.safetensors", SHARD].into_iter().cycle();
-        index["weight_map"]
-            .as_object_mut()
-            .unwrap()
-            .values_mut()
-            .zip(files)
-            .for_each(|(shard, file)| *shard = json!(file));
-    });
-    // transformers reads only the file of the usual name, which holds all tensors.
-    let said = sandbox.run("verify model").succeeds().stdout;
+    ]);
+}
+
+#[test]
+fn files_that_no_index_names_and_indexes_of_a_variant_are_named() {
+    let sets = TwoSets::new();
+    sets.sandbox.shell("rm model/model-*.safetensors").succeeds();
+    sets.add_file("whole.safetensors");
+    sets.index(&["./whole.safetensors"]);
+    sets.model.make_directory(SHARD);
+    sets.are_named(&[
+        ("model-00009-of-00009.safetensors", ""),
+        ("MODEL.safetensors", ""),
+        ("other.safetensors.index.json", ""),
+    ]);
+    assert!(!sets.verified().contains("move what isn't meant"));
+}
+
+/// transformers reads only that file.
+#[test]
+fn a_file_of_the_usual_name_that_holds_all_tensors_is_named() {
+    let sets = TwoSets::new();
+    sets.sandbox.shell("rm model/model-*.safetensors").succeeds();
+    sets.add_file("whole.safetensors");
+    sets.add_file(SHARD);
+    sets.index(&["whole.safetensors", SHARD]);
+    let said = sets.verified();
     assert!(said.contains("model.safetensors, which holds all tensors"), "{said}");
 }
 

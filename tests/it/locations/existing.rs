@@ -29,41 +29,26 @@ fn files_replace_their_own_kind_alone() {
     sandbox.write("other.json", "{\"layers\": 3, \"keep\": []}");
     symlink("thesis.tex", sandbox.path("to-thesis")).unwrap();
     symlink("nowhere", sandbox.path("dangling")).unwrap();
-    let mut problems = Vec::new();
+    sandbox.write("out.bin", [0, 159, 146, 150]);
     for (index, (own, _, content)) in writers.iter().enumerate() {
-        for how in ["", "--overwrite"] {
-            let others = writers.iter().map(|(file, ..)| *file).filter(|file| file != own);
-            for other in others.chain(["thesis.tex", "other.json", "hard", "out.bin"]) {
-                sandbox.write("out.bin", [0, 159, 146, 150]);
-                let line = format!("{} {how}", line(index, other));
-                // `hard` is a name of the model, which some of these commands don't read.
-                let complaint = if other == "hard" { "remedy" } else { content };
-                problems.extend(sandbox.refuses(&line, 2, &[complaint]));
-            }
-            for link in ["to-thesis", "dangling"] {
-                problems.extend(sandbox.refuses(
-                    &format!("{} {how}", line(index, link)),
-                    2,
-                    &["is a link"],
-                ));
-            }
-            problems.extend(sandbox.refuses(
-                &format!("{} {how}", line(index, "held")),
-                2,
-                &["is a directory"],
-            ));
-            // Text may go to a device: see `replaced.rs`.
-            if ["statistics", "logits"].contains(content) {
-                problems.extend(sandbox.refuses(
-                    &format!("{} {how}", line(index, "/dev/null")),
-                    2,
-                    &["regular file"],
-                ));
-            }
+        let over =
+            |file: &str| ["", "--overwrite"].map(|how| format!("{} {how}", line(index, file)));
+        let others = writers.iter().map(|(file, ..)| *file).filter(|file| file != own);
+        for other in others.chain(["thesis.tex", "other.json", "out.bin"]) {
+            sandbox.must_refuse_all(&over(other), 2, &[content]);
         }
-        problems.extend(sandbox.refuses(&line(index, own), 2, &["exists", "--overwrite"]));
+        // This is a name of the model, which some of these commands don't read.
+        sandbox.must_refuse_all(&over("hard"), 2, &["remedy"]);
+        for link in ["to-thesis", "dangling"] {
+            sandbox.must_refuse_all(&over(link), 2, &["is a link"]);
+        }
+        sandbox.must_refuse_all(&over("held"), 2, &["is a directory"]);
+        // Text may go to a device: see `replaced.rs`.
+        if ["statistics", "logits"].contains(content) {
+            sandbox.must_refuse_all(&over("/dev/null"), 2, &["regular file"]);
+        }
+        sandbox.must_refuse(&line(index, own), 2, &["exists", "--overwrite"]);
     }
-    assert_none(&problems);
     for (index, (own, ..)) in writers.iter().enumerate() {
         sandbox.run(&format!("{} --overwrite", line(index, own))).succeeds();
     }
