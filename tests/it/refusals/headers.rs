@@ -1,8 +1,8 @@
 //! Tests that shards with damaged or hostile headers are refused.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{DOWN, EVERY_COMMAND, LLAMA, Q, all_refused, all_refused_in_bounds, case};
+use super::{Case, DOWN, EVERY_COMMAND, LLAMA, Q, all_refused, all_refused_in_bounds, case};
 use crate::common::checkpoint::{Checkpoint, SHARD};
 
 #[test]
@@ -48,65 +48,51 @@ fn headers_that_are_no_headers_are_refused() {
     all_refused(LLAMA, EVERY_COMMAND, &cases);
 }
 
+/// A header that gives a tensor another range: `to` of its start and end.
+fn range(
+    tensor: &'static str,
+    to: fn(u64, u64) -> (u64, u64),
+    words: &'static [&'static str],
+) -> Case {
+    case(&format!("range of {tensor}: {words:?}"), move |c| c.move_range(tensor, to), words)
+}
+
 #[test]
-fn headers_that_lie_are_refused() {
+fn headers_that_lie_about_ranges_are_refused() {
     let cases = [
-        case(
-            "a range too short",
-            |c| c.move_range(DOWN, |s, e| (s, e - 4)),
-            &[SHARD, DOWN, "takes"],
-        ),
-        case("a range backwards", |c| c.move_range(DOWN, |s, e| (e, s)), &[SHARD, DOWN, "takes"]),
-        case(
-            "ranges overlap",
-            |c| c.move_range(DOWN, |s, e| (s - 4, e - 4)),
-            &[SHARD, "overlap", "model.layers.0."],
-        ),
-        case(
-            "the same range twice",
-            |c| c.move_range(Q, |s, e| (s - 7680, e - 7680)),
-            &[SHARD, "overlap"],
-        ),
-        case(
-            "a gap",
-            |c| c.move_range(DOWN, |s, e| (s + 4, e + 4)),
-            &[SHARD, "belong to no tensor"],
-        ),
-        case(
-            "far outside",
-            |c| c.move_range(DOWN, |s, e| (s + (1 << 50), e + (1 << 50))),
-            &[SHARD, "model.layers.0."],
-        ),
-        case(
-            "at the end of u64",
-            |c| c.move_range(DOWN, |s, e| (u64::MAX - (e - s), u64::MAX)),
-            &[SHARD],
-        ),
-        case(
-            "a negative offset",
-            |c| c.set_entry(DOWN, "data_offsets", json!([-4, 8956])),
-            &[SHARD, DOWN, "-4"],
-        ),
-        case(
-            "another shape",
-            |c| c.set_entry(DOWN, "shape", json!([40, 57])),
-            &[SHARD, DOWN, "[40, 57]"],
-        ),
-        case(
-            "a shape past 2^64",
-            |c| c.set_entry(DOWN, "shape", json!([1u64 << 40, 1u64 << 40])),
-            &[SHARD, DOWN, "size"],
-        ),
-        case(
-            "a negative shape",
-            |c| c.set_entry(DOWN, "shape", json!([-40, 56])),
-            &[SHARD, DOWN, "-40"],
-        ),
-        case(
-            "a dtype nobody knows",
-            |c| c.set_entry(DOWN, "dtype", json!("F99")),
-            &[SHARD, DOWN, "F99"],
-        ),
+        // Too short, and backwards.
+        range(DOWN, |s, e| (s, e - 4), &[SHARD, DOWN, "takes"]),
+        range(DOWN, |s, e| (e, s), &[SHARD, DOWN, "takes"]),
+        range(DOWN, |s, e| (s - 4, e - 4), &[SHARD, "overlap", "model.layers.0."]),
+        // The range of another tensor.
+        range(Q, |s, e| (s - 7680, e - 7680), &[SHARD, "overlap"]),
+        range(DOWN, |s, e| (s + 4, e + 4), &[SHARD, "belong to no tensor"]),
+        // Outside of the file.
+        range(DOWN, |s, e| (s + (1 << 50), e + (1 << 50)), &[SHARD, "model.layers.0."]),
+        range(DOWN, |s, e| (u64::MAX - (e - s), u64::MAX), &[SHARD]),
+        entry(DOWN, "data_offsets", json!([-4, 8956]), &[SHARD, DOWN, "-4"]),
+    ];
+    all_refused(LLAMA, EVERY_COMMAND, &cases);
+}
+
+/// A header that says `value` under `key` of a tensor.
+fn entry(
+    tensor: &'static str,
+    key: &'static str,
+    value: Value,
+    words: &'static [&'static str],
+) -> Case {
+    let name = format!("{key} {value} of {tensor}");
+    case(&name, move |c| c.set_entry(tensor, key, value.clone()), words)
+}
+
+#[test]
+fn headers_that_lie_about_tensors_are_refused() {
+    let cases = [
+        entry(DOWN, "shape", json!([40, 57]), &[SHARD, DOWN, "[40, 57]"]),
+        entry(DOWN, "shape", json!([1u64 << 40, 1u64 << 40]), &[SHARD, DOWN, "size"]),
+        entry(DOWN, "shape", json!([-40, 56]), &[SHARD, DOWN, "-40"]),
+        entry(DOWN, "dtype", json!("F99"), &[SHARD, DOWN, "F99"]),
         case("an entry without dtype", drop_dtype, &[SHARD, DOWN, "dtype"]),
         case("a name twice", name_twice, &[SHARD, "twice", "model.norm.weight"]),
     ];
