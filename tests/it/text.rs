@@ -146,6 +146,8 @@ fn what_is_proposed_for_a_file_can_be_followed() {
             &["record 1 of the list, on line 1", "'.[] | {text: .}'", "jq "],
         ),
         ("two.jsonl", format!("{record} {record}\n"), &["line 1", "trailing", "jq "]),
+        ("quotes.jsonl", format!(r#"{{"it's \"it\"": [{record}]}}"#), &["line 1", "jq "]),
+        ("lists.json", format!(r#"[{{"rows": [{record}]}}]"#), &["record 1", "\"rows\"", "jq "]),
     ];
     let has_jq = crate::common::has(&["jq"], "what is proposed for JSON is run");
     let mut problems = Vec::new();

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use libc::c_int;
-use moe_checkpoint::remove_unfinished;
+use moe_checkpoint::{remove_unfinished, shell_word};
 use moe_passes::PassInfo;
 use signal_hook::consts::signal::{
     SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2,
@@ -20,7 +20,6 @@ use signal_hook::low_level::{exit, signal_name};
 
 use crate::bar::{say, say_last};
 use crate::cli::{as_text, called, has_option};
-use crate::render::word;
 
 /// Signals that would end the program at once. Not in the list: SIGSEGV, SIGBUS, SIGFPE and SIGILL,
 /// after which memory can't be trusted for cleaning up; and SIGPIPE, which Rust ignores, so that a
@@ -154,8 +153,8 @@ fn how_to_go_on(arguments: &[String]) -> String {
         .map_or(command.get_name() == "run", |info| info.resumes_midway);
     let aim = if saves { "go on" } else { "run it again" };
     let given = has_option(arguments, "--resume");
-    let words =
-        arguments.iter().map(|text| word(text)).chain((!given).then(|| "--resume".to_owned()));
+    let resume = (!given).then(|| "--resume".to_owned());
+    let words = arguments.iter().map(|text| shell_word(text)).chain(resume);
     format!("no result was left half-written; to {aim}:\n  {}", words.collect::<Vec<_>>().join(" "))
 }
 

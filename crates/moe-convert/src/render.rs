@@ -25,7 +25,6 @@ use table::{facts, table};
 
 pub use evaluation::evaluation;
 pub use inspection::inspection;
-pub use next::word;
 pub use speed::{bench, selftest, timings};
 pub use summary::summary;
 

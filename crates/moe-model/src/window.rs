@@ -30,7 +30,7 @@ impl WindowRule {
             let what = "has sliding_attention, where no window is set: use_sliding_window is false, or sliding_window is null";
             return Err(config
                 .error(LAYER_TYPES, what)
-                .remedy("set the window, or write full_attention"));
+                .better_remedy("set the window, or write full_attention"));
         }
         let window = width(config)?;
         Ok(slides.into_iter().map(|slides| slides.then_some(window)).collect())

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use moe_checkpoint::shell_word;
 use moe_model::Answer;
 use moe_passes::Identity;
 use moe_pipeline::{Conversion, HasTokenizer};
@@ -63,30 +64,9 @@ fn serve(out: &str, done: &Conversion) -> Option<String> {
 }
 
 fn path_word(path: &Path) -> String {
-    word(&path.to_string_lossy())
+    shell_word(&path.to_string_lossy())
 }
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// `text` as a word of a shell.
-pub fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "./_-+=:@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_words_of_a_shell() {
-        let words = ["out/moe-8x", "my models/it's", ""].map(word);
-        assert_eq!(words, ["out/moe-8x", r"'my models/it'\''s'", "''"]);
-    }
 }

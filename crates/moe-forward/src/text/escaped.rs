@@ -6,6 +6,7 @@ use std::path::Path;
 
 use moe_checkpoint::{Error, Kind, Result};
 
+use super::command::naming_file;
 use super::reader::TextReader;
 use super::surrogates::{is_high, is_low, unit};
 
@@ -56,8 +57,9 @@ impl Passage {
         if self.is_escaped {
             return "write the file again, as Python's json does, or leave this record out".into();
         }
-        "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt"
-            .replace("FILE", &path.to_string_lossy())
+        let remedy =
+            "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt";
+        naming_file(remedy, path)
     }
 
     /// Where the first character begins at `at` or behind it.

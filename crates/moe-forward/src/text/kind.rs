@@ -5,6 +5,7 @@ use std::path::Path;
 use moe_checkpoint::{Error, Kind, Result, without_mark};
 
 use super::bytes::TextBytes;
+use super::command::naming_file;
 use super::source::{Origin, TextFile, ending};
 
 /// As much of a file is looked at.
@@ -65,7 +66,6 @@ impl Head<'_> {
     /// The error of a file that holds `what`; `remedy` makes text of `FILE`.
     pub fn refused(&self, what: &str, remedy: &str) -> Error {
         let what = format!("this is {what}; data is UTF-8 text or JSON Lines");
-        let remedy = remedy.replace("FILE", &self.name.to_string_lossy());
-        Error::new(Kind::Unsupported, what).remedy(remedy)
+        Error::new(Kind::Unsupported, what).remedy(naming_file(remedy, self.name))
     }
 }

@@ -14,6 +14,7 @@
 //! give the same tokens.
 
 mod bytes;
+mod command;
 mod documents;
 mod encoder;
 mod escaped;

@@ -148,6 +148,11 @@ mod tests {
                 "{\n \"version\": [1], \"da\\\"ta\": [ {\"text\": \"a\"}]}",
                 "jq -c '.[\"da\\\"ta\"][]' a.json",
             ),
+            (
+                "a b.json",
+                "{\n\"it's\": [{\"text\": \"a\"}]}",
+                r#"jq -c '.["it'\''s"][]' 'a b.json'"#,
+            ),
             ("a.txt", "[\n\"one\"]", "{text: .}"),
             ("a.txt", "[[1, 2]]", "{input_ids: .}"),
             ("a.json", "{\n\"text\": \"a\"}", "jq -c . a.json"),

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use moe_checkpoint::{Error, Kind};
+use serde_json::json;
 
+use super::command::{jq, naming_file};
 use super::source::{TextFile, TextUnit};
 use super::wrong::{Cause, Wrong};
 
@@ -32,23 +34,25 @@ pub(super) fn malformed(file: &TextFile, place: &RecordLine, wrong: &Wrong) -> E
     let what = if file.unit().is_line { wrong.to_string() } else { wrong.without_place() };
     Error::new(Kind::Malformed, format!("{}: {what}", place.shown(file)))
         .file(file.path())
-        .remedy(remedy.replace("FILE", &file.path().to_string_lossy()))
+        .remedy(naming_file(&remedy, file.path()))
 }
 
 fn remedy(file: &TextFile, place: &RecordLine, cause: &Cause) -> String {
     let unit = file.unit();
-    let jq = unit.jq;
     match cause {
         Cause::Unfinished { in_string } => of_unfinished(file, place, *in_string),
         Cause::IsString => {
-            format!("make a record of each: jq -c '{jq}{{text: .}}' FILE > data.jsonl")
+            format!("make a record of each: {}", jq(&format!("{}{{text: .}}", unit.jq)))
         }
         Cause::IsList => {
-            format!("if these are token ids: jq -c '{jq}{{input_ids: .}}' FILE > data.jsonl")
+            format!("if these are token ids: {}", jq(&format!("{}{{input_ids: .}}", unit.jq)))
         }
-        Cause::RecordsUnder(key) => format!("pick them: jq -c '.[\"{key}\"][]' FILE > data.jsonl"),
+        Cause::RecordsUnder(key) => {
+            format!("pick them: {}", jq(&format!("{}.[{}][]", unit.jq, json!(key))))
+        }
         Cause::TextUnder(key) => {
-            format!("if that is the text: jq -c '{{text: .[\"{key}\"]}}' FILE > data.jsonl")
+            let filter = format!("{}{{text: .[{}]}}", unit.jq, json!(key));
+            format!("if that is the text: {}", jq(&filter))
         }
         Cause::NotJson if place.line.start == 0 => OF_ANOTHER_FORMAT.to_owned(),
         cause => fixed(cause).map_or_else(|| of_form(unit), str::to_owned),

@@ -410,6 +410,17 @@ fn a_list_of_layer_types_says_which_layers_of_a_mistral_have_a_window() {
 }
 
 #[test]
+fn layers_that_slide_without_a_window_are_refused_with_a_remedy() {
+    let edit = |c: &mut serde_json::Map<String, serde_json::Value>| {
+        c.insert("layer_types".into(), ["full_attention", "sliding_attention"].into());
+        c.insert("sliding_window".into(), serde_json::Value::Null);
+    };
+    let error = try_with_config("families/mistral/base/model", edit).unwrap_err();
+    let remedy = error.to_string();
+    assert!(remedy.contains("layer_types") && remedy.contains("set the window"), "{remedy}");
+}
+
+#[test]
 fn code_of_a_model_is_left_with_its_family_and_a_tokenizers_is_not() {
     let map = serde_json::json!({ "AutoConfig": "c.C", "AutoModelForCausalLM": "m.M", "AutoTokenizer": ["t.T", null] });
     let mut model = with_config("families/llama/base/model", |c| {

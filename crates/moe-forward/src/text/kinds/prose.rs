@@ -7,6 +7,7 @@ use moe_checkpoint::json::keep_numbers;
 use serde::de::IgnoredAny;
 
 use crate::text::bytes::TextBytes;
+use crate::text::command::jq;
 use crate::text::documents::{Document, Documents, LongLines, Next, Unit};
 use crate::text::escaped::Passage;
 use crate::text::kind::{FileKind, Head, Opened};
@@ -98,22 +99,21 @@ fn picking(body: &[u8]) -> String {
     let element = body.strip_prefix('[').map(str::trim_start);
     match element.and_then(|element| element.chars().next()) {
         Some('"') => {
-            return "make a record of each: jq -c '.[] | {text: .}' FILE > data.jsonl".to_owned();
+            return format!("make a record of each: {}", jq(".[] | {text: .}"));
         }
         Some('[') => {
-            return "make a record of each: jq -c '.[] | {input_ids: .}' FILE > data.jsonl"
-                .to_owned();
+            return format!("make a record of each: {}", jq(".[] | {input_ids: .}"));
         }
-        Some(_) => return "pick its records: jq -c '.[]' FILE > data.jsonl".to_owned(),
+        Some(_) => return format!("pick its records: {}", jq(".[]")),
         None => {}
     }
     match list_key(&body) {
-        Some(key) => format!("pick its records: jq -c '.[\"{key}\"][]' FILE > data.jsonl"),
+        Some(key) => format!("pick its records: {}", jq(&format!(".[\"{key}\"][]"))),
         None => "write it on one line, if it is a record: jq -c . FILE > data.jsonl".to_owned(),
     }
 }
 
-/// The first key of an object of JSON that has a list of objects.
+/// The first key of an object of JSON that has a list of objects, as the JSON spells it.
 fn list_key(text: &str) -> Option<&str> {
     let (mut depth, mut at, mut key) = (0, 0, "");
     let bytes = text.as_bytes();
