@@ -15,7 +15,7 @@ use tokens::Source;
 const EDGES: [(&str, &[&str]); 7] = [
     ("moe-checkpoint", &[]),
     ("moe-math", &[]),
-    ("moe-model", &["moe-checkpoint"]),
+    ("moe-model", &["moe-checkpoint", "moe-math"]),
     ("moe-forward", &["moe-checkpoint", "moe-math", "moe-model"]),
     ("moe-passes", &["moe-checkpoint", "moe-forward", "moe-math", "moe-model"]),
     ("moe-pipeline", &["moe-checkpoint", "moe-forward", "moe-math", "moe-model", "moe-passes"]),

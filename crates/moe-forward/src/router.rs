@@ -5,7 +5,7 @@ use moe_checkpoint::Result;
 use moe_math::product::product;
 use moe_math::routing::{self, Routing, RoutingRule};
 use moe_math::{Compute, RouterDtype};
-use moe_model::{GroupScore, Groups, Router, RouterPrecision, Scoring};
+use moe_model::{Router, RouterPrecision};
 
 use crate::context::Context;
 use crate::dtypes::candle_dtype;
@@ -86,9 +86,9 @@ fn routing_rule(
         to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()))
     };
     Ok(RoutingRule {
-        scoring: scoring(router.scoring),
+        scoring: router.scoring,
         bias: router.bias.as_ref().map(read).transpose()?,
-        groups: router.groups.map(groups),
+        groups: router.groups,
         top_k: router.top_k,
         normalize: router.normalize,
         scale: router.scale,
@@ -101,20 +101,4 @@ fn routing_rule(
 /// The values of `dtype` that are nearest to `x`, in f32.
 fn rounded(x: &Tensor, dtype: DType) -> CandleResult<Tensor> {
     x.to_dtype(dtype)?.to_dtype(DType::F32)
-}
-
-/// `scoring` as `moe-math` calls it.
-pub(crate) fn scoring(scoring: Scoring) -> routing::Scoring {
-    match scoring {
-        Scoring::Softmax => routing::Scoring::Softmax,
-        Scoring::Sigmoid => routing::Scoring::Sigmoid,
-    }
-}
-
-fn groups(groups: Groups) -> routing::Groups {
-    let score = match groups.score {
-        GroupScore::Max => routing::GroupScore::Max,
-        GroupScore::TopTwoSum => routing::GroupScore::TopTwoSum,
-    };
-    routing::Groups { count: groups.count, kept: groups.kept, score }
 }

@@ -3,6 +3,8 @@
 use candle_core::{DType, Result, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::ops;
 
@@ -49,8 +51,9 @@ impl Routing {
     }
 }
 
-/// The function from logits to scores s.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The function from a router's logits to its scores s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Scoring {
     /// Softmax over the experts.
     Softmax,
@@ -59,7 +62,8 @@ pub enum Scoring {
 }
 
 /// The function from the choice scores of a group's experts to the group's score.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum GroupScore {
     /// The largest (DeepSeek-V2, 2405.04434 §2.1.2).
     Max,
@@ -68,7 +72,7 @@ pub enum GroupScore {
 }
 
 /// Groups of consecutive experts. Only experts of the best groups can be selected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Groups {
     /// Number of groups.
     pub count: usize,

@@ -40,10 +40,11 @@ pub use family::{
     family,
 };
 pub use layer::{
-    Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear,
-    Moe, QkNorm, QueryLatent, Router, RouterPrecision, Scoring, SharedExpert,
+    Attention, Expert, Ffn, GroupedAttention, LatentAttention, Layer, Linear, Moe, QkNorm,
+    QueryLatent, Router, RouterPrecision, SharedExpert,
 };
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
+pub use moe_math::routing::{GroupScore, Groups, Scoring};
 pub use mtp_layer::MtpLayer;
 pub use read::loaded_name;
 pub use rope::{Rope, RopeScaling};

@@ -17,7 +17,6 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::finite;
 use crate::loader::{Loader, Shared};
-use crate::router::scoring;
 use crate::sweep::{Head, Sweep, embed_with};
 
 /// The head runs on as many tokens at a time as have logits of this many bytes.
@@ -313,7 +312,7 @@ impl Trainee<'_> {
         else {
             return Ok(None);
         };
-        let found = shares.losses(scoring(moe.router.scoring), logits, routing)?;
+        let found = shares.losses(moe.router.scoring, logits, routing)?;
         losses.balance += found.balance;
         losses.z += found.z;
         Ok(Some(found))

@@ -1,9 +1,10 @@
 //! What a family's file says of feed-forward networks and experts.
 
+use moe_math::routing::{GroupScore, Scoring};
 use serde::Deserialize;
 
 use super::flag::Flag;
-use crate::layer::{GroupScore, RouterPrecision, Scoring};
+use crate::layer::RouterPrecision;
 
 /// Names of a feed-forward network's weights below the layer's prefix.
 #[derive(Debug, Clone, Deserialize)]

@@ -10,7 +10,7 @@ use crate::weight::Weight;
 pub use self::attention::{Attention, GroupedAttention, LatentAttention, QkNorm, QueryLatent};
 pub use self::linear::Linear;
 pub use self::mixture::{Expert, Moe, SharedExpert};
-pub use self::router::{GroupScore, Groups, Router, RouterPrecision, Scoring};
+pub use self::router::{Router, RouterPrecision};
 
 /// A layer's feed-forward block.
 #[derive(Debug, Clone)]

@@ -1,18 +1,9 @@
 //! Routers.
 
+use moe_math::routing::{Groups, Scoring};
 use serde::{Deserialize, Serialize};
 
 use crate::weight::Weight;
-
-/// What makes a score of a router's logit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scoring {
-    /// Softmax over the experts.
-    Softmax,
-    /// σ of each logit.
-    Sigmoid,
-}
 
 /// What transformers computes the routers of a family in, where the model runs in the dtype that it
 /// is stored in.
@@ -26,27 +17,6 @@ pub enum RouterPrecision {
     ModelLogits,
     /// The model's dtype for states, weights and logits; gates are rounded to it, too.
     Model,
-}
-
-/// What makes a group's score of its experts' choice scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum GroupScore {
-    /// The largest.
-    Max,
-    /// The sum of the two largest.
-    TopTwoSum,
-}
-
-/// Experts in groups of consecutive ones: a token goes to experts of its best groups only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
-pub struct Groups {
-    /// How many groups there are; always more than one.
-    pub count: usize,
-    /// How many of them a token can go to.
-    pub kept: usize,
-    /// What they are ranked by.
-    pub score: GroupScore,
 }
 
 /// Which experts a token goes to: those of the best choice scores, weighed by their scores.

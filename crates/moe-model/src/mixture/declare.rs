@@ -1,5 +1,6 @@
 //! The config keys of mixtures of experts.
 
+use moe_math::routing::Groups;
 use serde_json::Value;
 use serde_json::{Map, json};
 
@@ -9,7 +10,7 @@ use crate::Result;
 use crate::assembly::Model;
 use crate::codec::{Config, cannot, declare_flag, uniform};
 use crate::family::{GroupsRule, KeyIs, MoeRule, SharedRule, SharedWidth};
-use crate::layer::{Groups, Moe};
+use crate::layer::Moe;
 
 /// The config keys of experts, routers, and where they are.
 pub(crate) fn declare(model: &Model, rule: &MoeRule, raw: &mut Map<String, Value>) -> Result<()> {

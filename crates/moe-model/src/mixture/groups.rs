@@ -1,11 +1,11 @@
 //! Groups of experts, as a config says them.
 
+use moe_math::routing::{GroupScore, Groups};
 use serde_json::Value;
 
 use crate::Result;
 use crate::codec::Config;
 use crate::family::GroupsRule;
-use crate::layer::{GroupScore, Groups};
 
 /// The groups that `experts` experts are in, where they limit the choice.
 pub(super) fn groups(

@@ -3,9 +3,10 @@
 use super::groups::groups;
 use crate::codec::{Config, Reader};
 use crate::family::{ExpertNames, Layout, MoeRule, SharedRule, SharedWidth};
-use crate::layer::{Expert, Groups, Linear, Moe, Router, SharedExpert};
+use crate::layer::{Expert, Linear, Moe, Router, SharedExpert};
 use crate::weight::Weight;
 use crate::{Error, Kind, Result};
+use moe_math::routing::Groups;
 
 pub(crate) fn read(
     reader: &mut Reader<'_>,
