@@ -48,6 +48,11 @@ impl Sizes {
         }
     }
 
+    /// The maximum of `bytes` over the layers of `model`.
+    pub fn largest(model: &Model, bytes: impl Fn(Self) -> usize) -> u64 {
+        model.moes().map(|(_, moe)| bytes(Self::of(moe)) as u64).max().unwrap_or(0)
+    }
+
     /// Bytes of one expert's neurons in f64.
     fn neurons(self) -> usize {
         8 * self.width * 3 * self.hidden

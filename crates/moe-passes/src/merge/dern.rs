@@ -4,13 +4,15 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use moe_model::{Error, Expert, Kind, Result};
+use moe_math::meter::Work;
+use moe_math::saliency;
+use moe_model::{Error, Expert, Kind, Model, Result};
 
 use super::groups::of_layer;
 use crate::align::{ROWS_AT_ONCE, Sizes, at_once, found_by, unit_neurons};
 use crate::merged::{Gift, Share, merged};
 use crate::pass::{NetworkEdit, NetworkSource, Neurons};
-use crate::reduce::{LayerView, Reduced};
+use crate::reduce::{LayerView, Method, Needs, Reduced};
 
 /// The neuron that a dropped neuron joins.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,10 +25,34 @@ pub(super) struct MergeTarget {
 /// A dropped expert, and the target of each of its neurons: None for a neuron that is lost.
 pub(super) type Targets = (usize, Vec<Option<MergeTarget>>);
 
-/// The experts of greatest `saliency` stay. Each neuron of the others joins the kept neuron of
-/// greatest cosine if that is at least `threshold`, and is lost otherwise. Neurons that are joined
-/// become their mean, weighted by saliency.
-pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) -> Result<Reduced> {
+/// The algorithm `dern`: the experts of greatest Σ of gates stay. Each neuron of the others joins
+/// the kept neuron of greatest cosine, and is lost if no cosine is large enough. Neurons that are
+/// joined become their mean, weighted by saliency.
+pub(super) struct Dern {
+    /// Minimum cosine at which a neuron joins another.
+    pub threshold: f64,
+}
+
+impl Method for Dern {
+    fn needs(&self) -> Needs {
+        Needs::SUMS
+    }
+
+    fn working_bytes(&self, model: &Model, _experts: usize, _tokens: usize) -> u64 {
+        Sizes::largest(model, working_bytes)
+    }
+
+    fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
+        let saliency = saliency::soft_frequency(&layer.pooled());
+        let reduce = || reduce(layer, saliency, self.threshold);
+        let reduced = layer.compute.stage("neurons' targets", Work::UNCOUNTED, reduce)?;
+        let halves = layer.halves(|sums| Some(saliency::soft_frequency(sums)));
+        Ok(Reduced { halves, ..reduced })
+    }
+}
+
+/// Decides a layer; the halves of its saliency are left out.
+fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) -> Result<Reduced> {
     let kept = kept(layer, &saliency);
     let targets = targets(layer, &kept, threshold)?;
     let made: Vec<_> = (0..kept.len())
@@ -104,7 +130,7 @@ pub(super) fn targets(
 const COSTS: usize = 1;
 
 /// Bytes that finding targets for neurons of experts of these sizes takes.
-pub(super) fn working_bytes(sizes: Sizes) -> usize {
+fn working_bytes(sizes: Sizes) -> usize {
     let one = sizes.compared(COSTS);
     at_once(one) * one
 }

@@ -18,10 +18,14 @@ use moe_math::statistics::Sums;
 use moe_model::{Expert, Linear, Model, Moe, Result, Weight, WeightSource};
 use serde_json::Value;
 
-use super::dern;
+use super::dern::{self, Dern};
+use super::grouped::{Grouped, Groups};
 use super::groups::of_layer;
-use super::method::Merging;
-use super::options::{Grouping, MergeAlgorithm};
+use super::hc_smoe::HcSmoe;
+use super::m_smoe::MSmoe;
+use super::mergemoe::MergeMoe;
+use super::options::Grouping;
+use super::ream::Ream;
 use crate::reduce::{LayerView, Method};
 
 const LAYER: usize = 1;
@@ -177,8 +181,12 @@ impl Fixture {
     }
 }
 
-fn merging(method: MergeAlgorithm, grouping: Grouping) -> Merging {
-    Merging { method, grouping, group_cap: 16, dern_threshold: 0.3, sample_every: 1 }
+const REAM: Ream = Ream { grouping: Grouping::Pseudo, group_cap: 16 };
+const HC_SMOE: HcSmoe = HcSmoe { sample_every: 1, is_plain: false };
+const DERN: Dern = Dern { threshold: 0.3 };
+
+fn decided(algorithm: &dyn Grouped, fixture: &Fixture, view: &LayerView<'_>) -> Groups {
+    Groups::decide(algorithm, view, &fixture.pooled()).unwrap()
 }
 
 fn groups_of(value: &Value) -> Vec<Vec<usize>> {
@@ -231,11 +239,11 @@ fn assert_weights(name: &str, centroids: &[usize], experts: &[Expert]) {
     assert!(stored > 0 && compared == stored, "{name}: {compared} of {stored} parts are compared");
 }
 
-fn assert_same(fixture: &Fixture, name: &str, method: Merging) {
+fn assert_same<A: Grouped + Method>(fixture: &Fixture, name: &str, algorithm: &A) {
     let golden = json(&format!("pruning/merge-{name}.json"));
     let view = fixture.view(&[]);
-    let decided = method.decide(&view, &fixture.pooled()).unwrap();
-    assert_eq!(decided.groups, groups_of(&golden["groups"]), "{name}");
+    let decided = decided(algorithm, fixture, &view);
+    assert_eq!(decided.members, groups_of(&golden["groups"]), "{name}");
     let expected: Vec<Vec<f64>> = serde_json::from_value(golden["coefficients"].clone()).unwrap();
     for (found, expected) in decided.coefficients.iter().flatten().zip(expected.iter().flatten()) {
         assert!((found - expected).abs() < COEFFICIENT, "{name}: {found} is not {expected}");
@@ -251,8 +259,8 @@ fn assert_same(fixture: &Fixture, name: &str, method: Merging) {
             "{name}, member {member}"
         );
     }
-    let reduced = method.reduce(&view).unwrap();
-    assert_eq!(reduced.clusters, decided.groups);
+    let reduced = algorithm.reduce(&view).unwrap();
+    assert_eq!(reduced.clusters, decided.members);
     assert_eq!(
         reduced.carried(fixture.moe.experts.len()),
         [1.0; 24],
@@ -272,20 +280,16 @@ fn assert_same(fixture: &Fixture, name: &str, method: Merging) {
 #[test]
 fn means_of_groups_are_those_of_numpy() {
     let fixture = Fixture::new();
-    for (name, method, grouping) in [
-        ("ream", MergeAlgorithm::Ream, Grouping::Pseudo),
-        ("ream-nearest", MergeAlgorithm::Ream, Grouping::Nearest),
-        ("hc-smoe", MergeAlgorithm::HcSmoe, Grouping::Pseudo),
-        ("m-smoe", MergeAlgorithm::MSmoe, Grouping::Pseudo),
-        ("average", MergeAlgorithm::Average, Grouping::Pseudo),
-    ] {
-        assert_same(&fixture, name, merging(method, grouping));
-    }
+    assert_same(&fixture, "ream", &REAM);
+    assert_same(&fixture, "ream-nearest", &Ream { grouping: Grouping::Nearest, ..REAM });
+    assert_same(&fixture, "hc-smoe", &HC_SMOE);
+    assert_same(&fixture, "m-smoe", &MSmoe);
+    assert_same(&fixture, "average", &HcSmoe { is_plain: true, ..HC_SMOE });
 }
 
 #[test]
 fn fitted_projections_are_those_of_numpy() {
-    assert_same(&Fixture::new(), "mergemoe", merging(MergeAlgorithm::Mergemoe, Grouping::Pseudo));
+    assert_same(&Fixture::new(), "mergemoe", &MergeMoe);
 }
 
 #[test]
@@ -293,7 +297,7 @@ fn neurons_go_where_numpy_sends_them() {
     let fixture = Fixture::new();
     let golden = json("pruning/merge-dern.json");
     let view = fixture.view(&[]);
-    let reduced = merging(MergeAlgorithm::Dern, Grouping::Pseudo).reduce(&view).unwrap();
+    let reduced = DERN.reduce(&view).unwrap();
     let kept = reduced.kept();
     assert_eq!(serde_json::to_value(&kept).unwrap(), golden["kept"]);
     let width = fixture.moe.experts[0].width();
@@ -324,50 +328,35 @@ fn caps_bind_as_in_numpy() {
     let golden = json("pruning/merge-ream-nearest.json");
     for (name, grouping) in [("pseudo", Grouping::Pseudo), ("nearest", Grouping::Nearest)] {
         for (cap, expected) in golden["groups_by_cap"][name].as_object().unwrap() {
-            let method = Merging {
-                group_cap: cap.parse().unwrap(),
-                ..merging(MergeAlgorithm::Ream, grouping)
-            };
-            let decided = method.decide(&fixture.view(&[]), &fixture.pooled()).unwrap();
-            assert_eq!(decided.groups, groups_of(expected), "{name}, {cap}");
+            let ream = Ream { grouping, group_cap: cap.parse().unwrap() };
+            let decided = decided(&ream, &fixture, &fixture.view(&[]));
+            assert_eq!(decided.members, groups_of(expected), "{name}, {cap}");
         }
     }
     let golden = json("pruning/merge-hc-smoe.json");
     for (count, expected) in golden["groups_by_count"].as_object().unwrap() {
         let view = LayerView { count: count.parse().unwrap(), ..fixture.view(&[]) };
-        let method = merging(MergeAlgorithm::HcSmoe, Grouping::Pseudo);
-        assert_eq!(
-            method.decide(&view, &fixture.pooled()).unwrap().groups,
-            groups_of(expected),
-            "{count}"
-        );
+        let decided = decided(&HC_SMOE, &fixture, &view);
+        assert_eq!(decided.members, groups_of(expected), "{count}");
     }
 }
 
 #[test]
 fn protected_experts_stand_alone() {
     let fixture = Fixture::new();
-    for method in [
-        MergeAlgorithm::Ream,
-        MergeAlgorithm::HcSmoe,
-        MergeAlgorithm::MSmoe,
-        MergeAlgorithm::Average,
-    ] {
+    let average = HcSmoe { is_plain: true, ..HC_SMOE };
+    let algorithms: [&dyn Grouped; 4] = [&REAM, &HC_SMOE, &MSmoe, &average];
+    for algorithm in algorithms {
         let protected = [4, 5, 6];
-        let method = merging(method, Grouping::Pseudo);
-        let decided = method.decide(&fixture.view(&protected), &fixture.pooled()).unwrap();
-        assert_eq!(decided.groups.len(), COUNT);
-        assert!(
-            protected.iter().all(|e| decided.groups.contains(&vec![*e])),
-            "{:?}",
-            decided.groups
-        );
+        let groups = decided(algorithm, &fixture, &fixture.view(&protected)).members;
+        assert_eq!(groups.len(), COUNT);
+        assert!(protected.iter().all(|e| groups.contains(&vec![*e])), "{groups:?}");
         let all: Vec<usize> = (0..COUNT).collect();
-        let decided = method.decide(&fixture.view(&all), &fixture.pooled()).unwrap();
-        assert_eq!(decided.groups.len(), COUNT, "as many protected as kept: none is");
+        let groups = decided(algorithm, &fixture, &fixture.view(&all)).members;
+        assert_eq!(groups.len(), COUNT, "as many protected as kept: none is");
     }
     let view = fixture.view(&[5]);
-    let reduced = merging(MergeAlgorithm::Dern, Grouping::Pseudo).reduce(&view).unwrap();
+    let reduced = DERN.reduce(&view).unwrap();
     assert!(reduced.clusters.contains(&vec![5]), "{:?}", reduced.clusters);
 }
 
@@ -376,14 +365,11 @@ fn routing_groups_keep_as_many_each() {
     let mut fixture = Fixture::new();
     fixture.moe.router.groups =
         Some(moe_model::Groups { count: 4, kept: 2, score: moe_model::GroupScore::Max });
-    for method in [MergeAlgorithm::Ream, MergeAlgorithm::HcSmoe, MergeAlgorithm::MSmoe] {
-        let decided = merging(method, Grouping::Pseudo)
-            .decide(&fixture.view(&[]), &fixture.pooled())
-            .unwrap();
-        assert!(decided.groups.iter().all(|group| group.iter().all(|e| e / 6 == group[0] / 6)));
-        assert!(
-            (0..4).all(|g| decided.groups.iter().filter(|group| group[0] / 6 == g).count() == 3)
-        );
+    let algorithms: [&dyn Grouped; 3] = [&REAM, &HC_SMOE, &MSmoe];
+    for algorithm in algorithms {
+        let groups = decided(algorithm, &fixture, &fixture.view(&[])).members;
+        assert!(groups.iter().all(|group| group.iter().all(|e| e / 6 == group[0] / 6)));
+        assert!((0..4).all(|g| groups.iter().filter(|group| group[0] / 6 == g).count() == 3));
     }
     let alone = |division: &super::groups::Division| {
         division.experts.iter().take(division.count).map(|e| vec![*e]).collect()
@@ -407,23 +393,18 @@ fn experts_without_tokens_have_no_weight_beside_others() {
             (20..24).for_each(|expert| sums.of_mut(quantity, expert).fill(0.0));
         }
     }
-    for method in [MergeAlgorithm::Ream, MergeAlgorithm::MSmoe, MergeAlgorithm::HcSmoe] {
-        let decided = merging(method, Grouping::Pseudo)
-            .decide(&fixture.view(&[]), &fixture.pooled())
-            .unwrap();
-        for (group, weights) in decided.groups.iter().zip(&decided.coefficients) {
+    let algorithms: [&dyn Grouped; 3] = [&REAM, &MSmoe, &HC_SMOE];
+    for algorithm in algorithms {
+        let decided = decided(algorithm, &fixture, &fixture.view(&[]));
+        for (group, weights) in decided.members.iter().zip(&decided.coefficients) {
             let has_tokens = group.iter().any(|e| *e < 20);
             for (expert, weight) in group.iter().zip(weights) {
                 let expected_zero = has_tokens && *expert >= 20;
-                assert_eq!(*weight == 0.0, expected_zero, "{method:?} {group:?} {weights:?}");
+                assert_eq!(*weight == 0.0, expected_zero, "{group:?} {weights:?}");
             }
-            assert!(
-                method == MergeAlgorithm::HcSmoe || group[0] < 20,
-                "{method:?}: a centroid has tokens"
-            );
+            assert!(!algorithm.is_ranked() || group[0] < 20, "{group:?}: a centroid has tokens");
         }
     }
-    let reduced =
-        merging(MergeAlgorithm::Dern, Grouping::Pseudo).reduce(&fixture.view(&[])).unwrap();
+    let reduced = DERN.reduce(&fixture.view(&[])).unwrap();
     assert!(reduced.kept().iter().all(|e| *e < 20));
 }

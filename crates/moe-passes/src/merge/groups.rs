@@ -2,9 +2,11 @@
 
 use moe_math::linkage::{average_linkage, euclidean, squared_distance};
 use moe_math::saliency::greatest;
-use moe_model::Moe;
+use moe_math::statistics::{Quantity, Sums};
+use moe_model::{Moe, Result};
 
-use super::options::Grouping;
+use super::options::{Grouping, usage};
+use crate::reduce::LayerView;
 
 /// Experts that may be merged with each other, ascending, and how many of them are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,55 @@ pub(super) fn of_layer(
     groups.iter_mut().for_each(|group| group[1..].sort_unstable());
     groups.sort_unstable_by_key(|group| group[0]);
     groups
+}
+
+/// The groups of a layer around its most salient experts.
+pub(super) fn around_most_salient(
+    layer: &LayerView<'_>,
+    saliency: &[f64],
+    similarity: &Similarity,
+    (grouping, cap): (Grouping, usize),
+) -> Vec<Vec<usize>> {
+    let group =
+        |division: &Division| division.around_centroids(saliency, similarity, grouping, cap);
+    of_layer(layer.moe, layer.count, layer.protected, group)
+}
+
+/// The groups of a layer in which each expert joins the most salient one of most similar router
+/// logits.
+pub(super) fn like_logits(layer: &LayerView<'_>, sums: &Sums, saliency: &[f64]) -> Vec<Vec<usize>> {
+    let without_cap = (Grouping::Nearest, usize::MAX);
+    around_most_salient(layer, saliency, &by_logits(layer, sums), without_cap)
+}
+
+/// The clusters of a layer by the mean outputs of its experts.
+///
+/// # Errors
+/// For statistics without outputs on tokens that didn't choose the expert.
+pub(super) fn clusters_of_outputs(layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
+    let features = mean_outputs(layer.index, sums)?;
+    let group = |division: &Division| division.clusters(&features, sums.sizes().hidden);
+    Ok(of_layer(layer.moe, layer.count, layer.protected, group))
+}
+
+/// The similarity of experts by their router logits.
+pub(super) fn by_logits(layer: &LayerView<'_>, sums: &Sums) -> Similarity {
+    Similarity::cosines_of_products(sums.get(Quantity::LogitProducts), layer.moe.experts.len())
+}
+
+/// The mean output of each expert over the sampled tokens, whether they chose it or not, `[experts,
+/// hidden]`.
+fn mean_outputs(index: usize, sums: &Sums) -> Result<Vec<f64>> {
+    let tokens = sums.scalar(Quantity::SampledTokens);
+    if tokens > 0.0 {
+        return Ok(sums.get(Quantity::SampledOutputs).iter().map(|sum| sum / tokens).collect());
+    }
+    Err(usage(
+        format!(
+            "these statistics of layer {index} don't say what experts do on tokens that didn't choose them"
+        ),
+        "observe again with --all-experts-every 1 (or 16, for a sixteenth of the cost), or give --data",
+    ))
 }
 
 /// The similarity of each pair of experts, `[n, n]`.

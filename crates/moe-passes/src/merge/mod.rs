@@ -13,11 +13,16 @@
 //!
 //! Super experts stand alone, unmerged, where fewer of them are protected than experts are kept.
 
+mod algorithm;
 mod dern;
 mod fit;
+mod grouped;
 mod groups;
-mod method;
+mod hc_smoe;
+mod m_smoe;
+mod mergemoe;
 mod options;
+mod ream;
 
 #[cfg(test)]
 mod golden;
@@ -30,9 +35,10 @@ use crate::pass::{
     Choice, DetailsType, Inputs, LayerEdits, Pass, PassInfo, PassOptions, Plan, PlannedModel,
     ReportKind, Sources, Transform, as_value,
 };
-use crate::reduce::{BASELINE, LayerTrust, Method as _, Reduction, fewer};
+use crate::reduce::{BASELINE, LayerTrust, Reduction, fewer};
 
-pub use options::{Grouping, MergeAlgorithm, MergeOptions};
+pub use algorithm::MergeAlgorithm;
+pub use options::{Grouping, MergeOptions};
 
 /// The row of [`crate::PASSES`].
 pub(crate) static INFO: PassInfo = PassInfo {
@@ -53,7 +59,7 @@ pub(crate) static INFO: PassInfo = PassInfo {
     targets: |_| &[],
     benchmark: Some(|model| fewer("algorithm = \"ream\"", model)),
     baseline: Some(BASELINE),
-    choice: Some(Choice { option: "algorithm", words: options::words }),
+    choice: Some(Choice { option: "algorithm", words: algorithm::words }),
     details: Some(DetailsType::of::<LayerTrust>()),
     report: ReportKind::Experts { none_lost: "every expert goes on, alone or merged into others" },
     healed_with: Some(""),
@@ -78,7 +84,7 @@ impl Pass for MergeOptions {
     fn check_options(&self) -> Result<()> {
         self.reduce.check_numbers()?;
         self.check_method()?;
-        self.reduce.check_sources("--algorithm", self.merging().needs())
+        self.reduce.check_sources("--algorithm", self.method().needs())
     }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
@@ -88,7 +94,7 @@ impl Pass for MergeOptions {
             false => format!("{} experts of each layer become {}", size.before, size.after),
         };
         let reduction = Reduction { options: self.reduce.clone(), size, why };
-        let next = reduction.next(self.merging(), sources);
+        let next = reduction.next(self.method(), sources);
         Plan::new(Merged(reduction), sources, next)
     }
 }

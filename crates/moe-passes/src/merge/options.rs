@@ -4,49 +4,15 @@ use clap::ValueEnum;
 use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 
+use super::algorithm::MergeAlgorithm;
 use crate::pass::Sources;
-use crate::reduce::{Method, ReduceOptions, Size};
+use crate::reduce::{ReduceOptions, Size};
 use crate::unused::refuse_unused;
 
 /// Minimum cosine between a dropped neuron and the kept one that it joins, unless given.
 pub(super) const DERN_THRESHOLD: f64 = 0.3;
 /// Maximum number of experts of a REAM group, unless given; 2604.04356 uses 16.
 pub(super) const GROUP_CAP: usize = 16;
-
-/// Which experts become one, and how.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MergeAlgorithm {
-    /// The most salient experts by REAP take those nearest by gated outputs and router logits,
-    /// neurons aligned by activations and weights (2604.04356).
-    Ream,
-    /// Clusters by mean outputs, averaged by how often experts are chosen (2410.08589).
-    HcSmoe,
-    /// The most chosen experts take those of most similar router logits, neurons aligned by weights
-    /// (2310.01334).
-    MSmoe,
-    /// Groups as m-smoe; the down projection is fitted to the group's outputs by least squares
-    /// (2510.14436); needs --data.
-    Mergemoe,
-    /// The most chosen experts stay; neurons of others join the most similar kept ones
-    /// (2509.10377).
-    #[default]
-    Dern,
-    /// Clusters as hc-smoe, plain means: the baseline.
-    Average,
-}
-
-/// The sentence that a report has for the algorithm `name`.
-pub(super) fn words(name: &str) -> Option<&'static str> {
-    Some(match MergeAlgorithm::from_str(name, false).ok()? {
-        MergeAlgorithm::Ream => "like experts around the most salient ones, neurons aligned",
-        MergeAlgorithm::HcSmoe => "hierarchical clusters of mean outputs",
-        MergeAlgorithm::MSmoe => "like router logits around the most used experts",
-        MergeAlgorithm::Mergemoe => "down-projections fitted to the group's output",
-        MergeAlgorithm::Dern => "neurons of dropped experts given to the fitting kept ones",
-        MergeAlgorithm::Average => return None,
-    })
-}
 
 /// How experts join REAM's centroids.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -102,7 +68,7 @@ impl MergeOptions {
         let model = sources.model;
         let size = self.reduce.size(sources)?;
         self.check_method()?;
-        self.reduce.check_sources("--algorithm", self.merging().needs())?;
+        self.reduce.check_sources("--algorithm", self.method().needs())?;
         if self.algorithm == MergeAlgorithm::Ream {
             self.check_cap(model, &size)?;
         }

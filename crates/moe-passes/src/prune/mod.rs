@@ -9,6 +9,7 @@ mod exhaustive;
 mod plan;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::ValueEnum;
 use moe_model::{Error, Kind, Model, Result};
@@ -239,7 +240,7 @@ impl Pass for PruneOptions {
         let reduction = Reduction { options: self.reduce.clone(), size, why };
         let next = match given {
             Some(plan) => self.followed(plan, &reduction.size),
-            None => reduction.next(self.method(), sources),
+            None => reduction.next(Arc::new(self.method()), sources),
         };
         Plan::new(Pruned { reduction, criterion: self.criterion }, sources, next)
     }

@@ -60,6 +60,11 @@ pub(crate) struct Needs {
     pub inputs: bool,
 }
 
+impl Needs {
+    /// Statistics alone.
+    pub const SUMS: Self = Self { sums: true, left_out: false, sample_every: 0, inputs: false };
+}
+
 /// A layer as a method sees it.
 pub(crate) struct LayerView<'a> {
     pub index: usize,

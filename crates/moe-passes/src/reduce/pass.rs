@@ -63,12 +63,12 @@ impl Reduction {
     }
 
     /// The open step of a plan: a sweep where there is text for one, else a decision at once.
-    pub fn next(&self, method: impl Method + 'static, sources: &Sources<'_>) -> Next {
+    pub fn next(&self, method: Arc<dyn Method>, sources: &Sources<'_>) -> Next {
         let (options, size) = (self.options.clone(), self.size.clone());
         if options.calibration.data.is_empty() {
-            Next::Decide(Box::new(move |sources| decide_now(&method, &options, &size, sources)))
+            Next::Decide(Box::new(move |sources| decide_now(&*method, &options, &size, sources)))
         } else {
-            let reducer = ExpertReducer::new(Arc::new(method), &options, size, sources);
+            let reducer = ExpertReducer::new(method, &options, size, sources);
             Next::Layers(LayerSweep::new(&self.options.calibration, reducer))
         }
     }
