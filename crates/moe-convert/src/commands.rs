@@ -14,9 +14,9 @@ use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, ReportKind, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
-    Timings, UNCHECKED, WritingOptions, bench, check_small_budget, convert, eval, find_result,
-    inspect, not_met, observe, passed_budget, plan, receipt_schema, recipe_schema, report,
-    selftest, training_left, verify, verify_bytes, write_logits, write_report,
+    Run, Timings, UNCHECKED, WritingOptions, bench, check_small_budget, eval, inspect, not_met,
+    observe, passed_budget, receipt_schema, recipe_schema, report, selftest, training_left, verify,
+    verify_bytes, write_logits, write_report,
 };
 use serde::Serialize;
 
@@ -242,11 +242,12 @@ impl<'a> Session<'a> {
         timings: &mut Timings,
     ) -> Result<()> {
         let options = self.convert_options(writing.overwrite, writing.resume, writing.options);
+        let mut run = Run::new(passes, input, output, &options, &self.progress);
         if writing.dry_run {
-            return self.plan(passes, passes.len(), input, output, &options).map(drop);
+            return self.plan(run, passes.len()).map(drop);
         }
         if writing.resume && output.join(RECEIPT_FILE).is_file() {
-            match find_result(passes, input, output, &options)? {
+            match run.find()? {
                 FoundResult::Same => return self.kept(output),
                 FoundResult::Other(how) if !writing.overwrite => {
                     return Err(other_result(&how, output).into());
@@ -254,42 +255,28 @@ impl<'a> Session<'a> {
                 FoundResult::Other(_) | FoundResult::Nothing => {}
             }
         }
-        self.make(passes, input, output, &options, timings, After::Nothing)
+        self.make(run, timings, After::Nothing)
     }
 
-    /// Runs `passes`, whatever lies at the output.
-    fn make(
-        &self,
-        passes: &[&dyn Pass],
-        input: &Path,
-        output: &Path,
-        options: &ConvertOptions,
-        timings: &mut Timings,
-        after: After,
-    ) -> Result<()> {
-        let run = || convert(passes, input, output, options, &self.progress);
+    /// Carries `run` out, whatever lies at the output.
+    fn make(&self, run: Run<'_>, timings: &mut Timings, after: After) -> Result<()> {
+        let (input, output) = (run.input(), run.output());
         // Layers that are fitted one by one while a pass decides have batches of one size: they
         // lose more by memory that moves than they gain from memory that is given back.
-        let heals = passes.iter().any(|pass| pass.info().report == ReportKind::Training);
-        let done = if heals { giving_back(run) } else { run() }?;
+        let heals = run.passes().iter().any(|pass| pass.info().report == ReportKind::Training);
+        let done = if heals { giving_back(|| run.convert()) } else { run.convert() }?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || {
             render::conversion(input, output, &done, &self.unsaid(&done.receipt.warnings), after)
         })
     }
 
-    /// Plans a run whose last `own` passes are to be made now. Returns the estimated seconds of
+    /// Plans `run`, whose last `own` passes are to be made now. Returns the estimated seconds of
     /// these.
-    fn plan(
-        &self,
-        passes: &[&dyn Pass],
-        own: usize,
-        input: &Path,
-        output: &Path,
-        options: &ConvertOptions,
-    ) -> Result<f64> {
-        let planned = plan(passes, own, own == passes.len(), input, output, options)?;
-        let planned = planned.timed(&self.compute)?;
+    fn plan(&self, run: Run<'_>, own: usize) -> Result<f64> {
+        let output = run.output();
+        let decide = own == run.passes().len();
+        let planned = run.plan(own, decide)?.timed(&self.compute)?;
         self.print(&planned, || render::plan(output, &planned))?;
         Ok(planned.time_estimate_seconds.unwrap_or(0.0))
     }

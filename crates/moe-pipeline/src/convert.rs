@@ -1,7 +1,7 @@
 //! Runs passes: plans, decides, writes and measures side by side, and then lets the result appear.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use moe_checkpoint::{OutputDir, Result, ShardPlan};
 use moe_math::Compute;
@@ -16,7 +16,7 @@ use crate::options::ConvertOptions;
 use crate::outputs::{SLACK_BYTES, check_places, check_plans, existing};
 use crate::progress::{Progress, Quiet, Timings};
 use crate::receipt::Receipt;
-use crate::run::{Opened, check_together};
+use crate::run::{Opened, Planned, check_together};
 use crate::train::TrainingDir;
 
 /// What a run will write, known before anything is written.
@@ -63,13 +63,123 @@ impl PlannedOutput {
     }
 }
 
-/// Plans a run of passes, each on the result of the one before, without writing anything. Estimates
-/// cover the last `own` passes, since other runs carry out the earlier ones. With `decide`,
-/// decisions are taken where that is cheap, and written where a pass has to write its plan, unless
-/// a training comes before them.
+/// Passes to run on a checkpoint, each on the result of the one before, and the place of the last
+/// result.
+///
+/// The passes are planned when a plan is first needed, and only once: the plan that a result is
+/// compared with ([`Run::find`]) is the plan that is carried out.
+pub struct Run<'r> {
+    passes: &'r [&'r dyn Pass],
+    pub(crate) context: RunContext<'r>,
+    planned: Option<Planned<'r>>,
+    /// How long planning took.
+    planning: Duration,
+}
+
+impl<'r> Run<'r> {
+    /// A run of `passes` on the checkpoint `input` that writes to `output`. Nothing is read yet.
+    pub fn new(
+        passes: &'r [&'r dyn Pass],
+        input: &'r Path,
+        output: &'r Path,
+        options: &'r ConvertOptions,
+        progress: &'r dyn Progress,
+    ) -> Self {
+        let context = RunContext { input, output, options, progress };
+        Self { passes, context, planned: None, planning: Duration::ZERO }
+    }
+
+    /// Its passes in order.
+    pub fn passes(&self) -> &'r [&'r dyn Pass] {
+        self.passes
+    }
+
+    /// The checkpoint that the first pass converts.
+    pub fn input(&self) -> &'r Path {
+        self.context.input
+    }
+
+    /// The place of the result.
+    pub fn output(&self) -> &'r Path {
+        self.context.output
+    }
+
+    /// Whether it replaces an earlier result.
+    pub fn overwrites(&self) -> bool {
+        self.context.options.overwrite
+    }
+
+    /// The plan of all passes.
+    ///
+    /// # Errors
+    /// Any error that would stop the run before its first byte.
+    pub(crate) fn planned(&mut self) -> Result<&Planned<'r>> {
+        if self.planned.is_none() {
+            // What was metered before belongs to other runs.
+            self.context.compute().meter.take();
+            let start = Instant::now();
+            self.planned = Some(Opened::new(self.context)?.plan(self.passes)?);
+            self.planning = start.elapsed();
+        }
+        Ok(self.planned.as_ref().expect("the passes were just planned"))
+    }
+
+    fn into_planned(mut self) -> Result<(Planned<'r>, Duration)> {
+        self.planned()?;
+        Ok((self.planned.expect("the passes were just planned"), self.planning))
+    }
+
+    /// Plans without writing anything. Estimates cover the last `own` passes, since other runs
+    /// carry out the earlier ones. With `decide`, decisions are taken where that is cheap, and
+    /// written where a pass has to write its plan, unless a training comes before them.
+    ///
+    /// # Errors
+    /// Any error that would stop the run before its first byte.
+    pub fn plan(self, own: usize, decide: bool) -> Result<PlannedOutput> {
+        // Plans of the earlier passes are written by other runs.
+        check_options(&self.passes[self.passes.len().saturating_sub(own)..], &self.context)?;
+        let (planned, planning) = self.into_planned()?;
+        let promised = planned.check_budget()?;
+        let deciding = if decide { planned.decided_in_dry_run() } else { 0 };
+        let planned = planned.decide(deciding, &mut Timings::default())?.planned;
+        let size = |s: &ShardPlan| (s.file.clone(), s.header.len() as u64 + s.data_bytes());
+        Ok(PlannedOutput {
+            receipt: planned.receipt(),
+            shards: planned.shards.iter().map(size).collect(),
+            memory_estimate_bytes: promised.0,
+            disk_bytes: planned.disk_bytes(own),
+            flops: planned.flops(own),
+            measured_tokens: planned.measured_tokens(),
+            compared_logits: planned.compared_logits(),
+            reading_seconds: planning.as_secs_f64(),
+            time_estimate_seconds: None,
+        })
+    }
+
+    /// Writes the result. Passes that can decide in one sweep do so.
+    ///
+    /// # Errors
+    /// Errors of reading, planning and writing; [`moe_checkpoint::Kind::Numeric`] where a result
+    /// that promises identity doesn't keep it. Nothing appears under the output's name then.
+    pub fn convert(self) -> Result<Conversion> {
+        let Self { passes, context: run, .. } = self;
+        check_together(passes)?;
+        check_options(passes, &run)?;
+        let mut timings = Timings::default();
+        let (planned, planning) = self.into_planned()?;
+        timings.add("plan", planning, None);
+        promise_resident_memory(planned.check_budget()?.0);
+        planned.warnings().iter().for_each(|w| run.progress.note(w));
+        let dir = run.create_output(&mut timings)?;
+        dir.require_space(planned.disk_bytes(passes.len()) + SLACK_BYTES)?;
+        planned.decide(passes.len(), &mut timings)?.measure(&mut timings)?.write(dir, timings)
+    }
+}
+
+/// Plans a run of `passes` on the checkpoint `input`, as [`Run::plan`] does.
 ///
 /// # Errors
-/// Any error that would stop the run before its first byte.
+/// As for [`Run::plan`].
 pub fn plan(
     passes: &[&dyn Pass],
     own: usize,
@@ -78,35 +188,14 @@ pub fn plan(
     output: &Path,
     options: &ConvertOptions,
 ) -> Result<PlannedOutput> {
-    let run = RunContext { input, output, options, progress: &Quiet };
-    // Plans of the earlier passes are written by other runs.
-    check_options(&passes[passes.len().saturating_sub(own)..], &run)?;
-    let start = Instant::now();
-    let planned = Opened::new(run)?.plan(passes)?;
-    let reading_seconds = start.elapsed().as_secs_f64();
-    let promised = planned.check_budget()?;
-    let deciding = if decide { planned.decided_in_dry_run() } else { 0 };
-    let planned = planned.decide(deciding, &mut Timings::default())?.planned;
-    let size = |s: &ShardPlan| (s.file.clone(), s.header.len() as u64 + s.data_bytes());
-    Ok(PlannedOutput {
-        receipt: planned.receipt(),
-        shards: planned.shards.iter().map(size).collect(),
-        memory_estimate_bytes: promised.0,
-        disk_bytes: planned.disk_bytes(own),
-        flops: planned.flops(own),
-        measured_tokens: planned.measured_tokens(),
-        compared_logits: planned.compared_logits(),
-        reading_seconds,
-        time_estimate_seconds: None,
-    })
+    Run::new(passes, input, output, options, &Quiet).plan(own, decide)
 }
 
 /// Runs `passes` on the checkpoint `input`, each on the result of the one before, and writes the
-/// last result to `output`. Passes that can decide in one sweep do so.
+/// last result to `output`.
 ///
 /// # Errors
-/// Errors of reading, planning and writing; [`moe_checkpoint::Kind::Numeric`] where a result that
-/// promises identity doesn't keep it. Nothing appears under the output's name then.
+/// As for [`Run::convert`].
 pub fn convert(
     passes: &[&dyn Pass],
     input: &Path,
@@ -114,17 +203,7 @@ pub fn convert(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<Conversion> {
-    let run = RunContext { input, output, options, progress };
-    check_together(passes)?;
-    check_options(passes, &run)?;
-    let mut timings = Timings::default();
-    options.compute.meter.take();
-    let planned = timings.time("plan", || Opened::new(run)?.plan(passes))?;
-    promise_resident_memory(planned.check_budget()?.0);
-    planned.warnings().iter().for_each(|w| progress.note(w));
-    let dir = run.create_output(&mut timings)?;
-    dir.require_space(planned.disk_bytes(passes.len()) + SLACK_BYTES)?;
-    planned.decide(passes.len(), &mut timings)?.measure(&mut timings)?.write(dir, timings)
+    Run::new(passes, input, output, options, progress).convert()
 }
 
 /// Checks that need neither source nor plan.

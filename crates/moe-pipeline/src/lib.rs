@@ -57,7 +57,7 @@ pub use budget::{check_small_budget, passed_budget};
 pub use build::{BUILD, VERSION};
 pub use card::identity as describe_identity;
 pub use conversion::{Conversion, HasTokenizer};
-pub use convert::{PlannedOutput, convert, plan};
+pub use convert::{PlannedOutput, Run, convert, plan};
 pub use evaluation::{EvalOptions, eval};
 pub use file_names::{RECEIPT_FILE, RUN_FILE};
 pub use fingerprint::Fingerprint;
@@ -85,7 +85,7 @@ pub use report::{report, write_report};
 pub use resources::{
     ByteSize, begin_step, memory_bytes, peak_memory_bytes, process_peak_memory_bytes,
 };
-pub use reuse::{FoundResult, copy_finished, find_result, has_result, other_work};
+pub use reuse::{FoundResult, find_result, has_result, other_work};
 pub use selftest::{Check, UNCHECKED, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};

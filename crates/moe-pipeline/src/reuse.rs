@@ -15,12 +15,12 @@ use serde_json::{Map, Value};
 
 use crate::card::{self, name_of};
 use crate::context::RunContext;
+use crate::convert::Run;
 use crate::file_names::{CARD_FILE, RECEIPT_FILE, RUN_FILE};
 use crate::options::ConvertOptions;
 use crate::outputs::{SLACK_BYTES, check_places, existing, plan_names};
 use crate::progress::Quiet;
 use crate::receipt::{Receipt, ReceiptFile, age};
-use crate::run::Opened;
 use crate::verify::{check_hashes, listed};
 use crate::writing::WritingOptions;
 
@@ -39,18 +39,14 @@ pub enum FoundResult {
 /// Whether `output` is the result of `passes` on `input`.
 ///
 /// # Errors
-/// Errors of reading the source and the receipt.
+/// As for [`Run::find`].
 pub fn find_result(
     passes: &[&dyn Pass],
     input: &Path,
     output: &Path,
     options: &ConvertOptions,
 ) -> Result<FoundResult> {
-    Ok(match finished(passes, input, output, options)? {
-        None => FoundResult::Nothing,
-        Some(Err(how)) => FoundResult::Other(how),
-        Some(Ok(_)) => FoundResult::Same,
-    })
+    Run::new(passes, input, output, options, &Quiet).find()
 }
 
 /// Whether `output` holds a result that a run has finished, of any kind.
@@ -70,45 +66,85 @@ pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<String>>
     })
 }
 
-/// The manifest of `output`, if it is that result and all that the manifest lists is unchanged, or
-/// else how it differs; None where there is no result.
-fn finished(
-    passes: &[&dyn Pass],
-    input: &Path,
-    output: &Path,
-    options: &ConvertOptions,
-) -> Result<Option<Result<Manifest, String>>> {
-    if !file_exists(&output.join(RECEIPT_FILE))? {
-        return Ok(None);
+/// The manifest of a finished result, or how it differs from the wanted one in words that follow
+/// "it".
+type Finished = Result<Manifest, String>;
+
+impl Run<'_> {
+    /// Whether its result lies at the output already.
+    ///
+    /// # Errors
+    /// Errors of reading the source and the receipt.
+    pub fn find(&mut self) -> Result<FoundResult> {
+        let RunContext { output, options, .. } = self.context;
+        Ok(match self.finished(output, options.resume)? {
+            None => FoundResult::Nothing,
+            Some(Err(how)) => FoundResult::Other(how),
+            Some(Ok(_)) => FoundResult::Same,
+        })
     }
-    let found = match ReceiptFile::read(output)? {
-        ReceiptFile::Read(receipt) => *receipt,
-        ReceiptFile::Other { format, .. } => return Ok(Some(Err(other_format(format)))),
-    };
-    // A plan that is written beside the result is part of it. A plan that went to a pipe can't be
-    // reused.
+
+    /// Makes the output a copy of `from`, if that is its result. Returns whether it is. Errors in
+    /// `from` don't concern this run: they count as no.
+    ///
+    /// # Errors
+    /// Errors of writing.
+    pub fn copy_finished(&mut self, from: &Path) -> Result<bool> {
+        let RunContext { input, output, options, .. } = self.context;
+        let Ok(Some(Ok(manifest))) = self.finished(from, false) else { return Ok(false) };
+        check_places(self.passes(), input, output, &[from])?;
+        copy(from, manifest, output, options)?;
+        Ok(true)
+    }
+
+    /// The result in `dir`, if a run has finished one and all that its manifest lists is unchanged.
+    /// With `resume`, a training that went on with other settings may have made it.
+    fn finished(&mut self, dir: &Path, resume: bool) -> Result<Option<Finished>> {
+        if !file_exists(&dir.join(RECEIPT_FILE))? {
+            return Ok(None);
+        }
+        let differs = match ReceiptFile::read(dir)? {
+            ReceiptFile::Read(receipt) => self.difference(&receipt, resume)?,
+            ReceiptFile::Other { format, .. } => Some(other_format(format)),
+        };
+        Ok(Some(match differs {
+            Some(how) => Err(how),
+            None => unchanged(dir).ok_or_else(|| "was changed since it was made".to_owned()),
+        }))
+    }
+
+    /// How the result of the receipt `found` differs from the one that this run would write; None
+    /// where it doesn't.
+    fn difference(&mut self, found: &Receipt, resume: bool) -> Result<Option<String>> {
+        if !has_plans(found, self.passes()) {
+            return Ok(Some("has no such plan beside it".to_owned()));
+        }
+        if let Some(how) = differing_work(found, self.passes()) {
+            return Ok(Some(how));
+        }
+        let planned = self.planned()?;
+        let mut wanted = planned.receipt();
+        planned.hashes()?.record(&mut wanted);
+        difference(found, &wanted, resume)
+    }
+}
+
+/// Whether the plans that `passes` write are those that were written with the result of the receipt
+/// `found`: a plan that is written beside a result is part of it. A plan that went to a pipe can't
+/// be reused.
+fn has_plans(found: &Receipt, passes: &[&dyn Pass]) -> bool {
     let is_there = |(plan, name): (&Path, String)| {
         let written = found.written.get(&name);
         written.is_some() && sha256_file(plan).ok().as_ref() == written
     };
-    if !plan_names(passes.iter().copied()).into_iter().all(is_there) {
-        return Ok(Some(Err("has no such plan beside it".to_owned())));
-    }
-    if let Some(how) = differing_work(&found, passes) {
-        return Ok(Some(Err(how)));
-    }
-    let run = RunContext { input, output, options, progress: &Quiet };
-    let planned = Opened::new(run)?.plan(passes)?;
-    let mut wanted = planned.receipt();
-    planned.hashes()?.record(&mut wanted);
-    if let Some(how) = difference(&found, &wanted, options.resume)? {
-        return Ok(Some(Err(how)));
-    }
-    // A result whose manifest was changed, or to which files were added, isn't the finished one.
-    let manifest = listed(output).ok().and_then(|(manifest, _)| manifest);
-    let manifest =
-        manifest.filter(|manifest| check_hashes(output, manifest, "a result", &Quiet).is_ok());
-    Ok(Some(manifest.ok_or_else(|| "was changed since it was made".to_owned())))
+    plan_names(passes.iter().copied()).into_iter().all(is_there)
+}
+
+/// The manifest of the result in `dir`; None where it was changed, or files were added to the
+/// result.
+fn unchanged(dir: &Path) -> Option<Manifest> {
+    let (manifest, _) = listed(dir).ok()?;
+    manifest.filter(|manifest| check_hashes(dir, manifest, "a result", &Quiet).is_ok())
 }
 
 /// The difference of a result whose receipt can't be compared.
@@ -185,29 +221,18 @@ fn other_keys(a: &Value, b: &Value) -> Vec<String> {
     keys.into_iter().filter(|key| a[key.as_str()] != b[key.as_str()]).cloned().collect()
 }
 
-/// Makes `output` a copy of `from`, if that is the result of the passes on `input`. Returns whether
-/// it is. Errors in `from` don't concern this run: they count as no.
-///
-/// # Errors
-/// Errors of writing.
-pub fn copy_finished(
-    passes: &[&dyn Pass],
-    input: &Path,
+/// Makes `output` a copy of the result in `from` with this manifest.
+fn copy(
     from: &Path,
+    Manifest { files }: Manifest,
     output: &Path,
     options: &ConvertOptions,
-) -> Result<bool> {
-    let anew = ConvertOptions { resume: false, ..options.clone() };
-    let Ok(Some(Ok(Manifest { files }))) = finished(passes, input, from, &anew) else {
-        return Ok(false);
-    };
-    check_places(passes, input, output, &[from])?;
+) -> Result<()> {
     let mut dir = OutputDir::create(output, existing(options))?;
     let sizes = files.keys().filter_map(|name| from.join(name).metadata().ok());
     dir.require_space(sizes.map(|file| file.len()).sum::<u64>() + SLACK_BYTES)?;
-    for (name, hash) in
-        files.iter().filter(|(name, _)| ![MANIFEST_FILE, CARD_FILE].contains(&name.as_str()))
-    {
+    let renamed = [MANIFEST_FILE, CARD_FILE];
+    for (name, hash) in files.iter().filter(|(name, _)| !renamed.contains(&name.as_str())) {
         dir.copy(from, name, hash)?;
     }
     let card = read_text(&from.join(CARD_FILE), json::MAX_JSON_BYTES)?;
@@ -220,8 +245,7 @@ pub fn copy_finished(
             dir.write_unlisted(name, &read_whole(&path, json::MAX_JSON_BYTES)?)?;
         }
     }
-    dir.commit()?;
-    Ok(true)
+    dir.commit()
 }
 
 /// Whether a run wrote the file in this directory of a result.

@@ -12,9 +12,8 @@ use moe_checkpoint::{Error, Snapshot, counted, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, FoundResult, Outcome, Progress as _, Recipe, Step, StepKind,
-    StepOutcome, Summary, Timings, begin_step, check_observe, copy_finished, find_result,
-    is_observed,
+    Average, FoundResult, Outcome, Progress as _, Recipe, Run, Step, StepKind, StepOutcome,
+    Summary, Timings, begin_step, check_observe, is_observed,
 };
 
 use super::{After, Session, kind, other_result};
@@ -195,14 +194,15 @@ impl Session<'_> {
         };
         let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
         let options = self.convert_options(*overwrite, how.resume, *writing);
+        let mut run = Run::new(&passes, &step.model, output, &options, &self.progress);
         // Results are copied only in a run that may write.
-        if !how.fresh && yet.is_none() && self.reuse(&passes, &step.model, output, &[], &options)? {
+        if !how.fresh && yet.is_none() && self.reuse(&mut run, &[])? {
             return Ok(StepResult::Reused);
         }
-        let own = passes.len();
-        let (passes, source) = lineage.unwrap_or((passes, &step.model));
-        self.plan(&passes, own, source, output, &options)
-            .map(|seconds| StepResult::Planned(Some(seconds)))
+        if let Some((all, source)) = &lineage {
+            run = Run::new(all, source, output, &options, &self.progress);
+        }
+        self.plan(run, passes.len()).map(|seconds| StepResult::Planned(Some(seconds)))
     }
 
     /// Runs step `index`.
@@ -222,11 +222,11 @@ impl Session<'_> {
             StepKind::Convert { passes, output, overwrite, writing } => {
                 let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
                 let options = self.convert_options(*overwrite, how.resume, *writing);
-                let alike = recipe.made_alike(index);
-                if !how.fresh && self.reuse(&passes, &step.model, output, &alike, &options)? {
+                let mut run = Run::new(&passes, &step.model, output, &options, &self.progress);
+                if !how.fresh && self.reuse(&mut run, &recipe.made_alike(index))? {
                     return Ok(StepResult::Reused);
                 }
-                self.make(&passes, &step.model, output, &options, timings, After::Steps)?;
+                self.make(run, timings, After::Steps)?;
             }
             StepKind::Observe { output, options, .. }
                 if !how.fresh && is_observed(&step.model, options, output, &self.compute)? =>
@@ -250,19 +250,13 @@ impl Session<'_> {
         Ok(StepResult::Done)
     }
 
-    /// Whether `output` is finished, or was copied from one of the results `alike`.
-    fn reuse(
-        &self,
-        passes: &[&dyn Pass],
-        input: &Path,
-        output: &Path,
-        alike: &[&Path],
-        options: &ConvertOptions,
-    ) -> Result<bool> {
-        let found = match find_result(passes, input, output, options) {
+    /// Whether the result of `run` is finished, or was copied from one of the results `alike`.
+    fn reuse(&self, run: &mut Run<'_>, alike: &[&Path]) -> Result<bool> {
+        let (output, overwrite) = (run.output(), run.overwrites());
+        let found = match run.find() {
             // The old output is replaced, whatever is wrong with it. A missing input is left to
             // later code, which complains about it or makes it.
-            Err(_) if options.overwrite || !input.exists() => FoundResult::Nothing,
+            Err(_) if overwrite || !run.input().exists() => FoundResult::Nothing,
             other => other?,
         };
         match found {
@@ -270,13 +264,13 @@ impl Session<'_> {
                 self.kept(output)?;
                 return Ok(true);
             }
-            FoundResult::Other(how) if !options.overwrite => {
+            FoundResult::Other(how) if !overwrite => {
                 return Err(other_result(&how, output).into());
             }
             FoundResult::Other(_) | FoundResult::Nothing => {}
         }
         for from in alike {
-            if copy_finished(passes, input, from, output, options)? {
+            if run.copy_finished(from)? {
                 self.print(
                     &serde_json::json!({ "finished": output.to_string_lossy(), "copied_from": from.to_string_lossy() }),
                     || {

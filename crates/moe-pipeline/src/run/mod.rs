@@ -3,8 +3,9 @@
 //!
 //! A run is a value that moves through states, each of which consumes the one before:
 //!
+//! - [`crate::Run`]: passes and places are named, and nothing is read.
 //! - [`Opened`]: the checkpoint is open, and its model read.
-//! - [`planned::Planned`]: all passes are planned, all text is read, and every name, shape and
+//! - [`Planned`]: all passes are planned, all text is read, and every name, shape and
 //!   place is checked. Nothing was computed. A dry run ends here.
 //! - [`decided::Decided`]: what plans left open is filled in, pass after pass: edits of layers are
 //!   decided, text is surveyed, and models are trained.
@@ -30,3 +31,4 @@ mod written;
 
 pub(crate) use check::{check_passes, check_together};
 pub(crate) use opened::Opened;
+pub(crate) use planned::Planned;

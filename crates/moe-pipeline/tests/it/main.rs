@@ -11,6 +11,7 @@ mod merge;
 mod pruning;
 mod quantize;
 mod recipe;
+mod reuse;
 mod routers;
 mod together;
 mod upcycle;
