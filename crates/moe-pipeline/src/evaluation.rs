@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use moe_checkpoint::{Checkpoint, Result, Snapshot};
-use moe_forward::{Corpus, DataSpec, EvalReport, TextRead, TokenizeOptions, evaluate};
+use moe_forward::{
+    Corpus, DataSpec, EvalReport, Room, Storage, TextRead, TokenizeOptions, evaluate,
+};
 use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::check_windows;
@@ -93,47 +95,76 @@ pub fn eval(
     let checkpoints =
         std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
     checkpoints.iter().flat_map(Checkpoint::warnings).for_each(|warning| progress.note(warning));
-    let opened = Model::read(&checkpoints[0])?;
-    let original = checkpoints.get(1).map(Model::read).transpose()?;
-    let scratch = std::env::temp_dir();
-    let work = Work { budget: memory_budget, compute, scratch: &scratch };
-    let room = budget::room(memory_budget, "--data-tokens", |tokens| {
-        measuring_bytes(&opened, original.as_ref(), tokens, options.sequence_length, &work)
-    });
-    let tokenize = TokenizeOptions {
-        sequence_length: options.sequence_length,
-        vocab: opened.vocab,
-        max_tokens: options.data_tokens,
-        memory_bytes: memory_budget.map(|budget| budget.0),
-        room,
-        ..TokenizeOptions::default()
-    };
-    let corpus = Corpus::load(&options.data, model, tokenize)?;
-    corpus.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
-    learned::notes(model, DataSpec::files(&options.data))?
-        .iter()
-        .for_each(|note| progress.note(note));
-    let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &scratch);
-    let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.data_tokens));
-    budget::check_budget(memory_budget, way, |budget| {
-        let text = Text::of(&corpus, stored(Some(budget))?);
-        Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
-    })?;
-    let storage = stored(memory_budget)?;
-    progress.stage(
-        "evaluate",
-        opened.layers.len() as u64,
-        Unit::Layers { tokens: corpus.tokens() },
-    );
-    let report = evaluate(
-        &opened,
-        original.as_ref(),
-        &corpus,
-        &storage,
-        compute,
-        &mut LayerProgress(progress),
-    )?;
+    let report = Evaluation {
+        model: &Model::read(&checkpoints[0])?,
+        original: checkpoints.get(1).map(Model::read).transpose()?.as_ref(),
+        options,
+        work: Work { budget: memory_budget, compute, scratch: &std::env::temp_dir() },
+    }
+    .run(model, progress)?;
     checkpoints.iter().try_for_each(Checkpoint::check_unchanged)?;
     snapshot.check()?;
     Ok(report)
+}
+
+/// The evaluation of a model, compared with an original if there is one.
+struct Evaluation<'a> {
+    model: &'a Model,
+    original: Option<&'a Model>,
+    options: &'a EvalOptions,
+    work: Work<'a>,
+}
+
+impl Evaluation<'_> {
+    /// Evaluates the model on its text, by the tokenizer in `dir`.
+    fn run(&self, dir: &Path, progress: &dyn Progress) -> Result<EvalReport> {
+        let room = self.room();
+        let corpus = self.read_text(dir, room)?;
+        corpus.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
+        let learned = learned::notes(dir, DataSpec::files(&self.options.data))?;
+        learned.iter().for_each(|note| progress.note(note));
+        self.check_budget(&corpus, room)?;
+        let Self { model, original, work, .. } = self;
+        let storage = self.storage(&corpus, work.budget)?;
+        let tokens = corpus.tokens();
+        progress.stage("evaluate", model.layers.len() as u64, Unit::Layers { tokens });
+        let mut observer = LayerProgress(progress);
+        evaluate(model, *original, &corpus, &storage, work.compute, &mut observer)
+    }
+
+    /// How many tokens of text fit in memory.
+    fn room(&self) -> Option<Room> {
+        let Self { model, original, options, work } = self;
+        budget::room(work.budget, "--data-tokens", |tokens| {
+            measuring_bytes(model, *original, tokens, options.sequence_length, work)
+        })
+    }
+
+    fn read_text(&self, dir: &Path, room: Option<Room>) -> Result<Corpus> {
+        let tokenize = TokenizeOptions {
+            sequence_length: self.options.sequence_length,
+            vocab: self.model.vocab,
+            max_tokens: self.options.data_tokens,
+            memory_bytes: self.work.budget.map(|budget| budget.0),
+            room,
+            ..TokenizeOptions::default()
+        };
+        Corpus::load(&self.options.data, dir, tokenize)
+    }
+
+    /// Refuses a budget that evaluating on `corpus` doesn't fit in; `room` is for fewer tokens.
+    fn check_budget(&self, corpus: &Corpus, room: Option<Room>) -> Result<()> {
+        let Self { model, original, options, work } = self;
+        let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.data_tokens));
+        budget::check_budget(work.budget, way, |budget| {
+            let text = Text::of(corpus, self.storage(corpus, Some(budget))?);
+            Ok(memory::evaluation(model, *original, &text, work.compute))
+        })
+        .map(drop)
+    }
+
+    /// Storage for hidden states under `budget`.
+    fn storage(&self, corpus: &Corpus, budget: Option<ByteSize>) -> Result<Storage> {
+        storage(self.model, corpus.tokens(), budget, self.work.compute, self.work.scratch)
+    }
 }

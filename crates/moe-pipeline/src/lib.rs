@@ -19,6 +19,7 @@ mod estimate;
 mod evaluation;
 mod file_kinds;
 mod file_names;
+mod filling;
 mod fingerprint;
 mod gates;
 mod inspect;

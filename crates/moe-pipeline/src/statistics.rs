@@ -1,7 +1,7 @@
 //! Files of additive statistics: `observe` writes them, and passes read them instead of data.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use moe_model::Model;
 use moe_passes::LayerStatistics;
 use serde::{Deserialize, Serialize};
 
+use crate::filling::{Failure, Unfilled};
 use crate::fingerprint::Fingerprint;
 
 /// The tensor that holds [`About`] as JSON.
@@ -194,6 +195,23 @@ impl StatisticsFile {
     }
 }
 
+impl StatisticsFile {
+    /// Refuses `values` of `quantity`, read from `tensor`, that no observation gives.
+    fn check_values(&self, tensor: &Stored, quantity: Quantity, values: &[f64]) -> Result<()> {
+        let wrong = if values.iter().any(|value| !value.is_finite()) {
+            "is not finite"
+        } else if quantity.is_never_negative() && values.iter().any(|value| *value < 0.0) {
+            "is negative"
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::Numeric, format!("a statistic {wrong}"))
+            .file(&self.path)
+            .tensor(tensor.name())
+            .remedy("observe the model again"))
+    }
+}
+
 impl LayerStatistics for StatisticsFile {
     fn groups(&self) -> &[Group] {
         &self.about.groups
@@ -206,19 +224,7 @@ impl LayerStatistics for StatisticsFile {
             let tensor = &self.tensors[&tensor_name(index, quantity)];
             let mut values = vec![0f64; tensor.bytes() as usize / 8];
             tensor.read_at(0, bytemuck::cast_slice_mut(&mut values))?;
-            let wrong = match () {
-                () if values.iter().any(|value| !value.is_finite()) => Some("is not finite"),
-                () if quantity.is_never_negative() && values.iter().any(|value| *value < 0.0) => {
-                    Some("is negative")
-                }
-                () => None,
-            };
-            if let Some(wrong) = wrong {
-                return Err(Error::new(Kind::Numeric, format!("a statistic {wrong}"))
-                    .file(&self.path)
-                    .tensor(tensor.name())
-                    .remedy("observe the model again"));
-            }
+            self.check_values(tensor, quantity, &values)?;
             let each = values.len() / sums.len();
             for (sums, values) in sums.iter_mut().zip(values.chunks_exact(each)) {
                 sums.get_mut(quantity).copy_from_slice(values);
@@ -249,54 +255,53 @@ fn shape(groups: usize, quantity: Quantity, sizes: Sizes) -> Vec<usize> {
 pub(crate) fn write(
     file: StagedFile,
     about: &About,
-    mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
+    layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
 ) -> Result<()> {
-    let json = serde_json::to_vec(about).unwrap_or_default();
+    let mut failure = Failure::default();
+    let written = file.commit(|file| failure.keep(fill(&mut BufWriter::new(file), about, layer)));
+    failure.instead_of(written).map(drop)
+}
+
+/// Writes the header, `about`, and all sums.
+fn fill(
+    out: &mut impl Write,
+    about: &About,
+    mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
+) -> Result<(), Unfilled> {
+    let mut json = serde_json::to_vec(about).unwrap_or_default();
     // Padding aligns the data behind it.
-    let json_bytes = json.len().next_multiple_of(8);
+    json.resize(json.len().next_multiple_of(8), b' ');
+    out.write_all(&encode_header(&entries(about, json.len())))?;
+    out.write_all(&json)?;
+    for index in about.layers.keys() {
+        let sums = layer(*index)?;
+        for quantity in Quantity::ALL {
+            for group in sums.iter() {
+                out.write_all(bytemuck::cast_slice(group.get(quantity)))?;
+            }
+        }
+    }
+    Ok(out.flush()?)
+}
+
+/// The entries of a file with `about`, whose JSON takes `json_bytes`.
+fn entries(about: &About, json_bytes: usize) -> Vec<Entry> {
+    let mut end = json_bytes as u64;
     let mut entries = vec![Entry {
         name: ABOUT.to_owned(),
         dtype: Dtype::U8,
         shape: vec![json_bytes],
         start: 0,
-        end: json_bytes as u64,
+        end,
     }];
-    let mut end = json_bytes as u64;
     for (layer, sizes) in &about.layers {
         for quantity in Quantity::ALL {
             let shape = shape(about.groups.len(), quantity, *sizes);
-            let (start, bytes) = (end, shape.iter().product::<usize>() as u64 * 8);
-            end += bytes;
-            entries.push(Entry {
-                name: tensor_name(*layer, quantity),
-                dtype: Dtype::F64,
-                shape,
-                start,
-                end,
-            });
+            let start = end;
+            end += shape.iter().product::<usize>() as u64 * 8;
+            let name = tensor_name(*layer, quantity);
+            entries.push(Entry { name, dtype: Dtype::F64, shape, start, end });
         }
     }
-    let mut failure = None;
-    let written = file.commit(|file| {
-        let mut out = std::io::BufWriter::new(file);
-        out.write_all(&encode_header(&entries))?;
-        out.write_all(&json)?;
-        out.write_all(&vec![b' '; json_bytes - json.len()])?;
-        for index in about.layers.keys() {
-            let sums = match layer(*index) {
-                Ok(sums) => sums,
-                Err(error) => {
-                    failure = Some(error);
-                    return Err(std::io::Error::other("no sums"));
-                }
-            };
-            for quantity in Quantity::ALL {
-                for group in sums.iter() {
-                    out.write_all(bytemuck::cast_slice(group.get(quantity)))?;
-                }
-            }
-        }
-        out.flush()
-    });
-    failure.map_or(written, Err).map(drop)
+    entries
 }

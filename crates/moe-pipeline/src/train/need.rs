@@ -61,63 +61,91 @@ pub(crate) struct Need {
     beside: u64,
 }
 
+/// A training whose memory is computed.
+pub(super) struct Trained<'a> {
+    pub model: &'a Model,
+    pub teacher: Option<&'a Model>,
+    pub training: &'a Training,
+    /// The maximum length of a sequence.
+    pub length: usize,
+    /// Bytes that measuring the model takes.
+    pub measured: u64,
+    pub compute: &'a Compute,
+}
+
+impl Trained<'_> {
+    /// The tokens of a batch.
+    fn tokens(&self) -> usize {
+        self.training.options.batch_tokens.max(self.length)
+    }
+
+    /// Parameters of one layer that are trained.
+    fn elements_of_a_layer(&self) -> u64 {
+        Parameters::elements_of_a_layer(self.model, &self.training.parts) as u64
+    }
+
+    /// Bytes of values that are copied at once in order to save them.
+    fn saved_bytes(&self, elements: u64) -> u64 {
+        let largest = Parameters::largest(self.model, &self.training.parts);
+        elements.min(largest.max(ELEMENTS_AT_ONCE) as u64) * BYTES_A_PARAMETER
+    }
+
+    /// Bytes of the teacher's answers; 0 without a teacher.
+    fn taught_bytes(&self) -> u64 {
+        let Some((teacher, options)) = self.teacher.zip(self.training.teacher) else { return 0 };
+        let is_run_for_each_batch = options.kind == TeacherKind::Logits;
+        let together =
+            if is_run_for_each_batch { self.tokens() } else { TEACHER_TOKENS.max(self.length) };
+        let text = Text { tokens: together, longest: self.length, storage: Storage::default() };
+        let sweep = text.sweep(teacher, Watched::default(), self.compute);
+        sweep.max(head_bytes(teacher, together, 3))
+    }
+
+    /// Bytes of the largest layer's graph, with weights that aren't trained.
+    fn layer_bytes(&self) -> u64 {
+        let Training { parts, options, .. } = self.training;
+        let layers = self.model.layers.iter().map(|layer| {
+            graph_bytes(self.model, layer, self.tokens(), self.length)
+                + untrained_bytes(layer, parts, self.compute)
+        });
+        // Rounded copies of matrices, beside those that are trained.
+        let is_rounded = options.precision == Precision::Bf16;
+        let rounded = if is_rounded { 2 * self.elements_of_a_layer() } else { 0 };
+        layers.max().unwrap_or(0) + rounded
+    }
+
+    /// Bytes of the head, with logits and their gradients.
+    fn head_bytes(&self) -> u64 {
+        let embeddings = [TrainedPart::Embeddings];
+        let is_trained = self.training.parts.contains(&TrainedPart::Embeddings);
+        let trained = if is_trained { Parameters::elements(self.model, &embeddings) } else { 0 };
+        head_bytes(self.model, self.tokens(), LOGIT_COPIES) + 8 * trained as u64
+    }
+}
+
 impl Need {
-    /// The need of training `model` on sequences of at most `length`, with a `teacher`, and
-    /// measured on text that takes `measured` bytes to evaluate.
-    pub fn of(
-        model: &Model,
-        training: &Training,
-        length: usize,
-        teacher: Option<&Model>,
-        measured: u64,
-        compute: &Compute,
-    ) -> Self {
+    /// The need of a training.
+    pub fn of(trained: &Trained<'_>) -> Self {
+        let Trained { model, training, .. } = trained;
         let elements = Parameters::elements(model, &training.parts) as u64;
         let encoded = Parameters::stored_bytes(model, &training.parts);
-        let saved_together =
-            elements.min(Parameters::largest(model, &training.parts).max(ELEMENTS_AT_ONCE) as u64);
-        let tokens = training.options.batch_tokens.max(length);
-        let embeddings = Parameters::elements(model, &[TrainedPart::Embeddings]) as u64;
-        let trains_head = training.parts.contains(&TrainedPart::Embeddings);
-        let taught = teacher.zip(training.teacher).map_or(0, |(teacher, options)| {
-            let together = if options.kind == TeacherKind::Logits {
-                tokens
-            } else {
-                TEACHER_TOKENS.max(length)
-            };
-            let text = Text { tokens: together, longest: length, storage: Storage::default() };
-            text.sweep(teacher, Watched::default(), compute).max(head_bytes(teacher, together, 3))
-        });
         let gradients = elements * GRADIENT_BYTES;
-        let of_a_layer = Parameters::elements_of_a_layer(model, &training.parts) as u64;
         let accumulates = training.options.accumulate > 1;
-        // Rounded copies of matrices, beside those that are trained.
-        let rounded =
-            if training.options.precision == Precision::Bf16 { 2 * of_a_layer } else { 0 };
+        let of_a_layer = trained.elements_of_a_layer() * GRADIENT_BYTES;
         Self {
             trained: elements * BYTES_A_PARAMETER,
             gradients,
             summed: if accumulates { gradients } else { 0 },
             // The old sum is held beside the new one.
-            arriving: if accumulates { 2 * of_a_layer * GRADIENT_BYTES } else { 0 },
+            arriving: if accumulates { 2 * of_a_layer } else { 0 },
             best: if training.text.held_out.is_empty() { 0 } else { encoded },
             encoded,
-            saved: saved_together * BYTES_A_PARAMETER,
-            layer: model
-                .layers
-                .iter()
-                .map(|layer| {
-                    graph_bytes(model, layer, tokens, length)
-                        + untrained_bytes(layer, &training.parts, compute)
-                })
-                .max()
-                .unwrap_or(0)
-                + rounded,
+            saved: trained.saved_bytes(elements),
+            layer: trained.layer_bytes(),
             layers: model.layers.len() as u64,
-            states: (model.layers.len() * tokens * model.hidden * 4) as u64,
-            head: head_bytes(model, tokens, LOGIT_COPIES)
-                + if trains_head { 8 * embeddings } else { 0 },
-            beside: taught.max(measured),
+            states: (model.layers.len() * trained.tokens() * model.hidden * 4) as u64,
+            head: trained.head_bytes(),
+            beside: trained.taught_bytes().max(trained.measured),
         }
     }
 

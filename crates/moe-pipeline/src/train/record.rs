@@ -141,6 +141,15 @@ impl Measurement {
         }
     }
 
+    /// The columns of a row in a saved state: step, loss, and KL, which is NaN without a teacher.
+    pub(super) fn row(&self) -> [f64; 3] {
+        [self.step as f64, self.loss, self.kl.unwrap_or(f64::NAN)]
+    }
+
+    pub(super) fn of_row([step, loss, kl]: &[f64; 3]) -> Self {
+        Self { step: *step as u64, loss: *loss, kl: (!kl.is_nan()).then_some(*kl) }
+    }
+
     /// The quantity that training lowers: the KL with a teacher, the loss without.
     pub fn figure(&self) -> f64 {
         self.kl.unwrap_or(self.loss)

@@ -1,25 +1,23 @@
 //! The state that a killed training resumes from: one file, written whole or not at all.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
-use moe_checkpoint::{
-    Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, sha256_bytes,
-    write_file_atomically,
-};
+use moe_checkpoint::{Dtype, Error, Kind, Result, write_file_atomically};
 use moe_forward::train::LayerCounts;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::log::LoggedSteps;
+use super::parts::{Part, PartSize, SavedParts, Sealed, size};
 use super::record::{Measurement, StepRecord};
+use crate::filling::{Failure, Unfilled};
 
 const ABOUT: &str = "about";
-const SUMS: &str = "SHA256SUMS";
+const STEPS: &str = "steps";
+const MEASUREMENTS: &str = "measurements";
 const FORMAT: &str = "moe-convert training 4";
-const MEASUREMENT_COLUMNS: usize = 3;
 
 /// A training after some steps.
 #[derive(Default, PartialEq)]
@@ -60,7 +58,55 @@ struct About {
     step: u64,
     best: Option<u64>,
     worse: u64,
-    load: [Vec<(usize, Vec<u64>, u64)>; 2],
+    load: [Vec<LayerLoad>; 2],
+}
+
+/// Index, counts and dropped choices of a layer.
+type LayerLoad = (usize, Vec<u64>, u64);
+
+impl About {
+    fn of(state: &TrainingState) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            fingerprint: state.fingerprint.clone(),
+            log: state.log.clone(),
+            step: state.step,
+            best: state.best,
+            worse: state.worse,
+            load: state.load.each_ref().map(|load| load.iter().map(layer_load).collect()),
+        }
+    }
+
+    /// Reads what a state says of itself, before its hashes, to recognize one of another run.
+    fn read(parts: &SavedParts, fingerprint: &str) -> Result<Self> {
+        let about: Self = serde_json::from_slice(&parts.unchecked(ABOUT)?)
+            .map_err(|e| parts.malformed(&e.to_string()))?;
+        if about.format != FORMAT {
+            return Err(parts.malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
+        }
+        if about.fingerprint != fingerprint {
+            let what = "this training was of other options, models or texts, or of another build of this program";
+            return Err(Error::new(Kind::Mismatch, what).file(parts.path()).remedy(
+                "give what it began with, or start over without --resume and with --overwrite",
+            ));
+        }
+        Ok(about)
+    }
+
+    /// As JSON, padded to align the data behind it.
+    fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec(self).unwrap_or_default();
+        json.resize(json.len().next_multiple_of(8), b' ');
+        json
+    }
+}
+
+fn layer_load(of: &LayerCounts) -> LayerLoad {
+    (of.layer, of.counts.clone(), of.dropped)
+}
+
+fn layer_counts((layer, counts, dropped): LayerLoad) -> LayerCounts {
+    LayerCounts { layer, counts, dropped }
 }
 
 impl TrainingState {
@@ -76,81 +122,33 @@ impl TrainingState {
         elements: &[usize],
         values: impl Fn(usize) -> Result<[Vec<f32>; 3]> + Sync,
     ) -> Result<()> {
-        let about = self.about();
+        let about = About::of(self).to_json();
         let steps: Vec<f64> = self.steps.iter().flat_map(StepRecord::row).collect();
-        let measurements: Vec<f64> = self
-            .measurements
-            .iter()
-            .flat_map(|m| [m.step as f64, m.loss, m.kl.unwrap_or(f64::NAN)])
-            .collect();
+        let measurements: Vec<f64> = self.measurements.iter().flat_map(Measurement::row).collect();
         let first: [Part<'_>; 3] = [
             (ABOUT.to_owned(), Dtype::U8, &about),
-            ("steps".to_owned(), Dtype::F64, bytemuck::cast_slice(&steps)),
-            ("measurements".to_owned(), Dtype::F64, bytemuck::cast_slice(&measurements)),
+            (STEPS.to_owned(), Dtype::F64, bytemuck::cast_slice(&steps)),
+            (MEASUREMENTS.to_owned(), Dtype::F64, bytemuck::cast_slice(&measurements)),
         ];
-        let best = self.best_bytes.iter().enumerate();
-        let last: Vec<Part<'_>> = best
-            .map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice()))
-            .collect();
-        let size = |(name, dtype, bytes): &Part<'_>| (name.clone(), *dtype, bytes.len());
-        let mut sizes: Vec<(String, Dtype, usize)> = first.iter().map(size).collect();
-        for (index, elements) in elements.iter().enumerate() {
-            sizes.extend(
-                VALUES.map(|name| {
-                    (format!("{name}.{index}"), Dtype::F32, elements * size_of::<f32>())
-                }),
-            );
-        }
-        sizes.extend(last.iter().map(size));
-        let of_sums = sizes.iter().map(|(name, ..)| sum_bytes(name)).sum();
-        sizes.push((SUMS.to_owned(), Dtype::U8, of_sums));
-        let mut failed = None;
+        let best = self.best_parts();
+        let of_parameters = elements.iter().enumerate().flat_map(parameter_sizes);
+        let sizes = first.iter().map(size).chain(of_parameters).chain(best.iter().map(size));
+        let sizes: Vec<PartSize> = sizes.collect();
+        let mut failure = Failure::default();
         let written = write_file_atomically(path, |file| {
-            let mut out = Sealed {
-                out: std::io::BufWriter::new(file),
-                of: &self.fingerprint,
-                sums: String::new(),
-            };
-            out.out.write_all(&header(&sizes))?;
+            let mut out = Sealed::begin(file, &self.fingerprint, sizes)?;
             out.write(&first)?;
-            for some in some_at_once(elements) {
-                let read = some.clone().into_par_iter().map(&values).collect::<Result<Vec<_>>>();
-                let read = read.map_err(|error| {
-                    failed = Some(error);
-                    std::io::Error::other("what is saved can't be read")
-                })?;
-                let parts = some.zip(&read).flat_map(|(index, values)| {
-                    VALUES.into_iter().zip(values).map(move |(name, values)| -> Part<'_> {
-                        (format!("{name}.{index}"), Dtype::F32, bytemuck::cast_slice(values))
-                    })
-                });
-                out.write(&parts.collect::<Vec<_>>())?;
-            }
-            out.write(&last)?;
-            // The sums detect a file that the disk has changed, which must not be resumed from.
-            out.out.write_all(out.sums.as_bytes())?;
-            out.out.flush()
+            failure.keep(write_values(&mut out, elements, values))?;
+            out.write(&best)?;
+            out.finish()
         });
-        failed.map_or(written, Err)
+        failure.instead_of(written)
     }
 
-    /// The part that isn't in tensors, as JSON, padded to align the data behind it.
-    fn about(&self) -> Vec<u8> {
-        let load = |of: &Vec<LayerCounts>| {
-            of.iter().map(|l| (l.layer, l.counts.clone(), l.dropped)).collect()
-        };
-        let about = About {
-            format: FORMAT.to_owned(),
-            fingerprint: self.fingerprint.clone(),
-            log: self.log.clone(),
-            step: self.step,
-            best: self.best,
-            worse: self.worse,
-            load: self.load.each_ref().map(load),
-        };
-        let mut json = serde_json::to_vec(&about).unwrap_or_default();
-        json.resize(json.len().next_multiple_of(8), b' ');
-        json
+    /// The best weights, one part for each parameter.
+    fn best_parts(&self) -> Vec<Part<'_>> {
+        let best = self.best_bytes.iter().enumerate();
+        best.map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice())).collect()
     }
 
     /// Reads the state from `path`, of parameters of these sizes. Their values, m and v are checked
@@ -164,124 +162,60 @@ impl TrainingState {
         fingerprint: &str,
         parameters: &[Size],
     ) -> Result<(Self, SavedValues)> {
-        let (file, entries) = SourceFile::open(path).map_err(|e| e.better_remedy(START_OVER))?;
-        let tensors: BTreeMap<String, Stored> = entries
-            .into_iter()
-            .map(|entry| (entry.name.clone(), Stored::of_file(&file, entry)))
-            .collect();
-        let mut saved = SavedParts {
-            path: path.to_owned(),
-            fingerprint: fingerprint.to_owned(),
-            tensors,
-            sums: BTreeSet::new(),
-        };
-        // What a state says of itself is read before its hashes, to recognize one of another run.
-        let about: About = serde_json::from_slice(&saved.unchecked(ABOUT)?)
-            .map_err(|e| saved.malformed(&e.to_string()))?;
-        if about.format != FORMAT {
-            return Err(saved.malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
+        let mut parts = SavedParts::open(path, fingerprint)?;
+        let about = About::read(&parts, fingerprint)?;
+        parts.read_sums()?;
+        parts.bytes(ABOUT)?;
+        let state = Self::of_parts(about, &parts, parameters)?;
+        let elements = parameters.iter().map(|size| size.elements).collect();
+        let values = SavedValues { parts, elements };
+        // A state that can't be resumed from is refused before anything is changed.
+        (0..parameters.len()).try_for_each(|index| values.of_parameter(index).map(drop))?;
+        Ok((state, values))
+    }
+
+    fn of_parts(about: About, parts: &SavedParts, parameters: &[Size]) -> Result<Self> {
+        let mut best_bytes = Vec::new();
+        for (index, size) in parameters.iter().enumerate().filter(|_| about.best.is_some()) {
+            best_bytes.push(Arc::new(parts.sized(&format!("best.{index}"), size.stored_bytes)?));
         }
-        if about.fingerprint != fingerprint {
-            let what = "this training was of other options, models or texts, or of another build of this program";
-            return Err(Error::new(Kind::Mismatch, what).file(path).remedy(
-                "give what it began with, or start over without --resume and with --overwrite",
-            ));
-        }
-        let sums = String::from_utf8(saved.unchecked(SUMS)?).unwrap_or_default();
-        saved.sums = sums.split_inclusive('\n').map(str::to_owned).collect();
-        saved.bytes(ABOUT)?;
-        let best_of_parameter = |(index, size): (usize, &Size)| {
-            saved.sized(format!("best.{index}"), size.stored_bytes).map(Arc::new)
-        };
-        let best = match about.best {
-            Some(_) => {
-                parameters.iter().enumerate().map(best_of_parameter).collect::<Result<_>>()?
-            }
-            None => Vec::new(),
-        };
-        let load = |of: Vec<(usize, Vec<u64>, u64)>| {
-            of.into_iter()
-                .map(|(layer, counts, dropped)| LayerCounts { layer, counts, dropped })
-                .collect()
-        };
-        let steps =
-            saved.f64s("steps")?.as_chunks().0.iter().map(|row| StepRecord::of_row(*row)).collect();
-        let measurement = |[step, loss, kl]: &[f64; MEASUREMENT_COLUMNS]| Measurement {
-            step: *step as u64,
-            loss: *loss,
-            kl: (!kl.is_nan()).then_some(*kl),
-        };
-        let state = Self {
+        let steps = parts.f64s(STEPS)?;
+        let measurements = parts.f64s(MEASUREMENTS)?;
+        Ok(Self {
             fingerprint: about.fingerprint,
             log: about.log,
             step: about.step,
             best: about.best,
             worse: about.worse,
-            measurements: saved
-                .f64s("measurements")?
-                .as_chunks()
-                .0
-                .iter()
-                .map(measurement)
-                .collect(),
-            steps,
-            load: about.load.map(load),
-            best_bytes: best,
-        };
-        let values = SavedValues {
-            parts: saved,
-            elements: parameters.iter().map(|size| size.elements).collect(),
-        };
-        // A state that can't be resumed from is refused before anything is changed.
-        (0..parameters.len()).try_for_each(|index| values.of_parameter(index).map(drop))?;
-        Ok((state, values))
+            measurements: measurements.as_chunks().0.iter().map(Measurement::of_row).collect(),
+            steps: steps.as_chunks().0.iter().map(|row| StepRecord::of_row(*row)).collect(),
+            load: about.load.map(|load| load.into_iter().map(layer_counts).collect()),
+            best_bytes,
+        })
     }
 }
 
-/// The remedy for a state that can't be read.
-const START_OVER: &str = "start over without --resume and with --overwrite";
-
-/// The parts of a saved training, each with its hash.
-struct SavedParts {
-    path: PathBuf,
-    fingerprint: String,
-    tensors: BTreeMap<String, Stored>,
-    sums: BTreeSet<String>,
+/// The sizes of the parts of the parameter with this index and number of elements.
+fn parameter_sizes((index, elements): (usize, &usize)) -> [PartSize; 3] {
+    VALUES.map(|name| (format!("{name}.{index}"), Dtype::F32, elements * size_of::<f32>()))
 }
 
-impl SavedParts {
-    fn malformed(&self, what: &str) -> Error {
-        Error::new(Kind::Malformed, what.to_owned()).file(&self.path).remedy(START_OVER)
+/// Writes value, m and v of all parameters.
+fn write_values(
+    out: &mut Sealed<'_>,
+    elements: &[usize],
+    values: impl Fn(usize) -> Result<[Vec<f32>; 3]> + Sync,
+) -> Result<(), Unfilled> {
+    for some in some_at_once(elements) {
+        let read = some.clone().into_par_iter().map(&values).collect::<Result<Vec<_>>>()?;
+        let parts = some.zip(&read).flat_map(|(index, values)| {
+            VALUES.into_iter().zip(values).map(move |(name, values)| -> Part<'_> {
+                (format!("{name}.{index}"), Dtype::F32, bytemuck::cast_slice(values))
+            })
+        });
+        out.write(&parts.collect::<Vec<_>>())?;
     }
-
-    fn unchecked(&self, name: &str) -> Result<Vec<u8>> {
-        let tensor = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| self.malformed("this is not a saved training").tensor(name))?;
-        let mut bytes = vec![0; tensor.bytes() as usize];
-        tensor.read_at(0, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
-        let bytes = self.unchecked(name)?;
-        match self.sums.contains(&sum(&self.fingerprint, name, &bytes)) {
-            true => Ok(bytes),
-            false => Err(self.malformed("this is not what was saved here").tensor(name)),
-        }
-    }
-
-    fn f64s(&self, name: &str) -> Result<Vec<f64>> {
-        Ok(self.bytes(name)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
-    }
-
-    fn sized(&self, name: String, size: u64) -> Result<Vec<u8>> {
-        match self.bytes(&name)? {
-            bytes if bytes.len() as u64 == size => Ok(bytes),
-            _ => Err(self.malformed("a saved parameter of another size").tensor(name)),
-        }
-    }
+    Ok(())
 }
 
 /// The saved values of parameters, still in the file.
@@ -296,18 +230,16 @@ impl SavedValues {
     /// # Errors
     /// [`Kind::Malformed`] where they aren't those that were saved; errors of reading.
     pub fn of_parameter(&self, index: usize) -> Result<[Vec<f32>; 3]> {
-        let of = |name: &str| -> Result<Vec<f32>> {
-            let size = (self.elements[index] * size_of::<f32>()) as u64;
-            let bytes = self.parts.sized(format!("{name}.{index}"), size)?;
-            Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-        };
         let [value, m, v] = VALUES;
-        Ok([of(value)?, of(m)?, of(v)?])
+        Ok([self.part(value, index)?, self.part(m, index)?, self.part(v, index)?])
+    }
+
+    fn part(&self, name: &str, index: usize) -> Result<Vec<f32>> {
+        let size = (self.elements[index] * size_of::<f32>()) as u64;
+        let bytes = self.parts.sized(&format!("{name}.{index}"), size)?;
+        Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 }
-
-/// Name, dtype and bytes of a saved tensor.
-type Part<'a> = (String, Dtype, &'a [u8]);
 
 /// The saved tensors of each parameter.
 const VALUES: [&str; 3] = ["value", "m", "v"];
@@ -316,8 +248,8 @@ const VALUES: [&str; 3] = ["value", "m", "v"];
 pub(super) const ELEMENTS_AT_ONCE: usize = 1 << 20;
 
 /// Ranges of neighbouring parameters with up to `ELEMENTS_AT_ONCE` elements, or one larger one.
-fn some_at_once(elements: &[usize]) -> Vec<std::ops::Range<usize>> {
-    let mut some: Vec<std::ops::Range<usize>> = Vec::new();
+fn some_at_once(elements: &[usize]) -> Vec<Range<usize>> {
+    let mut some: Vec<Range<usize>> = Vec::new();
     let mut together = 0;
     for (index, elements) in elements.iter().enumerate() {
         match some.last_mut() {
@@ -332,51 +264,6 @@ fn some_at_once(elements: &[usize]) -> Vec<std::ops::Range<usize>> {
         }
     }
     some
-}
-
-/// The header for parts of these names, dtypes and bytes, in this order.
-fn header(sizes: &[(String, Dtype, usize)]) -> Vec<u8> {
-    let mut end = 0;
-    let entry = |(name, dtype, bytes): &(String, Dtype, usize)| {
-        let start = end;
-        end += *bytes as u64;
-        Entry {
-            name: name.clone(),
-            dtype: *dtype,
-            shape: vec![bytes * 8 / dtype.bitsize()],
-            start,
-            end,
-        }
-    };
-    encode_header(&sizes.iter().map(entry).collect::<Vec<_>>())
-}
-
-/// A file of parts, with a line of checksum for each.
-struct Sealed<'a, W: Write> {
-    out: W,
-    of: &'a str,
-    sums: String,
-}
-
-impl<W: Write> Sealed<'_, W> {
-    fn write(&mut self, parts: &[Part<'_>]) -> std::io::Result<()> {
-        let sums: String =
-            parts.par_iter().map(|(name, _, bytes)| sum(self.of, name, bytes)).collect();
-        self.sums += &sums;
-        parts.iter().try_for_each(|(_, _, bytes)| self.out.write_all(bytes))
-    }
-}
-
-/// Bytes of the line for the part `name`: a hash in hexadecimal, two spaces, the name, and the end
-/// of the line.
-fn sum_bytes(name: &str) -> usize {
-    64 + 2 + name.len() + 1
-}
-
-/// The line for the part `name` of the run `fingerprint`; it differs from run to run.
-fn sum(fingerprint: &str, name: &str, bytes: &[u8]) -> String {
-    let of_bytes = sha256_bytes(bytes);
-    format!("{}  {name}\n", sha256_bytes(format!("{fingerprint} {name} {of_bytes}").as_bytes()))
 }
 
 #[cfg(test)]
