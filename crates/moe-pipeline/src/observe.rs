@@ -1,31 +1,35 @@
 //! `observe`: gathers statistics of a model on calibration text.
 
 mod options;
+mod sums;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use moe_checkpoint::{
     Checkpoint, Error, FoundFile, Kind, Locations, Result, Snapshot, StagedFile, check_file,
 };
 use moe_forward::{
-    Calibration, Group, ObserverOptions, Room, StatisticsObserver, Sweep, TextRead, digests_of,
+    Calibration, Group, ObserverOptions, Room, StatisticsObserver, Storage, Sweep, TextRead,
+    digests_of,
 };
 use moe_math::Compute;
 use moe_math::load::Load;
-use moe_math::statistics::{Quantity, Sizes, Sums};
+use moe_math::statistics::{Quantity, Sums};
 use moe_model::Model;
-use moe_passes::LayerStatistics;
 use serde::Serialize;
 
 pub use options::ObserveOptions;
+use sums::Observed;
 
 use crate::budget;
 use crate::calibration::{calibration, unchosen};
 use crate::file_kinds::STATISTICS;
 use crate::fingerprint::{self, Fingerprint};
 use crate::memory::{Text, Watched};
+use crate::needs::Work;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
@@ -74,67 +78,207 @@ pub fn observe(
     progress: &dyn Progress,
 ) -> Result<Observation> {
     let found = check_observe(dir, options, output, overwrite)?;
-    let mut snapshot = Snapshot::default();
-    snapshot.extend(options.calibration.data.iter().map(|spec| &spec.path).chain(&options.add));
-    let checkpoint = Checkpoint::open(dir)?;
-    checkpoint.warnings().iter().for_each(|warning| progress.note(warning));
-    let model = Model::read(&checkpoint)?;
-    check_mixtures(&model, dir)?;
-    let fingerprint = Fingerprint::of(&checkpoint)?;
-    let added =
-        options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
-    added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
-    check_added(&options.add, &added)?;
+    let work = Work { budget: memory_budget, compute, scratch: directory_of(output) };
+    let source = Source::open(dir, options, work, progress)?;
     let file = StagedFile::create(output, found)?;
-    let start = std::time::Instant::now();
-    let mut groups = Vec::new();
-    let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();
-    let mut tokens = 0;
-    let mut digests = BTreeMap::new();
-    let mut has_more = false;
-    if !options.calibration.data.is_empty() {
-        let scratch = directory_of(output);
-        let room = room(&model, options, memory_budget, compute, scratch);
-        let (calibration, read) = calibration(&options.calibration, dir, model.vocab, room)?;
-        read.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
-        digests = digests_of(&read.texts)?;
-        check_observed_before(&checkpoint, options, &digests, compute, &added)?;
-        has_more = read.texts.iter().any(|text| text.has_more);
-        tokens = calibration.batch.tokens();
-        groups.clone_from(&calibration.groups);
-        layers = sweep(&model, &calibration, options, output, memory_budget, compute, progress)?;
-    }
+    let start = Instant::now();
+    let mut observed = source.observe()?;
     let seconds = start.elapsed().as_secs_f64();
-    for file in &added {
-        add(&mut groups, &mut layers, file)?;
+    source.added.iter().try_for_each(|file| observed.add(file))?;
+    let observation = Observation::new(output, &observed, seconds);
+    source.write(file, observed)?;
+    Ok(observation)
+}
+
+impl Observation {
+    fn new(output: &Path, observed: &Observed, seconds: f64) -> Self {
+        let layers: Vec<ObservedLayer> =
+            observed.layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
+        let more = if observed.has_more {
+            "raise --data-tokens"
+        } else {
+            "give more --data, or --add statistics of more text"
+        };
+        Self {
+            output: output.to_owned(),
+            groups: observed.groups.clone(),
+            tokens: observed.tokens,
+            seconds,
+            warnings: Vec::from_iter(unchosen(layers.iter().map(|layer| &layer.load), more)),
+            layers,
+        }
     }
-    let sizes: BTreeMap<usize, Sizes> =
-        layers.iter().map(|(index, sums)| (*index, sums[0].sizes())).collect();
-    let observed: Vec<ObservedLayer> =
-        layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
-    let more = if has_more {
-        "raise --data-tokens"
-    } else {
-        "give more --data, or --add statistics of more text"
-    };
-    let warnings: Vec<String> =
-        unchosen(observed.iter().map(|layer| &layer.load), more).into_iter().collect();
-    let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
-        layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
-    let run = hash_of_run(&checkpoint, options, &digests, compute)?;
-    let texts = texts_of(options, &digests, &added)?;
-    let about = About::new(fingerprint, groups.clone(), sizes, Some(run), texts);
-    checkpoint.check_unchanged()?;
-    snapshot.check()?;
-    statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
-    Ok(Observation {
-        output: output.to_owned(),
-        groups,
-        layers: observed,
-        tokens,
-        seconds,
-        warnings,
-    })
+}
+
+/// A checkpoint to observe, and statistics of it to add.
+struct Source<'a> {
+    checkpoint: Checkpoint,
+    model: Model,
+    fingerprint: Fingerprint,
+    added: Vec<StatisticsFile>,
+    /// The state of texts and statistics.
+    snapshot: Snapshot,
+    options: &'a ObserveOptions,
+    work: Work<'a>,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Source<'a> {
+    /// Opens the checkpoint `dir` and the statistics of `options.add`, which must be of it.
+    fn open(
+        dir: &Path,
+        options: &'a ObserveOptions,
+        work: Work<'a>,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let mut snapshot = Snapshot::default();
+        snapshot.extend(options.calibration.data.iter().map(|spec| &spec.path).chain(&options.add));
+        let checkpoint = Checkpoint::open(dir)?;
+        checkpoint.warnings().iter().for_each(|warning| progress.note(warning));
+        let model = Model::read(&checkpoint)?;
+        check_mixtures(&model, dir)?;
+        let fingerprint = Fingerprint::of(&checkpoint)?;
+        let added = options
+            .add
+            .iter()
+            .map(|path| StatisticsFile::open(path))
+            .collect::<Result<Vec<_>>>()?;
+        added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
+        check_added(&options.add, &added)?;
+        Ok(Self { checkpoint, model, fingerprint, added, snapshot, options, work, progress })
+    }
+
+    /// Observes the model on the text, if there is some.
+    fn observe(&self) -> Result<Observed> {
+        let options = &self.options.calibration;
+        if options.data.is_empty() {
+            return Ok(Observed::default());
+        }
+        let (calibration, read) =
+            calibration(options, self.checkpoint.dir(), self.model.vocab, self.room())?;
+        read.texts.iter().filter_map(TextRead::note).for_each(|note| self.progress.note(&note));
+        let digests = digests_of(&read.texts)?;
+        self.check_observed_before(&digests)?;
+        Ok(Observed {
+            groups: calibration.groups.clone(),
+            tokens: calibration.batch.tokens(),
+            digests,
+            has_more: read.texts.iter().any(|text| text.has_more),
+            layers: self.sweep(&calibration)?,
+        })
+    }
+
+    /// Writes what was `observed`, if the inputs are still what they were.
+    fn write(&self, file: StagedFile, observed: Observed) -> Result<()> {
+        let sizes = observed.sizes();
+        let Observed { groups, layers, digests, .. } = observed;
+        let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
+            layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
+        let run = hash_of_run(&self.checkpoint, self.options, &digests, self.work.compute)?;
+        let texts = texts_of(self.options, &digests, &self.added)?;
+        let about = About::new(self.fingerprint.clone(), groups, sizes, Some(run), texts);
+        self.checkpoint.check_unchanged()?;
+        self.snapshot.check()?;
+        statistics::write(file, &about, |index| Ok(layers[&index].clone()))
+    }
+
+    /// Refuses to observe text that added statistics were made of.
+    fn check_observed_before(&self, digests: &BTreeMap<PathBuf, String>) -> Result<()> {
+        let alone = ObserveOptions { add: Vec::new(), ..self.options.clone() };
+        let run = Some(hash_of_run(&self.checkpoint, &alone, digests, self.work.compute)?);
+        let Some(at) = self.added.iter().position(|file| file.about().run == run) else {
+            return Ok(());
+        };
+        Err(Error::new(
+            Kind::Usage,
+            "these statistics are of the same text as --data, which would count twice",
+        )
+        .file(&self.options.add[at])
+        .remedy("give other text, or leave --data or --add out"))
+    }
+
+    /// How many tokens of text fit in memory.
+    fn room(&self) -> Option<Room> {
+        budget::room(self.work.budget, "--data-tokens", |tokens| {
+            let storage = self.storage(tokens, self.work.budget)?;
+            let text = Text::first(tokens, self.options.calibration.sequence_length, storage);
+            Ok(text.sweep(&self.model, self.watched(), self.work.compute))
+        })
+    }
+
+    fn watched(&self) -> Watched {
+        Watched { left_out: !self.options.no_left_out, converted: false }
+    }
+
+    /// Storage for the states of `tokens` tokens under `budget`.
+    fn storage(&self, tokens: usize, budget: Option<ByteSize>) -> Result<Storage> {
+        storage(&self.model, tokens, budget, self.work.compute, self.work.scratch)
+    }
+
+    /// The sums of each layer with a mixture of experts.
+    fn sweep(&self, calibration: &Calibration) -> Result<BTreeMap<usize, Vec<Sums>>> {
+        let mut observer = StatisticsObserver::new(&self.model, self.observer_options(calibration));
+        self.check_budget(calibration)?;
+        let tokens = calibration.batch.tokens();
+        let storage = self.storage(tokens, self.work.budget)?;
+        let count = self.model.layers.len();
+        let stage = format!("observe {tokens} tokens");
+        self.progress.stage(&stage, count as u64, Unit::Layers { tokens });
+        let mut sweep =
+            Sweep::stored(&self.model, &calibration.batch, self.work.compute, &storage)?;
+        let mut layers = BTreeMap::new();
+        for index in 0..count {
+            sweep.layer(index, &mut observer)?;
+            layers.extend(observer.take()?.map(|sums| (index, sums)));
+            self.progress.advance(1);
+        }
+        Ok(layers)
+    }
+
+    fn observer_options(&self, calibration: &Calibration) -> ObserverOptions {
+        ObserverOptions {
+            groups: calibration.groups.len(),
+            group_of: calibration.group_of.clone(),
+            left_out: !self.options.no_left_out,
+            sample_every: self.options.all_experts_every,
+        }
+    }
+
+    /// Refuses a budget that the sweep doesn't fit in.
+    fn check_budget(&self, calibration: &Calibration) -> Result<()> {
+        let ways = |budget| self.ways(calibration, budget);
+        budget::check_budget(self.work.budget, ways, |budget| {
+            self.live_bytes(calibration, budget, self.watched())
+        })
+        .map(drop)
+    }
+
+    /// Live bytes of the sweep under `budget`.
+    fn live_bytes(
+        &self,
+        calibration: &Calibration,
+        budget: ByteSize,
+        watched: Watched,
+    ) -> Result<u64> {
+        let tokens = calibration.batch.tokens();
+        let storage = self.storage(tokens, Some(budget))?;
+        let text = Text { tokens, longest: calibration.batch.longest(), storage };
+        Ok(text.sweep(&self.model, watched, self.work.compute))
+    }
+
+    /// What makes the sweep fit in `budget`; None where nothing does.
+    fn ways(&self, calibration: &Calibration, budget: ByteSize) -> Option<String> {
+        let labels = moe_forward::labels(&calibration.groups).len();
+        let most = Some(self.options.calibration.data_tokens);
+        let fewer = self.room().and_then(|room| room.way(labels, most));
+        let unwatched = self
+            .live_bytes(calibration, budget, Watched::default())
+            .is_ok_and(|live| budget::fits(live, budget));
+        let no_left_out =
+            (!self.options.no_left_out && unwatched).then(|| "give --no-left-out".to_owned());
+        let ways: Vec<String> = fewer.into_iter().chain(no_left_out).collect();
+        (!ways.is_empty()).then(|| ways.join(", or "))
+    }
 }
 
 /// SHA-256 of all text behind the statistics, including those `added`, by name.
@@ -182,25 +326,6 @@ fn is_of_one_run(a: (&PathBuf, &StatisticsFile), b: (&PathBuf, &StatisticsFile))
     let [real_a, real_b] = [a, b].map(|(path, _)| path.canonicalize().ok());
     let [run_a, run_b] = [a, b].map(|(_, file)| file.about().run.as_ref());
     (real_a.is_some() && real_a == real_b) || (run_a.is_some() && run_a == run_b)
-}
-
-/// Refuses to observe text that statistics to be `added` were made of.
-fn check_observed_before(
-    checkpoint: &Checkpoint,
-    options: &ObserveOptions,
-    digests: &BTreeMap<PathBuf, String>,
-    compute: &Compute,
-    added: &[StatisticsFile],
-) -> Result<()> {
-    let alone = ObserveOptions { add: Vec::new(), ..options.clone() };
-    let run = Some(hash_of_run(checkpoint, &alone, digests, compute)?);
-    let Some(at) = added.iter().position(|file| file.about().run == run) else { return Ok(()) };
-    Err(Error::new(
-        Kind::Usage,
-        "these statistics are of the same text as --data, which would count twice",
-    )
-    .file(&options.add[at])
-    .remedy("give other text, or leave --data or --add out"))
 }
 
 /// Refuses the model of the checkpoint `dir` if it has no experts to observe.
@@ -260,110 +385,6 @@ impl ObservedLayer {
         let largest_output = pooled.get(Quantity::Largest).iter().copied().fold(0.0, f64::max);
         Self { layer, load: Load::new(counts), largest_output }
     }
-}
-
-/// How many tokens of text fit in memory.
-fn room(
-    model: &Model,
-    options: &ObserveOptions,
-    memory_budget: Option<ByteSize>,
-    compute: &Compute,
-    scratch: &Path,
-) -> Option<Room> {
-    budget::room(memory_budget, "--data-tokens", |tokens| {
-        let storage = storage(model, tokens, memory_budget, compute, scratch)?;
-        let text = Text::first(tokens, options.calibration.sequence_length, storage);
-        Ok(text.sweep(model, watched(options), compute))
-    })
-}
-
-fn watched(options: &ObserveOptions) -> Watched {
-    Watched { left_out: !options.no_left_out, converted: false }
-}
-
-fn sweep(
-    model: &Model,
-    calibration: &Calibration,
-    options: &ObserveOptions,
-    output: &Path,
-    memory_budget: Option<ByteSize>,
-    compute: &Compute,
-    progress: &dyn Progress,
-) -> Result<BTreeMap<usize, Vec<Sums>>> {
-    let mut observer = StatisticsObserver::new(
-        model,
-        ObserverOptions {
-            groups: calibration.groups.len(),
-            group_of: calibration.group_of.clone(),
-            left_out: !options.no_left_out,
-            sample_every: options.all_experts_every,
-        },
-    );
-    let tokens = calibration.batch.tokens();
-    let stored = |budget| storage(model, tokens, budget, compute, directory_of(output));
-    let live = |budget, watched| -> Result<u64> {
-        let text =
-            Text { tokens, longest: calibration.batch.longest(), storage: stored(Some(budget))? };
-        Ok(text.sweep(model, watched, compute))
-    };
-    let ways = |budget| {
-        let scratch = directory_of(output);
-        let labels = moe_forward::labels(&calibration.groups).len();
-        let room = room(model, options, memory_budget, compute, scratch);
-        let fewer = room.and_then(|room| room.way(labels, Some(options.calibration.data_tokens)));
-        let unwatched =
-            live(budget, Watched::default()).is_ok_and(|live| budget::fits(live, budget));
-        let no_left_out =
-            (!options.no_left_out && unwatched).then(|| "give --no-left-out".to_owned());
-        let ways: Vec<String> = fewer.into_iter().chain(no_left_out).collect();
-        (!ways.is_empty()).then(|| ways.join(", or "))
-    };
-    budget::check_budget(memory_budget, ways, |budget| live(budget, watched(options)))?;
-    let storage = stored(memory_budget)?;
-    progress.stage(
-        &format!("observe {tokens} tokens"),
-        model.layers.len() as u64,
-        Unit::Layers { tokens },
-    );
-    let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;
-    let mut layers = BTreeMap::new();
-    for index in 0..model.layers.len() {
-        sweep.layer(index, &mut observer)?;
-        layers.extend(observer.take()?.map(|sums| (index, sums)));
-        progress.advance(1);
-    }
-    Ok(layers)
-}
-
-/// Adds the sums of `file` to those of the same label and half.
-fn add(
-    groups: &mut Vec<Group>,
-    layers: &mut BTreeMap<usize, Vec<Sums>>,
-    file: &StatisticsFile,
-) -> Result<()> {
-    let place = |groups: &mut Vec<Group>, group: &Group| {
-        let same = |g: &Group| g.label == group.label && g.half == group.half;
-        match groups.iter().position(same) {
-            Some(place) => {
-                groups[place].tokens += group.tokens;
-                place
-            }
-            None => {
-                groups.push(group.clone());
-                groups.len() - 1
-            }
-        }
-    };
-    let places: Vec<usize> = file.groups().iter().map(|group| place(groups, group)).collect();
-    for (index, sizes) in &file.about().layers {
-        let sums = layers.entry(*index).or_default();
-        sums.resize(groups.len(), Sums::new(*sizes));
-        let found = file.layer(*index)?.unwrap_or_default();
-        for (place, found) in places.iter().zip(&found) {
-            sums[*place].add(found, 1.0);
-        }
-    }
-    Ok(())
 }
 
 /// Refuses options that can't be observed with any model, and an output that can't be written.

@@ -7,9 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use moe_checkpoint::{Result, Saved};
-use moe_forward::{
-    Calibration, Converter, Corpus, EvalReport, Observer, Role, Room, Sweep, TextRead,
-};
+use moe_forward::{Calibration, Converter, Corpus, EvalReport, Observer, Role, Sweep, TextRead};
 use moe_model::Model;
 use moe_passes::{LayerEdits, LayerPass, LayerSweep, PoolStats};
 
@@ -55,18 +53,15 @@ impl Deciding {
     pub fn new(sweep: LayerSweep, source: &Model, input: &Path, work: &Work<'_>) -> Result<Self> {
         let pass = &*sweep.pass;
         let length = sweep.text.sequence_length;
-        let of_text =
-            |option, live: &dyn Fn(usize) -> Result<u64>| budget::room(work.budget, option, live);
-        let room = of_text("--data-tokens", &|tokens| {
+        let mut room = budget::room(work.budget, "--data-tokens", |tokens| {
             swept_bytes(pass, source, [tokens, 0], length, work)
         });
         // Advice never asks for fewer tokens than the pass can decide by.
         let least = pass.least_tokens(length);
-        let room =
-            room.map(|room| if room.tokens < least { Room { tokens: 0, ..room } } else { room });
+        room.iter_mut().filter(|room| room.tokens < least).for_each(|room| room.tokens = 0);
         let (text, corpus) = calibration(&sweep.text, input, source.vocab, room)?;
         let own = text.batch.tokens();
-        let room = of_text("--pool-tokens", &|tokens| {
+        let room = budget::room(work.budget, "--pool-tokens", |tokens| {
             swept_bytes(pass, source, [own, tokens], length, work)
         });
         let pool = sweep.pool.as_ref();
@@ -158,25 +153,33 @@ impl Deciding {
         convert(name, source, text, &mut **pass, run)?;
         let mut edits = pass.finish()?;
         let Some(saved) = saved.map(Arc::new) else { return Ok((edits, Vec::new())) };
-        let made = measured(&edits)?;
-        let mut reports = Vec::from_iter(made.map(|report| StageReport {
-            stage: word(FIRST_STAGE),
-            kept: true,
-            report,
-        }));
+        let mut reports = StageReports(Vec::new());
+        if let Some(report) = measured(&edits)? {
+            reports.0.push(StageReport { stage: word(FIRST_STAGE), kept: true, report });
+        }
         for stage in stages {
             stage.begin(text, edits, saved.clone());
             convert("train", source, text, &mut **stage, run)?;
             edits = stage.finish();
             let Some(report) = measured(&edits)? else { continue };
-            let best = reports.iter().rev().find(|stage| stage.kept);
-            let kept = best.is_none_or(|best| report.all.kl() < best.report.all.kl());
-            reports.push(StageReport { stage: word(stage.name()), kept, report });
-            if !kept {
+            if !reports.is_kept(stage.name(), report) {
                 edits = stage.taken_back();
             }
         }
-        Ok((edits, reports))
+        Ok((edits, reports.0))
+    }
+}
+
+/// Measurements after each stage, in order.
+struct StageReports(Vec<StageReport>);
+
+impl StageReports {
+    /// Adds the measurement after `stage`. Returns whether it is better than the best before.
+    fn is_kept(&mut self, stage: &str, report: EvalReport) -> bool {
+        let best = self.0.iter().rev().find(|stage| stage.kept);
+        let kept = best.is_none_or(|best| report.all.kl() < best.report.all.kl());
+        self.0.push(StageReport { stage: word(stage), kept, report });
+        kept
     }
 }
 

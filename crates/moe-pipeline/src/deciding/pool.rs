@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 use candle_core::Tensor;
 use moe_checkpoint::Result;
@@ -125,14 +126,8 @@ impl PoolScan {
     /// sequences (Nemhauser et al. 1978).
     pub fn choose(&self) -> (Vec<usize>, PoolStats) {
         let mut missing = self.missing();
-        let short =
-            |missing: &[Vec<u32>]| missing.iter().flatten().filter(|missing| **missing > 0).count();
         let before = short(&missing);
-        let pool = self.own..self.ends.len();
-        let mut heap: BinaryHeap<Candidate> = pool
-            .clone()
-            .map(|sequence| Candidate { gain: self.gain(&missing, sequence), sequence })
-            .collect();
+        let mut heap = self.candidates(&missing);
         let (mut chosen, mut tokens) = (Vec::new(), 0);
         while let Some(Candidate { sequence, gain }) = heap.pop() {
             if gain <= 0.0 {
@@ -149,24 +144,42 @@ impl PoolScan {
             if now.gain <= 0.0 {
                 break;
             }
-            for (layer, missing) in self.layers.iter().zip(&mut missing) {
-                let counts = &layer.tokens[sequence * layer.experts..][..layer.experts];
-                missing
-                    .iter_mut()
-                    .zip(counts)
-                    .for_each(|(missing, count)| *missing = missing.saturating_sub(*count));
-            }
+            self.join(sequence, &mut missing);
             tokens += self.length(sequence);
             chosen.push(sequence);
         }
-        let scanned = pool.clone().map(|sequence| self.length(sequence)).sum();
         let joined = [chosen.len(), tokens];
         chosen.sort_unstable();
-        (
-            chosen,
-            PoolStats { scanned: [pool.len(), scanned], joined, short: [before, short(&missing)] },
-        )
+        let scanned = [self.pool().len(), self.pool().map(|sequence| self.length(sequence)).sum()];
+        (chosen, PoolStats { scanned, joined, short: [before, short(&missing)] })
     }
+
+    /// The sequences of the pool.
+    fn pool(&self) -> Range<usize> {
+        self.own..self.ends.len()
+    }
+
+    /// All sequences of the pool, the one with the largest gain first.
+    fn candidates(&self, missing: &[Vec<u32>]) -> BinaryHeap<Candidate> {
+        let candidate = |sequence| Candidate { gain: self.gain(missing, sequence), sequence };
+        self.pool().map(candidate).collect()
+    }
+
+    /// Takes the tokens of `sequence` from those that are `missing`.
+    fn join(&self, sequence: usize, missing: &mut [Vec<u32>]) {
+        for (layer, missing) in self.layers.iter().zip(missing) {
+            let counts = &layer.tokens[sequence * layer.experts..][..layer.experts];
+            missing
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(missing, count)| *missing = missing.saturating_sub(*count));
+        }
+    }
+}
+
+/// The number of experts for which tokens are `missing`.
+fn short(missing: &[Vec<u32>]) -> usize {
+    missing.iter().flatten().filter(|missing| **missing > 0).count()
 }
 
 /// A sequence of the pool.

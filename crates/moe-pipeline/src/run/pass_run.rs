@@ -51,6 +51,14 @@ impl Open {
             }
         })
     }
+
+    /// The warning where `model` is trained and training can't change it; `first` is whether the
+    /// first pass trains it.
+    fn idle(&self, model: &Model, first: bool) -> Result<Option<&'static str>> {
+        let Self::Train(task) = self else { return Ok(None) };
+        // The results of earlier passes can't be read yet.
+        task.idle(model, if first { same_bytes } else { same_source })
+    }
 }
 
 /// A pass applied to a model.
@@ -92,26 +100,17 @@ impl<'p> PassRun<'p> {
         opened: &Opened<'_>,
     ) -> Result<Self> {
         let Opened { run, checkpoint, spill, .. } = opened;
-        let (input, work) = (run.input, run.work());
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.inputs().files());
         let beside = Beside::read(pass, &source, first, checkpoint)?;
         let sources = beside.sources(&source, run.compute(), Some(spill));
         let Plan { mut planned, next, transform } = pass.plan(&sources)?;
-        texts::check_tokenizers(input, pass.inputs().models)?;
+        texts::check_tokenizers(run.input, pass.inputs().models)?;
         let (declaration, result) = declared(&planned.model)?;
-        let mut survey_reads = Vec::new();
-        let mut surveyed = Vec::new();
-        for survey in &planned.surveys {
-            surveyed.push(texts::load(survey, input, &source, &work, &mut survey_reads)?);
-        }
+        let (texts, survey_reads) = texts::load_all(&planned.surveys, &source, run)?;
         let teacher = beside.models.first();
         let open = Open::read(next, [&source, &planned.model], teacher, opened)?;
-        if let Open::Train(task) = &open {
-            // The results of earlier passes can't be read yet.
-            let same = if first { same_bytes } else { same_source };
-            planned.warnings.extend(task.idle(&planned.model, same)?.map(str::to_owned));
-        }
+        planned.warnings.extend(open.idle(&planned.model, first)?.map(str::to_owned));
         Ok(Self {
             pass,
             source,
@@ -120,7 +119,7 @@ impl<'p> PassRun<'p> {
             open,
             declaration,
             result,
-            texts: surveyed,
+            texts,
             survey_reads,
             beside,
             decisions: None,

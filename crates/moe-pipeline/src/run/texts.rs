@@ -8,6 +8,7 @@ use moe_model::Model;
 use moe_passes::{Survey, SurveyText, TextSource};
 
 use crate::budget;
+use crate::context::RunContext;
 use crate::memory::Text;
 use crate::needs::Work;
 
@@ -24,34 +25,51 @@ pub(super) fn surveyed(
     text.surveyed(source, survey.surveyor.working_bytes(source, tokens), work.compute)
 }
 
-/// Reads the text of a survey of `source`, and adds records of it to `reads`.
-pub(super) fn load(
-    survey: &Survey,
-    model_dir: &Path,
+/// Reads the texts of `surveys` of `source`. Returns records of what was read, too.
+pub(super) fn load_all(
+    surveys: &[Survey],
     source: &Model,
-    work: &Work<'_>,
-    reads: &mut Vec<TextRead>,
-) -> Result<SurveyText> {
-    match &survey.text {
-        TextSource::Data { specs, sequence_length, max_tokens } => {
-            let live = |tokens| Ok(surveyed(survey, source, tokens, *sequence_length, work));
-            let options = TokenizeOptions {
-                sequence_length: *sequence_length,
-                vocab: source.vocab,
-                max_tokens: Some(*max_tokens),
-                room: budget::room(work.budget, "--data-tokens", live),
-                ..TokenizeOptions::default()
-            };
-            let corpus = Corpus::load(specs, model_dir, options)?;
-            let batch = corpus.batch();
-            reads.extend(corpus.texts);
-            Ok(SurveyText::Data(batch))
-        }
-        TextSource::Prompts { path, sets } => {
-            let prompts = load_prompts(path, model_dir, *sets)?;
-            prompts.batch.check_vocabulary(source.vocab, path)?;
-            Ok(SurveyText::Prompts(prompts))
-        }
+    run: &RunContext<'_>,
+) -> Result<(Vec<SurveyText>, Vec<TextRead>)> {
+    let mut reads = Vec::new();
+    let mut texts = Vec::new();
+    for survey in surveys {
+        texts.push(match &survey.text {
+            TextSource::Data { specs, sequence_length, max_tokens } => {
+                let options =
+                    tokenize_options(survey, source, [*sequence_length, *max_tokens], run);
+                let corpus = Corpus::load(specs, run.input, options)?;
+                let batch = corpus.batch();
+                reads.extend(corpus.texts);
+                SurveyText::Data(batch)
+            }
+            TextSource::Prompts { path, sets } => {
+                let prompts = load_prompts(path, run.input, *sets)?;
+                prompts.batch.check_vocabulary(source.vocab, path)?;
+                SurveyText::Prompts(prompts)
+            }
+        });
+    }
+    Ok((texts, reads))
+}
+
+/// How the text of a survey of `source` becomes sequences of at most `length` tokens, at most
+/// `most` in all.
+fn tokenize_options(
+    survey: &Survey,
+    source: &Model,
+    [length, most]: [usize; 2],
+    run: &RunContext<'_>,
+) -> TokenizeOptions {
+    let work = run.work();
+    TokenizeOptions {
+        sequence_length: length,
+        vocab: source.vocab,
+        max_tokens: Some(most),
+        room: budget::room(work.budget, "--data-tokens", |tokens| {
+            Ok(surveyed(survey, source, tokens, length, &work))
+        }),
+        ..TokenizeOptions::default()
     }
 }
 

@@ -76,18 +76,11 @@ impl Decided<'_> {
         self.write_run(&mut dir, &timings)?;
         // The receipt is true only if the sources are unchanged.
         self.planned.check_unchanged()?;
-        let start = Instant::now();
-        dir.commit()?;
-        if self.trained.is_some() || self.planned.saves() {
-            // The result contains everything that the training's folder was for, so an error here
-            // doesn't matter.
-            let training = TrainingDir::of(run.output);
-            training.remove().unwrap_or_else(|error| {
-                let path = training.path().display();
-                run.progress.note(&format!("{path} is left: {}", left(&error)));
-            });
-        }
-        timings.add("commit", start.elapsed(), None);
+        timings.time("commit", || {
+            dir.commit()?;
+            self.remove_training();
+            Ok(())
+        })?;
         let result = self.planned.result();
         Ok(Conversion {
             receipt,
@@ -100,6 +93,20 @@ impl Decided<'_> {
         })
     }
 
+    /// Removes the folder of a training once the result contains everything that it was for.
+    fn remove_training(&self) {
+        if self.trained.is_none() && !self.planned.saves() {
+            return;
+        }
+        let run = self.planned.opened.run;
+        let training = TrainingDir::of(run.output);
+        // An error here doesn't matter to the result.
+        training.remove().unwrap_or_else(|error| {
+            let path = training.path().display();
+            run.progress.note(&format!("{path} is left: {}", left(&error)));
+        });
+    }
+
     /// Writes all tensors, and computes the receipt's proof meanwhile.
     fn write_tensors(
         &self,
@@ -110,24 +117,7 @@ impl Decided<'_> {
         let run = &planned.opened.run;
         let start = Instant::now();
         run.progress.stage("write", planned.declaration().bytes(), Unit::Bytes);
-        let stop = AtomicBool::new(false);
-        let (proof, summary) = std::thread::scope(|scope| {
-            let prove = || Proof::new(planned, &stop).inspect_err(|_| stop.store(true, Relaxed));
-            let proof = std::thread::Builder::new().spawn_scoped(scope, prove).map_err(|e| {
-                Error::new(Kind::Io, "cannot start a thread that measures beside the writing")
-                    .source(e)
-                    .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
-            })?;
-            let summary = tensors::write(planned, dir, &stop, run.progress)
-                .inspect_err(|_| stop.store(true, Relaxed));
-            Ok::<_, Error>((proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary))
-        })?;
-        // Whichever failed first stopped the other, whose error says no more than that.
-        let (proof, summary) = match (proof, summary) {
-            (Err(error), _) if error.kind() != Kind::Stopped => return Err(error),
-            (_, Err(error)) => return Err(error),
-            (proof, Ok(summary)) => (proof?, summary),
-        };
+        let (proof, summary) = written_and_proven(planned, dir)?;
         for (name, time) in &proof.times {
             timings.add_overlapping(name, *time, Overlap::BesideNext);
         }
@@ -147,6 +137,28 @@ impl Decided<'_> {
             record.training_log_sha256 = Some(sha256_bytes(&lines));
         }
         dir.write_unlisted(RUN_FILE, record.sealed().as_bytes())
+    }
+}
+
+/// Writes all tensors of `planned`, and computes the receipt's proof on another thread.
+fn written_and_proven(planned: &Planned<'_>, dir: &OutputDir) -> Result<(Proof, WriteSummary)> {
+    let stop = AtomicBool::new(false);
+    let (proof, summary) = std::thread::scope(|scope| {
+        let prove = || Proof::new(planned, &stop).inspect_err(|_| stop.store(true, Relaxed));
+        let proof = std::thread::Builder::new().spawn_scoped(scope, prove).map_err(|e| {
+            Error::new(Kind::Io, "cannot start a thread that measures beside the writing")
+                .source(e)
+                .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
+        })?;
+        let summary = tensors::write(planned, dir, &stop, planned.opened.run.progress)
+            .inspect_err(|_| stop.store(true, Relaxed));
+        Ok::<_, Error>((proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary))
+    })?;
+    // Whichever failed first stopped the other, whose error says no more than that.
+    match (proof, summary) {
+        (Err(error), _) if error.kind() != Kind::Stopped => Err(error),
+        (_, Err(error)) => Err(error),
+        (proof, Ok(summary)) => Ok((proof?, summary)),
     }
 }
 

@@ -125,7 +125,7 @@ impl Trained<'_> {
 
 impl Need {
     /// The need of a training.
-    pub fn of(trained: &Trained<'_>) -> Self {
+    pub(super) fn of(trained: &Trained<'_>) -> Self {
         let Trained { model, training, .. } = trained;
         let elements = Parameters::elements(model, &training.parts) as u64;
         let encoded = Parameters::stored_bytes(model, &training.parts);
