@@ -93,22 +93,20 @@ pub(crate) fn notes<'t>(
     if !file_exists(&dir.join(RECEIPT_FILE))? {
         return Ok(Vec::new());
     }
-    let mut notes = Vec::new();
     let learned = match ReceiptFile::read(dir) {
         Ok(ReceiptFile::Read(receipt)) => hashes(&receipt),
         Ok(ReceiptFile::Other { .. }) => {
-            notes.push(format!(
+            return Ok(vec![format!(
                 "{}: its receipt is of another format, so that it isn't known what text it was made on",
                 dir.display()
-            ));
-            return Ok(notes);
+            )]);
         }
         // A file of that name that another program wrote says nothing.
-        Err(_) => return Ok(notes),
+        Err(_) => BTreeSet::new(),
     };
-    let is_small = |path: &&Path| path.metadata().is_ok_and(|file| file.len() <= HASHED_BYTES);
-    for path in texts.into_iter().filter(is_small) {
-        if !learned.is_empty() && learned.contains(&sha256_file(path)?) {
+    let mut notes = Vec::new();
+    for path in texts.into_iter().filter(|_| !learned.is_empty()) {
+        if is_small(path) && learned.contains(&sha256_file(path)?) {
             notes.push(format!(
                 "{}: {} was made on this text, so that what is measured on it looks better than it is",
                 path.display(),
@@ -117,6 +115,11 @@ pub(crate) fn notes<'t>(
         }
     }
     Ok(notes)
+}
+
+/// Whether the file `path` is hashed for a note.
+fn is_small(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.len() <= HASHED_BYTES)
 }
 
 /// SHA-256 of the files that passes of `receipt` learned from.

@@ -292,11 +292,10 @@ pub(crate) fn logits(model: &Model, text: &Text, block: usize, compute: &Compute
     sweep.max(text.states(model.hidden) + written)
 }
 
-/// Live bytes of writing `tensors` while `result` is compared with `source` on `probe_tokens`
-/// tokens.
+/// Live bytes of writing `tensors` while a result is compared with its source on `probe_tokens`
+/// tokens; the source is the first of the two models.
 pub(crate) fn writing(
-    source: &Model,
-    result: &Model,
+    models: [&Model; 2],
     tensors: &[(String, Weight)],
     probe_tokens: usize,
     compute: &Compute,
@@ -309,14 +308,21 @@ pub(crate) fn writing(
     if probe_tokens == 0 {
         return writing;
     }
-    let text = Text { tokens: probe_tokens, longest: probe_tokens, storage: Storage::default() };
-    let of = |model: &Model| text.sweep(model, Watched::default(), compute);
+    writing + probing(models, made, probe_tokens, compute)
+}
+
+/// Live bytes of comparing the second of two models with the first on `tokens` tokens, where a
+/// weight of the second is `made` of so many bytes.
+fn probing([source, result]: [&Model; 2], made: u64, tokens: usize, compute: &Compute) -> u64 {
+    let text = Text { tokens, longest: tokens, storage: Storage::default() };
+    let [of_source, of_result] =
+        [source, result].map(|model| text.sweep(model, Watched::default(), compute));
     // Both models run in step, and weights that the result takes over are kept from the source; an
     // expert that is made is made when it is run.
     let shared =
         result.layers.iter().map(|layer| taken_over_bytes(layer, compute)).max().unwrap_or(0);
-    let sweeps = of(source).max(of(result)) + made + shared;
-    let rows = (LOGIT_BYTES / 8 / source.vocab.max(1)).clamp(1, probe_tokens);
+    let sweeps = of_source.max(of_result) + made + shared;
+    let rows = (LOGIT_BYTES / 8 / source.vocab.max(1)).clamp(1, tokens);
     let own = result.head_weight();
     let own = if own.same_source(source.head_weight()) { 0 } else { loaded(own, compute) };
     // For a block, both logits, both logarithms, one of them as probabilities, their difference,
@@ -324,5 +330,5 @@ pub(crate) fn writing(
     let logits = (rows * source.vocab) as u64 * (2 * 4 + 5 * 8);
     let states = 4 * text.states(source.hidden);
     let head = head_bytes(source, rows, compute) + own + states + logits;
-    writing + sweeps.max(head)
+    sweeps.max(head)
 }

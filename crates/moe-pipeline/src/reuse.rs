@@ -173,6 +173,30 @@ fn other_options(options: Vec<String>) -> Option<String> {
 /// How a result of the same work differs from the wanted one. A training that was resumed with
 /// other settings counts as different, unless `resume` is set.
 fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<String>> {
+    let options = other_settings(found, wanted)?;
+    let went_on = found.training.as_ref().is_some_and(|training| !training.settings.is_empty());
+    // The number of copied tensors is known only once experts are chosen, which isn't repeated
+    // here.
+    let other_size = found.result.parameters != wanted.result.parameters;
+    Ok(if found.tool != wanted.tool {
+        Some("was made by another build of moe-convert".to_owned())
+    } else if options.is_some() {
+        options
+    } else if !resume && went_on {
+        // A training that was resumed with other settings is finished for a run that may resume it,
+        // but its result isn't the one of these options.
+        Some("comes of a training that went on with other settings".to_owned())
+    } else if found.texts != wanted.texts {
+        Some("was made with other text, or with text that has changed".to_owned())
+    } else if read(found) != read(wanted) || other_size {
+        Some("was made of another checkpoint, or of one that has changed".to_owned())
+    } else {
+        None
+    })
+}
+
+/// The difference where a result was computed or written with other options.
+fn other_settings(found: &Receipt, wanted: &Receipt) -> Result<Option<String>> {
     let computed = [
         ("dtype", found.dtype != wanted.dtype),
         ("router-dtype", found.router_dtype != wanted.router_dtype),
@@ -181,29 +205,7 @@ fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<
     let computed = computed.into_iter().filter(|(_, differs)| *differs);
     let computed = computed.map(|(option, _)| option.to_owned());
     let written = other_keys(&as_json(&found.writing)?, &as_json(&wanted.writing)?);
-    let options = other_options(computed.chain(written).collect());
-    let went_on = found.training.as_ref().is_some_and(|training| !training.settings.is_empty());
-    // The number of copied tensors is known only once experts are chosen, which isn't repeated
-    // here.
-    let other_size = found.result.parameters != wanted.result.parameters;
-    Ok(match () {
-        () if found.tool != wanted.tool => {
-            Some("was made by another build of moe-convert".to_owned())
-        }
-        () if options.is_some() => options,
-        // A training that was resumed with other settings is finished for a run that may resume it,
-        // but its result isn't the one of these options.
-        () if !resume && went_on => {
-            Some("comes of a training that went on with other settings".to_owned())
-        }
-        () if found.texts != wanted.texts => {
-            Some("was made with other text, or with text that has changed".to_owned())
-        }
-        () if read(found) != read(wanted) || other_size => {
-            Some("was made of another checkpoint, or of one that has changed".to_owned())
-        }
-        () => None,
-    })
+    Ok(other_options(computed.chain(written).collect()))
 }
 
 fn as_json(writing: &WritingOptions) -> Result<Value> {

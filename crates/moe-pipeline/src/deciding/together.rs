@@ -34,11 +34,8 @@ pub(crate) fn decide_together(
         let states = Sweep::stored(source, &text.batch, run.compute(), &storage)?;
         sweeps.push((states, &mut sweep.pass));
     }
-    run.progress.stage(
-        &format!("{name} on {tokens} tokens"),
-        source.layers.len() as u64,
-        Unit::Layers { tokens },
-    );
+    let stage = format!("{name} on {tokens} tokens");
+    run.progress.stage(&stage, source.layers.len() as u64, Unit::Layers { tokens });
     for (index, layer) in source.layers.iter().enumerate() {
         let mut layer = layer.clone();
         for (states, pass) in &mut sweeps {

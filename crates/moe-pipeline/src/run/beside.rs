@@ -35,27 +35,16 @@ impl Beside {
         let inputs = pass.inputs();
         let others =
             inputs.models.iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
-        let mut models: Vec<Model> = Vec::new();
-        for (at, other) in others.iter().enumerate() {
-            // A checkpoint that is given twice is read once, and so known to give the same results.
-            let same =
-                others[..at].iter().position(|earlier| real(earlier.dir()) == real(other.dir()));
-            models.push(same.map_or_else(|| Model::read(other), |at| Ok(models[at].clone()))?);
-        }
+        let models = read_models(&others)?;
         let first_alike = first_alike(&others, first.then_some(checkpoint))?;
         // The result of an earlier pass isn't any of the given checkpoints.
         let others_differ =
             inputs.models.iter().any(|other| !first || real(other) != real(checkpoint.dir()));
-        let statistics = inputs.statistics.map(|path| match first {
-            true => open_statistics(path, model, checkpoint),
-            false => Err(Error::new(
-                Kind::Usage,
-                "statistics are of a checkpoint, but this pass converts what another makes",
-            )
-            .file(path)
-            .remedy("give --data; or write what the pass before makes, and observe that")),
-        });
-        let statistics = statistics.transpose()?;
+        let statistics = match inputs.statistics {
+            Some(path) if first => Some(open_statistics(path, model, checkpoint)?),
+            Some(path) => return Err(statistics_of_no_checkpoint(path)),
+            None => None,
+        };
         let given_plan = inputs.plan.map(json::read_tree).transpose()?;
         Ok(Self { others, models, others_differ, first_alike, statistics, given_plan })
     }
@@ -78,6 +67,26 @@ impl Beside {
             spill,
         }
     }
+}
+
+/// The models of `checkpoints`. One that is given twice is read once, and so known to give the same
+/// results.
+fn read_models(checkpoints: &[Checkpoint]) -> Result<Vec<Model>> {
+    let mut models: Vec<Model> = Vec::new();
+    for (at, checkpoint) in checkpoints.iter().enumerate() {
+        let mut earlier = checkpoints[..at].iter();
+        let same = earlier.position(|earlier| real(earlier.dir()) == real(checkpoint.dir()));
+        models.push(same.map_or_else(|| Model::read(checkpoint), |at| Ok(models[at].clone()))?);
+    }
+    Ok(models)
+}
+
+/// The error for statistics in `path` where an earlier pass makes the model.
+fn statistics_of_no_checkpoint(path: &Path) -> Error {
+    let what = "statistics are of a checkpoint, but this pass converts what another makes";
+    Error::new(Kind::Usage, what)
+        .file(path)
+        .remedy("give --data; or write what the pass before makes, and observe that")
 }
 
 /// The value of [`Sources::first_alike`] for the checkpoint `converted` and `others`; `converted`

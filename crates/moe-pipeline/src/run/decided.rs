@@ -17,7 +17,7 @@ use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
 use crate::progress::{Timings, Unit};
 use crate::receipt::Receipt;
-use crate::train::{NOTHING_SAVED, TrainingDir, TrainingJob, TrainingRecord};
+use crate::train::{NOTHING_SAVED, TrainingDir, TrainingJob, TrainingRecord, TrainingTask};
 use crate::trust::{HeldOutReport, StageReport};
 
 /// A run after its passes have decided, surveyed and trained: all weights are determined.
@@ -222,7 +222,6 @@ impl Decided<'_> {
 
     /// Trains the model that pass `index` plans. Returns whether the pass trains at all.
     fn train(&mut self, index: usize) -> Result<bool> {
-        let run = self.planned.opened.run;
         let pass = &self.planned.passes[index];
         let Some(task) = pass.training() else { return Ok(false) };
         let teacher = task
@@ -230,27 +229,33 @@ impl Decided<'_> {
             .teacher
             .and_then(|_| pass.beside.others.first().zip(pass.beside.models.first()));
         let own = task.deciding(pass.pass.options());
-        let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
         let job = TrainingJob {
             model: &pass.planned.model,
             teacher: teacher.map(|(_, model)| model),
             task,
-            fingerprint: self.key(index, own, teacher_read)?,
-            run,
+            fingerprint: self.key(index, own, teacher.map(|(checkpoint, _)| checkpoint))?,
+            run: self.planned.opened.run,
         };
-        // For the first pass, the plan has compared the checkpoint's experts. Experts made by
-        // earlier passes can be compared only now, by their bytes; a warning that was given isn't
-        // repeated.
-        let known = &pass.planned.warnings;
-        let found = if index == 0 { None } else { task.idle(&pass.planned.model, same_bytes)? };
-        let idle = found.filter(|idle| known.iter().all(|known| known != idle));
-        idle.iter().for_each(|warning| run.progress.note(warning));
+        let idle = self.idle(index, task)?;
+        idle.iter().for_each(|warning| job.run.progress.note(warning));
         let (model, record) = job.train()?;
         let pass = &mut self.planned.passes[index];
         pass.planned.warnings.extend(idle.map(str::to_owned));
         pass.trained(model, &record)?;
         self.trained = Some(record);
         Ok(true)
+    }
+
+    /// The warning where the `task` of pass `index` can change nothing, unless it was given before.
+    /// For the first pass, the plan has compared the checkpoint's experts. Experts made by earlier
+    /// passes can be compared only now, by their bytes.
+    fn idle(&self, index: usize, task: &TrainingTask) -> Result<Option<&'static str>> {
+        if index == 0 {
+            return Ok(None);
+        }
+        let planned = &self.planned.passes[index].planned;
+        let found = task.idle(&planned.model, same_bytes)?;
+        Ok(found.filter(|idle| planned.warnings.iter().all(|known| known != idle)))
     }
 
     /// Runs the surveys of pass `index`, each a sweep over its source.

@@ -73,24 +73,27 @@ impl<'r> Planned<'r> {
             stages.push(decided);
             first = end;
         }
-        let (source, result) = (self.source(), self.result());
-        if let Some(corpus) = &self.held_out {
-            let longest = corpus.longest();
-            stages.push(Needs::of_text("--held-out-tokens", longest, |share, length| {
-                measuring_bytes(result, Some(source), share.of(corpus.tokens()), length, &work)
-            })?);
-        }
-        let working = self.passes.iter().map(|pass| pass.planned.working_bytes).max().unwrap_or(0);
-        let writing = |probe: usize| {
-            working
-                + memory::writing(source, result, &self.declaration().tensors, probe, run.compute())
-        };
-        stages.push(Needs::lowered(
-            writing(run.options.probe_tokens),
-            "lower --probe-tokens",
-            writing(0),
-        ));
+        stages.extend(self.measuring_needs(&work)?);
+        let most = self.writing_bytes(run.options.probe_tokens);
+        stages.push(Needs::lowered(most, "lower --probe-tokens", self.writing_bytes(0)));
         Ok(stages)
+    }
+
+    /// The need of measuring the result on held-out text; None without such text.
+    fn measuring_needs(&self, work: &Work<'_>) -> Result<Option<Needs>> {
+        let Some(corpus) = &self.held_out else { return Ok(None) };
+        Needs::of_text("--held-out-tokens", corpus.longest(), |share, length| {
+            let tokens = share.of(corpus.tokens());
+            measuring_bytes(self.result(), Some(self.source()), tokens, length, work)
+        })
+        .map(Some)
+    }
+
+    /// Live bytes of writing the result while it is compared on `probe_tokens` tokens.
+    fn writing_bytes(&self, probe_tokens: usize) -> u64 {
+        let working = self.passes.iter().map(|pass| pass.planned.working_bytes).max().unwrap_or(0);
+        let (models, tensors) = ([self.source(), self.result()], &self.declaration().tensors);
+        working + memory::writing(models, tensors, probe_tokens, self.opened.run.compute())
     }
 
     /// The maximum number of bytes that the run asks for at once under `budget`, beyond those held

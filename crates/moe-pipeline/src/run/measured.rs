@@ -41,17 +41,11 @@ fn measured(decided: &Decided<'_>) -> Result<Option<HeldOutReport>> {
         None => measure("measure on held-out text", planned.result())?,
     };
     let last = planned.last();
-    let baseline = match &last.decisions {
-        Some(edits) => last.transform.baseline(&last.source, edits)?,
-        None => None,
-    };
-    let mut report = HeldOutReport {
-        result,
-        stages: decided.stages.clone(),
-        baseline_name: None,
-        baseline: None,
-    };
-    if let Some(model) = baseline {
+    let stages = decided.stages.clone();
+    let mut report = HeldOutReport { result, stages, baseline_name: None, baseline: None };
+    let edits = last.decisions.as_ref();
+    let baseline = edits.map(|edits| last.transform.baseline(&last.source, edits)).transpose()?;
+    if let Some(model) = baseline.flatten() {
         let name = last.pass.info().baseline.map_or("baseline", |baseline| baseline.name);
         report.baseline = Some(measure(&format!("measure: {name}"), &model)?);
         report.baseline_name = Some(name.to_owned());

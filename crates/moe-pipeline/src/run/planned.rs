@@ -60,29 +60,22 @@ impl<'r> Opened<'r> {
     /// # Errors
     /// Any error that would stop the run before its first byte.
     pub fn plan(self, passes: &[&'r dyn Pass]) -> Result<Planned<'r>> {
-        let Opened { run, checkpoint, source, .. } = &self;
-        let mut planned: Vec<PassRun<'r>> = Vec::new();
-        for pass in passes {
-            let model = planned.last().map_or(source, |before| &before.result).clone();
-            planned.push(PassRun::new(*pass, model, planned.is_empty(), &self)?);
-        }
+        let passes = self.plan_passes(passes)?;
+        let Opened { run, checkpoint, .. } = &self;
         let last =
-            planned.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
+            passes.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
         check_loadable(&last.result, checkpoint)?;
         let shards = shards(&last.declaration, run.options.max_shard_size)?;
         let mut side_files = side_files::of_result(checkpoint, last.result.family);
         let rewritten = side_files::loadable(&mut side_files, checkpoint, last.result.vocab)?;
         let held_out = held_out_of(last.pass).map(|text| read_held_out(&text, &self, &last.result));
         let held_out = held_out.transpose()?;
-        let reads = planned
-            .iter()
-            .flat_map(PassRun::reads)
-            .chain(held_out.iter().flat_map(|held_out| &held_out.texts));
-        let digests = digests_of(reads)?;
-        let not_held_out = not_held_out(&planned, held_out.as_ref(), run.input, &digests)?;
+        let reads = passes.iter().flat_map(PassRun::reads);
+        let digests = digests_of(reads.chain(held_out.iter().flat_map(|text| &text.texts)))?;
+        let not_held_out = not_held_out(&passes, held_out.as_ref(), run.input, &digests)?;
         Ok(Planned {
             opened: self,
-            passes: planned,
+            passes,
             shards,
             side_files,
             rewritten,
@@ -90,6 +83,15 @@ impl<'r> Opened<'r> {
             not_held_out,
             digests,
         })
+    }
+
+    fn plan_passes(&self, passes: &[&'r dyn Pass]) -> Result<Vec<PassRun<'r>>> {
+        let mut planned: Vec<PassRun<'r>> = Vec::new();
+        for pass in passes {
+            let model = planned.last().map_or(&self.source, |before| &before.result).clone();
+            planned.push(PassRun::new(*pass, model, planned.is_empty(), self)?);
+        }
+        Ok(planned)
     }
 }
 

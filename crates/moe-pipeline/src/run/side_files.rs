@@ -90,28 +90,31 @@ pub(super) fn warnings(files: &SideFiles, rewritten: Option<&Rewritten>) -> Vec<
             "{name} is written without what transformers refuses the whole model for: {what}"
         ));
     }
-    let left: Vec<&str> = files
+    let others: Vec<&str> = files
         .left_out
         .iter()
         .filter(|(_, why)| **why == OTHER_FAMILY)
         .map(|(name, _)| name.as_str())
         .collect();
-    if !left.is_empty() {
+    if !others.is_empty() {
+        let others = others.join(", ");
         warnings.push(format!(
-            "code and configs of the source's family stay behind, since the result is of another: {}",
-            left.join(", ")
+            "code and configs of the source's family stay behind, since the result is of another: {others}"
         ));
     }
+    warnings.extend(missed(files));
+    warnings.extend(ignored(files));
+    warnings
+}
+
+/// The warning about files that the result lacks for reasons of their own.
+fn missed(files: &SideFiles) -> Option<String> {
     let missed: Vec<String> = files
         .missed()
         .filter(|(_, why)| ![OTHER_FAMILY, REFUSED_KEY].contains(why))
         .map(|(name, why)| format!("{name} ({why})"))
         .collect();
-    if !missed.is_empty() {
-        warnings.push(format!("these stay behind: {}", missed.join(", ")));
-    }
-    warnings.extend(ignored(files));
-    warnings
+    (!missed.is_empty()).then(|| format!("these stay behind: {}", missed.join(", ")))
 }
 
 /// Files of code that `config` names: those of the model, and the others.
