@@ -42,16 +42,18 @@ impl Cli {
         arguments: impl IntoIterator<Item = T>,
     ) -> Result<Self, Refusal> {
         let words: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-        let shown = as_text(words.iter().cloned());
-        let respelled = match called(&shown) {
-            Some(command) => respell(words, &command)?,
+        let mut program = taking_negatives(Self::command());
+        // Words are respelled by the options of a command, which has the common ones once it is
+        // built.
+        program.build();
+        let respelled = match called_of(&program, &as_text(words.iter().cloned())) {
+            Some(command) => respell(words, command)?,
             None => Respelled::as_written(words),
         };
-        let mut command = taking_negatives(Self::command());
-        let mut matches = command.try_get_matches_from_mut(respelled.words)?;
+        let mut matches = program.try_get_matches_from_mut(respelled.words)?;
         idle::check(&matches)?;
         let read = Self::from_arg_matches_mut(&mut matches);
-        let read = read.map_err(|error| error.format(&mut command))?;
+        let read = read.map_err(|error| error.format(&mut program))?;
         Ok(Self { notes: respelled.notes, ..read })
     }
 }
@@ -84,8 +86,11 @@ fn taking_negatives(command: clap::Command) -> clap::Command {
 /// The command that `arguments` call; None where they call none. They begin with the program's
 /// name.
 pub fn called(arguments: &[String]) -> Option<clap::Command> {
-    let program = program();
-    arguments.iter().skip(1).find_map(|word| program.find_subcommand(word)).cloned()
+    called_of(&program(), arguments).cloned()
+}
+
+fn called_of<'p>(program: &'p clap::Command, arguments: &[String]) -> Option<&'p clap::Command> {
+    arguments.iter().skip(1).find_map(|word| program.find_subcommand(word))
 }
 
 /// The whole command line, where each command has the common options.

@@ -110,18 +110,20 @@ impl Refused<'_> {
                 let options = self.texts(ContextKind::InvalidArg).join(" ");
                 format!("the following required arguments were not provided: {options}")
             }
-            ErrorKind::ArgumentConflict => match self.others() {
-                [] => format!("the argument '{option}' cannot be used multiple times"),
-                [other] => format!("the argument '{option}' cannot be used with '{other}'"),
-                others => {
-                    format!("the argument '{option}' cannot be used with: {}", others.join(" "))
-                }
-            },
+            ErrorKind::ArgumentConflict => self.conflict(option),
             ErrorKind::InvalidValue | ErrorKind::ValueValidation => self.invalid_value(option),
             ErrorKind::NoEquals => {
                 format!("equal sign is needed when assigning values to '{option}'")
             }
             kind => format!("{option} {kind}").trim_start().to_owned(),
+        }
+    }
+
+    fn conflict(&self, option: &str) -> String {
+        match self.others() {
+            [] => format!("the argument '{option}' cannot be used multiple times"),
+            [other] => format!("the argument '{option}' cannot be used with '{other}'"),
+            others => format!("the argument '{option}' cannot be used with: {}", others.join(" ")),
         }
     }
 

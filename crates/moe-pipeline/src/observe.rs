@@ -22,7 +22,7 @@ use moe_model::Model;
 use serde::Serialize;
 
 pub use options::ObserveOptions;
-use sums::Observed;
+use sums::ObservedSums;
 
 use crate::budget;
 use crate::calibration::{calibration, unchosen};
@@ -79,7 +79,7 @@ pub fn observe(
 ) -> Result<Observation> {
     let found = check_observe(dir, options, output, overwrite)?;
     let work = Work { budget: memory_budget, compute, scratch: directory_of(output) };
-    let source = Source::open(dir, options, work, progress)?;
+    let source = ObservedModel::open(dir, options, work, progress)?;
     let file = StagedFile::create(output, found)?;
     let start = Instant::now();
     let mut observed = source.observe()?;
@@ -91,7 +91,7 @@ pub fn observe(
 }
 
 impl Observation {
-    fn new(output: &Path, observed: &Observed, seconds: f64) -> Self {
+    fn new(output: &Path, observed: &ObservedSums, seconds: f64) -> Self {
         let layers: Vec<ObservedLayer> =
             observed.layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
         let more = if observed.has_more {
@@ -111,7 +111,7 @@ impl Observation {
 }
 
 /// A checkpoint to observe, and statistics of it to add.
-struct Source<'a> {
+struct ObservedModel<'a> {
     checkpoint: Checkpoint,
     model: Model,
     fingerprint: Fingerprint,
@@ -123,7 +123,7 @@ struct Source<'a> {
     progress: &'a dyn Progress,
 }
 
-impl<'a> Source<'a> {
+impl<'a> ObservedModel<'a> {
     /// Opens the checkpoint `dir` and the statistics of `options.add`, which must be of it.
     fn open(
         dir: &Path,
@@ -149,17 +149,17 @@ impl<'a> Source<'a> {
     }
 
     /// Observes the model on the text, if there is some.
-    fn observe(&self) -> Result<Observed> {
+    fn observe(&self) -> Result<ObservedSums> {
         let options = &self.options.calibration;
         if options.data.is_empty() {
-            return Ok(Observed::default());
+            return Ok(ObservedSums::default());
         }
         let (calibration, read) =
             calibration(options, self.checkpoint.dir(), self.model.vocab, self.room())?;
         read.texts.iter().filter_map(TextRead::note).for_each(|note| self.progress.note(&note));
         let digests = digests_of(&read.texts)?;
         self.check_observed_before(&digests)?;
-        Ok(Observed {
+        Ok(ObservedSums {
             groups: calibration.groups.clone(),
             tokens: calibration.batch.tokens(),
             digests,
@@ -169,9 +169,9 @@ impl<'a> Source<'a> {
     }
 
     /// Writes what was `observed`, if the inputs are still what they were.
-    fn write(&self, file: StagedFile, observed: Observed) -> Result<()> {
+    fn write(&self, file: StagedFile, observed: ObservedSums) -> Result<()> {
         let sizes = observed.sizes();
-        let Observed { groups, layers, digests, .. } = observed;
+        let ObservedSums { groups, layers, digests, .. } = observed;
         let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
             layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
         let run = hash_of_run(&self.checkpoint, self.options, &digests, self.work.compute)?;

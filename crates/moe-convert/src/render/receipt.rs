@@ -30,15 +30,17 @@ pub(super) fn receipt_facts(
     if let Some(training) = &receipt.training {
         rows.push(("trained", training::fact(training)));
     }
-    if let Some(why) = receipt.no_figures() {
-        let ask = if receipt.held_out.is_some() || measured_tokens.is_some() {
-            ""
-        } else {
-            "; --held-out TEXT shows what the result costs"
-        };
-        rows.push(("trust", format!("{why}{ask}")));
-    }
+    rows.extend(trust(receipt, measured_tokens).map(|trust| ("trust", trust)));
     rows
+}
+
+/// Why there are no figures on how far the result can be trusted, and how to measure what it costs;
+/// None where there are figures.
+fn trust(receipt: &Receipt, measured_tokens: Option<usize>) -> Option<String> {
+    let why = receipt.no_figures()?;
+    let is_measured = receipt.held_out.is_some() || measured_tokens.is_some();
+    let ask = if is_measured { "" } else { "; --held-out TEXT shows what the result costs" };
+    Some(format!("{why}{ask}"))
 }
 
 /// The result beside its source, in numbers of weights and bytes.

@@ -12,7 +12,7 @@ use crate::statistics::StatisticsFile;
 
 /// What was observed so far.
 #[derive(Default)]
-pub(super) struct Observed {
+pub(super) struct ObservedSums {
     pub groups: Vec<Group>,
     /// The sums of each group, by layer.
     pub layers: BTreeMap<usize, Vec<Sums>>,
@@ -24,7 +24,7 @@ pub(super) struct Observed {
     pub has_more: bool,
 }
 
-impl Observed {
+impl ObservedSums {
     /// Adds the sums of `file` to those of the same label and half.
     ///
     /// # Errors

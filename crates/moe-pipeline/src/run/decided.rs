@@ -75,25 +75,25 @@ impl Decided<'_> {
             passes[group.start].converts(made, opened)?;
         }
         let meter = &opened.run.compute().meter;
-        let (decide, survey, train) =
-            (self.name(&group, "decide"), self.name(&group, "survey"), self.name(&group, "train"));
         let last = group.end - 1;
         let start = Instant::now();
+        let name = self.name(&group, "decide");
         let decided = match group.len() {
-            1 => self.decide(last, &decide)?,
-            _ => self.decide_together(group, &decide)?,
+            1 => self.decide(last, &name)?,
+            _ => self.decide_together(group.clone(), &name)?,
         };
         if decided {
             timings.add_metered(meter);
-            timings.add(&decide, start.elapsed(), None);
+            timings.add(&name, start.elapsed(), None);
         }
         if !self.planned.passes[last].planned.surveys.is_empty() {
-            timings.time_metered(&survey, meter, || self.survey(last))?;
+            let name = self.name(&group, "survey");
+            timings.time_metered(&name, meter, || self.survey(last))?;
         }
         let start = Instant::now();
         if self.train(last)? {
             timings.add_metered(meter);
-            timings.add(&train, start.elapsed(), None);
+            timings.add(&self.name(&group, "train"), start.elapsed(), None);
         }
         Ok(())
     }

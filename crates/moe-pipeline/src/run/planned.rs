@@ -138,14 +138,10 @@ impl<'r> Planned<'r> {
     /// The warnings of all passes, without repetitions.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = Vec::new();
-        for warning in self.passes.iter().flat_map(|pass| &pass.planned.warnings) {
-            if !warnings.contains(warning) {
-                warnings.push(warning.clone());
-            }
-        }
-        for note in self.reads().filter_map(TextRead::note) {
-            if !warnings.contains(&note) {
-                warnings.push(note);
+        let of_plans = self.passes.iter().flat_map(|pass| &pass.planned.warnings).cloned();
+        for warning in of_plans.chain(self.reads().filter_map(TextRead::note)) {
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
             }
         }
         warnings.extend(self.not_held_out.iter().cloned());

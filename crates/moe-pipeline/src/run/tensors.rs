@@ -53,29 +53,24 @@ fn is_copy(weight: &Weight, next: &Weight) -> bool {
 /// Writes tensors that are made of the same bytes.
 fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
     let (name, weight) = &copies[0];
-    let float = float_dtype(weight.dtype());
     let Some(stored) = weight.stored() else {
         let bytes = weight.read()?;
-        let found = float
-            .map(|dtype| first_non_finite(&bytes, dtype))
-            .transpose()
-            .map_err(numeric)?
-            .flatten();
-        return found
-            .map_or_else(|| writer.push(name, &bytes), |at| Err(not_finite(weight, at as u64)));
+        check_finite(weight, &bytes, 0)?;
+        return writer.push(name, &bytes);
     };
     let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
     writer.push_copies(&names, stored.bytes(), |offset, buffer| {
         stored.read_at(offset, buffer)?;
-        // A probe sees a few tokens; here every value is checked.
-        let found = float
-            .map(|dtype| Ok((first_non_finite(buffer, dtype).map_err(numeric)?, dtype)))
-            .transpose()?;
-        match found {
-            Some((Some(at), dtype)) => {
-                Err(not_finite(weight, offset / dtype.size_in_bytes() as u64 + at as u64))
-            }
-            _ => Ok(()),
-        }
+        check_finite(weight, buffer, offset)
     })
+}
+
+/// Refuses `bytes` of `weight`, which begin at `offset`, where a value isn't finite. A probe sees a
+/// few tokens; here every value is checked.
+fn check_finite(weight: &Weight, bytes: &[u8], offset: u64) -> Result<()> {
+    let Some(dtype) = float_dtype(weight.dtype()) else { return Ok(()) };
+    match first_non_finite(bytes, dtype).map_err(numeric)? {
+        Some(at) => Err(not_finite(weight, offset / dtype.size_in_bytes() as u64 + at as u64)),
+        None => Ok(()),
+    }
 }

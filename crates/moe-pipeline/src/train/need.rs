@@ -62,7 +62,7 @@ pub(crate) struct Need {
 }
 
 /// A training whose memory is computed.
-pub(super) struct Trained<'a> {
+pub(super) struct PlannedTraining<'a> {
     pub model: &'a Model,
     pub teacher: Option<&'a Model>,
     pub training: &'a Training,
@@ -73,7 +73,7 @@ pub(super) struct Trained<'a> {
     pub compute: &'a Compute,
 }
 
-impl Trained<'_> {
+impl PlannedTraining<'_> {
     /// The tokens of a batch.
     fn tokens(&self) -> usize {
         self.training.options.batch_tokens.max(self.length)
@@ -125,8 +125,8 @@ impl Trained<'_> {
 
 impl Need {
     /// The need of a training.
-    pub(super) fn of(trained: &Trained<'_>) -> Self {
-        let Trained { model, training, .. } = trained;
+    pub(super) fn of(trained: &PlannedTraining<'_>) -> Self {
+        let PlannedTraining { model, training, .. } = trained;
         let elements = Parameters::elements(model, &training.parts) as u64;
         let encoded = Parameters::stored_bytes(model, &training.parts);
         let gradients = elements * GRADIENT_BYTES;

@@ -7,7 +7,7 @@ use moe_model::{Expert, Model};
 use moe_passes::{Idle, Training, idle_routers};
 
 use super::lessened::Lessened;
-use super::need::{Need, Trained};
+use super::need::{Need, PlannedTraining};
 use super::settings::CHANGEABLE;
 use crate::budget;
 use crate::needs::{Needs, Work, measuring_bytes};
@@ -91,7 +91,14 @@ impl TrainingTask {
         }
         let training = &lessened.training(&self.training);
         let length = lessened.length_of(self.longest());
-        Ok(Need::of(&Trained { model, teacher, training, length, measured, compute: work.compute }))
+        Ok(Need::of(&PlannedTraining {
+            model,
+            teacher,
+            training,
+            length,
+            measured,
+            compute: work.compute,
+        }))
     }
 
     /// Tokens of held-out text; None without such text.
@@ -208,7 +215,8 @@ impl Reading<'_> {
             tokens => measuring_bytes(model, teacher, tokens, length, work)?,
         };
         let compute = work.compute;
-        Ok(Need::of(&Trained { model, teacher, training, length, measured, compute }).bytes(false))
+        Ok(Need::of(&PlannedTraining { model, teacher, training, length, measured, compute })
+            .bytes(false))
     }
 }
 
