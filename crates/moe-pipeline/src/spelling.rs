@@ -11,6 +11,8 @@ mod earlier;
 use clap::builder::PossibleValue;
 use clap::{Arg, Command};
 
+use aliases::Alias;
+
 /// The name of an option that was written in another way.
 #[derive(Debug)]
 pub struct Spelled {
@@ -50,8 +52,14 @@ pub fn option(written: &str, command: &Command) -> Option<Spelled> {
     if let Some(now) = earlier::name_now(command.get_name(), &name) {
         return Some(Spelled { is_earlier: true, ..Spelled::new(now) });
     }
-    let alias = aliases::find(&name, command)?;
+    let alias = alias(&name, command)?;
     Some(Spelled { in_scheme: alias.in_scheme, ..Spelled::new(alias.option) })
+}
+
+/// The row of another tool's `name`, if `command` has its option.
+fn alias(name: &str, command: &Command) -> Option<&'static Alias> {
+    let mut rows = aliases::rows(name, command.get_name());
+    rows.find(|alias| has(command, alias.option))
 }
 
 /// The options that `written` may stand for, in any command.

@@ -1,9 +1,5 @@
 //! Names that other tools have for the very same options. docs/coming-from.md lists them.
 
-use clap::Command;
-
-use super::has;
-
 /// Names in other tools, and the option that means the same.
 pub(super) struct Alias {
     names: &'static str,
@@ -28,9 +24,8 @@ impl Alias {
         Self { in_scheme: true, ..self }
     }
 
-    fn is_of(&self, command: &Command) -> bool {
-        let is_named = self.commands.is_empty() || self.commands.contains(&command.get_name());
-        is_named && has(command, self.option)
+    fn is_of(&self, command: &str) -> bool {
+        self.commands.is_empty() || self.commands.contains(&command)
     }
 
     fn has_name(&self, name: &str) -> bool {
@@ -71,9 +66,9 @@ pub(super) const ALIASES: &[Alias] = &[
     Alias::new("num-threads n-threads", "threads"),
 ];
 
-/// The row of `name`, if `command` has its option.
-pub(super) fn find(name: &str, command: &Command) -> Option<&'static Alias> {
-    ALIASES.iter().find(|alias| alias.has_name(name) && alias.is_of(command))
+/// The rows of `name` that hold for `command`, whether or not it has their options.
+pub(super) fn rows(name: &str, command: &str) -> impl Iterator<Item = &'static Alias> {
+    ALIASES.iter().filter(move |alias| alias.has_name(name) && alias.is_of(command))
 }
 
 /// The options that `name` can stand for.

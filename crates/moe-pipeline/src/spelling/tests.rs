@@ -47,7 +47,7 @@ fn every_other_name_is_one() {
     for (name, option) in aliases::all() {
         assert!(names.insert(name) && name == folded(name), "{name}");
         let commands = crate::recipe::all_commands().into_iter().filter_map(command_of);
-        let mut fitting = commands.filter(|command| aliases::find(name, command).is_some());
+        let mut fitting = commands.filter(|command| alias(name, command).is_some());
         let is_common = ["threads", "output"].contains(&option);
         assert!(is_common || fitting.next().is_some(), "{name} → {option}");
     }
