@@ -1,30 +1,10 @@
-//! The HTML of the page. All text is escaped here, and all markup comes from here.
+//! The HTML of the page. All text is escaped here, and all markup but that of pictures comes from
+//! here.
 
 use std::fmt::{self, Display, Write as _};
 
-use moe_checkpoint::is_obeyed;
-
+use super::escaped::Escaped;
 use super::svg::Svg;
-
-/// Text from any source, escaped when displayed.
-pub(crate) struct Escaped<'a>(pub &'a str);
-
-impl Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|c| match c {
-            '&' => f.write_str("&amp;"),
-            '<' => f.write_str("&lt;"),
-            '>' => f.write_str("&gt;"),
-            '"' => f.write_str("&quot;"),
-            '\'' => f.write_str("&#39;"),
-            // Most control characters are invalid in HTML and XML, and direction marks would
-            // reverse the text around them.
-            '\n' | '\t' => f.write_char(c),
-            c if is_obeyed(c) => f.write_char('\u{fffd}'),
-            c => f.write_char(c),
-        })
-    }
-}
 
 /// The beginning of every page.
 pub(super) const BEGINNING: &str = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -125,6 +105,11 @@ impl Section {
             "<p class=\"warning\"><strong>Note:</strong> {}</p>\n",
             with_code(text)
         ))
+    }
+
+    /// Adds a highlighted paragraph for each of `texts`, which end without a full stop.
+    pub fn warnings(self, texts: &[String]) -> Self {
+        texts.iter().fold(self, |section, text| section.warning(&format!("{text}.")))
     }
 
     /// Adds the main figures: name, value, and a value to compare it with.

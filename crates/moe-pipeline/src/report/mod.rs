@@ -4,6 +4,7 @@
 //! It is made from the receipt alone, so that the same run gives the same bytes.
 
 mod charts;
+mod escaped;
 mod html;
 mod layer;
 mod number;
@@ -17,7 +18,8 @@ use moe_passes::ReportKind;
 
 use crate::file_names::REPORT_FILE;
 use crate::receipt::Receipt;
-pub(crate) use html::Escaped;
+use crate::train::TrainingRecord;
+pub(crate) use escaped::Escaped;
 use html::{Section, page};
 use layer::ReportedLayer;
 pub use written::{report, write_report};
@@ -41,38 +43,50 @@ pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
 fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
     let source = &receipt.source.name;
     if let (ReportKind::Training, Some(training)) = (receipt.pass.report, &receipt.training) {
-        let sections = vec![
-            sections::training::summary(receipt, training),
-            sections::training::held_out(training),
-            sections::training::curves(training),
-            sections::training::load(training),
-        ];
-        return Some((format!("{source}, trained on"), sections));
+        return Some((format!("{source}, trained on"), on_training(receipt, training)));
     }
     receipt.decided?;
-    if receipt.pass.report == ReportKind::Quantized {
-        let sections = vec![
-            sections::quantized::summary(receipt),
-            sections::cost::section(receipt),
-            sections::quantized::experts(receipt),
-        ];
-        return Some((format!("{source}, quantized"), sections));
+    match receipt.pass.report {
+        ReportKind::Quantized => Some((format!("{source}, quantized"), on_quantized(receipt))),
+        ReportKind::Dense => Some((format!("{source}, dense"), on_dense(receipt))),
+        ReportKind::Training | ReportKind::Experts { .. } => on_experts(receipt),
     }
-    if receipt.pass.report == ReportKind::Dense {
-        let sections = vec![
-            sections::distilled::summary(receipt),
-            sections::cost::section(receipt),
-            sections::distilled::layers(receipt),
-        ];
-        return Some((format!("{source}, dense"), sections));
-    }
+}
+
+fn on_training(receipt: &Receipt, training: &TrainingRecord) -> Vec<Section> {
+    vec![
+        sections::training::summary(receipt, training),
+        sections::training::held_out(training),
+        sections::training::curves(training),
+        sections::training::load(training),
+    ]
+}
+
+fn on_quantized(receipt: &Receipt) -> Vec<Section> {
+    vec![
+        sections::quantized::summary(receipt),
+        sections::cost::section(receipt),
+        sections::quantized::experts(receipt),
+    ]
+}
+
+fn on_dense(receipt: &Receipt) -> Vec<Section> {
+    vec![
+        sections::distilled::summary(receipt),
+        sections::cost::section(receipt),
+        sections::distilled::layers(receipt),
+    ]
+}
+
+/// As [`sections_of`], for a pass that chose among experts.
+fn on_experts(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
     let (first, _) = receipt.first_converted()?;
     let layers: Vec<ReportedLayer> = receipt.layers.iter().filter_map(ReportedLayer::new).collect();
     let mut sections =
         vec![sections::summary::section(receipt, &layers), sections::cost::section(receipt)];
     match receipt.no_figures() {
         Some(why) => {
-            sections.push(Section::new("layers", "Layers").warning(&format!("There are {why}.")))
+            sections.push(Section::new("layers", "Layers").warning(&format!("There are {why}.")));
         }
         None => sections.extend([
             sections::load::section(&layers),
@@ -86,5 +100,5 @@ fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
         Some([before, after]) => format!("{after} of {before}"),
         None => first.experts.len().to_string(),
     };
-    Some((format!("{source}: {experts} experts"), sections))
+    Some((format!("{}: {experts} experts", receipt.source.name), sections))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use super::html::Escaped;
+use super::escaped::Escaped;
 
 /// A picture with a title and a description.
 pub(super) struct Svg {

@@ -1,6 +1,7 @@
 //! A chart with a column for each layer.
 
-use crate::report::svg::{Anchor, Path, Scale, Svg};
+use super::frame::Frame;
+use crate::report::svg::{Path, Scale, Svg};
 
 /// Values by layer, and how to draw them.
 pub(crate) struct Columns<'a> {
@@ -15,64 +16,92 @@ pub(crate) struct Columns<'a> {
     pub shares: bool,
 }
 
-const WIDTH: f64 = 352.0;
-const HEIGHT: f64 = 176.0;
-const LEFT: f64 = 46.0;
-const TOP: f64 = 10.0;
-const BOTTOM: f64 = 38.0;
+const FRAME: Frame = Frame { size: [352.0, 176.0], left: 46.0, top: 10.0, bottom: 38.0 };
+
+impl Columns<'_> {
+    /// The range of the values, in a sentence.
+    fn described(&self) -> String {
+        let values = || finite(self.values);
+        let Some((least, greatest)) = values().reduce(f64::min).zip(values().reduce(f64::max))
+        else {
+            return "Not measured.".to_owned();
+        };
+        let [least, greatest] = [least, greatest].map(|end| (self.format)(Some(end)));
+        let count = self.layers.len();
+        format!("From {least} to {greatest} over {count} layers; the table has every value.")
+    }
+
+    fn scale(&self) -> Scale {
+        if self.shares {
+            return Scale::up_to(1.0, FRAME.foot(), FRAME.rise());
+        }
+        Scale::linear(finite(self.values).chain(finite(self.marks)), FRAME.foot(), FRAME.rise())
+    }
+
+    fn tick(&self) -> fn(f64) -> String {
+        if self.shares { |tick| format!("{:.0} %", 100.0 * tick) } else { short }
+    }
+}
+
+fn finite(values: &[Option<f64>]) -> impl Iterator<Item = f64> {
+    values.iter().flatten().copied().filter(|v| v.is_finite())
+}
 
 /// Draws the columns with an axis; absent values have no column.
 pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
-    let present = |values: &[Option<f64>]| -> Vec<f64> {
-        values.iter().flatten().copied().filter(|v| v.is_finite()).collect()
-    };
-    let values = present(chart.values);
-    let ends = values.iter().copied().reduce(f64::min).zip(values.iter().copied().reduce(f64::max));
-    let described = match ends {
-        Some((least, most)) => {
-            let (least, most) = ((chart.format)(Some(least)), (chart.format)(Some(most)));
-            format!(
-                "From {least} to {most} over {} layers; the table has every value.",
-                chart.layers.len()
-            )
-        }
-        None => "Not measured.".to_owned(),
-    };
-    let mut svg = Svg::new(chart.id, [WIDTH, HEIGHT], chart.title.to_owned(), described);
-    let (foot, tall) = (HEIGHT - BOTTOM, HEIGHT - BOTTOM - TOP);
-    let scale = match chart.shares {
-        true => Scale::up_to(1.0, foot, -tall),
-        false => Scale::linear(values.into_iter().chain(present(chart.marks)), foot, -tall),
-    };
-    for tick in scale.ticks() {
-        svg.line("grid", [LEFT, scale.at(tick)], [WIDTH, scale.at(tick)]);
-        let text = if chart.shares { format!("{:.0} %", 100.0 * tick) } else { short(tick) };
-        svg.text("tick", [LEFT - 6.0, scale.at(tick) + 4.0], Anchor::End, &text);
-    }
-    let pitch = (WIDTH - LEFT) / chart.layers.len().max(1) as f64;
-    let width = (pitch * 0.72).clamp(1.0, 36.0);
-    let center = |index: usize| LEFT + pitch * (index as f64 + 0.5);
-    let mut bars = Path::new();
-    let mut marks = Path::new();
-    for (index, value) in chart.values.iter().enumerate() {
-        let Some(value) = value.filter(|v| v.is_finite()) else { continue };
-        let y = scale.at(value);
-        bars.rect([center(index) - width / 2.0, y], [width, (scale.base() - y).max(0.5)]);
-    }
-    for (index, mark) in chart.marks.iter().enumerate() {
-        let Some(mark) = mark.filter(|v| v.is_finite()) else { continue };
-        let wide = (width * 1.3).min(pitch);
-        marks.stroke([center(index) - wide / 2.0, scale.at(mark)], [wide, 0.0]);
-    }
-    svg.path("kept", &bars);
-    svg.path("mark", &marks);
-    svg.line("axis", [LEFT, scale.base()], [WIDTH, scale.base()]);
-    let every = every(chart.layers.len(), pitch, 26.0);
+    let mut svg = Svg::new(chart.id, FRAME.size, chart.title.to_owned(), chart.described());
+    let scale = chart.scale();
+    FRAME.grid(&mut svg, &scale, scale.ticks(), chart.tick());
+    let places = Places::of(chart.layers.len());
+    svg.path("kept", &places.bars(chart.values, &scale));
+    svg.path("mark", &places.marks(chart.marks, &scale));
+    FRAME.axis(&mut svg, scale.base());
+    let every = every(chart.layers.len(), places.pitch, 26.0);
     for (index, layer) in chart.layers.iter().enumerate().step_by(every) {
-        svg.text("tick", [center(index), foot + 15.0], Anchor::Middle, &layer.to_string());
+        FRAME.tick_below(&mut svg, places.center(index), &layer.to_string());
     }
-    svg.text("tick", [LEFT + (WIDTH - LEFT) / 2.0, HEIGHT - 5.0], Anchor::Middle, "layer");
+    FRAME.name_below(&mut svg, "layer");
     svg
+}
+
+/// The places of columns beside each other.
+struct Places {
+    /// The distance between the centers of neighbours.
+    pitch: f64,
+    /// The width of a column.
+    width: f64,
+}
+
+impl Places {
+    fn of(count: usize) -> Self {
+        let pitch = FRAME.wide() / count.max(1) as f64;
+        Self { pitch, width: (pitch * 0.72).clamp(1.0, 36.0) }
+    }
+
+    fn center(&self, index: usize) -> f64 {
+        FRAME.left + self.pitch * (index as f64 + 0.5)
+    }
+
+    fn bars(&self, values: &[Option<f64>], scale: &Scale) -> Path {
+        let mut bars = Path::new();
+        for (index, value) in values.iter().enumerate() {
+            let Some(value) = value.filter(|v| v.is_finite()) else { continue };
+            let y = scale.at(value);
+            let corner = [self.center(index) - self.width / 2.0, y];
+            bars.rect(corner, [self.width, (scale.base() - y).max(0.5)]);
+        }
+        bars
+    }
+
+    fn marks(&self, marks: &[Option<f64>], scale: &Scale) -> Path {
+        let wide = (self.width * 1.3).min(self.pitch);
+        let mut lines = Path::new();
+        for (index, mark) in marks.iter().enumerate() {
+            let Some(mark) = mark.filter(|v| v.is_finite()) else { continue };
+            lines.stroke([self.center(index) - wide / 2.0, scale.at(mark)], [wide, 0.0]);
+        }
+        lines
+    }
 }
 
 /// The interval at which `count` labels, each `room` wide, are shown at this pitch: 1, 2 or 5 times

@@ -1,64 +1,91 @@
 //! Saliencies of one layer in descending order.
 
+use super::frame::Frame;
 use crate::report::layer::{Fate, ReportedLayer};
 use crate::report::number::significant;
 use crate::report::svg::{Anchor, Path, Scale, Svg};
 
-const WIDTH: f64 = 260.0;
-const HEIGHT: f64 = 124.0;
-const LEFT: f64 = 50.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 20.0;
+const FRAME: Frame = Frame { size: [260.0, 124.0], left: 50.0, top: 12.0, bottom: 20.0 };
 
 /// A bar for each expert; None where the layer has no saliencies.
 pub(crate) fn curve(layer: &ReportedLayer) -> Option<Svg> {
-    let saliency = &layer.trust.saliency;
-    let mut order: Vec<usize> = (0..saliency.len().min(layer.fates.len())).collect();
-    if order.is_empty() {
-        return None;
-    }
-    let value = |expert: usize| if saliency[expert].is_finite() { saliency[expert] } else { 0.0 };
-    order.sort_by(|a, b| value(*b).total_cmp(&value(*a)).then(a.cmp(b)));
-    let foot = HEIGHT - BOTTOM;
-    let scale = Scale::of_positive(saliency, foot, TOP - foot);
+    let order = ranked(layer);
+    let (first, last) = (*order.first()?, *order.last()?);
+    let scale = Scale::of_positive(&layer.trust.saliency, FRAME.foot(), FRAME.rise());
     let logarithmic = if scale.logarithmic() { ", logarithmic" } else { "" };
-    let [greatest, least] =
-        [order[0], order[order.len() - 1]].map(|e| significant(Some(saliency[e])));
-    let kept = layer.with(Fate::Kept);
+    let [greatest, least] = [first, last].map(|e| significant(Some(layer.trust.saliency[e])));
     let description = format!(
         "{} experts from {greatest} down to {least}{logarithmic}; kept: {} of them.",
         order.len(),
-        kept.len()
+        layer.with(Fate::Kept).len()
     );
     let title = format!("Saliency, layer {}{logarithmic}", layer.index);
-    let mut svg =
-        Svg::new(format!("saliency-{}", layer.index), [WIDTH, HEIGHT], title, description);
+    let mut svg = Svg::new(format!("saliency-{}", layer.index), FRAME.size, title, description);
     for end in scale.ends() {
-        svg.line("grid", [LEFT, scale.at(end)], [WIDTH, scale.at(end)]);
-        svg.text("tick", [LEFT - 5.0, scale.at(end) + 4.0], Anchor::End, &significant(Some(end)));
+        svg.line("grid", [FRAME.left, scale.at(end)], [FRAME.width(), scale.at(end)]);
+        let place = [FRAME.left - 5.0, scale.at(end) + 4.0];
+        svg.text("tick", place, Anchor::End, &significant(Some(end)));
     }
-    let pitch = (WIDTH - LEFT) / order.len() as f64;
-    let width = (pitch * 0.8).min(24.0);
-    let [mut stays, mut goes, mut merged, mut supers] = [const { Path::new() }; 4];
-    for (rank, expert) in order.iter().enumerate() {
-        let center = LEFT + pitch * (rank as f64 + 0.5);
-        let (y, base) = (scale.at(value(*expert)), scale.base());
-        let path = match layer.fates[*expert] {
-            Fate::Kept => &mut stays,
-            Fate::Merged => &mut merged,
-            Fate::Dropped => &mut goes,
-        };
-        path.rect([center - width / 2.0, y.min(base)], [width, (y - base).abs().max(0.7)]);
-        if layer.trust.super_experts.contains(expert) {
-            supers.triangle([center, y.min(base) - 2.0], 7.0);
+    Bars::of(layer, &order, &scale).draw(&mut svg);
+    FRAME.axis(&mut svg, scale.base());
+    svg.text("tick", [FRAME.left, FRAME.height() - 6.0], Anchor::Start, "greatest");
+    svg.text("tick", [FRAME.width(), FRAME.height() - 6.0], Anchor::End, "least");
+    Some(svg)
+}
+
+/// The experts of `layer` that have a saliency, the most salient first.
+fn ranked(layer: &ReportedLayer) -> Vec<usize> {
+    let count = layer.trust.saliency.len().min(layer.fates.len());
+    let mut order: Vec<usize> = (0..count).collect();
+    let of = |expert: usize| drawn(layer, expert);
+    order.sort_by(|a, b| of(*b).total_cmp(&of(*a)).then(a.cmp(b)));
+    order
+}
+
+/// The saliency of `expert` as it is drawn: 0 where it isn't finite.
+fn drawn(layer: &ReportedLayer, expert: usize) -> f64 {
+    let saliency = layer.trust.saliency[expert];
+    if saliency.is_finite() { saliency } else { 0.0 }
+}
+
+/// Bars by the fate of their experts, and marks above super experts.
+struct Bars {
+    kept: Path,
+    merged: Path,
+    dropped: Path,
+    supers: Path,
+}
+
+impl Bars {
+    fn of(layer: &ReportedLayer, order: &[usize], scale: &Scale) -> Self {
+        let [kept, merged, dropped, supers] = [const { Path::new() }; 4];
+        let mut bars = Self { kept, merged, dropped, supers };
+        let pitch = FRAME.wide() / order.len() as f64;
+        let width = (pitch * 0.8).min(24.0);
+        for (rank, expert) in order.iter().enumerate() {
+            let center = FRAME.left + pitch * (rank as f64 + 0.5);
+            let (y, base) = (scale.at(drawn(layer, *expert)), scale.base());
+            let size = [width, (y - base).abs().max(0.7)];
+            bars.with(layer.fates[*expert]).rect([center - width / 2.0, y.min(base)], size);
+            if layer.trust.super_experts.contains(expert) {
+                bars.supers.triangle([center, y.min(base) - 2.0], 7.0);
+            }
+        }
+        bars
+    }
+
+    fn with(&mut self, fate: Fate) -> &mut Path {
+        match fate {
+            Fate::Kept => &mut self.kept,
+            Fate::Merged => &mut self.merged,
+            Fate::Dropped => &mut self.dropped,
         }
     }
-    svg.path("gone", &goes);
-    svg.path("merged", &merged);
-    svg.path("kept", &stays);
-    svg.path("super", &supers);
-    svg.line("axis", [LEFT, scale.base()], [WIDTH, scale.base()]);
-    svg.text("tick", [LEFT, HEIGHT - 6.0], Anchor::Start, "greatest");
-    svg.text("tick", [WIDTH, HEIGHT - 6.0], Anchor::End, "least");
-    Some(svg)
+
+    fn draw(&self, svg: &mut Svg) {
+        svg.path("gone", &self.dropped);
+        svg.path("merged", &self.merged);
+        svg.path("kept", &self.kept);
+        svg.path("super", &self.supers);
+    }
 }

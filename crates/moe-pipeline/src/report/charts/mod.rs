@@ -3,11 +3,12 @@
 mod bars;
 mod columns;
 mod curve;
+mod frame;
 mod heatmap;
 mod lines;
 mod scatter;
 
-pub(super) use bars::{Bar, bars};
+pub(super) use bars::{Bar, Bars, bars};
 pub(super) use columns::{Columns, columns};
 pub(super) use curve::curve;
 pub(super) use heatmap::{LEVELS, heatmap};

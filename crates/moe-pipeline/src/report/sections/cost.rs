@@ -3,57 +3,86 @@
 use moe_forward::DomainReport;
 
 use crate::receipt::Receipt;
-use crate::report::charts::{Bar, bars};
+use crate::report::charts::{Bar, Bars, bars};
 use crate::report::html::{Section, Table};
 use crate::report::number::{decimal, grouped, percent, signed};
+use crate::report::svg::Svg;
 use crate::trust::{HeldOutReport, StageReport};
 
 /// Anchor of the section.
 pub(crate) const ID: &str = "cost";
 
+const UNKNOWN: &str = "Nothing was held out, so Δ loss, KL and top-1 agreement are not known. Give \
+     `--held-out TEXT` with text that was not used for calibration.";
+
+const UNITS: &str = "Losses are nats per predicted token of text that was held out; Δ loss is against the original model, KL the \
+     divergence of the next token's distribution from the original's, top-1 agreement the share of tokens whose most \
+     probable next token stays.";
+
 pub(crate) fn section(receipt: &Receipt) -> Section {
-    let section = Section::new(ID, "What it costs");
-    let Some(held_out) = &receipt.held_out else {
-        return section.warning(
-            "Nothing was held out, so Δ loss, KL and top-1 agreement are not known. Give \
-             `--held-out TEXT` with text that was not used for calibration.",
-        );
-    };
-    let beside = receipt.pass.baseline.map_or("", |baseline| match held_out.baseline {
-        Some(_) => baseline.measured,
-        None => baseline.unmeasured,
-    });
+    let mut section = Section::new(ID, "What it costs");
+    let Some(held_out) = &receipt.held_out else { return section.warning(UNKNOWN) };
+    if !held_out.stages.is_empty() {
+        section = section.table(&stages(held_out));
+    }
+    let has_baseline = held_out.baseline.is_some();
+    let baseline = receipt.pass.baseline;
+    let beside = baseline
+        .map_or("", |baseline| if has_baseline { baseline.measured } else { baseline.unmeasured });
+    let mut legend = vec![("kept", "this result")];
+    legend.extend(has_baseline.then_some(("control", receipt.baseline_name())));
+    section
+        .text(&format!("{UNITS} {beside}"))
+        .legend(&legend)
+        .charts(charts(held_out, receipt.baseline_name()))
+        .table(&by_domain(held_out, receipt.baseline_name()))
+}
+
+/// Bars of each figure by domain, beside those of the baseline.
+fn charts(held_out: &HeldOutReport, baseline: &str) -> [Svg; 3] {
     let rows: Vec<Row<'_>> = held_out.rows().map(row).collect();
-    let chart = |id, title, format: fn(Option<f64>) -> String, value: fn(&Figures) -> f64| {
-        let bar = |(d, figures): &Row| Bar {
-            label: d.label.clone(),
-            values: figures.each_ref().map(|f| f.as_ref().map(value)),
-        };
-        bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), receipt.baseline_name(), format)
+    let losses = Bars {
+        id: "cost-loss",
+        title: "Δ loss by domain, nats per token",
+        rows: &bars_of(&rows, |figures| figures.loss),
+        baseline,
+        format: signed,
     };
+    let divergences = Bars {
+        id: "cost-kl",
+        title: "KL to the original by domain, nats per token",
+        rows: &bars_of(&rows, |figures| figures.kl),
+        format: |value| decimal(value, 4),
+        ..losses
+    };
+    let agreements = Bars {
+        id: "cost-top1",
+        title: "Top-1 agreement by domain",
+        rows: &bars_of(&rows, |figures| figures.top1),
+        format: percent,
+        ..losses
+    };
+    [losses, divergences, agreements].map(|chart| bars(&chart))
+}
+
+fn bars_of(rows: &[Row<'_>], value: fn(&Figures) -> f64) -> Vec<Bar> {
+    let bar = |(domain, figures): &Row<'_>| Bar {
+        label: domain.label.clone(),
+        values: figures.each_ref().map(|figures| figures.as_ref().map(value)),
+    };
+    rows.iter().map(bar).collect()
+}
+
+/// All figures by domain, with those of the baseline if it was measured.
+fn by_domain(held_out: &HeldOutReport, baseline: &str) -> Table {
     let mut header =
         vec!["domain", "tokens", "original loss", "loss", "Δ loss", "KL", "top-1 agreement"];
-    let of_control = format!("{}: Δ loss", receipt.baseline_name());
+    let of_baseline = format!("{baseline}: Δ loss");
     if held_out.baseline.is_some() {
-        header.extend([of_control.as_str(), "KL", "top-1 agreement"]);
+        header.extend([of_baseline.as_str(), "KL", "top-1 agreement"]);
     }
-    let mut legend = vec![("kept", "this result")];
-    legend.extend(held_out.baseline.is_some().then_some(("control", receipt.baseline_name())));
-    let section =
-        if held_out.stages.is_empty() { section } else { section.table(&stages(held_out)) };
-    section
-        .text(&format!(
-            "Losses are nats per predicted token of text that was held out; Δ loss is against the original model, KL the \
-             divergence of the next token's distribution from the original's, top-1 agreement the share of tokens whose most \
-             probable next token stays. {beside}"
-        ))
-        .legend(&legend)
-        .charts([
-            chart("cost-loss", "Δ loss by domain, nats per token", signed, |f| f.loss),
-            chart("cost-kl", "KL to the original by domain, nats per token", |v| decimal(v, 4), |f| f.kl),
-            chart("cost-top1", "Top-1 agreement by domain", percent, |f| f.top1),
-        ])
-        .table(&Table::numbers("Held-out text, by domain", &header, rows.iter().map(|row| cells(row, header.len()))))
+    let rows = held_out.rows().map(|domain| cells(&row(domain), header.len()));
+    Table::numbers("Held-out text, by domain", &header, rows)
 }
 
 /// The outcome of each stage, over all domains; the change of loss also by domain.

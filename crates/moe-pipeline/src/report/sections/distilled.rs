@@ -1,14 +1,13 @@
 //! Sections on layers that became dense.
 
-use moe_forward::DomainReport;
-use moe_passes::distill::{DistilledLayer, DistilledPart, Trained};
+use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Trained};
 
+use super::tiles::{HeldOut, Tile, share, tile, weights};
 use super::words;
 use crate::receipt::Receipt;
 use crate::report::charts::{Columns, columns};
 use crate::report::html::{Section, Table};
-use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
-use crate::resources::ByteSize;
+use crate::report::number::{ABSENT, decimal, grouped};
 
 /// Maximum number of parts that are named for a layer; the receipt has all.
 const NAMED: usize = 6;
@@ -16,7 +15,7 @@ const NAMED: usize = 6;
 /// The section "What was done".
 pub(crate) fn summary(receipt: &Receipt) -> Section {
     let made = receipt.distilled().unwrap_or_default();
-    let mut section = Section::new("done", "What was done")
+    Section::new("done", "What was done")
         .text(&format!(
             "`{}` ({}) became a dense {} model: {made}. {} of {} tensors are byte-identical to the source's.",
             receipt.source.name,
@@ -26,55 +25,36 @@ pub(crate) fn summary(receipt: &Receipt) -> Section {
             receipt.result.tensors
         ))
         .text(&words::decided(receipt.decided, &receipt.options))
-        .tiles(&tiles(receipt));
-    for warning in &receipt.warnings {
-        section = section.warning(&format!("{warning}."));
-    }
-    section
+        .tiles(&tiles(receipt))
+        .warnings(&receipt.warnings)
 }
 
-fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
-    let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
+fn tiles(receipt: &Receipt) -> Vec<Tile> {
     let (source, result) = (&receipt.source, &receipt.result);
-    let change = |before: usize, after: usize| {
-        format!("{} → {}", grouped(before as u64), grouped(after as u64))
-    };
-    let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before));
-    let held_out = receipt.held_out.as_ref();
-    let all = held_out.map(|held_out| &held_out.result.all);
-    let against = all.and_then(|all| all.against.as_ref());
-    let control = held_out.and_then(|held_out| held_out.baseline.as_ref()?.all.loss_change());
+    let total = [source.total_parameters, result.total_parameters];
+    let active = [source.active_parameters, result.active_parameters];
+    let held_out = HeldOut::of(receipt);
     vec![
-        tile(
-            "parameters",
-            change(source.total_parameters, result.total_parameters),
-            share(source.total_parameters as f64, result.total_parameters as f64) + " remain",
-        ),
-        tile(
-            "used by each token",
-            change(source.active_parameters, result.active_parameters),
-            share(source.active_parameters as f64, result.active_parameters as f64) + " of before",
-        ),
-        tile(
-            "weights",
-            format!("{} → {}", ByteSize(source.bytes), ByteSize(result.bytes)),
-            share(source.bytes as f64, result.bytes as f64) + " remain",
-        ),
-        tile(
-            "Δ loss on held-out text",
-            signed(all.and_then(DomainReport::loss_change)),
-            match control {
-                Some(_) => format!("the mean of the experts: {}", signed(control)),
-                None => "no baseline".to_owned(),
-            },
-        ),
-        tile(
-            "top-1 agreement",
-            percent(against.map(|a| a.top1_agreement)),
-            format!("KL {}", decimal(against.map(|a| a.kl), 4)),
-        ),
+        parameters("parameters", total, "remain"),
+        parameters("used by each token", active, "of before"),
+        weights(receipt),
+        held_out.loss_beside_baseline("the mean of the experts", "no baseline"),
+        held_out.agreement(),
     ]
 }
+
+/// The change of a number of parameters; `remainder` says what the share is that is left.
+fn parameters(name: &str, [before, after]: [usize; 2], remainder: &str) -> Tile {
+    let change = format!("{} → {}", grouped(before as u64), grouped(after as u64));
+    tile(name, change, format!("{} {remainder}", share(before as f64, after as f64)))
+}
+
+const MADE_OF: &str = "Neurons keep their gate and up rows; their down columns are multiplied by the mean gate over all tokens, or fitted. \
+     λ is a multiple of the neurons' mean energy. The error is that of the network's output on windows that nothing but λ and \
+     the steps of training were chosen on, relative to the size of the mixture's.";
+
+const HEADER: [&str; 6] =
+    ["layer", "neurons × factor on what they give", "zeros", "λ", "trained", "output error"];
 
 /// The parts of each layer, and the distance of its output from the mixture's.
 pub(crate) fn layers(receipt: &Receipt) -> Section {
@@ -90,29 +70,28 @@ pub(crate) fn layers(receipt: &Receipt) -> Section {
         format: |v| decimal(v, 3),
         shares: false,
     });
-    let row = |(index, layer): &(usize, DistilledLayer)| {
-        vec![
-            index.to_string(),
-            made_of(&layer.parts),
-            grouped(layer.zeros as u64),
-            layer.fit.as_ref().map_or(ABSENT.to_owned(), |fit| match fit.lambda {
-                Some(lambda) => format!("{lambda:e}"),
-                None => "kept as measured".to_owned(),
-            }),
-            trained(layer),
-            decimal(layer.output_error, 4),
-        ]
-    };
-    let header =
-        ["layer", "neurons × factor on what they give", "zeros", "λ", "trained", "output error"];
     Section::new("layers", "What each layer is made of")
-        .text(
-            "Neurons keep their gate and up rows; their down columns are multiplied by the mean gate over all tokens, or fitted. \
-             λ is a multiple of the neurons' mean energy. The error is that of the network's output on windows that nothing but λ and \
-             the steps of training were chosen on, relative to the size of the mixture's.",
-        )
+        .text(MADE_OF)
         .charts([chart])
-        .table(&Table::words("By layer", &header, layers.iter().map(row)))
+        .table(&Table::words("By layer", &HEADER, layers.iter().map(row)))
+}
+
+fn row((index, layer): &(usize, DistilledLayer)) -> Vec<String> {
+    vec![
+        index.to_string(),
+        made_of(&layer.parts),
+        grouped(layer.zeros as u64),
+        layer.fit.as_ref().map_or(ABSENT.to_owned(), lambda),
+        trained(layer),
+        decimal(layer.output_error, 4),
+    ]
+}
+
+fn lambda(fit: &DownFit) -> String {
+    match fit.lambda {
+        Some(lambda) => format!("{lambda:e}"),
+        None => "kept as measured".to_owned(),
+    }
 }
 
 /// The effect of each training run on the error.

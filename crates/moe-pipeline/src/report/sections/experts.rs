@@ -8,37 +8,20 @@ use crate::report::number::{ABSENT, runs};
 /// A table of more experts than this is opened on demand.
 const SHOWN_EXPERTS: usize = 1024;
 
+const MERGED: &str = "Numbers are the source's. `3 ← 5, 9` is expert 3 with 5 and 9 merged into it; it keeps the router row of 3.";
+const DROPPED: &str =
+    "Numbers are the source's; kept experts and their router rows keep their order.";
+
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
-    let merged = merges(layers);
-    let mut header = vec!["layer", "kept", "dropped"];
-    header.extend(merged.then_some("merged"));
-    let row = |layer: &ReportedLayer| {
-        let mut row = vec![
-            layer.index.to_string(),
-            runs(&layer.with(Fate::Kept)),
-            runs(&layer.with(Fate::Dropped)),
-        ];
-        row.extend(merged.then(|| clusters(layer)));
-        row
-    };
-    let table =
-        Table::words("Experts by their numbers in the source", &header, layers.iter().map(row));
-    let mut section = Section::new("experts", "What became of each expert").text(&match merged {
-        true => "Numbers are the source's. `3 ← 5, 9` is expert 3 with 5 and 9 merged into it; it keeps the router row of 3.".to_owned(),
-        false => "Numbers are the source's; kept experts and their router rows keep their order.".to_owned(),
-    });
+    let text = if merges(layers) { MERGED } else { DROPPED };
+    let section = Section::new("experts", "What became of each expert").text(text);
     let experts: usize = layers.iter().map(|layer| layer.fates.len()).sum();
-    section = match experts <= SHOWN_EXPERTS {
-        true => section.table(&table),
-        false => section.folded(&format!("{experts} experts of {} layers", layers.len()), &table),
+    let section = if experts <= SHOWN_EXPERTS {
+        section.table(&table(layers))
+    } else {
+        section.folded(&format!("{experts} experts of {} layers", layers.len()), &table(layers))
     };
-    let others: Vec<usize> = receipt
-        .layers
-        .iter()
-        .filter(|l| l.router.is_some() && l.details.is_none())
-        .map(|l| l.layer)
-        .collect();
-    match others.as_slice() {
+    match without_statistics(receipt).as_slice() {
         [] => section,
         others => section.text(&format!(
             "Layers without statistics, such as those for multi-token prediction: {}; {RECEIPT_FILE} says which experts they \
@@ -46,6 +29,26 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
             runs(others)
         )),
     }
+}
+
+fn table(layers: &[ReportedLayer]) -> Table {
+    let merged = merges(layers);
+    let mut header = vec!["layer", "kept", "dropped"];
+    header.extend(merged.then_some("merged"));
+    let row = |layer: &ReportedLayer| {
+        let [kept, dropped] = [Fate::Kept, Fate::Dropped].map(|fate| runs(&layer.with(fate)));
+        let mut row = vec![layer.index.to_string(), kept, dropped];
+        row.extend(merged.then(|| clusters(layer)));
+        row
+    };
+    Table::words("Experts by their numbers in the source", &header, layers.iter().map(row))
+}
+
+/// Converted layers that no figures were gathered for.
+fn without_statistics(receipt: &Receipt) -> Vec<usize> {
+    let layers = receipt.layers.iter();
+    let without = layers.filter(|layer| layer.router.is_some() && layer.details.is_none());
+    without.map(|layer| layer.layer).collect()
 }
 
 fn clusters(layer: &ReportedLayer) -> String {

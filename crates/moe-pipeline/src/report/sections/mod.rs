@@ -10,5 +10,6 @@ pub(super) mod quantized;
 pub(super) mod saliency;
 pub(super) mod stability;
 pub(super) mod summary;
+mod tiles;
 pub(super) mod training;
 mod words;

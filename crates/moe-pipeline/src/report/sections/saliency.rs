@@ -5,6 +5,19 @@ use crate::report::html::{Section, Table};
 use crate::report::layer::{Fate, ReportedLayer, merges};
 use crate::report::number::{runs, significant};
 
+const HEADER: [&str; 6] = [
+    "layer",
+    "greatest",
+    "least of the kept",
+    "greatest of the others",
+    "least",
+    "super experts, by number",
+];
+
+const RANKED: &str = "The experts of each layer, the most salient first. Where the curve is flat at the cut, the choice was close; where \
+     it is steep, it was clear. Super experts have outputs so large that a model breaks without them. Saliencies of \
+     different layers don't compare.";
+
 pub(crate) fn section(layers: &[ReportedLayer]) -> Section {
     let section = Section::new("saliency", "Saliency of experts");
     let curves: Vec<_> = layers.iter().filter_map(curve).collect();
@@ -15,23 +28,11 @@ pub(crate) fn section(layers: &[ReportedLayer]) -> Section {
     if merges(layers) {
         legend.insert(1, ("merged", "merged into another"));
     }
-    let header = [
-        "layer",
-        "greatest",
-        "least of the kept",
-        "greatest of the others",
-        "least",
-        "super experts, by number",
-    ];
-    section
-        .text(
-            "The experts of each layer, the most salient first. Where the curve is flat at the cut, the choice was close; where \
-             it is steep, it was clear. Super experts have outputs so large that a model breaks without them. Saliencies of \
-             different layers don't compare.",
-        )
-        .legend(&legend)
-        .charts(curves)
-        .table(&Table::numbers("Saliency, by layer", &header, layers.iter().map(row)))
+    section.text(RANKED).legend(&legend).charts(curves).table(&Table::numbers(
+        "Saliency, by layer",
+        &HEADER,
+        layers.iter().map(row),
+    ))
 }
 
 fn row(layer: &ReportedLayer) -> Vec<String> {

@@ -1,14 +1,13 @@
 //! The section "What was done" of a pass on experts.
 
-use moe_forward::DomainReport;
 use moe_passes::{Choice, DecidedBy};
 
+use super::tiles::{HeldOut, Tile, share, tile, weights};
 use super::words;
-use crate::receipt::Receipt;
+use crate::receipt::{Receipt, ResultRecord};
 use crate::report::html::Section;
 use crate::report::layer::{ReportedLayer, merges};
-use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
-use crate::resources::ByteSize;
+use crate::report::number::{ABSENT, decimal, grouped, percent};
 
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
     // A given plan is followed, whatever the method.
@@ -17,7 +16,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
     let source = &receipt.source;
     let converted = receipt.layers.iter().filter(|layer| layer.router.is_some());
     let count = if layers.is_empty() { converted.count() } else { layers.len() };
-    let mut section = Section::new("done", "What was done")
+    Section::new("done", "What was done")
         .text(&format!(
             "{work} in {count} layers of `{}` ({}){ranked}. {}",
             source.name,
@@ -28,11 +27,8 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
             "{} of {} tensors are byte-identical to the source's; the others are router rows and what the method made.",
             receipt.result.tensors_copied, receipt.result.tensors
         ))
-        .tiles(&tiles(receipt, layers));
-    for warning in &receipt.warnings {
-        section = section.warning(&format!("{warning}."));
-    }
-    section
+        .tiles(&tiles(receipt, layers))
+        .warnings(&receipt.warnings)
 }
 
 /// How the pass chose among experts. A given plan is followed, whatever the options say.
@@ -48,80 +44,57 @@ fn ranked(receipt: &Receipt) -> Option<String> {
     })
 }
 
-fn tiles(receipt: &Receipt, layers: &[ReportedLayer]) -> Vec<[String; 3]> {
+fn tiles(receipt: &Receipt, layers: &[ReportedLayer]) -> Vec<Tile> {
     let (source, result) = (&receipt.source, &receipt.result);
-    let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
-    let share =
-        |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " remain";
-    let of = |before: usize, after: usize| share(before as f64, after as f64);
-    let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
-    let experts = layers.first().map(|layer| {
-        let [before, after] = layer.trust.experts;
-        tile("experts in a layer", format!("{before} → {after}"), of(before, after))
-    });
-    let in_layer = |found: Option<(usize, f64)>| {
-        found.map_or(ABSENT.to_owned(), |(layer, _)| format!("in layer {layer}"))
-    };
-    let judged = if layers.iter().all(|layer| layer.trust.merges_all()) {
-        let worst = layers.iter().filter_map(|l| Some((l.index, l.trust.output_error?)));
-        let worst = worst.max_by(|a, b| a.1.total_cmp(&b.1));
-        tile(
-            "greatest relative output error",
-            decimal(worst.map(|(_, error)| error), 3),
-            in_layer(worst),
-        )
-    } else {
-        let worst = layers
-            .iter()
-            .filter_map(|l| Some((l.index, l.mass()?)))
-            .min_by(|a, b| a.1.total_cmp(&b.1));
-        tile("least saliency mass kept", percent(worst.map(|(_, share)| share)), in_layer(worst))
-    };
-    let all = receipt.held_out.as_ref().map(|held_out| &held_out.result.all);
-    let against = all.and_then(|all| all.against.as_ref());
-    let control = receipt
-        .held_out
-        .as_ref()
-        .and_then(|held_out| held_out.baseline.as_ref()?.all.loss_change());
+    let held_out = HeldOut::of(receipt);
     let others = [
-        tile(
-            "parameters",
-            change(source.total_parameters, result.total_parameters),
-            of(source.total_parameters, result.total_parameters),
-        ),
-        tile(
-            "active for each token",
-            change(source.active_parameters, result.active_parameters),
-            of(source.active_parameters, result.active_parameters),
-        ),
-        tile(
-            "weights",
-            format!("{} → {}", ByteSize(source.bytes), ByteSize(result.bytes)),
-            share(source.bytes as f64, result.bytes as f64),
-        ),
-        tile(
-            "tensors byte-identical",
-            format!("{} of {}", result.tensors_copied, result.tensors),
-            percent(
-                (result.tensors > 0).then(|| result.tensors_copied as f64 / result.tensors as f64),
-            ),
-        ),
-        judged,
-        tile(
-            "Δ loss on held-out text",
-            signed(all.and_then(DomainReport::loss_change)),
-            match control {
-                Some(_) => format!("a random choice: {}", signed(control)),
-                None => "no random baseline".to_owned(),
-            },
-        ),
-        tile(
-            "top-1 agreement",
-            percent(against.map(|a| a.top1_agreement)),
-            format!("KL {}", decimal(against.map(|a| a.kl), 4)),
-        ),
+        parameters("parameters", source.total_parameters, result.total_parameters),
+        parameters("active for each token", source.active_parameters, result.active_parameters),
+        weights(receipt),
+        identical(result),
+        if layers.iter().all(|layer| layer.trust.merges_all()) {
+            greatest_error(layers)
+        } else {
+            least_mass(layers)
+        },
+        held_out.loss_beside_baseline("a random choice", "no random baseline"),
+        held_out.agreement(),
     ];
-    experts.into_iter().chain(others).collect()
+    layers.first().map(experts).into_iter().chain(others).collect()
+}
+
+fn experts(layer: &ReportedLayer) -> Tile {
+    let [before, after] = layer.trust.experts;
+    let remain = share(before as f64, after as f64) + " remain";
+    tile("experts in a layer", format!("{before} → {after}"), remain)
+}
+
+fn parameters(name: &str, before: usize, after: usize) -> Tile {
+    let change = format!("{} → {}", short(before), short(after));
+    tile(name, change, share(before as f64, after as f64) + " remain")
+}
+
+fn identical(result: &ResultRecord) -> Tile {
+    let ResultRecord { tensors, tensors_copied, .. } = result;
+    let share = share(*tensors as f64, *tensors_copied as f64);
+    tile("tensors byte-identical", format!("{tensors_copied} of {tensors}"), share)
+}
+
+fn greatest_error(layers: &[ReportedLayer]) -> Tile {
+    let errors = layers.iter().filter_map(|layer| Some((layer.index, layer.trust.output_error?)));
+    let worst = errors.max_by(|a, b| a.1.total_cmp(&b.1));
+    let error = decimal(worst.map(|(_, error)| error), 3);
+    tile("greatest relative output error", error, in_layer(worst))
+}
+
+fn least_mass(layers: &[ReportedLayer]) -> Tile {
+    let masses = layers.iter().filter_map(|layer| Some((layer.index, layer.mass()?)));
+    let worst = masses.min_by(|a, b| a.1.total_cmp(&b.1));
+    tile("least saliency mass kept", percent(worst.map(|(_, share)| share)), in_layer(worst))
+}
+
+fn in_layer(found: Option<(usize, f64)>) -> String {
+    found.map_or(ABSENT.to_owned(), |(layer, _)| format!("in layer {layer}"))
 }
 
 fn short(count: usize) -> String {
