@@ -26,30 +26,29 @@ pub(super) const MARKED: &str =
 pub(super) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
     let mut damaged = Vec::new();
     for file in files.carried.iter().filter(|file| !is_pointer(file)) {
-        let Some((name, wants_object)) = READ.into_iter().find(|(name, _)| file.name == *name)
-        else {
-            continue;
-        };
-        match json::is_object(&file.path) {
-            Err(error) if error.kind() == Kind::Malformed => {
-                damaged.push((name, format!("{name} {}", why_malformed(file))));
-                continue;
-            }
-            // A file that can't be read needn't be damaged.
-            Err(_) => continue,
-            Ok(is_object) if wants_object && !is_object => {
-                damaged.push((name, format!("{name} doesn't hold an object")));
-                continue;
-            }
-            Ok(_) => {}
-        }
-        if name == tokenizer::CONFIG {
-            let said = json::read_python(&file.path).unwrap_or_default();
-            let why = tokenizer::refused(&said, files).into_iter();
-            damaged.extend(why.map(|why| (name, format!("{name} says {why}"))));
-        }
+        let read = READ.into_iter().find(|(name, _)| file.name == *name);
+        let Some((name, wants_object)) = read else { continue };
+        let problems = problems(file, wants_object, files).into_iter();
+        damaged.extend(problems.map(|problem| (name, format!("{name} {problem}"))));
     }
     damaged
+}
+
+/// The reasons for which loaders refuse `file`, each to follow its name; `files` are all side
+/// files.
+fn problems(file: &SideFile, wants_object: bool, files: &SideFiles) -> Vec<String> {
+    match json::is_object(&file.path) {
+        Err(error) if error.kind() == Kind::Malformed => vec![why_malformed(file).to_owned()],
+        // A file that can't be read needn't be damaged.
+        Err(_) => Vec::new(),
+        Ok(is_object) if wants_object && !is_object => vec!["doesn't hold an object".to_owned()],
+        Ok(_) if file.name == tokenizer::CONFIG => {
+            let said = json::read_python(&file.path).unwrap_or_default();
+            let refused = tokenizer::refused(&said, files).into_iter();
+            refused.map(|why| format!("says {why}")).collect()
+        }
+        Ok(_) => Vec::new(),
+    }
 }
 
 /// A sentence on each file that loaders ignore, since it isn't JSON.

@@ -128,25 +128,24 @@ fn of_forced(said: &Map<String, Value>) -> Vec<RefusedKey> {
     };
     let keys = ["forced_bos_token_id", "forced_eos_token_id"].into_iter();
     let refused = keys.filter_map(|key| {
-        let forced = given(said, key)?;
-        let is_suppressed = match forced {
-            Value::Array(tokens) => {
-                !tokens.is_empty() && tokens.iter().all(|token| suppressed.contains(token))
-            }
-            Value::Number(token) if token.is_f64() => {
-                return Some(RefusedKey {
-                    key,
-                    why: format!("{key} {token}, which is not a token"),
-                });
-            }
-            token => suppressed.contains(token),
-        };
-        is_suppressed.then(|| RefusedKey {
-            key,
-            why: format!("{key} {}, which suppress_tokens has, too", shown(forced)),
-        })
+        let why = why_not_forced(given(said, key)?, suppressed)?;
+        Some(RefusedKey { key, why: format!("{key} {why}") })
     });
     refused.collect()
+}
+
+/// The value `forced` of a key and the reason why it is refused; None where it isn't.
+fn why_not_forced(forced: &Value, suppressed: &[Value]) -> Option<String> {
+    let is_suppressed = match forced {
+        Value::Array(tokens) => {
+            !tokens.is_empty() && tokens.iter().all(|token| suppressed.contains(token))
+        }
+        Value::Number(token) if token.is_f64() => {
+            return Some(format!("{token}, which is not a token"));
+        }
+        token => suppressed.contains(token),
+    };
+    is_suppressed.then(|| format!("{}, which suppress_tokens has, too", shown(forced)))
 }
 
 /// The number that `value` is to Python, in which true is 1.

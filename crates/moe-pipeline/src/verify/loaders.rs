@@ -4,8 +4,8 @@ use std::fs::File;
 use std::path::Path;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFiles, SourceFile,
-    begins_with_mark,
+    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles,
+    SourceFile, begins_with_mark,
 };
 use moe_forward::tokens_beyond_vocabulary;
 use moe_model::{Layout, Model};
@@ -198,30 +198,29 @@ fn of_tokenizer(dir: &Path, vocab: usize) -> Option<Refused> {
 }
 
 fn of_side_files(files: &SideFiles) -> Vec<Refused> {
-    let first =
-        files.carried.iter().find(|file| is_pointer(file)).map_or("", |file| file.name.as_str());
-    let pointers = pointers(files).into_iter();
-    let mut refused: Vec<_> = pointers
-        .map(|what| Refused::new(what, first, "fetch what they stand for: git lfs pull"))
-        .collect();
-    for file in &files.carried {
-        if let Err(error) = File::open(&file.path) {
-            let what = format!("{} can't be read: {error}", file.name);
-            refused.push(Refused::new(
-                what,
-                &file.name,
-                "check the permissions of this file, and the disk",
-            ));
-        }
-    }
-    for (name, what) in damaged(files) {
-        refused.push(Refused::new(
-            what,
-            name,
-            "this file is damaged: correct it, or download or copy it again",
-        ));
-    }
+    let mut refused: Vec<Refused> = of_pointers(files).into_iter().collect();
+    refused.extend(files.carried.iter().filter_map(of_permissions));
+    let remedy = "this file is damaged: correct it, or download or copy it again";
+    let damaged = damaged(files).into_iter();
+    refused.extend(damaged.map(|(name, what)| Refused::new(what, name, remedy)));
     refused
+}
+
+/// Git LFS pointers, all in one sentence.
+fn of_pointers(files: &SideFiles) -> Option<Refused> {
+    let pointers = files.carried.iter().filter(|file| is_pointer(file));
+    let names: Vec<&str> = pointers.map(|file| file.name.as_str()).collect();
+    let first = names.first()?;
+    let what =
+        format!("pointers of Git LFS in the place of what they stand for: {}", names.join(", "));
+    Some(Refused::new(what, first, "fetch what they stand for: git lfs pull"))
+}
+
+/// A file that can't be opened.
+fn of_permissions(file: &SideFile) -> Option<Refused> {
+    let error = File::open(&file.path).err()?;
+    let what = format!("{} can't be read: {error}", file.name);
+    Some(Refused::new(what, &file.name, "check the permissions of this file, and the disk"))
 }
 
 fn of_generation(files: &SideFiles) -> Vec<Refused> {
@@ -237,23 +236,6 @@ fn of_generation(files: &SideFiles) -> Vec<Refused> {
     let remedy =
         "correct it, or remove it; any pass of this program leaves out what is refused of it";
     what.into_iter().map(|what| Refused::new(what, generation::CONFIG, remedy)).collect()
-}
-
-/// The files that are Git LFS pointers, in one sentence; empty where there are none.
-fn pointers(files: &SideFiles) -> Vec<String> {
-    let pointers: Vec<&str> = files
-        .carried
-        .iter()
-        .filter(|file| is_pointer(file))
-        .map(|file| file.name.as_str())
-        .collect();
-    if pointers.is_empty() {
-        return Vec::new();
-    }
-    vec![format!(
-        "pointers of Git LFS in the place of what they stand for: {}",
-        pointers.join(", ")
-    )]
 }
 
 /// Whether these files hold a tokenizer that some loader reads.

@@ -55,6 +55,23 @@ pub struct VerifyReport {
     pub engines: Vec<Verdict>,
 }
 
+impl VerifyReport {
+    /// The report on a sound checkpoint that no manifest belongs to.
+    fn of(checkpoint: &Checkpoint, model: &Model) -> Self {
+        Self {
+            model_type: model.family.model_type.clone(),
+            hashed_files: None,
+            unlisted: Vec::new(),
+            tensors: checkpoint.tensors().len(),
+            bytes: bytes(checkpoint),
+            layers: model.layers.len(),
+            experts: model.moes().map(|(_, moe)| moe.experts.len()).sum(),
+            notes: notes::notes(checkpoint, model),
+            engines: model.engines(),
+        }
+    }
+}
+
 /// Checks the checkpoint in `dir`.
 ///
 /// # Errors
@@ -71,8 +88,18 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     check_hashes(dir, &Manifest { files: small }, "side files", progress)?;
     loaders::check(&checkpoint, &model)?;
     check_hashes(dir, &Manifest { files: weights }, "weights", progress)?;
-    let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
-    progress.stage("check values", bytes, Unit::Bytes);
+    check_values(&checkpoint, progress)?;
+    Ok(VerifyReport { hashed_files, unlisted, ..VerifyReport::of(&checkpoint, &model) })
+}
+
+/// The size of all tensors in bytes.
+fn bytes(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.tensors().values().map(Stored::bytes).sum()
+}
+
+/// Refuses tensors with values that aren't finite.
+fn check_values(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<()> {
+    progress.stage("check values", bytes(checkpoint), Unit::Bytes);
     let tensors: Vec<&Stored> = checkpoint.tensors().values().collect();
     let check = |buffer: &mut Vec<u8>, tensor: &&Stored| -> Result<()> {
         check_finite(tensor, buffer)?;
@@ -82,18 +109,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     // The first bad tensor by name is reported, whichever thread finds one first.
     let results: Vec<_> =
         tensors.par_iter().map_init(|| vec![0; PART_BYTES as usize], check).collect();
-    results.into_iter().collect::<Result<()>>()?;
-    Ok(VerifyReport {
-        model_type: model.family.model_type.clone(),
-        hashed_files,
-        unlisted,
-        tensors: checkpoint.tensors().len(),
-        bytes,
-        layers: model.layers.len(),
-        experts: model.moes().map(|(_, moe)| moe.experts.len()).sum(),
-        notes: notes::notes(&checkpoint, &model),
-        engines: model.engines(),
-    })
+    results.into_iter().collect()
 }
 
 /// The approximate memory that [`verify`] holds, in bytes, for a checkpoint of any size.

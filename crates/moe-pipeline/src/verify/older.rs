@@ -2,7 +2,7 @@
 //! (`golden/loaders/verdicts.py`, 4.57.6), and what no version loads without another package.
 
 use moe_checkpoint::{Checkpoint, SideFiles, json};
-use moe_model::Model;
+use moe_model::{Family, Model};
 use serde_json::{Map, Value};
 
 use super::{generation, tokenizer};
@@ -73,31 +73,10 @@ fn is_problem_or_null(value: &Value) -> bool {
 
 /// Rotary parameters that older configs compute with.
 fn of_rope(config: &Map<String, Value>, model: &Model) -> Vec<String> {
-    let family = model.family;
     let mut notes = Vec::new();
-    let scaling = config.get("rope_scaling").and_then(Value::as_object);
-    if let (Some(scaling), Some(rule)) = (scaling, &family.older_rope_scaling) {
-        let missing = rule.needs.iter().filter(|key| !scaling.contains_key(*key));
-        notes.extend(missing.map(|key| {
-            format!(
-                "config.json has a rope_scaling without {key}, at which transformers before 5 fails in this family; any pass \
-                 of this program leaves out a rope_scaling that changes nothing"
-            )
-        }));
-        let wrong = rule.numbers.iter().filter(|key| scaling.get(*key).is_some_and(Value::is_null));
-        notes.extend(wrong.filter(|key| *key != "factor").map(|key| {
-            format!("config.json says rope_scaling.{key} null, at which transformers before 5 fails in this family: remove it")
-        }));
-    }
-    let is_yarn = |scaling: &Map<String, Value>| {
-        scaling.get("type").or(scaling.get("rope_type")).is_some_and(|kind| kind == "yarn")
-    };
-    if let Some(key) = family.older_yarn_needs.as_ref().filter(|_| scaling.is_some_and(is_yarn))
-        && config.get(key).is_none_or(Value::is_null)
-    {
-        notes.push(format!(
-            "config.json has no {key}, without which transformers before 5 can't compute yarn in this family"
-        ));
+    if let Some(scaling) = config.get("rope_scaling").and_then(Value::as_object) {
+        notes.extend(of_rope_scaling(scaling, model.family));
+        notes.extend(of_yarn(config, scaling, model.family));
     }
     if config.get("partial_rotary_factor").is_some_and(Value::is_null) {
         notes.push(
@@ -105,6 +84,39 @@ fn of_rope(config: &Map<String, Value>, model: &Model) -> Vec<String> {
         );
     }
     notes
+}
+
+/// Keys that the family needs in `scaling`, and that must be numbers there.
+fn of_rope_scaling(scaling: &Map<String, Value>, family: &Family) -> Vec<String> {
+    let Some(rule) = &family.older_rope_scaling else { return Vec::new() };
+    let missing = rule.needs.iter().filter(|key| !scaling.contains_key(*key));
+    let missing = missing.map(|key| {
+        format!(
+            "config.json has a rope_scaling without {key}, at which transformers before 5 fails in this family; any pass \
+             of this program leaves out a rope_scaling that changes nothing"
+        )
+    });
+    let wrong = rule.numbers.iter().filter(|key| scaling.get(*key).is_some_and(Value::is_null));
+    let wrong = wrong.filter(|key| *key != "factor").map(|key| {
+        format!("config.json says rope_scaling.{key} null, at which transformers before 5 fails in this family: remove it")
+    });
+    missing.chain(wrong).collect()
+}
+
+/// The lack of a key that the family needs for yarn.
+fn of_yarn(
+    config: &Map<String, Value>,
+    scaling: &Map<String, Value>,
+    family: &Family,
+) -> Option<String> {
+    let key = family.older_yarn_needs.as_ref()?;
+    let kind = scaling.get("type").or(scaling.get("rope_type"));
+    let is_yarn = kind.is_some_and(|kind| kind == "yarn");
+    (is_yarn && config.get(key).is_none_or(Value::is_null)).then(|| {
+        format!(
+            "config.json has no {key}, without which transformers before 5 can't compute yarn in this family"
+        )
+    })
 }
 
 /// Attention kernels that need another package in every version.
@@ -148,36 +160,43 @@ fn of_format(checkpoint: &Checkpoint) -> Option<String> {
 }
 
 fn of_side_files(files: &SideFiles) -> Vec<String> {
-    let said = |name: &str| {
-        let file = files.carried.iter().find(|file| file.name == name)?;
-        json::read_python(&file.path).ok()
-    };
-    let generation = said(generation::CONFIG).unwrap_or_default();
+    let mut notes = of_generation(&said(generation::CONFIG, files));
+    let tokenizer = said(tokenizer::CONFIG, files);
+    notes.extend(of_rules(tokenizer::CONFIG, &tokenizer, &TOKENIZER_RULES));
+    notes.extend(of_tokenizer_class(&tokenizer));
+    notes
+}
+
+/// The file `name` among `files`; empty if it can't be read.
+fn said(name: &str, files: &SideFiles) -> Map<String, Value> {
+    let file = files.carried.iter().find(|file| file.name == name);
+    file.and_then(|file| json::read_python(&file.path).ok()).unwrap_or_default()
+}
+
+fn of_generation(said: &Map<String, Value>) -> Vec<String> {
     let wrong = [
-        ("early_stopping", generation.get("early_stopping").is_some_and(Value::is_null)),
-        ("num_return_sequences", has_sequences(&generation)),
+        ("early_stopping", said.get("early_stopping").is_some_and(Value::is_null)),
+        ("num_return_sequences", has_sequences(said)),
     ];
-    let mut notes: Vec<String> = wrong
-        .into_iter()
-        .filter(|(_, is_wrong)| *is_wrong)
-        .map(|(key, _)| {
-            let value = json::shown(&generation[key]);
-            let file = generation::CONFIG;
-            format!("{file} says {key} {value}, at which transformers before 5 refuses the model: remove it")
-        })
-        .collect();
-    let said = said(tokenizer::CONFIG).unwrap_or_default();
-    notes.extend(of_rules(tokenizer::CONFIG, &said, &TOKENIZER_RULES));
-    if let Some(class) =
-        said.get("tokenizer_class").and_then(Value::as_str).filter(|class| !is_older_class(class))
-    {
-        notes.push(format!(
+    let note = |(key, _): (&str, bool)| {
+        let value = json::shown(&said[key]);
+        let file = generation::CONFIG;
+        format!(
+            "{file} says {key} {value}, at which transformers before 5 refuses the model: remove it"
+        )
+    };
+    wrong.into_iter().filter(|(_, is_wrong)| *is_wrong).map(note).collect()
+}
+
+fn of_tokenizer_class(said: &Map<String, Value>) -> Option<String> {
+    let class = said.get("tokenizer_class").and_then(Value::as_str)?;
+    (!is_older_class(class)).then(|| {
+        format!(
             "{} says tokenizer_class {class:?}, which transformers before 5 doesn't have: its AutoTokenizer fails; \
              PreTrainedTokenizerFast reads tokenizer.json in all versions",
             tokenizer::CONFIG
-        ));
-    }
-    notes
+        )
+    })
 }
 
 /// Whether the file asks for sequences, even none, without sampling or beams. Values that the newer
