@@ -16,27 +16,30 @@ impl Display for MarkdownText<'_> {
         }
         let mut before = ' ';
         for (at, c) in self.0.char_indices() {
-            let after = &self.0[at + c.len_utf8()..];
-            match c {
-                '\n' | '\r' | '\t' => f.write_char(' ')?,
-                '<' => f.write_str("&lt;")?,
-                '&' => f.write_str("&amp;")?,
-                '\\' | '`' | '*' | '[' | ']' | '|' | '~' | '$' => write!(f, "\\{c}")?,
-                // Names of models and options have many underscores, and within a word they aren't
-                // markup.
-                '_' if !(before.is_alphanumeric() && after.starts_with(char::is_alphanumeric)) => {
-                    f.write_str("\\_")?
-                }
-                // GitHub makes links of bare addresses.
-                ':' if after.starts_with("//") => f.write_str("\\:")?,
-                '.' if before.eq_ignore_ascii_case(&'w') => f.write_str("\\.")?,
-                '@' => f.write_str("\\@")?,
-                c if is_obeyed(c) => f.write_char('\u{fffd}')?,
-                c => f.write_char(c)?,
-            }
+            write_escaped(f, before, c, &self.0[at + c.len_utf8()..])?;
             before = c;
         }
         Ok(())
+    }
+}
+
+/// Writes `c`, which stands between `before` and `after`.
+fn write_escaped(f: &mut fmt::Formatter<'_>, before: char, c: char, after: &str) -> fmt::Result {
+    match c {
+        '\n' | '\r' | '\t' => f.write_char(' '),
+        '<' => f.write_str("&lt;"),
+        '&' => f.write_str("&amp;"),
+        '\\' | '`' | '*' | '[' | ']' | '|' | '~' | '$' => write!(f, "\\{c}"),
+        // Names of models and options have many underscores, and within a word they aren't markup.
+        '_' if !(before.is_alphanumeric() && after.starts_with(char::is_alphanumeric)) => {
+            f.write_str("\\_")
+        }
+        // GitHub makes links of bare addresses.
+        ':' if after.starts_with("//") => f.write_str("\\:"),
+        '.' if before.eq_ignore_ascii_case(&'w') => f.write_str("\\."),
+        '@' => f.write_str("\\@"),
+        c if is_obeyed(c) => f.write_char('\u{fffd}'),
+        c => f.write_char(c),
     }
 }
 

@@ -28,36 +28,34 @@ impl Receipt {
     pub fn earlier(&self) -> Vec<Self> {
         let mut source = self.source.clone();
         let mut receipts = Vec::new();
-        for EarlierPass { pass, options, decided, pool, result, layers } in
-            self.before.iter().cloned()
-        {
-            let made = SourceRecord {
-                name: format!("{}, after {pass}", source.name),
-                model_type: result.model_type.clone(),
-                total_parameters: result.total_parameters,
-                active_parameters: result.active_parameters,
-                bytes: result.bytes,
-                sha256: BTreeMap::new(),
-            };
-            receipts.push(Self {
-                before: Vec::new(),
-                source: std::mem::replace(&mut source, made),
-                training: self.training.clone().filter(|_| pass.report == ReportKind::Training),
-                measured: None,
-                held_out: None,
-                warnings: Vec::new(),
-                caveats: Vec::new(),
-                engines: Vec::new(),
-                pass,
-                options,
-                decided,
-                pool,
-                result,
-                layers,
-                ..self.clone()
-            });
+        for earlier in &self.before {
+            let made = earlier.made_of(&source);
+            receipts.push(self.of_earlier(earlier, source));
+            source = made;
         }
         receipts
+    }
+
+    /// The receipt of a pass that ran before the last one, on `source`.
+    fn of_earlier(&self, earlier: &EarlierPass, source: SourceRecord) -> Self {
+        let EarlierPass { pass, options, decided, pool, result, layers } = earlier.clone();
+        Self {
+            before: Vec::new(),
+            source,
+            training: self.training.clone().filter(|_| pass.report == ReportKind::Training),
+            measured: None,
+            held_out: None,
+            warnings: Vec::new(),
+            caveats: Vec::new(),
+            engines: Vec::new(),
+            pass,
+            options,
+            decided,
+            pool,
+            result,
+            layers,
+            ..self.clone()
+        }
     }
 
     /// The first layer that was converted, and how its router was made.
@@ -145,5 +143,20 @@ impl Receipt {
                 "no figures by layer (load, mass kept, errors): no layer was observed"
             }
         })
+    }
+}
+
+impl EarlierPass {
+    /// What the pass made of `source`, as the source of the next pass.
+    fn made_of(&self, source: &SourceRecord) -> SourceRecord {
+        let Self { pass, result, .. } = self;
+        SourceRecord {
+            name: format!("{}, after {pass}", source.name),
+            model_type: result.model_type.clone(),
+            total_parameters: result.total_parameters,
+            active_parameters: result.active_parameters,
+            bytes: result.bytes,
+            sha256: BTreeMap::new(),
+        }
     }
 }
