@@ -236,31 +236,31 @@ impl Gates {
     pub fn check(&self, has_original: bool, labels: &[&str]) -> Result<()> {
         self.overall()
             .try_for_each(|(figure, limit)| limit.map_or(Ok(()), |limit| figure.check(limit)))?;
-        if let Some(tolerance) = self.golden_tolerance {
-            check_distance(GOLDEN, tolerance)?;
-            if self.golden.is_none() {
-                let what = "--golden-tolerance is given, but no golden file to compare with";
-                return Err(
-                    Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out")
-                );
-            }
-        }
+        self.check_tolerance()?;
         if let Some(gate) = self.comparing().filter(|_| !has_original) {
-            return Err(Error::new(
-                Kind::Usage,
-                "this gate compares with an original, and none is given",
-            )
-            .remedy("give --original ORIGINAL")
-            .idle(&[gate]));
+            let what = "this gate compares with an original, and none is given";
+            return Err(Error::new(Kind::Usage, what)
+                .remedy("give --original ORIGINAL")
+                .idle(&[gate]));
         }
         match self.domain.iter().find(|gate| !labels.contains(&gate.label.as_str())) {
-            Some(gate) => Err(Error::new(
-                Kind::Usage,
-                format!("a gate for the label {:?}, which no --data has", gate.label),
-            )
-            .remedy(format!("the labels are {}", labels.join(", ")))),
+            Some(DomainGate { label, .. }) => {
+                let what = format!("a gate for the label {label:?}, which no --data has");
+                let remedy = format!("the labels are {}", labels.join(", "));
+                Err(Error::new(Kind::Usage, what).remedy(remedy))
+            }
             None => Ok(()),
         }
+    }
+
+    fn check_tolerance(&self) -> Result<()> {
+        let Some(tolerance) = self.golden_tolerance else { return Ok(()) };
+        check_distance(GOLDEN, tolerance)?;
+        if self.golden.is_some() {
+            return Ok(());
+        }
+        let what = "--golden-tolerance is given, but no golden file to compare with";
+        Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"))
     }
 
     /// Refuses a golden file that can't be compared with a measurement on `labels`.
@@ -351,22 +351,12 @@ impl Gates {
                 return Err(unknown_label(&expected.label, path));
             };
             if row.tokens != expected.tokens {
-                let what =
-                    format!("this golden has {} tokens of {:?}", expected.tokens, expected.label);
-                return Err(Error::new(
-                    Kind::Usage,
-                    format!("{what}, the text has {}", row.tokens),
-                )
-                .file(path)
-                .remedy("evaluate on the text it was made with"));
+                return Err(expected.of_other_text(row.tokens, path));
             }
-            let kl = expected.against.as_ref().map(|against| ("KL", against.kl, row.kl()));
-            for (name, expected, found) in
-                [Some(("loss", expected.loss, Some(row.loss))), kl].into_iter().flatten()
-            {
-                let measured = (found.unwrap_or(f64::NAN) - expected).abs();
+            for (name, distance) in expected.distances(row) {
                 let gate = format!("{GOLDEN} of the {name} of {}", row.label);
-                gates.push(MeasuredGate { gate, limit, measured, met: measured <= limit });
+                let met = distance <= limit;
+                gates.push(MeasuredGate { gate, limit, measured: distance, met });
             }
         }
         Ok(gates)
@@ -402,6 +392,24 @@ struct GoldenRow {
     tokens: usize,
     loss: f64,
     against: Option<GoldenAgainst>,
+}
+
+impl GoldenRow {
+    /// The distances of `found` from these figures by name; NaN where `found` has no such figure.
+    fn distances(&self, found: &DomainReport) -> Vec<(&'static str, f64)> {
+        let mut distances = vec![("loss", (found.loss - self.loss).abs())];
+        if let Some(against) = &self.against {
+            distances.push(("KL", (found.kl().unwrap_or(f64::NAN) - against.kl).abs()));
+        }
+        distances
+    }
+
+    /// The error for the file `golden`, which has this row, where the text has `tokens`.
+    fn of_other_text(&self, tokens: usize, golden: &Path) -> Error {
+        let Self { label, tokens: expected, .. } = self;
+        let what = format!("this golden has {expected} tokens of {label:?}, the text has {tokens}");
+        Error::new(Kind::Usage, what).file(golden).remedy("evaluate on the text it was made with")
+    }
 }
 
 #[derive(Deserialize)]

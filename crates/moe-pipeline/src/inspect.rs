@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moe_checkpoint::{Checkpoint, Quantization, Result, Stored};
+use moe_checkpoint::{Checkpoint, Quantization, Result, SourceFile, Stored};
 use moe_model::{Ffn, Groups, Head, Model, Parameters, Scoring};
 use serde::Serialize;
 
 use crate::applicable::{Applicable, applicable};
 
 /// What a checkpoint holds.
-#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Default, Serialize, schemars::JsonSchema)]
 pub struct Inspection {
     /// The family.
     pub model_type: String,
@@ -111,64 +111,100 @@ pub struct MoeSummary {
 pub fn inspect(dir: &Path) -> Result<Inspection> {
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;
-    let parameters = model.parameters();
     let mut dtypes = BTreeMap::<String, u64>::new();
     for tensor in checkpoint.tensors().values() {
         *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.bytes();
     }
-    let file = |f: &std::sync::Arc<moe_checkpoint::SourceFile>| {
-        (f.path().file_name().unwrap_or_default().to_string_lossy().into_owned(), f.bytes())
-    };
-    let moe = model.moes().next().map(|(_, first)| MoeSummary {
-        sparse_layers: model.moes().count(),
-        experts: first.experts.len(),
-        top_k: first.router.top_k,
-        expert_width: first.experts[0].width(),
-        shared_width: first.shared.as_ref().map(|s| s.expert.width()),
-        shared_gated: first.shared.as_ref().is_some_and(|s| s.gate.is_some()),
-        scoring: first.router.scoring,
-        bias: first.router.bias.is_some(),
-        groups: first.router.groups,
-        normalized: first.router.normalize,
-        scale: first.router.scale,
-    });
-    let dense = || {
-        model.layers.iter().filter_map(|layer| match &layer.ffn {
-            Ffn::Dense(network) => Some(network.width()),
-            Ffn::Moe(_) => None,
-        })
-    };
-    let windows = || model.layers.iter().filter_map(|l| l.attention.window());
     Ok(Inspection {
-        model_type: model.family.model_type.clone(),
-        layers: model.layers.len(),
-        hidden: model.hidden,
-        vocab: model.vocab,
-        heads: model.heads,
-        kv_heads: model.kv_heads,
-        head_dim: model.head_dim,
-        rotary_dims: model.rope.dims,
-        latent: model.layers.iter().find_map(|l| l.attention.latent()).map(|a| LatentSummary {
-            queries: a.q_rank(),
-            keys_and_values: a.kv_rank(),
-            value: a.value,
-        }),
-        tied: matches!(model.head, Head::Tied),
-        sliding_layers: windows().count(),
-        window: windows().max(),
-        dense_layers: dense().count(),
-        dense_width: dense().max(),
-        moe,
-        total_parameters: parameters.total(),
-        active_parameters: parameters.active(),
-        parameters,
-        multi_token_layers: model.mtp.len(),
         quantization: model.quantization.as_ref().map(Quantization::to_string),
         dtypes,
         tensors: checkpoint.tensors().values().filter(|t: &&Stored| t.bytes() > 0).count(),
-        files: checkpoint.files().iter().map(file).collect(),
+        files: checkpoint.files().iter().map(|file| named_size(file)).collect(),
         unknown_tensors: model.extra.keys().cloned().collect(),
         warnings: checkpoint.warnings().to_vec(),
         passes: applicable(&model),
+        ..Inspection::of_layers(&model)
     })
+}
+
+/// The name of `file`, and its size in bytes.
+fn named_size(file: &SourceFile) -> (String, u64) {
+    let name = file.path().file_name().unwrap_or_default();
+    (name.to_string_lossy().into_owned(), file.bytes())
+}
+
+impl Inspection {
+    /// What `model` says of its layers, and of their parameters.
+    fn of_layers(model: &Model) -> Self {
+        let parameters = model.parameters();
+        let windows = || model.layers.iter().filter_map(|layer| layer.attention.window());
+        let dense = || model.layers.iter().filter_map(|layer| dense_width(&layer.ffn));
+        Self {
+            layers: model.layers.len(),
+            sliding_layers: windows().count(),
+            window: windows().max(),
+            dense_layers: dense().count(),
+            dense_width: dense().max(),
+            moe: MoeSummary::of(model),
+            total_parameters: parameters.total(),
+            active_parameters: parameters.active(),
+            parameters,
+            multi_token_layers: model.mtp.len(),
+            ..Self::of_sizes(model)
+        }
+    }
+
+    /// What `model` says of the sizes that all layers share.
+    fn of_sizes(model: &Model) -> Self {
+        Self {
+            model_type: model.family.model_type.clone(),
+            hidden: model.hidden,
+            vocab: model.vocab,
+            heads: model.heads,
+            kv_heads: model.kv_heads,
+            head_dim: model.head_dim,
+            rotary_dims: model.rope.dims,
+            latent: LatentSummary::of(model),
+            tied: matches!(model.head, Head::Tied),
+            ..Self::default()
+        }
+    }
+}
+
+/// The width of a dense network; None for a mixture.
+fn dense_width(ffn: &Ffn) -> Option<usize> {
+    match ffn {
+        Ffn::Dense(network) => Some(network.width()),
+        Ffn::Moe(_) => None,
+    }
+}
+
+impl LatentSummary {
+    /// The latent attention of the first layer that has it.
+    fn of(model: &Model) -> Option<Self> {
+        let latent = model.layers.iter().find_map(|layer| layer.attention.latent())?;
+        let (queries, keys_and_values) = (latent.q_rank(), latent.kv_rank());
+        Some(Self { queries, keys_and_values, value: latent.value })
+    }
+}
+
+impl MoeSummary {
+    /// The mixtures of `model`, which are all like the first.
+    fn of(model: &Model) -> Option<Self> {
+        let (_, first) = model.moes().next()?;
+        let shared = first.shared.as_ref();
+        Some(Self {
+            sparse_layers: model.moes().count(),
+            experts: first.experts.len(),
+            top_k: first.router.top_k,
+            expert_width: first.experts[0].width(),
+            shared_width: shared.map(|shared| shared.expert.width()),
+            shared_gated: shared.is_some_and(|shared| shared.gate.is_some()),
+            scoring: first.router.scoring,
+            bias: first.router.bias.is_some(),
+            groups: first.router.groups,
+            normalized: first.router.normalize,
+            scale: first.router.scale,
+        })
+    }
 }

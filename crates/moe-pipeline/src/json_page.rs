@@ -72,14 +72,13 @@ impl Tables<'_> {
         // The key that tells variants of an object apart holds one of several words.
         let keys = || object["properties"].as_object().into_iter().flat_map(Map::iter);
         let form = keys().find_map(|(_, value)| value["const"].as_str());
-        let form_said = one_line(object["description"].as_str().unwrap_or_default());
+        let form_said = description(object);
         for (key, value) in keys() {
-            let mut said = one_line(value["description"].as_str().unwrap_or_default());
-            match form {
-                Some(_) if value["const"].is_string() => said.clone_from(&form_said),
-                Some(form) => said = format!("Of `{form}`: {said}"),
-                None => {}
-            }
+            let said = match form {
+                Some(_) if value["const"].is_string() => form_said.clone(),
+                Some(form) => format!("Of `{form}`: {}", description(value)),
+                None => description(value),
+            };
             let mut kind = self.kind(value);
             if !required.contains(&key.as_str()) {
                 kind = format!("{}; may be absent", kind.trim_end_matches(" or null"));
@@ -96,13 +95,7 @@ impl Tables<'_> {
     /// The type of a value, in a few words.
     fn kind(&mut self, value: &Value) -> String {
         if let Some(name) = value["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
-            self.queued.push(name.to_owned());
-            let words = words_of(&self.schema["$defs"][name]);
-            if !words.is_empty() {
-                self.queued.pop();
-                return words.join(", ");
-            }
-            return format!("[{name}](#{})", name.to_lowercase());
+            return self.named(name);
         }
         if let Some(word) = value["const"].as_str() {
             return format!("`{word}`");
@@ -111,25 +104,36 @@ impl Tables<'_> {
         if !words.is_empty() {
             return words.join(", ");
         }
-        for key in ["anyOf", "oneOf", "allOf"] {
-            if let Some(forms) = value[key].as_array() {
-                let forms: Vec<String> = forms.iter().map(|form| self.kind(form)).collect();
-                return forms.join(" or ");
-            }
+        if let Some(forms) =
+            ["anyOf", "oneOf", "allOf"].iter().find_map(|key| value[key].as_array())
+        {
+            return self.kinds(forms).join(" or ");
         }
         if let Some(items) = value["prefixItems"].as_array() {
-            let items: Vec<String> = items.iter().map(|item| self.kind(item)).collect();
-            return format!("[{}]", items.join(", "));
+            return format!("[{}]", self.kinds(items).join(", "));
         }
         match &value["type"] {
             Value::String(kind) => self.plain(kind, value),
             Value::Array(kinds) => {
                 let kinds = kinds.iter().filter_map(Value::as_str);
-                let kinds: Vec<String> = kinds.map(|kind| self.plain(kind, value)).collect();
-                kinds.join(" or ")
+                kinds.map(|kind| self.plain(kind, value)).collect::<Vec<_>>().join(" or ")
             }
             _ => "any".to_owned(),
         }
+    }
+
+    /// The words of the type `name` if it is an enumeration, or a link to its table.
+    fn named(&mut self, name: &str) -> String {
+        let words = words_of(&self.schema["$defs"][name]);
+        if !words.is_empty() {
+            return words.join(", ");
+        }
+        self.queued.push(name.to_owned());
+        format!("[{name}](#{})", name.to_lowercase())
+    }
+
+    fn kinds(&mut self, values: &[Value]) -> Vec<String> {
+        values.iter().map(|value| self.kind(value)).collect()
     }
 
     fn plain(&mut self, kind: &str, value: &Value) -> String {
@@ -162,6 +166,10 @@ fn words_of(value: &Value) -> Vec<String> {
     words.unwrap_or_default()
 }
 
+fn description(value: &Value) -> String {
+    one_line(value["description"].as_str().unwrap_or_default())
+}
+
 /// A description as one line, for a cell.
 fn one_line(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
@@ -173,6 +181,27 @@ fn tables(schema: &Value, known: &mut BTreeSet<String>) -> String {
     let mut tables = Tables { schema, queued: Vec::new(), known, text: String::new() };
     tables.all();
     tables.text
+}
+
+/// All tables by section. A type has its table in the first section that names it.
+fn sections() -> [(&'static str, String); 13] {
+    let mut known = BTreeSet::new();
+    let schemas = [
+        ("receipt", receipt_schema()),
+        ("conversion", schema_of::<Conversion>()),
+        ("plan", schema_of::<PlannedOutput>()),
+        ("inspect", schema_of::<Inspection>()),
+        ("observe", schema_of::<Observation>()),
+        ("eval", schema_of::<EvalReport>()),
+        ("verify", schema_of::<VerifyReport>()),
+        ("summary", schema_of::<Summary>()),
+        ("averages", schema_of::<Average>()),
+        ("selftest", schema_of::<Check>()),
+        ("bench", schema_of::<BenchReport>()),
+        ("run", schema_of::<RunRecord>()),
+        ("statistics", schema_of::<About>()),
+    ];
+    schemas.map(|(name, schema)| (name, tables(&schema, &mut known)))
 }
 
 /// `page` with the text of each of `sections` between that section's marks.
@@ -191,25 +220,8 @@ fn with_sections(page: &str, sections: &[(&str, String)]) -> String {
 #[test]
 fn the_page_of_json_says_what_is_written() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
-    let mut known = BTreeSet::new();
-    let schemas = [
-        ("receipt", receipt_schema()),
-        ("conversion", schema_of::<Conversion>()),
-        ("plan", schema_of::<PlannedOutput>()),
-        ("inspect", schema_of::<Inspection>()),
-        ("observe", schema_of::<Observation>()),
-        ("eval", schema_of::<EvalReport>()),
-        ("verify", schema_of::<VerifyReport>()),
-        ("summary", schema_of::<Summary>()),
-        ("averages", schema_of::<Average>()),
-        ("selftest", schema_of::<Check>()),
-        ("bench", schema_of::<BenchReport>()),
-        ("run", schema_of::<RunRecord>()),
-        ("statistics", schema_of::<About>()),
-    ];
-    let sections = schemas.map(|(name, schema)| (name, tables(&schema, &mut known)));
     let found = std::fs::read_to_string(&path).unwrap();
-    let page = with_sections(&found, &sections);
+    let page = with_sections(&found, &sections());
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, &page).unwrap();
         return;

@@ -104,77 +104,112 @@ pub fn bench(
     progress: &dyn Progress,
 ) -> Result<BenchReport> {
     let proportions = Proportions::of(&options.like)?;
-    if options.layers == 0 || options.data_tokens == 0 || options.sequence_length == 0 {
-        return Err(Error::new(Kind::Usage, "there is nothing to measure")
-            .remedy("give --layers, --data-tokens and --sequence-length above 0"));
-    }
-    for (option, asked) in
-        [("--data-tokens", options.data_tokens), ("--sequence-length", options.sequence_length)]
-    {
-        if asked > MOST_TOKENS {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("{option} {asked} is more than {MOST_TOKENS}"),
-            )
-            .remedy(format!(
-                "lower {option}: time grows with tokens, so that fewer tell as much"
-            )));
-        }
-    }
+    options.check()?;
     check_small_budget(run.memory_budget, peaks::bytes(&run.compute), None)?;
-    std::fs::create_dir_all(&options.scratch)
-        .map_err(|e| Error::io("cannot make this directory", &options.scratch, e))?;
-    let make =
-        || Ok(tempfile::Builder::new().prefix("bench-").tempdir_in(&options.scratch)?.keep());
-    let dir = TemporaryDir::made(&options.scratch, make)?;
+    let dir = options.made_dir()?;
     let passes = planned(dir.path(), options, &proportions, run)?;
     let peaks = Peaks::measure(&run.compute)
         .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
-    let bytes = proportions.bytes(options.layers);
-    progress.note(&format!(
-        "a random model of {} layers like {}: {}",
-        options.layers,
-        options.like,
-        ByteSize(bytes)
-    ));
-    proportions.write(options.layers, &dir.path().join(MODEL))?;
-    let metered = ConvertOptions {
-        compute: Compute { meter: Meter::waiting(), ..run.compute.clone() },
-        overwrite: true,
-        ..run.clone()
-    };
-    let run = &ConvertOptions {
-        compute: Compute { meter: Meter::default(), ..run.compute.clone() },
-        ..metered.clone()
-    };
-    progress.stage("passes", passes.len() as u64, Unit::Parts);
-    let mut benched = Vec::new();
-    for pass in passes {
-        let output = dir.path().join("out");
-        let timed = |run: &ConvertOptions| -> Result<(Vec<Stage>, f64)> {
-            let start = Instant::now();
-            let done = convert(&[pass.as_ref()], &dir.path().join(MODEL), &output, run, &Quiet)?;
-            Ok((done.timings.0, start.elapsed().as_secs_f64()))
-        };
-        let (done, mut seconds) = timed(&metered)?;
-        if !run.compute.device.is_cpu() {
+    let BenchOptions { like, layers, data_tokens: tokens, .. } = options;
+    let (like, bytes) = (like.clone(), proportions.bytes(*layers));
+    progress.note(&format!("a random model of {layers} layers like {like}: {}", ByteSize(bytes)));
+    proportions.write(*layers, &dir.path().join(MODEL))?;
+    let layers = [*layers, proportions.layers];
+    let passes = Bench::new(dir.path(), layers, &peaks, run).run_all(&passes, progress)?;
+    dir.remove()?;
+    Ok(BenchReport { like, layers, tokens: *tokens, bytes, peaks, passes })
+}
+
+impl BenchOptions {
+    /// Refuses to measure nothing, and more than anybody would wait for.
+    fn check(&self) -> Result<()> {
+        if self.layers == 0 || self.data_tokens == 0 || self.sequence_length == 0 {
+            return Err(Error::new(Kind::Usage, "there is nothing to measure")
+                .remedy("give --layers, --data-tokens and --sequence-length above 0"));
+        }
+        let tokens =
+            [("--data-tokens", self.data_tokens), ("--sequence-length", self.sequence_length)];
+        match tokens.into_iter().find(|(_, asked)| *asked > MOST_TOKENS) {
+            Some((option, asked)) => {
+                let what = format!("{option} {asked} is more than {MOST_TOKENS}");
+                Err(Error::new(Kind::Usage, what).remedy(format!(
+                    "lower {option}: time grows with tokens, so that fewer tell as much"
+                )))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A new directory in the one for the model and the results.
+    fn made_dir(&self) -> Result<TemporaryDir> {
+        std::fs::create_dir_all(&self.scratch)
+            .map_err(|e| Error::io("cannot make this directory", &self.scratch, e))?;
+        let make =
+            || Ok(tempfile::Builder::new().prefix("bench-").tempdir_in(&self.scratch)?.keep());
+        TemporaryDir::made(&self.scratch, make)
+    }
+}
+
+/// A machine and a random model that passes are run on.
+struct Bench<'a> {
+    /// The directory of the model and the results.
+    dir: &'a Path,
+    /// Layers that are run, and those of the whole model.
+    layers: [usize; 2],
+    peaks: &'a Peaks,
+    /// Options of a run that waits for the end of each stage, and of one that doesn't.
+    waiting: ConvertOptions,
+    unmetered: ConvertOptions,
+}
+
+impl<'a> Bench<'a> {
+    fn new(dir: &'a Path, layers: [usize; 2], peaks: &'a Peaks, run: &ConvertOptions) -> Self {
+        let (waiting, unmetered) = (metered(run, Meter::waiting()), metered(run, Meter::default()));
+        Self { dir, layers, peaks, waiting, unmetered }
+    }
+
+    fn run_all(
+        &self,
+        passes: &[Box<dyn Pass>],
+        progress: &dyn Progress,
+    ) -> Result<Vec<BenchedPass>> {
+        progress.stage("passes", passes.len() as u64, Unit::Parts);
+        let mut benched = Vec::new();
+        for pass in passes {
+            benched.push(self.run(pass.as_ref())?);
+            progress.advance(1);
+        }
+        Ok(benched)
+    }
+
+    fn run(&self, pass: &dyn Pass) -> Result<BenchedPass> {
+        let (done, mut seconds) = self.timed(pass, &self.waiting)?;
+        if !self.unmetered.compute.device.is_cpu() {
             // The time is that of a run that doesn't wait for the end of each stage.
-            (_, seconds) = timed(run)?;
+            (_, seconds) = self.timed(pass, &self.unmetered)?;
         }
         let stages = done
             .into_iter()
-            .map(|stage| BenchedStage { of_peak: of_peak(&stage, &peaks), stage })
+            .map(|stage| BenchedStage { of_peak: of_peak(&stage, self.peaks), stage })
             .collect();
-        let whole_model_seconds = seconds * proportions.layers as f64 / options.layers as f64;
-        benched.push(BenchedPass { pass: pass.name(), seconds, whole_model_seconds, stages });
+        let [layers, of_model] = self.layers.map(|layers| layers as f64);
+        let whole_model_seconds = seconds * of_model / layers;
+        let output = self.output();
         std::fs::remove_dir_all(&output)
             .map_err(|e| Error::io("cannot remove this result", &output, e))?;
-        progress.advance(1);
+        Ok(BenchedPass { pass: pass.name(), seconds, whole_model_seconds, stages })
     }
-    dir.remove()?;
-    let BenchOptions { like, layers, data_tokens: tokens, .. } = options;
-    let layers = [*layers, proportions.layers];
-    Ok(BenchReport { like: like.clone(), layers, tokens: *tokens, bytes, peaks, passes: benched })
+
+    /// Runs `pass`: its stages, and the seconds of all of it.
+    fn timed(&self, pass: &dyn Pass, run: &ConvertOptions) -> Result<(Vec<Stage>, f64)> {
+        let start = Instant::now();
+        let done = convert(&[pass], &self.dir.join(MODEL), &self.output(), run, &Quiet)?;
+        Ok((done.timings.0, start.elapsed().as_secs_f64()))
+    }
+
+    fn output(&self) -> PathBuf {
+        self.dir.join(OUTPUT)
+    }
 }
 
 /// A benchmark of more tokens would take too long for anybody to wait for.
@@ -183,6 +218,7 @@ const MOST_TOKENS: usize = 1 << 24;
 /// Names of what lies in the directory of a run.
 const MODEL: &str = "model";
 const TEXT: &str = "text.jsonl";
+const OUTPUT: &str = "out";
 
 /// The passes to run, on the text that is written into `dir`. Each is planned on headers alone
 /// first, so that a refusal, such as too little text, comes before the machine is measured and the
@@ -202,7 +238,7 @@ fn planned(
     write_text(&dir.join(TEXT), options)?;
     proportions.write_headers(options.layers, &model)?;
     for pass in &passes {
-        plan(&[pass.as_ref()], 1, false, &model, &dir.join("out"), run).map_err(|error| {
+        plan(&[pass.as_ref()], 1, false, &model, &dir.join(OUTPUT), run).map_err(|error| {
             error.within(&format!("the benchmark of {}", pass.name())).reworded(in_options)
         })?;
     }
@@ -223,14 +259,7 @@ fn passed(
     options: &BenchOptions,
     proportions: &Proportions,
 ) -> Result<Box<dyn Pass>> {
-    let Some((info, benchmark)) =
-        PassInfo::named(name).and_then(|info| Some((info, info.benchmark?)))
-    else {
-        let known: Vec<&str> =
-            PASSES.into_iter().filter(|info| info.benchmark.is_some()).map(|i| i.name).collect();
-        return Err(Error::new(Kind::Usage, format!("there is no benchmark of {name:?}"))
-            .remedy(format!("give {}, or some of them", known.join(", "))));
-    };
+    let (info, benchmark) = benchmarked(name)?;
     let Proportions { experts, active_width, .. } = *proportions;
     let wrong = |e| Error::new(Kind::Usage, "this benchmark's options").source(e);
     let mut table: toml::Table =
@@ -243,6 +272,26 @@ fn passed(
     table.insert("data".to_owned(), vec![dir.join(TEXT).to_string_lossy().into_owned()].into());
     info.options.from_table(table).map_err(wrong)
 }
+
+/// `run` with this meter, over results of runs before it.
+fn metered(run: &ConvertOptions, meter: Meter) -> ConvertOptions {
+    let compute = Compute { meter, ..run.compute.clone() };
+    ConvertOptions { compute, overwrite: true, ..run.clone() }
+}
+
+/// The pass `name`, and the options that its benchmark gives it.
+fn benchmarked(name: &str) -> Result<(&'static PassInfo, Benchmark)> {
+    let found = PassInfo::named(name).and_then(|info| Some((info, info.benchmark?)));
+    found.ok_or_else(|| {
+        let known = PASSES.into_iter().filter(|info| info.benchmark.is_some());
+        let known: Vec<&str> = known.map(|info| info.name).collect();
+        Error::new(Kind::Usage, format!("there is no benchmark of {name:?}"))
+            .remedy(format!("give {}, or some of them", known.join(", ")))
+    })
+}
+
+/// Writes a pass's options for a model, as TOML.
+type Benchmark = fn(&BenchmarkedModel) -> String;
 
 fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
     let seconds = stage.seconds.max(1e-9);
