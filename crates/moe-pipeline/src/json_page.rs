@@ -112,6 +112,11 @@ impl Tables<'_> {
         if let Some(items) = value["prefixItems"].as_array() {
             return format!("[{}]", self.kinds(items).join(", "));
         }
+        self.of_type(value)
+    }
+
+    /// The JSON type of a value, or several.
+    fn of_type(&mut self, value: &Value) -> String {
         match &value["type"] {
             Value::String(kind) => self.plain(kind, value),
             Value::Array(kinds) => {

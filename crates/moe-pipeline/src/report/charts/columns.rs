@@ -51,7 +51,7 @@ fn finite(values: &[Option<f64>]) -> impl Iterator<Item = f64> {
 pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
     let mut svg = Svg::new(chart.id, FRAME.size, chart.title.to_owned(), chart.described());
     let scale = chart.scale();
-    FRAME.grid(&mut svg, &scale, scale.ticks(), chart.tick());
+    FRAME.grid(&mut svg, &scale, chart.tick());
     let places = Places::of(chart.layers.len());
     svg.path("kept", &places.bars(chart.values, &scale));
     svg.path("mark", &places.marks(chart.marks, &scale));

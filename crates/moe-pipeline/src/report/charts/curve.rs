@@ -37,8 +37,7 @@ pub(crate) fn curve(layer: &ReportedLayer) -> Option<Svg> {
 fn ranked(layer: &ReportedLayer) -> Vec<usize> {
     let count = layer.trust.saliency.len().min(layer.fates.len());
     let mut order: Vec<usize> = (0..count).collect();
-    let of = |expert: usize| drawn(layer, expert);
-    order.sort_by(|a, b| of(*b).total_cmp(&of(*a)).then(a.cmp(b)));
+    order.sort_by(|a, b| drawn(layer, *b).total_cmp(&drawn(layer, *a)).then(a.cmp(b)));
     order
 }
 

@@ -35,9 +35,9 @@ impl Frame {
         self.top - self.foot()
     }
 
-    /// Draws a horizontal line for each of `values`, labelled on the left.
-    pub fn grid(&self, svg: &mut Svg, scale: &Scale, values: Vec<f64>, label: fn(f64) -> String) {
-        for value in values {
+    /// Draws a horizontal line for each tick of `scale`, labelled on the left.
+    pub fn grid(&self, svg: &mut Svg, scale: &Scale, label: fn(f64) -> String) {
+        for value in scale.ticks() {
             let y = scale.at(value);
             svg.line("grid", [self.left, y], [self.width(), y]);
             svg.text("tick", [self.left - 6.0, y + 4.0], Anchor::End, &label(value));

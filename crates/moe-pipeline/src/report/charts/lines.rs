@@ -43,7 +43,7 @@ pub(crate) fn lines(chart: &LineChart<'_>) -> Svg {
     let mut svg = Svg::new(chart.id, FRAME.size, chart.title.to_owned(), chart.described());
     let values = chart.finite_points().map(|(_, value)| value);
     let scale = Scale::between(values, FRAME.foot(), FRAME.rise());
-    FRAME.grid(&mut svg, &scale, scale.ticks(), short);
+    FRAME.grid(&mut svg, &scale, short);
     let last = chart.last_step();
     for (class, _, points) in chart.lines {
         let mut path = Path::new();

@@ -26,7 +26,7 @@ pub(crate) fn scatter(chart: &Scatter<'_>) -> Svg {
     let mut svg = Svg::new(chart.id, FRAME.size, chart.title.to_owned(), description);
     let values = points.iter().map(|(_, value, _)| *value);
     let scale = Scale::linear(values, FRAME.foot(), FRAME.rise());
-    FRAME.grid(&mut svg, &scale, scale.ticks(), short);
+    FRAME.grid(&mut svg, &scale, short);
     let counts = Counts::up_to(points.iter().map(|(count, ..)| *count).max().unwrap_or(1));
     counts.draw(&mut svg);
     let [mut others, mut standing_out] = [const { Path::new() }; 2];
