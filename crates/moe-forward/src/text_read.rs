@@ -1,4 +1,4 @@
-//! What was read of a data file, for receipts and messages.
+//! Facts about the part of a data file that was read, for receipts and messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,66 +9,67 @@ use std::io::Read as _;
 use crate::chat::Dates;
 use crate::text::{TextFile, Windows};
 
-/// Files that aren't larger are hashed whole, however much was read of them: that takes a tenth of
-/// a second.
+/// Files up to this size are hashed whole, however much of them was read: that takes a tenth of a
+/// second.
 const HASHED_BYTES: u64 = 64 << 20;
-/// What stands before the hash of what was read of a file, where that isn't the file's.
+/// Prefix of the hash of the parts that were read, if it isn't the hash of the file.
 const OF_PARTS: &str = "parts:";
-/// What stands before the hash of a file and of the dates that a chat template wrote into its text.
+/// Prefix of the hash of a file and of the dates that a chat template wrote into its text.
 const DATED: &str = "dated:";
-/// A note names so many dates.
+/// Maximum number of dates that a note names.
 const SHOWN_DATES: usize = 3;
-/// A note names formats and dates up to so many characters.
+/// Maximum number of characters of a format or date in a note.
 const SHOWN_CHARACTERS: usize = 40;
 
-/// What was read of a data file.
+/// The facts about the part of a data file that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextRead {
-    /// The file.
+    /// The file's path.
     pub path: PathBuf,
-    /// What it was taken for, in words.
+    /// A description of the kind that the file was detected as.
     pub taken_for: String,
-    /// Whether its name says the same.
+    /// Whether the file's name agrees with that.
     pub is_named_so: bool,
-    /// Documents that were read; at places, parts of long ones count as such.
+    /// Number of documents read. In a sample, each part of a long document counts as one.
     pub documents: usize,
-    /// Tokens in windows.
+    /// Number of tokens in windows.
     pub tokens: usize,
-    /// Tokens that stood alone in a window, and were dropped: there is nothing to predict.
+    /// Number of tokens that were dropped because they were alone in a window: there is nothing to
+    /// predict.
     pub alone: usize,
-    /// Tokens that were dropped since they are masked, or padding.
+    /// Number of tokens that were dropped because they are masked, or padding.
     pub padding: usize,
     /// Whether the file, or its label, holds more than was wanted.
     pub has_more: bool,
     /// The dates that a chat template wrote into its text, by their formats.
     dates: Dates,
-    /// How it was read.
+    /// Which part was read.
     how: How,
-    /// Bytes of text.
+    /// Number of bytes of text.
     bytes: u64,
     /// Whether the text's bytes are the file's.
     is_plain: bool,
 }
 
-/// How a file was read.
+/// Which part of a file was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum How {
-    /// To its end.
+    /// All of it.
     Whole,
-    /// So many bytes of it.
+    /// This many bytes from its beginning.
     Beginning(u64),
-    /// At places that were drawn.
+    /// Places that were drawn.
     Places {
-        /// Cells that were read, and all.
+        /// Number of cells that were read, and number of all cells.
         cells: [u64; 2],
-        /// Hash of all that what was found depends on.
+        /// Hash of everything that the sample depends on.
         digest: String,
     },
 }
 
 impl TextRead {
-    /// What `windows` has that wasn't there `before`, out of `file`, with `dates` of a chat
-    /// template in it.
+    /// Makes the facts about `file` from the counts of `windows` less those `before` it was read.
+    /// `dates` were written by a chat template.
     pub(crate) fn of(
         file: &TextFile,
         windows: &Windows,
@@ -92,8 +93,7 @@ impl TextRead {
         }
     }
 
-    /// What a user should know of it; nothing where the file is what its name says and was read
-    /// whole.
+    /// Returns a note for the user; None if the file is what its name says and was read whole.
     pub fn note(&self) -> Option<String> {
         let places = match &self.how {
             How::Places { cells: [read, all], .. } => {
@@ -106,7 +106,7 @@ impl TextRead {
         (!said.is_empty()).then(|| format!("{}: {}", self.path.display(), said.join("; ")))
     }
 
-    /// That its text is of this day alone, if a chat template wrote the date into it.
+    /// Returns a note that the text depends on the day, if the chat template wrote a date into it.
     fn dated(&self) -> Option<String> {
         if self.dates.is_empty() {
             return None;
@@ -121,8 +121,8 @@ impl TextRead {
         ))
     }
 
-    /// The hash of what was read, where the file is large and only part of it was: one that another
-    /// content of the rest doesn't change, since it changes no result either.
+    /// Returns the hash of the parts that were read, if the file is large and wasn't read whole. It
+    /// doesn't change with the rest of the file, which doesn't affect results.
     fn digest_of_parts(&self) -> Result<Option<String>> {
         if self.bytes <= HASHED_BYTES || !self.is_plain {
             return Ok(None);
@@ -135,7 +135,7 @@ impl TextRead {
     }
 }
 
-/// The hash of the first `end` bytes of a file, and of its size.
+/// Returns the hash of the first `end` bytes of a file, and of its size.
 fn beginning(path: &Path, bytes: u64, end: u64) -> Result<String> {
     let mut hasher = Hasher::default();
     hasher.update(format!("{end} of {bytes} bytes").as_bytes());
@@ -152,19 +152,19 @@ fn beginning(path: &Path, bytes: u64, end: u64) -> Result<String> {
     }
 }
 
-/// A format and what it gave, each up to so many characters as a note has room for.
+/// Returns a format and its date, each cut to the length that a note has room for.
 fn shown_date((format, date): (&String, &String)) -> String {
     let shortened = |text: &str| text.chars().take(SHOWN_CHARACTERS).collect::<String>();
     format!("{:?} for {:?}", shortened(date), shortened(format))
 }
 
-/// The hashes of those of `texts` that the hash of the file doesn't tell apart: `parts:` and the
-/// SHA-256 of the file's size and of all bytes that the result depends on, where only parts were
-/// read; `dated:` and the SHA-256 of that and of the dates that a chat template wrote, where it
-/// wrote any. Other files are to be hashed whole.
+/// Returns the hashes of those `texts` that the hash of the file doesn't identify. Where only parts
+/// were read: `parts:` and the SHA-256 of the file's size and of all bytes that the result depends
+/// on. Where a chat template wrote dates: `dated:` and the SHA-256 of that hash and the dates. All
+/// other files are to be hashed whole.
 ///
 /// # Errors
-/// What reading returns.
+/// Errors of reading.
 pub fn digests_of<'a>(
     texts: impl IntoIterator<Item = &'a TextRead>,
 ) -> Result<BTreeMap<PathBuf, String>> {
@@ -181,7 +181,7 @@ pub fn digests_of<'a>(
     Ok(digests)
 }
 
-/// The hash of all `reads` of the file `path`, unless it is the file's.
+/// Returns the hash of all `reads` of the file `path`; None if the file's own hash identifies them.
 fn digest_of(path: &Path, reads: &[&TextRead]) -> Result<Option<String>> {
     let parts: Vec<Option<String>> =
         reads.iter().map(|read| read.digest_of_parts()).collect::<Result<_>>()?;

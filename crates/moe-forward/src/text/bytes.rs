@@ -1,4 +1,4 @@
-//! The bytes of a text, by position.
+//! The bytes of a text, read by position.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -6,43 +6,43 @@ use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Result, Scratch};
 
-/// The bytes of a text, which lie in a file of the user or in a nameless one.
+/// The bytes of a text, in the user's file or in a scratch file.
 pub(crate) struct TextBytes {
     path: PathBuf,
     source: ByteSource,
-    /// Where the text begins: behind a byte order mark.
+    /// Position of the first byte of text, after a byte order mark.
     start: u64,
     end: u64,
 }
 
 enum ByteSource {
     File(File),
-    /// They lie in a nameless file, since the file itself can't be read by position.
+    /// A scratch file, used if the file itself can't be read by position.
     Scratch(Scratch),
 }
 
 impl TextBytes {
-    /// The first `end` bytes of `file`, which lies at `path`.
+    /// Wraps the first `end` bytes of `file`, which lies at `path`.
     pub fn of_file(path: &Path, file: File, end: u64) -> Self {
         Self { path: path.to_owned(), source: ByteSource::File(file), start: 0, end }
     }
 
-    /// What was unpacked from these bytes: the first `end` of `scratch`.
+    /// Wraps the first `end` bytes of `scratch`, which were unpacked from these bytes.
     pub fn unpacked(&self, scratch: Scratch, end: u64) -> Self {
         Self { path: self.path.clone(), source: ByteSource::Scratch(scratch), start: 0, end }
     }
 
-    /// The text behind the first `bytes`.
+    /// Skips the first `bytes` bytes.
     pub fn behind(self, bytes: usize) -> Self {
         Self { start: self.start + bytes as u64, ..self }
     }
 
-    /// The path that the user gave.
+    /// Returns the path that the user gave.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file that they lie in, if it is the user's.
+    /// Returns the user's file; None if the text is in a scratch file.
     pub fn file(&self) -> Option<&File> {
         match &self.source {
             ByteSource::File(file) => Some(file),
@@ -50,13 +50,13 @@ impl TextBytes {
         }
     }
 
-    /// How many bytes of text there are.
+    /// Returns the number of bytes of text.
     pub fn len(&self) -> u64 {
         self.end - self.start
     }
 
-    /// How many bytes of the user's file stand before byte `at` of the text; none where the text
-    /// lies elsewhere.
+    /// Returns the offset in the user's file of byte `at` of the text; None if the text is in a
+    /// scratch file.
     pub fn before(&self, at: u64) -> Option<u64> {
         self.file().map(|_| self.start + at)
     }
@@ -64,7 +64,7 @@ impl TextBytes {
     /// Fills `buffer` with the text's bytes from `at` on.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Io`], as where the file has become shorter.
+    /// [`moe_checkpoint::Kind::Io`], also if the file has become shorter.
     pub fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<()> {
         match &self.source {
             ByteSource::File(file) => file

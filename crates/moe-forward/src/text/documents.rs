@@ -1,4 +1,4 @@
-//! How a text is divided into documents.
+//! The trait that divides a text into documents.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,24 +11,24 @@ use super::record::Record;
 use super::scan::{Scanned, scan};
 use super::wrong::Wrong;
 
-/// How a text is divided into documents. Neither of the two ways of reading holds more than one
-/// record, or one block of bytes.
+/// Divides a text into documents. Neither of the two ways of reading holds more than one record, or
+/// one block of bytes.
 ///
-/// Read in order ([`super::Stream`]), a text is asked for its [`Documents::next`] from byte 0 on,
-/// and then from where the one before it ended. Read at places ([`super::Places`]), it is asked for
-/// [`Documents::in_cell`] of cells in the order in which a seed drew them; what is taken of long
-/// lines enters the hash of the sample there.
+/// To read in order ([`super::Stream`]), [`Documents::next`] is called at byte 0, and then at the
+/// end of each document. To sample ([`super::Places`]), [`Documents::in_cell`] is called for cells
+/// in the order in which a seed drew them, and the parts of long lines that are used enter the hash
+/// of the sample.
 pub(super) trait Documents: Sync {
-    /// The document that begins at byte `at`.
+    /// Returns the document that begins at byte `at`.
     ///
     /// # Errors
-    /// What reading returns.
+    /// Errors of reading.
     fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<Next>;
 
-    /// What lies in `cell`.
+    /// Returns the units that lie in `cell`.
     ///
     /// # Errors
-    /// What reading returns.
+    /// Errors of reading.
     fn in_cell(
         &self,
         reader: &mut TextReader<'_>,
@@ -36,32 +36,32 @@ pub(super) trait Documents: Sync {
         lines: &mut LongLines,
     ) -> Result<Vec<Unit>>;
 
-    /// Whether a file whose name ends so says that this is in it.
+    /// Returns whether the ending of a file's name stands for this content.
     fn is_named_so(&self, ending: &str) -> bool;
 
-    /// What a file whose name ends so was taken for, in words.
+    /// Describes the kind that a file with this ending was detected as.
     fn taken_for(&self, ending: &str) -> String;
 }
 
-/// A document in its place.
+/// A document and its place.
 pub(super) struct Next {
-    /// Its bytes.
+    /// The document's bytes in the text.
     pub bytes: Range<u64>,
     pub document: Document,
-    /// Where the next one is to be looked for; `None` where none is, so that a text ends where
-    /// whoever reads the document stops.
+    /// The position to search for the next document from. None if there is none: then the text ends
+    /// where the reader of this document stops.
     pub following: Option<u64>,
 }
 
 pub(super) enum Document {
     Blank,
-    /// Text, which may be too long to be held.
+    /// A text, which may be too long to be held.
     Text(Passage),
     Record(Record),
     Malformed(Wrong),
 }
 
-/// Something in a cell.
+/// A unit found in a cell.
 pub(super) enum Unit {
     /// A line that is a record, or blank.
     Record(Range<u64>),
@@ -71,13 +71,13 @@ pub(super) enum Unit {
     Malformed(Range<u64>, Wrong),
 }
 
-/// Lines longer than a cell that were met in a sample.
+/// Lines longer than a cell that were met while sampling.
 pub(super) struct LongLines {
-    /// Bytes of a cell.
+    /// Number of bytes in a cell.
     cell: u64,
-    /// The end and the content of each, by where it begins.
+    /// The end and the content of each line, by the position where it begins.
     met: BTreeMap<u64, (u64, Scanned)>,
-    /// Takes in all that the sample depends on.
+    /// Hashes everything that the sample depends on.
     pub hasher: Hasher,
 }
 
@@ -86,7 +86,7 @@ impl LongLines {
         Self { cell, met: BTreeMap::new(), hasher }
     }
 
-    /// Where the line begins that byte `at` lies in.
+    /// Returns the beginning of the line that contains byte `at`.
     pub fn start(&self, reader: &mut TextReader<'_>, at: u64) -> Result<u64> {
         match self.met.range(..=at).next_back() {
             Some((start, (end, _))) if at <= *end => Ok(*start),
@@ -94,7 +94,7 @@ impl LongLines {
         }
     }
 
-    /// Where the line ends that begins at `start`.
+    /// Returns the end of the line that begins at `start`.
     pub fn end(&self, reader: &mut TextReader<'_>, start: u64) -> Result<u64> {
         match self.met.get(&start) {
             Some((end, _)) => Ok(*end),
@@ -102,7 +102,7 @@ impl LongLines {
         }
     }
 
-    /// What `line` holds, if it is longer than a cell.
+    /// Returns the content of `line` if it is longer than a cell.
     pub fn scanned(
         &mut self,
         reader: &mut TextReader<'_>,

@@ -9,33 +9,33 @@ use serde_json::Value;
 use crate::chat::{ChatTemplate, Clock, Dates};
 use crate::tokenizer::TextTokenizer;
 
-/// A token, and where it stands in the text.
+/// A token and its place in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Placed {
     pub id: u32,
     pub start: usize,
     pub end: usize,
-    /// Whether the tokenizer set it before or behind the text.
+    /// Whether the tokenizer added it around the text.
     pub is_special: bool,
 }
 
-/// Makes tokens of text and conversations.
+/// Tokenizes text and conversations.
 pub(crate) struct Encoder<'a> {
     model_dir: &'a Path,
     vocab: usize,
     tokenizer: Option<TextTokenizer>,
     template: Option<ChatTemplate>,
     padding: Option<Padding>,
-    /// One present for all that is read, so that its end isn't of another day than its beginning.
+    /// The present, fixed for all documents, so that a run over midnight writes one date.
     now: NaiveDateTime,
     dates: Dates,
-    /// What the run may hold.
+    /// The memory that the run may hold, in bytes; None without a limit.
     memory: Option<u64>,
 }
 
 impl<'a> Encoder<'a> {
-    /// The encoder of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates
-    /// write the present of `clock`.
+    /// Creates the encoder for the checkpoint in `model_dir`, whose embedding has `vocab` rows.
+    /// Templates write the present of `clock`.
     pub fn new(model_dir: &'a Path, vocab: usize, clock: Clock) -> Self {
         let (now, dates) = (clock.now(), Dates::new());
         Self {
@@ -50,7 +50,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// The encoder in a run that may hold `memory` bytes.
+    /// Limits the memory that the run may hold to `memory` bytes.
     pub fn within(self, memory: Option<u64>) -> Self {
         Self { memory, ..self }
     }
@@ -62,11 +62,11 @@ impl<'a> Encoder<'a> {
         Ok(self.tokenizer.as_ref().expect("it was just loaded"))
     }
 
-    /// The tokens of `text`, with those that the tokenizer sets around a text where
-    /// `special_tokens`.
+    /// Tokenizes `text`. With `special_tokens`, this includes those that the tokenizer adds around
+    /// a text.
     ///
     /// # Errors
-    /// What the tokenizer returns, as for a token that the model has no embedding for.
+    /// Errors of the tokenizer, including one for a token that the model has no embedding for.
     pub fn encode(&mut self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
         let vocab = self.vocab;
         let tokenizer = self.tokenizer()?;
@@ -75,7 +75,7 @@ impl<'a> Encoder<'a> {
         Ok(ids)
     }
 
-    /// The tokens that [`Self::encode`] gives, with their places.
+    /// As [`Self::encode`], but returns the tokens with their places.
     pub(super) fn placed(&mut self, text: &str, special_tokens: bool) -> Result<Vec<Placed>> {
         let vocab = self.vocab;
         let tokenizer = self.tokenizer()?;
@@ -95,7 +95,7 @@ impl<'a> Encoder<'a> {
         Ok(places.map(placed).collect())
     }
 
-    /// A conversation as the checkpoint's chat template writes it, special tokens included.
+    /// Renders a conversation with the checkpoint's chat template, special tokens included.
     pub fn render(&mut self, messages: &Value, tools: Option<&Value>) -> Result<String> {
         if self.template.is_none() {
             let named = self.tokenizer()?.named().to_vec();
@@ -107,12 +107,12 @@ impl<'a> Encoder<'a> {
         Ok(text)
     }
 
-    /// The dates that the template has written since this was last asked for.
+    /// Returns the dates that the template has written since the last call.
     pub fn take_dates(&mut self) -> Dates {
         std::mem::take(&mut self.dates)
     }
 
-    /// `ids` without padding at either end.
+    /// Returns `ids` without padding at either end.
     pub fn unpadded(&mut self, ids: &[u32]) -> Result<Vec<u32>> {
         let padding = match self.padding {
             Some(padding) => padding,
@@ -122,7 +122,7 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// The token that fills up sequences, if there is one, and whether it also means something.
+/// The padding token, if there is one, and whether it also has another meaning.
 #[derive(Clone, Copy)]
 struct Padding {
     id: Option<u32>,
@@ -130,7 +130,7 @@ struct Padding {
 }
 
 impl Padding {
-    /// What the config of the checkpoint in `dir` says.
+    /// Reads the padding token from the config of the checkpoint in `dir`.
     fn read(dir: &Path) -> Result<Self> {
         let config: Value = json::read_tree(&dir.join(CONFIG_FILE))?;
         let id = ids(&config, "pad_token_id").first().copied();
@@ -139,7 +139,8 @@ impl Padding {
         Ok(Self { id, also_end: id.is_some_and(is_end) })
     }
 
-    /// `ids` without padding at either end; of a token that means something too, one is left.
+    /// Returns `ids` without padding at either end. Of a padding token that has another meaning
+    /// too, one is left.
     fn removed(self, ids: &[u32]) -> Vec<u32> {
         let Some(pad) = self.id else { return ids.to_vec() };
         let is_pad = |id: &&u32| **id == pad;
@@ -153,7 +154,7 @@ impl Padding {
     }
 }
 
-/// The token ids of a key, which has one, several or none.
+/// Returns the token ids under a key, which may have one, several or none.
 fn ids(config: &Value, key: &str) -> Vec<u32> {
     let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match &config[key] {

@@ -1,5 +1,4 @@
-//! Parts of a text as characters: of prose as it stands, of a string of JSON with its escapes
-//! resolved.
+//! Reads parts of a text as characters: prose as it is, a JSON string with its escapes resolved.
 
 use std::ops::Range;
 use std::path::Path;
@@ -10,31 +9,32 @@ use super::command::naming_file;
 use super::reader::TextReader;
 use super::surrogates::{is_high, is_low, unit};
 
-/// The longest thing that may not be cut: a surrogate pair, as two escapes.
+/// Length of the longest unit that must not be cut: a surrogate pair, written as two escapes.
 const LONGEST: u64 = 12;
-/// An escape that tells which backslashes begin one is looked for this many bytes back.
+/// How many bytes back to search for a character that shows which backslashes begin an escape.
 const LOOK_BACK: u64 = 4096;
 
 /// A text within a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Passage {
-    /// Its bytes.
+    /// The text's bytes in the file.
     pub range: Range<u64>,
-    /// Whether it is a string of JSON.
+    /// Whether the text is the inside of a JSON string.
     pub is_escaped: bool,
 }
 
 impl Passage {
-    /// The characters from `at`, which is one's beginning, up to about `bytes` further; and where
-    /// they end.
+    /// Decodes about `bytes` bytes from `at`, which must be the beginning of a character. Returns
+    /// the text and the position after it.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for what isn't UTF-8, or not a string of JSON; what reading returns.
+    /// [`Kind::Malformed`] for bytes that aren't UTF-8 or not a JSON string; errors of reading.
     pub fn part(&self, reader: &mut TextReader<'_>, at: u64, bytes: u64) -> Result<(String, u64)> {
         self.decoded(reader, at..at.saturating_add(bytes.max(LONGEST)).min(self.range.end))
     }
 
-    /// The characters that lie in `range` whole, which begins with one; and where they end.
+    /// Decodes the characters that lie completely in `range`, which must begin at a character.
+    /// Returns the text and the position after it.
     ///
     /// # Errors
     /// As for [`Self::part`].
@@ -52,7 +52,7 @@ impl Passage {
         Ok((text, at + used as u64))
     }
 
-    /// What to do about a file whose bytes aren't characters.
+    /// Returns the remedy for a file whose bytes aren't characters.
     fn way_to_decode(&self, path: &Path) -> String {
         if self.is_escaped {
             return "write the file again, as Python's json does, or leave this record out".into();
@@ -62,10 +62,10 @@ impl Passage {
         naming_file(remedy, path)
     }
 
-    /// Where the first character begins at `at` or behind it.
+    /// Returns the position of the first character that begins at `at` or after it.
     ///
     /// # Errors
-    /// What reading returns.
+    /// Errors of reading.
     pub fn boundary(&self, reader: &mut TextReader<'_>, at: u64) -> Result<u64> {
         let at = at.min(self.range.end);
         let from = at.saturating_sub(LOOK_BACK).max(self.range.start);
@@ -90,13 +90,14 @@ impl Passage {
     }
 }
 
-/// The last backslash up to `wanted` that surely begins an escape: none stands before it.
+/// Returns the last backslash up to `wanted` that is sure to begin an escape, since no backslash
+/// precedes it.
 fn escape_before(window: &[u8], wanted: usize) -> Option<usize> {
     let begins = |at: &usize| window[*at] == b'\\' && *at > 0 && window[*at - 1] != b'\\';
     (0..wanted).rev().find(begins)
 }
 
-/// Bytes of the character, or the escape, that `text` begins with.
+/// Returns the number of bytes of the character or escape that `text` begins with.
 fn width(text: &[u8]) -> usize {
     match text {
         [b'\\', b'u', ..] => 6,
@@ -112,7 +113,8 @@ fn low_surrogate(text: &[u8]) -> bool {
     unit(text).is_some_and(is_low)
 }
 
-/// Text and bytes used of it; else the place and what is wrong there.
+/// The text and the number of bytes that it was decoded from, or else the position of the error and
+/// a message.
 type Decoded = Result<(String, usize), (usize, String)>;
 
 fn plain(raw: &[u8], is_last: bool) -> Decoded {
@@ -145,7 +147,7 @@ fn unescaped(raw: &[u8], is_last: bool) -> Decoded {
     whole_characters(text, is_last, at)
 }
 
-/// `bytes`, which were made of `used` bytes, without a character that is cut in two.
+/// Returns `bytes`, which were decoded from `used` bytes, without a character that is cut in two.
 fn whole_characters(bytes: Vec<u8>, is_last: bool, used: usize) -> Decoded {
     match String::from_utf8(bytes) {
         Ok(text) => Ok((text, used)),
@@ -159,10 +161,10 @@ fn whole_characters(bytes: Vec<u8>, is_last: bool, used: usize) -> Decoded {
     }
 }
 
-/// The character of an escape, and its bytes; none where it goes on in the next part.
+/// The character of an escape, and its length in bytes; None if it continues in the next part.
 type Escape = Result<Option<(char, usize)>, String>;
 
-/// The escape that `raw` begins with.
+/// Decodes the escape that `raw` begins with.
 fn escape(raw: &[u8], is_last: bool) -> Escape {
     if raw.len() < 2 && !is_last {
         return Ok(None);
@@ -180,7 +182,7 @@ fn escape(raw: &[u8], is_last: bool) -> Escape {
     Ok(Some((character, 2)))
 }
 
-/// The escape of a UTF-16 unit, or of a surrogate pair, that `raw` begins with.
+/// Decodes the escape of a UTF-16 unit, or of a surrogate pair, that `raw` begins with.
 fn unicode_escape(raw: &[u8], is_last: bool) -> Escape {
     if raw.len() < 6 && !is_last {
         return Ok(None);

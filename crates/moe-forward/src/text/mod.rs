@@ -1,17 +1,17 @@
-//! Text as a source of tokens: files of any size, read by position and never whole.
-//!
+//! Text as a source of tokens. Files may have any size: they are read by position and never held
+//! whole.
 //! [`TextFile`] is what a file of any kind is opened as: each kind (prose, JSON Lines, a JSON array,
-//! gzip) is a row and a file of `kinds`, which recognizes it by its content. How a text is divided
-//! into documents is its own `Documents`; nothing that reads it asks for its kind. There are two
-//! ways to read it:
-//! - **From its beginning** ([`Stream`]): documents in their order, up to as many tokens as are
-//!   wanted. This is how text is read that no seed chooses from, and small text always.
-//! - **At places** ([`Places`]): a large text of which a sample is wanted is divided into cells,
-//!   and cells are drawn by the seed until they gave enough tokens, so that neither time nor memory
-//!   grows with the file.
+//! [`TextFile`] is an opened file of any kind. Each kind (prose, JSON Lines, a JSON array, gzip) is
+//! a row and a file of `kinds`, which recognizes it by its content. Its `Documents` divide a text
+//! into documents; no reader asks for the kind. There are two ways to read a text:
+//! - **From its beginning** ([`Stream`]): documents in order, up to the wanted number of tokens.
+//! This is how text is read without a seed, and small text always.
+//! - **At places** ([`Places`]): to sample a large text, it is divided into cells, and cells are
+//! drawn by the seed until they have given enough tokens. So neither time nor memory grows with the
+//! file.
 //!
-//! Either way a long document is tokenized in pieces (`pieces`) that overlap, cut where both sides
-//! give the same tokens.
+//! Both ways tokenize a long document in overlapping pieces (`pieces`), which are joined where both
+//! sides give the same tokens.
 
 mod bytes;
 mod command;

@@ -1,4 +1,4 @@
-//! Opening data files as what their content says that they are.
+//! Opens data files and detects their kind from the content.
 
 use std::path::Path;
 
@@ -28,7 +28,8 @@ impl TextFile {
     }
 }
 
-/// What `bytes` are, which the user calls `name`.
+/// Detects the kind of `bytes`, from the file that the user calls `name`, and unpacks it where
+/// needed.
 fn opened(mut bytes: TextBytes, name: &Path) -> Result<TextFile> {
     let mut name = name.to_owned();
     let mut from: Option<Box<dyn Origin>> = None;
@@ -45,7 +46,7 @@ fn opened(mut bytes: TextBytes, name: &Path) -> Result<TextFile> {
     }
 }
 
-/// The kind of a file that begins with `head`.
+/// Returns the kind of a file that begins with `head`.
 fn kind_of(head: &Head<'_>) -> Result<&'static dyn FileKind> {
     for kind in KINDS {
         if kind.recognizes(head)? {
@@ -78,7 +79,7 @@ mod tests {
         opened(bytes, Path::new(name))
     }
 
-    /// What a file is taken for.
+    /// Returns how a file is described after detection.
     fn of(name: &str, text: impl AsRef<[u8]>) -> Result<String> {
         Ok(open(name, text)?.taken_for())
     }

@@ -1,11 +1,12 @@
-//! A long text tokenized in pieces, since a tokenizer takes 150 times the memory of what it is
-//! given at once.
+//! Tokenizes a long text in pieces, since a tokenizer needs about 150 times the memory of the text
+//! that it is given at once.
 //!
-//! A piece begins 4 KiB before the one before it ends. What lies in both is tokenized twice, and
-//! the tokens are joined in the middle of the longest run that is the same on both sides.
-//! Tokenizers look a word or two around them, so nearly all of it is the same, and the tokens are
-//! those of the whole text. Where no run is (a word of 4 KiB), the text is cut in the middle of
-//! what is shared, and one or two tokens there can be others than those of the whole text.
+//! Each piece begins 4 KiB before the end of the piece before it. The shared part is tokenized
+//! twice, and the tokens are joined in the middle of the longest run that is the same on both
+//! sides. Tokenizers look at only a word or two of context, so nearly all of the shared part
+//! agrees, and the tokens are those of the whole text. Without such a run (in a word of 4 KiB), the
+//! text is cut in the middle of the shared part, and one or two tokens there may differ from those
+//! of the whole text.
 
 use std::ops::ControlFlow;
 
@@ -15,22 +16,22 @@ use super::encoder::{Encoder, Placed};
 use super::escaped::Passage;
 use super::reader::TextReader;
 
-/// A text that isn't longer is tokenized at once.
+/// Texts up to this size are tokenized in one go.
 pub(super) const PIECE_BYTES: u64 = 64 << 10;
 const OVERLAP_BYTES: usize = 4 << 10;
-/// Fewer equal tokens could be so by chance.
+/// Minimum length of a run of equal tokens; shorter ones may be a coincidence.
 const SHORTEST_RUN: usize = 4;
 
-/// Takes tokens as they are made, and says whether it wants more.
+/// Receives tokens as they are made, and returns whether it wants more.
 pub(super) type Take<'a> = &'a mut dyn FnMut(&[u32]) -> Result<ControlFlow<()>>;
 
-/// A text that comes in parts of [`PIECE_BYTES`] or less.
+/// A text that is given in parts of at most [`PIECE_BYTES`].
 pub(super) trait Parts {
-    /// The next part; none at the end.
+    /// Returns the next part; None at the end.
     fn next(&mut self) -> Result<Option<String>>;
 }
 
-/// A text that is held whole.
+/// A text that is held in memory.
 pub(super) struct HeldText<'a>(pub &'a str);
 
 impl Parts for HeldText<'_> {
@@ -46,7 +47,7 @@ impl Parts for HeldText<'_> {
 pub(super) struct Read<'a, 'f> {
     pub reader: &'a mut TextReader<'f>,
     pub passage: Passage,
-    /// Where the next part begins.
+    /// The position where the next part begins.
     pub at: u64,
 }
 
@@ -61,8 +62,8 @@ impl Parts for Read<'_, '_> {
     }
 }
 
-/// Gives `take` the tokens of a text, with those that the tokenizer sets around it where
-/// `special_tokens`.
+/// Tokenizes a text and passes its tokens to `take`. With `special_tokens`, they include those that
+/// the tokenizer adds around a text.
 pub(super) fn tokenize(
     encoder: &mut Encoder<'_>,
     parts: &mut dyn Parts,
@@ -87,7 +88,7 @@ pub(super) fn tokenize(
     }
 }
 
-/// A piece of a text, with those of its tokens that weren't given yet.
+/// A piece of a text, and its tokens that haven't been passed on yet.
 struct Piece {
     text: String,
     tokens: Vec<Placed>,
@@ -101,7 +102,7 @@ impl Piece {
         Ok(Self { text, tokens, special_tokens })
     }
 
-    /// Becomes the piece that has `part` behind what both share; returns the tokens before the
+    /// Moves on to the piece that adds `part` after the shared bytes. Returns the tokens before the
     /// seam.
     fn follow(&mut self, encoder: &mut Encoder<'_>, part: &str, is_last: bool) -> Result<Vec<u32>> {
         let shared = self.text.floor_char_boundary(self.text.len().saturating_sub(OVERLAP_BYTES));
@@ -131,8 +132,8 @@ pub(super) fn drop_special_end(tokens: &mut Vec<Placed>) {
     }
 }
 
-/// How many tokens of `left` are to be followed by those of `right` from which one on; `right`'s
-/// text begins `shared` bytes into `left`'s.
+/// Returns how many tokens of `left` to keep, and the index in `right` of the token that follows
+/// them. The text of `right` begins `shared` bytes into that of `left`.
 fn seam(left: &[Placed], right: &[Placed], shared: usize) -> (usize, usize) {
     let first = left.partition_point(|token| token.start < shared);
     let (mut i, mut j, mut run) = (first, 0, 0);
@@ -170,7 +171,7 @@ mod tests {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
     }
 
-    /// 300 kB in four languages.
+    /// Returns 300 kB of text in four languages.
     fn long_text() -> String {
         let domains = ["english", "code", "spanish", "arithmetic"];
         let text: String = domains
@@ -193,8 +194,8 @@ mod tests {
         found
     }
 
-    /// SentencePiece's way: no words, a mark before the text and for each space; BOS and EOS around
-    /// it.
+    /// Writes a tokenizer in the style of SentencePiece: no splitting into words, a mark before the
+    /// text and for each space, BOS and EOS around it.
     fn without_words(dir: &std::path::Path) {
         let letters = "abcdefghijklmnopqrstuvwxyz▁,.:;";
         let mut vocab: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();

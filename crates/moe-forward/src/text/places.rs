@@ -1,10 +1,10 @@
-//! A sample of a large text, read at places that a seed draws, so that it takes the time of the
-//! sample and not of the text.
+//! Samples a large text at random places, so that the time depends on the size of the sample and
+//! not on that of the text.
 //!
 //! The label's files are divided into cells of eight bytes for each token of a window, and cells
-//! are drawn without replacement until they gave enough tokens. A cell gives the documents that
-//! begin in it; of a document that is longer than a cell, the first window of what lies in the
-//! cell. So each document has the same chance, and of long ones each part.
+//! are drawn without replacement until they have given enough tokens. A cell gives the documents
+//! that begin in it. Of a document longer than a cell, it gives the first window of the part in the
+//! cell. So each document has the same chance, and so does each part of a long one.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -25,42 +25,44 @@ use super::stream::tokenize_record;
 use crate::batch::check_ids;
 use crate::chat::Dates;
 
-/// Nearly every token has fewer bytes, so that a cell holds a window.
+/// Bytes of a cell for each token of a window. Nearly every token is shorter, so a cell holds at
+/// least a window.
 const CELL_BYTES_PER_TOKEN: u64 = 8;
 const LEAST_CELL_BYTES: u64 = 1 << 10;
-/// A passage is tokenized with so much of what stands before it, which its first tokens depend on.
+/// Number of bytes before a passage that are tokenized with it, since its first tokens depend on
+/// them.
 const CONTEXT_BYTES: u64 = 256;
 
-/// How a sample is taken.
+/// A request for a sample.
 pub(crate) struct Places<'a, 'e> {
     /// The label's files.
     pub files: &'a [&'a TextFile],
-    /// Makes tokens.
+    /// The encoder that makes the tokens.
     pub encoder: &'a mut Encoder<'e>,
     /// Size of the vocabulary.
     pub vocab: usize,
-    /// Tokens of a window.
+    /// Number of tokens in a window.
     pub length: usize,
-    /// Tokens that are wanted.
+    /// Number of tokens to draw.
     pub tokens: usize,
 }
 
-/// What was drawn of a file.
+/// The sample that was drawn from one file.
 pub(crate) struct Drawn {
     /// Documents, and parts of long ones, in the order of the file.
     pub documents: Vec<Vec<u32>>,
-    /// Tokens that are masked or padding.
+    /// Number of tokens that are masked or padding.
     pub padding: usize,
-    /// Cells that were read, and how many there are.
+    /// Number of cells that were read, and number of all cells.
     pub cells: [u64; 2],
-    /// SHA-256 of all bytes that what was drawn depends on.
+    /// SHA-256 of all bytes that the sample depends on.
     pub digest: String,
-    /// The dates that a chat template wrote into it.
+    /// The dates that a chat template wrote into it, by format.
     pub dates: Dates,
 }
 
 impl Places<'_, '_> {
-    /// Draws cells by `random`, and gives for each file what is in them.
+    /// Draws cells with `random`, and returns the sample of each file.
     ///
     /// # Errors
     /// As for [`super::Stream::read`].
@@ -91,7 +93,7 @@ impl Places<'_, '_> {
     }
 }
 
-/// A file while it is sampled.
+/// The state of a file while it is sampled.
 struct FileSample<'a> {
     reader: TextReader<'a>,
     file: &'a TextFile,
@@ -99,7 +101,7 @@ struct FileSample<'a> {
     phase: u64,
     cells: u64,
     lines: LongLines,
-    /// What was found by cell.
+    /// The documents found, by cell.
     found: BTreeMap<u64, Vec<Vec<u32>>>,
     padding: usize,
     dates: Dates,
@@ -132,7 +134,7 @@ impl<'a> FileSample<'a> {
         }
     }
 
-    /// Reads a cell, and returns how many tokens it gave.
+    /// Reads cell `index`, and returns the number of tokens that it gave.
     fn read(
         &mut self,
         index: u64,
@@ -156,7 +158,7 @@ impl<'a> FileSample<'a> {
         Ok(tokens)
     }
 
-    /// The tokens of a document, or of a part of one.
+    /// Returns the tokens of a document, or of a part of one.
     fn unit(&mut self, unit: Unit, encoder: &mut Encoder<'_>, length: usize) -> Result<Vec<u32>> {
         match unit {
             Unit::Malformed(line, wrong) => Err(malformed(self.file, &place(line), &wrong)),
@@ -183,7 +185,7 @@ impl<'a> FileSample<'a> {
         Ok(ids)
     }
 
-    /// The first window of a part of a document.
+    /// Returns the first window of a part of a document.
     fn part(
         &mut self,
         passage: Passage,
@@ -209,7 +211,7 @@ impl<'a> FileSample<'a> {
         Ok(own.map(|token| token.id).take(length).collect())
     }
 
-    /// The characters that begin in `range`.
+    /// Returns the characters that begin in `range`.
     fn text(&mut self, passage: &Passage, range: Range<u64>) -> Result<String> {
         Ok(passage.decoded(&mut self.reader, range)?.0)
     }
@@ -270,8 +272,8 @@ mod tests {
         (dir, path)
     }
 
-    /// What is drawn of one long document are windows of its tokens, wherever they begin, with or
-    /// without JSON around it.
+    /// Samples of one long document are windows of its tokens, wherever they begin, with or without
+    /// JSON around it.
     #[test]
     fn parts_of_a_long_text_have_the_tokens_of_the_whole_text() {
         let text = english();

@@ -1,4 +1,4 @@
-//! A text's bytes by position, through one block that is kept.
+//! Reads a text's bytes by position, and keeps one block.
 
 use std::ops::Range;
 
@@ -6,10 +6,10 @@ use moe_checkpoint::Result;
 
 use super::bytes::TextBytes;
 
-/// As much is read at once.
+/// Number of bytes that are read at a time.
 const BLOCK_BYTES: u64 = 64 << 10;
 
-/// Reads a text wherever it is asked to.
+/// Reads a text at any position.
 pub(super) struct TextReader<'a> {
     pub text: &'a TextBytes,
     block: Vec<u8>,
@@ -21,7 +21,7 @@ impl<'a> TextReader<'a> {
         Self { text, block: Vec::new(), at: 0 }
     }
 
-    /// The bytes of `range`, which lies within the text.
+    /// Returns the bytes of `range`, which must lie within the text.
     pub fn bytes(&mut self, range: Range<u64>) -> Result<&[u8]> {
         let held = self.at..self.at + self.block.len() as u64;
         if !(held.start <= range.start && range.end <= held.end) {
@@ -36,7 +36,7 @@ impl<'a> TextReader<'a> {
         Ok(&self.block[start..start + (range.end - range.start) as usize])
     }
 
-    /// What there is of a block from `at` on, and not beyond `end`; empty at the end.
+    /// Returns the rest of a block from `at` on, but not beyond `end`; empty at the end.
     pub fn block(&mut self, at: u64, end: u64) -> Result<&[u8]> {
         let held = self.at..self.at + self.block.len() as u64;
         let end = end
@@ -45,7 +45,8 @@ impl<'a> TextReader<'a> {
         self.bytes(at..end.max(at))
     }
 
-    /// Where the line ends that `at` lies in: at its line break, or at the end of the text.
+    /// Returns the end of the line that contains `at`: the position of its line break, or the end
+    /// of the text.
     pub fn line_end(&mut self, mut at: u64) -> Result<u64> {
         loop {
             let block = self.block(at, u64::MAX)?;
@@ -59,7 +60,7 @@ impl<'a> TextReader<'a> {
         }
     }
 
-    /// Where the line begins that `at` lies in.
+    /// Returns the position where the line that contains `at` begins.
     pub fn line_start(&mut self, mut at: u64) -> Result<u64> {
         while at > 0 {
             let before = at.saturating_sub(BLOCK_BYTES);

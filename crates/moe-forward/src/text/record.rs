@@ -1,5 +1,5 @@
-//! A line of JSON Lines, read as Python's `json` reads it: NaN and infinities, the last of two
-//! equal keys, any mask of truth values.
+//! Parses a line of JSON Lines as Python's `json` does: NaN and infinities are accepted, the last
+//! of equal keys counts, and masks may have any truth values.
 
 use std::fmt;
 
@@ -11,28 +11,28 @@ use serde_json::value::RawValue;
 
 use super::wrong::{Cause, Wrong};
 
-/// A document, before it is tokenized.
+/// A document before tokenization.
 #[derive(Debug, PartialEq)]
 pub(super) enum Record {
     Text(String),
-    /// A conversation, as a chat template takes it, and the tools that it is offered.
+    /// A conversation in the form that chat templates take, and the tools that it offers.
     Messages(Value, Option<Value>),
-    /// Token ids, and which of them are to be seen, if the record says that.
+    /// Token ids, and whether each is visible, if the record has a mask.
     Ids(Vec<u32>, Option<Vec<bool>>),
 }
 
-/// What the beginning of a line is.
+/// What a line begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
-    /// An object, and maybe more behind it.
+    /// A complete object, after which more may follow.
     Whole,
-    /// An object that isn't over.
+    /// An object that doesn't end in the line.
     Open,
-    /// Something else.
+    /// Anything else.
     Other,
 }
 
-/// The record that `line` holds, else what is wrong with it.
+/// Parses the record in `line`.
 pub(super) fn parse(line: &[u8]) -> Result<Record, Wrong> {
     let line = std::str::from_utf8(line)
         .map_err(|e| Wrong::new(Cause::NotUtf8, format!("this is not UTF-8: {e}")))?;
@@ -41,7 +41,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Record, Wrong> {
     fields.map_err(|e| Wrong::of_line(&line, &e))?.record()
 }
 
-/// Whether `line` begins with an object of JSON that has a key.
+/// Returns whether `line` begins with a JSON object that has a key.
 pub(super) fn object_start(line: &[u8]) -> Start {
     let is_object =
         line.first() == Some(&b'{') && line[1..].trim_ascii_start().first() == Some(&b'"');
@@ -58,8 +58,8 @@ pub(super) fn object_start(line: &[u8]) -> Start {
     }
 }
 
-/// What a line holds of what we know; each is read when it is needed, since Python minds nothing in
-/// what nobody asks for.
+/// The known fields of a line. Each is parsed when it is needed, since Python ignores errors in
+/// fields that aren't used.
 #[derive(Default)]
 struct Fields<'a> {
     text: Option<&'a RawValue>,
@@ -68,14 +68,14 @@ struct Fields<'a> {
     tools: Option<&'a RawValue>,
     input_ids: Option<&'a RawValue>,
     attention_mask: Option<&'a RawValue>,
-    /// Its other keys.
+    /// The keys that aren't known.
     others: Vec<Other>,
 }
 
-/// A key that isn't known.
+/// An unknown key.
 struct Other {
     name: String,
-    /// Whether it has a list of objects, or a text.
+    /// Whether its value is an array of objects; otherwise it may be a text.
     has_records: bool,
     has_text: bool,
 }
@@ -89,11 +89,11 @@ impl Other {
     }
 }
 
-/// Names that data sets have for the text of a record.
+/// Names under which data sets keep the text of a record.
 const TEXTS: [&str; 8] =
     ["content", "body", "document", "raw_content", "article", "story", "passage", "page"];
 
-/// The error about a record whose `others` are its only keys.
+/// The error about a record that has no keys but `others`.
 fn unknown(others: &[Other]) -> Wrong {
     if others.is_empty() {
         return wrong("none of the known keys");
@@ -117,7 +117,7 @@ fn wrong(what: impl Into<String>) -> Wrong {
     Wrong::new(Cause::Other, what)
 }
 
-/// A name that isn't known is said with a few of its neighbours.
+/// Maximum number of unknown keys that a message lists.
 const MAX_OTHERS: usize = 8;
 
 impl Fields<'_> {
@@ -148,7 +148,7 @@ impl Fields<'_> {
     }
 }
 
-/// Token ids, and which of them a mask says are to be seen.
+/// Returns token ids, with the visibility that the mask gives each.
 fn tokens(ids: Vec<Id>, mask: Option<&RawValue>) -> Result<Record, Wrong> {
     let ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
     let mask = mask.map(read::<Option<Vec<Truth>>>).transpose()?.flatten();
@@ -164,8 +164,8 @@ fn read<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, Wrong> {
     serde_json::from_str(value.get()).map_err(|e| Wrong::of_value(value.get(), &e))
 }
 
-/// Makes messages (`role`, `content`) of ShareGPT's turns (`from`, `value`); turns that are
-/// messages already stay as they are.
+/// Converts turns of ShareGPT (`from`, `value`) to messages (`role`, `content`). Turns that are
+/// messages already stay unchanged.
 fn share_gpt(turns: Vec<Value>) -> Result<Value, Wrong> {
     turns.into_iter().map(message).collect::<Result<Vec<_>, _>>().map(Value::from)
 }
@@ -230,7 +230,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// A key, in which half of a surrogate pair is not a mistake: nobody asks for such a one.
+/// A key. Half of a surrogate pair isn't an error in it, since no such key is looked up.
 struct Key(String);
 
 impl<'de> Deserialize<'de> for Key {
@@ -251,7 +251,7 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// A token id, for which Python takes -0, too.
+/// A token id. As in Python, -0 is 0.
 struct Id(u32);
 
 impl<'de> Deserialize<'de> for Id {
@@ -281,7 +281,7 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// A truth value as Python has them: a number that isn't 0, or true.
+/// A truth value as in Python: true, or a number other than 0.
 #[derive(Clone, Copy)]
 struct Truth(bool);
 
@@ -341,7 +341,7 @@ mod tests {
         }
     }
 
-    /// What Python 3.11's `json.loads(line)["text"]` gives.
+    /// The result of Python 3.11's `json.loads(line)["text"]`.
     #[test]
     fn lines_are_read_as_python_reads_them() {
         let cases = [

@@ -1,4 +1,4 @@
-//! What is said of a line that is not a record, with a way on that fits what is wrong.
+//! Formats the error about a line that is not a record, with a remedy that suits the cause.
 
 use std::ops::Range;
 
@@ -9,16 +9,16 @@ use super::command::{jq, naming_file};
 use super::source::{TextFile, TextUnit};
 use super::wrong::{Cause, Wrong};
 
-/// A line of a data file.
+/// The place of a line in a data file.
 pub(super) struct RecordLine {
-    /// Its bytes, without the line break.
+    /// The line's bytes, without the line break.
     pub line: Range<u64>,
-    /// Its number from 1 on, where lines were counted.
+    /// The line's number, from 1 on; None if lines weren't counted.
     pub number: Option<u64>,
 }
 
 impl RecordLine {
-    /// Where that is in `file`, for people.
+    /// Describes the place in `file`, for messages.
     pub fn shown(&self, file: &TextFile) -> String {
         match (file.place(self.line.start), self.number) {
             (Some(place), _) => place,
@@ -28,7 +28,7 @@ impl RecordLine {
     }
 }
 
-/// The line at `place` of `file` is not a record, and `wrong` says why.
+/// Returns the error that the line at `place` of `file` is not a record, for the reason `wrong`.
 pub(super) fn malformed(file: &TextFile, place: &RecordLine, wrong: &Wrong) -> Error {
     let remedy = remedy(file, place, &wrong.cause);
     let what = if file.unit().is_line { wrong.to_string() } else { wrong.without_place() };
@@ -69,7 +69,7 @@ fn of_form(unit: &TextUnit) -> String {
 const OF_ANOTHER_FORMAT: &str = "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"; \
      plain text is taken for such if its name doesn't say JSON: cp FILE data.txt";
 
-/// The way on that depends on nothing but the cause, where there is one.
+/// Returns the remedy for `cause`, if it depends on nothing else.
 fn fixed(cause: &Cause) -> Option<&'static str> {
     match cause {
         Cause::HalfPair => Some(
@@ -99,7 +99,7 @@ fn fixed(cause: &Cause) -> Option<&'static str> {
 
 const ON_LINES: &str = "write each record on a line of its own: jq -c . FILE > data.jsonl";
 
-/// What to do about a record that isn't over at the end of its line.
+/// Returns the remedy for a record that doesn't end within its line.
 fn of_unfinished(file: &TextFile, place: &RecordLine, in_string: bool) -> String {
     if place.line.end >= file.len() {
         return of_cut_file(file, place);
@@ -116,7 +116,7 @@ fn of_unfinished(file: &TextFile, place: &RecordLine, in_string: bool) -> String
     }
 }
 
-/// What to do about the last record of a file, which isn't whole.
+/// Returns the remedy for a file whose last record is incomplete.
 fn of_cut_file(file: &TextFile, place: &RecordLine) -> String {
     if place.line.start == 0 {
         return "the file ends within its record: fetch or write it again".to_owned();

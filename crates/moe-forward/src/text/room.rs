@@ -1,49 +1,49 @@
-//! How much text a memory budget has room for, beside the work that is done on it.
+//! How much text fits into a memory budget, next to the work that is done on it.
 
 use moe_checkpoint::{Error, Kind, Result};
 
 use super::windows::Windows;
 
-/// What a token takes in windows that are as long as windows usually are, with what a window leaves
-/// unused.
+/// Bytes that a token takes in windows of the usual length, including what windows leave unused.
 pub const HELD_BYTES_A_TOKEN: u64 = 9;
 
-/// Room for the text of all labels together.
+/// The room for the text of all labels together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// So many tokens and the work on them fit.
+    /// Number of tokens that fit, with the work on them.
     pub tokens: usize,
-    /// What the tokens may take while they are read.
+    /// Bytes that the tokens may take while they are read.
     pub bytes: u64,
     /// The option that limits the tokens of each label.
     pub option: &'static str,
 }
 
-/// What is left of it for a label.
+/// The room that is left for a label.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LabelRoom {
     all: Room,
-    /// Labels that share it.
+    /// Number of labels that share the room.
     labels: usize,
-    /// Bytes of windows.
+    /// Bytes left for windows.
     left: u64,
-    /// Tokens that are wanted of each label.
+    /// Number of tokens wanted of each label; None for all.
     wanted: Option<usize>,
-    /// Whether these are drawn from all that there are: a window needn't be held to be drawn.
+    /// Whether the wanted tokens are drawn at random: then windows can be drawn before they are
+    /// held.
     draws: bool,
 }
 
 impl Room {
-    /// All of it, for `labels` of each of which so many tokens are `wanted`, drawn from all or the
-    /// first ones.
+    /// Returns all of the room, for `labels` labels with `wanted` tokens each. `draws` is whether
+    /// these are drawn at random; otherwise they are the first ones.
     pub(crate) fn shared(self, labels: usize, wanted: Option<usize>, draws: bool) -> LabelRoom {
         LabelRoom { all: self, labels: labels.max(1), left: self.bytes, wanted, draws }
     }
 }
 
 impl Room {
-    /// What to ask for where so many are `wanted` of each of `labels`, and they don't fit; none
-    /// where nothing does.
+    /// Returns the advice to ask for fewer than the `wanted` tokens of each of `labels`, which
+    /// don't fit; None if nothing fits.
     pub fn way(&self, labels: usize, wanted: Option<usize>) -> Option<String> {
         let each = round_down(self.tokens / labels.max(1));
         let instead = wanted.map_or(String::new(), |wanted| format!(" instead of {wanted}"));
@@ -56,8 +56,8 @@ impl Room {
 }
 
 impl LabelRoom {
-    /// Refuses windows of a label that there is no room for. Where some of them are to be drawn,
-    /// none is held any more instead.
+    /// Checks that there is room for the windows of a label. If some of them are to be drawn, they
+    /// are dropped instead, and only counted from then on.
     ///
     /// # Errors
     /// [`Kind::Usage`], with how many tokens there is room for.
@@ -74,7 +74,7 @@ impl LabelRoom {
         Err(self.exceeded(Some(windows)))
     }
 
-    /// Refuses a sample that there is no room for.
+    /// Checks that there is room for the wanted sample.
     ///
     /// # Errors
     /// As for [`Self::check`].
@@ -85,12 +85,12 @@ impl LabelRoom {
         }
     }
 
-    /// The room where all windows are to be held.
+    /// Returns the room with the requirement that all windows are held.
     pub fn firm(self) -> Self {
         Self { draws: false, ..self }
     }
 
-    /// What is left when `sequences` are held.
+    /// Returns the room that is left next to `sequences`.
     pub fn without(self, sequences: &[Vec<u32>]) -> Self {
         let tokens: usize = sequences.iter().map(Vec::len).sum();
         Self { left: self.left.saturating_sub(tokens as u64 * HELD_BYTES_A_TOKEN), ..self }
@@ -100,7 +100,8 @@ impl LabelRoom {
         tokens as u64 * HELD_BYTES_A_TOKEN <= self.left
     }
 
-    /// There is no room for these windows, or for as many tokens as are wanted.
+    /// The error that there is no room for these windows or, if None, for the wanted number of
+    /// tokens.
     fn exceeded(&self, windows: Option<&Windows>) -> Error {
         // Short windows take more for each token.
         let usual = HELD_BYTES_A_TOKEN as f64;
@@ -119,7 +120,7 @@ impl LabelRoom {
     }
 }
 
-/// A number of two digits and zeros, so that it isn't another one in every run.
+/// Rounds down to two significant digits, so that the number is the same in every run.
 fn round_down(tokens: usize) -> usize {
     let unit = 10usize.pow(tokens.max(1).ilog10().saturating_sub(1));
     tokens / unit * unit

@@ -1,4 +1,4 @@
-//! A record that is too long to be held: where its text lies, found without keeping it.
+//! Finds the text of a record that is too long to be held, without keeping the record.
 
 use std::ops::Range;
 
@@ -7,24 +7,24 @@ use moe_checkpoint::Result;
 use super::reader::TextReader;
 use super::wrong::{Cause, Wrong};
 
-/// Keys that we know are shorter.
+/// Maximum length of a key; all known keys are shorter.
 const MAX_KEY_BYTES: u64 = 64;
 
-/// What a long line holds.
+/// The content of a long line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Scanned {
-    /// A record of text; its characters as they stand between the quotes.
+    /// A record of text: the bytes between its quotes.
     Text(Range<u64>),
-    /// A record of something else, which must be held to be read.
+    /// A record of another form, which must be held to be parsed.
     Other,
-    /// White space alone.
+    /// Only white space.
     Blank,
-    /// Something that isn't a record.
+    /// Not a record.
     Malformed(Wrong),
 }
 
-/// What the line `line` of `reader` holds. Brackets and strings must be whole; what lies in them
-/// isn't looked at.
+/// Finds out what the line `line` of `reader` holds. Brackets and strings must be complete; their
+/// content isn't checked.
 pub(super) fn scan(reader: &mut TextReader<'_>, line: Range<u64>) -> Result<Scanned> {
     Scan { reader, at: line.start, end: line.end }.object()
 }
@@ -35,7 +35,7 @@ struct Scan<'a, 'b> {
     end: u64,
 }
 
-/// A key and its value.
+/// A key and the beginning of its value.
 struct Member {
     key: Vec<u8>,
     /// The first byte of the value.
@@ -43,10 +43,10 @@ struct Member {
     value: Range<u64>,
 }
 
-/// What the members of a record make it.
+/// The members found in a record so far.
 #[derive(Default)]
 struct Members {
-    /// The characters of its text.
+    /// The bytes of the record's text.
     text: Option<Range<u64>>,
     is_other: bool,
 }
@@ -94,7 +94,7 @@ impl Scan<'_, '_> {
         Ok(members.scanned())
     }
 
-    /// The next member, if it is whole.
+    /// Reads the next member; None if it is incomplete.
     fn member(&mut self) -> Result<Option<Member>> {
         let Some(key) = self.key()? else { return Ok(None) };
         let Some(first) = self.peek_solid()? else { return Ok(None) };
@@ -103,7 +103,7 @@ impl Scan<'_, '_> {
         Ok(is_whole.then_some(Member { key, first, value: start..self.at }))
     }
 
-    /// A key and its colon; one that is longer than any that is known is cut.
+    /// Reads a key and its colon. A key longer than any known one is cut.
     fn key(&mut self) -> Result<Option<Vec<u8>>> {
         if self.peek_solid()? != Some(b'"') {
             return Ok(None);
@@ -117,7 +117,7 @@ impl Scan<'_, '_> {
         Ok((self.next_solid()? == Some(b':')).then_some(key))
     }
 
-    /// Whether there was a whole value.
+    /// Skips a value. Returns whether it was complete.
     fn skip_value(&mut self) -> Result<bool> {
         let mut depth = 0usize;
         loop {
@@ -143,7 +143,7 @@ impl Scan<'_, '_> {
         }
     }
 
-    /// Whether there was a whole string.
+    /// Skips a string. Returns whether it was complete.
     fn skip_string(&mut self) -> Result<bool> {
         self.at += 1;
         loop {

@@ -1,4 +1,4 @@
-//! A data file whose content is known for what it is.
+//! A data file whose kind is known.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -6,71 +6,71 @@ use std::path::Path;
 use super::bytes::TextBytes;
 use super::documents::Documents;
 
-/// A data file as a text of documents: what every kind of file is opened as.
+/// A data file as a text of documents. Files of all kinds are opened as this.
 pub(crate) struct TextFile {
-    /// The text, read by position.
+    /// The bytes of the text, read by position.
     pub bytes: TextBytes,
     pub(super) documents: &'static dyn Documents,
     pub(super) origin: Option<Box<dyn Origin>>,
 }
 
-/// What a text was made of, where the file as it lies there isn't the text.
+/// The origin of a text that was converted from the file, such as an unpacked one.
 pub(super) trait Origin {
-    /// Says in words what it was made of.
+    /// Returns a description of the original file, for messages.
     fn name(&self) -> &'static str;
 
-    /// Where the file has the record whose line begins at byte `at` of `text`, in words; `None`
-    /// where lines of the text are lines of the file, or where that can't be read.
+    /// Describes the place in the file of the record whose line begins at byte `at` of `text`. None
+    /// if lines of the text are lines of the file, or if the place can't be read.
     fn place(&self, text: &TextBytes, at: u64) -> Option<String> {
         let _ = (text, at);
         None
     }
 
-    /// What a line of the text is in the file.
+    /// Returns what a line of the text corresponds to in the file.
     fn unit(&self) -> &'static TextUnit {
         &LINE
     }
 }
 
-/// What a line of a text is in its file.
+/// What a line of a text corresponds to in its file.
 pub(super) struct TextUnit {
-    /// A name for it.
+    /// The name of the unit, for messages.
     pub name: &'static str,
-    /// Whether it is a line there, in which something is in a column.
+    /// Whether the unit is a line of the file, so that columns mean something.
     pub is_line: bool,
-    /// What gives each of them to a filter of jq.
+    /// The jq expression that yields each unit.
     pub jq: &'static str,
 }
 
 const LINE: TextUnit = TextUnit { name: "line", is_line: true, jq: "" };
 
 impl TextFile {
-    /// `bytes` as `documents` divide them.
+    /// Wraps `bytes`, which `documents` divides into documents.
     pub(super) fn of(bytes: TextBytes, documents: &'static dyn Documents) -> Self {
         Self { bytes, documents, origin: None }
     }
 
-    /// Where it lies.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         self.bytes.path()
     }
 
-    /// How many bytes of text there are.
+    /// Returns the number of bytes of text.
     pub fn len(&self) -> u64 {
         self.bytes.len()
     }
 
-    /// Whether its bytes are those of the file, in their places.
+    /// Returns whether the text's bytes are those of the file, at the same positions.
     pub fn is_plain(&self) -> bool {
         self.bytes.file().is_some()
     }
 
-    /// Whether its name says the same of it as its content.
+    /// Returns whether the file's name agrees with its content.
     pub fn is_named_so(&self) -> bool {
         self.documents.is_named_so(&self.ending())
     }
 
-    /// What it was taken for, in words.
+    /// Describes the kind that the file was detected as.
     pub fn taken_for(&self) -> String {
         let documents = self.documents.taken_for(&self.ending());
         match &self.origin {
@@ -79,18 +79,18 @@ impl TextFile {
         }
     }
 
-    /// What a line of it is in the file.
+    /// Returns what a line of the text corresponds to in the file.
     pub(super) fn unit(&self) -> &'static TextUnit {
         self.origin.as_ref().map_or(&LINE, |origin| origin.unit())
     }
 
-    /// Where the file has the record whose line begins at byte `at`, in words, unless it is a line
-    /// there.
+    /// Describes the place in the file of the record whose line begins at byte `at`; None if the
+    /// record is a line of the file.
     pub(super) fn place(&self, at: u64) -> Option<String> {
         self.origin.as_ref()?.place(&self.bytes, at)
     }
 
-    /// What its name ends with, before a `.gz`.
+    /// Returns the ending of the file's name, before any `.gz`.
     fn ending(&self) -> String {
         match ending(self.path()).as_str() {
             "gz" => ending(&self.path().with_extension("")),
@@ -99,7 +99,7 @@ impl TextFile {
     }
 }
 
-/// What the name `path` ends with.
+/// Returns the ending of the name `path`.
 pub(super) fn ending(path: &Path) -> String {
     path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase()
 }

@@ -1,4 +1,4 @@
-//! Documents of a data file in their order, tokenized into windows as they come.
+//! Reads documents of a data file in order, and tokenizes them into windows.
 
 use std::ops::ControlFlow;
 
@@ -15,30 +15,31 @@ use super::source::TextFile;
 use super::windows::Windows;
 use crate::batch::check_ids;
 
-/// A file that isn't larger is checked to its end, though enough was read of it.
+/// Files up to this size are checked to their end, even if enough was read.
 const CHECKED_BYTES: u64 = 4 << 20;
 
 /// Reads a data file from its beginning.
 pub(crate) struct Stream<'a, 'e> {
-    /// The file.
+    /// The file to read.
     pub file: &'a TextFile,
-    /// Makes its tokens.
+    /// The encoder that makes the tokens.
     pub encoder: &'a mut Encoder<'e>,
-    /// Size of the vocabulary.
+    /// Number of token ids in the vocabulary.
     pub vocab: usize,
-    /// It may stop when there are windows of so many tokens.
+    /// Reading stops once there are windows of this many tokens; None to read all.
     pub enough: Option<usize>,
-    /// What its windows may take.
+    /// The memory that its windows may take.
     pub room: Option<LabelRoom>,
 }
 
 impl Stream<'_, '_> {
-    /// Fills `windows`, and returns where it stopped: at the end, if it hadn't enough.
+    /// Fills `windows`, and returns the position where it stopped, which is the end if there wasn't
+    /// enough.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Malformed`] for a line that isn't a record;
-    /// [`moe_checkpoint::Kind::Usage`] for ids beyond the vocabulary; what reading and the
-    /// tokenizer return.
+    /// [`moe_checkpoint::Kind::Usage`] for ids beyond the vocabulary; errors of reading and of the
+    /// tokenizer.
     pub fn read(mut self, windows: &mut Windows) -> Result<u64> {
         let file = self.file;
         let mut reader = TextReader::new(&file.bytes);
@@ -58,8 +59,8 @@ impl Stream<'_, '_> {
         Ok(at.min(file.len()))
     }
 
-    /// Puts the document `next`, the `number`-th from 1 on, into `windows`, and returns where
-    /// reading goes on.
+    /// Puts document `next`, the `number`-th from 1 on, into `windows`, and returns the position
+    /// where to continue.
     fn document(
         &mut self,
         reader: &mut TextReader<'_>,
@@ -87,7 +88,8 @@ impl Stream<'_, '_> {
         Ok(at)
     }
 
-    /// Puts a text into `windows`; one that `is_last` is read to its end where the file is checked.
+    /// Puts a text into `windows`. If `is_last` and the file is checked, the text is read to its
+    /// end.
     fn text(
         &mut self,
         parts: &mut Read<'_, '_>,
@@ -117,13 +119,13 @@ impl Stream<'_, '_> {
         StreamLimits { vocab: self.vocab, enough: self.enough, room: self.room }
     }
 
-    /// Whether the file is read to its end, though enough was read of it.
+    /// Returns whether the file is read to its end even if enough was read.
     fn is_checked(&self) -> bool {
         self.file.len() <= CHECKED_BYTES
     }
 }
 
-/// What a stream may take.
+/// The limits that a stream keeps to.
 struct StreamLimits {
     vocab: usize,
     enough: Option<usize>,
@@ -143,8 +145,8 @@ impl StreamLimits {
     }
 }
 
-/// Gives `take` the tokens of `record`, which stands at this place of a file; and how many of its
-/// tokens are masked or padding.
+/// Passes the tokens of `record`, which stands at this place of a file, to `take`. Also returns the
+/// number of its tokens that are masked or padding.
 pub(super) fn tokenize_record(
     encoder: &mut Encoder<'_>,
     record: Record,
@@ -170,13 +172,13 @@ pub(super) fn tokenize_record(
     }
 }
 
-/// The tokens that `mask` says are to be seen.
+/// Returns the tokens that `mask` marks as visible.
 fn masked(ids: &[u32], mask: &[bool]) -> Vec<u32> {
     ids.iter().zip(mask).filter(|(_, seen)| **seen).map(|(id, _)| *id).collect()
 }
 
-/// An `error` of the record at this `place`, whose file is named beside the one that the error
-/// names.
+/// Adds the `place` of a record to the `error` that it caused. The data file is named next to the
+/// file that the error names.
 fn of_record(error: Error, file: &TextFile, place: &RecordLine) -> Error {
     let place = place.shown(file);
     match error.named_file() {

@@ -1,18 +1,18 @@
-//! Windows of tokens, filled as tokens come.
+//! Fills windows with tokens as they come.
 
 use std::collections::BTreeSet;
 
-/// Bytes of a window beside its tokens: where it is, and what it leaves unused.
+/// Bytes of a window in addition to its tokens: its header and unused capacity.
 const WINDOW_BYTES: u64 = 64;
 
-/// Which windows are held of those that are seen.
+/// Which of the windows are held.
 #[derive(Debug, Default)]
 enum KeptTokens {
     #[default]
     All,
-    /// None is held; this is how many tokens each has.
+    /// No window is held, only the number of tokens of each.
     Lengths(Vec<u32>),
-    /// The windows that have these numbers.
+    /// The windows with these numbers.
     Chosen { numbers: BTreeSet<usize>, seen: usize },
 }
 
@@ -21,21 +21,21 @@ enum KeptTokens {
 pub(crate) struct Windows {
     length: usize,
     kept: KeptTokens,
-    /// Whether they run across documents.
+    /// Whether windows run across documents.
     pack: bool,
     current: Vec<u32>,
-    /// The windows that are done and held, each of at least two tokens.
+    /// The finished windows that are held, each of at least two tokens.
     pub done: Vec<Vec<u32>>,
-    /// Tokens in these, and bytes that they take.
+    /// Tokens in `done`, and bytes that they take.
     pub held: usize,
     pub bytes: u64,
-    /// Tokens in all that are done.
+    /// Tokens in all finished windows, whether held or not.
     pub tokens: usize,
-    /// Documents that were seen.
+    /// Number of documents seen.
     pub documents: usize,
-    /// Tokens that stood alone in a window, where there is nothing to predict.
+    /// Number of tokens that were alone in a window, where there is nothing to predict.
     pub alone: usize,
-    /// Tokens that were masked, or padding.
+    /// Number of tokens that were masked, or padding.
     pub padding: usize,
 }
 
@@ -44,24 +44,24 @@ impl Windows {
         Self { length, pack, ..Self::default() }
     }
 
-    /// Keeps the windows that have these numbers, counted from the first that is done.
+    /// Creates windows of which only those with these numbers are held, counted from the first.
     pub fn chosen(length: usize, pack: bool, numbers: BTreeSet<usize>) -> Self {
         Self { kept: KeptTokens::Chosen { numbers, seen: 0 }, ..Self::new(length, pack) }
     }
 
-    /// Whether there are `enough` tokens, if that is bounded.
+    /// Returns whether there are `enough` tokens; never if None.
     pub fn have(&self, enough: Option<usize>) -> bool {
         enough.is_some_and(|enough| self.tokens >= enough)
     }
 
-    /// Holds no window any more, only how long each is.
+    /// Drops all windows, and from now on keeps only their lengths.
     pub fn count_only(&mut self) {
         let lengths = self.done.drain(..).map(|window| window.len() as u32).collect();
         (self.kept, self.held, self.bytes) = (KeptTokens::Lengths(lengths), 0, 0);
         self.done.shrink_to_fit();
     }
 
-    /// How long each window is, if that is all that was kept.
+    /// Returns the length of each window, if only lengths are kept.
     pub fn lengths(&self) -> Option<&[u32]> {
         match &self.kept {
             KeptTokens::Lengths(lengths) => Some(lengths),
@@ -69,13 +69,13 @@ impl Windows {
         }
     }
 
-    /// What was counted until now, without the windows.
+    /// Returns the counts so far, without the windows.
     pub fn counts(&self) -> Self {
         let Self { tokens, documents, alone, padding, .. } = *self;
         Self { tokens, documents, alone, padding, ..Self::default() }
     }
 
-    /// Takes the next tokens of a document.
+    /// Adds the next tokens of a document.
     pub fn push(&mut self, mut ids: &[u32]) {
         while !ids.is_empty() {
             let (now, later) = ids.split_at(ids.len().min(self.length - self.current.len()));
@@ -95,7 +95,7 @@ impl Windows {
         }
     }
 
-    /// Ends a file: no window runs across two.
+    /// Ends a file: no window runs across two files.
     pub fn end_file(&mut self) {
         self.close();
     }

@@ -1,4 +1,5 @@
-//! Why a line is not a record: found where the line is read, for whoever knows a way on.
+//! The reasons why a line is not a record. They are found where the line is read, and used to
+//! choose a remedy.
 
 use std::fmt;
 
@@ -7,33 +8,34 @@ use serde_json::error::Category;
 
 use super::surrogates::{is_high, is_low, unit};
 
-/// Records of text are read in parts; of others this is the longest.
+/// Maximum size of a record that isn't text. Records of text are read in parts, so they may be
+/// longer.
 pub(super) const MAX_RECORD_BYTES: u64 = 64 << 20;
-/// serde_json reads lists and objects that lie in less than so many others.
+/// serde_json refuses arrays and objects at this nesting depth.
 const MAX_DEPTH: usize = 128;
 
-/// What is wrong with a line.
+/// An error in a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wrong {
     pub cause: Cause,
     what: String,
-    /// Where in the line, if that is known.
+    /// The place within the line; empty if it isn't known.
     place: String,
 }
 
-/// What is wrong, as far as the way on depends on it.
+/// The cause of an error, as far as the remedy depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Cause {
     NotUtf8,
-    /// Not even a value of JSON begins.
+    /// The line doesn't begin with a JSON value.
     NotJson,
     /// The line ends within the record, or within a string of it.
     Unfinished {
         in_string: bool,
     },
-    /// A comma stands behind the record.
+    /// A comma follows the record.
     Comma,
-    /// Something else stands behind it.
+    /// Something other than a comma follows the record.
     Trailing,
     /// A string has half of a surrogate pair.
     HalfPair,
@@ -41,13 +43,13 @@ pub(super) enum Cause {
     TooLong,
     /// The line is a string.
     IsString,
-    /// The line is a list.
+    /// The line is an array.
     IsList,
-    /// Its "text" is a list.
+    /// The value of "text" is an array.
     TextIsList,
-    /// It has no key that is known, but a list of objects under this one.
+    /// The line has no known key, but this key with an array of objects.
     RecordsUnder(String),
-    /// It has no key that is known; this one seems to have the text.
+    /// The line has no known key; this key seems to hold the text.
     TextUnder(String),
     Other,
 }
@@ -57,7 +59,7 @@ impl Wrong {
         Self { cause, what: what.into(), place: String::new() }
     }
 
-    /// A record of so many bytes.
+    /// The error for a record of `bytes` bytes, which is too long.
     pub fn too_long(bytes: u64) -> Self {
         let what = format!(
             "{} MB in one record that isn't \"text\", which must be held whole; the most is {} MB",
@@ -67,7 +69,7 @@ impl Wrong {
         Self::new(Cause::TooLong, what)
     }
 
-    /// The `error` of reading `line` as an object.
+    /// Describes the `error` of parsing `line` as an object.
     pub fn of_line(line: &str, error: &serde_json::Error) -> Self {
         match behind(line) {
             Some(b',') => {
@@ -78,7 +80,7 @@ impl Wrong {
         }
     }
 
-    /// The `error` of reading `value`, which is a whole value of a line.
+    /// Describes the `error` of parsing `value`, which is a complete value in a line.
     pub fn of_value(value: &str, error: &serde_json::Error) -> Self {
         Self::said(error, cause_in_value(value, error))
     }
@@ -92,7 +94,7 @@ impl Wrong {
         }
     }
 
-    /// What is wrong, without the place in the line.
+    /// Returns the message without the place in the line.
     pub fn without_place(&self) -> String {
         format!("{}{}", self.what, self.note())
     }
@@ -113,7 +115,8 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// The first byte behind the value that `line` begins with, if that is whole and something follows.
+/// Returns the first byte after the value that `line` begins with, if that value is complete and
+/// something follows.
 fn behind(line: &str) -> Option<u8> {
     let mut values = serde_json::Deserializer::from_str(line).into_iter::<IgnoredAny>();
     values.next()?.ok()?;
@@ -146,8 +149,8 @@ fn cause_in_value(value: &str, error: &serde_json::Error) -> Cause {
     }
 }
 
-/// What of `json` had been read when `error` was found: lines have no line breaks, so that a column
-/// is a number of bytes.
+/// Returns the part of `json` that was read before `error` was found. Lines have no line breaks, so
+/// a column is a number of bytes.
 fn read<'a>(json: &'a str, error: &serde_json::Error) -> &'a [u8] {
     &json.as_bytes()[..error.column().min(json.len())]
 }
@@ -157,18 +160,18 @@ fn begins_value(text: &str) -> bool {
     is_literal || text.starts_with(|c: char| c.is_ascii_digit() || "{[\"-".contains(c))
 }
 
-/// Whether serde_json found half of a surrogate pair where it stopped.
+/// Returns whether serde_json stopped at half of a surrogate pair.
 fn ends_in_half(json: &str, error: &serde_json::Error) -> bool {
     Prefix::of(read(json, error)).ends_in_half
 }
 
-/// What the beginning of a JSON text is in the middle of.
+/// The state after the beginning of a JSON text.
 #[derive(Default)]
 struct Prefix {
     in_string: bool,
-    /// Lists and objects that are open.
+    /// Number of open arrays and objects.
     depth: usize,
-    /// Whether its end shows that half of a surrogate pair has no other one.
+    /// Whether the text ends in half of a surrogate pair without its other half.
     ends_in_half: bool,
 }
 
@@ -182,7 +185,7 @@ impl Prefix {
         prefix
     }
 
-    /// Enters what `rest` begins with, and returns its bytes.
+    /// Reads what `rest` begins with, and returns its length in bytes.
     fn enter(&mut self, rest: &[u8]) -> usize {
         match (self.in_string, rest[0]) {
             (true, b'\\') => {
@@ -199,8 +202,8 @@ impl Prefix {
     }
 }
 
-/// Bytes of the escape that `text` begins with, and how many of `text` show that it is half of a
-/// pair, if it is.
+/// Returns the length of the escape that `text` begins with. The second value is the number of
+/// bytes that show that it is half of a surrogate pair; None if it isn't.
 fn escape(text: &[u8]) -> (usize, Option<usize>) {
     let Some(first) = unit(text) else { return (2, None) };
     if is_low(first) {

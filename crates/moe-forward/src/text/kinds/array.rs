@@ -1,5 +1,5 @@
-//! A list of records, whose elements are put on lines of their own in a nameless file, byte for
-//! byte in the same places.
+//! A JSON array of records. It is copied to an anonymous scratch file with each element on its own
+//! line; every byte keeps its offset.
 
 use moe_checkpoint::{Error, Kind, Result, Scratch};
 
@@ -10,7 +10,7 @@ use crate::text::kind::{FileKind, Head, Opened};
 use crate::text::record::{Start, object_start};
 use crate::text::source::{Origin, TextFile, TextUnit};
 
-/// A list of JSON.
+/// A JSON array.
 pub(super) struct Array;
 
 impl FileKind for Array {
@@ -29,7 +29,7 @@ impl FileKind for Array {
     }
 }
 
-/// The list that lines are the elements of.
+/// The JSON array that the lines were made from.
 struct List(TextBytes);
 
 impl Origin for List {
@@ -48,8 +48,8 @@ impl Origin for List {
 }
 
 impl List {
-    /// Where the list has the record whose bytes in `lines` begin at `at`: which record it is, and
-    /// on which line it begins, both from 1 on. All before it is read for it.
+    /// Returns the number of the record that begins at byte `at` of `lines`, and its line in the
+    /// array's file, both counted from 1. It reads the file up to there.
     fn record(&self, lines: &TextBytes, at: u64) -> Option<(u64, u64)> {
         let (mut records, mut line) = (0, 1);
         let mut has_begun = false;
@@ -73,7 +73,8 @@ impl List {
     }
 }
 
-/// The elements of the list of JSON that `file` is, a line each, and their bytes.
+/// Copies the JSON array `file` to a scratch file with one element per line, and returns it with
+/// its length.
 fn lines_of_array(file: &TextBytes) -> Result<(Scratch, u64)> {
     let scratch = scratch()?;
     let mut lines = ArrayLines::default();
@@ -110,19 +111,19 @@ enum UnpackState {
     Behind,
 }
 
-/// Puts elements of a list on lines of their own, byte for byte: brackets and commas between them
-/// become line breaks, and line breaks within them spaces.
+/// Puts each array element on its own line without moving a byte: brackets and commas between
+/// elements become line breaks, and line breaks inside elements become spaces.
 #[derive(Default)]
 struct ArrayLines {
     state: UnpackState,
     depth: usize,
-    /// Line breaks that were read.
+    /// Number of line breaks read so far.
     breaks: u64,
     in_string: bool,
     is_escaped: bool,
-    /// Whether something stands behind the last comma of the list.
+    /// Whether a value follows the last top-level comma.
     has_element: bool,
-    /// Whether there was such a comma.
+    /// Whether there was a top-level comma.
     has_comma: bool,
 }
 
@@ -141,8 +142,7 @@ impl ArrayLines {
         Ok(())
     }
 
-    /// Goes past `byte`, which stands outside of strings, and makes a line break or a space of it
-    /// where it must be one.
+    /// Handles a `byte` outside strings, and replaces it with a line break or a space where needed.
     #[inline]
     fn split_at(&mut self, byte: &mut u8) -> Result<(), String> {
         match (self.state, *byte) {
@@ -166,8 +166,8 @@ impl ArrayLines {
         Ok(())
     }
 
-    /// Refuses commas without a record before or behind them, as Python does: `byte` stands outside
-    /// of strings.
+    /// Refuses commas without a record before or after them, as Python does. `byte` is outside
+    /// strings.
     fn check_commas(&mut self, byte: u8) -> Result<(), String> {
         if self.state != UnpackState::Within || byte.is_ascii_whitespace() {
             return Ok(());

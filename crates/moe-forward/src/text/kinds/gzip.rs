@@ -1,4 +1,4 @@
-//! Files that gzip packed, which are unpacked to a nameless file.
+//! Files compressed by gzip, which are unpacked to an anonymous scratch file.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -11,7 +11,7 @@ use crate::text::bytes::TextBytes;
 use crate::text::kind::{FileKind, Head, Opened};
 use crate::text::source::Origin;
 
-/// A file of any kind, packed.
+/// A gzip file, whose content may be of any kind.
 pub(super) struct Gzip;
 
 impl FileKind for Gzip {
@@ -36,13 +36,13 @@ impl Origin for Gzip {
     }
 }
 
-/// Text is packed to a tenth; a small file that claims to be a hundred times more was made to fill
-/// a disk.
+/// Maximum ratio of unpacked to packed size. Text shrinks to about a tenth; a small file with a
+/// ratio above this was made to fill a disk.
 const MAX_RATIO: u64 = 100;
-/// What that doesn't matter for.
+/// Unpacked files up to this size may have any ratio.
 const SMALL_BYTES: u64 = 1 << 30;
 
-/// What the gzip file `file` holds, and its bytes.
+/// Unpacks the gzip file `file`, and returns its content with its size in bytes.
 fn unpacked(file: &File) -> Result<(Scratch, u64)> {
     let scratch = scratch()?;
     let packed = file.metadata().map_or(0, |metadata| metadata.len());
@@ -69,10 +69,10 @@ fn unpacked(file: &File) -> Result<(Scratch, u64)> {
     }
 }
 
-/// All members of a gzip file, one after the other, as Python's `gzip` reads them: with zeros
-/// between them and behind the last, which tapes and block devices pad files with.
+/// Reads all members of a gzip file, one after the other, as Python's `gzip` does. Zeros between
+/// them and after the last are skipped: tapes and block devices pad files with them.
 struct Members<R: BufRead> {
-    /// The member that is read; `None` behind the last.
+    /// The member that is being read; None after the last.
     member: Option<GzDecoder<R>>,
 }
 
@@ -96,7 +96,7 @@ impl<R: BufRead> Read for Members<R> {
     }
 }
 
-/// `reader` behind the zeros that it begins with; `None` where nothing else comes.
+/// Skips the zeros at the start of `reader`. Returns None if nothing follows them.
 fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
     loop {
         let held = reader.fill_buf()?;
@@ -127,7 +127,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// As `gzip.decompress` of Python 3.11 takes them, and refuses them.
+    /// Files are accepted and refused as by `gzip.decompress` of Python 3.11.
     #[test]
     fn gzip_is_read_to_its_end_as_python_reads_it() {
         let (a, b, zeros) = (member("a"), member("b"), [0; 3000]);

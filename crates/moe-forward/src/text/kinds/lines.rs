@@ -1,4 +1,4 @@
-//! JSON Lines: a file of records, one in each line.
+//! JSON Lines: a file with one record per line.
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -16,10 +16,10 @@ use crate::text::scan::{Scanned, scan};
 use crate::text::source::TextFile;
 use crate::text::wrong::{MAX_RECORD_BYTES, Wrong};
 
-/// Records that aren't longer are read at once.
+/// Records up to this size are read in one go.
 const HELD_BYTES: u64 = 1 << 20;
 
-/// An object of JSON in each line.
+/// A file with a JSON object in each line.
 pub(super) struct Lines;
 
 impl FileKind for Lines {
@@ -89,8 +89,9 @@ fn record(line: &[u8]) -> Document {
     parse(line).map_or_else(Document::Malformed, Document::Record)
 }
 
-/// What of `line`, which holds what was `scanned` if it is longer than a cell, is in `cell`: records
-/// are where they begin.
+/// Returns the part of `line` that belongs to `cell`, if any. `scanned` is given for lines longer
+/// than a cell. A record belongs to the cell that it begins in, and of a long text each cell has
+/// its part.
 fn in_line(line: Range<u64>, scanned: Option<Scanned>, cell: &Range<u64>) -> Option<Unit> {
     let begins_here = cell.contains(&line.start);
     match scanned {
@@ -111,8 +112,7 @@ fn in_line(line: Range<u64>, scanned: Option<Scanned>, cell: &Range<u64>) -> Opt
     }
 }
 
-/// Whether a part of the name says that the file has a record of JSON in each line, as in
-/// `a.jsonl.txt`.
+/// Returns whether any part of the name says that each line is a JSON record, as in `a.jsonl.txt`.
 fn is_named_for_lines(name: &Path) -> bool {
     const WORDS: [&str; 5] = ["jsonl", "jsonlines", "ndjson", "ldjson", "jl"];
     let name = name.file_name().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();

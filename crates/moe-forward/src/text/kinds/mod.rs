@@ -1,4 +1,4 @@
-//! The kinds of files that text comes in: a row and a file for each.
+//! The kinds of text files, with one row and one file for each.
 
 mod array;
 mod gzip;
@@ -9,6 +9,6 @@ mod scratch;
 
 use super::kind::FileKind;
 
-/// The kinds in the order in which a file is shown to them; the last takes what it doesn't refuse.
+/// All kinds, in the order in which a file is tried; the last accepts whatever it doesn't refuse.
 pub(super) const KINDS: [&dyn FileKind; 5] =
     [&gzip::Gzip, &not_text::NotText, &array::Array, &lines::Lines, &prose::Prose];

@@ -6,7 +6,7 @@ use moe_checkpoint::json::LFS_POINTER;
 use crate::text::bytes::TextBytes;
 use crate::text::kind::{FileKind, Head, Opened};
 
-/// Known formats that aren't text: none is opened.
+/// Known formats that aren't text. All of them are refused.
 pub(super) struct NotText;
 
 impl FileKind for NotText {
@@ -29,8 +29,8 @@ impl FileKind for NotText {
     }
 }
 
-/// Known beginnings of what isn't text, with their names, and what makes text of it (`FILE` is the
-/// file).
+/// Known beginnings of files that aren't text, with the format's name and the command that converts
+/// it to text (`FILE` stands for the file).
 const OTHERS: &[(&[u8], &str, &str)] = &[
     (
         b"PAR1",
@@ -60,7 +60,7 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
 ];
 const UTF_16: &str = "write it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > data.txt";
 
-/// Latin text in UTF-16 has a zero for every other byte.
+/// Returns whether `head` looks like Latin text in UTF-16, where every other byte is zero.
 fn looks_like_utf_16(head: &[u8]) -> bool {
     let pairs = head.chunks_exact(2);
     let count = pairs.len();

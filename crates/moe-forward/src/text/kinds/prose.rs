@@ -1,4 +1,4 @@
-//! Prose: a file that is one document.
+//! Prose: a file whose whole content is one document.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::text::kind::{FileKind, Head, Opened};
 use crate::text::reader::TextReader;
 use crate::text::source::TextFile;
 
-/// Text as it stands, one document.
+/// Plain text, which is one document.
 pub(super) struct Prose;
 
 impl FileKind for Prose {
@@ -68,7 +68,8 @@ impl Documents for Prose {
     }
 }
 
-/// What a file named for another format has around its text, which is taken for text, too.
+/// Returns what a file with this ending usually contains around its text, such as markup, which is
+/// read as text too.
 fn other_format(ending: &str) -> Option<&'static str> {
     Some(match ending {
         "csv" => "commas, quotes and the header of CSV",
@@ -81,8 +82,8 @@ fn other_format(ending: &str) -> Option<&'static str> {
     })
 }
 
-/// Whether `text` is an object or a list of JSON, and nothing else; or begins so, where it isn't
-/// all there is.
+/// Returns whether `text` is a JSON object or array and nothing else or, if the file has more than
+/// `text`, the beginning of one.
 fn is_json(text: &[u8], is_all: bool) -> bool {
     if !matches!(text.first(), Some(b'{' | b'[')) {
         return false;
@@ -93,7 +94,7 @@ fn is_json(text: &[u8], is_all: bool) -> bool {
     }
 }
 
-/// What makes records of the JSON that begins with `body`.
+/// Returns the command that makes records of JSON that begins with `body`.
 fn picking(body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
     let element = body.strip_prefix('[').map(str::trim_start);
@@ -113,7 +114,8 @@ fn picking(body: &[u8]) -> String {
     }
 }
 
-/// The first key of an object of JSON that has a list of objects, as the JSON spells it.
+/// Returns the first key of a JSON object whose value is an array of objects, as the JSON spells
+/// it.
 fn list_key(text: &str) -> Option<&str> {
     let (mut depth, mut at, mut key) = (0, 0, "");
     let bytes = text.as_bytes();
@@ -134,7 +136,7 @@ fn list_key(text: &str) -> Option<&str> {
     None
 }
 
-/// Where the string ends that begins at `start`.
+/// Returns the position of the closing quote of the string that begins at `start`.
 fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
     let mut at = start + 1;
     while *bytes.get(at)? != b'"' {

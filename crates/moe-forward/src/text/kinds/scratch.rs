@@ -1,8 +1,8 @@
-//! A nameless file for what can't be read by position as it lies there.
+//! A scratch file for content that can't be read by position where it lies.
 
 use moe_checkpoint::{Error, Kind, Result, Scratch};
 
-/// As much is unpacked at once.
+/// Number of bytes that are unpacked at a time.
 pub(super) const CHUNK_BYTES: usize = 1 << 20;
 
 pub(super) fn scratch() -> Result<Scratch> {
