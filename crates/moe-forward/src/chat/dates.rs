@@ -1,29 +1,29 @@
-//! The date that chat templates write: what a conversation becomes depends on the day, too.
+//! The date that chat templates write: the tokens of a conversation may depend on the day.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use chrono::{DateTime, Local, NaiveDateTime};
 
-/// More formats than these are no longer those of a date in a conversation.
+/// Maximum number of date formats in a conversation; no real template needs that many.
 const MAX_FORMATS: usize = 100;
 
-/// Where the present comes from: the system, unless it was set.
+/// The source of the present: the system, unless a time was set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Clock(Option<NaiveDateTime>);
 
 impl Clock {
-    /// The system's.
+    /// The system's clock.
     pub const SYSTEM: Self = Self(None);
 
-    /// A clock that stands at so many seconds after the beginning of 1970; None where there is no
-    /// such date.
+    /// A clock that is fixed at `seconds` after the beginning of 1970; None if there is no such
+    /// date.
     pub fn at(seconds: i64) -> Option<Self> {
         DateTime::from_timestamp(seconds, 0).map(|time| Self(Some(time.naive_utc())))
     }
 
-    /// The present in local time, as transformers gives it. Reproducible builds say in
-    /// `SOURCE_DATE_EPOCH` when they are.
+    /// Returns the present in local time, as in transformers. Reproducible builds set it by
+    /// `SOURCE_DATE_EPOCH`.
     pub(crate) fn now(self) -> NaiveDateTime {
         let of_build = || {
             let seconds = std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()?;
@@ -33,14 +33,14 @@ impl Clock {
     }
 }
 
-/// The present as templates wrote it: what `strftime_now` gave, by its format.
+/// The dates that templates wrote: results of `strftime_now` by format.
 pub(crate) type Dates = BTreeMap<String, String>;
 
-/// The present, of which templates write what they ask for.
+/// The present, with a record of the formats in which templates wrote it.
 #[derive(Debug)]
 pub(crate) struct Present {
     now: NaiveDateTime,
-    /// What was written.
+    /// The dates written so far.
     pub written: Dates,
 }
 
@@ -49,10 +49,10 @@ impl Present {
         Self { now, written: Dates::new() }
     }
 
-    /// The present in this format of `strftime`, which is then known to have been written.
+    /// Returns the present in this format of `strftime`, and records it.
     ///
     /// # Errors
-    /// What isn't supported, in words.
+    /// A message if the format isn't supported.
     pub fn write(&mut self, format: &str) -> Result<String, String> {
         if let Some(text) = self.written.get(format) {
             return Ok(text.clone());
@@ -69,7 +69,8 @@ impl Present {
     }
 }
 
-/// A format of Python's `strftime` as one of chrono, if it has nothing that only chrono knows.
+/// Converts a format of Python's `strftime` to one of chrono; None if it has an element that only
+/// chrono knows.
 fn translated(format: &str) -> Option<String> {
     let mut translated = String::new();
     let mut rest = format.chars();
@@ -94,7 +95,7 @@ fn translated(format: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// What `datetime(2026, 3, 4, 5, 6, 7).strftime(format)` of Python 3.11 on Linux gives.
+    /// The results of `datetime(2026, 3, 4, 5, 6, 7).strftime(format)` in Python 3.11 on Linux.
     #[test]
     fn dates_are_written_as_python_writes_them() {
         let now = Clock::at(1_772_600_767).unwrap().now();

@@ -1,5 +1,5 @@
-//! Texts of templates beside those of transformers (`golden/templates/make.py`), and templates
-//! without an end.
+//! Compares rendered templates with those of transformers (`golden/templates/make.py`), and tests
+//! templates that never end.
 
 use std::time::{Duration, Instant};
 
@@ -156,7 +156,7 @@ fn a_template_without_end_is_stopped() {
     assert_eq!(render(depth, &hi()).unwrap().len(), 251);
 }
 
-/// Work that few steps do, on much text: whatever it is, the limits end it.
+/// Work on much text takes few steps; the limits end it all the same.
 #[test]
 fn work_is_charged_and_timed_whatever_its_steps_are() {
     let limits = TemplateLimits { time: Duration::from_millis(300), ..TemplateLimits::USUAL };
@@ -193,7 +193,7 @@ fn work_is_charged_and_timed_whatever_its_steps_are() {
     }
 }
 
-/// What would take more memory than there is isn't begun.
+/// A value that would take more memory than there is isn't created.
 #[test]
 fn values_that_do_not_fit_are_not_made() {
     let long = "{% set s = 'a ' * 100000000 %}";

@@ -1,4 +1,4 @@
-//! Chat templates: `messages` to text, as transformers' `apply_chat_template` renders them.
+//! Chat templates: render `messages` to text, as transformers' `apply_chat_template` does.
 
 mod dates;
 #[cfg(test)]
@@ -19,18 +19,18 @@ use jinja::{Template, TemplateLimits};
 pub use dates::Clock;
 pub(crate) use dates::Dates;
 
-/// The longest template that is read; those of models have some 10 KiB.
+/// Maximum size of a template; those of models have about 10 KiB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 const TEMPLATE_FILE: &str = "chat_template.jinja";
-/// The folder of further templates, each named by its file.
+/// The folder of additional templates, whose file names are their names.
 const FURTHER_TEMPLATES: &str = "additional_chat_templates";
-/// Names of a message's reasoning; templates read the first.
+/// Keys of a message's reasoning; templates read the first of these.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A checkpoint's chat templates, with its special tokens.
 pub(crate) struct ChatTemplate {
     templates: Vec<TemplateSource>,
-    /// Whether templates have names, so that one is chosen by what a conversation has.
+    /// Whether templates have names; then one is chosen by the content of a conversation.
     are_named: bool,
     tokens: Vec<(String, String)>,
     limits: TemplateLimits,
@@ -58,11 +58,12 @@ impl TemplateSource {
 }
 
 impl ChatTemplate {
-    /// Reads the templates of the checkpoint in `model_dir`: files before `tokenizer_config.json`.
-    /// `tokens` are the texts of special tokens by their roles, which templates can name.
+    /// Reads the templates of the checkpoint in `model_dir`. Files take precedence over
+    /// `tokenizer_config.json`. `tokens` are the texts of special tokens by role, which templates
+    /// can refer to.
     ///
     /// # Errors
-    /// [`Kind::Missing`] where there is none, [`Kind::Malformed`] for one that is not text.
+    /// [`Kind::Missing`] if there is no template, [`Kind::Malformed`] for one that is not text.
     pub fn load(model_dir: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
         let mut templates = Vec::new();
         for file in template_files(model_dir)? {
@@ -85,18 +86,18 @@ impl ChatTemplate {
         Ok(Self { templates, are_named, tokens, limits: TemplateLimits::USUAL })
     }
 
-    /// These templates in a run that may hold `memory` bytes.
+    /// Limits the memory that the run may hold to `memory` bytes.
     pub fn within(self, memory: Option<u64>) -> Self {
         Self { limits: TemplateLimits::within(memory), ..self }
     }
 
-    /// The conversation as text, without a prompt for a further answer, and the dates that the
-    /// template wrote. `tools` are what its assistant may call, if the conversation says so.
+    /// Renders a conversation without a prompt for a further answer, and returns the text and the
+    /// dates that the template wrote. `tools` are the tools that its assistant may call, if any.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for what the template refuses, for what isn't supported, and for a
-    /// template that takes more steps or memory than a conversation needs; [`Kind::Malformed`] for
-    /// messages that are none.
+    /// [`Kind::Unsupported`] for messages that the template refuses, for unsupported features, and
+    /// for a template that takes more steps or memory than a conversation needs;
+    /// [`Kind::Malformed`] for messages of another form.
     pub fn render(
         &self,
         messages: &Value,
@@ -139,10 +140,10 @@ impl ChatTemplate {
     }
 }
 
-/// The files of chat templates in `model_dir`, the main one first.
+/// Lists the files of chat templates in `model_dir`, the main one first.
 ///
 /// # Errors
-/// [`Kind::Io`] where the folder of further ones can't be listed.
+/// [`Kind::Io`] if the folder of additional templates can't be listed.
 pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut further = Vec::new();
     let folder = model_dir.join(FURTHER_TEMPLATES);
@@ -162,7 +163,7 @@ pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(main.into_iter().chain(further).collect())
 }
 
-/// The templates that `tokenizer_config.json`, `file`, has under `chat_template`, and whether they
+/// Returns the templates under `chat_template` of `tokenizer_config.json`, `file`, and whether they
 /// have names.
 fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>, bool)> {
     match value {
@@ -200,8 +201,8 @@ fn not_templates(file: &Path) -> Error {
         .remedy("give \"text\" instead of \"messages\", or add chat_template.jinja")
 }
 
-/// `messages` as `apply_chat_template` hands them on: without keys whose value is null, and with
-/// reasoning under each of the names that templates know.
+/// Prepares `messages` as `apply_chat_template` does: drops keys whose value is null, and copies
+/// reasoning to each of the names that templates know.
 fn normalized(messages: &Value) -> Result<Value> {
     let list = messages.as_array().ok_or_else(|| bad_messages("\"messages\" is not a list"))?;
     if list.is_empty() {

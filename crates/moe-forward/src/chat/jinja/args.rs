@@ -1,4 +1,4 @@
-//! The arguments of calls, as functions, methods and filters take them.
+//! The arguments of calls of functions, methods and filters.
 
 use super::value::{Text, Value};
 use super::{Fail, Outcome};
@@ -11,7 +11,8 @@ pub(super) struct CallArgs {
 }
 
 impl CallArgs {
-    /// The arguments by the names of the parameters of `function`, in this order.
+    /// Returns the arguments in the order of `names`, the parameters of `function`; None for one
+    /// that isn't given.
     pub fn bind<const N: usize>(
         self,
         function: &str,
@@ -39,24 +40,24 @@ impl CallArgs {
         Ok(bound)
     }
 
-    /// Refuses any argument of `function`.
+    /// Checks that `function` is given no arguments.
     pub fn none(self, function: &str) -> Outcome<()> {
         self.bind(function, []).map(|[]| ())
     }
 
-    /// Takes away the argument of this name.
+    /// Removes and returns the keyword argument of this name.
     pub fn take_named(&mut self, name: &str) -> Option<Value> {
         let at = self.named.iter().position(|(known, _)| known == name)?;
         Some(self.named.remove(at).1)
     }
 }
 
-/// An argument that must be there.
+/// Returns an argument that must be given.
 pub(super) fn required(value: Option<Value>, function: &str, name: &str) -> Outcome<Value> {
     value.ok_or_else(|| Fail::new(format!("{function} is missing its argument '{name}'")))
 }
 
-/// An argument that is an integer.
+/// Converts an argument to an integer.
 pub(super) fn integer(value: &Value, function: &str) -> Outcome<i128> {
     if let Value::Undefined(what) = value {
         return Err(Fail::new(&**what));
@@ -69,12 +70,12 @@ pub(super) fn integer(value: &Value, function: &str) -> Outcome<i128> {
     })
 }
 
-/// An argument that is an integer, or `default` where it isn't given.
+/// Converts an argument to an integer; `default` if it isn't given.
 pub(super) fn integer_or(default: i128, value: Option<Value>, function: &str) -> Outcome<i128> {
     value.map_or(Ok(default), |value| integer(&value, function))
 }
 
-/// An argument that is a text.
+/// Converts an argument to a string.
 pub(super) fn text(value: &Value, function: &str) -> Outcome<Text> {
     match value {
         Value::Str(text) | Value::Markup(text) => Ok(text.clone()),
@@ -83,22 +84,22 @@ pub(super) fn text(value: &Value, function: &str) -> Outcome<Text> {
     }
 }
 
-/// An argument that is a text and must be there.
+/// Converts an argument that must be given to a string.
 pub(super) fn required_text(value: Option<Value>, function: &str, name: &str) -> Outcome<Text> {
     text(&required(value, function, name)?, function)
 }
 
-/// An argument that is a text, or `default` where it isn't given.
+/// Converts an argument to a string; `default` if it isn't given.
 pub(super) fn text_or(default: &str, value: Option<Value>, function: &str) -> Outcome<Text> {
     value.map_or_else(|| Ok(Text::new(default)), |value| text(&value, function))
 }
 
-/// Whether an argument was given and is true.
+/// Returns whether an argument is given and true.
 pub(super) fn is_set(value: Option<Value>) -> bool {
     value.is_some_and(|value| value.is_true())
 }
 
-/// An argument for which Python's `None` says as much as nothing.
+/// Treats Python's `None` as an argument that isn't given.
 pub(super) fn unless_none(value: Option<Value>) -> Option<Value> {
     value.filter(|value| !matches!(value, Value::None))
 }

@@ -1,21 +1,21 @@
-//! What the parser makes of a template. Nothing here is tied to a thread, so that one template
-//! renders many conversations.
+//! The syntax tree of a template. It isn't tied to a thread, so one template renders many
+//! conversations.
 
 use std::sync::Arc;
 
 pub(super) type Name = Arc<str>;
 
-/// A template or the inside of a block: statements in order.
+/// The statements of a template, or of the inside of a block, in order.
 pub(super) type Body = Vec<Stmt>;
 
-/// A template.
+/// The syntax tree of a template.
 #[derive(Default)]
 pub(super) struct Tree {
     pub body: Body,
     pub blocks: Blocks,
 }
 
-/// `{% block %}`s by their names, wherever they stand.
+/// All `{% block %}`s by name, wherever they are.
 pub(super) type Blocks = Arc<[(Name, Arc<Body>)]>;
 
 pub(super) struct Stmt {
@@ -50,9 +50,9 @@ pub(super) enum StmtKind {
         values: Vec<(AssignmentTarget, Expr)>,
         body: Body,
     },
-    /// A part with variables of its own: `{% generation %}`, `{% autoescape false %}`.
+    /// A body with a scope of its own: `{% generation %}`, `{% autoescape false %}`.
     Scope(Body),
-    /// `{% block %}`, which sees what was set outside of all loops, unless it is `scoped`.
+    /// `{% block %}`. Unless it is `scoped`, it sees only variables set outside all loops.
     Block {
         body: Arc<Body>,
         is_scoped: bool,

@@ -14,15 +14,15 @@ fn has_no(object: &Value, what: &str, name: &str) -> Value {
     Value::undefined(format!("'{object}' has no {what} {name}"))
 }
 
-/// Methods of dictionaries that the sandbox forbids, since they change them.
+/// Methods that change dictionaries, which the sandbox forbids.
 const DICT_CHANGES: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
-/// Methods of lists that it forbids.
+/// Methods that change lists, which the sandbox forbids.
 const LIST_CHANGES: [&str; 8] =
     ["append", "reverse", "insert", "sort", "extend", "remove", "clear", "pop"];
 
-/// Attributes that texts of Python have and that aren't known here.
+/// Attributes of Python's strings that aren't implemented here.
 const UNKNOWN_OF_TEXTS: [&str; 4] = ["encode", "translate", "maketrans", "format_map"];
-/// Attributes of numbers that aren't known here.
+/// Attributes of Python's numbers that aren't implemented here.
 const UNKNOWN_OF_NUMBERS: [&str; 13] = [
     "real",
     "imag",
@@ -38,7 +38,7 @@ const UNKNOWN_OF_NUMBERS: [&str; 13] = [
     "hex",
     "fromhex",
 ];
-/// Attributes of ranges that aren't known here.
+/// Attributes of Python's ranges that aren't implemented here.
 const UNKNOWN_OF_RANGES: [&str; 3] = ["start", "stop", "step"];
 
 fn method_of(object: &Value, name: &str) -> Option<&'static str> {
@@ -62,7 +62,7 @@ fn changes(object: &Value, name: &str) -> bool {
     }
 }
 
-/// `object.name` as Python's `getattr` finds it.
+/// Returns `object.name` as Python's `getattr` finds it.
 fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
     if let Some(method) = method_of(object, name) {
         return Ok(Some(Value::Method((object.clone(), method).into())));
@@ -88,7 +88,7 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
     })
 }
 
-/// Whether Python's value has an attribute of this name, which isn't known here.
+/// Returns whether Python has an attribute of this name that isn't implemented here.
 fn is_unsupported(object: &Value, name: &str) -> bool {
     match object {
         Value::Str(_) => UNKNOWN_OF_TEXTS.contains(&name),
@@ -120,7 +120,7 @@ fn macro_attribute(macro_: &Macro, name: &str) -> Option<Value> {
     }
 }
 
-/// `object.name`.
+/// Returns `object.name`.
 pub(super) fn attribute(object: &Value, name: &str) -> Outcome<Value> {
     if let Value::Undefined(what) = object {
         return Err(Fail::new(&**what));
@@ -136,7 +136,7 @@ pub(super) fn attribute(object: &Value, name: &str) -> Outcome<Value> {
     Ok(has_no(object, "attribute", &format!("'{name}'")))
 }
 
-/// `object[index]`.
+/// Returns `object[index]`.
 pub(super) fn item(object: &Value, index: &Value) -> Outcome<Value> {
     if let Value::Undefined(what) = object {
         return Err(Fail::new(&**what));
@@ -160,7 +160,7 @@ pub(super) fn item(object: &Value, index: &Value) -> Outcome<Value> {
     })
 }
 
-/// What stands at a position of a sequence; below 0, counted from its end.
+/// Returns the element at a position of a sequence, which counts from the end if negative.
 fn element(object: &Value, position: i128) -> Option<Value> {
     match object {
         Value::List(items) | Value::Tuple(items) => {
@@ -186,7 +186,7 @@ fn place(position: i128, length: usize) -> Option<usize> {
     usize::try_from(position).ok().filter(|position| *position < length)
 }
 
-/// `object[start:stop:step]`.
+/// Returns `object[start:stop:step]`.
 pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
     if let Value::Undefined(what) = object {
         return Err(Fail::new(&**what));
@@ -209,7 +209,7 @@ pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
     Ok(elements(object, step, &places))
 }
 
-/// The positions from one bound to the other in a sequence of `length`.
+/// Returns the positions from one bound to the other in a sequence of `length` elements.
 fn places(bounds: [Option<i128>; 2], step: i128, length: i128) -> Vec<usize> {
     // Going backwards, one may stop before the first.
     let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
@@ -226,7 +226,7 @@ fn places(bounds: [Option<i128>; 2], step: i128, length: i128) -> Vec<usize> {
     places
 }
 
-/// What stands at `places`, which are `step` apart, as a sequence of the same kind.
+/// Returns the elements at `places`, which are `step` apart, as a sequence of the same kind.
 fn elements(object: &Value, step: i128, places: &[usize]) -> Value {
     match object {
         Value::Str(text) => Value::Str(characters(text, places)),

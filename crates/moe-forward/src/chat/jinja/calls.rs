@@ -1,4 +1,4 @@
-//! Calls: macros, loops, methods and the functions that transformers gives templates.
+//! Calls of macros, loops, methods and the functions that transformers gives templates.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,11 +10,11 @@ use super::scope::Scope;
 use super::value::{Dict, Function, Items, Namespace, Value};
 use super::{ENTRY_BYTES, Fail, Outcome};
 
-/// How many numbers Jinja2's sandbox allows in a range.
+/// Maximum length of a range in Jinja2's sandbox.
 const MAX_RANGE: i128 = 100_000;
 
 impl Interpreter {
-    /// What `callee(args)` gives.
+    /// Calls `callee(args)`.
     pub fn call(&mut self, callee: &Value, args: CallArgs) -> Outcome<Value> {
         self.step(0)?;
         match callee {
@@ -96,8 +96,8 @@ impl Interpreter {
     }
 }
 
-/// Sets what a macro's body knows beside its parameters, out of the arguments that these leave:
-/// `caller`, `kwargs` and `varargs`.
+/// Sets the variables of a macro's body that aren't parameters: `caller`, `kwargs` and `varargs`,
+/// from the arguments that no parameter took.
 fn set_beside_params(macro_: &Macro, mut args: CallArgs, scope: &Scope) -> Outcome<()> {
     let has_caller = macro_.params.iter().any(|(name, _)| &**name == "caller");
     if macro_.takes_caller && !has_caller {
@@ -175,7 +175,7 @@ fn range(args: CallArgs) -> Outcome<Value> {
     Ok(Value::Range { start, step, length: length as usize })
 }
 
-/// Where a range starts, where it stops, and its step.
+/// Returns the start, stop and step of a range.
 fn range_bounds(args: &CallArgs) -> Outcome<[i128; 3]> {
     let numbers: Vec<i128> =
         args.positional.iter().map(|arg| integer(arg, "range")).collect::<Outcome<_>>()?;

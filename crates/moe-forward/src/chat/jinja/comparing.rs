@@ -57,7 +57,7 @@ impl Value {
         }
     }
 
-    /// Python's order, for what has one.
+    /// Python's order; None for values that aren't ordered.
     pub fn compare(&self, other: &Self) -> Outcome<Option<Ordering>> {
         check_compared(text_bytes(self, other))?;
         if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
@@ -85,7 +85,7 @@ impl Value {
     }
 }
 
-/// How many bytes are looked at at most, where both are texts.
+/// Returns the maximum number of bytes that a comparison looks at; 0 unless both are strings.
 fn text_bytes(a: &Value, b: &Value) -> usize {
     a.text().zip(b.text()).map_or(0, |(a, b)| a.len().min(b.len()))
 }

@@ -1,4 +1,4 @@
-//! Expressions.
+//! Evaluates expressions.
 
 use std::rc::Rc;
 
@@ -140,7 +140,7 @@ impl Interpreter {
         Ok(part)
     }
 
-    /// Evaluates what is called, filtered or tested, and then the arguments.
+    /// Evaluates the subject of a call, filter or test, and then the arguments.
     fn with_args(
         &mut self,
         subject: &Expr,
@@ -168,7 +168,7 @@ impl Interpreter {
         Ok(true)
     }
 
-    /// What `~` gives: all parts as texts.
+    /// Evaluates `~`, which joins all parts as strings.
     fn concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Outcome<Value> {
         let parts = self.list(parts, scope)?;
         let mut texts = String::new();
@@ -181,7 +181,7 @@ impl Interpreter {
         Ok(texts.into())
     }
 
-    /// Adds `part` to `texts`, if there is room for it.
+    /// Appends `part` to `texts`, if there is room for it.
     pub fn append(&mut self, part: &str, texts: &mut String) -> Outcome<()> {
         self.step(part.len())?;
         self.room(texts.len() + part.len())?;

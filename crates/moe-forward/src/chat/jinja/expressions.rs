@@ -1,12 +1,12 @@
-//! Expressions by the grammar of Jinja2 3.1, with its precedences and its quirks, from the loosest
-//! operators to the tightest.
+//! Parses expressions by the grammar of Jinja2 3.1, with its precedences and quirks, from the
+//! loosest operators to the tightest.
 
 use super::Outcome;
 use super::ast::{Args, Binary, Comparison, Expr, ExprKind, Name};
 use super::lexer::Kind;
 use super::parser::Parser;
 
-/// What two operands make.
+/// Makes an expression of two operands.
 type Joined = fn(Box<Expr>, Box<Expr>) -> ExprKind;
 
 impl Parser {
@@ -56,7 +56,7 @@ impl Parser {
         })
     }
 
-    /// Operators of one level, which group from the left: a long row of them is as deep as nested
+    /// Parses left-associative operators of one level. A long row of them counts as deep as nested
     /// parentheses.
     fn row(
         &mut self,
@@ -193,7 +193,8 @@ impl Parser {
         self.behind(expr, with_filters)
     }
 
-    /// What stands behind an expression: attributes, items, calls, and then filters and tests.
+    /// Parses the postfix part of an expression: attributes, items, calls, and then filters and
+    /// tests.
     fn behind(&mut self, mut expr: Expr, with_filters: bool) -> Outcome<Expr> {
         let depth = self.depth;
         let mut filtered = false;
@@ -222,7 +223,7 @@ impl Parser {
         }
     }
 
-    /// A filter's name and its arguments.
+    /// Parses a filter's name and its arguments.
     pub fn named_filter(&mut self) -> Outcome<(Name, Args)> {
         let name = self.dotted_name()?;
         let args = if self.is_op("(") { self.args()? } else { Args::default() };
@@ -369,7 +370,7 @@ impl Parser {
         Ok(inner)
     }
 
-    /// Strings that stand side by side, which are one.
+    /// Parses adjacent string literals, which form one string.
     fn strings(&mut self) -> ExprKind {
         let mut text = String::new();
         while let Kind::Str(more) = self.kind() {
@@ -379,7 +380,7 @@ impl Parser {
         ExprKind::Str(text.into())
     }
 
-    /// A key of a dictionary and its value.
+    /// Parses a key of a dictionary and its value.
     fn pair(&mut self) -> Outcome<(Expr, Expr)> {
         let key = self.expression()?;
         self.expect_op(":")?;
@@ -411,7 +412,7 @@ fn constant_or_name(name: &str) -> ExprKind {
     }
 }
 
-/// What stands in brackets without colons: one expression, or several with commas.
+/// Returns the index in brackets without colons: one expression, or a tuple of several.
 fn index(mut items: Vec<Expr>, last: Option<Expr>, line: usize) -> Expr {
     match last {
         Some(index) if items.is_empty() => index,

@@ -1,4 +1,4 @@
-//! Jinja2's filters: what stands behind `|`.
+//! Jinja2's filters, which follow `|`.
 
 use super::args::{CallArgs, integer, is_set, required_text, text, unless_none};
 use super::interpreter::Interpreter;
@@ -65,7 +65,7 @@ pub(super) const NAMES: [&str; 54] = [
 ];
 
 impl Interpreter {
-    /// What `value | name(args)` gives.
+    /// Applies `value | name(args)`.
     pub fn filter(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
         self.step(0)?;
         match name {

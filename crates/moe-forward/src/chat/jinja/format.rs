@@ -6,20 +6,21 @@ use super::spec::Spec;
 use super::value::{Text, Value};
 use super::{Fail, Outcome, attributes, repr};
 
-/// `pattern.format(args)`.
+/// Formats `pattern.format(args)`.
 pub(super) fn format(run: &mut Interpreter, pattern: &Text, args: &CallArgs) -> Outcome<Value> {
     Ok(Fields { args, next: 0 }.formatted(run, pattern, 2)?.into())
 }
 
-/// What a pattern's fields take their values from.
+/// The arguments that a pattern's fields take their values from.
 struct Fields<'a> {
     args: &'a CallArgs,
-    /// The argument that the next field without a name takes.
+    /// The index of the argument for the next field without a name.
     next: usize,
 }
 
 impl Fields<'_> {
-    /// `pattern` with its fields filled in, whose specifications may have fields down to `depth`.
+    /// Returns `pattern` with its fields filled in. Their specifications may have fields
+    /// themselves, `depth` levels deep.
     fn formatted(&mut self, run: &mut Interpreter, pattern: &str, depth: usize) -> Outcome<String> {
         let mut result = String::new();
         let mut rest = pattern;
@@ -53,7 +54,7 @@ impl Fields<'_> {
         if spec.is_empty() { value.to_text() } else { Spec::parse(&spec)?.apply(&value) }
     }
 
-    /// The value of a field: an argument, then attributes and items of it.
+    /// Returns the value of a field: an argument, then attributes and items of it.
     fn lookup(&mut self, name: &str) -> Outcome<Value> {
         let end = name.find(['.', '[']).unwrap_or(name.len());
         let (first, mut rest) = name.split_at(end);
@@ -75,7 +76,7 @@ impl Fields<'_> {
         Ok(value)
     }
 
-    /// The argument of this name or number; the next one, if it has neither.
+    /// Returns the argument of this name or number, or the next one if `name` is empty.
     fn argument(&mut self, name: &str) -> Outcome<Value> {
         if !name.bytes().all(|b| b.is_ascii_digit()) {
             let found = self.args.named.iter().find(|(known, _)| known == name);
@@ -92,7 +93,7 @@ fn no_argument(name: &str) -> Fail {
     Fail::new(format!("there is no argument {name:?} to format"))
 }
 
-/// A value as the field's conversion, which follows `!`, writes it.
+/// Applies a field's conversion, the letter after `!`, to a value.
 fn converted(value: Value, conversion: &str) -> Outcome<Value> {
     match conversion {
         "" => Ok(value),
@@ -103,7 +104,7 @@ fn converted(value: Value, conversion: &str) -> Outcome<Value> {
     }
 }
 
-/// The field that `rest` begins with, taken away from it with the brace that ends it.
+/// Takes from `rest` the field that it begins with, and the brace that ends it.
 fn take_field<'a>(rest: &mut &'a str) -> Outcome<&'a str> {
     let end = field_end(rest).ok_or_else(|| Fail::new("expected '}' before end of string"))?;
     let field = &rest[..end];

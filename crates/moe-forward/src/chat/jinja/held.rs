@@ -1,17 +1,17 @@
-//! What a template holds of memory and how deep its values are, counted by the values themselves: a
-//! template runs on a thread of its own.
+//! Counts the memory that a template's values hold, and their nesting depth. Values count
+//! themselves; counters are per thread, since each template runs on a thread of its own.
 
 use std::cell::Cell;
 
 use super::value::Value;
 use super::{Fail, MAX_BYTES, Outcome};
 
-/// Lists may stand this deep in one another. Python's own limit for printing them is 1,000.
+/// Maximum nesting depth of values. Python's own limit for printing them is 1,000.
 const MAX_NESTING: usize = 1000;
-/// How many values may be compared with one another.
+/// Maximum number of comparisons of values.
 const MAX_COMPARED: u64 = 50_000_000;
 
-/// Bytes of texts that are compared in the time of a value.
+/// Number of bytes that two strings compare in the time of one value.
 const BYTES_COMPARED_AT_ONCE: u64 = 64;
 
 thread_local! {
@@ -21,17 +21,17 @@ thread_local! {
     static COMPARED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Lets this thread's template hold so many bytes.
+/// Sets the number of bytes that this thread's template may hold.
 pub(super) fn allow(bytes: usize) {
     ALLOWED.set(bytes);
 }
 
-/// How long a text may become that is made in one go.
+/// Returns the maximum length of a string that is made in one go, in bytes.
 pub(super) fn longest_text() -> usize {
     ALLOWED.get() / 4
 }
 
-/// Refuses what would hold `bytes` more than a template may.
+/// Checks that a template may hold `bytes` bytes more.
 pub(super) fn room(bytes: usize) -> Outcome<()> {
     if HELD.get().saturating_add(bytes) > ALLOWED.get() {
         let of_budget =
@@ -45,7 +45,7 @@ pub(super) fn room(bytes: usize) -> Outcome<()> {
     Ok(())
 }
 
-/// What this thread's template has too much of.
+/// Describes which limit this thread's template has exceeded; None if it keeps to all.
 pub(super) fn excess() -> Option<&'static str> {
     if DEEPEST.get() > MAX_NESTING {
         Some("nests values more than 1,000 deep")
@@ -56,14 +56,14 @@ pub(super) fn excess() -> Option<&'static str> {
     }
 }
 
-/// One level more than the deepest of `values`.
+/// Returns one more than the depth of the deepest of `values`.
 pub(super) fn depth_of<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
     let depth = 1 + values.map(Value::depth).max().unwrap_or(0);
     DEEPEST.set(DEEPEST.get().max(depth));
     depth
 }
 
-/// Bytes that are held until this is dropped.
+/// Counts bytes as held until it is dropped.
 pub(super) struct Charge(usize);
 
 impl Charge {
@@ -79,14 +79,14 @@ impl Drop for Charge {
     }
 }
 
-/// Counts a comparison of two values, of so many bytes where they are texts; false where there were
-/// too many, and the template's next step fails.
+/// Counts a comparison of two values, which looks at `bytes` bytes if they are strings. Returns
+/// false if the limit is exceeded; then the template's next step fails.
 pub(super) fn may_compare(bytes: usize) -> bool {
     COMPARED.set(COMPARED.get() + 1 + bytes as u64 / BYTES_COMPARED_AT_ONCE);
     COMPARED.get() <= MAX_COMPARED
 }
 
-/// Counts a comparison, and refuses it where there were too many.
+/// Counts a comparison, and returns an error if the limit is exceeded.
 pub(super) fn check_compared(bytes: usize) -> Outcome<()> {
     let what = || Fail::new(format!("the template {}", excess().unwrap_or_default()));
     if may_compare(bytes) { Ok(()) } else { Err(what()) }

@@ -1,4 +1,4 @@
-//! What runs a template, and what it may take: steps, time and memory.
+//! Runs a template within its limits of steps, time and memory.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,20 +18,21 @@ pub(super) struct Interpreter {
     limits: TemplateLimits,
     steps: u64,
     since: Instant,
-    /// An address at the start of the stack.
+    /// An address at the start of the stack, to measure its depth.
     base: usize,
-    /// Bytes of texts that are being written: the template's, and those of macros and blocks within
-    /// it.
+    /// Bytes of strings that are being written: the template's, and those of macros and blocks
+    /// within it.
     pub written: usize,
-    /// What is set outside of all loops and macros.
+    /// Variables that are set outside all loops and macros.
     pub globals: Rc<Scope>,
-    /// Scopes that macros hold, which hold the macros.
+    /// Scopes that macros hold and that hold these macros in turn. They are cleared at the end,
+    /// since reference counts alone wouldn't free them.
     pub captured: Vec<Rc<Scope>>,
-    /// What `strftime_now` tells.
+    /// The present for `strftime_now`.
     pub present: Present,
 }
 
-/// The text that `tree` makes of `variables`, and the dates that it wrote.
+/// Renders `tree` with `variables`. Returns the text, and the dates that it wrote.
 pub(super) fn render(
     tree: &Tree,
     variables: &[(String, Json)],
@@ -68,7 +69,7 @@ const FUNCTIONS: [(&str, Function); 8] = [
     ("strftime_now", Function::StrftimeNow),
 ];
 
-/// What a template can name from its start.
+/// Returns the scope of the names that a template has from its start.
 fn globals(tree: &Tree, variables: &[(String, Json)]) -> Outcome<Rc<Scope>> {
     let globals = Scope::outermost();
     for (name, function) in FUNCTIONS {
@@ -84,7 +85,7 @@ fn globals(tree: &Tree, variables: &[(String, Json)]) -> Outcome<Rc<Scope>> {
 }
 
 impl Interpreter {
-    /// Counts a step, and what it costs beside to handle `bytes` bytes.
+    /// Counts a step, and the additional cost of handling `bytes` bytes.
     pub fn step(&mut self, bytes: usize) -> Outcome<()> {
         self.steps += 1 + bytes as u64 / 256;
         if self.steps > self.limits.steps {
@@ -107,13 +108,13 @@ impl Interpreter {
         self.room(0)
     }
 
-    /// A step that makes something of `bytes` bytes, if there is room for it.
+    /// Counts a step that makes a value of `bytes` bytes, if there is room for it.
     pub fn handled(&mut self, bytes: usize) -> Outcome<()> {
         self.room(bytes)?;
         self.step(bytes)
     }
 
-    /// Refuses what would hold `bytes` more than a template may.
+    /// Checks that the template may hold `bytes` bytes more.
     pub fn room(&self, bytes: usize) -> Outcome<()> {
         room(bytes.saturating_add(self.written))
     }

@@ -1,4 +1,4 @@
-//! `tojson`, which transformers replaces by Python's `json.dumps`.
+//! `tojson`, for which transformers uses Python's `json.dumps`.
 
 use moe_checkpoint::json::kept_number;
 
@@ -8,11 +8,11 @@ use super::sorting::sorted;
 use super::value::{Dict, Value};
 use super::{Fail, Outcome};
 
-/// A JSON value as Python has it, in which numbers that `moe_checkpoint::json::keep_numbers` has
-/// kept are numbers again.
+/// Converts a JSON value to Python's. Numbers that `moe_checkpoint::json::keep_numbers` has kept
+/// become numbers again.
 ///
 /// # Errors
-/// For an integer of more than 128 bits.
+/// An integer of more than 128 bits.
 pub(super) fn value(json: &serde_json::Value) -> Outcome<Value> {
     Ok(match json {
         serde_json::Value::Null => Value::None,
@@ -54,7 +54,7 @@ fn kept(number: &str) -> Outcome<Value> {
     })
 }
 
-/// The arguments of `tojson`.
+/// The options of `tojson`.
 pub(super) struct Style {
     pub ensure_ascii: bool,
     pub indent: Option<String>,
@@ -64,7 +64,7 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// `value` as JSON.
+    /// Formats `value` as JSON.
     pub fn dumps(&self, value: &Value) -> Outcome<String> {
         let mut out = String::new();
         self.write(value, &mut out, 0)?;

@@ -1,11 +1,11 @@
-//! Letters, their cases and digits, as Python's texts know them.
+//! Letters, their cases, and digits, as defined by Python's strings.
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 
 use super::lexer::is_space;
 use super::repr::is_printable;
 
-/// Whether Python's `text.method()` is true, for one of its methods in `is…`.
+/// Returns `text.method()` for the methods of Python's strings that begin with `is`.
 pub(super) fn is(text: &str, method: &str) -> bool {
     let all = |holds: fn(char) -> bool| !text.is_empty() && text.chars().all(holds);
     match method {
@@ -24,7 +24,7 @@ pub(super) fn is(text: &str, method: &str) -> bool {
     }
 }
 
-/// The value of a decimal digit of any script.
+/// Returns the value of a decimal digit of any script; None for other characters.
 pub(super) fn decimal(c: char) -> Option<u32> {
     let is_decimal = |c: char| get_general_category(c) == GeneralCategory::DecimalNumber;
     if c.is_ascii() || !is_decimal(c) {
@@ -35,22 +35,21 @@ pub(super) fn decimal(c: char) -> Option<u32> {
     Some(before.count() as u32 % 10)
 }
 
-/// `text` with ASCII's digits in the place of those of other scripts, as Python's `int` and `float`
-/// read it.
+/// Replaces digits of other scripts in `text` by ASCII's, as Python's `int` and `float` do.
 pub(super) fn with_ascii_digits(text: &str) -> String {
     text.chars()
         .map(|c| decimal(c).and_then(|digit| char::from_digit(digit, 10)).unwrap_or(c))
         .collect()
 }
 
-/// Decimal digits, and those in circles, above or below the line (Unicode 14, as Python 3.11 has
-/// it).
+/// Returns whether `c` is a decimal digit, or one in a circle, above or below the line (Unicode 14,
+/// as in Python 3.11).
 fn is_digit(c: char) -> bool {
     decimal(c).is_some()
         || matches!(c, '\u{b2}'..='\u{b3}' | '\u{b9}' | '\u{1369}'..='\u{1371}' | '\u{19da}' | '\u{2070}' | '\u{2074}'..='\u{2079}' | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}' | '\u{2474}'..='\u{247c}' | '\u{2488}'..='\u{2490}' | '\u{24ea}' | '\u{24f5}'..='\u{24fd}' | '\u{24ff}' | '\u{2776}'..='\u{277e}' | '\u{2780}'..='\u{2788}' | '\u{278a}'..='\u{2792}' | '\u{10a40}'..='\u{10a43}' | '\u{10e60}'..='\u{10e68}' | '\u{11052}'..='\u{1105a}' | '\u{1f100}'..='\u{1f10a}')
 }
 
-/// Ideographs that stand for numbers (Unicode 14, as Python 3.11 has them).
+/// Ideographs with a numeric value (Unicode 14, as in Python 3.11).
 const NUMBERS: &str = "㐅㒃㠪㭍一七万三九二五亖亿什仟仨伍佰億兆兩八六十千卄卅卌叁参參叄四壱壹幺廾廿弌弍\
     弎弐拾捌柒漆玖百肆萬貮貳贰阡陆陌陸零參拾兩零六陸什𠀁𠁤𠃢𠄡𠤪𠦃𠦌𠦜𠫪𠫽𠬙𢎐𢦘𣬛𦉭\
     廾";
@@ -67,7 +66,7 @@ fn is_letter(c: char) -> bool {
     letters.contains(&get_general_category(c))
 }
 
-/// Whether `c` is one letter that stands for a large and a small one.
+/// Returns whether `c` is one letter that combines an uppercase and a lowercase one.
 fn is_title_case(c: char) -> bool {
     get_general_category(c) == GeneralCategory::TitlecaseLetter
 }
@@ -76,7 +75,7 @@ fn has_case(c: char) -> bool {
     c.is_lowercase() || c.is_uppercase() || is_title_case(c)
 }
 
-/// Whether `text` has letters with a case, and all of this one.
+/// Returns whether `text` has letters with a case, and all of them have this one.
 pub(super) fn is_cased(text: &str, upper: bool) -> bool {
     let has_this = |c: char| if upper { c.is_uppercase() } else { c.is_lowercase() };
     text.chars().any(has_case) && text.chars().filter(|c| has_case(*c)).all(has_this)
@@ -100,7 +99,8 @@ fn is_identifier(text: &str) -> bool {
     starts && chars.all(|c| c == '_' || c.is_alphanumeric())
 }
 
-/// Each character of `text` with its small one. What that is for a sigma depends on its neighbours.
+/// Returns each character of `text` with its lowercase form. That of a sigma depends on its
+/// neighbours.
 fn with_small(text: &str) -> impl Iterator<Item = (char, String)> {
     let small = text.to_lowercase();
     let mut at = 0;
@@ -113,14 +113,14 @@ fn with_small(text: &str) -> impl Iterator<Item = (char, String)> {
     })
 }
 
-/// The first letter large, the others small.
+/// Returns `text` with its first letter in uppercase and the others in lowercase.
 pub(super) fn capitalized(text: &str) -> String {
     let letter =
         |(at, (c, small)): (usize, (char, String))| if at == 0 { title_case(c) } else { small };
     with_small(text).enumerate().map(letter).collect()
 }
 
-/// The first letter of each word large, the others small.
+/// Returns `text` with the first letter of each word in uppercase and the others in lowercase.
 pub(super) fn titled(text: &str) -> String {
     let mut inside = false;
     let mut result = String::with_capacity(text.len());
@@ -131,7 +131,7 @@ pub(super) fn titled(text: &str) -> String {
     result
 }
 
-/// Small letters large, and large ones small.
+/// Swaps uppercase and lowercase letters.
 pub(super) fn swapped(text: &str) -> String {
     let letter = |(c, small): (char, String)| match c {
         _ if c.is_uppercase() => small,
@@ -141,7 +141,7 @@ pub(super) fn swapped(text: &str) -> String {
     with_small(text).map(letter).collect()
 }
 
-/// `text` as it is compared without regard to case.
+/// Returns `text` in the form that is compared without regard to case.
 pub(super) fn casefolded(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     for c in text.chars() {
@@ -162,13 +162,14 @@ fn iota_below(c: char) -> char {
     if c == 'Ι' { '\u{345}' } else { c }
 }
 
-/// The first of `large` as it is, the others small.
+/// Returns the first of `large` unchanged, and the others in lowercase.
 fn first_large(mut large: impl Iterator<Item = char>) -> String {
     let first: String = large.next().into_iter().collect();
     first + &large.flat_map(char::to_lowercase).collect::<String>()
 }
 
-/// `c` as it begins a word: of a letter that stands for two, only the first is large.
+/// Returns `c` as the first letter of a word: of a letter that combines two, only the first is
+/// uppercase.
 fn title_case(c: char) -> String {
     match c {
         'Ǆ'..='ǆ' => "ǅ".into(),

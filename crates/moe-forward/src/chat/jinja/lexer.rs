@@ -1,5 +1,5 @@
-//! Text to tokens, with Jinja2's rules for white space: `trim_blocks` and `lstrip_blocks`, as
-//! transformers sets them.
+//! Splits a template into tokens, with Jinja2's rules for white space: `trim_blocks` and
+//! `lstrip_blocks`, as transformers sets them.
 
 use super::{Fail, Outcome};
 
@@ -30,7 +30,7 @@ const OPERATORS: [&str; 26] = [
     ">", "<", "=", ".", ":", "|", ",", ";",
 ];
 
-/// The tokens of `source`, ended by [`Kind::End`].
+/// Returns the tokens of `source`, of which the last is [`TokenKind::End`].
 pub(super) fn tokenize(source: &str) -> Outcome<Vec<Token>> {
     let mut source = source.replace("\r\n", "\n").replace('\r', "\n");
     if source.ends_with('\n') {
@@ -53,10 +53,10 @@ pub(super) struct Lexer<'a> {
     pub source: &'a str,
     pub at: usize,
     line: usize,
-    /// Line breaks are counted up to here.
+    /// The position up to which line breaks have been counted.
     counted: usize,
     tokens: Vec<Token>,
-    /// Whether what was read last ends in a line break, as at the start.
+    /// Whether the text before this position ends in a line break, or is empty.
     line_starts: bool,
 }
 
@@ -91,7 +91,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// The text up to a delimiter, which stands at `begin`, and all that this delimits.
+    /// Reads the text up to the delimiter at `begin`, and everything that this delimits.
     fn part(&mut self, begin: usize) -> Outcome<()> {
         let rest = self.rest();
         let kind = rest.as_bytes()[begin + 1];
@@ -112,7 +112,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// The rest of `{% … %}`, or of all from `{% raw %}` to its end.
+    /// Reads the rest of `{% … %}`, or from `{% raw %}` to its end.
     fn block(&mut self) -> Outcome<()> {
         if let Some(length) = self.raw_begin() {
             self.at += length;
@@ -122,8 +122,8 @@ impl<'a> Lexer<'a> {
         self.code(Kind::BlockEnd, "%}")
     }
 
-    /// `text` before a delimiter with `sign`; what indents a block or comment doesn't count as
-    /// text.
+    /// Strips white space from `text`, which precedes a delimiter with `sign`. The indentation of a
+    /// block or comment doesn't count as text.
     fn stripped<'t>(&self, text: &'t str, sign: Option<u8>, is_print: bool) -> &'t str {
         if sign == Some(b'-') {
             return text.trim_end_matches(is_space);
@@ -136,7 +136,8 @@ impl<'a> Lexer<'a> {
         if is_indent { &text[..line] } else { text }
     }
 
-    /// The length of what ends a block or comment here, white space that goes with it included.
+    /// Returns the length of the end of a block or comment at this position, including white space
+    /// that is stripped with it; None if there is no end here.
     fn end(&self, delimiter: &str, trims: bool) -> Option<usize> {
         let rest = self.rest();
         if let Some(after) = rest.strip_prefix('-').and_then(|rest| rest.strip_prefix(delimiter)) {
@@ -160,7 +161,7 @@ impl<'a> Lexer<'a> {
         self.fail("missing end of comment tag")
     }
 
-    /// The length of the rest of `{% raw %}`, if that is what begins here.
+    /// Returns the length of the rest of `{% raw %}`, if it begins here.
     fn raw_begin(&self) -> Option<usize> {
         let rest = self.rest();
         let after =
@@ -194,7 +195,7 @@ impl<'a> Lexer<'a> {
         self.fail("missing end of raw directive")
     }
 
-    /// Tokens up to `delimiter`, which ends nothing within brackets.
+    /// Reads tokens up to `delimiter`, which has no meaning within brackets.
     fn code(&mut self, end: Kind, delimiter: &str) -> Outcome<()> {
         let mut brackets = Vec::new();
         while let Some(next) = self.rest().chars().next() {
@@ -224,7 +225,7 @@ impl<'a> Lexer<'a> {
         self.push(Kind::Name(rest[..length].to_owned()));
     }
 
-    /// An operator; `brackets` are those that close what is open.
+    /// Reads an operator. `brackets` are the closing brackets of those that are open.
     fn operator(&mut self, next: char, brackets: &mut Vec<&'static str>) -> Outcome<()> {
         let rest = self.rest();
         let found = OPERATORS.into_iter().find(|operator| rest.starts_with(operator));
@@ -250,7 +251,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Where the next `{{`, `{%` or `{#` stands.
+/// Returns the position of the next `{{`, `{%` or `{#`.
 fn next_delimiter(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     text.match_indices('{')
@@ -258,7 +259,7 @@ fn next_delimiter(text: &str) -> Option<usize> {
         .find(|at| matches!(bytes.get(at + 1), Some(b'{' | b'%' | b'#')))
 }
 
-/// The sign that says what becomes of white space around a tag.
+/// Returns the sign that controls white space around a tag, if there is one at `at`.
 fn sign_at(text: &str, at: usize) -> Option<u8> {
     text.as_bytes().get(at).copied().filter(|sign| matches!(sign, b'-' | b'+'))
 }
@@ -267,7 +268,7 @@ fn is_in_name(c: char) -> bool {
     c == '_' || c.is_alphanumeric()
 }
 
-/// Python's white space.
+/// Returns whether `c` is white space in Python.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }

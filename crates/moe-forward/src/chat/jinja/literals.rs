@@ -1,4 +1,4 @@
-//! Numbers and strings in a template's code, as Python writes them.
+//! Parses Python's number and string literals.
 
 use super::Outcome;
 use super::lexer::{Kind, Lexer};
@@ -52,7 +52,7 @@ impl Lexer<'_> {
     }
 }
 
-/// Where the quote stands that ends the string that `text` begins with.
+/// Returns the position of the quote that ends the string that `text` begins with.
 fn string_end(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -67,7 +67,7 @@ fn string_end(text: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// The digits behind a prefix such as `0x`, and their base.
+/// Returns the digits after a prefix such as `0x`, and their base.
 fn with_prefix(text: &str) -> Option<(&str, u32)> {
     let radix = match text.get(..2)?.to_ascii_lowercase().as_str() {
         "0x" => 16,
@@ -79,7 +79,7 @@ fn with_prefix(text: &str) -> Option<(&str, u32)> {
     (!digits.is_empty()).then_some((digits, radix))
 }
 
-/// The length of the number that `text` begins with, if it has a fraction or an exponent.
+/// Returns the length of the number that `text` begins with, if it has a fraction or an exponent.
 fn float_length(text: &str) -> Option<usize> {
     let whole = digits(text, 10).len();
     let mut length = whole;
@@ -97,7 +97,8 @@ fn float_length(text: &str) -> Option<usize> {
     (length > whole).then_some(length)
 }
 
-/// The longest start of `text` that is digits, single underscores between them.
+/// Returns the longest prefix of `text` that consists of digits with single underscores between
+/// them.
 fn digits(text: &str, radix: u32) -> &str {
     let mut end = 0;
     for (at, c) in text.char_indices() {
@@ -110,7 +111,7 @@ fn digits(text: &str, radix: u32) -> &str {
     &text[..end]
 }
 
-/// Python's escapes; None for a lone surrogate or a name.
+/// Resolves Python's escapes. None for a lone surrogate or an escape by name.
 fn unescaped(text: &str) -> Option<String> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -136,7 +137,7 @@ fn unescaped(text: &str) -> Option<String> {
     Some(result)
 }
 
-/// What a letter means behind a backslash.
+/// Returns the character that a backslash and `letter` stand for.
 fn meaning(letter: char) -> Option<char> {
     Some(match letter {
         'n' => '\n',
@@ -151,14 +152,15 @@ fn meaning(letter: char) -> Option<char> {
     })
 }
 
-/// The character whose code `rest` begins with, in `width` hexadecimal digits.
+/// Takes `width` hexadecimal digits from `rest`, and returns the character with this code.
 fn take_code(rest: &mut &str, width: usize) -> Option<char> {
     let code = u32::from_str_radix(rest.get(..width)?, 16).ok()?;
     *rest = &rest[width..];
     char::from_u32(code)
 }
 
-/// The character whose code is `first` and up to two octal digits more.
+/// Takes up to two more octal digits from `rest`, and returns the character whose code they form
+/// after `first`.
 fn take_octal(first: char, rest: &mut &str) -> Option<char> {
     let more = rest.bytes().take(2).take_while(|b| (b'0'..=b'7').contains(b)).count();
     let code = u32::from_str_radix(&format!("{first}{}", &rest[..more]), 8).ok()?;

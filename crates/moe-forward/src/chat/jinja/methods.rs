@@ -1,4 +1,4 @@
-//! Methods of dictionaries, lists, loops and cyclers; those of texts are in `strings`.
+//! Methods of dictionaries, lists, loops and cyclers; string methods are in `strings`.
 
 use super::args::{CallArgs, required};
 use super::interpreter::Interpreter;
@@ -8,7 +8,7 @@ use super::value::{Dict, Items, Value, View};
 use super::{Fail, Outcome, attributes, strings};
 
 impl Interpreter {
-    /// What `object.method(args)` gives.
+    /// Calls `object.method(args)`.
     pub fn call_method(
         &mut self,
         object: &Value,
@@ -38,7 +38,7 @@ impl Interpreter {
         }
     }
 
-    /// The keys, values or pairs of a dictionary.
+    /// Returns the keys, values or items of a dictionary.
     fn view(&mut self, dict: &Dict, method: &str, args: CallArgs) -> Outcome<Value> {
         args.none(method)?;
         self.step(dict.entries().len() * size_of::<Value>())?;
@@ -51,7 +51,7 @@ impl Interpreter {
         Ok(Value::View(view, Items::new(items)))
     }
 
-    /// How often, or where, a value stands in a list.
+    /// `list.count` and `list.index`.
     fn find(&mut self, object: &Value, method: &str, args: CallArgs) -> Outcome<Value> {
         let items = object.iterate()?;
         self.step(items.len() * size_of::<Value>())?;
@@ -80,7 +80,7 @@ fn get(dict: &Dict, args: CallArgs) -> Outcome<Value> {
     Ok(found.or(default).unwrap_or(Value::None))
 }
 
-/// The argument whose turn it is.
+/// `loop.cycle(…)`: returns the argument for the current iteration.
 fn cycle(state: &LoopState, args: &CallArgs) -> Outcome<Value> {
     let Some(Value::Int(index)) = state.attribute("index0") else { return Ok(Value::None) };
     let count = args.positional.len() as i128;
@@ -90,7 +90,7 @@ fn cycle(state: &LoopState, args: &CallArgs) -> Outcome<Value> {
     Ok(args.positional[(index % count) as usize].clone())
 }
 
-/// Whether the arguments are others than those of the call before.
+/// `loop.changed(…)`: whether the arguments differ from those of the previous call.
 fn changed(state: &LoopState, args: CallArgs) -> bool {
     let mut last = state.changed.borrow_mut();
     let is_same = last.as_ref().is_some_and(|last| {

@@ -1,9 +1,9 @@
-//! Jinja2 as transformers sets it up for chat templates, with Python's values: what a template
-//! prints depends on how Python writes a list or a float, on its string methods and its operators,
-//! none of which another engine has in the same way.
+//! Jinja2 as transformers sets it up for chat templates, with Python's values. The output of a
+//! template depends on how Python formats a list or a float, on its string methods and its
+//! operators, and no other engine reproduces these.
 //!
-//! A template is a program out of a checkpoint. It runs on a thread with a large stack, and its
-//! steps, depth and memory are bounded.
+//! A template is a program from a checkpoint. It runs on a thread with a large stack, within limits
+//! of steps, depth and memory.
 
 mod args;
 mod ast;
@@ -50,23 +50,25 @@ use serde_json::Value as Json;
 use super::dates::Dates;
 use crate::allowance::{Subject, limited};
 
-/// What it costs to copy an entry of a list or dictionary, in bytes of text that cost as much.
+/// Cost of copying an entry of a list or dictionary, as the number of bytes of a string that cost
+/// as much.
 const ENTRY_BYTES: usize = 256;
-/// What texts and lists may take at once. A conversation takes a few times its own size.
+/// Maximum memory of a template's strings and lists. A conversation takes a few times its own size.
 pub(super) const MAX_BYTES: usize = 512 << 20;
-/// The least that they are left.
+/// Minimum memory of a template, however small a budget is.
 const LEAST_BYTES: usize = 8 << 20;
-/// A level of a template takes some 10 KiB of the stack; Python's limit allows for a few hundred.
+/// Size of the stack. A level of a template takes about 10 KiB; Python's limit allows a few hundred
+/// levels.
 const STACK_BYTES: usize = 64 << 20;
 
-/// How much a template may do for a conversation.
+/// Limits of a template's work on a conversation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TemplateLimits {
-    /// A conversation takes a few hundred a message.
+    /// Maximum number of steps. A message takes a few hundred.
     pub steps: u64,
-    /// Whatever its steps are: a long conversation takes milliseconds.
+    /// Maximum time, however many steps. A long conversation takes milliseconds.
     pub time: Duration,
-    /// What its texts and lists may take at once.
+    /// Maximum memory of its strings and lists.
     pub bytes: usize,
 }
 
@@ -74,7 +76,7 @@ impl TemplateLimits {
     pub const USUAL: Self =
         Self { steps: 10_000_000, time: Duration::from_secs(30), bytes: MAX_BYTES };
 
-    /// The limits in a run that may hold `memory` bytes.
+    /// Returns the limits in a run that may hold `memory` bytes.
     pub fn within(memory: Option<u64>) -> Self {
         // A step may make a copy of all that is held, and what is rendered is held beside what is
         // tokenized.
@@ -83,8 +85,8 @@ impl TemplateLimits {
         Self { bytes: share.clamp(LEAST_BYTES, MAX_BYTES), ..Self::USUAL }
     }
 
-    /// How long a caller waits: longer than a template may run, since a step on all that may be
-    /// held can't look at the clock.
+    /// Returns how long a caller waits. This is longer than a template may run, since a single step
+    /// on all values that may be held can't look at the clock.
     fn patience(self) -> Duration {
         self.time + self.time / 20
     }
@@ -94,7 +96,7 @@ impl TemplateLimits {
     }
 }
 
-/// What went wrong in a template, and in which line.
+/// An error in a template, and its line.
 #[derive(Debug)]
 pub(super) struct Fail {
     what: String,
@@ -108,7 +110,7 @@ impl Fail {
         Self { what: what.into(), line: None }
     }
 
-    /// The failure, which names `line` unless it names an inner one already.
+    /// Returns the error at `line`, unless it already names an inner one.
     fn at(mut self, line: usize) -> Self {
         self.line.get_or_insert(line);
         self
@@ -126,7 +128,7 @@ impl std::fmt::Display for Fail {
 
 impl std::error::Error for Fail {}
 
-/// A template that was understood.
+/// A parsed template.
 pub(super) struct Template {
     tree: Arc<ast::Tree>,
 }
@@ -135,15 +137,16 @@ impl Template {
     /// Parses `source`.
     ///
     /// # Errors
-    /// What Jinja2 calls a syntax error, and what isn't supported.
+    /// Jinja2's syntax errors, and features that aren't supported.
     pub fn parse(source: &str) -> Result<Self, Fail> {
         on_a_large_stack(|| parser::parse(source)).map(|tree| Self { tree: Arc::new(tree) })
     }
 
-    /// The text that it makes of `variables`, and the dates in it. It stands in `file`.
+    /// Renders `variables`, and returns the text with the dates that the template wrote. `file` is
+    /// where the template comes from.
     ///
     /// # Errors
-    /// What the template raises, and what takes more than it may.
+    /// Errors that the template raises, and exceeded limits.
     pub fn render(
         &self,
         variables: Vec<(String, Json)>,
@@ -169,7 +172,7 @@ impl Template {
     }
 }
 
-/// What `tree`, which is let go of, makes of `variables` on this thread.
+/// Renders `variables` on this thread, and drops `tree`.
 fn rendered(
     tree: Arc<ast::Tree>,
     variables: &[(String, Json)],

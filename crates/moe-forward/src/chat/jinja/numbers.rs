@@ -6,7 +6,7 @@ use super::lexer::is_space;
 use super::value::Value;
 use super::{Fail, Outcome};
 
-/// What the filter `name` makes of a number, or of a text that is one.
+/// Applies the filter `name` to a number, or to a string with a number.
 pub(super) fn filter(name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
     match name {
         "abs" => {
@@ -43,12 +43,12 @@ fn abs(value: &Value) -> Outcome<Value> {
     }
 }
 
-/// A number, or a text that is one, as a float.
+/// Converts a number, or a string with a number, to a float.
 fn float(value: &Value) -> Option<f64> {
     value.number().or_else(|| parse_float(value.text()?))
 }
 
-/// A number, or a text that is one to `base`, as an integer.
+/// Converts a number, or a string with a number in base `base`, to an integer.
 fn int(value: &Value, base: i128) -> Option<i128> {
     match value.text() {
         Some(text) => parse_integer(text, base).or_else(|| truncated(parse_float(text)?)),
@@ -60,8 +60,9 @@ fn truncated(number: f64) -> Option<i128> {
     (number.is_finite() && number.abs() < 1e38).then_some(number.trunc() as i128)
 }
 
-/// `text` as Python's `int` and `float` read it: without space around it, with digits of any
-/// script, which single underscores may part. None where an underscore stands elsewhere.
+/// Returns `text` in the form that Python's `int` and `float` read: without surrounding space and
+/// single underscores between digits, and with digits of other scripts replaced by ASCII's. None if
+/// an underscore is elsewhere.
 fn digits(text: &str, is_digit: fn(char) -> bool) -> Option<String> {
     let text = with_ascii_digits(text.trim_matches(is_space)).to_lowercase();
     let bytes: Vec<char> = text.chars().collect();

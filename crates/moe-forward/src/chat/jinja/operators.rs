@@ -8,7 +8,7 @@ use super::interpreter::Interpreter;
 use super::value::{Items, Text, Value};
 use super::{Fail, Outcome, percent};
 
-/// Markup's way of escaping.
+/// Escapes `text` for HTML as Markup does.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('>', "&gt;")
@@ -17,13 +17,13 @@ pub(super) fn escaped(text: &str) -> String {
         .replace('"', "&#34;")
 }
 
-/// How many bytes that gives.
+/// Returns the length of `escaped(text)` in bytes.
 pub(super) fn escaped_bytes(text: &str) -> usize {
     let longer = text.bytes().filter(|byte| b"&><'\"".contains(byte)).count();
     text.len() + 4 * longer
 }
 
-/// Refuses what isn't there.
+/// Checks that no value is undefined.
 fn check_defined(values: &[&Value]) -> Outcome<()> {
     for value in values {
         if let Value::Undefined(what) = value {
@@ -33,7 +33,7 @@ fn check_defined(values: &[&Value]) -> Outcome<()> {
     Ok(())
 }
 
-/// `left` and `right` compared.
+/// Compares `left` and `right`.
 pub(super) fn compare(comparison: Comparison, left: &Value, right: &Value) -> Outcome<bool> {
     let order = || left.compare(right);
     Ok(match comparison {
@@ -48,7 +48,7 @@ pub(super) fn compare(comparison: Comparison, left: &Value, right: &Value) -> Ou
     })
 }
 
-/// Python's `value in container`.
+/// Evaluates Python's `value in container`.
 pub(super) fn contains(container: &Value, value: &Value) -> Outcome<bool> {
     match container {
         Value::Str(text) | Value::Markup(text) => match value.text() {
@@ -75,7 +75,7 @@ fn is_in(items: &[Value], value: &Value) -> bool {
     items.iter().any(|item| item.is(value) || item.equals(value))
 }
 
-/// `-value`.
+/// Evaluates `-value`.
 pub(super) fn negative(value: &Value) -> Outcome<Value> {
     check_defined(&[value])?;
     match (value.integer(), value) {
@@ -85,7 +85,7 @@ pub(super) fn negative(value: &Value) -> Outcome<Value> {
     }
 }
 
-/// `+value`.
+/// Evaluates `+value`.
 pub(super) fn positive(value: &Value) -> Outcome<Value> {
     check_defined(&[value])?;
     match (value.integer(), value) {
@@ -173,7 +173,7 @@ fn repeated_items(items: &Items, count: usize) -> Items {
     Items::new(std::iter::repeat_n(&**items, count).flatten().cloned().collect())
 }
 
-/// A text as markup has it: escaped, unless it is markup.
+/// Returns a string as markup: escaped, unless it is markup already.
 fn markup(text: &Value) -> Cow<'_, str> {
     match text {
         Value::Markup(text) => Cow::Borrowed(&**text),
@@ -181,7 +181,7 @@ fn markup(text: &Value) -> Cow<'_, str> {
     }
 }
 
-/// How many bytes a text has as markup.
+/// Returns the length of a string as markup, in bytes.
 fn markup_bytes(text: &Value) -> usize {
     match text {
         Value::Markup(text) => text.len(),
@@ -190,7 +190,7 @@ fn markup_bytes(text: &Value) -> usize {
 }
 
 impl Interpreter {
-    /// `left` and `right` joined by `operator`.
+    /// Evaluates `left operator right`.
     pub fn binary(&mut self, operator: Binary, left: &Value, right: &Value) -> Outcome<Value> {
         check_defined(&[left, right])?;
         if operator == Binary::Mod
@@ -224,7 +224,7 @@ impl Interpreter {
         }
     }
 
-    /// Two texts in one, which is markup where one of them is.
+    /// Joins two strings. The result is markup if either of them is.
     fn concatenated(&mut self, left: &Value, right: &Value) -> Outcome<Value> {
         if let (Value::Str(a), Value::Str(b)) = (left, right) {
             self.handled(a.len() + b.len())?;

@@ -1,4 +1,4 @@
-//! Tokens to a tree: how the parser goes from one to the next, and bodies of statements.
+//! Parses tokens to a syntax tree: moving through the tokens, and bodies of statements.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{Fail, Outcome};
 /// Python stops at 1,000 nested calls, and Jinja2 makes several for each level of a template.
 const MAX_DEPTH: usize = 1000;
 
-/// The statements of `source`.
+/// Parses `source`.
 pub(super) fn parse(source: &str) -> Outcome<Tree> {
     let mut parser =
         Parser { tokens: tokenize(source)?, at: 0, depth: 0, in_loop: 0, blocks: Vec::new() };
@@ -24,7 +24,7 @@ pub(super) struct Parser {
     pub tokens: Vec<Token>,
     pub at: usize,
     pub depth: usize,
-    /// How many loops what is read stands in.
+    /// Number of loops around the current position.
     pub in_loop: usize,
     pub blocks: Vec<(Name, Arc<Body>)>,
 }
@@ -116,7 +116,7 @@ impl Parser {
         }
     }
 
-    /// One level deeper, for as long as `parse` runs.
+    /// Runs `parse` one nesting level deeper.
     pub fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
         self.deeper()?;
         let result = parse(self);
@@ -132,7 +132,8 @@ impl Parser {
         Ok(())
     }
 
-    /// Statements up to a block that begins with one of `ends`, whose name is the next token then.
+    /// Parses statements up to a block that begins with one of `ends`, whose name becomes the next
+    /// token.
     pub fn body(&mut self, ends: &[&str]) -> Outcome<Body> {
         self.nested(|parser| parser.statements(ends))
     }
@@ -162,7 +163,7 @@ impl Parser {
         }
     }
 
-    /// What stands between `{{` and `}}`.
+    /// Parses the inside of `{{ … }}`.
     fn printed(&mut self) -> Outcome<StmtKind> {
         self.next();
         let expr = self.tuple(true, &[])?;

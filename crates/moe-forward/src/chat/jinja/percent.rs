@@ -5,7 +5,7 @@ use super::spec::{Spec, number, take, take_number};
 use super::value::{Text, Value};
 use super::{Fail, Outcome, repr};
 
-/// `pattern % values`.
+/// Formats `pattern % values`.
 pub(super) fn format(run: &mut Interpreter, pattern: &Text, values: &Value) -> Outcome<Value> {
     let mut operands = Operands::new(values);
     let mut result = String::new();
@@ -25,7 +25,7 @@ pub(super) fn format(run: &mut Interpreter, pattern: &Text, values: &Value) -> O
     Ok(result.into())
 }
 
-/// What a pattern's fields take their values from.
+/// The operands that a pattern's fields take their values from.
 struct Operands<'a> {
     values: &'a Value,
     positional: std::vec::IntoIter<Value>,
@@ -41,7 +41,7 @@ impl<'a> Operands<'a> {
         Self { values, positional: positional.into_iter(), used_mapping: false }
     }
 
-    /// The text of the field that `rest` begins with behind `%`, taken away from it.
+    /// Takes from `rest` the field after a `%`, and returns its text.
     fn field(&mut self, rest: &mut &str) -> Outcome<String> {
         let key = take_key(rest)?;
         let mut spec = take_flags(rest);
@@ -75,7 +75,7 @@ impl<'a> Operands<'a> {
         dict.get_text(key).cloned().ok_or_else(|| Fail::new(format!("KeyError: {key:?}")))
     }
 
-    /// Refuses values that no field took.
+    /// Checks that fields took all values.
     fn end(mut self) -> Outcome<()> {
         let is_mapping =
             self.used_mapping || matches!(self.values, Value::Dict(_) | Value::List(_));
@@ -86,7 +86,7 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// The key in parentheses that `rest` begins with, if there is one, taken away from it.
+/// Takes the key in parentheses from the start of `rest`; None if there is no key.
 fn take_key<'a>(rest: &mut &'a str) -> Outcome<Option<&'a str>> {
     let Some(after) = rest.strip_prefix('(') else { return Ok(None) };
     let (key, after) = after.split_once(')').ok_or_else(|| Fail::new("incomplete format key"))?;
@@ -144,7 +144,7 @@ fn written(kind: char, value: &Value) -> Outcome<String> {
     }
 }
 
-/// A number as an integer, with at least as many digits as the precision says.
+/// Formats a number as an integer, with at least as many digits as the precision.
 fn decimal(mut spec: Spec, kind: char, value: &Value) -> Outcome<String> {
     spec.kind = Some('d');
     let number = match value {

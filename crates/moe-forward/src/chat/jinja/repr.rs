@@ -1,4 +1,4 @@
-//! How Python writes values.
+//! Formats values as Python does.
 
 use super::held::longest_text;
 use super::value::{Dict, Value};
@@ -123,8 +123,8 @@ pub(super) fn float(value: f64) -> String {
     format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
-/// Whether Python prints `c` as it is. The standard library asks the same of Unicode where it
-/// escapes, but for marks that begin a text.
+/// Returns whether Python prints `c` as it is. The standard library's escapes follow the same rule
+/// of Unicode, except for combining marks at the start of a text.
 pub(super) fn is_printable(c: char) -> bool {
     if c.is_alphanumeric() {
         return true;
@@ -163,7 +163,7 @@ fn escape(c: char, out: &mut String) {
     }
 }
 
-/// Python's `ascii` of what has the `repr` that is given.
+/// Returns Python's `ascii` of a value with this `repr`.
 pub(super) fn ascii(repr: &str) -> String {
     let mut result = String::with_capacity(repr.len());
     for c in repr.chars() {

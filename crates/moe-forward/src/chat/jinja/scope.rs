@@ -1,4 +1,4 @@
-//! Where variables are, and what `loop` is.
+//! Scopes of variables, and the state of `loop`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,15 +7,17 @@ use std::sync::Arc;
 use super::ast::{For, Name};
 use super::value::Value;
 
-/// Variables of a template, a loop's turn or a macro's call; what isn't here is looked for outside.
+/// The variables of a template, an iteration of a loop or a call of a macro. Other names are looked
+/// up in the enclosing scope.
 pub(super) struct Scope {
-    /// These are a handful, which a list finds sooner than a table.
+    /// A list, since a scope has only a handful of variables, which a list finds sooner than a
+    /// table.
     vars: RefCell<Vec<(Name, Value)>>,
     parent: Option<Rc<Scope>>,
 }
 
 impl Scope {
-    /// A scope that has nothing around it.
+    /// Makes a scope without an enclosing one.
     pub fn outermost() -> Rc<Self> {
         Rc::new(Self { vars: RefCell::default(), parent: None })
     }
@@ -44,19 +46,19 @@ impl Scope {
         None
     }
 
-    /// Forgets what was set, and lets go of macros that hold this scope.
+    /// Drops all variables, and so the macros that hold this scope.
     pub fn clear(&self) {
         self.vars.borrow_mut().clear();
     }
 }
 
-/// What `loop` is.
+/// The state of `loop`.
 pub(super) struct LoopState {
     pub items: Vec<Value>,
     pub at: Cell<usize>,
     pub depth0: usize,
     pub changed: RefCell<Option<Vec<Value>>>,
-    /// The loop and where it stands, if it can be called.
+    /// The loop and its scope, if it can be called recursively.
     pub recursive: Option<(Arc<For>, Rc<Scope>)>,
 }
 

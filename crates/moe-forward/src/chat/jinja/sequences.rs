@@ -1,4 +1,4 @@
-//! Filters of lists and other things with many values.
+//! Filters of lists and other iterable values.
 
 use std::cmp::Ordering;
 
@@ -10,7 +10,7 @@ use super::value::{Dict, Items, Text, Value};
 use super::{Fail, Outcome, attributes};
 
 impl Interpreter {
-    /// Filters that give one of many values, or a number.
+    /// Applies filters that return an element or a number.
     pub fn one(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
         match name {
             "count" | "length" => self.count(name, &value, args),
@@ -68,7 +68,7 @@ impl Interpreter {
         Ok(sum)
     }
 
-    /// The smallest or the largest value.
+    /// Returns the smallest or the largest value.
     fn extreme(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
         let [sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"])?;
         let sensitive = is_set(sensitive);
@@ -91,7 +91,7 @@ impl Interpreter {
         ))
     }
 
-    /// Filters that give many values in another order or grouping.
+    /// Applies filters that return values in another order or grouping.
     pub fn many(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
         match (name, value.text()) {
             ("reverse", Some(own)) => {
@@ -204,7 +204,7 @@ impl Interpreter {
         Ok(keyed.into_iter().map(|(_, entry)| entry).collect::<Vec<_>>().into())
     }
 
-    /// Sorts by keys; what is equal keeps its order, backwards, too.
+    /// Sorts by key. Equal elements keep their order, also with `reverse`.
     fn sort(&mut self, keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<(Value, Value)>> {
         self.handled(keyed.len() * size_of::<(Value, Value)>())?;
         sorted(keyed, &mut |a, b| {
@@ -214,7 +214,7 @@ impl Interpreter {
         })
     }
 
-    /// What stands in `item` at a path such as `"function.name"` or `0`.
+    /// Returns the value in `item` at a path such as `"function.name"` or `0`.
     pub fn at_path(
         &mut self,
         item: &Value,
@@ -244,7 +244,7 @@ impl Interpreter {
         Ok(if sensitive { key } else { ignoring_case(key) })
     }
 
-    /// Keys at several paths, separated by commas.
+    /// Returns the keys at several paths, which are separated by commas.
     fn keys(&mut self, item: &Value, attribute: Option<&Value>, sensitive: bool) -> Outcome<Value> {
         let Some(paths) = attribute.and_then(Value::text) else {
             return self.key(item, attribute, sensitive);
@@ -305,11 +305,11 @@ impl Interpreter {
     }
 }
 
-/// What `select` and its like ask of an item.
+/// The condition that `select`, `reject` and their variants check on an item.
 struct Condition {
-    /// Where it looks in the item; at the whole item where there is none.
+    /// The path of the value to check; None for the item itself.
     attribute: Option<Value>,
-    /// A test by its name; without one, the item has to be true.
+    /// The name of a test; None to check that the value is true.
     test: Option<Text>,
     args: CallArgs,
 }
@@ -339,7 +339,7 @@ fn items(value: &Value, args: CallArgs) -> Outcome<Value> {
     }
 }
 
-/// `items` in a number of slices, of which the first ones have an item more.
+/// Divides `items` into a number of slices. The first ones have one item more.
 fn slice(items: &[Value], args: CallArgs) -> Outcome<Value> {
     let [count, fill] = args.bind("slice", ["slices", "fill_with"])?;
     let count = integer(&required(count, "slice", "slices")?, "slice")?;
@@ -358,7 +358,7 @@ fn slice(items: &[Value], args: CallArgs) -> Outcome<Value> {
     Ok(Value::once(slices))
 }
 
-/// Items with equal keys that follow one another, together.
+/// Groups adjacent items with equal keys.
 fn grouped(keyed: Vec<(Value, Value)>) -> Vec<(Value, Vec<Value>)> {
     let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
     for (key, item) in keyed {

@@ -1,12 +1,12 @@
-//! Sorting by an order that can fail, which the standard library's sort can't: a list may hold what
-//! has no order.
+//! Sorts by an order that can fail, since a list may hold values that aren't ordered. The standard
+//! library's sort doesn't support this.
 
 use std::cmp::Ordering;
 
 use super::Outcome;
 
-/// `items` in `order`; what is equal keeps its place, as in Python. The first comparison that fails
-/// ends it.
+/// Sorts `items` by `order`. As in Python, equal elements keep their order. The first comparison
+/// that fails ends the sort.
 pub(super) fn sorted<T>(
     mut items: Vec<T>,
     order: &mut impl FnMut(&T, &T) -> Outcome<Option<Ordering>>,

@@ -1,10 +1,10 @@
-//! How Python lays out a value in a field, as a format's specification says.
+//! Formats a value in a field, as a format's specification says.
 
 use super::repr::float;
 use super::value::Value;
 use super::{Fail, Outcome};
 
-/// How a value is laid out in its field.
+/// The specification of a field.
 #[derive(Default, Clone)]
 pub(super) struct Spec {
     pub fill: Option<char>,
@@ -18,7 +18,7 @@ pub(super) struct Spec {
     pub kind: Option<char>,
 }
 
-/// A field may be this wide.
+/// Maximum width of a field.
 const MAX_WIDTH: usize = 1 << 20;
 
 const ALIGNMENTS: &str = "<>=^";
@@ -30,7 +30,7 @@ pub(super) fn number(text: &str) -> Outcome<usize> {
     }
 }
 
-/// The digits that `rest` begins with, taken away from it.
+/// Takes the digits from the start of `rest`.
 pub(super) fn take_digits<'a>(rest: &mut &'a str) -> &'a str {
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     let (digits, after) = rest.split_at(end);
@@ -44,7 +44,7 @@ pub(super) fn take(rest: &mut &str, wanted: &str) -> Option<char> {
     Some(c)
 }
 
-/// The number that `rest` begins with, taken away from it; 0 where there is none.
+/// Takes a number from the start of `rest`; 0 if there is none.
 pub(super) fn take_number(rest: &mut &str) -> Outcome<usize> {
     match take_digits(rest) {
         "" => Ok(0),
@@ -52,7 +52,8 @@ pub(super) fn take_number(rest: &mut &str) -> Outcome<usize> {
     }
 }
 
-/// The character to fill with, if there is one, and the alignment that `rest` begins with.
+/// Takes the alignment from the start of `rest`. Returns the fill character and the alignment, if
+/// given.
 fn take_alignment(rest: &mut &str) -> (Option<char>, Option<char>) {
     let mut chars = rest.chars();
     if let (Some(fill), Some(align)) = (chars.next(), chars.next())
@@ -65,7 +66,7 @@ fn take_alignment(rest: &mut &str) -> (Option<char>, Option<char>) {
 }
 
 impl Spec {
-    /// What stands behind the colon of `{:…}`.
+    /// Parses the part after the colon of `{:…}`.
     pub fn parse(text: &str) -> Outcome<Self> {
         let mut rest = text;
         let (fill, align) = take_alignment(&mut rest);
@@ -85,7 +86,7 @@ impl Spec {
         Ok(Self { fill, align, sign, alternate, zero, width, grouping, precision, kind })
     }
 
-    /// `body` of a number, with its sign, in its field.
+    /// Pads the number `body` with its sign and prefix to the width.
     pub fn pad_number(&self, negative: bool, prefix: &str, body: &str) -> String {
         let sign = match (negative, self.sign) {
             (true, _) => "-",
@@ -117,7 +118,7 @@ impl Spec {
         }
     }
 
-    /// `value` in its field.
+    /// Formats `value` in its field.
     pub fn apply(&self, value: &Value) -> Outcome<String> {
         match (value, self.kind) {
             (Value::Str(text) | Value::Markup(text), None | Some('s')) => Ok(self.apply_text(text)),
@@ -177,7 +178,7 @@ fn group(body: &str, mark: char) -> String {
     result + rest
 }
 
-/// A number that isn't negative, by Python's rules for `kind`.
+/// Formats a number that isn't negative, by Python's rules for `kind`.
 fn float_body(number: f64, kind: Option<char>, precision: Option<usize>) -> Outcome<String> {
     if !number.is_finite() {
         let text = float(number);
@@ -221,7 +222,7 @@ fn general(number: f64, digits: usize, keeps_point: bool) -> String {
     if keeps_point && !text.contains('.') { format!("{text}.0") } else { text.to_owned() }
 }
 
-/// A number without the zeros that end its decimals.
+/// Removes trailing zeros of the decimals.
 fn without_zeros(text: &str) -> &str {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }

@@ -1,8 +1,8 @@
-//! Texts taken apart as Python does it: in words, at separators, in lines.
+//! Splits strings as Python does: into words, at separators, into lines.
 
 use super::lexer::is_space;
 
-/// What Python takes for the end of a line.
+/// Characters that end a line in Python.
 pub(super) const BREAKS: [char; 10] =
     ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
 
@@ -23,7 +23,7 @@ pub(super) fn lines(own: &str, keep: bool) -> Vec<&str> {
     lines
 }
 
-/// The parts of `own` between separators, of which `limit` count; all, if that is negative.
+/// Splits `own` at separators, at most `limit` times; without a limit if that is negative.
 pub(super) fn parts<'a>(
     own: &'a str,
     separator: &str,
@@ -39,7 +39,7 @@ pub(super) fn parts<'a>(
     parts
 }
 
-/// The words of `own`, `limit` of them and then the rest; all, if that is negative.
+/// Splits `own` into words: `limit` of them and then the rest; all of them if `limit` is negative.
 pub(super) fn words(own: &str, limit: i128, from_end: bool) -> Vec<&str> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut words = Vec::new();
@@ -59,13 +59,13 @@ pub(super) fn words(own: &str, limit: i128, from_end: bool) -> Vec<&str> {
     words
 }
 
-/// The word that `text` begins with, and the words behind it.
+/// Returns the first word of `text`, and the rest.
 fn first_word(text: &str) -> (&str, &str) {
     let end = text.find(is_space).unwrap_or(text.len());
     (&text[..end], text[end..].trim_start_matches(is_space))
 }
 
-/// The word that `text` ends with, and the words before it.
+/// Returns the last word of `text`, and the words before it.
 fn last_word(text: &str) -> (&str, &str) {
     let gap = text.char_indices().rev().find(|(_, c)| is_space(*c));
     let begin = gap.map_or(0, |(at, c)| at + c.len_utf8());

@@ -1,4 +1,4 @@
-//! Statements: what stands between `{%` and `%}`, and text.
+//! Runs statements: text, and tags between `{%` and `%}`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use super::scope::{LoopState, Scope};
 use super::value::Value;
 use super::{Fail, Outcome};
 
-/// Whether a loop goes on after a statement.
+/// Whether a loop continues after a statement.
 #[derive(PartialEq, Eq)]
 pub(super) enum Flow {
     On,
@@ -29,7 +29,7 @@ impl Interpreter {
         Ok(Flow::On)
     }
 
-    /// The text of `body`, in a scope of its own.
+    /// Runs `body` in its own scope, and returns its text.
     pub fn captured(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Outcome<String> {
         let (mut text, written) = (String::new(), self.written);
         self.body(body, scope, &mut text)?;
@@ -101,7 +101,7 @@ impl Interpreter {
         Ok(())
     }
 
-    /// The body of the first arm whose test holds.
+    /// Returns the body of the first arm whose test holds.
     fn arm<'a>(
         &mut self,
         arms: &'a [(Expr, Body)],
@@ -115,7 +115,7 @@ impl Interpreter {
         Ok(None)
     }
 
-    /// Writes what `call` gives, whose block is the macro `caller`.
+    /// Writes the result of `call`, whose block is the macro `caller`.
     fn call_block(
         &mut self,
         macro_: &Arc<Macro>,
@@ -131,7 +131,7 @@ impl Interpreter {
         self.push(&text, out)
     }
 
-    /// A scope within `scope` that has these variables.
+    /// Makes a scope within `scope` that has these variables.
     fn with(
         &mut self,
         values: &[(AssignmentTarget, Expr)],
@@ -145,7 +145,7 @@ impl Interpreter {
         Ok(inner)
     }
 
-    /// The text of `body` after `filters`.
+    /// Runs `body`, and applies `filters` to its text.
     fn filtered(
         &mut self,
         body: &[Stmt],
@@ -183,7 +183,7 @@ impl Interpreter {
         Ok(Flow::On)
     }
 
-    /// The body of a loop for each of its items.
+    /// Runs the body of a loop for each of its items.
     fn turns(
         &mut self,
         for_: &For,
@@ -206,7 +206,7 @@ impl Interpreter {
         Ok(())
     }
 
-    /// The items that a loop has turns for, by its filter.
+    /// Returns the items that a loop's filter keeps.
     fn looped(&mut self, for_: &For, items: &Value, scope: &Rc<Scope>) -> Outcome<Vec<Value>> {
         let items = items.iterate()?;
         self.step(items.len() * 16)?;
@@ -223,7 +223,7 @@ impl Interpreter {
         Ok(kept)
     }
 
-    /// What `loop(items)` gives.
+    /// Evaluates `loop(items)`.
     pub fn call_loop(&mut self, state: &LoopState, items: &Value) -> Outcome<Value> {
         let Some((for_, scope)) = &state.recursive else {
             return Err(Fail::new(

@@ -8,7 +8,7 @@ use super::lexer::is_space;
 use super::value::{Items, Text, Value};
 use super::{ENTRY_BYTES, Fail, Outcome, attributes, format, letters, splitting};
 
-/// Methods that are known here.
+/// The methods that are implemented here.
 pub(super) const METHODS: [&str; 43] = [
     "upper",
     "lower",
@@ -55,7 +55,7 @@ pub(super) const METHODS: [&str; 43] = [
     "isidentifier",
 ];
 
-/// What `own.method(args)` gives.
+/// Calls `own.method(args)`.
 pub(super) fn call(
     run: &mut Interpreter,
     own: &Text,
@@ -84,7 +84,7 @@ pub(super) fn call(
     }
 }
 
-/// Methods without arguments.
+/// Calls methods without arguments.
 fn plain(own: &str, method: &str) -> Value {
     match method {
         "upper" => own.to_uppercase().into(),
@@ -147,7 +147,7 @@ fn replace(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> 
     replaced(run, own, &old, &new, count)
 }
 
-/// Whether the text begins or ends with an affix, or with one of several.
+/// `startswith` and `endswith`, with an affix or a tuple of affixes.
 fn has_affix(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
     let [affix, start, end] = args.bind(method, ["prefix", "start", "end"])?;
     let part = part(own, start, end)?;
@@ -208,7 +208,7 @@ fn listed(parts: Vec<&str>) -> Value {
     parts.into_iter().map(Value::from).collect::<Vec<_>>().into()
 }
 
-/// `own` without `chars`, or white space, at the ends that `method` names.
+/// Strips `chars`, or white space, from the ends that `method` names.
 pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) -> Outcome<&'a str> {
     let chars = match chars {
         None | Some(Value::None) => None,
@@ -219,7 +219,7 @@ pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) ->
     Ok(if method == "lstrip" { own } else { own.trim_end_matches(goes) })
 }
 
-/// `parts` with `separator` between them.
+/// Joins `parts` with `separator`.
 pub(super) fn joined(run: &mut Interpreter, separator: &str, parts: &[Text]) -> Outcome<Value> {
     let bytes = parts.iter().map(|part| part.len()).sum::<usize>()
         + separator.len().saturating_mul(parts.len());
@@ -228,7 +228,7 @@ pub(super) fn joined(run: &mut Interpreter, separator: &str, parts: &[Text]) -> 
     Ok(parts.join(separator).into())
 }
 
-/// `own` with `new` for `old`, `count` times; always, if that is negative.
+/// Replaces `old` by `new` in `own`, at most `count` times; without a limit if that is negative.
 pub(super) fn replaced(
     run: &mut Interpreter,
     own: &str,
@@ -245,7 +245,7 @@ pub(super) fn replaced(
     })
 }
 
-/// `own[start:end]`.
+/// Returns `own[start:end]`.
 fn part(own: &Text, start: Option<Value>, end: Option<Value>) -> Outcome<Text> {
     if start.is_none() && end.is_none() {
         return Ok(own.clone());
@@ -270,7 +270,7 @@ fn search(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
     }
 }
 
-/// How many characters stand before a search that begins at `start`.
+/// Returns the number of characters before a search that begins at `start`.
 fn offset(own: &str, start: Option<&Value>, method: &str) -> Outcome<i128> {
     let Some(start) = start.filter(|start| !matches!(start, Value::None)) else { return Ok(0) };
     let start = integer(start, method)?;
@@ -278,7 +278,7 @@ fn offset(own: &str, start: Option<&Value>, method: &str) -> Outcome<i128> {
     Ok(if start < 0 { (start + length).max(0) } else { start })
 }
 
-/// `own` in a field of `width`.
+/// Pads `own` to `width` characters.
 pub(super) fn padded(
     run: &mut Interpreter,
     own: &str,
@@ -305,7 +305,7 @@ pub(super) fn padded(
     Ok(format!("{}{own}{}", fill.repeat(left), fill.repeat(missing - left)).into())
 }
 
-/// `own` with so many zeros behind its sign.
+/// Inserts `zeros` zeros after the sign of `own`.
 fn with_zeros(own: &str, zeros: usize) -> String {
     let (sign, digits) = own.split_at(usize::from(own.starts_with(['+', '-'])));
     format!("{sign}{}{digits}", "0".repeat(zeros))

@@ -1,4 +1,4 @@
-//! Tags, `{% … %}`, to statements, by the grammar of Jinja2 3.1.
+//! Parses tags, `{% … %}`, to statements, by the grammar of Jinja2 3.1.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use super::{Fail, Outcome};
 type Params = Vec<(Name, Option<Expr>)>;
 
 impl Parser {
-    /// A statement from its tag's name to the end of its last tag.
+    /// Parses a statement from its tag's name to the end of its last tag.
     pub fn tag(&mut self) -> Outcome<StmtKind> {
         let statement = self.statement()?;
         self.expect_end()?;
         Ok(statement)
     }
 
-    /// The inside of a block, from the end of its first tag to the name of one of `ends`.
+    /// Parses the inside of a block, from the end of its first tag to the name of one of `ends`.
     fn inside(&mut self, ends: &[&str]) -> Outcome<Body> {
         self.skip_op(":");
         self.expect_end()?;
         self.body(ends)
     }
 
-    /// The inside of a block, with its last tag's name.
+    /// As [`Self::inside`] with one end, whose tag is parsed too.
     fn whole(&mut self, end: &str) -> Outcome<Body> {
         let body = self.inside(&[end])?;
         self.next();
@@ -76,7 +76,7 @@ impl Parser {
         Ok(StmtKind::Call { macro_, call })
     }
 
-    /// A macro whose tokens begin at `start` and end here.
+    /// Makes a macro whose tokens begin at `start` and end at the current position.
     fn macro_since(&self, start: usize, name: Name, params: Params, body: Body) -> Arc<Macro> {
         let tokens = &self.tokens[start..self.at];
         // Jinja2 looks for these names in the body; giving them where they aren't asked for hides
@@ -206,7 +206,7 @@ impl Parser {
         Ok(StmtKind::SetBlock { target, filters, body: self.whole("endset")? })
     }
 
-    /// What is assigned to. As in Jinja2, a comma at its end wants parentheses.
+    /// Parses the target of an assignment. As in Jinja2, a trailing comma requires parentheses.
     fn target(&mut self) -> Outcome<AssignmentTarget> {
         let mut targets = Vec::new();
         let mut is_tuple = false;

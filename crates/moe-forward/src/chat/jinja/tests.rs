@@ -1,4 +1,4 @@
-//! Jinja2's tests: what stands behind `is`.
+//! Jinja2's tests, which follow `is`.
 
 use super::args::{CallArgs, integer, required};
 use super::ast::Comparison;
@@ -49,7 +49,7 @@ const NAMES: [&str; 39] = [
 ];
 
 impl Interpreter {
-    /// Whether `value is name(args)`.
+    /// Evaluates `value is name(args)`.
     pub fn test(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<bool> {
         self.step(0)?;
         if let Some(comparison) = comparison(name) {
@@ -83,7 +83,7 @@ fn comparison(name: &str) -> Option<Comparison> {
     }
 }
 
-/// Tests that take no arguments.
+/// Evaluates tests that take no arguments.
 fn without_args(name: &str, value: &Value) -> Outcome<bool> {
     Ok(match name {
         "odd" => integer_rest(value)? == 1,

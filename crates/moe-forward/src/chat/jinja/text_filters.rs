@@ -1,4 +1,4 @@
-//! Filters of texts, and of what is written as a text for them.
+//! Filters of strings, and of other values after conversion to strings.
 
 use super::args::{CallArgs, integer, integer_or, is_set, required, text, text_or, unless_none};
 use super::interpreter::Interpreter;
@@ -70,7 +70,7 @@ impl Interpreter {
     }
 }
 
-/// Filters that take no arguments.
+/// Applies filters that take no arguments.
 fn without_args(name: &str, value: &Value, own: String) -> Outcome<Value> {
     Ok(match name {
         "upper" => own.to_uppercase().into(),
@@ -86,7 +86,7 @@ fn without_args(name: &str, value: &Value, own: String) -> Outcome<Value> {
     })
 }
 
-/// What stands behind `%` where the arguments of a filter do.
+/// Converts the arguments of the filter `format` to the operand after `%`.
 fn operands(args: CallArgs) -> Value {
     if args.named.is_empty() {
         return Value::Tuple(Items::new(args.positional));
@@ -107,8 +107,8 @@ fn indention(width: Option<Value>) -> Outcome<String> {
     }
 }
 
-/// Jinja2's own idea of where words begin. Each is made small by itself, so that a sigma is final
-/// by its own word alone.
+/// `title` by Jinja2's own definition of words. Each word is lowercased separately, so that whether
+/// a sigma is final depends on its own word alone.
 fn titled(text: &str) -> String {
     let is_gap = |c: char| is_space(c) || "-({[<".contains(c);
     let mut result = String::new();
@@ -125,7 +125,7 @@ fn words(text: &str) -> i128 {
         as i128
 }
 
-/// Markup's `striptags`: without comments and tags, with single spaces.
+/// Markup's `striptags`: removes comments and tags, and collapses white space to single spaces.
 fn without_tags(text: &str) -> Outcome<String> {
     if text.contains('&') {
         return Err(Fail::new(

@@ -1,5 +1,5 @@
-//! Values as Python has them. Texts and lists count themselves, so that what a template holds is
-//! known.
+//! Python's values. Strings and lists register their size, so that the memory of a template is
+//! bounded.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -11,10 +11,10 @@ use super::held::{Charge, depth_of, room};
 use super::scope::{LoopState, Scope};
 use super::{Fail, Outcome};
 
-/// What a text takes beside its characters.
+/// Overhead of a string in bytes, in addition to its characters.
 const TEXT_BYTES: usize = 64;
 
-/// A shared text.
+/// A shared, immutable string.
 #[derive(Clone)]
 pub(super) struct Text(Rc<(String, Charge)>);
 
@@ -34,7 +34,7 @@ impl Deref for Text {
     }
 }
 
-/// A shared list that nobody changes: the sandbox of transformers forbids it.
+/// A shared immutable list: transformers' sandbox forbids templates to change lists.
 #[derive(Clone)]
 pub(super) struct Items(Rc<(Vec<Value>, Charge, usize)>);
 
@@ -58,11 +58,12 @@ impl Deref for Items {
     }
 }
 
-/// A dictionary in the order of its making.
+/// A dictionary in insertion order.
 #[derive(Default)]
 pub(super) struct Dict {
     entries: Vec<(Value, Value)>,
-    /// Where texts stand among the entries, once there are more than a few.
+    /// Positions of string keys in `entries`; filled once there are more than [`MAX_UNINDEXED`]
+    /// entries.
     index: HashMap<String, usize>,
 }
 
@@ -108,7 +109,7 @@ impl Dict {
         }
     }
 
-    /// The dictionary as a value, which counts what it holds.
+    /// Converts the dictionary to a value that is charged for its memory.
     pub fn into_value(self) -> Value {
         let charge = Charge::new(self.entries.len() * 2 * size_of::<Value>());
         let depth = depth_of(self.entries.iter().map(|(_, value)| value));
@@ -116,7 +117,7 @@ impl Dict {
     }
 }
 
-/// A dictionary with what it holds of memory, and how deep its values stand in one another.
+/// A dictionary with the memory that it is charged for and its nesting depth.
 pub(super) struct Counted {
     dict: Dict,
     depth: usize,
@@ -131,7 +132,7 @@ impl Deref for Counted {
     }
 }
 
-/// What `dict.keys()` and its like give.
+/// Which view of a dictionary: the result of `keys()`, `values()` or `items()`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum View {
     Keys,
@@ -139,7 +140,7 @@ pub(super) enum View {
     Items,
 }
 
-/// A function that templates can call by its name.
+/// A function that templates can call by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Function {
     Range,
@@ -168,14 +169,14 @@ impl Namespace {
 
 #[derive(Clone)]
 pub(super) enum Value {
-    /// What isn't there, with what Jinja2 says of it where it is used.
+    /// An undefined value, with Jinja2's error message for its use.
     Undefined(Rc<str>),
     None,
     Bool(bool),
     Int(i128),
     Float(f64),
     Str(Text),
-    /// Text that was escaped, or said to be safe.
+    /// An escaped string, or one marked as safe (Markup).
     Markup(Text),
     List(Items),
     Tuple(Items),
@@ -186,7 +187,7 @@ pub(super) enum Value {
         step: i128,
         length: usize,
     },
-    /// Values that can be taken once: what most filters give.
+    /// A generator, as most filters return.
     Once(Rc<RefCell<VecDeque<Value>>>),
     Namespace(Rc<Namespace>),
     Macro(Rc<(std::sync::Arc<Macro>, Rc<Scope>)>),
@@ -195,7 +196,7 @@ pub(super) enum Value {
     Function(Function),
     Cycler(Rc<(Items, Cell<usize>)>),
     Joiner(Rc<(Text, Cell<bool>)>),
-    /// What `self` is.
+    /// Jinja2's `self`.
     Blocks(Blocks),
     /// A block that can be called.
     Block(std::sync::Arc<Body>),
@@ -244,7 +245,7 @@ impl Value {
         matches!(self, Self::Undefined(_))
     }
 
-    /// The text of a string, escaped or not.
+    /// Returns the characters of a string, escaped or not; None for other values.
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Str(text) | Self::Markup(text) => Some(text),
@@ -252,7 +253,7 @@ impl Value {
         }
     }
 
-    /// Python's name of the type.
+    /// Returns Python's name of the type.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -293,7 +294,7 @@ impl Value {
         }
     }
 
-    /// What `len` gives, for what has a length.
+    /// `len(self)`; None for values without a length.
     pub fn length(&self) -> Option<usize> {
         match self {
             Self::Undefined(_) => Some(0),
@@ -306,7 +307,7 @@ impl Value {
         }
     }
 
-    /// The values that a loop over this takes; of those that can be taken once, the rest.
+    /// Returns the values of a loop over this; a generator is drained.
     pub fn iterate(&self) -> Outcome<Vec<Value>> {
         let each = if self.text().is_some() {
             size_of::<Value>() + TEXT_BYTES
@@ -329,7 +330,7 @@ impl Value {
         })
     }
 
-    /// The number as a float; None for anything else.
+    /// Converts a number to a float; None for other values.
     pub fn number(&self) -> Option<f64> {
         match self {
             Self::Bool(value) => Some(f64::from(u8::from(*value))),
@@ -339,7 +340,7 @@ impl Value {
         }
     }
 
-    /// The number as an integer; None for what Python doesn't take for one.
+    /// Converts a number to an integer; None for values that Python doesn't treat as integers.
     pub fn integer(&self) -> Option<i128> {
         match self {
             Self::Bool(value) => Some(i128::from(*value)),
