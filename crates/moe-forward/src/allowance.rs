@@ -1,6 +1,6 @@
-//! What a checkpoint's tokenizer or chat template may take of memory. Normalizers can make
-//! gigabytes of a few bytes, and nothing in the library that runs them says how much, or can be
-//! told to stop. Templates count what they hold, but not what a step takes meanwhile.
+//! Limits the memory of a checkpoint's tokenizer or chat template. Normalizers can make gigabytes
+//! of a few bytes, and the library that runs them neither reports how much they take nor can be
+//! stopped. Templates count what they hold, but not what a step takes in between.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ thread_local! {
     static RUNNING: RefCell<(Subject, PathBuf)> = const { RefCell::new((Subject::Tokenizer, PathBuf::new())) };
 }
 
-/// What runs.
+/// The code whose memory is limited.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Subject {
     Tokenizer,
@@ -39,8 +39,8 @@ impl Subject {
     }
 }
 
-/// What `call` returns, which runs the `subject` in `file` and may hold `bytes` at once:
-/// [`allocated`] counts.
+/// Calls `call`, which runs the `subject` in `file`. It may hold `bytes` bytes at a time, as
+/// counted by [`allocated`].
 pub(crate) fn limited<T>(
     subject: Subject,
     file: &Path,
@@ -55,12 +55,12 @@ pub(crate) fn limited<T>(
     result
 }
 
-/// Counts memory that this thread takes, for the program's allocator to call: nobody else sees all
-/// of it. An error, which is given once, means that a tokenizer or a template has taken all that it
-/// may. It can't be stopped then, so that the program must end.
+/// Counts `bytes` that this thread allocates. The program's allocator calls it, since only the
+/// allocator sees all memory. An error means that a tokenizer or a template has exceeded its limit;
+/// it is returned once. Neither can be stopped then, so the program must end.
 ///
 /// # Errors
-/// [`Kind::Unsupported`], naming the file of it.
+/// [`Kind::Unsupported`], naming the file of the tokenizer or template.
 pub fn allocated(bytes: usize) -> Result<(), Error> {
     let left = LEFT.get();
     if left == UNLIMITED {
@@ -74,7 +74,7 @@ pub fn allocated(bytes: usize) -> Result<(), Error> {
     Err(RUNNING.with_borrow(|(subject, file)| subject.too_large().file(file)))
 }
 
-/// Counts memory that this thread gives back.
+/// Counts `bytes` that this thread frees.
 pub fn freed(bytes: usize) {
     let left = LEFT.get();
     if left != UNLIMITED {

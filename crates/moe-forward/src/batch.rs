@@ -5,17 +5,18 @@ use std::path::Path;
 
 use moe_checkpoint::{Error, Kind, Result, json};
 
-/// Sequences of token ids, end to end. Positions count from 0 in each, and none sees another.
+/// Sequences of token ids, end to end. Positions count from 0 in each, and no sequence attends to
+/// another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// All ids in order.
     pub ids: Vec<u32>,
-    /// Where each sequence lies in `ids`.
+    /// The range of each sequence in `ids`.
     pub spans: Vec<Range<usize>>,
 }
 
 impl Batch {
-    /// Lays `sequences` end to end.
+    /// Joins `sequences` end to end.
     pub fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
         let mut batch = Self::default();
         for sequence in sequences {
@@ -29,7 +30,7 @@ impl Batch {
     /// Reads `[[ids of a sequence], …]` from a JSON file.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is something else, or holds no token.
+    /// [`Kind::Malformed`] if the file has another form, or no token.
     pub fn from_json(path: &Path) -> Result<Self> {
         const REMEDY: &str = "give a JSON list of lists of token ids, such as [[1, 2, 3], [4, 5]]";
         let sequences: Vec<Vec<u32>> = json::read_expecting(path, REMEDY)?;
@@ -41,31 +42,31 @@ impl Batch {
         Ok(Self::new(sequences.iter().map(Vec::as_slice)))
     }
 
-    /// Checks that a vocabulary of `vocab` tokens has all of these; they came from `file`.
+    /// Checks that a vocabulary of `vocab` tokens has all ids, which came from `file`.
     ///
     /// # Errors
-    /// [`Kind::Usage`] otherwise.
+    /// [`Kind::Usage`] if it hasn't.
     pub fn check_vocabulary(&self, vocab: usize, file: &Path) -> Result<()> {
         check_ids(&self.ids, vocab).map_err(|e| e.file(file))
     }
 
-    /// The sequences in order.
+    /// Returns the sequences in order.
     pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
         self.spans.iter().map(|span| &self.ids[span.clone()])
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 
-    /// Length of the longest sequence.
+    /// Returns the length of the longest sequence.
     pub fn longest(&self) -> usize {
         self.spans.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
     }
 }
 
-/// Refuses ids that a vocabulary of `vocab` tokens doesn't have.
+/// Checks that a vocabulary of `vocab` tokens has all `ids`.
 pub(crate) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocab) {
         None => Ok(()),

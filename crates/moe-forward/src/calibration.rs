@@ -25,23 +25,23 @@ pub struct Group {
     pub tokens: u64,
 }
 
-/// Tokens for a sweep.
+/// The tokens of a calibration sweep.
 #[derive(Debug, Clone)]
 pub struct Calibration {
     /// All sequences.
     pub batch: Batch,
-    /// Two for each domain.
+    /// Two groups for each domain.
     pub groups: Vec<Group>,
     /// The group of each token.
     pub group_of: Arc<[GroupIndex]>,
 }
 
 impl Calibration {
-    /// The windows of `corpus`; tokens of `uncounted` take part in the forward pass, but in no
-    /// statistic.
+    /// Groups the windows of `corpus`. Tokens of `uncounted` take part in the forward pass, but not
+    /// in statistics.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where no token counts.
+    /// [`Kind::Usage`] if no token counts.
     pub fn new(corpus: &Corpus, uncounted: &BTreeSet<u32>) -> Result<Self> {
         let mut groups = Vec::new();
         let mut group_of = Vec::new();
@@ -64,19 +64,19 @@ impl Calibration {
         Ok(Self { batch: corpus.batch(), groups, group_of: group_of.into() })
     }
 
-    /// Tokens that count.
+    /// Returns the number of tokens that count.
     pub fn counted(&self) -> u64 {
         self.groups.iter().map(|group| group.tokens).sum()
     }
 
-    /// About `tokens` of these tokens, in whole sequences, evenly spread.
+    /// Selects whole sequences, evenly spaced, with about `tokens` tokens.
     #[must_use]
     pub fn sampled(&self, tokens: usize) -> Self {
         let every = self.batch.tokens().div_ceil(tokens.max(1)).max(1);
         self.selected((0..self.batch.spans.len()).step_by(every))
     }
 
-    /// These tokens and those of `other` behind them, whose groups stay apart.
+    /// Appends the tokens of `other`, whose groups stay separate.
     #[must_use]
     pub fn joined(&self, other: &Self) -> Self {
         let shift = |group: &GroupIndex| match *group {
@@ -98,7 +98,7 @@ impl Calibration {
         }
     }
 
-    /// The calibration on these sequences alone.
+    /// Selects the sequences with these indices.
     #[must_use]
     pub fn selected(&self, sequences: impl IntoIterator<Item = usize>) -> Self {
         let spans: Vec<_> =
@@ -120,8 +120,8 @@ fn halves(domain: &Domain) -> [Group; 2] {
     [0, 1].map(|half| Group { label: domain.label.clone(), half, weight: domain.weight, tokens: 0 })
 }
 
-/// The factor of each group in decisions: 1, or what gives domains the shares that all of them ask
-/// for.
+/// Returns the factor of each group in decisions. It is 1 unless all domains have a weight; then it
+/// gives the domains the shares that they ask for.
 pub fn group_factors(groups: &[Group]) -> Vec<f64> {
     let weighted = groups.iter().all(|group| group.weight.is_some());
     let tokens_of =
@@ -140,7 +140,7 @@ pub fn group_factors(groups: &[Group]) -> Vec<f64> {
     groups.iter().map(factor).collect()
 }
 
-/// The domains in order of appearance.
+/// Returns the labels of the domains, in order of appearance.
 pub fn labels(groups: &[Group]) -> Vec<&str> {
     let mut labels: Vec<&str> = Vec::new();
     for group in groups {

@@ -1,4 +1,4 @@
-//! Text for evaluation and calibration: files with a label and a weight, tokenised into windows.
+//! Text for evaluation and calibration: files with a label and a weight, tokenized into windows.
 
 mod label;
 mod options;
@@ -20,37 +20,37 @@ pub use self::spec::DataSpec;
 /// The sequences of one label.
 #[derive(Debug, Clone)]
 pub struct Domain {
-    /// The label that its files have.
+    /// The label of its files.
     pub label: String,
-    /// Its share in pooled figures, if given.
+    /// The domain's share in pooled figures, if given.
     pub weight: Option<f64>,
-    /// Token ids, at least two in each.
+    /// Token ids, at least two in each sequence.
     pub sequences: Vec<Vec<u32>>,
 }
 
-/// Tokenised data, a domain for each label in order of first appearance.
+/// Tokenized data, with one domain per label, in order of first appearance.
 #[derive(Debug, Clone, Default)]
 pub struct Corpus {
     /// The domains.
     pub domains: Vec<Domain>,
-    /// What was read of each file, in the order in which they are given.
+    /// The facts about each file that was read, in the order of the files.
     pub texts: Vec<TextRead>,
 }
 
 impl Corpus {
-    /// Reads and tokenises `specs` with the tokenizer of the checkpoint in `model_dir`.
+    /// Reads and tokenizes `specs` with the tokenizer of the checkpoint in `model_dir`.
     ///
-    /// Files are read from their beginning, up to [`TokenizeOptions::max_tokens`] where windows
-    /// aren't drawn. Where they are drawn, a label of more than 4 MiB, and of more than 16 bytes
-    /// for each token that is wanted, is read at places that the seed draws; of others all windows
-    /// are made, and then drawn. Where there is no room for all of them, they are made twice: first
-    /// to know how long each is, then to hold those that were drawn.
+    /// If windows aren't drawn, files are read from their beginning, up to
+    /// [`TokenizeOptions::max_tokens`]. If they are drawn, a label of more than 4 MiB and more than
+    /// 16 bytes for each wanted token is read at random places. Of a smaller label, all windows are
+    /// made, and then drawn. If there is no room for all of them, they are made twice: first to
+    /// know their lengths, then to hold those that were drawn.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Missing`] without a tokenizer or a file,
-    /// [`moe_checkpoint::Kind::Unsupported`] for a file of another format,
-    /// [`moe_checkpoint::Kind::Malformed`] for lines that aren't a record of a known form,
-    /// [`moe_checkpoint::Kind::Usage`] where nothing is left to predict.
+    /// [`moe_checkpoint::Kind::Missing`] without a tokenizer or a file;
+    /// [`moe_checkpoint::Kind::Unsupported`] for a file of another format;
+    /// [`moe_checkpoint::Kind::Malformed`] for lines that aren't a record of a known form;
+    /// [`moe_checkpoint::Kind::Usage`] if nothing is left to predict.
     pub fn load(specs: &[DataSpec], model_dir: &Path, options: TokenizeOptions) -> Result<Self> {
         options.check()?;
         let files = specs.iter().map(DataSpec::open).collect::<Result<Vec<_>>>()?;
@@ -76,8 +76,8 @@ impl Corpus {
         Ok(Self { domains, texts: texts.into_iter().flatten().collect() })
     }
 
-    /// What was read, and why not all of it is here, in words: for those who say that it is too
-    /// little.
+    /// Describes how much was read, and why some of it was dropped, for errors about too little
+    /// data.
     pub fn account(&self) -> String {
         let tokens = self.sum(|text| text.tokens + text.alone + text.padding);
         let documents = self.sum(|text| text.documents);
@@ -94,7 +94,7 @@ impl Corpus {
         }
     }
 
-    /// How many of the tokens that were read aren't here, and why.
+    /// Returns the numbers of tokens that were read but dropped, with the reasons.
     fn dropped(&self) -> Vec<String> {
         let beyond = self.sum(|text| text.tokens).saturating_sub(self.tokens());
         let reasons = [
@@ -113,28 +113,28 @@ impl Corpus {
         self.texts.iter().map(count).sum()
     }
 
-    /// The sequences of all domains in order.
+    /// Returns the sequences of all domains in order.
     pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
         self.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice)
     }
 
-    /// All sequences, end to end.
+    /// Joins all sequences end to end.
     pub fn batch(&self) -> Batch {
         Batch::new(self.sequences())
     }
 
-    /// Length of the longest sequence.
+    /// Returns the length of the longest sequence.
     pub fn longest(&self) -> usize {
         self.sequences().map(<[u32]>::len).max().unwrap_or(0)
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn tokens(&self) -> usize {
         self.domains.iter().flat_map(|d| &d.sequences).map(Vec::len).sum()
     }
 }
 
-/// Which of `specs` have the same label: labels in the order of their first appearance.
+/// Groups the indices of `specs` by label, in order of first appearance.
 fn by_label(specs: &[DataSpec]) -> Vec<Vec<usize>> {
     let mut labels: Vec<Vec<usize>> = Vec::new();
     for (at, spec) in specs.iter().enumerate() {

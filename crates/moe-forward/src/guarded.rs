@@ -1,4 +1,4 @@
-//! Calls into code that panics where it should return an error: tokenizers 0.23 does on files that
+//! Calls code that panics where it should return an error, as tokenizers 0.23 does on files that
 //! contradict themselves.
 
 use std::cell::Cell;
@@ -8,12 +8,13 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a panic of this thread becomes an error, so that a panic hook needn't report it.
+/// Returns whether a panic of this thread will be converted to an error, so that a panic hook
+/// needn't report it.
 pub fn panic_is_caught() -> bool {
     GUARDED.get()
 }
 
-/// What `call` returns; the message of a panic, if that is what comes of it.
+/// Calls `call`, and converts a panic to an error with its message.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
     GUARDED.set(true);
     let result = catch_unwind(AssertUnwindSafe(call));

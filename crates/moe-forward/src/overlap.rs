@@ -1,28 +1,29 @@
-//! Text that stands in two places: what a model was made on says nothing of how good it is.
+//! Finds text that occurs in two places: a model's quality on text that it was made with says
+//! nothing about its quality on other text.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-/// How many tokens in a row aren't the same by chance.
+/// Number of tokens in a row that don't agree by chance.
 const RUN: usize = 32;
-/// What each token of a run is multiplied by once for every token behind it: odd, so that no bit is
-/// lost.
+/// The base of the rolling hash: a token is multiplied by it once for every token after it in the
+/// run. It is odd, so that no bit is lost.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A run that stands in more sequences than these is a template of theirs, such as a system prompt
-/// or a licence, and no text of its own.
+/// A run that occurs in more sequences than this is a template, such as a system prompt or a
+/// licence, and not the sequences' own text.
 const MOST_ALIKE: u32 = 2;
 
-/// A sequence of which less stands elsewhere is clean, the words that texts of one kind share being
-/// no more than that (Llama 2, arXiv:2307.09288, appendix A.6).
+/// A sequence with a smaller known share is clean: texts of one kind share that many words (Llama
+/// 2, arXiv:2307.09288, appendix A.6).
 const CLEAN: f64 = 0.2;
 
-/// How many tokens of `sequences` stand in `others`, too, at whatever place, in runs of 32 tokens.
-/// A sequence that is shorter is the same as a whole one of `others`, or counts as another text.
+/// Returns how many tokens of `sequences` also occur in `others`, at any position, in runs of 32
+/// tokens. A sequence shorter than that counts only if it equals one of `others`.
 ///
-/// Templates, which stand in three sequences or more, say nothing of whether a sequence is known:
-/// that is judged by its own tokens, and then holds for all of them. A sequence of which less than
-/// a fifth is known doesn't count.
+/// Templates, which occur in three sequences or more, don't show whether a sequence is known: its
+/// own tokens decide, and then the result holds for all of its tokens. A sequence of which less
+/// than a fifth is known doesn't count.
 pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s [u32]>) -> usize {
     let wanted = runs(sequences);
     let mut found = HashSet::new();
@@ -45,7 +46,7 @@ pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s
     sequences.iter().map(known).sum()
 }
 
-/// In how many sequences each run stands, and the last of them.
+/// Returns the number of sequences that each run occurs in, and the last of them.
 fn runs(sequences: &[&[u32]]) -> HashMap<u64, (u32, usize)> {
     let mut runs = HashMap::new();
     for (at, sequence) in sequences.iter().enumerate() {
@@ -59,8 +60,8 @@ fn runs(sequences: &[&[u32]]) -> HashMap<u64, (u32, usize)> {
     runs
 }
 
-/// How much of a sequence's own tokens stands in runs whose hashes were `found`. Where all its
-/// tokens are of `templates`, it has no others by which to judge.
+/// Returns the share of a sequence's own tokens that are in runs whose hashes were `found`. If all
+/// its tokens are from `templates`, these count as its own.
 fn known_share(sequence: &[u32], found: &HashSet<u64>, templates: &HashSet<u64>) -> f64 {
     let of_template = covered(sequence, |_, hash| templates.contains(&hash));
     let is_own: Vec<bool> = match of_template.contains(&false) {
@@ -77,7 +78,7 @@ fn known_share(sequence: &[u32], found: &HashSet<u64>, templates: &HashSet<u64>)
     known as f64 / count.max(1) as f64
 }
 
-/// Which tokens of `sequence` stand in a run that `is_meant`, given its place and hash.
+/// Marks the tokens of `sequence` that are in a run which `is_meant` accepts by range and hash.
 fn covered(sequence: &[u32], is_meant: impl Fn(Range<usize>, u64) -> bool) -> Vec<bool> {
     let mut covered = vec![false; sequence.len()];
     let mut end = 0;
@@ -91,8 +92,8 @@ fn covered(sequence: &[u32], is_meant: impl Fn(Range<usize>, u64) -> bool) -> Ve
     covered
 }
 
-/// Calls `see` with start and hash of every run of `sequence`, which is one run itself where it is
-/// shorter.
+/// Calls `see` with the start and the hash of every run of `sequence`. A sequence shorter than a
+/// run is one run itself.
 fn each_run(sequence: &[u32], mut see: impl FnMut(usize, u64)) {
     let add = |hash: u64, token: u32| hash.wrapping_mul(BASE).wrapping_add(u64::from(token) + 1);
     if sequence.len() < RUN {
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!(overlap(&[&[]], [text.as_slice()]), 0);
     }
 
-    /// Chats under one system prompt, and files under one licence, are no less held out.
+    /// Chats with the same system prompt, and files with the same licence, still count as held out.
     #[test]
     fn templates_of_the_text_are_not_learned() {
         let template: Vec<u32> = (0..100).collect();
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!(overlap(&held_out[..2], [other.as_slice()]), 2 * 103);
     }
 
-    /// Texts of one kind use the same words; one that was learned is known from end to end.
+    /// Texts of one kind use the same words; a text that was learned is known from end to end.
     #[test]
     fn words_that_many_texts_use_are_not_learned() {
         let phrase: Vec<u32> = (0..40).collect();

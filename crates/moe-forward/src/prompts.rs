@@ -12,9 +12,9 @@ use crate::tokenizer::TextTokenizer;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PromptSet {
-    /// What it is for.
+    /// Prompts of tasks that the expert is for.
     positive: Vec<String>,
-    /// What it isn't for.
+    /// Prompts of tasks that the expert isn't for.
     #[serde(default)]
     negative: Vec<String>,
 }
@@ -24,20 +24,21 @@ const REMEDY: &str = "give a list such as [{\"positive\": [\"a prompt\", …], \
 /// Prompts as token ids.
 #[derive(Debug, Clone, Default)]
 pub struct Prompts {
-    /// All prompts, each a sequence that begins with the tokenizer's BOS token, if it has one.
+    /// All prompts, one sequence each, which begin with the tokenizer's BOS token if it has one.
     pub batch: Batch,
-    /// For each, the set that it belongs to, and whether it is a positive prompt there.
+    /// For each sequence, the index of its set, and whether it is a positive prompt there.
     pub kinds: Vec<(usize, bool)>,
-    /// Tokens at the start of each sequence that say nothing of the prompt: the BOS token.
+    /// Number of tokens at the start of each sequence that are the same for all prompts: the BOS
+    /// token.
     pub skip: usize,
 }
 
-/// Reads `sets` sets of prompts from the JSON file `path`, tokenised as mergekit does it, with the
-/// tokenizer of `model_dir`: the BOS token, then the prompt, and no other special tokens.
+/// Reads `sets` sets of prompts from the JSON file `path`. They are tokenized with the tokenizer of
+/// `model_dir` as mergekit does: the BOS token, then the prompt, and no other special tokens.
 ///
 /// # Errors
-/// [`Kind::Malformed`] where the file is something else, [`Kind::Usage`] for another number of
-/// sets, a set without a positive prompt, or a prompt without a token; [`Kind::Missing`] without a
+/// [`Kind::Malformed`] if the file has another form; [`Kind::Usage`] for another number of sets, a
+/// set without a positive prompt, or a prompt without a token; [`Kind::Missing`] without a
 /// tokenizer.
 pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompts> {
     let found: Vec<PromptSet> = json::read_expecting(path, REMEDY)?;

@@ -1,4 +1,4 @@
-//! The files of one label, tokenised into windows.
+//! Tokenizes the files of one label into windows.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::chat::Dates;
 use crate::text::{Encoder, LabelRoom, Places, Stream, TextFile, Windows};
 use crate::text_read::{How, TextRead};
 
-/// Sequences, and what was read of each file for them.
+/// Sequences, and for each file the facts about what was read.
 type Sequences = (Vec<Vec<u32>>, Vec<TextRead>);
 
 /// Reads the files of a label.
@@ -19,13 +19,13 @@ pub(super) struct LabelReader<'a, 'e> {
     pub files: Vec<&'a TextFile>,
     pub encoder: &'a mut Encoder<'e>,
     pub options: TokenizeOptions,
-    /// What the label's windows may take.
+    /// The memory that the label's windows may take.
     pub room: Option<LabelRoom>,
 }
 
 impl LabelReader<'_, '_> {
-    /// The label's windows, of as many tokens as the options want; `stream` tells its random
-    /// numbers from those of other labels.
+    /// Returns the label's windows, with as many tokens as the options want. `stream` separates its
+    /// random numbers from those of other labels.
     pub fn read(mut self, stream: u64) -> Result<Sequences> {
         let limit = self.options.max_tokens.map(|limit| limit.max(2));
         let mut random = self.options.sample.map(|seed| sampling::generator(seed, stream));
@@ -46,15 +46,15 @@ impl LabelReader<'_, '_> {
         Ok((sequences, texts))
     }
 
-    /// All windows of the files, or the first ones that make up `enough` tokens.
+    /// Returns all windows of the files or, with `enough`, the first ones with that many tokens.
     fn beginning(&mut self, enough: Option<usize>) -> Result<Sequences> {
         let mut windows = Windows::new(self.options.sequence_length, self.options.pack);
         let texts = self.fill(&mut windows, enough)?;
         Ok((windows.done, texts))
     }
 
-    /// Windows that `random` draws from all of the files, of `limit` tokens or just more. What is
-    /// drawn doesn't depend on the room that there is.
+    /// Draws windows from all of the files, until they have `limit` tokens or slightly more. The
+    /// draw doesn't depend on the room.
     fn drawn_of_all(&mut self, limit: usize, random: &mut impl RngCore) -> Result<Sequences> {
         let TokenizeOptions { sequence_length: length, pack, .. } = self.options;
         let mut windows = Windows::new(length, pack);
@@ -70,7 +70,8 @@ impl LabelReader<'_, '_> {
         Ok((held.done, texts))
     }
 
-    /// Windows at places of the files that `random` draws, of `limit` tokens or just more.
+    /// Draws windows at random places of the files, until they have `limit` tokens or slightly
+    /// more.
     fn drawn_at_places(&mut self, limit: usize, random: &mut impl RngCore) -> Result<Sequences> {
         self.room.map_or(Ok(()), |room| room.check_sample())?;
         let TokenizeOptions { sequence_length: length, vocab, pack, .. } = self.options;
@@ -98,7 +99,7 @@ impl LabelReader<'_, '_> {
         Ok((sequences, texts))
     }
 
-    /// Puts the files into `windows`, as far as these should have `enough` tokens.
+    /// Reads the files into `windows`, until these have `enough` tokens.
     fn fill(&mut self, windows: &mut Windows, enough: Option<usize>) -> Result<Vec<TextRead>> {
         let mut texts = Vec::new();
         for at in 0..self.files.len() {
@@ -131,13 +132,13 @@ impl LabelReader<'_, '_> {
     }
 }
 
-/// What was read of a file that enough stood before.
+/// The facts about a file that wasn't read, since the files before it had enough.
 fn unread(file: &TextFile) -> TextRead {
     let none = Windows::default();
     TextRead::of(file, &none, &none, How::Beginning(0), Dates::new())
 }
 
-/// Sequences of these lengths, drawn at random, that make up `limit` tokens or just more.
+/// Draws sequences of these lengths, until they have `limit` tokens or slightly more.
 fn chosen(lengths: &[u32], limit: usize, random: &mut impl RngCore) -> BTreeSet<usize> {
     let order = sampling::choose(lengths.len(), lengths.len(), random);
     let mut kept = BTreeSet::new();
@@ -152,7 +153,7 @@ fn chosen(lengths: &[u32], limit: usize, random: &mut impl RngCore) -> BTreeSet<
     kept
 }
 
-/// Keeps sequences drawn at random, in their order, that make up `limit` tokens or just more.
+/// Draws sequences until they have `limit` tokens or slightly more, and keeps these in order.
 pub(super) fn draw(sequences: &mut Vec<Vec<u32>>, limit: usize, random: &mut impl RngCore) {
     let lengths: Vec<u32> = sequences.iter().map(|sequence| sequence.len() as u32).collect();
     let kept = chosen(&lengths, limit, random);
@@ -160,7 +161,7 @@ pub(super) fn draw(sequences: &mut Vec<Vec<u32>>, limit: usize, random: &mut imp
     sequences.retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
 }
 
-/// Keeps whole sequences, and one cut short, up to `limit` tokens; never fewer than two.
+/// Keeps the first `limit` tokens, but at least two. The last sequence may be cut short.
 pub(super) fn truncate(sequences: &mut Vec<Vec<u32>>, limit: usize) {
     let mut left = limit.max(2);
     sequences.retain_mut(|sequence| {
@@ -170,16 +171,16 @@ pub(super) fn truncate(sequences: &mut Vec<Vec<u32>>, limit: usize) {
     });
 }
 
-/// A label that isn't larger is read whole, so that its windows are drawn from all that there are.
+/// A label up to this size is read whole, so that its windows are drawn from all of it.
 const WHOLE_BYTES: u64 = 4 << 20;
-/// A label is read whole, too, that has so few bytes for each token that is wanted of it.
+/// A label with at most this many bytes for each wanted token is read whole, too.
 const WHOLE_BYTES_PER_TOKEN: u64 = 16;
 
 fn is_large(bytes: u64, wanted_tokens: usize) -> bool {
     bytes > WHOLE_BYTES.max(WHOLE_BYTES_PER_TOKEN.saturating_mul(wanted_tokens as u64))
 }
 
-/// The error about data of which nothing was found since there was what `before` counted.
+/// The error that nothing to predict was found since the counts were those of `before`.
 fn nothing_to_predict(found: &Windows, before: &Windows) -> Error {
     let (alone, padding) = (found.alone - before.alone, found.padding - before.padding);
     let (what, remedy) = match (alone, padding) {

@@ -1,28 +1,28 @@
-//! How text becomes sequences.
+//! Options for turning text into sequences.
 
 use moe_checkpoint::{Error, Kind, Result};
 
 use crate::chat::Clock;
 use crate::text::Room;
 
-/// How text becomes sequences.
+/// Options for turning text into sequences.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenizeOptions {
-    /// Documents are cut into windows of this many tokens; each is a sequence of its own.
+    /// Number of tokens in a window. Documents are cut into windows; each is a sequence of its own.
     pub sequence_length: usize,
-    /// Size of the vocabulary, which no token id may reach.
+    /// Size of the vocabulary; all token ids must be below it.
     pub vocab: usize,
-    /// At most this many tokens are kept of each domain.
+    /// Maximum number of tokens of each domain; None for all.
     pub max_tokens: Option<usize>,
-    /// Windows run across the documents of a domain, so that short ones fill them.
+    /// Whether windows run across the documents of a domain, so that short documents fill them.
     pub pack: bool,
-    /// Which windows are kept: drawn at random with this seed; the first ones without.
+    /// The seed by which windows are drawn; None for the first ones.
     pub sample: Option<u64>,
-    /// A chat template may hold at most this many bytes.
+    /// Maximum memory of a chat template, in bytes.
     pub memory_bytes: Option<u64>,
-    /// What all tokens may take, if anything bounds them.
+    /// The room for all tokens, if a memory budget limits it.
     pub room: Option<Room>,
-    /// The present, for chat templates that write the date.
+    /// The clock of chat templates that write the date.
     pub clock: Clock,
 }
 

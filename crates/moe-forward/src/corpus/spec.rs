@@ -1,4 +1,4 @@
-//! Data files as a command line or a recipe names them.
+//! Data files as named on a command line or in a recipe.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,24 +8,24 @@ use serde::Deserialize;
 
 use crate::text::TextFile;
 
-/// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
+/// A data file as the user writes it: `path`, `label=path` or `label=path@weight`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct DataSpec {
-    /// The domain; the file's name without extension unless given.
+    /// The domain; by default the file's name without its extension.
     pub label: String,
-    /// Text, or records of JSON: its content says which.
+    /// The file, of text or JSON records: its content decides.
     pub path: PathBuf,
-    /// Its share in pooled figures, if given.
+    /// The share of its domain in pooled figures, if given.
     pub weight: Option<f64>,
 }
 
 impl DataSpec {
-    /// The files of `specs`.
+    /// Returns the files of `specs`.
     pub fn files(specs: &[Self]) -> impl Iterator<Item = &Path> {
         specs.iter().map(|spec| spec.path.as_path())
     }
 
-    /// Opens its file.
+    /// Opens the file.
     pub(super) fn open(&self) -> Result<TextFile> {
         TextFile::open(&self.path).map_err(|error| {
             let name = format!("{}={}", self.label, self.path.display());
@@ -41,7 +41,7 @@ impl DataSpec {
     }
 }
 
-/// The path and the weight of `path@weight`.
+/// Splits `path@weight`.
 fn weighed(text: &str) -> (&str, Option<f64>) {
     match text.rsplit_once('@').map(|(path, weight)| (path, weight.parse::<f64>())) {
         Some((path, Ok(weight))) => (path, Some(weight)),
@@ -49,7 +49,7 @@ fn weighed(text: &str) -> (&str, Option<f64>) {
     }
 }
 
-/// The path and the percentage of `path@percentage%`.
+/// Splits `path@percentage%`.
 fn weighed_in_percent(text: &str) -> Option<(&str, f64)> {
     let (path, weight) = text.rsplit_once('@')?;
     let percent = weight.strip_suffix('%')?.trim().parse().ok()?;
@@ -87,7 +87,7 @@ impl<'de> Deserialize<'de> for DataSpec {
     }
 }
 
-/// Refuses weights that only some of `specs` have.
+/// Refuses `specs` of which only some have weights.
 pub(super) fn check_weights(specs: &[DataSpec]) -> Result<()> {
     let with = specs.iter().find(|spec| spec.weight.is_some());
     let without = specs.iter().find(|spec| spec.weight.is_none());

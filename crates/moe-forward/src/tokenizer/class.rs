@@ -1,6 +1,6 @@
-//! The classes of transformers' tokenizers. Most take `tokenizer.json` as it is; some take its
-//! vocabulary and merges only, and bring their own normalizer and pre-tokenizer, so that the same
-//! file gives other tokens.
+//! The tokenizer classes of transformers. Most use `tokenizer.json` as it is. Some use only its
+//! vocabulary and merges, with a normalizer and pre-tokenizer of their own, so that the same file
+//! gives other tokens.
 
 use std::path::Path;
 
@@ -19,12 +19,12 @@ use tokenizers::{ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior, Tokeni
 
 use super::settings::{Settings, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Token};
 
-/// The pattern by which `Qwen2Tokenizer` splits, of transformers 5.23.
+/// The pattern by which `Qwen2Tokenizer` of transformers 5.23 splits.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// The pattern by which `Qwen3_5Tokenizer` splits, of transformers 5.23.
+/// The pattern by which `Qwen3_5Tokenizer` of transformers 5.23 splits.
 const QWEN3_5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Classes of transformers 5.23 with a way of their own, which isn't known here.
+/// Classes of transformers 5.23 with special behaviour that isn't implemented here.
 const OTHERS: &str = "Albert Bart Barthez Bartpho Bert BertTokenizerLegacy BertGeneration BertJapanese Bertweet BigBird BioGpt \
     Blenderbot BlenderbotSmall ByT5 Camembert Canine CLIP Clvp CodeLlama CodeGen ConvBert Cpm CpmAnt CTRL Deberta DebertaV2 Dia \
     DistilBert DPRContextEncoder DPRQuestionEncoder DPRReader Electra Esm Esmc FastSpeech2Conformer Flaubert FNet FSMT Funnel \
@@ -33,7 +33,7 @@ const OTHERS: &str = "Albert Bart Barthez Bartpho Bert BertTokenizerLegacy BertG
     RoCBert RoFormer SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter SqueezeBert T5 Tapas Tipsv2 Udop VideoPrism Vits Wav2Vec2CTC \
     Wav2Vec2PhonemeCTC Whisper XGLM XLM XLMRoberta XLNet";
 
-/// Tokens by their roles; None where the class has no token for a role.
+/// Tokens by role; None if the class has no token for a role.
 type DefaultTokens = &'static [(&'static str, Option<&'static str>)];
 
 const END: Option<&str> = Some("<|endoftext|>");
@@ -66,11 +66,11 @@ const COHERE_TOKENS: DefaultTokens = &[
     ("mask_token", Some("<MASK_TOKEN>")),
 ];
 
-/// How transformers makes a tokenizer of `tokenizer.json`.
+/// How transformers makes a tokenizer from `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// As the file says (`TokenizersBackend`, `PreTrainedTokenizerFast`, and every name that
-    /// transformers doesn't know).
+    /// The file is used as it is (`TokenizersBackend`, `PreTrainedTokenizerFast`, and every name
+    /// that transformers doesn't know).
     Backend,
     Llama,
     Qwen2,
@@ -81,7 +81,7 @@ pub(super) enum Class {
     Cohere,
 }
 
-/// Names of the generic classes, less `Fast`.
+/// Names of the generic classes, without the suffix `Fast`.
 const GENERIC: [&str; 4] =
     ["TokenizersBackend", "PythonBackend", "PreTrainedTokenizer", "MistralCommonBackend"];
 
@@ -89,7 +89,7 @@ fn without_fast(name: &str) -> &str {
     name.strip_suffix("Fast").unwrap_or(name)
 }
 
-/// Whether the tokenizer is made by code that comes with the model.
+/// Returns whether code that comes with the model makes the tokenizer.
 fn has_own_code(tokenizer_config: &Map<String, Value>) -> bool {
     match tokenizer_config.get("auto_map") {
         Some(Value::Array(_)) => true,
@@ -98,7 +98,7 @@ fn has_own_code(tokenizer_config: &Map<String, Value>) -> bool {
     }
 }
 
-/// Which parts of a text Llama's tokenizer puts a space before.
+/// Returns which parts of a text Llama's tokenizer puts a space before.
 fn prepended(prefix: Option<bool>, settings: &Settings) -> PrependScheme {
     // An old class joined a space to every part of a text, not to the first alone.
     let is_legacy = settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
@@ -110,7 +110,8 @@ fn prepended(prefix: Option<bool>, settings: &Settings) -> PrependScheme {
 }
 
 impl Class {
-    /// The class of this name; generic, as in transformers, where no class has it.
+    /// Returns the class of this name or, as in transformers, the generic one if there is no such
+    /// class.
     fn named(name: &str) -> Result<Self> {
         Ok(match without_fast(name) {
             "LlamaTokenizer" => Self::Llama,
@@ -134,12 +135,12 @@ impl Class {
         })
     }
 
-    /// The class that `AutoTokenizer` chooses for a model with this `config.json` and
-    /// `tokenizer_config.json`, and whose family has `rule`; `byte_level` is whether its
-    /// `tokenizer.json` speaks of bytes.
+    /// Returns the class that `AutoTokenizer` chooses for a model with this `config.json` and
+    /// `tokenizer_config.json`, whose family has `rule`. `byte_level` is whether its
+    /// `tokenizer.json` mentions byte-level parts.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for a class whose tokens aren't known here.
+    /// [`Kind::Unsupported`] for a class that isn't implemented here.
     pub fn choose(
         rule: Option<&TokenizerRule>,
         config: &Value,
@@ -169,7 +170,7 @@ impl Class {
         }
     }
 
-    /// Special tokens that the class has unless a file says otherwise.
+    /// Returns the special tokens of the class, which hold unless a file names others.
     pub fn defaults(self) -> DefaultTokens {
         match self {
             Self::Backend => &[],
@@ -182,11 +183,11 @@ impl Class {
         }
     }
 
-    /// The tokenizer that the class makes of `read`, the one of `tokenizer.json`; without its added
-    /// tokens, which the settings list.
+    /// Converts `read`, the tokenizer of `tokenizer.json`, to the class's. Added tokens are left
+    /// out: the settings list them.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where the class needs another model than the file has.
+    /// [`Kind::Unsupported`] if the class needs another model than the file has.
     pub fn rebuild(
         self,
         read: Tokenizer,
@@ -222,7 +223,7 @@ impl Class {
             .remedy(AS_THE_FILE_SAYS)
     }
 
-    /// Gives `tokenizer` the class's normalizer and pre-tokenizer.
+    /// Sets the class's normalizer and pre-tokenizer on `tokenizer`.
     fn prepare(self, tokenizer: &mut Tokenizer, settings: &Settings) -> tokenizers::Result<()> {
         if let Some(normalizer) = self.normalizer()? {
             tokenizer.with_normalizer(Some(normalizer))?;
@@ -231,7 +232,7 @@ impl Class {
         Ok(())
     }
 
-    /// `model` with this class's way of handling what the vocabulary lacks.
+    /// Returns `model` with the class's treatment of characters that aren't in the vocabulary.
     fn model(self, mut model: BPE, settings: &Settings) -> BPE {
         model.dropout = None;
         model.ignore_merges = false;
@@ -277,12 +278,13 @@ impl Class {
         })
     }
 
-    /// Whether the class adds its special tokens once more, as ones that match anywhere.
+    /// Returns whether the class adds its special tokens a second time, as tokens that match
+    /// anywhere.
     pub fn adds_specials_again(self) -> bool {
         matches!(self, Self::Qwen2 | Self::Cohere)
     }
 
-    /// Whether what is added again keeps the way of matching that a file gave it.
+    /// Returns whether tokens that are added a second time keep the matching options of the file.
     pub fn keeps_matching(self, token: &Token) -> bool {
         self == Self::Cohere && matches!(token, Token::Added(_))
     }
@@ -291,7 +293,7 @@ impl Class {
 const AS_THE_FILE_SAYS: &str = "set \"tokenizer_class\" to \"PreTrainedTokenizerFast\" in tokenizer_config.json, \
     which takes tokenizer.json as it is, or give token ids: JSONL lines with \"input_ids\"";
 
-/// An error that names the file which names the class.
+/// Adds the file that names the tokenizer class to `error`.
 pub(super) fn in_config(error: Error, model_dir: &Path) -> Error {
     error.file(model_dir.join(TOKENIZER_CONFIG_FILE))
 }

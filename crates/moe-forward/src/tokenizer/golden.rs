@@ -1,4 +1,4 @@
-//! Tokens of made-up tokenizers beside those that transformers makes (`golden/tokenizers/make.py`).
+//! Compares tokens of test tokenizers with those of transformers (`golden/tokenizers/make.py`).
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ fn golden(file: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// A folder with the files of a case; one that is a text stands in `bases`.
+/// Makes a folder with the files of a case. A file given as a string stands for the one of `bases`.
 fn folder(bases: &Value, case: &Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, content) in case["files"].as_object().unwrap() {
@@ -36,7 +36,7 @@ fn tokens_are_those_of_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Says which tokens of the cases of `golden` are `wrong`.
+/// Tokenizes the cases of `golden`, and appends a message for each difference to `wrong`.
 fn compare(golden: &Value, wrong: &mut Vec<String>) {
     for case in golden["cases"].as_array().unwrap() {
         let dir = folder(&golden["bases"], case);

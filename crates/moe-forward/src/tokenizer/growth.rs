@@ -1,29 +1,28 @@
-//! Tokenizers that make more of a text than any text needs are refused when they are loaded.
+//! Refuses tokenizers, when they are loaded, that make far more of a text than a real one does.
 
 use moe_checkpoint::{Error, Kind, Result};
 use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, PostProcessor, Tokenizer};
 
-/// The longest text that a normalizer may put in the place of another; those of models have a few
-/// letters.
+/// Maximum size of a normalizer's replacement, in bytes; those of real models have a few letters.
 const MAX_REPLACEMENT_BYTES: usize = 4096;
-/// Normalizers may make this many times as much of a text. Unicode's decompositions make 18
-/// characters of one at most.
+/// Maximum growth of a text in normalizers. Unicode's decompositions make at most 18 characters of
+/// one.
 const MAX_GROWTH: usize = 64;
-/// A template may add this many tokens to a text; those of models add two.
+/// Maximum number of tokens that a template may add to a text; those of real models add two.
 const MAX_SPECIAL_TOKENS: usize = 4096;
 
-/// A text that has something for most normalizers: all of ASCII, words, spaces, and letters of
+/// Returns a text that affects most normalizers: all of ASCII, words, spaces, and letters of
 /// several scripts.
 fn probe() -> String {
     (1..128u8).map(char::from).collect::<String>()
         + " Straße, ﷺ ﬁne e\u{301} 東京 привет  aaaa \n\n"
 }
 
-/// Refuses a tokenizer whose normalizers or template multiply a text.
+/// Checks that neither the normalizers nor the template of `tokenizer` multiply a text.
 ///
 /// # Errors
-/// [`Kind::Unsupported`], saying which part it is.
+/// [`Kind::Unsupported`], naming the part at fault.
 pub(super) fn check(tokenizer: &Tokenizer) -> Result<()> {
     if let Some(normalizer) = tokenizer.get_normalizer() {
         let tree = serde_json::to_value(normalizer).unwrap_or_default();
@@ -63,7 +62,7 @@ fn check_replacements(normalizer: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Runs the parts of `normalizer` one by one, so that each begins with a text of bounded size.
+/// Runs the parts of `normalizer` one by one, so that each starts from a text of bounded size.
 fn run(normalizer: &NormalizerWrapper, text: &mut NormalizedString, limit: usize) -> Result<()> {
     if let NormalizerWrapper::Sequence(parts) = normalizer {
         return parts.as_ref().iter().try_for_each(|part| run(part, text, limit));
@@ -79,7 +78,7 @@ fn run(normalizer: &NormalizerWrapper, text: &mut NormalizedString, limit: usize
     Ok(())
 }
 
-/// How often a template for one text holds the text.
+/// Returns the number of times that a template for one text contains the text.
 fn sequences(processor: &Value) -> usize {
     let parts =
         processor["processors"].as_array().into_iter().flatten().map(sequences).sum::<usize>();

@@ -1,5 +1,5 @@
-//! Text to token ids, as `AutoTokenizer.from_pretrained(folder)` of transformers 5 does it:
-//! `tokenizer.json`, and what the files beside it add.
+//! Converts text to token ids, as `AutoTokenizer.from_pretrained(folder)` of transformers 5 does:
+//! from `tokenizer.json` and the files next to it.
 
 mod class;
 #[cfg(test)]
@@ -40,8 +40,8 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// [`Kind::Missing`] without a `tokenizer.json`; [`Kind::Malformed`] for files that can't be
-    /// understood; [`Kind::Unsupported`] for a tokenizer that transformers would make in a way that
-    /// isn't known here, and for one that multiplies what it reads.
+    /// parsed; [`Kind::Unsupported`] for a tokenizer that transformers would make in a way that
+    /// isn't implemented here, and for one that multiplies its input.
     pub fn load(model_dir: &Path) -> Result<Self> {
         let tokenizer_config = read_config(model_dir)?;
         let file = tokenizer_file(model_dir, &tokenizer_config);
@@ -65,17 +65,17 @@ impl TextTokenizer {
         Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
     }
 
-    /// The token ids of `text`, with those that begin and end every text if `special_tokens`.
+    /// Tokenizes `text`. With `special_tokens`, this includes those that begin and end every text.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where the tokenizer fails on it, [`Kind::Unsupported`] where it takes
-    /// too long.
+    /// [`Kind::Malformed`] if the tokenizer fails on it, [`Kind::Unsupported`] if it takes too
+    /// long.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
         let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         worker.encode(text, special_tokens).map_err(|e| e.file(&self.file))
     }
 
-    /// The tokens of [`Self::encode`], with where they stand in `text`.
+    /// As [`Self::encode`], but returns the tokens with their places in `text`.
     ///
     /// # Errors
     /// As for [`Self::encode`].
@@ -84,24 +84,24 @@ impl TextTokenizer {
         worker.places(text, special_tokens).map_err(|e| e.file(&self.file))
     }
 
-    /// The texts of tokens with a role (`bos_token`, …), which chat templates can name.
+    /// Returns the texts of tokens with a role (`bos_token`, …), which chat templates can refer to.
     pub fn named(&self) -> &[(String, String)] {
         &self.named
     }
 
-    /// The id of the token with this role.
+    /// Returns the id of the token with this role; None if there is no such token.
     pub fn id_of(&self, role: &str) -> Option<u32> {
         let (_, text) = self.named.iter().find(|(known, _)| known == role)?;
         self.tokenizer.token_to_id(text)
     }
 
-    /// Ids of special tokens.
+    /// Returns the ids of special tokens.
     pub fn special_ids(&self) -> BTreeSet<u32> {
         let tokens = self.tokenizer.get_added_tokens_decoder();
         tokens.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
     }
 
-    /// Tokens that a model with an embedding of `vocab` rows has none for, by id.
+    /// Returns the tokens, by id, that have no row in an embedding of `vocab` rows.
     pub fn beyond(&self, vocab: usize) -> Vec<(u32, String)> {
         let tokens = self.tokenizer.get_vocab(true).into_iter();
         let mut beyond: Vec<_> =
@@ -110,7 +110,8 @@ impl TextTokenizer {
         beyond
     }
 
-    /// Refuses `ids`, made by this tokenizer, that an embedding of `vocab` rows doesn't have.
+    /// Checks that an embedding of `vocab` rows has a row for each of `ids`, which this tokenizer
+    /// made.
     ///
     /// # Errors
     /// [`Kind::Unsupported`], naming the token.
@@ -132,8 +133,8 @@ fn no_tokenizer(model_dir: &Path) -> Error {
         .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\"")
 }
 
-/// Tokens of the tokenizer in `model_dir` that a model with an embedding of `vocab` rows has none
-/// for, by id; none where there is no tokenizer.
+/// Returns the tokens of the tokenizer in `model_dir`, by id, that have no row in an embedding of
+/// `vocab` rows; empty without a tokenizer.
 ///
 /// # Errors
 /// As for [`TextTokenizer::load`].
@@ -144,8 +145,7 @@ pub fn tokens_beyond_vocabulary(model_dir: &Path, vocab: usize) -> Result<Vec<(u
     Ok(TextTokenizer::load(model_dir)?.beyond(vocab))
 }
 
-/// The ids of special tokens of the checkpoint in `model_dir`, as its tokenizer says; none without
-/// a tokenizer.
+/// Returns the ids of special tokens of the tokenizer in `model_dir`; empty without a tokenizer.
 ///
 /// # Errors
 /// As for [`TextTokenizer::load`].
@@ -156,11 +156,11 @@ pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
     Ok(TextTokenizer::load(model_dir)?.special_ids())
 }
 
-/// The files of `model_dir` that decide which tokens its text becomes, those of chat templates
-/// included. Sorted.
+/// Returns the files of `model_dir` that decide how text becomes tokens, including chat templates,
+/// sorted.
 ///
 /// # Errors
-/// [`Kind::Io`] where the directory can't be listed.
+/// [`Kind::Io`] if the directory can't be listed.
 pub fn tokenizer_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> =
         SETTINGS_FILES.iter().chain([&TOKENIZER_FILE]).map(|name| model_dir.join(name)).collect();
@@ -172,9 +172,10 @@ pub fn tokenizer_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// `tokenizer.json`, or the file for newer versions that `fast_tokenizer_files` lists.
+/// Returns the path of `tokenizer.json`, or of the file for newer versions that
+/// `fast_tokenizer_files` lists.
 fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> PathBuf {
-    /// The version of transformers whose choice this is.
+    /// The version of transformers whose choice is reproduced.
     const TRANSFORMERS: [u64; 2] = [5, 23];
     let listed = tokenizer_config.get("fast_tokenizer_files").and_then(Value::as_array);
     let mut versions: Vec<(&str, &str)> = Vec::new();
@@ -208,7 +209,7 @@ fn choose_class(
         .map_err(|e| class::in_config(e, model_dir))
 }
 
-/// What a tokenizer is made of, beside the bytes of its file and its settings.
+/// Where a tokenizer is loaded from, and how, apart from the bytes of its file and its settings.
 struct TokenizerSource {
     model_dir: PathBuf,
     file: PathBuf,
@@ -216,7 +217,7 @@ struct TokenizerSource {
 }
 
 impl TokenizerSource {
-    /// The tokenizer that the class makes of the file's `bytes`, and the texts of tokens with a
+    /// Makes the class's tokenizer from the file's `bytes`. Also returns the texts of tokens with a
     /// role.
     fn build(
         &self,
@@ -243,7 +244,7 @@ impl TokenizerSource {
         Ok((tokenizer, named))
     }
 
-    /// What the file itself says, and the added tokens that it lists.
+    /// Parses the file itself, and returns its tokenizer with the added tokens that it lists.
     fn parse(&self, bytes: Vec<u8>) -> Result<(Tokenizer, BTreeMap<i64, AddedToken>)> {
         let json = without_mark(&bytes);
         let tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(json))
@@ -282,7 +283,7 @@ impl TokenizerSource {
     }
 }
 
-/// The added tokens that a `tokenizer.json` lists, by their ids.
+/// Returns the added tokens that a `tokenizer.json` lists, by id.
 fn added_tokens(bytes: &[u8]) -> serde_json::Result<BTreeMap<i64, AddedToken>> {
     #[derive(Deserialize)]
     struct File {
@@ -299,8 +300,8 @@ fn added_tokens(bytes: &[u8]) -> serde_json::Result<BTreeMap<i64, AddedToken>> {
     Ok(file.added_tokens.into_iter().map(|listed| (listed.id, listed.token)).collect())
 }
 
-/// What `TokenizersBackend.__init__` adds: listed tokens, then those with a role and extra ones
-/// that it doesn't have yet.
+/// Returns the tokens that `TokenizersBackend.__init__` adds: listed tokens, then those with a role
+/// and extra ones that it doesn't have yet.
 fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings) -> Vec<AddedToken> {
     let mut known: BTreeSet<String> =
         tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();

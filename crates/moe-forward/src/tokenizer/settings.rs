@@ -1,5 +1,5 @@
-//! What the files beside `tokenizer.json` say of it, put together as transformers 5's
-//! `from_pretrained` does.
+//! Settings in the files next to `tokenizer.json`, combined as transformers 5's `from_pretrained`
+//! does.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -8,27 +8,26 @@ use moe_checkpoint::{Error, Kind, Result, json};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-/// The file that tells how text becomes tokens.
+/// The file that defines how text becomes tokens.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// The file that sets up a tokenizer: its class, its special tokens, its chat template.
+/// The file of a tokenizer's settings: its class, its special tokens, its chat template.
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP_FILE: &str = "special_tokens_map.json";
 const ADDED_TOKENS_FILE: &str = "added_tokens.json";
 
-/// The files that hold settings and nothing else, each of them optional.
+/// The files that hold only settings; each of them is optional.
 pub(super) const SETTINGS_FILES: [&str; 3] =
     [TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE];
 
-/// `SPECIAL_TOKENS_ATTRIBUTES` of transformers, in its order, by which new ids are given.
+/// `SPECIAL_TOKENS_ATTRIBUTES` of transformers. New ids are given in this order.
 const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The key by which an object in `tokenizer_config.json` says that it is an added token, and its
-/// value.
+/// The key that marks an object in `tokenizer_config.json` as an added token, and its value.
 const TYPE: &str = "__type";
 const ADDED: &str = "AddedToken";
 
-/// A special token as a file names it: a text, or a text with its way of matching.
+/// A special token as a file names it: its text, or its text with matching options.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Token {
     Text(String),
@@ -44,7 +43,7 @@ impl Token {
     }
 }
 
-/// `tokenizer_config.json` as a tree; empty where there is none.
+/// Reads `tokenizer_config.json`; empty if there is none.
 pub(crate) fn read_config(model_dir: &Path) -> Result<Map<String, Value>> {
     Ok(read_object(&model_dir.join(TOKENIZER_CONFIG_FILE))?.unwrap_or_default())
 }
@@ -54,31 +53,30 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if path.symlink_metadata().is_err() { Ok(None) } else { json::read_python(path).map(Some) }
 }
 
-/// All that decides which tokens are added to those of `tokenizer.json`.
+/// Everything that decides which tokens are added to those of `tokenizer.json`.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
-    /// Tokens with a role (`bos_token`, …), in transformers' order; a role without a token is left
+    /// Tokens with a role (`bos_token`, …), in transformers' order. Roles without a token are left
     /// out.
     pub named: Vec<(String, Token)>,
-    /// Further special tokens.
+    /// Additional special tokens.
     pub extra: Vec<Token>,
-    /// Tokens that the files list with an id, by this id. New ones get another id all the same.
+    /// Tokens that the files list, by the id that they list. New ones get another id all the same.
     pub listed: BTreeMap<i64, AddedToken>,
-    /// Whether special tokens in a text are split like any other text.
+    /// Whether special tokens that occur in a text are split like any other text.
     pub split_special_tokens: bool,
-    /// The rest of `tokenizer_config.json`.
+    /// The other keys of `tokenizer_config.json`.
     pub config: Map<String, Value>,
 }
 
-/// What comes from elsewhere than the files of [`SETTINGS_FILES`].
+/// Defaults that don't come from [`SETTINGS_FILES`].
 pub(super) struct Defaults<'a> {
-    /// Roles that the tokenizer's class gives a token, or leaves without one, unless a file names
-    /// it.
+    /// Roles with the class's token, or None for a role without one. A file may override them.
     pub named: &'a [(&'a str, Option<&'a str>)],
     /// The token that `tokenizer.json` pads with.
     pub padding: Option<String>,
-    /// The added tokens of `tokenizer.json`, by the ids that the file gives them: the library may
-    /// give them others.
+    /// The added tokens of `tokenizer.json`, by the ids in the file; the library may give them
+    /// others.
     pub added: BTreeMap<i64, AddedToken>,
 }
 
@@ -90,7 +88,7 @@ struct ListedTokens {
 }
 
 impl ListedTokens {
-    /// Finds all tokens by their texts, too.
+    /// Enters all tokens by their texts, too.
     fn name_all(&mut self) {
         let tokens = self.by_id.values();
         self.by_text.extend(tokens.map(|token| (token.content.clone(), token.clone())));
@@ -101,7 +99,7 @@ impl Settings {
     /// Reads the files of `model_dir`, whose `tokenizer_config.json` is `config`.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for what transformers refuses, too.
+    /// [`Kind::Malformed`] for files that transformers refuses, too.
     pub fn read(
         model_dir: &Path,
         mut config: Map<String, Value>,
@@ -135,13 +133,13 @@ impl Settings {
         Ok(Self { named, extra, listed: listed.by_id, split_special_tokens, config })
     }
 
-    /// The text of the token with this role.
+    /// Returns the text of the token with this role.
     pub fn named(&self, role: &str) -> Option<&str> {
         self.named.iter().find(|(known, _)| known == role).map(|(_, token)| token.text())
     }
 }
 
-/// Old files say `additional_special_tokens` where new ones say `extra_special_tokens`.
+/// Renames `additional_special_tokens` of old files to `extra_special_tokens`.
 fn rename_additional(config: &mut Map<String, Value>, is_missing: impl Fn(Option<&Value>) -> bool) {
     if is_missing(config.get("extra_special_tokens"))
         && let Some(tokens) = config.shift_remove("additional_special_tokens")
@@ -164,7 +162,7 @@ fn set_missing(
     }
 }
 
-/// Gives the roles of `later` other tokens than `named` has for them, or adds them.
+/// Replaces the tokens of `named` by those of `later` that have the same role, and adds the others.
 fn rename(named: &mut Vec<(String, Token)>, later: Vec<(String, Token)>) {
     for (role, token) in later {
         match named.iter_mut().find(|(known, _)| *known == role) {
@@ -178,8 +176,8 @@ fn rename(named: &mut Vec<(String, Token)>, later: Vec<(String, Token)>) {
     });
 }
 
-/// The roles that `special_tokens_map.json` gives tokens beside the standard ones; those go to
-/// `config`.
+/// Returns the tokens that `special_tokens_map.json` gives to roles that aren't standard. Its
+/// standard roles go to `config`.
 fn read_special_tokens_map(
     model_dir: &Path,
     config: &mut Map<String, Value>,
@@ -206,8 +204,8 @@ fn read_special_tokens_map(
     Ok(others)
 }
 
-/// `token`, if it is an object, as one that is an added token and special whatever it says: in this
-/// file, none says so.
+/// Marks `token`, if it is an object, as an added and special token. In this file, objects don't
+/// say so themselves.
 fn special(token: &Value) -> Value {
     let mut token = token.clone();
     if let Value::Object(fields) = &mut token {
@@ -217,7 +215,8 @@ fn special(token: &Value) -> Value {
     token
 }
 
-/// Tokens of `added_tokens.json`, which are special where a role or the list of extra ones says so.
+/// Reads the tokens of `added_tokens.json`. They are special if a role or the list of extra ones
+/// names them.
 fn read_added_tokens(
     model_dir: &Path,
     config: &Map<String, Value>,
@@ -241,17 +240,17 @@ fn read_added_tokens(
     Ok(())
 }
 
-/// Whether `key` names a role that isn't a standard one.
+/// Returns whether `key` is the name of a role that isn't standard.
 fn is_further_role(key: &str) -> bool {
     key.ends_with("_token") && !STANDARD.contains(&key)
 }
 
-/// Whether `value` is an object that says that it is an added token.
+/// Returns whether `value` is an object that is marked as an added token.
 fn is_typed(value: &Value) -> bool {
     value[TYPE] == ADDED
 }
 
-/// What Python takes for false.
+/// Returns whether `value` is false in Python.
 fn is_falsy(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -263,7 +262,7 @@ fn is_falsy(value: &Value) -> bool {
     }
 }
 
-/// Values out of the file `path`, which errors name.
+/// Converts values from the file `path`, which errors name.
 struct SettingsReader {
     path: PathBuf,
 }
@@ -319,7 +318,7 @@ impl SettingsReader {
         Ok(roles)
     }
 
-    /// The tokens of `added_tokens_decoder`.
+    /// Returns the tokens of `added_tokens_decoder`.
     fn decoder(&self, decoder: &Value) -> Result<ListedTokens> {
         let mut listed = ListedTokens::default();
         for (id, token) in self.object(decoder, "added_tokens_decoder")? {
@@ -330,7 +329,8 @@ impl SettingsReader {
         Ok(listed)
     }
 
-    /// The tokens of the standard roles, in the way of matching that they are listed with.
+    /// Returns the tokens of the standard roles, with the matching options that they are listed
+    /// with.
     fn standard(
         &self,
         config: &Map<String, Value>,
@@ -346,7 +346,7 @@ impl SettingsReader {
         Ok(named)
     }
 
-    /// Further special tokens.
+    /// Returns the additional special tokens.
     fn extra(&self, config: &Map<String, Value>) -> Result<Vec<Token>> {
         let mut extra = Vec::new();
         for token in self.list(config.get("extra_special_tokens"))? {
@@ -355,7 +355,7 @@ impl SettingsReader {
         Ok(extra)
     }
 
-    /// A list of extra tokens with those of another list that it doesn't have.
+    /// Appends tokens of another list to a list of extra tokens, without duplicates.
     fn merged(&self, known: Option<&Value>, others: &Value) -> Result<Value> {
         let mut tokens = self.list(known)?.to_vec();
         // There may be as many of them as a vocabulary has.
@@ -368,8 +368,8 @@ impl SettingsReader {
         Ok(tokens.into())
     }
 
-    /// Takes the roles that are this model's own out of `config`: any key in `_token`, and a
-    /// dictionary of extra tokens.
+    /// Takes the model's own roles out of `config`: keys that end in `_token`, and a dictionary of
+    /// extra tokens.
     fn take_model_specific(&self, config: &mut Map<String, Value>) -> Result<Vec<(String, Token)>> {
         let is_own = |(key, value): &(&String, &Value)| {
             is_further_role(key) && (value.is_string() || is_typed(value))

@@ -1,4 +1,4 @@
-//! A tokenizer at work on a thread of its own, so that one that never comes back is an error.
+//! Runs a tokenizer on a thread of its own, so that one that never returns becomes an error.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use tokenizers::{Encoding, Tokenizer};
 use crate::allowance::{Subject, limited};
 use crate::guarded::guarded;
 
-/// How long a tokenizer may take.
+/// Time limits of a tokenizer.
 #[derive(Clone, Copy)]
 pub(super) struct WorkerLimits {
-    /// How long setting it up may take.
+    /// Maximum time for loading.
     load: Duration,
-    /// How long a text may take, whatever its length.
+    /// Maximum time for a text, whatever its length.
     text: Duration,
-    /// How much longer each MiB of a text may take.
+    /// Additional time for each MiB of a text.
     mebibyte: Duration,
 }
 
 impl WorkerLimits {
-    /// Setting up a tokenizer of 250,000 tokens takes a second, and a few MiB of text take another.
-    /// A slow machine that is busy with other things takes ten times that.
+    /// Loading a tokenizer of 250,000 tokens takes a second, and a few MiB of text take another. A
+    /// slow machine that is busy with other work takes ten times that.
     pub const USUAL: Self = Self {
         load: Duration::from_secs(120),
         text: Duration::from_secs(30),
@@ -33,26 +33,27 @@ impl WorkerLimits {
     };
 }
 
-/// A tokenizer holds some 150 bytes for a byte of text, and 10 for a byte of its file.
+/// Memory limit in bytes. A tokenizer holds about 150 bytes for a byte of text, and 10 for a byte
+/// of its file.
 const BYTES: usize = 512 << 20;
 const BYTES_PER_BYTE: usize = 256;
 
 const AGAIN: &str = "download tokenizer.json again";
 
-/// A text to make tokens of.
+/// A text to tokenize.
 struct Job {
     text: String,
-    /// Whether tokens that begin and end every text are added.
+    /// Whether to add the tokens that begin and end every text.
     special_tokens: bool,
-    /// Whether the places of tokens in the text are found, which takes longer.
+    /// Whether to find the places of tokens in the text, which takes longer.
     places: bool,
 }
 
-/// What comes of setting up a tokenizer: the outer error is the library's.
+/// The result of loading a tokenizer; the outer error is the library's.
 type Loaded = tokenizers::Result<Result<Arc<Tokenizer>>>;
 
-/// A thread that makes tokens of texts. It is left behind where it takes too long: no call into the
-/// library can be stopped.
+/// A thread that tokenizes texts. If it takes too long, it is abandoned: a call into the library
+/// can't be stopped.
 pub(super) struct Worker {
     jobs: Sender<Job>,
     done: Receiver<tokenizers::Result<Encoding>>,
@@ -60,10 +61,10 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread that makes a tokenizer by `load`, of `bytes` bytes of `file`, and keeps it.
+    /// Starts a thread that calls `load` for the tokenizer in `file`, which has `bytes` bytes.
     ///
     /// # Errors
-    /// What `load` returns; [`Kind::Unsupported`] where it takes too long.
+    /// Errors of `load`; [`Kind::Unsupported`] if it takes too long.
     pub fn start(
         file: &Path,
         bytes: usize,
@@ -86,16 +87,15 @@ impl Worker {
         }
     }
 
-    /// The token ids of `text`, with those that begin and end every text if `special_tokens`.
+    /// Tokenizes `text`. With `special_tokens`, this includes those that begin and end every text.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where the tokenizer fails, [`Kind::Unsupported`] where it takes too
-    /// long.
+    /// [`Kind::Malformed`] if the tokenizer fails, [`Kind::Unsupported`] if it takes too long.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
         Ok(self.run(text, special_tokens, false)?.get_ids().to_vec())
     }
 
-    /// The tokens of [`Self::encode`], with where they stand.
+    /// As [`Self::encode`], but returns the tokens with their places.
     ///
     /// # Errors
     /// As for [`Self::encode`].
@@ -121,9 +121,9 @@ impl Worker {
     }
 }
 
-/// What runs on the thread of a [`Worker`].
+/// The part of a [`Worker`] that runs on its thread.
 struct Server {
-    /// The file of the tokenizer, which errors name.
+    /// The tokenizer's file, which errors name.
     file: PathBuf,
     ready: Sender<Loaded>,
     inbox: Receiver<Job>,
@@ -131,7 +131,7 @@ struct Server {
 }
 
 impl Server {
-    /// Makes a tokenizer by `load`, and then tokens for each job.
+    /// Calls `load`, and then tokenizes the text of each job.
     fn serve(self, bytes: usize, load: impl FnOnce() -> Result<Tokenizer>) {
         let allowed = BYTES + BYTES_PER_BYTE * bytes;
         let loaded = limited(Subject::Tokenizer, &self.file, allowed, || {
