@@ -1,4 +1,4 @@
-//! Causal attention: grouped queries with an optional sliding window, or by way of latents.
+//! Causal attention: grouped queries with an optional sliding window, or latent attention.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::loader::{LoadedLinear, Loader};
 use crate::rotary::Rotary;
 use crate::scores::{Scores, Seen};
 
-/// An attention block in memory.
+/// The loaded weights of an attention block.
 pub(crate) enum LoadedAttention {
     Grouped(LoadedGrouped),
     Latent(LoadedLatent),
@@ -30,7 +30,8 @@ impl LoadedAttention {
         })
     }
 
-    /// `x` is `[tokens, hidden]`, already normalised; `spans` are its sequences.
+    /// Runs attention on `x`, `[tokens, hidden]`, which is normalized already. `spans` are its
+    /// sequences.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -45,7 +46,7 @@ impl LoadedAttention {
     }
 }
 
-/// Grouped-query attention in memory.
+/// The loaded weights of grouped-query attention.
 pub(crate) struct LoadedGrouped {
     q: LoadedLinear,
     k: LoadedLinear,
@@ -121,7 +122,7 @@ impl LoadedGrouped {
         self.o.forward(&attended)
     }
 
-    /// Queries, keys and values, `[tokens, heads, head_dim]`, without positions.
+    /// Returns queries, keys and values, `[tokens, heads, head_dim]`, before positions are applied.
     fn by_head(&self, x: &Tensor) -> CandleResult<[Tensor; 3]> {
         let Shape { heads, kv_heads, head_dim, clip, eps, .. } = self.shape;
         let tokens = x.dim(0)?;

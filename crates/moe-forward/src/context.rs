@@ -1,10 +1,10 @@
-//! candle's errors, with the part of the model that they happened in.
+//! Adds the part of the model in which they happened to candle's errors.
 
 use moe_checkpoint::{Error, Kind};
 
-/// Adds to a numeric failure where it happened.
+/// Adds to a numeric failure what was being computed.
 pub(crate) trait Context<T> {
-    /// The error says `what` could not be computed.
+    /// Converts an error to one that says that `what` could not be computed.
     fn context(self, what: impl FnOnce() -> String) -> Result<T, Error>;
 }
 
@@ -14,7 +14,7 @@ impl<T> Context<T> for candle_core::Result<T> {
     }
 }
 
-/// `what` could not be computed.
+/// Returns the error that `what` could not be computed.
 pub(crate) fn failed(error: candle_core::Error, what: impl FnOnce() -> String) -> Error {
     Error::new(Kind::Numeric, format!("cannot compute {}", what())).source(error)
 }

@@ -1,4 +1,4 @@
-//! How far the logits of two models lie apart on the same tokens.
+//! The difference between the logits of two models on the same tokens.
 
 use std::ops::Range;
 
@@ -42,10 +42,10 @@ pub struct Difference {
     pub top1_agreement: f64,
 }
 
-/// Runs both models on `batch` in step, so that weights which both are made of are loaded once.
+/// Runs both models on `batch` in step, so that weights which both contain are loaded once.
 ///
 /// # Errors
-/// What the sweeps return.
+/// Errors of the sweeps.
 pub fn logit_difference(
     original: &Model,
     model: &Model,
@@ -67,7 +67,7 @@ pub fn logit_difference(
     Difference::over([&original, &model], [&first.hidden(all.clone())?, &second.hidden(all)?])
 }
 
-/// Runs both models layer by layer, the original before the other, which takes what it can of the
+/// Runs both models layer by layer. The original goes first, and the other takes what it can of the
 /// weights that were just loaded.
 fn run_in_step(
     [first, second]: &mut [Sweep<'_>; 2],
@@ -97,7 +97,7 @@ fn logits(head: &Head, states: &Tensor, range: Range<usize>) -> Result<Tensor> {
 }
 
 impl Difference {
-    /// Between two models, by their heads and last hidden states; the original comes first.
+    /// Compares two models by their heads and last hidden states; the original comes first.
     fn over(
         [original, model]: [&Head; 2],
         [entering, entering_model]: [&Tensor; 2],
@@ -114,7 +114,8 @@ impl Difference {
         Ok(difference.of_mean())
     }
 
-    /// Adds what two models give for some tokens, with sums where means belong.
+    /// Adds the logits of two models for some tokens. Fields that are means hold sums until
+    /// [`Self::of_mean`].
     fn add(&mut self, p: &Tensor, q: &Tensor) -> candle_core::Result<()> {
         let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
         self.tokens += p.dim(0)?;
@@ -126,7 +127,7 @@ impl Difference {
         Ok(())
     }
 
-    /// The difference with means in the place of sums.
+    /// Divides sums to make means.
     fn of_mean(self) -> Self {
         let tokens = self.tokens as f64;
         Self { kl: self.kl / tokens, top1_agreement: self.top1_agreement / tokens, ..self }

@@ -1,10 +1,10 @@
-//! candle's names of element types.
+//! Converts element types to candle's.
 
 use candle_core::DType;
 use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_model::Weight;
 
-/// candle's name of an element type of floats, also of those that are codes.
+/// Returns candle's type for floats, including 8-bit floats; None for other element types.
 pub fn float_dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),
@@ -15,7 +15,7 @@ pub fn float_dtype(dtype: Dtype) -> Option<DType> {
     }
 }
 
-/// candle's name of a plain weight's element type: what new weights like it can be made in.
+/// Returns candle's type of a plain weight, which new weights like it can be made in.
 ///
 /// # Errors
 /// [`Kind::Unsupported`] for anything but F32, F16 and BF16.

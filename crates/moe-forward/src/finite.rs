@@ -1,4 +1,4 @@
-//! Values that are not finite, and which weight is to blame.
+//! Finds values that are not finite, and the weight that caused them.
 
 use candle_core::{DType, Tensor};
 use moe_checkpoint::{Error, Kind, Result};
@@ -8,8 +8,8 @@ use moe_model::Weight;
 use crate::context::Context;
 use crate::dtypes::float_dtype;
 
-/// Fails if `values`, which `suspects` made of what was checked before, has one that is not finite;
-/// names the first of `suspects` that has one, too.
+/// Checks that all `values`, which were computed from `suspects` and from checked values, are
+/// finite. The error names the first of `suspects` that has a value which isn't.
 pub(crate) fn check<'w>(
     values: &Tensor,
     what: &str,
@@ -44,7 +44,7 @@ pub(crate) fn check<'w>(
     .remedy(remedy))
 }
 
-/// Fails if `weight`, or what scales it, has a value that is not finite.
+/// Checks that `weight` and its scales are finite.
 pub(crate) fn check_weight(weight: &Weight) -> Result<()> {
     let Some(dtype) = float_dtype(weight.dtype()) else { return Ok(()) };
     let found = first_non_finite(&weight.read()?, dtype).context(|| weight.name().to_owned())?;
@@ -54,7 +54,7 @@ pub(crate) fn check_weight(weight: &Weight) -> Result<()> {
     }
 }
 
-/// The error for a weight whose `element` is not finite.
+/// Returns the error that this `element` of `weight` is not finite.
 pub fn not_finite(weight: &Weight, element: u64) -> Error {
     let error = Error::new(Kind::Numeric, format!("element {element} is not finite"))
         .tensor(weight.name())

@@ -12,9 +12,10 @@ use crate::loader::{LoadedLinear, Loader};
 use crate::rotary::Rotary;
 use crate::scores::{Scores, Seen};
 
-/// Latent attention in memory.
+/// The loaded weights of latent attention.
 pub(crate) struct LoadedLatent {
-    /// Projection to and norm of what queries are made of.
+    /// Projection and norm of the latents that queries are made from; None if queries are made from
+    /// the hidden states.
     q_latent: Option<(LoadedLinear, Tensor)>,
     q: LoadedLinear,
     kv_a: LoadedLinear,
@@ -76,7 +77,8 @@ impl LoadedLatent {
         self.o.forward(&attended)
     }
 
-    /// The sequence `span`: `q` and `kv` are `[tokens, heads, width]`, and `k_rope` is of all heads.
+    /// Runs attention on the sequence `span`. `q` and `kv` are `[tokens, heads, width]`, and
+    /// `k_rope` is shared by all heads.
     fn attend(
         &self,
         q: &Tensor,
@@ -107,7 +109,7 @@ impl LoadedLatent {
     }
 }
 
-/// Columns of a sequence, `[heads, tokens, width]`.
+/// Returns columns of a sequence, `[heads, tokens, width]`.
 fn part(x: &Tensor, span: &Range<usize>, start: usize, width: usize) -> CandleResult<Tensor> {
     x.narrow(0, span.start, span.len())?
         .narrow(D::Minus1, start, width)?

@@ -1,7 +1,8 @@
-//! Running models: one generic decoder driven by the typed layers, streamed layer by layer.
+//! Runs models: one generic decoder, driven by the typed layers, which are streamed one by one.
 //!
-//! A layer's weights are loaded, used and dropped; hidden states of all tokens stay in memory.
-//! There is no code for a family here: what a layer does follows from its type.
+//! A layer's weights are loaded, used and dropped. Hidden states of all tokens stay in memory or,
+//! under a memory budget, in a scratch file. There is no code for a family here: what a layer does
+//! follows from its type.
 
 #![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 

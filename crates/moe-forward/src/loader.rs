@@ -1,4 +1,4 @@
-//! Weights as tensors.
+//! Loads weights as tensors.
 
 use std::cell::{Cell, RefCell};
 
@@ -21,37 +21,38 @@ use crate::quantized::quantized_values;
 #[derive(Clone, Copy)]
 pub(crate) struct Loader<'a> {
     pub compute: &'a Compute,
-    /// Where to look first, and what to fill.
+    /// Tensors that are used instead of files, and a place to keep what is loaded.
     pub shared: Option<&'a Shared>,
-    /// What is being read before it is asked for.
+    /// The weights that are read in advance.
     pub ahead: Option<&'a Prefetcher>,
 }
 
-/// Tensors of a model that another one, run in step with it, is made of too, each of which is
-/// loaded once; and tensors that take the place of what files hold.
+/// Tensors that two models have in common and that are loaded once when the models run in step, and
+/// overrides of weights in files.
 #[derive(Default)]
 pub(crate) struct Shared {
     lent: Overrides,
     tensors: RefCell<Vec<(Weight, Tensor)>>,
     recording: Cell<bool>,
-    /// What is kept, if not all.
+    /// The weights to keep; None for all.
     wanted: RefCell<Option<Vec<Weight>>>,
 }
 
 impl Shared {
-    /// Keeps nothing, and lends `lent`.
+    /// Makes a set with `overrides` that keeps nothing.
     pub fn lending(lent: Overrides) -> Self {
         Self { lent, ..Self::default() }
     }
 
-    /// Keeps, from now on, what is loaded, instead of what was kept.
+    /// Keeps all weights that are loaded from now on, and forgets the earlier ones.
     pub fn record(&self) {
         self.tensors.borrow_mut().clear();
         self.wanted.replace(None);
         self.recording.set(true);
     }
 
-    /// Keeps, from now on, what `wanted` has of what is loaded, instead of what was kept.
+    /// Keeps those of the `wanted` weights that are loaded from now on, and forgets the earlier
+    /// ones.
     pub fn record_of(&self, wanted: Vec<Weight>) {
         self.record();
         self.wanted.replace(Some(wanted));
@@ -66,7 +67,7 @@ impl Shared {
         }
     }
 
-    /// Lends, from now on, what was kept.
+    /// Stops keeping weights; those that were kept are used from now on.
     pub fn lend(&self) {
         self.recording.set(false);
     }
@@ -80,10 +81,10 @@ impl Shared {
     }
 }
 
-/// `weight` as an f32 tensor on the device of `compute`, whatever its encoding.
+/// Loads `weight` as an f32 tensor on the device of `compute`, whatever its encoding.
 ///
 /// # Errors
-/// What reading and the device return.
+/// Errors of reading and of the device.
 pub fn to_f32(weight: &Weight, compute: &Compute) -> Result<Tensor> {
     let compute = Compute { dtype: DType::F32, ..compute.clone() };
     Loader::new(&compute).tensor(weight)
@@ -102,7 +103,7 @@ impl<'a> Loader<'a> {
         Self { shared: Some(shared), ..Self::new(compute) }
     }
 
-    /// Whether `weight` would have to be read.
+    /// Returns whether loading `weight` would read a file.
     pub fn reads(self, weight: &Weight) -> bool {
         self.shared.is_none_or(|shared| shared.find(weight).is_none())
     }
@@ -119,7 +120,7 @@ impl<'a> Loader<'a> {
         tensor.to_dtype(self.compute.dtype).context(|| of(weight))
     }
 
-    /// A matrix that tokens are multiplied by, in the encoding that [`product`] wants.
+    /// Loads a matrix that tokens are multiplied by, in the encoding that [`product`] takes.
     pub fn matrix(self, weight: &Weight) -> Result<Tensor> {
         self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
@@ -133,8 +134,7 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// The values of a quantized matrix. Activations stay as they are: only weights are quantized
-    /// here.
+    /// Loads the values of a quantized matrix. Activations aren't quantized here, only weights.
     fn dequantized(self, weight: &Weight) -> Result<Tensor> {
         let values = quantized_values(weight)?.expect("the weight is quantized");
         let tensor = || {
@@ -155,7 +155,7 @@ impl<'a> Loader<'a> {
         Ok(tensor)
     }
 
-    /// Rows `ids` of the matrix `weight`, reading only these.
+    /// Loads only the rows `ids` of the matrix `weight`.
     pub fn rows(self, weight: &Weight, ids: &[u32]) -> Result<Tensor> {
         let lent = self.shared.is_some_and(|shared| shared.lent.find(weight).is_some());
         let Some(stored) = weight.stored().filter(|_| !lent) else {
@@ -189,14 +189,14 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A linear map in memory.
+/// The loaded weights of a linear map.
 pub(crate) struct LoadedLinear {
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
 impl LoadedLinear {
-    /// `x` is `[tokens, in]`; gives `[tokens, out]`.
+    /// Maps `x`, `[tokens, in]`, to `[tokens, out]`.
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let y = product(x, &self.weight)?;
         match &self.bias {
@@ -206,7 +206,7 @@ impl LoadedLinear {
     }
 }
 
-/// A feed-forward network in memory.
+/// The loaded weights of a feed-forward network.
 pub(crate) struct LoadedExpert {
     gate: LoadedLinear,
     up: LoadedLinear,
@@ -214,17 +214,17 @@ pub(crate) struct LoadedExpert {
 }
 
 impl LoadedExpert {
-    /// `down(silu(gate x) ∘ (up x))` for `x` of `[tokens, hidden]`.
+    /// Returns `down(silu(gate x) ∘ (up x))` for `x` of `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         self.output(&self.activations(x)?)
     }
 
-    /// `down(activations)` for activations of `[tokens, width]`.
+    /// Returns `down(activations)` for activations of `[tokens, width]`.
     pub fn output(&self, activations: &Tensor) -> CandleResult<Tensor> {
         self.down.forward(activations)
     }
 
-    /// `silu(gate x) ∘ (up x)`, `[tokens, width]`.
+    /// Returns `silu(gate x) ∘ (up x)`, `[tokens, width]`.
     pub fn activations(&self, x: &Tensor) -> CandleResult<Tensor> {
         swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)
     }

@@ -1,4 +1,4 @@
-//! Fills in [`Sums`] while a sweep runs.
+//! Accumulates [`Sums`] while a sweep runs.
 
 use std::sync::Arc;
 
@@ -12,27 +12,27 @@ use moe_model::Model;
 use crate::context::Context;
 use crate::observer::{ExpertRun, LeftOut, Observer, Wants};
 
-/// Tokens are counted in one of several groups, such as a domain's; those of [`UNCOUNTED`] in none.
+/// The index of the group, such as a domain, that a token is counted in; [`UNCOUNTED`] for none.
 pub type GroupIndex = u32;
 
-/// The group of tokens that take part in the forward pass, but in no statistic.
+/// The group of tokens that take part in the forward pass, but not in statistics.
 pub const UNCOUNTED: GroupIndex = GroupIndex::MAX;
 
-/// What is observed, and of which tokens.
+/// Which statistics are collected, and of which tokens.
 #[derive(Debug, Clone)]
 pub struct ObserverOptions {
     /// Number of groups.
     pub groups: usize,
     /// The group of each token of the batch.
     pub group_of: Arc<[GroupIndex]>,
-    /// Whether experts are left out in turn.
+    /// Whether to measure outputs without each expert.
     pub left_out: bool,
-    /// All experts run on one token in so many, for the mean of their outputs; 0 stands for none.
+    /// All experts run on every `sample_every`-th token, for the mean of their outputs; 0 for none.
     pub sample_every: usize,
 }
 
 impl ObserverOptions {
-    /// Tokens that count, of which every so many-th is one that all experts run on.
+    /// Returns every `sample_every`-th of the tokens that count.
     fn sampled(&self) -> Arc<[usize]> {
         if self.sample_every == 0 {
             return Arc::default();
@@ -42,7 +42,7 @@ impl ObserverOptions {
     }
 }
 
-/// Sums up what the mixtures of a model do, layer by layer.
+/// Sums up statistics of a model's mixtures, layer by layer.
 pub struct StatisticsObserver {
     options: ObserverOptions,
     /// Tokens of the batch that all experts run on.
@@ -56,12 +56,12 @@ struct Layer {
     index: usize,
     sums: Vec<Sums>,
     observed: Observed,
-    /// The first token of the last `routed`, and the first after it.
+    /// The range of the batch's tokens in the last `routed`.
     tokens: std::ops::Range<usize>,
 }
 
 impl StatisticsObserver {
-    /// An observer of sweeps over `model`.
+    /// Creates an observer of sweeps over `model`.
     pub fn new(model: &Model, options: ObserverOptions) -> Self {
         let sizes = |layer: &moe_model::Layer| {
             let moe = layer.ffn.moe()?;
@@ -75,10 +75,10 @@ impl StatisticsObserver {
         Self { sizes: model.layers.iter().map(sizes).collect(), options, sampled, layer: None }
     }
 
-    /// The sums of the layer that has just run, by group; none if it has no mixture.
+    /// Returns the sums of the layer that has just run, by group; None if it has no mixture.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub fn take(&mut self) -> Result<Option<Vec<Sums>>> {
         let Some(Layer { index, mut sums, mut observed, .. }) = self.layer.take() else {
             return Ok(None);
@@ -87,7 +87,7 @@ impl StatisticsObserver {
         Ok(Some(sums))
     }
 
-    /// Which of the batch's `tokens` count in any statistic, as positions among these.
+    /// Returns those of the batch's `tokens` that count in statistics, as positions among `tokens`.
     pub fn counted_of(&self, tokens: std::ops::Range<usize>) -> Vec<u32> {
         let first = tokens.start;
         tokens
@@ -102,7 +102,7 @@ impl StatisticsObserver {
             .map(|group| group as usize)
     }
 
-    /// The group and the position of those rows of the last `routed` that count.
+    /// Returns the group and the position of those `rows` of the last `routed` that count.
     fn counted<'a>(&'a self, rows: impl Iterator<Item = usize> + 'a) -> Vec<(usize, usize)> {
         let first = self.layer.as_ref().map_or(0, |layer| layer.tokens.start);
         rows.enumerate()
@@ -110,7 +110,7 @@ impl StatisticsObserver {
             .collect()
     }
 
-    /// Goes on to the next `count` tokens of layer `index`, and says which of the batch they are.
+    /// Moves on to the next `count` tokens of layer `index`, and returns their range in the batch.
     fn go_on(&mut self, index: usize, sizes: Sizes, count: usize) -> std::ops::Range<usize> {
         let layer = match self.layer.take() {
             Some(layer) if layer.index == index => layer,

@@ -1,4 +1,4 @@
-//! Who watches a sweep, and what it is shown.
+//! The trait of observers of a sweep, and what they are shown.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,22 +7,22 @@ use candle_core::Tensor;
 use moe_checkpoint::Result;
 use moe_math::routing::Routing;
 
-/// The stage of whoever watches.
+/// Name of the stage of an observer's work, for timings.
 pub(crate) const STATISTICS: &str = "statistics";
 
-/// What an observer wants to see beyond routing; more costs more.
+/// The events that an observer wants beyond routing; each makes the sweep slower.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wants {
-    /// Every expert's neurons and outputs: [`Observer::expert_ran`].
+    /// Activations and outputs of every expert: [`Observer::expert_ran`].
     pub experts: bool,
-    /// Outputs without each expert in turn: [`Observer::left_out`].
+    /// Outputs without each expert: [`Observer::left_out`].
     pub left_out: bool,
     /// Tokens of the batch, ascending, that all experts are run on: [`Observer::sampled_output`].
     pub sampled: Arc<[usize]>,
 }
 
 impl Wants {
-    /// Tokens of [`Wants::sampled`] that lie in `tokens`, as positions in it.
+    /// Returns the tokens of [`Wants::sampled`] that lie in `tokens`, as positions among these.
     pub fn sampled_in(&self, tokens: &Range<usize>) -> Vec<u32> {
         let from = self.sampled.partition_point(|token| *token < tokens.start);
         let within = self.sampled[from..].iter().take_while(|token| **token < tokens.end);
@@ -30,26 +30,26 @@ impl Wants {
     }
 }
 
-/// An expert on some of its tokens. Rows count from the first token of the last
+/// The run of an expert on some of its tokens. Rows count from the first token of the last
 /// [`Observer::routed`].
 pub struct ExpertRun<'a> {
-    /// Its index.
+    /// Index of the expert.
     pub expert: usize,
     /// The tokens, ascending.
     pub tokens: &'a [u32],
-    /// The gate that is applied to each.
+    /// The gate of each token.
     pub gates: &'a [f32],
     /// silu(gate x) ∘ (up x), `[tokens, width]`.
     pub activations: &'a Tensor,
-    /// `[tokens, hidden]`, before the gate.
+    /// Outputs before gating, `[tokens, hidden]`.
     pub output: &'a Tensor,
 }
 
-/// For each position of `Routing::selected`, what leaving that expert out does to its token's
-/// output.
+/// The effect of leaving out each expert on its tokens' outputs, for each position of
+/// `Routing::selected`.
 #[derive(Debug, Clone)]
 pub struct LeftOut<'a> {
-    /// Where tokens go with all experts.
+    /// The routing with all experts.
     pub routing: &'a Routing,
     /// ‖y − y₋ⱼ‖²
     pub errors: Vec<f64>,
@@ -72,14 +72,14 @@ pub struct LeftOut<'a> {
 ///    those that are wanted. At last [`Observer::layer_output`], unless the layer is converted.
 /// 2. After all blocks, in a sweep through all layers: [`Observer::layer_done`].
 pub trait Observer {
-    /// What it wants to see of the block of tokens that [`Observer::ffn_input`] was just called
-    /// for.
+    /// Returns the events wanted for the block of tokens that [`Observer::ffn_input`] was just
+    /// called for.
     fn wants(&self) -> Wants {
         Wants::default()
     }
 
-    /// The feed-forward block of `layer` is about to run on `x`, `[tokens, hidden]`, already
-    /// normalised: what its router sees.
+    /// The feed-forward block of `layer` is about to run on `x`, `[tokens, hidden]`, which is
+    /// normalized already: the input of its router.
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -152,7 +152,7 @@ pub trait Observer {
     }
 }
 
-/// Watches nothing.
+/// An observer that ignores all events.
 pub struct Silent;
 
 impl Observer for Silent {}

@@ -1,14 +1,15 @@
-//! Tensors that take the place of weights: what training changes.
+//! Tensors that replace weights, as training needs them.
 
 use std::collections::HashMap;
 
 use candle_core::Tensor;
 use moe_model::Weight;
 
-/// Tensors by the weight whose place they take; found before any file is read.
+/// Tensors by the weight that they replace. They are looked up before a file is read.
 #[derive(Default)]
 pub(crate) struct Overrides {
-    /// By name, which several weights may have: slices of one fused tensor do.
+    /// Overrides by tensor name. Several weights may have the same one, as slices of a fused tensor
+    /// do.
     tensors: HashMap<String, Vec<(Weight, Tensor)>>,
 }
 

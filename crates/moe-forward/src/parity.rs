@@ -1,4 +1,4 @@
-//! Comparing a forward pass with a reference that another implementation wrote.
+//! Compares a forward pass with a reference from another implementation.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,28 +14,28 @@ use crate::context::Context;
 use crate::observer::Observer;
 use crate::sweep::{Head, Sweep};
 
-/// Selections must agree where the reference's decision, p_k − p_{k+1} of what it chooses by, is
-/// clearer than this.
+/// Selections must agree where the margin of the reference's decision, p_k − p_{k+1} of the scores
+/// that it selects by, is larger than this.
 const MARGIN: f32 = 1e-5;
 
-/// How far a forward pass is from its reference.
+/// The distance between a forward pass and its reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Parity {
     /// Largest absolute error of a logit.
     pub logits: f32,
-    /// Largest absolute error of an applied routing weight, where the reference has them.
+    /// Largest absolute error of an applied gate; 0 if the reference has none.
     pub weights: f32,
-    /// Tokens, over all layers, that go to other experts than in the reference.
+    /// Number of (layer, token) pairs that are routed to other experts than in the reference.
     pub misrouted: usize,
 }
 
-/// Runs `model` on the tokens in `tokens` (JSON) and compares with the safetensors file
-/// `reference`: "logits", and for each sparse layer "router_logits.N", "selected.N" and maybe
-/// "weights.N" and "choice.N", the scores that experts are chosen by where those aren't
+/// Runs `model` on the tokens in `tokens` (JSON), and compares it with the safetensors file
+/// `reference`. This has "logits", and for each sparse layer "router_logits.N", "selected.N" and
+/// optionally "weights.N" and "choice.N", the scores that experts are selected by if these aren't
 /// softmax(router_logits).
 ///
 /// # Errors
-/// What reading and computing return; [`Kind::Mismatch`] where the reference is of another model.
+/// Errors of reading and computing; [`Kind::Mismatch`] if the reference is of another model.
 pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute) -> Result<Parity> {
     let batch = Batch::from_json(tokens)?;
     let reference = Reference { file: reference, tensors: load(reference)? };
@@ -57,7 +57,8 @@ pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute)
     Ok(parity)
 }
 
-/// The largest absolute difference of two tensors of the same shape; NaN if any value is.
+/// Returns the largest absolute difference of two tensors of the same shape; NaN if any value is
+/// NaN.
 ///
 /// # Errors
 /// [`Kind::Mismatch`] for different shapes.
@@ -94,7 +95,7 @@ impl Reference<'_> {
         self.tensors.get(name).ok_or_else(missing)
     }
 
-    /// Tokens that `routing` sends elsewhere, of those whose decision is clear.
+    /// Counts the tokens that `routing` sends to other experts, among those with a clear decision.
     fn misrouted(&self, layer: usize, routing: &Routing) -> Result<usize> {
         let selected = self.get(&format!("selected.{layer}"))?;
         let choice = self.tensors.get(&format!("choice.{layer}"));
@@ -134,7 +135,7 @@ fn differ(ours: &[u32], theirs: &[u32], p: &[f32]) -> bool {
 struct Recorder(Vec<(usize, Routing)>);
 
 impl Recorder {
-    /// All parts of one layer's routing.
+    /// Joins all parts of one layer's routing.
     fn join(parts: &[(usize, Routing)], layer: usize) -> Routing {
         let mut parts =
             parts.iter().filter(|(index, _)| *index == layer).map(|(_, routing)| routing.clone());

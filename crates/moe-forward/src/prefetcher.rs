@@ -1,4 +1,4 @@
-//! Reading ahead: the bytes of the weights that come next, while those before them are at work.
+//! Reads the weights that are needed next while earlier ones are used.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,18 +12,18 @@ use moe_model::{Encoding, Weight};
 use crate::context::Context;
 use crate::dtypes::candle_dtype;
 
-/// Matrices that are read before anyone asks for them: an expert's.
+/// Number of matrices that are read in advance: those of an expert.
 const AHEAD: usize = 3;
 
-/// Weights on their way, in the order in which they will be asked for.
+/// Weights that are being read, in the order in which they will be needed.
 pub(crate) struct Prefetcher {
     coming: RefCell<VecDeque<Weight>>,
     read: Receiver<Result<Encoded>>,
 }
 
 impl Prefetcher {
-    /// Runs `work` while another thread reads those of `weights` that lie in files as they are
-    /// computed with.
+    /// Runs `work` while another thread reads those of `weights` whose bytes in files are used
+    /// unchanged.
     pub fn reading<T>(weights: impl Iterator<Item = Weight>, work: impl FnOnce(&Self) -> T) -> T {
         let coming: VecDeque<Weight> = weights.filter(lies_plain).collect();
         let (send, read) = sync_channel(AHEAD);
@@ -42,14 +42,14 @@ impl Prefetcher {
         })
     }
 
-    /// What was read of `weight`, if it is the next one.
+    /// Returns the bytes of `weight` if it is the next one; None otherwise.
     pub fn take(&self, weight: &Weight) -> Option<Result<Encoded>> {
         self.coming.borrow_mut().pop_front_if(|next| next.same_source(weight))?;
         self.read.recv().ok()
     }
 }
 
-/// The bytes of a plain weight.
+/// Reads the bytes of a plain weight.
 pub(crate) fn read(weight: &Weight) -> Result<Encoded> {
     let of = || format!("the tensor {}", weight.name());
     let mut values = Encoded::zeros(candle_dtype(weight)?, weight.elements()).context(of)?;
@@ -57,7 +57,7 @@ pub(crate) fn read(weight: &Weight) -> Result<Encoded> {
     Ok(values)
 }
 
-/// Ends where nobody wants more.
+/// Reads `weights` in order, and stops at an error or when the channel closes.
 fn read_all(weights: &VecDeque<Weight>, send: &SyncSender<Result<Encoded>>) {
     for weight in weights {
         let found = read(weight);
@@ -68,7 +68,8 @@ fn read_all(weights: &VecDeque<Weight>, send: &SyncSender<Result<Encoded>>) {
     }
 }
 
-/// What is made, or decoded, may need the device, and this thread's tensors.
+/// Returns whether the bytes in the file can be used unchanged. Weights that are computed or
+/// decoded may need the device, and this thread's tensors.
 fn lies_plain(weight: &Weight) -> bool {
     weight.stored().is_some() && matches!(weight.encoding(), Encoding::Plain)
 }
@@ -106,7 +107,7 @@ mod tests {
         });
     }
 
-    /// Neither one that comes later, nor all that nobody asks for, keep anyone waiting.
+    /// A weight out of order is read by its user, and weights that nobody takes don't block.
     #[test]
     fn another_order_is_read_by_whoever_asks() {
         let all = weights(&model());

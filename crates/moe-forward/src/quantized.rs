@@ -1,4 +1,4 @@
-//! The values of quantized weights.
+//! Dequantizes weights.
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::encoding::decode_f32;
@@ -9,10 +9,10 @@ use moe_model::{Encoding, Packed, Packing, Weight};
 use crate::context::Context;
 use crate::dtypes::candle_dtype;
 
-/// The values of the quantized matrix `weight` in f32, row by row; none for a plain one.
+/// Returns the values of the quantized matrix `weight` in f32, row by row; None for a plain one.
 ///
 /// # Errors
-/// What reading returns; [`moe_checkpoint::Kind::Mismatch`] for groups of columns out of order.
+/// Errors of reading; [`moe_checkpoint::Kind::Mismatch`] if the groups of columns are out of order.
 pub fn quantized_values(weight: &Weight) -> Result<Option<Vec<f32>>> {
     match weight.encoding() {
         Encoding::Plain => Ok(None),
@@ -73,7 +73,8 @@ fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {
     })
 }
 
-/// Codes, and zero points of `groups` groups a row: the middle of the range where none are stored.
+/// Unpacks codes, and the zero points of `groups` groups per row, which are the middle of the range
+/// if none are stored.
 fn unpack_rows(
     words: &[i32],
     zero: Option<&[i32]>,
@@ -88,7 +89,7 @@ fn unpack_rows(
     Ok((pack::unpack_rows(words, shape[1], bits)?, zeros))
 }
 
-/// Refuses groups that aren't runs of `group` columns.
+/// Checks that groups are runs of `group` columns.
 fn check_order(group_of: &Weight, group: usize) -> Result<()> {
     let groups = words(group_of)?;
     if groups.iter().enumerate().all(|(column, found)| *found as usize == column / group) {

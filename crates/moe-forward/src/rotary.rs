@@ -29,7 +29,7 @@ impl Rotary {
         })
     }
 
-    /// Rotates the first dimensions of `x`, `[heads, tokens, width]`, whose tokens have positions
+    /// Rotates the first dimensions of `x`, `[heads, tokens, width]`. Positions of tokens count
     /// from 0.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let rest = x.dim(D::Minus1)? - self.dims;

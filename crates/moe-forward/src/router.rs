@@ -1,4 +1,4 @@
-//! Routers in memory.
+//! Loads and runs routers.
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
@@ -11,12 +11,12 @@ use crate::context::Context;
 use crate::dtypes::candle_dtype;
 use crate::loader::{Loader, to_f32};
 
-/// A router in memory. It works in f32, whatever the rest of the model is computed in, unless
-/// [`RouterDtype::Model`] is asked for: close calls decide which expert a token goes to.
+/// The loaded weights of a router. It works in f32, whatever the rest of the model is computed in,
+/// unless [`RouterDtype::Model`] is chosen: small differences decide which expert a token goes to.
 pub struct LoadedRouter {
     weight: Tensor,
     rule: RoutingRule,
-    /// What states, weights and logits are rounded to; none: they aren't.
+    /// The type that states, weights and logits are rounded to; None for no rounding.
     rounds_to: Option<DType>,
 }
 
@@ -24,7 +24,7 @@ impl LoadedRouter {
     /// Loads `router` for the device of `compute`.
     ///
     /// # Errors
-    /// What reading and the device return.
+    /// Errors of reading and of the device.
     pub fn load(router: &Router, compute: &Compute) -> Result<Self> {
         Self::load_with(router, Loader::new(compute))
     }
@@ -39,10 +39,10 @@ impl LoadedRouter {
         Ok(Self { weight, rule: routing_rule(router, &compute, rounds_to)?, rounds_to })
     }
 
-    /// The logits `[tokens, experts]` of `x`, `[tokens, hidden]`, in f32, and where its tokens go.
+    /// Returns the f32 logits `[tokens, experts]` of `x`, `[tokens, hidden]`, and the routing.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub fn route(&self, x: &Tensor) -> CandleResult<(Tensor, Routing)> {
         let x = x.to_dtype(DType::F32)?;
         let logits = match self.rounds_to {
@@ -57,26 +57,26 @@ impl LoadedRouter {
         Ok((logits, routing))
     }
 
-    /// The weights of `routing`, `[tokens · top_k]`, where the `logits` that it was made of are
-    /// tracked.
+    /// Returns the gates of `routing`, `[tokens · top_k]`, as a differentiable function of
+    /// `logits`, which it was made from. None if these aren't tracked.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub(crate) fn gates(&self, logits: &Tensor, routing: &Routing) -> CandleResult<Option<Tensor>> {
         let gates = || routing::gates(logits, &self.rule, routing)?.flatten_all();
         logits.track_op().then(gates).transpose()
     }
 
-    /// How logits become a routing.
+    /// Returns the rule by which logits become a routing.
     pub fn rule(&self) -> &RoutingRule {
         &self.rule
     }
 }
 
-/// How the logits of `router` become a routing; reads its bias.
+/// Returns the rule by which logits of `router` become a routing. It reads the router's bias.
 ///
 /// # Errors
-/// What reading and the device return.
+/// Errors of reading and of the device.
 fn routing_rule(
     router: &Router,
     compute: &Compute,
@@ -98,7 +98,7 @@ fn routing_rule(
     })
 }
 
-/// The values of `dtype` that are nearest to `x`, in f32.
+/// Rounds `x` to the nearest values of `dtype`, in f32.
 fn rounded(x: &Tensor, dtype: DType) -> CandleResult<Tensor> {
     x.to_dtype(dtype)?.to_dtype(DType::F32)
 }

@@ -1,28 +1,28 @@
-//! Scores of queries and keys, and what they weigh.
+//! Attention: scores of queries and keys, and weighted sums of values.
 
 use std::ops::Range;
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_math::ops;
 
-/// Queries of a block are scored at once: the memory for scores is heads × this × keys.
+/// Number of queries that are scored at once: scores take heads × this × keys.
 const QUERY_BLOCK: usize = 256;
 
-/// A function that is shown each input of projections, with the first of
+/// A function that is called with each input of projections, and the index of the first of
 /// [`moe_model::Attention::linears`] that reads it.
 pub(crate) type Seen<'a> = &'a mut dyn FnMut(usize, &Tensor);
 
-/// How scores become weights.
+/// How scores are computed.
 pub(crate) struct Scores {
-    /// Multiplies them.
+    /// Factor of the scores.
     pub scale: f64,
-    /// A token attends to this many tokens up to and including itself.
+    /// Number of tokens that a token attends to, itself included; None for all.
     pub window: Option<usize>,
 }
 
 impl Scores {
-    /// One sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens, width]` and `v`
-    /// `[kv_heads, tokens, value]`; gives `[tokens, heads · value]`.
+    /// Runs attention on one sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens,
+    /// width]` and `v` `[kv_heads, tokens, value]`. Returns `[tokens, heads · value]`.
     pub fn attend(&self, q: Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
         let (heads, tokens, width) = q.dims3()?;
         let kv_heads = v.dim(0)?;
@@ -34,7 +34,8 @@ impl Scores {
         Tensor::cat(&blocks.collect::<CandleResult<Vec<_>>>()?, 0)
     }
 
-    /// The queries of a block, out of `q`, which are `[kv_heads, groups, tokens, width]` and scaled.
+    /// Runs attention for the queries `block` of `q`, which is `[kv_heads, groups, tokens, width]`
+    /// and scaled.
     fn attend_block(
         &self,
         q: &Tensor,
@@ -68,7 +69,7 @@ impl Scores {
     }
 }
 
-/// 0 where query i sees key j, −∞ elsewhere; `[queries, keys]` on the device of `like`.
+/// Returns 0 where query i sees key j, and −∞ elsewhere: `[queries, keys]` on the device of `like`.
 fn mask(
     queries: Range<usize>,
     keys: Range<usize>,

@@ -9,16 +9,17 @@ use moe_math::Compute;
 
 use crate::context::Context;
 
-/// Where a sweep keeps the hidden states of its tokens, and how many it runs at once.
+/// Where a sweep keeps the hidden states of its tokens, and how many of them it runs at once.
 #[derive(Debug, Clone, Default)]
 pub struct Storage {
-    /// Whole sequences of about this many tokens go through a layer together; `None` for all.
+    /// Approximate number of tokens, in whole sequences, that go through a layer together; None for
+    /// all.
     pub block_tokens: Option<usize>,
-    /// A directory for a scratch file; `None` to keep everything in memory.
+    /// Directory for a scratch file; None to keep everything in memory.
     pub scratch: Option<PathBuf>,
 }
 
-/// Rows of `[tokens, hidden]`.
+/// Hidden states of a batch, `[tokens, hidden]`.
 pub(crate) struct States {
     /// The tokens of each block.
     blocks: Vec<Range<usize>>,
@@ -29,12 +30,12 @@ pub(crate) struct States {
 
 enum Store {
     Memory(Vec<Option<Tensor>>),
-    /// f32, row by row.
+    /// Stores f32 values, row by row.
     File(Scratch),
 }
 
 impl States {
-    /// Room for `blocks` of tokens; a block is written before it is read.
+    /// Creates storage for `blocks` of tokens. A block must be written before it is read.
     pub fn new(
         blocks: &[Range<usize>],
         hidden: usize,
@@ -48,7 +49,7 @@ impl States {
         Ok(Self { blocks: blocks.to_vec(), hidden, compute: compute.clone(), store })
     }
 
-    /// Whether all are in memory.
+    /// Returns whether all states are in memory.
     pub fn in_memory(&self) -> bool {
         matches!(self.store, Store::Memory(_))
     }
@@ -76,7 +77,7 @@ impl States {
         Ok(())
     }
 
-    /// The rows of `tokens`.
+    /// Returns the states of `tokens`.
     pub fn rows(&self, tokens: Range<usize>) -> Result<Tensor> {
         let blocks = match &self.store {
             Store::File(file) => return self.read(file, tokens),
@@ -107,7 +108,7 @@ impl States {
     }
 }
 
-/// Consecutive sequences in blocks of about `tokens`, each one at least.
+/// Groups consecutive sequences into blocks of about `tokens` tokens, at least one sequence each.
 pub(crate) fn blocks(spans: &[Range<usize>], tokens: Option<usize>) -> Vec<Range<usize>> {
     let mut blocks: Vec<Range<usize>> = Vec::new();
     for span in spans {

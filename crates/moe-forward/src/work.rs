@@ -1,4 +1,4 @@
-//! What a forward pass has to compute, by the mathematics alone.
+//! Counts the operations of a forward pass that its mathematics require.
 
 use moe_math::meter::Work;
 use moe_model::{Expert, Ffn, Layer, Model};
@@ -6,14 +6,15 @@ use moe_model::{Expert, Ffn, Layer, Model};
 /// Floating point operations of a forward pass without head.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ForwardWork {
-    /// Of attention.
+    /// Operations of attention.
     pub attention: f64,
-    /// Of feed-forward blocks, routers included.
+    /// Operations of feed-forward blocks, routers included.
     pub networks: f64,
 }
 
 impl ForwardWork {
-    /// Of `tokens` tokens in sequences of `sequence` through all layers of `model`.
+    /// Counts the operations of `tokens` tokens in sequences of `sequence` tokens through all
+    /// layers of `model`.
     pub fn of(model: &Model, tokens: usize, sequence: usize) -> Self {
         let sequence = sequence.clamp(1, tokens.max(1));
         let spans = tokens.div_ceil(sequence);
@@ -36,7 +37,7 @@ impl ForwardWork {
         })
     }
 
-    /// All of it.
+    /// Returns the sum.
     pub fn total(self) -> f64 {
         self.attention + self.networks
     }
@@ -46,7 +47,8 @@ fn elements(network: &Expert) -> usize {
     network.linears().iter().map(|linear| linear.weight.elements()).sum()
 }
 
-/// Projections of `tokens`, and for `pairs` of a query and a key scores and what they weigh.
+/// Counts the operations of projections for `tokens` tokens, and of scores and weighted sums for
+/// `pairs` pairs of a query and a key.
 pub(crate) fn attention_flops(model: &Model, layer: &Layer, tokens: usize, pairs: f64) -> f64 {
     let projections: usize =
         layer.attention.linears().iter().map(|linear| linear.weight.elements()).sum();

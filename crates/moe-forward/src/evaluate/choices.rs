@@ -1,4 +1,4 @@
-//! Which experts tokens went to, and which of these are rare.
+//! Which experts tokens were routed to, and which of these are rare.
 
 use candle_core::Tensor;
 use moe_checkpoint::Result;
@@ -6,27 +6,28 @@ use moe_math::routing::Routing;
 
 use crate::observer::Observer;
 
-/// Where all tokens went.
+/// The routing of all tokens in all layers.
 #[derive(Default)]
 pub(super) struct Choices {
-    /// All tokens that are to come.
+    /// Number of tokens in total, including those that haven't been routed yet.
     pub tokens: usize,
     pub layers: Vec<LayerChoices>,
 }
 
-/// Where all tokens went in a layer.
+/// The routing of all tokens in a layer.
 pub(super) struct LayerChoices {
     layer: usize,
     experts: usize,
-    /// Experts that each token goes to.
+    /// Number of experts per token.
     top_k: usize,
-    /// These experts with their weights, token by token.
+    /// The chosen experts with their gates, token by token.
     chosen: Vec<(u32, f32)>,
 }
 
 impl Choices {
-    /// For each of `tokens` tokens the share of its gates, over all layers, that goes to the
-    /// quarter of experts that fewest tokens choose; zeros without experts.
+    /// Returns, for each of `tokens` tokens, the share of its gates over all layers that goes to
+    /// rare experts: in each layer the quarter of experts that the fewest tokens choose. All zeros
+    /// for a model without experts.
     pub fn rare_mass(&self, tokens: usize) -> Vec<f64> {
         let mut mass = vec![0.0; tokens];
         for layer in &self.layers {
@@ -43,7 +44,7 @@ impl Choices {
 }
 
 impl LayerChoices {
-    /// Whether each expert is of the quarter that fewest tokens choose.
+    /// Returns for each expert whether it is among the quarter that the fewest tokens choose.
     fn rare_experts(&self) -> Vec<bool> {
         let mut counts = vec![0u64; self.experts];
         self.chosen.iter().for_each(|(expert, _)| counts[*expert as usize] += 1);

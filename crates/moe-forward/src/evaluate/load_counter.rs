@@ -1,4 +1,4 @@
-//! How many tokens went to each expert.
+//! Counts the tokens that were routed to each expert.
 
 use candle_core::Tensor;
 use moe_checkpoint::Result;
@@ -14,7 +14,7 @@ pub(super) struct LoadCounter<'a> {
     /// The domain of each token.
     domain_of: Vec<usize>,
     domains: usize,
-    /// Layer, tokens seen in it, counts by domain.
+    /// For each layer: its index, tokens seen in it, and counts by domain and expert.
     layers: Vec<(usize, usize, Vec<Vec<u64>>)>,
     next: &'a mut dyn Observer,
 }

@@ -19,10 +19,10 @@ use crate::corpus::Corpus;
 use crate::observer::Observer;
 use crate::states::Storage;
 
-/// Refuses models whose distributions of next tokens can't be compared.
+/// Checks that the distributions of next tokens of two models can be compared.
 ///
 /// # Errors
-/// [`Kind::Mismatch`] where they have different vocabularies.
+/// [`Kind::Mismatch`] if the vocabularies differ.
 pub fn check_vocabularies(model: usize, original: usize, config_file: &Path) -> Result<()> {
     if model == original {
         return Ok(());
@@ -33,11 +33,11 @@ pub fn check_vocabularies(model: usize, original: usize, config_file: &Path) -> 
         .remedy("compare models with the same tokenizer"))
 }
 
-/// Evaluates `model` on `corpus`, beside `original` if it is given; `storage` says where hidden
-/// states are kept.
+/// Evaluates `model` on `corpus`, compared with `original` if it is given. `storage` is where
+/// hidden states are kept.
 ///
 /// # Errors
-/// [`Kind::Mismatch`] where the two have different vocabularies; what the sweeps return.
+/// [`Kind::Mismatch`] if the vocabularies of the two differ; errors of the sweeps.
 pub fn evaluate(
     model: &Model,
     original: Option<&Model>,

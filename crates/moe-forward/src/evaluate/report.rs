@@ -1,4 +1,4 @@
-//! What an evaluation says.
+//! The results of an evaluation.
 
 use moe_math::load::Load;
 use schemars::JsonSchema;
@@ -76,25 +76,26 @@ pub struct EvalReport {
 }
 
 impl DomainReport {
-    /// KL to the original; none without one.
+    /// Returns the KL to the original; None without one.
     pub fn kl(&self) -> Option<f64> {
         Some(self.against.as_ref()?.kl)
     }
 
-    /// The loss less the original's, in nats per predicted token; none without an original.
+    /// Returns the loss minus the original's, in nats per predicted token; None without an
+    /// original.
     pub fn loss_change(&self) -> Option<f64> {
         Some(self.loss - self.against.as_ref()?.original_loss)
     }
 }
 
 impl EvalReport {
-    /// The domains, then all together.
+    /// Returns the rows of the domains, followed by that of all together.
     pub fn rows(&self) -> impl Iterator<Item = &DomainReport> {
         self.domains.iter().chain([&self.all])
     }
 }
 
-/// All domains together: each weighs its tokens, or its weight where all have one.
+/// Pools the domains: each counts by its tokens or, if all have weights, by its weight.
 pub(super) fn pool(
     corpus: &Corpus,
     domains: &[DomainReport],
@@ -123,7 +124,7 @@ pub(super) fn pool(
     }
 }
 
-/// Domains that means are taken over.
+/// The domains that means are taken over.
 struct PooledRows<'a> {
     /// Whether all domains have weights.
     weighted: bool,

@@ -1,4 +1,4 @@
-//! Sums over sequences that two models are run on, and their means.
+//! Sums of losses and distances over the sequences of one or two models, and their means.
 
 use std::ops::Range;
 
@@ -16,10 +16,10 @@ use crate::observer::Observer;
 use crate::states::Storage;
 use crate::sweep::{Head, Sweep};
 
-/// Logits are compared in blocks of this many bytes of f64.
+/// Logits are computed in blocks whose f64 values take this many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
 
-/// A model that a sweep has run, and its head.
+/// A model after its sweep, with its head.
 pub(super) struct Scored<'a> {
     model: &'a Model,
     head: Head,
@@ -39,30 +39,30 @@ impl<'a> Scored<'a> {
         Ok(Self { model, head: Head::load(model, compute)?, sweep })
     }
 
-    /// Logarithms of its probabilities of what follows the tokens `rows`.
+    /// Returns the log probabilities of the token after each of the tokens `rows`.
     fn log_probabilities(&self, rows: Range<usize>) -> Result<Tensor> {
         let hidden = self.sweep.hidden(rows)?;
         log_probabilities(&self.head.logits(&hidden)?).context(|| "log-probabilities".into())
     }
 }
 
-/// `error` in running the model that is compared with: nothing is wrong with the one that is
-/// evaluated.
+/// Marks `error` as one of the original, so that it isn't blamed on the evaluated model.
 pub(super) fn of_original(error: Error, original: &Model) -> Error {
     error.within("the original").file(&original.config_file)
 }
 
-/// A model beside its original, if it has one, on the same tokens.
+/// Scores a model, and compares it with its original if there is one.
 pub(super) struct Scorer<'a> {
     pub model: Scored<'a>,
     pub original: Option<Scored<'a>>,
     pub batch: &'a Batch,
-    /// Each token's share of rare experts.
+    /// For each token, the share of its gates that goes to rare experts.
     pub rare: Vec<f64>,
 }
 
 impl Scorer<'_> {
-    /// A row for each domain of `corpus`, whose sequences the batch is made of, and one for all.
+    /// Returns a row for each domain of `corpus`, whose sequences make up the batch, and one for
+    /// all.
     pub fn rows(&self, corpus: &Corpus) -> Result<(Vec<DomainReport>, DomainReport)> {
         let mut spans = self.batch.spans.iter();
         let mut domains = Vec::new();
@@ -92,7 +92,7 @@ impl Scorer<'_> {
         Ok(())
     }
 
-    /// Adds a block of tokens, of which as many as `next` has predict these.
+    /// Adds a block of tokens. `next` are the targets of its first tokens.
     fn add_block(&self, tokens: Range<usize>, next: &[u32], sums: &mut Sums) -> Result<()> {
         let log_q = self.model.log_probabilities(tokens.clone())?;
         let targets = Tensor::from_slice(next, next.len(), log_q.device());
@@ -111,7 +111,7 @@ impl Scorer<'_> {
     }
 }
 
-/// The summed negative log-likelihood of `targets` by the first rows of `log`.
+/// Returns the summed negative log-likelihood of `targets` in the first rows of `log`.
 fn loss(log: &Tensor, targets: &Tensor) -> CandleResult<f64> {
     match targets.dim(0)? {
         0 => Ok(0.0),
@@ -132,8 +132,8 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds what the original's distributions say of the model's; `rare` holds each token's share
-    /// of rare experts.
+    /// Adds the distance between the original's distributions and the model's. `rare` has each
+    /// token's share of rare experts.
     fn compare(&mut self, log_p: &Tensor, log_q: &Tensor, rare: &[f64]) -> CandleResult<()> {
         let divergences = divergence(log_p, log_q)?;
         self.kl += divergences.iter().sum::<f64>();

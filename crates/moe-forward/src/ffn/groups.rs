@@ -1,26 +1,25 @@
-//! Which experts run on which tokens.
+//! Groups tokens by the expert that they are routed to.
 
 use moe_math::routing::Routing;
 use moe_model::{Expert, Moe};
 
-/// Neighbouring experts that are run as one.
+/// Adjacent experts that are run as one, with their tokens.
 pub(super) struct ExpertGroup<'m> {
-    /// The index of the first of them.
+    /// Index of the first of these experts.
     pub first: usize,
-    /// Their network.
+    /// The network that they share.
     pub expert: &'m Expert,
-    /// The positions in `Routing::selected` that go to any of them.
+    /// Positions in `Routing::selected` at which any of them is chosen.
     pub slots: Vec<u32>,
-    /// The tokens of these, ascending, each once.
+    /// Tokens of these positions, ascending, without repetition.
     pub tokens: Vec<u32>,
-    /// What each token weighs: experts of the same bytes give a token that chose several of them
-    /// one output.
+    /// Gate of each token. If a token chose several of the experts, it is the sum of their gates.
     pub gates: Vec<f32>,
 }
 
-/// Experts that have tokens, each with `capacity` of its slots at most. With `join`, neighbours
-/// that are made of the same bytes, as in a plain upcycling before it is written, are one, which
-/// takes what all of them may.
+/// Groups the tokens of `routing` by expert, with at most `capacity` tokens for each expert.
+/// Experts without tokens are left out. With `join`, adjacent experts with the same weights, as in
+/// a plain upcycling before it is written, form one group, with the capacity of all of them.
 pub(super) fn groups<'m>(
     moe: &'m Moe,
     routing: &Routing,
@@ -46,7 +45,7 @@ pub(super) fn groups<'m>(
     gathered.collect()
 }
 
-/// The tokens of `slots`, and what each weighs.
+/// Returns the tokens at the positions `slots`, and the gate of each.
 fn gathered(slots: &[u32], routing: &Routing) -> (Vec<u32>, Vec<f32>) {
     let mut slots = slots.to_vec();
     slots.sort_unstable();
@@ -73,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    /// The first mixture of a model, in which the first two experts are one network.
+    /// The first mixture of a model, with its first two experts made the same network.
     fn moe_with_twins() -> Moe {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
         let model = Model::read(&Checkpoint::open(&dir).unwrap()).unwrap();
@@ -86,7 +85,8 @@ mod tests {
         *moe
     }
 
-    /// A switched model must drop the same choices whether its twins run as one or apart.
+    /// In a model with capacities, the same choices must be dropped whether twins run as one or
+    /// separately.
     #[test]
     fn joined_experts_take_what_each_of_them_may() {
         let moe = moe_with_twins();

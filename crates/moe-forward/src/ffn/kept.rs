@@ -1,10 +1,9 @@
-//! Outputs of experts that are kept until all have run.
+//! Keeps outputs of experts until all have run.
 
 use candle_core::Tensor;
 use moe_math::routing::Routing;
 
-/// Experts' outputs in the order of experts, and the row where that of each (token, choice) has
-/// come to lie.
+/// Outputs of experts in the order in which these ran, and the row of each (token, choice).
 pub(super) struct KeptOutputs {
     pub outputs: Vec<Tensor>,
     pub place: Vec<u32>,
@@ -26,7 +25,8 @@ impl KeptOutputs {
         self.outputs.push(output.clone());
     }
 
-    /// All outputs of an expert for `tokens` were pushed, which are those of `slots`.
+    /// Records the rows of an expert's outputs, which were pushed for `tokens`, at the positions
+    /// `slots`.
     pub fn place(&mut self, slots: &[u32], tokens: &[u32]) {
         for slot in slots {
             let row =

@@ -1,4 +1,4 @@
-//! What a mixture's output would be without one of its experts, whose tokens are rerouted.
+//! Computes a mixture's output without one of its experts, with that expert's tokens rerouted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -16,10 +16,10 @@ use crate::context::Context;
 use crate::loader::Loader;
 use crate::observer::LeftOut;
 
-/// A mixture's outputs take so much of a device at a time.
+/// Maximum size of the intermediate outputs on a device, in bytes.
 const DEVICE_BYTES: usize = 256 << 20;
 
-/// A mixture at work.
+/// A mixture whose experts have run.
 pub(super) struct LeftOutParts<'a> {
     pub loader: Loader<'a>,
     pub index: usize,
@@ -32,11 +32,11 @@ pub(super) struct LeftOutParts<'a> {
 }
 
 impl<'a> LeftOutParts<'a> {
-    /// Leaves each expert out where it was selected. `outputs` holds experts' outputs, that for
-    /// each (token, choice) in the row that `place` says; `y` is the block's output.
+    /// Leaves out each expert where it was selected. The output of each (token, choice) is the row
+    /// `place` of `outputs`; `y` is the block's output.
     ///
-    /// A token that loses an expert mostly gains the next one in its order, so few more outputs are
-    /// needed than the mixture has computed anyway.
+    /// A token that loses an expert usually gains the next one in its order, so few outputs are
+    /// needed that the mixture hasn't computed yet.
     pub fn without_each(&self, outputs: &Tensor, place: &[u32], y: &Tensor) -> Result<LeftOut<'a>> {
         let anew =
             route_without_each(self.logits, self.rule, self.routing).context(|| self.name())?;
@@ -60,13 +60,13 @@ impl<'a> LeftOutParts<'a> {
         format!("the experts' output in layer {} without each of them", self.index)
     }
 
-    /// The experts that a token was routed to.
+    /// Returns the experts that a token was routed to.
     fn selected(&self, token: usize) -> &[u32] {
         let k = self.routing.top_k;
         &self.routing.selected[token * k..][..k]
     }
 
-    /// The row of the output of each choice of `anew`.
+    /// Returns the row of the output of each choice in `anew`, the routing without each expert.
     fn rows_without_each(&self, anew: &Routing, place: &[u32], further: &Further) -> Vec<u32> {
         let k = self.routing.top_k;
         let choices = anew.selected.iter().enumerate();
@@ -81,7 +81,8 @@ impl<'a> LeftOutParts<'a> {
             .collect()
     }
 
-    /// The tokens that `anew` brings to each expert; one comes once for each expert that it loses.
+    /// Returns for each expert the tokens that it gains in `anew`, once for each expert that they
+    /// lose.
     fn gained(&self, anew: &Routing) -> BTreeMap<u32, Vec<u32>> {
         let k = self.routing.top_k;
         let mut tokens_of: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
@@ -94,7 +95,8 @@ impl<'a> LeftOutParts<'a> {
         tokens_of
     }
 
-    /// Outputs that `anew` needs and the mixture hasn't computed; their rows count from `first`.
+    /// Computes the outputs that `anew` needs and the mixture hasn't computed. Their rows count
+    /// from `first`.
     fn further_outputs(&self, anew: &Routing, first: u32) -> Result<Further> {
         let mut further = Further::default();
         let mut row = first;
@@ -113,7 +115,7 @@ impl<'a> LeftOutParts<'a> {
     }
 }
 
-/// Outputs, and the row of each by token and expert.
+/// Additional outputs, and the row of each by token and expert.
 #[derive(Default)]
 struct Further {
     outputs: Vec<Tensor>,
@@ -121,27 +123,27 @@ struct Further {
 }
 
 impl Further {
-    /// `outputs`, and these behind them.
+    /// Appends these outputs to `outputs`.
     fn behind(&self, outputs: &Tensor) -> CandleResult<Tensor> {
         let all: Vec<&Tensor> = std::iter::once(outputs).chain(&self.outputs).collect();
         Tensor::cat(&all, 0)
     }
 }
 
-/// Which outputs are added, and what each is multiplied by.
+/// Rows of the outputs to sum, and the gate of each.
 #[derive(Clone, Copy)]
 struct Choices<'a> {
     rows: &'a [u32],
     gates: &'a [f32],
 }
 
-/// Mixtures of outputs, with all experts and without each.
+/// Mixtures of outputs, with all experts and without each one.
 struct Mixtures<'a> {
     /// `[rows, hidden]`
     outputs: &'a Tensor,
     /// `[tokens, hidden]`
     y: &'a Tensor,
-    /// Choices of a mixture.
+    /// Number of choices in a mixture.
     k: usize,
     /// `[tokens, k]`
     routed: Choices<'a>,
@@ -149,7 +151,7 @@ struct Mixtures<'a> {
     anew: Choices<'a>,
 }
 
-/// What [`LeftOut`] has.
+/// The fields of [`LeftOut`] that are computed.
 #[derive(Debug, Default)]
 struct Changes {
     errors: Vec<f64>,
@@ -158,7 +160,7 @@ struct Changes {
 }
 
 impl Changes {
-    /// Adds what [`Mixtures::columns`] found of a token.
+    /// Adds the result of [`Mixtures::columns`] for one token.
     fn add(&mut self, columns: &[f32]) {
         let of_y = f64::from(columns[0]);
         self.output_square_norms.push(of_y);
@@ -170,7 +172,8 @@ impl Changes {
     }
 }
 
-/// 1 − cos of two vectors with this `dot` product and these square norms; 0 where one is 0.
+/// Returns 1 − cos of two vectors with this `dot` product and these squared norms; 0 if one of them
+/// is 0.
 fn cosine_distance(dot: f64, square: f64, other: f64) -> f64 {
     let norms = (square * other).sqrt();
     if norms > 0.0 { 1.0 - dot / norms } else { 0.0 }
@@ -180,7 +183,7 @@ fn square(v: &[f64]) -> f64 {
     v.iter().map(|v| v * v).sum()
 }
 
-/// Values of [`Mixtures`], read back.
+/// Values of [`Mixtures`], copied to the host.
 struct HostValues {
     outputs: Vec<f32>,
     y: Vec<f32>,
@@ -193,7 +196,7 @@ impl HostValues {
         Ok(Self { outputs: values(mixtures.outputs)?, y: values(mixtures.y)?, hidden })
     }
 
-    /// The mixture number `row` of `choices`, which are `k` each.
+    /// Returns the mixture number `row` of `choices`, which have `k` entries each.
     fn mixed(&self, choices: Choices<'_>, row: usize, k: usize) -> Vec<f64> {
         let mut sum = vec![0f64; self.hidden];
         for choice in row * k..(row + 1) * k {
@@ -211,7 +214,7 @@ fn values(tensor: &Tensor) -> CandleResult<Vec<f32>> {
 }
 
 impl Mixtures<'_> {
-    /// Finds the changes in f64, as the reference.
+    /// Computes the changes in f64, as the reference does.
     fn on_host(&self) -> CandleResult<Changes> {
         let host = HostValues::read(self)?;
         let tokens = (0..host.y.len() / host.hidden).into_par_iter();
@@ -225,7 +228,8 @@ impl Mixtures<'_> {
         Ok(all)
     }
 
-    /// The square norm of a token's output; and how far it changes, and turns, without each choice.
+    /// Returns the squared norm of a token's output, and for each choice left out the squared
+    /// change and the cosine distance.
     fn token_on_host(&self, host: &HostValues, token: usize) -> (f64, Vec<(f64, f64)>) {
         let y = &host.y[token * host.hidden..][..host.hidden];
         let y: Vec<f64> = y.iter().map(|v| f64::from(*v)).collect();
@@ -241,7 +245,7 @@ impl Mixtures<'_> {
         (square(&y), changes)
     }
 
-    /// Finds the changes in f32, of some tokens at a time.
+    /// Computes the changes in f32, in blocks of tokens.
     fn on_device(&self) -> CandleResult<Changes> {
         let (tokens, hidden) = self.y.dims2()?;
         let mut parts = DeferredReadback::default();
@@ -256,9 +260,9 @@ impl Mixtures<'_> {
         Ok(all)
     }
 
-    /// The square norm of the output of each of `tokens`; then by choice the square norm of the
-    /// change without it, the product of both outputs and the square norm of the one without it.
-    /// `[tokens, 1 + 3 k]`.
+    /// Returns the squared norm of the output of each of `tokens`, then for each choice left out
+    /// the squared norm of the change, the dot product of both outputs, and the squared norm of the
+    /// new output: `[tokens, 1 + 3 k]`.
     fn columns(&self, tokens: Range<usize>) -> CandleResult<Tensor> {
         let y = self.y.narrow(0, tokens.start, tokens.len())?.to_dtype(DType::F32)?;
         let routed = self.mixed(self.routed, tokens.clone(), 1, 0)?;
@@ -271,7 +275,7 @@ impl Mixtures<'_> {
         Tensor::stack(&columns, 1)
     }
 
-    /// The `which`-th of `each` mixtures of `tokens`, `[tokens, hidden]`.
+    /// Returns the `which`-th of `each` mixtures of `tokens`, `[tokens, hidden]`.
     fn mixed(
         &self,
         choices: Choices<'_>,

@@ -1,4 +1,4 @@
-//! A mixture at work: experts run one after the other, each on the tokens that chose it.
+//! Runs a mixture: its experts run one after the other, each on the tokens that chose it.
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ use crate::observer::{ExpertRun, Observer, STATISTICS, Wants};
 use crate::prefetcher::Prefetcher;
 use crate::router::LoadedRouter;
 
-/// A mixture whose tokens know where they go.
+/// A mixture whose tokens are routed.
 pub(super) struct Mixture<'a> {
     running: RunningLayer<'a>,
     moe: &'a Moe,
@@ -29,18 +29,18 @@ pub(super) struct Mixture<'a> {
     router: LoadedRouter,
     logits: Tensor,
     routing: Routing,
-    /// The gates as a function of the logits, where these are tracked.
+    /// The gates as a differentiable function of the logits, if these are tracked.
     tracked: Option<Tensor>,
     wants: Wants,
 }
 
-/// What the experts that have run gave.
+/// The results of the experts that have run.
 struct Gathered {
     sum: ExpertCombine,
     kept: Option<KeptOutputs>,
 }
 
-/// An expert's neurons and outputs.
+/// The activations and outputs of an expert.
 struct Ran {
     activations: Tensor,
     output: Tensor,
@@ -67,8 +67,8 @@ impl<'a> Mixture<'a> {
         Ok(Self { running, moe, x, router, logits, routing, tracked, wants })
     }
 
-    /// What its experts give, weighed and summed, with the shared one; the tokens are the batch's
-    /// `tokens`.
+    /// Returns the gated sum of the experts' outputs, plus that of the shared one. `tokens` is the
+    /// range of the batch's tokens.
     pub fn run(&self, tokens: &Range<usize>, observer: &mut dyn Observer) -> Result<Tensor> {
         let Gathered { sum, kept } = self.run_experts(observer)?;
         let mixed = self.running.loader.compute.stage(EXPERTS, Work::UNCOUNTED, || {
@@ -121,7 +121,7 @@ impl<'a> Mixture<'a> {
         Ok(Gathered { sum, kept: keeps.then(|| KeptOutputs::new(&self.routing)) })
     }
 
-    /// The weights of `groups` that another thread reads ahead.
+    /// Returns the weights of `groups` that another thread reads in advance.
     fn to_read(&self, groups: &[ExpertGroup<'_>]) -> impl Iterator<Item = Weight> {
         let loader = self.running.loader;
         // On a CPU reading takes a twentieth of the time at most, and memory is short.
@@ -174,7 +174,8 @@ impl<'a> Mixture<'a> {
         Ok(Ran { activations, output })
     }
 
-    /// Adds and shows what `group` gave for the tokens `part` of its own.
+    /// Adds the results of `group` for the tokens `part` of its own, and shows them to the
+    /// observer.
     fn take(
         &self,
         group: &ExpertGroup<'_>,
@@ -223,7 +224,7 @@ impl<'a> Mixture<'a> {
         compute.stage(STATISTICS, work, || observer.expert_ran(self.running.index, run))
     }
 
-    /// Shows what `y`, the block's output, would be without each expert.
+    /// Shows the observer what `y`, the block's output, would be without each expert.
     fn show_left_out(
         &self,
         kept: &KeptOutputs,

@@ -1,4 +1,4 @@
-//! Feed-forward blocks: one network for all tokens, or experts that run on their own tokens only.
+//! Feed-forward blocks: one network for all tokens, or experts that run only on their own tokens.
 
 mod capacity;
 mod groups;
@@ -21,11 +21,12 @@ use self::mixture::Mixture;
 use crate::context::Context;
 use crate::observer::Observer;
 
-/// Outputs of at most this many bytes are kept for an observer that wants to see them without each
+/// Maximum size in bytes of the outputs that are kept for an observer of outputs without each
 /// expert.
 const KEPT_BYTES: usize = 512 << 20;
 
-/// Runs `ffn` on `x`, `[tokens, hidden]`, already normalised: the batch's tokens from `first` on.
+/// Runs `ffn` on `x`, `[tokens, hidden]`, which is normalized already. `first` is the index of its
+/// first token in the batch.
 pub(crate) fn forward(
     running: RunningLayer<'_>,
     ffn: &Ffn,

@@ -1,4 +1,4 @@
-//! Networks, experts and routers by themselves.
+//! Runs single networks, experts and routers.
 
 use candle_core::{Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
@@ -12,20 +12,20 @@ use crate::context::Context;
 use crate::loader::Loader;
 use crate::router::LoadedRouter;
 
-/// The stage of running experts.
+/// Name of the stage of running experts, for timings.
 pub(super) const EXPERTS: &str = "experts";
 
-/// What the neurons of `network` do on `x`, `[tokens, hidden]`: silu(gate x) ∘ (up x), `[tokens,
-/// width]`.
+/// Returns the activations of the neurons of `network` on `x`, `[tokens, hidden]`: silu(gate x) ∘
+/// (up x), `[tokens, width]`.
 ///
 /// # Errors
-/// What reading and the device return.
+/// Errors of reading and of the device.
 pub fn neuron_activations(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
     let loaded = Loader::new(compute).expert(network)?;
     loaded.activations(x).context(|| format!("activations behind {}", network.gate.weight.name()))
 }
 
-/// A mixture whose experts all ran on the same tokens.
+/// The outputs of all experts of a mixture on the same tokens.
 pub struct ExpertsOn {
     /// The output of each expert, `[tokens, hidden]`, before any gate.
     pub outputs: Vec<Tensor>,
@@ -34,10 +34,10 @@ pub struct ExpertsOn {
 }
 
 impl ExpertsOn {
-    /// Where tokens go when the `masked` experts are not there.
+    /// Routes the tokens as if the `masked` experts didn't exist.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub fn routed(&self, masked: &[bool]) -> CandleResult<Routing> {
         route_masked(&self.logits, self.router.rule(), Some(masked))
     }
@@ -46,7 +46,7 @@ impl ExpertsOn {
 /// Runs all experts of `moe` on `x`, `[tokens, hidden]`.
 ///
 /// # Errors
-/// What reading and the device return.
+/// Errors of reading and of the device.
 pub fn experts_on(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<ExpertsOn> {
     let experts = moe.experts.iter();
     let outputs = experts.map(|expert| expert_output(expert, x, compute)).collect::<Result<_>>()?;
@@ -56,15 +56,15 @@ pub fn experts_on(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<ExpertsOn>
     Ok(ExpertsOn { outputs, logits, router })
 }
 
-/// What `network` gives for `x`, `[tokens, hidden]`.
+/// Runs `network` on `x`, `[tokens, hidden]`.
 ///
 /// # Errors
-/// What reading and the device return.
+/// Errors of reading and of the device.
 pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
     output_of(Loader::new(compute), network, x)
 }
 
-/// What `network` gives for `x`, with weights that `loader` loads.
+/// As [`expert_output`], with weights that `loader` loads.
 pub(super) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Result<Tensor> {
     let loaded = loader.expert(network)?;
     let work = Work::products(x.dims()[0], network.elements());
@@ -74,11 +74,11 @@ pub(super) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Res
         .context(|| format!("the expert of {}", network.down.weight.name()))
 }
 
-/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with an expert
-/// correction bias, scores plus bias; `[tokens, experts]`, row by row.
+/// Returns the scores by which tokens `x`, `[tokens, hidden]`, rank the experts of `moe`: logits
+/// or, with an expert correction bias, scores plus bias; `[tokens, experts]`, row by row.
 ///
 /// # Errors
-/// What reading and the device return.
+/// Errors of reading and of the device.
 pub fn router_scores(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<Vec<f32>> {
     let router = LoadedRouter::load(&moe.router, compute)?;
     choice_scores(&router, x).context(|| format!("the scores of {}", moe.router.weight.name()))

@@ -1,4 +1,4 @@
-//! Rows in parts, of which a device has memory for one.
+//! Runs a computation on parts of its rows, and halves the parts if the device runs out of memory.
 
 use std::ops::Range;
 
@@ -6,15 +6,15 @@ use candle_core::{Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
 use moe_math::device::is_out_of_memory;
 
-/// A block's activations are computed for this many tokens at a time.
+/// Number of tokens that a block's activations are computed for at a time.
 pub(super) const TOKEN_BLOCK: usize = 4096;
 
-/// The rows `rows` of `tensor`.
+/// Returns the rows of `tensor` with the indices `rows`.
 pub(super) fn picked(tensor: &Tensor, rows: &[u32]) -> CandleResult<Tensor> {
     tensor.index_select(&Tensor::from_slice(rows, rows.len(), tensor.device())?, 0)
 }
 
-/// What `f` gives for the rows of `x`, run on some of them at a time.
+/// Applies `f` to [`TOKEN_BLOCK`] rows of `x` at a time, and concatenates the results.
 pub(super) fn in_blocks(
     x: &Tensor,
     f: impl Fn(&Tensor) -> CandleResult<Tensor>,
@@ -33,8 +33,9 @@ pub(super) fn in_blocks(
     Tensor::cat(&parts, 0)
 }
 
-/// Runs `run` on parts of `rows` rows and hands on what it gives: as many together as `most`, and
-/// half of that where the device has no memory for them. `fail` says what couldn't be run.
+/// Calls `run` on ranges of at most `max_rows` of `rows` rows, in order, and passes each result to
+/// `take`. If the device runs out of memory, the range is halved and tried again. `fail` converts
+/// candle's other errors.
 pub(super) fn in_parts<T, E>(
     rows: usize,
     most: usize,

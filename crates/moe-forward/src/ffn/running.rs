@@ -1,4 +1,4 @@
-//! A layer whose feed-forward block runs, and what all tokens go through in it.
+//! A layer whose feed-forward block runs: the parts that all tokens go through.
 
 use candle_core::Tensor;
 use moe_checkpoint::Result;
@@ -16,12 +16,12 @@ use crate::loader::Loader;
 pub(crate) struct RunningLayer<'a> {
     pub loader: Loader<'a>,
     pub index: usize,
-    /// What experts take, if not all tokens.
+    /// The capacity of experts; None if they take all tokens.
     pub capacity: Option<Capacity>,
 }
 
 impl RunningLayer<'_> {
-    /// What `network` gives for `x`, `[tokens, hidden]`.
+    /// Runs the dense `network` on `x`, `[tokens, hidden]`.
     pub(super) fn dense(self, network: &Expert, x: &Tensor) -> Result<Tensor> {
         let expert = self.loader.expert(network)?;
         let work = Work::products(x.dims()[0], network.elements());
@@ -31,7 +31,7 @@ impl RunningLayer<'_> {
             .context(|| format!("the feed-forward block of layer {}", self.index))
     }
 
-    /// `y`, what the routed experts of `moe` give for `x`, and what its shared one adds.
+    /// Adds the output of the shared expert of `moe` on `x` to `y`, that of the routed experts.
     pub fn with_shared(self, moe: &Moe, x: &Tensor, y: Tensor) -> Result<Tensor> {
         let Some(shared) = &moe.shared else { return Ok(y) };
         let expert = self.loader.expert(&shared.expert)?;

@@ -1,4 +1,4 @@
-//! Who says in a sweep what layers become.
+//! The trait of passes that change layers during a sweep.
 
 use std::ops::Range;
 
@@ -12,31 +12,31 @@ use crate::context::Context;
 use crate::observer::{ExpertRun, LeftOut, Observer, Wants};
 use crate::states::States;
 
-/// Watches a sweep, and says what its layers become.
+/// Observes a sweep, and replaces parts of its layers.
 ///
 /// A sweep calls a converter for each layer, in ascending order:
 ///
-/// 1. Where [`Converter::converts_attention`]: [`Converter::attention_input`] for each input of
-///    its projections, then [`Converter::convert_attention`]. The layer goes on with what that
-///    gives.
-/// 2. For each block of tokens, where [`Converter::role`] is [`Role::Converts`] (the default), what
-///    an [`Observer`] is shown of the original feed-forward block, up to `sampled_output`.
+/// 1. If [`Converter::converts_attention`]: [`Converter::attention_input`] for each input of
+/// attention's projections, then [`Converter::convert_attention`]. The layer continues with the
+/// attention that this returns.
+/// 2. For each block of tokens, if [`Converter::role`] is [`Role::Converts`] (the default): the
+/// events of an [`Observer`] for the original feed-forward block, up to `sampled_output`.
 /// 3. [`Converter::convert`], with the inputs of all blocks.
-/// 4. For each block of tokens that the original ran on, [`Converter::converted`].
+/// 4. For each block of tokens that the original ran on: [`Converter::converted`].
 pub trait Converter: Observer {
-    /// What it does with feed-forward blocks.
+    /// Returns how the converter handles feed-forward blocks.
     fn role(&self) -> Role {
         Role::Converts
     }
 
-    /// Whether attention is converted too: then it runs twice, and is first watched by
-    /// [`Converter::attention_input`].
+    /// Returns whether attention is converted too. If so, it runs twice, and its inputs are shown
+    /// first by [`Converter::attention_input`].
     fn converts_attention(&self) -> bool {
         false
     }
 
-    /// What projections of layer `index`'s attention read for `tokens`, `[tokens, width]`; `linear`
-    /// is the first of [`moe_model::Attention::linears`] that reads it.
+    /// Shows the input of projections of layer `index`'s attention for `tokens`, `[tokens, width]`.
+    /// `linear` is the index of the first of [`moe_model::Attention::linears`] that reads it.
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -51,7 +51,7 @@ pub trait Converter: Observer {
         Ok(())
     }
 
-    /// The attention that takes the place of layer `index`'s; `None` keeps it.
+    /// Returns the attention that replaces that of layer `index`; None keeps it.
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -60,20 +60,20 @@ pub trait Converter: Observer {
         Ok(None)
     }
 
-    /// Which states reach the next layer.
+    /// Returns which states reach the next layer.
     fn forcing(&self) -> Forcing {
         Forcing::Student
     }
 
-    /// What takes the place of layer `index`'s feed-forward block, whose `inputs` are all there;
-    /// `None` keeps it.
+    /// Returns the replacement of layer `index`'s feed-forward block, whose complete `inputs` are
+    /// given; None keeps it.
     ///
     /// # Errors
     /// An error ends the sweep.
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>>;
 
-    /// What the block of layer `index` gave for some tokens, and what takes its place gives;
-    /// `[tokens, hidden]`. It is called where the block was observed.
+    /// Shows the outputs of layer `index`'s original block and of its replacement for some tokens,
+    /// `[tokens, hidden]`. Called only if the original was observed.
     ///
     /// # Errors
     /// An error ends the sweep.
@@ -83,32 +83,32 @@ pub trait Converter: Observer {
     }
 }
 
-/// What a converter does with feed-forward blocks.
+/// How a converter handles feed-forward blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It watches them, and converts none: [`Converter::convert`] isn't called.
+    /// It observes them and converts none: [`Converter::convert`] isn't called.
     Watches,
-    /// It watches a block before it converts it.
+    /// It observes a block before it converts it.
     Converts,
     /// It converts a block that hasn't run.
     ConvertsUnseen,
 }
 
-/// Whose states go on from a converted layer.
+/// Which states continue after a converted layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forcing {
-    /// The states of the original block, which must have been observed.
+    /// Those of the original block, which must have been observed.
     Teacher,
-    /// The states of what takes its place.
+    /// Those of its replacement.
     Student,
 }
 
 /// A converted feed-forward block.
 pub struct Converted {
-    /// The block.
+    /// The replacement.
     pub ffn: Ffn,
-    /// What its routed experts give for all tokens, weighed and summed, `[tokens, hidden]`, where
-    /// that was computed on the way; it needn't be run on them again.
+    /// The gated sum of its routed experts' outputs for all tokens, `[tokens, hidden]`, if it was
+    /// computed during conversion; then they aren't run again.
     pub routed: Option<Tensor>,
 }
 
@@ -118,42 +118,43 @@ impl From<Ffn> for Converted {
     }
 }
 
-/// What reaches a layer's feed-forward block, in blocks of tokens, already normalised.
+/// The inputs of a layer's feed-forward block, in blocks of tokens, normalized already.
 pub struct Inputs<'s> {
     pub(super) layer: usize,
     pub(super) states: &'s States,
     pub(super) tokens: &'s [Range<usize>],
     pub(super) norm: &'s Norm,
-    /// What the original block gave, where it was observed.
+    /// The outputs of the original block, if it was observed.
     pub(super) outputs: Option<&'s States>,
 }
 
 impl Inputs<'_> {
-    /// The tokens of each block, in order.
+    /// Returns the range of each block's tokens, in order.
     pub fn blocks(&self) -> &[Range<usize>] {
         self.tokens
     }
 
-    /// Tokens of all blocks.
+    /// Returns the number of tokens in all blocks.
     pub fn tokens(&self) -> usize {
         self.tokens.last().map_or(0, |last| last.end)
     }
 
-    /// Whether the hidden states of all tokens are in memory.
+    /// Returns whether the hidden states of all tokens are in memory.
     pub fn in_memory(&self) -> bool {
         self.states.in_memory()
     }
 
-    /// The inputs of block `block`, `[tokens, hidden]`.
+    /// Returns the inputs of block `block`, `[tokens, hidden]`.
     ///
     /// # Errors
-    /// What the device or the scratch file returns.
+    /// Errors of the device or of the scratch file.
     pub fn get(&self, block: usize) -> Result<Tensor> {
         let states = self.states.get(block)?;
         self.norm.forward(&states).context(|| format!("a norm of layer {}", self.layer))
     }
 
-    /// What the original block gave for them, `[tokens, hidden]`; none where it wasn't observed.
+    /// Returns the outputs of the original block for them, `[tokens, hidden]`; None if it wasn't
+    /// observed.
     ///
     /// # Errors
     /// As for [`Inputs::get`].
@@ -162,16 +163,16 @@ impl Inputs<'_> {
     }
 }
 
-/// What a layer became.
+/// The changes to a layer.
 pub struct LayerChange {
-    /// The attention that took the place of the layer's own, if any did.
+    /// The replacement of the layer's attention; None if it was kept.
     pub attention: Option<Attention>,
-    /// The feed-forward block that took the place of the layer's own, if any did.
+    /// The replacement of the layer's feed-forward block; None if it was kept.
     pub ffn: Option<Ffn>,
 }
 
 impl LayerChange {
-    /// What `layer` became.
+    /// Applies the changes to `layer`.
     pub fn applied_to(self, layer: Layer) -> Layer {
         Layer {
             attention: self.attention.unwrap_or(layer.attention),
@@ -181,7 +182,7 @@ impl LayerChange {
     }
 }
 
-/// A plain observer: a converter that converts nothing.
+/// Makes a converter that converts nothing of an observer.
 pub(super) struct Watching<'o>(pub &'o mut dyn Observer);
 
 impl Converter for Watching<'_> {

@@ -1,4 +1,4 @@
-//! What tokens enter the first layer as.
+//! Embeds tokens.
 
 use candle_core::Tensor;
 use moe_checkpoint::Result;
@@ -8,15 +8,16 @@ use moe_model::Weight;
 use crate::context::Context;
 use crate::loader::Loader;
 
-/// The rows `ids` of the embedding `table`, `[ids, hidden]`; each row that occurs is read once.
+/// Returns the rows `ids` of the embedding `table`, as `[ids, hidden]`. Each distinct row is read
+/// once.
 ///
 /// # Errors
-/// What reading and the device return.
+/// Errors of reading the table and of the device.
 pub fn embed(table: &Weight, ids: &[u32], compute: &Compute) -> Result<Tensor> {
     embed_with(Loader::new(compute), table, ids)
 }
 
-/// The rows `ids` of the embedding `table`, which `loader` finds.
+/// As [`embed`], with the overrides and shared weights of `loader`.
 pub(crate) fn embed_with(loader: Loader<'_>, table: &Weight, ids: &[u32]) -> Result<Tensor> {
     let mut unique = ids.to_vec();
     unique.sort_unstable();

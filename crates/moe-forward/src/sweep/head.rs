@@ -1,4 +1,4 @@
-//! What makes logits of the last hidden states.
+//! Computes logits from the last hidden states.
 
 use candle_core::{DType, Tensor};
 use moe_checkpoint::Result;
@@ -11,21 +11,21 @@ use crate::context::Context;
 use crate::finite;
 use crate::loader::Loader;
 
-/// The final norm and the output head in memory.
+/// The loaded weights of the final norm and the output head.
 pub struct Head {
     norm: Tensor,
     weight: Tensor,
     eps: f32,
     compute: Compute,
-    /// Where both come from, for messages.
+    /// The weights that both were loaded from, for messages.
     sources: [Weight; 2],
 }
 
 impl Head {
-    /// Loads both.
+    /// Loads the final norm and the output head.
     ///
     /// # Errors
-    /// What reading returns.
+    /// Errors of reading.
     pub fn load(model: &Model, compute: &Compute) -> Result<Self> {
         Self::load_with(model, Loader::new(compute))
     }
@@ -43,10 +43,10 @@ impl Head {
         })
     }
 
-    /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
+    /// Returns the logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Numeric`] where they are not finite; what the device returns.
+    /// [`moe_checkpoint::Kind::Numeric`] if they are not finite; errors of the device.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let compute = || -> candle_core::Result<Tensor> {
             let normed = ops::rms_norm(hidden, &self.norm, self.eps)?;
@@ -59,7 +59,7 @@ impl Head {
         Ok(logits)
     }
 
-    /// Rows of the head: the size of the vocabulary.
+    /// Returns the number of rows of the head: the size of the vocabulary.
     pub fn vocab(&self) -> usize {
         self.weight.dims()[0]
     }

@@ -1,4 +1,4 @@
-//! One layer of a sweep: what its tokens go through, and what becomes of it.
+//! Runs one layer of a sweep on all tokens, and converts it if its converter does.
 
 use std::ops::Range;
 use std::path::Path;
@@ -21,21 +21,21 @@ use crate::rotary::Rotary;
 use crate::states::States;
 use crate::work::attention_flops;
 
-/// Attention runs on whole sequences of about this many tokens together.
+/// Approximate number of tokens, in whole sequences, that attention runs on together.
 const ATTENTION_TOKENS: usize = 4096;
 
-/// It is shown what projections read for which tokens: the first of
-/// [`moe_model::Attention::linears`] that reads it.
+/// A function that is called with each input of projections, the range of its tokens, and the index
+/// of the first of [`moe_model::Attention::linears`] that reads it.
 type SeenFor<'a> = &'a mut dyn FnMut(usize, Range<usize>, &Tensor) -> Result<()>;
 
-/// A layer that tokens go through.
+/// The state of a layer's run.
 pub(super) struct LayerRun<'s> {
     pub model: &'s Model,
     pub compute: &'s Compute,
     pub rotary: &'s Rotary,
-    /// The tokens of each sequence.
+    /// The range of each sequence's tokens.
     pub spans: &'s [Range<usize>],
-    /// The tokens of each block.
+    /// The range of each block's tokens.
     pub blocks: &'s [Range<usize>],
     pub scratch: Option<&'s Path>,
     pub states: &'s mut States,
@@ -45,7 +45,7 @@ pub(super) struct LayerRun<'s> {
 }
 
 impl LayerRun<'_> {
-    /// Lets all tokens go through the layer, or what `converter` makes of it.
+    /// Runs the layer, or what `converter` makes of it, on all tokens.
     pub fn run(mut self, converter: &mut dyn Converter) -> Result<LayerChange> {
         let attention =
             if converter.converts_attention() { self.convert_attention(converter)? } else { None };
@@ -60,7 +60,7 @@ impl LayerRun<'_> {
         Ok(LayerChange { attention, ffn })
     }
 
-    /// Shows `converter` what attention reads, and goes on with what it makes of it.
+    /// Shows `converter` the inputs of attention's projections, and continues with its attention.
     fn convert_attention(&mut self, converter: &mut dyn Converter) -> Result<Option<Attention>> {
         let index = self.running.index;
         for block in 0..self.blocks.len() {
@@ -77,7 +77,7 @@ impl LayerRun<'_> {
         Ok(converted)
     }
 
-    /// Block after block leaves the layer as it is.
+    /// Runs the layer unchanged, block by block.
     fn watch(&mut self, converter: &mut dyn Converter) -> Result<()> {
         for block in 0..self.blocks.len() {
             let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
@@ -110,7 +110,7 @@ impl LayerRun<'_> {
         Ok(converted.map(|converted| converted.ffn))
     }
 
-    /// What the original gives for all blocks, whose states it leaves as they are behind attention.
+    /// Returns the original's outputs for all blocks. The states stay those after attention.
     fn originals(&mut self, converter: &mut dyn Converter) -> Result<States> {
         let mut originals =
             States::new(self.blocks, self.model.hidden, self.scratch, self.compute)?;
@@ -126,7 +126,7 @@ impl LayerRun<'_> {
         Ok(originals)
     }
 
-    /// Converts the block from what enters it.
+    /// Converts the block from its inputs alone.
     fn convert_unseen(&mut self, converter: &mut dyn Converter) -> Result<Option<Ffn>> {
         for block in 0..self.blocks.len() {
             let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
@@ -153,7 +153,8 @@ impl LayerRun<'_> {
         self.compute.stage("decisions", Work::UNCOUNTED, || converter.convert(layer, &inputs))
     }
 
-    /// What the layer's own feed-forward block gives for the states `attended` of `block`.
+    /// Returns the output of the layer's own feed-forward block for the states `attended` of
+    /// `block`.
     fn original(
         &self,
         block: usize,
@@ -166,7 +167,7 @@ impl LayerRun<'_> {
         ffn::forward(self.running, &self.layer.ffn, &normed, first, converter)
     }
 
-    /// What the block that took its place gives for the states `attended` of `block`.
+    /// Returns the output of the converted block for the states `attended` of `block`.
     fn converted(
         &self,
         block: usize,
@@ -195,8 +196,8 @@ impl LayerRun<'_> {
             .stage(STATISTICS, work, || converter.converted(self.running.index, original, out))
     }
 
-    /// The states of `block` behind attention; `seen` is shown what projections read for which
-    /// tokens.
+    /// Returns the states of `block` after attention. `seen` is shown the inputs of projections
+    /// with their tokens.
     fn attention(&self, block: usize, seen: SeenFor<'_>) -> Result<Tensor> {
         // candle's errors can't hold ours.
         let mut failed = None;
@@ -223,7 +224,7 @@ impl LayerRun<'_> {
         parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| self.attention_name())
     }
 
-    /// What `x`, the states of the consecutive sequences `spans`, become behind attention.
+    /// Returns `x`, the states of the consecutive sequences `spans`, after attention.
     fn attended(
         &self,
         x: &Tensor,
@@ -237,7 +238,7 @@ impl LayerRun<'_> {
         x + out
     }
 
-    /// The query comes later in half of all pairs of tokens.
+    /// Only half of all pairs of tokens are scored: those whose query comes after the key.
     fn attention_work(&self, spans: &[Range<usize>]) -> Work {
         let tokens = spans.iter().map(ExactSizeIterator::len);
         let pairs: usize = tokens.clone().map(|tokens| tokens * tokens / 2).sum();
@@ -253,15 +254,15 @@ impl LayerRun<'_> {
         normed.context(|| format!("a norm of layer {}", self.running.index))
     }
 
-    /// [`Self::ffn_input`], refused where it is not finite: observers would blame the weights that
-    /// they look at.
+    /// As [`Self::ffn_input`], but returns an error if it isn't finite: observers would blame the
+    /// weights that they look at.
     fn checked_ffn_input(&self, attended: &Tensor) -> Result<Tensor> {
         let normed = self.ffn_input(attended)?;
         finite::check(&normed, &self.attention_name(), attention_weights(self.layer))?;
         Ok(normed)
     }
 
-    /// The states with which `block` leaves the layer.
+    /// Returns the states with which `block` leaves the layer.
     fn leave(&mut self, block: usize, attended: &Tensor, out: &Tensor) -> Result<Tensor> {
         let index = self.running.index;
         let hidden = (attended + out).context(|| format!("layer {index}"))?;
@@ -272,7 +273,7 @@ impl LayerRun<'_> {
     }
 }
 
-/// Consecutive sequences, in groups of about [`ATTENTION_TOKENS`].
+/// Groups consecutive sequences to about [`ATTENTION_TOKENS`] tokens.
 fn group_spans(spans: &[Range<usize>]) -> impl Iterator<Item = &[Range<usize>]> {
     let mut rest = spans;
     std::iter::from_fn(move || {

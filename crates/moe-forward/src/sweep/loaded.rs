@@ -1,4 +1,4 @@
-//! What attention and norms of a layer need, on the device.
+//! The loaded weights of a layer's attention and norms.
 
 use candle_core::{Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
@@ -8,7 +8,7 @@ use moe_model::{Layer, Model};
 use crate::attention::LoadedAttention;
 use crate::loader::Loader;
 
-/// A layer's weights but for its feed-forward block.
+/// The loaded weights of a layer, except for its feed-forward block.
 pub(super) struct LoadedLayer {
     pub attention_norm: Norm,
     pub attention: LoadedAttention,

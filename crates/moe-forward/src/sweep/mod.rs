@@ -42,25 +42,25 @@ pub struct Sweep<'a> {
     shared: Option<&'a Shared>,
     scratch: Option<PathBuf>,
     capacity: Option<Capacity>,
-    /// The sequences of each block of tokens.
+    /// The range of each block's tokens.
     blocks: Vec<Range<usize>>,
     states: States,
 }
 
 impl<'a> Sweep<'a> {
-    /// Embeds `batch`, all of which stays in memory and goes through a layer at once.
+    /// Embeds `batch`. All its states stay in memory and go through a layer at once.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Usage`] for a token id that the vocabulary doesn't have; what
-    /// reading returns.
+    /// [`moe_checkpoint::Kind::Usage`] for a token id that the vocabulary doesn't have; errors of
+    /// reading.
     pub fn new(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
         Self::stored(model, batch, compute, &Storage::default())
     }
 
-    /// Embeds `batch`, whose states are kept as `storage` says.
+    /// Embeds `batch`. `storage` is where its states are kept.
     ///
     /// # Errors
-    /// As for [`Sweep::new`]; [`moe_checkpoint::Kind::Io`] where a scratch file can't be written.
+    /// As for [`Sweep::new`]; [`moe_checkpoint::Kind::Io`] if a scratch file can't be written.
     pub fn stored(
         model: &'a Model,
         batch: &'a Batch,
@@ -81,10 +81,10 @@ impl<'a> Sweep<'a> {
         Ok(Self { scratch, ..Self::over(model, batch, compute, rotary, blocks, states) })
     }
 
-    /// A sweep of `batch` on its way, whose states [`Sweep::enter`] gives.
+    /// Creates a sweep of `batch` whose states are set by [`Sweep::enter`].
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub(crate) fn without_states(
         model: &'a Model,
         batch: &'a Batch,
@@ -109,17 +109,17 @@ impl<'a> Sweep<'a> {
         Self { model, batch, compute, rotary, shared, scratch, capacity, blocks, states }
     }
 
-    /// All tokens go on from `hidden`, `[tokens, hidden]`.
+    /// Sets the states of all tokens to `hidden`, `[tokens, hidden]`.
     pub(crate) fn enter(&mut self, hidden: Tensor) -> Result<()> {
         self.states.set(0, hidden)
     }
 
-    /// Looks for weights among `shared`, and fills it, from now on.
+    /// From now on, looks for weights in `shared` first, and keeps loaded ones there.
     pub(crate) fn share(&mut self, shared: &'a Shared) {
         self.shared = Some(shared);
     }
 
-    /// Lets experts take no more than `capacity` from now on.
+    /// From now on, limits experts to `capacity`; None for no limit.
     pub(crate) fn limit(&mut self, capacity: Option<Capacity>) {
         self.capacity = capacity;
     }
@@ -145,12 +145,12 @@ impl<'a> Sweep<'a> {
         self.convert(index, layer, &mut Watching(observer)).map(drop)
     }
 
-    /// Runs `layer` in the place of the model's layer `index`, and lets what `converter` makes of
-    /// it give the states that reach the next one. Returns what it became.
+    /// Runs `layer` in place of the model's layer `index`. What `converter` makes of it gives the
+    /// states of the next one. Returns what changed in the layer.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Numeric`] where the result is not finite, naming the tensor if a
-    /// weight is to blame; what reading, the device and `converter` return.
+    /// [`moe_checkpoint::Kind::Numeric`] if the result is not finite, naming the tensor if a weight
+    /// caused it; errors of reading, of the device and of `converter`.
     pub fn convert(
         &mut self,
         index: usize,
@@ -174,7 +174,7 @@ impl<'a> Sweep<'a> {
         run.run(converter)
     }
 
-    /// Where several blocks need the same weights, they are loaded once.
+    /// Returns a cache of weights, which loads them once if several blocks need them.
     fn cache(&self) -> Shared {
         let cache = Shared::default();
         if self.blocks.len() > 1 {
@@ -183,10 +183,10 @@ impl<'a> Sweep<'a> {
         cache
     }
 
-    /// The hidden states of `tokens`, `[tokens, hidden]`.
+    /// Returns the hidden states of `tokens`, `[tokens, hidden]`.
     ///
     /// # Errors
-    /// What the device or the scratch file returns.
+    /// Errors of the device or of the scratch file.
     pub fn hidden(&self, tokens: Range<usize>) -> Result<Tensor> {
         self.states.rows(tokens)
     }

@@ -1,4 +1,4 @@
-//! Which weights a layer's states are made with: what is to blame where they are not finite.
+//! The weights that a layer's states depend on, to find the one that made them not finite.
 
 use moe_model::{Ffn, Layer, Linear, Weight};
 
@@ -8,7 +8,7 @@ pub(crate) fn weights_of(layer: &Layer) -> Vec<&Weight> {
     weights
 }
 
-/// The weights that make what enters the feed-forward network.
+/// Returns the weights that the input of the feed-forward network depends on.
 pub(super) fn attention_weights(layer: &Layer) -> Vec<&Weight> {
     let mut weights = vec![&layer.attention_norm, &layer.ffn_norm];
     weights.extend(layer.attention.norms());

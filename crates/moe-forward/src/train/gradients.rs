@@ -1,4 +1,4 @@
-//! The losses of a batch, and their gradients.
+//! Computes the losses of a batch, and their gradients.
 
 use std::ops::Range;
 
@@ -19,33 +19,33 @@ use crate::finite;
 use crate::loader::{Loader, Shared};
 use crate::sweep::{Head, Sweep, embed_with};
 
-/// The head runs on as many tokens at a time as have logits of this many bytes.
+/// The head runs on blocks of tokens whose logits take this many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
 
-/// What gradients are of.
+/// The loss to differentiate.
 #[derive(Clone, Copy)]
 pub struct Goal<'a> {
-    /// What is minimised.
+    /// The terms of the loss and their weights.
     pub objective: &'a Objective,
-    /// What the teacher says of the batch.
+    /// The teacher's distributions for the batch, if there is a teacher.
     pub teacher: Option<&'a Targets>,
-    /// How much the batch counts.
+    /// The weight of the batch among those of a step.
     pub scale: Scale,
 }
 
-/// How much a batch counts among those whose gradients are added up.
+/// The weight of a batch among those whose gradients are summed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scale {
-    /// 1 / tokens that all of them predict.
+    /// 1 / number of tokens that are predicted in all batches.
     pub per_prediction: f64,
-    /// 1 / tokens of all of them.
+    /// 1 / number of tokens in all batches.
     pub per_token: f64,
-    /// 1 / batches.
+    /// 1 / number of batches.
     pub per_batch: f64,
 }
 
 impl Scale {
-    /// The scale that makes sums over `batches` means.
+    /// Returns the scale with which sums over `batches` become means.
     pub fn over<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Self {
         let (mut predictions, mut tokens, mut count) = (0, 0, 0);
         for batch in batches {
@@ -62,12 +62,12 @@ impl Scale {
     }
 }
 
-/// Losses of a batch; means over its tokens, those of routers over its layers.
+/// Losses of a batch, as means over its tokens; those of routers are means over layers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Losses {
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: usize,
-    /// Tokens that were predicted: all but each sequence's first.
+    /// Number of tokens that were predicted: all but each sequence's first.
     pub predictions: usize,
     /// Mean −log p, in nats.
     pub cross_entropy: f64,
@@ -77,12 +77,12 @@ pub struct Losses {
     pub balance: f64,
     /// The router z-loss.
     pub z: f64,
-    /// Where tokens went.
+    /// Tokens of each expert, by layer.
     pub load: Vec<LayerCounts>,
 }
 
 impl Losses {
-    /// The losses of several batches of one step together.
+    /// Combines the losses of several batches of one step.
     pub fn together(batches: &[Self]) -> Self {
         let sum = |of: fn(&Self) -> usize| batches.iter().map(of).sum::<usize>();
         let mean = |weight: fn(&Self) -> f64, value: fn(&Self) -> f64| {
@@ -102,7 +102,7 @@ impl Losses {
         }
     }
 
-    /// Makes means of the sums over `tokens` tokens, `predictions` of which are predicted.
+    /// Divides sums to make means over `tokens` tokens, `predictions` of which are predicted.
     fn divide(&mut self, tokens: usize, predictions: usize) {
         self.tokens = tokens;
         self.predictions = predictions;
@@ -110,7 +110,7 @@ impl Losses {
         self.teacher /= tokens.max(1) as f64;
     }
 
-    /// The weighted sum.
+    /// Returns the weighted sum of the losses.
     pub fn total(&self, objective: &Objective) -> f64 {
         objective.cross_entropy * self.cross_entropy
             + objective.teacher * self.teacher
@@ -119,42 +119,44 @@ impl Losses {
     }
 }
 
-/// A model that is trained.
+/// A model in training.
 pub struct Trainee<'a> {
-    /// The model; its other weights are read when they are needed.
+    /// The model. Its other weights are read when they are needed.
     pub model: &'a Model,
-    /// What of it is trained.
+    /// The weights that are trained.
     pub parameters: &'a Parameters,
     /// The device and the dtype to compute in.
     pub compute: &'a Compute,
-    /// Whether the graphs of all layers are kept, rather than each layer run once more.
+    /// Whether the graphs of all layers are kept. Otherwise each layer runs once more in the
+    /// backward pass.
     pub keep_graphs: bool,
 }
 
-/// What a layer gave.
+/// The graph of a layer.
 struct Ran {
-    /// A variable if the rest is tracked.
+    /// The layer's input; a variable if the rest is tracked.
     input: Tensor,
     output: Tensor,
     routed: Option<(Tensor, Routing)>,
 }
 
-/// A layer on the way back.
+/// What the backward pass needs of a layer.
 enum Passed {
-    /// Its graph was kept.
+    /// The layer's graph, which was kept.
     Tracked(Ran),
-    /// What entered it.
+    /// The layer's input, from which it runs once more.
     Entered(Tensor),
-    /// Nothing is trained in it or before it; this says where its tokens went.
+    /// Nothing: neither the layer nor one before it is trained. The logits and routing are for its
+    /// losses.
     Frozen(Option<(Tensor, Routing)>),
 }
 
-/// The way back through the layers.
+/// The backward pass through the layers.
 struct WayBack<'b> {
     batch: &'b Batch,
     goal: Goal<'b>,
     shares: Shares<'b>,
-    /// The gradient that arrives at the output of the layer that comes next on it.
+    /// The gradient of the output of the layer that is next.
     arriving: Tensor,
 }
 
@@ -162,8 +164,8 @@ impl Trainee<'_> {
     /// Adds the gradients of the weighted losses of `batch` to `gradients`.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Numeric`] where states or logits are not finite, saying which; what
-    /// reading and the device return.
+    /// [`moe_checkpoint::Kind::Numeric`] if states or logits are not finite, naming them; errors of
+    /// reading and of the device.
     pub fn accumulate(
         &self,
         batch: &Batch,
@@ -186,7 +188,7 @@ impl Trainee<'_> {
         Ok(losses)
     }
 
-    /// Goes on the way back through layer `index`; adds what its router costs to `losses`.
+    /// Runs the backward pass through layer `index`, and adds its router's losses to `losses`.
     fn back_through(
         &self,
         index: usize,
@@ -213,7 +215,8 @@ impl Trainee<'_> {
         Ok(())
     }
 
-    /// The last hidden states, and what the way back needs of each layer; says where tokens went.
+    /// Returns the last hidden states, and what the backward pass needs of each layer. Adds routing
+    /// counts to `losses`.
     fn forward(
         &self,
         batch: &Batch,
@@ -240,8 +243,8 @@ impl Trainee<'_> {
         Ok((hidden, passed))
     }
 
-    /// Takes the gradient of layer `index`'s output, and what its router costs, back to that of
-    /// its input.
+    /// Computes the gradient of layer `index`'s input from that of its output, `arriving`, and from
+    /// its router's loss.
     fn back(
         &self,
         index: usize,
@@ -318,7 +321,7 @@ impl Trainee<'_> {
         Ok(Some(found))
     }
 
-    /// The gradient that arrives at the last layer's output, `[tokens, hidden]` in f32.
+    /// Returns the gradient of the last layer's output, `[tokens, hidden]` in f32.
     fn head(
         &self,
         batch: &Batch,
@@ -346,7 +349,7 @@ impl Trainee<'_> {
         Tensor::cat(&parts, 0).context(|| "the gradients of the head".into())
     }
 
-    /// Takes the gradient of the logits back to that of the states that they are made of.
+    /// Computes the gradient of the last hidden states from that of the logits.
     fn back_through_head(
         &self,
         input: &Tensor,
@@ -361,7 +364,8 @@ impl Trainee<'_> {
             .map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
     }
 
-    /// The gradient of the weighted losses by the logits of the tokens `range`; adds the losses up.
+    /// Returns the gradient of the weighted losses by the logits of the tokens `range`, and adds up
+    /// the losses.
     fn of_logits(
         &self,
         logits: &Tensor,
@@ -402,7 +406,7 @@ fn variable(x: &Tensor) -> Result<Tensor> {
     Var::from_tensor(x).map(Var::into_inner).context(|| "hidden states".into())
 }
 
-/// The token after each, within its sequence.
+/// Returns the token after each one in its sequence; None for the last.
 fn next_tokens(batch: &Batch) -> Vec<Option<u32>> {
     let next =
         |span: &Range<usize>, token: usize| (token + 1 < span.end).then(|| batch.ids[token + 1]);

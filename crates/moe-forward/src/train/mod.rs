@@ -1,8 +1,8 @@
 //! Training: the forward pass of inference, differentiated layer by layer.
 //!
-//! Only what enters each layer is kept. Going back, a layer runs once more, tracked, and gives the
-//! gradients of its weights and of its input; so the memory for this is one layer's, whatever the
-//! depth. Where there is room, graphs are kept instead.
+//! Only the inputs of layers are kept. In the backward pass, a layer runs once more, tracked, which
+//! gives the gradients of its weights and of its input. So the memory for this is one layer's,
+//! whatever the depth. If there is room, graphs are kept instead.
 
 mod gradients;
 mod objective;

@@ -1,19 +1,19 @@
-//! What training minimises.
+//! The objective of training.
 
 use crate::ffn::Capacity;
 
-/// What the load-balancing loss is taken over.
+/// What the load-balancing loss is computed over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BalanceOver {
-    /// Each layer's load is balanced by itself; the loss is the mean over layers.
+    /// Each layer is balanced separately, and the loss is the mean over layers.
     #[default]
     Layers,
-    /// The load of all layers is balanced together, as transformers has it: what one layer's first
-    /// expert gets too much, another's may get too little.
+    /// All layers are balanced together, as in transformers: surplus of the first expert of one
+    /// layer can be offset by a deficit of that of another layer.
     Model,
 }
 
-/// What is minimised: the weighted sum of these.
+/// The loss that training minimizes: the weighted sum of these terms.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Objective {
     /// Weight of the mean −log p of next tokens.
@@ -22,16 +22,17 @@ pub struct Objective {
     pub teacher: f64,
     /// Weight of the load-balancing loss.
     pub balance: f64,
-    /// What that is taken over.
+    /// What the load-balancing loss is computed over.
     pub over: BalanceOver,
     /// Weight of the router z-loss.
     pub z: f64,
-    /// Experts take this many times their even share of a batch's choices, if not all.
+    /// Capacity of experts, as a multiple of their even share of a batch's choices; None for no
+    /// limit.
     pub capacity_factor: Option<f64>,
 }
 
 impl Objective {
-    /// The mean −log p of next tokens, and nothing else.
+    /// The mean −log p of next tokens alone.
     pub const NEXT_TOKENS: Self = Self {
         cross_entropy: 1.0,
         teacher: 0.0,

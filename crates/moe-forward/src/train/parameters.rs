@@ -1,5 +1,4 @@
-//! What is trained: weights of a model as variables in f32, lent to the forward pass in the place
-//! of what files hold.
+//! The trained weights of a model, as f32 variables that override its weights in the forward pass.
 
 use std::sync::Arc;
 
@@ -15,10 +14,11 @@ use crate::finite;
 use crate::loader::to_f32;
 use crate::overrides::Overrides;
 
-/// A kind of weights.
+/// A kind of weight that can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrainedPart {
-    /// Routers, and gates of shared experts. Expert correction biases have no gradient, and stay.
+    /// Routers, and gates of shared experts. Expert correction biases have no gradient and aren't
+    /// trained.
     Routers,
     /// Routed experts.
     Experts,
@@ -35,7 +35,7 @@ pub enum TrainedPart {
 }
 
 impl TrainedPart {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 7] = [
         Self::Routers,
         Self::Experts,
@@ -47,7 +47,7 @@ impl TrainedPart {
     ];
 }
 
-/// A part of the model that gradients are found for at once.
+/// A part of the model whose gradients are computed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ParameterSlot {
     Embedding,
@@ -55,13 +55,14 @@ pub(crate) enum ParameterSlot {
     Head,
 }
 
-/// A weight that is trained.
+/// A trained weight.
 pub struct Parameter {
-    /// The weight of the model whose place it takes.
+    /// The weight of the model that it replaces.
     pub weight: Weight,
-    /// Whether weight decay applies: to all but norms and biases, as in transformers' Trainer.
+    /// Whether weight decay applies. As in transformers' Trainer, it applies to all but norms and
+    /// biases.
     pub decays: bool,
-    /// Its value, in f32.
+    /// The current value, in f32.
     pub value: Var,
     places: Vec<ParameterSlot>,
 }
@@ -79,24 +80,24 @@ impl Parameter {
     }
 }
 
-/// All weights that are trained, from the embedding to the head.
+/// All trained weights, from the embedding to the head.
 pub struct Parameters {
-    /// The weights, in that order.
+    /// The weights in this order.
     pub list: Vec<Parameter>,
-    /// What matrices are rounded to before they are used.
+    /// The type that matrices are rounded to before they are used.
     precision: DType,
 }
 
-/// A weight of a model, what it is, and where it is used.
+/// A weight of a model, its kind, and the slots where it is used.
 type FoundParameter<'m> = (&'m Weight, TrainedPart, Vec<ParameterSlot>);
 
 impl Parameters {
-    /// Reads those weights of `model` that belong to `parts`. Matrices are used in `precision`, and
-    /// gradients go to the values before that rounding.
+    /// Reads the weights of `model` that belong to `parts`. Matrices are used in `precision`;
+    /// gradients go to the values before this rounding.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for quantized weights, [`Kind::Usage`] where the model has none of
-    /// these; what reading returns.
+    /// [`Kind::Unsupported`] for quantized weights; [`Kind::Usage`] if the model has no such
+    /// weights; errors of reading.
     pub fn read(
         model: &Model,
         parts: &[TrainedPart],
@@ -118,22 +119,22 @@ impl Parameters {
         Ok(Self { list, precision })
     }
 
-    /// Number of elements that [`Parameters::read`] would make variables of.
+    /// Returns the number of elements that [`Parameters::read`] would make variables of.
     pub fn elements(model: &Model, parts: &[TrainedPart]) -> usize {
         found(model, parts).iter().map(|(weight, ..)| weight.elements()).sum()
     }
 
-    /// Elements of the largest of those.
+    /// Returns the number of elements of the largest such weight.
     pub fn largest(model: &Model, parts: &[TrainedPart]) -> usize {
         found(model, parts).iter().map(|(weight, ..)| weight.elements()).max().unwrap_or(0)
     }
 
-    /// Bytes of all of those as files have them.
+    /// Returns the size of all such weights in files, in bytes.
     pub fn stored_bytes(model: &Model, parts: &[TrainedPart]) -> u64 {
         found(model, parts).iter().map(|(weight, ..)| weight.bytes()).sum()
     }
 
-    /// Elements of those in the layer of the most.
+    /// Returns the number of such elements in the layer that has most of them.
     pub fn elements_of_a_layer(model: &Model, parts: &[TrainedPart]) -> usize {
         let of = |layer| {
             of_layer(layer)
@@ -145,17 +146,17 @@ impl Parameters {
         model.layers.iter().map(of).max().unwrap_or(0)
     }
 
-    /// The first place that has any, or comes before those that have.
+    /// Returns the first slot that has parameters, or a slot before it.
     pub(crate) fn first(&self) -> ParameterSlot {
         self.list.iter().flat_map(|p| &p.places).min().copied().unwrap_or(ParameterSlot::Head)
     }
 
-    /// The parameters of `place`, with their positions in the list.
+    /// Returns the parameters of `place`, with their indices in the list.
     pub(crate) fn of(&self, place: ParameterSlot) -> impl Iterator<Item = (usize, &Parameter)> {
         self.list.iter().enumerate().filter(move |(_, p)| p.places.contains(&place))
     }
 
-    /// What the forward pass uses at `place`; tracked, if gradients are wanted.
+    /// Returns the overrides for the forward pass at `place`; tracked if gradients are wanted.
     pub(crate) fn lend(&self, place: ParameterSlot, tracked: bool) -> Result<Overrides> {
         let lent = |(_, p): (usize, &Parameter)| {
             let value =
@@ -167,10 +168,10 @@ impl Parameters {
         self.of(place).map(lent).collect()
     }
 
-    /// All values in the encodings of their weights, as files have them.
+    /// Encodes all values in their weights' encodings, as in files.
     ///
     /// # Errors
-    /// What the device returns.
+    /// Errors of the device.
     pub fn encoded(&self) -> Result<Vec<Arc<Vec<u8>>>> {
         let encode = |p: &Parameter| {
             let dtype = candle_dtype(&p.weight)?;
@@ -180,8 +181,8 @@ impl Parameters {
         self.list.iter().map(encode).collect()
     }
 
-    /// `model` with weights of these bytes, as [`Parameters::encoded`] gives them, in the place of
-    /// those that are trained.
+    /// Returns `model` with its trained weights replaced by these bytes, as [`Parameters::encoded`]
+    /// returns them.
     pub fn applied(&self, model: &Model, encoded: &[Arc<Vec<u8>>]) -> Model {
         let made = |p: &Parameter, bytes: &Arc<Vec<u8>>| {
             let made = Weight::made(
@@ -216,7 +217,7 @@ impl WeightSource for TrainedBytes {
     }
 }
 
-/// The weights of `model` that belong to `parts`.
+/// Finds the weights of `model` that belong to `parts`.
 fn found<'m>(model: &'m Model, parts: &[TrainedPart]) -> Vec<FoundParameter<'m>> {
     let mut all: Vec<FoundParameter<'m>> = Vec::new();
     let tied = matches!(model.head, Head::Tied);
@@ -269,12 +270,12 @@ fn network(expert: &Expert, part: TrainedPart) -> impl Iterator<Item = (&Weight,
 pub struct Gradients(Vec<Option<Tensor>>);
 
 impl Gradients {
-    /// Sums of no gradients yet, for `parameters`.
+    /// Creates empty sums for `parameters`.
     pub fn new(parameters: &Parameters) -> Self {
         Self(vec![None; parameters.list.len()])
     }
 
-    /// The gradient of the parameter at `index`; `None` where nothing depended on it.
+    /// Returns the gradient of the parameter at `index`; None if nothing depended on it.
     pub fn get(&self, index: usize) -> Option<&Tensor> {
         self.0[index].as_ref()
     }

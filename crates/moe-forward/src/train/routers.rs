@@ -1,4 +1,4 @@
-//! What routers are trained for beside the loss, and what is seen of them.
+//! The losses of routers, and the counts of their choices.
 
 use candle_core::Tensor;
 use moe_checkpoint::{Error, Kind, Result};
@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::ffn::Capacity;
 use crate::observer::Observer;
 
-/// Keeps the routing of a layer.
+/// An observer that keeps the routing of a layer.
 #[derive(Default)]
 pub(super) struct RouterWatch {
     pub routed: Option<(Tensor, Routing)>,
@@ -30,7 +30,7 @@ pub struct LayerCounts {
     pub layer: usize,
     /// Tokens that chose each expert.
     pub counts: Vec<u64>,
-    /// Choices beyond the experts' capacity, which were dropped.
+    /// Number of choices beyond the experts' capacity, which were dropped.
     pub dropped: u64,
 }
 
@@ -43,7 +43,7 @@ impl LayerCounts {
     }
 }
 
-/// Adds the counts of `more` to `sums`, which are of the same layers, or none yet.
+/// Adds the counts of `more` to `sums`, which must be of the same layers or empty.
 pub fn add_counts(sums: &mut Vec<LayerCounts>, more: &[LayerCounts]) {
     if sums.is_empty() {
         sums.extend_from_slice(more);
@@ -55,11 +55,12 @@ pub fn add_counts(sums: &mut Vec<LayerCounts>, more: &[LayerCounts]) {
     }
 }
 
-/// The shares of tokens' choices that a layer's balance loss uses.
+/// The shares of tokens' choices that balance losses are computed from.
 pub(super) struct Shares<'a> {
-    /// Layers with a mixture.
+    /// Number of layers with a mixture.
     layers: usize,
-    /// Counts and tokens of all layers together, where those are balanced.
+    /// Counts by expert and number of tokens over all layers; None unless these are balanced
+    /// together.
     pooled: Option<(Vec<u64>, u64)>,
     objective: &'a Objective,
 }
@@ -72,8 +73,8 @@ impl<'a> Shares<'a> {
         Ok(Self { layers: load.len(), pooled, objective })
     }
 
-    /// The balance loss and the z-loss of a layer, as parts of their means over layers, and their
-    /// weighted sum to be differentiated.
+    /// Returns the balance loss and the z-loss of a layer, each divided by the number of layers,
+    /// and their differentiable weighted sum.
     pub fn losses(
         &self,
         scoring: Scoring,

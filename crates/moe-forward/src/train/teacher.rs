@@ -1,5 +1,5 @@
-//! A teacher that is never in memory beside what is trained: it runs layer by layer, and what it
-//! says is kept in a file.
+//! Runs a teacher layer by layer, so that it is never in memory together with the trained model.
+//! Its distributions may be kept in a file.
 
 use std::ops::Range;
 use std::path::Path;
@@ -17,43 +17,45 @@ use crate::context::Context;
 use crate::observer::Silent;
 use crate::sweep::{Head, Sweep};
 
-/// Logits of at most this many bytes are in memory at once while they are made few.
+/// Teacher's logits are reduced in blocks of tokens whose logits take this many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
-/// An id and its probability.
+/// Bytes of an entry in the file: a token id and its probability.
 const ENTRY_BYTES: usize = 8;
-/// What is kept is found out for about so many tokens together, always the same ones: how a product
-/// is rounded depends on what else is in a batch, and batches are others after a run went on.
+/// Approximate number of tokens that the teacher runs on together when its distributions are kept.
+/// The groups are fixed: rounding depends on the other tokens in a batch, and batches differ when a
+/// run is continued.
 const GROUP_TOKENS: usize = 4096;
 
-/// How much of a teacher's distribution is used.
+/// Which part of the teacher's distribution is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TeacherKind {
-    /// The whole distribution is used; the teacher runs for every batch.
+    /// The whole distribution. The teacher runs for every batch.
     Logits,
-    /// The most probable tokens, and the mass of the others together, are kept: the teacher runs
-    /// once.
+    /// The most probable tokens, this many, and the mass of all others together. They are kept, so
+    /// the teacher runs once.
     Top(usize),
-    /// Tokens drawn by the teacher's probabilities, each weighing its share of the draws, are kept:
-    /// an unbiased sample, where the most probable alone are not (2503.16870).
+    /// This many tokens drawn by the teacher's probabilities with this seed, each weighted by its
+    /// share of the draws: an unbiased sample, unlike the most probable tokens (2503.16870). They
+    /// are kept.
     Sampled(usize, u64),
 }
 
-/// A teacher, and what it has said of the sequences of a text.
+/// A teacher, and its distributions for the sequences of a text.
 pub struct Reference<'a> {
     model: &'a Model,
     compute: &'a Compute,
     kind: TeacherKind,
     sequences: &'a [&'a [u32]],
-    /// Where each sequence's tokens start among all tokens, and their end.
+    /// Index of each sequence's first token among all tokens, and the end of the last one.
     offsets: Vec<usize>,
-    /// Sequences that run together, and whether their entries are in the file.
+    /// Groups of sequences that run together, and whether their entries are in the file.
     groups: Vec<(Range<usize>, bool)>,
     file: Option<Scratch>,
 }
 
 impl<'a> Reference<'a> {
-    /// A teacher of `sequences`, whose ids its vocabulary has; what is kept lies in a nameless file
-    /// in `scratch`.
+    /// Creates a teacher of `sequences`, whose ids must be in its vocabulary. Distributions are
+    /// kept in an anonymous file in `scratch`.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Io`].
@@ -81,10 +83,11 @@ impl<'a> Reference<'a> {
         Ok(Self { model, compute, kind, sequences, offsets, groups, file })
     }
 
-    /// What it says of `batch`, made of the sequences `indices`.
+    /// Returns the teacher's distributions for `batch`, which was made from the sequences
+    /// `indices`.
     ///
     /// # Errors
-    /// What sweeps and the scratch file return.
+    /// Errors of sweeps and of the scratch file.
     pub fn targets(&mut self, batch: &Batch, indices: &[usize]) -> Result<Targets> {
         let entries = match self.kind {
             TeacherKind::Logits => {
@@ -133,8 +136,8 @@ impl<'a> Reference<'a> {
         Ok(())
     }
 
-    /// The entries of tokens whose probabilities are `p`, as the file has them; `first` is the
-    /// first token's place among all.
+    /// Encodes the entries of tokens with probabilities `p` for the file. `first` is the index of
+    /// the first token among all.
     fn encoded(&self, p: &[Vec<f32>], first: usize, entries: usize) -> Vec<u8> {
         let few = p.par_iter().enumerate().map(|(row, p)| match self.kind {
             TeacherKind::Sampled(_, seed) => {
@@ -174,18 +177,18 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// What a teacher says of a batch.
+/// The teacher's distributions for a batch.
 pub enum Targets {
-    /// Its logits, `[tokens, vocab]`.
+    /// The logits, `[tokens, vocab]`.
     Logits(Tensor),
-    /// All, computed when it is asked for.
+    /// The whole distribution, computed on demand.
     Running {
         /// The teacher's head.
         head: Box<Head>,
-        /// Its last hidden states, `[tokens, hidden]`.
+        /// The teacher's last hidden states, `[tokens, hidden]`.
         states: Tensor,
     },
-    /// A few tokens of the vocabulary for each.
+    /// Probabilities of a few tokens of the vocabulary for each token.
     Kept {
         /// `[tokens, k]`.
         ids: Tensor,
@@ -195,7 +198,7 @@ pub enum Targets {
 }
 
 impl Targets {
-    /// What it says of the tokens `range`.
+    /// Returns the distributions of the tokens `range`.
     pub(super) fn rows(&self, range: Range<usize>) -> Result<Teacher> {
         let part = |t: &Tensor| {
             t.narrow(0, range.start, range.len()).context(|| "a teacher's tokens".into())
@@ -210,12 +213,12 @@ impl Targets {
     }
 }
 
-/// The distribution over the vocabulary that each row of `logits` stands for.
+/// Returns the distribution over the vocabulary of each row of `logits`.
 fn probabilities(logits: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
     candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?.to_vec2()
 }
 
-/// The `count` most probable tokens.
+/// Returns the `count` most probable tokens.
 fn top(p: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut order: Vec<u32> = (0..p.len() as u32).collect();
     let greater = |a: &u32, b: &u32| p[*b as usize].total_cmp(&p[*a as usize]).then(a.cmp(b));
@@ -227,7 +230,8 @@ fn top(p: &[f32], count: usize) -> Vec<(u32, f32)> {
     order.into_iter().map(|id| (id, p[id as usize])).collect()
 }
 
-/// `count` draws, each token with its share of them; entries that are left over weigh nothing.
+/// Draws `count` times, and returns each token with its share of the draws. Unused entries have a
+/// share of zero.
 fn drawn(p: &[f32], count: usize, random: &mut impl RngCore) -> Vec<(u32, f32)> {
     let mut sum = 0f64;
     let mut cumulated = Vec::with_capacity(p.len());
@@ -259,7 +263,7 @@ mod tests {
         assert_eq!(top(&[0.5, 0.5], 2), [(0, 0.5), (1, 0.5)]);
     }
 
-    /// Five standard errors, at most.
+    /// The tolerance is five standard errors.
     #[test]
     fn draws_are_unbiased() {
         let p = [0.5, 0.3, 0.15, 0.05];
