@@ -53,7 +53,7 @@ pub(crate) struct LoadedGrouped {
     v: LoadedLinear,
     o: LoadedLinear,
     qk_norm: LoadedNorm,
-    shape: Shape,
+    shape: GroupedShape,
 }
 
 enum LoadedNorm {
@@ -63,7 +63,7 @@ enum LoadedNorm {
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
+struct GroupedShape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -89,7 +89,7 @@ impl LoadedGrouped {
             v: loader.linear(&attention.v)?,
             o: loader.linear(&attention.o)?,
             qk_norm,
-            shape: Shape {
+            shape: GroupedShape {
                 heads: model.heads,
                 kv_heads: model.kv_heads,
                 head_dim: model.head_dim,
@@ -108,7 +108,7 @@ impl LoadedGrouped {
         seen: Seen<'_>,
     ) -> CandleResult<Tensor> {
         seen(0, x);
-        let Shape { head_dim, window, .. } = self.shape;
+        let GroupedShape { head_dim, window, .. } = self.shape;
         let scores = Scores { scale: (head_dim as f64).powf(-0.5), window };
         let [q, k, v] = self.by_head(x)?;
         let sequences = spans.iter().map(|span| {
@@ -124,7 +124,7 @@ impl LoadedGrouped {
 
     /// Returns queries, keys and values, `[tokens, heads, head_dim]`, before positions are applied.
     fn by_head(&self, x: &Tensor) -> CandleResult<[Tensor; 3]> {
-        let Shape { heads, kv_heads, head_dim, clip, eps, .. } = self.shape;
+        let GroupedShape { heads, kv_heads, head_dim, clip, eps, .. } = self.shape;
         let tokens = x.dim(0)?;
         let (mut q, mut k, mut v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
         if let LoadedNorm::FullWidth(q_weight, k_weight) = &self.qk_norm {

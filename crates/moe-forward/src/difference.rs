@@ -14,10 +14,7 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::loader::{Loader, Shared};
 use crate::observer::{Observer, Silent};
-use crate::sweep::{Head, Sweep, weights_of};
-
-/// Logits are compared in blocks of this many bytes of f64.
-const LOGIT_BYTES: usize = 64 << 20;
+use crate::sweep::{Head, LOGIT_BYTES, Sweep, weights_of};
 
 /// Logits of a model beside those of its original.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

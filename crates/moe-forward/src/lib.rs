@@ -6,7 +6,6 @@
 
 #![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
-mod allowance;
 mod attention;
 mod batch;
 mod calibration;
@@ -21,6 +20,7 @@ mod finite;
 mod guarded;
 mod latent;
 mod loader;
+mod memory_limit;
 mod observe;
 mod observer;
 mod overlap;
@@ -40,7 +40,6 @@ mod tokenizer;
 pub mod train;
 mod work;
 
-pub use allowance::{allocated, freed};
 pub use batch::Batch;
 pub use calibration::{Calibration, Group, group_factors, labels};
 pub use chat::Clock;
@@ -52,6 +51,7 @@ pub use ffn::{ExpertsOn, expert_output, experts_on, neuron_activations, router_s
 pub use finite::not_finite;
 pub use guarded::panic_is_caught;
 pub use loader::to_f32;
+pub use memory_limit::{allocated, freed};
 pub use observe::{GroupIndex, ObserverOptions, StatisticsObserver, UNCOUNTED};
 pub use observer::{ExpertRun, LeftOut, Observer, Silent, Wants};
 pub use overlap::overlap;
@@ -60,7 +60,9 @@ pub use prompts::{Prompts, load_prompts};
 pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
-pub use sweep::{Converted, Converter, Forcing, Head, Inputs, LayerChange, Role, Sweep, embed};
+pub use sweep::{
+    Converted, Converter, Forcing, Head, Inputs, LOGIT_BYTES, LayerChange, Role, Sweep, embed,
+};
 pub use text::{HELD_BYTES_A_TOKEN, Room};
 pub use text_read::{TextRead, digests_of};
 pub use tokenizer::{

@@ -11,7 +11,7 @@ use moe_math::product::product;
 use moe_math::swiglu;
 use moe_model::{Encoding, Expert, Linear, Weight};
 
-use crate::context::Context;
+use crate::context::{Context, tensor_label};
 use crate::dtypes::candle_dtype;
 use crate::overrides::Overrides;
 use crate::prefetcher::{self, Prefetcher};
@@ -24,14 +24,14 @@ pub(crate) struct Loader<'a> {
     /// Tensors that are used instead of files, and a place to keep what is loaded.
     pub shared: Option<&'a Shared>,
     /// The weights that are read in advance.
-    pub ahead: Option<&'a Prefetcher>,
+    pub prefetcher: Option<&'a Prefetcher>,
 }
 
 /// Tensors that two models have in common and that are loaded once when the models run in step, and
 /// overrides of weights in files.
 #[derive(Default)]
 pub(crate) struct Shared {
-    lent: Overrides,
+    overrides: Overrides,
     tensors: RefCell<Vec<(Weight, Tensor)>>,
     recording: Cell<bool>,
     /// The weights to keep; None for all.
@@ -40,8 +40,8 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Makes a set with `overrides` that keeps nothing.
-    pub fn lending(lent: Overrides) -> Self {
-        Self { lent, ..Self::default() }
+    pub fn with_overrides(overrides: Overrides) -> Self {
+        Self { overrides, ..Self::default() }
     }
 
     /// Keeps all weights that are loaded from now on, and forgets the earlier ones.
@@ -73,8 +73,8 @@ impl Shared {
     }
 
     fn find(&self, weight: &Weight) -> Option<Tensor> {
-        if let Some(lent) = self.lent.find(weight) {
-            return Some(lent.clone());
+        if let Some(tensor) = self.overrides.find(weight) {
+            return Some(tensor.clone());
         }
         let tensors = self.tensors.borrow();
         tensors.iter().find(|(kept, _)| kept.same_source(weight)).map(|(_, tensor)| tensor.clone())
@@ -90,13 +90,9 @@ pub fn to_f32(weight: &Weight, compute: &Compute) -> Result<Tensor> {
     Loader::new(&compute).tensor(weight)
 }
 
-fn of(weight: &Weight) -> String {
-    format!("the tensor {}", weight.name())
-}
-
 impl<'a> Loader<'a> {
     pub fn new(compute: &'a Compute) -> Self {
-        Self { compute, shared: None, ahead: None }
+        Self { compute, shared: None, prefetcher: None }
     }
 
     pub fn sharing(compute: &'a Compute, shared: &'a Shared) -> Self {
@@ -113,11 +109,11 @@ impl<'a> Loader<'a> {
             Encoding::Plain => {
                 let dtype = candle_dtype(weight)?;
                 encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute)
-                    .context(|| of(weight))
+                    .context(|| tensor_label(weight))
             }
             _ => self.dequantized(weight),
         })?;
-        tensor.to_dtype(self.compute.dtype).context(|| of(weight))
+        tensor.to_dtype(self.compute.dtype).context(|| tensor_label(weight))
     }
 
     /// Loads a matrix that tokens are multiplied by, in the encoding that [`product`] takes.
@@ -125,10 +121,10 @@ impl<'a> Loader<'a> {
         self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
                 let values = self
-                    .ahead
-                    .and_then(|ahead| ahead.take(weight))
+                    .prefetcher
+                    .and_then(|prefetcher| prefetcher.take(weight))
                     .unwrap_or_else(|| prefetcher::read(weight))?;
-                values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
+                values.into_matrix(weight.shape(), self.compute).context(|| tensor_label(weight))
             }
             _ => self.dequantized(weight),
         })
@@ -141,7 +137,7 @@ impl<'a> Loader<'a> {
             Tensor::from_vec(values, weight.shape(), &self.compute.device)?
                 .to_dtype(self.compute.dtype)
         };
-        tensor().context(|| of(weight))
+        tensor().context(|| tensor_label(weight))
     }
 
     fn load(self, weight: &Weight, read: impl FnOnce(&Weight) -> Result<Tensor>) -> Result<Tensor> {
@@ -157,8 +153,9 @@ impl<'a> Loader<'a> {
 
     /// Loads only the rows `ids` of the matrix `weight`.
     pub fn rows(self, weight: &Weight, ids: &[u32]) -> Result<Tensor> {
-        let lent = self.shared.is_some_and(|shared| shared.lent.find(weight).is_some());
-        let Some(stored) = weight.stored().filter(|_| !lent) else {
+        let is_overridden =
+            self.shared.is_some_and(|shared| shared.overrides.find(weight).is_some());
+        let Some(stored) = weight.stored().filter(|_| !is_overridden) else {
             let ids = Tensor::new(ids, &self.compute.device).context(|| "an index".into())?;
             return self
                 .tensor(weight)?

@@ -48,11 +48,11 @@ pub struct StatisticsObserver {
     /// Tokens of the batch that all experts run on.
     sampled: Arc<[usize]>,
     sizes: Vec<Option<Sizes>>,
-    layer: Option<Layer>,
+    layer: Option<ObservedLayer>,
 }
 
 /// The layer that is running.
-struct Layer {
+struct ObservedLayer {
     index: usize,
     sums: Vec<Sums>,
     observed: Observed,
@@ -80,7 +80,7 @@ impl StatisticsObserver {
     /// # Errors
     /// Errors of the device.
     pub fn take(&mut self) -> Result<Option<Vec<Sums>>> {
-        let Some(Layer { index, mut sums, mut observed, .. }) = self.layer.take() else {
+        let Some(ObservedLayer { index, mut sums, mut observed, .. }) = self.layer.take() else {
             return Ok(None);
         };
         observed.finish(&mut sums).context(|| format!("statistics of layer {index}"))?;
@@ -116,16 +116,16 @@ impl StatisticsObserver {
             Some(layer) if layer.index == index => layer,
             _ => {
                 let sums = vec![Sums::new(sizes); self.options.groups];
-                Layer { index, sums, observed: Observed::default(), tokens: 0..0 }
+                ObservedLayer { index, sums, observed: Observed::default(), tokens: 0..0 }
             }
         };
         let start = layer.tokens.end;
         let tokens = start..start + count;
-        self.layer = Some(Layer { tokens: tokens.clone(), ..layer });
+        self.layer = Some(ObservedLayer { tokens: tokens.clone(), ..layer });
         tokens
     }
 
-    fn layer(&mut self) -> &mut Layer {
+    fn layer(&mut self) -> &mut ObservedLayer {
         self.layer.as_mut().expect("routed comes first")
     }
 }
@@ -144,7 +144,7 @@ impl Observer for StatisticsObserver {
             self.layer().sums[group].get_mut(Quantity::SampledTokens)[0] += 1.0;
         }
         let counted = self.counted(0..routing.tokens());
-        let Layer { sums, observed, .. } = self.layer();
+        let ObservedLayer { sums, observed, .. } = self.layer();
         for (group, token) in &counted {
             let sums = &mut sums[*group];
             sums.get_mut(Quantity::SeenTokens)[0] += 1.0;
@@ -165,7 +165,7 @@ impl Observer for StatisticsObserver {
             activations: run.activations,
             outputs: run.output,
         };
-        let Layer { sums, observed, .. } = self.layer();
+        let ObservedLayer { sums, observed, .. } = self.layer();
         observed
             .expert(sums, &ran, &counted)
             .context(|| format!("statistics of expert {} in layer {index}", run.expert))
@@ -193,7 +193,7 @@ impl Observer for StatisticsObserver {
         output: &Tensor,
     ) -> Result<()> {
         let counted = self.counted(tokens.iter().map(|token| *token as usize));
-        let Layer { sums, observed, .. } = self.layer();
+        let ObservedLayer { sums, observed, .. } = self.layer();
         let added = observed.sampled(sums, expert, output, &counted);
         added.context(|| format!("statistics of expert {expert} in layer {layer}"))
     }

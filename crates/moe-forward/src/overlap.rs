@@ -12,7 +12,7 @@ const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A run that occurs in more sequences than this is a template, such as a system prompt or a
 /// licence, and not the sequences' own text.
-const MOST_ALIKE: u32 = 2;
+const MAX_ALIKE: u32 = 2;
 
 /// A sequence with a smaller known share is clean: texts of one kind share that many words (Llama
 /// 2, arXiv:2307.09288, appendix A.6).
@@ -36,7 +36,7 @@ pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s
     }
     let templates: HashSet<u64> = wanted
         .into_iter()
-        .filter(|(_, (count, _))| *count > MOST_ALIKE)
+        .filter(|(_, (count, _))| *count > MAX_ALIKE)
         .map(|(hash, _)| hash)
         .collect();
     let known = |sequence: &&[u32]| {
@@ -64,9 +64,10 @@ fn runs(sequences: &[&[u32]]) -> HashMap<u64, (u32, usize)> {
 /// its tokens are from `templates`, these count as its own.
 fn known_share(sequence: &[u32], found: &HashSet<u64>, templates: &HashSet<u64>) -> f64 {
     let of_template = covered(sequence, |_, hash| templates.contains(&hash));
-    let is_own: Vec<bool> = match of_template.contains(&false) {
-        true => of_template.iter().map(|of_template| !of_template).collect(),
-        false => vec![true; sequence.len()],
+    let is_own: Vec<bool> = if of_template.contains(&false) {
+        of_template.iter().map(|of_template| !of_template).collect()
+    } else {
+        vec![true; sequence.len()]
     };
     let known = covered(sequence, |run, hash| {
         // Texts that begin alike behind a template share a few words more.

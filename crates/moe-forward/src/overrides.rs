@@ -16,14 +16,14 @@ pub(crate) struct Overrides {
 impl Overrides {
     pub fn find(&self, weight: &Weight) -> Option<&Tensor> {
         let named = self.tensors.get(weight.name())?;
-        named.iter().find(|(lent, _)| lent.same_source(weight)).map(|(_, tensor)| tensor)
+        named.iter().find(|(replaced, _)| replaced.same_source(weight)).map(|(_, tensor)| tensor)
     }
 }
 
 impl FromIterator<(Weight, Tensor)> for Overrides {
-    fn from_iter<I: IntoIterator<Item = (Weight, Tensor)>>(lent: I) -> Self {
+    fn from_iter<I: IntoIterator<Item = (Weight, Tensor)>>(overrides: I) -> Self {
         let mut tensors: HashMap<String, Vec<(Weight, Tensor)>> = HashMap::new();
-        for (weight, tensor) in lent {
+        for (weight, tensor) in overrides {
             tensors.entry(weight.name().to_owned()).or_default().push((weight, tensor));
         }
         Self { tensors }

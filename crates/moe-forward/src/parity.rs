@@ -38,7 +38,7 @@ pub struct Parity {
 /// Errors of reading and computing; [`Kind::Mismatch`] if the reference is of another model.
 pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute) -> Result<Parity> {
     let batch = Batch::from_json(tokens)?;
-    let reference = Reference { file: reference, tensors: load(reference)? };
+    let reference = ParityReference { file: reference, tensors: load(reference)? };
     let mut recorder = Recorder::default();
     let mut sweep = Sweep::new(model, &batch, compute)?;
     sweep.run(&mut recorder)?;
@@ -80,12 +80,12 @@ fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
         .map_err(|e| Error::new(Kind::Malformed, "cannot read this reference").source(e).file(path))
 }
 
-struct Reference<'a> {
+struct ParityReference<'a> {
     file: &'a Path,
     tensors: HashMap<String, Tensor>,
 }
 
-impl Reference<'_> {
+impl ParityReference<'_> {
     fn get(&self, name: &str) -> Result<&Tensor> {
         let missing = || {
             Error::new(Kind::Mismatch, "the reference has no such tensor")

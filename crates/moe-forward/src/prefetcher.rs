@@ -37,8 +37,8 @@ impl Prefetcher {
                     coming.clear();
                 }
             }
-            let ahead = Self { coming: RefCell::new(coming), read };
-            work(&ahead)
+            let prefetcher = Self { coming: RefCell::new(coming), read };
+            work(&prefetcher)
         })
     }
 
@@ -98,12 +98,12 @@ mod tests {
     #[test]
     fn what_was_read_ahead_is_what_is_read_now() {
         let all = weights(&model());
-        Prefetcher::reading(all.iter().cloned(), |ahead| {
+        Prefetcher::reading(all.iter().cloned(), |prefetcher| {
             for weight in &all {
-                let mut found = ahead.take(weight).unwrap().unwrap();
+                let mut found = prefetcher.take(weight).unwrap().unwrap();
                 assert_eq!(found.bytes_mut(), weight.read().unwrap(), "{}", weight.name());
             }
-            assert!(ahead.take(&all[0]).is_none());
+            assert!(prefetcher.take(&all[0]).is_none());
         });
     }
 
@@ -111,9 +111,9 @@ mod tests {
     #[test]
     fn another_order_is_read_by_whoever_asks() {
         let all = weights(&model());
-        Prefetcher::reading(all.iter().cloned(), |ahead| {
-            assert!(ahead.take(&all[5]).is_none());
-            assert!(ahead.take(&all[0]).unwrap().is_ok());
+        Prefetcher::reading(all.iter().cloned(), |prefetcher| {
+            assert!(prefetcher.take(&all[5]).is_none());
+            assert!(prefetcher.take(&all[0]).unwrap().is_ok());
         });
     }
 }

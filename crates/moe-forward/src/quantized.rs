@@ -6,7 +6,7 @@ use moe_math::fp8::Blocks;
 use moe_math::quantize::{Codes, QuantizeError, pack};
 use moe_model::{Encoding, Packed, Packing, Weight};
 
-use crate::context::Context;
+use crate::context::{Context, tensor_label};
 use crate::dtypes::candle_dtype;
 
 /// Returns the values of the quantized matrix `weight` in f32, row by row; None for a plain one.
@@ -21,7 +21,7 @@ pub fn quantized_values(weight: &Weight) -> Result<Option<Vec<f32>>> {
             let scales = floats(scale)?;
             let blocks =
                 Blocks { codes: &codes, shape: shape(weight), scales: &scales, block: *block };
-            blocks.dequantize().context(|| of(weight)).map(Some)
+            blocks.dequantize().context(|| tensor_label(weight)).map(Some)
         }
         Encoding::Packed(packed) => codes(weight, packed).map(|codes| Some(codes.dequantize())),
     }
@@ -31,12 +31,8 @@ fn shape(weight: &Weight) -> [usize; 2] {
     [weight.shape()[0], weight.shape()[1]]
 }
 
-fn of(weight: &Weight) -> String {
-    format!("the tensor {}", weight.name())
-}
-
 fn floats(weight: &Weight) -> Result<Vec<f32>> {
-    decode_f32(&weight.read()?, candle_dtype(weight)?).context(|| of(weight))
+    decode_f32(&weight.read()?, candle_dtype(weight)?).context(|| tensor_label(weight))
 }
 
 fn words(weight: &Weight) -> Result<Vec<i32>> {

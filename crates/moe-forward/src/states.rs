@@ -25,10 +25,10 @@ pub(crate) struct States {
     blocks: Vec<Range<usize>>,
     hidden: usize,
     compute: Compute,
-    store: Store,
+    store: StateStore,
 }
 
-enum Store {
+enum StateStore {
     Memory(Vec<Option<Tensor>>),
     /// Stores f32 values, row by row.
     File(Scratch),
@@ -43,31 +43,31 @@ impl States {
         compute: &Compute,
     ) -> Result<Self> {
         let store = match scratch {
-            None => Store::Memory(vec![None; blocks.len()]),
-            Some(dir) => Store::File(Scratch::create(dir)?),
+            None => StateStore::Memory(vec![None; blocks.len()]),
+            Some(dir) => StateStore::File(Scratch::create(dir)?),
         };
         Ok(Self { blocks: blocks.to_vec(), hidden, compute: compute.clone(), store })
     }
 
     /// Returns whether all states are in memory.
     pub fn in_memory(&self) -> bool {
-        matches!(self.store, Store::Memory(_))
+        matches!(self.store, StateStore::Memory(_))
     }
 
     pub fn get(&self, block: usize) -> Result<Tensor> {
         match &self.store {
-            Store::Memory(blocks) => {
+            StateStore::Memory(blocks) => {
                 Ok(blocks[block].clone().expect("a block is written before it is read"))
             }
-            Store::File(file) => self.read(file, self.blocks[block].clone()),
+            StateStore::File(file) => self.read(file, self.blocks[block].clone()),
         }
     }
 
     pub fn set(&mut self, block: usize, states: Tensor) -> Result<()> {
         let offset = (self.blocks[block].start * self.hidden * 4) as u64;
         match &mut self.store {
-            Store::Memory(blocks) => blocks[block] = Some(states),
-            Store::File(file) => {
+            StateStore::Memory(blocks) => blocks[block] = Some(states),
+            StateStore::File(file) => {
                 let values =
                     states.to_dtype(DType::F32).and_then(|s| s.flatten_all()?.to_vec1::<f32>());
                 let values = values.context(|| "hidden states".into())?;
@@ -80,8 +80,8 @@ impl States {
     /// Returns the states of `tokens`.
     pub fn rows(&self, tokens: Range<usize>) -> Result<Tensor> {
         let blocks = match &self.store {
-            Store::File(file) => return self.read(file, tokens),
-            Store::Memory(blocks) => blocks,
+            StateStore::File(file) => return self.read(file, tokens),
+            StateStore::Memory(blocks) => blocks,
         };
         let overlap = |(range, block): (&Range<usize>, &Option<Tensor>)| {
             let (start, end) = (range.start.max(tokens.start), range.end.min(tokens.end));

@@ -44,7 +44,7 @@ pub struct TextRead {
     /// The dates that a chat template wrote into its text, by their formats.
     dates: Dates,
     /// Which part was read.
-    how: How,
+    how: ReadExtent,
     /// Number of bytes of text.
     bytes: u64,
     /// Whether the text's bytes are the file's.
@@ -53,7 +53,7 @@ pub struct TextRead {
 
 /// Which part of a file was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum ReadExtent {
     /// All of it.
     Whole,
     /// This many bytes from its beginning.
@@ -74,7 +74,7 @@ impl TextRead {
         file: &TextFile,
         windows: &Windows,
         before: &Windows,
-        how: How,
+        how: ReadExtent,
         dates: Dates,
     ) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl TextRead {
             tokens: windows.tokens - before.tokens,
             alone: windows.alone - before.alone,
             padding: windows.padding - before.padding,
-            has_more: how != How::Whole,
+            has_more: how != ReadExtent::Whole,
             dates,
             how,
             bytes: file.len(),
@@ -96,7 +96,7 @@ impl TextRead {
     /// Returns a note for the user; None if the file is what its name says and was read whole.
     pub fn note(&self) -> Option<String> {
         let places = match &self.how {
-            How::Places { cells: [read, all], .. } => {
+            ReadExtent::Places { cells: [read, all], .. } => {
                 Some(format!("read at {read} of {all} places, which the seed drew"))
             }
             _ => None,
@@ -128,9 +128,9 @@ impl TextRead {
             return Ok(None);
         }
         match &self.how {
-            How::Whole => Ok(None),
-            How::Places { digest, .. } => Ok(Some(digest.clone())),
-            How::Beginning(end) => beginning(&self.path, self.bytes, *end).map(Some),
+            ReadExtent::Whole => Ok(None),
+            ReadExtent::Places { digest, .. } => Ok(Some(digest.clone())),
+            ReadExtent::Beginning(end) => beginning(&self.path, self.bytes, *end).map(Some),
         }
     }
 }

@@ -9,7 +9,7 @@ use rand_core::RngCore;
 use super::options::TokenizeOptions;
 use crate::chat::Dates;
 use crate::text::{Encoder, LabelRoom, Places, Stream, TextFile, Windows};
-use crate::text_read::{How, TextRead};
+use crate::text_read::{ReadExtent, TextRead};
 
 /// Sequences, and for each file the facts about what was read.
 type Sequences = (Vec<Vec<u32>>, Vec<TextRead>);
@@ -88,7 +88,7 @@ impl LabelReader<'_, '_> {
             }
             windows.end_file();
             windows.padding += drawn.padding;
-            let how = How::Places { cells: drawn.cells, digest: drawn.digest };
+            let how = ReadExtent::Places { cells: drawn.cells, digest: drawn.digest };
             texts.push(TextRead::of(file, &windows, &before, how, drawn.dates));
         }
         if windows.done.is_empty() {
@@ -127,7 +127,7 @@ impl LabelReader<'_, '_> {
         if windows.tokens == before.tokens {
             return Err(nothing_to_predict(windows, &before));
         }
-        let how = if end < file.len() { How::Beginning(end) } else { How::Whole };
+        let how = if end < file.len() { ReadExtent::Beginning(end) } else { ReadExtent::Whole };
         Ok(TextRead::of(file, windows, &before, how, self.encoder.take_dates()))
     }
 }
@@ -135,7 +135,7 @@ impl LabelReader<'_, '_> {
 /// The facts about a file that wasn't read, since the files before it had enough.
 fn unread(file: &TextFile) -> TextRead {
     let none = Windows::default();
-    TextRead::of(file, &none, &none, How::Beginning(0), Dates::new())
+    TextRead::of(file, &none, &none, ReadExtent::Beginning(0), Dates::new())
 }
 
 /// Draws sequences of these lengths, until they have `limit` tokens or slightly more.

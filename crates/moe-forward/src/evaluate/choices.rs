@@ -8,7 +8,7 @@ use crate::observer::Observer;
 
 /// The routing of all tokens in all layers.
 #[derive(Default)]
-pub(super) struct Choices {
+pub(super) struct TokenChoices {
     /// Number of tokens in total, including those that haven't been routed yet.
     pub tokens: usize,
     pub layers: Vec<LayerChoices>,
@@ -24,7 +24,7 @@ pub(super) struct LayerChoices {
     chosen: Vec<(u32, f32)>,
 }
 
-impl Choices {
+impl TokenChoices {
     /// Returns, for each of `tokens` tokens, the share of its gates over all layers that goes to
     /// rare experts: in each layer the quarter of experts that the fewest tokens choose. All zeros
     /// for a model without experts.
@@ -56,7 +56,7 @@ impl LayerChoices {
     }
 }
 
-impl Observer for Choices {
+impl Observer for TokenChoices {
     fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         if self.layers.last().is_none_or(|last| last.layer != layer) {
             // Room for all tokens at once: a vector that grows holds twice as much while it does.
@@ -88,8 +88,10 @@ mod tests {
         ]
         .concat();
         let layer = |layer, top_k, chosen| LayerChoices { layer, experts: 4, top_k, chosen };
-        let choices =
-            Choices { tokens: 4, layers: vec![layer(0, 2, first), layer(1, 1, vec![(0, 1.0); 4])] };
+        let choices = TokenChoices {
+            tokens: 4,
+            layers: vec![layer(0, 2, first), layer(1, 1, vec![(0, 1.0); 4])],
+        };
         // Expert 3 is the rare one of layer 0; in layer 1 three have none, and the first of them is
         // it.
         let mass = choices.rare_mass(4);
@@ -97,6 +99,6 @@ mod tests {
             (mass[1] - 0.05).abs() < 1e-7 && [0, 2, 3].iter().all(|token| mass[*token] == 0.0),
             "{mass:?}"
         );
-        assert_eq!(Choices::default().rare_mass(2), [0.0; 2]);
+        assert_eq!(TokenChoices::default().rare_mass(2), [0.0; 2]);
     }
 }

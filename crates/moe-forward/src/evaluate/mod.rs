@@ -11,7 +11,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_math::Compute;
 use moe_model::Model;
 
-use self::choices::Choices;
+use self::choices::TokenChoices;
 use self::load_counter::LoadCounter;
 pub use self::report::{Comparison, DomainReport, EvalReport, LayerLoad};
 use self::scoring::{Scored, Scorer, of_original};
@@ -53,7 +53,7 @@ pub fn evaluate(
     let mut counter = LoadCounter::new(corpus, observer);
     let model = Scored::run(model, &batch, compute, storage, &mut counter)?;
     let load = counter.finish();
-    let mut choices = Choices { tokens: batch.tokens(), layers: Vec::new() };
+    let mut choices = TokenChoices { tokens: batch.tokens(), layers: Vec::new() };
     let original = original
         .map(|original| {
             let scored = Scored::run(original, &batch, compute, storage, &mut choices);

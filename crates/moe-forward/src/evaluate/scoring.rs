@@ -14,10 +14,7 @@ use crate::context::Context;
 use crate::corpus::Corpus;
 use crate::observer::Observer;
 use crate::states::Storage;
-use crate::sweep::{Head, Sweep};
-
-/// Logits are computed in blocks whose f64 values take this many bytes.
-const LOGIT_BYTES: usize = 64 << 20;
+use crate::sweep::{Head, LOGIT_BYTES, Sweep};
 
 /// A model after its sweep, with its head.
 pub(super) struct Scored<'a> {
@@ -68,7 +65,7 @@ impl Scorer<'_> {
         let mut domains = Vec::new();
         let (mut rare_kl, mut rare_mass) = (0.0, 0.0);
         for domain in &corpus.domains {
-            let mut sums = Sums::default();
+            let mut sums = ScoreSums::default();
             for span in spans.by_ref().take(domain.sequences.len()) {
                 self.add_sequence(span.clone(), &mut sums)?;
             }
@@ -81,7 +78,7 @@ impl Scorer<'_> {
         Ok((domains, all))
     }
 
-    fn add_sequence(&self, span: Range<usize>, sums: &mut Sums) -> Result<()> {
+    fn add_sequence(&self, span: Range<usize>, sums: &mut ScoreSums) -> Result<()> {
         let block = (LOGIT_BYTES / 8 / self.model.head.vocab()).max(1);
         for start in span.clone().step_by(block) {
             let tokens = start..(start + block).min(span.end);
@@ -93,7 +90,7 @@ impl Scorer<'_> {
     }
 
     /// Adds a block of tokens. `next` are the targets of its first tokens.
-    fn add_block(&self, tokens: Range<usize>, next: &[u32], sums: &mut Sums) -> Result<()> {
+    fn add_block(&self, tokens: Range<usize>, next: &[u32], sums: &mut ScoreSums) -> Result<()> {
         let log_q = self.model.log_probabilities(tokens.clone())?;
         let targets = Tensor::from_slice(next, next.len(), log_q.device());
         let targets = targets.context(|| "the loss".into())?;
@@ -120,7 +117,7 @@ fn loss(log: &Tensor, targets: &Tensor) -> CandleResult<f64> {
 }
 
 #[derive(Default)]
-struct Sums {
+struct ScoreSums {
     tokens: usize,
     predicted: usize,
     loss: f64,
@@ -131,7 +128,7 @@ struct Sums {
     agreements: u64,
 }
 
-impl Sums {
+impl ScoreSums {
     /// Adds the distance between the original's distributions and the model's. `rare` has each
     /// token's share of rare experts.
     fn compare(&mut self, log_p: &Tensor, log_q: &Tensor, rare: &[f64]) -> CandleResult<()> {

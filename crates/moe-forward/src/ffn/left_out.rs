@@ -11,7 +11,7 @@ use moe_model::Moe;
 use rayon::prelude::*;
 
 use super::network::output_of;
-use super::parts::picked;
+use super::parts::select_rows;
 use crate::context::Context;
 use crate::loader::Loader;
 use crate::observer::LeftOut;
@@ -38,18 +38,18 @@ impl<'a> LeftOutParts<'a> {
     /// A token that loses an expert usually gains the next one in its order, so few outputs are
     /// needed that the mixture hasn't computed yet.
     pub fn without_each(&self, outputs: &Tensor, place: &[u32], y: &Tensor) -> Result<LeftOut<'a>> {
-        let anew =
+        let rerouted =
             route_without_each(self.logits, self.rule, self.routing).context(|| self.name())?;
         let first = outputs.dim(0).context(|| self.name())? as u32;
-        let further = self.further_outputs(&anew, first)?;
-        let anew_rows = self.rows_without_each(&anew, place, &further);
-        let outputs = further.behind(outputs).context(|| self.name())?;
+        let further = self.further_outputs(&rerouted, first)?;
+        let rerouted_rows = self.rows_without_each(&rerouted, place, &further);
+        let outputs = further.appended_to(outputs).context(|| self.name())?;
         let mixtures = Mixtures {
             outputs: &outputs,
             y,
             k: self.routing.top_k,
-            routed: Choices { rows: place, gates: &self.routing.weights },
-            anew: Choices { rows: &anew_rows, gates: &anew.weights },
+            routed: MixtureChoices { rows: place, gates: &self.routing.weights },
+            rerouted: MixtureChoices { rows: &rerouted_rows, gates: &rerouted.weights },
         };
         let found = if y.device().is_cpu() { mixtures.on_host() } else { mixtures.on_device() };
         let Changes { errors, cosines, output_square_norms } = found.context(|| self.name())?;
@@ -66,10 +66,10 @@ impl<'a> LeftOutParts<'a> {
         &self.routing.selected[token * k..][..k]
     }
 
-    /// Returns the row of the output of each choice in `anew`, the routing without each expert.
-    fn rows_without_each(&self, anew: &Routing, place: &[u32], further: &Further) -> Vec<u32> {
+    /// Returns the row of the output of each choice in `rerouted`, the routing without each expert.
+    fn rows_without_each(&self, rerouted: &Routing, place: &[u32], further: &Further) -> Vec<u32> {
         let k = self.routing.top_k;
-        let choices = anew.selected.iter().enumerate();
+        let choices = rerouted.selected.iter().enumerate();
         choices
             .map(|(choice, expert)| {
                 let token = choice / (k * k);
@@ -81,12 +81,12 @@ impl<'a> LeftOutParts<'a> {
             .collect()
     }
 
-    /// Returns for each expert the tokens that it gains in `anew`, once for each expert that they
+    /// Returns for each expert the tokens that it gains in `rerouted`, once for each expert that they
     /// lose.
-    fn gained(&self, anew: &Routing) -> BTreeMap<u32, Vec<u32>> {
+    fn gained(&self, rerouted: &Routing) -> BTreeMap<u32, Vec<u32>> {
         let k = self.routing.top_k;
         let mut tokens_of: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for (choice, expert) in anew.selected.iter().enumerate() {
+        for (choice, expert) in rerouted.selected.iter().enumerate() {
             let token = choice / (k * k);
             if !self.selected(token).contains(expert) {
                 tokens_of.entry(*expert).or_default().push(token as u32);
@@ -95,15 +95,15 @@ impl<'a> LeftOutParts<'a> {
         tokens_of
     }
 
-    /// Computes the outputs that `anew` needs and the mixture hasn't computed. Their rows count
+    /// Computes the outputs that `rerouted` needs and the mixture hasn't computed. Their rows count
     /// from `first`.
-    fn further_outputs(&self, anew: &Routing, first: u32) -> Result<Further> {
+    fn further_outputs(&self, rerouted: &Routing, first: u32) -> Result<Further> {
         let mut further = Further::default();
         let mut row = first;
-        for (expert, mut tokens) in self.gained(anew) {
+        for (expert, mut tokens) in self.gained(rerouted) {
             tokens.dedup();
             let network = &self.moe.experts[expert as usize];
-            let x = picked(self.x, &tokens)
+            let x = select_rows(self.x, &tokens)
                 .context(|| format!("the expert of {}", network.down.weight.name()))?;
             further.outputs.push(output_of(self.loader, network, &x)?);
             further
@@ -124,7 +124,7 @@ struct Further {
 
 impl Further {
     /// Appends these outputs to `outputs`.
-    fn behind(&self, outputs: &Tensor) -> CandleResult<Tensor> {
+    fn appended_to(&self, outputs: &Tensor) -> CandleResult<Tensor> {
         let all: Vec<&Tensor> = std::iter::once(outputs).chain(&self.outputs).collect();
         Tensor::cat(&all, 0)
     }
@@ -132,7 +132,7 @@ impl Further {
 
 /// Rows of the outputs to sum, and the gate of each.
 #[derive(Clone, Copy)]
-struct Choices<'a> {
+struct MixtureChoices<'a> {
     rows: &'a [u32],
     gates: &'a [f32],
 }
@@ -146,9 +146,9 @@ struct Mixtures<'a> {
     /// Number of choices in a mixture.
     k: usize,
     /// `[tokens, k]`
-    routed: Choices<'a>,
+    routed: MixtureChoices<'a>,
     /// `[tokens, k, k]`: without the first expert, the second, and so on.
-    anew: Choices<'a>,
+    rerouted: MixtureChoices<'a>,
 }
 
 /// The fields of [`LeftOut`] that are computed.
@@ -197,7 +197,7 @@ impl HostValues {
     }
 
     /// Returns the mixture number `row` of `choices`, which have `k` entries each.
-    fn mixed(&self, choices: Choices<'_>, row: usize, k: usize) -> Vec<f64> {
+    fn mixed(&self, choices: MixtureChoices<'_>, row: usize, k: usize) -> Vec<f64> {
         let mut sum = vec![0f64; self.hidden];
         for choice in row * k..(row + 1) * k {
             let gate = f64::from(choices.gates[choice]);
@@ -235,7 +235,7 @@ impl Mixtures<'_> {
         let y: Vec<f64> = y.iter().map(|v| f64::from(*v)).collect();
         let routed = host.mixed(self.routed, token, self.k);
         let changes = (0..self.k).map(|choice| {
-            let rest = host.mixed(self.anew, token * self.k + choice, self.k);
+            let rest = host.mixed(self.rerouted, token * self.k + choice, self.k);
             let change: Vec<f64> = rest.iter().zip(&routed).map(|(rest, all)| rest - all).collect();
             let left: Vec<f64> = y.iter().zip(&change).map(|(y, change)| y + change).collect();
             let dot: f64 = y.iter().zip(&left).map(|(a, b)| a * b).sum();
@@ -268,7 +268,7 @@ impl Mixtures<'_> {
         let routed = self.mixed(self.routed, tokens.clone(), 1, 0)?;
         let mut columns = vec![y.sqr()?.sum(1)?];
         for choice in 0..self.k {
-            let change = (self.mixed(self.anew, tokens.clone(), self.k, choice)? - &routed)?;
+            let change = (self.mixed(self.rerouted, tokens.clone(), self.k, choice)? - &routed)?;
             let left = (&y + &change)?;
             columns.extend([change.sqr()?.sum(1)?, (&y * &left)?.sum(1)?, left.sqr()?.sum(1)?]);
         }
@@ -278,7 +278,7 @@ impl Mixtures<'_> {
     /// Returns the `which`-th of `each` mixtures of `tokens`, `[tokens, hidden]`.
     fn mixed(
         &self,
-        choices: Choices<'_>,
+        choices: MixtureChoices<'_>,
         tokens: Range<usize>,
         each: usize,
         which: usize,
@@ -321,14 +321,14 @@ mod tests {
         let mut places = |count: usize| -> Vec<u32> {
             (0..count).map(|_| choose(1, rows, &mut random)[0] as u32).collect()
         };
-        let (routed, anew) = (places(tokens * k), places(tokens * k * k));
+        let (routed, rerouted) = (places(tokens * k), places(tokens * k * k));
         let gates = normal(tokens * k * k, 1.0, &mut generator(3, 1));
         let mixtures = Mixtures {
             outputs: &outputs,
             y: &y,
             k,
-            routed: Choices { rows: &routed, gates: &gates[..tokens * k] },
-            anew: Choices { rows: &anew, gates: &gates },
+            routed: MixtureChoices { rows: &routed, gates: &gates[..tokens * k] },
+            rerouted: MixtureChoices { rows: &rerouted, gates: &gates },
         };
         let (host, device) = (mixtures.on_host().unwrap(), mixtures.on_device().unwrap());
         assert_eq!(host.errors.len(), tokens * k);

@@ -13,7 +13,7 @@ use super::groups::{ExpertGroup, groups};
 use super::kept::KeptOutputs;
 use super::left_out::LeftOutParts;
 use super::network::{EXPERTS, output_of};
-use super::parts::{TOKEN_BLOCK, in_parts, picked};
+use super::parts::{TOKEN_BLOCK, in_parts, select_rows};
 use super::running::RunningLayer;
 use crate::context::{Context, failed};
 use crate::loader::{LoadedExpert, Loader};
@@ -41,7 +41,7 @@ struct Gathered {
 }
 
 /// The activations and outputs of an expert.
-struct Ran {
+struct ExpertResult {
     activations: Tensor,
     output: Tensor,
 }
@@ -96,8 +96,8 @@ impl<'a> Mixture<'a> {
         let rows: Vec<u32> = groups.iter().flat_map(|group| group.tokens.iter().copied()).collect();
         let rows = Tensor::from_slice(&rows, rows.len(), self.x.device());
         let rows = rows.context(|| self.name())?;
-        Prefetcher::reading(self.to_read(&groups), |ahead| {
-            let loader = Loader { ahead: Some(ahead), ..loader };
+        Prefetcher::reading(self.to_read(&groups), |prefetcher| {
+            let loader = Loader { prefetcher: Some(prefetcher), ..loader };
             let mut from = 0;
             for group in &groups {
                 loader.compute.meter.at_expert(group.first, self.moe.experts.len());
@@ -125,11 +125,11 @@ impl<'a> Mixture<'a> {
     fn to_read(&self, groups: &[ExpertGroup<'_>]) -> impl Iterator<Item = Weight> {
         let loader = self.running.loader;
         // On a CPU reading takes a twentieth of the time at most, and memory is short.
-        let ahead = !loader.compute.device.is_cpu();
+        let prefetches = !loader.compute.device.is_cpu();
         let linears = groups.iter().flat_map(|group| group.expert.linears());
         linears
             .map(|linear| &linear.weight)
-            .filter(move |weight| ahead && loader.reads(weight))
+            .filter(move |weight| prefetches && loader.reads(weight))
             .cloned()
     }
 
@@ -167,11 +167,11 @@ impl<'a> Mixture<'a> {
         expert: &LoadedExpert,
         rows: &Tensor,
         part: Range<usize>,
-    ) -> CandleResult<Ran> {
+    ) -> CandleResult<ExpertResult> {
         let x = self.x.index_select(&rows.narrow(0, part.start, part.len())?, 0)?;
         let activations = expert.activations(&x)?;
         let output = expert.output(&activations)?;
-        Ok(Ran { activations, output })
+        Ok(ExpertResult { activations, output })
     }
 
     /// Adds the results of `group` for the tokens `part` of its own, and shows them to the
@@ -180,7 +180,7 @@ impl<'a> Mixture<'a> {
         &self,
         group: &ExpertGroup<'_>,
         part: Range<usize>,
-        ran: &Ran,
+        ran: &ExpertResult,
         gathered: &mut Gathered,
         observer: &mut dyn Observer,
     ) -> Result<()> {
@@ -212,7 +212,9 @@ impl<'a> Mixture<'a> {
         let tokens = &group.tokens[part.clone()];
         match &self.tracked {
             // One expert alone: each of its slots is another token, in their order.
-            Some(tracked) => sum.add_tracked(output, tokens, &picked(tracked, &group.slots[part])?),
+            Some(tracked) => {
+                sum.add_tracked(output, tokens, &select_rows(tracked, &group.slots[part])?)
+            }
             None => sum.add(output, tokens, &group.gates[part]),
         }
     }
@@ -254,7 +256,7 @@ impl<'a> Mixture<'a> {
             return Ok(());
         }
         let RunningLayer { loader, index, .. } = self.running;
-        let x = picked(self.x, &rows);
+        let x = select_rows(self.x, &rows);
         let x = x.context(|| format!("sampled tokens of layer {index}"))?;
         for (expert, network) in self.moe.experts.iter().enumerate() {
             observer.sampled_output(index, expert, &rows, &output_of(loader, network, &x)?)?;

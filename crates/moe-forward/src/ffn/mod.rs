@@ -50,10 +50,10 @@ fn mixture(
     let (tokens, hidden) = x.dims2().context(|| "a shape".into())?;
     let wants = observer.wants();
     let bytes_per_token = moe.router.top_k * hidden * running.loader.compute.dtype.size_in_bytes();
-    let most = if wants.left_out { KEPT_BYTES / bytes_per_token } else { tokens };
+    let max_tokens = if wants.left_out { KEPT_BYTES / bytes_per_token } else { tokens };
     let mut parts = Vec::new();
-    for start in (0..tokens).step_by(most.max(1)) {
-        let count = most.max(1).min(tokens - start);
+    for start in (0..tokens).step_by(max_tokens.max(1)) {
+        let count = max_tokens.max(1).min(tokens - start);
         let part = x.narrow(0, start, count).context(|| "a slice".into())?;
         let mixture = Mixture::route(running, moe, &part, wants.clone(), observer)?;
         parts.push(mixture.run(&(first + start..first + start + count), observer)?);

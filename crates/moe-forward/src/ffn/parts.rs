@@ -10,7 +10,7 @@ use moe_math::device::is_out_of_memory;
 pub(super) const TOKEN_BLOCK: usize = 4096;
 
 /// Returns the rows of `tensor` with the indices `rows`.
-pub(super) fn picked(tensor: &Tensor, rows: &[u32]) -> CandleResult<Tensor> {
+pub(super) fn select_rows(tensor: &Tensor, rows: &[u32]) -> CandleResult<Tensor> {
     tensor.index_select(&Tensor::from_slice(rows, rows.len(), tensor.device())?, 0)
 }
 
@@ -38,17 +38,18 @@ pub(super) fn in_blocks(
 /// candle's other errors.
 pub(super) fn in_parts<T, E>(
     rows: usize,
-    most: usize,
+    max_rows: usize,
     run: impl Fn(Range<usize>) -> CandleResult<T>,
     fail: impl Fn(candle_core::Error) -> E,
     mut take: impl FnMut(Range<usize>, T) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (mut from, mut most) = (0, most);
+    let mut from = 0;
+    let mut count = max_rows;
     while from < rows {
-        let part = from..rows.min(from + most);
+        let part = from..rows.min(from + count);
         match run(part.clone()) {
             Err(error) if part.len() > 1 && is_out_of_memory(&error) => {
-                most = part.len().div_ceil(2)
+                count = part.len().div_ceil(2)
             }
             found => {
                 from = part.end;

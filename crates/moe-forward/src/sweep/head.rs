@@ -11,6 +11,10 @@ use crate::context::Context;
 use crate::finite;
 use crate::loader::Loader;
 
+/// Callers that need the logits of many tokens compute them in blocks that take this many bytes, of
+/// f64 or f32 according to what they compute from them.
+pub const LOGIT_BYTES: usize = 64 << 20;
+
 /// The loaded weights of the final norm and the output head.
 pub struct Head {
     norm: Tensor,

@@ -33,7 +33,7 @@ impl TextBytes {
     }
 
     /// Skips the first `bytes` bytes.
-    pub fn behind(self, bytes: usize) -> Self {
+    pub fn skipping(self, bytes: usize) -> Self {
         Self { start: self.start + bytes as u64, ..self }
     }
 

@@ -23,7 +23,7 @@ pub(super) trait Documents: Sync {
     ///
     /// # Errors
     /// Errors of reading.
-    fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<Next>;
+    fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<NextDocument>;
 
     /// Returns the units that lie in `cell`.
     ///
@@ -34,7 +34,7 @@ pub(super) trait Documents: Sync {
         reader: &mut TextReader<'_>,
         cell: Range<u64>,
         lines: &mut LongLines,
-    ) -> Result<Vec<Unit>>;
+    ) -> Result<Vec<CellUnit>>;
 
     /// Returns whether the ending of a file's name stands for this content.
     fn is_named_so(&self, ending: &str) -> bool;
@@ -44,7 +44,7 @@ pub(super) trait Documents: Sync {
 }
 
 /// A document and its place.
-pub(super) struct Next {
+pub(super) struct NextDocument {
     /// The document's bytes in the text.
     pub bytes: Range<u64>,
     pub document: Document,
@@ -62,7 +62,7 @@ pub(super) enum Document {
 }
 
 /// A unit found in a cell.
-pub(super) enum Unit {
+pub(super) enum CellUnit {
     /// A line that is a record, or blank.
     Record(Range<u64>),
     /// A part of a document.

@@ -11,7 +11,7 @@ use crate::tokenizer::TextTokenizer;
 
 /// A token and its place in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Placed {
+pub(super) struct PlacedToken {
     pub id: u32,
     pub start: usize,
     pub end: usize,
@@ -76,7 +76,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// As [`Self::encode`], but returns the tokens with their places.
-    pub(super) fn placed(&mut self, text: &str, special_tokens: bool) -> Result<Vec<Placed>> {
+    pub(super) fn placed(&mut self, text: &str, special_tokens: bool) -> Result<Vec<PlacedToken>> {
         let vocab = self.vocab;
         let tokenizer = self.tokenizer()?;
         let encoding = tokenizer.places(text, special_tokens)?;
@@ -86,7 +86,7 @@ impl<'a> Encoder<'a> {
             .iter()
             .zip(encoding.get_offsets())
             .zip(encoding.get_special_tokens_mask());
-        let placed = |((id, (start, end)), special): ((&u32, &(usize, usize)), &u32)| Placed {
+        let placed = |((id, (start, end)), special): ((&u32, &(usize, usize)), &u32)| PlacedToken {
             id: *id,
             start: *start,
             end: *end,

@@ -47,13 +47,13 @@ impl Passage {
             let path = reader.text.path();
             Error::new(Kind::Malformed, format!("byte {}: {what}", at + place as u64))
                 .file(path)
-                .remedy(self.way_to_decode(path))
+                .remedy(self.decoding_remedy(path))
         })?;
         Ok((text, at + used as u64))
     }
 
     /// Returns the remedy for a file whose bytes aren't characters.
-    fn way_to_decode(&self, path: &Path) -> String {
+    fn decoding_remedy(&self, path: &Path) -> String {
         if self.is_escaped {
             return "write the file again, as Python's json does, or leave this record out".into();
         }

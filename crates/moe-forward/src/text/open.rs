@@ -5,9 +5,9 @@ use std::path::Path;
 use moe_checkpoint::{Error, Kind, Result, open_file};
 
 use super::bytes::TextBytes;
-use super::kind::{FileKind, HEAD_BYTES, Head, Opened};
+use super::kind::{FileStart, HEAD_BYTES, OpenedText, TextFormat};
 use super::kinds::KINDS;
-use super::source::{Origin, TextFile};
+use super::source::{TextFile, TextOrigin};
 
 impl TextFile {
     /// Opens `path`.
@@ -32,22 +32,22 @@ impl TextFile {
 /// needed.
 fn opened(mut bytes: TextBytes, name: &Path) -> Result<TextFile> {
     let mut name = name.to_owned();
-    let mut from: Option<Box<dyn Origin>> = None;
+    let mut from: Option<Box<dyn TextOrigin>> = None;
     loop {
         let mut start = vec![0; (bytes.len() as usize).min(HEAD_BYTES)];
         bytes.read_at(0, &mut start)?;
         let is_all = start.len() as u64 == bytes.len();
-        let head = Head { name: &name, bytes: &start, is_all };
+        let head = FileStart { name: &name, bytes: &start, is_all };
         match kind_of(&head)?.open(bytes, &head)? {
-            Opened::Text(text) => return Ok(TextFile { origin: text.origin.or(from), ..text }),
-            Opened::Unpacked(inner, origin) => (bytes, from) = (inner, Some(origin)),
+            OpenedText::Text(text) => return Ok(TextFile { origin: text.origin.or(from), ..text }),
+            OpenedText::Unpacked(inner, origin) => (bytes, from) = (inner, Some(origin)),
         }
         name.set_extension("");
     }
 }
 
 /// Returns the kind of a file that begins with `head`.
-fn kind_of(head: &Head<'_>) -> Result<&'static dyn FileKind> {
+fn kind_of(head: &FileStart<'_>) -> Result<&'static dyn TextFormat> {
     for kind in KINDS {
         if kind.recognizes(head)? {
             return Ok(kind);
@@ -67,8 +67,8 @@ mod tests {
     const PROSE: &str = "plain text, one document";
     const ARRAY: &str = "JSON Lines, a document a line, out of a JSON array";
 
-    fn head<'a>(name: &'a Path, bytes: &'a [u8], is_all: bool) -> Head<'a> {
-        Head { name, bytes, is_all }
+    fn head<'a>(name: &'a Path, bytes: &'a [u8], is_all: bool) -> FileStart<'a> {
+        FileStart { name, bytes, is_all }
     }
 
     fn open(name: &str, text: impl AsRef<[u8]>) -> Result<TextFile> {

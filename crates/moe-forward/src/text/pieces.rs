@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 
 use moe_checkpoint::Result;
 
-use super::encoder::{Encoder, Placed};
+use super::encoder::{Encoder, PlacedToken};
 use super::escaped::Passage;
 use super::reader::TextReader;
 
@@ -44,14 +44,14 @@ impl Parts for HeldText<'_> {
 }
 
 /// A text in a file.
-pub(super) struct Read<'a, 'f> {
+pub(super) struct FileParts<'a, 'f> {
     pub reader: &'a mut TextReader<'f>,
     pub passage: Passage,
     /// The position where the next part begins.
     pub at: u64,
 }
 
-impl Parts for Read<'_, '_> {
+impl Parts for FileParts<'_, '_> {
     fn next(&mut self) -> Result<Option<String>> {
         if self.at >= self.passage.range.end {
             return Ok(None);
@@ -91,7 +91,7 @@ pub(super) fn tokenize(
 /// A piece of a text, and its tokens that haven't been passed on yet.
 struct Piece {
     text: String,
-    tokens: Vec<Placed>,
+    tokens: Vec<PlacedToken>,
     special_tokens: bool,
 }
 
@@ -122,11 +122,11 @@ impl Piece {
     }
 }
 
-fn ids(tokens: &[Placed]) -> Vec<u32> {
+fn ids(tokens: &[PlacedToken]) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()
 }
 
-pub(super) fn drop_special_end(tokens: &mut Vec<Placed>) {
+pub(super) fn drop_special_end(tokens: &mut Vec<PlacedToken>) {
     while tokens.last().is_some_and(|token| token.is_special) {
         tokens.pop();
     }
@@ -134,7 +134,7 @@ pub(super) fn drop_special_end(tokens: &mut Vec<Placed>) {
 
 /// Returns how many tokens of `left` to keep, and the index in `right` of the token that follows
 /// them. The text of `right` begins `shared` bytes into that of `left`.
-fn seam(left: &[Placed], right: &[Placed], shared: usize) -> (usize, usize) {
+fn seam(left: &[PlacedToken], right: &[PlacedToken], shared: usize) -> (usize, usize) {
     let first = left.partition_point(|token| token.start < shared);
     let (mut i, mut j, mut run) = (first, 0, 0);
     let mut longest = (0, 0, 0);

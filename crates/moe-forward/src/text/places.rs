@@ -13,7 +13,7 @@ use moe_checkpoint::{Hasher, Result};
 use moe_math::sampling::Shuffled;
 use rand_core::RngCore;
 
-use super::documents::{LongLines, Unit};
+use super::documents::{CellUnit, LongLines};
 use super::encoder::Encoder;
 use super::escaped::Passage;
 use super::pieces::drop_special_end;
@@ -28,7 +28,7 @@ use crate::chat::Dates;
 /// Bytes of a cell for each token of a window. Nearly every token is shorter, so a cell holds at
 /// least a window.
 const CELL_BYTES_PER_TOKEN: u64 = 8;
-const LEAST_CELL_BYTES: u64 = 1 << 10;
+const MIN_CELL_BYTES: u64 = 1 << 10;
 /// Number of bytes before a passage that are tokenized with it, since its first tokens depend on
 /// them.
 const CONTEXT_BYTES: u64 = 256;
@@ -68,7 +68,7 @@ impl Places<'_, '_> {
     /// As for [`super::Stream::read`].
     pub fn draw(self, random: &mut impl RngCore) -> Result<Vec<Drawn>> {
         let Self { files, encoder, vocab, length, tokens } = self;
-        let cell = (CELL_BYTES_PER_TOKEN * length.min(tokens) as u64).max(LEAST_CELL_BYTES);
+        let cell = (CELL_BYTES_PER_TOKEN * length.min(tokens) as u64).max(MIN_CELL_BYTES);
         // Were cells always to begin at the same places, what lies behind their first windows would
         // be in no sample.
         let phase = random.next_u64() % cell;
@@ -159,11 +159,16 @@ impl<'a> FileSample<'a> {
     }
 
     /// Returns the tokens of a document, or of a part of one.
-    fn unit(&mut self, unit: Unit, encoder: &mut Encoder<'_>, length: usize) -> Result<Vec<u32>> {
+    fn unit(
+        &mut self,
+        unit: CellUnit,
+        encoder: &mut Encoder<'_>,
+        length: usize,
+    ) -> Result<Vec<u32>> {
         match unit {
-            Unit::Malformed(line, wrong) => Err(malformed(self.file, &place(line), &wrong)),
-            Unit::Record(line) => self.record(line, encoder),
-            Unit::Part { passage, part } => self.part(passage, part, encoder, length),
+            CellUnit::Malformed(line, wrong) => Err(malformed(self.file, &place(line), &wrong)),
+            CellUnit::Record(line) => self.record(line, encoder),
+            CellUnit::Part { passage, part } => self.part(passage, part, encoder, length),
         }
     }
 

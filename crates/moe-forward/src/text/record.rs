@@ -23,7 +23,7 @@ pub(super) enum Record {
 
 /// What a line begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum LineStart {
     /// A complete object, after which more may follow.
     Whole,
     /// An object that doesn't end in the line.
@@ -37,31 +37,31 @@ pub(super) fn parse(line: &[u8]) -> Result<Record, Wrong> {
     let line = std::str::from_utf8(line)
         .map_err(|e| Wrong::new(Cause::NotUtf8, format!("this is not UTF-8: {e}")))?;
     let line = keep_numbers(line);
-    let fields = serde_json::from_str::<Fields<'_>>(&line);
+    let fields = serde_json::from_str::<RecordFields<'_>>(&line);
     fields.map_err(|e| Wrong::of_line(&line, &e))?.record()
 }
 
 /// Returns whether `line` begins with a JSON object that has a key.
-pub(super) fn object_start(line: &[u8]) -> Start {
+pub(super) fn object_start(line: &[u8]) -> LineStart {
     let is_object =
         line.first() == Some(&b'{') && line[1..].trim_ascii_start().first() == Some(&b'"');
     if !is_object {
-        return Start::Other;
+        return LineStart::Other;
     }
     // A character may be cut at the end of what was read.
     let valid = line.utf8_chunks().next().map_or("", |chunk| chunk.valid());
     match serde_json::Deserializer::from_str(&keep_numbers(valid)).into_iter::<IgnoredAny>().next()
     {
-        Some(Ok(_)) => Start::Whole,
-        Some(Err(error)) if error.is_eof() => Start::Open,
-        _ => Start::Other,
+        Some(Ok(_)) => LineStart::Whole,
+        Some(Err(error)) if error.is_eof() => LineStart::Open,
+        _ => LineStart::Other,
     }
 }
 
 /// The known fields of a line. Each is parsed when it is needed, since Python ignores errors in
 /// fields that aren't used.
 #[derive(Default)]
-struct Fields<'a> {
+struct RecordFields<'a> {
     text: Option<&'a RawValue>,
     messages: Option<&'a RawValue>,
     conversations: Option<&'a RawValue>,
@@ -69,18 +69,18 @@ struct Fields<'a> {
     input_ids: Option<&'a RawValue>,
     attention_mask: Option<&'a RawValue>,
     /// The keys that aren't known.
-    others: Vec<Other>,
+    others: Vec<UnknownKey>,
 }
 
 /// An unknown key.
-struct Other {
+struct UnknownKey {
     name: String,
     /// Whether its value is an array of objects; otherwise it may be a text.
     has_records: bool,
     has_text: bool,
 }
 
-impl Other {
+impl UnknownKey {
     fn new(name: String, value: &RawValue) -> Self {
         let value = value.get();
         let has_records =
@@ -94,18 +94,18 @@ const TEXTS: [&str; 8] =
     ["content", "body", "document", "raw_content", "article", "story", "passage", "page"];
 
 /// The error about a record that has no keys but `others`.
-fn unknown(others: &[Other]) -> Wrong {
+fn unknown(others: &[UnknownKey]) -> Wrong {
     if others.is_empty() {
         return wrong("none of the known keys");
     }
     let names: Vec<&str> = others.iter().map(|other| other.name.as_str()).collect();
     let what = format!("none of the known keys, but \"{}\"", names.join("\", \""));
-    if let Some(Other { name, .. }) = others.iter().find(|other| other.has_records) {
+    if let Some(UnknownKey { name, .. }) = others.iter().find(|other| other.has_records) {
         let what = format!("{what}, and a list of records under \"{name}\"");
         return Wrong::new(Cause::RecordsUnder(name.clone()), what);
     }
     match others.iter().find(|other| other.has_text && TEXTS.contains(&other.name.as_str())) {
-        Some(Other { name, .. }) => {
+        Some(UnknownKey { name, .. }) => {
             let what = format!("{what}, and a text under \"{name}\"");
             Wrong::new(Cause::TextUnder(name.clone()), what)
         }
@@ -120,9 +120,9 @@ fn wrong(what: impl Into<String>) -> Wrong {
 /// Maximum number of unknown keys that a message lists.
 const MAX_OTHERS: usize = 8;
 
-impl Fields<'_> {
+impl RecordFields<'_> {
     fn record(self) -> Result<Record, Wrong> {
-        if let Some(ids) = self.input_ids.map(read::<Option<Vec<Id>>>).transpose()?.flatten() {
+        if let Some(ids) = self.input_ids.map(read::<Option<Vec<TokenId>>>).transpose()?.flatten() {
             return tokens(ids, self.attention_mask);
         }
         if self.text.is_some_and(|text| text.get().starts_with('[')) {
@@ -149,8 +149,8 @@ impl Fields<'_> {
 }
 
 /// Returns token ids, with the visibility that the mask gives each.
-fn tokens(ids: Vec<Id>, mask: Option<&RawValue>) -> Result<Record, Wrong> {
-    let ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
+fn tokens(ids: Vec<TokenId>, mask: Option<&RawValue>) -> Result<Record, Wrong> {
+    let ids: Vec<u32> = ids.into_iter().map(|TokenId(id)| id).collect();
     let mask = mask.map(read::<Option<Vec<Truth>>>).transpose()?.flatten();
     let Some(mask) = mask else { return Ok(Record::Ids(ids, None)) };
     if mask.len() != ids.len() {
@@ -190,7 +190,7 @@ fn message(turn: Value) -> Result<Value, Wrong> {
     Ok(serde_json::json!({ "role": role, "content": value }))
 }
 
-impl<'de> Deserialize<'de> for Fields<'de> {
+impl<'de> Deserialize<'de> for RecordFields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(FieldsVisitor)
     }
@@ -199,16 +199,16 @@ impl<'de> Deserialize<'de> for Fields<'de> {
 struct FieldsVisitor;
 
 impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Fields<'de>;
+    type Value = RecordFields<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-        let mut fields = Fields::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RecordFields<'de>, A::Error> {
+        let mut fields = RecordFields::default();
         // As in Python, a key that comes again takes the place of the first.
-        while let Some(Key(key)) = map.next_key()? {
+        while let Some(RecordKey(key)) = map.next_key()? {
             let field = match key.as_str() {
                 "text" => &mut fields.text,
                 "messages" => &mut fields.messages,
@@ -219,7 +219,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                 _ => {
                     let value = map.next_value::<&RawValue>()?;
                     if fields.others.len() < MAX_OTHERS {
-                        fields.others.push(Other::new(key, value));
+                        fields.others.push(UnknownKey::new(key, value));
                     }
                     continue;
                 }
@@ -231,53 +231,53 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 }
 
 /// A key. Half of a surrogate pair isn't an error in it, since no such key is looked up.
-struct Key(String);
+struct RecordKey(String);
 
-impl<'de> Deserialize<'de> for Key {
+impl<'de> Deserialize<'de> for RecordKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-        impl Visitor<'_> for Bytes {
-            type Value = Key;
+        struct KeyVisitor;
+        impl Visitor<'_> for KeyVisitor {
+            type Value = RecordKey;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a key")
             }
 
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Key, E> {
-                Ok(Key(String::from_utf8_lossy(bytes).into_owned()))
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<RecordKey, E> {
+                Ok(RecordKey(String::from_utf8_lossy(bytes).into_owned()))
             }
         }
-        deserializer.deserialize_bytes(Bytes)
+        deserializer.deserialize_bytes(KeyVisitor)
     }
 }
 
 /// A token id. As in Python, -0 is 0.
-struct Id(u32);
+struct TokenId(u32);
 
-impl<'de> Deserialize<'de> for Id {
+impl<'de> Deserialize<'de> for TokenId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Number;
-        impl Visitor<'_> for Number {
-            type Value = Id;
+        struct TokenIdVisitor;
+        impl Visitor<'_> for TokenIdVisitor {
+            type Value = TokenId;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a token id")
             }
 
-            fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Id, E> {
+            fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<TokenId, E> {
                 let unexpected = serde::de::Unexpected::Unsigned(id);
-                u32::try_from(id).map(Id).map_err(|_| E::invalid_value(unexpected, &self))
+                u32::try_from(id).map(TokenId).map_err(|_| E::invalid_value(unexpected, &self))
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Id, E> {
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TokenId, E> {
                 match kept_number(text) {
-                    Some("-0") => Ok(Id(0)),
+                    Some("-0") => Ok(TokenId(0)),
                     Some(number) => Err(E::custom(format!("{number} is not a token id"))),
                     None => Err(E::invalid_type(serde::de::Unexpected::Str(text), &self)),
                 }
             }
         }
-        deserializer.deserialize_any(Number)
+        deserializer.deserialize_any(TokenIdVisitor)
     }
 }
 

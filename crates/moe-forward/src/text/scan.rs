@@ -45,13 +45,13 @@ struct Member {
 
 /// The members found in a record so far.
 #[derive(Default)]
-struct Members {
+struct RecordMembers {
     /// The bytes of the record's text.
     text: Option<Range<u64>>,
     is_other: bool,
 }
 
-impl Members {
+impl RecordMembers {
     fn add(&mut self, Member { key, first, value }: Member) {
         match (key.as_slice(), first) {
             (b"text", b'"') => self.text = Some(value.start + 1..value.end - 1),
@@ -74,7 +74,7 @@ impl Scan<'_, '_> {
             Some(_) => return Ok(malformed(Cause::Other, "not an object")),
             None => return Ok(Scanned::Blank),
         }
-        let mut members = Members::default();
+        let mut members = RecordMembers::default();
         loop {
             let Some(member) = self.member()? else { return Ok(unfinished()) };
             members.add(member);

@@ -11,11 +11,11 @@ pub(crate) struct TextFile {
     /// The bytes of the text, read by position.
     pub bytes: TextBytes,
     pub(super) documents: &'static dyn Documents,
-    pub(super) origin: Option<Box<dyn Origin>>,
+    pub(super) origin: Option<Box<dyn TextOrigin>>,
 }
 
 /// The origin of a text that was converted from the file, such as an unpacked one.
-pub(super) trait Origin {
+pub(super) trait TextOrigin {
     /// Returns a description of the original file, for messages.
     fn name(&self) -> &'static str;
 

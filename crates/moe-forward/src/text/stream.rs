@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use moe_checkpoint::{Error, Result};
 
-use super::documents::{Document, Next};
+use super::documents::{Document, NextDocument};
 use super::encoder::Encoder;
-use super::pieces::{HeldText, Parts as _, Read, Take, tokenize};
+use super::pieces::{FileParts, HeldText, Parts as _, Take, tokenize};
 use super::reader::TextReader;
 use super::record::Record;
 use super::refused::{RecordLine, malformed};
@@ -64,11 +64,11 @@ impl Stream<'_, '_> {
     fn document(
         &mut self,
         reader: &mut TextReader<'_>,
-        next: Next,
+        next: NextDocument,
         number: u64,
         windows: &mut Windows,
     ) -> Result<u64> {
-        let Next { bytes, document, following } = next;
+        let NextDocument { bytes, document, following } = next;
         let place = RecordLine { line: bytes, number: Some(number) };
         let at = following.unwrap_or(self.file.len());
         let (flow, at) = match document {
@@ -76,7 +76,7 @@ impl Stream<'_, '_> {
             Document::Malformed(wrong) => return Err(malformed(self.file, &place, &wrong)),
             _ if windows.have(self.enough) => return Ok(at),
             Document::Text(passage) => {
-                let mut parts = Read { at: passage.range.start, reader, passage };
+                let mut parts = FileParts { at: passage.range.start, reader, passage };
                 let flow = self.text(&mut parts, following.is_none(), windows)?;
                 (flow, following.unwrap_or(parts.at))
             }
@@ -92,7 +92,7 @@ impl Stream<'_, '_> {
     /// end.
     fn text(
         &mut self,
-        parts: &mut Read<'_, '_>,
+        parts: &mut FileParts<'_, '_>,
         is_last: bool,
         windows: &mut Windows,
     ) -> Result<ControlFlow<()>> {

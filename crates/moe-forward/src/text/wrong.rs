@@ -71,7 +71,7 @@ impl Wrong {
 
     /// Describes the `error` of parsing `line` as an object.
     pub fn of_line(line: &str, error: &serde_json::Error) -> Self {
-        match behind(line) {
+        match byte_after(line) {
             Some(b',') => {
                 let what = "trailing characters: a comma stands behind the object";
                 Self::new(Cause::Comma, what)
@@ -117,7 +117,7 @@ impl fmt::Display for Wrong {
 
 /// Returns the first byte after the value that `line` begins with, if that value is complete and
 /// something follows.
-fn behind(line: &str) -> Option<u8> {
+fn byte_after(line: &str) -> Option<u8> {
     let mut values = serde_json::Deserializer::from_str(line).into_iter::<IgnoredAny>();
     values.next()?.ok()?;
     line[values.byte_offset()..].trim_start().bytes().next()

@@ -17,7 +17,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
-use super::settings::{Settings, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Token};
+use super::settings::{SpecialToken, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TokenizerSettings};
 
 /// The pattern by which `Qwen2Tokenizer` of transformers 5.23 splits.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -99,7 +99,7 @@ fn has_own_code(tokenizer_config: &Map<String, Value>) -> bool {
 }
 
 /// Returns which parts of a text Llama's tokenizer puts a space before.
-fn prepended(prefix: Option<bool>, settings: &Settings) -> PrependScheme {
+fn prepended(prefix: Option<bool>, settings: &TokenizerSettings) -> PrependScheme {
     // An old class joined a space to every part of a text, not to the first alone.
     let is_legacy = settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
     match prefix {
@@ -191,7 +191,7 @@ impl Class {
     pub fn rebuild(
         self,
         read: Tokenizer,
-        settings: &Settings,
+        settings: &TokenizerSettings,
         model_dir: &Path,
     ) -> Result<Tokenizer> {
         if self == Self::Backend {
@@ -224,7 +224,11 @@ impl Class {
     }
 
     /// Sets the class's normalizer and pre-tokenizer on `tokenizer`.
-    fn prepare(self, tokenizer: &mut Tokenizer, settings: &Settings) -> tokenizers::Result<()> {
+    fn prepare(
+        self,
+        tokenizer: &mut Tokenizer,
+        settings: &TokenizerSettings,
+    ) -> tokenizers::Result<()> {
         if let Some(normalizer) = self.normalizer()? {
             tokenizer.with_normalizer(Some(normalizer))?;
         }
@@ -233,7 +237,7 @@ impl Class {
     }
 
     /// Returns `model` with the class's treatment of characters that aren't in the vocabulary.
-    fn model(self, mut model: BPE, settings: &Settings) -> BPE {
+    fn model(self, mut model: BPE, settings: &TokenizerSettings) -> BPE {
         model.dropout = None;
         model.ignore_merges = false;
         model.continuing_subword_prefix = None;
@@ -253,7 +257,10 @@ impl Class {
         })
     }
 
-    fn pre_tokenizer(self, settings: &Settings) -> tokenizers::Result<PreTokenizerWrapper> {
+    fn pre_tokenizer(
+        self,
+        settings: &TokenizerSettings,
+    ) -> tokenizers::Result<PreTokenizerWrapper> {
         let prefix = settings.config.get("add_prefix_space").and_then(Value::as_bool);
         let adds_space = prefix.unwrap_or(false);
         Ok(match self {
@@ -285,8 +292,8 @@ impl Class {
     }
 
     /// Returns whether tokens that are added a second time keep the matching options of the file.
-    pub fn keeps_matching(self, token: &Token) -> bool {
-        self == Self::Cohere && matches!(token, Token::Added(_))
+    pub fn keeps_matching(self, token: &SpecialToken) -> bool {
+        self == Self::Cohere && matches!(token, SpecialToken::Added(_))
     }
 }
 

@@ -23,14 +23,14 @@ use tokenizers::{AddedToken, Encoding, ModelWrapper, Tokenizer};
 pub use settings::TOKENIZER_FILE;
 
 use class::Class;
-use settings::{Defaults, SETTINGS_FILES, Settings, Token};
+use settings::{Defaults, SETTINGS_FILES, SpecialToken, TokenizerSettings};
 pub(crate) use settings::{TOKENIZER_CONFIG_FILE, read_config};
-use worker::{Worker, WorkerLimits};
+use worker::{TokenizerWorker, WorkerLimits};
 
 /// A checkpoint's tokenizer.
 pub struct TextTokenizer {
     tokenizer: Arc<Tokenizer>,
-    worker: Mutex<Worker>,
+    worker: Mutex<TokenizerWorker>,
     named: Vec<(String, String)>,
     file: PathBuf,
 }
@@ -59,8 +59,8 @@ impl TextTokenizer {
             _ = give.send(roles);
             Ok(tokenizer)
         };
-        let (worker, tokenizer) =
-            Worker::start(&file, size, WorkerLimits::USUAL, load).map_err(|e| e.file(&file))?;
+        let (worker, tokenizer) = TokenizerWorker::start(&file, size, WorkerLimits::USUAL, load)
+            .map_err(|e| e.file(&file))?;
         let named = take.into_iter().flatten().collect();
         Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
     }
@@ -230,7 +230,7 @@ impl TokenizerSource {
             padding: tokenizer.get_padding().map(|padding| padding.pad_token.clone()),
             added,
         };
-        let settings = Settings::read(&self.model_dir, tokenizer_config, defaults)?;
+        let settings = TokenizerSettings::read(&self.model_dir, tokenizer_config, defaults)?;
         // What a file says of these was saved with it by chance; transformers goes by what it is
         // asked for, too. Padding could be to a billion tokens.
         tokenizer.with_padding(None).with_truncation(None).map_err(|e| self.malformed(e))?;
@@ -253,7 +253,11 @@ impl TokenizerSource {
         Ok((tokenizer, added))
     }
 
-    fn add_tokens(&self, tokenizer: &mut Tokenizer, settings: &Settings) -> tokenizers::Result<()> {
+    fn add_tokens(
+        &self,
+        tokenizer: &mut Tokenizer,
+        settings: &TokenizerSettings,
+    ) -> tokenizers::Result<()> {
         let added = tokens_to_add(tokenizer, settings);
         tokenizer.add_tokens(added)?;
         if self.class.adds_specials_again() {
@@ -302,14 +306,15 @@ fn added_tokens(bytes: &[u8]) -> serde_json::Result<BTreeMap<i64, AddedToken>> {
 
 /// Returns the tokens that `TokenizersBackend.__init__` adds: listed tokens, then those with a role
 /// and extra ones that it doesn't have yet.
-fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings) -> Vec<AddedToken> {
+fn tokens_to_add(tokenizer: &Tokenizer, settings: &TokenizerSettings) -> Vec<AddedToken> {
     let mut known: BTreeSet<String> =
         tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
     known.extend(settings.listed.values().map(|token| token.content.clone()));
-    let mut to_add: Vec<Token> = settings.listed.values().cloned().map(Token::Added).collect();
+    let mut to_add: Vec<SpecialToken> =
+        settings.listed.values().cloned().map(SpecialToken::Added).collect();
     // There may be as many of them as a vocabulary has. What is listed is known by its text
     // already.
-    let mut seen: HashSet<&Token> = HashSet::new();
+    let mut seen: HashSet<&SpecialToken> = HashSet::new();
     for token in settings.named.iter().map(|(_, token)| token).chain(&settings.extra) {
         if !known.contains(token.text()) && seen.insert(token) {
             to_add.push(token.clone());
@@ -317,8 +322,8 @@ fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings) -> Vec<AddedToken> 
     }
     let named: HashSet<&str> = settings.named.iter().map(|(_, token)| token.text()).collect();
     let added = |token| match token {
-        Token::Text(text) => AddedToken::from(text, true),
-        Token::Added(token) => {
+        SpecialToken::Text(text) => AddedToken::from(text, true),
+        SpecialToken::Added(token) => {
             let is_special = token.special || named.contains(token.content.as_str());
             token.special(is_special)
         }
@@ -326,10 +331,10 @@ fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings) -> Vec<AddedToken> 
     to_add.into_iter().map(added).collect()
 }
 
-fn specials_again(class: Class, settings: &Settings) -> Vec<AddedToken> {
+fn specials_again(class: Class, settings: &TokenizerSettings) -> Vec<AddedToken> {
     let tokens = settings.named.iter().map(|(_, token)| token).chain(&settings.extra);
-    let again = |token: &Token| match token {
-        Token::Added(added) if class.keeps_matching(token) => added.clone().special(true),
+    let again = |token: &SpecialToken| match token {
+        SpecialToken::Added(added) if class.keeps_matching(token) => added.clone().special(true),
         _ => AddedToken::from(token.text(), true),
     };
     tokens.map(again).collect()

@@ -29,16 +29,16 @@ const ADDED: &str = "AddedToken";
 
 /// A special token as a file names it: its text, or its text with matching options.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Token {
+pub(super) enum SpecialToken {
     Text(String),
     Added(AddedToken),
 }
 
-impl Token {
+impl SpecialToken {
     pub fn text(&self) -> &str {
         match self {
-            Token::Text(text) => text,
-            Token::Added(token) => &token.content,
+            SpecialToken::Text(text) => text,
+            SpecialToken::Added(token) => &token.content,
         }
     }
 }
@@ -55,12 +55,12 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
 
 /// Everything that decides which tokens are added to those of `tokenizer.json`.
 #[derive(Debug, Default)]
-pub(super) struct Settings {
+pub(super) struct TokenizerSettings {
     /// Tokens with a role (`bos_token`, …), in transformers' order. Roles without a token are left
     /// out.
-    pub named: Vec<(String, Token)>,
+    pub named: Vec<(String, SpecialToken)>,
     /// Additional special tokens.
-    pub extra: Vec<Token>,
+    pub extra: Vec<SpecialToken>,
     /// Tokens that the files list, by the id that they list. New ones get another id all the same.
     pub listed: BTreeMap<i64, AddedToken>,
     /// Whether special tokens that occur in a text are split like any other text.
@@ -95,7 +95,7 @@ impl ListedTokens {
     }
 }
 
-impl Settings {
+impl TokenizerSettings {
     /// Reads the files of `model_dir`, whose `tokenizer_config.json` is `config`.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ fn set_missing(
 }
 
 /// Replaces the tokens of `named` by those of `later` that have the same role, and adds the others.
-fn rename(named: &mut Vec<(String, Token)>, later: Vec<(String, Token)>) {
+fn rename(named: &mut Vec<(String, SpecialToken)>, later: Vec<(String, SpecialToken)>) {
     for (role, token) in later {
         match named.iter_mut().find(|(known, _)| *known == role) {
             Some((_, known)) => *known = token,
@@ -181,8 +181,8 @@ fn rename(named: &mut Vec<(String, Token)>, later: Vec<(String, Token)>) {
 fn read_special_tokens_map(
     model_dir: &Path,
     config: &mut Map<String, Value>,
-    specific: &mut Vec<(String, Token)>,
-) -> Result<Vec<(String, Token)>> {
+    specific: &mut Vec<(String, SpecialToken)>,
+) -> Result<Vec<(String, SpecialToken)>> {
     let reader = SettingsReader { path: model_dir.join(SPECIAL_TOKENS_MAP_FILE) };
     let mut others = Vec::new();
     for (key, mut value) in read_object(&reader.path)?.unwrap_or_default() {
@@ -292,12 +292,12 @@ impl SettingsReader {
         })
     }
 
-    fn token(&self, role: &str, value: Option<&Value>) -> Result<Option<Token>> {
+    fn token(&self, role: &str, value: Option<&Value>) -> Result<Option<SpecialToken>> {
         match value {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(Token::Text(text.clone()))),
+            Some(Value::String(text)) => Ok(Some(SpecialToken::Text(text.clone()))),
             Some(value @ Value::Object(_)) if is_typed(value) => {
-                Ok(Some(Token::Added(self.added(value, Some(role))?)))
+                Ok(Some(SpecialToken::Added(self.added(value, Some(role))?)))
             }
             Some(Value::Object(_)) => {
                 let what =
@@ -310,7 +310,7 @@ impl SettingsReader {
         }
     }
 
-    fn roles(&self, tokens: &Map<String, Value>) -> Result<Vec<(String, Token)>> {
+    fn roles(&self, tokens: &Map<String, Value>) -> Result<Vec<(String, SpecialToken)>> {
         let mut roles = Vec::new();
         for (role, token) in tokens {
             roles.extend(self.token(role, Some(token))?.map(|token| (role.clone(), token)));
@@ -335,11 +335,11 @@ impl SettingsReader {
         &self,
         config: &Map<String, Value>,
         listed: &ListedTokens,
-    ) -> Result<Vec<(String, Token)>> {
+    ) -> Result<Vec<(String, SpecialToken)>> {
         let mut named = Vec::new();
         for role in STANDARD {
             if let Some(token) = self.token(role, config.get(role))? {
-                let known = listed.by_text.get(token.text()).cloned().map(Token::Added);
+                let known = listed.by_text.get(token.text()).cloned().map(SpecialToken::Added);
                 named.push((role.to_owned(), known.unwrap_or(token)));
             }
         }
@@ -347,7 +347,7 @@ impl SettingsReader {
     }
 
     /// Returns the additional special tokens.
-    fn extra(&self, config: &Map<String, Value>) -> Result<Vec<Token>> {
+    fn extra(&self, config: &Map<String, Value>) -> Result<Vec<SpecialToken>> {
         let mut extra = Vec::new();
         for token in self.list(config.get("extra_special_tokens"))? {
             extra.extend(self.token("extra_special_tokens", Some(token))?);
@@ -370,7 +370,10 @@ impl SettingsReader {
 
     /// Takes the model's own roles out of `config`: keys that end in `_token`, and a dictionary of
     /// extra tokens.
-    fn take_model_specific(&self, config: &mut Map<String, Value>) -> Result<Vec<(String, Token)>> {
+    fn take_model_specific(
+        &self,
+        config: &mut Map<String, Value>,
+    ) -> Result<Vec<(String, SpecialToken)>> {
         let is_own = |(key, value): &(&String, &Value)| {
             is_further_role(key) && (value.is_string() || is_typed(value))
         };

@@ -9,8 +9,8 @@ use std::time::Duration;
 use moe_checkpoint::{Error, Kind, Result};
 use tokenizers::{Encoding, Tokenizer};
 
-use crate::allowance::{Subject, limited};
 use crate::guarded::guarded;
+use crate::memory_limit::{CheckpointCode, limited};
 
 /// Time limits of a tokenizer.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ const BYTES_PER_BYTE: usize = 256;
 const AGAIN: &str = "download tokenizer.json again";
 
 /// A text to tokenize.
-struct Job {
+struct TokenizeJob {
     text: String,
     /// Whether to add the tokens that begin and end every text.
     special_tokens: bool,
@@ -54,13 +54,13 @@ type Loaded = tokenizers::Result<Result<Arc<Tokenizer>>>;
 
 /// A thread that tokenizes texts. If it takes too long, it is abandoned: a call into the library
 /// can't be stopped.
-pub(super) struct Worker {
-    jobs: Sender<Job>,
+pub(super) struct TokenizerWorker {
+    jobs: Sender<TokenizeJob>,
     done: Receiver<tokenizers::Result<Encoding>>,
     limits: WorkerLimits,
 }
 
-impl Worker {
+impl TokenizerWorker {
     /// Starts a thread that calls `load` for the tokenizer in `file`, which has `bytes` bytes.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Worker {
         let allowed = self.limits.text + self.limits.mebibyte * (text.len() >> 20) as u32;
         let bytes = text.len();
         let failed = || Error::new(Kind::Malformed, "the tokenizer failed").remedy(AGAIN);
-        if self.jobs.send(Job { text: text.to_owned(), special_tokens, places }).is_err() {
+        if self.jobs.send(TokenizeJob { text: text.to_owned(), special_tokens, places }).is_err() {
             return Err(failed());
         }
         match self.done.recv_timeout(allowed) {
@@ -121,12 +121,12 @@ impl Worker {
     }
 }
 
-/// The part of a [`Worker`] that runs on its thread.
+/// The part of a [`TokenizerWorker`] that runs on its thread.
 struct Server {
     /// The tokenizer's file, which errors name.
     file: PathBuf,
     ready: Sender<Loaded>,
-    inbox: Receiver<Job>,
+    inbox: Receiver<TokenizeJob>,
     outbox: Sender<tokenizers::Result<Encoding>>,
 }
 
@@ -134,7 +134,7 @@ impl Server {
     /// Calls `load`, and then tokenizes the text of each job.
     fn serve(self, bytes: usize, load: impl FnOnce() -> Result<Tokenizer>) {
         let allowed = BYTES + BYTES_PER_BYTE * bytes;
-        let loaded = limited(Subject::Tokenizer, &self.file, allowed, || {
+        let loaded = limited(CheckpointCode::Tokenizer, &self.file, allowed, || {
             guarded(|| Ok(load().map(Arc::new)))
         });
         let Ok(Ok(tokenizer)) = &loaded else {
@@ -151,10 +151,10 @@ impl Server {
         }
     }
 
-    fn encode(&self, tokenizer: &Tokenizer, job: Job) -> tokenizers::Result<Encoding> {
-        let Job { text, special_tokens, places } = job;
+    fn encode(&self, tokenizer: &Tokenizer, job: TokenizeJob) -> tokenizers::Result<Encoding> {
+        let TokenizeJob { text, special_tokens, places } = job;
         let allowed = BYTES + BYTES_PER_BYTE * text.len();
-        limited(Subject::Tokenizer, &self.file, allowed, || {
+        limited(CheckpointCode::Tokenizer, &self.file, allowed, || {
             guarded(|| {
                 if places {
                     tokenizer.encode(text, special_tokens)
@@ -207,18 +207,20 @@ mod tests {
             std::thread::sleep(Duration::from_secs(60));
             words()
         };
-        let error = refused(Worker::start(Path::new("tokenizer.json"), 0, SHORT, endless));
+        let error = refused(TokenizerWorker::start(Path::new("tokenizer.json"), 0, SHORT, endless));
         assert!(
             error.contains("more than 0.2 s to be set up") && error.contains("remedy"),
             "{error}"
         );
         let patient = WorkerLimits { load: WorkerLimits::USUAL.load, ..SHORT };
-        let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, patient, words).unwrap();
+        let (worker, _) =
+            TokenizerWorker::start(Path::new("tokenizer.json"), 0, patient, words).unwrap();
         let error = refused(worker.encode(&"a".repeat(4 << 20), false));
         assert!(error.contains("more than 0.001 s for 4194304 bytes of text"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
         let (worker, _) =
-            Worker::start(Path::new("tokenizer.json"), 0, WorkerLimits::USUAL, words).unwrap();
+            TokenizerWorker::start(Path::new("tokenizer.json"), 0, WorkerLimits::USUAL, words)
+                .unwrap();
         assert_eq!(worker.encode("a", false).unwrap(), [0]);
     }
 }

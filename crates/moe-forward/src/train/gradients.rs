@@ -17,10 +17,7 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::finite;
 use crate::loader::{Loader, Shared};
-use crate::sweep::{Head, Sweep, embed_with};
-
-/// The head runs on blocks of tokens whose logits take this many bytes.
-const LOGIT_BYTES: usize = 64 << 20;
+use crate::sweep::{Head, LOGIT_BYTES, Sweep, embed_with};
 
 /// The loss to differentiate.
 #[derive(Clone, Copy)]
@@ -133,7 +130,7 @@ pub struct Trainee<'a> {
 }
 
 /// The graph of a layer.
-struct Ran {
+struct LayerGraph {
     /// The layer's input; a variable if the rest is tracked.
     input: Tensor,
     output: Tensor,
@@ -141,9 +138,9 @@ struct Ran {
 }
 
 /// What the backward pass needs of a layer.
-enum Passed {
+enum LayerTrace {
     /// The layer's graph, which was kept.
-    Tracked(Ran),
+    Tracked(LayerGraph),
     /// The layer's input, from which it runs once more.
     Entered(Tensor),
     /// Nothing: neither the layer nor one before it is trained. The logits and routing are for its
@@ -152,7 +149,7 @@ enum Passed {
 }
 
 /// The backward pass through the layers.
-struct WayBack<'b> {
+struct BackwardPass<'b> {
     batch: &'b Batch,
     goal: Goal<'b>,
     shares: Shares<'b>,
@@ -173,16 +170,16 @@ impl Trainee<'_> {
         gradients: &mut Gradients,
     ) -> Result<Losses> {
         let mut losses = Losses::default();
-        let (hidden, passed) = self.forward(batch, goal.objective, &mut losses)?;
+        let (hidden, traces) = self.forward(batch, goal.objective, &mut losses)?;
         let shares = Shares::new(goal.objective, &losses.load, batch.tokens())?;
         let arriving = self.head(batch, &hidden, goal, gradients, &mut losses)?;
-        let mut way = WayBack { batch, goal, shares, arriving };
-        for (index, passed) in passed.into_iter().enumerate().rev() {
-            self.back_through(index, passed, &mut way, gradients, &mut losses)?;
+        let mut backward = BackwardPass { batch, goal, shares, arriving };
+        for (index, trace) in traces.into_iter().enumerate().rev() {
+            self.back_through(index, trace, &mut backward, gradients, &mut losses)?;
         }
         if self.parameters.first() == ParameterSlot::Embedding {
             let embedded = self.embedded(batch, true)?;
-            self.back_to_embedding(&embedded, &way.arriving, gradients)
+            self.back_to_embedding(&embedded, &backward.arriving, gradients)
                 .context(|| "the gradient of the embedding".into())?;
         }
         Ok(losses)
@@ -192,26 +189,27 @@ impl Trainee<'_> {
     fn back_through(
         &self,
         index: usize,
-        passed: Passed,
-        way: &mut WayBack<'_>,
+        trace: LayerTrace,
+        backward: &mut BackwardPass<'_>,
         gradients: &mut Gradients,
         losses: &mut Losses,
     ) -> Result<()> {
-        let ran = match passed {
-            Passed::Tracked(ran) => ran,
-            Passed::Entered(input) => {
-                self.run(index, way.batch, &input, true, way.goal.objective)?
+        let ran = match trace {
+            LayerTrace::Tracked(ran) => ran,
+            LayerTrace::Entered(input) => {
+                self.run(index, backward.batch, &input, true, backward.goal.objective)?
             }
-            Passed::Frozen(routed) => {
-                self.router_losses(index, routed.as_ref(), &way.shares, losses)?;
+            LayerTrace::Frozen(routed) => {
+                self.router_losses(index, routed.as_ref(), &backward.shares, losses)?;
                 return Ok(());
             }
         };
-        let of_routers = self.router_losses(index, ran.routed.as_ref(), &way.shares, losses)?;
-        let per_batch = way.goal.scale.per_batch;
+        let of_routers =
+            self.router_losses(index, ran.routed.as_ref(), &backward.shares, losses)?;
+        let per_batch = backward.goal.scale.per_batch;
         let weighted = of_routers.map(|losses| losses.weighted * per_batch).transpose();
         let weighted = weighted.context(|| "the losses of a router".into())?;
-        way.arriving = self.back(index, &ran, &way.arriving, weighted, gradients)?;
+        backward.arriving = self.back(index, &ran, &backward.arriving, weighted, gradients)?;
         Ok(())
     }
 
@@ -222,10 +220,10 @@ impl Trainee<'_> {
         batch: &Batch,
         objective: &Objective,
         losses: &mut Losses,
-    ) -> Result<(Tensor, Vec<Passed>)> {
+    ) -> Result<(Tensor, Vec<LayerTrace>)> {
         let first = self.parameters.first();
         let mut hidden = self.embedded(batch, false)?;
-        let mut passed = Vec::with_capacity(self.model.layers.len());
+        let mut traces = Vec::with_capacity(self.model.layers.len());
         for index in 0..self.model.layers.len() {
             let trains = ParameterSlot::Layer(index) >= first;
             let ran = self.run(index, batch, &hidden, trains && self.keep_graphs, objective)?;
@@ -234,13 +232,13 @@ impl Trainee<'_> {
                 routing.map(|routing| LayerCounts::new(index, routing, objective.capacity())),
             );
             hidden = ran.output.detach();
-            passed.push(match (trains, self.keep_graphs) {
-                (true, true) => Passed::Tracked(ran),
-                (true, false) => Passed::Entered(ran.input),
-                (false, _) => Passed::Frozen(ran.routed),
+            traces.push(match (trains, self.keep_graphs) {
+                (true, true) => LayerTrace::Tracked(ran),
+                (true, false) => LayerTrace::Entered(ran.input),
+                (false, _) => LayerTrace::Frozen(ran.routed),
             });
         }
-        Ok((hidden, passed))
+        Ok((hidden, traces))
     }
 
     /// Computes the gradient of layer `index`'s input from that of its output, `arriving`, and from
@@ -248,7 +246,7 @@ impl Trainee<'_> {
     fn back(
         &self,
         index: usize,
-        ran: &Ran,
+        ran: &LayerGraph,
         arriving: &Tensor,
         of_router: Option<Tensor>,
         gradients: &mut Gradients,
@@ -278,7 +276,8 @@ impl Trainee<'_> {
     }
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
-        let shared = Shared::lending(self.parameters.lend(ParameterSlot::Embedding, tracked)?);
+        let shared =
+            Shared::with_overrides(self.parameters.lend(ParameterSlot::Embedding, tracked)?);
         let embedded =
             embed_with(Loader::sharing(self.compute, &shared), &self.model.embed, &batch.ids)?;
         finite::check(&embedded, "the embeddings of these tokens", [&self.model.embed])?;
@@ -292,8 +291,9 @@ impl Trainee<'_> {
         x: &Tensor,
         tracked: bool,
         objective: &Objective,
-    ) -> Result<Ran> {
-        let shared = Shared::lending(self.parameters.lend(ParameterSlot::Layer(index), tracked)?);
+    ) -> Result<LayerGraph> {
+        let shared =
+            Shared::with_overrides(self.parameters.lend(ParameterSlot::Layer(index), tracked)?);
         let input = if tracked { variable(x)? } else { x.clone() };
         let mut sweep = Sweep::without_states(self.model, batch, self.compute)?;
         sweep.share(&shared);
@@ -301,7 +301,7 @@ impl Trainee<'_> {
         sweep.limit(objective.capacity());
         let mut watch = RouterWatch::default();
         sweep.layer(index, &mut watch)?;
-        Ok(Ran { input, output: sweep.hidden(0..batch.tokens())?, routed: watch.routed })
+        Ok(LayerGraph { input, output: sweep.hidden(0..batch.tokens())?, routed: watch.routed })
     }
 
     fn router_losses(
@@ -330,7 +330,7 @@ impl Trainee<'_> {
         gradients: &mut Gradients,
         losses: &mut Losses,
     ) -> Result<Tensor> {
-        let shared = Shared::lending(self.parameters.lend(ParameterSlot::Head, true)?);
+        let shared = Shared::with_overrides(self.parameters.lend(ParameterSlot::Head, true)?);
         let head = Head::load_with(self.model, Loader::sharing(self.compute, &shared))?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
         let tokens = batch.tokens();

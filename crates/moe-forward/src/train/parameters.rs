@@ -158,14 +158,14 @@ impl Parameters {
 
     /// Returns the overrides for the forward pass at `place`; tracked if gradients are wanted.
     pub(crate) fn lend(&self, place: ParameterSlot, tracked: bool) -> Result<Overrides> {
-        let lent = |(_, p): (usize, &Parameter)| {
+        let overridden = |(_, p): (usize, &Parameter)| {
             let value =
                 if tracked { p.value.as_tensor().clone() } else { p.value.as_detached_tensor() };
             let is_matrix = value.rank() > 1;
             let value = if is_matrix { value.to_dtype(self.precision) } else { Ok(value) };
             Ok((p.weight.clone(), value.context(|| format!("the tensor {}", p.weight.name()))?))
         };
-        self.of(place).map(lent).collect()
+        self.of(place).map(overridden).collect()
     }
 
     /// Encodes all values in their weights' encodings, as in files.

@@ -15,10 +15,7 @@ use rayon::prelude::*;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::observer::Silent;
-use crate::sweep::{Head, Sweep};
-
-/// Teacher's logits are reduced in blocks of tokens whose logits take this many bytes.
-const LOGIT_BYTES: usize = 64 << 20;
+use crate::sweep::{Head, LOGIT_BYTES, Sweep};
 /// Bytes of an entry in the file: a token id and its probability.
 const ENTRY_BYTES: usize = 8;
 /// Approximate number of tokens that the teacher runs on together when its distributions are kept.

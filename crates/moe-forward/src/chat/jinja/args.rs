@@ -1,7 +1,7 @@
 //! The arguments of calls of functions, methods and filters.
 
-use super::value::{Text, Value};
-use super::{Fail, Outcome};
+use super::value::{Str, Value};
+use super::{Fail, Fallible};
 
 /// The arguments of a call.
 #[derive(Default, Clone)]
@@ -17,7 +17,7 @@ impl CallArgs {
         self,
         function: &str,
         names: [&str; N],
-    ) -> Outcome<[Option<Value>; N]> {
+    ) -> Fallible<[Option<Value>; N]> {
         if self.positional.len() > N {
             let given = self.positional.len();
             let what = format!("{function} takes at most {N} arguments, but {given} were given");
@@ -41,7 +41,7 @@ impl CallArgs {
     }
 
     /// Checks that `function` is given no arguments.
-    pub fn none(self, function: &str) -> Outcome<()> {
+    pub fn none(self, function: &str) -> Fallible<()> {
         self.bind(function, []).map(|[]| ())
     }
 
@@ -53,12 +53,12 @@ impl CallArgs {
 }
 
 /// Returns an argument that must be given.
-pub(super) fn required(value: Option<Value>, function: &str, name: &str) -> Outcome<Value> {
+pub(super) fn required(value: Option<Value>, function: &str, name: &str) -> Fallible<Value> {
     value.ok_or_else(|| Fail::new(format!("{function} is missing its argument '{name}'")))
 }
 
 /// Converts an argument to an integer.
-pub(super) fn integer(value: &Value, function: &str) -> Outcome<i128> {
+pub(super) fn integer(value: &Value, function: &str) -> Fallible<i128> {
     if let Value::Undefined(what) = value {
         return Err(Fail::new(&**what));
     }
@@ -71,12 +71,12 @@ pub(super) fn integer(value: &Value, function: &str) -> Outcome<i128> {
 }
 
 /// Converts an argument to an integer; `default` if it isn't given.
-pub(super) fn integer_or(default: i128, value: Option<Value>, function: &str) -> Outcome<i128> {
+pub(super) fn integer_or(default: i128, value: Option<Value>, function: &str) -> Fallible<i128> {
     value.map_or(Ok(default), |value| integer(&value, function))
 }
 
 /// Converts an argument to a string.
-pub(super) fn text(value: &Value, function: &str) -> Outcome<Text> {
+pub(super) fn text(value: &Value, function: &str) -> Fallible<Str> {
     match value {
         Value::Str(text) | Value::Markup(text) => Ok(text.clone()),
         Value::Undefined(what) => Err(Fail::new(&**what)),
@@ -85,13 +85,13 @@ pub(super) fn text(value: &Value, function: &str) -> Outcome<Text> {
 }
 
 /// Converts an argument that must be given to a string.
-pub(super) fn required_text(value: Option<Value>, function: &str, name: &str) -> Outcome<Text> {
+pub(super) fn required_text(value: Option<Value>, function: &str, name: &str) -> Fallible<Str> {
     text(&required(value, function, name)?, function)
 }
 
 /// Converts an argument to a string; `default` if it isn't given.
-pub(super) fn text_or(default: &str, value: Option<Value>, function: &str) -> Outcome<Text> {
-    value.map_or_else(|| Ok(Text::new(default)), |value| text(&value, function))
+pub(super) fn text_or(default: &str, value: Option<Value>, function: &str) -> Fallible<Str> {
+    value.map_or_else(|| Ok(Str::new(default)), |value| text(&value, function))
 }
 
 /// Returns whether an argument is given and true.

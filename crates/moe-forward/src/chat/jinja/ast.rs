@@ -12,11 +12,11 @@ pub(super) type Body = Vec<Stmt>;
 #[derive(Default)]
 pub(super) struct Tree {
     pub body: Body,
-    pub blocks: Blocks,
+    pub blocks: TemplateBlocks,
 }
 
 /// All `{% block %}`s by name, wherever they are.
-pub(super) type Blocks = Arc<[(Name, Arc<Body>)]>;
+pub(super) type TemplateBlocks = Arc<[(Name, Arc<Body>)]>;
 
 pub(super) struct Stmt {
     pub line: usize,
@@ -113,7 +113,7 @@ pub(super) enum ExprKind {
     And(Box<Expr>, Box<Expr>),
     Or(Box<Expr>, Box<Expr>),
     Binary(Binary, Box<Expr>, Box<Expr>),
-    Compare(Box<Expr>, Vec<(Comparison, Expr)>),
+    Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
     Concat(Vec<Expr>),
     If { test: Box<Expr>, then: Box<Expr>, otherwise: Option<Box<Expr>> },
 }
@@ -130,7 +130,7 @@ pub(super) enum Binary {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Comparison {
+pub(super) enum CompareOp {
     Eq,
     Ne,
     Lt,

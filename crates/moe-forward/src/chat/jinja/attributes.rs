@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::ast::{Blocks, Macro};
-use super::value::{Items, Text, Value};
-use super::{Fail, Outcome, strings};
+use super::ast::{Macro, TemplateBlocks};
+use super::value::{Items, Str, Value};
+use super::{Fail, Fallible, strings};
 
 fn has_no(object: &Value, what: &str, name: &str) -> Value {
     let object = match object {
@@ -63,7 +63,7 @@ fn changes(object: &Value, name: &str) -> bool {
 }
 
 /// Returns `object.name` as Python's `getattr` finds it.
-fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
+fn own_attribute(object: &Value, name: &str) -> Fallible<Option<Value>> {
     if let Some(method) = method_of(object, name) {
         return Ok(Some(Value::Method((object.clone(), method).into())));
     }
@@ -101,7 +101,7 @@ fn is_unsupported(object: &Value, name: &str) -> bool {
     }
 }
 
-fn block(blocks: &Blocks, name: &str) -> Option<Value> {
+fn block(blocks: &TemplateBlocks, name: &str) -> Option<Value> {
     let found = blocks.iter().find(|(known, _)| **known == *name);
     found.map(|(_, body)| Value::Block(Arc::clone(body)))
 }
@@ -121,7 +121,7 @@ fn macro_attribute(macro_: &Macro, name: &str) -> Option<Value> {
 }
 
 /// Returns `object.name`.
-pub(super) fn attribute(object: &Value, name: &str) -> Outcome<Value> {
+pub(super) fn attribute(object: &Value, name: &str) -> Fallible<Value> {
     if let Value::Undefined(what) = object {
         return Err(Fail::new(&**what));
     }
@@ -137,7 +137,7 @@ pub(super) fn attribute(object: &Value, name: &str) -> Outcome<Value> {
 }
 
 /// Returns `object[index]`.
-pub(super) fn item(object: &Value, index: &Value) -> Outcome<Value> {
+pub(super) fn item(object: &Value, index: &Value) -> Fallible<Value> {
     if let Value::Undefined(what) = object {
         return Err(Fail::new(&**what));
     }
@@ -187,7 +187,7 @@ fn place(position: i128, length: usize) -> Option<usize> {
 }
 
 /// Returns `object[start:stop:step]`.
-pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
+pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Fallible<Value> {
     if let Value::Undefined(what) = object {
         return Err(Fail::new(&**what));
     }
@@ -241,9 +241,9 @@ fn elements(object: &Value, step: i128, places: &[usize]) -> Value {
     }
 }
 
-fn characters(text: &str, places: &[usize]) -> Text {
+fn characters(text: &str, places: &[usize]) -> Str {
     let chars: Vec<char> = text.chars().collect();
-    Text::new(places.iter().map(|at| chars[*at]).collect::<String>())
+    Str::new(places.iter().map(|at| chars[*at]).collect::<String>())
 }
 
 fn picked(items: &[Value], places: &[usize]) -> Items {

@@ -8,14 +8,14 @@ use super::ast::Macro;
 use super::interpreter::Interpreter;
 use super::scope::Scope;
 use super::value::{Dict, Function, Items, Namespace, Value};
-use super::{ENTRY_BYTES, Fail, Outcome};
+use super::{ENTRY_BYTES, Fail, Fallible};
 
 /// Maximum length of a range in Jinja2's sandbox.
 const MAX_RANGE: i128 = 100_000;
 
 impl Interpreter {
     /// Calls `callee(args)`.
-    pub fn call(&mut self, callee: &Value, args: CallArgs) -> Outcome<Value> {
+    pub fn call(&mut self, callee: &Value, args: CallArgs) -> Fallible<Value> {
         self.step(0)?;
         match callee {
             Value::Undefined(what) => Err(Fail::new(&**what)),
@@ -45,7 +45,7 @@ impl Interpreter {
         macro_: &Macro,
         scope: &Rc<Scope>,
         mut args: CallArgs,
-    ) -> Outcome<Value> {
+    ) -> Fallible<Value> {
         let inner = Scope::within(scope);
         let mut positional = std::mem::take(&mut args.positional).into_iter();
         for (name, default) in &macro_.params {
@@ -64,7 +64,7 @@ impl Interpreter {
         Ok(self.captured(&macro_.body, &inner)?.into())
     }
 
-    fn call_function(&mut self, function: Function, args: CallArgs) -> Outcome<Value> {
+    fn call_function(&mut self, function: Function, args: CallArgs) -> Fallible<Value> {
         match function {
             Function::Range => range(args),
             Function::Dict => self.dict_of(args),
@@ -82,13 +82,13 @@ impl Interpreter {
         }
     }
 
-    fn dict_of(&mut self, args: CallArgs) -> Outcome<Value> {
+    fn dict_of(&mut self, args: CallArgs) -> Fallible<Value> {
         let copied = args.positional.iter().filter_map(Value::length).sum::<usize>();
         self.step((copied + args.named.len()) * ENTRY_BYTES)?;
         Ok(dict(args)?.into_value())
     }
 
-    fn strftime_now(&mut self, args: CallArgs) -> Outcome<Value> {
+    fn strftime_now(&mut self, args: CallArgs) -> Fallible<Value> {
         let [format] = args.bind("strftime_now", ["format"])?;
         let format = required_text(format, "strftime_now", "format")?;
         self.step(format.len() * 16)?;
@@ -98,7 +98,7 @@ impl Interpreter {
 
 /// Sets the variables of a macro's body that aren't parameters: `caller`, `kwargs` and `varargs`,
 /// from the arguments that no parameter took.
-fn set_beside_params(macro_: &Macro, mut args: CallArgs, scope: &Scope) -> Outcome<()> {
+fn set_beside_params(macro_: &Macro, mut args: CallArgs, scope: &Scope) -> Fallible<()> {
     let has_caller = macro_.params.iter().any(|(name, _)| &**name == "caller");
     if macro_.takes_caller && !has_caller {
         let caller = args.take_named("caller");
@@ -128,7 +128,7 @@ fn unknown_keyword(macro_: &Macro, name: &str) -> Fail {
     Fail::new(format!("macro '{}' takes no keyword argument '{name}'", macro_.name))
 }
 
-fn namespace(args: CallArgs) -> Outcome<Value> {
+fn namespace(args: CallArgs) -> Fallible<Value> {
     let namespace = Namespace::default();
     for (name, value) in dict(args)?.entries() {
         if name.text().is_some_and(|name| name.starts_with('_')) {
@@ -141,20 +141,20 @@ fn namespace(args: CallArgs) -> Outcome<Value> {
     Ok(Value::Namespace(Rc::new(namespace)))
 }
 
-fn cycler(args: CallArgs) -> Outcome<Value> {
+fn cycler(args: CallArgs) -> Fallible<Value> {
     if args.positional.is_empty() {
         return Err(Fail::new("at least one item has to be provided"));
     }
     Ok(Value::Cycler(Rc::new((Items::new(args.positional), Cell::new(0)))))
 }
 
-fn joiner(args: CallArgs) -> Outcome<Value> {
+fn joiner(args: CallArgs) -> Fallible<Value> {
     let [separator] = args.bind("joiner", ["sep"])?;
     let separator = text_or(", ", separator, "joiner")?;
     Ok(Value::Joiner(Rc::new((separator, Cell::new(false)))))
 }
 
-fn range(args: CallArgs) -> Outcome<Value> {
+fn range(args: CallArgs) -> Fallible<Value> {
     let [start, stop, step] = range_bounds(&args)?;
     if step == 0 {
         return Err(Fail::new("range() arg 3 must not be zero"));
@@ -176,9 +176,9 @@ fn range(args: CallArgs) -> Outcome<Value> {
 }
 
 /// Returns the start, stop and step of a range.
-fn range_bounds(args: &CallArgs) -> Outcome<[i128; 3]> {
+fn range_bounds(args: &CallArgs) -> Fallible<[i128; 3]> {
     let numbers: Vec<i128> =
-        args.positional.iter().map(|arg| integer(arg, "range")).collect::<Outcome<_>>()?;
+        args.positional.iter().map(|arg| integer(arg, "range")).collect::<Fallible<_>>()?;
     match (&numbers[..], args.named.is_empty()) {
         ([stop], true) => Ok([0, *stop, 1]),
         ([start, stop], true) => Ok([*start, *stop, 1]),
@@ -187,7 +187,7 @@ fn range_bounds(args: &CallArgs) -> Outcome<[i128; 3]> {
     }
 }
 
-fn dict(args: CallArgs) -> Outcome<Dict> {
+fn dict(args: CallArgs) -> Fallible<Dict> {
     let mut dict = Dict::default();
     match &args.positional[..] {
         [] => {}

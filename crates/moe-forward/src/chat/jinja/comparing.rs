@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::held::{check_compared, may_compare};
 use super::value::{Dict, Value, View};
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 impl Value {
     /// Python's `==`.
@@ -51,14 +51,14 @@ impl Value {
             (Self::Namespace(a), Self::Namespace(b)) => Rc::ptr_eq(a, b),
             (Self::Macro(a), Self::Macro(b)) => Rc::ptr_eq(a, b),
             (Self::Loop(a), Self::Loop(b)) => Rc::ptr_eq(a, b),
-            (Self::Once(a), Self::Once(b)) => Rc::ptr_eq(a, b),
+            (Self::Generator(a), Self::Generator(b)) => Rc::ptr_eq(a, b),
             (Self::Function(a), Self::Function(b)) => a == b,
             _ => false,
         }
     }
 
     /// Python's order; None for values that aren't ordered.
-    pub fn compare(&self, other: &Self) -> Outcome<Option<Ordering>> {
+    pub fn compare(&self, other: &Self) -> Fallible<Option<Ordering>> {
         check_compared(text_bytes(self, other))?;
         if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
             return Ok(Some(a.cmp(&b)));

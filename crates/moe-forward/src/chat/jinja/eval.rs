@@ -3,16 +3,16 @@
 use std::rc::Rc;
 
 use super::args::CallArgs;
-use super::ast::{Args, Comparison, Expr, ExprKind, Name};
+use super::ast::{Args, CompareOp, Expr, ExprKind, Name};
 use super::interpreter::Interpreter;
 use super::scope::Scope;
 use super::value::{Dict, Items, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, attributes, operators};
+use super::{ENTRY_BYTES, Fail, Fallible, attributes, operators};
 
 const NO_ELSE: &str = "an inline if-expression was false, and has no else";
 
 impl Interpreter {
-    pub fn args(&mut self, args: &Args, scope: &Rc<Scope>) -> Outcome<CallArgs> {
+    pub fn args(&mut self, args: &Args, scope: &Rc<Scope>) -> Fallible<CallArgs> {
         let mut found = CallArgs::default();
         for arg in &args.positional {
             found.positional.push(self.expr(arg, scope)?);
@@ -35,16 +35,16 @@ impl Interpreter {
         Ok(found)
     }
 
-    fn list(&mut self, exprs: &[Expr], scope: &Rc<Scope>) -> Outcome<Vec<Value>> {
+    fn list(&mut self, exprs: &[Expr], scope: &Rc<Scope>) -> Fallible<Vec<Value>> {
         exprs.iter().map(|expr| self.expr(expr, scope)).collect()
     }
 
-    pub fn expr(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Outcome<Value> {
+    pub fn expr(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Fallible<Value> {
         self.step(0)?;
         self.value_of(expr, scope).map_err(|e| e.at(expr.line))
     }
 
-    fn value_of(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Outcome<Value> {
+    fn value_of(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Fallible<Value> {
         match &expr.kind {
             ExprKind::None => Ok(Value::None),
             ExprKind::Bool(value) => Ok(Value::Bool(*value)),
@@ -99,7 +99,7 @@ impl Interpreter {
         }
     }
 
-    fn dict(&mut self, pairs: &[(Expr, Expr)], scope: &Rc<Scope>) -> Outcome<Value> {
+    fn dict(&mut self, pairs: &[(Expr, Expr)], scope: &Rc<Scope>) -> Fallible<Value> {
         let mut dict = Dict::default();
         for (key, value) in pairs {
             let key = self.expr(key, scope)?;
@@ -111,7 +111,7 @@ impl Interpreter {
         Ok(dict.into_value())
     }
 
-    fn item(&mut self, object: &Expr, index: &Expr, scope: &Rc<Scope>) -> Outcome<Value> {
+    fn item(&mut self, object: &Expr, index: &Expr, scope: &Rc<Scope>) -> Fallible<Value> {
         let object = self.expr(object, scope)?;
         let index = self.expr(index, scope)?;
         // Characters are counted.
@@ -124,7 +124,7 @@ impl Interpreter {
         object: &Expr,
         bounds: &[Option<Expr>; 3],
         scope: &Rc<Scope>,
-    ) -> Outcome<Value> {
+    ) -> Fallible<Value> {
         let object = self.expr(object, scope)?;
         let mut found = [Value::None, Value::None, Value::None];
         for (bound, found) in bounds.iter().zip(&mut found) {
@@ -146,16 +146,16 @@ impl Interpreter {
         subject: &Expr,
         args: &Args,
         scope: &Rc<Scope>,
-    ) -> Outcome<(Value, CallArgs)> {
+    ) -> Fallible<(Value, CallArgs)> {
         Ok((self.expr(subject, scope)?, self.args(args, scope)?))
     }
 
     fn compare(
         &mut self,
         left: &Expr,
-        rest: &[(Comparison, Expr)],
+        rest: &[(CompareOp, Expr)],
         scope: &Rc<Scope>,
-    ) -> Outcome<bool> {
+    ) -> Fallible<bool> {
         let mut left = self.expr(left, scope)?;
         for (comparison, right) in rest {
             let right = self.expr(right, scope)?;
@@ -169,7 +169,7 @@ impl Interpreter {
     }
 
     /// Evaluates `~`, which joins all parts as strings.
-    fn concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Outcome<Value> {
+    fn concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Fallible<Value> {
         let parts = self.list(parts, scope)?;
         let mut texts = String::new();
         for part in &parts {
@@ -182,7 +182,7 @@ impl Interpreter {
     }
 
     /// Appends `part` to `texts`, if there is room for it.
-    pub fn append(&mut self, part: &str, texts: &mut String) -> Outcome<()> {
+    pub fn append(&mut self, part: &str, texts: &mut String) -> Fallible<()> {
         self.step(part.len())?;
         self.room(texts.len() + part.len())?;
         texts.push_str(part);

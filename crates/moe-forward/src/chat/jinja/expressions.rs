@@ -1,16 +1,16 @@
 //! Parses expressions by the grammar of Jinja2 3.1, with its precedences and quirks, from the
 //! loosest operators to the tightest.
 
-use super::Outcome;
-use super::ast::{Args, Binary, Comparison, Expr, ExprKind, Name};
-use super::lexer::Kind;
+use super::Fallible;
+use super::ast::{Args, Binary, CompareOp, Expr, ExprKind, Name};
+use super::lexer::TokenKind;
 use super::parser::Parser;
 
 /// Makes an expression of two operands.
 type Joined = fn(Box<Expr>, Box<Expr>) -> ExprKind;
 
 impl Parser {
-    pub fn tuple(&mut self, with_if: bool, ends: &[&str]) -> Outcome<Expr> {
+    pub fn tuple(&mut self, with_if: bool, ends: &[&str]) -> Fallible<Expr> {
         let line = self.line();
         let mut items = Vec::new();
         let mut is_tuple = false;
@@ -31,12 +31,12 @@ impl Parser {
     }
 
     fn is_tuple_end(&self, ends: &[&str]) -> bool {
-        matches!(self.kind(), Kind::PrintEnd | Kind::BlockEnd)
+        matches!(self.kind(), TokenKind::PrintEnd | TokenKind::BlockEnd)
             || self.is_op(")")
             || ends.iter().any(|end| self.is_name(end))
     }
 
-    pub fn expression(&mut self) -> Outcome<Expr> {
+    pub fn expression(&mut self) -> Fallible<Expr> {
         self.nested(|parser| {
             let line = parser.line();
             let mut expr = parser.or()?;
@@ -60,9 +60,9 @@ impl Parser {
     /// parentheses.
     fn row(
         &mut self,
-        operand: fn(&mut Self) -> Outcome<Expr>,
+        operand: fn(&mut Self) -> Fallible<Expr>,
         operator: fn(&mut Self) -> Option<Joined>,
-    ) -> Outcome<Expr> {
+    ) -> Fallible<Expr> {
         let line = self.line();
         let mut left = operand(self)?;
         let depth = self.depth;
@@ -75,15 +75,15 @@ impl Parser {
         Ok(left)
     }
 
-    pub fn or(&mut self) -> Outcome<Expr> {
+    pub fn or(&mut self) -> Fallible<Expr> {
         self.row(Self::and, |parser| parser.skip_name("or").then_some(ExprKind::Or as _))
     }
 
-    fn and(&mut self) -> Outcome<Expr> {
+    fn and(&mut self) -> Fallible<Expr> {
         self.row(Self::not, |parser| parser.skip_name("and").then_some(ExprKind::And as _))
     }
 
-    fn not(&mut self) -> Outcome<Expr> {
+    fn not(&mut self) -> Fallible<Expr> {
         let line = self.line();
         if self.skip_name("not") {
             let inner = self.nested(Self::not)?;
@@ -92,20 +92,21 @@ impl Parser {
         self.compare()
     }
 
-    fn comparison(&mut self) -> Option<Comparison> {
+    fn comparison(&mut self) -> Option<CompareOp> {
         let found = match self.kind() {
-            Kind::Op("==") => Comparison::Eq,
-            Kind::Op("!=") => Comparison::Ne,
-            Kind::Op("<") => Comparison::Lt,
-            Kind::Op("<=") => Comparison::Le,
-            Kind::Op(">") => Comparison::Gt,
-            Kind::Op(">=") => Comparison::Ge,
-            Kind::Name(name) if name == "in" => Comparison::In,
-            Kind::Name(name)
-                if name == "not" && matches!(self.look(), Kind::Name(next) if next == "in") =>
+            TokenKind::Op("==") => CompareOp::Eq,
+            TokenKind::Op("!=") => CompareOp::Ne,
+            TokenKind::Op("<") => CompareOp::Lt,
+            TokenKind::Op("<=") => CompareOp::Le,
+            TokenKind::Op(">") => CompareOp::Gt,
+            TokenKind::Op(">=") => CompareOp::Ge,
+            TokenKind::Name(name) if name == "in" => CompareOp::In,
+            TokenKind::Name(name)
+                if name == "not"
+                    && matches!(self.look(), TokenKind::Name(next) if next == "in") =>
             {
                 self.next();
-                Comparison::NotIn
+                CompareOp::NotIn
             }
             _ => return None,
         };
@@ -113,7 +114,7 @@ impl Parser {
         Some(found)
     }
 
-    fn compare(&mut self) -> Outcome<Expr> {
+    fn compare(&mut self) -> Fallible<Expr> {
         let line = self.line();
         let left = self.sum()?;
         let mut rest = Vec::new();
@@ -126,7 +127,7 @@ impl Parser {
         Ok(Expr { line, kind: ExprKind::Compare(Box::new(left), rest) })
     }
 
-    fn sum(&mut self) -> Outcome<Expr> {
+    fn sum(&mut self) -> Fallible<Expr> {
         self.row(Self::concat, |parser| {
             if parser.skip_op("+") {
                 Some(|left, right| ExprKind::Binary(Binary::Add, left, right))
@@ -138,7 +139,7 @@ impl Parser {
         })
     }
 
-    fn concat(&mut self) -> Outcome<Expr> {
+    fn concat(&mut self) -> Fallible<Expr> {
         let line = self.line();
         let mut parts = vec![self.product()?];
         while self.skip_op("~") {
@@ -152,7 +153,7 @@ impl Parser {
         Ok(Expr { line, kind: ExprKind::Concat(parts) })
     }
 
-    fn product(&mut self) -> Outcome<Expr> {
+    fn product(&mut self) -> Fallible<Expr> {
         self.row(Self::power, |parser| {
             if parser.skip_op("*") {
                 Some(|left, right| ExprKind::Binary(Binary::Mul, left, right))
@@ -168,7 +169,7 @@ impl Parser {
         })
     }
 
-    fn power(&mut self) -> Outcome<Expr> {
+    fn power(&mut self) -> Fallible<Expr> {
         self.row(
             |parser| parser.unary(true),
             |parser| {
@@ -179,7 +180,7 @@ impl Parser {
         )
     }
 
-    fn unary(&mut self, with_filters: bool) -> Outcome<Expr> {
+    fn unary(&mut self, with_filters: bool) -> Fallible<Expr> {
         let line = self.line();
         let expr = if self.skip_op("-") {
             let inner = self.nested(|parser| parser.unary(false))?;
@@ -190,12 +191,12 @@ impl Parser {
         } else {
             self.primary()?
         };
-        self.behind(expr, with_filters)
+        self.postfix(expr, with_filters)
     }
 
     /// Parses the postfix part of an expression: attributes, items, calls, and then filters and
     /// tests.
-    fn behind(&mut self, mut expr: Expr, with_filters: bool) -> Outcome<Expr> {
+    fn postfix(&mut self, mut expr: Expr, with_filters: bool) -> Fallible<Expr> {
         let depth = self.depth;
         let mut filtered = false;
         loop {
@@ -224,16 +225,16 @@ impl Parser {
     }
 
     /// Parses a filter's name and its arguments.
-    pub fn named_filter(&mut self) -> Outcome<(Name, Args)> {
+    pub fn named_filter(&mut self) -> Fallible<(Name, Args)> {
         let name = self.dotted_name()?;
         let args = if self.is_op("(") { self.args()? } else { Args::default() };
         Ok((name, args))
     }
 
-    fn attribute(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
+    fn attribute(&mut self, inner: Expr, line: usize) -> Fallible<Expr> {
         let kind = match self.next().kind {
-            Kind::Name(name) => ExprKind::Attr(Box::new(inner), name.into()),
-            Kind::Int(index) => {
+            TokenKind::Name(name) => ExprKind::Attr(Box::new(inner), name.into()),
+            TokenKind::Int(index) => {
                 ExprKind::Item(Box::new(inner), Box::new(Expr { line, kind: ExprKind::Int(index) }))
             }
             _ => return self.fail("expected name or number"),
@@ -241,7 +242,7 @@ impl Parser {
         Ok(Expr { line, kind })
     }
 
-    fn subscript(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
+    fn subscript(&mut self, inner: Expr, line: usize) -> Fallible<Expr> {
         let mut bounds = [None, None, None];
         let mut colons = 0;
         let mut items = Vec::new();
@@ -272,12 +273,15 @@ impl Parser {
         Ok(Expr { line, kind })
     }
 
-    fn test(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
+    fn test(&mut self, inner: Expr, line: usize) -> Fallible<Expr> {
         let negated = self.skip_name("not");
         let name = self.dotted_name()?;
         let starts_argument = match self.kind() {
-            Kind::Name(name) => !matches!(name.as_str(), "else" | "or" | "and"),
-            Kind::Str(_) | Kind::Int(_) | Kind::Float(_) | Kind::Op("[" | "{") => true,
+            TokenKind::Name(name) => !matches!(name.as_str(), "else" | "or" | "and"),
+            TokenKind::Str(_)
+            | TokenKind::Int(_)
+            | TokenKind::Float(_)
+            | TokenKind::Op("[" | "{") => true,
             _ => false,
         };
         let mut args = Args::default();
@@ -289,13 +293,13 @@ impl Parser {
             }
             // Names like `in` and `if` are names here, too, as in Jinja2.
             let primary = self.primary()?;
-            args.positional.push(self.behind(primary, false)?);
+            args.positional.push(self.postfix(primary, false)?);
         }
         let test = Expr { line, kind: ExprKind::Test(Box::new(inner), name, args) };
         Ok(if negated { Expr { line, kind: ExprKind::Not(Box::new(test)) } } else { test })
     }
 
-    pub fn args(&mut self) -> Outcome<Args> {
+    pub fn args(&mut self) -> Fallible<Args> {
         self.expect_op("(")?;
         let mut args = Args::default();
         let mut first = true;
@@ -313,12 +317,12 @@ impl Parser {
         Ok(args)
     }
 
-    fn arg(&mut self, args: &mut Args) -> Outcome<()> {
+    fn arg(&mut self, args: &mut Args) -> Fallible<()> {
         if self.skip_op("*") {
             args.list = Some(Box::new(self.expression()?));
         } else if self.skip_op("**") {
             args.dict = Some(Box::new(self.expression()?));
-        } else if matches!((self.kind(), self.look()), (Kind::Name(_), Kind::Op("="))) {
+        } else if matches!((self.kind(), self.look()), (TokenKind::Name(_), TokenKind::Op("="))) {
             let name = self.expect_name()?;
             self.next();
             args.named.push((name, self.expression()?));
@@ -330,28 +334,28 @@ impl Parser {
         Ok(())
     }
 
-    fn primary(&mut self) -> Outcome<Expr> {
+    fn primary(&mut self) -> Fallible<Expr> {
         let line = self.line();
         let kind = match self.kind().clone() {
-            Kind::Op("(") => return self.parenthesized(line),
-            Kind::Op("[") => {
+            TokenKind::Op("(") => return self.parenthesized(line),
+            TokenKind::Op("[") => {
                 self.next();
                 ExprKind::List(self.items("]", Self::expression)?)
             }
-            Kind::Op("{") => {
+            TokenKind::Op("{") => {
                 self.next();
                 ExprKind::Dict(self.items("}", Self::pair)?)
             }
-            Kind::Str(_) => self.strings(),
-            Kind::Name(name) => {
+            TokenKind::Str(_) => self.strings(),
+            TokenKind::Name(name) => {
                 self.next();
                 constant_or_name(&name)
             }
-            Kind::Int(number) => {
+            TokenKind::Int(number) => {
                 self.next();
                 ExprKind::Int(number)
             }
-            Kind::Float(number) => {
+            TokenKind::Float(number) => {
                 self.next();
                 ExprKind::Float(number)
             }
@@ -360,7 +364,7 @@ impl Parser {
         Ok(Expr { line, kind })
     }
 
-    fn parenthesized(&mut self, line: usize) -> Outcome<Expr> {
+    fn parenthesized(&mut self, line: usize) -> Fallible<Expr> {
         self.next();
         if self.skip_op(")") {
             return Ok(Expr { line, kind: ExprKind::Tuple(Vec::new()) });
@@ -373,7 +377,7 @@ impl Parser {
     /// Parses adjacent string literals, which form one string.
     fn strings(&mut self) -> ExprKind {
         let mut text = String::new();
-        while let Kind::Str(more) = self.kind() {
+        while let TokenKind::Str(more) = self.kind() {
             text.push_str(more);
             self.next();
         }
@@ -381,13 +385,13 @@ impl Parser {
     }
 
     /// Parses a key of a dictionary and its value.
-    fn pair(&mut self) -> Outcome<(Expr, Expr)> {
+    fn pair(&mut self) -> Fallible<(Expr, Expr)> {
         let key = self.expression()?;
         self.expect_op(":")?;
         Ok((key, self.expression()?))
     }
 
-    fn items<T>(&mut self, end: &str, parse: fn(&mut Self) -> Outcome<T>) -> Outcome<Vec<T>> {
+    fn items<T>(&mut self, end: &str, parse: fn(&mut Self) -> Fallible<T>) -> Fallible<Vec<T>> {
         let mut items = Vec::new();
         while !self.is_op(end) {
             if !items.is_empty() {

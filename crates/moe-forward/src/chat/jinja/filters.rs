@@ -3,8 +3,8 @@
 use super::args::{CallArgs, integer, is_set, required_text, text, unless_none};
 use super::interpreter::Interpreter;
 use super::lexer::is_space;
-use super::value::{Dict, Text, Value};
-use super::{Fail, Outcome, attributes, json, numbers, operators, strings};
+use super::value::{Dict, Str, Value};
+use super::{Fail, Fallible, attributes, json, numbers, operators, strings};
 
 /// All filters of Jinja2 3.1.
 pub(super) const NAMES: [&str; 54] = [
@@ -66,7 +66,7 @@ pub(super) const NAMES: [&str; 54] = [
 
 impl Interpreter {
     /// Applies `value | name(args)`.
-    pub fn filter(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
+    pub fn filter(&mut self, name: &str, value: Value, args: CallArgs) -> Fallible<Value> {
         self.step(0)?;
         match name {
             "d" | "default" => or_default(name, value, args),
@@ -92,7 +92,7 @@ impl Interpreter {
         }
     }
 
-    fn join(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn join(&mut self, value: &Value, args: CallArgs) -> Fallible<Value> {
         let [separator, attribute] = args.bind("join", ["d", "attribute"])?;
         let separator = separator.map_or(Ok(String::new()), |separator| separator.to_text())?;
         let attribute = unless_none(attribute);
@@ -101,20 +101,20 @@ impl Interpreter {
             let item = attribute
                 .as_ref()
                 .map_or(Ok(item.clone()), |path| self.at_path(&item, path, None))?;
-            parts.push(Text::new(item.to_text()?));
+            parts.push(Str::new(item.to_text()?));
             self.step(0)?;
         }
         strings::joined(self, &separator, &parts)
     }
 }
 
-fn or_default(name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
+fn or_default(name: &str, value: Value, args: CallArgs) -> Fallible<Value> {
     let [default, boolean] = args.bind(name, ["default_value", "boolean"])?;
     let is_missing = value.is_undefined() || is_set(boolean) && !value.is_true();
     Ok(if is_missing { default.unwrap_or_else(|| "".into()) } else { value })
 }
 
-fn attr(value: &Value, args: CallArgs) -> Outcome<Value> {
+fn attr(value: &Value, args: CallArgs) -> Fallible<Value> {
     let [attribute] = args.bind("attr", ["name"])?;
     let attribute = required_text(attribute, "attr", "name")?;
     match value {
@@ -126,7 +126,7 @@ fn attr(value: &Value, args: CallArgs) -> Outcome<Value> {
     }
 }
 
-fn xmlattr(value: &Value, args: CallArgs) -> Outcome<Value> {
+fn xmlattr(value: &Value, args: CallArgs) -> Fallible<Value> {
     let [space] = args.bind("xmlattr", ["autospace"])?;
     let Value::Dict(attributes) = value else {
         return Err(Fail::new(format!("xmlattr wants a dictionary, not '{}'", value.type_name())));
@@ -150,7 +150,7 @@ fn xmlattr(value: &Value, args: CallArgs) -> Outcome<Value> {
     Ok(format!("{begin}{}", parts.join(" ")).into())
 }
 
-fn tojson(value: &Value, args: CallArgs) -> Outcome<Value> {
+fn tojson(value: &Value, args: CallArgs) -> Fallible<Value> {
     let [ensure_ascii, indent, separators, sort_keys] =
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match unless_none(indent) {
@@ -175,7 +175,7 @@ fn tojson(value: &Value, args: CallArgs) -> Outcome<Value> {
     Ok(style.dumps(value)?.into())
 }
 
-fn json_separators(given: &Value) -> Outcome<(String, String)> {
+fn json_separators(given: &Value) -> Fallible<(String, String)> {
     let [item, key]: [Value; 2] =
         given.iterate()?.try_into().map_err(|_| Fail::new("separators are two texts"))?;
     Ok((text(&item, "tojson")?.to_string(), text(&key, "tojson")?.to_string()))

@@ -3,25 +3,30 @@
 use super::args::CallArgs;
 use super::interpreter::Interpreter;
 use super::spec::Spec;
-use super::value::{Text, Value};
-use super::{Fail, Outcome, attributes, repr};
+use super::value::{Str, Value};
+use super::{Fail, Fallible, attributes, repr};
 
 /// Formats `pattern.format(args)`.
-pub(super) fn format(run: &mut Interpreter, pattern: &Text, args: &CallArgs) -> Outcome<Value> {
-    Ok(Fields { args, next: 0 }.formatted(run, pattern, 2)?.into())
+pub(super) fn format(run: &mut Interpreter, pattern: &Str, args: &CallArgs) -> Fallible<Value> {
+    Ok(FormatArgs { args, next: 0 }.formatted(run, pattern, 2)?.into())
 }
 
 /// The arguments that a pattern's fields take their values from.
-struct Fields<'a> {
+struct FormatArgs<'a> {
     args: &'a CallArgs,
     /// The index of the argument for the next field without a name.
     next: usize,
 }
 
-impl Fields<'_> {
+impl FormatArgs<'_> {
     /// Returns `pattern` with its fields filled in. Their specifications may have fields
     /// themselves, `depth` levels deep.
-    fn formatted(&mut self, run: &mut Interpreter, pattern: &str, depth: usize) -> Outcome<String> {
+    fn formatted(
+        &mut self,
+        run: &mut Interpreter,
+        pattern: &str,
+        depth: usize,
+    ) -> Fallible<String> {
         let mut result = String::new();
         let mut rest = pattern;
         while let Some(at) = rest.find(['{', '}']) {
@@ -43,7 +48,7 @@ impl Fields<'_> {
         Ok(result)
     }
 
-    fn field(&mut self, run: &mut Interpreter, field: &str, depth: usize) -> Outcome<String> {
+    fn field(&mut self, run: &mut Interpreter, field: &str, depth: usize) -> Fallible<String> {
         if depth == 0 {
             return Err(Fail::new("Max string recursion exceeded"));
         }
@@ -55,7 +60,7 @@ impl Fields<'_> {
     }
 
     /// Returns the value of a field: an argument, then attributes and items of it.
-    fn lookup(&mut self, name: &str) -> Outcome<Value> {
+    fn lookup(&mut self, name: &str) -> Fallible<Value> {
         let end = name.find(['.', '[']).unwrap_or(name.len());
         let (first, mut rest) = name.split_at(end);
         let mut value = self.argument(first)?;
@@ -77,7 +82,7 @@ impl Fields<'_> {
     }
 
     /// Returns the argument of this name or number, or the next one if `name` is empty.
-    fn argument(&mut self, name: &str) -> Outcome<Value> {
+    fn argument(&mut self, name: &str) -> Fallible<Value> {
         if !name.bytes().all(|b| b.is_ascii_digit()) {
             let found = self.args.named.iter().find(|(known, _)| known == name);
             return found.map(|(_, value)| value.clone()).ok_or_else(|| no_argument(name));
@@ -94,7 +99,7 @@ fn no_argument(name: &str) -> Fail {
 }
 
 /// Applies a field's conversion, the letter after `!`, to a value.
-fn converted(value: Value, conversion: &str) -> Outcome<Value> {
+fn converted(value: Value, conversion: &str) -> Fallible<Value> {
     match conversion {
         "" => Ok(value),
         "s" => Ok(value.to_text()?.into()),
@@ -105,7 +110,7 @@ fn converted(value: Value, conversion: &str) -> Outcome<Value> {
 }
 
 /// Takes from `rest` the field that it begins with, and the brace that ends it.
-fn take_field<'a>(rest: &mut &'a str) -> Outcome<&'a str> {
+fn take_field<'a>(rest: &mut &'a str) -> Fallible<&'a str> {
     let end = field_end(rest).ok_or_else(|| Fail::new("expected '}' before end of string"))?;
     let field = &rest[..end];
     *rest = &rest[end + 1..];

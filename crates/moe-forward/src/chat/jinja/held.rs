@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use super::value::Value;
-use super::{Fail, MAX_BYTES, Outcome};
+use super::{Fail, Fallible, MAX_BYTES};
 
 /// Maximum nesting depth of values. Python's own limit for printing them is 1,000.
 const MAX_NESTING: usize = 1000;
@@ -32,7 +32,7 @@ pub(super) fn longest_text() -> usize {
 }
 
 /// Checks that a template may hold `bytes` bytes more.
-pub(super) fn room(bytes: usize) -> Outcome<()> {
+pub(super) fn room(bytes: usize) -> Fallible<()> {
     if HELD.get().saturating_add(bytes) > ALLOWED.get() {
         let of_budget =
             if ALLOWED.get() < MAX_BYTES { ", a quarter of --memory-budget," } else { "" };
@@ -87,7 +87,7 @@ pub(super) fn may_compare(bytes: usize) -> bool {
 }
 
 /// Counts a comparison, and returns an error if the limit is exceeded.
-pub(super) fn check_compared(bytes: usize) -> Outcome<()> {
+pub(super) fn check_compared(bytes: usize) -> Fallible<()> {
     let what = || Fail::new(format!("the template {}", excess().unwrap_or_default()));
     if may_compare(bytes) { Ok(()) } else { Err(what()) }
 }

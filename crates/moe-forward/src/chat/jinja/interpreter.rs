@@ -11,7 +11,7 @@ use super::ast::Tree;
 use super::held::{excess, room};
 use super::scope::Scope;
 use super::value::{Function, Value};
-use super::{Fail, Outcome, STACK_BYTES, TemplateLimits, json};
+use super::{Fail, Fallible, STACK_BYTES, TemplateLimits, json};
 use crate::chat::dates::{Dates, Present};
 
 pub(super) struct Interpreter {
@@ -38,7 +38,7 @@ pub(super) fn render(
     variables: &[(String, Json)],
     now: NaiveDateTime,
     limits: TemplateLimits,
-) -> Outcome<(String, Dates)> {
+) -> Fallible<(String, Dates)> {
     let marker = 0u8;
     let mut interpreter = Interpreter {
         limits,
@@ -70,7 +70,7 @@ const FUNCTIONS: [(&str, Function); 8] = [
 ];
 
 /// Returns the scope of the names that a template has from its start.
-fn globals(tree: &Tree, variables: &[(String, Json)]) -> Outcome<Rc<Scope>> {
+fn globals(tree: &Tree, variables: &[(String, Json)]) -> Fallible<Rc<Scope>> {
     let globals = Scope::outermost();
     for (name, function) in FUNCTIONS {
         globals.set(&name.into(), Value::Function(function));
@@ -86,7 +86,7 @@ fn globals(tree: &Tree, variables: &[(String, Json)]) -> Outcome<Rc<Scope>> {
 
 impl Interpreter {
     /// Counts a step, and the additional cost of handling `bytes` bytes.
-    pub fn step(&mut self, bytes: usize) -> Outcome<()> {
+    pub fn step(&mut self, bytes: usize) -> Fallible<()> {
         self.steps += 1 + bytes as u64 / 256;
         if self.steps > self.limits.steps {
             let what =
@@ -109,13 +109,13 @@ impl Interpreter {
     }
 
     /// Counts a step that makes a value of `bytes` bytes, if there is room for it.
-    pub fn handled(&mut self, bytes: usize) -> Outcome<()> {
+    pub fn handled(&mut self, bytes: usize) -> Fallible<()> {
         self.room(bytes)?;
         self.step(bytes)
     }
 
     /// Checks that the template may hold `bytes` bytes more.
-    pub fn room(&self, bytes: usize) -> Outcome<()> {
+    pub fn room(&self, bytes: usize) -> Fallible<()> {
         room(bytes.saturating_add(self.written))
     }
 }

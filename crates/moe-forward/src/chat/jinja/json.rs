@@ -6,14 +6,14 @@ use super::held::longest_text;
 use super::repr::float;
 use super::sorting::sorted;
 use super::value::{Dict, Value};
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 /// Converts a JSON value to Python's. Numbers that `moe_checkpoint::json::keep_numbers` has kept
 /// become numbers again.
 ///
 /// # Errors
 /// An integer of more than 128 bits.
-pub(super) fn value(json: &serde_json::Value) -> Outcome<Value> {
+pub(super) fn value(json: &serde_json::Value) -> Fallible<Value> {
     Ok(match json {
         serde_json::Value::Null => Value::None,
         serde_json::Value::Bool(value) => Value::Bool(*value),
@@ -26,7 +26,7 @@ pub(super) fn value(json: &serde_json::Value) -> Outcome<Value> {
             None => text.as_str().into(),
         },
         serde_json::Value::Array(items) => {
-            items.iter().map(value).collect::<Outcome<Vec<_>>>()?.into()
+            items.iter().map(value).collect::<Fallible<Vec<_>>>()?.into()
         }
         serde_json::Value::Object(fields) => {
             let mut dict = Dict::default();
@@ -38,7 +38,7 @@ pub(super) fn value(json: &serde_json::Value) -> Outcome<Value> {
     })
 }
 
-fn kept(number: &str) -> Outcome<Value> {
+fn kept(number: &str) -> Fallible<Value> {
     Ok(match number {
         "NaN" => Value::Float(f64::NAN),
         "Infinity" => Value::Float(f64::INFINITY),
@@ -65,13 +65,13 @@ pub(super) struct Style {
 
 impl Style {
     /// Formats `value` as JSON.
-    pub fn dumps(&self, value: &Value) -> Outcome<String> {
+    pub fn dumps(&self, value: &Value) -> Fallible<String> {
         let mut out = String::new();
         self.write(value, &mut out, 0)?;
         Ok(out)
     }
 
-    fn write(&self, value: &Value, out: &mut String, depth: usize) -> Outcome<()> {
+    fn write(&self, value: &Value, out: &mut String, depth: usize) -> Fallible<()> {
         let indentation = self.indent.as_ref().map_or(0, |indent| indent.len() * (depth + 1));
         if depth > 500 || out.len() + indentation > longest_text() {
             return Err(Fail::new("a value is too large for tojson"));
@@ -92,7 +92,7 @@ impl Style {
         Ok(())
     }
 
-    fn write_list(&self, items: &[Value], out: &mut String, depth: usize) -> Outcome<()> {
+    fn write_list(&self, items: &[Value], out: &mut String, depth: usize) -> Fallible<()> {
         out.push('[');
         for (index, item) in items.iter().enumerate() {
             self.separate(index, depth + 1, out);
@@ -103,7 +103,7 @@ impl Style {
         Ok(())
     }
 
-    fn write_dict(&self, dict: &Dict, out: &mut String, depth: usize) -> Outcome<()> {
+    fn write_dict(&self, dict: &Dict, out: &mut String, depth: usize) -> Fallible<()> {
         out.push('{');
         let mut entries: Vec<&(Value, Value)> = dict.entries().iter().collect();
         if self.sort_keys {
@@ -171,7 +171,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn json_key(key: &Value) -> Outcome<String> {
+fn json_key(key: &Value) -> Fallible<String> {
     match key {
         Value::Str(text) | Value::Markup(text) => Ok(text.to_string()),
         Value::None => Ok("null".into()),

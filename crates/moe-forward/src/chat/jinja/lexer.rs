@@ -1,10 +1,10 @@
 //! Splits a template into tokens, with Jinja2's rules for white space: `trim_blocks` and
 //! `lstrip_blocks`, as transformers sets them.
 
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum TokenKind {
     Text(String),
     BlockBegin,
     BlockEnd,
@@ -21,7 +21,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Token {
     pub line: usize,
-    pub kind: Kind,
+    pub kind: TokenKind,
 }
 
 /// The operators of templates, the longest ones first.
@@ -31,7 +31,7 @@ const OPERATORS: [&str; 26] = [
 ];
 
 /// Returns the tokens of `source`, of which the last is [`TokenKind::End`].
-pub(super) fn tokenize(source: &str) -> Outcome<Vec<Token>> {
+pub(super) fn tokenize(source: &str) -> Fallible<Vec<Token>> {
     let mut source = source.replace("\r\n", "\n").replace('\r', "\n");
     if source.ends_with('\n') {
         source.pop();
@@ -45,7 +45,7 @@ pub(super) fn tokenize(source: &str) -> Outcome<Vec<Token>> {
         line_starts: true,
     };
     lexer.template()?;
-    lexer.push(Kind::End);
+    lexer.push(TokenKind::End);
     Ok(lexer.tokens)
 }
 
@@ -65,24 +65,24 @@ impl<'a> Lexer<'a> {
         &self.source[self.at..]
     }
 
-    pub fn push(&mut self, kind: Kind) {
+    pub fn push(&mut self, kind: TokenKind) {
         self.line += self.source[self.counted..self.at].matches('\n').count();
         self.counted = self.at;
         self.tokens.push(Token { line: self.line, kind });
     }
 
-    pub fn fail<T>(&mut self, what: impl Into<String>) -> Outcome<T> {
+    pub fn fail<T>(&mut self, what: impl Into<String>) -> Fallible<T> {
         self.line += self.source[self.counted..self.at].matches('\n').count();
         self.counted = self.at;
         Err(Fail::new(what).at(self.line))
     }
 
-    fn template(&mut self) -> Outcome<()> {
+    fn template(&mut self) -> Fallible<()> {
         while !self.rest().is_empty() {
             let rest = self.rest();
             let Some(begin) = next_delimiter(rest) else {
                 self.at = self.source.len();
-                self.push(Kind::Text(rest.to_owned()));
+                self.push(TokenKind::Text(rest.to_owned()));
                 return Ok(());
             };
             self.part(begin)?;
@@ -92,34 +92,34 @@ impl<'a> Lexer<'a> {
     }
 
     /// Reads the text up to the delimiter at `begin`, and everything that this delimits.
-    fn part(&mut self, begin: usize) -> Outcome<()> {
+    fn part(&mut self, begin: usize) -> Fallible<()> {
         let rest = self.rest();
         let kind = rest.as_bytes()[begin + 1];
         let sign = sign_at(rest, begin + 2);
         let text = self.stripped(&rest[..begin], sign, kind == b'{');
         self.at += begin;
         if !text.is_empty() {
-            self.push(Kind::Text(text.to_owned()));
+            self.push(TokenKind::Text(text.to_owned()));
         }
         self.at += 2 + usize::from(sign.is_some());
         match kind {
             b'#' => self.comment(),
             b'{' => {
-                self.push(Kind::PrintBegin);
-                self.code(Kind::PrintEnd, "}}")
+                self.push(TokenKind::PrintBegin);
+                self.code(TokenKind::PrintEnd, "}}")
             }
             _ => self.block(),
         }
     }
 
     /// Reads the rest of `{% … %}`, or from `{% raw %}` to its end.
-    fn block(&mut self) -> Outcome<()> {
+    fn block(&mut self) -> Fallible<()> {
         if let Some(length) = self.raw_begin() {
             self.at += length;
             return self.raw();
         }
-        self.push(Kind::BlockBegin);
-        self.code(Kind::BlockEnd, "%}")
+        self.push(TokenKind::BlockBegin);
+        self.code(TokenKind::BlockEnd, "%}")
     }
 
     /// Strips white space from `text`, which precedes a delimiter with `sign`. The indentation of a
@@ -150,7 +150,7 @@ impl<'a> Lexer<'a> {
         Some(if trims && after.starts_with('\n') { 3 } else { 2 })
     }
 
-    fn comment(&mut self) -> Outcome<()> {
+    fn comment(&mut self) -> Fallible<()> {
         while !self.rest().is_empty() {
             if let Some(length) = self.end("#}", true) {
                 self.at += length;
@@ -172,7 +172,7 @@ impl<'a> Lexer<'a> {
         Some(rest.len() - after.strip_prefix("%}")?.len())
     }
 
-    fn raw(&mut self) -> Outcome<()> {
+    fn raw(&mut self) -> Fallible<()> {
         let rest = self.rest();
         self.line_starts = self.source[..self.at].ends_with('\n');
         let start = self.at;
@@ -189,14 +189,14 @@ impl<'a> Lexer<'a> {
                 continue;
             };
             self.at += length;
-            self.push(Kind::Text(text.to_owned()));
+            self.push(TokenKind::Text(text.to_owned()));
             return Ok(());
         }
         self.fail("missing end of raw directive")
     }
 
     /// Reads tokens up to `delimiter`, which has no meaning within brackets.
-    fn code(&mut self, end: Kind, delimiter: &str) -> Outcome<()> {
+    fn code(&mut self, end: TokenKind, delimiter: &str) -> Fallible<()> {
         let mut brackets = Vec::new();
         while let Some(next) = self.rest().chars().next() {
             if brackets.is_empty()
@@ -222,11 +222,11 @@ impl<'a> Lexer<'a> {
         let rest = self.rest();
         let length = rest.find(|c: char| !is_in_name(c)).unwrap_or(rest.len());
         self.at += length;
-        self.push(Kind::Name(rest[..length].to_owned()));
+        self.push(TokenKind::Name(rest[..length].to_owned()));
     }
 
     /// Reads an operator. `brackets` are the closing brackets of those that are open.
-    fn operator(&mut self, next: char, brackets: &mut Vec<&'static str>) -> Outcome<()> {
+    fn operator(&mut self, next: char, brackets: &mut Vec<&'static str>) -> Fallible<()> {
         let rest = self.rest();
         let found = OPERATORS.into_iter().find(|operator| rest.starts_with(operator));
         let Some(operator) = found else {
@@ -246,7 +246,7 @@ impl<'a> Lexer<'a> {
             _ => {}
         }
         self.at += operator.len();
-        self.push(Kind::Op(operator));
+        self.push(TokenKind::Op(operator));
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! Parses Python's number and string literals.
 
-use super::Outcome;
-use super::lexer::{Kind, Lexer};
+use super::Fallible;
+use super::lexer::{Lexer, TokenKind};
 
 impl Lexer<'_> {
-    pub fn number(&mut self) -> Outcome<()> {
+    pub fn number(&mut self) -> Fallible<()> {
         let rest = self.rest();
         if let Some((digits, radix)) = with_prefix(rest) {
             self.at += 2 + digits.len();
@@ -15,7 +15,7 @@ impl Lexer<'_> {
         if let Some(length) = float_length(rest).filter(|_| !follows_dot) {
             self.at += length;
             let number = rest[..length].replace('_', "").parse().unwrap_or(f64::NAN);
-            self.push(Kind::Float(number));
+            self.push(TokenKind::Float(number));
             return Ok(());
         }
         // A leading zero is a number of its own, as in Jinja2.
@@ -26,17 +26,17 @@ impl Lexer<'_> {
         self.integer(whole, 10)
     }
 
-    fn integer(&mut self, digits: &str, radix: u32) -> Outcome<()> {
+    fn integer(&mut self, digits: &str, radix: u32) -> Fallible<()> {
         match i128::from_str_radix(&digits.replace('_', ""), radix) {
             Ok(number) => {
-                self.push(Kind::Int(number));
+                self.push(TokenKind::Int(number));
                 Ok(())
             }
             Err(_) => self.fail("an integer beyond 128 bits is not supported"),
         }
     }
 
-    pub fn string(&mut self, quote: char) -> Outcome<()> {
+    pub fn string(&mut self, quote: char) -> Fallible<()> {
         let rest = self.rest();
         let Some(end) = string_end(rest, quote) else {
             return self.fail("unexpected end of a string");
@@ -44,7 +44,7 @@ impl Lexer<'_> {
         self.at += end + 1;
         match unescaped(&rest[1..end]) {
             Some(text) => {
-                self.push(Kind::Str(text));
+                self.push(TokenKind::Str(text));
                 Ok(())
             }
             None => self.fail("a string with an escape that is not supported"),

@@ -5,7 +5,7 @@ use super::interpreter::Interpreter;
 use super::scope::LoopState;
 use super::sequences::pair;
 use super::value::{Dict, Items, Value, View};
-use super::{Fail, Outcome, attributes, strings};
+use super::{Fail, Fallible, attributes, strings};
 
 impl Interpreter {
     /// Calls `object.method(args)`.
@@ -14,7 +14,7 @@ impl Interpreter {
         object: &Value,
         method: &'static str,
         args: CallArgs,
-    ) -> Outcome<Value> {
+    ) -> Fallible<Value> {
         match object {
             Value::Str(text) => strings::call(self, text, method, args),
             Value::Dict(dict) => match method {
@@ -34,12 +34,12 @@ impl Interpreter {
                 Ok(cycler.0[at].clone())
             }
             _ if method == "copy" => args.none("copy").map(|()| object.clone()),
-            _ => self.find(object, method, args),
+            _ => self.count_or_index(object, method, args),
         }
     }
 
     /// Returns the keys, values or items of a dictionary.
-    fn view(&mut self, dict: &Dict, method: &str, args: CallArgs) -> Outcome<Value> {
+    fn view(&mut self, dict: &Dict, method: &str, args: CallArgs) -> Fallible<Value> {
         args.none(method)?;
         self.step(dict.entries().len() * size_of::<Value>())?;
         let entries = dict.entries().iter();
@@ -52,7 +52,7 @@ impl Interpreter {
     }
 
     /// `list.count` and `list.index`.
-    fn find(&mut self, object: &Value, method: &str, args: CallArgs) -> Outcome<Value> {
+    fn count_or_index(&mut self, object: &Value, method: &str, args: CallArgs) -> Fallible<Value> {
         let items = object.iterate()?;
         self.step(items.len() * size_of::<Value>())?;
         if method == "count" {
@@ -74,14 +74,14 @@ impl Interpreter {
     }
 }
 
-fn get(dict: &Dict, args: CallArgs) -> Outcome<Value> {
+fn get(dict: &Dict, args: CallArgs) -> Fallible<Value> {
     let [key, default] = args.bind("get", ["key", "default"])?;
     let found = dict.get(&required(key, "get", "key")?).cloned();
     Ok(found.or(default).unwrap_or(Value::None))
 }
 
 /// `loop.cycle(…)`: returns the argument for the current iteration.
-fn cycle(state: &LoopState, args: &CallArgs) -> Outcome<Value> {
+fn cycle(state: &LoopState, args: &CallArgs) -> Fallible<Value> {
     let Some(Value::Int(index)) = state.attribute("index0") else { return Ok(Value::None) };
     let count = args.positional.len() as i128;
     if count == 0 {

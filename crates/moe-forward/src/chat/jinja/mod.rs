@@ -48,7 +48,7 @@ use chrono::NaiveDateTime;
 use serde_json::Value as Json;
 
 use super::dates::Dates;
-use crate::allowance::{Subject, limited};
+use crate::memory_limit::{CheckpointCode, limited};
 
 /// Cost of copying an entry of a list or dictionary, as the number of bytes of a string that cost
 /// as much.
@@ -56,7 +56,7 @@ const ENTRY_BYTES: usize = 256;
 /// Maximum memory of a template's strings and lists. A conversation takes a few times its own size.
 pub(super) const MAX_BYTES: usize = 512 << 20;
 /// Minimum memory of a template, however small a budget is.
-const LEAST_BYTES: usize = 8 << 20;
+const MIN_BYTES: usize = 8 << 20;
 /// Size of the stack. A level of a template takes about 10 KiB; Python's limit allows a few hundred
 /// levels.
 const STACK_BYTES: usize = 64 << 20;
@@ -82,7 +82,7 @@ impl TemplateLimits {
         // tokenized.
         let share =
             memory.map_or(MAX_BYTES, |bytes| usize::try_from(bytes / 4).unwrap_or(MAX_BYTES));
-        Self { bytes: share.clamp(LEAST_BYTES, MAX_BYTES), ..Self::USUAL }
+        Self { bytes: share.clamp(MIN_BYTES, MAX_BYTES), ..Self::USUAL }
     }
 
     /// Returns how long a caller waits. This is longer than a template may run, since a single step
@@ -103,7 +103,7 @@ pub(super) struct Fail {
     line: Option<usize>,
 }
 
-type Outcome<T> = Result<T, Fail>;
+type Fallible<T> = Result<T, Fail>;
 
 impl Fail {
     fn new(what: impl Into<String>) -> Self {
@@ -179,10 +179,10 @@ fn rendered(
     now: NaiveDateTime,
     limits: TemplateLimits,
     file: &Path,
-) -> Outcome<(String, Dates)> {
+) -> Fallible<(String, Dates)> {
     held::allow(limits.bytes);
     // Beside what is held, a step's own copies of it.
-    limited(Subject::Template, file, 2 * limits.bytes, || {
+    limited(CheckpointCode::Template, file, 2 * limits.bytes, || {
         interpreter::render(&tree, variables, now, limits)
     })
 }
@@ -207,7 +207,7 @@ fn not_started(error: std::io::Error) -> Fail {
     Fail::new(format!("the chat template's thread can't start: {error}"))
 }
 
-fn on_a_large_stack<T: Send>(call: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
+fn on_a_large_stack<T: Send>(call: impl FnOnce() -> Fallible<T> + Send) -> Fallible<T> {
     scope(|threads| {
         let thread = thread().spawn_scoped(threads, call).map_err(not_started)?;
         thread.join().unwrap_or_else(|_| Err(Fail::new("the chat template's thread ended")))

@@ -4,10 +4,10 @@ use super::args::{CallArgs, integer_or, is_set, text_or};
 use super::letters::with_ascii_digits;
 use super::lexer::is_space;
 use super::value::Value;
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 /// Applies the filter `name` to a number, or to a string with a number.
-pub(super) fn filter(name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
+pub(super) fn filter(name: &str, value: &Value, args: CallArgs) -> Fallible<Value> {
     match name {
         "abs" => {
             args.none(name)?;
@@ -35,7 +35,7 @@ pub(super) fn filter(name: &str, value: &Value, args: CallArgs) -> Outcome<Value
     }
 }
 
-fn abs(value: &Value) -> Outcome<Value> {
+fn abs(value: &Value) -> Fallible<Value> {
     match (value.integer(), value.number()) {
         (Some(number), _) => Ok(Value::Int(number.saturating_abs())),
         (None, Some(number)) => Ok(Value::Float(number.abs())),
@@ -103,7 +103,7 @@ fn parse_integer(text: &str, base: i128) -> Option<i128> {
     i128::from_str_radix(digits, base).ok().map(|number| sign * number)
 }
 
-fn round(value: &Value, precision: i128, method: &str) -> Outcome<Value> {
+fn round(value: &Value, precision: i128, method: &str) -> Fallible<Value> {
     let Some(number) = value.number() else {
         return Err(Fail::new(format!(
             "type {} doesn't define __round__ method",

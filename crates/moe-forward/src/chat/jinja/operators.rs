@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use super::ast::{Binary, Comparison};
+use super::ast::{Binary, CompareOp};
 use super::interpreter::Interpreter;
-use super::value::{Items, Text, Value};
-use super::{Fail, Outcome, percent};
+use super::value::{Items, Str, Value};
+use super::{Fail, Fallible, percent};
 
 /// Escapes `text` for HTML as Markup does.
 pub(super) fn escaped(text: &str) -> String {
@@ -24,7 +24,7 @@ pub(super) fn escaped_bytes(text: &str) -> usize {
 }
 
 /// Checks that no value is undefined.
-fn check_defined(values: &[&Value]) -> Outcome<()> {
+fn check_defined(values: &[&Value]) -> Fallible<()> {
     for value in values {
         if let Value::Undefined(what) = value {
             return Err(Fail::new(&**what));
@@ -34,22 +34,22 @@ fn check_defined(values: &[&Value]) -> Outcome<()> {
 }
 
 /// Compares `left` and `right`.
-pub(super) fn compare(comparison: Comparison, left: &Value, right: &Value) -> Outcome<bool> {
+pub(super) fn compare(comparison: CompareOp, left: &Value, right: &Value) -> Fallible<bool> {
     let order = || left.compare(right);
     Ok(match comparison {
-        Comparison::Eq => left.equals(right),
-        Comparison::Ne => !left.equals(right),
-        Comparison::Lt => order()? == Some(Ordering::Less),
-        Comparison::Le => matches!(order()?, Some(Ordering::Less | Ordering::Equal)),
-        Comparison::Gt => order()? == Some(Ordering::Greater),
-        Comparison::Ge => matches!(order()?, Some(Ordering::Greater | Ordering::Equal)),
-        Comparison::In => contains(right, left)?,
-        Comparison::NotIn => !contains(right, left)?,
+        CompareOp::Eq => left.equals(right),
+        CompareOp::Ne => !left.equals(right),
+        CompareOp::Lt => order()? == Some(Ordering::Less),
+        CompareOp::Le => matches!(order()?, Some(Ordering::Less | Ordering::Equal)),
+        CompareOp::Gt => order()? == Some(Ordering::Greater),
+        CompareOp::Ge => matches!(order()?, Some(Ordering::Greater | Ordering::Equal)),
+        CompareOp::In => contains(right, left)?,
+        CompareOp::NotIn => !contains(right, left)?,
     })
 }
 
 /// Evaluates Python's `value in container`.
-pub(super) fn contains(container: &Value, value: &Value) -> Outcome<bool> {
+pub(super) fn contains(container: &Value, value: &Value) -> Fallible<bool> {
     match container {
         Value::Str(text) | Value::Markup(text) => match value.text() {
             Some(part) => Ok(text.contains(part)),
@@ -64,7 +64,7 @@ pub(super) fn contains(container: &Value, value: &Value) -> Outcome<bool> {
         Value::Dict(dict) => Ok(dict.get(value).is_some()),
         Value::Undefined(_) => Ok(false),
         Value::List(items) | Value::Tuple(items) | Value::View(_, items) => Ok(is_in(items, value)),
-        Value::Range { .. } | Value::Once(_) => Ok(is_in(&container.iterate()?, value)),
+        Value::Range { .. } | Value::Generator(_) => Ok(is_in(&container.iterate()?, value)),
         _ => {
             Err(Fail::new(format!("argument of type '{}' is not iterable", container.type_name())))
         }
@@ -76,7 +76,7 @@ fn is_in(items: &[Value], value: &Value) -> bool {
 }
 
 /// Evaluates `-value`.
-pub(super) fn negative(value: &Value) -> Outcome<Value> {
+pub(super) fn negative(value: &Value) -> Fallible<Value> {
     check_defined(&[value])?;
     match (value.integer(), value) {
         (Some(number), _) => number.checked_neg().map(Value::Int).ok_or_else(too_large),
@@ -86,7 +86,7 @@ pub(super) fn negative(value: &Value) -> Outcome<Value> {
 }
 
 /// Evaluates `+value`.
-pub(super) fn positive(value: &Value) -> Outcome<Value> {
+pub(super) fn positive(value: &Value) -> Fallible<Value> {
     check_defined(&[value])?;
     match (value.integer(), value) {
         (Some(number), _) => Ok(Value::Int(number)),
@@ -100,7 +100,7 @@ fn too_large() -> Fail {
 }
 
 /// Python's floor division and remainder, whose sign is the divisor's.
-fn floor_divided(a: i128, b: i128) -> Outcome<(i128, i128)> {
+fn floor_divided(a: i128, b: i128) -> Fallible<(i128, i128)> {
     let (Some(quotient), Some(rest)) = (a.checked_div(b), a.checked_rem(b)) else {
         return Err(if b == 0 {
             Fail::new("integer division or modulo by zero")
@@ -126,7 +126,7 @@ fn float_mod(a: f64, b: f64) -> f64 {
     }
 }
 
-fn integers(operator: Binary, a: i128, b: i128) -> Outcome<Value> {
+fn integers(operator: Binary, a: i128, b: i128) -> Fallible<Value> {
     let checked = |value: Option<i128>| value.map(Value::Int).ok_or_else(too_large);
     match operator {
         Binary::Add => checked(a.checked_add(b)),
@@ -143,7 +143,7 @@ fn integers(operator: Binary, a: i128, b: i128) -> Outcome<Value> {
     }
 }
 
-fn floats(operator: Binary, a: f64, b: f64) -> Outcome<Value> {
+fn floats(operator: Binary, a: f64, b: f64) -> Fallible<Value> {
     if b == 0.0 && matches!(operator, Binary::Div | Binary::FloorDiv | Binary::Mod) {
         return Err(Fail::new("division by zero"));
     }
@@ -191,7 +191,7 @@ fn markup_bytes(text: &Value) -> usize {
 
 impl Interpreter {
     /// Evaluates `left operator right`.
-    pub fn binary(&mut self, operator: Binary, left: &Value, right: &Value) -> Outcome<Value> {
+    pub fn binary(&mut self, operator: Binary, left: &Value, right: &Value) -> Fallible<Value> {
         check_defined(&[left, right])?;
         if operator == Binary::Mod
             && let Value::Str(text) = left
@@ -225,22 +225,22 @@ impl Interpreter {
     }
 
     /// Joins two strings. The result is markup if either of them is.
-    fn concatenated(&mut self, left: &Value, right: &Value) -> Outcome<Value> {
+    fn concatenated(&mut self, left: &Value, right: &Value) -> Fallible<Value> {
         if let (Value::Str(a), Value::Str(b)) = (left, right) {
             self.handled(a.len() + b.len())?;
             return Ok([&**a, &**b].concat().into());
         }
         self.handled(markup_bytes(left) + markup_bytes(right))?;
-        Ok(Value::Markup(Text::new([markup(left), markup(right)].concat())))
+        Ok(Value::Markup(Str::new([markup(left), markup(right)].concat())))
     }
 
-    fn joined(&mut self, a: &Items, b: &Items) -> Outcome<Items> {
+    fn joined(&mut self, a: &Items, b: &Items) -> Fallible<Items> {
         let bytes = (a.len() + b.len()) * size_of::<Value>();
         self.handled(bytes)?;
         Ok(Items::new([&**a, &**b].concat()))
     }
 
-    fn repeated(&mut self, value: &Value, count: i128) -> Outcome<Value> {
+    fn repeated(&mut self, value: &Value, count: i128) -> Fallible<Value> {
         let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
         let bytes = match value {
             Value::Str(text) => text.len(),

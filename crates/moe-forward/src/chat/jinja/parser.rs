@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use super::ast::{Body, Name, Stmt, StmtKind, Tree};
-use super::lexer::{Kind, Token, tokenize};
-use super::{Fail, Outcome};
+use super::lexer::{Token, TokenKind, tokenize};
+use super::{Fail, Fallible};
 
 /// Python stops at 1,000 nested calls, and Jinja2 makes several for each level of a template.
 const MAX_DEPTH: usize = 1000;
 
 /// Parses `source`.
-pub(super) fn parse(source: &str) -> Outcome<Tree> {
+pub(super) fn parse(source: &str) -> Fallible<Tree> {
     let mut parser =
         Parser { tokens: tokenize(source)?, at: 0, depth: 0, in_loop: 0, blocks: Vec::new() };
     let body = parser.body(&[])?;
     match parser.kind() {
-        Kind::End => Ok(Tree { body, blocks: parser.blocks.into() }),
+        TokenKind::End => Ok(Tree { body, blocks: parser.blocks.into() }),
         _ => parser.fail("unexpected block"),
     }
 }
@@ -29,24 +29,24 @@ pub(super) struct Parser {
     pub blocks: Vec<(Name, Arc<Body>)>,
 }
 
-fn describe(kind: &Kind) -> String {
+fn describe(kind: &TokenKind) -> String {
     match kind {
-        Kind::Text(_) => "template text".into(),
-        Kind::BlockBegin => "begin of statement block".into(),
-        Kind::BlockEnd => "end of statement block".into(),
-        Kind::PrintBegin => "begin of print statement".into(),
-        Kind::PrintEnd => "end of print statement".into(),
-        Kind::Name(name) => name.clone(),
-        Kind::Str(_) => "string".into(),
-        Kind::Int(_) => "integer".into(),
-        Kind::Float(_) => "float".into(),
-        Kind::Op(operator) => (*operator).into(),
-        Kind::End => "end of template".into(),
+        TokenKind::Text(_) => "template text".into(),
+        TokenKind::BlockBegin => "begin of statement block".into(),
+        TokenKind::BlockEnd => "end of statement block".into(),
+        TokenKind::PrintBegin => "begin of print statement".into(),
+        TokenKind::PrintEnd => "end of print statement".into(),
+        TokenKind::Name(name) => name.clone(),
+        TokenKind::Str(_) => "string".into(),
+        TokenKind::Int(_) => "integer".into(),
+        TokenKind::Float(_) => "float".into(),
+        TokenKind::Op(operator) => (*operator).into(),
+        TokenKind::End => "end of template".into(),
     }
 }
 
 impl Parser {
-    pub fn kind(&self) -> &Kind {
+    pub fn kind(&self) -> &TokenKind {
         &self.tokens[self.at].kind
     }
 
@@ -54,7 +54,7 @@ impl Parser {
         self.tokens[self.at].line
     }
 
-    pub fn look(&self) -> &Kind {
+    pub fn look(&self) -> &TokenKind {
         &self.tokens[(self.at + 1).min(self.tokens.len() - 1)].kind
     }
 
@@ -64,16 +64,16 @@ impl Parser {
         token
     }
 
-    pub fn fail<T>(&self, what: impl Into<String>) -> Outcome<T> {
+    pub fn fail<T>(&self, what: impl Into<String>) -> Fallible<T> {
         Err(Fail::new(format!("{}, at {:?}", what.into(), describe(self.kind()))).at(self.line()))
     }
 
     pub fn is_op(&self, operator: &str) -> bool {
-        matches!(self.kind(), Kind::Op(found) if *found == operator)
+        matches!(self.kind(), TokenKind::Op(found) if *found == operator)
     }
 
     pub fn is_name(&self, name: &str) -> bool {
-        matches!(self.kind(), Kind::Name(found) if found == name)
+        matches!(self.kind(), TokenKind::Name(found) if found == name)
     }
 
     pub fn skip_op(&mut self, operator: &str) -> bool {
@@ -92,13 +92,13 @@ impl Parser {
         found
     }
 
-    pub fn expect_op(&mut self, operator: &str) -> Outcome<()> {
+    pub fn expect_op(&mut self, operator: &str) -> Fallible<()> {
         if self.skip_op(operator) { Ok(()) } else { self.fail(format!("expected {operator:?}")) }
     }
 
-    pub fn expect_name(&mut self) -> Outcome<Name> {
+    pub fn expect_name(&mut self) -> Fallible<Name> {
         match self.next().kind {
-            Kind::Name(name) => Ok(name.into()),
+            TokenKind::Name(name) => Ok(name.into()),
             _ => {
                 self.at -= 1;
                 self.fail("expected a name")
@@ -106,9 +106,9 @@ impl Parser {
         }
     }
 
-    pub fn expect_end(&mut self) -> Outcome<()> {
+    pub fn expect_end(&mut self) -> Fallible<()> {
         match self.kind() {
-            Kind::BlockEnd => {
+            TokenKind::BlockEnd => {
                 self.next();
                 Ok(())
             }
@@ -117,14 +117,14 @@ impl Parser {
     }
 
     /// Runs `parse` one nesting level deeper.
-    pub fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
+    pub fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Fallible<T>) -> Fallible<T> {
         self.deeper()?;
         let result = parse(self);
         self.depth -= 1;
         result
     }
 
-    pub fn deeper(&mut self) -> Outcome<()> {
+    pub fn deeper(&mut self) -> Fallible<()> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return self.fail(format!("nested more than {MAX_DEPTH} deep"));
@@ -134,29 +134,29 @@ impl Parser {
 
     /// Parses statements up to a block that begins with one of `ends`, whose name becomes the next
     /// token.
-    pub fn body(&mut self, ends: &[&str]) -> Outcome<Body> {
+    pub fn body(&mut self, ends: &[&str]) -> Fallible<Body> {
         self.nested(|parser| parser.statements(ends))
     }
 
-    fn statements(&mut self, ends: &[&str]) -> Outcome<Body> {
+    fn statements(&mut self, ends: &[&str]) -> Fallible<Body> {
         let mut body = Vec::new();
         loop {
             let line = self.line();
             let kind = match self.kind() {
-                Kind::Text(text) => {
+                TokenKind::Text(text) => {
                     let text = StmtKind::Text(text.as_str().into());
                     self.next();
                     text
                 }
-                Kind::PrintBegin => self.printed()?,
-                Kind::BlockBegin => {
+                TokenKind::PrintBegin => self.printed()?,
+                TokenKind::BlockBegin => {
                     self.next();
                     if ends.iter().any(|end| self.is_name(end)) {
                         return Ok(body);
                     }
                     self.tag()?
                 }
-                Kind::End if ends.is_empty() => return Ok(body),
+                TokenKind::End if ends.is_empty() => return Ok(body),
                 _ => return self.fail(format!("expected {}", ends.join(" or "))),
             };
             body.push(Stmt { line, kind });
@@ -164,17 +164,17 @@ impl Parser {
     }
 
     /// Parses the inside of `{{ … }}`.
-    fn printed(&mut self) -> Outcome<StmtKind> {
+    fn printed(&mut self) -> Fallible<StmtKind> {
         self.next();
         let expr = self.tuple(true, &[])?;
-        if *self.kind() != Kind::PrintEnd {
+        if *self.kind() != TokenKind::PrintEnd {
             return self.fail("expected the end of the print statement");
         }
         self.next();
         Ok(StmtKind::Print(vec![expr]))
     }
 
-    pub fn dotted_name(&mut self) -> Outcome<Name> {
+    pub fn dotted_name(&mut self) -> Fallible<Name> {
         let mut name = self.expect_name()?.to_string();
         while self.skip_op(".") {
             name = format!("{name}.{}", self.expect_name()?);

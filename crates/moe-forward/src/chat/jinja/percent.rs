@@ -2,11 +2,11 @@
 
 use super::interpreter::Interpreter;
 use super::spec::{Spec, number, take, take_number};
-use super::value::{Text, Value};
-use super::{Fail, Outcome, repr};
+use super::value::{Str, Value};
+use super::{Fail, Fallible, repr};
 
 /// Formats `pattern % values`.
-pub(super) fn format(run: &mut Interpreter, pattern: &Text, values: &Value) -> Outcome<Value> {
+pub(super) fn format(run: &mut Interpreter, pattern: &Str, values: &Value) -> Fallible<Value> {
     let mut operands = Operands::new(values);
     let mut result = String::new();
     let mut rest: &str = pattern;
@@ -42,7 +42,7 @@ impl<'a> Operands<'a> {
     }
 
     /// Takes from `rest` the field after a `%`, and returns its text.
-    fn field(&mut self, rest: &mut &str) -> Outcome<String> {
+    fn field(&mut self, rest: &mut &str) -> Fallible<String> {
         let key = take_key(rest)?;
         let mut spec = take_flags(rest);
         spec.width = match take(rest, "*") {
@@ -62,12 +62,12 @@ impl<'a> Operands<'a> {
         converted(spec, kind, &value)
     }
 
-    fn next(&mut self) -> Outcome<Value> {
+    fn next(&mut self) -> Fallible<Value> {
         let next = self.positional.next();
         next.ok_or_else(|| Fail::new("not enough arguments for format string"))
     }
 
-    fn named(&mut self, key: &str) -> Outcome<Value> {
+    fn named(&mut self, key: &str) -> Fallible<Value> {
         let Value::Dict(dict) = self.values else {
             return Err(Fail::new("format requires a mapping"));
         };
@@ -76,7 +76,7 @@ impl<'a> Operands<'a> {
     }
 
     /// Checks that fields took all values.
-    fn end(mut self) -> Outcome<()> {
+    fn end(mut self) -> Fallible<()> {
         let is_mapping =
             self.used_mapping || matches!(self.values, Value::Dict(_) | Value::List(_));
         if self.positional.next().is_some() && !is_mapping {
@@ -87,7 +87,7 @@ impl<'a> Operands<'a> {
 }
 
 /// Takes the key in parentheses from the start of `rest`; None if there is no key.
-fn take_key<'a>(rest: &mut &'a str) -> Outcome<Option<&'a str>> {
+fn take_key<'a>(rest: &mut &'a str) -> Fallible<Option<&'a str>> {
     let Some(after) = rest.strip_prefix('(') else { return Ok(None) };
     let (key, after) = after.split_once(')').ok_or_else(|| Fail::new("incomplete format key"))?;
     *rest = after;
@@ -107,7 +107,7 @@ fn take_flags(rest: &mut &str) -> Spec {
     spec
 }
 
-fn converted(mut spec: Spec, kind: char, value: &Value) -> Outcome<String> {
+fn converted(mut spec: Spec, kind: char, value: &Value) -> Fallible<String> {
     if matches!(kind, 's' | 'r' | 'a') {
         spec.align = Some(spec.align.unwrap_or('>'));
         spec.zero = false;
@@ -136,7 +136,7 @@ fn converted(mut spec: Spec, kind: char, value: &Value) -> Outcome<String> {
     }
 }
 
-fn written(kind: char, value: &Value) -> Outcome<String> {
+fn written(kind: char, value: &Value) -> Fallible<String> {
     match kind {
         's' => value.to_text(),
         'r' => value.repr(),
@@ -145,7 +145,7 @@ fn written(kind: char, value: &Value) -> Outcome<String> {
 }
 
 /// Formats a number as an integer, with at least as many digits as the precision.
-fn decimal(mut spec: Spec, kind: char, value: &Value) -> Outcome<String> {
+fn decimal(mut spec: Spec, kind: char, value: &Value) -> Fallible<String> {
     spec.kind = Some('d');
     let number = match value {
         Value::Float(number) if number.abs() < 1e38 => Some(number.trunc() as i128),

@@ -2,11 +2,11 @@
 
 use super::held::longest_text;
 use super::value::{Dict, Value};
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 impl Value {
     /// Python's `str`.
-    pub fn to_text(&self) -> Outcome<String> {
+    pub fn to_text(&self) -> Fallible<String> {
         match self {
             Self::Undefined(_) => Ok(String::new()),
             Self::Str(text) | Self::Markup(text) => Ok(text.to_string()),
@@ -15,13 +15,13 @@ impl Value {
     }
 
     /// Python's `repr`.
-    pub fn repr(&self) -> Outcome<String> {
+    pub fn repr(&self) -> Fallible<String> {
         let mut text = String::new();
         self.write(&mut text, 0)?;
         Ok(text)
     }
 
-    fn write(&self, out: &mut String, depth: usize) -> Outcome<()> {
+    fn write(&self, out: &mut String, depth: usize) -> Fallible<()> {
         if depth > 500 || out.len() > longest_text() {
             return Err(Fail::new("a value is too large to be printed"));
         }
@@ -62,7 +62,7 @@ impl Value {
                 out.push_str(&format!("<LoopContext {}/{}>", state.index(), state.length()))
             }
             Self::Blocks(_) => out.push_str("<TemplateReference None>"),
-            Self::Once(_)
+            Self::Generator(_)
             | Self::Block(_)
             | Self::Method(_)
             | Self::Function(_)
@@ -82,7 +82,7 @@ fn write_list(
     [begin, end]: [&str; 2],
     out: &mut String,
     depth: usize,
-) -> Outcome<()> {
+) -> Fallible<()> {
     out.push_str(begin);
     for (index, item) in items.iter().enumerate() {
         out.push_str(if index > 0 { ", " } else { "" });
@@ -92,7 +92,7 @@ fn write_list(
     Ok(())
 }
 
-fn write_dict(dict: &Dict, out: &mut String, depth: usize) -> Outcome<()> {
+fn write_dict(dict: &Dict, out: &mut String, depth: usize) -> Fallible<()> {
     out.push('{');
     for (index, (key, value)) in dict.entries().iter().enumerate() {
         out.push_str(if index > 0 { ", " } else { "" });

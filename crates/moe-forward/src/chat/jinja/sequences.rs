@@ -6,12 +6,12 @@ use super::args::{CallArgs, integer, is_set, required, text, unless_none};
 use super::ast::Binary;
 use super::interpreter::Interpreter;
 use super::sorting::sorted;
-use super::value::{Dict, Items, Text, Value};
-use super::{Fail, Outcome, attributes};
+use super::value::{Dict, Items, Str, Value};
+use super::{Fail, Fallible, attributes};
 
 impl Interpreter {
     /// Applies filters that return an element or a number.
-    pub fn one(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
+    pub fn one(&mut self, name: &str, value: Value, args: CallArgs) -> Fallible<Value> {
         match name {
             "count" | "length" => self.count(name, &value, args),
             "first" => self.first(&value, args),
@@ -21,7 +21,7 @@ impl Interpreter {
         }
     }
 
-    fn count(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn count(&mut self, name: &str, value: &Value, args: CallArgs) -> Fallible<Value> {
         args.none(name)?;
         // Characters are counted.
         self.step(value.text().map_or(0, str::len))?;
@@ -31,10 +31,10 @@ impl Interpreter {
         }
     }
 
-    fn first(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn first(&mut self, value: &Value, args: CallArgs) -> Fallible<Value> {
         args.none("first")?;
         let found = match value {
-            Value::Once(items) => items.borrow_mut().pop_front(),
+            Value::Generator(items) => items.borrow_mut().pop_front(),
             _ => {
                 let items = value.iterate()?;
                 self.step(items.len())?;
@@ -44,9 +44,9 @@ impl Interpreter {
         Ok(found.unwrap_or_else(|| Value::undefined("No first item, sequence was empty.")))
     }
 
-    fn last(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn last(&mut self, value: &Value, args: CallArgs) -> Fallible<Value> {
         args.none("last")?;
-        if matches!(value, Value::Once(_)) {
+        if matches!(value, Value::Generator(_)) {
             return Err(Fail::new("'generator' object is not reversible"));
         }
         let mut items = value.iterate()?;
@@ -54,7 +54,7 @@ impl Interpreter {
         Ok(items.pop().unwrap_or_else(|| Value::undefined("No last item, sequence was empty.")))
     }
 
-    fn sum(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn sum(&mut self, value: &Value, args: CallArgs) -> Fallible<Value> {
         let [attribute, start] = args.bind("sum", ["attribute", "start"])?;
         let attribute = unless_none(attribute);
         let mut sum = start.unwrap_or(Value::Int(0));
@@ -69,7 +69,7 @@ impl Interpreter {
     }
 
     /// Returns the smallest or the largest value.
-    fn extreme(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn extreme(&mut self, name: &str, value: &Value, args: CallArgs) -> Fallible<Value> {
         let [sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"])?;
         let sensitive = is_set(sensitive);
         let wanted = if name == "min" { Ordering::Less } else { Ordering::Greater };
@@ -92,7 +92,7 @@ impl Interpreter {
     }
 
     /// Applies filters that return values in another order or grouping.
-    pub fn many(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
+    pub fn many(&mut self, name: &str, value: Value, args: CallArgs) -> Fallible<Value> {
         match (name, value.text()) {
             ("reverse", Some(own)) => {
                 self.handled(own.len())?;
@@ -106,7 +106,7 @@ impl Interpreter {
         self.step(items.len() * size_of::<Value>())?;
         match name {
             "list" => args.none(name).map(|()| items.into()),
-            "reverse" => args.none(name).map(|()| Value::once(items.into_iter().rev())),
+            "reverse" => args.none(name).map(|()| Value::generator(items.into_iter().rev())),
             "batch" => self.batch(&items, args),
             "slice" => slice(&items, args),
             "sort" => self.sort_filter(items, args),
@@ -115,7 +115,7 @@ impl Interpreter {
         }
     }
 
-    fn batch(&mut self, items: &[Value], args: CallArgs) -> Outcome<Value> {
+    fn batch(&mut self, items: &[Value], args: CallArgs) -> Fallible<Value> {
         let [count, fill] = args.bind("batch", ["linecount", "fill_with"])?;
         let count = integer(&required(count, "batch", "linecount")?, "batch")?;
         let count = usize::try_from(count).ok().filter(|count| *count > 0);
@@ -125,10 +125,10 @@ impl Interpreter {
             self.room(count.saturating_mul(size_of::<Value>()))?;
             last.resize(count, fill);
         }
-        Ok(Value::once(batches.into_iter().map(Value::from)))
+        Ok(Value::generator(batches.into_iter().map(Value::from)))
     }
 
-    fn sort_filter(&mut self, items: Vec<Value>, args: CallArgs) -> Outcome<Value> {
+    fn sort_filter(&mut self, items: Vec<Value>, args: CallArgs) -> Fallible<Value> {
         let [reverse, sensitive, attribute] =
             args.bind("sort", ["reverse", "case_sensitive", "attribute"])?;
         let sensitive = is_set(sensitive);
@@ -140,7 +140,7 @@ impl Interpreter {
         Ok(keyed.into_iter().map(|(_, item)| item).collect::<Vec<_>>().into())
     }
 
-    fn unique(&mut self, items: Vec<Value>, args: CallArgs) -> Outcome<Value> {
+    fn unique(&mut self, items: Vec<Value>, args: CallArgs) -> Fallible<Value> {
         let [sensitive, attribute] = args.bind("unique", ["case_sensitive", "attribute"])?;
         let sensitive = is_set(sensitive);
         let mut seen = Dict::default();
@@ -156,10 +156,10 @@ impl Interpreter {
             }
             self.step(0)?;
         }
-        Ok(Value::once(kept))
+        Ok(Value::generator(kept))
     }
 
-    fn groupby(&mut self, items: Vec<Value>, args: CallArgs) -> Outcome<Value> {
+    fn groupby(&mut self, items: Vec<Value>, args: CallArgs) -> Fallible<Value> {
         let [attribute, default, sensitive] =
             args.bind("groupby", ["attribute", "default", "case_sensitive"])?;
         let attribute = required(attribute, "groupby", "attribute")?;
@@ -182,7 +182,7 @@ impl Interpreter {
         Ok(result.into())
     }
 
-    fn dictsort(&mut self, value: &Value, args: CallArgs) -> Outcome<Value> {
+    fn dictsort(&mut self, value: &Value, args: CallArgs) -> Fallible<Value> {
         let [sensitive, by, reverse] =
             args.bind("dictsort", ["case_sensitive", "by", "reverse"])?;
         let sensitive = is_set(sensitive);
@@ -205,7 +205,7 @@ impl Interpreter {
     }
 
     /// Sorts by key. Equal elements keep their order, also with `reverse`.
-    fn sort(&mut self, keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<(Value, Value)>> {
+    fn sort(&mut self, keyed: Vec<(Value, Value)>, reverse: bool) -> Fallible<Vec<(Value, Value)>> {
         self.handled(keyed.len() * size_of::<(Value, Value)>())?;
         sorted(keyed, &mut |a, b| {
             self.step(0)?;
@@ -220,7 +220,7 @@ impl Interpreter {
         item: &Value,
         path: &Value,
         default: Option<&Value>,
-    ) -> Outcome<Value> {
+    ) -> Fallible<Value> {
         self.step(0)?;
         let Some(names) = path.text() else { return attributes::item(item, path) };
         let mut found = item.clone();
@@ -236,7 +236,7 @@ impl Interpreter {
         Ok(found)
     }
 
-    fn key(&mut self, item: &Value, attribute: Option<&Value>, sensitive: bool) -> Outcome<Value> {
+    fn key(&mut self, item: &Value, attribute: Option<&Value>, sensitive: bool) -> Fallible<Value> {
         let key = match attribute {
             None | Some(Value::None) => item.clone(),
             Some(path) => self.at_path(item, path, None)?,
@@ -245,7 +245,12 @@ impl Interpreter {
     }
 
     /// Returns the keys at several paths, which are separated by commas.
-    fn keys(&mut self, item: &Value, attribute: Option<&Value>, sensitive: bool) -> Outcome<Value> {
+    fn keys(
+        &mut self,
+        item: &Value,
+        attribute: Option<&Value>,
+        sensitive: bool,
+    ) -> Fallible<Value> {
         let Some(paths) = attribute.and_then(Value::text) else {
             return self.key(item, attribute, sensitive);
         };
@@ -256,10 +261,10 @@ impl Interpreter {
         Ok(keys.into())
     }
 
-    pub fn map(&mut self, value: Value, mut args: CallArgs) -> Outcome<Value> {
+    pub fn map(&mut self, value: Value, mut args: CallArgs) -> Fallible<Value> {
         let mut result = Vec::new();
         if !value.is_true() {
-            return Ok(Value::once([]));
+            return Ok(Value::generator([]));
         }
         if args.positional.is_empty() {
             let [attribute, default] = args.bind("map", ["attribute", "default"])?;
@@ -268,18 +273,18 @@ impl Interpreter {
             for item in value.iterate()? {
                 result.push(self.at_path(&item, &attribute, default.as_ref())?);
             }
-            return Ok(Value::once(result));
+            return Ok(Value::generator(result));
         }
         let name = text(&args.positional.remove(0), "map")?;
         for item in value.iterate()? {
             result.push(self.filter(&name, item, args.clone())?);
         }
-        Ok(Value::once(result))
+        Ok(Value::generator(result))
     }
 
-    pub fn select(&mut self, name: &str, value: Value, args: CallArgs) -> Outcome<Value> {
+    pub fn select(&mut self, name: &str, value: Value, args: CallArgs) -> Fallible<Value> {
         if !value.is_true() {
-            return Ok(Value::once([]));
+            return Ok(Value::generator([]));
         }
         let wanted = name.starts_with("select");
         let condition = Condition::new(name, args)?;
@@ -290,10 +295,10 @@ impl Interpreter {
             }
             self.step(0)?;
         }
-        Ok(Value::once(kept))
+        Ok(Value::generator(kept))
     }
 
-    fn holds(&mut self, condition: &Condition, item: &Value) -> Outcome<bool> {
+    fn holds(&mut self, condition: &Condition, item: &Value) -> Fallible<bool> {
         let seen = match &condition.attribute {
             Some(path) => self.at_path(item, path, None)?,
             None => item.clone(),
@@ -310,12 +315,12 @@ struct Condition {
     /// The path of the value to check; None for the item itself.
     attribute: Option<Value>,
     /// The name of a test; None to check that the value is true.
-    test: Option<Text>,
+    test: Option<Str>,
     args: CallArgs,
 }
 
 impl Condition {
-    fn new(name: &str, mut args: CallArgs) -> Outcome<Self> {
+    fn new(name: &str, mut args: CallArgs) -> Fallible<Self> {
         let attribute = match (name.ends_with("attr"), args.positional.is_empty()) {
             (true, true) => return Err(Fail::new("Missing parameter for attribute name")),
             (true, false) => Some(args.positional.remove(0)),
@@ -330,17 +335,17 @@ impl Condition {
     }
 }
 
-fn items(value: &Value, args: CallArgs) -> Outcome<Value> {
+fn items(value: &Value, args: CallArgs) -> Fallible<Value> {
     args.none("items")?;
     match value {
-        Value::Undefined(_) => Ok(Value::once([])),
-        Value::Dict(dict) => Ok(Value::once(dict.entries().iter().map(pair))),
+        Value::Undefined(_) => Ok(Value::generator([])),
+        Value::Dict(dict) => Ok(Value::generator(dict.entries().iter().map(pair))),
         _ => Err(Fail::new("Can only get item pairs from a mapping.")),
     }
 }
 
 /// Divides `items` into a number of slices. The first ones have one item more.
-fn slice(items: &[Value], args: CallArgs) -> Outcome<Value> {
+fn slice(items: &[Value], args: CallArgs) -> Fallible<Value> {
     let [count, fill] = args.bind("slice", ["slices", "fill_with"])?;
     let count = integer(&required(count, "slice", "slices")?, "slice")?;
     let count = usize::try_from(count).ok().filter(|count| (1..1_000_000).contains(count));
@@ -355,7 +360,7 @@ fn slice(items: &[Value], args: CallArgs) -> Outcome<Value> {
         let fill = fill.clone().filter(|_| index >= extra);
         slices.push(Value::from(slice.iter().cloned().chain(fill).collect::<Vec<_>>()));
     }
-    Ok(Value::once(slices))
+    Ok(Value::generator(slices))
 }
 
 /// Groups adjacent items with equal keys.

@@ -3,14 +3,14 @@
 
 use std::cmp::Ordering;
 
-use super::Outcome;
+use super::Fallible;
 
 /// Sorts `items` by `order`. As in Python, equal elements keep their order. The first comparison
 /// that fails ends the sort.
 pub(super) fn sorted<T>(
     mut items: Vec<T>,
-    order: &mut impl FnMut(&T, &T) -> Outcome<Option<Ordering>>,
-) -> Outcome<Vec<T>> {
+    order: &mut impl FnMut(&T, &T) -> Fallible<Option<Ordering>>,
+) -> Fallible<Vec<T>> {
     if items.len() < 2 {
         return Ok(items);
     }

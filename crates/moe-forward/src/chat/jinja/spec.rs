@@ -2,7 +2,7 @@
 
 use super::repr::float;
 use super::value::Value;
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 /// The specification of a field.
 #[derive(Default, Clone)]
@@ -23,7 +23,7 @@ const MAX_WIDTH: usize = 1 << 20;
 
 const ALIGNMENTS: &str = "<>=^";
 
-pub(super) fn number(text: &str) -> Outcome<usize> {
+pub(super) fn number(text: &str) -> Fallible<usize> {
     match text.parse() {
         Ok(number) if number <= MAX_WIDTH => Ok(number),
         _ => Err(Fail::new(format!("a field of {text} characters is not supported"))),
@@ -45,7 +45,7 @@ pub(super) fn take(rest: &mut &str, wanted: &str) -> Option<char> {
 }
 
 /// Takes a number from the start of `rest`; 0 if there is none.
-pub(super) fn take_number(rest: &mut &str) -> Outcome<usize> {
+pub(super) fn take_number(rest: &mut &str) -> Fallible<usize> {
     match take_digits(rest) {
         "" => Ok(0),
         digits => number(digits),
@@ -67,7 +67,7 @@ fn take_alignment(rest: &mut &str) -> (Option<char>, Option<char>) {
 
 impl Spec {
     /// Parses the part after the colon of `{:…}`.
-    pub fn parse(text: &str) -> Outcome<Self> {
+    pub fn parse(text: &str) -> Fallible<Self> {
         let mut rest = text;
         let (fill, align) = take_alignment(&mut rest);
         let sign = take(&mut rest, "+- ");
@@ -119,7 +119,7 @@ impl Spec {
     }
 
     /// Formats `value` in its field.
-    pub fn apply(&self, value: &Value) -> Outcome<String> {
+    pub fn apply(&self, value: &Value) -> Fallible<String> {
         match (value, self.kind) {
             (Value::Str(text) | Value::Markup(text), None | Some('s')) => Ok(self.apply_text(text)),
             (Value::Bool(_), None) if self.width == 0 => value.to_text(),
@@ -147,7 +147,7 @@ impl Spec {
         self.pad(&text, self.align.unwrap_or('<'), 0)
     }
 
-    fn apply_integer(&self, number: i128) -> Outcome<String> {
+    fn apply_integer(&self, number: i128) -> Fallible<String> {
         if self.kind == Some('c') {
             let c = u32::try_from(number).ok().and_then(char::from_u32);
             let c = c.ok_or_else(|| Fail::new("%c arg not in range"))?;
@@ -179,7 +179,7 @@ fn group(body: &str, mark: char) -> String {
 }
 
 /// Formats a number that isn't negative, by Python's rules for `kind`.
-fn float_body(number: f64, kind: Option<char>, precision: Option<usize>) -> Outcome<String> {
+fn float_body(number: f64, kind: Option<char>, precision: Option<usize>) -> Fallible<String> {
     if !number.is_finite() {
         let text = float(number);
         return Ok(if matches!(kind, Some('F' | 'E' | 'G')) { text.to_uppercase() } else { text });

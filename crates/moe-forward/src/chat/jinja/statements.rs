@@ -8,7 +8,7 @@ use super::ast::{Args, AssignmentTarget, Body, Expr, ExprKind, For, Macro, Name,
 use super::interpreter::Interpreter;
 use super::scope::{LoopState, Scope};
 use super::value::Value;
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 /// Whether a loop continues after a statement.
 #[derive(PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) enum Flow {
 }
 
 impl Interpreter {
-    pub fn body(&mut self, body: &[Stmt], scope: &Rc<Scope>, out: &mut String) -> Outcome<Flow> {
+    pub fn body(&mut self, body: &[Stmt], scope: &Rc<Scope>, out: &mut String) -> Fallible<Flow> {
         for stmt in body {
             let flow = self.statement(stmt, scope, out).map_err(|e| e.at(stmt.line))?;
             if flow != Flow::On {
@@ -30,14 +30,14 @@ impl Interpreter {
     }
 
     /// Runs `body` in its own scope, and returns its text.
-    pub fn captured(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Outcome<String> {
+    pub fn captured(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Fallible<String> {
         let (mut text, written) = (String::new(), self.written);
         self.body(body, scope, &mut text)?;
         self.written = written;
         Ok(text)
     }
 
-    fn push(&mut self, text: &str, out: &mut String) -> Outcome<()> {
+    fn push(&mut self, text: &str, out: &mut String) -> Fallible<()> {
         self.step(text.len())?;
         self.room(text.len())?;
         self.written += text.len();
@@ -45,7 +45,7 @@ impl Interpreter {
         Ok(())
     }
 
-    fn statement(&mut self, stmt: &Stmt, scope: &Rc<Scope>, out: &mut String) -> Outcome<Flow> {
+    fn statement(&mut self, stmt: &Stmt, scope: &Rc<Scope>, out: &mut String) -> Fallible<Flow> {
         self.step(0)?;
         match &stmt.kind {
             StmtKind::Text(text) => self.push(text, out)?,
@@ -90,7 +90,7 @@ impl Interpreter {
         Ok(Flow::On)
     }
 
-    fn print(&mut self, exprs: &[Expr], scope: &Rc<Scope>, out: &mut String) -> Outcome<()> {
+    fn print(&mut self, exprs: &[Expr], scope: &Rc<Scope>, out: &mut String) -> Fallible<()> {
         for expr in exprs {
             let value = self.expr(expr, scope)?;
             match value.text() {
@@ -106,7 +106,7 @@ impl Interpreter {
         &mut self,
         arms: &'a [(Expr, Body)],
         scope: &Rc<Scope>,
-    ) -> Outcome<Option<&'a Body>> {
+    ) -> Fallible<Option<&'a Body>> {
         for (test, body) in arms {
             if self.expr(test, scope)?.is_true() {
                 return Ok(Some(body));
@@ -122,7 +122,7 @@ impl Interpreter {
         call: &Expr,
         scope: &Rc<Scope>,
         out: &mut String,
-    ) -> Outcome<()> {
+    ) -> Fallible<()> {
         let ExprKind::Call(callee, args) = &call.kind else { return Ok(()) };
         let callee = self.expr(callee, scope)?;
         let mut args = self.args(args, scope)?;
@@ -136,7 +136,7 @@ impl Interpreter {
         &mut self,
         values: &[(AssignmentTarget, Expr)],
         scope: &Rc<Scope>,
-    ) -> Outcome<Rc<Scope>> {
+    ) -> Fallible<Rc<Scope>> {
         let inner = Scope::within(scope);
         for (target, expr) in values {
             let value = self.expr(expr, scope)?;
@@ -151,7 +151,7 @@ impl Interpreter {
         body: &[Stmt],
         filters: &[(Name, Args)],
         scope: &Rc<Scope>,
-    ) -> Outcome<Value> {
+    ) -> Fallible<Value> {
         let mut value = self.captured(body, &Scope::within(scope))?.into();
         for (name, args) in filters {
             let args = self.args(args, scope)?;
@@ -167,7 +167,7 @@ impl Interpreter {
         scope: &Rc<Scope>,
         depth0: usize,
         out: &mut String,
-    ) -> Outcome<Flow> {
+    ) -> Fallible<Flow> {
         let items = self.looped(for_, items, scope)?;
         if items.is_empty() {
             return self.body(&for_.otherwise, &Scope::within(scope), out);
@@ -190,7 +190,7 @@ impl Interpreter {
         state: &Rc<LoopState>,
         scope: &Rc<Scope>,
         out: &mut String,
-    ) -> Outcome<()> {
+    ) -> Fallible<()> {
         let name: Name = "loop".into();
         for (index, item) in state.items.iter().enumerate() {
             // A turn has a scope to make, which takes as long as a few steps.
@@ -207,7 +207,7 @@ impl Interpreter {
     }
 
     /// Returns the items that a loop's filter keeps.
-    fn looped(&mut self, for_: &For, items: &Value, scope: &Rc<Scope>) -> Outcome<Vec<Value>> {
+    fn looped(&mut self, for_: &For, items: &Value, scope: &Rc<Scope>) -> Fallible<Vec<Value>> {
         let items = items.iterate()?;
         self.step(items.len() * 16)?;
         let Some(filter) = &for_.filter else { return Ok(items) };
@@ -224,7 +224,7 @@ impl Interpreter {
     }
 
     /// Evaluates `loop(items)`.
-    pub fn call_loop(&mut self, state: &LoopState, items: &Value) -> Outcome<Value> {
+    pub fn call_loop(&mut self, state: &LoopState, items: &Value) -> Fallible<Value> {
         let Some((for_, scope)) = &state.recursive else {
             return Err(Fail::new(
                 "The loop must have the 'recursive' marker to be called recursively.",
@@ -242,7 +242,7 @@ impl Interpreter {
         value: Value,
         scope: &Rc<Scope>,
         outer: &Rc<Scope>,
-    ) -> Outcome<()> {
+    ) -> Fallible<()> {
         match target {
             AssignmentTarget::Name(name) => scope.set(name, value),
             AssignmentTarget::Attr(name, attribute) => set_field(name, attribute, value, outer)?,
@@ -266,7 +266,7 @@ fn in_scope(macro_: &Arc<Macro>, scope: &Rc<Scope>) -> Value {
     Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope))))
 }
 
-fn set_field(name: &Name, attribute: &Name, value: Value, scope: &Scope) -> Outcome<()> {
+fn set_field(name: &Name, attribute: &Name, value: Value, scope: &Scope) -> Fallible<()> {
     let Some(Value::Namespace(namespace)) = scope.get(name) else {
         return Err(Fail::new("cannot assign attribute on non-namespace object"));
     };

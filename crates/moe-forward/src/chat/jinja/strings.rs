@@ -5,8 +5,8 @@ use super::args::{
 };
 use super::interpreter::Interpreter;
 use super::lexer::is_space;
-use super::value::{Items, Text, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, attributes, format, letters, splitting};
+use super::value::{Items, Str, Value};
+use super::{ENTRY_BYTES, Fail, Fallible, attributes, format, letters, splitting};
 
 /// The methods that are implemented here.
 pub(super) const METHODS: [&str; 43] = [
@@ -58,10 +58,10 @@ pub(super) const METHODS: [&str; 43] = [
 /// Calls `own.method(args)`.
 pub(super) fn call(
     run: &mut Interpreter,
-    own: &Text,
+    own: &Str,
     method: &str,
     args: CallArgs,
-) -> Outcome<Value> {
+) -> Fallible<Value> {
     run.step(own.len())?;
     match method {
         "format" => format::format(run, own, &args),
@@ -97,12 +97,12 @@ fn plain(own: &str, method: &str) -> Value {
     }
 }
 
-fn strip(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+fn strip(own: &Str, method: &str, args: CallArgs) -> Fallible<Value> {
     let [chars] = args.bind(method, ["chars"])?;
     Ok(stripped(own, method, chars.as_ref())?.into())
 }
 
-fn split(run: &mut Interpreter, own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+fn split(run: &mut Interpreter, own: &Str, method: &str, args: CallArgs) -> Fallible<Value> {
     let [separator, limit] = args.bind(method, ["sep", "maxsplit"])?;
     let limit = integer_or(-1, limit, method)?;
     let from_end = method == "rsplit";
@@ -116,7 +116,7 @@ fn split(run: &mut Interpreter, own: &Text, method: &str, args: CallArgs) -> Out
     Ok(listed(splitting::parts(own, &separator, limit, from_end)))
 }
 
-fn filled_separator(separator: &Value, method: &str) -> Outcome<Text> {
+fn filled_separator(separator: &Value, method: &str) -> Fallible<Str> {
     let separator = text(separator, method)?;
     if separator.is_empty() {
         return Err(Fail::new("empty separator"));
@@ -124,13 +124,13 @@ fn filled_separator(separator: &Value, method: &str) -> Outcome<Text> {
     Ok(separator)
 }
 
-fn split_lines(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+fn split_lines(run: &mut Interpreter, own: &Str, args: CallArgs) -> Fallible<Value> {
     let [keep] = args.bind("splitlines", ["keepends"])?;
     run.handled(own.matches(splitting::BREAKS).count() * ENTRY_BYTES)?;
     Ok(listed(splitting::lines(own, is_set(keep))))
 }
 
-fn join(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+fn join(run: &mut Interpreter, own: &Str, args: CallArgs) -> Fallible<Value> {
     let [items] = args.bind("join", ["iterable"])?;
     let mut parts = Vec::new();
     for item in required(items, "join", "iterable")?.iterate()? {
@@ -139,7 +139,7 @@ fn join(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
     joined(run, own, &parts)
 }
 
-fn replace(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+fn replace(run: &mut Interpreter, own: &Str, args: CallArgs) -> Fallible<Value> {
     let [old, new, count] = args.bind("replace", ["old", "new", "count"])?;
     let old = required_text(old, "replace", "old")?;
     let new = required_text(new, "replace", "new")?;
@@ -148,7 +148,7 @@ fn replace(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> 
 }
 
 /// `startswith` and `endswith`, with an affix or a tuple of affixes.
-fn has_affix(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+fn has_affix(own: &Str, method: &str, args: CallArgs) -> Fallible<Value> {
     let [affix, start, end] = args.bind(method, ["prefix", "start", "end"])?;
     let part = part(own, start, end)?;
     let affixes = match required(affix, method, "prefix")? {
@@ -167,7 +167,7 @@ fn has_affix(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
     Ok(Value::Bool(found))
 }
 
-fn without_affix(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+fn without_affix(own: &Str, method: &str, args: CallArgs) -> Fallible<Value> {
     let [affix] = args.bind(method, ["affix"])?;
     let affix = required_text(affix, method, "affix")?;
     let rest = if method == "removeprefix" {
@@ -178,7 +178,7 @@ fn without_affix(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
     Ok(rest.unwrap_or(own).into())
 }
 
-fn partition(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+fn partition(own: &Str, method: &str, args: CallArgs) -> Fallible<Value> {
     let [separator] = args.bind(method, ["sep"])?;
     let separator = filled_separator(&required(separator, method, "sep")?, method)?;
     let at_end = method == "rpartition";
@@ -191,14 +191,14 @@ fn partition(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
     Ok(Value::Tuple(Items::new(parts.into_iter().map(Value::from).collect())))
 }
 
-fn pad(run: &mut Interpreter, own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+fn pad(run: &mut Interpreter, own: &Str, method: &str, args: CallArgs) -> Fallible<Value> {
     let [width, fill] = args.bind(method, ["width", "fillchar"])?;
     let width = integer(&required(width, method, "width")?, method)?;
     let fill = text_or(" ", fill, method)?;
     padded(run, own, method, width, &fill)
 }
 
-fn expand_tabs(run: &mut Interpreter, own: &Text, args: CallArgs) -> Outcome<Value> {
+fn expand_tabs(run: &mut Interpreter, own: &Str, args: CallArgs) -> Fallible<Value> {
     let [size] = args.bind("expandtabs", ["tabsize"])?;
     let size = integer_or(8, size, "expandtabs")?;
     expanded(run, own, size)
@@ -209,7 +209,7 @@ fn listed(parts: Vec<&str>) -> Value {
 }
 
 /// Strips `chars`, or white space, from the ends that `method` names.
-pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) -> Outcome<&'a str> {
+pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) -> Fallible<&'a str> {
     let chars = match chars {
         None | Some(Value::None) => None,
         Some(chars) => Some(text(chars, method)?),
@@ -220,7 +220,7 @@ pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) ->
 }
 
 /// Joins `parts` with `separator`.
-pub(super) fn joined(run: &mut Interpreter, separator: &str, parts: &[Text]) -> Outcome<Value> {
+pub(super) fn joined(run: &mut Interpreter, separator: &str, parts: &[Str]) -> Fallible<Value> {
     let bytes = parts.iter().map(|part| part.len()).sum::<usize>()
         + separator.len().saturating_mul(parts.len());
     run.handled(bytes)?;
@@ -235,7 +235,7 @@ pub(super) fn replaced(
     old: &str,
     new: &str,
     count: i128,
-) -> Outcome<Value> {
+) -> Fallible<Value> {
     let found = own.matches(old).count();
     run.room((own.len()).saturating_add(found.saturating_mul(new.len())))?;
     run.step(own.len() + found * new.len())?;
@@ -246,7 +246,7 @@ pub(super) fn replaced(
 }
 
 /// Returns `own[start:end]`.
-fn part(own: &Text, start: Option<Value>, end: Option<Value>) -> Outcome<Text> {
+fn part(own: &Str, start: Option<Value>, end: Option<Value>) -> Fallible<Str> {
     if start.is_none() && end.is_none() {
         return Ok(own.clone());
     }
@@ -254,7 +254,7 @@ fn part(own: &Text, start: Option<Value>, end: Option<Value>) -> Outcome<Text> {
     text(&attributes::slice(&Value::Str(own.clone()), &bounds)?, "a part of a text")
 }
 
-fn search(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
+fn search(own: &Str, method: &str, args: CallArgs) -> Fallible<Value> {
     let [wanted, start, end] = args.bind(method, ["sub", "start", "end"])?;
     let wanted = required_text(wanted, method, "sub")?;
     let offset = offset(own, start.as_ref(), method)?;
@@ -271,7 +271,7 @@ fn search(own: &Text, method: &str, args: CallArgs) -> Outcome<Value> {
 }
 
 /// Returns the number of characters before a search that begins at `start`.
-fn offset(own: &str, start: Option<&Value>, method: &str) -> Outcome<i128> {
+fn offset(own: &str, start: Option<&Value>, method: &str) -> Fallible<i128> {
     let Some(start) = start.filter(|start| !matches!(start, Value::None)) else { return Ok(0) };
     let start = integer(start, method)?;
     let length = own.chars().count() as i128;
@@ -285,7 +285,7 @@ pub(super) fn padded(
     method: &str,
     width: i128,
     fill: &str,
-) -> Outcome<Value> {
+) -> Fallible<Value> {
     if fill.chars().count() != 1 {
         return Err(Fail::new("the fill character must be exactly one character long"));
     }
@@ -311,7 +311,7 @@ fn with_zeros(own: &str, zeros: usize) -> String {
     format!("{sign}{}{digits}", "0".repeat(zeros))
 }
 
-fn expanded(run: &mut Interpreter, own: &str, size: i128) -> Outcome<Value> {
+fn expanded(run: &mut Interpreter, own: &str, size: i128) -> Fallible<Value> {
     let size = usize::try_from(size).unwrap_or(0);
     run.room(own.matches('\t').count().saturating_mul(size))?;
     let mut result = String::new();

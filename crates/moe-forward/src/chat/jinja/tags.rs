@@ -3,37 +3,39 @@
 use std::sync::Arc;
 
 use super::ast::{Args, AssignmentTarget, Body, Expr, ExprKind, For, Macro, Name, StmtKind};
-use super::lexer::{Kind, Token};
+use super::lexer::{Token, TokenKind};
 use super::parser::Parser;
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 /// The parameters of a macro, with their defaults.
 type Params = Vec<(Name, Option<Expr>)>;
 
 impl Parser {
     /// Parses a statement from its tag's name to the end of its last tag.
-    pub fn tag(&mut self) -> Outcome<StmtKind> {
+    pub fn tag(&mut self) -> Fallible<StmtKind> {
         let statement = self.statement()?;
         self.expect_end()?;
         Ok(statement)
     }
 
     /// Parses the inside of a block, from the end of its first tag to the name of one of `ends`.
-    fn inside(&mut self, ends: &[&str]) -> Outcome<Body> {
+    fn inside(&mut self, ends: &[&str]) -> Fallible<Body> {
         self.skip_op(":");
         self.expect_end()?;
         self.body(ends)
     }
 
     /// As [`Self::inside`] with one end, whose tag is parsed too.
-    fn whole(&mut self, end: &str) -> Outcome<Body> {
+    fn whole(&mut self, end: &str) -> Fallible<Body> {
         let body = self.inside(&[end])?;
         self.next();
         Ok(body)
     }
 
-    fn statement(&mut self) -> Outcome<StmtKind> {
-        let Kind::Name(name) = self.kind().clone() else { return self.fail("tag name expected") };
+    fn statement(&mut self) -> Fallible<StmtKind> {
+        let TokenKind::Name(name) = self.kind().clone() else {
+            return self.fail("tag name expected");
+        };
         let (line, start) = (self.line(), self.at);
         self.next();
         match name.as_str() {
@@ -58,14 +60,14 @@ impl Parser {
         }
     }
 
-    fn macro_(&mut self, start: usize) -> Outcome<StmtKind> {
+    fn macro_(&mut self, start: usize) -> Fallible<StmtKind> {
         let name = self.expect_name()?;
         let params = self.signature()?;
         let body = self.whole("endmacro")?;
         Ok(StmtKind::Macro(self.macro_since(start, name, params, body)))
     }
 
-    fn call(&mut self, start: usize) -> Outcome<StmtKind> {
+    fn call(&mut self, start: usize) -> Fallible<StmtKind> {
         let params = if self.is_op("(") { self.signature()? } else { Vec::new() };
         let call = self.expression()?;
         if !matches!(call.kind, ExprKind::Call(..)) {
@@ -91,7 +93,7 @@ impl Parser {
         })
     }
 
-    fn signature(&mut self) -> Outcome<Params> {
+    fn signature(&mut self) -> Fallible<Params> {
         self.expect_op("(")?;
         let mut params = Params::new();
         while !self.is_op(")") {
@@ -109,14 +111,14 @@ impl Parser {
         Ok(params)
     }
 
-    fn filter(&mut self) -> Outcome<StmtKind> {
+    fn filter(&mut self) -> Fallible<StmtKind> {
         let filters = self.filters(true)?;
         Ok(StmtKind::Filter { filters, body: self.whole("endfilter")? })
     }
 
-    fn with(&mut self) -> Outcome<StmtKind> {
+    fn with(&mut self) -> Fallible<StmtKind> {
         let mut values: Vec<(AssignmentTarget, Expr)> = Vec::new();
-        while *self.kind() != Kind::BlockEnd && !self.is_op(":") {
+        while *self.kind() != TokenKind::BlockEnd && !self.is_op(":") {
             if !values.is_empty() {
                 self.expect_op(",")?;
             }
@@ -127,7 +129,7 @@ impl Parser {
         Ok(StmtKind::With { values, body: self.whole("endwith")? })
     }
 
-    fn autoescape(&mut self) -> Outcome<StmtKind> {
+    fn autoescape(&mut self) -> Fallible<StmtKind> {
         let value = self.expression()?;
         if !matches!(value.kind, ExprKind::Bool(false)) {
             return self.fail("{% autoescape %} with anything but false is not supported");
@@ -135,7 +137,7 @@ impl Parser {
         Ok(StmtKind::Scope(self.whole("endautoescape")?))
     }
 
-    fn block(&mut self, line: usize) -> Outcome<StmtKind> {
+    fn block(&mut self, line: usize) -> Fallible<StmtKind> {
         let name = self.expect_name()?;
         let mut is_scoped = false;
         loop {
@@ -154,9 +156,9 @@ impl Parser {
         Ok(StmtKind::Block { body, is_scoped })
     }
 
-    fn print(&mut self) -> Outcome<StmtKind> {
+    fn print(&mut self) -> Fallible<StmtKind> {
         let mut exprs = Vec::new();
-        while *self.kind() != Kind::BlockEnd {
+        while *self.kind() != TokenKind::BlockEnd {
             if !exprs.is_empty() {
                 self.expect_op(",")?;
             }
@@ -165,7 +167,7 @@ impl Parser {
         Ok(StmtKind::Print(exprs))
     }
 
-    fn for_(&mut self) -> Outcome<StmtKind> {
+    fn for_(&mut self) -> Fallible<StmtKind> {
         let target = self.target()?;
         if !self.skip_name("in") {
             return self.fail("expected in");
@@ -183,12 +185,14 @@ impl Parser {
         Ok(StmtKind::For(Arc::new(For { target, iter, filter, recursive, body, otherwise })))
     }
 
-    fn if_(&mut self) -> Outcome<StmtKind> {
+    fn if_(&mut self) -> Fallible<StmtKind> {
         let mut arms = Vec::new();
         loop {
             let test = self.tuple(false, &[])?;
             arms.push((test, self.inside(&["elif", "else", "endif"])?));
-            let Kind::Name(name) = self.next().kind else { return self.fail("expected endif") };
+            let TokenKind::Name(name) = self.next().kind else {
+                return self.fail("expected endif");
+            };
             match name.as_str() {
                 "elif" => {}
                 "else" => return Ok(StmtKind::If { arms, otherwise: self.whole("endif")? }),
@@ -197,7 +201,7 @@ impl Parser {
         }
     }
 
-    fn set(&mut self) -> Outcome<StmtKind> {
+    fn set(&mut self) -> Fallible<StmtKind> {
         let target = self.target()?;
         if self.skip_op("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
@@ -207,7 +211,7 @@ impl Parser {
     }
 
     /// Parses the target of an assignment. As in Jinja2, a trailing comma requires parentheses.
-    fn target(&mut self) -> Outcome<AssignmentTarget> {
+    fn target(&mut self) -> Fallible<AssignmentTarget> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
         loop {
@@ -229,7 +233,7 @@ impl Parser {
         }
     }
 
-    fn one_target(&mut self) -> Outcome<AssignmentTarget> {
+    fn one_target(&mut self) -> Fallible<AssignmentTarget> {
         if self.skip_op("(") {
             let target = self.nested(|parser| parser.target())?;
             self.expect_op(")")?;
@@ -246,7 +250,7 @@ impl Parser {
         }
     }
 
-    fn filters(&mut self, inline: bool) -> Outcome<Vec<(Name, Args)>> {
+    fn filters(&mut self, inline: bool) -> Fallible<Vec<(Name, Args)>> {
         let mut filters = Vec::new();
         while (inline && filters.is_empty()) || self.skip_op("|") {
             filters.push(self.named_filter()?);
@@ -256,7 +260,7 @@ impl Parser {
 }
 
 fn have_name(tokens: &[Token], wanted: &str) -> bool {
-    tokens.iter().any(|token| matches!(&token.kind, Kind::Name(name) if name == wanted))
+    tokens.iter().any(|token| matches!(&token.kind, TokenKind::Name(name) if name == wanted))
 }
 
 fn needs_another(tag: &str) -> Fail {

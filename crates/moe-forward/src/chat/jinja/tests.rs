@@ -1,10 +1,10 @@
 //! Jinja2's tests, which follow `is`.
 
 use super::args::{CallArgs, integer, required};
-use super::ast::Comparison;
+use super::ast::CompareOp;
 use super::interpreter::Interpreter;
 use super::value::Value;
-use super::{Fail, Outcome, filters, letters, operators};
+use super::{Fail, Fallible, filters, letters, operators};
 
 const NAMES: [&str; 39] = [
     "odd",
@@ -50,7 +50,7 @@ const NAMES: [&str; 39] = [
 
 impl Interpreter {
     /// Evaluates `value is name(args)`.
-    pub fn test(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<bool> {
+    pub fn test(&mut self, name: &str, value: &Value, args: CallArgs) -> Fallible<bool> {
         self.step(0)?;
         if let Some(comparison) = comparison(name) {
             let [other] = args.bind(name, ["other"])?;
@@ -70,21 +70,21 @@ impl Interpreter {
     }
 }
 
-fn comparison(name: &str) -> Option<Comparison> {
+fn comparison(name: &str) -> Option<CompareOp> {
     match name {
-        "in" => Some(Comparison::In),
-        "==" | "eq" | "equalto" => Some(Comparison::Eq),
-        "!=" | "ne" => Some(Comparison::Ne),
-        ">" | "gt" | "greaterthan" => Some(Comparison::Gt),
-        ">=" | "ge" => Some(Comparison::Ge),
-        "<" | "lt" | "lessthan" => Some(Comparison::Lt),
-        "<=" | "le" => Some(Comparison::Le),
+        "in" => Some(CompareOp::In),
+        "==" | "eq" | "equalto" => Some(CompareOp::Eq),
+        "!=" | "ne" => Some(CompareOp::Ne),
+        ">" | "gt" | "greaterthan" => Some(CompareOp::Gt),
+        ">=" | "ge" => Some(CompareOp::Ge),
+        "<" | "lt" | "lessthan" => Some(CompareOp::Lt),
+        "<=" | "le" => Some(CompareOp::Le),
         _ => None,
     }
 }
 
 /// Evaluates tests that take no arguments.
-fn without_args(name: &str, value: &Value) -> Outcome<bool> {
+fn without_args(name: &str, value: &Value) -> Fallible<bool> {
     Ok(match name {
         "odd" => integer_rest(value)? == 1,
         "even" => integer_rest(value)? == 0,
@@ -125,7 +125,7 @@ fn is_sequence(value: &Value) -> bool {
 }
 
 fn is_iterable(value: &Value) -> bool {
-    is_sequence(value) || matches!(value, Value::View(..) | Value::Once(_) | Value::Loop(_))
+    is_sequence(value) || matches!(value, Value::View(..) | Value::Generator(_) | Value::Loop(_))
 }
 
 fn is_callable(value: &Value) -> bool {
@@ -140,7 +140,7 @@ fn is_callable(value: &Value) -> bool {
     )
 }
 
-fn integer_rest(value: &Value) -> Outcome<i128> {
+fn integer_rest(value: &Value) -> Fallible<i128> {
     match value {
         Value::Float(number) if number.rem_euclid(2.0) == 1.0 => Ok(1),
         Value::Float(number) if number.rem_euclid(2.0) == 0.0 => Ok(0),

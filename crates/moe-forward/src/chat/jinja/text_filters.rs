@@ -4,11 +4,11 @@ use super::args::{CallArgs, integer, integer_or, is_set, required, text, text_or
 use super::interpreter::Interpreter;
 use super::lexer::is_space;
 use super::sequences::pair;
-use super::value::{Dict, Items, Text, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, letters, operators, percent, splitting, strings};
+use super::value::{Dict, Items, Str, Value};
+use super::{ENTRY_BYTES, Fail, Fallible, letters, operators, percent, splitting, strings};
 
 impl Interpreter {
-    pub fn text_filter(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
+    pub fn text_filter(&mut self, name: &str, value: &Value, args: CallArgs) -> Fallible<Value> {
         let own = value.to_text()?;
         self.step(own.len())?;
         match name {
@@ -24,12 +24,12 @@ impl Interpreter {
             }
             "indent" => self.indent(&text(value, name)?, args),
             "truncate" => truncate(&text(value, name)?, args),
-            "format" => percent::format(self, &Text::new(own), &operands(args)),
+            "format" => percent::format(self, &Str::new(own), &operands(args)),
             "e" | "escape" | "forceescape" => {
                 args.none(name)?;
                 let is_safe = name != "forceescape" && matches!(value, Value::Markup(_));
                 self.room(operators::escaped_bytes(&own))?;
-                Ok(Value::Markup(Text::new(if is_safe { own } else { operators::escaped(&own) })))
+                Ok(Value::Markup(Str::new(if is_safe { own } else { operators::escaped(&own) })))
             }
             _ => {
                 args.none(name)?;
@@ -39,7 +39,7 @@ impl Interpreter {
         }
     }
 
-    fn replace(&mut self, own: &str, args: CallArgs) -> Outcome<Value> {
+    fn replace(&mut self, own: &str, args: CallArgs) -> Fallible<Value> {
         let [old, new, count] = args.bind("replace", ["old", "new", "count"])?;
         let old = required(old, "replace", "old")?.to_text()?;
         let new = required(new, "replace", "new")?.to_text()?;
@@ -47,7 +47,7 @@ impl Interpreter {
         strings::replaced(self, own, &old, &new, count)
     }
 
-    fn indent(&mut self, own: &Text, args: CallArgs) -> Outcome<Value> {
+    fn indent(&mut self, own: &Str, args: CallArgs) -> Fallible<Value> {
         let [width, first, blank] = args.bind("indent", ["width", "first", "blank"])?;
         let indention = indention(width)?;
         let blank = is_set(blank);
@@ -71,13 +71,13 @@ impl Interpreter {
 }
 
 /// Applies filters that take no arguments.
-fn without_args(name: &str, value: &Value, own: String) -> Outcome<Value> {
+fn without_args(name: &str, value: &Value, own: String) -> Fallible<Value> {
     Ok(match name {
         "upper" => own.to_uppercase().into(),
         "lower" => own.to_lowercase().into(),
         "capitalize" => letters::capitalized(&own).into(),
         "title" => titled(&own).into(),
-        "safe" => Value::Markup(Text::new(own)),
+        "safe" => Value::Markup(Str::new(own)),
         "string" if value.text().is_some() => value.clone(),
         "wordcount" => Value::Int(words(&own)),
         "urlencode" => urlencode(value, &own)?.into(),
@@ -96,7 +96,7 @@ fn operands(args: CallArgs) -> Value {
     dict.into_value()
 }
 
-fn indention(width: Option<Value>) -> Outcome<String> {
+fn indention(width: Option<Value>) -> Fallible<String> {
     match width {
         Some(Value::Str(text)) => Ok(text.to_string()),
         Some(width) => {
@@ -126,7 +126,7 @@ fn words(text: &str) -> i128 {
 }
 
 /// Markup's `striptags`: removes comments and tags, and collapses white space to single spaces.
-fn without_tags(text: &str) -> Outcome<String> {
+fn without_tags(text: &str) -> Fallible<String> {
     if text.contains('&') {
         return Err(Fail::new(
             "striptags of a text with '&', which may begin an entity of HTML, is not supported",
@@ -167,7 +167,7 @@ fn quoted(text: &str, for_query: bool) -> String {
     result
 }
 
-fn urlencode(value: &Value, own: &str) -> Outcome<String> {
+fn urlencode(value: &Value, own: &str) -> Fallible<String> {
     let pairs: Vec<Value> = match value {
         Value::Dict(dict) => dict.entries().iter().map(pair).collect(),
         Value::List(items) | Value::Tuple(items) | Value::View(_, items) => items.to_vec(),
@@ -188,7 +188,7 @@ fn urlencode(value: &Value, own: &str) -> Outcome<String> {
     Ok(parts.join("&"))
 }
 
-fn truncate(own: &str, args: CallArgs) -> Outcome<Value> {
+fn truncate(own: &str, args: CallArgs) -> Fallible<Value> {
     let [length, kill, end, leeway] =
         args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
     let length = integer_or(255, length, "truncate")?;

@@ -6,19 +6,19 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
 use std::rc::Rc;
 
-use super::ast::{Blocks, Body, Macro};
+use super::ast::{Body, Macro, TemplateBlocks};
 use super::held::{Charge, depth_of, room};
 use super::scope::{LoopState, Scope};
-use super::{Fail, Outcome};
+use super::{Fail, Fallible};
 
 /// Overhead of a string in bytes, in addition to its characters.
 const TEXT_BYTES: usize = 64;
 
 /// A shared, immutable string.
 #[derive(Clone)]
-pub(super) struct Text(Rc<(String, Charge)>);
+pub(super) struct Str(Rc<(String, Charge)>);
 
-impl Text {
+impl Str {
     pub fn new(text: impl Into<String>) -> Self {
         let text = text.into();
         let charge = Charge::new(text.len() + TEXT_BYTES);
@@ -26,7 +26,7 @@ impl Text {
     }
 }
 
-impl Deref for Text {
+impl Deref for Str {
     type Target = str;
 
     fn deref(&self) -> &str {
@@ -67,7 +67,7 @@ pub(super) struct Dict {
     index: HashMap<String, usize>,
 }
 
-const FEW: usize = 8;
+const MAX_UNINDEXED: usize = 8;
 
 impl Dict {
     pub fn entries(&self) -> &[(Value, Value)] {
@@ -75,7 +75,7 @@ impl Dict {
     }
 
     fn find(&self, key: &Value) -> Option<usize> {
-        if let (Value::Str(text), true) = (key, self.entries.len() > FEW) {
+        if let (Value::Str(text), true) = (key, self.entries.len() > MAX_UNINDEXED) {
             return self.index.get(&**text).copied();
         }
         self.entries.iter().position(|(known, _)| known.equals(key))
@@ -86,7 +86,7 @@ impl Dict {
     }
 
     pub fn get_text(&self, key: &str) -> Option<&Value> {
-        if self.entries.len() > FEW {
+        if self.entries.len() > MAX_UNINDEXED {
             return self.index.get(key).map(|at| &self.entries[*at].1);
         }
         let is_key =
@@ -100,10 +100,15 @@ impl Dict {
             return;
         }
         self.entries.push((key, value));
-        let indexed =
-            if self.entries.len() == FEW + 1 { 0 } else { FEW.max(self.entries.len() - 1) };
+        let indexed = if self.entries.len() == MAX_UNINDEXED + 1 {
+            0
+        } else {
+            MAX_UNINDEXED.max(self.entries.len() - 1)
+        };
         for at in indexed..self.entries.len() {
-            if let (Value::Str(key), true) = (&self.entries[at].0, self.entries.len() > FEW) {
+            if let (Value::Str(key), true) =
+                (&self.entries[at].0, self.entries.len() > MAX_UNINDEXED)
+            {
                 self.index.insert(key.to_string(), at);
             }
         }
@@ -113,18 +118,18 @@ impl Dict {
     pub fn into_value(self) -> Value {
         let charge = Charge::new(self.entries.len() * 2 * size_of::<Value>());
         let depth = depth_of(self.entries.iter().map(|(_, value)| value));
-        Value::Dict(Rc::new(Counted { dict: self, depth, _charge: charge }))
+        Value::Dict(Rc::new(CountedDict { dict: self, depth, _charge: charge }))
     }
 }
 
 /// A dictionary with the memory that it is charged for and its nesting depth.
-pub(super) struct Counted {
+pub(super) struct CountedDict {
     dict: Dict,
     depth: usize,
     _charge: Charge,
 }
 
-impl Deref for Counted {
+impl Deref for CountedDict {
     type Target = Dict;
 
     fn deref(&self) -> &Dict {
@@ -175,12 +180,12 @@ pub(super) enum Value {
     Bool(bool),
     Int(i128),
     Float(f64),
-    Str(Text),
+    Str(Str),
     /// An escaped string, or one marked as safe (Markup).
-    Markup(Text),
+    Markup(Str),
     List(Items),
     Tuple(Items),
-    Dict(Rc<Counted>),
+    Dict(Rc<CountedDict>),
     View(View, Items),
     Range {
         start: i128,
@@ -188,29 +193,29 @@ pub(super) enum Value {
         length: usize,
     },
     /// A generator, as most filters return.
-    Once(Rc<RefCell<VecDeque<Value>>>),
+    Generator(Rc<RefCell<VecDeque<Value>>>),
     Namespace(Rc<Namespace>),
     Macro(Rc<(std::sync::Arc<Macro>, Rc<Scope>)>),
     Loop(Rc<LoopState>),
     Method(Rc<(Value, &'static str)>),
     Function(Function),
     Cycler(Rc<(Items, Cell<usize>)>),
-    Joiner(Rc<(Text, Cell<bool>)>),
+    Joiner(Rc<(Str, Cell<bool>)>),
     /// Jinja2's `self`.
-    Blocks(Blocks),
+    Blocks(TemplateBlocks),
     /// A block that can be called.
     Block(std::sync::Arc<Body>),
 }
 
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
-        Self::Str(Text::new(text))
+        Self::Str(Str::new(text))
     }
 }
 
 impl From<String> for Value {
     fn from(text: String) -> Self {
-        Self::Str(Text::new(text))
+        Self::Str(Str::new(text))
     }
 }
 
@@ -225,8 +230,8 @@ impl Value {
         Self::Undefined(what.into())
     }
 
-    pub fn once(items: impl IntoIterator<Item = Value>) -> Self {
-        Self::Once(Rc::new(RefCell::new(items.into_iter().collect())))
+    pub fn generator(items: impl IntoIterator<Item = Value>) -> Self {
+        Self::Generator(Rc::new(RefCell::new(items.into_iter().collect())))
     }
 
     pub fn depth(&self) -> usize {
@@ -234,7 +239,7 @@ impl Value {
             Self::List(items) | Self::Tuple(items) | Self::View(_, items) => items.0.2,
             Self::Dict(dict) => dict.depth,
             Self::Namespace(namespace) => namespace.depth.get(),
-            Self::Once(items) => items.borrow().iter().map(Self::depth).max().unwrap_or(0) + 1,
+            Self::Generator(items) => items.borrow().iter().map(Self::depth).max().unwrap_or(0) + 1,
             Self::Method(method) => method.0.depth() + 1,
             Self::Cycler(cycler) => cycler.0.0.2 + 1,
             _ => 0,
@@ -270,7 +275,7 @@ impl Value {
             Self::View(View::Values, _) => "dict_values",
             Self::View(View::Items, _) => "dict_items",
             Self::Range { .. } => "range",
-            Self::Once(_) => "generator",
+            Self::Generator(_) => "generator",
             Self::Namespace(_) => "Namespace",
             Self::Macro(_) => "Macro",
             Self::Loop(_) => "LoopContext",
@@ -308,7 +313,7 @@ impl Value {
     }
 
     /// Returns the values of a loop over this; a generator is drained.
-    pub fn iterate(&self) -> Outcome<Vec<Value>> {
+    pub fn iterate(&self) -> Fallible<Vec<Value>> {
         let each = if self.text().is_some() {
             size_of::<Value>() + TEXT_BYTES
         } else {
@@ -325,7 +330,7 @@ impl Value {
             Self::Range { start, step, length } => {
                 (0..*length as i128).map(|index| Self::Int(start + step * index)).collect()
             }
-            Self::Once(items) => items.borrow_mut().drain(..).collect(),
+            Self::Generator(items) => items.borrow_mut().drain(..).collect(),
             _ => return Err(Fail::new(format!("'{}' object is not iterable", self.type_name()))),
         })
     }

@@ -6,33 +6,33 @@ use moe_checkpoint::{Error, Kind, Result, Scratch};
 use super::lines::Lines;
 use super::scratch::{CHUNK_BYTES, no_room, scratch};
 use crate::text::bytes::TextBytes;
-use crate::text::kind::{FileKind, Head, Opened};
-use crate::text::record::{Start, object_start};
-use crate::text::source::{Origin, TextFile, TextUnit};
+use crate::text::kind::{FileStart, OpenedText, TextFormat};
+use crate::text::record::{LineStart, object_start};
+use crate::text::source::{TextFile, TextOrigin, TextUnit};
 
 /// A JSON array.
 pub(super) struct Array;
 
-impl FileKind for Array {
-    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+impl TextFormat for Array {
+    fn recognizes(&self, head: &FileStart<'_>) -> Result<bool> {
         // A list of anything else is shown as the records that it should have been, line by line.
         let Some(first) = head.body().strip_prefix(b"[") else { return Ok(false) };
         let first = object_start(first.trim_ascii_start());
-        Ok(head.ending() == "json" || matches!(first, Start::Whole | Start::Open))
+        Ok(head.ending() == "json" || matches!(first, LineStart::Whole | LineStart::Open))
     }
 
-    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
-        let list = bytes.behind(head.mark());
+    fn open(&self, bytes: TextBytes, head: &FileStart<'_>) -> Result<OpenedText> {
+        let list = bytes.skipping(head.mark());
         let (scratch, end) = lines_of_array(&list)?;
         let lines = TextFile::of(list.unpacked(scratch, end), &Lines);
-        Ok(Opened::Text(TextFile { origin: Some(Box::new(List(list))), ..lines }))
+        Ok(OpenedText::Text(TextFile { origin: Some(Box::new(ArrayOrigin(list))), ..lines }))
     }
 }
 
 /// The JSON array that the lines were made from.
-struct List(TextBytes);
+struct ArrayOrigin(TextBytes);
 
-impl Origin for List {
+impl TextOrigin for ArrayOrigin {
     fn name(&self) -> &'static str {
         "a JSON array"
     }
@@ -47,7 +47,7 @@ impl Origin for List {
     }
 }
 
-impl List {
+impl ArrayOrigin {
     /// Returns the number of the record that begins at byte `at` of `lines`, and its line in the
     /// array's file, both counted from 1. It reads the file up to there.
     fn record(&self, lines: &TextBytes, at: u64) -> Option<(u64, u64)> {
@@ -89,7 +89,7 @@ fn lines_of_array(file: &TextBytes) -> Result<(Scratch, u64)> {
         scratch.write_at(end, &chunk).map_err(no_room)?;
         end += chunk.len() as u64;
     }
-    if lines.state != UnpackState::Behind {
+    if lines.state != UnpackState::After {
         return Err(malformed(format!(
             "the file ends in line {}, and its list isn't closed",
             lines.breaks + 1
@@ -108,7 +108,7 @@ enum UnpackState {
     #[default]
     Before,
     Within,
-    Behind,
+    After,
 }
 
 /// Puts each array element on its own line without moving a byte: brackets and commas between
@@ -150,7 +150,7 @@ impl ArrayLines {
             (UnpackState::Within, b'"') => self.in_string = true,
             (UnpackState::Within, b'[' | b'{') => self.depth += 1,
             (UnpackState::Within, b']') if self.depth == 0 => {
-                (self.state, *byte) = (UnpackState::Behind, b'\n')
+                (self.state, *byte) = (UnpackState::After, b'\n')
             }
             (UnpackState::Within, b']' | b'}') => {
                 let depth = self.depth.checked_sub(1);
@@ -158,7 +158,7 @@ impl ArrayLines {
             }
             (UnpackState::Within, b',') if self.depth == 0 => *byte = b'\n',
             (UnpackState::Within, b'\n' | b'\r') => *byte = b' ',
-            (UnpackState::Before | UnpackState::Behind, byte) if !byte.is_ascii_whitespace() => {
+            (UnpackState::Before | UnpackState::After, byte) if !byte.is_ascii_whitespace() => {
                 return Err(format!("{:?} outside of the list", char::from(byte)));
             }
             _ => {}
@@ -201,7 +201,7 @@ mod tests {
             let mut bytes = text.as_bytes().to_vec();
             let mut lines = ArrayLines::default();
             let split = bytes.chunks_mut(chunk).try_for_each(|chunk| lines.split(chunk));
-            split.map(|()| (String::from_utf8(bytes).unwrap(), lines.state == UnpackState::Behind))
+            split.map(|()| (String::from_utf8(bytes).unwrap(), lines.state == UnpackState::After))
         };
         let text = "[{\"a\": \"],\\\"\\\\\",\n \"b\": [1, 2]}, {\"c\": {}}\n]\n";
         let wanted = "\n{\"a\": \"],\\\"\\\\\",  \"b\": [1, 2]}\n {\"c\": {}} \n\n";

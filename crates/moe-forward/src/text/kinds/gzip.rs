@@ -8,29 +8,29 @@ use moe_checkpoint::{Error, Kind, Result, Scratch};
 
 use super::scratch::{CHUNK_BYTES, no_room, scratch};
 use crate::text::bytes::TextBytes;
-use crate::text::kind::{FileKind, Head, Opened};
-use crate::text::source::Origin;
+use crate::text::kind::{FileStart, OpenedText, TextFormat};
+use crate::text::source::TextOrigin;
 
 /// A gzip file, whose content may be of any kind.
 pub(super) struct Gzip;
 
-impl FileKind for Gzip {
-    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+impl TextFormat for Gzip {
+    fn recognizes(&self, head: &FileStart<'_>) -> Result<bool> {
         Ok(head.bytes.starts_with(b"\x1f\x8b"))
     }
 
-    fn open(&self, bytes: TextBytes, _: &Head<'_>) -> Result<Opened> {
+    fn open(&self, bytes: TextBytes, _: &FileStart<'_>) -> Result<OpenedText> {
         // What lies in a nameless file was unpacked already.
         let Some(file) = bytes.file() else {
             return Err(Error::new(Kind::Unsupported, "this is gzip within gzip")
                 .remedy("unpack it first: gunzip"));
         };
         let (scratch, end) = unpacked(file)?;
-        Ok(Opened::Unpacked(bytes.unpacked(scratch, end), Box::new(Gzip)))
+        Ok(OpenedText::Unpacked(bytes.unpacked(scratch, end), Box::new(Gzip)))
     }
 }
 
-impl Origin for Gzip {
+impl TextOrigin for Gzip {
     fn name(&self) -> &'static str {
         "gzip"
     }
@@ -46,8 +46,8 @@ const SMALL_BYTES: u64 = 1 << 30;
 fn unpacked(file: &File) -> Result<(Scratch, u64)> {
     let scratch = scratch()?;
     let packed = file.metadata().map_or(0, |metadata| metadata.len());
-    let most = SMALL_BYTES.max(packed.saturating_mul(MAX_RATIO));
-    let mut unpacker = Members::new(BufReader::with_capacity(CHUNK_BYTES, file));
+    let max_bytes = SMALL_BYTES.max(packed.saturating_mul(MAX_RATIO));
+    let mut unpacker = GzipMembers::new(BufReader::with_capacity(CHUNK_BYTES, file));
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut end = 0;
     loop {
@@ -61,8 +61,8 @@ fn unpacked(file: &File) -> Result<(Scratch, u64)> {
         }
         scratch.write_at(end, &chunk[..read]).map_err(no_room)?;
         end += read as u64;
-        if end > most {
-            let what = format!("this gzip file of {packed} bytes holds more than {most}");
+        if end > max_bytes {
+            let what = format!("this gzip file of {packed} bytes holds more than {max_bytes}");
             return Err(Error::new(Kind::Unsupported, what)
                 .remedy("unpack it first (gunzip -k), and give the part that is wanted"));
         }
@@ -71,18 +71,18 @@ fn unpacked(file: &File) -> Result<(Scratch, u64)> {
 
 /// Reads all members of a gzip file, one after the other, as Python's `gzip` does. Zeros between
 /// them and after the last are skipped: tapes and block devices pad files with them.
-struct Members<R: BufRead> {
+struct GzipMembers<R: BufRead> {
     /// The member that is being read; None after the last.
     member: Option<GzDecoder<R>>,
 }
 
-impl<R: BufRead> Members<R> {
+impl<R: BufRead> GzipMembers<R> {
     fn new(reader: R) -> Self {
         Self { member: Some(GzDecoder::new(reader)) }
     }
 }
 
-impl<R: BufRead> Read for Members<R> {
+impl<R: BufRead> Read for GzipMembers<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Some(member) = &mut self.member {
             let read = member.read(buffer)?;
@@ -90,14 +90,14 @@ impl<R: BufRead> Read for Members<R> {
                 return Ok(read);
             }
             let rest = self.member.take().map(GzDecoder::into_inner);
-            self.member = rest.map(behind_zeros).transpose()?.flatten().map(GzDecoder::new);
+            self.member = rest.map(skip_zeros).transpose()?.flatten().map(GzDecoder::new);
         }
         Ok(0)
     }
 }
 
 /// Skips the zeros at the start of `reader`. Returns None if nothing follows them.
-fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
+fn skip_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
     loop {
         let held = reader.fill_buf()?;
         let zeros = held.iter().take_while(|byte| **byte == 0).count();
@@ -144,7 +144,7 @@ mod tests {
         for (bytes, wanted) in cases {
             for capacity in [1, 100, 1 << 16] {
                 let mut text = String::new();
-                let mut members = Members::new(BufReader::with_capacity(capacity, &bytes[..]));
+                let mut members = GzipMembers::new(BufReader::with_capacity(capacity, &bytes[..]));
                 let read = members.read_to_string(&mut text);
                 assert_eq!(read.ok().map(|_| text.as_str()), wanted, "{capacity}");
             }

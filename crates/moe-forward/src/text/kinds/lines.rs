@@ -7,11 +7,11 @@ use std::path::Path;
 use moe_checkpoint::Result;
 
 use crate::text::bytes::TextBytes;
-use crate::text::documents::{Document, Documents, LongLines, Next, Unit};
+use crate::text::documents::{CellUnit, Document, Documents, LongLines, NextDocument};
 use crate::text::escaped::Passage;
-use crate::text::kind::{FileKind, Head, Opened};
+use crate::text::kind::{FileStart, OpenedText, TextFormat};
 use crate::text::reader::TextReader;
-use crate::text::record::{Start, object_start, parse};
+use crate::text::record::{LineStart, object_start, parse};
 use crate::text::scan::{Scanned, scan};
 use crate::text::source::TextFile;
 use crate::text::wrong::{MAX_RECORD_BYTES, Wrong};
@@ -22,8 +22,8 @@ const HELD_BYTES: u64 = 1 << 20;
 /// A file with a JSON object in each line.
 pub(super) struct Lines;
 
-impl FileKind for Lines {
-    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+impl TextFormat for Lines {
+    fn recognizes(&self, head: &FileStart<'_>) -> Result<bool> {
         let body = head.body();
         let line_end = body.iter().position(|byte| *byte == b'\n');
         let line = &body[..line_end.unwrap_or(body.len())];
@@ -31,20 +31,20 @@ impl FileKind for Lines {
             // It lacks all keys, as the error will say.
             || line.trim_ascii() == b"{}"
             || match object_start(line) {
-                Start::Whole => true,
+                LineStart::Whole => true,
                 // It is longer than what is looked at, so that no line end was seen.
-                Start::Open => line_end.is_none() && !head.is_all,
-                Start::Other => false,
+                LineStart::Open => line_end.is_none() && !head.is_all,
+                LineStart::Other => false,
             })
     }
 
-    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
-        Ok(Opened::Text(TextFile::of(bytes.behind(head.mark()), &Lines)))
+    fn open(&self, bytes: TextBytes, head: &FileStart<'_>) -> Result<OpenedText> {
+        Ok(OpenedText::Text(TextFile::of(bytes.skipping(head.mark()), &Lines)))
     }
 }
 
 impl Documents for Lines {
-    fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<Next> {
+    fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<NextDocument> {
         let end = reader.line_end(at)?;
         let scanned = if end - at <= HELD_BYTES { Scanned::Other } else { scan(reader, at..end)? };
         let document = match scanned {
@@ -54,7 +54,7 @@ impl Documents for Lines {
             Scanned::Blank => Document::Blank,
             Scanned::Malformed(wrong) => Document::Malformed(wrong),
         };
-        Ok(Next { bytes: at..end, document, following: Some(end + 1) })
+        Ok(NextDocument { bytes: at..end, document, following: Some(end + 1) })
     }
 
     fn in_cell(
@@ -62,7 +62,7 @@ impl Documents for Lines {
         reader: &mut TextReader<'_>,
         cell: Range<u64>,
         lines: &mut LongLines,
-    ) -> Result<Vec<Unit>> {
+    ) -> Result<Vec<CellUnit>> {
         let mut units = Vec::new();
         let mut start = lines.start(reader, cell.start)?;
         while start < cell.end {
@@ -92,23 +92,23 @@ fn record(line: &[u8]) -> Document {
 /// Returns the part of `line` that belongs to `cell`, if any. `scanned` is given for lines longer
 /// than a cell. A record belongs to the cell that it begins in, and of a long text each cell has
 /// its part.
-fn in_line(line: Range<u64>, scanned: Option<Scanned>, cell: &Range<u64>) -> Option<Unit> {
+fn in_line(line: Range<u64>, scanned: Option<Scanned>, cell: &Range<u64>) -> Option<CellUnit> {
     let begins_here = cell.contains(&line.start);
     match scanned {
-        None => begins_here.then_some(Unit::Record(line)),
+        None => begins_here.then_some(CellUnit::Record(line)),
         Some(Scanned::Blank) => None,
         Some(Scanned::Text(range)) => {
             let part = range.start.max(cell.start)..range.end.min(cell.end);
             let passage = Passage { range, is_escaped: true };
-            (part.start < part.end).then_some(Unit::Part { passage, part })
+            (part.start < part.end).then_some(CellUnit::Part { passage, part })
         }
         Some(Scanned::Other) if !begins_here => None,
         Some(Scanned::Other) if line.end - line.start > MAX_RECORD_BYTES => {
             let wrong = Wrong::too_long(line.end - line.start);
-            Some(Unit::Malformed(line, wrong))
+            Some(CellUnit::Malformed(line, wrong))
         }
-        Some(Scanned::Other) => Some(Unit::Record(line)),
-        Some(Scanned::Malformed(wrong)) => Some(Unit::Malformed(line, wrong)),
+        Some(Scanned::Other) => Some(CellUnit::Record(line)),
+        Some(Scanned::Malformed(wrong)) => Some(CellUnit::Malformed(line, wrong)),
     }
 }
 

@@ -4,13 +4,13 @@ use moe_checkpoint::Result;
 use moe_checkpoint::json::LFS_POINTER;
 
 use crate::text::bytes::TextBytes;
-use crate::text::kind::{FileKind, Head, Opened};
+use crate::text::kind::{FileStart, OpenedText, TextFormat};
 
 /// Known formats that aren't text. All of them are refused.
 pub(super) struct NotText;
 
-impl FileKind for NotText {
-    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+impl TextFormat for NotText {
+    fn recognizes(&self, head: &FileStart<'_>) -> Result<bool> {
         let known = OTHERS.iter().find(|(magic, _, _)| head.bytes.starts_with(magic));
         if let Some((_, what, remedy)) = known {
             return Err(head.refused(what, remedy));
@@ -24,7 +24,7 @@ impl FileKind for NotText {
         Ok(false)
     }
 
-    fn open(&self, _: TextBytes, _: &Head<'_>) -> Result<Opened> {
+    fn open(&self, _: TextBytes, _: &FileStart<'_>) -> Result<OpenedText> {
         unreachable!("it recognizes no file")
     }
 }

@@ -8,17 +8,17 @@ use serde::de::IgnoredAny;
 
 use crate::text::bytes::TextBytes;
 use crate::text::command::jq;
-use crate::text::documents::{Document, Documents, LongLines, Next, Unit};
+use crate::text::documents::{CellUnit, Document, Documents, LongLines, NextDocument};
 use crate::text::escaped::Passage;
-use crate::text::kind::{FileKind, Head, Opened};
+use crate::text::kind::{FileStart, OpenedText, TextFormat};
 use crate::text::reader::TextReader;
 use crate::text::source::TextFile;
 
 /// Plain text, which is one document.
 pub(super) struct Prose;
 
-impl FileKind for Prose {
-    fn recognizes(&self, head: &Head<'_>) -> Result<bool> {
+impl TextFormat for Prose {
+    fn recognizes(&self, head: &FileStart<'_>) -> Result<bool> {
         let body = head.body();
         let is_named_json = head.ending() == "json";
         if is_named_json && !matches!(body.first(), Some(b'{' | b'[')) {
@@ -34,16 +34,16 @@ impl FileKind for Prose {
         Ok(true)
     }
 
-    fn open(&self, bytes: TextBytes, head: &Head<'_>) -> Result<Opened> {
-        Ok(Opened::Text(TextFile::of(bytes.behind(head.mark()), &Prose)))
+    fn open(&self, bytes: TextBytes, head: &FileStart<'_>) -> Result<OpenedText> {
+        Ok(OpenedText::Text(TextFile::of(bytes.skipping(head.mark()), &Prose)))
     }
 }
 
 impl Documents for Prose {
-    fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<Next> {
+    fn next(&self, reader: &mut TextReader<'_>, at: u64) -> Result<NextDocument> {
         let bytes = at..reader.text.len();
         let passage = Passage { range: 0..reader.text.len(), is_escaped: false };
-        Ok(Next { bytes, document: Document::Text(passage), following: None })
+        Ok(NextDocument { bytes, document: Document::Text(passage), following: None })
     }
 
     fn in_cell(
@@ -51,9 +51,9 @@ impl Documents for Prose {
         reader: &mut TextReader<'_>,
         cell: Range<u64>,
         _: &mut LongLines,
-    ) -> Result<Vec<Unit>> {
+    ) -> Result<Vec<CellUnit>> {
         let passage = Passage { range: 0..reader.text.len(), is_escaped: false };
-        Ok(vec![Unit::Part { passage, part: cell }])
+        Ok(vec![CellUnit::Part { passage, part: cell }])
     }
 
     fn is_named_so(&self, ending: &str) -> bool {

@@ -12,17 +12,17 @@ const UNLIMITED: usize = usize::MAX;
 thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(UNLIMITED) };
     static ALLOWED: Cell<usize> = const { Cell::new(UNLIMITED) };
-    static RUNNING: RefCell<(Subject, PathBuf)> = const { RefCell::new((Subject::Tokenizer, PathBuf::new())) };
+    static RUNNING: RefCell<(CheckpointCode, PathBuf)> = const { RefCell::new((CheckpointCode::Tokenizer, PathBuf::new())) };
 }
 
 /// The code whose memory is limited.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Subject {
+pub(crate) enum CheckpointCode {
     Tokenizer,
     Template,
 }
 
-impl Subject {
+impl CheckpointCode {
     fn too_large(self) -> Error {
         let allowed = ALLOWED.get() >> 20;
         let (what, remedy) = match self {
@@ -42,7 +42,7 @@ impl Subject {
 /// Calls `call`, which runs the `subject` in `file`. It may hold `bytes` bytes at a time, as
 /// counted by [`allocated`].
 pub(crate) fn limited<T>(
-    subject: Subject,
+    subject: CheckpointCode,
     file: &Path,
     bytes: usize,
     call: impl FnOnce() -> T,
@@ -90,25 +90,27 @@ mod tests {
     fn what_runs_is_limited_and_by_what_it_holds_at_once() {
         const BYTES: usize = 512 << 20;
         allocated(2 * BYTES).unwrap();
-        let error = limited(Subject::Tokenizer, Path::new("m/tokenizer.json"), BYTES, || {
-            for _ in 0..3 {
+        let error =
+            limited(CheckpointCode::Tokenizer, Path::new("m/tokenizer.json"), BYTES, || {
+                for _ in 0..3 {
+                    allocated(BYTES).unwrap();
+                    freed(BYTES);
+                }
+                allocated(BYTES - 1).unwrap();
+                let error = allocated(2).unwrap_err();
+                // What saying it takes isn't counted.
                 allocated(BYTES).unwrap();
-                freed(BYTES);
-            }
-            allocated(BYTES - 1).unwrap();
-            let error = allocated(2).unwrap_err();
-            // What saying it takes isn't counted.
-            allocated(BYTES).unwrap();
-            error
-        });
+                error
+            });
         assert!(
             error.to_string().contains("512 MiB") && error.to_string().contains("tokenizer.json"),
             "{error}"
         );
         allocated(2 * BYTES).unwrap();
-        let error =
-            limited(Subject::Template, Path::new("m/t.jinja"), 5, || allocated(6).unwrap_err())
-                .to_string();
+        let error = limited(CheckpointCode::Template, Path::new("m/t.jinja"), 5, || {
+            allocated(6).unwrap_err()
+        })
+        .to_string();
         assert!(
             error.contains("chat template")
                 && error.contains("t.jinja")
