@@ -20,12 +20,12 @@ pub(crate) fn check<'w>(
     if sum.context(|| what.to_owned())?.is_finite() {
         return Ok(());
     }
-    // Something is wrong, so time doesn't matter any more.
+    // An error is certain now, so time doesn't matter any more.
     for weight in suspects {
         check_weight(weight)?;
     }
-    // Finite values may have a sum that is not; what is not finite differs from itself, or has no
-    // difference to itself.
+    // The sum of finite values may overflow. A value that isn't finite gives NaN when it is
+    // subtracted from itself.
     let differences =
         values.to_dtype(DType::F32).and_then(|v| v.sub(&v)?.sum_all()?.to_scalar::<f32>());
     if differences.context(|| what.to_owned())? == 0.0 {

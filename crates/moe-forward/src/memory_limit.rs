@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_runs_is_limited_and_by_what_it_holds_at_once() {
+    fn memory_that_is_held_at_once_is_limited() {
         const BYTES: usize = 512 << 20;
         allocated(2 * BYTES).unwrap();
         let error =
@@ -98,7 +98,7 @@ mod tests {
                 }
                 allocated(BYTES - 1).unwrap();
                 let error = allocated(2).unwrap_err();
-                // What saying it takes isn't counted.
+                // What the error message takes isn't counted.
                 allocated(BYTES).unwrap();
                 error
             });

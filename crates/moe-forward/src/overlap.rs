@@ -70,7 +70,7 @@ fn known_share(sequence: &[u32], found: &HashSet<u64>, templates: &HashSet<u64>)
         vec![true; sequence.len()]
     };
     let known = covered(sequence, |run, hash| {
-        // Texts that begin alike behind a template share a few words more.
+        // Texts with the same beginning after a template share a few more words.
         let own = is_own[run.clone()].iter().filter(|own| **own).count();
         found.contains(&hash) && 2 * own > run.len()
     });
@@ -99,7 +99,7 @@ fn each_run(sequence: &[u32], mut see: impl FnMut(usize, u64)) {
     let add = |hash: u64, token: u32| hash.wrapping_mul(BASE).wrapping_add(u64::from(token) + 1);
     if sequence.len() < RUN {
         if !sequence.is_empty() {
-            // Of another length, so another hash than any run's.
+            // The hash begins with the length, so that it differs from any run's.
             see(0, sequence.iter().fold(sequence.len() as u64, |hash, token| add(hash, *token)));
         }
         return;
@@ -118,17 +118,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_that_stand_elsewhere_are_counted_once() {
+    fn tokens_that_occur_elsewhere_are_counted_once() {
         let text: Vec<u32> = (0..200).map(|i| i * i % 97).collect();
         let other: Vec<u32> = (1000..1200).collect();
         let shifted = [&other[..7], &text[20..120], &other[7..50]].concat();
         assert_eq!(overlap(&[&text], [text.as_slice()]), 200);
         assert_eq!(overlap(&[&text], [other.as_slice()]), 0);
-        // i² mod 97 comes again after 97 tokens, so that every run of the text is one of the
-        // hundred.
+        // i² mod 97 repeats after 97 tokens, so every run of the text is one of a hundred.
         assert_eq!(overlap(&[&text[..97]], [shifted.as_slice()]), 77);
         assert_eq!(overlap(&[&text[..40], &other[..32]], [shifted.as_slice(), &other]), 32);
-        // A short one is found as a whole alone.
+        // A short sequence is only found as a whole.
         assert_eq!(overlap(&[&text[..9], &other[..9]], [&text[..9], &other]), 9);
         assert_eq!(overlap(&[&[]], [text.as_slice()]), 0);
     }
@@ -144,7 +143,7 @@ mod tests {
         let held_out: Vec<&[u32]> = held_out.iter().map(Vec::as_slice).collect();
         let (other, again) = (chat(9000), chat(3000));
         assert_eq!(overlap(&held_out, [other.as_slice()]), 0);
-        // A chat whose own text is learned counts as a whole.
+        // A chat whose own text is known counts as a whole.
         assert_eq!(overlap(&held_out, [other.as_slice(), again.as_slice()]), 163);
         assert_eq!(overlap(&held_out[..2], [other.as_slice()]), 2 * 103);
     }
@@ -166,9 +165,9 @@ mod tests {
         let (other, again) = (text(9000), text(2000));
         assert_eq!(overlap(&held_out, [other.as_slice()]), 0);
         assert_eq!(overlap(&held_out, [other.as_slice(), again.as_slice()]), 220);
-        // A half of the text makes a half.
+        // Half of the text counts as half.
         assert_eq!(overlap(&held_out, [&again[..110]]), 110);
-        // The same text three times is no template.
+        // The same text three times isn't a template.
         let same = [held_out[0], held_out[0], held_out[0]];
         assert_eq!(overlap(&same, [held_out[0]]), 660);
         assert_eq!(overlap(&same, [other.as_slice()]), 0);

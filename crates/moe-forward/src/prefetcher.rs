@@ -33,7 +33,7 @@ impl Prefetcher {
                 let weights = coming.clone();
                 let reader = Builder::new().spawn_scoped(scope, move || read_all(&weights, &send));
                 if reader.is_err() {
-                    // Where no thread can start, each weight is read when it is needed.
+                    // Without a thread, each weight is read when it is needed.
                     coming.clear();
                 }
             }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_ahead_is_what_is_read_now() {
+    fn prefetched_bytes_are_those_of_the_file() {
         let all = weights(&model());
         Prefetcher::reading(all.iter().cloned(), |prefetcher| {
             for weight in &all {
@@ -109,7 +109,7 @@ mod tests {
 
     /// A weight out of order is read by its user, and weights that nobody takes don't block.
     #[test]
-    fn another_order_is_read_by_whoever_asks() {
+    fn weights_out_of_order_are_read_by_their_user() {
         let all = weights(&model());
         Prefetcher::reading(all.iter().cloned(), |prefetcher| {
             assert!(prefetcher.take(&all[5]).is_none());

@@ -47,7 +47,7 @@ impl LoadedRouter {
         let x = x.to_dtype(DType::F32)?;
         let logits = match self.rounds_to {
             None => product(&x, &self.weight)?,
-            // As libraries multiply in half precision: operands are rounded, sums are f32 and
+            // As libraries multiply in half precision: operands are rounded, sums are f32 and are
             // rounded once.
             Some(dtype) => {
                 rounded(&product(&rounded(&x, dtype)?, &self.weight.to_dtype(dtype)?)?, dtype)?

@@ -45,15 +45,15 @@ impl Scores {
     ) -> CandleResult<Tensor> {
         let (kv_heads, groups, _, width) = q.dims4()?;
         let queries = block.len();
-        // The first query's window says which keys no query of the block can see.
+        // The window of the first query determines which keys no query of the block can see.
         let start = self.window.map_or(0, |w| (block.start + 1).saturating_sub(w));
         let keys = start..block.end;
         let q = q.narrow(2, block.start, queries)?.contiguous()?;
         let q = q.reshape((kv_heads, groups * queries, width))?;
         let k = k.narrow(1, start, keys.len())?;
         let v = v.narrow(1, start, keys.len())?;
-        // In long sequences scores are most of what is held: each form of them goes before the
-        // next but one comes.
+        // In long sequences, scores take most of the memory, so each version of them is dropped
+        // early.
         let scores = q
             .matmul(&k.transpose(1, 2)?)?
             .reshape((kv_heads, groups, queries, keys.len()))?

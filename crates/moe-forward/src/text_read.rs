@@ -185,7 +185,7 @@ pub fn digests_of<'a>(
 fn digest_of(path: &Path, reads: &[&TextRead]) -> Result<Option<String>> {
     let parts: Vec<Option<String>> =
         reads.iter().map(|read| read.digest_of_parts()).collect::<Result<_>>()?;
-    // What is read whole for another purpose is hashed whole.
+    // A file that is read whole for any use is hashed whole.
     let parts: Option<Vec<String>> = parts.into_iter().collect();
     let digest = parts.map(|parts| joined(&parts));
     let dates: BTreeSet<_> = reads.iter().flat_map(|read| &read.dates).collect();

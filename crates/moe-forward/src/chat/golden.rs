@@ -114,7 +114,7 @@ fn a_template_that_refuses_says_why_and_in_which_line() {
 }
 
 #[test]
-fn a_template_without_end_is_stopped() {
+fn an_endless_template_is_stopped() {
     let many = |part: &str| part.repeat(50_000);
     let doubled = |part: &str| "{% set s = ['ha'] %}".to_owned() + &part.repeat(60);
     let endless = [
@@ -148,7 +148,7 @@ fn a_template_without_end_is_stopped() {
         assert!(error.contains(expected) && error.contains("remedy"), "{shown}: {error}");
         assert!(start.elapsed() < Duration::from_secs(10), "{shown}: {:?}", start.elapsed());
     }
-    // What Python's own limits let through.
+    // These are within Python's own limits.
     assert!(
         render(&("{{ 'a'".to_owned() + &many(" ~ 'a'") + " }}"), &hi()).unwrap().len() > 50_000
     );
@@ -158,7 +158,7 @@ fn a_template_without_end_is_stopped() {
 
 /// Work on much text takes few steps; the limits end it all the same.
 #[test]
-fn work_is_charged_and_timed_whatever_its_steps_are() {
+fn work_in_few_steps_is_limited_too() {
     let limits = TemplateLimits { time: Duration::from_millis(300), ..TemplateLimits::USUAL };
     let long = "{% set s = 'ab' * 5000000 %}{% set l = range(99999) | list %}{% set words = l | map('string') | list %}";
     let many = |body: &str| {
@@ -217,7 +217,7 @@ fn values_that_do_not_fit_are_not_made() {
 }
 
 #[test]
-fn a_template_says_which_dates_it_wrote() {
+fn dates_that_a_template_wrote_are_returned() {
     let dir = folder(
         &json!({"chat_template.jinja": "{{ strftime_now('%d %b %Y') }} {{ strftime_now('%Y') }}"}),
     );
@@ -233,7 +233,7 @@ fn a_template_says_which_dates_it_wrote() {
 }
 
 #[test]
-fn what_is_no_conversation_or_template_is_said_with_a_remedy() {
+fn errors_of_conversations_and_templates_have_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let error = ChatTemplate::load(dir.path(), Vec::new()).err().unwrap().to_string();
     assert!(error.contains("no chat template") && error.contains("remedy"), "{error}");

@@ -158,7 +158,7 @@ pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
         further.sort();
     }
     let main = model_dir.join(TEMPLATE_FILE);
-    // A link to nothing is not a missing file.
+    // A dangling link is an error, not a missing file.
     let main = main.symlink_metadata().is_ok().then_some(main);
     Ok(main.into_iter().chain(further).collect())
 }

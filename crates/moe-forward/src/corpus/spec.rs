@@ -29,7 +29,7 @@ impl DataSpec {
     pub(super) fn open(&self) -> Result<TextFile> {
         TextFile::open(&self.path).map_err(|error| {
             let name = format!("{}={}", self.label, self.path.display());
-            // Only what stands before "=" made it another file.
+            // Without its label, the file would be another one.
             if error.kind() == Kind::Missing && Path::new(&name).exists() {
                 let what = format!("no such data file; {:?} was taken for its label", self.label);
                 return Error::new(Kind::Missing, what)

@@ -21,7 +21,7 @@ fn data_arguments() {
 }
 
 #[test]
-fn what_would_be_misread_is_refused() {
+fn ambiguous_data_arguments_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |specs: &[&str]| {
         let file = |spec: &&str| -> DataSpec {

@@ -59,7 +59,7 @@ impl LayerChoices {
 impl Observer for TokenChoices {
     fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         if self.layers.last().is_none_or(|last| last.layer != layer) {
-            // Room for all tokens at once: a vector that grows holds twice as much while it does.
+            // Reserved for all tokens at once: while a vector grows, it holds twice as much.
             let chosen = Vec::with_capacity(self.tokens * routing.top_k);
             self.layers.push(LayerChoices {
                 layer,
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_weigh_as_much_as_their_rare_experts() {
+    fn a_tokens_rare_mass_is_a_share_of_its_gates() {
         let first = [
             [(0, 0.5), (1, 0.5)],
             [(0, 0.9), (3, 0.1)],

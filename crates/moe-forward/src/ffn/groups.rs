@@ -88,7 +88,7 @@ mod tests {
     /// In a model with capacities, the same choices must be dropped whether twins run as one or
     /// separately.
     #[test]
-    fn joined_experts_take_what_each_of_them_may() {
+    fn joined_experts_keep_the_capacity_of_each() {
         let moe = moe_with_twins();
         let selected = vec![0, 0, 0, 1, 2, 2, 1];
         let (weights, scores) = (vec![1.0; selected.len()], Vec::new());

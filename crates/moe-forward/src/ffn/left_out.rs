@@ -81,8 +81,8 @@ impl<'a> LeftOutParts<'a> {
             .collect()
     }
 
-    /// Returns for each expert the tokens that it gains in `rerouted`, once for each expert that they
-    /// lose.
+    /// Returns for each expert the tokens that it gains in `rerouted`, once for each expert that
+    /// they lose.
     fn gained(&self, rerouted: &Routing) -> BTreeMap<u32, Vec<u32>> {
         let k = self.routing.top_k;
         let mut tokens_of: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_finds_what_the_reference_does() {
+    fn changes_on_a_device_are_those_of_the_reference() {
         let (tokens, k, hidden, rows) = (40, 3, 6, 50);
         let mut random = generator(3, 0);
         let mut tensor = |rows: usize| {

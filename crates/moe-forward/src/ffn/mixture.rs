@@ -124,7 +124,7 @@ impl<'a> Mixture<'a> {
     /// Returns the weights of `groups` that another thread reads in advance.
     fn to_read(&self, groups: &[ExpertGroup<'_>]) -> impl Iterator<Item = Weight> {
         let loader = self.running.loader;
-        // On a CPU reading takes a twentieth of the time at most, and memory is short.
+        // On a CPU, reading takes at most a twentieth of the time, and memory is scarce.
         let prefetches = !loader.compute.device.is_cpu();
         let linears = groups.iter().flat_map(|group| group.expert.linears());
         linears
@@ -211,7 +211,7 @@ impl<'a> Mixture<'a> {
     ) -> CandleResult<()> {
         let tokens = &group.tokens[part.clone()];
         match &self.tracked {
-            // One expert alone: each of its slots is another token, in their order.
+            // A group of one expert has a different token in each slot, in order.
             Some(tracked) => {
                 sum.add_tracked(output, tokens, &select_rows(tracked, &group.slots[part])?)
             }

@@ -76,7 +76,7 @@ mod tests {
         };
         in_parts(10, 8, run, |error| error, take).unwrap();
         assert_eq!(taken, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]);
-        // One row that doesn't fit alone is an error, and so is any other error at once.
+        // If one row alone doesn't fit, that is an error; other errors are returned at once.
         assert!(in_parts(2, 2, |_| Err::<(), _>(full()), |error| error, |_, ()| Ok(())).is_err());
         let other = |part: Range<usize>| {
             if part.len() > 1 { Err(candle_core::Error::msg("no")) } else { Ok(()) }

@@ -117,7 +117,7 @@ impl LayerRun<'_> {
         for block in 0..self.blocks.len() {
             let attended = self.attention(block, &mut |_, _, _| Ok(()))?;
             let out = self.original(block, &attended, converter)?;
-            // What is decided on this layer would blame another tensor.
+            // Checked here: a decision about this layer would fail later and blame another tensor.
             let name = format!("the feed-forward network of layer {}", self.running.index);
             finite::check(&out, &name, network_weights(self.layer))?;
             originals.set(block, out)?;
@@ -199,7 +199,7 @@ impl LayerRun<'_> {
     /// Returns the states of `block` after attention. `seen` is shown the inputs of projections
     /// with their tokens.
     fn attention(&self, block: usize, seen: SeenFor<'_>) -> Result<Tensor> {
-        // candle's errors can't hold ours.
+        // candle's errors can't hold ours, so ours is kept aside.
         let mut failed = None;
         let hidden = self.states.get(block)?;
         let tokens = &self.blocks[block];

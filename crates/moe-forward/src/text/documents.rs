@@ -115,7 +115,8 @@ impl LongLines {
             return Ok(Some(scanned.clone()));
         }
         let scanned = scan(reader, line.clone())?;
-        // All that is taken of the line but its text, which is hashed where it is read.
+        // Hashes everything that the sample takes from the line except its text, which is hashed
+        // where it is read.
         self.hasher.update(format!("{line:?} {scanned:?}").as_bytes());
         self.met.insert(line.start, (line.end, scanned.clone()));
         Ok(Some(scanned))

@@ -82,7 +82,7 @@ impl Passage {
         while window.get(place).is_some_and(|byte| byte & 0xc0 == 0x80) {
             place += 1;
         }
-        // The second half of a pair, whose first half lies before.
+        // This is the second half of a pair whose first half lies before.
         if self.is_escaped && low_surrogate(&window[place.min(window.len())..]) {
             place += 6;
         }
@@ -154,7 +154,7 @@ fn whole_characters(bytes: Vec<u8>, is_last: bool, used: usize) -> Decoded {
         Err(e) if e.utf8_error().error_len().is_none() && !is_last => {
             let kept = e.utf8_error().valid_up_to();
             let bytes = e.into_bytes();
-            // What is cut off is plain: an escape is a whole character.
+            // The bytes that are cut off aren't an escape, since an escape gives a whole character.
             Ok((String::from_utf8_lossy(&bytes[..kept]).into_owned(), used - (bytes.len() - kept)))
         }
         Err(_) => Err((0, "this is not UTF-8".to_owned())),

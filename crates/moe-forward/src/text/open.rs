@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_known_by_their_first_line_whatever_the_name() {
+    fn records_are_recognized_by_their_first_line_whatever_the_name() {
         for name in
             ["a.jsonl", "a.JSONL", "a.ndjson", "a.jsonl.txt", "a", "a.txt", "a.json", "a.v1.data"]
         {
@@ -105,7 +105,7 @@ mod tests {
             assert_eq!(of(name, "no JSON").unwrap(), LINES);
         }
         assert_eq!(of("a.txt", format!("{{}}\n{RECORD}")).unwrap(), LINES);
-        // A record that is longer than what is looked at.
+        // A record that is longer than the examined part of the file.
         assert_eq!(
             of("a", format!("{{\"text\": \"{}\"}}", "a".repeat(HEAD_BYTES))).unwrap(),
             LINES
@@ -113,21 +113,21 @@ mod tests {
     }
 
     #[test]
-    fn prose_is_prose() {
+    fn prose_is_recognized() {
         for text in ["words", "{ words }", "[1] first, [2] second", "", "{\"cut", "a\0b"] {
             assert_eq!(of("a.txt", text).unwrap(), PROSE, "{text}");
         }
     }
 
     #[test]
-    fn lists_of_records_are_lists_whatever_the_name() {
+    fn arrays_of_records_are_recognized_whatever_the_name() {
         for name in ["a.json", "a.jsonl", "a"] {
             assert_eq!(of(name, format!(" [ {RECORD},\n{RECORD}]")).unwrap(), ARRAY, "{name}");
         }
     }
 
     #[test]
-    fn what_is_not_text_is_refused_with_what_makes_text_of_it() {
+    fn other_formats_are_refused_with_a_command_that_converts_them() {
         let utf_16: Vec<u8> =
             "some words here and there".encode_utf16().flat_map(u16::to_le_bytes).collect();
         let cases: [(&[u8], &str, &str); 7] = [
@@ -170,12 +170,12 @@ mod tests {
         ] {
             assert!(of(name, text).unwrap_err().to_string().contains("jq -c"), "{name} {text}");
         }
-        // More of it than is looked at.
+        // The file continues after the examined part.
         assert!(kind_of(&head(Path::new("a.txt"), b"[\"one\", \"tw", false)).is_err());
     }
 
     #[test]
-    fn a_record_of_a_list_is_found_on_its_line_of_the_file() {
+    fn a_record_of_an_array_has_a_line_of_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("list.json");
         let text = "\u{feff}\n[\n\n  {\"text\":\n \"a\\nb\"}, {\"text\": \"c\"},\n  {\"text\": \"d\"}\n]\n";
@@ -183,7 +183,7 @@ mod tests {
         let file = TextFile::open(&path).unwrap();
         let at = |record: &str| {
             let bytes = text.find(record).unwrap() - "\u{feff}".len();
-            // A line of the records begins behind a comma or bracket.
+            // In the records, a line begins after a comma or bracket.
             let mut before = text.as_bytes()["\u{feff}".len()..][..bytes].iter();
             let start = before.rposition(|byte| b"[,".contains(byte)).unwrap() + 1;
             file.place(start as u64).unwrap()

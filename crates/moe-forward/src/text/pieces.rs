@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_without_end_is_cut_without_losing_any_of_it() {
+    fn a_very_long_word_is_cut_without_losing_any_of_it() {
         let model = golden("models/moe");
         let mut encoder = Encoder::new(&model, 1 << 20, Clock::default());
         let text: String = (0..200_000u32)
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_enough_gets_no_more() {
+    fn no_tokens_follow_when_there_are_enough() {
         let (model, text) = (golden("models/moe"), long_text().repeat(4));
         let mut parts = HeldText(&text);
         let mut take = |_: &[u32]| Ok(ControlFlow::Break(()));

@@ -69,8 +69,7 @@ impl Places<'_, '_> {
     pub fn draw(self, random: &mut impl RngCore) -> Result<Vec<Drawn>> {
         let Self { files, encoder, vocab, length, tokens } = self;
         let cell = (CELL_BYTES_PER_TOKEN * length.min(tokens) as u64).max(MIN_CELL_BYTES);
-        // Were cells always to begin at the same places, what lies behind their first windows would
-        // be in no sample.
+        // With a fixed phase, text after the first window of a cell would never be sampled.
         let phase = random.next_u64() % cell;
         let mut sampled: Vec<FileSample<'_>> =
             files.iter().map(|file| FileSample::new(file, cell, phase)).collect();
@@ -199,7 +198,7 @@ impl<'a> FileSample<'a> {
         length: usize,
     ) -> Result<Vec<u32>> {
         let is_first = part.start == passage.range.start;
-        // The part may be less than a character.
+        // The part may be smaller than a character.
         let start = passage.boundary(&mut self.reader, part.start)?.min(part.end);
         let before = part.start.saturating_sub(CONTEXT_BYTES).max(passage.range.start);
         let before = passage.boundary(&mut self.reader, before)?.min(start);
@@ -207,7 +206,7 @@ impl<'a> FileSample<'a> {
         let mut text = self.text(&passage, before..start)?;
         let context = text.len();
         text.push_str(&self.text(&passage, start..part.end)?);
-        // A document's beginning has the tokens that stand before a document.
+        // At the beginning of a document, the tokenizer's tokens that precede a text are kept.
         let mut tokens = encoder.placed(&text, is_first)?;
         if part.end < passage.range.end {
             drop_special_end(&mut tokens);
@@ -302,7 +301,7 @@ mod tests {
             assert!(drawn.cells[0] >= 2000 / LENGTH as u64 && drawn.cells[0] < drawn.cells[1]);
             for document in documents {
                 assert!(document.len() <= LENGTH);
-                // The text's last token may be cut.
+                // The last token of the text may be cut.
                 let inner = &document[..document.len().saturating_sub(1)];
                 assert!(
                     whole.windows(inner.len().max(1)).any(|window| window == inner),
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_draw_other_places_and_the_same_seed_the_same() {
+    fn the_seed_decides_which_places_are_drawn() {
         let (_dir, path) = written(&english());
         let draw = |seed| sample(&path, 1000, seed);
         assert_eq!(draw(1).1, draw(1).1);
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn short_records_are_drawn_whole_and_all_of_them_where_all_are_wanted() {
+    fn short_records_are_drawn_whole_and_all_if_all_are_wanted() {
         let mut lines = String::new();
         for (number, verse) in english().lines().enumerate() {
             let verse: String = verse.chars().take(90).collect();
@@ -352,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_result_depends_on_changes_its_hash_and_nothing_else_does() {
+    fn only_what_a_sample_depends_on_changes_its_hash() {
         let text = english();
         let (_dir, path) = written(&text);
         let (before, documents) = sample(&path, 500, 3);

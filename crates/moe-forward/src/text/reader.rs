@@ -26,7 +26,7 @@ impl<'a> TextReader<'a> {
         let held = self.at..self.at + self.block.len() as u64;
         if !(held.start <= range.start && range.end <= held.end) {
             let end = range.end.max(range.start + BLOCK_BYTES).min(self.text.len()).max(range.end);
-            // Emptied first, so that a failure leaves nothing that is taken for the text.
+            // Emptied first, so that after a failure nothing stale is returned.
             self.block.clear();
             let mut block = vec![0; (end - range.start) as usize];
             self.text.read_at(range.start, &mut block)?;

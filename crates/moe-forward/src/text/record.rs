@@ -48,7 +48,7 @@ pub(super) fn object_start(line: &[u8]) -> LineStart {
     if !is_object {
         return LineStart::Other;
     }
-    // A character may be cut at the end of what was read.
+    // The examined bytes may end within a character.
     let valid = line.utf8_chunks().next().map_or("", |chunk| chunk.valid());
     match serde_json::Deserializer::from_str(&keep_numbers(valid)).into_iter::<IgnoredAny>().next()
     {
@@ -207,7 +207,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RecordFields<'de>, A::Error> {
         let mut fields = RecordFields::default();
-        // As in Python, a key that comes again takes the place of the first.
+        // As in Python, the last of equal keys counts.
         while let Some(RecordKey(key)) = map.next_key()? {
             let field = match key.as_str() {
                 "text" => &mut fields.text,
@@ -313,7 +313,7 @@ impl<'de> Visitor<'de> for TruthVisitor {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Truth, E> {
-        // NaN and what is too large for others is true.
+        // NaN is true, and so are numbers that are out of range.
         kept_number(text)
             .map(|number| Truth(number != "-0"))
             .ok_or_else(|| E::invalid_type(serde::de::Unexpected::Str(text), &self))
@@ -354,7 +354,7 @@ mod tests {
             (r#"{"text": "a", "text": "b"}"#, "b"),
             (r#"{"text": "fine \ud83d\ude00"}"#, "fine 😀"),
             ("\t{\"text\": \"a\"} \r", "a"),
-            // Half a pair, and other mistakes, where nobody looks.
+            // Half of a pair, and other mistakes, in values that aren't read.
             (r#"{"text": "a", "other": "\ud83d"}"#, "a"),
             (r#"{"text": "a", "\ud83d": 1}"#, "a"),
             (r#"{"text": "a", "messages": [{"content": "\ud83d"}], "tools": "\ud83d"}"#, "a"),
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_name_what_is_wrong() {
         let cases = [
             (r#"{"text": "half \ud83d pair"}"#, "surrogate pair"),
             (r#"{"text": "half \ude00 pair"}"#, "surrogate pair"),
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn share_gpts_turns_are_messages() {
+    fn turns_of_share_gpt_become_messages() {
         let line = r#"{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"},
                        {"role": "user", "content": "So"}]}"#;
         let wanted = serde_json::json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"},

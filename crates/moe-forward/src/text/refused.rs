@@ -107,7 +107,7 @@ fn of_unfinished(file: &TextFile, place: &RecordLine, in_string: bool) -> String
     if !in_string {
         return ON_LINES.to_owned();
     }
-    // A line break within a text isn't JSON for anybody.
+    // A line break within a string isn't JSON to any reader.
     match place.number {
         Some(number) if file.bytes.before(place.line.start).is_some() => {
             format!("leave out what is cut off: sed '{number}d' FILE > data.jsonl")

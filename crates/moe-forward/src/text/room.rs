@@ -103,7 +103,7 @@ impl LabelRoom {
     /// The error that there is no room for these windows or, if None, for the wanted number of
     /// tokens.
     fn exceeded(&self, windows: Option<&Windows>) -> Error {
-        // Short windows take more for each token.
+        // Short windows take more bytes per token.
         let usual = HELD_BYTES_A_TOKEN as f64;
         let a_token = windows
             .map_or(usual, |windows| windows.bytes as f64 / windows.held.max(1) as f64)
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_named_fits() {
+    fn the_suggested_number_of_tokens_fits() {
         assert_eq!([7, 43, 789, 123_456, 0].map(round_down), [7, 43, 780, 120_000, 0]);
         let room =
             Room { tokens: 1000, bytes: 9000, option: "--data-tokens" }.shared(2, Some(900), false);

@@ -55,7 +55,7 @@ impl RecordMembers {
     fn add(&mut self, Member { key, first, value }: Member) {
         match (key.as_slice(), first) {
             (b"text", b'"') => self.text = Some(value.start + 1..value.end - 1),
-            // null: as if the key weren't there.
+            // null counts as if the key weren't there.
             (b"text" | b"input_ids", b'n') => {}
             (b"text" | b"input_ids", _) => self.is_other = true,
             _ => {}
@@ -132,7 +132,7 @@ impl Scan<'_, '_> {
                 }
                 b'[' | b'{' => depth += 1,
                 b']' | b'}' if depth > 0 => depth -= 1,
-                // What stands around the value.
+                // The end of the value: these belong to the record.
                 b',' | b'}' | b']' if depth == 0 => return Ok(true),
                 _ => {}
             }

@@ -52,7 +52,8 @@ impl Stream<'_, '_> {
             is_over = next.following.is_none();
             at = self.document(&mut reader, next, number, windows)?;
         }
-        // A window that isn't full is one, if it is the text's end rather than ours.
+        // A window that isn't full is kept at the end of the text, but not where reading stopped
+        // early.
         if !windows.have(self.enough) {
             windows.end_file();
         }

@@ -129,7 +129,7 @@ fn cause_in_line(line: &str, error: &serde_json::Error, is_followed: bool) -> Ca
         Category::Eof => Cause::Unfinished { in_string: Prefix::of(line.as_bytes()).in_string },
         Category::Data if start.starts_with('"') => Cause::IsString,
         Category::Data if start.starts_with('[') => Cause::IsList,
-        // Strings in an object that aren't wanted are not looked at.
+        // Strings of an object that aren't needed aren't examined.
         Category::Syntax if start.starts_with('"') && ends_in_half(line, error) => Cause::HalfPair,
         Category::Syntax if is_followed => Cause::Trailing,
         Category::Syntax if !begins_value(start) => Cause::NotJson,
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_of_pairs_are_told_from_other_mistakes() {
+    fn halves_of_pairs_are_distinguished_from_other_errors() {
         for half in [
             r#""half \ud83d""#,
             r#""half \ud83d pair""#,
@@ -248,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_what_serde_json_takes() {
+    fn the_maximum_depth_is_that_of_serde_json() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(serde_json::from_str::<Value>(&nested(MAX_DEPTH - 1)).is_ok());
         assert_eq!(cause(&nested(MAX_DEPTH)), Cause::TooDeep);
     }
 
     #[test]
-    fn a_place_is_said_behind_what_is_wrong_or_not_at_all() {
+    fn a_place_follows_the_message_or_is_left_out() {
         let error = serde_json::from_str::<Vec<u32>>("5").unwrap_err();
         let wrong = Wrong::of_value("5", &error);
         assert_eq!(wrong.to_string(), error.to_string());

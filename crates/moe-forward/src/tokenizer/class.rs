@@ -100,7 +100,7 @@ fn has_own_code(tokenizer_config: &Map<String, Value>) -> bool {
 
 /// Returns which parts of a text Llama's tokenizer puts a space before.
 fn prepended(prefix: Option<bool>, settings: &TokenizerSettings) -> PrependScheme {
-    // An old class joined a space to every part of a text, not to the first alone.
+    // Legacy classes put a space before every part of a text, not only before the first.
     let is_legacy = settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
     match prefix {
         Some(false) => PrependScheme::Never,
@@ -115,7 +115,7 @@ impl Class {
     fn named(name: &str) -> Result<Self> {
         Ok(match without_fast(name) {
             "LlamaTokenizer" => Self::Llama,
-            // transformers has no class of this name, and takes that of its models; it has none for
+            // transformers has no class of this name and uses that of the family; it has none for
             // "Phi3TokenizerFast" either.
             "Phi3Tokenizer" if name == "Phi3Tokenizer" => Self::Llama,
             "Qwen2Tokenizer" => Self::Qwen2,
@@ -207,7 +207,7 @@ impl Class {
                 .file(model_dir.join(TOKENIZER_FILE))
                 .remedy(AS_THE_FILE_SAYS)
         })?;
-        // This class writes its own, which has no tokens where there is a tokenizer.json.
+        // This class makes its own, which adds no tokens if there is a tokenizer.json.
         if self != Self::GptNeoX {
             tokenizer.with_post_processor(read.get_post_processor().cloned());
         }

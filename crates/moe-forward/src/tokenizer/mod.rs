@@ -55,7 +55,7 @@ impl TextTokenizer {
         let (give, take) = std::sync::mpsc::channel();
         let load = move || {
             let (tokenizer, roles) = source.build(bytes, tokenizer_config)?;
-            // Nobody is left to take them where loading took too long.
+            // If loading took too long, nobody receives the result.
             _ = give.send(roles);
             Ok(tokenizer)
         };
@@ -181,7 +181,7 @@ fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> Pa
     let mut versions: Vec<(&str, &str)> = Vec::new();
     for name in listed.into_iter().flatten().filter_map(Value::as_str) {
         let version = name.split_once("tokenizer.").and_then(|(_, rest)| rest.rsplit_once(".json"));
-        // A name, not a path that leads out of the folder.
+        // Only a name is accepted, not a path that leads out of the folder.
         versions
             .extend(version.filter(|_| !name.contains('/')).map(|(version, _)| (version, name)));
     }
@@ -231,8 +231,8 @@ impl TokenizerSource {
             added,
         };
         let settings = TokenizerSettings::read(&self.model_dir, tokenizer_config, defaults)?;
-        // What a file says of these was saved with it by chance; transformers goes by what it is
-        // asked for, too. Padding could be to a billion tokens.
+        // The file's padding and truncation were saved by chance; transformers also depends on the
+        // call. Padding could be to a billion tokens.
         tokenizer.with_padding(None).with_truncation(None).map_err(|e| self.malformed(e))?;
         let mut tokenizer = self.class.rebuild(tokenizer, &settings, &self.model_dir)?;
         self.refuse_dropout(&tokenizer)?;
@@ -312,8 +312,8 @@ fn tokens_to_add(tokenizer: &Tokenizer, settings: &TokenizerSettings) -> Vec<Add
     known.extend(settings.listed.values().map(|token| token.content.clone()));
     let mut to_add: Vec<SpecialToken> =
         settings.listed.values().cloned().map(SpecialToken::Added).collect();
-    // There may be as many of them as a vocabulary has. What is listed is known by its text
-    // already.
+    // There may be as many as a vocabulary has, hence the set. Listed tokens are known by their
+    // texts already.
     let mut seen: HashSet<&SpecialToken> = HashSet::new();
     for token in settings.named.iter().map(|(_, token)| token).chain(&settings.extra) {
         if !known.contains(token.text()) && seen.insert(token) {

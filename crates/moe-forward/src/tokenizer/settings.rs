@@ -49,7 +49,7 @@ pub(crate) fn read_config(model_dir: &Path) -> Result<Map<String, Value>> {
 }
 
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    // A link to nothing is not a missing file.
+    // A dangling link is an error, not a missing file.
     if path.symlink_metadata().is_err() { Ok(None) } else { json::read_python(path).map(Some) }
 }
 
@@ -106,7 +106,7 @@ impl TokenizerSettings {
         defaults: Defaults<'_>,
     ) -> Result<Self> {
         let reader = SettingsReader { path: model_dir.join(TOKENIZER_CONFIG_FILE) };
-        // Where there is a tokenizer.json, its post-processor alone says which tokens begin and end
+        // If there is a tokenizer.json, its post-processor alone decides which tokens begin and end
         // a text.
         config.shift_remove("add_bos_token");
         config.shift_remove("add_eos_token");
@@ -170,7 +170,7 @@ fn rename(named: &mut Vec<(String, SpecialToken)>, later: Vec<(String, SpecialTo
             None => named.push((role, token)),
         }
     }
-    // A standard role keeps its place whatever names it.
+    // A standard role keeps its position, whichever file names it.
     named.sort_by_key(|(role, _)| {
         STANDARD.iter().position(|known| known == role).unwrap_or(STANDARD.len())
     });
@@ -230,7 +230,7 @@ fn read_added_tokens(
     }
     specials.extend(reader.extra(config)?.iter().map(|token| token.text().to_owned()));
     for (text, id) in tokens {
-        // Their order is all that counts.
+        // Only their order matters.
         let id = id.as_i64().or_else(|| Some(id.as_f64()?.floor() as i64));
         let id =
             id.ok_or_else(|| reader.malformed(format!("the id of {text:?} is not an integer")))?;
@@ -358,7 +358,7 @@ impl SettingsReader {
     /// Appends tokens of another list to a list of extra tokens, without duplicates.
     fn merged(&self, known: Option<&Value>, others: &Value) -> Result<Value> {
         let mut tokens = self.list(known)?.to_vec();
-        // There may be as many of them as a vocabulary has.
+        // There may be as many as a vocabulary has.
         let mut seen: HashSet<String> = tokens.iter().map(Value::to_string).collect();
         for token in self.list(Some(others))? {
             if seen.insert(token.to_string()) {
@@ -379,7 +379,8 @@ impl SettingsReader {
         };
         let mut keys: Vec<String> =
             config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
-        // transformers takes texts out while the others are still objects, and puts those in front.
+        // transformers extracts strings while other tokens are still objects, and puts these
+        // objects first.
         keys.sort_by_key(|key| config[key].is_string());
         let mut roles = Vec::new();
         for key in keys {

@@ -143,7 +143,7 @@ impl Server {
         };
         let tokenizer = Arc::clone(tokenizer);
         _ = self.ready.send(loaded);
-        // The channel closes where nobody wants tokens any more.
+        // The channel closes when the tokenizer is dropped.
         for job in &self.inbox {
             if self.outbox.send(self.encode(&tokenizer, job)).is_err() {
                 return;
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tokenizer_that_never_comes_back_is_left_behind() {
+    fn a_tokenizer_that_never_returns_is_abandoned() {
         let start = Instant::now();
         let endless = || {
             std::thread::sleep(Duration::from_secs(60));

@@ -70,7 +70,8 @@ pub struct Parameter {
 impl Parameter {
     fn read(weight: &Weight, places: Vec<ParameterSlot>, compute: &Compute) -> Result<Self> {
         candle_dtype(weight)?;
-        // Text may never touch it, and then it would be written as it is, when all is done.
+        // Text may never reach this weight; then its value would be written to the result
+        // unnoticed.
         finite::check_weight(weight)?;
         let value = to_f32(weight, compute)?;
         let value =

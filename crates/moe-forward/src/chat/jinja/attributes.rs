@@ -81,7 +81,7 @@ fn own_attribute(object: &Value, name: &str) -> Fallible<Option<Value>> {
         Value::Blocks(blocks) => block(blocks, name),
         Value::Namespace(namespace) => namespace.fields.borrow().get_text(name).cloned(),
         Value::Cycler(cycler) if name == "current" => cycler.0.get(cycler.1.get()).cloned(),
-        // What groupby gives.
+        // Results of groupby have these two attributes.
         Value::Tuple(items) if items.len() == 2 && name == "grouper" => Some(items[0].clone()),
         Value::Tuple(items) if items.len() == 2 && name == "list" => Some(items[1].clone()),
         _ => None,
@@ -211,7 +211,7 @@ pub(super) fn slice(object: &Value, bounds: &[Value; 3]) -> Fallible<Value> {
 
 /// Returns the positions from one bound to the other in a sequence of `length` elements.
 fn places(bounds: [Option<i128>; 2], step: i128, length: i128) -> Vec<usize> {
-    // Going backwards, one may stop before the first.
+    // Backwards, the stop may be before the first element.
     let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let [start, stop] = bounds
         .map(|bound| bound.map(|at| if at < 0 { at + length } else { at }.clamp(lowest, highest)));

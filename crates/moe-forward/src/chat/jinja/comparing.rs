@@ -42,8 +42,8 @@ impl Value {
         match (self, other) {
             (Self::None, Self::None) => true,
             (Self::Bool(a), Self::Bool(b)) => a == b,
-            // Python shares small integers and short texts, so that most that are equal are the
-            // same.
+            // Python shares small integers and short strings, so most of these that are equal are
+            // identical.
             (Self::Int(a), Self::Int(b)) => a == b,
             (Self::Str(a), Self::Str(b)) => **a == **b,
             (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => a.is(b),

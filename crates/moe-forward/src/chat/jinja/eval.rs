@@ -114,7 +114,7 @@ impl Interpreter {
     fn item(&mut self, object: &Expr, index: &Expr, scope: &Rc<Scope>) -> Fallible<Value> {
         let object = self.expr(object, scope)?;
         let index = self.expr(index, scope)?;
-        // Characters are counted.
+        // Counting a string's characters takes time.
         self.step(object.text().map_or(0, str::len))?;
         attributes::item(&object, &index)
     }

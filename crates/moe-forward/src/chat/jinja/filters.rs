@@ -118,7 +118,7 @@ fn attr(value: &Value, args: CallArgs) -> Fallible<Value> {
     let [attribute] = args.bind("attr", ["name"])?;
     let attribute = required_text(attribute, "attr", "name")?;
     match value {
-        // Only what Python calls an attribute, not the keys of a dictionary.
+        // Only Python's attributes, not the keys of a dictionary.
         Value::Dict(dict) if dict.get_text(&attribute).is_some() => {
             attributes::attribute(&Dict::default().into_value(), &attribute)
         }

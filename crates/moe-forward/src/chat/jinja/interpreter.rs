@@ -93,7 +93,8 @@ impl Interpreter {
                 "the template runs out of fuel: more than 10,000,000 steps for a conversation";
             return Err(Fail::new(what));
         }
-        // At each step, since one of them can take as long as thousands of others.
+        // The clock is read at each step, since one of them can take as long as thousands of
+        // others.
         if self.since.elapsed() > self.limits.time {
             return Err(Fail::new(self.limits.too_long()));
         }
@@ -101,7 +102,7 @@ impl Interpreter {
             return Err(Fail::new(format!("the template {what}")));
         }
         let marker = 0u8;
-        // A quarter is left for what runs between two steps.
+        // A quarter of the stack is left for what runs between two steps.
         if self.base.abs_diff((&raw const marker).addr()) > STACK_BYTES / 4 * 3 {
             return Err(Fail::new("the template calls itself too often"));
         }

@@ -45,7 +45,7 @@ fn kept(number: &str) -> Fallible<Value> {
         "-Infinity" => Value::Float(f64::NEG_INFINITY),
         _ => match number.parse::<i128>() {
             Ok(integer) => Value::Int(integer),
-            // What has a point or an exponent overflows, as in Python.
+            // A number with a point or an exponent overflows to infinity, as in Python.
             Err(_) if number.contains(['.', 'e', 'E']) => {
                 Value::Float(number.parse().unwrap_or(f64::NAN))
             }

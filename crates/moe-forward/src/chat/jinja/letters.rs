@@ -30,7 +30,7 @@ pub(super) fn decimal(c: char) -> Option<u32> {
     if c.is_ascii() || !is_decimal(c) {
         return c.to_digit(10);
     }
-    // Unicode has them in runs from 0 to 9; a run may follow another.
+    // Unicode has decimal digits in runs from 0 to 9; two runs may be adjacent.
     let before = (1..).take_while(|by| char::from_u32(u32::from(c) - by).is_some_and(is_decimal));
     Some(before.count() as u32 % 10)
 }
@@ -146,10 +146,10 @@ pub(super) fn casefolded(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            // A letter of its own, though its large one is that of i.
+            // Dotless i is a letter of its own, though its uppercase form is that of i.
             'ı' => result.push(c),
             'ẞ' => result.push_str("ss"),
-            // Cherokee had large letters first.
+            // Cherokee's uppercase letters came first, so these are its folded form.
             'Ꭰ'..='Ᏽ' => result.push(c),
             'ᏸ'..='ᏽ' | 'ꭰ'..='ꮿ' => result.extend(c.to_uppercase()),
             _ => c.to_uppercase().for_each(|large| result.extend(large.to_lowercase())),
@@ -177,9 +177,9 @@ fn title_case(c: char) -> String {
         'Ǌ'..='ǌ' => "ǋ".into(),
         'Ǳ'..='ǳ' => "ǲ".into(),
         'ß' | 'ﬀ'..='ﬆ' | 'և' | 'ﬓ'..='ﬗ' => first_large(c.to_uppercase()),
-        // Georgian has large letters for whole words alone.
+        // Georgian has uppercase letters only for whole words.
         'ა'..='ჺ' | 'ჽ'..='ჿ' => c.into(),
-        // Greek with iota below has single large letters, eight behind the small ones.
+        // Greek letters with iota below have title case forms, eight after the lowercase ones.
         'ᾀ'..='ᾇ' | 'ᾐ'..='ᾗ' | 'ᾠ'..='ᾧ' => {
             char::from_u32(u32::from(c) + 8).unwrap_or(c).into()
         }

@@ -214,7 +214,7 @@ impl<'a> Lexer<'a> {
                 _ => self.operator(next, &mut brackets)?,
             }
         }
-        // The parser says what is missing.
+        // The parser reports what is missing.
         Ok(())
     }
 

@@ -10,7 +10,7 @@ impl Lexer<'_> {
             self.at += 2 + digits.len();
             return self.integer(digits, radix);
         }
-        // `a.0.1` asks for items, not for the number 0.1.
+        // `a.0.1` means items, not the number 0.1.
         let follows_dot = self.source[..self.at].ends_with('.');
         if let Some(length) = float_length(rest).filter(|_| !follows_dot) {
             self.at += length;
@@ -18,7 +18,7 @@ impl Lexer<'_> {
             self.push(TokenKind::Float(number));
             return Ok(());
         }
-        // A leading zero is a number of its own, as in Jinja2.
+        // As in Jinja2, a leading zero is a number by itself.
         let whole = digits(rest, 10);
         let zeros = whole.find(|c| c != '0' && c != '_').unwrap_or(whole.len());
         let whole = if whole.starts_with('0') { &whole[..zeros] } else { whole };

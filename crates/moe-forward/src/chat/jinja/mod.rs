@@ -78,8 +78,8 @@ impl TemplateLimits {
 
     /// Returns the limits in a run that may hold `memory` bytes.
     pub fn within(memory: Option<u64>) -> Self {
-        // A step may make a copy of all that is held, and what is rendered is held beside what is
-        // tokenized.
+        // A step may copy everything that is held, and the rendered text is held next to its
+        // tokens.
         let share =
             memory.map_or(MAX_BYTES, |bytes| usize::try_from(bytes / 4).unwrap_or(MAX_BYTES));
         Self { bytes: share.clamp(MIN_BYTES, MAX_BYTES), ..Self::USUAL }
@@ -160,7 +160,7 @@ impl Template {
         let render = move || {
             _ = give.send(rendered(tree, &variables, now, limits, &file));
         };
-        // It is left behind where it takes too long.
+        // A thread that takes too long is abandoned.
         thread().spawn(render).map_err(not_started)?;
         match take.recv_timeout(limits.patience()) {
             Ok(rendered) => rendered,
@@ -181,7 +181,7 @@ fn rendered(
     file: &Path,
 ) -> Fallible<(String, Dates)> {
     held::allow(limits.bytes);
-    // Beside what is held, a step's own copies of it.
+    // A step's own copies come on top of what is held.
     limited(CheckpointCode::Template, file, 2 * limits.bytes, || {
         interpreter::render(&tree, variables, now, limits)
     })
@@ -189,8 +189,8 @@ fn rendered(
 
 impl Drop for Template {
     fn drop(&mut self) {
-        // A deep tree is taken apart by as deep a recursion. One that still runs is taken apart by
-        // its thread.
+        // Dropping a deep tree recurses as deeply. If a template still runs, its thread drops the
+        // tree.
         let Some(tree) = Arc::into_inner(std::mem::take(&mut self.tree)) else { return };
         _ = on_a_large_stack(move || {
             drop(tree);

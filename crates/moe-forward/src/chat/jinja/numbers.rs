@@ -74,7 +74,7 @@ fn digits(text: &str, is_digit: fn(char) -> bool) -> Option<String> {
 }
 
 fn parse_float(text: &str) -> Option<f64> {
-    // Rust takes the same words for infinity and NaN as Python does.
+    // Rust accepts the same words for infinity and NaN as Python.
     digits(text, |c| c.is_ascii_digit())?.parse().ok()
 }
 
@@ -128,7 +128,7 @@ fn rounded_integer(integer: i128, places: i32) -> i128 {
     if places >= 0 {
         return integer;
     }
-    // To the even one of two equally near tens, as Python rounds.
+    // Ties go to the even one of two tens, as Python rounds.
     let unit = 10i128.checked_pow(places.unsigned_abs()).unwrap_or(i128::MAX);
     let (down, rest) = (integer.div_euclid(unit), integer.rem_euclid(unit));
     let up = rest * 2 > unit || rest * 2 == unit && down % 2 != 0;

@@ -23,7 +23,7 @@ impl Interpreter {
 
     fn count(&mut self, name: &str, value: &Value, args: CallArgs) -> Fallible<Value> {
         args.none(name)?;
-        // Characters are counted.
+        // Counting a string's characters takes time.
         self.step(value.text().map_or(0, str::len))?;
         match value.length() {
             Some(length) => Ok(Value::Int(length as i128)),

@@ -19,7 +19,7 @@ pub(super) fn sorted<T>(
     let mut merged = Vec::with_capacity(left.len() + right.len());
     let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
     while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
-        // Python asks for nothing but whether the later one is less.
+        // Python only ever asks whether the later one is less.
         let next = if order(b, a)? == Some(Ordering::Less) { right.next() } else { left.next() };
         merged.extend(next);
     }
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comparison_that_fails_ends_it() {
+    fn a_comparison_that_fails_ends_the_sort() {
         let mut compared = 0;
         let mut order = |a: &u32, b: &u32| {
             compared += 1;

@@ -193,7 +193,7 @@ impl Interpreter {
     ) -> Fallible<()> {
         let name: Name = "loop".into();
         for (index, item) in state.items.iter().enumerate() {
-            // A turn has a scope to make, which takes as long as a few steps.
+            // An iteration makes a scope, which takes as long as a few steps.
             self.step(1024)?;
             state.at.set(index);
             let inner = Scope::within(scope);

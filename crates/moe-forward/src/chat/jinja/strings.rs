@@ -298,7 +298,7 @@ pub(super) fn padded(
     }
     let left = match method {
         "ljust" => 0,
-        // Python's own rounding.
+        // Python's own rounding of odd padding.
         "center" => missing / 2 + (missing & (length + missing) & 1),
         _ => missing,
     };

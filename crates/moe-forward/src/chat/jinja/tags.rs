@@ -81,8 +81,8 @@ impl Parser {
     /// Makes a macro whose tokens begin at `start` and end at the current position.
     fn macro_since(&self, start: usize, name: Name, params: Params, body: Body) -> Arc<Macro> {
         let tokens = &self.tokens[start..self.at];
-        // Jinja2 looks for these names in the body; giving them where they aren't asked for hides
-        // nothing.
+        // Jinja2 searches the body for these names; setting them where they aren't used does no
+        // harm.
         Arc::new(Macro {
             takes_varargs: have_name(tokens, "varargs"),
             takes_kwargs: have_name(tokens, "kwargs"),

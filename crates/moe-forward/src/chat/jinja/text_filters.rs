@@ -139,7 +139,7 @@ fn without_tags(text: &str) -> Fallible<String> {
             Some(comment) => comment.find("-->").map(|end| "<!--".len() + end + "-->".len()),
             None => tag.find('>').map(|end| end + 1),
         };
-        // One that isn't closed is text, and so is all that follows.
+        // An unclosed one is text, and so is everything after it.
         let Some(length) = length else { break };
         kept.push_str(&rest[..start]);
         rest = &tag[length..];

@@ -15,7 +15,8 @@ pub(super) struct Array;
 
 impl TextFormat for Array {
     fn recognizes(&self, head: &FileStart<'_>) -> Result<bool> {
-        // A list of anything else is shown as the records that it should have been, line by line.
+        // An array of other values is left to `Lines`, whose error shows how to write it as
+        // records.
         let Some(first) = head.body().strip_prefix(b"[") else { return Ok(false) };
         let first = object_start(first.trim_ascii_start());
         Ok(head.ending() == "json" || matches!(first, LineStart::Whole | LineStart::Open))
@@ -59,7 +60,7 @@ impl ArrayOrigin {
             let (mut own, mut of_list) = (vec![0; bytes], vec![0; bytes]);
             lines.read_at(from, &mut own).and_then(|()| self.0.read_at(from, &mut of_list)).ok()?;
             for (offset, (own, of_list)) in (from..).zip(own.into_iter().zip(of_list)) {
-                // Blanks, and what is a line break in the list, may stand before the record.
+                // White space may precede the record, including line breaks of the array.
                 if offset >= at && !own.is_ascii_whitespace() {
                     return Some((records, line));
                 }
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn elements_of_a_list_become_lines() {
+    fn elements_of_an_array_become_lines() {
         let split = |text: &str, chunk: usize| {
             let mut bytes = text.as_bytes().to_vec();
             let mut lines = ArrayLines::default();

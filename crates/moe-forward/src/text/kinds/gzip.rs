@@ -20,7 +20,7 @@ impl TextFormat for Gzip {
     }
 
     fn open(&self, bytes: TextBytes, _: &FileStart<'_>) -> Result<OpenedText> {
-        // What lies in a nameless file was unpacked already.
+        // A scratch file holds content that was unpacked already.
         let Some(file) = bytes.file() else {
             return Err(Error::new(Kind::Unsupported, "this is gzip within gzip")
                 .remedy("unpack it first: gunzip"));

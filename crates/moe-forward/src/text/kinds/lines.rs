@@ -28,11 +28,12 @@ impl TextFormat for Lines {
         let line_end = body.iter().position(|byte| *byte == b'\n');
         let line = &body[..line_end.unwrap_or(body.len())];
         Ok(is_named_for_lines(head.name)
-            // It lacks all keys, as the error will say.
+            // `{}` lacks all keys, as the error will say.
             || line.trim_ascii() == b"{}"
             || match object_start(line) {
                 LineStart::Whole => true,
-                // It is longer than what is looked at, so that no line end was seen.
+                // The line is longer than the part of the file that is examined, so its end wasn't
+                // seen.
                 LineStart::Open => line_end.is_none() && !head.is_all,
                 LineStart::Other => false,
             })
