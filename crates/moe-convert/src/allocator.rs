@@ -19,7 +19,7 @@ use tikv_jemallocator::Jemalloc;
 use crate::bar::say;
 use crate::interrupt::clear_away;
 
-/// Milliseconds after which a training's unused memory goes back to the system.
+/// Milliseconds after which unused memory goes back to the system during a training.
 const DECAY: isize = 2000;
 /// Unused memory is never given back: see [`ALLOCATOR_OPTIONS`].
 const KEPT: isize = -1;
@@ -40,7 +40,7 @@ const WRITTEN_BYTES: usize = 64 << 10;
 /// The remedy for the running command that makes it hold less.
 static REMEDY: OnceLock<&str> = OnceLock::new();
 
-/// Stores `remedy` for an error at a time when nothing can be looked up.
+/// Stores `remedy` in advance, since nothing can be allocated when memory runs out.
 pub fn remember_remedy(remedy: &'static str) {
     _ = REMEDY.set(remedy);
 }

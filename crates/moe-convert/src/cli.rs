@@ -21,7 +21,7 @@ pub struct Cli {
     pub command: Command,
     #[command(flatten)]
     pub common: Common,
-    /// What is said of how the command line was written.
+    /// Notes about the spelling of the command line.
     #[arg(skip)]
     pub notes: std::collections::BTreeSet<String>,
 }
@@ -145,7 +145,7 @@ pub struct Common {
     pub quiet: bool,
 }
 
-/// What there is a JSON Schema of.
+/// A format that has a JSON Schema.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum SchemaOf {
     /// Recipes.
@@ -155,7 +155,7 @@ pub enum SchemaOf {
     Receipt,
 }
 
-/// What numerics run in.
+/// The type that numerics compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ComputeType {
     #[value(alias = "float32")]
@@ -164,7 +164,7 @@ pub enum ComputeType {
     Bf16,
 }
 
-/// What routers run in.
+/// The type that routers compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum RouterType {
     #[value(alias = "float32")]

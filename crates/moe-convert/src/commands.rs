@@ -202,7 +202,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Those of `warnings` that no note has shown.
+    /// Returns those of `warnings` that no note has shown.
     fn unsaid<'w>(&self, warnings: &'w [String]) -> Vec<&'w str> {
         warnings
             .iter()
@@ -314,7 +314,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Evaluates a model. A gate that isn't met is returned as an error beside the report.
+    /// Evaluates a model. A gate that isn't met is returned as an error, next to the report.
     fn eval(
         &self,
         model: &Path,

@@ -29,10 +29,10 @@ const ENDING: [c_int; 14] = [
     SIGVTALRM, SIGXCPU, SIGXFSZ,
 ];
 
-/// Whether a signal is ending the program.
+/// Returns whether a signal is ending the program.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Waits for the end if a signal is ending the program, since a failure now is caused by that.
+/// Waits for the end if a signal is ending the program: an error that occurs now is caused by that.
 pub fn give_way() {
     while STOPPING.load(Relaxed) {
         std::thread::park();

@@ -1,4 +1,4 @@
-//! The reason why a command line isn't run.
+//! The reasons why a command line isn't run.
 
 use moe_checkpoint::Error;
 

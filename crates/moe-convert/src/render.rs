@@ -28,16 +28,16 @@ pub use inspection::inspection;
 pub use speed::{bench, selftest, timings};
 pub use summary::summary;
 
-/// What follows a conversion.
+/// The user's situation after a conversion.
 #[derive(Clone, Copy, PartialEq)]
 pub enum After {
-    /// The user's next command.
+    /// The conversion was all; commands to type next are shown.
     Nothing,
-    /// The next step of a recipe.
+    /// It was a step of a recipe, which continues.
     Steps,
 }
 
-/// A finished conversion, with `warnings` that weren't shown while it ran.
+/// Formats a finished conversion, with `warnings` that weren't shown while it ran.
 pub fn conversion(
     input: &Path,
     output: &Path,
@@ -64,7 +64,7 @@ pub fn conversion(
     )
 }
 
-/// The time and the peak memory of a conversion.
+/// Describes the time and the peak memory of a conversion.
 fn time(done: &Conversion) -> String {
     let seconds = done.timings.total();
     let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
@@ -74,7 +74,7 @@ fn time(done: &Conversion) -> String {
     format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")
 }
 
-/// The output of `observe`.
+/// Formats the output of `observe`.
 pub fn observation(model: &Path, done: &Observation) -> String {
     let mut text = format!("{} → {}\n", shown_path(model), shown_path(&done.output));
     let mut rows = vec![("counted", tokens_by_domain(&done.groups))];
@@ -116,7 +116,7 @@ fn observed(layer: &ObservedLayer) -> Vec<String> {
     ]
 }
 
-/// The output of a dry run.
+/// Formats the output of a dry run.
 pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     let mut rows = receipt_facts(&planned.receipt, planned.measured_tokens);
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
@@ -139,7 +139,7 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     )
 }
 
-/// An estimate in words, with few digits.
+/// Formats an estimate in words, with few digits.
 pub fn duration(seconds: f64) -> String {
     let rounded =
         |value: f64| if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
@@ -151,7 +151,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// The output of `verify`.
+/// Formats the output of `verify`.
 pub fn verification(model: &Path, report: &VerifyReport) -> String {
     let (tensors, size) = (report.tensors, ByteSize(report.bytes));
     let mut rows = vec![

@@ -44,13 +44,13 @@ struct Written<'a> {
     name: String,
     /// The text after `=`.
     value: Option<String>,
-    /// Its translation, where it was written with another name.
+    /// The translation, if the option was written with another name.
     spelled: Option<Spelled>,
     arg: &'a Arg,
 }
 
 impl<'a> Written<'a> {
-    /// The option of `command` that `word` is; None where `word` isn't an option.
+    /// Returns the option of `command` that `word` is; None if `word` isn't an option.
     fn read(word: &OsString, command: &'a Command) -> Option<Self> {
         let written = word.to_str()?.strip_prefix("--")?;
         let (name, value) = match written.split_once('=') {
@@ -63,12 +63,12 @@ impl<'a> Written<'a> {
         Some(Self { name: name.to_owned(), value, spelled, arg })
     }
 
-    /// Its name here.
+    /// Returns the option's name here.
     fn now(&self) -> &str {
         self.spelled.as_ref().map_or(&self.name, |spelled| &spelled.option)
     }
 
-    /// Whether the next word is its value.
+    /// Returns whether the next word is the option's value.
     fn takes_next(&self) -> bool {
         let takes = self.arg.get_action().takes_values() && !self.arg.is_require_equals_set();
         takes && self.value.is_none()

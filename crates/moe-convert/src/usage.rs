@@ -21,8 +21,8 @@ use crate::cli::{as_text, called, has_option, program};
 use crate::refusal::Refusal;
 use crate::stdout::print_error;
 
-/// The minimum similarity of two names. Below it, clap's proposals make no sense, such as --damping
-/// for --ignore.
+/// Minimum similarity of two names. Below it, clap's proposals make no sense, such as --damping for
+/// --ignore.
 const ALIKE: f64 = 0.85;
 
 /// Prints help and versions that were asked for, and errors in the form of this program.
@@ -74,7 +74,7 @@ pub fn key_instead(error: &Error) -> Option<String> {
 struct Refused<'a> {
     error: &'a clap::Error,
     words: &'a [String],
-    /// The command that is called; None where there is none of that name.
+    /// The command that is called; None if there is no command of that name.
     command: Option<&'a Command>,
 }
 
@@ -260,8 +260,8 @@ fn is_alike(given: &str, proposed: &str) -> bool {
     strsim::jaro_winkler(given, proposed) >= ALIKE
 }
 
-/// The remedy where an option that is only turned on or off is followed by the separate word
-/// `given`; None elsewhere.
+/// Returns the remedy if an option that is only turned on or off is followed by the separate word
+/// `given`; None otherwise.
 fn switch(given: &str, words: &[String]) -> Option<String> {
     let at = words.iter().position(|word| word == given)?;
     let option = words.get(at.checked_sub(1)?).filter(|option| option.starts_with("--"))?;

@@ -18,7 +18,7 @@ pub struct BarStage {
     began: Instant,
     /// The number of units that are done.
     pub done: u64,
-    /// Its status, in a few words.
+    /// The stage's status, in a few words.
     pub status: String,
 }
 
@@ -58,7 +58,7 @@ impl BarStage {
     }
 
     /// A bar with its figures. The last figures are left out if there is no room for all. The width
-    /// of the bar doesn't depend on the text behind it.
+    /// of the bar doesn't depend on the text after it.
     fn drawn(
         &self,
         columns: usize,
@@ -142,7 +142,7 @@ impl BarStage {
     }
 }
 
-/// ` 7/48`, with a constant width, so that the text behind it doesn't move.
+/// ` 7/48`, with a constant width, so that the text after it doesn't move.
 fn counted(number: u64, of: u64) -> String {
     let of = of.to_string();
     format!("{number:>width$}/{of}", width = of.len())

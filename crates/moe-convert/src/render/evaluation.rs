@@ -8,7 +8,7 @@ use moe_pipeline::{HeldOutReport, MeasuredGate, Receipt, StageReport};
 
 use super::table::{or_dash, table};
 
-/// The output of `eval`.
+/// Formats the output of `eval`.
 pub fn evaluation(
     model: &Path,
     against: Option<&Path>,
@@ -50,7 +50,7 @@ fn domain_row(d: &DomainReport, has_rare: bool) -> Vec<String> {
     row
 }
 
-/// The gates that were met. The others are in the error.
+/// Describes the gates that were met. The others are in the error.
 fn gates_met(met: &[MeasuredGate]) -> String {
     const SHOWN: usize = 6;
     if met.is_empty() {
@@ -63,7 +63,7 @@ fn gates_met(met: &[MeasuredGate]) -> String {
     format!("\n  gates met: {}\n", lines.join("; "))
 }
 
-/// `change` with its sign, unless it rounds to zero.
+/// Formats `change` with its sign, unless it rounds to zero.
 fn signed(change: f64, decimals: usize) -> String {
     let text = format!("{change:+.decimals$}");
     if text.trim_start_matches(['+', '-', '0', '.']).is_empty() {
@@ -120,7 +120,7 @@ fn stages(held_out: &HeldOutReport) -> String {
     format!("\n{}", table(&header, held_out.stages.iter().map(row)))
 }
 
-/// The cost of a result on held-out text, beside that of its baseline.
+/// Formats the cost of a result on held-out text, compared with that of its baseline.
 pub(super) fn held_out(receipt: &Receipt) -> String {
     let Some(held_out) = &receipt.held_out else { return String::new() };
     let of_control = format!("{}: Δ loss", receipt.baseline_name());

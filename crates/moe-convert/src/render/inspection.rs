@@ -8,7 +8,7 @@ use moe_pipeline::{Applicable, ByteSize, Inspection, MoeSummary};
 
 use super::table::{count, facts, table};
 
-/// The output of `inspect`.
+/// Formats the output of `inspect`.
 pub fn inspection(model: &Path, i: &Inspection) -> String {
     let mut rows = architecture(i);
     rows.extend(weights(i));
@@ -28,7 +28,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     .join("\n")
 }
 
-/// The structure of the layers.
+/// Describes the structure of the layers.
 fn architecture(i: &Inspection) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         ("family", i.model_type.clone()),
@@ -55,7 +55,7 @@ fn architecture(i: &Inspection) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// Facts about the model's tensors.
+/// Lists facts about the model's tensors.
 fn weights(i: &Inspection) -> Vec<(&'static str, String)> {
     let tied = if i.tied { ", tied to the head" } else { "" };
     let bytes = ByteSize(i.dtypes.values().sum());

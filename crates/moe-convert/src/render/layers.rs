@@ -25,7 +25,7 @@ const TRUST_HEADER: [&str; 9] = [
     "super",
 ];
 
-/// Figures that tell how far decisions can be trusted.
+/// Formats diagnostics of decisions.
 pub(super) fn trust(receipt: &Receipt) -> String {
     let layers = receipt.details::<LayerTrust>();
     if layers.is_empty() {
@@ -55,7 +55,7 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// The bit widths of layers, and the errors that they cost.
+/// Formats the bit widths of layers, and their errors.
 fn widths(receipt: &Receipt) -> String {
     let layers: Vec<(usize, LayerWidths)> = receipt
         .details::<QuantizedLayer>()
@@ -81,7 +81,7 @@ fn widths(receipt: &Receipt) -> String {
 const EXPERTS_HEADER: [&str; 8] =
     ["layer", "expert", "tokens", "topped up", "effective", "damping", "output error", "fallback"];
 
-/// The ten experts with the fewest tokens of their own, and how they were quantized.
+/// Formats the ten experts with the fewest tokens of their own, and how they were quantized.
 fn quantized(receipt: &Receipt) -> String {
     const SHOWN: usize = 10;
     let coldest = receipt.coldest();
@@ -119,7 +119,7 @@ fn pool(PoolStats { scanned, joined, short }: &PoolStats) -> String {
     )
 }
 
-/// A phrase about relative errors of experts' outputs.
+/// Describes relative errors of experts' outputs.
 fn output_errors(errors: &[f64]) -> String {
     // An expert whose outputs overflow has no finite error, even if its weights are finite.
     let finite: Vec<f64> = errors.iter().copied().filter(|error| error.is_finite()).collect();
@@ -138,7 +138,7 @@ fn output_errors(errors: &[f64]) -> String {
 const DISTILLED_HEADER: [&str; 7] =
     ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
 
-/// The parts that each dense layer is made from.
+/// Formats the parts that each dense layer is made from.
 fn distilled(receipt: &Receipt) -> String {
     let layers = receipt.details::<DistilledLayer>();
     if layers.is_empty() {
@@ -164,7 +164,7 @@ fn lambda(fit: &DownFit) -> String {
     fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"))
 }
 
-/// The improvement that training a layer gave.
+/// Formats the improvement from training each layer.
 fn gain(trained: &Trained) -> Option<String> {
     let [before, after] = trained.errors()?;
     Some(match trained.best {

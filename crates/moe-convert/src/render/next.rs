@@ -1,4 +1,4 @@
-//! Commands to type next.
+//! Commands that the user may type next.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use moe_pipeline::{Conversion, HasTokenizer};
 const IDS: &str =
     "   # {\"input_ids\": [1, 2, …]} a line: there is no tokenizer.json to make tokens of text";
 
-/// Commands that make sense for the result, the cheapest first.
+/// Returns commands that make sense for the result, the cheapest first.
 pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     let receipt = &done.receipt;
     let (from, out) = (path_word(input), path_word(output));
@@ -32,7 +32,7 @@ fn data(done: &Conversion) -> String {
     if done.tokenizer == HasTokenizer::Here { "TEXT".to_owned() } else { format!("IDS.jsonl{IDS}") }
 }
 
-/// The command that trains the result; None where it can't be trained.
+/// Returns the command that trains the result; None if it can't be trained.
 fn heal(from: &str, output: &Path, done: &Conversion) -> Option<String> {
     let train = done.receipt.pass.healed_with.filter(|_| done.heals)?;
     // Where the function is the same, the original has nothing to teach.
@@ -46,8 +46,8 @@ fn heal(from: &str, output: &Path, done: &Conversion) -> Option<String> {
     Some(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {}", data(done)))
 }
 
-/// The command that serves the result with vLLM; None where vLLM can't serve it. Engines know all
-/// families here; only a quantization may keep one from serving a result.
+/// Returns the command that serves the result with vLLM; None if vLLM can't serve it. Engines know
+/// all families here; only a quantization may keep one from serving a result.
 fn serve(out: &str, done: &Conversion) -> Option<String> {
     let skip = if done.tokenizer == HasTokenizer::Nowhere { " --skip-tokenizer-init" } else { "" };
     if done.engines.is_empty() {

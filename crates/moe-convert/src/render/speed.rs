@@ -1,4 +1,4 @@
-//! Performance of a machine: time, rates and errors.
+//! Tables of times, rates and errors on a machine.
 
 use moe_pipeline::{
     BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings,
@@ -7,7 +7,7 @@ use moe_pipeline::{
 
 use super::table::{facts, table};
 
-/// The output of `bench`.
+/// Formats the output of `bench`.
 pub fn bench(report: &BenchReport) -> String {
     let BenchReport { like, layers: [layers, all], tokens, bytes, peaks, passes } = report;
     let mut text = facts(vec![
@@ -30,7 +30,7 @@ pub fn bench(report: &BenchReport) -> String {
     text
 }
 
-/// The output of `selftest`.
+/// Formats the output of `selftest`.
 pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
     let rows = checks.iter().map(|c| {
         vec![
@@ -51,7 +51,7 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
     )
 }
 
-/// The output of --timings.
+/// Formats the output of --timings.
 pub fn timings(timings: &Timings) -> String {
     let memory = |stage: &Stage| {
         stage.peak_live_bytes.map_or(String::new(), |bytes| ByteSize(bytes).to_string())
@@ -66,7 +66,7 @@ pub fn timings(timings: &Timings) -> String {
     table(&["stage", "time", "rate", "live memory"], rows) + &peaks.collect::<String>()
 }
 
-/// Name, time and rate of a stage.
+/// Returns the name, time and rate of a stage.
 fn stage_row(s: &Stage) -> Vec<String> {
     let rate = match (s.bytes, s.flops, s.overlap) {
         (Some(bytes), ..) => format!("{}/s", ByteSize((bytes as f64 / s.seconds.max(1e-9)) as u64)),

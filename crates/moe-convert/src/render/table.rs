@@ -1,4 +1,4 @@
-//! Tables and the formats of their cells.
+//! Tables, and formats of numbers in their cells.
 
 use std::fmt::Write as _;
 

@@ -6,7 +6,7 @@ use moe_pipeline::{LoadChange, Receipt, TrainingRecord};
 
 use super::table::{count, or_dash, table};
 
-/// A line that says what was trained.
+/// Describes in a line what was trained.
 pub fn fact(training: &TrainingRecord) -> String {
     let early = if training.stopped_early { ", stopped early" } else { "" };
     format!(

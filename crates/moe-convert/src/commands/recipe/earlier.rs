@@ -158,7 +158,7 @@ fn in_the_way(step: &Step, fate: Option<&Fate>, refusal: Error) -> Option<Error>
     }
 }
 
-/// The outputs of the steps whose fate `is_so`.
+/// Returns the outputs of the steps whose fate `is_so`.
 fn written(recipe: &Recipe, fates: &[Fate], is_so: fn(&Fate) -> bool) -> BTreeSet<PathBuf> {
     let steps = recipe.steps.iter().zip(fates).filter(|(_, fate)| is_so(fate));
     steps.flat_map(|(step, _)| step.writes()).map(Path::to_owned).collect()
@@ -168,7 +168,7 @@ fn is_missing(folder: &Path) -> bool {
     !folder.as_os_str().is_empty() && !folder.is_dir()
 }
 
-/// Whether any finished result lies at the output of `step`.
+/// Returns whether any finished result lies at the output of `step`.
 fn has_finished(step: &Step) -> bool {
     match &step.kind {
         StepKind::Convert { output, .. } => has_result(output),

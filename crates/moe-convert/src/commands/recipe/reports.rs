@@ -106,7 +106,7 @@ impl Reports {
     }
 
     /// Replaces the JUnit file. If somebody else has put a file in its place meanwhile, that stays,
-    /// and the report goes beside it from then on.
+    /// and from then on the report goes into a file next to it.
     fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<(), Error> {
         let Some(path) = &self.junit else { return Ok(()) };
         let file =
