@@ -56,10 +56,11 @@ fn wide_experts_are_merged_within_a_budget() {
     let ids = |first: usize| (0..64).map(|i| (first + i * 7) % 512).collect::<Vec<_>>();
     sandbox.write("text.jsonl", (0..8).map(|first| line(&ids(first))).collect::<String>());
     let mut problems = Vec::new();
-    let merged = |method| {
-        format!("merge experts -o {method} --algorithm {method} --experts 2 --data text.jsonl")
+    let algorithms = sandbox.words("merge", "algorithm");
+    let merged = |name: &String| {
+        format!("merge experts -o {name} --algorithm {name} --experts 2 --data text.jsonl")
     };
-    let mut lines = ["dern", "ream", "m-smoe", "hc-smoe", "average"].map(merged).to_vec();
+    let mut lines: Vec<String> = algorithms.iter().map(merged).collect();
     lines.push(
         "distill experts -o mean --init mean --down measured --width 1536 --data text.jsonl"
             .to_owned(),

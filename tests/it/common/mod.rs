@@ -192,6 +192,14 @@ impl Sandbox {
         assert_none(&found.collect::<Vec<_>>());
     }
 
+    /// The words that the option `option` of the pass `pass` takes, by the schema of recipes.
+    pub fn words(&self, pass: &str, option: &str) -> Vec<String> {
+        let schema = self.run("schema").succeeds().json();
+        // Variables may stand for words, which is the other kind of value.
+        let words = &schema["$defs"][pass]["properties"][option]["anyOf"][0]["enum"];
+        serde_json::from_value(words.clone()).unwrap()
+    }
+
     /// All files in the sandbox, including hidden ones; links are not followed.
     pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut contents = BTreeMap::new();
