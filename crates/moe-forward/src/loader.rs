@@ -67,7 +67,7 @@ impl Shared {
         }
     }
 
-    /// Stops keeping weights; those that were kept are used from now on.
+    /// Stops keeping weights; those that were kept stay in use.
     pub fn lend(&self) {
         self.recording.set(false);
     }

@@ -75,7 +75,7 @@ struct RecordFields<'a> {
 /// An unknown key.
 struct UnknownKey {
     name: String,
-    /// Whether its value is an array of objects; otherwise it may be a text.
+    /// Whether the key's value is an array of objects, or a string.
     has_records: bool,
     has_text: bool,
 }

@@ -146,8 +146,8 @@ impl StreamLimits {
     }
 }
 
-/// Passes the tokens of `record`, which stands at this place of a file, to `take`. Also returns the
-/// number of its tokens that are masked or padding.
+/// Passes the tokens of `record`, found at this place of a file, to `take`. Also returns the number
+/// of its tokens that are masked or padding.
 pub(super) fn tokenize_record(
     encoder: &mut Encoder<'_>,
     record: Record,

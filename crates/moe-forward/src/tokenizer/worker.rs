@@ -33,8 +33,8 @@ impl WorkerLimits {
     };
 }
 
-/// Memory limit in bytes. A tokenizer holds about 150 bytes for a byte of text, and 10 for a byte
-/// of its file.
+/// Bytes that a tokenizer may take in memory, plus [`BYTES_PER_BYTE`] for each byte of its file or
+/// of a text. Real ones take about 10 for a byte of the file, and 150 for a byte of text.
 const BYTES: usize = 512 << 20;
 const BYTES_PER_BYTE: usize = 256;
 

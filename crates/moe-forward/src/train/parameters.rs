@@ -147,7 +147,7 @@ impl Parameters {
         model.layers.iter().map(of).max().unwrap_or(0)
     }
 
-    /// Returns the first slot that has parameters, or a slot before it.
+    /// Returns the first slot that has parameters.
     pub(crate) fn first(&self) -> ParameterSlot {
         self.list.iter().flat_map(|p| &p.places).min().copied().unwrap_or(ParameterSlot::Head)
     }
