@@ -11,13 +11,13 @@ use moe_forward::{
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::routing::Routing;
-use moe_model::{Ffn, Model, Moe, Result};
+use moe_model::{Expert, Ffn, Model, Moe, Result};
 
 use super::block::{GATHERED_BYTES, LOOKED_AT, step_bytes};
 use super::errors::LayerErrors;
 use super::observe::{BlockPart, LayerObserver, LayerSums, Tokens};
-use super::ridge::fit;
-use super::student::{dense, student};
+use super::ridge::{DownProjectionFit, Fitted};
+use super::student::{StudentLayer, dense};
 use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::align::aligning_bytes;
 use crate::pass::{
@@ -66,18 +66,31 @@ impl Distiller {
         sums: &LayerSums,
         inputs: &Inputs<'_>,
     ) -> Result<DecidedLayer> {
-        let choose = || student(index, moe, sums, &self.options, self.width);
-        let (mut network, mut details) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
+        let layer = StudentLayer { index, moe, sums, options: &self.options, width: self.width };
+        let (mut network, mut details) =
+            self.compute.stage("neurons", Work::UNCOUNTED, || layer.student())?;
         // There is nothing to fit where the network gives exactly what the mixture gives.
         if self.options.down == Down::Ridge && details.kept != Kept::Exactly {
-            let fitted =
-                fit(index, &network, inputs, self.tokens(), &self.compute, self.spill.as_deref())?;
+            let fitted = self.fitted(index, &network, inputs)?;
             network.down.weight = fitted.down;
             details.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
         }
         let details = Some(Details::of(details));
         let record = LayerRecord { details, ..LayerRecord::unchanged(index) };
         Ok(dense(network, record))
+    }
+
+    /// The down projection of `student`, fitted to what reaches layer `index`.
+    fn fitted(&self, index: usize, student: &Expert, inputs: &Inputs<'_>) -> Result<Fitted> {
+        let fit = DownProjectionFit {
+            index,
+            student,
+            inputs,
+            tokens: self.tokens(),
+            compute: &self.compute,
+            spill: self.spill.as_deref(),
+        };
+        fit.fitted()
     }
 }
 

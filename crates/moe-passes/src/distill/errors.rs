@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use moe_model::Result;
 
 use super::DistilledLayer;
-use super::observe::{BlockPart, Tokens, failed};
+use super::observe::{Tokens, failed};
 use crate::output_error::OutputError;
 use crate::pass::DecidedLayer;
 
@@ -33,12 +33,7 @@ impl LayerErrors {
         let first = if self.compared.0 == index { self.compared.1 } else { 0 };
         let end = first + original.dim(0).map_err(fail)?;
         self.compared = (index, end);
-        let part = if tokens.count(BlockPart::HeldOut) > 0 {
-            BlockPart::HeldOut
-        } else {
-            BlockPart::Decide
-        };
-        let (rows, _) = tokens.of(part, first..end);
+        let (rows, _) = tokens.of(tokens.measured(), first..end);
         if rows.is_empty() {
             return Ok(());
         }

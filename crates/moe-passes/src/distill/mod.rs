@@ -191,33 +191,33 @@ fn filled_up(source: &Model, width: usize) -> Option<String> {
 }
 
 fn effects(source: &Model, width: usize, layers: &[LayerRecord]) -> Vec<Effect> {
+    let mut effects = vec![experts_effect(width, layers)];
+    if !source.mtp.is_empty() {
+        let why = "layers for multi-token prediction are left out: they read states of the original model";
+        effects.push(Effect::new("multi-token prediction", Kept::Exactly, why));
+    }
+    effects
+}
+
+/// The effect of replacing the experts of `layers` by networks of `width` neurons.
+fn experts_effect(width: usize, layers: &[LayerRecord]) -> Effect {
     let mixtures = layers.len();
     let decided: Vec<Kept> =
         layers.iter().filter_map(|layer| Some(layer.details::<DistilledLayer>()?.kept)).collect();
     let all = |wanted: &[Kept]| {
         decided.len() == mixtures && decided.iter().all(|kept| wanted.contains(kept))
     };
-    let experts = match () {
-        () if all(&[Kept::Exactly]) => Effect::new(
-            "experts",
-            Kept::Exactly,
-            "every neuron is there once, and its gates always sum to a power of two",
-        ),
-        () if all(&[Kept::Exactly, Kept::Approximately]) => {
-            let why = "every neuron is there once, times the sum of its gates, which rounds in the stored dtype";
-            Effect::new("experts", Kept::Approximately, why)
-        }
-        () => {
-            let why = format!(
-                "the experts of {mixtures} layers become one network of {width} neurons in each"
-            );
-            Effect::new("experts", Kept::No, why)
-        }
+    let (kept, why) = if all(&[Kept::Exactly]) {
+        let why = "every neuron is there once, and its gates always sum to a power of two";
+        (Kept::Exactly, why.to_owned())
+    } else if all(&[Kept::Exactly, Kept::Approximately]) {
+        let why = "every neuron is there once, times the sum of its gates, which rounds in the stored dtype";
+        (Kept::Approximately, why.to_owned())
+    } else {
+        let why = format!(
+            "the experts of {mixtures} layers become one network of {width} neurons in each"
+        );
+        (Kept::No, why)
     };
-    let mut effects = vec![experts];
-    if !source.mtp.is_empty() {
-        let why = "layers for multi-token prediction are left out: they read states of the original model";
-        effects.push(Effect::new("multi-token prediction", Kept::Exactly, why));
-    }
-    effects
+    Effect::new("experts", kept, why)
 }

@@ -10,10 +10,11 @@ use std::collections::HashMap;
 use moe_forward::to_f32;
 use moe_math::Compute;
 use moe_math::fingerprint::{Fingerprint, fingerprints};
-use moe_model::{Error, Expert, Kind, Moe, Result, Router, Scoring};
+use moe_model::{Error, Expert, Kind, Moe, Result, Router, Scoring, Weight};
 use rayon::prelude::*;
 
 use super::observe::LayerSums;
+use super::record::PartSource;
 use crate::part::finite_values;
 
 /// The networks of a layer. The shared expert comes first where there is one.
@@ -30,6 +31,14 @@ impl Networks {
         Self { all, shared: usize::from(moe.shared.is_some()) }
     }
 
+    /// What the network at this position is, as records name it.
+    pub fn source(&self, network: usize) -> PartSource {
+        match network.checked_sub(self.shared) {
+            None => PartSource::SharedExpert,
+            Some(expert) => PartSource::Expert { expert },
+        }
+    }
+
     /// The position of routed expert `expert`.
     pub fn routed(&self, expert: usize) -> usize {
         self.shared + expert
@@ -37,7 +46,7 @@ impl Networks {
 }
 
 /// A distinct neuron, with all places where it occurs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Neuron {
     /// Where it occurs: network, neuron there, and its output there as a multiple of its output in
     /// the first place. Ordered by network.
@@ -66,32 +75,13 @@ pub(super) struct Gates {
 
 impl Gates {
     pub fn of(moe: &Moe) -> Result<Self> {
-        let router = &moe.router;
-        let experts = moe.experts.len();
-        let rows = rows(router)?;
-        // Compares values rather than bits, since a zero may have either sign.
-        let same = |range: &[Vec<f32>]| range.iter().all(|row| *row == range[0]);
-        let all_chosen = router.top_k == experts && router.scoring == Scoring::Softmax;
-        let all_equal =
-            router.scoring == Scoring::Softmax && router.groups.is_none() && same(&rows);
-        let total = match () {
-            () if router.normalize || all_chosen => Some(router.scale),
-            () if all_equal => Some(router.scale * router.top_k as f64 / experts as f64),
-            () => None,
-        };
-        // Of equal rows the first ones are chosen, so that whole blocks are chosen where top-k is a
-        // multiple of their size.
-        let divides =
-            |size: &usize| router.top_k.is_multiple_of(*size) && experts.is_multiple_of(*size);
-        let together =
-            |size: &usize| *size == 1 || (router.groups.is_none() && rows.chunks(*size).all(same));
-        let blocks = (1..=router.top_k).filter(divides).filter(together).collect();
+        let rows = rows(&moe.router)?;
         let shared = match moe.shared.as_ref().map(|shared| &shared.gate) {
             None => None,
             Some(None) => Some(1.0),
             Some(Some(gate)) => finite_values(gate)?.iter().all(|x| *x == 0.0).then_some(0.5),
         };
-        Ok(Self { total, blocks, shared })
+        Ok(Self { total: total_gate(moe, &rows), blocks: blocks_chosen(moe, &rows), shared })
     }
 
     /// Σ gate · part over the experts of a token, where it is the same for every token. `parts` are
@@ -104,6 +94,33 @@ impl Gates {
             sums.all(|sum| sum == first).then(|| total * first / *size as f64)
         })
     }
+}
+
+/// The sum of a token's gates, where it is the same for every token. `rows` are by expert.
+fn total_gate(moe: &Moe, rows: &[Vec<f32>]) -> Option<f64> {
+    let (router, experts) = (&moe.router, moe.experts.len());
+    let is_softmax = router.scoring == Scoring::Softmax;
+    if router.normalize || (router.top_k == experts && is_softmax) {
+        return Some(router.scale);
+    }
+    let all_equal = is_softmax && router.groups.is_none() && are_equal(rows);
+    all_equal.then(|| router.scale * router.top_k as f64 / experts as f64)
+}
+
+/// Sizes of blocks of consecutive experts that are always chosen together. Of equal rows the first
+/// ones are chosen, so that whole blocks are chosen where top-k is a multiple of their size.
+fn blocks_chosen(moe: &Moe, rows: &[Vec<f32>]) -> Vec<usize> {
+    let (router, experts) = (&moe.router, moe.experts.len());
+    let divides =
+        |size: &usize| router.top_k.is_multiple_of(*size) && experts.is_multiple_of(*size);
+    let together =
+        |size: &usize| *size == 1 || (router.groups.is_none() && rows.chunks(*size).all(are_equal));
+    (1..=router.top_k).filter(divides).filter(together).collect()
+}
+
+/// Compares values rather than bits, since a zero may have either sign.
+fn are_equal(rows: &[Vec<f32>]) -> bool {
+    rows.iter().all(|row| *row == rows[0])
 }
 
 /// What the choice of each expert depends on: its router row, and its bias where there is one.
@@ -123,77 +140,118 @@ fn rows(router: &Router) -> Result<Vec<Vec<f32>>> {
 /// The neurons of `networks`, which are those of `moe`: each once, in order of its first place.
 pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Result<Vec<Neuron>> {
     let gates = Gates::of(moe)?;
-    let found: Vec<(Vec<Fingerprint>, Vec<f64>)> =
-        networks.all.par_iter().map(described).collect::<Result<_>>()?;
+    let networks_found = networks.all.par_iter().map(described).collect::<Result<Vec<_>>>()?;
+    let mut neurons = occurring(&networks_found);
+    let mean_gates = sums.mean_gates();
+    let layer = MeasuredNeurons { networks, found: &networks_found, sums, gates, mean_gates };
+    neurons.iter_mut().for_each(|neuron| layer.measure(neuron));
+    Ok(neurons)
+}
+
+/// The neurons of all networks with their places; nothing else is known of them yet.
+fn occurring(networks: &[Described]) -> Vec<Neuron> {
     let mut index: HashMap<u128, usize> = HashMap::new();
     let mut neurons: Vec<(Neuron, i32)> = Vec::new();
-    for (network, (prints, _)) in found.iter().enumerate() {
+    for (network, Described { prints, .. }) in networks.iter().enumerate() {
         for (place, print) in prints.iter().enumerate() {
             let at = *index.entry(print.hash).or_insert_with(|| {
-                let neuron = Neuron {
-                    places: vec![],
-                    factor: 0.0,
-                    measured: false,
-                    importance: 0.0,
-                    gives: false,
-                };
-                neurons.push((neuron, print.exponent));
+                neurons.push((Neuron::default(), print.exponent));
                 neurons.len() - 1
             });
             let (neuron, exponent) = &mut neurons[at];
             neuron.places.push((network, place, 2f64.powi(print.exponent - *exponent)));
         }
     }
-    let mean = sums.mean_gates();
-    let mut neurons: Vec<Neuron> = neurons.into_iter().map(|(neuron, _)| neuron).collect();
-    for neuron in &mut neurons {
-        let mut parts = vec![0.0; moe.experts.len()];
-        let mut in_shared = 0.0;
-        for (network, place, factor) in &neuron.places {
-            let square = found[*network].1[*place];
-            neuron.gives |= square > 0.0;
-            match network.checked_sub(networks.shared) {
-                None => in_shared += factor,
-                Some(expert) => {
-                    parts[expert] += factor;
-                    let energy =
-                        sums.experts[expert].energies[*place] / sums.tokens.max(f64::MIN_POSITIVE);
-                    neuron.importance += energy * square;
-                }
-            }
-        }
-        if in_shared > 0.0 && neuron.gives {
-            neuron.importance = f64::INFINITY;
-        } else if !neuron.gives {
-            neuron.importance = -1.0;
-        }
-        let is_routed = parts.iter().any(|part| *part != 0.0);
-        let routed = if is_routed { gates.sum(&parts) } else { Some(0.0) };
-        let shared =
-            if in_shared == 0.0 { Some(0.0) } else { gates.shared.map(|gate| gate * in_shared) };
-        neuron.measured = routed.is_none() || shared.is_none();
-        let measured = || parts.iter().zip(&mean).map(|(part, gate)| part * gate).sum::<f64>();
-        neuron.factor = routed.unwrap_or_else(measured)
-            + shared.unwrap_or_else(|| in_shared * sums.mean_shared_gate());
-    }
-    Ok(neurons)
+    neurons.into_iter().map(|(neuron, _)| neuron).collect()
 }
 
-/// A fingerprint and ‖down‖² of each neuron of `network`.
-fn described(network: &Expert) -> Result<(Vec<Fingerprint>, Vec<f64>)> {
-    let values = |weight: &moe_model::Weight| -> Result<Vec<f32>> {
-        let tensor = to_f32(weight, &Compute::cpu())?;
-        tensor.flatten_all().and_then(|t| t.to_vec1()).map_err(|e| {
-            Error::new(Kind::Numeric, "cannot look at these neurons")
-                .source(e)
-                .tensor(weight.name())
-        })
-    };
-    let [gate, up, down] = network.linears().map(|linear| values(&linear.weight));
+/// What neurons of a layer are measured by.
+struct MeasuredNeurons<'a> {
+    networks: &'a Networks,
+    found: &'a [Described],
+    sums: &'a LayerSums,
+    gates: Gates,
+    mean_gates: Vec<f64>,
+}
+
+impl MeasuredNeurons<'_> {
+    /// Fills in all but the places of `neuron`.
+    fn measure(&self, neuron: &mut Neuron) {
+        let (routed, in_shared) = self.multiples(neuron);
+        let square =
+            |(network, place, _): &(usize, usize, f64)| self.found[*network].squares[*place];
+        neuron.gives = neuron.places.iter().any(|place| square(place) > 0.0);
+        neuron.importance = if !neuron.gives {
+            -1.0
+        } else if in_shared > 0.0 {
+            f64::INFINITY
+        } else {
+            self.importance(neuron)
+        };
+        let is_routed = routed.iter().any(|part| *part != 0.0);
+        let of_routed = if is_routed { self.gates.sum(&routed) } else { Some(0.0) };
+        let of_shared = if in_shared == 0.0 {
+            Some(0.0)
+        } else {
+            self.gates.shared.map(|gate| gate * in_shared)
+        };
+        neuron.measured = of_routed.is_none() || of_shared.is_none();
+        let mean =
+            || routed.iter().zip(&self.mean_gates).map(|(part, gate)| part * gate).sum::<f64>();
+        neuron.factor = of_routed.unwrap_or_else(mean)
+            + of_shared.unwrap_or_else(|| in_shared * self.sums.mean_shared_gate());
+    }
+
+    /// How many times `neuron` is in each routed expert, and in the shared one, where a place counts
+    /// as a multiple of the first place.
+    fn multiples(&self, neuron: &Neuron) -> (Vec<f64>, f64) {
+        let mut routed = vec![0.0; self.networks.all.len() - self.networks.shared];
+        let mut in_shared = 0.0;
+        for (network, _, factor) in &neuron.places {
+            match network.checked_sub(self.networks.shared) {
+                None => in_shared += factor,
+                Some(expert) => routed[expert] += factor,
+            }
+        }
+        (routed, in_shared)
+    }
+
+    /// E\[(g h)²\] ‖down‖², summed over the places in routed experts.
+    fn importance(&self, neuron: &Neuron) -> f64 {
+        let mut importance = 0.0;
+        for (network, place, _) in &neuron.places {
+            if let Some(expert) = network.checked_sub(self.networks.shared) {
+                let energies = &self.sums.experts[expert].energies;
+                let energy = energies[*place] / self.sums.tokens.max(f64::MIN_POSITIVE);
+                importance += energy * self.found[*network].squares[*place];
+            }
+        }
+        importance
+    }
+}
+
+/// The neurons of a network.
+struct Described {
+    prints: Vec<Fingerprint>,
+    /// ‖down‖² of each.
+    squares: Vec<f64>,
+}
+
+/// Describes the neurons of `network`.
+fn described(network: &Expert) -> Result<Described> {
+    let [gate, up, down] = network.linears().map(|linear| f32_values(&linear.weight));
     let (gate, up, down) = (gate?, up?, down?);
     let mut squares = vec![0f64; network.width()];
     for row in down.chunks_exact(network.width()) {
         squares.iter_mut().zip(row).for_each(|(sum, d)| *sum += f64::from(*d).powi(2));
     }
-    Ok((fingerprints(&gate, &up, &down, network.gate.weight.shape()[1]), squares))
+    let prints = fingerprints(&gate, &up, &down, network.gate.weight.shape()[1]);
+    Ok(Described { prints, squares })
+}
+
+fn f32_values(weight: &Weight) -> Result<Vec<f32>> {
+    let tensor = to_f32(weight, &Compute::cpu())?;
+    tensor.flatten_all().and_then(|t| t.to_vec1()).map_err(|e| {
+        Error::new(Kind::Numeric, "cannot look at these neurons").source(e).tensor(weight.name())
+    })
 }

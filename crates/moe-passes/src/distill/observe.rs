@@ -8,7 +8,7 @@ use moe_math::Compute;
 use moe_math::deferred_readback::DeferredReadback;
 use moe_math::product::product;
 use moe_math::routing::Routing;
-use moe_model::{Error, Kind, Moe, Result, Weight};
+use moe_model::{Error, Kind, Moe, Result};
 
 /// One window in this many is held out: nothing is decided on it.
 pub(super) const HELD_OUT_EVERY: usize = 8;
@@ -73,6 +73,11 @@ impl Tokens {
         wanted.map(|token| ((token - first) as u32, self.weights[token].sqrt())).unzip()
     }
 
+    /// The part that results are measured on: held-out tokens; without any, all that decide.
+    pub fn measured(&self) -> BlockPart {
+        if self.count(BlockPart::HeldOut) > 0 { BlockPart::HeldOut } else { BlockPart::Decide }
+    }
+
     /// The number of tokens that belong to `part`.
     pub fn count(&self, part: BlockPart) -> usize {
         self.of(part, 0..self.weights.len()).0.len()
@@ -82,7 +87,7 @@ impl Tokens {
 /// Sums over the tokens that decide, each times its weight. X is the set of tokens that were routed
 /// to an expert, g the gate that is applied, f the expert's output, h its neurons, s its score by
 /// the router.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct LayerSums {
     /// Σ 1 over all tokens
     pub tokens: f64,
@@ -95,7 +100,7 @@ pub(super) struct LayerSums {
     pub sampled: Vec<Vec<Tensor>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct ExpertSums {
     /// Σ 1 over X
     pub tokens: f64,
@@ -135,6 +140,24 @@ struct ObservedRows {
     gates: Vec<f32>,
 }
 
+impl ObservedRows {
+    /// Σ (g h)² by neuron, then ‖f‖² of each row. These are the rows `chosen` of `run`.
+    fn energies_and_norms(
+        &self,
+        run: &ExpertRun<'_>,
+        chosen: &[u32],
+    ) -> candle_core::Result<Tensor> {
+        let roots = self.weights.iter().map(|weight| weight.sqrt());
+        let weighed: Vec<f32> = roots.zip(&self.gates).map(|(root, gate)| root * gate).collect();
+        let device = run.output.device();
+        let chosen = Tensor::from_slice(chosen, chosen.len(), device)?;
+        let weighed = Tensor::from_slice(&weighed, (weighed.len(), 1), device)?;
+        let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
+        let energies = pick(run.activations)?.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
+        Tensor::cat(&[energies, pick(run.output)?.sqr()?.sum(1)?], 0)
+    }
+}
+
 impl LayerObserver {
     /// An observer for a layer whose mixture is `moe`; all experts run on the tokens `sampled`.
     pub fn new(
@@ -143,28 +166,15 @@ impl LayerObserver {
         sampled: Arc<[usize]>,
         compute: &Compute,
     ) -> Result<Self> {
-        let expert = ExpertSums {
-            tokens: 0.0,
-            gates: 0.0,
-            scores: 0.0,
-            gated_norms: 0.0,
-            square_norms: 0.0,
-            energies: vec![0.0; moe.experts[0].width()],
-        };
-        let experts = moe.experts.len();
+        let energies = vec![0.0; moe.experts[0].width()];
+        let experts = vec![ExpertSums { energies, ..ExpertSums::default() }; moe.experts.len()];
+        let outputs = vec![Vec::new(); moe.experts.len()];
         let gate = moe.shared.as_ref().and_then(|shared| shared.gate.as_ref());
         Ok(Self {
             tokens: tokens.clone(),
-            sums: LayerSums {
-                tokens: 0.0,
-                shared_gate: 0.0,
-                experts: vec![expert; experts],
-                sampled: vec![Vec::new(); experts],
-            },
+            sums: LayerSums { experts, sampled: outputs, ..LayerSums::default() },
             sampled,
-            shared_gate: gate
-                .map(|gate: &Weight| moe_forward::to_f32(gate, compute))
-                .transpose()?,
+            shared_gate: gate.map(|gate| moe_forward::to_f32(gate, compute)).transpose()?,
             routed: 0..0,
             arrived: 0,
             scores: Vec::new(),
@@ -224,40 +234,37 @@ impl LayerObserver {
 
     /// Takes the output of an expert for tokens of the last [`Self::routed`].
     pub fn ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
-        let (first, experts) = (self.routed.start, self.sums.experts.len());
-        let rows = (0..run.tokens.len())
-            .filter(|row| self.tokens.decides(first + run.tokens[*row] as usize));
-        let rows: Vec<usize> = rows.collect();
-        let sums = &mut self.sums.experts[run.expert];
-        let (mut weights, mut gates) =
-            (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
-        for row in &rows {
-            let token = run.tokens[*row] as usize;
-            let (weight, gate) = (self.tokens.weights[first + token], run.gates[*row]);
-            sums.tokens += f64::from(weight);
-            sums.gates += f64::from(weight) * f64::from(gate);
-            sums.scores += f64::from(weight) * f64::from(self.scores[token * experts + run.expert]);
-            weights.push(weight);
-            gates.push(gate);
-        }
-        if rows.is_empty() {
+        let (chosen, rows) = self.add_choices(run);
+        if chosen.is_empty() {
             return Ok(());
         }
-        let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        let weighed: Vec<f32> =
-            weights.iter().zip(&gates).map(|(weight, gate)| weight.sqrt() * gate).collect();
-        let found = || -> candle_core::Result<Tensor> {
-            let device = run.output.device();
-            let chosen = Tensor::from_slice(&chosen, chosen.len(), device)?;
-            let weighed = Tensor::from_slice(&weighed, (weighed.len(), 1), device)?;
-            let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-            let energies = pick(run.activations)?.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
-            Tensor::cat(&[energies, pick(run.output)?.sqr()?.sum(1)?], 0)
-        };
-        let found = found().map_err(|e| failed(layer, e))?;
-        self.parts.push(ObservedRows { expert: run.expert, weights, gates }, found);
+        let found = rows.energies_and_norms(run, &chosen).map_err(|e| failed(layer, e))?;
+        self.parts.push(rows, found);
         // On a CPU the values are already there, so deferring gains nothing.
         if run.output.device().is_cpu() { self.read_back(layer) } else { Ok(()) }
+    }
+
+    /// Adds the tokens of `run` that decide to the sums that need no output. Returns which rows of
+    /// `run` they are, with their weights and gates.
+    fn add_choices(&mut self, run: &ExpertRun<'_>) -> (Vec<u32>, ObservedRows) {
+        let (first, experts) = (self.routed.start, self.sums.experts.len());
+        let sums = &mut self.sums.experts[run.expert];
+        let mut chosen = Vec::with_capacity(run.tokens.len());
+        let mut rows = ObservedRows { expert: run.expert, weights: Vec::new(), gates: Vec::new() };
+        for (row, (token, gate)) in run.tokens.iter().zip(run.gates).enumerate() {
+            let token = *token as usize;
+            if !self.tokens.decides(first + token) {
+                continue;
+            }
+            let weight = self.tokens.weights[first + token];
+            sums.tokens += f64::from(weight);
+            sums.gates += f64::from(weight) * f64::from(*gate);
+            sums.scores += f64::from(weight) * f64::from(self.scores[token * experts + run.expert]);
+            chosen.push(row as u32);
+            rows.weights.push(weight);
+            rows.gates.push(*gate);
+        }
+        (chosen, rows)
     }
 
     /// Tokens of the text that all experts run on.

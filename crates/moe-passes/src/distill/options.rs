@@ -128,8 +128,15 @@ pub enum Down {
 /// The minimum number of tokens for each neuron of a fit.
 const TOKENS_PER_NEURON: usize = 4;
 
+/// The remedy for text of too few windows.
+const MORE_TEXT: &str = "give more --data, raise --data-tokens, or lower --sequence-length";
+
 fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
+}
+
+fn idle<T>(what: &str, remedy: &str, options: &[&str]) -> Result<T> {
+    Err(Error::new(Kind::Usage, what).remedy(remedy).idle(options))
 }
 
 /// The number of neurons of the shared expert of `moe`.
@@ -171,44 +178,33 @@ impl DistillOptions {
         if self.calibration.data.is_empty() {
             return usage("distill measures gates on text", "give --data TEXT");
         }
-        if self.init != Init::Select
-            && (self.criterion != Score::default() || self.select != Select::default())
-        {
-            let error =
-                Error::new(Kind::Usage, "--criterion and --select choose what --init select takes");
-            return Err(error
-                .remedy("leave them out, or --init")
-                .idle(&["--criterion", "--select"]));
-        }
-        let experts = self.init == Init::Select && self.select == Select::Experts;
-        if self.down == Down::Uniform && !experts {
-            let error =
-                Error::new(Kind::Usage, "--down uniform divides by the number of experts taken");
-            return Err(error.remedy("give --select experts").idle(&["--down"]));
-        }
-        if self.init == Init::Select
-            && self.select == Select::Neurons
-            && self.criterion != Score::default()
-        {
-            let error = Error::new(
-                Kind::Usage,
-                "--criterion ranks experts, and --select neurons takes none whole",
-            );
-            return Err(error.remedy("give --select experts").idle(&["--criterion"]));
-        }
+        self.check_selection_used()?;
         check_baseline_used(self.no_baseline, &self.measuring)?;
         self.training.check()
     }
 
+    /// Refuses options of ways to select that --init and --select don't take.
+    fn check_selection_used(&self) -> Result<()> {
+        let selects = self.init == Init::Select;
+        let has_criterion = self.criterion != Score::default();
+        if !selects && (has_criterion || self.select != Select::default()) {
+            let what = "--criterion and --select choose what --init select takes";
+            return idle(what, "leave them out, or --init", &["--criterion", "--select"]);
+        }
+        if self.down == Down::Uniform && !(selects && self.select == Select::Experts) {
+            let what = "--down uniform divides by the number of experts taken";
+            return idle(what, "give --select experts", &["--down"]);
+        }
+        if selects && self.select == Select::Neurons && has_criterion {
+            let what = "--criterion ranks experts, and --select neurons takes none whole";
+            return idle(what, "give --select experts", &["--criterion"]);
+        }
+        Ok(())
+    }
+
     fn width(&self, model: &Model) -> Result<usize> {
-        let dense = model
-            .layers
-            .iter()
-            .filter_map(|layer| layer.ffn.dense())
-            .map(Expert::width)
-            .max()
-            .unwrap_or(0);
-        let all = |moe: &Moe| moe.experts.len() * moe.experts[0].width() + shared_width(moe);
+        let networks = model.layers.iter().filter_map(|layer| layer.ffn.dense());
+        let dense = networks.map(Expert::width).max().unwrap_or(0);
         let active = |moe: &Moe| moe.router.top_k * moe.experts[0].width() + shared_width(moe);
         let width = match self.width {
             None => model.moes().map(|(_, moe)| active(moe)).max().unwrap_or(0).max(dense),
@@ -218,46 +214,46 @@ impl DistillOptions {
             let what = format!(
                 "layers that are dense already have {dense} neurons, more than --width {width}"
             );
-            return usage(
-                what,
-                format!(
-                    "give --width {dense} or more: a dense family has one width for all layers"
-                ),
-            );
+            let why = "a dense family has one width for all layers";
+            return usage(what, format!("give --width {dense} or more: {why}"));
         }
         for (index, moe) in model.moes() {
-            let (all, shared, each) = (all(moe), shared_width(moe), moe.experts[0].width());
+            let all = moe.experts.len() * moe.experts[0].width() + shared_width(moe);
             if self.width.is_some() && width > all.max(dense) {
                 let what = format!(
                     "--width {width} is more than the {all} neurons that all experts of layer {index} have"
                 );
                 return usage(what, format!("give {} or less", all.max(dense)));
             }
-            let least = match self.init {
-                Init::Random => 1,
-                // --down uniform has no factor for a part of an expert.
-                Init::Select if self.down == Down::Uniform => shared + each,
-                Init::Select => shared.max(1),
-                Init::Mean | Init::UsageMean => shared + each,
-            };
-            if width < least {
-                let what = match self.init {
-                    // Only 0 is less than 1.
-                    Init::Random => "--width 0 leaves no network".to_owned(),
-                    Init::Select if self.down == Down::Uniform => format!(
-                        "--width {width} leaves no room for an expert of {each} neurons beside {shared} shared ones"
-                    ),
-                    Init::Select => format!(
-                        "--width {width} leaves no room for a shared expert of {shared} neurons, which stays whole"
-                    ),
-                    Init::Mean | Init::UsageMean => format!(
-                        "--width {width} leaves no room for the mean of experts of {each} neurons beside {shared} shared ones"
-                    ),
-                };
-                return usage(what, format!("give {least} or more"));
-            }
+            self.check_room(moe, width)?;
         }
         Ok(width)
+    }
+
+    /// Refuses a width that has no room for what --init takes of `moe`.
+    fn check_room(&self, moe: &Moe, width: usize) -> Result<()> {
+        let (shared, each) = (shared_width(moe), moe.experts[0].width());
+        let (least, wanted) = match self.init {
+            Init::Random => (1, "any neuron".to_owned()),
+            // --down uniform has no factor for a part of an expert.
+            Init::Select if self.down == Down::Uniform => {
+                (shared + each, format!("an expert of {each} neurons beside {shared} shared ones"))
+            }
+            Init::Select => {
+                (shared.max(1), format!("a shared expert of {shared} neurons, which stays whole"))
+            }
+            Init::Mean | Init::UsageMean => (
+                shared + each,
+                format!("the mean of experts of {each} neurons beside {shared} shared ones"),
+            ),
+        };
+        if width >= least {
+            return Ok(());
+        }
+        usage(
+            format!("--width {width} leaves no room for {wanted}"),
+            format!("give {least} or more"),
+        )
     }
 
     /// Refuses text that is too short for the fit of --down ridge.
@@ -267,30 +263,19 @@ impl DistillOptions {
         deciding: usize,
         held_out: usize,
     ) -> Result<()> {
-        let wanted = TOKENS_PER_NEURON * width;
-        let remedy = "give more --data, raise --data-tokens, or lower --sequence-length";
-        // Lowering --sequence-length isn't named: shorter windows leave no more tokens to decide
-        // on.
-        let more = "give more --data, or raise --data-tokens where it leaves some of it out";
-        match self.down {
-            _ if deciding == 0 => usage("this text has one window that counts, or none", remedy),
-            Down::Ridge if deciding < wanted => usage(
-                format!(
-                    "--down ridge fits {width} neurons to {wanted} tokens or more, and here are {deciding} (every \
-                     {HELD_OUT_EVERY}th window, {held_out} tokens here, is held out)"
-                ),
-                format!("{more}; or give --down measured"),
-            ),
-            Down::Ridge if held_out == 0 => usage(
-                "no window of this text can be held out, so that --down ridge can't choose how far to fit",
-                remedy,
-            ),
-            _ if self.training.trains() && held_out == 0 => usage(
-                "no window of this text can be held out, so that training can't tell when to stop",
-                remedy,
-            ),
-            _ => Ok(()),
+        if deciding == 0 {
+            return usage("this text has one window that counts, or none", MORE_TEXT);
         }
+        if self.down == Down::Ridge {
+            return check_ridge_tokens(width, deciding, held_out);
+        }
+        if self.training.trains() && held_out == 0 {
+            return usage(
+                "no window of this text can be held out, so that training can't tell when to stop",
+                MORE_TEXT,
+            );
+        }
+        Ok(())
     }
 
     /// The minimum number of tokens, in windows of `sequence`, that [`Self::check_tokens`] accepts.
@@ -314,45 +299,53 @@ impl DistillOptions {
         let source = &model.family.model_type;
         let possible = &model.family.distills_to;
         if let Some(why) = &model.family.undistilled {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("{source} can't be distilled: {why}"),
-            )
-            .file(&model.config_file)
-            .remedy("prune, merge and quantize take this family"));
-        }
-        if let Some(wanted) = &self.target {
-            if !possible.contains(wanted) {
-                let what = format!("what {source} distills to is not {wanted}");
-                return usage(what, format!("give --target {}", possible.join(" or --target ")));
-            }
-            return holds(wanted, model, width).map_err(|error| {
-                Error::new(
-                    Kind::Unsupported,
-                    format!("this {source} model can't be distilled to {wanted}"),
-                )
+            let what = format!("{source} can't be distilled: {why}");
+            return Err(Error::new(Kind::Unsupported, what)
                 .file(&model.config_file)
-                .remedy(match possible.len() {
-                    1 => "no other family can hold it".to_owned(),
-                    _ => "leave --target out".to_owned(),
+                .remedy("prune, merge and quantize take this family"));
+        }
+        let Some(wanted) = &self.target else { return first_that_holds(model, width) };
+        if !possible.contains(wanted) {
+            let what = format!("what {source} distills to is not {wanted}");
+            return usage(what, format!("give --target {}", possible.join(" or --target ")));
+        }
+        holds(wanted, model, width).map_err(|error| {
+            let what = format!("this {source} model can't be distilled to {wanted}");
+            let has_other = possible.len() != 1;
+            Error::new(Kind::Unsupported, what)
+                .file(&model.config_file)
+                .remedy(if has_other {
+                    "leave --target out"
+                } else {
+                    "no other family can hold it"
                 })
                 .source(error)
-            });
-        }
-        let mut refused = None;
-        for name in possible {
-            match holds(name, model, width) {
-                Ok(family) => return Ok(family),
-                Err(error) => refused = refused.or(Some(error)),
-            }
-        }
-        Err(refused.unwrap_or_else(|| {
-            Error::new(
-                Kind::Unsupported,
-                format!("no dense family can hold what {source} distills to"),
-            )
-        }))
+        })
     }
+}
+
+/// Refuses text with fewer tokens than --down ridge needs to fit `width` neurons and to choose λ.
+fn check_ridge_tokens(width: usize, deciding: usize, held_out: usize) -> Result<()> {
+    let wanted = TOKENS_PER_NEURON * width;
+    if deciding < wanted {
+        let what = format!(
+            "--down ridge fits {width} neurons to {wanted} tokens or more, and here are {deciding} (every \
+             {HELD_OUT_EVERY}th window, {held_out} tokens here, is held out)"
+        );
+        // Lowering --sequence-length isn't named: shorter windows leave no more tokens to decide
+        // on.
+        return usage(
+            what,
+            "give more --data, or raise --data-tokens where it leaves some of it out; or give --down measured",
+        );
+    }
+    if held_out == 0 {
+        return usage(
+            "no window of this text can be held out, so that --down ridge can't choose how far to fit",
+            MORE_TEXT,
+        );
+    }
+    Ok(())
 }
 
 /// The family `name`, if it can hold `model` with networks of `width` neurons.
@@ -361,6 +354,22 @@ fn holds(name: &str, model: &Model, width: usize) -> Result<&'static Family> {
     dense.family = family(name)?;
     dense.declare()?.reread()?;
     Ok(dense.family)
+}
+
+/// The first family of those that `model` distills to that can hold it.
+fn first_that_holds(model: &Model, width: usize) -> Result<&'static Family> {
+    let mut refused = None;
+    for name in &model.family.distills_to {
+        match holds(name, model, width) {
+            Ok(family) => return Ok(family),
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    Err(refused.unwrap_or_else(|| {
+        let source = &model.family.model_type;
+        let what = format!("no dense family can hold what {source} distills to");
+        Error::new(Kind::Unsupported, what)
+    }))
 }
 
 /// `model` with networks of `width` neurons in place of its mixtures, before anything is decided.

@@ -2,6 +2,8 @@
 //!
 //! MergeMoE (2510.14436) fits the down projections of merged experts in this way, without λ.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 use moe_checkpoint::ScratchStore;
 use moe_forward::{Inputs, to_f32};
@@ -30,67 +32,113 @@ pub(super) struct Fitted {
     pub tried: Vec<(Option<f64>, f64)>,
 }
 
-/// Fits the down projection of `student` in layer `index`. `inputs` hold what reaches the original
-/// block and what it gives. Held-out tokens choose λ, and nothing is fitted to them.
-///
-/// The matrix is kept: without the tokens it can't be made again.
-pub(super) fn fit(
-    index: usize,
-    student: &Expert,
-    inputs: &Inputs<'_>,
-    tokens: &Tokens,
-    compute: &Compute,
-    spill: Option<&ScratchStore>,
-) -> Result<Fitted> {
-    let fail = |e| failed(index, e);
-    let of_layer = GateAndUp {
-        gate: to_f32(&student.gate.weight, compute)?,
-        up: to_f32(&student.up.weight, compute)?,
-    };
-    let [hidden, width] = [student.down.weight.shape()[0], student.width()];
-    let new = || Ridge::new(width, hidden).map_err(fail);
-    let (mut deciding, mut held_out) = (new()?, new()?);
-    for (block, range) in inputs.blocks().iter().enumerate() {
-        let x = inputs.get(block)?;
-        let y = inputs.output(block)?.expect("the block was observed");
-        for (part, sums) in
-            [(BlockPart::Decide, &mut deciding), (BlockPart::HeldOut, &mut held_out)]
-        {
-            let (rows, weights) = tokens.of(part, range.clone());
-            for (rows, weights) in rows.chunks(TOKEN_BLOCK).zip(weights.chunks(TOKEN_BLOCK)) {
-                let products = 2 * hidden * width + width * width + hidden * width;
-                let add = || of_layer.add(sums, &x, &y, rows, weights);
-                compute
-                    .stage("ridge sums", Work::products(rows.len(), products), add)
-                    .map_err(fail)?;
+/// The fit of a dense network's down projection to what the mixture of its layer gives.
+pub(super) struct DownProjectionFit<'a> {
+    /// The index of the layer.
+    pub index: usize,
+    pub student: &'a Expert,
+    /// What reaches the original block, and what it gives.
+    pub inputs: &'a Inputs<'a>,
+    pub tokens: &'a Tokens,
+    pub compute: &'a Compute,
+    /// The store that keeps the fitted matrix: without the tokens it can't be made again.
+    pub spill: Option<&'a ScratchStore>,
+}
+
+/// Sums over the tokens that decide, and over those that are held out.
+struct FitSums {
+    deciding: Ridge,
+    held_out: Ridge,
+}
+
+impl DownProjectionFit<'_> {
+    /// Fits the down projection. Held-out tokens choose λ, and nothing is fitted to them.
+    pub fn fitted(&self) -> Result<Fitted> {
+        let fail = |e| failed(self.index, e);
+        let sums = self.sums()?;
+        let start = to_f32(&self.student.down.weight, self.compute)?;
+        let start = start.to_device(&Device::Cpu).and_then(|w| w.to_dtype(DType::F64));
+        let start = start.map_err(fail)?;
+        let mut tried = self.tried(&sums, &start);
+        tried.push((None, sums.held_out.relative_error(&start).map_err(fail)?));
+        let best =
+            tried.iter().copied().reduce(|best, other| if other.1 < best.1 { other } else { best });
+        let lambda = best.and_then(|(lambda, _)| lambda);
+        let down = match lambda {
+            None => self.student.down.weight.clone(),
+            Some(relative) => {
+                let solved = sums.deciding.solve(relative, &start);
+                let values =
+                    solved.and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
+                kept(&values.map_err(fail)?, &self.student.down.weight, self.spill)?
             }
-        }
+        };
+        Ok(Fitted { down, lambda, tried })
     }
-    let start = to_f32(&student.down.weight, compute)?;
-    let start = start.to_device(&Device::Cpu).and_then(|w| w.to_dtype(DType::F64)).map_err(fail)?;
-    let solve = |relative: f64| -> candle_core::Result<(Option<f64>, f64)> {
-        Ok((Some(relative), held_out.relative_error(&deciding.solve(relative, &start)?)?))
-    };
-    // With the least λ the sums may be singular where neurons are zero. That λ is skipped then.
-    let n = width as f64;
-    let work = Work::flops(GRID.len() as f64 * n * n * (n / 3.0 + 4.0 * hidden as f64));
-    let all = || GRID.into_iter().filter_map(|relative| solve(relative).ok()).collect();
-    let mut tried: Vec<_> = compute.stage("ridge", work, all);
-    tried.push((None, held_out.relative_error(&start).map_err(fail)?));
-    let best =
-        tried.iter().copied().reduce(|best, other| if other.1 < best.1 { other } else { best });
-    let lambda = best.and_then(|(lambda, _)| lambda);
-    let down = match lambda {
-        None => student.down.weight.clone(),
-        Some(relative) => {
-            let solved = deciding.solve(relative, &start);
-            let values = solved
-                .and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>())
-                .map_err(fail)?;
-            kept(&values, &student.down.weight, spill)?
+
+    fn sums(&self) -> Result<FitSums> {
+        let projections = GateAndUp {
+            gate: to_f32(&self.student.gate.weight, self.compute)?,
+            up: to_f32(&self.student.up.weight, self.compute)?,
+        };
+        let [hidden, width] = self.shape();
+        let new = || Ridge::new(width, hidden).map_err(|e| failed(self.index, e));
+        let mut sums = FitSums { deciding: new()?, held_out: new()? };
+        for (block, range) in self.inputs.blocks().iter().enumerate() {
+            let x = self.inputs.get(block)?;
+            let y = self.inputs.output(block)?.expect("the block was observed");
+            let block = BlockOfTokens { range: range.clone(), x, y };
+            self.add(&projections, &block, BlockPart::Decide, &mut sums.deciding)?;
+            self.add(&projections, &block, BlockPart::HeldOut, &mut sums.held_out)?;
         }
-    };
-    Ok(Fitted { down, lambda, tried })
+        Ok(sums)
+    }
+
+    /// Adds the tokens of `block` that belong to `part` to `sums`.
+    fn add(
+        &self,
+        projections: &GateAndUp,
+        block: &BlockOfTokens,
+        part: BlockPart,
+        sums: &mut Ridge,
+    ) -> Result<()> {
+        let [hidden, width] = self.shape();
+        let products = 2 * hidden * width + width * width + hidden * width;
+        let (rows, weights) = self.tokens.of(part, block.range.clone());
+        for (rows, weights) in rows.chunks(TOKEN_BLOCK).zip(weights.chunks(TOKEN_BLOCK)) {
+            let work = Work::products(rows.len(), products);
+            let add = || projections.add(sums, block, rows, weights);
+            self.compute.stage("ridge sums", work, add).map_err(|e| failed(self.index, e))?;
+        }
+        Ok(())
+    }
+
+    /// The relative error on held-out tokens of each λ of the grid. With the least λ the sums may be
+    /// singular where neurons are zero. That λ is skipped then.
+    fn tried(&self, sums: &FitSums, start: &Tensor) -> Vec<(Option<f64>, f64)> {
+        let FitSums { deciding, held_out } = sums;
+        let solve = |relative: f64| -> candle_core::Result<(Option<f64>, f64)> {
+            Ok((Some(relative), held_out.relative_error(&deciding.solve(relative, start)?)?))
+        };
+        let [hidden, width] = self.shape().map(|size| size as f64);
+        let flops = GRID.len() as f64 * width * width * (width / 3.0 + 4.0 * hidden);
+        let all = || GRID.into_iter().filter_map(|relative| solve(relative).ok()).collect();
+        self.compute.stage("ridge", Work::flops(flops), all)
+    }
+
+    /// The hidden size and the width.
+    fn shape(&self) -> [usize; 2] {
+        [self.student.down.weight.shape()[0], self.student.width()]
+    }
+}
+
+/// Consecutive tokens.
+struct BlockOfTokens {
+    range: Range<usize>,
+    /// The inputs of the feed-forward block.
+    x: Tensor,
+    /// What the mixture gives for them.
+    y: Tensor,
 }
 
 /// The gate and up projections, which make samples of tokens.
@@ -100,20 +148,20 @@ struct GateAndUp {
 }
 
 impl GateAndUp {
-    /// Adds the tokens `rows` of inputs `x` and outputs `y`, each times √ of its weight.
+    /// Adds the tokens `rows` of `block`, each times √ of its weight.
     fn add(
         &self,
         sums: &mut Ridge,
-        x: &Tensor,
-        y: &Tensor,
+        block: &BlockOfTokens,
         rows: &[u32],
         weights: &[f32],
     ) -> candle_core::Result<()> {
-        let chosen = Tensor::from_slice(rows, rows.len(), x.device())?;
-        let weights = Tensor::from_slice(weights, (weights.len(), 1), x.device())?;
+        let device = block.x.device();
+        let chosen = Tensor::from_slice(rows, rows.len(), device)?;
+        let weights = Tensor::from_slice(weights, (weights.len(), 1), device)?;
         let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-        let x = pick(x)?;
+        let x = pick(&block.x)?;
         let h = swiglu(&product(&x, &self.gate)?, &product(&x, &self.up)?)?;
-        sums.add(&h.broadcast_mul(&weights)?, &pick(y)?.broadcast_mul(&weights)?)
+        sums.add(&h.broadcast_mul(&weights)?, &pick(&block.y)?.broadcast_mul(&weights)?)
     }
 }

@@ -7,7 +7,7 @@ use moe_checkpoint::{Saved, ScratchStore};
 use moe_forward::{Calibration, Converted, Converter, Forcing, Inputs, Observer};
 use moe_math::Compute;
 use moe_math::meter::Work;
-use moe_model::Result;
+use moe_model::{Expert, Result};
 
 use super::block::{LayerTrainingData, Learned, train};
 use super::errors::LayerErrors;
@@ -80,33 +80,39 @@ impl TrainingStage {
         layer: &DecidedLayer,
         inputs: &Inputs<'_>,
     ) -> Result<DecidedLayer> {
-        let network = layer.ffn.dense().expect("it was made dense");
-        let saved = &self.begun().saved;
-        let name = format!("{}.{index}", self.name.replace(' ', "-"));
-        let found = saved.get(&name)?;
-        let learned = match found.and_then(|bytes| Learned::of_bytes(&bytes, network)) {
-            Some(learned) => learned,
-            None => {
-                let learned = self.learned(index, layer, inputs)?;
-                saved.put(&name, &learned.to_bytes())?;
-                learned
+        let mut network = layer.ffn.dense().expect("it was made dense").clone();
+        let learned = self.saved_or_learned(index, &network, inputs)?;
+        if let Some(best) = &learned.best {
+            let linears = [&mut network.gate, &mut network.up, &mut network.down];
+            for (linear, values) in linears.into_iter().zip(best) {
+                linear.weight = kept(values, &linear.weight, self.spill.as_deref())?;
             }
-        };
-        let mut network = network.clone();
-        if let Some([gate, up, down]) = learned.best {
-            let spill = self.spill.as_deref();
-            network.gate.weight = kept(&gate, &network.gate.weight, spill)?;
-            network.up.weight = kept(&up, &network.up.weight, spill)?;
-            network.down.weight = kept(&down, &network.down.weight, spill)?;
         }
         let mut record = layer.record.clone();
         record.change_details(|made: &mut DistilledLayer| made.trained.push(learned.trained));
         Ok(dense(network, record))
     }
 
-    /// Trains layer `index` for the steps of this stage.
-    fn learned(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<Learned> {
-        let network = layer.ffn.dense().expect("it was made dense");
+    /// What training `network` gave, if it was saved; else it is trained, and saved.
+    fn saved_or_learned(
+        &self,
+        index: usize,
+        network: &Expert,
+        inputs: &Inputs<'_>,
+    ) -> Result<Learned> {
+        let saved = &self.begun().saved;
+        let name = format!("{}.{index}", self.name.replace(' ', "-"));
+        let found = saved.get(&name)?;
+        if let Some(learned) = found.and_then(|bytes| Learned::of_bytes(&bytes, network)) {
+            return Ok(learned);
+        }
+        let learned = self.learned(index, network, inputs)?;
+        saved.put(&name, &learned.to_bytes())?;
+        Ok(learned)
+    }
+
+    /// Trains `network` of layer `index` for the steps of this stage.
+    fn learned(&self, index: usize, network: &Expert, inputs: &Inputs<'_>) -> Result<Learned> {
         let begun = self.begun();
         let lessons = LayerTrainingData {
             index,

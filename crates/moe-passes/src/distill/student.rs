@@ -14,40 +14,114 @@ use super::weights::{Pick, picked, random};
 use super::{DistillOptions, Down, Init};
 use crate::pass::{DecidedLayer, Kept, LayerRecord};
 
-/// The dense network of `width` neurons for layer `index`, whose mixture is `moe`, and its record.
-pub(super) fn student(
-    index: usize,
-    moe: &Moe,
-    sums: &LayerSums,
-    options: &DistillOptions,
-    width: usize,
-) -> Result<(Expert, DistilledLayer)> {
-    let gates = sums.mean_gates();
-    let shared_gate = moe
-        .shared
-        .as_ref()
-        .map(|shared| shared.gate.as_ref().map_or(1.0, |_| sums.mean_shared_gate()));
-    let made = match options.init {
-        Init::Select => selected(index, moe, sums, options, width)?,
-        Init::Mean => averaged(moe, &gates, shared_gate, &vec![1.0; gates.len()], width)?,
-        Init::UsageMean => averaged(moe, &gates, shared_gate, &gates, width)?,
-        Init::Random => drawn(index, moe, options.calibration.seed, width),
-    };
-    let MadeStudent { network, parts, distinct, zeros, scores, kept } = made;
-    let record = DistilledLayer {
-        distinct,
-        width,
-        zeros,
-        parts,
-        gates,
-        shared_gate,
-        scores,
-        fit: None,
-        trained: Vec::new(),
-        output_error: None,
-        kept,
-    };
-    Ok((network, record))
+/// A layer whose mixture becomes a dense network, and how.
+pub(super) struct StudentLayer<'a> {
+    /// The index of the layer.
+    pub index: usize,
+    /// Its mixture.
+    pub moe: &'a Moe,
+    pub sums: &'a LayerSums,
+    pub options: &'a DistillOptions,
+    /// The number of neurons of the dense network.
+    pub width: usize,
+}
+
+impl StudentLayer<'_> {
+    /// The dense network, and its record.
+    pub fn student(&self) -> Result<(Expert, DistilledLayer)> {
+        let gates = self.sums.mean_gates();
+        let shared_gate = self.shared_gate();
+        let mean_gates = MeanGates { experts: &gates, shared: shared_gate };
+        let made = match self.options.init {
+            Init::Select => self.selected()?,
+            Init::Mean => averaged(self.moe, mean_gates, &vec![1.0; gates.len()], self.width)?,
+            Init::UsageMean => averaged(self.moe, mean_gates, &gates, self.width)?,
+            Init::Random => self.drawn(),
+        };
+        let record = DistilledLayer {
+            distinct: made.distinct,
+            width: self.width,
+            zeros: made.zeros,
+            parts: made.parts,
+            gates,
+            shared_gate,
+            scores: made.scores,
+            fit: None,
+            trained: Vec::new(),
+            output_error: None,
+            kept: made.kept,
+        };
+        Ok((made.network, record))
+    }
+
+    /// The mean gate of the shared expert; None without one.
+    fn shared_gate(&self) -> Option<f64> {
+        let shared = self.moe.shared.as_ref()?;
+        Some(shared.gate.as_ref().map_or(1.0, |_| self.sums.mean_shared_gate()))
+    }
+
+    /// A network of selected neurons.
+    fn selected(&self) -> Result<MadeStudent> {
+        let networks = Networks::of(self.moe);
+        let neurons = distinct(self.moe, &networks, self.sums)?;
+        let (chosen, scores) = match self.options.select {
+            Select::Neurons => (by_neurons(&neurons, self.width), Vec::new()),
+            Select::Experts => {
+                let criterion = self.options.criterion;
+                let (order, scores) =
+                    criterion.order(self.index, self.sums, self.experts_taken())?;
+                (by_experts(&neurons, &networks, &order, self.width), scores)
+            }
+        };
+        let pick = |index: &usize| self.pick(&networks, &neurons[*index]);
+        let picks: Arc<[Pick]> = chosen.iter().map(pick).collect();
+        let is_uniform = self.options.down == Down::Uniform;
+        Ok(MadeStudent {
+            parts: parts(&picks, |network| networks.source(network)),
+            distinct: neurons.iter().filter(|neuron| neuron.gives).count(),
+            zeros: self.width - picks.len(),
+            scores,
+            kept: if is_uniform { Kept::No } else { kept(&neurons, &chosen) },
+            network: picked(&networks.all, picks, self.width),
+        })
+    }
+
+    /// The number of experts that some neurons are taken of, where experts are selected.
+    fn experts_taken(&self) -> usize {
+        (self.width - shared_width(self.moe)).div_ceil(self.moe.experts[0].width())
+    }
+
+    /// `neuron` in its first place, with the factor that --down asks for.
+    fn pick(&self, networks: &Networks, neuron: &Neuron) -> Pick {
+        let (network, place, _) = neuron.places[0];
+        let factor = match self.options.down {
+            Down::Uniform if network >= networks.shared => 1.0 / self.experts_taken() as f64,
+            _ => neuron.factor,
+        };
+        Pick { network: network as u32, neuron: place as u32, factor: factor as f32 }
+    }
+
+    /// A random network that uses no weight of the layer.
+    fn drawn(&self) -> MadeStudent {
+        let Self { index, moe, width, .. } = *self;
+        let shared = moe.shared.iter().map(|shared| &shared.expert);
+        MadeStudent {
+            network: random(&moe.experts[0], width, self.options.calibration.seed, index),
+            parts: vec![DistilledPart { from: PartSource::Chance, neurons: width, factor: 1.0 }],
+            distinct: moe.experts.iter().chain(shared).map(Expert::width).sum(),
+            zeros: 0,
+            scores: Vec::new(),
+            kept: Kept::No,
+        }
+    }
+}
+
+/// Mean gates of a layer's experts over all tokens.
+#[derive(Clone, Copy)]
+struct MeanGates<'a> {
+    experts: &'a [f64],
+    /// That of the shared expert, where there is one.
+    shared: Option<f64>,
 }
 
 /// `network` in the place of a layer's mixture.
@@ -67,7 +141,8 @@ pub(super) fn mean_of_experts(
     shared_gate: Option<f64>,
     width: usize,
 ) -> Result<Expert> {
-    Ok(averaged(moe, gates, shared_gate, &vec![1.0; gates.len()], width)?.network)
+    let mean_gates = MeanGates { experts: gates, shared: shared_gate };
+    Ok(averaged(moe, mean_gates, &vec![1.0; gates.len()], width)?.network)
 }
 
 struct MadeStudent {
@@ -77,64 +152,6 @@ struct MadeStudent {
     zeros: usize,
     scores: Vec<f64>,
     kept: Kept,
-}
-
-/// A network of selected neurons.
-fn selected(
-    index: usize,
-    moe: &Moe,
-    sums: &LayerSums,
-    options: &DistillOptions,
-    width: usize,
-) -> Result<MadeStudent> {
-    let networks = Networks::of(moe);
-    let neurons = distinct(moe, &networks, sums)?;
-    let taken = (width - shared_width(moe)).div_ceil(moe.experts[0].width());
-    let (chosen, scores) = match options.select {
-        Select::Neurons => (by_neurons(&neurons, width), Vec::new()),
-        Select::Experts => {
-            let (order, scores) = options.criterion.order(index, sums, taken)?;
-            (by_experts(&neurons, &networks, &order, width), scores)
-        }
-    };
-    let pick = |index: &usize| {
-        let (network, neuron, _) = neurons[*index].places[0];
-        let factor = match options.down {
-            Down::Uniform if network >= networks.shared => 1.0 / taken as f64,
-            _ => neurons[*index].factor,
-        };
-        Pick { network: network as u32, neuron: neuron as u32, factor: factor as f32 }
-    };
-    let picks: Arc<[Pick]> = chosen.iter().map(pick).collect();
-    let source = |network: usize| match network.checked_sub(networks.shared) {
-        None => PartSource::SharedExpert,
-        Some(expert) => PartSource::Expert { expert },
-    };
-    Ok(MadeStudent {
-        parts: parts(&picks, source),
-        distinct: neurons.iter().filter(|neuron| neuron.gives).count(),
-        zeros: width - picks.len(),
-        scores,
-        kept: if options.down == Down::Uniform { Kept::No } else { kept(&neurons, &chosen) },
-        network: picked(&networks.all, picks, width),
-    })
-}
-
-/// A random network that uses no weight of layer `index`, whose mixture is `moe`.
-fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> MadeStudent {
-    MadeStudent {
-        network: random(&moe.experts[0], width, seed, index),
-        parts: vec![DistilledPart { from: PartSource::Chance, neurons: width, factor: 1.0 }],
-        distinct: moe
-            .experts
-            .iter()
-            .chain(moe.shared.iter().map(|shared| &shared.expert))
-            .map(Expert::width)
-            .sum(),
-        zeros: 0,
-        scores: Vec::new(),
-        kept: Kept::No,
-    }
 }
 
 /// Whether the chosen neurons give what all neurons give.
@@ -152,38 +169,20 @@ fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
     }
 }
 
-/// Means of as many groups of experts as fit beside the shared expert; the arguments give the
-/// experts' mean gates.
-fn averaged(
-    moe: &Moe,
-    gates: &[f64],
-    shared_gate: Option<f64>,
-    weights: &[f64],
-    width: usize,
-) -> Result<MadeStudent> {
+/// Means of as many groups of experts as fit beside the shared expert. Experts of a group are
+/// weighed by `weights`.
+fn averaged(moe: &Moe, gates: MeanGates<'_>, weights: &[f64], width: usize) -> Result<MadeStudent> {
     let known = Gates::of(moe)?;
     let (shared, each) = (shared_width(moe), moe.experts[0].width());
     let count = ((width - shared) / each).min(moe.experts.len());
     let Means { networks, groups } = means(moe, count, weights)?;
-    // The sum of all gates of a token may be known; the sums of groups are measured.
-    let of_group = |group: &Vec<usize>| {
-        let parts: Vec<f64> =
-            (0..gates.len()).map(|e| f64::from(u8::from(group.contains(&e)))).collect();
-        known.sum(&parts).unwrap_or_else(|| group.iter().map(|expert| gates[*expert]).sum())
-    };
-    let mut factors: Vec<f64> =
-        shared_gate.iter().map(|gate| known.shared.unwrap_or(*gate)).collect();
-    factors.extend(groups.iter().map(of_group));
+    let factors = group_factors(&known, gates, &groups);
     let mut sources: Vec<PartSource> =
         moe.shared.iter().map(|_| PartSource::SharedExpert).collect();
-    sources.extend(groups.iter().map(|group| PartSource::Mean { experts: group.clone() }));
+    sources.extend(groups.into_iter().map(|experts| PartSource::Mean { experts }));
     let all: Vec<Expert> =
         moe.shared.iter().map(|shared| shared.expert.clone()).chain(networks).collect();
-    let of_network = |(index, (network, factor)): (usize, (&Expert, &f64))| {
-        let pick = move |neuron| Pick { network: index as u32, neuron, factor: *factor as f32 };
-        (0..network.width() as u32).map(pick).collect::<Vec<_>>()
-    };
-    let picks: Arc<[Pick]> = all.iter().zip(&factors).enumerate().flat_map(of_network).collect();
+    let picks = all_neurons(&all, &factors);
     Ok(MadeStudent {
         parts: parts(&picks, |network| sources[network].clone()),
         distinct: shared + moe.experts.len() * each,
@@ -192,6 +191,28 @@ fn averaged(
         kept: Kept::No,
         network: picked(&all, picks, width),
     })
+}
+
+/// The gate of the shared expert where there is one, then the summed gates of each group. The sum of
+/// all gates of a token may be known; the sums of groups are measured.
+fn group_factors(known: &Gates, gates: MeanGates<'_>, groups: &[Vec<usize>]) -> Vec<f64> {
+    let experts = gates.experts;
+    let of_group = |group: &Vec<usize>| {
+        let parts: Vec<f64> =
+            (0..experts.len()).map(|e| f64::from(u8::from(group.contains(&e)))).collect();
+        known.sum(&parts).unwrap_or_else(|| group.iter().map(|expert| experts[*expert]).sum())
+    };
+    let shared = gates.shared.iter().map(|gate| known.shared.unwrap_or(*gate));
+    shared.chain(groups.iter().map(of_group)).collect()
+}
+
+/// Every neuron of `networks`, each times the factor of its network.
+fn all_neurons(networks: &[Expert], factors: &[f64]) -> Arc<[Pick]> {
+    let of_network = |(index, (network, factor)): (usize, (&Expert, &f64))| {
+        let (network, width, factor) = (index as u32, network.width() as u32, *factor as f32);
+        (0..width).map(move |neuron| Pick { network, neuron, factor })
+    };
+    networks.iter().zip(factors).enumerate().flat_map(of_network).collect()
 }
 
 /// The number of picks from each network.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candle_core::DType;
 use moe_checkpoint::ScratchStore;
 use moe_forward::candle_dtype;
 use moe_math::{encoding, sampling};
@@ -96,14 +97,45 @@ pub(super) fn padded(network: &Expert, width: usize) -> Expert {
 }
 
 impl Picked {
-    /// The picks of each network, with their positions in the result.
-    fn by_network(&self) -> Vec<Vec<(usize, Pick)>> {
+    /// The networks that neurons come from, each with its picks and their positions in the result.
+    fn used(&self) -> impl Iterator<Item = (&Weight, Vec<(usize, Pick)>)> {
         let mut of = vec![Vec::new(); self.networks.len()];
         self.picks
             .iter()
             .enumerate()
             .for_each(|(place, pick)| of[pick.network as usize].push((place, *pick)));
-        of
+        self.networks.iter().zip(of).filter(|(_, picks)| !picks.is_empty())
+    }
+
+    /// The bytes of the picked rows of gate or up, and zeros behind them.
+    fn rows(&self, dtype: DType) -> Result<Vec<u8>> {
+        let row = self.networks[0].shape()[1] * dtype.size_in_bytes();
+        let mut rows = vec![0u8; self.width * row];
+        for (network, picks) in self.used() {
+            let bytes = read_as(network, dtype)?;
+            for (place, pick) in picks {
+                rows[place * row..][..row]
+                    .copy_from_slice(&bytes[pick.neuron as usize * row..][..row]);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The picked columns of down, each times its factor, and zeros behind them.
+    fn columns(&self, dtype: DType) -> Result<Vec<f32>> {
+        let mut columns = vec![0f32; self.width * self.networks[0].shape()[0]];
+        for (network, picks) in self.used() {
+            let bytes = read_as(network, dtype)?;
+            let values =
+                encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(network.name(), e))?;
+            let width = network.shape()[1];
+            for (to, from) in columns.chunks_exact_mut(self.width).zip(values.chunks_exact(width)) {
+                for (place, pick) in &picks {
+                    to[*place] = from[pick.neuron as usize] * pick.factor;
+                }
+            }
+        }
+        Ok(columns)
     }
 }
 
@@ -111,52 +143,23 @@ impl WeightSource for Picked {
     fn make(&self) -> Result<Vec<u8>> {
         let like = &self.networks[0];
         let dtype = candle_dtype(like)?;
-        let size = dtype.size_in_bytes();
-        // A row is a neuron of gate and up, and an output component of down.
-        let across = like.shape()[if self.axis == Axis::Rows { 1 } else { 0 }];
-        let mut rows =
-            vec![0u8; if self.axis == Axis::Rows { self.width * across * size } else { 0 }];
-        let mut columns =
-            vec![0f32; if self.axis == Axis::Columns { self.width * across } else { 0 }];
-        for (network, picks) in
-            self.networks.iter().zip(self.by_network()).filter(|(_, picks)| !picks.is_empty())
-        {
-            let (bytes, found) = read_finite(network)?;
-            if found != dtype {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    format!("this network is in {found:?}, others in {dtype:?}"),
-                )
-                .tensor(network.name())
-                .remedy("convert the source to one element type first"));
-            }
-            match self.axis {
-                Axis::Rows => {
-                    let row = across * size;
-                    for (place, pick) in picks {
-                        rows[place * row..][..row]
-                            .copy_from_slice(&bytes[pick.neuron as usize * row..][..row]);
-                    }
-                }
-                Axis::Columns => {
-                    let values = encoding::decode_f32(&bytes, dtype)
-                        .map_err(|e| numeric(network.name(), e))?;
-                    let width = network.shape()[1];
-                    for (to, from) in
-                        columns.chunks_exact_mut(self.width).zip(values.chunks_exact(width))
-                    {
-                        for (place, pick) in &picks {
-                            to[*place] = from[pick.neuron as usize] * pick.factor;
-                        }
-                    }
-                }
-            }
-        }
         match self.axis {
-            Axis::Rows => Ok(rows),
-            Axis::Columns => encoded(&columns, dtype, like.name()),
+            Axis::Rows => self.rows(dtype),
+            Axis::Columns => encoded(&self.columns(dtype)?, dtype, like.name()),
         }
     }
+}
+
+/// The bytes of `network`, which must be in `dtype`, as the other networks are.
+fn read_as(network: &Weight, dtype: DType) -> Result<Vec<u8>> {
+    let (bytes, found) = read_finite(network)?;
+    if found == dtype {
+        return Ok(bytes);
+    }
+    let what = format!("this network is in {found:?}, others in {dtype:?}");
+    Err(Error::new(Kind::Unsupported, what)
+        .tensor(network.name())
+        .remedy("convert the source to one element type first"))
 }
 
 /// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is

@@ -1,4 +1,4 @@
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use moe_math::sampling::{generator, normal};
 
 use super::*;
@@ -26,7 +26,9 @@ fn the_loss_is_the_relative_error_and_a_little_of_the_angle() {
     let y = tensor(y);
     let samples = BlockSamples { x: y.clone(), y, weights };
     let loss = |found: &Tensor| {
-        f64::from(super::loss(found, &samples, energy).unwrap().to_scalar::<f32>().unwrap())
+        f64::from(
+            super::learner::loss(found, &samples, energy).unwrap().to_scalar::<f32>().unwrap(),
+        )
     };
     let found = loss(&tensor(found));
     assert!((found - expected).abs() < 1e-6 * expected, "{found} {expected}");
