@@ -10,16 +10,33 @@ use super::options::{
 use crate::calibrate::short;
 use crate::unused::refuse_unused;
 
+/// What is wrong with text for a solver that needs none.
+const NO_DATA: &str = "rounding to nearest doesn't look at data";
+
 impl QuantizeOptions {
     /// Refuses options that contradict each other, whatever the model.
     pub(super) fn check(&self) -> Result<()> {
         self.calibration.check()?;
         self.measuring.check()?;
+        self.check_numbers()?;
+        if let Some(target) = self.target_bits {
+            self.check_target(target)?;
+        }
+        if self.is_float() {
+            self.check_float()?;
+        }
+        if self.solver() == SolverChoice::Rtn && !self.pool.is_empty() {
+            return Err(usage(NO_DATA, "leave --pool out").idle(&["--pool"]));
+        }
+        self.check_used()?;
+        self.check_data()
+    }
+
+    /// Refuses numbers out of range.
+    fn check_numbers(&self) -> Result<()> {
         if self.group_size != -1 && self.group_size < 1 {
-            return Err(usage(
-                format!("groups of {} columns", self.group_size),
-                "give --group-size 32, 64 or 128, or -1 for whole rows",
-            ));
+            let what = format!("groups of {} columns", self.group_size);
+            return Err(usage(what, "give --group-size 32, 64 or 128, or -1 for whole rows"));
         }
         for (name, value) in [
             ("top-up-below", self.top_up_below),
@@ -33,26 +50,18 @@ impl QuantizeOptions {
             }
         }
         if !(self.damping > 0.0 && self.damping <= 1.0) {
-            return Err(usage(
-                format!("--damping {}", self.damping),
-                "give a share above 0, up to 1, such as 0.01",
-            ));
+            let what = format!("--damping {}", self.damping);
+            return Err(usage(what, "give a share above 0, up to 1, such as 0.01"));
         }
         if self.gate_power > 2 {
             let what = format!("--gate-power {} is not from 0 to 2", self.gate_power);
             return Err(usage(what, "give 0, 1 or 2"));
         }
-        if let Some(target) = self.target_bits {
-            self.check_target(target)?;
-        }
-        if self.is_float() {
-            self.check_float()?;
-        }
-        if self.solver() == SolverChoice::Rtn && !self.pool.is_empty() {
-            return Err(usage("rounding to nearest doesn't look at data", "leave --pool out")
-                .idle(&["--pool"]));
-        }
-        self.check_used()?;
+        Ok(())
+    }
+
+    /// Refuses text that nothing looks at, and options that look at text where there is none.
+    fn check_data(&self) -> Result<()> {
         match (self.solver(), self.calibration.data.is_empty()) {
             (SolverChoice::Gptq, true) => Err(usage(
                 "GPTQ looks at what reaches each expert",
@@ -62,11 +71,10 @@ impl QuantizeOptions {
                 "--target-bits chooses bit widths by what they cost on text",
                 "give --data TEXT",
             )),
-            (SolverChoice::Rtn, false) if self.target_bits.is_none() => Err(usage(
-                "rounding to nearest doesn't look at data",
-                "leave --data out, or give an integer --scheme with --solver gptq",
-            )
-            .idle(&["--data"])),
+            (SolverChoice::Rtn, false) if self.target_bits.is_none() => {
+                let remedy = "leave --data out, or give an integer --scheme with --solver gptq";
+                Err(usage(NO_DATA, remedy).idle(&["--data"]))
+            }
             _ => self.calibration.check_used(self.measuring.is_given()),
         }
     }
@@ -96,30 +104,8 @@ impl QuantizeOptions {
     /// Refuses options without effect, as far as their values show that they were given: a user who
     /// gives one expects an effect.
     fn check_used(&self) -> Result<()> {
-        let gptq = self.solver() == SolverChoice::Gptq;
-        if !gptq {
-            let gptq_only = [
-                ("--calibrate-on", self.calibrate_on() != CalibrateOn::default()),
-                ("--per-expert", self.per_expert),
-                ("--top-up-below", self.top_up_below != half()),
-                ("--gate-power", self.gate_power != default_gate_power()),
-                ("--shrinkage", self.shrinkage != half()),
-                ("--expert-damping", self.expert_damping != half()),
-                ("--hot-cap", self.hot_cap != default_hot_cap()),
-                ("--damping", self.damping != default_damping()),
-                ("--act-order", self.act_order != default_act_order()),
-                ("--clip-search", self.clip_search),
-            ];
-            refuse_unused(
-                gptq_only,
-                "is for GPTQ, and this rounds to nearest",
-                "give --solver gptq with an integer --scheme and --data TEXT",
-            )?;
-            refuse_unused(
-                [("--seed", self.calibration.data.is_empty() && self.calibration.seed != 0)],
-                "is for what is drawn, and rounding to nearest draws nothing",
-                "give --solver gptq and --data TEXT",
-            )?;
+        if self.solver() != SolverChoice::Gptq {
+            self.check_gptq_unused()?;
         }
         if self.calibrate_on() != CalibrateOn::PerExpert {
             refuse_unused(
@@ -137,19 +123,44 @@ impl QuantizeOptions {
             return Err(usage(what, remedy).idle(&["--profile"]));
         }
         self.check_samples_used()?;
+        self.check_pool_used()
+    }
+
+    /// Refuses options of GPTQ where matrices are rounded to nearest.
+    fn check_gptq_unused(&self) -> Result<()> {
+        let gptq_only = [
+            ("--calibrate-on", self.calibrate_on() != CalibrateOn::default()),
+            ("--per-expert", self.per_expert),
+            ("--top-up-below", self.top_up_below != half()),
+            ("--gate-power", self.gate_power != default_gate_power()),
+            ("--shrinkage", self.shrinkage != half()),
+            ("--expert-damping", self.expert_damping != half()),
+            ("--hot-cap", self.hot_cap != default_hot_cap()),
+            ("--damping", self.damping != default_damping()),
+            ("--act-order", self.act_order != default_act_order()),
+            ("--clip-search", self.clip_search),
+        ];
+        let what = "is for GPTQ, and this rounds to nearest";
+        let or = "give --solver gptq with an integer --scheme and --data TEXT";
+        refuse_unused(gptq_only, what, or)?;
+        refuse_unused(
+            [("--seed", self.calibration.data.is_empty() && self.calibration.seed != 0)],
+            "is for what is drawn, and rounding to nearest draws nothing",
+            "give --solver gptq and --data TEXT",
+        )
+    }
+
+    /// Refuses options of --pool where there is none, and a pool that nothing is taken of.
+    fn check_pool_used(&self) -> Result<()> {
         let of_pool = self.pool_added_tokens.is_some() || self.pool_tokens != default_pool_tokens();
         if of_pool && self.pool.is_empty() {
-            return Err(usage(
-                "--pool-tokens and --pool-added-tokens say how --pool is used",
-                "give --pool TEXT, or leave them out",
-            )
-            .idle(&["--pool-tokens", "--pool-added-tokens"]));
+            let what = "--pool-tokens and --pool-added-tokens say how --pool is used";
+            return Err(usage(what, "give --pool TEXT, or leave them out")
+                .idle(&["--pool-tokens", "--pool-added-tokens"]));
         }
         if self.pool_added_tokens == Some(0) {
-            return Err(usage(
-                "--pool-added-tokens 0 takes nothing of --pool",
-                "give at least 1, or leave --pool out",
-            ));
+            let what = "--pool-added-tokens 0 takes nothing of --pool";
+            return Err(usage(what, "give at least 1, or leave --pool out"));
         }
         Ok(())
     }

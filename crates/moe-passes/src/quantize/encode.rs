@@ -48,56 +48,19 @@ impl Store {
         integers: Integers,
         codes: Option<&Codes>,
     ) -> Result<Weight> {
-        let [rows, columns] = [weight.shape()[0], weight.shape()[1]];
-        let (name, bits) = (weight.name(), integers.bits);
-        let groups = integers.groups(columns);
         let gptq = match (packing, codes) {
-            (Packing::Columns, Some(codes)) => Some(pack::pack_gptq(codes, bits).map_err(failed)?),
+            (Packing::Columns, Some(codes)) => {
+                Some(pack::pack_gptq(codes, integers.bits).map_err(failed)?)
+            }
             _ => None,
         };
-        let codes = || codes.expect("bytes are made of codes only");
-        let words = self.weight(
-            name,
-            Dtype::I32,
-            &packing.words(integers, [rows, columns]),
-            || match &gptq {
-                Some(gptq) => Ok(bytes(&gptq.qweight)),
-                None => pack::pack_rows(&codes().codes, columns, bits)
-                    .map(|words| bytes(&words))
-                    .map_err(failed),
-            },
-        )?;
-        // GPTQModel's own files have scales in f16.
-        let dtype = if packing == Packing::Columns { Dtype::F16 } else { weight.dtype() };
-        let scale = self.weight(name, dtype, &packing.scales(rows, groups), || {
-            encoded(
-                gptq.as_ref().map_or_else(|| codes().scales.as_slice(), |gptq| &gptq.scales),
-                of_scales(dtype),
-                name,
-            )
-        })?;
+        let matrix = PackedMatrix { store: self, weight, packing, integers, codes, gptq };
+        let words = matrix.words()?;
+        let scale = matrix.scale()?;
         let has_zeros = packing.has_zeros(integers);
-        let zero = || {
-            self.weight(name, Dtype::I32, &packing.zeros(integers, rows, groups), || match &gptq {
-                Some(gptq) => Ok(bytes(&gptq.qzeros)),
-                None => pack::pack_columns(&codes().zeros, groups, bits)
-                    .map(|words| bytes(&words))
-                    .map_err(failed),
-            })
-        };
-        let zero = has_zeros.then(zero).transpose()?;
-        let beside = match packing {
-            Packing::Rows => {
-                self.weight(name, Dtype::I64, &[2], || Ok(bytes(&[rows as i64, columns as i64])))?
-            }
-            Packing::Columns => {
-                let group = integers.group_size(columns);
-                self.weight(name, Dtype::I32, &[columns], || {
-                    Ok(bytes(&(0..columns).map(|c| (c / group) as i32).collect::<Vec<_>>()))
-                })?
-            }
-        };
-        Ok(words.packed([rows, columns], Packed { packing, integers, scale, zero, beside }))
+        let zero = has_zeros.then(|| matrix.zero()).transpose()?;
+        let beside = matrix.beside()?;
+        Ok(words.packed(matrix.shape(), Packed { packing, integers, scale, zero, beside }))
     }
 
     /// e4m3 codes of `weight`. `values` are None where there are only shapes.
@@ -111,15 +74,11 @@ impl Store {
         let shape = [weight.shape()[0], weight.shape()[1]];
         let block = blocks.size(shape);
         let name = weight.name();
-        let found = match values {
-            Some(values) => {
-                let found = fp8::encode(values, shape, block, of_scales(scale_dtype));
-                Some(found.map_err(|e| {
-                    Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name)
-                })?)
-            }
-            None => None,
-        };
+        let encode = |values| fp8::encode(values, shape, block, of_scales(scale_dtype));
+        let found = values
+            .map(encode)
+            .transpose()
+            .map_err(|e| Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name))?;
         let found = || found.as_ref().expect("bytes are made of values only");
         let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
         let scale = self.weight(name, scale_dtype, &counts, || {
@@ -127,6 +86,90 @@ impl Store {
         })?;
         let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(found().codes.clone()))?;
         Ok(codes.in_blocks(scale, block))
+    }
+}
+
+/// A matrix whose integer codes are packed into words.
+struct PackedMatrix<'a> {
+    store: &'a Store,
+    /// The matrix before it was quantized.
+    weight: &'a Weight,
+    packing: Packing,
+    integers: Integers,
+    /// None where there are only shapes.
+    codes: Option<&'a Codes>,
+    /// What GPTQ's files hold, where these are packed.
+    gptq: Option<pack::Gptq>,
+}
+
+impl PackedMatrix<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.weight.shape()[0], self.weight.shape()[1]]
+    }
+
+    /// The number of groups of columns.
+    fn groups(&self) -> usize {
+        self.integers.groups(self.shape()[1])
+    }
+
+    fn codes(&self) -> &Codes {
+        self.codes.expect("bytes are made of codes only")
+    }
+
+    /// The codes.
+    fn words(&self) -> Result<Weight> {
+        let shape = self.packing.words(self.integers, self.shape());
+        self.store.weight(self.weight.name(), Dtype::I32, &shape, || match &self.gptq {
+            Some(gptq) => Ok(bytes(&gptq.qweight)),
+            None => pack::pack_rows(&self.codes().codes, self.shape()[1], self.integers.bits)
+                .map(|words| bytes(&words))
+                .map_err(failed),
+        })
+    }
+
+    /// The scales of groups.
+    fn scale(&self) -> Result<Weight> {
+        let name = self.weight.name();
+        // GPTQModel's own files have scales in f16.
+        let is_gptq = self.packing == Packing::Columns;
+        let dtype = if is_gptq { Dtype::F16 } else { self.weight.dtype() };
+        let shape = self.packing.scales(self.shape()[0], self.groups());
+        self.store.weight(name, dtype, &shape, || {
+            let scales = match &self.gptq {
+                Some(gptq) => &gptq.scales,
+                None => &self.codes().scales,
+            };
+            encoded(scales, of_scales(dtype), name)
+        })
+    }
+
+    /// The zero points of groups.
+    fn zero(&self) -> Result<Weight> {
+        let shape = self.packing.zeros(self.integers, self.shape()[0], self.groups());
+        self.store.weight(self.weight.name(), Dtype::I32, &shape, || match &self.gptq {
+            Some(gptq) => Ok(bytes(&gptq.qzeros)),
+            None => pack::pack_columns(&self.codes().zeros, self.groups(), self.integers.bits)
+                .map(|words| bytes(&words))
+                .map_err(failed),
+        })
+    }
+
+    /// What files hold beside codes, scales and zero points: the shape, or each column's group.
+    fn beside(&self) -> Result<Weight> {
+        let name = self.weight.name();
+        let [rows, columns] = self.shape();
+        match self.packing {
+            Packing::Rows => {
+                let shape = || Ok(bytes(&[rows as i64, columns as i64]));
+                self.store.weight(name, Dtype::I64, &[2], shape)
+            }
+            Packing::Columns => {
+                let size = self.integers.group_size(columns);
+                let groups = (0..columns).map(|column| (column / size) as i32);
+                let groups = || Ok(bytes(&groups.collect::<Vec<_>>()));
+                self.store.weight(name, Dtype::I32, &[columns], groups)
+            }
+        }
     }
 }
 

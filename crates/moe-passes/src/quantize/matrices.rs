@@ -10,8 +10,24 @@ use super::options::{QuantizeOptions, QuantizedPart};
 
 /// The data that a quantized matrix is made from.
 pub(super) enum MadeWeight {
-    Codes(moe_math::quantize::Codes),
+    Codes(quantize::Codes),
     Values(Vec<f32>),
+}
+
+impl MadeWeight {
+    fn codes(&self) -> &quantize::Codes {
+        match self {
+            Self::Codes(codes) => codes,
+            Self::Values(_) => unreachable!("integers are made of codes"),
+        }
+    }
+
+    fn values(&self) -> &[f32] {
+        match self {
+            Self::Values(values) => values,
+            Self::Codes(_) => unreachable!("floats are made of values"),
+        }
+    }
 }
 
 impl QuantizeOptions {
@@ -54,22 +70,14 @@ impl QuantizeOptions {
     ) -> Result<Weight> {
         match scheme {
             Scheme::Integers(integers) => {
-                let codes = made.map(|made| match made {
-                    MadeWeight::Codes(codes) => codes,
-                    MadeWeight::Values(_) => unreachable!("integers are made of codes"),
-                });
-                store.packed(weight, self.packing(), integers, codes)
+                store.packed(weight, self.packing(), integers, made.map(MadeWeight::codes))
             }
             Scheme::Fp8(blocks) => {
-                let values = made.map(|made| match made {
-                    MadeWeight::Values(values) => values.as_slice(),
-                    MadeWeight::Codes(_) => unreachable!("floats are made of values"),
-                });
                 let dtype = match self.quantization()? {
                     Quantization::BlockFp8 { .. } => Dtype::F32,
                     Quantization::Compressed(_) | Quantization::Gptq(_) => weight.dtype(),
                 };
-                store.float(weight, blocks, dtype, values)
+                store.float(weight, blocks, dtype, made.map(MadeWeight::values))
             }
         }
     }

@@ -11,6 +11,7 @@ mod encode;
 mod failed;
 mod gather;
 mod matrices;
+mod nearest;
 mod options;
 mod quantizer;
 mod record;
@@ -24,7 +25,7 @@ use std::collections::BTreeMap;
 
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
 use moe_forward::DataSpec;
-use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
+use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result};
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
@@ -103,7 +104,7 @@ impl Pass for QuantizeOptions {
         let next = match (self.solver(), self.target_bits) {
             (SolverChoice::Rtn, None) => {
                 let options = self.clone();
-                Next::Decide(Box::new(move |sources| quantizer::rounded(&options, sources)))
+                Next::Decide(Box::new(move |sources| nearest::rounded(&options, sources)))
             }
             _ => Next::Layers(self.sweep(sources.model, Quantizer::new(self, sources))),
         };
@@ -123,49 +124,74 @@ impl Transform for QuantizeOptions {
                 Some(decided) => (decided.ffn.clone(), decided.record.clone()),
                 None => {
                     let widths = presumed.as_ref().map(|layers| layers[&index].clone());
-                    let schemes = self.schemes(widths.as_ref());
-                    let shaped = |_, matrix: usize, weight: &Weight| {
-                        self.encoded(weight, schemes[matrix], &Store(None), None)
-                    };
-                    let ffn = Ffn::Moe(Box::new(self.quantized(moe, shaped)?));
-                    let details =
-                        QuantizedLayer { bit_widths: widths, ..QuantizedLayer::default() };
-                    (ffn, self.record(index, moe, details))
+                    self.undecided(index, moe, widths)?
                 }
             };
             model.layers[index].ffn = ffn;
             layers.push(record);
         }
         if self.include.contains(&QuantizedPart::Attention) {
-            for (index, layer) in model.layers.iter_mut().enumerate() {
-                let decided = edits.and_then(|edits| edits.attention.get(&index));
-                layer.attention = match decided {
-                    Some(decided) => decided.clone(),
-                    None => quantized_attention(&layer.attention, |weight| {
-                        self.encoded(weight, self.encoding(), &Store(None), None)
-                    })?,
-                };
-            }
+            self.quantize_attention(&mut model, edits)?;
         }
         model.config.remove(QUANTIZATION_KEY);
         model.quantization = Some(self.quantization()?);
         let written = model.declare()?.reread()?;
         model.quantization.clone_from(&written.quantization);
-        let why = format!("weights of {} are rounded: {}", self.parts(), self.said(&layers));
-        let option = if self.target_bits.is_some() { "target-bits" } else { "scheme" };
-        let effects = vec![Effect::new(option, Kept::Approximately, why)];
+        let effects = vec![self.effect(&layers)];
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
-        let refusing =
-            written.engines().into_iter().filter(|verdict| verdict.answer != Answer::Takes);
-        warnings.extend(refusing.map(|verdict| verdict.to_string()));
-        if self.clips_two_bits() {
-            warnings.push(CLIPPED.to_owned());
-        }
+        warnings.extend(self.warnings(&written));
         Ok(PlannedModel::new(model, effects, layers, warnings))
     }
 }
 
 impl QuantizeOptions {
+    /// Layer `index` before its codes are known: the shapes of its matrices, and its record.
+    fn undecided(
+        &self,
+        index: usize,
+        moe: &Moe,
+        widths: Option<LayerWidths>,
+    ) -> Result<(Ffn, LayerRecord)> {
+        let schemes = self.schemes(widths.as_ref());
+        let moe_shaped = self.quantized(moe, |_, matrix, weight| {
+            self.encoded(weight, schemes[matrix], &Store(None), None)
+        })?;
+        let details = QuantizedLayer { bit_widths: widths, ..QuantizedLayer::default() };
+        Ok((Ffn::Moe(Box::new(moe_shaped)), self.record(index, moe, details)))
+    }
+
+    /// Replaces the attention of each layer of `model` by what `edits` decided, or by its shapes.
+    fn quantize_attention(&self, model: &mut Model, edits: Option<&LayerEdits>) -> Result<()> {
+        for (index, layer) in model.layers.iter_mut().enumerate() {
+            let decided = edits.and_then(|edits| edits.attention.get(&index));
+            layer.attention = match decided {
+                Some(decided) => decided.clone(),
+                None => quantized_attention(&layer.attention, |weight| {
+                    self.encoded(weight, self.encoding(), &Store(None), None)
+                })?,
+            };
+        }
+        Ok(())
+    }
+
+    /// The effect of rounding the weights of `layers`.
+    fn effect(&self, layers: &[LayerRecord]) -> Effect {
+        let why = format!("weights of {} are rounded: {}", self.parts(), self.said(layers));
+        let option = if self.target_bits.is_some() { "target-bits" } else { "scheme" };
+        Effect::new(option, Kept::Approximately, why)
+    }
+
+    /// Warnings of engines that don't take the model as it is `written`, and of options.
+    fn warnings(&self, written: &Model) -> Vec<String> {
+        let verdicts = written.engines().into_iter();
+        let refusing = verdicts.filter(|verdict| verdict.answer != Answer::Takes);
+        let mut warnings: Vec<String> = refusing.map(|verdict| verdict.to_string()).collect();
+        if self.clips_two_bits() {
+            warnings.push(CLIPPED.to_owned());
+        }
+        warnings
+    }
+
     /// The sweep of `quantizer` over `model`, with the pool if there is one.
     fn sweep(&self, model: &Model, quantizer: Quantizer) -> LayerSweep {
         let widths = model.moes().map(|(_, moe)| moe.experts[0].width()).chain([model.hidden]);
@@ -234,12 +260,10 @@ impl QuantizeOptions {
     /// Refuses models and shapes that can't be quantized with these options.
     fn check_model(&self, model: &Model) -> Result<()> {
         if let Some(quantization) = &model.quantization {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("this checkpoint is quantized already: {quantization}"),
-            )
-            .file(&model.config_file)
-            .remedy("start from the unquantized checkpoint"));
+            let what = format!("this checkpoint is quantized already: {quantization}");
+            return Err(Error::new(Kind::Unsupported, what)
+                .file(&model.config_file)
+                .remedy("start from the unquantized checkpoint"));
         }
         if model.moes().next().is_none() {
             return Err(Error::new(Kind::Usage, "this model has no mixture of experts")
@@ -253,24 +277,16 @@ impl QuantizeOptions {
                 .file(&model.config_file)
                 .remedy("leave --include shared out"));
         }
-        if self.include.contains(&QuantizedPart::Attention) {
-            model
-                .layers
-                .iter()
-                .flat_map(|layer| layer.attention.linears())
-                .try_for_each(|l| self.check_matrix(l))?;
-        }
-        for (_, moe) in model.moes() {
-            let shared = moe
-                .shared
-                .iter()
-                .filter(|_| self.include.contains(&QuantizedPart::Shared))
-                .map(|s| &s.expert);
-            for linear in moe.experts.iter().chain(shared).flat_map(Expert::linears) {
-                self.check_matrix(linear)?;
-            }
-        }
-        Ok(())
+        self.linears(model).try_for_each(|linear| self.check_matrix(linear))
+    }
+
+    /// The projections of `model` that are quantized: those of attention, then those of experts.
+    fn linears<'m>(&self, model: &'m Model) -> impl Iterator<Item = &'m Linear> {
+        let has_attention = self.include.contains(&QuantizedPart::Attention);
+        let layers = model.layers.iter().filter(move |_| has_attention);
+        let attention = layers.flat_map(|layer| layer.attention.linears());
+        let networks = model.moes().flat_map(|(_, moe)| self.networks(moe));
+        attention.chain(networks.flat_map(Expert::linears))
     }
 
     fn check_matrix(&self, linear: &Linear) -> Result<()> {
@@ -280,33 +296,30 @@ impl QuantizeOptions {
         }
         let [rows, columns] = [linear.weight.shape()[0], linear.weight.shape()[1]];
         if let Some(group) = self.group().filter(|group| !columns.is_multiple_of(*group)) {
-            let fitting: Vec<_> = [128, 64, 32]
-                .iter()
-                .filter(|g| columns.is_multiple_of(**g))
-                .map(|g| g.to_string())
-                .collect();
-            return Err(Error::new(
-                Kind::Usage,
-                format!("groups of {group} don't divide the {columns} columns of this matrix"),
-            )
-            .tensor(linear.weight.name())
-            .remedy(match fitting.is_empty() {
-                true => "give --group-size -1, a scale for each row".to_owned(),
-                false => {
-                    format!("give --group-size {} (or -1 for whole rows)", fitting.join(" or "))
-                }
-            }));
+            let what =
+                format!("groups of {group} don't divide the {columns} columns of this matrix");
+            return Err(Error::new(Kind::Usage, what)
+                .tensor(linear.weight.name())
+                .remedy(group_size_remedy(columns)));
         }
         if self.packing() == Packing::Columns
             && !(rows.is_multiple_of(32) && columns.is_multiple_of(32))
         {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("GPTQ packs 32 rows and columns at a time, not {rows} × {columns}"),
-            )
-            .tensor(linear.weight.name())
-            .remedy("give --format compressed-tensors"));
+            let what = format!("GPTQ packs 32 rows and columns at a time, not {rows} × {columns}");
+            return Err(Error::new(Kind::Unsupported, what)
+                .tensor(linear.weight.name())
+                .remedy("give --format compressed-tensors"));
         }
         Ok(())
     }
+}
+
+/// The remedy where a group size doesn't divide the `columns` of a matrix.
+fn group_size_remedy(columns: usize) -> String {
+    let fitting = [128, 64, 32].into_iter().filter(|size| columns.is_multiple_of(*size));
+    let fitting: Vec<_> = fitting.map(|size| size.to_string()).collect();
+    if fitting.is_empty() {
+        return "give --group-size -1, a scale for each row".to_owned();
+    }
+    format!("give --group-size {} (or -1 for whole rows)", fitting.join(" or "))
 }

@@ -12,20 +12,20 @@ use moe_forward::{
 };
 use moe_math::Compute;
 use moe_math::meter::Work;
-use moe_math::quantize::{self, Damping, round_to_nearest};
+use moe_math::quantize::{self, Damping};
 use moe_math::routing::Routing;
 use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result, Weight};
 
 use super::attention::AttentionInputs;
 use super::encode::Store;
-use super::failed::failed;
 use super::matrices::{MadeWeight, grid, quantized_attention};
+use super::nearest::rounded_layer;
 use super::options::{CalibrateOn, QuantizeOptions, QuantizedPart, SolverChoice};
 use super::record::QuantizedLayer;
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
 use super::solve::{self, ExpertRecord, Solved, Solver, Task};
 use super::survey::Survey;
-use crate::part::{finite_values, read_finite};
+use crate::part::read_finite;
 use crate::pass::{
     DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
 };
@@ -50,56 +50,14 @@ pub(super) struct Quantizer {
     survey: Option<Survey>,
 }
 
-/// Rounds every matrix to the nearest.
-pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Result<LayerEdits> {
-    let store = Store(sources.spill.cloned());
-    let mut layers = BTreeMap::new();
-    for (index, moe) in sources.model.moes() {
-        let quantized = rounded_layer(options, moe, options.schemes(None), &store)?;
-        layers.insert(
-            index,
-            decided(quantized, options.record(index, moe, QuantizedLayer::default())),
-        );
-    }
-    let mut attention = BTreeMap::new();
-    if options.include.contains(&QuantizedPart::Attention) {
-        for (index, layer) in sources.model.layers.iter().enumerate() {
-            let quantized = quantized_attention(&layer.attention, |weight| {
-                nearest(options, options.encoding(), weight, &store)
-            })?;
-            attention.insert(index, quantized);
-        }
-    }
-    Ok(LayerEdits { by: DecidedBy::Weights, layers, attention })
-}
-
-/// `weight`, rounded to the nearest in `scheme`.
-fn nearest(
-    options: &QuantizeOptions,
-    scheme: Scheme,
-    weight: &Weight,
-    store: &Store,
-) -> Result<Weight> {
-    let values = finite_values(weight)?;
-    let made = match scheme {
-        Scheme::Fp8(_) => MadeWeight::Values(values),
-        Scheme::Integers(integers) => {
-            let shape = [weight.shape()[0], weight.shape()[1]];
-            let codes = round_to_nearest(&values, shape, &grid(options, integers, weight)?);
-            MadeWeight::Codes(codes.map_err(|e| failed(e).tensor(weight.name()))?)
-        }
-    };
-    options.encoded(weight, scheme, store, Some(&made))
-}
-
-/// `moe` with every matrix rounded to the nearest. `schemes` are those of gate, up and down.
-fn rounded_layer(
-    options: &QuantizeOptions,
-    moe: &Moe,
+/// A layer whose experts are to be solved.
+struct LayerToSolve<'a> {
+    index: usize,
+    moe: &'a Moe,
+    /// The schemes of gate, up and down.
     schemes: [Scheme; 3],
-    store: &Store,
-) -> Result<Moe> {
-    options.quantized(moe, |_, matrix, weight| nearest(options, schemes[matrix], weight, store))
+    /// The inputs of its feed-forward block.
+    inputs: &'a Inputs<'a>,
 }
 
 /// The matrices of a network as files hold them: gate, up and down.
@@ -108,7 +66,7 @@ struct Packed {
     record: ExpertRecord,
 }
 
-fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {
+pub(super) fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {
     let clusters = (0..moe.experts.len()).map(|expert| vec![expert]).collect();
     DecidedLayer { ffn: Ffn::Moe(Box::new(moe)), record, clusters, saliency: Vec::new() }
 }
@@ -135,35 +93,16 @@ impl Quantizer {
         moe: &Moe,
         inputs: &Inputs<'_>,
     ) -> Result<Vec<(ExpertSamples, Option<Routed>)>> {
-        let hidden = self.model.hidden;
-        let width = moe.experts[0].width();
-        let rule = SampleRule {
-            samples: self.options.calibrate_on(),
-            least: self.options.least_tokens(hidden, width),
-            gate_power: self.options.gate_power,
-            hot_cap: self.options.hot_cap,
-        };
         let router = LoadedRouter::load(&moe.router, &self.compute)?;
+        let route = |block: usize| routing(&router, moe, &inputs.get(block)?);
         let counted = |token: usize| self.counted[token];
-        let mut sampler = Sampler::new(rule, moe.experts.len());
-        let route = |block: usize| -> Result<Routing> {
-            let routed = router.route(&inputs.get(block)?).map(|(_, routing)| routing);
-            routed.map_err(|e| {
-                Error::new(Kind::Numeric, "cannot route").source(e).tensor(moe.router.weight.name())
-            })
-        };
-        let runs = inputs.in_memory() && inputs.tokens() * hidden * 4 <= OUTPUT_BYTES;
-        let mut routes = vec![Route::default(); if runs { moe.experts.len() } else { 0 }];
+        let mut sampler = Sampler::new(self.rule(moe), moe.experts.len());
+        let summed = if self.sums_outputs(inputs) { moe.experts.len() } else { 0 };
+        let mut routes = vec![Route::default(); summed];
         for (block, tokens) in inputs.blocks().iter().enumerate() {
             let routing = route(block)?;
             sampler.routed(&routing, counted);
-            if runs {
-                let slots = routing.slots_by_expert();
-                routes
-                    .iter_mut()
-                    .zip(slots)
-                    .for_each(|(route, slots)| route.extend(tokens.start, &slots, &routing));
-            }
+            extend_routes(&mut routes, tokens.start, &routing);
         }
         if sampler.wants_more() {
             for (block, tokens) in inputs.blocks().iter().enumerate() {
@@ -178,29 +117,27 @@ impl Quantizer {
         Ok(sampler.finish(counted).into_iter().map(with_routed).collect())
     }
 
+    /// The rule by which tokens are chosen for experts of `moe`.
+    fn rule(&self, moe: &Moe) -> SampleRule {
+        SampleRule {
+            samples: self.options.calibrate_on(),
+            least: self.options.least_tokens(self.model.hidden, moe.experts[0].width()),
+            gate_power: self.options.gate_power,
+            hot_cap: self.options.hot_cap,
+        }
+    }
+
+    /// Whether there is room for the outputs of all experts on `inputs`.
+    fn sums_outputs(&self, inputs: &Inputs<'_>) -> bool {
+        inputs.in_memory() && inputs.tokens() * self.model.hidden * 4 <= OUTPUT_BYTES
+    }
+
     /// The routed experts of `moe`, then the shared one if it is quantized. Each is packed as soon
     /// as it is solved. Also the summed outputs of the routed experts, where there is room for
     /// them.
-    fn packed(
-        &self,
-        index: usize,
-        moe: &Moe,
-        schemes: [Scheme; 3],
-        inputs: &Inputs<'_>,
-    ) -> Result<(Vec<Packed>, Option<Tensor>)> {
-        let options = |scheme| self.solving(scheme, &moe.experts[0].gate.weight);
-        let shrinks = self.options.calibrate_on() == CalibrateOn::PerExpert;
-        let solver = Solver {
-            layer: index,
-            inputs,
-            counted: &self.counted,
-            compute: &self.compute,
-            options: [options(schemes[0])?, options(schemes[1])?, options(schemes[2])?],
-            damping: self.damping(),
-            act_order: self.options.act_order,
-            shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
-            ridge: if shrinks { self.options.expert_damping } else { 0.0 },
-        };
+    fn packed(&self, layer: &LayerToSolve<'_>) -> Result<(Vec<Packed>, Option<Tensor>)> {
+        let LayerToSolve { moe, schemes, inputs, .. } = *layer;
+        let solver = self.solver(layer)?;
         let samples =
             self.compute.stage("samples", Work::UNCOUNTED, || self.samples(moe, inputs))?;
         let task = |(expert, (samples, routed))| Task {
@@ -209,26 +146,8 @@ impl Quantizer {
             samples,
             routed,
         };
-        let store = Store(self.spill.clone());
-        let pack = |network: &Expert,
-                    Solved { gate, up, down, record }: Solved|
-         -> Result<Packed> {
-            let [of_gate, of_up, of_down] = network.linears();
-            let encode = |linear: &Linear, scheme, codes| {
-                self.options.encoded(
-                    &linear.weight,
-                    scheme,
-                    &store,
-                    Some(&MadeWeight::Codes(codes)),
-                )
-            };
-            let encode = || {
-                let gate = encode(of_gate, schemes[0], gate)?;
-                Ok([gate, encode(of_up, schemes[1], up)?, encode(of_down, schemes[2], down)?])
-            };
-            Ok(Packed { weights: self.compute.stage("packing", Work::UNCOUNTED, encode)?, record })
-        };
         let tasks: Vec<_> = samples.into_iter().enumerate().map(task).collect();
+        let pack = |network: &Expert, solved: Solved| self.pack(network, solved, schemes);
         let (mut packed, routed) = solver.run(&tasks, pack)?;
         if let Some(shared) =
             moe.shared.as_ref().filter(|_| self.options.include.contains(&QuantizedPart::Shared))
@@ -238,6 +157,41 @@ impl Quantizer {
             packed.extend(Solver { shrinkage: 0.0, ..solver }.run(&[task], pack)?.0);
         }
         Ok((packed, routed))
+    }
+
+    /// The solver of `layer`, whose experts have one element type.
+    fn solver<'l>(&'l self, layer: &LayerToSolve<'l>) -> Result<Solver<'l>> {
+        let like = &layer.moe.experts[0].gate.weight;
+        let [gate, up, down] = layer.schemes.map(|scheme| self.solving(scheme, like));
+        let shrinks = self.options.calibrate_on() == CalibrateOn::PerExpert;
+        Ok(Solver {
+            layer: layer.index,
+            inputs: layer.inputs,
+            counted: &self.counted,
+            compute: &self.compute,
+            options: [gate?, up?, down?],
+            damping: self.damping(),
+            act_order: self.options.act_order,
+            shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
+            ridge: if shrinks { self.options.expert_damping } else { 0.0 },
+        })
+    }
+
+    /// Packs the codes of `network`'s matrices, which are in `schemes`.
+    fn pack(&self, network: &Expert, solved: Solved, schemes: [Scheme; 3]) -> Result<Packed> {
+        let store = Store(self.spill.clone());
+        let [of_gate, of_up, of_down] = network.linears();
+        let encode = |linear: &Linear, scheme, codes| {
+            let made = MadeWeight::Codes(codes);
+            self.options.encoded(&linear.weight, scheme, &store, Some(&made))
+        };
+        let Solved { gate, up, down, record } = solved;
+        let encode = || {
+            let gate = encode(of_gate, schemes[0], gate)?;
+            let up = encode(of_up, schemes[1], up)?;
+            Ok([gate, up, encode(of_down, schemes[2], down)?])
+        };
+        Ok(Packed { weights: self.compute.stage("packing", Work::UNCOUNTED, encode)?, record })
     }
 
     /// The options of GPTQ for `weight`, and for all weights of its element type, in `scheme`.
@@ -264,6 +218,24 @@ impl Quantizer {
         let counts = Counts { routed: tokens.len(), used: tokens.len(), topped_up: 0 };
         ExpertSamples::evenly_weighed(tokens, counts)
     }
+}
+
+/// The routing of `x` by `router`, that of `moe`.
+fn routing(router: &LoadedRouter, moe: &Moe, x: &Tensor) -> Result<Routing> {
+    let routed = router.route(x).map(|(_, routing)| routing);
+    routed.map_err(|e| {
+        Error::new(Kind::Numeric, "cannot route").source(e).tensor(moe.router.weight.name())
+    })
+}
+
+/// Adds the tokens of `routing`, from `first` on, to the routes of the experts that they go to. No
+/// routes are kept where experts' outputs aren't summed.
+fn extend_routes(routes: &mut [Route], first: usize, routing: &Routing) {
+    if routes.is_empty() {
+        return;
+    }
+    let slots = routing.slots_by_expert();
+    routes.iter_mut().zip(slots).for_each(|(route, slots)| route.extend(first, &slots, routing));
 }
 
 impl LayerPass for Quantizer {
@@ -408,7 +380,7 @@ impl Converter for Quantizer {
         // The block hasn't run yet: a router that isn't finite would give Hessians that aren't, and
         // the error would name an expert.
         moe.router.weights().try_for_each(|weight| read_finite(weight).map(drop))?;
-        let (packed, routed) = self.packed(index, moe, schemes, inputs)?;
+        let (packed, routed) = self.packed(&LayerToSolve { index, moe, schemes, inputs })?;
         details.experts =
             packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
         let quantized = self

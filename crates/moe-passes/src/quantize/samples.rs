@@ -224,69 +224,104 @@ impl Sampler {
                 }
                 let score = routing.scores[local * experts + expert];
                 let rank = score + bias.map_or(0.0, |bias| bias[*expert]);
-                let near = Reverse(Near { rank, score, token: (first + local) as u32 });
-                let heap = &mut self.nearest[*expert];
-                if heap.len() < *missing {
-                    heap.push(near);
-                } else if heap.peek().is_some_and(|least| near < *least) {
-                    heap.pop();
-                    heap.push(near);
-                }
+                let near = Near { rank, score, token: (first + local) as u32 };
+                keep_nearest(&mut self.nearest[*expert], near, *missing);
             }
         }
     }
 
     /// The samples of each expert.
     pub fn finish(self, counted: impl Fn(usize) -> bool) -> Vec<ExpertSamples> {
-        let typical =
-            if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
         if self.rule.samples == CalibrateOn::AllExperts {
-            let tokens: Vec<u32> = (0..self.tokens)
-                .filter(|token| counted(*token))
-                .map(|token| token as u32)
-                .collect();
-            let counts =
-                |routed: usize| Counts { routed, used: routed, topped_up: tokens.len() - routed };
-            let all = ExpertSamples::evenly_weighed(tokens.clone(), Counts::default());
-            return self
-                .routed
-                .iter()
-                .map(|routed| ExpertSamples { counts: counts(routed.len()), ..all.clone() })
-                .collect();
+            return self.all_tokens(counted);
         }
         let choices: usize = self.routed.iter().map(Vec::len).sum();
-        let power = |gate: f32| gate.powi(i32::from(self.rule.gate_power));
-        let mean = |routed: &[(u32, f32)]| {
-            routed.iter().map(|(_, gate)| power(*gate)).sum::<f32>() / routed.len() as f32
+        let weighing = Weighing {
+            gate_power: self.rule.gate_power,
+            typical_score: match self.typical {
+                (_, 0) => 1.0,
+                (scores, count) => (scores / count as f64) as f32,
+            },
+            of_all: mean_power(self.routed.iter().flatten(), self.rule.gate_power),
+            cap: match self.rule.hot_cap > 0.0 {
+                true => (self.rule.hot_cap * choices as f64 / self.experts as f64)
+                    .ceil()
+                    .max(self.rule.least as f64) as usize,
+                false => usize::MAX,
+            },
         };
-        let of_all: f32 = self.routed.iter().flatten().map(|(_, gate)| power(*gate)).sum::<f32>()
-            / choices.max(1) as f32;
-        let cap = match self.rule.hot_cap > 0.0 {
-            true => (self.rule.hot_cap * choices as f64 / self.experts as f64)
-                .ceil()
-                .max(self.rule.least as f64) as usize,
-            false => usize::MAX,
-        };
-        let of_expert = |(routed, nearest): (Vec<(u32, f32)>, BinaryHeap<Reverse<Near>>)| {
-            let own = if routed.is_empty() { of_all } else { mean(&routed) };
-            let chosen = evenly(&routed, cap);
-            let counts =
-                Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
-            // A token that didn't choose the expert weighs as much as the expert's own tokens,
-            // times the ratio of its score to a typical one.
-            let near = |Reverse(near): Reverse<Near>| {
-                (near.token, own * (near.score / typical).clamp(0.0, 1.0))
-            };
-            let mut all: Vec<(u32, f32)> = chosen
-                .map(|(token, gate)| (token, power(gate)))
-                .chain(nearest.into_iter().map(near))
-                .collect();
-            all.sort_unstable_by_key(|(token, _)| *token);
-            let (tokens, weights): (Vec<u32>, Vec<f32>) = all.into_iter().unzip();
-            ExpertSamples { tokens: tokens.into(), weights: weights.into(), counts }
-        };
-        self.routed.into_iter().zip(self.nearest).map(of_expert).collect()
+        let samples = |(routed, nearest): (Vec<_>, _)| weighing.samples(&routed, nearest);
+        self.routed.into_iter().zip(self.nearest).map(samples).collect()
     }
+
+    /// All tokens that count as samples of each expert.
+    fn all_tokens(&self, counted: impl Fn(usize) -> bool) -> Vec<ExpertSamples> {
+        let tokens = (0..self.tokens).filter(|token| counted(*token));
+        let tokens: Vec<u32> = tokens.map(|token| token as u32).collect();
+        let count = tokens.len();
+        let all = ExpertSamples::evenly_weighed(tokens, Counts::default());
+        let of_expert = |routed: &Vec<(u32, f32)>| {
+            let routed = routed.len();
+            let counts = Counts { routed, used: routed, topped_up: count - routed };
+            ExpertSamples { counts, ..all.clone() }
+        };
+        self.routed.iter().map(of_expert).collect()
+    }
+}
+
+/// Adds `token` to `heap`, which holds the `most` greatest with the least of them on top.
+fn keep_nearest(heap: &mut BinaryHeap<Reverse<Near>>, token: Near, most: usize) {
+    let token = Reverse(token);
+    if heap.len() < most {
+        heap.push(token);
+    } else if heap.peek().is_some_and(|least| token < *least) {
+        heap.pop();
+        heap.push(token);
+    }
+}
+
+/// How samples are weighed.
+struct Weighing {
+    /// The weight of a token is its gate to this power.
+    gate_power: u8,
+    /// The mean score of chosen experts over all tokens.
+    typical_score: f32,
+    /// The mean weight over the choices of all experts.
+    of_all: f32,
+    /// The maximum number of an expert's own tokens.
+    cap: usize,
+}
+
+impl Weighing {
+    /// The samples of an expert: of the tokens `routed` to it as many as the cap allows, and the
+    /// `nearest` ones.
+    fn samples(&self, routed: &[(u32, f32)], nearest: BinaryHeap<Reverse<Near>>) -> ExpertSamples {
+        let own = if routed.is_empty() { self.of_all } else { mean_power(routed, self.gate_power) };
+        let chosen = evenly(routed, self.cap);
+        let counts = Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
+        // A token that didn't choose the expert weighs as much as the expert's own tokens, times
+        // the ratio of its score to a typical one.
+        let near = |Reverse(near): Reverse<Near>| {
+            (near.token, own * (near.score / self.typical_score).clamp(0.0, 1.0))
+        };
+        let mut all: Vec<(u32, f32)> = chosen
+            .map(|(token, gate)| (token, power(gate, self.gate_power)))
+            .chain(nearest.into_iter().map(near))
+            .collect();
+        all.sort_unstable_by_key(|(token, _)| *token);
+        let (tokens, weights): (Vec<u32>, Vec<f32>) = all.into_iter().unzip();
+        ExpertSamples { tokens: tokens.into(), weights: weights.into(), counts }
+    }
+}
+
+fn power(gate: f32, exponent: u8) -> f32 {
+    gate.powi(i32::from(exponent))
+}
+
+/// The mean over `choices`, tokens with their gates, of the gate to the power `exponent`.
+fn mean_power<'c>(choices: impl IntoIterator<Item = &'c (u32, f32)>, exponent: u8) -> f32 {
+    let powers: Vec<f32> = choices.into_iter().map(|(_, gate)| power(*gate, exponent)).collect();
+    powers.iter().sum::<f32>() / powers.len().max(1) as f32
 }
 
 /// At most `most` of `all`, evenly spread.

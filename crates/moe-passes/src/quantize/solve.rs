@@ -1,10 +1,9 @@
 //! Solves the experts of a layer together, each on its samples.
 
 mod errors;
+mod factors;
 
 use std::fmt;
-use std::ops::Range;
-use std::sync::Mutex;
 
 use candle_core::Tensor;
 use moe_forward::Inputs;
@@ -12,16 +11,14 @@ use moe_math::Compute;
 use moe_math::combine::ExpertCombine;
 use moe_math::meter::Work;
 use moe_math::product::product;
-use moe_math::quantize::{
-    self, Codes, Damping, Factor, HessianSum, Problem, QuantizeError, factorise_all,
-};
+use moe_math::quantize::{self, Codes, Damping, Factor, Problem};
 use moe_math::swiglu;
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::failed::{failed, unsolved};
+use super::failed::failed;
 use super::samples::{Counts, ExpertSamples, Routed};
 use crate::batches::in_batches;
 use crate::part::finite_values;
@@ -70,6 +67,11 @@ pub(super) struct Task<'a> {
 }
 
 impl Task<'_> {
+    /// The shape of its gate and up: width and hidden size.
+    fn shape(&self) -> [usize; 2] {
+        [self.network.width(), self.network.gate.weight.shape()[1]]
+    }
+
     /// The samples that its gate and up are run on.
     fn seen(&self) -> &ExpertSamples {
         self.routed.as_ref().map_or(&self.samples, |routed| &routed.with_samples)
@@ -166,33 +168,21 @@ impl Solver<'_> {
         mut done: impl FnMut(&Expert, Solved) -> Result<T>,
     ) -> Result<(Vec<T>, Option<Tensor>)> {
         let Some(first) = tasks.first() else { return Ok((Vec::new(), None)) };
-        let [width, hidden] = [first.network.width(), first.network.gate.weight.shape()[1]];
+        let [width, hidden] = first.shape();
         let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
         let factored = |tasks: &[Task<'_>]| self.inputs_factored(tasks, layer.as_ref(), hidden);
         // What all tasks share is made once.
         let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
         let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
-        let mix = first
-            .routed
-            .as_ref()
-            .map(|_| ExpertCombine::new(self.counted.len(), hidden, &self.compute.device));
-        let mut mix = mix.transpose().map_err(|e| self.numeric("the outputs", e))?;
-        // On a device, copies are also ordered, damped, stacked and factored side by side.
-        let copies = if self.compute.device.is_cpu() { 1 } else { 5 };
-        let bytes = |task: &Task<'_>| {
-            let tokens = task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len());
-            4 * (copies * hidden.max(width).pow(2) + width * tokens)
-        };
-        let most = self.compute.batch_bytes(BATCH_BYTES);
+        let mut combine = first.routed.as_ref().map(|_| self.combine(hidden)).transpose()?;
         let mut all = Vec::with_capacity(tasks.len());
-        let solve = |batch: &[Task<'_>]| {
-            let own = if alike { None } else { Some(factored(batch)?) };
-            let inputs = own.as_ref().or(shared.as_ref()).expect("either is there");
-            self.batch(batch, inputs, [width, hidden])
+        let solve = |batch: &[Task<'_>]| match &shared {
+            Some(shared) => self.batch(batch, shared, [width, hidden]),
+            None => self.batch(batch, &factored(batch)?, [width, hidden]),
         };
         let take = |batch: &[Task<'_>], (solved, activations): (Vec<Solved>, _)| {
-            if let Some(mix) = &mut mix {
-                self.add_outputs(batch, activations, &solved, [width, hidden], mix)?;
+            if let Some(combine) = &mut combine {
+                self.add_outputs(batch, activations, &solved, combine)?;
             }
             for (task, solved) in batch.iter().zip(solved) {
                 all.push(done(task.network, solved)?);
@@ -201,10 +191,26 @@ impl Solver<'_> {
             Ok(())
         };
         self.compute.meter.at_expert(0, tasks.len());
-        in_batches(tasks, most, bytes, solve, take)?;
+        let most = self.compute.batch_bytes(BATCH_BYTES);
+        in_batches(tasks, most, |task| self.bytes(task), solve, take)?;
         self.compute.meter.at_no_expert();
-        let routed = mix.map(|mix| mix.finish(self.compute.dtype)).transpose();
+        let routed = combine.map(|combine| combine.finish(self.compute.dtype)).transpose();
         Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
+    }
+
+    /// The sum of experts' outputs for all tokens, of which none is there yet.
+    fn combine(&self, hidden: usize) -> Result<ExpertCombine> {
+        ExpertCombine::new(self.counted.len(), hidden, &self.compute.device)
+            .map_err(|e| self.numeric("the outputs", e))
+    }
+
+    /// Bytes that `task` holds while its batch is solved.
+    fn bytes(&self, task: &Task<'_>) -> usize {
+        let [width, hidden] = task.shape();
+        // On a device, copies are also ordered, damped, stacked and factored side by side.
+        let copies = if self.compute.device.is_cpu() { 1 } else { 5 };
+        let tokens = task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len());
+        4 * (copies * hidden.max(width).pow(2) + width * tokens)
     }
 
     /// Codes of `tasks`, with a factor of gate and up for each, or one for all; and for each task
@@ -225,9 +231,8 @@ impl Solver<'_> {
             [shape[1], shape[0]],
             &self.options[2],
         )?;
-        let errors = self
-            .compute
-            .stage(ERRORS, Work::UNCOUNTED, || self.errors(tasks, &matrices, &downs, shape))?;
+        let errors = || self.errors(tasks, &matrices, &downs);
+        let errors = self.compute.stage(ERRORS, Work::UNCOUNTED, errors)?;
         let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
         let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
         let solved = solved.map(|(index, ((((task, (gate, up)), down), error), neurons))| {
@@ -235,21 +240,6 @@ impl Solver<'_> {
             Solved { gate, up, down, record }
         });
         Ok((solved.collect(), activations))
-    }
-
-    /// The factored Hessians of the inputs of gate and up.
-    fn inputs_factored(
-        &self,
-        tasks: &[Task<'_>],
-        layer: Option<&HessianSum>,
-        hidden: usize,
-    ) -> Result<Vec<Factored>> {
-        let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
-        let hessians = self.hessians(&own, hidden, 0.0, |x, _, _| Ok(x))?;
-        self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
-            Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
-            None => Ok(()),
-        })
     }
 
     /// Codes of gate and up, the two matrices that read the layer's inputs.
@@ -299,75 +289,6 @@ impl Solver<'_> {
     fn matrix(&self, codes: &Codes, shape: [usize; 2]) -> candle_core::Result<Tensor> {
         Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)?
             .to_dtype(self.compute.dtype)
-    }
-
-    /// The factored Hessians of the inputs of down, which come from the quantized gates and ups,
-    /// `matrices`; and these inputs for the tokens that are routed to each task.
-    fn neurons_factored(
-        &self,
-        tasks: &[Task<'_>],
-        matrices: &[[Tensor; 2]],
-        [width, hidden]: [usize; 2],
-    ) -> Result<(Vec<Factored>, Activations)> {
-        let kept: Vec<_> = tasks.iter().map(|_| Mutex::new(Vec::new())).collect();
-        let activations = |x: Tensor, index: usize, seen: Range<usize>| {
-            let activations = activations(&x, &matrices[index])?;
-            if let Some(routed) = &tasks[index].routed {
-                let of_routed = match routed.rows_in(&seen) {
-                    None => Some(activations.clone()),
-                    Some(rows) if rows.is_empty() => None,
-                    Some(rows) => {
-                        let rows = Tensor::from_slice(&rows, rows.len(), x.device())?;
-                        Some(activations.index_select(&rows, 0)?)
-                    }
-                };
-                kept[index].lock().expect("no thread panics with it").extend(of_routed);
-            }
-            Ok(activations)
-        };
-        let seen: Vec<_> = tasks.iter().map(Task::seen).collect();
-        let hessians =
-            self.hessians(&seen, width, (4 * width * hidden) as f64, |x, index, seen| {
-                activations(x, index, seen).map_err(|e| self.numeric(&tasks[index].name, e))
-            })?;
-        let kept =
-            kept.into_iter().map(|kept| kept.into_inner().expect("no thread panicked")).collect();
-        // Neurons of one expert have nothing to do with those of another, so that the layer's
-        // Hessian isn't mixed in here.
-        Ok((self.factored(tasks, hessians, "down_proj", |_| Ok(()))?, kept))
-    }
-
-    fn factored(
-        &self,
-        tasks: &[Task<'_>],
-        mut hessians: Vec<HessianSum>,
-        what: &str,
-        shrink: impl Fn(&mut HessianSum) -> Result<(), QuantizeError> + Send + Sync,
-    ) -> Result<Vec<Factored>> {
-        let flops: f64 = hessians.iter().map(|hessian| (hessian.size() as f64).powi(3) / 3.0).sum();
-        self.compute.stage(FACTORS, Work::flops(flops), || {
-            let effective: Vec<f64> = hessians.iter().map(HessianSum::effective_tokens).collect();
-            hessians.par_iter_mut().try_for_each(shrink).map_err(failed)?;
-            let damping: Vec<Damping> =
-                hessians.iter().map(|hessian| self.damping_of(hessian)).collect();
-            let factors = factorise_all(hessians, &damping, self.act_order).map_err(failed)?;
-            let factored =
-                |((factor, effective), task): ((Result<_, _>, f64), &Task<'_>)| match factor {
-                    Ok(factor) => Ok(Factored { factor, effective }),
-                    Err(error) => {
-                        Err(unsolved(self.layer, &format!("{what} of {}", task.name), error))
-                    }
-                };
-            factors.into_iter().zip(effective).zip(tasks).map(factored).collect()
-        })
-    }
-
-    /// White noise in a mean over tokens is damping, and the fewer tokens, the more.
-    fn damping_of(&self, hessian: &HessianSum) -> Damping {
-        let tokens = hessian.effective_tokens().max(1.0);
-        let start = (self.damping.start + self.ridge * hessian.size() as f64 / tokens)
-            .min(self.damping.most);
-        Damping { start, ..self.damping }
     }
 
     pub(super) fn numeric(&self, what: &str, error: candle_core::Error) -> Error {

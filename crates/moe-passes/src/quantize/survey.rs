@@ -6,6 +6,7 @@
 //! up.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use candle_core::{DType, Tensor};
 use moe_forward::{Calibration, ExpertRun, Observer, UNCOUNTED, Wants, to_f32};
@@ -53,6 +54,15 @@ struct SurveyBlock {
     errors: Vec<Vec<Vec<f64>>>,
 }
 
+impl SurveyBlock {
+    /// The inputs of `tokens`, counted from the start of the block.
+    fn inputs(&self, tokens: &[usize]) -> candle_core::Result<Tensor> {
+        let x = self.x.as_ref().expect("a block's input comes first");
+        let rows: Vec<u32> = tokens.iter().map(|token| *token as u32).collect();
+        x.index_select(&Tensor::from_vec(rows, tokens.len(), x.device())?, 0)
+    }
+}
+
 impl Survey {
     pub fn new(
         options: &QuantizeOptions,
@@ -91,11 +101,7 @@ impl Survey {
         if tokens.is_empty() {
             return Ok(());
         }
-        let x = self.block.x.as_ref().expect("a block's input comes first");
-        let rows: Vec<u32> = tokens.iter().map(|token| *token as u32).collect();
-        let x = Tensor::from_vec(rows, tokens.len(), x.device())
-            .and_then(|rows| x.index_select(&rows, 0));
-        let x = x.map_err(|e| Self::numeric(layer, e))?;
+        let x = self.block.inputs(&tokens).map_err(|e| Self::numeric(layer, e))?;
         let rounding = Rounding::new(&self.options, network, &x, &self.compute)?;
         let profile = self.options.profile;
         for (part, errors) in profile.parts().iter().zip(&mut self.block.errors) {
@@ -171,23 +177,15 @@ impl Observer for Survey {
         if found.is_empty() {
             return Ok(());
         }
-        let mean = |errors: Vec<f64>| {
-            let tokens =
-                errors.into_iter().zip(&squares).zip(counted).filter(|(_, counted)| **counted);
-            tokens
-                .map(|((error, square), _)| error / f64::from(square.max(f32::MIN_POSITIVE)))
-                .sum::<f64>()
-        };
-        let sums = found
-            .into_iter()
-            .map(|part| part.into_iter().map(mean).collect::<Vec<f64>>())
-            .collect();
-        match self.errors.get_mut(&layer) {
-            None => {
-                self.errors.insert(layer, sums);
+        let sum = |errors: Vec<f64>| relative_sum(&errors, &squares, counted);
+        let of_part = |part: Vec<Vec<f64>>| part.into_iter().map(sum).collect::<Vec<f64>>();
+        let sums: Vec<Vec<f64>> = found.into_iter().map(of_part).collect();
+        match self.errors.entry(layer) {
+            Entry::Vacant(none) => {
+                none.insert(sums);
             }
-            Some(known) => {
-                let both = known.iter_mut().flatten().zip(sums.into_iter().flatten());
+            Entry::Occupied(mut known) => {
+                let both = known.get_mut().iter_mut().flatten().zip(sums.into_iter().flatten());
                 both.for_each(|(known, more)| *known += more);
             }
         }
@@ -203,6 +201,13 @@ impl Observer for Survey {
         }
         Ok(())
     }
+}
+
+/// The sum of `errors` over the tokens that count, each by the square norm of the state that leaves
+/// the layer.
+fn relative_sum(errors: &[f64], squares: &[f32], counted: &[bool]) -> f64 {
+    let tokens = errors.iter().zip(squares).zip(counted).filter(|(_, counted)| **counted);
+    tokens.map(|((error, square), _)| error / f64::from(square.max(f32::MIN_POSITIVE))).sum()
 }
 
 /// An expert whose matrices are rounded one part at a time, and its intermediate results for some
@@ -293,7 +298,7 @@ mod tests {
 
     use super::*;
     use crate::pass::Sources;
-    use crate::quantize::quantizer::rounded;
+    use crate::quantize::nearest::rounded;
 
     /// Keeps the input of the feed-forward block of the first layer.
     #[derive(Default)]

@@ -95,10 +95,9 @@ impl QuantizeOptions {
         target: f64,
         errors: &Errors,
     ) -> Result<BTreeMap<usize, LayerWidths>> {
-        let sizes: BTreeMap<usize, Vec<Vec<u64>>> = model
-            .moes()
-            .map(|(index, moe)| Ok((index, self.sizes(moe)?)))
-            .collect::<Result<_>>()?;
+        let of_layer = |(index, moe)| Ok((index, self.sizes(moe)?));
+        let sizes: BTreeMap<usize, Vec<Vec<u64>>> =
+            model.moes().map(of_layer).collect::<Result<_>>()?;
         let weights: u64 = model.moes().map(|(_, moe)| self.weights(moe)).sum();
         let items: Vec<Vec<Choice>> =
             sizes.iter().flat_map(|(index, sizes)| choices(sizes, &errors[index])).collect();
@@ -111,22 +110,22 @@ impl QuantizeOptions {
         let Some(chosen) = chosen else {
             return Err(self.out_of_range(target, [least, most], weights));
         };
-        let mut chosen = chosen.into_iter();
-        let of_layer = |(index, moe): (usize, &Moe)| {
-            let parts = self.profile.parts();
-            let chosen: Vec<usize> = chosen.by_ref().take(parts.len()).collect();
-            let mut bits = [0; 3];
-            for (part, choice) in parts.iter().zip(&chosen) {
-                part.iter().for_each(|matrix| bits[*matrix] = self.profile.widths()[*choice]);
-            }
-            let stored_bits =
-                sizes[&index].iter().zip(&chosen).map(|(sizes, choice)| sizes[*choice]).sum();
-            (
-                index,
-                LayerWidths { bits, weights: self.weights(moe), stored_bits, measured: Vec::new() },
-            )
+        let of_layer = |((index, moe), chosen): ((usize, &Moe), &[usize])| {
+            (index, self.layer_widths(moe, &sizes[&index], chosen))
         };
-        Ok(model.moes().map(of_layer).collect())
+        let by_layer = chosen.chunks(self.profile.parts().len());
+        Ok(model.moes().zip(by_layer).map(of_layer).collect())
+    }
+
+    /// The bit widths of a layer: for each of its parts one is `chosen`, at which it has one of
+    /// `sizes`.
+    fn layer_widths(&self, moe: &Moe, sizes: &[Vec<u64>], chosen: &[usize]) -> LayerWidths {
+        let mut bits = [0; 3];
+        for (part, choice) in self.profile.parts().iter().zip(chosen) {
+            part.iter().for_each(|matrix| bits[*matrix] = self.profile.widths()[*choice]);
+        }
+        let stored_bits = sizes.iter().zip(chosen).map(|(sizes, choice)| sizes[*choice]).sum();
+        LayerWidths { bits, weights: self.weights(moe), stored_bits, measured: Vec::new() }
     }
 
     /// The bit widths assumed before anything is measured: an error falls to a quarter with each

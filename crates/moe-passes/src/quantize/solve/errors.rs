@@ -9,37 +9,27 @@ use moe_model::Result;
 use rayon::prelude::*;
 
 use super::super::gather::rows_of;
-use super::super::samples::Routed;
+use super::super::samples::Route;
 use super::{Activations, ERROR_TOKENS, OUTPUTS, Solved, Solver, Task, activations};
 use crate::part::finite_values;
 
 impl Solver<'_> {
-    /// Adds the outputs of `tasks` on `activations` to `mix`.
+    /// Adds the outputs of `tasks` on `activations` to `combine`.
     pub(super) fn add_outputs(
         &self,
         tasks: &[Task<'_>],
         activations: Activations,
         solved: &[Solved],
-        [width, hidden]: [usize; 2],
-        mix: &mut ExpertCombine,
+        combine: &mut ExpertCombine,
     ) -> Result<()> {
         for ((task, activations), solved) in tasks.iter().zip(activations).zip(solved) {
-            let Some(Routed { route, .. }) = &task.routed else { continue };
+            let Some(routed) = &task.routed else { continue };
+            let [width, hidden] = task.shape();
             let add = || {
                 let down = self.matrix(&solved.down, [hidden, width])?;
-                let mut first = 0;
-                for activations in activations {
-                    let rows = first..first + activations.dim(0)?;
-                    mix.add(
-                        &product(&activations, &down)?,
-                        &route.tokens[rows.clone()],
-                        &route.gates[rows.clone()],
-                    )?;
-                    first = rows.end;
-                }
-                Ok(())
+                add_output(&routed.route, activations, &down, combine)
             };
-            let work = Work::products(route.tokens.len(), width * hidden);
+            let work = Work::products(routed.route.tokens.len(), width * hidden);
             self.compute.stage(OUTPUTS, work, add).map_err(|e| self.numeric(&task.name, e))?;
         }
         Ok(())
@@ -51,7 +41,6 @@ impl Solver<'_> {
         tasks: &[Task<'_>],
         quantized: &[[Tensor; 2]],
         downs: &[Codes],
-        [width, hidden]: [usize; 2],
     ) -> Result<Vec<Option<f64>>> {
         let samples: Vec<_> = tasks.iter().map(|task| task.samples.some(ERROR_TOKENS)).collect();
         let mut rows: Vec<Vec<Tensor>> = tasks.iter().map(|_| Vec::new()).collect();
@@ -65,31 +54,66 @@ impl Solver<'_> {
             if rows.is_empty() {
                 return Ok(None);
             }
-            let [gate, up, down] =
-                tasks[index].network.linears().map(|linear| finite_values(&linear.weight));
-            let (gate, up, down) = (gate?, up?, down?);
-            let outputs = || {
-                let x = Tensor::cat(rows, 0)?;
-                let matrix = |values: Vec<f32>, shape: [usize; 2]| {
-                    Tensor::from_vec(values, &shape, x.device())?.to_dtype(x.dtype())
-                };
-                let original = [matrix(gate, [width, hidden])?, matrix(up, [width, hidden])?];
-                let original =
-                    product(&activations(&x, &original)?, &matrix(down, [hidden, width])?)?;
-                let down = matrix(downs[index].dequantize(), [hidden, width])?;
-                let quantized = product(&activations(&x, &quantized[index])?, &down)?;
-                let squares = |t: &Tensor| t.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1::<f32>();
-                Ok(squares(&(quantized - &original)?)?.into_iter().zip(squares(&original)?))
-            };
-            let tokens =
-                outputs().map_err(|e: candle_core::Error| self.numeric(&tasks[index].name, e))?;
-            let (mut lost, mut all) = (0.0, 0.0);
-            for ((error, energy), weight) in tokens.zip(samples[index].weights.iter()) {
-                lost += f64::from(*weight) * f64::from(error);
-                all += f64::from(*weight) * f64::from(energy);
-            }
-            Ok((all > 0.0).then(|| (lost / all).sqrt()))
+            let matrices = (&quantized[index], &downs[index]);
+            let squares = self.squares(&tasks[index], rows, matrices)?;
+            Ok(relative(&squares, &samples[index].weights))
         };
         rows.par_iter().enumerate().map(error).collect()
     }
+
+    /// |Δy|² and |y|² of `task`'s output y on each of the inputs `rows`. It is quantized to gate and
+    /// up, whose values are given, and to the codes of down.
+    fn squares(
+        &self,
+        task: &Task<'_>,
+        rows: &[Tensor],
+        (gate_and_up, down): (&[Tensor; 2], &Codes),
+    ) -> Result<[Vec<f32>; 2]> {
+        let original = task.network.linears().map(|linear| finite_values(&linear.weight));
+        let [original_gate, original_up, original_down] = original;
+        let values = [original_gate?, original_up?, original_down?];
+        let [width, hidden] = task.shape();
+        let squares = || {
+            let x = Tensor::cat(rows, 0)?;
+            let matrix = |values: Vec<f32>, shape: [usize; 2]| {
+                Tensor::from_vec(values, &shape, x.device())?.to_dtype(x.dtype())
+            };
+            let [gate, up, original_down] = values;
+            let original = [matrix(gate, [width, hidden])?, matrix(up, [width, hidden])?];
+            let original_down = matrix(original_down, [hidden, width])?;
+            let original = product(&activations(&x, &original)?, &original_down)?;
+            let down = matrix(down.dequantize(), [hidden, width])?;
+            let quantized = product(&activations(&x, gate_and_up)?, &down)?;
+            let squares = |t: &Tensor| t.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1::<f32>();
+            Ok([squares(&(quantized - &original)?)?, squares(&original)?])
+        };
+        squares().map_err(|e: candle_core::Error| self.numeric(&task.name, e))
+    }
+}
+
+/// Adds to `combine` what `down` makes of the `activations` of the tokens of `route`, in parts.
+fn add_output(
+    route: &Route,
+    activations: Vec<Tensor>,
+    down: &Tensor,
+    combine: &mut ExpertCombine,
+) -> candle_core::Result<()> {
+    let mut first = 0;
+    for activations in activations {
+        let rows = first..first + activations.dim(0)?;
+        let output = product(&activations, down)?;
+        combine.add(&output, &route.tokens[rows.clone()], &route.gates[rows.clone()])?;
+        first = rows.end;
+    }
+    Ok(())
+}
+
+/// √(Σ ρ error / Σ ρ energy) for the weights ρ; None where the energy is zero.
+fn relative([errors, energies]: &[Vec<f32>; 2], weights: &[f32]) -> Option<f64> {
+    let (mut lost, mut all) = (0.0, 0.0);
+    for ((error, energy), weight) in errors.iter().zip(energies).zip(weights) {
+        lost += f64::from(*weight) * f64::from(*error);
+        all += f64::from(*weight) * f64::from(*energy);
+    }
+    (all > 0.0).then(|| (lost / all).sqrt())
 }
