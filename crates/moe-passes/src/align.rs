@@ -229,34 +229,47 @@ pub(crate) fn by_activations_and_weights(
     if groups.iter().all(|group| group.len() == 1) {
         return Ok(Permutations::new());
     }
-    let moe = layer.moe;
-    let rows = UnitNeurons(moe);
-    let find = || principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device);
-    let principal = layer
-        .compute
-        .stage("principal components", Work::UNCOUNTED, find)
-        .map_err(|e| failed(&moe.experts[0], e))?;
-    let rank = principal.rank();
-    let rho = |expert: usize| -> Result<(usize, Vec<f64>)> {
-        let scores = principal::Rows::part(&rows, expert).and_then(|rows| principal.scores(&rows));
-        let mut scores = scores.map_err(|e| failed(&moe.experts[expert], e))?;
-        unit(&mut scores, rank);
-        Ok((expert, scores))
-    };
-    let merged =
-        groups.iter().filter(|group| group.len() > 1).flatten().copied().collect::<Vec<_>>();
-    let work = Work::products(rows.count(), rows.width() * rank);
-    let sizes = Sizes::of(moe);
-    let all = || found_by(&merged, at_once(sizes.scored()), |expert| rho(*expert));
-    let rho: BTreeMap<usize, Vec<f64>> = layer.compute.stage("scores", work, all)?;
-    of_members(groups, sizes.costs(), |centroid, member| {
-        let mut cost = alignment::distances(&rho[&centroid], &rho[&member], rank);
+    let merged = groups.iter().filter(|group| group.len() > 1).flatten().copied();
+    let scores = Scores::of(layer, &merged.collect::<Vec<_>>())?;
+    of_members(groups, Sizes::of(layer.moe).costs(), |centroid, member| {
+        let rho = |expert: usize| &scores.by_expert[&expert];
+        let mut cost = alignment::distances(rho(centroid), rho(member), scores.rank);
         let (a, b) = (alpha(sums, centroid), alpha(sums, member));
         for (row, a) in cost.chunks_exact_mut(b.len()).zip(&a) {
             row.iter_mut().zip(&b).for_each(|(cost, b)| *cost += (a - b).abs());
         }
-        least(&cost, &moe.experts[member])
+        least(&cost, &layer.moe.experts[member])
     })
+}
+
+/// Unit vectors of principal components of all the layer's neurons, scaled to length 1.
+struct Scores {
+    /// The number of components.
+    rank: usize,
+    by_expert: BTreeMap<usize, Vec<f64>>,
+}
+
+impl Scores {
+    /// The scores of the neurons of `experts`.
+    fn of(layer: &LayerView<'_>, experts: &[usize]) -> Result<Self> {
+        let moe = layer.moe;
+        let rows = UnitNeurons(moe);
+        let find =
+            || principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device);
+        let principal = layer.compute.stage("principal components", Work::UNCOUNTED, find);
+        let principal = principal.map_err(|e| failed(&moe.experts[0], e))?;
+        let rank = principal.rank();
+        let score = |expert: &usize| -> Result<(usize, Vec<f64>)> {
+            let rows = principal::Rows::part(&rows, *expert);
+            let scores = rows.and_then(|rows| principal.scores(&rows));
+            let mut scores = scores.map_err(|e| failed(&moe.experts[*expert], e))?;
+            unit(&mut scores, rank);
+            Ok((*expert, scores))
+        };
+        let work = Work::products(rows.count(), rows.width() * rank);
+        let all = || found_by(experts, at_once(Sizes::of(moe).scored()), score);
+        Ok(Self { rank, by_expert: layer.compute.stage("scores", work, all)? })
+    }
 }
 
 /// Mean activations over their root mean square; 0 for an expert without tokens.

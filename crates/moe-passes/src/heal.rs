@@ -116,6 +116,11 @@ fn default_logits_per_token() -> usize {
 const SELF_TAUGHT: &str = "--original is the very model that is trained, whose distribution it has already: nothing is learned from it. Give the \
      model before it was pruned, merged or upcycled";
 
+/// The remedies where a model has no part of those that are to be trained: a dense model, and an MoE.
+const DENSE_PARTS: &str =
+    "it is a dense model: give --train all, or --train attention,norms,embeddings";
+const FEWER_PARTS: &str = "leave that word out of --train, such as --train router,experts";
+
 fn usage<T>(what: impl Into<String>, remedy: &str) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
@@ -172,15 +177,40 @@ impl HealOptions {
         self.check_parts(sources.model)
     }
 
+    /// Refuses options of --original where there is none, and numbers that leave nothing of it.
+    fn check_original(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.original_weight) {
+            let what = format!("--original-weight {} is not a share", self.original_weight);
+            return usage(what, "give a number from 0 to 1");
+        }
+        let is_whole = self.original_logits == OriginalLogits::Full;
+        if self.original.is_none() && (self.original_weight != whole() || !is_whole) {
+            let what = "--original-weight and --original-logits say how --original is used, and none is given";
+            let error = Error::new(Kind::Usage, what).remedy("give --original ORIGINAL");
+            return Err(error.idle(&["--original-weight", "--original-logits"]));
+        }
+        if self.original.is_some() && !is_whole && self.original_logits_per_token == 0 {
+            let what =
+                "--original-logits-per-token 0 leaves nothing of the original's distribution";
+            return usage(what, "give at least 1, or leave it out");
+        }
+        if self.original_logits_per_token != default_logits_per_token() && is_whole {
+            let what = "--original-logits-per-token is for --original-logits top-k and sampled, and the whole distribution is used";
+            let error = Error::new(Kind::Usage, what)
+                .remedy("give --original-logits top-k, or leave --original-logits-per-token out");
+            return Err(error.idle(&["--original-logits-per-token"]));
+        }
+        Ok(())
+    }
+
     /// Refuses to train parts that `model` doesn't have.
     fn check_parts(&self, model: &Model) -> Result<()> {
-        if let Some(option) = self.routers.given().filter(|_| model.moes().next().is_none()) {
-            let error = Error::new(
-                Kind::Usage,
-                format!("{option} is about routers, and this model has none"),
-            );
+        let is_dense = model.moes().next().is_none();
+        if let Some(option) = self.routers.given().filter(|_| is_dense) {
+            let what = format!("{option} is about routers, and this model has none");
+            let error = Error::new(Kind::Usage, what).file(&model.config_file);
             let remedy = format!("leave {option} out: it is a dense model");
-            return Err(error.file(&model.config_file).remedy(remedy).idle(&[option]));
+            return Err(error.remedy(remedy).idle(&[option]));
         }
         if self.train.contains(&Trained::All) {
             return Ok(());
@@ -191,12 +221,7 @@ impl HealOptions {
             (Trained::Shared, TrainedPart::Shared, "shared experts"),
         ] {
             if self.train.contains(&trained) && Parameters::elements(model, &[part]) == 0 {
-                let remedy = match model.moes().next() {
-                    None => {
-                        "it is a dense model: give --train all, or --train attention,norms,embeddings"
-                    }
-                    Some(_) => "leave that word out of --train, such as --train router,experts",
-                };
+                let remedy = if is_dense { DENSE_PARTS } else { FEWER_PARTS };
                 let what = format!("this model has no {name} to train");
                 return Err(Error::new(Kind::Usage, what).file(&model.config_file).remedy(remedy));
             }
@@ -255,41 +280,10 @@ impl Pass for HealOptions {
         self.routers.check()?;
         self.text.check()?;
         if self.text.data.iter().chain(&self.text.held_out).any(|spec| spec.weight.is_some()) {
-            return usage(
-                "training does not weigh labels",
-                "leave @WEIGHT out, and give more or less of a text",
-            );
+            let remedy = "leave @WEIGHT out, and give more or less of a text";
+            return usage("training does not weigh labels", remedy);
         }
-        if !(0.0..=1.0).contains(&self.original_weight) {
-            return usage(
-                format!("--original-weight {} is not a share", self.original_weight),
-                "give a number from 0 to 1",
-            );
-        }
-        if self.original.is_none()
-            && (self.original_weight != whole() || self.original_logits != OriginalLogits::Full)
-        {
-            let what = "--original-weight and --original-logits say how --original is used, and none is given";
-            let error = Error::new(Kind::Usage, what).remedy("give --original ORIGINAL");
-            return Err(error.idle(&["--original-weight", "--original-logits"]));
-        }
-        if self.original.is_some()
-            && self.original_logits != OriginalLogits::Full
-            && self.original_logits_per_token == 0
-        {
-            return usage(
-                "--original-logits-per-token 0 leaves nothing of the original's distribution",
-                "give at least 1, or leave it out",
-            );
-        }
-        if self.original_logits_per_token != default_logits_per_token()
-            && self.original_logits == OriginalLogits::Full
-        {
-            let what = "--original-logits-per-token is for --original-logits top-k and sampled, and the whole distribution is used";
-            let error = Error::new(Kind::Usage, what)
-                .remedy("give --original-logits top-k, or leave --original-logits-per-token out");
-            return Err(error.idle(&["--original-logits-per-token"]));
-        }
+        self.check_original()?;
         if self.training.patience > 0 && self.text.held_out.is_empty() {
             let error = Error::new(Kind::Usage, "--patience needs something to measure on");
             return Err(error.remedy("give --held-out TEXT").idle(&["--patience"]));

@@ -123,16 +123,7 @@ impl Part {
 
     /// The bytes of the chosen neurons.
     fn chosen(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        let set;
-        let chosen: Vec<Range<usize>> = match &self.neurons {
-            Neurons::All => return Ok(bytes),
-            Neurons::Range(range) => vec![range.clone()],
-            Neurons::Copies(copies) => vec![0..self.width(); *copies],
-            Neurons::Set(partition, index, _) => {
-                set = partition.sets()?;
-                set[*index].iter().map(|n| *n as usize..*n as usize + 1).collect()
-            }
-        };
+        let Some(chosen) = self.ranges()? else { return Ok(bytes) };
         let element = self.base.dtype().bitsize() / 8;
         let columns = self.base.shape()[1] * element;
         Ok(match self.axis {
@@ -147,6 +138,19 @@ impl Part {
                     chosen.iter().map(|r| &row[r.start * element..r.end * element])
                 });
                 parts.collect::<Vec<_>>().concat()
+            }
+        })
+    }
+
+    /// Ranges of the neurons that are chosen, in order; None where all are.
+    fn ranges(&self) -> Result<Option<Vec<Range<usize>>>> {
+        Ok(match &self.neurons {
+            Neurons::All => None,
+            Neurons::Range(range) => Some(vec![range.clone()]),
+            Neurons::Copies(copies) => Some(vec![0..self.width(); *copies]),
+            Neurons::Set(partition, index, _) => {
+                let neurons = partition.sets()?[*index].iter();
+                Some(neurons.map(|n| *n as usize..*n as usize + 1).collect())
             }
         })
     }
@@ -347,29 +351,32 @@ pub(crate) fn rows(
     Ok(Weight::made(name, like.dtype(), &shape, made))
 }
 
-impl WeightSource for Repeated {
-    fn make(&self) -> Result<Vec<u8>> {
-        let [count, columns] = [self.shape[0] / self.times, self.shape[1]];
-        let distinct = match &self.rows {
-            RowSelection::Zeros => vec![0.0; count * columns],
+impl Repeated {
+    /// The distinct rows, `[count, columns]`.
+    fn distinct(&self, count: usize, columns: usize) -> Result<Vec<f32>> {
+        match &self.rows {
+            RowSelection::Zeros => Ok(vec![0.0; count * columns]),
             RowSelection::Normal { std, seed, stream } => {
-                sampling::normal(count * columns, *std, &mut sampling::generator(*seed, *stream))
+                let mut random = sampling::generator(*seed, *stream);
+                Ok(sampling::normal(count * columns, *std, &mut random))
             }
             RowSelection::Orthogonal { gain, seed, stream } => {
                 let mut random = sampling::generator(*seed, *stream);
                 let rows = orthogonal::rows(count, columns, *gain, &mut random)
                     .map_err(|e| numeric(&self.name, e))?;
-                rows.into_iter().map(|x| x as f32).collect()
+                Ok(rows.into_iter().map(|x| x as f32).collect())
             }
-            RowSelection::Surveyed(cell) => match cell.get() {
-                Some(rows) => rows.clone(),
-                None => {
-                    return Err(
-                        Error::new(Kind::Numeric, "the survey gave no rows").tensor(&self.name)
-                    );
-                }
-            },
-        };
+            RowSelection::Surveyed(cell) => cell.get().cloned().ok_or_else(|| {
+                Error::new(Kind::Numeric, "the survey gave no rows").tensor(&self.name)
+            }),
+        }
+    }
+}
+
+impl WeightSource for Repeated {
+    fn make(&self) -> Result<Vec<u8>> {
+        let [count, columns] = [self.shape[0] / self.times, self.shape[1]];
+        let distinct = self.distinct(count, columns)?;
         let repeated = |row| std::iter::repeat_n(row, self.times).flatten().copied();
         let values: Vec<f32> = distinct.chunks_exact(columns).flat_map(repeated).collect();
         encoded(&values, self.dtype, &self.name)

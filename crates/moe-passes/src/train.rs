@@ -130,12 +130,32 @@ impl TrainOptions {
     /// # Errors
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
-        if !(self.learning_rate >= 0.0 && self.learning_rate.is_finite()) {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("--learning-rate {} is not a rate", self.learning_rate),
-            )
-            .remedy("give a positive number, such as 1e-4"));
+        self.check_rates()?;
+        self.check_batches()?;
+        self.check_idle()?;
+        let warmup = self.warmup();
+        if warmup > self.steps {
+            let steps = self.steps;
+            let what = format!("a warm-up of {warmup} steps is longer than all {steps} steps");
+            return Err(Error::new(Kind::Usage, what).remedy("lower --warmup, or raise --steps"));
+        }
+        if self.patience > 0 && self.eval_every == 0 {
+            let what = "--patience counts measurements, and without --eval-every there is only one";
+            return Err(Error::new(Kind::Usage, what)
+                .remedy("give --eval-every, or leave --patience out")
+                .idle(&["--patience"]));
+        }
+        Ok(())
+    }
+
+    /// Refuses rates and norms that are negative or not numbers, and steps at a rate of 0.
+    fn check_rates(&self) -> Result<()> {
+        let rate = self.learning_rate;
+        if !(rate >= 0.0 && rate.is_finite()) {
+            let what = format!("--learning-rate {rate} is not a rate");
+            return Err(
+                Error::new(Kind::Usage, what).remedy("give a positive number, such as 1e-4")
+            );
         }
         let sizes = [("--weight-decay", self.weight_decay), ("--clip", self.clip)];
         if let Some((option, value)) =
@@ -144,16 +164,19 @@ impl TrainOptions {
             let what = format!("{option} {value} is negative or not a number");
             return Err(Error::new(Kind::Usage, what).remedy("give a number of 0 or more"));
         }
-        if self.learning_rate == 0.0 && self.steps > 0 {
+        if rate == 0.0 && self.steps > 0 {
             return Err(Error::new(Kind::Usage, "--learning-rate 0 trains nothing")
                 .remedy("give a positive number, such as 1e-4; or --steps 0"));
         }
+        Ok(())
+    }
+
+    /// Refuses steps without tokens, and more steps or tokens than can ever be taken.
+    fn check_batches(&self) -> Result<()> {
         if self.batch_tokens == 0 || self.accumulate == 0 {
-            return Err(Error::new(
-                Kind::Usage,
-                "--batch-tokens or --accumulate is 0: a step would have no tokens",
-            )
-            .remedy("give --batch-tokens and --accumulate of 1 or more"));
+            let what = "--batch-tokens or --accumulate is 0: a step would have no tokens";
+            return Err(Error::new(Kind::Usage, what)
+                .remedy("give --batch-tokens and --accumulate of 1 or more"));
         }
         check_steps("--steps", self.steps)?;
         for (option, number) in
@@ -161,27 +184,9 @@ impl TrainOptions {
         {
             if number > MAX_BATCH {
                 let what = format!("{option} {number} is more than a step can take");
-                return Err(
-                    Error::new(Kind::Usage, what).remedy(format!("give at most {MAX_BATCH}"))
-                );
+                let remedy = format!("give at most {MAX_BATCH}");
+                return Err(Error::new(Kind::Usage, what).remedy(remedy));
             }
-        }
-        self.check_idle()?;
-        if self.warmup() > self.steps {
-            let what = format!(
-                "a warm-up of {} steps is longer than all {} steps",
-                self.warmup(),
-                self.steps
-            );
-            return Err(Error::new(Kind::Usage, what).remedy("lower --warmup, or raise --steps"));
-        }
-        if self.patience > 0 && self.eval_every == 0 {
-            return Err(Error::new(
-                Kind::Usage,
-                "--patience counts measurements, and without --eval-every there is only one",
-            )
-            .remedy("give --eval-every, or leave --patience out")
-            .idle(&["--patience"]));
         }
         Ok(())
     }

@@ -55,9 +55,8 @@ impl Method for Dern {
 fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) -> Result<Reduced> {
     let kept = kept(layer, &saliency);
     let targets = targets(layer, &kept, threshold)?;
-    let made: Vec<_> = (0..kept.len())
-        .map(|position| with_arrivals(layer, &kept, position, &targets, &saliency))
-        .collect();
+    let joining = Joining { layer, kept: &kept, targets: &targets, saliency: &saliency };
+    let made: Vec<_> = (0..kept.len()).map(|position| joining.merged(position)).collect();
     let clusters = made.iter().map(|made| made.cluster.clone()).collect();
     let edits = made.iter().map(|made| made.edit.clone()).collect();
     let experts = made.into_iter().map(|made| made.expert).collect();
@@ -92,38 +91,55 @@ fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
         .collect()
 }
 
-/// The targets of all neurons of each dropped expert, by expert, ascending. Neurons stay in their
-/// routing group, and none joins a protected expert.
+/// The targets of all neurons of each dropped expert, by expert, ascending.
 pub(super) fn targets(
     layer: &LayerView<'_>,
     kept: &[usize],
     threshold: f64,
 ) -> Result<Vec<Targets>> {
+    let experts = layer.moe.experts.len();
+    let dropped: Vec<usize> = (0..experts).filter(|e| !kept.contains(e)).collect();
+    found_by(&dropped, at_once(Sizes::of(layer.moe).compared(COSTS)), |dropped| {
+        targets_of(layer, *dropped, kept, threshold)
+    })
+}
+
+/// The targets of the neurons of expert `dropped`. Neurons stay in their routing group, and none
+/// joins a protected expert.
+fn targets_of(
+    layer: &LayerView<'_>,
+    dropped: usize,
+    kept: &[usize],
+    threshold: f64,
+) -> Result<Targets> {
     let experts = &layer.moe.experts;
     let size = experts.len() / layer.moe.router.groups.map_or(1, |groups| groups.count);
-    let find = |dropped: &usize| -> Result<(usize, Vec<Option<MergeTarget>>)> {
-        let dropped = *dropped;
-        let rows = device_rows(layer, &experts[dropped])?;
-        let mut best = vec![(threshold, None); experts[dropped].width()];
-        for (position, expert) in kept.iter().enumerate() {
-            if expert / size != dropped / size || layer.protected.contains(expert) {
-                continue;
-            }
-            let other = device_rows(layer, &experts[*expert])?;
-            let cosines =
-                other.t().and_then(|other| rows.matmul(&other)).map_err(|e| failed(layer, e))?;
-            for (block, best) in best.chunks_mut(ROWS_AT_ONCE).enumerate() {
-                let some = cosines
-                    .narrow(0, block * ROWS_AT_ONCE, best.len())
-                    .and_then(|c| c.to_vec2::<f64>());
-                let some = some.map_err(|e| failed(layer, e))?;
-                best.iter_mut().zip(&some).for_each(|(best, row)| raise(best, position, row));
-            }
+    let rows = device_rows(layer, &experts[dropped])?;
+    let mut best = vec![(threshold, None); experts[dropped].width()];
+    for (position, expert) in kept.iter().enumerate() {
+        if expert / size != dropped / size || layer.protected.contains(expert) {
+            continue;
         }
-        Ok((dropped, best.into_iter().map(|(_, target)| target).collect()))
-    };
-    let dropped: Vec<usize> = (0..experts.len()).filter(|e| !kept.contains(e)).collect();
-    found_by(&dropped, at_once(Sizes::of(layer.moe).compared(COSTS)), find)
+        let other = device_rows(layer, &experts[*expert])?;
+        raise_all(&mut best, position, &rows, &other).map_err(|e| failed(layer, e))?;
+    }
+    Ok((dropped, best.into_iter().map(|(_, target)| target).collect()))
+}
+
+/// Raises the `best` target of each of the neurons `rows` to one of the neurons `other`, which are
+/// those of the kept expert at this position, where one is nearer.
+fn raise_all(
+    best: &mut [(f64, Option<MergeTarget>)],
+    position: usize,
+    rows: &Tensor,
+    other: &Tensor,
+) -> candle_core::Result<()> {
+    let cosines = rows.matmul(&other.t()?)?;
+    for (block, best) in best.chunks_mut(ROWS_AT_ONCE).enumerate() {
+        let some = cosines.narrow(0, block * ROWS_AT_ONCE, best.len())?.to_vec2::<f64>()?;
+        best.iter_mut().zip(&some).for_each(|(best, row)| raise(best, position, row));
+    }
+    Ok(())
 }
 
 /// The number of times that cosines of all pairs are held.
@@ -157,61 +173,73 @@ struct MergedBlock {
     expert: Expert,
 }
 
-/// A kept expert with the neurons that join it; without any it stays as it is stored.
-fn with_arrivals(
-    layer: &LayerView<'_>,
-    kept: &[usize],
-    position: usize,
-    targets: &[Targets],
-    saliency: &[f64],
-) -> MergedBlock {
-    let (experts, own) = (&layer.moe.experts, kept[position]);
-    let mut totals = vec![saliency[own]; experts[own].width()];
-    let mut arrivals: Vec<(usize, Vec<(usize, usize)>)> = Vec::new();
-    for (dropped, targets) in targets {
-        let here = |(q, target): (usize, &Option<MergeTarget>)| {
-            target.filter(|t| t.kept == position).map(|t| (q, t.neuron))
-        };
-        let here: Vec<_> = targets.iter().enumerate().filter_map(here).collect();
-        here.iter().for_each(|(_, to)| totals[*to] += saliency[*dropped]);
-        if !here.is_empty() {
-            arrivals.push((*dropped, here));
+/// The neurons of a layer's dropped experts, and the kept experts that they join.
+struct Joining<'a> {
+    layer: &'a LayerView<'a>,
+    kept: &'a [usize],
+    targets: &'a [Targets],
+    saliency: &'a [f64],
+}
+
+/// A dropped expert, and its neurons that join a kept one, each with the neuron that it joins.
+type Arrival = (usize, Vec<(usize, usize)>);
+
+impl Joining<'_> {
+    /// The kept expert at this position with the neurons that join it; without any it stays as it is
+    /// stored.
+    fn merged(&self, position: usize) -> MergedBlock {
+        let (experts, own) = (&self.layer.moe.experts, self.kept[position]);
+        let arrivals = self.arrivals(position);
+        let donors = arrivals.iter().map(|(dropped, _)| *dropped);
+        let cluster = std::iter::once(own).chain(donors).collect();
+        let mut edit = NetworkEdit::of(vec![NetworkSource::expert(own)]);
+        if arrivals.is_empty() {
+            return MergedBlock { cluster, edit, expert: experts[own].clone() };
         }
-    }
-    let donors: Vec<usize> = arrivals.iter().map(|(dropped, _)| *dropped).collect();
-    let cluster = std::iter::once(own).chain(donors.iter().copied()).collect();
-    if donors.is_empty() {
-        return MergedBlock {
-            cluster,
-            edit: NetworkEdit::of(vec![NetworkSource::expert(own)]),
-            expert: experts[own].clone(),
+        let totals = self.totals(own, &arrivals);
+        let gift = |expert: usize, from: usize, to: usize| {
+            let coefficient = self.share(expert, totals[to], own);
+            Gift { from: from as u32, to: to as u32, coefficient }
         };
-    }
-    // Where all weights are 0, the kept neuron stays unchanged.
-    let share = |expert: usize, to: usize| {
-        if totals[to] > 0.0 {
-            saliency[expert] / totals[to]
-        } else {
-            f64::from(u8::from(expert == own))
+        let stays: Arc<[Gift]> =
+            (0..totals.len()).map(|neuron| gift(own, neuron, neuron)).collect();
+        let mut members = vec![(&experts[own], Share::Some(stays))];
+        for (dropped, neurons) in arrivals {
+            let source = NetworkSource::expert(dropped);
+            let count = Some(Neurons::Count(neurons.len()));
+            edit.sources.push(NetworkSource { neurons: count, ..source });
+            let gifts = neurons.into_iter().map(|(from, to)| gift(dropped, from, to)).collect();
+            members.push((&experts[dropped], Share::Some(gifts)));
         }
-    };
-    let gift = |expert, from: usize, to: usize| Gift {
-        from: from as u32,
-        to: to as u32,
-        coefficient: share(expert, to),
-    };
-    let stays: Arc<[Gift]> = (0..totals.len()).map(|neuron| gift(own, neuron, neuron)).collect();
-    let mut members = vec![(&experts[own], Share::Some(stays))];
-    let mut edit = NetworkEdit::of(vec![NetworkSource::expert(own)]);
-    for (dropped, neurons) in arrivals {
-        edit.sources.push(NetworkSource {
-            neurons: Some(Neurons::Count(neurons.len())),
-            ..NetworkSource::expert(dropped)
-        });
-        let gifts = neurons.into_iter().map(|(from, to)| gift(dropped, from, to)).collect();
-        members.push((&experts[dropped], Share::Some(gifts)));
+        MergedBlock { cluster, edit, expert: merged(&members) }
     }
-    MergedBlock { cluster, edit, expert: merged(&members) }
+
+    /// The neurons that join the kept expert at this position.
+    fn arrivals(&self, position: usize) -> Vec<Arrival> {
+        let of_expert = |(dropped, targets): &Targets| {
+            let here = |(from, target): (usize, &Option<MergeTarget>)| {
+                target.filter(|t| t.kept == position).map(|t| (from, t.neuron))
+            };
+            (*dropped, targets.iter().enumerate().filter_map(here).collect())
+        };
+        let arrivals = self.targets.iter().map(of_expert);
+        arrivals.filter(|(_, neurons): &Arrival| !neurons.is_empty()).collect()
+    }
+
+    /// For each neuron of the kept expert `own`, the saliency of all that become it.
+    fn totals(&self, own: usize, arrivals: &[Arrival]) -> Vec<f64> {
+        let mut totals = vec![self.saliency[own]; self.layer.moe.experts[own].width()];
+        for (dropped, neurons) in arrivals {
+            neurons.iter().for_each(|(_, to)| totals[*to] += self.saliency[*dropped]);
+        }
+        totals
+    }
+
+    /// The share that a neuron of `expert` has in one whose neurons have the saliency `total`. Where
+    /// all weights are 0, the neuron of the kept expert `own` stays unchanged.
+    fn share(&self, expert: usize, total: f64, own: usize) -> f64 {
+        if total > 0.0 { self.saliency[expert] / total } else { f64::from(u8::from(expert == own)) }
+    }
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {

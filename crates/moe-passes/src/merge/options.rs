@@ -78,31 +78,10 @@ impl MergeOptions {
 
     /// Refuses options of other methods, and values without meaning.
     pub(super) fn check_method(&self) -> Result<()> {
-        use MergeAlgorithm::{Average, Dern, HcSmoe, Ream};
-        let given = [
-            ("--grouping", self.grouping.is_some(), [Ream].as_slice(), "ream"),
-            ("--group-cap", self.group_cap.is_some(), &[Ream], "ream"),
-            ("--dern-threshold", self.dern_threshold.is_some(), &[Dern], "dern"),
-            (
-                "--all-experts-every",
-                self.all_experts_every.is_some(),
-                &[HcSmoe, Average],
-                "hc-smoe and average",
-            ),
-        ];
-        for (option, given, methods, names) in given {
-            let is_idle = given && !methods.contains(&self.algorithm);
-            refuse_unused(
-                [(option, is_idle)],
-                &format!("is for --algorithm {names}"),
-                "choose that algorithm",
-            )?;
-        }
+        self.check_algorithm_used()?;
+        let idle = self.all_experts_every.is_some() && self.reduce.stats.is_some();
         refuse_unused(
-            [(
-                "--all-experts-every",
-                self.all_experts_every.is_some() && self.reduce.stats.is_some(),
-            )],
+            [("--all-experts-every", idle)],
             "says what a sweep over --data looks at; these statistics are finished",
             "give it to observe",
         )?;
@@ -110,16 +89,30 @@ impl MergeOptions {
             return Err(usage("--all-experts-every 0 runs them on no token", "give at least 1"));
         }
         if self.group_cap == Some(0) {
-            return Err(usage(
-                "--group-cap 0 lets no group have an expert",
-                "give at least 1, or leave it out",
-            ));
+            let what = "--group-cap 0 lets no group have an expert";
+            return Err(usage(what, "give at least 1, or leave it out"));
         }
         if let Some(cosine) = self.dern_threshold.filter(|cosine| !(-1.0..=1.0).contains(cosine)) {
-            return Err(usage(
-                format!("--dern-threshold {cosine} is not a cosine"),
-                "give a number from -1 to 1",
-            ));
+            let what = format!("--dern-threshold {cosine} is not a cosine");
+            return Err(usage(what, "give a number from -1 to 1"));
+        }
+        Ok(())
+    }
+
+    /// Refuses options of other algorithms.
+    fn check_algorithm_used(&self) -> Result<()> {
+        use MergeAlgorithm::{Average, Dern, HcSmoe, Ream};
+        let runs_all = self.all_experts_every.is_some();
+        let given = [
+            ("--grouping", self.grouping.is_some(), [Ream].as_slice(), "ream"),
+            ("--group-cap", self.group_cap.is_some(), &[Ream], "ream"),
+            ("--dern-threshold", self.dern_threshold.is_some(), &[Dern], "dern"),
+            ("--all-experts-every", runs_all, &[HcSmoe, Average], "hc-smoe and average"),
+        ];
+        for (option, given, methods, names) in given {
+            let is_idle = given && !methods.contains(&self.algorithm);
+            let what = format!("is for --algorithm {names}");
+            refuse_unused([(option, is_idle)], &what, "choose that algorithm")?;
         }
         Ok(())
     }

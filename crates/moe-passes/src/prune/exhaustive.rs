@@ -1,7 +1,7 @@
 //! Criteria that look at single tokens: the best subset, and votes.
 
 use candle_core::{DType, Tensor};
-use moe_forward::{experts_on, router_scores};
+use moe_forward::{ExpertsOn, experts_on, router_scores};
 use moe_math::saliency;
 use moe_model::{Error, Kind, Model, Result};
 use rayon::prelude::*;
@@ -63,27 +63,9 @@ pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
     let x = all_inputs(layer)?;
     let tokens = x.dim(0).map_err(fail)?.min(MOST_TOKENS);
     let runs = experts_on(layer.moe, &x.narrow(0, 0, tokens).map_err(fail)?, layer.compute)?;
-    let hidden = x.dim(1).map_err(fail)?;
-    let outputs: Vec<Vec<f32>> = runs
-        .outputs
-        .iter()
-        .map(|o| o.to_dtype(DType::F32).and_then(|o| o.flatten_all()?.to_vec1()))
-        .collect::<candle_core::Result<_>>()
-        .map_err(fail)?;
+    let block = ExpertOutputs::of(runs, x.dim(1).map_err(fail)?).map_err(fail)?;
     let experts = layer.moe.experts.len();
-    // Z of a subset, with each token routed among its experts alone.
-    let mixed = |masked: &[bool]| -> candle_core::Result<Vec<f64>> {
-        let routing = runs.routed(masked)?;
-        let mut z = vec![0f64; tokens * hidden];
-        for (slot, (expert, gate)) in routing.selected.iter().zip(&routing.weights).enumerate() {
-            let token = slot / routing.top_k;
-            let output = &outputs[*expert as usize][token * hidden..][..hidden];
-            let z = &mut z[token * hidden..][..hidden];
-            z.iter_mut().zip(output).for_each(|(z, f)| *z += f64::from(*gate) * f64::from(*f));
-        }
-        Ok(z)
-    };
-    let whole = mixed(&vec![false; experts]).map_err(fail)?;
+    let whole = block.mixed(&vec![false; experts]).map_err(fail)?;
     let candidates: Vec<Vec<usize>> = subsets(experts, layer.count)
         .into_iter()
         .filter(|subset| {
@@ -93,15 +75,42 @@ pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
         .collect();
     let distance = |subset: &Vec<usize>| -> candle_core::Result<f64> {
         let masked: Vec<bool> = (0..experts).map(|e| !subset.contains(&e)).collect();
-        Ok(mixed(&masked)?.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum())
+        Ok(block.mixed(&masked)?.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum())
     };
-    let distances = candidates
-        .par_iter()
-        .map(distance)
-        .collect::<candle_core::Result<Vec<f64>>>()
-        .map_err(fail)?;
+    let distances = candidates.par_iter().map(distance).collect::<candle_core::Result<Vec<f64>>>();
+    let distances = distances.map_err(fail)?;
     let best = (0..candidates.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b]));
     Ok(best.map(|best| candidates[best].clone()).unwrap_or_default())
+}
+
+/// The outputs of all experts of a block on the same tokens.
+struct ExpertOutputs {
+    runs: ExpertsOn,
+    hidden: usize,
+    /// For each expert, `[tokens, hidden]`.
+    values: Vec<Vec<f32>>,
+}
+
+impl ExpertOutputs {
+    fn of(runs: ExpertsOn, hidden: usize) -> candle_core::Result<Self> {
+        let value = |output: &Tensor| output.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
+        let values = runs.outputs.iter().map(value).collect::<candle_core::Result<_>>()?;
+        Ok(Self { runs, hidden, values })
+    }
+
+    /// The block's outputs Z, with each token routed among the experts that aren't `masked` alone.
+    fn mixed(&self, masked: &[bool]) -> candle_core::Result<Vec<f64>> {
+        let hidden = self.hidden;
+        let routing = self.runs.routed(masked)?;
+        let mut z = vec![0f64; routing.tokens() * hidden];
+        for (slot, (expert, gate)) in routing.selected.iter().zip(&routing.weights).enumerate() {
+            let token = slot / routing.top_k;
+            let output = &self.values[*expert as usize][token * hidden..][..hidden];
+            let z = &mut z[token * hidden..][..hidden];
+            z.iter_mut().zip(output).for_each(|(z, f)| *z += f64::from(*gate) * f64::from(*f));
+        }
+        Ok(z)
+    }
 }
 
 /// All sets of `count` numbers below `n`, in lexicographic order.

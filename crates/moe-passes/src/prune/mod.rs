@@ -117,9 +117,23 @@ impl PruneOptions {
     /// beside it. A recipe can't say which values were given: values equal to the defaults don't
     /// contradict the plan.
     fn check_given(&self) -> Result<()> {
+        match self.deciding().into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => {
+                Err(Error::new(Kind::Usage, format!("{option} beside --plan, which has decided"))
+                    .remedy(format!("leave {option} out, or --plan")))
+            }
+            None => {
+                self.reduce.check_measuring()?;
+                self.check_measured(&self.reduce.calibration)
+            }
+        }
+    }
+
+    /// The options that choose experts, and whether each was given.
+    fn deciding(&self) -> [(&'static str, bool); 13] {
         let (reduce, text) = (&self.reduce, &self.reduce.calibration);
         let usual = CalibrationOptions::default();
-        let given = [
+        [
             ("--criterion", self.criterion != Criterion::default()),
             ("--blend", self.blend != Blend::default()),
             ("--experts", reduce.experts.is_some()),
@@ -133,17 +147,7 @@ impl PruneOptions {
             ("--data-tokens", text.data_tokens != usual.data_tokens),
             ("--pack", text.pack != usual.pack),
             ("--mask-special", text.mask_special != usual.mask_special),
-        ];
-        match given.into_iter().find(|(_, is_given)| *is_given) {
-            Some((option, _)) => {
-                Err(Error::new(Kind::Usage, format!("{option} beside --plan, which has decided"))
-                    .remedy(format!("leave {option} out, or --plan")))
-            }
-            None => {
-                reduce.check_measuring()?;
-                self.check_measured(text)
-            }
-        }
+        ]
     }
 
     /// Refuses options that say how the result of a given plan is measured, where it isn't

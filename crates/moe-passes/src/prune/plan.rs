@@ -58,19 +58,15 @@ impl PrunePlan {
         if let Some(index) =
             self.layers.keys().find(|index| model.moes().all(|(layer, _)| layer != **index))
         {
-            return Err(usage(
-                format!("the plan has layer {index}, which has no experts"),
-                "remove it from the plan",
-            ));
+            let what = format!("the plan has layer {index}, which has no experts");
+            return Err(usage(what, "remove it from the plan"));
         }
         let before = expert_count(model)?;
         let mut counts = BTreeMap::new();
         for (index, moe) in model.moes() {
             let Some(layer) = self.layers.get(&index) else {
-                return Err(usage(
-                    format!("the plan leaves layer {index} out"),
-                    "give every layer with experts",
-                ));
+                let what = format!("the plan leaves layer {index} out");
+                return Err(usage(what, "give every layer with experts"));
             };
             layer.check(index, moe)?;
             counts.insert(index, layer.keep.len());
@@ -104,26 +100,13 @@ impl PlannedLayer {
     fn check(&self, index: usize, moe: &Moe) -> Result<()> {
         let before = moe.experts.len();
         if self.experts != before {
-            let what = format!(
-                "the plan is for {} experts in layer {index}, which has {before}",
-                self.experts
-            );
+            let planned = self.experts;
+            let what =
+                format!("the plan is for {planned} experts in layer {index}, which has {before}");
             return Err(usage(what, "give the plan of this model"));
         }
-        let mut seen = self.keep.clone();
-        seen.sort_unstable();
-        if let Some(expert) = seen.iter().find(|e| **e >= before) {
-            let what =
-                format!("the plan keeps expert {expert} of layer {index}, which has {before}");
-            return Err(usage(what, "correct \"keep\""));
-        }
-        if seen.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(usage(
-                format!("the plan keeps an expert of layer {index} twice"),
-                "correct \"keep\"",
-            ));
-        }
-        let (after, top_k) = (seen.len(), moe.router.top_k);
+        self.check_kept(index)?;
+        let (after, top_k) = (self.keep.len(), moe.router.top_k);
         if after < top_k {
             let what = format!(
                 "the plan keeps {after} experts of layer {index}, where each token goes to {top_k}"
@@ -131,6 +114,23 @@ impl PlannedLayer {
             return Err(usage(what, "keep at least as many as that"));
         }
         check_groups(index, moe, after)
+    }
+
+    /// Refuses experts that layer `index` doesn't have, and experts that are kept twice.
+    fn check_kept(&self, index: usize) -> Result<()> {
+        let mut kept = self.keep.clone();
+        kept.sort_unstable();
+        let before = self.experts;
+        if let Some(expert) = kept.iter().find(|e| **e >= before) {
+            let what =
+                format!("the plan keeps expert {expert} of layer {index}, which has {before}");
+            return Err(usage(what, "correct \"keep\""));
+        }
+        if kept.windows(2).any(|pair| pair[0] == pair[1]) {
+            let what = format!("the plan keeps an expert of layer {index} twice");
+            return Err(usage(what, "correct \"keep\""));
+        }
+        Ok(())
     }
 }
 

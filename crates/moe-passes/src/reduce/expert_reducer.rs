@@ -28,8 +28,8 @@ pub(super) fn decide_now(
     size: &Size,
     sources: &Sources<'_>,
 ) -> Result<LayerEdits> {
-    let (model, needs) = (sources.model, method.needs());
-    let statistics = sources.statistics.filter(|_| needs.sums);
+    let (model, compute) = (sources.model, sources.compute);
+    let statistics = sources.statistics.filter(|_| method.needs().sums);
     let protected = match statistics {
         Some(statistics) if !options.no_super_expert_guard => {
             super_experts(&largest_outputs(model, statistics)?)
@@ -37,28 +37,12 @@ pub(super) fn decide_now(
         _ => BTreeMap::new(),
     };
     let groups = statistics.map_or(&[] as &[Group], |statistics| statistics.groups());
-    let setting = Setting {
-        method,
-        size,
-        protected: &protected,
-        groups,
-        seed: options.calibration.seed,
-        compute: sources.compute,
-    };
-    let mut layers = BTreeMap::new();
-    for (index, moe) in model.moes() {
-        let sums = statistics
-            .map(|statistics| sums_of(statistics, index))
-            .transpose()?
-            .unwrap_or_default();
-        if statistics.is_some() && needs.left_out {
-            check_left_out(index, &sums)?;
-        }
-        layers.insert(index, setting.decided(index, moe, &sums, &[])?);
-    }
+    let seed = options.calibration.seed;
+    let setting = Setting { method, size, protected: &protected, groups, seed, compute };
+    let layers = setting.decided_from(model, statistics)?;
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
     let mut decisions = LayerEdits { by, layers, attention: BTreeMap::new() };
-    options.decide_mtp(model, size, sources.compute, &mut decisions)?;
+    options.decide_mtp(model, size, compute, &mut decisions)?;
     Ok(decisions)
 }
 
@@ -74,6 +58,25 @@ struct Setting<'a> {
 }
 
 impl Setting<'_> {
+    /// Decides each mixture of `model` from the sums of `statistics`, where there are any.
+    fn decided_from(
+        &self,
+        model: &Model,
+        statistics: Option<&dyn LayerStatistics>,
+    ) -> Result<BTreeMap<usize, DecidedLayer>> {
+        let decide = |(index, moe): (usize, &Moe)| {
+            let sums = match statistics {
+                Some(statistics) => sums_of(statistics, index)?,
+                None => Vec::new(),
+            };
+            if statistics.is_some() && self.method.needs().left_out {
+                check_left_out(index, &sums)?;
+            }
+            Ok((index, self.decided(index, moe, &sums, &[])?))
+        };
+        model.moes().map(decide).collect()
+    }
+
     /// Decides layer `index`, whose mixture is `moe`.
     fn decided(
         &self,

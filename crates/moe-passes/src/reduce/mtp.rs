@@ -70,27 +70,38 @@ pub(super) fn with_mtp(
     decided: impl Fn(usize, &Moe) -> (Ffn, LayerRecord),
     records: &mut Vec<LayerRecord>,
 ) -> Option<Effect> {
-    let count = model.mtp.len();
-    if count == 0 {
-        return None;
-    }
-    let layers = if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") };
-    if choice == MtpChoice::Drop {
-        model.mtp.clear();
-        let why = format!(
-            "{layers} for multi-token prediction left out; the model's own function doesn't need them"
-        );
-        return Some(Effect::new("mtp drop", Kept::Exactly, why));
-    }
+    let layers = match model.mtp.len() {
+        0 => return None,
+        1 => "1 layer".to_owned(),
+        count => format!("{count} layers"),
+    };
+    let (option, what) = match choice {
+        MtpChoice::Drop => {
+            model.mtp.clear();
+            ("mtp drop", "left out; the model's own function doesn't need them")
+        }
+        MtpChoice::Prune => {
+            records.extend(convert_mtp(model, decided));
+            ("mtp prune", "keep as many experts as the others, ranked by weights")
+        }
+    };
+    let why = format!("{layers} for multi-token prediction {what}");
+    Some(Effect::new(option, Kept::Exactly, why))
+}
+
+/// Converts the mixtures of `model`'s layers for multi-token prediction by `decided`, and returns
+/// their records.
+fn convert_mtp(
+    model: &mut Model,
+    decided: impl Fn(usize, &Moe) -> (Ffn, LayerRecord),
+) -> Vec<LayerRecord> {
     let first = model.layers.len();
+    let mut records = Vec::new();
     for (index, mtp) in model.mtp.iter_mut().enumerate() {
         let Some(moe) = mtp.layer.ffn.moe() else { continue };
         let (ffn, record) = decided(first + index, moe);
         mtp.layer.ffn = ffn;
         records.push(record);
     }
-    let why = format!(
-        "{layers} for multi-token prediction keep as many experts as the others, ranked by weights"
-    );
-    Some(Effect::new("mtp prune", Kept::Exactly, why))
+    records
 }

@@ -95,35 +95,12 @@ pub enum MtpChoice {
 
 /// Refuses a number of experts that doesn't fit a router with groups of experts.
 pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> {
-    let Some(groups) = moe.router.groups else { return Ok(()) };
-    let least = match groups.score {
-        GroupScore::Max => 1,
-        GroupScore::TopTwoSum => 2,
-    };
-    let (each, rest) = (after / groups.count, after % groups.count);
-    let problem = match () {
-        () if rest != 0 => {
-            format!("{after} experts can't be shared out evenly among {} groups", groups.count)
-        }
-        () if each < least => {
-            format!("{each} experts in a group are fewer than the {least} that it is ranked by")
-        }
-        () if each * groups.kept < moe.router.top_k => {
-            format!(
-                "the {} groups of a token would have {} experts, fewer than its top-k",
-                groups.kept,
-                each * groups.kept
-            )
-        }
-        () => return Ok(()),
-    };
-    let fits = |each: &usize| *each >= least && each * groups.kept >= moe.router.top_k;
-    let before = moe.experts.len() / groups.count;
-    let fitting: Vec<_> =
-        (1..before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
-    let remedy = match fitting.as_slice() {
+    let Some(rule) = GroupRule::of(moe) else { return Ok(()) };
+    let Some(problem) = rule.problem(after) else { return Ok(()) };
+    let all = moe.experts.len();
+    let remedy = match rule.fitting(all).as_slice() {
         [] => {
-            let all = moe.experts.len();
+            let before = all / rule.count;
             format!(
                 "keep all {all} experts (--experts {all}): groups of {before} can't have fewer here"
             )
@@ -131,7 +108,63 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
         [count] => format!("give --experts {count}"),
         counts => format!("give --experts as one of {}", counts.join(", ")),
     };
-    Err(Error::new(Kind::Usage, format!("{problem} (layer {index})")).remedy(remedy))
+    usage(format!("{problem} (layer {index})"), remedy)
+}
+
+/// What a router with groups of experts asks of their number.
+struct GroupRule {
+    /// The number of groups.
+    count: usize,
+    /// The number of groups that a token's experts come from.
+    kept: usize,
+    /// The number of experts that a group is ranked by.
+    least: usize,
+    top_k: usize,
+}
+
+impl GroupRule {
+    /// The rule of the router of `moe`; None where it has no groups.
+    fn of(moe: &Moe) -> Option<Self> {
+        let groups = moe.router.groups?;
+        let least = match groups.score {
+            GroupScore::Max => 1,
+            GroupScore::TopTwoSum => 2,
+        };
+        Some(Self { count: groups.count, kept: groups.kept, least, top_k: moe.router.top_k })
+    }
+
+    /// Why `after` experts don't fit; None where they do.
+    fn problem(&self, after: usize) -> Option<String> {
+        let Self { count, kept, least, .. } = *self;
+        let (each, rest) = (after / count, after % count);
+        if rest != 0 {
+            return Some(format!(
+                "{after} experts can't be shared out evenly among {count} groups"
+            ));
+        }
+        if each < least {
+            return Some(format!(
+                "{each} experts in a group are fewer than the {least} that it is ranked by"
+            ));
+        }
+        let of_token = each * kept;
+        (of_token < self.top_k).then(|| {
+            format!(
+                "the {kept} groups of a token would have {of_token} experts, fewer than its top-k"
+            )
+        })
+    }
+
+    /// The numbers of experts below `before` that fit.
+    fn fitting(&self, before: usize) -> Vec<String> {
+        let fits = |each: &usize| *each >= self.least && each * self.kept >= self.top_k;
+        let each = (1..before / self.count).filter(fits);
+        each.map(|each| (each * self.count).to_string()).collect()
+    }
+}
+
+fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
+    Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
 
 fn no_number() -> Error {
@@ -236,7 +269,6 @@ impl ReduceOptions {
     pub(crate) fn check_numbers(&self) -> Result<()> {
         check_share("--keep", self.keep)?;
         check_share("--keep-mass", self.keep_mass)?;
-        let usage = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
         if self.experts == Some(0) {
             return usage(
                 "--experts 0 leaves no expert",
@@ -261,17 +293,7 @@ impl ReduceOptions {
         let model = sources.model;
         let before = expert_count(model)?;
         self.check_numbers()?;
-        let usage = |what: String, remedy: &str| {
-            Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()))
-        };
-        let asked = match (self.experts, self.keep, self.keep_mass) {
-            (Some(experts), ..) => experts,
-            (None, Some(keep), _) => ((before as f64 * keep).round() as usize).max(1),
-            (None, None, Some(share)) => {
-                least_uniform(&self.masses(sources)?, share).max(greatest_top_k(model))
-            }
-            (None, None, None) => return Err(no_number()),
-        };
+        let asked = self.asked(before, sources)?;
         let after = asked.next_multiple_of(self.divisible_by);
         let top_k = greatest_top_k(model);
         if after > before && asked <= before {
@@ -279,28 +301,38 @@ impl ReduceOptions {
             let what = format!(
                 "no multiple of --divisible-by {each} is from {asked} to {before}, the number of experts"
             );
-            return usage(what, &self.divisor_remedy(top_k, before));
+            return usage(what, self.divisor_remedy(top_k, before));
         }
         if after > before || after == 0 {
             let what = format!("a layer has {before} experts, so that {after} can't be kept");
-            return usage(
-                what,
-                &format!("keep {top_k} to {before} experts: each token goes to {top_k}"),
-            );
+            let remedy = format!("keep {top_k} to {before} experts: each token goes to {top_k}");
+            return usage(what, remedy);
         }
-        for (index, moe) in model.moes() {
-            if after < moe.router.top_k {
-                return usage(
-                    format!(
-                        "each token of layer {index} goes to {} experts, more than the {after} that would stay",
-                        moe.router.top_k
-                    ),
-                    &format!("keep {top_k} experts or more, of {before}"),
-                );
+        model.moes().try_for_each(|(index, moe)| {
+            let wanted = moe.router.top_k;
+            if after >= wanted {
+                return Ok(());
             }
-        }
+            usage(
+                format!("each token of layer {index} goes to {wanted} experts, more than the {after} that would stay"),
+                format!("keep {top_k} experts or more, of {before}"),
+            )
+        })?;
         model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
         Ok(Size::uniform(model, before, after))
+    }
+
+    /// The number of experts that options ask for, of `before` in each layer.
+    fn asked(&self, before: usize, sources: &Sources<'_>) -> Result<usize> {
+        match (self.experts, self.keep, self.keep_mass) {
+            (Some(experts), ..) => Ok(experts),
+            (None, Some(keep), _) => Ok(((before as f64 * keep).round() as usize).max(1)),
+            (None, None, Some(share)) => {
+                let least = least_uniform(&self.masses(sources)?, share);
+                Ok(least.max(greatest_top_k(sources.model)))
+            }
+            (None, None, None) => Err(no_number()),
+        }
     }
 
     /// The remedy where rounding up to a multiple of --divisible-by gives no number from `top_k` to
@@ -355,16 +387,14 @@ impl ReduceOptions {
     /// Refuses sources that contradict each other, or that don't give a method with these `needs`
     /// its data. `option` is the option that chooses the method.
     pub(crate) fn check_sources(&self, option: &str, needs: Needs) -> Result<()> {
-        let error =
-            |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
         self.calibration.check()?;
         self.check_measuring()?;
         match (self.calibration.data.is_empty(), self.stats.is_some(), needs.sums || needs.inputs) {
-            (false, true, _) => error(
+            (false, true, _) => usage(
                 "--stats decides on the original model, --data layer by layer on what the converted layers before give",
                 "give one of the two",
             ),
-            (true, false, true) => error(
+            (true, false, true) => usage(
                 "nothing says which experts matter",
                 "give --data TEXT, or --stats STATS that observe has written",
             ),
@@ -374,7 +404,7 @@ impl ReduceOptions {
                     .remedy(remedy)
                     .idle(&["--data", "--stats"]))
             }
-            (true, true, true) if needs.inputs => error(
+            (true, true, true) if needs.inputs => usage(
                 "this method looks at tokens, which statistics don't hold",
                 "give --data instead of --stats",
             ),

@@ -12,16 +12,9 @@ impl LayerTrust {
     pub(super) fn new(reduced: &Reduced, layer: &LayerView<'_>) -> Self {
         let pooled = layer.pooled();
         let (kept, carried) = (reduced.clusters.len(), reduced.carried(pooled.sizes().experts));
-        let share = |sums: &Sums, quantity: Quantity| {
-            let values = sums.get(quantity);
-            let all: f64 = values.iter().sum();
-            let carried: f64 =
-                values.iter().zip(&carried).map(|(value, share)| value * share).sum();
-            if all > 0.0 { carried / all } else { 1.0 }
-        };
-        let of_domain =
-            |(label, sums): (&str, Sums)| (label.to_owned(), share(&sums, Quantity::GatedNorms));
-        let domains = layer.domains().into_iter().map(of_domain);
+        let mass = |sums: &Sums| share_kept(sums.get(Quantity::GatedNorms), &carried);
+        let domains = layer.domains().into_iter();
+        let domains = domains.map(|(label, sums)| (label.to_owned(), mass(&sums)));
         let counts = pooled.get(Quantity::Tokens).iter().map(|n| n.round() as u64).collect();
         let stability = reduced
             .halves
@@ -31,15 +24,23 @@ impl LayerTrust {
             experts: [pooled.sizes().experts, kept],
             clusters: reduced.clusters.clone(),
             saliency: reduced.saliency.clone(),
-            retained_mass: share(&pooled, Quantity::GatedNorms),
+            retained_mass: mass(&pooled),
             worst_domain: domains.min_by(|a, b| a.1.total_cmp(&b.1)),
-            lost_choices: 1.0 - share(&pooled, Quantity::Tokens),
+            lost_choices: 1.0 - share_kept(pooled.get(Quantity::Tokens), &carried),
             load: Load::new(counts),
             stability,
             output_error: None,
             super_experts: layer.protected.to_vec(),
         }
     }
+}
+
+/// The share of the sum of `values`, by expert, that is kept where each expert's share `carried` is;
+/// 1 where the sum is 0.
+fn share_kept(values: &[f64], carried: &[f64]) -> f64 {
+    let all: f64 = values.iter().sum();
+    let kept: f64 = values.iter().zip(carried).map(|(value, share)| value * share).sum();
+    if all > 0.0 { kept / all } else { 1.0 }
 }
 
 #[cfg(test)]

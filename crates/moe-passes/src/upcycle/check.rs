@@ -1,11 +1,19 @@
 //! Checks before any weight is read.
 
-use moe_model::{Error, Family, Flag, Kind, Model, Result, families, family};
+mod target;
+
+use moe_model::{Error, Kind, Result};
+
+pub(super) use target::{layers, models, normalize, shared, target};
 
 use super::options::{survey_tokens, window};
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
 use crate::calibrate::short;
 use crate::unused::refuse_unused;
+
+/// The routers that --router-std is for, and those that --router-entropy is for.
+const DRAWN_ROUTERS: &str = "--router normal, zeros or orthogonal";
+const SURVEYED_ROUTERS: &str = "--router kmeans, prompts, cheap-embed or activations";
 
 fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
@@ -33,48 +41,7 @@ impl UpcycleOptions {
 
     /// Refuses options that would be ignored.
     fn check_idle(&self) -> Result<()> {
-        let (drop, partition) = (self.init == Init::Drop, self.init == Init::Partition);
-        let idle = [
-            (
-                self.rest == Rest::Average && self.models.is_empty(),
-                "--rest average",
-                "--expert-model",
-            ),
-            (self.drop_fraction != 0.5 && !drop, "--drop-fraction", "--init drop"),
-            (
-                self.noise_fraction != 1.0 && self.noise_std == 0.0,
-                "--noise-fraction",
-                "--noise-std above 0",
-            ),
-            (
-                self.router_std.is_some() && self.router.is_surveyed(),
-                "--router-std",
-                "--router normal, zeros or orthogonal",
-            ),
-            (
-                self.router == RouterInit::Activations && !partition,
-                "--router activations",
-                "--init partition",
-            ),
-            (self.shared_width.is_some() && !partition, "--shared-width", "--init partition"),
-            (
-                self.partition_by != PartitionBy::Weights && !partition,
-                "--partition-by",
-                "--init partition",
-            ),
-            (
-                self.router == RouterInit::Activations
-                    && self.partition_by != PartitionBy::Activations,
-                "--router activations",
-                "--partition-by activations",
-            ),
-            (
-                self.router_entropy != 0.9 && !self.router.is_surveyed(),
-                "--router-entropy",
-                "--router kmeans, prompts, cheap-embed or activations",
-            ),
-        ];
-        match idle.into_iter().find(|(is_idle, ..)| *is_idle) {
+        match self.idle().into_iter().find(|(is_idle, ..)| *is_idle) {
             None => Ok(()),
             Some((_, option, wanted)) => {
                 let error = Error::new(Kind::Usage, format!("{option} goes with {wanted}"));
@@ -85,8 +52,38 @@ impl UpcycleOptions {
         }
     }
 
+    /// For each option that needs others: whether it is given without them, its name, and theirs.
+    fn idle(&self) -> [(bool, &'static str, &'static str); 9] {
+        let partition = self.init == Init::Partition;
+        let is_surveyed = self.router.is_surveyed();
+        let averages = self.rest == Rest::Average;
+        let routes_by_activations = self.router == RouterInit::Activations;
+        let has_partition_by = self.partition_by != PartitionBy::Weights;
+        let parts_by_activations = self.partition_by == PartitionBy::Activations;
+        let has_fraction = self.noise_fraction != 1.0;
+        [
+            (averages && self.models.is_empty(), "--rest average", "--expert-model"),
+            (
+                self.drop_fraction != 0.5 && self.init != Init::Drop,
+                "--drop-fraction",
+                "--init drop",
+            ),
+            (has_fraction && self.noise_std == 0.0, "--noise-fraction", "--noise-std above 0"),
+            (self.router_std.is_some() && is_surveyed, "--router-std", DRAWN_ROUTERS),
+            (routes_by_activations && !partition, "--router activations", "--init partition"),
+            (self.shared_width.is_some() && !partition, "--shared-width", "--init partition"),
+            (has_partition_by && !partition, "--partition-by", "--init partition"),
+            (
+                routes_by_activations && !parts_by_activations,
+                "--router activations",
+                "--partition-by activations",
+            ),
+            (self.router_entropy != 0.9 && !is_surveyed, "--router-entropy", SURVEYED_ROUTERS),
+        ]
+    }
+
     fn check_counts(&self) -> Result<()> {
-        let Self { experts, top_k, granularity, .. } = *self;
+        let Self { experts, top_k, .. } = *self;
         if experts == 0 || top_k == 0 {
             return usage(
                 "an MoE needs at least one expert and a top-k of at least one",
@@ -102,63 +99,73 @@ impl UpcycleOptions {
                 "lower --top-k or raise --experts",
             );
         }
+        self.check_shards()?;
+        if self.shared_experts == 0 || self.shared_experts > 1024 {
+            let what = format!("--shared-experts {} is out of range", self.shared_experts);
+            return usage(what, "give 1 to 1024; --shared-fraction 0 silences it");
+        }
+        self.check_dealt_out()
+    }
+
+    /// Refuses numbers of experts and top-k that aren't whole networks of --granularity shards.
+    fn check_shards(&self) -> Result<()> {
+        let Self { experts, top_k, granularity, .. } = *self;
         if granularity == 0 {
             return usage("--granularity 0 leaves no shard", "give at least 1");
         }
-        if !experts.is_multiple_of(granularity) || !top_k.is_multiple_of(granularity) {
-            let what = format!(
-                "--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}"
-            );
-            let up = |n: usize| n.div_ceil(granularity) * granularity;
-            return usage(
-                what,
-                format!("give --experts {} --top-k {}, say", up(experts), up(top_k)),
-            );
+        if experts.is_multiple_of(granularity) && top_k.is_multiple_of(granularity) {
+            return Ok(());
         }
-        if self.shared_experts == 0 || self.shared_experts > 1024 {
-            return usage(
-                format!("--shared-experts {} is out of range", self.shared_experts),
-                "give 1 to 1024; --shared-fraction 0 silences it",
-            );
+        let what = format!(
+            "--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}"
+        );
+        let up = |n: usize| n.div_ceil(granularity) * granularity;
+        usage(what, format!("give --experts {} --top-k {}, say", up(experts), up(top_k)))
+    }
+
+    /// Refuses experts that can't be made in equal numbers of the models given.
+    fn check_dealt_out(&self) -> Result<()> {
+        let (count, rows) = (self.models.len(), self.router_rows());
+        if count == 0 || rows.is_multiple_of(count) {
+            return Ok(());
         }
-        let count = self.models.len();
-        if count > 0 && !self.router_rows().is_multiple_of(count) {
-            let what = format!(
-                "{} experts can't be dealt out evenly to {count} models",
-                self.router_rows()
-            );
+        usage(
+            format!("{rows} experts can't be dealt out evenly to {count} models"),
+            format!("give --experts {}, one for each --expert-model", count * self.granularity),
+        )
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        self.check_shares()?;
+        self.check_deviations()?;
+        if self.data_tokens < 2 {
             return usage(
-                what,
-                format!("give --experts {}, one for each --expert-model", count * granularity),
+                format!("--data-tokens {} leaves nothing to learn from", self.data_tokens),
+                "give some thousands, such as 65536",
             );
         }
         Ok(())
     }
 
-    fn check_numbers(&self) -> Result<()> {
+    /// Refuses shares out of range, and shares of 0 that leave nothing of what is asked for.
+    fn check_shares(&self) -> Result<()> {
         for (option, share) in [
             ("--noise-fraction", self.noise_fraction),
             ("--shared-fraction", self.shared_fraction),
             ("--drop-fraction", self.drop_fraction),
         ] {
             if !(0.0..=1.0).contains(&share) {
-                return usage(
-                    format!("{option} {share} is not a share"),
-                    "give a number from 0 to 1, such as 0.5",
-                );
+                let what = format!("{option} {share} is not a share");
+                return usage(what, "give a number from 0 to 1, such as 0.5");
             }
         }
         if self.noise_std > 0.0 && self.noise_fraction == 0.0 {
-            return usage(
-                "--noise-fraction 0 adds no noise",
-                "give a share above 0, or leave --noise-std out",
-            );
+            let remedy = "give a share above 0, or leave --noise-std out";
+            return usage("--noise-fraction 0 adds no noise", remedy);
         }
         if self.init == Init::Drop && self.drop_fraction == 0.0 {
-            return usage(
-                "--drop-fraction 0 draws nothing anew",
-                "give a share above 0, or leave --init drop out",
-            );
+            let remedy = "give a share above 0, or leave --init drop out";
+            return usage("--drop-fraction 0 draws nothing anew", remedy);
         }
         if !(0.0..1.0).contains(&self.router_entropy) {
             return usage(
@@ -166,14 +173,17 @@ impl UpcycleOptions {
                 "give a share of the maximum entropy, such as 0.9, or 0 to leave rows unscaled",
             );
         }
+        Ok(())
+    }
+
+    /// Refuses standard deviations out of range, and rows of a router that can't tell shards apart.
+    fn check_deviations(&self) -> Result<()> {
         for (option, std) in
             [("--noise-std", Some(self.noise_std)), ("--router-std", self.router_std)]
         {
             if let Some(std) = std.filter(|std| !(0.0..=1e6).contains(std)) {
-                return usage(
-                    format!("{option} {} is not a standard deviation", short(std)),
-                    "give a number from 0 to 1e6, such as 0.02",
-                );
+                let what = format!("{option} {} is not a standard deviation", short(std));
+                return usage(what, "give a number from 0 to 1e6, such as 0.02");
             }
         }
         if self.router_std() == 0.0
@@ -184,12 +194,6 @@ impl UpcycleOptions {
             return usage(
                 "all rows of a zero router are equal, so a token may be given one shard twice and another never",
                 "raise --router-std, or leave it out",
-            );
-        }
-        if self.data_tokens < 2 {
-            return usage(
-                format!("--data-tokens {} leaves nothing to learn from", self.data_tokens),
-                "give some thousands, such as 65536",
             );
         }
         Ok(())
@@ -209,36 +213,12 @@ impl UpcycleOptions {
     }
 
     fn check_texts(&self) -> Result<()> {
-        let wants_data = matches!(self.router, RouterInit::Kmeans | RouterInit::Activations)
-            || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
-        match (wants_data, self.data.is_empty()) {
-            (true, true) => {
-                return usage(
-                    "this router or partition is found on text, and none is given",
-                    "give --data",
-                );
-            }
-            (false, false) => {
-                let remedy = match self.init {
-                    Init::Partition => {
-                        "leave it out, or give --partition-by activations or --router activations"
-                    }
-                    _ => "leave it out, or give --router kmeans",
-                };
-                return Err(Error::new(Kind::Usage, "no option here uses --data")
-                    .remedy(remedy)
-                    .idle(&["--data"]));
-            }
-            (false, true) => self.check_text_used()?,
-            (true, false) => {}
-        }
+        self.check_data()?;
         if let Some(spec) = self.data.iter().find(|spec| spec.weight.is_some()) {
-            return Err(Error::new(
-                Kind::Usage,
-                "a weight has no meaning here: every token counts alike",
-            )
-            .file(&spec.path)
-            .remedy("leave @WEIGHT out; --data-tokens limits each label"));
+            let what = "a weight has no meaning here: every token counts alike";
+            return Err(Error::new(Kind::Usage, what)
+                .file(&spec.path)
+                .remedy("leave @WEIGHT out; --data-tokens limits each label"));
         }
         match (self.router.takes_prompts(), &self.prompts) {
             (true, None) => usage("this router is made of prompts", "give --prompts PROMPTS.json"),
@@ -248,140 +228,30 @@ impl UpcycleOptions {
             _ => Ok(()),
         }
     }
-}
 
-/// The family to write.
-pub(super) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static Family> {
-    let source = &dense.family.model_type;
-    if dense.moes().next().is_some() {
-        return Err(Error::new(Kind::Usage, format!("this {source} model is an MoE already"))
-            .file(&dense.config_file)
-            .remedy("upcycle takes a dense model"));
-    }
-    let possible = &dense.family.upcycles_to;
-    let Some(default) = possible.first() else {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("no MoE family can hold an upcycled {source} model"),
-        )
-        .file(&dense.config_file));
-    };
-    let wanted = options.target.as_ref().unwrap_or(default);
-    if possible.contains(wanted) {
-        return family(wanted);
-    }
-    let moes: Vec<_> =
-        families().values().filter(|f| f.moe.is_some()).map(|f| f.model_type.as_str()).collect();
-    let what = match moes.contains(&wanted.as_str()) {
-        true => format!(
-            "a {source} model can't be upcycled to {wanted}: the two differ outside the experts"
-        ),
-        false => format!("{wanted:?} is not an MoE family; there are {}", moes.join(", ")),
-    };
-    usage(what, format!("give --target {}", possible.join(" or --target ")))
-}
-
-/// Refuses layers that stay dense where the family can't have any.
-pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
-    let mixes = |family: &Family| {
-        family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some())
-    };
-    if mixes(target) || !chosen.contains(&false) {
-        return Ok(());
-    }
-    let others = dense.family.upcycles_to.iter().filter(|name| family(name).is_ok_and(mixes));
-    let others: Vec<_> = others.map(|name| format!("--target {name}")).collect();
-    let remedy = if others.is_empty() {
-        String::new()
-    } else {
-        format!(", or give {}", others.join(" or "))
-    };
-    let what = format!("{} has no dense layers among those with experts", target.model_type);
-    usage(what, format!("leave --layers out{remedy}"))
-}
-
-/// Refuses options of a shared expert where the family has none, or doesn't support them.
-pub(super) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
-    let has_shared = target.has_shared_expert();
-    let partition = options.init == Init::Partition;
-    let idle = [
-        (options.shared_experts != 1 && (!has_shared || partition), "--shared-experts"),
-        (options.shared_fraction != 0.5 && (!has_shared || partition), "--shared-fraction"),
-        (options.shared_width.is_some() && !has_shared, "--shared-width"),
-    ];
-    let Some((_, option)) = idle.into_iter().find(|(is_idle, _)| *is_idle) else { return Ok(()) };
-    let what = match has_shared {
-        true => format!(
-            "{option} has no meaning for a partition, whose shared expert has neurons of its own"
-        ),
-        false => format!("{} has no shared expert for {option}", target.model_type),
-    };
-    let remedy = format!("leave {option} out, or choose another --target");
-    Err(Error::new(Kind::Usage, what).remedy(remedy).idle(&[option]))
-}
-
-/// Whether routing weights are divided by their sum.
-pub(super) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<bool> {
-    let rule = &target.moe.as_ref().expect("targets are MoE families").normalize;
-    match (rule, options.norm_topk_prob) {
-        (Flag::Fixed(fixed), Some(wanted)) if wanted != *fixed => {
-            let what = format!("{} fixes norm_topk_prob to {fixed}", target.model_type);
-            Err(Error::new(Kind::Usage, what)
-                .remedy("leave --norm-topk-prob out")
-                .idle(&["--norm-topk-prob"]))
-        }
-        (Flag::Fixed(fixed), _) => Ok(*fixed),
-        (Flag::Key(_), wanted) => Ok(wanted.unwrap_or(true)),
-    }
-}
-
-/// Refuses models whose networks can't become experts of `base`: quantized models, another family,
-/// or tensors of other shapes.
-pub(super) fn models(base: &Model, others: &[Model]) -> Result<()> {
-    if let Some(quantized) = std::iter::once(base).chain(others).find(|m| m.quantization.is_some())
-    {
-        return Err(Error::new(Kind::Unsupported, "a quantized model can't be upcycled")
-            .file(&quantized.config_file)
-            .remedy("start from the unquantized checkpoint"));
-    }
-    let wanted = base.declare()?.tensors;
-    for other in others {
-        let refuse = |what: String, tensor: Option<&str>| {
-            let error = Error::new(Kind::Usage, what).file(&other.config_file);
-            let error = if let Some(tensor) = tensor { error.tensor(tensor) } else { error };
-            Err(error.remedy("give models of one architecture, fine-tuned from one base"))
-        };
-        if other.family.model_type != base.family.model_type {
-            let (theirs, ours) = (&other.family.model_type, &base.family.model_type);
-            return refuse(format!("a {theirs} model can't be an expert of a {ours} model"), None);
-        }
-        let found = other.declare()?.tensors;
-        for ((name, ours), (theirs_name, theirs)) in wanted.iter().zip(&found) {
-            if name != theirs_name {
-                return refuse(
-                    format!("this model has {theirs_name} where the base has {name}"),
-                    Some(name),
-                );
+    /// Refuses --data that nothing reads, and routers or partitions without the --data they need.
+    fn check_data(&self) -> Result<()> {
+        let wants_data = matches!(self.router, RouterInit::Kmeans | RouterInit::Activations)
+            || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
+        match (wants_data, self.data.is_empty()) {
+            (true, true) => {
+                usage("this router or partition is found on text, and none is given", "give --data")
             }
-            if (ours.shape(), ours.dtype()) != (theirs.shape(), theirs.dtype()) {
-                let of = |w: &moe_model::Weight| format!("{:?} {}", w.shape(), w.dtype());
-                return refuse(
-                    format!("this model has {}, the base {}", of(theirs), of(ours)),
-                    Some(name),
-                );
+            (false, false) => {
+                let remedy = match self.init {
+                    Init::Partition => {
+                        "leave it out, or give --partition-by activations or --router activations"
+                    }
+                    _ => "leave it out, or give --router kmeans",
+                };
+                Err(Error::new(Kind::Usage, "no option here uses --data")
+                    .remedy(remedy)
+                    .idle(&["--data"]))
             }
-        }
-        if wanted.len() != found.len() {
-            return refuse(
-                format!("this model has {} tensors, the base {}", found.len(), wanted.len()),
-                None,
-            );
-        }
-        if (other.heads, other.kv_heads) != (base.heads, base.kv_heads) {
-            return refuse("this model has other attention heads than the base".into(), None);
+            (false, true) => self.check_text_used(),
+            (true, false) => Ok(()),
         }
     }
-    Ok(())
 }
 
 impl UpcycleOptions {

@@ -14,33 +14,33 @@ pub(super) fn effects(
     normalize: bool,
     others_differ: bool,
 ) -> Vec<Effect> {
-    let mut effects = vec![experts(options)];
+    let effects = [
+        Some(experts(options)),
+        models(options, others_differ),
+        (options.rest == Rest::Average && others_differ).then(|| {
+            let why = "everything but the experts is the mean of the models";
+            Effect::new("--rest average", Kept::No, why)
+        }),
+        options.has_noise().then(|| {
+            let why = format!("noise of standard deviation {} on experts", options.noise_std);
+            Effect::new("--noise-std", Kept::No, why)
+        }),
+        Some(scale(scales)),
+        Some(router(options, normalize)),
+        (options.layers != LayerChoice::All)
+            .then(|| Effect::new("--layers", Kept::Exactly, "the other layers stay as they are")),
+    ];
+    effects.into_iter().flatten().collect()
+}
+
+/// The effect of taking experts from other models; None without any.
+fn models(options: &UpcycleOptions, others_differ: bool) -> Option<Effect> {
+    const OPTION: &str = "--expert-model";
     if others_differ {
-        effects.push(Effect::new("--expert-model", Kept::No, "experts come from different models"));
-    } else if !options.models.is_empty() {
-        effects.push(Effect::new(
-            "--expert-model",
-            Kept::Exactly,
-            "all are the model that is upcycled",
-        ));
+        return Some(Effect::new(OPTION, Kept::No, "experts come from different models"));
     }
-    if options.rest == Rest::Average && others_differ {
-        effects.push(Effect::new(
-            "--rest average",
-            Kept::No,
-            "everything but the experts is the mean of the models",
-        ));
-    }
-    if options.has_noise() {
-        let why = format!("noise of standard deviation {} on experts", options.noise_std);
-        effects.push(Effect::new("--noise-std", Kept::No, why));
-    }
-    effects.push(scale(scales));
-    effects.push(router(options, normalize));
-    if options.layers != LayerChoice::All {
-        effects.push(Effect::new("--layers", Kept::Exactly, "the other layers stay as they are"));
-    }
-    effects
+    let why = "all are the model that is upcycled";
+    (!options.models.is_empty()).then(|| Effect::new(OPTION, Kept::Exactly, why))
 }
 
 fn experts(options: &UpcycleOptions) -> Effect {
@@ -95,39 +95,38 @@ fn scale(scales: Scales) -> Effect {
 }
 
 fn router(options: &UpcycleOptions, normalize: bool) -> Effect {
-    let std = options.router_std();
-    let (is_zero, all_active) =
-        (options.router == RouterInit::Zeros, options.top_k == options.experts);
-    let effect = |kept, why: &str| Effect::new("--router", kept, why);
-    let near_zero =
-        format!("a router of standard deviation {std:e} leaves routing weights close to 1/experts");
+    const OPTION: &str = "--router";
+    let all_active = options.top_k == options.experts;
     if options.init == Init::Partition && options.experts > 1 {
-        return match is_zero {
-            true => effect(Kept::Approximately, &near_zero),
-            false => effect(
-                Kept::No,
-                "routing weights differ, and with them the neurons' shares; --router zeros evens them out",
-            ),
-        };
+        return unless_almost_zero(
+            options,
+            "routing weights differ, and with them the neurons' shares; --router zeros evens them out",
+        );
     }
     if !normalize && !all_active {
-        return match is_zero {
-            true => effect(Kept::Approximately, &near_zero),
-            false => effect(
-                Kept::No,
-                "routing weights are not normalised, so their sum depends on the token; --router zeros keeps the function",
-            ),
-        };
+        return unless_almost_zero(
+            options,
+            "routing weights are not normalised, so their sum depends on the token; --router zeros keeps the function",
+        );
     }
-    if options.granularity > 1
-        && !all_active
-        && !options.router.is_surveyed()
-        && std < LEAST_GROUP_STD
-    {
+    let std = options.router_std();
+    let is_drawn = !options.router.is_surveyed();
+    if options.granularity > 1 && !all_active && is_drawn && std < LEAST_GROUP_STD {
         let why = format!(
             "rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups"
         );
-        return effect(Kept::Approximately, &why);
+        return Effect::new(OPTION, Kept::Approximately, why);
     }
-    effect(Kept::Exactly, "routing weights sum to one, whatever the router")
+    Effect::new(OPTION, Kept::Exactly, "routing weights sum to one, whatever the router")
+}
+
+/// The effect of routers that change the function, and `why`, unless they are almost zero.
+fn unless_almost_zero(options: &UpcycleOptions, why: &str) -> Effect {
+    if options.router != RouterInit::Zeros {
+        return Effect::new("--router", Kept::No, why);
+    }
+    let std = options.router_std();
+    let why =
+        format!("a router of standard deviation {std:e} leaves routing weights close to 1/experts");
+    Effect::new("--router", Kept::Approximately, why)
 }

@@ -33,39 +33,47 @@ impl Experts<'_> {
     /// The routed experts, in order.
     pub fn routed(&self) -> Result<Vec<Expert>> {
         let options = self.options;
-        let width = self.networks[0].width();
-        if !width.is_multiple_of(options.granularity) {
-            let what = format!(
-                "--granularity {} doesn't divide the feed-forward width {width}",
-                options.granularity
-            );
-            let divisors: Vec<_> =
-                (1..=64).filter(|g| width.is_multiple_of(*g)).map(|g| g.to_string()).collect();
-            return Err(Error::new(Kind::Usage, what)
-                .tensor(self.networks[0].gate.weight.name())
-                .remedy(format!("give one of {}", divisors.join(", "))));
-        }
-        let differs = options.has_noise() || options.init != Init::Copy;
-        let size = self
-            .partition
-            .as_ref()
-            .map_or(width / options.granularity, |p| p.neurons(0).count(width));
-        if options.init == Init::Drop
-            && options.drop_fraction > 0.0
-            && self.dropped_neurons(size) == 0
-        {
-            let what = format!(
-                "a share of {} of an expert's {size} neurons is less than one neuron",
-                options.drop_fraction
-            );
-            return Err(Error::new(Kind::Usage, what)
-                .remedy("raise --drop-fraction, or leave out --init drop"));
-        }
+        self.check_granularity()?;
+        self.check_dropped()?;
         // Equal experts share their weights, so that these are read and computed once.
+        let differs = options.has_noise() || options.init != Init::Copy;
         let distinct =
             if differs { options.experts } else { options.granularity * self.networks.len() };
         let made: Vec<Expert> = (0..distinct).map(|i| self.expert(i)).collect();
         Ok((0..options.experts).map(|i| made[i % distinct].clone()).collect())
+    }
+
+    /// Refuses a network that can't be cut into as many shards as --granularity asks for.
+    fn check_granularity(&self) -> Result<()> {
+        let granularity = self.options.granularity;
+        let width = self.networks[0].width();
+        if width.is_multiple_of(granularity) {
+            return Ok(());
+        }
+        let what =
+            format!("--granularity {granularity} doesn't divide the feed-forward width {width}");
+        let divisors: Vec<_> =
+            (1..=64).filter(|g| width.is_multiple_of(*g)).map(|g| g.to_string()).collect();
+        Err(Error::new(Kind::Usage, what)
+            .tensor(self.networks[0].gate.weight.name())
+            .remedy(format!("give one of {}", divisors.join(", "))))
+    }
+
+    /// Refuses a share of neurons to redraw that is less than one neuron of an expert.
+    fn check_dropped(&self) -> Result<()> {
+        let options = self.options;
+        let width = self.networks[0].width();
+        let partition = self.partition.as_ref();
+        let size = partition.map_or(width / options.granularity, |p| p.neurons(0).count(width));
+        let drops = options.init == Init::Drop && options.drop_fraction > 0.0;
+        if !drops || self.dropped_neurons(size) > 0 {
+            return Ok(());
+        }
+        let share = options.drop_fraction;
+        let what =
+            format!("a share of {share} of an expert's {size} neurons is less than one neuron");
+        let remedy = "raise --drop-fraction, or leave out --init drop";
+        Err(Error::new(Kind::Usage, what).remedy(remedy))
     }
 
     fn expert(&self, index: usize) -> Expert {
@@ -127,21 +135,15 @@ impl Experts<'_> {
     ) -> Expert {
         let dropped =
             stream.and_then(|stream| self.dropped(neurons.count(network.width()), stream + 6));
-        let part = |weight: &Weight, axis, factor, projection: u64| Linear {
-            weight: Part {
-                base: weight.clone(),
-                axis,
-                neurons: neurons.clone(),
-                factor,
-                redraw: stream.zip(dropped.clone()).map(|(stream, neurons)| Redraw {
-                    neurons,
-                    seed: self.options.seed,
-                    stream: stream + 3 + projection,
-                }),
-                noise: stream.and_then(|stream| self.noise(stream + projection)),
-            }
-            .weight(),
-            bias: None,
+        let part = |weight: &Weight, axis, factor, projection: u64| {
+            let redraw = stream.zip(dropped.clone()).map(|(stream, neurons)| {
+                let stream = stream + 3 + projection;
+                Redraw { neurons, seed: self.options.seed, stream }
+            });
+            let noise = stream.and_then(|stream| self.noise(stream + projection));
+            let (base, neurons) = (weight.clone(), neurons.clone());
+            let part = Part { base, axis, neurons, factor, redraw, noise };
+            Linear { weight: part.weight(), bias: None }
         };
         Expert {
             gate: part(&network.gate.weight, Axis::Rows, factors.gate_and_up, 0),

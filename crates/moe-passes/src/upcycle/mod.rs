@@ -112,45 +112,75 @@ struct Upcycling {
 impl Transform for Upcycling {
     fn apply(&self, sources: &Sources<'_>, _: Option<&LayerEdits>) -> Result<PlannedModel> {
         let Self { options, target, normalize, chosen } = self;
-        let (target, normalize, dense) = (*target, *normalize, sources.model);
-        let scales = Scales::new(options, target, normalize);
-        let effects = effects::effects(options, scales, normalize, sources.others_differ);
-        let mut warnings = warnings::warnings(options, normalize, scales, sources);
+        let dense = sources.model;
+        let scales = Scales::new(options, target, *normalize);
+        let effects = effects::effects(options, scales, *normalize, sources.others_differ);
+        let mut warnings = warnings::warnings(options, *normalize, scales, sources);
         let mut model = dense.clone();
         model.family = target;
         if options.rest == Rest::Average {
             average::average(&mut model, sources.others);
         }
-        let mut partitions = Partitions::new(options, target, sources.compute);
-        let mut routers = Routers::new(options, dense, sources.compute);
+        let mut mixtures = Mixtures {
+            upcycling: self,
+            sources,
+            scales,
+            partitions: Partitions::new(options, target, sources.compute),
+            routers: Routers::new(options, dense, sources.compute),
+        };
         let mut layers = Vec::with_capacity(dense.layers.len());
         for (index, is_chosen) in chosen.iter().enumerate() {
             if !is_chosen {
                 layers.push(LayerRecord::unchanged(index));
                 continue;
             }
-            let networks = networks(index, sources, target)?;
-            let partition = partitions.layer(index, networks[0])?;
-            let base = network(dense, index, target)?;
-            let experts = Experts { options, layer: index, networks, base, partition, scales };
-            let router = routers.layer(index, normalize, &base.gate.weight)?;
-            let (experts, shared) = (experts.routed()?, experts.shared()?);
-            layers.push(record::record(options, scales, index, &experts, shared.as_ref()));
-            model.layers[index].ffn = Ffn::Moe(Box::new(Moe { router, experts, shared }));
+            let (moe, record) = mixtures.layer(index)?;
+            model.layers[index].ffn = Ffn::Moe(Box::new(moe));
+            layers.push(record);
         }
         warnings.extend(model.caveats().map(str::to_owned));
         if options.experts > 1 && idle_routers(&model, same_source)?.is_some() {
             warnings.push(ALIKE.to_owned());
         }
-        let working_bytes = partitions.working_bytes();
-        let surveys =
-            partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
-        Ok(PlannedModel {
+        Ok(mixtures.planned(PlannedModel::new(model, effects, layers, warnings)))
+    }
+}
+
+/// Makes the mixtures of all layers.
+struct Mixtures<'a> {
+    upcycling: &'a Upcycling,
+    sources: &'a Sources<'a>,
+    scales: Scales,
+    partitions: Partitions<'a>,
+    routers: Routers<'a>,
+}
+
+impl Mixtures<'_> {
+    /// The mixture that layer `index` becomes, and its record.
+    fn layer(&mut self, index: usize) -> Result<(Moe, LayerRecord)> {
+        let Upcycling { options, target, normalize, .. } = self.upcycling;
+        let networks = networks(index, self.sources, target)?;
+        let partition = self.partitions.layer(index, networks[0])?;
+        let base = network(self.sources.model, index, target)?;
+        let scales = self.scales;
+        let experts = Experts { options, layer: index, networks, base, partition, scales };
+        let router = self.routers.layer(index, *normalize, &base.gate.weight)?;
+        let (experts, shared) = (experts.routed()?, experts.shared()?);
+        let record = record::record(options, scales, index, &experts, shared.as_ref());
+        Ok((Moe { router, experts, shared }, record))
+    }
+
+    /// `planned` with the surveys that the mixtures wait for.
+    fn planned(mut self, planned: PlannedModel) -> PlannedModel {
+        let working_bytes = self.partitions.working_bytes();
+        let by_partitions = self.partitions.surveys(&mut self.routers);
+        let surveys = by_partitions.into_iter().chain(self.routers.surveys()).collect();
+        PlannedModel {
             surveys,
-            group: options.granularity,
+            group: self.upcycling.options.granularity,
             working_bytes,
-            ..PlannedModel::new(model, effects, layers, warnings)
-        })
+            ..planned
+        }
     }
 }
 

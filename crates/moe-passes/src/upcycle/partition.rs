@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::{Observer, neuron_activations, to_f32};
-use moe_math::kmeans::{Metric, Options, balanced_kmeans};
+use moe_math::kmeans::{ClusterError, Metric, Options, balanced_kmeans};
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Expert, Family, Kind, Model, Result};
 use rayon::prelude::*;
@@ -79,52 +79,58 @@ impl<'a> Partitions<'a> {
 
     /// The partition of `network` in layer `index`; None unless the options ask for a partition.
     pub fn layer(&mut self, index: usize, network: &Expert) -> Result<Option<LayerPartition>> {
-        let options = self.options;
-        if options.init != Init::Partition {
+        if self.options.init != Init::Partition {
             return Ok(None);
         }
-        let (width, experts) = (network.width(), options.experts);
-        let shared = self.shared_width(width, experts)?;
-        let each = width.saturating_sub(shared) / experts;
-        if each == 0 || each * experts + shared != width {
-            let of_them = options
-                .shared_width
-                .map_or(String::new(), |shared| format!(", {shared} of them shared,"));
-            let fits = |n: &usize| {
-                let shared = self.shared_width(width, *n).unwrap_or(width);
-                width > shared && (width - shared).is_multiple_of(*n)
-            };
-            let fitting: Vec<_> = (2..=64).filter(fits).map(|n| n.to_string()).collect();
-            let remedy = match fitting.is_empty() {
-                true => {
-                    "give another --shared-width, which leaves a multiple of --experts".to_owned()
-                }
-                false => format!("give --experts as one of {}", fitting.join(", ")),
-            };
-            let what =
-                format!("{width} neurons{of_them} can't be dealt out evenly to {experts} experts");
-            return Err(Error::new(Kind::Usage, what)
-                .tensor(network.gate.weight.name())
-                .remedy(remedy));
-        }
-        let plan = Deal {
-            experts,
-            each,
-            shared,
-            by: options.partition_by,
-            seed: options.seed,
-            stream: stream(index) + 1,
-        };
-        let (network, compute) = (network.clone(), self.compute.clone());
         let sets = Arc::new(Sets {
-            plan,
-            network,
-            compute,
+            plan: self.deal(index, network)?,
+            network: network.clone(),
+            compute: self.compute.clone(),
             found: OnceLock::new(),
             finding: Mutex::new(()),
         });
         self.layers.insert(index, sets.clone());
         Ok(Some(LayerPartition { sets }))
+    }
+
+    /// How the neurons of `network` in layer `index` are dealt out.
+    fn deal(&self, index: usize, network: &Expert) -> Result<Deal> {
+        let (width, experts) = (network.width(), self.options.experts);
+        let shared = self.shared_width(width, experts)?;
+        let each = width.saturating_sub(shared) / experts;
+        if each == 0 || each * experts + shared != width {
+            return Err(self.uneven(network));
+        }
+        Ok(Deal {
+            experts,
+            each,
+            shared,
+            by: self.options.partition_by,
+            seed: self.options.seed,
+            stream: stream(index) + 1,
+        })
+    }
+
+    /// The error where the neurons of `network` can't be dealt out evenly.
+    fn uneven(&self, network: &Expert) -> Error {
+        let (width, experts) = (network.width(), self.options.experts);
+        let of_them = self
+            .options
+            .shared_width
+            .map_or(String::new(), |shared| format!(", {shared} of them shared,"));
+        let fits = |n: &usize| {
+            let shared = self.shared_width(width, *n).unwrap_or(width);
+            width > shared && (width - shared).is_multiple_of(*n)
+        };
+        let fitting: Vec<_> = (2..=64).filter(fits).map(|n| n.to_string()).collect();
+        let remedy = if fitting.is_empty() {
+            "give another --shared-width, which leaves a multiple of --experts".to_owned()
+        } else {
+            format!("give --experts as one of {}", fitting.join(", "))
+        };
+        let what =
+            format!("{width} neurons{of_them} can't be dealt out evenly to {experts} experts");
+        Error::new(Kind::Usage, what).tensor(network.gate.weight.name()).remedy(remedy)
     }
 
     /// The width of the shared expert: by default about a quarter, such that the rest can be dealt
@@ -236,35 +242,38 @@ impl Deal {
         name: &str,
     ) -> Result<Vec<Vec<u32>>> {
         let fail = |e| failed(name, e);
-        let mut order: Vec<u32> = (0..weight.len() as u32).collect();
-        // The sort is stable, so that the lower index comes first among equals.
-        order.sort_by(|a, b| weight[*b as usize].total_cmp(&weight[*a as usize]));
-        let (shared, rest) = order.split_at(self.shared);
-        let mut rest = rest.to_vec();
-        rest.sort_unstable();
+        let (shared, rest) = self.heaviest(weight);
         let index = Tensor::new(rest.as_slice(), features.device()).map_err(fail)?;
         let points = features.index_select(&index, 0).map_err(fail)?;
         let options = Options { metric, max_iterations: MAX_ITERATIONS };
         let mut random = sampling::generator(self.seed, self.stream);
         let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random)
-            .map_err(|e| {
-                Error::new(Kind::Numeric, format!("cannot group neurons: {e}")).tensor(name).remedy(
-                    match self.by {
-                        PartitionBy::Activations => {
-                            "choose another --partition-by, or give more --data"
-                        }
-                        PartitionBy::Random | PartitionBy::Weights => {
-                            "choose another --partition-by"
-                        }
-                    },
-                )
-            })?;
+            .map_err(|e| self.ungrouped(e).tensor(name))?;
         let mut sets = vec![Vec::with_capacity(self.each); self.experts];
         rest.iter()
             .zip(&clusters.assignment)
             .for_each(|(neuron, set)| sets[*set as usize].push(*neuron));
-        sets.push(shared.to_vec());
+        sets.push(shared);
         Ok(sorted(sets))
+    }
+
+    /// The `shared` neurons of the greatest `weight`, and the others, ascending.
+    fn heaviest(&self, weight: &[f32]) -> (Vec<u32>, Vec<u32>) {
+        let mut order: Vec<u32> = (0..weight.len() as u32).collect();
+        // The sort is stable, so that the lower index comes first among equals.
+        order.sort_by(|a, b| weight[*b as usize].total_cmp(&weight[*a as usize]));
+        let mut rest = order.split_off(self.shared);
+        rest.sort_unstable();
+        (order, rest)
+    }
+
+    /// The error where neurons can't be clustered.
+    fn ungrouped(&self, error: ClusterError) -> Error {
+        let remedy = match self.by {
+            PartitionBy::Activations => "choose another --partition-by, or give more --data",
+            PartitionBy::Random | PartitionBy::Weights => "choose another --partition-by",
+        };
+        Error::new(Kind::Numeric, format!("cannot group neurons: {error}")).remedy(remedy)
     }
 }
 
@@ -308,23 +317,20 @@ impl Observer for ActivationSurvey {
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
         let Some((sets, rows)) = self.layers.get(&layer).cloned() else { return Ok(()) };
         check_inputs(layer, &x.to_dtype(DType::F32).map_err(|e| failed("FFN inputs", e))?)?;
-        let name = sets.network.gate.weight.name().to_owned();
-        let activations = neuron_activations(&sets.network, x, &self.compute)?;
-        let tokens: Vec<Vec<f32>> = activations
-            .to_dtype(DType::F32)
-            .and_then(|a| a.to_vec2())
-            .map_err(|e| failed(&name, e))?;
+        let tokens = self.activations(&sets, x)?;
         let width = sets.network.width();
         let active =
             active_neurons(&tokens, width.div_ceil(ACTIVE_SHARE).max(LEAST_ACTIVE).min(width));
         let rates: Vec<f32> = active.chunks_exact(tokens.len()).map(|of| of.iter().sum()).collect();
+        let name = sets.network.gate.weight.name();
         let features = Tensor::from_vec(active, (width, tokens.len()), &Device::Cpu)
             .and_then(|t| t.to_device(&self.compute.device))
-            .map_err(|e| failed(&name, e))?;
-        let found = sets.plan.clustered(&features, &rates, Metric::Euclidean, &name)?;
+            .map_err(|e| failed(name, e))?;
+        let found = sets.plan.clustered(&features, &rates, Metric::Euclidean, name)?;
         let mut router = None;
         if let Some(cell) = rows {
-            let (rows, scaled) = self.rows(layer, &sets, &found, &tokens, x)?;
+            let shares = self.output_shares(&sets, &found, &tokens)?;
+            let (rows, scaled) = self.rows(layer, &sets, shares, x)?;
             router = Some(scaled);
             let _ = cell.set(rows);
         }
@@ -339,33 +345,50 @@ impl Observer for ActivationSurvey {
 }
 
 impl ActivationSurvey {
-    /// A router row for each expert: the covariance of an input's own direction with the expert's
-    /// share of the network's output, Σ h² ‖down‖² over its neurons.
-    fn rows(
+    /// The activations of the network's neurons on each of the inputs `x`.
+    fn activations(&self, sets: &Sets, x: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let activations = neuron_activations(&sets.network, x, &self.compute)?;
+        let values = activations.to_dtype(DType::F32).and_then(|a| a.to_vec2());
+        values.map_err(|e| failed(sets.network.gate.weight.name(), e))
+    }
+
+    /// For each token, each routed expert's share of the network's output, Σ h² ‖down‖² over its
+    /// neurons; the shared expert is left out. `tokens` are activations.
+    fn output_shares(
         &self,
-        layer: usize,
         sets: &Sets,
         found: &[Vec<u32>],
         tokens: &[Vec<f32>],
-        x: &Tensor,
-    ) -> Result<(Vec<f32>, SurveyedRouter)> {
-        let name = sets.network.down.weight.name();
-        let fail = |e| failed(name, e);
-        let down = to_f32(&sets.network.down.weight, &self.compute)?;
-        let lengths: Vec<f32> = down.sqr().and_then(|d| d.sum(0)?.to_vec1()).map_err(fail)?;
-        let experts = sets.plan.experts;
+    ) -> Result<Vec<f32>> {
+        let down = &sets.network.down.weight;
+        let lengths = to_f32(down, &self.compute)?.sqr().and_then(|d| d.sum(0)?.to_vec1());
+        let lengths: Vec<f32> = lengths.map_err(|e| failed(down.name(), e))?;
         let shares = |h: &Vec<f32>| -> Vec<f32> {
             let mass = |set: &Vec<u32>| {
                 set.iter().map(|n| h[*n as usize].powi(2) * lengths[*n as usize]).sum::<f32>()
             };
-            let masses: Vec<f32> = found[..experts].iter().map(mass).collect();
+            let masses: Vec<f32> = found[..sets.plan.experts].iter().map(mass).collect();
             let all = masses.iter().sum::<f32>().max(f32::MIN_POSITIVE);
             masses.into_iter().map(|m| m / all).collect()
         };
-        let shares: Vec<f32> = tokens.par_iter().flat_map_iter(shares).collect();
+        Ok(tokens.par_iter().flat_map_iter(shares).collect())
+    }
+
+    /// A router row for each expert: the covariance of an input's own direction with the expert's
+    /// share of the network's output, one of `shares`.
+    fn rows(
+        &self,
+        layer: usize,
+        sets: &Sets,
+        shares: Vec<f32>,
+        x: &Tensor,
+    ) -> Result<(Vec<f32>, SurveyedRouter)> {
+        let fail = |e| failed(sets.network.down.weight.name(), e);
+        let experts = sets.plan.experts;
         let x = x.to_dtype(DType::F32).map_err(fail)?;
         let covariance = || {
-            let shares = Tensor::from_vec(shares, (tokens.len(), experts), x.device())?;
+            let shape = (shares.len() / experts, experts);
+            let shares = Tensor::from_vec(shares, shape, x.device())?;
             let centred = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
             centred.t()?.contiguous()?.matmul(&own_directions(&x)?)
         };

@@ -107,11 +107,8 @@ fn expert_edit(
         (_, 1) => None,
         _ => Some(Neurons::Shard { index: index % shards, of: shards }),
     };
-    let source = NetworkSource {
-        model: model.map(|model| model.display().to_string()),
-        neurons,
-        ..NetworkSource::of(Network::Dense)
-    };
+    let model = model.map(|model| model.display().to_string());
+    let source = NetworkSource { model, neurons, ..NetworkSource::of(Network::Dense) };
     let noise = NoiseEdit { std: options.noise_std, share: options.noise_fraction };
     NetworkEdit {
         scale: scales.routed,

@@ -309,13 +309,7 @@ pub(super) fn scaled_rows(
     let found = SurveyedRouter { tokens, ..SurveyedRouter::default() };
     let values = |rows: &Tensor| rows.flatten_all()?.to_vec1::<f32>();
     let count = rows.dim(0).map_err(fail)?;
-    let lengths: Vec<f32> = rows.sqr().and_then(|r| r.sum(1)?.sqrt()?.to_vec1()).map_err(fail)?;
-    if let Some(row) = lengths.iter().position(|length| !(*length > 0.0 && length.is_finite())) {
-        let what = format!(
-            "row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart"
-        );
-        return Err(Error::new(Kind::Usage, what).remedy("give prompts, or data, that differ"));
-    }
+    check_rows(rows, layer)?;
     if entropy == 0.0 || count == 1 {
         return Ok((values(rows).map_err(fail)?, found));
     }
@@ -326,13 +320,22 @@ pub(super) fn scaled_rows(
         Error::new(Kind::Usage, what)
             .remedy("give text that differs more between experts, or raise --router-entropy")
     })?;
-    let found = SurveyedRouter {
-        row_length: Some(temperature.scale),
-        entropy_share: Some(temperature.entropy_fraction),
-        ..found
-    };
+    let (row_length, entropy_share) = (Some(temperature.scale), Some(temperature.entropy_fraction));
     let rows = (unit * temperature.scale).and_then(|rows| values(&rows)).map_err(fail)?;
-    Ok((rows, found))
+    Ok((rows, SurveyedRouter { row_length, entropy_share, ..found }))
+}
+
+/// Refuses rows of a router that are zero or not finite.
+fn check_rows(rows: &Tensor, layer: usize) -> Result<()> {
+    let lengths = rows.sqr().and_then(|r| r.sum(1)?.sqrt()?.to_vec1());
+    let lengths: Vec<f32> =
+        lengths.map_err(|e| failed(&format!("the router of layer {layer}"), e))?;
+    let is_sound = |length: &f32| *length > 0.0 && length.is_finite();
+    let Some(row) = lengths.iter().position(|length| !is_sound(length)) else { return Ok(()) };
+    let what = format!(
+        "row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart"
+    );
+    Err(Error::new(Kind::Usage, what).remedy("give prompts, or data, that differ"))
 }
 
 fn unit_rows(rows: &Tensor) -> candle_core::Result<Tensor> {

@@ -19,56 +19,72 @@ pub(super) fn warnings(
     scales: Scales,
     sources: &Sources<'_>,
 ) -> Vec<String> {
-    let (base, others) = (sources.model, sources.others);
-    let mut warnings = Vec::new();
-    if options.rest == Rest::Average && options.router.is_surveyed() {
-        warnings.push("routers are made of what the base sees on text, not of what the mean of the models sees".into());
+    let warnings = [
+        surveyed_on_the_base(options).map(str::to_owned),
+        without_gradient(options, normalize),
+        zero_router(options).map(str::to_owned),
+        (scales.routed.gate_and_up != 1.0).then(|| SQUARED_RELU.to_owned()),
+        neurons_at_random(options).map(str::to_owned),
+        given_twice(sources),
+        lost_noise(options, sources.model),
+    ];
+    let others = sources.others.iter().filter_map(|other| other_positions(sources.model, other));
+    warnings.into_iter().flatten().chain(others).collect()
+}
+
+/// The warning where the scale is on gate and up projections, too.
+const SQUARED_RELU: &str =
+    "this scale placement keeps the function of squared-ReLU networks only, and changes this one";
+
+/// A warning about routers that are made of another model's states than they will see; else None.
+fn surveyed_on_the_base(options: &UpcycleOptions) -> Option<&'static str> {
+    let what =
+        "routers are made of what the base sees on text, not of what the mean of the models sees";
+    (options.rest == Rest::Average && options.router.is_surveyed()).then_some(what)
+}
+
+/// A warning about routers that training can't change; else None.
+fn without_gradient(options: &UpcycleOptions, normalize: bool) -> Option<String> {
+    if options.top_k != options.granularity || !normalize || options.router_rows() <= 1 {
+        return None;
     }
-    let experts = options.router_rows();
-    if options.top_k == options.granularity && normalize && experts > 1 {
-        let what = match options.granularity {
-            1 => "with top-k 1 and normalised routing weights every weight is 1",
-            _ => {
-                "with one group of shards a token and normalised routing weights all weights are equal"
-            }
-        };
-        warnings
-            .push(format!("{what}, so the router gets no gradient: train with a larger --top-k"));
-    }
-    if options.router_std() == 0.0 && !options.router.is_surveyed() && experts > 1 {
-        warnings.push("an exactly zero router sends every token to the same experts".to_owned());
-    }
-    if scales.routed.gate_and_up != 1.0 {
-        warnings
-            .push("this scale placement keeps the function of squared-ReLU networks only, and changes this one".into());
-    }
-    if options.init == Init::Partition
-        && options.top_k < options.experts
-        && !options.has_surveyed_router()
-    {
-        warnings.push(
-            "a router that knows nothing of the partition drops neurons at random".to_owned(),
-        );
-    }
-    warnings.extend(given_twice(sources));
-    warnings.extend(lost_noise(options, base));
-    let rope = |m: &Model| {
-        serde_json::to_string(&(
-            m.config.get("rope_theta"),
-            m.config.get("rope_scaling"),
-            m.config.get("rope_parameters"),
-        ))
-        .unwrap_or_default()
-    };
-    for other in others {
-        if rope(other) != rope(base) || other.norm_eps != base.norm_eps {
-            let file = other.config_file.display();
-            warnings.push(format!(
-                "{file} has another rotary embedding or norm ε than the base, whose are kept"
-            ));
+    let what = match options.granularity {
+        1 => "with top-k 1 and normalised routing weights every weight is 1",
+        _ => {
+            "with one group of shards a token and normalised routing weights all weights are equal"
         }
+    };
+    Some(format!("{what}, so the router gets no gradient: train with a larger --top-k"))
+}
+
+/// A warning about routers without any preference; else None.
+fn zero_router(options: &UpcycleOptions) -> Option<&'static str> {
+    let is_zero = options.router_std() == 0.0 && !options.router.is_surveyed();
+    let what = "an exactly zero router sends every token to the same experts";
+    (is_zero && options.router_rows() > 1).then_some(what)
+}
+
+/// A warning about a partition that routers know nothing of; else None.
+fn neurons_at_random(options: &UpcycleOptions) -> Option<&'static str> {
+    let drops = options.init == Init::Partition && options.top_k < options.experts;
+    let what = "a router that knows nothing of the partition drops neurons at random";
+    (drops && !options.has_surveyed_router()).then_some(what)
+}
+
+/// A warning about a model whose positions or norms are not those of the base; else None.
+fn other_positions(base: &Model, other: &Model) -> Option<String> {
+    if rope(other) == rope(base) && other.norm_eps == base.norm_eps {
+        return None;
     }
-    warnings
+    let file = other.config_file.display();
+    let what = "has another rotary embedding or norm ε than the base, whose are kept";
+    Some(format!("{file} {what}"))
+}
+
+/// What the config of `model` says of its rotary embedding.
+fn rope(model: &Model) -> String {
+    let keys = ["rope_theta", "rope_scaling", "rope_parameters"];
+    serde_json::to_string(&keys.map(|key| model.config.get(key))).unwrap_or_default()
 }
 
 /// A warning about models that are given as experts more than once, under whatever names; else

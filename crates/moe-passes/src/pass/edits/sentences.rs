@@ -52,11 +52,7 @@ impl fmt::Display for NetworkEdit {
 fn fmt_sources(sources: &[NetworkSource], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let [first, others @ ..] = sources else { return f.write_str("decided when it runs") };
     if first.weight.is_some() {
-        for (index, source) in sources.iter().enumerate() {
-            let plus = if index > 0 { " + " } else { "" };
-            write!(f, "{plus}{:.3} × {}", source.weight.unwrap_or(1.0), source.whose())?;
-        }
-        return Ok(());
+        return fmt_mean(sources, f);
     }
     match first.neurons {
         Some(Neurons::Count(count)) => write!(f, "{count} neurons of {}", first.whose())?,
@@ -74,6 +70,15 @@ fn fmt_sources(sources: &[NetworkSource], f: &mut fmt::Formatter<'_>) -> fmt::Re
     let of = if neurons > 0 { format!("{neurons} neurons of ") } else { String::new() };
     let names: Vec<String> = others.iter().map(|source| source.network.to_string()).collect();
     write!(f, " with {of}{}", names.join(", "))
+}
+
+/// Writes a weighted mean of networks as a sum.
+fn fmt_mean(sources: &[NetworkSource], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (index, source) in sources.iter().enumerate() {
+        let plus = if index > 0 { " + " } else { "" };
+        write!(f, "{plus}{:.3} × {}", source.weight.unwrap_or(1.0), source.whose())?;
+    }
+    Ok(())
 }
 
 impl NetworkSource {
@@ -131,41 +136,40 @@ impl fmt::Display for RouterEdit {
 
 impl fmt::Display for RouterRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entropy = match *self {
-            Self::Kept { kept, of, never_selected: 0 } => return write!(f, "{kept} of {of} rows"),
+        match *self {
+            Self::Kept { kept, of, never_selected: 0 } => write!(f, "{kept} of {of} rows"),
             Self::Kept { kept, of, never_selected } => {
-                return write!(
-                    f,
-                    "{kept} of {of} rows, and {never_selected} that are never selected"
-                );
+                write!(f, "{kept} of {of} rows, and {never_selected} that are never selected")
             }
-            Self::Normal { std, seed } => return write!(f, "normal, std {std:e}, seed {seed}"),
+            Self::Normal { std, seed } => write!(f, "normal, std {std:e}, seed {seed}"),
             Self::Orthogonal { std, seed } => {
-                return write!(
-                    f,
-                    "orthogonal rows as long as normal ones of std {std:e}, seed {seed}"
-                );
+                write!(f, "orthogonal rows as long as normal ones of std {std:e}, seed {seed}")
             }
-            Self::Kmeans { seed, entropy } => {
-                write!(f, "k-means of the layer's FFN inputs, seed {seed}")?;
-                entropy
+            Self::Kmeans { seed, .. } => {
+                write!(f, "k-means of the layer's FFN inputs, seed {seed}")
             }
-            Self::Prompts { entropy } => {
-                f.write_str("mean FFN inputs on prompts")?;
-                entropy
+            Self::Prompts { .. } => f.write_str("mean FFN inputs on prompts"),
+            Self::CheapEmbed { .. } => f.write_str("token embeddings of prompts"),
+            Self::Activations { .. } => {
+                f.write_str("inputs on which an expert's neurons are most active")
             }
-            Self::CheapEmbed { entropy } => {
-                f.write_str("token embeddings of prompts")?;
-                entropy
-            }
-            Self::Activations { entropy } => {
-                f.write_str("inputs on which an expert's neurons are most active")?;
-                entropy
-            }
-        };
-        match entropy {
+        }?;
+        fmt_entropy(self, f)
+    }
+}
+
+/// Writes how rows that were made of text are scaled; nothing for other rows.
+fn fmt_entropy(rows: &RouterRows, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match rows {
+        RouterRows::Kept { .. } | RouterRows::Normal { .. } | RouterRows::Orthogonal { .. } => {
+            Ok(())
+        }
+        RouterRows::Kmeans { entropy, .. }
+        | RouterRows::Prompts { entropy }
+        | RouterRows::CheapEmbed { entropy }
+        | RouterRows::Activations { entropy } => match entropy {
             Some(share) => write!(f, ", scaled to {share} of the maximum entropy"),
             None => f.write_str(", unscaled"),
-        }
+        },
     }
 }
