@@ -116,7 +116,8 @@ fn default_logits_per_token() -> usize {
 const SELF_TAUGHT: &str = "--original is the very model that is trained, whose distribution it has already: nothing is learned from it. Give the \
      model before it was pruned, merged or upcycled";
 
-/// The remedies where a model has no part of those that are to be trained: a dense model, and an MoE.
+/// The remedies where a model has no part of those that are to be trained: a dense model, and an
+/// MoE.
 const DENSE_PARTS: &str =
     "it is a dense model: give --train all, or --train attention,norms,embeddings";
 const FEWER_PARTS: &str = "leave that word out of --train, such as --train router,experts";

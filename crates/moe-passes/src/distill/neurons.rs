@@ -202,8 +202,8 @@ impl MeasuredNeurons<'_> {
             + of_shared.unwrap_or_else(|| in_shared * self.sums.mean_shared_gate());
     }
 
-    /// How many times `neuron` is in each routed expert, and in the shared one, where a place counts
-    /// as a multiple of the first place.
+    /// How many times `neuron` is in each routed expert, and in the shared one, where a place
+    /// counts as a multiple of the first place.
     fn multiples(&self, neuron: &Neuron) -> (Vec<f64>, f64) {
         let mut routed = vec![0.0; self.networks.all.len() - self.networks.shared];
         let mut in_shared = 0.0;

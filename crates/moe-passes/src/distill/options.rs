@@ -311,14 +311,11 @@ impl DistillOptions {
         }
         holds(wanted, model, width).map_err(|error| {
             let what = format!("this {source} model can't be distilled to {wanted}");
-            let has_other = possible.len() != 1;
+            let is_only = possible.len() == 1;
+            let remedy = if is_only { "no other family can hold it" } else { "leave --target out" };
             Error::new(Kind::Unsupported, what)
                 .file(&model.config_file)
-                .remedy(if has_other {
-                    "leave --target out"
-                } else {
-                    "no other family can hold it"
-                })
+                .remedy(remedy)
                 .source(error)
         })
     }

@@ -113,8 +113,8 @@ impl DownProjectionFit<'_> {
         Ok(())
     }
 
-    /// The relative error on held-out tokens of each λ of the grid. With the least λ the sums may be
-    /// singular where neurons are zero. That λ is skipped then.
+    /// The relative error on held-out tokens of each λ of the grid. With the least λ the sums may
+    /// be singular where neurons are zero. That λ is skipped then.
     fn tried(&self, sums: &FitSums, start: &Tensor) -> Vec<(Option<f64>, f64)> {
         let FitSums { deciding, held_out } = sums;
         let solve = |relative: f64| -> candle_core::Result<(Option<f64>, f64)> {

@@ -193,8 +193,8 @@ fn averaged(moe: &Moe, gates: MeanGates<'_>, weights: &[f64], width: usize) -> R
     })
 }
 
-/// The gate of the shared expert where there is one, then the summed gates of each group. The sum of
-/// all gates of a token may be known; the sums of groups are measured.
+/// The gate of the shared expert where there is one, then the summed gates of each group. The sum
+/// of all gates of a token may be known; the sums of groups are measured.
 fn group_factors(known: &Gates, gates: MeanGates<'_>, groups: &[Vec<usize>]) -> Vec<f64> {
     let experts = gates.experts;
     let of_group = |group: &Vec<usize>| {

@@ -185,8 +185,8 @@ struct Joining<'a> {
 type Arrival = (usize, Vec<(usize, usize)>);
 
 impl Joining<'_> {
-    /// The kept expert at this position with the neurons that join it; without any it stays as it is
-    /// stored.
+    /// The kept expert at this position with the neurons that join it; without any it stays as it
+    /// is stored.
     fn merged(&self, position: usize) -> MergedBlock {
         let (experts, own) = (&self.layer.moe.experts, self.kept[position]);
         let arrivals = self.arrivals(position);
@@ -235,8 +235,8 @@ impl Joining<'_> {
         totals
     }
 
-    /// The share that a neuron of `expert` has in one whose neurons have the saliency `total`. Where
-    /// all weights are 0, the neuron of the kept expert `own` stays unchanged.
+    /// The share that a neuron of `expert` has in one whose neurons have the saliency `total`.
+    /// Where all weights are 0, the neuron of the kept expert `own` stays unchanged.
     fn share(&self, expert: usize, total: f64, own: usize) -> f64 {
         if total > 0.0 { self.saliency[expert] / total } else { f64::from(u8::from(expert == own)) }
     }

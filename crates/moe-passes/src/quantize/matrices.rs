@@ -32,8 +32,8 @@ impl MadeWeight {
 
 impl QuantizeOptions {
     /// `moe` with each matrix that is to be quantized replaced by what `of` makes of it. Matrices
-    /// of an expert are gate, up and down. Networks are counted: the routed experts, then the shared
-    /// one.
+    /// of an expert are gate, up and down. Networks are counted: the routed experts, then the
+    /// shared one.
     pub(super) fn quantized(
         &self,
         moe: &Moe,

@@ -11,7 +11,7 @@ use moe_math::Compute;
 use moe_math::combine::ExpertCombine;
 use moe_math::meter::Work;
 use moe_math::product::product;
-use moe_math::quantize::{self, Codes, Damping, Factor, Problem};
+use moe_math::quantize::{self, Codes, Damping, Factor, HessianSum, Problem};
 use moe_math::swiglu;
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
@@ -133,6 +133,14 @@ struct Factored {
     effective: f64,
 }
 
+/// What the experts of a layer share of the inputs of gate and up, which is made once.
+struct SharedInputs {
+    /// The Hessian of the whole layer's inputs, where it is mixed into those of experts.
+    layer: Option<HessianSum>,
+    /// The one factored Hessian, where all experts have the same samples.
+    factors: Option<Vec<Factored>>,
+}
+
 /// Codes of gate and up.
 type Pair = (Codes, Codes);
 /// Activations of each task, `[tokens, width]` in parts.
@@ -168,17 +176,13 @@ impl Solver<'_> {
         mut done: impl FnMut(&Expert, Solved) -> Result<T>,
     ) -> Result<(Vec<T>, Option<Tensor>)> {
         let Some(first) = tasks.first() else { return Ok((Vec::new(), None)) };
-        let [width, hidden] = first.shape();
-        let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
-        let factored = |tasks: &[Task<'_>]| self.inputs_factored(tasks, layer.as_ref(), hidden);
-        // What all tasks share is made once.
-        let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
-        let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
-        let mut combine = first.routed.as_ref().map(|_| self.combine(hidden)).transpose()?;
+        let inputs = self.shared_inputs(tasks, first)?;
+        let mut combine =
+            first.routed.as_ref().map(|_| self.combine(first.shape()[1])).transpose()?;
         let mut all = Vec::with_capacity(tasks.len());
-        let solve = |batch: &[Task<'_>]| match &shared {
-            Some(shared) => self.batch(batch, shared, [width, hidden]),
-            None => self.batch(batch, &factored(batch)?, [width, hidden]),
+        let solve = |batch: &[Task<'_>]| match &inputs.factors {
+            Some(factors) => self.batch(batch, factors, first.shape()),
+            None => self.batch(batch, &self.inputs_factored(batch, &inputs)?, first.shape()),
         };
         let take = |batch: &[Task<'_>], (solved, activations): (Vec<Solved>, _)| {
             if let Some(combine) = &mut combine {
@@ -196,6 +200,17 @@ impl Solver<'_> {
         self.compute.meter.at_no_expert();
         let routed = combine.map(|combine| combine.finish(self.compute.dtype)).transpose();
         Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
+    }
+
+    /// What `tasks` share, the `first` of which is given.
+    fn shared_inputs(&self, tasks: &[Task<'_>], first: &Task<'_>) -> Result<SharedInputs> {
+        let hidden = first.shape()[1];
+        let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
+        let mut inputs = SharedInputs { layer, factors: None };
+        if tasks.iter().all(|task| task.samples.shares(&first.samples)) {
+            inputs.factors = Some(self.inputs_factored(&tasks[..1], &inputs)?);
+        }
+        Ok(inputs)
     }
 
     /// The sum of experts' outputs for all tokens, of which none is there yet.

@@ -293,9 +293,28 @@ impl ReduceOptions {
         let model = sources.model;
         let before = expert_count(model)?;
         self.check_numbers()?;
-        let asked = self.asked(before, sources)?;
-        let after = asked.next_multiple_of(self.divisible_by);
         let top_k = greatest_top_k(model);
+        let after = self.rounded_up(self.asked(before, sources)?, top_k, before)?;
+        model.moes().try_for_each(|(index, moe)| {
+            let wanted = moe.router.top_k;
+            if after >= wanted {
+                return Ok(());
+            }
+            usage(
+                format!(
+                    "each token of layer {index} goes to {wanted} experts, more than the {after} that would stay"
+                ),
+                format!("keep {top_k} experts or more, of {before}"),
+            )
+        })?;
+        model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
+        Ok(Size::uniform(model, before, after))
+    }
+
+    /// The number of experts `asked` for, rounded up to a multiple of --divisible-by. Refuses more
+    /// than the `before` that there are.
+    fn rounded_up(&self, asked: usize, top_k: usize, before: usize) -> Result<usize> {
+        let after = asked.next_multiple_of(self.divisible_by);
         if after > before && asked <= before {
             let each = self.divisible_by;
             let what = format!(
@@ -308,18 +327,7 @@ impl ReduceOptions {
             let remedy = format!("keep {top_k} to {before} experts: each token goes to {top_k}");
             return usage(what, remedy);
         }
-        model.moes().try_for_each(|(index, moe)| {
-            let wanted = moe.router.top_k;
-            if after >= wanted {
-                return Ok(());
-            }
-            usage(
-                format!("each token of layer {index} goes to {wanted} experts, more than the {after} that would stay"),
-                format!("keep {top_k} experts or more, of {before}"),
-            )
-        })?;
-        model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
-        Ok(Size::uniform(model, before, after))
+        Ok(after)
     }
 
     /// The number of experts that options ask for, of `before` in each layer.

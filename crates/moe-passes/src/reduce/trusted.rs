@@ -35,8 +35,8 @@ impl LayerTrust {
     }
 }
 
-/// The share of the sum of `values`, by expert, that is kept where each expert's share `carried` is;
-/// 1 where the sum is 0.
+/// The share of the sum of `values`, by expert, that is kept where each expert's share `carried`
+/// is; 1 where the sum is 0.
 fn share_kept(values: &[f64], carried: &[f64]) -> f64 {
     let all: f64 = values.iter().sum();
     let kept: f64 = values.iter().zip(carried).map(|(value, share)| value * share).sum();

@@ -56,28 +56,22 @@ impl UpcycleOptions {
     fn idle(&self) -> [(bool, &'static str, &'static str); 9] {
         let partition = self.init == Init::Partition;
         let is_surveyed = self.router.is_surveyed();
-        let averages = self.rest == Rest::Average;
-        let routes_by_activations = self.router == RouterInit::Activations;
-        let has_partition_by = self.partition_by != PartitionBy::Weights;
-        let parts_by_activations = self.partition_by == PartitionBy::Activations;
+        let averages_base = self.rest == Rest::Average && self.models.is_empty();
+        let has_drop = self.drop_fraction != 0.5;
         let has_fraction = self.noise_fraction != 1.0;
+        let by_activations = self.router == RouterInit::Activations;
+        let sets_by_others = self.partition_by != PartitionBy::Activations;
+        let has_partition_by = self.partition_by != PartitionBy::Weights;
+        let activations = "--router activations";
         [
-            (averages && self.models.is_empty(), "--rest average", "--expert-model"),
-            (
-                self.drop_fraction != 0.5 && self.init != Init::Drop,
-                "--drop-fraction",
-                "--init drop",
-            ),
+            (averages_base, "--rest average", "--expert-model"),
+            (has_drop && self.init != Init::Drop, "--drop-fraction", "--init drop"),
             (has_fraction && self.noise_std == 0.0, "--noise-fraction", "--noise-std above 0"),
             (self.router_std.is_some() && is_surveyed, "--router-std", DRAWN_ROUTERS),
-            (routes_by_activations && !partition, "--router activations", "--init partition"),
+            (by_activations && !partition, activations, "--init partition"),
             (self.shared_width.is_some() && !partition, "--shared-width", "--init partition"),
             (has_partition_by && !partition, "--partition-by", "--init partition"),
-            (
-                routes_by_activations && !parts_by_activations,
-                "--router activations",
-                "--partition-by activations",
-            ),
+            (by_activations && sets_by_others, activations, "--partition-by activations"),
             (self.router_entropy != 0.9 && !is_surveyed, "--router-entropy", SURVEYED_ROUTERS),
         ]
     }

@@ -111,12 +111,11 @@ struct Upcycling {
 
 impl Transform for Upcycling {
     fn apply(&self, sources: &Sources<'_>, _: Option<&LayerEdits>) -> Result<PlannedModel> {
-        let Self { options, target, normalize, chosen } = self;
-        let dense = sources.model;
+        let Self { options, target, normalize, .. } = self;
         let scales = Scales::new(options, target, *normalize);
         let effects = effects::effects(options, scales, *normalize, sources.others_differ);
         let mut warnings = warnings::warnings(options, *normalize, scales, sources);
-        let mut model = dense.clone();
+        let mut model = sources.model.clone();
         model.family = target;
         if options.rest == Rest::Average {
             average::average(&mut model, sources.others);
@@ -126,18 +125,9 @@ impl Transform for Upcycling {
             sources,
             scales,
             partitions: Partitions::new(options, target, sources.compute),
-            routers: Routers::new(options, dense, sources.compute),
+            routers: Routers::new(options, sources.model, sources.compute),
         };
-        let mut layers = Vec::with_capacity(dense.layers.len());
-        for (index, is_chosen) in chosen.iter().enumerate() {
-            if !is_chosen {
-                layers.push(LayerRecord::unchanged(index));
-                continue;
-            }
-            let (moe, record) = mixtures.layer(index)?;
-            model.layers[index].ffn = Ffn::Moe(Box::new(moe));
-            layers.push(record);
-        }
+        let layers = mixtures.replace(&mut model)?;
         warnings.extend(model.caveats().map(str::to_owned));
         if options.experts > 1 && idle_routers(&model, same_source)?.is_some() {
             warnings.push(ALIKE.to_owned());
@@ -156,6 +146,21 @@ struct Mixtures<'a> {
 }
 
 impl Mixtures<'_> {
+    /// Replaces the chosen layers of `model` by mixtures. Returns the records of all layers.
+    fn replace(&mut self, model: &mut Model) -> Result<Vec<LayerRecord>> {
+        let mut layers = Vec::with_capacity(model.layers.len());
+        for (index, is_chosen) in self.upcycling.chosen.iter().enumerate() {
+            if !is_chosen {
+                layers.push(LayerRecord::unchanged(index));
+                continue;
+            }
+            let (moe, record) = self.layer(index)?;
+            model.layers[index].ffn = Ffn::Moe(Box::new(moe));
+            layers.push(record);
+        }
+        Ok(layers)
+    }
+
     /// The mixture that layer `index` becomes, and its record.
     fn layer(&mut self, index: usize) -> Result<(Moe, LayerRecord)> {
         let Upcycling { options, target, normalize, .. } = self.upcycling;

@@ -53,7 +53,7 @@ impl Learner {
         let network = self.vars.each_ref().map(|var| var.as_tensor().clone());
         let loss = loss(&output(&samples.x, &network)?, samples, energy)?;
         let gradients = self.gradients(&loss)?;
-        let norm = gradients.iter().map(|g| square_norm(g)).sum::<CandleResult<f64>>()?.sqrt();
+        let norm = gradients.iter().map(square_norm).sum::<CandleResult<f64>>()?.sqrt();
         let loss = f64::from(loss.to_scalar::<f32>()?);
         if !loss.is_finite() || !norm.is_finite() {
             return Ok(None);

@@ -54,8 +54,8 @@ impl BlockSamples {
 }
 
 impl LayerTrainingData<'_> {
-    /// The tokens of `block` that belong to `part`, those that `stride` selects; None where there are
-    /// none.
+    /// The tokens of `block` that belong to `part`, those that `stride` selects; None where there
+    /// are none.
     fn samples(
         &self,
         block: usize,

@@ -61,8 +61,8 @@ impl Solver<'_> {
         rows.par_iter().enumerate().map(error).collect()
     }
 
-    /// |Δy|² and |y|² of `task`'s output y on each of the inputs `rows`. It is quantized to gate and
-    /// up, whose values are given, and to the codes of down.
+    /// The squares |Δy|² and |y|² of `task`'s output y on each of the inputs `rows`. It is quantized
+    /// to gate and up, whose values are given, and to the codes of down.
     fn squares(
         &self,
         task: &Task<'_>,

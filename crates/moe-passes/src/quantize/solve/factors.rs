@@ -11,19 +11,19 @@ use rayon::prelude::*;
 
 use super::super::failed::{failed, unsolved};
 use super::super::samples::Routed;
-use super::{Activations, FACTORS, Factored, Solver, Task, activations};
+use super::{Activations, FACTORS, Factored, SharedInputs, Solver, Task, activations};
 
 impl Solver<'_> {
     /// The factored Hessians of the inputs of gate and up.
     pub(super) fn inputs_factored(
         &self,
         tasks: &[Task<'_>],
-        layer: Option<&HessianSum>,
-        hidden: usize,
+        shared: &SharedInputs,
     ) -> Result<Vec<Factored>> {
+        let hidden = tasks[0].shape()[1];
         let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
         let hessians = self.hessians(&own, hidden, 0.0, |x, _, _| Ok(x))?;
-        self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
+        self.factored(tasks, hessians, "gate_proj", |hessian| match &shared.layer {
             Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
             None => Ok(()),
         })
