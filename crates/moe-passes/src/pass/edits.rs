@@ -36,9 +36,6 @@ pub struct NetworkSource {
     /// converted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The layer that it comes from. None for the one of the same index.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layer: Option<usize>,
     /// Which of the layer's networks it is.
     #[serde(flatten)]
     pub network: Network,
@@ -61,8 +58,6 @@ pub enum Network {
         /// Its index.
         expert: usize,
     },
-    /// The shared expert.
-    SharedExpert,
 }
 
 /// Some neurons of a network.
@@ -218,7 +213,7 @@ impl NetworkEdit {
     pub fn experts(&self) -> Vec<usize> {
         let expert = |source: &NetworkSource| match source.network {
             Network::Expert { expert } => Some(expert),
-            Network::Dense | Network::SharedExpert => None,
+            Network::Dense => None,
         };
         self.sources.iter().filter_map(expert).collect()
     }
@@ -227,7 +222,7 @@ impl NetworkEdit {
 impl NetworkSource {
     /// All of `network` of the same layer.
     pub fn of(network: Network) -> Self {
-        Self { model: None, layer: None, network, neurons: None, weight: None }
+        Self { model: None, network, neurons: None, weight: None }
     }
 
     /// All of an expert of the same layer.

@@ -96,7 +96,6 @@ impl NetworkSource {
             (Some(model), _) => format!("the network of {model}"),
             (None, Network::Dense) => "the dense network".to_owned(),
             (None, Network::Expert { expert }) => format!("expert {expert}"),
-            (None, Network::SharedExpert) => "the shared expert".to_owned(),
         }
     }
 }
@@ -107,7 +106,6 @@ impl fmt::Display for Network {
         match self {
             Self::Dense => f.write_str("the dense network"),
             Self::Expert { expert } => expert.fmt(f),
-            Self::SharedExpert => f.write_str("the shared expert"),
         }
     }
 }
