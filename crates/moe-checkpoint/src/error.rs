@@ -47,7 +47,8 @@ struct ErrorParts {
     file: Option<PathBuf>,
     tensor: Option<String>,
     remedy: Option<String>,
-    idle: Vec<String>,
+    options: Vec<String>,
+    is_idle: bool,
     unknown: Option<[String; 2]>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -61,7 +62,8 @@ impl Error {
             file: None,
             tensor: None,
             remedy: None,
-            idle: Vec::new(),
+            options: Vec::new(),
+            is_idle: false,
             unknown: None,
             source: None,
         }))
@@ -129,17 +131,29 @@ impl Error {
         self
     }
 
+    /// Names the `options`, such as "--seed", that the error is about, its subject first.
+    #[must_use]
+    pub fn options(mut self, options: &[&str]) -> Self {
+        self.0.options = options.iter().map(|option| (*option).to_owned()).collect();
+        self
+    }
+
+    /// The options that the error is about, its subject first; empty if unknown.
+    pub fn named_options(&self) -> &[String] {
+        &self.0.options
+    }
+
     /// Marks the error as being only about `options`, such as "--seed", that have no effect beside
     /// the others.
     #[must_use]
     pub fn idle(mut self, options: &[&str]) -> Self {
-        self.0.idle = options.iter().map(|option| (*option).to_owned()).collect();
-        self
+        self.0.is_idle = true;
+        self.options(options)
     }
 
     /// The options without which there would be no error; empty if unknown.
     pub fn idle_options(&self) -> &[String] {
-        &self.0.idle
+        if self.0.is_idle { &self.0.options } else { &[] }
     }
 
     /// Marks the error as being only that `command` has no `option`, such as "batch-size".

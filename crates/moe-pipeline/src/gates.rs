@@ -117,11 +117,9 @@ fn check_distance(gate: &str, limit: f64) -> Result<()> {
 }
 
 fn usage(gate: &str, limit: f64, remedy: impl Into<String>) -> Error {
-    Error::new(
-        Kind::Usage,
-        format!("--{gate} {limit} is not a limit that a measurement can meet or miss"),
-    )
-    .remedy(remedy)
+    let option = format!("--{gate}");
+    let what = format!("{option} {limit} is not a limit that a measurement can meet or miss");
+    Error::new(Kind::Usage, what).options(&[&option]).remedy(remedy)
 }
 
 /// A gate for one label.
@@ -247,7 +245,7 @@ impl Gates {
             Some(DomainGate { label, .. }) => {
                 let what = format!("a gate for the label {label:?}, which no --data has");
                 let remedy = format!("the labels are {}", labels.join(", "));
-                Err(Error::new(Kind::Usage, what).remedy(remedy))
+                Err(Error::new(Kind::Usage, what).options(&["--domain"]).remedy(remedy))
             }
             None => Ok(()),
         }
@@ -260,7 +258,9 @@ impl Gates {
             return Ok(());
         }
         let what = "--golden-tolerance is given, but no golden file to compare with";
-        Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"))
+        Err(Error::new(Kind::Usage, what)
+            .options(&["--golden-tolerance"])
+            .remedy("give golden = FILE, or leave it out"))
     }
 
     /// Refuses a golden file that can't be compared with a measurement on `labels`.

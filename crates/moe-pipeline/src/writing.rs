@@ -41,6 +41,7 @@ impl WritingOptions {
                 size.0
             );
             return Err(Error::new(Kind::Usage, what)
+                .options(&["--max-shard-size"])
                 .remedy(format!("write the unit, such as {}GB", size.0.clamp(1, 999))));
         }
         match self.probe_tokens > MAX_PROBE_TOKENS {
@@ -49,6 +50,7 @@ impl WritingOptions {
                 let what =
                     format!("--probe-tokens {} is more than {MAX_PROBE_TOKENS}", self.probe_tokens);
                 Err(Error::new(Kind::Usage, what)
+                    .options(&["--probe-tokens"])
                     .remedy("lower --probe-tokens; eval measures on as much text as you like"))
             }
         }
