@@ -108,7 +108,7 @@ fn arrows_between_crates_point_down_only() {
 }
 
 /// Circles of modules that are intended, each within one folder, with the reason.
-const CIRCLES: [(&str, &[&str], &str); 8] = [
+const CIRCLES: [(&str, &[&str], &str); 7] = [
     (
         "moe-checkpoint",
         &["staging", "staging::interrupted"],
@@ -127,11 +127,6 @@ const CIRCLES: [(&str, &[&str], &str); 8] = [
     ),
     ("moe-math", &["kernels"], "the check of all kernels lies where what they share does"),
     ("moe-math", &["quantize"], "a grid is fitted by the solver that rounds to it, strip by strip"),
-    (
-        "moe-pipeline",
-        &["recipe"],
-        "steps are read, checked, filled in and expanded as parts of their recipe",
-    ),
     ("moe-pipeline", &["selftest"], "each part checks in the words of the run that it is part of"),
 ];
 

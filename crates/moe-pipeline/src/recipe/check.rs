@@ -10,7 +10,8 @@ use moe_checkpoint::{Error, Kind, Locations, Result, Snapshot, is_stream};
 use moe_forward::DataSpec;
 use moe_passes::{Inputs, Pass};
 
-use super::{Recipe, Step, StepKind, usage};
+use super::mistake::usage;
+use super::parsed::{Recipe, Step, StepKind};
 use crate::train::TrainingDir;
 
 /// `steps` without those that would only repeat an earlier one, such as steps that several
@@ -66,38 +67,42 @@ fn common(a: &str, b: &str) -> String {
 /// Refuses steps that write over each other without being told to, and evaluations that share a row
 /// but not the text or the original.
 pub(super) fn steps(steps: &[Step]) -> Result<()> {
-    let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
+    check_written(steps)?;
+    check_rows(steps)
+}
+
+/// Refuses steps that write over each other without being told to.
+fn check_written(steps: &[Step]) -> Result<()> {
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
-    for (number, step) in numbered() {
+    for (number, step) in (1..).zip(steps) {
         let overwrite = step.output().is_some_and(|(_, overwrite)| overwrite);
         for output in step.writes().into_iter().filter(|output| !is_stream(output)) {
             if let Some(earlier) = written.insert(output, number).filter(|_| !overwrite) {
-                let what = format!(
-                    "step {number} ({}) writes to {}, as step {earlier} does",
-                    step.name(),
-                    output.display()
-                );
+                let (name, output) = (step.name(), output.display());
+                let what =
+                    format!("step {number} ({name}) writes to {output}, as step {earlier} does");
                 return Err(usage(what, "let a variable tell them apart, or say overwrite = true"));
             }
         }
     }
+    Ok(())
+}
+
+/// Refuses evaluations that share a row but not the text or the original.
+fn check_rows(steps: &[Step]) -> Result<()> {
+    let evaluations =
+        (1..).zip(steps).filter(|(_, step)| matches!(step.kind, StepKind::Eval { .. }));
     let mut rows: BTreeMap<String, (usize, &Step)> = BTreeMap::new();
-    for (number, step) in numbered().filter(|(_, step)| matches!(step.kind, StepKind::Eval { .. }))
-    {
+    for (number, step) in evaluations {
         let (earlier, first) = *rows.entry(step.row()).or_insert((number, step));
         if !first.measures_as(step) {
-            let of = format!(
-                "step {number} ({}) has the label of step {earlier}, {:?}",
-                step.name(),
-                step.row()
-            );
+            let (name, row) = (step.name(), step.row());
             let what = format!(
-                "{of}, but not its data, limits and original: runs of one label are averaged"
+                "step {number} ({name}) has the label of step {earlier}, {row:?}, but not its data, \
+                 limits and original: runs of one label are averaged"
             );
-            return Err(usage(
-                what,
-                "give it a label of its own, or the same text, limits and original",
-            ));
+            let remedy = "give it a label of its own, or the same text, limits and original";
+            return Err(usage(what, remedy));
         }
     }
     Ok(())
@@ -302,11 +307,7 @@ impl Step {
 
     /// All paths that it writes.
     pub fn writes(&self) -> Vec<&Path> {
-        let plans = match &self.kind {
-            StepKind::Convert { passes, .. } => passes.as_slice(),
-            _ => &[],
-        };
-        let plans = plans.iter().filter_map(|pass| pass.outputs().plan);
+        let plans = self.passes().iter().filter_map(|pass| pass.outputs().plan);
         self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
     }
 

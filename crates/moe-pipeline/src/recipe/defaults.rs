@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use moe_checkpoint::Result;
+use moe_checkpoint::{Error, Result};
 use moe_passes::PASSES;
 
+use super::commands::all_commands;
 use super::guess::guess;
-use super::steps::all_commands;
-use super::usage;
+use super::mistake::usage;
+use super::syntax::line_of;
 
 /// The tables of [defaults] in the recipe `text`, by command; keys outside of a command's table are
 /// refused.
@@ -17,22 +18,22 @@ pub(super) fn defaults(
 ) -> Result<BTreeMap<String, toml::Table>> {
     let mut tables = BTreeMap::new();
     for (key, value) in given {
-        let line = text[..value.span().start].lines().count();
+        let line = line_of(text, value.span().start);
         match value.into_inner() {
             toml::Value::Table(table) => _ = tables.insert(key, table),
-            value => {
-                let what = format!(
-                    "line {line}, [defaults]: {key} is a key, and [defaults] has a table for each command"
-                );
-                let of_command = || format!("put it below [defaults.{}], say", PASSES[0]);
-                return Err(usage(
-                    what,
-                    of_program(&key, &value.to_string()).unwrap_or_else(of_command),
-                ));
-            }
+            value => return Err(outside_of_tables(&key, &value, line)),
         }
     }
     Ok(tables)
+}
+
+/// The error for a `key` of [defaults] at `line` that is in no command's table.
+fn outside_of_tables(key: &str, value: &toml::Value, line: usize) -> Error {
+    let what = format!(
+        "line {line}, [defaults]: {key} is a key, and [defaults] has a table for each command"
+    );
+    let of_command = || format!("put it below [defaults.{}], say", PASSES[0]);
+    usage(what, of_program(key, &value.to_string()).unwrap_or_else(of_command))
 }
 
 /// Refuses defaults of commands that no step runs. This comes before steps are checked, since these

@@ -10,19 +10,6 @@ pub(super) fn guess<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
     best.map_or(String::new(), |(_, other)| format!("; did you mean {other}?"))
 }
 
-/// [`guess`] for serde's message about an unknown key: "unknown field `kee`, expected one of
-/// `keep`, `seed`".
-pub(super) fn guess_key(message: &str) -> String {
-    let Some((_, said)) = message.split_once("unknown field `") else { return String::new() };
-    let Some((key, expected)) = said.split_once('`') else { return String::new() };
-    guess(
-        key,
-        expected
-            .split([',', ' ', '`', '\n'])
-            .filter(|word| !["", "expected", "one", "of", "or"].contains(word)),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,16 +21,5 @@ mod tests {
         assert_eq!(guess("prunes", passes), "; did you mean prune?");
         assert_eq!(guess("verify", passes), "");
         assert_eq!(guess("x", []), "");
-    }
-
-    #[test]
-    fn keys_are_guessed_from_what_is_expected() {
-        let said = "unknown field `topk`, expected one of `experts`, `top-k`, `init` in `x`";
-        assert_eq!(guess_key(said), "; did you mean top-k?");
-        assert_eq!(
-            guess_key("unknown field `outpt`, expected `each` or `output`\n"),
-            "; did you mean output?"
-        );
-        assert_eq!(guess_key("missing field `experts`"), "");
     }
 }

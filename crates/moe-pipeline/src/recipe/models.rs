@@ -10,8 +10,9 @@ use moe_model::Model;
 use moe_passes::Pass;
 
 use super::check::lies_within;
-use super::spare::Origin;
-use super::{Recipe, Step, StepKind};
+use super::keys::Origin;
+use super::parsed::{Recipe, Step, StepKind};
+use super::spare::without;
 use crate::fingerprint::Fingerprint;
 use crate::observe::no_mixture;
 use crate::run::check_passes;
@@ -50,7 +51,7 @@ impl Recipe {
             while let Err(error) = self.check_model(index, &mut known) {
                 let step = &mut self.steps[index];
                 let within = format!("step {} ({})", index + 1, step.name());
-                let Some((fitting, origin)) = step.keys.without(&error)? else {
+                let Some((fitting, origin)) = without(&mut step.keys, &error)? else {
                     return Err(error.within(&within));
                 };
                 step.kind = fitting.kind;
@@ -71,13 +72,8 @@ impl Recipe {
         match &step.kind {
             StepKind::Convert { passes, .. } => {
                 self.check_statistics(index, known)?;
-                if !step.reads().into_iter().any(|path| lies_within(path, &known.made)) {
-                    let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-                    known.convert(&passes, &step.model)?;
-                } else if let Some((passes, source)) = self.lineage(index, &known.made) {
-                    known.convert(&passes, source)?;
-                }
-                Ok(())
+                let passes = passes.iter().map(Box::as_ref).collect();
+                self.check_conversion(index, passes, known)
             }
             StepKind::Observe { .. } => match self.facts(&step.model, index, known)? {
                 Some(facts) if !facts.has_experts => Err(no_mixture(&step.model)),
@@ -91,6 +87,26 @@ impl Recipe {
             }
             // Finding errors of the model is the task of these steps.
             StepKind::Eval { original: None, .. } | StepKind::Verify | StepKind::Inspect => Ok(()),
+        }
+    }
+
+    /// Refuses `passes` of step `index` that its model doesn't take, where that can be known.
+    fn check_conversion(
+        &self,
+        index: usize,
+        passes: Vec<&dyn Pass>,
+        known: &mut Known<'_>,
+    ) -> Result<()> {
+        let step = &self.steps[index];
+        let reads_made = step.reads().into_iter().any(|path| lies_within(path, &known.made));
+        let of_existing = if reads_made {
+            self.lineage(index, &known.made)
+        } else {
+            Some((passes, step.model.as_path()))
+        };
+        match of_existing {
+            Some((passes, source)) => known.convert(&passes, source).map(drop),
+            None => Ok(()),
         }
     }
 
@@ -111,15 +127,8 @@ impl Recipe {
     /// `index` converts.
     fn check_statistics(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
         let step = &self.steps[index];
-        let StepKind::Convert { passes, .. } = &step.kind else { return Ok(()) };
-        for statistics in passes.iter().filter_map(|pass| pass.inputs().statistics) {
-            let writes =
-                |earlier: &&Step| earlier.output().is_some_and(|(path, _)| path == statistics);
-            let Some(observed) =
-                self.steps[..index].iter().rev().find(writes).map(|maker| maker.model.as_path())
-            else {
-                continue;
-            };
+        for statistics in step.passes().iter().filter_map(|pass| pass.inputs().statistics) {
+            let Some(observed) = self.observed(statistics, index) else { continue };
             let is_made = |path: &Path| lies_within(path, &known.made);
             if observed == step.model || is_made(observed) || is_made(&step.model) {
                 continue;
@@ -134,6 +143,14 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+
+    /// The model that a step before step `index` observes for `statistics`; None where no step
+    /// makes them.
+    fn observed(&self, statistics: &Path, index: usize) -> Option<&Path> {
+        let mut earlier = self.steps[..index].iter().rev();
+        let writes = |step: &&Step| step.output().is_some_and(|(path, _)| path == statistics);
+        earlier.find(writes).map(|maker| maker.model.as_path())
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use moe_checkpoint::{Kind, Seal, shown};
 
-use super::Recipe;
+use super::parsed::Recipe;
 use crate::markdown::{MarkdownBlock, MarkdownText};
 use crate::portable::{portable, portable_text};
 use crate::report::Escaped;
@@ -39,6 +39,31 @@ impl Outcome {
     pub fn failed(kind: Option<Kind>, message: String) -> Self {
         Self::Failed { gate: kind == Some(Kind::Gate), message: portable_text(&message) }
     }
+
+    /// Its cell in a table.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Reused => "there already",
+            Self::Failed { gate: true, .. } => "**gate not met**",
+            Self::Failed { .. } => "**failed**",
+            Self::NotRun => "not run",
+        }
+    }
+
+    /// Ends the element `case` of JUnit, which lacks the end of its start tag.
+    fn close_case(&self, case: &str) -> String {
+        match self {
+            Self::Done | Self::Reused => format!("{case}/>\n"),
+            Self::NotRun => format!("{case}><skipped message=\"not run\"/></testcase>\n"),
+            Self::Failed { gate, message } => {
+                let tag = if *gate { "failure" } else { "error" };
+                let first = Escaped(message.lines().next().unwrap_or_default());
+                let all = Escaped(message);
+                format!("{case}><{tag} message=\"{first}\">{all}</{tag}></testcase>\n")
+            }
+        }
+    }
 }
 
 /// A step, whether it was run or not.
@@ -68,40 +93,36 @@ impl Recipe {
 /// JUnit XML with a test case for each step. A gate that isn't met is a failure; anything else that
 /// goes wrong is an error.
 pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
+    // Names become attributes, which are one line.
+    let name = shown(recipe, "");
+    let name = Escaped(&name);
+    let counts = counts(steps);
+    let mut text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {counts}>\n<testsuite name=\"{name}\" {counts}>\n"
+    );
+    for step in steps {
+        let seconds = step.seconds;
+        let case = format!(
+            "<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"",
+            Escaped(&shown(&step.name, ""))
+        );
+        text += &step.outcome.close_case(&case);
+    }
+    Seal::XML.close(&(text + "</testsuite>\n</testsuites>\n"))
+}
+
+/// The attributes of a suite that count its cases.
+fn counts(steps: &[StepOutcome]) -> String {
     let count =
         |wanted: fn(&Outcome) -> bool| steps.iter().filter(|step| wanted(&step.outcome)).count();
     let failures = count(|outcome| matches!(outcome, Outcome::Failed { gate: true, .. }));
     let errors = count(|outcome| matches!(outcome, Outcome::Failed { gate: false, .. }));
     let skipped = count(|outcome| *outcome == Outcome::NotRun);
-    // Names become attributes, which are one line.
-    let name = shown(recipe, "");
-    let (name, seconds) = (Escaped(&name), steps.iter().map(|step| step.seconds).sum::<f64>());
-    let counts = format!(
+    let seconds = steps.iter().map(|step| step.seconds).sum::<f64>();
+    format!(
         "tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"{skipped}\" time=\"{seconds:.3}\"",
         steps.len()
-    );
-    let mut text = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {counts}>\n<testsuite name=\"{name}\" {counts}>\n"
-    );
-    for StepOutcome { name: step, seconds, outcome } in steps {
-        let case = format!(
-            "<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"",
-            Escaped(&shown(step, ""))
-        );
-        text += &match outcome {
-            Outcome::Done | Outcome::Reused => format!("{case}/>\n"),
-            Outcome::NotRun => format!("{case}><skipped message=\"not run\"/></testcase>\n"),
-            Outcome::Failed { gate, message } => {
-                let (tag, first) = (
-                    if *gate { "failure" } else { "error" },
-                    message.lines().next().unwrap_or_default(),
-                );
-                let (first, all) = (Escaped(first), Escaped(message));
-                format!("{case}><{tag} message=\"{first}\">{all}</{tag}></testcase>\n")
-            }
-        };
-    }
-    Seal::XML.close(&(text + "</testsuite>\n</testsuites>\n"))
+    )
 }
 
 /// The header of the table of steps, by which a summary is recognized.
@@ -111,13 +132,7 @@ pub(super) const STEPS_HEADER: &str = "| step | time | |";
 pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> String {
     let mut text = format!("## {}\n\n{STEPS_HEADER}\n|---|---:|---|\n", MarkdownText(recipe));
     for StepOutcome { name, seconds, outcome } in steps {
-        let word = match outcome {
-            Outcome::Done => "done",
-            Outcome::Reused => "there already",
-            Outcome::Failed { gate: true, .. } => "**gate not met**",
-            Outcome::Failed { .. } => "**failed**",
-            Outcome::NotRun => "not run",
-        };
+        let word = outcome.word();
         // Writing to a String can't fail.
         let _ = writeln!(text, "| {} | {seconds:.1} s | {word} |", MarkdownText(name));
     }
@@ -128,20 +143,21 @@ pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> St
     }
     if !averages.is_empty() {
         let _ = write!(text, "\n| evaluated | loss | KL | top-1 |\n|---|---:|---:|---:|\n");
-        for Average { label, figures, .. } in averages {
-            let or_dash =
-                |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
-            let kl = or_dash(figures.kl.map(|kl| kl.mean));
-            let top1 = or_dash(figures.top1_agreement.map(|agreement| agreement.mean));
-            let _ = writeln!(
-                text,
-                "| {} | {:.4} | {kl} | {top1} |",
-                MarkdownText(label),
-                figures.loss.mean
-            );
-        }
+        averages.iter().for_each(|average| text += &row(average));
     }
     text
+}
+
+/// The row of an evaluation.
+fn row(Average { label, figures, .. }: &Average) -> String {
+    let kl = or_dash(figures.kl.map(|kl| kl.mean));
+    let top1 = or_dash(figures.top1_agreement.map(|agreement| agreement.mean));
+    let loss = figures.loss.mean;
+    format!("| {} | {loss:.4} | {kl} | {top1} |\n", MarkdownText(label))
+}
+
+fn or_dash(figure: Option<f64>) -> String {
+    figure.map_or("–".to_owned(), |figure| format!("{figure:.4}"))
 }
 
 #[cfg(test)]

@@ -1,21 +1,22 @@
 //! The JSON Schema of recipes, for editors. It is generated from the options of commands on the
 //! command line.
 
-use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use clap::builder::PossibleValue;
-use clap::{Arg, ArgAction, Args, Command};
+use clap::{Arg, Args, Command};
 use moe_passes::{PASSES, PassInfo};
 use serde_json::{Map, Value, json};
 
-use super::expand::OF_STEPS;
-use super::steps::CONVERT;
+use super::commands::{CONVERT, GATES, OF_STEPS};
+use super::values::{ValueKind, takes_list, words};
 use crate::evaluation::EvalOptions;
 use crate::gates::Gates;
 use crate::observe::ObserveOptions;
 use crate::writing::WritingOptions;
+
+/// Keys with the schemas of their values.
+type Keys = Map<String, Value>;
 
 /// The schema (draft 2020-12).
 ///
@@ -23,47 +24,7 @@ use crate::writing::WritingOptions;
 /// text with `${variables}` instead.
 pub fn recipe_schema() -> Value {
     let commands = commands();
-    let reference = |name: &str| json!({ "$ref": format!("#/$defs/{name}") });
-    let as_in_steps = |(name, keys): &(&'static str, Map<String, Value>)| {
-        let key = |key: &String| (key.clone(), reference(&format!("{name}/properties/{key}")));
-        ((*name).to_owned(), closed(keys.keys().map(key).collect(), &[]))
-    };
-    let defaults: Map<String, Value> = commands.iter().map(as_in_steps).collect();
-    let steps: Vec<Value> = std::iter::once("block")
-        .chain(commands.iter().map(|(name, _)| *name))
-        .map(reference)
-        .collect();
-    let mut definitions = Map::new();
-    let of_variable = json!({ "type": "string", "pattern": r"\$\{", "description": "What a variable is put into." });
-    definitions.insert("variable".to_owned(), of_variable);
-    for (name, keys) in &commands {
-        let mut keys = keys.clone();
-        keys.insert("run".to_owned(), json!({ "const": name, "description": "The command." }));
-        definitions.insert((*name).to_owned(), closed(keys, &["run"]));
-    }
-    let passes: Vec<Value> = commands
-        .iter()
-        .filter(|(name, _)| PassInfo::named(name).is_some())
-        .map(|(name, keys)| {
-            let keys = keys.keys().filter(|key| !OF_STEPS.contains(&key.as_str()));
-            let key = |key: &String| (key.clone(), reference(&format!("{name}/properties/{key}")));
-            let mut keys: Map<String, Value> = keys.map(key).collect();
-            keys.insert("run".to_owned(), json!({ "const": name, "description": "The pass." }));
-            closed(keys, &["run"])
-        })
-        .collect();
-    definitions.insert("pass".to_owned(), json!({ "oneOf": passes }));
-    let choices = json!({
-        "type": "object",
-        "description": "The steps run for every combination of these choices: lists of values, or of tables of variables.",
-        "additionalProperties": { "anyOf": [{ "type": "array", "minItems": 1 }, variable()] },
-    });
-    let all = json!({ "type": "array", "minItems": 1, "items": { "oneOf": steps } });
-    let block = json!({ "each": choices, "step": all });
-    definitions.insert(
-        "block".to_owned(),
-        closed(block.as_object().cloned().unwrap_or_default(), &["step"]),
-    );
+    let all = steps(&commands);
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A recipe of moe-convert",
@@ -71,18 +32,84 @@ pub fn recipe_schema() -> Value {
         "properties": {
             "name": { "type": "string", "description": "The recipe's name; the file's otherwise." },
             "vars": { "type": "object", "description": "Variables: ${name} stands for them, and --set replaces them." },
-            "defaults": {
-                "type": "object",
-                "description": "By command, keys that its steps have unless they say otherwise.",
-                "properties": defaults,
-                "additionalProperties": false,
-            },
+            "defaults": defaults(&commands),
             "step": all,
         },
         "required": ["step"],
         "additionalProperties": false,
-        "$defs": definitions,
+        "$defs": definitions(&commands, &all),
     })
+}
+
+/// A list of steps: blocks, and commands.
+fn steps(commands: &[(&'static str, Keys)]) -> Value {
+    let names = commands.iter().map(|(name, _)| *name);
+    let steps: Vec<Value> = std::iter::once("block").chain(names).map(reference).collect();
+    json!({ "type": "array", "minItems": 1, "items": { "oneOf": steps } })
+}
+
+/// The tables of keys that steps have unless they say otherwise.
+fn defaults(commands: &[(&'static str, Keys)]) -> Value {
+    let by_command: Keys = commands
+        .iter()
+        .map(|(name, keys)| ((*name).to_owned(), closed(references(name, keys.keys()), &[])))
+        .collect();
+    json!({
+        "type": "object",
+        "description": "By command, keys that its steps have unless they say otherwise.",
+        "properties": by_command,
+        "additionalProperties": false,
+    })
+}
+
+/// What other parts of the schema refer to. `all` is a list of steps.
+fn definitions(commands: &[(&'static str, Keys)], all: &Value) -> Keys {
+    let mut definitions = Map::new();
+    let of_variable = json!({ "type": "string", "pattern": r"\$\{", "description": "What a variable is put into." });
+    definitions.insert("variable".to_owned(), of_variable);
+    for (name, keys) in commands {
+        definitions.insert((*name).to_owned(), running(name, "The command.", keys.clone()));
+    }
+    definitions.insert("pass".to_owned(), pass(commands));
+    definitions.insert("block".to_owned(), block(all));
+    definitions
+}
+
+/// A pass of a step that runs several.
+fn pass(commands: &[(&'static str, Keys)]) -> Value {
+    let passes = commands.iter().filter(|(name, _)| PassInfo::named(name).is_some());
+    let passes = passes.map(|(name, keys)| {
+        let keys = keys.keys().filter(|key| !OF_STEPS.contains(&key.as_str()));
+        running(name, "The pass.", references(name, keys))
+    });
+    json!({ "oneOf": passes.collect::<Vec<Value>>() })
+}
+
+/// Steps that run for every combination of choices.
+fn block(steps: &Value) -> Value {
+    let choices = json!({
+        "type": "object",
+        "description": "The steps run for every combination of these choices: lists of values, or of tables of variables.",
+        "additionalProperties": { "anyOf": [{ "type": "array", "minItems": 1 }, variable()] },
+    });
+    let keys = [("each".to_owned(), choices), ("step".to_owned(), steps.clone())];
+    closed(keys.into_iter().collect(), &["step"])
+}
+
+/// A table that runs `name` with these keys.
+fn running(name: &str, what: &str, mut keys: Keys) -> Value {
+    keys.insert("run".to_owned(), json!({ "const": name, "description": what }));
+    closed(keys, &["run"])
+}
+
+/// A reference to the definition `name`.
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/$defs/{name}") })
+}
+
+/// References to `keys` in the definition of `command`.
+fn references<'k>(command: &str, keys: impl Iterator<Item = &'k String>) -> Keys {
+    keys.map(|key| (key.clone(), reference(&format!("{command}/properties/{key}")))).collect()
 }
 
 /// The command line of `command`; None if a step can't run it.
@@ -108,7 +135,7 @@ fn command_of_pass(info: &PassInfo) -> Command {
 pub(super) fn keys_of_step(command: &str) -> Option<&'static [String]> {
     // Cached, since thousands of steps ask.
     static KEYS: LazyLock<BTreeMap<&'static str, Vec<String>>> = LazyLock::new(|| {
-        let with_run = |keys: Map<String, Value>| {
+        let with_run = |keys: Keys| {
             ["run".to_owned()].into_iter().chain(keys.into_iter().map(|(key, _)| key)).collect()
         };
         commands().into_iter().map(|(name, keys)| (name, with_run(keys))).collect()
@@ -122,58 +149,70 @@ pub(super) fn keys_of_pass(name: &str) -> Vec<String> {
     keys.filter(|key| !OF_STEPS.contains(&key.as_str())).cloned().collect()
 }
 
+/// The keys of the table of gates.
+pub(super) fn keys_of_gates() -> Vec<String> {
+    group::<Gates>().into_iter().map(|(key, _)| key).collect()
+}
+
 /// Every command with its keys.
-fn commands() -> Vec<(&'static str, Map<String, Value>)> {
-    fn writing(mut keys: Map<String, Value>, what: &str) -> Map<String, Value> {
-        keys.insert("output".to_owned(), text(what));
-        let overwrite = json!({ "type": "boolean", "description": "Replace an earlier result.", "default": false });
-        keys.insert("overwrite".to_owned(), or_variable(overwrite));
-        reading(keys)
-    }
-    fn reading(mut keys: Map<String, Value>) -> Map<String, Value> {
-        keys.insert("model".to_owned(), text("The checkpoint that is read."));
-        keys.insert(
-            "label".to_owned(),
-            text("What the row of this step in the summary is called."),
-        );
-        keys
-    }
-    fn converting(options: Map<String, Value>) -> Map<String, Value> {
-        let mut keys = writing(options, "Where the result goes.");
-        keys.extend(group::<WritingOptions>());
-        keys
-    }
-    let convert = || {
-        let mut keys = converting(Map::new());
-        let passes = "The passes, each of which converts what the one before makes; no checkpoint is written between them.";
-        let pass = json!({ "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/pass" }, "description": passes });
-        keys.insert("pass".to_owned(), pass);
-        keys
-    };
-    let eval = || {
-        // On the command line, gates are mixed with other options.
-        let gates = group::<Gates>();
-        let mut keys = group::<EvalOptions>();
-        keys.retain(|key, _| !gates.contains_key(key));
-        keys.insert("gates".to_owned(), closed(gates, &[]));
-        keys.insert("original".to_owned(), text("The checkpoint to compare with."));
-        reading(keys)
-    };
+fn commands() -> Vec<(&'static str, Keys)> {
     let passes = PASSES
         .into_iter()
         .map(|info| (info.name, converting(options(&info.options.add_to(Command::new(""))))));
     let others = [
         ("observe", writing(group::<ObserveOptions>(), "Where the statistics go.")),
-        (CONVERT, convert()),
-        ("eval", eval()),
+        (CONVERT, several_passes()),
+        ("eval", evaluating()),
         ("verify", reading(Map::new())),
         ("inspect", reading(Map::new())),
     ];
     passes.chain(others).collect()
 }
 
+/// The keys of a command that reads a checkpoint, with `keys` of its own.
+fn reading(mut keys: Keys) -> Keys {
+    keys.insert("model".to_owned(), text("The checkpoint that is read."));
+    keys.insert("label".to_owned(), text("What the row of this step in the summary is called."));
+    keys
+}
+
+/// The keys of a command that also writes `what`.
+fn writing(mut keys: Keys, what: &str) -> Keys {
+    keys.insert("output".to_owned(), text(what));
+    let overwrite =
+        json!({ "type": "boolean", "description": "Replace an earlier result.", "default": false });
+    keys.insert("overwrite".to_owned(), or_variable(overwrite));
+    reading(keys)
+}
+
+/// The keys of a command that writes a checkpoint.
+fn converting(options: Keys) -> Keys {
+    let mut keys = writing(options, "Where the result goes.");
+    keys.extend(group::<WritingOptions>());
+    keys
+}
+
+/// The keys of a step that runs several passes.
+fn several_passes() -> Keys {
+    let mut keys = converting(Map::new());
+    let passes = "The passes, each of which converts what the one before makes; no checkpoint is written between them.";
+    let pass = json!({ "type": "array", "minItems": 1, "items": reference("pass"), "description": passes });
+    keys.insert("pass".to_owned(), pass);
+    keys
+}
+
+/// The keys of `eval`. On the command line, its gates are mixed with other options.
+fn evaluating() -> Keys {
+    let gates = group::<Gates>();
+    let mut keys = group::<EvalOptions>();
+    keys.retain(|key, _| !gates.contains_key(key));
+    keys.insert(GATES.to_owned(), closed(gates, &[]));
+    keys.insert("original".to_owned(), text("The checkpoint to compare with."));
+    reading(keys)
+}
+
 /// An object with these keys and no others.
-fn closed(keys: Map<String, Value>, required: &[&str]) -> Value {
+fn closed(keys: Keys, required: &[&str]) -> Value {
     json!({ "type": "object", "properties": keys, "required": required, "additionalProperties": false })
 }
 
@@ -190,7 +229,7 @@ fn or_variable(mut schema: Value) -> Value {
     if schema["type"] == "string" {
         return schema;
     }
-    let described: Map<String, Value> = ["description", "default"]
+    let described: Keys = ["description", "default"]
         .into_iter()
         .filter_map(|key| Some((key.to_owned(), schema.as_object_mut()?.remove(key)?)))
         .collect();
@@ -200,47 +239,28 @@ fn or_variable(mut schema: Value) -> Value {
 }
 
 /// The options of `T` by their names.
-fn group<T: Args>() -> Map<String, Value> {
+fn group<T: Args>() -> Keys {
     options(&T::augment_args(Command::new("")))
 }
 
 /// The options of `command` by their names.
-fn options(command: &Command) -> Map<String, Value> {
+fn options(command: &Command) -> Keys {
     let named =
         command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), option(arg))));
     named.collect()
 }
 
 fn option(arg: &Arg) -> Value {
-    let is = |of: TypeId| arg.get_value_parser().type_id() == of;
-    let integers = [
-        TypeId::of::<usize>(),
-        TypeId::of::<u64>(),
-        TypeId::of::<u32>(),
-        TypeId::of::<u8>(),
-        TypeId::of::<i64>(),
-        TypeId::of::<i32>(),
-    ];
-    let values: Vec<String> = arg
-        .get_possible_values()
-        .iter()
-        .filter(|v| !v.is_hide_set())
-        .map(PossibleValue::get_name)
-        .map(str::to_owned)
-        .collect();
-    let one = match arg.get_action() {
-        ArgAction::SetTrue => json!({ "type": "boolean" }),
-        _ if is(TypeId::of::<bool>()) => json!({ "type": "boolean" }),
-        _ if !values.is_empty() => json!({ "enum": values }),
-        _ if integers.into_iter().any(is) => json!({ "type": "integer" }),
-        _ if is(TypeId::of::<f64>()) || is(TypeId::of::<f32>()) => json!({ "type": "number" }),
-        _ => json!({ "type": "string" }),
+    let one = match ValueKind::of(arg) {
+        ValueKind::Switch => json!({ "type": "boolean" }),
+        ValueKind::Word => json!({ "enum": words(arg) }),
+        ValueKind::Whole => json!({ "type": "integer" }),
+        ValueKind::Number => json!({ "type": "number" }),
+        ValueKind::Size | ValueKind::Path | ValueKind::Text => json!({ "type": "string" }),
     };
-    let many = matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();
-    let mut schema =
-        if many { json!({ "type": "array", "items": or_variable(one.clone()) }) } else { one };
-    let defaults = arg.get_default_values();
-    if let ([default], false) = (defaults, many) {
+    let many = takes_list(arg);
+    let mut schema = if many { json!({ "type": "array", "items": or_variable(one) }) } else { one };
+    if let ([default], false) = (arg.get_default_values(), many) {
         let default = default.to_string_lossy();
         schema["default"] = serde_json::from_str(&default).unwrap_or_else(|_| default.into());
     }

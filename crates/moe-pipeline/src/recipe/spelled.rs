@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use clap::Command;
+use clap::{Arg, Command};
 use moe_checkpoint::{Result, shown, shown_path};
 use toml::{Table, Value};
 
-use super::{schema, usage};
+use super::mistake::{Mistake, usage};
+use super::schema;
 use crate::spelling::{self, Spelled};
 
 /// A key that is written by its earlier name.
@@ -54,15 +55,15 @@ impl EarlierKey {
 /// tables such as gates. Returns the keys that had earlier names.
 ///
 /// # Errors
-/// An error where two keys are the same option.
-pub(super) fn keys(table: &mut Table, command: &str) -> Result<Vec<EarlierKey>> {
+/// A mistake where two keys are the same option.
+pub(super) fn keys(table: &mut Table, command: &str) -> Result<Vec<EarlierKey>, Mistake> {
     match schema::command_of(command) {
         Some(command) => keys_of(table, command),
         None => Ok(Vec::new()),
     }
 }
 
-fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>> {
+fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>, Mistake> {
     let mut earlier = Vec::new();
     let mut spelled = Table::new();
     let mut written = BTreeMap::new();
@@ -73,8 +74,7 @@ fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>> {
         let of_key = spelling::option(&key, command);
         let now = of_key.as_ref().map_or(&key, |spelled| &spelled.option).clone();
         if let Some(other) = written.insert(now.clone(), key.clone()) {
-            let what = format!("`{other}` and `{key}` are one key, and both are given");
-            return Err(usage(what, format!("give `{now}` alone, once")));
+            return Err(twice([other, key], &now));
         }
         if let Some(of_key) = of_key {
             value = value_of(&of_key, value);
@@ -86,6 +86,14 @@ fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>> {
     }
     *table = spelled;
     Ok(earlier)
+}
+
+/// The mistake that `keys` are two names of the key `now`.
+fn twice(keys: [String; 2], now: &str) -> Mistake {
+    let [one, other] = &keys;
+    let what = format!("`{one}` and `{other}` are one key, and both are given");
+    let error = usage(what, format!("give `{now}` alone, once"));
+    Mistake::about(keys, error)
 }
 
 /// `value`, which was written behind another name, in the form that the key takes.
@@ -111,18 +119,22 @@ fn values_of(table: &mut Table, command: &Command) {
             values_of(inner, command);
         }
         let arg = command.get_arguments().find(|arg| arg.get_long() == Some(key.as_str()));
-        let Some(arg) = arg else { continue };
-        let values: Vec<&mut Value> = match value {
-            Value::Array(values) => values.iter_mut().collect(),
-            value => vec![value],
-        };
-        for value in values {
-            let spelled = value.as_str().and_then(|text| spelling::value(text, arg));
-            let Some(spelled) = spelled else { continue };
-            // A percentage is a text, and the key takes a number.
-            let is_word = !arg.get_possible_values().is_empty();
-            let number = spelled.parse().ok().filter(|_| !is_word).map(Value::Float);
-            *value = number.unwrap_or(Value::String(spelled));
+        match (arg, value) {
+            (Some(arg), Value::Array(values)) => {
+                values.iter_mut().for_each(|value| respell(value, arg));
+            }
+            (Some(arg), value) => respell(value, arg),
+            (None, _) => {}
         }
     }
+}
+
+/// Rewrites `value` in the spelling that `arg` takes.
+fn respell(value: &mut Value, arg: &Arg) {
+    let spelled = value.as_str().and_then(|text| spelling::value(text, arg));
+    let Some(spelled) = spelled else { return };
+    // A percentage is a text, and the key takes a number.
+    let is_word = !arg.get_possible_values().is_empty();
+    let number = spelled.parse().ok().filter(|_| !is_word).map(Value::Float);
+    *value = number.unwrap_or(Value::String(spelled));
 }

@@ -4,18 +4,173 @@ use std::path::PathBuf;
 
 use moe_checkpoint::{Error, Result};
 use moe_passes::{PASSES, Pass, PassInfo};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use toml::{Table, Value};
 
+use super::commands::{CONVERT, GATES, all_commands, pass_names};
 use super::defaults::of_program;
 use super::guess::guess;
-use super::spare::StepKeys;
-use super::wording::{of_serde, plain, with_keys};
-use super::{Step, StepKind, schema, spelled, usage};
+use super::keys::StepKeys;
+use super::mistake::{Mistake, usage};
+use super::parsed::{Step, StepKind};
+use super::take::{take_path, take_switch, take_tables, take_text};
+use super::{misread, schema, spelled, values, wording};
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
 use crate::run::check_together;
 use crate::writing::WritingOptions;
+
+/// The step that `table` describes.
+pub(super) fn parse_step(mut table: Table) -> Result<Step, Mistake> {
+    let command = take_text(&mut table, "run")?.ok_or_else(no_command)?;
+    if let Some(known) = schema::keys_of_step(&command) {
+        check_keys(&table, &command, known)?;
+    }
+    spelled::values(&mut table, &command);
+    let model =
+        take_path(&mut table, "model")?.ok_or_else(|| missing("model", "\"CHECKPOINT\""))?;
+    let label = take_text(&mut table, "label")?;
+    Ok(Step {
+        kind: parse_kind(&command, table)?,
+        command,
+        model,
+        label,
+        chosen: String::new(),
+        keys: StepKeys::default(),
+    })
+}
+
+fn parse_kind(command: &str, table: Table) -> Result<StepKind, Mistake> {
+    match command {
+        CONVERT => several_passes(table),
+        "observe" => observe(table),
+        "eval" => eval(table),
+        // Keys that all commands have are taken from the table, and it had no others.
+        "verify" => Ok(StepKind::Verify),
+        "inspect" => Ok(StepKind::Inspect),
+        pass if PassInfo::named(pass).is_some() => one_pass(pass, table),
+        other => Err(unknown_command(other).into()),
+    }
+}
+
+fn several_passes(mut table: Table) -> Result<StepKind, Mistake> {
+    let (output, overwrite) = take_output(&mut table)?;
+    let writing = take_writing(&mut table)?;
+    let passes = parse_passes(take_tables(&mut table, "pass")?.unwrap_or_default())?;
+    Ok(StepKind::Convert { passes, output, overwrite, writing })
+}
+
+fn one_pass(name: &str, mut table: Table) -> Result<StepKind, Mistake> {
+    let (output, overwrite) = take_output(&mut table)?;
+    let writing = take_writing(&mut table)?;
+    Ok(StepKind::Convert { passes: vec![parse_pass(name, table)?], output, overwrite, writing })
+}
+
+fn observe(mut table: Table) -> Result<StepKind, Mistake> {
+    let (output, overwrite) = take_output(&mut table)?;
+    let options: ObserveOptions = read(table, "observe")?;
+    options.check().map_err(wording::mistake)?;
+    Ok(StepKind::Observe { output, overwrite, options })
+}
+
+fn eval(mut table: Table) -> Result<StepKind, Mistake> {
+    let original = take_path(&mut table, "original")?;
+    check_gates(&table)?;
+    let options: EvalOptions = read(table, "eval")?;
+    options.check(original.is_some()).map_err(wording::mistake)?;
+    Ok(StepKind::Eval { original, options })
+}
+
+/// Refuses gates that aren't a table of gates.
+fn check_gates(table: &Table) -> Result<(), Mistake> {
+    let Some(gates) = table.get(GATES) else { return Ok(()) };
+    let Some(gates) = gates.as_table() else {
+        return Err(Mistake::of_value(GATES, values::of_type(GATES, gates, "a table")));
+    };
+    let known = schema::keys_of_gates();
+    match gates.keys().find(|key| !known.contains(key)) {
+        Some(key) => {
+            let error = unknown_key(key, &format!(" in `{GATES}`"), &known);
+            Err(Mistake::about([format!("{GATES}.{key}")], error))
+        }
+        None => Ok(()),
+    }
+}
+
+fn parse_pass(name: &str, table: Table) -> Result<Box<dyn Pass>, Mistake> {
+    let Some(info) = PassInfo::named(name) else { return Err(unknown_pass(name).into()) };
+    let pass = info.options.from_table(table.clone());
+    let pass = pass.map_err(|error| misread::mistake(&table, name, &error))?;
+    // Errors that can be found now must not appear after earlier steps have run for hours.
+    pass.check_options().map_err(wording::mistake)?;
+    Ok(pass)
+}
+
+/// Refuses keys of `table` that aren't `known` to `command`.
+fn check_keys(table: &Table, command: &str, known: &[String]) -> Result<(), Mistake> {
+    let Some((key, value)) = table.iter().find(|(key, _)| !known.contains(key)) else {
+        return Ok(());
+    };
+    let error = match of_program(key, &value.to_string()) {
+        Some(remedy) => usage(format!("`{key}` is not a key of a step"), remedy),
+        None => unknown_key(key, "", known).unknown_option(command, key),
+    };
+    Err(Mistake::about([key], error))
+}
+
+/// The passes of a step that runs several.
+fn parse_passes(tables: Vec<Table>) -> Result<Vec<Box<dyn Pass>>, Mistake> {
+    if tables.is_empty() {
+        let what =
+            "the key \"pass\" is missing: the passes that it runs, each a table [[step.pass]]";
+        return Err(usage(what, "add a [[step.pass]] with run = \"PASS\" for each").into());
+    }
+    let mut passes = Vec::new();
+    for (index, table) in tables.into_iter().enumerate() {
+        passes.push(parse_pass_of_step(table).map_err(|mistake| mistake.in_pass(index + 1))?);
+    }
+    let borrowed: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+    check_together(&borrowed)?;
+    Ok(passes)
+}
+
+fn parse_pass_of_step(mut table: Table) -> Result<Box<dyn Pass>, Mistake> {
+    let name = take_text(&mut table, "run")?.ok_or_else(|| {
+        let remedy = format!("add run = \"{}\" or another of {}", PASSES[0], all_passes());
+        usage("the key \"run\" that names the pass is missing", remedy)
+    })?;
+    if PassInfo::named(&name).is_some() {
+        check_keys(&table, &name, &schema::keys_of_pass(&name))?;
+    }
+    spelled::values(&mut table, &name);
+    parse_pass(&name, table)
+}
+
+/// Takes the output of a step, and whether it replaces an earlier one.
+fn take_output(table: &mut Table) -> Result<(PathBuf, bool), Mistake> {
+    let output = take_path(table, "output")?.ok_or_else(|| missing("output", "\"PATH\""))?;
+    Ok((output, take_switch(table, "overwrite")?))
+}
+
+/// Takes the options of writing the step's result.
+fn take_writing(table: &mut Table) -> Result<WritingOptions, Mistake> {
+    let mut given = Table::new();
+    for key in WRITING {
+        given.extend(table.remove(key).map(|value| (key.to_owned(), value)));
+    }
+    let writing: WritingOptions = read(given, CONVERT)?;
+    writing.check().map_err(wording::mistake)?;
+    Ok(writing)
+}
+
+/// The keys of [`WritingOptions`].
+const WRITING: [&str; 2] = ["max-shard-size", "probe-tokens"];
+
+/// Reads options of `command` from `table`.
+fn read<T: DeserializeOwned>(table: Table, command: &str) -> Result<T, Mistake> {
+    let options = Value::Table(table.clone()).try_into();
+    options.map_err(|error| misread::mistake(&table, command, &error))
+}
 
 fn missing(key: &str, example: &str) -> Error {
     usage(
@@ -24,204 +179,36 @@ fn missing(key: &str, example: &str) -> Error {
     )
 }
 
-pub(super) fn parse_step(mut table: toml::Table) -> Result<Step> {
-    let command: Option<String> = take(&mut table, "run")?;
-    let command = command.ok_or_else(|| {
-        let what = "every step has a key \"run\" that names its command";
-        usage(
-            what,
-            format!(
-                "add run = \"{}\" or another command: {}",
-                PASSES[0],
-                all_commands().join(", ")
-            ),
-        )
-    })?;
-    if let Some(known) = schema::keys_of_step(&command) {
-        check_keys(&table, &command, known)?;
-    }
-    spelled::values(&mut table, &command);
-    let model: Option<PathBuf> = take(&mut table, "model")?;
-    let model = model.ok_or_else(|| missing("model", "\"CHECKPOINT\""))?;
-    let label = take(&mut table, "label")?;
-    let kind = match command.as_str() {
-        CONVERT => {
-            let (output, overwrite) = take_output(&mut table)?;
-            let writing = take_writing(&mut table)?;
-            let passes: Vec<toml::Table> = take(&mut table, "pass")?.unwrap_or_default();
-            rest::<Nothing>(table)?;
-            StepKind::Convert { passes: parse_passes(passes)?, output, overwrite, writing }
-        }
-        "observe" => {
-            let (output, overwrite) = take_output(&mut table)?;
-            let options: ObserveOptions = rest(table)?;
-            options.check().map_err(with_keys)?;
-            StepKind::Observe { output, overwrite, options }
-        }
-        "eval" => {
-            let original: Option<PathBuf> = take(&mut table, "original")?;
-            let options: EvalOptions = rest(table)?;
-            options.check(original.is_some()).map_err(with_keys)?;
-            StepKind::Eval { original, options }
-        }
-        "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
-        "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
-        pass if PassInfo::named(pass).is_some() => {
-            let (output, overwrite) = take_output(&mut table)?;
-            let writing = take_writing(&mut table)?;
-            StepKind::Convert { passes: vec![parse_pass(pass, table)?], output, overwrite, writing }
-        }
-        other => {
-            let known = all_commands();
-            let what = format!("there is no command {other:?}, only {}", known.join(", "));
-            return Err(usage(
-                what + &guess(other, known.iter().copied()),
-                "give run one of these",
-            ));
-        }
-    };
-    Ok(Step { command, model, label, chosen: String::new(), kind, keys: StepKeys::default() })
+fn no_command() -> Error {
+    let all = all_commands().join(", ");
+    usage(
+        "every step has a key \"run\" that names its command",
+        format!("add run = \"{}\" or another command: {all}", PASSES[0]),
+    )
 }
 
-/// All commands that a step can run.
-pub(crate) fn all_commands() -> Vec<&'static str> {
-    pass_names().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect()
+fn unknown_command(name: &str) -> Error {
+    let known = all_commands();
+    let what = format!("there is no command {name:?}, only {}", known.join(", "));
+    usage(what + &guess(name, known), "give run one of these")
 }
 
-/// The command of a step that runs several passes.
-pub(super) const CONVERT: &str = "convert";
-
-fn pass_names() -> impl Iterator<Item = &'static str> + Clone {
-    PASSES.iter().map(|info| info.name)
+fn unknown_pass(name: &str) -> Error {
+    let guess = guess(name, pass_names());
+    let what = format!("there is no pass {name:?}, only {}{guess}", all_passes());
+    usage(what, "give run one of these")
 }
 
 fn all_passes() -> String {
     pass_names().collect::<Vec<_>>().join(", ")
 }
 
-fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
-    let Some(info) = PassInfo::named(name) else {
-        let what = format!(
-            "there is no pass {name:?}, only {}{}",
-            all_passes(),
-            guess(name, pass_names())
-        );
-        return Err(usage(what, "give run one of these"));
-    };
-    let pass = read(table, |table| info.options.from_table(table))?;
-    // Errors that can be found now must not appear after earlier steps have run for hours.
-    pass.check_options().map_err(with_keys)?;
-    Ok(pass)
-}
-
-/// Refuses keys of `table` that aren't `known` to `command`.
-fn check_keys(table: &toml::Table, command: &str, known: &[String]) -> Result<()> {
-    match table.keys().find(|key| !known.contains(key)) {
-        Some(key) if of_program(key, "").is_some() => {
-            let value = table[key].to_string();
-            let what = format!("`{key}` is not a key of a step");
-            Err(usage(what, of_program(key, &value).unwrap_or_default()))
-        }
-        Some(key) => {
-            let known = known.join(", ");
-            let error = of_serde(&format!("unknown field `{key}`, expected one of {known}"));
-            Err(error.unknown_option(command, key))
-        }
-        None => Ok(()),
-    }
-}
-
-/// The passes of a step that runs several.
-fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>> {
-    if tables.is_empty() {
-        let what =
-            "the key \"pass\" is missing: the passes that it runs, each a table [[step.pass]]";
-        return Err(usage(what, "add a [[step.pass]] with run = \"PASS\" for each"));
-    }
-    let mut passes = Vec::new();
-    for (index, table) in tables.into_iter().enumerate() {
-        passes
-            .push(parse_pass_of_step(table).map_err(|e| e.within(&format!("pass {}", index + 1)))?);
-    }
-    let borrowed: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-    check_together(&borrowed)?;
-    Ok(passes)
-}
-
-fn parse_pass_of_step(mut table: toml::Table) -> Result<Box<dyn Pass>> {
-    let name: Option<String> = take(&mut table, "run")?;
-    let remedy = || format!("add run = \"{}\" or another of {}", PASSES[0], all_passes());
-    let name =
-        name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?;
-    if PassInfo::named(&name).is_some() {
-        check_keys(&table, &name, &schema::keys_of_pass(&name))?;
-    }
-    spelled::values(&mut table, &name);
-    parse_pass(&name, table)
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-pub(super) fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>> {
-    let value = table.remove(key);
-    value
-        .map(|v| v.try_into().map_err(|e: toml::de::Error| of_serde(e.message()).within(key)))
-        .transpose()
-}
-
-/// Takes the output of a step, and whether it replaces an earlier one.
-fn take_output(table: &mut toml::Table) -> Result<(PathBuf, bool)> {
-    let output = take(table, "output")?.ok_or_else(|| missing("output", "\"PATH\""))?;
-    Ok((output, take(table, "overwrite")?.unwrap_or(false)))
-}
-
-/// Takes the options of writing the step's result.
-fn take_writing(table: &mut toml::Table) -> Result<WritingOptions> {
-    let mut given = toml::Table::new();
-    for key in WRITING {
-        given.extend(table.remove(key).map(|value| (key.to_owned(), value)));
-    }
-    let writing: WritingOptions = rest(given)?;
-    writing.check().map_err(with_keys)?;
-    Ok(writing)
-}
-
-/// The keys of [`WritingOptions`].
-const WRITING: [&str; 2] = ["max-shard-size", "probe-tokens"];
-
-fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
-    read(table, |table| toml::Value::Table(table).try_into())
-}
-
-/// Parses `table` with `parse`; errors name the key.
-fn read<T>(
-    table: toml::Table,
-    parse: impl Fn(toml::Table) -> Result<T, toml::de::Error>,
-) -> Result<T> {
-    let said = parse(table.clone()).map_err(|error| plain(&error.to_string()));
-    said.map_err(|error| {
-        // Where options consist of flattened groups, serde doesn't say whose value is wrong: it is
-        // the key without which the error disappears.
-        let is_subject = |key: &&String| {
-            let mut others = table.clone();
-            others.remove(*key);
-            let other = parse(others).map_err(|other| plain(&other.to_string()));
-            other.map_or_else(
-                |other| other != error && !other.contains(&format!("`{key}`")),
-                |_| true,
-            )
-        };
-        match table.keys().find(is_subject) {
-            Some(key)
-                if ![format!("`{key}`"), format!("`{key}.")]
-                    .iter()
-                    .any(|named| error.contains(named)) =>
-            {
-                of_serde(&format!("{error} in `{key}`"))
-            }
-            _ => of_serde(&error),
-        }
-    })
+/// The error for a `key` that isn't `known` in this place, which messages name behind the key.
+fn unknown_key(key: &str, place: &str, known: &[String]) -> Error {
+    let guess = guess(key, known.iter().map(String::as_str));
+    let known = known.join(", ");
+    usage(
+        format!("unknown field `{key}`{place}, expected one of {known}{guess}"),
+        "correct the key or remove it; the keys of a step are the options of its command, which --help describes",
+    )
 }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use moe_checkpoint::Result;
+use moe_checkpoint::{Error, Result};
 use toml::Value;
 
 use super::guess::guess;
-use super::usage;
+use super::mistake::usage;
 
 /// Maximum number of characters and list elements that variables may expand to. Ten variables, each
 /// twice the one before, make a thousand times the first; thirty make a billion.
@@ -66,30 +66,16 @@ impl Variables {
             self.make(size)?;
             return self.get(name).cloned();
         }
-        let (mut made, mut rest) = (String::new(), text);
+        let mut made = String::new();
+        let mut rest = text;
         while let Some((before, after)) = rest.split_once("${") {
             let (name, after) = after.split_once('}').ok_or_else(|| {
                 usage(format!("${{ without }} in {text:?}"), "write a variable as ${name}")
             })?;
-            made += before;
             let size = size(self.get(name)?);
             self.make(size + before.len())?;
-            match self.get(name)? {
-                Value::String(value) => made += value,
-                value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => {
-                    made += &value.to_string()
-                }
-                value => {
-                    let kind = value.type_str();
-                    let what = format!(
-                        "${{{name}}} is of type {kind}, which can't stand inside the text {text:?}"
-                    );
-                    return Err(usage(
-                        what,
-                        "let it stand alone, or use a variable that is a text or a number",
-                    ));
-                }
-            }
+            made += before;
+            made += &inside_text(name, self.get(name)?, text)?;
             rest = after;
         }
         Ok(Value::String(made + rest))
@@ -109,22 +95,39 @@ impl Variables {
     }
 
     fn get(&mut self, name: &str) -> Result<&Value> {
-        let Some(value) = self.values.get(name) else {
-            let known: Vec<_> = self.values.keys().map(String::as_str).collect();
-            let guess = guess(name, known.iter().copied());
-            let what = match known.is_empty() {
-                true => format!("there is no variable {name:?} here"),
-                false => {
-                    format!("there is no variable {name:?} here, only {}{guess}", known.join(", "))
-                }
-            };
-            return Err(usage(
-                what,
-                format!("correct the name, or define {name} under [vars] or in a block's each"),
-            ));
-        };
+        let Some(value) = self.values.get(name) else { return Err(self.undefined(name)) };
         self.used.insert(name.to_owned());
         Ok(value)
+    }
+
+    /// The error for `name`, which isn't the name of a variable.
+    fn undefined(&self, name: &str) -> Error {
+        let known: Vec<_> = self.values.keys().map(String::as_str).collect();
+        let guess = guess(name, known.iter().copied());
+        let what = match known.is_empty() {
+            true => format!("there is no variable {name:?} here"),
+            false => {
+                format!("there is no variable {name:?} here, only {}{guess}", known.join(", "))
+            }
+        };
+        let remedy =
+            format!("correct the name, or define {name} under [vars] or in a block's each");
+        usage(what, remedy)
+    }
+}
+
+/// The `value` of the variable `name` as it stands inside `text`.
+fn inside_text(name: &str, value: &Value, text: &str) -> Result<String> {
+    match value {
+        Value::String(value) => Ok(value.clone()),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => Ok(value.to_string()),
+        value => {
+            let kind = value.type_str();
+            let what = format!(
+                "${{{name}}} is of type {kind}, which can't stand inside the text {text:?}"
+            );
+            Err(usage(what, "let it stand alone, or use a variable that is a text or a number"))
+        }
     }
 }
 

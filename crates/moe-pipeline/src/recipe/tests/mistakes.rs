@@ -1,0 +1,185 @@
+//! Mistakes are named by their place, with a remedy.
+
+use super::{RECIPE, message};
+
+#[test]
+fn mistakes_are_named() {
+    let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
+    assert!(with("top-k", "top-n").contains("step 1 (upcycle): unknown field `top-n`"));
+    assert!(with("top-k", "top-n").contains("; did you mean top-k?"), "{}", with("top-k", "top-n"));
+    let mistyped = with("experts = 8", "experts = \"8\"");
+    assert!(
+        mistyped.contains("line 8, step 1 (upcycle): invalid type")
+            && mistyped.contains("in `experts`"),
+        "{mistyped}"
+    );
+    let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
+    let prune = "run = \"prune\"\noutput = \"o\"\nseed = 1\ndata = [\"t\"]\n";
+    let grouped = step(&format!("{prune}keep = \"half\""));
+    assert!(
+        grouped.contains(
+            "line 7, step 1 (prune): invalid type: string \"half\", expected a number in `keep`"
+        ),
+        "{grouped}"
+    );
+    let passes = "run = \"convert\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ndata-tokens = [1]";
+    let in_pass = step(passes);
+    assert!(
+        in_pass.contains("line 8, step 1 (convert): pass 1: invalid")
+            && in_pass.contains("in `data-tokens`"),
+        "{in_pass}"
+    );
+    let gate = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = \"x\" }");
+    assert!(gate.contains("line 5, step 1 (eval): ") && gate.contains("max-kl"), "{gate}");
+    assert!(with("experts = 8", "").contains("missing field `experts`"));
+    let command = with("\"verify\"", "\"verfiy\"");
+    assert!(
+        command.contains("there is no command \"verfiy\"")
+            && command.contains("; did you mean verify?"),
+        "{command}"
+    );
+    assert!(with("run = \"verify\"", "").contains("step 2: every step has a key \"run\""));
+    assert!(
+        with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts")
+            .contains("no variable \"oops\"")
+    );
+    assert!(message("step = 3", &[]).contains("line 1"));
+    assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
+}
+
+/// A mistake in [defaults] is reported there, not in the step that it is filled into.
+#[test]
+fn mistakes_in_defaults_are_named_there() {
+    let with = |defaults: &str| message(&format!("{RECIPE}\n[defaults.upcycle]\n{defaults}"), &[]);
+    let line = RECIPE.matches('\n').count() + 3;
+    for (defaults, what) in [
+        ("top-n = 4", "unknown field `top-n`"),
+        ("seed = \"x\"", "in `seed`"),
+        ("seed = \"${sed}\"", "there is no variable \"sed\" here, only out in `seed`"),
+    ] {
+        let error = with(defaults);
+        assert!(
+            error.contains(&format!("line {line}, [defaults.upcycle]: ")) && error.contains(what),
+            "{error}"
+        );
+    }
+    let both = message(
+        &format!("{}\n[defaults.upcycle]\nseed = 1", RECIPE.replace("top-k", "top-n")),
+        &[],
+    );
+    assert!(both.contains("line 9, step 1 (upcycle): unknown field `top-n`"), "{both}");
+    let passes = "[defaults.prune]\nkeeep = 0.5\n[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\ndata = [\"t\"]";
+    let error = message(passes, &[]);
+    assert!(error.contains("line 2, [defaults.prune]: pass 1: unknown field `keeep`"), "{error}");
+    let unused = message(&format!("{RECIPE}\n[defaults.upcyle]"), &[]);
+    assert!(unused.contains("no step runs \"upcyle\"; did you mean upcycle?"), "{unused}");
+}
+
+/// Each mistake has its own remedy.
+#[test]
+fn remedies_fit_the_mistake() {
+    let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
+    let eval = "run = \"eval\"\noriginal = \"n\"\ndata = [\"t\"]\n";
+    for (error, remedy) in [
+        (step("run = \"verfiy\""), "remedy: give run one of these"),
+        (step("run = \"verify\"\nkeep = 1"), "remedy: correct the key or remove it"),
+        (step("run = \"prune\""), "remedy: add output = "),
+        (
+            step("run = \"upcycle\"\noutput = \"o\"\nexperts = 2"),
+            "remedy: add this key to the step",
+        ),
+        (step("output = \"o\""), "remedy: add run = "),
+        (
+            step(&format!("{eval}gates = {{ max-kl = -1 }}")),
+            "remedy: give a number of nats from 0 on",
+        ),
+        (
+            step(&format!("{eval}gates = {{ min-agreement = 90 }}")),
+            "remedy: give a share above 0, at most 1: 0.9 for 90 %",
+        ),
+        (
+            step(&format!("{eval}gates = {{ domain = [\"t:max-kl=nan\"] }}")),
+            "remedy: give a number of nats from 0 on",
+        ),
+        (step(&format!("{eval}gates = {{ max-bytes = \"much\" }}")), "remedy: write it as 5GB"),
+        (
+            step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"),
+            "remedy: give `original` ORIGINAL",
+        ),
+        (message("x = ", &[]), "remedy: correct the TOML"),
+        (
+            message("[[step]]\nrun = \"verify\"\nmodel = \"${x}\"", &[]),
+            "remedy: correct the name, or define x",
+        ),
+    ] {
+        assert!(error.contains(remedy), "{remedy}: {error}");
+    }
+    let gate = step(&format!("{eval}gates = {{ max-kl = -1 }}"));
+    assert!(gate.contains("line 6, step 1 (eval): "), "{gate}");
+}
+
+/// Where a key or a table of defaults is mistyped, the message is about that, not about the key
+/// that the step therefore lacks.
+#[test]
+fn mistyped_keys_and_tables_are_what_is_named() {
+    let step =
+        "[[step]]\nrun = \"upcycle\"\nmodel = \"m\"\noutput = \"o\"\nexperts = 4\ntop-k = 2\n";
+    let prune =
+        "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"o\"\ndata = [\"t\"]\nkeep = 0.5\n";
+    let passes = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\n";
+    for (text, parts) in [
+        (
+            step.replace("model", "modle"),
+            ["line 3, step 1 (upcycle): unknown field `modle`", "did you mean model?"],
+        ),
+        (
+            step.replace("experts", "expertss"),
+            ["line 5, step 1 (upcycle): unknown field `expertss`", "mean experts?"],
+        ),
+        (
+            format!("[defaults.upcycl]\nmodel = \"m\"\n{}", step.replace("model = \"m\"\n", "")),
+            ["[defaults.upcycl]: no step runs \"upcycl\"", "did you mean upcycle?"],
+        ),
+        (
+            format!("[defaults.upcycle]\nmodle = \"m\"\n{}", step.replace("model = \"m\"\n", "")),
+            ["line 2, [defaults.upcycle]: unknown field `modle`", "did you mean model?"],
+        ),
+        (format!("{prune}keeep = 1"), ["unknown field `keeep`", "keep, keep-mass, "]),
+        (
+            format!("{passes}keep = 0.5\nmodel = \"x\""),
+            ["pass 1: unknown field `model`", "expected one of run, "],
+        ),
+        (String::new(), ["the recipe has no step", "add a [[step]]"]),
+    ] {
+        let error = message(&text, &[]);
+        assert!(parts.iter().all(|part| error.contains(part)), "{text}: {error}");
+    }
+}
+
+/// Mistakes in the tables of the recipe itself have line and column, as those of TOML.
+#[test]
+fn keys_and_numbers_that_no_recipe_has_are_shown_in_their_line() {
+    let key = message("name = \"x\"\nvras = { a = 1 }\n", &[]);
+    let shown = "TOML parse error at line 2, column 1\n  |\n2 | vras = { a = 1 }\n  | ^^^^\n";
+    assert!(key.contains(shown), "{key}");
+    assert!(key.contains("unknown field `vras`, expected one of name, vars, "), "{key}");
+    assert!(key.contains("did you mean vars?"), "{key}");
+    for number in ["9223372036854775808", "-9223372036854775809", "0x8000000000000000"] {
+        let text = format!("[vars]\nx = 1\nseeds = [0, {number}]\n");
+        let error = message(&text, &[]);
+        let marks = "^".repeat(number.len());
+        let shown =
+            format!("line 3, column 13\n  |\n3 | seeds = [0, {number}]\n  |             {marks}\n");
+        assert!(error.contains(&shown), "{error}");
+        assert!(error.contains("too large for TOML"), "{error}");
+    }
+}
+
+/// A pass of a step has lines of its own.
+#[test]
+fn variables_in_passes_are_named_by_their_pass() {
+    let text = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\nkeep = \"${k}\"\n";
+    let error = message(text, &[]);
+    let said = "line 7, step 1 (convert): pass 1: there is no variable \"k\" here in `keep`";
+    assert!(error.contains(said), "{error}");
+}
