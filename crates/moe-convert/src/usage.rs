@@ -64,10 +64,7 @@ pub fn key_instead(error: &Error) -> Option<String> {
     let (command, key) = error.named_unknown()?;
     let program = program();
     let command = program.find_subcommand(command)?;
-    let said = peers::instead(key, command, program.get_subcommands())?;
-    // The model and the output have keys of their own.
-    let is_positional = said.contains("moe-convert ") || said.contains("-o OUT");
-    (!is_positional).then(|| said.replace("--", ""))
+    peers::key_instead(key, command, program.get_subcommands())
 }
 
 /// A command line that clap refuses.

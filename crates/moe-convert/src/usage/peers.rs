@@ -239,6 +239,18 @@ pub fn instead<'c>(
         .then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
 }
 
+/// As [`instead`], in the words of a recipe for the unknown `key`. None where the answer is the
+/// model or the output, which have keys of their own.
+pub fn key_instead<'c>(
+    key: &str,
+    command: &Command,
+    others: impl IntoIterator<Item = &'c Command>,
+) -> Option<String> {
+    let said = instead(key, command, others)?;
+    let is_positional = said.contains("moe-convert ") || said.contains("-o OUT");
+    (!is_positional).then(|| said.replace("--", ""))
+}
+
 /// The command here for another tool's `command`.
 pub fn command_instead(command: &str) -> Option<&'static str> {
     let name = folded(command);
