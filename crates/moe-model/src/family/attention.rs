@@ -1,19 +1,19 @@
-//! What a family's file says of attention.
+//! The attention of a family, as described by its file.
 
 use serde::Deserialize;
 
 use super::flag::Flag;
 
-/// Which normalisation of queries and keys a family has.
+/// The kind of normalization of queries and keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QkNormKind {
-    /// Neither is normalised.
+    /// Queries and keys are not normalized.
     #[default]
     None,
-    /// Each head is normalised by itself.
+    /// Each head is normalized by itself.
     PerHead,
-    /// All heads are normalised at once.
+    /// All heads are normalized together.
     FullWidth,
 }
 
@@ -25,18 +25,19 @@ pub struct AttentionRule {
     pub qkv_bias: Flag,
     /// Whether the output projection has a bias.
     pub o_bias: Flag,
-    /// Normalisation of queries and keys.
+    /// Normalization of queries and keys.
     pub qk_norm: QkNormKind,
-    /// The config key that switches this normalisation; without one it is always there.
+    /// The config key that switches this normalization on; None if it is always on.
     pub qk_norm_key: Option<String>,
-    /// Whether `partial_rotary_factor` says how much of a head is rotated.
+    /// Whether the config key `partial_rotary_factor` gives the part of a head that is rotated.
     pub partial_rotary: bool,
-    /// Whether neighbouring dimensions are rotated together.
+    /// Whether pairs of neighbouring dimensions are rotated, rather than i and i + dims / 2.
     pub interleaved: Flag,
-    /// Latent attention, where the family has it; `qkv_bias` then speaks of the projections to the
+    /// Latent attention, if the family has it; `qkv_bias` is then about the projections to the
     /// latents.
     pub latent: Option<LatentRule>,
-    /// The config key of the clamp on projected queries, keys and values.
+    /// The config key of the clamp on projected queries, keys and values; None if they are never
+    /// clamped.
     pub clip: Option<String>,
     /// Which layers have a sliding window.
     pub window: WindowRule,
@@ -46,11 +47,12 @@ pub struct AttentionRule {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LatentRule {
-    /// The config key of the width of the queries' latent; null for queries without one.
+    /// The config key of the width of the queries' latent. Its value is null for queries without
+    /// one.
     pub q_rank: String,
     /// The config key of the width of the latent of keys and values.
     pub kv_rank: String,
-    /// The config key of the width of a head's part without position.
+    /// The config key of the width of a head's part that isn't rotated.
     pub nope: String,
     /// The config key of the width of the rotary part.
     pub rope: String,
@@ -59,7 +61,7 @@ pub struct LatentRule {
     /// ε of the latents' norms, which no config key sets.
     pub norm_eps: f64,
     /// Whether transformers makes rotary tables as wide as the config key `head_dim`, which must
-    /// then be `rope`'s.
+    /// then equal the value of the key `rope`.
     #[serde(default)]
     pub tables_of_head_dim: bool,
 }
@@ -68,20 +70,20 @@ pub struct LatentRule {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WindowRule {
-    /// No layer has one.
+    /// No layer has a sliding window.
     #[default]
     None,
     /// `sliding_window`, unless null, applies to every layer.
     EveryLayer,
-    /// `sliding_window`, unless null, applies to every layer, or to those alone that `layer_types`
-    /// says, where it is there.
+    /// `sliding_window`, unless null, applies to every layer, or only to those in `layer_types` if
+    /// the config has that key.
     EveryUnlessListed,
-    /// `sliding_window` applies to every layer where `use_sliding_window` is true.
+    /// `sliding_window` applies to every layer if `use_sliding_window` is true.
     IfEnabled,
-    /// `layer_types` says which; without it, these are the layers from `max_window_layers` on,
-    /// where `use_sliding_window` is true.
+    /// `layer_types` says which layers have one. Without it, these are the layers from
+    /// `max_window_layers` on, if `use_sliding_window` is true.
     LateLayers,
-    /// `layer_types` says which; without it, these are the even layers below `max_window_layers`,
-    /// where `use_sliding_window` is true.
+    /// `layer_types` says which layers have one. Without it, these are the even layers below
+    /// `max_window_layers`, if `use_sliding_window` is true.
     AlternateLayers,
 }

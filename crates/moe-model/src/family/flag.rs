@@ -1,14 +1,14 @@
-//! Switches.
+//! Boolean properties of a family.
 
 use serde::Deserialize;
 
-/// Something that a family fixes, or that a config key of this name switches.
+/// A boolean property that a family fixes, or that a config key sets.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Flag {
-    /// It is the same in every model of the family.
+    /// Every model of the family has this value.
     Fixed(bool),
-    /// It is read from this config key.
+    /// The value is read from this config key.
     Key(String),
 }
 

@@ -1,15 +1,15 @@
-//! What a family's file says of stock loaders.
+//! What stock loaders do with models of a family, as described by its file.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A model that a stock loader gets wrong.
+/// A warning about models that a stock loader handles wrongly.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Caveat {
-    /// The models of the family that it is about.
+    /// The models of the family that the warning is about.
     pub when: CaveatWhen,
-    /// Says which loader gets them wrong, what happens, and what to do.
+    /// A sentence that says which loader is wrong, what happens, and what to do.
     pub note: String,
 }
 
@@ -30,24 +30,24 @@ pub enum CaveatWhen {
     BiasedDense,
 }
 
-/// Which class transformers makes a family's tokenizer of.
+/// The class that transformers uses for a family's tokenizer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerRule {
-    /// The class where the tokenizer's files name none.
+    /// The class that is used if the tokenizer's files name none.
     pub class: String,
-    /// Whether it is this class whatever the files name: transformers holds those of the family to
-    /// be wrong.
+    /// Whether this class is used whatever the files name, since transformers considers the names
+    /// in this family's files to be wrong.
     #[serde(default)]
     pub overrules: bool,
 }
 
-/// Keys of `rope_scaling` that versions of transformers before 5 fail without.
+/// Keys of `rope_scaling` without which versions of transformers before 5 fail.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OlderScaling {
-    /// Keys that must be there.
+    /// Required keys.
     pub needs: Vec<String>,
-    /// Keys that must be numbers where they are there.
+    /// Keys that may be missing, but otherwise must be numbers.
     pub numbers: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! What a family's file says of feed-forward networks and experts.
+//! Feed-forward networks and experts of a family, as described by its file.
 
 use moe_math::routing::{GroupScore, Scoring};
 use serde::Deserialize;
@@ -22,12 +22,12 @@ pub struct ExpertNames {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenseRule {
-    /// The config key of the width.
+    /// The config key of the width in neurons.
     pub width: String,
     /// Whether the three projections have biases.
     #[serde(default)]
     pub bias: Flag,
-    /// Names of the weights.
+    /// Names of the weights, below the layer's prefix.
     #[serde(default = "dense_names")]
     pub names: ExpertNames,
 }
@@ -51,45 +51,46 @@ pub struct FusedNames {
     pub down: String,
 }
 
-/// One way in which a mixture of experts lies on disk.
+/// The names of the tensors of a mixture of experts. A family can have several such layouts.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// The router's weight.
+    /// Name of the router's weight.
     pub router: String,
-    /// The router's bias, which every model of the family then has.
+    /// Name of the router's bias; None if routers have none. Otherwise every model of the family
+    /// has one.
     pub bias: Option<String>,
-    /// Names of expert `{expert}`, where every expert has tensors of its own.
+    /// Names of the tensors of expert `{expert}`; None if experts are fused.
     pub expert: Option<ExpertNames>,
-    /// Names of the fused tensors.
+    /// Names of the fused tensors; None if every expert has tensors of its own.
     pub fused: Option<FusedNames>,
-    /// Whether transformers doesn't know these names, and starts such experts at random.
+    /// Whether transformers doesn't know these names, and initializes such experts randomly.
     #[serde(default)]
     pub is_unknown: bool,
 }
 
-/// A family's shared expert.
+/// The shared expert of a family.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SharedRule {
-    /// The config key of the width.
+    /// The config key of the width in neurons.
     pub width: SharedWidth,
-    /// Names of its network.
+    /// Names of the expert's projections.
     pub expert: ExpertNames,
-    /// Whether its three projections have biases.
+    /// Whether the three projections have biases.
     #[serde(default)]
     pub bias: Flag,
-    /// Name of the sigmoid gate, `[1, hidden]`, where it has one.
+    /// Name of the sigmoid gate, `[1, hidden]`; None if the expert's output isn't gated.
     pub gate: Option<String>,
 }
 
-/// How wide a shared expert is.
+/// How a config gives the width of a shared expert.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum SharedWidth {
-    /// It is as wide as this config key says, in neurons.
+    /// This config key has the width in neurons.
     Key(String),
-    /// It is as wide as this config key says, in routed experts.
+    /// This config key has the width as a multiple of a routed expert's width.
     Experts {
         /// The config key.
         experts: String,
@@ -102,22 +103,21 @@ pub enum SharedWidth {
 pub struct GroupsRule {
     /// The config key of the number of groups.
     pub count: String,
-    /// The config key of the number of groups that a token can go to.
+    /// The config key of the number of groups that a token can choose experts from.
     pub kept: String,
-    /// What groups are ranked by.
+    /// The score that groups are ranked by.
     pub score: GroupScore,
-    /// The config key that switches groups, and the value at which they count; they always count
-    /// without one.
+    /// The config key, and its value, for which groups limit the choice; None if they always do.
     pub when: Option<KeyIs>,
 }
 
-/// A config key and a value of it.
+/// A config key and one of its values.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyIs {
     /// The key.
     pub key: String,
-    /// Its value.
+    /// The value that is compared with.
     pub is: String,
 }
 
@@ -125,38 +125,38 @@ pub struct KeyIs {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoeRule {
-    /// Config keys of the number of experts: the first that is there is read, all are written.
+    /// Config keys of the number of experts. The first one that exists is read; all are written.
     pub experts: Vec<String>,
-    /// Config keys of the same number that are read, but not written.
+    /// More config keys of the same number, which are read but not written.
     #[serde(default)]
     pub experts_also: Vec<String>,
-    /// Config keys that must give this number where the config has an `attribute_map` of its own,
-    /// since that takes the place of the map by which transformers finds it; `None` where it then
-    /// doesn't find it at all.
+    /// Config keys that must have this number if the config has its own `attribute_map`, since that
+    /// replaces the map by which transformers finds the number. None if transformers can't find it
+    /// then.
     pub without_map: Option<Vec<String>>,
     /// The config key of the number of experts a token goes to.
     pub top_k: String,
-    /// The config key of an expert's width.
+    /// The config key of an expert's width in neurons.
     pub width: String,
-    /// What transformers computes routers in.
+    /// The dtype that transformers computes routers in.
     pub precision: RouterPrecision,
-    /// What makes scores of a router's logits.
+    /// The function from a router's logits to scores.
     #[serde(default = "softmax")]
     pub scoring: Scoring,
-    /// Groups of experts.
+    /// Groups of experts; None if a token can choose any experts.
     pub groups: Option<GroupsRule>,
     /// Whether selected scores are divided by their sum.
     pub normalize: Flag,
-    /// The config key of what then multiplies them.
+    /// The config key of the factor of the selected scores; None for a factor of 1.
     pub scale: Option<String>,
-    /// The config key of the number of layers in front that stay dense.
+    /// The config key of the number of dense layers at the start.
     pub dense_first: Option<String>,
-    /// The config key of the period of sparse layers: layer i is one if `(i + 1) % step == 0`.
+    /// The config key of the period of sparse layers: layer i is sparse if `(i + 1) % step == 0`.
     pub sparse_step: Option<String>,
-    /// The config key that lists layers which stay dense.
+    /// The config key of the list of dense layers.
     pub dense_layers: Option<String>,
-    /// The shared expert.
+    /// The shared expert, if the family has one.
     pub shared: Option<SharedRule>,
-    /// How it lies on disk; the first layout is written, all are read.
+    /// The layouts of tensors; all can be read, the first is written.
     pub layouts: Vec<Layout>,
 }

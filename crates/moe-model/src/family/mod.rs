@@ -28,11 +28,11 @@ static FILES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/families");
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MtpRule {
-    /// The config key of their number.
+    /// The config key of the number of such layers.
     pub count: String,
 }
 
-/// Everything that is particular to one `model_type`.
+/// Everything that is specific to one `model_type`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Family {
@@ -40,22 +40,22 @@ pub struct Family {
     pub model_type: String,
     /// The class name that is written to the config key `architectures`.
     pub architecture: String,
-    /// MoE families that can hold an upcycled model of this family; the first is the default.
+    /// MoE families that can express an upcycled model of this family; the first is the default.
     #[serde(default)]
     pub upcycles_to: Vec<String>,
-    /// Families that can hold a model of this family once all its layers are dense, the likeliest
+    /// Families that can express a model of this family with only dense layers, the most likely
     /// first.
     #[serde(default)]
     pub distills_to: Vec<String>,
     /// The reason why `distills_to` is empty.
     pub undistilled: Option<String>,
-    /// The class that stock loaders make its tokenizer of; without one, it is what the tokenizer's
+    /// The class that stock loaders use for the tokenizer; None for the class that the tokenizer's
     /// files name.
     pub tokenizer: Option<TokenizerRule>,
     /// Config keys that mean something in this family only.
     #[serde(default)]
     pub own_keys: Vec<String>,
-    /// Attention.
+    /// The attention of every layer.
     pub attention: AttentionRule,
     /// The dense block, if the family has one.
     pub dense: Option<DenseRule>,
@@ -63,39 +63,40 @@ pub struct Family {
     pub moe: Option<MoeRule>,
     /// Layers for multi-token prediction, if the family has them.
     pub mtp: Option<MtpRule>,
-    /// Config keys that may only have these values, if they are there: others mean another
+    /// Config keys that may only be missing or have these values, since others would mean another
     /// function.
     #[serde(default)]
     pub only: BTreeMap<String, Vec<Value>>,
     /// Keys of `only` that transformers doesn't read: it computes as if they had such a value.
     #[serde(default)]
     pub only_ignored: Vec<String>,
-    /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"`
+    /// The values that stock loaders assume for missing config keys. TOML has no null, so `"null"`
     /// stands for it.
     pub defaults: Map<String, Value>,
     /// What stock loaders do wrong with valid models.
     #[serde(default)]
     pub caveats: Vec<Caveat>,
-    /// Keys that are written into a converted config unless the source has them.
+    /// Config keys with the values that are written to a converted config unless the source has
+    /// these keys.
     #[serde(default)]
     pub written: Map<String, Value>,
     /// Config keys whose values must be of one JSON type, since transformers 5 refuses others.
     pub strict: Strict,
-    /// Config keys whose type takes null, though transformers then fails at computing with them.
+    /// Config keys for which transformers accepts null, but then fails at computing with it.
     #[serde(default)]
     pub never_null: Vec<String>,
-    /// The config key that transformers makes yarn's tables of, and has no value for where it is
-    /// missing.
+    /// The config key from which transformers computes yarn's tables, and for which it has no
+    /// default.
     pub yarn_needs: Option<String>,
-    /// The config key that only versions before 5 make yarn's tables of, and have no value for
-    /// where it is missing.
+    /// Like `yarn_needs`, but for versions of transformers before 5.
     pub older_yarn_needs: Option<String>,
-    /// What versions before 5 compute with of a `rope_scaling` of any type.
+    /// The keys of a `rope_scaling` of any type that versions of transformers before 5 compute
+    /// with.
     pub older_rope_scaling: Option<OlderScaling>,
 }
 
 impl Family {
-    /// Whether every token goes through an expert beside the routed ones.
+    /// Whether the family has an expert that every token goes through.
     pub fn has_shared_expert(&self) -> bool {
         self.moe.as_ref().is_some_and(|moe| moe.shared.is_some())
     }

@@ -1,20 +1,20 @@
-//! Attention.
+//! Attention of a layer.
 
 use super::linear::Linear;
 use crate::weight::Weight;
 
-/// Normalisation of queries and keys before the rotary embedding.
+/// Normalization of queries and keys before the rotary embedding.
 #[derive(Debug, Clone)]
 pub enum QkNorm {
-    /// Each head is normalised by itself; both weights are `[head_dim]`.
+    /// Each head is normalized by itself; both weights are `[head_dim]`.
     PerHead {
         /// Query norm.
         q: Weight,
         /// Key norm.
         k: Weight,
     },
-    /// All heads are normalised at once; the weights are `[heads · head_dim]` and
-    /// `[kv_heads · head_dim]`.
+    /// All heads are normalized together; the weights are `[heads · head_dim]` and `[kv_heads ·
+    /// head_dim]`.
     FullWidth {
         /// Query norm.
         q: Weight,
@@ -26,14 +26,15 @@ pub enum QkNorm {
 /// A layer's attention.
 #[derive(Debug, Clone)]
 pub enum Attention {
-    /// Queries in groups that share keys and values.
+    /// Grouped-query attention: queries of a group share keys and values.
     Grouped(Box<GroupedAttention>),
-    /// Keys and values, and maybe queries, by way of narrow latents.
+    /// Latent attention: keys and values, and in some models queries, are computed from narrow
+    /// latents.
     Latent(Box<LatentAttention>),
 }
 
 impl Attention {
-    /// A token attends to this many tokens up to and including itself; `None` means all.
+    /// The number of tokens, up to and including itself, that a token attends to; None for all.
     pub fn window(&self) -> Option<usize> {
         match self {
             Attention::Grouped(attention) => attention.window,
@@ -41,7 +42,7 @@ impl Attention {
         }
     }
 
-    /// Grouped-query attention, if it is that.
+    /// Returns the grouped-query attention, or None for another kind.
     pub fn grouped(&self) -> Option<&GroupedAttention> {
         match self {
             Attention::Grouped(attention) => Some(attention),
@@ -49,7 +50,7 @@ impl Attention {
         }
     }
 
-    /// Latent attention, if it is that.
+    /// Returns the latent attention, or None for another kind.
     pub fn latent(&self) -> Option<&LatentAttention> {
         match self {
             Attention::Latent(attention) => Some(attention),
@@ -94,7 +95,7 @@ impl Attention {
         }
     }
 
-    /// The first projection that reads the same input, for each of [`Attention::linears`].
+    /// For each of [`Attention::linears`], the index of the first one that reads the same input.
     pub fn inputs(&self) -> Vec<usize> {
         match self {
             Attention::Grouped(_) => vec![0, 0, 0, 3],
@@ -103,7 +104,7 @@ impl Attention {
         }
     }
 
-    /// The weights of the norms inside it.
+    /// The weights of the norms inside the attention.
     pub fn norms(&self) -> Vec<&Weight> {
         match self {
             Attention::Grouped(a) => match &a.qk_norm {
@@ -116,7 +117,7 @@ impl Attention {
         }
     }
 
-    /// The weights of the norms inside it, in the order of [`Attention::norms`].
+    /// The weights of the norms inside the attention, in the order of [`Attention::norms`].
     pub fn norms_mut(&mut self) -> Vec<&mut Weight> {
         match self {
             Attention::Grouped(a) => match &mut a.qk_norm {
@@ -144,11 +145,11 @@ pub struct GroupedAttention {
     pub v: Linear,
     /// Output projection, `[hidden, heads · head_dim]`.
     pub o: Linear,
-    /// Normalisation of queries and keys.
+    /// Normalization of queries and keys, if there is any.
     pub qk_norm: Option<QkNorm>,
-    /// Projected queries, keys and values are clamped to ± this.
+    /// Projected queries, keys and values are clamped to ± this value; None for no clamp.
     pub clip: Option<f64>,
-    /// A token attends to this many tokens up to and including itself; `None` means all.
+    /// The number of tokens, up to and including itself, that a token attends to; None for all.
     pub window: Option<usize>,
 }
 
@@ -163,7 +164,7 @@ impl GroupedAttention {
     }
 }
 
-/// The latent that latent attention may make queries of: `norm(projection x)`.
+/// The latent that queries of latent attention can be computed from: `norm(projection x)`.
 #[derive(Debug, Clone)]
 pub struct QueryLatent {
     /// `[rank, hidden]`.
@@ -175,28 +176,29 @@ pub struct QueryLatent {
 /// Multi-head latent attention (DeepSeek-V2, 2405.04434 §2.1).
 #[derive(Debug, Clone)]
 pub struct LatentAttention {
-    /// What queries are made of, if not of the hidden state.
+    /// The latent that queries are computed from; None if they are computed from the hidden state.
     pub q_latent: Option<QueryLatent>,
-    /// Queries, `[heads · (nope + rope), rank or hidden]`.
+    /// The projection to queries, `[heads · (nope + rope), rank or hidden]`.
     pub q: Linear,
-    /// The latent of keys and values, then the key's rotary part, which all heads share: `[rank +
-    /// rope, hidden]`.
+    /// The projection to the latent of keys and values, then to the keys' rotary part, which all
+    /// heads share: `[rank + rope, hidden]`.
     pub kv_a: Linear,
     /// RMS norm of the latent, `[rank]`.
     pub kv_a_norm: Weight,
-    /// The key's other part, then the value, of each head: `[heads · (nope + value), rank]`.
+    /// The projection from the latent to the other part of the key, then to the value, of each
+    /// head: `[heads · (nope + value), rank]`.
     pub kv_b: Linear,
     /// Output projection, `[hidden, heads · value]`.
     pub o: Linear,
-    /// Width of a head's part of queries and keys that has no position.
+    /// Width of the part of a head's queries and keys that isn't rotated.
     pub nope: usize,
-    /// Width of the part that is rotated.
+    /// Width of the part of a head's queries and keys that is rotated.
     pub rope: usize,
     /// Width of a head's values.
     pub value: usize,
-    /// What scores are multiplied by before the softmax.
+    /// The factor of attention scores before the softmax.
     pub scale: f64,
-    /// ε of the norms of the latents, whatever the other norms have.
+    /// ε of the norms of the latents, which can differ from that of other norms.
     pub norm_eps: f64,
 }
 
@@ -212,8 +214,7 @@ impl LatentAttention {
         weights
     }
 
-    /// Whether scores are scaled by other than 1 / √(nope + rope), as yarn's `mscale_all_dim` has
-    /// it.
+    /// Whether the factor of scores isn't 1 / √(nope + rope), because of yarn's `mscale_all_dim`.
     pub fn scales_scores(&self) -> bool {
         (self.scale * ((self.nope + self.rope) as f64).sqrt() - 1.0).abs() > 1e-9
     }
@@ -223,7 +224,7 @@ impl LatentAttention {
         self.kv_a_norm.elements()
     }
 
-    /// Width of the latent of queries, where they have one.
+    /// Width of the latent of queries; None if they are computed from the hidden state.
     pub fn q_rank(&self) -> Option<usize> {
         self.q_latent.as_ref().map(|latent| latent.norm.elements())
     }

@@ -21,7 +21,7 @@ impl Expert {
         self.gate.weight.shape()[0]
     }
 
-    /// Whether both are made of the same bytes.
+    /// Whether all projections of both come from the same source: see [`Weight::same_source`].
     pub fn same_source(&self, other: &Self) -> bool {
         let same = |(a, b): (&Linear, &Linear)| {
             let biases = match (&a.bias, &b.bias) {
@@ -39,7 +39,7 @@ impl Expert {
         [&self.gate, &self.up, &self.down]
     }
 
-    /// Elements of their matrices.
+    /// Number of elements of the three matrices, without biases.
     pub fn elements(&self) -> usize {
         self.linears().iter().map(|linear| linear.weight.elements()).sum()
     }
@@ -52,20 +52,20 @@ impl Expert {
 /// An expert that every token goes through.
 #[derive(Debug, Clone)]
 pub struct SharedExpert {
-    /// Its feed-forward network.
+    /// The feed-forward network.
     pub expert: Expert,
-    /// `[1, hidden]`: its output is scaled by `σ(gate · x)`; without it, it isn't.
+    /// `[1, hidden]`: the expert's output is multiplied by `σ(gate · x)`; None for no such factor.
     pub gate: Option<Weight>,
 }
 
 /// A mixture of experts.
 #[derive(Debug, Clone)]
 pub struct Moe {
-    /// Which experts a token goes to, and with which weights.
+    /// Chooses the experts of each token, and their weights.
     pub router: Router,
     /// The routed experts, all of one width.
     pub experts: Vec<Expert>,
-    /// The shared expert.
+    /// The shared expert, if there is one.
     pub shared: Option<SharedExpert>,
 }
 

@@ -17,12 +17,12 @@ pub use self::router::{Router, RouterPrecision};
 pub enum Ffn {
     /// One network for every token.
     Dense(Box<Expert>),
-    /// Routed experts.
+    /// A mixture of routed experts.
     Moe(Box<Moe>),
 }
 
 impl Ffn {
-    /// The one network, if it is that.
+    /// Returns the network of a dense block; None for a mixture.
     pub fn dense(&self) -> Option<&Expert> {
         match self {
             Ffn::Dense(expert) => Some(expert),
@@ -30,7 +30,7 @@ impl Ffn {
         }
     }
 
-    /// The mixture, if it is one.
+    /// Returns the mixture; None for a dense block.
     pub fn moe(&self) -> Option<&Moe> {
         match self {
             Ffn::Moe(moe) => Some(moe),
@@ -60,7 +60,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Every weight.
+    /// Every weight of the layer.
     pub fn weights_mut(&mut self) -> Vec<&mut Weight> {
         let mut weights = vec![&mut self.attention_norm, &mut self.ffn_norm];
         weights.extend(self.attention.weights_mut());

@@ -5,47 +5,48 @@ use serde::{Deserialize, Serialize};
 
 use crate::weight::Weight;
 
-/// What transformers computes the routers of a family in, where the model runs in the dtype that it
-/// is stored in.
+/// The dtypes that transformers uses for the routers of a family, if the model runs in the dtype of
+/// the checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouterPrecision {
-    /// f32, whatever the model runs in.
+    /// f32 for everything.
     #[default]
     F32,
     /// The model's dtype for states, weights and logits. Scores and gates are f32.
     ModelLogits,
-    /// The model's dtype for states, weights and logits; gates are rounded to it, too.
+    /// The model's dtype for states, weights and logits. Gates are also rounded to it.
     Model,
 }
 
-/// Which experts a token goes to: those of the best choice scores, weighed by their scores.
+/// Chooses the experts with the best choice scores for each token, and weights them by their
+/// scores.
 ///
-/// It follows rules A, B and C of families.md. The choice score is the score plus the bias; in
-/// which order things happen is said once, in `moe_math::routing::RoutingRule`.
+/// It follows rules A, B and C of families.md. The choice score is the score plus the bias.
+/// `moe_math::routing::RoutingRule` describes the order of all steps.
 #[derive(Debug, Clone)]
 pub struct Router {
     /// `[experts, hidden]`.
     pub weight: Weight,
-    /// The expert correction bias, `[experts]`: it is added to the scores for the choice of
-    /// experts, not for their weights.
+    /// The expert correction bias, `[experts]`: it is added to the scores that experts are chosen
+    /// by, not to those that become their weights.
     pub bias: Option<Weight>,
-    /// What transformers computes it in.
+    /// The dtypes that transformers computes the router in.
     pub precision: RouterPrecision,
-    /// What makes scores of the logits.
+    /// The function from logits to scores.
     pub scoring: Scoring,
-    /// Groups of experts, where they limit the choice.
+    /// Groups of experts; None if they don't limit the choice.
     pub groups: Option<Groups>,
-    /// Experts that a token goes to.
+    /// Number of experts that a token goes to.
     pub top_k: usize,
     /// Whether the selected scores are divided by their sum.
     pub normalize: bool,
-    /// The selected scores are multiplied by this.
+    /// The factor of the selected scores.
     pub scale: f64,
 }
 
 impl Router {
-    /// Softmax over the experts' logits, then top-k.
+    /// A router that takes the softmax over the experts' logits, then the `top_k` best.
     pub fn softmax(weight: Weight, top_k: usize, normalize: bool) -> Self {
         let precision = RouterPrecision::F32;
         Self {
@@ -60,7 +61,7 @@ impl Router {
         }
     }
 
-    /// Its weights.
+    /// The weight, and the bias if there is one.
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {
         std::iter::once(&self.weight).chain(&self.bias)
     }
