@@ -27,7 +27,8 @@ pub enum Head {
 pub struct Model {
     /// The family that names its tensors.
     pub family: &'static Family,
-    /// The config that it was read with. Typed fields win over it when the model is written.
+    /// The config that the model was read with. When the model is written, typed fields take
+    /// precedence over it.
     pub config: Map<String, Value>,
     /// Where the config came from, for messages.
     pub config_file: PathBuf,
@@ -55,7 +56,7 @@ pub struct Model {
     pub final_norm: Weight,
     /// Output head.
     pub head: Head,
-    /// How weights that are quantized are encoded.
+    /// How the quantized weights are encoded; None if no weight is quantized.
     pub quantization: Option<Quantization>,
     /// Tensors that the family doesn't know, carried byte for byte under their own names.
     pub extra: BTreeMap<String, Weight>,
@@ -81,12 +82,12 @@ impl Model {
         weights
     }
 
-    /// What stock loaders do wrong with this model, by its family file.
+    /// Returns sentences about what stock loaders do wrong with this model, from its family file.
     pub fn caveats(&self) -> impl Iterator<Item = &str> {
         self.applying_caveats().map(|caveat| caveat.note.as_str())
     }
 
-    /// What makes stock loaders get this model wrong.
+    /// Returns the properties of this model that stock loaders handle wrongly.
     pub fn caveat_reasons(&self) -> impl Iterator<Item = CaveatWhen> {
         self.applying_caveats().map(|caveat| caveat.when)
     }
@@ -105,15 +106,14 @@ impl Model {
         self.family.caveats.iter().filter(applies)
     }
 
-    /// Whether the config switches a window on that no layer has.
+    /// Whether the config switches on a sliding window that no layer has.
     fn has_idle_window(&self) -> bool {
         let is_on = self.config.get("use_sliding_window").is_some_and(is_true);
         let has_width = self.config.get("sliding_window").is_some_and(|window| !window.is_null());
         is_on && has_width && self.layers.iter().all(|layer| layer.attention.window().is_none())
     }
 
-    /// Whether networks that all tokens go through have biases, and experts that tokens are routed
-    /// to have none.
+    /// Whether dense blocks or shared experts have biases and routed experts have none.
     fn has_biased_dense(&self) -> bool {
         let biased = |expert: &Expert| expert.gate.bias.is_some();
         let mut everyones = self.layers.iter().filter_map(|layer| match &layer.ffn {

@@ -1,17 +1,17 @@
-//! Attention between names and types: reading it, and declaring it again.
+//! Reads attention from named tensors and config keys, and declares it again.
 
 use serde_json::{Map, Value, json};
 
 use crate::Result;
 use crate::assembly::Model;
-use crate::codec::{Config, Namer, Reader, cannot, declare_bias, declare_flag, uniform};
+use crate::codec::{Config, Namer, TensorReader, cannot, declare_bias, declare_flag, uniform};
 use crate::family::{LatentRule, QkNormKind};
 use crate::layer::{Attention, GroupedAttention, LatentAttention, QkNorm, QueryLatent};
 use crate::rope::Rope;
-use crate::shape::{Heads, Shape};
+use crate::shape::{Heads, ModelShape};
 use crate::weight::Weight;
 
-/// Names that the families share.
+/// Tensor names that all families share.
 mod names {
     pub const Q: &str = "self_attn.q_proj.weight";
     pub const K: &str = "self_attn.k_proj.weight";
@@ -28,9 +28,9 @@ mod names {
 }
 
 pub(crate) fn read(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
-    shape: &Shape,
+    shape: &ModelShape,
     window: Option<usize>,
 ) -> Result<Attention> {
     Ok(match &reader.config.family.attention.latent {
@@ -40,9 +40,9 @@ pub(crate) fn read(
 }
 
 fn read_grouped(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
-    shape: &Shape,
+    shape: &ModelShape,
     window: Option<usize>,
 ) -> Result<GroupedAttention> {
     let config = reader.config;
@@ -51,7 +51,7 @@ fn read_grouped(
     let q = shape.heads.heads * shape.heads.head_dim;
     let kv = shape.heads.kv_heads * shape.heads.head_dim;
     let at = |name: &str| format!("{prefix}{name}");
-    // The fields stand in the order in which errors are found: Rust evaluates them so.
+    // Rust evaluates fields in this order, so it decides which of several errors is reported.
     Ok(GroupedAttention {
         qk_norm: read_qk_norm(reader, prefix, shape.heads)?,
         clip: clip.as_deref().map(|key| config.optional_f64(key)).transpose()?.flatten(),
@@ -69,7 +69,11 @@ fn biases(config: &Config<'_>) -> Result<[bool; 2]> {
     Ok([config.flag(&rule.qkv_bias)?, config.flag(&rule.o_bias)?])
 }
 
-fn read_qk_norm(reader: &mut Reader<'_>, prefix: &str, heads: Heads) -> Result<Option<QkNorm>> {
+fn read_qk_norm(
+    reader: &mut TensorReader<'_>,
+    prefix: &str,
+    heads: Heads,
+) -> Result<Option<QkNorm>> {
     let Heads { heads, kv_heads, head_dim } = heads;
     Ok(match qk_norm(&reader.config)? {
         QkNormKind::None => None,
@@ -84,8 +88,12 @@ fn read_qk_norm(reader: &mut Reader<'_>, prefix: &str, heads: Heads) -> Result<O
     })
 }
 
-/// The norms of queries and of keys, which have these widths.
-fn read_norms(reader: &mut Reader<'_>, prefix: &str, [q, k]: [usize; 2]) -> Result<[Weight; 2]> {
+/// Reads the norms of queries and of keys, which have these widths.
+fn read_norms(
+    reader: &mut TensorReader<'_>,
+    prefix: &str,
+    [q, k]: [usize; 2],
+) -> Result<[Weight; 2]> {
     let q = reader.take(format!("{prefix}{}", names::Q_NORM), &[q])?;
     let k = reader.take(format!("{prefix}{}", names::K_NORM), &[k])?;
     Ok([q, k])
@@ -98,7 +106,7 @@ struct LatentWidths {
     value: usize,
     /// The width of the latent of keys and values.
     rank: usize,
-    /// The width of the latent of queries, where they have one.
+    /// The width of the latent of queries; None if queries have no latent.
     q_rank: Option<usize>,
 }
 
@@ -115,9 +123,9 @@ impl LatentWidths {
 }
 
 fn read_latent(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
-    shape: &Shape,
+    shape: &ModelShape,
     rule: &LatentRule,
 ) -> Result<LatentAttention> {
     let [a_bias, o_bias] = biases(&reader.config)?;
@@ -140,9 +148,9 @@ fn read_latent(
     })
 }
 
-/// The latent of queries, which has the width `rank`, if there is one.
+/// Reads the latent of queries, of width `rank`; None if queries have no latent.
 fn read_query_latent(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
     hidden: usize,
     rank: Option<usize>,
@@ -154,7 +162,7 @@ fn read_query_latent(
     Ok(Some(QueryLatent { projection, norm }))
 }
 
-/// The normalisation of queries and keys that this model has.
+/// Returns the normalization of queries and keys that this model has.
 fn qk_norm(config: &Config<'_>) -> Result<QkNormKind> {
     let rule = &config.family.attention;
     match &rule.qk_norm_key {
@@ -163,7 +171,7 @@ fn qk_norm(config: &Config<'_>) -> Result<QkNormKind> {
     }
 }
 
-/// The config keys of attention, but for windows.
+/// Writes the config keys of attention, except those of windows.
 pub(crate) fn declare(model: &Model, raw: &mut Map<String, Value>) -> Result<()> {
     raw.insert("num_attention_heads".into(), json!(model.heads));
     raw.insert("num_key_value_heads".into(), json!(model.kv_heads));
@@ -204,8 +212,8 @@ fn declare_grouped(model: &Model, raw: &mut Map<String, Value>) -> Result<()> {
     declare_clip(rule.clip.as_ref(), layers().map(|a| a.clip).collect(), raw)
 }
 
-/// Writes what each layer of `clips` clamps queries, keys and values to, where the family has a
-/// `key` for it.
+/// Writes the clamp of queries, keys and values, which all of `clips` must share, if the family has
+/// a `key` for it.
 fn declare_clip(
     key: Option<&String>,
     clips: Vec<Option<f64>>,
@@ -239,7 +247,7 @@ fn declare_latent(
     {
         raw.insert(key.clone(), json!(width));
     }
-    // Without it, transformers takes the width of what rotates.
+    // If it is missing, transformers uses the width of the rotary part.
     if raw.contains_key("head_dim") {
         raw.insert("head_dim".to_owned(), json!(rope));
     }

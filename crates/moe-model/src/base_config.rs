@@ -1,5 +1,5 @@
-//! Keys that every config of transformers has a place for (`PreTrainedConfig` of 5.23), with values
-//! that stop a model of any family.
+//! Config keys that transformers reads for every family (`PreTrainedConfig` of 5.23), and whose
+//! wrong values stop it from loading a model.
 //!
 //! `golden/loaders/verdicts.py` tried each of these.
 
@@ -7,7 +7,8 @@ use moe_checkpoint::EXPLICIT_KEY;
 use moe_checkpoint::json::{is_container, is_false, is_int, is_text_or_null, is_true, number};
 use serde_json::{Map, Value};
 
-/// The key by which a config could rename its own keys; transformers' classes have such a map each.
+/// The config key of a map that renames config keys. Each config class of transformers has such a
+/// map, and a config's own one replaces it.
 pub(crate) const ATTRIBUTE_MAP_KEY: &str = "attribute_map";
 
 /// The config key by which transformers finds a model's own code: an object of files and classes,
@@ -20,10 +21,10 @@ pub fn is_of_model(class: &str) -> bool {
     class == "AutoConfig" || class.starts_with("AutoModel")
 }
 
-/// Keys that are judged alike.
+/// The rule for the values of some keys.
 struct ConfigRule {
     keys: &'static [&'static str],
-    /// What transformers takes, in words.
+    /// A description of the values that transformers takes, for messages.
     wanted: &'static str,
     takes: fn(&Value) -> bool,
 }
@@ -76,7 +77,7 @@ const RULES: [ConfigRule; 16] = [
         wanted: "an object of keys by layers, or null",
         takes: is_of_layers,
     },
-    // Caches read it in families without windows, too.
+    // Caches also read it in families without windows.
     ConfigRule {
         keys: &["attention_chunk_size"],
         wanted: "a positive whole number, or null",
@@ -94,8 +95,8 @@ const RULES: [ConfigRule; 16] = [
     },
 ];
 
-/// Methods and properties that a config's class has. Loading puts the value in their place, or
-/// fails at that.
+/// Methods and properties of the config class. Loading replaces them by the value, or fails at
+/// that.
 const NAMES_OF_METHODS: [&str; 17] = [
     "use_return_dict",
     "sub_configs",
@@ -116,7 +117,8 @@ const NAMES_OF_METHODS: [&str; 17] = [
     "_update_heterogeneous_to_dict_output",
 ];
 
-/// Keys of `config` whose values transformers doesn't take, and what it takes instead.
+/// Returns the keys of `config` whose values transformers doesn't take, with a description of what
+/// it takes instead.
 pub(crate) fn refused(config: &Map<String, Value>) -> Vec<(&'static str, &'static str)> {
     let mut refused = Vec::new();
     for rule in &RULES {
@@ -132,7 +134,7 @@ pub(crate) fn refused(config: &Map<String, Value>) -> Vec<(&'static str, &'stati
 /// Removes keys that transformers doesn't take. None of them changes what the model computes.
 pub(crate) fn mend(config: &mut Map<String, Value>) {
     refused(config).into_iter().for_each(|(key, _)| _ = config.remove(key));
-    // The class has a map, which is the right one.
+    // The config class has the right map.
     config.remove(ATTRIBUTE_MAP_KEY);
 }
 
@@ -144,12 +146,13 @@ pub(crate) fn has_layers_of_their_own(config: &Map<String, Value>) -> bool {
     })
 }
 
-/// Whether `value` is a whole number, as Python sees it: true is 1.
+/// Whether `value` is a whole number in Python, where true is 1.
 pub(crate) fn is_whole(value: &Value) -> bool {
     is_int(value) || value.is_boolean()
 }
 
-/// Whether a cache of keys and values can be as long: it may be null, too.
+/// Whether `value` is valid as the length of a cache of keys and values: a positive whole number,
+/// or null.
 pub(crate) fn is_window(value: &Value) -> bool {
     value.is_null()
         || *value == true
@@ -208,7 +211,8 @@ fn is_experts(value: &Value) -> bool {
     is_kind(value, |kind| KINDS.contains(&kind))
 }
 
-/// Whether `value` is a known kind. An object says it for each part of a model.
+/// Whether `value` is null or a known kind. An object has a kind for each part of a model, and
+/// isn't checked.
 fn is_kind(value: &Value, is_known: impl Fn(&str) -> bool) -> bool {
     value.is_null() || value.is_object() || value.as_str().is_some_and(is_known)
 }

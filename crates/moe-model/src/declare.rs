@@ -1,4 +1,4 @@
-//! Declaring a model under its family: layers become named tensors and a config again.
+//! Declares a model under its family: layers become named tensors and a config again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::refused::{DTYPE_KEYS, is_dtype, mend};
 use crate::weight::Weight;
 use crate::{Result, attention, decoder_layer, mixture, mtp};
 
-/// A model as files have it: named tensors in the order they are written, and the config.
+/// A model as files hold it: named tensors in the order in which they are written, and the config.
 #[derive(Debug, Clone)]
 pub struct Declaration {
     /// The content of `config.json`.
@@ -38,7 +38,7 @@ impl Declaration {
         )
     }
 
-    /// Bytes of all tensors.
+    /// Total size in bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(|(_, w)| w.bytes()).sum()
     }
@@ -48,7 +48,8 @@ impl Model {
     /// Names every tensor and writes the config for this model's family.
     ///
     /// # Errors
-    /// [`crate::Kind::Unsupported`] where the family cannot express the model; it says what and why.
+    /// [`crate::Kind::Unsupported`] if the family can't express the model; the error says what and
+    /// why.
     pub fn declare(&self) -> Result<Declaration> {
         let mut config = self.declare_config()?;
         let namer = self.named()?;
@@ -58,9 +59,9 @@ impl Model {
         Ok(Declaration { config, tensors })
     }
 
-    /// Modules whose matrix is plain, where `quantization_config` calls for a quantized one:
-    /// transformers starts them at random. Routers aren't among them, which version 5 doesn't hold
-    /// to be modules of this kind.
+    /// Returns the modules whose matrix isn't quantized although `quantization_config` says that it
+    /// is: transformers initializes them randomly. Routers are left out: in transformers 5 they
+    /// aren't modules that `quantization_config` applies to.
     ///
     /// # Errors
     /// As for [`Self::declare`].
@@ -81,7 +82,7 @@ impl Model {
         Ok(plain)
     }
 
-    /// All names of tensors, and of modules by whether they are quantized.
+    /// Collects the names of all tensors, and of modules by whether they are quantized.
     fn named(&self) -> Result<Namer<'_>> {
         let mut namer = Namer::new(self.family, self.quantization.as_ref());
         namer.push(names::EMBED, &self.embed);
@@ -94,10 +95,10 @@ impl Model {
         namer.push(names::FINAL_NORM, &self.final_norm);
         match &self.head {
             Head::Own(weight) => namer.matrix(names::HEAD, weight),
-            // Loaders have a module of its own for it all the same.
+            // Loaders nevertheless create a module for it.
             Head::Tied => namer.plain.push(module(names::HEAD).to_owned()),
         }
-        // A layer that loaders build behind the others may share modules with the model.
+        // A layer that loaders build after the others may share modules with the model.
         let mut seen = BTreeSet::new();
         namer.plain.retain(|module| seen.insert(module.clone()));
         Ok(namer)
@@ -129,7 +130,7 @@ impl Model {
         Ok(raw)
     }
 
-    /// The config that the model was read with, as one of this model's family says it.
+    /// Returns the config that the model was read with, converted to this model's family.
     fn source_config(&self) -> Result<Map<String, Value>> {
         let source = self.config.get("model_type").and_then(Value::as_str);
         let Some(source) = source.map(family).transpose()? else { return Ok(self.config.clone()) };
@@ -140,7 +141,7 @@ impl Model {
         Ok(raw)
     }
 
-    /// Writes what names the family, and what all families have a key for.
+    /// Writes the keys that name the family, and the sizes that all families have a key for.
     fn declare_sizes(&self, raw: &mut Map<String, Value>) {
         raw.insert("model_type".into(), json!(self.family.model_type));
         raw.insert("architectures".into(), json!([self.family.architecture]));
@@ -179,7 +180,7 @@ impl Model {
     }
 }
 
-/// Writes which modules are quantized, or that none is.
+/// Writes which modules are quantized, or removes the key if none is.
 fn declare_quantization(
     quantization: Option<&Quantization>,
     namer: &Namer<'_>,
@@ -196,7 +197,7 @@ fn declare_quantization(
     };
     match declared {
         Some(declared) => _ = config.insert(QUANTIZATION_KEY.to_owned(), declared),
-        // transformers before 5 fails at a null.
+        // transformers before 5 fails at null.
         None => _ = config.remove(QUANTIZATION_KEY),
     }
 }
@@ -208,7 +209,7 @@ fn leave_family(source: &Family, raw: &mut Map<String, Value>) {
         raw.entry(key.clone()).or_insert_with(|| value.clone());
     }
     raw.retain(|key, _| !source.own_keys.contains(key));
-    // Code of the source's model doesn't know the target's; a tokenizer stays what it is.
+    // Code of the source's model can't load the target's; the tokenizer doesn't change.
     let code = raw
         .remove(AUTO_MAP_KEY)
         .and_then(|code| if let Value::Object(code) = code { Some(code) } else { None });

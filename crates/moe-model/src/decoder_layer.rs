@@ -1,15 +1,15 @@
-//! Decoder layers between names and types.
+//! Reads decoder layers from named tensors, and names their tensors again.
 
-use crate::codec::{Namer, Reader, cannot, names};
+use crate::codec::{Namer, TensorReader, cannot, names};
 use crate::family::DenseRule;
 use crate::layer::{Expert, Ffn, Layer};
-use crate::shape::Shape;
+use crate::shape::ModelShape;
 use crate::{Error, Kind, Result, attention, mixture};
 
 pub(crate) fn read(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     index: usize,
-    shape: &Shape,
+    shape: &ModelShape,
     window: Option<usize>,
 ) -> Result<Layer> {
     let prefix = format!("{}{index}.", names::LAYERS);
@@ -20,7 +20,12 @@ pub(crate) fn read(
     Ok(Layer { attention_norm, attention, ffn_norm, ffn })
 }
 
-fn read_ffn(reader: &mut Reader<'_>, prefix: &str, index: usize, hidden: usize) -> Result<Ffn> {
+fn read_ffn(
+    reader: &mut TensorReader<'_>,
+    prefix: &str,
+    index: usize,
+    hidden: usize,
+) -> Result<Ffn> {
     let family = reader.config.family;
     match (&family.moe, &family.dense) {
         (Some(rule), _) if mixture::is_sparse(&reader.config, rule, index)? => {
@@ -36,7 +41,12 @@ fn read_ffn(reader: &mut Reader<'_>, prefix: &str, index: usize, hidden: usize) 
     }
 }
 
-fn dense(reader: &mut Reader<'_>, prefix: &str, rule: &DenseRule, hidden: usize) -> Result<Expert> {
+fn dense(
+    reader: &mut TensorReader<'_>,
+    prefix: &str,
+    rule: &DenseRule,
+    hidden: usize,
+) -> Result<Expert> {
     let (bias, width) = (reader.config.flag(&rule.bias)?, reader.config.positive(&rule.width)?);
     reader.expert(prefix, &rule.names, bias, width, hidden)
 }

@@ -1,6 +1,6 @@
 //! The typed model: layers, attention, feed-forward blocks, routers, experts and lazy weights.
 //!
-//! Tensor names and config keys exist only at the border: a file `families/<model_type>.toml`
+//! Tensor names and config keys exist only at the borders: a file `families/<model_type>.toml`
 //! describes a family, [`Model::open`] reads a checkpoint through it and [`Model::declare`] turns a
 //! model back into names and a config. In between, a model is a list of typed layers whose weights
 //! are references into files.

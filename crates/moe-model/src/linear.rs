@@ -1,20 +1,18 @@
-//! Linear maps and networks of them between names and types.
+//! Reads linear maps and feed-forward networks from named tensors, and names their tensors again.
 
 use crate::Result;
 use crate::codec::names::{bias_name, module};
-use crate::codec::{Namer, Reader};
+use crate::codec::{Namer, TensorReader};
 use crate::family::ExpertNames;
 use crate::layer::{Expert, Linear};
 use crate::quantized::parts;
 
-impl Reader<'_> {
-    /// `name` is the weight's; its bias has the same name with `.bias`.
+impl TensorReader<'_> {
+    /// Takes the weight `name`, of this shape, and its bias if it has one. The bias has the same
+    /// name with `.bias` in place of `.weight`.
     pub fn linear(&mut self, name: &str, bias: bool, shape: [usize; 2]) -> Result<Linear> {
         let weight = self.projection(name, shape)?;
-        let bias = match bias {
-            true => Some(self.take(bias_name(name), &shape[..1])?),
-            false => None,
-        };
+        let bias = if bias { Some(self.take(bias_name(name), &shape[..1])?) } else { None };
         Ok(Linear { weight, bias })
     }
 

@@ -1,10 +1,10 @@
-//! Layers for multi-token prediction between names and types.
+//! Reads layers for multi-token prediction from named tensors, and names their tensors again.
 
 use crate::Result;
-use crate::codec::{Namer, Reader, names};
+use crate::codec::{Namer, TensorReader, names};
 use crate::decoder_layer;
 use crate::mtp_layer::MtpLayer;
-use crate::shape::Shape;
+use crate::shape::ModelShape;
 
 mod own {
     pub const EMBED_NORM: &str = "enorm.weight";
@@ -15,9 +15,13 @@ mod own {
     pub const HEAD: &str = "shared_head.head.weight";
 }
 
-/// The layers for multi-token prediction behind `layers` others. Loaders' configs count some
-/// where there are none.
-pub(crate) fn read(reader: &mut Reader<'_>, layers: usize, shape: &Shape) -> Result<Vec<MtpLayer>> {
+/// Reads the layers for multi-token prediction, which follow `layers` others. A config may count
+/// such layers although the checkpoint has none.
+pub(crate) fn read(
+    reader: &mut TensorReader<'_>,
+    layers: usize,
+    shape: &ModelShape,
+) -> Result<Vec<MtpLayer>> {
     let Some(rule) = &reader.config.family.mtp else { return Ok(Vec::new()) };
     let count = reader.config.optional_usize(&rule.count)?.unwrap_or(0);
     let exists = |index: usize| {
@@ -28,14 +32,14 @@ pub(crate) fn read(reader: &mut Reader<'_>, layers: usize, shape: &Shape) -> Res
             .next()
             .is_some_and(|(name, _)| name.starts_with(&prefix))
     };
-    // Every one of them has tensors.
+    // Each of these layers has tensors, so a larger count is nonsense.
     if count > reader.tensors.len() || !(layers..layers + count).any(exists) {
         return Ok(Vec::new());
     }
     (layers..layers + count).map(|index| read_layer(reader, index, shape)).collect()
 }
 
-fn read_layer(reader: &mut Reader<'_>, index: usize, shape: &Shape) -> Result<MtpLayer> {
+fn read_layer(reader: &mut TensorReader<'_>, index: usize, shape: &ModelShape) -> Result<MtpLayer> {
     let at = |name: &str| format!("{}{index}.{name}", names::LAYERS);
     let (hidden, table) = (shape.hidden, [shape.vocab, shape.hidden]);
     Ok(MtpLayer {

@@ -1,9 +1,8 @@
 //! Layers for multi-token prediction (DeepSeek-V3, 2412.19437 §2.2): each predicts a token further
 //! ahead.
 //!
-//! They lie behind the last layer, under the numbers that follow, and don't take part in the
-//! model's own forward pass: they are read and written, so that a pass can carry, convert or drop
-//! them.
+//! Their numbers follow that of the last decoder layer. They aren't part of the model's forward
+//! pass here; they are read and written so that a pass can carry, convert or drop them.
 
 use crate::layer::{Layer, Linear};
 use crate::weight::Weight;
@@ -22,14 +21,14 @@ pub struct MtpLayer {
     pub layer: Layer,
     /// RMS norm before the head, `[hidden]`.
     pub final_norm: Weight,
-    /// A copy of the token embedding, where the file has one, `[vocab, hidden]`.
+    /// A copy of the token embedding, `[vocab, hidden]`, if the file has one.
     pub embed: Option<Weight>,
-    /// A copy of the output head, where the file has one, `[vocab, hidden]`.
+    /// A copy of the output head, `[vocab, hidden]`, if the file has one.
     pub head: Option<Weight>,
 }
 
 impl MtpLayer {
-    /// Its weights beside those of its decoder layer.
+    /// The layer's weights, without those of its decoder layer.
     pub fn own_weights(&self) -> impl Iterator<Item = &Weight> {
         let projection = std::iter::once(&self.projection.weight).chain(&self.projection.bias);
         let norms = [&self.embed_norm, &self.hidden_norm, &self.final_norm];

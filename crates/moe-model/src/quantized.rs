@@ -1,14 +1,14 @@
-//! Quantized matrices between names and types.
+//! Reads quantized matrices from named tensors, and names their tensors again.
 
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
 
-use crate::codec::Reader;
+use crate::codec::TensorReader;
 use crate::codec::names::module;
 use crate::weight::{Encoding, Packed, Packing, Weight};
 use crate::{Error, Kind, Result};
 
-/// What packed integers are called behind the module's name.
+/// The suffixes of the tensors of packed integers, after the module's name.
 struct Names {
     words: &'static str,
     scale: &'static str,
@@ -38,7 +38,7 @@ fn packing(quantization: &Quantization) -> Option<Packing> {
     }
 }
 
-/// `weight` as named tensors, as they are stored.
+/// Returns the stored tensors of `weight`, whose plain tensor is called `name`.
 pub(crate) fn parts(
     name: &str,
     weight: &Weight,
@@ -69,8 +69,8 @@ fn packed_parts(name: &str, weight: &Weight, packed: &Packed) -> Vec<(String, We
     parts
 }
 
-impl Reader<'_> {
-    /// Whether there is a matrix for the weight `name`, in whatever encoding.
+impl TensorReader<'_> {
+    /// Whether the matrix of the weight `name` exists, in any encoding.
     pub fn has_matrix(&self, name: &str) -> bool {
         let words =
             self.quantization.as_ref().and_then(packing).map(|packing| names(packing).words);
@@ -79,7 +79,7 @@ impl Reader<'_> {
         packed || self.tensors.contains_key(name)
     }
 
-    /// A matrix that may be quantized, with its scales.
+    /// Takes a matrix that may be quantized, with its scales.
     pub fn projection(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         let Some(quantization) = &self.quantization else { return self.take(name, &shape) };
         let dtype = self.tensors.get(name).map(Weight::dtype);
@@ -102,7 +102,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A matrix of float8 codes, whose scales for each `block` have its name with `suffix`.
+    /// Takes a matrix of float8 codes with a scale for each `block`. The scales have the matrix's
+    /// name with `suffix`.
     fn blocks(
         &mut self,
         name: &str,
@@ -126,7 +127,7 @@ impl Reader<'_> {
         .remedy("the checkpoint and config.json don't belong together")
     }
 
-    /// A matrix of packed integers with what lies beside its words.
+    /// Takes a matrix of packed integers: its words and the other tensors of its layout.
     fn packed(
         &mut self,
         name: &str,
@@ -153,7 +154,7 @@ impl Reader<'_> {
         Ok(words.packed(shape, Packed { packing, integers, scale, zero, beside }))
     }
 
-    /// The tensor `name` that a layout has beside words, scales and zero points.
+    /// Takes the tensor `name` that a layout has in addition to words, scales and zero points.
     fn beside(&mut self, name: String, packing: Packing, columns: usize) -> Result<Weight> {
         match packing {
             Packing::Rows => self.take_integers(name, Dtype::I64, &[2]),
@@ -161,7 +162,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Refuses the order of columns that a tensor `name` would give.
+    /// Refuses a tensor `name` that reorders columns.
     fn refuse_order(&self, name: &str) -> Result<()> {
         if !self.tensors.contains_key(name) {
             return Ok(());

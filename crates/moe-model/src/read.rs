@@ -1,4 +1,4 @@
-//! Reading a checkpoint through its family: names become layers.
+//! Reads a checkpoint through its family: named tensors become layers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use crate::assembly::{Head, Model};
 use crate::base_config::has_layers_of_their_own;
 use crate::codec::names::is_computed;
-use crate::codec::{Config, Reader, names};
+use crate::codec::{Config, TensorReader, names};
 use crate::family::{Family, family};
 use crate::layer::Layer;
-use crate::shape::Shape;
+use crate::shape::ModelShape;
 use crate::weight::Weight;
 use crate::{Error, Kind, Result, decoder_layer, mtp};
 
@@ -20,17 +20,17 @@ impl Model {
     /// Opens the checkpoint directory `dir`.
     ///
     /// # Errors
-    /// What [`Checkpoint::open`] and [`Model::read`] return.
+    /// As for [`Checkpoint::open`] and [`Model::read`].
     pub fn open(dir: &Path) -> Result<Self> {
         Self::read(&Checkpoint::open(dir)?)
     }
 
-    /// Understands an open checkpoint. Reads no weights.
+    /// Reads the config and the tensors' names and shapes of an open checkpoint, but no weights.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for an architecture, option or encoding this program doesn't know;
-    /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor
-    /// and file.
+    /// [`Kind::Unsupported`] for an architecture, option or encoding that this program doesn't
+    /// know; [`Kind::Missing`] and [`Kind::Mismatch`] if tensors don't fit the config. All name the
+    /// tensor and the file.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, stored) in checkpoint.tensors() {
@@ -51,7 +51,7 @@ impl Model {
         Self::assemble(checkpoint.config().clone(), &checkpoint.dir().join(CONFIG_FILE), tensors)
     }
 
-    /// Builds a model from a config and named weights; `file` stands for the config in messages.
+    /// Builds a model from a config and named weights; `file` is the config's path in messages.
     ///
     /// # Errors
     /// As for [`Model::read`].
@@ -65,22 +65,22 @@ impl Model {
         let config = Config { raw: &meant, family, file };
         check_options(config)?;
         let quantization = Quantization::read(&raw, file)?;
-        Self::from_tensors(Reader { config, tensors, quantization }, family, raw)
+        Self::from_tensors(TensorReader { config, tensors, quantization }, family, raw)
     }
 
-    /// Takes the model that `raw` describes out of the reader's tensors; what is left over is
-    /// [`rest`].
+    /// Takes the tensors of the model that `raw` describes out of the reader. The tensors left over
+    /// are for [`rest`].
     fn from_tensors(
-        mut reader: Reader<'_>,
+        mut reader: TensorReader<'_>,
         family: &'static Family,
         raw: Map<String, Value>,
     ) -> Result<Self> {
         let config = reader.config;
-        let shape = Shape::read(config)?;
+        let shape = ModelShape::read(config)?;
         let layers = count_layers(config, reader.tensors.len())?;
         let windows = family.attention.window.decode(&config, layers)?;
         let tied = config.bool("tie_word_embeddings")?;
-        // The fields stand in the order in which errors are found: Rust evaluates them so.
+        // Rust evaluates fields in this order, so it decides which of several errors is reported.
         Ok(Self {
             family,
             config: raw,
@@ -103,17 +103,17 @@ impl Model {
     }
 }
 
-/// `raw` with its values as what they mean. `verify` refuses what transformers 5 refuses for its
-/// type alone; a pass writes it as what it means.
+/// Returns `raw` with values of other types converted to what they mean. `verify` reports values
+/// that transformers 5 refuses only for their type; passes convert them.
 fn meant(family: &Family, raw: &Map<String, Value>) -> Map<String, Value> {
     let mut meant = family.strict.meant(raw);
-    // A list of one number is that number for tokens alone, which nothing here reads.
+    // A list of one number means that number, but only for tokens, which nothing here reads.
     let lists = raw.iter().filter(|(_, value)| value.is_array());
     meant.extend(lists.map(|(key, value)| (key.clone(), value.clone())));
     meant
 }
 
-/// The config's number of layers, where there are `tensors` tensors.
+/// Reads the number of layers, which can't exceed the number of `tensors`.
 fn count_layers(config: Config<'_>, tensors: usize) -> Result<usize> {
     let layers = config.positive("num_hidden_layers")?;
     // Every layer has tensors, so a larger count is nonsense; it is refused before anything is
@@ -125,31 +125,31 @@ fn count_layers(config: Config<'_>, tensors: usize) -> Result<usize> {
     Ok(layers)
 }
 
-/// Reads the decoder layers, each with its window of attention.
+/// Reads the decoder layers, each with its sliding window.
 fn read_layers(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     windows: &[Option<usize>],
-    shape: &Shape,
+    shape: &ModelShape,
 ) -> Result<Vec<Layer>> {
     let layers = windows.iter().enumerate();
     layers.map(|(layer, window)| decoder_layer::read(reader, layer, shape, *window)).collect()
 }
 
-fn read_head(reader: &mut Reader<'_>, tied: bool, shape: &Shape) -> Result<Head> {
-    // transformers 5 keeps a head that a tied checkpoint holds all the same.
+fn read_head(reader: &mut TensorReader<'_>, tied: bool, shape: &ModelShape) -> Result<Head> {
+    // transformers 5 keeps the head of a tied checkpoint that holds one nevertheless.
     if tied && !reader.tensors.contains_key(names::HEAD) {
         return Ok(Head::Tied);
     }
     Ok(Head::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden])?))
 }
 
-/// ε of the RMS norms.
+/// Reads ε of the RMS norms.
 fn norm_eps(config: Config<'_>) -> Result<f64> {
     let norm_eps = config.optional_f64("rms_norm_eps")?.filter(|eps| *eps >= 0.0);
     norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))
 }
 
-/// An error about `stored`, which is there under another name, too.
+/// Returns the error for the tensor `stored` if it also exists under another name.
 fn twice(what: String, stored: &Stored) -> Error {
     Error::new(Kind::Mismatch, what)
         .tensor(stored.name())
@@ -157,9 +157,9 @@ fn twice(what: String, stored: &Stored) -> Error {
         .remedy("remove the one that isn't meant")
 }
 
-/// The name that transformers 5 gives the tensor `name` of `checkpoint`, where it is another one:
-/// `model.` is added where it is missing, as in a model without a head that AutoModel saved, and
-/// taken off where it stands before a whole name. `None` where both are there.
+/// Returns the name under which transformers 5 loads the tensor `name` of `checkpoint`, if that is
+/// another one: `model.` is added if it is missing, as in a model without a head that AutoModel
+/// saved, and removed if it precedes a complete name. None if both names exist.
 pub fn loaded_name(name: &str, checkpoint: &Checkpoint) -> Option<String> {
     let loaded = match name.strip_prefix(names::MODEL) {
         Some(whole) if whole == names::HEAD || whole.starts_with(names::MODEL) => whole.to_owned(),
@@ -169,7 +169,7 @@ pub fn loaded_name(name: &str, checkpoint: &Checkpoint) -> Option<String> {
     (!checkpoint.tensors().contains_key(&loaded)).then_some(loaded)
 }
 
-/// Whether a name without `model.` is one of an embedding, a layer or the final norm.
+/// Whether `name`, without `model.`, is that of an embedding, a layer's tensor or the final norm.
 fn is_of_layers(name: &str) -> bool {
     ["embed_tokens.", "layers.", "norm."].iter().any(|start| name.starts_with(start))
 }
@@ -183,7 +183,7 @@ fn family_of(raw: &Map<String, Value>, file: &Path) -> Result<&'static Family> {
     family(model_type).map_err(|e| e.file(file))
 }
 
-/// Refuses by name what would silently change the function.
+/// Refuses options that would silently change what the model computes; the error names them.
 fn check_options(config: Config<'_>) -> Result<()> {
     for (key, values) in &config.family.only {
         if let Some(value) = config.raw.get(key).filter(|v| !v.is_null() && !values.contains(v)) {
@@ -198,7 +198,7 @@ fn check_options(config: Config<'_>) -> Result<()> {
     check_activation(config)
 }
 
-/// The error about `value`, which the family's models don't have under `key`.
+/// Returns the error for a `value` of `key` that the family's models can't have.
 fn other_value(config: Config<'_>, key: &str, value: &Value) -> Error {
     let values = &config.family.only[key];
     let supported = values.iter().map(Value::to_string).collect::<Vec<_>>().join(", ");
@@ -215,7 +215,7 @@ fn other_value(config: Config<'_>, key: &str, value: &Value) -> Error {
         .remedy(remedy)
 }
 
-/// Refuses every activation but SiLU.
+/// Refuses activations other than SiLU.
 fn check_activation(config: Config<'_>) -> Result<()> {
     let activation = config.get("hidden_act");
     if matches!(activation.and_then(Value::as_str), Some("silu" | "swish")) {
@@ -227,8 +227,8 @@ fn check_activation(config: Config<'_>) -> Result<()> {
         .remedy("supported: silu"))
 }
 
-/// A tied checkpoint may hold the matrix under the head's name only.
-fn read_embedding(reader: &mut Reader<'_>, tied: bool, shape: &Shape) -> Result<Weight> {
+/// Takes the embedding. A tied checkpoint may hold the matrix only under the head's name.
+fn read_embedding(reader: &mut TensorReader<'_>, tied: bool, shape: &ModelShape) -> Result<Weight> {
     let only_head = tied
         && !reader.tensors.contains_key(names::EMBED)
         && reader.tensors.contains_key(names::HEAD);
@@ -238,9 +238,9 @@ fn read_embedding(reader: &mut Reader<'_>, tied: bool, shape: &Shape) -> Result<
     reader.take(if only_head { names::HEAD } else { names::EMBED }, &[shape.vocab, shape.hidden])
 }
 
-/// The error about a missing embedding: either it is missing alone, or all tensors have names that
-/// no loader expects.
-fn other_names(reader: &Reader<'_>) -> Error {
+/// Returns the error for a missing embedding: only the embedding is missing, or all tensors have
+/// names that no loader expects.
+fn other_names(reader: &TensorReader<'_>) -> Error {
     let Some((name, prefix)) = prefixed_embedding(reader) else {
         let first: Vec<&str> = reader.tensors.keys().take(3).map(String::as_str).collect();
         let what = format!(
@@ -262,8 +262,8 @@ fn other_names(reader: &Reader<'_>) -> Error {
     ))
 }
 
-/// The first embedding whose name has a prefix in front, and the prefix.
-fn prefixed_embedding<'a>(reader: &'a Reader<'_>) -> Option<(&'a str, &'a str)> {
+/// Finds an embedding whose name has another prefix; returns its name and the prefix.
+fn prefixed_embedding<'a>(reader: &'a TensorReader<'_>) -> Option<(&'a str, &'a str)> {
     let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
     reader.tensors.keys().find_map(|name| {
         let whole = name.strip_suffix(names::EMBED).filter(|prefix| prefix.ends_with('.'));
@@ -274,7 +274,7 @@ fn prefixed_embedding<'a>(reader: &'a Reader<'_>) -> Option<(&'a str, &'a str)> 
     })
 }
 
-/// What a checkpoint whose names begin with `prefix` was saved from, and what to save instead.
+/// Says what a checkpoint whose names begin with `prefix` was saved from, and what to save instead.
 fn saved_from(prefix: &str) -> &'static str {
     match prefix {
         "module." => {
@@ -288,9 +288,9 @@ fn saved_from(prefix: &str) -> &'static str {
     }
 }
 
-/// The tensors that nobody took: they are carried, unless one lies in a layer, where it would mean
-/// something.
-fn rest(reader: Reader<'_>) -> Result<BTreeMap<String, Weight>> {
+/// Returns the tensors that were not taken, which are carried. Refuses those in a layer, since a
+/// loader would use them.
+fn rest(reader: TensorReader<'_>) -> Result<BTreeMap<String, Weight>> {
     let mut rest = reader.tensors;
     rest.retain(|name, _| !is_computed(name));
     match rest.iter().find(|(name, _)| name.starts_with(names::LAYERS)) {

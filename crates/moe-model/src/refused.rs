@@ -1,4 +1,4 @@
-//! What transformers refuses of a config that this program can read.
+//! Finds values of a config that transformers refuses and this program can read.
 
 use moe_checkpoint::json::shown;
 use serde_json::{Map, Value};
@@ -8,13 +8,14 @@ use crate::base_config::{self, ATTRIBUTE_MAP_KEY};
 use crate::family::MoeRule;
 use crate::rope;
 
-/// Names of torch's types that transformers can load a model in.
+/// Names of the torch dtypes in which transformers can load a model.
 const DTYPES: [&str; 7] = ["float32", "float16", "bfloat16", "float64", "float", "half", "double"];
-/// The keys that name it: transformers 5 writes the first, versions before it the second.
+/// The config keys of the dtype: transformers 5 writes the first, earlier versions write the
+/// second.
 pub(crate) const DTYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
 
-/// Kinds of attention that transformers 5.23 takes in `layer_types` of any family
-/// (`ALLOWED_ATTN_LAYER_TYPES`), and older names of some.
+/// Kinds of attention that transformers 5.23 accepts in `layer_types` of any family
+/// (`ALLOWED_ATTN_LAYER_TYPES`), with older names of some of them.
 const LAYER_TYPES: [&str; 17] = [
     "full_attention",
     "sliding_attention",
@@ -36,8 +37,8 @@ const LAYER_TYPES: [&str; 17] = [
 ];
 
 impl Model {
-    /// What transformers 5 refuses of this model's config (`golden/loaders/verdicts.py`), a
-    /// sentence each.
+    /// Returns a sentence for each value of this model's config that transformers 5 refuses
+    /// (`golden/loaders/verdicts.py`).
     pub fn refused_config(&self) -> Vec<String> {
         let mut refused = self.family.strict.refused(&self.config);
         refused.extend(self.refused_counts());
@@ -57,13 +58,13 @@ impl Model {
         refused
     }
 
-    /// The value of `key` in the config, as a sentence says it.
+    /// Returns the value of `key` in the config, for a sentence.
     fn said(&self, key: &str) -> String {
         self.config.get(key).map(shown).unwrap_or_default()
     }
 
     fn refused_dtype(&self) -> Option<String> {
-        // The older key is read where the newer one isn't there.
+        // The older key is read only if the newer one is missing.
         let is_there = |key: &&str| self.config.get(*key).is_some_and(|value| !value.is_null());
         let key = DTYPE_KEYS.into_iter().find(is_there)?;
         (!is_dtype(&self.config[key])).then(|| {
@@ -106,7 +107,7 @@ impl Model {
         })
     }
 
-    /// A `head_dim` of another width than what rotates, and one that is null.
+    /// Finds a `head_dim` that isn't the width of the rotary part, and one that is null.
     fn refused_head_dim(&self) -> Vec<String> {
         let mut refused = Vec::new();
         let width = self.rotary_head();
@@ -132,7 +133,7 @@ impl Model {
         ))
     }
 
-    /// Keys that are null, though transformers computes with their numbers.
+    /// Finds keys that are null although transformers computes with their values.
     fn refused_nulls(&self) -> impl Iterator<Item = String> {
         let is_null = |key: &&String| self.config.get(*key).is_some_and(Value::is_null);
         self.family.never_null.iter().filter(is_null).map(|key| {
@@ -149,7 +150,7 @@ impl Model {
         })
     }
 
-    /// Counts of experts that are null, or differ.
+    /// Finds numbers of experts that are null or differ.
     fn refused_counts(&self) -> Option<String> {
         let rule = self.family.moe.as_ref()?;
         let keys = rule.experts.iter().chain(&rule.experts_also);
@@ -166,7 +167,8 @@ impl Model {
         })
     }
 
-    /// Whether a map in the config hides the one that finds a number of experts under another key.
+    /// Whether the config's `attribute_map` replaces the one that transformers needs to find the
+    /// number of experts under another key.
     fn needs_attribute_map(&self) -> bool {
         let Some((_, moe)) = self.moes().next() else { return false };
         let counts = |key: &String| self.config.get(key).or_else(|| self.family.defaults.get(key));
@@ -178,21 +180,21 @@ impl Model {
             && !self.family.moe.as_ref().is_some_and(finds_all)
     }
 
-    /// Whether `head_dim` is null in a family whose config in transformers doesn't know the key,
-    /// and so has no other value for null.
+    /// Whether `head_dim` is null in a family whose config class doesn't declare the key, and so
+    /// doesn't replace null by a default.
     fn has_null_head(&self) -> bool {
         let is_known = self.family.strict.rules().any(|(key, _)| key == "head_dim");
         !is_known && self.config.get("head_dim").is_some_and(Value::is_null)
     }
 
-    /// The key that says whether groups of experts count, where it is null.
+    /// Returns the key that switches groups of experts, if its value is null.
     fn null_method(&self) -> Option<&str> {
         let key = &self.family.moe.as_ref()?.groups.as_ref()?.when.as_ref()?.key;
         self.config.get(key)?.is_null().then_some(key)
     }
 
-    /// The width that `head_dim` must have, if it is there, in a family that rotates a part of its
-    /// own: transformers makes the rotary tables for it.
+    /// Returns the value that `head_dim` must have, if the config has it, in a family with a rotary
+    /// part of its own, for which transformers makes rotary tables as wide as `head_dim`.
     fn rotary_head(&self) -> Option<usize> {
         let latent = self.family.attention.latent.as_ref()?;
         let is_read = latent.tables_of_head_dim && self.config.contains_key("head_dim");
@@ -200,8 +202,8 @@ impl Model {
     }
 }
 
-/// Writes keys that [`Model::refused_config`] finds as transformers takes them, where they change
-/// nothing that is computed.
+/// Corrects values that [`Model::refused_config`] finds, if that doesn't change what the model
+/// computes.
 pub(crate) fn mend(config: &mut Map<String, Value>, vocab: usize) {
     if !has_padding(config, vocab) {
         config.insert("pad_token_id".into(), Value::Null);
@@ -209,8 +211,8 @@ pub(crate) fn mend(config: &mut Map<String, Value>, vocab: usize) {
     base_config::mend(config);
 }
 
-/// Whether transformers can load a model in `value`: one of torch's types, or an object of such by
-/// parts of a model, of which the one without a name is the whole.
+/// Whether transformers can load a model in the dtype `value`: the name of a dtype, or an object
+/// with one for each part of a model, in which "" stands for the whole model.
 pub(crate) fn is_dtype(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -219,7 +221,8 @@ pub(crate) fn is_dtype(value: &Value) -> bool {
     }
 }
 
-/// Whether padding, if there is any, has a row in the embedding: from its end, if it is negative.
+/// Whether the padding token, if there is one, has a row in the embedding. A negative id counts
+/// from the end.
 fn has_padding(config: &Map<String, Value>, vocab: usize) -> bool {
     let vocab = vocab as i64;
     config

@@ -1,4 +1,4 @@
-//! Rotary position embeddings: parameters in both spellings, and inverse frequencies.
+//! Rotary position embeddings: parameters under old and new config keys, and inverse frequencies.
 //!
 //! The formulas are those of transformers' `modeling_rope_utils.py`; YaRN is Peng et al.
 //! 2309.00071.
@@ -11,17 +11,17 @@ use serde_json::{Map, Value, json};
 use crate::codec::Config;
 use crate::{Error, Kind, Result};
 
-/// The older key of what frequencies are stretched by.
+/// The older config key of the scaling of frequencies.
 const SCALING: &str = "rope_scaling";
-/// The key of transformers 5, which has the base wavelength as well.
+/// The config key of transformers 5, which also holds the base wavelength.
 const PARAMETERS: &str = "rope_parameters";
-/// The key of the part of a head's dimensions that rotates.
+/// The config key of the fraction of a head's dimensions that is rotated.
 const PARTIAL: &str = "partial_rotary_factor";
 
-/// How frequencies are stretched beyond the pretraining context.
+/// How frequencies are scaled for contexts longer than in pretraining.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// They are not.
+    /// Frequencies are not scaled.
     Default,
     /// Every frequency is divided by `factor`.
     Linear {
@@ -45,9 +45,9 @@ pub enum RopeScaling {
         factor: f64,
         /// Multiplies cos and sin.
         attention_factor: f64,
-        /// Rotations above which a dimension is kept.
+        /// Dimensions with more rotations over the pretraining context are kept.
         beta_fast: f64,
-        /// Rotations below which a dimension is stretched.
+        /// Dimensions with fewer rotations over the pretraining context are stretched.
         beta_slow: f64,
         /// Whether the borders between the two are rounded to whole dimensions.
         truncate: bool,
@@ -57,7 +57,7 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// Its name in a config.
+    /// The name of the scaling in a config.
     fn kind(&self) -> &'static str {
         match self {
             Self::Default => "default",
@@ -76,7 +76,7 @@ impl RopeScaling {
         }
     }
 
-    /// The pretraining context in tokens, where frequencies depend on it.
+    /// The pretraining context in tokens; None if frequencies don't depend on it.
     fn original(&self) -> Option<f64> {
         match self {
             Self::Default | Self::Linear { .. } => None,
@@ -88,29 +88,29 @@ impl RopeScaling {
 /// Rotary position embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Base wavelength.
+    /// Base θ of the wavelengths.
     pub theta: f64,
     /// The number of dimensions that are rotated: the first ones of a head (or of its rotary part,
     /// where attention is latent).
     pub dims: usize,
     /// Whether neighbouring dimensions are rotated together, rather than i and i + dims / 2.
     pub interleaved: bool,
-    /// How frequencies are stretched.
+    /// The scaling of frequencies.
     pub scaling: RopeScaling,
 }
 
-/// What a family says of rotary embeddings.
+/// The properties of rotary embeddings that a family determines.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RopeShape {
-    /// Width of what may be rotated.
+    /// Number of dimensions that may be rotated.
     pub width: usize,
-    /// Whether a `partial_rotary_factor` counts.
+    /// Whether `partial_rotary_factor` is read.
     pub partial: bool,
     /// Whether neighbouring dimensions are rotated together.
     pub interleaved: bool,
 }
 
-/// The rope keys of a config, whichever spelling they have.
+/// The rotary keys of a config, under their old or new names.
 struct Keys<'a> {
     config: Config<'a>,
     parameters: Option<&'a Map<String, Value>>,
@@ -121,16 +121,16 @@ impl<'a> Keys<'a> {
         let object = |key: &str| match config.raw.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map).filter(|m| !m.is_empty())),
-            // As in transformers 5, what Python holds to be false is as good as nothing.
+            // As in transformers 5, values that are false in Python count as missing.
             Some(value) if key == SCALING && !is_true(value) => Ok(None),
             Some(_) => Err(config.error(key, "is not an object")),
         };
-        // As in transformers: the older key wins where both are there.
+        // As in transformers, the older key takes precedence.
         let parameters = object(SCALING)?.or(object(PARAMETERS)?);
         Ok(Self { config, parameters })
     }
 
-    /// The type of stretching.
+    /// Returns the type of scaling.
     fn kind(&self) -> Result<&'a str> {
         match self.get("rope_type").or(self.get("type")) {
             None => Ok("default"),
@@ -155,7 +155,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The number under `key`; 0 counts as none.
+    /// Returns the number under `key`; None if it is missing or 0.
     fn nonzero(&self, key: &str) -> Result<Option<f64>> {
         Ok(self.number(key)?.filter(|x| *x != 0.0))
     }
@@ -172,8 +172,8 @@ impl<'a> Keys<'a> {
         self.config.error(&format!("rope_parameters.{key}"), what)
     }
 
-    /// The config's own key wins over the one among the parameters; without either it is the
-    /// context length.
+    /// Returns the pretraining context in tokens. The config's own key takes precedence over the
+    /// one among the parameters; without both it is the context length.
     fn original(&self) -> Result<f64> {
         let key = "original_max_position_embeddings";
         let found = self.config.optional_f64(key)?.or(self.number(key)?);
@@ -210,7 +210,8 @@ impl Rope {
         Ok(Self { theta, dims, interleaved: shape.interleaved, scaling })
     }
 
-    /// What yarn's `mscale_all_dim` makes of the scale of latent attention's scores (DeepSeek-V2).
+    /// Returns the factor that yarn's `mscale_all_dim` adds to the scale of latent attention's
+    /// scores (DeepSeek-V2).
     pub(crate) fn score_factor(config: Config<'_>) -> Result<f64> {
         let keys = Keys::of(config)?;
         let Some(all) = keys.nonzero("mscale_all_dim")? else {
@@ -222,9 +223,11 @@ impl Rope {
         }
     }
 
-    /// Writes both spellings where they can say the same: loaders of either age read them.
+    /// Writes old and new keys if both can express the scaling, so that old and new loaders read
+    /// them.
     ///
-    /// `width` is that of what may be rotated, where the family may rotate a part of it.
+    /// `width` is the number of dimensions that may be rotated, if the family may rotate only a
+    /// part of them.
     pub(crate) fn encode(&self, width: Option<usize>, raw: &mut Map<String, Value>) {
         let existing = filled(raw, SCALING).or(filled(raw, PARAMETERS));
         let mut parameters = existing.cloned().unwrap_or_default();
@@ -246,14 +249,15 @@ impl Rope {
         self.encode_parameters(parameters, raw);
     }
 
-    /// The part of `width` that rotates: as the config `said` it, where that is right.
+    /// Returns the fraction of `width` that is rotated. The value that the config has, `said`, is
+    /// kept if it is right.
     fn partial_factor(&self, width: usize, said: Option<&Value>) -> f64 {
         let is_right = |factor: &f64| (width as f64 * factor) as usize == self.dims;
         let said = said.and_then(Value::as_f64).filter(is_right);
         said.unwrap_or(self.dims as f64 / width as f64)
     }
 
-    /// Writes `parameters` in both spellings.
+    /// Writes `parameters` under old and new keys.
     fn encode_parameters(&self, mut parameters: Map<String, Value>, raw: &mut Map<String, Value>) {
         let mut scaling = parameters.clone();
         parameters.insert("rope_theta".into(), json!(self.theta));
@@ -268,7 +272,8 @@ impl Rope {
         }
     }
 
-    /// Inverse frequencies `[dims / 2]` in radians per token, and the factor on cos and sin.
+    /// Returns the inverse frequencies, `[dims / 2]` in radians per token, and the factor of cos
+    /// and sin.
     pub fn inverse_frequencies(&self) -> (Vec<f64>, f64) {
         let plain =
             (0..self.dims / 2).map(|i| self.theta.powf(-((2 * i) as f64) / self.dims as f64));
@@ -301,7 +306,8 @@ impl Rope {
     }
 }
 
-/// Llama 3's frequency in place of `f`: low and high count wavelengths in the `original` context.
+/// Returns Llama 3's frequency in place of `f`; `low` and `high` are numbers of wavelengths in the
+/// `original` context.
 fn llama3(f: f64, factor: f64, [low, high]: [f64; 2], original: f64) -> f64 {
     let wavelength = 2.0 * PI / f;
     if wavelength < original / high {
@@ -314,7 +320,8 @@ fn llama3(f: f64, factor: f64, [low, high]: [f64; 2], original: f64) -> f64 {
     (1.0 - smooth) * f / factor + smooth * f
 }
 
-/// The first dimension that YaRN stretches, and the first that it stretches wholly, of `dims`.
+/// Returns the first of `dims` dimensions that YaRN stretches, and the first that it stretches by
+/// the whole factor.
 fn yarn_borders([first, last]: [f64; 2], truncate: bool, dims: usize) -> [f64; 2] {
     let (first, last) = if truncate { (first.floor(), last.ceil()) } else { (first, last) };
     let (first, last) = (first.max(0.0), last.min(dims as f64 - 1.0));
@@ -322,19 +329,18 @@ fn yarn_borders([first, last]: [f64; 2], truncate: bool, dims: usize) -> [f64; 2
     [first, if first == last { last + 0.001 } else { last }]
 }
 
-/// YaRN's frequency in place of `f`, which is that of the dimensions `i`.
+/// Returns YaRN's frequency in place of `f`, the frequency of pair `i` of dimensions.
 fn yarn(f: f64, factor: f64, i: usize, [first, last]: [f64; 2]) -> f64 {
     let stretched = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
     f / factor * stretched + f * (1.0 - stretched)
 }
 
-/// The object under `key` of `config`, where it has keys.
+/// Returns the object under `key` of `config`; None if it is missing or empty.
 fn filled<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a Map<String, Value>> {
     config.get(key)?.as_object().filter(|keys| !keys.is_empty())
 }
 
-/// What transformers 5 refuses of the rotary parameters that it reads, where this program needs no
-/// such value.
+/// Finds rotary parameters that transformers 5 refuses although this program doesn't need them.
 pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
     let mut places = [SCALING, PARAMETERS].into_iter();
     let found = places.find_map(|place| Some((place, filled(config, place)?)));
@@ -357,19 +363,19 @@ pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
     refused
 }
 
-/// Whether the config has positions stretched by YaRN.
+/// Whether the config scales frequencies by YaRN.
 pub(crate) fn is_yarn(config: &Map<String, Value>) -> bool {
     let places = [SCALING, PARAMETERS].into_iter().filter_map(|key| config.get(key));
     let mut kinds = places.filter_map(|keys| keys.get("rope_type").or(keys.get("type")));
     kinds.any(|kind| kind == "yarn")
 }
 
-/// YaRN's factor on attention for a context stretched by `factor`.
+/// Returns YaRN's factor of attention for a context stretched by `factor`.
 fn mscale(factor: f64, m: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 }
 }
 
-/// How many dimensions are rotated.
+/// Reads the number of dimensions that are rotated.
 fn rotated(keys: &Keys<'_>, shape: RopeShape) -> Result<usize> {
     let partial = match keys.number(PARTIAL)? {
         Some(factor) => factor,
@@ -393,7 +399,7 @@ fn rotated(keys: &Keys<'_>, shape: RopeShape) -> Result<usize> {
     Ok(dims)
 }
 
-/// What YaRN multiplies cos and sin by.
+/// Reads or computes YaRN's factor of cos and sin.
 fn attention_factor(keys: &Keys<'_>, factor: f64) -> Result<f64> {
     let given = keys.number("attention_factor")?;
     let of_rotary = keys.nonzero("mscale")?;

@@ -1,18 +1,18 @@
-//! What tensors' shapes follow from.
+//! The sizes that determine the shapes of a model's tensors.
 
 use crate::Result;
 use crate::codec::Config;
 use crate::family::LatentRule;
 use crate::rope::{Rope, RopeShape};
 
-/// What tensors' shapes follow from.
-pub(crate) struct Shape {
+/// The sizes that determine the shapes of a model's tensors.
+pub(crate) struct ModelShape {
     pub hidden: usize,
     pub vocab: usize,
     pub heads: Heads,
 }
 
-impl Shape {
+impl ModelShape {
     pub fn read(config: Config<'_>) -> Result<Self> {
         let hidden = config.positive("hidden_size")?;
         Ok(Self {
@@ -67,7 +67,8 @@ impl Heads {
     }
 }
 
-/// The width of queries and keys of latent attention, which has as many of either.
+/// Reads the width of queries and keys of latent attention, which needs as many key heads as query
+/// heads.
 fn latent_head_dim(
     config: Config<'_>,
     rule: &LatentRule,

@@ -1,4 +1,4 @@
-//! Types of config values that transformers 5 insists on, and how a written config gets them.
+//! Types of config values that transformers 5 requires, and the conversion of values to them.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use moe_checkpoint::json::{is_float, is_int, shown};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// Keys by the JSON type of their values. Where null is taken as well, a `?` follows the key.
+/// Config keys by the JSON type of their values. A `?` after a key means that null is also valid.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Strict {
@@ -21,7 +21,7 @@ pub struct Strict {
     pub several: BTreeMap<String, Vec<JsonType>>,
 }
 
-/// A type of values, as transformers tells them apart.
+/// A type of config values in transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JsonType {
@@ -60,7 +60,7 @@ impl JsonType {
         }
     }
 
-    /// What `value` means as a value of this type, if it can mean only one.
+    /// Converts `value` to this type; None if that isn't possible or is ambiguous.
     fn of(self, value: &Value) -> Option<Value> {
         match self {
             Self::Float => finite(value).map(Value::from),
@@ -80,24 +80,24 @@ impl JsonType {
     }
 }
 
-/// The finite number that `value` is, or spells.
+/// Returns the finite number that `value` is, or that its text spells.
 fn finite(value: &Value) -> Option<f64> {
     let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
     number.filter(|x: &f64| x.is_finite())
 }
 
-/// The whole number that `value` means, as an f64 holds it exactly.
+/// Returns the whole number that `value` means, if an f64 holds it exactly.
 fn whole(value: &Value) -> Option<i64> {
     const EXACT: f64 = (1_u64 << 53) as f64;
     let single = value.as_array().filter(|list| list.len() == 1).and_then(|list| list[0].as_i64());
     let whole = finite(value).filter(|x| x.fract() == 0.0 && x.abs() < EXACT);
-    // To Python, true is 1.
+    // In Python, true is 1.
     let truth = value.as_bool().map(i64::from);
     single.or(whole.map(|x| x as i64)).or(truth)
 }
 
 impl Strict {
-    /// Each key with the types that it takes.
+    /// Returns each key with its valid types.
     pub(crate) fn rules(&self) -> impl Iterator<Item = (&str, Vec<JsonType>)> {
         let alone = [
             (&self.float, JsonType::Float),
@@ -113,12 +113,12 @@ impl Strict {
         alone.chain(self.several.iter().map(|(key, kinds)| (key.as_str(), kinds.clone())))
     }
 
-    /// Whether `key` is a switch.
+    /// Whether `key` has boolean values.
     pub(crate) fn is_switch(&self, key: &str) -> bool {
         self.bool.iter().any(|known| known.strip_suffix('?').unwrap_or(known) == key)
     }
 
-    /// What transformers 5 refuses of `config`, a sentence each.
+    /// Returns a sentence for each value of `config` whose type transformers 5 refuses.
     pub fn refused(&self, config: &Map<String, Value>) -> Vec<String> {
         let refused = self.rules().filter_map(|(key, kinds)| {
             let value = config.get(key)?;
@@ -126,7 +126,7 @@ impl Strict {
                 return None;
             }
             let mut wanted: Vec<&str> = kinds.iter().map(|kind| kind.said()).collect();
-            // Where only one type is meant, null is not what to write.
+            // With only one other type, the message asks for that one, although null is valid too.
             if kinds.len() == 2 {
                 wanted.retain(|said| *said != JsonType::Null.said());
             }
@@ -139,8 +139,9 @@ impl Strict {
         refused.collect()
     }
 
-    /// Writes values of other types as what they mean; `defaults` are what loaders assume for keys
-    /// that aren't there. What can't be written otherwise stays, and is [`Self::refused`].
+    /// Converts values of other types to what they mean; `defaults` are the values that loaders
+    /// assume for missing keys. Values that can't be converted stay, and [`Self::refused`] reports
+    /// them.
     pub(crate) fn mend(&self, config: &mut Map<String, Value>, defaults: &Map<String, Value>) {
         *config = self.meant(config);
         for (key, kinds) in self.rules() {
@@ -148,7 +149,7 @@ impl Strict {
             if !config.get(key).is_some_and(is_wrong) {
                 continue;
             }
-            // Loaders had the default in its place.
+            // Loaders used the default instead.
             match defaults.get(key).filter(|value| !value.is_null()) {
                 Some(value) => _ = config.insert(key.to_owned(), value.clone()),
                 None => _ = config.remove(key),
@@ -156,8 +157,8 @@ impl Strict {
         }
     }
 
-    /// `config` with values of other types as what they mean, where they can mean only one thing.
-    /// Null stays: to older loaders it may be false, or no number at all.
+    /// Returns `config` with values of other types converted to what they mean, if that is
+    /// unambiguous. Null stays, since older loaders may read it as false or as a missing number.
     pub(crate) fn meant(&self, config: &Map<String, Value>) -> Map<String, Value> {
         let mut meant = config.clone();
         for (key, kinds) in self.rules() {

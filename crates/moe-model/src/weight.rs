@@ -1,4 +1,4 @@
-//! Weights: element type, shape, and where the bytes come from.
+//! Weights: element type, shape, and the source of the bytes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,12 +7,13 @@ use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 use moe_checkpoint::{Dtype, KeptBytes, Result, Stored};
 
 /// Makes a weight's bytes on demand, so that a converted model larger than memory can be planned,
-/// validated and written tensor by tensor. Making twice gives the same bytes.
+/// validated and written tensor by tensor. Calling it twice gives the same bytes.
 pub trait WeightSource: Send + Sync {
-    /// The bytes, little-endian in the weight's element type; as many as its shape takes.
+    /// Returns the bytes, little-endian in the weight's element type, as many as its shape
+    /// requires.
     ///
     /// # Errors
-    /// What reading the weights it is made from returns.
+    /// If the weights that it is made from can't be read.
     fn make(&self) -> Result<Vec<u8>>;
 }
 
@@ -29,39 +30,39 @@ enum WeightOrigin {
     Made { name: Arc<str>, make: Arc<dyn WeightSource> },
 }
 
-/// How a weight's elements become values.
+/// How stored elements become the values of a weight.
 #[derive(Debug, Clone)]
 pub enum Encoding {
-    /// They are the values.
+    /// The elements are the values.
     Plain,
-    /// They are codes; value = code × scale of its block.
+    /// The elements are codes; value = code × scale of its block.
     Blocks {
         /// `[⌈rows / block rows⌉, ⌈columns / block columns⌉]`.
         scale: Arc<Weight>,
         /// Rows and columns of a block; blocks at the end of a matrix may be smaller.
         block: [usize; 2],
     },
-    /// They are integers of a few bits; value = (code − zero) × scale of its group.
+    /// The elements are integers of a few bits; value = (code − zero) × scale of its group.
     Packed(Arc<Packed>),
 }
 
 /// Integers of a few bits, packed into words.
 #[derive(Debug, Clone)]
 pub struct Packed {
-    /// Where a code lies.
+    /// The place of each code in the words.
     pub packing: Packing,
-    /// Their bit width, groups and symmetry.
+    /// Bit width, groups and symmetry of the codes.
     pub integers: Integers,
     /// A scale for each group: `[rows, groups]`, or `[groups, rows]` in GPTQ's layout.
     pub scale: Weight,
-    /// The packed zero points; `None` where the layout stores none, since codes are symmetric.
+    /// The packed zero points; None if the layout stores none, since codes are symmetric.
     pub zero: Option<Weight>,
-    /// What a layout has beside these: compressed-tensors' has the shape, GPTQ's the group of each
-    /// column.
+    /// The other tensor of the layout: the matrix's shape in compressed-tensors, the group of each
+    /// column in GPTQ.
     pub beside: Weight,
 }
 
-/// How codes lie in words of 32 bits, the lowest bits first.
+/// How codes are packed into words of 32 bits, the lowest bits first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     /// compressed-tensors' pack-quantized: along a row, `[rows, ⌈columns · bits / 32⌉]`.
@@ -71,7 +72,7 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// The shape of the words of a matrix of the shape `shape`.
+    /// Returns the shape of the words of a matrix of `rows` and `columns`.
     pub fn words(self, integers: Integers, [rows, columns]: [usize; 2]) -> Vec<usize> {
         let words = integers.words(columns);
         match self {
@@ -80,12 +81,12 @@ impl Packing {
         }
     }
 
-    /// Whether groups have zero points beside their scales.
+    /// Whether the layout stores zero points in addition to scales.
     pub fn has_zeros(self, integers: Integers) -> bool {
         self == Self::Columns || !integers.symmetric
     }
 
-    /// The shape of the packed zero points of `groups` groups a row.
+    /// Returns the shape of the packed zero points of a matrix with `groups` groups in each row.
     pub fn zeros(self, integers: Integers, rows: usize, groups: usize) -> Vec<usize> {
         let words = integers.words(rows);
         match self {
@@ -94,7 +95,7 @@ impl Packing {
         }
     }
 
-    /// The shape of the scales of `groups` groups a row.
+    /// Returns the shape of the scales of a matrix with `groups` groups in each row.
     pub fn scales(self, rows: usize, groups: usize) -> Vec<usize> {
         match self {
             Self::Rows => vec![rows, groups],
@@ -124,7 +125,7 @@ impl From<Stored> for Weight {
 }
 
 impl Weight {
-    /// A weight that `make` computes; `name` says in messages what it is.
+    /// Creates a weight whose bytes `make` computes; `name` stands for it in messages.
     pub fn made(
         name: impl Into<Arc<str>>,
         dtype: Dtype,
@@ -135,31 +136,31 @@ impl Weight {
         Self { dtype, shape: shape.to_vec(), source, encoding: Encoding::Plain }
     }
 
-    /// The weight whose elements are codes, with a scale for each block.
+    /// Returns this weight as codes, with a scale for each block.
     #[must_use]
     pub fn in_blocks(self, scale: Weight, block: [usize; 2]) -> Self {
         Self { encoding: Encoding::Blocks { scale: Arc::new(scale), block }, ..self }
     }
 
-    /// These words as the packed integers of a matrix of the shape `shape`.
+    /// Returns these words as the packed integers of a matrix of this `shape`.
     #[must_use]
     pub fn packed(self, shape: [usize; 2], packed: Packed) -> Self {
         debug_assert_eq!(self.shape, packed.packing.words(packed.integers, shape));
         Self { shape: shape.to_vec(), encoding: Encoding::Packed(Arc::new(packed)), ..self }
     }
 
-    /// Its codes alone, as they are stored.
+    /// Returns the stored codes as a plain weight, without scales.
     #[must_use]
     pub fn codes(&self) -> Self {
         Self { shape: self.stored_shape(), encoding: Encoding::Plain, ..self.clone() }
     }
 
-    /// How its elements become values.
+    /// How the stored elements become values.
     pub fn encoding(&self) -> &Encoding {
         &self.encoding
     }
 
-    /// The scheme by which a config says how its elements become values; `None` for plain elements.
+    /// Returns the quantization scheme, as configs describe it; None for plain elements.
     pub fn scheme(&self) -> Option<Scheme> {
         match &self.encoding {
             Encoding::Plain => None,
@@ -169,7 +170,7 @@ impl Weight {
         }
     }
 
-    /// The scales of its blocks, if its elements are codes.
+    /// Returns the scales of blocks or groups; None for plain elements.
     pub fn scale(&self) -> Option<&Weight> {
         match &self.encoding {
             Encoding::Plain => None,
@@ -178,17 +179,17 @@ impl Weight {
         }
     }
 
-    /// Element type; that of the codes, where the weight is quantized.
+    /// Element type; for a quantized weight, that of the codes.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Shape of the values, outermost dimension first.
+    /// ModelShape of the values, outermost dimension first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Shape of what is stored.
+    /// ModelShape of the stored tensor, which differs from that of the values for packed integers.
     pub fn stored_shape(&self) -> Vec<usize> {
         match (&self.encoding, self.shape.as_slice()) {
             (Encoding::Packed(packed), &[rows, columns]) => {
@@ -208,7 +209,7 @@ impl Weight {
         self.stored_shape().iter().product::<usize>() as u64 * self.dtype.bitsize() as u64 / 8
     }
 
-    /// The name for messages: the tensor's in its file, or what it was made as.
+    /// The name for messages: the tensor's name in its file, or the one given to [`Self::made`].
     pub fn name(&self) -> &str {
         match &self.source {
             WeightOrigin::Stored(stored) => stored.name(),
@@ -216,7 +217,7 @@ impl Weight {
         }
     }
 
-    /// The bytes in a file, if that is where they come from.
+    /// Returns the tensor in a file that holds the bytes; None if they are made.
     pub fn stored(&self) -> Option<&Stored> {
         match &self.source {
             WeightOrigin::Stored(stored) => Some(stored),
@@ -224,8 +225,8 @@ impl Weight {
         }
     }
 
-    /// Whether both come from the same bytes of a file, or are made by the same maker: what is
-    /// loaded for one serves the other.
+    /// Whether both are the same bytes of a file, or are made by the same source, so that what is
+    /// loaded for one also serves the other.
     pub fn same_source(&self, other: &Self) -> bool {
         let scales = match (self.scale(), other.scale()) {
             (Some(a), Some(b)) => a.same_source(b),
@@ -247,10 +248,10 @@ impl Weight {
         }
     }
 
-    /// All bytes, as they are encoded.
+    /// Reads all stored bytes, without decoding them.
     ///
     /// # Errors
-    /// What reading the file, or making the bytes, returns.
+    /// If the file can't be read, or the source can't make the bytes.
     pub fn read(&self) -> Result<Vec<u8>> {
         match &self.source {
             WeightOrigin::Stored(stored) => {
@@ -271,7 +272,7 @@ impl Weight {
         }
     }
 
-    /// Reads all bytes into `buffer`, which has room for just these.
+    /// Reads all bytes into `buffer`, which has exactly their length.
     ///
     /// # Errors
     /// As for [`Weight::read`].

@@ -1,4 +1,4 @@
-//! Which layers have a sliding window, as config keys say it.
+//! Reads and writes the config keys that say which layers have a sliding window.
 
 use moe_checkpoint::json::shown;
 use serde_json::{Map, Value, json};
@@ -9,12 +9,12 @@ use crate::codec::{Config, cannot};
 use crate::family::WindowRule;
 
 impl WindowRule {
-    /// The window of each of `layers` layers.
+    /// Reads the window of each of `layers` layers, in tokens; None for a layer without one.
     pub(crate) fn decode(self, config: &Config<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
         let has_window =
             self.is_enabled(config)? && config.get(WINDOW).is_some_and(|window| !window.is_null());
-        // The list counts where there is no window, too: loaders refuse it, or attend to all
-        // tokens, future ones, too.
+        // The list counts even without a window: loaders refuse it, or attend to all tokens,
+        // including future ones.
         let types =
             config.get(LAYER_TYPES).filter(|types| self.reads_layer_types() && !types.is_null());
         let slides = match types {
@@ -45,7 +45,7 @@ impl WindowRule {
         }
     }
 
-    /// Which layers have the window, where no list says it.
+    /// Reads which layers have the window, if no list says it.
     fn sliding(self, config: &Config<'_>, layers: usize) -> Result<Vec<bool>> {
         let last = match self {
             WindowRule::LateLayers | WindowRule::AlternateLayers => {
@@ -61,12 +61,13 @@ impl WindowRule {
         Ok((0..layers).map(slides).collect())
     }
 
-    /// What transformers 5.23 refuses of the keys that say it, though they can mean only one thing.
+    /// Says what transformers 5.23 refuses of the keys of windows although it has only one meaning;
+    /// None if it accepts them.
     pub(crate) fn refused(self, config: &Map<String, Value>) -> Option<String> {
         let window = config.get(WINDOW);
         let is_null = window.is_some_and(Value::is_null);
         let refused = match self {
-            // Caches read it in families without windows, too.
+            // Caches also read it in families without windows.
             WindowRule::None => {
                 let said = window.filter(|window| !is_window(window)).map(shown)?;
                 format!(
@@ -95,15 +96,15 @@ impl WindowRule {
         )
     }
 
-    /// Writes `windows` into `raw`, the config of a model under this rule.
+    /// Writes `windows`, one for each layer, into the config `raw` of a family with this rule.
     pub(crate) fn encode(
         self,
         windows: &[Option<usize>],
         raw: &mut Map<String, Value>,
     ) -> Result<()> {
         self.encode_width(windows, raw)?;
-        // Two of the rules read the same keys differently; the list means the same to both. Where
-        // it isn't needed in the third, it is a sign of another family to loaders.
+        // Two of the rules read the same keys differently, but the list means the same to both. The
+        // third rule doesn't need it, and loaders would take it for a sign of another family.
         let needs_list = self != WindowRule::EveryUnlessListed || !is_uniform(windows);
         if self.reads_layer_types() && needs_list {
             let types: Vec<_> =
@@ -115,11 +116,11 @@ impl WindowRule {
         Ok(())
     }
 
-    /// Writes the window that some layers have, if one of them does.
+    /// Writes the width of the window, if a layer has one.
     fn encode_width(self, windows: &[Option<usize>], raw: &mut Map<String, Value>) -> Result<()> {
         match (self, windows.iter().flatten().max()) {
             (WindowRule::None, None) => {
-                // Caches of loaders read it whatever the family.
+                // Caches of loaders read it in every family.
                 raw.remove(WINDOW);
             }
             (WindowRule::None, Some(_)) => return Err(cannot("a sliding window")),
@@ -147,22 +148,22 @@ fn is_uniform(windows: &[Option<usize>]) -> bool {
     windows.windows(2).all(|pair| pair[0] == pair[1])
 }
 
-/// Writes that layers have no window.
+/// Writes that no layer has a window.
 fn switch_off(raw: &mut Map<String, Value>) {
     raw.insert("use_sliding_window".into(), json!(false));
-    // A width that nothing reads stays, but where its type alone stops a loader.
+    // A width that nothing reads stays, unless its type alone stops a loader.
     if raw.get(WINDOW).is_some_and(|window| window.as_f64().is_none() && !window.is_null()) {
         raw.remove(WINDOW);
     }
 }
 
-/// Whether the window is on, and no list says in which layers.
+/// Whether the window is on, and no list says which layers have it.
 fn is_switched_on_unlisted(config: &Map<String, Value>) -> bool {
     config.get("use_sliding_window") == Some(&Value::Bool(true))
         && config.get(LAYER_TYPES).is_none_or(Value::is_null)
 }
 
-/// The width of the window in tokens.
+/// Reads the width of the window in tokens.
 fn width(config: &Config<'_>) -> Result<usize> {
     match config.usize(WINDOW)? {
         0 => Err(config.error(WINDOW, "is 0; null stands for no window")),
@@ -176,7 +177,7 @@ const FULL: &str = "full_attention";
 const LAYER_TYPES: &str = "layer_types";
 const WINDOW: &str = "sliding_window";
 
-/// Which layers have a window.
+/// Reads from a list of `types` which layers have a window.
 fn decode_layer_types(config: &Config<'_>, types: &Value, layers: usize) -> Result<Vec<bool>> {
     let types = types.as_array().filter(|t| t.len() == layers);
     let types = types

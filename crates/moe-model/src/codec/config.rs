@@ -8,24 +8,24 @@ use serde_json::{Map, Value};
 use crate::family::{Family, Flag};
 use crate::{Error, Kind, Result};
 
-/// A config seen through its family: what is missing has the loaders' default.
+/// A config of a known family. Missing keys have the defaults that loaders assume.
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
     /// The content of `config.json`.
     pub raw: &'a Map<String, Value>,
-    /// The family it belongs to.
+    /// The family of the config.
     pub family: &'a Family,
-    /// The file, for messages.
+    /// Path of the file, for messages.
     pub file: &'a Path,
 }
 
 impl<'a> Config<'a> {
-    /// The value of `key`: the config's, else the family's default.
+    /// Returns the value of `key` in the config, or the family's default; None if there is neither.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.raw.get(key).or_else(|| self.family.defaults.get(key))
     }
 
-    /// A problem with `key`, as an error that names the file.
+    /// Returns the error that `key` followed by `what`, such as "is null", which names the file.
     pub fn error(&self, key: &str, what: &str) -> Error {
         Error::new(Kind::Malformed, format!("config key {key:?} {what}"))
             .file(self.file)
@@ -36,18 +36,18 @@ impl<'a> Config<'a> {
         self.get(key).ok_or_else(|| self.error(key, "is missing"))
     }
 
-    /// A count.
+    /// Returns the count under `key`.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is missing or not a count.
+    /// [`Kind::Malformed`] if it is missing or not a count.
     pub fn usize(&self, key: &str) -> Result<usize> {
         self.optional_usize(key)?.ok_or_else(|| self.error(key, "is missing"))
     }
 
-    /// A count that may be missing or null.
+    /// Returns the count under `key`; None if it is missing or null.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is something else.
+    /// [`Kind::Malformed`] if it is anything else.
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
         // Loaders hold dimensions in 32 bits with a sign; then a sum of two times a third fits,
         // too.
@@ -63,10 +63,10 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A count that is at least one.
+    /// Returns the count under `key`, which is at least 1.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is missing, zero or not a count.
+    /// [`Kind::Malformed`] if it is missing, zero or not a count.
     pub fn positive(&self, key: &str) -> Result<usize> {
         match self.usize(key)? {
             0 => Err(self.error(key, "is 0")),
@@ -74,14 +74,14 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A switch.
+    /// Returns the boolean under `key`.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is missing or not a boolean.
+    /// [`Kind::Malformed`] if it is missing or not a boolean.
     pub fn bool(&self, key: &str) -> Result<bool> {
         let value = self.required(key)?;
-        // Python holds null to be false. transformers 5 refuses it of most keys, which `verify`
-        // says; versions before read it.
+        // In Python, null counts as false. transformers 5 refuses it for most keys, which `verify`
+        // reports; earlier versions read it.
         if value.is_null() && self.family.strict.is_switch(key) {
             return Ok(false);
         }
@@ -90,10 +90,10 @@ impl<'a> Config<'a> {
         })
     }
 
-    /// A finite number that may be missing or null.
+    /// Returns the finite number under `key`; None if it is missing or null.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where it is something else.
+    /// [`Kind::Malformed`] if it is anything else.
     pub fn optional_f64(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -104,7 +104,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// What a family's flag says for this model.
+    /// Returns the value of a family's `flag` for this model.
     ///
     /// # Errors
     /// As for [`Config::bool`].

@@ -1,4 +1,5 @@
-//! What a family can express of a model.
+//! Declares properties that a family fixes or has a config key for, and refuses those that it can't
+//! express.
 
 use serde_json::{Map, Value, json};
 

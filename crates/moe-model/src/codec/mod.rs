@@ -1,8 +1,8 @@
-//! How names of tensors and keys of the config are read and written.
+//! Reads and writes tensor names and config keys.
 //!
-//! A module for each topic (`attention`, `mixture`, `mtp`, `rope`, `window`, `quantized`) stands
-//! above this and says both ways what its names and keys mean: it takes tensors from a [`Reader`]
-//! and values from a [`Config`], and gives names to a [`Namer`] and keys to a config.
+//! Each topic has a module of its own (`attention`, `mixture`, `mtp`, `rope`, `window`,
+//! `quantized`) that uses this one in both directions: it takes tensors from a [`TensorReader`] and
+//! values from a [`Config`] to read, and adds names to a [`Namer`] and keys to a config to write.
 
 mod config;
 mod express;
@@ -13,4 +13,4 @@ mod reader;
 pub use self::config::Config;
 pub(crate) use self::express::{cannot, declare_bias, declare_flag, uniform};
 pub(crate) use self::namer::Namer;
-pub(crate) use self::reader::Reader;
+pub(crate) use self::reader::TensorReader;

@@ -1,4 +1,4 @@
-//! Names of tensors, in the order in which they are written.
+//! Collects the names of a model's tensors, in the order in which they are written.
 
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::Scheme;
@@ -7,14 +7,14 @@ use super::names::module;
 use crate::family::Family;
 use crate::weight::Weight;
 
-/// Collects names and weights in the order they are written.
+/// Collects names and weights in the order in which they are written.
 pub(crate) struct Namer<'m> {
     pub family: &'static Family,
     pub quantization: Option<&'m Quantization>,
     pub tensors: Vec<(String, Weight)>,
-    /// Modules with a matrix that isn't quantized.
+    /// Names of modules with a matrix that isn't quantized.
     pub plain: Vec<String>,
-    /// Modules with a matrix that is, and how it is encoded.
+    /// Names of modules with a quantized matrix, and how it is encoded.
     pub quantized: Vec<(String, Scheme)>,
 }
 
@@ -27,7 +27,7 @@ impl<'m> Namer<'m> {
         self.tensors.push((name.into(), weight.clone()));
     }
 
-    /// A matrix that is never quantized.
+    /// Adds a matrix that is never quantized.
     pub fn matrix(&mut self, name: impl Into<String>, weight: &Weight) {
         let name = name.into();
         self.plain.push(module(&name).to_owned());

@@ -1,4 +1,4 @@
-//! The names that all families so far share.
+//! Tensor names that all families share so far.
 
 pub const EMBED: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
@@ -6,7 +6,7 @@ pub const HEAD: &str = "lm_head.weight";
 pub const LAYERS: &str = "model.layers.";
 pub const ATTENTION_NORM: &str = "input_layernorm.weight";
 pub const FFN_NORM: &str = "post_attention_layernorm.weight";
-/// What a checkpoint of the model without a head leaves out of its names.
+/// The prefix of names that is missing in a checkpoint of the model without a head.
 pub const MODEL: &str = "model.";
 /// Buffers that old writers saved: tables of rotary embeddings and causal masks. Loaders
 /// compute them.

@@ -1,4 +1,4 @@
-//! Tensors by their names.
+//! Takes tensors by their names.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,16 @@ use super::names;
 use crate::weight::Weight;
 use crate::{Error, Kind, Result};
 
-/// Takes tensors out of a map, so that what is left over is what nobody knows.
-pub(crate) struct Reader<'a> {
+/// Takes tensors out of a map, so that the tensors left over are those that the family doesn't
+/// know.
+pub(crate) struct TensorReader<'a> {
     pub config: Config<'a>,
     pub tensors: BTreeMap<String, Weight>,
     pub quantization: Option<Quantization>,
 }
 
-impl Reader<'_> {
-    /// A tensor whose elements are values.
+impl TensorReader<'_> {
+    /// Takes a tensor whose elements aren't codes.
     pub fn take(&mut self, name: impl AsRef<str>, shape: &[usize]) -> Result<Weight> {
         let weight = self.take_encoded(name.as_ref(), shape)?;
         if matches!(weight.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {

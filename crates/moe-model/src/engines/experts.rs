@@ -1,4 +1,4 @@
-//! What the engines' rules look at in a model.
+//! The properties of a model that the engines' rules depend on.
 
 use std::collections::BTreeSet;
 
@@ -15,38 +15,39 @@ use crate::weight::Weight;
 /// Numbers of GPUs that tensor parallelism is asked about.
 const RANKS: [usize; 4] = [1, 2, 4, 8];
 
-/// The routed experts of a quantized model, as the engines' rules look at them.
-pub(super) struct Experts<'m> {
+/// The properties of a quantized model's experts that the engines' rules depend on.
+pub(super) struct QuantizedExperts<'m> {
     pub quantization: &'m Quantization,
-    /// What the config says of it; null for a checkpoint that is yet to be written.
+    /// The config's `quantization_config`; null for a checkpoint that isn't written yet.
     pub said: Value,
     /// How routed experts' matrices are encoded.
     pub schemes: Vec<Scheme>,
-    /// Whether matrices of one layer differ in that, or some of them are not quantized.
+    /// Whether matrices of one layer have different schemes, or some of them are not quantized.
     pub mixed: bool,
     /// Whether there are layers whose experts are not quantized at all.
     pub partial: bool,
     pub hidden: usize,
-    /// The widths of routed experts, and of shared ones, that are quantized.
+    /// The widths, in neurons, of quantized experts, routed or shared.
     pub widths: BTreeSet<usize>,
-    /// Whether tensors have the names of the first layout, which the hub has.
+    /// Whether tensors have the names of the family's first layout, which checkpoints on the hub
+    /// use.
     pub hub_names: bool,
-    /// The first layer whose scheme isn't the one that the config gives expert 0's projections
-    /// under the hub's names, and under `gate_proj`, `up_proj` and `down_proj`.
+    /// The first layer whose scheme isn't the one that the config gives to expert 0's projections:
+    /// if they are looked up by the hub's names, and by `gate_proj`, `up_proj` and `down_proj`.
     pub misnamed: [Option<usize>; 2],
-    /// Rows and columns of a matrix that blocks of e4m3 codes don't divide, if there is one of more
-    /// than a block.
+    /// The shape of a matrix with a side that is longer than a block of e4m3 codes and not a
+    /// multiple of it; None if there is none.
     pub ragged: Option<[usize; 2]>,
-    /// What the config says that weights are computed in.
+    /// The dtype that the config gives for computing; None if it isn't F32, F16 or BF16.
     pub dtype: Option<Dtype>,
-    /// The config's names of the scales' element types.
+    /// The dtypes of scales, by their names in configs.
     pub scales: BTreeSet<&'static str>,
 }
 
 /// How the experts of the layers that were [added](Self::add) are encoded; the fields are those of
-/// [`Experts`].
+/// [`QuantizedExperts`].
 #[derive(Default)]
-struct Encodings {
+struct ExpertEncodings {
     schemes: Vec<Scheme>,
     mixed: bool,
     partial: bool,
@@ -54,7 +55,7 @@ struct Encodings {
     scales: BTreeSet<&'static str>,
 }
 
-impl Encodings {
+impl ExpertEncodings {
     fn add(&mut self, moe: &Moe) {
         let weights = moe.experts.iter().flat_map(Expert::linears).map(|linear| &linear.weight);
         let of_layer: Vec<_> = weights.clone().map(Weight::scheme).collect();
@@ -75,12 +76,12 @@ impl Encodings {
     }
 }
 
-impl<'m> Experts<'m> {
+impl<'m> QuantizedExperts<'m> {
     pub fn of(model: &'m Model) -> Option<Self> {
         let quantization = model.quantization.as_ref()?;
-        let mut encodings = Encodings::default();
+        let mut encodings = ExpertEncodings::default();
         model.moes().for_each(|(_, moe)| encodings.add(moe));
-        let Encodings { schemes, mixed, partial, widths, scales } = encodings;
+        let ExpertEncodings { schemes, mixed, partial, widths, scales } = encodings;
         let dtype =
             model.config.get("dtype").or(model.config.get("torch_dtype")).and_then(Value::as_str);
         (!schemes.is_empty()).then(|| Self {
@@ -100,9 +101,9 @@ impl<'m> Experts<'m> {
         })
     }
 
-    /// What engines need of all experts that compare the first one's projections, which they look
-    /// for by `names`, and load by the names of the hub (vLLM's `models/mixtral.py` and SGLang's
-    /// `srt/models/mixtral.py`: w1, w2 and w3).
+    /// Checks what engines require that use the scheme of expert 0's projections for all experts of
+    /// a layer. They look it up by `names`, and load tensors by the names of the hub (vLLM's
+    /// `models/mixtral.py` and SGLang's `srt/models/mixtral.py`: w1, w2 and w3).
     pub fn served_alike(&self, names: Projections) -> EngineAnswer {
         if !self.hub_names {
             return refuses("it looks for experts under the hub's names, which `quantize` writes");
@@ -137,7 +138,7 @@ impl<'m> Experts<'m> {
         }
     }
 
-    /// Whether groups are of columns out of order, which files say by g_idx.
+    /// Whether groups consist of columns that aren't adjacent, as g_idx in the files says.
     pub fn shuffles_columns(&self) -> bool {
         let groups = self.said.get("config_groups").and_then(Value::as_object);
         let order = |group: &Value| {
@@ -148,7 +149,7 @@ impl<'m> Experts<'m> {
             || self.said.get("desc_act").and_then(Value::as_bool) == Some(true)
     }
 
-    /// Whether one scheme is for all modules that aren't listed by name.
+    /// Whether one scheme applies to all modules that aren't listed by name.
     pub fn targets_linear(&self) -> bool {
         match self.quantization {
             Quantization::Compressed(CompressedTensors { groups, .. }) => {
@@ -159,8 +160,8 @@ impl<'m> Experts<'m> {
         }
     }
 
-    /// Says up to how many GPUs share each expert's width, where `misfit` says what is wrong with a
-    /// rank's part of it.
+    /// Says how many GPUs at most can share each expert's width. `misfit` returns the reason why a
+    /// rank can't have a part of this many neurons, or None.
     pub fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> EngineAnswer {
         let fits = |ranks: usize| {
             self.widths.iter().find_map(|width| match width % ranks {
@@ -180,8 +181,8 @@ impl<'m> Experts<'m> {
     }
 }
 
-/// The shape of a matrix of `layer` that has several blocks of codes along a side, the last of
-/// which is smaller.
+/// Finds a matrix of `layer` that has several blocks of codes along a side, the last of them
+/// smaller than the others; returns the shape of the matrix.
 fn ragged(layer: &Layer) -> Option<[usize; 2]> {
     let of_ffn: Vec<&Linear> = match &layer.ffn {
         Ffn::Dense(expert) => expert.linears().to_vec(),

@@ -1,8 +1,8 @@
-//! What engines take of a quantized mixture of experts.
+//! Decides which engines load a quantized mixture of experts.
 //!
 //! The rules were read in the sources of the versions that they name (files are cited at each), and
 //! those of transformers tried as well (`golden/quantize/exact-config.md`,
-//! `scripts/interop/quantized.py`). What no rule covers is said to be not known.
+//! `scripts/interop/quantized.py`). A case that no rule covers gets the answer "not known".
 
 mod experts;
 mod projections;
@@ -14,15 +14,15 @@ mod vllm;
 
 use crate::assembly::Model;
 
-use self::experts::Experts;
+use self::experts::QuantizedExperts;
 use self::verdict::EngineAnswer;
 pub use self::verdict::{Answer, Verdict};
 
 impl Model {
-    /// What vLLM, SGLang and transformers do with this model's quantized experts; nothing for a
+    /// Says what vLLM, SGLang and transformers do with this model's quantized experts. Empty for a
     /// model without any.
     pub fn engines(&self) -> Vec<Verdict> {
-        let Some(experts) = Experts::of(self) else { return Vec::new() };
+        let Some(experts) = QuantizedExperts::of(self) else { return Vec::new() };
         let verdict = |engine: &'static str, found: EngineAnswer| {
             let (answer, says) = match found {
                 Ok(says) => (Answer::Takes, says),

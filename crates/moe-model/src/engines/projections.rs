@@ -10,7 +10,7 @@ use crate::layer::Moe;
 /// The names of projections by which an engine looks for the scheme of experts.
 #[derive(Clone, Copy)]
 pub(super) enum Projections {
-    /// The names that the tensors have on the hub, such as w1, w2 and w3.
+    /// The names of the tensors on the hub, such as w1, w2 and w3.
     OfHub,
     /// `gate_proj`, `up_proj` and `down_proj`, whatever the tensors are called.
     Plain,
@@ -24,7 +24,8 @@ impl Projections {
         }
     }
 
-    /// Modules of the first expert in `layer`; none where the family has no layout by expert.
+    /// Returns the names of the modules of expert 0 in `layer`; None if the family has no layout
+    /// with tensors per expert.
     pub fn of(self, model: &Model, layer: usize) -> Option<[String; 3]> {
         let names = model.family.moe.as_ref()?.layouts[0].expert.as_ref()?;
         let hub = [&names.gate, &names.up, &names.down].map(|name| hub_module(name, layer, 0));
@@ -52,13 +53,15 @@ pub(super) fn misnamed(
     model.moes().find_map(differs)
 }
 
-/// The module of the hub that has the tensor `name` of the family's layout.
+/// Returns the module of the tensor that the family's layout calls `name`, for an `expert` of a
+/// `layer`.
 pub(super) fn hub_module(name: &str, layer: usize, expert: usize) -> String {
     module(&format!("{}{layer}.{}", names::LAYERS, name.replace("{expert}", &expert.to_string())))
         .to_owned()
 }
 
-/// Files that are yet to be written will have them.
+/// Whether the experts of `layer` have the hub's names. Files that aren't written yet will have
+/// them.
 pub(super) fn has_hub_names(model: &Model, layer: usize, moe: &Moe) -> bool {
     let Some(names) = model.family.moe.as_ref().and_then(|rule| rule.layouts[0].expert.as_ref())
     else {

@@ -1,16 +1,16 @@
-//! Sizes that kernels take.
+//! Sizes that kernels support, in words.
 
 use std::collections::BTreeSet;
 
 use moe_checkpoint::quantization::Integers;
 
-/// What a rank's part of an expert must be a multiple of, and is not.
+/// Says that a rank's part of an expert isn't a multiple of `divisor`; None if it is one.
 pub(super) fn misfit(rank: usize, divisor: usize, what: &str) -> Option<String> {
     (!rank.is_multiple_of(divisor))
         .then(|| format!("{what} of {divisor} don't divide {rank} neurons"))
 }
 
-/// What `quantize` can be told for groups that divide `hidden`.
+/// Suggests the `--group-size` of `quantize` that divides `hidden` and all `widths`.
 pub(super) fn other_groups(hidden: usize, widths: &BTreeSet<usize>) -> String {
     let fits = |group: &&usize| {
         hidden.is_multiple_of(**group) && widths.iter().all(|w| w.is_multiple_of(**group))
@@ -21,7 +21,7 @@ pub(super) fn other_groups(hidden: usize, widths: &BTreeSet<usize>) -> String {
     }
 }
 
-/// Groups of columns, as a config says them.
+/// The group size as configs give it: a number of columns, or -1 for whole rows.
 pub(super) fn group_of(integers: Integers) -> i64 {
     integers.group.map_or(-1, |group| group as i64)
 }

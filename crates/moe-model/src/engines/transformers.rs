@@ -5,7 +5,7 @@ use moe_checkpoint::quantization::{Blocks, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
 use serde_json::Value;
 
-use super::experts::{Experts, dtype_name};
+use super::experts::{QuantizedExperts, dtype_name};
 use super::verdict::{EngineAnswer, not_known, refuses};
 
 pub(super) const NEWER: &str = "transformers 5.23.0";
@@ -14,7 +14,7 @@ pub(super) const OLDER: &str = "transformers 4.57.6";
 /// `integrations/compressed_tensors.py`, `integrations/finegrained_fp8.py`: experts are decoded on
 /// loading, to the dtype of their scales (Hugging Face's fp8: to the model's), whatever `dtype`
 /// says.
-pub(super) fn newer(experts: &Experts<'_>) -> EngineAnswer {
+pub(super) fn newer(experts: &QuantizedExperts<'_>) -> EngineAnswer {
     common(experts)?;
     if experts.schemes.len() > 1 {
         // `integrations/compressed_tensors.py` (get_experts_scheme): the group whose targets say
@@ -39,8 +39,8 @@ pub(super) fn newer(experts: &Experts<'_>) -> EngineAnswer {
     decoded(experts)
 }
 
-/// What the newer computes with, once it has decoded the experts.
-fn decoded(experts: &Experts<'_>) -> EngineAnswer {
+/// Says which dtype the newer version computes with, after it has decoded the experts.
+fn decoded(experts: &QuantizedExperts<'_>) -> EngineAnswer {
     let computed = experts.dtype.map_or("float32", dtype_name);
     let scales_match = experts.scales.iter().all(|scale| *scale == computed);
     match experts.quantization {
@@ -64,7 +64,7 @@ fn decoded(experts: &Experts<'_>) -> EngineAnswer {
     })
 }
 
-pub(super) fn older(experts: &Experts<'_>) -> EngineAnswer {
+pub(super) fn older(experts: &QuantizedExperts<'_>) -> EngineAnswer {
     common(experts)?;
     if let Quantization::BlockFp8 { .. } = experts.quantization {
         return refuses(
@@ -89,8 +89,8 @@ pub(super) fn older(experts: &Experts<'_>) -> EngineAnswer {
     Ok(String::new())
 }
 
-/// What both versions ask of experts.
-fn common(experts: &Experts<'_>) -> EngineAnswer {
+/// Checks what both versions require of experts.
+fn common(experts: &QuantizedExperts<'_>) -> EngineAnswer {
     if let Quantization::Gptq(_) = experts.quantization {
         return refuses(
             "it asks for optimum, and even with that the experts do not work; GPTQModel reads them",
@@ -110,8 +110,8 @@ fn common(experts: &Experts<'_>) -> EngineAnswer {
     common_schemes(experts)
 }
 
-/// What both versions ask of the encoding of experts' matrices.
-fn common_schemes(experts: &Experts<'_>) -> EngineAnswer {
+/// Checks what both versions require of the encoding of experts' matrices.
+fn common_schemes(experts: &QuantizedExperts<'_>) -> EngineAnswer {
     if experts.schemes.iter().any(has_zeros) {
         return refuses(
             "it cannot load zero points of compressed-tensors' experts; quantize without --asymmetric",
@@ -126,8 +126,8 @@ fn common_schemes(experts: &Experts<'_>) -> EngineAnswer {
     Ok(String::new())
 }
 
-/// What of a `quantization_config` compressed-tensors refuses, or what of it sends loaders after
-/// other tensors.
+/// Names a setting of a `quantization_config` that compressed-tensors refuses, or that makes
+/// loaders look for other tensors; None if there is none.
 fn invalid(said: &Value) -> Option<String> {
     let said = said.as_object()?;
     for key in ["quantization_status", "format"] {
@@ -170,10 +170,10 @@ fn ignores_linear(said: &Value) -> bool {
         .is_some_and(|listed| listed.iter().any(|name| name == "Linear"))
 }
 
-fn has_floats(experts: &Experts<'_>) -> bool {
+fn has_floats(experts: &QuantizedExperts<'_>) -> bool {
     experts.schemes.iter().any(|scheme| matches!(scheme, Scheme::Fp8(_)))
 }
 
-fn has_blocks(experts: &Experts<'_>) -> bool {
+fn has_blocks(experts: &QuantizedExperts<'_>) -> bool {
     experts.schemes.iter().any(|scheme| matches!(scheme, Scheme::Fp8(Blocks::Of(_))))
 }

@@ -41,7 +41,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// A condition under which it is taken, or the answer and its reason.
+/// The conditions under which an engine takes a checkpoint, or another answer and its reason.
 pub(super) type EngineAnswer = Result<String, (Answer, String)>;
 
 pub(super) fn refuses(says: impl Into<String>) -> EngineAnswer {
@@ -52,7 +52,7 @@ pub(super) fn not_known(says: impl Into<String>) -> EngineAnswer {
     Err((Answer::NotKnown, says.into()))
 }
 
-/// What holds where each of `found` does.
+/// Joins the conditions of all `found`; if one of them is an error, returns the first.
 pub(super) fn every(found: impl Iterator<Item = EngineAnswer>) -> EngineAnswer {
     let mut says: Vec<String> = found.collect::<Result<_, _>>()?;
     says.retain(|condition| !condition.is_empty());

@@ -3,17 +3,18 @@
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 
-use super::experts::Experts;
+use super::experts::QuantizedExperts;
 use super::projections::Projections;
 use super::sizes::{misfit, other_groups};
 use super::verdict::{EngineAnswer, every, not_known, refuses};
 
 pub(super) const VERSION: &str = "vLLM 0.33.0";
 
-/// Group sizes of the Marlin kernels, beside whole rows (`quantization/utils/marlin_utils.py`).
+/// Group sizes of the Marlin kernels, in addition to whole rows
+/// (`quantization/utils/marlin_utils.py`).
 const MARLIN_GROUPS: [usize; 3] = [32, 64, 128];
 
-pub(super) fn takes(experts: &Experts<'_>) -> EngineAnswer {
+pub(super) fn takes(experts: &QuantizedExperts<'_>) -> EngineAnswer {
     // `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py`
     // (get_moe_method), layer by layer; names come first, then classes
     // (`quantization/compressed_tensors/utils.py`, find_matched_target).
@@ -38,7 +39,7 @@ pub(super) fn takes(experts: &Experts<'_>) -> EngineAnswer {
 /// `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe_wna16.py`
 /// (CompressedTensorsWNA16MoEMethod) and `fused_moe/oracle/int_wna16.py`
 /// (select_wna16_moe_backend).
-fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
+fn packed(experts: &QuantizedExperts<'_>, integers: Integers) -> EngineAnswer {
     if experts.quantizes_activations() {
         return not_known("its kernels for quantized activations are not looked at here");
     }
@@ -48,7 +49,7 @@ fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
         Some(group) => misfit(rank, group, "groups"),
         None => misfit(rank, 32 / integers.bits as usize, "words"),
     })?;
-    // Marlin pads what 64 doesn't divide of an expert's width, but never the hidden size
+    // Marlin pads an expert's width to a multiple of 64, but never the hidden size
     // (`marlin_utils.py`, check_moe_marlin_supports_config).
     if experts.hidden.is_multiple_of(128) {
         return Ok(ranks);
@@ -59,10 +60,10 @@ fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
 }
 
 /// Whether some backend has kernels for these groups of columns.
-fn packed_groups(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
+fn packed_groups(experts: &QuantizedExperts<'_>, integers: Integers) -> EngineAnswer {
     let hidden = experts.hidden;
     match integers.group {
-        // `assert weight_quant.strategy == "group"` for every backend but Marlin.
+        // `assert weight_quant.strategy == "group"` for all backends except Marlin.
         None if ![4, 8].contains(&integers.bits) => refuses(format!(
             "{}-bit experts need groups of columns; {}",
             integers.bits,
@@ -93,7 +94,7 @@ fn packed_codes(integers: Integers) -> EngineAnswer {
 }
 
 /// Whether Marlin takes a scale for each row.
-fn whole_rows(experts: &Experts<'_>) -> EngineAnswer {
+fn whole_rows(experts: &QuantizedExperts<'_>) -> EngineAnswer {
     let hidden = experts.hidden;
     if hidden.is_multiple_of(128) {
         return Ok(String::new());
@@ -111,7 +112,7 @@ fn marlin_groups(group: usize) -> EngineAnswer {
 
 /// `quantization/auto_gptq.py` (AutoGPTQConfig, AutoGPTQMoEMethod); what Marlin doesn't take goes
 /// to `moe_wna16.py`, which halves groups until they fit, down to 32.
-fn gptq(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
+fn gptq(experts: &QuantizedExperts<'_>, integers: Integers) -> EngineAnswer {
     let Integers { bits, group, symmetric } = integers;
     if !symmetric || ![4, 8].contains(&bits) {
         return refuses(
@@ -141,7 +142,7 @@ fn fit_halved(group: usize, rank: usize, hidden: usize) -> bool {
 /// `quantization/fp8.py` (Fp8MoEMethod), `quantization/utils/fp8_utils.py`
 /// (validate_fp8_block_shape_moe) and `fused_moe/oracle/fp8.py` (refine_fp8_moe_block_shape): where
 /// ranks split blocks, scales are repeated for blocks of at least 32.
-fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> EngineAnswer {
+fn fine_grained(experts: &QuantizedExperts<'_>, block: [usize; 2]) -> EngineAnswer {
     if block != [128, 128] {
         return not_known(format!(
             "its kernels for blocks of {} × {} are not looked at here",
@@ -159,7 +160,7 @@ fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> EngineAnswer {
 /// `compressed_tensors_moe.py`: without quantized activations, float8 in rows is taken for integers
 /// and refused for its format, and float8 in blocks is an "Unsupported FusedMoe scheme". With them,
 /// `compressed_tensors_moe_w8a8_fp8.py` takes either.
-fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> EngineAnswer {
+fn float_quantized(experts: &QuantizedExperts<'_>, blocks: Blocks) -> EngineAnswer {
     if !experts.quantizes_activations() {
         return refuses(
             "of float-quantized experts it takes those alone whose input_activations are quantized too; \

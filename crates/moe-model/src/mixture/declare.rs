@@ -1,4 +1,4 @@
-//! The config keys of mixtures of experts.
+//! Writes the config keys of mixtures of experts.
 
 use moe_math::routing::Groups;
 use serde_json::Value;
@@ -12,13 +12,13 @@ use crate::codec::{Config, cannot, declare_flag, uniform};
 use crate::family::{GroupsRule, KeyIs, MoeRule, SharedRule, SharedWidth};
 use crate::layer::Moe;
 
-/// The config keys of experts, routers, and where they are.
+/// Writes the config keys of experts and routers, and of which layers have them.
 pub(crate) fn declare(model: &Model, rule: &MoeRule, raw: &mut Map<String, Value>) -> Result<()> {
-    // One config speaks of all, those for multi-token prediction included.
+    // One config describes all mixtures, including those for multi-token prediction.
     let predicting = model.mtp.iter().filter_map(|mtp| mtp.layer.ffn.moe());
     let moes: Vec<&Moe> = model.moes().map(|(_, moe)| moe).chain(predicting).collect();
     if moes.is_empty() {
-        // What the config says of experts then speaks of no layer.
+        // The config's keys of experts then apply to no layer.
         return declare_sparsity(model, rule, raw);
     }
     let experts = same(&moes, "the number of experts", |m| m.experts.len())?;
@@ -69,7 +69,8 @@ fn declare_scale(rule: &MoeRule, moes: &[&Moe], raw: &mut Map<String, Value>) ->
     Ok(())
 }
 
-/// Keys that already say it are left alone.
+/// Writes the config keys of groups of experts. Keys that already describe the same groups are
+/// kept.
 fn declare_groups(
     model: &Model,
     rule: &GroupsRule,
@@ -93,7 +94,7 @@ fn declare_groups(
     Ok(())
 }
 
-/// What all of `moes` have in common.
+/// Returns the value that all of `moes` share; `what` names it in the error if they differ.
 fn same<T: PartialEq + Clone>(moes: &[&Moe], what: &str, value: impl Fn(&Moe) -> T) -> Result<T> {
     if moes.is_empty() {
         return Err(cannot("a model without experts"));

@@ -1,4 +1,4 @@
-//! Groups of experts, as a config says them.
+//! Reads groups of experts from a config.
 
 use moe_math::routing::{GroupScore, Groups};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::Result;
 use crate::codec::Config;
 use crate::family::GroupsRule;
 
-/// The groups that `experts` experts are in, where they limit the choice.
+/// Returns the groups of a mixture of `experts` experts; None if they don't limit the choice.
 pub(super) fn groups(
     config: &Config<'_>,
     rule: &GroupsRule,

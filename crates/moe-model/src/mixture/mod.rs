@@ -1,4 +1,4 @@
-//! Mixtures of experts between names and types.
+//! Reads mixtures of experts from named tensors and config keys, and declares them again.
 
 mod declare;
 mod groups;

@@ -1,4 +1,4 @@
-//! Names of a mixture's tensors.
+//! Names the tensors of a mixture of experts.
 
 use crate::codec::Namer;
 use crate::family::{ExpertNames, MoeRule};
@@ -20,10 +20,11 @@ pub(crate) fn name(namer: &mut Namer<'_>, prefix: &str, rule: &MoeRule, moe: &Mo
     }
 }
 
-/// All gates, all ups, all downs: what experts share lies side by side, and is read once.
+/// Names all gates, then all ups, then all downs, so that matrices that experts share are adjacent
+/// and are read once.
 fn name_experts(namer: &mut Namer<'_>, prefix: &str, names: &ExpertNames, experts: &[Expert]) {
-    type Part = fn(&Expert) -> &Linear;
-    let parts: [(&String, Part); 3] =
+    type Projection = fn(&Expert) -> &Linear;
+    let parts: [(&String, Projection); 3] =
         [(&names.gate, |e| &e.gate), (&names.up, |e| &e.up), (&names.down, |e| &e.down)];
     for (name, part) in parts {
         for (e, expert) in experts.iter().enumerate() {

@@ -1,7 +1,7 @@
-//! Mixtures of experts from names.
+//! Reads mixtures of experts from named tensors and config keys.
 
 use super::groups::groups;
-use crate::codec::{Config, Reader};
+use crate::codec::{Config, TensorReader};
 use crate::family::{ExpertNames, Layout, MoeRule, SharedRule, SharedWidth};
 use crate::layer::{Expert, Linear, Moe, Router, SharedExpert};
 use crate::weight::Weight;
@@ -9,7 +9,7 @@ use crate::{Error, Kind, Result};
 use moe_math::routing::Groups;
 
 pub(crate) fn read(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
     rule: &MoeRule,
     hidden: usize,
@@ -28,7 +28,7 @@ pub(crate) fn read(
 }
 
 fn read_router(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
     rule: &MoeRule,
     layout: &Layout,
@@ -54,7 +54,7 @@ fn read_router(
     })
 }
 
-/// How many of `experts` experts a token goes to, and the groups that limit which.
+/// Reads how many of `experts` experts a token goes to, and the groups that limit the choice.
 fn read_choice(
     config: &Config<'_>,
     rule: &MoeRule,
@@ -72,10 +72,10 @@ fn read_choice(
     Ok((top_k, groups))
 }
 
-/// The name of the router behind `prefix`: transformers renames routers and experts each by itself,
-/// so that one may have the name of another layout.
+/// Finds the name of the router after `prefix`. transformers renames routers and experts
+/// independently, so the router can have the name of another layout than the experts.
 fn find_router<'f>(
-    reader: &Reader<'_>,
+    reader: &TensorReader<'_>,
     prefix: &str,
     rule: &'f MoeRule,
     layout: &'f Layout,
@@ -85,7 +85,7 @@ fn find_router<'f>(
     [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router)
 }
 
-/// What the weights of the selected are multiplied by.
+/// Reads the factor of the selected experts' weights.
 fn read_scale(config: &Config<'_>, rule: &MoeRule) -> Result<f64> {
     match &rule.scale {
         Some(key) => config.optional_f64(key)?.ok_or_else(|| config.error(key, "is null")),
@@ -93,7 +93,11 @@ fn read_scale(config: &Config<'_>, rule: &MoeRule) -> Result<f64> {
     }
 }
 
-fn find_layout<'f>(reader: &Reader<'_>, prefix: &str, rule: &'f MoeRule) -> Result<&'f Layout> {
+fn find_layout<'f>(
+    reader: &TensorReader<'_>,
+    prefix: &str,
+    rule: &'f MoeRule,
+) -> Result<&'f Layout> {
     let first_tensor = |layout: &Layout| match (&layout.expert, &layout.fused) {
         (Some(names), _) => format!("{prefix}{}", names.gate.replace("{expert}", "0")),
         (_, Some(names)) => format!("{prefix}{}", names.gate_up),
@@ -109,7 +113,7 @@ fn find_layout<'f>(reader: &Reader<'_>, prefix: &str, rule: &'f MoeRule) -> Resu
 }
 
 fn read_experts(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
     layout: &Layout,
     count: usize,
@@ -131,7 +135,7 @@ fn read_experts(
 }
 
 fn read_shared(
-    reader: &mut Reader<'_>,
+    reader: &mut TensorReader<'_>,
     prefix: &str,
     rule: &SharedRule,
     expert: usize,
@@ -150,7 +154,7 @@ fn read_shared(
     Ok(SharedExpert { expert: reader.expert(prefix, &rule.expert, bias, width, hidden)?, gate })
 }
 
-/// Expert `e` of the fused tensors `[E, 2I, H]` and `[E, H, I]`, as views.
+/// Returns expert `e` of the fused tensors `[E, 2I, H]` and `[E, H, I]`, as views.
 fn slice_fused(gate_up: &Weight, down: &Weight, e: usize, width: usize) -> Expert {
     let linear = |weight: Weight| Linear { weight, bias: None };
     let of = |fused: &Weight| fused.stored().expect("fused tensors come from files").at(e);

@@ -1,4 +1,4 @@
-//! Which layers are mixtures of experts, as a config says it.
+//! Reads and writes the config keys that say which layers are mixtures of experts.
 
 use std::collections::BTreeSet;
 
@@ -28,12 +28,12 @@ pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Re
     }
 }
 
-/// Whether the list under `key` has the number of layer `index`.
+/// Whether the list under `key` contains `index`, the number of a layer.
 fn is_listed(config: &Config<'_>, key: &str, index: usize) -> Result<bool> {
     match config.get(key) {
         None | Some(Value::Null) => Ok(false),
-        // Python finds 0 in [0.0], and not in ["0"]: the meaning of what isn't the number of a
-        // layer isn't guessed at.
+        // Python finds 0 in [0.0], but not in ["0"]. Entries that aren't numbers of layers are
+        // refused, since their meaning would be a guess.
         Some(Value::Array(list)) if list.iter().all(Value::is_u64) => {
             Ok(list.iter().any(|v| v.as_u64() == Some(index as u64)))
         }
@@ -49,7 +49,7 @@ fn is_listed(config: &Config<'_>, key: &str, index: usize) -> Result<bool> {
     }
 }
 
-/// Says which layers are sparse, in the keys that the source used where they still say it.
+/// Writes which layers are sparse. The source's keys are kept if they are still right.
 pub(super) fn declare_sparsity(
     model: &Model,
     rule: &MoeRule,
