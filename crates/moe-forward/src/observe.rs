@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_checkpoint::Result;
-use moe_math::observed::{Observed, Ran};
+use moe_math::observed::{ExpertResults, Observed};
 use moe_math::routing::Routing;
 use moe_math::statistics::{Quantity, Sizes, Sums};
 use moe_model::Model;
@@ -159,7 +159,7 @@ impl Observer for StatisticsObserver {
 
     fn expert_ran(&mut self, index: usize, run: &ExpertRun<'_>) -> Result<()> {
         let counted = self.counted(run.tokens.iter().map(|row| *row as usize));
-        let ran = Ran {
+        let ran = ExpertResults {
             expert: run.expert,
             gates: run.gates,
             activations: run.activations,

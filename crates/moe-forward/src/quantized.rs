@@ -2,7 +2,7 @@
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::encoding::decode_f32;
-use moe_math::fp8::Blocks;
+use moe_math::fp8::Fp8Matrix;
 use moe_math::quantize::{Codes, QuantizeError, pack};
 use moe_model::{Encoding, Packed, Packing, Weight};
 
@@ -20,7 +20,7 @@ pub fn quantized_values(weight: &Weight) -> Result<Option<Vec<f32>>> {
             let codes = weight.read()?;
             let scales = floats(scale)?;
             let blocks =
-                Blocks { codes: &codes, shape: shape(weight), scales: &scales, block: *block };
+                Fp8Matrix { codes: &codes, shape: shape(weight), scales: &scales, block: *block };
             blocks.dequantize().context(|| tensor_label(weight)).map(Some)
         }
         Encoding::Packed(packed) => codes(weight, packed).map(|codes| Some(codes.dequantize())),

@@ -54,14 +54,12 @@ impl Moments {
     /// # Errors
     /// If the device fails.
     pub fn new(parameter: &Var) -> Result<Self> {
-        let zeros = || vec![0f32; parameter.elem_count()];
-        Ok(match parameter.device().is_cpu() {
-            true => Self::Host(Mutex::new([zeros(), zeros()])),
-            false => {
-                let zeros = parameter.zeros_like()?.detach();
-                Self::Device([zeros.clone(), zeros])
-            }
-        })
+        if parameter.device().is_cpu() {
+            let zeros = vec![0f32; parameter.elem_count()];
+            return Ok(Self::Host(Mutex::new([zeros.clone(), zeros])));
+        }
+        let zeros = parameter.zeros_like()?.detach();
+        Ok(Self::Device([zeros.clone(), zeros]))
     }
 
     /// Restores `moments` that `read` returned for `parameter`.
@@ -253,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_that_were_read_out_go_on_alike() {
+    fn restored_moments_continue_with_the_same_steps() {
         let start = || Var::new(&[1.0f32, -2.0], &Device::Cpu).unwrap();
         let gradient = |i: u64| Tensor::new(&[i as f32, 1.0 - i as f32], &Device::Cpu).unwrap();
         let step = |number| Step { number, learning_rate: 0.1, weight_decay: 0.1, scale: 1.0 };
@@ -269,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn norms_are_clipped_and_schedules_end_at_nothing() {
+    fn norms_are_clipped_and_schedules_end_at_zero() {
         let gradient = Tensor::new(&[[3.0f32, 0.0], [0.0, 4.0]], &Device::Cpu).unwrap();
         assert_eq!(square_norm(&gradient).unwrap(), 25.0);
         assert!((clipping(5.0, Some(1.0)) - 0.2).abs() < 1e-6);

@@ -1,4 +1,4 @@
-//! Aligning the neurons of one expert with those of another: the costs of pairs, and the cheapest
+//! Aligns the neurons of one expert with those of another: the costs of pairs, and the cheapest
 //! permutation.
 
 use candle_core::{Result, Tensor};
@@ -36,8 +36,8 @@ pub fn distances(reference: &[f64], member: &[f64], d: usize) -> Vec<f64> {
     costs
 }
 
-/// For each place of the reference, the member's neuron that moves there, so that the total of
-/// `cost` is least. `cost` is `[n, n]`: rows are places, columns are the member's neurons.
+/// Returns the member's neuron that moves to each place of the reference, such that the total of
+/// `cost` is minimal. `cost` is `[n, n]`: rows are places, columns are the member's neurons.
 ///
 /// # Errors
 /// [`AssignmentError`] for costs that are not square or not finite.

@@ -1,4 +1,4 @@
-//! Assigning items to places at the least total cost: one to one, or to clusters of limited size.
+//! Assigns items to places at minimal total cost: one to one, or to clusters of limited size.
 //!
 //! Both are exact, run on the calling thread, and break ties by index: the same costs always give
 //! the same assignment.
@@ -45,7 +45,7 @@ pub enum AssignmentError {
 /// the total cost is least.
 ///
 /// `cost` is `[rows, columns]`. The method is that of Jonker and Volgenant (Computing 38, 1987), as
-/// Crouse generalises it to rectangles (IEEE TAES 52, 2016). It takes O(m²·M) at worst, with m the
+/// Crouse generalizes it to rectangles (IEEE TAES 52, 2016). It takes O(m²·M) at worst, with m the
 /// lesser and M the greater of the two sizes.
 ///
 /// # Errors
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, unit};
 
-    /// The least total over all ways to give each row its own column.
+    /// The minimal total over all ways to give each row its own column.
     fn brute_force(cost: &[f64], columns: usize, row: usize, used: &mut Vec<usize>) -> f64 {
         if row == cost.len() / columns {
             return 0.0;
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_are_the_least_of_all_and_both_orientations_agree() {
+    fn totals_are_minimal_and_both_orientations_agree() {
         let mut random = generator(1, 0);
         for (rows, columns) in [(1, 1), (1, 5), (3, 3), (4, 6), (6, 6)] {
             let cost: Vec<f64> =
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_assigned_to_nothing() {
+    fn empty_costs_give_an_empty_assignment() {
         assert!(linear(&[], 0).unwrap().is_empty());
         assert!(linear(&[], 3).unwrap().is_empty());
         assert!(balanced(&[], 3, 0).unwrap().is_empty());

@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::kernels::{Table, add_outputs};
+use crate::kernels::{CombineTable, add_outputs};
 
 /// Rows that a thread takes at a time.
 const ROWS: usize = 64;
@@ -55,7 +55,7 @@ impl HeldOutputs {
 
     fn flush(&mut self) -> Result<()> {
         if !self.outputs.is_empty() {
-            let table = Table::new(self.sum.dim(0)?, &self.tokens, &self.gates);
+            let table = CombineTable::new(self.sum.dim(0)?, &self.tokens, &self.gates);
             add_outputs(&self.sum, &Tensor::cat(&self.outputs, 0)?, &table)?;
             self.outputs.clear();
             self.tokens.clear();
@@ -184,9 +184,9 @@ fn add_rows(sum: &mut [f32], output: &[f32], tokens: &[u32], gates: &[f32], hidd
         tokens.chunks(ROWS).zip(output.chunks(ROWS * hidden).zip(gates.chunks(ROWS)))
     {
         let end = tokens[tokens.len() - 1] as usize + 1;
-        let (part, behind) = rest.split_at_mut((end - first) * hidden);
+        let (part, left) = rest.split_at_mut((end - first) * hidden);
         parts.push((first, part, tokens, output, gates));
-        (rest, first) = (behind, end);
+        (rest, first) = (left, end);
     }
     parts.into_par_iter().for_each(|(first, part, tokens, output, gates)| {
         for ((token, gate), output) in tokens.iter().zip(gates).zip(output.chunks_exact(hidden)) {
@@ -204,11 +204,11 @@ mod tests {
     /// Compares with sums in f64, for more rows than a thread takes. The other variants give the
     /// same bits.
     #[test]
-    fn sums_are_those_of_every_experts_tokens() {
+    fn outputs_are_added_to_their_tokens_times_the_gates() {
         let (tokens, hidden) = (300, 5);
         let mut random = generator(1, 0);
         let mut expected = vec![0f64; tokens * hidden];
-        let mut mix = ExpertCombine::new(tokens, hidden, &Device::Cpu).unwrap();
+        let mut combine = ExpertCombine::new(tokens, hidden, &Device::Cpu).unwrap();
         let mut tracked = ExpertCombine::tracked(tokens, hidden);
         // The sum that GPUs use.
         let held = HeldOutputs::new(tokens, hidden, &Device::Cpu).unwrap();
@@ -226,16 +226,16 @@ mod tests {
                 }
             }
             let output = Tensor::from_vec(output, (chosen.len(), hidden), &Device::Cpu).unwrap();
-            mix.add(&output, &chosen, &gates).unwrap();
+            combine.add(&output, &chosen, &gates).unwrap();
             device.add(&output, &chosen, &gates).unwrap();
             other.add(&output, &chosen, &gates).unwrap();
             let gates = Tensor::from_slice(&gates, gates.len(), &Device::Cpu).unwrap();
             tracked.add_tracked(&output, &chosen, &gates).unwrap();
         }
-        let values = |mix: ExpertCombine| {
-            mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        let values = |combine: ExpertCombine| {
+            combine.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
-        let found = values(mix);
+        let found = values(combine);
         assert_eq!(found, values(tracked));
         assert_eq!(found, values(device));
         assert_eq!(found, values(other));
@@ -246,9 +246,9 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_an_error() {
-        let mut mix = ExpertCombine::new(4, 3, &Device::Cpu).unwrap();
+        let mut combine = ExpertCombine::new(4, 3, &Device::Cpu).unwrap();
         let output = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
-        assert!(mix.add(&output, &[0, 1, 2], &[1.0; 3]).is_err());
-        assert!(mix.add(&output, &[0, 1], &[1.0]).is_err());
+        assert!(combine.add(&output, &[0, 1, 2], &[1.0; 3]).is_err());
+        assert!(combine.add(&output, &[0, 1], &[1.0]).is_err());
     }
 }

@@ -39,8 +39,8 @@ impl<T> DeferredReadback<T> {
         let all = Tensor::cat(&flat, 0)?.to_vec1::<f32>()?;
         let mut rest = all.as_slice();
         let parts = sizes.into_iter().map(|size| {
-            let (part, behind) = rest.split_at(size);
-            rest = behind;
+            let (part, left) = rest.split_at(size);
+            rest = left;
             part.to_vec()
         });
         Ok(known.into_iter().zip(parts).collect())

@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn each_step_makes_the_determinant_greatest() {
+    fn each_step_maximizes_the_determinant() {
         let n = 7;
         let x: Vec<f64> =
             normal(n * 4, 1.0, &mut generator(3, 0)).into_iter().map(f64::from).collect();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_what_was_taken_comes_last() {
+    fn a_copy_of_a_chosen_item_comes_last() {
         // Items 0 and 1 are identical, and the largest.
         assert_eq!(greedy(&[4., 4., 0., 4., 4., 0., 0., 0., 1.], 3, 0.5), [0, 2, 1]);
         assert_eq!(greedy(&[0.0; 4], 2, 0.0), [0, 1]);

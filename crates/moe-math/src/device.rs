@@ -22,7 +22,7 @@ pub enum DeviceChoice {
     Metal,
 }
 
-/// Why a device can't be used.
+/// The reason why a device can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// Not the name of a device.
@@ -50,7 +50,7 @@ pub enum DeviceError {
         device: DeviceChoice,
         /// The driver's message.
         reason: String,
-        /// What the user can do.
+        /// The remedy for the user.
         remedy: &'static str,
     },
     /// The driver exists, but the device doesn't.
@@ -152,9 +152,9 @@ impl Compute {
         })
     }
 
-    /// Maximum bytes of what is processed together: `on_host` on a CPU. On a GPU it is a third of
-    /// the available memory, since results take as much again, and no more than candle's kernels
-    /// can count elements of.
+    /// Returns the maximum size in bytes of a batch: `on_host` on a CPU. On a GPU it is a third of
+    /// the available memory, since results take as much again, and at most the number of elements
+    /// that candle's kernels can count.
     pub fn batch_bytes(&self, on_host: usize) -> usize {
         const COUNTABLE: u64 = 64 << 30;
         self.memory().map_or(on_host, |bytes| {
@@ -383,7 +383,7 @@ fn probe_cuda_libraries(device: DeviceChoice) -> Result<(), DeviceError> {
         ("libcurand.so.10", TOOLKIT),
     ];
     for (library, remedy) in LIBRARIES {
-        // SAFETY: loading these libraries runs NVIDIA's own initialisers, which is what opening the
+        // SAFETY: loading these libraries runs NVIDIA's own initializers, which is what opening the
         // device does anyway.
         if let Err(error) = unsafe { libloading::Library::new(library) } {
             return Err(DeviceError::MissingLibrary {

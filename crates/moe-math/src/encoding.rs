@@ -155,7 +155,7 @@ impl Encoded {
 }
 
 /// The position of the first value of `dtype` that is not finite. It uses the calling thread only:
-/// it runs beside reading and writing, which waking other threads would delay.
+/// it runs while files are read and written, and waking other threads would delay that.
 ///
 /// # Errors
 /// For a dtype other than F32, F16, BF16 and F8E4M3.
@@ -178,7 +178,7 @@ pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
 }
 
 /// The first position of a `bad` value. Blocks are folded without branches, so that the compiler
-/// can vectorise them.
+/// can vectorize them.
 fn first<T>(values: &[T], bad: impl Fn(&T) -> bool) -> Option<usize> {
     const BLOCK: usize = 4096;
     let has_bad = |block: &[T]| block.iter().fold(false, |any, value| any | bad(value));

@@ -37,7 +37,7 @@ pub fn e4m3(code: u8) -> f32 {
 
 /// A matrix as it is stored: codes, and a scale for each block of codes.
 #[derive(Debug, Clone, Copy)]
-pub struct Blocks<'a> {
+pub struct Fp8Matrix<'a> {
     /// `[rows, columns]`, row by row.
     pub codes: &'a [u8],
     /// Rows and columns.
@@ -49,7 +49,7 @@ pub struct Blocks<'a> {
     pub block: [usize; 2],
 }
 
-impl Blocks<'_> {
+impl Fp8Matrix<'_> {
     /// Returns code × scale of its block, in f32, row by row.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn every_block_has_its_scale_and_the_last_may_be_cut_off() {
         let one = 0x38;
-        let matrix = Blocks {
+        let matrix = Fp8Matrix {
             codes: &[one; 15],
             shape: [3, 5],
             scales: &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
@@ -116,6 +116,6 @@ mod tests {
             [[1.0, 1.0, 2.0, 2.0, 3.0], [1.0, 1.0, 2.0, 2.0, 3.0], [4.0, 4.0, 5.0, 5.0, 6.0]]
                 .concat();
         assert_eq!(matrix.dequantize().unwrap(), expected);
-        assert!(Blocks { scales: &[1.0; 5], ..matrix }.dequantize().is_err());
+        assert!(Fp8Matrix { scales: &[1.0; 5], ..matrix }.dequantize().is_err());
     }
 }

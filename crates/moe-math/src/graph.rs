@@ -26,7 +26,7 @@ where
     if !x.track_op() {
         return Ok(value);
     }
-    x.apply_op1(Known::new(value, backward)?)
+    x.apply_op1(KnownResult::new(value, backward)?)
 }
 
 /// Like `tied`, for a value of two arguments. The gradient of an untracked argument isn't used, so
@@ -44,18 +44,18 @@ where
     if !a.track_op() && !b.track_op() {
         return Ok(value);
     }
-    a.apply_op2(b, Known::new(value, backward)?)
+    a.apply_op2(b, KnownResult::new(value, backward)?)
 }
 
 /// An operation whose result is already known.
-struct Known<B> {
+struct KnownResult<B> {
     /// Taken when the operation is applied, so that the graph doesn't hold the value twice.
     value: Mutex<Option<Tensor>>,
     shape: Shape,
     backward: B,
 }
 
-impl<B> Known<B> {
+impl<B> KnownResult<B> {
     fn new(value: Tensor, backward: B) -> Result<Self> {
         let value = value.contiguous()?;
         Ok(Self { shape: value.shape().clone(), value: Mutex::new(Some(value)), backward })
@@ -98,7 +98,7 @@ impl<B> Known<B> {
 
 const NAME: &str = "a value known beforehand";
 
-impl<B: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>> CustomOp1 for Known<B> {
+impl<B: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>> CustomOp1 for KnownResult<B> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -120,7 +120,7 @@ impl<B: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>> CustomOp1 for Known<B> 
     }
 }
 
-impl<B> CustomOp2 for Known<B>
+impl<B> CustomOp2 for KnownResult<B>
 where
     B: Fn(&Tensor, &Tensor, &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)>,
 {

@@ -31,7 +31,7 @@ pub struct Clustering {
     /// The cluster index of each point.
     pub assignment: Vec<u32>,
     /// Σ |x − c|² over points and their centroids, in f64. With [`Metric::Cosine`] the points are
-    /// normalised.
+    /// normalized.
     pub inertia: f64,
     /// Number of assignments computed.
     pub iterations: usize,
@@ -43,9 +43,9 @@ pub struct Clustering {
 /// Lloyd's k-means of `points` `[n, d]` from a k-means++ start.
 ///
 /// Distances are f32 matrix products on the device of the points, in blocks; sums are f64 on the
-/// host, in a fixed order. Beside the points this takes 2·n·d f32. Of equally near centroids the
-/// lowest index wins. An empty cluster takes the point farthest from its centroid (the first of
-/// equally far ones) from a cluster that has others.
+/// host, in a fixed order. In addition to the points, this takes 2·n·d f32. Of equally near
+/// centroids the lowest index wins. An empty cluster takes the point farthest from its centroid
+/// (the first of equally far ones) from a cluster that has others.
 ///
 /// # Errors
 /// [`ClusterError`] for no clusters, n < k, fewer than k distinct points, or values that are not

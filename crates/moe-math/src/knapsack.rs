@@ -1,5 +1,5 @@
-//! The multiple-choice knapsack: one choice for each item, with the least total error that fits a
-//! capacity.
+//! The multiple-choice knapsack: one choice for each item, such that the total size fits a capacity
+//! and the total error is minimal.
 
 /// One of the choices for an item.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -10,8 +10,8 @@ pub struct Choice {
     pub error: f64,
 }
 
-/// The index of the choice for each of `items`: the least Σ error with Σ size ≤ `capacity`, and of
-/// equals the least Σ size. None if even the smallest choices don't fit.
+/// Returns the index of the choice for each of `items` that minimizes Σ error subject to Σ size ≤
+/// `capacity`, and among equals Σ size. None if even the smallest choices don't fit.
 ///
 /// Exact, by dynamic programming over the states that no other beats in both size and error
 /// (Nemhauser & Ullmann 1969). States are dropped if Lagrange's bound, at the linear relaxation's
@@ -210,7 +210,7 @@ mod tests {
     /// Compares with all combinations, for errors that fall with size as for codes and for random
     /// errors, and for equal and different sizes.
     #[test]
-    fn no_combination_that_fits_is_better() {
+    fn no_other_combination_that_fits_is_better() {
         let mut random = generator(1, 0);
         let mut below = |n: u32| random.next_u32() % n;
         for case in 0..60 {
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equals_the_smallest_is_chosen() {
+    fn the_smallest_of_equal_choices_is_taken() {
         let item = [(4, 1.0), (2, 1.0), (8, 0.5), (9, 0.5)]
             .map(|(size, error)| Choice { size, error })
             .to_vec();

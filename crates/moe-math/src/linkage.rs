@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn all_or_one() {
+    fn joining_can_stop_at_once_or_end_in_one_cluster() {
         let distances = euclidean(&[0.0, 5.0, 1.0], 1);
         assert_eq!(average_linkage(&distances, 3).len(), 3);
         assert_eq!(average_linkage(&distances, 1), [[0, 1, 2]]);

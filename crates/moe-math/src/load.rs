@@ -1,4 +1,4 @@
-//! How evenly tokens are spread over experts.
+//! Measures how evenly tokens are spread over experts.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -58,14 +58,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn even_load() {
+    fn an_even_load_has_no_gini_and_full_entropy() {
         let load = Load::new(vec![5; 4]);
         assert_eq!((load.gini, load.dead, load.overloaded.len()), (0.0, 0, 0));
         assert!((load.entropy - 1.0).abs() < 1e-12);
     }
 
     #[test]
-    fn one_expert_takes_all() {
+    fn one_expert_with_all_tokens_is_found() {
         let load = Load::new(vec![0, 0, 0, 8]);
         // (2·4 − 4 − 1)·8 / (4·8) = 3/4.
         assert_eq!((load.gini, load.entropy, load.dead), (0.75, 0.0, 3));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_routed_is_no_division_by_zero() {
+    fn without_tokens_nothing_is_divided_by_zero() {
         let load = Load::new(vec![0; 3]);
         assert_eq!((load.gini, load.dead), (0.0, 3));
     }

@@ -76,7 +76,7 @@ pub fn divergence(logits: &Tensor, teacher: &Teacher) -> Result<LogitLoss> {
 }
 
 /// Smaller masses count as 0: they are f32's rounding of 1 − Σ p.
-const LEAST_TAIL: f32 = 1e-6;
+const MIN_TAIL: f32 = 1e-6;
 
 fn divergence_of_few(log_q: &Tensor, ids: &Tensor, p: &Tensor) -> Result<LogitLoss> {
     let (rows, k) = ids.dims2()?;
@@ -118,7 +118,7 @@ impl Tail {
     }
 
     fn counts(&self) -> bool {
-        self.p > LEAST_TAIL
+        self.p > MIN_TAIL
     }
 
     fn divergence(&self) -> f64 {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_teacher_of_all_tokens_is_the_teacher() {
+    fn a_teacher_that_names_all_tokens_equals_its_logits() {
         let (logits, teacher) = (random(1, 3, 5), random(2, 3, 5));
         let p = candle_nn::ops::softmax(&teacher, 1).unwrap().detach();
         let ids = Tensor::new(&[[4u32, 3, 2, 1, 0]; 3], &Device::Cpu).unwrap();

@@ -1,11 +1,11 @@
-//! Measures where computing time goes.
+//! Measures the computing time of each stage.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The least work that a stage needs, by the mathematics alone.
+/// The minimum work that the mathematics of a stage requires, without any overhead.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Work {
     /// Floating point operations.
@@ -34,7 +34,7 @@ impl Work {
     }
 }
 
-/// All calls of one stage together.
+/// Totals over all calls of one stage.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StageTime {
     /// The name that was passed to `Meter::stage`.
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn clones_say_which_expert_is_at_work() {
+    fn clones_share_the_running_expert() {
         let meter = Meter::default();
         assert_eq!(meter.expert(), None);
         meter.clone().at_expert(57, 128);
@@ -158,7 +158,7 @@ mod tests {
 
     /// A stage of another thread isn't nested in this thread's stages.
     #[test]
-    fn threads_have_stages_of_their_own() {
+    fn stages_of_threads_are_not_nested_in_each_other() {
         let meter = Meter::default();
         let pause = || std::thread::sleep(Duration::from_millis(20));
         meter.stage("waits", Work::UNCOUNTED, || {

@@ -1,4 +1,4 @@
-//! What experts do on tokens, summed on the device that has the tokens.
+//! Sums statistics of experts' activations and outputs on the device that has the tokens.
 //!
 //! On a CPU every product is added in f64: that is the reference. A GPU adds a few thousand rows in
 //! f32, and such parts are read back once for each layer ([`DeferredReadback`]), so that no expert
@@ -12,8 +12,8 @@ use crate::statistics::{Quantity, Sums};
 /// Maximum number of rows that a device adds in f32.
 const ROWS: usize = 4096;
 
-/// The results of an expert for some rows of tokens.
-pub struct Ran<'a> {
+/// The results of running an expert on some rows of tokens.
+pub struct ExpertResults<'a> {
     /// Index of the expert.
     pub expert: usize,
     /// The gate applied to each row.
@@ -61,7 +61,7 @@ impl Observed {
     pub fn expert(
         &mut self,
         sums: &mut [Sums],
-        ran: &Ran<'_>,
+        ran: &ExpertResults<'_>,
         counted: &[(usize, usize)],
     ) -> Result<()> {
         if !self.queues(ran.outputs) {
@@ -192,7 +192,11 @@ fn take_expert(sums: &mut Sums, expert: usize, gates: &[f32], values: &[f32]) {
     raise(sums.of_mut(Quantity::LargestGatedActivations, expert), gated_largest, 1.0);
 }
 
-fn add_expert(sums: &mut [Sums], ran: &Ran<'_>, counted: &[(usize, usize)]) -> Result<()> {
+fn add_expert(
+    sums: &mut [Sums],
+    ran: &ExpertResults<'_>,
+    counted: &[(usize, usize)],
+) -> Result<()> {
     let rows = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec2::<f32>();
     let (activations, outputs) = (rows(ran.activations)?, rows(ran.outputs)?);
     for &(group, row) in counted {
@@ -262,7 +266,7 @@ mod tests {
 
     /// Two groups and rows that don't count, in more than one part.
     #[test]
-    fn a_device_finds_what_the_reference_does() {
+    fn a_device_has_the_sums_of_the_reference() {
         let sizes = Sizes { experts: 3, hidden: 5, width: 7 };
         let rows = 2 * ROWS + 100;
         let counted: Vec<_> =
@@ -273,8 +277,12 @@ mod tests {
             for expert in [0, 2] {
                 let stream = 3 * expert as u64;
                 let (activations, outputs) = (random(rows, 7, stream), random(rows, 5, stream + 1));
-                let ran =
-                    Ran { expert, gates: &gates, activations: &activations, outputs: &outputs };
+                let ran = ExpertResults {
+                    expert,
+                    gates: &gates,
+                    activations: &activations,
+                    outputs: &outputs,
+                };
                 observed.expert(&mut sums, &ran, &counted).unwrap();
                 observed.sampled(&mut sums, expert, &outputs, &counted[..50]).unwrap();
             }

@@ -10,8 +10,8 @@ use crate::reduce::dot;
 /// Gaussian matrix, with signs chosen so that R's diagonal is positive (Mezzadri, math-ph/0609050).
 /// For n ≤ d this is torch's `nn.init.orthogonal_`.
 ///
-/// For n > d no n rows can be orthonormal. torch then makes the columns orthonormal, and the rows
-/// shorter than `gain`. A router needs rows of equal length, so here each block of d rows is
+/// For n > d, the n rows can't be orthonormal. torch then makes the columns orthonormal, and the
+/// rows shorter than `gain`. A router needs rows of equal length, so here each block of d rows is
 /// orthonormal, and independent of the other blocks.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Points to be clustered: on the device for distances, on the host for sums.
+//! Points to be clustered. They are on the device for distances, and on the host for sums.
 
 use candle_core::{DType, Tensor};
 use rand_core::RngCore;
@@ -19,7 +19,7 @@ pub enum Metric {
     Cosine,
 }
 
-/// Why points can't be clustered as asked.
+/// The reason why points can't be clustered as requested.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// No clusters, or more than points.
@@ -175,7 +175,7 @@ impl Points {
     fn set_direction(&self, centroid: &mut [f64], mean: &[f64]) {
         let raw: Vec<f64> = mean.iter().zip(&self.mean).map(|(x, mean)| x + mean).collect();
         let norm = dot(&raw, &raw).sqrt();
-        // Unit vectors in f32 that cancel leave some rounding behind.
+        // Unit vectors in f32 that cancel leave a rounding error.
         if norm > 1e-6 {
             for ((c, x), mean) in centroid.iter_mut().zip(&raw).zip(&self.mean) {
                 *c = x / norm - mean;
@@ -233,10 +233,10 @@ fn mean<'a>(d: usize, rows: impl ExactSizeIterator<Item = &'a [f32]>) -> Vec<f64
 /// they are.
 fn rows(tensor: &Tensor, metric: Metric, what: &'static str) -> Result<Vec<f32>, ClusterError> {
     /// Up to here Σ x² of a row of any width fits in an f32.
-    const LARGEST: f32 = 1e15;
+    const MAX_COORDINATE: f32 = 1e15;
     let d = tensor.dims2()?.1;
     let mut rows: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    if let Some(i) = rows.iter().position(|x| x.is_nan() || x.abs() > LARGEST) {
+    if let Some(i) = rows.iter().position(|x| x.is_nan() || x.abs() > MAX_COORDINATE) {
         return Err(ClusterError::NotFinite { what, row: i / d });
     }
     if metric == Metric::Cosine {

@@ -8,12 +8,13 @@ use crate::sampling::{generator, normal};
 use crate::symmetric::eigen;
 
 /// Up to this many columns, the covariance is computed and decomposed exactly.
-const MOST_EXACT: usize = 2048;
+const MAX_EXACT_WIDTH: usize = 2048;
 /// Maximum number of wider rows that are used. With 6144 columns they take 400 MB in f32.
-const SAMPLE: usize = 16_384;
-/// Extra directions in a search, and its number of passes over the sample.
-const SPARE: usize = 32;
-const PASSES: usize = 6;
+const MAX_SAMPLE_ROWS: usize = 16_384;
+/// Number of directions that a search carries in addition to those that are asked for.
+const SPARE_DIRECTIONS: usize = 32;
+/// Number of times that a search passes over the sample.
+const ITERATIONS: usize = 6;
 
 /// The directions in which rows vary most.
 #[derive(Debug)]
@@ -29,13 +30,14 @@ pub struct Principal {
 /// The maximum number of bytes that [`Principal::of`] holds for `count` rows of width `d`, of which
 /// `part` are made at a time.
 pub fn bytes(count: usize, part: usize, d: usize) -> usize {
-    if d <= MOST_EXACT {
+    if d <= MAX_EXACT_WIDTH {
         // A part, and the part minus its mean; the covariance, the addition of a part, their sum,
         // and the memory of the decomposition.
         return 8 * (2 * part * d + 5 * d * d);
     }
-    // The parts and their concatenation in f64; then that beside the centred rows in f32.
-    16 * count.min(SAMPLE) * d
+    // First the parts and their concatenation in f64, then the concatenation and the centred rows
+    // in f32.
+    16 * count.min(MAX_SAMPLE_ROWS) * d
 }
 
 /// Rows of width `d`, in parts that are made on request as f64 tensors on the CPU.
@@ -80,7 +82,7 @@ impl Principal {
     /// If `rows` or the device fails.
     pub fn of(rows: &impl Rows, rank: usize, seed: u64, device: &Device) -> Result<Self> {
         let rank = rank.min(rows.width()).min(rows.count());
-        if rows.width() <= MOST_EXACT {
+        if rows.width() <= MAX_EXACT_WIDTH {
             exact(rows, rank)
         } else {
             searched(sample(rows)?, rank, seed, device)
@@ -125,7 +127,7 @@ fn exact(rows: &impl Rows, rank: usize) -> Result<Principal> {
 
 /// Evenly spaced rows in f64, `[n, d]`.
 fn sample(rows: &impl Rows) -> Result<Tensor> {
-    let step = rows.count().div_ceil(SAMPLE).max(1);
+    let step = rows.count().div_ceil(MAX_SAMPLE_ROWS).max(1);
     let mut first = 0;
     let chosen = rows.parts().into_iter().map(|count| {
         let here: Vec<u32> = (0..count)
@@ -142,14 +144,14 @@ fn sample(rows: &impl Rows) -> Result<Tensor> {
 
 fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<Principal> {
     let (n, d) = sample.dims2()?;
-    let k = (rank + SPARE).min(d);
+    let k = (rank + SPARE_DIRECTIONS).min(d);
     let mean = (sample.sum(0)? / (n as f64).max(1.0))?;
     let x = centred(sample, &mean)?.to_device(device)?;
     let start: Vec<f64> =
         normal(k * d, 1.0, &mut generator(seed, 0)).into_iter().map(f64::from).collect();
     let mut q = start.clone();
     orthonormalize(&mut q, d)?;
-    for _ in 1..PASSES {
+    for _ in 1..ITERATIONS {
         let mut next: Vec<f64> = covariance_times(&x, &q)?.flatten_all()?.to_vec1()?;
         // A small part of the start keeps directions independent if the rows span fewer.
         let size = next.iter().fold(f64::MIN_POSITIVE, |most, x| x.abs().max(most));
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_dimensions_than_directions_are_no_failure() {
+    fn rows_may_have_fewer_dimensions_than_directions() {
         let [searched, exact] =
             searched_and_exact(&rows(100, 40, |i| if i < 3 { 1.0 } else { 0.0 }), 8);
         assert!(
@@ -276,16 +278,18 @@ mod tests {
             }
 
             fn parts(&self) -> Vec<usize> {
-                vec![SAMPLE; 3]
+                vec![MAX_SAMPLE_ROWS; 3]
             }
 
             fn some(&self, part: usize, rows: &[u32]) -> Result<Tensor> {
-                let values: Vec<f64> =
-                    rows.iter().map(|row| (part * SAMPLE) as f64 + f64::from(*row)).collect();
+                let values: Vec<f64> = rows
+                    .iter()
+                    .map(|row| (part * MAX_SAMPLE_ROWS) as f64 + f64::from(*row))
+                    .collect();
                 Tensor::from_slice(&values, (rows.len(), 1), &Device::Cpu)
             }
         }
         let found: Vec<f64> = sample(&Numbers).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        assert_eq!(found, (0..SAMPLE).map(|i| 3.0 * i as f64).collect::<Vec<_>>());
+        assert_eq!(found, (0..MAX_SAMPLE_ROWS).map(|i| 3.0 * i as f64).collect::<Vec<_>>());
     }
 }

@@ -29,9 +29,10 @@ const TILE: usize = 4;
 /// For shapes that don't match, and encodings other than F32, F16 and BF16.
 pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let few = x.device().is_cpu() && x.dtype() == DType::F32 && x.dim(0)? <= FEW_ROWS;
-    let value = match few {
-        true => x.contiguous()?.apply_op2_no_bwd(weight, &FewRows)?,
-        false => widened_product(&x.detach(), &weight.detach())?,
+    let value = if few {
+        x.contiguous()?.apply_op2_no_bwd(weight, &FewRows)?
+    } else {
+        widened_product(&x.detach(), &weight.detach())?
     };
     let trains = [x.track_op(), weight.track_op()];
     tied_to_both(value, x, weight, move |x, weight, gradient| {
@@ -90,7 +91,7 @@ impl CustomOp1 for ToF32 {
     }
 }
 
-fn all_widened<T: Widen>(w: &[T]) -> Vec<f32> {
+fn all_widened<T: WidenToF32>(w: &[T]) -> Vec<f32> {
     const PART: usize = 1 << 14;
     let mut values = vec![0f32; w.len()];
     values.par_chunks_mut(PART).zip(w.par_chunks(PART)).for_each(|(to, from)| T::widen(from, to));
@@ -132,18 +133,18 @@ impl CustomOp2 for FewRows {
 }
 
 /// An encoding that can be widened to f32.
-trait Widen: Copy + Sync {
+trait WidenToF32: Copy + Sync {
     fn widen(from: &[Self], to: &mut [f32]);
 }
 
-impl Widen for f32 {
+impl WidenToF32 for f32 {
     #[inline(always)]
     fn widen(from: &[Self], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
 }
 
-impl Widen for bf16 {
+impl WidenToF32 for bf16 {
     #[inline(always)]
     fn widen(from: &[Self], to: &mut [f32]) {
         for (to, from) in to.iter_mut().zip(from) {
@@ -152,7 +153,7 @@ impl Widen for bf16 {
     }
 }
 
-impl Widen for f16 {
+impl WidenToF32 for f16 {
     #[inline(always)]
     fn widen(from: &[Self], to: &mut [f32]) {
         from.convert_to_f32_slice(to);
@@ -161,7 +162,7 @@ impl Widen for f16 {
 
 /// Each sum is made by one thread in a fixed order, so that the result doesn't depend on the number
 /// of threads.
-fn few_rows<T: Widen>(x: &[f32], w: &[T], rows: usize, out: usize, width: usize) -> Vec<f32> {
+fn few_rows<T: WidenToF32>(x: &[f32], w: &[T], rows: usize, out: usize, width: usize) -> Vec<f32> {
     if rows * out * width == 0 {
         return vec![0.0; rows * out];
     }
@@ -191,7 +192,7 @@ struct ProductBlock<'a, T> {
     width: usize,
 }
 
-impl<T: Widen> WithSimd for ProductBlock<'_, T> {
+impl<T: WidenToF32> WithSimd for ProductBlock<'_, T> {
     type Output = ();
 
     #[inline(always)]

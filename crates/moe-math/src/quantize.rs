@@ -20,7 +20,7 @@ mod sum;
 
 pub use device::solve_on;
 pub use factor::{Damping, Factor, factorise};
-pub use gptq::{Options, Problem, Solved, solve};
+pub use gptq::{Options, Problem, SolvedMatrix, solve};
 pub use grid::{Codes, Scheme, round_to_nearest};
 pub use hessian::Hessian;
 pub use objective::{energy, objective};
@@ -30,7 +30,7 @@ pub use sum::{HessianSum, factorise_all};
 /// The supported bit widths of codes.
 pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
-/// Why something can't be quantized.
+/// The reason why a matrix can't be quantized.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantizeError {
     /// The bit width isn't supported.

@@ -1,4 +1,4 @@
-//! How similar two rankings or two choices are.
+//! Measures how similar two rankings or two choices are.
 
 /// Spearman's rank correlation: Pearson's correlation of the ranks, where equal values share their
 /// mean rank. If a ranking is constant, it is 1 if both are equal and 0 otherwise.
@@ -8,10 +8,7 @@ pub fn spearman(a: &[f64], b: &[f64]) -> f64 {
     let product =
         |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
     let norm = (product(&a, &a) * product(&b, &b)).sqrt();
-    match norm > 0.0 {
-        true => product(&a, &b) / norm,
-        false => f64::from(u8::from(a == b)),
-    }
+    if norm > 0.0 { product(&a, &b) / norm } else { f64::from(u8::from(a == b)) }
 }
 
 /// Ranks from 1; equal values share the mean of their ranks.
@@ -28,7 +25,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// |a ∩ b| / |a ∪ b| of two ascending sets; 1 where both are empty.
+/// |a ∩ b| / |a ∪ b| of two ascending sets; 1 if both are empty.
 pub fn jaccard(a: &[usize], b: &[usize]) -> f64 {
     let common = a.iter().filter(|x| b.binary_search(x).is_ok()).count();
     let union = a.len() + b.len() - common;

@@ -1,6 +1,6 @@
 //! Sums over slices in a fixed order, however many threads there are.
 
-/// Σ f(aᵢ, bᵢ) as eight interleaved partial sums, which the compiler can vectorise.
+/// Σ f(aᵢ, bᵢ) as eight interleaved partial sums, which the compiler can vectorize.
 pub(crate) fn sum<A: Copy, B: Copy>(a: &[A], b: &[B], f: impl Fn(A, B) -> f64) -> f64 {
     let ((a_blocks, a_rest), (b_blocks, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut lanes = [0f64; 8];

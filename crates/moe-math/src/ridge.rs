@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_solved_is_an_error() {
+    fn a_singular_system_is_an_error() {
         let mut ridge = Ridge::new(3, 1).unwrap();
         ridge
             .add(&Tensor::zeros((4, 3), DType::F64, &Device::Cpu).unwrap(), &random(4, 1, 0))

@@ -107,7 +107,7 @@ pub struct RoutingRule {
 }
 
 /// Prevents a division by zero if all scores underflowed, as in transformers.
-const LEAST_SUM: f32 = 1e-20;
+const MIN_SUM: f32 = 1e-20;
 
 impl RoutingRule {
     /// Softmax, then top-k: rule A of transformers' Mixtral, Qwen-MoE and OLMoE.
@@ -185,9 +185,10 @@ pub fn gates(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<T
     let selected =
         Tensor::from_slice(&routing.selected, (routing.tokens(), routing.top_k), logits.device())?;
     let chosen = scores.gather(&selected, 1)?;
-    let weights = match rule.normalize {
-        true => chosen.broadcast_div(&(chosen.sum_keepdim(1)? + f64::from(LEAST_SUM))?)?,
-        false => chosen,
+    let weights = if rule.normalize {
+        chosen.broadcast_div(&(chosen.sum_keepdim(1)? + f64::from(MIN_SUM))?)?
+    } else {
+        chosen
     };
     (weights * f64::from(rule.scale as f32))?.to_dtype(rule.gates)?.to_dtype(DType::F32)
 }
@@ -304,7 +305,7 @@ impl<'r> Chooser<'r> {
         let chosen = self.choose(scores);
         let of = |e: &u32| scores[*e as usize];
         let sum: f32 = chosen.iter().map(of).sum();
-        let divisor = if rule.normalize { sum + LEAST_SUM } else { 1.0 };
+        let divisor = if rule.normalize { sum + MIN_SUM } else { 1.0 };
         selected.extend_from_slice(chosen);
         let gate = |e| rounded(of(e) / divisor * rule.scale as f32, rule.gates);
         weights.extend(chosen.iter().map(gate));

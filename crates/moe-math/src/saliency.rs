@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn aimer_is_one_where_all_weights_are_as_large() {
+    fn aimer_is_one_if_all_weights_are_equally_large() {
         assert!((aimer([2.0, -2.0, 2.0]) - 1.0).abs() < 1e-12);
         assert!((aimer([3.0, 0.0, 0.0]) - 1.0 / 3f64.sqrt()).abs() < 1e-12);
         assert_eq!(aimer([0.0]), 0.0);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn greatest_takes_the_lower_of_equals() {
+    fn greatest_takes_the_lower_index_of_equals() {
         assert_eq!(greatest(&[1.0, 3.0, 1.0, 2.0], 3), [0, 1, 3]);
     }
 }

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_drawn_one_by_one_are_those_of_the_whole_list() {
+    fn numbers_drawn_one_by_one_equal_the_shuffled_list() {
         for n in [1, 2, 7, 100] {
             let one_by_one: Vec<usize> =
                 Shuffled::new(n, &mut generator(3, n)).map(|i| i as usize).collect();

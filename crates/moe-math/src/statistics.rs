@@ -243,7 +243,7 @@ mod tests {
     const SIZES: Sizes = Sizes { experts: 3, hidden: 4, width: 5 };
 
     #[test]
-    fn quantities_stand_at_their_own_index_under_names_of_their_own() {
+    fn quantities_have_distinct_names_and_are_at_their_index() {
         let mut names: Vec<_> = Quantity::ALL.iter().map(|q| q.name()).collect();
         for (index, quantity) in Quantity::ALL.into_iter().enumerate() {
             assert_eq!(quantity as usize, index, "{}", quantity.name());

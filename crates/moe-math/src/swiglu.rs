@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_what_candle_computes_in_two_steps() {
+    fn one_pass_equals_the_two_steps_of_candle() {
         let random = |seed| {
             let values = normal(300 * 70, 3.0, &mut generator(seed, 0));
             Tensor::from_vec(values, (300, 70), &Device::Cpu).unwrap()

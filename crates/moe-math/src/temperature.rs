@@ -11,7 +11,7 @@ pub struct Temperature {
     pub entropy_fraction: f64,
 }
 
-/// Why no scale gives the mean entropy.
+/// The reason why no scale gives the mean entropy.
 #[derive(Debug, thiserror::Error)]
 pub enum TemperatureError {
     /// The target isn't strictly between 0 and 1.
@@ -81,7 +81,7 @@ pub fn scale_to_entropy(logits: &Tensor, target: f64) -> Result<Temperature, Tem
 
 /// Maximum number of evaluations. Usually 2 to 25 are made; bisection of ln s alone would need
 /// about 60.
-const EVALUATIONS: usize = 200;
+const MAX_EVALUATIONS: usize = 200;
 
 /// The s at which H(s) is `target` nats, and H(s).
 fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, f64)> {
@@ -89,11 +89,11 @@ fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, 
     let mut evaluations = 0;
     loop {
         evaluations += 1;
-        let Spread { entropy, variance } = spread(logits, s)?;
+        let EntropyMoments { entropy, variance } = spread(logits, s)?;
         let excess = entropy - target;
         if excess.abs() <= 1e-12
             || high / low <= 1.0 + 2.0 * f64::EPSILON
-            || evaluations == EVALUATIONS
+            || evaluations == MAX_EVALUATIONS
         {
             return Ok((s, entropy));
         }
@@ -111,15 +111,15 @@ fn solve(logits: &Tensor, target: f64, start: f64) -> candle_core::Result<(f64, 
 }
 
 /// Means over tokens under softmax(s·z).
-struct Spread {
+struct EntropyMoments {
     /// In nats.
     entropy: f64,
     /// The variance of z.
     variance: f64,
 }
 
-fn spread(logits: &Tensor, s: f64) -> candle_core::Result<Spread> {
-    Ok(Spread {
+fn spread(logits: &Tensor, s: f64) -> candle_core::Result<EntropyMoments> {
+    Ok(EntropyMoments {
         entropy: mean_over_tokens(logits, |gaps| entropies(gaps, s))?,
         variance: mean_over_tokens(logits, |gaps| variances(gaps, s))?,
     })
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_scale_can_reach_is_explained() {
+    fn targets_that_no_scale_reaches_are_explained() {
         let error = |logits: &Tensor, target| scale_to_entropy(logits, target).unwrap_err();
         let equal = Tensor::ones((5, 4), DType::F32, &Device::Cpu).unwrap();
         assert!(

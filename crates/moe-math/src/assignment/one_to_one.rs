@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 const NONE: usize = usize::MAX;
 /// Maximum number of rows that the reduction displaces, as a multiple of the number of rows. With
 /// nearly equal costs it could otherwise go on for long.
-const DISPLACEMENTS: usize = 8;
+const MAX_DISPLACEMENTS: usize = 8;
 
 /// The column of each row of `cost`, `[rows, columns]`.
 pub(super) fn columns_of_rows(cost: &[f64], rows: usize, columns: usize) -> Vec<usize> {
@@ -51,7 +51,7 @@ impl<'a> Matching<'a> {
             self.transfer(row);
         }
         let free = (0..matches.len()).filter(|row| self.column_of[*row] == NONE).collect();
-        let mut displacements = DISPLACEMENTS * matches.len();
+        let mut displacements = MAX_DISPLACEMENTS * matches.len();
         let free = self.reduce_rows(free, &mut displacements);
         self.reduce_rows(free, &mut displacements)
     }

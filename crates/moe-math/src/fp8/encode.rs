@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// The greatest e4m3 value.
-const MOST: f32 = 448.0;
+const MAX_VALUE: f32 = 448.0;
 
 /// The e4m3 code nearest to `value`, the even one of two equally near. Values beyond ±448 become
 /// ±448; NaN stays NaN.
@@ -15,7 +15,7 @@ pub fn e4m3_code(value: f32) -> u8 {
     if magnitude.is_nan() {
         return sign | 0x7f;
     }
-    if magnitude >= MOST {
+    if magnitude >= MAX_VALUE {
         return sign | 0x7e;
     }
     if magnitude < 1.0 / 64.0 {
@@ -101,7 +101,7 @@ impl RowOfBlocks {
             }
         }
         for scale in scales {
-            let found = (self.stored)(*scale / MOST);
+            let found = (self.stored)(*scale / MAX_VALUE);
             *scale = if found > 0.0 { found } else { f32::EPSILON };
         }
     }
@@ -158,7 +158,7 @@ mod tests {
             [([2, 2], DType::F32), ([1, 5], DType::BF16), ([128, 128], DType::F16)]
         {
             let encoded = encode(&weight, [3, 5], block, dtype).unwrap();
-            let blocks = crate::fp8::Blocks {
+            let blocks = crate::fp8::Fp8Matrix {
                 codes: &encoded.codes,
                 shape: [3, 5],
                 scales: &encoded.scales,
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_encoded_is_refused() {
+    fn matrices_that_can_not_be_encoded_are_refused() {
         assert!(encode(&[0.0; 3], [2, 2], [2, 2], DType::F32).is_err());
         assert!(encode(&[f32::NAN; 4], [2, 2], [2, 2], DType::F32).is_err());
         assert!(encode(&[0.0; 4], [2, 2], [2, 2], DType::U8).is_err());

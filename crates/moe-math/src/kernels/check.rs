@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    BLOCK, Table, add_gram, add_outputs, group_grids, reverse_cholesky, round_block, settle, upload,
+    BLOCK, CombineTable, add_gram, add_outputs, group_grids, reverse_cholesky, round_block, settle,
+    upload,
 };
 use crate::quantize::Scheme;
 use crate::quantize::grid::Grid;
@@ -103,6 +104,6 @@ fn mixed(dtype: DType, device: &Device) -> Result<Tensor> {
     let tokens: Vec<u32> = (0..100u32).map(|row| row * 7 % 40).collect();
     let gates = normal(100, 1.0, &mut generator(10, 0));
     let outputs = random(11, &[100, 130], device)?.to_dtype(dtype)?;
-    add_outputs(&sum, &outputs, &Table::new(40, &tokens, &gates))?;
+    add_outputs(&sum, &outputs, &CombineTable::new(40, &tokens, &gates))?;
     Ok(sum)
 }

@@ -48,9 +48,9 @@ fn less_products(matrices: &Tensor, factor: &Tensor, rows: Range<usize>) -> Resu
     if end == size {
         return Ok(left);
     }
-    let behind = factor.narrow(1, end, size - end)?.narrow(2, 0, end)?;
-    let block = behind.narrow(2, first, rows.len())?.transpose(1, 2)?.contiguous()?;
-    left - block.matmul(&behind.contiguous()?)?
+    let later = factor.narrow(1, end, size - end)?.narrow(2, 0, end)?;
+    let block = later.narrow(2, first, rows.len())?.transpose(1, 2)?.contiguous()?;
+    left - block.matmul(&later.contiguous()?)?
 }
 
 /// Rows of the factor up to the diagonal. `found` is the result for their diagonal block; the first

@@ -1,6 +1,8 @@
-//! Computes grids of groups of columns on a device, from the range of each row's weights.
+//! Computes the quantization grid (scale and zero point) of each row in a group of columns, on a
+//! device.
 //!
-//! Neighbouring threads take neighbouring rows, as in `round.rs`. The kernel is in the same source.
+//! Neighbouring threads take neighbouring rows, as in `round.rs`. The kernel is also in
+//! `kernels/round.cu`.
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -8,9 +10,9 @@ use rayon::prelude::*;
 use super::{Arguments, Geometry, elements, int};
 use crate::quantize::grid::{CLIPS, Grid, kept_range};
 
-/// Scales and signed zeros, `[2, G, N]`, of the groups `members`, `[G, g, N]`, whose columns have
-/// the energies `energy`, `[G, g]`. They cover the group's range or, if clips are tried, the part
-/// of it with the least Σ energy · (w − ŵ)².
+/// Returns scales and signed zeros, `[2, G, N]`, for the weights of groups, `[G, g, N]`, whose
+/// columns have the energies `energy`, `[G, g]`. A grid covers the range of its group or, with
+/// `clip_search`, the clipped range that minimizes Σ energy · (w − ŵ)².
 ///
 /// # Errors
 /// For shapes that don't fit, or if the device fails.
@@ -59,12 +61,13 @@ unsafe impl Arguments for GroupGrids {
 
 pub(super) struct Grids {
     pub grid: Grid<f32>,
-    /// Number of smaller ranges to try, down to half.
+    /// Number of clipped ranges to try, the smallest of them half the full range; 0 for no clip
+    /// search.
     pub clips: u32,
 }
 
 impl Grids {
-    /// Scale and signed zero of a group with these `values`.
+    /// Computes scale and signed zero of a group with these `values`.
     fn of<V: Iterator<Item = f32>>(&self, values: impl Fn() -> V, energy: &[f32]) -> (f32, f32) {
         let (least, most) =
             values().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
@@ -98,7 +101,7 @@ impl Grids {
         errors.sum()
     }
 
-    /// Scales and signed zeros of the rows of a group.
+    /// Computes scale and signed zero of each row of a group.
     fn of_group(&self, members: &[f32], energy: &[f32], [scales, zeros]: [&mut [f32]; 2]) {
         let rows = scales.len();
         for n in 0..rows {

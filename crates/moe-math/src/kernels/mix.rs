@@ -6,16 +6,16 @@ use rayon::prelude::*;
 use super::{Arguments, Geometry, elements, elements_mut, int, widened};
 
 /// The rows that each token adds, and their gates.
-pub(crate) struct Table {
+pub(crate) struct CombineTable {
     tokens: usize,
     /// The start of each token's entries, then the row of each entry, then the gate of each entry
     /// as bits.
     words: Vec<u32>,
 }
 
-impl Table {
-    /// Row `i` is added to token `tokens[i]`, times `gates[i]`. A token's rows are added in their
-    /// order.
+impl CombineTable {
+    /// Creates the table for adding row `i`, times `gates[i]`, to token `tokens[i]`. The rows of a
+    /// token are added in their order.
     ///
     /// # Panics
     /// If a token isn't below `count`.
@@ -46,7 +46,7 @@ impl Table {
 ///
 /// # Errors
 /// For shapes that don't fit, or if the device fails.
-pub(crate) fn add_outputs(sums: &Tensor, outputs: &Tensor, table: &Table) -> Result<()> {
+pub(crate) fn add_outputs(sums: &Tensor, outputs: &Tensor, table: &CombineTable) -> Result<()> {
     let (rows, hidden) = outputs.dims2()?;
     if sums.dims() != [table.tokens, hidden] || table.words.len() != table.tokens + 1 + 2 * rows {
         bail!("sums of {:?} for outputs of {:?}", sums.shape(), outputs.shape());

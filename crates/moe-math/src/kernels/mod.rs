@@ -30,7 +30,7 @@ pub use check::check;
 pub(crate) use cholesky::reverse_cholesky;
 pub(crate) use gram::add_gram;
 pub(crate) use grids::group_grids;
-pub(crate) use mix::{Table, add_outputs};
+pub(crate) use mix::{CombineTable, add_outputs};
 pub(crate) use round::{BLOCK, Rounded, round_block, settle};
 pub(crate) use upload::upload;
 
@@ -118,7 +118,7 @@ pub(crate) fn launch(device: &Device) -> Result<()> {
             .map(drop);
     }
     // Both rows are added to the first token, each times one half.
-    add_outputs(&sum, &rows, &Table::new(2, &[0, 0], &[0.5, 0.5]))?;
+    add_outputs(&sum, &rows, &CombineTable::new(2, &[0, 0], &[0.5, 0.5]))?;
     let found = sum.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
     if found != [[3.0, 4.0], [1.0, 1.0]] {
         bail!("a kernel gave {found:?} instead of [[3, 4], [1, 1]]");

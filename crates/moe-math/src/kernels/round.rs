@@ -37,7 +37,11 @@ pub(crate) fn round_block(
         bail!("columns of {weight:?} with feedback of {feedback:?} and grids of {grids:?}");
     }
     let state = Tensor::stack(&[weight, fed, fed], 0)?;
-    state.inplace_op3(&feedback.contiguous()?, &grids.contiguous()?, &Round { low, high })?;
+    state.inplace_op3(
+        &feedback.contiguous()?,
+        &grids.contiguous()?,
+        &BlockRounding { low, high },
+    )?;
     Ok(Rounded { errors: state.get(0)?, codes: state.get(1)?, missed: state.get(2)? })
 }
 
@@ -65,7 +69,8 @@ pub(super) struct RoundBlock {
     pub high: f32,
 }
 
-// SAFETY: round.cu declares the same structure; `Round` passes tensors of the shapes named there.
+// SAFETY: round.cu declares the same structure; `BlockRounding` passes tensors of the shapes named
+// there.
 unsafe impl Arguments for RoundBlock {
     const SOURCE: &'static str = "round";
 
@@ -78,7 +83,7 @@ unsafe impl Arguments for RoundBlock {
     }
 }
 
-struct Round {
+struct BlockRounding {
     low: f32,
     high: f32,
 }
@@ -94,7 +99,7 @@ struct RoundInputs<'a> {
     columns: usize,
 }
 
-impl Round {
+impl BlockRounding {
     /// Rounds column `i` of an expert, given that expert's planes of the state.
     fn column(
         &self,
@@ -121,7 +126,7 @@ impl Round {
     }
 }
 
-impl InplaceOp3 for Round {
+impl InplaceOp3 for BlockRounding {
     fn name(&self) -> &'static str {
         "rounding of columns"
     }

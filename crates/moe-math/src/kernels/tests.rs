@@ -11,7 +11,7 @@ use libloading::Library;
 
 use super::cholesky::DiagonalBlock;
 use super::grids::{Grids, group_grids};
-use super::mix::{Adding, Table, add_outputs};
+use super::mix::{Adding, CombineTable, add_outputs};
 use super::round::{RoundBlock, Settle, round_block, settle};
 use super::{Arguments, Geometry, int};
 use crate::quantize::Scheme;
@@ -41,7 +41,7 @@ fn library() -> &'static Library {
         ]);
         let done = compile.arg(&out).arg(source).arg("-lm").output().expect("a C compiler runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        // SAFETY: the library has no initialisers.
+        // SAFETY: the library has no initializers.
         unsafe { Library::new(&out) }.unwrap()
     })
 }
@@ -72,7 +72,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 }
 
 #[test]
-fn columns_of_a_block_are_rounded_alike() {
+fn the_kernel_rounds_the_columns_of_a_block_as_the_reference() {
     for (experts, size, rows, columns) in
         [(2, 32, 130, 32), (3, 7, 128, 1), (1, 1, 5, 1), (2, 32, 300, 1)]
     {
@@ -120,7 +120,7 @@ fn columns_of_a_block_are_rounded_alike() {
 }
 
 #[test]
-fn groups_are_settled_alike() {
+fn the_kernel_settles_groups_as_the_reference() {
     for (experts, size, rows) in [(2, 150, 130), (1, 32, 7), (3, 1, 4)] {
         let given = normal(experts * size * rows, 1.0, &mut generator(2, 0));
         let feedback: Vec<f32> = normal(experts * size * size, 1.0, &mut generator(2, 1))
@@ -148,7 +148,7 @@ fn groups_are_settled_alike() {
 }
 
 #[test]
-fn groups_get_their_grids_alike() {
+fn the_kernel_computes_grids_as_the_reference() {
     let (groups, size, rows) = (3, 32, 130);
     let mut members = normal(groups * size * rows, 1.0, &mut generator(3, 0));
     // Rows of zeros, of values that float16 can't hold, and of its subnormals.
@@ -186,7 +186,7 @@ fn groups_get_their_grids_alike() {
 }
 
 #[test]
-fn diagonal_blocks_are_factored_alike() {
+fn the_kernel_factors_diagonal_blocks_as_the_reference() {
     for size in [1, 5, 33, 64] {
         let x =
             tensor(&normal(2 * 3 * size * size, 1.0, &mut generator(4, 0)), &[3, 2 * size, size]);
@@ -209,7 +209,7 @@ fn diagonal_blocks_are_factored_alike() {
 }
 
 #[test]
-fn outputs_are_added_alike() {
+fn the_kernel_adds_outputs_as_the_reference() {
     let (count, hidden, rows) = (40, 130, 100);
     let tokens: Vec<u32> =
         (0..rows as u32).map(|row| (row * 7 + row / 9) % count as u32 / 2).collect();
@@ -218,7 +218,7 @@ fn outputs_are_added_alike() {
         normal(rows * hidden, 1.0, &mut generator(5, 1)),
         normal(count * hidden, 1.0, &mut generator(5, 2)),
     );
-    let table = Table::new(count, &tokens, &gates);
+    let table = CombineTable::new(count, &tokens, &gates);
     for dtype in [DType::F32, DType::BF16] {
         let outputs = tensor(&outputs, &[rows, hidden]).to_dtype(dtype).unwrap();
         let expected = tensor(&sums, &[count, hidden]);

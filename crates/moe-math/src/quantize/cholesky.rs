@@ -19,9 +19,9 @@ pub(super) fn upper_cholesky<T: Real>(matrix: &mut [T], size: usize) -> bool {
     let mut end = size;
     while end > 0 {
         let first = (end - 1) / BLOCK * BLOCK;
-        let (head, behind) = matrix.split_at_mut(end * size);
+        let (head, later) = matrix.split_at_mut(end * size);
         let columns = &mut head[first * size..];
-        subtract_products(columns, behind, [first, end], size);
+        subtract_products(columns, later, [first, end], size);
         if !Arch::new().dispatch(Diagonal { columns, first, size }) {
             return false;
         }
@@ -31,18 +31,18 @@ pub(super) fn upper_cholesky<T: Real>(matrix: &mut [T], size: usize) -> bool {
     true
 }
 
-/// Subtracts R_[0..end, behind] R_[first..end, behind]ᵀ from columns `first` to `end`.
+/// Subtracts R_[0..end, later] R_[first..end, later]ᵀ from columns `first` to `end`.
 fn subtract_products<T: Real>(
     columns: &mut [T],
-    behind: &[T],
+    later: &[T],
     [first, end]: [usize; 2],
     size: usize,
 ) {
-    let behind = MatRef::from_column_major_slice(behind, size, size - end);
+    let later = MatRef::from_column_major_slice(later, size, size - end);
     let columns =
         MatMut::from_column_major_slice_mut(columns, size, end - first).subrows_mut(0, end);
-    let block = behind.subrows(first, end - first).transpose();
-    matmul(columns, Accum::Add, behind.subrows(0, end), block, -T::ONE, Par::Seq);
+    let block = later.subrows(first, end - first).transpose();
+    matmul(columns, Accum::Add, later.subrows(0, end), block, -T::ONE, Par::Seq);
 }
 
 /// Factors a diagonal block, one column after another from the last; returns whether that worked.
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_factor_is_told() {
+    fn a_matrix_without_a_factor_is_reported() {
         assert!(!upper_cholesky(&mut [1.0, 2.0, 2.0, 1.0], 2));
         assert!(!upper_cholesky(&mut [0.0f32], 1));
         assert!(!upper_cholesky(&mut [f64::NAN, 0.0, 0.0, 1.0], 2));

@@ -15,7 +15,7 @@ const ROWS: usize = 128;
 const TILE: usize = 16;
 
 /// A matrix, and the place for its codes.
-pub(super) struct Job<'a> {
+pub(super) struct MatrixJob<'a> {
     /// `[N, K]`
     pub weight: &'a [f32],
     /// The order in which columns are solved; None for the order of the matrix.
@@ -26,7 +26,7 @@ pub(super) struct Job<'a> {
 /// Rows of a matrix by columns, `[K, rows]`, in the order in which columns are solved. Rows are
 /// padded with zeros to whole strips.
 #[derive(Default)]
-pub(super) struct Chunk<T> {
+pub(super) struct RowChunk<T> {
     /// Number of strips in a column.
     pub strips: usize,
     /// Number of columns, K.
@@ -35,7 +35,7 @@ pub(super) struct Chunk<T> {
     pub group: usize,
     /// W; for a solved column its error W − Ŵ.
     pub weight: Vec<[T; STRIP]>,
-    /// What the errors of other columns feed to each column.
+    /// The correction of each column by the errors of other columns.
     pub fed: Vec<[T; STRIP]>,
     /// Unsigned codes.
     pub codes: Vec<[u8; STRIP]>,
@@ -51,9 +51,9 @@ pub(super) struct Chunk<T> {
 /// keeps the codes, scales and zeros that it leaves in the chunk. Returns the sum of the errors of
 /// each job. Neither chunks nor sums depend on the number of threads.
 pub(super) fn each_chunk<T: Real>(
-    jobs: &mut [Job<'_>],
+    jobs: &mut [MatrixJob<'_>],
     grid: &Grid<T>,
-    run: impl Fn(usize, &mut Chunk<T>) + Sync,
+    run: impl Fn(usize, &mut RowChunk<T>) + Sync,
 ) -> Result<Vec<f64>, QuantizeError> {
     let mut sums = vec![0.0; jobs.len()];
     let places: Vec<Vec<usize>> = jobs.iter().map(places).collect();
@@ -63,7 +63,7 @@ pub(super) fn each_chunk<T: Real>(
         .enumerate()
         .flat_map(|(index, (job, places))| parts(index, job, places));
     let parts: Vec<ChunkPart<'_>> = parts.collect();
-    let solved = parts.into_par_iter().map_init(Chunk::default, |chunk, part| {
+    let solved = parts.into_par_iter().map_init(RowChunk::default, |chunk, part| {
         let job = part.job;
         Ok((job, chunk.solve(part, grid, &run)?))
     });
@@ -73,7 +73,7 @@ pub(super) fn each_chunk<T: Real>(
 }
 
 /// The position of each column in the order of solving.
-fn places(job: &Job<'_>) -> Vec<usize> {
+fn places(job: &MatrixJob<'_>) -> Vec<usize> {
     let mut places: Vec<usize> = (0..job.codes.shape[1]).collect();
     for (k, column) in job.order.unwrap_or_default().iter().enumerate() {
         places[*column as usize] = k;
@@ -93,7 +93,7 @@ struct ChunkPart<'a> {
 
 fn parts<'a>(
     index: usize,
-    job: &'a mut Job<'_>,
+    job: &'a mut MatrixJob<'_>,
     places: &'a [usize],
 ) -> impl Iterator<Item = ChunkPart<'a>> {
     let Codes { shape: [_, width], group, codes, scales, zeros } = &mut *job.codes;
@@ -111,7 +111,7 @@ fn parts<'a>(
     })
 }
 
-impl<T: Real> Chunk<T> {
+impl<T: Real> RowChunk<T> {
     /// Number of rows, with padding.
     pub fn rows(&self) -> usize {
         self.strips * STRIP

@@ -12,15 +12,15 @@ use faer::{Accum, MatMut, MatRef, Par};
 use pulp::Arch;
 
 use super::Real;
-use super::chunk::Chunk;
+use super::chunk::RowChunk;
 use super::grid::{CLIPS, Grid, kept_range};
-use super::kernel::{Errors, Round, STRIP, Widen};
+use super::kernel::{RoundColumns, STRIP, WeightedErrors, WidenRange};
 
-/// Maximum number of columns that are solved one by one. Between more, matrix products carry the
-/// errors.
+/// Maximum number of columns that are solved one by one. Between larger blocks, matrix products
+/// carry the errors.
 const COLUMNS: usize = 32;
 
-/// How errors are fed to later columns.
+/// The factors by which errors are fed to later columns.
 #[derive(Clone, Copy)]
 pub(super) struct Feedback<'a, T> {
     /// Aᵀ, `[K, K]`: row k holds the factors by which column k takes the errors of earlier columns.
@@ -28,13 +28,13 @@ pub(super) struct Feedback<'a, T> {
     /// The inverse of each group's diagonal block of A, `[g, g]` by columns; None if groups are
     /// fixed beforehand.
     pub settled: Option<&'a [T]>,
-    /// Weights of the squared errors of each solved column, see [`Round`].
+    /// Weights of the squared errors of each solved column, see [`RoundColumns`].
     pub costs: &'a [[T; 2]],
 }
 
 /// The inputs that all rows of a matrix share.
 #[derive(Clone, Copy)]
-pub(super) struct Solver<'a, T> {
+pub(super) struct ColumnSolver<'a, T> {
     pub grid: &'a Grid<T>,
     /// The order in which columns are solved; None for the order of the matrix.
     pub order: Option<&'a [u32]>,
@@ -44,9 +44,9 @@ pub(super) struct Solver<'a, T> {
     pub feedback: Option<Feedback<'a, T>>,
 }
 
-impl<T: Real> Solver<'_, T> {
+impl<T: Real> ColumnSolver<'_, T> {
     /// Solves the chunk; codes, scales and zeros stay in it.
-    pub fn run(&self, chunk: &mut Chunk<T>) {
+    pub fn run(&self, chunk: &mut RowChunk<T>) {
         if self.settled().is_none() {
             self.fix_groups(chunk);
         }
@@ -59,7 +59,7 @@ impl<T: Real> Solver<'_, T> {
 
     /// Halves `columns` down to a few, and carries the errors of the first half to the second by a
     /// matrix product.
-    fn solve(&self, chunk: &mut Chunk<T>, columns: Range<usize>) {
+    fn solve(&self, chunk: &mut RowChunk<T>, columns: Range<usize>) {
         let (first, end, group) = (columns.start, columns.end, chunk.group);
         let grouped = self.settled().is_some();
         if grouped && columns.len() == group {
@@ -76,7 +76,7 @@ impl<T: Real> Solver<'_, T> {
     }
 
     /// Feeds the errors of columns `from` to columns `to`.
-    fn carry(&self, chunk: &mut Chunk<T>, from: Range<usize>, to: Range<usize>) {
+    fn carry(&self, chunk: &mut RowChunk<T>, from: Range<usize>, to: Range<usize>) {
         let Some(feedback) = self.feedback else { return };
         let (rows, width) = (chunk.rows(), chunk.width);
         let errors = chunk.weight[chunk.columns(&from)].as_flattened();
@@ -90,14 +90,14 @@ impl<T: Real> Solver<'_, T> {
     }
 
     /// Rounds `columns` one after another.
-    fn round(&self, chunk: &mut Chunk<T>, columns: Range<usize>) {
+    fn round(&self, chunk: &mut RowChunk<T>, columns: Range<usize>) {
         let groups: Vec<usize> = columns.clone().map(|k| self.column(k) / chunk.group).collect();
         let feedback: Vec<&[T]> =
             columns.clone().map(|k| self.taken(k, columns.start, chunk.width)).collect();
         let none = vec![[T::ZERO; 2]; columns.len()];
         let costs = self.feedback.map_or(&*none, |feedback| &feedback.costs[columns.clone()]);
         let members = chunk.columns(&columns);
-        Arch::new().dispatch(Round {
+        Arch::new().dispatch(RoundColumns {
             grid: self.grid,
             strips: chunk.strips,
             weight: &mut chunk.weight[members.clone()],
@@ -123,7 +123,7 @@ impl<T: Real> Solver<'_, T> {
     }
 
     /// Fixes scales and zeros of all groups, from the given weights.
-    fn fix_groups(&self, chunk: &mut Chunk<T>) {
+    fn fix_groups(&self, chunk: &mut RowChunk<T>) {
         let mut members = vec![Vec::with_capacity(chunk.group); chunk.width / chunk.group];
         for k in 0..chunk.width {
             members[self.column(k) / chunk.group].push(k);
@@ -142,7 +142,7 @@ impl<T: Real> Solver<'_, T> {
     /// Fixes scales and zeros of a group whose columns are adjacent, from the weights that best
     /// compensate the errors so far: those that its columns would have if none of them were
     /// rounded, W + B A_g⁻¹, where B is fed by earlier columns.
-    fn fix_settled(&self, chunk: &mut Chunk<T>, group: usize) {
+    fn fix_settled(&self, chunk: &mut RowChunk<T>, group: usize) {
         let best = self.settled_weight(chunk, group);
         let columns: Vec<_> = best
             .chunks_exact(chunk.strips)
@@ -153,7 +153,7 @@ impl<T: Real> Solver<'_, T> {
     }
 
     /// Computes W + B A_g⁻¹ of a group.
-    fn settled_weight(&self, chunk: &Chunk<T>, group: usize) -> Vec<[T; STRIP]> {
+    fn settled_weight(&self, chunk: &RowChunk<T>, group: usize) -> Vec<[T; STRIP]> {
         let (rows, size) = (chunk.rows(), chunk.group);
         let members = chunk.columns(&(group * size..(group + 1) * size));
         let mut found = chunk.weight[members.clone()].to_vec();
@@ -175,12 +175,12 @@ impl<T: Real> Solver<'_, T> {
     }
 
     /// Fixes scales and zeros of a group from `columns`, each with its index in the matrix.
-    fn fix(&self, chunk: &mut Chunk<T>, group: usize, columns: &[(usize, &[[T; STRIP]])]) {
+    fn fix(&self, chunk: &mut RowChunk<T>, group: usize, columns: &[(usize, &[[T; STRIP]])]) {
         let arch = Arch::new();
         let mut least = vec![[T::ZERO; STRIP]; chunk.strips];
         let mut most = least.clone();
         for (_, column) in columns {
-            arch.dispatch(Widen { column, least: &mut least, most: &mut most });
+            arch.dispatch(WidenRange { column, least: &mut least, most: &mut most });
         }
         let at = chunk.columns(&(group..group + 1));
         let (scales, zeros) = (&mut chunk.scales[at.clone()], &mut chunk.zeros[at]);
@@ -205,7 +205,7 @@ impl<T: Real> Solver<'_, T> {
         }
     }
 
-    /// Shrinks the range of each row step by step, and keeps the one with the least Σ diag(H) · (w
+    /// Shrinks the range of each row step by step, and keeps the one that minimizes Σ diag(H) · (w
     /// − ŵ)².
     fn clip(
         &self,
@@ -243,7 +243,7 @@ impl<T: Real> Solver<'_, T> {
     ) -> Vec<[T; STRIP]> {
         let (arch, mut sums) = (Arch::new(), vec![[T::ZERO; STRIP]; scales.len()]);
         for (k, column) in columns {
-            arch.dispatch(Errors {
+            arch.dispatch(WeightedErrors {
                 grid: self.grid,
                 energy: diagonal[*k],
                 column,

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::gptq::checked;
 use super::grid::Grid;
-use super::{Codes, Factor, Options, Problem, QuantizeError, Solved};
+use super::{Codes, Factor, Options, Problem, QuantizeError, SolvedMatrix};
 use crate::kernels::{BLOCK, Rounded, group_grids, round_block, settle};
 
 impl From<candle_core::Error> for QuantizeError {
@@ -20,8 +20,8 @@ impl From<candle_core::Error> for QuantizeError {
     }
 }
 
-/// Does what [`super::solve`] does. With CUDA it runs on the `device`, in f32 by tensor operations,
-/// and gives the same codes, except at ties that the order of summation decides. There, either all
+/// Like [`super::solve`], but with CUDA it runs on the `device`, in f32 by tensor operations, and
+/// gives the same codes, except at ties that the order of summation decides. There, either all
 /// factors must have an order, or none.
 ///
 /// # Errors
@@ -31,7 +31,7 @@ pub fn solve_on(
     shape: [usize; 2],
     options: &Options,
     device: &Device,
-) -> Result<Vec<Solved>, QuantizeError> {
+) -> Result<Vec<SolvedMatrix>, QuantizeError> {
     match device {
         Device::Cuda(_) => by_tensors(problems, shape, options, device),
         Device::Cpu | Device::Metal(_) => super::solve(problems, shape, options),
@@ -43,7 +43,7 @@ fn by_tensors(
     shape: [usize; 2],
     options: &Options,
     device: &Device,
-) -> Result<Vec<Solved>, QuantizeError> {
+) -> Result<Vec<SolvedMatrix>, QuantizeError> {
     let group = checked(problems, shape, options)?;
     if !problems.par_iter().all(|problem| problem.weight.iter().all(|w| w.is_finite())) {
         return Err(QuantizeError::NotFinite);
@@ -57,15 +57,15 @@ fn by_tensors(
     if problems.is_empty() || shape[0] == 0 {
         return Ok(problems
             .iter()
-            .map(|_| Solved { codes: Codes::blank(shape, group), error: 0.0 })
+            .map(|_| SolvedMatrix { codes: Codes::blank(shape, group), error: 0.0 })
             .collect());
     }
-    let batch = Batch::new(problems, shape, group, options, device)?;
+    let batch = DeviceBatch::new(problems, shape, group, options, device)?;
     batch.solve()?.finish(&batch)
 }
 
 /// Problems on the device. Those with the same factor form one matrix with all of their rows.
-struct Batch<'a> {
+struct DeviceBatch<'a> {
     problems: &'a [Problem<'a, f32>],
     /// For each of the E matrices, the problems whose rows it has; all have equally many.
     members: Vec<Vec<usize>>,
@@ -108,9 +108,10 @@ fn members(problems: &[Problem<'_, f32>]) -> Vec<Vec<usize>> {
         members.resize(members.len().max(place + 1), Vec::new());
         members[place].push(index);
     }
-    match members.iter().all(|of_factor| of_factor.len() == members[0].len()) {
-        true => members,
-        false => (0..problems.len()).map(|index| vec![index]).collect(),
+    if members.iter().all(|of_factor| of_factor.len() == members[0].len()) {
+        members
+    } else {
+        (0..problems.len()).map(|index| vec![index]).collect()
     }
 }
 
@@ -155,7 +156,7 @@ fn costs(factors: &[&Factor<f32>], device: &Device) -> candle_core::Result<Tenso
     Tensor::from_vec(costs, (factors.len(), width, 2), device)
 }
 
-impl<'a> Batch<'a> {
+impl<'a> DeviceBatch<'a> {
     fn new(
         problems: &'a [Problem<'a, f32>],
         shape: [usize; 2],
@@ -256,7 +257,8 @@ impl<'a> Batch<'a> {
         Ok(round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes)?)
     }
 
-    /// What the errors of all columns before `first` feed to a block, `[E, size, R]`.
+    /// Computes the corrections of a block's columns by the errors of all columns before `first`,
+    /// `[E, size, R]`.
     fn fed(&self, first: usize, size: usize) -> Result<Tensor, QuantizeError> {
         if first == 0 {
             return Ok(self.weight.narrow(1, 0, size)?.zeros_like()?);
@@ -265,8 +267,8 @@ impl<'a> Batch<'a> {
         Ok(feedback.matmul(&self.weight.narrow(1, 0, first)?)?)
     }
 
-    /// What a block of columns adds to tr(ΔW H ΔWᵀ) of each row: Σ_k D_k (ΔW A)_k², minus the share
-    /// of damping.
+    /// Computes the contribution of a block of columns to tr(ΔW H ΔWᵀ) of each row: Σ_k D_k (ΔW
+    /// A)_k², minus the share of damping.
     fn cost(&self, first: usize, found: &Rounded) -> Result<Tensor, QuantizeError> {
         let costs = self.costs.narrow(1, first, found.errors.dim(1)?)?;
         let weighed =
@@ -314,19 +316,19 @@ impl<'a> Batch<'a> {
 }
 
 impl FoundScales {
-    fn finish(self, batch: &Batch<'_>) -> Result<Vec<Solved>, QuantizeError> {
+    fn finish(self, batch: &DeviceBatch<'_>) -> Result<Vec<SolvedMatrix>, QuantizeError> {
         let parts = batch.members[0].len();
         let found = self.read(batch)?;
         let solved = (0..batch.problems.len()).into_par_iter().map(|place| {
             let (e, part) = (place / parts, place % parts);
             (batch.members[e][part], found.solved(batch, [e, part]))
         });
-        let mut solved: Vec<(usize, Solved)> = solved.collect();
+        let mut solved: Vec<(usize, SolvedMatrix)> = solved.collect();
         solved.sort_by_key(|(problem, _)| *problem);
         Ok(solved.into_iter().map(|(_, solved)| solved).collect())
     }
 
-    fn read(self, batch: &Batch<'_>) -> candle_core::Result<ReadScales> {
+    fn read(self, batch: &DeviceBatch<'_>) -> candle_core::Result<ReadScales> {
         let low = f64::from(batch.grid.low);
         Ok(ReadScales {
             errors: self.errors.to_vec2::<f32>()?,
@@ -360,7 +362,7 @@ struct ReadScales {
 
 impl ReadScales {
     /// The solution of the problem that is number `part` in matrix `e`.
-    fn solved(&self, batch: &Batch<'_>, [e, part]: [usize; 2]) -> Solved {
+    fn solved(&self, batch: &DeviceBatch<'_>, [e, part]: [usize; 2]) -> SolvedMatrix {
         let ([rows, width], groups) = (batch.shape, batch.shape[1] / batch.group);
         let parts = batch.members[0].len();
         let mut found = Codes::blank(batch.shape, batch.group);
@@ -376,7 +378,7 @@ impl ReadScales {
         found.scales.copy_from_slice(&self.scales[own..][..rows * groups]);
         found.zeros.copy_from_slice(&self.zeros[own..][..rows * groups]);
         let errors = &self.errors[e][part * rows..][..rows];
-        Solved { codes: found, error: errors.iter().map(|error| f64::from(*error)).sum() }
+        SolvedMatrix { codes: found, error: errors.iter().map(|error| f64::from(*error)).sum() }
     }
 }
 

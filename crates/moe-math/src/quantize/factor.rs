@@ -1,4 +1,4 @@
-//! What GPTQ derives from a Hessian: an order of the columns, and a triangular factor.
+//! The order of columns and the triangular factor that GPTQ derives from a Hessian.
 
 use candle_core::{Device, Tensor};
 
@@ -13,7 +13,7 @@ pub struct Damping {
     pub start: f64,
     /// Factor of the share if factoring fails.
     pub step: f64,
-    /// The greatest share to try.
+    /// The maximum share to try.
     pub most: f64,
 }
 
@@ -65,7 +65,7 @@ pub struct Factor<T> {
     pub damping: f64,
     /// λ mean(diag H) over columns with energy, which was added to their diagonal.
     pub added: f64,
-    /// Number of factorisations tried.
+    /// Number of factorizations tried.
     pub attempts: u32,
 }
 
@@ -126,11 +126,11 @@ pub fn factorise<T: Real>(
     damping: &Damping,
     act_order: bool,
 ) -> Result<Factor<T>, QuantizeError> {
-    let columns = Columns::of(hessian, act_order);
+    let columns = HessianColumns::of(hessian, act_order);
     let mean = columns.mean_diagonal();
     let Upper { mut matrix, share, attempts } = columns.upper_factor(hessian, damping, mean)?;
     let pivots = unit_diagonal(&mut matrix, hessian.size);
-    let Columns { order, diagonal, dead } = columns;
+    let HessianColumns { order, diagonal, dead } = columns;
     Ok(Factor {
         order,
         feedback: matrix,
@@ -145,7 +145,7 @@ pub fn factorise<T: Real>(
 }
 
 /// The columns of a Hessian.
-struct Columns<T> {
+struct HessianColumns<T> {
     /// The order in which they are solved; None for the order of the weight.
     order: Option<Vec<u32>>,
     diagonal: Vec<T>,
@@ -162,7 +162,7 @@ struct Upper<T> {
     attempts: u32,
 }
 
-impl<T: Real> Columns<T> {
+impl<T: Real> HessianColumns<T> {
     fn of(hessian: &Hessian<T>, act_order: bool) -> Self {
         let size = hessian.size;
         let diagonal: Vec<T> = (0..size).map(|i| hessian.sum[i * size + i]).collect();
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_told() {
+    fn hessians_that_are_not_finite_are_refused() {
         for wrong in [f64::NAN, f64::INFINITY] {
             for at in [0, 2, 3] {
                 let mut sum = [1.0, 0.0, 0.0, 1.0];
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hessian_of_nothing_has_the_identity() {
+    fn a_hessian_without_tokens_has_the_identity_as_factor() {
         let factor = factorise(&Hessian::<f32>::new(3), &Damping::default(), true).unwrap();
         assert_eq!((factor.dead, factor.added), (vec![true; 3], 0.0));
         assert_eq!(factor.order, Some(vec![0, 1, 2]));

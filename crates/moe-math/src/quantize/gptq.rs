@@ -4,12 +4,12 @@ use faer::linalg::triangular_inverse::invert_unit_upper_triangular;
 use faer::{MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::chunk::{Job, each_chunk};
-use super::columns::{Feedback, Solver};
+use super::chunk::{MatrixJob, each_chunk};
+use super::columns::{ColumnSolver, Feedback};
 use super::grid::Grid;
 use super::{Codes, Factor, QuantizeError, Real, Scheme, checked_length};
 
-/// How matrices are quantized.
+/// Options for quantizing matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// The grids of the codes.
@@ -30,7 +30,7 @@ pub struct Problem<'a, T> {
 
 /// A quantized matrix.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Solved {
+pub struct SolvedMatrix {
     /// Codes of the matrix, with its scales and zeros.
     pub codes: Codes,
     /// tr(ΔW H ΔWᵀ) with ΔW = W − Ŵ and H as it was factored, but without damping. It is a
@@ -51,7 +51,7 @@ pub fn solve<T: Real>(
     problems: &[Problem<'_, T>],
     shape: [usize; 2],
     options: &Options,
-) -> Result<Vec<Solved>, QuantizeError> {
+) -> Result<Vec<SolvedMatrix>, QuantizeError> {
     let (group, width) = (checked(problems, shape, options)?, shape[1]);
     if problems.iter().any(|problem| problem.factor.on_device.is_some()) {
         return Err(QuantizeError::Device("its factor is not in memory".to_owned()));
@@ -61,12 +61,12 @@ pub fn solve<T: Real>(
     let prepared: Vec<_> = prepared.collect();
     let solvers: Vec<_> = prepared.iter().map(|prepared| prepared.solver(&grid, options)).collect();
     let mut found: Vec<Codes> = problems.iter().map(|_| Codes::blank(shape, group)).collect();
-    let mut jobs: Vec<Job<'_>> = Vec::with_capacity(problems.len());
+    let mut jobs: Vec<MatrixJob<'_>> = Vec::with_capacity(problems.len());
     for (Problem { weight, factor }, codes) in problems.iter().zip(&mut found) {
-        jobs.push(Job { weight, order: factor.order.as_deref(), codes });
+        jobs.push(MatrixJob { weight, order: factor.order.as_deref(), codes });
     }
     let errors = each_chunk(&mut jobs, &grid, |index, chunk| solvers[index].run(chunk))?;
-    Ok(found.into_iter().zip(errors).map(|(codes, error)| Solved { codes, error }).collect())
+    Ok(found.into_iter().zip(errors).map(|(codes, error)| SolvedMatrix { codes, error }).collect())
 }
 
 /// Returns the number of columns of a group, if all lengths fit.
@@ -83,7 +83,7 @@ pub(super) fn checked<T>(
     Ok(group)
 }
 
-/// A factor, and what is derived from it for the solvers of its problems.
+/// A factor, with matrices derived from it that all problems with this factor share.
 struct Prepared<'a, T> {
     factor: &'a Factor<T>,
     /// See [`Feedback::settled`].
@@ -96,12 +96,12 @@ impl<'a, T: Real> Prepared<'a, T> {
         Self { factor, settled: settled(factor, width, group), costs: costs(factor) }
     }
 
-    fn solver<'b>(&'b self, grid: &'b Grid<T>, options: &Options) -> Solver<'b, T> {
+    fn solver<'b>(&'b self, grid: &'b Grid<T>, options: &Options) -> ColumnSolver<'b, T> {
         let factor = self.factor;
         let diagonal = options.clip_search.then_some(&*factor.diagonal);
         let settled = self.settled.as_deref();
         let feedback = Feedback { weights: &factor.feedback, settled, costs: &self.costs };
-        Solver { grid, order: factor.order.as_deref(), diagonal, feedback: Some(feedback) }
+        ColumnSolver { grid, order: factor.order.as_deref(), diagonal, feedback: Some(feedback) }
     }
 }
 

@@ -4,8 +4,8 @@ use candle_core::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::chunk::{Job, each_chunk};
-use super::columns::Solver;
+use super::chunk::{MatrixJob, each_chunk};
+use super::columns::ColumnSolver;
 use super::{QuantizeError, Real, WIDTHS, checked_length};
 
 /// A grid for each group of columns of each row.
@@ -99,8 +99,8 @@ pub fn round_to_nearest(
     let group = scheme.group_of(shape[1])?;
     let mut codes = Codes::blank(shape, group);
     let grid = Grid::<f32>::new(scheme);
-    each_chunk(&mut [Job { weight, order: None, codes: &mut codes }], &grid, |_, chunk| {
-        Solver { grid: &grid, order: None, diagonal: None, feedback: None }.run(chunk);
+    each_chunk(&mut [MatrixJob { weight, order: None, codes: &mut codes }], &grid, |_, chunk| {
+        ColumnSolver { grid: &grid, order: None, diagonal: None, feedback: None }.run(chunk);
     })?;
     Ok(codes)
 }
@@ -113,7 +113,7 @@ pub(crate) fn kept_range(step: u32) -> f64 {
     1.0 - 0.5 * f64::from(step) / f64::from(CLIPS)
 }
 
-/// How a scheme turns values into codes. Here signed codes q have type T, between `low` and `high`.
+/// Converts values to codes by a scheme. Here signed codes q have type T, between `low` and `high`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Grid<T> {
     pub low: T,
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn scales_are_what_their_dtype_can_hold() {
+    fn scales_are_values_of_their_dtype() {
         let weight = normal(64, 1.0, &mut generator(1, 0));
         for (dtype, held) in [
             (DType::BF16, (|x| bf16::from_f32(x).to_f32()) as fn(f32) -> f32),

@@ -12,13 +12,13 @@ use super::grid::Grid;
 pub const STRIP: usize = 64;
 
 /// Rounds a few columns one after another, and feeds the error of each to the next.
-pub(super) struct Round<'a, T> {
+pub(super) struct RoundColumns<'a, T> {
     pub grid: &'a Grid<T>,
     /// Number of strips in a column.
     pub strips: usize,
     /// `[columns, rows]`: W before, W − Ŵ afterwards.
     pub weight: &'a mut [[T; STRIP]],
-    /// `[columns, rows]`: what other columns fed to them.
+    /// `[columns, rows]`: corrections by the errors of other columns.
     pub fed: &'a [[T; STRIP]],
     /// The factors by which each column takes the errors of earlier ones; empty for none.
     pub feedback: &'a [&'a [T]],
@@ -37,7 +37,7 @@ pub(super) struct Round<'a, T> {
     pub errors: &'a mut [[T; STRIP]],
 }
 
-impl<T: Real> WithSimd for Round<'_, T> {
+impl<T: Real> WithSimd for RoundColumns<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -50,7 +50,7 @@ impl<T: Real> WithSimd for Round<'_, T> {
     }
 }
 
-impl<T: Real> Round<'_, T> {
+impl<T: Real> RoundColumns<'_, T> {
     /// Rounds a strip of column `k`.
     #[inline(always)]
     fn round<S: Simd>(&mut self, simd: S, strip: usize, k: usize) {
@@ -74,13 +74,13 @@ impl<T: Real> Round<'_, T> {
 }
 
 /// Lowers `least` and raises `most` to the values of a column.
-pub(super) struct Widen<'a, T> {
+pub(super) struct WidenRange<'a, T> {
     pub column: &'a [[T; STRIP]],
     pub least: &'a mut [[T; STRIP]],
     pub most: &'a mut [[T; STRIP]],
 }
 
-impl<T: Real> WithSimd for Widen<'_, T> {
+impl<T: Real> WithSimd for WidenRange<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -95,7 +95,7 @@ impl<T: Real> WithSimd for Widen<'_, T> {
 }
 
 /// Adds energy · (w − ŵ)² of a column to the sums of its rows.
-pub(super) struct Errors<'a, T> {
+pub(super) struct WeightedErrors<'a, T> {
     pub grid: &'a Grid<T>,
     pub energy: T,
     pub column: &'a [[T; STRIP]],
@@ -104,7 +104,7 @@ pub(super) struct Errors<'a, T> {
     pub sums: &'a mut [[T; STRIP]],
 }
 
-impl<T: Real> WithSimd for Errors<'_, T> {
+impl<T: Real> WithSimd for WeightedErrors<'_, T> {
     type Output = ();
 
     #[inline(always)]

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bit_lies_where_it_belongs() {
+    fn every_bit_is_in_its_place() {
         for bits in WIDTHS {
             for columns in [1, 7, 32, 33, 100] {
                 let codes = random(3 * columns, bits);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn gptq_packs_columns_and_lessens_zeros() {
+    fn gptq_packs_columns_and_stores_zeros_minus_1() {
         let (rows, width, group) = (32, 64, 32);
         for bits in [2, 3, 4, 8] {
             let zeros = random(rows * 2, bits);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_point_is_stored_less_1() {
+    fn zero_points_are_stored_minus_1() {
         let codes = Codes { zeros: vec![8; 32], ..Codes::blank([32, 32], 32) };
         assert_eq!(pack_gptq(&codes, 4).unwrap().qzeros, [0x7777_7777; 4]);
         // 0 borrows from the next field; the last field has no field to borrow from.
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gptq_can_not_hold_is_refused() {
+    fn matrices_that_gptq_can_not_store_are_refused() {
         let codes = Codes { zeros: vec![8; 32], ..Codes::blank([32, 32], 32) };
         assert!(pack_gptq(&codes, 4).is_ok());
         assert!(matches!(pack_gptq(&Codes::blank([16, 32], 32), 4), Err(QuantizeError::Layout(_))));

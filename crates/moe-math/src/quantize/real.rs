@@ -1,4 +1,4 @@
-//! What f32 and f64 have in common for the solver.
+//! The operations on f32 and f64 that the solver uses.
 
 use faer::traits::RealField;
 use pulp::Simd;

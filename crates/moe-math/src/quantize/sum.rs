@@ -271,7 +271,7 @@ mod tests {
     /// Compares the device's algorithm, run on the CPU, with the CPU's own, which is tested against
     /// sums by hand.
     #[test]
-    fn both_ways_give_one_sum() {
+    fn a_device_has_the_sum_of_the_cpu() {
         let (x, mut weights) =
             (normal(20 * 7, 1.0, &mut generator(1, 0)), normal(20, 1.0, &mut generator(2, 0)));
         weights.iter_mut().for_each(|weight| *weight = weight.abs());
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_give_one_factor() {
+    fn a_device_has_the_factor_of_the_cpu() {
         let size = 150;
         let mut x = normal(40 * size, 1.0, &mut generator(3, 0));
         for (at, value) in x.iter_mut().enumerate() {

@@ -45,7 +45,7 @@ fn slots_and_counts_agree() {
 }
 
 #[test]
-fn a_bias_chooses_but_does_not_weigh() {
+fn a_bias_changes_the_choice_but_not_the_weights() {
     let logits = logits(&[0.5, 0.6, 0.7, 0.2]);
     let rule = RoutingRule { bias: Some(vec![0.0, 0.0, -0.3, 0.5]), scale: 2.0, ..sigmoid(2) };
     let routing = route(&logits, &rule).unwrap();
@@ -127,7 +127,7 @@ fn negative_choice_scores_still_beat_dropped_groups() {
 }
 
 #[test]
-fn masked_experts_are_as_good_as_gone() {
+fn masked_experts_are_routed_as_if_pruned() {
     let all = Tensor::new(&[[1.0f32, 3.0, 2.0, 0.0]], &Device::Cpu).unwrap();
     let rest = Tensor::new(&[[1.0f32, 2.0, 0.0]], &Device::Cpu).unwrap();
     for rule in [RoutingRule::softmax(2, false), sigmoid(2)] {
@@ -139,7 +139,7 @@ fn masked_experts_are_as_good_as_gone() {
 }
 
 #[test]
-fn a_group_scores_what_is_left_of_it() {
+fn a_group_has_the_score_of_its_remaining_experts() {
     let groups = Groups { count: 2, kept: 1, score: GroupScore::TopTwoSum };
     let rule = RoutingRule { groups: Some(groups), ..sigmoid(1) };
     let logits = logits(&[0.9, 0.8, 0.3, 0.4]);

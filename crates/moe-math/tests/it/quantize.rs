@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use half::{bf16, f16};
-use moe_math::fp8::{self, Blocks};
+use moe_math::fp8::{self, Fp8Matrix};
 use moe_math::quantize::pack::{self, Gptq};
 use moe_math::quantize::{
     Codes, Damping, Hessian, Options, Problem, Real, Scheme, WIDTHS, factorise, objective,
@@ -335,12 +335,12 @@ fn floats_in_blocks_are_those_of_the_libraries() {
         let encoded = fp8::encode(&file.floats(&of("input")), shape, block, DType::BF16).unwrap();
         assert_eq!(encoded.scales, file.floats(&of("weight_scale")), "{name}");
         assert_eq!(encoded.codes, file.bytes(&of("weight")), "{name}");
-        let blocks = Blocks { codes: &encoded.codes, shape, scales: &encoded.scales, block };
+        let blocks = Fp8Matrix { codes: &encoded.codes, shape, scales: &encoded.scales, block };
         close(&blocks.dequantize().unwrap(), &file.floats(&of("values")), name);
     }
     let file = File::read("quantize/formats/fp8.safetensors");
     let (codes, scales) = (file.bytes("weight"), file.floats("weight_scale_inv"));
-    let values = Blocks { codes: &codes, shape: [256, 128], scales: &scales, block: [128, 128] }
+    let values = Fp8Matrix { codes: &codes, shape: [256, 128], scales: &scales, block: [128, 128] }
         .dequantize()
         .unwrap();
     let every_64th: Vec<f32> = values.chunks_exact(128).step_by(64).flatten().copied().collect();

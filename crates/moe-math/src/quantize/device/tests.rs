@@ -58,7 +58,7 @@ fn tensors_give_the_codes_of_the_native_solver() {
 }
 
 #[test]
-fn what_does_not_fit_a_batch_is_refused() {
+fn problems_that_do_not_fit_a_batch_are_refused() {
     let (ordered, plain) = (factor(8, 1, true), factor(8, 1, false));
     let scheme = Scheme { bits: 4, symmetric: true, group: Some(4), scale_dtype: DType::F32 };
     let options = Options { scheme, clip_search: false };

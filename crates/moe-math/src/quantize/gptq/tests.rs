@@ -36,7 +36,7 @@ fn solved<T: Real>(
     hessian: &Hessian<T>,
     act_order: bool,
     options: &Options,
-) -> Solved {
+) -> SolvedMatrix {
     let factor = factorise(hessian, &Damping::default(), act_order).unwrap();
     let shape = [weight.len() / hessian.size, hessian.size];
     solve(&[Problem { weight, factor: &factor }], shape, options).unwrap().remove(0)
@@ -165,7 +165,7 @@ fn codes_are_those_of_the_paper() {
 }
 
 #[test]
-fn errors_of_the_output_are_below_those_of_rounding() {
+fn output_errors_are_smaller_than_with_rounding_to_nearest() {
     let (width, rows) = (128, 64);
     let x = inputs(500, width, 1);
     let weight = normal(rows * width, 0.05, &mut generator(2, 0));
@@ -274,7 +274,7 @@ fn act_order_does_not_depend_on_the_order_of_columns() {
 }
 
 #[test]
-fn a_batch_is_solved_as_its_matrices_are_alone_whatever_the_threads() {
+fn neither_the_batch_nor_the_threads_change_a_result() {
     let (width, rows) = (96, 150);
     let problems: Vec<_> = (0..3)
         .map(|seed| {
@@ -299,7 +299,7 @@ fn a_batch_is_solved_as_its_matrices_are_alone_whatever_the_threads() {
 
 /// Clipping takes the best of eleven ranges for each group.
 #[test]
-fn clipping_lessens_the_weighted_error() {
+fn clipping_reduces_the_weighted_error() {
     let (width, rows) = (64, 40);
     let mut weight = normal(rows * width, 0.05, &mut generator(2, 0));
     weight.iter_mut().step_by(37).for_each(|w| *w *= 4.0);
@@ -319,7 +319,7 @@ fn clipping_lessens_the_weighted_error() {
 }
 
 #[test]
-fn what_is_not_finite_or_does_not_fit_is_refused() {
+fn values_that_are_not_finite_or_do_not_fit_are_refused() {
     let factor = factorise(&Hessian::<f32>::new(4), &Damping::default(), false).unwrap();
     let solve =
         |weight: &[f32], options| solve(&[Problem { weight, factor: &factor }], [2, 4], &options);
