@@ -84,13 +84,13 @@ impl Checkpoint {
         &self.files
     }
 
-    /// The files beside config and weights: those that a conversion carries along, and those it
-    /// leaves out.
+    /// The files other than config and weights: those that a conversion carries along, and those
+    /// that it leaves out.
     pub fn side_files(&self) -> &SideFiles {
         &self.side_files
     }
 
-    /// What the index says; None if no index was followed.
+    /// Returns facts about the index; None if no index was followed.
     pub fn index(&self) -> Option<&IndexFacts> {
         self.index.as_ref()
     }
@@ -174,7 +174,7 @@ fn check_folder(dir: &Path) -> Result<Folder> {
     Ok(folder)
 }
 
-/// Refuses an adapter beside a config. With PEFT installed, transformers applies it to the model;
+/// Refuses an adapter next to a config. With PEFT installed, transformers applies it to the model;
 /// no other loader reads it.
 fn check_no_adapter(dir: &Path) -> Result<()> {
     const ADAPTER: [&str; 3] =

@@ -143,8 +143,8 @@ impl Error {
         &self.0.options
     }
 
-    /// Marks the error as being only about `options`, such as "--seed", that have no effect beside
-    /// the others.
+    /// Marks the error as being only about `options`, such as "--seed", that have no effect in
+    /// combination with the other options.
     #[must_use]
     pub fn idle(mut self, options: &[&str]) -> Self {
         self.0.is_idle = true;
@@ -168,17 +168,17 @@ impl Error {
         self.0.unknown.as_ref().map(|[command, option]| (command.as_str(), option.as_str()))
     }
 
-    /// What went wrong, without its cause.
+    /// The description of the problem, without its cause.
     pub fn what(&self) -> &str {
         &self.0.what
     }
 
-    /// What went wrong, and its cause.
+    /// The description of the problem, with its cause.
     pub fn said(&self) -> String {
         self.0.whole()
     }
 
-    /// What the user can do; None if unknown.
+    /// The remedy for the user; None if unknown.
     pub fn named_remedy(&self) -> Option<&str> {
         self.0.remedy.as_deref()
     }
@@ -193,21 +193,21 @@ impl Error {
         self.0.file.as_deref()
     }
 
-    /// Puts the `place` of the error before what went wrong.
+    /// Puts the `place` of the error before the description of the problem.
     #[must_use]
     pub fn within(mut self, place: &str) -> Self {
         self.0.what = format!("{place}: {}", self.0.what);
         self
     }
 
-    /// Adds the `part` that the error is about after what went wrong.
+    /// Adds the `part` that the error is about after the description of the problem.
     #[must_use]
     pub fn about(mut self, part: &str) -> Self {
         self.0.what += &format!(" in {part}");
         self
     }
 
-    /// Rewrites what went wrong and the remedy with `words`.
+    /// Rewrites the description of the problem and the remedy with `words`.
     #[must_use]
     pub fn reworded(mut self, words: impl Fn(&str) -> String) -> Self {
         self.0.what = words(&self.0.what);
@@ -215,7 +215,7 @@ impl Error {
         self
     }
 
-    /// What went wrong and the remedy, on one line.
+    /// The description of the problem and the remedy, on one line.
     pub fn briefly(&self) -> String {
         let remedy = self.0.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
         format!("{}{remedy}", self.0.what)
@@ -228,7 +228,7 @@ impl Error {
 }
 
 impl ErrorParts {
-    /// What went wrong, and its cause.
+    /// The description of the problem, with its cause.
     fn whole(&self) -> String {
         match &self.source {
             Some(source) => format!("{}: {source}", self.what),
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_file_says_is_shown_and_not_obeyed() {
+    fn text_of_files_is_escaped_in_messages() {
         let error = Error::new(Kind::Malformed, "line 1\n\x1b[2J")
             .tensor("a\r\nremedy: rm")
             .source("x".repeat(1 << 20));

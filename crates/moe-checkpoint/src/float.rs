@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-/// One float, or several floats.
+/// A float, or a container of floats.
 pub trait Floats: Sized {
     /// The same type with options of floats, None for null.
     type Read<'de>: Deserialize<'de>;

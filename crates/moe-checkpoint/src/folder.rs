@@ -1,4 +1,4 @@
-//! A model's folder, which may come from anyone: where links in it may lead.
+//! Checks where links in a model's folder lead, since the folder may come from anyone.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder `path`, which must exist.
+    /// Returns the folder at `path`, which must exist.
     ///
     /// # Errors
     /// [`Kind::Io`] if the path can't be resolved.
@@ -74,7 +74,7 @@ impl Folder {
     /// # Errors
     /// As for [`Folder::resolve`]; [`Kind::Malformed`] for a directory, a pipe or a device.
     pub fn check_file(&self, path: &Path) -> Result<()> {
-        // Checked first, since nobody wants a copy of a pipe or device.
+        // Checked first, since a pipe or a device must not be copied.
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(Error::new(Kind::Malformed, "this is not a regular file")
                 .file(path)

@@ -1,4 +1,4 @@
-//! What is in a folder without a checkpoint: weights of other formats, or folders that contain
+//! Finds out what a folder without a checkpoint contains: weights of other formats, or folders with
 //! checkpoints.
 
 use std::collections::BTreeSet;
@@ -16,9 +16,9 @@ const MAX_ENTRIES: usize = 256;
 const MAX_DEPTH: usize = 3;
 
 /// The end of a file's name, the weights that such files have, and how to get readable ones.
-type Format = (&'static str, &'static str, &'static str);
+type OtherFormat = (&'static str, &'static str, &'static str);
 
-const FORMATS: [Format; 8] = [
+const FORMATS: [OtherFormat; 8] = [
     (
         ".gguf",
         "GGUF weights only, which are not read",
@@ -100,10 +100,10 @@ fn search(dir: &Path, depth: usize, entries: &mut usize, found: &mut Vec<PathBuf
     folders.retain(|path| path.is_dir() && !path.is_symlink());
     folders.sort();
     for folder in folders {
-        match folder.join(CONFIG_FILE).is_file() {
-            true => found.push(folder),
-            false if depth > 0 => search(&folder, depth - 1, entries, found),
-            false => {}
+        if folder.join(CONFIG_FILE).is_file() {
+            found.push(folder);
+        } else if depth > 0 {
+            search(&folder, depth - 1, entries, found);
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::error::{Error, Kind, Result};
 /// Maximum size of a header, as in the `safetensors` crate.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Maximum number of tensors in a file. The largest models have about as many in all files
-/// together, including scales and zero points.
+/// Maximum number of tensors in a file. The largest quantized models have about this many in all of
+/// their files together.
 pub(crate) const MAX_TENSORS: usize = 1 << 18;
 /// Maximum length of a name, since names appear in messages, reports and lists.
 const MAX_NAME_BYTES: usize = 1024;
@@ -25,7 +25,7 @@ const MAX_NAME_BYTES: usize = 1024;
 /// One tensor of a file: its name, element type, shape, and byte range after the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The tensor's name.
+    /// The name: at most 1024 bytes, without control characters.
     pub name: String,
     /// Element type.
     pub dtype: Dtype,
@@ -33,7 +33,7 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// First byte of the data, counted from the end of the header.
     pub start: u64,
-    /// One past the last byte.
+    /// First byte after the data, counted from the end of the header.
     pub end: u64,
 }
 
@@ -49,7 +49,8 @@ struct RawEntry {
 /// Maximum number of dimensions, as in PyTorch.
 const MAX_DIMENSIONS: usize = 64;
 
-/// Reads a shape. A header with very many dimensions must be neither kept nor shown in a message.
+/// Reads a shape of at most [`MAX_DIMENSIONS`], so that a hostile one is neither stored nor shown
+/// in a message.
 fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
     deserializer.deserialize_seq(ShapeVisitor)
 }
@@ -103,8 +104,7 @@ impl<'de> Visitor<'de> for EntriesVisitor {
                 return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
             }
             if name == "__metadata__" {
-                // Other readers require strings or null here, so a file with anything else is
-                // useless.
+                // Other readers require strings or null here, and would refuse the file.
                 let said = map.next_value::<Option<HashMap<String, String>>>()?;
                 header.format = said.map(|mut said| said.remove("format").unwrap_or_default());
                 continue;
@@ -133,18 +133,18 @@ pub(crate) fn data_bytes(dtype: Dtype, shape: &[usize]) -> Option<u64> {
 /// [`Kind::Malformed`], naming the tensor, if the JSON is broken, a name occurs twice, a range
 /// overlaps, leaves a gap or doesn't match dtype and shape, or the data is cut short.
 pub fn parse_header(json: &[u8], data_len: u64) -> Result<Vec<Entry>> {
-    parse_whole(json, data_len).map(|header| header.entries)
+    parse_with_metadata(json, data_len).map(|header| header.entries)
 }
 
 /// The contents of a header.
 pub(crate) struct Header {
     pub entries: Vec<Entry>,
-    /// The library named by the metadata: "" if it names none, None without metadata.
+    /// The metadata's `format`, such as "pt": "" if it is missing, None without metadata.
     pub format: Option<String>,
 }
 
-/// Parses what [`parse_header`] does, and the metadata.
-pub(crate) fn parse_whole(json: &[u8], data_len: u64) -> Result<Header> {
+/// Like [`parse_header`], but also returns the metadata.
+pub(crate) fn parse_with_metadata(json: &[u8], data_len: u64) -> Result<Header> {
     let RawHeader { entries: raw, format } = serde_json::from_slice(json).map_err(|e| {
         malformed("the safetensors header is not a JSON object of tensors").source(e)
     })?;
@@ -238,9 +238,9 @@ pub fn encode_header(entries: &[Entry]) -> Vec<u8> {
             data_offsets: (entry.start, entry.end),
         };
         json.push(b',');
-        json.extend(serde_json::to_vec(&entry.name).expect("a string serialises"));
+        json.extend(serde_json::to_vec(&entry.name).expect("a string serializes"));
         json.push(b':');
-        json.extend(serde_json::to_vec(&raw).expect("an entry serialises"));
+        json.extend(serde_json::to_vec(&raw).expect("an entry serializes"));
     }
     json.push(b'}');
     // Data starts at a multiple of 8, as loaders that map the file expect.
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_shapes_that_no_writer_makes_are_refused() {
+    fn names_and_shapes_that_no_writer_uses_are_refused() {
         let named = |name: &str| {
             parse(&format!(r#"{{"{name}":{{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}}}"#), 1)
         };
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_parses_back_here_and_in_the_crate() {
+    fn encoded_headers_parse_here_and_in_the_crate() {
         let entries = vec![
             Entry {
                 name: "x \"quoted\"".into(),

@@ -1,4 +1,4 @@
-//! Which files hold a checkpoint's tensors.
+//! Finds the files that hold a checkpoint's tensors.
 
 mod unread;
 
@@ -36,7 +36,7 @@ pub fn shard_file_name(number: usize, count: usize) -> String {
     }
 }
 
-/// What an index says, and how it fits the files that it names.
+/// Facts about an index, and about how it fits the files that it names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IndexFacts {
     /// Whether it has an object `metadata`; transformers refuses an index without one.
@@ -176,7 +176,7 @@ fn explicit(folder: &Folder, named: &str) -> Result<Shards> {
     Ok(found)
 }
 
-/// Chooses between one file and an index beside it that may name others.
+/// Chooses between one file and an index next to it that may name other files.
 fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
     // transformers ignores the index here, so a broken one isn't an error.
     let Ok(other) = indexed(folder, index) else { return Ok(single_beside_unsound_index()) };
@@ -219,7 +219,7 @@ fn single_in_index(folder: &Folder, mut found: Shards) -> Result<Shards> {
     Ok(found)
 }
 
-/// Chooses the single file, if the index beside it names only `other` files.
+/// Chooses the single file, if the index next to it names only `other` files.
 fn single_beside_shards(other: &Shards) -> Shards {
     let mut found = Shards::of_file(SINGLE_FILE);
     found.spoken_of = other.files.iter().cloned().chain([INDEX_FILE.to_owned()]).collect();

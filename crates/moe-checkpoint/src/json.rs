@@ -70,10 +70,10 @@ pub fn read_python_as<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = read_whole(path, MAX_JSON_BYTES)?;
     let bytes = without_mark(&bytes);
     // Few files need a copy that JSON readers understand.
-    serde_json::from_slice(bytes).or_else(|error| match error.is_syntax() {
-        true => python(bytes, path),
-        false => Err(malformed(error, path, DAMAGED)),
-    })
+    match serde_json::from_slice(bytes) {
+        Err(error) if error.is_syntax() => python(bytes, path),
+        parsed => parsed.map_err(|error| malformed(error, path, DAMAGED)),
+    }
 }
 
 fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
@@ -216,7 +216,7 @@ pub fn plain_types(said: &str) -> String {
 /// # Panics
 /// If the value can't be JSON (a map whose keys aren't strings), which is a bug.
 pub fn to_pretty<T: Serialize>(value: &T) -> String {
-    let text = serde_json::to_string_pretty(value).expect("plain data serialises");
+    let text = serde_json::to_string_pretty(value).expect("plain data serializes");
     escaped_json(text) + "\n"
 }
 
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_byte_order_mark_is_passed_over_where_python_need_not_read_it() {
+    fn a_byte_order_mark_is_skipped_except_by_is_object() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         for text in ["{\"a\": 1}", "{\"a\": NaN}"] {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_writes_beyond_json_is_read_and_written_back() {
+    fn values_that_only_python_reads_are_written_back_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         let halves = "{\n  \"a\\ud800\": \"\\udc00\\\\ud800 \\ud83d\",\n  \"b\": 1\n}\n";

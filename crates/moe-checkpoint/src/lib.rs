@@ -67,7 +67,7 @@ pub use shown::{is_obeyed, shown, shown_path};
 pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
 pub use staging::{
-    Existing, FileKind, FoundFile, OutputDir, Placed, StagedFile, TemporaryDir, check_file,
+    Existing, FileKind, FoundFile, OutputDir, PlacedFile, StagedFile, TemporaryDir, check_file,
     is_stream, lies_in_a_model, open_stream, open_to_append, remove_unfinished, unless_closed,
     write_file_atomically,
 };

@@ -1,5 +1,5 @@
-//! Where a run reads and writes: an output must not replace, contain, or be in anything that is
-//! read.
+//! Checks where a run reads and writes: an output must not replace, contain, or be in anything that
+//! is read.
 //!
 //! Locations are compared by their paths without links, and by device and inode. Hard links, links
 //! on the way, `..`, bind mounts and other spellings of a name therefore make no difference.
@@ -15,7 +15,7 @@ use crate::staging::{hidden_names, is_stream};
 /// Maximum depth of files in a checkpoint: see [`crate::SideFiles`].
 const MAX_DEPTH: usize = 10;
 
-/// All that a run reads and writes.
+/// The files and folders that a run reads and writes.
 ///
 /// First pass everything that is read to [`Self::reads`]. Then pass every file and folder that may
 /// be written, removed or replaced to [`Self::writes`], before any of them is touched.
@@ -48,7 +48,7 @@ impl Locations {
                 self.add_content(&path, depth + 1);
             } else {
                 // A hard link to it may have any name.
-                self.read.ids.entry(Id::of(&found)).or_insert_with(|| path.clone());
+                self.read.ids.entry(FileId::of(&found)).or_insert_with(|| path.clone());
             }
         }
     }
@@ -89,9 +89,9 @@ impl Locations {
 struct LocationIndex {
     paths: BTreeMap<PathBuf, PathBuf>,
     /// The files and folders themselves.
-    ids: HashMap<Id, PathBuf>,
+    ids: HashMap<FileId, PathBuf>,
     /// The folders that contain them.
-    around: HashMap<Id, PathBuf>,
+    around: HashMap<FileId, PathBuf>,
 }
 
 impl LocationIndex {
@@ -121,12 +121,12 @@ impl LocationIndex {
 
 /// Identifies a file under all of its names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Id {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
 }
 
-impl Id {
+impl FileId {
     pub(crate) fn of(metadata: &Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
     }
@@ -138,15 +138,15 @@ struct Location {
     /// The path, without links as far as it exists.
     path: PathBuf,
     /// None if nothing exists there.
-    own: Option<Id>,
+    own: Option<FileId>,
     /// The folders that contain it, as far as they exist.
-    around: Vec<Id>,
+    around: Vec<FileId>,
 }
 
 impl Location {
     fn of(path: &Path) -> Self {
         let path = resolved(path);
-        let id = |path: &Path| path.metadata().ok().map(|found| Id::of(&found));
+        let id = |path: &Path| path.metadata().ok().map(|found| FileId::of(&found));
         Self { own: id(&path), around: path.ancestors().skip(1).filter_map(id).collect(), path }
     }
 }
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_not_written_whatever_it_is_called() {
+    fn inputs_are_not_written_under_any_name() {
         let dir = tempfile::tempdir().unwrap();
         let root = &dir.path().canonicalize().unwrap();
         let mut locations = inputs(root);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_keep_apart() {
+    fn outputs_must_not_overlap() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let mut locations = Locations::default();

@@ -1,11 +1,11 @@
 //! Paths in JSON, which is text: parts of a name that aren't UTF-8 are replaced. serde refuses such
-//! a path, and a receipt would lose all options beside it.
+//! a path, and a receipt would lose all other options as well.
 
 use std::path::PathBuf;
 
 use serde::{Serialize as _, Serializer};
 
-/// One path, or several paths.
+/// A path, or a container of paths.
 pub trait Paths {
     /// Writes the paths as strings.
     ///

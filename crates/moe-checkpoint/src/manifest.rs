@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hash_of_a_file_is_sha256sums() {
+    fn a_file_has_the_hash_of_sha256sum() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("abc"), "abc").unwrap();
         // FIPS 180-2, appendix B.1.
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_is_none_is_refused() {
+    fn a_file_that_is_not_a_manifest_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let hash = "0".repeat(64);
         let refused = |text: String| {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 /// The members of an object by key, in file order; a key can occur twice.
-struct Members<'t>(Vec<(String, &'t RawValue)>);
+struct ObjectMembers<'t>(Vec<(String, &'t RawValue)>);
 
-impl<'de> Deserialize<'de> for Members<'de> {
+impl<'de> Deserialize<'de> for ObjectMembers<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(Collect)
     }
@@ -19,24 +19,24 @@ impl<'de> Deserialize<'de> for Members<'de> {
 struct Collect;
 
 impl<'de> Visitor<'de> for Collect {
-    type Value = Members<'de>;
+    type Value = ObjectMembers<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ObjectMembers<'de>, A::Error> {
         let mut members = Vec::new();
         while let Some(member) = map.next_entry()? {
             members.push(member);
         }
-        Ok(Members(members))
+        Ok(ObjectMembers(members))
     }
 }
 
 /// The JSON object `text` without `keys`; everything else is unchanged, including white space.
 pub(crate) fn without(text: &str, keys: &[&str]) -> serde_json::Result<String> {
-    let Members(members) = serde_json::from_str(text)?;
+    let ObjectMembers(members) = serde_json::from_str(text)?;
     let mut kept = String::with_capacity(text.len());
     // The end of the previous member. Between it and the value are a comma and the key.
     let mut end = 0;
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stays_keeps_its_bytes() {
+    fn other_members_keep_their_bytes() {
         let cases = [
             (
                 "{\n  \"a\": 1,\n  \"b\": [1e-05, {\"a\": 2}],\n  \"c\": \"\\u00e9\"\n}\n",

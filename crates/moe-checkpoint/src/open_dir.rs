@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_lie_in_the_directory_whatever_it_is_called_by_then() {
+    fn files_are_written_to_a_renamed_directory() {
         let parent = tempfile::tempdir().unwrap();
         let path = |name: &str| parent.path().join(name);
         fs::create_dir(path("dir")).unwrap();

@@ -13,7 +13,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_is_singular() {
+    fn only_one_is_singular() {
         let all = [counted(0, "step"), counted(1, "step"), counted(2, "file")];
         assert_eq!(all, ["0 steps", "1 step", "2 files"]);
     }

@@ -25,7 +25,7 @@ pub const CARD_FILE: &str = "README.md";
 /// Maximum size of a run record, which takes a few kilobytes.
 const MAX_RUN_BYTES: u64 = 1 << 20;
 
-/// What a receipt says about the files beside it.
+/// The part of a receipt that describes the files in its directory.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Written {
@@ -135,8 +135,8 @@ pub fn is_own_run_record(dir: &Path) -> bool {
         .is_some_and(|text| Seal::JSON.is_intact(&text) && says_what_runs_say(&text))
 }
 
-/// Whether the [`LOG_FILE`] in `dir` was written together with the [`RUN_FILE`] beside it, which
-/// has its hash.
+/// Whether the [`LOG_FILE`] in `dir` was written together with the [`RUN_FILE`] there, which
+/// contains its hash.
 pub fn is_own_log(dir: &Path) -> bool {
     let Some(text) = run_text(&dir.join(RUN_FILE)).filter(|text| Seal::JSON.is_intact(text)) else {
         return false;

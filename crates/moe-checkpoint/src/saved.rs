@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
-use crate::locations::Id;
+use crate::locations::FileId;
 use crate::manifest::hex;
 use crate::staging::{is_hidden, is_mount_point, mounted, open_no_link, write_file_atomically};
 use crate::whole::read_text;
@@ -37,7 +37,7 @@ pub struct Saved {
     key: String,
     resume: bool,
     /// The folder that was marked, once it is.
-    opened: OnceLock<Id>,
+    opened: OnceLock<FileId>,
 }
 
 /// A folder of saved steps, of any run.
@@ -102,9 +102,9 @@ impl SavedFolder {
     }
 
     /// The directory that has the folder's name now; None if there is none.
-    fn directory(&self) -> Option<Id> {
+    fn directory(&self) -> Option<FileId> {
         let found = self.dir.symlink_metadata().ok()?;
-        found.is_dir().then(|| Id::of(&found))
+        found.is_dir().then(|| FileId::of(&found))
     }
 
     /// The error if something else has replaced the folder.

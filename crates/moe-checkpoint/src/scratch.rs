@@ -1,4 +1,4 @@
-//! A file for bytes that don't fit in memory, which nobody else can see.
+//! A file for bytes that don't fit in memory, which no other process can open.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// A temporary file without a name. The system removes it when this is dropped or the process ends,
-/// in whatever way.
+/// A temporary file without a name. The system removes it when this is dropped or the process ends
+/// for any reason.
 #[derive(Debug)]
 pub struct Scratch {
     file: File,

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_kept_comes_back_from_a_file_without_a_name() {
+    fn kept_bytes_come_back_from_a_nameless_file() {
         let dir = tempfile::tempdir().unwrap();
         let spill = ScratchStore::new(dir.path());
         let given = [vec![1, 2, 3], vec![], vec![6], vec![7; 9]];

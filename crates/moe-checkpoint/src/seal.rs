@@ -7,7 +7,7 @@
 
 use crate::manifest::sha256_bytes;
 
-/// How a format holds a hash at its end.
+/// The place of a hash at the end of files of a format.
 #[derive(Debug, Clone, Copy)]
 pub struct Seal {
     /// The end of the text, before which the hash is put.

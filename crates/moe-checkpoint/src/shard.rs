@@ -48,7 +48,7 @@ impl ShardPlan {
 /// [`Kind::Unsupported`] if a header would be larger than readers accept.
 pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<ShardPlan>> {
     let mut names = HashSet::with_capacity(declared.len());
-    let mut divided = Division { max_shard_bytes, shards: vec![Vec::new()], position: 0 };
+    let mut divided = ShardDivision { max_shard_bytes, shards: vec![Vec::new()], position: 0 };
     for tensor in declared {
         if !names.insert(tensor.name.as_str()) {
             return Err(Error::new(Kind::Mismatch, "the output would hold this tensor twice")
@@ -62,7 +62,7 @@ pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<Sh
 }
 
 /// Tensors divided into shards so far.
-struct Division {
+struct ShardDivision {
     max_shard_bytes: u64,
     /// Shards so far; tensors are added to the last.
     shards: Vec<Vec<Entry>>,
@@ -70,7 +70,7 @@ struct Division {
     position: u64,
 }
 
-impl Division {
+impl ShardDivision {
     fn push(&mut self, tensor: &Declared) -> Result<()> {
         let Declared { name, dtype, shape } = tensor;
         let Some(bytes) = data_bytes(*dtype, shape) else {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn no_tensor_starts_off_its_element_size() {
+    fn every_tensor_starts_at_a_multiple_of_its_element_size() {
         let tensors = [declared("odd", Dtype::BF16, &[3]), declared("float", Dtype::F32, &[1])];
         let shards = plan_shards(&tensors, 1 << 20).unwrap();
         assert_eq!(shards.len(), 2);

@@ -73,10 +73,11 @@ pub fn shown<'t>(text: &'t str, layout: &str) -> Cow<'t, str> {
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        match is_escaped(c) {
+        if is_escaped(c) {
             // The result of `escape_default` is printable ASCII, so nothing in it is obeyed.
-            true => shown.extend(c.escape_default()),
-            false => shown.push(c),
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
         }
     }
     Cow::Owned(shown)
@@ -97,12 +98,13 @@ pub(crate) fn escaped_json(text: String) -> String {
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        match is_escaped(c) {
-            true => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
+        if is_escaped(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
                 // Writing to a String can't fail.
                 let _ = write!(escaped, "\\u{unit:04x}");
-            }),
-            false => escaped.push(c),
+            }
+        } else {
+            escaped.push(c);
         }
     }
     escaped
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_escaped() {
+    fn characters_that_a_terminal_obeys_are_escaped() {
         assert_eq!(shown("a\u{1b}]0;x\u{7}\u{9b}2J\r\n\t", ""), r"a\u{1b}]0;x\u{7}\u{9b}2J\r\n\t");
         assert_eq!(shown("a\r\n\tb", "\n\t"), "a\\r\n\tb");
         assert_eq!(shown("\u{202e}abc\u{2066}", ""), r"\u{202e}abc\u{2066}");
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_width_is_obeyed_and_what_is_seen_is_not() {
+    fn invisible_characters_are_escaped_and_visible_ones_are_not() {
         let obeyed = "\u{0}\u{7f}\u{85}\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{17b4}\u{180b}\u{180e}\u{200b}\u{200e}\u{2028}\u{2029}\
                       \u{202e}\u{2060}\u{2065}\u{206f}\u{3164}\u{fdd0}\u{fe00}\u{fe0f}\u{feff}\u{ffa0}\u{fff9}\u{fffe}\u{1d173}\u{1fffe}\
                       \u{1ffff}\u{e0001}\u{e0100}\u{e01ef}\u{10ffff}";

@@ -1,4 +1,4 @@
-//! Decides which files beside config and weights a conversion carries along.
+//! Decides which files other than config and weights a conversion carries along.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -11,7 +11,7 @@ use crate::formats::CONFIG_FILE;
 use crate::manifest::MANIFEST_FILE;
 use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
 
-/// A file that is carried along.
+/// A file that a conversion carries along.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SideFile {
     /// The name in the model's folder, with `/` between folders.
@@ -22,14 +22,14 @@ pub struct SideFile {
     pub bytes: u64,
 }
 
-/// The files beside a model's config and weights.
+/// The files of a model other than its config and weights.
 #[derive(Debug, Clone, Default)]
 pub struct SideFiles {
     /// Tokenizer, templates, code, licences and everything else that isn't known to be something
     /// else; sorted by name.
     pub carried: Vec<SideFile>,
-    /// Files that stay behind, by name, with the reason. Names of folders, which stay as a whole,
-    /// end in `/`.
+    /// Files that are left out, by name, with the reason. Names of folders, which are left out as a
+    /// whole, end in `/`.
     pub left_out: BTreeMap<String, &'static str>,
 }
 
@@ -94,7 +94,7 @@ impl SideFiles {
         self.carried.iter().try_for_each(|file| {
             File::open(&file.path)
                 .map_err(|e| Error::io("cannot read this file", &file.path, e))?;
-            match most_bytes(file.name.rsplit('/').next().unwrap_or_default()) {
+            match max_bytes(file.name.rsplit('/').next().unwrap_or_default()) {
                 Some(most) if file.bytes > most => {
                     let what = format!(
                         "this takes {} bytes, and no file of this name takes more than {most}",
@@ -109,10 +109,10 @@ impl SideFiles {
         })
     }
 
-    /// Files that stay behind and may be missed, with the reason. Weights, hidden files, and files
+    /// Files that are left out and may be missed, with the reason. Weights, hidden files, and files
     /// that the result has its own version of aren't included.
     pub fn missed(&self) -> impl Iterator<Item = (&str, &'static str)> {
-        // A run of this program leaves a receipt beside them.
+        // A run of this program also leaves a receipt there.
         let is_of_run = self.left_out.contains_key(RECEIPT_FILE);
         let is_missed = move |name: &str, why: &'static str| match why {
             HIDDEN | PYTHON | FORMAT => false,
@@ -186,7 +186,7 @@ impl Walk<'_> {
         let bytes =
             path.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?.len();
         let name = entry.listed_name();
-        if bytes > MAX_UNKNOWN_BYTES && most_bytes(entry.name).is_none() {
+        if bytes > MAX_UNKNOWN_BYTES && max_bytes(entry.name).is_none() {
             self.found.left_out.insert(name, "too large for anything but weights or data");
             return Ok(());
         }
@@ -222,7 +222,7 @@ impl WalkEntry<'_> {
         format!("{}{}{end}", self.prefix, self.name)
     }
 
-    /// Why it stays behind because of its name or its `depth`; None if it doesn't.
+    /// The reason for leaving it out because of its name or its `depth`; None if it is carried.
     fn why_left_out(&self, depth: usize) -> Option<&'static str> {
         if self.name.starts_with('.') {
             return Some(HIDDEN);
@@ -239,7 +239,7 @@ impl WalkEntry<'_> {
 }
 
 /// The maximum size in bytes of a file with this name; None if loaders don't know the name.
-fn most_bytes(name: &str) -> Option<u64> {
+fn max_bytes(name: &str) -> Option<u64> {
     const TOKENIZERS: [&str; 4] = [".model", ".tiktoken", "vocab.txt", "merges.txt"];
     let is_tokenizer =
         name.starts_with("tokenizer") || name.starts_with("vocab") || name == "tekken.json";
@@ -260,7 +260,7 @@ fn is_own(name: &str) -> bool {
     OWN.contains(&name) || is_page || is_card && !is_code
 }
 
-/// Why the file `path`, which isn't hidden, stays behind; None if it doesn't.
+/// The reason for leaving out the file `path`, which isn't hidden; None if it is carried.
 fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if holds_weights(path, name) {
         return Some(WEIGHTS);
@@ -282,7 +282,7 @@ fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     ENCODINGS.contains(&name).then_some(ENCODING)
 }
 
-/// Why the folder `path`, which isn't hidden, stays behind; None if it doesn't.
+/// The reason for leaving out the folder `path`, which isn't hidden; None if it is walked.
 fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if name == "__pycache__" {
         return Some(PYTHON);

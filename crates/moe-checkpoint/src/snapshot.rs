@@ -11,20 +11,20 @@ use crate::error::{Error, Kind, Result};
 /// everything read before is consistent, and their hashes are those of what was read.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    files: BTreeMap<PathBuf, Identity>,
+    files: BTreeMap<PathBuf, FileState>,
 }
 
 /// Identifies a file and its content. The time of change of its attributes is left out, since a new
 /// link to the file changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
+struct FileState {
     device: u64,
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
 }
 
-impl Identity {
+impl FileState {
     fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -39,7 +39,7 @@ impl Snapshot {
     /// Adds `path`, which will be read. A missing file is ignored, since its reader reports it.
     pub fn add(&mut self, path: &Path) {
         if let Ok(metadata) = path.metadata() {
-            self.files.entry(path.to_owned()).or_insert_with(|| Identity::of(&metadata));
+            self.files.entry(path.to_owned()).or_insert_with(|| FileState::of(&metadata));
         }
     }
 
@@ -55,7 +55,7 @@ impl Snapshot {
     pub fn check(&self) -> Result<()> {
         for (path, before) in &self.files {
             let what = match path.metadata() {
-                Ok(now) if Identity::of(&now) == *before => continue,
+                Ok(now) if FileState::of(&now) == *before => continue,
                 Ok(_) => "this file changed while it was being read",
                 Err(_) => "this file vanished while it was being read",
             };

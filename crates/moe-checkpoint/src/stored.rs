@@ -8,7 +8,7 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use crate::error::{Error, Kind, Result};
-use crate::header::{Entry, Header, MAX_HEADER_BYTES, parse_whole};
+use crate::header::{Entry, Header, MAX_HEADER_BYTES, parse_with_metadata};
 use crate::regular::open_file;
 
 /// An open safetensors file with a checked header.
@@ -36,7 +36,7 @@ impl SourceFile {
         let length = header_length(&file, bytes, path)?;
         let mut json = vec![0; length as usize];
         read_header(&file, 8, &mut json, path)?;
-        let Header { entries, format } = parse_whole(&json, bytes - 8 - length)
+        let Header { entries, format } = parse_with_metadata(&json, bytes - 8 - length)
             .map_err(|e| e.file(path).remedy("this file is damaged: download or copy it again"))?;
         let source = Self { path: path.to_owned(), file, data_start: 8 + length, bytes, format };
         Ok((Arc::new(source), entries))
@@ -47,8 +47,8 @@ impl SourceFile {
         &self.path
     }
 
-    /// The library that wrote the file, according to the header's metadata: "" if it names none,
-    /// None without metadata.
+    /// The `format` in the header's metadata, such as "pt": "" if it is missing, None without
+    /// metadata.
     pub fn format(&self) -> Option<&str> {
         self.format.as_deref()
     }

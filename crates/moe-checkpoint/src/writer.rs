@@ -27,22 +27,22 @@ const BUFFERS: usize = 8;
 const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 
 /// A recycled buffer; dropping the last reference returns it to the pool.
-struct Chunk {
+struct PooledBytes {
     bytes: Vec<u8>,
     pool: Sender<Vec<u8>>,
 }
 
-impl Drop for Chunk {
+impl Drop for PooledBytes {
     fn drop(&mut self) {
         // The pool is gone only if the writer is, and then the buffer isn't needed.
         let _ = self.pool.send(std::mem::take(&mut self.bytes));
     }
 }
 
-enum Order {
+enum WriteOrder {
     /// Starts the file with this name in the directory.
     Open(String),
-    Data(Arc<Chunk>),
+    Data(Arc<PooledBytes>),
     Close,
 }
 
@@ -70,21 +70,21 @@ pub struct Writer {
     pool: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     /// Number of buffers, in the pool and in use.
     buffers: usize,
-    hash: Worker<String>,
-    disk: Worker<()>,
+    hash: WriterThread<String>,
+    disk: WriterThread<()>,
     summary: WriteSummary,
 }
 
 /// A thread that takes orders and answers once for every `Close`.
-struct Worker<T> {
-    orders: Option<SyncSender<Order>>,
+struct WriterThread<T> {
+    orders: Option<SyncSender<WriteOrder>>,
     answers: Receiver<Result<T>>,
     thread: Option<JoinHandle<Duration>>,
 }
 
-impl<T: Send + 'static> Worker<T> {
+impl<T: Send + 'static> WriterThread<T> {
     fn start(
-        run: impl FnOnce(Receiver<Order>, Sender<Result<T>>) -> Duration + Send + 'static,
+        run: impl FnOnce(Receiver<WriteOrder>, Sender<Result<T>>) -> Duration + Send + 'static,
     ) -> Result<Self> {
         let (orders, inbox) = sync_channel(BUFFERS);
         let (outbox, answers) = channel();
@@ -93,7 +93,7 @@ impl<T: Send + 'static> Worker<T> {
     }
 
     /// Sends an order; if the worker has stopped, returns its error.
-    fn send(&self, order: Order) -> Result<()> {
+    fn send(&self, order: WriteOrder) -> Result<()> {
         let orders = self.orders.as_ref().expect("orders end in stop()");
         orders.send(order).map_err(|_| match self.answers.try_iter().find_map(Result::err) {
             Some(error) => error,
@@ -124,8 +124,8 @@ impl Writer {
 
     /// Starts writing `shards` into the open directory `dir`, even if it was renamed.
     pub(crate) fn within(dir: OpenDir, shards: Vec<ShardPlan>) -> Result<Self> {
-        let hash = Worker::start(hash_shards)?;
-        let disk = Worker::start({
+        let hash = WriterThread::start(hash_shards)?;
+        let disk = WriterThread::start({
             let dir = dir.clone();
             move |orders, answers| write_shards(&dir, orders, answers)
         })?;
@@ -208,8 +208,8 @@ impl Writer {
     }
 
     /// Wraps `bytes`, which return to the pool when they are no longer used.
-    fn chunk(&self, bytes: Vec<u8>) -> Arc<Chunk> {
-        Arc::new(Chunk { bytes, pool: self.pool.0.clone() })
+    fn chunk(&self, bytes: Vec<u8>) -> Arc<PooledBytes> {
+        Arc::new(PooledBytes { bytes, pool: self.pool.0.clone() })
     }
 
     fn check_room(&self, name: &str, bytes: usize) -> Result<()> {
@@ -231,7 +231,7 @@ impl Writer {
     }
 
     /// Sends all `chunks` of another tensor for the tensor `name`.
-    fn send_again(&mut self, name: &str, chunks: &[Arc<Chunk>]) -> Result<()> {
+    fn send_again(&mut self, name: &str, chunks: &[Arc<PooledBytes>]) -> Result<()> {
         for chunk in chunks {
             self.check_room(name, chunk.bytes.len())?;
             self.send(chunk.clone())?;
@@ -240,17 +240,17 @@ impl Writer {
     }
 
     /// Sends the next part of the current entry.
-    fn send(&mut self, chunk: Arc<Chunk>) -> Result<()> {
+    fn send(&mut self, chunk: Arc<PooledBytes>) -> Result<()> {
         self.filled += chunk.bytes.len() as u64;
         self.send_bytes(chunk)?;
         let entry = &self.shards[self.shard].entries[self.entry];
         if self.filled == entry.end - entry.start { self.next_entry() } else { Ok(()) }
     }
 
-    fn send_bytes(&mut self, chunk: Arc<Chunk>) -> Result<()> {
+    fn send_bytes(&mut self, chunk: Arc<PooledBytes>) -> Result<()> {
         self.summary.bytes += chunk.bytes.len() as u64;
-        self.hash.send(Order::Data(chunk.clone()))?;
-        self.disk.send(Order::Data(chunk))
+        self.hash.send(WriteOrder::Data(chunk.clone()))?;
+        self.disk.send(WriteOrder::Data(chunk))
     }
 
     fn next_entry(&mut self) -> Result<()> {
@@ -280,8 +280,8 @@ impl Writer {
     fn open_shard(&mut self) -> Result<()> {
         let Some(plan) = self.shards.get(self.shard) else { return Ok(()) };
         let (file, header) = (plan.file.clone(), plan.header.clone());
-        self.hash.send(Order::Open(file.clone()))?;
-        self.disk.send(Order::Open(file))?;
+        self.hash.send(WriteOrder::Open(file.clone()))?;
+        self.disk.send(WriteOrder::Open(file))?;
         self.send_bytes(self.chunk(header))?;
         if self.shards[self.shard].entries.is_empty() {
             self.close_shard()?;
@@ -291,8 +291,8 @@ impl Writer {
     }
 
     fn close_shard(&mut self) -> Result<()> {
-        self.hash.send(Order::Close)?;
-        self.disk.send(Order::Close)?;
+        self.hash.send(WriteOrder::Close)?;
+        self.disk.send(WriteOrder::Close)?;
         self.disk.answer()?;
         let hash = self.hash.answer()?;
         self.summary.hashes.insert(self.shards[self.shard].file.clone(), hash);
@@ -343,15 +343,15 @@ fn no_thread(error: std::io::Error) -> Error {
         .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
 }
 
-fn hash_shards(orders: Receiver<Order>, answers: Sender<Result<String>>) -> Duration {
+fn hash_shards(orders: Receiver<WriteOrder>, answers: Sender<Result<String>>) -> Duration {
     let mut hasher = Sha256::new();
     let mut busy = Duration::ZERO;
     for order in orders {
         let start = Instant::now();
         match order {
-            Order::Open(_) => hasher = Sha256::new(),
-            Order::Data(chunk) => hasher.update(&chunk.bytes),
-            Order::Close => {
+            WriteOrder::Open(_) => hasher = Sha256::new(),
+            WriteOrder::Data(chunk) => hasher.update(&chunk.bytes),
+            WriteOrder::Close => {
                 let _ = answers.send(Ok(hex(&std::mem::take(&mut hasher).finalize())));
             }
         }
@@ -360,15 +360,19 @@ fn hash_shards(orders: Receiver<Order>, answers: Sender<Result<String>>) -> Dura
     busy
 }
 
-fn write_shards(dir: &OpenDir, orders: Receiver<Order>, answers: Sender<Result<()>>) -> Duration {
+fn write_shards(
+    dir: &OpenDir,
+    orders: Receiver<WriteOrder>,
+    answers: Sender<Result<()>>,
+) -> Duration {
     let mut busy = Duration::ZERO;
     let mut shard: Option<OpenShard> = None;
     for order in orders {
         let start = Instant::now();
         let done = match order {
-            Order::Open(name) => OpenShard::create(dir, &name).map(|s| shard = Some(s)),
-            Order::Data(chunk) => shard.as_mut().map_or(Ok(()), |s| s.write(&chunk.bytes)),
-            Order::Close => shard.take().map_or(Ok(()), OpenShard::close).map(|()| {
+            WriteOrder::Open(name) => OpenShard::create(dir, &name).map(|s| shard = Some(s)),
+            WriteOrder::Data(chunk) => shard.as_mut().map_or(Ok(()), |s| s.write(&chunk.bytes)),
+            WriteOrder::Close => shard.take().map_or(Ok(()), OpenShard::close).map(|()| {
                 let _ = answers.send(Ok(()));
             }),
         };

@@ -1,5 +1,5 @@
-//! Keeps what Python reads in JSON and JSON readers don't: such numbers, and unpaired surrogates.
-//! They become strings with a mark, from which they are written back unchanged.
+//! Preserves values that Python accepts in JSON and JSON readers don't: some numbers, and unpaired
+//! surrogates. They become strings with a mark, from which they are written back unchanged.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -84,7 +84,7 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
 }
 
 /// The JSON `text` as from [`keep_numbers`], with escapes of unpaired surrogates replaced by a mark
-/// and their digits. Don't use it for text whose words count: unpaired surrogates are an error
+/// and their digits. Don't use it for text that is tokenized: unpaired surrogates are an error
 /// there.
 pub fn keep_python(text: &str) -> Cow<'_, str> {
     match keep_numbers(text) {
@@ -176,10 +176,7 @@ fn with_halves(text: &str) -> Cow<'_, str> {
         }
         written.push_str(part);
     }
-    match written.is_empty() {
-        true => Cow::Borrowed(text),
-        false => Cow::Owned(first.to_owned() + &written),
-    }
+    if written.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(first.to_owned() + &written) }
 }
 
 #[cfg(test)]

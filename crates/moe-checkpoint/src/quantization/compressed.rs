@@ -42,7 +42,7 @@ pub struct SchemeGroup {
 impl CompressedTensors {
     pub(super) fn read(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Self> {
         check_encoding(said, &refuse)?;
-        let mut reader = Reader { refuse, patterns: 0 };
+        let mut reader = ConfigReader { refuse, patterns: 0 };
         let groups = said.get("config_groups").and_then(Value::as_object);
         let groups = groups.into_iter().flat_map(Map::values).map(|said| reader.group(said));
         let groups: Vec<_> = groups.collect::<Result<_>>()?;
@@ -193,13 +193,13 @@ fn check_encoding(said: &Value, refuse: impl Fn(String) -> Error) -> Result<()> 
 }
 
 /// Reads the parts of a config. `refuse` makes the error for what isn't supported.
-struct Reader<R> {
+struct ConfigReader<R> {
     refuse: R,
     /// Number of patterns read so far.
     patterns: usize,
 }
 
-impl<R: Fn(String) -> Error> Reader<R> {
+impl<R: Fn(String) -> Error> ConfigReader<R> {
     fn group(&mut self, said: &Value) -> Result<SchemeGroup> {
         Ok(SchemeGroup {
             targets: self.targets(said, "targets")?,

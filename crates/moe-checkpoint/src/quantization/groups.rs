@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_nothing_in_common_is_named_one_by_one() {
+    fn modules_without_a_pattern_are_named_one_by_one() {
         let mut modules = modules(&[[4; 3]; 2]);
         modules[4].1 = scheme(8);
         modules.push(("lm_head".to_owned(), scheme(8)));

@@ -109,10 +109,10 @@ impl Integers {
     }
 
     fn checked(self, refuse: impl Fn(String) -> Error) -> Result<Self> {
-        match Self::WIDTHS.contains(&self.bits) {
-            true => Ok(self),
-            false => Err(refuse(format!("integers of {} bits", self.bits))),
+        if !Self::WIDTHS.contains(&self.bits) {
+            return Err(refuse(format!("integers of {} bits", self.bits)));
         }
+        Ok(self)
     }
 }
 
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_declared_is_read_back() {
+    fn declared_configs_are_read_back() {
         let integers = Integers { bits: 4, group: Some(128), symmetric: true };
         let linear = SchemeGroup::linear;
         let compressed =
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn gptq_keeps_what_engines_fuse_with_a_plain_module() {
+    fn gptq_also_excepts_modules_that_engines_fuse() {
         let integers = Integers { bits: 4, group: Some(128), symmetric: true };
         let plain = [
             "layers.0.self_attn.q_proj",
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn schemes_that_activations_take_part_in_are_refused() {
+    fn unsupported_schemes_are_refused_by_name() {
         let scheme = Scheme::Integers(Integers { bits: 4, group: Some(32), symmetric: true });
         let group = SchemeGroup::linear(scheme);
         let said =

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ignored_follows_experts_and_is_listed_once() {
+    fn ignored_modules_follow_experts_and_are_listed_once() {
         let router = "model.layers.0.mlp.gate";
         let said = |ignore: Value| {
             json!({

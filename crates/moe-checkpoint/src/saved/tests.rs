@@ -29,7 +29,7 @@ fn finished_steps_come_back_to_the_run_that_took_them() {
 }
 
 #[test]
-fn a_folder_that_is_only_marked_is_in_nobody_s_way() {
+fn a_folder_with_only_a_mark_is_not_in_the_way() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("saved");
     folder(&dir).open("a".to_owned(), false).unwrap().begin().unwrap();
@@ -41,7 +41,7 @@ fn a_folder_that_is_only_marked_is_in_nobody_s_way() {
 }
 
 #[test]
-fn nothing_is_saved_through_what_takes_the_folder_s_place() {
+fn nothing_is_saved_through_a_replacement_of_the_folder() {
     let parent = tempfile::tempdir().unwrap();
     let (dir, elsewhere) = (parent.path().join("saved"), parent.path().join("elsewhere"));
     fs::create_dir(&elsewhere).unwrap();
@@ -49,9 +49,10 @@ fn nothing_is_saved_through_what_takes_the_folder_s_place() {
     saved.put("one", &[1]).unwrap();
     fs::rename(&dir, parent.path().join("aside")).unwrap();
     for folder_instead in [false, true] {
-        match folder_instead {
-            true => fs::create_dir(&dir).unwrap(),
-            false => std::os::unix::fs::symlink(&elsewhere, &dir).unwrap(),
+        if folder_instead {
+            fs::create_dir(&dir).unwrap();
+        } else {
+            std::os::unix::fs::symlink(&elsewhere, &dir).unwrap();
         }
         assert_eq!(saved.put("two", &[2]).unwrap_err().kind(), Kind::Mismatch);
         assert_eq!(
@@ -68,7 +69,7 @@ fn nothing_is_saved_through_what_takes_the_folder_s_place() {
 }
 
 #[test]
-fn what_another_run_or_step_has_saved_is_refused() {
+fn steps_of_another_run_or_name_are_refused() {
     let parent = tempfile::tempdir().unwrap();
     let dir = |name: &str| parent.path().join(name);
     for key in ["a", "b"] {
@@ -114,7 +115,7 @@ fn what_another_run_or_step_has_saved_is_refused() {
 }
 
 #[test]
-fn what_differs_of_another_run_is_named() {
+fn differences_from_another_run_are_named() {
     let key = |steps: u64, text: &str, extra: &str| {
         format!("hash\n{{\"--steps\": {steps}, \"words.txt\": \"{}\"{extra}}}", text.repeat(64))
     };
@@ -126,7 +127,7 @@ fn what_differs_of_another_run_is_named() {
 }
 
 #[test]
-fn what_is_not_ours_is_never_removed() {
+fn files_of_others_are_never_removed() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("saved");
     let thesis = parent.path().join("thesis.tex");

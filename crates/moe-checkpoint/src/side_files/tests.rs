@@ -3,7 +3,7 @@ use std::os::unix::fs::symlink;
 use super::*;
 
 #[test]
-fn all_but_weights_and_what_is_known_to_be_none_of_the_model_comes_along() {
+fn weights_and_files_that_are_known_not_to_belong_are_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let carried = [
         "LICENSE",
@@ -74,10 +74,10 @@ fn all_but_weights_and_what_is_known_to_be_none_of_the_model_comes_along() {
     found.leave_out("of another family", |name| name.ends_with(".py"));
     assert_eq!(names(&found).len(), carried.len() - 4);
     assert_eq!(found.left_out["modeling_x.py"], "of another family");
-    // The config of Mistral's own weights stays behind with them.
+    // The config of Mistral's own weights is left out with them.
     write("consolidated.safetensors");
     assert!(SideFiles::of(&folder).unwrap().left_out.contains_key("params.json"));
-    // Large files stay behind, unless loaders know the name.
+    // Large files are left out, unless loaders know the name.
     let large = |name: &str| {
         File::create(dir.path().join(name)).unwrap().set_len(MAX_UNKNOWN_BYTES + 1).unwrap()
     };

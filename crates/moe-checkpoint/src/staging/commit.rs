@@ -28,7 +28,7 @@ impl OutputDir {
         let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(self.path()));
         let flushed = kept.and_then(|()| sync_directories(self.path()));
         flushed.map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
-        // Taken off the list, it is no longer removed by a signal. If it wasn't listed, removal has
+        // Once it is off the list, a signal no longer removes it. If it wasn't listed, removal has
         // begun.
         let mut unfinished = unfinished(&self.target)?;
         if !unfinished.remove(self.path()) {
@@ -47,7 +47,7 @@ impl OutputDir {
     }
 
     /// Gives the finished directory its final name. If that is taken by something that can't be
-    /// replaced, it gets a free name beside it, which is returned.
+    /// replaced, it gets a free name next to it, which is returned.
     fn move_to_target(&self) -> Result<Option<Elsewhere>> {
         let mut left = Unreplaced { new: self.path().to_owned(), why: None };
         // Hours may have passed since the earlier result was checked.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde_json::Value;
 
-use super::lock::{locked, options_of};
+use super::lock::{locked, open_options};
 use super::modes::Rights;
 use super::names::{parent_of, partial};
 use super::protected::{check_no_mount, check_replaceable, check_takes_names};
@@ -176,7 +176,7 @@ fn names_a_directory(path: &Path) -> bool {
     path.ends_with(b"/") || path.ends_with(b"/.")
 }
 
-/// A file being written: it is hidden beside its final path until [`StagedFile::commit`], and
+/// A file being written: it is hidden next to its final path until [`StagedFile::commit`], and
 /// removed if dropped before that. A stream is written only on commit.
 #[derive(Debug)]
 pub struct StagedFile {
@@ -191,15 +191,15 @@ pub struct StagedFile {
 
 /// The outcome of committing a file.
 #[derive(Debug)]
-pub struct Placed {
+pub struct PlacedFile {
     /// The file that is there now, for replacing it again.
     pub found: FoundFile,
     /// The path of the file if something else has its name, and the error that explains this.
-    pub beside: Option<(PathBuf, Error)>,
+    pub elsewhere: Option<(PathBuf, Error)>,
 }
 
 impl StagedFile {
-    /// Creates and locks the hidden file beside `path`, so that no work is lost on a file that
+    /// Creates and locks the hidden file next to `path`, so that no work is lost on a file that
     /// can't be written. It replaces what [`check_file`] has `found`, and takes over its
     /// permissions.
     ///
@@ -231,7 +231,7 @@ impl StagedFile {
     }
 
     /// Removes what a killed run left in the file, after giving it the `rights` of what it
-    /// replaces, so that nobody gets to read what was private before.
+    /// replaces, so that other users can't read content that was private before.
     fn empty(&self, rights: Option<Rights>) -> io::Result<()> {
         rights.map_or(Ok(()), |rights| rights.give(&self.file))?;
         self.file.set_len(0)
@@ -241,25 +241,25 @@ impl StagedFile {
     /// there then, for replacing it again.
     ///
     /// # Errors
-    /// As for [`Self::place`]. If something else is there by then, the file gets a name beside it,
-    /// which the error says.
+    /// As for [`Self::place`]. If something else is there by then, the file gets a free name next
+    /// to it, which the error says.
     pub fn commit(self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<FoundFile> {
         let placed = self.place(fill)?;
-        placed.beside.map_or(Ok(placed.found), |(_, error)| Err(error))
+        placed.elsewhere.map_or(Ok(placed.found), |(_, error)| Err(error))
     }
 
-    /// Like [`Self::commit`], but a name beside the final one isn't an error.
+    /// Like [`Self::commit`], but a name next to the final one isn't an error.
     ///
     /// # Errors
     /// [`Kind::Io`], also if `fill` fails; the final name is then untouched. A complete file
     /// that can't get its name stays under the hidden one, which the error says.
-    pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Placed> {
+    pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<PlacedFile> {
         let path = self.path.clone();
         let fail = |e| Error::io("cannot write this file", &path, e);
         let filled = fill(&mut self.file);
         let Some(staging) = self.staging.clone() else {
             unless_closed(filled).map_err(fail)?;
-            return Ok(Placed { found: self.replaced, beside: None });
+            return Ok(PlacedFile { found: self.replaced, elsewhere: None });
         };
         filled.and_then(|()| self.file.sync_all()).map_err(fail)?;
         let mut unfinished = unfinished(&path)?;
@@ -270,14 +270,14 @@ impl StagedFile {
         let written = self.file.metadata().ok();
         let found =
             FoundFile(written.map_or(There::Nothing, |written| There::File(Version::of(&written))));
-        let beside = moved.map(|place| {
+        let elsewhere = moved.map(|place| {
             let error = in_the_way(&path, &place, None);
             (place, error)
         });
-        Ok(Placed { found, beside })
+        Ok(PlacedFile { found, elsewhere })
     }
 
-    /// Gives the file at `staging` its name, or a free one beside it, which is returned. Since
+    /// Gives the file at `staging` its name, or a free one next to it, which is returned. Since
     /// hours may have passed, only what was checked is replaced.
     fn rename(&self, staging: &Path) -> io::Result<Option<PathBuf>> {
         match FoundFile::at(&self.path) {
@@ -291,7 +291,7 @@ impl StagedFile {
 
 /// Opens the hidden file `staging`, and creates it with `mode` if needed.
 fn open_or_make(staging: &Path, mode: u32) -> io::Result<File> {
-    let mut options = options_of(OFlags::empty());
+    let mut options = open_options(OFlags::empty());
     options.write(true).create(true).truncate(false).mode(mode).open(staging)
 }
 
@@ -316,8 +316,8 @@ impl Drop for StagedFile {
     }
 }
 
-/// Writes a result file completely or not at all: `fill` writes a hidden file beside it, which then
-/// replaces what is at `path`.
+/// Writes a result file completely or not at all: `fill` writes a hidden file next to `path`, which
+/// then replaces the file there.
 ///
 /// # Errors
 /// [`Kind::Io`], also if `fill` fails.
@@ -334,7 +334,7 @@ pub fn write_file_atomically(
 /// # Errors
 /// [`Kind::Io`]; [`Kind::Usage`] for a file with two names.
 pub fn open_to_append(path: &Path) -> Result<File> {
-    let open = options_of(OFlags::NONBLOCK).append(true).create(true).open(path);
+    let open = open_options(OFlags::NONBLOCK).append(true).create(true).open(path);
     let file = open.map_err(|e| Error::io("cannot write to this file", path, e))?;
     let found = file.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?;
     if found.nlink() > 1 {
@@ -346,7 +346,7 @@ pub fn open_to_append(path: &Path) -> Result<File> {
 
 /// Opens the file `path` for reading, unless it is a link.
 pub(crate) fn open_no_link(path: &Path) -> io::Result<File> {
-    options_of(OFlags::empty()).open(path)
+    open_options(OFlags::empty()).open(path)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Handles what a run leaves if it is killed while it replaces an earlier result: both results
+//! Recovers the results of a run that was killed while it replaced an earlier result: both results
 //! complete, or the new one complete.
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Locks on outputs, so that other runs of this program keep away from them.
+//! Locks outputs against other runs of this program.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -9,19 +9,20 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
-use crate::locations::Id;
+use crate::locations::FileId;
 
-const TRIES: usize = 1000;
+/// Maximum number of times that a name is opened. Each retry means that another run has just ended.
+const MAX_TRIES: usize = 1000;
 
-/// Opens `hidden` with `open` and locks it. It tries again if a run that is ending has just removed
-/// or renamed it.
+/// Opens `hidden` with `open` and locks it. Retries if a run that was ending removed or renamed the
+/// file in between.
 pub(super) fn locked(
     target: &Path,
     hidden: &Path,
     open: impl Fn() -> io::Result<File>,
 ) -> Result<File> {
     let mut vanished = None;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_TRIES {
         let file = match open() {
             Err(e) if has_vanished(&e, hidden) => {
                 vanished = Some(e);
@@ -31,12 +32,13 @@ pub(super) fn locked(
         };
         vanished = None;
         lock(target, &file)?;
-        let of_file = Id::of(&file.metadata().map_err(|e| cannot_create(hidden, e))?);
-        if fs::symlink_metadata(hidden).is_ok_and(|there| Id::of(&there) == of_file) {
+        let of_file = FileId::of(&file.metadata().map_err(|e| cannot_create(hidden, e))?);
+        if fs::symlink_metadata(hidden).is_ok_and(|there| FileId::of(&there) == of_file) {
             return Ok(file);
         }
     }
-    // Some directories, such as those in /proc, report in this way that they take no files.
+    // Some directories, such as those in /proc, fail with NotFound because no file can be created
+    // in them.
     Err(vanished.map_or_else(|| busy(target), |e| cannot_create(hidden, e)))
 }
 
@@ -70,8 +72,9 @@ fn busy(target: &Path) -> Error {
         .remedy("wait for it, or choose another output")
 }
 
-/// Options for opening hidden files: links, which an archive may contain, aren't followed.
-pub(super) fn options_of(flags: OFlags) -> OpenOptions {
+/// Returns options for opening hidden files. Symbolic links, which an unpacked archive may contain,
+/// aren't followed.
+pub(super) fn open_options(flags: OFlags) -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);
     options

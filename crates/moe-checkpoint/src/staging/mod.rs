@@ -27,14 +27,14 @@ use rustix::fs::{OFlags, statvfs};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
-use crate::locations::Id;
+use crate::locations::FileId;
 use crate::manifest::{Manifest, hex, sha256_bytes};
 use crate::open_dir::OpenDir;
 use crate::shard::ShardPlan;
 use crate::writer::Writer;
 
 pub use file::{
-    FileKind, FoundFile, Placed, StagedFile, check_file, lies_in_a_model, open_to_append,
+    FileKind, FoundFile, PlacedFile, StagedFile, check_file, lies_in_a_model, open_to_append,
     write_file_atomically,
 };
 pub use stream::{is_stream, open_stream, unless_closed};
@@ -46,7 +46,7 @@ pub(crate) use protected::{is_mount_point, mounted};
 
 use earlier::{EarlierResult, HashProgress};
 use interrupted::{bring_back, exists};
-use lock::{lock, locked, options_of};
+use lock::{lock, locked, open_options};
 use modes::Modes;
 use names::{parent_of, partial};
 use protected::{check_no_mount, check_takes_names};
@@ -63,7 +63,7 @@ pub enum Existing {
     Replaced,
 }
 
-/// A directory being written: it is hidden beside its final path until [`OutputDir::commit`], and
+/// A directory being written: it is hidden next to its final path until [`OutputDir::commit`], and
 /// removed if dropped before that.
 #[derive(Debug)]
 pub struct OutputDir {
@@ -110,7 +110,7 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] if another run is writing it.
     pub fn check_idle(target: &Path) -> Result<()> {
-        match options_of(OFlags::DIRECTORY).open(partial(target)?) {
+        match open_options(OFlags::DIRECTORY).open(partial(target)?) {
             Ok(hidden) => lock(target, &hidden),
             // No run has begun there.
             Err(_) => Ok(()),
@@ -124,7 +124,7 @@ impl OutputDir {
     /// [`Kind::Io`] if it can't be removed.
     pub fn remove_leftover(target: &Path) -> Result<()> {
         let staging = partial(target)?;
-        let Ok(hidden) = options_of(OFlags::DIRECTORY).open(&staging) else { return Ok(()) };
+        let Ok(hidden) = open_options(OFlags::DIRECTORY).open(&staging) else { return Ok(()) };
         if lock(target, &hidden).is_err() {
             return Ok(());
         }
@@ -133,7 +133,7 @@ impl OutputDir {
             .map_err(|e| Error::io("cannot remove what a stopped run has left", &staging, e))
     }
 
-    /// Creates the hidden directory beside `target` and locks it.
+    /// Creates the hidden directory next to `target` and locks it.
     ///
     /// # Errors
     /// As for [`OutputDir::create_watched`].
@@ -192,8 +192,8 @@ impl OutputDir {
         })
     }
 
-    /// Removes what a killed run left in the hidden directory, whose lock is free. Then hides it,
-    /// so that nobody gets to read what was private before.
+    /// Removes what a killed run left in the hidden directory, whose lock is free. Then takes away
+    /// other users' rights, so that they can't read content that was private before.
     fn empty(&self) -> io::Result<()> {
         clear_directory(self.path())?;
         self.modes.as_ref().map_or(Ok(()), |modes| modes.hide(self.path()))
@@ -292,7 +292,7 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Mismatch`] in that case; [`Kind::Stopped`] if the program is ending.
     fn check_staging(&self) -> Result<()> {
-        let id = |found: fs::Metadata| Id::of(&found);
+        let id = |found: fs::Metadata| FileId::of(&found);
         let own = self.staging.file().metadata().map(id);
         let now = self.path().symlink_metadata().map(id);
         if own.is_ok_and(|own| now.is_ok_and(|now| now == own)) {
@@ -383,7 +383,7 @@ fn open_or_make_directory(dir: &Path) -> io::Result<File> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         other => other?,
     }
-    options_of(OFlags::DIRECTORY).open(dir)
+    open_options(OFlags::DIRECTORY).open(dir)
 }
 
 impl Drop for OutputDir {

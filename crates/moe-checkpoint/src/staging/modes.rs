@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Gid, OFlags, XattrFlags, fchown, fremovexattr, fsetxattr, lgetxattr};
 use rustix::io::Errno;
 
-use super::lock::options_of;
+use super::lock::open_options;
 
 /// Maximum depth of folders in a result.
 const MAX_DEPTH: usize = 10;
@@ -19,11 +19,11 @@ const ACL: &str = "system.posix_acl_access";
 /// Maximum size of an extended attribute.
 const MAX_ACL_BYTES: usize = 1 << 16;
 
-/// What others than the owner may do with a file or folder.
+/// The rights of users other than the owner of a file or folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rights {
     mode: u32,
-    /// The group that the middle digit of the mode is about.
+    /// The group that the middle digit of the mode applies to.
     group: u32,
     /// The access control list; empty if there is none. With a list, the middle digit limits
     /// everyone that it names.
@@ -141,7 +141,7 @@ impl Modes {
     }
 
     fn give_one(&self, staging: &Path, name: &Path) -> io::Result<()> {
-        let file = options_of(OFlags::NONBLOCK).open(staging.join(name))?;
+        let file = open_options(OFlags::NONBLOCK).open(staging.join(name))?;
         if let Some(rights) = self.rights.get(name) {
             return rights.give(&file);
         }
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_group_gets_what_everybody_has() {
+    fn another_group_gets_the_rights_of_everyone() {
         for (mode, wanted) in [
             (0o600, 0o600),
             (0o640, 0o600),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_were_not_there_get_the_group_of_all_others() {
+    fn new_files_get_the_group_of_all_others() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (dir.path().join("old"), dir.path().join("new"));
         for made in [&old, &new] {

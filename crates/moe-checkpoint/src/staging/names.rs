@@ -48,7 +48,7 @@ pub(super) fn partial(target: &Path) -> Result<PathBuf> {
     Ok(hidden(target, "partial"))
 }
 
-/// The hidden name beside `target` of a directory or file in this `state`.
+/// The hidden name, next to `target`, of a directory or file in this `state`.
 fn hidden(target: &Path, state: &str) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     target.with_file_name(format!(".{name}.{state}-moe-convert"))

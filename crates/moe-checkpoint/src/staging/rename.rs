@@ -11,10 +11,10 @@ use super::names::aside;
 use super::remove::remove_tree;
 use crate::error::{Error, Kind};
 
-/// Renames `from` to `to`. If that name is taken, uses a free one beside it, which is returned.
+/// Renames `from` to `to`. If that name is taken, uses a free one next to it, which is returned.
 pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
     let is_dir = from.is_dir();
-    let others = (2..).map(|number| beside(to, number, is_dir));
+    let others = (2..).map(|number| numbered(to, number, is_dir));
     for (index, place) in std::iter::once(to.to_owned()).chain(others).enumerate() {
         match rename_new(from, &place) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -24,8 +24,8 @@ pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBu
     Ok(None)
 }
 
-/// The name with this number beside `path`. A file keeps its extension.
-fn beside(path: &Path, number: u32, is_dir: bool) -> PathBuf {
+/// The name of `path` with this number added. A file keeps its extension.
+fn numbered(path: &Path, number: u32, is_dir: bool) -> PathBuf {
     match (path.file_stem(), path.extension()) {
         (Some(stem), Some(end)) if !is_dir => path.with_file_name(format!(
             "{}-{number}.{}",

@@ -63,7 +63,7 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// `written`, except that it is Ok if a reader, such as head, has closed the pipe.
+/// Returns `written`, but Ok if a reader, such as head, has closed the pipe.
 pub fn unless_closed(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pipe_is_written_to_where_somebody_reads() {
+    fn a_pipe_with_a_reader_is_written_to() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         std::fs::write(dir.path().join("file"), "").unwrap();

@@ -1,4 +1,4 @@
-//! The list of what this process is writing, which is removed when a signal ends it.
+//! The list of files that this process is writing, which are removed when a signal ends it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,18 +12,19 @@ use crate::error::{Error, Kind, Result};
 
 /// Hidden directories and files that this process is writing, and its temporary directories.
 #[derive(Debug)]
-struct List {
+struct UnfinishedList {
     paths: BTreeSet<PathBuf>,
     is_ending: bool,
 }
 
-fn list() -> MutexGuard<'static, List> {
-    static LIST: Mutex<List> = Mutex::new(List { paths: BTreeSet::new(), is_ending: false });
+fn list() -> MutexGuard<'static, UnfinishedList> {
+    static LIST: Mutex<UnfinishedList> =
+        Mutex::new(UnfinishedList { paths: BTreeSet::new(), is_ending: false });
     LIST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The locked list: while it is held, nothing else can change it or end the program.
-pub(super) struct Unfinished(MutexGuard<'static, List>);
+pub(super) struct Unfinished(MutexGuard<'static, UnfinishedList>);
 
 impl Deref for Unfinished {
     type Target = BTreeSet<PathBuf>;

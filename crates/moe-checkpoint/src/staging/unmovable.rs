@@ -3,7 +3,7 @@
 //! as a result in a container's image; XFS can't move one of another project.
 //!
 //! Meanwhile the new result is complete and on the disk as `.OUT.complete-moe-convert`. A kill
-//! leaves it there beside the rest of the earlier one, and the next run with `--overwrite`
+//! leaves it there next to the rest of the earlier one, and the next run with `--overwrite`
 //! completes the replacement ([`finish`]).
 
 use std::collections::BTreeSet;
@@ -41,7 +41,7 @@ pub(super) fn replace_by_removal<'a>(
 }
 
 /// Removes the earlier result `target`, of which the `listed` files may still exist, and gives its
-/// name to the complete one beside it.
+/// name to the complete one next to it.
 pub(super) fn finish<'a>(target: &Path, listed: impl Iterator<Item = &'a str>) -> io::Result<()> {
     remove_listed(target, listed)?;
     rename_new(&complete(target), target)
@@ -94,8 +94,8 @@ pub(super) fn in_order<'a>(listed: impl Iterator<Item = &'a str>) -> Vec<Removed
     files.chain(folders).chain(LAST.map(Removed::file)).collect()
 }
 
-/// Whether the directory `target` is what [`finish`] leaves before its last step: the list of files
-/// alone, beside the complete result.
+/// Whether the directory `target` is what [`finish`] leaves before its last step: only the list of
+/// files, next to the complete result.
 pub(super) fn is_remainder(target: &Path) -> bool {
     let names: Vec<_> = fs::read_dir(target)
         .into_iter()

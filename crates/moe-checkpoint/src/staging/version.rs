@@ -3,14 +3,14 @@
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
-use crate::locations::Id;
+use crate::locations::FileId;
 
 /// One state of one file or directory. A file system may reuse an inode at once, and a file may be
 /// edited in place. But every write, every renaming and, in a directory, every name added or
 /// removed sets the time of change, which users can't set themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
-    id: Id,
+    id: FileId,
     bytes: u64,
     /// Seconds and nanoseconds of the time of change.
     changed: (i64, i64),
@@ -23,6 +23,10 @@ impl Version {
     }
 
     pub fn of(found: &Metadata) -> Self {
-        Self { id: Id::of(found), bytes: found.len(), changed: (found.ctime(), found.ctime_nsec()) }
+        Self {
+            id: FileId::of(found),
+            bytes: found.len(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
     }
 }

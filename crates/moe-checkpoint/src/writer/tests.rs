@@ -16,7 +16,7 @@ fn declared() -> Vec<Declared> {
 }
 
 #[test]
-fn what_is_pushed_is_read_back_and_hashed() {
+fn pushed_tensors_are_read_back_and_hashed() {
     for max_shard in [1 << 20, 1 << 30] {
         let dir = tempfile::tempdir().unwrap();
         let mut writer =

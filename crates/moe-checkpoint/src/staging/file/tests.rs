@@ -46,7 +46,7 @@ const CHANGES: [(&str, Change); 4] = [
 ];
 
 #[test]
-fn what_comes_meanwhile_is_not_replaced() {
+fn a_file_that_appears_meanwhile_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     // Includes a file of the same size as the later one.
@@ -87,7 +87,7 @@ fn a_run_writes_its_own_file_again() {
 }
 
 #[test]
-fn what_replaces_a_file_is_as_private_and_what_is_protected_stays() {
+fn a_replacement_is_as_private_and_protected_files_stay() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     const ANY: FileKind = FileKind { content: "anything", holds: |_| true, is_text: false };
@@ -112,7 +112,7 @@ fn what_replaces_a_file_is_as_private_and_what_is_protected_stays() {
 }
 
 #[test]
-fn nothing_is_appended_to_a_file_of_two_names() {
+fn nothing_is_appended_to_a_file_with_two_names() {
     let dir = tempfile::tempdir().unwrap();
     let (path, other) = (dir.path().join("notes.md"), dir.path().join("model.py"));
     open_to_append(&path).unwrap().write_all(b"one").unwrap();
@@ -123,7 +123,7 @@ fn nothing_is_appended_to_a_file_of_two_names() {
 }
 
 #[test]
-fn a_file_replaces_its_own_kind_where_that_is_wanted() {
+fn a_file_replaces_its_own_kind_if_requested() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     const LISTS: FileKind = FileKind {
@@ -180,7 +180,7 @@ fn a_file_replaces_its_own_kind_where_that_is_wanted() {
 }
 
 #[test]
-fn what_cannot_be_written_is_refused_at_once() {
+fn paths_that_can_not_be_written_are_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("nowhere/file");
     assert_eq!(StagedFile::create(&missing, FoundFile::default()).unwrap_err().kind(), Kind::Io);

@@ -113,7 +113,7 @@ impl Reports {
             self.junit_stream.take().map_or_else(|| StagedFile::create(path, self.found), Ok)?;
         let placed = file.place(|file| file.write_all(junit(recipe, steps).as_bytes()))?;
         self.found = placed.found;
-        if let Some((place, error)) = placed.beside {
+        if let Some((place, error)) = placed.elsewhere {
             self.junit = Some(place);
             self.failed.get_or_insert(error);
         }
