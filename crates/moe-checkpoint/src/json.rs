@@ -2,7 +2,7 @@
 //! mark before the JSON is skipped, although Python fails on it; `verify` names such files, which
 //! loaders can't read.
 
-mod kept;
+mod python;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,15 +12,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::bounded_read::{read_text, read_whole, without_mark};
 use crate::error::{Error, Kind, Result};
 use crate::is_object::IsObject;
 use crate::members;
 use crate::shown::escaped_json;
-use crate::whole::{read_text, read_whole, without_mark};
 
-pub use kept::{keep_numbers, keep_python, kept_number};
+pub use python::{keep_numbers, keep_python, kept_number};
 
-use kept::{is_integer, with_kept_numbers};
+use python::{is_integer, with_kept_numbers};
 
 /// Maximum size of a JSON file in a checkpoint; a tokenizer of 250,000 tokens takes 30 MiB.
 pub const MAX_JSON_BYTES: u64 = 256 << 20;

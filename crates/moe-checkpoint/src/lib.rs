@@ -7,6 +7,7 @@
 
 #![deny(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
+mod bounded_read;
 mod checkpoint;
 mod error;
 mod float;
@@ -36,9 +37,11 @@ mod side_files;
 mod snapshot;
 mod staging;
 mod stored;
-mod whole;
 mod writer;
 
+pub use bounded_read::{
+    BYTE_ORDER_MARK, begins_with_mark, read_text, read_whole, text_without_mark, without_mark,
+};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Kind, Result};
 pub use float::{Floats, or_infinite};
@@ -72,7 +75,4 @@ pub use staging::{
     write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
-pub use whole::{
-    BYTE_ORDER_MARK, begins_with_mark, read_text, read_whole, text_without_mark, without_mark,
-};
 pub use writer::{WriteSummary, Writer};

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::bounded_read::{read_text, text_without_mark};
 use crate::error::{Error, Kind, Result};
 use crate::regular::{file_exists, open_file};
-use crate::whole::{read_text, text_without_mark};
 
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "SHA256SUMS";

@@ -7,11 +7,11 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use crate::bounded_read::read_text;
 use crate::error::{Error, Kind, Result};
 use crate::json;
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_file};
 use crate::seal::Seal;
-use crate::whole::read_text;
 
 /// The receipt's file name.
 pub const RECEIPT_FILE: &str = "moe-convert.json";

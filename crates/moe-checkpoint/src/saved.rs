@@ -14,11 +14,11 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::bounded_read::read_text;
 use crate::error::{Error, Kind, Result};
 use crate::locations::FileId;
 use crate::manifest::hex;
 use crate::staging::{is_hidden, is_mount_point, mounted, open_no_link, write_file_atomically};
-use crate::whole::read_text;
 
 /// Name of the mark.
 const MARK_FILE: &str = "of";

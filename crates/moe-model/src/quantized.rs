@@ -13,7 +13,7 @@ struct Names {
     words: &'static str,
     scale: &'static str,
     zero: &'static str,
-    beside: &'static str,
+    extra: &'static str,
 }
 
 fn names(packing: Packing) -> Names {
@@ -22,10 +22,10 @@ fn names(packing: Packing) -> Names {
             words: ".weight_packed",
             scale: ".weight_scale",
             zero: ".weight_zero_point",
-            beside: ".weight_shape",
+            extra: ".weight_shape",
         },
         Packing::Columns => {
-            Names { words: ".qweight", scale: ".scales", zero: ".qzeros", beside: ".g_idx" }
+            Names { words: ".qweight", scale: ".scales", zero: ".qzeros", extra: ".g_idx" }
         }
     }
 }
@@ -63,7 +63,7 @@ fn packed_parts(name: &str, weight: &Weight, packed: &Packed) -> Vec<(String, We
     let mut parts = vec![
         (at(names.words), weight.codes()),
         (at(names.scale), packed.scale.clone()),
-        (at(names.beside), packed.beside.clone()),
+        (at(names.extra), packed.beside.clone()),
     ];
     parts.extend(packed.zero.iter().map(|zero| (at(names.zero), zero.clone())));
     parts
@@ -149,13 +149,13 @@ impl TensorReader<'_> {
         let zero = zeros
             .map(|shape| self.take_integers(at(names.zero), Dtype::I32, &shape))
             .transpose()?;
-        let beside = self.beside(at(names.beside), packing, columns)?;
+        let beside = self.extra(at(names.extra), packing, columns)?;
         self.refuse_order(&at(".weight_g_idx"))?;
         Ok(words.packed(shape, Packed { packing, integers, scale, zero, beside }))
     }
 
     /// Takes the tensor `name` that a layout has in addition to words, scales and zero points.
-    fn beside(&mut self, name: String, packing: Packing, columns: usize) -> Result<Weight> {
+    fn extra(&mut self, name: String, packing: Packing, columns: usize) -> Result<Weight> {
         match packing {
             Packing::Rows => self.take_integers(name, Dtype::I64, &[2]),
             Packing::Columns => self.take_integers(name, Dtype::I32, &[columns]),

@@ -16,7 +16,7 @@ pub(crate) const DTYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
 
 /// Kinds of attention that transformers 5.23 accepts in `layer_types` of any family
 /// (`ALLOWED_ATTN_LAYER_TYPES`), with older names of some of them.
-const LAYER_TYPES: [&str; 17] = [
+const ATTENTION_TYPES: [&str; 17] = [
     "full_attention",
     "sliding_attention",
     "chunked_attention",
@@ -236,7 +236,7 @@ fn has_types(types: &Value, layers: usize) -> bool {
         types.len() == layers
             && types
                 .iter()
-                .all(|kind| kind.as_str().is_some_and(|kind| LAYER_TYPES.contains(&kind)))
+                .all(|kind| kind.as_str().is_some_and(|kind| ATTENTION_TYPES.contains(&kind)))
     })
 }
 

@@ -9,12 +9,12 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use crate::bounded_read::read_whole;
 use crate::header::{Entry, MAX_HEADER_BYTES, parse_header};
 use crate::index::INDEX_FILE;
 use crate::json;
 use crate::regular::open_file;
 use crate::result::RECEIPT_FILE;
-use crate::whole::read_whole;
 
 /// Whether the file `name` of the result `target` is the remains of a file that a run wrote, rather
 /// than someone's own file: it is empty, or the beginning of a receipt or of weights. If it is long

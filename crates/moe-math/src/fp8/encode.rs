@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// The greatest e4m3 value.
-const MAX_VALUE: f32 = 448.0;
+const MAX_E4M3: f32 = 448.0;
 
 /// The e4m3 code nearest to `value`, the even one of two equally near. Values beyond ±448 become
 /// ±448; NaN stays NaN.
@@ -15,7 +15,7 @@ pub fn e4m3_code(value: f32) -> u8 {
     if magnitude.is_nan() {
         return sign | 0x7f;
     }
-    if magnitude >= MAX_VALUE {
+    if magnitude >= MAX_E4M3 {
         return sign | 0x7e;
     }
     if magnitude < 1.0 / 64.0 {
@@ -101,7 +101,7 @@ impl RowOfBlocks {
             }
         }
         for scale in scales {
-            let found = (self.stored)(*scale / MAX_VALUE);
+            let found = (self.stored)(*scale / MAX_E4M3);
             *scale = if found > 0.0 { found } else { f32::EPSILON };
         }
     }

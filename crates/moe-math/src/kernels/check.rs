@@ -40,7 +40,7 @@ pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
 fn apart(operation: Operation, device: &Device) -> Result<f64> {
     let found = values(operation, device)?;
     let expected = values(operation, &Device::Cpu)?;
-    let scale = expected.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
+    let scale = expected.iter().fold(f32::MIN_POSITIVE, |largest, value| largest.max(value.abs()));
     let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale);
     Ok(f64::from(differences.fold(0.0, larger)))
 }
@@ -50,8 +50,8 @@ fn values(operation: Operation, device: &Device) -> Result<Vec<f32>> {
 }
 
 /// The larger of two differences; NaN counts as the largest.
-fn larger(most: f32, apart: f32) -> f32 {
-    if apart > most || apart.is_nan() { apart } else { most }
+fn larger(largest: f32, difference: f32) -> f32 {
+    if difference > largest || difference.is_nan() { difference } else { largest }
 }
 
 fn random(stream: u64, shape: &[usize], device: &Device) -> Result<Tensor> {

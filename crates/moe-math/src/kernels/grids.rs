@@ -69,19 +69,19 @@ pub(super) struct Grids {
 impl Grids {
     /// Computes scale and signed zero of a group with these `values`.
     fn of<V: Iterator<Item = f32>>(&self, values: impl Fn() -> V, energy: &[f32]) -> (f32, f32) {
-        let (least, most) =
+        let (min, max) =
             values().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
-        let mut best = self.grid.parameters(least, most);
+        let mut best = self.grid.parameters(min, max);
         if self.clips == 0 {
             return best;
         }
-        let mut least_error = self.error(values(), energy, best);
+        let mut min_error = self.error(values(), energy, best);
         for clip in 1..=self.clips {
             let kept = kept_range(clip) as f32;
-            let tried = self.grid.parameters(least * kept, most * kept);
+            let tried = self.grid.parameters(min * kept, max * kept);
             let error = self.error(values(), energy, tried);
-            if error < least_error {
-                (best, least_error) = (tried, error);
+            if error < min_error {
+                (best, min_error) = (tried, error);
             }
         }
         best

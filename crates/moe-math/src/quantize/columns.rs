@@ -177,16 +177,16 @@ impl<T: Real> ColumnSolver<'_, T> {
     /// Fixes scales and zeros of a group from `columns`, each with its index in the matrix.
     fn fix(&self, chunk: &mut RowChunk<T>, group: usize, columns: &[(usize, &[[T; STRIP]])]) {
         let arch = Arch::new();
-        let mut least = vec![[T::ZERO; STRIP]; chunk.strips];
-        let mut most = least.clone();
+        let mut min = vec![[T::ZERO; STRIP]; chunk.strips];
+        let mut max = min.clone();
         for (_, column) in columns {
-            arch.dispatch(WidenRange { column, least: &mut least, most: &mut most });
+            arch.dispatch(WidenRange { column, min: &mut min, max: &mut max });
         }
         let at = chunk.columns(&(group..group + 1));
         let (scales, zeros) = (&mut chunk.scales[at.clone()], &mut chunk.zeros[at]);
-        self.parameters([&least, &most], T::ONE, scales, zeros);
+        self.parameters([&min, &max], T::ONE, scales, zeros);
         if let Some(diagonal) = self.diagonal {
-            self.clip(columns, diagonal, [&least, &most], [scales, zeros]);
+            self.clip(columns, diagonal, [&min, &max], [scales, zeros]);
         }
     }
 
@@ -199,9 +199,9 @@ impl<T: Real> ColumnSolver<'_, T> {
         zeros: &mut [[T; STRIP]],
     ) {
         let found = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
-        let [least, most] = range.map(|values| values.as_flattened());
-        for (((scale, zero), least), most) in found.zip(least).zip(most) {
-            (*scale, *zero) = self.grid.parameters(*least * kept, *most * kept);
+        let [min, max] = range.map(|values| values.as_flattened());
+        for (((scale, zero), min), max) in found.zip(min).zip(max) {
+            (*scale, *zero) = self.grid.parameters(*min * kept, *max * kept);
         }
     }
 
@@ -214,7 +214,7 @@ impl<T: Real> ColumnSolver<'_, T> {
         range: [&[[T; STRIP]]; 2],
         [scales, zeros]: [&mut [[T; STRIP]]; 2],
     ) {
-        let mut least = self.errors(columns, diagonal, scales, zeros);
+        let mut best_errors = self.errors(columns, diagonal, scales, zeros);
         let (mut tried_scales, mut tried_zeros) = (scales.to_vec(), zeros.to_vec());
         for step in 1..=CLIPS {
             let share = T::from_f64(kept_range(step));
@@ -222,12 +222,12 @@ impl<T: Real> ColumnSolver<'_, T> {
             let errors = self.errors(columns, diagonal, &tried_scales, &tried_zeros);
             let kept = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
             let tried = tried_scales.as_flattened().iter().zip(tried_zeros.as_flattened());
-            let errors = least.as_flattened_mut().iter_mut().zip(errors.as_flattened());
-            for (((scale, zero), (tried_scale, tried_zero)), (least, error)) in
+            let errors = best_errors.as_flattened_mut().iter_mut().zip(errors.as_flattened());
+            for (((scale, zero), (tried_scale, tried_zero)), (best, error)) in
                 kept.zip(tried).zip(errors)
             {
-                if *error < *least {
-                    (*scale, *zero, *least) = (*tried_scale, *tried_zero, *error);
+                if *error < *best {
+                    (*scale, *zero, *best) = (*tried_scale, *tried_zero, *error);
                 }
             }
         }

@@ -129,22 +129,22 @@ impl<T: Real> Grid<T> {
         Self { low, high, symmetric: scheme.symmetric, scale_dtype: scheme.scale_dtype }
     }
 
-    /// The scale of a group with values from `least` to `most`, and its signed code of 0. It is
+    /// The scale of a group with values from `min` to `max`, and its signed code of 0. It is
     /// `calculate_qparams` of compressed-tensors 0.19, except that the zero is computed from the
     /// stored scale. A scale that rounds to 0 becomes the spacing of its dtype at 1.
-    pub fn parameters(&self, least: T, most: T) -> (T, T) {
+    pub fn parameters(&self, min: T, max: T) -> (T, T) {
         // Computed in f64, since a zero on the other side of a tie moves every code of its group.
-        let (least, most) = (least.to_f64().min(0.0), most.to_f64().max(0.0));
+        let (min, max) = (min.to_f64().min(0.0), max.to_f64().max(0.0));
         let (low, high) = (self.low.to_f64(), self.high.to_f64());
         if self.symmetric {
-            return (T::from_f32(self.stored(most.max(-least) / ((high - low) / 2.0))), T::ZERO);
+            return (T::from_f32(self.stored(max.max(-min) / ((high - low) / 2.0))), T::ZERO);
         }
-        let exact = (most - least) / (high - low);
+        let exact = (max - min) / (high - low);
         let scale = self.stored(exact);
         let zero = if exact == 0.0 {
             0.0
         } else {
-            (low - least / f64::from(scale)).clamp(low, high).round_ties_even()
+            (low - min / f64::from(scale)).clamp(low, high).round_ties_even()
         };
         (T::from_f32(scale), T::from_f64(zero))
     }

@@ -73,11 +73,11 @@ impl<T: Real> RoundColumns<'_, T> {
     }
 }
 
-/// Lowers `least` and raises `most` to the values of a column.
+/// Lowers `min` and raises `max` to the values of a column.
 pub(super) struct WidenRange<'a, T> {
     pub column: &'a [[T; STRIP]],
-    pub least: &'a mut [[T; STRIP]],
-    pub most: &'a mut [[T; STRIP]],
+    pub min: &'a mut [[T; STRIP]],
+    pub max: &'a mut [[T; STRIP]],
 }
 
 impl<T: Real> WithSimd for WidenRange<'_, T> {
@@ -85,10 +85,10 @@ impl<T: Real> WithSimd for WidenRange<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        for ((x, least), most) in self.column.iter().zip(self.least).zip(self.most) {
+        for ((x, min), max) in self.column.iter().zip(self.min).zip(self.max) {
             for i in 0..STRIP {
-                least[i] = if x[i] < least[i] { x[i] } else { least[i] };
-                most[i] = if x[i] > most[i] { x[i] } else { most[i] };
+                min[i] = if x[i] < min[i] { x[i] } else { min[i] };
+                max[i] = if x[i] > max[i] { x[i] } else { max[i] };
             }
         }
     }
