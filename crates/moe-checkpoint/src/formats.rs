@@ -49,15 +49,15 @@ const FORMATS: [OtherFormat; 8] = [
     ),
 ];
 
-/// The error for a folder with files called `names`, none of them safetensors weights; None if the
-/// names tell nothing.
+/// The error for a folder with files called `names`, none of them safetensors weights; None if no
+/// format has such names.
 pub(crate) fn other_format(names: &BTreeSet<String>) -> Option<Error> {
     let (what, remedy) = told_by(names)?;
     let what = format!("this checkpoint has {what}");
     Some(Error::new(Kind::Unsupported, what).remedy(remedy))
 }
 
-/// The weights that `names` tell of, and how to get readable ones.
+/// The format of weights that has files with these `names`, and how to get readable ones.
 fn told_by(names: &BTreeSet<String>) -> Option<(&'static str, &'static str)> {
     if names.iter().any(|name| name.starts_with("consolidated.") && name.ends_with(".pth")) {
         return Some((

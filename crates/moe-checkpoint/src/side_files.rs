@@ -349,7 +349,7 @@ const NAMES_OF_WEIGHTS: [&str; 17] = [
     "mp_rank",
 ];
 
-/// Whether this is the name of a file that torch saved, whose content can't be told from its name.
+/// Whether this is the name of a file that torch saved, which can hold anything.
 fn is_anything(name: &str) -> bool {
     let lower = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
     let is_saved = [".pt", ".pth", ".ckpt"].iter().any(|end| lower.ends_with(end));

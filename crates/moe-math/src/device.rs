@@ -207,7 +207,8 @@ pub fn is_out_of_memory(error: &(dyn std::error::Error + 'static)) -> bool {
 pub struct FoundDevice {
     /// The device that was opened.
     pub device: Device,
-    /// Why it is the CPU although this build supports a GPU; for the user to read.
+    /// The reason why the CPU is used although this build supports a GPU, for the user to read;
+    /// None otherwise.
     pub note: Option<String>,
 }
 

@@ -25,12 +25,12 @@ pub enum RopeScaling {
     Default,
     /// Every frequency is divided by `factor`.
     Linear {
-        /// How many times the context is stretched.
+        /// The factor by which the context is extended.
         factor: f64,
     },
     /// Llama 3: long wavelengths are divided by `factor`, with a smooth transition.
     Llama3 {
-        /// How many times the context is stretched.
+        /// The factor by which the context is extended.
         factor: f64,
         /// Wavelengths above `original / low` are stretched.
         low: f64,
@@ -41,7 +41,7 @@ pub enum RopeScaling {
     },
     /// YaRN: dimensions that turn slowly are stretched, with a smooth transition.
     Yarn {
-        /// How many times the context is stretched.
+        /// The factor by which the context is extended.
         factor: f64,
         /// Multiplies cos and sin.
         attention_factor: f64,

@@ -18,7 +18,7 @@ const MIXED: &str = "mixed-precision";
 /// written by people have a handful.
 const MAX_PATTERNS: usize = 256;
 
-/// Schemes, and the modules that they are for.
+/// A compressed-tensors config: schemes, and the modules that each applies to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompressedTensors {
     /// `config_groups` in order.
@@ -27,12 +27,12 @@ pub struct CompressedTensors {
     pub ignore: Vec<Target>,
 }
 
-/// Modules of one scheme.
+/// A config group: one scheme, and the modules that it applies to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemeGroup {
-    /// Which modules the scheme is for.
+    /// The modules that the scheme applies to.
     pub targets: Vec<Target>,
-    /// How their weights are encoded.
+    /// The encoding of the modules' weights.
     pub scheme: Scheme,
     /// `input_activations`: how engines should quantize the modules' inputs; null for no
     /// quantization. It doesn't affect weights.

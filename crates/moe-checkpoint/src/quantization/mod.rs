@@ -26,7 +26,7 @@ pub const QUANTIZATION_KEY: &str = "quantization_config";
 /// `FineGrainedFP8Config`).
 const DEFAULT_BLOCK: [usize; 2] = [128, 128];
 
-/// How the quantized weights of a checkpoint are encoded. Names and element types of tensors tell
+/// How the quantized weights of a checkpoint are encoded. Names and element types of tensors show
 /// which weights are quantized.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Quantization {

@@ -1,4 +1,4 @@
-//! The modules that a scheme is for.
+//! Selects the modules that a scheme applies to.
 
 use regex::{Regex, RegexBuilder};
 

@@ -21,7 +21,8 @@ use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE};
 pub(super) struct Unreplaced {
     /// The current path of the new result.
     pub new: PathBuf,
-    /// Why the earlier one can't be replaced; None if it has changed since it was checked.
+    /// The reason why the earlier one can't be replaced; None if it has changed since it was
+    /// checked.
     pub why: Option<io::Error>,
 }
 

@@ -1,4 +1,4 @@
-//! What stock loaders do with models of a family, as described by its file.
+//! The behaviour of stock loaders for a family, as described by its file.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

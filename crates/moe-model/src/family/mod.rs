@@ -73,7 +73,7 @@ pub struct Family {
     /// The values that stock loaders assume for missing config keys. TOML has no null, so `"null"`
     /// stands for it.
     pub defaults: Map<String, Value>,
-    /// What stock loaders do wrong with valid models.
+    /// Warnings about valid models that stock loaders handle wrongly.
     #[serde(default)]
     pub caveats: Vec<Caveat>,
     /// Config keys with the values that are written to a converted config unless the source has
