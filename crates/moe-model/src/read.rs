@@ -262,7 +262,7 @@ fn other_names(reader: &TensorReader<'_>) -> Error {
     ))
 }
 
-/// Finds an embedding whose name has another prefix; returns its name and the prefix.
+/// Finds an embedding with a prefix before its usual name; returns its name and the prefix.
 fn prefixed_embedding<'a>(reader: &'a TensorReader<'_>) -> Option<(&'a str, &'a str)> {
     let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
     reader.tensors.keys().find_map(|name| {

@@ -210,8 +210,8 @@ impl Rope {
         Ok(Self { theta, dims, interleaved: shape.interleaved, scaling })
     }
 
-    /// Returns the factor that yarn's `mscale_all_dim` adds to the scale of latent attention's
-    /// scores (DeepSeek-V2).
+    /// Returns the factor by which yarn's `mscale_all_dim` multiplies the scale of latent
+    /// attention's scores (DeepSeek-V2); 1 without that key.
     pub(crate) fn score_factor(config: Config<'_>) -> Result<f64> {
         let keys = Keys::of(config)?;
         let Some(all) = keys.nonzero("mscale_all_dim")? else {
