@@ -17,10 +17,10 @@ use crate::states::States;
 /// A sweep calls a converter for each layer, in ascending order:
 ///
 /// 1. If [`Converter::converts_attention`]: [`Converter::attention_input`] for each input of
-/// attention's projections, then [`Converter::convert_attention`]. The layer continues with the
-/// attention that this returns.
+///    attention's projections, then [`Converter::convert_attention`]. The layer continues with the
+///    attention that this returns.
 /// 2. For each block of tokens, if [`Converter::role`] is [`Role::Converts`] (the default): the
-/// events of an [`Observer`] for the original feed-forward block, up to `sampled_output`.
+///    events of an [`Observer`] for the original feed-forward block, up to `sampled_output`.
 /// 3. [`Converter::convert`], with the inputs of all blocks.
 /// 4. For each block of tokens that the original ran on: [`Converter::converted`].
 pub trait Converter: Observer {
