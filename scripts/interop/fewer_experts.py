@@ -20,12 +20,15 @@ BUILT_IN = [
     f"prune --keep 0.5 --criterion reap {DATA}",
     "prune --experts 5 --criterion aimer",
     f"merge --experts 18 {DATA}",
-    f"merge --experts 12 --algorithm ream {DATA}",
-    f"merge --experts 12 --algorithm hc-smoe {DATA}",
-    f"merge --experts 12 --algorithm m-smoe {DATA}",
-    f"merge --experts 12 --algorithm mergemoe {DATA}",
 ]
 LEAST = 40  # goldens that must have been pruned
+
+
+def merges():
+    """The options of a merge by each algorithm."""
+    schema = json.loads(subprocess.run([BINARY, "schema"], capture_output=True, check=True).stdout)
+    algorithms = schema["$defs"]["merge"]["properties"]["algorithm"]["anyOf"][0]["enum"]
+    return [f"merge --experts 12 --algorithm {name} {DATA}" for name in algorithms]
 
 
 def run(model, out, options):
@@ -59,13 +62,14 @@ def main():
         else:
             refused.append((name, done.stderr.splitlines()[0]))
     pruned = len(cases)
-    for index, options in enumerate(BUILT_IN):
+    built_in = BUILT_IN + merges()
+    for index, options in enumerate(built_in):
         where = out / f"built-in-{index}"
         done = run("golden/models/moe", where, options)
         assert done.returncode == 0, f"{options}\n{done.stderr}"
         cases.append(case(where, "golden/models/moe.tokens.json", options))
     (out.parent / "fewer.json").write_text(json.dumps(cases, indent=1))
-    print(f"{pruned} goldens pruned, {len(BUILT_IN)} results from the built-in MoE; {len(refused)} goldens can't lose an expert:")
+    print(f"{pruned} goldens pruned, {len(built_in)} results from the built-in MoE; {len(refused)} goldens can't lose an expert:")
     print("".join(f"  {name}: {why}\n" for name, why in refused), end="")
     assert pruned >= LEAST, pruned
 
