@@ -26,13 +26,13 @@ pub enum DeviceChoice {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// Not the name of a device.
-    #[error("unknown device {0:?}\n  remedy: give auto, cpu, cuda:0 (or another number) or metal")]
+    #[error("unknown device {0:?}")]
     Unknown(String),
-    /// The program was built without this backend.
-    #[error("this moe-convert was built without {0}\n  remedy: {1}")]
+    /// The program was built without this backend; the second text is the remedy.
+    #[error("this moe-convert was built without {0}")]
     NotBuilt(&'static str, &'static str),
     /// A library that the backend needs is not on this machine.
-    #[error("{device} needs {library}, which can't be loaded here: {reason}\n  remedy: {remedy}")]
+    #[error("{device} needs {library}, which can't be loaded here: {reason}")]
     MissingLibrary {
         /// The device that was asked for.
         device: DeviceChoice,
@@ -44,7 +44,7 @@ pub enum DeviceError {
         remedy: &'static str,
     },
     /// The device exists, but can't run this build's kernels.
-    #[error("{device} can't run a kernel: {reason}\n  remedy: {remedy}")]
+    #[error("{device} can't run a kernel: {reason}")]
     NoKernel {
         /// The device that was asked for.
         device: DeviceChoice,
@@ -54,15 +54,26 @@ pub enum DeviceError {
         remedy: &'static str,
     },
     /// The driver exists, but the device doesn't.
-    #[error(
-        "{device} can't be opened: {reason}\n  remedy: check nvidia-smi, or run with --device cpu"
-    )]
+    #[error("{device} can't be opened: {reason}")]
     Unavailable {
         /// The device that was asked for.
         device: DeviceChoice,
         /// The driver's message.
         reason: String,
     },
+}
+
+impl DeviceError {
+    /// What the user can do.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "give auto, cpu, cuda:0 (or another number) or metal",
+            Self::NotBuilt(_, remedy)
+            | Self::MissingLibrary { remedy, .. }
+            | Self::NoKernel { remedy, .. } => remedy,
+            Self::Unavailable { .. } => "check nvidia-smi, or run with --device cpu",
+        }
+    }
 }
 
 impl fmt::Display for DeviceChoice {
@@ -80,12 +91,13 @@ impl FromStr for DeviceChoice {
     type Err = DeviceError;
 
     fn from_str(text: &str) -> Result<Self, DeviceError> {
-        match text {
+        let name = text.to_ascii_lowercase();
+        match name.as_str() {
             "auto" => Ok(DeviceChoice::Auto),
             "cpu" => Ok(DeviceChoice::Cpu),
             "cuda" => Ok(DeviceChoice::Cuda(0)),
             "metal" => Ok(DeviceChoice::Metal),
-            _ => text
+            _ => name
                 .strip_prefix("cuda:")
                 .and_then(|n| n.parse().ok())
                 .map(DeviceChoice::Cuda)
@@ -277,7 +289,8 @@ fn find_any(machine: &dyn Devices) -> FoundDevice {
         Ok(device) => FoundDevice { device, note: None },
         Err(DeviceError::NotBuilt(..)) => FoundDevice { device: Device::Cpu, note: None },
         Err(error) => {
-            let note = Some(format!("computing on the CPU: {error}"));
+            let remedy = error.remedy();
+            let note = Some(format!("computing on the CPU: {error}\n  remedy: {remedy}"));
             FoundDevice { device: Device::Cpu, note }
         }
     }

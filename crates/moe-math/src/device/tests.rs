@@ -5,8 +5,10 @@ fn names_round_trip_and_nonsense_is_refused() {
     for name in ["auto", "cpu", "cuda:0", "cuda:7", "metal"] {
         assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
     }
+    assert_eq!("CUDA:1".parse(), Ok(DeviceChoice::Cuda(1)));
     for name in ["gpu", "cuda:", "cuda:x", "cuda:-1", ""] {
-        assert!(name.parse::<DeviceChoice>().unwrap_err().to_string().contains("remedy"), "{name}");
+        let error = name.parse::<DeviceChoice>().unwrap_err();
+        assert!(error.remedy().starts_with("give auto, cpu"), "{name}");
     }
 }
 
@@ -81,7 +83,8 @@ fn auto_falls_back_to_the_cpu_and_says_why() {
 fn a_device_that_was_asked_for_fails_with_a_remedy() {
     let error = |cuda, launch| {
         let machine = Pretended { cuda, metal: Err(NOT_BUILT), launch };
-        find(DeviceChoice::Cuda(0), &machine).unwrap_err().to_string()
+        let error = find(DeviceChoice::Cuda(0), &machine).unwrap_err();
+        format!("{error}, remedy: {}", error.remedy())
     };
     for (error, words) in [
         (error(Err(no_driver()), Ok(())), ["libcuda.so.1", "remedy: install it"]),
