@@ -68,6 +68,28 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
     assert_none(&problems);
 }
 
+/// --overwrite is proposed where it replaces the result, and other options where they would make it.
+#[test]
+fn a_result_in_the_way_has_a_remedy_that_works() {
+    const PRUNE: &str = "prune m -o out --experts 3 --criterion random";
+    let sandbox = Sandbox::with_model_and_text();
+    let remedy = |line: &str| {
+        let refused = sandbox.run(&format!("{line} --resume")).exits(2).stderr;
+        refused.split_once("remedy: ").unwrap().1.trim().to_owned()
+    };
+    sandbox.run(PRUNE).succeeds();
+    let seed = format!("{PRUNE} --seed 1");
+    let options = "give --overwrite, another name, or the options that it was made with";
+    assert_eq!(remedy(&seed), options);
+    assert_eq!(remedy(&HEAL.replace("healed", "out")), "give --overwrite, or another name");
+    sandbox.shell("echo >>out/moe-convert.json").succeeds();
+    let edited = remedy(PRUNE);
+    assert!(edited.starts_with("choose another name, or remove the output yourself"), "{edited}");
+    assert!(edited.contains("out/moe-convert.json"), "{edited}");
+    sandbox.run(&format!("{PRUNE} --overwrite")).exits(2);
+    sandbox.shell(&format!("rm -r out && moe-convert {PRUNE}")).succeeds();
+}
+
 /// A full disk or a crash leaves files that belong to no user.
 #[test]
 fn what_is_unedited_or_damaged_is_replaced() {

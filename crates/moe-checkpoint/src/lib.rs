@@ -60,7 +60,7 @@ pub use result::{
     is_run_record,
 };
 pub use safetensors::Dtype;
-pub use saved::{Saved, SavedFolder};
+pub use saved::{BUILD_INPUT, Saved, SavedFolder};
 pub use scratch::Scratch;
 pub use scratch_store::{KeptBytes, ScratchStore};
 pub use seal::Seal;

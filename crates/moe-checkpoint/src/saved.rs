@@ -199,19 +199,37 @@ impl SavedFolder {
         if resume && self.is_used()? {
             let saved = self.key()?;
             if saved != key {
-                let differing = differing(&saved, &key)
-                    .map_or(String::new(), |differing| format!(": {differing}"));
-                let what = "what was saved here is of other options, models or texts, or of another build of this program";
-                let what = format!("{what}{differing}");
-                return Err(Error::new(Kind::Mismatch, what)
-                    .file(self.dir.join(MARK_FILE))
-                    .remedy("give what it began with, or start over without --resume and with --overwrite"));
+                return Err(self.of_another_run(&saved, &key));
             }
         } else {
             self.remove()?;
         }
         Ok(Saved { folder: self, key, resume, opened: OnceLock::new() })
     }
+
+    /// The error if a run of the key `given` finds what one of the key `saved` has left.
+    fn of_another_run(&self, saved: &str, given: &str) -> Error {
+        const ANEW: &str = "start over without --resume and with --overwrite";
+        let (what, remedy) = if is_of_another_build(saved, given) {
+            let what = "what was saved here is of another build of this program";
+            (what.to_owned(), format!("go on with the build that began it, or {ANEW}"))
+        } else {
+            let differing =
+                differing(saved, given).map_or(String::new(), |differing| format!(": {differing}"));
+            let what = "what was saved here is of other options, models or texts, or of another build of this program";
+            (format!("{what}{differing}"), format!("give what it began with, or {ANEW}"))
+        };
+        Error::new(Kind::Mismatch, what).file(self.dir.join(MARK_FILE)).remedy(remedy)
+    }
+}
+
+/// The name of the build among the inputs of a key.
+pub const BUILD_INPUT: &str = "the build of this program";
+
+/// Whether the keys are of two builds, of which options may have other names.
+fn is_of_another_build(saved: &str, given: &str) -> bool {
+    let builds = [saved, given].map(|key| facts(key)?.remove(BUILD_INPUT));
+    builds[1].is_some() && builds[0] != builds[1]
 }
 
 /// Maximum number of differences that are named.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Result, json, read_whole, sha256_bytes, sha256_file,
+    BUILD_INPUT, CONFIG_FILE, Checkpoint, Result, json, read_whole, sha256_bytes, sha256_file,
 };
 use moe_forward::tokenizer_files;
 use moe_math::Compute;
@@ -93,7 +93,7 @@ pub(crate) fn of_training<'a>(
     let options = own.as_object().into_iter().flatten();
     facts.extend(options.map(|(name, value)| (format!("--{name}"), value.clone())));
     let names = [
-        ("build", "the build of this program"),
+        ("build", BUILD_INPUT),
         ("dtype", "--dtype"),
         ("router_dtype", "--router-dtype"),
         ("device", "the kind of device"),

@@ -86,7 +86,7 @@ pub use report::{report, write_report};
 pub use resources::{
     ByteSize, begin_step, memory_bytes, peak_memory_bytes, process_peak_memory_bytes,
 };
-pub use reuse::{FoundResult, find_result, has_result, other_work};
+pub use reuse::{Difference, FoundResult, find_result, has_result, other_work};
 pub use selftest::{Check, UNCHECKED, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};

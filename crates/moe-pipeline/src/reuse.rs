@@ -29,11 +29,30 @@ use crate::writing::WritingOptions;
 pub enum FoundResult {
     /// No result that a run has finished.
     Nothing,
-    /// Another result; the text says how it differs, in words that follow "it".
-    Other(String),
+    /// Another result.
+    Other(Difference),
     /// The finished result of the same passes with the same options on the same bytes, written in
     /// the same way by the same build.
     Same,
+}
+
+/// How a result differs from the wanted one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// In words that follow "it".
+    pub how: String,
+    /// What to give instead, with which it would be the wanted one; None where nothing makes it so.
+    pub instead: Option<&'static str>,
+}
+
+impl Difference {
+    fn new(how: impl Into<String>) -> Self {
+        Self { how: how.into(), instead: None }
+    }
+
+    fn with(how: impl Into<String>, instead: &'static str) -> Self {
+        Self { how: how.into(), instead: Some(instead) }
+    }
 }
 
 /// Whether `output` is the result of `passes` on `input`.
@@ -59,16 +78,15 @@ pub fn has_result(output: &Path) -> bool {
 ///
 /// # Errors
 /// Errors of reading the receipt.
-pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<String>> {
+pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<Difference>> {
     Ok(match ReceiptFile::read(output)? {
         ReceiptFile::Read(receipt) => differing_work(&receipt, passes),
         ReceiptFile::Other { format, .. } => Some(other_format(format)),
     })
 }
 
-/// The manifest of a finished result, or how it differs from the wanted one in words that follow
-/// "it".
-type Finished = Result<Manifest, String>;
+/// The manifest of a finished result, or how it differs from the wanted one.
+type Finished = Result<Manifest, Difference>;
 
 impl Run<'_> {
     /// Whether its result lies at the output already.
@@ -109,15 +127,15 @@ impl Run<'_> {
         };
         Ok(Some(match differs {
             Some(how) => Err(how),
-            None => unchanged(dir).ok_or_else(|| "was changed since it was made".to_owned()),
+            None => unchanged(dir).ok_or_else(|| Difference::new("was changed since it was made")),
         }))
     }
 
     /// How the result of the receipt `found` differs from the one that this run would write; None
     /// where it doesn't.
-    fn difference(&mut self, found: &Receipt, resume: bool) -> Result<Option<String>> {
+    fn difference(&mut self, found: &Receipt, resume: bool) -> Result<Option<Difference>> {
         if !has_plans(found, self.passes()) {
-            return Ok(Some("has no such plan beside it".to_owned()));
+            return Ok(Some(Difference::new("has no such plan beside it")));
         }
         if let Some(how) = differing_work(found, self.passes()) {
             return Ok(Some(how));
@@ -148,17 +166,19 @@ fn unchanged(dir: &Path) -> Option<Manifest> {
 }
 
 /// The difference of a result whose receipt can't be compared.
-fn other_format(format: u64) -> String {
-    format!("has a receipt of {} format, of another build of moe-convert", age(format))
+fn other_format(format: u64) -> Difference {
+    let age = age(format);
+    Difference::new(format!("has a receipt of {age} format, of another build of moe-convert"))
 }
 
 /// How the work in the receipt `found` differs from `passes`; None where it doesn't.
-fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<String> {
+fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<Difference> {
     let found = work(found);
     let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name(), pass.options())).collect();
     let names = |work: &[Work]| work.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" → ");
     if names(&found) != names(&wanted) {
-        return Some(format!("was made by {}, not by {}", names(&found), names(&wanted)));
+        let how = format!("was made by {}, not by {}", names(&found), names(&wanted));
+        return Some(Difference::new(how));
     }
     let options =
         found.iter().zip(&wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
@@ -166,37 +186,41 @@ fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<String> {
 }
 
 /// The difference where these `options` have other values; None where there are none.
-fn other_options(options: Vec<String>) -> Option<String> {
-    (!options.is_empty()).then(|| format!("was made with other options ({})", options.join(", ")))
+fn other_options(options: Vec<String>) -> Option<Difference> {
+    let how = || format!("was made with other options ({})", options.join(", "));
+    let instead = "the options that it was made with";
+    (!options.is_empty()).then(|| Difference::with(how(), instead))
 }
 
 /// How a result of the same work differs from the wanted one. A training that was resumed with
 /// other settings counts as different, unless `resume` is set.
-fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<String>> {
+fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<Difference>> {
     let options = other_settings(found, wanted)?;
     let went_on = found.training.as_ref().is_some_and(|training| !training.settings.is_empty());
     // The number of copied tensors is known only once experts are chosen, which isn't repeated
     // here.
     let other_size = found.result.parameters != wanted.result.parameters;
     Ok(if found.tool != wanted.tool {
-        Some("was made by another build of moe-convert".to_owned())
+        Some(Difference::new("was made by another build of moe-convert"))
     } else if options.is_some() {
         options
     } else if !resume && went_on {
         // A training that was resumed with other settings is finished for a run that may resume it,
         // but its result isn't the one of these options.
-        Some("comes of a training that went on with other settings".to_owned())
+        Some(Difference::new("comes of a training that went on with other settings"))
     } else if found.texts != wanted.texts {
-        Some("was made with other text, or with text that has changed".to_owned())
+        let how = "was made with other text, or with text that has changed";
+        Some(Difference::with(how, "the text that it was made with"))
     } else if read(found) != read(wanted) || other_size {
-        Some("was made of another checkpoint, or of one that has changed".to_owned())
+        let how = "was made of another checkpoint, or of one that has changed";
+        Some(Difference::with(how, "the checkpoint that it was made of"))
     } else {
         None
     })
 }
 
 /// The difference where a result was computed or written with other options.
-fn other_settings(found: &Receipt, wanted: &Receipt) -> Result<Option<String>> {
+fn other_settings(found: &Receipt, wanted: &Receipt) -> Result<Option<Difference>> {
     let computed = [
         ("dtype", found.dtype != wanted.dtype),
         ("router-dtype", found.router_dtype != wanted.router_dtype),

@@ -126,6 +126,26 @@ fn differences_from_another_run_are_named() {
     assert_eq!(said("hash"), "");
 }
 
+/// Options of another build may have other names, so that they can't be given.
+#[test]
+fn another_build_is_named_and_not_its_options() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("saved");
+    let key = |build: &str, option: &str| {
+        format!("{build}{option}\n{{\"--{option}\": 1, \"{BUILD_INPUT}\": \"{build}\"}}")
+    };
+    let saved = folder(&dir).open(key("a", "from"), false).unwrap();
+    saved.put("one", &[1]).unwrap();
+    let refused = |key: String| folder(&dir).open(key, true).unwrap_err().to_string();
+    let other = refused(key("b", "original"));
+    assert!(
+        other.contains("of another build") && other.contains("the build that began it"),
+        "{other}"
+    );
+    assert!(!other.contains("--from"), "{other}");
+    assert!(refused(key("a", "original")).contains("--from is missing; --original is new"));
+}
+
 #[test]
 fn files_of_others_are_never_removed() {
     let parent = tempfile::tempdir().unwrap();

@@ -108,7 +108,7 @@ fn nothing_is_planned_twice() {
     let replaced = |mut run: Run<'_>| {
         let found = run.find().unwrap();
         assert!(
-            matches!(&found, FoundResult::Other(how) if how.contains("other text")),
+            matches!(&found, FoundResult::Other(found) if found.how.contains("other text")),
             "{found:?}"
         );
         assert!(!run.copy_finished(&place.path("a")).unwrap());

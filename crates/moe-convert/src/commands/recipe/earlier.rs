@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::{Error, Result, Snapshot, shown_path};
 use moe_passes::Pass;
 use moe_pipeline::{
-    FoundResult, Recipe, Step, StepKind, check_observe, check_output, find_result, has_result,
-    has_statistics, is_observed, other_work,
+    Difference, FoundResult, Recipe, Step, StepKind, check_observe, check_output, find_result,
+    has_result, has_statistics, is_observed, other_work,
 };
 
 use super::How;
@@ -21,14 +21,14 @@ enum Fate {
     Kept(Snapshot),
     /// It was made by other work than the step's; the text says how it differs, where that is
     /// known.
-    Other(Option<String>),
+    Other(Option<Difference>),
     /// The step makes it, since no finished result lies there.
     Made,
     /// Whether it is kept depends on a result that an earlier step hasn't made yet.
     Open,
 }
 
-impl Session<'_> {
+impl Session {
     /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor
     /// to be replaced. Outputs that an earlier step makes are checked when their step runs. Returns
     /// the steps that are finished, with a snapshot of the files that prove it: while these don't
@@ -128,7 +128,7 @@ impl Session<'_> {
                 let options = self.convert_options(*overwrite, how.resume, *writing);
                 match find_result(&passes, &step.model, output, &options) {
                     Ok(FoundResult::Same) => Fate::Kept(files),
-                    Ok(FoundResult::Other(how)) => Fate::Other(Some(how)),
+                    Ok(FoundResult::Other(found)) => Fate::Other(Some(found)),
                     Ok(FoundResult::Nothing) | Err(_) => Fate::Made,
                 }
             }
@@ -151,8 +151,8 @@ fn in_the_way(step: &Step, fate: Option<&Fate>, refusal: Error) -> Option<Error>
         Some(Fate::Kept(_)) => None,
         // An input that was removed to save space may be made again unchanged.
         Some(Fate::Open) if !overwrites(step) => None,
-        Some(Fate::Other(Some(how))) if !overwrites(step) => {
-            Some(other_result(how, step.writes()[0]))
+        Some(Fate::Other(Some(found))) if !overwrites(step) => {
+            Some(other_result(found, step.writes()[0]))
         }
         _ => Some(refusal),
     }
@@ -179,7 +179,7 @@ fn has_finished(step: &Step) -> bool {
 
 /// How the work that made the result at the output of `step` differs in passes or options from the
 /// step's; None if it doesn't.
-fn other_work_of(step: &Step) -> Option<String> {
+fn other_work_of(step: &Step) -> Option<Difference> {
     let StepKind::Convert { passes, output, .. } = &step.kind else { return None };
     let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
     other_work(&passes, output).unwrap_or_default()
