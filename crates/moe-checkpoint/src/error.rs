@@ -81,8 +81,12 @@ impl Error {
             io::ErrorKind::PermissionDenied => Some("check the permissions of this path"),
             io::ErrorKind::ReadOnlyFilesystem => Some("choose an output on a writable disk"),
             io::ErrorKind::NotFound => Some("check the path"),
-            io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
-                Some("give a file where a file is wanted")
+            io::ErrorKind::IsADirectory => Some("give a file: this is a directory"),
+            io::ErrorKind::NotADirectory => {
+                Some("give another path: something in this one is a file, not a directory")
+            }
+            io::ErrorKind::AlreadyExists => {
+                Some("give another path, or move away what has this name")
             }
             io::ErrorKind::InvalidData => Some("this is not UTF-8 text: convert it first"),
             io::ErrorKind::UnexpectedEof => Some("download or copy the file again"),

@@ -5,6 +5,7 @@ mod model;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use clap::{Args, Command};
 use moe_checkpoint::{Error, Kind, Result, TemporaryDir};
 use moe_math::Compute;
 use moe_math::meter::Meter;
@@ -20,6 +21,7 @@ use crate::options::ConvertOptions;
 use crate::peaks::{self, Peaks};
 use crate::progress::{Progress, Quiet, Stage, Unit};
 use crate::resources::ByteSize;
+use crate::spelling::{folded, has};
 
 /// What is measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -111,7 +113,7 @@ pub fn bench(
     let peaks = Peaks::measure(&run.compute)
         .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
     let BenchOptions { like, layers, data_tokens: tokens, .. } = options;
-    let (like, bytes) = (like.clone(), proportions.bytes(*layers));
+    let (like, bytes) = (folded(like), proportions.bytes(*layers));
     progress.note(&format!("a random model of {layers} layers like {like}: {}", ByteSize(bytes)));
     proportions.write(*layers, &dir.path().join(MODEL))?;
     let layers = [*layers, proportions.layers];
@@ -176,7 +178,8 @@ impl<'a> Bench<'a> {
         progress.stage("passes", passes.len() as u64, Unit::Parts);
         let mut benched = Vec::new();
         for pass in passes {
-            benched.push(self.run(pass.as_ref())?);
+            let done = self.run(pass.as_ref());
+            benched.push(done.map_err(|error| of_benchmark(error, pass.as_ref()))?);
             progress.advance(1);
         }
         Ok(benched)
@@ -238,18 +241,34 @@ fn planned(
     write_text(&dir.join(TEXT), options)?;
     proportions.write_headers(options.layers, &model)?;
     for pass in &passes {
-        plan(&[pass.as_ref()], 1, false, &model, &dir.join(OUTPUT), run).map_err(|error| {
-            error.within(&format!("the benchmark of {}", pass.name())).reworded(in_options)
-        })?;
+        plan(&[pass.as_ref()], 1, false, &model, &dir.join(OUTPUT), run)
+            .map_err(|error| of_benchmark(error, pass.as_ref()))?;
     }
     std::fs::remove_dir_all(&model)
         .map_err(|e| Error::io("cannot remove this directory", &model, e))?;
     Ok(passes)
 }
 
-/// `text` about a pass, with the names that the benchmark's options have.
-fn in_options(text: &str) -> String {
-    text.replace("give more --data, raise", "raise")
+/// `error` of `pass`, with a remedy that the benchmark has the options for.
+fn of_benchmark(error: Error, pass: &dyn Pass) -> Error {
+    let error = error
+        .within(&format!("the benchmark of {}", pass.name()))
+        .reworded(|text| text.replace("give more --data, raise", "raise"));
+    match error.named_remedy().is_none_or(names_own_options) {
+        true => error,
+        false => error.better_remedy("raise --data-tokens, or choose other --passes"),
+    }
+}
+
+/// Whether all options in `text` are the benchmark's or common ones.
+fn names_own_options(text: &str) -> bool {
+    const COMMON: [&str; 5] = ["memory-budget", "device-memory", "threads", "device", "dtype"];
+    let bench = BenchOptions::augment_args(Command::new("bench"));
+    let is_of_name = |c: char| c.is_ascii_lowercase() || c == '-';
+    let names = text.split("--").skip(1);
+    names
+        .map(|rest| rest.split(|c| !is_of_name(c)).next().unwrap_or_default())
+        .all(|name| COMMON.contains(&name) || has(&bench, name))
 }
 
 /// The pass `name`, with the text in `dir` as its data.
@@ -281,7 +300,7 @@ fn metered(run: &ConvertOptions, meter: Meter) -> ConvertOptions {
 
 /// The pass `name`, and the options that its benchmark gives it.
 fn benchmarked(name: &str) -> Result<(&'static PassInfo, Benchmark)> {
-    let found = PassInfo::named(name).and_then(|info| Some((info, info.benchmark?)));
+    let found = PassInfo::named(&folded(name)).and_then(|info| Some((info, info.benchmark?)));
     found.ok_or_else(|| {
         let known = PASSES.into_iter().filter(|info| info.benchmark.is_some());
         let known: Vec<&str> = known.map(|info| info.name).collect();

@@ -13,6 +13,8 @@ use moe_math::sampling::{generator, normal};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::spelling::folded;
+
 /// Number of random values that all weights are taken from, each run from its own place.
 const VALUES: usize = 1 << 22;
 /// After this many values, a weight continues at another place among the values.
@@ -48,7 +50,8 @@ impl Proportions {
     /// # Errors
     /// [`Kind::Usage`] for any other name.
     pub fn of(name: &str) -> Result<Self> {
-        let Some((_, text)) = MODELS.iter().find(|(model, _)| *model == name) else {
+        let folded = folded(name);
+        let Some((_, text)) = MODELS.iter().find(|(model, _)| *model == folded) else {
             let names: Vec<_> = MODELS.iter().map(|(model, _)| *model).collect();
             return Err(Error::new(Kind::Usage, format!("no built-in model is called {name:?}"))
                 .remedy(format!("give one of {}", names.join(", "))));
