@@ -8,6 +8,7 @@ use moe_forward::{DomainReport, EvalReport};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::resources::ByteSize;
+use crate::spelling::{folded, of_percentage};
 
 /// Limits; a measurement that is no number keeps none.
 #[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
@@ -137,8 +138,11 @@ impl FromStr for DomainGate {
         let parts = || {
             let (gate, limit) = text.rsplit_once('=')?;
             let (label, gate) = gate.rsplit_once(':')?;
+            let gate = folded(gate);
             let figure = Figure::ALL.into_iter().find(|figure| figure.gate() == gate)?;
-            Some(Self { label: label.to_owned(), figure, limit: limit.parse().ok()? })
+            let share = of_percentage(limit).filter(|_| figure == Figure::Agreement);
+            let limit = share.or_else(|| limit.parse().ok())?;
+            Some(Self { label: label.to_owned(), figure, limit })
         };
         let gate = parts().ok_or_else(|| {
             Error::new(Kind::Usage, format!("{text:?} is not a gate of a label")).remedy(

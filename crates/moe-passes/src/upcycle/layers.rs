@@ -57,10 +57,11 @@ impl FromStr for LayerChoice {
                 .remedy("give all, every:2 or a list such as 0,4-7")
         };
         let number = |text: &str| text.trim().parse::<usize>().map_err(|_| bad());
-        if text == "all" {
+        let word = text.to_ascii_lowercase();
+        if word == "all" {
             return Ok(Self::All);
         }
-        if let Some(n) = text.strip_prefix("every:") {
+        if let Some(n) = word.strip_prefix("every:") {
             return number(n)?.checked_sub(1).map(|n| Self::Every(n + 1)).ok_or_else(bad);
         }
         let range = |part: &str| match part.split_once('-') {
@@ -117,6 +118,7 @@ mod tests {
         };
         assert_eq!(chosen("all", 3), [0, 1, 2]);
         assert_eq!(chosen("every:2", 5), [1, 3]);
+        assert_eq!((chosen("ALL", 2), chosen("EVERY:2", 5)), (vec![0, 1], vec![1, 3]));
         assert_eq!(chosen("every:1", 2), [0, 1]);
         assert_eq!(chosen("0, 2-3", 5), [0, 2, 3]);
         for bad in ["", "every:0", "every:", "3-1", "a", "-1", "1,,2"] {

@@ -38,7 +38,7 @@ fn limits_hold_overall_and_by_label() {
         max_kl: Some(0.2),
         min_agreement: Some(0.86),
         domain: vec![
-            gate("code:max-kl=0.25"),
+            gate("code:MAX_KL=0.25"),
             gate("text:max-kl=0.25"),
             gate("code:max-loss-increase=0.1"),
         ],
