@@ -64,7 +64,7 @@ fn a_scheduler_is_told_the_same() {
 fn a_stopped_recipe_leaves_a_report() {
     let sandbox = Sandbox::new();
     sandbox.write("r.toml", RECIPE);
-    stopped(&sandbox, "run r.toml --junit r.xml", "INT").exits(130);
+    stopped(&sandbox, "run r.toml --junit r.xml --json", "INT").exits(130);
     let xml = String::from_utf8(sandbox.read("r.xml")).unwrap();
     for part in [
         "tests=\"3\" failures=\"0\" errors=\"1\" skipped=\"1\"",
@@ -73,4 +73,16 @@ fn a_stopped_recipe_leaves_a_report() {
     ] {
         assert!(xml.contains(part), "{part}: {xml}");
     }
+    let said = String::from_utf8(sandbox.read("said")).unwrap();
+    sandbox.shell(said.lines().last().unwrap().trim()).succeeds();
+}
+
+#[test]
+fn a_stop_is_an_object_for_machines() {
+    let sandbox = Sandbox::new();
+    let outcome = stopped(&sandbox, &format!("{QUANTIZE} --json"), "INT").exits(130);
+    let error = outcome.json()["error"].take();
+    assert_eq!((&error["kind"], &error["what"]), (&"stopped".into(), &"stopped by Ctrl-C".into()));
+    let remedy = error["remedy"].as_str().unwrap();
+    assert!(remedy.starts_with("to run it again: ") && remedy.ends_with("--resume"), "{error}");
 }

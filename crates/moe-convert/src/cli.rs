@@ -42,7 +42,7 @@ impl Cli {
         arguments: impl IntoIterator<Item = T>,
     ) -> Result<Self, Refusal> {
         let words: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-        let mut program = taking_negatives(Self::command());
+        let mut program = lenient(Self::command());
         // Words are respelled by the options of a command, which has the common ones once it is
         // built.
         program.build();
@@ -63,24 +63,33 @@ pub fn as_text(words: impl IntoIterator<Item = OsString>) -> Vec<String> {
     words.into_iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
-/// Whether one of `words` is the switch `option`, in any spelling that the command line takes.
-pub fn has_option(words: &[String], option: &str) -> bool {
-    words.iter().any(|word| folded(word) == option)
+/// The first of `words` that is `option`, in any spelling that the command line takes, with a value
+/// behind `=` or without.
+pub fn place_of(words: &[String], option: &str) -> Option<usize> {
+    let name = |word: &String| folded(word.split('=').next().unwrap_or_default());
+    words[..end_of_options(words)].iter().position(|word| name(word) == option)
 }
 
-/// `command`, where options with values accept negative numbers: the option says better than clap
-/// that a number is wrong, since clap takes it for an unknown option.
-fn taking_negatives(command: clap::Command) -> clap::Command {
+/// The number of `words` before `--`, behind which no option is read.
+pub fn end_of_options(words: &[String]) -> usize {
+    words.iter().position(|word| word == "--").unwrap_or(words.len())
+}
+
+/// `command`, where options with values accept negative numbers, and words behind no option may be
+/// in another case. The option says better than clap that a number is wrong, since clap takes it
+/// for an unknown option.
+fn lenient(command: clap::Command) -> clap::Command {
     let of_arg = |arg: clap::Arg| {
         let is_size = arg.get_value_parser().type_id() == std::any::TypeId::of::<ByteSize>();
-        match arg.is_positional() || !arg.get_action().takes_values() {
-            true => arg,
+        match arg.get_action().takes_values() {
+            true if arg.is_positional() => arg.ignore_case(true),
             // A size has a unit, so that clap doesn't see a number.
-            false if is_size => arg.allow_hyphen_values(true),
-            false => arg.allow_negative_numbers(true),
+            true if is_size => arg.allow_hyphen_values(true),
+            true => arg.allow_negative_numbers(true),
+            false => arg,
         }
     };
-    command.mut_args(of_arg).mut_subcommands(taking_negatives)
+    command.mut_args(of_arg).mut_subcommands(lenient)
 }
 
 /// The command that `arguments` call; None where they call none. They begin with the program's

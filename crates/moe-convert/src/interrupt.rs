@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use libc::c_int;
-use moe_checkpoint::{remove_unfinished, shell_word};
+use moe_checkpoint::{Error, Kind, remove_unfinished, shell_word};
 use moe_passes::PassInfo;
 use signal_hook::consts::signal::{
     SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2,
@@ -19,7 +19,8 @@ use signal_hook::iterator::exfiltrator::origin::Origin;
 use signal_hook::low_level::{exit, signal_name};
 
 use crate::bar::{say, say_last};
-use crate::cli::{as_text, called, has_option};
+use crate::cli::{as_text, called, end_of_options, place_of};
+use crate::stdout::print_error;
 
 /// Signals that would end the program at once. Not in the list: SIGSEGV, SIGBUS, SIGFPE and SIGILL,
 /// after which memory can't be trusted for cleaning up; and SIGPIPE, which Rust ignores, so that a
@@ -50,11 +51,15 @@ pub fn listen() {
         STOPPING.store(true, Relaxed);
         let arguments = as_text(std::env::args_os());
         let cleared = remove_unfinished();
+        let way_on = way_on(&arguments);
         // A bar may stand in this line.
-        let mut said =
-            format!("\nstopped by {}: {}", described(origin.signal), how_to_go_on(&arguments));
+        let mut said = format!("\n{}", stopped(origin.signal, way_on.as_ref()));
         said.extend(cleared.err().map(|error| format!("\nerror: {error}")));
-        say_soon(said);
+        soon(move || say_last(&said));
+        if place_of(&arguments, "--json").is_some() {
+            let error = stopped_error(origin.signal, way_on.as_ref());
+            soon(move || print_error(&error));
+        }
         // Threads that hadn't noticed may have written something again. An error was reported
         // before.
         let _ = remove_unfinished();
@@ -64,12 +69,13 @@ pub fn listen() {
     });
 }
 
-/// Writes `text` if it is read: a terminal stopped by Ctrl-S or a full pipe would block forever.
-fn say_soon(text: String) {
+/// Lets `write` write what it has to say, if that is read: a terminal stopped by Ctrl-S or a full
+/// pipe would block forever.
+fn soon(write: impl FnOnce() + Send + 'static) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let (done, is_done) = mpsc::channel();
     let speaker = std::thread::Builder::new().spawn(move || {
-        say_last(&text);
+        write();
         let _ = done.send(());
     });
     if speaker.is_ok() {
@@ -138,53 +144,118 @@ pub fn clear_away() {
     }
 }
 
-/// The message that says how to go on, or how to run again where nothing is saved.
-fn how_to_go_on(arguments: &[String]) -> String {
+/// What to run after a stop.
+struct WayOn {
+    /// The command does this.
+    aim: &'static str,
+    command: String,
+}
+
+/// The command that goes on after the one of `arguments` was stopped, or that runs it again where
+/// nothing is saved; None where it has changed nothing.
+fn way_on(arguments: &[String]) -> Option<WayOn> {
     let resumes =
         |command: &clap::Command| command.get_arguments().any(|option| option.get_id() == "resume");
-    let Some(command) = called(arguments).filter(resumes) else {
-        return "nothing was changed".to_owned();
-    };
-    if has_option(arguments, "--dry-run") {
-        return "nothing was changed".to_owned();
+    let command = called(arguments).filter(resumes)?;
+    let is_given = |option: &str| place_of(arguments, option).is_some();
+    if is_given("--dry-run") {
+        return None;
     }
     // Trainings are saved, and finished steps of a recipe are kept.
     let saves = PassInfo::named(command.get_name())
         .map_or(command.get_name() == "run", |info| info.resumes_midway);
     let aim = if saves { "go on" } else { "run it again" };
-    let given = has_option(arguments, "--resume");
-    let resume = (!given).then(|| "--resume".to_owned());
-    let words = arguments.iter().map(|text| shell_word(text)).chain(resume);
-    format!("no result was left half-written; to {aim}:\n  {}", words.collect::<Vec<_>>().join(" "))
+    let mut words: Vec<String> = arguments.iter().map(|text| shell_word(text)).collect();
+    let mut added = Vec::new();
+    match place_of(arguments, "--fresh") {
+        // It would repeat the steps that are finished.
+        Some(at) => words[at] = "--resume".to_owned(),
+        None if !is_given("--resume") => added.push("--resume".to_owned()),
+        None => {}
+    }
+    // The stopped run may have written these files already.
+    let writes_beside = ["--junit", "--plan-out"].into_iter().any(is_given);
+    if writes_beside && !is_given("--overwrite") {
+        added.push("--overwrite".to_owned());
+    }
+    let end = end_of_options(arguments);
+    words.splice(end..end, added);
+    Some(WayOn { aim, command: words.join(" ") })
+}
+
+/// The message about a stop by `signal`.
+fn stopped(signal: c_int, way_on: Option<&WayOn>) -> String {
+    let by = described(signal);
+    match way_on {
+        Some(WayOn { aim, command }) => {
+            format!("stopped by {by}: no result was left half-written; to {aim}:\n  {command}")
+        }
+        None => format!("stopped by {by}: nothing was changed"),
+    }
+}
+
+/// The same as an error, for readers of JSON.
+fn stopped_error(signal: c_int, way_on: Option<&WayOn>) -> Error {
+    let error = Error::new(Kind::Stopped, format!("stopped by {}", described(signal)));
+    match way_on {
+        Some(WayOn { aim, command }) => error.remedy(format!("to {aim}: {command}")),
+        None => error.remedy("nothing was changed: run it again"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
 
-    fn said(line: &str) -> String {
-        how_to_go_on(&line.split(' ').map(str::to_owned).collect::<Vec<_>>())
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
     }
 
     #[test]
-    fn what_can_go_on_says_how() {
-        let training = said("moe-convert heal a -o b --data t");
-        assert!(
-            training.ends_with("to go on:\n  moe-convert heal a -o b --data t --resume"),
-            "{training}"
-        );
-        assert!(said("moe-convert merge a -o b --keep 0.5").contains("to run it again:\n"));
-        assert!(
-            said("moe-convert prune a -o it's --keep 0.5")
-                .ends_with(r"moe-convert prune a -o 'it'\''s' --keep 0.5 --resume")
-        );
-        assert!(
-            said("moe-convert --quiet run r.toml --resume")
-                .ends_with("  moe-convert --quiet run r.toml --resume")
-        );
-        assert_eq!(said("moe-convert eval a --data t"), "nothing was changed");
-        assert_eq!(said("moe-convert heal a -o b --data t --dry-run"), "nothing was changed");
-        assert_eq!(said("moe-convert heal a -o b --data t --dry_run"), "nothing was changed");
-        assert!(said("moe-convert heal a -o b --data t --Resume").ends_with(" --data t --Resume"));
+    fn what_can_go_on_says_how_in_words_that_parse() {
+        for (given, added) in [
+            ("heal a -o b --data t", "go on: heal a -o b --data t --resume"),
+            ("merge a -o b --keep 0.5", "run it again: merge a -o b --keep 0.5 --resume"),
+            ("--quiet run r.toml --resume", "go on: --quiet run r.toml --resume"),
+            ("heal a -o b --data t --Resume", "go on: heal a -o b --data t --Resume"),
+            ("run r.toml --fresh", "go on: run r.toml --resume"),
+            ("run r.toml --FRESH --quiet", "go on: run r.toml --resume --quiet"),
+            ("run r.toml --junit j.xml", "go on: run r.toml --junit j.xml --resume --overwrite"),
+            (
+                "run --junit=j.xml --overwrite r.toml --fresh",
+                "go on: run --junit=j.xml --overwrite r.toml --resume",
+            ),
+            (
+                "prune a -o b --keep 0.5 --plan_out=p.json",
+                "run it again: prune a -o b --keep 0.5 --plan_out=p.json --resume --overwrite",
+            ),
+            ("heal -o zz --data t -- a", "go on: heal -o zz --data t --resume -- a"),
+            ("run --set a=b -- --resume", "go on: run --set a=b --resume -- --resume"),
+        ] {
+            let given = words(&format!("moe-convert {given}"));
+            assert!(Cli::read(&given).is_ok(), "{given:?}");
+            let WayOn { aim, command } = way_on(&given).unwrap();
+            assert_eq!(format!("{aim}: {command}"), added.replacen(": ", ": moe-convert ", 1));
+            assert!(Cli::read(words(&command)).is_ok(), "{command}");
+        }
+        let odd = words(r"moe-convert prune a -o it's --keep 0.5");
+        let command = way_on(&odd).unwrap().command;
+        assert_eq!(command, r"moe-convert prune a -o 'it'\''s' --keep 0.5 --resume");
+    }
+
+    #[test]
+    fn what_changes_nothing_says_so() {
+        for line in [
+            "eval a --data t",
+            "heal a -o b --data t --dry-run",
+            "heal a -o b --data t --dry_run",
+            "observe a -o s --data t",
+        ] {
+            assert!(way_on(&words(&format!("moe-convert {line}"))).is_none(), "{line}");
+        }
+        let error = stopped_error(SIGINT, None);
+        assert_eq!((error.kind(), error.what()), (Kind::Stopped, "stopped by Ctrl-C"));
+        assert_eq!(stopped(SIGTERM, None), "stopped by SIGTERM: nothing was changed");
     }
 }
