@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, Command};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_pipeline::spelling::{self, Spelled};
 
@@ -14,14 +14,14 @@ pub struct Respelled {
     pub words: Vec<OsString>,
     pub notes: BTreeSet<String>,
     /// The options that were given, each with the name that it was given by.
-    given: BTreeMap<String, String>,
+    pub given: BTreeMap<String, String>,
 }
 
 /// Replaces other names of options of `command` in `words` by their names here, and values by the
 /// spelling that options accept.
 ///
 /// # Errors
-/// If an option that takes one value is given by two names.
+/// If an option is given by two names.
 pub fn respell(words: Vec<OsString>, command: &Command) -> Result<Respelled> {
     let mut respelled = Respelled::default();
     let mut words = words.into_iter();
@@ -59,7 +59,7 @@ impl<'a> Written<'a> {
         };
         let spelled = spelling::option(name, command);
         let now = spelled.as_ref().map_or(name, |spelled| &spelled.option);
-        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(now))?;
+        let arg = spelling::arg_named(command, now)?;
         Some(Self { name: name.to_owned(), value, spelled, arg })
     }
 
@@ -115,17 +115,14 @@ impl Respelled {
         Ok(())
     }
 
-    /// Refuses a second name for an option, unless it may be given several times.
+    /// Refuses a second name for an option.
     fn check_one(&mut self, written: &Written<'_>) -> Result<()> {
-        let now = written.now();
+        let now = written.arg.get_long().unwrap_or_default();
         let earlier = self.given.insert(now.to_owned(), written.name.clone());
-        match earlier.filter(|earlier| *earlier != written.name) {
-            Some(earlier) if !matches!(written.arg.get_action(), ArgAction::Append) => {
-                let [one, other] = [&earlier, &written.name];
-                let what = format!("--{one} and --{other} are one option, and both are given");
-                Err(Error::new(Kind::Usage, what).remedy(format!("give --{now} alone, once")))
-            }
-            _ => Ok(()),
-        }
+        let other = &written.name;
+        let is_another = |earlier: &String| spelling::folded(earlier) != spelling::folded(other);
+        let Some(one) = earlier.filter(is_another) else { return Ok(()) };
+        let what = format!("--{one} and --{other} are one option, and both are given");
+        Err(Error::new(Kind::Usage, what).remedy(format!("give --{now} alone")))
     }
 }

@@ -30,7 +30,11 @@ impl Spelled {
 
     /// The option's value for `value`, which was written behind the other name.
     pub fn value(&self, value: &str) -> String {
-        if self.in_scheme { format!("w{value}a16") } else { value.to_owned() }
+        let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+        match self.in_scheme && is_number {
+            true => format!("w{value}a16"),
+            false => value.to_owned(),
+        }
     }
 }
 
@@ -62,6 +66,26 @@ fn alias(name: &str, command: &Command) -> Option<&'static Alias> {
     rows.find(|alias| has(command, alias.option))
 }
 
+/// Another name of an option.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherName {
+    /// The name, without leading hyphens.
+    pub name: &'static str,
+    /// The option, likewise.
+    pub option: &'static str,
+    /// Whether the option had this name in an earlier version.
+    pub is_earlier: bool,
+}
+
+/// All other names that `command` takes.
+pub fn other_names(command: &Command) -> impl Iterator<Item = OtherName> {
+    let earlier = earlier::names_of(command.get_name());
+    let earlier = earlier.map(|(name, option)| OtherName { name, option, is_earlier: true });
+    let others = aliases::names_of(command.get_name());
+    let others = others.map(|(name, option)| OtherName { name, option, is_earlier: false });
+    earlier.chain(others).filter(|other| has(command, other.option))
+}
+
 /// The options that `written` may stand for, in any command.
 pub(crate) fn possible_options(written: &str) -> impl Iterator<Item = String> {
     let name = folded(written);
@@ -77,7 +101,7 @@ pub fn value(text: &str, arg: &Arg) -> Option<String> {
     }
     let words = arg.get_possible_values();
     let spelled = match arg.get_value_delimiter() {
-        _ if words.is_empty() => return share(text, arg),
+        _ if words.is_empty() => return unlisted(text, arg),
         Some(delimiter) => {
             let each: Vec<String> = text.split(delimiter).map(|one| word(one, &words)).collect();
             each.join(&delimiter.to_string())
@@ -94,13 +118,25 @@ fn word(text: &str, words: &[PossibleValue]) -> String {
     found.map_or(text, PossibleValue::get_name).to_owned()
 }
 
-/// A share given as a percentage, as a number.
-fn share(text: &str, arg: &Arg) -> Option<String> {
-    let is_share = arg.get_value_names().is_some_and(|names| names == ["SHARE"]);
-    let number = text.trim().strip_suffix('%').filter(|_| is_share)?.trim_end();
+/// The same for an option without a list of words: a share may be a percentage, and a family is
+/// written as transformers writes its model_type.
+fn unlisted(text: &str, arg: &Arg) -> Option<String> {
+    let names = arg.get_value_names().unwrap_or_default();
+    match names.first()?.as_str() {
+        "SHARE" => of_percentage(text).map(|share| share.to_string()),
+        "FAMILY" => Some(text.to_ascii_lowercase().replace('-', "_")).filter(|now| now != text),
+        _ => None,
+    }
+}
+
+/// The share that `text` gives in per cent; None if it isn't one.
+pub(crate) fn of_percentage(text: &str) -> Option<f64> {
+    let number = text.trim().strip_suffix('%')?.trim_end().to_ascii_lowercase();
+    let (digits, exponent) = number.split_once('e').unwrap_or((&number, "0"));
+    let exponent = exponent.parse::<i32>().ok()?.checked_sub(2)?;
     // Dividing by 100 would round twice.
-    let share: f64 = format!("{number}e-2").parse().ok()?;
-    share.is_finite().then(|| share.to_string())
+    let share: f64 = format!("{digits}e{exponent}").parse().ok()?;
+    share.is_finite().then_some(share)
 }
 
 /// `name` in lower case with hyphens.
@@ -110,7 +146,16 @@ pub fn folded(name: &str) -> String {
 
 /// Whether `command` has the option `--name`.
 pub fn has(command: &Command, name: &str) -> bool {
-    command.get_arguments().any(|arg| arg.get_long() == Some(name))
+    arg_named(command, name).is_some()
+}
+
+/// The option `--name` of `command`, by its name or an alias of clap's.
+pub fn arg_named<'c>(command: &'c Command, name: &str) -> Option<&'c Arg> {
+    let is_named = |arg: &&Arg| {
+        let is_alias = || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name));
+        arg.get_long() == Some(name) || is_alias()
+    };
+    command.get_arguments().find(is_named)
 }
 
 #[cfg(test)]

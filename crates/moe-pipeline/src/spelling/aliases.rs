@@ -28,12 +28,16 @@ impl Alias {
         self.commands.is_empty() || self.commands.contains(&command)
     }
 
+    /// Each name with the option.
+    fn each(&self) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+        let option = self.option;
+        self.names.split_whitespace().map(move |name| (name, option))
+    }
+
     fn has_name(&self, name: &str) -> bool {
         self.names.split_whitespace().any(|known| known == name)
     }
 }
-
-const WRITE_MODELS: &[&str] = &["upcycle", "prune", "merge", "quantize", "distill", "heal"];
 
 /// All aliases. A name may be in one row only.
 pub(super) const ALIASES: &[Alias] = &[
@@ -61,7 +65,7 @@ pub(super) const ALIASES: &[Alias] = &[
     Alias::new("eval-steps eval-interval", "eval-every"),
     Alias::new("early-stopping-patience", "patience"),
     Alias::new("teacher-model teacher-model-name-or-path", "original").of(&["heal"]),
-    Alias::new("output-dir out-dir save-dir", "output").of(WRITE_MODELS),
+    Alias::new("output-dir out-dir save-dir", "output"),
     Alias::new("random-seed rng-seed", "seed"),
     Alias::new("num-threads n-threads", "threads"),
 ];
@@ -76,10 +80,13 @@ pub(super) fn options(name: String) -> impl Iterator<Item = &'static str> {
     ALIASES.iter().filter(move |alias| alias.has_name(&name)).map(|alias| alias.option)
 }
 
+/// The names that hold for `command`, with their options.
+pub(super) fn names_of(command: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    ALIASES.iter().filter(move |alias| alias.is_of(command)).flat_map(Alias::each)
+}
+
 /// All names with their options, for the table of the guide.
 #[cfg(test)]
 pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
-    ALIASES
-        .iter()
-        .flat_map(|alias| alias.names.split_whitespace().map(move |name| (name, alias.option)))
+    ALIASES.iter().flat_map(Alias::each)
 }

@@ -39,3 +39,9 @@ pub(super) fn name_now(command: &str, was: &str) -> Option<&'static str> {
 pub(super) fn names_now(was: String) -> impl Iterator<Item = &'static str> {
     RENAMED.iter().filter(move |(_, earlier, _)| *earlier == was).map(|(.., now)| *now)
 }
+
+/// The earlier names of options of `command`, with the current ones.
+pub(super) fn names_of(command: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let rows = RENAMED.iter().filter(move |(commands, ..)| commands.contains(&command));
+    rows.map(|(_, earlier, now)| (*earlier, *now))
+}

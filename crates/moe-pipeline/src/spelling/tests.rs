@@ -28,6 +28,9 @@ fn names_of_others_and_of_earlier_versions_lead_to_one_option() {
     }
     let bits = option("wbits", command_of("quantize").unwrap()).unwrap();
     assert_eq!((bits.value("4"), bits.is_earlier), ("w4a16".to_owned(), false));
+    for written in ["w4a16", "-4", "", "4.5"] {
+        assert_eq!(bits.value(written), written, "only a number of bits is made a scheme");
+    }
 }
 
 /// No earlier name or alias hides an existing option, and each leads to one.
@@ -67,6 +70,12 @@ fn values_have_one_spelling() {
         ("prune", "criterion", "best", None),
         ("prune", "keep", "75%", Some("0.75")),
         ("prune", "keep", "33.3 %", Some("0.333")),
+        ("prune", "keep", "1e2%", Some("1")),
+        ("prune", "keep", "7.5E1 %", Some("0.75")),
+        ("prune", "keep", "1ee2%", None),
+        ("upcycle", "target", "Qwen2_MoE", Some("qwen2_moe")),
+        ("upcycle", "target", "qwen2-moe", Some("qwen2_moe")),
+        ("upcycle", "target", "qwen2_moe", None),
         ("prune", "keep", "much%", None),
         ("prune", "experts", "50%", None),
         ("heal", "train", "Router,EXPERTS", Some("router,experts")),
