@@ -44,7 +44,7 @@ fn write(text: &str, is_last: bool) {
 }
 
 /// Writes a note as one line, whatever names it holds.
-fn note(text: &str) {
+pub fn say_note(text: &str) {
     say(&format!("note: {}", shown(text, "")));
 }
 
@@ -128,7 +128,7 @@ impl Progress for Bar {
     }
 
     fn note(&self, text: &str) {
-        lock(&self.0).suspend(|| note(text));
+        lock(&self.0).suspend(|| say_note(text));
     }
 }
 
@@ -164,7 +164,7 @@ impl Progress for LineProgress {
     }
 
     fn note(&self, text: &str) {
-        note(text);
+        say_note(text);
     }
 }
 

@@ -3,10 +3,13 @@
 //! The errors are made from the kind and the context of clap's errors, and from errors of value
 //! parsers. No text of clap's is read.
 
+mod alike;
 mod peers;
+mod switches;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 use std::process::ExitCode;
@@ -14,49 +17,59 @@ use std::process::ExitCode;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use moe_checkpoint::{Error, Kind};
+use moe_math::DeviceError;
 use moe_pipeline::spelling::folded;
 
-use crate::bar::say;
-use crate::cli::{as_text, called, has_option, program};
+use crate::bar::{say, say_note};
+use crate::cli::{as_text, called, place_of, program};
 use crate::refusal::Refusal;
+use crate::spelling::{Respelled, respell};
 use crate::stdout::print_error;
-
-/// Minimum similarity of two names. Below it, clap's proposals make no sense, such as --damping for
-/// --ignore.
-const ALIKE: f64 = 0.85;
 
 /// Prints help and versions that were asked for, and errors in the form of this program.
 pub fn report(refusal: Refusal) -> ExitCode {
     let words = as_text(std::env::args_os());
-    let error = match refusal {
+    let command = called(&words);
+    let spelled = spelled(&words, command.as_ref());
+    let (error, usage) = match refusal {
         Refusal::Clap(error) if is_help(&error) => {
             // Errors are ignored: nobody reads it any more.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
-        Refusal::Clap(error) => of_clap(&error, &words),
-        Refusal::Own(error) => error,
+        Refusal::Clap(error) => {
+            let refused = Refused {
+                error: &error,
+                words: &words,
+                command: command.as_ref(),
+                given: spelled.given,
+            };
+            (refused.reason(), Some(refused.with_usage()))
+        }
+        Refusal::Own(error) => (error, None),
     };
-    say(&format!("error: {error}"));
-    if has_option(&words, "--json") {
+    if !is_quiet(&words) {
+        spelled.notes.iter().for_each(|note| say_note(note));
+    }
+    say(&format!("error: {}", usage.as_ref().unwrap_or(&error)));
+    if place_of(&words, "--json").is_some() {
         print_error(&error);
     }
     ExitCode::from(2)
 }
 
-fn is_help(error: &clap::Error) -> bool {
-    !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+/// How the options of `command` are spelled in `words`; nothing where their spelling is the error.
+fn spelled(words: &[String], command: Option<&Command>) -> Respelled {
+    let words = words.iter().map(Into::into).collect();
+    command.and_then(|command| respell(words, command).ok()).unwrap_or_default()
 }
 
-/// `error` of clap in the command line `words`, as an error of this program.
-fn of_clap(error: &clap::Error, words: &[String]) -> Error {
-    let command = called(words);
-    let refused = Refused { error, words, command: command.as_ref() };
-    let usage = error.get(ContextKind::Usage).map_or(String::new(), |usage| {
-        let usage = usage.to_string();
-        format!("\n  usage:  {}", usage.trim_start_matches("Usage: "))
-    });
-    Error::new(Kind::Usage, refused.what() + &usage).remedy(refused.remedy())
+fn is_quiet(words: &[String]) -> bool {
+    ["--quiet", "-q"].into_iter().any(|option| place_of(words, option).is_some())
+}
+
+fn is_help(error: &clap::Error) -> bool {
+    !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
 /// The remedy for an unknown key of a recipe, where another tool has an option of that name.
@@ -73,9 +86,25 @@ struct Refused<'a> {
     words: &'a [String],
     /// The command that is called; None if there is no command of that name.
     command: Option<&'a Command>,
+    /// The options that were given, each with the name that it was given by.
+    given: BTreeMap<String, String>,
 }
 
 impl Refused<'_> {
+    /// The error of this program that says why.
+    fn reason(&self) -> Error {
+        Error::new(Kind::Usage, self.what()).remedy(self.remedy())
+    }
+
+    /// The same with the command's usage, for readers of text.
+    fn with_usage(&self) -> Error {
+        let usage = self.error.get(ContextKind::Usage).map_or(String::new(), |usage| {
+            let usage = usage.to_string();
+            format!("\n  usage:  {}", usage.trim_start_matches("Usage: "))
+        });
+        Error::new(Kind::Usage, self.what() + &usage).remedy(self.remedy())
+    }
+
     /// The first text of this kind in the error's context.
     fn text(&self, kind: ContextKind) -> Option<&str> {
         match self.error.get(kind)? {
@@ -112,16 +141,35 @@ impl Refused<'_> {
             ErrorKind::NoEquals => {
                 format!("equal sign is needed when assigning values to '{option}'")
             }
+            ErrorKind::TooManyValues => {
+                let value = self.text(ContextKind::InvalidValue).unwrap_or_default();
+                format!("'{option}' takes no value, and '{value}' is given")
+            }
             kind => format!("{option} {kind}").trim_start().to_owned(),
         }
     }
 
     fn conflict(&self, option: &str) -> String {
+        let option = self.quoted(option);
         match self.others() {
-            [] => format!("the argument '{option}' cannot be used multiple times"),
-            [other] => format!("the argument '{option}' cannot be used with '{other}'"),
-            others => format!("the argument '{option}' cannot be used with: {}", others.join(" ")),
+            [] => format!("the argument {option} cannot be used multiple times"),
+            [other] => format!("the argument {option} cannot be used with {}", self.quoted(other)),
+            others => format!("the argument {option} cannot be used with: {}", others.join(" ")),
         }
+    }
+
+    /// `option` in quotes, and the name that it was given by, if that is another.
+    fn quoted(&self, option: &str) -> String {
+        match self.other_name(option) {
+            Some(given) => format!("'{option}' (given as --{given})"),
+            None => format!("'{option}'"),
+        }
+    }
+
+    /// The name that `option` was given by, if that is another.
+    fn other_name(&self, option: &str) -> Option<&str> {
+        let name = bare(option).trim_start_matches('-');
+        self.given.get(name).map(String::as_str).filter(|given| folded(given) != name)
     }
 
     /// The arguments that conflict with this one; empty where it was given twice.
@@ -139,9 +187,10 @@ impl Refused<'_> {
             words => format!(" [possible values: {}]", words.join(", ")),
         };
         if value.is_empty() {
-            return format!("a value is required for '{option}' but none was supplied{known}");
+            let option = self.quoted(option);
+            return format!("a value is required for {option} but none was supplied{known}");
         }
-        let invalid = format!("invalid value '{value}' for '{option}'{known}");
+        let invalid = format!("invalid value '{value}' for {}{known}", self.quoted(option));
         match (self.number(), self.own(), self.error.source()) {
             (Some(number), ..) => format!("{invalid}: {}", number.what),
             (None, Some(own), _) => format!("{invalid}: {}", own.said()),
@@ -184,53 +233,53 @@ impl Refused<'_> {
                 }
                 None => "give it once".to_owned(),
             },
+            ErrorKind::TooManyValues => switches::without_value(
+                self.text(ContextKind::InvalidArg).unwrap_or_default(),
+                self.text(ContextKind::InvalidValue).unwrap_or_default(),
+            ),
             _ => self.of_value(),
         }
     }
 
     fn of_unknown(&self) -> String {
         let given = self.text(ContextKind::InvalidArg).unwrap_or_default();
-        if ["true", "false"].contains(&given)
-            && let Some(remedy) = switch(given, self.words)
-        {
-            return remedy;
-        }
-        let known = self
-            .command
-            .and_then(|command| peers::instead(given, command, program().get_subcommands()));
-        let alike = self.text(ContextKind::SuggestedArg).filter(|other| is_alike(given, other));
-        match (known, alike) {
-            (Some(known), _) => known,
-            (None, Some(other)) => format!("a similar argument exists: '{other}'"),
-            (None, None) => self.help(),
-        }
+        let Some(command) = self.command else { return self.help() };
+        switches::followed_by(given, self.words, command)
+            .or_else(|| peers::instead(given, command, program().get_subcommands()))
+            .or_else(|| switches::opposite(given, command))
+            .or_else(|| alike::option(given, command))
+            .unwrap_or_else(|| self.help())
     }
 
     fn of_command(&self) -> String {
         let given = self.text(ContextKind::InvalidSubcommand).unwrap_or_default();
-        let alike =
-            self.text(ContextKind::SuggestedSubcommand).filter(|other| is_alike(given, other));
-        match (peers::command_instead(given), alike) {
-            (Some(here), _) => format!("that is moe-convert {here} here"),
-            (None, Some(other)) => format!("a similar subcommand exists: '{other}'"),
-            (None, None) => self.help(),
+        if let Some(here) = peers::command_instead(given) {
+            return format!("that is moe-convert {here} here");
         }
+        let program = program();
+        let alike = alike::best(given, program.get_subcommands().map(Command::get_name));
+        alike.map_or_else(|| self.help(), |other| format!("a similar subcommand exists: '{other}'"))
     }
 
     fn of_value(&self) -> String {
+        let value = self.text(ContextKind::InvalidValue).unwrap_or_default();
+        let option = self.text(ContextKind::InvalidArg).unwrap_or_default();
         if let Some(Number { example, .. }) = self.number() {
-            let value = self.text(ContextKind::InvalidValue).unwrap_or_default();
-            let is_share = value
-                .trim()
-                .strip_suffix('%')
-                .is_some_and(|number| number.trim_end().parse::<f64>().is_ok_and(f64::is_finite));
+            let is_share = !option.contains("<SHARE>") && is_percentage(value);
             let what = if is_share { "this option takes a number, not a share: " } else { "" };
             return format!("{what}give {example}; {}", self.help());
         }
-        let own = self.own().and_then(Error::named_remedy).map(str::to_owned);
-        let alike = self.text(ContextKind::SuggestedValue);
-        own.or_else(|| alike.map(|word| format!("a similar value exists: '{word}'")))
+        let known = self.texts(ContextKind::ValidValue).iter().map(String::as_str);
+        let own = self.own().and_then(Error::named_remedy).or_else(|| self.of_device());
+        own.map(str::to_owned)
+            .or_else(|| Some(format!("a similar value exists: '{}'", alike::best(value, known)?)))
+            .or_else(|| peers::row(self.other_name(option)?, self.command?))
             .unwrap_or_else(|| self.help())
+    }
+
+    /// The remedy for a device that doesn't exist.
+    fn of_device(&self) -> Option<&str> {
+        self.error.source()?.downcast_ref().map(DeviceError::remedy)
     }
 
     fn help(&self) -> String {
@@ -251,20 +300,8 @@ fn bare(option: &str) -> &str {
     option.split(' ').next().unwrap_or(option)
 }
 
-/// Whether clap's proposal is similar enough to be repeated.
-fn is_alike(given: &str, proposed: &str) -> bool {
-    let [given, proposed] = [given, proposed].map(|option| option.trim_start_matches('-'));
-    strsim::jaro_winkler(given, proposed) >= ALIKE
-}
-
-/// Returns the remedy if an option that is only turned on or off is followed by the separate word
-/// `given`; None otherwise.
-fn switch(given: &str, words: &[String]) -> Option<String> {
-    let at = words.iter().position(|word| word == given)?;
-    let option = words.get(at.checked_sub(1)?).filter(|option| option.starts_with("--"))?;
-    Some(match folded(option).as_str() {
-        "--act-order" => format!("write it as {option}={given}"),
-        _ if given == "true" => format!("leave {given} out: {option} alone turns it on"),
-        _ => format!("leave {option} and {given} out: it is off without them"),
-    })
+/// Whether `value` is a share in per cent.
+fn is_percentage(value: &str) -> bool {
+    let number = value.trim().strip_suffix('%');
+    number.is_some_and(|number| number.trim_end().parse::<f64>().is_ok_and(f64::is_finite))
 }

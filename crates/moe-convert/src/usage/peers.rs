@@ -150,7 +150,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("threshold max-kld kl-threshold", "give --max-kl NATS"),
     // Options that all tools have.
     (
-        "output-dir out-dir save-dir outdir output-path out-path out-folder save-path save save-to export-dir export-path \
+        "outdir output-path out-path out-folder save-path save save-to export-dir export-path \
          dest destination output-model out-model output-file outfile o",
         "give -o OUT",
     ),
@@ -227,16 +227,21 @@ pub fn instead<'c>(
 ) -> Option<String> {
     let bare = option.trim_start_matches('-');
     let name = folded(bare.split('=').next().unwrap_or(bare));
-    let row = OPTIONS.iter().find(|(names, said)| {
+    row(&name, command).or_else(|| {
+        let owners: Vec<&str> =
+            others.into_iter().filter(|other| has(other, &name)).map(Command::get_name).collect();
+        (!owners.is_empty())
+            .then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
+    })
+}
+
+/// What to give to `command` instead of another tool's option `name`; None if it isn't known.
+pub fn row(name: &str, command: &Command) -> Option<String> {
+    let name = folded(name);
+    let (_, said) = OPTIONS.iter().find(|(names, said)| {
         names.split_whitespace().any(|known| known == name) && fits(said, command)
-    });
-    if let Some((_, said)) = row {
-        return Some(said.replace("COMMAND", command.get_name()));
-    }
-    let owners: Vec<&str> =
-        others.into_iter().filter(|other| has(other, &name)).map(Command::get_name).collect();
-    (!owners.is_empty())
-        .then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
+    })?;
+    Some(said.replace("COMMAND", command.get_name()))
 }
 
 /// As [`instead`], in the words of a recipe for the unknown `key`. None where the answer is the

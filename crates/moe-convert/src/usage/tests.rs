@@ -3,8 +3,15 @@ use crate::cli::Cli;
 
 fn refused(line: &str) -> String {
     let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+    let command = called(&words);
+    let given = spelled(&words, command.as_ref()).given;
     let error = match Cli::read(&words).err() {
-        Some(Refusal::Clap(error)) => of_clap(&error, &words),
+        Some(Refusal::Clap(error)) => {
+            let (error, words, command) = (&*error, words.as_slice(), command.as_ref());
+            let refused = Refused { error, words, command, given };
+            assert!(!refused.reason().what().contains("usage:"), "{line}");
+            refused.with_usage()
+        }
         Some(Refusal::Own(error)) => error,
         None => return "accepted".to_owned(),
     };
@@ -106,6 +113,38 @@ fn what_others_mean_otherwise_has_a_way_on() {
         ("moe-convert evaluate model", "'evaluate'", "moe-convert eval"),
         ("moe-convert convert model", "'convert'", "see moe-convert --help"),
         ("moe-convert run r.toml --overwrite", "goes with --junit", "or leave --overwrite"),
+        (
+            "moe-convert upcycle d -o o --expert a --expert-model b",
+            "one option",
+            "--expert-model alone",
+        ),
+        ("moe-convert eval m --data a --file b", "--data and --file are one", "--data alone"),
+        ("moe-convert heal m -o o --data t --teacher m", "(given as --teacher)", "give --original"),
+        ("moe-convert prune m -o o --keep 1ee2%", "not a number", "give a number, such as"),
+        ("moe-convert quantize m -o o --bits 4.5", "\"4.5\"", "give one of w8a16"),
+        ("moe-convert quantize m -o o --bits -4", "(given as --bits)", "give one of w8a16"),
+        ("moe-convert quantize m -o o --bits=", "for '--scheme <", "give one of w8a16"),
+        ("moe-convert heal m -o o --pack True", "'True'", "leave True out: --pack alone"),
+        (
+            "moe-convert heal m -o o --pack=true",
+            "'--pack' takes no value",
+            "--pack alone turns it on",
+        ),
+        ("moe-convert heal m -o o --pack=off", "'off' is given", "leave =off out"),
+        ("moe-convert heal m -o o --pack=FALSE", "'FALSE' is given", "leave --pack=FALSE out"),
+        (
+            "moe-convert quantize m -o o --no-act-order",
+            "'--no-act-order'",
+            "give --act-order=false",
+        ),
+        (
+            "moe-convert quantize m -o o --act-order false",
+            "'false'",
+            "write it as --act-order=false",
+        ),
+        ("moe-convert heal m -o o --no-pack", "'--no-pack'", "unless --pack is given"),
+        ("moe-convert prune m -o o --baseline", "'--baseline'", "unless --no-baseline is given"),
+        ("moe-convert verify m --device gpu7", "unknown device \"gpu7\"", "give auto, cpu"),
     ] {
         let error = refused(line);
         let (before, after) = error.split_once("\n  remedy: ").unwrap();
@@ -130,6 +169,30 @@ fn keys_of_recipes_have_their_names_here() {
         assert!(fits, "{command} {key}: {found:?}");
     }
     assert_eq!(key_instead(&Error::new(Kind::Usage, "the recipe has no step")), None);
+}
+
+/// Names that the command takes, whatever their source, are proposed for similar ones alone.
+#[test]
+fn what_is_most_alike_is_proposed() {
+    for (line, proposed) in [
+        ("prun", "subcommand exists: 'prune'"),
+        ("hael", "subcommand exists: 'heal'"),
+        ("hepl", "subcommand exists: 'help'"),
+        ("verfy m", "subcommand exists: 'verify'"),
+        ("eval m --max-token 5", "exists: '--max-tokens', which is now '--data-tokens'"),
+        ("prune m --metod reap", "exists: '--method', which is now '--criterion'"),
+        ("heal m --teachers t", "exists: '--teacher', which is now '--original-logits'"),
+        ("eval m --againts o", "exists: '--against', which is now '--original'"),
+        ("merge m --no-controls", "exists: '--no-control', which is now '--no-baseline'"),
+        ("upcycle m --atention m", "exists: '--attention', which is now '--rest'"),
+        ("prune m --num-expert 4", "exists: '--num-experts', which is '--experts'"),
+        ("prune m --seeed 4", "exists: '--seed'\n"),
+        ("prune m -o o --criterion rap", "a similar value exists: 'reap'"),
+        ("prune m -o o --criterion magnitude", "see moe-convert prune"),
+    ] {
+        let error = refused(&format!("moe-convert {line}")) + "\n";
+        assert!(error.contains(proposed), "{line}: {error}");
+    }
 }
 
 #[test]
@@ -166,12 +229,30 @@ fn spellings_of_others_and_of_earlier_versions_are_accepted() {
         ("eval m --data t --min_agreement 99.5%", "eval m --data t --min-agreement 0.995"),
         ("merge m --output-dir o --topk 2", "merge m --output o --topk 2"),
         ("run r --set method=REAP --set bits=4", "run r --set method=REAP --set bits=4"),
+        ("quantize m -o o --bits w8a16", "quantize m -o o --scheme w8a16"),
+        ("upcycle m -o o --target Qwen2-MoE", "upcycle m -o o --target qwen2_moe"),
+        ("report m --output_dir o", "report m --output o"),
+        ("prune m --OUT o", "prune m --out o"),
     ] {
         let words = |line: &str| line.split(' ').map(Into::into).collect();
         let program = program();
         let command = program.find_subcommand(line.split(' ').next().unwrap()).unwrap();
         let respelled = crate::spelling::respell(words(line), command).ok().unwrap();
         assert_eq!((respelled.words, respelled.notes.len()), (words(same), 0));
+    }
+    for line in [
+        "verify m --device CPU",
+        "verify m --device Cuda:0",
+        "upcycle m --out o --experts 4 --top-k 2 --layers EVERY:2",
+        "schema Receipt",
+        "completions BASH",
+        "eval m --data held=t --original o --domain held:MAX_KL=5",
+        "eval m --data held=t --original o --domain held:min-agreement=99%",
+        "observe m --data a --Data b --save-dir s",
+        "logits m --tokens t --out-dir o",
+    ] {
+        let words = std::iter::once("moe-convert").chain(line.split(' '));
+        assert!(Cli::read(words).is_ok(), "{line}");
     }
     for (line, note) in [
         ("prune m -o o --keep 0.5 --method reap", "--method is now --criterion"),
