@@ -50,12 +50,38 @@ fn failures_are_objects_where_results_are() {
         }
         assert!(sandbox.run(line).exits(code).stdout.is_empty(), "{line}");
     }
-    // The measurement itself says which gates weren't met.
+    // The measurement itself says which gates weren't met, too.
     let failed = sandbox.run(&format!("eval golden/models/moe {gate} --json")).exits(3);
     let printed = documents(&failed.stdout);
     assert!(
-        printed.len() == 1 && printed[0]["gates_failed"].as_array().unwrap().len() == 1,
+        printed.len() == 2 && printed[0]["gates_failed"].as_array().unwrap().len() == 1,
         "{}",
         failed.stdout
     );
+    assert_eq!(printed[1]["error"]["kind"], "gate", "{}", failed.stdout);
+}
+
+/// Each part is in a key of its own, whatever found the error.
+#[test]
+fn the_parts_of_an_error_are_apart() {
+    let sandbox = Sandbox::new();
+    let gate = "[[step]]\nrun = \"eval\"\nmodel = \"golden/models/moe\"\n\
+                data = [\"golden/text/english.heldout.txt\"]\ndata-tokens = 64\n\
+                original = \"golden/models/dense\"\nmax-kl = 1e-9\n";
+    sandbox.write("r.toml", gate);
+    for (line, code, kind, what, remedy) in [
+        ("inspect golden/models/moe --device cuda:9", 1, "", "cuda", "--device cpu"),
+        ("inspect golden/models/moe --device gpu", 2, "usage", "unknown device", "give auto, cpu"),
+        ("upcycle golden/models/dense -o out", 2, "usage", "not provided", "--help"),
+        ("inspect golden/models/moe --json=true", 2, "usage", "takes no value", "leave =true out"),
+        ("run r.toml", 3, "gate", "step 1 (eval) of r.toml failed: quality", "heal it"),
+    ] {
+        let failed = sandbox.run(&format!("{line} --json")).exits(code);
+        let error = documents(&failed.stdout).pop().unwrap()["error"].take();
+        let said = error["what"].as_str().unwrap();
+        assert!(said.contains(what) && !said.contains("\n  "), "{line}: {error}");
+        assert!(error["remedy"].as_str().unwrap().contains(remedy), "{line}: {error}");
+        assert!(kind.is_empty() || error["kind"] == kind, "{line}: {error}");
+        assert_eq!(failed.stderr.matches("remedy:").count(), 1, "{}", failed.stderr);
+    }
 }

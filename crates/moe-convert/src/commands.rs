@@ -2,21 +2,20 @@
 
 mod recipe;
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown_path};
+use moe_checkpoint::{Error, Existing, Kind, OutputDir, counted, json, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
-use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
+use moe_math::{Compute, DeviceError, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, ReportKind, refuse_unused};
 use moe_pipeline::{
-    BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE,
-    Run, Timings, UNCHECKED, WritingOptions, bench, check_small_budget, eval, inspect, not_met,
-    observe, passed_budget, receipt_schema, recipe_schema, report, selftest, training_left, verify,
-    verify_bytes, write_logits, write_report,
+    BenchOptions, ConvertOptions, Difference, EvalOptions, FoundResult, ObserveOptions, Progress,
+    RECEIPT_FILE, Run, Timings, UNCHECKED, WritingOptions, bench, check_small_budget, eval,
+    inspect, not_met, observe, passed_budget, receipt_schema, recipe_schema, report, selftest,
+    training_left, verify, verify_bytes, write_logits, write_report,
 };
 use serde::Serialize;
 
@@ -28,17 +27,13 @@ use crate::stdout::{print_error, write_stdout};
 use crate::{manual, render};
 use recipe::{How, Reports};
 
-/// Runs the command. With --json, a failure is also an object on stdout, unless the command's
-/// result names the failure.
+/// Runs the command. With --json, a failure is also an object on stdout, after the command's own
+/// object if that is printed.
 pub fn run(cli: Cli) -> Result<()> {
     let is_json = cli.common.json;
-    let printed = Cell::new(false);
-    // A recipe prints the results of its steps, one after the other.
-    let prints_many = matches!(cli.command, Command::Run { .. });
-    let done = run_command(cli, &printed);
+    let done = run_command(cli);
     if let Err(error) = done.as_ref()
         && is_json
-        && (prints_many || !printed.get())
     {
         match error.downcast_ref::<Error>() {
             Some(error) => print_error(error),
@@ -48,10 +43,10 @@ pub fn run(cli: Cli) -> Result<()> {
     done
 }
 
-fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
+fn run_command(cli: Cli) -> Result<()> {
     start_threads(cli.common.threads)?;
     remember_remedy(less_memory(&cli.command));
-    let session = Session::new(cli.common, printed)?;
+    let session = Session::new(cli.common)?;
     cli.notes.iter().for_each(|note| session.progress.note(note));
     if let Some(live) = small_work(&cli.command) {
         check_small_budget(session.common.memory_budget, live, None)?;
@@ -122,6 +117,15 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
     })?)
 }
 
+fn no_device(error: DeviceError) -> Error {
+    let kind = match error {
+        DeviceError::Unknown(_) => Kind::Usage,
+        DeviceError::MissingLibrary { .. } | DeviceError::Unavailable { .. } => Kind::Missing,
+        DeviceError::NotBuilt(..) | DeviceError::NoKernel { .. } => Kind::Unsupported,
+    };
+    Error::new(kind, error.to_string()).remedy(error.remedy())
+}
+
 fn refuse_idle_device_memory(is_idle: bool) -> Result<(), Error> {
     let what = "bounds the memory of a GPU, and this run computes on the CPU";
     let remedy = "bound what a run on the CPU holds by --memory-budget SIZE";
@@ -129,17 +133,15 @@ fn refuse_idle_device_memory(is_idle: bool) -> Result<(), Error> {
 }
 
 /// The state that all commands share.
-struct Session<'a> {
+struct Session {
     common: Common,
-    /// Whether a result was printed.
-    printed: &'a Cell<bool>,
     compute: Compute,
     progress: Stderr,
 }
 
-impl<'a> Session<'a> {
-    fn new(common: Common, printed: &'a Cell<bool>) -> Result<Self> {
-        let FoundDevice { device, note } = find_device(common.device)?;
+impl Session {
+    fn new(common: Common) -> Result<Self> {
+        let FoundDevice { device, note } = find_device(common.device).map_err(no_device)?;
         if let Some(note) = note.filter(|_| !common.quiet) {
             bar::say(&note);
         }
@@ -160,7 +162,6 @@ impl<'a> Session<'a> {
             compute: Compute { device, dtype, router_dtype, device_memory, meter },
             progress,
             common,
-            printed,
         })
     }
 
@@ -214,7 +215,6 @@ impl<'a> Session<'a> {
     /// Prints a result as `text`, or with --json as `value`.
     fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
         let output = if self.common.json { json::to_pretty(value) } else { text() };
-        self.printed.set(true);
         write_stdout(&output)
     }
 
@@ -419,11 +419,20 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The error for an output where another result lies.
-fn other_result(how: &str, output: &Path) -> Error {
-    Error::new(Kind::Usage, format!("the output exists, and {how}"))
-        .file(output)
-        .remedy("give --overwrite, another name, or the options that it was made with")
+/// The error for an output where another result lies. It proposes --overwrite where that would
+/// replace the result.
+fn other_result(found: &Difference, output: &Path) -> Error {
+    let error = Error::new(Kind::Usage, format!("the output exists, and {}", found.how));
+    let remedy = match (OutputDir::check(output, Existing::Replaced), found.instead) {
+        (Ok(()), Some(instead)) => format!("give --overwrite, another name, or {instead}"),
+        (Ok(()), None) => "give --overwrite, or another name".to_owned(),
+        (Err(kept), _) => {
+            let file = kept.named_file().unwrap_or(output);
+            let why = format!("{} ({})", kept.what(), shown_path(file));
+            format!("choose another name, or remove the output yourself; {why}")
+        }
+    };
+    error.file(output).remedy(remedy)
 }
 
 /// The kind of `error`; None unless it is an error of this program.

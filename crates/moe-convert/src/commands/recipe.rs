@@ -72,8 +72,8 @@ fn with_key_instead(error: Error) -> Error {
 }
 
 /// A recipe that is run, or planned in a dry run.
-struct RecipeRun<'r, 's> {
-    session: &'r Session<'s>,
+struct RecipeRun<'r> {
+    session: &'r Session,
     path: &'r Path,
     recipe: Recipe,
     finished: Finished,
@@ -82,7 +82,7 @@ struct RecipeRun<'r, 's> {
     tally: Tally,
 }
 
-impl RecipeRun<'_, '_> {
+impl RecipeRun<'_> {
     /// Runs the steps up to the first that fails, and reports on them.
     fn run(mut self, timings: &mut Timings) -> Result<()> {
         let done = (0..self.recipe.steps.len()).try_for_each(|index| self.step(index, timings));
@@ -112,7 +112,12 @@ impl RecipeRun<'_, '_> {
             }
             Err(error) => {
                 record.outcome = Outcome::failed(kind(&error), format!("{error:#}"));
-                Err(error.context(self.failed(index)))
+                let of = self.failed(index);
+                // The name of the step is part of the error, for readers of JSON.
+                Err(match error.downcast::<Error>() {
+                    Ok(error) => error.within(&of).into(),
+                    Err(other) => other.context(of),
+                })
             }
         }
     }

@@ -41,8 +41,8 @@ fn is_finished(run: &mut Run<'_>) -> Result<bool> {
         Err(_) if run.overwrites() || !run.input().exists() => Ok(false),
         Err(error) => Err(error.into()),
         Ok(FoundResult::Same) => Ok(true),
-        Ok(FoundResult::Other(how)) if !run.overwrites() => {
-            Err(other_result(&how, run.output()).into())
+        Ok(FoundResult::Other(found)) if !run.overwrites() => {
+            Err(other_result(&found, run.output()).into())
         }
         Ok(FoundResult::Other(_) | FoundResult::Nothing) => Ok(false),
     }
