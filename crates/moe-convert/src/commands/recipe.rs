@@ -21,7 +21,7 @@ use step::StepResult;
 /// The finished steps, each with a snapshot of all files that prove it.
 type Finished = BTreeMap<usize, Snapshot>;
 
-impl Session<'_> {
+impl Session {
     /// Runs the recipe `path`, whose variables `set` replaces.
     pub(super) fn recipe(
         &self,

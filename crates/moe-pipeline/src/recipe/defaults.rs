@@ -9,6 +9,7 @@ use super::commands::all_commands;
 use super::guess::guess;
 use super::mistake::usage;
 use super::syntax::line_of;
+use crate::spelling::possible_options;
 
 /// The tables of [defaults] in the recipe `text`, by command; keys outside of a command's table are
 /// refused.
@@ -81,11 +82,24 @@ fn named_runs<'t>(
 
 /// The remedy for a key that belongs to the whole run instead of a step; None for other keys.
 pub(super) fn of_program(key: &str, value: &str) -> Option<String> {
-    let takes_value =
-        ["device", "dtype", "router-dtype", "device-memory", "threads", "memory-budget"]
-            .contains(&key);
-    let is_switch = ["timings", "json", "quiet"].contains(&key);
-    let value = if takes_value { format!(" {}", value.trim_matches('"')) } else { String::new() };
-    (takes_value || is_switch)
-        .then(|| format!("it is for all steps: give --{key}{value} to moe-convert run"))
+    let known = OF_PROGRAM.into_iter().chain(SWITCHES);
+    let option = possible_options(key).find(|option| known.clone().any(|known| known == option))?;
+    let value = match SWITCHES.contains(&option.as_str()) {
+        true => String::new(),
+        false => format!(" {}", value.trim_matches('"')),
+    };
+    Some(format!("it is for all steps: give --{option}{value} to moe-convert run"))
 }
+
+/// Options of `moe-convert run` that take a value, and those that don't.
+const OF_PROGRAM: [&str; 8] = [
+    "device",
+    "dtype",
+    "router-dtype",
+    "device-memory",
+    "threads",
+    "memory-budget",
+    "junit",
+    "summary",
+];
+const SWITCHES: [&str; 6] = ["timings", "json", "quiet", "dry-run", "resume", "fresh"];

@@ -1,13 +1,31 @@
 //! Guesses the word that a mistyped one was meant to be.
 
+use crate::spelling::OtherName;
+
 /// Words that are less similar than this have little in common.
 const ALIKE: f64 = 0.8;
 
 /// The word of `known` that is most similar to `word`, as a question; empty where none is similar.
 pub(super) fn guess<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    best(word, known).map_or(String::new(), |other| format!("; did you mean {other}?"))
+}
+
+/// [`guess`] for a key, which `others` lead to as well as the `known` ones.
+pub(super) fn guess_key(key: &str, known: &[String], others: &[OtherName]) -> String {
+    let names = others.iter().map(|other| other.name).chain(known.iter().map(String::as_str));
+    let Some(name) = best(key, names) else { return String::new() };
+    match others.iter().find(|other| other.name == name) {
+        Some(OtherName { option, is_earlier: true, .. }) => {
+            format!("; did you mean {option}, which was {name}?")
+        }
+        _ => format!("; did you mean {name}?"),
+    }
+}
+
+fn best<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let alike = known.into_iter().map(|other| (strsim::jaro_winkler(word, other), other));
     let best = alike.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(alike, _)| *alike >= ALIKE);
-    best.map_or(String::new(), |(_, other)| format!("; did you mean {other}?"))
+    best.map(|(_, other)| other)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 use moe_checkpoint::{Result, shown, shown_path};
 use toml::{Table, Value};
 
+use super::commands::OF_STEPS;
 use super::mistake::{Mistake, usage};
 use super::schema;
 use crate::spelling::{self, Spelled};
@@ -57,22 +58,36 @@ impl EarlierKey {
 /// # Errors
 /// A mistake where two keys are the same option.
 pub(super) fn keys(table: &mut Table, command: &str) -> Result<Vec<EarlierKey>, Mistake> {
+    let of_steps = schema::keys_of_step(command).unwrap_or_default();
     match schema::command_of(command) {
-        Some(command) => keys_of(table, command),
+        Some(command) => keys_of(table, command, of_steps),
         None => Ok(Vec::new()),
     }
 }
 
-fn keys_of(table: &mut Table, command: &Command) -> Result<Vec<EarlierKey>, Mistake> {
+/// The key that steps of all commands have, such as the output, for which `key` is another name.
+fn key_of_steps(key: &str, of_steps: &[String]) -> Option<String> {
+    let is_of_steps = |name: &String| OF_STEPS.contains(&name.as_str()) && of_steps.contains(name);
+    spelling::possible_options(key).find(is_of_steps)
+}
+
+fn keys_of(
+    table: &mut Table,
+    command: &Command,
+    of_steps: &[String],
+) -> Result<Vec<EarlierKey>, Mistake> {
     let mut earlier = Vec::new();
     let mut spelled = Table::new();
     let mut written = BTreeMap::new();
     for (key, mut value) in std::mem::take(table) {
         if let Value::Table(inner) = &mut value {
-            earlier.extend(keys_of(inner, command)?);
+            earlier.extend(keys_of(inner, command, &[])?);
         }
         let of_key = spelling::option(&key, command);
-        let now = of_key.as_ref().map_or(&key, |spelled| &spelled.option).clone();
+        let now = match &of_key {
+            Some(spelled) => spelled.option.clone(),
+            None => key_of_steps(&key, of_steps).unwrap_or_else(|| key.clone()),
+        };
         if let Some(other) = written.insert(now.clone(), key.clone()) {
             return Err(twice([other, key], &now));
         }

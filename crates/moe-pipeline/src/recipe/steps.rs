@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::commands::{CONVERT, GATES, all_commands, pass_names};
 use super::defaults::of_program;
-use super::guess::guess;
+use super::guess::{guess, guess_key};
 use super::keys::StepKeys;
 use super::mistake::{Mistake, usage};
 use super::parsed::{Step, StepKind};
@@ -18,6 +18,7 @@ use super::{misread, schema, spelled, values, wording};
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
 use crate::run::check_together;
+use crate::spelling::other_names;
 use crate::writing::WritingOptions;
 
 /// The step that `table` describes.
@@ -90,7 +91,8 @@ fn check_gates(table: &Table) -> Result<(), Mistake> {
     let known = schema::keys_of_gates();
     match gates.keys().find(|key| !known.contains(key)) {
         Some(key) => {
-            let error = unknown_key(key, &format!(" in `{GATES}`"), &known);
+            let guess = guess_key(key, &known, &[]);
+            let error = unknown_key(key, &format!(" in `{GATES}`"), &known, &guess);
             Err(Mistake::about([format!("{GATES}.{key}")], error))
         }
         None => Ok(()),
@@ -113,7 +115,12 @@ fn check_keys(table: &Table, command: &str, known: &[String]) -> Result<(), Mist
     };
     let error = match of_program(key, &value.to_string()) {
         Some(remedy) => usage(format!("`{key}` is not a key of a step"), remedy),
-        None => unknown_key(key, "", known).unknown_option(command, key),
+        None => {
+            let others: Vec<_> =
+                schema::command_of(command).into_iter().flat_map(other_names).collect();
+            let guess = guess_key(key, known, &others);
+            unknown_key(key, "", known, &guess).unknown_option(command, key)
+        }
     };
     Err(Mistake::about([key], error))
 }
@@ -204,8 +211,7 @@ fn all_passes() -> String {
 }
 
 /// The error for a `key` that isn't `known` in this place, which messages name behind the key.
-fn unknown_key(key: &str, place: &str, known: &[String]) -> Error {
-    let guess = guess(key, known.iter().map(String::as_str));
+fn unknown_key(key: &str, place: &str, known: &[String], guess: &str) -> Error {
     let known = known.join(", ");
     usage(
         format!("unknown field `{key}`{place}, expected one of {known}{guess}"),

@@ -48,7 +48,7 @@ fn is_finished(run: &mut Run<'_>) -> Result<bool> {
     }
 }
 
-impl Session<'_> {
+impl Session {
     /// Whether the output of `run` is finished, or was copied from one of the results `alike`.
     pub(super) fn reuse(&self, run: &mut Run<'_>, alike: &[&Path]) -> Result<bool> {
         let output = run.output();

@@ -36,7 +36,7 @@ struct Observation<'r> {
     overwrite: bool,
 }
 
-impl Session<'_> {
+impl Session {
     /// Reports that `step` has nothing to do.
     pub(super) fn keep(&self, step: &Step) -> Result<StepResult> {
         if let StepKind::Convert { output, .. } | StepKind::Observe { output, .. } = &step.kind {

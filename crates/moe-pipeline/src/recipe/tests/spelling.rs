@@ -17,6 +17,42 @@ fn options_become_keys() {
     );
 }
 
+/// A step, with other names for keys that all steps have.
+#[test]
+fn keys_of_all_steps_have_other_names_too() {
+    let step =
+        |keys: &str| format!("[[step]]\nrun = \"prune\"\nkeep = 0.5\ndata = [\"t\"]\n{keys}");
+    for keys in [
+        "MODEL = \"m\"\nOUTPUT = \"o\"\nOVERWRITE = true\nMax_Shard_Size = \"1GB\"",
+        "model = \"m\"\noutput_dir = \"o\"\noverwrite = true\nLabel = \"x\"",
+    ] {
+        let recipe = Recipe::parse(&step(keys), &[], "x").unwrap();
+        let output = recipe.steps[0].output();
+        assert_eq!(
+            (&*recipe.steps[0].model, output),
+            (Path::new("m"), Some((Path::new("o"), true)))
+        );
+    }
+    let twice = message(&step("model = \"m\"\noutput = \"o\"\nout_dir = \"p\""), &[]);
+    assert!(twice.contains("are one key"), "{twice}");
+}
+
+#[test]
+fn keys_that_are_alike_or_of_the_run_are_named() {
+    for (key, said) in [
+        ("metod = \"reap\"", "did you mean criterion, which was method?"),
+        ("keeep = 0.5", "did you mean keep?"),
+        ("dry_run = true", "give --dry-run to moe-convert run"),
+        ("resume = true", "give --resume to moe-convert run"),
+        ("Quiet = true", "give --quiet to moe-convert run"),
+        ("num_threads = 2", "give --threads 2 to moe-convert run"),
+    ] {
+        let step = format!("[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"o\"\n{key}\n");
+        let said_of = message(&step, &[]);
+        assert!(said_of.contains(said), "{key}: {said_of}");
+    }
+}
+
 const EARLIER: &str = r#"[defaults.prune]
 method = "REAP"
 
