@@ -2,8 +2,10 @@
 //! mark before the JSON is skipped, although Python fails on it; `verify` names such files, which
 //! loaders can't read.
 
+mod expected;
 mod python;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -18,6 +20,7 @@ use crate::is_object::IsObject;
 use crate::members;
 use crate::shown::escaped_json;
 
+pub use expected::{of_object, parsed};
 pub use python::{keep_numbers, keep_python, kept_number};
 
 use python::{is_integer, with_kept_numbers};
@@ -72,16 +75,17 @@ pub fn read_python_as<T: DeserializeOwned>(path: &Path) -> Result<T> {
     // Few files need a copy that JSON readers understand.
     match serde_json::from_slice(bytes) {
         Err(error) if error.is_syntax() => python(bytes, path),
-        parsed => parsed.map_err(|error| malformed(error, path, DAMAGED)),
+        Err(_) => parsed(bytes).map_err(|said| malformed(said, path, DAMAGED)),
+        Ok(value) => Ok(value),
     }
 }
 
 fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
-    let parsed = match std::str::from_utf8(bytes) {
-        Ok(text) => serde_json::from_str(&keep_python(text)),
-        Err(_) => serde_json::from_slice(bytes),
+    let read = match std::str::from_utf8(bytes) {
+        Ok(text) => parsed(keep_python(text).as_bytes()),
+        Err(_) => parsed(bytes),
     };
-    parsed.map_err(|e| malformed(e, path, DAMAGED))
+    read.map_err(|e| malformed(e, path, DAMAGED))
 }
 
 /// Whether the file `path` holds an object, as Python reads it, which fails on a byte order mark.
@@ -173,11 +177,10 @@ fn is_lfs_pointer(file: &File) -> bool {
 const DAMAGED: &str = "this file is damaged: download or copy it again";
 
 fn parse<T: DeserializeOwned>(path: &Path, max_bytes: u64, remedy: &str) -> Result<T> {
-    serde_json::from_slice(without_mark(&read_whole(path, max_bytes)?))
-        .map_err(|e| malformed(e, path, remedy))
+    parsed(without_mark(&read_whole(path, max_bytes)?)).map_err(|e| malformed(e, path, remedy))
 }
 
-fn malformed(error: serde_json::Error, path: &Path, remedy: &str) -> Error {
+fn malformed(said: impl Display, path: &Path, remedy: &str) -> Error {
     // A Git LFS pointer is text, which JSON would report as a wrong token.
     if File::open(path).is_ok_and(|file| is_lfs_pointer(&file)) {
         return Error::new(
@@ -187,28 +190,8 @@ fn malformed(error: serde_json::Error, path: &Path, remedy: &str) -> Error {
         .file(path)
         .remedy("fetch it: git lfs pull");
     }
-    let what = format!("not the JSON that is expected here: {}", plain_types(&error.to_string()));
+    let what = format!("not the JSON that is expected here: {said}");
     Error::new(Kind::Malformed, what).file(path).remedy(remedy)
-}
-
-/// serde's message, with "an object" or "a word" instead of this program's types, which users don't
-/// know.
-pub fn plain_types(said: &str) -> String {
-    let mut words: Vec<&str> = Vec::new();
-    let mut rest = said.split(' ').peekable();
-    while let Some(word) = rest.next() {
-        let is_type = ["struct", "enum"].contains(&word)
-            && rest.peek().is_some_and(|name| name.starts_with(char::is_uppercase));
-        if is_type {
-            rest.next();
-        }
-        words.push(match (is_type, word) {
-            (true, "struct") => "an object",
-            (true, _) => "a word",
-            _ => word,
-        });
-    }
-    words.join(" ")
 }
 
 /// `value` as indented JSON that ends in a newline, without characters that a terminal would obey.

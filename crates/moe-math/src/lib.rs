@@ -13,6 +13,7 @@ pub mod deferred_readback;
 pub mod determinantal;
 pub mod device;
 pub mod encoding;
+pub mod figures;
 pub mod fingerprint;
 pub mod fp8;
 pub mod graph;

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::figures::{Checked, check_experts, check_part, check_share};
+
 /// Expert load of one layer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Load {
@@ -26,6 +28,22 @@ impl Load {
         let overloaded = (0..counts.len()).filter(|&e| counts[e] as f64 > 3.0 * mean).collect();
         let dead = counts.iter().filter(|&&c| c == 0).count();
         Self { gini: gini(&counts), entropy: normalized_entropy(&counts), dead, overloaded, counts }
+    }
+
+    /// Refuses figures that contradict each other, which [`Self::new`] doesn't give.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Checked {
+        let experts = self.counts.len();
+        let total = self.counts.iter().try_fold(0u64, |sum, count| sum.checked_add(*count));
+        if total.is_none() {
+            return Err("counts add up to more than can be counted".to_owned());
+        }
+        check_part(["dead", "the number of experts"], self.dead as u64, experts as u64)?;
+        check_experts("overloaded", &self.overloaded, experts)?;
+        check_share("gini", self.gini)?;
+        check_share("entropy", self.entropy)
     }
 }
 

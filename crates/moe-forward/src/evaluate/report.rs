@@ -1,5 +1,6 @@
 //! The results of an evaluation.
 
+use moe_math::figures::{Checked, check_share, within};
 use moe_math::load::Load;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,11 @@ pub struct EvalReport {
 }
 
 impl DomainReport {
+    fn check(&self) -> Checked {
+        let Some(against) = &self.against else { return Ok(()) };
+        within("against", check_share("top1_agreement", against.top1_agreement))
+    }
+
     /// Returns the KL to the original; None without one.
     pub fn kl(&self) -> Option<f64> {
         Some(self.against.as_ref()?.kl)
@@ -89,6 +95,21 @@ impl DomainReport {
 }
 
 impl EvalReport {
+    /// Refuses figures that no evaluation gives.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence that begins with the key.
+    pub fn check(&self) -> Checked {
+        for (index, domain) in self.domains.iter().enumerate() {
+            within(format_args!("domains[{index}]"), domain.check())?;
+        }
+        within("all", self.all.check())?;
+        for (index, layer) in self.load.iter().enumerate() {
+            within(format_args!("load[{index}]"), layer.load.check())?;
+        }
+        Ok(())
+    }
+
     /// Returns the rows of the domains, followed by that of all together.
     pub fn rows(&self) -> impl Iterator<Item = &DomainReport> {
         self.domains.iter().chain([&self.all])

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use moe_math::figures::{Checked, check_part, within};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,20 @@ pub struct DistilledLayer {
 
 impl LayerDetails for DistilledLayer {
     const KIND: &'static str = "distilled";
+
+    fn check(&self) -> Checked {
+        check_part(["zeros", "width"], self.zeros as u64, self.width as u64)?;
+        for (index, part) in self.parts.iter().enumerate() {
+            let checked =
+                check_part(["neurons", "the width"], part.neurons as u64, self.width as u64);
+            within(format_args!("parts[{index}]"), checked)?;
+        }
+        for (index, trained) in self.trained.iter().enumerate() {
+            let checked = check_part(["best", "steps"], trained.best, trained.steps);
+            within(format_args!("trained[{index}]"), checked)?;
+        }
+        Ok(())
+    }
 }
 
 /// Neurons that come from one network.

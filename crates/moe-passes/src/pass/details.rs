@@ -4,6 +4,8 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use moe_checkpoint::json;
+use moe_math::figures::Checked;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -18,6 +20,13 @@ pub trait LayerDetails:
 {
     /// The word that tells these details from those of other passes, as `kind` in JSON.
     const KIND: &'static str;
+
+    /// Refuses figures that contradict each other, which the pass doesn't give: whoever reads them
+    /// may then rely on them.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence that begins with the key.
+    fn check(&self) -> Checked;
 }
 
 /// The key that [`LayerDetails::KIND`] is stored under.
@@ -70,6 +79,19 @@ impl Details {
         }
     }
 
+    /// Refuses details that aren't a `T`, or contradict themselves.
+    fn check<T: LayerDetails>(&self) -> Checked {
+        let fields = match &self.0 {
+            Held::Typed(_) => return self.read::<T>().map_or(Ok(()), |details| details.check()),
+            Held::Json(fields) => fields,
+        };
+        match fields.get(KIND_KEY).and_then(Value::as_str) {
+            Some(kind) if kind == T::KIND => json::of_object::<T>(fields)?.check(),
+            Some(kind) => Err(format!("{KIND_KEY} is {kind:?}, where {:?} is expected", T::KIND)),
+            None => Err(format!("{KIND_KEY} is missing")),
+        }
+    }
+
     fn to_json(&self) -> Map<String, Value> {
         match &self.0 {
             Held::Typed(details) => details.to_json(),
@@ -107,7 +129,7 @@ impl<'de> Deserialize<'de> for Details {
 pub struct DetailsType {
     /// [`LayerDetails::KIND`].
     pub kind: &'static str,
-    reads: fn(&Details) -> bool,
+    check: fn(&Details) -> Checked,
     schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
@@ -116,14 +138,17 @@ impl DetailsType {
     pub const fn of<T: LayerDetails>() -> Self {
         Self {
             kind: T::KIND,
-            reads: |details| details.read::<T>().is_some(),
+            check: Details::check::<T>,
             schema: SchemaGenerator::subschema_for::<T>,
         }
     }
 
-    /// Whether `details` are of this type.
-    pub fn reads(&self, details: &Details) -> bool {
-        (self.reads)(details)
+    /// Refuses `details` that aren't of this type, or contradict themselves.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence that begins with the key.
+    pub fn check(&self, details: &Details) -> Checked {
+        (self.check)(details)
     }
 
     /// The JSON Schema of such details, `kind` apart.

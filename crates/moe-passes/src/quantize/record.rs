@@ -1,5 +1,6 @@
 //! The record of a layer whose experts were quantized.
 
+use moe_math::figures::{Checked, check_part, within};
 use moe_model::Moe;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,14 @@ pub struct QuantizedLayer {
 
 impl LayerDetails for QuantizedLayer {
     const KIND: &'static str = "quantized";
+
+    fn check(&self) -> Checked {
+        for (index, expert) in self.experts.iter().enumerate() {
+            let [used, routed] = [expert.counts.used, expert.counts.routed].map(|n| n as u64);
+            within(format_args!("experts[{index}]"), check_part(["used", "routed"], used, routed))?;
+        }
+        Ok(())
+    }
 }
 
 impl QuantizeOptions {

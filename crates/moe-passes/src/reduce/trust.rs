@@ -1,5 +1,6 @@
 //! Figures that tell how far the decision about a layer can be trusted.
 
+use moe_math::figures::{Checked, check_experts, check_length, check_share, within};
 use moe_math::load::Load;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,26 @@ pub struct LayerTrust {
 
 impl LayerDetails for LayerTrust {
     const KIND: &'static str = "reduced";
+
+    fn check(&self) -> Checked {
+        let [before, after] = self.experts;
+        check_length("load.counts", self.load.counts.len(), before)?;
+        check_length("clusters", self.clusters.len(), after)?;
+        for (index, cluster) in self.clusters.iter().enumerate() {
+            check_experts(&format!("clusters[{index}]"), cluster, before)?;
+        }
+        // Some methods give experts no saliency.
+        if !self.saliency.is_empty() {
+            check_length("saliency", self.saliency.len(), before)?;
+        }
+        check_experts("super_experts", &self.super_experts, before)?;
+        check_share("retained_mass", self.retained_mass)?;
+        check_share("lost_choices", self.lost_choices)?;
+        if let Some((_, share)) = &self.worst_domain {
+            check_share("worst_domain[1]", *share)?;
+        }
+        within("load", self.load.check())
+    }
 }
 
 impl LayerTrust {

@@ -1,5 +1,6 @@
 //! The record of a layer that was upcycled.
 
+use moe_math::figures::{Checked, check_share, within};
 use moe_model::{Expert, SharedExpert};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,12 @@ pub struct UpcycledLayer {
 
 impl LayerDetails for UpcycledLayer {
     const KIND: &'static str = "upcycled";
+
+    fn check(&self) -> Checked {
+        let Some(partition) = &self.partition else { return Ok(()) };
+        let share = partition.shared_activation_share;
+        within("partition", check_share("shared_activation_share", share))
+    }
 }
 
 /// A router made of text.

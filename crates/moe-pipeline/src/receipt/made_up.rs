@@ -30,7 +30,7 @@ pub(crate) fn source(name: &str) -> SourceRecord {
 pub(crate) fn receipt(layers: Vec<LayerTrust>) -> Receipt {
     let record = |(layer, trust): (usize, LayerTrust)| LayerRecord {
         layer,
-        router: Some(rows(12, 24)),
+        router: Some(rows(trust.experts[1], trust.experts[0])),
         details: Some(Details::of(trust)),
         ..LayerRecord::default()
     };

@@ -1,6 +1,7 @@
 //! The receipt: which passes ran on which bytes, and the outcome. The same run gives the same
 //! receipt.
 
+mod check;
 #[cfg(test)]
 pub(crate) mod made_up;
 mod read;

@@ -5,6 +5,7 @@ use std::path::Path;
 use moe_checkpoint::{Error, Kind, Result, file_exists, json};
 use serde::Deserialize;
 
+use super::check::Counts;
 use super::{FORMAT, NAME, RECEIPT_FILE, Receipt};
 
 /// The remedy for a receipt that can't be read.
@@ -61,8 +62,12 @@ impl ReceiptFile {
         if format != FORMAT {
             return Ok(Self::Other { format, version: tool.version });
         }
+        json::read_expecting::<Counts>(&path, DAMAGED)?;
         let receipt: Receipt = json::read_expecting(&path, DAMAGED)?;
-        receipt.check_details(&path)?;
+        receipt.check().map_err(|said| {
+            let what = format!("this receipt is none that a run writes: {said}");
+            Error::new(Kind::Malformed, what).file(&path).remedy(DAMAGED)
+        })?;
         Ok(Self::Read(Box::new(receipt)))
     }
 }
@@ -86,20 +91,6 @@ impl Receipt {
         let what = format!("this receipt is of {age} format ({format}, where {FORMAT} is read)");
         let remedy = format!("convert again, or use the program that wrote it: {NAME} {version}");
         Err(Error::new(Kind::Unsupported, what).file(dir.join(RECEIPT_FILE)).remedy(remedy))
-    }
-
-    /// Refuses details of layers that aren't of the type that their pass writes.
-    fn check_details(&self, path: &Path) -> Result<()> {
-        let earlier = self.before.iter().map(|earlier| (earlier.pass, &earlier.layers));
-        for (pass, layers) in earlier.chain([(self.pass, &self.layers)]) {
-            let is_sound = |details| pass.details.is_some_and(|kind| kind.reads(details));
-            let details = layers.iter().filter_map(|layer| Some((layer, layer.details.as_ref()?)));
-            if let Some((layer, _)) = details.into_iter().find(|(_, found)| !is_sound(*found)) {
-                let what = format!("the details of layer {} are not those of {pass}", layer.layer);
-                return Err(Error::new(Kind::Malformed, what).file(path).remedy(DAMAGED));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -161,14 +152,22 @@ mod tests {
             if serde_json::from_value::<Receipt>(lacking.clone()).is_err() {
                 let error = error_of(&lacking.to_string());
                 assert_eq!(error.kind(), Kind::Malformed, "{key}");
-                assert!(error.what().contains(&format!("missing field `{key}`")), "{error}");
+                assert!(error.what().contains(&format!("{key} is missing")), "{error}");
             }
         }
         for (key, value, said) in [
             ("pass", json!("fly"), "there is no pass \"fly\""),
             ("tool", json!({ "name": "another", "version": "1", "build": "" }), "but of another"),
-            ("layers", json!([{ "layer": 3, "details": { "kind": "flown" } }]), "layer 3"),
-            ("layers", json!([{ "layer": 3, "details": { "kind": "reduced" } }]), "layer 3"),
+            (
+                "layers",
+                json!([{ "layer": 3, "details": { "kind": "flown" } }]),
+                "layers[0].details.kind is \"flown\", where \"reduced\" is expected",
+            ),
+            (
+                "layers",
+                json!([{ "layer": 3, "details": { "kind": "reduced" } }]),
+                "layers[0].details.experts is missing",
+            ),
             (
                 "layers",
                 json!([{ "layer": 3, "router": { "rows": "flown", "repeated": 1 } }]),

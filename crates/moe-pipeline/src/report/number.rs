@@ -1,10 +1,14 @@
 //! Formats numbers. An absent value or NaN is an en dash, never 0.
 
+/// The greatest size of a value: a page multiplies and scales them, which takes greater ones to
+/// infinity.
+pub(super) const GREATEST: f64 = 1e300;
+
 /// The text for an absent value.
 pub(super) const ABSENT: &str = "–";
 
 fn shown(value: Option<f64>, format: impl Fn(f64) -> String) -> String {
-    value.filter(|v| v.is_finite()).map_or_else(|| ABSENT.to_owned(), format)
+    value.filter(|v| v.abs() <= GREATEST).map_or_else(|| ABSENT.to_owned(), format)
 }
 
 /// A share as a percentage.

@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Write as _};
 
 use super::escaped::Escaped;
+use super::number::GREATEST;
 
 /// A picture with a title and a description.
 pub(super) struct Svg {
@@ -160,10 +161,11 @@ impl Scale {
         let (mut from, mut to) = (0f64, 0f64);
         values
             .into_iter()
-            .filter(|v| v.is_finite())
+            .filter(|v| v.abs() <= GREATEST)
             .for_each(|v| (from, to) = (from.min(v), to.max(v)));
-        if from == to {
-            to = 1.0;
+        // A step within so little would be 0.
+        if to - from < 1e-300 {
+            to = from + 1.0;
         }
         let step = step(to - from);
         let (from, to) = ((from / step).floor() * step, (to / step).ceil() * step);
@@ -175,7 +177,7 @@ impl Scale {
         let (mut from, mut to) = (f64::INFINITY, f64::NEG_INFINITY);
         values
             .into_iter()
-            .filter(|v| v.is_finite())
+            .filter(|v| v.abs() <= GREATEST)
             .for_each(|v| (from, to) = (from.min(v), to.max(v)));
         if from > to {
             (from, to) = (0.0, 1.0);
@@ -194,7 +196,7 @@ impl Scale {
     /// A linear scale, or a logarithmic one where a few values would hide all others.
     pub fn of_positive(values: &[f64], start: f64, length: f64) -> Self {
         let mut positive: Vec<f64> =
-            values.iter().copied().filter(|v| v.is_finite() && *v > 0.0).collect();
+            values.iter().copied().filter(|v| *v <= GREATEST && *v > 0.0).collect();
         positive.sort_by(f64::total_cmp);
         let spread = positive.last().zip(positive.get(positive.len() / 2));
         match (spread, positive.first()) {

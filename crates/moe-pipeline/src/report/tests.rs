@@ -3,6 +3,7 @@
 mod distilled;
 mod every_page;
 mod experts;
+mod hostile;
 mod quantized;
 mod trained;
 

@@ -2,6 +2,7 @@
 
 use super::columns::{every, short};
 use super::frame::Frame;
+use crate::report::number::decimal;
 use crate::report::svg::{Path, Scale, Svg};
 
 /// A CSS class, the label, and the points as (step, value).
@@ -27,8 +28,9 @@ impl LineChart<'_> {
     /// The ends of each line, a sentence on each.
     fn described(&self) -> String {
         let lines = self.lines.iter().filter_map(|(_, words, points)| {
-            let (first, last) = (points.first()?.1, points.last()?.1);
-            Some(format!("{words}: {first:.4} at first, {last:.4} at last."))
+            let [first, last] =
+                [points.first()?, points.last()?].map(|(_, value)| decimal(Some(*value), 4));
+            Some(format!("{words}: {first} at first, {last} at last."))
         });
         lines.collect::<Vec<_>>().join(" ")
     }

@@ -98,7 +98,8 @@ fn lambda(fit: &DownFit) -> String {
 fn trained(layer: &DistilledLayer) -> String {
     let run = |trained: &Trained| {
         let [before, after] = trained.errors()?;
-        Some(format!("{before:.4} → {after:.4} in step {} of {}", trained.best, trained.steps))
+        let [before, after] = [before, after].map(|error| decimal(Some(error), 4));
+        Some(format!("{before} → {after} in step {} of {}", trained.best, trained.steps))
     };
     let runs: Vec<_> = layer.trained.iter().filter_map(run).collect();
     if runs.is_empty() { ABSENT.to_owned() } else { runs.join("; ") }

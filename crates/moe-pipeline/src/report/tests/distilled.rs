@@ -8,8 +8,8 @@ use crate::receipt::Receipt;
 use crate::receipt::made_up::receipt;
 use crate::trust::{HeldOutReport, StageReport};
 
-#[test]
-fn dense_layers_say_what_they_are_made_of() {
+/// The receipt of a model whose layers became dense.
+pub(super) fn distilled() -> Receipt {
     let look = |step, error, loss| Look { step, error, loss };
     let looks = || vec![look(0, 0.41, None), look(20, 0.36, Some(0.2)), look(40, 0.37, Some(0.1))];
     let trained = || Trained { steps: 40, best: 20, diverged: None, looks: looks() };
@@ -47,12 +47,17 @@ fn dense_layers_say_what_they_are_made_of() {
         baseline: Some(held_out("english", 5.0631)),
     };
     let layers = vec![layer(0, 8, fit(Some(0.001))), layer(2, 2, fit(None)), layer(3, 2, None)];
-    let page = page(&Receipt {
+    Receipt {
         pass: PassInfo::named("distill").unwrap(),
         layers,
         held_out: Some(held_out),
         ..receipt(Vec::new())
-    });
+    }
+}
+
+#[test]
+fn dense_layers_say_what_they_are_made_of() {
+    let page = page(&distilled());
     let shown = [
         ("what training did", "0.4100 → 0.3600 in step 20 of 40"),
         (

@@ -21,8 +21,8 @@ fn quantized(layer: usize, experts: usize) -> LayerRecord {
     LayerRecord { details: Some(Details::of(details)), ..LayerRecord::unchanged(layer) }
 }
 
-#[test]
-fn quantized_experts_are_shown_coldest_first() {
+/// The receipt of a model whose experts were quantized.
+pub(super) fn made() -> Receipt {
     let pool = Some(PoolStats { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
     let mut receipt =
         Receipt { pass: PassInfo::named("quantize").unwrap(), pool, ..receipt(Vec::new()) };
@@ -38,6 +38,12 @@ fn quantized_experts_are_shown_coldest_first() {
         kept: Kept::Approximately,
         why: "rounded".to_owned(),
     }];
+    receipt
+}
+
+#[test]
+fn quantized_experts_are_shown_coldest_first() {
+    let mut receipt = made();
     let page = page(&receipt);
     let shown = [
         (

@@ -8,8 +8,8 @@ use crate::receipt::Receipt;
 use crate::receipt::made_up::receipt;
 use crate::train::{LoadChange, Measurement, StepRecord, TrainingRecord};
 
-#[test]
-fn a_training_shows_its_curves() {
+/// The receipt of a model that was trained.
+pub(super) fn trained() -> Receipt {
     let step = |step: u64| StepRecord {
         step,
         loss: 3.1 - 0.01 * step as f64,
@@ -38,13 +38,18 @@ fn a_training_shows_its_curves() {
         after: Some(held_out("english", 3.25)),
         load: vec![LoadChange { layer: 2, first, last, dropped: 0.25 }],
     };
-    let receipt = Receipt {
+    Receipt {
         pass: PassInfo::named("heal").unwrap(),
         decided: None,
         training: Some(training),
         ..receipt(Vec::new())
-    };
-    let page = page(&receipt);
+    }
+}
+
+#[test]
+fn a_training_shows_its_curves() {
+    let mut bare = trained();
+    let page = page(&bare);
     let shown = [
         ("what was trained", "12\u{202f}288"),
         ("what is written", "written: step 20; stopped early"),
@@ -65,7 +70,6 @@ fn a_training_shows_its_curves() {
     assert!(!drawn.contains("NaN") && !drawn.contains("inf"));
     keep_to_look_at("trained.html", &page);
 
-    let mut bare = receipt;
     let training = bare.training.as_mut().unwrap();
     (training.before, training.after) = (None, None);
     training.curve.clear();
