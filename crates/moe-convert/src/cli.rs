@@ -81,12 +81,15 @@ pub fn end_of_options(words: &[String]) -> usize {
 fn lenient(command: clap::Command) -> clap::Command {
     let of_arg = |arg: clap::Arg| {
         let is_size = arg.get_value_parser().type_id() == std::any::TypeId::of::<ByteSize>();
-        match arg.get_action().takes_values() {
-            true if arg.is_positional() => arg.ignore_case(true),
+        if !arg.get_action().takes_values() {
+            arg
+        } else if arg.is_positional() {
+            arg.ignore_case(true)
+        } else if is_size {
             // A size has a unit, so that clap doesn't see a number.
-            true if is_size => arg.allow_hyphen_values(true),
-            true => arg.allow_negative_numbers(true),
-            false => arg,
+            arg.allow_hyphen_values(true)
+        } else {
+            arg.allow_negative_numbers(true)
         }
     };
     command.mut_args(of_arg).mut_subcommands(lenient)

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use moe_checkpoint::shown;
 use moe_pipeline::{ByteSize, Unit, memory_bytes};
 
-/// A bar of fewer columns tells nothing.
-const LEAST_BAR: usize = 5;
-/// A bar of more columns tells nothing more.
-const MOST_BAR: usize = 40;
+/// Minimum number of columns of a bar; a shorter one is left out.
+const MIN_BAR: usize = 5;
+/// Maximum number of columns of a bar; a longer one would show nothing more.
+const MAX_BAR: usize = 40;
 
 /// A stage of a run.
 pub struct BarStage {
@@ -68,8 +68,8 @@ impl BarStage {
     ) -> String {
         let width = |text: &str| text.chars().count();
         let mut line = self.name.clone();
-        let bar = (columns / 8).min(MOST_BAR);
-        if bar >= LEAST_BAR {
+        let bar = (columns / 8).min(MAX_BAR);
+        if bar >= MIN_BAR {
             line += &format!("  {}", self.blocks(bar));
         }
         for figure in self.figures(elapsed, memory, expert) {
