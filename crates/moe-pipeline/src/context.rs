@@ -7,7 +7,7 @@ use moe_forward::Storage;
 use moe_math::Compute;
 use moe_model::Model;
 
-use crate::needs::Work;
+use crate::needs::WorkLimits;
 use crate::options::ConvertOptions;
 use crate::progress::Progress;
 use crate::resources::{directory_of, storage};
@@ -34,9 +34,9 @@ impl<'a> RunContext<'a> {
     }
 
     /// The limits of the work: scratch directory, memory budget and device.
-    pub fn work(&self) -> Work<'a> {
+    pub fn work(&self) -> WorkLimits<'a> {
         let budget = self.options.memory_budget;
-        Work { budget, compute: self.compute(), scratch: self.scratch() }
+        WorkLimits { budget, compute: self.compute(), scratch: self.scratch() }
     }
 
     /// The storage for hidden states of a sweep of `tokens` tokens over `model`.

@@ -15,7 +15,7 @@ use crate::budget;
 use crate::gates::Gates;
 use crate::learned;
 use crate::memory::{self, Text};
-use crate::needs::{Work, measuring_bytes};
+use crate::needs::{WorkLimits, measuring_bytes};
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::{ByteSize, storage};
 
@@ -99,7 +99,7 @@ pub fn eval(
         model: &Model::read(&checkpoints[0])?,
         original: checkpoints.get(1).map(Model::read).transpose()?.as_ref(),
         options,
-        work: Work { budget: memory_budget, compute, scratch: &std::env::temp_dir() },
+        work: WorkLimits { budget: memory_budget, compute, scratch: &std::env::temp_dir() },
     }
     .run(model, progress)?;
     checkpoints.iter().try_for_each(Checkpoint::check_unchanged)?;
@@ -112,7 +112,7 @@ struct Evaluation<'a> {
     model: &'a Model,
     original: Option<&'a Model>,
     options: &'a EvalOptions,
-    work: Work<'a>,
+    work: WorkLimits<'a>,
 }
 
 impl Evaluation<'_> {

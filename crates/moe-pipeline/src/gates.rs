@@ -111,9 +111,10 @@ impl Figure {
 
 /// Refuses a maximum distance, in nats, that nothing meets, or that everything does.
 fn check_distance(gate: &str, limit: f64) -> Result<()> {
-    match limit.is_finite() && limit >= 0.0 {
-        true => Ok(()),
-        false => Err(usage(gate, limit, "give a number of nats from 0 on, such as 0.05")),
+    if limit.is_finite() && limit >= 0.0 {
+        Ok(())
+    } else {
+        Err(usage(gate, limit, "give a number of nats from 0 on, such as 0.05"))
     }
 }
 

@@ -2,7 +2,7 @@
 //! Every term names a buffer of its stage; `tests/it/budget/` compares these promises with
 //! measurements.
 
-use moe_forward::{Corpus, Storage};
+use moe_forward::{Corpus, LOGIT_BYTES, Storage};
 use moe_math::Compute;
 use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
 use moe_passes::SweptText;
@@ -14,8 +14,6 @@ const QUERY_BLOCK: usize = 256;
 const EXPERT_TOKENS: usize = 4096;
 /// Outputs kept in memory to leave experts out.
 const LEFT_OUT_BYTES: usize = 512 << 20;
-/// The maximum size of a block's log-probabilities, which are in f64.
-const LOGIT_BYTES: usize = 64 << 20;
 /// Up to this many rows, a product reads a matrix as it is stored; for more it is widened to f32.
 const FEW_ROWS: usize = 128;
 /// The writer has eight buffers of 2 MiB.
@@ -198,19 +196,19 @@ fn expert_bytes(expert: &Expert, compute: &Compute) -> u64 {
 }
 
 /// A filter for the weights to count.
-type Counted = fn(&Weight) -> bool;
+type WeightFilter = fn(&Weight) -> bool;
 
 fn every(_: &Weight) -> bool {
     true
 }
 
-fn expert_bytes_of(expert: &Expert, counted: Counted, compute: &Compute) -> u64 {
+fn expert_bytes_of(expert: &Expert, counted: WeightFilter, compute: &Compute) -> u64 {
     let weights = expert.linears().into_iter().map(|linear| &linear.weight);
     stored(weights.filter(|weight| counted(weight)), compute)
 }
 
 /// Experts that are made of the same bytes are loaded once.
-fn mixture_bytes(moe: &Moe, counted: Counted, compute: &Compute) -> u64 {
+fn mixture_bytes(moe: &Moe, counted: WeightFilter, compute: &Compute) -> u64 {
     let mut all = 0;
     for (index, expert) in moe.experts.iter().enumerate() {
         if index == 0 || !expert.same_source(&moe.experts[index - 1]) {
@@ -241,7 +239,7 @@ fn taken_over_bytes(layer: &Layer, compute: &Compute) -> u64 {
         + network_bytes(layer, |weight| weight.stored().is_some(), compute)
 }
 
-fn network_bytes(layer: &Layer, counted: Counted, compute: &Compute) -> u64 {
+fn network_bytes(layer: &Layer, counted: WeightFilter, compute: &Compute) -> u64 {
     match &layer.ffn {
         Ffn::Dense(network) => expert_bytes_of(network, counted, compute),
         Ffn::Moe(moe) => mixture_bytes(moe, counted, compute),

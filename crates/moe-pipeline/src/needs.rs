@@ -11,7 +11,7 @@ use crate::memory::{self, Text};
 use crate::resources::{ByteSize, storage};
 
 /// The limits of the work.
-pub(crate) struct Work<'a> {
+pub(crate) struct WorkLimits<'a> {
     pub budget: Option<ByteSize>,
     pub compute: &'a Compute,
     /// The directory for hidden states that don't fit in memory.
@@ -20,7 +20,7 @@ pub(crate) struct Work<'a> {
 
 /// Live bytes of a stage.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Needs {
+pub(crate) struct StageMemory {
     pub live: u64,
     ways: Vec<Way>,
 }
@@ -40,32 +40,32 @@ struct Way {
 pub(crate) enum Share {
     All,
     /// The smallest share that still gives a useful result.
-    Least,
+    Minimum,
 }
 
 /// Texts and sequences are never suggested to be shorter than this.
-const LEAST_TOKENS: usize = 512;
-const LEAST_LENGTH: usize = 64;
+const MIN_TOKENS: usize = 512;
+const MIN_LENGTH: usize = 64;
 
 impl Share {
     /// That share of `tokens` tokens.
     pub fn of(self, tokens: usize) -> usize {
         match self {
             Self::All => tokens,
-            Self::Least => tokens.min(LEAST_TOKENS),
+            Self::Minimum => tokens.min(MIN_TOKENS),
         }
     }
 
     /// The same, but at least `least`, below which the text would be refused.
-    pub fn of_least(self, tokens: usize, least: usize) -> usize {
+    pub fn of_at_least(self, tokens: usize, min: usize) -> usize {
         match self {
             Self::All => tokens,
-            Self::Least => tokens.min(LEAST_TOKENS.max(least)),
+            Self::Minimum => tokens.min(MIN_TOKENS.max(min)),
         }
     }
 }
 
-impl Needs {
+impl StageMemory {
     /// A need that can't be lowered.
     pub fn fixed(live: u64) -> Self {
         Self { live, ways: Vec::new() }
@@ -96,19 +96,19 @@ impl Needs {
         longest: usize,
         live: impl Fn(Share, usize) -> Result<u64>,
     ) -> Result<Self> {
-        let short = longest.min(LEAST_LENGTH);
+        let short = longest.min(MIN_LENGTH);
         let mut needs = Self::fixed(live(Share::All, longest)?);
-        needs.add(format!("lower {option}"), live(Share::Least, longest)?);
+        needs.add(format!("lower {option}"), live(Share::Minimum, longest)?);
         needs.add("lower --sequence-length", live(Share::All, short)?);
         needs.add_several(
             format!("lower {option} and --sequence-length"),
-            live(Share::Least, short)?,
+            live(Share::Minimum, short)?,
         );
         Ok(needs)
     }
 
     /// The need of two stages that hold memory at the same time.
-    pub fn beside(self, other: Self) -> Self {
+    pub fn combined_with(self, other: Self) -> Self {
         if other.live == 0 || self.live == 0 {
             return if self.live == 0 { other } else { self };
         }
@@ -149,7 +149,7 @@ impl Needs {
 }
 
 /// The options that bring all of `stages` below `budget`; None where none do.
-pub(crate) fn ways(stages: &[Needs], budget: ByteSize) -> Option<String> {
+pub(crate) fn ways(stages: &[StageMemory], budget: ByteSize) -> Option<String> {
     let too_large = stages.iter().filter(|stage| !budget::fits(stage.live, budget));
     let ways: Option<Vec<String>> = too_large.map(|stage| stage.way(budget)).collect();
     let mut ways = ways?;
@@ -167,7 +167,7 @@ pub(crate) fn measuring_bytes(
     original: Option<&Model>,
     tokens: usize,
     length: usize,
-    work: &Work<'_>,
+    work: &WorkLimits<'_>,
 ) -> Result<u64> {
     let storage = storage(model, tokens, work.budget, work.compute, work.scratch)?;
     Ok(memory::evaluation(model, original, &Text::first(tokens, length, storage), work.compute))
@@ -183,18 +183,18 @@ mod tests {
     fn only_what_is_enough_is_named() {
         // Resident memory exceeds live bytes by the program and an eighth.
         let text = |all: u64, few: u64, short: u64, both: u64| {
-            Needs::of_text("--data-tokens", 512, |share, length| {
+            StageMemory::of_text("--data-tokens", 512, |share, length| {
                 Ok(MB
                     * match (share, length < 512) {
                         (Share::All, false) => all,
-                        (Share::Least, false) => few,
+                        (Share::Minimum, false) => few,
                         (Share::All, true) => short,
-                        (Share::Least, true) => both,
+                        (Share::Minimum, true) => both,
                     })
             })
             .unwrap()
         };
-        let said = |stages: &[Needs]| ways(stages, ByteSize(1000 * MB)).unwrap_or_default();
+        let said = |stages: &[StageMemory]| ways(stages, ByteSize(1000 * MB)).unwrap_or_default();
         assert_eq!(said(&[text(2000, 100, 1900, 90)]), "lower --data-tokens");
         assert_eq!(
             said(&[text(2000, 100, 100, 90)]),
@@ -205,15 +205,15 @@ mod tests {
             "lower --data-tokens and --sequence-length"
         );
         assert_eq!(said(&[text(2000, 1900, 1900, 1800)]), "");
-        let probe = || Needs::lowered(2000 * MB, "lower --probe-tokens", MB);
+        let probe = || StageMemory::lowered(2000 * MB, "lower --probe-tokens", MB);
         assert_eq!(said(&[text(500, 100, 400, 90), probe()]), "lower --probe-tokens");
         assert_eq!(
             said(&[text(2000, 100, 1900, 90), probe()]),
             "lower --data-tokens; and lower --probe-tokens"
         );
-        assert_eq!(said(&[Needs::fixed(2000 * MB), probe()]), "");
+        assert_eq!(said(&[StageMemory::fixed(2000 * MB), probe()]), "");
         assert_eq!(
-            said(&[text(600, 100, 600, 90).beside(text(600, 100, 600, 90))]),
+            said(&[text(600, 100, 600, 90).combined_with(text(600, 100, 600, 90))]),
             "lower --data-tokens"
         );
     }

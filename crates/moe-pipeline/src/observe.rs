@@ -29,7 +29,7 @@ use crate::calibration::{calibration, unchosen};
 use crate::file_kinds::STATISTICS;
 use crate::fingerprint::{self, Fingerprint};
 use crate::memory::{Text, Watched};
-use crate::needs::Work;
+use crate::needs::WorkLimits;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
@@ -78,7 +78,7 @@ pub fn observe(
     progress: &dyn Progress,
 ) -> Result<Observation> {
     let found = check_observe(dir, options, output, overwrite)?;
-    let work = Work { budget: memory_budget, compute, scratch: directory_of(output) };
+    let work = WorkLimits { budget: memory_budget, compute, scratch: directory_of(output) };
     let source = ObservedModel::open(dir, options, work, progress)?;
     let file = StagedFile::create(output, found)?;
     let start = Instant::now();
@@ -119,7 +119,7 @@ struct ObservedModel<'a> {
     /// The state of texts and statistics.
     snapshot: Snapshot,
     options: &'a ObserveOptions,
-    work: Work<'a>,
+    work: WorkLimits<'a>,
     progress: &'a dyn Progress,
 }
 
@@ -128,7 +128,7 @@ impl<'a> ObservedModel<'a> {
     fn open(
         dir: &Path,
         options: &'a ObserveOptions,
-        work: Work<'a>,
+        work: WorkLimits<'a>,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
         let mut snapshot = Snapshot::default();
@@ -307,9 +307,10 @@ fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
         else {
             continue;
         };
-        let of = match first == path {
-            true => "are added twice".to_owned(),
-            false => format!("are those of {}", first.display()),
+        let of = if first == path {
+            "are added twice".to_owned()
+        } else {
+            format!("are those of {}", first.display())
         };
         return Err(Error::new(
             Kind::Usage,

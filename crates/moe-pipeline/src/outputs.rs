@@ -62,10 +62,10 @@ pub(crate) fn plan_names<'p>(
 pub fn check_output(passes: &[&dyn Pass], output: &Path, options: &ConvertOptions) -> Result<()> {
     OutputDir::check(output, existing(options))?;
     check_plans(passes, options.overwrite)?;
-    match passes.iter().any(|pass| pass.outputs().training) {
-        true => TrainingDir::of(output).check(options.resume, options.overwrite),
-        false => Ok(()),
+    if passes.iter().any(|pass| pass.outputs().training) {
+        TrainingDir::of(output).check(options.resume, options.overwrite)?;
     }
+    Ok(())
 }
 
 /// Which existing outputs the result may replace.

@@ -85,9 +85,10 @@ fn portable_words(line: &str) -> String {
 
 fn portable_word(word: &str) -> String {
     let path = word.trim_end_matches(|c: char| ends_path(c) || c == ':' || c == '.');
-    match path.starts_with('/') && path.contains(char::is_alphanumeric) {
-        true => portable(Path::new(path)) + &word[path.len()..],
-        false => word.to_owned(),
+    if path.starts_with('/') && path.contains(char::is_alphanumeric) {
+        portable(Path::new(path)) + &word[path.len()..]
+    } else {
+        word.to_owned()
     }
 }
 

@@ -104,8 +104,8 @@ impl serde::de::Visitor<'_> for SizeVisitor {
 const BLOCK_TOKENS: usize = 8192;
 /// The same on a GPU, which small products wouldn't keep busy.
 const DEVICE_BLOCK_TOKENS: usize = 65_536;
-/// With fewer, each layer's weights would be read for too little work.
-const LEAST_BLOCK_TOKENS: usize = 512;
+/// With smaller blocks, each layer's weights would be read for too little work.
+const MIN_BLOCK_TOKENS: usize = 512;
 /// States that a layer holds for a token: its input, its normalised input, its output, and an
 /// expert's output.
 const STATES_AT_WORK: usize = 4;
@@ -123,16 +123,17 @@ pub(crate) fn storage(
     compute: &Compute,
     dir: &Path,
 ) -> Result<Storage> {
-    let (most, budget, option) = match compute.device.is_cpu() {
-        true => (BLOCK_TOKENS, budget, "--memory-budget"),
-        false => (DEVICE_BLOCK_TOKENS, compute.memory().map(ByteSize), "--device-memory"),
+    let (max_tokens, budget, option) = if compute.device.is_cpu() {
+        (BLOCK_TOKENS, budget, "--memory-budget")
+    } else {
+        (DEVICE_BLOCK_TOKENS, compute.memory().map(ByteSize), "--device-memory")
     };
     let Some(budget) = budget else {
-        return Ok(Storage { block_tokens: Some(most), scratch: None });
+        return Ok(Storage { block_tokens: Some(max_tokens), scratch: None });
     };
     let state = (model.hidden * 4) as u64;
     let fitting = (budget.0 / 4 / (state * STATES_AT_WORK as u64)) as usize;
-    let block = fitting.clamp(LEAST_BLOCK_TOKENS, most);
+    let block = fitting.clamp(MIN_BLOCK_TOKENS, max_tokens);
     let at_work = (block.min(tokens) * STATES_AT_WORK) as u64 * state;
     if at_work > budget.0 {
         let what = format!(

@@ -174,8 +174,9 @@ fn other_format(format: u64) -> Difference {
 /// How the work in the receipt `found` differs from `passes`; None where it doesn't.
 fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<Difference> {
     let found = work(found);
-    let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name(), pass.options())).collect();
-    let names = |work: &[Work]| work.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" → ");
+    let wanted: Vec<PassWork> = passes.iter().map(|pass| (pass.name(), pass.options())).collect();
+    let names =
+        |work: &[PassWork]| work.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" → ");
     if names(&found) != names(&wanted) {
         let how = format!("was made by {}, not by {}", names(&found), names(&wanted));
         return Some(Difference::new(how));
@@ -281,10 +282,10 @@ type IsOwn = fn(&Path) -> bool;
 const UNHASHED: [(&str, IsOwn); 2] = [(RUN_FILE, is_own_run_record), (LOG_FILE, is_own_log)];
 
 /// Name and options of a pass.
-type Work = (&'static str, Value);
+type PassWork = (&'static str, Value);
 
 /// The passes of a receipt in order.
-fn work(receipt: &Receipt) -> Vec<Work> {
+fn work(receipt: &Receipt) -> Vec<PassWork> {
     receipt.work().map(|(pass, options)| (pass.name, options.clone())).collect()
 }
 

@@ -1,4 +1,5 @@
-//! Options of writing a checkpoint. Its bytes depend on them, as on the passes' options.
+//! Options for writing a checkpoint. The bytes of the result depend on them, as they do on the
+//! passes' options.
 
 use moe_checkpoint::{Error, Kind, Result};
 use schemars::JsonSchema;
@@ -23,9 +24,9 @@ pub struct WritingOptions {
 /// The size at which most hubs split files.
 const SHARD_SIZE: &str = "5GB";
 
-/// Files smaller than their own headers can't be intended.
-const LEAST_SHARD_BYTES: u64 = 1000;
-/// For more tokens, eval is the right tool.
+/// A limit in bytes this low is a forgotten unit (`5` for `5GB`).
+const MIN_SHARD_BYTES: u64 = 1000;
+/// Comparing more tokens is the task of `eval`.
 const MAX_PROBE_TOKENS: usize = 4096;
 
 impl WritingOptions {
@@ -35,7 +36,7 @@ impl WritingOptions {
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         let size = self.max_shard_size;
-        if size.0 < LEAST_SHARD_BYTES {
+        if size.0 < MIN_SHARD_BYTES {
             let what = format!(
                 "--max-shard-size {} is {size}: every tensor would have a file of its own",
                 size.0
@@ -44,16 +45,14 @@ impl WritingOptions {
                 .options(&["--max-shard-size"])
                 .remedy(format!("write the unit, such as {}GB", size.0.clamp(1, 999))));
         }
-        match self.probe_tokens > MAX_PROBE_TOKENS {
-            false => Ok(()),
-            true => {
-                let what =
-                    format!("--probe-tokens {} is more than {MAX_PROBE_TOKENS}", self.probe_tokens);
-                Err(Error::new(Kind::Usage, what)
-                    .options(&["--probe-tokens"])
-                    .remedy("lower --probe-tokens; eval measures on as much text as you like"))
-            }
+        if self.probe_tokens > MAX_PROBE_TOKENS {
+            let what =
+                format!("--probe-tokens {} is more than {MAX_PROBE_TOKENS}", self.probe_tokens);
+            return Err(Error::new(Kind::Usage, what)
+                .options(&["--probe-tokens"])
+                .remedy("lower --probe-tokens; eval measures on as much text as you like"));
         }
+        Ok(())
     }
 }
 

@@ -131,9 +131,9 @@ impl BenchOptions {
         }
         let tokens =
             [("--data-tokens", self.data_tokens), ("--sequence-length", self.sequence_length)];
-        match tokens.into_iter().find(|(_, asked)| *asked > MOST_TOKENS) {
+        match tokens.into_iter().find(|(_, asked)| *asked > MAX_TOKENS) {
             Some((option, asked)) => {
-                let what = format!("{option} {asked} is more than {MOST_TOKENS}");
+                let what = format!("{option} {asked} is more than {MAX_TOKENS}");
                 Err(Error::new(Kind::Usage, what).remedy(format!(
                     "lower {option}: time grows with tokens, so that fewer tell as much"
                 )))
@@ -216,7 +216,7 @@ impl<'a> Bench<'a> {
 }
 
 /// A benchmark of more tokens would take too long for anybody to wait for.
-const MOST_TOKENS: usize = 1 << 24;
+const MAX_TOKENS: usize = 1 << 24;
 
 /// Names of what lies in the directory of a run.
 const MODEL: &str = "model";

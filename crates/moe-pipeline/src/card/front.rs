@@ -111,12 +111,12 @@ fn scalar(text: &str) -> Option<Scalar> {
 }
 
 /// Cuts off a comment, which begins with ` #`. Within quotes, that is part of the text; a comment
-/// behind a quoted text isn't supported.
+/// after a quoted text isn't supported.
 fn without_comment(text: &str) -> &str {
-    match text.starts_with(['"', '\'']) {
-        true => text,
-        false => text.split_once(" #").map_or(text, |(text, _)| text.trim_end()),
+    if text.starts_with(['"', '\'']) {
+        return text;
     }
+    text.split_once(" #").map_or(text, |(text, _)| text.trim_end())
 }
 
 impl Value {

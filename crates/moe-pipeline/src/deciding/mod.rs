@@ -16,7 +16,7 @@ use crate::budget;
 use crate::calibration::calibration;
 use crate::context::RunContext;
 use crate::memory::{Text, Watched};
-use crate::needs::{Needs, Work};
+use crate::needs::{StageMemory, WorkLimits};
 use crate::progress::Unit;
 use crate::resources::storage;
 use crate::trust::StageReport;
@@ -32,7 +32,7 @@ pub(crate) struct Deciding {
     /// Text of which some sequences may join the calibration.
     pool: Option<Calibration>,
     /// Which sequences joined, once that is known.
-    pub pulled: Option<PoolStats>,
+    pub pool_stats: Option<PoolStats>,
 }
 
 /// About how many tokens are used for looking through the whole original model before anything is
@@ -50,7 +50,12 @@ impl Deciding {
     ///
     /// # Errors
     /// Errors of reading; [`moe_checkpoint::Kind::Usage`] for too little text.
-    pub fn new(sweep: LayerSweep, source: &Model, input: &Path, work: &Work<'_>) -> Result<Self> {
+    pub fn new(
+        sweep: LayerSweep,
+        source: &Model,
+        input: &Path,
+        work: &WorkLimits<'_>,
+    ) -> Result<Self> {
         let pass = &*sweep.pass;
         let length = sweep.text.sequence_length;
         let mut room = budget::room(work.budget, "--data-tokens", |tokens| {
@@ -72,7 +77,7 @@ impl Deciding {
             .map_err(|error| error.source(account(&text, &corpus)))?;
         let of_pool = of_pool.into_iter().flat_map(|pool| pool.texts);
         let read = corpus.texts.into_iter().chain(of_pool).collect();
-        Ok(Self { sweep, text, read, pool, pulled: None })
+        Ok(Self { sweep, text, read, pool, pool_stats: None })
     }
 
     /// All windows that the pass may look at.
@@ -95,14 +100,14 @@ impl Deciding {
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
-    pub fn needs(&self, source: &Model, work: &Work<'_>) -> Result<Needs> {
+    pub fn needs(&self, source: &Model, work: &WorkLimits<'_>) -> Result<StageMemory> {
         let pass = &*self.sweep.pass;
         let own = self.text.batch.tokens();
         let pool = self.pool.as_ref().map_or(0, |pool| pool.batch.tokens());
         let option =
             if self.pool.is_some() { "--data-tokens and --pool-tokens" } else { "--data-tokens" };
-        Needs::of_text(option, self.text.batch.longest(), |share, length| {
-            let shares = [share.of_least(own, pass.least_tokens(length)), share.of(pool)];
+        StageMemory::of_text(option, self.text.batch.longest(), |share, length| {
+            let shares = [share.of_at_least(own, pass.least_tokens(length)), share.of(pool)];
             swept_bytes(pass, source, shares, length, work)
         })
     }
@@ -123,7 +128,7 @@ impl Deciding {
             watch("scan", source, &all, &mut scan, run)?;
             let (joining, found) = scan.choose();
             self.text = all.selected((0..own).chain(joining));
-            self.pulled = Some(found);
+            self.pool_stats = Some(found);
         }
         let pass = &mut self.sweep.pass;
         pass.begin(&self.text);
@@ -244,7 +249,7 @@ fn swept_bytes(
     source: &Model,
     [own, pool]: [usize; 2],
     length: usize,
-    work: &Work<'_>,
+    work: &WorkLimits<'_>,
 ) -> Result<u64> {
     let text = |tokens: usize| -> Result<Text> {
         let storage = storage(source, tokens, work.budget, work.compute, work.scratch)?;

@@ -27,11 +27,11 @@ pub(super) struct PoolScan {
     at: (usize, usize),
     /// For each layer with experts, the tokens of each sequence that chose each expert,
     /// `[sequences, experts]`.
-    layers: Vec<Counted>,
+    layers: Vec<LayerChoices>,
 }
 
 /// The counts of one layer.
-struct Counted {
+struct LayerChoices {
     experts: usize,
     tokens: Vec<u32>,
 }
@@ -56,7 +56,7 @@ impl PoolScan {
 
     /// How many tokens each expert of each layer lacks.
     fn missing(&self) -> Vec<Vec<u32>> {
-        let of_layer = |layer: &Counted| {
+        let of_layer = |layer: &LayerChoices| {
             let own = layer.tokens[..self.own * layer.experts].chunks_exact(layer.experts.max(1));
             let mut sums = vec![0usize; layer.experts];
             own.for_each(|counts| {
@@ -93,7 +93,7 @@ impl Observer for PoolScan {
     fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         if self.at.0 != layer {
             self.at = (layer, 0);
-            self.layers.push(Counted {
+            self.layers.push(LayerChoices {
                 experts: routing.experts,
                 tokens: vec![0; self.ends.len() * routing.experts],
             });
@@ -252,9 +252,9 @@ mod tests {
             [&[0, 0, 0, 1], &[0, 0, 0, 0], &[2, 0], &[2, 2, 1, 0], &[2, 2, 2]];
         // Expert 1 lacks two tokens, expert 2 three. Sequence 4 has three of them in three tokens,
         // then sequence 3 has one in four.
-        let (joined, pulled) = chosen(&sequences, 3, 100);
+        let (joined, pool_stats) = chosen(&sequences, 3, 100);
         assert_eq!(joined, [3, 4]);
-        assert_eq!(pulled, PoolStats { scanned: [4, 13], joined: [2, 7], short: [2, 1] });
+        assert_eq!(pool_stats, PoolStats { scanned: [4, 13], joined: [2, 7], short: [2, 1] });
         // With room for three tokens, the sequence that covers most joins.
         assert_eq!(chosen(&sequences, 3, 3).0, [4]);
         // Sequence 2 is taken where 4 doesn't fit.

@@ -57,10 +57,10 @@ impl ObserveOptions {
 
     /// Refuses options that leave nothing to observe.
     pub(super) fn check_any(&self) -> Result<()> {
-        match self.calibration.data.is_empty() && self.add.is_empty() {
-            true => Err(Error::new(Kind::Usage, "there is nothing to observe")
-                .remedy("give --data TEXT, or --add STATS")),
-            false => Ok(()),
+        if self.calibration.data.is_empty() && self.add.is_empty() {
+            return Err(Error::new(Kind::Usage, "there is nothing to observe")
+                .remedy("give --data TEXT, or --add STATS"));
         }
+        Ok(())
     }
 }

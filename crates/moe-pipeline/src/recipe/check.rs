@@ -50,11 +50,10 @@ pub(super) fn lies_within<P: Borrow<Path> + Ord>(path: &Path, outputs: &BTreeSet
 /// The remedy for a path of a recipe that doesn't exist.
 fn absent_remedy(path: &Path) -> &'static str {
     let text = path.to_string_lossy();
-    match text.starts_with('~') || text.contains(['*', '$']) {
-        true => {
-            "write the path out: recipes expand no ~, * or $NAME, but ${variables} of their own"
-        }
-        false => "correct the path, or write it in an earlier step",
+    if text.starts_with('~') || text.contains(['*', '$']) {
+        "write the path out: recipes expand no ~, * or $NAME, but ${variables} of their own"
+    } else {
+        "correct the path, or write it in an earlier step"
     }
 }
 
@@ -263,10 +262,11 @@ impl Recipe {
 fn add_all(path: &Path, files: &mut Snapshot) {
     files.add(path);
     for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        // Folders behind links are left out, since a link could lead back here.
-        match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            true => add_all(&entry.path(), files),
-            false => files.add(&entry.path()),
+        // Links to folders aren't followed, since a link could lead back here.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            add_all(&entry.path(), files);
+        } else {
+            files.add(&entry.path());
         }
     }
 }

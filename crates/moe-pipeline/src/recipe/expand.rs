@@ -13,7 +13,7 @@ use super::keys::{StepKeys, WrittenStep, passes_mut, passes_of};
 use super::mistake::{Mistake, usage};
 use super::parsed::Step;
 use super::source::RecipeText;
-use super::spare::{Passed, Spare};
+use super::spare::{LeftOutKey, Spare};
 use super::spelled::{self, EarlierKey, EarlierKeys};
 use super::steps::parse_step;
 use super::variables::Variables;
@@ -233,7 +233,7 @@ impl<'a> Expansion<'a> {
     }
 
     /// Records that a key was left out of the step at `site`.
-    fn pass(&mut self, passed: Passed, site: &Site<'_>) {
+    fn pass(&mut self, passed: LeftOutKey, site: &Site<'_>) {
         let error = match &passed.defaults {
             Some(command) => self.wrong_default(passed.mistake, command),
             None => self.wrong(passed.mistake, site),

@@ -8,7 +8,7 @@ use super::mistake::key_of;
 /// The place of a key in the recipe. A key of a table in a step, such as a gate, is written with a
 /// dot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Origin {
+pub(super) struct KeyOrigin {
     /// The command of a table of defaults, or the number of a step in a block, with that of a pass.
     place: String,
     key: String,
@@ -48,7 +48,7 @@ impl StepKeys {
     /// Removes a key of the step, or of its pass number `at`, that has no effect there according to
     /// `error`, if it may be left out. Returns where it was written, and the command whose defaults
     /// have it, if the step itself doesn't.
-    pub fn pass_by(&mut self, at: usize, error: &Error) -> Option<(Origin, Option<String>)> {
+    pub fn pass_by(&mut self, at: usize, error: &Error) -> Option<(KeyOrigin, Option<String>)> {
         let table = table_at(&mut self.table, at)?;
         let idle = error.idle_options().iter().map(|option| key_of(option));
         let idle: Vec<&str> = idle.filter(|key| has_key(table, key)).collect();
@@ -59,7 +59,7 @@ impl StepKeys {
     }
 
     /// The places of its keys that may be left out of other steps.
-    pub fn origins(&self) -> Vec<Origin> {
+    pub fn origins(&self) -> Vec<KeyOrigin> {
         let passes = passes_of(&self.table).filter_map(Value::as_table);
         let tables = std::iter::once(&self.table).chain(passes).enumerate();
         tables
@@ -71,7 +71,7 @@ impl StepKeys {
 
     /// The place of `key` of the step, or of its pass number `at`, if the key may be left out of a
     /// step that has no use for it.
-    fn origin(&self, at: usize, key: &str) -> Option<Origin> {
+    fn origin(&self, at: usize, key: &str) -> Option<KeyOrigin> {
         let written = self.written.get(at)?;
         let is_own = written.has(key);
         let place = if is_own {
@@ -79,7 +79,7 @@ impl StepKeys {
         } else {
             format!("defaults {}", written.command)
         };
-        (!is_own || self.own_may_pass).then(|| Origin { place, key: key.to_owned() })
+        (!is_own || self.own_may_pass).then(|| KeyOrigin { place, key: key.to_owned() })
     }
 }
 

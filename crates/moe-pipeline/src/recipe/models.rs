@@ -10,7 +10,7 @@ use moe_model::Model;
 use moe_passes::Pass;
 
 use super::check::lies_within;
-use super::keys::Origin;
+use super::keys::KeyOrigin;
 use super::parsed::{Recipe, Step, StepKind};
 use super::spare::without;
 use crate::fingerprint::Fingerprint;
@@ -18,19 +18,19 @@ use crate::observe::no_mixture;
 use crate::run::check_passes;
 
 /// The facts that are known so far.
-struct Known<'a> {
+struct KnownModels<'a> {
     compute: &'a Compute,
     /// Checkpoints by directory: many steps read the same few.
     models: BTreeMap<PathBuf, (Checkpoint, Model)>,
     /// Results of passes, by passes and source, since combinations of choices have much in common.
-    results: BTreeMap<String, Facts>,
+    results: BTreeMap<String, ModelFacts>,
     /// The paths that earlier steps write.
     made: BTreeSet<PathBuf>,
 }
 
 /// The properties of a model that steps check.
 #[derive(Debug, Clone, Copy)]
-struct Facts {
+struct ModelFacts {
     vocab: usize,
     has_experts: bool,
 }
@@ -45,8 +45,8 @@ impl Recipe {
     /// The error that the step itself would end with, naming the step.
     pub fn fit_models(&mut self, compute: &Compute) -> Result<()> {
         let (models, results, made) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        let mut known = Known { compute, models, results, made };
-        let mut passed: BTreeMap<Origin, Error> = BTreeMap::new();
+        let mut known = KnownModels { compute, models, results, made };
+        let mut passed: BTreeMap<KeyOrigin, Error> = BTreeMap::new();
         for index in 0..self.steps.len() {
             while let Err(error) = self.check_model(index, &mut known) {
                 let step = &mut self.steps[index];
@@ -59,7 +59,7 @@ impl Recipe {
             }
             known.made.extend(self.steps[index].writes().into_iter().map(Path::to_owned));
         }
-        let used: BTreeSet<Origin> =
+        let used: BTreeSet<KeyOrigin> =
             self.steps.iter().flat_map(|step| step.keys.origins()).collect();
         match passed.into_iter().find(|(origin, _)| !used.contains(origin)) {
             Some((_, error)) => Err(error),
@@ -67,7 +67,7 @@ impl Recipe {
         }
     }
 
-    fn check_model(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
+    fn check_model(&self, index: usize, known: &mut KnownModels<'_>) -> Result<()> {
         let step = &self.steps[index];
         match &step.kind {
             StepKind::Convert { passes, .. } => {
@@ -95,7 +95,7 @@ impl Recipe {
         &self,
         index: usize,
         passes: Vec<&dyn Pass>,
-        known: &mut Known<'_>,
+        known: &mut KnownModels<'_>,
     ) -> Result<()> {
         let step = &self.steps[index];
         let reads_made = step.reads().into_iter().any(|path| lies_within(path, &known.made));
@@ -112,10 +112,15 @@ impl Recipe {
 
     /// Properties of the model at `path` for step `index`: an existing checkpoint, or the result of
     /// earlier steps; None where they can't be known yet.
-    fn facts(&self, path: &Path, index: usize, known: &mut Known<'_>) -> Result<Option<Facts>> {
+    fn facts(
+        &self,
+        path: &Path,
+        index: usize,
+        known: &mut KnownModels<'_>,
+    ) -> Result<Option<ModelFacts>> {
         if !lies_within(path, &known.made) {
             let (_, model) = known.open(path)?;
-            return Ok(Some(Facts::of(model)));
+            return Ok(Some(ModelFacts::of(model)));
         }
         match self.makers(path, index, &known.made) {
             Some((passes, source)) => known.convert(&passes, source).map(Some),
@@ -125,7 +130,7 @@ impl Recipe {
 
     /// Refuses statistics that an earlier step is to make of a model other than the one that step
     /// `index` converts.
-    fn check_statistics(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
+    fn check_statistics(&self, index: usize, known: &mut KnownModels<'_>) -> Result<()> {
         let step = &self.steps[index];
         for statistics in step.passes().iter().filter_map(|pass| pass.inputs().statistics) {
             let Some(observed) = self.observed(statistics, index) else { continue };
@@ -154,7 +159,7 @@ impl Recipe {
     }
 }
 
-impl Known<'_> {
+impl KnownModels<'_> {
     fn open(&mut self, dir: &Path) -> Result<&(Checkpoint, Model)> {
         if !self.models.contains_key(dir) {
             let checkpoint = Checkpoint::open(dir)?;
@@ -165,20 +170,20 @@ impl Known<'_> {
     }
 
     /// The result of `passes` on the checkpoint `source`, or the reason why they can't run.
-    fn convert(&mut self, passes: &[&dyn Pass], source: &Path) -> Result<Facts> {
+    fn convert(&mut self, passes: &[&dyn Pass], source: &Path) -> Result<ModelFacts> {
         let key = described(passes, source);
         if let Some(facts) = self.results.get(&key) {
             return Ok(*facts);
         }
         let compute = self.compute;
         let (checkpoint, model) = self.open(source)?;
-        let facts = Facts::of(&check_passes(passes, checkpoint, model, compute)?);
+        let facts = ModelFacts::of(&check_passes(passes, checkpoint, model, compute)?);
         self.results.insert(key, facts);
         Ok(facts)
     }
 }
 
-impl Facts {
+impl ModelFacts {
     fn of(model: &Model) -> Self {
         Self { vocab: model.vocab, has_experts: model.moes().next().is_some() }
     }

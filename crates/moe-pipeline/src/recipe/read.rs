@@ -33,9 +33,10 @@ impl Recipe {
         }
         let text = read_text(path, MAX_BYTES).map_err(|error| {
             let whole = path.with_added_extension("toml");
-            match !path.exists() && whole.is_file() {
-                true => error.better_remedy(format!("give {}", whole.display())),
-                false => error,
+            if !path.exists() && whole.is_file() {
+                error.better_remedy(format!("give {}", whole.display()))
+            } else {
+                error
             }
         })?;
         Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy())

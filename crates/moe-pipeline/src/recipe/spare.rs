@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use moe_checkpoint::{Error, Result};
 
-use super::keys::{Origin, StepKeys};
+use super::keys::{KeyOrigin, StepKeys};
 use super::mistake::Mistake;
 use super::parsed::Step;
 use super::steps::parse_step;
@@ -13,13 +13,13 @@ use super::steps::parse_step;
 /// Records the keys that some step used, and those that were left out of steps, with the reason.
 #[derive(Default)]
 pub(super) struct Spare {
-    used: BTreeSet<Origin>,
-    passed: BTreeMap<Origin, Error>,
+    used: BTreeSet<KeyOrigin>,
+    passed: BTreeMap<KeyOrigin, Error>,
 }
 
 /// A key that was left out of a step.
-pub(super) struct Passed {
-    pub origin: Origin,
+pub(super) struct LeftOutKey {
+    pub origin: KeyOrigin,
     /// The command whose defaults have it; None if the step itself does.
     pub defaults: Option<String>,
     /// Why the step has no use for it.
@@ -32,7 +32,7 @@ impl Spare {
     ///
     /// # Errors
     /// Any other mistake in the step.
-    pub fn parse(&mut self, mut keys: StepKeys) -> Result<(Step, Vec<Passed>), Mistake> {
+    pub fn parse(&mut self, mut keys: StepKeys) -> Result<(Step, Vec<LeftOutKey>), Mistake> {
         let mut passed = Vec::new();
         loop {
             // Most steps parse at once.
@@ -44,14 +44,14 @@ impl Spare {
                 Err(mistake) => mistake,
             };
             match keys.pass_by(mistake.pass, &mistake.error) {
-                Some((origin, defaults)) => passed.push(Passed { origin, defaults, mistake }),
+                Some((origin, defaults)) => passed.push(LeftOutKey { origin, defaults, mistake }),
                 None => return Err(mistake),
             }
         }
     }
 
     /// Records that the key at `origin` was left out; `error` is returned if no step uses it.
-    pub fn pass(&mut self, origin: Origin, error: Error) {
+    pub fn pass(&mut self, origin: KeyOrigin, error: Error) {
         self.passed.entry(origin).or_insert(error);
     }
 
@@ -72,7 +72,7 @@ impl Spare {
 ///
 /// # Errors
 /// Mistakes in the remaining step.
-pub(super) fn without(keys: &mut StepKeys, error: &Error) -> Result<Option<(Step, Origin)>> {
+pub(super) fn without(keys: &mut StepKeys, error: &Error) -> Result<Option<(Step, KeyOrigin)>> {
     let passed = (0..keys.written.len()).find_map(|at| keys.pass_by(at, error));
     let Some((origin, _)) = passed else { return Ok(None) };
     let step = parse_step(keys.table.clone()).map_err(Mistake::into_error)?;

@@ -84,14 +84,11 @@ impl Variables {
     /// Refuses to make `size` more characters and elements where that exceeds the limit.
     fn make(&mut self, size: usize) -> Result<()> {
         self.made += size;
-        match self.made > MAX_MADE {
-            true => {
-                let what =
-                    format!("variables within variables make more than {MAX_MADE} characters");
-                Err(usage(what, "let variables stand for less"))
-            }
-            false => Ok(()),
+        if self.made > MAX_MADE {
+            let what = format!("variables within variables make more than {MAX_MADE} characters");
+            return Err(usage(what, "let variables stand for less"));
         }
+        Ok(())
     }
 
     fn get(&mut self, name: &str) -> Result<&Value> {
@@ -104,11 +101,10 @@ impl Variables {
     fn undefined(&self, name: &str) -> Error {
         let known: Vec<_> = self.values.keys().map(String::as_str).collect();
         let guess = guess(name, known.iter().copied());
-        let what = match known.is_empty() {
-            true => format!("there is no variable {name:?} here"),
-            false => {
-                format!("there is no variable {name:?} here, only {}{guess}", known.join(", "))
-            }
+        let what = if known.is_empty() {
+            format!("there is no variable {name:?} here")
+        } else {
+            format!("there is no variable {name:?} here, only {}{guess}", known.join(", "))
         };
         let remedy =
             format!("correct the name, or define {name} under [vars] or in a block's each");

@@ -5,8 +5,8 @@ use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::Pass;
 
-use super::beside::Beside;
 use super::held_out::held_out_of;
+use super::other_inputs::OtherInputs;
 use super::pass_run::declared;
 
 /// Refuses passes that can't run one after the other without a checkpoint between them.
@@ -47,8 +47,8 @@ pub(crate) fn check_passes(
 ) -> Result<Model> {
     let mut model = model.clone();
     for (index, pass) in passes.iter().enumerate() {
-        let beside = Beside::read(*pass, &model, index == 0, checkpoint)?;
-        let plan = pass.plan(&beside.sources(&model, compute, None))?;
+        let inputs = OtherInputs::read(*pass, &model, index == 0, checkpoint)?;
+        let plan = pass.plan(&inputs.sources(&model, compute, None))?;
         model = declared(&plan.planned.model)?.1;
         // The config has no path yet.
         model.config_file = format!("the {CONFIG_FILE} that {} writes", pass.name()).into();

@@ -135,9 +135,10 @@ impl Decided<'_> {
         let run = &planned.opened.run;
         let saved = deciding.has_stages().then(|| self.saved(index)).transpose()?;
         if let Some(saved) = saved.as_ref().filter(|_| run.options.resume) {
-            run.progress.note(match saved.has_steps() {
-                true => "what was trained before is taken from what was saved",
-                false => NOTHING_SAVED,
+            run.progress.note(if saved.has_steps() {
+                "what was trained before is taken from what was saved"
+            } else {
+                NOTHING_SAVED
             });
         }
         let pass = &planned.passes[index];
@@ -215,7 +216,7 @@ impl Decided<'_> {
         };
         let files: Vec<&Path> =
             passes[..=index].iter().flat_map(|pass| pass.pass.inputs().files()).collect();
-        let read = before.iter().flat_map(|pass| &pass.beside.others);
+        let read = before.iter().flat_map(|pass| &pass.inputs.others);
         let models = std::iter::once(&opened.checkpoint).chain(read).chain(teacher);
         fingerprint::of_training(&options, &own, opened.run.compute(), models, &files, digests)
     }
@@ -227,7 +228,7 @@ impl Decided<'_> {
         let teacher = task
             .training
             .teacher
-            .and_then(|_| pass.beside.others.first().zip(pass.beside.models.first()));
+            .and_then(|_| pass.inputs.others.first().zip(pass.inputs.models.first()));
         let own = task.deciding(pass.pass.options());
         let job = TrainingJob {
             model: &pass.planned.model,

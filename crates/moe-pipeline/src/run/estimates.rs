@@ -14,9 +14,9 @@ use crate::deciding::Deciding;
 use crate::estimate::measuring;
 use crate::live::live_bytes;
 use crate::memory;
-use crate::needs::{self, Needs, Share, Work, measuring_bytes};
+use crate::needs::{self, Share, StageMemory, WorkLimits, measuring_bytes};
 use crate::resources::ByteSize;
-use crate::train::{Need, TrainingTask};
+use crate::train::{TrainingMemory, TrainingTask};
 
 impl<'r> Planned<'r> {
     fn own(&self, own: usize) -> &[PassRun<'r>] {
@@ -58,16 +58,16 @@ impl<'r> Planned<'r> {
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
-    fn stages(&self, budget: Option<ByteSize>) -> Result<Vec<Needs>> {
+    fn stages(&self, budget: Option<ByteSize>) -> Result<Vec<StageMemory>> {
         let run = &self.opened.run;
-        let work = Work { budget, ..run.work() };
+        let work = WorkLimits { budget, ..run.work() };
         let mut stages = Vec::new();
         let mut first = 0;
         while first < self.passes.len() {
             let end = self.end_of_sweep(first);
-            let mut decided = Needs::default();
+            let mut decided = StageMemory::default();
             for pass in &self.passes[first..end] {
-                decided = decided.beside(pass.deciding_needs(&work)?);
+                decided = decided.combined_with(pass.deciding_needs(&work)?);
                 stages.extend(pass.needs(&work)?);
             }
             stages.push(decided);
@@ -75,14 +75,14 @@ impl<'r> Planned<'r> {
         }
         stages.extend(self.measuring_needs(&work)?);
         let most = self.writing_bytes(run.options.probe_tokens);
-        stages.push(Needs::lowered(most, "lower --probe-tokens", self.writing_bytes(0)));
+        stages.push(StageMemory::lowered(most, "lower --probe-tokens", self.writing_bytes(0)));
         Ok(stages)
     }
 
     /// The need of measuring the result on held-out text; None without such text.
-    fn measuring_needs(&self, work: &Work<'_>) -> Result<Option<Needs>> {
+    fn measuring_needs(&self, work: &WorkLimits<'_>) -> Result<Option<StageMemory>> {
         let Some(corpus) = &self.held_out else { return Ok(None) };
-        Needs::of_text("--held-out-tokens", corpus.longest(), |share, length| {
+        StageMemory::of_text("--held-out-tokens", corpus.longest(), |share, length| {
             let tokens = share.of(corpus.tokens());
             measuring_bytes(self.result(), Some(self.source()), tokens, length, work)
         })
@@ -155,11 +155,11 @@ impl PassRun<'_> {
         let made = if decides { made.map(Weight::bytes).sum() } else { 0 };
         made + self
             .training()
-            .map_or(0, |task| Need::disk_bytes(&self.planned.model, &task.training))
+            .map_or(0, |task| TrainingMemory::disk_bytes(&self.planned.model, &task.training))
     }
 
     /// The needs of surveys and training, which run one at a time.
-    fn needs(&self, work: &Work<'_>) -> Result<Vec<Needs>> {
+    fn needs(&self, work: &WorkLimits<'_>) -> Result<Vec<StageMemory>> {
         let mut needs = Vec::new();
         for (survey, text) in self.planned.surveys.iter().zip(&self.texts) {
             let batch = text.batch();
@@ -167,20 +167,25 @@ impl PassRun<'_> {
                 Ok(surveyed(survey, &self.source, share.of(batch.tokens()), length, work))
             };
             needs.push(match &survey.text {
-                TextSource::Data { .. } => Needs::of_text("--data-tokens", batch.longest(), live)?,
-                TextSource::Prompts { .. } => Needs::fixed(live(Share::All, batch.longest())?),
+                TextSource::Data { .. } => {
+                    StageMemory::of_text("--data-tokens", batch.longest(), live)?
+                }
+                TextSource::Prompts { .. } => {
+                    StageMemory::fixed(live(Share::All, batch.longest())?)
+                }
             });
         }
         if let Some(task) = self.training() {
-            let teacher = task.training.teacher.and(self.beside.models.first());
+            let teacher = task.training.teacher.and(self.inputs.models.first());
             needs.push(task.needs(&self.planned.model, teacher, work)?);
         }
         Ok(needs)
     }
 
     /// The need of deciding.
-    fn deciding_needs(&self, work: &Work<'_>) -> Result<Needs> {
-        self.deciding().map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
+    fn deciding_needs(&self, work: &WorkLimits<'_>) -> Result<StageMemory> {
+        self.deciding()
+            .map_or(Ok(StageMemory::default()), |deciding| deciding.needs(&self.source, work))
     }
 
     /// Tokens that its training is measured on; None if there are none.

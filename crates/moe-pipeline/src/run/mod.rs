@@ -11,7 +11,6 @@
 //!   decided, text is surveyed, and models are trained.
 //! - [`crate::Conversion`]: the result is written.
 
-mod beside;
 mod check;
 mod decided;
 mod estimates;
@@ -19,6 +18,7 @@ mod hashes;
 mod held_out;
 mod measured;
 mod opened;
+mod other_inputs;
 mod pass_run;
 mod plan_file;
 mod planned;

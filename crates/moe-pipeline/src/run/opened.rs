@@ -14,7 +14,7 @@ pub(crate) struct Opened<'r> {
     /// The checkpoint's model, which the first pass converts.
     pub source: Model,
     /// Storage for made weights until they are written.
-    pub spill: Arc<ScratchStore>,
+    pub scratch: Arc<ScratchStore>,
 }
 
 impl<'r> Opened<'r> {
@@ -25,7 +25,7 @@ impl<'r> Opened<'r> {
     pub fn new(run: RunContext<'r>) -> Result<Self> {
         let checkpoint = Checkpoint::open(run.input)?;
         let source = Model::read(&checkpoint)?;
-        let spill = Arc::new(ScratchStore::new(run.scratch()));
-        Ok(Self { run, checkpoint, source, spill })
+        let scratch = Arc::new(ScratchStore::new(run.scratch()));
+        Ok(Self { run, checkpoint, source, scratch })
     }
 }

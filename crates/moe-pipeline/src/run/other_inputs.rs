@@ -12,7 +12,7 @@ use crate::fingerprint::Fingerprint;
 use crate::statistics::StatisticsFile;
 
 /// Other checkpoints, statistics and a given plan.
-pub(crate) struct Beside {
+pub(crate) struct OtherInputs {
     /// The checkpoints of [`moe_passes::Inputs::models`], in order.
     pub others: Vec<Checkpoint>,
     /// Their models, in the same order.
@@ -23,7 +23,7 @@ pub(crate) struct Beside {
     given_plan: Option<serde_json::Value>,
 }
 
-impl Beside {
+impl OtherInputs {
     /// Reads the inputs of `pass`, which converts `model`. For the `first` pass, that is
     /// `checkpoint`'s model.
     pub fn read(
@@ -54,7 +54,7 @@ impl Beside {
         &'a self,
         model: &'a Model,
         compute: &'a Compute,
-        spill: Option<&'a Arc<ScratchStore>>,
+        scratch: Option<&'a Arc<ScratchStore>>,
     ) -> Sources<'a> {
         Sources {
             model,
@@ -64,7 +64,7 @@ impl Beside {
             compute,
             statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
             given_plan: self.given_plan.as_ref(),
-            spill,
+            spill: scratch,
         }
     }
 }

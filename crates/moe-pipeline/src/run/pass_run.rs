@@ -10,8 +10,8 @@ use moe_passes::{
     Transform, same_bytes, same_source,
 };
 
-use super::beside::Beside;
 use super::opened::Opened;
+use super::other_inputs::OtherInputs;
 use super::plan_file::PlanFile;
 use super::texts;
 use crate::deciding::Deciding;
@@ -79,7 +79,7 @@ pub(crate) struct PassRun<'p> {
     /// Records of the text that was read for surveys.
     survey_reads: Vec<TextRead>,
     /// Inputs other than the source and text.
-    pub beside: Beside,
+    pub inputs: OtherInputs,
     /// The decisions; None until they are taken.
     pub decisions: Option<LayerEdits>,
     /// The state of the user's files other than checkpoints.
@@ -99,16 +99,16 @@ impl<'p> PassRun<'p> {
         first: bool,
         opened: &Opened<'_>,
     ) -> Result<Self> {
-        let Opened { run, checkpoint, spill, .. } = opened;
+        let Opened { run, checkpoint, scratch, .. } = opened;
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.inputs().files());
-        let beside = Beside::read(pass, &source, first, checkpoint)?;
-        let sources = beside.sources(&source, run.compute(), Some(spill));
+        let inputs = OtherInputs::read(pass, &source, first, checkpoint)?;
+        let sources = inputs.sources(&source, run.compute(), Some(scratch));
         let Plan { mut planned, next, transform } = pass.plan(&sources)?;
         texts::check_tokenizers(run.input, pass.inputs().models)?;
         let (declaration, result) = declared(&planned.model)?;
         let (texts, survey_reads) = texts::load_all(&planned.surveys, &source, run)?;
-        let teacher = beside.models.first();
+        let teacher = inputs.models.first();
         let open = Open::read(next, [&source, &planned.model], teacher, opened)?;
         planned.warnings.extend(open.idle(&planned.model, first)?.map(str::to_owned));
         Ok(Self {
@@ -121,7 +121,7 @@ impl<'p> PassRun<'p> {
             result,
             texts,
             survey_reads,
-            beside,
+            inputs,
             decisions: None,
             snapshot,
             plan_file: None,
@@ -141,7 +141,7 @@ impl<'p> PassRun<'p> {
 
     /// The sources of the pass.
     pub fn sources<'a>(&'a self, opened: &'a Opened<'_>) -> Sources<'a> {
-        self.beside.sources(&self.source, opened.run.compute(), Some(&opened.spill))
+        self.inputs.sources(&self.source, opened.run.compute(), Some(&opened.scratch))
     }
 
     /// Replaces the source by `source`, whose layers are now made and no longer only planned.
@@ -202,7 +202,7 @@ impl<'p> PassRun<'p> {
     /// Hashes of the text that its statistics were gathered on, by name.
     pub(super) fn observed(&self) -> &BTreeMap<String, String> {
         const NONE: &BTreeMap<String, String> = &BTreeMap::new();
-        self.beside.statistics.as_ref().map_or(NONE, |file| &file.about().texts)
+        self.inputs.statistics.as_ref().map_or(NONE, |file| &file.about().texts)
     }
 
     /// Records of all text that was read, except held-out text.
@@ -214,7 +214,7 @@ impl<'p> PassRun<'p> {
 
     /// Refuses inputs that have changed since they were read.
     pub(super) fn check_unchanged(&self) -> Result<()> {
-        self.beside.others.iter().try_for_each(Checkpoint::check_unchanged)?;
+        self.inputs.others.iter().try_for_each(Checkpoint::check_unchanged)?;
         self.snapshot.check()
     }
 

@@ -147,7 +147,7 @@ impl<'r> Planned<'r> {
         warnings.extend(self.not_held_out.iter().cloned());
         warnings.extend(self.unchosen());
         warnings.extend(self.opened.checkpoint.warnings().iter().cloned());
-        for other in self.passes.iter().flat_map(|pass| &pass.beside.others) {
+        for other in self.passes.iter().flat_map(|pass| &pass.inputs.others) {
             warnings.extend(
                 other
                     .warnings()
@@ -203,7 +203,7 @@ impl<'r> Planned<'r> {
             self.passes.iter().flat_map(|pass| pass.pass.inputs().files()).collect();
         Hashes::of(
             &self.opened.checkpoint,
-            self.passes.iter().flat_map(|pass| &pass.beside.others),
+            self.passes.iter().flat_map(|pass| &pass.inputs.others),
             &texts,
             &self.digests,
         )

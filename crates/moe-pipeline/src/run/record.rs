@@ -19,7 +19,7 @@ impl Planned<'_> {
         let last = self.last();
         let compute = self.opened.run.compute();
         let others =
-            self.passes.iter().flat_map(|pass| pass.beside.others.iter().zip(&pass.beside.models));
+            self.passes.iter().flat_map(|pass| pass.inputs.others.iter().zip(&pass.inputs.models));
         let left_out = self.side_files.left_out.iter();
         let effects = self.effects();
         Receipt {
@@ -44,7 +44,7 @@ impl Planned<'_> {
             held_out: None,
             training: None,
             decided: last.decisions.as_ref().map(|decisions| decisions.by),
-            pool: last.deciding().and_then(|deciding| deciding.pulled),
+            pool: last.deciding().and_then(|deciding| deciding.pool_stats),
             layers: last.planned.layers.clone(),
             warnings: self.warnings(),
             caveats: self.result().caveat_reasons().collect(),
@@ -95,7 +95,7 @@ fn earlier(run: &PassRun<'_>) -> EarlierPass {
         pass: run.pass.info(),
         options: run.pass.options(),
         decided: run.decisions.as_ref().map(|decisions| decisions.by),
-        pool: run.deciding().and_then(|deciding| deciding.pulled),
+        pool: run.deciding().and_then(|deciding| deciding.pool_stats),
         result: made(run),
         layers: run.planned.layers.clone(),
     }

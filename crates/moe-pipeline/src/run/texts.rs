@@ -10,7 +10,7 @@ use moe_passes::{Survey, SurveyText, TextSource};
 use crate::budget;
 use crate::context::RunContext;
 use crate::memory::Text;
-use crate::needs::Work;
+use crate::needs::WorkLimits;
 
 /// Live bytes of a survey of `source` on `tokens` tokens, in sequences of at most `length`.
 pub(super) fn surveyed(
@@ -18,7 +18,7 @@ pub(super) fn surveyed(
     source: &Model,
     tokens: usize,
     length: usize,
-    work: &Work<'_>,
+    work: &WorkLimits<'_>,
 ) -> u64 {
     // A surveyor sees all tokens of a layer at once, so no budget can split them into blocks.
     let text = Text::first(tokens, length, Storage::default());

@@ -9,7 +9,7 @@ use moe_model::{Kind, Model};
 use moe_passes::{Identity, Pass, Sources, UpcycleOptions};
 
 use super::goldens::folders;
-use super::{Check, Outcome, check};
+use super::{CaseError, Check, check};
 
 /// Maximum error of a logit against transformers; the standard deviation of logits is about 1.
 const PARITY: f64 = 1e-4;
@@ -32,7 +32,7 @@ pub fn checks(dir: &Path, compute: &Compute) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-fn forward(case: &Path, compute: &Compute) -> Result<Outcome> {
+fn forward(case: &Path, compute: &Compute) -> Result<CaseError> {
     let model = Model::open(&case.join("model"))?;
     let found =
         parity(&model, &case.join("tokens.json"), &case.join("reference.safetensors"), compute)?;
@@ -40,7 +40,7 @@ fn forward(case: &Path, compute: &Compute) -> Result<Outcome> {
 }
 
 /// `None` for models that aren't dense, or that no MoE family can hold.
-fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
+fn upcycle(case: &Path, compute: &Compute) -> Result<Option<CaseError>> {
     let dense = Model::open(&case.join("model"))?;
     if dense.family.upcycles_to.is_empty() {
         return Ok(None);

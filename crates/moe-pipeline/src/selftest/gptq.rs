@@ -15,7 +15,7 @@ use moe_model::Model;
 use serde::Deserialize;
 
 use super::goldens::{Goldens, named};
-use super::{Check, Outcome, check, golden, numbers};
+use super::{CaseError, Check, check, golden, numbers};
 
 /// Maximum share of codes, in rows without ties, that may differ, since f32 rounds differently from
 /// f64.
@@ -52,8 +52,8 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
     let cases: Vec<Case> = golden(&goldens.json("quantize/gptq.json")?["cases"])?;
     let tensors = goldens.tensors("quantize/gptq.safetensors")?;
     let model = Model::open(&goldens.path("models/moe"))?;
-    let mut codes: Vec<Outcome> = Vec::new();
-    let mut objectives: Vec<Outcome> = Vec::new();
+    let mut codes: Vec<CaseError> = Vec::new();
+    let mut objectives: Vec<CaseError> = Vec::new();
     for case in &cases {
         let found = case.found(&tensors, &model, compute)?;
         codes.push((found.other_codes, 0));

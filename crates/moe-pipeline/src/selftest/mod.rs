@@ -95,9 +95,9 @@ pub const UNCHECKED: Option<&str> = if HAS_BUILT_IN_MOE {
 };
 
 /// The error of a case, and the number of choices that differ.
-type Outcome = (f64, usize);
+type CaseError = (f64, usize);
 
-fn check(name: String, tolerance: f64, outcomes: &[Outcome]) -> Check {
+fn check(name: String, tolerance: f64, outcomes: &[CaseError]) -> Check {
     let larger = |max: f64, error: f64| if error > max || error.is_nan() { error } else { max };
     Check {
         name,

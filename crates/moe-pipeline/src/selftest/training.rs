@@ -13,7 +13,7 @@ use moe_model::Model;
 use serde_json::Value;
 
 use super::goldens::{Goldens, named};
-use super::{Check, Outcome, apart, check, golden, numbers, numeric};
+use super::{CaseError, Check, apart, check, golden, numbers, numeric};
 
 /// Maximum error of a parameter's gradient, relative to its norm.
 const GRADIENT: f64 = 1e-4;
@@ -53,7 +53,7 @@ fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) 
     let sampled = goldens.tensors(&format!("training/gradients/{family}.safetensors"))?;
     let named: Vec<(String, usize)> = golden(&about["parameters"])?;
     let sums = sampled.get("ce.sums").map(numbers).transpose()?.unwrap_or_default();
-    let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut outcomes: Vec<CaseError> = Vec::new();
     for ((name, _), expected) in named.iter().zip(sums.chunks_exact(3)) {
         let Some(gradient) = found.get(name) else { continue };
         let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();

@@ -139,11 +139,10 @@ fn differs(text: &str, steps: u64) -> String {
         };
         taken += u64::from(line.is_of_step && step == taken + 1);
     }
-    match taken < steps {
-        true => format!("{steps} steps were taken, but the log has only the first {taken}"),
-        false => {
-            "this log and the state beside it are not of one run, or the log was changed".to_owned()
-        }
+    if taken < steps {
+        format!("{steps} steps were taken, but the log has only the first {taken}")
+    } else {
+        "this log and the state beside it are not of one run, or the log was changed".to_owned()
     }
 }
 

@@ -12,13 +12,13 @@ use moe_model::Model;
 use moe_passes::{Precision, Training};
 
 use super::dir::TrainingDir;
-use super::need::Need;
+use super::need::TrainingMemory;
 use super::order::Order;
 use super::record::{self, TrainingRecord};
 use super::task::TrainingTask;
-use super::trainer::{Outcome, Task, Trainer};
+use super::trainer::{Task, Trainer, TrainingOutcome};
 use crate::context::RunContext;
-use crate::needs::Work;
+use crate::needs::WorkLimits;
 use crate::progress::Unit;
 
 /// A model to train, and everything that its training needs.
@@ -68,7 +68,7 @@ impl TrainingJob<'_> {
     }
 
     /// The memory that it needs, and whether there is room to keep all graphs.
-    fn need(&self, work: &Work<'_>) -> Result<(Need, bool)> {
+    fn need(&self, work: &WorkLimits<'_>) -> Result<(TrainingMemory, bool)> {
         let need = self.task.need(self.model, self.teacher, work)?;
         let ways = self.task.needs(self.model, self.teacher, work)?;
         let keep_graphs = need.check(&ways, work.budget)?;
@@ -112,7 +112,7 @@ impl TrainingJob<'_> {
     }
 
     /// Runs the trainer on `task`, with what is `saved`.
-    fn run(&self, mut task: TextTask<'_>, saved: &Saved) -> Result<Outcome> {
+    fn run(&self, mut task: TextTask<'_>, saved: &Saved) -> Result<TrainingOutcome> {
         let options = &self.task.training.options;
         let progress = self.run.progress;
         progress.stage("train", options.steps, Unit::Steps);
@@ -143,7 +143,7 @@ fn objective(training: &Training) -> Objective {
 
 /// The record of a training of `parameters` that was planned to hold `memory_estimate_bytes`.
 fn record_of(
-    outcome: Outcome,
+    outcome: TrainingOutcome,
     parameters: &Parameters,
     memory_estimate_bytes: u64,
 ) -> TrainingRecord {

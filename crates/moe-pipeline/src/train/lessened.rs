@@ -6,7 +6,7 @@ use moe_passes::Training;
 use crate::needs::Share;
 
 /// Batches and sequences are never suggested to be shorter than this.
-const LEAST_TOKENS: usize = 64;
+const MIN_TOKENS: usize = 64;
 /// The way to train fewer parts.
 const FEWER_PARTS: &str = "train fewer parts of the model (--train router takes least)";
 
@@ -76,19 +76,19 @@ impl Lessened {
             training.parts = vec![TrainedPart::Routers];
         }
         if self.batch {
-            training.options.batch_tokens = training.options.batch_tokens.min(LEAST_TOKENS);
+            training.options.batch_tokens = training.options.batch_tokens.min(MIN_TOKENS);
         }
         training
     }
 
     /// The length of sequences that are `longest` tokens long at most.
     pub fn length_of(self, longest: usize) -> usize {
-        if self.length { longest.min(LEAST_TOKENS) } else { longest }
+        if self.length { longest.min(MIN_TOKENS) } else { longest }
     }
 
     /// The share of the held-out text.
     pub fn share_of_held_out(self) -> Share {
-        if self.held_out { Share::Least } else { Share::All }
+        if self.held_out { Share::Minimum } else { Share::All }
     }
 }
 

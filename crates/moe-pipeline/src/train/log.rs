@@ -108,7 +108,7 @@ pub(super) fn describe_load(load: &[LayerCounts]) -> String {
 }
 
 /// A parsed line of the log.
-pub(super) struct Line {
+pub(super) struct LogLine {
     /// Its step; None for a line that isn't a training's, such as one that was cut when the run was
     /// killed.
     pub step: Option<u64>,
@@ -119,10 +119,10 @@ pub(super) struct Line {
 }
 
 /// The lines of `log` in order.
-pub(super) fn lines(log: &str) -> impl Iterator<Item = Line> {
+pub(super) fn lines(log: &str) -> impl Iterator<Item = LogLine> {
     log.lines().map(|text| {
         let mut parsed: Value = serde_json::from_str(text).unwrap_or_default();
-        Line {
+        LogLine {
             step: parsed["step"].as_u64(),
             is_of_step: parsed["loss"].is_number(),
             settings: parsed

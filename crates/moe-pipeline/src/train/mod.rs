@@ -18,7 +18,7 @@ mod trainer;
 pub use dir::training_left;
 pub(crate) use dir::{NOTHING_SAVED, TrainingDir};
 pub(crate) use job::TrainingJob;
-pub(crate) use need::Need;
+pub(crate) use need::TrainingMemory;
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use settings::Settings;
 pub(crate) use task::TrainingTask;

@@ -1,8 +1,8 @@
 //! Computes how much memory a training needs, before it starts.
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::Storage;
 use moe_forward::train::{Parameters, TeacherKind, TrainedPart};
+use moe_forward::{LOGIT_BYTES, Storage};
 use moe_math::Compute;
 use moe_model::{Expert, Ffn, Layer, Model};
 use moe_passes::{Precision, Training};
@@ -11,7 +11,7 @@ use super::state::ELEMENTS_AT_ONCE;
 use crate::budget;
 use crate::live::live_bytes;
 use crate::memory::{self, Text, Watched};
-use crate::needs::{self, Needs};
+use crate::needs::{self, StageMemory};
 use crate::resources::{ByteSize, available_memory_bytes};
 
 /// f32 value, m and v, which are always held.
@@ -23,9 +23,6 @@ const GRADIENT_BYTES: u64 = 4;
 const SAVED_BYTES_A_PARAMETER: u64 = 2 * (12 + 4);
 /// Copies of states in a layer's graph and its gradients.
 const STATES: usize = 20;
-/// The head, and the teacher's logits, are computed for as many tokens at a time as have logits of
-/// this many bytes.
-const LOGIT_BYTES: usize = 64 << 20;
 /// Logits, their softmax, gradients and what is computed from them.
 const LOGIT_COPIES: usize = 8;
 /// States that a layer's graph keeps for each choice of an expert by a token: the expert's input,
@@ -35,7 +32,7 @@ const ROUTED_STATES: usize = 4;
 const TEACHER_TOKENS: usize = 4096;
 
 /// Memory that a training needs, in live bytes; `layers` is a number of layers.
-pub(crate) struct Need {
+pub(crate) struct TrainingMemory {
     /// Values and moments of the trained parameters.
     trained: u64,
     gradients: u64,
@@ -123,7 +120,7 @@ impl PlannedTraining<'_> {
     }
 }
 
-impl Need {
+impl TrainingMemory {
     /// The need of a training.
     pub(super) fn of(trained: &PlannedTraining<'_>) -> Self {
         let PlannedTraining { model, training, .. } = trained;
@@ -183,7 +180,7 @@ impl Need {
     ///
     /// # Errors
     /// [`Kind::Usage`] where there isn't even room for one.
-    pub fn check(&self, ways: &Needs, budget: Option<ByteSize>) -> Result<bool> {
+    pub fn check(&self, ways: &StageMemory, budget: Option<ByteSize>) -> Result<bool> {
         let (needed, room) = (
             budget::most_resident(self.bytes(false) + live_bytes().unwrap_or(0)),
             ByteSize(room(budget)),

@@ -43,7 +43,7 @@ pub(super) struct TrainingState {
 }
 
 /// The size of a parameter.
-pub(super) struct Size {
+pub(super) struct ParameterSize {
     pub elements: usize,
     /// Bytes in a checkpoint's file.
     pub stored_bytes: u64,
@@ -51,7 +51,7 @@ pub(super) struct Size {
 
 /// Floats are kept in tensors, since JSON wouldn't give the same bits back.
 #[derive(Serialize, Deserialize)]
-struct About {
+struct StateHeader {
     format: String,
     fingerprint: String,
     log: LoggedSteps,
@@ -64,7 +64,7 @@ struct About {
 /// Index, counts and dropped choices of a layer.
 type LayerLoad = (usize, Vec<u64>, u64);
 
-impl About {
+impl StateHeader {
     fn of(state: &TrainingState) -> Self {
         Self {
             format: FORMAT.to_owned(),
@@ -122,7 +122,7 @@ impl TrainingState {
         elements: &[usize],
         values: impl Fn(usize) -> Result<[Vec<f32>; 3]> + Sync,
     ) -> Result<()> {
-        let about = About::of(self).to_json();
+        let about = StateHeader::of(self).to_json();
         let steps: Vec<f64> = self.steps.iter().flat_map(StepRecord::row).collect();
         let measurements: Vec<f64> = self.measurements.iter().flat_map(Measurement::row).collect();
         let first: [Part<'_>; 3] = [
@@ -160,10 +160,10 @@ impl TrainingState {
     pub fn read(
         path: &Path,
         fingerprint: &str,
-        parameters: &[Size],
+        parameters: &[ParameterSize],
     ) -> Result<(Self, SavedValues)> {
         let mut parts = SavedParts::open(path, fingerprint)?;
-        let about = About::read(&parts, fingerprint)?;
+        let about = StateHeader::read(&parts, fingerprint)?;
         parts.read_sums()?;
         parts.bytes(ABOUT)?;
         let state = Self::of_parts(about, &parts, parameters)?;
@@ -174,7 +174,11 @@ impl TrainingState {
         Ok((state, values))
     }
 
-    fn of_parts(about: About, parts: &SavedParts, parameters: &[Size]) -> Result<Self> {
+    fn of_parts(
+        about: StateHeader,
+        parts: &SavedParts,
+        parameters: &[ParameterSize],
+    ) -> Result<Self> {
         let mut best_bytes = Vec::new();
         for (index, size) in parameters.iter().enumerate().filter(|_| about.best.is_some()) {
             best_bytes.push(Arc::new(parts.sized(&format!("best.{index}"), size.stored_bytes)?));
@@ -290,7 +294,7 @@ mod tests {
             best_bytes: vec![Arc::new(vec![1, 2, 3]), Arc::new(vec![])],
         };
         let sizes = |sizes: [(usize, u64); 2]| {
-            sizes.map(|(elements, stored_bytes)| Size { elements, stored_bytes })
+            sizes.map(|(elements, stored_bytes)| ParameterSize { elements, stored_bytes })
         };
         let parameters = sizes([(2, 3), (1, 0)]);
         let values = [

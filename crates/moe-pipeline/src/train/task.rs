@@ -7,10 +7,10 @@ use moe_model::{Expert, Model};
 use moe_passes::{Idle, Training, idle_routers};
 
 use super::lessened::Lessened;
-use super::need::{Need, PlannedTraining};
+use super::need::{PlannedTraining, TrainingMemory};
 use super::settings::CHANGEABLE;
 use crate::budget;
-use crate::needs::{Needs, Work, measuring_bytes};
+use crate::needs::{StageMemory, WorkLimits, measuring_bytes};
 
 /// A training that a pass asks for, and its text.
 pub(crate) struct TrainingTask {
@@ -30,7 +30,7 @@ impl TrainingTask {
         model: &Model,
         teacher: Option<&Model>,
         source: &Checkpoint,
-        work: &Work<'_>,
+        work: &WorkLimits<'_>,
     ) -> Result<Self> {
         let reading = Reading { training: &training, model, teacher, source, work };
         let held_out = reading.held_out()?;
@@ -42,7 +42,12 @@ impl TrainingTask {
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of held-out tokens fits in.
-    pub fn need(&self, model: &Model, teacher: Option<&Model>, work: &Work<'_>) -> Result<Need> {
+    pub fn need(
+        &self,
+        model: &Model,
+        teacher: Option<&Model>,
+        work: &WorkLimits<'_>,
+    ) -> Result<TrainingMemory> {
         self.lessened(Lessened::default(), model, teacher, work)
     }
 
@@ -50,8 +55,13 @@ impl TrainingTask {
     ///
     /// # Errors
     /// As for [`Self::need`].
-    pub fn needs(&self, model: &Model, teacher: Option<&Model>, work: &Work<'_>) -> Result<Needs> {
-        let mut needs = Needs::fixed(self.need(model, teacher, work)?.planned(work.budget));
+    pub fn needs(
+        &self,
+        model: &Model,
+        teacher: Option<&Model>,
+        work: &WorkLimits<'_>,
+    ) -> Result<StageMemory> {
+        let mut needs = StageMemory::fixed(self.need(model, teacher, work)?.planned(work.budget));
         for lessened in self.lessenable(model).ways() {
             let live = self.lessened(lessened, model, teacher, work)?.planned(work.budget);
             if lessened.options() > 1 {
@@ -81,8 +91,8 @@ impl TrainingTask {
         lessened: Lessened,
         model: &Model,
         teacher: Option<&Model>,
-        work: &Work<'_>,
-    ) -> Result<Need> {
+        work: &WorkLimits<'_>,
+    ) -> Result<TrainingMemory> {
         let mut measured = 0;
         if let Some(corpus) = &self.held_out {
             let tokens = lessened.share_of_held_out().of(corpus.tokens());
@@ -91,7 +101,7 @@ impl TrainingTask {
         }
         let training = &lessened.training(&self.training);
         let length = lessened.length_of(self.longest());
-        Ok(Need::of(&PlannedTraining {
+        Ok(TrainingMemory::of(&PlannedTraining {
             model,
             teacher,
             training,
@@ -161,7 +171,7 @@ struct Reading<'a> {
     model: &'a Model,
     teacher: Option<&'a Model>,
     source: &'a Checkpoint,
-    work: &'a Work<'a>,
+    work: &'a WorkLimits<'a>,
 }
 
 impl Reading<'_> {
@@ -215,8 +225,15 @@ impl Reading<'_> {
             tokens => measuring_bytes(model, teacher, tokens, length, work)?,
         };
         let compute = work.compute;
-        Ok(Need::of(&PlannedTraining { model, teacher, training, length, measured, compute })
-            .bytes(false))
+        Ok(TrainingMemory::of(&PlannedTraining {
+            model,
+            teacher,
+            training,
+            length,
+            measured,
+            compute,
+        })
+        .bytes(false))
     }
 }
 

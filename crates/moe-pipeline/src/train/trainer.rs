@@ -14,10 +14,10 @@ use super::record::{Measurement, StepRecord};
 use super::running::{Running, numeric};
 pub(super) use super::running::{Task, Trainer};
 use super::settings::Settings;
-use super::state::{SavedValues, Size, TrainingState};
+use super::state::{ParameterSize, SavedValues, TrainingState};
 
 /// The outcome of a training.
-pub(crate) struct Outcome {
+pub(crate) struct TrainingOutcome {
     /// The weights to write, encoded as in files.
     pub encoded: Vec<Arc<Vec<u8>>>,
     /// The step that they come from.
@@ -41,7 +41,7 @@ impl Trainer<'_> {
     /// # Errors
     /// [`Kind::Numeric`] where a loss or gradient is not finite, naming the step and the first
     /// tensor; the last good state is kept. Errors of the task and of the disk.
-    pub fn run(&self, task: &mut dyn Task) -> Result<Outcome> {
+    pub fn run(&self, task: &mut dyn Task) -> Result<TrainingOutcome> {
         // This comes before anything is written: a saved state that can't be resumed from stays as
         // it is.
         let resumed = self.resumed()?;
@@ -56,7 +56,7 @@ impl Trainer<'_> {
             // The weights were measured before the run was killed, in an earlier process.
             None => task.measure(&encoded)?,
         };
-        Ok(Outcome {
+        Ok(TrainingOutcome {
             encoded,
             written,
             steps: state.steps,
@@ -76,9 +76,11 @@ impl Trainer<'_> {
         {
             return self.begins_anew(&path).map(|()| None);
         }
-        let size =
-            |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
-        let sizes: Vec<Size> = self.parameters.list.iter().map(size).collect();
+        let size = |p: &Parameter| ParameterSize {
+            elements: p.weight.elements(),
+            stored_bytes: p.weight.bytes(),
+        };
+        let sizes: Vec<ParameterSize> = self.parameters.list.iter().map(size).collect();
         TrainingState::read(&path, self.saved.key(), &sizes).map(Some)
     }
 

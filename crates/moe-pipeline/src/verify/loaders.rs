@@ -180,9 +180,10 @@ fn of_config(model: &Model) -> Vec<Refused> {
         return Vec::new();
     }
     let written = model.declare().and_then(|declaration| declaration.reread());
-    let remedy = match written.is_ok_and(|model| model.refused_config().is_empty()) {
-        true => "correct config.json; any pass of this program writes it as loaders want it",
-        false => "correct this in config.json",
+    let remedy = if written.is_ok_and(|model| model.refused_config().is_empty()) {
+        "correct config.json; any pass of this program writes it as loaders want it"
+    } else {
+        "correct this in config.json"
     };
     refused.into_iter().map(|what| Refused::new(what, CONFIG_FILE, remedy)).collect()
 }
