@@ -20,7 +20,7 @@ use crate::is_object::IsObject;
 use crate::members;
 use crate::shown::escaped_json;
 
-pub use expected::{of_object, parsed};
+pub use expected::{in_words, of_object, parsed};
 pub use python::{keep_numbers, keep_python, kept_number};
 
 use python::{is_integer, with_kept_numbers};

@@ -1,5 +1,5 @@
-//! What a memory budget allows: how much resident memory goes with a number of live bytes, whether
-//! it fits, and the error where it doesn't.
+//! Memory budgets: the resident memory that goes with a number of live bytes, whether it fits, and
+//! the error where it doesn't.
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{HELD_BYTES_A_TOKEN, Room};
@@ -7,8 +7,8 @@ use moe_forward::{HELD_BYTES_A_TOKEN, Room};
 use crate::live::{limit_resident_memory, live_bytes, resident_bytes};
 use crate::resources::{ByteSize, process_peak_memory_bytes};
 
-/// Memory held after text was read, beyond the text itself: mainly its tokenizer, and what reading
-/// left behind.
+/// Memory held after text was read, beyond the text itself: mainly its tokenizer, and whatever
+/// else stays allocated after reading.
 const READING_BYTES: u64 = 1 << 20;
 /// Memory that may be handed out beyond the budget between two looks at resident memory.
 const BETWEEN_LOOKS_BYTES: u64 = 8 << 20;
@@ -52,7 +52,7 @@ pub(crate) fn check_budget(
     Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
 
-/// Refuses a command that holds `live` bytes beside the program itself if the budget is too small
+/// Refuses a command that holds `live` bytes besides the program itself if the budget is too small
 /// for it; `ways` says how to lower them, if that is possible.
 ///
 /// # Errors
@@ -74,8 +74,8 @@ pub fn passed_budget(budget: ByteSize) -> Option<String> {
 
 /// The smallest budget to name, in megabytes: a little more than was found, since the memory held
 /// now differs from run to run.
-fn with_margin(least: ByteSize) -> u64 {
-    (least.0 + least.0 / 100).div_ceil(1_000_000) + 1
+fn with_margin(found: ByteSize) -> u64 {
+    (found.0 + found.0 / 100).div_ceil(1_000_000) + 1
 }
 
 /// The smallest budget above `too_small` that holds what is `needed` under it, to a megabyte.
@@ -98,14 +98,15 @@ pub(crate) fn fits(live: u64, budget: ByteSize) -> bool {
     most_resident(live + live_bytes().unwrap_or(0)) <= budget
 }
 
-/// How much text fits in `budget`. `live` gives the bytes that the work on a number of tokens asks
-/// for at once; `option` is the option that limits the tokens of a label.
+/// Returns how much text fits in `budget`; None without one. `live` gives the bytes that the work
+/// on a number of tokens asks for at once; `option` is the option that limits the tokens of a
+/// label.
 pub(crate) fn room(
     budget: Option<ByteSize>,
     option: &'static str,
     live: impl Fn(usize) -> Result<u64>,
 ) -> Option<Room> {
-    const MOST: usize = 1 << 36;
+    const MAX_TOKENS: usize = 1 << 36;
     let budget = budget?;
     let holds = |tokens: usize| {
         let held = tokens as u64 * HELD_BYTES_A_TOKEN + READING_BYTES;
@@ -113,7 +114,7 @@ pub(crate) fn room(
         live(tokens + tokens / 16).is_ok_and(|live| fits(live + held, budget))
     };
     let mut too_many = 2;
-    while too_many < MOST && holds(too_many) {
+    while too_many < MAX_TOKENS && holds(too_many) {
         too_many *= 2;
     }
     let mut tokens = too_many / 2;
@@ -122,7 +123,7 @@ pub(crate) fn room(
         if holds(middle) { tokens = middle } else { too_many = middle }
     }
     let tokens = if tokens > 1 { tokens } else { 0 };
-    // Before the work begins there is more room for text than beside it. The need of the work is
+    // Before the work begins there is more room for text than during it. The need of the work is
     // known and reported afterwards.
     let bytes = (tokens as u64 * HELD_BYTES_A_TOKEN).max(budget.0 / 8);
     Some(Room { tokens, bytes, option })
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_that_was_passed_is_named_beside_what_was_held() {
+    fn an_exceeded_budget_is_named_with_the_memory_that_was_held() {
         let held = process_peak_memory_bytes().unwrap();
         assert_eq!(passed_budget(ByteSize(u64::MAX / 2)), None);
         let said = passed_budget(ByteSize(held / 2)).unwrap();

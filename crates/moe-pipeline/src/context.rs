@@ -12,7 +12,7 @@ use crate::options::ConvertOptions;
 use crate::progress::Progress;
 use crate::resources::{directory_of, storage};
 
-/// Where a run reads and writes, with which options, and where its progress goes.
+/// The places that a run reads and writes, its options, and the receiver of its progress.
 #[derive(Clone, Copy)]
 pub(crate) struct RunContext<'a> {
     /// The checkpoint that is converted.

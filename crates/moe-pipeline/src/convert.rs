@@ -1,4 +1,5 @@
-//! Runs passes: plans, decides, writes and measures side by side, and then lets the result appear.
+//! Runs passes: plans, decides, writes and measures at the same time, and then publishes the
+//! result.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -72,7 +73,7 @@ pub struct Run<'r> {
     passes: &'r [&'r dyn Pass],
     pub(crate) context: RunContext<'r>,
     planned: Option<Planned<'r>>,
-    /// How long planning took.
+    /// Wall time of planning.
     planning: Duration,
 }
 
@@ -89,7 +90,7 @@ impl<'r> Run<'r> {
         Self { passes, context, planned: None, planning: Duration::ZERO }
     }
 
-    /// Its passes in order.
+    /// The passes in order.
     pub fn passes(&self) -> &'r [&'r dyn Pass] {
         self.passes
     }
@@ -104,7 +105,7 @@ impl<'r> Run<'r> {
         self.context.output
     }
 
-    /// Whether it replaces an earlier result.
+    /// Whether the run replaces an earlier result.
     pub fn overwrites(&self) -> bool {
         self.context.options.overwrite
     }

@@ -9,8 +9,8 @@ use moe_model::Model;
 
 use crate::peaks::Peaks;
 
-/// The speed of whole sweeps, with small products, statistics and everything else, as a share of
-/// the speed of a large matrix product. It comes from passes at real sizes on a CPU
+/// The speed of whole sweeps, including small products and statistics, as a share of the speed of a
+/// large matrix product. It comes from passes at real sizes on a CPU
 /// (docs/benchmarks/machine.md).
 const SHARE: f64 = 0.5;
 /// Bytes of the result that are made, hashed and written per second.
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comparing_distributions_takes_time_beside_products() {
+    fn comparing_distributions_adds_to_the_time_of_products() {
         let of = |compared_logits| {
             Cost { flops: 0.0, bytes: 600_000_000, compared_logits }.seconds(&Compute::cpu())
         };

@@ -132,7 +132,7 @@ impl Evaluation<'_> {
         evaluate(model, *original, &corpus, &storage, work.compute, &mut observer)
     }
 
-    /// How many tokens of text fit in memory.
+    /// Returns how much text fits in memory; None without a budget.
     fn room(&self) -> Option<Room> {
         let Self { model, original, options, work } = self;
         budget::room(work.budget, "--data-tokens", |tokens| {

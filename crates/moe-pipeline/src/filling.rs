@@ -4,11 +4,11 @@ use std::io;
 
 use moe_checkpoint::{Error, Result};
 
-/// Why a file wasn't filled.
+/// The reason why a file wasn't filled.
 pub(crate) enum Unfilled {
     /// The disk refused it.
     Disk(io::Error),
-    /// Its content couldn't be made.
+    /// The content couldn't be computed.
     Content(Error),
 }
 

@@ -72,7 +72,7 @@ impl Figure {
         }
     }
 
-    /// NaN where it needs an original and there is none.
+    /// Returns the measured value in `row`; NaN where it needs an original and there is none.
     fn of(self, row: &DomainReport) -> f64 {
         let figure = match self {
             Self::Kl => row.kl(),
@@ -211,7 +211,7 @@ pub fn not_met(failures: &[MeasuredGate], model: &Path) -> Error {
     Error::new(Kind::Gate, what).file(model).remedy(remedies.join("; "))
 }
 
-/// What to do where `gate` isn't met.
+/// Returns the remedy where `gate` isn't met.
 fn remedy(gate: &str) -> &'static str {
     match gate {
         MAX_BYTES => "use fewer bits or keep fewer experts, or raise max-bytes",
@@ -222,7 +222,7 @@ fn remedy(gate: &str) -> &'static str {
     }
 }
 
-/// With six decimals, or in exponent form below 0.001.
+/// Formats `value` with six decimals, or in exponent form below 0.001.
 fn figure(value: f64) -> String {
     match value.abs() {
         size if size > 0.0 && size < 1e-3 => format!("{value:.2e}"),
@@ -322,7 +322,7 @@ impl Gates {
         }
         gates.extend(self.size(model)?);
         if let Some(path) = &self.golden {
-            gates.extend(self.beside_golden(report, path)?);
+            gates.extend(self.golden_gates(report, path)?);
         }
         Ok(gates)
     }
@@ -346,8 +346,8 @@ impl Gates {
         }
     }
 
-    /// The distance of losses and KL from those of the golden file.
-    fn beside_golden(&self, report: &EvalReport, path: &Path) -> Result<Vec<MeasuredGate>> {
+    /// Gates on the distance of losses and KL from those of the golden file.
+    fn golden_gates(&self, report: &EvalReport, path: &Path) -> Result<Vec<MeasuredGate>> {
         let golden = Golden::read(path)?;
         let limit = self.golden_tolerance.unwrap_or(GOLDEN_TOLERANCE);
         let mut gates = Vec::new();

@@ -134,7 +134,8 @@ fn named_size(file: &SourceFile) -> (String, u64) {
 }
 
 impl Inspection {
-    /// What `model` says of its layers, and of their parameters.
+    /// Summarizes the layers of `model`, their parameters and the sizes that they share; other
+    /// fields are left at their defaults.
     fn of_layers(model: &Model) -> Self {
         let parameters = model.parameters();
         let windows = || model.layers.iter().filter_map(|layer| layer.attention.window());
@@ -154,7 +155,8 @@ impl Inspection {
         }
     }
 
-    /// What `model` says of the sizes that all layers share.
+    /// Summarizes the sizes that all layers of `model` share; other fields are left at their
+    /// defaults.
     fn of_sizes(model: &Model) -> Self {
         Self {
             model_type: model.family.model_type.clone(),

@@ -1,4 +1,4 @@
-//! How much memory a run holds, computed before it starts: the live bytes of its largest stage.
+//! Estimates the memory of a run before it starts: the live bytes of its largest stage.
 //! Every term names a buffer of its stage; `tests/it/budget/` compares these promises with
 //! measurements.
 
@@ -7,30 +7,32 @@ use moe_math::Compute;
 use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
 use moe_passes::SweptText;
 
-/// Up to this many tokens, sequences attend together; queries of a block see all keys at once, and
-/// experts run on so many tokens.
+/// The forward pass attends to sequences of up to `ATTENTION_TOKENS` tokens together, scores
+/// `QUERY_BLOCK` queries with all their keys at once, and runs an expert on up to `EXPERT_TOKENS`
+/// tokens.
 const ATTENTION_TOKENS: usize = 4096;
 const QUERY_BLOCK: usize = 256;
 const EXPERT_TOKENS: usize = 4096;
-/// Outputs kept in memory to leave experts out.
+/// Maximum size of the experts' outputs that are kept in memory to leave experts out.
 const LEFT_OUT_BYTES: usize = 512 << 20;
 /// Up to this many rows, a product reads a matrix as it is stored; for more it is widened to f32.
 const FEW_ROWS: usize = 128;
-/// The writer has eight buffers of 2 MiB.
+/// Bytes of the writer's buffers: eight of 2 MiB.
 const WRITER_BYTES: u64 = 16 << 20;
-/// Bytes for each token beside its states: its id in its sequence and in the batch, and its group.
+/// Bytes for each token in addition to its states: its id in its sequence and in the batch, and its
+/// group.
 const TEXT_BYTES_A_TOKEN: u64 = 16;
 
 /// Text that goes through a model.
 #[derive(Debug, Clone)]
 pub(crate) struct Text {
     pub tokens: usize,
-    /// Tokens of its longest sequence.
+    /// Number of tokens of the longest sequence.
     pub longest: usize,
     pub storage: Storage,
 }
 
-/// What the observers of a sweep need.
+/// The extra work of a sweep's observers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Watched {
     /// Whether each expert is left out in turn.
@@ -63,8 +65,8 @@ impl Text {
         self.storage.block_tokens.unwrap_or(usize::MAX).max(self.longest).min(self.tokens)
     }
 
-    /// States of all tokens where they are in memory, or of a block where they lie in a scratch
-    /// file.
+    /// Bytes of the states of all tokens where they are in memory, or of one block where they are
+    /// in a scratch file.
     fn states(&self, hidden: usize) -> u64 {
         let tokens = if self.storage.scratch.is_some() { self.block() } else { self.tokens };
         (tokens * hidden * 4) as u64
@@ -155,10 +157,11 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
         attention.linears().iter().map(|linear| linear.weight.elements()).max().unwrap_or(0);
     let widened = if tokens > FEW_ROWS { widened } else { 0 };
     let attended = attention.linears().last().map_or(0, |output| output.weight.shape()[1]);
-    // Raw and masked scores, or masked scores and weights; products in a narrow dtype besides.
+    // Raw and masked scores, or masked scores and weights; in addition, products in a narrow dtype.
     let keys = attention.window().map_or(longest, |window| longest.min(window + QUERY_BLOCK));
     let scores = 5 * model.heads * QUERY_BLOCK.min(longest) * keys / 2;
-    // The parts of the attention's output lie beside scores; the concatenation, beside the parts.
+    // The parts of the attention's output are held together with scores, and later with their
+    // concatenation.
     let attending = tokens * attended + scores.max(tokens * attended);
     // Queries, keys and values before and after rotation; normalised states and the output.
     4 * (tokens * (2 * widths + model.hidden) + attending + widened) as u64
@@ -166,7 +169,7 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
 
 /// The mean number of keys that a query is scored with in a sequence of `length`.
 pub(crate) fn mean_keys(attention: &Attention, length: usize) -> usize {
-    // Keys before the query, and those behind it in its block.
+    // Keys before the query, and those after it in its block.
     let before = (length + QUERY_BLOCK.min(length)).div_ceil(2);
     attention.window().map_or(before, |window| before.min(window + QUERY_BLOCK))
 }
@@ -207,7 +210,7 @@ fn expert_bytes_of(expert: &Expert, counted: WeightFilter, compute: &Compute) ->
     stored(weights.filter(|weight| counted(weight)), compute)
 }
 
-/// Experts that are made of the same bytes are loaded once.
+/// Live bytes of a layer's experts. Experts that are made of the same bytes are loaded once.
 fn mixture_bytes(moe: &Moe, counted: WeightFilter, compute: &Compute) -> u64 {
     let mut all = 0;
     for (index, expert) in moe.experts.iter().enumerate() {
@@ -275,8 +278,8 @@ pub(crate) fn evaluation(
     first.max(second).max(both)
 }
 
-/// The choices of `tokens` tokens in all layers of `original`, which tell how rare the experts are
-/// that serve a token.
+/// Bytes of the choices of `tokens` tokens in all layers of `original`, which tell how rare the
+/// experts are that serve a token.
 fn choices_bytes(original: &Model, tokens: usize) -> u64 {
     original.moes().map(|(_, moe)| (tokens * moe.router.top_k) as u64 * 8).sum()
 }
@@ -284,7 +287,7 @@ fn choices_bytes(original: &Model, tokens: usize) -> u64 {
 /// Live bytes of writing the logits of `tokens` tokens.
 pub(crate) fn logits(model: &Model, text: &Text, block: usize, compute: &Compute) -> u64 {
     let rows = block.min(text.tokens);
-    // Logits, then their numbers beside the bytes, which grow while they are written.
+    // Logits, then their numbers together with their bytes, which grow while they are written.
     let written = head_bytes(model, rows, compute) + (rows * model.vocab * (4 + 3)) as u64;
     let sweep = text.sweep(model, Watched::default(), compute);
     sweep.max(text.states(model.hidden) + written)
@@ -310,7 +313,7 @@ pub(crate) fn writing(
 }
 
 /// Live bytes of comparing the second of two models with the first on `tokens` tokens, where a
-/// weight of the second is `made` of so many bytes.
+/// weight of the second is made from `made` bytes.
 fn probing([source, result]: [&Model; 2], made: u64, tokens: usize, compute: &Compute) -> u64 {
     let text = Text { tokens, longest: tokens, storage: Storage::default() };
     let [of_source, of_result] =

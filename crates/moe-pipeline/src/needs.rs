@@ -10,7 +10,7 @@ use crate::budget;
 use crate::memory::{self, Text};
 use crate::resources::{ByteSize, storage};
 
-/// The limits of the work.
+/// The device, memory budget and scratch directory that work is limited to.
 pub(crate) struct WorkLimits<'a> {
     pub budget: Option<ByteSize>,
     pub compute: &'a Compute,
@@ -18,18 +18,18 @@ pub(crate) struct WorkLimits<'a> {
     pub scratch: &'a Path,
 }
 
-/// Live bytes of a stage.
+/// Live bytes of a stage, and options that lower them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StageMemory {
     pub live: u64,
     ways: Vec<Way>,
 }
 
-/// An option that lowers the need.
+/// An option, or several, that lower the live bytes of a stage.
 #[derive(Debug, Clone)]
 struct Way {
     what: String,
-    /// Live bytes with it, at the least.
+    /// The minimum number of live bytes with it.
     live: u64,
     /// Whether it combines several options, to be named only where no single one is enough.
     several: bool,
@@ -43,12 +43,12 @@ pub(crate) enum Share {
     Minimum,
 }
 
-/// Texts and sequences are never suggested to be shorter than this.
+/// Advice never asks for texts or sequences that are shorter than this.
 const MIN_TOKENS: usize = 512;
 const MIN_LENGTH: usize = 64;
 
 impl Share {
-    /// That share of `tokens` tokens.
+    /// Returns the number of tokens in this share of `tokens` tokens.
     pub fn of(self, tokens: usize) -> usize {
         match self {
             Self::All => tokens,
@@ -56,7 +56,7 @@ impl Share {
         }
     }
 
-    /// The same, but at least `least`, below which the text would be refused.
+    /// As [`Self::of`], but at least `min` tokens, below which the text would be refused.
     pub fn of_at_least(self, tokens: usize, min: usize) -> usize {
         match self {
             Self::All => tokens,
@@ -66,17 +66,17 @@ impl Share {
 }
 
 impl StageMemory {
-    /// A need that can't be lowered.
+    /// Live bytes that no option lowers.
     pub fn fixed(live: u64) -> Self {
         Self { live, ways: Vec::new() }
     }
 
-    /// A need that `way` lowers to `least`.
-    pub fn lowered(live: u64, way: impl Into<String>, least: u64) -> Self {
-        Self { live, ways: vec![Way { what: way.into(), live: least, several: false }] }
+    /// Live bytes that the option `way` lowers to `lowered`.
+    pub fn lowered(live: u64, way: impl Into<String>, lowered: u64) -> Self {
+        Self { live, ways: vec![Way { what: way.into(), live: lowered, several: false }] }
     }
 
-    /// Adds an option that lowers the need to `live`.
+    /// Adds an option that lowers the live bytes to `live`.
     pub fn add(&mut self, what: impl Into<String>, live: u64) {
         self.ways.push(Way { what: what.into(), live, several: false });
     }
@@ -86,7 +86,7 @@ impl StageMemory {
         self.ways.push(Way { what: what.into(), live, several: true });
     }
 
-    /// The need of work on text whose sequences have at most `longest` tokens; `option` limits the
+    /// Memory of work on text whose sequences have at most `longest` tokens; `option` limits the
     /// number of tokens. `live` gives the bytes for a share of the text and a length of sequences.
     ///
     /// # Errors
@@ -107,12 +107,12 @@ impl StageMemory {
         Ok(needs)
     }
 
-    /// The need of two stages that hold memory at the same time.
+    /// Memory of two stages that hold it at the same time.
     pub fn combined_with(self, other: Self) -> Self {
         if other.live == 0 || self.live == 0 {
             return if self.live == 0 { other } else { self };
         }
-        let least = |of: &Self| of.ways.last().map_or(of.live, |way| way.live);
+        let lowest = |of: &Self| of.ways.last().map_or(of.live, |way| way.live);
         let mut needs = Self::fixed(self.live + other.live);
         for (of, rest) in [(&self, other.live), (&other, self.live)] {
             needs
@@ -122,13 +122,13 @@ impl StageMemory {
         if let (Some(one), Some(other_way)) = (self.ways.first(), other.ways.first()) {
             needs.add_several(
                 format!("{}, and {}", one.what, other_way.what),
-                least(&self) + least(&other),
+                lowest(&self) + lowest(&other),
             );
         }
         needs
     }
 
-    /// The options that bring the need below `budget`; None where none do.
+    /// Names the options that bring the live bytes below `budget`; None where none do.
     fn way(&self, budget: ByteSize) -> Option<String> {
         let of = |several: bool| {
             let enough = self
@@ -148,7 +148,7 @@ impl StageMemory {
     }
 }
 
-/// The options that bring all of `stages` below `budget`; None where none do.
+/// Names the options that bring all of `stages` below `budget`; None where none do.
 pub(crate) fn ways(stages: &[StageMemory], budget: ByteSize) -> Option<String> {
     let too_large = stages.iter().filter(|stage| !budget::fits(stage.live, budget));
     let ways: Option<Vec<String>> = too_large.map(|stage| stage.way(budget)).collect();
@@ -180,7 +180,7 @@ mod tests {
     const MB: u64 = 1_000_000;
 
     #[test]
-    fn only_what_is_enough_is_named() {
+    fn only_options_that_are_enough_are_named() {
         // Resident memory exceeds live bytes by the program and an eighth.
         let text = |all: u64, few: u64, short: u64, both: u64| {
             StageMemory::of_text("--data-tokens", 512, |share, length| {

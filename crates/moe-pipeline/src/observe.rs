@@ -197,7 +197,7 @@ impl<'a> ObservedModel<'a> {
         .remedy("give other text, or leave --data or --add out"))
     }
 
-    /// How many tokens of text fit in memory.
+    /// Returns how much text fits in memory; None without a budget.
     fn room(&self) -> Option<Room> {
         budget::room(self.work.budget, "--data-tokens", |tokens| {
             let storage = self.storage(tokens, self.work.budget)?;
@@ -266,11 +266,11 @@ impl<'a> ObservedModel<'a> {
         Ok(text.sweep(&self.model, watched, self.work.compute))
     }
 
-    /// What makes the sweep fit in `budget`; None where nothing does.
+    /// Names the options that make the sweep fit in `budget`; None where none do.
     fn ways(&self, calibration: &Calibration, budget: ByteSize) -> Option<String> {
         let labels = moe_forward::labels(&calibration.groups).len();
-        let most = Some(self.options.calibration.data_tokens);
-        let fewer = self.room().and_then(|room| room.way(labels, most));
+        let max_tokens = Some(self.options.calibration.data_tokens);
+        let fewer = self.room().and_then(|room| room.way(labels, max_tokens));
         let unwatched = self
             .live_bytes(calibration, budget, Watched::default())
             .is_ok_and(|live| budget::fits(live, budget));
@@ -281,7 +281,7 @@ impl<'a> ObservedModel<'a> {
     }
 }
 
-/// SHA-256 of all text behind the statistics, including those `added`, by name.
+/// SHA-256 of all text that the statistics were gathered on, including those `added`, by name.
 fn texts_of(
     options: &ObserveOptions,
     digests: &BTreeMap<PathBuf, String>,

@@ -1,4 +1,5 @@
-//! Where runs write. An output never is, contains or lies in something that the same run reads.
+//! Checks on the places that runs write to. An output can't be, contain or lie in anything that the
+//! same run reads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -68,7 +69,7 @@ pub fn check_output(passes: &[&dyn Pass], output: &Path, options: &ConvertOption
     Ok(())
 }
 
-/// Which existing outputs the result may replace.
+/// Returns which existing outputs the result may replace.
 pub(crate) fn existing(options: &ConvertOptions) -> Existing {
     if options.overwrite { Existing::Replaced } else { Existing::Kept }
 }

@@ -7,7 +7,7 @@ use moe_math::Compute;
 use moe_math::product::product;
 use serde::Serialize;
 
-/// Number of times that each is tried; the best counts.
+/// Number of times that each speed is measured; the best counts.
 const TRIES: usize = 5;
 
 /// Number of f32 values that are copied on a CPU.

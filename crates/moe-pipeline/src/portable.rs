@@ -1,5 +1,4 @@
-//! Paths in published text: names of folders on somebody's machine would say more about that person
-//! than about a model.
+//! Paths in published text, cut so that they don't name folders of the machine that they come from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -34,7 +33,7 @@ fn short_name(path: &Path, all: &BTreeSet<&Path>) -> String {
     unique.unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
 }
 
-/// `options` of a pass with every absolute path in them [`portable`], including those behind a
+/// `options` of a pass with every absolute path in them [`portable`], including those after a
 /// label (`label=path`).
 pub(crate) fn portable_options(options: &Value) -> Value {
     match options {
@@ -104,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_name_no_folders_of_a_machine() {
+    fn messages_do_not_name_folders_of_a_machine() {
         let here = std::env::current_dir().unwrap();
         for (said, shown) in [
             (
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn files_go_by_their_names_and_no_more_than_tells_them_apart() {
+    fn files_are_named_with_only_the_folders_that_tell_them_apart() {
         let paths = [
             "/home/jane/plan.json",
             "/home/jane/a/b/t.txt",
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn options_name_no_folders_of_a_machine() {
+    fn options_do_not_name_folders_of_a_machine() {
         let here = std::env::current_dir().unwrap();
         let options = json!({
             "data": [{ "label": "a", "path": "/home/jane/thesis/a.txt" }, here.join("data/b.txt"), "c=/home/jane/c.txt@0.5"],

@@ -122,7 +122,7 @@ impl Timings {
         result
     }
 
-    /// Adds a stage that ran beside the next one, or within it, as `overlap` says.
+    /// Adds a stage that ran at the same time as the next one, or within it, as `overlap` says.
     pub fn add_overlapping(&mut self, name: &str, time: Duration, overlap: Overlap) {
         self.push(name, time, None, overlap);
     }

@@ -102,7 +102,7 @@ impl serde::de::Visitor<'_> for SizeVisitor {
 
 /// Tokens that go through a layer together in a sweep over calibration text, if memory allows.
 const BLOCK_TOKENS: usize = 8192;
-/// The same on a GPU, which small products wouldn't keep busy.
+/// The same number on a GPU, which small products wouldn't keep busy.
 const DEVICE_BLOCK_TOKENS: usize = 65_536;
 /// With smaller blocks, each layer's weights would be read for too little work.
 const MIN_BLOCK_TOKENS: usize = 512;
@@ -156,7 +156,7 @@ pub(crate) fn directory_of(output: &Path) -> &Path {
 static EARLIER_PEAK: AtomicU64 = AtomicU64::new(0);
 
 /// Restarts the peaks of [`peak_memory_bytes`] and [`peak_live_bytes`]: a step of a recipe begins.
-/// Where the system can't reset its peak, that continues.
+/// Where the system can't reset its peak, the peak of the process continues.
 pub fn begin_step() {
     EARLIER_PEAK.fetch_max(peak_memory_bytes().unwrap_or(0), Relaxed);
     // "5" resets VmHWM to the memory held now (proc(5)).
@@ -250,7 +250,7 @@ impl RunRecord {
         }
     }
 
-    /// As text with a hash, which shows whether anybody has changed it.
+    /// Formats the record as JSON with a hash, which shows whether it was edited.
     pub fn sealed(&self) -> String {
         Seal::JSON.close(&json::to_pretty(self))
     }
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn peak_memory_is_at_least_what_is_held() {
+    fn peak_memory_is_at_least_current_memory() {
         let held = std::hint::black_box(vec![1u8; 64 << 20]);
         assert!(peak_memory_bytes().unwrap() >= held.len() as u64);
     }

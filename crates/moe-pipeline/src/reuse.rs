@@ -24,7 +24,7 @@ use crate::receipt::{Receipt, ReceiptFile, age};
 use crate::verify::{check_hashes, listed};
 use crate::writing::WritingOptions;
 
-/// What exists at the place of a result.
+/// The state of the place where a result is to be written.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FoundResult {
     /// No result that a run has finished.
@@ -73,8 +73,8 @@ pub fn has_result(output: &Path) -> bool {
     output.join(RECEIPT_FILE).is_file()
 }
 
-/// How the work that made the result in `output` differs from `passes`, judging by its receipt
-/// alone; None where it doesn't.
+/// Describes how the work that made the result in `output` differs from `passes`, judging by its
+/// receipt alone; None where it doesn't.
 ///
 /// # Errors
 /// Errors of reading the receipt.
@@ -89,7 +89,7 @@ pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<Differen
 type Finished = Result<Manifest, Difference>;
 
 impl Run<'_> {
-    /// Whether its result lies at the output already.
+    /// Whether the result of this run is at the output already.
     ///
     /// # Errors
     /// Errors of reading the source and the receipt.
@@ -131,7 +131,7 @@ impl Run<'_> {
         }))
     }
 
-    /// How the result of the receipt `found` differs from the one that this run would write; None
+    /// Describes how the result of the receipt `found` differs from the one that this run would write; None
     /// where it doesn't.
     fn difference(&mut self, found: &Receipt, resume: bool) -> Result<Option<Difference>> {
         if !has_plans(found, self.passes()) {
@@ -148,8 +148,8 @@ impl Run<'_> {
 }
 
 /// Whether the plans that `passes` write are those that were written with the result of the receipt
-/// `found`: a plan that is written beside a result is part of it. A plan that went to a pipe can't
-/// be reused.
+/// `found`: a plan that is written together with a result is part of it. A plan that went to a pipe
+/// can't be reused.
 fn has_plans(found: &Receipt, passes: &[&dyn Pass]) -> bool {
     let is_there = |(plan, name): (&Path, String)| {
         let written = found.written.get(&name);
@@ -171,7 +171,7 @@ fn other_format(format: u64) -> Difference {
     Difference::new(format!("has a receipt of {age} format, of another build of moe-convert"))
 }
 
-/// How the work in the receipt `found` differs from `passes`; None where it doesn't.
+/// Describes how the work in the receipt `found` differs from `passes`; None where it doesn't.
 fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<Difference> {
     let found = work(found);
     let wanted: Vec<PassWork> = passes.iter().map(|pass| (pass.name(), pass.options())).collect();
@@ -193,7 +193,7 @@ fn other_options(options: Vec<String>) -> Option<Difference> {
     (!options.is_empty()).then(|| Difference::with(how(), instead))
 }
 
-/// How a result of the same work differs from the wanted one. A training that was resumed with
+/// Describes how a result of the same work differs from the wanted one. A training that was resumed with
 /// other settings counts as different, unless `resume` is set.
 fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<Difference>> {
     let options = other_settings(found, wanted)?;

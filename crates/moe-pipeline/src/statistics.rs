@@ -269,7 +269,7 @@ fn fill(
     mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
 ) -> Result<(), Unfilled> {
     let mut json = serde_json::to_vec(about).unwrap_or_default();
-    // Padding aligns the data behind it.
+    // Padding aligns the data after it.
     json.resize(json.len().next_multiple_of(8), b' ');
     out.write_all(&encode_header(&entries(about, json.len())))?;
     out.write_all(&json)?;

@@ -131,7 +131,7 @@ impl Spread {
         Self::of(&runs.iter().map(of).collect::<Vec<_>>())
     }
 
-    /// As `over`; None where a run has no value.
+    /// The spread of `of` over `runs`; None where a run has no value.
     fn over_known<R>(runs: &[R], of: impl Fn(&R) -> Option<f64>) -> Option<Self> {
         runs.iter().map(of).collect::<Option<Vec<_>>>().map(|values| Self::of(&values))
     }

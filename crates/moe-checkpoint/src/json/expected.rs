@@ -117,8 +117,8 @@ fn add_places(value: &Value, found: &str, path: String, places: &mut Vec<String>
     }
 }
 
-/// What serde `said` of the value at `key`, in plain words.
-fn in_words(key: &str, said: &str) -> String {
+/// Returns in plain words what serde `said` of the value at `key`; `key` may be empty.
+pub fn in_words(key: &str, said: &str) -> String {
     let (said, place) = match said.rsplit_once(" at line ") {
         Some((said, place)) => (said, format!(" (line {})", place.replace(" column", ", column"))),
         None => (said, String::new()),

@@ -123,7 +123,7 @@ pub fn bench(
 }
 
 impl BenchOptions {
-    /// Refuses to measure nothing, and more than anybody would wait for.
+    /// Refuses to measure nothing, and more tokens than [`MAX_TOKENS`].
     fn check(&self) -> Result<()> {
         if self.layers == 0 || self.data_tokens == 0 || self.sequence_length == 0 {
             return Err(Error::new(Kind::Usage, "there is nothing to measure")
@@ -215,7 +215,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A benchmark of more tokens would take too long for anybody to wait for.
+/// Maximum number of tokens of a benchmark; more would take too long to wait for.
 const MAX_TOKENS: usize = 1 << 24;
 
 /// Names of what lies in the directory of a run.

@@ -10,7 +10,8 @@ use crate::file_names::CARD_FILE;
 
 /// Keys that are carried from one card to the next.
 const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
-/// Front matter and lists longer than this don't hold a licence or languages.
+/// Maximum number of lines of front matter, and of a list in it; longer ones don't hold a licence
+/// or languages.
 const MAX_LINES: usize = 256;
 const MAX_VALUES: usize = 128;
 
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_left_out_and_named() {
+    fn values_that_are_not_text_are_left_out_and_named() {
         for front in [
             "license: |\n  <b>\n  # heading",
             "license: >-\n  a",

@@ -1,4 +1,4 @@
-//! How experts, routers and dense layers were made.
+//! The card's section on how experts, routers and dense layers were made.
 
 use std::fmt::Write as _;
 

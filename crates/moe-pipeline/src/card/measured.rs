@@ -36,7 +36,7 @@ pub(super) fn trust(receipt: &Receipt) -> String {
     text
 }
 
-/// The saliency mass that `layer` keeps, which of all keeps least.
+/// Describes the saliency mass that `layer`, which keeps the smallest share, keeps.
 fn least_kept(report: ReportKind, layer: usize, trust: &LayerTrust) -> String {
     match (trust.retained_mass, report) {
         (1.0.., ReportKind::Experts { none_lost }) => {
@@ -54,7 +54,7 @@ fn least_kept(report: ReportKind, layer: usize, trust: &LayerTrust) -> String {
     }
 }
 
-/// A table of held-out text by domain, beside the baseline.
+/// A table of held-out text by domain, compared with the baseline.
 fn table(held_out: &HeldOutReport, baseline: &str) -> String {
     let mut text = format!(
         "| held-out text | Δ loss | KL | top-1 agreement | {}: Δ loss | KL | top-1 agreement |\n\

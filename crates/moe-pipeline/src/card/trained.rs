@@ -1,4 +1,4 @@
-//! How the model was trained, and the effect on held-out text.
+//! The card's section on training, and the effect on held-out text.
 
 use std::fmt::Write as _;
 

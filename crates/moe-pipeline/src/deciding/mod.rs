@@ -31,14 +31,14 @@ pub(crate) struct Deciding {
     pub read: Vec<TextRead>,
     /// Text of which some sequences may join the calibration.
     pool: Option<Calibration>,
-    /// Which sequences joined, once that is known.
+    /// Statistics on the sequences that joined from the pool; None until they are chosen.
     pub pool_stats: Option<PoolStats>,
 }
 
-/// About how many tokens are used for looking through the whole original model before anything is
+/// Approximate number of tokens that go through the whole original model before anything is
 /// decided.
 const SURVEY_TOKENS: usize = 4096;
-/// The name of the first sweep's stage, where there are more.
+/// The name of the first sweep's stage in reports; passes name the later stages.
 const FIRST_STAGE: &str = "made";
 
 /// Measures the outcome of a stage; None without held-out text.
@@ -265,7 +265,7 @@ fn swept_bytes(
     Ok(decided.max(all.sweep(source, Watched::default(), work.compute)))
 }
 
-/// How many tokens of a text were used, and what became of the others.
+/// Describes how many tokens of a text were used, and why the others weren't.
 fn account(text: &Calibration, corpus: &Corpus) -> String {
     let special = text.batch.tokens() as u64 - text.counted();
     let special = if special > 0 {

@@ -14,9 +14,9 @@ use moe_passes::PoolStats;
 /// expert would see.
 pub(super) struct PoolScan {
     /// The number of tokens that each expert should have.
-    least: usize,
+    min_tokens: usize,
     /// The maximum number of tokens to add.
-    most: usize,
+    max_added: usize,
     /// The number of sequences before the pool.
     own: usize,
     /// The end of each sequence: the index after its last token.
@@ -25,12 +25,11 @@ pub(super) struct PoolScan {
     counted: Vec<bool>,
     /// The layer that is being counted, and its tokens so far.
     at: (usize, usize),
-    /// For each layer with experts, the tokens of each sequence that chose each expert,
-    /// `[sequences, experts]`.
+    /// For each layer with experts, the number of tokens of each sequence that chose each expert.
     layers: Vec<LayerChoices>,
 }
 
-/// The counts of one layer.
+/// The numbers of tokens of one layer, `[sequences, experts]`.
 struct LayerChoices {
     experts: usize,
     tokens: Vec<u32>,
@@ -38,10 +37,10 @@ struct LayerChoices {
 
 impl PoolScan {
     /// A scan of `all`, whose sequences from `own` on are the pool's.
-    pub fn new(all: &Calibration, own: usize, least: usize, most: usize) -> Self {
+    pub fn new(all: &Calibration, own: usize, min_tokens: usize, max_added: usize) -> Self {
         Self {
-            least,
-            most,
+            min_tokens,
+            max_added,
             own,
             ends: all.batch.spans.iter().map(|span| span.end).collect(),
             counted: all.group_of.iter().map(|group| *group != UNCOUNTED).collect(),
@@ -54,7 +53,7 @@ impl PoolScan {
         self.ends[sequence] - sequence.checked_sub(1).map_or(0, |before| self.ends[before])
     }
 
-    /// How many tokens each expert of each layer lacks.
+    /// Returns the number of tokens that each expert of each layer lacks.
     fn missing(&self) -> Vec<Vec<u32>> {
         let of_layer = |layer: &LayerChoices| {
             let own = layer.tokens[..self.own * layer.experts].chunks_exact(layer.experts.max(1));
@@ -62,12 +61,13 @@ impl PoolScan {
             own.for_each(|counts| {
                 sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += *count as usize)
             });
-            sums.into_iter().map(|sum| self.least.saturating_sub(sum) as u32).collect()
+            sums.into_iter().map(|sum| self.min_tokens.saturating_sub(sum) as u32).collect()
         };
         self.layers.iter().map(of_layer).collect()
     }
 
-    /// For each expert of each layer, how many tokens it lacks and how many `sequence` has for it.
+    /// Returns, for each expert of each layer, the number of tokens that it lacks and the number
+    /// that `sequence` has for it.
     fn pairs<'a>(
         &'a self,
         missing: &'a [Vec<u32>],
@@ -79,7 +79,7 @@ impl PoolScan {
         })
     }
 
-    /// How many missing tokens `sequence` supplies, for each token that it costs.
+    /// Returns the number of missing tokens that `sequence` supplies per token of its length.
     fn gain(&self, missing: &[Vec<u32>], sequence: usize) -> f64 {
         let useful: u64 = self
             .pairs(missing, sequence)
@@ -133,7 +133,7 @@ impl PoolScan {
             if gain <= 0.0 {
                 break;
             }
-            if tokens + self.length(sequence) > self.most {
+            if tokens + self.length(sequence) > self.max_added {
                 continue;
             }
             let now = Candidate { gain: self.gain(&missing, sequence), sequence };
@@ -210,7 +210,11 @@ mod tests {
 
     /// Scans one layer of three experts, top-1. Each sequence is given by its tokens' choices; the
     /// first is the calibration.
-    fn chosen(sequences: &[&[u32]], least: usize, most: usize) -> (Vec<usize>, PoolStats) {
+    fn chosen(
+        sequences: &[&[u32]],
+        min_tokens: usize,
+        max_added: usize,
+    ) -> (Vec<usize>, PoolStats) {
         let ends = sequences.iter().scan(0, |end, sequence| {
             *end += sequence.len();
             Some(*end)
@@ -218,8 +222,8 @@ mod tests {
         let ends: Vec<usize> = ends.collect();
         let counted = vec![true; *ends.last().unwrap()];
         let mut scan = PoolScan {
-            least,
-            most,
+            min_tokens,
+            max_added,
             own: 1,
             ends,
             counted,
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn sequences_join_by_what_they_have_of_what_is_missing() {
+    fn sequences_that_supply_most_missing_tokens_join() {
         let sequences: [&[u32]; 5] =
             [&[0, 0, 0, 1], &[0, 0, 0, 0], &[2, 0], &[2, 2, 1, 0], &[2, 2, 2]];
         // Expert 1 lacks two tokens, expert 2 three. Sequence 4 has three of them in three tokens,

@@ -10,7 +10,7 @@ use moe_passes::LayerStatistics as _;
 
 use crate::statistics::StatisticsFile;
 
-/// What was observed so far.
+/// The sums that were observed so far, by groups of tokens.
 #[derive(Default)]
 pub(super) struct ObservedSums {
     pub groups: Vec<Group>,

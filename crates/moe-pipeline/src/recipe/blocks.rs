@@ -10,7 +10,7 @@ use super::take::{take_table, take_tables};
 use super::variables::Variables;
 use crate::portable::portable;
 
-/// A few choices in a few nested blocks would make more steps than can ever run.
+/// Maximum number of steps: a few choices in a few nested blocks would make more than can ever run.
 pub(super) const MAX_STEPS: usize = 10_000;
 
 /// Refuses recipes whose blocks make more steps than can ever run, before any of them is made.

@@ -145,7 +145,7 @@ impl Recipe {
     }
 
     /// Refuses outputs that overlap with inputs that no earlier step makes, with the recipe `path`,
-    /// or with each other. `reports` are written beside the steps' results.
+    /// or with each other. `reports` are written in addition to the steps' results.
     ///
     /// # Errors
     /// As for [`Locations::writes`].
@@ -272,7 +272,7 @@ fn add_all(path: &Path, files: &mut Snapshot) {
 }
 
 impl Step {
-    /// Its inputs, except text.
+    /// The inputs of the step, except text.
     pub(super) fn reads(&self) -> Vec<&Path> {
         let mut all: Vec<&Path> = match &self.kind {
             StepKind::Convert { passes, .. } => passes
@@ -289,7 +289,7 @@ impl Step {
         all
     }
 
-    /// The files of text, goldens and statistics to add to, that it reads.
+    /// The files of text, goldens and statistics to add to that the step reads.
     fn texts(&self) -> Vec<&Path> {
         match &self.kind {
             StepKind::Eval { options, .. } => {
@@ -305,13 +305,13 @@ impl Step {
         }
     }
 
-    /// All paths that it writes.
+    /// All paths that the step writes.
     pub fn writes(&self) -> Vec<&Path> {
         let plans = self.passes().iter().filter_map(|pass| pass.outputs().plan);
         self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
     }
 
-    /// The state of all files that it reads, and of everything at its outputs.
+    /// The state of all files that the step reads, and of everything at its outputs.
     pub fn snapshot(&self) -> Snapshot {
         let mut files = Snapshot::default();
         for path in self.reads().into_iter().chain(self.texts()).chain(self.writes()) {
@@ -320,7 +320,7 @@ impl Step {
         files
     }
 
-    /// The directory of its saved training, if it trains.
+    /// The directory of the step's saved training; None if it doesn't train.
     fn training(&self) -> Option<PathBuf> {
         let StepKind::Convert { passes, output, .. } = &self.kind else { return None };
         passes
@@ -329,7 +329,7 @@ impl Step {
             .then(|| TrainingDir::of(output).path().to_owned())
     }
 
-    /// Its output, and whether an earlier one is replaced.
+    /// The output of the step, and whether an earlier one is replaced; None if it has none.
     pub(super) fn output(&self) -> Option<(&Path, bool)> {
         match &self.kind {
             StepKind::Convert { output, overwrite, .. }
@@ -355,7 +355,7 @@ impl Step {
         }
     }
 
-    /// Its output or, without one, its model.
+    /// The output of the step or, without one, its model.
     pub(super) fn subject(&self) -> &Path {
         self.output().map_or(self.model.as_path(), |(output, _)| output)
     }

@@ -43,9 +43,9 @@ pub(super) struct Expanded {
 /// A step that is being expanded, as messages name it.
 #[derive(Default)]
 struct Site<'p> {
-    /// Its number, after those of the blocks around it.
+    /// The number of the step, after those of the blocks around it, with dots.
     place: &'p str,
-    /// Its command; empty where it names none.
+    /// The command; empty where the step names none.
     command: String,
     /// The values chosen in the blocks around it.
     chosen: String,

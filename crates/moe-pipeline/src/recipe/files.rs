@@ -16,7 +16,8 @@ pub const JUNIT: FileKind = FileKind {
     is_text: true,
 };
 
-/// Larger than the report of a recipe with the maximum number of steps, each with an error.
+/// Maximum size of a report, larger than that of a recipe with the maximum number of steps, each
+/// with an error.
 const MAX_REPORT_BYTES: u64 = 64 << 20;
 
 /// Checks whether the summary of a recipe may be appended to the file at `path`, which must be

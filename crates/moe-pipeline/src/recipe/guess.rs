@@ -1,11 +1,12 @@
-//! Guesses the word that a mistyped one was meant to be.
+//! Suggests the intended word for a mistyped one.
 
 use crate::spelling::OtherName;
 
-/// Words that are less similar than this have little in common.
-const ALIKE: f64 = 0.8;
+/// Minimum Jaro–Winkler similarity of a suggestion.
+const MIN_SIMILARITY: f64 = 0.8;
 
-/// The word of `known` that is most similar to `word`, as a question; empty where none is similar.
+/// Returns "; did you mean X?" with the word of `known` that is most similar to `word`, or an empty
+/// string.
 pub(super) fn guess<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     best(word, known).map_or(String::new(), |other| format!("; did you mean {other}?"))
 }
@@ -24,7 +25,8 @@ pub(super) fn guess_key(key: &str, known: &[String], others: &[OtherName]) -> St
 
 fn best<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let alike = known.into_iter().map(|other| (strsim::jaro_winkler(word, other), other));
-    let best = alike.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(alike, _)| *alike >= ALIKE);
+    let best =
+        alike.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(alike, _)| *alike >= MIN_SIMILARITY);
     best.map(|(_, other)| other)
 }
 
@@ -33,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_alike_is_guessed() {
+    fn only_similar_words_are_suggested() {
         let passes = ["prune", "merge", "quantize"];
         assert_eq!(guess("quantise", passes), "; did you mean quantize?");
         assert_eq!(guess("prunes", passes), "; did you mean prune?");

@@ -58,7 +58,7 @@ impl StepKeys {
         Some((origin, (!written.has(key)).then(|| written.command.clone())))
     }
 
-    /// The places of its keys that may be left out of other steps.
+    /// The origins of the step's keys that may be left out of other steps.
     pub fn origins(&self) -> Vec<KeyOrigin> {
         let passes = passes_of(&self.table).filter_map(Value::as_table);
         let tables = std::iter::once(&self.table).chain(passes).enumerate();
@@ -123,7 +123,7 @@ pub(super) fn passes_of(table: &Table) -> impl Iterator<Item = &Value> {
     table.get("pass").and_then(Value::as_array).into_iter().flatten()
 }
 
-/// As [`passes_of`], to be changed.
+/// Mutable [`passes_of`].
 pub(super) fn passes_mut(table: &mut Table) -> impl Iterator<Item = &mut Value> {
     table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten()
 }

@@ -1,10 +1,10 @@
 //! Finds the mistake in a table of options that serde refuses.
 //!
-//! Where options consist of flattened groups, serde doesn't say which key it refuses, and what it
-//! says is a text. So each key is held against the option of the command line that it stands for.
+//! For options that consist of flattened groups, serde's error is a sentence that doesn't name the
+//! key. So each key is checked against the option of the command line that it stands for.
 
 use clap::Command;
-use moe_checkpoint::json::plain_types;
+use moe_checkpoint::json::in_words;
 use toml::Table;
 
 use super::mistake::{Mistake, usage};
@@ -15,7 +15,7 @@ pub(super) fn mistake(table: &Table, command: &str, error: &toml::de::Error) -> 
     let found = schema::command_of(command)
         .and_then(|command| wrong_value(table, command, "").or_else(|| missing(table, command)));
     found.unwrap_or_else(|| {
-        let what = format!("these options can't be read: {}", plain_types(error.message()));
+        let what = format!("these options can't be read: {}", in_words("", error.message()));
         usage(what, "correct them; the command's --help describes each").into()
     })
 }

@@ -5,11 +5,11 @@ use moe_checkpoint::{Error, Kind};
 /// An error of a step.
 #[derive(Debug)]
 pub(super) struct Mistake {
-    /// What went wrong and the remedy, without the place.
+    /// The error and its remedy, without the place.
     pub error: Error,
     /// The number of the pass that it is about, from 1; 0 for the step itself.
     pub pass: usize,
-    /// The keys that it is about, its subject first. A key of a table in the step is written behind
+    /// The keys that it is about, its subject first. A key of a table in the step is written after
     /// that table's, with a dot.
     pub keys: Vec<String>,
     /// Whether the value of the first key is wrong whatever the other keys are.

@@ -15,7 +15,7 @@ use crate::summary::Average;
 pub enum Outcome {
     /// It succeeded.
     Done,
-    /// Its result existed already.
+    /// The result existed already.
     Reused,
     /// It failed, or a gate wasn't met.
     Failed {
@@ -40,7 +40,7 @@ impl Outcome {
         Self::Failed { gate: kind == Some(Kind::Gate), message: portable_text(&message) }
     }
 
-    /// Its cell in a table.
+    /// The cell of the outcome in the table of steps.
     fn word(&self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -69,7 +69,7 @@ impl Outcome {
 /// A step, whether it was run or not.
 #[derive(Debug, Clone)]
 pub struct StepOutcome {
-    /// Its number and command, and the values chosen for it.
+    /// The number and command of the step, and the values chosen for it.
     pub name: String,
     /// Wall time in seconds.
     pub seconds: f64,
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn markdown_is_no_html_and_keeps_its_tables() {
+    fn markdown_is_not_html_and_keeps_its_tables() {
         let page = markdown("nightly", &steps(), &[]);
         assert!(page.contains("| 1. prune: a\\|b | 1.5 s | done |"), "{page}");
         assert!(page.contains("| 2. eval: &lt;x> | 1.5 s | **gate not met** |"), "{page}");

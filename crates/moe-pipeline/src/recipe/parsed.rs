@@ -26,11 +26,11 @@ pub struct Recipe {
 /// A step of a recipe, checked and ready to run.
 #[derive(Debug)]
 pub struct Step {
-    /// The name of its command.
+    /// The command that the step runs.
     pub command: String,
     /// The checkpoint that the command reads.
     pub model: PathBuf,
-    /// The name of its row in the summary; None for the checkpoint's name.
+    /// The name of the step's row in the summary; None for the checkpoint's name.
     pub label: Option<String>,
     /// The values chosen in the blocks around it, such as "bits 3, seed 0"; empty outside of
     /// blocks.

@@ -62,7 +62,7 @@ fn defaults(commands: &[(&'static str, Keys)]) -> Value {
     })
 }
 
-/// What other parts of the schema refer to. `all` is a list of steps.
+/// Definitions that other parts of the schema refer to. `all` is a list of steps.
 fn definitions(commands: &[(&'static str, Keys)], all: &Value) -> Keys {
     let mut definitions = Map::new();
     let of_variable = json!({ "type": "string", "pattern": r"\$\{", "description": "What a variable is put into." });
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_recipe_is_refused() {
+    fn invalid_recipes_are_refused() {
         let step = "[[step]]\nrun = \"prune\"\nmodel = \"a\"\noutput = \"b\"\n";
         assert!(
             refused(&format!("{step}keep = 0.5\ncriterion = \"reap\"\nexperts = \"${{n}}\""))

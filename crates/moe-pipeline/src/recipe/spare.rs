@@ -22,7 +22,7 @@ pub(super) struct LeftOutKey {
     pub origin: KeyOrigin,
     /// The command whose defaults have it; None if the step itself does.
     pub defaults: Option<String>,
-    /// Why the step has no use for it.
+    /// The error that says why the key has no effect in the step.
     pub mistake: Mistake,
 }
 

@@ -111,7 +111,7 @@ fn twice(keys: [String; 2], now: &str) -> Mistake {
     Mistake::about(keys, error)
 }
 
-/// `value`, which was written behind another name, in the form that the key takes.
+/// Converts `value`, which was written under another name, to the form that the key takes.
 fn value_of(key: &Spelled, value: Value) -> Value {
     let text = match &value {
         Value::Integer(number) => number.to_string(),

@@ -210,7 +210,7 @@ fn all_passes() -> String {
     pass_names().collect::<Vec<_>>().join(", ")
 }
 
-/// The error for a `key` that isn't `known` in this place, which messages name behind the key.
+/// The error for a `key` that isn't `known` in this place, which messages name after the key.
 fn unknown_key(key: &str, place: &str, known: &[String], guess: &str) -> Error {
     let known = known.join(", ");
     usage(

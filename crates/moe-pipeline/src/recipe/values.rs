@@ -1,4 +1,4 @@
-//! The values that options take, as TOML has them, and what is wrong with others.
+//! The values that options take, as TOML has them, and the errors about others.
 
 use std::any::TypeId;
 use std::error::Error as _;
@@ -94,8 +94,8 @@ pub(super) fn takes_list(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some()
 }
 
-/// What is wrong with `value` by itself as the value of `arg`, an option of `command`, which the
-/// recipe has under `key`. None where the option takes it.
+/// Returns the error about `value`, taken by itself, as the value of `arg`, an option of `command`
+/// that the recipe has under `key`. None where the option takes it.
 pub(super) fn refused(command: &Command, arg: &Arg, key: &str, value: &Value) -> Option<Error> {
     match (takes_list(arg), value) {
         (true, Value::Array(values)) => {
@@ -106,7 +106,7 @@ pub(super) fn refused(command: &Command, arg: &Arg, key: &str, value: &Value) ->
     }
 }
 
-/// As [`refused`], where `value` is the option's only one, or one of a list.
+/// Returns the error about `value`, which is the option's only value or one of a list.
 fn refused_one(command: &Command, arg: &Arg, key: &str, value: &Value) -> Option<Error> {
     let kind = ValueKind::of(arg);
     if !kind.has_type_of(value) {

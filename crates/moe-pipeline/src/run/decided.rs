@@ -98,7 +98,7 @@ impl Decided<'_> {
         Ok(())
     }
 
-    /// A name for doing `what` for the passes `group`.
+    /// Returns the name of the stage in which the passes `group` do `what`.
     fn name(&self, group: &Range<usize>, what: &str) -> String {
         let passes = &self.planned.passes;
         if passes.len() == 1 {
@@ -189,7 +189,7 @@ impl Decided<'_> {
         Ok(true)
     }
 
-    /// Opens the directory beside the output where pass `index` saves the expensive steps of its
+    /// Opens the directory next to the output where pass `index` saves the expensive steps of its
     /// decision.
     fn saved(&self, index: usize) -> Result<Saved> {
         let run = &self.planned.opened.run;

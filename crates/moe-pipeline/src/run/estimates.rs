@@ -19,8 +19,8 @@ use crate::resources::ByteSize;
 use crate::train::{TrainingMemory, TrainingTask};
 
 impl<'r> Planned<'r> {
-    fn own(&self, own: usize) -> &[PassRun<'r>] {
-        &self.passes[self.passes.len().saturating_sub(own)..]
+    fn last_passes(&self, count: usize) -> &[PassRun<'r>] {
+        &self.passes[self.passes.len().saturating_sub(count)..]
     }
 
     /// The approximate number of floating-point operations of the last `own` passes and of
@@ -30,12 +30,12 @@ impl<'r> Planned<'r> {
         let measured = measured.map_or(0.0, |(corpus, asked)| {
             measuring([self.source(), self.result()], corpus.tokens(), asked.sequence_length)
         });
-        self.own(own).iter().map(PassRun::flops).sum::<f64>() + measured
+        self.last_passes(own).iter().map(PassRun::flops).sum::<f64>() + measured
     }
 
-    /// Logits of the result that are compared with the source's on held-out text. A training
-    /// measures at least twice: before its first step and after its last one. Without a teacher,
-    /// each measurement takes one logarithm, about a third of that work.
+    /// Returns the number of logits of the result that are compared with the source's on held-out
+    /// text. A training evaluates at least twice: before its first step and after its last one.
+    /// Without a teacher, an evaluation only takes a log-softmax, about a third of that work.
     pub fn compared_logits(&self) -> f64 {
         let times = match self.last().training() {
             Some(task) if self.held_out.is_none() => {
@@ -46,15 +46,15 @@ impl<'r> Planned<'r> {
         times * self.measured_tokens().unwrap_or(0) as f64 * self.source().vocab as f64
     }
 
-    /// Disk space that the last `own` passes need at once, in bytes: that of the result, and of
-    /// files that are kept until it is written.
+    /// Returns the peak disk space of the last `own` passes in bytes: the result, and scratch files
+    /// that are kept until it is written.
     pub fn disk_bytes(&self, own: usize) -> u64 {
         self.declaration().bytes()
             + self.side_files.bytes()
-            + self.own(own).iter().map(PassRun::disk_bytes).sum::<u64>()
+            + self.last_passes(own).iter().map(PassRun::disk_bytes).sum::<u64>()
     }
 
-    /// Live bytes that each stage of the run asks for at once, beyond those held now.
+    /// Returns the live bytes that each stage allocates at its peak, in addition to those held now.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
@@ -79,7 +79,7 @@ impl<'r> Planned<'r> {
         Ok(stages)
     }
 
-    /// The need of measuring the result on held-out text; None without such text.
+    /// Memory of measuring the result on held-out text; None without such text.
     fn measuring_needs(&self, work: &WorkLimits<'_>) -> Result<Option<StageMemory>> {
         let Some(corpus) = &self.held_out else { return Ok(None) };
         StageMemory::of_text("--held-out-tokens", corpus.longest(), |share, length| {
@@ -102,7 +102,8 @@ impl<'r> Planned<'r> {
         Ok(self.stages(budget)?.into_iter().map(|stage| stage.live).max().unwrap_or(0))
     }
 
-    /// Refuses a run that doesn't fit in its budget. Returns the resident memory that is promised.
+    /// Checks that the run fits its memory budget, and returns the resident memory that it
+    /// promises.
     ///
     /// # Errors
     /// As for [`budget::check_budget`].
@@ -158,7 +159,7 @@ impl PassRun<'_> {
             .map_or(0, |task| TrainingMemory::disk_bytes(&self.planned.model, &task.training))
     }
 
-    /// The needs of surveys and training, which run one at a time.
+    /// Memory of each survey and of training, which run one at a time.
     fn needs(&self, work: &WorkLimits<'_>) -> Result<Vec<StageMemory>> {
         let mut needs = Vec::new();
         for (survey, text) in self.planned.surveys.iter().zip(&self.texts) {
@@ -182,13 +183,14 @@ impl PassRun<'_> {
         Ok(needs)
     }
 
-    /// The need of deciding.
+    /// Memory of deciding; zero where the pass doesn't decide in a sweep.
     fn deciding_needs(&self, work: &WorkLimits<'_>) -> Result<StageMemory> {
         self.deciding()
             .map_or(Ok(StageMemory::default()), |deciding| deciding.needs(&self.source, work))
     }
 
-    /// Tokens that its training is measured on; None if there are none.
+    /// Number of tokens that the training is evaluated on; None without a training or held-out
+    /// text.
     fn measured_tokens(&self) -> Option<usize> {
         self.training().and_then(TrainingTask::measured_tokens)
     }

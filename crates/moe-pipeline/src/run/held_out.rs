@@ -11,7 +11,7 @@ use crate::context::RunContext;
 use crate::needs::measuring_bytes;
 use crate::progress::{LayerProgress, Unit};
 
-/// The text to measure the result of `pass` on once it exists. None where the pass has none.
+/// Returns the text that the result of `pass` is measured on; None where the pass has none.
 pub(super) fn held_out_of(pass: &dyn Pass) -> Option<HeldOut<'_>> {
     pass.inputs().held_out.filter(|held_out| !held_out.while_training)
 }

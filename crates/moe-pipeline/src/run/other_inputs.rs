@@ -69,8 +69,8 @@ impl OtherInputs {
     }
 }
 
-/// The models of `checkpoints`. One that is given twice is read once, and so known to give the same
-/// results.
+/// Reads the models of `checkpoints`. A checkpoint that is given twice is read once, so that its
+/// models share their sources and are known to give the same results.
 fn read_models(checkpoints: &[Checkpoint]) -> Result<Vec<Model>> {
     let mut models: Vec<Model> = Vec::new();
     for (at, checkpoint) in checkpoints.iter().enumerate() {

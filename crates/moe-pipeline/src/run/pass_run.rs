@@ -17,7 +17,7 @@ use super::texts;
 use crate::deciding::Deciding;
 use crate::train::{TrainingRecord, TrainingTask};
 
-/// What a plan leaves open, with the text that it is decided or trained on.
+/// The work that a plan leaves open, with the text that it is decided or trained on.
 pub(crate) enum Open {
     /// Nothing, or only the results of surveys.
     Ready,
@@ -64,12 +64,12 @@ impl Open {
 /// A pass applied to a model.
 pub(crate) struct PassRun<'p> {
     pub pass: &'p dyn Pass,
-    /// The model that it converts: the checkpoint's, or the result of the pass before.
+    /// The model that the pass converts: the checkpoint's, or the result of the pass before.
     pub source: Model,
     pub planned: PlannedModel,
     /// Makes the planned model again, with the decisions.
     pub transform: Box<dyn Transform>,
-    /// What is still to be decided or trained, and how.
+    /// The work that is left: deciding or training.
     pub open: Open,
     pub declaration: Declaration,
     /// The declaration read back: names and config as loaders see them, with lazy weights.
@@ -134,7 +134,7 @@ impl<'p> PassRun<'p> {
         if let Open::Layers(deciding) = &self.open { Some(deciding) } else { None }
     }
 
-    /// How the planned model is trained; None if it isn't.
+    /// The training of the planned model; None if it isn't trained.
     pub fn training(&self) -> Option<&TrainingTask> {
         if let Open::Train(task) = &self.open { Some(task) } else { None }
     }

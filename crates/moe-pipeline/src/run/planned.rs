@@ -34,7 +34,7 @@ pub(crate) struct Planned<'r> {
     pub rewritten: Option<Rewritten>,
     /// The last pass's text that the result is measured on.
     pub held_out: Option<Corpus>,
-    /// Warnings about held-out text that something was learned from.
+    /// Warnings about held-out text that passes also learn from.
     not_held_out: Vec<String>,
     /// For texts that were read in parts, hashes of the parts that were read.
     pub(super) digests: BTreeMap<PathBuf, String>,
@@ -106,9 +106,9 @@ impl<'r> Planned<'r> {
         &self.opened.source
     }
 
-    /// How many passes, counted from the first, decide in a dry run: those for which that is cheap
-    /// compared with writing, and those whose plan is to be written, unless a training comes before
-    /// them.
+    /// The number of passes, from the first on, that decide in a dry run: those for which that is
+    /// cheap compared with writing, and those whose plan is to be written, unless a training comes
+    /// before them.
     pub fn decided_in_dry_run(&self) -> usize {
         let at_once = |run: &&PassRun<'_>| {
             run.pass.info().decides_at_once && matches!(run.open, Open::Decide(_))

@@ -65,7 +65,7 @@ fn measure(planned: &Planned<'_>, stop: &AtomicBool) -> Result<Measured> {
     let batch = Batch::new([ids.as_slice()]);
     let group = planned.group();
     let mut watch = StopObserver { stop, group, ties: GroupTies::default() };
-    // This runs beside the writing, whose stages the run's own meter records.
+    // This runs while tensors are written, whose stages the run's own meter records.
     let compute = Compute { meter: Meter::default(), ..options.compute.clone() };
     let difference = logit_difference(source, planned.result(), &batch, &compute, &mut watch)?;
     Ok(Measured { seed: SEED, difference, group_ties: (group > 1).then_some(watch.ties) })

@@ -15,7 +15,7 @@ const OTHER_FAMILY: &str = "of the source's family";
 const REFUSED: &str = "not an object, which transformers refuses the model for";
 /// The reason for leaving out a key of such a file.
 const REFUSED_KEY: &str = "transformers refuses the model for this key";
-/// Larger than any model's code.
+/// Maximum size of a file of code, larger than any model's.
 const MAX_CODE_BYTES: u64 = 8 << 20;
 
 /// The side files for a result of `family`: all of them, except the code of the source's model if
@@ -133,7 +133,8 @@ fn classes(config: &Map<String, Value>) -> (BTreeSet<String>, BTreeSet<String>) 
     (of_model, of_others)
 }
 
-/// `files` of `dir` and the files beside them that they import, resolved as transformers does.
+/// Returns `files` of `dir` and the files next to them that they import, resolved as transformers
+/// does.
 fn with_imports(dir: &Path, files: BTreeSet<String>) -> BTreeSet<String> {
     let mut all = files.clone();
     let mut left: Vec<String> = files.into_iter().collect();
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn imports_are_followed_and_a_tokenizers_code_is_no_models() {
+    fn imports_are_followed_and_tokenizer_code_is_not_model_code() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write(

@@ -33,8 +33,8 @@ pub(super) fn write(
     writer.finish()
 }
 
-/// The layer of the tensor `name` and, if it is one expert's, the expert: the numbers in a name, in
-/// this order.
+/// Returns the layer of the tensor `name` and, if it is one expert's, the expert, for a status
+/// line: they are the numbers in the name, in this order.
 fn place(name: &str) -> Option<String> {
     let mut numbers = name.split('.').filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
     let layer = format!("layer {}", numbers.next()?);

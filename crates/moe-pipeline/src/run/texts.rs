@@ -53,19 +53,19 @@ pub(super) fn load_all(
     Ok((texts, reads))
 }
 
-/// How the text of a survey of `source` becomes sequences of at most `length` tokens, at most
-/// `most` in all.
+/// Options for tokenizing the text of a survey of `source`: sequences of at most `length` tokens,
+/// at most `max_tokens` in all.
 fn tokenize_options(
     survey: &Survey,
     source: &Model,
-    [length, most]: [usize; 2],
+    [length, max_tokens]: [usize; 2],
     run: &RunContext<'_>,
 ) -> TokenizeOptions {
     let work = run.work();
     TokenizeOptions {
         sequence_length: length,
         vocab: source.vocab,
-        max_tokens: Some(most),
+        max_tokens: Some(max_tokens),
         room: budget::room(work.budget, "--data-tokens", |tokens| {
             Ok(surveyed(survey, source, tokens, length, &work))
         }),

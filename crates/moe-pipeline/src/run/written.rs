@@ -1,4 +1,4 @@
-//! Writes, measures and hashes the result in parallel, and then lets it appear.
+//! Writes, measures and hashes the result in parallel, and then publishes it under its name.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -28,8 +28,8 @@ use crate::train::TrainingDir;
 use crate::verify::has_tokenizer;
 
 impl RunContext<'_> {
-    /// Creates the output. An earlier result that it replaces is hashed first, which is shown as a
-    /// stage if it takes time.
+    /// Creates the output. An earlier result that it replaces is hashed first; where that takes
+    /// time, it is a stage of its own.
     pub fn create_output(&self, timings: &mut Timings) -> Result<OutputDir> {
         let Self { output, options, progress, .. } = *self;
         const SHOWN_BYTES: u64 = 1 << 30;
@@ -58,11 +58,11 @@ impl RunContext<'_> {
 }
 
 impl Decided<'_> {
-    /// Writes the result, its receipt and all side files, and lets it appear.
+    /// Writes the result, its receipt and all side files, and publishes it.
     ///
     /// # Errors
     /// Errors of reading weights and of writing; [`Kind::Numeric`] where a result that promises
-    /// identity doesn't keep it. Nothing appears then.
+    /// identity doesn't keep it. Nothing is left under the output's name then.
     pub fn write(self, mut dir: OutputDir, mut timings: Timings) -> Result<Conversion> {
         let run = self.planned.opened.run;
         let (proof, summary) = self.write_tensors(&dir, &mut timings)?;
@@ -107,7 +107,7 @@ impl Decided<'_> {
         });
     }
 
-    /// Writes all tensors, and computes the receipt's proof meanwhile.
+    /// Writes all tensors, and computes the receipt's proof at the same time.
     fn write_tensors(
         &self,
         dir: &OutputDir,
@@ -184,7 +184,7 @@ fn tokenizer(files: &SideFiles) -> HasTokenizer {
     }
 }
 
-/// Why a folder could not be removed, on one line: the error, and the file that it names.
+/// Formats on one line why a folder could not be removed: the error, and the file that it names.
 fn left(error: &Error) -> String {
     let file = error.named_file().map_or(String::new(), |file| format!(" ({})", file.display()));
     error.briefly() + &file

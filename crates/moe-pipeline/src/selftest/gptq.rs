@@ -69,7 +69,7 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
 struct Found {
     /// Share of codes that differ, in rows without ties.
     other_codes: f64,
-    /// How much worse the objective is, relative to the golden's.
+    /// The increase of the objective over the golden's, relative to the golden's.
     objective: f64,
 }
 

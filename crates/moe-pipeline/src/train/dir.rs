@@ -1,4 +1,4 @@
-//! The folder beside a result in which its training is saved.
+//! The folder next to a result in which its training is saved.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use super::log::{self, LoggedSteps};
 
 /// The state that a training of the whole model resumes from.
 pub(super) const STATE_FILE: &str = "state.safetensors";
-/// Larger than the log of years of training.
+/// Maximum size of a log, larger than that of years of training.
 const MAX_LOG_BYTES: u64 = 4 << 30;
 
 /// The note where `--resume` finds nothing to resume from.
@@ -23,7 +23,7 @@ pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins 
 pub(crate) struct TrainingDir(SavedFolder);
 
 impl TrainingDir {
-    /// The folder of the result `output`, beside it.
+    /// The folder of the result `output`, next to it.
     pub fn of(output: &Path) -> Self {
         let name = output.file_name().unwrap_or_default().to_string_lossy();
         Self(SavedFolder::new(
@@ -86,7 +86,7 @@ impl TrainingDir {
     }
 }
 
-/// The folder beside the result `output` in which a stopped training is saved; None where there is
+/// The folder next to the result `output` in which a stopped training is saved; None where there is
 /// none.
 pub fn training_left(output: &Path) -> Option<PathBuf> {
     let training = TrainingDir::of(output);
@@ -127,7 +127,7 @@ fn beginning(path: &Path, steps: u64, written: &LoggedSteps) -> Result<String> {
     Ok(text)
 }
 
-/// Why the log `text` isn't the one that `steps` steps have written.
+/// Explains why the log `text` isn't the one that `steps` steps have written.
 fn differs(text: &str, steps: u64) -> String {
     let mut taken = 0;
     for (number, line) in log::lines(text).enumerate() {
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_goes_on_behind_the_steps_that_count() {
+    fn a_log_goes_on_after_the_steps_that_count() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(LOG_FILE);
         let kept = |text: &str, saved: &str| {

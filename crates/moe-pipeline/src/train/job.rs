@@ -67,7 +67,7 @@ impl TrainingJob<'_> {
         Ok((model, record_of(outcome, &parameters, need.bytes(keep_graphs))))
     }
 
-    /// The memory that it needs, and whether there is room to keep all graphs.
+    /// The memory that the training needs, and whether there is room to keep all graphs.
     fn need(&self, work: &WorkLimits<'_>) -> Result<(TrainingMemory, bool)> {
         let need = self.task.need(self.model, self.teacher, work)?;
         let ways = self.task.needs(self.model, self.teacher, work)?;
@@ -128,7 +128,7 @@ fn dtype(precision: Precision) -> DType {
     }
 }
 
-/// What `training` minimises.
+/// The loss that `training` minimises.
 fn objective(training: &Training) -> Objective {
     let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
     Objective {

@@ -1,29 +1,29 @@
-//! Ways to lessen what a training holds.
+//! Combinations of options that lower the memory of a training, for advice in errors.
 
 use moe_forward::train::TrainedPart;
 use moe_passes::Training;
 
 use crate::needs::Share;
 
-/// Batches and sequences are never suggested to be shorter than this.
+/// Advice never asks for batches or sequences that are shorter than this.
 const MIN_TOKENS: usize = 64;
 /// The way to train fewer parts.
 const FEWER_PARTS: &str = "train fewer parts of the model (--train router takes least)";
 
-/// Which parts of a training are at their minimum.
+/// The parts of a training that are at their minimum.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Lessened {
     /// Only routers are trained.
     pub parts: bool,
     pub batch: bool,
     pub length: bool,
-    /// The amount of held-out text.
+    /// Held-out text is as short as is useful.
     pub held_out: bool,
 }
 
 impl Lessened {
-    /// The ways to lessen parts of these: those by one option, and then those by several, the
-    /// fewest first.
+    /// Returns the subsets of these parts to suggest: those of one option, and then those of
+    /// several options, the fewest first.
     pub fn ways(self) -> Vec<Self> {
         let none = Self::default();
         let shorter = Self { batch: true, length: true, ..none };
@@ -41,7 +41,7 @@ impl Lessened {
         ways
     }
 
-    /// How many options lessen these parts.
+    /// The number of options that lessen these parts.
     pub fn options(self) -> usize {
         usize::from(self.parts) + self.limits().len()
     }
@@ -59,7 +59,7 @@ impl Lessened {
             .collect()
     }
 
-    /// What lessens these parts, as a remedy.
+    /// Formats the options that lessen these parts as a remedy.
     pub fn remedy(self) -> String {
         let limits = match self.limits().as_slice() {
             [] => return FEWER_PARTS.to_owned(),

@@ -15,7 +15,7 @@ use super::settings::Settings;
 /// The written part of a training's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LoggedSteps {
-    /// Its length in bytes.
+    /// Length of the log in bytes.
     pub bytes: u64,
     /// SHA-256 of these bytes; empty where nothing is written.
     pub sha256: String,
@@ -90,7 +90,7 @@ pub(super) fn figures(loss: f64, kl: Option<f64>) -> String {
     format!("loss {loss:.4}{kl}")
 }
 
-/// The layer with the least even load, and the number of experts without a token.
+/// Describes the layer with the least even load, and the number of experts without a token.
 pub(super) fn describe_load(load: &[LayerCounts]) -> String {
     let measured = load.iter().map(|l| (l.layer, Load::new(l.counts.clone())));
     let measured: Vec<_> = measured.collect();
@@ -109,12 +109,12 @@ pub(super) fn describe_load(load: &[LayerCounts]) -> String {
 
 /// A parsed line of the log.
 pub(super) struct LogLine {
-    /// Its step; None for a line that isn't a training's, such as one that was cut when the run was
-    /// killed.
+    /// The number of the step; None for a line that isn't a training's, such as one that was cut
+    /// when the run was killed.
     pub step: Option<u64>,
     /// Whether it is the line that every step has.
     pub is_of_step: bool,
-    /// The settings that hold after this line, if it has some.
+    /// The settings that hold after this line; None where the line doesn't change them.
     pub settings: Option<Settings>,
 }
 

@@ -1,4 +1,4 @@
-//! Computes how much memory a training needs, before it starts.
+//! Estimates the memory and disk space of a training before it starts.
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::train::{Parameters, TeacherKind, TrainedPart};
@@ -14,48 +14,48 @@ use crate::memory::{self, Text, Watched};
 use crate::needs::{self, StageMemory};
 use crate::resources::{ByteSize, available_memory_bytes};
 
-/// f32 value, m and v, which are always held.
+/// The f32 value and AdamW's moments m and v, which are always in memory.
 const BYTES_A_PARAMETER: u64 = 12;
-/// Sum of gradients, complete once the backward pass reaches the first layer.
+/// Bytes of a parameter's summed gradient.
 const GRADIENT_BYTES: u64 = 4;
-/// f32 value, m and v, and the best value in the file's dtype; twice, since the new state is
-/// written before the old one is removed.
+/// The f32 value, m, v and the best value so far, which takes at most as much as an f32. The new
+/// state is written before the old one is removed, hence twice.
 const SAVED_BYTES_A_PARAMETER: u64 = 2 * (12 + 4);
-/// Copies of states in a layer's graph and its gradients.
+/// Number of `[tokens, hidden]` tensors in a layer's graph and its gradients.
 const STATES: usize = 20;
-/// Logits, their softmax, gradients and what is computed from them.
+/// Number of tensors of the logits' size in the loss and its backward pass.
 const LOGIT_COPIES: usize = 8;
 /// States that a layer's graph keeps for each choice of an expert by a token: the expert's input,
 /// its output, the reordered output, and the weighted one.
 const ROUTED_STATES: usize = 4;
-/// Number of tokens that a teacher whose answers are kept runs on at once.
+/// Number of tokens that a cached teacher runs on at once.
 const TEACHER_TOKENS: usize = 4096;
 
-/// Memory that a training needs, in live bytes; `layers` is a number of layers.
+/// Live bytes that a training needs, by what holds them.
 pub(crate) struct TrainingMemory {
     /// Values and moments of the trained parameters.
     trained: u64,
     gradients: u64,
     /// Sums of gradients of a step's earlier batches, which stay until the step is taken.
     summed: u64,
-    /// Gradients of one layer, held beside the sums where a step has several batches.
+    /// Gradients of one layer, if they are held together with the sums of earlier batches.
     arriving: u64,
-    /// The weights with the best measurement.
+    /// The weights at the best evaluation so far.
     best: u64,
-    /// Weights encoded as in files, in order to measure them.
+    /// Weights in the files' encoding, which are evaluated.
     encoded: u64,
     /// Values that are copied at once in order to save them.
     saved: u64,
-    /// One layer's graph, with weights that aren't trained.
+    /// The graph of one layer, and its frozen weights.
     layer: u64,
-    /// Number of layers whose graphs can be kept.
+    /// Number of layers whose graphs can be kept; not a number of bytes.
     layers: u64,
     /// The inputs of all layers.
     states: u64,
     /// The head, with logits and their gradients.
     head: u64,
-    /// Memory of a teacher or a measurement, while no graph is held.
-    beside: u64,
+    /// Memory of the teacher or an evaluation, while no graph is held.
+    teacher_or_evaluation: u64,
 }
 
 /// A training whose memory is computed.
@@ -65,7 +65,7 @@ pub(super) struct PlannedTraining<'a> {
     pub training: &'a Training,
     /// The maximum length of a sequence.
     pub length: usize,
-    /// Bytes that measuring the model takes.
+    /// Live bytes of an evaluation of the model.
     pub measured: u64,
     pub compute: &'a Compute,
 }
@@ -87,7 +87,7 @@ impl PlannedTraining<'_> {
         elements.min(largest.max(ELEMENTS_AT_ONCE) as u64) * BYTES_A_PARAMETER
     }
 
-    /// Bytes of the teacher's answers; 0 without a teacher.
+    /// Live bytes of running the teacher; 0 without one.
     fn taught_bytes(&self) -> u64 {
         let Some((teacher, options)) = self.teacher.zip(self.training.teacher) else { return 0 };
         let is_run_for_each_batch = options.kind == TeacherKind::Logits;
@@ -98,14 +98,14 @@ impl PlannedTraining<'_> {
         sweep.max(head_bytes(teacher, together, 3))
     }
 
-    /// Bytes of the largest layer's graph, with weights that aren't trained.
+    /// Bytes of the largest layer's graph, with its frozen weights.
     fn layer_bytes(&self) -> u64 {
         let Training { parts, options, .. } = self.training;
         let layers = self.model.layers.iter().map(|layer| {
             graph_bytes(self.model, layer, self.tokens(), self.length)
                 + untrained_bytes(layer, parts, self.compute)
         });
-        // Rounded copies of matrices, beside those that are trained.
+        // Rounded copies of matrices, in addition to those that are trained.
         let is_rounded = options.precision == Precision::Bf16;
         let rounded = if is_rounded { 2 * self.elements_of_a_layer() } else { 0 };
         layers.max().unwrap_or(0) + rounded
@@ -121,7 +121,7 @@ impl PlannedTraining<'_> {
 }
 
 impl TrainingMemory {
-    /// The need of a training.
+    /// The memory of the training `trained`.
     pub(super) fn of(trained: &PlannedTraining<'_>) -> Self {
         let PlannedTraining { model, training, .. } = trained;
         let elements = Parameters::elements(model, &training.parts) as u64;
@@ -133,7 +133,7 @@ impl TrainingMemory {
             trained: elements * BYTES_A_PARAMETER,
             gradients,
             summed: if accumulates { gradients } else { 0 },
-            // The old sum is held beside the new one.
+            // The old sum is held while the new one is computed.
             arriving: if accumulates { 2 * of_a_layer } else { 0 },
             best: if training.text.held_out.is_empty() { 0 } else { encoded },
             encoded,
@@ -142,7 +142,7 @@ impl TrainingMemory {
             layers: model.layers.len() as u64,
             states: (model.layers.len() * trained.tokens() * model.hidden * 4) as u64,
             head: trained.head_bytes(),
-            beside: trained.taught_bytes().max(trained.measured),
+            teacher_or_evaluation: trained.taught_bytes().max(trained.measured),
         }
     }
 
@@ -159,7 +159,7 @@ impl TrainingMemory {
         let coming = self.summed.max(self.gradients / self.layers.max(1));
         let first = kept.max(self.layer) + self.layer + coming;
         let back = first.max(2 * self.layer + self.gradients) + self.arriving;
-        let between = (self.encoded + self.beside).max(self.saved);
+        let between = (self.encoded + self.teacher_or_evaluation).max(self.saved);
         self.trained
             + self.best
             + self.states
@@ -171,12 +171,13 @@ impl TrainingMemory {
         self.bytes(self.keeps_graphs(budget))
     }
 
-    /// Whether there is room to keep all graphs.
+    /// Returns whether a training that keeps all graphs takes at most half of the room under
+    /// `budget`.
     fn keeps_graphs(&self, budget: Option<ByteSize>) -> bool {
         budget::fits(self.bytes(true), ByteSize(room(budget) / 2))
     }
 
-    /// Whether there is room to keep all graphs; `ways` has options that lower the need.
+    /// Returns whether there is room to keep all graphs. `ways` names options that lower the need.
     ///
     /// # Errors
     /// [`Kind::Usage`] where there isn't even room for one.

@@ -2,7 +2,7 @@
 
 use moe_math::sampling;
 
-/// Streams of random numbers below this are used elsewhere.
+/// The random stream of the first epoch; streams with lower numbers are used elsewhere.
 const FIRST_STREAM: u64 = 1 << 32;
 
 /// Batches of whole windows, in an order that is redrawn for each epoch. The same seed gives the

@@ -1,5 +1,5 @@
-//! The parts of a training's saved state: tensors of one file, each with a hash that also depends on
-//! the run, so that parts of other runs aren't taken for this one's.
+//! The parts of a training's saved state: tensors of one file, each with a hash that also depends
+//! on the run, so that parts of other runs aren't taken for this one's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,7 +11,7 @@ use moe_checkpoint::{
 };
 use rayon::prelude::*;
 
-/// The part with a line of checksum for each of the others.
+/// The name of the part that has a line with the hash of each other part.
 const SUMS: &str = "SHA256SUMS";
 /// The remedy for a state that can't be read.
 const START_OVER: &str = "start over without --resume and with --overwrite";

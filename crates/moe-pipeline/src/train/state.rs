@@ -24,7 +24,7 @@ const FORMAT: &str = "moe-convert training 4";
 pub(super) struct TrainingState {
     /// Hash of everything that decides the outcome.
     pub fingerprint: String,
-    /// The log up to then, which must be of the same run.
+    /// The log up to this step, which must be of the same run.
     pub log: LoggedSteps,
     /// Number of steps taken.
     pub step: u64,
@@ -49,7 +49,8 @@ pub(super) struct ParameterSize {
     pub stored_bytes: u64,
 }
 
-/// Floats are kept in tensors, since JSON wouldn't give the same bits back.
+/// The part of a state that is saved as JSON. Floats are saved as tensors, since JSON wouldn't give
+/// the same bits back.
 #[derive(Serialize, Deserialize)]
 struct StateHeader {
     format: String,
@@ -77,7 +78,7 @@ impl StateHeader {
         }
     }
 
-    /// Reads what a state says of itself, before its hashes, to recognize one of another run.
+    /// Reads the header of a state before its hashes, to recognize the state of another run.
     fn read(parts: &SavedParts, fingerprint: &str) -> Result<Self> {
         let about: Self = serde_json::from_slice(&parts.unchecked(ABOUT)?)
             .map_err(|e| parts.malformed(&e.to_string()))?;
@@ -93,7 +94,7 @@ impl StateHeader {
         Ok(about)
     }
 
-    /// As JSON, padded to align the data behind it.
+    /// Encodes the header as JSON, padded to align the data after it.
     fn to_json(&self) -> Vec<u8> {
         let mut json = serde_json::to_vec(self).unwrap_or_default();
         json.resize(json.len().next_multiple_of(8), b' ');

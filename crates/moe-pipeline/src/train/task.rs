@@ -21,7 +21,8 @@ pub(crate) struct TrainingTask {
 
 impl TrainingTask {
     /// Reads the text to train `model` on, and the text to measure it on, compared with `teacher`,
-    /// by the tokenizer of `source`. Refuses text that doesn't fit in memory beside the training.
+    /// by the tokenizer of `source`. Refuses text that doesn't fit in memory together with the
+    /// training.
     ///
     /// # Errors
     /// As for [`Corpus::load`].
@@ -73,7 +74,7 @@ impl TrainingTask {
         Ok(needs)
     }
 
-    /// The parts that options can lessen.
+    /// The parts that options can still lower below what was asked for.
     fn lessenable(&self, model: &Model) -> Lessened {
         let trains_more = self.training.parts.iter().any(|part| *part != TrainedPart::Routers);
         let has_routers = Parameters::elements(model, &[TrainedPart::Routers]) > 0;
@@ -192,7 +193,7 @@ impl Reading<'_> {
         Corpus::load(&text.held_out, self.source.dir(), options).map(Some)
     }
 
-    /// Reads the text to train on, beside `held_out`.
+    /// Reads the text to train on, which must fit in memory together with `held_out`.
     fn text(&self, held_out: Option<&Corpus>) -> Result<Corpus> {
         let Training { text, options, .. } = self.training;
         let beside = self.live_bytes(held_out.map_or(0, Corpus::tokens), text.sequence_length)?;
@@ -240,7 +241,7 @@ impl Reading<'_> {
 /// The warning for a training that can't change anything.
 const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
      the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert-model";
-/// The same where shared experts have gates, which are trained with routers.
+/// The warning where shared experts have gates, which are trained with routers.
 const IDLE_BUT_SHARED: &str = "routers decide nothing here: all experts of each layer are the same network, and their weights sum to the same, so \
      that training them changes only how much the shared expert counts for. Give --train router,experts, or upcycle with --noise-std, --init \
      drop or --expert-model";

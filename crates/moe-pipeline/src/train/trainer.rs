@@ -20,7 +20,7 @@ use super::state::{ParameterSize, SavedValues, TrainingState};
 pub(crate) struct TrainingOutcome {
     /// The weights to write, encoded as in files.
     pub encoded: Vec<Arc<Vec<u8>>>,
-    /// The step that they come from.
+    /// The step that `encoded` comes from.
     pub written: u64,
     /// All steps that were taken.
     pub steps: Vec<StepRecord>,
@@ -74,7 +74,7 @@ impl Trainer<'_> {
         if !self.saved.resumes()
             || path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
         {
-            return self.begins_anew(&path).map(|()| None);
+            return self.check_new_start(&path).map(|()| None);
         }
         let size = |p: &Parameter| ParameterSize {
             elements: p.weight.elements(),
@@ -85,7 +85,7 @@ impl Trainer<'_> {
     }
 
     /// Refuses to start over where a state must have been saved and is gone.
-    fn begins_anew(&self, state: &Path) -> Result<()> {
+    fn check_new_start(&self, state: &Path) -> Result<()> {
         let (steps, every) = (
             if self.saved.resumes() { logged_steps(self.saved) } else { 0 },
             self.options.eval_every,

@@ -17,7 +17,7 @@ const READ: [(&str, bool); 6] = [
 /// Files that transformers ignores if they aren't JSON.
 const IGNORED: [&str; 2] = [generation::CONFIG, "chat_template.json"];
 
-/// The problem with JSON behind a byte order mark.
+/// The problem with JSON after a byte order mark.
 pub(super) const MARKED: &str =
     "begins with a byte order mark, at which Python's JSON reader fails";
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::progress::{Progress, Unit};
 
-/// No model has more files; a folder with more is refused.
+/// Maximum number of files in a folder; no model has more, and a folder with more is refused.
 const MAX_FILES: usize = 1 << 16;
 
 /// The manifest of `dir`, if there is one, and files that it doesn't list. A receipt records the

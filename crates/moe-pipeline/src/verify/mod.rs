@@ -26,7 +26,7 @@ pub(crate) use generation::{CONFIG as GENERATION_CONFIG, RefusedConfig, refused_
 pub(crate) use listed::{check_hashes, listed};
 pub(crate) use loaders::{check_carried, has_tokenizer};
 
-/// Tensors are read in blocks of this many bytes.
+/// Size of the blocks that tensors are read in.
 const PART_BYTES: u64 = 1 << 20;
 /// Memory for a model's headers and configs.
 const HEADER_BYTES: u64 = 4 << 20;

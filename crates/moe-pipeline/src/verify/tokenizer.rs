@@ -110,7 +110,7 @@ const METHODS: [&str; 54] = [
     "update_post_processor",
 ];
 
-/// The refused keys of a tokenizer's config, one sentence each; `files` are the files beside it.
+/// The refused keys of a tokenizer's config, one sentence each; `files` are the files next to it.
 pub(super) fn refused(said: &Map<String, Value>, files: &SideFiles) -> Vec<String> {
     let mut refused = Vec::new();
     for rule in &RULES {

@@ -118,10 +118,10 @@ fn remedies_fit_the_mistake() {
     assert!(gate.contains("line 6, step 1 (eval): "), "{gate}");
 }
 
-/// Where a key or a table of defaults is mistyped, the message is about that, not about the key
-/// that the step therefore lacks.
+/// If a key or a table of defaults is mistyped, the message is about that, not about the key that
+/// the step therefore lacks.
 #[test]
-fn mistyped_keys_and_tables_are_what_is_named() {
+fn errors_name_the_mistyped_key_or_table() {
     let step =
         "[[step]]\nrun = \"upcycle\"\nmodel = \"m\"\noutput = \"o\"\nexperts = 4\ntop-k = 2\n";
     let prune =
@@ -158,7 +158,7 @@ fn mistyped_keys_and_tables_are_what_is_named() {
 
 /// Mistakes in the tables of the recipe itself have line and column, as those of TOML.
 #[test]
-fn keys_and_numbers_that_no_recipe_has_are_shown_in_their_line() {
+fn unknown_keys_and_too_large_numbers_are_shown_in_their_line() {
     let key = message("name = \"x\"\nvras = { a = 1 }\n", &[]);
     let shown = "TOML parse error at line 2, column 1\n  |\n2 | vras = { a = 1 }\n  | ^^^^\n";
     assert!(key.contains(shown), "{key}");

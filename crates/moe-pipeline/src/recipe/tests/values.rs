@@ -103,7 +103,7 @@ fn with_value(command: &str, key: &str, value: &str) -> String {
 
 /// The mistake is found without the text of serde's error, whatever the option.
 #[test]
-fn values_that_no_option_takes_are_named() {
+fn values_that_an_option_refuses_are_named() {
     let mut count = 0;
     for command in all_commands().into_iter().filter_map(command_of) {
         for key in command.get_arguments().filter_map(clap::Arg::get_long) {
@@ -149,7 +149,7 @@ fn words_sizes_and_numbers_that_an_option_does_not_know_are_named() {
     assert!(error.contains("line 5") && error.contains("expected a table in `gates`"), "{error}");
 }
 
-/// What an option needs is what serde needs.
+/// An option of the command line is required exactly where serde requires its key.
 #[test]
 fn options_that_a_command_needs_are_named() {
     for command in all_commands().into_iter().filter_map(command_of) {

@@ -132,7 +132,8 @@ fn of_rope_type(scaling: &Map<String, Value>) -> Option<String> {
     }
 }
 
-/// The difference of `key` in rope_scaling, `inner`, and beside it, `outer`.
+/// Returns the note on a `key` whose value in rope_scaling, `inner`, differs from the one at the
+/// top level, `outer`.
 fn of_both_places(key: &str, inner: &Value, outer: &Value, inner_is_newer: bool) -> Option<String> {
     if inner.as_f64() == outer.as_f64() || outer.is_null() || inner.is_null() {
         return None;

@@ -44,7 +44,8 @@ pub(super) fn of_router(checkpoint: &Checkpoint, model: &Model) -> Option<String
     ))
 }
 
-/// A head beside the embeddings that it is tied to, or in their place.
+/// Returns the note on a head that is stored in addition to the embeddings that it is tied to, or
+/// in their place.
 pub(super) fn of_tied_head(checkpoint: &Checkpoint) -> Option<String> {
     let tensors = checkpoint.tensors();
     let is_tied = checkpoint.config().get("tie_word_embeddings").and_then(Value::as_bool)?;
@@ -61,7 +62,7 @@ pub(super) fn of_tied_head(checkpoint: &Checkpoint) -> Option<String> {
     Some(what.to_owned())
 }
 
-/// Names that have more or less before them than loaders expect.
+/// Returns notes on names with a longer or shorter prefix than loaders expect.
 pub(super) fn of_prefix(checkpoint: &Checkpoint) -> Vec<String> {
     let mut notes = Vec::new();
     let names = || checkpoint.tensors().keys().map(String::as_str);
@@ -120,7 +121,7 @@ fn is_skipped(name: &str, has_experts: bool) -> bool {
     ROTARY.iter().any(|part| name.contains(part)) || biases.iter().any(|end| name.ends_with(end))
 }
 
-/// What an index says wrongly of its shards.
+/// Returns notes on what an index says wrongly about its shards.
 pub(super) fn of_index(index: &IndexFacts) -> Vec<String> {
     let mut notes = Vec::new();
     if !index.unheld.is_empty() {
