@@ -313,7 +313,7 @@ pub(crate) fn writing(
 }
 
 /// Live bytes of comparing the second of two models with the first on `tokens` tokens, where a
-/// weight of the second is made from `made` bytes.
+/// weight of the second takes up to `made` bytes to make.
 fn probing([source, result]: [&Model; 2], made: u64, tokens: usize, compute: &Compute) -> u64 {
     let text = Text { tokens, longest: tokens, storage: Storage::default() };
     let [of_source, of_result] =

@@ -41,7 +41,7 @@ pub struct StageReport {
 }
 
 impl StageReport {
-    /// Its name, with a note if its edits were taken back.
+    /// Returns the name of the stage, with a note if its edits were taken back.
     pub fn name(&self) -> String {
         let done = self.stage.replace('-', " ");
         if self.kept { done } else { format!("{done} (taken back)") }
