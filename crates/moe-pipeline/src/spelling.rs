@@ -31,7 +31,8 @@ impl Spelled {
     /// The option's value for `value`, which was written behind the other name.
     pub fn value(&self, value: &str) -> String {
         let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-        match self.in_scheme && is_number {
+        // A recipe's variable is filled in later.
+        match self.in_scheme && (is_number || value.contains("${")) {
             true => format!("w{value}a16"),
             false => value.to_owned(),
         }
