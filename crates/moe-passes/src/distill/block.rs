@@ -4,20 +4,22 @@
 //! tokens are held, whatever the depth.
 
 mod learner;
+mod network;
 mod samples;
 
 use std::ops::ControlFlow;
 
 use candle_core::{Result as CandleResult, Var};
-use moe_forward::{Inputs, to_f32};
+use moe_forward::to_f32;
 use moe_math::meter::Work;
-use moe_math::{Compute, sampling};
+use moe_math::sampling;
 use moe_model::{Error, Expert, Kind, Result, Weight};
 
 use learner::Learner;
 use samples::{BlockSamples, Stride};
+pub(super) use samples::{GATHERED_BYTES, LOOKED_AT, LayerTrainingData};
 
-use super::observe::{BlockPart, Tokens, failed};
+use super::observe::{BlockPart, failed};
 use super::record::{Look, Trained};
 use super::training::Training;
 
@@ -25,26 +27,11 @@ use super::training::Training;
 /// gain training ends.
 const LOOKS: u64 = 20;
 const PATIENCE: usize = 10;
-/// The limit on inputs and outputs that are gathered at a time.
-pub(super) const GATHERED_BYTES: usize = 256 << 20;
-/// The maximum number of held-out tokens that are evaluated, spread evenly over all of them.
-pub(super) const LOOKED_AT: usize = 8192;
-
 /// The bytes of the graph and the gradients of a step on `tokens` tokens.
 pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {
     // Inputs, targets, error and angle; gate, up and their product; as much again for gradients,
     // and the terms that these are added up from.
     4 * tokens * (13 * hidden + 11 * width)
-}
-
-/// Inputs of a layer, and its mixture's outputs for them.
-pub(super) struct LayerTrainingData<'a> {
-    pub index: usize,
-    pub inputs: &'a Inputs<'a>,
-    pub tokens: &'a Tokens,
-    pub compute: &'a Compute,
-    pub hidden: usize,
-    pub seed: u64,
 }
 
 /// The result of training.

@@ -9,7 +9,7 @@ use super::dern::Dern;
 use super::hc_smoe::HcSmoe;
 use super::m_smoe::MSmoe;
 use super::mergemoe::MergeMoe;
-use super::options::{DERN_THRESHOLD, GROUP_CAP, MergeOptions};
+use super::parameters::Parameters;
 use super::ream::Ream;
 use crate::reduce::Method;
 
@@ -48,22 +48,17 @@ pub(super) fn words(name: &str) -> Option<&'static str> {
     })
 }
 
-impl MergeOptions {
-    /// The algorithm that is asked for, with its parameters.
-    pub(super) fn method(&self) -> Arc<dyn Method> {
-        let sample_every = self.all_experts_every.unwrap_or(1);
-        match self.algorithm {
-            MergeAlgorithm::Ream => Arc::new(Ream {
-                grouping: self.grouping.unwrap_or_default(),
-                group_cap: self.group_cap.unwrap_or(GROUP_CAP),
-            }),
-            MergeAlgorithm::HcSmoe => Arc::new(HcSmoe { sample_every, is_plain: false }),
-            MergeAlgorithm::MSmoe => Arc::new(MSmoe),
-            MergeAlgorithm::Mergemoe => Arc::new(MergeMoe),
-            MergeAlgorithm::Dern => {
-                Arc::new(Dern { threshold: self.dern_threshold.unwrap_or(DERN_THRESHOLD) })
-            }
-            MergeAlgorithm::Average => Arc::new(HcSmoe { sample_every, is_plain: true }),
+impl MergeAlgorithm {
+    /// What runs the algorithm.
+    pub(super) fn method(self, parameters: Parameters) -> Arc<dyn Method> {
+        let Parameters { grouping, group_cap, dern_threshold, sample_every } = parameters;
+        match self {
+            Self::Ream => Arc::new(Ream { grouping, group_cap }),
+            Self::HcSmoe => Arc::new(HcSmoe { sample_every, is_plain: false }),
+            Self::MSmoe => Arc::new(MSmoe),
+            Self::Mergemoe => Arc::new(MergeMoe),
+            Self::Dern => Arc::new(Dern { threshold: dern_threshold }),
+            Self::Average => Arc::new(HcSmoe { sample_every, is_plain: true }),
         }
     }
 }

@@ -93,13 +93,14 @@ impl<'a> Fit<'a> {
 pub(super) fn working_bytes(model: &Model, experts: usize, tokens: usize) -> u64 {
     let of_layer = |moe: &Moe| {
         let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-        // In f64: inputs, activations and outputs of a block; an expert's matrices; and the sums of
-        // the least squares.
+        // In f64: inputs, activations and outputs of a block, with products that are added to the
+        // sums of the least squares; afterwards the eigenvectors of these and copies.
         let block = tokens.min(TOKEN_BLOCK) * (2 * model.hidden + 3 * width);
-        let matrices = 4 * width * model.hidden + 2 * width.pow(2);
+        let square = width.pow(2);
+        let matrices = 4 * width * model.hidden + (block + 3 * square).max(5 * square);
         // Scores of all experts, and the choice of each token.
         let routing = tokens * (4 * experts + 8 * moe.router.top_k);
-        (8 * (block + matrices) + routing) as u64
+        (8 * matrices + routing) as u64
     };
     model.moes().map(|(_, moe)| of_layer(moe)).max().unwrap_or(0)
 }

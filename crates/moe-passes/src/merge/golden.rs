@@ -24,7 +24,7 @@ use super::groups::of_layer;
 use super::hc_smoe::HcSmoe;
 use super::m_smoe::MSmoe;
 use super::mergemoe::MergeMoe;
-use super::options::Grouping;
+use super::parameters::Grouping;
 use super::ream::Ream;
 use crate::reduce::{LayerView, Method};
 

@@ -5,7 +5,7 @@ use moe_math::saliency::greatest;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Moe, Result};
 
-use super::options::{Grouping, usage};
+use super::parameters::{Grouping, usage};
 use crate::reduce::LayerView;
 
 /// Experts that may be merged with each other, ascending, and how many of them are kept.

@@ -22,6 +22,7 @@ mod hc_smoe;
 mod m_smoe;
 mod mergemoe;
 mod options;
+mod parameters;
 mod ream;
 
 #[cfg(test)]
@@ -38,7 +39,8 @@ use crate::pass::{
 use crate::reduce::{BASELINE, LayerTrust, Reduction, fewer};
 
 pub use algorithm::MergeAlgorithm;
-pub use options::{Grouping, MergeOptions};
+pub use options::MergeOptions;
+pub use parameters::Grouping;
 
 /// The row of [`crate::PASSES`].
 pub(crate) static INFO: PassInfo = PassInfo {

@@ -1,30 +1,15 @@
 //! Options of `merge`.
 
-use clap::ValueEnum;
+use std::sync::Arc;
+
 use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::MergeAlgorithm;
+use super::parameters::{GROUP_CAP, Grouping, Parameters, usage};
 use crate::pass::Sources;
-use crate::reduce::{ReduceOptions, Size};
+use crate::reduce::{Method, ReduceOptions, Size};
 use crate::unused::refuse_unused;
-
-/// Minimum cosine between a dropped neuron and the kept one that it joins, unless given.
-pub(super) const DERN_THRESHOLD: f64 = 0.3;
-/// Maximum number of experts of a REAM group, unless given; 2604.04356 uses 16.
-pub(super) const GROUP_CAP: usize = 16;
-
-/// How experts join REAM's centroids.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Grouping {
-    /// The most salient centroid takes as many of its nearest as it has room for, then the next:
-    /// the paper's.
-    Pseudo,
-    /// Each expert joins its nearest centroid that has room.
-    #[default]
-    Nearest,
-}
 
 /// Options of `merge`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -63,6 +48,17 @@ pub struct MergeOptions {
 }
 
 impl MergeOptions {
+    /// The algorithm that is asked for, with its parameters.
+    pub(super) fn method(&self) -> Arc<dyn Method> {
+        let default = Parameters::default();
+        self.algorithm.method(Parameters {
+            grouping: self.grouping.unwrap_or(default.grouping),
+            group_cap: self.group_cap.unwrap_or(default.group_cap),
+            dern_threshold: self.dern_threshold.unwrap_or(default.dern_threshold),
+            sample_every: self.all_experts_every.unwrap_or(default.sample_every),
+        })
+    }
+
     /// Refuses options that can't work, before anything is read.
     pub(super) fn check(&self, sources: &Sources<'_>) -> Result<Size> {
         let model = sources.model;
@@ -130,10 +126,6 @@ impl MergeOptions {
     }
 }
 
-pub(super) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Usage, what).remedy(remedy)
-}
-
 /// Refuses experts whose weights can't be added.
 fn check_plain(model: &Model) -> Result<()> {
     let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
@@ -157,9 +149,10 @@ fn check_plain(model: &Model) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Args;
+    use clap::{Args, ValueEnum};
 
     use super::*;
+    use crate::merge::parameters::DERN_THRESHOLD;
 
     /// Options whose default is a constant of a method state it in their help.
     #[test]

@@ -7,7 +7,7 @@ use moe_model::{Model, Result};
 
 use super::grouped::{self, Grouped};
 use super::groups::{Similarity, around_most_salient, by_logits};
-use super::options::Grouping;
+use super::parameters::Grouping;
 use crate::align::{self, Permutations, Sizes};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
 

@@ -10,8 +10,7 @@ use super::encode::Store;
 use super::failed::failed;
 use super::matrices::{MadeWeight, grid, quantized_attention};
 use super::options::{QuantizeOptions, QuantizedPart};
-use super::quantizer::decided;
-use super::record::QuantizedLayer;
+use super::record::{QuantizedLayer, decided};
 use crate::part::finite_values;
 use crate::pass::{DecidedBy, LayerEdits, Sources};
 

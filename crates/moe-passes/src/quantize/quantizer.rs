@@ -21,14 +21,12 @@ use super::encode::Store;
 use super::matrices::{MadeWeight, grid, quantized_attention};
 use super::nearest::rounded_layer;
 use super::options::{CalibrateOn, QuantizeOptions, QuantizedPart, SolverChoice};
-use super::record::QuantizedLayer;
+use super::record::{QuantizedLayer, decided};
 use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
 use super::solve::{self, ExpertRecord, Solved, Solver, Task};
 use super::survey::Survey;
 use crate::part::read_finite;
-use crate::pass::{
-    DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Sources, SweptText,
-};
+use crate::pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, Sources, SweptText};
 
 /// If all outputs of a layer's experts take at most this many bytes, they are summed while experts
 /// are solved; otherwise experts are run again.
@@ -64,11 +62,6 @@ struct LayerToSolve<'a> {
 struct Packed {
     weights: [Weight; 3],
     record: ExpertRecord,
-}
-
-pub(super) fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {
-    let clusters = (0..moe.experts.len()).map(|expert| vec![expert]).collect();
-    DecidedLayer { ffn: Ffn::Moe(Box::new(moe)), record, clusters, saliency: Vec::new() }
 }
 
 impl Quantizer {

@@ -1,14 +1,16 @@
 //! The record of a layer whose experts were quantized.
 
 use moe_math::figures::{Checked, check_part, within};
-use moe_model::Moe;
+use moe_model::{Ffn, Moe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::options::{QuantizeOptions, QuantizedPart, SolverChoice};
 use super::solve::ExpertRecord;
 use super::widths::LayerWidths;
-use crate::pass::{Details, EncodingEdit, Encodings, LayerDetails, LayerRecord, Rounding};
+use crate::pass::{
+    DecidedLayer, Details, EncodingEdit, Encodings, LayerDetails, LayerRecord, Rounding,
+};
 
 /// What is known of a layer that was quantized.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +35,12 @@ impl LayerDetails for QuantizedLayer {
         }
         Ok(())
     }
+}
+
+/// The decision to put `moe` in a layer's place, expert by expert.
+pub(super) fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {
+    let clusters = (0..moe.experts.len()).map(|expert| vec![expert]).collect();
+    DecidedLayer { ffn: Ffn::Moe(Box::new(moe)), record, clusters, saliency: Vec::new() }
 }
 
 impl QuantizeOptions {

@@ -2,9 +2,8 @@
 
 use candle_core::{Result as CandleResult, Tensor, Var};
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
-use moe_math::product::product;
-use moe_math::swiglu;
 
+use super::network::output;
 use super::samples::BlockSamples;
 
 /// The weight of 1 − cos in the loss; the relative squared error has weight 1.
@@ -13,11 +12,6 @@ const COSINE: f64 = 0.05;
 const CLIP: f64 = 1.0;
 /// The share of the steps in which the learning rate rises.
 const WARMUP: f64 = 0.05;
-
-/// down(silu(gate x) ∘ (up x))
-pub(super) fn output(x: &Tensor, [gate, up, down]: &[Tensor; 3]) -> CandleResult<Tensor> {
-    product(&swiglu(&product(x, gate)?, &product(x, up)?)?, down)
-}
 
 /// A network that is being trained.
 pub(super) struct Learner {

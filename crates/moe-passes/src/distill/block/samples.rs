@@ -1,10 +1,27 @@
 //! Inputs of a layer and its mixture's outputs, gathered to train and to evaluate on.
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
+use moe_forward::Inputs;
+use moe_math::Compute;
 use moe_model::Result;
 
-use super::learner::output;
-use super::{BlockPart, GATHERED_BYTES, LOOKED_AT, LayerTrainingData, failed};
+use super::network::output;
+use crate::distill::observe::{BlockPart, Tokens, failed};
+
+/// The limit on inputs and outputs that are gathered at a time.
+pub(in crate::distill) const GATHERED_BYTES: usize = 256 << 20;
+/// The maximum number of held-out tokens that are evaluated, spread evenly over all of them.
+pub(in crate::distill) const LOOKED_AT: usize = 8192;
+
+/// Inputs of a layer, and its mixture's outputs for them.
+pub(in crate::distill) struct LayerTrainingData<'a> {
+    pub index: usize,
+    pub inputs: &'a Inputs<'a>,
+    pub tokens: &'a Tokens,
+    pub compute: &'a Compute,
+    pub hidden: usize,
+    pub seed: u64,
+}
 
 /// Inputs of a network, and the outputs that it is trained to give.
 pub(super) struct BlockSamples {

@@ -3,7 +3,7 @@
 use moe_model::{Error, Family, Flag, Kind, Model, Result, Weight, families, family};
 
 use super::usage;
-use crate::upcycle::{Init, UpcycleOptions};
+use crate::upcycle::options::{Init, UpcycleOptions};
 
 /// The family to write.
 pub(in crate::upcycle) fn target(
