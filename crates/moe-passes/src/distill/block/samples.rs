@@ -9,12 +9,12 @@ use super::network::output;
 use crate::distill::observe::{BlockPart, Tokens, failed};
 
 /// The limit on inputs and outputs that are gathered at a time.
-pub(in crate::distill) const GATHERED_BYTES: usize = 256 << 20;
+pub(crate) const GATHERED_BYTES: usize = 256 << 20;
 /// The maximum number of held-out tokens that are evaluated, spread evenly over all of them.
-pub(in crate::distill) const LOOKED_AT: usize = 8192;
+pub(crate) const LOOKED_AT: usize = 8192;
 
 /// Inputs of a layer, and its mixture's outputs for them.
-pub(in crate::distill) struct LayerTrainingData<'a> {
+pub(crate) struct LayerTrainingData<'a> {
     pub index: usize,
     pub inputs: &'a Inputs<'a>,
     pub tokens: &'a Tokens,

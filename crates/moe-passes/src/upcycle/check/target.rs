@@ -6,10 +6,7 @@ use super::usage;
 use crate::upcycle::options::{Init, UpcycleOptions};
 
 /// The family to write.
-pub(in crate::upcycle) fn target(
-    options: &UpcycleOptions,
-    dense: &Model,
-) -> Result<&'static Family> {
+pub(crate) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static Family> {
     let source = &dense.family.model_type;
     if dense.moes().next().is_some() {
         return Err(Error::new(Kind::Usage, format!("this {source} model is an MoE already"))
@@ -40,7 +37,7 @@ fn impossible(source: &str, wanted: &str) -> String {
 }
 
 /// Refuses layers that stay dense where the family can't have any.
-pub(in crate::upcycle) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
+pub(crate) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
     let mixes = |family: &Family| {
         family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some())
     };
@@ -59,7 +56,7 @@ pub(in crate::upcycle) fn layers(chosen: &[bool], dense: &Model, target: &Family
 }
 
 /// Refuses options of a shared expert where the family has none, or doesn't support them.
-pub(in crate::upcycle) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
+pub(crate) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
     let has_shared = target.has_shared_expert();
     let partition = options.init == Init::Partition;
     let idle = [
@@ -79,7 +76,7 @@ pub(in crate::upcycle) fn shared(options: &UpcycleOptions, target: &Family) -> R
 }
 
 /// Whether routing weights are divided by their sum.
-pub(in crate::upcycle) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<bool> {
+pub(crate) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<bool> {
     let rule = &target.moe.as_ref().expect("targets are MoE families").normalize;
     match (rule, options.norm_topk_prob) {
         (Flag::Fixed(fixed), Some(wanted)) if wanted != *fixed => {
@@ -95,7 +92,7 @@ pub(in crate::upcycle) fn normalize(options: &UpcycleOptions, target: &Family) -
 
 /// Refuses models whose networks can't become experts of `base`: quantized models, another family,
 /// or tensors of other shapes.
-pub(in crate::upcycle) fn models(base: &Model, others: &[Model]) -> Result<()> {
+pub(crate) fn models(base: &Model, others: &[Model]) -> Result<()> {
     if let Some(quantized) = std::iter::once(base).chain(others).find(|m| m.quantization.is_some())
     {
         return Err(Error::new(Kind::Unsupported, "a quantized model can't be upcycled")
