@@ -59,6 +59,7 @@ impl Calibration {
         }
         if groups.iter().all(|group| group.tokens == 0) {
             return Err(Error::new(Kind::Usage, "this data has only special tokens")
+                .options(&["--mask-special", "--data"])
                 .remedy("give text, or leave --mask-special out"));
         }
         Ok(Self { batch: corpus.batch(), groups, group_of: group_of.into() })

@@ -42,7 +42,7 @@ pub struct Prompts {
 /// tokenizer.
 pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompts> {
     let found: Vec<PromptSet> = json::read_expecting(path, REMEDY)?;
-    let usage = |what: String| Error::new(Kind::Usage, what).file(path);
+    let usage = |what: String| Error::new(Kind::Usage, what).options(&["--prompts"]).file(path);
     if found.len() != sets {
         return Err(usage(format!("{} sets of prompts for {sets} router rows", found.len()))
             .remedy("give one set for each expert; shards of one network share theirs"));
@@ -69,7 +69,9 @@ pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompt
 fn after_bos(bos: Option<u32>, prompt: &str, ids: &[u32]) -> Result<Vec<u32>> {
     if ids.is_empty() {
         let what = format!("the prompt {prompt:?} gives no token");
-        return Err(Error::new(Kind::Usage, what).remedy("give it some words"));
+        return Err(Error::new(Kind::Usage, what)
+            .options(&["--prompts"])
+            .remedy("give it some words"));
     }
     Ok(bos.into_iter().chain(ids.iter().copied()).collect())
 }

@@ -1,10 +1,10 @@
 //! Options of all that reads calibration text.
 
 use moe_forward::DataSpec;
-use moe_model::{Error, Kind, Result};
+use moe_model::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::unused::refuse_unused;
+use crate::usage::{refuse_unused, usage};
 
 /// What text a model is observed on, and how it becomes windows of tokens.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -99,22 +99,25 @@ const MAX_SEQUENCE: usize = 1 << 23;
 /// Refuses windows and limits that leave no token to predict. `limit` is an option and its value.
 ///
 /// # Errors
-/// [`Kind::Usage`].
+/// [`moe_model::Kind::Usage`].
 pub fn check_windows(sequence_length: usize, limit: Option<(&str, usize)>) -> Result<()> {
     if sequence_length < 2 {
         let what = format!("--sequence-length {sequence_length} leaves no token to predict");
-        return Err(Error::new(Kind::Usage, what).remedy("give at least 2, such as 512"));
+        return Err(usage(&["--sequence-length"], what, "give at least 2, such as 512"));
     }
     if sequence_length > MAX_SEQUENCE {
         let what =
             format!("--sequence-length {sequence_length} is longer than any model's context");
-        return Err(Error::new(Kind::Usage, what)
-            .remedy(format!("give at most {MAX_SEQUENCE}, such as 512")));
+        return Err(usage(
+            &["--sequence-length"],
+            what,
+            format!("give at most {MAX_SEQUENCE}, such as 512"),
+        ));
     }
     match limit {
         Some((option, tokens @ 0..2)) => {
             let what = format!("{option} {tokens} leaves no token to predict");
-            Err(Error::new(Kind::Usage, what).remedy("give at least 2, such as 65536"))
+            Err(usage(&[option], what, "give at least 2, such as 65536"))
         }
         _ => Ok(()),
     }
@@ -133,7 +136,7 @@ impl CalibrationOptions {
     /// Refuses numbers that leave no text.
     ///
     /// # Errors
-    /// [`Kind::Usage`].
+    /// [`moe_model::Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         check_windows(self.sequence_length, Some(("--data-tokens", self.data_tokens)))
     }
@@ -142,7 +145,7 @@ impl CalibrationOptions {
     /// were given. Where `measures` is true, held-out text uses the windows too.
     ///
     /// # Errors
-    /// [`Kind::Usage`].
+    /// [`moe_model::Kind::Usage`].
     pub fn check_used(&self, measures: bool) -> Result<()> {
         if !self.data.is_empty() {
             return Ok(());
@@ -164,7 +167,7 @@ impl CalibrationOptions {
 /// Refuses to leave out a baseline where nothing is measured.
 ///
 /// # Errors
-/// [`Kind::Usage`].
+/// [`moe_model::Kind::Usage`].
 pub(crate) fn check_baseline_used(no_baseline: bool, held_out: &HeldOutOptions) -> Result<()> {
     refuse_unused(
         [("--no-baseline", no_baseline && !held_out.is_given())],
@@ -177,11 +180,11 @@ impl HeldOutOptions {
     /// Refuses a limit that leaves nothing to measure on.
     pub(crate) fn check(&self) -> Result<()> {
         match self.held_out_tokens {
-            tokens @ 0..2 => Err(Error::new(
-                Kind::Usage,
+            tokens @ 0..2 => Err(usage(
+                &["--held-out-tokens"],
                 format!("--held-out-tokens {tokens} leaves no token to predict"),
-            )
-            .remedy("give at least 2, such as 16384; without --held-out nothing is measured")),
+                "give at least 2, such as 16384; without --held-out nothing is measured",
+            )),
             tokens => check_held_out_used(&self.held_out, tokens != default_held_out_tokens()),
         }
     }

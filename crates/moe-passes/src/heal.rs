@@ -14,6 +14,7 @@ use crate::pass::{
     PlannedModel, ReportKind, Sources, Transform, as_value,
 };
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
+use crate::usage::{idle, usage};
 
 /// Options of `heal`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -122,10 +123,6 @@ const DENSE_PARTS: &str =
     "it is a dense model: give --train all, or --train attention,norms,embeddings";
 const FEWER_PARTS: &str = "leave that word out of --train, such as --train router,experts";
 
-fn usage<T>(what: impl Into<String>, remedy: &str) -> Result<T> {
-    Err(Error::new(Kind::Usage, what).remedy(remedy))
-}
-
 impl HealOptions {
     fn parts(&self) -> Vec<TrainedPart> {
         let parts = |trained: &Trained| match trained {
@@ -182,24 +179,30 @@ impl HealOptions {
     fn check_original(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.original_weight) {
             let what = format!("--original-weight {} is not a share", self.original_weight);
-            return usage(what, "give a number from 0 to 1");
+            return Err(usage(&["--original-weight"], what, "give a number from 0 to 1"));
         }
         let is_whole = self.original_logits == OriginalLogits::Full;
         if self.original.is_none() && (self.original_weight != whole() || !is_whole) {
             let what = "--original-weight and --original-logits say how --original is used, and none is given";
-            let error = Error::new(Kind::Usage, what).remedy("give --original ORIGINAL");
-            return Err(error.idle(&["--original-weight", "--original-logits"]));
+            return Err(idle(
+                &["--original-weight", "--original-logits"],
+                what,
+                "give --original ORIGINAL",
+            ));
         }
         if self.original.is_some() && !is_whole && self.original_logits_per_token == 0 {
             let what =
                 "--original-logits-per-token 0 leaves nothing of the original's distribution";
-            return usage(what, "give at least 1, or leave it out");
+            return Err(usage(
+                &["--original-logits-per-token"],
+                what,
+                "give at least 1, or leave it out",
+            ));
         }
         if self.original_logits_per_token != default_logits_per_token() && is_whole {
             let what = "--original-logits-per-token is for --original-logits top-k and sampled, and the whole distribution is used";
-            let error = Error::new(Kind::Usage, what)
-                .remedy("give --original-logits top-k, or leave --original-logits-per-token out");
-            return Err(error.idle(&["--original-logits-per-token"]));
+            let remedy = "give --original-logits top-k, or leave --original-logits-per-token out";
+            return Err(idle(&["--original-logits-per-token"], what, remedy));
         }
         Ok(())
     }
@@ -209,9 +212,8 @@ impl HealOptions {
         let is_dense = model.moes().next().is_none();
         if let Some(option) = self.routers.given().filter(|_| is_dense) {
             let what = format!("{option} is about routers, and this model has none");
-            let error = Error::new(Kind::Usage, what).file(&model.config_file);
             let remedy = format!("leave {option} out: it is a dense model");
-            return Err(error.remedy(remedy).idle(&[option]));
+            return Err(idle(&[option], what, remedy).file(&model.config_file));
         }
         if self.train.contains(&Trained::All) {
             return Ok(());
@@ -224,7 +226,7 @@ impl HealOptions {
             if self.train.contains(&trained) && Parameters::elements(model, &[part]) == 0 {
                 let remedy = if is_dense { DENSE_PARTS } else { FEWER_PARTS };
                 let what = format!("this model has no {name} to train");
-                return Err(Error::new(Kind::Usage, what).file(&model.config_file).remedy(remedy));
+                return Err(usage(&["--train"], what, remedy).file(&model.config_file));
             }
         }
         Ok(())
@@ -282,12 +284,12 @@ impl Pass for HealOptions {
         self.text.check()?;
         if self.text.data.iter().chain(&self.text.held_out).any(|spec| spec.weight.is_some()) {
             let remedy = "leave @WEIGHT out, and give more or less of a text";
-            return usage("training does not weigh labels", remedy);
+            return Err(usage(&["--data", "--held-out"], "training does not weigh labels", remedy));
         }
         self.check_original()?;
         if self.training.patience > 0 && self.text.held_out.is_empty() {
-            let error = Error::new(Kind::Usage, "--patience needs something to measure on");
-            return Err(error.remedy("give --held-out TEXT").idle(&["--patience"]));
+            let what = "--patience needs something to measure on";
+            return Err(idle(&["--patience"], what, "give --held-out TEXT"));
         }
         Ok(())
     }

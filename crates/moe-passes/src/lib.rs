@@ -22,8 +22,8 @@ pub mod prune;
 pub mod quantize;
 mod reduce;
 mod train;
-mod unused;
 pub mod upcycle;
+mod usage;
 
 pub use calibrate::{CalibrationOptions, HeldOut, HeldOutOptions, check_windows};
 pub use distill::DistillOptions;
@@ -42,8 +42,8 @@ pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;
 pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
 pub use train::{Precision, RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
-pub use unused::refuse_unused;
 pub use upcycle::UpcycleOptions;
+pub use usage::refuse_unused;
 
 /// All passes, in the order in which help lists them.
 pub static PASSES: [&PassInfo; 6] =

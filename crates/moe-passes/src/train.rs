@@ -4,12 +4,12 @@ use clap::ValueEnum;
 use moe_checkpoint::counted;
 use moe_forward::DataSpec;
 use moe_forward::train::{BalanceOver, TeacherKind, TrainedPart};
-use moe_model::{Error, Kind, Result};
+use moe_model::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::{HeldOut, check_held_out_used, check_windows};
 use crate::pass::{Effect, Kept};
-use crate::unused::refuse_unused;
+use crate::usage::{idle, refuse_unused, usage};
 
 /// The maximum number of steps: more would take years.
 const MAX_STEPS: u64 = 10_000_000;
@@ -19,10 +19,11 @@ pub(crate) const MAX_BATCH: usize = 1 << 20;
 /// Refuses more steps than can ever be taken. `option` is the option that gives them.
 pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {
     match steps > MAX_STEPS {
-        true => {
-            Err(Error::new(Kind::Usage, format!("{option} {steps} is more than can ever be taken"))
-                .remedy(format!("give at most {MAX_STEPS}, such as 1000")))
-        }
+        true => Err(usage(
+            &[option],
+            format!("{option} {steps} is more than can ever be taken"),
+            format!("give at most {MAX_STEPS}, such as 1000"),
+        )),
         false => Ok(()),
     }
 }
@@ -128,7 +129,7 @@ impl TrainOptions {
     /// Refuses values without a meaning.
     ///
     /// # Errors
-    /// [`Kind::Usage`].
+    /// [`moe_model::Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         self.check_rates()?;
         self.check_batches()?;
@@ -137,13 +138,11 @@ impl TrainOptions {
         if warmup > self.steps {
             let steps = self.steps;
             let what = format!("a warm-up of {warmup} steps is longer than all {steps} steps");
-            return Err(Error::new(Kind::Usage, what).remedy("lower --warmup, or raise --steps"));
+            return Err(usage(&["--warmup", "--steps"], what, "lower --warmup, or raise --steps"));
         }
         if self.patience > 0 && self.eval_every == 0 {
             let what = "--patience counts measurements, and without --eval-every there is only one";
-            return Err(Error::new(Kind::Usage, what)
-                .remedy("give --eval-every, or leave --patience out")
-                .idle(&["--patience"]));
+            return Err(idle(&["--patience"], what, "give --eval-every, or leave --patience out"));
         }
         Ok(())
     }
@@ -153,20 +152,21 @@ impl TrainOptions {
         let rate = self.learning_rate;
         if !(rate >= 0.0 && rate.is_finite()) {
             let what = format!("--learning-rate {rate} is not a rate");
-            return Err(
-                Error::new(Kind::Usage, what).remedy("give a positive number, such as 1e-4")
-            );
+            return Err(usage(&["--learning-rate"], what, "give a positive number, such as 1e-4"));
         }
         let sizes = [("--weight-decay", self.weight_decay), ("--clip", self.clip)];
         if let Some((option, value)) =
             sizes.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
         {
             let what = format!("{option} {value} is negative or not a number");
-            return Err(Error::new(Kind::Usage, what).remedy("give a number of 0 or more"));
+            return Err(usage(&[option], what, "give a number of 0 or more"));
         }
         if rate == 0.0 && self.steps > 0 {
-            return Err(Error::new(Kind::Usage, "--learning-rate 0 trains nothing")
-                .remedy("give a positive number, such as 1e-4; or --steps 0"));
+            return Err(usage(
+                &["--learning-rate"],
+                "--learning-rate 0 trains nothing",
+                "give a positive number, such as 1e-4; or --steps 0",
+            ));
         }
         Ok(())
     }
@@ -175,8 +175,11 @@ impl TrainOptions {
     fn check_batches(&self) -> Result<()> {
         if self.batch_tokens == 0 || self.accumulate == 0 {
             let what = "--batch-tokens or --accumulate is 0: a step would have no tokens";
-            return Err(Error::new(Kind::Usage, what)
-                .remedy("give --batch-tokens and --accumulate of 1 or more"));
+            return Err(usage(
+                &["--batch-tokens", "--accumulate"],
+                what,
+                "give --batch-tokens and --accumulate of 1 or more",
+            ));
         }
         check_steps("--steps", self.steps)?;
         for (option, number) in
@@ -185,7 +188,7 @@ impl TrainOptions {
             if number > MAX_BATCH {
                 let what = format!("{option} {number} is more than a step can take");
                 let remedy = format!("give at most {MAX_BATCH}");
-                return Err(Error::new(Kind::Usage, what).remedy(remedy));
+                return Err(usage(&[option], what, remedy));
             }
         }
         Ok(())
@@ -273,16 +276,16 @@ impl RouterOptions {
     /// Refuses values without a meaning.
     ///
     /// # Errors
-    /// [`Kind::Usage`].
+    /// [`moe_model::Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         let sizes = [("--balance", Some(self.balance)), ("--z-loss", Some(self.z_loss))];
         let bad = |value: f64| !(value >= 0.0 && value.is_finite());
         if let Some((option, value)) = sizes.into_iter().find(|(_, value)| value.is_some_and(bad)) {
-            return Err(Error::new(
-                Kind::Usage,
+            return Err(usage(
+                &[option],
                 format!("{option} {} is not a weight", value.unwrap_or_default()),
-            )
-            .remedy("give a number of 0 or more"));
+                "give a number of 0 or more",
+            ));
         }
         refuse_unused(
             [("--balance-over", self.balance_over != Over::default() && self.balance == 0.0)],
@@ -290,11 +293,11 @@ impl RouterOptions {
             "give --balance above 0",
         )?;
         match self.capacity_factor {
-            Some(factor) if !(factor > 0.0 && factor.is_finite()) => Err(Error::new(
-                Kind::Usage,
+            Some(factor) if !(factor > 0.0 && factor.is_finite()) => Err(usage(
+                &["--capacity-factor"],
                 format!("--capacity-factor {factor} lets no expert take a token"),
-            )
-            .remedy("give a number above 0")),
+                "give a number above 0",
+            )),
             _ => Ok(()),
         }
     }
@@ -374,7 +377,7 @@ impl TrainingText {
     /// Refuses numbers that leave no text to train or to measure on.
     ///
     /// # Errors
-    /// [`Kind::Usage`].
+    /// [`moe_model::Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         check_windows(
             self.sequence_length,

@@ -193,6 +193,7 @@ impl<'a> ObservedModel<'a> {
             Kind::Usage,
             "these statistics are of the same text as --data, which would count twice",
         )
+        .options(&["--data", "--add"])
         .file(&self.options.add[at])
         .remedy("give other text, or leave --data or --add out"))
     }
@@ -316,6 +317,7 @@ fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
             Kind::Usage,
             format!("these statistics {of}, whose text would count twice"),
         )
+        .options(&["--add"])
         .file(path)
         .remedy("give --add once for each run of observe"));
     }

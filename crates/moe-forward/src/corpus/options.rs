@@ -32,6 +32,7 @@ impl TokenizeOptions {
             return Ok(());
         }
         Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict")
+            .options(&["--sequence-length"])
             .remedy("raise --sequence-length"))
     }
 }

@@ -94,6 +94,7 @@ pub(super) fn check_weights(specs: &[DataSpec]) -> Result<()> {
     let (Some(with), Some(without)) = (with, without) else { return Ok(()) };
     let what = format!("{:?} has a weight, {:?} has none", with.label, without.label);
     Err(Error::new(Kind::Usage, what)
+        .options(&["--data"])
         .file(&without.path)
         .remedy("give every file of --data @WEIGHT, or none"))
 }

@@ -111,12 +111,16 @@ impl LabelRoom {
         let tokens = (self.all.tokens as f64 * usual / a_token) as usize;
         let Some(way) = (Room { tokens, ..self.all }).way(self.labels, self.wanted) else {
             let what = "--memory-budget has no room for text beside the work on it";
-            return Error::new(Kind::Usage, what).remedy("raise --memory-budget");
+            return Error::new(Kind::Usage, what)
+                .options(&["--memory-budget"])
+                .remedy("raise --memory-budget");
         };
         let what = format!(
             "this text has more than the {tokens} tokens that --memory-budget has room for"
         );
-        Error::new(Kind::Usage, what).remedy(format!("{way}, or raise --memory-budget"))
+        Error::new(Kind::Usage, what)
+            .options(&["--memory-budget", "--data-tokens"])
+            .remedy(format!("{way}, or raise --memory-budget"))
     }
 }
 

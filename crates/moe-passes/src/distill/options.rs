@@ -11,6 +11,7 @@ use super::select::Select;
 use super::training::Training;
 use super::weights::{padded, undecided};
 use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_baseline_used};
+use crate::usage::{idle, usage};
 
 /// Options of `distill`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -128,15 +129,10 @@ pub enum Down {
 /// The minimum number of tokens for each neuron of a fit.
 const TOKENS_PER_NEURON: usize = 4;
 
-/// The remedy for text of too few windows.
-const MORE_TEXT: &str = "give more --data, raise --data-tokens, or lower --sequence-length";
-
-fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
-    Err(Error::new(Kind::Usage, what).remedy(remedy))
-}
-
-fn idle<T>(what: &str, remedy: &str, options: &[&str]) -> Result<T> {
-    Err(Error::new(Kind::Usage, what).remedy(remedy).idle(options))
+/// The error that `what` text has too few windows.
+fn too_few(what: &str) -> Error {
+    let options = ["--data", "--data-tokens", "--sequence-length"];
+    usage(&options, what, "give more --data, raise --data-tokens, or lower --sequence-length")
 }
 
 /// The number of neurons of the shared expert of `moe`.
@@ -173,10 +169,14 @@ impl DistillOptions {
         self.calibration.check()?;
         self.measuring.check()?;
         if self.width == Some(0) {
-            return usage("--width 0 leaves no network", "give at least 1, or leave --width out");
+            return Err(usage(
+                &["--width"],
+                "--width 0 leaves no network",
+                "give at least 1, or leave --width out",
+            ));
         }
         if self.calibration.data.is_empty() {
-            return usage("distill measures gates on text", "give --data TEXT");
+            return Err(usage(&["--data"], "distill measures gates on text", "give --data TEXT"));
         }
         self.check_selection_used()?;
         check_baseline_used(self.no_baseline, &self.measuring)?;
@@ -189,15 +189,15 @@ impl DistillOptions {
         let has_criterion = self.criterion != Score::default();
         if !selects && (has_criterion || self.select != Select::default()) {
             let what = "--criterion and --select choose what --init select takes";
-            return idle(what, "leave them out, or --init", &["--criterion", "--select"]);
+            return Err(idle(&["--criterion", "--select"], what, "leave them out, or --init"));
         }
         if self.down == Down::Uniform && !(selects && self.select == Select::Experts) {
             let what = "--down uniform divides by the number of experts taken";
-            return idle(what, "give --select experts", &["--down"]);
+            return Err(idle(&["--down"], what, "give --select experts"));
         }
         if selects && self.select == Select::Neurons && has_criterion {
             let what = "--criterion ranks experts, and --select neurons takes none whole";
-            return idle(what, "give --select experts", &["--criterion"]);
+            return Err(idle(&["--criterion"], what, "give --select experts"));
         }
         Ok(())
     }
@@ -215,7 +215,7 @@ impl DistillOptions {
                 "layers that are dense already have {dense} neurons, more than --width {width}"
             );
             let why = "a dense family has one width for all layers";
-            return usage(what, format!("give --width {dense} or more: {why}"));
+            return Err(usage(&["--width"], what, format!("give --width {dense} or more: {why}")));
         }
         for (index, moe) in model.moes() {
             let all = moe.experts.len() * moe.experts[0].width() + shared_width(moe);
@@ -223,7 +223,7 @@ impl DistillOptions {
                 let what = format!(
                     "--width {width} is more than the {all} neurons that all experts of layer {index} have"
                 );
-                return usage(what, format!("give {} or less", all.max(dense)));
+                return Err(usage(&["--width"], what, format!("give {} or less", all.max(dense))));
             }
             self.check_room(moe, width)?;
         }
@@ -250,10 +250,11 @@ impl DistillOptions {
         if width >= least {
             return Ok(());
         }
-        usage(
+        Err(usage(
+            &["--width"],
             format!("--width {width} leaves no room for {wanted}"),
             format!("give {least} or more"),
-        )
+        ))
     }
 
     /// Refuses text that is too short for the fit of --down ridge.
@@ -264,16 +265,15 @@ impl DistillOptions {
         held_out: usize,
     ) -> Result<()> {
         if deciding == 0 {
-            return usage("this text has one window that counts, or none", MORE_TEXT);
+            return Err(too_few("this text has one window that counts, or none"));
         }
         if self.down == Down::Ridge {
             return check_ridge_tokens(width, deciding, held_out);
         }
         if self.training.trains() && held_out == 0 {
-            return usage(
+            return Err(too_few(
                 "no window of this text can be held out, so that training can't tell when to stop",
-                MORE_TEXT,
-            );
+            ));
         }
         Ok(())
     }
@@ -307,7 +307,11 @@ impl DistillOptions {
         let Some(wanted) = &self.target else { return first_that_holds(model, width) };
         if !possible.contains(wanted) {
             let what = format!("what {source} distills to is not {wanted}");
-            return usage(what, format!("give --target {}", possible.join(" or --target ")));
+            return Err(usage(
+                &["--target"],
+                what,
+                format!("give --target {}", possible.join(" or --target ")),
+            ));
         }
         holds(wanted, model, width).map_err(|error| {
             let what = format!("this {source} model can't be distilled to {wanted}");
@@ -331,16 +335,16 @@ fn check_ridge_tokens(width: usize, deciding: usize, held_out: usize) -> Result<
         );
         // Lowering --sequence-length isn't named: shorter windows leave no more tokens to decide
         // on.
-        return usage(
+        return Err(usage(
+            &["--down"],
             what,
             "give more --data, or raise --data-tokens where it leaves some of it out; or give --down measured",
-        );
+        ));
     }
     if held_out == 0 {
-        return usage(
+        return Err(too_few(
             "no window of this text can be held out, so that --down ridge can't choose how far to fit",
-            MORE_TEXT,
-        );
+        ));
     }
     Ok(())
 }

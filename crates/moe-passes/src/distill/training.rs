@@ -1,10 +1,10 @@
 //! How long and how fast layers are trained.
 
-use moe_model::{Error, Kind, Result};
+use moe_model::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::train::{MAX_BATCH, check_steps};
-use crate::unused::refuse_unused;
+use crate::usage::{refuse_unused, usage};
 
 /// Training of each layer.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -61,22 +61,23 @@ impl Training {
 
     /// Refuses values that can't train.
     pub(super) fn check(&self) -> Result<()> {
-        let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
         match self {
             _ if !self.trains() => self.check_idle(),
             Self { batch_tokens: 0, .. } => {
-                usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say")
+                Err(usage(&["--batch-tokens"], "--batch-tokens 0 teaches nothing", "give 512, say"))
             }
             Self { relative_learning_rate: rate, .. } if !(rate.is_finite() && *rate > 0.0) => {
-                usage(
+                Err(usage(
+                    &["--relative-learning-rate"],
                     format!("--relative-learning-rate {rate} is not a learning rate"),
                     "give a positive number, such as 0.1",
-                )
+                ))
             }
-            Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH => usage(
+            Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH => Err(usage(
+                &["--batch-tokens"],
                 format!("--batch-tokens {batch_tokens} is more than a step can take"),
-                &format!("give at most {MAX_BATCH}, such as 512"),
-            ),
+                format!("give at most {MAX_BATCH}, such as 512"),
+            )),
             Self { steps, student_steps, .. } => {
                 check_steps("--steps", *steps)?;
                 check_steps("--student-steps", *student_steps)

@@ -5,8 +5,9 @@ use moe_math::saliency::greatest;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Moe, Result};
 
-use super::parameters::{Grouping, usage};
+use super::parameters::Grouping;
 use crate::reduce::LayerView;
+use crate::usage::usage;
 
 /// Experts that may be merged with each other, ascending, and how many of them are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +90,7 @@ fn mean_outputs(index: usize, sums: &Sums) -> Result<Vec<f64>> {
         return Ok(sums.get(Quantity::SampledOutputs).iter().map(|sum| sum / tokens).collect());
     }
     Err(usage(
+        &["--stats"],
         format!(
             "these statistics of layer {index} don't say what experts do on tokens that didn't choose them"
         ),

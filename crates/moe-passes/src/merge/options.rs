@@ -6,10 +6,10 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::MergeAlgorithm;
-use super::parameters::{GROUP_CAP, Grouping, Parameters, usage};
+use super::parameters::{GROUP_CAP, Grouping, Parameters};
 use crate::pass::Sources;
 use crate::reduce::{Method, ReduceOptions, Size};
-use crate::unused::refuse_unused;
+use crate::usage::{refuse_unused, usage};
 
 /// Options of `merge`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -82,15 +82,19 @@ impl MergeOptions {
             "give it to observe",
         )?;
         if self.all_experts_every == Some(0) {
-            return Err(usage("--all-experts-every 0 runs them on no token", "give at least 1"));
+            return Err(usage(
+                &["--all-experts-every"],
+                "--all-experts-every 0 runs them on no token",
+                "give at least 1",
+            ));
         }
         if self.group_cap == Some(0) {
             let what = "--group-cap 0 lets no group have an expert";
-            return Err(usage(what, "give at least 1, or leave it out"));
+            return Err(usage(&["--group-cap"], what, "give at least 1, or leave it out"));
         }
         if let Some(cosine) = self.dern_threshold.filter(|cosine| !(-1.0..=1.0).contains(cosine)) {
             let what = format!("--dern-threshold {cosine} is not a cosine");
-            return Err(usage(what, "give a number from -1 to 1"));
+            return Err(usage(&["--dern-threshold"], what, "give a number from -1 to 1"));
         }
         Ok(())
     }
@@ -121,8 +125,12 @@ impl MergeOptions {
         }
         let what =
             format!("{} groups of at most {cap} can't hold {} experts", size.after, size.before);
-        Err(usage(what, format!("give --group-cap {least} or more, or keep more experts"))
-            .file(&model.config_file))
+        Err(usage(
+            &["--group-cap", "--experts", "--keep"],
+            what,
+            format!("give --group-cap {least} or more, or keep more experts"),
+        )
+        .file(&model.config_file))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Parameters of the algorithms, and their defaults.
 
 use clap::ValueEnum;
-use moe_model::{Error, Kind};
 use serde::{Deserialize, Serialize};
 
 /// Minimum cosine between a dropped neuron and the kept one that it joins, unless given.
@@ -40,8 +39,4 @@ impl Default for Parameters {
             sample_every: 1,
         }
     }
-}
-
-pub(super) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Usage, what).remedy(remedy)
 }

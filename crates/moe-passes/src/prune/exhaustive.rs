@@ -7,6 +7,7 @@ use moe_model::{Error, Kind, Model, Result};
 use rayon::prelude::*;
 
 use crate::reduce::{LayerView, Size};
+use crate::usage::usage;
 
 /// The maximum number of experts whose subsets are searched.
 const MOST_EXPERTS: usize = 16;
@@ -17,9 +18,12 @@ const MOST_TOKENS: usize = 2048;
 pub(super) fn check(model: &Model, size: &Size) -> Result<()> {
     if size.before > MOST_EXPERTS {
         let what = format!("there are too many subsets of {} experts", size.before);
-        return Err(Error::new(Kind::Usage, what).file(&model.config_file).remedy(format!(
-            "exhaustive is for up to {MOST_EXPERTS} experts; choose another --criterion"
-        )));
+        return Err(usage(
+            &["--criterion"],
+            what,
+            format!("exhaustive is for up to {MOST_EXPERTS} experts; choose another --criterion"),
+        )
+        .file(&model.config_file));
     }
     Ok(())
 }

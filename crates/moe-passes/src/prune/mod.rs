@@ -24,7 +24,7 @@ use crate::pass::{
 use crate::reduce::{
     BASELINE, LayerTrust, Method, ReduceOptions, Reduction, Size, default_divisible_by, fewer,
 };
-use crate::unused::refuse_unused;
+use crate::usage::{idle, refuse_unused, usage};
 
 pub use choose::Blend;
 pub use criteria::Criterion;
@@ -118,10 +118,11 @@ impl PruneOptions {
     /// contradict the plan.
     fn check_given(&self) -> Result<()> {
         match self.deciding().into_iter().find(|(_, is_given)| *is_given) {
-            Some((option, _)) => {
-                Err(Error::new(Kind::Usage, format!("{option} beside --plan, which has decided"))
-                    .remedy(format!("leave {option} out, or --plan")))
-            }
+            Some((option, _)) => Err(usage(
+                &[option, "--plan"],
+                format!("{option} beside --plan, which has decided"),
+                format!("leave {option} out, or --plan"),
+            )),
             None => {
                 self.reduce.check_measuring()?;
                 self.check_measured(&self.reduce.calibration)
@@ -220,9 +221,11 @@ impl Pass for PruneOptions {
         let needs = self.method().needs();
         self.reduce.check_sources("--criterion", needs)?;
         if !needs.sums && self.blend != Blend::Pool {
-            return Err(Error::new(Kind::Usage, "this criterion doesn't look at domains")
-                .remedy("leave --blend out, or choose another --criterion")
-                .idle(&["--blend"]));
+            return Err(idle(
+                &["--blend"],
+                "this criterion doesn't look at domains",
+                "leave --blend out, or choose another --criterion",
+            ));
         }
         Ok(())
     }

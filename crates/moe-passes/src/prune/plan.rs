@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use moe_model::{Error, Kind, Model, Moe, Result};
+use moe_model::{Error, Model, Moe, Result};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::pass::{DecidedBy, LayerEdits};
 use crate::reduce::{Reduced, Size, check_groups, check_padding, expert_count, padded};
+use crate::usage::usage;
 
 /// Which experts stay in each layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,20 +54,20 @@ impl PrunePlan {
     /// How many experts stay in each layer of `model`.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a plan that this model can't follow.
+    /// [`moe_model::Kind::Usage`] for a plan that this model can't follow.
     pub fn size(&self, model: &Model) -> Result<Size> {
         if let Some(index) =
             self.layers.keys().find(|index| model.moes().all(|(layer, _)| layer != **index))
         {
             let what = format!("the plan has layer {index}, which has no experts");
-            return Err(usage(what, "remove it from the plan"));
+            return Err(wrong_plan(what, "remove it from the plan"));
         }
         let before = expert_count(model)?;
         let mut counts = BTreeMap::new();
         for (index, moe) in model.moes() {
             let Some(layer) = self.layers.get(&index) else {
                 let what = format!("the plan leaves layer {index} out");
-                return Err(usage(what, "give every layer with experts"));
+                return Err(wrong_plan(what, "give every layer with experts"));
             };
             layer.check(index, moe)?;
             counts.insert(index, layer.keep.len());
@@ -103,7 +104,7 @@ impl PlannedLayer {
             let planned = self.experts;
             let what =
                 format!("the plan is for {planned} experts in layer {index}, which has {before}");
-            return Err(usage(what, "give the plan of this model"));
+            return Err(wrong_plan(what, "give the plan of this model"));
         }
         self.check_kept(index)?;
         let (after, top_k) = (self.keep.len(), moe.router.top_k);
@@ -111,7 +112,7 @@ impl PlannedLayer {
             let what = format!(
                 "the plan keeps {after} experts of layer {index}, where each token goes to {top_k}"
             );
-            return Err(usage(what, "keep at least as many as that"));
+            return Err(wrong_plan(what, "keep at least as many as that"));
         }
         check_groups(index, moe, after)
     }
@@ -124,16 +125,17 @@ impl PlannedLayer {
         if let Some(expert) = kept.iter().find(|e| **e >= before) {
             let what =
                 format!("the plan keeps expert {expert} of layer {index}, which has {before}");
-            return Err(usage(what, "correct \"keep\""));
+            return Err(wrong_plan(what, "correct \"keep\""));
         }
         if kept.windows(2).any(|pair| pair[0] == pair[1]) {
             let what = format!("the plan keeps an expert of layer {index} twice");
-            return Err(usage(what, "correct \"keep\""));
+            return Err(wrong_plan(what, "correct \"keep\""));
         }
         Ok(())
     }
 }
 
-fn usage(what: String, remedy: &str) -> Error {
-    Error::new(Kind::Usage, what).remedy(remedy.to_owned())
+/// The error that the plan can't be followed.
+fn wrong_plan(what: String, remedy: &str) -> Error {
+    usage(&["--plan"], what, remedy)
 }

@@ -5,10 +5,10 @@ use moe_model::Result;
 use super::options::{
     CalibrateOn, Format, Profile, QuantizeOptions, QuantizedPart, SolverChoice, default_act_order,
     default_damping, default_gate_power, default_group_size, default_hot_cap, default_pool_tokens,
-    half, usage,
+    half,
 };
 use crate::calibrate::short;
-use crate::unused::refuse_unused;
+use crate::usage::{idle, refuse_unused, usage};
 
 /// What is wrong with text for a solver that needs none.
 const NO_DATA: &str = "rounding to nearest doesn't look at data";
@@ -26,7 +26,7 @@ impl QuantizeOptions {
             self.check_float()?;
         }
         if self.solver() == SolverChoice::Rtn && !self.pool.is_empty() {
-            return Err(usage(NO_DATA, "leave --pool out").idle(&["--pool"]));
+            return Err(idle(&["--pool"], NO_DATA, "leave --pool out"));
         }
         self.check_used()?;
         self.check_data()
@@ -36,26 +36,30 @@ impl QuantizeOptions {
     fn check_numbers(&self) -> Result<()> {
         if self.group_size != -1 && self.group_size < 1 {
             let what = format!("groups of {} columns", self.group_size);
-            return Err(usage(what, "give --group-size 32, 64 or 128, or -1 for whole rows"));
+            return Err(usage(
+                &["--group-size"],
+                what,
+                "give --group-size 32, 64 or 128, or -1 for whole rows",
+            ));
         }
-        for (name, value) in [
-            ("top-up-below", self.top_up_below),
-            ("shrinkage", self.shrinkage),
-            ("expert-damping", self.expert_damping),
-            ("hot-cap", self.hot_cap),
+        for (option, value) in [
+            ("--top-up-below", self.top_up_below),
+            ("--shrinkage", self.shrinkage),
+            ("--expert-damping", self.expert_damping),
+            ("--hot-cap", self.hot_cap),
         ] {
             if !(0.0..=1e6).contains(&value) {
-                let what = format!("--{name} {} is not from 0 to 1e6", short(value));
-                return Err(usage(what, "give a number from 0 to 1e6, such as 0.5"));
+                let what = format!("{option} {} is not from 0 to 1e6", short(value));
+                return Err(usage(&[option], what, "give a number from 0 to 1e6, such as 0.5"));
             }
         }
         if !(self.damping > 0.0 && self.damping <= 1.0) {
             let what = format!("--damping {}", self.damping);
-            return Err(usage(what, "give a share above 0, up to 1, such as 0.01"));
+            return Err(usage(&["--damping"], what, "give a share above 0, up to 1, such as 0.01"));
         }
         if self.gate_power > 2 {
             let what = format!("--gate-power {} is not from 0 to 2", self.gate_power);
-            return Err(usage(what, "give 0, 1 or 2"));
+            return Err(usage(&["--gate-power"], what, "give 0, 1 or 2"));
         }
         Ok(())
     }
@@ -64,16 +68,18 @@ impl QuantizeOptions {
     fn check_data(&self) -> Result<()> {
         match (self.solver(), self.calibration.data.is_empty()) {
             (SolverChoice::Gptq, true) => Err(usage(
+                &["--data", "--solver"],
                 "GPTQ looks at what reaches each expert",
                 "give --data TEXT, or --solver rtn, which needs none and is worse",
             )),
             (SolverChoice::Rtn, true) if self.target_bits.is_some() => Err(usage(
+                &["--target-bits", "--data"],
                 "--target-bits chooses bit widths by what they cost on text",
                 "give --data TEXT",
             )),
             (SolverChoice::Rtn, false) if self.target_bits.is_none() => {
                 let remedy = "leave --data out, or give an integer --scheme with --solver gptq";
-                Err(usage(NO_DATA, remedy).idle(&["--data"]))
+                Err(idle(&["--data"], NO_DATA, remedy))
             }
             _ => self.calibration.check_used(self.measuring.is_given()),
         }
@@ -82,21 +88,23 @@ impl QuantizeOptions {
     /// Refuses options of integers beside a scheme of floats.
     fn check_float(&self) -> Result<()> {
         if self.asymmetric {
-            return Err(
-                usage("e4m3 has no zero points", "leave --asymmetric out").idle(&["--asymmetric"])
-            );
+            return Err(idle(
+                &["--asymmetric"],
+                "e4m3 has no zero points",
+                "leave --asymmetric out",
+            ));
         }
         if self.solver == Some(SolverChoice::Gptq) {
-            return Err(usage(
+            return Err(idle(
+                &["--solver"],
                 "e4m3 is rounded to nearest, not chosen by GPTQ",
                 "leave --solver out, or give an integer --scheme such as w8a16",
-            )
-            .idle(&["--solver"]));
+            ));
         }
         if self.group_size != default_group_size() {
             let what = "--group-size is for integers: e4m3 has a scale for each row, or for each block of 128 × 128";
             let remedy = "leave --group-size out, or give an integer --scheme such as w8a16";
-            return Err(usage(what, remedy).idle(&["--group-size"]));
+            return Err(idle(&["--group-size"], what, remedy));
         }
         Ok(())
     }
@@ -120,7 +128,7 @@ impl QuantizeOptions {
         if self.target_bits.is_none() && self.profile != Profile::default() {
             let what = "--profile says which bit widths --target-bits chooses from, and there is no --target-bits";
             let remedy = "give --target-bits BITS in place of --scheme, or leave --profile out";
-            return Err(usage(what, remedy).idle(&["--profile"]));
+            return Err(idle(&["--profile"], what, remedy));
         }
         self.check_samples_used()?;
         self.check_pool_used()
@@ -155,12 +163,19 @@ impl QuantizeOptions {
         let of_pool = self.pool_added_tokens.is_some() || self.pool_tokens != default_pool_tokens();
         if of_pool && self.pool.is_empty() {
             let what = "--pool-tokens and --pool-added-tokens say how --pool is used";
-            return Err(usage(what, "give --pool TEXT, or leave them out")
-                .idle(&["--pool-tokens", "--pool-added-tokens"]));
+            return Err(idle(
+                &["--pool-tokens", "--pool-added-tokens"],
+                what,
+                "give --pool TEXT, or leave them out",
+            ));
         }
         if self.pool_added_tokens == Some(0) {
             let what = "--pool-added-tokens 0 takes nothing of --pool";
-            return Err(usage(what, "give at least 1, or leave --pool out"));
+            return Err(usage(
+                &["--pool-added-tokens", "--pool"],
+                what,
+                "give at least 1, or leave --pool out",
+            ));
         }
         Ok(())
     }
@@ -189,25 +204,33 @@ impl QuantizeOptions {
 
     fn check_target(&self, target: f64) -> Result<()> {
         if self.scheme.is_some() {
-            return Err(usage("--target-bits takes the place of --scheme", "give one of them"));
+            return Err(usage(
+                &["--target-bits", "--scheme"],
+                "--target-bits takes the place of --scheme",
+                "give one of them",
+            ));
         }
         if self.format.is_some_and(|format| format != Format::CompressedTensors) {
             return Err(usage(
+                &["--format", "--target-bits"],
                 "only compressed-tensors holds matrices of several bit widths",
                 "leave --format out",
             ));
         }
         if self.include.contains(&QuantizedPart::Attention) {
             return Err(usage(
+                &["--target-bits", "--include"],
                 "--target-bits chooses bit widths for experts alone",
                 "leave attention out of --include",
             ));
         }
         match target.is_finite() && target > 0.0 {
             true => Ok(()),
-            false => {
-                Err(usage(format!("--target-bits {target}"), "give a number of bits, such as 5.5"))
-            }
+            false => Err(usage(
+                &["--target-bits"],
+                format!("--target-bits {target}"),
+                "give a number of bits, such as 5.5",
+            )),
         }
     }
 }

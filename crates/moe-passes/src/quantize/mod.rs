@@ -41,6 +41,7 @@ pub use scheme::WeightScheme;
 pub use solve::{ExpertRecord, Fallback};
 pub use widths::{LayerWidths, WidthError};
 
+use crate::usage::usage;
 use encode::Store;
 use matrices::quantized_attention;
 use quantizer::Quantizer;
@@ -273,9 +274,12 @@ impl QuantizeOptions {
         if self.include.contains(&QuantizedPart::Shared)
             && model.moes().all(|(_, moe)| moe.shared.is_none())
         {
-            return Err(Error::new(Kind::Usage, "this model has no shared experts")
-                .file(&model.config_file)
-                .remedy("leave --include shared out"));
+            return Err(usage(
+                &["--include"],
+                "this model has no shared experts",
+                "leave --include shared out",
+            )
+            .file(&model.config_file));
         }
         self.linears(model).try_for_each(|linear| self.check_matrix(linear))
     }
@@ -298,9 +302,8 @@ impl QuantizeOptions {
         if let Some(group) = self.group().filter(|group| !columns.is_multiple_of(*group)) {
             let what =
                 format!("groups of {group} don't divide the {columns} columns of this matrix");
-            return Err(Error::new(Kind::Usage, what)
-                .tensor(linear.weight.name())
-                .remedy(group_size_remedy(columns)));
+            return Err(usage(&["--group-size"], what, group_size_remedy(columns))
+                .tensor(linear.weight.name()));
         }
         if self.packing() == Packing::Columns
             && !(rows.is_multiple_of(32) && columns.is_multiple_of(32))

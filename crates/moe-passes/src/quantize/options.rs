@@ -5,11 +5,12 @@ use moe_checkpoint::quantization::{
     Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup,
 };
 use moe_forward::DataSpec;
-use moe_model::{Error, Kind, Packing, Result};
+use moe_model::{Packing, Result};
 use serde::{Deserialize, Serialize};
 
 use super::scheme::{SchemeParser, WeightScheme};
 use crate::calibrate::{CalibrationOptions, HeldOutOptions};
+use crate::usage::usage;
 
 /// Options of `quantize`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -254,10 +255,6 @@ pub(super) fn default_damping() -> f64 {
     0.01
 }
 
-pub(super) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Usage, what).remedy(remedy)
-}
-
 impl QuantizeOptions {
     fn scheme(&self) -> WeightScheme {
         self.scheme.unwrap_or_default()
@@ -318,7 +315,7 @@ impl QuantizeOptions {
     /// The quantization that the config declares.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a format that doesn't have this scheme.
+    /// [`moe_model::Kind::Usage`] for a format that doesn't have this scheme.
     pub(super) fn quantization(&self) -> Result<Quantization> {
         let scheme = self.encoding();
         let compressed = || {
@@ -334,10 +331,12 @@ impl QuantizeOptions {
             (None | Some(Format::CompressedTensors), _) => Ok(compressed()),
             (Some(Format::Gptq), Scheme::Integers(integers)) => Ok(Quantization::Gptq(integers)),
             (Some(Format::Fp8), _) => Err(usage(
+                &["--format", "--scheme"],
                 "Hugging Face's fp8 format has blocks of e4m3 only",
                 "give --scheme fp8-block, or leave --format out",
             )),
             (Some(Format::Gptq), Scheme::Fp8(_)) => Err(usage(
+                &["--format", "--scheme"],
                 "the GPTQ format has integers only",
                 "give --scheme w4a16, or leave --format out",
             )),

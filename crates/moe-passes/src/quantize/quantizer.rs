@@ -27,6 +27,7 @@ use super::solve::{self, ExpertRecord, Solved, Solver, Task};
 use super::survey::Survey;
 use crate::part::read_finite;
 use crate::pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, Sources, SweptText};
+use crate::usage::usage;
 
 /// If all outputs of a layer's experts take at most this many bytes, they are summed while experts
 /// are solved; otherwise experts are run again.
@@ -290,8 +291,9 @@ impl LayerPass for Quantizer {
         let what = format!(
             "{tokens} tokens are fewer than the {least} that every expert is to be calibrated on"
         );
-        Err(Error::new(Kind::Usage, what)
-            .remedy("give more --data, lower --top-up-below, or give --calibrate-on routed"))
+        let options = ["--data", "--top-up-below", "--calibrate-on"];
+        let remedy = "give more --data, lower --top-up-below, or give --calibrate-on routed";
+        Err(usage(&options, what, remedy))
     }
 
     fn begin(&mut self, calibration: &Calibration) {

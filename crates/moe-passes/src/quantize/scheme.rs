@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 
+use crate::usage::usage;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, Command, ValueEnum};
-use moe_model::{Error, Kind};
+use moe_model::Error;
 use serde::{Deserialize, Serialize};
 
 /// What weights become.
@@ -56,9 +57,8 @@ impl TryFrom<String> for WeightScheme {
     type Error = Error;
 
     fn try_from(word: String) -> Result<Self, Error> {
-        let refused = |remedy: String| {
-            Error::new(Kind::Usage, format!("there is no scheme {word:?}")).remedy(remedy)
-        };
+        let refused =
+            |remedy: String| usage(&["--scheme"], format!("there is no scheme {word:?}"), remedy);
         if let Some(remedy) = not_here(&word) {
             return Err(refused(remedy));
         }

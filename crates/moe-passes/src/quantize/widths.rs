@@ -9,7 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::encode::Store;
-use super::options::{Profile, QuantizeOptions, QuantizedPart, usage};
+use super::options::{Profile, QuantizeOptions, QuantizedPart};
+use crate::usage::usage;
 
 /// Names of an expert's matrices.
 const MATRICES: [&str; 3] = ["gate", "up", "down"];
@@ -220,6 +221,7 @@ impl QuantizeOptions {
             _ => "",
         };
         usage(
+            &["--target-bits"],
             format!(
                 "--target-bits {target}: {first} to {last} bits with scales and zero points take {least:.4} to {most:.4} here"
             ),

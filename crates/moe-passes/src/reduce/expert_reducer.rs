@@ -20,6 +20,7 @@ use crate::output_error::OutputError;
 use crate::pass::{
     DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStatistics, Sources, SweptText,
 };
+use crate::usage::usage;
 
 /// Decides from statistics, or from weights alone where the method needs none.
 pub(super) fn decide_now(
@@ -113,11 +114,11 @@ fn check_left_out(index: usize, sums: &[Sums]) -> Result<()> {
     if seen(Quantity::OutputSquareNorms) || !seen(Quantity::SeenTokens) {
         return Ok(());
     }
-    Err(Error::new(
-        Kind::Usage,
+    Err(usage(
+        &["--stats"],
         format!("these statistics of layer {index} don't say what leaving an expert out does"),
-    )
-    .remedy("observe again without --no-left-out, or give --data"))
+        "observe again without --no-left-out, or give --data",
+    ))
 }
 
 fn largest_outputs(

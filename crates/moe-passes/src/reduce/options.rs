@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use moe_model::{Error, GroupScore, Kind, Model, Moe, Result};
+use moe_model::{Error, GroupScore, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
@@ -13,6 +13,7 @@ use crate::calibrate::{
     CalibrationOptions, HeldOut, HeldOutOptions, check_baseline_used, check_windows,
 };
 use crate::pass::{Inputs, Sources};
+use crate::usage::{idle, usage};
 
 /// How many experts are left, and from what that is decided.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -108,7 +109,7 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
         [count] => format!("give --experts {count}"),
         counts => format!("give --experts as one of {}", counts.join(", ")),
     };
-    usage(format!("{problem} (layer {index})"), remedy)
+    Err(usage(&HOW_MANY, format!("{problem} (layer {index})"), remedy))
 }
 
 /// What a router with groups of experts asks of their number.
@@ -163,13 +164,12 @@ impl GroupRule {
     }
 }
 
-fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
-    Err(Error::new(Kind::Usage, what).remedy(remedy))
-}
+/// The options that say how many experts stay.
+const HOW_MANY: [&str; 3] = ["--experts", "--keep", "--keep-mass"];
 
 fn no_number() -> Error {
-    Error::new(Kind::Usage, "nothing says how many experts stay")
-        .remedy("give --experts N or --keep SHARE")
+    let what = "nothing says how many experts stay";
+    usage(&HOW_MANY, what, "give --experts N or --keep SHARE")
 }
 
 /// Refuses a share that is not above 0 and at most 1.
@@ -177,7 +177,7 @@ fn check_share(option: &str, share: Option<f64>) -> Result<()> {
     match share {
         Some(share) if !(share > 0.0 && share <= 1.0) => {
             let remedy = format!("give a number above 0, at most 1{}", of_percent(share));
-            Err(Error::new(Kind::Usage, format!("{option} {share} is not a share")).remedy(remedy))
+            Err(usage(&[option], format!("{option} {share} is not a share"), remedy))
         }
         _ => Ok(()),
     }
@@ -226,7 +226,7 @@ impl ReduceOptions {
     /// The number of experts of each layer after the pass.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a number that doesn't suit this model.
+    /// [`moe_model::Kind::Usage`] for a number that doesn't suit this model.
     pub(crate) fn size(&self, sources: &Sources<'_>) -> Result<Size> {
         let model = sources.model;
         let size = self.uniform(sources)?;
@@ -245,7 +245,7 @@ impl ReduceOptions {
                 "no multiple of --divisible-by {each} is from {most}, which a layer keeps, to {before}"
             );
             let remedy = "give a smaller --divisible-by, or fewer --experts";
-            return Err(Error::new(Kind::Usage, what).remedy(remedy));
+            return Err(usage(&["--divisible-by"], what, remedy));
         }
         Ok(Size { after, counts, ..size })
     }
@@ -253,11 +253,11 @@ impl ReduceOptions {
     fn masses(&self, sources: &Sources<'_>) -> Result<Masses> {
         match sources.statistics {
             Some(statistics) => masses(sources.model, statistics),
-            None => Err(Error::new(
-                Kind::Usage,
+            None => Err(usage(
+                &["--keep-mass", "--equal-mass"],
                 "--keep-mass and --equal-mass look at all layers before any is converted",
-            )
-            .remedy("give --stats STATS that observe has written")),
+                "give --stats STATS that observe has written",
+            )),
         }
     }
 
@@ -265,26 +265,32 @@ impl ReduceOptions {
     /// stay.
     ///
     /// # Errors
-    /// [`Kind::Usage`].
+    /// [`moe_model::Kind::Usage`].
     pub(crate) fn check_numbers(&self) -> Result<()> {
         check_share("--keep", self.keep)?;
         check_share("--keep-mass", self.keep_mass)?;
         if self.experts == Some(0) {
-            return usage(
+            return Err(usage(
+                &["--experts"],
                 "--experts 0 leaves no expert",
                 "give a number from the model's top-k to its experts; inspect shows both",
-            );
+            ));
         }
         if self.divisible_by == 0 {
-            return usage("--divisible-by 0 divides nothing", "give at least 1");
+            return Err(usage(
+                &["--divisible-by"],
+                "--divisible-by 0 divides nothing",
+                "give at least 1",
+            ));
         }
         match [self.experts.is_some(), self.keep.is_some(), self.keep_mass.is_some()] {
             [false, false, false] => Err(no_number()),
             [true, false, false] | [false, true, false] | [false, false, true] => Ok(()),
-            _ => usage(
+            _ => Err(usage(
+                &HOW_MANY,
                 "--experts, --keep and --keep-mass each say how many experts stay",
                 "give one of the three",
-            ),
+            )),
         }
     }
 
@@ -300,12 +306,10 @@ impl ReduceOptions {
             if after >= wanted {
                 return Ok(());
             }
-            usage(
-                format!(
+            Err(usage(&HOW_MANY, format!(
                     "each token of layer {index} goes to {wanted} experts, more than the {after} that would stay"
                 ),
-                format!("keep {top_k} experts or more, of {before}"),
-            )
+                format!("keep {top_k} experts or more, of {before}"),))
         })?;
         model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
         Ok(Size::uniform(model, before, after))
@@ -320,12 +324,12 @@ impl ReduceOptions {
             let what = format!(
                 "no multiple of --divisible-by {each} is from {asked} to {before}, the number of experts"
             );
-            return usage(what, self.divisor_remedy(top_k, before));
+            return Err(usage(&["--divisible-by"], what, self.divisor_remedy(top_k, before)));
         }
         if after > before || after == 0 {
             let what = format!("a layer has {before} experts, so that {after} can't be kept");
             let remedy = format!("keep {top_k} to {before} experts: each token goes to {top_k}");
-            return usage(what, remedy);
+            return Err(usage(&HOW_MANY, what, remedy));
         }
         Ok(after)
     }
@@ -380,7 +384,7 @@ impl ReduceOptions {
     /// Refuses windows and limits that leave nothing to measure on.
     ///
     /// # Errors
-    /// [`Kind::Usage`].
+    /// [`moe_model::Kind::Usage`].
     pub(crate) fn check_measuring(&self) -> Result<()> {
         check_windows(self.calibration.sequence_length, None)?;
         self.measuring.check()?;
@@ -398,24 +402,29 @@ impl ReduceOptions {
         self.calibration.check()?;
         self.check_measuring()?;
         match (self.calibration.data.is_empty(), self.stats.is_some(), needs.sums || needs.inputs) {
-            (false, true, _) => usage(
+            (false, true, _) => Err(usage(
+                &["--stats", "--data"],
                 "--stats decides on the original model, --data layer by layer on what the converted layers before give",
                 "give one of the two",
-            ),
-            (true, false, true) => usage(
+            )),
+            (true, false, true) => Err(usage(
+                &["--data", "--stats"],
                 "nothing says which experts matter",
                 "give --data TEXT, or --stats STATS that observe has written",
-            ),
+            )),
             (false, _, false) | (_, true, false) => {
                 let remedy = format!("leave --data and --stats out, or choose another {option}");
-                Err(Error::new(Kind::Usage, format!("this {option} doesn't look at data"))
-                    .remedy(remedy)
-                    .idle(&["--data", "--stats"]))
+                Err(idle(
+                    &["--data", "--stats"],
+                    format!("this {option} doesn't look at data"),
+                    remedy,
+                ))
             }
-            (true, true, true) if needs.inputs => usage(
+            (true, true, true) if needs.inputs => Err(usage(
+                &["--stats", "--data"],
                 "this method looks at tokens, which statistics don't hold",
                 "give --data instead of --stats",
-            ),
+            )),
             _ => self.calibration.check_used(self.measuring.is_given()),
         }
     }

@@ -2,22 +2,18 @@
 
 mod target;
 
-use moe_model::{Error, Kind, Result};
+use moe_model::Result;
 
 pub(super) use target::{layers, models, normalize, shared, target};
 
 use super::options::{survey_tokens, window};
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
 use crate::calibrate::short;
-use crate::unused::refuse_unused;
+use crate::usage::{idle, refuse_unused, usage};
 
 /// The routers that --router-std is for, and those that --router-entropy is for.
 const DRAWN_ROUTERS: &str = "--router normal, zeros or orthogonal";
 const SURVEYED_ROUTERS: &str = "--router kmeans, prompts, cheap-embed or activations";
-
-fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
-    Err(Error::new(Kind::Usage, what).remedy(remedy))
-}
 
 impl UpcycleOptions {
     /// Refuses options that can't work with any model.
@@ -30,10 +26,11 @@ impl UpcycleOptions {
                 || !self.models.is_empty()
                 || self.scale_placement != ScalePlacement::Exact)
         {
-            return usage(
+            return Err(usage(
+                &["--init", "--granularity", "--expert-model", "--scale-placement"],
                 "--init partition deals out the neurons of the one dense network, each to one expert",
                 "leave out --granularity, --expert-model and --scale-placement",
-            );
+            ));
         }
         self.check_idle()?;
         self.check_texts()
@@ -44,10 +41,10 @@ impl UpcycleOptions {
         match self.idle().into_iter().find(|(is_idle, ..)| *is_idle) {
             None => Ok(()),
             Some((_, option, wanted)) => {
-                let error = Error::new(Kind::Usage, format!("{option} goes with {wanted}"));
                 // Two of them name an option with its value; the key is the option alone.
                 let key = option.split(' ').next().unwrap_or(option);
-                Err(error.remedy(format!("give {wanted}, or leave {option} out")).idle(&[key]))
+                let remedy = format!("give {wanted}, or leave {option} out");
+                Err(idle(&[key], format!("{option} goes with {wanted}"), remedy))
             }
         }
     }
@@ -79,24 +76,34 @@ impl UpcycleOptions {
     fn check_counts(&self) -> Result<()> {
         let Self { experts, top_k, .. } = *self;
         if experts == 0 || top_k == 0 {
-            return usage(
+            return Err(usage(
+                &["--experts", "--top-k"],
                 "an MoE needs at least one expert and a top-k of at least one",
                 "raise --experts or --top-k",
-            );
+            ));
         }
         if experts > 65_536 {
-            return usage(format!("--experts {experts} is too many"), "give at most 65536");
+            return Err(usage(
+                &["--experts"],
+                format!("--experts {experts} is too many"),
+                "give at most 65536",
+            ));
         }
         if top_k > experts {
-            return usage(
+            return Err(usage(
+                &["--top-k", "--experts"],
                 format!("top-k {top_k} is more than the {experts} experts"),
                 "lower --top-k or raise --experts",
-            );
+            ));
         }
         self.check_shards()?;
         if self.shared_experts == 0 || self.shared_experts > 1024 {
             let what = format!("--shared-experts {} is out of range", self.shared_experts);
-            return usage(what, "give 1 to 1024; --shared-fraction 0 silences it");
+            return Err(usage(
+                &["--shared-experts"],
+                what,
+                "give 1 to 1024; --shared-fraction 0 silences it",
+            ));
         }
         self.check_dealt_out()
     }
@@ -105,7 +112,11 @@ impl UpcycleOptions {
     fn check_shards(&self) -> Result<()> {
         let Self { experts, top_k, granularity, .. } = *self;
         if granularity == 0 {
-            return usage("--granularity 0 leaves no shard", "give at least 1");
+            return Err(usage(
+                &["--granularity"],
+                "--granularity 0 leaves no shard",
+                "give at least 1",
+            ));
         }
         if experts.is_multiple_of(granularity) && top_k.is_multiple_of(granularity) {
             return Ok(());
@@ -114,7 +125,11 @@ impl UpcycleOptions {
             "--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}"
         );
         let up = |n: usize| n.div_ceil(granularity) * granularity;
-        usage(what, format!("give --experts {} --top-k {}, say", up(experts), up(top_k)))
+        Err(usage(
+            &["--experts", "--top-k", "--granularity"],
+            what,
+            format!("give --experts {} --top-k {}, say", up(experts), up(top_k)),
+        ))
     }
 
     /// Refuses experts that can't be made in equal numbers of the models given.
@@ -123,20 +138,22 @@ impl UpcycleOptions {
         if count == 0 || rows.is_multiple_of(count) {
             return Ok(());
         }
-        usage(
+        Err(usage(
+            &["--experts", "--expert-model"],
             format!("{rows} experts can't be dealt out evenly to {count} models"),
             format!("give --experts {}, one for each --expert-model", count * self.granularity),
-        )
+        ))
     }
 
     fn check_numbers(&self) -> Result<()> {
         self.check_shares()?;
         self.check_deviations()?;
         if self.data_tokens < 2 {
-            return usage(
+            return Err(usage(
+                &["--data-tokens"],
                 format!("--data-tokens {} leaves nothing to learn from", self.data_tokens),
                 "give some thousands, such as 65536",
-            );
+            ));
         }
         Ok(())
     }
@@ -150,22 +167,27 @@ impl UpcycleOptions {
         ] {
             if !(0.0..=1.0).contains(&share) {
                 let what = format!("{option} {share} is not a share");
-                return usage(what, "give a number from 0 to 1, such as 0.5");
+                return Err(usage(&[option], what, "give a number from 0 to 1, such as 0.5"));
             }
         }
         if self.noise_std > 0.0 && self.noise_fraction == 0.0 {
             let remedy = "give a share above 0, or leave --noise-std out";
-            return usage("--noise-fraction 0 adds no noise", remedy);
+            return Err(usage(&["--noise-fraction"], "--noise-fraction 0 adds no noise", remedy));
         }
         if self.init == Init::Drop && self.drop_fraction == 0.0 {
             let remedy = "give a share above 0, or leave --init drop out";
-            return usage("--drop-fraction 0 draws nothing anew", remedy);
+            return Err(usage(
+                &["--drop-fraction"],
+                "--drop-fraction 0 draws nothing anew",
+                remedy,
+            ));
         }
         if !(0.0..1.0).contains(&self.router_entropy) {
-            return usage(
+            return Err(usage(
+                &["--router-entropy"],
                 format!("--router-entropy {} is not below 1", self.router_entropy),
                 "give a share of the maximum entropy, such as 0.9, or 0 to leave rows unscaled",
-            );
+            ));
         }
         Ok(())
     }
@@ -177,7 +199,7 @@ impl UpcycleOptions {
         {
             if let Some(std) = std.filter(|std| !(0.0..=1e6).contains(std)) {
                 let what = format!("{option} {} is not a standard deviation", short(std));
-                return usage(what, "give a number from 0 to 1e6, such as 0.02");
+                return Err(usage(&[option], what, "give a number from 0 to 1e6, such as 0.02"));
             }
         }
         if self.router_std() == 0.0
@@ -185,10 +207,11 @@ impl UpcycleOptions {
             && self.granularity > 1
             && self.top_k < self.experts
         {
-            return usage(
+            return Err(usage(
+                &["--router-std", "--router"],
                 "all rows of a zero router are equal, so a token may be given one shard twice and another never",
                 "raise --router-std, or leave it out",
-            );
+            ));
         }
         Ok(())
     }
@@ -210,15 +233,20 @@ impl UpcycleOptions {
         self.check_data()?;
         if let Some(spec) = self.data.iter().find(|spec| spec.weight.is_some()) {
             let what = "a weight has no meaning here: every token counts alike";
-            return Err(Error::new(Kind::Usage, what)
-                .file(&spec.path)
-                .remedy("leave @WEIGHT out; --data-tokens limits each label"));
+            let remedy = "leave @WEIGHT out; --data-tokens limits each label";
+            return Err(usage(&["--data"], what, remedy).file(&spec.path));
         }
         match (self.router.takes_prompts(), &self.prompts) {
-            (true, None) => usage("this router is made of prompts", "give --prompts PROMPTS.json"),
-            (false, Some(_)) => Err(Error::new(Kind::Usage, "no option here uses --prompts")
-                .remedy("leave it out, or give --router prompts")
-                .idle(&["--prompts"])),
+            (true, None) => Err(usage(
+                &["--router", "--prompts"],
+                "this router is made of prompts",
+                "give --prompts PROMPTS.json",
+            )),
+            (false, Some(_)) => Err(idle(
+                &["--prompts"],
+                "no option here uses --prompts",
+                "leave it out, or give --router prompts",
+            )),
             _ => Ok(()),
         }
     }
@@ -228,9 +256,11 @@ impl UpcycleOptions {
         let wants_data = matches!(self.router, RouterInit::Kmeans | RouterInit::Activations)
             || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
         match (wants_data, self.data.is_empty()) {
-            (true, true) => {
-                usage("this router or partition is found on text, and none is given", "give --data")
-            }
+            (true, true) => Err(usage(
+                &["--router", "--partition-by", "--data"],
+                "this router or partition is found on text, and none is given",
+                "give --data",
+            )),
             (false, false) => {
                 let remedy = match self.init {
                     Init::Partition => {
@@ -238,9 +268,7 @@ impl UpcycleOptions {
                     }
                     _ => "leave it out, or give --router kmeans",
                 };
-                Err(Error::new(Kind::Usage, "no option here uses --data")
-                    .remedy(remedy)
-                    .idle(&["--data"]))
+                Err(idle(&["--data"], "no option here uses --data", remedy))
             }
             (false, true) => self.check_text_used(),
             (true, false) => Ok(()),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use moe_math::sampling;
-use moe_model::{Error, Expert, Kind, Linear, Result, SharedExpert, Weight};
+use moe_model::{Expert, Linear, Result, SharedExpert, Weight};
 
 use super::partition::LayerPartition;
 use super::scales::Scales;
@@ -12,6 +12,7 @@ use super::streams::stream;
 use super::{Init, Rest, UpcycleOptions};
 use crate::part::{Axis, Neurons, Noise, Part, Redraw, RowSelection, mean, rows};
 use crate::pass::Scale;
+use crate::usage::usage;
 
 /// Random streams of an expert: for each of three projections one for noise and one for redrawn
 /// neurons; then one for the choice of these neurons.
@@ -54,9 +55,8 @@ impl Experts<'_> {
             format!("--granularity {granularity} doesn't divide the feed-forward width {width}");
         let divisors: Vec<_> =
             (1..=64).filter(|g| width.is_multiple_of(*g)).map(|g| g.to_string()).collect();
-        Err(Error::new(Kind::Usage, what)
-            .tensor(self.networks[0].gate.weight.name())
-            .remedy(format!("give one of {}", divisors.join(", "))))
+        let remedy = format!("give one of {}", divisors.join(", "));
+        Err(usage(&["--granularity"], what, remedy).tensor(self.networks[0].gate.weight.name()))
     }
 
     /// Refuses a share of neurons to redraw that is less than one neuron of an expert.
@@ -73,7 +73,7 @@ impl Experts<'_> {
         let what =
             format!("a share of {share} of an expert's {size} neurons is less than one neuron");
         let remedy = "raise --drop-fraction, or leave out --init drop";
-        Err(Error::new(Kind::Usage, what).remedy(remedy))
+        Err(usage(&["--drop-fraction", "--init"], what, remedy))
     }
 
     fn expert(&self, index: usize) -> Expert {

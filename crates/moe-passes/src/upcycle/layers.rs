@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use moe_model::{Error, Kind, Result};
+use moe_model::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::usage::usage;
 
 /// The layers that the option `--layers` chooses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,18 +25,16 @@ impl LayerChoice {
     /// For each of `layers` layers, whether it is chosen.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where no layer is chosen, or one beyond the last is.
+    /// [`moe_model::Kind::Usage`] where no layer is chosen, or one beyond the last is.
     pub fn chosen(&self, layers: usize) -> Result<Vec<bool>> {
-        let usage = |what: String| {
-            Err(Error::new(Kind::Usage, what)
-                .remedy(format!("layers are counted from 0 to {}", layers - 1)))
-        };
+        let remedy = format!("layers are counted from 0 to {}", layers - 1);
         let chosen: Vec<bool> = match self {
             Self::All => vec![true; layers],
             Self::Every(n) => (1..=layers).map(|i| i.is_multiple_of(*n)).collect(),
             Self::List(ranges) => {
                 if let Some((_, end)) = ranges.iter().find(|(_, end)| *end >= layers) {
-                    return usage(format!("--layers names layer {end}, but there are {layers}"));
+                    let what = format!("--layers names layer {end}, but there are {layers}");
+                    return Err(usage(&["--layers"], what, remedy));
                 }
                 (0..layers)
                     .map(|i| ranges.iter().any(|(start, end)| (start..=end).contains(&&i)))
@@ -42,7 +42,8 @@ impl LayerChoice {
             }
         };
         if !chosen.contains(&true) {
-            return usage(format!("--layers {self} chooses none of the {layers} layers"));
+            let what = format!("--layers {self} chooses none of the {layers} layers");
+            return Err(usage(&["--layers"], what, remedy));
         }
         Ok(chosen)
     }
@@ -53,8 +54,8 @@ impl FromStr for LayerChoice {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
-            Error::new(Kind::Usage, format!("cannot understand --layers {text:?}"))
-                .remedy("give all, every:2 or a list such as 0,4-7")
+            let what = format!("cannot understand --layers {text:?}");
+            usage(&["--layers"], what, "give all, every:2 or a list such as 0,4-7")
         };
         let number = |text: &str| text.trim().parse::<usize>().map_err(|_| bad());
         let word = text.to_ascii_lowercase();
@@ -108,6 +109,8 @@ impl From<LayerChoice> for String {
 
 #[cfg(test)]
 mod tests {
+    use moe_model::Kind;
+
     use super::*;
 
     #[test]

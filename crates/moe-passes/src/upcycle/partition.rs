@@ -17,6 +17,7 @@ use super::streams::stream;
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{LayerRecord, Survey, SurveyText, Surveyor};
+use crate::usage::usage;
 
 const MAX_ITERATIONS: usize = 50;
 /// A token's active neurons are its ⌈width / this⌉ strongest, but at least [`LEAST_ACTIVE`].
@@ -130,7 +131,7 @@ impl<'a> Partitions<'a> {
         };
         let what =
             format!("{width} neurons{of_them} can't be dealt out evenly to {experts} experts");
-        Error::new(Kind::Usage, what).tensor(network.gate.weight.name()).remedy(remedy)
+        usage(&["--experts", "--shared-width"], what, remedy).tensor(network.gate.weight.name())
     }
 
     /// The width of the shared expert: by default about a quarter, such that the rest can be dealt
@@ -139,10 +140,11 @@ impl<'a> Partitions<'a> {
         match (self.has_shared, self.options.shared_width) {
             // A width for it was refused before.
             (false, _) => Ok(0),
-            (true, Some(shared)) if shared == 0 || shared >= width => {
-                Err(Error::new(Kind::Usage, format!("--shared-width {shared} of {width} neurons"))
-                    .remedy("give a number between, which leaves a multiple of --experts"))
-            }
+            (true, Some(shared)) if shared == 0 || shared >= width => Err(usage(
+                &["--shared-width"],
+                format!("--shared-width {shared} of {width} neurons"),
+                "give a number between, which leaves a multiple of --experts",
+            )),
             (true, Some(shared)) => Ok(shared),
             (true, None) => Ok(width - (width - width.div_ceil(4)) / experts * experts),
         }

@@ -15,6 +15,7 @@ use super::streams::stream;
 use super::{RouterInit, UpcycleOptions};
 use crate::part::{RowSelection, Surveyed, rows};
 use crate::pass::{LayerRecord, Survey, SurveyText, Surveyor, TextSource};
+use crate::usage::usage;
 
 /// The maximum number of k-means iterations; assignments hardly change after a few dozen.
 const MAX_ITERATIONS: usize = 100;
@@ -232,8 +233,11 @@ impl RouterSurvey {
                     ClusterError::NotFinite { .. } | ClusterError::NoDirection { .. } => {
                         Error::new(Kind::Numeric, what).remedy(NO_ROUTER)
                     }
-                    _ => Error::new(Kind::Usage, what)
-                        .remedy("give more --data, or raise --data-tokens"),
+                    _ => usage(
+                        &["--data", "--data-tokens"],
+                        what,
+                        "give more --data, or raise --data-tokens",
+                    ),
                 }
             })?;
         let mut sizes = vec![0usize; self.options.router_rows()];
@@ -317,8 +321,8 @@ pub(super) fn scaled_rows(
     let logits = unit.t().and_then(|t| x.matmul(&t)).map_err(fail)?;
     let temperature = scale_to_entropy(&logits, entropy).map_err(|e| {
         let what = format!("cannot scale the router of layer {layer}: {e}");
-        Error::new(Kind::Usage, what)
-            .remedy("give text that differs more between experts, or raise --router-entropy")
+        let remedy = "give text that differs more between experts, or raise --router-entropy";
+        usage(&["--router-entropy", "--data", "--prompts"], what, remedy)
     })?;
     let (row_length, entropy_share) = (Some(temperature.scale), Some(temperature.entropy_fraction));
     let rows = (unit * temperature.scale).and_then(|rows| values(&rows)).map_err(fail)?;
@@ -335,7 +339,7 @@ fn check_rows(rows: &Tensor, layer: usize) -> Result<()> {
     let what = format!(
         "row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart"
     );
-    Err(Error::new(Kind::Usage, what).remedy("give prompts, or data, that differ"))
+    Err(usage(&["--prompts", "--data"], what, "give prompts, or data, that differ"))
 }
 
 fn unit_rows(rows: &Tensor) -> candle_core::Result<Tensor> {

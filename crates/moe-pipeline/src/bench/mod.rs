@@ -241,34 +241,35 @@ fn planned(
     write_text(&dir.join(TEXT), options)?;
     proportions.write_headers(options.layers, &model)?;
     for pass in &passes {
-        plan(&[pass.as_ref()], 1, false, &model, &dir.join(OUTPUT), run)
-            .map_err(|error| of_benchmark(error, pass.as_ref()))?;
+        plan(&[pass.as_ref()], 1, false, &model, &dir.join(OUTPUT), run).map_err(|error| {
+            of_benchmark(error).within(&format!("the benchmark of {}", pass.name()))
+        })?;
     }
     std::fs::remove_dir_all(&model)
         .map_err(|e| Error::io("cannot remove this directory", &model, e))?;
     Ok(passes)
 }
 
-/// `error` of `pass`, with a remedy that the benchmark has the options for.
-fn of_benchmark(error: Error, pass: &dyn Pass) -> Error {
-    let error = error
-        .within(&format!("the benchmark of {}", pass.name()))
-        .reworded(|text| text.replace("give more --data, raise", "raise"));
-    match error.named_remedy().is_none_or(names_own_options) {
-        true => error,
-        false => error.better_remedy("raise --data-tokens, or choose other --passes"),
+/// The `error` of a pass, with a remedy in the benchmark's options: the benchmark makes its text
+/// itself.
+fn of_benchmark(error: Error) -> Error {
+    let named = |option: &str| error.named_options().iter().any(|named| named == option);
+    if named("--data") && named("--data-tokens") && named("--sequence-length") {
+        error.better_remedy("raise --data-tokens, or lower --sequence-length")
+    } else if named("--data") && named("--data-tokens") {
+        error.better_remedy("raise --data-tokens")
+    } else if error.named_options().iter().all(|option| is_own(option)) {
+        error
+    } else {
+        error.better_remedy("raise --data-tokens, or choose other --passes")
     }
 }
 
-/// Whether all options in `text` are the benchmark's or common ones.
-fn names_own_options(text: &str) -> bool {
+/// Whether the benchmark, or every command, has `option`.
+fn is_own(option: &str) -> bool {
     const COMMON: [&str; 5] = ["memory-budget", "device-memory", "threads", "device", "dtype"];
-    let bench = BenchOptions::augment_args(Command::new("bench"));
-    let is_of_name = |c: char| c.is_ascii_lowercase() || c == '-';
-    let names = text.split("--").skip(1);
-    names
-        .map(|rest| rest.split(|c| !is_of_name(c)).next().unwrap_or_default())
-        .all(|name| COMMON.contains(&name) || has(&bench, name))
+    let name = option.trim_start_matches("--");
+    COMMON.contains(&name) || has(&BenchOptions::augment_args(Command::new("bench")), name)
 }
 
 /// The pass `name`, with the text in `dir` as its data.

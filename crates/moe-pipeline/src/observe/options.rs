@@ -59,6 +59,7 @@ impl ObserveOptions {
     pub(super) fn check_any(&self) -> Result<()> {
         if self.calibration.data.is_empty() && self.add.is_empty() {
             return Err(Error::new(Kind::Usage, "there is nothing to observe")
+                .options(&["--data", "--add"])
                 .remedy("give --data TEXT, or --add STATS"));
         }
         Ok(())

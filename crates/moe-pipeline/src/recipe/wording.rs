@@ -13,13 +13,7 @@ const OF_PROGRAM: [&str; 2] = ["help", "json"];
 
 /// The mistake for `error` of a check of options, which are keys here.
 pub(super) fn mistake(error: Error) -> Mistake {
-    let is_key = |key: &str| !OF_PROGRAM.contains(&key);
-    // Most checks don't name their options yet, except in the message.
-    let keys: Vec<String> = match error.named_options() {
-        [] => mentioned(error.what(), is_key).map(|at| key_of(&error.what()[at]).into()).collect(),
-        options => options.iter().map(|option| key_of(option).to_owned()).collect(),
-    };
-    Mistake::about(keys, error.reworded(|text| as_keys(text, is_key)))
+    error.reworded(|text| as_keys(text, |key| !OF_PROGRAM.contains(&key))).into()
 }
 
 /// `text` with options such as `--max-kl` as `max-kl` in backticks, where `is_key` holds.

@@ -22,7 +22,9 @@ pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
             "{} has held-out text, but it is the written result that is measured",
             pass.name()
         );
-        return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
+        return Err(Error::new(Kind::Usage, what)
+            .options(&["--held-out"])
+            .remedy("give the held-out text to the last pass"));
     }
     if passes.iter().filter(|pass| pass.outputs().training).count() > 1 {
         return Err(Error::new(

@@ -85,6 +85,7 @@ fn read_models(checkpoints: &[Checkpoint]) -> Result<Vec<Model>> {
 fn statistics_of_no_checkpoint(path: &Path) -> Error {
     let what = "statistics are of a checkpoint, but this pass converts what another makes";
     Error::new(Kind::Usage, what)
+        .options(&["--stats"])
         .file(path)
         .remedy("give --data; or write what the pass before makes, and observe that")
 }

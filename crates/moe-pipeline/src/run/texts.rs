@@ -89,6 +89,7 @@ pub(super) fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
                 Kind::Usage,
                 format!("this tokenizer has another {part:?} than the base's"),
             )
+            .options(&["--expert-model"])
             .file(other.join(TOKENIZER_FILE))
             .remedy("give models that were fine-tuned from one base, with its tokenizer"));
         }

@@ -2,8 +2,8 @@
 
 use moe_model::{Error, Family, Flag, Kind, Model, Result, Weight, families, family};
 
-use super::usage;
 use crate::upcycle::options::{Init, UpcycleOptions};
+use crate::usage::{idle, usage};
 
 /// The family to write.
 pub(crate) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static Family> {
@@ -23,7 +23,7 @@ pub(crate) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static
         return family(wanted);
     }
     let what = impossible(source, wanted);
-    usage(what, format!("give --target {}", possible.join(" or --target ")))
+    Err(usage(&["--target"], what, format!("give --target {}", possible.join(" or --target "))))
 }
 
 /// Why a `source` model can't be upcycled to `wanted`.
@@ -52,19 +52,19 @@ pub(crate) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<
         format!(", or give {}", others.join(" or "))
     };
     let what = format!("{} has no dense layers among those with experts", target.model_type);
-    usage(what, format!("leave --layers out{remedy}"))
+    Err(usage(&["--layers", "--target"], what, format!("leave --layers out{remedy}")))
 }
 
 /// Refuses options of a shared expert where the family has none, or doesn't support them.
 pub(crate) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
     let has_shared = target.has_shared_expert();
     let partition = options.init == Init::Partition;
-    let idle = [
+    let given = [
         (options.shared_experts != 1 && (!has_shared || partition), "--shared-experts"),
         (options.shared_fraction != 0.5 && (!has_shared || partition), "--shared-fraction"),
         (options.shared_width.is_some() && !has_shared, "--shared-width"),
     ];
-    let Some((_, option)) = idle.into_iter().find(|(is_idle, _)| *is_idle) else { return Ok(()) };
+    let Some((_, option)) = given.into_iter().find(|(is_idle, _)| *is_idle) else { return Ok(()) };
     let what = match has_shared {
         true => format!(
             "{option} has no meaning for a partition, whose shared expert has neurons of its own"
@@ -72,7 +72,7 @@ pub(crate) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
         false => format!("{} has no shared expert for {option}", target.model_type),
     };
     let remedy = format!("leave {option} out, or choose another --target");
-    Err(Error::new(Kind::Usage, what).remedy(remedy).idle(&[option]))
+    Err(idle(&[option], what, remedy))
 }
 
 /// Whether routing weights are divided by their sum.
@@ -81,9 +81,7 @@ pub(crate) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<boo
     match (rule, options.norm_topk_prob) {
         (Flag::Fixed(fixed), Some(wanted)) if wanted != *fixed => {
             let what = format!("{} fixes norm_topk_prob to {fixed}", target.model_type);
-            Err(Error::new(Kind::Usage, what)
-                .remedy("leave --norm-topk-prob out")
-                .idle(&["--norm-topk-prob"]))
+            Err(idle(&["--norm-topk-prob"], what, "leave --norm-topk-prob out"))
         }
         (Flag::Fixed(fixed), _) => Ok(*fixed),
         (Flag::Key(_), wanted) => Ok(wanted.unwrap_or(true)),
@@ -102,9 +100,9 @@ pub(crate) fn models(base: &Model, others: &[Model]) -> Result<()> {
     let wanted = base.declare()?.tensors;
     for other in others {
         let Some(Difference { what, tensor }) = difference(base, &wanted, other)? else { continue };
-        let error = Error::new(Kind::Usage, what).file(&other.config_file);
-        let error = if let Some(tensor) = tensor { error.tensor(tensor) } else { error };
-        return Err(error.remedy("give models of one architecture, fine-tuned from one base"));
+        let remedy = "give models of one architecture, fine-tuned from one base";
+        let error = usage(&["--expert-model"], what, remedy).file(&other.config_file);
+        return Err(if let Some(tensor) = tensor { error.tensor(tensor) } else { error });
     }
     Ok(())
 }
