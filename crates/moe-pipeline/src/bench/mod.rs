@@ -241,18 +241,18 @@ fn planned(
     write_text(&dir.join(TEXT), options)?;
     proportions.write_headers(options.layers, &model)?;
     for pass in &passes {
-        plan(&[pass.as_ref()], 1, false, &model, &dir.join(OUTPUT), run).map_err(|error| {
-            of_benchmark(error).within(&format!("the benchmark of {}", pass.name()))
-        })?;
+        plan(&[pass.as_ref()], 1, false, &model, &dir.join(OUTPUT), run)
+            .map_err(|error| of_benchmark(error, pass.as_ref()))?;
     }
     std::fs::remove_dir_all(&model)
         .map_err(|e| Error::io("cannot remove this directory", &model, e))?;
     Ok(passes)
 }
 
-/// The `error` of a pass, with a remedy in the benchmark's options: the benchmark makes its text
+/// The `error` of `pass`, with a remedy in the benchmark's options: the benchmark makes its text
 /// itself.
-fn of_benchmark(error: Error) -> Error {
+fn of_benchmark(error: Error, pass: &dyn Pass) -> Error {
+    let error = error.within(&format!("the benchmark of {}", pass.name()));
     let named = |option: &str| error.named_options().iter().any(|named| named == option);
     if named("--data") && named("--data-tokens") && named("--sequence-length") {
         error.better_remedy("raise --data-tokens, or lower --sequence-length")
