@@ -16,7 +16,7 @@ impl OutputError {
     /// hidden]` each.
     ///
     /// # Errors
-    /// Those of the device.
+    /// Errors of the device.
     pub fn add(&mut self, original: &Tensor, converted: &Tensor) -> Result<()> {
         let square = |t: &Tensor| t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
         self.error += square(&(original - converted)?)?;

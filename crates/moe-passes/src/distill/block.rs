@@ -44,25 +44,25 @@ pub(super) struct Learned {
 
 /// Trains `network` for `steps`.
 pub(super) fn train(
-    lessons: &LayerTrainingData<'_>,
+    training_data: &LayerTrainingData<'_>,
     network: &Expert,
     steps: u64,
     training: &Training,
 ) -> Result<Learned> {
-    let energy = lessons.energy()?;
+    let energy = training_data.energy()?;
     if energy == 0.0 {
         // A mixture whose output is zero teaches nothing.
         return Ok(Learned { trained: Trained::default(), best: None });
     }
-    let learner = lessons.learner(network, steps, training.relative_learning_rate)?;
-    let mut run = TrainingRun::begin(lessons, learner, energy)?;
+    let learner = training_data.learner(network, steps, training.relative_learning_rate)?;
+    let mut run = TrainingRun::begin(training_data, learner, energy)?;
     run.take_steps(training.batch_tokens)?;
     Ok(run.learned())
 }
 
 /// The training of one layer's network, from its first step to its last.
 struct TrainingRun<'a> {
-    lessons: &'a LayerTrainingData<'a>,
+    training_data: &'a LayerTrainingData<'a>,
     /// Σ ρ |y|² / Σ ρ
     energy: f64,
     /// The held-out tokens that are evaluated.
@@ -76,28 +76,32 @@ struct TrainingRun<'a> {
 
 impl<'a> TrainingRun<'a> {
     /// A run before its first step. Refuses outputs that are not finite.
-    fn begin(lessons: &'a LayerTrainingData<'a>, learner: Learner, energy: f64) -> Result<Self> {
-        let test = lessons.test()?;
-        let error = lessons.error(test.as_ref(), &learner.vars)?;
+    fn begin(
+        training_data: &'a LayerTrainingData<'a>,
+        learner: Learner,
+        energy: f64,
+    ) -> Result<Self> {
+        let test = training_data.test()?;
+        let error = training_data.error(test.as_ref(), &learner.vars)?;
         if !(energy.is_finite() && error.is_finite()) {
-            return Err(lessons.not_finite());
+            return Err(training_data.not_finite());
         }
         let looks = vec![Look { step: 0, error, loss: None }];
         let trained = Trained { looks, ..Trained::default() };
         let best = Best { error, step: 0, values: None };
-        Ok(Self { lessons, energy, test, learner, losses: Vec::new(), best, trained })
+        Ok(Self { training_data, energy, test, learner, losses: Vec::new(), best, trained })
     }
 
     /// Takes steps on batches of `batch_tokens` in random order until training ends.
     fn take_steps(&mut self, batch_tokens: usize) -> Result<()> {
-        let lessons = self.lessons;
-        let mut random = sampling::generator(lessons.seed, lessons.index as u64);
-        let rounds = lessons.rounds();
+        let training_data = self.training_data;
+        let mut random = sampling::generator(training_data.seed, training_data.index as u64);
+        let rounds = training_data.rounds();
         let mut samples = None;
         for round in (0..rounds).cycle() {
             if rounds > 1 || samples.is_none() {
-                samples =
-                    lessons.gathered(BlockPart::Decide, Stride { first: round, every: rounds })?;
+                samples = training_data
+                    .gathered(BlockPart::Decide, Stride { first: round, every: rounds })?;
             }
             let Some(samples) = &samples else { continue };
             let rows = sampling::choose(samples.len(), samples.len(), &mut random);
@@ -118,8 +122,8 @@ impl<'a> TrainingRun<'a> {
         // A step is one pass forward and the work of two backward.
         let work = Work::products(3 * rows.len(), self.learner.elements());
         let step = || self.learner.step(&samples.pick(rows)?, self.energy);
-        let loss = self.lessons.compute.stage("steps", work, step);
-        let Some(loss) = loss.map_err(|e| failed(self.lessons.index, e))? else {
+        let loss = self.training_data.compute.stage("steps", work, step);
+        let Some(loss) = loss.map_err(|e| failed(self.training_data.index, e))? else {
             self.trained.diverged = Some(self.learner.taken + 1);
             return Ok(ControlFlow::Break(()));
         };
@@ -137,11 +141,11 @@ impl<'a> TrainingRun<'a> {
 
     /// Looks at held-out tokens, and keeps the network if it is the best so far.
     fn evaluate(&mut self) -> Result<()> {
-        let error = self.lessons.error(self.test.as_ref(), &self.learner.vars)?;
+        let error = self.training_data.error(self.test.as_ref(), &self.learner.vars)?;
         let loss = self.losses.iter().sum::<f64>() / self.losses.len() as f64;
         self.losses.clear();
         self.trained.looks.push(Look { step: self.learner.taken, error, loss: Some(loss) });
-        self.best.take(error, &self.learner).map_err(|e| failed(self.lessons.index, e))
+        self.best.take(error, &self.learner).map_err(|e| failed(self.training_data.index, e))
     }
 
     /// The number of evaluations since the best one.

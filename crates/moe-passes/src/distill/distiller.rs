@@ -31,7 +31,7 @@ pub(super) struct Distiller {
     width: usize,
     model: Model,
     compute: Compute,
-    spill: Option<Arc<ScratchStore>>,
+    scratch: Option<Arc<ScratchStore>>,
     tokens: Option<Tokens>,
     /// The observer of the layer that runs.
     observer: Option<LayerObserver>,
@@ -46,7 +46,7 @@ impl Distiller {
             width,
             model: sources.model.clone(),
             compute: sources.compute.clone(),
-            spill: sources.spill.cloned(),
+            scratch: sources.scratch.cloned(),
             tokens: None,
             observer: None,
             errors: LayerErrors::default(),
@@ -88,7 +88,7 @@ impl Distiller {
             inputs,
             tokens: self.tokens(),
             compute: &self.compute,
-            spill: self.spill.as_deref(),
+            scratch: self.scratch.as_deref(),
         };
         fit.fitted()
     }

@@ -62,7 +62,7 @@ pub(super) struct Neuron {
     pub gives: bool,
 }
 
-/// What is known of the gates without measuring.
+/// The knowledge about gates that needs no measuring.
 pub(super) struct Gates {
     /// The sum of a token's gates, where it is the same for every token.
     total: Option<f64>,
@@ -123,7 +123,8 @@ fn are_equal(rows: &[Vec<f32>]) -> bool {
     rows.iter().all(|row| *row == rows[0])
 }
 
-/// What the choice of each expert depends on: its router row, and its bias where there is one.
+/// The values that the choice of each expert depends on: its router row, and its bias if it has
+/// one.
 fn rows(router: &Router) -> Result<Vec<Vec<f32>>> {
     let experts = router.weight.shape()[0];
     let mut rows = vec![Vec::new(); experts];

@@ -37,12 +37,12 @@ pub(super) struct DownProjectionFit<'a> {
     /// The index of the layer.
     pub index: usize,
     pub student: &'a Expert,
-    /// What reaches the original block, and what it gives.
+    /// The inputs and outputs of the original block.
     pub inputs: &'a Inputs<'a>,
     pub tokens: &'a Tokens,
     pub compute: &'a Compute,
     /// The store that keeps the fitted matrix: without the tokens it can't be made again.
-    pub spill: Option<&'a ScratchStore>,
+    pub scratch: Option<&'a ScratchStore>,
 }
 
 /// Sums over the tokens that decide, and over those that are held out.
@@ -70,7 +70,7 @@ impl DownProjectionFit<'_> {
                 let solved = sums.deciding.solve(relative, &start);
                 let values =
                     solved.and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
-                kept(&values.map_err(fail)?, &self.student.down.weight, self.spill)?
+                kept(&values.map_err(fail)?, &self.student.down.weight, self.scratch)?
             }
         };
         Ok(Fitted { down, lambda, tried })
@@ -137,7 +137,7 @@ struct BlockOfTokens {
     range: Range<usize>,
     /// The inputs of the feed-forward block.
     x: Tensor,
-    /// What the mixture gives for them.
+    /// The outputs of the mixture for these inputs.
     y: Tensor,
 }
 

@@ -25,18 +25,18 @@ pub(super) struct TrainingStage {
     options: DistillOptions,
     hidden: usize,
     compute: Compute,
-    spill: Option<Arc<ScratchStore>>,
+    scratch: Option<Arc<ScratchStore>>,
     begun: Option<Begun>,
 }
 
 /// The state of a stage that has begun.
 struct Begun {
     tokens: Tokens,
-    /// What was decided before this stage.
+    /// The decisions made before this stage.
     before: LayerEdits,
     edits: LayerEdits,
     errors: LayerErrors,
-    /// Where trained layers are saved.
+    /// The folder in which trained layers are saved.
     saved: Arc<Saved>,
 }
 
@@ -58,7 +58,7 @@ impl TrainingStage {
                 options: options.clone(),
                 hidden: sources.model.hidden,
                 compute: sources.compute.clone(),
-                spill: sources.spill.cloned(),
+                scratch: sources.scratch.cloned(),
                 begun: None,
             }));
         }
@@ -85,7 +85,7 @@ impl TrainingStage {
         if let Some(best) = &learned.best {
             let linears = [&mut network.gate, &mut network.up, &mut network.down];
             for (linear, values) in linears.into_iter().zip(best) {
-                linear.weight = kept(values, &linear.weight, self.spill.as_deref())?;
+                linear.weight = kept(values, &linear.weight, self.scratch.as_deref())?;
             }
         }
         let mut record = layer.record.clone();
@@ -93,7 +93,8 @@ impl TrainingStage {
         Ok(dense(network, record))
     }
 
-    /// What training `network` gave, if it was saved; else it is trained, and saved.
+    /// Returns the result of training `network`: the saved one if there is one, or else a new one,
+    /// which it saves.
     fn saved_or_learned(
         &self,
         index: usize,
@@ -114,7 +115,7 @@ impl TrainingStage {
     /// Trains `network` of layer `index` for the steps of this stage.
     fn learned(&self, index: usize, network: &Expert, inputs: &Inputs<'_>) -> Result<Learned> {
         let begun = self.begun();
-        let lessons = LayerTrainingData {
+        let training_data = LayerTrainingData {
             index,
             inputs,
             tokens: &begun.tokens,
@@ -122,7 +123,7 @@ impl TrainingStage {
             hidden: self.hidden,
             seed: self.options.calibration.seed,
         };
-        let train = || train(&lessons, network, self.steps, &self.options.training);
+        let train = || train(&training_data, network, self.steps, &self.options.training);
         self.compute.stage("looks", Work::UNCOUNTED, train)
     }
 }

@@ -162,15 +162,19 @@ fn read_as(network: &Weight, dtype: DType) -> Result<Vec<u8>> {
         .remedy("convert the source to one element type first"))
 }
 
-/// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is
-/// written. `spill` is None in a plan that isn't carried out.
-pub(super) fn kept(values: &[f32], like: &Weight, spill: Option<&ScratchStore>) -> Result<Weight> {
-    let spill = spill.ok_or_else(|| {
+/// A weight of the shape and encoding of `like` that holds `values`, kept in `scratch` until it is
+/// written. `scratch` is None in a plan that isn't carried out.
+pub(super) fn kept(
+    values: &[f32],
+    like: &Weight,
+    scratch: Option<&ScratchStore>,
+) -> Result<Weight> {
+    let scratch = scratch.ok_or_else(|| {
         let what = "there is no place for weights that are made before they are written";
         Error::new(Kind::Usage, what)
     })?;
     let bytes = encoded(values, candle_dtype(like)?, like.name())?;
-    Ok(Weight::made(like.name(), like.dtype(), like.shape(), spill.keep(&bytes)?))
+    Ok(Weight::made(like.name(), like.dtype(), like.shape(), scratch.keep(&bytes)?))
 }
 
 /// The shape of a network of `width` neurons like `like`, as a stand-in until it is decided.

@@ -108,7 +108,7 @@ impl Observer for Watch {
     }
 }
 
-/// What golden/pruning holds for the layer's tokens.
+/// The values that golden/pruning holds for the layer's tokens.
 struct Fixture {
     moe: Moe,
     groups: Vec<Group>,

@@ -11,7 +11,7 @@ use crate::merged::{Share, merged};
 use crate::pass::{NetworkEdit, NetworkSource};
 use crate::reduce::{LayerView, Reduced};
 
-/// What distinguishes one algorithm of grouping from another.
+/// The steps in which one grouping algorithm differs from another.
 ///
 /// [`reduce`] asks for a layer's `groups`, takes the mean of each with `weights`, after it has put
 /// the neurons of members in the order of the centroid's by `permutations`, and lets `fit` replace
@@ -43,7 +43,7 @@ pub(super) trait Grouped {
         Ok(Permutations::new())
     }
 
-    /// What fits down projections to the groups' outputs; None where the mean's stay.
+    /// The fit of down projections to the groups' outputs; None if those of the mean stay.
     fn fit<'a>(&self, _layer: &'a LayerView<'a>) -> Result<Option<Fit<'a>>> {
         Ok(None)
     }

@@ -50,7 +50,7 @@ pub enum Kept {
     No,
 }
 
-/// What one option does to the function.
+/// The effect of one option on the function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Effect {
     /// The option.

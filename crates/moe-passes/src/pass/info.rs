@@ -130,7 +130,7 @@ impl PassOptions {
     /// The pass, with options from a table of a recipe.
     ///
     /// # Errors
-    /// Those of serde for keys that are unknown or missing, or whose value has the wrong type.
+    /// Errors of serde for unknown or missing keys, and for values of the wrong type.
     pub fn from_table(&self, table: toml::Table) -> Result<Box<dyn Pass>, toml::de::Error> {
         (self.from_table)(table)
     }

@@ -45,7 +45,7 @@ pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 /// and says as a value how the rest is found out. [`Transform::apply`] then puts the findings in
 /// place.
 pub trait Pass: std::fmt::Debug + Send + Sync {
-    /// Its row of [`crate::PASSES`]: what is known of it without its options.
+    /// Returns the row of [`crate::PASSES`] for this pass, which holds for all of its options.
     fn info(&self) -> &'static PassInfo;
 
     /// The name of the pass on the command line, in recipes and in receipts.
@@ -53,7 +53,7 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         self.info().name
     }
 
-    /// Its options as recipes spell them, defaults included.
+    /// Returns the options as recipes spell them, including defaults.
     fn options(&self) -> Value;
 
     /// Files that it reads beside the model that it converts.
@@ -98,11 +98,11 @@ pub trait LayerStatistics: Send + Sync {
     /// The sums of each group in layer `index`; None where the layer has no mixture.
     ///
     /// # Errors
-    /// Those of reading the file.
+    /// Errors of reading the file.
     fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>>;
 }
 
-/// What a pass reads: models, statistics, a plan.
+/// The files that a pass reads: models, statistics, a plan, text.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
     /// The model that it converts.
@@ -122,7 +122,7 @@ pub struct Sources<'a> {
     pub given_plan: Option<&'a Value>,
     /// The store where made bytes are kept until they are written. Decisions that make bytes need
     /// it.
-    pub spill: Option<&'a Arc<ScratchStore>>,
+    pub scratch: Option<&'a Arc<ScratchStore>>,
 }
 
 impl<'a> Sources<'a> {
@@ -136,7 +136,7 @@ impl<'a> Sources<'a> {
             compute,
             statistics: None,
             given_plan: None,
-            spill: None,
+            scratch: None,
         }
     }
 }

@@ -41,7 +41,7 @@ pub trait Transform: Send + Sync {
     /// decisions, and after each of several stages, whose results are measured.
     ///
     /// # Errors
-    /// Those of [`super::Pass::plan`].
+    /// Errors of [`super::Pass::plan`].
     fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel>;
 
     /// The baseline of [`super::PassInfo::baseline`]: a model of the same size that was made
@@ -85,7 +85,7 @@ impl Plan {
     /// The plan of `transform` for `sources`, with `next` as the open step.
     ///
     /// # Errors
-    /// Those of [`Transform::apply`].
+    /// Errors of [`Transform::apply`].
     pub fn new(
         transform: impl Transform + 'static,
         sources: &Sources<'_>,

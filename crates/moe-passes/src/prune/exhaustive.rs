@@ -10,18 +10,18 @@ use crate::reduce::{LayerView, Size};
 use crate::usage::usage;
 
 /// The maximum number of experts whose subsets are searched.
-const MOST_EXPERTS: usize = 16;
+const MAX_EXPERTS: usize = 16;
 /// The maximum number of tokens, the first ones: outputs of all experts on all tokens are held in
 /// memory.
-const MOST_TOKENS: usize = 2048;
+const MAX_TOKENS: usize = 2048;
 
 pub(super) fn check(model: &Model, size: &Size) -> Result<()> {
-    if size.before > MOST_EXPERTS {
+    if size.before > MAX_EXPERTS {
         let what = format!("there are too many subsets of {} experts", size.before);
         return Err(usage(
             &["--criterion"],
             what,
-            format!("exhaustive is for up to {MOST_EXPERTS} experts; choose another --criterion"),
+            format!("exhaustive is for up to {MAX_EXPERTS} experts; choose another --criterion"),
         )
         .file(&model.config_file));
     }
@@ -46,7 +46,7 @@ pub(super) fn ranked_choice_bytes(hidden: usize, experts: usize, tokens: usize) 
 
 /// The maximum number of bytes that [`best_subset`] holds beside its inputs.
 pub(super) fn best_subset_bytes(hidden: usize, experts: usize, tokens: usize) -> u64 {
-    let used = tokens.min(MOST_TOKENS);
+    let used = tokens.min(MAX_TOKENS);
     // A thread holds Z' of one subset in f64, twice.
     let mixed = 16 * rayon::current_num_threads() + 8;
     // Outputs of all experts on the device, and their values on the host.
@@ -65,7 +65,7 @@ pub(super) fn ranked_choice(layer: &LayerView<'_>) -> Result<Vec<f64>> {
 pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
     let fail = |e| failed(layer, e);
     let x = all_inputs(layer)?;
-    let tokens = x.dim(0).map_err(fail)?.min(MOST_TOKENS);
+    let tokens = x.dim(0).map_err(fail)?.min(MAX_TOKENS);
     let runs = experts_on(layer.moe, &x.narrow(0, 0, tokens).map_err(fail)?, layer.compute)?;
     let block = ExpertOutputs::of(runs, x.dim(1).map_err(fail)?).map_err(fail)?;
     let experts = layer.moe.experts.len();

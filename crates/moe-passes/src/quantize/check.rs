@@ -10,7 +10,7 @@ use super::options::{
 use crate::calibrate::short;
 use crate::usage::{idle, refuse_unused, usage};
 
-/// What is wrong with text for a solver that needs none.
+/// The message about text for a solver that needs none.
 const NO_DATA: &str = "rounding to nearest doesn't look at data";
 
 impl QuantizeOptions {

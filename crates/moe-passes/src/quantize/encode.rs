@@ -35,7 +35,7 @@ impl Store {
     ) -> Result<Weight> {
         match &self.0 {
             None => Ok(Weight::made(name, dtype, shape, Undecided)),
-            Some(spill) => Ok(Weight::made(name, dtype, shape, spill.keep(&bytes()?)?)),
+            Some(scratch) => Ok(Weight::made(name, dtype, shape, scratch.keep(&bytes()?)?)),
         }
     }
 

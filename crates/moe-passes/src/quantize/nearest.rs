@@ -16,7 +16,7 @@ use crate::pass::{DecidedBy, LayerEdits, Sources};
 
 /// Rounds every matrix to the nearest.
 pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Result<LayerEdits> {
-    let store = Store(sources.spill.cloned());
+    let store = Store(sources.scratch.cloned());
     let mut layers = BTreeMap::new();
     for (index, moe) in sources.model.moes() {
         let quantized = rounded_layer(options, moe, options.schemes(None), &store)?;

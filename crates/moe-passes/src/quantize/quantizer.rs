@@ -38,7 +38,7 @@ pub(super) struct Quantizer {
     options: QuantizeOptions,
     model: Model,
     compute: Compute,
-    spill: Option<Arc<ScratchStore>>,
+    scratch: Option<Arc<ScratchStore>>,
     /// Whether each token counts.
     counted: Vec<bool>,
     layers: BTreeMap<usize, DecidedLayer>,
@@ -71,7 +71,7 @@ impl Quantizer {
             options: options.clone(),
             model: sources.model.clone(),
             compute: sources.compute.clone(),
-            spill: sources.spill.cloned(),
+            scratch: sources.scratch.cloned(),
             counted: Vec::new(),
             layers: BTreeMap::new(),
             attention_inputs: AttentionInputs::default(),
@@ -173,7 +173,7 @@ impl Quantizer {
 
     /// Packs the codes of `network`'s matrices, which are in `schemes`.
     fn pack(&self, network: &Expert, solved: Solved, schemes: [Scheme; 3]) -> Result<Packed> {
-        let store = Store(self.spill.clone());
+        let store = Store(self.scratch.clone());
         let [of_gate, of_up, of_down] = network.linears();
         let encode = |linear: &Linear, scheme, codes| {
             let made = MadeWeight::Codes(codes);
@@ -354,7 +354,7 @@ impl Converter for Quantizer {
             .stage("attention's codes", Work::UNCOUNTED, codes)?
             .into_iter()
             .map(MadeWeight::Codes);
-        let store = Store(self.spill.clone());
+        let store = Store(self.scratch.clone());
         let quantized = quantized_attention(attention, |weight| {
             self.options.encoded(weight, self.options.encoding(), &store, codes.next().as_ref())
         })?;
@@ -365,7 +365,7 @@ impl Converter for Quantizer {
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
-        let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.spill.clone()));
+        let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.scratch.clone()));
         let mut details = QuantizedLayer { bit_widths: widths, ..QuantizedLayer::default() };
         if self.options.solver() == SolverChoice::Rtn {
             let record = self.options.record(index, moe, details);

@@ -133,7 +133,7 @@ struct Factored {
     effective: f64,
 }
 
-/// What the experts of a layer share of the inputs of gate and up, which is made once.
+/// The data about the inputs of gate and up that all experts of a layer share; it is made once.
 struct SharedInputs {
     /// The Hessian of the whole layer's inputs, where it is mixed into those of experts.
     layer: Option<HessianSum>,
@@ -202,7 +202,7 @@ impl Solver<'_> {
         Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
     }
 
-    /// What `tasks` share, the `first` of which is given.
+    /// Returns the data that all `tasks` share; `first` is the first of them.
     fn shared_inputs(&self, tasks: &[Task<'_>], first: &Task<'_>) -> Result<SharedInputs> {
         let hidden = first.shape()[1];
         let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };

@@ -347,9 +347,9 @@ mod tests {
         for (width, scheme) in ["w4a16", "w8a16"].into_iter().enumerate() {
             let uniform =
                 options(serde_json::json!({ "scheme": scheme, "solver": "rtn", "group-size": 32 }));
-            let spill =
+            let scratch =
                 std::sync::Arc::new(moe_checkpoint::ScratchStore::new(&std::env::temp_dir()));
-            let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
+            let sources = Sources { scratch: Some(&scratch), ..Sources::new(&model, &compute) };
             let decisions = rounded(&uniform, &sources).unwrap();
             let rounded = decisions.layers[&0].ffn.moe().unwrap();
             let mut wanted = 0.0;

@@ -68,7 +68,7 @@ impl LayerWidths {
     }
 }
 
-/// What a width of some matrices costs a layer.
+/// The cost for a layer of one bit width of some of its matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WidthError {
     /// The matrices: gate, up, down.

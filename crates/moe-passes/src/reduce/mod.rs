@@ -33,7 +33,7 @@ pub(crate) use pass::{BASELINE, Reduction, fewer};
 
 /// A method that leaves a layer fewer experts.
 pub(crate) trait Method: Send + Sync {
-    /// What it needs to see of a layer.
+    /// The data about a layer that the method needs.
     fn needs(&self) -> Needs;
 
     /// The maximum number of bytes that deciding a layer of `experts` experts holds, beside the

@@ -5,7 +5,7 @@ use super::{Init, LayerChoice, Rest, RouterInit, UpcycleOptions};
 use crate::pass::{Effect, Kept};
 
 /// Below this standard deviation, rows of shards give equal probabilities in f32 on some tokens.
-const LEAST_GROUP_STD: f64 = 1e-4;
+const MIN_GROUP_STD: f64 = 1e-4;
 
 /// The effects of the options on the function, one by one.
 pub(super) fn effects(
@@ -111,7 +111,7 @@ fn router(options: &UpcycleOptions, normalize: bool) -> Effect {
     }
     let std = options.router_std();
     let is_drawn = !options.router.is_surveyed();
-    if options.granularity > 1 && !all_active && is_drawn && std < LEAST_GROUP_STD {
+    if options.granularity > 1 && !all_active && is_drawn && std < MIN_GROUP_STD {
         let why = format!(
             "rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups"
         );

@@ -20,10 +20,10 @@ use crate::pass::{LayerRecord, Survey, SurveyText, Surveyor};
 use crate::usage::usage;
 
 const MAX_ITERATIONS: usize = 50;
-/// A token's active neurons are its ⌈width / this⌉ strongest, but at least [`LEAST_ACTIVE`].
+/// A token's active neurons are its ⌈width / this⌉ strongest, but at least [`MIN_ACTIVE`].
 const ACTIVE_SHARE: usize = 32;
 /// CMoE's K_a (§4.1).
-const LEAST_ACTIVE: usize = 10;
+const MIN_ACTIVE: usize = 10;
 
 /// Partitions of all layers.
 pub(super) struct Partitions<'a> {
@@ -322,7 +322,7 @@ impl Observer for ActivationSurvey {
         let tokens = self.activations(&sets, x)?;
         let width = sets.network.width();
         let active =
-            active_neurons(&tokens, width.div_ceil(ACTIVE_SHARE).max(LEAST_ACTIVE).min(width));
+            active_neurons(&tokens, width.div_ceil(ACTIVE_SHARE).max(MIN_ACTIVE).min(width));
         let rates: Vec<f32> = active.chunks_exact(tokens.len()).map(|of| of.iter().sum()).collect();
         let name = sets.network.gate.weight.name();
         let features = Tensor::from_vec(active, (width, tokens.len()), &Device::Cpu)

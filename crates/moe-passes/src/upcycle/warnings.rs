@@ -81,7 +81,7 @@ fn other_positions(base: &Model, other: &Model) -> Option<String> {
     Some(format!("{file} {what}"))
 }
 
-/// What the config of `model` says of its rotary embedding.
+/// The settings of the rotary embedding in the config of `model`.
 fn rope(model: &Model) -> String {
     let keys = ["rope_theta", "rope_scaling", "rope_parameters"];
     serde_json::to_string(&keys.map(|key| model.config.get(key))).unwrap_or_default()

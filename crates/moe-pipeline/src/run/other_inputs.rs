@@ -64,7 +64,7 @@ impl OtherInputs {
             compute,
             statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
             given_plan: self.given_plan.as_ref(),
-            spill: scratch,
+            scratch,
         }
     }
 }

@@ -20,8 +20,8 @@ fn states_in_the_sweep_are_those_of_the_result(folder: &str, least: f64) {
     };
     let options = serde_json::json!({ "scheme": "w4a16", "group-size": -1, "hot-cap": 1.0, "top-up-below": least, "include": ["shared"] });
     let options: QuantizeOptions = serde_json::from_value(options).unwrap();
-    let spill = Arc::new(ScratchStore::new(&std::env::temp_dir()));
-    let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
+    let scratch = Arc::new(ScratchStore::new(&std::env::temp_dir()));
+    let sources = Sources { scratch: Some(&scratch), ..Sources::new(&model, &compute) };
     let mut quantizer = Quantizer::new(&options, &sources);
     quantizer.begin(&text);
     let storage = Storage { block_tokens: Some(48), ..Storage::default() };
