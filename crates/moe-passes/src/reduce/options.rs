@@ -306,10 +306,11 @@ impl ReduceOptions {
             if after >= wanted {
                 return Ok(());
             }
-            Err(usage(&HOW_MANY, format!(
-                    "each token of layer {index} goes to {wanted} experts, more than the {after} that would stay"
-                ),
-                format!("keep {top_k} experts or more, of {before}"),))
+            let what = format!(
+                "each token of layer {index} goes to {wanted} experts, more than the {after} that would stay"
+            );
+            let remedy = format!("keep {top_k} experts or more, of {before}");
+            Err(usage(&HOW_MANY, what, remedy))
         })?;
         model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
         Ok(Size::uniform(model, before, after))

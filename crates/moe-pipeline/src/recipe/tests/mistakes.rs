@@ -1,6 +1,6 @@
 //! Mistakes are named by their place, with a remedy.
 
-use super::{RECIPE, message};
+use super::{RECIPE, Recipe, message};
 
 #[test]
 fn mistakes_are_named() {
@@ -182,4 +182,79 @@ fn variables_in_passes_are_named_by_their_pass() {
     let error = message(text, &[]);
     let said = "line 7, step 1 (convert): pass 1: there is no variable \"k\" here in `keep`";
     assert!(error.contains(said), "{error}");
+}
+
+/// Wrong options of each command: keys of a step that are right, and the wrong one, by whose line
+/// the mistake is shown. The key is read from the error's fields, since a message words it freely.
+#[test]
+fn wrong_options_are_shown_in_the_line_of_their_key() {
+    const TEXT: &str = "data = [\"t\"]";
+    const PRUNE: &str = "data = [\"t\"]\nkeep = 0.5";
+    const UPCYCLE: &str = "experts = 8\ntop-k = 2";
+    const RTN: &str = "solver = \"rtn\"";
+    for (run, right, wrong) in [
+        ("upcycle", "experts = 8", "top-k = 0"),
+        ("upcycle", "experts = 8", "top-k = 9"),
+        ("upcycle", "top-k = 2", "experts = 99999"),
+        ("upcycle", UPCYCLE, "shared-experts = 0"),
+        ("upcycle", UPCYCLE, "granularity = 0"),
+        ("upcycle", UPCYCLE, "noise-std = -1"),
+        ("upcycle", UPCYCLE, "drop-fraction = 2"),
+        ("upcycle", UPCYCLE, "router-entropy = 1"),
+        ("upcycle", UPCYCLE, "router = \"kmeans\""),
+        ("upcycle", UPCYCLE, "router = \"prompts\""),
+        ("upcycle", UPCYCLE, "shared-width = 8"),
+        ("upcycle", UPCYCLE, "data-tokens = 1"),
+        ("upcycle", UPCYCLE, TEXT),
+        ("prune", TEXT, "keep = 1.5"),
+        ("prune", TEXT, "experts = 0"),
+        ("prune", PRUNE, "divisible-by = 0"),
+        ("prune", PRUNE, "sequence-length = 1"),
+        ("prune", PRUNE, "data-tokens = 1"),
+        ("prune", PRUNE, "held-out-tokens = 1"),
+        ("prune", PRUNE, "stats = \"s\""),
+        ("prune", "keep = 0.5\ncriterion = \"random\"", TEXT),
+        ("merge", PRUNE, "group-cap = 0"),
+        ("merge", PRUNE, "dern-threshold = 2"),
+        ("quantize", RTN, "group-size = 0"),
+        ("quantize", TEXT, "damping = 0"),
+        ("quantize", TEXT, "shrinkage = -1"),
+        ("quantize", TEXT, "gate-power = 3"),
+        ("quantize", "scheme = \"fp8\"", "solver = \"gptq\""),
+        ("quantize", "scheme = \"fp8\"", "asymmetric = true"),
+        ("quantize", RTN, TEXT),
+        ("quantize", RTN, "pool = [\"t\"]"),
+        ("quantize", RTN, "hot-cap = 9"),
+        ("quantize", TEXT, "profile = \"free\""),
+        ("quantize", TEXT, "pool-tokens = 9"),
+        ("quantize", TEXT, "target-bits = -1"),
+        ("distill", TEXT, "width = 0"),
+        ("distill", TEXT, "batch-tokens = 0"),
+        ("distill", TEXT, "relative-learning-rate = -1"),
+        ("distill", "width = 8", "data = []"),
+        ("heal", TEXT, "steps = 99999999"),
+        ("heal", TEXT, "warmup = 999"),
+        ("heal", TEXT, "learning-rate = -1"),
+        ("heal", TEXT, "accumulate = 9999999"),
+        ("heal", TEXT, "clip = -1"),
+        ("heal", TEXT, "balance = -1"),
+        ("heal", TEXT, "capacity-factor = 0"),
+        ("heal", TEXT, "original-weight = 2"),
+        ("heal", TEXT, "original-logits-per-token = 9"),
+        ("heal", TEXT, "patience = 1"),
+        ("heal", "train = [\"all\"]", "data = [\"t@0.5\"]"),
+        ("observe", "add = [\"s\"]", "all-experts-every = 1"),
+    ] {
+        let text =
+            format!("[[step]]\nrun = \"{run}\"\nmodel = \"m\"\noutput = \"o\"\n{right}\n{wrong}");
+        let error = Recipe::parse(&text, &[], "x").unwrap_err();
+        let place = format!("line {}, step 1 ({run}): ", text.lines().count());
+        assert!(error.what().starts_with(&place), "{text}: {error}");
+        let key = wrong.split(' ').next().unwrap();
+        let named = error.named_options();
+        assert!(
+            named.iter().any(|named| named.trim_start_matches('-') == key),
+            "{text}: {named:?}"
+        );
+    }
 }
