@@ -94,11 +94,79 @@ impl Killed<'_> {
     }
 }
 
+fn hashes(sandbox: &Sandbox) -> String {
+    String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap()
+}
+
+fn hash_of_source(sandbox: &Sandbox) -> String {
+    sandbox.shell("cat source/* | sha256sum").succeeds().stdout
+}
+
+/// What an unbroken run leaves: the hashes of its result, and the hash of its source.
+struct Expected {
+    result: String,
+    source: String,
+}
+
+impl Killed<'_> {
+    /// What is wrong with what a killed run left, and with the run that goes on from there.
+    fn problems(&self, expected: &Expected) -> Vec<String> {
+        let sandbox = self.sandbox;
+        let mut problems = Vec::new();
+        let mut check = |what: &str, holds: bool| {
+            if !holds {
+                problems.push(what.to_owned());
+            }
+        };
+        // The final name has the whole result, or doesn't exist.
+        if sandbox.path("out").exists() {
+            check("what is there is not whole", hashes(sandbox) == expected.result);
+            check("what is there is not sound", sandbox.run("verify out").code == 0);
+        }
+        let again = sandbox.run(&format!("{} --resume", self.line));
+        check(&format!("it doesn't go on: {again}"), again.code == 0);
+        check("the bytes are others", again.code != 0 || hashes(sandbox) == expected.result);
+        check("the source was touched", hash_of_source(sandbox) == expected.source);
+        let left = sandbox.names(".");
+        check("something is left behind", left == ["golden", "out", "recipe.toml", "source"]);
+        problems
+    }
+
+    /// Kills the pass `kills` times. Unbroken it takes about as long as `unbroken`: a busy machine
+    /// may have needed longer than the next runs will.
+    fn problems_of_kills(
+        &self,
+        kills: usize,
+        mut unbroken: Duration,
+        expected: &Expected,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        let (mut met, mut late) = (0, 0);
+        for moment in moments() {
+            if met == kills {
+                break;
+            }
+            self.sandbox.shell("rm -rf out out.training .out.partial-moe-convert").succeeds();
+            match self.kill_after(unbroken.mul_f64(moment)) {
+                None => met += 1,
+                Some(took) => (late, unbroken) = (late + 1, unbroken.min(took)),
+            }
+            assert!(late <= 3 * kills + 10, "{late} times it had ended before it was killed");
+            let found = self.problems(expected);
+            problems
+                .extend(found.iter().map(|p| format!("killed after {moment:.3} of its time: {p}")));
+        }
+        eprintln!("killed {met} times, {late} times too late ({:.2} s)", unbroken.as_secs_f64());
+        problems
+    }
+}
+
 #[test]
 fn a_pass_that_was_killed_comes_to_the_same_bytes() {
     let kills: usize = std::env::var("KILLS").map_or(3, |kills| kills.parse().unwrap());
     let mut problems = Vec::new();
     for (name, source, line) in PASSES {
+        eprintln!("{name}:");
         let sandbox = Sandbox::new();
         sandbox.shell(&format!("cp -r golden/{source} source")).succeeds();
         sandbox.write("recipe.toml", RECIPE);
@@ -106,53 +174,11 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
         let line = if is_whole { line.to_owned() } else { format!("{line} {TEXT}") };
         let start = Instant::now();
         sandbox.run(&line).succeeds();
-        // A busy machine may have needed longer than the next runs will.
-        let mut unbroken = start.elapsed();
-        let hashes = |sandbox: &Sandbox| String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap();
-        let (expected, untouched) =
-            (hashes(&sandbox), sandbox.shell("cat source/* | sha256sum").succeeds().stdout);
+        let unbroken = start.elapsed();
+        let expected = Expected { result: hashes(&sandbox), source: hash_of_source(&sandbox) };
         let killed = Killed { sandbox: &sandbox, line };
-        let (mut met, mut late) = (0, 0);
-        for moment in moments() {
-            if met == kills {
-                break;
-            }
-            sandbox.shell("rm -rf out out.training .out.partial-moe-convert").succeeds();
-            match killed.kill_after(unbroken.mul_f64(moment)) {
-                None => met += 1,
-                Some(took) => {
-                    late += 1;
-                    unbroken = unbroken.min(took);
-                }
-            }
-            assert!(
-                late <= 3 * kills + 10,
-                "{name}: {late} times it had ended before it was killed"
-            );
-            let mut check = |what: &str, holds: bool| {
-                if !holds {
-                    problems.push(format!("{name}, killed after {moment:.3} of its time: {what}"));
-                }
-            };
-            // The final name has the whole result, or doesn't exist.
-            if sandbox.path("out").exists() {
-                check("what is there is not whole", hashes(&sandbox) == expected);
-                check("what is there is not sound", sandbox.run("verify out").code == 0);
-            }
-            let again = sandbox.run(&format!("{} --resume", killed.line));
-            check(&format!("it doesn't go on: {again}"), again.code == 0);
-            check("the bytes are others", again.code != 0 || hashes(&sandbox) == expected);
-            let source = sandbox.shell("cat source/* | sha256sum").succeeds().stdout;
-            check("the source was touched", source == untouched);
-            check(
-                "something is left behind",
-                sandbox.names(".") == ["golden", "out", "recipe.toml", "source"],
-            );
-        }
-        eprintln!(
-            "{name}: killed {met} times, {late} times too late ({:.2} s)",
-            unbroken.as_secs_f64()
-        );
+        let found = killed.problems_of_kills(kills, unbroken, &expected);
+        problems.extend(found.iter().map(|problem| format!("{name}, {problem}")));
     }
     assert_none(&problems);
 }

@@ -61,71 +61,97 @@ fn bound(live: f64) -> f64 {
     1.4 * live + 120e6
 }
 
-#[test]
-fn peak_memory_does_not_grow_with_layers_or_experts() {
+/// A sandbox with dense models of 5 and 20 layers, and token ids. The smaller one is large enough
+/// to use every buffer of the writer.
+fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
-    // The smaller model is large enough to use every buffer of the writer.
     for layers in [5, 20] {
         write_llama(&sandbox.path(&format!("dense-{layers}")), layers);
     }
-    let peak = |line: &str| Peak::of(&sandbox, line, "").live;
-    let upcycle = |layers: usize, experts: usize, noise: f64| {
-        let line = format!(
-            "upcycle dense-{layers} -o moe-{layers}-{experts}-{noise} --experts {experts} --top-k 2 --overwrite"
-        );
-        peak(&format!("{line} --noise-std {noise}"))
-    };
     let ids: Vec<usize> = (0..64).map(|i| (i * i + 5) % VOCAB).collect();
     sandbox.write("ids.jsonl", format!("{{\"input_ids\": {ids:?}}}\n").repeat(20));
-    // Noise makes neurons differ, so that selecting and fitting have work to do.
-    let distill = |layers: usize| {
-        sandbox
-            .run(&format!(
-                "upcycle dense-{layers} -o noisy-{layers} --experts 4 --top-k 2 --noise-std 1e-3"
-            ))
-            .succeeds();
-        peak(&format!(
-            "distill noisy-{layers} -o distilled-{layers} --width 256 --steps 4 --data ids.jsonl --overwrite"
-        ))
-    };
-    // Two passes in one sweep: neither may keep anything of a layer that is done.
-    let together = |layers: usize, settings: &str| {
-        let of = |pass: &str| format!("[[step.pass]]\n{pass}\ndata = [\"ids.jsonl\"]\n");
-        let prune = of("run = \"prune\"\nexperts = 2\nno-super-expert-guard = true");
-        let quantize = of("run = \"quantize\"\nscheme = \"w4a16\"\ntop-up-below = 0.1");
-        let step = format!(
-            "run = \"convert\"\nmodel = \"noisy-{layers}\"\noutput = \"both-{layers}\"\noverwrite = true"
-        );
-        sandbox
-            .write(&format!("both-{layers}.toml"), format!("[[step]]\n{step}\n{prune}{quantize}"));
-        Peak::of(&sandbox, &format!("run both-{layers}.toml --fresh"), settings).live
-    };
-    let measured = [
-        ("distill, 4 × layers", distill(5), distill(20)),
-        ("prune and quantize together, 4 × layers", together(5, ""), together(20, "")),
-        ("the same without huge pages", together(5, "thp:never"), together(20, "thp:never")),
-        (
-            "the same with two heaps",
-            together(5, "narenas:2,thp:default"),
-            together(20, "narenas:2,thp:default"),
-        ),
-        ("upcycle, 4 × layers", upcycle(5, 4, 0.0), upcycle(20, 4, 0.0)),
-        // Noise makes new weights for every expert, and none of them may stay in memory.
-        ("upcycle with noise, 4 × experts", upcycle(5, 4, 1e-3), upcycle(5, 16, 1e-3)),
-        ("verify", peak("verify moe-5-4-0"), peak("verify moe-20-4-0")),
-        ("inspect", peak("inspect moe-5-4-0"), peak("inspect moe-20-4-0")),
-    ];
-    for (what, small, large) in measured {
-        println!("{what}: {:.1} MB, then {:.1} MB", small / 1e6, large / 1e6);
-        // The limit is a tenth more, since the tokens of an expert differ by layer; plus a megabyte
-        // for names and shapes of 15 layers, and one for the buffer of a second thread, which a
-        // small model may not need.
-        assert!(
-            large < 1.1 * small + 2e6,
-            "{what}: {:.1} MB became {:.1} MB",
-            small / 1e6,
-            large / 1e6
-        );
+    sandbox
+}
+
+fn peak(sandbox: &Sandbox, line: &str) -> f64 {
+    Peak::of(sandbox, line, "").live
+}
+
+/// The peak of upcycling to the model "moe-LAYERS-EXPERTS-NOISE".
+fn upcycle(sandbox: &Sandbox, [layers, experts]: [usize; 2], noise: f64) -> f64 {
+    let line = format!(
+        "upcycle dense-{layers} -o moe-{layers}-{experts}-{noise} --experts {experts} --top-k 2 --overwrite"
+    );
+    peak(sandbox, &format!("{line} --noise-std {noise}"))
+}
+
+/// Makes the model "noisy-LAYERS", whose neurons differ, so that selecting and fitting have work to
+/// do.
+fn make_noisy(sandbox: &Sandbox, layers: usize) {
+    let line =
+        format!("upcycle dense-{layers} -o noisy-{layers} --experts 4 --top-k 2 --noise-std 1e-3");
+    sandbox.run(&line).succeeds();
+}
+
+fn distill(sandbox: &Sandbox, layers: usize) -> f64 {
+    let line = format!(
+        "distill noisy-{layers} -o distilled-{layers} --width 256 --steps 4 --data ids.jsonl --overwrite"
+    );
+    peak(sandbox, &line)
+}
+
+/// The peak of two passes in one sweep: neither may keep anything of a layer that is done.
+fn together(sandbox: &Sandbox, layers: usize, settings: &str) -> f64 {
+    let of = |pass: &str| format!("[[step.pass]]\n{pass}\ndata = [\"ids.jsonl\"]\n");
+    let prune = of("run = \"prune\"\nexperts = 2\nno-super-expert-guard = true");
+    let quantize = of("run = \"quantize\"\nscheme = \"w4a16\"\ntop-up-below = 0.1");
+    let step = format!(
+        "run = \"convert\"\nmodel = \"noisy-{layers}\"\noutput = \"both-{layers}\"\noverwrite = true"
+    );
+    let recipe = format!("both-{layers}.toml");
+    sandbox.write(&recipe, format!("[[step]]\n{step}\n{prune}{quantize}"));
+    Peak::of(sandbox, &format!("run {recipe} --fresh"), settings).live
+}
+
+/// The limit is a tenth more, since the tokens of an expert differ by layer; plus a megabyte for
+/// names and shapes of 15 layers, and one for the buffer of a second thread, which a small model
+/// may not need.
+fn assert_bounded(what: &str, small: f64, large: f64) {
+    println!("{what}: {:.1} MB, then {:.1} MB", small / 1e6, large / 1e6);
+    assert!(
+        large < 1.1 * small + 2e6,
+        "{what}: {:.1} MB became {:.1} MB",
+        small / 1e6,
+        large / 1e6
+    );
+}
+
+#[test]
+fn peak_memory_of_distilling_and_of_two_passes_does_not_grow_with_layers() {
+    let sandbox = &sandbox();
+    for layers in [5, 20] {
+        make_noisy(sandbox, layers);
+    }
+    assert_bounded("distill, 4 × layers", distill(sandbox, 5), distill(sandbox, 20));
+    for (what, settings) in [
+        ("prune and quantize together, 4 × layers", ""),
+        ("the same without huge pages", "thp:never"),
+        ("the same with two heaps", "narenas:2,thp:default"),
+    ] {
+        assert_bounded(what, together(sandbox, 5, settings), together(sandbox, 20, settings));
+    }
+}
+
+#[test]
+fn peak_memory_of_upcycling_and_looking_does_not_grow_with_layers_or_experts() {
+    let sandbox = &sandbox();
+    let of = |sizes, noise| upcycle(sandbox, sizes, noise);
+    assert_bounded("upcycle, 4 × layers", of([5, 4], 0.0), of([20, 4], 0.0));
+    // Noise makes new weights for every expert, and none of them may stay in memory.
+    assert_bounded("upcycle with noise, 4 × experts", of([5, 4], 1e-3), of([5, 16], 1e-3));
+    for what in ["verify", "inspect"] {
+        let of = |layers| peak(sandbox, &format!("{what} moe-{layers}-4-0"));
+        assert_bounded(what, of(5), of(20));
     }
 }
 

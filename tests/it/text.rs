@@ -108,22 +108,29 @@ fn what_is_not_text_is_refused_with_a_way_on() {
     sandbox.run("eval golden/models/dense --data ./a=b.txt").succeeds();
 }
 
-/// The command that an error proposes turns the file into data.
-#[test]
-fn what_is_proposed_for_a_file_can_be_followed() {
-    let sandbox = Sandbox::new();
-    let record = r#"{"text": "some words here"}"#;
-    let cases: &[(&str, String, &[&str])] = &[
-        ("cut.jsonl", format!("{record}\n{record}\n{}", &record[..20]), &["line 3", "head -c "]),
-        ("bom.jsonl", format!("\u{feff}{record}\n{}", &record[..20]), &["line 2", "head -c "]),
-        (
-            "broken.jsonl",
-            format!("{record}\n{}\n{record}\n", &record[..20]),
-            &["line 2", "sed '2d'"],
-        ),
+const RECORD: &str = r#"{"text": "some words here"}"#;
+
+/// A file of data that is refused, its text, and words of the error.
+type Refused = (&'static str, String, &'static [&'static str]);
+
+/// Files whose lines are no records.
+fn lines() -> Vec<Refused> {
+    let (record, cut) = (RECORD, &RECORD[..20]);
+    vec![
+        ("cut.jsonl", format!("{record}\n{record}\n{cut}"), &["line 3", "head -c "]),
+        ("bom.jsonl", format!("\u{feff}{record}\n{cut}"), &["line 2", "head -c "]),
+        ("broken.jsonl", format!("{record}\n{cut}\n{record}\n"), &["line 2", "sed '2d'"]),
         ("commas.jsonl", format!("{record},\n{record},\n"), &["line 1", "comma", "sed "]),
         ("prose.json", "some words here\nand there".to_owned(), &["not JSON", "cp "]),
         ("prose.jsonl", "some words here\nand there".to_owned(), &["line 1", "cp "]),
+        ("two.jsonl", format!("{record} {record}\n"), &["line 1", "trailing", "jq "]),
+    ]
+}
+
+/// Files whose records or lists of these have another form.
+fn forms() -> Vec<Refused> {
+    let record = RECORD;
+    vec![
         (
             "list.jsonl",
             r#"{"text": ["some words", "more words"]}"#.to_owned(),
@@ -145,22 +152,23 @@ fn what_is_proposed_for_a_file_can_be_followed() {
             r#"["some words", "more words"]"#.to_owned(),
             &["record 1 of the list, on line 1", "'.[] | {text: .}'", "jq "],
         ),
-        ("two.jsonl", format!("{record} {record}\n"), &["line 1", "trailing", "jq "]),
         ("quotes.jsonl", format!(r#"{{"it's \"it\"": [{record}]}}"#), &["line 1", "jq "]),
         ("lists.json", format!(r#"[{{"rows": [{record}]}}]"#), &["record 1", "\"rows\"", "jq "]),
-    ];
+    ]
+}
+
+/// The command that an error proposes turns the file into data.
+#[test]
+fn what_is_proposed_for_a_file_can_be_followed() {
+    let sandbox = Sandbox::new();
     let has_jq = crate::common::has(&["jq"], "what is proposed for JSON is run");
     let mut problems = Vec::new();
-    for (name, text, complaints) in cases {
+    for (name, text, complaints) in lines().into_iter().chain(forms()) {
         sandbox.write(name, text);
         let line = format!("eval golden/models/dense --data {name}");
-        problems.extend(sandbox.refuses(&line, 1, &[*complaints, &[name]].concat()));
+        problems.extend(sandbox.refuses(&line, 1, &[complaints, &[name]].concat()));
         let refused = sandbox.run(&line).stderr;
-        let command = ["head -c ", "sed ", "cp ", "jq "]
-            .iter()
-            .filter_map(|program| refused.find(program))
-            .min();
-        let command = refused[command.unwrap_or_default()..].trim();
+        let command = proposed_in(&refused);
         if command.starts_with("jq") && !has_jq {
             continue;
         }
@@ -224,51 +232,73 @@ fn wrong_places_say_what_belongs_there() {
     assert_none(&problems.collect::<Vec<_>>());
 }
 
-/// An error about a record names its line. Where another file is to blame, it names that file and
-/// the record's.
-#[test]
-fn a_record_that_is_refused_is_named_with_its_line() {
+/// The command that an error proposes, from the first of its programs on.
+fn proposed_in(refused: &str) -> &str {
+    let programs = ["head -c ", "sed ", "cp ", "jq "];
+    let at = programs.iter().filter_map(|program| refused.find(program)).min();
+    refused[at.unwrap_or_default()..].trim()
+}
+
+/// Records on the second line of a file, and what is said of them.
+const BAD_RECORDS: [(&str, &[&str]); 11] = [
+    (r#"{"messages": []}"#, &["line 2: \"messages\" has no message"]),
+    (r#"{"messages": ["a"]}"#, &["line 2: a message is not an object"]),
+    (r#"{"messages": [[{"role": "user"}]]}"#, &["line 2: a message is not an object"]),
+    (r#"{"messages": "a"}"#, &["line 2: \"messages\" is not a list"]),
+    (
+        r#"{"messages": [{"role": "user"}], "tools": "[]"}"#,
+        &["line 2: \"tools\" is not a list of objects"],
+    ),
+    (
+        r#"{"messages": [{"role": "system"}]}"#,
+        &["line 2 of chat.jsonl", "no user", "model/chat_template.jinja"],
+    ),
+    (
+        r#"{"messages": [{"role": "user", "content": 1}]} {}"#,
+        &["line 2: trailing characters", "jq -c ."],
+    ),
+    (r#"{"text": ["a"]}"#, &["line 2", "expected a string"]),
+    (r#"{"input_ids": [[1, 2]]}"#, &["line 2", "token id"]),
+    (
+        r#"{"input_ids": [1, 2, 3], "attention_mask": [1]}"#,
+        &["line 2: 3 token ids, but an attention_mask of 1"],
+    ),
+    ("// words", &["line 2"]),
+];
+
+/// A sandbox with a model whose template wants a user.
+fn with_template() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.copy("models/dense", "model");
     sandbox.write(
         "model/chat_template.jinja",
         "{% if messages[0].role != 'user' %}{{ raise_exception('no user') }}{% endif %}{{ messages[0].content }}",
     );
+    sandbox
+}
+
+/// An error about a record names its line. Where another file is to blame, it names that file and
+/// the record's.
+#[test]
+fn a_record_that_is_refused_is_named_with_its_line() {
+    let sandbox = with_template();
     let first = r#"{"messages": [{"role": "user", "content": "some words here"}]}"#;
     let deep =
         format!("{{\"messages\": [{{\"content\": {}{}}}]}}", "[".repeat(200), "]".repeat(200));
-    let records: &[(&str, &[&str])] = &[
-        (r#"{"messages": []}"#, &["line 2: \"messages\" has no message"]),
-        (r#"{"messages": ["a"]}"#, &["line 2: a message is not an object"]),
-        (r#"{"messages": [[{"role": "user"}]]}"#, &["line 2: a message is not an object"]),
-        (r#"{"messages": "a"}"#, &["line 2: \"messages\" is not a list"]),
-        (
-            r#"{"messages": [{"role": "user"}], "tools": "[]"}"#,
-            &["line 2: \"tools\" is not a list of objects"],
-        ),
-        (
-            r#"{"messages": [{"role": "system"}]}"#,
-            &["line 2 of chat.jsonl", "no user", "model/chat_template.jinja"],
-        ),
-        (
-            r#"{"messages": [{"role": "user", "content": 1}]} {}"#,
-            &["line 2: trailing characters", "jq -c ."],
-        ),
-        (&deep, &["line 2: recursion limit", "at most 120 deep"]),
-        (r#"{"text": ["a"]}"#, &["line 2", "expected a string"]),
-        (r#"{"input_ids": [[1, 2]]}"#, &["line 2", "token id"]),
-        (
-            r#"{"input_ids": [1, 2, 3], "attention_mask": [1]}"#,
-            &["line 2: 3 token ids, but an attention_mask of 1"],
-        ),
-        ("// words", &["line 2"]),
-    ];
+    let too_deep = (deep.as_str(), &["line 2: recursion limit", "at most 120 deep"][..]);
     let mut problems = Vec::new();
-    for (record, complaints) in records {
+    for (record, complaints) in BAD_RECORDS.into_iter().chain([too_deep]) {
         sandbox.write("chat.jsonl", format!("{first}\n{record}\n"));
-        let complaints = [*complaints, &["chat.jsonl"]].concat();
+        let complaints = [complaints, &["chat.jsonl"]].concat();
         problems.extend(sandbox.refuses("eval model --data chat.jsonl", 1, &complaints));
     }
+    assert_none(&problems);
+}
+
+#[test]
+fn commas_too_many_in_a_list_are_named() {
+    let sandbox = with_template();
+    let mut problems = Vec::new();
     for list in [
         "[{\"text\": \"a b c\"},]",
         "[{\"text\": \"a b c\"},,{\"text\": \"d\"}]",

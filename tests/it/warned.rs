@@ -10,9 +10,12 @@ use crate::common::{Sandbox, assert_none};
 const DENSE: &str = "golden/models/dense";
 const MOE: &str = "golden/models/moe";
 
-/// Commands to plan, and words of their warnings; None where no warning is due.
-#[test]
-fn what_is_hardly_meant_is_warned_of() {
+const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 4 --top-k 2";
+const PRUNE: &str = "prune golden/models/moe -o out --experts 12";
+const HEAL: &str = "heal golden/models/moe -o out --steps 1 --data golden/text/english.calibration.txt --data-tokens 512";
+
+/// A dense model and a mixture under second names, and texts that share sequences.
+fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.copy("models/dense", "copy");
     sandbox.copy("models/moe", "same");
@@ -21,67 +24,17 @@ fn what_is_hardly_meant_is_warned_of() {
     sandbox.write("part.txt", &english[english.len() / 3..english.len() / 2]);
     sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7, 8]}\n{\"input_ids\": [9, 10, 11]}\n");
     sandbox.write("other.jsonl", "{\"input_ids\": [5, 6, 7, 9]}\n");
-    let upcycle = format!("upcycle {DENSE} -o out --experts 4 --top-k 2");
-    let prune = format!("prune {MOE} -o out --experts 12");
-    let english = "--data golden/text/english.calibration.txt";
-    let heal = format!("heal {MOE} -o out --steps 1 {english} --data-tokens 512");
-    let cases: &[(String, Option<&str>)] = &[
-        // Experts are given twice, under one name or two.
-        (
-            format!("{upcycle} --expert-model {DENSE} --expert-model {DENSE}"),
-            Some("--expert-model golden/models/dense is given twice"),
-        ),
-        (
-            format!("{upcycle} --expert-model {DENSE} --expert-model {DENSE}"),
-            Some("all experts of a layer start out as the same network"),
-        ),
-        (
-            format!("{upcycle} --expert-model {DENSE} --expert-model copy"),
-            Some("--expert-model golden/models/dense is the same model as copy"),
-        ),
-        (format!("{upcycle} --expert-model golden/models/dense --noise-std 0.01"), None),
-        // The noise is below the precision of bf16.
-        (format!("{upcycle} --noise-std 1e-12"), Some("--noise-std 1e-12 is lost in rounding")),
-        (format!("{upcycle} --noise-std 1e-7 --init drop"), Some("lost in rounding")),
-        (format!("{upcycle} --noise-std 1e-3"), None),
-        // No expert is dropped.
-        (
-            format!("prune {MOE} -o out --keep 1 --criterion random"),
-            Some("for one expert a layer, give --experts 1"),
-        ),
-        (
-            format!("merge {MOE} -o out --experts 24 {english}"),
-            Some("all 24 experts of each layer stay"),
-        ),
-        (format!("{prune} --criterion random"), None),
-        // The teacher is the model itself, under another name.
-        (format!("{heal} --original {MOE}"), Some("--original is the very model")),
-        (format!("{heal} --original same"), Some("--original is the very model")),
-        // Text that is both learned from and measured on: a file, a part of it, or short documents.
-        (
-            format!("{prune} {english} --held-out golden/text/english.calibration.txt"),
-            Some("100 % of the held-out text"),
-        ),
-        (
-            format!("{prune} {english} --held-out part.txt"),
-            Some("% of the held-out text stands in the text"),
-        ),
-        (
-            format!("{prune} --data ids.jsonl --held-out ids.jsonl"),
-            Some("100 % of the held-out text"),
-        ),
-        (format!("{heal} --held-out part.txt --data part.txt"), Some("% of the held-out text")),
-        (
-            format!("{heal} --held-out golden/text/english.calibration.txt"),
-            Some("english.calibration.txt is learned from and held out"),
-        ),
-        (format!("{upcycle} --router kmeans {english} --layers all"), None),
-        (format!("{prune} --data ids.jsonl --held-out other.jsonl"), None),
-        (format!("{prune} {english} --held-out golden/text/english.heldout.txt"), None),
-    ];
+    sandbox
+}
+
+/// Plans `command` with each of the options, whose warnings hold the words beside them; None where
+/// no warning is due.
+#[track_caller]
+fn assert_warned(command: &str, cases: &[(&str, Option<&str>)]) {
+    let sandbox = sandbox();
     let mut problems = Vec::new();
-    for (line, wanted) in cases {
-        let outcome = sandbox.run(&format!("{line} --dry-run"));
+    for (options, wanted) in cases {
+        let outcome = sandbox.run(&format!("{command} {options} --dry-run"));
         let warned: Vec<&str> =
             outcome.stdout.lines().filter(|line| line.starts_with("  warning")).collect();
         let is_said = match wanted {
@@ -95,6 +48,88 @@ fn what_is_hardly_meant_is_warned_of() {
         }
     }
     assert_none(&problems);
+}
+
+#[test]
+fn experts_that_are_given_twice_are_warned_of() {
+    const TWICE: &str = "--expert-model golden/models/dense --expert-model golden/models/dense";
+    assert_warned(
+        UPCYCLE,
+        &[
+            (TWICE, Some("--expert-model golden/models/dense is given twice")),
+            (TWICE, Some("all experts of a layer start out as the same network")),
+            (
+                "--expert-model golden/models/dense --expert-model copy",
+                Some("--expert-model golden/models/dense is the same model as copy"),
+            ),
+            ("--expert-model golden/models/dense --noise-std 0.01", None),
+        ],
+    );
+}
+
+#[test]
+fn noise_below_the_precision_of_the_weights_is_warned_of() {
+    assert_warned(
+        UPCYCLE,
+        &[
+            ("--noise-std 1e-12", Some("--noise-std 1e-12 is lost in rounding")),
+            ("--noise-std 1e-7 --init drop", Some("lost in rounding")),
+            ("--noise-std 1e-3", None),
+        ],
+    );
+}
+
+#[test]
+fn a_pass_that_drops_no_expert_is_warned_of() {
+    const ONE: &str = "prune golden/models/moe -o out --keep 1 --criterion random";
+    assert_warned(ONE, &[("", Some("for one expert a layer, give --experts 1"))]);
+    const ALL: &str =
+        "merge golden/models/moe -o out --experts 24 --data golden/text/english.calibration.txt";
+    assert_warned(ALL, &[("", Some("all 24 experts of each layer stay"))]);
+    assert_warned(PRUNE, &[("--criterion random", None)]);
+}
+
+#[test]
+fn a_teacher_that_is_the_model_itself_is_warned_of() {
+    assert_warned(
+        HEAL,
+        &[
+            ("--original golden/models/moe", Some("--original is the very model")),
+            ("--original same", Some("--original is the very model")),
+        ],
+    );
+}
+
+/// Options of `prune` with text, of which a file, a part of one, or short documents are held out.
+const HELD_OUT: [(&str, Option<&str>); 5] = [
+    (
+        "--data golden/text/english.calibration.txt --held-out golden/text/english.calibration.txt",
+        Some("100 % of the held-out text"),
+    ),
+    (
+        "--data golden/text/english.calibration.txt --held-out part.txt",
+        Some("% of the held-out text stands in the text"),
+    ),
+    ("--data ids.jsonl --held-out ids.jsonl", Some("100 % of the held-out text")),
+    ("--data ids.jsonl --held-out other.jsonl", None),
+    ("--data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt", None),
+];
+
+#[test]
+fn text_that_is_both_learned_from_and_measured_on_is_warned_of() {
+    assert_warned(PRUNE, &HELD_OUT);
+    assert_warned(
+        HEAL,
+        &[
+            ("--held-out part.txt --data part.txt", Some("% of the held-out text")),
+            (
+                "--held-out golden/text/english.calibration.txt",
+                Some("english.calibration.txt is learned from and held out"),
+            ),
+        ],
+    );
+    const KMEANS: &str = "--router kmeans --data golden/text/english.calibration.txt --layers all";
+    assert_warned(UPCYCLE, &[(KMEANS, None)]);
 }
 
 /// A receipt says which text a model was made on: measuring on that text says little.

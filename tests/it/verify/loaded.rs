@@ -28,9 +28,10 @@ fn all_said(cases: &[Case]) {
     assert_none(&problems);
 }
 
+const LAYER: &str = "model.layers.0.self_attn";
+
 #[test]
-fn names_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
-    const LAYER: &str = "model.layers.0.self_attn";
+fn buffers_that_loaders_ignore_are_named() {
     all_said(&[
         case(
             "cos and sin",
@@ -50,6 +51,12 @@ fn names_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
             |c| c.add_empty_tensor(&format!("{LAYER}.masked_bias")),
             &["ignore", "masked_bias"],
         ),
+    ]);
+}
+
+#[test]
+fn tensors_and_prefixes_that_vllm_refuses_are_named() {
+    all_said(&[
         case(
             "a mask, dense",
             LLAMA,
@@ -68,6 +75,12 @@ fn names_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
             |c| rename_all(c, |n| n.replacen("model.", "", 1)),
             &["model.", "vLLM", "refuse them"],
         ),
+    ]);
+}
+
+#[test]
+fn names_that_some_versions_of_transformers_start_at_random_are_named() {
+    all_said(&[
         case(
             "a head of the model",
             LLAMA,
@@ -86,6 +99,12 @@ fn names_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
             |c| prefixed(c, "model."),
             &["older versions start it at random"],
         ),
+    ]);
+}
+
+#[test]
+fn routers_under_other_names_than_their_experts_are_named() {
+    all_said(&[
         case(
             "names of two ages",
             MIXTRAL,
@@ -127,6 +146,12 @@ fn configs_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
             json!({ "rope_type": "default", "type": "linear", "factor": 2.0 }),
             &["rope_type \"default\"", "type \"linear\"", "another function"],
         ),
+    ]);
+}
+
+#[test]
+fn values_that_versions_of_transformers_read_from_two_places_are_said() {
+    all_said(&[
         case(
             "two bases",
             LLAMA,
@@ -149,6 +174,12 @@ fn configs_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
             },
             &["transformers 5 reads 8, versions before it 16"],
         ),
+    ]);
+}
+
+#[test]
+fn values_that_only_some_machines_can_run_are_said() {
+    all_said(&[
         set(
             LLAMA,
             "_attn_implementation",
@@ -166,7 +197,7 @@ fn configs_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
 }
 
 #[test]
-fn files_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
+fn side_files_and_metadata_that_loaders_do_without_are_said() {
     all_said(&[
         case(
             "half a generation config",
@@ -180,6 +211,12 @@ fn files_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
             |c| c.edit_header(SHARD, |h| h["__metadata__"] = json!(null)),
             &[],
         ),
+    ]);
+}
+
+#[test]
+fn indexes_that_name_other_shards_are_said() {
+    all_said(&[
         case(
             "a ghost",
             SHARDED,
@@ -192,6 +229,12 @@ fn files_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
             |c| c.set_index("model.norm.weight", "model-00001-of-00003.safetensors"),
             &["another shard"],
         ),
+    ]);
+}
+
+#[test]
+fn tokens_and_tensors_that_loaders_place_elsewhere_are_said() {
+    all_said(&[
         case(
             "beyond",
             TRAINED,

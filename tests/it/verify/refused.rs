@@ -45,7 +45,7 @@ fn configs_that_loaders_refuse_are_not_sound() {
 }
 
 #[test]
-fn files_that_loaders_refuse_are_not_sound() {
+fn indexes_that_loaders_refuse_are_not_sound() {
     all_refused(&[
         case(
             "no metadata",
@@ -65,6 +65,12 @@ fn files_that_loaders_refuse_are_not_sound() {
             |c| c.edit_json(INDEX, |i| i["metadata"] = json!([1])),
             &[INDEX, "metadata"],
         ),
+    ]);
+}
+
+#[test]
+fn weights_and_tokenizers_that_loaders_refuse_are_not_sound() {
+    all_refused(&[
         case(
             "another name",
             LLAMA,
@@ -89,6 +95,12 @@ fn files_that_loaders_refuse_are_not_sound() {
             |c| c.write("tokenizer.json", "{\"model\": "),
             &["tokenizer.json", "JSON"],
         ),
+    ]);
+}
+
+#[test]
+fn adapters_and_pickles_are_not_sound() {
+    all_refused(&[
         case(
             "an adapter beside",
             LLAMA,
