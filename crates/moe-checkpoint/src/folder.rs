@@ -97,34 +97,64 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn links_are_followed_within_the_folder_and_into_the_blobs_of_its_cache() {
+    /// Links of a snapshot: where each leads, and its name.
+    const LINKS: [(&str, &str); 9] = [
+        ("../../blobs/file", "blob"),
+        ("blob", "chain"),
+        ("../../../../hub/models--owner--other/blobs/file", "others"),
+        ("others", "chain-out"),
+        ("/etc/passwd", "absolute"),
+        ("/dev/zero", "device"),
+        ("inner", "directory"),
+        ("nothing", "dangling"),
+        ("turn", "turn"),
+    ];
+
+    /// A hub's cache in `dir`: a repository with a snapshot and blobs, and blobs of another.
+    struct Cache {
+        dir: tempfile::TempDir,
+        repository: PathBuf,
+        snapshot: PathBuf,
+        blobs: PathBuf,
+        of_another: PathBuf,
+    }
+
+    fn cache() -> Cache {
         let dir = tempfile::tempdir().unwrap();
         let repository = dir.path().join("hub/models--owner--name");
         let (snapshot, blobs) = (repository.join("snapshots/4f2a"), repository.join("blobs"));
-        let elsewhere = dir.path().join("hub/models--owner--other/blobs");
-        for made in [&snapshot, &blobs, &elsewhere] {
+        let of_another = dir.path().join("hub/models--owner--other/blobs");
+        for made in [&snapshot, &blobs, &of_another] {
             fs::create_dir_all(made).unwrap();
             fs::write(made.join("file"), "words").unwrap();
         }
         fs::create_dir(snapshot.join("inner")).unwrap();
-        symlink("../../blobs/file", snapshot.join("blob")).unwrap();
-        symlink("blob", snapshot.join("chain")).unwrap();
-        symlink("../../../../hub/models--owner--other/blobs/file", snapshot.join("others"))
-            .unwrap();
-        symlink("others", snapshot.join("chain-out")).unwrap();
-        symlink("/etc/passwd", snapshot.join("absolute")).unwrap();
-        symlink("/dev/zero", snapshot.join("device")).unwrap();
-        symlink("inner", snapshot.join("directory")).unwrap();
-        symlink("nothing", snapshot.join("dangling")).unwrap();
-        symlink("turn", snapshot.join("turn")).unwrap();
-        let link = dir.path().join("a name for it");
-        symlink(&snapshot, &link).unwrap();
-        for path in [&snapshot, &link] {
+        for (target, name) in LINKS {
+            symlink(target, snapshot.join(name)).unwrap();
+        }
+        Cache { dir, repository, snapshot, blobs, of_another }
+    }
+
+    #[test]
+    fn links_are_followed_within_the_folder_and_into_the_blobs_of_its_cache() {
+        let cache = cache();
+        let link = cache.dir.path().join("a name for it");
+        symlink(&cache.snapshot, &link).unwrap();
+        for path in [&cache.snapshot, &link] {
             let folder = Folder::of(path).unwrap();
             for name in ["file", "blob", "chain"] {
                 folder.check_file(&path.join(name)).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn links_that_lead_elsewhere_are_refused_by_name() {
+        let cache = cache();
+        let link = cache.dir.path().join("a name for it");
+        symlink(&cache.snapshot, &link).unwrap();
+        for path in [&cache.snapshot, &link] {
+            let folder = Folder::of(path).unwrap();
             let refused = |name: &str| folder.check_file(&path.join(name)).unwrap_err().to_string();
             for name in ["others", "chain-out", "absolute"] {
                 let message = refused(name);
@@ -139,18 +169,30 @@ mod tests {
             assert!(refused("dangling").contains("leads nowhere"));
             assert!(refused("turn").contains("cannot resolve"));
         }
-        // A repository that was moved to another disk.
+    }
+
+    #[test]
+    fn links_are_followed_in_a_repository_that_was_moved_to_another_disk() {
+        let Cache { dir, repository, snapshot, .. } = cache();
         fs::rename(&repository, dir.path().join("elsewhere")).unwrap();
         symlink("../elsewhere", &repository).unwrap();
         Folder::of(&snapshot).unwrap().check_file(&snapshot.join("blob")).unwrap();
-        // Blobs that are themselves a link are a trap.
+    }
+
+    #[test]
+    fn blobs_that_are_themselves_a_link_are_a_trap() {
+        let Cache { dir: _dir, snapshot, blobs, of_another, .. } = cache();
         fs::remove_dir_all(&blobs).unwrap();
-        symlink(&elsewhere, &blobs).unwrap();
+        symlink(&of_another, &blobs).unwrap();
         assert!(Folder::of(&snapshot).unwrap().check_file(&snapshot.join("blob")).is_err());
-        // A folder that only looks like a cache is refused.
+    }
+
+    #[test]
+    fn a_folder_that_only_looks_like_a_cache_is_refused() {
+        let Cache { dir, of_another, .. } = cache();
         let plain = dir.path().join("plain/snapshots/1");
         fs::create_dir_all(&plain).unwrap();
-        symlink(elsewhere.join("file"), plain.join("file")).unwrap();
+        symlink(of_another.join("file"), plain.join("file")).unwrap();
         assert!(Folder::of(&plain).unwrap().check_file(&plain.join("file")).is_err());
     }
 }

@@ -258,45 +258,45 @@ mod tests {
         parse_header(json.as_bytes(), data_len)
     }
 
+    /// Headers, how many bytes of data follow each, and whether the two are sound.
+    const HEADERS: &[(&str, u64, bool)] = &[
+        (ONE, 8, true),
+        (ONE, 4, false),
+        (ONE, 12, false),
+        ("{}", 0, true),
+        (r#"{"__metadata__":{"format":"pt"}}"#, 0, true),
+        (r#"{"__metadata__":null}"#, 0, true),
+        (r#"{"__metadata__":{"format":1}}"#, 0, false),
+        ("[]", 0, false),
+        (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8, false),
+        (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, false),
+        (r#"{"a":{"dtype":"XX","shape":[2],"data_offsets":[0,8]}}"#, 8, false),
+        (r#"{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#, 0, true),
+        (r#"{"a":{"dtype":"F32","shape":[9223372036854775807,9],"data_offsets":[0,8]}}"#, 8, false),
+        (
+            r#"{"a":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"I8","shape":[2],"data_offsets":[1,3]}}"#,
+            3,
+            false,
+        ),
+        (
+            r#"{"a":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"I8","shape":[2],"data_offsets":[3,5]}}"#,
+            5,
+            false,
+        ),
+        (
+            r#"{"b":{"dtype":"I8","shape":[2],"data_offsets":[2,4]},"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}"#,
+            4,
+            true,
+        ),
+    ];
+
+    /// A header of one tensor.
+    const ONE: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+
     /// Our verdict must match the crate's, for every defect that it detects.
     #[test]
     fn agrees_with_the_safetensors_crate() {
-        let one = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
-        let cases: &[(&str, u64, bool)] = &[
-            (one, 8, true),
-            (one, 4, false),
-            (one, 12, false),
-            ("{}", 0, true),
-            (r#"{"__metadata__":{"format":"pt"}}"#, 0, true),
-            (r#"{"__metadata__":null}"#, 0, true),
-            (r#"{"__metadata__":{"format":1}}"#, 0, false),
-            ("[]", 0, false),
-            (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8, false),
-            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, false),
-            (r#"{"a":{"dtype":"XX","shape":[2],"data_offsets":[0,8]}}"#, 8, false),
-            (r#"{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#, 0, true),
-            (
-                r#"{"a":{"dtype":"F32","shape":[9223372036854775807,9],"data_offsets":[0,8]}}"#,
-                8,
-                false,
-            ),
-            (
-                r#"{"a":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"I8","shape":[2],"data_offsets":[1,3]}}"#,
-                3,
-                false,
-            ),
-            (
-                r#"{"a":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"I8","shape":[2],"data_offsets":[3,5]}}"#,
-                5,
-                false,
-            ),
-            (
-                r#"{"b":{"dtype":"I8","shape":[2],"data_offsets":[2,4]},"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}"#,
-                4,
-                true,
-            ),
-        ];
-        for (json, data_len, valid) in cases {
+        for (json, data_len, valid) in HEADERS {
             let mut file = (json.len() as u64).to_le_bytes().to_vec();
             file.extend(json.as_bytes());
             file.resize(file.len() + *data_len as usize, 0);

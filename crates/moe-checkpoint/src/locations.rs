@@ -203,6 +203,34 @@ mod tests {
         locations
     }
 
+    /// Paths, in the folder of [`inputs`], at which something is read, or that hold or lie in such a path.
+    const READ: [&str; 23] = [
+        "model",
+        "link",
+        "second-link",
+        "model/config.json",
+        "model/new/deep",
+        "link/new",
+        "second-link/config.json",
+        "model/../model/x",
+        "elsewhere/../link/x",
+        "nowhere/../model/x",
+        "nowhere/deep/../../text",
+        ".",
+        "",
+        "text",
+        "text/below",
+        "hard",
+        "hard2",
+        "hard3",
+        "hard4",
+        // The target of the model's link, and the folder around it.
+        "blobs/weights",
+        "blobs",
+        "missing",
+        "missing/below",
+    ];
+
     #[test]
     fn inputs_are_not_written_under_any_name() {
         let dir = tempfile::tempdir().unwrap();
@@ -213,32 +241,7 @@ mod tests {
         for (from, to) in hard.into_iter().chain([("model/a/b/c/d/e/f/g/h/tool.py", "hard4")]) {
             fs::hard_link(root.join(from), root.join(to)).unwrap();
         }
-        for output in [
-            "model",
-            "link",
-            "second-link",
-            "model/config.json",
-            "model/new/deep",
-            "link/new",
-            "second-link/config.json",
-            "model/../model/x",
-            "elsewhere/../link/x",
-            "nowhere/../model/x",
-            "nowhere/deep/../../text",
-            ".",
-            "",
-            "text",
-            "text/below",
-            "hard",
-            "hard2",
-            "hard3",
-            "hard4",
-            // The target of the model's link, and the folder around it.
-            "blobs/weights",
-            "blobs",
-            "missing",
-            "missing/below",
-        ] {
+        for output in READ {
             let error =
                 locations.writes(&root.join(output)).err().unwrap_or_else(|| panic!("{output}"));
             assert_eq!(error.kind(), Kind::Usage);

@@ -50,24 +50,24 @@ impl Seal {
 mod tests {
     use super::*;
 
+    /// A text of each kind that is sealed.
+    const TEXTS: [(Seal, &str); 3] = [
+        (Seal::JSON, "{\n  \"a\": 1,\n  \"b\": \"ä\"\n}\n"),
+        (Seal::XML, "<a>ä</a>\n"),
+        (Seal::ROFF, ".TH \"a\"\nä\n"),
+    ];
+
     #[test]
     fn a_changed_character_breaks_the_seal() {
-        let texts = [
-            (Seal::JSON, "{\n  \"a\": 1,\n  \"b\": \"ä\"\n}\n"),
-            (Seal::XML, "<a>ä</a>\n"),
-            (Seal::ROFF, ".TH \"a\"\nä\n"),
-        ];
-        for (seal, text) in texts {
+        for (seal, text) in TEXTS {
             let closed = seal.close(text);
             assert!(
                 seal.is_intact(&closed) && !seal.is_intact(text) && !seal.is_intact(""),
                 "{closed}"
             );
-            for (at, _) in closed.char_indices() {
+            for (at, character) in closed.char_indices() {
                 let (before, after) = closed.split_at(at);
-                let mut rest = after.chars();
-                rest.next();
-                let rest = rest.as_str();
+                let rest = &after[character.len_utf8()..];
                 for edited in [
                     format!("{before}{rest}"),
                     format!("{before} {after}"),
@@ -78,6 +78,10 @@ mod tests {
             }
             assert!(!seal.is_intact(&(closed + "more\n")));
         }
+    }
+
+    #[test]
+    fn the_seal_of_an_object_is_a_member_of_it() {
         let closed: serde_json::Value =
             serde_json::from_str(&Seal::JSON.close("{\n  \"a\": 1\n}\n")).unwrap();
         assert!(

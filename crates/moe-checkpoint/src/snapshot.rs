@@ -73,34 +73,45 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn changes_are_found() {
+    /// A file and a snapshot of it, taken beside one of a file that isn't there.
+    fn looked_at() -> (tempfile::TempDir, std::path::PathBuf, Snapshot) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let look = || {
-            fs::write(&path, "words").unwrap();
-            let mut snapshot = Snapshot::default();
-            snapshot.extend([&path, &dir.path().join("nothing")]);
-            snapshot.check().unwrap();
-            snapshot
-        };
-        let found = |snapshot: Snapshot| snapshot.check().unwrap_err().to_string();
-        let snapshot = look();
-        let file = fs::File::options().write(true).open(&path).unwrap();
-        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        assert!(found(snapshot).contains("changed while"));
-        let snapshot = look();
-        fs::write(dir.path().join("other"), "words").unwrap();
-        fs::rename(dir.path().join("other"), &path).unwrap();
-        assert!(found(snapshot).contains("changed while"));
-        let snapshot = look();
-        fs::write(&path, "more words").unwrap();
-        assert!(found(snapshot).contains("changed while"));
-        let snapshot = look();
-        fs::remove_file(&path).unwrap();
-        assert!(found(snapshot).contains("vanished"));
-        // A new link to it doesn't count as a change.
-        let snapshot = look();
+        fs::write(&path, "words").unwrap();
+        let mut snapshot = Snapshot::default();
+        snapshot.extend([&path, &dir.path().join("nothing")]);
+        snapshot.check().unwrap();
+        (dir, path, snapshot)
+    }
+
+    /// What is found of a file that `change` was made to.
+    fn found_after(change: fn(&Path)) -> String {
+        let (_dir, path, snapshot) = looked_at();
+        change(&path);
+        snapshot.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn changes_are_found() {
+        let of_another_time = found_after(|path| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        });
+        assert!(of_another_time.contains("changed while"));
+        let replaced = found_after(|path| {
+            fs::write(path.with_file_name("other"), "words").unwrap();
+            fs::rename(path.with_file_name("other"), path).unwrap();
+        });
+        assert!(replaced.contains("changed while"));
+        let rewritten = found_after(|path| fs::write(path, "more words").unwrap());
+        assert!(rewritten.contains("changed while"));
+        let removed = found_after(|path| fs::remove_file(path).unwrap());
+        assert!(removed.contains("vanished"));
+    }
+
+    #[test]
+    fn a_new_link_to_a_file_is_no_change() {
+        let (dir, path, snapshot) = looked_at();
         fs::hard_link(&path, dir.path().join("link")).unwrap();
         snapshot.check().unwrap();
     }

@@ -2,32 +2,36 @@
 
 use super::*;
 
+type Change = fn(&Path);
+
+/// Changes to a result while a run works: how each is called, whether the result is replaced all the
+/// same, and what is done.
+const CHANGES: [(&str, bool, Change); 6] = [
+    ("nothing", true, |_| ()),
+    ("permissions of a file", true, |out| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(out.join(CARD_FILE), fs::Permissions::from_mode(0o640)).unwrap();
+    }),
+    ("a file written in place", false, |out| fs::write(out.join(CARD_FILE), "mine!").unwrap()),
+    ("a file replaced", false, |out| {
+        fs::remove_file(out.join(CARD_FILE)).unwrap();
+        fs::write(out.join(CARD_FILE), "mine!").unwrap();
+    }),
+    ("another result in its place", false, |out| {
+        finish_saying(&out.with_file_name("other"), OPTIONS, "{\"other\": 1}").unwrap();
+        fs::rename(out, out.with_file_name("aside")).unwrap();
+        fs::rename(out.with_file_name("other"), out).unwrap();
+    }),
+    ("another result in its place, perhaps of the same inode", false, |out| {
+        fs::remove_dir_all(out).unwrap();
+        finish_saying(&out.with_file_name("other"), OPTIONS, "{\"other\": 1}").unwrap();
+        fs::rename(out.with_file_name("other"), out).unwrap();
+    }),
+];
+
 #[test]
 fn what_is_touched_while_a_run_works_is_hashed_again() {
-    type Change = fn(&Path);
-    let changes: [(&str, bool, Change); 6] = [
-        ("nothing", true, |_| ()),
-        ("permissions of a file", true, |out| {
-            use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(out.join(CARD_FILE), fs::Permissions::from_mode(0o640)).unwrap();
-        }),
-        ("a file written in place", false, |out| fs::write(out.join(CARD_FILE), "mine!").unwrap()),
-        ("a file replaced", false, |out| {
-            fs::remove_file(out.join(CARD_FILE)).unwrap();
-            fs::write(out.join(CARD_FILE), "mine!").unwrap();
-        }),
-        ("another result in its place", false, |out| {
-            finish_saying(&out.with_file_name("other"), OPTIONS, "{\"other\": 1}").unwrap();
-            fs::rename(out, out.with_file_name("aside")).unwrap();
-            fs::rename(out.with_file_name("other"), out).unwrap();
-        }),
-        ("another result in its place, perhaps of the same inode", false, |out| {
-            fs::remove_dir_all(out).unwrap();
-            finish_saying(&out.with_file_name("other"), OPTIONS, "{\"other\": 1}").unwrap();
-            fs::rename(out.with_file_name("other"), out).unwrap();
-        }),
-    ];
-    for (what, is_replaced, change) in changes {
+    for (what, is_replaced, change) in CHANGES {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         finish(&target, OPTIONS).unwrap();

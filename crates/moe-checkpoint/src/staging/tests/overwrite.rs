@@ -28,14 +28,19 @@ fn overwrite_replaces_own_results_only() {
     finish(&target, OVERWRITE).unwrap();
 }
 
+/// A result under "out", and a file beside it that somebody else wrote.
+fn result_beside_a_thesis(dir: &Path) -> (PathBuf, PathBuf) {
+    let (target, thesis) = (dir.join("out"), dir.join("thesis"));
+    fs::write(&thesis, "{}").unwrap();
+    finish(&target, OPTIONS).unwrap();
+    (target, thesis)
+}
+
 #[test]
 fn overwrite_keeps_changes_to_what_it_has_written() {
     let dir = tempfile::tempdir().unwrap();
-    let target = dir.path().join("out");
-    let thesis = dir.path().join("thesis");
-    fs::write(&thesis, "{}").unwrap();
+    let (target, _) = result_beside_a_thesis(dir.path());
     let other_sums = format!("{}  zzz\n", "0".repeat(64));
-    finish(&target, OPTIONS).unwrap();
     let sums = fs::read_to_string(target.join(MANIFEST_FILE)).unwrap();
     for (name, text) in [
         (CARD_FILE, "a card that somebody has edited"),
@@ -48,19 +53,28 @@ fn overwrite_keeps_changes_to_what_it_has_written() {
         (LOG_FILE, "{\"step\": 1}\n"),
         (MANIFEST_FILE, &format!("{other_sums}{sums}")),
     ] {
-        let before = fs::read(target.join(name)).ok();
-        fs::write(target.join(name), text).unwrap();
-        let error = OutputDir::create(&target, OVERWRITE).map(drop).expect_err(name);
-        assert!(
-            error.kind() == Kind::Usage && error.to_string().contains("remedy"),
-            "{name}: {error}"
-        );
-        assert_eq!(fs::read_to_string(target.join(name)).unwrap(), text);
-        match before {
-            Some(bytes) => fs::write(target.join(name), bytes).unwrap(),
-            None => fs::remove_file(target.join(name)).unwrap(),
-        }
+        assert_kept(&target, name, text);
     }
+}
+
+/// Writes `text` to the result's file `name`, asserts that --overwrite keeps it, and takes it back.
+fn assert_kept(target: &Path, name: &str, text: &str) {
+    let path = target.join(name);
+    let before = fs::read(&path).ok();
+    fs::write(&path, text).unwrap();
+    let error = OutputDir::create(target, OVERWRITE).map(drop).expect_err(name);
+    assert!(error.kind() == Kind::Usage && error.to_string().contains("remedy"), "{name}: {error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    match before {
+        Some(bytes) => fs::write(&path, bytes).unwrap(),
+        None => fs::remove_file(&path).unwrap(),
+    }
+}
+
+#[test]
+fn overwrite_follows_no_link_in_the_place_of_what_it_has_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, thesis) = result_beside_a_thesis(dir.path());
     for name in [CARD_FILE, RECEIPT_FILE, MANIFEST_FILE, RUN_FILE] {
         let before = fs::read(target.join(name)).ok();
         let _ = fs::remove_file(target.join(name));
@@ -71,14 +85,24 @@ fn overwrite_keeps_changes_to_what_it_has_written() {
     }
 }
 
+/// The log of a training, and a result of it, whose run record says that the log is its own.
+const LOG: &str = "{\"step\": 1, \"loss\": 2}\n";
+
+fn make_trained(target: &Path) -> Result<()> {
+    finish_saying(target, OVERWRITE, "{\"training\": {}}")
+}
+
+fn trained_result(dir: &Path) -> PathBuf {
+    let target = dir.join("out");
+    make_trained(&target).unwrap();
+    fs::write(target.join(RUN_FILE), run_record(LOG)).unwrap();
+    target
+}
+
 #[test]
 fn a_log_of_a_training_is_what_its_run_has_written() {
-    const LOG: &str = "{\"step\": 1, \"loss\": 2}\n";
     let dir = tempfile::tempdir().unwrap();
-    let target = dir.path().join("out");
-    let make = || finish_saying(&target, OVERWRITE, "{\"training\": {}}");
-    make().unwrap();
-    fs::write(target.join(RUN_FILE), run_record(LOG)).unwrap();
+    let target = trained_result(dir.path());
     for edited in [
         format!("{LOG}a note\n"),
         format!("{LOG}{{\"step\": 9, \"mine\": \"x\"}}\n"),
@@ -86,53 +110,59 @@ fn a_log_of_a_training_is_what_its_run_has_written() {
         LOG.replace('2', "1"),
     ] {
         fs::write(target.join(LOG_FILE), &edited).unwrap();
-        let error = make().unwrap_err().to_string();
+        let error = make_trained(&target).unwrap_err().to_string();
         assert!(error.contains(LOG_FILE), "{error}");
         assert_eq!(fs::read_to_string(target.join(LOG_FILE)).unwrap(), edited);
     }
     fs::write(target.join(LOG_FILE), LOG).unwrap();
-    // The run record that says whose log it is was removed or changed.
+    make_trained(&target).unwrap();
+}
+
+#[test]
+fn a_log_without_the_record_of_its_run_is_nobody_s() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = trained_result(dir.path());
+    fs::write(target.join(LOG_FILE), LOG).unwrap();
     for run in [None, Some(run_record(LOG).replace("\"h\"", "\"mine\""))] {
         fs::remove_file(target.join(RUN_FILE)).unwrap();
         run.iter().for_each(|run| fs::write(target.join(RUN_FILE), run).unwrap());
-        assert!(make().is_err());
+        assert!(make_trained(&target).is_err());
         fs::write(target.join(RUN_FILE), run_record(LOG)).unwrap();
     }
-    make().unwrap();
+    make_trained(&target).unwrap();
+}
+
+/// Weights, and files that may be weights.
+const WEIGHTS: [&str; 4] =
+    ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "sub/vocab.zip", "x.bin"];
+
+fn make_weights(target: &Path) -> Result<()> {
+    let mut output = OutputDir::create(target, OVERWRITE)?;
+    for name in WEIGHTS {
+        output.write(name, name.as_bytes())?;
+    }
+    output.write(RECEIPT_FILE, b"{}")?;
+    output.write(CARD_FILE, b"words")?;
+    output.commit()
 }
 
 #[test]
 fn overwrite_keeps_weights_that_somebody_has_put_there() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
-    let weights = [
-        "model-00001-of-00002.safetensors",
-        "model.safetensors.index.json",
-        "sub/vocab.zip",
-        "x.bin",
-    ];
-    let make = || {
-        let mut output = OutputDir::create(&target, OVERWRITE)?;
-        for name in weights {
-            output.write(name, name.as_bytes())?;
-        }
-        output.write(RECEIPT_FILE, b"{}")?;
-        output.write(CARD_FILE, b"words")?;
-        output.commit()
-    };
-    make().unwrap();
-    for name in weights {
+    make_weights(&target).unwrap();
+    for name in WEIGHTS {
         let path = target.join(name);
         // Written in place, with its earlier time of modification.
         let modified = path.metadata().unwrap().modified().unwrap();
         fs::write(&path, "mine").unwrap();
         File::options().append(true).open(&path).unwrap().set_modified(modified).unwrap();
-        let error = make().unwrap_err();
+        let error = make_weights(&target).unwrap_err();
         assert!(error.kind() == Kind::Usage && error.to_string().contains(name), "{name}: {error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
         fs::write(&path, name).unwrap();
         // Replacing a rewritten file of the same content loses nothing.
-        make().unwrap();
+        make_weights(&target).unwrap();
     }
 }
 

@@ -45,30 +45,43 @@ fn a_result_that_cannot_be_moved_is_removed_for_the_new_one() {
     );
 }
 
-/// Stops after each step of the removal, as a kill may.
+/// A result in `dir` under "out", and a complete one that waits to replace it.
+struct Waiting {
+    target: PathBuf,
+    complete: PathBuf,
+}
+
+fn waiting(dir: &Path, before: &str) -> Waiting {
+    let target = made_with_folder(dir, "out", before);
+    let complete = dir.join(".out.complete-moe-convert");
+    fs::rename(made_with_folder(dir, "new", "{\"new\": 1}"), &complete).unwrap();
+    Waiting { target, complete }
+}
+
+/// Takes the first `done` steps of the removal of `target`, as a run that was killed behind them.
+fn removed_up_to(target: &Path, done: usize) {
+    let names = ["model.safetensors", "sub/deep/vocab.json", CARD_FILE, RECEIPT_FILE];
+    let steps = in_order(names.into_iter());
+    assert_eq!(steps.len(), STEPS);
+    for removed in steps.iter().take(done) {
+        let path = target.join(&removed.name);
+        let result = if removed.is_dir { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+        result.unwrap_or_else(|e| panic!("{removed:?} after {done} steps: {e}"));
+    }
+    if done > steps.len() {
+        fs::remove_dir(target).unwrap();
+    }
+}
+
+/// How many steps it takes to remove what is in the folder of such a result.
+const STEPS: usize = 9;
+
 #[test]
 fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
     let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let steps =
-        in_order(["model.safetensors", "sub/deep/vocab.json", CARD_FILE, RECEIPT_FILE].into_iter());
-    assert_eq!(steps.len(), 9);
-    for done in 0..=steps.len() + 1 {
-        let target = made_with_folder(dir.path(), "out", "{\"old\": 1}");
-        fs::rename(
-            made_with_folder(dir.path(), "new", "{\"new\": 1}"),
-            path(".out.complete-moe-convert"),
-        )
-        .unwrap();
-        for removed in steps.iter().take(done) {
-            let path = target.join(&removed.name);
-            let result =
-                if removed.is_dir { fs::remove_dir(&path) } else { fs::remove_file(&path) };
-            result.unwrap_or_else(|e| panic!("{removed:?} after {done} steps: {e}"));
-        }
-        if done > steps.len() {
-            fs::remove_dir(&target).unwrap();
-        }
+    for done in 0..=STEPS + 1 {
+        let target = waiting(dir.path(), "{\"old\": 1}").target;
+        removed_up_to(&target, done);
         let there = dir.path().join("out").exists();
         // Without --overwrite nothing is lost, and the error says where the new result is.
         let error = OutputDir::create(&target, OPTIONS).unwrap_err();
@@ -86,16 +99,22 @@ fn what_is_left_of_a_replacement_by_removal_is_ended_by_the_next_run() {
         );
         fs::remove_dir_all(&target).unwrap();
     }
-    // While a run works on this, others are refused.
-    let target = made_with_folder(dir.path(), "out", "{}");
-    let complete = path(".out.complete-moe-convert");
-    fs::rename(made_with_folder(dir.path(), "new", "{\"new\": 1}"), &complete).unwrap();
+}
+
+#[test]
+fn while_a_run_replaces_by_removal_others_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let Waiting { target, complete } = waiting(dir.path(), "{}");
     let working = File::open(&complete).unwrap();
     lock(&target, &working).unwrap();
     let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
     assert!(error.contains("another run"), "{error}");
-    drop(working);
-    // If the waiting result is no longer complete, nothing is removed for it.
+}
+
+#[test]
+fn nothing_is_removed_for_a_waiting_result_that_is_no_longer_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let Waiting { target, complete } = waiting(dir.path(), "{}");
     for (name, text) in
         [("model.safetensors", "mine"), ("model.safetensors", ""), ("thesis.tex", "words")]
     {
