@@ -84,18 +84,31 @@ mod tests {
         }
     }
 
+    /// Lines whose every option is used.
+    const USED: [&str; 6] = [
+        "prune m -o o --keep 0.5 --stats s --held-out h --held-out-tokens 64 --no-baseline",
+        "prune m -o o --plan p.json --held-out h --sequence-length 64 --seed 1 --mtp drop",
+        "observe m -o s --data d --no-left-out",
+        "heal m -o o --data d --original o --original-logits top-k --original-logits-per-token 8",
+        "verify m --device cpu --threads 1",
+        "eval m --data d --dtype f32",
+    ];
+
+    /// Lines with an option that would be ignored, and what is said of it.
+    const IGNORED: [(&str, &str); 8] = [
+        ("observe m -o s --add t --seed 1", "goes with --data"),
+        ("run r.toml --overwrite", "goes with --junit"),
+        ("verify m --dtype f32", "runs no model"),
+        ("report m --dtype f32", "runs no model"),
+        ("selftest --router-dtype model", "exact to f32"),
+        ("prune m -o o --plan p.json --criterion reap", "cannot be used with"),
+        ("prune m -o o --plan p.json --divisible-by 1", "cannot be used with"),
+        ("prune m -o o --plan p.json --keep-mass 0.9", "cannot be used with"),
+    ];
+
     #[test]
     fn what_would_be_ignored_is_refused() {
-        for (line, says) in [
-            ("observe m -o s --add t --seed 1", "goes with --data"),
-            ("run r.toml --overwrite", "goes with --junit"),
-            ("verify m --dtype f32", "runs no model"),
-            ("report m --dtype f32", "runs no model"),
-            ("selftest --router-dtype model", "exact to f32"),
-            ("prune m -o o --plan p.json --criterion reap", "cannot be used with"),
-            ("prune m -o o --plan p.json --divisible-by 1", "cannot be used with"),
-            ("prune m -o o --plan p.json --keep-mass 0.9", "cannot be used with"),
-        ] {
+        for (line, says) in IGNORED {
             let read = Cli::read(std::iter::once("moe-convert").chain(line.split(' ')));
             let text = match read.err() {
                 Some(Refusal::Clap(error)) => error.to_string(),
@@ -104,14 +117,7 @@ mod tests {
             };
             assert!(text.contains(says), "{line}: {text}");
         }
-        for line in [
-            "prune m -o o --keep 0.5 --stats s --held-out h --held-out-tokens 64 --no-baseline",
-            "prune m -o o --plan p.json --held-out h --sequence-length 64 --seed 1 --mtp drop",
-            "observe m -o s --data d --no-left-out",
-            "heal m -o o --data d --original o --original-logits top-k --original-logits-per-token 8",
-            "verify m --device cpu --threads 1",
-            "eval m --data d --dtype f32",
-        ] {
+        for line in USED {
             let read = Cli::read(std::iter::once("moe-convert").chain(line.split(' ')));
             assert!(read.is_ok(), "{line}");
         }

@@ -287,31 +287,34 @@ mod tests {
     use super::*;
     use crate::cli::program;
 
+    /// Commands, options that peers have there, and a word of what is said instead.
+    const PEERS: [(&str, &str, &str); 20] = [
+        ("upcycle", "--gate-mode", "--router"),
+        ("prune", "--compression-ratio", "--keep SHARE"),
+        ("prune", "--prune-method", "--criterion"),
+        ("merge", "--merge_method", "--algorithm"),
+        ("prune", "--num_samples", "--data-tokens N"),
+        ("eval", "--num-samples", "--data-tokens N"),
+        ("eval", "--max-length", "--sequence-length"),
+        ("eval", "--tasks", "lm-eval"),
+        ("quantize", "--nbits=4", "--scheme w4a16"),
+        ("quantize", "--ignore", "routed experts alone"),
+        ("quantize", "--calib-dataset", "--data FILE"),
+        ("heal", "--epochs", "--steps N"),
+        ("heal", "--per_device_train_batch_size", "--batch-tokens"),
+        ("heal", "--reference-model", "--original ORIGINAL"),
+        ("distill", "--lr", "--relative-learning-rate"),
+        ("inspect", "--model", "moe-convert inspect MODEL"),
+        ("verify", "--trust-remote-code", "never run"),
+        ("merge", "--save-path", "-o OUT"),
+        ("merge", "--force", "--overwrite"),
+        ("prune", "--scheme", "an option of quantize"),
+    ];
+
     #[test]
     fn peers_options_have_their_names_here() {
         let program = program();
-        for (command, option, said) in [
-            ("upcycle", "--gate-mode", "--router"),
-            ("prune", "--compression-ratio", "--keep SHARE"),
-            ("prune", "--prune-method", "--criterion"),
-            ("merge", "--merge_method", "--algorithm"),
-            ("prune", "--num_samples", "--data-tokens N"),
-            ("eval", "--num-samples", "--data-tokens N"),
-            ("eval", "--max-length", "--sequence-length"),
-            ("eval", "--tasks", "lm-eval"),
-            ("quantize", "--nbits=4", "--scheme w4a16"),
-            ("quantize", "--ignore", "routed experts alone"),
-            ("quantize", "--calib-dataset", "--data FILE"),
-            ("heal", "--epochs", "--steps N"),
-            ("heal", "--per_device_train_batch_size", "--batch-tokens"),
-            ("heal", "--reference-model", "--original ORIGINAL"),
-            ("distill", "--lr", "--relative-learning-rate"),
-            ("inspect", "--model", "moe-convert inspect MODEL"),
-            ("verify", "--trust-remote-code", "never run"),
-            ("merge", "--save-path", "-o OUT"),
-            ("merge", "--force", "--overwrite"),
-            ("prune", "--scheme", "an option of quantize"),
-        ] {
+        for (command, option, said) in PEERS {
             let found = instead(
                 option,
                 program.find_subcommand(command).unwrap(),
@@ -322,6 +325,12 @@ mod tests {
                 "{command} {option}: {found:?}"
             );
         }
+        assert_eq!(command_instead("evaluate"), Some("eval"));
+    }
+
+    #[test]
+    fn nothing_is_proposed_for_what_peers_do_not_have() {
+        let program = program();
         assert_eq!(
             instead(
                 "--nonsense",
@@ -330,7 +339,6 @@ mod tests {
             ),
             None
         );
-        assert_eq!(command_instead("evaluate"), Some("eval"));
         assert_eq!(command_instead("nonsense"), None);
     }
 

@@ -59,60 +59,70 @@ fn limits_hold_overall_and_by_label() {
     gates.check(true, &["code", "text"]).unwrap();
 }
 
+type Set = fn(&mut Gates, f64);
+
+/// Gates, what is said of their limits, limits that a model can keep, and limits that none can.
+const LIMITS: [(Set, &str, &[f64], &[f64]); 4] = [
+    (
+        |gates, limit| gates.max_kl = Some(limit),
+        "from 0 on",
+        &[0.0, 1e-12, 9.0],
+        &[-1.0, -1e-9, f64::NAN, f64::INFINITY],
+    ),
+    (
+        |gates, limit| gates.max_loss_increase = Some(limit),
+        "nats",
+        &[0.0, -0.5, 3.0],
+        &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY],
+    ),
+    (
+        |gates, limit| gates.min_agreement = Some(limit),
+        "above 0, at most 1",
+        &[1e-9, 0.9, 1.0],
+        &[0.0, 90.0, 1.01, -0.1, f64::NAN, f64::INFINITY],
+    ),
+    (
+        |gates, limit| gates.golden_tolerance = Some(limit),
+        "from 0 on",
+        &[0.0, 1.0],
+        &[-1.0, f64::NAN, f64::INFINITY],
+    ),
+];
+
+fn checked(set: Set, limit: f64) -> std::result::Result<(), String> {
+    let mut gates = Gates { golden: Some("golden.json".into()), ..Gates::default() };
+    set(&mut gates, limit);
+    gates.check(true, &["code"]).map_err(|error| error.to_string())
+}
+
 #[test]
 fn limits_that_nothing_keeps_are_refused() {
-    let with = |set: fn(&mut Gates, f64), limit: f64| {
-        let mut gates = Gates { golden: Some("golden.json".into()), ..Gates::default() };
-        set(&mut gates, limit);
-        gates.check(true, &["code"]).map_err(|error| error.to_string())
-    };
-    let (nan, infinite) = (f64::NAN, f64::INFINITY);
-    type Set = fn(&mut Gates, f64);
-    let gates: [(Set, &str, &[f64], &[f64]); 4] = [
-        (
-            |g, limit| g.max_kl = Some(limit),
-            "from 0 on",
-            &[0.0, 1e-12, 9.0],
-            &[-1.0, -1e-9, nan, infinite],
-        ),
-        (
-            |g, limit| g.max_loss_increase = Some(limit),
-            "nats",
-            &[0.0, -0.5, 3.0],
-            &[nan, infinite, -infinite],
-        ),
-        (
-            |g, limit| g.min_agreement = Some(limit),
-            "above 0, at most 1",
-            &[1e-9, 0.9, 1.0],
-            &[0.0, 90.0, 1.01, -0.1, nan, infinite],
-        ),
-        (
-            |g, limit| g.golden_tolerance = Some(limit),
-            "from 0 on",
-            &[0.0, 1.0],
-            &[-1.0, nan, infinite],
-        ),
-    ];
-    for (set, range, good, bad) in gates {
-        good.iter().for_each(|limit| with(set, *limit).unwrap());
+    for (set, range, good, bad) in LIMITS {
+        good.iter().for_each(|limit| checked(set, *limit).unwrap());
         for limit in bad {
-            let error = with(set, *limit).unwrap_err();
+            let error = checked(set, *limit).unwrap_err();
             assert!(
                 error.contains(range) && error.contains(&limit.to_string()),
                 "{limit}: {error}"
             );
         }
     }
-    assert!(
-        with(|g, limit| g.min_agreement = Some(limit), 90.0).unwrap_err().contains("0.9 for 90 %")
-    );
+    let percent = checked(|gates, limit| gates.min_agreement = Some(limit), 90.0).unwrap_err();
+    assert!(percent.contains("0.9 for 90 %"));
+}
+
+#[test]
+fn limits_of_a_domain_that_nothing_keeps_are_refused() {
     for bad in ["min-agreement=90", "max-kl=-1", "max-kl=nan", "max-loss-increase=inf"] {
         assert!(
             format!("code:{bad}").parse::<DomainGate>().unwrap_err().to_string().contains("remedy"),
             "{bad}"
         );
     }
+}
+
+#[test]
+fn a_tolerance_without_a_golden_is_refused() {
     let without = Gates { golden_tolerance: Some(0.1), ..Gates::default() };
     assert!(without.check(true, &[]).is_err());
 }

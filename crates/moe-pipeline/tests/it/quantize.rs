@@ -300,106 +300,106 @@ fn shared_experts_are_quantized_on_request() {
     }
 }
 
-/// By GPTQ on the inputs of its projections; latent attention has more of them.
+/// The values of all projections of the attention, quantized with `options` into `out`.
+fn attention_values(options: &QuantizeOptions, out: &Path) -> Vec<Vec<f32>> {
+    let (quantized, receipt) = quantize(options, &golden("models/moe"), out).unwrap();
+    let linears: Vec<_> =
+        quantized.layers.iter().flat_map(|layer| layer.attention.linears()).collect();
+    assert!(
+        linears.len() == 16
+            && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_)))
+    );
+    assert!(receipt.layers.iter().all(|layer| {
+        let schemes = &layer.encodings.attention.as_ref().unwrap().schemes;
+        matches!(schemes[..], [Scheme::Integers(Integers { bits: 3, .. })])
+    }));
+    linears.iter().map(|linear| quantized_values(&linear.weight).unwrap().unwrap()).collect()
+}
+
 #[test]
-fn attention_is_quantized_on_request() {
+fn attention_is_quantized_by_gptq_on_the_inputs_of_its_projections() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let codes = |options: QuantizeOptions| {
-        let (quantized, receipt) = quantize(&options, &golden("models/moe"), &out).unwrap();
-        let linears: Vec<_> =
-            quantized.layers.iter().flat_map(|layer| layer.attention.linears()).collect();
-        assert!(
-            linears.len() == 16
-                && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_)))
-        );
-        assert!(receipt.layers.iter().all(|layer| {
-            let schemes = &layer.encodings.attention.as_ref().unwrap().schemes;
-            matches!(schemes[..], [Scheme::Integers(Integers { bits: 3, .. })])
-        }));
-        linears
-            .iter()
-            .map(|linear| quantized_values(&linear.weight).unwrap().unwrap())
-            .collect::<Vec<_>>()
-    };
     let toml = "scheme = \"w3a16\"\ngroup-size = 32\ninclude = [\"attention\"]";
-    let (gptq, rtn) =
-        (codes(with_data(toml)), codes(options(&format!("{toml}\nsolver = \"rtn\""))));
+    let gptq = attention_values(&with_data(toml), &out);
+    let rtn = attention_values(&options(&format!("{toml}\nsolver = \"rtn\"")), &out);
     assert!(
         gptq.iter().zip(&rtn).all(|(gptq, rtn)| gptq != rtn),
         "every projection sees what reaches it"
     );
+}
 
-    let ids = dir.path().join("ids.jsonl");
+/// Latent attention has more projections.
+#[test]
+fn every_projection_of_latent_attention_is_quantized() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, ids) = (dir.path().join("out"), dir.path().join("ids.jsonl"));
     let line = |first: usize| {
         format!("{{\"input_ids\": {:?}}}\n", (first..first + 20).collect::<Vec<_>>())
     };
     std::fs::write(&ids, (1..6).map(line).collect::<String>()).unwrap();
+    let data = ids.display().to_string();
+    let toml = format!("group-size = -1\ninclude = [\"attention\"]\ndata = [{data:?}]");
     for (family, projections) in [("deepseek_v2/greedy", 4), ("deepseek_v3/base", 5)] {
-        let toml = format!(
-            "group-size = -1\ninclude = [\"attention\"]\ndata = [{:?}]",
-            ids.display().to_string()
-        );
         let model = golden(&format!("families/{family}/model"));
         let (quantized, _) = quantize(&options(&toml), &model, &out).unwrap();
         for layer in &quantized.layers {
             let linears = layer.attention.linears();
             assert_eq!(linears.len(), projections, "{family}");
-            assert!(
-                linears
-                    .iter()
-                    .all(|linear| matches!(linear.weight.encoding(), Encoding::Packed(_)))
-            );
+            let mut encodings = linears.iter().map(|linear| linear.weight.encoding());
+            assert!(encodings.all(|encoding| matches!(encoding, Encoding::Packed(_))));
         }
         verify(&out, &Quiet).unwrap();
     }
 }
 
-#[test]
-fn what_cannot_work_is_refused_by_name() {
+#[track_caller]
+fn assert_refused(options: &QuantizeOptions, model: &str, words: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
-    let refused = |options: &QuantizeOptions, model: &str, words: &[&str]| {
-        let message =
-            quantize(options, &golden(model), &dir.path().join("out")).unwrap_err().to_string();
-        assert!(words.iter().all(|word| message.contains(word)), "{message}");
-        assert!(!dir.path().join("out").exists());
-    };
-    let moe = "models/moe";
-    refused(
-        &with_data("group-size = 96"),
-        moe,
-        &["groups of 96", "gate_proj", "--group-size 128 or 64 or 32"],
-    );
-    refused(&with_data("group-size = 0"), moe, &["--group-size"]);
-    refused(&options(""), moe, &["--data", "--solver rtn"]);
-    refused(&with_data("solver = \"rtn\""), moe, &["doesn't look at data"]);
-    refused(&with_data("scheme = \"fp8\""), moe, &["doesn't look at data"]);
-    refused(&options("scheme = \"fp8\"\nasymmetric = true"), moe, &["no zero points"]);
-    refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
-    refused(&options("solver = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
-    refused(
-        &with_data("top-up-below = 100.0"),
-        moe,
-        &["1024 tokens are fewer than the 12800", "--top-up-below"],
-    );
-    refused(&options("solver = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
-    refused(&with_data("damping = 0.0"), moe, &["--damping"]);
-    refused(&with_data("shrinkage = -1.0"), moe, &["--shrinkage"]);
-    refused(&options("solver = \"rtn\""), "models/dense", &["no mixture of experts", "upcycle"]);
-    refused(&options("solver = \"rtn\"\ninclude = [\"shared\"]"), moe, &["no shared experts"]);
-    refused(
-        &options("solver = \"rtn\""),
-        "families/deepseek_v3/fp8/model",
-        &["quantized already", "unquantized"],
-    );
-    refused(
-        &options("solver = \"rtn\""),
-        "quantize/checkpoints/qwen3_moe.w4",
-        &["quantized already", "4-bit"],
-    );
-    refused(
-        &options("solver = \"rtn\"\ngroup-size = -1\nformat = \"gptq\""),
-        "families/mixtral/base/model",
-        &["32"],
-    );
+    let out = dir.path().join("out");
+    let message = quantize(options, &golden(model), &out).unwrap_err().to_string();
+    assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    assert!(!out.exists());
+}
+
+const MOE: &str = "models/moe";
+
+#[test]
+fn groups_that_do_not_fit_are_refused() {
+    let groups = ["groups of 96", "gate_proj", "--group-size 128 or 64 or 32"];
+    assert_refused(&with_data("group-size = 96"), MOE, &groups);
+    assert_refused(&with_data("group-size = 0"), MOE, &["--group-size"]);
+    let whole_rows = options("solver = \"rtn\"\ngroup-size = -1\nformat = \"gptq\"");
+    assert_refused(&whole_rows, "families/mixtral/base/model", &["32"]);
+}
+
+#[test]
+fn data_is_wanted_where_it_is_looked_at() {
+    assert_refused(&options(""), MOE, &["--data", "--solver rtn"]);
+    assert_refused(&with_data("solver = \"rtn\""), MOE, &["doesn't look at data"]);
+    assert_refused(&with_data("scheme = \"fp8\""), MOE, &["doesn't look at data"]);
+    let few = ["1024 tokens are fewer than the 12800", "--top-up-below"];
+    assert_refused(&with_data("top-up-below = 100.0"), MOE, &few);
+    assert_refused(&options("solver = \"rtn\"\npool = [\"x\"]"), MOE, &["--pool"]);
+}
+
+#[test]
+fn options_that_contradict_one_another_are_refused() {
+    assert_refused(&options("scheme = \"fp8\"\nasymmetric = true"), MOE, &["no zero points"]);
+    assert_refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), MOE, &["--scheme w4a16"]);
+    assert_refused(&options("solver = \"rtn\"\nformat = \"fp8\""), MOE, &["--scheme fp8-block"]);
+    assert_refused(&with_data("damping = 0.0"), MOE, &["--damping"]);
+    assert_refused(&with_data("shrinkage = -1.0"), MOE, &["--shrinkage"]);
+}
+
+#[test]
+fn models_without_what_is_to_be_quantized_are_refused() {
+    let rtn = options("solver = \"rtn\"");
+    assert_refused(&rtn, "models/dense", &["no mixture of experts", "upcycle"]);
+    let shared = options("solver = \"rtn\"\ninclude = [\"shared\"]");
+    assert_refused(&shared, MOE, &["no shared experts"]);
+    let fp8 = "families/deepseek_v3/fp8/model";
+    assert_refused(&rtn, fp8, &["quantized already", "unquantized"]);
+    let w4 = "quantize/checkpoints/qwen3_moe.w4";
+    assert_refused(&rtn, w4, &["quantized already", "4-bit"]);
 }

@@ -147,11 +147,56 @@ fn inputs_of(model: &Model, batch: &Batch, layer: usize) -> Vec<Vec<f32>> {
     inputs.found.unwrap().to_vec2().unwrap()
 }
 
+const DATA: &str = "data = ['${golden}/text/english.calibration.txt', '${golden}/text/code.calibration.txt']\ndata-tokens = 1024";
+
+/// The tokens of [`DATA`].
+fn calibration(dense: &Model) -> Batch {
+    let specs = ["english", "code"].map(|name| {
+        let path = golden("text").join(format!("{name}.calibration.txt"));
+        path.display().to_string().parse().unwrap()
+    });
+    let tokenize = TokenizeOptions {
+        sequence_length: 512,
+        vocab: dense.vocab,
+        max_tokens: Some(1024),
+        ..TokenizeOptions::default()
+    };
+    Corpus::load(&specs, &golden("models/dense"), tokenize).unwrap().batch()
+}
+
+/// Averages over inputs: the entropy of the choice that a router's rows make, and the input.
+struct Averages {
+    entropy: f64,
+    mean: Vec<f64>,
+}
+
+fn averages(rows: &[&[f32]], inputs: &[Vec<f32>]) -> Averages {
+    let mut entropy = 0.0;
+    let mut mean = vec![0.0; inputs[0].len()];
+    for x in inputs {
+        let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        mean.iter_mut().zip(&x).for_each(|(m, x)| *m += x / inputs.len() as f64);
+        let logits: Vec<f64> = rows.iter().map(|row| dot(row, &x)).collect();
+        let largest = logits.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = logits.iter().map(|z| (z - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        entropy -= weights.iter().map(|w| w / sum * (w / sum).ln()).sum::<f64>();
+    }
+    Averages { entropy: entropy / inputs.len() as f64, mean }
+}
+
+fn dot(a: &[f32], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * b).sum()
+}
+
+fn length(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
 /// In f64, from the written rows: routing has the requested entropy, and no row leans towards the
 /// mean input.
 #[test]
 fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
-    const DATA: &str = "data = ['${golden}/text/english.calibration.txt', '${golden}/text/code.calibration.txt']\ndata-tokens = 1024";
     let (experts, hidden) = (8, 128);
     for share in [0.5, 0.9] {
         let options = format!(
@@ -161,42 +206,13 @@ fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
         assert_eq!(run.receipt["identity"]["kind"], "exact");
         assert!(run.receipt["measured"]["max_logit_difference"].as_f64().unwrap() < 1e-4);
         let dense = Model::open(&golden("models/dense")).unwrap();
-        let specs: Vec<_> = ["english", "code"]
-            .map(|name| {
-                golden("text")
-                    .join(format!("{name}.calibration.txt"))
-                    .display()
-                    .to_string()
-                    .parse()
-                    .unwrap()
-            })
-            .into();
-        let tokenize = TokenizeOptions {
-            sequence_length: 512,
-            vocab: dense.vocab,
-            max_tokens: Some(1024),
-            ..TokenizeOptions::default()
-        };
-        let batch = Corpus::load(&specs, &golden("models/dense"), tokenize).unwrap().batch();
+        let batch = calibration(&dense);
         for layer in [0, 3] {
             let (inputs, router) = (inputs_of(&dense, &batch, layer), run.router(layer));
             let rows: Vec<&[f32]> = router.chunks(hidden).collect();
-            let dot =
-                |a: &[f32], b: &[f64]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * b).sum::<f64>();
-            let mut entropy = 0.0;
-            let mut mean = vec![0.0; hidden];
-            for x in &inputs {
-                let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-                mean.iter_mut().zip(&x).for_each(|(m, x)| *m += x / inputs.len() as f64);
-                let logits: Vec<f64> = rows.iter().map(|row| dot(row, &x)).collect();
-                let largest = logits.iter().copied().fold(f64::MIN, f64::max);
-                let weights: Vec<f64> = logits.iter().map(|z| (z - largest).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                entropy -= weights.iter().map(|w| w / sum * (w / sum).ln()).sum::<f64>();
-            }
-            let found = entropy / inputs.len() as f64 / (experts as f64).ln();
+            let Averages { entropy, mean } = averages(&rows, &inputs);
+            let found = entropy / (experts as f64).ln();
             assert!((found - share).abs() < 5e-3, "layer {layer}: {found}, not {share}");
-            let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
             for row in &rows {
                 let long: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
                 let cosine = dot(row, &mean) / length(&long) / length(&mean);

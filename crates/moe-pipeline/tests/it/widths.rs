@@ -87,6 +87,54 @@ fn layers_get_4_or_8_bits_by_what_these_cost() {
     );
 }
 
+/// Asserts that the widths that were chosen cost less than one of `bits` for all.
+fn assert_cheaper_than_one_width(layers: &[LayerWidths], bits: u32) {
+    let mixed: f64 = layers.iter().map(|layer| layer.error(layer.bits)).sum();
+    let uniform: f64 = layers.iter().map(|layer| layer.error([bits; 3])).sum();
+    assert!(mixed > 0.0 && mixed < uniform, "{bits}: {mixed} {uniform}");
+}
+
+/// A projection of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Place {
+    layer: usize,
+    matrix: usize,
+}
+
+impl Place {
+    fn bits(self, layers: &[LayerWidths]) -> u32 {
+        layers[self.layer].bits[self.matrix]
+    }
+
+    /// The error that is added where this projection gets `bits` instead.
+    fn change(self, layers: &[LayerWidths], bits: u32) -> f64 {
+        self.error(layers, bits) - self.error(layers, self.bits(layers))
+    }
+
+    fn error(self, layers: &[LayerWidths], bits: u32) -> f64 {
+        let matrix = [["gate", "up", "down"][self.matrix]];
+        let found = layers[self.layer].measured.iter().filter(|found| found.matrices == matrix);
+        found.filter(|found| found.bits == bits).map(|found| found.error).sum()
+    }
+}
+
+/// Asserts that moving bits from one projection to another doesn't lower the error.
+fn assert_no_exchange_helps(layers: &[LayerWidths]) {
+    const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
+    let places = || (0..4).flat_map(|layer| (0..3).map(move |matrix| Place { layer, matrix }));
+    for one in places() {
+        for other in places().filter(|other| *other != one) {
+            let (a, b) = (one.bits(layers), other.bits(layers));
+            for (more, less) in [1, 2].map(|moved| (a + moved, b.saturating_sub(moved))) {
+                if WIDTHS.contains(&more) && WIDTHS.contains(&less) {
+                    let change = one.change(layers, more) + other.change(layers, less);
+                    assert!(change >= 0.0, "{one:?} {other:?}: {change}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() {
     let out = tempfile::tempdir().unwrap();
@@ -99,39 +147,8 @@ fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() 
         stored_as_said(&model, &receipt);
         let layers = widths(&receipt);
         assert!(LayerWidths::bits_a_weight(layers.iter()) <= target);
-        // A single bit width for all is an assignment that fits, too.
-        let cost = |layer: &LayerWidths, bits: [u32; 3]| layer.error(bits);
-        let [mixed, uniform]: [f64; 2] = [
-            layers.iter().map(|layer| cost(layer, layer.bits)).sum(),
-            layers.iter().map(|layer| cost(layer, [width; 3])).sum(),
-        ];
-        assert!(mixed > 0.0 && mixed < uniform, "{target}: {mixed} {uniform}");
-        // Moving bits from one projection to another doesn't lower the error.
-        let places: Vec<(usize, usize)> =
-            (0..4).flat_map(|layer| (0..3).map(move |matrix| (layer, matrix))).collect();
-        let error_of = |(layer, matrix): (usize, usize), bits: u32| {
-            let found = layers[layer]
-                .measured
-                .iter()
-                .filter(|found| found.matrices == [["gate", "up", "down"][matrix]]);
-            found.filter(|found| found.bits == bits).map(|found| found.error).sum::<f64>()
-        };
-        let bits_of = |(layer, matrix): (usize, usize)| layers[layer].bits[matrix];
-        for one in &places {
-            for other in places.iter().filter(|other| *other != one) {
-                let (a, b) = (bits_of(*one), bits_of(*other));
-                for (more, less) in
-                    [(1, 1), (2, 2)].map(|(more, less)| (a + more, b.saturating_sub(less)))
-                {
-                    if [2, 3, 4, 5, 6, 8].contains(&more) && [2, 3, 4, 5, 6, 8].contains(&less) {
-                        let change = error_of(*one, more) + error_of(*other, less)
-                            - error_of(*one, a)
-                            - error_of(*other, b);
-                        assert!(change >= 0.0, "{one:?} {other:?}: {change}");
-                    }
-                }
-            }
-        }
+        assert_cheaper_than_one_width(&layers, width);
+        assert_no_exchange_helps(&layers);
         for engine in ["vLLM", "SGLang", "transformers 5.23.0"] {
             let refused = |warning: &String| {
                 warning.starts_with(engine) && warning.contains("does not take it")

@@ -67,61 +67,37 @@ fn the_full_study_is_a_recipe() {
     assert_eq!(Recipe::read(&path, &part).unwrap().steps.len(), 2 * (1 + 3 * 3 * 5));
 }
 
+/// Mistakes in the blocks of [`MATRIX`]: what is replaced there, by what, and what is said of it.
+const MISTAKES: [(&str, &str, &str); 14] = [
+    ("[3, 2]", "[3, 5]", "step 2.1.1 (quantize; bits 5, text all, tokens 512, seed 0): "),
+    (BITS, "each.bits = []", "step 2 (a block): each.bits: give at least one value"),
+    (BITS, "each.bits = 3", "each.bits: give a list"),
+    (BITS, "each.bits = [3, 2]\neach.nits = [1]", "each.nits: no step of the block uses ${nits}"),
+    (BITS, "each.out = [1]", "each.out: there is a variable \"out\" already"),
+    ("w${bits}a16", "w${bit}a16", "there is no variable \"bit\" here, only bits, files, out"),
+    ("data = \"${files}\"", "data = [\"a ${files}\"]", "${files} is of type array"),
+    ("files = [\"a.txt\"], ", "", "here are text, files, sizes, and text, sizes"),
+    ("sizes = [512] }", "sizes = [512], more = 1 }", "every value sets the same variables"),
+    ("[{ text", "[1, { text", "each.text: every value sets the same variables"),
+    (BITS, "each.bits = [3, 2]\nrun = \"verify\"", "unknown key `run`, expected each and step"),
+    ("seeds = [0, 1]", "seeds = [0, 1]\nspare = 1", "[vars] spare: nothing uses ${spare}"),
+    ("-${tokens}-${seed}\"\n    scheme", "\"\n    scheme", "writes to x/3-all, as step 2 does"),
+    ("[\"b.txt\"]\n", "[\"${seed}.txt\"]\n", "has the label of step 3, \"3 bits, all, 512\""),
+];
+
+const BITS: &str = "each.bits = [3, 2]";
+
 #[test]
 fn mistakes_in_blocks_are_named() {
-    let with = |from: &str, to: &str| {
+    for (from, to, said) in MISTAKES {
         assert!(MATRIX.contains(from), "{from}");
-        message(&MATRIX.replace(from, to), &[])
-    };
-    let bits = "each.bits = [3, 2]";
-    assert!(
-        with("[3, 2]", "[3, 5]")
-            .contains("step 2.1.1 (quantize; bits 5, text all, tokens 512, seed 0): ")
-    );
-    assert!(
-        with(bits, "each.bits = []")
-            .contains("step 2 (a block): each.bits: give at least one value")
-    );
-    assert!(with(bits, "each.bits = 3").contains("each.bits: give a list"));
-    assert!(
-        with(bits, "each.bits = [3, 2]\neach.nits = [1]")
-            .contains("each.nits: no step of the block uses ${nits}")
-    );
-    assert!(with(bits, "each.out = [1]").contains("each.out: there is a variable \"out\" already"));
-    assert!(
-        with("w${bits}a16", "w${bit}a16")
-            .contains("there is no variable \"bit\" here, only bits, files, out")
-    );
-    assert!(
-        with("data = \"${files}\"", "data = [\"a ${files}\"]")
-            .contains("${files} is of type array")
-    );
-    assert!(
-        with("files = [\"a.txt\"], ", "").contains("here are text, files, sizes, and text, sizes")
-    );
-    assert!(
-        with("sizes = [512] }", "sizes = [512], more = 1 }")
-            .contains("every value sets the same variables")
-    );
-    assert!(
-        with("[{ text", "[1, { text").contains("each.text: every value sets the same variables")
-    );
-    assert!(
-        with(bits, "each.bits = [3, 2]\nrun = \"verify\"")
-            .contains("unknown key `run`, expected each and step")
-    );
-    assert!(
-        with("seeds = [0, 1]", "seeds = [0, 1]\nspare = 1")
-            .contains("[vars] spare: nothing uses ${spare}")
-    );
-    assert!(
-        with("-${tokens}-${seed}\"\n    scheme", "\"\n    scheme")
-            .contains("writes to x/3-all, as step 2 does")
-    );
-    assert!(
-        with("[\"b.txt\"]\n", "[\"${seed}.txt\"]\n")
-            .contains("has the label of step 3, \"3 bits, all, 512\"")
-    );
+        let found = message(&MATRIX.replace(from, to), &[]);
+        assert!(found.contains(said), "{from} as {to}: {found}");
+    }
+}
+
+#[test]
+fn blocks_without_steps_or_choices_are_refused() {
     let block = "[[step]]\n[[step.step]]\nrun = \"verify\"\nmodel = \"x\"";
     assert!(message(block, &[]).contains("step 1 (a block): the key \"each\" is missing"));
     assert!(
@@ -129,6 +105,10 @@ fn mistakes_in_blocks_are_named() {
             .contains("step 1 (a block): it has no choice under each")
     );
     assert!(message("[[step]]\neach.a = [1]", &[]).contains("step 1 (a block): it has no step"));
+}
+
+#[test]
+fn variables_keep_their_type() {
     let set = |value: &str| message(MATRIX, &[("seeds".to_owned(), value.to_owned())]);
     assert!(set("3").contains("--set seeds: \"3\" is not TOML of type array, as [0, 1] is"));
 }

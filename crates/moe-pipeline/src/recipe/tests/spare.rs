@@ -2,91 +2,90 @@
 
 use super::{Recipe, StepKind, message, options};
 
+const TEXT: &str = "data = [\"t\"]\n";
+
+/// Commands and a key in their defaults; the keys of all steps of the command; those of a step that
+/// uses it; and those of a step that has no use for it.
+const SPARED: [(&str, &str, &str, &str, &str); 18] = [
+    (
+        "quantize",
+        "damping = 0.2",
+        "",
+        "scheme = \"w4a16\"\ndata = [\"t\"]",
+        "scheme = \"w8a16\"\nsolver = \"rtn\"\ndata = []",
+    ),
+    (
+        "quantize",
+        "damping = 0.2\nseed = 3",
+        "",
+        "scheme = \"w4a16\"\ndata = [\"t\"]",
+        "scheme = \"fp8\"",
+    ),
+    ("quantize", "data = [\"t\"]", "", "scheme = \"w4a16\"", "scheme = \"fp8\""),
+    ("quantize", "group-size = 64", "", "scheme = \"w4a16\"\ndata = [\"t\"]", "scheme = \"fp8\""),
+    (
+        "quantize",
+        "shrinkage = 2.0",
+        TEXT,
+        "calibrate-on = \"per-expert\"",
+        "calibrate-on = \"routed\"",
+    ),
+    (
+        "merge",
+        "all-experts-every = 4",
+        "keep = 0.5\ndata = [\"t\"]",
+        "algorithm = \"hc-smoe\"",
+        "algorithm = \"dern\"",
+    ),
+    (
+        "merge",
+        "group-cap = 4",
+        "keep = 0.5\ndata = [\"t\"]",
+        "algorithm = \"ream\"",
+        "algorithm = \"dern\"",
+    ),
+    (
+        "heal",
+        "original-logits-per-token = 8",
+        "from = \"m\"\ndata = [\"t\"]",
+        "original-logits = \"top-k\"",
+        "original-logits = \"full\"",
+    ),
+    ("heal", "patience = 2", TEXT, "held-out = [\"h\"]", ""),
+    ("heal", "patience = 2", TEXT, "held-out = [\"h\"]", "held-out = []"),
+    ("heal", "learning-rate = 1e-3", TEXT, "steps = 4", "steps = 0"),
+    ("prune", "data = [\"t\"]", "keep = 0.5", "criterion = \"reap\"", "criterion = \"aimer\""),
+    (
+        "prune",
+        "data = [\"t\"]\ndata-tokens = 99",
+        "keep = 0.5",
+        "criterion = \"reap\"",
+        "criterion = \"random\"",
+    ),
+    ("prune", "no-baseline = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
+    ("prune", "no-control = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
+    ("distill", "criterion = \"cp\"", TEXT, "select = \"experts\"", "select = \"neurons\""),
+    (
+        "upcycle",
+        "data = [\"t\"]",
+        "experts = 4\ntop-k = 2",
+        "router = \"kmeans\"",
+        "router = \"normal\"",
+    ),
+    (
+        "upcycle",
+        "router-std = 0.1\ndata = [\"t\"]",
+        "experts = 4\ntop-k = 2",
+        "router = \"normal\"",
+        "router = \"kmeans\"",
+    ),
+];
+
 /// [defaults] are for all steps of a command, and keys in a block for all of its choices: one step
 /// may have no use for a key, but a key that no step uses is refused.
 #[test]
 fn keys_for_several_steps_pass_by_those_without_use_for_them() {
-    let text = "data = [\"t\"]\n";
-    for (run, default, key, uses, idle) in [
-        (
-            "quantize",
-            "damping = 0.2",
-            "",
-            "scheme = \"w4a16\"\ndata = [\"t\"]",
-            "scheme = \"w8a16\"\nsolver = \"rtn\"\ndata = []",
-        ),
-        (
-            "quantize",
-            "damping = 0.2\nseed = 3",
-            "",
-            "scheme = \"w4a16\"\ndata = [\"t\"]",
-            "scheme = \"fp8\"",
-        ),
-        ("quantize", "data = [\"t\"]", "", "scheme = \"w4a16\"", "scheme = \"fp8\""),
-        (
-            "quantize",
-            "group-size = 64",
-            "",
-            "scheme = \"w4a16\"\ndata = [\"t\"]",
-            "scheme = \"fp8\"",
-        ),
-        (
-            "quantize",
-            "shrinkage = 2.0",
-            text,
-            "calibrate-on = \"per-expert\"",
-            "calibrate-on = \"routed\"",
-        ),
-        (
-            "merge",
-            "all-experts-every = 4",
-            "keep = 0.5\ndata = [\"t\"]",
-            "algorithm = \"hc-smoe\"",
-            "algorithm = \"dern\"",
-        ),
-        (
-            "merge",
-            "group-cap = 4",
-            "keep = 0.5\ndata = [\"t\"]",
-            "algorithm = \"ream\"",
-            "algorithm = \"dern\"",
-        ),
-        (
-            "heal",
-            "original-logits-per-token = 8",
-            "from = \"m\"\ndata = [\"t\"]",
-            "original-logits = \"top-k\"",
-            "original-logits = \"full\"",
-        ),
-        ("heal", "patience = 2", text, "held-out = [\"h\"]", ""),
-        ("heal", "patience = 2", text, "held-out = [\"h\"]", "held-out = []"),
-        ("heal", "learning-rate = 1e-3", text, "steps = 4", "steps = 0"),
-        ("prune", "data = [\"t\"]", "keep = 0.5", "criterion = \"reap\"", "criterion = \"aimer\""),
-        (
-            "prune",
-            "data = [\"t\"]\ndata-tokens = 99",
-            "keep = 0.5",
-            "criterion = \"reap\"",
-            "criterion = \"random\"",
-        ),
-        ("prune", "no-baseline = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
-        ("prune", "no-control = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
-        ("distill", "criterion = \"cp\"", text, "select = \"experts\"", "select = \"neurons\""),
-        (
-            "upcycle",
-            "data = [\"t\"]",
-            "experts = 4\ntop-k = 2",
-            "router = \"kmeans\"",
-            "router = \"normal\"",
-        ),
-        (
-            "upcycle",
-            "router-std = 0.1\ndata = [\"t\"]",
-            "experts = 4\ntop-k = 2",
-            "router = \"normal\"",
-            "router = \"kmeans\"",
-        ),
-    ] {
+    for (run, default, key, uses, idle) in SPARED {
         let step = |output: &str, more: &str| {
             format!("[[step]]\nrun = {run:?}\nmodel = \"m\"\noutput = {output:?}\n{key}\n{more}\n")
         };
@@ -100,9 +99,17 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
             assert!(Recipe::parse(&own, &[], "x").is_err(), "{own}");
         }
     }
+}
+
+#[test]
+fn a_key_that_no_step_uses_is_refused() {
     let damping = "[defaults.quantize]\ndamping = 0.2\n[[step]]\nrun = \"quantize\"\nmodel = \"m\"\noutput = \"o\"\nscheme = \"fp8\"";
     let none = message(damping, &[]);
     assert!(none.contains("line 2, [defaults.quantize]: `damping` is for GPTQ"), "{none}");
+}
+
+#[test]
+fn keys_pass_by_passes_without_use_for_them() {
     let passes = "[defaults.quantize]\ndamping = 0.2\n[[step]]\nrun = \"quantize\"\nmodel = \"m\"\noutput = \"o\"\ndata = [\"t\"]\n\
                   [[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"p\"\n[[step.pass]]\nrun = \"quantize\"\nscheme = \"fp8\"\n";
     Recipe::parse(passes, &[], "x").unwrap();

@@ -4,78 +4,85 @@ use super::{Recipe, message};
 use crate::recipe::commands::all_commands;
 use crate::recipe::schema::{command_of, keys_of_gates};
 
-/// Mistakes that can be found without a model are reported before the first step runs, even in
-/// defaults that all steps override.
+/// Mistakes that can be found without a model: a step's keys, what is said of them, and the remedy.
+const MISTAKES: [(&str, &str, &str); 10] = [
+    (
+        "run = \"prune\"\ndata = [\"t\"]\nkeep = 75",
+        "line 6, step 1 (prune): `keep` 75 is not a share",
+        "0.75 for 75 %",
+    ),
+    (
+        "run = \"prune\"\ndata = [\"t\"]\nkeep = 0.5\ndivisible-by = 0",
+        "`divisible-by` 0",
+        "give at least 1",
+    ),
+    (
+        "run = \"prune\"\ndata = [\"t\"]\nkeep = 0.5\nexperts = 2",
+        "`experts`, `keep` and `keep-mass`",
+        "one of the three",
+    ),
+    (
+        "run = \"prune\"\ndata = [\"t\"]\nkeep = 0.5\ndata-tokens = 0",
+        "`data-tokens` 0",
+        "give at least 2",
+    ),
+    (
+        "run = \"prune\"\ndata = [\"t\"]\nkeep = 0.5\nsequence-length = 1",
+        "`sequence-length` 1",
+        "give at least 2",
+    ),
+    ("run = \"prune\"\nkeep = 0.5", "nothing says which experts matter", "give `data` TEXT"),
+    (
+        "run = \"heal\"\ndata = [\"t\"]\nlearning-rate = 0.0",
+        "`learning-rate` 0",
+        "give a positive number",
+    ),
+    ("run = \"distill\"\ndata = [\"t\"]\nwidth = 0", "`width` 0 leaves no network", "at least 1"),
+    (
+        "run = \"upcycle\"\nexperts = 2\ntop-k = 1\nshared-fraction = 50",
+        "line 7, step 1 (upcycle): `shared-fraction` 50 is not a share",
+        "from 0 to 1",
+    ),
+    (
+        "run = \"merge\"\nkeep = 0.5\ndata = [\"t\"]\ndern-threshold = 2.0",
+        "`dern-threshold` 2 is not a cosine",
+        "from -1 to 1",
+    ),
+];
+
+fn step(keys: &str) -> String {
+    format!("[[step]]\nmodel = \"m\"\noutput = \"o\"\n{keys}")
+}
+
+fn assert_said(text: &str, what: &str, remedy: &str) {
+    let error = message(text, &[]);
+    assert!(error.contains(what) && error.contains(remedy), "{text}\n{error}");
+}
+
 #[test]
 fn values_are_checked_before_any_step() {
-    let step = |rest: &str| format!("[[step]]\nmodel = \"m\"\noutput = \"o\"\n{rest}");
-    let prune = "run = \"prune\"\ndata = [\"t\"]\n";
-    for (text, what, remedy) in [
-        (
-            step(&format!("{prune}keep = 75")),
-            "line 6, step 1 (prune): `keep` 75 is not a share",
-            "0.75 for 75 %",
-        ),
-        (
-            step(&format!("{prune}keep = 0.5\ndivisible-by = 0")),
-            "`divisible-by` 0",
-            "give at least 1",
-        ),
-        (
-            step(&format!("{prune}keep = 0.5\nexperts = 2")),
-            "`experts`, `keep` and `keep-mass`",
-            "one of the three",
-        ),
-        (
-            step(&format!("{prune}keep = 0.5\ndata-tokens = 0")),
-            "`data-tokens` 0",
-            "give at least 2",
-        ),
-        (
-            step(&format!("{prune}keep = 0.5\nsequence-length = 1")),
-            "`sequence-length` 1",
-            "give at least 2",
-        ),
-        (
-            step("run = \"prune\"\nkeep = 0.5"),
-            "nothing says which experts matter",
-            "give `data` TEXT",
-        ),
-        (
-            step("run = \"heal\"\ndata = [\"t\"]\nlearning-rate = 0.0"),
-            "`learning-rate` 0",
-            "give a positive number",
-        ),
-        (
-            step("run = \"distill\"\ndata = [\"t\"]\nwidth = 0"),
-            "`width` 0 leaves no network",
-            "at least 1",
-        ),
-        (
-            step("run = \"upcycle\"\nexperts = 2\ntop-k = 1\nshared-fraction = 50"),
-            "line 7, step 1 (upcycle): `shared-fraction` 50 is not a share",
-            "from 0 to 1",
-        ),
-        (
-            step("run = \"merge\"\nkeep = 0.5\ndata = [\"t\"]\ndern-threshold = 2.0"),
-            "`dern-threshold` 2 is not a cosine",
-            "from -1 to 1",
-        ),
-        (
-            format!("[defaults.prune]\nkeep = 75\n{}", step(&format!("{prune}keep = 0.5"))),
-            "line 2, [defaults.prune]: `keep` 75 is not a share",
-            "0.75",
-        ),
-        (
-            format!("[defaults.prune]\nkeep = \"half\"\n{}", step(&format!("{prune}keep = 0.5"))),
-            "line 2, [defaults.prune]: invalid type",
-            "give a value of the kind",
-        ),
-    ] {
-        let error = message(&text, &[]);
-        assert!(error.contains(what) && error.contains(remedy), "{text}\n{error}");
+    for (keys, what, remedy) in MISTAKES {
+        assert_said(&step(keys), what, remedy);
     }
-    // Defaults that a step overrides needn't go together with its other keys.
+}
+
+#[test]
+fn defaults_that_all_steps_override_are_checked_too() {
+    let prune = step("run = \"prune\"\ndata = [\"t\"]\nkeep = 0.5");
+    assert_said(
+        &format!("[defaults.prune]\nkeep = 75\n{prune}"),
+        "line 2, [defaults.prune]: `keep` 75 is not a share",
+        "0.75",
+    );
+    assert_said(
+        &format!("[defaults.prune]\nkeep = \"half\"\n{prune}"),
+        "line 2, [defaults.prune]: invalid type",
+        "give a value of the kind",
+    );
+}
+
+#[test]
+fn defaults_that_a_step_overrides_need_not_go_together_with_its_other_keys() {
     let random = format!(
         "[defaults.prune]\ncriterion = \"reap\"\n{}",
         step("run = \"prune\"\nkeep = 0.5\ncriterion = \"random\"")

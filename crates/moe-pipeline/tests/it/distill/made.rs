@@ -1,11 +1,13 @@
 //! Tests how a dense network is made of experts: gates, means, and projections that are fitted.
 
+use std::path::Path;
+
 use moe_checkpoint::Kind;
 use moe_forward::{Batch, ObserverOptions, StatisticsObserver, Sweep};
 use moe_math::Compute;
 use moe_math::statistics::Quantity;
 use moe_model::Model;
-use moe_passes::distill::PartSource;
+use moe_passes::distill::{DistilledLayer, DistilledPart, PartSource};
 use moe_passes::{DistillOptions, Identity};
 
 use super::{calibration, ids, layers, run};
@@ -23,17 +25,7 @@ fn measured_gates_are_means_over_all_tokens() {
         "{text}down = \"measured\"\nselect = \"experts\"\nwidth = 192\nforcing = \"teacher\""
     );
     let receipt = run::<DistillOptions>(&moe, &out.path().join("out"), &toml).unwrap();
-    // Windows 7 and 15 are held out.
-    let lines = std::fs::read_to_string(out.path().join("ids.jsonl")).unwrap();
-    let sequence = |line: &str| -> Vec<u32> {
-        line.split(['[', ']']).nth(1).unwrap().split(", ").map(|id| id.parse().unwrap()).collect()
-    };
-    let deciding: Vec<Vec<u32>> = lines
-        .lines()
-        .enumerate()
-        .filter(|(i, _)| i % 8 != 7)
-        .map(|(_, line)| sequence(line))
-        .collect();
+    let deciding = deciding(&out.path().join("ids.jsonl"));
     let batch = Batch::new(deciding.iter().map(Vec::as_slice));
     let group_of = vec![0; batch.tokens()].into();
     let options = ObserverOptions { groups: 1, group_of, left_out: false, sample_every: 0 };
@@ -56,26 +48,48 @@ fn measured_gates_are_means_over_all_tokens() {
         }
         let mut best = moe_math::saliency::greatest(&reap, 2);
         best.sort_by(|a, b| reap[*b].total_cmp(&reap[*a]));
-        let whole = found
-            .parts
-            .iter()
-            .find(|part| part.from == PartSource::Expert { expert: best[0] })
-            .unwrap();
-        assert_eq!((found.parts.len(), whole.neurons, found.zeros), (2, 128, 0));
-        let expert = &source.layers[index].ffn.moe().unwrap().experts[best[0]];
-        let network = dense.layers[index].ffn.dense().unwrap();
-        let first = if best[0] < best[1] { 0 } else { 64 };
-        let (theirs, ours) = (values(&expert.down.weight), values(&network.down.weight));
-        for (theirs, ours) in theirs.chunks_exact(128).zip(ours.chunks_exact(192)) {
-            for (theirs, ours) in theirs.iter().zip(&ours[first..]) {
-                assert!(
-                    (f64::from(*ours) - f64::from(*theirs) * found.gates[best[0]]).abs()
-                        < 4e-3 * f64::from(ours.abs())
-                );
-            }
-        }
-        let (theirs, ours) = (values(&expert.gate.weight), values(&network.gate.weight));
-        assert_eq!(theirs, ours[first * source.hidden..][..theirs.len()], "rows are copied");
+        assert_made_of([best[0], best[1]], &found, [&source, &dense], index);
+    }
+}
+
+/// The sequences of [`ids`] that decide: windows 7 and 15 are held out.
+fn deciding(ids: &Path) -> Vec<Vec<u32>> {
+    let sequence = |line: &str| -> Vec<u32> {
+        line.split(['[', ']']).nth(1).unwrap().split(", ").map(|id| id.parse().unwrap()).collect()
+    };
+    let lines = std::fs::read_to_string(ids).unwrap();
+    let deciding = lines.lines().enumerate().filter(|(i, _)| i % 8 != 7);
+    deciding.map(|(_, line)| sequence(line)).collect()
+}
+
+/// Asserts that a layer of 192 neurons has the best expert as a whole and half of the next, and
+/// that its columns are the best expert's times the gate of that.
+fn assert_made_of(
+    best: [usize; 2],
+    found: &DistilledLayer,
+    [source, dense]: [&Model; 2],
+    layer: usize,
+) {
+    let is_best = |part: &&DistilledPart| part.from == PartSource::Expert { expert: best[0] };
+    let whole = found.parts.iter().find(is_best).unwrap();
+    assert_eq!((found.parts.len(), whole.neurons, found.zeros), (2, 128, 0));
+    let expert = &source.layers[layer].ffn.moe().unwrap().experts[best[0]];
+    let network = dense.layers[layer].ffn.dense().unwrap();
+    let first = if best[0] < best[1] { 0 } else { 64 };
+    let (theirs, ours) = (values(&expert.down.weight), values(&network.down.weight));
+    for (theirs, ours) in theirs.chunks_exact(128).zip(ours.chunks_exact(192)) {
+        assert_scaled(theirs, &ours[first..], found.gates[best[0]]);
+    }
+    let (theirs, ours) = (values(&expert.gate.weight), values(&network.gate.weight));
+    assert_eq!(theirs, ours[first * source.hidden..][..theirs.len()], "rows are copied");
+}
+
+/// Asserts that `ours` are `theirs` times `factor`, up to rounding.
+fn assert_scaled(theirs: &[f32], ours: &[f32], factor: f64) {
+    for (theirs, ours) in theirs.iter().zip(ours) {
+        assert!(
+            (f64::from(*ours) - f64::from(*theirs) * factor).abs() < 4e-3 * f64::from(ours.abs())
+        );
     }
 }
 
