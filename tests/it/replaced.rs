@@ -192,10 +192,17 @@ fn what_cannot_take_a_name_is_refused_before_the_work() {
     sandbox.run(&format!("{prune} m/../out")).succeeds();
 }
 
-#[test]
-fn text_goes_to_pipes_and_devices() {
+const STEPS: &str = "[[step]]\nrun = \"verify\"\nmodel = \"made\"\n";
+
+fn with_recipe() -> Sandbox {
     let sandbox = Sandbox::with_model_and_text();
-    sandbox.write("r.toml", format!("{RECIPE}[[step]]\nrun = \"verify\"\nmodel = \"made\"\n"));
+    sandbox.write("r.toml", format!("{RECIPE}{STEPS}"));
+    sandbox
+}
+
+#[test]
+fn a_plan_goes_to_a_device() {
+    let sandbox = Sandbox::with_model_and_text();
     let plan = sandbox
         .run(&format!("{} -q --dry-run", PLAN.replace("plan.json", "/dev/stdout")))
         .succeeds()
@@ -204,16 +211,25 @@ fn text_goes_to_pipes_and_devices() {
     sandbox.run(&PLAN.replace("plan.json", "/dev/null")).succeeds();
     let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
     assert!(!receipt.contains("\"written\""), "{receipt}");
+}
+
+#[test]
+fn summaries_go_to_devices_and_after_what_a_file_holds() {
+    let sandbox = with_recipe();
     let both = sandbox.run("run r.toml --junit /dev/null --summary /dev/stdout").succeeds().stdout;
     assert!(both.contains("| 2. verify: made |"), "{both}");
-    // The summary goes after the existing content of the file, and not over it.
     sandbox.shell("echo first >log; moe-convert run r.toml -q --summary /dev/stdout >>log; echo last >>log").succeeds();
     let log = String::from_utf8(sandbox.read("log")).unwrap();
     assert!(
         log.starts_with("first\n") && log.contains("## r\n") && log.ends_with("last\n"),
         "{log}"
     );
-    // There is one report, when all is done, and one summary.
+}
+
+/// There is one report, when all is done, and one summary.
+#[test]
+fn reports_go_to_pipes_that_somebody_reads() {
+    let sandbox = with_recipe();
     sandbox
         .shell(
             "mkfifo junit summary; for i in $(seq 50); do cat junit >j.xml & cat summary >s.md & sleep 0.1; \
@@ -227,6 +243,12 @@ fn text_goes_to_pipes_and_devices() {
         (1, 1),
         "{junit}{summary}"
     );
+}
+
+#[test]
+fn pipes_without_a_reader_and_devices_for_other_files_are_refused() {
+    let sandbox = with_recipe();
+    sandbox.shell("mkfifo junit summary").succeeds();
     let mut problems = Vec::new();
     symlink("/dev/sda-of-nobody", sandbox.path("dangling")).unwrap();
     for (line, complaints) in [

@@ -64,45 +64,50 @@ fn every_signal_that_ends_a_process_leaves_nothing() {
     assert_none(&problems);
 }
 
-/// The same while tensors are being written. The run is held in the middle of its file, so that no
-/// machine is too fast for it.
+/// What came of a run that got a signal in the middle of its file.
+struct Signalled {
+    was_writing: bool,
+    status: std::process::ExitStatus,
+    said: String,
+    left: Vec<String>,
+}
+
+fn send(child: &std::process::Child, signal: &str) {
+    let mut kill = Command::new("kill");
+    kill.args([&format!("-{signal}"), &child.id().to_string()]);
+    assert!(kill.status().unwrap().success());
+}
+
+/// Holds a run while it writes tensors, so that no machine is too fast, and lets it get `signal`.
+fn signalled_while_writing(signal: &str) -> Signalled {
+    let sandbox = Sandbox::new();
+    let line = "upcycle golden/models/dense -o out --experts 64 --top-k 2 --noise-std 0.01 --probe-tokens 0";
+    let mut command = Command::new(BINARY);
+    command.args(line.split_whitespace()).current_dir(sandbox.path(".")).stdout(Stdio::null());
+    command.stderr(fs::File::create(sandbox.path("said")).unwrap());
+    let mut child = command.spawn().unwrap();
+    let is_writing = || half_written(&sandbox.path(".out.partial-moe-convert"));
+    let start = Instant::now();
+    while !is_writing() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    send(&child, "STOP");
+    let was_writing = is_writing() && !sandbox.path("out").exists();
+    send(&child, signal);
+    send(&child, "CONT");
+    let status = child.wait().unwrap();
+    let said = String::from_utf8(sandbox.read("said")).unwrap();
+    Signalled { was_writing, status, said, left: sandbox.names(".") }
+}
+
+/// The same while tensors are being written.
 #[test]
 fn what_is_half_written_goes_with_the_signal() {
     let mut problems = Vec::new();
     for (signal, number, name) in
         [("HUP", 1, "SIGHUP"), ("TERM", 15, "SIGTERM"), ("XCPU", 24, "SIGXCPU")]
     {
-        let sandbox = Sandbox::new();
-        let line = "upcycle golden/models/dense -o out --experts 64 --top-k 2 --noise-std 0.01 --probe-tokens 0";
-        let said = fs::File::create(sandbox.path("said")).unwrap();
-        let mut command = Command::new(BINARY);
-        command
-            .args(line.split_whitespace())
-            .current_dir(sandbox.path("."))
-            .stdout(Stdio::null())
-            .stderr(said);
-        let mut child = command.spawn().unwrap();
-        let send = |signal: &str| {
-            assert!(
-                Command::new("kill")
-                    .args([&format!("-{signal}"), &child.id().to_string()])
-                    .status()
-                    .unwrap()
-                    .success()
-            );
-        };
-        let is_writing = || half_written(&sandbox.path(".out.partial-moe-convert"));
-        let start = Instant::now();
-        while !is_writing() && start.elapsed() < Duration::from_secs(60) {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        send("STOP");
-        let was_writing = is_writing() && !sandbox.path("out").exists();
-        send(signal);
-        send("CONT");
-        let status = child.wait().unwrap();
-        let said = String::from_utf8(sandbox.read("said")).unwrap();
-        let left = sandbox.names(".");
+        let Signalled { was_writing, status, said, left } = signalled_while_writing(signal);
         let is_said = said.contains(&format!("stopped by {name}"));
         if !was_writing
             || status.signal() != Some(number) && status.code() != Some(128 + number)

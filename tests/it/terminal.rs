@@ -82,44 +82,35 @@ fn what_a_checkpoint_says_is_shown() {
     family.set("model_type", json!(format!("{EVIL}\nforged")));
     let scaling = sandbox.copy("families/llama/base/model", "scaling");
     scaling.set("rope_scaling", json!({ "rope_type": format!("{EVIL}\nforged"), "factor": 2.0 }));
-    sandbox.copy("families/llama/base/model", &format!("path{EVIL}\nforged"));
-    sandbox.write("t.json", json!([[1, 2, 3]]).to_string());
-    let path = format!("path{EVIL}\nforged");
     let mut problems = Vec::new();
     for (args, code) in [
         (&["inspect", "tensor"][..], 1),
         (&["verify", "family"], 1),
         (&["upcycle", "scaling", "-o", "out", "--experts", "2", "--top-k", "1"], 1),
-        (&["inspect", path.as_str()], 0),
-        (&["verify", path.as_str()], 0),
-        (&["verify", &format!("nowhere{EVIL}\nforged")], 1),
-        (
-            &[
-                "logits",
-                path.as_str(),
-                "--tokens",
-                "t.json",
-                "-o",
-                &format!("logits{EVIL}\nforged"),
-            ],
-            0,
-        ),
-        (
-            &[
-                "upcycle",
-                path.as_str(),
-                "-o",
-                &format!("up{EVIL}\nforged"),
-                "--experts",
-                "2",
-                "--top-k",
-                "1",
-            ],
-            0,
-        ),
-        (&["upcycle", path.as_str(), "-o", "out", "--experts", EVIL, "--top-k", "1"], 2),
-        (&["eval", path.as_str(), "--data", &format!("{EVIL}\nforged=nowhere")], 1),
-        (&["run", &format!("nowhere{EVIL}\nforged")], 1),
+    ] {
+        problems.extend(problem(&sandbox.run_args(args), code));
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn what_a_path_or_an_option_says_is_shown() {
+    let sandbox = Sandbox::new();
+    sandbox.write("t.json", json!([[1, 2, 3]]).to_string());
+    let evil = |name: &str| format!("{name}{EVIL}\nforged");
+    let path = &*evil("path");
+    sandbox.copy("families/llama/base/model", path);
+    let sizes = ["--experts", "2", "--top-k", "1"];
+    let mut problems = Vec::new();
+    for (args, code) in [
+        (&["inspect", path][..], 0),
+        (&["verify", path], 0),
+        (&["verify", &evil("nowhere")], 1),
+        (&["logits", path, "--tokens", "t.json", "-o", &evil("logits")], 0),
+        (&[&["upcycle", path, "-o", &evil("up")], &sizes[..]].concat(), 0),
+        (&["upcycle", path, "-o", "out", "--experts", EVIL, "--top-k", "1"], 2),
+        (&["eval", path, "--data", &format!("{EVIL}\nforged=nowhere")], 1),
+        (&["run", &evil("nowhere")], 1),
         (&[EVIL], 2),
     ] {
         problems.extend(problem(&sandbox.run_args(args), code));

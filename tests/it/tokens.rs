@@ -61,57 +61,65 @@ fn a_conversation_with_tools_has_the_tokens_of_transformers() {
     assert_eq!(counted(&sandbox), 3281);
 }
 
+/// Numbers of JSON, and what Python 3.11 prints for json.loads of each; -0 is the integer 0.
+const NUMBERS: [(&str, &str); 12] = [
+    ("NaN", "nan"),
+    ("Infinity", "inf"),
+    ("-Infinity", "-inf"),
+    ("-0", "0"),
+    ("-0.0", "-0.0"),
+    ("1e400", "inf"),
+    ("-1e400", "-inf"),
+    ("1e16", "1e+16"),
+    ("12345678901234567890", "12345678901234567890"),
+    ("1180591620717411303424", "1180591620717411303424"),
+    ("-1180591620717411303424", "-1180591620717411303424"),
+    ("1.0", "1.0"),
+];
+
+/// A sandbox with a model whose template is this.
+fn with_template(template: &str) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.copy("models/moe", "model");
+    sandbox.write("model/chat_template.jinja", template);
+    sandbox
+}
+
+/// What is measured on these records.
+fn evaluated(sandbox: &Sandbox, records: impl AsRef<[u8]>) -> serde_json::Value {
+    sandbox.write("chat.jsonl", records);
+    let found = sandbox.run("eval model --data chat.jsonl --json").succeeds().json();
+    found["report"]["all"].clone()
+}
+
 /// Numbers that only Python reads may stand anywhere in a record, and templates write them as
 /// Python does.
 #[test]
 fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
-    let sandbox = Sandbox::new();
-    sandbox.copy("models/moe", "model");
-    sandbox.write(
-        "model/chat_template.jinja",
-        "{% for m in messages %}{{ m.content }} {{ m.content is number }}\n{% endfor %}",
-    );
-    // Python 3.11 prints these for json.loads of each; -0 is the integer 0.
-    let numbers = [
-        ("NaN", "nan"),
-        ("Infinity", "inf"),
-        ("-Infinity", "-inf"),
-        ("-0", "0"),
-        ("-0.0", "-0.0"),
-        ("1e400", "inf"),
-        ("-1e400", "-inf"),
-        ("1e16", "1e+16"),
-        ("12345678901234567890", "12345678901234567890"),
-        ("1180591620717411303424", "1180591620717411303424"),
-        ("-1180591620717411303424", "-1180591620717411303424"),
-        ("1.0", "1.0"),
-    ];
     let row = |number: &str| {
         format!(
             "{{\"messages\": [{{\"role\": \"user\", \"content\": {number}}}], \"id\": {number}}}\n"
         )
     };
-    let evaluated = |sandbox: &Sandbox| {
-        let found = sandbox.run("eval model --data chat.jsonl --json").succeeds().json();
-        found["report"]["all"].clone()
-    };
-    sandbox.write("chat.jsonl", numbers.map(|(number, _)| row(number)).concat());
-    let of_numbers = evaluated(&sandbox);
-    sandbox.write(
-        "model/chat_template.jinja",
-        "{% for m in messages %}{{ m.content }} True\n{% endfor %}",
+    let sandbox = with_template(
+        "{% for m in messages %}{{ m.content }} {{ m.content is number }}\n{% endfor %}",
     );
-    sandbox.write("chat.jsonl", numbers.map(|(_, text)| row(&format!("\"{text}\""))).concat());
-    assert_eq!(of_numbers, evaluated(&sandbox));
-    // The same numbers as masks and ids: NaN is true, -0 is the token 0.
-    sandbox.write(
-        "chat.jsonl",
+    let of_numbers = evaluated(&sandbox, NUMBERS.map(|(number, _)| row(number)).concat());
+    let sandbox = with_template("{% for m in messages %}{{ m.content }} True\n{% endfor %}");
+    let texts = NUMBERS.map(|(_, text)| row(&format!("\"{text}\""))).concat();
+    assert_eq!(of_numbers, evaluated(&sandbox, texts));
+}
+
+/// The same numbers as masks and ids: NaN is true, -0 is the token 0.
+#[test]
+fn numbers_that_only_python_reads_may_be_masks_and_ids() {
+    let sandbox = with_template("");
+    let masked = evaluated(
+        &sandbox,
         "{\"input_ids\": [5, -0, 6, 7, 8], \"attention_mask\": [NaN, 1, -0, 1e400, 1180591620717411303424]}\n",
     );
-    let masked = evaluated(&sandbox);
-    sandbox
-        .write("chat.jsonl", "{\"input_ids\": [5, 0, 7, 8], \"attention_mask\": [1, 1, 1, 1]}\n");
-    assert_eq!(masked, evaluated(&sandbox));
+    let plain = "{\"input_ids\": [5, 0, 7, 8], \"attention_mask\": [1, 1, 1, 1]}\n";
+    assert_eq!(masked, evaluated(&sandbox, plain));
     for id in ["NaN", "1e400", "1180591620717411303424", "5.0"] {
         sandbox.write("chat.jsonl", format!("{{\"input_ids\": [5, {id}]}}\n"));
         assert_none(

@@ -244,51 +244,53 @@ pub fn arguments_of(source: &str, function: &str) -> BTreeSet<String> {
     found
 }
 
+/// A file with words in comments, in strings, in tests and in code.
+const SOURCE: &str = r##"
+    //! println!("in a comment of the module")
+    use std::{
+        fs,
+        io::{Read, Write as _},
+    };
+    /// std::net, in words.
+    #[derive(Debug)]
+    #[cfg(test)]
+    mod of_tests;
+    #[cfg(test)]
+    mod tests {
+        fn f() { println!("std::thread"); }
+    }
+    fn g(path: &Path) -> bool {
+        // eprintln!("a comment");
+        std :: eprintln!("a \"mixtral\"");
+        Command::new(&nvcc).arg(path).exists() && path
+            .is_file()
+    }
+    #[cfg(feature = "cuda")]
+    const NAME: &str = "mixtral";
+"##;
+
+/// Words of [`SOURCE`], of which some stand on several lines or within braces.
+const WORDS: [&str; 8] = [
+    "std::fs",
+    "std::io::Read",
+    "std::io::Write",
+    "std::eprintln!",
+    ".exists",
+    ".is_file",
+    "\"mixtral\"",
+    "Debug",
+];
+
 #[test]
 fn words_are_found_wherever_they_stand() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lib.rs");
-    std::fs::write(
-        &path,
-        r##"
-        //! println!("in a comment of the module")
-        use std::{
-            fs,
-            io::{Read, Write as _},
-        };
-        /// std::net, in words.
-        #[derive(Debug)]
-        #[cfg(test)]
-        mod of_tests;
-        #[cfg(test)]
-        mod tests {
-            fn f() { println!("std::thread"); }
-        }
-        fn g(path: &Path) -> bool {
-            // eprintln!("a comment");
-            std :: eprintln!("a \"mixtral\"");
-            Command::new(&nvcc).arg(path).exists() && path
-                .is_file()
-        }
-        #[cfg(feature = "cuda")]
-        const NAME: &str = "mixtral";
-        "##,
-    )
-    .unwrap();
+    std::fs::write(&path, SOURCE).unwrap();
     std::fs::write(dir.path().join("of_tests.rs"), "fn f() { std::process::exit(1) }").unwrap();
     let sources = Source::below(dir.path());
     assert_eq!(sources.len(), 1);
     let words: BTreeSet<&str> = sources[0].words.iter().map(String::as_str).collect();
-    for word in [
-        "std::fs",
-        "std::io::Read",
-        "std::io::Write",
-        "std::eprintln!",
-        ".exists",
-        ".is_file",
-        "\"mixtral\"",
-        "Debug",
-    ] {
+    for word in WORDS {
         assert!(words.contains(word), "{word}: {words:?}");
     }
     for word in ["println!", "std::net", "std::thread", "std::process::exit", "\"std::thread\""] {

@@ -45,9 +45,7 @@ fn runs_of_a_label_are_averaged() {
         "recipe, step 13 of 13: eval; noise much, seed 2",
     ]);
     assert_eq!(sandbox.names("result").len(), 7);
-    let values =
-        serde_json::Deserializer::from_str(&outcome.stdout).into_iter::<serde_json::Value>();
-    let values: Vec<_> = values.collect::<Result<_, _>>().unwrap();
+    let values = values(&outcome.stdout);
     let seeds: Vec<_> =
         (1..7).map(|i| values[2 * i - 1]["receipt"]["options"]["seed"].clone()).collect();
     assert_eq!(seeds, [0, 1, 2, 0, 1, 2]);
@@ -57,29 +55,45 @@ fn runs_of_a_label_are_averaged() {
     let kl_of_rows: Vec<_> =
         last["summary"].as_array().unwrap().iter().map(|row| row["kl"].clone()).collect();
     assert_eq!(kl_of_rows, kl_of_evals, "every single row is kept");
-    let kls: Vec<_> = kl_of_rows.iter().map(|kl| kl.as_f64().unwrap()).collect();
     let averages = last["averages"].as_array().unwrap();
     assert_eq!(
         (averages.len(), &averages[1]["label"], &averages[1]["runs"]),
         (2, &"much noise".into(), &3.into())
     );
-    for (average, kls) in averages.iter().zip(kls.chunks(3)) {
-        let mean = (kls[0] + kls[1] + kls[2]) / 3.0;
-        let deviation = (kls.iter().map(|kl| (kl - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
-        let close = |found: &serde_json::Value, expected: f64| {
-            (found.as_f64().unwrap() / expected - 1.0).abs() < 1e-9
-        };
-        assert!(
-            deviation > 0.0
-                && close(&average["kl"]["mean"], mean)
-                && close(&average["kl"]["deviation"], deviation)
-        );
-        assert!(
-            average["domains"][1]["kl"]["deviation"].is_number()
-                && average["load"]["gini"]["mean"].is_number()
-        );
+    for (average, kls) in averages.iter().zip(kl_of_rows.chunks(3)) {
+        assert_average_of(average, kls);
     }
-    // Finished results stay, and the table says how many runs there were.
+}
+
+fn values(stdout: &str) -> Vec<serde_json::Value> {
+    let values = serde_json::Deserializer::from_str(stdout).into_iter();
+    values.collect::<Result<_, _>>().unwrap()
+}
+
+/// Asserts that `average` has mean and deviation of these three.
+fn assert_average_of(average: &serde_json::Value, kls: &[serde_json::Value]) {
+    let kls: Vec<_> = kls.iter().map(|kl| kl.as_f64().unwrap()).collect();
+    let mean = (kls[0] + kls[1] + kls[2]) / 3.0;
+    let deviation = (kls.iter().map(|kl| (kl - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
+    let close = |found: &serde_json::Value, expected: f64| {
+        (found.as_f64().unwrap() / expected - 1.0).abs() < 1e-9
+    };
+    assert!(
+        deviation > 0.0
+            && close(&average["kl"]["mean"], mean)
+            && close(&average["kl"]["deviation"], deviation)
+    );
+    assert!(
+        average["domains"][1]["kl"]["deviation"].is_number()
+            && average["load"]["gini"]["mean"].is_number()
+    );
+}
+
+/// Finished results stay, and the table says how many runs there were.
+#[test]
+fn a_run_for_fewer_seeds_averages_what_is_finished() {
+    let sandbox = sandbox(MATRIX);
+    sandbox.run("run recipe.toml").succeeds();
     let again = sandbox.run("run recipe.toml --resume --set seeds=[0,1]").succeeds();
     assert_eq!(again.stdout.matches("finished already").count(), 1 + 2 * 2);
     let table: Vec<_> =
