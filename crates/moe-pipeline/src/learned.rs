@@ -90,19 +90,14 @@ pub(crate) fn notes<'t>(
     dir: &Path,
     texts: impl IntoIterator<Item = &'t Path>,
 ) -> Result<Vec<String>> {
-    if !file_exists(&dir.join(RECEIPT_FILE))? {
+    let texts: Vec<&Path> = texts.into_iter().collect();
+    if texts.is_empty() || !file_exists(&dir.join(RECEIPT_FILE))? {
         return Ok(Vec::new());
     }
     let learned = match ReceiptFile::read(dir) {
         Ok(ReceiptFile::Read(receipt)) => hashes(&receipt),
-        Ok(ReceiptFile::Other { .. }) => {
-            return Ok(vec![format!(
-                "{}: its receipt is of another format, so that it isn't known what text it was made on",
-                dir.display()
-            )]);
-        }
-        // A file of that name that another program wrote says nothing.
-        Err(_) => BTreeSet::new(),
+        Ok(ReceiptFile::Other { .. }) => return Ok(vec![unknown(dir, "is of another format")]),
+        Err(_) => return Ok(vec![unknown(dir, "can't be read")]),
     };
     let mut notes = Vec::new();
     for path in texts.into_iter().filter(|_| !learned.is_empty()) {
@@ -115,6 +110,12 @@ pub(crate) fn notes<'t>(
         }
     }
     Ok(notes)
+}
+
+/// The note on the result in `dir` whose receipt doesn't say what it was made on, because it `is`.
+fn unknown(dir: &Path, is: &str) -> String {
+    let dir = dir.display();
+    format!("{dir}: its receipt {is}, so that it isn't known what text it was made on")
 }
 
 /// Whether the file `path` is hashed for a note.
@@ -138,11 +139,32 @@ fn hashes(receipt: &Receipt) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
+    use moe_checkpoint::json;
     use serde_json::json;
 
     use super::*;
     use crate::receipt::EarlierPass;
     use crate::receipt::made_up::receipt;
+
+    /// Without a receipt that can be read, measuring on the text of a training isn't noticed.
+    #[test]
+    fn an_unreadable_receipt_is_noted_where_text_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let noted = |texts: &[&Path]| notes(dir.path(), texts.iter().copied()).unwrap();
+        let text = dir.path().join("text.txt");
+        std::fs::write(&text, "some words").unwrap();
+        assert_eq!(noted(&[&text]), [""; 0], "there is no receipt");
+        let whole = json::to_pretty(&receipt(Vec::new()));
+        for damaged in ["", "{}", "[]", "\0\0", &whole[..whole.len() / 2], "{\"tool\": NaN}"] {
+            std::fs::write(dir.path().join(RECEIPT_FILE), damaged).unwrap();
+            let notes = noted(&[&text]);
+            assert!(
+                notes.len() == 1 && notes[0].contains("can't be read"),
+                "{damaged:?} {notes:?}"
+            );
+            assert_eq!(noted(&[]), [""; 0], "no text is given");
+        }
+    }
 
     #[test]
     fn held_out_text_is_not_learned_from() {

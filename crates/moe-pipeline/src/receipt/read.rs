@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_checkpoint::{Error, Kind, Result, file_exists, json};
+use moe_checkpoint::{Error, Kind, Result, file_exists, json, shown};
 use serde::Deserialize;
 
 use super::check::Counts;
@@ -10,6 +10,9 @@ use super::{FORMAT, NAME, RECEIPT_FILE, Receipt};
 
 /// The remedy for a receipt that can't be read.
 const DAMAGED: &str = "it was changed or cut off after it was written: copy the result again, whole, or convert again";
+
+/// The maximum number of characters of a program's name or version that messages show.
+const MAX_NAME: usize = 64;
 
 /// A receipt that was found in a result.
 #[derive(Debug)]
@@ -54,10 +57,16 @@ impl ReceiptFile {
         }
         let Head { format, tool } = json::read_expecting(&path, DAMAGED)?;
         if tool.name != NAME {
-            let what = format!("this is not a receipt of {NAME}, but of {}", tool.name);
+            let name: String = tool.name.chars().take(MAX_NAME).collect();
+            let what = format!("this is not a receipt of {NAME}, but of {}", shown(&name, ""));
             return Err(Error::new(Kind::Malformed, what)
                 .file(path)
                 .remedy("name a directory that moe-convert has written"));
+        }
+        if !is_version(&tool.version) {
+            return Err(Error::new(Kind::Malformed, "tool.version is not a version")
+                .file(path)
+                .remedy(DAMAGED));
         }
         if format != FORMAT {
             return Ok(Self::Other { format, version: tool.version });
@@ -70,6 +79,12 @@ impl ReceiptFile {
         })?;
         Ok(Self::Read(Box::new(receipt)))
     }
+}
+
+/// Whether `text` can be a version of the program, which messages may show as it is.
+fn is_version(text: &str) -> bool {
+    let of_version = |c: char| c.is_ascii_alphanumeric() || ".+-".contains(c);
+    (1..=MAX_NAME).contains(&text.len()) && text.chars().all(of_version)
 }
 
 /// The age of receipts of another `format`, for messages.
@@ -137,6 +152,21 @@ mod tests {
         let earlier = error_of(&other.to_string());
         assert_eq!(earlier.kind(), Kind::Unsupported);
         assert!(earlier.what().contains("an earlier format (0,"), "{earlier}");
+    }
+
+    /// A version or a name from a file must not write lines of its own.
+    #[test]
+    fn names_of_programs_forge_no_lines() {
+        let forged = format!("9\nremedy: rm -rf /{}", "v".repeat(3000));
+        for (name, version) in [(NAME, forged.as_str()), (&forged, "1")] {
+            let mut other = sound();
+            other["format"] = json!(0);
+            other["tool"] = json!({ "name": name, "version": version, "build": "" });
+            let error = error_of(&other.to_string());
+            assert_eq!(error.kind(), Kind::Malformed);
+            let text = error.to_string();
+            assert!(!text.contains("\nremedy: rm") && text.len() < 1000, "{text}");
+        }
     }
 
     #[test]
