@@ -22,8 +22,8 @@ pub enum RouterPrecision {
 /// Chooses the experts with the best choice scores for each token, and weights them by their
 /// scores.
 ///
-/// These are rules A, B and C of families.md. The choice score is the score plus the bias.
-/// `moe_math::routing::RoutingRule` describes the order of all steps.
+/// The choice score is the score plus the bias. `moe_math::routing::RoutingRule` describes the order
+/// of all steps.
 #[derive(Debug, Clone)]
 pub struct Router {
     /// `[experts, hidden]`.
