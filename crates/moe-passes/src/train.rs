@@ -173,18 +173,14 @@ impl TrainOptions {
 
     /// Refuses steps without tokens, and more steps or tokens than can ever be taken.
     fn check_batches(&self) -> Result<()> {
-        if self.batch_tokens == 0 || self.accumulate == 0 {
+        let sizes = [("--batch-tokens", self.batch_tokens), ("--accumulate", self.accumulate)];
+        if let Some((option, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             let what = "--batch-tokens or --accumulate is 0: a step would have no tokens";
-            return Err(usage(
-                &["--batch-tokens", "--accumulate"],
-                what,
-                "give --batch-tokens and --accumulate of 1 or more",
-            ));
+            let remedy = "give --batch-tokens and --accumulate of 1 or more";
+            return Err(usage(&[option], what, remedy));
         }
         check_steps("--steps", self.steps)?;
-        for (option, number) in
-            [("--batch-tokens", self.batch_tokens), ("--accumulate", self.accumulate)]
-        {
+        for (option, number) in sizes {
             if number > MAX_BATCH {
                 let what = format!("{option} {number} is more than a step can take");
                 let remedy = format!("give at most {MAX_BATCH}");

@@ -75,12 +75,10 @@ impl UpcycleOptions {
 
     fn check_counts(&self) -> Result<()> {
         let Self { experts, top_k, .. } = *self;
-        if experts == 0 || top_k == 0 {
-            return Err(usage(
-                &["--experts", "--top-k"],
-                "an MoE needs at least one expert and a top-k of at least one",
-                "raise --experts or --top-k",
-            ));
+        let numbers = [("--experts", experts), ("--top-k", top_k)];
+        if let Some((option, _)) = numbers.into_iter().find(|(_, number)| *number == 0) {
+            let what = "an MoE needs at least one expert and a top-k of at least one";
+            return Err(usage(&[option], what, "raise --experts or --top-k"));
         }
         if experts > 65_536 {
             return Err(usage(

@@ -192,6 +192,7 @@ fn wrong_options_are_shown_in_the_line_of_their_key() {
     const PRUNE: &str = "data = [\"t\"]\nkeep = 0.5";
     const UPCYCLE: &str = "experts = 8\ntop-k = 2";
     const RTN: &str = "solver = \"rtn\"";
+    let mut problems = Vec::new();
     for (run, right, wrong) in [
         ("upcycle", "experts = 8", "top-k = 0"),
         ("upcycle", "experts = 8", "top-k = 9"),
@@ -235,6 +236,7 @@ fn wrong_options_are_shown_in_the_line_of_their_key() {
         ("heal", TEXT, "steps = 99999999"),
         ("heal", TEXT, "warmup = 999"),
         ("heal", TEXT, "learning-rate = -1"),
+        ("heal", TEXT, "accumulate = 0"),
         ("heal", TEXT, "accumulate = 9999999"),
         ("heal", TEXT, "clip = -1"),
         ("heal", TEXT, "balance = -1"),
@@ -249,12 +251,11 @@ fn wrong_options_are_shown_in_the_line_of_their_key() {
             format!("[[step]]\nrun = \"{run}\"\nmodel = \"m\"\noutput = \"o\"\n{right}\n{wrong}");
         let error = Recipe::parse(&text, &[], "x").unwrap_err();
         let place = format!("line {}, step 1 ({run}): ", text.lines().count());
-        assert!(error.what().starts_with(&place), "{text}: {error}");
         let key = wrong.split(' ').next().unwrap();
-        let named = error.named_options();
-        assert!(
-            named.iter().any(|named| named.trim_start_matches('-') == key),
-            "{text}: {named:?}"
-        );
+        let is_named = error.named_options().contains(&format!("--{key}"));
+        if !(is_named && error.what().starts_with(&place)) {
+            problems.push(format!("{text}\n{error}"));
+        }
     }
+    assert!(problems.is_empty(), "{}", problems.join("\n\n"));
 }
