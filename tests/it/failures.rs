@@ -67,7 +67,7 @@ fn the_parts_of_an_error_are_apart() {
     let sandbox = Sandbox::new();
     let gate = "[[step]]\nrun = \"eval\"\nmodel = \"golden/models/moe\"\n\
                 data = [\"golden/text/english.heldout.txt\"]\ndata-tokens = 64\n\
-                original = \"golden/models/dense\"\nmax-kl = 1e-9\n";
+                original = \"golden/models/dense\"\ngates = { max-kl = 1e-9 }\n";
     sandbox.write("r.toml", gate);
     for (line, code, kind, what, remedy) in [
         ("inspect golden/models/moe --device cuda:9", 1, "", "cuda", "--device cpu"),

@@ -224,7 +224,7 @@ fn wrong_places_say_what_belongs_there() {
         ("run recipes", 1, &["a recipe is a file", "recipes/a.toml"]),
         ("run golden/models", 1, &["a recipe is a file", "docs/recipes.md"]),
         ("man file.md", 2, &["file.md", "man pages go to a directory"]),
-        (prompts, 1, &["prompts.json", "expected an object", "positive"]),
+        (prompts, 1, &["prompts.json", "an object is expected", "positive"]),
     ];
     let problems = cases
         .iter()

@@ -48,9 +48,10 @@ fn check(path: &Path, metadata: &Metadata) -> Result<()> {
         return Ok(());
     }
     let (what, remedy) = match kind_of(metadata.file_type()) {
-        "directory" => {
-            ("a directory", "give a file; if you gave no such path, move the directory away")
-        }
+        "directory" => (
+            "a directory",
+            "give one of the files in it; if you gave no such path, move the directory away",
+        ),
         "pipe" => (
             "a pipe",
             "write what comes out of it to a file, and give that: it is read more than once",

@@ -113,7 +113,10 @@ fn check_keys(table: &Table, command: &str, known: &[String]) -> Result<(), Mist
     let Some((key, value)) = table.iter().find(|(key, _)| !known.contains(key)) else {
         return Ok(());
     };
-    let error = match of_program(key, &value.to_string()) {
+    let is_gate = known.iter().any(|key| key == GATES) && schema::keys_of_gates().contains(key);
+    let elsewhere = of_program(key, &value.to_string())
+        .or_else(|| is_gate.then(|| format!("it is a gate: {GATES} = {{ {key} = {value} }}")));
+    let error = match elsewhere {
         Some(remedy) => usage(format!("`{key}` is not a key of a step"), remedy),
         None => {
             let others: Vec<_> =

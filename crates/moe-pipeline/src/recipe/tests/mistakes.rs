@@ -31,6 +31,11 @@ fn mistakes_are_named() {
     );
     let gate = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = \"x\" }");
     assert!(gate.contains("line 5, step 1 (eval): ") && gate.contains("max-kl"), "{gate}");
+    let gate = step("run = \"eval\"\ndata = [\"t\"]\nmax-kl = 0.1");
+    assert!(
+        gate.contains("line 5, step 1 (eval): ") && gate.contains("gates = { max-kl = 0.1 }"),
+        "{gate}"
+    );
     assert!(with("experts = 8", "").contains("missing field `experts`"));
     let command = with("\"verify\"", "\"verfiy\"");
     assert!(
