@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
-    Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header,
+    Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header, json,
 };
 use moe_forward::Group;
 use moe_math::statistics::{Quantity, Sizes, Sums};
@@ -124,7 +124,7 @@ impl StatisticsFile {
             tensors.get(ABOUT).ok_or_else(|| malformed("this file holds no statistics".into()))?;
         let mut json = vec![0; about.bytes() as usize];
         about.read_at(0, &mut json)?;
-        let about: About = serde_json::from_slice(&json).map_err(|e| malformed(e.to_string()))?;
+        let about: About = json::parsed(&json).map_err(malformed)?;
         if about.format != FORMAT {
             return Err(malformed(format!("this is {:?}, not {FORMAT:?}", about.format)));
         }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ValueEnum;
+use moe_checkpoint::json;
 use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -89,8 +90,13 @@ impl PruneOptions {
 
     fn given(&self, sources: &Sources<'_>) -> Result<Option<PrunePlan>> {
         let Some(value) = sources.given_plan else { return Ok(None) };
-        PrunePlan::deserialize(value).map(Some).map_err(|e| {
-            let error = Error::new(Kind::Malformed, "this is not a plan for pruning").source(e);
+        let plan = match value.as_object() {
+            Some(fields) => json::of_object(fields),
+            None => Err("an object is expected".to_owned()),
+        };
+        plan.map(Some).map_err(|said| {
+            let what = format!("this is not a plan for pruning: {said}");
+            let error = Error::new(Kind::Malformed, what);
             self.in_plan(error.remedy("give a file that prune --plan-out has written"))
         })
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use moe_checkpoint::{Dtype, Error, Kind, Result, write_file_atomically};
+use moe_checkpoint::{Dtype, Error, Kind, Result, json, write_file_atomically};
 use moe_forward::train::LayerCounts;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -80,8 +80,8 @@ impl StateHeader {
 
     /// Reads the header of a state before its hashes, to recognize the state of another run.
     fn read(parts: &SavedParts, fingerprint: &str) -> Result<Self> {
-        let about: Self = serde_json::from_slice(&parts.unchecked(ABOUT)?)
-            .map_err(|e| parts.malformed(&e.to_string()))?;
+        let about: Self =
+            json::parsed(&parts.unchecked(ABOUT)?).map_err(|said| parts.malformed(&said))?;
         if about.format != FORMAT {
             return Err(parts.malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
         }
