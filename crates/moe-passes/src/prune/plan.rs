@@ -106,6 +106,13 @@ impl PlannedLayer {
                 format!("the plan is for {planned} experts in layer {index}, which has {before}");
             return Err(wrong_plan(what, "give the plan of this model"));
         }
+        let saliencies = self.saliency.len();
+        if ![0, before].contains(&saliencies) {
+            let what = format!(
+                "the plan has {saliencies} saliencies of layer {index}, which has {before} experts"
+            );
+            return Err(wrong_plan(what, "give one for each expert, or leave \"saliency\" out"));
+        }
         self.check_kept(index)?;
         let (after, top_k) = (self.keep.len(), moe.router.top_k);
         if after < top_k {
