@@ -42,9 +42,30 @@ fn reports_are_rendered_as_the_run_wrote_them() {
     sandbox.run("report out -o pages --overwrite").exits(2);
     // The hashes define the result, so a page can't be written into it.
     sandbox.run("report out -o out --overwrite").exits(2).says(&["folder of a model or a result"]);
-    sandbox.run("report out -o m").exits(2).says(&["folder of a model or a result"]);
+    for inside in ["m", "m/new", "out/new/deep"] {
+        let refused = sandbox.run(&format!("report out -o {inside}")).exits(2);
+        refused.says(&["folder of a model or a result"]);
+    }
+    assert!(!sandbox.path("out/new").exists() && !sandbox.path("m/new").exists());
     assert_eq!(sandbox.read("out/SHA256SUMS"), before);
     sandbox.run("verify out").succeeds();
+}
+
+#[test]
+fn a_receipt_that_is_not_the_listed_one_is_noted() {
+    const NOTE: &str = "moe-convert.json isn't the one that SHA256SUMS lists";
+    let sandbox = pruned();
+    sandbox.shell("cp -r out edited; cp -r out bare; cp -r out led; rm bare/SHA256SUMS").succeeds();
+    let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
+    sandbox.write("edited/moe-convert.json", receipt.replace("\"aimer\"", "\"reap\""));
+    assert!(!sandbox.run("report out").succeeds().stdout.contains(NOTE));
+    for dir in ["edited", "bare"] {
+        let outcome = sandbox.run(&format!("report {dir}")).succeeds();
+        assert!(outcome.stdout.contains("isn&#39;t the one that SHA256SUMS lists"), "{outcome}");
+        outcome.says(&[NOTE]);
+    }
+    sandbox.shell("mv led/moe-convert.json away.json; ln -s ../away.json led/moe-convert.json");
+    sandbox.run("report led").exits(1).says(&["led/moe-convert.json"]);
 }
 
 #[test]

@@ -361,7 +361,7 @@ impl Session {
 
     fn report(&self, model: &Path, output: Option<&Path>, overwrite: bool) -> Result<()> {
         let Some(output) = output else {
-            let pages = report(model)?;
+            let pages = report(model, &self.progress)?;
             if let [_, others @ ..] = pages.as_slice()
                 && !others.is_empty()
             {
@@ -370,7 +370,7 @@ impl Session {
             }
             return self.print(&serde_json::json!({ "html": pages[0].1 }), || pages[0].1.clone());
         };
-        self.print_pages(&write_report(model, output, overwrite)?, output)
+        self.print_pages(&write_report(model, output, overwrite, &self.progress)?, output)
     }
 
     fn man(&self, dir: &Path, overwrite: bool) -> Result<()> {

@@ -46,7 +46,7 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
 }
 
 /// Refuses a manifest or a receipt of `dir` that leads elsewhere.
-fn check_lists(dir: &Path) -> Result<()> {
+pub(crate) fn check_lists(dir: &Path) -> Result<()> {
     let folder = Folder::of(dir)?;
     for name in [MANIFEST_FILE, RECEIPT_FILE] {
         if dir.join(name).symlink_metadata().is_ok() {

@@ -23,7 +23,7 @@ use crate::progress::{Progress, Unit};
 
 pub(crate) use contents::ignored;
 pub(crate) use generation::{CONFIG as GENERATION_CONFIG, RefusedConfig, refused_config};
-pub(crate) use listed::{check_hashes, listed};
+pub(crate) use listed::{check_hashes, check_lists, listed};
 pub(crate) use loaders::{check_carried, has_tokenizer};
 
 /// Size of the blocks that tensors are read in.
