@@ -35,7 +35,7 @@ pub fn report(dir: &Path, progress: &dyn Progress) -> Result<Vec<(String, String
     check_lists(dir)?;
     let mut receipt = Receipt::read(dir)?;
     if let Some(why) = unlisted(dir)? {
-        progress.note(&format!("{}: {why}", dir.join(RECEIPT_FILE).display()));
+        progress.note(&format!("{}: {why}", dir.display()));
         receipt.warnings.insert(0, why);
     }
     let pages = pages(&receipt);
