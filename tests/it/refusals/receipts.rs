@@ -37,7 +37,14 @@ fn hostile_plans_are_refused_in_bounds() {
     let cases: &[(&[u8], &[&str])] = &[
         (deep.as_bytes(), &[]),
         (br#"{"layers": {"0": {"experts": 4, "keep": [0, 18446744073709551615]}}}"#, &[]),
-        (br#"{"layers": {"0": {"experts": 4, "keep": [0, -1]}}}"#, &[]),
+        (
+            br#"{"layers": {"0": {"experts": 4, "keep": [0, -1]}}}"#,
+            &["layers.0.keep[1] is -1, where"],
+        ),
+        (
+            br#"{"layers": {"0": {"experts": 7, "keep": [0, 1, 2], "saliency": [1.0]}}}"#,
+            &["1 saliencies of layer 0"],
+        ),
         (b"[]", &[]),
     ];
     contents_refused("plan.json", &format!("prune {MODEL} -o out --plan plan.json"), cases);
