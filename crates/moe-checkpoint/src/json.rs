@@ -21,7 +21,7 @@ use crate::members;
 use crate::shown::escaped_json;
 
 pub use expected::{in_words, of_object, parsed};
-pub use python::{keep_numbers, keep_python, kept_number};
+pub use python::{keep_numbers, keep_python, kept_number, kept_text};
 
 use python::{is_integer, with_kept_numbers};
 

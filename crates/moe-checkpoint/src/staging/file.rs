@@ -7,7 +7,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
-use serde_json::Value;
 
 use super::lock::{locked, open_options};
 use super::modes::Rights;
@@ -166,8 +165,8 @@ fn holds_a_model(folder: &Path) -> bool {
     if [RECEIPT_FILE, SINGLE_FILE, INDEX_FILE].iter().any(|name| folder.join(name).is_file()) {
         return true;
     }
-    let config: Value = json::read_tree(&folder.join(CONFIG_FILE)).unwrap_or_default();
-    ["model_type", "architectures"].iter().any(|key| config.get(key).is_some())
+    let config = json::read_python(&folder.join(CONFIG_FILE)).unwrap_or_default();
+    ["model_type", "architectures"].iter().any(|key| config.contains_key(*key))
 }
 
 /// Whether `path` ends in `/` or `/.`, which [`Path`] ignores and a rename doesn't.

@@ -132,7 +132,7 @@ struct Padding {
 impl Padding {
     /// Reads the padding token from the config of the checkpoint in `dir`.
     fn read(dir: &Path) -> Result<Self> {
-        let config: Value = json::read_tree(&dir.join(CONFIG_FILE))?;
+        let config = Value::from(json::read_python(&dir.join(CONFIG_FILE))?);
         let id = ids(&config, "pad_token_id").first().copied();
         let is_end =
             |id| ["eos_token_id", "bos_token_id"].iter().any(|key| ids(&config, key).contains(&id));

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use moe_checkpoint::json::{keep_numbers, kept_number};
+use moe_checkpoint::json::{keep_numbers, kept_number, kept_text};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -129,7 +129,10 @@ impl RecordFields<'_> {
             return Err(Wrong::new(Cause::TextIsList, "\"text\" is a list, expected a string"));
         }
         if let Some(text) = self.text.map(read::<Option<String>>).transpose()?.flatten() {
-            return Ok(Record::Text(text));
+            return match kept_number(&text) {
+                Some(number) => Err(wrong(format!("\"text\" is {number}, expected a string"))),
+                None => Ok(Record::Text(kept_text(&text).to_owned())),
+            };
         }
         let conversation = self.conversation()?;
         Ok(Record::Messages(conversation, self.tools.map(read::<Value>).transpose()?))

@@ -200,7 +200,8 @@ fn choose_class(
     tokenizer: &[u8],
 ) -> Result<Class> {
     let path = model_dir.join(CONFIG_FILE);
-    let config: Value = if file_exists(&path)? { json::read_tree(&path)? } else { Value::Null };
+    let config =
+        if file_exists(&path)? { Value::from(json::read_python(&path)?) } else { Value::Null };
     let family = config["model_type"].as_str().and_then(|model_type| families().get(model_type));
     let rule = family.and_then(|family| family.tokenizer.as_ref());
     const BYTES: &[u8] = b"\"ByteLevel\"";

@@ -32,7 +32,7 @@ pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
         .iter()
         .filter(|file| file.name.ends_with(".json") && !file.name.contains('/'));
     for file in of_top.filter(|file| file.bytes <= json::MAX_JSON_BYTES) {
-        if let Ok(config) = json::read_tree::<Map<String, Value>>(&file.path) {
+        if let Ok(config) = json::read_python(&file.path) {
             of_others.extend(classes(&config).1);
         }
     }

@@ -7,7 +7,7 @@ use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles,
     SourceFile, begins_with_mark,
 };
-use moe_forward::tokens_beyond_vocabulary;
+use moe_forward::{TOKENIZER_FILE, tokens_beyond_vocabulary};
 use moe_model::{Layout, Model};
 
 use super::contents::{MARKED, damaged};
@@ -193,8 +193,10 @@ fn of_config(model: &Model) -> Vec<Refused> {
 fn of_tokenizer(dir: &Path, vocab: usize) -> Option<Refused> {
     let error = tokens_beyond_vocabulary(dir, vocab).err()?;
     let what = format!("the tokenizer can't be read: {}", error.briefly());
+    let file = error.named_file().and_then(|file| file.strip_prefix(dir).ok());
+    let file = file.unwrap_or(Path::new(TOKENIZER_FILE)).display().to_string();
     (error.kind() == Kind::Malformed).then(|| {
-        Refused::new(what, "tokenizer.json", "this file is damaged: download or copy it again")
+        Refused::new(what, &file, "this file is damaged: download or copy it again")
     })
 }
 

@@ -1,6 +1,6 @@
 //! `tojson`, for which transformers uses Python's `json.dumps`.
 
-use moe_checkpoint::json::kept_number;
+use moe_checkpoint::json::{kept_number, kept_text};
 
 use super::held::longest_text;
 use super::repr::float;
@@ -23,7 +23,7 @@ pub(super) fn value(json: &serde_json::Value) -> Fallible<Value> {
         }
         serde_json::Value::String(text) => match kept_number(text) {
             Some(number) => kept(number)?,
-            None => text.as_str().into(),
+            None => kept_text(text).into(),
         },
         serde_json::Value::Array(items) => {
             items.iter().map(value).collect::<Fallible<Vec<_>>>()?.into()
@@ -31,7 +31,7 @@ pub(super) fn value(json: &serde_json::Value) -> Fallible<Value> {
         serde_json::Value::Object(fields) => {
             let mut dict = Dict::default();
             for (key, field) in fields {
-                dict.insert(key.as_str().into(), value(field)?);
+                dict.insert(kept_text(key).into(), value(field)?);
             }
             dict.into_value()
         }
