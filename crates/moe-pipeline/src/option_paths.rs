@@ -72,7 +72,10 @@ mod tests {
 
     /// Options that name every kind of file that each pass reads.
     const READING: [(&str, &str); 7] = [
-        ("upcycle", "experts = 2\ntop-k = 1\nexpert-model = ['M', 'N']\nprompts = 'P'\ndata = ['D']"),
+        (
+            "upcycle",
+            "experts = 2\ntop-k = 1\nexpert-model = ['M', 'N']\nprompts = 'P'\ndata = ['D']",
+        ),
         ("prune", "plan = 'P'\nstats = 'S'\ndata = ['D', 'l=E@2']\nheld-out = ['H']"),
         ("merge", "keep = 0.5\nstats = 'S'\ndata = ['D']\nheld-out = ['H']"),
         ("quantize", "data = ['D']\npool = ['P']\nheld-out = ['H']"),
@@ -125,7 +128,8 @@ mod tests {
         let one = of("data = ['a=x']");
         assert_eq!(one.options, of("data = ['a=y']").options);
         assert_eq!(one.files, [Path::new("x")]);
-        for other in ["data = ['b=x']", "data = ['a=x@1']", "data = ['a=x', 'a=x']", "pool = ['a=x']"]
+        for other in
+            ["data = ['b=x']", "data = ['a=x@1']", "data = ['a=x', 'a=x']", "pool = ['a=x']"]
         {
             assert_ne!(one.options, of(other).options, "{other}");
         }
@@ -134,7 +138,9 @@ mod tests {
     #[test]
     fn edited_options_are_taken_as_they_are() {
         let nothing = Vec::<PathBuf>::new();
-        for edited in ["5", "null", "[\"x\"]", "{\"data\": 1, \"stats\": {\"x\": 1}}", "{\"data\": [{}]}"] {
+        for edited in
+            ["5", "null", "[\"x\"]", "{\"data\": 1, \"stats\": {\"x\": 1}}", "{\"data\": [{}]}"]
+        {
             let options: Value = serde_json::from_str(edited).unwrap();
             let pathless = PathlessOptions::new(options.clone());
             assert_eq!((&pathless.options, &pathless.files), (&options, &nothing));

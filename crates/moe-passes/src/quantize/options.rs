@@ -349,9 +349,7 @@ impl QuantizeOptions {
             })
         };
         match (self.format(), scheme) {
-            (Format::Fp8, Scheme::Fp8(Blocks::Of(block))) => {
-                Ok(Quantization::BlockFp8 { block })
-            }
+            (Format::Fp8, Scheme::Fp8(Blocks::Of(block))) => Ok(Quantization::BlockFp8 { block }),
             (Format::CompressedTensors, _) => Ok(compressed()),
             (Format::Gptq, Scheme::Integers(integers)) => Ok(Quantization::Gptq(integers)),
             (Format::Fp8, _) => Err(usage(
