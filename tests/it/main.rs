@@ -35,6 +35,7 @@ mod refusals;
 mod remedies;
 mod replaced;
 mod reports;
+mod respelled;
 mod resume;
 mod side_files;
 mod signals;

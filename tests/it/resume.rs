@@ -124,6 +124,20 @@ fn trainings_of_other_runs_are_refused() {
     assert!(!sandbox.path("a.training").exists());
 }
 
+/// The options and texts of a stopped training may be spelled otherwise.
+#[test]
+fn a_training_goes_on_however_it_is_spelled() {
+    let sandbox = Sandbox::with_model_and_text();
+    stopped(&sandbox, &format!("{HEAL} -o a --steps 3"));
+    let further = "--warmup 0 --data-tokens 192 --train router --resume";
+    let respelled = format!("{HEAL} -o a --steps 3 {further}").replace("ids", "./ids");
+    sandbox.run(&respelled).succeeds().says(&["goes on after step 3"]);
+    stopped(&sandbox, &format!("{DISTILL} -o b --steps 3"));
+    let respelled =
+        format!("{DISTILL} -o b --steps 3 --down ridge --resume").replace("ids", "./ids");
+    sandbox.run(&respelled).succeeds().says(&["taken from what was saved"]);
+}
+
 /// Options that decide how far a step goes may change when a training continues. The log and the
 /// receipt say where they did.
 #[test]

@@ -124,6 +124,25 @@ const DENSE_PARTS: &str =
 const FEWER_PARTS: &str = "leave that word out of --train, such as --train router,experts";
 
 impl HealOptions {
+    /// The same options with the defaults that follow from the number of steps.
+    fn spelled_out(&self) -> Self {
+        let train = match self.train.contains(&Trained::All) {
+            true => vec![Trained::All],
+            false => {
+                let parts = Trained::value_variants().iter();
+                parts.filter(|part| self.train.contains(part)).copied().collect()
+            }
+        };
+        let warmup = (self.training.steps > 0).then(|| self.training.warmup());
+        let data_tokens = Some(self.text.most_tokens(&self.training));
+        Self {
+            train,
+            training: TrainOptions { warmup, ..self.training.clone() },
+            text: TrainingText { data_tokens, ..self.text.clone() },
+            ..self.clone()
+        }
+    }
+
     fn parts(&self) -> Vec<TrainedPart> {
         let parts = |trained: &Trained| match trained {
             Trained::Router => vec![TrainedPart::Routers],
@@ -264,7 +283,7 @@ impl Pass for HealOptions {
     }
 
     fn options(&self) -> Value {
-        as_value(self)
+        as_value(&self.spelled_out())
     }
 
     fn inputs(&self) -> Inputs<'_> {

@@ -383,6 +383,12 @@ impl TrainingText {
         check_held_out_used(&self.held_out, self.held_out_tokens != default_held_out_tokens())
     }
 
+    /// The maximum number of tokens of each label: unless given, as many as all steps of `options`
+    /// see.
+    pub fn most_tokens(&self, options: &TrainOptions) -> usize {
+        self.data_tokens.unwrap_or_else(|| options.most_tokens(self.sequence_length))
+    }
+
     /// Text that the training is measured on; None without --held-out.
     pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
         (!self.held_out.is_empty()).then_some(HeldOut {

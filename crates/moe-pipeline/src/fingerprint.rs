@@ -104,8 +104,9 @@ pub(crate) fn of_training<'a>(
         0 => ("the model".to_owned(), model.clone()),
         _ => (format!("model {}", index + 1), model.clone()),
     }));
+    let names = short_names(texts.iter().copied());
     let hashes = texts.iter().zip(all["texts"].as_array().into_iter().flatten());
-    facts.extend(hashes.map(|(path, hash)| (path.display().to_string(), hash.clone())));
+    facts.extend(hashes.map(|(path, hash)| (names[path].clone(), hash.clone())));
     Ok(format!("{}\n{}", sha256_bytes(all.to_string().as_bytes()), serde_json::json!(facts)))
 }
 

@@ -32,6 +32,7 @@ mod markdown;
 mod memory;
 mod needs;
 mod observe;
+mod option_paths;
 mod options;
 mod outputs;
 mod peaks;

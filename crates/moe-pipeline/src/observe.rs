@@ -30,6 +30,7 @@ use crate::file_kinds::STATISTICS;
 use crate::fingerprint::{self, Fingerprint};
 use crate::memory::{Text, Watched};
 use crate::needs::WorkLimits;
+use crate::option_paths::PathlessOptions;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
@@ -378,7 +379,8 @@ fn hash_of_run(
 ) -> Result<String> {
     let texts = options.calibration.data.iter().map(|spec| spec.path.as_path());
     let read = texts.chain(options.add.iter().map(PathBuf::as_path));
-    fingerprint::of_run(&serde_json::json!(options), compute, [checkpoint], read, digests)
+    let PathlessOptions { options, .. } = PathlessOptions::new(serde_json::json!(options));
+    fingerprint::of_run(&options, compute, [checkpoint], read, digests)
 }
 
 impl ObservedLayer {

@@ -1,10 +1,11 @@
 //! Reuse of existing results, of an earlier run or an earlier step.
 //!
 //! A receipt identifies by hashes what a result was made from: the same passes with the same
-//! options on the same bytes give the same result.
+//! options on the same bytes give the same result. Names and places of files don't matter, but
+//! which file is read for what does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{
     Error, Kind, LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_own_log,
@@ -17,10 +18,12 @@ use crate::card::{self, name_of};
 use crate::context::RunContext;
 use crate::convert::Run;
 use crate::file_names::{CARD_FILE, RECEIPT_FILE, RUN_FILE};
+use crate::option_paths::PathlessOptions;
 use crate::options::ConvertOptions;
 use crate::outputs::{SLACK_BYTES, check_places, existing, plan_names};
+use crate::portable::short_names;
 use crate::progress::Quiet;
-use crate::receipt::{Receipt, ReceiptFile, age};
+use crate::receipt::{Receipt, ReceiptFile, Tool, age};
 use crate::verify::{check_hashes, listed};
 use crate::writing::WritingOptions;
 
@@ -131,8 +134,8 @@ impl Run<'_> {
         }))
     }
 
-    /// Describes how the result of the receipt `found` differs from the one that this run would write; None
-    /// where it doesn't.
+    /// Describes how the result of the receipt `found` differs from the one that this run would
+    /// write; None where it doesn't.
     fn difference(&mut self, found: &Receipt, resume: bool) -> Result<Option<Difference>> {
         if !has_plans(found, self.passes()) {
             return Ok(Some(Difference::new("has no such plan beside it")));
@@ -171,18 +174,22 @@ fn other_format(format: u64) -> Difference {
     Difference::new(format!("has a receipt of {age} format, of another build of moe-convert"))
 }
 
-/// Describes how the work in the receipt `found` differs from `passes`; None where it doesn't.
+/// Describes how the work in the receipt `found` differs from `passes`, apart from the files that
+/// both read; None where it doesn't.
 fn differing_work(found: &Receipt, passes: &[&dyn Pass]) -> Option<Difference> {
-    let found = work(found);
-    let wanted: Vec<PassWork> = passes.iter().map(|pass| (pass.name(), pass.options())).collect();
-    let names =
-        |work: &[PassWork]| work.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" → ");
-    if names(&found) != names(&wanted) {
-        let how = format!("was made by {}, not by {}", names(&found), names(&wanted));
-        return Some(Difference::new(how));
+    let names = passes.iter().map(|pass| pass.name()).collect::<Vec<_>>().join(" → ");
+    if found.passes() != names {
+        return Some(Difference::new(format!("was made by {}, not by {names}", found.passes())));
     }
-    let options =
-        found.iter().zip(&wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
+    // Another build may have spelled the same options otherwise.
+    if found.tool != Tool::this() {
+        return Some(Difference::new("was made by another build of moe-convert"));
+    }
+    let pairs = found.work().map(|(_, options)| options).zip(passes);
+    let options = pairs.flat_map(|(found, pass)| {
+        let [found, wanted] = [found.clone(), pass.options()].map(PathlessOptions::new);
+        other_keys(&found.options, &wanted.options)
+    });
     other_options(options.collect())
 }
 
@@ -193,23 +200,21 @@ fn other_options(options: Vec<String>) -> Option<Difference> {
     (!options.is_empty()).then(|| Difference::with(how(), instead))
 }
 
-/// Describes how a result of the same work differs from the wanted one. A training that was resumed with
-/// other settings counts as different, unless `resume` is set.
+/// Describes how a result of the same work differs from the wanted one. A training that was resumed
+/// with other settings counts as different, unless `resume` is set.
 fn difference(found: &Receipt, wanted: &Receipt, resume: bool) -> Result<Option<Difference>> {
     let options = other_settings(found, wanted)?;
     let went_on = found.training.as_ref().is_some_and(|training| !training.settings.is_empty());
     // The number of copied tensors is known only once experts are chosen, which isn't repeated
     // here.
     let other_size = found.result.parameters != wanted.result.parameters;
-    Ok(if found.tool != wanted.tool {
-        Some(Difference::new("was made by another build of moe-convert"))
-    } else if options.is_some() {
+    Ok(if options.is_some() {
         options
     } else if !resume && went_on {
         // A training that was resumed with other settings is finished for a run that may resume it,
         // but its result isn't the one of these options.
         Some(Difference::new("comes of a training that went on with other settings"))
-    } else if found.texts != wanted.texts {
+    } else if !read_same_files(found, wanted) {
         let how = "was made with other text, or with text that has changed";
         Some(Difference::with(how, "the text that it was made with"))
     } else if read(found) != read(wanted) || other_size {
@@ -281,12 +286,22 @@ type IsOwn = fn(&Path) -> bool;
 /// Files that a run writes and no manifest lists, and how to recognize them.
 const UNHASHED: [(&str, IsOwn); 2] = [(RUN_FILE, is_own_run_record), (LOG_FILE, is_own_log)];
 
-/// Name and options of a pass.
-type PassWork = (&'static str, Value);
+/// Whether the files that the options of two receipts name are the same, each for the same purpose:
+/// text, statistics and plans. The options are equal apart from their paths.
+fn read_same_files(a: &Receipt, b: &Receipt) -> bool {
+    let (a, b) = (hashes_by_use(a), hashes_by_use(b));
+    a.is_some() && a == b
+}
 
-/// The passes of a receipt in order.
-fn work(receipt: &Receipt) -> Vec<PassWork> {
-    receipt.work().map(|(pass, options)| (pass.name, options.clone())).collect()
+/// SHA-256 of each file that options name, in the order of the options. None where the receipt
+/// doesn't have the hash of one of them.
+fn hashes_by_use(receipt: &Receipt) -> Option<Vec<&String>> {
+    let files: Vec<PathBuf> = receipt
+        .work()
+        .flat_map(|(_, options)| PathlessOptions::new(options.clone()).files)
+        .collect();
+    let names = short_names(files.iter().map(PathBuf::as_path));
+    files.iter().map(|file| receipt.texts.get(&names[file.as_path()])).collect()
 }
 
 /// The hashes of all checkpoints that were read; their paths don't matter.

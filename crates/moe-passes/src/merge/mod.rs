@@ -76,7 +76,7 @@ impl Pass for MergeOptions {
     }
 
     fn options(&self) -> Value {
-        as_value(self)
+        as_value(&self.spelled_out())
     }
 
     fn inputs(&self) -> Inputs<'_> {

@@ -6,10 +6,17 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::MergeAlgorithm;
-use super::parameters::{GROUP_CAP, Grouping, Parameters};
+use super::parameters::{Grouping, Parameters};
 use crate::pass::Sources;
 use crate::reduce::{Method, ReduceOptions, Size};
 use crate::usage::{refuse_unused, usage};
+
+/// The algorithms that `--grouping` and `--group-cap` are for.
+const GROUPS: &[MergeAlgorithm] = &[MergeAlgorithm::Ream];
+/// The algorithms that `--dern-threshold` is for.
+const MOVES_NEURONS: &[MergeAlgorithm] = &[MergeAlgorithm::Dern];
+/// The algorithms that `--all-experts-every` is for.
+const RUNS_ALL: &[MergeAlgorithm] = &[MergeAlgorithm::HcSmoe, MergeAlgorithm::Average];
 
 /// Options of `merge`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -50,13 +57,32 @@ pub struct MergeOptions {
 impl MergeOptions {
     /// The algorithm that is asked for, with its parameters.
     pub(super) fn method(&self) -> Arc<dyn Method> {
+        self.algorithm.method(self.parameters())
+    }
+
+    fn parameters(&self) -> Parameters {
         let default = Parameters::default();
-        self.algorithm.method(Parameters {
+        Parameters {
             grouping: self.grouping.unwrap_or(default.grouping),
             group_cap: self.group_cap.unwrap_or(default.group_cap),
             dern_threshold: self.dern_threshold.unwrap_or(default.dern_threshold),
             sample_every: self.all_experts_every.unwrap_or(default.sample_every),
-        })
+        }
+    }
+
+    /// The same options with the parameters that the algorithm reads, given or not.
+    pub(super) fn spelled_out(&self) -> Self {
+        let Parameters { grouping, group_cap, dern_threshold, sample_every } = self.parameters();
+        let groups = GROUPS.contains(&self.algorithm);
+        let moves_neurons = MOVES_NEURONS.contains(&self.algorithm);
+        let runs_all = RUNS_ALL.contains(&self.algorithm) && self.reduce.stats.is_none();
+        Self {
+            grouping: groups.then_some(grouping),
+            group_cap: groups.then_some(group_cap),
+            dern_threshold: moves_neurons.then_some(dern_threshold),
+            all_experts_every: runs_all.then_some(sample_every),
+            ..self.clone()
+        }
     }
 
     /// Refuses options that can't work, before anything is read.
@@ -101,13 +127,12 @@ impl MergeOptions {
 
     /// Refuses options of other algorithms.
     fn check_algorithm_used(&self) -> Result<()> {
-        use MergeAlgorithm::{Average, Dern, HcSmoe, Ream};
         let runs_all = self.all_experts_every.is_some();
         let given = [
-            ("--grouping", self.grouping.is_some(), [Ream].as_slice(), "ream"),
-            ("--group-cap", self.group_cap.is_some(), &[Ream], "ream"),
-            ("--dern-threshold", self.dern_threshold.is_some(), &[Dern], "dern"),
-            ("--all-experts-every", runs_all, &[HcSmoe, Average], "hc-smoe and average"),
+            ("--grouping", self.grouping.is_some(), GROUPS, "ream"),
+            ("--group-cap", self.group_cap.is_some(), GROUPS, "ream"),
+            ("--dern-threshold", self.dern_threshold.is_some(), MOVES_NEURONS, "dern"),
+            ("--all-experts-every", runs_all, RUNS_ALL, "hc-smoe and average"),
         ];
         for (option, given, methods, names) in given {
             let is_idle = given && !methods.contains(&self.algorithm);
@@ -118,7 +143,7 @@ impl MergeOptions {
     }
 
     fn check_cap(&self, model: &Model, size: &Size) -> Result<()> {
-        let cap = self.group_cap.unwrap_or(GROUP_CAP);
+        let cap = self.parameters().group_cap;
         let least = size.before.div_ceil(size.after);
         if cap >= least {
             return Ok(());
@@ -160,7 +185,7 @@ mod tests {
     use clap::{Args, ValueEnum};
 
     use super::*;
-    use crate::merge::parameters::DERN_THRESHOLD;
+    use crate::merge::parameters::{DERN_THRESHOLD, GROUP_CAP};
 
     /// Options whose default is a constant of a method state it in their help.
     #[test]

@@ -178,3 +178,91 @@ impl<'de> Deserialize<'de> for &'static PassInfo {
             .ok_or_else(|| D::Error::custom(format_args!("there is no pass {name:?}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(pass: &str, table: &str) -> serde_json::Value {
+        let table = table.parse().unwrap_or_else(|e| panic!("{table}: {e}"));
+        PassInfo::named(pass).unwrap().options.from_table(table).unwrap().options()
+    }
+
+    /// Options of a pass, and further ones that change nothing, since they are defaults or say the
+    /// same.
+    const SAME: [(&str, &str, &str); 17] = [
+        ("upcycle", "experts = 8\ntop-k = 2", "router-std = 0.02\nlayers = 'ALL'"),
+        ("upcycle", "experts = 8\ntop-k = 2\nrouter = 'zeros'", "router-std = 1e-6"),
+        (
+            "upcycle",
+            "experts = 8\ntop-k = 2\nrouter = 'zeros'\ngranularity = 2",
+            "router-std = 1e-4",
+        ),
+        ("prune", "keep = 0.5\ndata = ['x.txt']", "criterion = 'reap'\ndivisible-by = 1"),
+        ("merge", "keep = 0.5\ndata = ['x.txt']", "algorithm = 'dern'\ndern-threshold = 0.3"),
+        ("merge", "keep = 0.5\nalgorithm = 'ream'", "grouping = 'nearest'\ngroup-cap = 16"),
+        ("merge", "keep = 0.5\nalgorithm = 'hc-smoe'", "all-experts-every = 1"),
+        ("merge", "keep = 0.5\nalgorithm = 'average'", "all-experts-every = 1"),
+        ("quantize", "data = ['x.txt']", "scheme = 'w4a16'\nsolver = 'gptq'"),
+        ("quantize", "data = ['x.txt']", "format = 'compressed-tensors'\nper-expert = true"),
+        ("quantize", "data = ['x.txt']", "scheme = 'int4'\ncalibrate-on = 'per-expert'"),
+        ("quantize", "target-bits = 5.5", "format = 'compressed-tensors'\nprofile = 'engine'"),
+        ("quantize", "scheme = 'fp8-block'", "format = 'fp8'\nsolver = 'rtn'"),
+        ("quantize", "scheme = 'fp8'", "format = 'compressed-tensors'"),
+        ("distill", "data = ['x.txt']", "data-tokens = 65536\nsteps = 200"),
+        ("heal", "data = ['x.txt']", "warmup = 10\ndata-tokens = 409600\ntrain = ['router']"),
+        ("heal", "data = ['x.txt']\nsteps = 0", "data-tokens = 2048"),
+    ];
+
+    #[test]
+    fn defaults_are_the_same_options_given_or_not() {
+        for (pass, given, further) in SAME {
+            let spelled = options(pass, &format!("{given}\n{further}"));
+            assert_eq!(options(pass, given), spelled, "{pass}: {given} {further}");
+        }
+    }
+
+    #[test]
+    fn parts_are_the_same_in_any_order() {
+        let parts = |pass: &str, option: &str, parts: &str| {
+            options(pass, &format!("data = ['x.txt']\n{option} = {parts}"))
+        };
+        let included = |of: &str| parts("quantize", "include", of);
+        assert_eq!(
+            included("['attention', 'shared', 'attention']"),
+            included("['shared', 'attention']")
+        );
+        assert_ne!(included("['shared']"), included("['attention']"));
+        let trained = |of: &str| parts("heal", "train", of);
+        assert_eq!(trained("['experts', 'router']"), trained("['router', 'experts']"));
+        assert_eq!(trained("['norms', 'all']"), trained("['all']"));
+        assert_ne!(trained("['router', 'experts']"), trained("['router']"));
+    }
+
+    /// Options whose default runs have its value, and those that aren't in use have none.
+    #[test]
+    fn options_in_use_have_values() {
+        for (pass, given, option, value) in [
+            ("merge", "algorithm = 'ream'", "group-cap", "16"),
+            ("merge", "algorithm = 'ream'", "dern-threshold", "null"),
+            ("merge", "algorithm = 'dern'", "dern-threshold", "0.3"),
+            ("merge", "algorithm = 'dern'", "grouping", "null"),
+            ("merge", "algorithm = 'average'", "all-experts-every", "1"),
+            ("merge", "algorithm = 'average'\nstats = 's'", "all-experts-every", "null"),
+            ("quantize", "per-expert = true", "calibrate-on", "\"per-expert\""),
+            ("quantize", "per-expert = true", "per-expert", "null"),
+            ("quantize", "target-bits = 5", "scheme", "null"),
+            ("quantize", "scheme = 'fp8-block'", "format", "\"fp8\""),
+            ("quantize", "format = 'gptq'", "format", "\"gptq\""),
+            ("heal", "data = ['x.txt']\nsteps = 60", "warmup", "3"),
+            ("heal", "data = ['x.txt']\nsteps = 0", "warmup", "null"),
+            ("heal", "data = ['x.txt']\nsteps = 3\naccumulate = 2", "data-tokens", "12288"),
+            ("heal", "data = ['x.txt']\ndata-tokens = 64", "data-tokens", "64"),
+            ("upcycle", "experts = 8\ntop-k = 2\nrouter = 'kmeans'", "router-std", "null"),
+            ("upcycle", "experts = 8\ntop-k = 2\nrouter = 'orthogonal'", "router-std", "0.02"),
+        ] {
+            let found = options(pass, given)[option].to_string();
+            assert_eq!(found, value, "{pass}: {given}: {option}");
+        }
+    }
+}

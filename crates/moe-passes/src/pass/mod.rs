@@ -53,7 +53,10 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         self.info().name
     }
 
-    /// Returns the options as recipes spell them, including defaults.
+    /// Returns the options as recipes spell them, in one spelling whatever was given: with the
+    /// defaults that follow from options alone, and without those that say the same as another.
+    /// An option is null or left out if it isn't in use, or if its default follows from the models
+    /// or the text.
     fn options(&self) -> Value;
 
     /// Files that it reads beside the model that it converts.

@@ -82,9 +82,7 @@ impl Pass for QuantizeOptions {
     }
 
     fn options(&self) -> Value {
-        // Receipts name the solver, also where it follows from the scheme.
-        let said = Self { solver: Some(self.solver()), ..self.clone() };
-        as_value(&said)
+        as_value(&self.spelled_out())
     }
 
     fn inputs(&self) -> Inputs<'_> {

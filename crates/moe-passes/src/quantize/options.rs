@@ -256,8 +256,32 @@ pub(super) fn default_damping() -> f64 {
 }
 
 impl QuantizeOptions {
+    /// The same options with what the scheme and other options imply, and `--calibrate-on` in place
+    /// of its short form.
+    pub(super) fn spelled_out(&self) -> Self {
+        let parts = QuantizedPart::value_variants().iter();
+        Self {
+            scheme: self.target_bits.is_none().then(|| self.scheme()),
+            solver: Some(self.solver()),
+            format: Some(self.format()),
+            include: parts.filter(|part| self.include.contains(part)).copied().collect(),
+            calibrate_on: self.calibrate_on(),
+            per_expert: false,
+            ..self.clone()
+        }
+    }
+
     fn scheme(&self) -> WeightScheme {
         self.scheme.unwrap_or_default()
+    }
+
+    /// How the result is stored.
+    fn format(&self) -> Format {
+        let usual = match self.scheme() {
+            WeightScheme::Fp8Block => Format::Fp8,
+            _ => Format::CompressedTensors,
+        };
+        self.format.unwrap_or(usual)
     }
 
     pub(super) fn is_float(&self) -> bool {
@@ -309,7 +333,7 @@ impl QuantizeOptions {
     }
 
     pub(super) fn packing(&self) -> Packing {
-        if self.format == Some(Format::Gptq) { Packing::Columns } else { Packing::Rows }
+        if self.format() == Format::Gptq { Packing::Columns } else { Packing::Rows }
     }
 
     /// The quantization that the config declares.
@@ -324,18 +348,16 @@ impl QuantizeOptions {
                 ignore: Vec::new(),
             })
         };
-        match (self.format, scheme) {
-            (None | Some(Format::Fp8), Scheme::Fp8(Blocks::Of(block))) => {
-                Ok(Quantization::BlockFp8 { block })
-            }
-            (None | Some(Format::CompressedTensors), _) => Ok(compressed()),
-            (Some(Format::Gptq), Scheme::Integers(integers)) => Ok(Quantization::Gptq(integers)),
-            (Some(Format::Fp8), _) => Err(usage(
+        match (self.format(), scheme) {
+            (Format::Fp8, Scheme::Fp8(Blocks::Of(block))) => Ok(Quantization::BlockFp8 { block }),
+            (Format::CompressedTensors, _) => Ok(compressed()),
+            (Format::Gptq, Scheme::Integers(integers)) => Ok(Quantization::Gptq(integers)),
+            (Format::Fp8, _) => Err(usage(
                 &["--format", "--scheme"],
                 "Hugging Face's fp8 format has blocks of e4m3 only",
                 "give --scheme fp8-block, or leave --format out",
             )),
-            (Some(Format::Gptq), Scheme::Fp8(_)) => Err(usage(
+            (Format::Gptq, Scheme::Fp8(_)) => Err(usage(
                 &["--format", "--scheme"],
                 "the GPTQ format has integers only",
                 "give --scheme w4a16, or leave --format out",

@@ -73,7 +73,7 @@ impl Pass for UpcycleOptions {
     }
 
     fn options(&self) -> Value {
-        as_value(self)
+        as_value(&self.spelled_out())
     }
 
     fn inputs(&self) -> Inputs<'_> {

@@ -293,6 +293,12 @@ impl UpcycleOptions {
         }
     }
 
+    /// The same options with the default of --router-std, where the router has one.
+    pub(super) fn spelled_out(&self) -> Self {
+        let router_std = (!self.router.is_surveyed()).then(|| self.router_std());
+        Self { router_std, ..self.clone() }
+    }
+
     /// The number of distinct rows of a router.
     pub fn router_rows(&self) -> usize {
         self.experts / self.granularity

@@ -44,7 +44,7 @@ pub struct Receipt {
     /// The pass, or the last one.
     #[schemars(with = "String")]
     pub pass: &'static PassInfo,
-    /// Its options, defaults included.
+    /// Its options, with the defaults that follow from options alone.
     pub options: serde_json::Value,
     /// What it read.
     pub source: SourceRecord,
@@ -117,7 +117,7 @@ pub struct EarlierPass {
     /// The pass.
     #[schemars(with = "String")]
     pub pass: &'static PassInfo,
-    /// Its options, defaults included.
+    /// Its options, with the defaults that follow from options alone.
     pub options: serde_json::Value,
     /// What its decisions about experts rest on, where there were any.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -15,6 +15,7 @@ use super::pass_run::{Open, PassRun, declared};
 use super::planned::{Planned, shards};
 use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
+use crate::option_paths::PathlessOptions;
 use crate::progress::{Timings, Unit};
 use crate::receipt::Receipt;
 use crate::train::{NOTHING_SAVED, TrainingDir, TrainingJob, TrainingRecord, TrainingTask};
@@ -207,10 +208,12 @@ impl Decided<'_> {
     ) -> Result<String> {
         let Planned { opened, passes, digests, .. } = &self.planned;
         let before = &passes[..index];
+        let own = PathlessOptions::new(own).options;
         let options = match before {
             [] => own.clone(),
             _ => {
-                let earlier: Vec<_> = before.iter().map(|pass| pass.pass.options()).collect();
+                let earlier = before.iter().map(|pass| PathlessOptions::new(pass.pass.options()));
+                let earlier: Vec<_> = earlier.map(|pathless| pathless.options).collect();
                 serde_json::json!({ "earlier": earlier, "options": own })
             }
         };

@@ -197,10 +197,8 @@ impl Reading<'_> {
     fn text(&self, held_out: Option<&Corpus>) -> Result<Corpus> {
         let Training { text, options, .. } = self.training;
         let beside = self.live_bytes(held_out.map_or(0, Corpus::tokens), text.sequence_length)?;
-        // All steps together don't see more tokens of a label.
-        let most = text.data_tokens.unwrap_or_else(|| options.most_tokens(text.sequence_length));
         let options = TokenizeOptions {
-            max_tokens: Some(most),
+            max_tokens: Some(text.most_tokens(options)),
             pack: text.pack,
             sample: Some(text.seed),
             room: budget::room(self.work.budget, "--data-tokens", |_| Ok(beside)),
