@@ -99,9 +99,7 @@ impl Refused<'_> {
     /// The same with the command's usage, for readers of text.
     fn with_usage(&self) -> Error {
         match self.error.get(ContextKind::Usage) {
-            Some(usage) => {
-                self.reason().usage(usage.to_string().trim_start_matches("Usage: "))
-            }
+            Some(usage) => self.reason().usage(usage.to_string().trim_start_matches("Usage: ")),
             None => self.reason(),
         }
     }
