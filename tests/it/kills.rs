@@ -6,30 +6,26 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::common::passes::{SAMPLES, Sample};
 use crate::common::{BINARY, Sandbox, assert_none};
 
 const TEXT: &str = "--data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt \
                     --data-tokens 2048 --sequence-length 128";
 
-/// Every pass, on a copy of a built-in model, `source`.
-const PASSES: [(&str, &str, &str); 8] = [
-    ("upcycle", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --noise-std 0.01"),
-    (
-        "upcycle to shards",
-        "models/dense",
-        "upcycle source -o out --experts 8 --top-k 2 --max-shard-size 2MB",
-    ),
-    ("prune", "models/moe", "prune source -o out --experts 12 --criterion reap"),
-    ("merge", "models/moe", "merge source -o out --experts 12 --algorithm ream"),
-    (
-        "quantize",
-        "models/moe",
-        "quantize source -o out --per-expert --scheme w4a16 --group-size 32",
-    ),
-    ("distill", "models/moe", "distill source -o out --steps 4 --down measured"),
-    ("heal", "models/moe", "heal source -o out --steps 4 --eval-every 1 --batch-tokens 512"),
-    ("three in one step", "models/moe", "run recipe.toml"),
-];
+/// Runs on a copy of a built-in model, `source`: what they are called, that model, and the line.
+fn runs() -> Vec<(&'static str, &'static str, String)> {
+    let of_pass = |sample: &Sample| {
+        let Sample { pass, model, options, needs_text, .. } = *sample;
+        let text = if needs_text { TEXT } else { "" };
+        (pass, model, format!("{pass} source -o out {options} {text}"))
+    };
+    let shards = "upcycle source -o out --experts 8 --top-k 2 --max-shard-size 2MB";
+    let further = [
+        ("upcycle to shards", "dense", shards.to_owned()),
+        ("three in one step", "moe", "run recipe.toml".to_owned()),
+    ];
+    SAMPLES.iter().map(of_pass).chain(further).collect()
+}
 
 const RECIPE: &str = r#"
 [vars]
@@ -165,13 +161,11 @@ impl Killed<'_> {
 fn a_pass_that_was_killed_comes_to_the_same_bytes() {
     let kills: usize = std::env::var("KILLS").map_or(3, |kills| kills.parse().unwrap());
     let mut problems = Vec::new();
-    for (name, source, line) in PASSES {
+    for (name, source, line) in runs() {
         eprintln!("{name}:");
         let sandbox = Sandbox::new();
-        sandbox.shell(&format!("cp -r golden/{source} source")).succeeds();
+        sandbox.shell(&format!("cp -r golden/models/{source} source")).succeeds();
         sandbox.write("recipe.toml", RECIPE);
-        let is_whole = name.starts_with("upcycle") || line.starts_with("run");
-        let line = if is_whole { line.to_owned() } else { format!("{line} {TEXT}") };
         let start = Instant::now();
         sandbox.run(&line).succeeds();
         let unbroken = start.elapsed();

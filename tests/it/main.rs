@@ -26,6 +26,7 @@ mod manual;
 mod marks;
 mod memory;
 mod names;
+mod passes;
 mod pleasant;
 mod prune;
 mod readings;

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::common::Sandbox;
 use crate::common::made::Llama;
+use crate::common::passes::assert_has_every_pass;
 
 const VOCAB: usize = 512;
 
@@ -93,23 +94,39 @@ fn make_noisy(sandbox: &Sandbox, layers: usize) {
     sandbox.run(&line).succeeds();
 }
 
-fn distill(sandbox: &Sandbox, layers: usize) -> f64 {
-    let line = format!(
-        "distill noisy-{layers} -o distilled-{layers} --width 256 --steps 4 --data ids.jsonl --overwrite"
-    );
+/// Passes that run alone on "noisy-LAYERS", and their options.
+const ALONE: [(&str, &str); 2] =
+    [("distill", "--width 256 --steps 4"), ("merge", "--experts 2 --no-super-expert-guard")];
+
+/// Passes that run in one sweep on "noisy-LAYERS", and their keys.
+const TOGETHER: [(&str, &str); 2] = [
+    ("prune", "experts = 2\nno-super-expert-guard = true"),
+    ("quantize", "scheme = \"w4a16\"\ntop-up-below = 0.1"),
+];
+
+#[test]
+fn every_pass_is_measured() {
+    let passes = ALONE.iter().chain(&TOGETHER).map(|(pass, _)| *pass);
+    // Upcycling has a test of its own. So has healing, whose peak grows with what is trained.
+    assert_has_every_pass("tests/it/memory.rs", passes.chain(["upcycle", "heal"]));
+}
+
+fn alone(sandbox: &Sandbox, layers: usize, pass: &str, options: &str) -> f64 {
+    let line =
+        format!("{pass} noisy-{layers} -o {pass}-{layers} {options} --data ids.jsonl --overwrite");
     peak(sandbox, &line)
 }
 
 /// The peak of two passes in one sweep: neither may keep anything of a layer that is done.
 fn together(sandbox: &Sandbox, layers: usize, settings: &str) -> f64 {
-    let of = |pass: &str| format!("[[step.pass]]\n{pass}\ndata = [\"ids.jsonl\"]\n");
-    let prune = of("run = \"prune\"\nexperts = 2\nno-super-expert-guard = true");
-    let quantize = of("run = \"quantize\"\nscheme = \"w4a16\"\ntop-up-below = 0.1");
+    let passes = TOGETHER.map(|(pass, keys)| {
+        format!("[[step.pass]]\nrun = \"{pass}\"\n{keys}\ndata = [\"ids.jsonl\"]\n")
+    });
     let step = format!(
         "run = \"convert\"\nmodel = \"noisy-{layers}\"\noutput = \"both-{layers}\"\noverwrite = true"
     );
     let recipe = format!("both-{layers}.toml");
-    sandbox.write(&recipe, format!("[[step]]\n{step}\n{prune}{quantize}"));
+    sandbox.write(&recipe, format!("[[step]]\n{step}\n{}", passes.concat()));
     Peak::of(sandbox, &format!("run {recipe} --fresh"), settings).live
 }
 
@@ -127,12 +144,15 @@ fn assert_bounded(what: &str, small: f64, large: f64) {
 }
 
 #[test]
-fn peak_memory_of_distilling_and_of_two_passes_does_not_grow_with_layers() {
+fn peak_memory_of_passes_does_not_grow_with_layers() {
     let sandbox = &sandbox();
     for layers in [5, 20] {
         make_noisy(sandbox, layers);
     }
-    assert_bounded("distill, 4 × layers", distill(sandbox, 5), distill(sandbox, 20));
+    for (pass, options) in ALONE {
+        let of = |layers| alone(sandbox, layers, pass, options);
+        assert_bounded(&format!("{pass}, 4 × layers"), of(5), of(20));
+    }
     for (what, settings) in [
         ("prune and quantize together, 4 × layers", ""),
         ("the same without huge pages", "thp:never"),

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::common::{BINARY, Sandbox, assert_none, has, root};
+use moe_passes::PASSES;
 use serde_json::Value;
+
+use crate::common::passes::sample;
+use crate::common::{BINARY, Sandbox, assert_none, has, root};
 
 const ENGLISH: &str = "english=golden/text/english.calibration.txt";
 const PRUNE: &str = "prune golden/models/moe -o out --keep 0.75 --data-tokens 1024 \
@@ -89,16 +92,10 @@ fn inspect_says_of_each_pass_what_the_pass_says() {
         let model = model.display();
         let inspection = sandbox.run(&format!("inspect {model} --json")).succeeds().json();
         let passes = inspection["passes"].as_array().unwrap();
-        assert_eq!(passes.len(), 6, "{model}");
+        assert_eq!(passes.len(), PASSES.len(), "{model}");
         for answer in passes {
             let pass = answer["pass"].as_str().unwrap();
-            let options = match pass {
-                "upcycle" => "--experts 2 --top-k 1",
-                "prune" | "merge" => "--keep 1 --data ids.jsonl",
-                "quantize" => "--scheme fp8-block",
-                "distill" => "--data ids.jsonl --data-tokens 16384 --steps 1",
-                _ => "--train all --data ids.jsonl --steps 1",
-            };
+            let options = sample(pass).for_any_model;
             let planned = sandbox.run(&format!("{pass} {model} -o out {options} --dry-run --json"));
             let agree = match answer["refuses"].as_str() {
                 None => {

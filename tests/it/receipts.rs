@@ -38,8 +38,12 @@ fn reports_are_rendered_as_the_run_wrote_them() {
     assert_eq!(sandbox.read("pages/report.html"), page.as_bytes());
     sandbox.run("report out -o pages").exits(2).says(&["report.html", "--overwrite"]);
     sandbox.run("report out -o pages --overwrite").succeeds();
-    sandbox.write("pages/report.html", "mine");
-    sandbox.run("report out -o pages --overwrite").exits(2);
+    for kept in ["mine".to_owned(), page.replace("<h1>", "<h1>My ")] {
+        sandbox.write("pages/report.html", &kept);
+        let refused = sandbox.run("report out -o pages --overwrite").exits(2);
+        refused.says(&["pages/report.html", "only a report as moe-convert wrote it"]);
+        assert_eq!(sandbox.read("pages/report.html"), kept.as_bytes());
+    }
     // The hashes define the result, so a page can't be written into it.
     sandbox.run("report out -o out --overwrite").exits(2).says(&["folder of a model or a result"]);
     for inside in ["m", "m/new", "out/new/deep"] {
@@ -93,12 +97,16 @@ fn what_has_no_report_says_why() {
     sandbox.write("cut/moe-convert.json", &receipt[..receipt.len() / 2]);
     sandbox.write("another/moe-convert.json", "{\"tool\": {\"name\": \"x\", \"version\": \"1\"}}");
     sandbox.write("words/moe-convert.json", "words");
+    let receipt = String::from_utf8(receipt).unwrap();
+    let doubled = receipt.replacen("\"experts\": 4,", "\"experts\": 4, \"experts\": 6,", 1);
+    sandbox.write("doubled/moe-convert.json", doubled);
     let cases = [
         ("report moe", 2, ["has no report", "moe/moe-convert.json"]),
         ("report m", 1, ["there is no receipt", "m/moe-convert.json"]),
         ("report cut", 1, ["cut/moe-convert.json", "cut off"]),
         ("report another", 1, ["not a receipt of moe-convert", "another/moe-convert.json"]),
         ("report words", 1, ["words/moe-convert.json", "not the JSON"]),
+        ("report doubled", 1, ["doubled/moe-convert.json", "options.experts is given twice"]),
         ("report out --overwrite", 2, ["--output", "required"]),
     ];
     let refused =

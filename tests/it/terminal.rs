@@ -93,6 +93,35 @@ fn what_a_checkpoint_says_is_shown() {
     assert_none(&problems);
 }
 
+/// No line of an error is one of a file. Those of a recipe begin with their number.
+#[test]
+fn line_breaks_of_files_begin_no_line() {
+    let sandbox = Sandbox::with_model_and_text();
+    let evil = json!(format!("{EVIL}\nforged")).to_string();
+    let model = sandbox.copy("families/llama/base/model", "index");
+    fs::remove_file(sandbox.path("index/model.safetensors")).unwrap();
+    let index = format!("{{\"weight_map\": {{\"lm_head.weight\": {evil}}}}}");
+    model.write("model.safetensors.index.json", index);
+    sandbox.write("keys.jsonl", format!("{{{evil}: \"words\"}}"));
+    let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\nexperts = 4\n";
+    let mut problems = Vec::new();
+    for (line, code) in [("inspect index", 1), ("eval m --data keys.jsonl", 1)] {
+        problems.extend(problem(&sandbox.run(line), code));
+    }
+    for recipe in [
+        format!("{evil} = 1\n"),
+        format!("[[step]]\nrun = {evil}\n"),
+        format!("{step}{evil} = 1\n"),
+        format!("{step}criterion = {evil}\n"),
+        format!("{step}label = \"${{{}}}\"\n", evil.trim_matches('"')),
+        format!("[vars]\na = {evil}\n{step}criterion = \"${{a}}\"\n"),
+    ] {
+        sandbox.write("r.toml", recipe);
+        problems.extend(problem(&sandbox.run("run r.toml --dry-run"), 2));
+    }
+    assert_none(&problems);
+}
+
 #[test]
 fn what_a_path_or_an_option_says_is_shown() {
     let sandbox = Sandbox::new();
@@ -108,10 +137,12 @@ fn what_a_path_or_an_option_says_is_shown() {
         (&["verify", &evil("nowhere")], 1),
         (&["logits", path, "--tokens", "t.json", "-o", &evil("logits")], 0),
         (&[&["upcycle", path, "-o", &evil("up")], &sizes[..]].concat(), 0),
-        (&["upcycle", path, "-o", "out", "--experts", EVIL, "--top-k", "1"], 2),
+        (&["upcycle", path, "-o", "out", "--experts", &evil(""), "--top-k", "1"], 2),
+        (&["prune", path, "-o", "out", "--criterion", &evil("")], 2),
+        (&["prune", path, &evil("--")], 2),
         (&["eval", path, "--data", &format!("{EVIL}\nforged=nowhere")], 1),
         (&["run", &evil("nowhere")], 1),
-        (&[EVIL], 2),
+        (&[&evil("")], 2),
     ] {
         problems.extend(problem(&sandbox.run_args(args), code));
     }

@@ -162,6 +162,28 @@ fn special_tokens_that_only_the_config_lists_are_tokens() {
     assert_eq!(counted(&sandbox), 3220);
 }
 
+/// Python reads the last of two equal keys, and ignores the first.
+#[test]
+fn the_last_of_two_equal_keys_counts() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/moe", "model");
+    let line = "eval model --data golden/text/english.heldout.txt --data-tokens 64 --json";
+    let sound = sandbox.run(line).succeeds().stdout;
+    for (file, first) in [
+        ("config.json", r#""hidden_size": 7"#),
+        ("tokenizer_config.json", r#""tokenizer_class": 7"#),
+        ("tokenizer.json", r#""added_tokens": 7"#),
+    ] {
+        let path = format!("model/{file}");
+        let text = String::from_utf8(sandbox.read(&path)).unwrap();
+        let key = first.split(':').next().unwrap();
+        assert!(text.contains(key), "{file}");
+        model.write(file, text.replacen('{', &format!("{{{first}, "), 1));
+        assert_eq!(sandbox.run(line).succeeds().stdout, sound, "{file}");
+        model.write(file, text);
+    }
+}
+
 #[test]
 fn tokens_without_an_embedding_are_refused_where_they_are_used() {
     let sandbox = Sandbox::new();

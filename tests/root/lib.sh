@@ -45,6 +45,7 @@ options() { # PASS: sets line to the command without models
     observe) line=(observe "${data[@]}") ;;
     eval) line=(eval --json --data "$text" --data-tokens 512) ;;
     logits) line=(logits --tokens golden/models/moe.tokens.json) ;;
+    *) echo "$script: no options for $1" >&2 && return 1 ;;
   esac
 }
 

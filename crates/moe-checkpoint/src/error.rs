@@ -43,7 +43,9 @@ pub struct Error(Box<ErrorParts>);
 #[derive(Debug)]
 struct ErrorParts {
     kind: Kind,
+    excerpt: Option<String>,
     what: String,
+    usage: Option<String>,
     file: Option<PathBuf>,
     tensor: Option<String>,
     remedy: Option<String>,
@@ -58,7 +60,9 @@ impl Error {
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
         Self(Box::new(ErrorParts {
             kind,
+            excerpt: None,
             what: what.into(),
+            usage: None,
             file: None,
             tensor: None,
             remedy: None,
@@ -98,6 +102,22 @@ impl Error {
         let mut error = Self::new(Kind::Io, what).file(file).source(source);
         error.0.remedy = remedy.map(str::to_owned);
         error
+    }
+
+    /// Adds lines of the file that show the place of the problem, which come before the description.
+    /// They keep their line breaks, so each must begin with something that no message begins with,
+    /// such as its number.
+    #[must_use]
+    pub fn excerpt(mut self, lines: impl Into<String>) -> Self {
+        self.0.excerpt = Some(lines.into());
+        self
+    }
+
+    /// Adds the line that shows how the command is used, for readers of text.
+    #[must_use]
+    pub fn usage(mut self, line: impl Into<String>) -> Self {
+        self.0.usage = Some(line.into());
+        self
     }
 
     /// Adds the file that the error is about, unless there is one already.
@@ -232,8 +252,16 @@ impl Error {
 }
 
 impl ErrorParts {
-    /// The description of the problem, with its cause.
+    /// The description of the problem, with its excerpt and its cause.
     fn whole(&self) -> String {
+        match &self.excerpt {
+            Some(lines) => format!("{lines}\n{}", self.sentence()),
+            None => self.sentence(),
+        }
+    }
+
+    /// The description of the problem, with its cause.
+    fn sentence(&self) -> String {
         match &self.source {
             Some(source) => format!("{}: {source}", self.what),
             None => self.what.clone(),
@@ -258,7 +286,14 @@ impl Serialize for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = &self.0;
-        write!(f, "{}", quoted(&parts.whole(), MAX_WHAT, "\n\t"))?;
+        if let Some(lines) = &parts.excerpt {
+            writeln!(f, "{}", quoted(lines, MAX_WHAT, "\n\t"))?;
+        }
+        // A line break of a file would begin a line that looks like the program's.
+        write!(f, "{}", quoted(&parts.sentence(), MAX_WHAT, "\t"))?;
+        if let Some(usage) = &parts.usage {
+            write!(f, "\n  usage:  {}", quoted(usage, MAX_WHAT, ""))?;
+        }
         if let Some(tensor) = &parts.tensor {
             write!(f, "\n  tensor: {}", quoted(tensor, MAX_NAME, ""))?;
         }
@@ -266,7 +301,7 @@ impl fmt::Display for Error {
             write!(f, "\n  file:   {}", quoted(&file.to_string_lossy(), MAX_NAME, ""))?;
         }
         if let Some(remedy) = &parts.remedy {
-            write!(f, "\n  remedy: {}", quoted(remedy, MAX_WHAT, "\n\t"))?;
+            write!(f, "\n  remedy: {}", quoted(remedy, MAX_WHAT, "\t"))?;
         }
         Ok(())
     }
@@ -295,17 +330,15 @@ mod tests {
 
     #[test]
     fn text_of_files_is_escaped_in_messages() {
-        let error = Error::new(Kind::Malformed, "line 1\n\x1b[2J")
+        let error = Error::new(Kind::Malformed, "key a\nremedy: rm\x1b[2J")
+            .excerpt("1 | a\x1b\n  | ^")
             .tensor("a\r\nremedy: rm")
+            .remedy("remove a\nremedy: rm")
             .source("x".repeat(1 << 20));
         let message = error.to_string();
-        assert!(
-            message.starts_with("line 1\n\\u{1b}[2J: xxx") && message.contains("x…"),
-            "{message}"
-        );
-        assert!(
-            message.ends_with("\n  tensor: a\\r\\nremedy: rm") && message.len() < 2 * MAX_WHAT,
-            "{message}"
-        );
+        let start = "1 | a\\u{1b}\n  | ^\nkey a\\nremedy: rm\\u{1b}[2J: xxx";
+        assert!(message.starts_with(start) && message.contains("x…"), "{message}");
+        let end = "\n  tensor: a\\r\\nremedy: rm\n  remedy: remove a\\nremedy: rm";
+        assert!(message.ends_with(end) && message.len() < 2 * MAX_WHAT, "{message}");
     }
 }

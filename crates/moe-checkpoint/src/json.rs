@@ -4,6 +4,7 @@
 
 mod expected;
 mod python;
+mod unique;
 
 use std::fmt::Display;
 use std::fs::File;
@@ -22,6 +23,7 @@ use crate::shown::escaped_json;
 
 pub use expected::{in_words, of_object, parsed};
 pub use python::{keep_numbers, keep_python, kept_number, kept_text};
+pub use unique::UniqueKeys;
 
 use python::{is_integer, with_kept_numbers};
 

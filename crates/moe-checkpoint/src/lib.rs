@@ -72,7 +72,7 @@ pub use snapshot::Snapshot;
 pub use staging::{
     Existing, FileKind, FoundFile, OutputDir, PlacedFile, StagedFile, TemporaryDir, check_file,
     is_stream, lies_in_a_model, open_stream, open_to_append, remove_unfinished, unless_closed,
-    write_file_atomically,
+    write_file_atomically, write_files,
 };
 pub use stored::{SourceFile, Stored};
 pub use writer::{WriteSummary, Writer};

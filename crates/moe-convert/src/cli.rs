@@ -254,7 +254,7 @@ pub enum Command {
         /// Directory to write pages to, instead of that of the last pass to stdout
         #[arg(long, short, alias = "out", value_name = "DIR")]
         output: Option<PathBuf>,
-        /// Replace pages of earlier reports
+        /// Replace pages of earlier reports, unless somebody edited them
         #[arg(long, requires = "output")]
         overwrite: bool,
     },

@@ -1,7 +1,7 @@
 //! Man pages and shell completions, made from the definitions of the command line.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
@@ -9,8 +9,8 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 use moe_checkpoint::{
-    CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, Seal, StagedFile, check_file,
-    read_text,
+    CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, Seal, check_file, read_text,
+    write_files,
 };
 
 use crate::cli::Cli;
@@ -60,9 +60,7 @@ pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
             page(&man, command).map_err(|e| Error::io("cannot write this page", &path, e))?;
         pages.push((path, found, page));
     }
-    for (path, found, page) in &pages {
-        StagedFile::create(path, *found)?.commit(|file| file.write_all(page))?;
-    }
+    write_files(pages.iter().map(|(path, found, page)| (path.as_path(), *found, page.as_slice())))?;
     Ok(pages.into_iter().map(|(path, ..)| path).collect())
 }
 

@@ -98,11 +98,10 @@ impl Refused<'_> {
 
     /// The same with the command's usage, for readers of text.
     fn with_usage(&self) -> Error {
-        let usage = self.error.get(ContextKind::Usage).map_or(String::new(), |usage| {
-            let usage = usage.to_string();
-            format!("\n  usage:  {}", usage.trim_start_matches("Usage: "))
-        });
-        Error::new(Kind::Usage, self.what() + &usage).remedy(self.remedy())
+        match self.error.get(ContextKind::Usage) {
+            Some(usage) => self.reason().usage(usage.to_string().trim_start_matches("Usage: ")),
+            None => self.reason(),
+        }
     }
 
     /// The first text of this kind in the error's context.

@@ -5,8 +5,9 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use moe_checkpoint::json::{self, UniqueKeys};
 use moe_checkpoint::{
-    Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header, json,
+    Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header,
 };
 use moe_forward::Group;
 use moe_math::statistics::{Quantity, Sizes, Sums};
@@ -124,6 +125,7 @@ impl StatisticsFile {
             tensors.get(ABOUT).ok_or_else(|| malformed("this file holds no statistics".into()))?;
         let mut json = vec![0; about.bytes() as usize];
         about.read_at(0, &mut json)?;
+        json::parsed::<UniqueKeys>(&json).map_err(malformed)?;
         let about: About = json::parsed(&json).map_err(malformed)?;
         if about.format != FORMAT {
             return Err(malformed(format!("this is {:?}, not {FORMAT:?}", about.format)));

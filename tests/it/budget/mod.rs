@@ -8,6 +8,7 @@ mod ceilings;
 mod models;
 mod promises;
 
+use crate::common::passes::assert_has_every_pass;
 use crate::common::{Outcome, Sandbox};
 
 /// All commands that promise memory.
@@ -72,6 +73,11 @@ const OTHERS: [&str; 6] = [
     "logits moe --tokens held.jsonl.ids -o logits.safetensors",
     "selftest",
 ];
+
+#[test]
+fn every_pass_promises_memory() {
+    assert_has_every_pass("tests/it/budget/mod.rs", CONVERSIONS.map(|(pass, _)| pass));
+}
 
 /// The size after `before` in `text`, in bytes.
 fn size(text: &str, before: &str) -> Option<f64> {

@@ -10,6 +10,7 @@ pub mod held;
 mod json;
 pub mod made;
 mod outcome;
+pub mod passes;
 pub mod tensors;
 
 use std::collections::BTreeMap;

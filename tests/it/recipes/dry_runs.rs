@@ -1,6 +1,7 @@
 //! Tests that dry runs write nothing and find what would stop the run.
 
 use super::{RECIPE, SHARED, sandbox};
+use crate::common::{Sandbox, step};
 
 #[test]
 fn dry_runs_write_nothing() {
@@ -40,6 +41,29 @@ fn dry_runs_check_what_exists() {
         .run("run recipe.toml --dry-run")
         .exits(1)
         .says(&["golden/models/none", "step 1 (upcycle)"]);
+}
+
+/// What is wrong for the model is found before any step runs, and said in keys of the step.
+#[test]
+fn advice_about_a_model_names_keys() {
+    let sandbox = Sandbox::new();
+    let (dense, moe) = ("golden/models/dense", "golden/models/moe");
+    let text = "data = [\"golden/text/english.heldout.txt\"]\noutput = \"out\"\n";
+    for (run, model, keys, said) in [
+        ("upcycle", dense, "experts = 2\ntop-k = 1\ntarget = \"foo\"", "give `target` mixtral"),
+        ("upcycle", dense, "experts = 2\ntop-k = 1\nlayers = \"99\"", "`layers` names layer 99"),
+        ("prune", moe, "experts = 5\ncriterion = \"exhaustive\"", "another `criterion`"),
+        ("prune", moe, "keep-mass = 0.1", "give `stats` STATS"),
+        ("quantize", moe, "group-size = 5", "give `group-size` 128"),
+        ("quantize", moe, "target-bits = 1", "`profile` free"),
+        ("distill", moe, "width = 100000", "`width` 100000"),
+        ("heal", moe, "train = [\"shared\"]", "out of `train`"),
+    ] {
+        let text = if run == "upcycle" { "output = \"out\"\n" } else { text };
+        sandbox.write("r.toml", step(run, model, &format!("{text}{keys}")));
+        let outcome = sandbox.run("run r.toml --dry-run").exits(2).says(&["step 1", said]);
+        assert!(!outcome.stderr.contains("--"), "{outcome}");
+    }
 }
 
 /// A dry run doesn't use old results in place of those that earlier steps would make.

@@ -45,6 +45,13 @@ fn hostile_plans_are_refused_in_bounds() {
             br#"{"layers": {"0": {"experts": 7, "keep": [0, 1, 2], "saliency": [1.0]}}}"#,
             &["1 saliencies of layer 0"],
         ),
+        (
+            br#"{"layers": {"0": {"experts": 4, "keep": [0, 1], "keep": [0, 1, 2]}}}"#,
+            &["layers.0.keep is given twice", "correct it"],
+        ),
+        (br#"{"layers": {"0": {}, "0": {}}}"#, &["layers.0 is given twice"]),
+        (br#"{"method": "mine"}"#, &["layers is missing"]),
+        (br#"{"layers": {"0": {"experts": 4}}}"#, &["layers.0.keep is missing"]),
         (b"[]", &[]),
     ];
     contents_refused("plan.json", &format!("prune {MODEL} -o out --plan plan.json"), cases);

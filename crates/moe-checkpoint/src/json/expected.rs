@@ -137,9 +137,9 @@ pub fn in_words(key: &str, said: &str) -> String {
         };
         format!("{subject} is {found}, where {} is expected", wanted_in_words(wanted))
     } else if let Some(missing) = quoted(said, "missing field ") {
-        let mut path = key.to_owned();
-        add_key(&mut path, missing);
-        format!("{path} is missing")
+        format!("{} is missing", with_key(key, missing))
+    } else if let Some(doubled) = quoted(said, "duplicate field ") {
+        format!("{} is given twice", with_key(key, doubled))
     } else if let Some(rest) = said.strip_prefix("EOF while parsing ") {
         format!("the file ends within {rest}")
     } else if key.is_empty() {
@@ -151,9 +151,16 @@ pub fn in_words(key: &str, said: &str) -> String {
     shown(&(sentence + &place), "").into_owned()
 }
 
-/// The word in backticks that follows on `start` in `said`.
+/// `path` and then `key`.
+fn with_key(path: &str, key: &str) -> String {
+    let mut path = path.to_owned();
+    add_key(&mut path, key);
+    path
+}
+
+/// The word in backticks that follows on `start` in `said`, to its end.
 fn quoted<'s>(said: &'s str, start: &str) -> Option<&'s str> {
-    said.strip_prefix(start)?.strip_prefix('`')?.split('`').next()
+    said.strip_prefix(start)?.strip_prefix('`')?.strip_suffix('`')
 }
 
 /// What serde calls a value that it `found`, in plain words.
@@ -272,6 +279,8 @@ mod tests {
                 part(r#""used": 1, "routed": 2, "word": "two""#),
                 "parts[0].word: unknown variant `two`, expected `one`",
             ),
+            (format!("{{{tool}, {tool}}}"), "tool is given twice (line 1"),
+            (part(r#""used": 1, "routed": 2, "used": 2"#), "parts[0].used is given twice"),
             ("{\"tool\":".to_owned(), "the file ends within a value (line 1, column 8)"),
         ] {
             let found = parsed::<Whole>(text.as_bytes()).unwrap_err();

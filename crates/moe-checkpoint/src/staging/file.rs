@@ -1,7 +1,7 @@
 //! Output files that appear under their final name only when they are complete.
 
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -236,6 +236,19 @@ impl StagedFile {
         self.file.set_len(0)
     }
 
+    /// Calls `fill` to write to the file, and flushes it. It keeps its hidden name.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], also if `fill` fails.
+    fn fill(&mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+        let filled = fill(&mut self.file);
+        let flushed = match self.staging {
+            Some(_) => filled.and_then(|()| self.file.sync_all()),
+            None => unless_closed(filled),
+        };
+        flushed.map_err(|e| Error::io("cannot write this file", &self.path, e))
+    }
+
     /// Calls `fill` to write the file, flushes it, and gives it its final name. Returns what is
     /// there then, for replacing it again.
     ///
@@ -253,14 +266,11 @@ impl StagedFile {
     /// [`Kind::Io`], also if `fill` fails; the final name is then untouched. A complete file
     /// that can't get its name stays under the hidden one, which the error says.
     pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<PlacedFile> {
+        self.fill(fill)?;
         let path = self.path.clone();
-        let fail = |e| Error::io("cannot write this file", &path, e);
-        let filled = fill(&mut self.file);
         let Some(staging) = self.staging.clone() else {
-            unless_closed(filled).map_err(fail)?;
             return Ok(PlacedFile { found: self.replaced, elsewhere: None });
         };
-        filled.and_then(|()| self.file.sync_all()).map_err(fail)?;
         let mut unfinished = unfinished(&path)?;
         unfinished.remove(&staging);
         // Nothing may remove it any more.
@@ -325,6 +335,26 @@ pub fn write_file_atomically(
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<()> {
     StagedFile::create(path, FoundFile::at(path))?.commit(fill).map(drop)
+}
+
+/// Writes `files`: the path of each, what [`check_file`] found there, and its content. None gets its
+/// name before all are written, so that a full disk leaves everything as it was.
+///
+/// # Errors
+/// As for [`StagedFile::create`] and [`StagedFile::commit`].
+pub fn write_files<'f>(
+    files: impl IntoIterator<Item = (&'f Path, FoundFile, &'f [u8])>,
+) -> Result<()> {
+    let mut written = Vec::new();
+    for (path, found, content) in files {
+        let mut staged = StagedFile::create(path, found)?;
+        staged.fill(|file| file.write_all(content))?;
+        written.push(staged);
+    }
+    for staged in written {
+        staged.commit(|_| Ok(()))?;
+    }
+    Ok(())
 }
 
 /// Opens the file `path` for appending, and creates it if needed. A link is not followed. A file

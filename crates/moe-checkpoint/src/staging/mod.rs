@@ -35,7 +35,7 @@ use crate::writer::Writer;
 
 pub use file::{
     FileKind, FoundFile, PlacedFile, StagedFile, check_file, lies_in_a_model, open_to_append,
-    write_file_atomically,
+    write_file_atomically, write_files,
 };
 pub use stream::{is_stream, open_stream, unless_closed};
 pub use unfinished::{TemporaryDir, remove_unfinished};

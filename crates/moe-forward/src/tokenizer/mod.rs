@@ -17,6 +17,7 @@ use moe_checkpoint::{
 };
 use moe_model::families;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Encoding, ModelWrapper, Tokenizer};
 
@@ -291,18 +292,18 @@ impl TokenizerSource {
 /// Returns the added tokens that a `tokenizer.json` lists, by id.
 fn added_tokens(bytes: &[u8]) -> serde_json::Result<BTreeMap<i64, AddedToken>> {
     #[derive(Deserialize)]
-    struct File {
-        #[serde(default)]
-        added_tokens: Vec<Listed>,
-    }
-    #[derive(Deserialize)]
     struct Listed {
         id: i64,
         #[serde(flatten)]
         token: AddedToken,
     }
-    let file: File = serde_json::from_slice(bytes)?;
-    Ok(file.added_tokens.into_iter().map(|listed| (listed.id, listed.token)).collect())
+    // The last of two equal keys counts, as in transformers.
+    let file: BTreeMap<String, &RawValue> = serde_json::from_slice(bytes)?;
+    let listed: Vec<Listed> = match file.get("added_tokens") {
+        Some(listed) => serde_json::from_str(listed.get())?,
+        None => Vec::new(),
+    };
+    Ok(listed.into_iter().map(|listed| (listed.id, listed.token)).collect())
 }
 
 /// Returns the tokens that `TokenizersBackend.__init__` adds: listed tokens, then those with a role

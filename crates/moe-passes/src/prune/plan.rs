@@ -14,7 +14,7 @@ use crate::usage::usage;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PrunePlan {
-    /// The method that decided.
+    /// The method that decided; not read. A plan written by hand may lack it.
     #[serde(default)]
     pub method: String,
     /// The plan of each layer.
@@ -32,7 +32,7 @@ pub(super) struct PlannedLayer {
     pub experts: usize,
     /// Indices of the experts that stay, in the order in which they are written.
     pub keep: Vec<usize>,
-    /// The score that ranked each expert; not read.
+    /// The score that ranked each expert; not read. Empty where the plan has none.
     #[serde(default)]
     pub saliency: Vec<f64>,
 }

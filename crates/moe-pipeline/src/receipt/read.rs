@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use moe_checkpoint::{Error, Kind, Result, file_exists, json, shown};
+use moe_checkpoint::json::{self, UniqueKeys};
+use moe_checkpoint::{Error, Kind, Result, file_exists, shown};
 use serde::Deserialize;
 
 use super::check::Counts;
@@ -71,6 +72,7 @@ impl ReceiptFile {
         if format != FORMAT {
             return Ok(Self::Other { format, version: tool.version });
         }
+        json::read_expecting::<UniqueKeys>(&path, DAMAGED)?;
         json::read_expecting::<Counts>(&path, DAMAGED)?;
         let receipt: Receipt = json::read_expecting(&path, DAMAGED)?;
         receipt.check().map_err(|said| {

@@ -137,7 +137,7 @@ impl Recipe {
             }
             if let StepKind::Eval { options, .. } = &step.kind {
                 let place = format!("step {} ({})", index + 1, step.name());
-                options.check_golden().map_err(|error| error.within(&place))?;
+                options.check_golden().map_err(|error| step.in_keys(error).within(&place))?;
             }
             made.extend(step.writes());
         }

@@ -51,11 +51,13 @@ impl Recipe {
             while let Err(error) = self.check_model(index, &mut known) {
                 let step = &mut self.steps[index];
                 let within = format!("step {} ({})", index + 1, step.name());
-                let Some((fitting, origin)) = without(&mut step.keys, &error)? else {
-                    return Err(error.within(&within));
+                let fitting = without(&mut step.keys, &error)?;
+                let error = step.in_keys(error).within(&within);
+                let Some((fitting, origin)) = fitting else {
+                    return Err(error);
                 };
                 step.kind = fitting.kind;
-                passed.entry(origin).or_insert_with(|| error.within(&within));
+                passed.entry(origin).or_insert(error);
             }
             known.made.extend(self.steps[index].writes().into_iter().map(Path::to_owned));
         }

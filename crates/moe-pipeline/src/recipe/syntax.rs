@@ -51,25 +51,24 @@ pub(super) fn line_of(text: &str, offset: usize) -> usize {
 }
 
 fn not_toml(error: &toml::de::Error) -> Error {
-    usage(
-        error.to_string().trim_end(),
-        "correct the TOML at this place; docs/recipes.md shows how recipes are written",
-    )
+    let remedy = "correct the TOML at this place; docs/recipes.md shows how recipes are written";
+    let whole = error.to_string();
+    let place = whole.trim_end().strip_suffix(error.message()).unwrap_or_default();
+    usage(error.message(), remedy).excerpt(place.trim_end())
 }
 
 fn unknown_key(text: &str, key: &str, span: &Range<usize>) -> Error {
     let (place, guess) = (excerpt(text, span), guess(key, KEYS));
     usage(
-        format!("{place}\nunknown field `{key}`, expected one of {}{guess}", KEYS.join(", ")),
+        format!("unknown field `{key}`, expected one of {}{guess}", KEYS.join(", ")),
         "a recipe has name, vars, defaults and step; keys of a step stand below its [[step]]",
     )
+    .excerpt(place)
 }
 
 fn number_too_large(text: &str, span: &Range<usize>) -> Error {
-    usage(
-        format!("{}\nthis number is too large for TOML", excerpt(text, span)),
-        format!("give a number up to {}", i64::MAX),
-    )
+    let remedy = format!("give a number up to {}", i64::MAX);
+    usage("this number is too large for TOML", remedy).excerpt(excerpt(text, span))
 }
 
 /// The range of the first integer in `value` that is larger than TOML's.

@@ -3,6 +3,8 @@
 
 use std::fmt::{self, Display, Write as _};
 
+use moe_checkpoint::Seal;
+
 use super::escaped::Escaped;
 use super::svg::Svg;
 
@@ -189,7 +191,7 @@ fn with_code(text: &str) -> String {
     parts.iter().enumerate().map(part).collect()
 }
 
-/// The whole page.
+/// The whole page, which ends in the hash of its text.
 pub(super) fn page(title: &str, sections: &[Section]) -> String {
     let title = Escaped(title);
     let mut page = format!(
@@ -207,7 +209,7 @@ pub(super) fn page(title: &str, sections: &[Section]) -> String {
             "<section id=\"{id}\" aria-labelledby=\"{id}-title\">\n<h2 id=\"{id}-title\">{title}</h2>\n{body}</section>"
         );
     }
-    page + "</main>\n</body>\n</html>\n"
+    Seal::XML.close(&(page + "</main>\n</body>\n</html>\n"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! Pages of a finished result, made again from its receipt.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{
-    Error, FileKind, Kind, MANIFEST_FILE, Manifest, RECEIPT_FILE, Result, StagedFile, check_file,
-    lies_in_a_model, read_text, sha256_file,
+    Error, FileKind, Kind, MANIFEST_FILE, Manifest, RECEIPT_FILE, Result, Seal, check_file,
+    lies_in_a_model, read_text, sha256_file, write_files,
 };
 
 use super::{html, pages};
@@ -15,11 +14,12 @@ use crate::progress::Progress;
 use crate::receipt::Receipt;
 use crate::verify::check_lists;
 
-/// A page that this program wrote, of any result.
+/// A page that this program wrote, of any result. An edited one belongs to its user.
 const PAGE: FileKind = FileKind {
-    content: "a report of moe-convert",
+    content: "a report as moe-convert wrote it",
     holds: |path| {
-        read_text(path, MAX_PAGE_BYTES).is_ok_and(|page| page.starts_with(html::BEGINNING))
+        read_text(path, MAX_PAGE_BYTES)
+            .is_ok_and(|page| page.starts_with(html::BEGINNING) && Seal::XML.is_intact(&page))
     },
     is_text: false,
 };
@@ -61,8 +61,9 @@ fn unlisted(dir: &Path) -> Result<Option<String>> {
     )))
 }
 
-/// Writes [`report`]'s pages to the directory `output`, which is created if it doesn't exist.
-/// Earlier pages are replaced where `overwrite` is set. If one can't be written, none is.
+/// Writes [`report`]'s pages to the directory `output`, which is created if it doesn't exist. With
+/// `overwrite` they replace earlier pages that nobody edited. No page gets its name before all are
+/// written, so that on a full disk the earlier ones stay.
 ///
 /// # Errors
 /// As for [`report`], and errors of writing; [`Kind::Usage`] where a page may not be replaced, or
@@ -86,8 +87,11 @@ pub fn write_report(
         let path = output.join(name);
         found.push((check_file(&path, &PAGE, overwrite)?, path));
     }
-    for ((found, path), (_, page)) in found.iter().zip(&pages) {
-        StagedFile::create(path, *found)?.commit(|file| file.write_all(page.as_bytes()))?;
-    }
+    write_files(
+        found
+            .iter()
+            .zip(&pages)
+            .map(|((found, path), (_, page))| (path.as_path(), *found, page.as_bytes())),
+    )?;
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result, ScratchStore, json};
+use moe_checkpoint::json::{self, UniqueKeys};
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, ScratchStore};
 use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::{LayerStatistics, Pass, Sources};
+use serde_json::Value;
 
 use crate::fingerprint::Fingerprint;
 use crate::statistics::StatisticsFile;
@@ -20,7 +22,7 @@ pub(crate) struct OtherInputs {
     others_differ: bool,
     first_alike: Vec<usize>,
     pub statistics: Option<StatisticsFile>,
-    given_plan: Option<serde_json::Value>,
+    given_plan: Option<Value>,
 }
 
 impl OtherInputs {
@@ -45,7 +47,7 @@ impl OtherInputs {
             Some(path) => return Err(statistics_of_no_checkpoint(path)),
             None => None,
         };
-        let given_plan = inputs.plan.map(json::read_tree).transpose()?;
+        let given_plan = inputs.plan.map(read_plan).transpose()?;
         Ok(Self { others, models, others_differ, first_alike, statistics, given_plan })
     }
 
@@ -67,6 +69,12 @@ impl OtherInputs {
             scratch,
         }
     }
+}
+
+/// Reads the plan in `path`, which its user may have edited.
+fn read_plan(path: &Path) -> Result<Value> {
+    json::read_expecting::<UniqueKeys>(path, "correct it, or let --plan-out write it again")?;
+    json::read_tree(path)
 }
 
 /// Reads the models of `checkpoints`. A checkpoint that is given twice is read once, so that its

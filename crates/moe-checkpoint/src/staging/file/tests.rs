@@ -23,6 +23,25 @@ fn a_file_appears_whole_or_not_at_all() {
     assert!(!hidden.exists());
 }
 
+#[test]
+fn files_that_belong_together_appear_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second, nowhere] = ["first", "second", "nowhere/third"].map(|n| dir.path().join(n));
+    fs::write(&first, "before").unwrap();
+    let write = |last: &Path| {
+        let files = [(first.as_path(), b"1".as_slice()), (&second, b"2"), (last, b"3")];
+        write_files(files.map(|(path, content)| (path, FoundFile::at(path), content)))
+    };
+    assert_eq!(write(&nowhere).unwrap_err().kind(), Kind::Io);
+    assert_eq!(fs::read_to_string(&first).unwrap(), "before");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    fs::create_dir(dir.path().join("nowhere")).unwrap();
+    write(&nowhere).unwrap();
+    for (path, content) in [(&first, "1"), (&second, "2"), (&nowhere, "3")] {
+        assert_eq!(fs::read_to_string(path).unwrap(), content);
+    }
+}
+
 type Change = fn(&Path);
 
 /// Ways in which a file appears at a path, or becomes another one, while a run works.
