@@ -116,18 +116,18 @@ pub fn program() -> clap::Command {
 #[derive(Args)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda:N or metal. auto takes a GPU if this build and machine
+    /// Device to compute on: auto, cpu, cuda:N or metal. auto takes a GPU if this build and machine
     /// have one
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
-    /// What matrix products are computed in; bf16 is for GPUs, where it is several times as fast,
-    /// and coarser
+    /// Dtype of matrix products; bf16 is for GPUs, where it is several times as fast, but less
+    /// precise
     #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
     pub dtype: ComputeType,
 
-    /// What routers compute in; model rounds as transformers does for the family, in the dtype of
-    /// the router's weights
+    /// Dtype of router computations; model rounds as transformers does for the family, to the dtype
+    /// of the router's weights
     #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
     pub router_dtype: RouterType,
 
@@ -300,7 +300,7 @@ pub enum Command {
                             recipes/recipe.schema.json is what it prints; editors with taplo read it by a recipe's first line,\n\
                             #:schema ./recipe.schema.json. docs/receipt.schema.json is that of receipts, moe-convert.json.")]
     Schema {
-        /// What it is the schema of
+        /// Kind of file that the schema is for
         #[arg(value_enum, default_value_t)]
         of: SchemaOf,
     },

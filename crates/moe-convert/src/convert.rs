@@ -13,7 +13,7 @@ pub struct Convert {
     pub writing: Writing,
 }
 
-/// What is read, and where the result goes.
+/// The checkpoint that is read, and the path of the result.
 #[derive(Args)]
 pub struct ModelPaths {
     /// Checkpoint directory to read

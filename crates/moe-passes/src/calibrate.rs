@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::usage::{refuse_unused, usage};
 
-/// What text a model is observed on, and how it becomes windows of tokens.
+/// The text that a model is observed on, and the windows of tokens that it is cut into.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CalibrationOptions {

@@ -28,7 +28,7 @@ pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {
     }
 }
 
-/// How training goes.
+/// Options of a training: steps, batches, learning rate, precision, measurements.
 #[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Training")]
@@ -68,8 +68,8 @@ pub struct TrainOptions {
     #[serde(default = "one_f64")]
     pub clip: f64,
 
-    /// What matrices are rounded to while they are used; masters, moments and sums of gradients are
-    /// f32 in either case.
+    /// Precision that matrices are rounded to while they are used; masters, moments and sums of
+    /// gradients are f32 in either case.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub precision: Precision,
@@ -86,7 +86,7 @@ pub struct TrainOptions {
     pub patience: u64,
 }
 
-/// What matrices are computed in.
+/// The precision of matrices in the forward and backward passes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
@@ -225,7 +225,7 @@ impl TrainOptions {
     }
 }
 
-/// What routers are trained for beside the loss.
+/// The routers' part in a training: auxiliary losses and capacity.
 #[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Routers")]
@@ -253,7 +253,7 @@ pub struct RouterOptions {
     pub capacity_factor: Option<f64>,
 }
 
-/// What a balance loss is taken over.
+/// The scope of a balance loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Over {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::applicable::{Applicable, applicable};
 
-/// What a checkpoint holds.
+/// An overview of a checkpoint.
 #[derive(Debug, Clone, Default, Serialize, schemars::JsonSchema)]
 pub struct Inspection {
     /// The family.
@@ -26,11 +26,11 @@ pub struct Inspection {
     pub kv_heads: usize,
     /// Width of a head's queries and keys.
     pub head_dim: usize,
-    /// How many dimensions of a head are rotated.
+    /// Dimensions of a head that are rotated.
     pub rotary_dims: usize,
     /// The widths of latent attention, where it is that.
     pub latent: Option<LatentSummary>,
-    /// Whether the head is the embedding.
+    /// Whether the output head is the embedding.
     pub tied: bool,
     /// Layers with a sliding window, and its width in tokens.
     pub sliding_layers: usize,
@@ -50,7 +50,7 @@ pub struct Inspection {
     pub active_parameters: usize,
     /// Layers for multi-token prediction behind the others.
     pub multi_token_layers: usize,
-    /// How quantized weights are encoded.
+    /// The encoding of quantized weights. None if none are quantized.
     pub quantization: Option<String>,
     /// Bytes by element type.
     pub dtypes: BTreeMap<String, u64>,
@@ -60,9 +60,9 @@ pub struct Inspection {
     pub files: Vec<(String, u64)>,
     /// Tensors outside the layers that the family doesn't know.
     pub unknown_tensors: Vec<String>,
-    /// What is to be said of other weights in the same folder.
+    /// Warnings, such as of other weights in the same folder.
     pub warnings: Vec<String>,
-    /// What each pass says to this model.
+    /// Each pass, with whether it accepts this model.
     pub passes: Vec<Applicable>,
 }
 
@@ -92,9 +92,9 @@ pub struct MoeSummary {
     pub shared_width: Option<usize>,
     /// Whether the shared expert is behind a sigmoid gate.
     pub shared_gated: bool,
-    /// What makes scores of a router's logits.
+    /// The function that turns a router's logits into scores.
     pub scoring: Scoring,
-    /// Whether a bias takes part in choosing experts.
+    /// Whether an expert correction bias takes part in the choice of experts.
     pub bias: bool,
     /// Groups of experts, where they limit the choice.
     pub groups: Option<Groups>,

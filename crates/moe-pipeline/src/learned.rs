@@ -16,7 +16,7 @@ use crate::receipt::{Receipt, ReceiptFile};
 const HASHED_BYTES: u64 = 64 << 20;
 /// Texts written by hand share less than this with each other; templates and licences may share a
 /// little.
-const LEAST_SHARE: f64 = 0.01;
+const MIN_SHARE: f64 = 0.01;
 /// The problem with measuring on such text.
 const FLATTERED: &str = "so that what is measured looks better than it is";
 /// The remedy for measuring on such text.
@@ -62,7 +62,7 @@ impl Learned<'_> {
         let windows: Vec<&[u32]> = held_out.sequences().collect();
         let shared = overlap(&windows, self.windows.iter().copied());
         let share = shared as f64 / held_out.tokens().max(1) as f64;
-        if share >= LEAST_SHARE {
+        if share >= MIN_SHARE {
             let percent = 100.0 * share;
             return Some(format!(
                 "{percent:.0} % of the held-out text stands in the text that was learned from, {FLATTERED}: {REMEDY}"

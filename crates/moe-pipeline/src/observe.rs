@@ -34,10 +34,10 @@ use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
 
-/// What was observed.
+/// The outcome of `observe`.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct Observation {
-    /// Where it is.
+    /// The path of the statistics.
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub output: PathBuf,
     /// The groups of tokens.
@@ -48,14 +48,14 @@ pub struct Observation {
     pub tokens: usize,
     /// Seconds of the sweep.
     pub seconds: f64,
-    /// What the user should know of them.
+    /// Warnings about the statistics.
     pub warnings: Vec<String>,
 }
 
 /// A layer in short.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct ObservedLayer {
-    /// Its index.
+    /// The layer's index.
     pub layer: usize,
     /// Tokens that chose each expert.
     pub load: Load,

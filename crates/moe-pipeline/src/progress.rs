@@ -56,14 +56,14 @@ pub struct Quiet;
 
 impl Progress for Quiet {}
 
-/// How long each stage took, in order.
+/// The stages of a run with their times, in order.
 #[derive(Debug, Clone, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct Timings(pub Vec<Stage>);
 
 /// One stage of a run.
 #[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
 pub struct Stage {
-    /// Its name.
+    /// The name of the stage.
     pub name: String,
     /// Wall time.
     pub seconds: f64,
@@ -80,12 +80,12 @@ pub struct Stage {
     /// counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_live_bytes: Option<u64>,
-    /// Where its time lies.
+    /// Whether it overlaps the next stage in time.
     #[serde(skip_serializing_if = "Overlap::is_none")]
     pub overlap: Overlap,
 }
 
-/// Where the time of a stage lies. That of a stage which overlaps another isn't part of the run's.
+/// The overlap of a stage with the next one. Time that overlaps isn't added to the run's total.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overlap {

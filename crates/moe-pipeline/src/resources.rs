@@ -196,8 +196,8 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// What differs from run to run: written to `run.json`, outside the manifest. `is_run_record` of
-/// moe-checkpoint knows its keys.
+/// The record of values that differ from run to run: `run.json`, which the manifest doesn't list.
+/// `is_run_record` of moe-checkpoint knows its keys.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub(crate) struct RunRecord {
     pub source: String,
@@ -210,10 +210,10 @@ pub(crate) struct RunRecord {
     pub unix_time: u64,
     pub seconds: f64,
     pub peak_memory_bytes: Option<u64>,
-    /// What it should have been held to.
+    /// The memory budget of the run. None without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_budget_bytes: Option<u64>,
-    /// What of it the program asked for: see [`peak_live_bytes`].
+    /// The peak of the bytes that the program had allocated: see [`peak_live_bytes`].
     pub peak_live_bytes: Option<u64>,
     pub timings: Timings,
     /// SHA-256 of the log of a training, which differs from run to run, too.

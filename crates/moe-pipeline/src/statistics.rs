@@ -22,7 +22,7 @@ const ABOUT: &str = "about";
 const FORMAT: &str = "moe-convert statistics 1";
 const REMEDY: &str = "give a file that moe-convert observe has written";
 
-/// What a file of statistics is about.
+/// The description of a file of statistics.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct About {
     /// Name and version of the format.

@@ -6,9 +6,9 @@ use serde::Serialize;
 /// An evaluation in a row.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Summary {
-    /// What was evaluated.
+    /// The label of the evaluation.
     pub label: String,
-    /// What was measured.
+    /// The measured values.
     #[serde(flatten)]
     pub figures: Figures<f64>,
 }
@@ -16,16 +16,16 @@ pub struct Summary {
 /// All evaluations of a label in a row.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Average {
-    /// What was evaluated.
+    /// The label of the evaluations.
     pub label: String,
-    /// How often.
+    /// The number of evaluations.
     pub runs: usize,
-    /// What was measured.
+    /// The measured values, averaged.
     #[serde(flatten)]
     pub figures: Figures<Spread>,
 }
 
-/// What several runs measured.
+/// Mean and standard deviation over several runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Spread {
     /// Their mean.
@@ -34,7 +34,7 @@ pub struct Spread {
     pub deviation: Option<f64>,
 }
 
-/// What an evaluation measures: each a number, or what became of it over several runs.
+/// The values that an evaluation measures: numbers, or their spread over several runs.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Figures<T> {
     /// Mean loss in nats per token.
@@ -54,7 +54,7 @@ pub struct Figures<T> {
 /// One domain of an evaluation.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct DomainSummary<T> {
-    /// Its label.
+    /// The label of the domain.
     pub label: String,
     /// Mean loss in nats per token.
     pub loss: T,

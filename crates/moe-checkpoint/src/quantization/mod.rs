@@ -42,7 +42,7 @@ pub enum Quantization {
     Gptq(Integers),
 }
 
-/// How one matrix is encoded.
+/// The encoding of one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheme {
@@ -52,7 +52,7 @@ pub enum Scheme {
     Integers(Integers),
 }
 
-/// Which codes share a scale.
+/// The values of a matrix that share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blocks {

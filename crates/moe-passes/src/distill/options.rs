@@ -23,28 +23,28 @@ pub struct DistillOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
 
-    /// What the dense network starts from.
+    /// Initialization of the dense network.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub init: Init,
 
-    /// What --init select takes.
+    /// Unit that --init select chooses by: whole experts or single neurons.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub select: Select,
 
-    /// What experts are ranked by, with --select experts.
+    /// Score that ranks experts, with --select experts.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub criterion: Score,
 
-    /// How the down projection is made.
+    /// Method that sets the down projection.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub down: Down,
 
-    /// Whose states each layer is decided on: what reaches it through the dense layers before it,
-    /// or through the original's.
+    /// Model whose states each layer is decided on: those that reach it through the dense layers
+    /// before it, or through the original's layers.
     #[arg(long, value_enum, value_name = "WHOSE", default_value_t)]
     #[serde(default)]
     pub forcing: Forced,
@@ -75,7 +75,7 @@ pub struct DistillOptions {
     pub calibration: CalibrationOptions,
 }
 
-/// What a dense network starts from. Shared experts come first, and whole.
+/// The initialization of a dense network. Shared experts are always kept whole, and come first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
@@ -91,14 +91,14 @@ pub enum Init {
     Random,
 }
 
-/// Whose states reach a layer.
+/// The model whose states a layer is decided on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Forced {
-    /// What comes out of the dense layers before it.
+    /// The outputs of the dense layers before it.
     #[default]
     Student,
-    /// What comes out of the original's layers before it.
+    /// The outputs of the original's layers before it.
     Teacher,
 }
 
@@ -111,7 +111,7 @@ impl From<Forced> for Forcing {
     }
 }
 
-/// How the down projection is made.
+/// The method that sets the down projection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Down {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pass::{Kept, LayerDetails};
 
-/// How a layer's dense network was made.
+/// The record of a layer that was made dense.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DistilledLayer {
     /// Neurons of the experts, of those that are the same one.
@@ -17,28 +17,28 @@ pub struct DistilledLayer {
     pub width: usize,
     /// Those among them that are zero, since there were no more.
     pub zeros: usize,
-    /// Where the others come from, in order.
+    /// The networks that its other neurons come from, in order.
     pub parts: Vec<DistilledPart>,
     /// Mean gate of each expert over all tokens.
     pub gates: Vec<f64>,
     /// Mean gate of the shared expert, where it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_gate: Option<f64>,
-    /// What experts were ranked by, where they were.
+    /// The experts' scores, if experts were ranked; empty otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scores: Vec<f64>,
-    /// How the down projection was fitted, where it was.
+    /// The fit of the down projection. None if it wasn't fitted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fit: Option<DownFit>,
-    /// How it was trained, where it was: on what reaches the original layer, then on what reaches
-    /// this one.
+    /// Its training: first on the inputs of the original layer, then on the inputs of this one.
+    /// Empty if it wasn't trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trained: Vec<Trained>,
     /// Norm of the error of the network's output by that of the mixture's, on windows that nothing
     /// but λ and the steps of training were chosen on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
-    /// Whether it gives what the mixture gives.
+    /// Whether it computes what the mixture computes.
     pub kept: Kept,
 }
 
@@ -63,10 +63,10 @@ impl LayerDetails for DistilledLayer {
 /// Neurons that come from one network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DistilledPart {
-    /// Which it is.
+    /// The network.
     #[serde(flatten)]
     pub from: PartSource,
-    /// How many neurons.
+    /// The number of neurons.
     pub neurons: usize,
     /// The mean factor that their down columns were multiplied by.
     pub factor: f64,
@@ -80,7 +80,7 @@ pub enum PartSource {
     SharedExpert,
     /// A routed expert.
     Expert {
-        /// Its index.
+        /// The index of the expert.
         expert: usize,
     },
     /// The mean of routed experts whose neurons were aligned.
@@ -129,7 +129,7 @@ pub struct Trained {
     /// learned from it on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diverged: Option<u64>,
-    /// What held-out tokens said on the way.
+    /// Errors on held-out tokens in the course of training.
     pub looks: Vec<Look>,
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::neurons::{Networks, Neuron};
 
-/// What is taken whole.
+/// The unit that is selected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Select {

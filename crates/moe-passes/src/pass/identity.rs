@@ -11,12 +11,12 @@ pub enum Identity {
     Exact,
     /// It does, up to what is named here.
     Approximate {
-        /// Why it isn't exact.
+        /// The reason why it isn't exact.
         reason: String,
     },
     /// It doesn't, by design.
     Changed {
-        /// What changes it.
+        /// The reason for the change.
         reason: String,
     },
 }
@@ -57,7 +57,7 @@ pub struct Effect {
     pub option: String,
     /// Whether it keeps the function.
     pub kept: Kept,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 

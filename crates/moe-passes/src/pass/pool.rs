@@ -17,7 +17,7 @@ pub struct Pool {
     pub most: Option<usize>,
 }
 
-/// What a pool gave.
+/// The effect of a pool of text on the calibration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolStats {
     /// Sequences and tokens of the pool.

@@ -11,7 +11,7 @@ use crate::reduce::{
     LayerView, Method, Needs, Reduced, Size, aimer, most_salient, random_saliency,
 };
 
-/// How domains are weighed.
+/// The way in which domains are weighted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blend {

@@ -54,12 +54,12 @@ const DECIDING: [&str; 13] = [
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PruneOptions {
-    /// What experts are ranked by.
+    /// Saliency that experts are ranked by.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub criterion: Criterion,
 
-    /// How the domains of the data are weighed: pool adds their sums up, max-min keeps most of the
+    /// Weighting of the domains of the data: pool adds their sums up, max-min keeps most of the
     /// domain that would lose most.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]

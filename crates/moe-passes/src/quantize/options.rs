@@ -16,7 +16,7 @@ use crate::usage::usage;
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct QuantizeOptions {
-    /// What weights become, w4a16 unless told otherwise.
+    /// Scheme of the weights, w4a16 unless told otherwise.
     #[arg(long, value_parser = SchemeParser)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<WeightScheme>,
@@ -28,12 +28,12 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bits: Option<f64>,
 
-    /// Which bit widths --target-bits chooses from.
+    /// Bit widths that --target-bits chooses from.
     #[arg(long, value_enum, default_value_t, requires = "target_bits")]
     #[serde(default)]
     pub profile: Profile,
 
-    /// How codes are chosen; gptq for integers and rtn for floats unless given.
+    /// Method that chooses codes; gptq for integers and rtn for floats unless given.
     #[arg(long, value_enum)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub solver: Option<SolverChoice>,
@@ -48,12 +48,13 @@ pub struct QuantizeOptions {
     #[serde(default)]
     pub asymmetric: bool,
 
-    /// How the result is stored; by default as loaders know the scheme best.
+    /// Format of the result; by default the one that most loaders know for the scheme.
     #[arg(long, value_enum)]
     #[serde(default)]
     pub format: Option<Format>,
 
-    /// What is quantized beside the routed experts. Routers, norms, embeddings and head never are.
+    /// Parts that are quantized besides the routed experts. Routers, norms, embeddings and head
+    /// never are.
     #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
     #[serde(default)]
     pub include: Vec<QuantizedPart>,
@@ -160,7 +161,7 @@ pub struct QuantizeOptions {
     pub calibration: CalibrationOptions,
 }
 
-/// Which widths `--target-bits` chooses from.
+/// The bit widths that `--target-bits` chooses from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
@@ -172,18 +173,18 @@ pub enum Profile {
     Free,
 }
 
-/// How codes are chosen.
+/// The method that chooses codes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SolverChoice {
-    /// By the error that a matrix's inputs see, column after column (2210.17323); needs --data.
+    /// Minimizes the error of a matrix's outputs, column after column (2210.17323); needs --data.
     #[default]
     Gptq,
-    /// To the nearest; needs no data. The solver of fp8.
+    /// Rounds to the nearest; needs no data. The solver of fp8.
     Rtn,
 }
 
-/// How the result is stored.
+/// The format in which the result is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -195,7 +196,7 @@ pub enum Format {
     Gptq,
 }
 
-/// What can be quantized beside the routed experts.
+/// A part that can be quantized besides the routed experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuantizedPart {

@@ -108,7 +108,7 @@ impl Routed {
     }
 }
 
-/// How many tokens there were.
+/// The number of tokens that an expert was calibrated on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counts {
     /// Tokens that chose the expert.

@@ -86,7 +86,7 @@ pub(super) struct Solved {
     pub record: ExpertRecord,
 }
 
-/// How an expert was quantized.
+/// The calibration of one expert.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExpertRecord {
     /// Tokens.
@@ -102,18 +102,18 @@ pub struct ExpertRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub error: Option<f64>,
-    /// What was done instead of GPTQ on its own tokens, if anything.
+    /// The fallback that was taken. None if GPTQ ran on the expert's own tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
 }
 
-/// What was done where an expert's own tokens didn't suffice for GPTQ.
+/// What was done if an expert's own tokens didn't suffice for GPTQ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fallback {
     /// No token was its own.
     NoTokenOfItsOwn,
-    /// Its Hessians got more damping than was asked for, before they could be factored.
+    /// Its Hessians needed more damping than was asked for to be factored.
     MoreDamping,
 }
 

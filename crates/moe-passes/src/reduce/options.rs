@@ -15,7 +15,7 @@ use crate::calibrate::{
 use crate::pass::{Inputs, Sources};
 use crate::usage::{idle, usage};
 
-/// How many experts are left, and from what that is decided.
+/// The number of experts that are left, and the data that decides which.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ReduceOptions {
@@ -83,7 +83,7 @@ pub struct ReduceOptions {
     pub calibration: CalibrationOptions,
 }
 
-/// What becomes of layers for multi-token prediction.
+/// The treatment of layers for multi-token prediction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MtpChoice {

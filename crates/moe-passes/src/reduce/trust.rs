@@ -16,7 +16,7 @@ pub struct LayerTrust {
     /// For each expert that is left: the one whose router row it keeps, then what was merged into
     /// it.
     pub clusters: Vec<Vec<usize>>,
-    /// What experts were ranked by; greater is kept.
+    /// The saliency of each expert; experts with the greatest are kept.
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub saliency: Vec<f64>,
     /// Share of Σ g ‖f‖ of the experts that go on, alone or merged into others; one of which only

@@ -12,13 +12,13 @@ use crate::pass::{
     RouterEdit, RouterRows, Scale, SharedEdit,
 };
 
-/// What surveys of a layer's inputs found.
+/// The record of a layer whose inputs were surveyed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpcycledLayer {
-    /// How router rows were made of text, where they were.
+    /// The router, if its rows were made from text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router: Option<SurveyedRouter>,
-    /// How neurons were dealt out by their activations, where they were.
+    /// The partition, if neurons were assigned by their activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<SurveyedPartition>,
 }

@@ -216,11 +216,10 @@ impl Scale {
 
     /// The coordinate of `value`; values outside are moved to the nearer end.
     pub fn at(&self, value: f64) -> f64 {
-        let share = match self.logarithmic {
-            false => (value - self.from) / (self.to - self.from),
-            true => {
-                (value.max(f64::MIN_POSITIVE) / self.from).log10() / (self.to / self.from).log10()
-            }
+        let share = if self.logarithmic {
+            (value.max(f64::MIN_POSITIVE) / self.from).log10() / (self.to / self.from).log10()
+        } else {
+            (value - self.from) / (self.to - self.from)
         };
         let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
         self.start + share * self.length

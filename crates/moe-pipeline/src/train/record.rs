@@ -169,24 +169,24 @@ pub struct LoadChange {
     pub dropped: f64,
 }
 
-/// What the receipt says of a training.
+/// The record of a training in the receipt.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct TrainingRecord {
     /// Elements that were trained.
     pub parameters: usize,
     /// Steps that were taken.
     pub steps: u64,
-    /// Whether it ended before the last step, since measurements got no better.
+    /// Whether training stopped early, since measurements no longer improved.
     pub stopped_early: bool,
     /// The step whose weights are written.
     pub written: u64,
     /// Tokens that were trained on, those of several times through the text each time.
     pub tokens: u64,
-    /// How many bytes it was estimated to hold in memory at least.
+    /// The estimate of the least memory that training holds, in bytes.
     pub memory_estimate_bytes: u64,
     /// Losses; of a long run means of neighbouring steps.
     pub curve: Vec<StepRecord>,
-    /// What options were from a step on, where it went on with others than it began with.
+    /// Options from a step on, for each time that training was resumed with different ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Settings>,
     /// Measurements on held-out text.
@@ -197,7 +197,7 @@ pub struct TrainingRecord {
     /// The same of what is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<EvalReport>,
-    /// Where tokens went.
+    /// The load of experts in each layer, and how it changed.
     pub load: Vec<LoadChange>,
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 /// Options that may change when a training is resumed.
 pub(super) const CHANGEABLE: [&str; 3] = ["learning-rate", "clip", "patience"];
 
-/// What these were from a step on.
+/// The options that may change when training is resumed, as they were from a step on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Settings {
     /// Steps that were taken before.

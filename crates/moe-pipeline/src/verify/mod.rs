@@ -31,7 +31,7 @@ const PART_BYTES: u64 = 1 << 20;
 /// Memory for a model's headers and configs.
 const HEADER_BYTES: u64 = 4 << 20;
 
-/// What was found in a sound checkpoint; anything unsound is an error.
+/// The findings on a sound checkpoint; anything unsound is an error.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct VerifyReport {
     /// The family.
@@ -49,9 +49,9 @@ pub struct VerifyReport {
     pub layers: usize,
     /// Experts found, over all layers.
     pub experts: usize,
-    /// What stock loaders would trip over.
+    /// Problems that stock loaders have with the checkpoint.
     pub notes: Vec<String>,
-    /// What engines do with quantized experts.
+    /// Verdicts of engines on its quantized experts.
     pub engines: Vec<Verdict>,
 }
 
