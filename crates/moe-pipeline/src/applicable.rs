@@ -12,8 +12,7 @@ pub struct Applicable {
     /// The pass.
     #[schemars(with = "String")]
     pub pass: &'static PassInfo,
-    /// Families that its result can have, the one that it has unless told otherwise first; none
-    /// where the pass refuses the model.
+    /// Families that its result can have, the default first; empty if the pass refuses the model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gives: Vec<String>,
     /// The reason why it refuses the model, and a remedy. None if it accepts the model.

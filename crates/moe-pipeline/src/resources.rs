@@ -200,23 +200,33 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
 /// `is_run_record` of moe-checkpoint knows its keys.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub(crate) struct RunRecord {
+    /// The path of the source.
     pub source: String,
+    /// The device that computed: cpu, cuda:N or metal.
     pub device: String,
+    /// The dtype of matrix products.
     pub dtype: String,
+    /// The dtype of router computations. None for f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router_dtype: Option<&'static str>,
+    /// Number of threads.
     pub threads: usize,
+    /// The name of the machine.
     pub host: String,
+    /// The time at which this record was made, in seconds since 1970.
     pub unix_time: u64,
+    /// Wall time of all stages.
     pub seconds: f64,
+    /// Peak resident memory. None if the system doesn't report it.
     pub peak_memory_bytes: Option<u64>,
     /// The memory budget of the run. None without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_budget_bytes: Option<u64>,
-    /// The peak of the bytes that the program had allocated: see [`peak_live_bytes`].
+    /// Peak of the bytes that the program had allocated. None if they weren't counted.
     pub peak_live_bytes: Option<u64>,
+    /// The stages of the run.
     pub timings: Timings,
-    /// SHA-256 of the log of a training, which differs from run to run, too.
+    /// SHA-256 of the log of a training. None without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training_log_sha256: Option<String>,
 }

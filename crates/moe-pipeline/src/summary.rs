@@ -28,9 +28,9 @@ pub struct Average {
 /// Mean and standard deviation over several runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Spread {
-    /// Their mean.
+    /// The mean.
     pub mean: f64,
-    /// Their standard deviation, √(Σ (x − mean)² / (n − 1)); none of a single run.
+    /// The standard deviation, √(Σ (x − mean)² / (n − 1)). None for a single run.
     pub deviation: Option<f64>,
 }
 
@@ -41,7 +41,7 @@ pub struct Figures<T> {
     pub loss: T,
     /// Mean KL from the original in nats, if there was one.
     pub kl: Option<T>,
-    /// The same over what rare experts serve.
+    /// Mean KL over the tokens that rare experts serve.
     pub rare_kl: Option<T>,
     /// Share of tokens whose most probable next token is the original's.
     pub top1_agreement: Option<T>,
@@ -67,11 +67,11 @@ pub struct DomainSummary<T> {
 pub struct LoadSummary<T> {
     /// Mean Gini coefficient over layers.
     pub gini: T,
-    /// The greatest.
+    /// The greatest Gini coefficient of a layer.
     pub worst_gini: T,
     /// Mean entropy over layers, as a share of its maximum.
     pub entropy: T,
-    /// The least.
+    /// The least entropy of a layer.
     pub least_entropy: T,
     /// Experts without a token, in all layers.
     pub dead: T,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Quality on held-out text against the original.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct HeldOutReport {
-    /// The result.
+    /// Quality of the result.
     pub result: EvalReport,
     /// The result after each stage. Empty if it was made in one stage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -15,8 +15,8 @@ pub struct HeldOutReport {
     /// The name of the baseline. None if no baseline was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline_name: Option<String>,
-    /// The baseline: a model of the same size that was made without evidence. None where none was
-    /// measured.
+    /// Quality of the baseline, a model of the same size that was made without data. None if no
+    /// baseline was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<EvalReport>,
 }
@@ -36,7 +36,7 @@ pub struct StageReport {
     pub stage: String,
     /// Whether its edits were kept: they measured better than what was there before.
     pub kept: bool,
-    /// The model behind it.
+    /// Quality of the model after this stage.
     pub report: EvalReport,
 }
 

@@ -58,8 +58,8 @@ pub enum Scheme {
 pub enum Blocks {
     /// All codes of a row share one.
     Rows,
-    /// The codes of a block of so many rows and columns share one; blocks at the end of a matrix
-    /// may be smaller.
+    /// The codes of a block share one; the numbers are its rows and columns. Blocks at the end of a
+    /// matrix may be smaller.
     Of([usize; 2]),
 }
 
@@ -80,7 +80,7 @@ pub struct Integers {
     pub bits: u32,
     /// Columns that share a scale; `None` for whole rows.
     pub group: Option<usize>,
-    /// Whether 0 is the code in the middle; otherwise each group has a zero point.
+    /// Whether the middle code stands for 0; otherwise each group has a zero point.
     pub symmetric: bool,
 }
 

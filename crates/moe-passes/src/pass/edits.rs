@@ -19,8 +19,8 @@ pub struct NetworkEdit {
     #[serde(default, skip_serializing_if = "is_false")]
     pub never_selected: bool,
     /// Factors that its projections were multiplied by.
-    #[serde(default, skip_serializing_if = "Scale::is_one")]
-    pub scale: Scale,
+    #[serde(default, skip_serializing_if = "ProjectionScale::is_one")]
+    pub scale: ProjectionScale,
     /// The share of its neurons that were reinitialized.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redrawn: Option<f64>,
@@ -32,8 +32,7 @@ pub struct NetworkEdit {
 /// A network that another one is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkSource {
-    /// The other model that it comes from, as the options name it. None for the one that is
-    /// converted.
+    /// The model that it comes from, as the options name it. None for the model that is converted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// The network, one of its layer's.
@@ -64,9 +63,9 @@ pub enum Network {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Neurons {
-    /// So many of them.
+    /// A number of them.
     Count(usize),
-    /// All of them, so many times over.
+    /// All of them, a number of times.
     Copies(usize),
     /// One of several equal runs of neighbouring neurons.
     Shard {
@@ -79,10 +78,10 @@ pub enum Neurons {
 
 /// Factors on the projections of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Scale {
-    /// On the gate and up projections each.
+pub struct ProjectionScale {
+    /// Factor of the gate projection, and of the up projection.
     pub gate_and_up: f64,
-    /// On the down projection.
+    /// Factor of the down projection.
     pub down: f64,
 }
 
@@ -91,7 +90,7 @@ pub struct Scale {
 pub struct NoiseEdit {
     /// The standard deviation of the noise.
     pub std: f64,
-    /// The share of weights that got some.
+    /// The share of weights that got noise.
     pub share: f64,
 }
 
@@ -112,7 +111,7 @@ pub struct Encodings {
 /// The quantization of matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EncodingEdit {
-    /// The scheme of all matrices, or those of gate, up and down where they differ.
+    /// The scheme of all matrices; if they differ, the schemes of gate, up and down.
     pub schemes: Vec<Scheme>,
     /// The method that chose the codes.
     pub rounding: Rounding,
@@ -122,9 +121,9 @@ pub struct EncodingEdit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rounding {
-    /// By GPTQ.
+    /// GPTQ.
     Gptq,
-    /// Each value was rounded to the nearest.
+    /// Rounding of each value to the nearest code.
     Nearest,
 }
 
@@ -154,26 +153,26 @@ pub struct RouterEdit {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "rows", rename_all = "kebab-case")]
 pub enum RouterRows {
-    /// The source's, of the experts that the new ones have as their first source.
+    /// Rows of the source: for each expert, that of its first source.
     Kept {
         /// The number of rows that are kept.
         kept: usize,
         /// The number of rows that the source has.
         of: usize,
-        /// Further rows that are never selected, which fill up the layer.
+        /// The number of further rows, for experts that are never selected and fill up the layer.
         #[serde(default, skip_serializing_if = "is_zero")]
         never_selected: usize,
     },
     /// Random entries.
     Normal {
-        /// Their standard deviation.
+        /// The standard deviation of the entries.
         std: f64,
         /// The seed that they follow from.
         seed: u64,
     },
     /// Random orthogonal rows.
     Orthogonal {
-        /// The standard deviation of entries of rows as long as these.
+        /// The standard deviation of normal entries that give rows of the same length.
         std: f64,
         /// The seed that they follow from.
         seed: u64,
@@ -237,14 +236,14 @@ impl Encodings {
     }
 }
 
-impl Scale {
+impl ProjectionScale {
     /// Whether nothing changes.
     pub fn is_one(&self) -> bool {
         *self == Self::default()
     }
 }
 
-impl Default for Scale {
+impl Default for ProjectionScale {
     fn default() -> Self {
         Self { gate_and_up: 1.0, down: 1.0 }
     }

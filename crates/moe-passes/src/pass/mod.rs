@@ -17,15 +17,15 @@ use std::sync::Arc;
 use moe_checkpoint::ScratchStore;
 use moe_forward::Group;
 use moe_math::Compute;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::{Model, Result};
 use serde::Serialize;
 use serde_json::Value;
 
 pub use details::{Details, DetailsType, LayerDetails};
 pub use edits::{
-    EncodingEdit, Encodings, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit, Rounding,
-    RouterEdit, RouterRows, Scale, SharedEdit,
+    EncodingEdit, Encodings, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit,
+    ProjectionScale, Rounding, RouterEdit, RouterRows, SharedEdit,
 };
 pub use identity::{Effect, Identity, Kept};
 pub use info::{Baseline, BenchmarkedModel, Choice, PassInfo, PassOptions, ReportKind};
@@ -99,7 +99,7 @@ pub trait LayerStatistics: Send + Sync {
     ///
     /// # Errors
     /// Errors of reading the file.
-    fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>>;
+    fn layer(&self, index: usize) -> Result<Option<Vec<CalibrationSums>>>;
 }
 
 /// The files that a pass reads: models, statistics, a plan, text.

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use moe_math::saliency;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use serde::{Deserialize, Serialize};
 
 use crate::reduce::Needs;
@@ -74,8 +74,8 @@ impl Criterion {
     }
 
     /// Saliencies by this criterion; None for criteria that need more than sums.
-    pub(super) fn of_sums(self, sums: &Sums) -> Option<Vec<f64>> {
-        let of: fn(&Sums) -> Vec<f64> = match self {
+    pub(super) fn of_sums(self, sums: &CalibrationSums) -> Option<Vec<f64>> {
+        let of: fn(&CalibrationSums) -> Vec<f64> = match self {
             Self::Reap => saliency::reap,
             Self::Ean => saliency::expert_activation_norm,
             Self::Man => saliency::mean_activation_norm,

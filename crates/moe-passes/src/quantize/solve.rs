@@ -45,7 +45,7 @@ pub(super) struct Solver<'a> {
     pub counted: &'a [bool],
     pub compute: &'a Compute,
     /// Options of gate, up and down.
-    pub options: [quantize::Options; 3],
+    pub options: [quantize::GptqOptions; 3],
     pub damping: Damping,
     pub act_order: bool,
     /// How many tokens' worth of the layer's Hessian is mixed into each Hessian, as a multiple of
@@ -92,7 +92,7 @@ pub struct ExpertRecord {
     /// Tokens.
     #[serde(flatten)]
     pub counts: Counts,
-    /// (Σ ρ)² / Σ ρ²: how many tokens of equal weight would say as much.
+    /// Effective sample size, (Σ ρ)² / Σ ρ² over the weights ρ of the tokens.
     pub effective: f64,
     /// The share of the mean diagonal that was added to the Hessians of gate and up, and of down.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -325,7 +325,7 @@ impl Solver<'_> {
         weights: impl Iterator<Item = &'w Vec<f32>>,
         factors: impl Iterator<Item = &'w Factor<f32>>,
         shape: [usize; 2],
-        options: &quantize::Options,
+        options: &quantize::GptqOptions,
     ) -> Result<Vec<Codes>> {
         let problems: Vec<_> =
             weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();

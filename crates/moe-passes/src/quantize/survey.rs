@@ -279,7 +279,7 @@ impl<'a> Rounding<'a> {
     fn rounded(&self, matrix: usize, bits: u32) -> Result<Tensor> {
         let weight = &self.network.linears()[matrix].weight;
         let shape = [weight.shape()[0], weight.shape()[1]];
-        let scheme: quantize::Scheme = grid(self.options, self.options.of_bits(bits), weight)?;
+        let scheme: quantize::GridScheme = grid(self.options, self.options.of_bits(bits), weight)?;
         let codes = round_to_nearest(&self.values[matrix], shape, &scheme)
             .map_err(|e| failed(e).tensor(weight.name()))?;
         Self::tensor(self.network, matrix, codes.dequantize(), self.compute)

@@ -33,12 +33,12 @@ impl Profile {
     }
 }
 
-/// The widths of a layer.
+/// The bit widths of a layer's experts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerWidths {
     /// Bits of the codes of gate, up and down.
     pub bits: [u32; 3],
-    /// Weights that have them.
+    /// Number of weights that have them.
     pub weights: u64,
     /// Their size in the file in bits, scales and zero points included.
     pub stored_bits: u64,

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, IndexOp, Tensor};
 use moe_forward::{Observer, Prompts, embed};
-use moe_math::kmeans::{ClusterError, Metric, Options, kmeans};
+use moe_math::kmeans::{ClusterError, KmeansOptions, Metric, kmeans};
 use moe_math::temperature::scale_to_entropy;
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Kind, Model, Result, Router, Weight};
@@ -225,7 +225,7 @@ impl RouterSurvey {
         check_inputs(layer, x)?;
         let own = own_directions(x).map_err(|e| failed("FFN inputs", e))?;
         let mut random = sampling::generator(self.options.seed, stream(layer));
-        let options = Options { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
+        let options = KmeansOptions { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
         let clusters =
             kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
                 let what = format!("k-means of the FFN inputs of layer {layer}: {e}");

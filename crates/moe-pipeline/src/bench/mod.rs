@@ -78,9 +78,9 @@ pub struct BenchReport {
 pub struct BenchedPass {
     /// The pass.
     pub pass: &'static str,
-    /// Wall time of all of it.
+    /// Wall time of the pass in seconds.
     pub seconds: f64,
-    /// The same for the whole model, if its layers are alike.
+    /// Estimate for the whole model, whose layers are taken to be alike.
     pub whole_model_seconds: f64,
     /// The stages of the pass; stages within another one come before it.
     pub stages: Vec<BenchedStage>,
@@ -92,7 +92,7 @@ pub struct BenchedStage {
     /// The stage's time, operations and bytes.
     #[serde(flatten)]
     pub stage: Stage,
-    /// Share of the machine's matrix product, or of its copy.
+    /// Speed as a share of the machine's matrix product, or of its copy.
     pub of_peak: Option<f64>,
 }
 

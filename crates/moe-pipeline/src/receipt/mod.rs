@@ -33,38 +33,38 @@ pub const FORMAT: u64 = 1;
 /// The contents of `moe-convert.json`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Receipt {
-    /// The version of this form, `FORMAT`: another one has other keys, or the same with another
+    /// The version of the receipt's format. Another version has other keys, or keys of another
     /// meaning.
     pub format: u64,
-    /// The program that wrote it.
+    /// The program that wrote the receipt.
     pub tool: Tool,
-    /// Passes that ran before it in the same run, with no checkpoint between them.
+    /// Passes that ran before this one in the same run, with no checkpoint between them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<EarlierPass>,
-    /// The pass, or the last one.
+    /// The pass; the last one, if several ran.
     #[schemars(with = "String")]
     pub pass: &'static PassInfo,
     /// The pass's options, defaults included.
     pub options: serde_json::Value,
     /// The checkpoint that was converted.
     pub source: SourceRecord,
-    /// Further checkpoints that it read, in order.
+    /// Further checkpoints that were read, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SourceRecord>,
-    /// SHA-256 of text, statistics and plans that it read, by file name, with the folders that tell
-    /// it from others of that name.
+    /// SHA-256 of text, statistics and plans that were read, by file name; names that occur twice
+    /// have as many folders as it takes to tell them apart.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
-    /// SHA-256 of the text that statistics which it read were gathered on, as far as they say so,
-    /// by name likewise.
+    /// SHA-256 of the text that those statistics were gathered on, as far as they record it, by
+    /// file name likewise.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub observed: BTreeMap<String, String>,
-    /// SHA-256 of plans that it wrote beside, by name likewise.
+    /// SHA-256 of plans that were written besides the result, by file name likewise.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub written: BTreeMap<String, String>,
     /// The dtype of matrix products.
     pub dtype: String,
-    /// The kind of device that it computed on: cpu, cuda or metal.
+    /// The kind of device that computed: cpu, cuda or metal.
     pub device: String,
     /// Options for writing the result.
     pub writing: WritingOptions,
@@ -77,7 +77,7 @@ pub struct Receipt {
     pub identity: Identity,
     /// The effect of each option on the function.
     pub effects: Vec<Effect>,
-    /// The same, as measured on the weights that were written.
+    /// The difference between result and source, measured on the weights that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
     /// Quality of the result on held-out text. None if it wasn't measured.
@@ -105,13 +105,13 @@ pub struct Receipt {
     /// Files next to the source's weights that were not copied, by name, each with the reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left_out: BTreeMap<String, String>,
-    /// SHA-256 of what was written, by name: all that the manifest lists but this receipt and the
-    /// model card, of which a copy under another name has its own.
+    /// SHA-256 of the files that were written, by name: all that the manifest lists, except this
+    /// receipt and the model card, which differs in a copy of another name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
 
-/// A pass that ran before the last one, on the way to the same result.
+/// A pass that ran before the last one in the same run.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EarlierPass {
     /// The pass.
@@ -165,7 +165,7 @@ pub struct SourceRecord {
     pub active_parameters: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// SHA-256 of config, weights, tokenizer and what else goes along, by file name.
+    /// SHA-256 of config, weights, tokenizer and all other files that are copied, by file name.
     pub sha256: BTreeMap<String, String>,
 }
 
@@ -180,9 +180,9 @@ pub struct ResultRecord {
     pub total_parameters: usize,
     /// Parameters that one token uses.
     pub active_parameters: usize,
-    /// Tensors.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Tensors whose bytes are the source's.
+    /// Number of tensors whose bytes are the source's.
     pub tensors_copied: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
@@ -192,15 +192,15 @@ pub struct ResultRecord {
 /// among the chosen ones. A runtime that breaks ties otherwise than by index then mixes the two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupTies {
-    /// Pairs looked at.
+    /// Number of pairs that were checked.
     pub routings: u64,
     /// Ties of probabilities in f32.
     pub in_f32: u64,
-    /// Ties where router logits are computed in bf16.
+    /// Ties if router logits are computed in bf16.
     pub in_bf16: u64,
 }
 
-/// Logits of the result beside the source's, on seeded random tokens.
+/// Comparison of the logits of result and source, on seeded random tokens.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Measured {
     /// Seed of the tokens.

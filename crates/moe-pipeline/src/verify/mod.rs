@@ -38,16 +38,16 @@ pub struct VerifyReport {
     pub model_type: String,
     /// Files whose SHA-256 is the manifest's; `None` without a manifest.
     pub hashed_files: Option<usize>,
-    /// Files beside them that no manifest lists, and that change nothing for loaders where there is
-    /// a receipt.
+    /// Files next to them that the manifest doesn't list; if there is a receipt, loaders ignore
+    /// them.
     pub unlisted: Vec<String>,
-    /// Tensors of the right shape, with finite values.
+    /// Number of tensors, all of the right shape and with finite values.
     pub tensors: usize,
-    /// Their bytes.
+    /// Bytes of these tensors.
     pub bytes: u64,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
-    /// Experts found, over all layers.
+    /// Number of experts in all layers.
     pub experts: usize,
     /// Problems that stock loaders have with the checkpoint.
     pub notes: Vec<String>,

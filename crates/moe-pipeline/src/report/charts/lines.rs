@@ -3,7 +3,7 @@
 use super::columns::{every, short};
 use super::frame::Frame;
 use crate::report::number::decimal;
-use crate::report::svg::{Path, Scale, Svg};
+use crate::report::svg::{AxisScale, Path, Svg};
 
 /// A CSS class, the label, and the points as (step, value).
 pub(crate) type Line<'a> = (&'a str, &'a str, Vec<(u64, f64)>);
@@ -44,7 +44,7 @@ impl LineChart<'_> {
 pub(crate) fn lines(chart: &LineChart<'_>) -> Svg {
     let mut svg = Svg::new(chart.id, FRAME.size, chart.title.to_owned(), chart.described());
     let values = chart.finite_points().map(|(_, value)| value);
-    let scale = Scale::between(values, FRAME.foot(), FRAME.rise());
+    let scale = AxisScale::between(values, FRAME.foot(), FRAME.rise());
     FRAME.grid(&mut svg, &scale, short);
     let last = chart.last_step();
     for (class, _, points) in chart.lines {
