@@ -161,12 +161,11 @@ fn chosen(expert: &Expert, rows: &[u32]) -> Result<Vec<f64>> {
         for (neuron, row) in values.chunks_exact_mut(3 * hidden).zip(rows) {
             let row = *row as usize;
             let neuron = &mut neuron[place * hidden..][..hidden];
-            match down {
-                true => neuron
-                    .iter_mut()
-                    .zip(matrix[row..].iter().step_by(expert.width()))
-                    .for_each(copy),
-                false => neuron.iter_mut().zip(&matrix[row * hidden..][..hidden]).for_each(copy),
+            if down {
+                let column = matrix[row..].iter().step_by(expert.width());
+                neuron.iter_mut().zip(column).for_each(copy);
+            } else {
+                neuron.iter_mut().zip(&matrix[row * hidden..][..hidden]).for_each(copy);
             }
         }
     }

@@ -18,14 +18,14 @@ pub(crate) const MAX_BATCH: usize = 1 << 20;
 
 /// Refuses more steps than can ever be taken. `option` is the option that gives them.
 pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {
-    match steps > MAX_STEPS {
-        true => Err(usage(
-            &[option],
-            format!("{option} {steps} is more than can ever be taken"),
-            format!("give at most {MAX_STEPS}, such as 1000"),
-        )),
-        false => Ok(()),
+    if steps <= MAX_STEPS {
+        return Ok(());
     }
+    Err(usage(
+        &[option],
+        format!("{option} {steps} is more than can ever be taken"),
+        format!("give at most {MAX_STEPS}, such as 1000"),
+    ))
 }
 
 /// Options of a training: steps, batches, learning rate, precision, measurements.

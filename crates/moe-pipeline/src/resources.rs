@@ -106,7 +106,7 @@ const BLOCK_TOKENS: usize = 8192;
 const DEVICE_BLOCK_TOKENS: usize = 65_536;
 /// With smaller blocks, each layer's weights would be read for too little work.
 const MIN_BLOCK_TOKENS: usize = 512;
-/// States that a layer holds for a token: its input, its normalised input, its output, and an
+/// States that a layer holds for a token: its input, its normalized input, its output, and an
 /// expert's output.
 const STATES_AT_WORK: usize = 4;
 

@@ -226,7 +226,7 @@ impl Quantization {
     }
 }
 
-/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under their own name
+/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbors under their own name
 /// (q, k and v to `qkv_proj`), and SGLang 0.5.23 looks only for that name
 /// (`get_linear_quant_method`). So the pattern covers everything under the same parent, if all of
 /// it is plain.

@@ -68,7 +68,7 @@ const OPTIONS: &[(&str, &str)] = &[
     (
         "ignore ignore-layers exclude exclude-modules modules-to-not-convert skip skip-layers skip-modules ignore-patterns \
          leave-output-tensor targets quantize-modules",
-        "leave it out: routed experts alone are quantized; --include names what is quantized beside them",
+        "leave it out: routed experts alone are quantized; --include names what is quantized besides them",
     ),
     ("imatrix", "give --data TEXT: experts are calibrated in the same run"),
     // Text.

@@ -1,4 +1,4 @@
-//! The behaviour of stock loaders for a family, as described by its file.
+//! The behavior of stock loaders for a family, as described by its file.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

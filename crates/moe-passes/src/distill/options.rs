@@ -237,14 +237,14 @@ impl DistillOptions {
             Init::Random => (1, "any neuron".to_owned()),
             // --down uniform has no factor for a part of an expert.
             Init::Select if self.down == Down::Uniform => {
-                (shared + each, format!("an expert of {each} neurons beside {shared} shared ones"))
+                (shared + each, format!("an expert of {each} neurons and {shared} shared ones"))
             }
             Init::Select => {
                 (shared.max(1), format!("a shared expert of {shared} neurons, which stays whole"))
             }
             Init::Mean | Init::UsageMean => (
                 shared + each,
-                format!("the mean of experts of {each} neurons beside {shared} shared ones"),
+                format!("the mean of experts of {each} neurons and {shared} shared ones"),
             ),
         };
         if width >= least {

@@ -67,7 +67,7 @@ pub enum Neurons {
     Count(usize),
     /// All of them, a number of times.
     Copies(usize),
-    /// One of several equal runs of neighbouring neurons.
+    /// One of several equal runs of neighboring neurons.
     Shard {
         /// The index of the run, counted from 0.
         index: usize,

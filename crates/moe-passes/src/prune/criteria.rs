@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::reduce::Needs;
 
-/// A criterion: what is kept is great by it.
+/// The criterion by which experts are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Criterion {
@@ -19,7 +19,7 @@ pub enum Criterion {
     Man,
     /// Mean of the squared norms of an expert's outputs (2606.15716).
     Msan,
-    /// Tokens that choose an expert.
+    /// Number of tokens that choose an expert.
     Frequency,
     /// Sum of the gates that an expert is given.
     SoftFrequency,

@@ -119,14 +119,14 @@ impl PruneOptions {
         }))
     }
 
-    /// Refuses options that decide what the given plan has decided, and options without meaning
-    /// beside it. A recipe can't say which values were given: values equal to the defaults don't
+    /// Refuses options that decide what the given plan has decided, and options without effect
+    /// next to it. A recipe can't say which values were given: values equal to the defaults don't
     /// contradict the plan.
     fn check_given(&self) -> Result<()> {
         match self.deciding().into_iter().find(|(_, is_given)| *is_given) {
             Some((option, _)) => Err(usage(
                 &[option, "--plan"],
-                format!("{option} beside --plan, which has decided"),
+                format!("--plan has decided already, so {option} would have no effect"),
                 format!("leave {option} out, or --plan"),
             )),
             None => {
@@ -168,7 +168,7 @@ impl PruneOptions {
             ("--seed", text.seed != usual.seed && (!measures || self.reduce.no_baseline)),
         ];
         let wanted = if measures { "a baseline" } else { "--held-out" };
-        let what = format!("beside --plan goes with {wanted}, and there is none");
+        let what = format!("has an effect with --plan only if there is {wanted}");
         refuse_unused(idle, &what, "give --held-out TEXT without --no-baseline")
     }
 }

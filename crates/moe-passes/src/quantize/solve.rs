@@ -269,17 +269,16 @@ impl Solver<'_> {
         let factors =
             || (0..tasks.len()).map(|index| &inputs.get(index).unwrap_or(&inputs[0]).factor);
         let [gate, up, _] = &self.options;
-        let (codes, of_up) = match gate == up {
-            true => {
-                let mut codes =
-                    self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
-                let of_up = codes.split_off(tasks.len());
-                (codes, of_up)
-            }
-            false => (
+        let (codes, of_up) = if gate == up {
+            let mut codes =
+                self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
+            let of_up = codes.split_off(tasks.len());
+            (codes, of_up)
+        } else {
+            (
                 self.solve(gates.iter(), factors(), shape, gate)?,
                 self.solve(ups.iter(), factors(), shape, up)?,
-            ),
+            )
         };
         Ok(codes.into_iter().zip(of_up).collect())
     }

@@ -261,9 +261,8 @@ impl<'a> Rounding<'a> {
     /// |Δf|² of each token with the matrices of `part` rounded to `bits`. Intermediate results that
     /// these don't change aren't computed again.
     fn squares(&self, part: &[usize], bits: u32) -> Result<Vec<f32>> {
-        let rounded = |matrix: usize| match part.contains(&matrix) {
-            true => self.rounded(matrix, bits).map(Some),
-            false => Ok(None),
+        let rounded = |matrix: usize| {
+            if part.contains(&matrix) { self.rounded(matrix, bits).map(Some) } else { Ok(None) }
         };
         let (gate, up, down) = (rounded(0)?, rounded(1)?, rounded(2)?);
         let squares = || {

@@ -185,9 +185,10 @@ fn check_share(option: &str, share: Option<f64>) -> Result<()> {
 
 /// For a remedy: the share that a number in per cent may have meant; else empty.
 fn of_percent(share: f64) -> String {
-    match (2.0..=100.0).contains(&share) {
-        true => format!(": {} for {share} %", share / 100.0),
-        false => String::new(),
+    if (2.0..=100.0).contains(&share) {
+        format!(": {} for {share} %", share / 100.0)
+    } else {
+        String::new()
     }
 }
 
@@ -352,9 +353,10 @@ impl ReduceOptions {
     /// `before`.
     fn divisor_remedy(&self, top_k: usize, before: usize) -> String {
         let greatest = before / self.divisible_by * self.divisible_by;
-        match greatest >= top_k.max(1) {
-            true => format!("give --experts {greatest} or fewer, or a smaller --divisible-by"),
-            false => format!("give --divisible-by {before} or less"),
+        if greatest >= top_k.max(1) {
+            format!("give --experts {greatest} or fewer, or a smaller --divisible-by")
+        } else {
+            format!("give --divisible-by {before} or less")
         }
     }
 

@@ -391,8 +391,8 @@ impl ActivationSurvey {
         let covariance = || {
             let shape = (shares.len() / experts, experts);
             let shares = Tensor::from_vec(shares, shape, x.device())?;
-            let centred = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
-            centred.t()?.contiguous()?.matmul(&own_directions(&x)?)
+            let centered = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
+            centered.t()?.contiguous()?.matmul(&own_directions(&x)?)
         };
         scaled_rows(&covariance().map_err(fail)?, &x, self.entropy, layer)
     }

@@ -2,7 +2,7 @@
 //!
 //! f(x) = down · (silu(gate x) ∘ (up x)) is linear in down but not in gate, so an exact scale c is
 //! a factor on down alone. There are N experts, top-k K and granularity G, so that an expert has
-//! every G-th part of a network. The selected gates g sum to Σ = 1 where they are normalised, and
+//! every G-th part of a network. The selected gates g sum to Σ = 1 where they are normalized, and
 //! to K/N at a zero router where they aren't. The T = K/G selected copies of each shard then add up
 //! to Σ/G · c · f(x), which is f(x) for c = G/Σ.
 

@@ -137,7 +137,7 @@ impl Section {
         ))
     }
 
-    /// Adds a legend of colours: CSS class and label.
+    /// Adds a legend of colors: CSS class and label.
     pub fn legend(mut self, entries: &[(&str, &str)]) -> Self {
         self.body += "<ul class=\"legend\">\n";
         for (class, words) in entries {

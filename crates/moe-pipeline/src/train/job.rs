@@ -128,7 +128,7 @@ fn dtype(precision: Precision) -> DType {
     }
 }
 
-/// The loss that `training` minimises.
+/// The loss that `training` minimizes.
 fn objective(training: &Training) -> Objective {
     let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
     Objective {

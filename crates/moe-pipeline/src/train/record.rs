@@ -211,7 +211,7 @@ impl TrainingRecord {
 /// Maximum number of points of a chart.
 const POINTS: usize = 400;
 
-/// `steps`, with neighbours averaged so that at most [`POINTS`] are left.
+/// `steps`, with neighbors averaged so that at most [`POINTS`] are left.
 pub(super) fn thinned(steps: &[StepRecord]) -> Vec<StepRecord> {
     let each = steps.len().div_ceil(POINTS).max(1);
     let mean = |part: &[StepRecord]| {

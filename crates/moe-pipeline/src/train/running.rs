@@ -32,7 +32,7 @@ pub(crate) trait Task {
     /// Skips the data of the first `steps` steps.
     fn skip(&mut self, steps: u64);
 
-    /// The weighted sum of `losses` to minimise.
+    /// The weighted sum of `losses` to minimize.
     fn total(&self, losses: &Losses) -> f64;
 
     /// Measures the model with weights of these bytes; None where there is no text to measure on.

@@ -10,7 +10,7 @@ pub(crate) struct Bar {
 
 const WIDTH: f64 = 352.0;
 const LABEL: f64 = 96.0;
-/// Width for the figures behind the bars.
+/// Width for the figures at the end of the bars.
 const FIGURE: f64 = 62.0;
 const ROW: f64 = 42.0;
 const THICK: f64 = 14.0;

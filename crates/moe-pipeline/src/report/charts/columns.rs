@@ -66,7 +66,7 @@ pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
 
 /// The places of columns beside each other.
 struct Places {
-    /// The distance between the centers of neighbours.
+    /// The distance between the centers of neighbors.
     pitch: f64,
     /// The width of a column.
     width: f64,

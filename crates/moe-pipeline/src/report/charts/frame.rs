@@ -35,7 +35,7 @@ impl Frame {
         self.top - self.foot()
     }
 
-    /// Draws a horizontal line for each tick of `scale`, labelled on the left.
+    /// Draws a horizontal line for each tick of `scale`, labeled on the left.
     pub fn grid(&self, svg: &mut Svg, scale: &AxisScale, label: fn(f64) -> String) {
         for value in scale.ticks() {
             let y = scale.at(value);

@@ -1,4 +1,4 @@
-//! Values over steps.
+//! Line charts of values over steps.
 
 use super::columns::{every, short};
 use super::frame::Frame;
@@ -25,7 +25,7 @@ impl LineChart<'_> {
         points.filter(|(_, value)| value.is_finite())
     }
 
-    /// The ends of each line, a sentence on each.
+    /// A sentence on each line with its first and last value.
     fn described(&self) -> String {
         let lines = self.lines.iter().filter_map(|(_, words, points)| {
             let [first, last] =
