@@ -64,7 +64,7 @@ fn of_safetensors(files: &str, is_indexed: bool) -> String {
 fn of_index(files: &str) -> String {
     format!(
         "{files}, an index of other weights, is not followed by transformers and this program unless it is asked \
-         for: move what isn't meant elsewhere"
+         for: move unused files to another folder"
     )
 }
 
