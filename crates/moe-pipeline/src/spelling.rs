@@ -16,7 +16,7 @@ use aliases::Alias;
 /// The name of an option that was written in another way.
 #[derive(Debug)]
 pub struct Spelled {
-    /// Its current name, without leading hyphens.
+    /// The option's current name, without leading hyphens.
     pub option: String,
     /// Whether it was written by its earlier name, which deserves a note.
     pub is_earlier: bool,

@@ -41,7 +41,7 @@ pub struct Figures<T> {
     pub loss: T,
     /// Mean KL from the original in nats, if there was one.
     pub kl: Option<T>,
-    /// Mean KL over the tokens that rare experts serve.
+    /// Mean KL, weighted towards tokens that rare experts serve.
     pub rare_kl: Option<T>,
     /// Share of tokens whose most probable next token is the original's.
     pub top1_agreement: Option<T>,

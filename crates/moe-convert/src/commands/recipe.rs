@@ -172,7 +172,7 @@ impl RecipeRun<'_> {
     }
 }
 
-/// What the steps of a recipe have led to so far.
+/// The results of a recipe's steps so far.
 struct Tally {
     outcomes: Vec<StepOutcome>,
     /// A row for each evaluation.
@@ -218,7 +218,7 @@ impl Tally {
     }
 }
 
-/// How the steps of a recipe are run.
+/// The way in which the steps of a recipe are run.
 #[derive(Clone, Copy)]
 pub(super) struct How {
     pub resume: bool,

@@ -96,7 +96,7 @@ fn not_measured(receipt: &Receipt, measured_tokens: Option<usize>) -> Option<Str
     Some(format!("not measured on text ({measures})"))
 }
 
-/// How a pass made the experts.
+/// Says how a pass made the experts.
 fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let Some((layer, router)) = receipt.first_converted() {

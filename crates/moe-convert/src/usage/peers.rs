@@ -235,7 +235,7 @@ pub fn instead<'c>(
     })
 }
 
-/// What to give to `command` instead of another tool's option `name`; None if it isn't known.
+/// The advice for `command` on another tool's option `name`; None if the option isn't known.
 pub fn row(name: &str, command: &Command) -> Option<String> {
     let name = folded(name);
     let (_, said) = OPTIONS.iter().find(|(names, said)| {

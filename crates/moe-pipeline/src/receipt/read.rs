@@ -21,7 +21,7 @@ pub enum ReceiptFile {
     Read(Box<Receipt>),
     /// A receipt of another format.
     Other {
-        /// Its format; 0 where the receipt has none.
+        /// The format of the receipt; 0 if it has none.
         format: u64,
         /// The version of the program that wrote it.
         version: String,

@@ -84,7 +84,7 @@ impl Section {
         Self { id, title, body: String::new() }
     }
 
-    /// Its anchor on the page.
+    /// The section's anchor on the page.
     pub fn id(&self) -> &'static str {
         self.id
     }

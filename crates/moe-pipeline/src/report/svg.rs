@@ -15,7 +15,7 @@ pub(super) struct Svg {
     body: String,
 }
 
-/// How text is aligned to its coordinate.
+/// The alignment of text to its coordinate.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Anchor {
     Start,
