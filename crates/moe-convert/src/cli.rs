@@ -64,18 +64,18 @@ pub fn as_text(words: impl IntoIterator<Item = OsString>) -> Vec<String> {
 }
 
 /// The first of `words` that is `option`, in any spelling that the command line takes, with a value
-/// behind `=` or without.
+/// after `=` or without.
 pub fn place_of(words: &[String], option: &str) -> Option<usize> {
     let name = |word: &String| folded(word.split('=').next().unwrap_or_default());
     words[..end_of_options(words)].iter().position(|word| name(word) == option)
 }
 
-/// The number of `words` before `--`, behind which no option is read.
+/// The number of `words` before `--`, after which no option is read.
 pub fn end_of_options(words: &[String]) -> usize {
     words.iter().position(|word| word == "--").unwrap_or(words.len())
 }
 
-/// `command`, where options with values accept negative numbers, and words behind no option may be
+/// `command`, where options with values accept negative numbers, and words that aren't options may be
 /// in another case. The option says better than clap that a number is wrong, since clap takes it
 /// for an unknown option.
 fn lenient(command: clap::Command) -> clap::Command {

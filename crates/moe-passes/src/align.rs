@@ -58,8 +58,8 @@ impl ExpertSizes {
         8 * self.width * 3 * self.hidden
     }
 
-    /// Bytes that reading the neurons takes beside them: one matrix as it is stored, in f32 and in
-    /// f64.
+    /// Bytes that reading the neurons takes in addition to them: one matrix as it is stored, in f32
+    /// and in f64.
     fn reading(self) -> usize {
         10 * self.width * self.hidden
     }

@@ -56,8 +56,8 @@ fn default_data_tokens() -> usize {
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HeldOutOptions {
-    /// Held-out text, as for --data, on which the result is measured against the original, and a
-    /// baseline beside it where the pass has one.
+    /// Held-out text, as for --data, on which the result and, if the pass has one, a baseline are
+    /// measured against the original.
     #[arg(long, value_name = "DATA", help_heading = "Measuring")]
     #[serde(default)]
     pub held_out: Vec<DataSpec>,

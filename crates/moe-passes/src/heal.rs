@@ -27,8 +27,8 @@ pub struct HealOptions {
     pub train: Vec<Trained>,
 
     /// The model before it was pruned, merged or upcycled: its distribution of next tokens is what
-    /// is trained for, by forward KL. It runs layer by layer, and is never in memory beside what is
-    /// trained.
+    /// is trained for, by forward KL. It runs layer by layer, and is never in memory together with
+    /// what is trained.
     #[arg(long, value_name = "ORIGINAL")]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]

@@ -403,7 +403,7 @@ pub struct Training {
     pub parts: Vec<TrainedPart>,
     /// Steps, learning rate and the like.
     pub options: TrainOptions,
-    /// Losses of routers beside the loss of next tokens.
+    /// Losses of routers, in addition to the loss of next tokens.
     pub routers: RouterOptions,
     /// The text to train on and to measure on.
     pub text: TrainingText,

@@ -3,7 +3,7 @@
 use clap::{Arg, Command};
 use moe_pipeline::spelling::{arg_named, folded};
 
-/// The remedy where the switch `option` has the `value` behind `=`.
+/// The remedy where the switch `option` has the `value` after `=`.
 pub fn without_value(option: &str, value: &str) -> String {
     match folded(value).as_str() {
         "false" => format!("leave {option}={value} out: it is off without that"),

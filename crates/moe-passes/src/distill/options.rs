@@ -59,7 +59,7 @@ pub struct DistillOptions {
     #[allow(missing_docs)]
     pub measuring: HeldOutOptions,
 
-    /// Don't measure the baseline, the mean of the experts, beside the result.
+    /// Don't measure the baseline, the mean of the experts, for comparison.
     #[arg(long, help_heading = "Measuring")]
     #[serde(default)]
     pub no_baseline: bool,

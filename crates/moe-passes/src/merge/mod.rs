@@ -7,7 +7,7 @@
 //! read, in f64, and stored in the source's encoding. Only MergeMoE's down projections are held in
 //! memory, once they are fitted.
 //!
-//! An expert without tokens is never a centroid before one with tokens. It has weight 0 beside
+//! An expert without tokens is never a centroid before one with tokens. It has weight 0 next to
 //! members with tokens, and equal weights where no member has any. In REAM its gated outputs are
 //! similar to no other expert's, so that only its router logits place it.
 //!

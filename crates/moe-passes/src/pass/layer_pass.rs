@@ -77,8 +77,8 @@ pub trait LayerPass: Converter + Send + Sync {
     /// sequences of `sequence` takes, including stages.
     fn flops(&self, tokens: usize, sequence: usize) -> f64;
 
-    /// The maximum number of bytes that it holds for `text` in any of its stages, beside the
-    /// sweep's states and a layer's weights.
+    /// The maximum number of bytes that it holds for `text` in any of its stages, in addition to
+    /// the sweep's states and a layer's weights.
     fn working_bytes(&self, text: SweptText) -> u64 {
         let _ = text;
         0
@@ -155,7 +155,7 @@ pub struct LayerEdits {
     pub attention: BTreeMap<usize, Attention>,
 }
 
-/// The edit of one layer. Layers for multi-token prediction are numbered behind the others.
+/// The edit of one layer. Layers for multi-token prediction are numbered after the others.
 #[derive(Clone)]
 pub struct DecidedLayer {
     /// The converted feed-forward block.

@@ -56,10 +56,10 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     /// Returns the options as recipes spell them, including defaults.
     fn options(&self) -> Value;
 
-    /// Files that it reads beside the model that it converts.
+    /// Files that it reads besides the model that it converts.
     fn inputs(&self) -> Inputs<'_>;
 
-    /// Files that it writes beside its result.
+    /// Files that it writes besides its result.
     fn outputs(&self) -> Outputs<'_> {
         Outputs::default()
     }

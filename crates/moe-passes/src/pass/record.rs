@@ -9,7 +9,7 @@ use super::edits::{Encodings, NetworkEdit, RouterEdit, SharedEdit};
 /// The record of one layer: what was done to each of its parts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerRecord {
-    /// The layer's index; layers for multi-token prediction are numbered behind the others.
+    /// The layer's index; layers for multi-token prediction are numbered after the others.
     pub layer: usize,
     /// The edit that made the router. None if it is unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]

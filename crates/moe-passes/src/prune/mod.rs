@@ -271,7 +271,7 @@ impl Transform for Pruned {
     }
 
     fn baseline(&self, source: &Model, _: &LayerEdits) -> Result<Option<Model>> {
-        // A random choice beside another random choice would say nothing.
+        // Comparing a random choice with another random choice would say nothing.
         let is_random = self.criterion == Criterion::Random;
         Ok(if is_random { None } else { self.reduction.baseline(source) })
     }

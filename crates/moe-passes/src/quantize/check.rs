@@ -85,7 +85,7 @@ impl QuantizeOptions {
         }
     }
 
-    /// Refuses options of integers beside a scheme of floats.
+    /// Refuses options of integers with a scheme of floats.
     fn check_float(&self) -> Result<()> {
         if self.asymmetric {
             return Err(idle(

@@ -101,7 +101,7 @@ struct PackedMatrix<'a> {
     integers: Integers,
     /// None where there are only shapes.
     codes: Option<&'a Codes>,
-    /// What GPTQ's files hold, where these are packed.
+    /// The tensors of GPTQ's layout. None for the layout of compressed-tensors.
     gptq: Option<pack::Gptq>,
 }
 
@@ -157,7 +157,8 @@ impl PackedMatrix<'_> {
         })
     }
 
-    /// What files hold beside codes, scales and zero points: the shape, or each column's group.
+    /// The tensor that files hold besides codes, scales and zero points: the shape, or each
+    /// column's group.
     fn shape_or_groups(&self) -> Result<Weight> {
         let name = self.weight.name();
         let [rows, columns] = self.shape();

@@ -256,7 +256,7 @@ impl LayerPass for Quantizer {
             let hessians =
                 (tokens * moe.router.top_k) as f64 * 2.0 * (hidden.powi(2) + width.powi(2));
             // A factor and its inverse for gate and up together, and one for down; every code
-            // changes the columns behind it.
+            // changes the columns after it.
             let factors = hidden.powi(3) + width.powi(3);
             let codes = 2.0 * width * hidden.powi(2) + hidden * width.powi(2);
             hessians + experts * (factors + codes)

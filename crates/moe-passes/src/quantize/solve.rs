@@ -157,7 +157,7 @@ pub(super) fn working_bytes(
     let of_batch = 4 * (hidden.max(width).pow(2) + width * routed);
     let together = (BATCH_BYTES / of_batch.max(1)).clamp(1, experts.max(1));
     let (product, square) = (width * hidden, width.pow(2));
-    // Three matrices, two of them dequantized; two Hessians, each beside its factor; activations.
+    // Three matrices, two of them dequantized; two Hessians, each with its factor; activations.
     let solving = 4 * (5 * product + hidden.pow(2) + 2 * square + width * routed);
     // Two dequantized matrices, and the Hessian that is summed; activations.
     let summing = 4 * (2 * product + hidden.pow(2) + square + width * routed);

@@ -1,7 +1,7 @@
 //! Measures what each bit width costs the output of each layer, in one sweep of some text over the
 //! original model.
 //!
-//! One part of each expert at a time is rounded to the nearest and run beside the original, on the
+//! One part of each expert at a time is rounded to the nearest and run next to the original, on the
 //! tokens that choose the expert. The errors of experts are independent, so that their squares add
 //! up.
 
@@ -313,7 +313,7 @@ mod tests {
     }
 
     /// For the first layer, compares with the experts of a model that was rounded to the nearest as
-    /// a whole, run by the forward pass beside the original's. Tokens come in blocks, and some
+    /// a whole, run by the forward pass next to the original's. Tokens come in blocks, and some
     /// don't count.
     #[test]
     fn a_width_costs_what_rounding_the_whole_layer_does() {

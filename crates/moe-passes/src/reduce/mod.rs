@@ -36,8 +36,8 @@ pub(crate) trait Method: Send + Sync {
     /// The data about a layer that the method needs.
     fn needs(&self) -> Needs;
 
-    /// The maximum number of bytes that deciding a layer of `experts` experts holds, beside the
-    /// inputs of `tokens` tokens if it has kept them.
+    /// The maximum number of bytes that deciding a layer of `experts` experts holds, in addition to
+    /// the inputs of `tokens` tokens if it has kept them.
     fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
         let _ = (model, experts, tokens);
         0

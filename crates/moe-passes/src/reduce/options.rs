@@ -72,7 +72,7 @@ pub struct ReduceOptions {
     #[allow(missing_docs)]
     pub measuring: HeldOutOptions,
 
-    /// Don't measure the baseline, a random choice of experts, beside the result.
+    /// Don't measure the baseline, a random choice of experts, for comparison.
     #[arg(long, help_heading = "Measuring")]
     #[serde(default)]
     pub no_baseline: bool,

@@ -64,7 +64,7 @@ pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
     svg
 }
 
-/// The places of columns beside each other.
+/// The places of adjacent columns.
 struct Places {
     /// The distance between the centers of neighbors.
     pitch: f64,

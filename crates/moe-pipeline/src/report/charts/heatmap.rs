@@ -56,7 +56,7 @@ impl Cells {
         TOP + self.high * layers.len() as f64
     }
 
-    /// Writes the numbers of layers and experts beside and below the cells.
+    /// Writes the numbers of layers and experts to the left of the cells and below them.
     fn number(&self, svg: &mut Svg, layers: &[ReportedLayer]) {
         let Self { experts, wide, high, .. } = *self;
         let foot = self.foot(layers);
