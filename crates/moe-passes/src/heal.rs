@@ -26,8 +26,8 @@ pub struct HealOptions {
     #[serde(default = "router")]
     pub train: Vec<Trained>,
 
-    /// The model before it was pruned, merged or upcycled: its distribution of next tokens is what
-    /// is trained for, by forward KL. It runs layer by layer, and is never in memory together with
+    /// The model before it was pruned, merged or upcycled. Training minimizes the forward KL to its
+    /// distribution of next tokens. It runs layer by layer, and is never in memory together with
     /// what is trained.
     #[arg(long, value_name = "ORIGINAL")]
     #[serde(default)]

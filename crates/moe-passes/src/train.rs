@@ -53,7 +53,7 @@ pub struct TrainOptions {
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
 
-    /// Steps over which the learning rate rises from 0 first [default: a twentieth of --steps].
+    /// Steps over which the learning rate first rises from 0 [default: a twentieth of --steps].
     #[arg(long, value_name = "STEPS")]
     #[serde(default)]
     pub warmup: Option<u64>,
@@ -74,8 +74,8 @@ pub struct TrainOptions {
     #[serde(default)]
     pub precision: Precision,
 
-    /// Measure on --held-out each time this many steps are taken, and save what --resume goes on
-    /// from; 0 for the end alone.
+    /// Measure on --held-out after every this many steps, and save a state for --resume; 0 for only
+    /// at the end.
     #[arg(long, value_name = "STEPS", default_value_t = default_eval_every())]
     #[serde(default = "default_eval_every")]
     pub eval_every: u64,
@@ -93,7 +93,7 @@ pub enum Precision {
     /// All 32 bits.
     #[default]
     F32,
-    /// 16 bits, as most checkpoints have them: what is trained is what is written.
+    /// 16 bits, as in most checkpoints: training sees the weights that are written.
     Bf16,
 }
 
@@ -230,8 +230,8 @@ impl TrainOptions {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Routers")]
 pub struct RouterOptions {
-    /// Weight of the load-balancing loss, E Σ f P with the fractions f of tokens that really went
-    /// to each expert (2101.03961).
+    /// Weight of the load-balancing loss, E Σ f P with the fractions f of tokens that went to each
+    /// expert (2101.03961).
     #[arg(long, value_name = "WEIGHT", default_value_t = default_balance())]
     #[serde(default = "default_balance")]
     pub balance: f64,

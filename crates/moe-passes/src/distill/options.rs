@@ -49,7 +49,7 @@ pub struct DistillOptions {
     #[serde(default)]
     pub forcing: Forced,
 
-    /// The family to write, where several can hold the result; by default the first that can.
+    /// The family to write, if several can hold the result; by default the first of them.
     #[arg(long, value_name = "FAMILY")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -84,10 +84,10 @@ pub enum Init {
     Select,
     /// Means of as many groups of experts as fit, neurons aligned: the baseline.
     Mean,
-    /// The same, experts weighed by their gates.
+    /// The same, with experts weighted by their gates.
     UsageMean,
-    /// Normal numbers of standard deviation 0.02, and nothing of the experts: what training alone
-    /// is worth.
+    /// Normal numbers of standard deviation 0.02, and nothing of the experts: shows what training
+    /// alone achieves.
     Random,
 }
 
@@ -117,8 +117,8 @@ impl From<Forced> for Forcing {
 pub enum Down {
     /// Each neuron's own column, times the mean of its gate over all tokens.
     Measured,
-    /// Fitted to what the mixture gives, by least squares that are shrunk towards the measured one
-    /// as far as held-out tokens ask for.
+    /// Least squares on the mixture's outputs, shrunk towards the measured one as far as helps on
+    /// held-out tokens.
     #[default]
     Ridge,
     /// With --select experts: each neuron's own column over the number of experts taken, whatever

@@ -92,9 +92,9 @@ pub struct QuantizeOptions {
     #[serde(default = "half")]
     pub shrinkage: f64,
 
-    /// White noise that is mixed into each expert's Hessian: as much as this factor times its input
-    /// width in tokens would bring, at the mean energy of its inputs. The fewer tokens an expert
-    /// has, the more this damps; with --calibrate-on per-expert.
+    /// White noise that is mixed into each expert's Hessian: as much as that many tokens of noise
+    /// would add, this factor times its input width, at the mean energy of its inputs. The fewer
+    /// tokens an expert has, the more this damps; with --calibrate-on per-expert.
     #[arg(long, value_name = "FACTOR", default_value_t = half(), help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub expert_damping: f64,
@@ -105,8 +105,8 @@ pub struct QuantizeOptions {
     #[serde(default = "default_hot_cap")]
     pub hot_cap: f64,
 
-    /// More text, as for --data, that is scanned for sequences which cold experts see tokens of;
-    /// these join the calibration.
+    /// More text, as for --data, that is scanned for sequences that have tokens for cold experts;
+    /// these sequences join the calibration.
     #[arg(long, value_name = "DATA", help_heading = "Tokens of experts")]
     #[serde(default)]
     pub pool: Vec<DataSpec>,
@@ -122,14 +122,14 @@ pub struct QuantizeOptions {
     #[serde(default)]
     pub pool_added_tokens: Option<usize>,
 
-    /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it
-    /// stays singular.
+    /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times as much each
+    /// time that it is still singular.
     #[arg(long, value_name = "SHARE", default_value_t = default_damping(), help_heading = "GPTQ")]
     #[serde(default = "default_damping")]
     pub damping: f64,
 
-    /// Solve columns in the order of their energy; groups are fixed before, so that files need no
-    /// order.
+    /// Solve columns in the order of their energy; groups are fixed beforehand, so that files
+    /// needn't store the order.
     #[arg(
         long,
         value_name = "BOOL",
@@ -143,9 +143,9 @@ pub struct QuantizeOptions {
     #[serde(default = "default_act_order")]
     pub act_order: bool,
 
-    /// Let the range of a group shrink where that reduces the error that its inputs see. Better for
-    /// groups of 128 at 4 bits; worse for groups of 32 at 3 bits, and at 2 bits, where it cost 18
-    /// to 30 % of KL.
+    /// Let the range of a group shrink if that reduces the error of its outputs. Better for groups
+    /// of 128 at 4 bits; worse for groups of 32 at 3 bits, and at 2 bits, where it cost 18 to 30 %
+    /// of KL.
     #[arg(long, help_heading = "GPTQ")]
     #[serde(default)]
     pub clip_search: bool,
@@ -165,11 +165,11 @@ pub struct QuantizeOptions {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
-    /// 4 or 8 bits for a layer, which vLLM and SGLang take.
+    /// 4 or 8 bits for a layer, which vLLM and SGLang support.
     #[default]
     Engine,
-    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 takes and no
-    /// engine.
+    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 supports but no
+    /// engine does.
     Free,
 }
 

@@ -55,8 +55,9 @@ pub struct ReduceOptions {
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub stats: Option<PathBuf>,
 
-    /// Let super experts (2507.23279) go, too: those whose largest output is above the 99.5th
-    /// percentile and a tenth of the largest in the model. Without this they are always kept.
+    /// Allow super experts (2507.23279) to be removed: those whose largest output is above the
+    /// 99.5th percentile and a tenth of the largest in the model. Without this they are always
+    /// kept.
     #[arg(long)]
     #[serde(default)]
     pub no_super_expert_guard: bool,

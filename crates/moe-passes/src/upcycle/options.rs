@@ -225,8 +225,8 @@ pub struct UpcycleOptions {
     #[serde(default = "window")]
     pub sequence_length: usize,
 
-    /// Whether routing weights are divided by their sum, where the family leaves the choice. The
-    /// default, true, keeps the function with any router; false asks for an almost zero one.
+    /// Whether routing weights are divided by their sum, if the family allows a choice. The
+    /// default, true, keeps the function with any router; false does only with an almost zero one.
     #[arg(long, value_name = "BOOL", help_heading = "Routers")]
     #[serde(default)]
     pub norm_topk_prob: Option<bool>,
