@@ -75,8 +75,9 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub per_expert: bool,
 
-    /// An expert with fewer tokens than this multiple of its input width is topped up: with what
-    /// --shrinkage adds, as many as its Hessian needs not to be singular.
+    /// An expert with fewer tokens than this multiple of its input width is topped up to
+    /// it. By default, this and --shrinkage together give a Hessian as many tokens as it has inputs,
+    /// which it needs not to be singular.
     #[arg(long, value_name = "FACTOR", default_value_t = half(), help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub top_up_below: f64,
