@@ -4,11 +4,11 @@
 use libfuzzer_sys::fuzz_target;
 use moe_checkpoint::{Dtype, Entry, encode_header};
 use moe_fuzz::{accepted, write};
-use moe_math::statistics::{Quantity, Sizes};
+use moe_math::statistics::{Quantity, MixtureSizes};
 use moe_passes::LayerStatistics;
 use moe_pipeline::StatisticsFile;
 
-const SIZES: Sizes = Sizes { experts: 2, hidden: 3, width: 1 };
+const SIZES: MixtureSizes = MixtureSizes { experts: 2, hidden: 3, width: 1 };
 
 /// A file with `about`, and sums for two groups of tokens.
 fn file(about: &[u8]) -> Vec<u8> {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does check.py bite? It must call broken copies of good outputs, some of each family, WRONG, each for its own reason.
 
-usage: bites.py CASES.json      as check.py takes them; the copies lie in broken/ beside it"""
+usage: bites.py CASES.json      as check.py takes them; the copies are in broken/ next to it"""
 import importlib.metadata
 import json
 import pathlib

@@ -33,7 +33,7 @@ def load(path, **options):
 
 
 def unaligned(model):
-    """f32 tensors lie unaligned in a mapped file, which alters the last bits of products: move them."""
+    """f32 tensors are unaligned in a mapped file, which alters the last bits of products: move them."""
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
 

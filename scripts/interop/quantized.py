@@ -4,7 +4,7 @@
 usage: quantized.py --cases CASES.json      as quantize_goldens.py and quantized_bites.py write them
 
 Each is decoded by compressed-tensors and torch into a plain checkpoint (decoding.py). `moe-convert logits` must compute the same from
-both, bit for bit, and what was rounded to nearest must lie as near to the source's weights as its scales allow. Loaded as it is, with
+both, bit for bit, and what was rounded to nearest must be as near to the source's weights as its scales allow. Loaded as it is, with
 nothing missing, unexpected or misshapen, transformers must compute what it does from the plain checkpoint, bit for bit: transformers 5
 with the values of routed experts in the model's dtype, 4.57 with exact ones, and then what we do.
 What the receipt warns this transformers of must fail, and no others may. A case with "reason" is broken, and must be found WRONG for it.

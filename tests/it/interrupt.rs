@@ -59,7 +59,7 @@ fn a_scheduler_is_told_the_same() {
     assert_eq!(sandbox.names("."), ["golden", "said"]);
 }
 
-/// After a CI job is cancelled, its report names the step that ran.
+/// After a CI job is canceled, its report names the step that ran.
 #[test]
 fn a_stopped_recipe_leaves_a_report() {
     let sandbox = Sandbox::new();

@@ -209,7 +209,7 @@ fn results_that_are_written_otherwise_are_not_finished() {
     let writing = &sandbox.json("out/moe-convert.json")["writing"];
     assert_eq!(*writing, serde_json::json!({ "max-shard-size": 20_000, "probe-tokens": 3 }));
     assert!(finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
-    // The card takes the licence of the source's card.
+    // The card takes the license of the source's card.
     sandbox.write("m/README.md", "---\nlicense: mit\n---\n");
     sandbox.must_refuse(line, 2, &["out"]);
     assert!(!finished(&sandbox.run(&format!("{line} {again}")).succeeds()));

@@ -348,7 +348,7 @@ fn files_that_no_index_names_and_indexes_of_a_variant_are_named() {
         ("MODEL.safetensors", ""),
         ("other.safetensors.index.json", ""),
     ]);
-    assert!(!sets.verified().contains("move what isn't meant"));
+    assert!(!sets.verified().contains("move unused files"));
 }
 
 /// transformers reads only that file.

@@ -184,7 +184,7 @@ fn check_no_adapter(dir: &Path) -> Result<()> {
     else {
         return Ok(());
     };
-    let what = "an adapter lies in the model's folder: transformers applies it where PEFT is installed, other loaders don't";
+    let what = "there is an adapter in the model's folder: transformers applies it where PEFT is installed, other loaders don't";
     Err(Error::new(Kind::Unsupported, what).file(found).remedy(
         "merge it into the model (PEFT's merge_and_unload, then save_pretrained), or move its adapter_ files elsewhere",
     ))

@@ -190,7 +190,7 @@ fn single_beside_unsound_index() -> Shards {
     let mut found = Shards::of_file(SINGLE_FILE);
     found.spoken_of.insert(INDEX_FILE.to_owned());
     found.warnings.push(format!(
-        "{INDEX_FILE} beside {SINGLE_FILE} can't be followed: transformers and this program read {SINGLE_FILE} \
+        "{INDEX_FILE} next to {SINGLE_FILE} can't be read: transformers and this program read {SINGLE_FILE} \
          alone, vLLM and SGLang look at the index: remove it"
     ));
     found
@@ -206,9 +206,9 @@ fn single_in_index(folder: &Folder, mut found: Shards) -> Result<Shards> {
     if holds_all(folder, &found)? {
         let mut single = Shards::of_file(SINGLE_FILE);
         single.warnings.push(format!(
-            "{INDEX_FILE} names {SINGLE_FILE}, which holds all tensors, and {} beside it: transformers and this \
+            "{INDEX_FILE} names {SINGLE_FILE}, which holds all tensors, and {}: transformers and this \
              program read {SINGLE_FILE} alone, vLLM and SGLang read all that the index names: remove the index",
-            counted(more as u64, "file")
+            counted(more as u64, "other file")
         ));
         return Ok(single);
     }
@@ -324,7 +324,7 @@ fn check_named(folder: &Folder, index: &Path, file: &str) -> Result<()> {
         let what = format!("the index points outside the checkpoint: {file:?}");
         return Err(Error::new(Kind::Malformed, what)
             .file(index)
-            .remedy("shards must lie beside the index; don't trust this checkpoint"));
+            .remedy("shards must be in the folder of the index; don't trust this checkpoint"));
     }
     if !file_exists(&folder.path().join(file))? {
         let what = format!("the index names a shard that is not there: {file}");

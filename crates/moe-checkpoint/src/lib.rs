@@ -56,7 +56,7 @@ pub use plural::counted;
 pub use quantization::Quantization;
 pub use regular::{file_exists, open_file};
 pub use result::{
-    CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record,
+    CARD_FILE, LOG_FILE, ListedFiles, RECEIPT_FILE, RUN_FILE, is_own_log, is_own_run_record,
     is_run_record,
 };
 pub use safetensors::Dtype;

@@ -28,7 +28,7 @@ const MAX_RUN_BYTES: u64 = 1 << 20;
 /// The part of a receipt that describes the files in its directory.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Written {
+pub struct ListedFiles {
     tool: Tool,
     /// SHA-256 by name; older receipts list no files.
     files: BTreeMap<String, String>,
@@ -40,7 +40,7 @@ struct Tool {
     build: Option<IgnoredAny>,
 }
 
-impl Written {
+impl ListedFiles {
     /// Reads the receipt in `dir`.
     ///
     /// # Errors

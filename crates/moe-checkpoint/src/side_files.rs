@@ -25,7 +25,7 @@ pub struct SideFile {
 /// The files of a model other than its config and weights.
 #[derive(Debug, Clone, Default)]
 pub struct SideFiles {
-    /// Tokenizer, templates, code, licences and everything else that isn't known to be something
+    /// Tokenizer, templates, code, licenses and everything else that isn't known to be something
     /// else; sorted by name.
     pub carried: Vec<SideFile>,
     /// Files that are left out, by name, with the reason. Names of folders, which are left out as a
@@ -167,7 +167,7 @@ impl Walk<'_> {
             return Ok(());
         }
         if entry.is_one_of(&[CARD_FILE]) {
-            // Its licence and language are carried over.
+            // Its license and language are carried over.
             self.folder.check_file(path)?;
         }
         if let Some(why) = entry.why_left_out(depth) {

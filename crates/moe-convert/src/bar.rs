@@ -1,4 +1,4 @@
-//! Progress on stderr, without colours: a bar on a terminal whose cursor can move, and lines now
+//! Progress on stderr, without colors: a bar on a terminal whose cursor can move, and lines now
 //! and then elsewhere.
 
 mod stage;

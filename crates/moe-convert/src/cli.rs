@@ -64,18 +64,18 @@ pub fn as_text(words: impl IntoIterator<Item = OsString>) -> Vec<String> {
 }
 
 /// The first of `words` that is `option`, in any spelling that the command line takes, with a value
-/// behind `=` or without.
+/// after `=` or without.
 pub fn place_of(words: &[String], option: &str) -> Option<usize> {
     let name = |word: &String| folded(word.split('=').next().unwrap_or_default());
     words[..end_of_options(words)].iter().position(|word| name(word) == option)
 }
 
-/// The number of `words` before `--`, behind which no option is read.
+/// The number of `words` before `--`, after which no option is read.
 pub fn end_of_options(words: &[String]) -> usize {
     words.iter().position(|word| word == "--").unwrap_or(words.len())
 }
 
-/// `command`, where options with values accept negative numbers, and words behind no option may be
+/// `command`, where options with values accept negative numbers, and words that aren't options may be
 /// in another case. The option says better than clap that a number is wrong, since clap takes it
 /// for an unknown option.
 fn lenient(command: clap::Command) -> clap::Command {
@@ -116,18 +116,18 @@ pub fn program() -> clap::Command {
 #[derive(Args)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda:N or metal. auto takes a GPU if this build and machine
+    /// Device to compute on: auto, cpu, cuda:N or metal. auto takes a GPU if this build and machine
     /// have one
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
-    /// What matrix products are computed in; bf16 is for GPUs, where it is several times as fast,
-    /// and coarser
+    /// Dtype of matrix products; bf16 is for GPUs, where it is several times as fast, but less
+    /// precise
     #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
     pub dtype: ComputeType,
 
-    /// What routers compute in; model rounds as transformers does for the family, in the dtype of
-    /// the router's weights
+    /// Dtype of router computations; model rounds as transformers does for the family, to the dtype
+    /// of the router's weights
     #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
     pub router_dtype: RouterType,
 
@@ -167,7 +167,7 @@ pub enum SchemaOf {
     Receipt,
 }
 
-/// The type that numerics compute in.
+/// The dtype of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ComputeType {
     #[value(alias = "float32")]
@@ -176,7 +176,7 @@ pub enum ComputeType {
     Bf16,
 }
 
-/// The type that routers compute in.
+/// The dtype of router computations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum RouterType {
     #[value(alias = "float32")]
@@ -186,7 +186,7 @@ pub enum RouterType {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Show what a checkpoint holds, from headers alone
+    /// Show the contents of a checkpoint, from headers alone
     #[command(after_help = "Example:\n  moe-convert inspect golden/models/moe")]
     Inspect {
         /// Checkpoint directory
@@ -209,7 +209,7 @@ pub enum Command {
         /// File to write
         #[arg(long, short, alias = "out", value_name = "STATS")]
         output: PathBuf,
-        /// Replace a file that holds statistics, of whatever model and text they are
+        /// Replace a file of statistics, whatever their model and text
         #[arg(long)]
         overwrite: bool,
         #[command(flatten)]
@@ -240,14 +240,14 @@ pub enum Command {
 
     /// Render the report of a result from its receipt
     ///
-    /// The page is byte for byte the one that the run wrote, from the working directory that it ran
-    /// in: paths below that are shown from there on, others by their names. It goes to stdout or,
-    /// with --output, to a directory, where results of several passes have a page for each. Nothing
-    /// is written to the result, whose files are listed by their hashes.
+    /// The page is written to stdout or, with --output, to a directory; a result of several passes
+    /// has a page for each. In the working directory of the run, the page is byte for byte the one
+    /// that the run wrote: paths are shown relative to that directory, and paths outside of it by
+    /// their names. The result itself isn't changed, since its files are listed by their hashes.
     #[command(after_help = "Examples:\n  \
         moe-convert prune golden/models/moe -o target/pruned --experts 12 --criterion aimer\n  \
         moe-convert report target/pruned > target/page.html\n  \
-        moe-convert report target/pruned -o target/pages\n\ndocs/json.md says what a receipt holds.")]
+        moe-convert report target/pruned -o target/pages\n\ndocs/json.md describes receipts.")]
     Report {
         /// Directory that moe-convert has written
         model: PathBuf,
@@ -262,7 +262,7 @@ pub enum Command {
     /// Run the steps of a recipe
     ///
     /// Steps run one after the other, those of a block for every combination of its choices.
-    /// Evaluations end in a table, in which those of one label are averaged.
+    /// After them comes a table of the evaluations, averaged by label.
     #[command(after_help = "Examples:\n  moe-convert run recipes/quickstart.toml\n  \
                             moe-convert run recipes/quickstart.toml --set out=/tmp/quickstart\n  \
                             moe-convert run recipes/compare-samples.toml --dry-run\n\n\
@@ -270,24 +270,24 @@ pub enum Command {
     Run {
         /// Recipe file
         recipe: PathBuf,
-        /// Replace a variable of the recipe; give TOML where the variable isn't a text
+        /// Replace a variable of the recipe; give TOML if the variable isn't a string
         #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
         set: Vec<(String, String)>,
-        /// Go on with trainings that were killed
+        /// Continue trainings that were killed
         #[arg(long)]
         resume: bool,
-        /// Run every step, even where the result of the same passes, options and inputs (by hash)
-        /// is there already
+        /// Run every step, even if its output is already the result of the same passes, options
+        /// and inputs (by hash)
         #[arg(long, conflicts_with = "resume")]
         fresh: bool,
         /// Check every step and say what it would do, but write nothing
         #[arg(long)]
         dry_run: bool,
-        /// Write what became of each step as JUnit XML, also where one fails
+        /// Write the outcome of each step as JUnit XML, even if a step fails
         #[arg(long, value_name = "FILE")]
         junit: Option<PathBuf>,
-        /// Replace the JUnit XML of an earlier run, unless somebody edited it. Whether a step
-        /// replaces its output is said by its key overwrite
+        /// Replace the JUnit XML of an earlier run, unless somebody edited it. Outputs of steps
+        /// are replaced if their key overwrite says so
         #[arg(long)]
         overwrite: bool,
         /// Append the same as Markdown to a file, such as $GITHUB_STEP_SUMMARY
@@ -300,7 +300,7 @@ pub enum Command {
                             recipes/recipe.schema.json is what it prints; editors with taplo read it by a recipe's first line,\n\
                             #:schema ./recipe.schema.json. docs/receipt.schema.json is that of receipts, moe-convert.json.")]
     Schema {
-        /// What it is the schema of
+        /// Kind of file that the schema is for
         #[arg(value_enum, default_value_t)]
         of: SchemaOf,
     },

@@ -78,7 +78,7 @@ fn less_memory(command: &Command) -> &'static str {
 }
 
 /// The bytes that a command without a plan holds; None for commands that plan or check for
-/// themselves, and for `report`, which holds what its receipt is.
+/// themselves, and for `report`, which holds about as much as its receipt.
 fn small_work(command: &Command) -> Option<u64> {
     match command {
         Command::Inspect { .. }
@@ -258,7 +258,7 @@ impl Session {
         self.make(run, timings, After::Nothing)
     }
 
-    /// Carries `run` out, whatever lies at the output.
+    /// Runs `run`, whether or not there is a result at the output.
     fn make(&self, run: Run<'_>, timings: &mut Timings, after: After) -> Result<()> {
         let (input, output) = (run.input(), run.output());
         // Layers that are fitted one by one while a pass decides have batches of one size: they
@@ -271,8 +271,8 @@ impl Session {
         })
     }
 
-    /// Plans `run`, whose last `own` passes are to be made now. Returns the estimated seconds of
-    /// these.
+    /// Plans `run`, whose last `own` passes belong to this step. Returns the estimated seconds of
+    /// these passes.
     fn plan(&self, run: Run<'_>, own: usize) -> Result<f64> {
         let output = run.output();
         let decide = own == run.passes().len();

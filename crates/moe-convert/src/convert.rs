@@ -13,7 +13,7 @@ pub struct Convert {
     pub writing: Writing,
 }
 
-/// What is read, and where the result goes.
+/// The checkpoint that is read, and the path of the result.
 #[derive(Args)]
 pub struct ModelPaths {
     /// Checkpoint directory to read
@@ -28,13 +28,13 @@ pub struct ModelPaths {
 #[derive(Args)]
 #[command(next_help_heading = "Writing")]
 pub struct Writing {
-    /// Replace an earlier result of moe-convert in which nothing else lies and nothing was edited,
-    /// and such a plan at --plan-out
+    /// Replace an earlier result of moe-convert that was not edited and contains no other files,
+    /// and an unedited plan at --plan-out
     #[arg(long)]
     pub overwrite: bool,
 
-    /// Keep OUT if it is the finished result of the same pass, options, source and build; go on
-    /// with a training that was killed
+    /// Keep OUT if it is the finished result of the same pass, options, source and build;
+    /// continue a training that was killed
     #[arg(long)]
     pub resume: bool,
 

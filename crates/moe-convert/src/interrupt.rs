@@ -51,13 +51,13 @@ pub fn listen() {
         STOPPING.store(true, Relaxed);
         let arguments = as_text(std::env::args_os());
         let cleared = remove_unfinished();
-        let way_on = way_on(&arguments);
+        let next_command = next_command(&arguments);
         // A bar may stand in this line.
-        let mut said = format!("\n{}", stopped(origin.signal, way_on.as_ref()));
+        let mut said = format!("\n{}", stopped(origin.signal, next_command.as_ref()));
         said.extend(cleared.err().map(|error| format!("\nerror: {error}")));
         soon(move || say_last(&said));
         if place_of(&arguments, "--json").is_some() {
-            let error = stopped_error(origin.signal, way_on.as_ref());
+            let error = stopped_error(origin.signal, next_command.as_ref());
             soon(move || print_error(&error));
         }
         // Threads that hadn't noticed may have written something again. An error was reported
@@ -144,16 +144,16 @@ pub fn clear_away() {
     }
 }
 
-/// What to run after a stop.
-struct WayOn {
-    /// The command does this.
+/// A command to run after a stop.
+struct NextCommand {
+    /// The purpose of the command, such as "go on".
     aim: &'static str,
     command: String,
 }
 
 /// The command that goes on after the one of `arguments` was stopped, or that runs it again where
 /// nothing is saved; None where it has changed nothing.
-fn way_on(arguments: &[String]) -> Option<WayOn> {
+fn next_command(arguments: &[String]) -> Option<NextCommand> {
     let resumes =
         |command: &clap::Command| command.get_arguments().any(|option| option.get_id() == "resume");
     let command = called(arguments).filter(resumes)?;
@@ -180,14 +180,14 @@ fn way_on(arguments: &[String]) -> Option<WayOn> {
     }
     let end = end_of_options(arguments);
     words.splice(end..end, added);
-    Some(WayOn { aim, command: words.join(" ") })
+    Some(NextCommand { aim, command: words.join(" ") })
 }
 
 /// The message about a stop by `signal`.
-fn stopped(signal: c_int, way_on: Option<&WayOn>) -> String {
+fn stopped(signal: c_int, next_command: Option<&NextCommand>) -> String {
     let by = described(signal);
-    match way_on {
-        Some(WayOn { aim, command }) => {
+    match next_command {
+        Some(NextCommand { aim, command }) => {
             format!("stopped by {by}: no result was left half-written; to {aim}:\n  {command}")
         }
         None => format!("stopped by {by}: nothing was changed"),
@@ -195,10 +195,10 @@ fn stopped(signal: c_int, way_on: Option<&WayOn>) -> String {
 }
 
 /// The same as an error, for readers of JSON.
-fn stopped_error(signal: c_int, way_on: Option<&WayOn>) -> Error {
+fn stopped_error(signal: c_int, next_command: Option<&NextCommand>) -> Error {
     let error = Error::new(Kind::Stopped, format!("stopped by {}", described(signal)));
-    match way_on {
-        Some(WayOn { aim, command }) => error.remedy(format!("to {aim}: {command}")),
+    match next_command {
+        Some(NextCommand { aim, command }) => error.remedy(format!("to {aim}: {command}")),
         None => error.remedy("nothing was changed: run it again"),
     }
 }
@@ -235,12 +235,12 @@ mod tests {
         ] {
             let given = words(&format!("moe-convert {given}"));
             assert!(Cli::read(&given).is_ok(), "{given:?}");
-            let WayOn { aim, command } = way_on(&given).unwrap();
+            let NextCommand { aim, command } = next_command(&given).unwrap();
             assert_eq!(format!("{aim}: {command}"), added.replacen(": ", ": moe-convert ", 1));
             assert!(Cli::read(words(&command)).is_ok(), "{command}");
         }
         let odd = words(r"moe-convert prune a -o it's --keep 0.5");
-        let command = way_on(&odd).unwrap().command;
+        let command = next_command(&odd).unwrap().command;
         assert_eq!(command, r"moe-convert prune a -o 'it'\''s' --keep 0.5 --resume");
     }
 
@@ -252,7 +252,7 @@ mod tests {
             "heal a -o b --data t --dry_run",
             "observe a -o s --data t",
         ] {
-            assert!(way_on(&words(&format!("moe-convert {line}"))).is_none(), "{line}");
+            assert!(next_command(&words(&format!("moe-convert {line}"))).is_none(), "{line}");
         }
         let error = stopped_error(SIGINT, None);
         assert_eq!((error.kind(), error.what()), (Kind::Stopped, "stopped by Ctrl-C"));

@@ -30,7 +30,7 @@ pub fn respell(words: Vec<OsString>, command: &Command) -> Result<Respelled> {
             respelled.words.push(word);
             break;
         }
-        match Written::read(&word, command) {
+        match WrittenOption::read(&word, command) {
             Some(written) => respelled.option(&written, &mut words)?,
             None => respelled.words.push(word),
         }
@@ -40,7 +40,7 @@ pub fn respell(words: Vec<OsString>, command: &Command) -> Result<Respelled> {
 }
 
 /// An option as it is written.
-struct Written<'a> {
+struct WrittenOption<'a> {
     name: String,
     /// The text after `=`.
     value: Option<String>,
@@ -49,7 +49,7 @@ struct Written<'a> {
     arg: &'a Arg,
 }
 
-impl<'a> Written<'a> {
+impl<'a> WrittenOption<'a> {
     /// Returns the option of `command` that `word` is; None if `word` isn't an option.
     fn read(word: &OsString, command: &'a Command) -> Option<Self> {
         let written = word.to_str()?.strip_prefix("--")?;
@@ -93,7 +93,7 @@ impl Respelled {
     /// Adds the option `written`, whose value may be the first of `words`.
     fn option(
         &mut self,
-        written: &Written<'_>,
+        written: &WrittenOption<'_>,
         words: &mut impl Iterator<Item = OsString>,
     ) -> Result<()> {
         self.check_one(written)?;
@@ -116,7 +116,7 @@ impl Respelled {
     }
 
     /// Refuses a second name for an option.
-    fn check_one(&mut self, written: &Written<'_>) -> Result<()> {
+    fn check_one(&mut self, written: &WrittenOption<'_>) -> Result<()> {
         let now = written.arg.get_long().unwrap_or_default();
         let earlier = self.given.insert(now.to_owned(), written.name.clone());
         let other = &written.name;

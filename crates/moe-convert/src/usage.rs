@@ -58,7 +58,8 @@ pub fn report(refusal: Refusal) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// How the options of `command` are spelled in `words`; nothing where their spelling is the error.
+/// Translates other names of the options of `command` in `words`; gives nothing if a spelling is
+/// the error.
 fn spelled(words: &[String], command: Option<&Command>) -> Respelled {
     let words = words.iter().map(Into::into).collect();
     command.and_then(|command| respell(words, command).ok()).unwrap_or_default()

@@ -14,7 +14,7 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::loader::{Loader, Shared};
 use crate::observer::{Observer, Silent};
-use crate::sweep::{Head, LOGIT_BYTES, Sweep, weights_of};
+use crate::sweep::{LOGIT_BYTES, LmHead, Sweep, weights_of};
 
 /// Logits of a model beside those of its original.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,9 +56,9 @@ pub fn logit_difference(
     run_in_step(&mut sweeps, [original, model], &shared, observer)?;
     let loader = Loader::sharing(compute, &shared);
     shared.record();
-    let original = Head::load_with(original, loader)?;
+    let original = LmHead::load_with(original, loader)?;
     shared.lend();
-    let model = Head::load_with(model, loader)?;
+    let model = LmHead::load_with(model, loader)?;
     let all = 0..batch.tokens();
     let [first, second] = &sweeps;
     Difference::over([&original, &model], [&first.hidden(all.clone())?, &second.hidden(all)?])
@@ -88,7 +88,7 @@ fn run_in_step(
     Ok(())
 }
 
-fn logits(head: &Head, states: &Tensor, range: Range<usize>) -> Result<Tensor> {
+fn logits(head: &LmHead, states: &Tensor, range: Range<usize>) -> Result<Tensor> {
     let states = states.narrow(0, range.start, range.len());
     head.logits(&states.context(|| "hidden states".into())?)
 }
@@ -96,7 +96,7 @@ fn logits(head: &Head, states: &Tensor, range: Range<usize>) -> Result<Tensor> {
 impl Difference {
     /// Compares two models by their heads and last hidden states; the original comes first.
     fn over(
-        [original, model]: [&Head; 2],
+        [original, model]: [&LmHead; 2],
         [entering, entering_model]: [&Tensor; 2],
     ) -> Result<Self> {
         let mut difference = Self::default();

@@ -61,7 +61,7 @@ pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
 pub use sweep::{
-    Converted, Converter, Forcing, Head, Inputs, LOGIT_BYTES, LayerChange, Role, Sweep, embed,
+    Converted, Converter, Forcing, Inputs, LOGIT_BYTES, LayerChange, LmHead, Role, Sweep, embed,
 };
 pub use text::{HELD_BYTES_A_TOKEN, Room};
 pub use text_read::{TextRead, digests_of};

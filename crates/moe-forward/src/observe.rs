@@ -1,4 +1,4 @@
-//! Accumulates [`Sums`] while a sweep runs.
+//! Accumulates [`CalibrationSums`] while a sweep runs.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use moe_checkpoint::Result;
 use moe_math::observed::{ExpertResults, Observed};
 use moe_math::routing::Routing;
-use moe_math::statistics::{Quantity, Sizes, Sums};
+use moe_math::statistics::{CalibrationSums, MixtureSizes, Quantity};
 use moe_model::Model;
 
 use crate::context::Context;
@@ -47,14 +47,14 @@ pub struct StatisticsObserver {
     options: ObserverOptions,
     /// Tokens of the batch that all experts run on.
     sampled: Arc<[usize]>,
-    sizes: Vec<Option<Sizes>>,
+    sizes: Vec<Option<MixtureSizes>>,
     layer: Option<ObservedLayer>,
 }
 
 /// The layer that is running.
 struct ObservedLayer {
     index: usize,
-    sums: Vec<Sums>,
+    sums: Vec<CalibrationSums>,
     observed: Observed,
     /// The range of the batch's tokens in the last `routed`.
     tokens: std::ops::Range<usize>,
@@ -65,7 +65,7 @@ impl StatisticsObserver {
     pub fn new(model: &Model, options: ObserverOptions) -> Self {
         let sizes = |layer: &moe_model::Layer| {
             let moe = layer.ffn.moe()?;
-            Some(Sizes {
+            Some(MixtureSizes {
                 experts: moe.experts.len(),
                 hidden: model.hidden,
                 width: moe.experts[0].width(),
@@ -79,7 +79,7 @@ impl StatisticsObserver {
     ///
     /// # Errors
     /// Errors of the device.
-    pub fn take(&mut self) -> Result<Option<Vec<Sums>>> {
+    pub fn take(&mut self) -> Result<Option<Vec<CalibrationSums>>> {
         let Some(ObservedLayer { index, mut sums, mut observed, .. }) = self.layer.take() else {
             return Ok(None);
         };
@@ -111,11 +111,11 @@ impl StatisticsObserver {
     }
 
     /// Moves on to the next `count` tokens of layer `index`, and returns their range in the batch.
-    fn go_on(&mut self, index: usize, sizes: Sizes, count: usize) -> std::ops::Range<usize> {
+    fn go_on(&mut self, index: usize, sizes: MixtureSizes, count: usize) -> std::ops::Range<usize> {
         let layer = match self.layer.take() {
             Some(layer) if layer.index == index => layer,
             _ => {
-                let sums = vec![Sums::new(sizes); self.options.groups];
+                let sums = vec![CalibrationSums::new(sizes); self.options.groups];
                 ObservedLayer { index, sums, observed: Observed::default(), tokens: 0..0 }
             }
         };

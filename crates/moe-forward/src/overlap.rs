@@ -11,7 +11,7 @@ const RUN: usize = 32;
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A run that occurs in more sequences than this is a template, such as a system prompt or a
-/// licence, and not the sequences' own text.
+/// license, and not the sequences' own text.
 const MAX_ALIKE: u32 = 2;
 
 /// A sequence with a smaller known share is clean: texts of one kind share that many words (Llama
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(overlap(&[&[]], [text.as_slice()]), 0);
     }
 
-    /// Chats with the same system prompt, and files with the same licence, still count as held out.
+    /// Chats with the same system prompt, and files with the same license, still count as held out.
     #[test]
     fn templates_of_the_text_are_not_learned() {
         let template: Vec<u32> = (0..100).collect();

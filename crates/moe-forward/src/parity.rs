@@ -12,7 +12,7 @@ use moe_model::Model;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::observer::Observer;
-use crate::sweep::{Head, Sweep};
+use crate::sweep::{LmHead, Sweep};
 
 /// Selections must agree where the margin of the reference's decision, p_k − p_{k+1} of the scores
 /// that it selects by, is larger than this.
@@ -42,7 +42,7 @@ pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute)
     let mut recorder = Recorder::default();
     let mut sweep = Sweep::new(model, &batch, compute)?;
     sweep.run(&mut recorder)?;
-    let logits = Head::load(model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
+    let logits = LmHead::load(model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
     let mut parity =
         Parity { logits: max_difference(&logits, reference.get("logits")?)?, ..Parity::default() };
     for (layer, _) in model.moes() {

@@ -4,7 +4,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_math::encoding::decode_f32;
 use moe_math::fp8::Fp8Matrix;
 use moe_math::quantize::{Codes, QuantizeError, pack};
-use moe_model::{Encoding, Packed, Packing, Weight};
+use moe_model::{Encoding, PackedIntegers, Packing, Weight};
 
 use crate::context::{Context, tensor_label};
 use crate::dtypes::candle_dtype;
@@ -40,7 +40,7 @@ fn words(weight: &Weight) -> Result<Vec<i32>> {
     Ok(weight.read()?.as_chunks().0.iter().map(word).collect())
 }
 
-fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {
+fn codes(weight: &Weight, packed: &PackedIntegers) -> Result<Codes> {
     let (shape, bits) = (shape(weight), packed.integers.bits);
     let group = packed.integers.group_size(shape[1]);
     let zero = packed.zero.as_ref().map(words).transpose()?;
@@ -57,7 +57,7 @@ fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {
             })
         }
         Packing::Columns => {
-            check_order(&packed.beside, group)?;
+            check_order(&packed.shape_or_groups, group)?;
             let qzeros = zero.unwrap_or_default();
             pack::unpack_gptq(&pack::Gptq { qweight: words, qzeros, scales }, shape, group, bits)
         }

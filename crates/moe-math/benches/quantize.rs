@@ -8,7 +8,7 @@ use divan::{Bencher, counter::ItemsCount};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use moe_math::quantize::{
-    Damping, Factor, Hessian, Options, Problem, Scheme, factorise, objective, pack,
+    Damping, Factor, GptqOptions, GridScheme, Hessian, Problem, factorize, objective, pack,
     round_to_nearest, solve,
 };
 use moe_math::sampling::{generator, normal};
@@ -32,12 +32,12 @@ fn hessian(width: usize) -> Hessian {
 }
 
 fn factor(width: usize, act_order: bool) -> Factor<f32> {
-    factorise(&hessian(width), &Damping::default(), act_order).expect("a factor")
+    factorize(&hessian(width), &Damping::default(), act_order).expect("a factor")
 }
 
-fn options(clip_search: bool) -> Options {
-    Options {
-        scheme: Scheme { bits: 4, symmetric: true, group: Some(128), scale_dtype: DType::BF16 },
+fn options(clip_search: bool) -> GptqOptions {
+    GptqOptions {
+        scheme: GridScheme { bits: 4, symmetric: true, group: Some(128), scale_dtype: DType::BF16 },
         clip_search,
     }
 }
@@ -77,7 +77,7 @@ fn factors(bencher: Bencher<'_, '_>, [experts, _, width]: [usize; 3]) {
     let hessian = hessian(width);
     bencher.counter(ItemsCount::new(experts * width * width * width / 3)).bench(|| {
         (0..experts).into_par_iter().for_each(|_| {
-            divan::black_box(factorise(&hessian, &Damping::default(), true).expect("a factor"));
+            divan::black_box(factorize(&hessian, &Damping::default(), true).expect("a factor"));
         });
     });
 }

@@ -29,7 +29,7 @@ impl Default for AdamW {
 
 /// The settings of one step of one parameter, apart from its gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Step {
+pub struct AdamWStep {
     /// Number of the step, counted from 1.
     pub number: u64,
     /// η, already multiplied by the schedule's factor.
@@ -103,7 +103,7 @@ impl AdamW {
         parameter: &Var,
         gradient: &Tensor,
         moments: &mut Moments,
-        step: &Step,
+        step: &AdamWStep,
     ) -> Result<()> {
         if parameter.dtype() != DType::F32 || parameter.dims() != gradient.dims() {
             let (gradient, parameter) = (gradient.shape(), parameter.shape());
@@ -121,7 +121,7 @@ impl AdamW {
 
 struct Update<'a> {
     adamw: AdamW,
-    step: &'a Step,
+    step: &'a AdamWStep,
     /// 1 − βᵗ for both β.
     corrections: [f64; 2],
 }
@@ -240,7 +240,7 @@ mod tests {
         let parameter = Var::new(&[1.0f32, -2.0, 3.0], &Device::Cpu).unwrap();
         let gradient = Tensor::new(&[0.5f32, -8.0, 0.0], &Device::Cpu).unwrap();
         let mut moments = Moments::new(&parameter).unwrap();
-        let step = Step { number: 1, learning_rate: 0.1, weight_decay: 0.5, scale: 2.0 };
+        let step = AdamWStep { number: 1, learning_rate: 0.1, weight_decay: 0.5, scale: 2.0 };
         AdamW::default().step(&parameter, &gradient, &mut moments, &step).unwrap();
         let found: Vec<f32> = parameter.to_vec1().unwrap();
         for (found, expected) in found.iter().zip([0.95 - 0.1, -1.9 + 0.1, 2.85]) {
@@ -254,7 +254,7 @@ mod tests {
     fn restored_moments_continue_with_the_same_steps() {
         let start = || Var::new(&[1.0f32, -2.0], &Device::Cpu).unwrap();
         let gradient = |i: u64| Tensor::new(&[i as f32, 1.0 - i as f32], &Device::Cpu).unwrap();
-        let step = |number| Step { number, learning_rate: 0.1, weight_decay: 0.1, scale: 1.0 };
+        let step = |number| AdamWStep { number, learning_rate: 0.1, weight_decay: 0.1, scale: 1.0 };
         let (whole, broken) = (start(), start());
         let (mut a, mut b) = (Moments::new(&whole).unwrap(), Moments::new(&broken).unwrap());
         for number in 1..6 {

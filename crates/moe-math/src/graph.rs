@@ -73,7 +73,7 @@ impl<B> KnownResult<B> {
             Some(storage) if layout.start_offset() == 0 => {
                 Ok((storage.try_clone(layout)?, self.shape.clone()))
             }
-            _ => bail!("a known value lies elsewhere"),
+            _ => bail!("a known value is on another device, or a part of another tensor"),
         }
     }
 

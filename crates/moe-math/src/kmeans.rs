@@ -10,14 +10,14 @@ pub use crate::points::{ClusterError, Metric};
 
 /// Options of the search.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct KmeansOptions {
     /// The distance between points.
     pub metric: Metric,
     /// Maximum number of iterations; at least one is made.
     pub max_iterations: usize,
 }
 
-impl Default for Options {
+impl Default for KmeansOptions {
     fn default() -> Self {
         Self { metric: Metric::Euclidean, max_iterations: 300 }
     }
@@ -53,7 +53,7 @@ pub struct Clustering {
 pub fn kmeans(
     points: &Tensor,
     clusters: usize,
-    options: &Options,
+    options: &KmeansOptions,
     generator: &mut impl RngCore,
 ) -> Result<Clustering, ClusterError> {
     let search = ClusterSearch::new(points, clusters, None, options)?;
@@ -67,7 +67,7 @@ pub fn kmeans(
 pub fn kmeans_from(
     points: &Tensor,
     initial: &Tensor,
-    options: &Options,
+    options: &KmeansOptions,
 ) -> Result<Clustering, ClusterError> {
     let search = ClusterSearch::new(points, initial.dims2()?.0, None, options)?;
     search.run(search.points.center(initial)?)
@@ -84,7 +84,7 @@ pub fn balanced_kmeans(
     points: &Tensor,
     clusters: usize,
     capacity: usize,
-    options: &Options,
+    options: &KmeansOptions,
     generator: &mut impl RngCore,
 ) -> Result<Clustering, ClusterError> {
     let search = ClusterSearch::new(points, clusters, Some(capacity), options)?;
@@ -99,7 +99,7 @@ pub fn balanced_kmeans_from(
     points: &Tensor,
     initial: &Tensor,
     capacity: usize,
-    options: &Options,
+    options: &KmeansOptions,
 ) -> Result<Clustering, ClusterError> {
     let search = ClusterSearch::new(points, initial.dims2()?.0, Some(capacity), options)?;
     search.run(search.points.center(initial)?)
@@ -126,7 +126,7 @@ impl ClusterSearch {
         points: &Tensor,
         clusters: usize,
         capacity: Option<usize>,
-        options: &Options,
+        options: &KmeansOptions,
     ) -> Result<Self, ClusterError> {
         let (n, d) = points.dims2()?;
         if clusters == 0 || n < clusters {

@@ -7,7 +7,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::deferred_readback::DeferredReadback;
-use crate::statistics::{Quantity, Sums};
+use crate::statistics::{CalibrationSums, Quantity};
 
 /// Maximum number of rows that a device adds in f32.
 const ROWS: usize = 4096;
@@ -60,7 +60,7 @@ impl Observed {
     /// If the device fails.
     pub fn expert(
         &mut self,
-        sums: &mut [Sums],
+        sums: &mut [CalibrationSums],
         ran: &ExpertResults<'_>,
         counted: &[(usize, usize)],
     ) -> Result<()> {
@@ -82,7 +82,7 @@ impl Observed {
     /// If the device fails.
     pub fn logits(
         &mut self,
-        sums: &mut [Sums],
+        sums: &mut [CalibrationSums],
         logits: &Tensor,
         counted: &[(usize, usize)],
     ) -> Result<()> {
@@ -104,7 +104,7 @@ impl Observed {
     /// If the device fails.
     pub fn sampled(
         &mut self,
-        sums: &mut [Sums],
+        sums: &mut [CalibrationSums],
         expert: usize,
         outputs: &Tensor,
         counted: &[(usize, usize)],
@@ -126,7 +126,7 @@ impl Observed {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn finish(&mut self, sums: &mut [Sums]) -> Result<()> {
+    pub fn finish(&mut self, sums: &mut [CalibrationSums]) -> Result<()> {
         for (part, values) in self.parts.take()? {
             match part {
                 ObservedPart::Expert { group, expert, gates } => {
@@ -176,7 +176,7 @@ fn expert_sums(activations: &Tensor, outputs: &Tensor, gates: &[f32]) -> Result<
     Tensor::cat(&parts, 0)
 }
 
-fn take_expert(sums: &mut Sums, expert: usize, gates: &[f32], values: &[f32]) {
+fn take_expert(sums: &mut CalibrationSums, expert: usize, gates: &[f32], values: &[f32]) {
     let sizes = sums.sizes();
     let (squares, rest) = values.split_at(gates.len());
     let (largest, rest) = rest.split_at(gates.len());
@@ -193,7 +193,7 @@ fn take_expert(sums: &mut Sums, expert: usize, gates: &[f32], values: &[f32]) {
 }
 
 fn add_expert(
-    sums: &mut [Sums],
+    sums: &mut [CalibrationSums],
     ran: &ExpertResults<'_>,
     counted: &[(usize, usize)],
 ) -> Result<()> {
@@ -215,7 +215,7 @@ fn add_expert(
 }
 
 /// Adds the quantities that are one number for each row.
-fn add_row(sums: &mut Sums, expert: usize, gate: f64, square: f64, largest: f64) {
+fn add_row(sums: &mut CalibrationSums, expert: usize, gate: f64, square: f64, largest: f64) {
     let mut one = |quantity, value: f64| sums.of_mut(quantity, expert)[0] += value;
     one(Quantity::Tokens, 1.0);
     one(Quantity::Gates, gate);
@@ -226,7 +226,11 @@ fn add_row(sums: &mut Sums, expert: usize, gate: f64, square: f64, largest: f64)
     *most = most.max(largest);
 }
 
-fn add_logits(sums: &mut [Sums], logits: &Tensor, counted: &[(usize, usize)]) -> Result<()> {
+fn add_logits(
+    sums: &mut [CalibrationSums],
+    logits: &Tensor,
+    counted: &[(usize, usize)],
+) -> Result<()> {
     let logits = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     for &(group, token) in counted {
         let (sums, z) = (&mut sums[group], &logits[token]);
@@ -257,7 +261,7 @@ mod tests {
 
     use super::*;
     use crate::sampling::{generator, normal};
-    use crate::statistics::Sizes;
+    use crate::statistics::MixtureSizes;
 
     fn random(rows: usize, columns: usize, stream: u64) -> Tensor {
         let values = normal(rows * columns, 1.0, &mut generator(1, stream));
@@ -267,13 +271,13 @@ mod tests {
     /// Two groups and rows that don't count, in more than one part.
     #[test]
     fn a_device_has_the_sums_of_the_reference() {
-        let sizes = Sizes { experts: 3, hidden: 5, width: 7 };
+        let sizes = MixtureSizes { experts: 3, hidden: 5, width: 7 };
         let rows = 2 * ROWS + 100;
         let counted: Vec<_> =
             (0..rows).filter(|row| row % 5 != 2).map(|row| (row % 2, row)).collect();
         let gates = normal(rows, 1.0, &mut generator(1, 9));
         let observe = |mut observed: Observed| {
-            let mut sums = vec![Sums::new(sizes); 2];
+            let mut sums = vec![CalibrationSums::new(sizes); 2];
             for expert in [0, 2] {
                 let stream = 3 * expert as u64;
                 let (activations, outputs) = (random(rows, 7, stream), random(rows, 5, stream + 1));

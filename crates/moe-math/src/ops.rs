@@ -53,7 +53,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Rotates pairs of the last dimension of `x`, `[1, heads, tokens, width]`, by angles given by
-/// `cos` and `sin`, `[tokens, width / 2]`. A pair is two neighbours if `interleaved`, else a
+/// `cos` and `sin`, `[tokens, width / 2]`. A pair is two neighbors if `interleaved`, else a
 /// dimension of the first half with one of the second.
 ///
 /// # Errors

@@ -35,7 +35,7 @@ pub fn bytes(count: usize, part: usize, d: usize) -> usize {
         // and the memory of the decomposition.
         return 8 * (2 * part * d + 5 * d * d);
     }
-    // First the parts and their concatenation in f64, then the concatenation and the centred rows
+    // First the parts and their concatenation in f64, then the concatenation and the centered rows
     // in f32.
     16 * count.min(MAX_SAMPLE_ROWS) * d
 }
@@ -115,8 +115,8 @@ fn exact(rows: &impl Rows, rank: usize) -> Result<Principal> {
     let (d, mean) = (rows.width(), mean(rows)?);
     let mut covariance = Tensor::zeros((d, d), DType::F64, &Device::Cpu)?;
     for index in 0..rows.parts().len() {
-        let centred = rows.part(index)?.broadcast_sub(&mean)?;
-        covariance = (covariance + centred.t()?.matmul(&centred)?)?;
+        let centered = rows.part(index)?.broadcast_sub(&mean)?;
+        covariance = (covariance + centered.t()?.matmul(&centered)?)?;
     }
     let found = eigen(&covariance.flatten_all()?.to_vec1::<f64>()?, d)?;
     let directions = Tensor::from_slice(&found.vectors[..rank * d], (rank, d), &Device::Cpu)?
@@ -146,7 +146,7 @@ fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<P
     let (n, d) = sample.dims2()?;
     let k = (rank + SPARE_DIRECTIONS).min(d);
     let mean = (sample.sum(0)? / (n as f64).max(1.0))?;
-    let x = centred(sample, &mean)?.to_device(device)?;
+    let x = centered(sample, &mean)?.to_device(device)?;
     let start: Vec<f64> =
         normal(k * d, 1.0, &mut generator(seed, 0)).into_iter().map(f64::from).collect();
     let mut q = start.clone();
@@ -176,9 +176,9 @@ fn rayleigh_ritz(q: &Tensor, image: &Tensor, rank: usize) -> Result<(Tensor, Vec
     Ok((rotation.matmul(q)?.t()?.contiguous()?, found.values[..rank].to_vec()))
 }
 
-/// Rows minus their mean, in f32. Blocks are centred in f64 one at a time, since a centred f64 copy
-/// would be as large as the rows.
-fn centred(rows: Tensor, mean: &Tensor) -> Result<Tensor> {
+/// Rows minus their mean, in f32. Blocks are centered in f64 one at a time, since a centered f64
+/// copy would be as large as the rows.
+fn centered(rows: Tensor, mean: &Tensor) -> Result<Tensor> {
     const BLOCK: usize = 512;
     let (n, d) = rows.dims2()?;
     let mut values: Vec<f32> = Vec::with_capacity(n * d);

@@ -19,13 +19,13 @@ mod real;
 mod sum;
 
 pub use device::solve_on;
-pub use factor::{Damping, Factor, factorise};
-pub use gptq::{Options, Problem, SolvedMatrix, solve};
-pub use grid::{Codes, Scheme, round_to_nearest};
+pub use factor::{Damping, Factor, factorize};
+pub use gptq::{GptqOptions, Problem, SolvedMatrix, solve};
+pub use grid::{Codes, GridScheme, round_to_nearest};
 pub use hessian::Hessian;
 pub use objective::{energy, objective};
 pub use real::Real;
-pub use sum::{HessianSum, factorise_all};
+pub use sum::{HessianSum, factorize_all};
 
 /// The supported bit widths of codes.
 pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];

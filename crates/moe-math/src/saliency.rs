@@ -1,10 +1,10 @@
 //! How much a layer loses without an expert, by several criteria. Experts with greater values are
 //! kept.
 
-use crate::statistics::{Quantity, Sums};
+use crate::statistics::{CalibrationSums, Quantity};
 
 /// Σ value / tokens for each expert; 0 if no token chose it.
-fn mean(sums: &Sums, quantity: Quantity) -> Vec<f64> {
+fn mean(sums: &CalibrationSums, quantity: Quantity) -> Vec<f64> {
     let tokens = sums.get(Quantity::Tokens);
     sums.get(quantity)
         .iter()
@@ -14,44 +14,44 @@ fn mean(sums: &Sums, quantity: Quantity) -> Vec<f64> {
 }
 
 /// REAP (2510.13999): the mean over an expert's tokens of g ‖f‖₂.
-pub fn reap(sums: &Sums) -> Vec<f64> {
+pub fn reap(sums: &CalibrationSums) -> Vec<f64> {
     mean(sums, Quantity::GatedNorms)
 }
 
 /// EAN: Σ ‖f‖₂ over an expert's tokens.
-pub fn expert_activation_norm(sums: &Sums) -> Vec<f64> {
+pub fn expert_activation_norm(sums: &CalibrationSums) -> Vec<f64> {
     sums.get(Quantity::Norms).to_vec()
 }
 
 /// The mean over an expert's tokens of ‖f‖₂ (2606.15716).
-pub fn mean_activation_norm(sums: &Sums) -> Vec<f64> {
+pub fn mean_activation_norm(sums: &CalibrationSums) -> Vec<f64> {
     mean(sums, Quantity::Norms)
 }
 
 /// The mean over an expert's tokens of ‖f‖₂² (2606.15716).
-pub fn mean_square_activation_norm(sums: &Sums) -> Vec<f64> {
+pub fn mean_square_activation_norm(sums: &CalibrationSums) -> Vec<f64> {
     mean(sums, Quantity::SquareNorms)
 }
 
 /// The number of tokens that chose an expert: SEER-MoE's hard count (2404.05089).
-pub fn frequency(sums: &Sums) -> Vec<f64> {
+pub fn frequency(sums: &CalibrationSums) -> Vec<f64> {
     sums.get(Quantity::Tokens).to_vec()
 }
 
 /// Σ of the applied gates: SEER-MoE's soft count.
-pub fn soft_frequency(sums: &Sums) -> Vec<f64> {
+pub fn soft_frequency(sums: &CalibrationSums) -> Vec<f64> {
     sums.get(Quantity::Gates).to_vec()
 }
 
 /// The mean squared change of the layer's output, over all tokens and components, if an expert is
 /// masked and its tokens are rerouted (NAEE, 2402.14800).
-pub fn leave_one_out(sums: &Sums) -> Vec<f64> {
+pub fn leave_one_out(sums: &CalibrationSums) -> Vec<f64> {
     let values = sums.scalar(Quantity::SeenTokens) * sums.sizes().hidden as f64;
     sums.get(Quantity::LeftOutErrors).iter().map(|error| error / values.max(1.0)).collect()
 }
 
 /// The mean over all tokens of 1 − cos between the layer's outputs with and without an expert.
-pub fn leave_one_out_cosine(sums: &Sums) -> Vec<f64> {
+pub fn leave_one_out_cosine(sums: &CalibrationSums) -> Vec<f64> {
     let tokens = sums.scalar(Quantity::SeenTokens);
     sums.get(Quantity::LeftOutCosines).iter().map(|cosine| cosine / tokens.max(1.0)).collect()
 }
@@ -116,11 +116,11 @@ pub fn greatest(saliency: &[f64], count: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::statistics::Sizes;
+    use crate::statistics::MixtureSizes;
 
     #[test]
     fn an_expert_without_tokens_has_no_saliency() {
-        let mut sums = Sums::new(Sizes { experts: 2, hidden: 1, width: 1 });
+        let mut sums = CalibrationSums::new(MixtureSizes { experts: 2, hidden: 1, width: 1 });
         sums.of_mut(Quantity::Tokens, 0)[0] = 4.0;
         sums.of_mut(Quantity::GatedNorms, 0)[0] = 2.0;
         assert_eq!(reap(&sums), [0.5, 0.0]);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Sizes of one layer's mixture of experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Sizes {
+pub struct MixtureSizes {
     /// Routed experts.
     pub experts: usize,
     /// Width of the residual stream.
@@ -141,8 +141,8 @@ impl Quantity {
     }
 
     /// The quantity's shape in a layer of these `sizes`.
-    pub fn shape(self, sizes: Sizes) -> Vec<usize> {
-        let Sizes { experts, hidden, width } = sizes;
+    pub fn shape(self, sizes: MixtureSizes) -> Vec<usize> {
+        let MixtureSizes { experts, hidden, width } = sizes;
         match self {
             Self::SeenTokens | Self::OutputSquareNorms | Self::SampledTokens => vec![],
             Self::GatedOutputs | Self::SampledOutputs => vec![experts, hidden],
@@ -165,20 +165,20 @@ impl Quantity {
 
 /// All sums of one layer over one group of tokens.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sums {
-    sizes: Sizes,
+pub struct CalibrationSums {
+    sizes: MixtureSizes,
     values: Vec<Vec<f64>>,
 }
 
-impl Sums {
+impl CalibrationSums {
     /// Starts without tokens.
-    pub fn new(sizes: Sizes) -> Self {
+    pub fn new(sizes: MixtureSizes) -> Self {
         let zeros = |q: Quantity| vec![0.0; q.shape(sizes).iter().product()];
         Self { sizes, values: Quantity::ALL.map(zeros).to_vec() }
     }
 
     /// The layer's sizes.
-    pub fn sizes(&self) -> Sizes {
+    pub fn sizes(&self) -> MixtureSizes {
         self.sizes
     }
 
@@ -240,7 +240,7 @@ impl Sums {
 mod tests {
     use super::*;
 
-    const SIZES: Sizes = Sizes { experts: 3, hidden: 4, width: 5 };
+    const SIZES: MixtureSizes = MixtureSizes { experts: 3, hidden: 4, width: 5 };
 
     #[test]
     fn quantities_have_distinct_names_and_are_at_their_index() {
@@ -255,13 +255,13 @@ mod tests {
 
     #[test]
     fn sums_add_up_and_maxima_stay() {
-        let mut a = Sums::new(SIZES);
+        let mut a = CalibrationSums::new(SIZES);
         a.of_mut(Quantity::GatedOutputs, 1).fill(2.0);
         a.of_mut(Quantity::Largest, 2).fill(7.0);
-        let mut b = Sums::new(SIZES);
+        let mut b = CalibrationSums::new(SIZES);
         b.of_mut(Quantity::GatedOutputs, 1).fill(3.0);
         b.of_mut(Quantity::Largest, 2).fill(5.0);
-        let pooled = Sums::pooled([(&a, 1.0), (&b, 2.0)]);
+        let pooled = CalibrationSums::pooled([(&a, 1.0), (&b, 2.0)]);
         assert_eq!(pooled.of(Quantity::GatedOutputs, 1), [8.0; 4]);
         assert_eq!(pooled.of(Quantity::GatedOutputs, 0), [0.0; 4]);
         assert_eq!(pooled.get(Quantity::Largest), [0.0, 0.0, 7.0]);

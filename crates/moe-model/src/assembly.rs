@@ -15,7 +15,7 @@ use crate::weight::Weight;
 
 /// The output head.
 #[derive(Debug, Clone)]
-pub enum Head {
+pub enum OutputHead {
     /// The embedding matrix is used again.
     Tied,
     /// A matrix of its own, `[vocab, hidden]`.
@@ -55,7 +55,7 @@ pub struct Model {
     /// RMS norm before the head, `[hidden]`.
     pub final_norm: Weight,
     /// Output head.
-    pub head: Head,
+    pub head: OutputHead,
     /// How the quantized weights are encoded; None if no weight is quantized.
     pub quantization: Option<Quantization>,
     /// Tensors that the family doesn't know, carried byte for byte under their own names.
@@ -66,8 +66,8 @@ impl Model {
     /// The matrix of the output head, `[vocab, hidden]`.
     pub fn head_weight(&self) -> &Weight {
         match &self.head {
-            Head::Tied => &self.embed,
-            Head::Own(weight) => weight,
+            OutputHead::Tied => &self.embed,
+            OutputHead::Own(weight) => weight,
         }
     }
 
@@ -76,7 +76,7 @@ impl Model {
         let mut weights = vec![&mut self.embed];
         weights.extend(self.layers.iter_mut().flat_map(Layer::weights_mut));
         weights.push(&mut self.final_norm);
-        if let Head::Own(weight) = &mut self.head {
+        if let OutputHead::Own(weight) = &mut self.head {
             weights.push(weight);
         }
         weights
@@ -131,8 +131,8 @@ impl Model {
     /// Parameters in total, and those that one token uses: all but the experts it isn't routed to.
     pub fn parameters(&self) -> Parameters {
         let head = match &self.head {
-            Head::Tied => 0,
-            Head::Own(weight) => weight.elements(),
+            OutputHead::Tied => 0,
+            OutputHead::Own(weight) => weight.elements(),
         };
         let other =
             self.final_norm.elements() + self.extra.values().map(Weight::elements).sum::<usize>();

@@ -6,7 +6,7 @@ use moe_checkpoint::quantization::QUANTIZATION_KEY;
 use moe_checkpoint::{Dtype, EXPLICIT_KEY, Quantization};
 use serde_json::{Map, Value, json};
 
-use crate::assembly::{Head, Model};
+use crate::assembly::{Model, OutputHead};
 use crate::base_config::{AUTO_MAP_KEY, is_of_model};
 use crate::codec::names::module;
 use crate::codec::{Namer, cannot, declare_bias, names, uniform};
@@ -94,9 +94,9 @@ impl Model {
         }
         namer.push(names::FINAL_NORM, &self.final_norm);
         match &self.head {
-            Head::Own(weight) => namer.matrix(names::HEAD, weight),
+            OutputHead::Own(weight) => namer.matrix(names::HEAD, weight),
             // Loaders nevertheless create a module for it.
-            Head::Tied => namer.plain.push(module(names::HEAD).to_owned()),
+            OutputHead::Tied => namer.plain.push(module(names::HEAD).to_owned()),
         }
         // A layer that loaders build after the others may share modules with the model.
         let mut seen = BTreeSet::new();
@@ -149,7 +149,7 @@ impl Model {
         raw.insert("vocab_size".into(), json!(self.vocab));
         raw.insert("num_hidden_layers".into(), json!(self.layers.len()));
         raw.insert("rms_norm_eps".into(), json!(self.norm_eps));
-        raw.insert("tie_word_embeddings".into(), json!(matches!(self.head, Head::Tied)));
+        raw.insert("tie_word_embeddings".into(), json!(matches!(self.head, OutputHead::Tied)));
     }
 
     fn declare_dense(&self, raw: &mut Map<String, Value>) -> Result<()> {

@@ -29,7 +29,7 @@ mod strict;
 mod weight;
 mod window;
 
-pub use assembly::{Head, Model, Parameters};
+pub use assembly::{Model, OutputHead, Parameters};
 pub use base_config::{AUTO_MAP_KEY, is_of_model};
 pub use codec::Config;
 pub use codec::names::is_computed;
@@ -49,4 +49,4 @@ pub use mtp_layer::MtpLayer;
 pub use read::loaded_name;
 pub use rope::{Rope, RopeScaling};
 pub use strict::{JsonType, Strict};
-pub use weight::{Encoding, Packed, Packing, Weight, WeightSource};
+pub use weight::{Encoding, PackedIntegers, Packing, Weight, WeightSource};

@@ -5,7 +5,7 @@ use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
 
 use crate::codec::TensorReader;
 use crate::codec::names::module;
-use crate::weight::{Encoding, Packed, Packing, Weight};
+use crate::weight::{Encoding, PackedIntegers, Packing, Weight};
 use crate::{Error, Kind, Result};
 
 /// The suffixes of the tensors of packed integers, after the module's name.
@@ -13,7 +13,7 @@ struct Names {
     words: &'static str,
     scale: &'static str,
     zero: &'static str,
-    extra: &'static str,
+    shape_or_groups: &'static str,
 }
 
 fn names(packing: Packing) -> Names {
@@ -22,11 +22,14 @@ fn names(packing: Packing) -> Names {
             words: ".weight_packed",
             scale: ".weight_scale",
             zero: ".weight_zero_point",
-            extra: ".weight_shape",
+            shape_or_groups: ".weight_shape",
         },
-        Packing::Columns => {
-            Names { words: ".qweight", scale: ".scales", zero: ".qzeros", extra: ".g_idx" }
-        }
+        Packing::Columns => Names {
+            words: ".qweight",
+            scale: ".scales",
+            zero: ".qzeros",
+            shape_or_groups: ".g_idx",
+        },
     }
 }
 
@@ -57,13 +60,13 @@ pub(crate) fn parts(
     }
 }
 
-fn packed_parts(name: &str, weight: &Weight, packed: &Packed) -> Vec<(String, Weight)> {
+fn packed_parts(name: &str, weight: &Weight, packed: &PackedIntegers) -> Vec<(String, Weight)> {
     let names = names(packed.packing);
     let at = |suffix: &str| format!("{}{suffix}", module(name));
     let mut parts = vec![
         (at(names.words), weight.codes()),
         (at(names.scale), packed.scale.clone()),
-        (at(names.extra), packed.beside.clone()),
+        (at(names.shape_or_groups), packed.shape_or_groups.clone()),
     ];
     parts.extend(packed.zero.iter().map(|zero| (at(names.zero), zero.clone())));
     parts
@@ -149,13 +152,18 @@ impl TensorReader<'_> {
         let zero = zeros
             .map(|shape| self.take_integers(at(names.zero), Dtype::I32, &shape))
             .transpose()?;
-        let beside = self.extra(at(names.extra), packing, columns)?;
+        let shape_or_groups = self.shape_or_groups(at(names.shape_or_groups), packing, columns)?;
         self.refuse_order(&at(".weight_g_idx"))?;
-        Ok(words.packed(shape, Packed { packing, integers, scale, zero, beside }))
+        Ok(words.packed(shape, PackedIntegers { packing, integers, scale, zero, shape_or_groups }))
     }
 
     /// Takes the tensor `name` that a layout has in addition to words, scales and zero points.
-    fn extra(&mut self, name: String, packing: Packing, columns: usize) -> Result<Weight> {
+    fn shape_or_groups(
+        &mut self,
+        name: String,
+        packing: Packing,
+        columns: usize,
+    ) -> Result<Weight> {
         match packing {
             Packing::Rows => self.take_integers(name, Dtype::I64, &[2]),
             Packing::Columns => self.take_integers(name, Dtype::I32, &[columns]),

@@ -6,7 +6,7 @@ use std::path::Path;
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Quantization, Stored};
 use serde_json::{Map, Value};
 
-use crate::assembly::{Head, Model};
+use crate::assembly::{Model, OutputHead};
 use crate::base_config::has_layers_of_their_own;
 use crate::codec::names::is_computed;
 use crate::codec::{Config, TensorReader, names};
@@ -135,12 +135,12 @@ fn read_layers(
     layers.map(|(layer, window)| decoder_layer::read(reader, layer, shape, *window)).collect()
 }
 
-fn read_head(reader: &mut TensorReader<'_>, tied: bool, shape: &ModelShape) -> Result<Head> {
+fn read_head(reader: &mut TensorReader<'_>, tied: bool, shape: &ModelShape) -> Result<OutputHead> {
     // transformers 5 keeps the head of a tied checkpoint that holds one nevertheless.
     if tied && !reader.tensors.contains_key(names::HEAD) {
-        return Ok(Head::Tied);
+        return Ok(OutputHead::Tied);
     }
-    Ok(Head::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden])?))
+    Ok(OutputHead::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden])?))
 }
 
 /// Reads ε of the RMS norms.

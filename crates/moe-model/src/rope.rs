@@ -93,7 +93,7 @@ pub struct Rope {
     /// The number of dimensions that are rotated: the first ones of a head (or of its rotary part,
     /// where attention is latent).
     pub dims: usize,
-    /// Whether neighbouring dimensions are rotated together, rather than i and i + dims / 2.
+    /// Whether neighboring dimensions are rotated together, rather than i and i + dims / 2.
     pub interleaved: bool,
     /// The scaling of frequencies.
     pub scaling: RopeScaling,
@@ -106,7 +106,7 @@ pub(crate) struct RopeShape {
     pub width: usize,
     /// Whether `partial_rotary_factor` is read.
     pub partial: bool,
-    /// Whether neighbouring dimensions are rotated together.
+    /// Whether neighboring dimensions are rotated together.
     pub interleaved: bool,
 }
 

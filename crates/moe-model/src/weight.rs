@@ -43,12 +43,12 @@ pub enum Encoding {
         block: [usize; 2],
     },
     /// The elements are integers of a few bits; value = (code − zero) × scale of its group.
-    Packed(Arc<Packed>),
+    Packed(Arc<PackedIntegers>),
 }
 
 /// Integers of a few bits, packed into words.
 #[derive(Debug, Clone)]
-pub struct Packed {
+pub struct PackedIntegers {
     /// The place of each code in the words.
     pub packing: Packing,
     /// Bit width, groups and symmetry of the codes.
@@ -59,7 +59,7 @@ pub struct Packed {
     pub zero: Option<Weight>,
     /// The other tensor of the layout: the matrix's shape in compressed-tensors, the group of each
     /// column in GPTQ.
-    pub beside: Weight,
+    pub shape_or_groups: Weight,
 }
 
 /// How codes are packed into words of 32 bits, the lowest bits first.
@@ -144,7 +144,7 @@ impl Weight {
 
     /// Returns these words as the packed integers of a matrix of this `shape`.
     #[must_use]
-    pub fn packed(self, shape: [usize; 2], packed: Packed) -> Self {
+    pub fn packed(self, shape: [usize; 2], packed: PackedIntegers) -> Self {
         debug_assert_eq!(self.shape, packed.packing.words(packed.integers, shape));
         Self { shape: shape.to_vec(), encoding: Encoding::Packed(Arc::new(packed)), ..self }
     }

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use moe_forward::to_f32;
 use moe_math::meter::Work;
 use moe_math::principal::Rows as _;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_math::{Compute, alignment, principal};
 use moe_model::{Error, Expert, Kind, Model, Moe, Result};
 use rayon::prelude::*;
@@ -34,12 +34,12 @@ pub(crate) const ROWS_AT_ONCE: usize = 128;
 
 /// The size of a layer's experts.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes {
+pub(crate) struct ExpertSizes {
     pub width: usize,
     pub hidden: usize,
 }
 
-impl Sizes {
+impl ExpertSizes {
     pub fn of(moe: &Moe) -> Self {
         let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
         Self {
@@ -58,8 +58,8 @@ impl Sizes {
         8 * self.width * 3 * self.hidden
     }
 
-    /// Bytes that reading the neurons takes beside them: one matrix as it is stored, in f32 and in
-    /// f64.
+    /// Bytes that reading the neurons takes in addition to them: one matrix as it is stored, in f32
+    /// and in f64.
     fn reading(self) -> usize {
         10 * self.width * self.hidden
     }
@@ -100,18 +100,18 @@ pub(crate) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
 }
 
 /// Bytes that aligning experts of these sizes by their weights holds.
-pub(crate) fn bytes_by_weights(sizes: Sizes) -> usize {
+pub(crate) fn bytes_by_weights(sizes: ExpertSizes) -> usize {
     let one = sizes.compared(BY_WEIGHTS_COSTS);
     at_once(one) * one
 }
 
 /// Bytes that aligning the experts of any layer of `model` by their weights holds.
 pub(crate) fn aligning_bytes(model: &Model) -> u64 {
-    model.moes().map(|(_, moe)| bytes_by_weights(Sizes::of(moe)) as u64).max().unwrap_or(0)
+    model.moes().map(|(_, moe)| bytes_by_weights(ExpertSizes::of(moe)) as u64).max().unwrap_or(0)
 }
 
 /// Bytes that aligning `experts` of these sizes by activations and weights holds.
-pub(crate) fn bytes_by_activations_and_weights(sizes: Sizes, experts: usize) -> usize {
+pub(crate) fn bytes_by_activations_and_weights(sizes: ExpertSizes, experts: usize) -> usize {
     let (scored, costs) = (sizes.scored(), sizes.costs());
     let rho = 8 * experts * sizes.width * COMPONENTS;
     let components = principal::bytes(experts * sizes.width, sizes.width, 3 * sizes.hidden);
@@ -161,12 +161,11 @@ fn chosen(expert: &Expert, rows: &[u32]) -> Result<Vec<f64>> {
         for (neuron, row) in values.chunks_exact_mut(3 * hidden).zip(rows) {
             let row = *row as usize;
             let neuron = &mut neuron[place * hidden..][..hidden];
-            match down {
-                true => neuron
-                    .iter_mut()
-                    .zip(matrix[row..].iter().step_by(expert.width()))
-                    .for_each(copy),
-                false => neuron.iter_mut().zip(&matrix[row * hidden..][..hidden]).for_each(copy),
+            if down {
+                let column = matrix[row..].iter().step_by(expert.width());
+                neuron.iter_mut().zip(column).for_each(copy);
+            } else {
+                neuron.iter_mut().zip(&matrix[row * hidden..][..hidden]).for_each(copy);
             }
         }
     }
@@ -211,7 +210,7 @@ fn least(cost: &[f64], expert: &Expert) -> Result<Vec<u32>> {
 
 /// M-SMoE's permutations: the greatest Σ ⟨v_c\[p\], v_j\[π(p)\]⟩.
 pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutations> {
-    of_members(groups, Sizes::of(moe).compared(BY_WEIGHTS_COSTS), |centroid, member| {
+    of_members(groups, ExpertSizes::of(moe).compared(BY_WEIGHTS_COSTS), |centroid, member| {
         let member = &moe.experts[member];
         let cost = alignment::negative_products(neurons(&moe.experts[centroid])?, neurons(member)?);
         least(&cost.map_err(|e| failed(member, e))?, member)
@@ -223,7 +222,7 @@ pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutation
 /// components of all the layer's neurons, scaled to length 1.
 pub(crate) fn by_activations_and_weights(
     layer: &LayerView<'_>,
-    sums: &Sums,
+    sums: &CalibrationSums,
     groups: &[Vec<usize>],
 ) -> Result<Permutations> {
     if groups.iter().all(|group| group.len() == 1) {
@@ -231,7 +230,7 @@ pub(crate) fn by_activations_and_weights(
     }
     let merged = groups.iter().filter(|group| group.len() > 1).flatten().copied();
     let scores = Scores::of(layer, &merged.collect::<Vec<_>>())?;
-    of_members(groups, Sizes::of(layer.moe).costs(), |centroid, member| {
+    of_members(groups, ExpertSizes::of(layer.moe).costs(), |centroid, member| {
         let rho = |expert: usize| &scores.by_expert[&expert];
         let mut cost = alignment::distances(rho(centroid), rho(member), scores.rank);
         let (a, b) = (alpha(sums, centroid), alpha(sums, member));
@@ -267,13 +266,13 @@ impl Scores {
             Ok((*expert, scores))
         };
         let work = Work::products(rows.count(), rows.width() * rank);
-        let all = || found_by(experts, at_once(Sizes::of(moe).scored()), score);
+        let all = || found_by(experts, at_once(ExpertSizes::of(moe).scored()), score);
         Ok(Self { rank, by_expert: layer.compute.stage("scores", work, all)? })
     }
 }
 
 /// Mean activations over their root mean square; 0 for an expert without tokens.
-fn alpha(sums: &Sums, expert: usize) -> Vec<f64> {
+fn alpha(sums: &CalibrationSums, expert: usize) -> Vec<f64> {
     let values = sums.of(Quantity::Activations, expert);
     let rms = (values.iter().map(|a| a * a).sum::<f64>() / values.len() as f64).sqrt();
     values.iter().map(|a| if rms > 0.0 { a / rms } else { 0.0 }).collect()

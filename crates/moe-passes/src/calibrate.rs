@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::usage::{refuse_unused, usage};
 
-/// What text a model is observed on, and how it becomes windows of tokens.
+/// The text that a model is observed on, and the windows of tokens that it is cut into.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CalibrationOptions {
@@ -56,8 +56,8 @@ fn default_data_tokens() -> usize {
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HeldOutOptions {
-    /// Held-out text, as for --data, on which the result is measured against the original, and a
-    /// baseline beside it where the pass has one.
+    /// Held-out text, as for --data, on which the result and, if the pass has one, a baseline are
+    /// measured against the original.
     #[arg(long, value_name = "DATA", help_heading = "Measuring")]
     #[serde(default)]
     pub held_out: Vec<DataSpec>,
@@ -87,10 +87,7 @@ pub struct HeldOut<'a> {
 
 /// A number as people write it, without dozens of zeros.
 pub(crate) fn short(number: f64) -> String {
-    match number.abs() < 1e6 {
-        true => number.to_string(),
-        false => format!("{number:e}"),
-    }
+    if number.abs() < 1e6 { number.to_string() } else { format!("{number:e}") }
 }
 
 /// The maximum number of tokens of a window, so that its memory can be counted in 64 bits.

@@ -20,15 +20,15 @@ use crate::usage::{idle, usage};
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HealOptions {
-    /// What is trained, several words with commas. Expert correction biases, and layers for
-    /// multi-token prediction, always stay.
+    /// Parts that are trained, separated by commas. Expert correction biases, and layers for
+    /// multi-token prediction, never change.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = router())]
     #[serde(default = "router")]
     pub train: Vec<Trained>,
 
-    /// The model before it was pruned, merged or upcycled: its distribution of next tokens is what
-    /// is trained for, by forward KL. It runs layer by layer, and is never in memory beside what is
-    /// trained.
+    /// The model before it was pruned, merged or upcycled. Training minimizes the forward KL to its
+    /// distribution of next tokens. It runs layer by layer, and is never in memory together with
+    /// what is trained.
     #[arg(long, value_name = "ORIGINAL")]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
@@ -39,9 +39,9 @@ pub struct HealOptions {
     #[serde(default = "whole")]
     pub original_weight: f64,
 
-    /// How much of the original's distribution is used: all of it, which runs it for every batch;
-    /// or its most probable tokens and the mass of the others, or tokens drawn by their probability
-    /// (2503.16870), for which it runs once.
+    /// Part of the original's distribution that is used: full runs the original for every batch;
+    /// top-k (the most probable tokens and the mass of the others) and sampled (tokens drawn by
+    /// their probability, 2503.16870) run it once.
     #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
     #[serde(default)]
     pub original_logits: OriginalLogits,
@@ -88,7 +88,7 @@ pub enum Trained {
     All,
 }
 
-/// How much of the original's distribution is used.
+/// The part of the original's distribution that is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OriginalLogits {

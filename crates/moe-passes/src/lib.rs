@@ -35,8 +35,8 @@ pub use pass::{
     Effect, EncodingEdit, Encodings, Identity, Inputs, Kept, LayerDetails, LayerEdits, LayerPass,
     LayerRecord, LayerStage, LayerStatistics, LayerSweep, Network, NetworkEdit, NetworkSource,
     Neurons, Next, NoiseEdit, Outputs, Pass, PassInfo, PassOptions, Plan, PlannedModel, Pool,
-    PoolStats, ReportKind, Rounding, RouterEdit, RouterRows, Scale, SharedEdit, Sources, Survey,
-    SurveyText, Surveyor, SweptText, TextSource, Transform,
+    PoolStats, ProjectionScale, ReportKind, Rounding, RouterEdit, RouterRows, SharedEdit, Sources,
+    Survey, SurveyText, Surveyor, SweptText, TextSource, Transform,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

@@ -73,7 +73,7 @@ pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
 pub(crate) fn making_bytes(model: &Model) -> u64 {
     let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
     let weights = experts.flat_map(|expert| expert.linears().map(|linear| &linear.weight));
-    // The sum in f64, beside one weight that is added, as it is stored and in f32.
+    // The sum in f64, and one weight that is added, as it is stored and in f32.
     weights.map(|weight| 2 * (weight.bytes() + 12 * weight.elements() as u64)).max().unwrap_or(0)
 }
 

@@ -18,17 +18,17 @@ pub(crate) const MAX_BATCH: usize = 1 << 20;
 
 /// Refuses more steps than can ever be taken. `option` is the option that gives them.
 pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {
-    match steps > MAX_STEPS {
-        true => Err(usage(
-            &[option],
-            format!("{option} {steps} is more than can ever be taken"),
-            format!("give at most {MAX_STEPS}, such as 1000"),
-        )),
-        false => Ok(()),
+    if steps <= MAX_STEPS {
+        return Ok(());
     }
+    Err(usage(
+        &[option],
+        format!("{option} {steps} is more than can ever be taken"),
+        format!("give at most {MAX_STEPS}, such as 1000"),
+    ))
 }
 
-/// How training goes.
+/// Options of a training: steps, batches, learning rate, precision, measurements.
 #[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Training")]
@@ -53,7 +53,7 @@ pub struct TrainOptions {
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
 
-    /// Steps over which the learning rate rises from 0 first [default: a twentieth of --steps].
+    /// Steps over which the learning rate first rises from 0 [default: a twentieth of --steps].
     #[arg(long, value_name = "STEPS")]
     #[serde(default)]
     pub warmup: Option<u64>,
@@ -68,14 +68,14 @@ pub struct TrainOptions {
     #[serde(default = "one_f64")]
     pub clip: f64,
 
-    /// What matrices are rounded to while they are used; masters, moments and sums of gradients are
-    /// f32 in either case.
+    /// Precision that matrices are rounded to while they are used; masters, moments and sums of
+    /// gradients are f32 in either case.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub precision: Precision,
 
-    /// Measure on --held-out each time this many steps are taken, and save what --resume goes on
-    /// from; 0 for the end alone.
+    /// Measure on --held-out after every this many steps, and save a state for --resume; 0 for only
+    /// at the end.
     #[arg(long, value_name = "STEPS", default_value_t = default_eval_every())]
     #[serde(default = "default_eval_every")]
     pub eval_every: u64,
@@ -86,14 +86,14 @@ pub struct TrainOptions {
     pub patience: u64,
 }
 
-/// What matrices are computed in.
+/// The precision of matrices in the forward and backward passes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// All 32 bits.
     #[default]
     F32,
-    /// 16 bits, as most checkpoints have them: what is trained is what is written.
+    /// 16 bits, as in most checkpoints: training sees the weights that are written.
     Bf16,
 }
 
@@ -225,13 +225,13 @@ impl TrainOptions {
     }
 }
 
-/// What routers are trained for beside the loss.
+/// The routers' part in a training: auxiliary losses and capacity.
 #[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Routers")]
 pub struct RouterOptions {
-    /// Weight of the load-balancing loss, E Σ f P with the fractions f of tokens that really went
-    /// to each expert (2101.03961).
+    /// Weight of the load-balancing loss, E Σ f P with the fractions f of tokens that went to each
+    /// expert (2101.03961).
     #[arg(long, value_name = "WEIGHT", default_value_t = default_balance())]
     #[serde(default = "default_balance")]
     pub balance: f64,
@@ -253,7 +253,7 @@ pub struct RouterOptions {
     pub capacity_factor: Option<f64>,
 }
 
-/// What a balance loss is taken over.
+/// The scope of a balance loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Over {
@@ -409,7 +409,7 @@ pub struct Training {
     pub parts: Vec<TrainedPart>,
     /// Steps, learning rate and the like.
     pub options: TrainOptions,
-    /// Losses of routers beside the loss of next tokens.
+    /// Losses of routers, in addition to the loss of next tokens.
     pub routers: RouterOptions,
     /// The text to train on and to measure on.
     pub text: TrainingText,

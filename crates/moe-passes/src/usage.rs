@@ -8,14 +8,14 @@ pub(crate) fn usage(options: &[&str], what: impl Into<String>, remedy: impl Into
     Error::new(Kind::Usage, what).options(options).remedy(remedy)
 }
 
-/// The error that `options` have no effect beside the others, so that a recipe can leave out a key
+/// The error that `options` have no effect with the others, so that a recipe can leave out a key
 /// that it sets for several steps.
 pub(crate) fn idle(options: &[&str], what: impl Into<String>, remedy: impl Into<String>) -> Error {
     Error::new(Kind::Usage, what).idle(options).remedy(remedy)
 }
 
-/// Refuses the first of `options` that was given, which nothing reads beside the others. The
-/// message is its name and `what`; `or` is the remedy beside leaving it out.
+/// Refuses the first of `options` that was given, which nothing reads if the others are given. The
+/// message is its name and `what`; `or` is the remedy, apart from leaving it out.
 ///
 /// # Errors
 /// [`Kind::Usage`]. It names the option as idle, so that a recipe can leave out a key that it sets

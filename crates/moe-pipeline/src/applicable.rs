@@ -6,17 +6,16 @@ use moe_model::{Error, Kind, Model, Result};
 use moe_passes::{PASSES, PassInfo, ReportKind, Sources};
 use serde::Serialize;
 
-/// What a pass says to a model.
+/// Whether a pass accepts the model.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Applicable {
     /// The pass.
     #[schemars(with = "String")]
     pub pass: &'static PassInfo,
-    /// Families that its result can have, the one that it has unless told otherwise first; none
-    /// where the pass refuses the model.
+    /// Families that its result can have, the default first; empty if the pass refuses the model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gives: Vec<String>,
-    /// Why it refuses the model, and what could be done about it.
+    /// The reason why it refuses the model, and a remedy. None if it accepts the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refuses: Option<String>,
 }

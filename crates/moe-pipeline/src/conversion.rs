@@ -6,19 +6,19 @@ use serde::Serialize;
 use crate::progress::Timings;
 use crate::receipt::Receipt;
 
-/// What makes tokens of text.
+/// Whether a checkpoint has a tokenizer, and who can read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HasTokenizer {
-    /// tokenizer.json, which this program reads.
+    /// A tokenizer.json, which this program reads.
     Here,
-    /// Files of a tokenizer that only others read.
+    /// Files that only other programs read.
     Elsewhere,
-    /// Nothing.
+    /// No tokenizer.
     Nowhere,
 }
 
-/// What a run has done.
+/// The outcome of a run.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct Conversion {
     /// The receipt, as written.
@@ -29,10 +29,10 @@ pub struct Conversion {
     pub bytes: u64,
     /// Seconds that the hashing thread was busy while writing.
     pub hashing_seconds: f64,
-    /// What engines do with the result's quantized experts.
+    /// The verdicts of engines on the result's quantized experts.
     pub engines: Vec<Verdict>,
     /// Whether `heal` can train the result further.
     pub heals: bool,
-    /// What makes tokens of text for the result.
+    /// Whether the result has a tokenizer, and who can read it.
     pub tokenizer: HasTokenizer,
 }

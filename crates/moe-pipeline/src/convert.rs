@@ -20,10 +20,10 @@ use crate::receipt::Receipt;
 use crate::run::{Opened, Planned, check_together};
 use crate::train::TrainingDir;
 
-/// What a run will write, known before anything is written.
+/// The output of a run, as far as it is known before anything is written.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct PlannedOutput {
-    /// What the receipt will say, short of what is measured.
+    /// The receipt, without measurements.
     pub receipt: Receipt,
     /// Files of weights with their size in bytes.
     pub shards: Vec<(String, u64)>,

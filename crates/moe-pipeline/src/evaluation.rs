@@ -19,7 +19,7 @@ use crate::needs::{WorkLimits, measuring_bytes};
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::{ByteSize, storage};
 
-/// What to evaluate on.
+/// The text to evaluate on, and limits for the results.
 #[derive(Debug, Clone, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct EvalOptions {

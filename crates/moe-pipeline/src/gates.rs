@@ -44,7 +44,7 @@ pub struct Gates {
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub golden: Option<PathBuf>,
 
-    /// How far from --golden losses and KL may be, in nats, 0 or more [default: 0.001].
+    /// Tolerance of --golden for losses and KL, in nats, 0 or more [default: 0.001].
     #[arg(long, value_name = "NATS", requires = "golden", allow_negative_numbers = true)]
     pub golden_tolerance: Option<f64>,
 }

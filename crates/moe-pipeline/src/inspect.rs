@@ -4,43 +4,43 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use moe_checkpoint::{Checkpoint, Quantization, Result, SourceFile, Stored};
-use moe_model::{Ffn, Groups, Head, Model, Parameters, Scoring};
+use moe_model::{Ffn, Groups, Model, OutputHead, Parameters, Scoring};
 use serde::Serialize;
 
 use crate::applicable::{Applicable, applicable};
 
-/// What a checkpoint holds.
+/// An overview of a checkpoint.
 #[derive(Debug, Clone, Default, Serialize, schemars::JsonSchema)]
 pub struct Inspection {
     /// The family.
     pub model_type: String,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Rows of the embedding.
     pub vocab: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub kv_heads: usize,
     /// Width of a head's queries and keys.
     pub head_dim: usize,
-    /// How many dimensions of a head are rotated.
+    /// Dimensions of a head that are rotated.
     pub rotary_dims: usize,
-    /// The widths of latent attention, where it is that.
+    /// The widths of latent attention. None for other attention.
     pub latent: Option<LatentSummary>,
-    /// Whether the head is the embedding.
+    /// Whether the output head is the embedding.
     pub tied: bool,
-    /// Layers with a sliding window, and its width in tokens.
+    /// Number of layers with a sliding window.
     pub sliding_layers: usize,
     /// The widest sliding window in tokens.
     pub window: Option<usize>,
-    /// Layers with one feed-forward network.
+    /// Number of layers with one feed-forward network.
     pub dense_layers: usize,
-    /// The width of these, where there are any.
+    /// The width of these networks. None if all layers have experts.
     pub dense_width: Option<usize>,
-    /// The mixture of experts, where there is one.
+    /// The mixtures of experts. None for a dense model.
     pub moe: Option<MoeSummary>,
     /// Parameters by component.
     pub parameters: Parameters,
@@ -48,59 +48,59 @@ pub struct Inspection {
     pub total_parameters: usize,
     /// Parameters that one token uses.
     pub active_parameters: usize,
-    /// Layers for multi-token prediction behind the others.
+    /// Number of layers for multi-token prediction.
     pub multi_token_layers: usize,
-    /// How quantized weights are encoded.
+    /// The encoding of quantized weights. None if none are quantized.
     pub quantization: Option<String>,
     /// Bytes by element type.
     pub dtypes: BTreeMap<String, u64>,
-    /// Tensors.
+    /// Number of tensors.
     pub tensors: usize,
     /// Weight files with their size in bytes.
     pub files: Vec<(String, u64)>,
     /// Tensors outside the layers that the family doesn't know.
     pub unknown_tensors: Vec<String>,
-    /// What is to be said of other weights in the same folder.
+    /// Warnings, such as of other weights in the same folder.
     pub warnings: Vec<String>,
-    /// What each pass says to this model.
+    /// Each pass, with whether it accepts this model.
     pub passes: Vec<Applicable>,
 }
 
 /// Widths of latent attention.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct LatentSummary {
-    /// The queries' latent, where they have one.
+    /// Width of the queries' latent. None if queries have none.
     pub queries: Option<usize>,
-    /// The latent of keys and values.
+    /// Width of the latent of keys and values.
     pub keys_and_values: usize,
-    /// A head's values.
+    /// Width of a head's values.
     pub value: usize,
 }
 
 /// The mixtures of experts of a model.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct MoeSummary {
-    /// Layers that have one.
+    /// Number of layers that have one.
     pub sparse_layers: usize,
-    /// Experts in each.
+    /// Number of experts in each.
     pub experts: usize,
-    /// Experts that a token goes to.
+    /// Number of experts that a token goes to.
     pub top_k: usize,
-    /// An expert's width.
+    /// Width of an expert.
     pub expert_width: usize,
-    /// The shared expert's width, where there is one.
+    /// Width of the shared expert. None without one.
     pub shared_width: Option<usize>,
     /// Whether the shared expert is behind a sigmoid gate.
     pub shared_gated: bool,
-    /// What makes scores of a router's logits.
+    /// The function that turns a router's logits into scores.
     pub scoring: Scoring,
-    /// Whether a bias takes part in choosing experts.
+    /// Whether an expert correction bias takes part in the choice of experts.
     pub bias: bool,
-    /// Groups of experts, where they limit the choice.
+    /// Groups of experts that limit the choice. None without groups.
     pub groups: Option<Groups>,
     /// Whether routing weights are divided by their sum.
     pub normalized: bool,
-    /// Multiplies routing weights.
+    /// Factor of all routing weights.
     pub scale: f64,
 }
 
@@ -167,7 +167,7 @@ impl Inspection {
             head_dim: model.head_dim,
             rotary_dims: model.rope.dims,
             latent: LatentSummary::of(model),
-            tied: matches!(model.head, Head::Tied),
+            tied: matches!(model.head, OutputHead::Tied),
             ..Self::default()
         }
     }

@@ -74,9 +74,11 @@ impl Tables<'_> {
         let form = keys().find_map(|(_, value)| value["const"].as_str());
         let form_said = description(object);
         for (key, value) in keys() {
+            // The one key of a variant, such as `count` of neurons, has the variant's description.
             let said = match form {
                 Some(_) if value["const"].is_string() => form_said.clone(),
                 Some(form) => format!("Of `{form}`: {}", description(value)),
+                None if description(value).is_empty() => form_said.clone(),
                 None => description(value),
             };
             let mut kind = self.kind(value);

@@ -14,9 +14,9 @@ use crate::receipt::{Receipt, ReceiptFile};
 
 /// Files larger than this aren't hashed for a note.
 const HASHED_BYTES: u64 = 64 << 20;
-/// Texts written by hand share less than this with each other; templates and licences may share a
-/// little.
-const LEAST_SHARE: f64 = 0.01;
+/// Texts written by hand share less than this with each other, even if they have templates or
+/// licenses in common.
+const MIN_SHARE: f64 = 0.01;
 /// The problem with measuring on such text.
 const FLATTERED: &str = "so that what is measured looks better than it is";
 /// The remedy for measuring on such text.
@@ -33,9 +33,8 @@ pub(crate) struct Learned<'a> {
 }
 
 impl Learned<'_> {
-    /// The warning where the result is measured on `held_out` and that has the same files, or the
-    /// same windows in other files. For texts that are read in parts, `digests` has the hash of the
-    /// part that was read. None where nothing is shared.
+    /// The warning if `held_out` has files or windows that were learned from; None if it has none.
+    /// For texts that are read in parts, `digests` has the hash of the part that was read.
     ///
     /// # Errors
     /// Errors of reading that text.
@@ -62,7 +61,7 @@ impl Learned<'_> {
         let windows: Vec<&[u32]> = held_out.sequences().collect();
         let shared = overlap(&windows, self.windows.iter().copied());
         let share = shared as f64 / held_out.tokens().max(1) as f64;
-        if share >= LEAST_SHARE {
+        if share >= MIN_SHARE {
             let percent = 100.0 * share;
             return Some(format!(
                 "{percent:.0} % of the held-out text stands in the text that was learned from, {FLATTERED}: {REMEDY}"
@@ -82,7 +81,7 @@ fn real(path: &Path) -> Option<PathBuf> {
     path.canonicalize().ok()
 }
 
-/// Notes on those of `texts` that the model in `dir` was pruned, calibrated or trained on.
+/// A note on each of `texts` that the model in `dir` was pruned, calibrated or trained on.
 ///
 /// # Errors
 /// Errors of reading them.

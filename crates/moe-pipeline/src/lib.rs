@@ -80,7 +80,7 @@ pub use peaks::Peaks;
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{Receipt, ReceiptFile, receipt_schema};
 pub use recipe::{
-    JUNIT, Outcome, Recipe, Step, StepKind, StepOutcome, check_summary, junit, markdown,
+    JUNIT, Recipe, Step, StepKind, StepOutcome, StepStatus, check_summary, junit, markdown,
     recipe_schema,
 };
 pub use report::{report, write_report};

@@ -9,7 +9,7 @@ use moe_checkpoint::{
     Checkpoint, Dtype, Entry, Error, FoundFile, Kind, Locations, Result, Snapshot, StagedFile,
     check_file, encode_header,
 };
-use moe_forward::{Batch, Head, Storage, Sweep};
+use moe_forward::{Batch, LmHead, Storage, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
 
@@ -94,7 +94,7 @@ fn check_budget(
 /// The logits of a batch, as they are computed while they are written.
 struct Logits<'a> {
     sweep: Sweep<'a>,
-    head: Head,
+    head: LmHead,
     shape: [usize; 2],
 }
 
@@ -108,7 +108,7 @@ impl<'a> Logits<'a> {
     ) -> Result<Self> {
         let mut sweep = Sweep::new(model, batch, compute)?;
         sweep.run(&mut LayerProgress(progress))?;
-        let head = Head::load(model, compute)?;
+        let head = LmHead::load(model, compute)?;
         Ok(Self { sweep, head, shape: [batch.tokens(), model.vocab] })
     }
 

@@ -90,7 +90,7 @@ impl Text {
     pub fn surveyed(&self, model: &Model, working: u64, compute: &Compute) -> u64 {
         let weights =
             model.layers.iter().map(|layer| attention_bytes(layer, compute)).max().unwrap_or(0);
-        // The attention's output, and the same normalised.
+        // The attention's output, and the same normalized.
         let entering = 2 * self.states(model.hidden) + weights;
         let looked_at = self.kept(model, Watched::default()) + entering + working;
         self.sweep(model, Watched::default(), compute).max(looked_at)
@@ -117,7 +117,7 @@ impl Text {
             block.min(ATTENTION_TOKENS.max(self.longest)),
             self.longest,
         );
-        // The attention's normalised output, the sum of outputs, and its concatenated parts.
+        // The attention's normalized output, the sum of outputs, and its concatenated parts.
         let around = 4 * block as u64 * state;
         let running = match &layer.ffn {
             Ffn::Dense(network) => network_work(model, network, block.min(EXPERT_TOKENS), block),
@@ -163,7 +163,7 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
     // The parts of the attention's output are held together with scores, and later with their
     // concatenation.
     let attending = tokens * attended + scores.max(tokens * attended);
-    // Queries, keys and values before and after rotation; normalised states and the output.
+    // Queries, keys and values before and after rotation; normalized states and the output.
     4 * (tokens * (2 * widths + model.hidden) + attending + widened) as u64
 }
 

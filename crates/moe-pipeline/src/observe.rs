@@ -17,7 +17,7 @@ use moe_forward::{
 };
 use moe_math::Compute;
 use moe_math::load::Load;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_model::Model;
 use serde::Serialize;
 
@@ -35,10 +35,10 @@ use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
 
-/// What was observed.
+/// The outcome of `observe`.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct Observation {
-    /// Where it is.
+    /// The path of the statistics.
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub output: PathBuf,
     /// The groups of tokens.
@@ -49,14 +49,14 @@ pub struct Observation {
     pub tokens: usize,
     /// Seconds of the sweep.
     pub seconds: f64,
-    /// What the user should know of them.
+    /// Warnings about the statistics.
     pub warnings: Vec<String>,
 }
 
-/// A layer in short.
+/// A summary of one layer's statistics.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct ObservedLayer {
-    /// Its index.
+    /// The layer's index.
     pub layer: usize,
     /// Tokens that chose each expert.
     pub load: Load,
@@ -173,7 +173,7 @@ impl<'a> ObservedModel<'a> {
     fn write(&self, file: StagedFile, observed: ObservedSums) -> Result<()> {
         let sizes = observed.sizes();
         let ObservedSums { groups, layers, digests, .. } = observed;
-        let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
+        let layers: BTreeMap<usize, Arc<Vec<CalibrationSums>>> =
             layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
         let run = hash_of_run(&self.checkpoint, self.options, &digests, self.work.compute)?;
         let texts = texts_of(self.options, &digests, &self.added)?;
@@ -218,7 +218,7 @@ impl<'a> ObservedModel<'a> {
     }
 
     /// The sums of each layer with a mixture of experts.
-    fn sweep(&self, calibration: &Calibration) -> Result<BTreeMap<usize, Vec<Sums>>> {
+    fn sweep(&self, calibration: &Calibration) -> Result<BTreeMap<usize, Vec<CalibrationSums>>> {
         let mut observer = StatisticsObserver::new(&self.model, self.observer_options(calibration));
         self.check_budget(calibration)?;
         let tokens = calibration.batch.tokens();
@@ -384,8 +384,8 @@ fn hash_of_run(
 }
 
 impl ObservedLayer {
-    fn new(layer: usize, sums: &[Sums]) -> Self {
-        let pooled = Sums::pooled(sums.iter().map(|sums| (sums, 1.0)));
+    fn new(layer: usize, sums: &[CalibrationSums]) -> Self {
+        let pooled = CalibrationSums::pooled(sums.iter().map(|sums| (sums, 1.0)));
         let counts = pooled.get(Quantity::Tokens).iter().map(|n| *n as u64).collect();
         let largest_output = pooled.get(Quantity::Largest).iter().copied().fold(0.0, f64::max);
         Self { layer, load: Load::new(counts), largest_output }

@@ -16,9 +16,9 @@ const CPU_COPIED: usize = 1 << 26;
 /// The machine's own speed on the device of a run.
 #[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
 pub struct Peaks {
-    /// Floating point operations a second of a large matrix product in the run's dtype.
+    /// Floating-point operations per second of a large matrix product in the run's dtype.
     pub flops: f64,
-    /// Bytes a second that a copy within the device's memory reads and writes.
+    /// Bytes per second that a copy within the device's memory reads and writes.
     pub bytes: f64,
 }
 

@@ -56,45 +56,44 @@ pub struct Quiet;
 
 impl Progress for Quiet {}
 
-/// How long each stage took, in order.
+/// The stages of a run with their times, in order.
 #[derive(Debug, Clone, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct Timings(pub Vec<Stage>);
 
 /// One stage of a run.
 #[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
 pub struct Stage {
-    /// Its name.
+    /// The name of the stage.
     pub name: String,
     /// Wall time.
     pub seconds: f64,
-    /// Bytes that it moved, where that is what it does.
+    /// Bytes that it moved. None if moving bytes isn't what takes its time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Floating point operations, where they are what takes the time.
+    /// Floating-point operations. None if they aren't what takes its time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flops: Option<f64>,
-    /// In how many parts it was done, where there were several.
+    /// Number of parts that it was done in. None for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,
-    /// The most bytes that the program had asked for and not given back at once, where they are
-    /// counted.
+    /// Peak of the bytes that the program had allocated. None if they weren't counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_live_bytes: Option<u64>,
-    /// Where its time lies.
+    /// Whether it overlaps the next stage in time.
     #[serde(skip_serializing_if = "Overlap::is_none")]
     pub overlap: Overlap,
 }
 
-/// Where the time of a stage lies. That of a stage which overlaps another isn't part of the run's.
+/// The overlap of a stage with the next one. Time that overlaps isn't added to the run's total.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overlap {
-    /// On its own.
+    /// It doesn't overlap another stage.
     #[default]
     None,
-    /// Beside the stage after it.
+    /// It ran at the same time as the next stage.
     BesideNext,
-    /// Within the stage after it.
+    /// It is a part of the next stage.
     WithinNext,
 }
 

@@ -33,7 +33,7 @@ mod variables;
 mod wording;
 
 pub use files::{JUNIT, check_summary};
-pub use outcome::{Outcome, StepOutcome, junit, markdown};
+pub use outcome::{StepOutcome, StepStatus, junit, markdown};
 pub use parsed::{Recipe, Step, StepKind};
 pub use schema::recipe_schema;
 #[cfg(test)]

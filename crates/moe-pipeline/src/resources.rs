@@ -106,7 +106,7 @@ const BLOCK_TOKENS: usize = 8192;
 const DEVICE_BLOCK_TOKENS: usize = 65_536;
 /// With smaller blocks, each layer's weights would be read for too little work.
 const MIN_BLOCK_TOKENS: usize = 512;
-/// States that a layer holds for a token: its input, its normalised input, its output, and an
+/// States that a layer holds for a token: its input, its normalized input, its output, and an
 /// expert's output.
 const STATES_AT_WORK: usize = 4;
 
@@ -196,27 +196,37 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// What differs from run to run: written to `run.json`, outside the manifest. `is_run_record` of
-/// moe-checkpoint knows its keys.
+/// The record of values that differ from run to run: `run.json`, which the manifest doesn't list.
+/// `is_run_record` of moe-checkpoint knows its keys.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub(crate) struct RunRecord {
+    /// The path of the source.
     pub source: String,
+    /// The device that computed: cpu, cuda:N or metal.
     pub device: String,
+    /// The dtype of matrix products.
     pub dtype: String,
+    /// The dtype of router computations. None for f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router_dtype: Option<&'static str>,
+    /// Number of threads.
     pub threads: usize,
+    /// The name of the machine.
     pub host: String,
+    /// The time at which this record was made, in seconds since 1970.
     pub unix_time: u64,
+    /// Wall time of all stages.
     pub seconds: f64,
+    /// Peak resident memory. None if the system doesn't report it.
     pub peak_memory_bytes: Option<u64>,
-    /// What it should have been held to.
+    /// The memory budget of the run. None without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_budget_bytes: Option<u64>,
-    /// What of it the program asked for: see [`peak_live_bytes`].
+    /// Peak of the bytes that the program had allocated. None if they weren't counted.
     pub peak_live_bytes: Option<u64>,
+    /// The stages of the run.
     pub timings: Timings,
-    /// SHA-256 of the log of a training, which differs from run to run, too.
+    /// SHA-256 of the log of a training. None without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training_log_sha256: Option<String>,
 }

@@ -16,7 +16,7 @@ use aliases::Alias;
 /// The name of an option that was written in another way.
 #[derive(Debug)]
 pub struct Spelled {
-    /// Its current name, without leading hyphens.
+    /// The option's current name, without leading hyphens.
     pub option: String,
     /// Whether it was written by its earlier name, which deserves a note.
     pub is_earlier: bool,
@@ -28,13 +28,14 @@ impl Spelled {
         Self { option: option.into(), is_earlier: false, in_scheme: false }
     }
 
-    /// The option's value for `value`, which was written behind the other name.
+    /// The option's value for `value`, which was given with the other name.
     pub fn value(&self, value: &str) -> String {
         let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
         // A recipe's variable is filled in later.
-        match self.in_scheme && (is_number || value.contains("${")) {
-            true => format!("w{value}a16"),
-            false => value.to_owned(),
+        if self.in_scheme && (is_number || value.contains("${")) {
+            format!("w{value}a16")
+        } else {
+            value.to_owned()
         }
     }
 }

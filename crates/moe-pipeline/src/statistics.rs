@@ -10,7 +10,7 @@ use moe_checkpoint::{
     Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header,
 };
 use moe_forward::Group;
-use moe_math::statistics::{Quantity, Sizes, Sums};
+use moe_math::statistics::{CalibrationSums, MixtureSizes, Quantity};
 use moe_model::Model;
 use moe_passes::LayerStatistics;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ const ABOUT: &str = "about";
 const FORMAT: &str = "moe-convert statistics 1";
 const REMEDY: &str = "give a file that moe-convert observe has written";
 
-/// What a file of statistics is about.
+/// The description of a file of statistics.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct About {
     /// Name and version of the format.
@@ -34,7 +34,7 @@ pub struct About {
     /// The groups of tokens, the first dimension of every tensor.
     pub groups: Vec<Group>,
     /// Sizes of the layers that have a mixture of experts.
-    pub layers: BTreeMap<usize, Sizes>,
+    pub layers: BTreeMap<usize, MixtureSizes>,
     /// Hash of the options and of all that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
@@ -59,7 +59,7 @@ impl About {
     pub fn new(
         fingerprint: Fingerprint,
         groups: Vec<Group>,
-        layers: BTreeMap<usize, Sizes>,
+        layers: BTreeMap<usize, MixtureSizes>,
         run: Option<String>,
         texts: BTreeMap<String, String>,
     ) -> Self {
@@ -75,8 +75,9 @@ impl About {
     fn check(&self) -> Result<(), &'static str> {
         let groups = || self.groups.iter();
         let tokens = groups().try_fold(0u64, |sum, group| sum.checked_add(group.tokens));
-        let positive =
-            |sizes: &Sizes| [sizes.experts, sizes.hidden, sizes.width].iter().all(|size| *size > 0);
+        let positive = |sizes: &MixtureSizes| {
+            [sizes.experts, sizes.hidden, sizes.width].iter().all(|size| *size > 0)
+        };
         match () {
             () if self.groups.is_empty() => Err("statistics of no group of tokens"),
             () if groups().any(|group| group.half > 1) => {
@@ -219,9 +220,9 @@ impl LayerStatistics for StatisticsFile {
         &self.about.groups
     }
 
-    fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>> {
+    fn layer(&self, index: usize) -> Result<Option<Vec<CalibrationSums>>> {
         let Some(sizes) = self.about.layers.get(&index) else { return Ok(None) };
-        let mut sums = vec![Sums::new(*sizes); self.about.groups.len()];
+        let mut sums = vec![CalibrationSums::new(*sizes); self.about.groups.len()];
         for quantity in Quantity::ALL {
             let tensor = &self.tensors[&tensor_name(index, quantity)];
             let mut values = vec![0f64; tensor.bytes() as usize / 8];
@@ -237,16 +238,20 @@ impl LayerStatistics for StatisticsFile {
 }
 
 /// The sizes of layer `index`; None if it has no experts.
-fn sizes_of(model: &Model, index: usize) -> Option<Sizes> {
+fn sizes_of(model: &Model, index: usize) -> Option<MixtureSizes> {
     let moe = model.layers.get(index)?.ffn.moe()?;
-    Some(Sizes { experts: moe.experts.len(), hidden: model.hidden, width: moe.experts[0].width() })
+    Some(MixtureSizes {
+        experts: moe.experts.len(),
+        hidden: model.hidden,
+        width: moe.experts[0].width(),
+    })
 }
 
 fn tensor_name(layer: usize, quantity: Quantity) -> String {
     format!("layers.{layer}.{}", quantity.name())
 }
 
-fn shape(groups: usize, quantity: Quantity, sizes: Sizes) -> Vec<usize> {
+fn shape(groups: usize, quantity: Quantity, sizes: MixtureSizes) -> Vec<usize> {
     std::iter::once(groups).chain(quantity.shape(sizes)).collect()
 }
 
@@ -257,7 +262,7 @@ fn shape(groups: usize, quantity: Quantity, sizes: Sizes) -> Vec<usize> {
 pub(crate) fn write(
     file: StagedFile,
     about: &About,
-    layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
+    layer: impl FnMut(usize) -> Result<Arc<Vec<CalibrationSums>>>,
 ) -> Result<()> {
     let mut failure = Failure::default();
     let written = file.commit(|file| failure.keep(fill(&mut BufWriter::new(file), about, layer)));
@@ -268,7 +273,7 @@ pub(crate) fn write(
 fn fill(
     out: &mut impl Write,
     about: &About,
-    mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
+    mut layer: impl FnMut(usize) -> Result<Arc<Vec<CalibrationSums>>>,
 ) -> Result<(), Unfilled> {
     let mut json = serde_json::to_vec(about).unwrap_or_default();
     // Padding aligns the data after it.

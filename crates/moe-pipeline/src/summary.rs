@@ -6,9 +6,9 @@ use serde::Serialize;
 /// An evaluation in a row.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Summary {
-    /// What was evaluated.
+    /// The label of the evaluation.
     pub label: String,
-    /// What was measured.
+    /// The measured values.
     #[serde(flatten)]
     pub figures: Figures<f64>,
 }
@@ -16,32 +16,32 @@ pub struct Summary {
 /// All evaluations of a label in a row.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Average {
-    /// What was evaluated.
+    /// The label of the evaluations.
     pub label: String,
-    /// How often.
+    /// The number of evaluations.
     pub runs: usize,
-    /// What was measured.
+    /// The measured values, averaged.
     #[serde(flatten)]
     pub figures: Figures<Spread>,
 }
 
-/// What several runs measured.
+/// Mean and standard deviation over several runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Spread {
-    /// Their mean.
+    /// The mean.
     pub mean: f64,
-    /// Their standard deviation, √(Σ (x − mean)² / (n − 1)); none of a single run.
+    /// The standard deviation, √(Σ (x − mean)² / (n − 1)). None for a single run.
     pub deviation: Option<f64>,
 }
 
-/// What an evaluation measures: each a number, or what became of it over several runs.
+/// The values that an evaluation measures: numbers, or their spread over several runs.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Figures<T> {
     /// Mean loss in nats per token.
     pub loss: T,
     /// Mean KL from the original in nats, if there was one.
     pub kl: Option<T>,
-    /// The same over what rare experts serve.
+    /// Mean KL, weighted towards tokens that rare experts serve.
     pub rare_kl: Option<T>,
     /// Share of tokens whose most probable next token is the original's.
     pub top1_agreement: Option<T>,
@@ -54,7 +54,7 @@ pub struct Figures<T> {
 /// One domain of an evaluation.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct DomainSummary<T> {
-    /// Its label.
+    /// The label of the domain.
     pub label: String,
     /// Mean loss in nats per token.
     pub loss: T,
@@ -67,11 +67,11 @@ pub struct DomainSummary<T> {
 pub struct LoadSummary<T> {
     /// Mean Gini coefficient over layers.
     pub gini: T,
-    /// The greatest.
+    /// The greatest Gini coefficient of a layer.
     pub worst_gini: T,
     /// Mean entropy over layers, as a share of its maximum.
     pub entropy: T,
-    /// The least.
+    /// The least entropy of a layer.
     pub least_entropy: T,
     /// Experts without a token, in all layers.
     pub dead: T,

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 /// Quality on held-out text against the original.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct HeldOutReport {
-    /// The result.
+    /// Quality of the result.
     pub result: EvalReport,
-    /// What it was behind each stage, where it was made in several.
+    /// The result after each stage. Empty if it was made in one stage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageReport>,
-    /// What the baseline is; None where none was measured.
+    /// The name of the baseline. None if no baseline was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline_name: Option<String>,
-    /// The baseline: a model of the same size that was made without evidence. None where none was
-    /// measured.
+    /// Quality of the baseline, a model of the same size that was made without data. None if no
+    /// baseline was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<EvalReport>,
 }
@@ -29,14 +29,14 @@ impl HeldOutReport {
     }
 }
 
-/// What a stage of a conversion gave.
+/// The quality after one stage of a conversion.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct StageReport {
-    /// What it did.
+    /// The name of the stage.
     pub stage: String,
-    /// Whether it stays: it measured better than what was there before.
+    /// Whether its edits were kept: they measured better than what was there before.
     pub kept: bool,
-    /// The model behind it.
+    /// Quality of the model after this stage.
     pub report: EvalReport,
 }
 

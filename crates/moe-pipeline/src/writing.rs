@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::resources::ByteSize;
 
-/// How a checkpoint is written, whatever the passes.
+/// Options for writing a checkpoint, whatever the passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct WritingOptions {

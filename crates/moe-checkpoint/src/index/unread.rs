@@ -58,13 +58,13 @@ fn of_safetensors(files: &str, is_indexed: bool) -> String {
     } else {
         "without an index, vLLM and SGLang read all .safetensors files; transformers and this program don't"
     };
-    format!("{files} beside the weights: {who}: move what isn't meant elsewhere")
+    format!("{files} next to the weights: {who}: move unused files to another folder")
 }
 
 fn of_index(files: &str) -> String {
     format!(
         "{files}, an index of other weights, is not followed by transformers and this program unless it is asked \
-         for: move what isn't meant elsewhere"
+         for: move unused files to another folder"
     )
 }
 

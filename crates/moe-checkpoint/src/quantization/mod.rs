@@ -42,7 +42,7 @@ pub enum Quantization {
     Gptq(Integers),
 }
 
-/// How one matrix is encoded.
+/// The encoding of one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheme {
@@ -52,14 +52,14 @@ pub enum Scheme {
     Integers(Integers),
 }
 
-/// Which codes share a scale.
+/// The values of a matrix that share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blocks {
     /// All codes of a row share one.
     Rows,
-    /// The codes of a block of so many rows and columns share one; blocks at the end of a matrix
-    /// may be smaller.
+    /// The codes of a block share one; the numbers are its rows and columns. Blocks at the end of a
+    /// matrix may be smaller.
     Of([usize; 2]),
 }
 
@@ -80,7 +80,7 @@ pub struct Integers {
     pub bits: u32,
     /// Columns that share a scale; `None` for whole rows.
     pub group: Option<usize>,
-    /// Whether 0 is the code in the middle; otherwise each group has a zero point.
+    /// Whether the middle code stands for 0; otherwise each group has a zero point.
     pub symmetric: bool,
 }
 
@@ -226,7 +226,7 @@ impl Quantization {
     }
 }
 
-/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under their own name
+/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbors under their own name
 /// (q, k and v to `qkv_proj`), and SGLang 0.5.23 looks only for that name
 /// (`get_linear_quant_method`). So the pattern covers everything under the same parent, if all of
 /// it is plain.

@@ -13,7 +13,7 @@ use super::unmovable::is_remainder;
 use super::version::Version;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_watched};
-use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record};
+use crate::result::{LOG_FILE, ListedFiles, RECEIPT_FILE, RUN_FILE, is_own_log, is_own_run_record};
 
 /// Files up to this size are hashed in a fraction of a second, by every check. Larger ones, which
 /// can only be weights, are hashed once, when the output is created.
@@ -251,7 +251,7 @@ fn read_listed(target: &Path) -> Result<Manifest> {
         return Err(unsound_manifest(target, &what));
     };
     // A damaged receipt mustn't keep the result from being made again.
-    let written = Written::read(target).unwrap_or_default();
+    let written = ListedFiles::read(target).unwrap_or_default();
     written.check(target, &listed).map_err(|error| {
         let what = format!("its {MANIFEST_FILE} isn't the one that was written with it");
         unsound_manifest(target, &what).source(error.briefly())

@@ -73,9 +73,8 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     let parent = parent_of(path);
     check_exists(&parent)?;
     if names_a_directory(path) {
-        let what =
-            "the output's path ends as a directory's does, and a file is to be written there";
-        return Err(refused(path, what, "give a file name, without / or /. behind it"));
+        let what = "the output must be a file, but its path ends like that of a directory";
+        return Err(refused(path, what, "give a file name, without / or /. at the end"));
     }
     if kind.is_text && is_stream(path) {
         return Ok(FoundFile(There::Stream));

@@ -40,7 +40,7 @@ pub(super) fn partial(target: &Path) -> Result<PathBuf> {
     if length > MAX_NAME_BYTES {
         let most = MAX_NAME_BYTES - (length - name.len());
         let what = format!(
-            "the output's name takes {} bytes; {most} are left for it beside hidden ones",
+            "the output's name has {} bytes; with the suffix of hidden files, at most {most} fit",
             name.len()
         );
         return Err(Error::new(Kind::Usage, what).file(target).remedy("choose a shorter name"));

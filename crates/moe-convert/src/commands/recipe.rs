@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use moe_checkpoint::{Error, Snapshot, counted, shown, shown_path};
-use moe_pipeline::{Average, Outcome, Progress as _, Recipe, Step, StepOutcome, Summary, Timings};
+use moe_pipeline::{
+    Average, Progress as _, Recipe, Step, StepOutcome, StepStatus, Summary, Timings,
+};
 
 use super::{Session, kind};
 use crate::{render, usage};
@@ -97,7 +99,7 @@ impl RecipeRun<'_> {
         done.and(written)
     }
 
-    /// Runs or plans step `index`, and records its outcome.
+    /// Runs or plans step `index`, and records its status.
     fn step(&mut self, index: usize, timings: &mut Timings) -> Result<()> {
         self.announce(index);
         let start = Instant::now();
@@ -106,12 +108,12 @@ impl RecipeRun<'_> {
         let record = &mut self.tally.outcomes[index];
         record.seconds = start.elapsed().as_secs_f64();
         match taken {
-            Ok(outcome) => {
-                record.outcome = outcome;
+            Ok(status) => {
+                record.status = status;
                 Ok(())
             }
             Err(error) => {
-                record.outcome = Outcome::failed(kind(&error), format!("{error:#}"));
+                record.status = StepStatus::failed(kind(&error), format!("{error:#}"));
                 let of = self.failed(index);
                 // The name of the step is part of the error, for readers of JSON.
                 Err(match error.downcast::<Error>() {
@@ -129,7 +131,7 @@ impl RecipeRun<'_> {
         let progress = &self.session.progress;
         progress.note(&format!("{name}, step {} of {count}: {step}", index + 1));
         if !self.how.dry_run {
-            self.tally.outcomes[index].outcome = Outcome::unfinished();
+            self.tally.outcomes[index].status = StepStatus::unfinished();
             self.reports.note_junit(name, &self.tally.outcomes, progress);
         }
     }
@@ -170,7 +172,7 @@ impl RecipeRun<'_> {
     }
 }
 
-/// What the steps of a recipe have led to so far.
+/// The results of a recipe's steps so far.
 struct Tally {
     outcomes: Vec<StepOutcome>,
     /// A row for each evaluation.
@@ -184,7 +186,7 @@ struct Tally {
 impl Tally {
     fn new(recipe: &Recipe) -> Self {
         let names = (0..recipe.steps.len()).map(|index| recipe.step_name(index));
-        let not_run = |name| StepOutcome { name, seconds: 0.0, outcome: Outcome::NotRun };
+        let not_run = |name| StepOutcome { name, seconds: 0.0, status: StepStatus::NotRun };
         Self {
             outcomes: names.map(not_run).collect(),
             rows: Vec::new(),
@@ -193,30 +195,30 @@ impl Tally {
         }
     }
 
-    /// The outcome of `step` by its `result`, or its error with keys in place of options.
-    fn take_in(&mut self, step: &Step, result: Result<StepResult>) -> Result<Outcome> {
+    /// The status of `step` by its `result`, or its error with keys in place of options.
+    fn take_in(&mut self, step: &Step, result: Result<StepResult>) -> Result<StepStatus> {
         let in_keys = |error: anyhow::Error| match error.downcast::<Error>() {
             Ok(error) => step.in_keys(error).into(),
             Err(other) => other,
         };
         Ok(match result.map_err(in_keys)? {
-            StepResult::Done => Outcome::Done,
-            StepResult::Reused => Outcome::Reused,
+            StepResult::Done => StepStatus::Done,
+            StepResult::Reused => StepStatus::Reused,
             StepResult::Planned(seconds) => {
                 self.planned.extend(seconds);
                 self.stale.extend(step.writes().into_iter().map(Path::to_owned));
-                Outcome::NotRun
+                StepStatus::NotRun
             }
             StepResult::Evaluated(report, gates) => {
                 self.rows.push(Summary::new(step.row(), &report));
                 gates.map_err(|error| step.in_keys(error))?;
-                Outcome::Done
+                StepStatus::Done
             }
         })
     }
 }
 
-/// How the steps of a recipe are run.
+/// The way in which the steps of a recipe are run.
 #[derive(Clone, Copy)]
 pub(super) struct How {
     pub resume: bool,

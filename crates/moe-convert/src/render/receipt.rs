@@ -21,7 +21,7 @@ pub(super) fn receipt_facts(
     rows.extend(made(receipt));
     rows.push(("function", describe_identity(&receipt.identity)));
     let quality = quality(receipt);
-    // For a model that was changed, random tokens tell little, and nothing beside text.
+    // For a model that was changed, random tokens tell little, and nothing that text doesn't.
     if receipt.identity == Identity::Exact || quality.is_none() {
         rows.extend(on_random_tokens(receipt).map(|text| ("measured", text)));
     }
@@ -43,7 +43,7 @@ fn trust(receipt: &Receipt, measured_tokens: Option<usize>) -> Option<String> {
     Some(format!("{why}{ask}"))
 }
 
-/// The result beside its source, in numbers of weights and bytes.
+/// The result compared with its source, in numbers of weights and bytes.
 fn sizes(receipt: &Receipt) -> Vec<(&'static str, String)> {
     let (source, result) = (&receipt.source, &receipt.result);
     let parameters = format!(
@@ -96,7 +96,7 @@ fn not_measured(receipt: &Receipt, measured_tokens: Option<usize>) -> Option<Str
     Some(format!("not measured on text ({measures})"))
 }
 
-/// How a pass made the experts.
+/// Says how a pass made the experts.
 fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let Some((layer, router)) = receipt.first_converted() {

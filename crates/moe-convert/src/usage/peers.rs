@@ -68,7 +68,7 @@ const OPTIONS: &[(&str, &str)] = &[
     (
         "ignore ignore-layers exclude exclude-modules modules-to-not-convert skip skip-layers skip-modules ignore-patterns \
          leave-output-tensor targets quantize-modules",
-        "leave it out: routed experts alone are quantized; --include names what is quantized beside them",
+        "leave it out: routed experts alone are quantized; --include names what is quantized besides them",
     ),
     ("imatrix", "give --data TEXT: experts are calibrated in the same run"),
     // Text.
@@ -235,7 +235,7 @@ pub fn instead<'c>(
     })
 }
 
-/// What to give to `command` instead of another tool's option `name`; None if it isn't known.
+/// The advice for `command` on another tool's option `name`; None if the option isn't known.
 pub fn row(name: &str, command: &Command) -> Option<String> {
     let name = folded(name);
     let (_, said) = OPTIONS.iter().find(|(names, said)| {

@@ -3,7 +3,7 @@
 use clap::{Arg, Command};
 use moe_pipeline::spelling::{arg_named, folded};
 
-/// The remedy where the switch `option` has the `value` behind `=`.
+/// The remedy where the switch `option` has the `value` after `=`.
 pub fn without_value(option: &str, value: &str) -> String {
     match folded(value).as_str() {
         "false" => format!("leave {option}={value} out: it is off without that"),
@@ -37,9 +37,10 @@ pub fn opposite(given: &str, command: &Command) -> Option<String> {
         return Some(format!("leave it out: that is so unless --{off} is given"));
     };
     let arg = arg_named(command, on)?;
-    match arg.get_action().takes_values() {
-        true => is_switch(arg).then(|| format!("give --{on}=false")),
-        false => Some(format!("leave it out: that is so unless --{on} is given")),
+    if arg.get_action().takes_values() {
+        is_switch(arg).then(|| format!("give --{on}=false"))
+    } else {
+        Some(format!("leave it out: that is so unless --{on} is given"))
     }
 }
 

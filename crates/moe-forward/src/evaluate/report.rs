@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Corpus, Domain};
 
-/// A model beside its original on the same tokens.
+/// Comparison of a model with its original on the same tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// The original's mean loss in nats.
@@ -18,9 +18,9 @@ pub struct Comparison {
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     #[schemars(with = "Option<f64>")]
     pub kl: f64,
-    /// The same over what rare experts serve: each token weighs as much as the gates that the
-    /// original gives to the quarter of each layer's experts that fewest of all these tokens
-    /// choose. None for a dense original.
+    /// Mean KL weighted towards rare experts: the weight of a token is the sum of the gates that
+    /// the original gives to rare experts, the quarter of each layer's experts that the fewest of
+    /// these tokens choose. None for a dense original.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rare_kl: Option<f64>,
     /// Share of tokens whose most probable next token is the same.
@@ -44,7 +44,7 @@ pub struct DomainReport {
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     #[schemars(with = "Option<f64>")]
     pub loss: f64,
-    /// e^loss; null in JSON where that is infinite.
+    /// e^loss; null in JSON if that is infinite.
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     #[schemars(with = "Option<f64>")]
     pub perplexity: f64,

@@ -14,12 +14,12 @@ use crate::context::Context;
 use crate::corpus::Corpus;
 use crate::observer::Observer;
 use crate::states::Storage;
-use crate::sweep::{Head, LOGIT_BYTES, Sweep};
+use crate::sweep::{LOGIT_BYTES, LmHead, Sweep};
 
 /// A model after its sweep, with its head.
 pub(super) struct Scored<'a> {
     model: &'a Model,
-    head: Head,
+    head: LmHead,
     sweep: Sweep<'a>,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Scored<'a> {
     ) -> Result<Self> {
         let mut sweep = Sweep::stored(model, batch, compute, storage)?;
         sweep.run(observer)?;
-        Ok(Self { model, head: Head::load(model, compute)?, sweep })
+        Ok(Self { model, head: LmHead::load(model, compute)?, sweep })
     }
 
     /// Returns the log probabilities of the token after each of the tokens `rows`.

@@ -22,7 +22,7 @@ pub(super) const EXPERTS: &str = "experts";
 /// Errors of reading and of the device.
 pub fn neuron_activations(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
     let loaded = Loader::new(compute).expert(network)?;
-    loaded.activations(x).context(|| format!("activations behind {}", network.gate.weight.name()))
+    loaded.activations(x).context(|| format!("activations after {}", network.gate.weight.name()))
 }
 
 /// The outputs of all experts of a mixture on the same tokens.

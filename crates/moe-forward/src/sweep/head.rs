@@ -16,7 +16,7 @@ use crate::loader::Loader;
 pub const LOGIT_BYTES: usize = 64 << 20;
 
 /// The loaded weights of the final norm and the output head.
-pub struct Head {
+pub struct LmHead {
     norm: Tensor,
     weight: Tensor,
     eps: f32,
@@ -25,7 +25,7 @@ pub struct Head {
     sources: [Weight; 2],
 }
 
-impl Head {
+impl LmHead {
     /// Loads the final norm and the output head.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use moe_model::{Layer, Model};
 pub use self::converter::{Converted, Converter, Forcing, Inputs, LayerChange, Role};
 pub use self::embed::embed;
 pub(crate) use self::embed::embed_with;
-pub use self::head::{Head, LOGIT_BYTES};
+pub use self::head::{LOGIT_BYTES, LmHead};
 pub(crate) use self::weights::weights_of;
 
 use self::converter::Watching;

@@ -110,7 +110,7 @@ impl LabelRoom {
             .max(usual);
         let tokens = (self.all.tokens as f64 * usual / a_token) as usize;
         let Some(way) = (Room { tokens, ..self.all }).way(self.labels, self.wanted) else {
-            let what = "--memory-budget has no room for text beside the work on it";
+            let what = "--memory-budget has no room for text in addition to the work on it";
             return Error::new(Kind::Usage, what)
                 .options(&["--memory-budget"])
                 .remedy("raise --memory-budget");

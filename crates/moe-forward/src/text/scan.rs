@@ -82,14 +82,14 @@ impl Scan<'_, '_> {
                 Some(b',') => {}
                 Some(b'}') => break,
                 Some(other) => {
-                    let what = format!("{:?} behind a value", char::from(other));
+                    let what = format!("{:?} after a value", char::from(other));
                     return Ok(malformed(Cause::Other, what));
                 }
                 None => return Ok(unfinished()),
             }
         }
         if self.next_solid()?.is_some() {
-            return Ok(malformed(Cause::Trailing, "trailing characters behind the object"));
+            return Ok(malformed(Cause::Trailing, "trailing characters after the object"));
         }
         Ok(members.scanned())
     }

@@ -73,7 +73,7 @@ impl Wrong {
     pub fn of_line(line: &str, error: &serde_json::Error) -> Self {
         match byte_after(line) {
             Some(b',') => {
-                let what = "trailing characters: a comma stands behind the object";
+                let what = "trailing characters: a comma follows the object";
                 Self::new(Cause::Comma, what)
             }
             behind => Self::said(error, cause_in_line(line, error, behind.is_some())),

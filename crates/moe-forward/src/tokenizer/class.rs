@@ -24,7 +24,7 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 /// The pattern by which `Qwen3_5Tokenizer` of transformers 5.23 splits.
 const QWEN3_5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Classes of transformers 5.23 with special behaviour that isn't implemented here.
+/// Classes of transformers 5.23 with special behavior that isn't implemented here.
 const OTHERS: &str = "Albert Bart Barthez Bartpho Bert BertTokenizerLegacy BertGeneration BertJapanese Bertweet BigBird BioGpt \
     Blenderbot BlenderbotSmall ByT5 Camembert Canine CLIP Clvp CodeLlama CodeGen ConvBert Cpm CpmAnt CTRL Deberta DebertaV2 Dia \
     DistilBert DPRContextEncoder DPRQuestionEncoder DPRReader Electra Esm Esmc FastSpeech2Conformer Flaubert FNet FSMT Funnel \

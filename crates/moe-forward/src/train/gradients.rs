@@ -17,7 +17,7 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::finite;
 use crate::loader::{Loader, Shared};
-use crate::sweep::{Head, LOGIT_BYTES, Sweep, embed_with};
+use crate::sweep::{LOGIT_BYTES, LmHead, Sweep, embed_with};
 
 /// The loss to differentiate.
 #[derive(Clone, Copy)]
@@ -27,12 +27,12 @@ pub struct Goal<'a> {
     /// The teacher's distributions for the batch, if there is a teacher.
     pub teacher: Option<&'a Targets>,
     /// The weight of the batch among those of a step.
-    pub scale: Scale,
+    pub weight: BatchWeight,
 }
 
 /// The weight of a batch among those whose gradients are summed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scale {
+pub struct BatchWeight {
     /// 1 / number of tokens that are predicted in all batches.
     pub per_prediction: f64,
     /// 1 / number of tokens in all batches.
@@ -41,8 +41,8 @@ pub struct Scale {
     pub per_batch: f64,
 }
 
-impl Scale {
-    /// Returns the scale with which sums over `batches` become means.
+impl BatchWeight {
+    /// Returns the weight with which sums over `batches` become means.
     pub fn over<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Self {
         let (mut predictions, mut tokens, mut count) = (0, 0, 0);
         for batch in batches {
@@ -206,7 +206,7 @@ impl Trainee<'_> {
         };
         let of_routers =
             self.router_losses(index, ran.routed.as_ref(), &backward.shares, losses)?;
-        let per_batch = backward.goal.scale.per_batch;
+        let per_batch = backward.goal.weight.per_batch;
         let weighted = of_routers.map(|losses| losses.weighted * per_batch).transpose();
         let weighted = weighted.context(|| "the losses of a router".into())?;
         backward.arriving = self.back(index, &ran, &backward.arriving, weighted, gradients)?;
@@ -331,7 +331,7 @@ impl Trainee<'_> {
         losses: &mut Losses,
     ) -> Result<Tensor> {
         let shared = Shared::with_overrides(self.parameters.lend(ParameterSlot::Head, true)?);
-        let head = Head::load_with(self.model, Loader::sharing(self.compute, &shared))?;
+        let head = LmHead::load_with(self.model, Loader::sharing(self.compute, &shared))?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
         let tokens = batch.tokens();
         let targets = next_tokens(batch);
@@ -375,15 +375,15 @@ impl Trainee<'_> {
         losses: &mut Losses,
     ) -> Result<Tensor> {
         let loss = || "the loss".to_owned();
-        let Goal { objective, teacher, scale } = goal;
+        let Goal { objective, teacher, weight } = goal;
         let hard = cross_entropy(logits, &targets[range.clone()]).context(loss)?;
         losses.cross_entropy += hard.sum;
         let gradient =
-            (hard.gradient * (objective.cross_entropy * scale.per_prediction)).context(loss)?;
+            (hard.gradient * (objective.cross_entropy * weight.per_prediction)).context(loss)?;
         let Some(teacher) = teacher else { return Ok(gradient) };
         let soft = divergence(logits, &teacher.rows(range)?).context(loss)?;
         losses.teacher += soft.sum;
-        let soft = soft.gradient * (objective.teacher * scale.per_token);
+        let soft = soft.gradient * (objective.teacher * weight.per_token);
         soft.and_then(|soft| gradient + soft).context(loss)
     }
 

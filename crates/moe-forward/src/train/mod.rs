@@ -10,7 +10,7 @@ mod parameters;
 mod routers;
 mod teacher;
 
-pub use gradients::{Goal, Losses, Scale, Trainee};
+pub use gradients::{BatchWeight, Goal, Losses, Trainee};
 pub use objective::{BalanceOver, Objective};
 pub use parameters::{Gradients, Parameter, Parameters, TrainedPart};
 pub use routers::{LayerCounts, add_counts};

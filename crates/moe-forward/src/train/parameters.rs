@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor, Var};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::Compute;
 use moe_math::encoding::encode_f32;
-use moe_model::{Expert, Ffn, Head, Layer, Linear, Model, Weight, WeightSource};
+use moe_model::{Expert, Ffn, Layer, Linear, Model, OutputHead, Weight, WeightSource};
 
 use crate::context::Context;
 use crate::dtypes::candle_dtype;
@@ -221,7 +221,7 @@ impl WeightSource for TrainedBytes {
 /// Finds the weights of `model` that belong to `parts`.
 fn found<'m>(model: &'m Model, parts: &[TrainedPart]) -> Vec<FoundParameter<'m>> {
     let mut all: Vec<FoundParameter<'m>> = Vec::new();
-    let tied = matches!(model.head, Head::Tied);
+    let tied = matches!(model.head, OutputHead::Tied);
     let embedding = if tied {
         vec![ParameterSlot::Embedding, ParameterSlot::Head]
     } else {
@@ -236,7 +236,7 @@ fn found<'m>(model: &'m Model, parts: &[TrainedPart]) -> Vec<FoundParameter<'m>>
         );
     }
     all.push((&model.final_norm, TrainedPart::Norms, vec![ParameterSlot::Head]));
-    if let Head::Own(weight) = &model.head {
+    if let OutputHead::Own(weight) = &model.head {
         all.push((weight, TrainedPart::Embeddings, vec![ParameterSlot::Head]));
     }
     all.retain(|(_, part, _)| parts.contains(part));

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::observer::Silent;
-use crate::sweep::{Head, LOGIT_BYTES, Sweep};
+use crate::sweep::{LOGIT_BYTES, LmHead, Sweep};
 /// Bytes of an entry in the file: a token id and its probability.
 const ENTRY_BYTES: usize = 8;
 /// Approximate number of tokens that the teacher runs on together when its distributions are kept.
@@ -92,7 +92,7 @@ impl<'a> Reference<'a> {
                 sweep.run(&mut Silent)?;
                 let states = sweep.hidden(0..batch.tokens())?;
                 return Ok(Targets::Running {
-                    head: Box::new(Head::load(self.model, self.compute)?),
+                    head: Box::new(LmHead::load(self.model, self.compute)?),
                     states,
                 });
             }
@@ -118,7 +118,7 @@ impl<'a> Reference<'a> {
         let batch = Batch::new(self.sequences[group.clone()].iter().copied());
         let mut sweep = Sweep::new(self.model, &batch, self.compute)?;
         sweep.run(&mut Silent)?;
-        let head = Head::load(self.model, self.compute)?;
+        let head = LmHead::load(self.model, self.compute)?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
         for (span, index) in batch.spans.iter().zip(group) {
             for start in span.clone().step_by(rows) {
@@ -181,7 +181,7 @@ pub enum Targets {
     /// The whole distribution, computed on demand.
     Running {
         /// The teacher's head.
-        head: Box<Head>,
+        head: Box<LmHead>,
         /// The teacher's last hidden states, `[tokens, hidden]`.
         states: Tensor,
     },

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use moe_forward::Batch;
 use moe_forward::train::{
-    BalanceOver, Goal, Gradients, Losses, Objective, Parameters, Scale, TrainedPart, Trainee,
+    BalanceOver, BatchWeight, Goal, Gradients, Losses, Objective, Parameters, TrainedPart, Trainee,
 };
 use moe_math::Compute;
 use moe_model::Model;
@@ -39,7 +39,7 @@ impl Case {
         let trainee =
             Trainee { model: &self.model, parameters, compute: &self.compute, keep_graphs };
         let mut gradients = Gradients::new(parameters);
-        let goal = Goal { objective, teacher: None, scale: Scale::over([&self.batch]) };
+        let goal = Goal { objective, teacher: None, weight: BatchWeight::over([&self.batch]) };
         let losses = trainee.accumulate(&self.batch, goal, &mut gradients).unwrap();
         (losses, gradients)
     }
@@ -150,7 +150,7 @@ fn gradients_of_batches_add_up() {
     let mut sum = Gradients::new(&parameters);
     let mut loss = 0.0;
     for part in &parts {
-        let goal = Goal { objective: &PLAIN, teacher: None, scale: Scale::over(&parts) };
+        let goal = Goal { objective: &PLAIN, teacher: None, weight: BatchWeight::over(&parts) };
         let found = trainee.accumulate(part, goal, &mut sum).unwrap();
         loss += found.cross_entropy * found.predictions as f64 / losses.predictions as f64;
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use candle_core::Tensor;
-use moe_forward::{Batch, Head, LoadedRouter, Silent, Sweep, max_difference, parity};
+use moe_forward::{Batch, LmHead, LoadedRouter, Silent, Sweep, max_difference, parity};
 use moe_math::Compute;
 use moe_math::routing::{RoutingRule, route};
 use moe_model::{Expert, Ffn, Model, Result, Weight, WeightSource};
@@ -52,7 +52,7 @@ fn run(model: &Model, batch: &Batch) -> Tensor {
     let compute = compute();
     let mut sweep = Sweep::new(model, batch, &compute).unwrap();
     sweep.run(&mut Silent).unwrap();
-    let logits = Head::load(model, &compute)
+    let logits = LmHead::load(model, &compute)
         .unwrap()
         .logits(&sweep.hidden(0..batch.tokens()).unwrap())
         .unwrap();

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use moe_checkpoint::SourceFile;
-use moe_forward::{Batch, Head, Silent, Sweep};
+use moe_forward::{Batch, LmHead, Silent, Sweep};
 use moe_math::Compute;
 use moe_model::{Encoding, Model};
 
@@ -43,7 +43,7 @@ fn logits_are_those_of_transformers() {
         let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();
         sweep.run(&mut Silent).unwrap();
         let hidden = sweep.hidden(0..batch.tokens()).unwrap();
-        let logits = Head::load(&model, &compute).unwrap().logits(&hidden).unwrap();
+        let logits = LmHead::load(&model, &compute).unwrap().logits(&hidden).unwrap();
         let found = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let wanted = floats(&folder.join("reference.safetensors"), "logits_exact");
         assert_eq!(found.len(), wanted.len(), "{name}");

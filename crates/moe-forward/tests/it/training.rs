@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use moe_forward::Batch;
 use moe_forward::train::{
-    BalanceOver, Goal, Gradients, Objective, Parameters, Scale, Targets, TrainedPart, Trainee,
+    BalanceOver, BatchWeight, Goal, Gradients, Objective, Parameters, Targets, TrainedPart, Trainee,
 };
 use moe_math::Compute;
-use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
+use moe_math::adamw::{AdamW, AdamWStep, Moments, clipping, cosine, square_norm};
 use moe_model::Model;
 use serde_json::Value;
 
@@ -98,7 +98,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
             let goal = Goal {
                 objective: &objective,
                 teacher: teacher.as_ref(),
-                scale: Scale::over([&batch]),
+                weight: BatchWeight::over([&batch]),
             };
             let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
             let (found, expected) = (losses.total(&objective), value.as_f64().unwrap());
@@ -203,7 +203,8 @@ fn a_run_is_that_of_pytorch() {
             compute: &compute,
             keep_graphs: true,
         };
-        let goal = Goal { objective: &objective, teacher: None, scale: Scale::over([&batch]) };
+        let goal =
+            Goal { objective: &objective, teacher: None, weight: BatchWeight::over([&batch]) };
         let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
         let squares = (0..parameters.list.len())
             .filter_map(|i| gradients.get(i))
@@ -222,7 +223,7 @@ fn a_run_is_that_of_pytorch() {
         close(losses.balance, "balance");
         close(norm, "norm");
         close(learning_rate, "learning_rate");
-        let step = Step {
+        let step = AdamWStep {
             number: t as u64 + 1,
             learning_rate,
             weight_decay: 0.01,

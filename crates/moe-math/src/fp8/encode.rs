@@ -82,7 +82,7 @@ fn stored_as(dtype: DType) -> candle_core::Result<fn(f32) -> f32> {
     })
 }
 
-/// A row of neighbouring blocks.
+/// A row of neighboring blocks.
 struct RowOfBlocks {
     /// Columns of the matrix.
     columns: usize,
@@ -135,7 +135,7 @@ mod tests {
         assert!(e4m3(e4m3_code(f32::NAN)).is_nan());
     }
 
-    /// Tests values between neighbours: below and above the middle, and at it, where the even code
+    /// Tests values between neighbors: below and above the middle, and at it, where the even code
     /// is taken.
     #[test]
     fn values_between_go_to_the_nearest_or_even_code() {

@@ -6,7 +6,7 @@ use super::{
     BLOCK, CombineTable, add_gram, add_outputs, group_grids, reverse_cholesky, round_block, settle,
     upload,
 };
-use crate::quantize::Scheme;
+use crate::quantize::GridScheme;
 use crate::quantize::grid::Grid;
 use crate::sampling::{generator, normal};
 
@@ -82,7 +82,7 @@ fn settled(device: &Device) -> Result<Tensor> {
 }
 
 fn grids(dtype: DType, device: &Device) -> Result<Tensor> {
-    let scheme = Scheme { bits: 4, symmetric: true, group: None, scale_dtype: dtype };
+    let scheme = GridScheme { bits: 4, symmetric: true, group: None, scale_dtype: dtype };
     let members = random(5, &[6, 32, 200], device)?;
     let energy = random(6, &[6, 32], device)?.sqr()?;
     group_grids(&members, &energy, Grid::new(&scheme), true)

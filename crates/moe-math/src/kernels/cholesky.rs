@@ -23,7 +23,10 @@ const BLOCK: usize = 64;
 pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)> {
     let (count, size, columns) = matrices.dims3()?;
     if size != columns || count * size * size > u32::MAX as usize {
-        bail!("{:?} are no square matrices, or more than candle's kernels count", matrices.shape());
+        bail!(
+            "matrices of shape {:?} aren't square, or have more than 2³² − 1 elements",
+            matrices.shape()
+        );
     }
     let factor = Tensor::zeros(matrices.shape(), DType::F32, matrices.device())?;
     let mut failed = Tensor::zeros(count, DType::F32, matrices.device())?;

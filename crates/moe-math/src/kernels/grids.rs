@@ -1,7 +1,7 @@
 //! Computes the quantization grid (scale and zero point) of each row in a group of columns, on a
 //! device.
 //!
-//! Neighbouring threads take neighbouring rows, as in `round.rs`. The kernel is also in
+//! Neighboring threads take neighboring rows, as in `round.rs`. The kernel is also in
 //! `kernels/round.cu`.
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};

@@ -1,7 +1,7 @@
 //! The column loop of GPTQ on a device (2210.17323, Algorithm 1).
 //!
-//! E matrices of N rows and K columns are processed together, as `[E, K, N]`: neighbouring threads
-//! take neighbouring rows.
+//! E matrices of N rows and K columns are processed together, as `[E, K, N]`: neighboring threads
+//! take neighboring rows.
 
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
 use rayon::prelude::*;

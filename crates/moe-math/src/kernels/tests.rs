@@ -14,7 +14,7 @@ use super::grids::{Grids, group_grids};
 use super::mix::{Adding, CombineTable, add_outputs};
 use super::round::{RoundBlock, Settle, round_block, settle};
 use super::{Arguments, Geometry, int};
-use crate::quantize::Scheme;
+use crate::quantize::GridScheme;
 use crate::quantize::grid::{CLIPS, Grid};
 use crate::sampling::{generator, normal};
 
@@ -166,7 +166,7 @@ fn the_kernel_computes_grids_as_the_reference() {
         for (bits, symmetric, clips) in
             [(4, true, 0), (3, false, 0), (4, false, CLIPS), (2, true, CLIPS)]
         {
-            let grid = Grid::<f32>::new(&Scheme { bits, symmetric, group: None, scale_dtype });
+            let grid = Grid::<f32>::new(&GridScheme { bits, symmetric, group: None, scale_dtype });
             let (all, of_columns) =
                 (tensor(&members, &[groups, size, rows]), tensor(&energy, &[groups, size]));
             let expected = values(&group_grids(&all, &of_columns, grid, clips > 0).unwrap());

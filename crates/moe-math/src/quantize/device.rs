@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::gptq::checked;
 use super::grid::Grid;
-use super::{Codes, Factor, Options, Problem, QuantizeError, SolvedMatrix};
+use super::{Codes, Factor, GptqOptions, Problem, QuantizeError, SolvedMatrix};
 use crate::kernels::{BLOCK, Rounded, group_grids, round_block, settle};
 
 impl From<candle_core::Error> for QuantizeError {
@@ -29,7 +29,7 @@ impl From<candle_core::Error> for QuantizeError {
 pub fn solve_on(
     problems: &[Problem<'_, f32>],
     shape: [usize; 2],
-    options: &Options,
+    options: &GptqOptions,
     device: &Device,
 ) -> Result<Vec<SolvedMatrix>, QuantizeError> {
     match device {
@@ -41,7 +41,7 @@ pub fn solve_on(
 fn by_tensors(
     problems: &[Problem<'_, f32>],
     shape: [usize; 2],
-    options: &Options,
+    options: &GptqOptions,
     device: &Device,
 ) -> Result<Vec<SolvedMatrix>, QuantizeError> {
     let group = checked(problems, shape, options)?;
@@ -161,7 +161,7 @@ impl<'a> DeviceBatch<'a> {
         problems: &'a [Problem<'a, f32>],
         shape: [usize; 2],
         group: usize,
-        options: &Options,
+        options: &GptqOptions,
         device: &Device,
     ) -> Result<Self, QuantizeError> {
         let mut batch = Self::as_given(problems, shape, group, options, device)?;
@@ -179,7 +179,7 @@ impl<'a> DeviceBatch<'a> {
         problems: &'a [Problem<'a, f32>],
         shape: [usize; 2],
         group: usize,
-        options: &Options,
+        options: &GptqOptions,
         device: &Device,
     ) -> Result<Self, QuantizeError> {
         let members = members(problems);

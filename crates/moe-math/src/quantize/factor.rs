@@ -11,15 +11,15 @@ use super::{Hessian, QuantizeError, Real};
 pub struct Damping {
     /// λ, the share that is tried first.
     pub start: f64,
-    /// Factor of the share if factoring fails.
-    pub step: f64,
+    /// The share is multiplied by this each time that factoring fails.
+    pub growth: f64,
     /// The maximum share to try.
-    pub most: f64,
+    pub max: f64,
 }
 
 impl Default for Damping {
     fn default() -> Self {
-        Self { start: 0.01, step: 10.0, most: 1.0 }
+        Self { start: 0.01, growth: 10.0, max: 1.0 }
     }
 }
 
@@ -27,8 +27,8 @@ impl Damping {
     /// The share to try after `share` was too small; None if there is no other. After 0 comes a
     /// hundredth.
     pub(super) fn after(&self, share: f64) -> Option<f64> {
-        let next = if share == 0.0 { Self::default().start } else { share * self.step };
-        (self.step > 1.0 && next <= self.most).then_some(next)
+        let next = if share == 0.0 { Self::default().start } else { share * self.growth };
+        (self.growth > 1.0 && next <= self.max).then_some(next)
     }
 }
 
@@ -121,7 +121,7 @@ impl Factor<f32> {
 ///
 /// # Errors
 /// [`QuantizeError::NotFinite`], and [`QuantizeError::Singular`] if all damping fails.
-pub fn factorise<T: Real>(
+pub fn factorize<T: Real>(
     hessian: &Hessian<T>,
     damping: &Damping,
     act_order: bool,
@@ -271,17 +271,17 @@ mod tests {
         Hessian { sum: sum.to_vec(), ..Hessian::new(size) }
     }
 
-    const PLAIN: Damping = Damping { start: 0.0, step: 10.0, most: 1.0 };
+    const PLAIN: Damping = Damping { start: 0.0, growth: 10.0, max: 1.0 };
 
     #[test]
     fn a_factor_by_hand() {
         // [[6, 2], [2, 4]] = A D Aᵀ with A₀₁ = 2 / 4, D = (6 − 4 · ¼, 4); damping adds 0.2 · 5.
-        let factor = factorise(&hessian(2, &[6.0, 9.0, 2.0, 4.0]), &PLAIN, false).unwrap();
+        let factor = factorize(&hessian(2, &[6.0, 9.0, 2.0, 4.0]), &PLAIN, false).unwrap();
         assert_eq!(factor.feedback[2], 0.5);
         assert!((factor.pivots[0] - 5.0).abs() < 1e-14 && (factor.pivots[1] - 4.0).abs() < 1e-14);
         assert_eq!((factor.order, factor.damping, factor.attempts), (None, 0.0, 1));
         let damped = Damping { start: 0.2, ..PLAIN };
-        let factor = factorise(&hessian(2, &[6.0, 9.0, 2.0, 4.0]), &damped, false).unwrap();
+        let factor = factorize(&hessian(2, &[6.0, 9.0, 2.0, 4.0]), &damped, false).unwrap();
         assert!(
             (factor.feedback[2] - 2.0 / 5.0).abs() < 1e-15 && (factor.added - 1.0).abs() < 1e-15
         );
@@ -293,7 +293,7 @@ mod tests {
         let mut sum = vec![0.0; 25];
         diagonal.iter().enumerate().for_each(|(i, d)| sum[i * 6] = *d);
         sum[5] = 0.5;
-        let factor = factorise(&hessian(5, &sum), &PLAIN, true).unwrap();
+        let factor = factorize(&hessian(5, &sum), &PLAIN, true).unwrap();
         assert_eq!(factor.order, Some(vec![4, 1, 3, 0, 2]));
         assert_eq!(factor.dead, [false, false, true, false, false]);
         assert_eq!(factor.diagonal, diagonal);
@@ -306,18 +306,19 @@ mod tests {
         // The eigenvalues are 3.5 and −1.5, so more than 1.5 must be added: 1.5 times the mean
         // diagonal.
         let indefinite = hessian(2, &[1.0, 0.0, 2.5, 1.0]);
-        let found = factorise(&indefinite, &Damping { start: 0.01, step: 10.0, most: 10.0 }, false)
-            .unwrap();
+        let found =
+            factorize(&indefinite, &Damping { start: 0.01, growth: 10.0, max: 10.0 }, false)
+                .unwrap();
         assert_eq!((found.damping, found.attempts), (10.0, 4));
-        let error = factorise(&indefinite, &Damping::default(), false).unwrap_err();
+        let error = factorize(&indefinite, &Damping::default(), false).unwrap_err();
         assert_eq!(error, QuantizeError::Singular { damping: 1.0 });
         assert!(error.to_string().contains("stays singular"));
         // A share of 0 can't be multiplied.
-        let found =
-            factorise(&indefinite, &Damping { start: 0.0, step: 10.0, most: 10.0 }, false).unwrap();
+        let found = factorize(&indefinite, &Damping { start: 0.0, growth: 10.0, max: 10.0 }, false)
+            .unwrap();
         assert_eq!((found.damping, found.attempts), (10.0, 5));
-        let step = Damping { step: 1.0, ..Damping::default() };
-        assert!(factorise(&indefinite, &step, false).is_err());
+        let constant = Damping { growth: 1.0, ..Damping::default() };
+        assert!(factorize(&indefinite, &constant, false).is_err());
     }
 
     #[test]
@@ -326,7 +327,7 @@ mod tests {
             for at in [0, 2, 3] {
                 let mut sum = [1.0, 0.0, 0.0, 1.0];
                 sum[at] = wrong;
-                let found = factorise(&hessian(2, &sum), &Damping::default(), true)
+                let found = factorize(&hessian(2, &sum), &Damping::default(), true)
                     .map(|factor| factor.attempts);
                 assert_eq!(found, Err(QuantizeError::NotFinite), "{wrong} at {at}");
             }
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_hessian_without_tokens_has_the_identity_as_factor() {
-        let factor = factorise(&Hessian::<f32>::new(3), &Damping::default(), true).unwrap();
+        let factor = factorize(&Hessian::<f32>::new(3), &Damping::default(), true).unwrap();
         assert_eq!((factor.dead, factor.added), (vec![true; 3], 0.0));
         assert_eq!(factor.order, Some(vec![0, 1, 2]));
         assert_eq!([factor.feedback[3], factor.feedback[6], factor.feedback[7]], [0.0; 3]);

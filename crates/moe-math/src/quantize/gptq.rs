@@ -7,13 +7,13 @@ use rayon::prelude::*;
 use super::chunk::{MatrixJob, each_chunk};
 use super::columns::{ColumnSolver, Feedback};
 use super::grid::Grid;
-use super::{Codes, Factor, QuantizeError, Real, Scheme, checked_length};
+use super::{Codes, Factor, GridScheme, QuantizeError, Real, checked_length};
 
 /// Options for quantizing matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
+pub struct GptqOptions {
     /// The grids of the codes.
-    pub scheme: Scheme,
+    pub scheme: GridScheme,
     /// Whether the range of each group may shrink, down to half, if that reduces Σ diag(H) · (w −
     /// ŵ)².
     pub clip_search: bool,
@@ -50,7 +50,7 @@ pub struct SolvedMatrix {
 pub fn solve<T: Real>(
     problems: &[Problem<'_, T>],
     shape: [usize; 2],
-    options: &Options,
+    options: &GptqOptions,
 ) -> Result<Vec<SolvedMatrix>, QuantizeError> {
     let (group, width) = (checked(problems, shape, options)?, shape[1]);
     if problems.iter().any(|problem| problem.factor.on_device.is_some()) {
@@ -73,7 +73,7 @@ pub fn solve<T: Real>(
 pub(super) fn checked<T>(
     problems: &[Problem<'_, T>],
     [rows, width]: [usize; 2],
-    options: &Options,
+    options: &GptqOptions,
 ) -> Result<usize, QuantizeError> {
     let group = options.scheme.group_of(width)?;
     for problem in problems {
@@ -96,7 +96,7 @@ impl<'a, T: Real> Prepared<'a, T> {
         Self { factor, settled: settled(factor, width, group), costs: costs(factor) }
     }
 
-    fn solver<'b>(&'b self, grid: &'b Grid<T>, options: &Options) -> ColumnSolver<'b, T> {
+    fn solver<'b>(&'b self, grid: &'b Grid<T>, options: &GptqOptions) -> ColumnSolver<'b, T> {
         let factor = self.factor;
         let diagonal = options.clip_search.then_some(&*factor.diagonal);
         let settled = self.settled.as_deref();

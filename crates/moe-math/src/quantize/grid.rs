@@ -10,7 +10,7 @@ use super::{QuantizeError, Real, WIDTHS, checked_length};
 
 /// A grid for each group of columns of each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scheme {
+pub struct GridScheme {
     /// Bit width of codes: one of [`WIDTHS`].
     pub bits: u32,
     /// Whether the middle code stands for 0.
@@ -21,7 +21,7 @@ pub struct Scheme {
     pub scale_dtype: DType,
 }
 
-impl Scheme {
+impl GridScheme {
     /// Columns of a group in rows of `width`.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl Codes {
 pub fn round_to_nearest(
     weight: &[f32],
     shape: [usize; 2],
-    scheme: &Scheme,
+    scheme: &GridScheme,
 ) -> Result<Codes, QuantizeError> {
     checked_length(weight.len(), shape[0] * shape[1])?;
     let group = scheme.group_of(shape[1])?;
@@ -123,7 +123,7 @@ pub(crate) struct Grid<T> {
 }
 
 impl<T: Real> Grid<T> {
-    pub fn new(scheme: &Scheme) -> Self {
+    pub fn new(scheme: &GridScheme) -> Self {
         let half = f64::from(1u32 << (scheme.bits - 1));
         let (low, high) = (T::from_f64(-half), T::from_f64(half - 1.0));
         Self { low, high, symmetric: scheme.symmetric, scale_dtype: scheme.scale_dtype }
@@ -189,8 +189,8 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    fn scheme(bits: u32, symmetric: bool) -> Scheme {
-        Scheme { bits, symmetric, group: Some(4), scale_dtype: DType::F32 }
+    fn scheme(bits: u32, symmetric: bool) -> GridScheme {
+        GridScheme { bits, symmetric, group: Some(4), scale_dtype: DType::F32 }
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
             [(DType::F32, f32::EPSILON), (DType::F16, 0.000_976_562_5), (DType::BF16, 0.007_812_5)]
         {
             for symmetric in [true, false] {
-                let scheme = Scheme { scale_dtype: dtype, ..scheme(4, symmetric) };
+                let scheme = GridScheme { scale_dtype: dtype, ..scheme(4, symmetric) };
                 let codes = round_to_nearest(&[0.0; 8], [2, 4], &scheme).unwrap();
                 assert_eq!((codes.codes, codes.zeros), (vec![8; 8], vec![8; 2]));
                 assert_eq!(codes.scales, [spacing; 2]);
@@ -244,7 +244,7 @@ mod tests {
             let codes = round_to_nearest(
                 &weight,
                 [8, 8],
-                &Scheme { scale_dtype: dtype, ..scheme(4, true) },
+                &GridScheme { scale_dtype: dtype, ..scheme(4, true) },
             )
             .unwrap();
             for (group, (scale, weight)) in codes.scales.iter().zip(weight.chunks(4)).enumerate() {
@@ -261,7 +261,7 @@ mod tests {
         let huge = round_to_nearest(
             &[3e38; 4],
             [1, 4],
-            &Scheme { scale_dtype: DType::F16, ..scheme(4, true) },
+            &GridScheme { scale_dtype: DType::F16, ..scheme(4, true) },
         )
         .unwrap();
         assert_eq!(huge.scales, [65504.0]);
@@ -289,13 +289,13 @@ mod tests {
         let round = |weight: &[f32], scheme| round_to_nearest(weight, [1, 8], &scheme);
         let good = scheme(4, true);
         assert_eq!(round(&[0.0; 7], good), Err(QuantizeError::Length { found: 7, expected: 8 }));
-        assert_eq!(round(&[0.0; 8], Scheme { bits: 7, ..good }), Err(QuantizeError::Bits(7)));
+        assert_eq!(round(&[0.0; 8], GridScheme { bits: 7, ..good }), Err(QuantizeError::Bits(7)));
         assert_eq!(
-            round(&[0.0; 8], Scheme { group: Some(3), ..good }),
+            round(&[0.0; 8], GridScheme { group: Some(3), ..good }),
             Err(QuantizeError::Group { group: 3, width: 8 })
         );
         assert_eq!(
-            round(&[0.0; 8], Scheme { scale_dtype: DType::F64, ..good }),
+            round(&[0.0; 8], GridScheme { scale_dtype: DType::F64, ..good }),
             Err(QuantizeError::ScaleDtype(DType::F64))
         );
         for wrong in [f32::NAN, f32::INFINITY] {

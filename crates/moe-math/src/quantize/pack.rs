@@ -145,7 +145,7 @@ pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
 }
 
 /// A word with 1 in each field of `bits` bits; None if fields don't fill words. GPTQModel subtracts
-/// it from whole words of zero points, so that a zero point of 0 borrows from its neighbour. Fields
+/// it from whole words of zero points, so that a zero point of 0 borrows from its neighbor. Fields
 /// of 3 bits, which cross words, wrap one by one (`gptq.odd` in golden/quantize).
 fn field_of_ones(bits: u32) -> Option<i32> {
     32u32

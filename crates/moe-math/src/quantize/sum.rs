@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::factor::{OnDevice, descending};
-use super::{Damping, Factor, Hessian, QuantizeError, checked_length, factorise};
+use super::{Damping, Factor, Hessian, QuantizeError, checked_length, factorize};
 use crate::kernels::{add_gram, reverse_cholesky};
 
 /// A [`Hessian`] in f32 that stays on the device of its inputs.
@@ -91,11 +91,11 @@ impl HessianSum {
     }
 }
 
-/// Factors all `sums` in parallel, each with its `damping`, like [`factorise`] up to rounding.
+/// Factors all `sums` in parallel, each with its `damping`, like [`factorize`] up to rounding.
 ///
 /// # Errors
-/// For each sum as for [`factorise`]; one error for all if the device returns one.
-pub fn factorise_all(
+/// For each sum as for [`factorize`]; one error for all if the device returns one.
+pub fn factorize_all(
     sums: Vec<HessianSum>,
     damping: &[Damping],
     act_order: bool,
@@ -103,16 +103,16 @@ pub fn factorise_all(
     checked_length(damping.len(), sums.len())?;
     if sums.iter().all(|sum| sum.sum.is_none()) {
         let all = sums.into_par_iter().zip(damping);
-        return Ok(all.map(|(sum, damping)| factorise(&sum.hessian, damping, act_order)).collect());
+        return Ok(all.map(|(sum, damping)| factorize(&sum.hessian, damping, act_order)).collect());
     }
-    let sums = sums
-        .iter()
-        .map(|sum| sum.sum.as_ref().ok_or(QuantizeError::Device("sums lie apart".to_owned())));
+    let sums = sums.iter().map(|sum| {
+        sum.sum.as_ref().ok_or(QuantizeError::Device("sums are on different devices".to_owned()))
+    });
     on_device(&sums.collect::<Result<Vec<_>, _>>()?, damping, act_order)
 }
 
-/// A factor that is being made.
-struct Making<'a> {
+/// A factorization in progress: `found` is its result.
+struct PendingFactor<'a> {
     sum: &'a Tensor,
     order: Option<Vec<u32>>,
     diagonal: Vec<f32>,
@@ -135,22 +135,22 @@ fn on_device<'a>(
     let diagonals = Tensor::cat(&diagonals, 0)?.to_vec2::<f32>()?;
     let mut all = Vec::with_capacity(sums.len());
     for ((sum, damping), diagonal) in sums.iter().zip(damping).zip(diagonals) {
-        all.push(Making::new(sum, damping, diagonal, act_order));
+        all.push(PendingFactor::new(sum, damping, diagonal, act_order));
     }
     let one = Tensor::eye(first.dim(0)?, DType::F32, first.device())?;
-    while all.iter().any(|making| making.found.is_none()) {
-        let pending = all.iter_mut().filter(|making| making.found.is_none());
+    while all.iter().any(|factor| factor.found.is_none()) {
+        let pending = all.iter_mut().filter(|factor| factor.found.is_none());
         attempt(&mut pending.collect::<Vec<_>>(), &one)?;
     }
-    Ok(all.into_iter().filter_map(|making| making.found).collect())
+    Ok(all.into_iter().filter_map(|factor| factor.found).collect())
 }
 
 /// Tries to factor each of `pending` with its current damping; raises the damping of those that
 /// fail.
-fn attempt(pending: &mut [&mut Making<'_>], one: &Tensor) -> Result<(), QuantizeError> {
+fn attempt(pending: &mut [&mut PendingFactor<'_>], one: &Tensor) -> Result<(), QuantizeError> {
     // Frees each tensor once it isn't needed: these take up most of the device's memory.
     let matrices =
-        pending.iter().map(|making| making.damped(one)).collect::<Result<Vec<_>, _>>()?;
+        pending.iter().map(|factor| factor.damped(one)).collect::<Result<Vec<_>, _>>()?;
     let stacked = Tensor::stack(&matrices, 0)?;
     drop(matrices);
     let (factors, good) = reverse_cholesky(&stacked)?;
@@ -159,11 +159,11 @@ fn attempt(pending: &mut [&mut Making<'_>], one: &Tensor) -> Result<(), Quantize
     let feedback = factors.broadcast_div(&roots.unsqueeze(2)?)?;
     drop(factors);
     let roots = roots.to_vec2::<f32>()?;
-    for (index, making) in pending.iter_mut().enumerate() {
+    for (index, factor) in pending.iter_mut().enumerate() {
         if good[index] {
-            making.finish(OnDevice { all: feedback.clone(), index }, &roots[index]);
+            factor.finish(OnDevice { all: feedback.clone(), index }, &roots[index]);
         } else {
-            making.raise()?;
+            factor.raise()?;
         }
     }
     Ok(())
@@ -176,7 +176,7 @@ fn diagonal(matrices: &Tensor) -> candle_core::Result<Tensor> {
     matrices.flatten_from(1)?.index_select(&Tensor::from_vec(places, size, matrices.device())?, 1)
 }
 
-impl<'a> Making<'a> {
+impl<'a> PendingFactor<'a> {
     fn new(sum: &'a Tensor, damping: &'a Damping, diagonal: Vec<f32>, act_order: bool) -> Self {
         let dead = diagonal.iter().map(|h| *h == 0.0).collect();
         let order = act_order.then(|| descending(&diagonal));
@@ -305,10 +305,10 @@ mod tests {
         // the third may not have more.
         for act_order in [true, false] {
             let none = Damping { start: 0.0, ..Damping::default() };
-            let damping = [Damping { start: 0.1, ..none }, none, Damping { step: 1.0, ..none }];
+            let damping = [Damping { start: 0.1, ..none }, none, Damping { growth: 1.0, ..none }];
             let [host, device] = sums(&x, None);
             let factors = |sum: HessianSum| {
-                factorise_all(vec![sum.clone(), sum.clone(), sum], &damping, act_order).unwrap()
+                factorize_all(vec![sum.clone(), sum.clone(), sum], &damping, act_order).unwrap()
             };
             let (host, device) = (factors(host), factors(device));
             assert!(matches!(host[2], Err(QuantizeError::Singular { .. })), "{:?}", host[2]);
@@ -340,7 +340,7 @@ mod tests {
         }
         let mut broken = HessianSum::on_device(3, &Device::Cpu).unwrap();
         broken.add(&Tensor::new(&[[1f32, f32::NAN, 2.0]], &Device::Cpu).unwrap(), None).unwrap();
-        let found = factorise_all(vec![broken], &[Damping::default()], true).unwrap();
+        let found = factorize_all(vec![broken], &[Damping::default()], true).unwrap();
         assert!(matches!(found[0], Err(QuantizeError::NotFinite)));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor, Var};
-use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
+use moe_math::adamw::{AdamW, AdamWStep, Moments, clipping, cosine, square_norm};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden/training").join(name)
@@ -39,7 +39,7 @@ fn steps_are_those_of_torch() {
                 "{case} {t}: {learning_rate}"
             );
             assert!(close(norm, &about["norms"][t as usize]), "{case} {t}: {norm}");
-            let step = Step {
+            let step = AdamWStep {
                 number: t + 1,
                 learning_rate,
                 weight_decay: number("weight_decay").unwrap(),

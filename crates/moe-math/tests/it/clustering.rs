@@ -3,7 +3,7 @@
 use crate::common::{every_device, numbers};
 use candle_core::{Device, Tensor};
 use moe_math::kmeans::{
-    ClusterError, Clustering, Metric, Options, balanced_kmeans, balanced_kmeans_from, kmeans,
+    ClusterError, Clustering, KmeansOptions, Metric, balanced_kmeans, balanced_kmeans_from, kmeans,
     kmeans_from,
 };
 use moe_math::sampling::{generator, normal};
@@ -47,7 +47,7 @@ fn inertia_falls_until_the_assignment_settles() {
     every_device(|device| {
         for seed in 0..6 {
             for metric in METRICS {
-                let options = |max_iterations| Options { metric, max_iterations };
+                let options = |max_iterations| KmeansOptions { metric, max_iterations };
                 let (points, start) =
                     (points(96, 5, seed, device), points(6, 5, 100 + seed, device));
                 let plain = |i| kmeans_from(&points, &start, &options(i)).unwrap();
@@ -67,7 +67,7 @@ fn clusters_have_their_sizes_and_none_is_empty() {
     every_device(|device| {
         for seed in 0..10 {
             let points = points(60, 3, seed, device);
-            let options = Options::default();
+            let options = KmeansOptions::default();
             let random = &mut generator(seed, 1);
             assert!(sizes(&kmeans(&points, 20, &options, random).unwrap()).iter().all(|n| *n > 0));
             assert_eq!(sizes(&balanced_kmeans(&points, 12, 5, &options, random).unwrap()), [5; 12]);
@@ -85,7 +85,7 @@ fn separate_groups_are_found_and_a_seed_repeats() {
         (0..80).for_each(|i| values[i * 4 + i % 4] += 50.0);
         let points = Tensor::from_vec(values, (80, 4), device).unwrap();
         for metric in METRICS {
-            let options = Options { metric, ..Options::default() };
+            let options = KmeansOptions { metric, ..KmeansOptions::default() };
             let run = || kmeans(&points, 4, &options, &mut generator(9, 2)).unwrap();
             let (found, again) = (run(), run());
             assert!(
@@ -105,7 +105,7 @@ fn threads_do_not_change_a_bit() {
     let points = points(3000, 70, 8, &Device::Cpu);
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let options = Options { max_iterations: 12, ..Options::default() };
+        let options = KmeansOptions { max_iterations: 12, ..KmeansOptions::default() };
         let found = pool.install(|| kmeans(&points, 9, &options, &mut generator(1, 0)).unwrap());
         (found.assignment, found.inertia.to_bits(), numbers(&found.centroids))
     };
@@ -119,7 +119,7 @@ fn cosine_centroids_are_unit_vectors_and_lengths_do_not_matter() {
         let points = points(50, 6, 1, device);
         let lengths = Tensor::arange(1f32, 51.0, device).unwrap().unsqueeze(1).unwrap();
         let longer = points.broadcast_mul(&lengths).unwrap();
-        let options = Options { metric: Metric::Cosine, ..Options::default() };
+        let options = KmeansOptions { metric: Metric::Cosine, ..KmeansOptions::default() };
         let [a, b] = [&points, &longer]
             .map(|points| kmeans(points, 5, &options, &mut generator(4, 0)).unwrap());
         assert_eq!(a.assignment, b.assignment);
@@ -137,7 +137,7 @@ fn empty_clusters_take_the_farthest_point_that_leaves_none_empty() {
         // Their mean is 63, so distances are exact.
         let points = Tensor::new(&[[0f32], [10.0], [100.0], [101.0], [104.0]], device).unwrap();
         let start = Tensor::new(&[[5f32], [102.0], [1000.0], [2000.0]], device).unwrap();
-        let options = Options { max_iterations: 1, ..Options::default() };
+        let options = KmeansOptions { max_iterations: 1, ..KmeansOptions::default() };
         assert_eq!(kmeans_from(&points, &start, &options).unwrap().assignment, [2, 0, 3, 1, 1]);
     });
 }
@@ -146,17 +146,18 @@ fn empty_clusters_take_the_farthest_point_that_leaves_none_empty() {
 fn as_many_clusters_as_points_leave_no_inertia() {
     every_device(|device| {
         let found =
-            kmeans(&points(9, 2, 5, device), 9, &Options::default(), &mut generator(1, 0)).unwrap();
+            kmeans(&points(9, 2, 5, device), 9, &KmeansOptions::default(), &mut generator(1, 0))
+                .unwrap();
         assert_eq!((sizes(&found), found.inertia), (vec![1; 9], 0.0));
     });
 }
 
 #[test]
 fn points_that_cannot_be_clustered_are_explained() {
-    let (options, random) = (Options::default(), &mut generator(1, 0));
+    let (options, random) = (KmeansOptions::default(), &mut generator(1, 0));
     let some = points(5, 3, 1, &Device::Cpu);
     let error = |points: &Tensor, k, metric| {
-        kmeans(points, k, &Options { metric, ..options }, &mut generator(1, 0)).unwrap_err()
+        kmeans(points, k, &KmeansOptions { metric, ..options }, &mut generator(1, 0)).unwrap_err()
     };
     let plain = |points: &Tensor, k| error(points, k, Metric::Euclidean);
     assert!(matches!(plain(&some, 6), ClusterError::Clusters { points: 5, clusters: 6 }));
@@ -196,7 +197,7 @@ fn opposite_directions_keep_the_centroid() {
     every_device(|device| {
         let points = Tensor::new(&[[1f32, 0.0], [-1.0, 0.0]], device).unwrap();
         let start = Tensor::new(&[[0f32, 1.0]], device).unwrap();
-        let options = Options { metric: Metric::Cosine, ..Options::default() };
+        let options = KmeansOptions { metric: Metric::Cosine, ..KmeansOptions::default() };
         let found = kmeans_from(&points, &start, &options).unwrap();
         assert_eq!(numbers(&found.centroids), [0.0, 1.0]);
         assert!((found.inertia - 4.0).abs() < 1e-12);

@@ -4,7 +4,7 @@ use crate::common::{Golden, difference, every_device, numbers};
 use candle_core::Device;
 use moe_math::assignment::{balanced, linear};
 use moe_math::kmeans::{
-    ClusterError, Clustering, Metric, Options, balanced_kmeans_from, kmeans_from,
+    ClusterError, Clustering, KmeansOptions, Metric, balanced_kmeans_from, kmeans_from,
 };
 use moe_math::orthogonal::orthonormalize;
 use moe_math::temperature::scale_to_entropy;
@@ -19,7 +19,7 @@ fn cluster(golden: &Golden, case: &str, device: &Device) -> Result<Clustering, C
         Metric::Euclidean
     };
     let max_iterations = if case == "truncated" { 2 } else { 300 };
-    let options = Options { metric, max_iterations };
+    let options = KmeansOptions { metric, max_iterations };
     let points = golden.get(case, "points").to_device(device)?;
     let initial = golden.get(case, "initial").to_device(device)?;
     match golden.find(case, "capacity") {

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use moe_math::fp8::{self, Fp8Matrix};
 use moe_math::quantize::pack::{self, Gptq};
 use moe_math::quantize::{
-    Codes, Damping, Hessian, Options, Problem, Real, Scheme, WIDTHS, factorise, objective,
+    Codes, Damping, GptqOptions, GridScheme, Hessian, Problem, Real, WIDTHS, factorize, objective,
     round_to_nearest, solve,
 };
 use safetensors::{Dtype, SafeTensors};
@@ -75,7 +75,7 @@ impl File {
 /// A case of gptq.json.
 struct Case<'a> {
     said: &'a Value,
-    scheme: Scheme,
+    scheme: GridScheme,
     act_order: bool,
     weight: Vec<f32>,
     shape: [usize; 2],
@@ -103,7 +103,7 @@ impl<'a> Case<'a> {
             goldens.floats(&format!("{problem}.gates")).iter().map(|g| g.powi(power)).collect()
         });
         Self {
-            scheme: Scheme {
+            scheme: GridScheme {
                 bits: number("bits") as u32,
                 symmetric: said["symmetric"].as_bool().unwrap(),
                 group: usize::try_from(said["group"].as_i64().unwrap()).ok(),
@@ -131,10 +131,10 @@ impl<'a> Case<'a> {
     }
 
     fn codes<T: Real>(&self) -> Codes {
-        let factor = factorise(&self.hessian::<T>(), &Damping::default(), self.act_order).unwrap();
+        let factor = factorize(&self.hessian::<T>(), &Damping::default(), self.act_order).unwrap();
         assert_eq!(factor.damping, 0.01);
         let clip_search = self.said["clip"].as_bool().unwrap();
-        let options = Options { scheme: self.scheme, clip_search };
+        let options = GptqOptions { scheme: self.scheme, clip_search };
         solve(&[Problem { weight: &self.weight, factor: &factor }], self.shape, &options)
             .unwrap()
             .remove(0)

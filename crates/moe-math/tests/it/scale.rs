@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::common::every_device;
 use candle_core::Tensor;
 use moe_math::assignment::{balanced, linear};
-use moe_math::kmeans::{Options, balanced_kmeans, kmeans};
+use moe_math::kmeans::{KmeansOptions, balanced_kmeans, kmeans};
 use moe_math::sampling::{generator, normal};
 
 fn uniform(count: usize, seed: u64) -> Vec<f64> {
@@ -40,7 +40,7 @@ fn clusterings() {
         for (n, d, k) in [(8192, 1024, 16), (14336, 1024, 64)] {
             let points =
                 Tensor::from_vec(normal(n * d, 1.0, &mut generator(3, 0)), (n, d), device).unwrap();
-            let options = Options { max_iterations: 10, ..Options::default() };
+            let options = KmeansOptions { max_iterations: 10, ..KmeansOptions::default() };
             let start = Instant::now();
             let found = kmeans(&points, k, &options, &mut generator(4, 0)).unwrap();
             println!(

@@ -11,7 +11,7 @@ pub struct Verdict {
     pub engine: String,
     /// Whether it takes the checkpoint.
     pub answer: Answer,
-    /// The conditions under which it takes it, or why it doesn't and what to change.
+    /// The conditions under which it takes the checkpoint, or why it doesn't and what to change.
     pub says: String,
 }
 

@@ -31,7 +31,7 @@ pub struct AttentionRule {
     pub qk_norm_key: Option<String>,
     /// Whether the config key `partial_rotary_factor` gives the part of a head that is rotated.
     pub partial_rotary: bool,
-    /// Whether pairs of neighbouring dimensions are rotated, rather than i and i + dims / 2.
+    /// Whether pairs of neighboring dimensions are rotated, rather than i and i + dims / 2.
     pub interleaved: Flag,
     /// Latent attention, if the family has it; `qkv_bias` is then about the projections to the
     /// latents.

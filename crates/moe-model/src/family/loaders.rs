@@ -1,4 +1,4 @@
-//! The behaviour of stock loaders for a family, as described by its file.
+//! The behavior of stock loaders for a family, as described by its file.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub struct Caveat {
     pub note: String,
 }
 
-/// What a [`Caveat`] applies to.
+/// The condition under which a [`Caveat`] applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CaveatWhen {

@@ -23,33 +23,33 @@ pub struct DistillOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
 
-    /// What the dense network starts from.
+    /// Initialization of the dense network.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub init: Init,
 
-    /// What --init select takes.
+    /// Unit that --init select chooses by: whole experts or single neurons.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub select: Select,
 
-    /// What experts are ranked by, with --select experts.
+    /// Score that ranks experts, with --select experts.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub criterion: Score,
 
-    /// How the down projection is made.
+    /// Method that sets the down projection.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub down: Down,
 
-    /// Whose states each layer is decided on: what reaches it through the dense layers before it,
-    /// or through the original's.
+    /// Model whose states each layer is decided on: those that reach it through the dense layers
+    /// before it, or through the original's layers.
     #[arg(long, value_enum, value_name = "WHOSE", default_value_t)]
     #[serde(default)]
     pub forcing: Forced,
 
-    /// The family to write, where several can hold the result; by default the first that can.
+    /// The family to write, if several can hold the result; by default the first of them.
     #[arg(long, value_name = "FAMILY")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -59,7 +59,7 @@ pub struct DistillOptions {
     #[allow(missing_docs)]
     pub measuring: HeldOutOptions,
 
-    /// Don't measure the baseline, the mean of the experts, beside the result.
+    /// Don't measure the baseline, the mean of the experts, for comparison.
     #[arg(long, help_heading = "Measuring")]
     #[serde(default)]
     pub no_baseline: bool,
@@ -75,7 +75,7 @@ pub struct DistillOptions {
     pub calibration: CalibrationOptions,
 }
 
-/// What a dense network starts from. Shared experts come first, and whole.
+/// The initialization of a dense network. Shared experts are always kept whole, and come first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
@@ -84,21 +84,21 @@ pub enum Init {
     Select,
     /// Means of as many groups of experts as fit, neurons aligned: the baseline.
     Mean,
-    /// The same, experts weighed by their gates.
+    /// The same, with experts weighted by their gates.
     UsageMean,
-    /// Normal numbers of standard deviation 0.02, and nothing of the experts: what training alone
-    /// is worth.
+    /// Normal numbers of standard deviation 0.02, and nothing of the experts: shows what training
+    /// alone achieves.
     Random,
 }
 
-/// Whose states reach a layer.
+/// The model whose states a layer is decided on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Forced {
-    /// What comes out of the dense layers before it.
+    /// The outputs of the dense layers before it.
     #[default]
     Student,
-    /// What comes out of the original's layers before it.
+    /// The outputs of the original's layers before it.
     Teacher,
 }
 
@@ -111,14 +111,14 @@ impl From<Forced> for Forcing {
     }
 }
 
-/// How the down projection is made.
+/// The method that sets the down projection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Down {
     /// Each neuron's own column, times the mean of its gate over all tokens.
     Measured,
-    /// Fitted to what the mixture gives, by least squares that are shrunk towards the measured one
-    /// as far as held-out tokens ask for.
+    /// Least squares on the mixture's outputs, shrunk towards the measured one as far as helps on
+    /// held-out tokens.
     #[default]
     Ridge,
     /// With --select experts: each neuron's own column over the number of experts taken, whatever
@@ -237,14 +237,14 @@ impl DistillOptions {
             Init::Random => (1, "any neuron".to_owned()),
             // --down uniform has no factor for a part of an expert.
             Init::Select if self.down == Down::Uniform => {
-                (shared + each, format!("an expert of {each} neurons beside {shared} shared ones"))
+                (shared + each, format!("an expert of {each} neurons and {shared} shared ones"))
             }
             Init::Select => {
                 (shared.max(1), format!("a shared expert of {shared} neurons, which stays whole"))
             }
             Init::Mean | Init::UsageMean => (
                 shared + each,
-                format!("the mean of experts of {each} neurons beside {shared} shared ones"),
+                format!("the mean of experts of {each} neurons and {shared} shared ones"),
             ),
         };
         if width >= least {

@@ -8,37 +8,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::pass::{Kept, LayerDetails};
 
-/// How a layer's dense network was made.
+/// The record of a layer that was made dense.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DistilledLayer {
-    /// Neurons of the experts, of those that are the same one.
+    /// Number of distinct neurons in the experts.
     pub distinct: usize,
-    /// Neurons of the dense network.
+    /// Number of neurons of the dense network.
     pub width: usize,
-    /// Those among them that are zero, since there were no more.
+    /// Number of neurons among them that are zero, since the experts have no more.
     pub zeros: usize,
-    /// Where the others come from, in order.
+    /// The networks that its other neurons come from, in order.
     pub parts: Vec<DistilledPart>,
     /// Mean gate of each expert over all tokens.
     pub gates: Vec<f64>,
-    /// Mean gate of the shared expert, where it has one.
+    /// Mean gate of the shared expert. None if it has no gate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_gate: Option<f64>,
-    /// What experts were ranked by, where they were.
+    /// The experts' scores, if experts were ranked; empty otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scores: Vec<f64>,
-    /// How the down projection was fitted, where it was.
+    /// The fit of the down projection. None if it wasn't fitted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fit: Option<DownFit>,
-    /// How it was trained, where it was: on what reaches the original layer, then on what reaches
-    /// this one.
+    /// Its training: first on the inputs of the original layer, then on the inputs of this one.
+    /// Empty if it wasn't trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trained: Vec<Trained>,
-    /// Norm of the error of the network's output by that of the mixture's, on windows that nothing
-    /// but λ and the steps of training were chosen on.
+    /// Relative error of the network's output, ‖y − mixture‖ / ‖mixture‖, on windows that only λ
+    /// and the number of training steps were chosen on. None without such windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
-    /// Whether it gives what the mixture gives.
+    /// Whether it computes what the mixture computes.
     pub kept: Kept,
 }
 
@@ -63,10 +63,10 @@ impl LayerDetails for DistilledLayer {
 /// Neurons that come from one network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DistilledPart {
-    /// Which it is.
+    /// The network.
     #[serde(flatten)]
     pub from: PartSource,
-    /// How many neurons.
+    /// The number of neurons.
     pub neurons: usize,
     /// The mean factor that their down columns were multiplied by.
     pub factor: f64,
@@ -80,7 +80,7 @@ pub enum PartSource {
     SharedExpert,
     /// A routed expert.
     Expert {
-        /// Its index.
+        /// The index of the expert.
         expert: usize,
     },
     /// The mean of routed experts whose neurons were aligned.
@@ -88,7 +88,7 @@ pub enum PartSource {
         /// Their indices.
         experts: Vec<usize>,
     },
-    /// None: they were drawn at random.
+    /// No network: the neurons are random.
     Chance,
 }
 
@@ -106,13 +106,13 @@ impl fmt::Display for PartSource {
     }
 }
 
-/// A choice of λ.
+/// The choice of the regularization λ.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DownFit {
-    /// λ as a multiple of the mean diagonal of Σ h hᵀ; none where the measured projection did best.
+    /// λ as a multiple of the mean diagonal of Σ h hᵀ. None if the measured projection did best.
     pub lambda: Option<f64>,
-    /// Each that was tried, and the relative output error on held-out tokens; the last is the
-    /// measured projection's.
+    /// Each λ that was tried, with its relative output error on held-out tokens; last the measured
+    /// projection, without λ.
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     #[schemars(with = "Vec<(Option<f64>, Option<f64>)>")]
     pub tried: Vec<(Option<f64>, f64)>,
@@ -123,13 +123,14 @@ pub struct DownFit {
 pub struct Trained {
     /// Steps that were taken.
     pub steps: u64,
-    /// The step that did best on held-out tokens, which is kept; 0 for what was there before.
+    /// The step that did best on held-out tokens, whose weights are kept; 0 for the weights before
+    /// training.
     pub best: u64,
-    /// The step in which the loss or its gradient ceased to be a number, if one did; nothing was
-    /// learned from it on.
+    /// The step in which the loss or its gradient stopped being finite, after which training
+    /// stopped. None if that didn't happen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diverged: Option<u64>,
-    /// What held-out tokens said on the way.
+    /// Errors on held-out tokens in the course of training.
     pub looks: Vec<Look>,
 }
 
@@ -142,16 +143,16 @@ impl Trained {
     }
 }
 
-/// A look at held-out tokens.
+/// A measurement on held-out tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Look {
-    /// Steps so far.
+    /// Number of steps so far.
     pub step: u64,
-    /// Norm of the error of the output by that of the mixture's.
+    /// Relative error of the output, ‖y − mixture‖ / ‖mixture‖.
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     #[schemars(with = "Option<f64>")]
     pub error: f64,
-    /// Mean loss of the steps since the last look.
+    /// Mean loss of the steps since the last measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub loss: Option<f64>,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::observe::{ExpertSums, LayerSums};
 
-/// What experts are ranked by (2605.28207).
+/// The score that ranks experts (2605.28207).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {

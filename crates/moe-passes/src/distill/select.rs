@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::neurons::{Networks, Neuron};
 
-/// What is taken whole.
+/// The unit that is selected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Select {
-    /// Experts by --criterion, until the width is filled; of the last one its neurons of the
-    /// greatest E[(g h)²] ‖down‖².
+    /// Experts by --criterion, until the width is filled; of the last one, only the neurons with
+    /// the greatest E[(g h)²] ‖down‖².
     Experts,
     /// Neurons of all experts, by E[(g h)²] ‖down‖².
     #[default]

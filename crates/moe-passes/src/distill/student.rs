@@ -134,7 +134,8 @@ pub(super) fn dense(network: Expert, record: LayerRecord) -> DecidedLayer {
     }
 }
 
-/// The mean of the experts of `moe` beside its shared expert; the arguments give their mean gates.
+/// The mean of the experts of `moe`, next to its shared expert; the arguments give their mean
+/// gates.
 pub(super) fn mean_of_experts(
     moe: &Moe,
     gates: &[f64],
@@ -169,7 +170,7 @@ fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
     }
 }
 
-/// Means of as many groups of experts as fit beside the shared expert. Experts of a group are
+/// Means of as many groups of experts as fit next to the shared expert. Experts of a group are
 /// weighed by `weights`.
 fn averaged(moe: &Moe, gates: MeanGates<'_>, weights: &[f64], width: usize) -> Result<MadeStudent> {
     let known = Gates::of(moe)?;

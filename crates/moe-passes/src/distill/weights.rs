@@ -21,7 +21,7 @@ pub(super) struct Pick {
     pub factor: f32,
 }
 
-/// `width` neurons: the picked ones, and zeros behind them.
+/// A projection of `width` neurons: the picked ones, then zeros.
 struct Picked {
     networks: Vec<Weight>,
     picks: Arc<[Pick]>,
@@ -29,7 +29,7 @@ struct Picked {
     axis: Axis,
 }
 
-/// The network of `width` neurons that `picks` take from `networks`; zeros fill it up.
+/// The network of the neurons that `picks` take from `networks`, filled up with zeros to `width`.
 pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> Expert {
     let of = |linear: fn(&Expert) -> &Linear, axis| {
         let networks: Vec<Weight> =
@@ -86,8 +86,8 @@ impl WeightSource for Normal {
     }
 }
 
-/// `network`, which has no biases, padded with zeros to `width` neurons; unchanged where it has as
-/// many.
+/// `network`, which has no biases, padded with zeros to `width` neurons; unchanged if it has
+/// that many.
 pub(super) fn padded(network: &Expert, width: usize) -> Expert {
     if network.width() == width {
         return network.clone();
@@ -107,7 +107,7 @@ impl Picked {
         self.networks.iter().zip(of).filter(|(_, picks)| !picks.is_empty())
     }
 
-    /// The bytes of the picked rows of gate or up, and zeros behind them.
+    /// The bytes of the picked rows of gate or up, then zeros.
     fn rows(&self, dtype: DType) -> Result<Vec<u8>> {
         let row = self.networks[0].shape()[1] * dtype.size_in_bytes();
         let mut rows = vec![0u8; self.width * row];
@@ -121,7 +121,7 @@ impl Picked {
         Ok(rows)
     }
 
-    /// The picked columns of down, each times its factor, and zeros behind them.
+    /// The picked columns of down, each times its factor, then zeros.
     fn columns(&self, dtype: DType) -> Result<Vec<f32>> {
         let mut columns = vec![0f32; self.width * self.networks[0].shape()[0]];
         for (network, picks) in self.used() {

@@ -13,7 +13,7 @@ use super::parameters::Parameters;
 use super::ream::Ream;
 use crate::reduce::Method;
 
-/// Which experts become one, and how.
+/// The algorithm that groups experts and makes one of each group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MergeAlgorithm {

@@ -9,7 +9,7 @@ use moe_math::saliency;
 use moe_model::{Error, Expert, Kind, Model, Result};
 
 use super::groups::of_layer;
-use crate::align::{ROWS_AT_ONCE, Sizes, at_once, found_by, unit_neurons};
+use crate::align::{ExpertSizes, ROWS_AT_ONCE, at_once, found_by, unit_neurons};
 use crate::merged::{Gift, Share, merged};
 use crate::pass::{NetworkEdit, NetworkSource, Neurons};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
@@ -39,7 +39,7 @@ impl Method for Dern {
     }
 
     fn working_bytes(&self, model: &Model, _experts: usize, _tokens: usize) -> u64 {
-        Sizes::largest(model, working_bytes)
+        ExpertSizes::largest(model, working_bytes)
     }
 
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
@@ -99,7 +99,7 @@ pub(super) fn targets(
 ) -> Result<Vec<Targets>> {
     let experts = layer.moe.experts.len();
     let dropped: Vec<usize> = (0..experts).filter(|e| !kept.contains(e)).collect();
-    found_by(&dropped, at_once(Sizes::of(layer.moe).compared(COSTS)), |dropped| {
+    found_by(&dropped, at_once(ExpertSizes::of(layer.moe).compared(COSTS)), |dropped| {
         targets_of(layer, *dropped, kept, threshold)
     })
 }
@@ -146,7 +146,7 @@ fn raise_all(
 const COSTS: usize = 1;
 
 /// Bytes that finding targets for neurons of experts of these sizes takes.
-fn working_bytes(sizes: Sizes) -> usize {
+fn working_bytes(sizes: ExpertSizes) -> usize {
     let one = sizes.compared(COSTS);
     at_once(one) * one
 }

@@ -88,7 +88,8 @@ impl<'a> Fit<'a> {
     }
 }
 
-/// The maximum number of bytes that fitting a layer of `experts` experts holds beside the inputs of
+/// The maximum number of bytes that fitting a layer of `experts` experts holds in addition to the
+/// inputs of
 /// `tokens` tokens.
 pub(super) fn working_bytes(model: &Model, experts: usize, tokens: usize) -> u64 {
     let of_layer = |moe: &Moe| {

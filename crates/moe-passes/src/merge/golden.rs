@@ -14,7 +14,7 @@ use moe_forward::{
 };
 use moe_math::Compute;
 use moe_math::routing::Routing;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::{Expert, Linear, Model, Moe, Result, Weight, WeightSource};
 use serde_json::Value;
 
@@ -112,7 +112,7 @@ impl Observer for Watch {
 struct Fixture {
     moe: Moe,
     groups: Vec<Group>,
-    sums: Vec<Sums>,
+    sums: Vec<CalibrationSums>,
     inputs: Vec<Tensor>,
     compute: Compute,
 }
@@ -176,8 +176,8 @@ impl Fixture {
         }
     }
 
-    fn pooled(&self) -> Sums {
-        Sums::pooled(self.sums.iter().map(|sums| (sums, 1.0)))
+    fn pooled(&self) -> CalibrationSums {
+        CalibrationSums::pooled(self.sums.iter().map(|sums| (sums, 1.0)))
     }
 }
 

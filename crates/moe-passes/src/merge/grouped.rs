@@ -1,7 +1,7 @@
 //! Algorithms by which each group of experts becomes one expert, their weighted mean.
 
 use moe_math::meter::Work;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::{Expert, Result};
 
 use super::fit::Fit;
@@ -18,7 +18,7 @@ use crate::reduce::{LayerView, Reduced};
 /// the down projection.
 pub(super) trait Grouped {
     /// The saliency of each expert.
-    fn saliency(&self, sums: &Sums) -> Vec<f64>;
+    fn saliency(&self, sums: &CalibrationSums) -> Vec<f64>;
 
     /// Whether saliency chooses the experts whose router rows stay.
     fn is_ranked(&self) -> bool {
@@ -26,18 +26,18 @@ pub(super) trait Grouped {
     }
 
     /// The weight of each expert in the mean of its group.
-    fn weights(&self, sums: &Sums) -> Vec<f64> {
+    fn weights(&self, sums: &CalibrationSums) -> Vec<f64> {
         self.saliency(sums)
     }
 
     /// The experts of each group, its centroid first.
-    fn groups(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>>;
+    fn groups(&self, layer: &LayerView<'_>, sums: &CalibrationSums) -> Result<Vec<Vec<usize>>>;
 
     /// The order of neurons for members whose order differs from their centroid's.
     fn permutations(
         &self,
         _layer: &LayerView<'_>,
-        _sums: &Sums,
+        _sums: &CalibrationSums,
         _groups: &[Vec<usize>],
     ) -> Result<Permutations> {
         Ok(Permutations::new())
@@ -59,7 +59,11 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    pub fn decide(algorithm: &dyn Grouped, layer: &LayerView<'_>, sums: &Sums) -> Result<Self> {
+    pub fn decide(
+        algorithm: &dyn Grouped,
+        layer: &LayerView<'_>,
+        sums: &CalibrationSums,
+    ) -> Result<Self> {
         let group = || algorithm.groups(layer, sums);
         let members = layer.compute.stage("groups", Work::UNCOUNTED, group)?;
         let coefficients = coefficients(&members, &algorithm.weights(sums));

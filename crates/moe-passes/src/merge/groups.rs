@@ -2,7 +2,7 @@
 
 use moe_math::linkage::{average_linkage, euclidean, squared_distance};
 use moe_math::saliency::greatest;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_model::{Moe, Result};
 
 use super::parameters::Grouping;
@@ -62,7 +62,11 @@ pub(super) fn around_most_salient(
 
 /// The groups of a layer in which each expert joins the most salient one of most similar router
 /// logits.
-pub(super) fn like_logits(layer: &LayerView<'_>, sums: &Sums, saliency: &[f64]) -> Vec<Vec<usize>> {
+pub(super) fn like_logits(
+    layer: &LayerView<'_>,
+    sums: &CalibrationSums,
+    saliency: &[f64],
+) -> Vec<Vec<usize>> {
     let without_cap = (Grouping::Nearest, usize::MAX);
     around_most_salient(layer, saliency, &by_logits(layer, sums), without_cap)
 }
@@ -71,20 +75,23 @@ pub(super) fn like_logits(layer: &LayerView<'_>, sums: &Sums, saliency: &[f64]) 
 ///
 /// # Errors
 /// For statistics without outputs on tokens that didn't choose the expert.
-pub(super) fn clusters_of_outputs(layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
+pub(super) fn clusters_of_outputs(
+    layer: &LayerView<'_>,
+    sums: &CalibrationSums,
+) -> Result<Vec<Vec<usize>>> {
     let features = mean_outputs(layer.index, sums)?;
     let group = |division: &Division| division.clusters(&features, sums.sizes().hidden);
     Ok(of_layer(layer.moe, layer.count, layer.protected, group))
 }
 
 /// The similarity of experts by their router logits.
-pub(super) fn by_logits(layer: &LayerView<'_>, sums: &Sums) -> Similarity {
+pub(super) fn by_logits(layer: &LayerView<'_>, sums: &CalibrationSums) -> Similarity {
     Similarity::cosines_of_products(sums.get(Quantity::LogitProducts), layer.moe.experts.len())
 }
 
 /// The mean output of each expert over the sampled tokens, whether they chose it or not, `[experts,
 /// hidden]`.
-fn mean_outputs(index: usize, sums: &Sums) -> Result<Vec<f64>> {
+fn mean_outputs(index: usize, sums: &CalibrationSums) -> Result<Vec<f64>> {
     let tokens = sums.scalar(Quantity::SampledTokens);
     if tokens > 0.0 {
         return Ok(sums.get(Quantity::SampledOutputs).iter().map(|sum| sum / tokens).collect());

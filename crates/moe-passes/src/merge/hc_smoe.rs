@@ -2,7 +2,7 @@
 //! the baseline `average`, plainly.
 
 use moe_math::saliency;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::Result;
 
 use super::grouped::{self, Grouped};
@@ -18,7 +18,7 @@ pub(super) struct HcSmoe {
 }
 
 impl Grouped for HcSmoe {
-    fn saliency(&self, sums: &Sums) -> Vec<f64> {
+    fn saliency(&self, sums: &CalibrationSums) -> Vec<f64> {
         saliency::frequency(sums)
     }
 
@@ -27,11 +27,11 @@ impl Grouped for HcSmoe {
         false
     }
 
-    fn weights(&self, sums: &Sums) -> Vec<f64> {
+    fn weights(&self, sums: &CalibrationSums) -> Vec<f64> {
         if self.is_plain { vec![1.0; sums.sizes().experts] } else { self.saliency(sums) }
     }
 
-    fn groups(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
+    fn groups(&self, layer: &LayerView<'_>, sums: &CalibrationSums) -> Result<Vec<Vec<usize>>> {
         clusters_of_outputs(layer, sums)
     }
 }

@@ -2,30 +2,30 @@
 //! neurons are aligned by weights.
 
 use moe_math::saliency;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::{Model, Result};
 
 use super::grouped::{self, Grouped};
 use super::groups::like_logits;
-use crate::align::{self, Permutations, Sizes};
+use crate::align::{self, ExpertSizes, Permutations};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
 
 /// The algorithm `m-smoe`.
 pub(super) struct MSmoe;
 
 impl Grouped for MSmoe {
-    fn saliency(&self, sums: &Sums) -> Vec<f64> {
+    fn saliency(&self, sums: &CalibrationSums) -> Vec<f64> {
         saliency::frequency(sums)
     }
 
-    fn groups(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
+    fn groups(&self, layer: &LayerView<'_>, sums: &CalibrationSums) -> Result<Vec<Vec<usize>>> {
         Ok(like_logits(layer, sums, &self.saliency(sums)))
     }
 
     fn permutations(
         &self,
         layer: &LayerView<'_>,
-        _sums: &Sums,
+        _sums: &CalibrationSums,
         groups: &[Vec<usize>],
     ) -> Result<Permutations> {
         align::by_weights(layer.moe, groups)
@@ -38,7 +38,7 @@ impl Method for MSmoe {
     }
 
     fn working_bytes(&self, model: &Model, _experts: usize, _tokens: usize) -> u64 {
-        Sizes::largest(model, align::bytes_by_weights)
+        ExpertSizes::largest(model, align::bytes_by_weights)
     }
 
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {

@@ -1,7 +1,7 @@
 //! MergeMoE (2510.14436): groups as M-SMoE's, with down projections fitted to the groups' outputs.
 
 use moe_math::saliency;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::{Model, Result};
 
 use super::fit::{self, Fit};
@@ -13,11 +13,11 @@ use crate::reduce::{LayerView, Method, Needs, Reduced};
 pub(super) struct MergeMoe;
 
 impl Grouped for MergeMoe {
-    fn saliency(&self, sums: &Sums) -> Vec<f64> {
+    fn saliency(&self, sums: &CalibrationSums) -> Vec<f64> {
         saliency::frequency(sums)
     }
 
-    fn groups(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
+    fn groups(&self, layer: &LayerView<'_>, sums: &CalibrationSums) -> Result<Vec<Vec<usize>>> {
         Ok(like_logits(layer, sums, &self.saliency(sums)))
     }
 

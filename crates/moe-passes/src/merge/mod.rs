@@ -7,7 +7,7 @@
 //! read, in f64, and stored in the source's encoding. Only MergeMoE's down projections are held in
 //! memory, once they are fitted.
 //!
-//! An expert without tokens is never a centroid before one with tokens. It has weight 0 beside
+//! An expert without tokens is never a centroid before one with tokens. It has weight 0 next to
 //! members with tokens, and equal weights where no member has any. In REAM its gated outputs are
 //! similar to no other expert's, so that only its router logits place it.
 //!
@@ -91,9 +91,10 @@ impl Pass for MergeOptions {
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         let size = self.check(sources)?;
-        let why = match size.keeps_all() {
-            true => "no experts are merged".to_owned(),
-            false => format!("{} experts of each layer become {}", size.before, size.after),
+        let why = if size.keeps_all() {
+            "no experts are merged".to_owned()
+        } else {
+            format!("{} experts of each layer become {}", size.before, size.after)
         };
         let reduction = Reduction { options: self.reduce.clone(), size, why };
         let next = reduction.next(self.method(), sources);

@@ -22,12 +22,12 @@ const RUNS_ALL: &[MergeAlgorithm] = &[MergeAlgorithm::HcSmoe, MergeAlgorithm::Av
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MergeOptions {
-    /// Which experts become one, and how.
+    /// Algorithm that groups experts and makes one of each group.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub algorithm: MergeAlgorithm,
 
-    /// How experts join centroids, for ream [default: nearest].
+    /// Rule by which experts join centroids, for ream [default: nearest].
     #[arg(long, value_enum, value_name = "HOW")]
     #[serde(default)]
     pub grouping: Option<Grouping>,

@@ -8,7 +8,7 @@ pub(super) const DERN_THRESHOLD: f64 = 0.3;
 /// Maximum number of experts of a REAM group, unless given; 2604.04356 uses 16.
 pub(super) const GROUP_CAP: usize = 16;
 
-/// How experts join REAM's centroids.
+/// The rule by which experts join REAM's centroids.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grouping {

@@ -2,13 +2,13 @@
 //! logits, and neurons are aligned by activations and weights.
 
 use moe_math::saliency;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_model::{Model, Result};
 
 use super::grouped::{self, Grouped};
 use super::groups::{Similarity, around_most_salient, by_logits};
 use super::parameters::Grouping;
-use crate::align::{self, Permutations, Sizes};
+use crate::align::{self, ExpertSizes, Permutations};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
 
 /// The algorithm `ream`.
@@ -19,11 +19,11 @@ pub(super) struct Ream {
 }
 
 impl Grouped for Ream {
-    fn saliency(&self, sums: &Sums) -> Vec<f64> {
+    fn saliency(&self, sums: &CalibrationSums) -> Vec<f64> {
         saliency::reap(sums)
     }
 
-    fn groups(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
+    fn groups(&self, layer: &LayerView<'_>, sums: &CalibrationSums) -> Result<Vec<Vec<usize>>> {
         let outputs =
             Similarity::cosines(sums.get(Quantity::GatedOutputs), layer.moe.experts.len());
         let similarity = outputs.mean(&by_logits(layer, sums));
@@ -34,7 +34,7 @@ impl Grouped for Ream {
     fn permutations(
         &self,
         layer: &LayerView<'_>,
-        sums: &Sums,
+        sums: &CalibrationSums,
         groups: &[Vec<usize>],
     ) -> Result<Permutations> {
         align::by_activations_and_weights(layer, sums, groups)
@@ -47,7 +47,7 @@ impl Method for Ream {
     }
 
     fn working_bytes(&self, model: &Model, experts: usize, _tokens: usize) -> u64 {
-        Sizes::largest(model, |sizes| align::bytes_by_activations_and_weights(sizes, experts))
+        ExpertSizes::largest(model, |sizes| align::bytes_by_activations_and_weights(sizes, experts))
     }
 
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {

@@ -8,19 +8,19 @@ use moe_checkpoint::quantization::Scheme;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a feed-forward network was made.
+/// An edit that made a feed-forward network.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkEdit {
-    /// What it is made of. Where router rows are kept, the first is the expert whose row it has.
-    /// Empty in a plan whose experts are chosen when it runs.
+    /// The networks that it is made from. If router rows are kept, the first source is the expert
+    /// whose row is kept. Empty in a plan whose experts are chosen when it runs.
     pub sources: Vec<NetworkSource>,
     /// Whether it only fills up a layer to as many experts as the others have: its router never
     /// selects it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub never_selected: bool,
-    /// What its projections were multiplied by.
-    #[serde(default, skip_serializing_if = "Scale::is_one")]
-    pub scale: Scale,
+    /// Factors that its projections were multiplied by.
+    #[serde(default, skip_serializing_if = "ProjectionScale::is_one")]
+    pub scale: ProjectionScale,
     /// The share of its neurons that were reinitialized.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redrawn: Option<f64>,
@@ -29,20 +29,19 @@ pub struct NetworkEdit {
     pub noise: Option<NoiseEdit>,
 }
 
-/// What a network takes from another.
+/// A network that another one is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkSource {
-    /// The other model that it comes from, as the options name it. None for the one that is
-    /// converted.
+    /// The model that it comes from, as the options name it. None for the model that is converted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Which of the layer's networks it is.
+    /// The network, one of its layer's.
     #[serde(flatten)]
     pub network: Network,
-    /// Which of its neurons are taken. None for all.
+    /// The neurons that are taken from it. None for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub neurons: Option<Neurons>,
-    /// Its coefficient in a weighted sum.
+    /// Its coefficient in a weighted sum. None if it isn't summed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
 }
@@ -55,7 +54,7 @@ pub enum Network {
     Dense,
     /// A routed expert.
     Expert {
-        /// Its index.
+        /// The index of the expert.
         expert: usize,
     },
 }
@@ -64,38 +63,38 @@ pub enum Network {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Neurons {
-    /// So many of them.
+    /// A number of them.
     Count(usize),
-    /// All of them, so many times over.
+    /// All of them, a number of times.
     Copies(usize),
-    /// One of several equal runs of neighbouring neurons.
+    /// One of several equal runs of neighboring neurons.
     Shard {
-        /// Which run, counted from 0.
+        /// The index of the run, counted from 0.
         index: usize,
-        /// How many runs there are.
+        /// The number of runs.
         of: usize,
     },
 }
 
 /// Factors on the projections of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Scale {
-    /// On the gate and up projections each.
+pub struct ProjectionScale {
+    /// Factor of the gate projection, and of the up projection.
     pub gate_and_up: f64,
-    /// On the down projection.
+    /// Factor of the down projection.
     pub down: f64,
 }
 
 /// Normally distributed noise.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NoiseEdit {
-    /// Its standard deviation.
+    /// The standard deviation of the noise.
     pub std: f64,
-    /// The share of weights that got some.
+    /// The share of weights that got noise.
     pub share: f64,
 }
 
-/// How the parts of a layer were quantized; None for those that weren't.
+/// The quantization of the parts of a layer; None for parts that weren't quantized.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Encodings {
     /// All routed experts.
@@ -109,72 +108,71 @@ pub struct Encodings {
     pub attention: Option<EncodingEdit>,
 }
 
-/// How matrices were quantized.
+/// The quantization of matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EncodingEdit {
-    /// The scheme of all matrices, or those of gate, up and down where they differ.
+    /// The scheme of all matrices; if they differ, the schemes of gate, up and down.
     pub schemes: Vec<Scheme>,
-    /// How codes were found.
+    /// The method that chose the codes.
     pub rounding: Rounding,
 }
 
-/// How the codes of a quantized matrix were found.
+/// The method that chose the codes of a quantized matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rounding {
-    /// By GPTQ.
+    /// GPTQ.
     Gptq,
-    /// Each value was rounded to the nearest.
+    /// Rounding of each value to the nearest code.
     Nearest,
 }
 
-/// How a shared expert was made.
+/// An edit that made a shared expert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SharedEdit {
-    /// Its network.
+    /// The expert's network.
     #[serde(flatten)]
     pub network: NetworkEdit,
-    /// What all weights of its gate became. None where its gate is the source's.
+    /// The value that all weights of its gate were set to. None if the gate is the source's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<f64>,
 }
 
-/// How a router was made.
+/// An edit that made a router.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RouterEdit {
-    /// What its rows are.
+    /// The rows, and where they come from.
     #[serde(flatten)]
     pub rows: RouterRows,
-    /// How many experts in a row have the same one; 1 where every expert has a row of its own.
+    /// The number of consecutive experts that share a row; 1 if every expert has a row of its own.
     pub repeated: usize,
 }
 
-/// Where the rows of a router come from. Where they were made of text, `entropy` is the share of
-/// its maximum that the mean entropy of routing was scaled to, and None where rows are as long as
-/// they were found.
+/// The origin of a router's rows. If they were made from text, `entropy` is the share of its
+/// maximum that the mean entropy of routing was scaled to, or None if rows weren't scaled.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "rows", rename_all = "kebab-case")]
 pub enum RouterRows {
-    /// The source's, of the experts that the new ones have as their first source.
+    /// Rows of the source: for each expert, that of its first source.
     Kept {
-        /// How many are kept.
+        /// The number of rows that are kept.
         kept: usize,
-        /// How many there were.
+        /// The number of rows that the source has.
         of: usize,
-        /// Further rows that are never selected, which fill up the layer.
+        /// The number of further rows, for experts that are never selected and fill up the layer.
         #[serde(default, skip_serializing_if = "is_zero")]
         never_selected: usize,
     },
     /// Random entries.
     Normal {
-        /// Their standard deviation.
+        /// The standard deviation of the entries.
         std: f64,
         /// The seed that they follow from.
         seed: u64,
     },
     /// Random orthogonal rows.
     Orthogonal {
-        /// The standard deviation of entries of rows as long as these.
+        /// The standard deviation of normal entries that give rows of the same length.
         std: f64,
         /// The seed that they follow from.
         seed: u64,
@@ -238,14 +236,14 @@ impl Encodings {
     }
 }
 
-impl Scale {
+impl ProjectionScale {
     /// Whether nothing changes.
     pub fn is_one(&self) -> bool {
         *self == Self::default()
     }
 }
 
-impl Default for Scale {
+impl Default for ProjectionScale {
     fn default() -> Self {
         Self { gate_and_up: 1.0, down: 1.0 }
     }

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 pub enum Identity {
     /// It does, up to the rounding of the computation: every stored weight is exact.
     Exact,
-    /// It does, up to what is named here.
+    /// It does, up to the reason given.
     Approximate {
-        /// Why it isn't exact.
+        /// The reason why it isn't exact.
         reason: String,
     },
     /// It doesn't, by design.
     Changed {
-        /// What changes it.
+        /// The reason for the change.
         reason: String,
     },
 }
@@ -42,11 +42,11 @@ impl Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kept {
-    /// Up to the rounding of the computation.
+    /// It does, up to the rounding of the computation.
     Exactly,
-    /// Up to what the effect says.
+    /// It does, up to the reason given.
     Approximately,
-    /// By design.
+    /// It doesn't, by design.
     No,
 }
 
@@ -57,7 +57,7 @@ pub struct Effect {
     pub option: String,
     /// Whether it keeps the function.
     pub kept: Kept,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 

@@ -16,7 +16,7 @@ pub struct PassInfo {
     pub name: &'static str,
     /// The line that help has for the pass.
     pub about: &'static str,
-    /// Commands that show it and its guide, which help prints behind the options.
+    /// Commands that show it and its guide, which help prints after the options.
     pub examples: &'static str,
     /// The functions that read its options.
     pub options: PassOptions,
@@ -28,7 +28,7 @@ pub struct PassInfo {
     pub targets: fn(&Family) -> &[String],
     /// The options of its benchmark, in TOML and without text; None where it isn't benchmarked.
     pub benchmark: Option<fn(&BenchmarkedModel) -> String>,
-    /// The baseline that its results are measured beside; None where there is none.
+    /// The baseline that its results are compared with. None if there is none.
     pub baseline: Option<Baseline>,
     /// The option that chooses among experts; None where the pass doesn't choose, or has no such
     /// option.
@@ -41,14 +41,14 @@ pub struct PassInfo {
     pub healed_with: Option<&'static str>,
     /// Whether a run that was killed continues where it was, rather than from the start.
     pub resumes_midway: bool,
-    /// Whether decisions without text are cheap beside the writing. Then a dry run decides too: it
-    /// shows which experts stay, and fails where the run would.
+    /// Whether decisions without text are cheap compared with the writing. Then a dry run decides
+    /// too: it shows which experts stay, and fails where the run would.
     pub decides_at_once: bool,
     /// The options that lower its memory, for the remedy of an error.
     pub less_memory: &'static str,
 }
 
-/// The model that a result is measured beside on held-out text. It has the same size and was made
+/// The model that a result is compared with on held-out text. It has the same size and was made
 /// without evidence.
 #[derive(Debug, Clone, Copy)]
 pub struct Baseline {

@@ -1,4 +1,4 @@
-//! Files that a pass reads beside its model, and writes beside its result.
+//! Files that a pass reads besides its model, and writes besides its result.
 
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,7 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Files that a pass writes beside its result.
+/// Files that a pass writes besides its result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outputs<'a> {
     /// A file that decisions are written to, in the format that [`Inputs::plan`] is read in.

@@ -77,8 +77,8 @@ pub trait LayerPass: Converter + Send + Sync {
     /// sequences of `sequence` takes, including stages.
     fn flops(&self, tokens: usize, sequence: usize) -> f64;
 
-    /// The maximum number of bytes that it holds for `text` in any of its stages, beside the
-    /// sweep's states and a layer's weights.
+    /// The maximum number of bytes that it holds for `text` in any of its stages, in addition to
+    /// the sweep's states and a layer's weights.
     fn working_bytes(&self, text: SweptText) -> u64 {
         let _ = text;
         0
@@ -128,26 +128,26 @@ pub trait LayerStage: Converter + Send + Sync {
     fn taken_back(&mut self) -> LayerEdits;
 }
 
-/// What decisions rest on.
+/// The data that decisions about experts are based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DecidedBy {
-    /// On weights, or by chance: no data.
+    /// Weights, or chance: no data.
     Weights,
-    /// On statistics of the original model.
+    /// Statistics of the original model.
     OriginalStatistics,
-    /// On data, layer by layer, through the original's layers.
+    /// Text, layer by layer, through the original's layers.
     OriginalText,
-    /// On data, layer by layer, through the converted layers.
+    /// Text, layer by layer, through the converted layers (sequential calibration).
     Sequence,
-    /// On a plan that was given.
+    /// A plan that was given.
     GivenPlan,
 }
 
 /// The decisions about each layer that changes.
 #[derive(Clone)]
 pub struct LayerEdits {
-    /// What the decisions rest on.
+    /// The data that the decisions are based on.
     pub by: DecidedBy,
     /// Feed-forward blocks that change, by layer.
     pub layers: BTreeMap<usize, DecidedLayer>,
@@ -155,7 +155,7 @@ pub struct LayerEdits {
     pub attention: BTreeMap<usize, Attention>,
 }
 
-/// The edit of one layer. Layers for multi-token prediction are numbered behind the others.
+/// The edit of one layer. Layers for multi-token prediction are numbered after the others.
 #[derive(Clone)]
 pub struct DecidedLayer {
     /// The converted feed-forward block.

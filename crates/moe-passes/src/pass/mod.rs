@@ -17,15 +17,15 @@ use std::sync::Arc;
 use moe_checkpoint::ScratchStore;
 use moe_forward::Group;
 use moe_math::Compute;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::{Model, Result};
 use serde::Serialize;
 use serde_json::Value;
 
 pub use details::{Details, DetailsType, LayerDetails};
 pub use edits::{
-    EncodingEdit, Encodings, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit, Rounding,
-    RouterEdit, RouterRows, Scale, SharedEdit,
+    EncodingEdit, Encodings, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit,
+    ProjectionScale, Rounding, RouterEdit, RouterRows, SharedEdit,
 };
 pub use identity::{Effect, Identity, Kept};
 pub use info::{Baseline, BenchmarkedModel, Choice, PassInfo, PassOptions, ReportKind};
@@ -59,10 +59,10 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     /// or the text.
     fn options(&self) -> Value;
 
-    /// Files that it reads beside the model that it converts.
+    /// Files that it reads besides the model that it converts.
     fn inputs(&self) -> Inputs<'_>;
 
-    /// Files that it writes beside its result.
+    /// Files that it writes besides its result.
     fn outputs(&self) -> Outputs<'_> {
         Outputs::default()
     }
@@ -102,7 +102,7 @@ pub trait LayerStatistics: Send + Sync {
     ///
     /// # Errors
     /// Errors of reading the file.
-    fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>>;
+    fn layer(&self, index: usize) -> Result<Option<Vec<CalibrationSums>>>;
 }
 
 /// The files that a pass reads: models, statistics, a plan, text.

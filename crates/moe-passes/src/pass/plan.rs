@@ -76,8 +76,8 @@ pub struct PlannedModel {
     /// The number of experts that are chosen together, as shards of one network; 1 where each is
     /// chosen alone.
     pub group: usize,
-    /// The number of bytes held while the making of a layer's weights is worked out, beside those
-    /// of the surveys.
+    /// The number of bytes held while the making of a layer's weights is worked out, in addition to
+    /// those of the surveys.
     pub working_bytes: u64,
 }
 

@@ -17,14 +17,14 @@ pub struct Pool {
     pub most: Option<usize>,
 }
 
-/// What a pool gave.
+/// The effect of a pool of text on the calibration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolStats {
-    /// Sequences and tokens of the pool.
+    /// Number of sequences and tokens of the pool.
     pub scanned: [usize; 2],
-    /// Those that joined the calibration.
+    /// Number of sequences and tokens that joined the calibration.
     pub joined: [usize; 2],
-    /// Experts of all layers that fall short of their tokens, before and after, by the original's
-    /// routing.
+    /// Number of experts, over all layers, with fewer tokens than asked for, before and after, by
+    /// the original's routing.
     pub short: [usize; 2],
 }

@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 use super::details::{Details, LayerDetails};
 use super::edits::{Encodings, NetworkEdit, RouterEdit, SharedEdit};
 
-/// How one layer was made.
+/// The record of one layer: what was done to each of its parts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerRecord {
-    /// The layer's index; layers for multi-token prediction are numbered behind the others.
+    /// The layer's index; layers for multi-token prediction are numbered after the others.
     pub layer: usize,
-    /// How the router was made. None where it stays as it was.
+    /// The edit that made the router. None if it is unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router: Option<RouterEdit>,
-    /// How each expert was made, in order. Empty where they stay as they were, and where the layer
-    /// has none.
+    /// The edit that made each expert, in order. Empty if they are unchanged, and if the layer has
+    /// none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<NetworkEdit>,
-    /// How the shared expert was made. None where it stays as it was.
+    /// The edit that made the shared expert. None if it is unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<SharedEdit>,
-    /// How its parts were quantized.
+    /// The quantization of its parts.
     #[serde(default, skip_serializing_if = "Encodings::is_empty")]
     pub encodings: Encodings,
-    /// What the pass alone knows of the layer.
+    /// Details of this pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub details: Option<Details>,

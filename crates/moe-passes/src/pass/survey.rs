@@ -63,8 +63,8 @@ pub trait Surveyor: Observer + Send + Sync {
     /// If what it needs of the model can't be read.
     fn begin(&mut self, text: &SurveyText) -> Result<()>;
 
-    /// The maximum number of bytes that it holds for `tokens` tokens of `model`, beside the sweep's
-    /// own. All tokens come at once.
+    /// The maximum number of bytes that it holds for `tokens` tokens of `model`, in addition to the
+    /// sweep's own. All tokens come at once.
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64;
 
     /// Writes its findings into the records of the layers.

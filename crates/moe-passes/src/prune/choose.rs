@@ -1,7 +1,7 @@
 //! The choice of experts that stay in a layer.
 
 use clap::ValueEnum;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_model::{Model, Result};
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::reduce::{
     LayerView, Method, Needs, Reduced, Size, aimer, most_salient, random_saliency,
 };
 
-/// How domains are weighed.
+/// The way in which domains are weighted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blend {
@@ -50,7 +50,7 @@ impl Pruning {
 
     /// The saliencies of each domain, as shares of their sum.
     fn by_domain(&self, layer: &LayerView<'_>) -> Vec<Vec<f64>> {
-        let of = |(_, sums): (&str, Sums)| {
+        let of = |(_, sums): (&str, CalibrationSums)| {
             let saliency = self.criterion.of_sums(&sums).unwrap_or_default();
             let all: f64 = saliency.iter().sum();
             saliency.into_iter().map(|s| if all > 0.0 { s / all } else { 0.0 }).collect()

@@ -2,12 +2,12 @@
 
 use clap::ValueEnum;
 use moe_math::saliency;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use serde::{Deserialize, Serialize};
 
 use crate::reduce::Needs;
 
-/// A criterion: what is kept is great by it.
+/// The criterion by which experts are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Criterion {
@@ -19,7 +19,7 @@ pub enum Criterion {
     Man,
     /// Mean of the squared norms of an expert's outputs (2606.15716).
     Msan,
-    /// Tokens that choose an expert.
+    /// Number of tokens that choose an expert.
     Frequency,
     /// Sum of the gates that an expert is given.
     SoftFrequency,
@@ -74,8 +74,8 @@ impl Criterion {
     }
 
     /// Saliencies by this criterion; None for criteria that need more than sums.
-    pub(super) fn of_sums(self, sums: &Sums) -> Option<Vec<f64>> {
-        let of: fn(&Sums) -> Vec<f64> = match self {
+    pub(super) fn of_sums(self, sums: &CalibrationSums) -> Option<Vec<f64>> {
+        let of: fn(&CalibrationSums) -> Vec<f64> = match self {
             Self::Reap => saliency::reap,
             Self::Ean => saliency::expert_activation_norm,
             Self::Man => saliency::mean_activation_norm,

@@ -37,14 +37,14 @@ fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
         .source(error)
 }
 
-/// The maximum number of bytes that [`ranked_choice`] holds beside its inputs.
+/// The maximum number of bytes that [`ranked_choice`] holds in addition to its inputs.
 pub(super) fn ranked_choice_bytes(hidden: usize, experts: usize, tokens: usize) -> u64 {
     // The inputs joined; logits, scores and choices of the router; then each token's ranking.
     let ranking = size_of::<Vec<u32>>() + 4 * experts;
     (tokens * (4 * hidden + 5 * 4 * experts + ranking)) as u64
 }
 
-/// The maximum number of bytes that [`best_subset`] holds beside its inputs.
+/// The maximum number of bytes that [`best_subset`] holds in addition to its inputs.
 pub(super) fn best_subset_bytes(hidden: usize, experts: usize, tokens: usize) -> u64 {
     let used = tokens.min(MAX_TOKENS);
     // A thread holds Z' of one subset in f64, twice.

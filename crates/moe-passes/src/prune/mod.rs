@@ -54,12 +54,12 @@ const DECIDING: [&str; 13] = [
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PruneOptions {
-    /// What experts are ranked by.
+    /// Saliency that experts are ranked by.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub criterion: Criterion,
 
-    /// How the domains of the data are weighed: pool adds their sums up, max-min keeps most of the
+    /// Weighting of the domains of the data: pool adds their sums up, max-min keeps most of the
     /// domain that would lose most.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
@@ -119,14 +119,14 @@ impl PruneOptions {
         }))
     }
 
-    /// Refuses options that decide what the given plan has decided, and options without meaning
-    /// beside it. A recipe can't say which values were given: values equal to the defaults don't
+    /// Refuses options that decide what the given plan has decided, and options without effect
+    /// next to it. A recipe can't say which values were given: values equal to the defaults don't
     /// contradict the plan.
     fn check_given(&self) -> Result<()> {
         match self.deciding().into_iter().find(|(_, is_given)| *is_given) {
             Some((option, _)) => Err(usage(
                 &[option, "--plan"],
-                format!("{option} beside --plan, which has decided"),
+                format!("--plan has decided already, so {option} would have no effect"),
                 format!("leave {option} out, or --plan"),
             )),
             None => {
@@ -168,7 +168,7 @@ impl PruneOptions {
             ("--seed", text.seed != usual.seed && (!measures || self.reduce.no_baseline)),
         ];
         let wanted = if measures { "a baseline" } else { "--held-out" };
-        let what = format!("beside --plan goes with {wanted}, and there is none");
+        let what = format!("has an effect with --plan only if there is {wanted}");
         refuse_unused(idle, &what, "give --held-out TEXT without --no-baseline")
     }
 }
@@ -271,7 +271,7 @@ impl Transform for Pruned {
     }
 
     fn baseline(&self, source: &Model, _: &LayerEdits) -> Result<Option<Model>> {
-        // A random choice beside another random choice would say nothing.
+        // Comparing a random choice with another random choice would say nothing.
         let is_random = self.criterion == Criterion::Random;
         Ok(if is_random { None } else { self.reduction.baseline(source) })
     }

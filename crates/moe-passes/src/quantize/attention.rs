@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use moe_math::quantize::{self, Codes, Damping, HessianSum, Problem, factorise_all};
+use moe_math::quantize::{self, Codes, Damping, HessianSum, Problem, factorize_all};
 use moe_model::{Attention, Result};
 
 use super::failed::{failed, unsolved};
@@ -41,7 +41,7 @@ impl AttentionInputs {
         self,
         index: usize,
         attention: &Attention,
-        options: &quantize::Options,
+        options: &quantize::GptqOptions,
         damping: &Damping,
         act_order: bool,
         device: &Device,
@@ -49,7 +49,7 @@ impl AttentionInputs {
         let mut factors = BTreeMap::new();
         for (input, sum) in self.0 {
             let factor =
-                factorise_all(vec![sum], &[*damping], act_order).map_err(failed)?.remove(0);
+                factorize_all(vec![sum], &[*damping], act_order).map_err(failed)?.remove(0);
             factors
                 .insert(input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
         }

@@ -7,7 +7,7 @@ use moe_checkpoint::{Dtype, ScratchStore};
 use moe_forward::{candle_dtype, float_dtype};
 use moe_math::fp8;
 use moe_math::quantize::{Codes, pack};
-use moe_model::{Error, Kind, Packed, Packing, Result, Weight, WeightSource};
+use moe_model::{Error, Kind, PackedIntegers, Packing, Result, Weight, WeightSource};
 
 use super::failed::failed;
 use crate::part::encoded;
@@ -59,8 +59,11 @@ impl Store {
         let scale = matrix.scale()?;
         let has_zeros = packing.has_zeros(integers);
         let zero = has_zeros.then(|| matrix.zero()).transpose()?;
-        let beside = matrix.beside()?;
-        Ok(words.packed(matrix.shape(), Packed { packing, integers, scale, zero, beside }))
+        let shape_or_groups = matrix.shape_or_groups()?;
+        Ok(words.packed(
+            matrix.shape(),
+            PackedIntegers { packing, integers, scale, zero, shape_or_groups },
+        ))
     }
 
     /// e4m3 codes of `weight`. `values` are None where there are only shapes.
@@ -98,7 +101,7 @@ struct PackedMatrix<'a> {
     integers: Integers,
     /// None where there are only shapes.
     codes: Option<&'a Codes>,
-    /// What GPTQ's files hold, where these are packed.
+    /// The tensors of GPTQ's layout. None for the layout of compressed-tensors.
     gptq: Option<pack::Gptq>,
 }
 
@@ -154,8 +157,9 @@ impl PackedMatrix<'_> {
         })
     }
 
-    /// What files hold beside codes, scales and zero points: the shape, or each column's group.
-    fn beside(&self) -> Result<Weight> {
+    /// The tensor that files hold besides codes, scales and zero points: the shape, or each
+    /// column's group.
+    fn shape_or_groups(&self) -> Result<Weight> {
         let name = self.weight.name();
         let [rows, columns] = self.shape();
         match self.packing {

@@ -101,9 +101,9 @@ pub(super) fn grid(
     options: &QuantizeOptions,
     integers: Integers,
     weight: &Weight,
-) -> Result<quantize::Scheme> {
+) -> Result<quantize::GridScheme> {
     let scale_dtype = scale_dtype(weight, options.packing())?;
-    Ok(quantize::Scheme {
+    Ok(quantize::GridScheme {
         bits: integers.bits,
         symmetric: integers.symmetric,
         group: integers.group,

@@ -16,7 +16,7 @@ use crate::usage::usage;
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct QuantizeOptions {
-    /// What weights become, w4a16 unless told otherwise.
+    /// Scheme of the weights, w4a16 unless told otherwise.
     #[arg(long, value_parser = SchemeParser)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<WeightScheme>,
@@ -28,12 +28,12 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bits: Option<f64>,
 
-    /// Which bit widths --target-bits chooses from.
+    /// Bit widths that --target-bits chooses from.
     #[arg(long, value_enum, default_value_t, requires = "target_bits")]
     #[serde(default)]
     pub profile: Profile,
 
-    /// How codes are chosen; gptq for integers and rtn for floats unless given.
+    /// Method that chooses codes; gptq for integers and rtn for floats unless given.
     #[arg(long, value_enum)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub solver: Option<SolverChoice>,
@@ -48,12 +48,13 @@ pub struct QuantizeOptions {
     #[serde(default)]
     pub asymmetric: bool,
 
-    /// How the result is stored; by default as loaders know the scheme best.
+    /// Format of the result; by default the one that most loaders know for the scheme.
     #[arg(long, value_enum)]
     #[serde(default)]
     pub format: Option<Format>,
 
-    /// What is quantized beside the routed experts. Routers, norms, embeddings and head never are.
+    /// Parts that are quantized besides the routed experts. Routers, norms, embeddings and head
+    /// never are.
     #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
     #[serde(default)]
     pub include: Vec<QuantizedPart>,
@@ -74,8 +75,9 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub per_expert: bool,
 
-    /// An expert with fewer tokens than this multiple of its input width is topped up: with what
-    /// --shrinkage adds, as many as its Hessian needs not to be singular.
+    /// An expert with fewer tokens than this multiple of its input width is topped up to
+    /// it. By default, this and --shrinkage together give a Hessian as many tokens as it has inputs,
+    /// which it needs not to be singular.
     #[arg(long, value_name = "FACTOR", default_value_t = half(), help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub top_up_below: f64,
@@ -91,9 +93,9 @@ pub struct QuantizeOptions {
     #[serde(default = "half")]
     pub shrinkage: f64,
 
-    /// White noise that is mixed into each expert's Hessian: as much as this factor times its input
-    /// width in tokens would bring, at the mean energy of its inputs. The fewer tokens an expert
-    /// has, the more this damps; with --calibrate-on per-expert.
+    /// White noise that is mixed into each expert's Hessian: as much as that many tokens of noise
+    /// would add, this factor times its input width, at the mean energy of its inputs. The fewer
+    /// tokens an expert has, the more this damps; with --calibrate-on per-expert.
     #[arg(long, value_name = "FACTOR", default_value_t = half(), help_heading = "Tokens of experts")]
     #[serde(default = "half")]
     pub expert_damping: f64,
@@ -104,8 +106,8 @@ pub struct QuantizeOptions {
     #[serde(default = "default_hot_cap")]
     pub hot_cap: f64,
 
-    /// More text, as for --data, that is scanned for sequences which cold experts see tokens of;
-    /// these join the calibration.
+    /// More text, as for --data, that is scanned for sequences that have tokens for cold experts;
+    /// these sequences join the calibration.
     #[arg(long, value_name = "DATA", help_heading = "Tokens of experts")]
     #[serde(default)]
     pub pool: Vec<DataSpec>,
@@ -121,14 +123,14 @@ pub struct QuantizeOptions {
     #[serde(default)]
     pub pool_added_tokens: Option<usize>,
 
-    /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it
-    /// stays singular.
+    /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times as much each
+    /// time that it is still singular.
     #[arg(long, value_name = "SHARE", default_value_t = default_damping(), help_heading = "GPTQ")]
     #[serde(default = "default_damping")]
     pub damping: f64,
 
-    /// Solve columns in the order of their energy; groups are fixed before, so that files need no
-    /// order.
+    /// Solve columns in the order of their energy; groups are fixed beforehand, so that files
+    /// needn't store the order.
     #[arg(
         long,
         value_name = "BOOL",
@@ -142,9 +144,9 @@ pub struct QuantizeOptions {
     #[serde(default = "default_act_order")]
     pub act_order: bool,
 
-    /// Let the range of a group shrink where that reduces the error that its inputs see. Better for
-    /// groups of 128 at 4 bits; worse for groups of 32 at 3 bits, and at 2 bits, where it cost 18
-    /// to 30 % of KL.
+    /// Let the range of a group shrink if that reduces the error of its outputs. Better for groups
+    /// of 128 at 4 bits; worse for groups of 32 at 3 bits, and at 2 bits, where it cost 18 to 30 %
+    /// of KL.
     #[arg(long, help_heading = "GPTQ")]
     #[serde(default)]
     pub clip_search: bool,
@@ -160,30 +162,30 @@ pub struct QuantizeOptions {
     pub calibration: CalibrationOptions,
 }
 
-/// Which widths `--target-bits` chooses from.
+/// The bit widths that `--target-bits` chooses from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
-    /// 4 or 8 bits for a layer, which vLLM and SGLang take.
+    /// 4 or 8 bits for a layer, which vLLM and SGLang support.
     #[default]
     Engine,
-    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 takes and no
-    /// engine.
+    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 supports but no
+    /// engine does.
     Free,
 }
 
-/// How codes are chosen.
+/// The method that chooses codes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SolverChoice {
-    /// By the error that a matrix's inputs see, column after column (2210.17323); needs --data.
+    /// Minimizes the error of a matrix's outputs, column after column (2210.17323); needs --data.
     #[default]
     Gptq,
-    /// To the nearest; needs no data. The solver of fp8.
+    /// Rounds to the nearest; needs no data. The solver of fp8.
     Rtn,
 }
 
-/// How the result is stored.
+/// The format in which the result is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -195,7 +197,7 @@ pub enum Format {
     Gptq,
 }
 
-/// What can be quantized beside the routed experts.
+/// A part that can be quantized besides the routed experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuantizedPart {

@@ -60,7 +60,7 @@ struct LayerToSolve<'a> {
 }
 
 /// The matrices of a network as files hold them: gate, up and down.
-struct Packed {
+struct PackedNetwork {
     weights: [Weight; 3],
     record: ExpertRecord,
 }
@@ -129,7 +129,7 @@ impl Quantizer {
     /// The routed experts of `moe`, then the shared one if it is quantized. Each is packed as soon
     /// as it is solved. Also the summed outputs of the routed experts, where there is room for
     /// them.
-    fn packed(&self, layer: &LayerToSolve<'_>) -> Result<(Vec<Packed>, Option<Tensor>)> {
+    fn packed(&self, layer: &LayerToSolve<'_>) -> Result<(Vec<PackedNetwork>, Option<Tensor>)> {
         let LayerToSolve { moe, schemes, inputs, .. } = *layer;
         let solver = self.solver(layer)?;
         let samples =
@@ -172,7 +172,12 @@ impl Quantizer {
     }
 
     /// Packs the codes of `network`'s matrices, which are in `schemes`.
-    fn pack(&self, network: &Expert, solved: Solved, schemes: [Scheme; 3]) -> Result<Packed> {
+    fn pack(
+        &self,
+        network: &Expert,
+        solved: Solved,
+        schemes: [Scheme; 3],
+    ) -> Result<PackedNetwork> {
         let store = Store(self.scratch.clone());
         let [of_gate, of_up, of_down] = network.linears();
         let encode = |linear: &Linear, scheme, codes| {
@@ -185,14 +190,17 @@ impl Quantizer {
             let up = encode(of_up, schemes[1], up)?;
             Ok([gate, up, encode(of_down, schemes[2], down)?])
         };
-        Ok(Packed { weights: self.compute.stage("packing", Work::UNCOUNTED, encode)?, record })
+        Ok(PackedNetwork {
+            weights: self.compute.stage("packing", Work::UNCOUNTED, encode)?,
+            record,
+        })
     }
 
     /// The options of GPTQ for `weight`, and for all weights of its element type, in `scheme`.
-    fn solving(&self, scheme: Scheme, weight: &Weight) -> Result<quantize::Options> {
+    fn solving(&self, scheme: Scheme, weight: &Weight) -> Result<quantize::GptqOptions> {
         let Scheme::Integers(integers) = scheme else { unreachable!("GPTQ is for integers") };
         let scheme = grid(&self.options, integers, weight)?;
-        Ok(quantize::Options { scheme, clip_search: self.options.clip_search })
+        Ok(quantize::GptqOptions { scheme, clip_search: self.options.clip_search })
     }
 
     fn damping(&self) -> Damping {
@@ -248,7 +256,7 @@ impl LayerPass for Quantizer {
             let hessians =
                 (tokens * moe.router.top_k) as f64 * 2.0 * (hidden.powi(2) + width.powi(2));
             // A factor and its inverse for gate and up together, and one for down; every code
-            // changes the columns behind it.
+            // changes the columns after it.
             let factors = hidden.powi(3) + width.powi(3);
             let codes = 2.0 * width * hidden.powi(2) + hidden * width.powi(2);
             hessians + experts * (factors + codes)

@@ -12,15 +12,14 @@ use crate::pass::{
     DecidedLayer, Details, EncodingEdit, Encodings, LayerDetails, LayerRecord, Rounding,
 };
 
-/// What is known of a layer that was quantized.
+/// The record of a layer whose experts were quantized.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QuantizedLayer {
     /// The bit widths that its weights got, and what others cost. None where all layers have the
     /// same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bit_widths: Option<LayerWidths>,
-    /// How each expert was calibrated on its samples, in order. Empty where values were rounded to
-    /// the nearest.
+    /// The calibration of each expert, in order. Empty if values were rounded to the nearest code.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<ExpertRecord>,
 }

@@ -108,7 +108,7 @@ impl Routed {
     }
 }
 
-/// How many tokens there were.
+/// The number of tokens that an expert was calibrated on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counts {
     /// Tokens that chose the expert.
@@ -243,11 +243,12 @@ impl Sampler {
                 (scores, count) => (scores / count as f64) as f32,
             },
             of_all: mean_power(self.routed.iter().flatten(), self.rule.gate_power),
-            cap: match self.rule.hot_cap > 0.0 {
-                true => (self.rule.hot_cap * choices as f64 / self.experts as f64)
+            cap: if self.rule.hot_cap > 0.0 {
+                (self.rule.hot_cap * choices as f64 / self.experts as f64)
                     .ceil()
-                    .max(self.rule.least as f64) as usize,
-                false => usize::MAX,
+                    .max(self.rule.least as f64) as usize
+            } else {
+                usize::MAX
             },
         };
         let samples = |(routed, nearest): (Vec<_>, _)| weighing.samples(&routed, nearest);

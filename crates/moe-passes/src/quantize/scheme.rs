@@ -8,7 +8,7 @@ use clap::{Arg, Command, ValueEnum};
 use moe_model::Error;
 use serde::{Deserialize, Serialize};
 
-/// What weights become.
+/// The number format that weights are quantized to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", try_from = "String")]
 pub enum WeightScheme {

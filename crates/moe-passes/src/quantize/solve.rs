@@ -45,7 +45,7 @@ pub(super) struct Solver<'a> {
     pub counted: &'a [bool],
     pub compute: &'a Compute,
     /// Options of gate, up and down.
-    pub options: [quantize::Options; 3],
+    pub options: [quantize::GptqOptions; 3],
     pub damping: Damping,
     pub act_order: bool,
     /// How many tokens' worth of the layer's Hessian is mixed into each Hessian, as a multiple of
@@ -86,13 +86,13 @@ pub(super) struct Solved {
     pub record: ExpertRecord,
 }
 
-/// How an expert was quantized.
+/// The calibration of one expert.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExpertRecord {
     /// Tokens.
     #[serde(flatten)]
     pub counts: Counts,
-    /// (Σ ρ)² / Σ ρ²: how many tokens of equal weight would say as much.
+    /// Effective sample size, (Σ ρ)² / Σ ρ² over the weights ρ of the tokens.
     pub effective: f64,
     /// The share of the mean diagonal that was added to the Hessians of gate and up, and of down.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,18 +102,18 @@ pub struct ExpertRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub error: Option<f64>,
-    /// What was done instead of GPTQ on its own tokens, if anything.
+    /// The fallback that was taken. None if GPTQ ran on the expert's own tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
 }
 
-/// What was done where an expert's own tokens didn't suffice for GPTQ.
+/// What was done if an expert's own tokens didn't suffice for GPTQ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fallback {
     /// No token was its own.
     NoTokenOfItsOwn,
-    /// Its Hessians got more damping than was asked for, before they could be factored.
+    /// Its Hessians needed more damping than was asked for to be factored.
     MoreDamping,
 }
 
@@ -157,7 +157,7 @@ pub(super) fn working_bytes(
     let of_batch = 4 * (hidden.max(width).pow(2) + width * routed);
     let together = (BATCH_BYTES / of_batch.max(1)).clamp(1, experts.max(1));
     let (product, square) = (width * hidden, width.pow(2));
-    // Three matrices, two of them dequantized; two Hessians, each beside its factor; activations.
+    // Three matrices, two of them dequantized; two Hessians, each with its factor; activations.
     let solving = 4 * (5 * product + hidden.pow(2) + 2 * square + width * routed);
     // Two dequantized matrices, and the Hessian that is summed; activations.
     let summing = 4 * (2 * product + hidden.pow(2) + square + width * routed);
@@ -269,17 +269,16 @@ impl Solver<'_> {
         let factors =
             || (0..tasks.len()).map(|index| &inputs.get(index).unwrap_or(&inputs[0]).factor);
         let [gate, up, _] = &self.options;
-        let (codes, of_up) = match gate == up {
-            true => {
-                let mut codes =
-                    self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
-                let of_up = codes.split_off(tasks.len());
-                (codes, of_up)
-            }
-            false => (
+        let (codes, of_up) = if gate == up {
+            let mut codes =
+                self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
+            let of_up = codes.split_off(tasks.len());
+            (codes, of_up)
+        } else {
+            (
                 self.solve(gates.iter(), factors(), shape, gate)?,
                 self.solve(ups.iter(), factors(), shape, up)?,
-            ),
+            )
         };
         Ok(codes.into_iter().zip(of_up).collect())
     }
@@ -325,7 +324,7 @@ impl Solver<'_> {
         weights: impl Iterator<Item = &'w Vec<f32>>,
         factors: impl Iterator<Item = &'w Factor<f32>>,
         shape: [usize; 2],
-        options: &quantize::Options,
+        options: &quantize::GptqOptions,
     ) -> Result<Vec<Codes>> {
         let problems: Vec<_> =
             weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();

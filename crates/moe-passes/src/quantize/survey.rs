@@ -1,7 +1,7 @@
 //! Measures what each bit width costs the output of each layer, in one sweep of some text over the
 //! original model.
 //!
-//! One part of each expert at a time is rounded to the nearest and run beside the original, on the
+//! One part of each expert at a time is rounded to the nearest and run next to the original, on the
 //! tokens that choose the expert. The errors of experts are independent, so that their squares add
 //! up.
 
@@ -261,9 +261,8 @@ impl<'a> Rounding<'a> {
     /// |Δf|² of each token with the matrices of `part` rounded to `bits`. Intermediate results that
     /// these don't change aren't computed again.
     fn squares(&self, part: &[usize], bits: u32) -> Result<Vec<f32>> {
-        let rounded = |matrix: usize| match part.contains(&matrix) {
-            true => self.rounded(matrix, bits).map(Some),
-            false => Ok(None),
+        let rounded = |matrix: usize| {
+            if part.contains(&matrix) { self.rounded(matrix, bits).map(Some) } else { Ok(None) }
         };
         let (gate, up, down) = (rounded(0)?, rounded(1)?, rounded(2)?);
         let squares = || {
@@ -279,7 +278,7 @@ impl<'a> Rounding<'a> {
     fn rounded(&self, matrix: usize, bits: u32) -> Result<Tensor> {
         let weight = &self.network.linears()[matrix].weight;
         let shape = [weight.shape()[0], weight.shape()[1]];
-        let scheme: quantize::Scheme = grid(self.options, self.options.of_bits(bits), weight)?;
+        let scheme: quantize::GridScheme = grid(self.options, self.options.of_bits(bits), weight)?;
         let codes = round_to_nearest(&self.values[matrix], shape, &scheme)
             .map_err(|e| failed(e).tensor(weight.name()))?;
         Self::tensor(self.network, matrix, codes.dequantize(), self.compute)
@@ -314,7 +313,7 @@ mod tests {
     }
 
     /// For the first layer, compares with the experts of a model that was rounded to the nearest as
-    /// a whole, run by the forward pass beside the original's. Tokens come in blocks, and some
+    /// a whole, run by the forward pass next to the original's. Tokens come in blocks, and some
     /// don't count.
     #[test]
     fn a_width_costs_what_rounding_the_whole_layer_does() {

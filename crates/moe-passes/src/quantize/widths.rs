@@ -33,16 +33,16 @@ impl Profile {
     }
 }
 
-/// The widths of a layer.
+/// The bit widths of a layer's experts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerWidths {
     /// Bits of the codes of gate, up and down.
     pub bits: [u32; 3],
-    /// Weights that have them.
+    /// Number of weights that have them.
     pub weights: u64,
-    /// What these take in the file, scales and zero points included.
+    /// Their size in the file in bits, scales and zero points included.
     pub stored_bits: u64,
-    /// What the widths that it could have had cost.
+    /// The errors of the bit widths that were available.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measured: Vec<WidthError>,
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use moe_forward::group_factors;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_model::{Error, Kind, Model, Moe, Result};
 
 use super::with_experts;
@@ -24,7 +24,7 @@ pub(super) fn masses(model: &Model, statistics: &dyn LayerStatistics) -> Result<
     let factors = group_factors(statistics.groups());
     let of = |(index, _): (usize, &Moe)| {
         let sums = sums_of(statistics, index)?;
-        let pooled = Sums::pooled(sums.iter().zip(factors.iter().copied()));
+        let pooled = CalibrationSums::pooled(sums.iter().zip(factors.iter().copied()));
         let mut masses = pooled.get(Quantity::GatedNorms).to_vec();
         masses.sort_by(|a, b| b.total_cmp(a));
         Ok((index, masses))
@@ -110,7 +110,10 @@ pub(crate) fn padded(layer: DecidedLayer, moe: &Moe, count: usize) -> DecidedLay
 }
 
 /// The sums of each group of tokens in layer `index`.
-pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
+pub(super) fn sums_of(
+    statistics: &dyn LayerStatistics,
+    index: usize,
+) -> Result<Vec<CalibrationSums>> {
     statistics.layer(index)?.ok_or_else(|| {
         Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
             .remedy("observe this model again")

@@ -10,7 +10,7 @@ use moe_forward::{
 };
 use moe_math::Compute;
 use moe_math::routing::Routing;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 
 use super::budget::{padded, sums_of};
@@ -83,7 +83,7 @@ impl Setting<'_> {
         &self,
         index: usize,
         moe: &Moe,
-        sums: &[Sums],
+        sums: &[CalibrationSums],
         inputs: &[Tensor],
     ) -> Result<DecidedLayer> {
         let Self { size, groups, seed, compute, .. } = *self;
@@ -108,7 +108,7 @@ impl Setting<'_> {
 
 /// Refuses statistics that were observed without leaving experts out, for methods that rank by
 /// that.
-fn check_left_out(index: usize, sums: &[Sums]) -> Result<()> {
+fn check_left_out(index: usize, sums: &[CalibrationSums]) -> Result<()> {
     let seen =
         |quantity| sums.iter().any(|sums| sums.get(quantity).iter().any(|value| *value > 0.0));
     if seen(Quantity::OutputSquareNorms) || !seen(Quantity::SeenTokens) {
@@ -129,8 +129,8 @@ fn largest_outputs(
     model.moes().map(largest).collect()
 }
 
-fn largest(sums: &[Sums]) -> Vec<f64> {
-    Sums::pooled(sums.iter().map(|sums| (sums, 1.0))).get(Quantity::Largest).to_vec()
+fn largest(sums: &[CalibrationSums]) -> Vec<f64> {
+    CalibrationSums::pooled(sums.iter().map(|sums| (sums, 1.0))).get(Quantity::Largest).to_vec()
 }
 
 /// Decides each layer on what the converted layers before it give.
@@ -192,7 +192,7 @@ impl ExpertReducer {
 
     /// The super experts of layer `index`, by what the survey found in all layers and by `sums` of
     /// this layer.
-    fn protected(&self, index: usize, sums: &[Sums]) -> BTreeMap<usize, Vec<usize>> {
+    fn protected(&self, index: usize, sums: &[CalibrationSums]) -> BTreeMap<usize, Vec<usize>> {
         let Some(survey) = &self.survey else { return BTreeMap::new() };
         let mut found = survey.largest.clone();
         let here = found.entry(index).or_default().iter_mut();

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use moe_forward::{Group, group_factors, labels};
 use moe_math::saliency::greatest;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result, Weight};
 
@@ -36,8 +36,8 @@ pub(crate) trait Method: Send + Sync {
     /// The data about a layer that the method needs.
     fn needs(&self) -> Needs;
 
-    /// The maximum number of bytes that deciding a layer of `experts` experts holds, beside the
-    /// inputs of `tokens` tokens if it has kept them.
+    /// The maximum number of bytes that deciding a layer of `experts` experts holds, in addition to
+    /// the inputs of `tokens` tokens if it has kept them.
     fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
         let _ = (model, experts, tokens);
         0
@@ -75,7 +75,7 @@ pub(crate) struct LayerView<'a> {
     pub protected: &'a [usize],
     pub groups: &'a [Group],
     /// Sums of each group of tokens; empty for methods that need no sums.
-    pub sums: &'a [Sums],
+    pub sums: &'a [CalibrationSums],
     /// The inputs of the block, `[tokens, hidden]` in parts, where the method needs them.
     pub inputs: &'a [Tensor],
     pub seed: u64,
@@ -84,22 +84,25 @@ pub(crate) struct LayerView<'a> {
 
 impl LayerView<'_> {
     /// The sums of all tokens, where those of each domain are multiplied by its factor.
-    pub fn pooled(&self) -> Sums {
-        Sums::pooled(self.sums.iter().zip(group_factors(self.groups)))
+    pub fn pooled(&self) -> CalibrationSums {
+        CalibrationSums::pooled(self.sums.iter().zip(group_factors(self.groups)))
     }
 
     /// The sums of each domain's tokens.
-    pub fn domains(&self) -> Vec<(&str, Sums)> {
+    pub fn domains(&self) -> Vec<(&str, CalibrationSums)> {
         let of = |label| {
             let groups =
                 self.groups.iter().zip(self.sums).filter(|(group, _)| group.label == label);
-            (label, Sums::pooled(groups.map(|(_, sums)| (sums, 1.0))))
+            (label, CalibrationSums::pooled(groups.map(|(_, sums)| (sums, 1.0))))
         };
         labels(self.groups).into_iter().map(of).collect()
     }
 
     /// `saliency` of the sums of each half of the tokens; None where a half is empty.
-    pub fn halves(&self, saliency: impl Fn(&Sums) -> Option<Vec<f64>>) -> Option<[Vec<f64>; 2]> {
+    pub fn halves(
+        &self,
+        saliency: impl Fn(&CalibrationSums) -> Option<Vec<f64>>,
+    ) -> Option<[Vec<f64>; 2]> {
         let half = |half: u8| {
             let of = self
                 .groups
@@ -108,7 +111,7 @@ impl LayerView<'_> {
                 .filter(|(group, _)| group.half == half && group.tokens > 0);
             let mut of = of.map(|(_, sums)| (sums, 1.0)).peekable();
             of.peek()?;
-            saliency(&Sums::pooled(of))
+            saliency(&CalibrationSums::pooled(of))
         };
         Some([half(0)?, half(1)?])
     }

@@ -28,7 +28,7 @@ impl ReduceOptions {
     }
 }
 
-/// Decides the layers for multi-token prediction of `model`, numbered behind the others.
+/// Decides the layers for multi-token prediction of `model`, numbered after the others.
 fn decide_mtp(
     model: &Model,
     size: &Size,

@@ -15,7 +15,7 @@ use crate::calibrate::{
 use crate::pass::{Inputs, Sources};
 use crate::usage::{idle, usage};
 
-/// How many experts are left, and from what that is decided.
+/// The number of experts that are left, and the data that decides which.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ReduceOptions {
@@ -55,8 +55,9 @@ pub struct ReduceOptions {
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub stats: Option<PathBuf>,
 
-    /// Let super experts (2507.23279) go, too: those whose largest output is above the 99.5th
-    /// percentile and a tenth of the largest in the model. Without this they are always kept.
+    /// Allow super experts (2507.23279) to be removed: those whose largest output is above the
+    /// 99.5th percentile and a tenth of the largest in the model. Without this they are always
+    /// kept.
     #[arg(long)]
     #[serde(default)]
     pub no_super_expert_guard: bool,
@@ -72,7 +73,7 @@ pub struct ReduceOptions {
     #[allow(missing_docs)]
     pub measuring: HeldOutOptions,
 
-    /// Don't measure the baseline, a random choice of experts, beside the result.
+    /// Don't measure the baseline, a random choice of experts, for comparison.
     #[arg(long, help_heading = "Measuring")]
     #[serde(default)]
     pub no_baseline: bool,
@@ -83,7 +84,7 @@ pub struct ReduceOptions {
     pub calibration: CalibrationOptions,
 }
 
-/// What becomes of layers for multi-token prediction.
+/// The treatment of layers for multi-token prediction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MtpChoice {
@@ -185,9 +186,10 @@ fn check_share(option: &str, share: Option<f64>) -> Result<()> {
 
 /// For a remedy: the share that a number in per cent may have meant; else empty.
 fn of_percent(share: f64) -> String {
-    match (2.0..=100.0).contains(&share) {
-        true => format!(": {} for {share} %", share / 100.0),
-        false => String::new(),
+    if (2.0..=100.0).contains(&share) {
+        format!(": {} for {share} %", share / 100.0)
+    } else {
+        String::new()
     }
 }
 
@@ -352,9 +354,10 @@ impl ReduceOptions {
     /// `before`.
     fn divisor_remedy(&self, top_k: usize, before: usize) -> String {
         let greatest = before / self.divisible_by * self.divisible_by;
-        match greatest >= top_k.max(1) {
-            true => format!("give --experts {greatest} or fewer, or a smaller --divisible-by"),
-            false => format!("give --divisible-by {before} or less"),
+        if greatest >= top_k.max(1) {
+            format!("give --experts {greatest} or fewer, or a smaller --divisible-by")
+        } else {
+            format!("give --divisible-by {before} or less")
         }
     }
 

@@ -1,4 +1,4 @@
-//! The common part of pruning and merging as passes: plan, decide, and measure beside a baseline.
+//! The common part of pruning and merging as passes: plan, decide, and compare with a baseline.
 
 use std::sync::Arc;
 

@@ -16,13 +16,13 @@ pub struct LayerTrust {
     /// For each expert that is left: the one whose router row it keeps, then what was merged into
     /// it.
     pub clusters: Vec<Vec<usize>>,
-    /// What experts were ranked by; greater is kept.
+    /// The saliency of each expert; experts with the greatest are kept.
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     pub saliency: Vec<f64>,
     /// Share of Σ g ‖f‖ of the experts that go on, alone or merged into others; one of which only
     /// some neurons were merged counts by their share.
     pub retained_mass: f64,
-    /// The least such share over domains, and whose it is.
+    /// The domain with the least such share, and that share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worst_domain: Option<(String, f64)>,
     /// Share of tokens' choices whose expert doesn't go on, counted in the same way.

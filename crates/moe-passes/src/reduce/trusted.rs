@@ -3,7 +3,7 @@
 use moe_math::load::Load;
 use moe_math::rank::{jaccard, spearman};
 use moe_math::saliency::greatest;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 
 use super::{LayerTrust, LayerView, Reduced};
 
@@ -12,7 +12,7 @@ impl LayerTrust {
     pub(super) fn new(reduced: &Reduced, layer: &LayerView<'_>) -> Self {
         let pooled = layer.pooled();
         let (kept, carried) = (reduced.clusters.len(), reduced.carried(pooled.sizes().experts));
-        let mass = |sums: &Sums| share_kept(sums.get(Quantity::GatedNorms), &carried);
+        let mass = |sums: &CalibrationSums| share_kept(sums.get(Quantity::GatedNorms), &carried);
         let domains = layer.domains().into_iter();
         let domains = domains.map(|(label, sums)| (label.to_owned(), mass(&sums)));
         let counts = pooled.get(Quantity::Tokens).iter().map(|n| n.round() as u64).collect();
@@ -56,7 +56,11 @@ mod tests {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
         let model = Model::open(&dir).unwrap();
         let (index, moe) = model.moes().next().unwrap();
-        let mut sums = Sums::new(moe_math::statistics::Sizes { experts: 24, hidden: 1, width: 1 });
+        let mut sums = CalibrationSums::new(moe_math::statistics::MixtureSizes {
+            experts: 24,
+            hidden: 1,
+            width: 1,
+        });
         for quantity in [Quantity::GatedNorms, Quantity::Tokens] {
             (0..24).for_each(|e| sums.of_mut(quantity, e)[0] = (e + 1) as f64);
         }

@@ -1,7 +1,7 @@
 //! Replaces everything but the experts by the mean of several models (Branch-Train-MiX, 2403.07816
 //! §2.2).
 
-use moe_model::{Ffn, Head, Linear, Model, Weight};
+use moe_model::{Ffn, Linear, Model, OutputHead, Weight};
 
 use super::experts::mean_network;
 use crate::part::mean;
@@ -11,7 +11,7 @@ use crate::part::mean;
 pub(super) fn average(model: &mut Model, others: &[Model]) {
     of(&mut model.embed, others, |m| &m.embed);
     of(&mut model.final_norm, others, |m| &m.final_norm);
-    if let Head::Own(head) = &mut model.head {
+    if let OutputHead::Own(head) = &mut model.head {
         of(head, others, Model::head_weight);
     }
     for (index, layer) in model.layers.iter_mut().enumerate() {

@@ -11,7 +11,7 @@ use super::scales::Scales;
 use super::streams::stream;
 use super::{Init, Rest, UpcycleOptions};
 use crate::part::{Axis, Neurons, Noise, Part, Redraw, RowSelection, mean, rows};
-use crate::pass::Scale;
+use crate::pass::ProjectionScale;
 use crate::usage::usage;
 
 /// Random streams of an expert: for each of three projections one for noise and one for redrawn
@@ -130,7 +130,7 @@ impl Experts<'_> {
         &self,
         network: &Expert,
         neurons: &Neurons,
-        factors: Scale,
+        factors: ProjectionScale,
         stream: Option<u64>,
     ) -> Expert {
         let dropped =

@@ -13,7 +13,7 @@ const NORMAL_STD: f64 = 0.02;
 const ZEROS_STD: f64 = 1e-6;
 const SHARDS_STD: f64 = 1e-4;
 
-/// How the experts are made.
+/// The initialization of experts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
@@ -27,7 +27,7 @@ pub enum Init {
     Partition,
 }
 
-/// How a partition groups neurons.
+/// The rule by which a partition groups neurons.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PartitionBy {
@@ -40,7 +40,7 @@ pub enum PartitionBy {
     Activations,
 }
 
-/// How the routers are made.
+/// The initialization of routers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouterInit {
@@ -75,19 +75,19 @@ impl RouterInit {
     }
 }
 
-/// Where the scale lies that makes the mixture equal to the dense network.
+/// The projections that are scaled to make the mixture equal to the dense network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScalePlacement {
-    /// On down projections alone, which keeps the function.
+    /// Down projections alone, which keeps the function.
     #[default]
     Exact,
-    /// Its cube root on gate, up and down projections (Megatron, 2410.07524); changes the function
-    /// of gated networks.
+    /// Gate, up and down projections, by the cube root each (Megatron, 2410.07524); changes the
+    /// function of gated networks.
     Nvidia,
 }
 
-/// Where everything but the experts comes from.
+/// The source of all weights but the experts'.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rest {
@@ -128,7 +128,7 @@ pub struct UpcycleOptions {
     #[serde(default)]
     pub layers: LayerChoice,
 
-    /// How experts are made.
+    /// Initialization of the experts.
     #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
     #[serde(default)]
     pub init: Init,
@@ -140,7 +140,7 @@ pub struct UpcycleOptions {
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub models: Vec<PathBuf>,
 
-    /// With --expert-model: where everything but the experts comes from.
+    /// With --expert-model: source of all weights but the experts'.
     #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
     #[serde(default)]
     pub rest: Rest,
@@ -150,7 +150,7 @@ pub struct UpcycleOptions {
     #[serde(default = "half")]
     pub drop_fraction: f64,
 
-    /// With --init partition: how neurons are grouped.
+    /// With --init partition: rule by which neurons are grouped.
     #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
     #[serde(default)]
     pub partition_by: PartitionBy,
@@ -165,7 +165,7 @@ pub struct UpcycleOptions {
     #[serde(default = "one")]
     pub noise_fraction: f64,
 
-    /// Where the scale lies that makes the mixture equal the dense network.
+    /// Projections that are scaled to make the mixture equal to the dense network.
     #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
     #[serde(default)]
     pub scale_placement: ScalePlacement,
@@ -186,7 +186,7 @@ pub struct UpcycleOptions {
     #[serde(default)]
     pub shared_width: Option<usize>,
 
-    /// How routers are made.
+    /// Initialization of the routers.
     #[arg(long, value_enum, default_value_t, help_heading = "Routers")]
     #[serde(default)]
     pub router: RouterInit,
@@ -225,8 +225,8 @@ pub struct UpcycleOptions {
     #[serde(default = "window")]
     pub sequence_length: usize,
 
-    /// Whether routing weights are divided by their sum, where the family leaves the choice. The
-    /// default, true, keeps the function with any router; false asks for an almost zero one.
+    /// Whether routing weights are divided by their sum, if the family allows a choice. The
+    /// default, true, keeps the function with any router; false does only with an almost zero one.
     #[arg(long, value_name = "BOOL", help_heading = "Routers")]
     #[serde(default)]
     pub norm_topk_prob: Option<bool>,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::{Observer, neuron_activations, to_f32};
-use moe_math::kmeans::{ClusterError, Metric, Options, balanced_kmeans};
+use moe_math::kmeans::{ClusterError, KmeansOptions, Metric, balanced_kmeans};
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Expert, Family, Kind, Model, Result};
 use rayon::prelude::*;
@@ -247,7 +247,7 @@ impl Deal {
         let (shared, rest) = self.heaviest(weight);
         let index = Tensor::new(rest.as_slice(), features.device()).map_err(fail)?;
         let points = features.index_select(&index, 0).map_err(fail)?;
-        let options = Options { metric, max_iterations: MAX_ITERATIONS };
+        let options = KmeansOptions { metric, max_iterations: MAX_ITERATIONS };
         let mut random = sampling::generator(self.seed, self.stream);
         let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random)
             .map_err(|e| self.ungrouped(e).tensor(name))?;
@@ -391,8 +391,8 @@ impl ActivationSurvey {
         let covariance = || {
             let shape = (shares.len() / experts, experts);
             let shares = Tensor::from_vec(shares, shape, x.device())?;
-            let centred = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
-            centred.t()?.contiguous()?.matmul(&own_directions(&x)?)
+            let centered = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
+            centered.t()?.contiguous()?.matmul(&own_directions(&x)?)
         };
         scaled_rows(&covariance().map_err(fail)?, &x, self.entropy, layer)
     }

@@ -9,16 +9,16 @@ use super::scales::Scales;
 use super::{Init, Rest, RouterInit, UpcycleOptions};
 use crate::pass::{
     Details, LayerDetails, LayerRecord, Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit,
-    RouterEdit, RouterRows, Scale, SharedEdit,
+    ProjectionScale, RouterEdit, RouterRows, SharedEdit,
 };
 
-/// What surveys of a layer's inputs found.
+/// The record of a layer whose inputs were surveyed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpcycledLayer {
-    /// How router rows were made of text, where they were.
+    /// The router, if its rows were made from text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router: Option<SurveyedRouter>,
-    /// How neurons were dealt out by their activations, where they were.
+    /// The partition, if neurons were assigned by their activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<SurveyedPartition>,
 }
@@ -33,18 +33,18 @@ impl LayerDetails for UpcycledLayer {
     }
 }
 
-/// A router made of text.
+/// A router whose rows were made from text.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SurveyedRouter {
-    /// Tokens that it was scaled on.
+    /// Number of tokens that it was scaled on.
     pub tokens: usize,
-    /// The length of its rows, where it was scaled.
+    /// The length of its rows. None if it wasn't scaled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub row_length: Option<f64>,
-    /// The mean entropy of routing as a share of its maximum, where it was scaled.
+    /// The mean entropy of routing as a share of its maximum. None if it wasn't scaled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_share: Option<f64>,
-    /// The clusters that rows are centroids of, where they are.
+    /// The clusters whose centroids are the rows. None for other rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clusters: Option<Clusters>,
 }
@@ -56,16 +56,16 @@ pub struct Clusters {
     pub iterations: usize,
     /// The mean cosine of inputs with the centroid of their cluster.
     pub mean_cosine: f64,
-    /// Tokens of each cluster.
+    /// Number of tokens in each cluster.
     pub sizes: Vec<usize>,
 }
 
 /// A partition by activations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SurveyedPartition {
-    /// Tokens that it was found on.
+    /// Number of tokens that it was found on.
     pub tokens: usize,
-    /// The share of all activations that are those of shared neurons.
+    /// The share of all activations that shared neurons have.
     pub shared_activation_share: f64,
 }
 
@@ -126,7 +126,7 @@ fn expert_edit(
 }
 
 /// The record of the shared expert, which has this many neurons.
-fn shared_edit(options: &UpcycleOptions, factors: Scale, width: usize) -> SharedEdit {
+fn shared_edit(options: &UpcycleOptions, factors: ProjectionScale, width: usize) -> SharedEdit {
     let neurons = match (options.init, options.shared_experts) {
         (Init::Partition, _) => Some(Neurons::Count(width)),
         (_, 1) => None,

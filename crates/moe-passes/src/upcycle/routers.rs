@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, IndexOp, Tensor};
 use moe_forward::{Observer, Prompts, embed};
-use moe_math::kmeans::{ClusterError, Metric, Options, kmeans};
+use moe_math::kmeans::{ClusterError, KmeansOptions, Metric, kmeans};
 use moe_math::temperature::scale_to_entropy;
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Kind, Model, Result, Router, Weight};
@@ -115,7 +115,7 @@ impl Surveyor for RouterSurvey {
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
         let (hidden, rows) = (model.hidden, self.options.router_rows());
         let of_token = match self.options.router {
-            // Own directions, which k-means centres and scales in further copies; distances and
+            // Own directions, which k-means centers and scales in further copies; distances and
             // costs.
             RouterInit::Kmeans => 3 * hidden + 3 * rows + 8,
             // States by prompt, the same joined, and the same without their mean.
@@ -217,7 +217,7 @@ impl RouterSurvey {
 
     /// Unit centroids `[rows, hidden]` of the own directions of the inputs `x`.
     ///
-    /// Inputs share a large mean μ. A row's component along μ would only favour its expert on every
+    /// Inputs share a large mean μ. A row's component along μ would only favor its expert on every
     /// token. So μ is subtracted from the inputs, they are projected on the space orthogonal to it,
     /// and they are clustered by angle. The centroids lie in that space, and a row's logit on x is
     /// its product with the projection of x. So a token goes first to the expert of its cluster.
@@ -225,7 +225,7 @@ impl RouterSurvey {
         check_inputs(layer, x)?;
         let own = own_directions(x).map_err(|e| failed("FFN inputs", e))?;
         let mut random = sampling::generator(self.options.seed, stream(layer));
-        let options = Options { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
+        let options = KmeansOptions { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
         let clusters =
             kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
                 let what = format!("k-means of the FFN inputs of layer {layer}: {e}");
@@ -267,10 +267,10 @@ impl Direction {
 
     /// `x − μ` without its component along μ.
     fn removed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let centred = x.broadcast_sub(&self.mean)?;
-        let Some(unit) = &self.unit else { return Ok(centred) };
-        let along = centred.matmul(&unit.t()?)?;
-        centred - along.matmul(unit)?
+        let centered = x.broadcast_sub(&self.mean)?;
+        let Some(unit) = &self.unit else { return Ok(centered) };
+        let along = centered.matmul(&unit.t()?)?;
+        centered - along.matmul(unit)?
     }
 }
 

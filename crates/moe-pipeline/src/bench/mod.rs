@@ -23,7 +23,7 @@ use crate::progress::{Progress, Quiet, Stage, Unit};
 use crate::resources::ByteSize;
 use crate::spelling::{folded, has};
 
-/// What is measured.
+/// The model and the passes that are measured.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BenchOptions {
     /// The model whose layers are imitated: qwen3-30b-a3b, mixtral-8x7b or deepseek-v3
@@ -56,7 +56,7 @@ pub struct BenchOptions {
     pub scratch: PathBuf,
 }
 
-/// What it came to.
+/// The measurements of a benchmark.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct BenchReport {
     /// The model that was imitated.
@@ -73,26 +73,26 @@ pub struct BenchReport {
     pub passes: Vec<BenchedPass>,
 }
 
-/// What a pass took.
+/// The time of one pass.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct BenchedPass {
-    /// Its name.
+    /// The pass.
     pub pass: &'static str,
-    /// Wall time of all of it.
+    /// Wall time of the pass in seconds.
     pub seconds: f64,
-    /// The same for the whole model, if its layers are alike.
+    /// Estimate for the whole model, whose layers are taken to be alike.
     pub whole_model_seconds: f64,
-    /// Where it went; those within another one come before it.
+    /// The stages of the pass; stages within another one come before it.
     pub stages: Vec<BenchedStage>,
 }
 
-/// What a stage took.
+/// The time of one stage.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
 pub struct BenchedStage {
-    /// Its time, operations and bytes.
+    /// The stage's time, operations and bytes.
     #[serde(flatten)]
     pub stage: Stage,
-    /// Share of the machine's matrix product, or of its copy.
+    /// Speed as a share of the machine's matrix product, or of its copy.
     pub of_peak: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! Carries licence and languages from the front matter of the source's card to the result's, since
+//! Carries license and languages from the front matter of the source's card to the result's, since
 //! publishing needs them.
 
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use crate::file_names::CARD_FILE;
 
 /// Keys that are carried from one card to the next.
 const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
-/// Maximum number of lines of front matter, and of a list in it; longer ones don't hold a licence
+/// Maximum number of lines of front matter, and of a list in it; longer ones don't hold a license
 /// or languages.
 const MAX_LINES: usize = 256;
 const MAX_VALUES: usize = 128;

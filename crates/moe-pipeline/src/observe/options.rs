@@ -6,7 +6,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_passes::{CalibrationOptions, refuse_unused};
 use serde::{Deserialize, Serialize};
 
-/// What is observed.
+/// Options of `observe`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ObserveOptions {

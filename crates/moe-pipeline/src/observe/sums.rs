@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use moe_checkpoint::Result;
 use moe_forward::Group;
-use moe_math::statistics::{Sizes, Sums};
+use moe_math::statistics::{CalibrationSums, MixtureSizes};
 use moe_passes::LayerStatistics as _;
 
 use crate::statistics::StatisticsFile;
@@ -15,7 +15,7 @@ use crate::statistics::StatisticsFile;
 pub(super) struct ObservedSums {
     pub groups: Vec<Group>,
     /// The sums of each group, by layer.
-    pub layers: BTreeMap<usize, Vec<Sums>>,
+    pub layers: BTreeMap<usize, Vec<CalibrationSums>>,
     /// Tokens of the sweep.
     pub tokens: usize,
     /// For texts that were read in parts, hashes of the parts that were read.
@@ -33,7 +33,7 @@ impl ObservedSums {
         let places: Vec<usize> = file.groups().iter().map(|group| self.place(group)).collect();
         for (index, sizes) in &file.about().layers {
             let sums = self.layers.entry(*index).or_default();
-            sums.resize(self.groups.len(), Sums::new(*sizes));
+            sums.resize(self.groups.len(), CalibrationSums::new(*sizes));
             let found = file.layer(*index)?.unwrap_or_default();
             for (place, found) in places.iter().zip(&found) {
                 sums[*place].add(found, 1.0);
@@ -54,7 +54,7 @@ impl ObservedSums {
     }
 
     /// The sizes of each layer.
-    pub fn sizes(&self) -> BTreeMap<usize, Sizes> {
+    pub fn sizes(&self) -> BTreeMap<usize, MixtureSizes> {
         self.layers.iter().map(|(index, sums)| (*index, sums[0].sizes())).collect()
     }
 }

@@ -30,104 +30,104 @@ pub use schema::receipt_schema;
 /// a format have format 0.
 pub const FORMAT: u64 = 1;
 
-/// What `moe-convert.json` says.
+/// The contents of `moe-convert.json`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Receipt {
-    /// The version of this form, `FORMAT`: another one has other keys, or the same with another
+    /// The version of the receipt's format. Another version has other keys, or keys of another
     /// meaning.
     pub format: u64,
-    /// The program that wrote it.
+    /// The program that wrote the receipt.
     pub tool: Tool,
-    /// Passes that ran before it in the same run, with no checkpoint between them.
+    /// Passes that ran before this one in the same run, with no checkpoint between them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<EarlierPass>,
-    /// The pass, or the last one.
+    /// The pass; the last one, if several ran.
     #[schemars(with = "String")]
     pub pass: &'static PassInfo,
-    /// Its options, with the defaults that follow from options alone.
+    /// The pass's options, with the defaults that follow from options alone.
     pub options: serde_json::Value,
-    /// What it read.
+    /// The checkpoint that was converted.
     pub source: SourceRecord,
-    /// Further checkpoints that it read, in order.
+    /// Further checkpoints that were read, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SourceRecord>,
-    /// SHA-256 of text, statistics and plans that it read, by file name, with the folders that tell
-    /// it from others of that name.
+    /// SHA-256 of text, statistics and plans that were read, by file name; names that occur twice
+    /// have as many folders as it takes to tell them apart.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
-    /// SHA-256 of the text that statistics which it read were gathered on, as far as they say so,
-    /// by name likewise.
+    /// SHA-256 of the text that those statistics were gathered on, as far as they record it, by
+    /// file name likewise.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub observed: BTreeMap<String, String>,
-    /// SHA-256 of plans that it wrote beside, by name likewise.
+    /// SHA-256 of plans that were written besides the result, by file name likewise.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub written: BTreeMap<String, String>,
-    /// What it computed in.
+    /// The dtype of matrix products.
     pub dtype: String,
-    /// The kind of device that it computed on: cpu, cuda or metal.
+    /// The kind of device that computed: cpu, cuda or metal.
     pub device: String,
-    /// How it was written.
+    /// Options for writing the result.
     pub writing: WritingOptions,
-    /// What routers computed in, where that was not f32.
+    /// The dtype of router computations. None for f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router_dtype: Option<String>,
-    /// What it wrote.
+    /// The checkpoint that was written.
     pub result: ResultRecord,
-    /// Whether the result computes the same function, as the options promise it.
+    /// Whether the options promise that the result computes the function of the source.
     pub identity: Identity,
-    /// What each option does to the function.
+    /// The effect of each option on the function.
     pub effects: Vec<Effect>,
-    /// The same, as measured on the weights that were written.
+    /// The difference between result and source, measured on the weights that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
-    /// What it costs on held-out text.
+    /// Quality of the result on held-out text. None if it wasn't measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out: Option<HeldOutReport>,
-    /// How it was trained, where it was.
+    /// The training. None for a pass that doesn't train.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingRecord>,
-    /// What decisions about experts rest on, where there were any.
+    /// The data that decisions about experts are based on. None if there were no decisions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided: Option<DecidedBy>,
-    /// What a pool of text gave.
+    /// The effect of the pool of text on the calibration. None without a pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolStats>,
-    /// How each layer was made.
+    /// Each layer, with what was done to it.
     pub layers: Vec<LayerRecord>,
-    /// What the user was warned of.
+    /// Warnings that were shown to the user.
     pub warnings: Vec<String>,
-    /// What makes stock loaders get the result wrong; `warnings` has the sentences.
+    /// Reasons why stock loaders compute something else from the result; `warnings` explains them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caveats: Vec<CaveatWhen>,
-    /// What engines do with its quantized experts.
+    /// Verdicts of engines on its quantized experts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub engines: Vec<Verdict>,
-    /// What lay beside the source's weights and didn't come along, by name, and why.
+    /// Files next to the source's weights that were not copied, by name, each with the reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left_out: BTreeMap<String, String>,
-    /// SHA-256 of what was written, by name: all that the manifest lists but this receipt and the
-    /// model card, of which a copy under another name has its own.
+    /// SHA-256 of the files that were written, by name: all that the manifest lists, except this
+    /// receipt and the model card, which differs in a copy of another name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
 
-/// A pass that ran before the last one, on the way to the same result.
+/// A pass that ran before the last one in the same run.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EarlierPass {
     /// The pass.
     #[schemars(with = "String")]
     pub pass: &'static PassInfo,
-    /// Its options, with the defaults that follow from options alone.
+    /// The pass's options, with the defaults that follow from options alone.
     pub options: serde_json::Value,
-    /// What its decisions about experts rest on, where there were any.
+    /// The data that its decisions about experts are based on. None if there were no decisions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided: Option<DecidedBy>,
-    /// What a pool of text gave.
+    /// The effect of the pool of text on the calibration. None without a pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolStats>,
-    /// What it made, which the next pass converted.
+    /// The model that it made, which the next pass converted.
     pub result: ResultRecord,
-    /// How it made each layer.
+    /// Each layer, with what was done to it.
     pub layers: Vec<LayerRecord>,
 }
 
@@ -137,9 +137,9 @@ const NAME: &str = "moe-convert";
 /// The program that wrote a receipt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tool {
-    /// Its name.
+    /// The name of the program.
     pub name: String,
-    /// Its version.
+    /// The version of the program.
     pub version: String,
     /// A hash of the sources that it was built from: results of other builds are not reused.
     pub build: String,
@@ -157,7 +157,7 @@ impl Tool {
 pub struct SourceRecord {
     /// Name of its directory.
     pub name: String,
-    /// Its family.
+    /// The family of the model.
     pub model_type: String,
     /// Parameters in total.
     pub total_parameters: usize,
@@ -165,14 +165,14 @@ pub struct SourceRecord {
     pub active_parameters: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// SHA-256 of config, weights, tokenizer and what else goes along, by file name.
+    /// SHA-256 of config, weights, tokenizer and all other files that are copied, by file name.
     pub sha256: BTreeMap<String, String>,
 }
 
 /// The checkpoint that was written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ResultRecord {
-    /// Its family.
+    /// The family of the model.
     pub model_type: String,
     /// Parameters by component.
     pub parameters: Parameters,
@@ -180,9 +180,9 @@ pub struct ResultRecord {
     pub total_parameters: usize,
     /// Parameters that one token uses.
     pub active_parameters: usize,
-    /// Tensors.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Tensors whose bytes are the source's.
+    /// Number of tensors whose bytes are the source's.
     pub tensors_copied: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
@@ -192,15 +192,15 @@ pub struct ResultRecord {
 /// among the chosen ones. A runtime that breaks ties otherwise than by index then mixes the two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupTies {
-    /// Pairs looked at.
+    /// Number of pairs that were checked.
     pub routings: u64,
     /// Ties of probabilities in f32.
     pub in_f32: u64,
-    /// Ties where router logits are computed in bf16.
+    /// Ties if router logits are computed in bf16.
     pub in_bf16: u64,
 }
 
-/// Logits of the result beside the source's, on seeded random tokens.
+/// Comparison of the logits of result and source, on seeded random tokens.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Measured {
     /// Seed of the tokens.
@@ -208,8 +208,7 @@ pub struct Measured {
     /// Numbers.
     #[serde(flatten)]
     pub difference: Difference,
-    /// Where experts come in groups that are chosen together: how often groups tie for the last
-    /// place.
+    /// Ties between groups of experts. None if experts aren't chosen in groups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_ties: Option<GroupTies>,
 }

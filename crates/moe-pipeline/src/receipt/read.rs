@@ -22,7 +22,7 @@ pub enum ReceiptFile {
     Read(Box<Receipt>),
     /// A receipt of another format.
     Other {
-        /// Its format; 0 where the receipt has none.
+        /// The format of the receipt; 0 if it has none.
         format: u64,
         /// The version of the program that wrote it.
         version: String,
@@ -31,14 +31,14 @@ pub enum ReceiptFile {
 
 /// The part of a receipt that tells its format.
 #[derive(Deserialize)]
-struct Head {
+struct Header {
     #[serde(default)]
     format: u64,
-    tool: HeadTool,
+    tool: HeaderTool,
 }
 
 #[derive(Deserialize)]
-struct HeadTool {
+struct HeaderTool {
     name: String,
     version: String,
 }
@@ -56,7 +56,7 @@ impl ReceiptFile {
                 .file(path)
                 .remedy("name a directory that moe-convert has written"));
         }
-        let Head { format, tool } = json::read_expecting(&path, DAMAGED)?;
+        let Header { format, tool } = json::read_expecting(&path, DAMAGED)?;
         if tool.name != NAME {
             let name: String = tool.name.chars().take(MAX_NAME).collect();
             let what = format!("this is not a receipt of {NAME}, but of {}", shown(&name, ""));

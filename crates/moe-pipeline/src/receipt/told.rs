@@ -73,7 +73,7 @@ impl Receipt {
         self.pass.baseline.map_or("random choice", |baseline| baseline.name)
     }
 
-    /// How experts were made, in a few lines; empty where no layer was converted.
+    /// Returns a few lines on how experts were made; none if no layer was converted.
     pub fn experts(&self) -> Vec<String> {
         let Some((first, _)) = self.first_converted() else { return Vec::new() };
         let converted = || self.layers.iter().filter(|l| l.router.is_some());
@@ -95,7 +95,7 @@ impl Receipt {
         kinds
     }
 
-    /// How layers became dense, in a few words; None where none did.
+    /// Returns a few words on how layers became dense; None if no layer did.
     pub fn distilled(&self) -> Option<String> {
         let layers = self.details::<DistilledLayer>();
         let (_, first) = layers.first()?;
@@ -147,7 +147,7 @@ impl Receipt {
 }
 
 impl EarlierPass {
-    /// What the pass made of `source`, as the source of the next pass.
+    /// The pass's result as the source of the next pass.
     fn made_of(&self, source: &SourceRecord) -> SourceRecord {
         let Self { pass, result, .. } = self;
         SourceRecord {

@@ -84,9 +84,10 @@ fn named_runs<'t>(
 pub(super) fn of_program(key: &str, value: &str) -> Option<String> {
     let known = OF_PROGRAM.into_iter().chain(SWITCHES);
     let option = possible_options(key).find(|option| known.clone().any(|known| known == option))?;
-    let value = match SWITCHES.contains(&option.as_str()) {
-        true => String::new(),
-        false => format!(" {}", value.trim_matches('"')),
+    let value = if SWITCHES.contains(&option.as_str()) {
+        String::new()
+    } else {
+        format!(" {}", value.trim_matches('"'))
     };
     Some(format!("it is for all steps: give --{option}{value} to moe-convert run"))
 }

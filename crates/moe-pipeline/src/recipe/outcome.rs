@@ -10,9 +10,9 @@ use crate::portable::{portable, portable_text};
 use crate::report::Escaped;
 use crate::summary::Average;
 
-/// The outcome of a step.
+/// Whether a step has run, and how it ended.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
+pub enum StepStatus {
     /// It succeeded.
     Done,
     /// The result existed already.
@@ -28,19 +28,19 @@ pub enum Outcome {
     NotRun,
 }
 
-impl Outcome {
-    /// The outcome of a running step until another one is known.
+impl StepStatus {
+    /// The status of a running step until another one is known.
     pub fn unfinished() -> Self {
         Self::Failed { gate: false, message: "stopped before its end".to_owned() }
     }
 
-    /// The outcome for an error whose first cause has `kind`. Paths of this machine are left out of
+    /// The status for an error whose first cause has `kind`. Paths of this machine are left out of
     /// the message, since it is published.
     pub fn failed(kind: Option<Kind>, message: String) -> Self {
         Self::Failed { gate: kind == Some(Kind::Gate), message: portable_text(&message) }
     }
 
-    /// The cell of the outcome in the table of steps.
+    /// The cell of the status in the table of steps.
     fn word(&self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -73,8 +73,8 @@ pub struct StepOutcome {
     pub name: String,
     /// Wall time in seconds.
     pub seconds: f64,
-    /// The outcome of the step.
-    pub outcome: Outcome,
+    /// The status of the step.
+    pub status: StepStatus,
 }
 
 impl Recipe {
@@ -106,7 +106,7 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
             "<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"",
             Escaped(&shown(&step.name, ""))
         );
-        text += &step.outcome.close_case(&case);
+        text += &step.status.close_case(&case);
     }
     Seal::XML.close(&(text + "</testsuite>\n</testsuites>\n"))
 }
@@ -114,10 +114,10 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
 /// The attributes of a suite that count its cases.
 fn counts(steps: &[StepOutcome]) -> String {
     let count =
-        |wanted: fn(&Outcome) -> bool| steps.iter().filter(|step| wanted(&step.outcome)).count();
-    let failures = count(|outcome| matches!(outcome, Outcome::Failed { gate: true, .. }));
-    let errors = count(|outcome| matches!(outcome, Outcome::Failed { gate: false, .. }));
-    let skipped = count(|outcome| *outcome == Outcome::NotRun);
+        |wanted: fn(&StepStatus) -> bool| steps.iter().filter(|step| wanted(&step.status)).count();
+    let failures = count(|status| matches!(status, StepStatus::Failed { gate: true, .. }));
+    let errors = count(|status| matches!(status, StepStatus::Failed { gate: false, .. }));
+    let skipped = count(|status| *status == StepStatus::NotRun);
     let seconds = steps.iter().map(|step| step.seconds).sum::<f64>();
     format!(
         "tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"{skipped}\" time=\"{seconds:.3}\"",
@@ -131,13 +131,13 @@ pub(super) const STEPS_HEADER: &str = "| step | time | |";
 /// A Markdown page: steps, errors, and the measurements of evaluations.
 pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> String {
     let mut text = format!("## {}\n\n{STEPS_HEADER}\n|---|---:|---|\n", MarkdownText(recipe));
-    for StepOutcome { name, seconds, outcome } in steps {
-        let word = outcome.word();
+    for StepOutcome { name, seconds, status } in steps {
+        let word = status.word();
         // Writing to a String can't fail.
         let _ = writeln!(text, "| {} | {seconds:.1} s | {word} |", MarkdownText(name));
     }
     for step in steps {
-        if let Outcome::Failed { message, .. } = &step.outcome {
+        if let StepStatus::Failed { message, .. } = &step.status {
             let _ = write!(text, "\n{}", MarkdownBlock { language: "text", text: message });
         }
     }
@@ -167,14 +167,13 @@ mod tests {
     use super::*;
 
     fn steps() -> Vec<StepOutcome> {
-        let step =
-            |name: &str, outcome| StepOutcome { name: name.to_owned(), seconds: 1.5, outcome };
-        let failed = |gate, message: &str| Outcome::Failed { gate, message: message.to_owned() };
+        let step = |name: &str, status| StepOutcome { name: name.to_owned(), seconds: 1.5, status };
+        let failed = |gate, message: &str| StepStatus::Failed { gate, message: message.to_owned() };
         vec![
-            step("1. prune: a|b", Outcome::Done),
+            step("1. prune: a|b", StepStatus::Done),
             step("2. eval: <x>", failed(true, "max-kl is 1 & more\n```")),
             step("3. verify: y", failed(false, "broken\u{1b}")),
-            step("4. eval: z", Outcome::NotRun),
+            step("4. eval: z", StepStatus::NotRun),
         ]
     }
 

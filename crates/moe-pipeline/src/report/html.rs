@@ -86,7 +86,7 @@ impl Section {
         Self { id, title, body: String::new() }
     }
 
-    /// Its anchor on the page.
+    /// The section's anchor on the page.
     pub fn id(&self) -> &'static str {
         self.id
     }
@@ -139,7 +139,7 @@ impl Section {
         ))
     }
 
-    /// Adds a legend of colours: CSS class and label.
+    /// Adds a legend of colors: CSS class and label.
     pub fn legend(mut self, entries: &[(&str, &str)]) -> Self {
         self.body += "<ul class=\"legend\">\n";
         for (class, words) in entries {

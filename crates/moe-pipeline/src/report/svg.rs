@@ -15,7 +15,7 @@ pub(super) struct Svg {
     body: String,
 }
 
-/// How text is aligned to its coordinate.
+/// The alignment of text to its coordinate.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Anchor {
     Start,
@@ -143,7 +143,7 @@ impl Display for Coordinate {
 
 /// Maps values to coordinates along an axis.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scale {
+pub(super) struct AxisScale {
     from: f64,
     to: f64,
     /// The coordinate of `from`, and the distance from it to that of `to`.
@@ -155,7 +155,7 @@ pub(super) struct Scale {
 /// A linear axis is useless where the greatest value exceeds this multiple of the median.
 const LOGARITHMIC_ABOVE: f64 = 30.0;
 
-impl Scale {
+impl AxisScale {
     /// From 0 or, if lower, the least value, to the greatest of `values`, rounded up; never empty.
     pub fn linear(values: impl IntoIterator<Item = f64>, start: f64, length: f64) -> Self {
         let (mut from, mut to) = (0f64, 0f64);
@@ -216,11 +216,10 @@ impl Scale {
 
     /// The coordinate of `value`; values outside are moved to the nearer end.
     pub fn at(&self, value: f64) -> f64 {
-        let share = match self.logarithmic {
-            false => (value - self.from) / (self.to - self.from),
-            true => {
-                (value.max(f64::MIN_POSITIVE) / self.from).log10() / (self.to / self.from).log10()
-            }
+        let share = if self.logarithmic {
+            (value.max(f64::MIN_POSITIVE) / self.from).log10() / (self.to / self.from).log10()
+        } else {
+            (value - self.from) / (self.to - self.from)
         };
         let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
         self.start + share * self.length
@@ -269,8 +268,8 @@ mod tests {
             [vec![], vec![0.0; 4], vec![f64::NAN, f64::INFINITY], vec![-1e-300], vec![1e300, 1.0]]
         {
             for scale in [
-                Scale::linear(values.clone(), 10.0, 100.0),
-                Scale::of_positive(&values, 10.0, 100.0),
+                AxisScale::linear(values.clone(), 10.0, 100.0),
+                AxisScale::of_positive(&values, 10.0, 100.0),
             ] {
                 for value in values.iter().copied().chain([0.0, f64::NAN, f64::NEG_INFINITY]) {
                     assert!(
@@ -286,30 +285,30 @@ mod tests {
 
     #[test]
     fn scales_between_values_need_no_zero() {
-        let scale = Scale::between([2.31, 2.78], 0.0, 1.0);
+        let scale = AxisScale::between([2.31, 2.78], 0.0, 1.0);
         assert!(scale.ends()[0] > 2.2 && scale.ends()[1] < 2.9, "{:?}", scale.ends());
         for values in [vec![], vec![3.0; 4], vec![f64::NAN], vec![0.0]] {
-            let scale = Scale::between(values, 0.0, 1.0);
+            let scale = AxisScale::between(values, 0.0, 1.0);
             assert!(scale.ticks().len() <= 8 && (0.0..=1.0).contains(&scale.at(3.0)));
         }
     }
 
     #[test]
     fn ends_are_round() {
-        let scale = Scale::linear([0.37, -0.02], 0.0, 1.0);
+        let scale = AxisScale::linear([0.37, -0.02], 0.0, 1.0);
         assert_eq!(scale.ends(), [-0.1, 0.0, 0.4]);
-        assert_eq!(Scale::linear([7.3], 0.0, 80.0).ticks(), [0.0, 2.0, 4.0, 6.0, 8.0]);
-        assert_eq!(Scale::linear([7.3], 0.0, 80.0).at(2.0), 20.0);
+        assert_eq!(AxisScale::linear([7.3], 0.0, 80.0).ticks(), [0.0, 2.0, 4.0, 6.0, 8.0]);
+        assert_eq!(AxisScale::linear([7.3], 0.0, 80.0).at(2.0), 20.0);
         // On a page, y decreases upwards.
-        assert_eq!(Scale::up_to(1.0, 100.0, -80.0).at(0.5), 60.0);
+        assert_eq!(AxisScale::up_to(1.0, 100.0, -80.0).at(0.5), 60.0);
     }
 
     #[test]
     fn giants_make_an_axis_logarithmic() {
         let mut values = vec![1.0; 20];
-        assert!(!Scale::of_positive(&values, 0.0, 1.0).logarithmic());
+        assert!(!AxisScale::of_positive(&values, 0.0, 1.0).logarithmic());
         values[3] = 1000.0;
-        let scale = Scale::of_positive(&values, 0.0, 1.0);
+        let scale = AxisScale::of_positive(&values, 0.0, 1.0);
         assert!(
             scale.logarithmic()
                 && scale.at(1.0) > 0.2

@@ -30,7 +30,7 @@ impl Hashes {
         digests: &BTreeMap<PathBuf, String>,
     ) -> Result<Self> {
         let mut of_source = hash_checkpoint(source)?;
-        // The result's card carries licence and languages over from the source's card.
+        // The result's card carries license and languages over from the source's card.
         let front = card::carried(source.dir()).yaml;
         if !front.is_empty() {
             of_source.insert(FRONT_MATTER.to_owned(), sha256_bytes(front.as_bytes()));

@@ -165,7 +165,7 @@ impl<'r> Planned<'r> {
         self.passes.iter().flat_map(PassRun::reads).chain(held_out)
     }
 
-    /// The number of neighbouring experts of the result that are always chosen together, if a pass
+    /// The number of neighboring experts of the result that are always chosen together, if a pass
     /// made such groups and no later one changed the number of experts; otherwise 1.
     pub fn group(&self) -> usize {
         let experts =

@@ -100,7 +100,7 @@ impl Observer for StopObserver<'_> {
     }
 }
 
-/// Whether the last of the chosen groups, each of `group` neighbouring experts, has the same
+/// Whether the last of the chosen groups, each of `group` neighboring experts, has the same
 /// probability in f32 as the first that isn't chosen.
 fn is_tied(logits: &[f32], top_k: usize, group: usize) -> bool {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

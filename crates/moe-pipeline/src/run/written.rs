@@ -146,7 +146,7 @@ fn written_and_proven(planned: &Planned<'_>, dir: &OutputDir) -> Result<(Proof, 
     let (proof, summary) = std::thread::scope(|scope| {
         let prove = || Proof::new(planned, &stop).inspect_err(|_| stop.store(true, Relaxed));
         let proof = std::thread::Builder::new().spawn_scoped(scope, prove).map_err(|e| {
-            Error::new(Kind::Io, "cannot start a thread that measures beside the writing")
+            Error::new(Kind::Io, "cannot start a thread that measures during the writing")
                 .source(e)
                 .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
         })?;

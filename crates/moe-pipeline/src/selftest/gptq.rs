@@ -8,8 +8,8 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::to_f32;
 use moe_math::Compute;
 use moe_math::quantize::{
-    Codes, Damping, Hessian, HessianSum, Options, Problem, QuantizeError, Scheme, factorise_all,
-    objective, solve_on,
+    Codes, Damping, GptqOptions, GridScheme, Hessian, HessianSum, Problem, QuantizeError,
+    factorize_all, objective, solve_on,
 };
 use moe_model::Model;
 use serde::Deserialize;
@@ -111,8 +111,8 @@ impl Case {
         Ok(Some(gates.iter().map(|gate| gate.powi(self.gate_power) as f32).collect()))
     }
 
-    fn scheme(&self) -> Scheme {
-        Scheme {
+    fn scheme(&self) -> GridScheme {
+        GridScheme {
             bits: self.bits,
             symmetric: self.symmetric,
             group: usize::try_from(self.group).ok(),
@@ -136,9 +136,9 @@ impl Case {
         let mut hessian = HessianSum::new(shape[1], &compute.device)?;
         hessian.add(&inputs.to_device(&compute.device)?, gates)?;
         let factor =
-            factorise_all(vec![hessian], &[Damping::default()], self.act_order)?.remove(0)?;
+            factorize_all(vec![hessian], &[Damping::default()], self.act_order)?.remove(0)?;
         let problem = Problem { weight, factor: &factor };
-        let options = Options { scheme: self.scheme(), clip_search: self.clip };
+        let options = GptqOptions { scheme: self.scheme(), clip_search: self.clip };
         Ok(solve_on(&[problem], shape, &options, &compute.device)?.remove(0).codes)
     }
 

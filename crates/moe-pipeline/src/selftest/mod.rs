@@ -21,13 +21,13 @@ use goldens::{Goldens, HAS_BUILT_IN_MOE, folders};
 /// One line of the table.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Check {
-    /// What was computed.
+    /// The name of the check.
     pub name: String,
     /// Models, options or tensors that were compared.
     pub cases: usize,
     /// Largest error.
     pub error: f64,
-    /// What is allowed.
+    /// The largest error that is accepted.
     pub tolerance: f64,
     /// Choices that are not the reference's: tokens sent to other experts, other experts kept or
     /// grouped; none is allowed.

@@ -1,7 +1,7 @@
 //! Compares quantized checkpoints with transformers (golden/quantize/checkpoints).
 
 use moe_checkpoint::Result;
-use moe_forward::{Batch, Head, Silent, Sweep};
+use moe_forward::{Batch, LmHead, Silent, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
 
@@ -24,7 +24,7 @@ fn logits(goldens: &Goldens, name: &str, tokens: &str, compute: &Compute) -> Res
     let (model, batch) = (Model::open(&folder)?, Batch::from_json(&goldens.path(tokens))?);
     let mut sweep = Sweep::new(&model, &batch, compute)?;
     sweep.run(&mut Silent)?;
-    let logits = Head::load(&model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
+    let logits = LmHead::load(&model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
     let logits = logits.flatten_all().map_err(|e| numeric("the logits of a quantized model", e))?;
     let reference =
         goldens.tensors(&format!("quantize/checkpoints/{name}/reference.safetensors"))?;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use moe_checkpoint::{Error, Result};
-use moe_forward::{Batch, Head, Silent, Sweep, labels, to_f32};
+use moe_forward::{Batch, LmHead, Silent, Sweep, labels, to_f32};
 use moe_math::Compute;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_model::Model;
 use moe_passes::{
     CalibrationOptions, LayerStatistics, LayerTrust, MergeOptions, NetworkEdit, PruneOptions,
@@ -70,7 +70,7 @@ fn statistics_of_transformers(goldens: &Goldens, statistics: &Path) -> Result<Ch
         for label in labels(file.groups()) {
             let groups = file.groups().iter().zip(&sums).filter(|(group, _)| group.label == label);
             found.extend_from_slice(
-                Sums::pooled(groups.map(|(_, sums)| (sums, 1.0))).get(*quantity),
+                CalibrationSums::pooled(groups.map(|(_, sums)| (sums, 1.0))).get(*quantity),
             );
         }
         let expected = numbers(&expected)?;
@@ -156,7 +156,7 @@ fn masked(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
         let of = |key: &str| &described[key][count.to_string()];
         let mut sweep = Sweep::new(&model, &batch, compute)?;
         sweep.run(&mut Silent)?;
-        let logits = Head::load(&model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
+        let logits = LmHead::load(&model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
         let step: u32 = golden(of("vocabulary_step"))?;
         let some = || {
             let columns = Tensor::arange_step(0, model.vocab as u32, step, &Device::Cpu)?;

@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use candle_core::{DType, Tensor};
 use moe_checkpoint::Result;
 use moe_forward::Batch;
-use moe_forward::train::{Goal, Gradients, Objective, Parameters, Scale, TrainedPart, Trainee};
+use moe_forward::train::{
+    BatchWeight, Goal, Gradients, Objective, Parameters, TrainedPart, Trainee,
+};
 use moe_math::Compute;
 use moe_math::ridge::Ridge;
 use moe_model::Model;
@@ -41,8 +43,11 @@ fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) 
     let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, compute)?;
     let mut gradients = Gradients::new(&parameters);
     let trainee = Trainee { model: &model, parameters: &parameters, compute, keep_graphs: false };
-    let goal =
-        Goal { objective: &Objective::NEXT_TOKENS, teacher: None, scale: Scale::over([&batch]) };
+    let goal = Goal {
+        objective: &Objective::NEXT_TOKENS,
+        teacher: None,
+        weight: BatchWeight::over([&batch]),
+    };
     trainee.accumulate(&batch, goal, &mut gradients)?;
     let mut found = HashMap::new();
     for (index, parameter) in parameters.list.iter().enumerate() {

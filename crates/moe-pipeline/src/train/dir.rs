@@ -133,7 +133,7 @@ fn differs(text: &str, steps: u64) -> String {
     for (number, line) in log::lines(text).enumerate() {
         let Some(step) = line.step else {
             if taken < steps {
-                return format!("line {} is no step of a training", number + 1);
+                return format!("line {} is not a training step", number + 1);
             }
             break;
         };
@@ -142,7 +142,8 @@ fn differs(text: &str, steps: u64) -> String {
     if taken < steps {
         format!("{steps} steps were taken, but the log has only the first {taken}")
     } else {
-        "this log and the state beside it are not of one run, or the log was changed".to_owned()
+        "the log and the state next to it come from different runs, or the log was changed"
+            .to_owned()
     }
 }
 

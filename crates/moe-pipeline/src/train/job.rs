@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::DType;
 use moe_checkpoint::{Result, Saved};
 use moe_forward::train::{
-    Goal, Gradients, Losses, Objective, Parameters, Reference, Scale, Trainee,
+    BatchWeight, Goal, Gradients, Losses, Objective, Parameters, Reference, Trainee,
 };
 use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, evaluate};
 use moe_model::Model;
@@ -128,7 +128,7 @@ fn dtype(precision: Precision) -> DType {
     }
 }
 
-/// The loss that `training` minimises.
+/// The loss that `training` minimizes.
 fn objective(training: &Training) -> Objective {
     let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
     Objective {
@@ -183,7 +183,7 @@ impl Task for TextTask<'_> {
         let chosen: Vec<Vec<usize>> = (0..self.accumulate).map(|_| self.order.next()).collect();
         let batch = |windows: &Vec<usize>| Batch::new(windows.iter().map(|w| self.sequences[*w]));
         let batches: Vec<Batch> = chosen.iter().map(batch).collect();
-        let scale = Scale::over(&batches);
+        let weight = BatchWeight::over(&batches);
         let mut losses = Vec::new();
         for (batch, windows) in batches.iter().zip(&chosen) {
             let targets = self
@@ -191,7 +191,7 @@ impl Task for TextTask<'_> {
                 .as_mut()
                 .map(|reference| reference.targets(batch, windows))
                 .transpose()?;
-            let goal = Goal { objective: &self.objective, teacher: targets.as_ref(), scale };
+            let goal = Goal { objective: &self.objective, teacher: targets.as_ref(), weight };
             losses.push(self.trainee.accumulate(batch, goal, gradients)?);
         }
         Ok(Losses::together(&losses))

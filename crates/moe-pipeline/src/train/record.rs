@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;
 
-/// One step, or the mean of some neighbouring ones.
+/// One step, or the mean of several consecutive ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StepRecord {
-    /// Counts from 1; the last of those that are averaged.
+    /// Number of the step, counted from 1; of an average, that of its last step.
     pub step: u64,
-    /// The weighted sum that is minimised.
+    /// The weighted sum that is minimized.
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
     #[schemars(with = "Option<f64>")]
     pub loss: f64,
@@ -121,7 +121,7 @@ impl StepRecord {
 /// A measurement on held-out text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Measurement {
-    /// After this step; 0 is before training.
+    /// The step that it follows; 0 is before training.
     pub step: u64,
     /// Mean loss of next tokens.
     #[serde(deserialize_with = "moe_checkpoint::or_infinite")]
@@ -156,48 +156,48 @@ impl Measurement {
     }
 }
 
-/// Load of a layer's experts on what it was trained on.
+/// Load of a layer's experts on the training text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoadChange {
     /// The layer's index.
     pub layer: usize,
-    /// Up to the first measurement.
+    /// Load up to the first measurement.
     pub first: Load,
-    /// Since the last but one.
+    /// Load since the last measurement but one.
     pub last: Load,
-    /// Share of the last choices that experts had no room for.
+    /// Share of the choices in `last` that experts had no room for.
     pub dropped: f64,
 }
 
-/// What the receipt says of a training.
+/// The record of a training in the receipt.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct TrainingRecord {
-    /// Elements that were trained.
+    /// Number of weights that were trained.
     pub parameters: usize,
-    /// Steps that were taken.
+    /// Number of steps that were taken.
     pub steps: u64,
-    /// Whether it ended before the last step, since measurements got no better.
+    /// Whether training stopped early, since measurements no longer improved.
     pub stopped_early: bool,
     /// The step whose weights are written.
     pub written: u64,
-    /// Tokens that were trained on, those of several times through the text each time.
+    /// Number of tokens that were trained on, each counted every time.
     pub tokens: u64,
-    /// How many bytes it was estimated to hold in memory at least.
+    /// The estimate of the least memory that training holds, in bytes.
     pub memory_estimate_bytes: u64,
-    /// Losses; of a long run means of neighbouring steps.
+    /// Losses of each step; of a long run, means of consecutive steps.
     pub curve: Vec<StepRecord>,
-    /// What options were from a step on, where it went on with others than it began with.
+    /// Options from a step on, for each time that training was resumed with different ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Settings>,
     /// Measurements on held-out text.
     pub measurements: Vec<Measurement>,
-    /// Held-out text before training, beside the teacher if there is one.
+    /// Quality on held-out text before training, against the teacher if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<EvalReport>,
-    /// The same of what is written.
+    /// The same for the weights that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<EvalReport>,
-    /// Where tokens went.
+    /// The load of experts in each layer, and how it changed.
     pub load: Vec<LoadChange>,
 }
 
@@ -211,7 +211,7 @@ impl TrainingRecord {
 /// Maximum number of points of a chart.
 const POINTS: usize = 400;
 
-/// `steps`, with neighbours averaged so that at most [`POINTS`] are left.
+/// `steps`, with neighbors averaged so that at most [`POINTS`] are left.
 pub(super) fn thinned(steps: &[StepRecord]) -> Vec<StepRecord> {
     let each = steps.len().div_ceil(POINTS).max(1);
     let mean = |part: &[StepRecord]| {

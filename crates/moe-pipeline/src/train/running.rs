@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use moe_checkpoint::{Error, Kind, LOG_FILE, Result, Saved};
 use moe_forward::EvalReport;
 use moe_forward::train::{Gradients, LayerCounts, Losses, Parameter, Parameters, add_counts};
-use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
+use moe_math::adamw::{AdamW, AdamWStep, Moments, clipping, cosine, square_norm};
 use moe_passes::TrainOptions;
 use serde_json::json;
 
@@ -32,7 +32,7 @@ pub(crate) trait Task {
     /// Skips the data of the first `steps` steps.
     fn skip(&mut self, steps: u64);
 
-    /// The weighted sum of `losses` to minimise.
+    /// The weighted sum of `losses` to minimize.
     fn total(&self, losses: &Losses) -> f64;
 
     /// Measures the model with weights of these bytes; None where there is no text to measure on.
@@ -80,7 +80,7 @@ fn change(
     parameter: &Parameter,
     gradient: Option<&Tensor>,
     moments: &mut Moments,
-    step: &Step,
+    step: &AdamWStep,
 ) -> candle_core::Result<()> {
     // A parameter that nothing depended on, such as one of an expert without tokens, has gradient
     // 0.
@@ -144,7 +144,7 @@ impl Running<'_> {
             return Err(Error::new(Kind::Numeric, format!("the loss is {total}")));
         }
         let norm = self.norm(&gradients)?;
-        let step = Step {
+        let step = AdamWStep {
             number: self.state.step + 1,
             learning_rate,
             weight_decay: 0.0,
@@ -156,13 +156,13 @@ impl Running<'_> {
     }
 
     /// Changes all parameters by `step`, whose weight decay is that of the parameter.
-    fn change(&mut self, gradients: &Gradients, step: Step) -> Result<()> {
+    fn change(&mut self, gradients: &Gradients, step: AdamWStep) -> Result<()> {
         let Trainer { parameters, options, .. } = self.trainer;
         for (index, (parameter, moments)) in
             parameters.list.iter().zip(&mut self.moments).enumerate()
         {
             let weight_decay = if parameter.decays { options.weight_decay } else { 0.0 };
-            change(parameter, gradients.get(index), moments, &Step { weight_decay, ..step })
+            change(parameter, gradients.get(index), moments, &AdamWStep { weight_decay, ..step })
                 .map_err(|e| numeric(e, parameter.weight.name()))?;
         }
         Ok(())

@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 /// Options that may change when a training is resumed.
 pub(super) const CHANGEABLE: [&str; 3] = ["learning-rate", "clip", "patience"];
 
-/// What these were from a step on.
+/// The options that may change when training is resumed, as they were from a step on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Settings {
-    /// Steps that were taken before.
+    /// Number of steps that were taken before.
     pub after_step: u64,
-    /// The highest learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
     /// The norm that gradients are limited to; 0 for no limit.
     pub clip: f64,
-    /// Measurements without a better one before it ends; 0 for no end.
+    /// Number of measurements without improvement after which training stops; 0 for never.
     pub patience: u64,
 }
 

@@ -252,7 +252,7 @@ const VALUES: [&str; 3] = ["value", "m", "v"];
 /// Maximum number of elements of small parameters that are copied at once.
 pub(super) const ELEMENTS_AT_ONCE: usize = 1 << 20;
 
-/// Ranges of neighbouring parameters with up to `ELEMENTS_AT_ONCE` elements, or one larger one.
+/// Ranges of neighboring parameters with up to `ELEMENTS_AT_ONCE` elements, or one larger one.
 fn some_at_once(elements: &[usize]) -> Vec<Range<usize>> {
     let mut some: Vec<Range<usize>> = Vec::new();
     let mut together = 0;

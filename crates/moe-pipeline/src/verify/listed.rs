@@ -4,8 +4,8 @@ use std::fs::{self, FileType};
 use std::path::Path;
 
 use moe_checkpoint::{
-    CARD_FILE, Error, Folder, Kind, LOG_FILE, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE,
-    Result, Written, is_own_log, is_own_run_record, is_run_record, is_weights, sha256_file,
+    CARD_FILE, Error, Folder, Kind, LOG_FILE, ListedFiles, MANIFEST_FILE, Manifest, RECEIPT_FILE,
+    RUN_FILE, Result, is_own_log, is_own_run_record, is_run_record, is_weights, sha256_file,
 };
 use rayon::prelude::*;
 
@@ -34,7 +34,7 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
         return if has_receipt { Err(without_manifest(dir)) } else { Ok((None, Vec::new())) };
     };
     if has_receipt {
-        Written::read(dir)?.check(dir, &manifest)?;
+        ListedFiles::read(dir)?.check(dir, &manifest)?;
     } else if manifest.files.is_empty() {
         return Err(empty_manifest(dir));
     }

@@ -31,27 +31,27 @@ const PART_BYTES: u64 = 1 << 20;
 /// Memory for a model's headers and configs.
 const HEADER_BYTES: u64 = 4 << 20;
 
-/// What was found in a sound checkpoint; anything unsound is an error.
+/// The findings on a sound checkpoint; anything unsound is an error.
 #[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct VerifyReport {
     /// The family.
     pub model_type: String,
     /// Files whose SHA-256 is the manifest's; `None` without a manifest.
     pub hashed_files: Option<usize>,
-    /// Files beside them that no manifest lists, and that change nothing for loaders where there is
-    /// a receipt.
+    /// Files next to them that the manifest doesn't list; if there is a receipt, loaders ignore
+    /// them.
     pub unlisted: Vec<String>,
-    /// Tensors of the right shape, with finite values.
+    /// Number of tensors, all of the right shape and with finite values.
     pub tensors: usize,
-    /// Their bytes.
+    /// Bytes of these tensors.
     pub bytes: u64,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
-    /// Experts found, over all layers.
+    /// Number of experts in all layers.
     pub experts: usize,
-    /// What stock loaders would trip over.
+    /// Problems that stock loaders have with the checkpoint.
     pub notes: Vec<String>,
-    /// What engines do with quantized experts.
+    /// Verdicts of engines on its quantized experts.
     pub engines: Vec<Verdict>,
 }
 

@@ -30,7 +30,7 @@ pub(super) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     notes.extend(checkpoint.warnings().iter().cloned());
     if !has_tokenizer(checkpoint.side_files()) {
         notes.push(
-            "there is no tokenizer: AutoTokenizer, vLLM and SGLang need one beside the weights"
+            "there is no tokenizer: AutoTokenizer, vLLM and SGLang need one next to the weights"
                 .to_owned(),
         );
     }

@@ -36,8 +36,8 @@ impl<'r> Conversion<'r> {
 /// Whether the output of `run` is what it would make.
 fn is_finished(run: &mut Run<'_>) -> Result<bool> {
     match run.find() {
-        // The old output is replaced, whatever is wrong with it. A missing input is left to
-        // later code, which complains about it or makes it.
+        // The old output is replaced, whatever is wrong with it. A missing input is reported, or
+        // made by an earlier step, later.
         Err(_) if run.overwrites() || !run.input().exists() => Ok(false),
         Err(error) => Err(error.into()),
         Ok(FoundResult::Same) => Ok(true),

@@ -10,7 +10,7 @@ use moe_checkpoint::{
     open_stream, open_to_append, unless_closed,
 };
 use moe_pipeline::{
-    Average, JUNIT, Outcome, Progress, StepOutcome, check_summary, junit, markdown,
+    Average, JUNIT, Progress, StepOutcome, StepStatus, check_summary, junit, markdown,
 };
 
 /// The files that report on a recipe's steps.
@@ -122,8 +122,8 @@ impl Reports {
 
     /// Reports that the recipe was refused because of `error`.
     pub(super) fn refused(&mut self, recipe: &str, error: Error) -> anyhow::Error {
-        let outcome = Outcome::failed(Some(error.kind()), error.to_string());
-        let refused = [StepOutcome { name: "the recipe".to_owned(), seconds: 0.0, outcome }];
+        let status = StepStatus::failed(Some(error.kind()), error.to_string());
+        let refused = [StepOutcome { name: "the recipe".to_owned(), seconds: 0.0, status }];
         // The reason of the refusal matters more than a report that couldn't be written.
         let _ = self.write(recipe, &refused, &[]);
         error.into()

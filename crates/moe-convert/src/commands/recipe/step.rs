@@ -22,7 +22,7 @@ pub(super) enum StepResult {
     Done,
     /// A dry run planned it. The estimated seconds, where they are known.
     Planned(Option<f64>),
-    /// Its result was finished before.
+    /// The step's result was finished before.
     Reused,
     /// The report of an evaluation, and whether its gates were met.
     Evaluated(Box<EvalReport>, Result<(), Error>),

@@ -100,7 +100,7 @@ fn is_identifier(text: &str) -> bool {
 }
 
 /// Returns each character of `text` with its lowercase form. That of a sigma depends on its
-/// neighbours.
+/// neighbors.
 fn with_small(text: &str) -> impl Iterator<Item = (char, String)> {
     let small = text.to_lowercase();
     let mut at = 0;

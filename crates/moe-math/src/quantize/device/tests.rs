@@ -1,5 +1,5 @@
 use super::*;
-use crate::quantize::{Damping, Hessian, Scheme, factorise, solve};
+use crate::quantize::{Damping, GridScheme, Hessian, factorize, solve};
 use crate::sampling::{generator, normal};
 
 fn factor(width: usize, seed: u64, act_order: bool) -> Factor<f32> {
@@ -12,7 +12,7 @@ fn factor(width: usize, seed: u64, act_order: bool) -> Factor<f32> {
     }
     let mut hessian = Hessian::new(width);
     hessian.add(&x, None).unwrap();
-    factorise(&hessian, &Damping::default(), act_order).unwrap()
+    factorize(&hessian, &Damping::default(), act_order).unwrap()
 }
 
 #[test]
@@ -26,8 +26,8 @@ fn tensors_give_the_codes_of_the_native_solver() {
         (8, true, None, false, false),
         (4, false, None, true, true),
     ] {
-        let scheme = Scheme { bits, symmetric, group, scale_dtype: DType::BF16 };
-        let options = Options { scheme, clip_search };
+        let scheme = GridScheme { bits, symmetric, group, scale_dtype: DType::BF16 };
+        let options = GptqOptions { scheme, clip_search };
         let factors: Vec<_> = (0..3).map(|seed| factor(width, seed, act_order)).collect();
         let weights: Vec<_> =
             (0..6).map(|seed| normal(rows * width, 0.05, &mut generator(seed, 1))).collect();
@@ -60,8 +60,8 @@ fn tensors_give_the_codes_of_the_native_solver() {
 #[test]
 fn problems_that_do_not_fit_a_batch_are_refused() {
     let (ordered, plain) = (factor(8, 1, true), factor(8, 1, false));
-    let scheme = Scheme { bits: 4, symmetric: true, group: Some(4), scale_dtype: DType::F32 };
-    let options = Options { scheme, clip_search: false };
+    let scheme = GridScheme { bits: 4, symmetric: true, group: Some(4), scale_dtype: DType::F32 };
+    let options = GptqOptions { scheme, clip_search: false };
     let good = Problem { weight: &[0.5; 16], factor: &plain };
     let on = |problems: &[Problem<'_, f32>]| by_tensors(problems, [2, 8], &options, &Device::Cpu);
     assert_eq!(on(&[good]).unwrap().len(), 1);

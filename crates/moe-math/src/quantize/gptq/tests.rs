@@ -1,7 +1,7 @@
 use candle_core::DType;
 
 use super::*;
-use crate::quantize::{Damping, Hessian, WIDTHS, factorise, objective, round_to_nearest};
+use crate::quantize::{Damping, Hessian, WIDTHS, factorize, objective, round_to_nearest};
 use crate::sampling::{generator, normal};
 
 /// Inputs with correlated columns of different energy, `[tokens, width]`.
@@ -24,9 +24,9 @@ fn hessian<T: Real>(x: &[f32], width: usize) -> Hessian<T> {
     hessian
 }
 
-fn options(bits: u32, group: Option<usize>, symmetric: bool) -> Options {
-    Options {
-        scheme: Scheme { bits, symmetric, group, scale_dtype: DType::BF16 },
+fn options(bits: u32, group: Option<usize>, symmetric: bool) -> GptqOptions {
+    GptqOptions {
+        scheme: GridScheme { bits, symmetric, group, scale_dtype: DType::BF16 },
         clip_search: false,
     }
 }
@@ -35,9 +35,9 @@ fn solved<T: Real>(
     weight: &[f32],
     hessian: &Hessian<T>,
     act_order: bool,
-    options: &Options,
+    options: &GptqOptions,
 ) -> SolvedMatrix {
-    let factor = factorise(hessian, &Damping::default(), act_order).unwrap();
+    let factor = factorize(hessian, &Damping::default(), act_order).unwrap();
     let shape = [weight.len() / hessian.size, hessian.size];
     solve(&[Problem { weight, factor: &factor }], shape, options).unwrap().remove(0)
 }
@@ -49,7 +49,7 @@ fn reference(
     x: &[f32],
     width: usize,
     act_order: bool,
-    options: &Options,
+    options: &GptqOptions,
 ) -> Vec<u8> {
     let rows = weight.len() / width;
     let mut h = vec![0f64; width * width];
@@ -217,7 +217,7 @@ fn without_tokens_weights_are_rounded_to_nearest() {
     let weight = normal(rows * width, 0.05, &mut generator(2, 0));
     for (act_order, group) in [(false, Some(32)), (true, Some(32)), (false, None)] {
         for clip_search in [false, true] {
-            let options = Options { clip_search, ..options(3, group, false) };
+            let options = GptqOptions { clip_search, ..options(3, group, false) };
             let found = solved(&weight, &Hessian::<f32>::new(width), act_order, &options);
             assert_eq!(
                 found.codes,
@@ -279,7 +279,7 @@ fn neither_the_batch_nor_the_threads_change_a_result() {
     let problems: Vec<_> = (0..3)
         .map(|seed| {
             let hessian = hessian::<f32>(&inputs(200, width, seed), width);
-            let factor = factorise(&hessian, &Damping::default(), seed == 1).unwrap();
+            let factor = factorize(&hessian, &Damping::default(), seed == 1).unwrap();
             (normal(rows * width, 0.05, &mut generator(seed, 1)), factor)
         })
         .collect();
@@ -308,7 +308,7 @@ fn clipping_reduces_the_weighted_error() {
         hessian.sum[i * width + i] = 1.0 + i as f32;
     }
     for act_order in [false, true] {
-        let clipped = Options { clip_search: true, ..options(3, Some(32), true) };
+        let clipped = GptqOptions { clip_search: true, ..options(3, Some(32), true) };
         let plain = solved(&weight, &hessian, act_order, &options(3, Some(32), true));
         let clipped = solved(&weight, &hessian, act_order, &clipped);
         assert!(clipped.error < 0.9 * plain.error, "{} {}", clipped.error, plain.error);
@@ -320,7 +320,7 @@ fn clipping_reduces_the_weighted_error() {
 
 #[test]
 fn values_that_are_not_finite_or_do_not_fit_are_refused() {
-    let factor = factorise(&Hessian::<f32>::new(4), &Damping::default(), false).unwrap();
+    let factor = factorize(&Hessian::<f32>::new(4), &Damping::default(), false).unwrap();
     let solve =
         |weight: &[f32], options| solve(&[Problem { weight, factor: &factor }], [2, 4], &options);
     assert!(solve(&[0.0; 8], options(4, None, true)).is_ok());

@@ -7,7 +7,7 @@ use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{
     Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup,
 };
-use moe_model::{Ffn, Linear, Model, Packed, Packing, Weight, WeightSource};
+use moe_model::{Ffn, Linear, Model, PackedIntegers, Packing, Weight, WeightSource};
 use serde_json::{Value, json};
 
 struct NoBytes;
@@ -68,12 +68,15 @@ pub(super) fn encoded(linear: &mut Linear, scheme: Scheme, packing: Packing, sca
         Scheme::Integers(integers) => {
             let groups = shape[1] / integers.group.unwrap_or(shape[1]);
             let scale = weight("scales", scales, &packing.scales(shape[0], groups));
-            let beside = match packing {
-                Packing::Rows => weight("beside", Dtype::I64, &[2]),
-                Packing::Columns => weight("beside", Dtype::I32, &[shape[1]]),
+            let shape_or_groups = match packing {
+                Packing::Rows => weight("shape_or_groups", Dtype::I64, &[2]),
+                Packing::Columns => weight("shape_or_groups", Dtype::I32, &[shape[1]]),
             };
             let words = weight("words", Dtype::I32, &packing.words(integers, shape));
-            words.packed(shape, Packed { packing, integers, scale, zero: None, beside })
+            words.packed(
+                shape,
+                PackedIntegers { packing, integers, scale, zero: None, shape_or_groups },
+            )
         }
     };
 }

@@ -1,7 +1,7 @@
 //! A network whose matrices AdamW changes, and the loss that they are changed by.
 
 use candle_core::{Result as CandleResult, Tensor, Var};
-use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
+use moe_math::adamw::{AdamW, AdamWStep, Moments, clipping, cosine, square_norm};
 
 use super::network::output;
 use super::samples::BlockSamples;
@@ -57,7 +57,7 @@ impl Learner {
         let matrices =
             self.vars.iter().zip(&gradients).zip(&mut self.moments).zip(self.learning_rates);
         for (((var, gradient), moments), learning_rate) in matrices {
-            let step = Step {
+            let step = AdamWStep {
                 number: self.taken,
                 learning_rate: learning_rate * rate,
                 weight_decay: 0.0,

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::{
-    Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit, RouterEdit, RouterRows, Scale,
-    SharedEdit,
+    Network, NetworkEdit, NetworkSource, Neurons, NoiseEdit, ProjectionScale, RouterEdit,
+    RouterRows, SharedEdit,
 };
 
 impl SharedEdit {
@@ -110,7 +110,7 @@ impl fmt::Display for Network {
     }
 }
 
-impl fmt::Display for Scale {
+impl fmt::Display for ProjectionScale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.gate_and_up != 1.0 {
             write!(f, ", gate and up projections × {:.6}", self.gate_and_up)?;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use candle_core::Tensor;
 use moe_math::meter::Work;
-use moe_math::quantize::{Damping, HessianSum, QuantizeError, factorise_all};
+use moe_math::quantize::{Damping, HessianSum, QuantizeError, factorize_all};
 use moe_model::Result;
 use rayon::prelude::*;
 
@@ -71,7 +71,7 @@ impl Solver<'_> {
             hessians.par_iter_mut().try_for_each(shrink).map_err(failed)?;
             let damping: Vec<Damping> =
                 hessians.iter().map(|hessian| self.damping_of(hessian)).collect();
-            let factors = factorise_all(hessians, &damping, self.act_order).map_err(failed)?;
+            let factors = factorize_all(hessians, &damping, self.act_order).map_err(failed)?;
             let factored =
                 |((factor, effective), task): ((Result<_, _>, f64), &Task<'_>)| match factor {
                     Ok(factor) => Ok(Factored { factor, effective }),
@@ -87,7 +87,7 @@ impl Solver<'_> {
     fn damping_of(&self, hessian: &HessianSum) -> Damping {
         let tokens = hessian.effective_tokens().max(1.0);
         let start = (self.damping.start + self.ridge * hessian.size() as f64 / tokens)
-            .min(self.damping.most);
+            .min(self.damping.max);
         Damping { start, ..self.damping }
     }
 }

@@ -65,11 +65,12 @@ pub(crate) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
         (options.shared_width.is_some() && !has_shared, "--shared-width"),
     ];
     let Some((_, option)) = given.into_iter().find(|(is_idle, _)| *is_idle) else { return Ok(()) };
-    let what = match has_shared {
-        true => format!(
+    let what = if has_shared {
+        format!(
             "{option} has no meaning for a partition, whose shared expert has neurons of its own"
-        ),
-        false => format!("{} has no shared expert for {option}", target.model_type),
+        )
+    } else {
+        format!("{} has no shared expert for {option}", target.model_type)
     };
     let remedy = format!("leave {option} out, or choose another --target");
     Err(idle(&[option], what, remedy))

@@ -1,6 +1,6 @@
 //! Horizontal bars: a result, and its baseline below it.
 
-use crate::report::svg::{Anchor, Scale, Svg};
+use crate::report::svg::{Anchor, AxisScale, Svg};
 
 /// The bars of one label: the value of the result, and that of its baseline.
 pub(crate) struct Bar {
@@ -10,7 +10,7 @@ pub(crate) struct Bar {
 
 const WIDTH: f64 = 352.0;
 const LABEL: f64 = 96.0;
-/// Width for the figures behind the bars.
+/// Width for the figures at the end of the bars.
 const FIGURE: f64 = 62.0;
 const ROW: f64 = 42.0;
 const THICK: f64 = 14.0;
@@ -41,7 +41,7 @@ impl Bars<'_> {
     }
 
     /// Draws the bar whose upper edge is at `y`.
-    fn bar(&self, svg: &mut Svg, scale: &Scale, (class, value): (&str, f64), y: f64) {
+    fn bar(&self, svg: &mut Svg, scale: &AxisScale, (class, value): (&str, f64), y: f64) {
         let (from, to) = (scale.base().min(scale.at(value)), scale.base().max(scale.at(value)));
         svg.rect(class, [from, y], [(to - from).max(1.0), THICK]);
         let figure = (self.format)(Some(value));
@@ -55,7 +55,7 @@ pub(crate) fn bars(chart: &Bars<'_>) -> Svg {
     let height = ROW * chart.rows.len() as f64 + 8.0;
     let mut svg = Svg::new(chart.id, [WIDTH, height], chart.title.to_owned(), chart.described());
     let values = chart.rows.iter().flat_map(|row| row.values).flatten();
-    let scale = Scale::linear(values, LABEL, WIDTH - LABEL - FIGURE);
+    let scale = AxisScale::linear(values, LABEL, WIDTH - LABEL - FIGURE);
     for (index, row) in chart.rows.iter().enumerate() {
         let top = ROW * index as f64 + 6.0;
         svg.text("label", [LABEL - 8.0, top + THICK + 4.0], Anchor::End, &shortened(&row.label));

@@ -1,7 +1,7 @@
 //! A chart with a column for each layer.
 
 use super::frame::Frame;
-use crate::report::svg::{Path, Scale, Svg};
+use crate::report::svg::{AxisScale, Path, Svg};
 
 /// Values by layer, and how to draw them.
 pub(crate) struct Columns<'a> {
@@ -31,11 +31,11 @@ impl Columns<'_> {
         format!("From {least} to {greatest} over {count} layers; the table has every value.")
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> AxisScale {
         if self.shares {
-            return Scale::up_to(1.0, FRAME.foot(), FRAME.rise());
+            return AxisScale::up_to(1.0, FRAME.foot(), FRAME.rise());
         }
-        Scale::linear(finite(self.values).chain(finite(self.marks)), FRAME.foot(), FRAME.rise())
+        AxisScale::linear(finite(self.values).chain(finite(self.marks)), FRAME.foot(), FRAME.rise())
     }
 
     fn tick(&self) -> fn(f64) -> String {
@@ -64,9 +64,9 @@ pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
     svg
 }
 
-/// The places of columns beside each other.
+/// The places of adjacent columns.
 struct Places {
-    /// The distance between the centers of neighbours.
+    /// The distance between the centers of neighbors.
     pitch: f64,
     /// The width of a column.
     width: f64,
@@ -82,7 +82,7 @@ impl Places {
         FRAME.left + self.pitch * (index as f64 + 0.5)
     }
 
-    fn bars(&self, values: &[Option<f64>], scale: &Scale) -> Path {
+    fn bars(&self, values: &[Option<f64>], scale: &AxisScale) -> Path {
         let mut bars = Path::new();
         for (index, value) in values.iter().enumerate() {
             let Some(value) = value.filter(|v| v.is_finite()) else { continue };
@@ -93,7 +93,7 @@ impl Places {
         bars
     }
 
-    fn marks(&self, marks: &[Option<f64>], scale: &Scale) -> Path {
+    fn marks(&self, marks: &[Option<f64>], scale: &AxisScale) -> Path {
         let wide = (self.width * 1.3).min(self.pitch);
         let mut lines = Path::new();
         for (index, mark) in marks.iter().enumerate() {

@@ -3,7 +3,7 @@
 use super::frame::Frame;
 use crate::report::layer::{Fate, ReportedLayer};
 use crate::report::number::significant;
-use crate::report::svg::{Anchor, Path, Scale, Svg};
+use crate::report::svg::{Anchor, AxisScale, Path, Svg};
 
 const FRAME: Frame = Frame { size: [260.0, 124.0], left: 50.0, top: 12.0, bottom: 20.0 };
 
@@ -11,7 +11,7 @@ const FRAME: Frame = Frame { size: [260.0, 124.0], left: 50.0, top: 12.0, bottom
 pub(crate) fn curve(layer: &ReportedLayer) -> Option<Svg> {
     let order = ranked(layer);
     let (first, last) = (*order.first()?, *order.last()?);
-    let scale = Scale::of_positive(&layer.trust.saliency, FRAME.foot(), FRAME.rise());
+    let scale = AxisScale::of_positive(&layer.trust.saliency, FRAME.foot(), FRAME.rise());
     let logarithmic = if scale.logarithmic() { ", logarithmic" } else { "" };
     let [greatest, least] = [first, last].map(|e| significant(Some(layer.trust.saliency[e])));
     let description = format!(
@@ -56,7 +56,7 @@ struct Bars {
 }
 
 impl Bars {
-    fn of(layer: &ReportedLayer, order: &[usize], scale: &Scale) -> Self {
+    fn of(layer: &ReportedLayer, order: &[usize], scale: &AxisScale) -> Self {
         let [kept, merged, dropped, supers] = [const { Path::new() }; 4];
         let mut bars = Self { kept, merged, dropped, supers };
         let pitch = FRAME.wide() / order.len() as f64;

@@ -1,6 +1,6 @@
 //! The frame that values are drawn in: ticks on the left, an axis below.
 
-use crate::report::svg::{Anchor, Scale, Svg};
+use crate::report::svg::{Anchor, AxisScale, Svg};
 
 /// The size of a picture, and its margins.
 pub(super) struct Frame {
@@ -35,8 +35,8 @@ impl Frame {
         self.top - self.foot()
     }
 
-    /// Draws a horizontal line for each tick of `scale`, labelled on the left.
-    pub fn grid(&self, svg: &mut Svg, scale: &Scale, label: fn(f64) -> String) {
+    /// Draws a horizontal line for each tick of `scale`, labeled on the left.
+    pub fn grid(&self, svg: &mut Svg, scale: &AxisScale, label: fn(f64) -> String) {
         for value in scale.ticks() {
             let y = scale.at(value);
             svg.line("grid", [self.left, y], [self.width(), y]);

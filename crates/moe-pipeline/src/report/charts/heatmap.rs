@@ -26,7 +26,7 @@ struct Cells {
     experts: usize,
     wide: f64,
     high: f64,
-    /// The gap between neighbours in a row.
+    /// The gap between neighbors in a row.
     gap: f64,
 }
 
@@ -43,7 +43,7 @@ impl Cells {
         Self { experts, wide, high, gap: if wide >= 8.0 { 1.0 } else { 0.4 } }
     }
 
-    /// The place and size of a cell; those of experts that go are lower.
+    /// The place and size of a cell; cells of removed experts are lower.
     fn cell(&self, row: usize, expert: usize, stays: bool) -> [[f64; 2]; 2] {
         let (x, y) = (LEFT + self.wide * expert as f64, TOP + self.high * row as f64);
         let share = if stays { 1.0 } else { 0.45 };
@@ -56,7 +56,7 @@ impl Cells {
         TOP + self.high * layers.len() as f64
     }
 
-    /// Writes the numbers of layers and experts beside and below the cells.
+    /// Writes the numbers of layers and experts to the left of the cells and below them.
     fn number(&self, svg: &mut Svg, layers: &[ReportedLayer]) {
         let Self { experts, wide, high, .. } = *self;
         let foot = self.foot(layers);

@@ -1,9 +1,9 @@
-//! Values over steps.
+//! Line charts of values over steps.
 
 use super::columns::{every, short};
 use super::frame::Frame;
 use crate::report::number::decimal;
-use crate::report::svg::{Path, Scale, Svg};
+use crate::report::svg::{AxisScale, Path, Svg};
 
 /// A CSS class, the label, and the points as (step, value).
 pub(crate) type Line<'a> = (&'a str, &'a str, Vec<(u64, f64)>);
@@ -25,7 +25,7 @@ impl LineChart<'_> {
         points.filter(|(_, value)| value.is_finite())
     }
 
-    /// The ends of each line, a sentence on each.
+    /// A sentence on each line with its first and last value.
     fn described(&self) -> String {
         let lines = self.lines.iter().filter_map(|(_, words, points)| {
             let [first, last] =
@@ -44,7 +44,7 @@ impl LineChart<'_> {
 pub(crate) fn lines(chart: &LineChart<'_>) -> Svg {
     let mut svg = Svg::new(chart.id, FRAME.size, chart.title.to_owned(), chart.described());
     let values = chart.finite_points().map(|(_, value)| value);
-    let scale = Scale::between(values, FRAME.foot(), FRAME.rise());
+    let scale = AxisScale::between(values, FRAME.foot(), FRAME.rise());
     FRAME.grid(&mut svg, &scale, short);
     let last = chart.last_step();
     for (class, _, points) in chart.lines {

@@ -2,7 +2,7 @@
 
 use super::columns::short;
 use super::frame::Frame;
-use crate::report::svg::{Anchor, Path, Scale, Svg};
+use crate::report::svg::{Anchor, AxisScale, Path, Svg};
 
 /// Points, and the labels of their axes.
 pub(crate) struct Scatter<'a> {
@@ -25,7 +25,7 @@ pub(crate) fn scatter(chart: &Scatter<'_>) -> Svg {
     let description = format!("{} points; the table has every number.", points.len());
     let mut svg = Svg::new(chart.id, FRAME.size, chart.title.to_owned(), description);
     let values = points.iter().map(|(_, value, _)| *value);
-    let scale = Scale::linear(values, FRAME.foot(), FRAME.rise());
+    let scale = AxisScale::linear(values, FRAME.foot(), FRAME.rise());
     FRAME.grid(&mut svg, &scale, short);
     let counts = Counts::up_to(points.iter().map(|(count, ..)| *count).max().unwrap_or(1));
     counts.draw(&mut svg);

@@ -38,7 +38,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         .table(&by_domain(held_out, receipt.baseline_name()))
 }
 
-/// Bars of each figure by domain, beside those of the baseline.
+/// Bars of each figure by domain, with those of the baseline.
 fn charts(held_out: &HeldOutReport, baseline: &str) -> [Svg; 3] {
     let rows: Vec<Row<'_>> = held_out.rows().map(row).collect();
     let losses = Bars {

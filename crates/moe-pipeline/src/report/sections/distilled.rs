@@ -43,7 +43,7 @@ fn tiles(receipt: &Receipt) -> Vec<Tile> {
     ]
 }
 
-/// The change of a number of parameters; `remainder` says what the share is that is left.
+/// The change of a number of parameters; `remainder` follows the share that is left.
 fn parameters(name: &str, [before, after]: [usize; 2], remainder: &str) -> Tile {
     let change = format!("{} → {}", grouped(before as u64), grouped(after as u64));
     tile(name, change, format!("{} {remainder}", share(before as f64, after as f64)))

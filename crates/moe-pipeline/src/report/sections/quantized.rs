@@ -25,12 +25,12 @@ pub(crate) fn summary(receipt: &Receipt) -> Section {
         receipt.result.tensors
     ));
     for effect in &receipt.effects {
-        section = section.text(&format!("{}.", capitalised(&effect.why)));
+        section = section.text(&format!("{}.", capitalized(&effect.why)));
     }
     section.tiles(&tiles(receipt)).warnings(&receipt.warnings)
 }
 
-fn capitalised(text: &str) -> String {
+fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }
@@ -114,7 +114,7 @@ pub(crate) fn experts(receipt: &Receipt) -> Section {
     }
 }
 
-/// What a pool of text gave, in words.
+/// A sentence on what a pool of text added to the calibration.
 fn pool(PoolStats { scanned, joined, short }: &PoolStats) -> String {
     format!(
         "Of a pool of {} sequences {} joined ({} of {} tokens). By the original's routing {} experts were short of tokens before, {} after.",
@@ -127,7 +127,7 @@ fn pool(PoolStats { scanned, joined, short }: &PoolStats) -> String {
     )
 }
 
-/// The errors of experts beside the tokens that chose them.
+/// The error of each expert against the number of tokens that chose it.
 fn by_tokens(coldest: &[Expert]) -> Svg {
     let points = coldest.iter().filter_map(|(.., record)| {
         Some((record.counts.routed as u64, record.error?, record.counts.topped_up > 0))

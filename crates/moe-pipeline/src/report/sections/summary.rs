@@ -31,7 +31,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer]) -> Section {
         .warnings(&receipt.warnings)
 }
 
-/// How the pass chose among experts. A given plan is followed, whatever the options say.
+/// Says how the pass chose among experts. A given plan is followed, whatever the options say.
 fn ranked(receipt: &Receipt) -> Option<String> {
     if receipt.decided == Some(DecidedBy::GivenPlan) {
         return None;

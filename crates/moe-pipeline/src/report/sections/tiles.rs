@@ -51,7 +51,7 @@ impl<'a> HeldOut<'a> {
         tile("Δ loss on held-out text", signed(change), beside)
     }
 
-    /// The change of the loss beside that of the baseline, which is called `name`; `unmeasured` if
+    /// The change of the loss, and that of the baseline, which is called `name`; `unmeasured` if
     /// there is none.
     pub fn loss_beside_baseline(&self, name: &str, unmeasured: &str) -> Tile {
         self.loss(match self.baseline {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use moe_forward::labels;
 use moe_math::Compute;
-use moe_math::statistics::Sums;
+use moe_math::statistics::CalibrationSums;
 use moe_passes::{CalibrationOptions, LayerStatistics, NetworkEdit, PruneOptions};
 use moe_pipeline::{
     ConvertOptions, ObserveOptions, Quiet, Receipt, StatisticsFile, convert, observe,
@@ -116,11 +116,11 @@ fn indices(value: &Value) -> Vec<Vec<usize>> {
 }
 
 /// The sums of `layer` over both halves, by domain.
-fn by_domain(file: &StatisticsFile, layer: usize) -> Vec<Sums> {
+fn by_domain(file: &StatisticsFile, layer: usize) -> Vec<CalibrationSums> {
     let sums = file.layer(layer).unwrap().unwrap();
     let of = |label: &str| {
         let groups = file.groups().iter().zip(&sums).filter(|(group, _)| group.label == label);
-        Sums::pooled(groups.map(|(_, sums)| (sums, 1.0)))
+        CalibrationSums::pooled(groups.map(|(_, sums)| (sums, 1.0)))
     };
     labels(file.groups()).into_iter().map(of).collect()
 }

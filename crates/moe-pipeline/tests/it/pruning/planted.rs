@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::SourceFile;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_passes::{LayerTrust, NetworkEdit, PruneOptions};
 use moe_pipeline::StatisticsFile;
 use serde_json::Value;
@@ -31,7 +31,7 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     let stats =
         StatisticsFile::open(&text.observe("stats", |options| options.no_left_out = true)).unwrap();
     let sums = by_domain(&stats, 1);
-    let pooled = Sums::pooled(sums.iter().map(|sums| (sums, 1.0)));
+    let pooled = CalibrationSums::pooled(sums.iter().map(|sums| (sums, 1.0)));
     let tokens = pooled.get(Quantity::Tokens);
     let rarest = (0..24).min_by(|a, b| tokens[*a].total_cmp(&tokens[*b])).unwrap();
     let name = format!("model.layers.1.mlp.experts.{rarest}.down_proj.weight");

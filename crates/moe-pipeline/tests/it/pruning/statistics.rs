@@ -3,7 +3,7 @@
 use moe_checkpoint::{Kind, SourceFile};
 use moe_forward::labels;
 use moe_math::Compute;
-use moe_math::statistics::{Quantity, Sums};
+use moe_math::statistics::{CalibrationSums, Quantity};
 use moe_passes::{CalibrationOptions, LayerStatistics, PruneOptions};
 use moe_pipeline::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 use serde_json::Value;
@@ -49,7 +49,11 @@ fn statistics_add_up_over_files_blocks_and_scratch_files() {
 }
 
 /// [`by_domain`] in the order of domains in `like`.
-fn by_domain_of(file: &StatisticsFile, layer: usize, like: &StatisticsFile) -> Vec<Sums> {
+fn by_domain_of(
+    file: &StatisticsFile,
+    layer: usize,
+    like: &StatisticsFile,
+) -> Vec<CalibrationSums> {
     let found = by_domain(file, layer);
     let order = labels(file.groups());
     labels(like.groups())
