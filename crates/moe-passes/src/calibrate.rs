@@ -87,10 +87,7 @@ pub struct HeldOut<'a> {
 
 /// A number as people write it, without dozens of zeros.
 pub(crate) fn short(number: f64) -> String {
-    match number.abs() < 1e6 {
-        true => number.to_string(),
-        false => format!("{number:e}"),
-    }
+    if number.abs() < 1e6 { number.to_string() } else { format!("{number:e}") }
 }
 
 /// The maximum number of tokens of a window, so that its memory can be counted in 64 bits.
