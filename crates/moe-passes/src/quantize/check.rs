@@ -224,13 +224,13 @@ impl QuantizeOptions {
                 "leave attention out of --include",
             ));
         }
-        match target.is_finite() && target > 0.0 {
-            true => Ok(()),
-            false => Err(usage(
-                &["--target-bits"],
-                format!("--target-bits {target}"),
-                "give a number of bits, such as 5.5",
-            )),
+        if target.is_finite() && target > 0.0 {
+            return Ok(());
         }
+        Err(usage(
+            &["--target-bits"],
+            format!("--target-bits {target}"),
+            "give a number of bits, such as 5.5",
+        ))
     }
 }
