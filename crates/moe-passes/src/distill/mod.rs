@@ -120,7 +120,8 @@ struct Distillation {
 
 impl Transform for Distillation {
     fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
-        let (source, width) = (sources.model, self.width);
+        let source = sources.model;
+        let width = self.width;
         let mut model = self.dense(source);
         let mut layers = Vec::new();
         for (index, _) in source.moes() {

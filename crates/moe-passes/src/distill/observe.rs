@@ -243,7 +243,8 @@ impl LayerObserver {
     /// Adds the tokens of `run` that decide to the sums that need no output. Returns which rows of
     /// `run` they are, with their weights and gates.
     fn add_choices(&mut self, run: &ExpertRun<'_>) -> (Vec<u32>, ObservedRows) {
-        let (first, experts) = (self.routed.start, self.sums.experts.len());
+        let first = self.routed.start;
+        let experts = self.sums.experts.len();
         let sums = &mut self.sums.experts[run.expert];
         let mut chosen = Vec::with_capacity(run.tokens.len());
         let mut rows = ObservedRows { expert: run.expert, weights: Vec::new(), gates: Vec::new() };

@@ -187,7 +187,8 @@ impl Joining<'_> {
     /// The kept expert at this position with the neurons that join it; without any it stays as it
     /// is stored.
     fn merged(&self, position: usize) -> MergedBlock {
-        let (experts, own) = (&self.layer.moe.experts, self.kept[position]);
+        let experts = &self.layer.moe.experts;
+        let own = self.kept[position];
         let arrivals = self.arrivals(position);
         let donors = arrivals.iter().map(|(dropped, _)| *dropped);
         let cluster = std::iter::once(own).chain(donors).collect();

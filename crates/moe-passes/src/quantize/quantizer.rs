@@ -373,7 +373,8 @@ impl Converter for Quantizer {
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
-        let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.scratch.clone()));
+        let schemes = self.options.schemes(widths.as_ref());
+        let store = Store(self.scratch.clone());
         let mut details = QuantizedLayer { bit_widths: widths, ..QuantizedLayer::default() };
         if self.options.solver() == SolverChoice::Rtn {
             let record = self.options.record(index, moe, details);

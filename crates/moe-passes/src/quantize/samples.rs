@@ -215,7 +215,8 @@ impl Sampler {
         bias: Option<&[f32]>,
         counted: impl Fn(usize) -> bool,
     ) {
-        let (k, experts) = (routing.top_k, self.experts);
+        let k = routing.top_k;
+        let experts = self.experts;
         let cold: Vec<(usize, usize)> =
             (0..experts).map(|e| (e, self.missing(e))).filter(|(_, n)| *n > 0).collect();
         for (local, chosen) in
