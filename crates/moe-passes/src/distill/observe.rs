@@ -153,8 +153,8 @@ impl ObservedRows {
         let device = run.output.device();
         let chosen = Tensor::from_slice(chosen, chosen.len(), device)?;
         let weighed = Tensor::from_slice(&weighed, (weighed.len(), 1), device)?;
-        let activations = rows_in_f32(run.activations, &chosen)?;
-        let energies = activations.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
+        let energies =
+            rows_in_f32(run.activations, &chosen)?.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
         Tensor::cat(&[energies, rows_in_f32(run.output, &chosen)?.sqr()?.sum(1)?], 0)
     }
 }

@@ -174,8 +174,8 @@ impl GateAndUp {
         let chosen = Tensor::from_slice(rows, rows.len(), device)?;
         let weights = Tensor::from_slice(weights, (weights.len(), 1), device)?;
         let x = rows_in_f32(&block.x, &chosen)?;
-        let y = rows_in_f32(&block.y, &chosen)?;
         let h = swiglu(&product(&x, &self.gate)?, &product(&x, &self.up)?)?;
+        let y = rows_in_f32(&block.y, &chosen)?;
         sums.add(&h.broadcast_mul(&weights)?, &y.broadcast_mul(&weights)?)
     }
 }

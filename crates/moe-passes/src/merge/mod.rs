@@ -91,9 +91,10 @@ impl Pass for MergeOptions {
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         let size = self.check(sources)?;
-        let why = match size.keeps_all() {
-            true => "no experts are merged".to_owned(),
-            false => format!("{} experts of each layer become {}", size.before, size.after),
+        let why = if size.keeps_all() {
+            "no experts are merged".to_owned()
+        } else {
+            format!("{} experts of each layer become {}", size.before, size.after)
         };
         let reduction = Reduction { options: self.reduce.clone(), size, why };
         let next = reduction.next(self.method(), sources);

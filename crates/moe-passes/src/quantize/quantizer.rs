@@ -237,7 +237,7 @@ fn extend_routes(routes: &mut [Route], first: usize, routing: &Routing) {
     routes.iter_mut().zip(slots).for_each(|(route, slots)| route.extend(first, &slots, routing));
 }
 
-/// The number of `tokens` that are routed to an expert of `moe` in the mean.
+/// The mean number of `tokens` that are routed to an expert of `moe`.
 fn mean_load(moe: &Moe, tokens: usize) -> usize {
     (tokens * moe.router.top_k / moe.experts.len().max(1)).min(tokens)
 }

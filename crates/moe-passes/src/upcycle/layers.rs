@@ -53,14 +53,14 @@ impl FromStr for LayerChoice {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let choice = parsed(text);
-        choice.ok_or_else(|| {
+        parsed(text).ok_or_else(|| {
             let what = format!("cannot understand --layers {text:?}");
             usage(&["--layers"], what, "give all, every:2 or a list such as 0,4-7")
         })
     }
 }
 
+/// The layers that `text` chooses; None where it can't be understood.
 fn parsed(text: &str) -> Option<LayerChoice> {
     let word = text.to_ascii_lowercase();
     if word == "all" {

@@ -174,7 +174,7 @@ impl RouterSurvey {
         Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 
-    /// Those of `prompts` that are of this kind.
+    /// Those of `prompts` that are of the kind `wanted`: its set, and whether it is positive.
     fn prompts_of<'t>(&self, prompts: &'t [Tensor], wanted: (usize, bool)) -> Vec<&'t Tensor> {
         let kinds = prompts.iter().zip(&self.prompts.kinds);
         kinds.filter(|(_, kind)| **kind == wanted).map(|(states, _)| states).collect()
