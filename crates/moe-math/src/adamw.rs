@@ -207,8 +207,10 @@ pub fn square_norm(gradient: &Tensor) -> Result<f64> {
     else {
         bail!("a gradient that is not in f32")
     };
-    let part = |part: &[f32]| part.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
-    Ok(values[start..end].par_chunks(PART).map(part).collect::<Vec<_>>().into_iter().sum())
+    let parts = values[start..end]
+        .par_chunks(PART)
+        .map(|part| part.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>());
+    Ok(parts.collect::<Vec<_>>().into_iter().sum())
 }
 
 /// The factor that limits a gradient of global norm `norm` to `limit`, as torch's `clip_grad_norm_`

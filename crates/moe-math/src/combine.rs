@@ -163,13 +163,15 @@ fn added(sum: &Tensor, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result
     sum.index_add(&tokens, &output.to_dtype(DType::F32)?.broadcast_mul(&gates)?, 0)
 }
 
+fn joined<'t>(parts: impl Iterator<Item = &'t Tensor>) -> Result<Tensor> {
+    Tensor::cat(&parts.collect::<Vec<_>>(), 0)
+}
+
 /// Each token's outputs times their gates, added in the order of `parts`.
 fn add_up(tokens: usize, parts: &[(Tensor, Tensor, Vec<u32>)]) -> Result<Tensor> {
-    let all = |of: fn(&(Tensor, Tensor, Vec<u32>)) -> &Tensor| {
-        Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0)
-    };
-    let weighed = all(|part| &part.0)?.broadcast_mul(&all(|part| &part.1)?)?;
-    let rows: Vec<u32> = parts.iter().flat_map(|part| part.2.iter().copied()).collect();
+    let gates = joined(parts.iter().map(|(_, gates, _)| gates))?;
+    let weighed = joined(parts.iter().map(|(output, ..)| output))?.broadcast_mul(&gates)?;
+    let rows: Vec<u32> = parts.iter().flat_map(|(.., rows)| rows.iter().copied()).collect();
     let rows = Tensor::from_vec(rows, weighed.dim(0)?, weighed.device())?;
     Tensor::zeros((tokens, weighed.dim(1)?), DType::F32, weighed.device())?
         .index_add(&rows, &weighed, 0)

@@ -181,8 +181,9 @@ pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
 /// can vectorize them.
 fn first<T>(values: &[T], bad: impl Fn(&T) -> bool) -> Option<usize> {
     const BLOCK: usize = 4096;
-    let has_bad = |block: &[T]| block.iter().fold(false, |any, value| any | bad(value));
-    let block = values.chunks(BLOCK).position(has_bad)?;
+    let block = values
+        .chunks(BLOCK)
+        .position(|block| block.iter().fold(false, |any, value| any | bad(value)))?;
     values[block * BLOCK..].iter().position(bad).map(|position| block * BLOCK + position)
 }
 

@@ -33,8 +33,8 @@ pub fn fingerprints(gate: &[f32], up: &[f32], down: &[f32], hidden: usize) -> Ve
             hash.add((f64::from(*d) * scale).to_bits());
         }
     }
-    let both = |(hash, exponent): (Hash, i32)| Fingerprint { hash: hash.finish(), exponent };
-    hashes.into_iter().zip(exponents).map(both).collect()
+    let neurons = hashes.into_iter().zip(exponents);
+    neurons.map(|(hash, exponent)| Fingerprint { hash: hash.finish(), exponent }).collect()
 }
 
 /// ⌊log₂ max |down|⌋ of each neuron; 0 if down is zero.

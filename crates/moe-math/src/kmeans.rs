@@ -166,12 +166,10 @@ impl ClusterSearch {
 
     fn nearest(&self, centroids: &[f64]) -> candle_core::Result<Vec<u32>> {
         let mut assignment = Vec::with_capacity(self.points.n);
-        let nearest = |scores: &[f32]| {
-            (1..scores.len()).fold(0, |best, c| if scores[c] < scores[best] { c } else { best })
-        };
         self.points.scores(centroids, |block| {
-            assignment
-                .extend(block.chunks_exact(self.clusters).map(|scores| nearest(scores) as u32));
+            assignment.extend(
+                block.chunks_exact(self.clusters).map(|scores| index_of_least(scores) as u32),
+            );
         })?;
         Ok(assignment)
     }
@@ -197,10 +195,11 @@ impl ClusterSearch {
         }
         let mut distances = self.points.distances(assignment, centroids);
         for cluster in empty {
-            let movable = |i: &usize| counts[assignment[*i] as usize] > 1 && distances[*i] > 0.0;
+            let movable = (0..self.points.n)
+                .filter(|i| counts[assignment[*i] as usize] > 1 && distances[*i] > 0.0);
             let farthest =
-                |a: &usize, b: &usize| distances[*a].total_cmp(&distances[*b]).then(b.cmp(a));
-            let Some(i) = (0..self.points.n).filter(movable).max_by(farthest) else {
+                movable.max_by(|a, b| distances[*a].total_cmp(&distances[*b]).then(b.cmp(a)));
+            let Some(i) = farthest else {
                 return Err(ClusterError::Duplicates {
                     points: self.points.n,
                     clusters: self.clusters,
@@ -223,4 +222,9 @@ impl ClusterSearch {
         let centroids = self.points.uncenter(&centroids)?;
         Ok(Clustering { centroids, assignment, inertia, iterations, is_settled })
     }
+}
+
+/// The index of the least score; among equals, the first.
+fn index_of_least(scores: &[f32]) -> usize {
+    (1..scores.len()).fold(0, |best, c| if scores[c] < scores[best] { c } else { best })
 }

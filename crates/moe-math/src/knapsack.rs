@@ -45,8 +45,7 @@ impl Bounds {
             return None;
         }
         let relaxed = Relaxed::new(items, capacity);
-        let cost = |choice: &Choice| choice.error + relaxed.multiplier * choice.size as f64;
-        let costs = suffixes(items, cost, 0.0, f64::min, |a, b| a + b)?;
+        let costs = suffixes(items, |choice| relaxed.cost(choice), 0.0, f64::min, |a, b| a + b)?;
         Some(Self { capacity, sizes, costs, relaxed })
     }
 
@@ -161,6 +160,15 @@ impl Relaxed {
         }
         Self { error, multiplier }
     }
+
+    /// Error + multiplier · size of a choice.
+    fn cost(&self, choice: &Choice) -> f64 {
+        choice.error + self.multiplier * choice.size as f64
+    }
+}
+
+fn slope(a: &Choice, b: &Choice) -> f64 {
+    (b.error - a.error) / (b.size - a.size) as f64
 }
 
 /// The choices on the lower convex hull of error over size, from the smallest on, while errors
@@ -168,7 +176,6 @@ impl Relaxed {
 fn hull(item: &[Choice]) -> Vec<Choice> {
     let mut sorted = item.to_vec();
     sorted.sort_by(|a, b| a.size.cmp(&b.size).then(a.error.total_cmp(&b.error)));
-    let slope = |a: &Choice, b: &Choice| (b.error - a.error) / (b.size - a.size) as f64;
     let mut hull: Vec<Choice> = Vec::new();
     for choice in sorted {
         if hull.last().is_some_and(|last| choice.size == last.size || choice.error >= last.error) {

@@ -23,8 +23,7 @@ impl LeastSquares {
     /// # Errors
     /// If there is not enough memory.
     pub fn new(inputs: usize, outputs: usize) -> Result<Self> {
-        let zeros = |rows| Tensor::zeros((rows, inputs), DType::F64, &Device::Cpu);
-        Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)? })
+        Ok(Self { gram: f64_zeros(inputs, inputs)?, cross: f64_zeros(outputs, inputs)? })
     }
 
     /// Adds samples: `p` is `[samples, inputs]`, `q` is `[samples, outputs]`. Both have one dtype
@@ -33,9 +32,8 @@ impl LeastSquares {
     /// # Errors
     /// If the device fails.
     pub fn add(&mut self, p: &Tensor, q: &Tensor) -> Result<()> {
-        let cpu = |t: Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
-        self.gram = (&self.gram + cpu(p.t()?.matmul(p)?)?)?;
-        self.cross = (&self.cross + cpu(q.t()?.matmul(p)?)?)?;
+        self.gram = (&self.gram + f64_on_cpu(&p.t()?.matmul(p)?)?)?;
+        self.cross = (&self.cross + f64_on_cpu(&q.t()?.matmul(p)?)?)?;
         Ok(())
     }
 
@@ -55,6 +53,14 @@ impl LeastSquares {
         let inverse = Tensor::from_vec(inverse, (1, kept), &Device::Cpu)?;
         self.cross.matmul(&v.t()?)?.broadcast_mul(&inverse)?.matmul(&v)?.flatten_all()?.to_vec1()
     }
+}
+
+pub(crate) fn f64_zeros(rows: usize, columns: usize) -> Result<Tensor> {
+    Tensor::zeros((rows, columns), DType::F64, &Device::Cpu)
+}
+
+pub(crate) fn f64_on_cpu(t: &Tensor) -> Result<Tensor> {
+    t.to_device(&Device::Cpu)?.to_dtype(DType::F64)
 }
 
 #[cfg(test)]

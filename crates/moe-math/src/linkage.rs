@@ -48,8 +48,9 @@ fn nearest_pair(distances: &[f64], left: &[usize], n: usize) -> (usize, usize) {
 
 /// Euclidean distances between all of `points`, `[n, d]` row by row: `[n, n]`.
 pub fn euclidean(points: &[f64], d: usize) -> Vec<f64> {
-    let rows = || points.chunks_exact(d);
-    rows().flat_map(|a| rows().map(move |b| squared_distance(a, b).sqrt())).collect()
+    let rows = points.chunks_exact(d);
+    let pairs = rows.clone().flat_map(|a| rows.clone().map(move |b| (a, b)));
+    pairs.map(|(a, b)| squared_distance(a, b).sqrt()).collect()
 }
 
 /// ‖a − b‖₂²

@@ -148,12 +148,12 @@ impl Observed {
 
 /// The rows of each group that has any, in parts of at most [`ROWS`].
 fn by_group(counted: &[(usize, usize)], groups: usize) -> Vec<(usize, Vec<u32>)> {
-    let of_group = |group: usize| {
+    let parts = (0..groups).flat_map(|group| {
         let rows: Vec<u32> =
             counted.iter().filter(|(of, _)| *of == group).map(|(_, row)| *row as u32).collect();
         rows.chunks(ROWS).map(|rows| (group, rows.to_vec())).collect::<Vec<_>>()
-    };
-    (0..groups).flat_map(of_group).collect()
+    });
+    parts.collect()
 }
 
 /// The given rows in f32.
@@ -197,11 +197,13 @@ fn add_expert(
     ran: &ExpertResults<'_>,
     counted: &[(usize, usize)],
 ) -> Result<()> {
-    let rows = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec2::<f32>();
-    let (activations, outputs) = (rows(ran.activations)?, rows(ran.outputs)?);
+    let activations = ran.activations.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    let outputs = ran.outputs.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     for &(group, row) in counted {
-        let (sums, gate, phi, f) =
-            (&mut sums[group], f64::from(ran.gates[row]), &activations[row], &outputs[row]);
+        let sums = &mut sums[group];
+        let gate = f64::from(ran.gates[row]);
+        let phi = &activations[row];
+        let f = &outputs[row];
         let square: f64 = f.iter().map(|f| f64::from(*f).powi(2)).sum();
         let largest = f.iter().fold(0f32, |most, f| most.max(f.abs()));
         add_row(sums, ran.expert, gate, square, f64::from(largest));

@@ -17,6 +17,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     })
 }
 
+fn in_f32(t: &Tensor) -> Result<Tensor> {
+    t.to_dtype(DType::F32)?.contiguous()
+}
+
 /// With r = 1 / √(mean x² + ε) and width n: ∂x = r (g ∘ w) − x r³ Σ(g ∘ w ∘ x) / n, and ∂w is the
 /// sum over rows of g ∘ x r.
 fn rms_norm_backward(
@@ -27,11 +31,11 @@ fn rms_norm_backward(
     trains: bool,
 ) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let width = x.dim(D::Minus1)?;
-    let wide = |t: &Tensor| t.to_dtype(DType::F32)?.contiguous();
-    let (xs, gradient) = (wide(x)?.reshape(((), width))?, wide(gradient)?.reshape(((), width))?);
+    let xs = in_f32(x)?.reshape(((), width))?;
+    let gradient = in_f32(gradient)?.reshape(((), width))?;
     let r = ((xs.sqr()?.mean_keepdim(1)? + f64::from(eps))?.sqrt()?).recip()?;
     let unit = xs.broadcast_mul(&r)?;
-    let to_unit = gradient.broadcast_mul(&wide(weight)?)?;
+    let to_unit = gradient.broadcast_mul(&in_f32(weight)?)?;
     let along = (&to_unit * &unit)?.mean_keepdim(1)?;
     let to_x = (to_unit - unit.broadcast_mul(&along)?)?.broadcast_mul(&r)?;
     let to_weight =

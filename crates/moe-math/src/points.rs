@@ -143,10 +143,10 @@ impl Points {
 
     /// |x − c|² of each point and its assigned centroid.
     pub fn distances(&self, assignment: &[u32], centroids: &[f64]) -> Vec<f64> {
-        let distance = |(i, a): (usize, &u32)| {
+        let distances = assignment.par_iter().enumerate().map(|(i, a)| {
             squared_distance(self.row(i), &centroids[*a as usize * self.d..][..self.d])
-        };
-        assignment.par_iter().enumerate().map(distance).collect()
+        });
+        distances.collect()
     }
 
     /// The centroid of each cluster's points. A cluster that is empty, or whose directions cancel,
@@ -196,10 +196,9 @@ impl Points {
                 return centroids;
             }
             let last = &centroids[centroids.len() - self.d..];
-            let update = |(i, nearest): (usize, &mut f64)| {
-                *nearest = nearest.min(squared_distance(self.row(i), last))
-            };
-            nearest.par_iter_mut().enumerate().for_each(update);
+            nearest.par_iter_mut().enumerate().for_each(|(i, nearest)| {
+                *nearest = nearest.min(squared_distance(self.row(i), last));
+            });
             chosen = draw(&nearest, unit(generator));
         }
     }
@@ -209,13 +208,12 @@ impl Points {
 fn draw(weights: &[f64], u: f64) -> usize {
     let target = u * weights.iter().sum::<f64>();
     let mut sum = 0.0;
-    let passes = |weight: &f64| {
+    let passed = weights.iter().position(|weight| {
         sum += weight;
         sum > target
-    };
+    });
     // Rounding can leave the target equal to the total.
-    let last = || weights.iter().rposition(|w| *w > 0.0);
-    weights.iter().position(passes).or_else(last).unwrap_or(0)
+    passed.or_else(|| weights.iter().rposition(|w| *w > 0.0)).unwrap_or(0)
 }
 
 /// The mean of rows of width `d`, summed in order.

@@ -1,8 +1,10 @@
 //! A linear map fitted to samples and shrunk towards a known one.
 
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 use faer::prelude::Solve;
 use faer::{Mat, MatRef, Side};
+
+use crate::least_squares::{f64_on_cpu, f64_zeros};
 
 /// Σ h hᵀ, Σ y hᵀ and Σ ‖y‖² of samples (h, y). They determine the W that minimizes Σ ‖y − W h‖² +
 /// λ ‖W − W₀‖², and the error of any W.
@@ -22,8 +24,8 @@ impl Ridge {
     /// # Errors
     /// If there is not enough memory.
     pub fn new(inputs: usize, outputs: usize) -> Result<Self> {
-        let zeros = |rows| Tensor::zeros((rows, inputs), DType::F64, &Device::Cpu);
-        Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)?, energy: 0.0 })
+        let gram = f64_zeros(inputs, inputs)?;
+        Ok(Self { gram, cross: f64_zeros(outputs, inputs)?, energy: 0.0 })
     }
 
     /// Adds samples: `h` is `[samples, inputs]`, `y` is `[samples, outputs]`. Products are in their
@@ -32,10 +34,9 @@ impl Ridge {
     /// # Errors
     /// If the device fails.
     pub fn add(&mut self, h: &Tensor, y: &Tensor) -> Result<()> {
-        let cpu = |t: Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
-        self.gram = (&self.gram + cpu(h.t()?.matmul(h)?)?)?;
-        self.cross = (&self.cross + cpu(y.t()?.matmul(h)?)?)?;
-        self.energy += cpu(y.clone())?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        self.gram = (&self.gram + f64_on_cpu(&h.t()?.matmul(h)?)?)?;
+        self.cross = (&self.cross + f64_on_cpu(&y.t()?.matmul(h)?)?)?;
+        self.energy += f64_on_cpu(y)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
         Ok(())
     }
 
@@ -63,12 +64,11 @@ impl Ridge {
         let gram = MatRef::from_row_major_slice(&gram, inputs, inputs);
         let damped =
             Mat::from_fn(inputs, inputs, |i, j| gram[(i, j)] + if i == j { lambda } else { 0.0 });
-        let singular = |_| {
+        let factor = damped.llt(Side::Lower).map_err(|_| {
             Error::Msg(format!(
                 "with λ = {relative} of its mean diagonal the Gram matrix is singular"
             ))
-        };
-        let factor = damped.llt(Side::Lower).map_err(singular)?;
+        })?;
         // Columns of the right-hand side are rows of W.
         let mut solved =
             MatRef::from_row_major_slice(&right, outputs, inputs).transpose().to_owned();
@@ -84,14 +84,20 @@ impl Ridge {
     /// # Errors
     /// If the device fails.
     pub fn relative_error(&self, w: &Tensor) -> Result<f64> {
-        let sum = |a: &Tensor, b: &Tensor| (a * b)?.sum_all()?.to_scalar::<f64>();
-        let error = self.energy - 2.0 * sum(w, &self.cross)? + sum(&w.matmul(&self.gram)?, w)?;
+        let error = self.energy - 2.0 * inner_product(w, &self.cross)?
+            + inner_product(&w.matmul(&self.gram)?, w)?;
         Ok(if self.energy > 0.0 { (error.max(0.0) / self.energy).sqrt() } else { 0.0 })
     }
 }
 
+fn inner_product(a: &Tensor, b: &Tensor) -> Result<f64> {
+    (a * b)?.sum_all()?.to_scalar()
+}
+
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
     use crate::sampling::{generator, normal};
 

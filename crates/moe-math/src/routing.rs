@@ -71,6 +71,16 @@ pub enum GroupScore {
     TopTwoSum,
 }
 
+impl GroupScore {
+    /// The score of a group whose two largest choice scores are these.
+    fn of(self, [first, second]: [f32; 2]) -> f32 {
+        match self {
+            Self::TopTwoSum if second > f32::NEG_INFINITY => first + second,
+            Self::TopTwoSum | Self::Max => first,
+        }
+    }
+}
+
 /// Groups of consecutive experts. Only experts of the best groups can be selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Groups {
@@ -167,9 +177,9 @@ pub fn route_masked(
     masked: Option<&[bool]>,
 ) -> Result<Routing> {
     let (_, experts) = logits.dims2()?;
-    let is_live = |e: &u32| masked.is_none_or(|masked| !masked[*e as usize]);
     assert!(masked.is_none_or(|masked| masked.len() == experts), "a mask for each expert");
-    let live: Vec<u32> = (0..experts as u32).filter(is_live).collect();
+    let live: Vec<u32> =
+        (0..experts as u32).filter(|e| masked.is_none_or(|masked| !masked[*e as usize])).collect();
     rule.check(experts, live.len())?;
     let scores = scores(logits, rule.scoring, masked)?;
     Ok(chosen(scores, rule, experts, |chooser, _| chooser.live.clone_from(&live)))
@@ -303,12 +313,14 @@ impl<'r> Chooser<'r> {
     fn push(&mut self, scores: &[f32], selected: &mut Vec<u32>, weights: &mut Vec<f32>) {
         let rule = self.rule;
         let chosen = self.choose(scores);
-        let of = |e: &u32| scores[*e as usize];
-        let sum: f32 = chosen.iter().map(of).sum();
+        let sum: f32 = chosen.iter().map(|e| scores[*e as usize]).sum();
         let divisor = if rule.normalize { sum + MIN_SUM } else { 1.0 };
         selected.extend_from_slice(chosen);
-        let gate = |e| rounded(of(e) / divisor * rule.scale as f32, rule.gates);
-        weights.extend(chosen.iter().map(gate));
+        weights.extend(
+            chosen
+                .iter()
+                .map(|e| rounded(scores[*e as usize] / divisor * rule.scale as f32, rule.gates)),
+        );
     }
 
     /// The experts of the token with these `scores`, in descending order of score.
@@ -320,16 +332,19 @@ impl<'r> Chooser<'r> {
         if let Some(groups) = self.rule.groups {
             self.drop_groups(groups);
         }
-        let (top_k, choice, dropped) = (self.rule.top_k, &self.choice, &self.dropped);
+        let top_k = self.rule.top_k;
+        let choice = &self.choice;
+        let dropped = &self.dropped;
         let size = choice.len() / dropped.len().max(1);
         let is_dropped = |e: u32| dropped.get(e as usize / size).is_some_and(|d| *d);
-        let better = |a: &u32, b: &u32| {
-            let by_choice = || choice[*b as usize].total_cmp(&choice[*a as usize]);
-            is_dropped(*a).cmp(&is_dropped(*b)).then_with(by_choice).then(a.cmp(b))
-        };
         self.order.clone_from(&self.live);
         if top_k < self.order.len() {
-            self.order.select_nth_unstable_by(top_k, better);
+            self.order.select_nth_unstable_by(top_k, |a, b| {
+                is_dropped(*a)
+                    .cmp(&is_dropped(*b))
+                    .then_with(|| choice[*b as usize].total_cmp(&choice[*a as usize]))
+                    .then(a.cmp(b))
+            });
         }
         let chosen = &mut self.order[..top_k];
         chosen.sort_unstable_by(|a, b| {
@@ -343,20 +358,16 @@ impl<'r> Chooser<'r> {
         // The two largest choice scores among each group's live experts.
         let mut best = vec![[f32::NEG_INFINITY; 2]; groups.count];
         for &expert in &self.live {
-            let (score, [first, second]) =
-                (self.choice[expert as usize], &mut best[expert as usize / size]);
+            let score = self.choice[expert as usize];
+            let [first, second] = &mut best[expert as usize / size];
             if score > *first {
                 (*first, *second) = (score, *first);
             } else if score > *second {
                 *second = score;
             }
         }
-        let score = |[first, second]: [f32; 2]| match groups.score {
-            GroupScore::TopTwoSum if second > f32::NEG_INFINITY => first + second,
-            GroupScore::TopTwoSum | GroupScore::Max => first,
-        };
         let mut order: Vec<usize> = (0..groups.count).collect();
-        order.sort_by(|a, b| score(best[*b]).total_cmp(&score(best[*a])));
+        order.sort_by(|a, b| groups.score.of(best[*b]).total_cmp(&groups.score.of(best[*a])));
         self.dropped.clear();
         self.dropped.resize(groups.count, false);
         for group in &order[groups.kept..] {

@@ -16,11 +16,11 @@ pub fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
 
 /// `count` numbers from N(0, std²).
 pub fn normal(count: usize, std: f64, generator: &mut impl RngCore) -> Vec<f32> {
-    let sample = |_| {
+    let samples = (0..count).map(|_| {
         let x: f64 = StandardNormal.sample(generator);
         (x * std) as f32
-    };
-    (0..count).map(sample).collect()
+    });
+    samples.collect()
 }
 
 /// Adds N(0, std²) to a random `fraction` of `values`.

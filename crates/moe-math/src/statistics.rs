@@ -173,8 +173,8 @@ pub struct CalibrationSums {
 impl CalibrationSums {
     /// Starts without tokens.
     pub fn new(sizes: MixtureSizes) -> Self {
-        let zeros = |q: Quantity| vec![0.0; q.shape(sizes).iter().product()];
-        Self { sizes, values: Quantity::ALL.map(zeros).to_vec() }
+        let zeros = Quantity::ALL.map(|q| vec![0.0; q.shape(sizes).iter().product()]);
+        Self { sizes, values: zeros.to_vec() }
     }
 
     /// The layer's sizes.

@@ -157,11 +157,11 @@ fn chosen(expert: &Expert, rows: &[u32]) -> Result<Vec<f64>> {
             .flatten_all()
             .and_then(|matrix| matrix.to_vec1::<f32>())
             .map_err(|e| failed(expert, e))?;
-        let down = place == 2;
+        let is_down = place == 2;
         for (neuron, row) in values.chunks_exact_mut(3 * hidden).zip(rows) {
             let row = *row as usize;
             let neuron = &mut neuron[place * hidden..][..hidden];
-            if down {
+            if is_down {
                 let column = matrix[row..].iter().step_by(expert.width());
                 neuron.iter_mut().zip(column).for_each(copy);
             } else {
@@ -231,8 +231,8 @@ pub(crate) fn by_activations_and_weights(
     let merged = groups.iter().filter(|group| group.len() > 1).flatten().copied();
     let scores = Scores::of(layer, &merged.collect::<Vec<_>>())?;
     of_members(groups, ExpertSizes::of(layer.moe).costs(), |centroid, member| {
-        let rho = |expert: usize| &scores.by_expert[&expert];
-        let mut cost = alignment::distances(rho(centroid), rho(member), scores.rank);
+        let [rho_c, rho_j] = [centroid, member].map(|expert| &scores.by_expert[&expert]);
+        let mut cost = alignment::distances(rho_c, rho_j, scores.rank);
         let (a, b) = (alpha(sums, centroid), alpha(sums, member));
         for (row, a) in cost.chunks_exact_mut(b.len()).zip(&a) {
             row.iter_mut().zip(&b).for_each(|(cost, b)| *cost += (a - b).abs());
@@ -253,22 +253,31 @@ impl Scores {
     fn of(layer: &LayerView<'_>, experts: &[usize]) -> Result<Self> {
         let moe = layer.moe;
         let rows = UnitNeurons(moe);
-        let find =
-            || principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device);
-        let principal = layer.compute.stage("principal components", Work::UNCOUNTED, find);
+        let principal = layer.compute.stage("principal components", Work::UNCOUNTED, || {
+            principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device)
+        });
         let principal = principal.map_err(|e| failed(&moe.experts[0], e))?;
         let rank = principal.rank();
-        let score = |expert: &usize| -> Result<(usize, Vec<f64>)> {
-            let rows = principal::Rows::part(&rows, *expert);
-            let scores = rows.and_then(|rows| principal.scores(&rows));
-            let mut scores = scores.map_err(|e| failed(&moe.experts[*expert], e))?;
-            unit(&mut scores, rank);
-            Ok((*expert, scores))
-        };
         let work = Work::products(rows.count(), rows.width() * rank);
-        let all = || found_by(experts, at_once(ExpertSizes::of(moe).scored()), score);
-        Ok(Self { rank, by_expert: layer.compute.stage("scores", work, all)? })
+        let by_expert = layer.compute.stage("scores", work, || {
+            found_by(experts, at_once(ExpertSizes::of(moe).scored()), |expert| {
+                Ok((*expert, scores_of(&rows, &principal, *expert)?))
+            })
+        })?;
+        Ok(Self { rank, by_expert })
     }
+}
+
+/// The scores of the neurons of `expert`, scaled to length 1.
+fn scores_of(
+    rows: &UnitNeurons<'_>,
+    principal: &principal::Principal,
+    expert: usize,
+) -> Result<Vec<f64>> {
+    let scores = principal::Rows::part(rows, expert).and_then(|neurons| principal.scores(&neurons));
+    let mut scores = scores.map_err(|e| failed(&rows.0.experts[expert], e))?;
+    unit(&mut scores, principal.rank());
+    Ok(scores)
 }
 
 /// Mean activations over their root mean square; 0 for an expert without tokens.

@@ -13,14 +13,10 @@ pub(crate) fn in_batches<T, M>(
     mut make: impl FnMut(&[T]) -> Result<M>,
     mut take: impl FnMut(&[T], M) -> Result<()>,
 ) -> Result<()> {
-    let (mut rest, mut limit) = (items, usize::MAX);
+    let mut rest = items;
+    let mut limit = usize::MAX;
     while !rest.is_empty() {
-        let mut filled = 0usize;
-        let fits = |item: &&T| {
-            filled = filled.saturating_add(bytes(item));
-            filled <= most
-        };
-        let count = rest.iter().take_while(fits).count().clamp(1, limit);
+        let count = count_within(rest, most, &bytes).clamp(1, limit);
         let (batch, behind) = rest.split_at(count);
         match make(batch) {
             Ok(made) => take(batch, made)?,
@@ -33,6 +29,16 @@ pub(crate) fn in_batches<T, M>(
         rest = behind;
     }
     Ok(())
+}
+
+/// The number of `items`, from the first on, that take at most `most` bytes together.
+fn count_within<T>(items: &[T], most: usize, bytes: impl Fn(&T) -> usize) -> usize {
+    let mut filled = 0usize;
+    let fitting = items.iter().take_while(|item| {
+        filled = filled.saturating_add(bytes(item));
+        filled <= most
+    });
+    fitting.count()
 }
 
 #[cfg(test)]

@@ -88,6 +88,20 @@ pub enum Trained {
     All,
 }
 
+impl Trained {
+    fn parts(&self) -> Vec<TrainedPart> {
+        match self {
+            Self::Router => vec![TrainedPart::Routers],
+            Self::Experts => vec![TrainedPart::Experts],
+            Self::Shared => vec![TrainedPart::Shared],
+            Self::Attention => vec![TrainedPart::Attention],
+            Self::Norms => vec![TrainedPart::Norms],
+            Self::Embeddings => vec![TrainedPart::Embeddings],
+            Self::All => TrainedPart::ALL.to_vec(),
+        }
+    }
+}
+
 /// The part of the original's distribution that is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -144,16 +158,7 @@ impl HealOptions {
     }
 
     fn parts(&self) -> Vec<TrainedPart> {
-        let parts = |trained: &Trained| match trained {
-            Trained::Router => vec![TrainedPart::Routers],
-            Trained::Experts => vec![TrainedPart::Experts],
-            Trained::Shared => vec![TrainedPart::Shared],
-            Trained::Attention => vec![TrainedPart::Attention],
-            Trained::Norms => vec![TrainedPart::Norms],
-            Trained::Embeddings => vec![TrainedPart::Embeddings],
-            Trained::All => TrainedPart::ALL.to_vec(),
-        };
-        self.train.iter().flat_map(parts).collect()
+        self.train.iter().flat_map(Trained::parts).collect()
     }
 
     /// The parts that are trained, in the words of --train.

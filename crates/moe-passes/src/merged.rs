@@ -31,10 +31,12 @@ impl Share {
         match self {
             Self::Some(gifts) => gifts.clone(),
             Self::All { coefficient, permutation } => {
-                let from = |place: usize| permutation.as_ref().map_or(place as u32, |p| p[place]);
-                let gift =
-                    |to: usize| Gift { from: from(to), to: to as u32, coefficient: *coefficient };
-                (0..width).map(gift).collect()
+                let gifts = (0..width).map(|place| {
+                    let to = place as u32;
+                    let from = permutation.as_ref().map_or(to, |permutation| permutation[place]);
+                    Gift { from, to, coefficient: *coefficient }
+                });
+                gifts.collect()
             }
         }
     }
@@ -50,21 +52,24 @@ struct Merged {
 /// The expert that `members` are merged into: each of its neurons is the sum of their
 /// contributions.
 pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
-    let of = |linear: fn(&Expert) -> &Linear, axis| {
-        let weights =
-            members.iter().map(|(expert, share)| (linear(expert).weight.clone(), share.clone()));
-        let first = &linear(members[0].0).weight;
-        let merged = Merged { members: weights.collect(), axis };
-        Linear {
-            weight: Weight::made(first.name(), first.dtype(), first.shape(), merged),
-            bias: None,
-        }
-    };
     Expert {
-        gate: of(|e| &e.gate, Axis::Rows),
-        up: of(|e| &e.up, Axis::Rows),
-        down: of(|e| &e.down, Axis::Columns),
+        gate: merged_linear(members, |e| &e.gate, Axis::Rows),
+        up: merged_linear(members, |e| &e.up, Axis::Rows),
+        down: merged_linear(members, |e| &e.down, Axis::Columns),
     }
+}
+
+/// One matrix of that expert, whose neurons are along `axis`.
+fn merged_linear(
+    members: &[(&Expert, Share)],
+    linear: fn(&Expert) -> &Linear,
+    axis: Axis,
+) -> Linear {
+    let weights =
+        members.iter().map(|(expert, share)| (linear(expert).weight.clone(), share.clone()));
+    let first = &linear(members[0].0).weight;
+    let merged = Merged { members: weights.collect(), axis };
+    Linear { weight: Weight::made(first.name(), first.dtype(), first.shape(), merged), bias: None }
 }
 
 /// Bytes that making merged weights of `model` takes while they are written. Until merging is

@@ -18,9 +18,8 @@ impl OutputError {
     /// # Errors
     /// Errors of the device.
     pub fn add(&mut self, original: &Tensor, converted: &Tensor) -> Result<()> {
-        let square = |t: &Tensor| t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
-        self.error += square(&(original - converted)?)?;
-        self.all += square(original)?;
+        self.error += square_norm(&(original - converted)?)?;
+        self.all += square_norm(original)?;
         Ok(())
     }
 
@@ -28,4 +27,8 @@ impl OutputError {
     pub fn relative(&self) -> Option<f64> {
         (self.all > 0.0).then(|| (self.error / self.all).sqrt())
     }
+}
+
+fn square_norm(t: &Tensor) -> Result<f64> {
+    t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()
 }

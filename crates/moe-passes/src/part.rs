@@ -94,12 +94,11 @@ impl Part {
     /// The weight, in the encoding of the base. It is the base's own bytes where nothing changes
     /// them.
     pub fn weight(self) -> Weight {
-        let rows = |range: &Range<usize>| {
-            Some(Weight::from(self.base.stored()?.rows(range.start, range.end)))
-        };
         let as_stored = match (&self.neurons, self.axis) {
             (Neurons::All, _) => Some(self.base.clone()),
-            (Neurons::Range(range), Axis::Rows) => rows(range),
+            (Neurons::Range(Range { start, end }), Axis::Rows) => {
+                self.base.stored().map(|stored| Weight::from(stored.rows(*start, *end)))
+            }
             _ => None,
         };
         if let Some(weight) = as_stored.filter(|_| self.only_chooses()) {
@@ -178,19 +177,19 @@ impl Part {
 
 impl WeightSource for Part {
     fn make(&self) -> Result<Vec<u8>> {
-        let fail = |e| numeric(self.base.name(), e);
         let (stored, dtype) = read_finite(&self.base)?;
         let all = self
             .redraw
             .as_ref()
             .map(|_| encoding::decode_f32(&stored, dtype))
             .transpose()
-            .map_err(fail)?;
+            .map_err(|e| numeric(self.base.name(), e))?;
         let chosen = self.chosen(stored)?;
         if self.only_chooses() {
             return Ok(chosen);
         }
-        let mut values = encoding::decode_f32(&chosen, dtype).map_err(fail)?;
+        let mut values =
+            encoding::decode_f32(&chosen, dtype).map_err(|e| numeric(self.base.name(), e))?;
         if let (Some(redraw), Some(all)) = (&self.redraw, all) {
             self.redraw(redraw, &all, &mut values);
         }
@@ -377,9 +376,10 @@ impl WeightSource for Repeated {
     fn make(&self) -> Result<Vec<u8>> {
         let [count, columns] = [self.shape[0] / self.times, self.shape[1]];
         let distinct = self.distinct(count, columns)?;
-        let repeated = |row| std::iter::repeat_n(row, self.times).flatten().copied();
-        let values: Vec<f32> = distinct.chunks_exact(columns).flat_map(repeated).collect();
-        encoded(&values, self.dtype, &self.name)
+        let values = distinct
+            .chunks_exact(columns)
+            .flat_map(|row| std::iter::repeat_n(row, self.times).flatten().copied());
+        encoded(&values.collect::<Vec<f32>>(), self.dtype, &self.name)
     }
 }
 

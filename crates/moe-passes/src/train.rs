@@ -274,14 +274,14 @@ impl RouterOptions {
     /// # Errors
     /// [`moe_model::Kind::Usage`].
     pub fn check(&self) -> Result<()> {
-        let sizes = [("--balance", Some(self.balance)), ("--z-loss", Some(self.z_loss))];
-        let bad = |value: f64| !(value >= 0.0 && value.is_finite());
-        if let Some((option, value)) = sizes.into_iter().find(|(_, value)| value.is_some_and(bad)) {
-            return Err(usage(
-                &[option],
-                format!("{option} {} is not a weight", value.unwrap_or_default()),
-                "give a number of 0 or more",
-            ));
+        for (option, weight) in [("--balance", self.balance), ("--z-loss", self.z_loss)] {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                return Err(usage(
+                    &[option],
+                    format!("{option} {weight} is not a weight"),
+                    "give a number of 0 or more",
+                ));
+            }
         }
         refuse_unused(
             [("--balance-over", self.balance_over != Over::default() && self.balance == 0.0)],
@@ -422,8 +422,10 @@ impl Training {
     /// The effect of the `steps` that were taken on the function; a plan knows only their maximum
     /// number. None for 0 steps.
     pub fn effect(&self, steps: u64) -> Option<Effect> {
-        let why = || format!("{} trained for {}", self.what, counted(steps, "step"));
-        (steps > 0).then(|| Effect::new("train", Kept::No, why()))
+        (steps > 0).then(|| {
+            let why = format!("{} trained for {}", self.what, counted(steps, "step"));
+            Effect::new("train", Kept::No, why)
+        })
     }
 }
 

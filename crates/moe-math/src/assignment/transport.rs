@@ -143,15 +143,13 @@ impl TransportSearch {
 
     /// The nearest place not yet scanned; of equally near ones a free one, then the lowest index.
     fn nearest(&self, is_free: impl Fn(usize) -> bool) -> usize {
-        let closer = |a: &usize, b: &usize| {
+        let open = (0..self.distance.len()).filter(|j| !self.scanned[*j]);
+        let nearest = open.min_by(|a, b| {
             self.distance[*a]
                 .total_cmp(&self.distance[*b])
                 .then_with(|| is_free(*b).cmp(&is_free(*a)))
-        };
-        (0..self.distance.len())
-            .filter(|j| !self.scanned[*j])
-            .min_by(closer)
-            .expect("a free place is left")
+        });
+        nearest.expect("a free place is left")
     }
 
     /// Scans the steps from place `from`: `step(to)` returns the distance of `to` by way of it, and

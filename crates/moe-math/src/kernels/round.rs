@@ -114,8 +114,11 @@ impl BlockRounding {
         let grid = (expert * columns + if columns == 1 { 0 } else { i }) * rows;
         for n in 0..rows {
             let at = i * rows + n;
-            let add = |best: f32, (j, a): (usize, &f32)| best + a * errors[j * rows + n];
-            let best = row.iter().enumerate().fold(fed[at], add) + weights[n];
+            let corrected = row
+                .iter()
+                .enumerate()
+                .fold(fed[at], |best, (j, a)| best + a * errors[j * rows + n]);
+            let best = corrected + weights[n];
             let (scale, zero) = (scales[grid + n], zeros[grid + n]);
             let code = (best / scale + zero).clamp(self.low, self.high).round_ties_even();
             let value = (code - zero) * scale;

@@ -84,13 +84,11 @@ impl Factor<f32> {
         if let Some(OnDevice { all, .. }) =
             first.filter(|first| first.all.dim(0).is_ok_and(|count| count == factors.len()))
         {
-            let at = |place: usize, factor: &Self| {
-                factor
-                    .on_device
-                    .as_ref()
-                    .is_some_and(|own| own.all.id() == all.id() && own.index == place)
-            };
-            if factors.iter().enumerate().all(|(place, factor)| at(place, factor)) {
+            let in_order = factors.iter().enumerate().all(|(place, factor)| {
+                let own = factor.on_device.as_ref();
+                own.is_some_and(|own| own.all.id() == all.id() && own.index == place)
+            });
+            if in_order {
                 return Ok(all.clone());
             }
         }
@@ -238,11 +236,10 @@ fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: 
     for (k, column) in matrix.chunks_exact_mut(size.max(1)).enumerate() {
         column[k] += added;
         if any {
-            let lost = |j: usize| dead[j] || dead[k];
             column[..=k]
                 .iter_mut()
                 .enumerate()
-                .filter(|(j, _)| lost(*j))
+                .filter(|(j, _)| dead[*j] || dead[k])
                 .for_each(|(_, value)| *value = T::ZERO);
         }
         if dead[k] {

@@ -192,14 +192,17 @@ impl<'a> PendingFactor<'a> {
     /// H by columns in the order of solving, with damping on its diagonal. A dead column becomes a
     /// column of the identity, `one`.
     fn damped(&self, one: &Tensor) -> Result<Tensor, QuantizeError> {
-        let (size, device) = (self.diagonal.len(), self.sum.device());
+        let size = self.diagonal.len();
+        let device = self.sum.device();
         let mut matrix = self.sum.clone();
         if let Some(order) = &self.order {
             let order = Tensor::from_slice(order, size, device)?;
             matrix = matrix.index_select(&order, 0)?.index_select(&order, 1)?;
         }
-        let column = |k: usize| self.order.as_ref().map_or(k, |order| order[k] as usize);
-        let dead: Vec<bool> = (0..size).map(|k| self.dead[column(k)]).collect();
+        let dead: Vec<bool> = match &self.order {
+            Some(order) => order.iter().map(|k| self.dead[*k as usize]).collect(),
+            None => self.dead.to_vec(),
+        };
         if dead.contains(&true) {
             let live: Vec<f32> = dead.iter().map(|dead| if *dead { 0.0 } else { 1.0 }).collect();
             let live = Tensor::from_vec(live, (1, size), device)?;

@@ -121,8 +121,10 @@ impl<'a> TrainingRun<'a> {
     fn step(&mut self, samples: &BlockSamples, rows: &[usize]) -> Result<ControlFlow<()>> {
         // A step is one pass forward and the work of two backward.
         let work = Work::products(3 * rows.len(), self.learner.elements());
-        let step = || self.learner.step(&samples.pick(rows)?, self.energy);
-        let loss = self.training_data.compute.stage("steps", work, step);
+        let loss = self
+            .training_data
+            .compute
+            .stage("steps", work, || self.learner.step(&samples.pick(rows)?, self.energy));
         let Some(loss) = loss.map_err(|e| failed(self.training_data.index, e))? else {
             self.trained.diverged = Some(self.learner.taken + 1);
             return Ok(ControlFlow::Break(()));
@@ -162,10 +164,14 @@ impl<'a> TrainingRun<'a> {
 impl LayerTrainingData<'_> {
     /// A learner that starts at the matrices of `network`.
     fn learner(&self, network: &Expert, steps: u64, learning_rate: f64) -> Result<Learner> {
-        let fail = |e| failed(self.index, e);
-        let var = |weight: &Weight| Var::from_tensor(&to_f32(weight, self.compute)?).map_err(fail);
-        let [gate, up, down] = network.linears().map(|linear| var(&linear.weight));
-        Learner::new([gate?, up?, down?], steps, learning_rate).map_err(fail)
+        let [gate, up, down] = network.linears().map(|linear| self.variable(&linear.weight));
+        let vars = [gate?, up?, down?];
+        Learner::new(vars, steps, learning_rate).map_err(|e| failed(self.index, e))
+    }
+
+    fn variable(&self, weight: &Weight) -> Result<Var> {
+        let values = to_f32(weight, self.compute)?;
+        Var::from_tensor(&values).map_err(|e| failed(self.index, e))
     }
 
     /// The error where the mixture's outputs or the network's are not finite before any step.
@@ -183,7 +189,6 @@ impl Learned {
     /// matrices in f32.
     pub fn to_bytes(&self) -> Vec<u8> {
         let Trained { steps, best, diverged, looks } = &self.trained;
-        let or_nan = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let looks = looks.iter().flat_map(|look| [look.step as f64, look.error, or_nan(look.loss)]);
         let head = [*steps as f64, *best as f64, or_nan(diverged.map(|step| step as f64))];
         let numbers: Vec<f64> = head.into_iter().chain(looks).collect();
@@ -213,21 +218,30 @@ impl Learned {
     }
 }
 
-/// Reads `trained` from the `numbers` of [`Learned::to_bytes`], where NaN stands for None.
+/// The number that [`Learned::to_bytes`] writes for `value`: NaN stands for None.
+fn or_nan(value: Option<f64>) -> f64 {
+    value.unwrap_or(f64::NAN)
+}
+
+/// The value that [`or_nan`] wrote as `number`.
+fn unless_nan(number: f64) -> Option<f64> {
+    (!number.is_nan()).then_some(number)
+}
+
+/// Reads `trained` from the `numbers` of [`Learned::to_bytes`].
 fn trained_of(numbers: &[u8]) -> Option<Trained> {
     let numbers: Vec<f64> = numbers.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
     let ([steps, best, diverged], looks) = numbers.split_first_chunk()?;
-    let some = |number: f64| (!number.is_nan()).then_some(number);
-    let look = |[step, error, loss]: &[f64; 3]| Look {
+    let looks = looks.as_chunks().0.iter().map(|[step, error, loss]| Look {
         step: *step as u64,
         error: *error,
-        loss: some(*loss),
-    };
+        loss: unless_nan(*loss),
+    });
     Some(Trained {
         steps: *steps as u64,
         best: *best as u64,
-        diverged: some(*diverged).map(|step| step as u64),
-        looks: looks.as_chunks().0.iter().map(look).collect(),
+        diverged: unless_nan(*diverged).map(|step| step as u64),
+        looks: looks.collect(),
     })
 }
 

@@ -29,19 +29,17 @@ impl LayerErrors {
         original: &Tensor,
         converted: &Tensor,
     ) -> Result<()> {
-        let fail = |e| failed(index, e);
         let first = if self.compared.0 == index { self.compared.1 } else { 0 };
-        let end = first + original.dim(0).map_err(fail)?;
+        let end = first + original.dim(0).map_err(|e| failed(index, e))?;
         self.compared = (index, end);
         let (rows, _) = tokens.of(tokens.measured(), first..end);
         if rows.is_empty() {
             return Ok(());
         }
-        let pick =
-            |t: &Tensor| t.index_select(&Tensor::from_slice(&rows, rows.len(), t.device())?, 0);
+        let original = rows_of(original, &rows).map_err(|e| failed(index, e))?;
+        let converted = rows_of(converted, &rows).map_err(|e| failed(index, e))?;
         let layer = self.layers.entry(index).or_default();
-        let mut add = || layer.add(&pick(original)?, &pick(converted)?);
-        add().map_err(fail)
+        layer.add(&original, &converted).map_err(|e| failed(index, e))
     }
 
     /// Writes the errors into the records of `layers`.
@@ -53,4 +51,8 @@ impl LayerErrors {
             });
         }
     }
+}
+
+fn rows_of(outputs: &Tensor, rows: &[u32]) -> candle_core::Result<Tensor> {
+    outputs.index_select(&Tensor::from_slice(rows, rows.len(), outputs.device())?, 0)
 }

@@ -2,7 +2,7 @@
 
 use moe_model::{Expert, Moe, Result};
 
-use crate::align::by_weights;
+use crate::align::{Permutations, by_weights};
 use crate::merged::{Share, merged};
 
 /// Means of groups of experts.
@@ -20,17 +20,18 @@ pub(super) fn means(moe: &Moe, count: usize, weights: &[f64]) -> Result<Means> {
     let groups: Vec<Vec<usize>> =
         (0..count).map(|first| (first..experts).step_by(count).collect()).collect();
     let permutations = by_weights(moe, &groups)?;
-    let network = |group: &Vec<usize>| {
-        let all: f64 = group.iter().map(|expert| weights[*expert]).sum();
-        let share = |expert: usize| {
-            // Experts that no token chose have equal weights.
-            let coefficient =
-                if all > 0.0 { weights[expert] / all } else { 1.0 / group.len() as f64 };
-            Share::All { coefficient, permutation: permutations.get(&expert).cloned() }
-        };
-        let members: Vec<_> =
-            group.iter().map(|expert| (&moe.experts[*expert], share(*expert))).collect();
-        merged(&members)
-    };
-    Ok(Means { networks: groups.iter().map(network).collect(), groups })
+    let networks = groups.iter().map(|group| mean(moe, group, weights, &permutations)).collect();
+    Ok(Means { networks, groups })
+}
+
+/// The mean of the experts of `group`.
+fn mean(moe: &Moe, group: &[usize], weights: &[f64], permutations: &Permutations) -> Expert {
+    let all: f64 = group.iter().map(|expert| weights[*expert]).sum();
+    let members = group.iter().map(|expert| {
+        // Experts that no token chose have equal weights.
+        let coefficient = if all > 0.0 { weights[*expert] / all } else { 1.0 / group.len() as f64 };
+        let permutation = permutations.get(expert).cloned();
+        (&moe.experts[*expert], Share::All { coefficient, permutation })
+    });
+    merged(&members.collect::<Vec<_>>())
 }

@@ -120,7 +120,8 @@ struct Distillation {
 
 impl Transform for Distillation {
     fn apply(&self, sources: &Sources<'_>, edits: Option<&LayerEdits>) -> Result<PlannedModel> {
-        let (source, width) = (sources.model, self.width);
+        let source = sources.model;
+        let width = self.width;
         let mut model = self.dense(source);
         let mut layers = Vec::new();
         for (index, _) in source.moes() {
@@ -143,10 +144,9 @@ impl Transform for Distillation {
 
     fn baseline(&self, source: &Model, edits: &LayerEdits) -> Result<Option<Model>> {
         let DistillOptions { init, down, no_baseline, .. } = self.options;
-        let fits = |moe: &Moe| options::shared_width(moe) + moe.experts[0].width() <= self.width;
         if no_baseline
             || (init, down) == (Init::Mean, Down::Measured)
-            || !source.moes().all(|(_, moe)| fits(moe))
+            || !source.moes().all(|(_, moe)| self.has_room_for_mean(moe))
         {
             return Ok(None);
         }
@@ -168,6 +168,11 @@ impl Distillation {
         let mut model = shaped(source, self.width);
         model.family = self.target;
         model
+    }
+
+    /// Whether the shared expert and the mean of the others fit into the width of the result.
+    fn has_room_for_mean(&self, moe: &Moe) -> bool {
+        options::shared_width(moe) + moe.experts[0].width() <= self.width
     }
 }
 
@@ -204,13 +209,11 @@ fn experts_effect(width: usize, layers: &[LayerRecord]) -> Effect {
     let mixtures = layers.len();
     let decided: Vec<Kept> =
         layers.iter().filter_map(|layer| Some(layer.details::<DistilledLayer>()?.kept)).collect();
-    let all = |wanted: &[Kept]| {
-        decided.len() == mixtures && decided.iter().all(|kept| wanted.contains(kept))
-    };
-    let (kept, why) = if all(&[Kept::Exactly]) {
+    let all_decided = decided.len() == mixtures;
+    let (kept, why) = if all_decided && decided.iter().all(|kept| *kept == Kept::Exactly) {
         let why = "every neuron is there once, and its gates always sum to a power of two";
         (Kept::Exactly, why.to_owned())
-    } else if all(&[Kept::Exactly, Kept::Approximately]) {
+    } else if all_decided && !decided.contains(&Kept::No) {
         let why = "every neuron is there once, times the sum of its gates, which rounds in the stored dtype";
         (Kept::Approximately, why.to_owned())
     } else {

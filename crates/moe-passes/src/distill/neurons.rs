@@ -98,7 +98,8 @@ impl Gates {
 
 /// The sum of a token's gates, where it is the same for every token. `rows` are by expert.
 fn total_gate(moe: &Moe, rows: &[Vec<f32>]) -> Option<f64> {
-    let (router, experts) = (&moe.router, moe.experts.len());
+    let router = &moe.router;
+    let experts = moe.experts.len();
     let is_softmax = router.scoring == Scoring::Softmax;
     if router.normalize || (router.top_k == experts && is_softmax) {
         return Some(router.scale);
@@ -110,7 +111,8 @@ fn total_gate(moe: &Moe, rows: &[Vec<f32>]) -> Option<f64> {
 /// Sizes of blocks of consecutive experts that are always chosen together. Of equal rows the first
 /// ones are chosen, so that whole blocks are chosen where top-k is a multiple of their size.
 fn blocks_chosen(moe: &Moe, rows: &[Vec<f32>]) -> Vec<usize> {
-    let (router, experts) = (&moe.router, moe.experts.len());
+    let router = &moe.router;
+    let experts = moe.experts.len();
     let divides =
         |size: &usize| router.top_k.is_multiple_of(*size) && experts.is_multiple_of(*size);
     let together =

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use moe_forward::{Calibration, ExpertRun, GroupIndex, UNCOUNTED, group_factors};
+use moe_forward::{Calibration, ExpertRun, UNCOUNTED, group_factors};
 use moe_math::Compute;
 use moe_math::deferred_readback::DeferredReadback;
 use moe_math::product::product;
@@ -37,14 +37,15 @@ pub(super) enum BlockPart {
 impl Tokens {
     pub fn new(text: &Calibration) -> Self {
         let factors = group_factors(&text.groups);
-        let weight = |group: &GroupIndex| {
-            if *group == UNCOUNTED { 0.0 } else { factors[*group as usize] as f32 }
-        };
+        let weights = text
+            .group_of
+            .iter()
+            .map(|group| if *group == UNCOUNTED { 0.0 } else { factors[*group as usize] as f32 });
         let mut held_out = vec![false; text.group_of.len()];
         for span in text.batch.spans.iter().skip(HELD_OUT_EVERY - 1).step_by(HELD_OUT_EVERY) {
             held_out[span.clone()].fill(true);
         }
-        Self { weights: text.group_of.iter().map(weight).collect(), held_out: held_out.into() }
+        Self { weights: weights.collect(), held_out: held_out.into() }
     }
 
     pub fn weight(&self, token: usize) -> f32 {
@@ -152,9 +153,9 @@ impl ObservedRows {
         let device = run.output.device();
         let chosen = Tensor::from_slice(chosen, chosen.len(), device)?;
         let weighed = Tensor::from_slice(&weighed, (weighed.len(), 1), device)?;
-        let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-        let energies = pick(run.activations)?.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
-        Tensor::cat(&[energies, pick(run.output)?.sqr()?.sum(1)?], 0)
+        let energies =
+            rows_in_f32(run.activations, &chosen)?.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
+        Tensor::cat(&[energies, rows_in_f32(run.output, &chosen)?.sqr()?.sum(1)?], 0)
     }
 }
 
@@ -206,17 +207,12 @@ impl LayerObserver {
 
     /// Takes the inputs of the block.
     pub fn input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        let fail = |e| failed(layer, e);
-        let tokens = x.dim(0).map_err(fail)?;
+        let tokens = x.dim(0).map_err(|e| failed(layer, e))?;
         let here = self.arrived..self.arrived + tokens;
         self.arrived = here.end;
         let Some(gate) = &self.shared_gate else { return Ok(()) };
-        let gates = || -> candle_core::Result<Vec<f32>> {
-            product(&x.to_dtype(DType::F32)?, gate)?.flatten_all()?.to_vec1()
-        };
-        for (token, gate) in
-            here.zip(gates().map_err(fail)?).filter(|(token, _)| self.tokens.decides(*token))
-        {
+        let logits = gate_logits(x, gate).map_err(|e| failed(layer, e))?;
+        for (token, gate) in here.zip(logits).filter(|(token, _)| self.tokens.decides(*token)) {
             self.sums.shared_gate +=
                 f64::from(self.tokens.weight(token)) / (1.0 + f64::from(-gate).exp());
         }
@@ -247,7 +243,8 @@ impl LayerObserver {
     /// Adds the tokens of `run` that decide to the sums that need no output. Returns which rows of
     /// `run` they are, with their weights and gates.
     fn add_choices(&mut self, run: &ExpertRun<'_>) -> (Vec<u32>, ObservedRows) {
-        let (first, experts) = (self.routed.start, self.sums.experts.len());
+        let first = self.routed.start;
+        let experts = self.sums.experts.len();
         let sums = &mut self.sums.experts[run.expert];
         let mut chosen = Vec::with_capacity(run.tokens.len());
         let mut rows = ObservedRows { expert: run.expert, weights: Vec::new(), gates: Vec::new() };
@@ -297,17 +294,28 @@ impl LayerSums {
 
     /// E⟨fᵢ, fⱼ⟩ over the sampled tokens, `[experts, experts]`. Every sampled token has weight 1.
     pub fn output_products(&self, layer: usize) -> Result<Vec<f64>> {
-        let products = || -> candle_core::Result<Vec<f64>> {
-            let rows = self
-                .sampled
-                .iter()
-                .map(|parts| Tensor::cat(parts, 0))
-                .collect::<candle_core::Result<Vec<_>>>()?;
-            let outputs = Tensor::stack(&rows, 0)?;
-            outputs.matmul(&outputs.t()?)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
-        };
-        products().map_err(|e| failed(layer, e))
+        self.sampled_products().map_err(|e| failed(layer, e))
     }
+
+    fn sampled_products(&self) -> candle_core::Result<Vec<f64>> {
+        let rows = self
+            .sampled
+            .iter()
+            .map(|parts| Tensor::cat(parts, 0))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let outputs = Tensor::stack(&rows, 0)?;
+        outputs.matmul(&outputs.t()?)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+    }
+}
+
+/// gate · x of each row of `x`.
+fn gate_logits(x: &Tensor, gate: &Tensor) -> candle_core::Result<Vec<f32>> {
+    product(&x.to_dtype(DType::F32)?, gate)?.flatten_all()?.to_vec1()
+}
+
+/// The rows `chosen` of `t`, in f32.
+pub(super) fn rows_in_f32(t: &Tensor, chosen: &Tensor) -> candle_core::Result<Tensor> {
+    t.index_select(chosen, 0)?.to_dtype(DType::F32)
 }
 
 pub(super) fn failed(layer: usize, error: candle_core::Error) -> Error {

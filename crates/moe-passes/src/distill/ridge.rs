@@ -13,7 +13,7 @@ use moe_math::ridge::Ridge;
 use moe_math::{Compute, swiglu};
 use moe_model::{Expert, Result, Weight};
 
-use super::observe::{BlockPart, Tokens, failed};
+use super::observe::{BlockPart, Tokens, failed, rows_in_f32};
 use super::weights::kept;
 
 /// λ as multiples of the mean diagonal of Σ h hᵀ.
@@ -51,16 +51,28 @@ struct FitSums {
     held_out: Ridge,
 }
 
+impl FitSums {
+    fn new(width: usize, hidden: usize) -> candle_core::Result<Self> {
+        let deciding = Ridge::new(width, hidden)?;
+        Ok(Self { deciding, held_out: Ridge::new(width, hidden)? })
+    }
+
+    /// The relative error on held-out tokens of the solution for λ = `relative`.
+    fn held_out_error(&self, relative: f64, start: &Tensor) -> candle_core::Result<f64> {
+        self.held_out.relative_error(&self.deciding.solve(relative, start)?)
+    }
+}
+
 impl DownProjectionFit<'_> {
     /// Fits the down projection. Held-out tokens choose λ, and nothing is fitted to them.
     pub fn fitted(&self) -> Result<Fitted> {
-        let fail = |e| failed(self.index, e);
         let sums = self.sums()?;
         let start = to_f32(&self.student.down.weight, self.compute)?;
         let start = start.to_device(&Device::Cpu).and_then(|w| w.to_dtype(DType::F64));
-        let start = start.map_err(fail)?;
+        let start = start.map_err(|e| failed(self.index, e))?;
         let mut tried = self.tried(&sums, &start);
-        tried.push((None, sums.held_out.relative_error(&start).map_err(fail)?));
+        let unfitted = sums.held_out.relative_error(&start);
+        tried.push((None, unfitted.map_err(|e| failed(self.index, e))?));
         let best =
             tried.iter().copied().reduce(|best, other| if other.1 < best.1 { other } else { best });
         let lambda = best.and_then(|(lambda, _)| lambda);
@@ -68,9 +80,10 @@ impl DownProjectionFit<'_> {
             None => self.student.down.weight.clone(),
             Some(relative) => {
                 let solved = sums.deciding.solve(relative, &start);
-                let values =
-                    solved.and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
-                kept(&values.map_err(fail)?, &self.student.down.weight, self.scratch)?
+                let values = solved
+                    .and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>())
+                    .map_err(|e| failed(self.index, e))?;
+                kept(&values, &self.student.down.weight, self.scratch)?
             }
         };
         Ok(Fitted { down, lambda, tried })
@@ -82,8 +95,7 @@ impl DownProjectionFit<'_> {
             up: to_f32(&self.student.up.weight, self.compute)?,
         };
         let [hidden, width] = self.shape();
-        let new = || Ridge::new(width, hidden).map_err(|e| failed(self.index, e));
-        let mut sums = FitSums { deciding: new()?, held_out: new()? };
+        let mut sums = FitSums::new(width, hidden).map_err(|e| failed(self.index, e))?;
         for (block, range) in self.inputs.blocks().iter().enumerate() {
             let x = self.inputs.get(block)?;
             let y = self.inputs.output(block)?.expect("the block was observed");
@@ -107,8 +119,9 @@ impl DownProjectionFit<'_> {
         let (rows, weights) = self.tokens.of(part, block.range.clone());
         for (rows, weights) in rows.chunks(TOKEN_BLOCK).zip(weights.chunks(TOKEN_BLOCK)) {
             let work = Work::products(rows.len(), products);
-            let add = || projections.add(sums, block, rows, weights);
-            self.compute.stage("ridge sums", work, add).map_err(|e| failed(self.index, e))?;
+            self.compute
+                .stage("ridge sums", work, || projections.add(sums, block, rows, weights))
+                .map_err(|e| failed(self.index, e))?;
         }
         Ok(())
     }
@@ -116,14 +129,15 @@ impl DownProjectionFit<'_> {
     /// The relative error on held-out tokens of each λ of the grid. With the least λ the sums may
     /// be singular where neurons are zero. That λ is skipped then.
     fn tried(&self, sums: &FitSums, start: &Tensor) -> Vec<(Option<f64>, f64)> {
-        let FitSums { deciding, held_out } = sums;
-        let solve = |relative: f64| -> candle_core::Result<(Option<f64>, f64)> {
-            Ok((Some(relative), held_out.relative_error(&deciding.solve(relative, start)?)?))
-        };
         let [hidden, width] = self.shape().map(|size| size as f64);
         let flops = GRID.len() as f64 * width * width * (width / 3.0 + 4.0 * hidden);
-        let all = || GRID.into_iter().filter_map(|relative| solve(relative).ok()).collect();
-        self.compute.stage("ridge", Work::flops(flops), all)
+        self.compute.stage("ridge", Work::flops(flops), || {
+            let solved = GRID.into_iter().filter_map(|relative| {
+                let error = sums.held_out_error(relative, start).ok()?;
+                Some((Some(relative), error))
+            });
+            solved.collect()
+        })
     }
 
     /// The hidden size and the width.
@@ -159,9 +173,9 @@ impl GateAndUp {
         let device = block.x.device();
         let chosen = Tensor::from_slice(rows, rows.len(), device)?;
         let weights = Tensor::from_slice(weights, (weights.len(), 1), device)?;
-        let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-        let x = pick(&block.x)?;
+        let x = rows_in_f32(&block.x, &chosen)?;
         let h = swiglu(&product(&x, &self.gate)?, &product(&x, &self.up)?)?;
-        sums.add(&h.broadcast_mul(&weights)?, &pick(&block.y)?.broadcast_mul(&weights)?)
+        let y = rows_in_f32(&block.y, &chosen)?;
+        sums.add(&h.broadcast_mul(&weights)?, &y.broadcast_mul(&weights)?)
     }
 }

@@ -52,13 +52,18 @@ impl Score {
     }
 
     fn of(self, sums: &ExpertSums, tokens: f64) -> f64 {
-        let over = |sum: f64, count: f64| if count > 0.0 { sum / count } else { 0.0 };
-        let mean = |sum| over(sum, sums.tokens);
         match self {
-            Self::Frequency => over(sums.tokens, tokens),
-            Self::Cp => mean(sums.scores),
-            Self::Acp | Self::DoAcp => mean(sums.scores) * mean(sums.square_norms).sqrt(),
-            Self::Reap => mean(sums.gated_norms),
+            Self::Frequency => mean(sums.tokens, tokens),
+            Self::Cp => mean(sums.scores, sums.tokens),
+            Self::Acp | Self::DoAcp => {
+                mean(sums.scores, sums.tokens) * mean(sums.square_norms, sums.tokens).sqrt()
+            }
+            Self::Reap => mean(sums.gated_norms, sums.tokens),
         }
     }
+}
+
+/// A mean over `count` tokens; 0 over none.
+fn mean(sum: f64, count: f64) -> f64 {
+    if count > 0.0 { sum / count } else { 0.0 }
 }

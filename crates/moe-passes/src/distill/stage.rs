@@ -123,8 +123,9 @@ impl TrainingStage {
             hidden: self.hidden,
             seed: self.options.calibration.seed,
         };
-        let train = || train(&training_data, network, self.steps, &self.options.training);
-        self.compute.stage("looks", Work::UNCOUNTED, train)
+        self.compute.stage("looks", Work::UNCOUNTED, || {
+            train(&training_data, network, self.steps, &self.options.training)
+        })
     }
 }
 

@@ -73,8 +73,8 @@ impl StudentLayer<'_> {
                 (by_experts(&neurons, &networks, &order, self.width), scores)
             }
         };
-        let pick = |index: &usize| self.pick(&networks, &neurons[*index]);
-        let picks: Arc<[Pick]> = chosen.iter().map(pick).collect();
+        let picks: Arc<[Pick]> =
+            chosen.iter().map(|index| self.pick(&networks, &neurons[*index])).collect();
         let is_uniform = self.options.down == Down::Uniform;
         Ok(MadeStudent {
             parts: parts(&picks, |network| networks.source(network)),
@@ -162,12 +162,18 @@ fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
         .enumerate()
         .any(|(index, neuron)| neuron.gives && chosen.binary_search(&index).is_err());
     let mut giving = neurons.iter().filter(|neuron| neuron.gives);
-    let power_of_two = |factor: f64| factor == 0.0 || factor.abs().log2().fract() == 0.0;
-    match () {
-        () if lost || giving.clone().any(|neuron| neuron.measured) => Kept::No,
-        () if giving.all(|neuron| power_of_two(neuron.factor)) => Kept::Exactly,
-        () => Kept::Approximately,
+    if lost || giving.clone().any(|neuron| neuron.measured) {
+        Kept::No
+    } else if giving.all(|neuron| is_zero_or_power_of_two(neuron.factor)) {
+        Kept::Exactly
+    } else {
+        Kept::Approximately
     }
+}
+
+/// Whether a product with `factor` is exact.
+fn is_zero_or_power_of_two(factor: f64) -> bool {
+    factor == 0.0 || factor.abs().log2().fract() == 0.0
 }
 
 /// Means of as many groups of experts as fit next to the shared expert. Experts of a group are
@@ -198,30 +204,34 @@ fn averaged(moe: &Moe, gates: MeanGates<'_>, weights: &[f64], width: usize) -> R
 /// of all gates of a token may be known; the sums of groups are measured.
 fn group_factors(known: &Gates, gates: MeanGates<'_>, groups: &[Vec<usize>]) -> Vec<f64> {
     let experts = gates.experts;
-    let of_group = |group: &Vec<usize>| {
+    let of_groups = groups.iter().map(|group| {
         let parts: Vec<f64> =
             (0..experts.len()).map(|e| f64::from(u8::from(group.contains(&e)))).collect();
         known.sum(&parts).unwrap_or_else(|| group.iter().map(|expert| experts[*expert]).sum())
-    };
+    });
     let shared = gates.shared.iter().map(|gate| known.shared.unwrap_or(*gate));
-    shared.chain(groups.iter().map(of_group)).collect()
+    shared.chain(of_groups).collect()
 }
 
 /// Every neuron of `networks`, each times the factor of its network.
 fn all_neurons(networks: &[Expert], factors: &[f64]) -> Arc<[Pick]> {
-    let of_network = |(index, (network, factor)): (usize, (&Expert, &f64))| {
-        let (network, width, factor) = (index as u32, network.width() as u32, *factor as f32);
-        (0..width).map(move |neuron| Pick { network, neuron, factor })
-    };
-    networks.iter().zip(factors).enumerate().flat_map(of_network).collect()
+    let picks = networks.iter().zip(factors).enumerate().flat_map(|(index, (network, factor))| {
+        let factor = *factor as f32;
+        (0..network.width() as u32).map(move |neuron| Pick {
+            network: index as u32,
+            neuron,
+            factor,
+        })
+    });
+    picks.collect()
 }
 
 /// The number of picks from each network.
 fn parts(picks: &[Pick], source: impl Fn(usize) -> PartSource) -> Vec<DistilledPart> {
-    let of = |picks: &[Pick]| DistilledPart {
+    let parts = picks.chunk_by(|a, b| a.network == b.network).map(|picks| DistilledPart {
         from: source(picks[0].network as usize),
         neurons: picks.len(),
         factor: picks.iter().map(|pick| f64::from(pick.factor)).sum::<f64>() / picks.len() as f64,
-    };
-    picks.chunk_by(|a, b| a.network == b.network).map(of).collect()
+    });
+    parts.collect()
 }

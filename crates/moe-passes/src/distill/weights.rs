@@ -31,22 +31,25 @@ struct Picked {
 
 /// The network of the neurons that `picks` take from `networks`, filled up with zeros to `width`.
 pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> Expert {
-    let of = |linear: fn(&Expert) -> &Linear, axis| {
-        let networks: Vec<Weight> =
-            networks.iter().map(|network| linear(network).weight.clone()).collect();
-        let like = networks[0].clone();
-        let shape = match axis {
-            Axis::Rows => [width, like.shape()[1]],
-            Axis::Columns => [like.shape()[0], width],
-        };
-        let made = Picked { networks, picks: picks.clone(), width, axis };
-        Linear { weight: Weight::made(like.name(), like.dtype(), &shape, made), bias: None }
+    let weights = |linear: fn(&Expert) -> &Linear| {
+        networks.iter().map(|network| linear(network).weight.clone()).collect()
     };
     Expert {
-        gate: of(|e| &e.gate, Axis::Rows),
-        up: of(|e| &e.up, Axis::Rows),
-        down: of(|e| &e.down, Axis::Columns),
+        gate: picked_linear(weights(|e| &e.gate), picks.clone(), width, Axis::Rows),
+        up: picked_linear(weights(|e| &e.up), picks.clone(), width, Axis::Rows),
+        down: picked_linear(weights(|e| &e.down), picks, width, Axis::Columns),
     }
+}
+
+/// A matrix of that network, from the same matrix of all `networks`. Its neurons are along `axis`.
+fn picked_linear(networks: Vec<Weight>, picks: Arc<[Pick]>, width: usize, axis: Axis) -> Linear {
+    let like = networks[0].clone();
+    let shape = match axis {
+        Axis::Rows => [width, like.shape()[1]],
+        Axis::Columns => [like.shape()[0], width],
+    };
+    let made = Picked { networks, picks, width, axis };
+    Linear { weight: Weight::made(like.name(), like.dtype(), &shape, made), bias: None }
 }
 
 /// Normally distributed numbers of one stream of a seed.
@@ -92,8 +95,9 @@ pub(super) fn padded(network: &Expert, width: usize) -> Expert {
     if network.width() == width {
         return network.clone();
     }
-    let pick = |neuron| Pick { network: 0, neuron, factor: 1.0 };
-    picked(std::slice::from_ref(network), (0..network.width() as u32).map(pick).collect(), width)
+    let neurons = 0..network.width() as u32;
+    let picks = neurons.map(|neuron| Pick { network: 0, neuron, factor: 1.0 }).collect();
+    picked(std::slice::from_ref(network), picks, width)
 }
 
 impl Picked {

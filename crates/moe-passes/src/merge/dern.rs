@@ -44,8 +44,9 @@ impl Method for Dern {
 
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
         let saliency = saliency::soft_frequency(&layer.pooled());
-        let reduce = || reduce(layer, saliency, self.threshold);
-        let reduced = layer.compute.stage("neurons' targets", Work::UNCOUNTED, reduce)?;
+        let reduced = layer.compute.stage("neurons' targets", Work::UNCOUNTED, || {
+            reduce(layer, saliency, self.threshold)
+        })?;
         let halves = layer.halves(|sums| Some(saliency::soft_frequency(sums)));
         Ok(Reduced { halves, ..reduced })
     }
@@ -82,13 +83,11 @@ pub(super) fn carried(experts: usize, targets: &[Targets]) -> Vec<f64> {
 
 /// The kept experts, ascending.
 fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
-    let centroids = |division: &super::groups::Division| {
-        division.centroids(saliency).0.into_iter().map(|expert| vec![expert]).collect()
-    };
-    of_layer(layer.moe, layer.count, layer.protected, centroids)
-        .into_iter()
-        .map(|group| group[0])
-        .collect()
+    let groups = of_layer(layer.moe, layer.count, layer.protected, |division| {
+        let (centroids, _) = division.centroids(saliency);
+        centroids.into_iter().map(|expert| vec![expert]).collect()
+    });
+    groups.into_iter().map(|group| group[0]).collect()
 }
 
 /// The targets of all neurons of each dropped expert, by expert, ascending.
@@ -188,7 +187,8 @@ impl Joining<'_> {
     /// The kept expert at this position with the neurons that join it; without any it stays as it
     /// is stored.
     fn merged(&self, position: usize) -> MergedBlock {
-        let (experts, own) = (&self.layer.moe.experts, self.kept[position]);
+        let experts = &self.layer.moe.experts;
+        let own = self.kept[position];
         let arrivals = self.arrivals(position);
         let donors = arrivals.iter().map(|(dropped, _)| *dropped);
         let cluster = std::iter::once(own).chain(donors).collect();
@@ -216,14 +216,11 @@ impl Joining<'_> {
 
     /// The neurons that join the kept expert at this position.
     fn arrivals(&self, position: usize) -> Vec<Arrival> {
-        let of_expert = |(dropped, targets): &Targets| {
-            let here = |(from, target): (usize, &Option<MergeTarget>)| {
-                target.filter(|t| t.kept == position).map(|t| (from, t.neuron))
-            };
-            (*dropped, targets.iter().enumerate().filter_map(here).collect())
-        };
-        let arrivals = self.targets.iter().map(of_expert);
-        arrivals.filter(|(_, neurons): &Arrival| !neurons.is_empty()).collect()
+        self.targets
+            .iter()
+            .map(|(dropped, targets)| (*dropped, joining(targets, position)))
+            .filter(|(_, neurons)| !neurons.is_empty())
+            .collect()
     }
 
     /// For each neuron of the kept expert `own`, the saliency of all that become it.
@@ -240,6 +237,17 @@ impl Joining<'_> {
     fn share(&self, expert: usize, total: f64, own: usize) -> f64 {
         if total > 0.0 { self.saliency[expert] / total } else { f64::from(u8::from(expert == own)) }
     }
+}
+
+/// The neurons whose `targets` are in the kept expert at this position, each with its target there.
+fn joining(targets: &[Option<MergeTarget>], position: usize) -> Vec<(usize, usize)> {
+    targets
+        .iter()
+        .enumerate()
+        .filter_map(|(from, target)| {
+            target.filter(|t| t.kept == position).map(|t| (from, t.neuron))
+        })
+        .collect()
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {

@@ -5,7 +5,7 @@ use moe_forward::{LoadedRouter, expert_output, neuron_activations};
 use moe_math::Compute;
 use moe_math::least_squares::LeastSquares;
 use moe_math::routing::Routing;
-use moe_model::{Error, Expert, Kind, Model, Moe, Result, Weight};
+use moe_model::{Error, Expert, Kind, Model, Result, Weight};
 
 use crate::merged::held;
 use crate::reduce::LayerView;
@@ -52,22 +52,24 @@ impl<'a> Fit<'a> {
         merged: &Expert,
     ) -> Result<Option<Weight>> {
         let shape = merged.down.weight.shape();
-        let fail = |e| failed(self.layer, e);
-        let mut squares = LeastSquares::new(shape[1], shape[0]).map_err(fail)?;
+        let mut squares =
+            LeastSquares::new(shape[1], shape[0]).map_err(|e| failed(self.layer, e))?;
         let mut tokens = 0;
         for (x, routing) in self.layer.inputs.iter().zip(&self.routings) {
             let chosen = tokens_of(routing, group);
             tokens += chosen.len();
             for rows in chosen.chunks(TOKEN_BLOCK) {
-                let x = self.rows(x, rows).map_err(fail)?;
+                let x = self.rows(x, rows).map_err(|e| failed(self.layer, e))?;
                 let p = neuron_activations(merged, &x, &self.compute)?;
-                squares.add(&p, &self.together(group, coefficients, &x)?).map_err(fail)?;
+                let y = self.together(group, coefficients, &x)?;
+                squares.add(&p, &y).map_err(|e| failed(self.layer, e))?;
             }
         }
         if tokens == 0 {
             return Ok(None);
         }
-        held(&squares.solve().map_err(fail)?, &merged.down.weight).map(Some)
+        let solved = squares.solve().map_err(|e| failed(self.layer, e))?;
+        held(&solved, &merged.down.weight).map(Some)
     }
 
     fn rows(&self, x: &Tensor, rows: &[u32]) -> candle_core::Result<Tensor> {
@@ -92,7 +94,7 @@ impl<'a> Fit<'a> {
 /// inputs of
 /// `tokens` tokens.
 pub(super) fn working_bytes(model: &Model, experts: usize, tokens: usize) -> u64 {
-    let of_layer = |moe: &Moe| {
+    let layers = model.moes().map(|(_, moe)| {
         let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
         // In f64: inputs, activations and outputs of a block, with products that are added to the
         // sums of the least squares; afterwards the eigenvectors of these and copies.
@@ -102,16 +104,17 @@ pub(super) fn working_bytes(model: &Model, experts: usize, tokens: usize) -> u64
         // Scores of all experts, and the choice of each token.
         let routing = tokens * (4 * experts + 8 * moe.router.top_k);
         (8 * matrices + routing) as u64
-    };
-    model.moes().map(|(_, moe)| of_layer(moe)).max().unwrap_or(0)
+    });
+    layers.max().unwrap_or(0)
 }
 
 /// The tokens that chose any of `group`, ascending.
 fn tokens_of(routing: &Routing, group: &[usize]) -> Vec<u32> {
-    let chose = |(token, choice): (usize, &[u32])| {
+    let choices = routing.selected.chunks_exact(routing.top_k).enumerate();
+    let tokens = choices.filter_map(|(token, choice)| {
         choice.iter().any(|expert| group.contains(&(*expert as usize))).then_some(token as u32)
-    };
-    routing.selected.chunks_exact(routing.top_k).enumerate().filter_map(chose).collect()
+    });
+    tokens.collect()
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {

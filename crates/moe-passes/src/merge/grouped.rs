@@ -64,11 +64,12 @@ impl Groups {
         layer: &LayerView<'_>,
         sums: &CalibrationSums,
     ) -> Result<Self> {
-        let group = || algorithm.groups(layer, sums);
-        let members = layer.compute.stage("groups", Work::UNCOUNTED, group)?;
+        let members =
+            layer.compute.stage("groups", Work::UNCOUNTED, || algorithm.groups(layer, sums))?;
         let coefficients = coefficients(&members, &algorithm.weights(sums));
-        let align = || algorithm.permutations(layer, sums, &members);
-        let permutations = layer.compute.stage("alignment", Work::UNCOUNTED, align)?;
+        let permutations = layer.compute.stage("alignment", Work::UNCOUNTED, || {
+            algorithm.permutations(layer, sums, &members)
+        })?;
         Ok(Self { members, coefficients, permutations })
     }
 
@@ -97,11 +98,11 @@ impl Groups {
         if let [one] = group {
             return experts[*one].clone();
         }
-        let share = |(expert, coefficient): (&usize, &f64)| {
+        let members = group.iter().zip(coefficients).map(|(expert, coefficient)| {
             let permutation = self.permutations.get(expert).cloned();
             (&experts[*expert], Share::All { coefficient: *coefficient, permutation })
-        };
-        merged(&group.iter().zip(coefficients).map(share).collect::<Vec<_>>())
+        });
+        merged(&members.collect::<Vec<_>>())
     }
 }
 
@@ -110,8 +111,8 @@ pub(super) fn reduce(algorithm: &dyn Grouped, layer: &LayerView<'_>) -> Result<R
     let sums = layer.pooled();
     let groups = Groups::decide(algorithm, layer, &sums)?;
     let fit = algorithm.fit(layer)?;
-    let make = || groups.experts(layer, fit.as_ref());
-    let experts = layer.compute.stage("fits", Work::UNCOUNTED, make)?;
+    let experts =
+        layer.compute.stage("fits", Work::UNCOUNTED, || groups.experts(layer, fit.as_ref()))?;
     let halves = if algorithm.is_ranked() {
         layer.halves(|sums| Some(algorithm.saliency(sums)))
     } else {
@@ -132,9 +133,9 @@ fn edit(group: &[usize], coefficients: &[f64]) -> NetworkEdit {
     if let [one] = group {
         return NetworkEdit::of(vec![NetworkSource::expert(*one)]);
     }
-    let source = |(expert, weight): (&usize, &f64)| NetworkSource {
+    let sources = group.iter().zip(coefficients).map(|(expert, weight)| NetworkSource {
         weight: Some(*weight),
         ..NetworkSource::expert(*expert)
-    };
-    NetworkEdit::of(group.iter().zip(coefficients).map(source).collect())
+    });
+    NetworkEdit::of(sources.collect())
 }

@@ -55,9 +55,9 @@ pub(super) fn around_most_salient(
     similarity: &Similarity,
     (grouping, cap): (Grouping, usize),
 ) -> Vec<Vec<usize>> {
-    let group =
-        |division: &Division| division.around_centroids(saliency, similarity, grouping, cap);
-    of_layer(layer.moe, layer.count, layer.protected, group)
+    of_layer(layer.moe, layer.count, layer.protected, |division| {
+        division.around_centroids(saliency, similarity, grouping, cap)
+    })
 }
 
 /// The groups of a layer in which each expert joins the most salient one of most similar router
@@ -80,8 +80,9 @@ pub(super) fn clusters_of_outputs(
     sums: &CalibrationSums,
 ) -> Result<Vec<Vec<usize>>> {
     let features = mean_outputs(layer.index, sums)?;
-    let group = |division: &Division| division.clusters(&features, sums.sizes().hidden);
-    Ok(of_layer(layer.moe, layer.count, layer.protected, group))
+    Ok(of_layer(layer.moe, layer.count, layer.protected, |division| {
+        division.clusters(&features, sums.sizes().hidden)
+    }))
 }
 
 /// The similarity of experts by their router logits.
@@ -114,20 +115,20 @@ pub(super) struct Similarity {
 impl Similarity {
     /// Cosines of rows `[n, d]`; 0 where a row is 0.
     pub fn cosines(rows: &[f64], n: usize) -> Self {
-        let row = |i: usize| rows.chunks_exact(rows.len() / n).nth(i).unwrap_or_default();
-        let product = |i, j| row(i).iter().zip(row(j)).map(|(a, b)| a * b).sum::<f64>();
-        let products: Vec<f64> = (0..n * n).map(|ij| product(ij / n, ij % n)).collect();
+        let rows: Vec<&[f64]> = rows.chunks_exact(rows.len() / n).collect();
+        let products: Vec<f64> =
+            (0..n * n).map(|ij| inner_product(rows[ij / n], rows[ij % n])).collect();
         Self::cosines_of_products(&products, n)
     }
 
     /// The same, computed from all inner products, `[n, n]`.
     pub fn cosines_of_products(products: &[f64], n: usize) -> Self {
-        let norm = |i: usize| products[i * n + i].sqrt();
-        let cosine = |ij: usize| {
-            let norms = norm(ij / n) * norm(ij % n);
-            if norms > 0.0 { products[ij] / norms } else { 0.0 }
-        };
-        Self { n, values: (0..n * n).map(cosine).collect() }
+        let norms: Vec<f64> = (0..n).map(|i| products[i * n + i].sqrt()).collect();
+        let cosines = products.iter().enumerate().map(|(ij, product)| {
+            let norms = norms[ij / n] * norms[ij % n];
+            if norms > 0.0 { product / norms } else { 0.0 }
+        });
+        Self { n, values: cosines.collect() }
     }
 
     /// The mean of both.
@@ -139,6 +140,10 @@ impl Similarity {
     pub fn of(&self, i: usize, j: usize) -> f64 {
         self.values[i * self.n + j]
     }
+}
+
+fn inner_product(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 impl Division {
@@ -174,14 +179,14 @@ impl Division {
         let feature = |e: usize| &features[e * d..][..d];
         let chosen: Vec<f64> = self.experts.iter().flat_map(|e| feature(*e)).copied().collect();
         let clusters = average_linkage(&euclidean(&chosen, d), self.count);
-        let with_centroid = |cluster: Vec<usize>| {
+        let groups = clusters.into_iter().map(|cluster| {
             let mut members: Vec<usize> =
                 cluster.into_iter().map(|position| self.experts[position]).collect();
             let centroid = most_central(&members, feature);
             members[..=centroid].rotate_right(1);
             members
-        };
-        clusters.into_iter().map(with_centroid).collect()
+        });
+        groups.collect()
     }
 }
 
@@ -209,15 +214,17 @@ fn pseudo(
 ) -> Vec<Vec<usize>> {
     let mut order = centroids;
     order.sort_by(|a, b| saliency[*b].total_cmp(&saliency[*a]).then(a.cmp(b)));
-    let take = |centroid: usize| {
-        let nearer = |a: &usize, b: &usize| {
-            similarity.of(centroid, *b).total_cmp(&similarity.of(centroid, *a))
-        };
-        free.sort_by(|a, b| nearer(a, b).then(a.cmp(b)));
+    let mut groups = Vec::new();
+    for centroid in order {
+        free.sort_by(|a, b| {
+            let nearer = similarity.of(centroid, *b).total_cmp(&similarity.of(centroid, *a));
+            nearer.then(a.cmp(b))
+        });
         let rest = free.split_off(free.len().min(cap - 1));
-        std::iter::once(centroid).chain(std::mem::replace(&mut free, rest)).collect()
-    };
-    order.into_iter().map(take).collect()
+        let nearest = std::mem::replace(&mut free, rest);
+        groups.push(std::iter::once(centroid).chain(nearest).collect());
+    }
+    groups
 }
 
 /// Goes through pairs of expert and centroid by descending similarity: a pair is joined if the
@@ -230,15 +237,16 @@ fn nearest(
 ) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> =
         centroids.into_iter().map(|centroid| vec![centroid]).collect();
-    let mut pairs: Vec<(usize, usize)> =
-        others.iter().flat_map(|j| (0..groups.len()).map(|g| (*j, g))).collect();
-    let of = |(j, g): &(usize, usize)| similarity.of(*j, groups[*g][0]);
+    let mut pairs = Vec::with_capacity(others.len() * groups.len());
+    for j in others {
+        for (g, group) in groups.iter().enumerate() {
+            pairs.push((similarity.of(*j, group[0]), *j, g));
+        }
+    }
     // The sort is stable: among equals, the lower expert comes first, then the lower centroid.
-    let mut with: Vec<(f64, (usize, usize))> =
-        pairs.drain(..).map(|pair| (of(&pair), pair)).collect();
-    with.sort_by(|a, b| b.0.total_cmp(&a.0));
+    pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut free = others.to_vec();
-    for (_, (j, group)) in with {
+    for (_, j, group) in pairs {
         if free.contains(&j) && groups[group].len() < cap {
             groups[group].push(j);
             free.retain(|e| *e != j);
@@ -250,13 +258,14 @@ fn nearest(
 /// Weights of each group's members, in order, proportional to `weights`; they sum to 1. They are
 /// equal where all weights of a group are 0, as when no token chose any member.
 pub(super) fn coefficients(groups: &[Vec<usize>], weights: &[f64]) -> Vec<Vec<f64>> {
-    let of_group = |group: &Vec<usize>| {
-        let sum: f64 = group.iter().map(|e| weights[*e]).sum();
-        let share =
-            |e: &usize| if sum > 0.0 { weights[*e] / sum } else { 1.0 / group.len() as f64 };
-        group.iter().map(share).collect()
-    };
-    groups.iter().map(of_group).collect()
+    groups.iter().map(|group| shares(group, weights)).collect()
+}
+
+fn shares(group: &[usize], weights: &[f64]) -> Vec<f64> {
+    let sum: f64 = group.iter().map(|e| weights[*e]).sum();
+    let shares =
+        group.iter().map(|e| if sum > 0.0 { weights[*e] / sum } else { 1.0 / group.len() as f64 });
+    shares.collect()
 }
 
 #[cfg(test)]

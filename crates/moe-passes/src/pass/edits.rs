@@ -209,11 +209,11 @@ impl NetworkEdit {
 
     /// The experts of the same layer that it is made from, in order.
     pub fn experts(&self) -> Vec<usize> {
-        let expert = |source: &NetworkSource| match source.network {
+        let experts = self.sources.iter().filter_map(|source| match source.network {
             Network::Expert { expert } => Some(expert),
             Network::Dense => None,
-        };
-        self.sources.iter().filter_map(expert).collect()
+        });
+        experts.collect()
     }
 }
 

@@ -24,16 +24,17 @@ pub enum Identity {
 impl Identity {
     /// The identity that results from `effects` together.
     pub fn of(effects: &[Effect]) -> Self {
-        let has = |kept: Kept| effects.iter().any(|effect| effect.kept == kept);
         let reasons = effects
             .iter()
             .filter(|effect| effect.kept != Kept::Exactly)
             .map(|effect| effect.why.as_str());
         let reason = reasons.collect::<Vec<_>>().join("; ");
-        match (has(Kept::No), has(Kept::Approximately)) {
-            (true, _) => Self::Changed { reason },
-            (false, true) => Self::Approximate { reason },
-            (false, false) => Self::Exact,
+        if effects.iter().any(|effect| effect.kept == Kept::No) {
+            Self::Changed { reason }
+        } else if effects.iter().any(|effect| effect.kept == Kept::Approximately) {
+            Self::Approximate { reason }
+        } else {
+            Self::Exact
         }
     }
 }

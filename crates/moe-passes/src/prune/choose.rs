@@ -1,7 +1,6 @@
 //! The choice of experts that stay in a layer.
 
 use clap::ValueEnum;
-use moe_math::statistics::CalibrationSums;
 use moe_model::{Model, Result};
 use serde::{Deserialize, Serialize};
 
@@ -50,12 +49,12 @@ impl Pruning {
 
     /// The saliencies of each domain, as shares of their sum.
     fn by_domain(&self, layer: &LayerView<'_>) -> Vec<Vec<f64>> {
-        let of = |(_, sums): (&str, CalibrationSums)| {
+        let domains = layer.domains().into_iter().map(|(_, sums)| {
             let saliency = self.criterion.of_sums(&sums).unwrap_or_default();
             let all: f64 = saliency.iter().sum();
             saliency.into_iter().map(|s| if all > 0.0 { s / all } else { 0.0 }).collect()
-        };
-        layer.domains().into_iter().map(of).collect()
+        });
+        domains.collect()
     }
 }
 
@@ -106,10 +105,11 @@ fn max_min_order(shares: &[Vec<f64>]) -> Vec<f64> {
     for rank in (1..=experts).rev() {
         // Among equals, the first domain and the lower expert.
         let worst = (0..kept.len()).min_by(|a, b| kept[*a].total_cmp(&kept[*b])).unwrap_or(0);
-        let best = |a: &&usize, b: &&usize| {
-            shares[worst][**a].total_cmp(&shares[worst][**b]).then(b.cmp(a))
-        };
-        let Some(&chosen) = left.iter().max_by(best) else { break };
+        let shares_of_worst = &shares[worst];
+        let best = left
+            .iter()
+            .max_by(|a, b| shares_of_worst[**a].total_cmp(&shares_of_worst[**b]).then(b.cmp(a)));
+        let Some(&chosen) = best else { break };
         left.retain(|e| *e != chosen);
         order[chosen] = rank as f64;
         kept.iter_mut().zip(shares).for_each(|(kept, shares)| *kept += shares[chosen]);

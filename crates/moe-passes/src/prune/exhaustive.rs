@@ -63,28 +63,24 @@ pub(super) fn ranked_choice(layer: &LayerView<'_>) -> Result<Vec<f64>> {
 /// rerouted: the least ‖Z − Z'‖_F. Among equals, the first in lexicographic order (NAEE,
 /// 2402.14800).
 pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
-    let fail = |e| failed(layer, e);
     let x = all_inputs(layer)?;
-    let tokens = x.dim(0).map_err(fail)?.min(MAX_TOKENS);
-    let runs = experts_on(layer.moe, &x.narrow(0, 0, tokens).map_err(fail)?, layer.compute)?;
-    let block = ExpertOutputs::of(runs, x.dim(1).map_err(fail)?).map_err(fail)?;
-    let experts = layer.moe.experts.len();
-    let whole = block.mixed(&vec![false; experts]).map_err(fail)?;
-    let candidates: Vec<Vec<usize>> = subsets(experts, layer.count)
+    let x = first_tokens(&x).map_err(|e| failed(layer, e))?;
+    let runs = experts_on(layer.moe, &x, layer.compute)?;
+    let block = ExpertOutputs::of(runs, &x).map_err(|e| failed(layer, e))?;
+    let candidates: Vec<Vec<usize>> = subsets(layer.moe.experts.len(), layer.count)
         .into_iter()
         .filter(|subset| {
             layer.protected.iter().all(|p| subset.contains(p))
                 || layer.protected.len() > layer.count
         })
         .collect();
-    let distance = |subset: &Vec<usize>| -> candle_core::Result<f64> {
-        let masked: Vec<bool> = (0..experts).map(|e| !subset.contains(&e)).collect();
-        Ok(block.mixed(&masked)?.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum())
-    };
-    let distances = candidates.par_iter().map(distance).collect::<candle_core::Result<Vec<f64>>>();
-    let distances = distances.map_err(fail)?;
+    let distances = block.distances(&candidates).map_err(|e| failed(layer, e))?;
     let best = (0..candidates.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b]));
     Ok(best.map(|best| candidates[best].clone()).unwrap_or_default())
+}
+
+fn first_tokens(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.narrow(0, 0, x.dim(0)?.min(MAX_TOKENS))
 }
 
 /// The outputs of all experts of a block on the same tokens.
@@ -96,10 +92,25 @@ struct ExpertOutputs {
 }
 
 impl ExpertOutputs {
-    fn of(runs: ExpertsOn, hidden: usize) -> candle_core::Result<Self> {
-        let value = |output: &Tensor| output.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
-        let values = runs.outputs.iter().map(value).collect::<candle_core::Result<_>>()?;
-        Ok(Self { runs, hidden, values })
+    /// The outputs of `runs` on the tokens `x`, `[tokens, hidden]`.
+    fn of(runs: ExpertsOn, x: &Tensor) -> candle_core::Result<Self> {
+        let values = runs
+            .outputs
+            .iter()
+            .map(|output| output.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
+            .collect::<candle_core::Result<_>>()?;
+        Ok(Self { runs, hidden: x.dim(1)?, values })
+    }
+
+    /// ‖Z − Z'‖² of each of `subsets`, whose experts alone make Z'.
+    fn distances(&self, subsets: &[Vec<usize>]) -> candle_core::Result<Vec<f64>> {
+        let experts = self.values.len();
+        let whole = self.mixed(&vec![false; experts])?;
+        let distances = subsets.par_iter().map(|subset| {
+            let masked: Vec<bool> = (0..experts).map(|e| !subset.contains(&e)).collect();
+            Ok(self.mixed(&masked)?.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum())
+        });
+        distances.collect()
     }
 
     /// The block's outputs Z, with each token routed among the experts that aren't `masked` alone.

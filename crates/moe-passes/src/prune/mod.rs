@@ -111,7 +111,8 @@ impl PruneOptions {
 
     /// The edits of the given `plan`.
     fn followed(&self, plan: PrunePlan, size: &Size) -> Next {
-        let (reduce, size) = (self.reduce.clone(), size.clone());
+        let reduce = self.reduce.clone();
+        let size = size.clone();
         Next::Decide(Box::new(move |sources| {
             let mut decisions = plan.decisions(sources.model, &size);
             reduce.decide_mtp(sources.model, &size, sources.compute, &mut decisions)?;
@@ -138,7 +139,8 @@ impl PruneOptions {
 
     /// The options that choose experts, and whether each was given.
     fn deciding(&self) -> [(&'static str, bool); 13] {
-        let (reduce, text) = (&self.reduce, &self.reduce.calibration);
+        let reduce = &self.reduce;
+        let text = &self.reduce.calibration;
         let usual = CalibrationOptions::default();
         [
             ("--criterion", self.criterion != Criterion::default()),

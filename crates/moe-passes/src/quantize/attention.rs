@@ -5,8 +5,8 @@ use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use moe_math::quantize::{self, Codes, Damping, HessianSum, Problem, factorize_all};
-use moe_model::{Attention, Result};
+use moe_math::quantize::{self, Codes, Damping, Factor, HessianSum, Problem, factorize_all};
+use moe_model::{Attention, Linear, Result};
 
 use super::failed::{failed, unsolved};
 use crate::part::finite_values;
@@ -53,15 +53,24 @@ impl AttentionInputs {
             factors
                 .insert(input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
         }
-        let solved = |(linear, input): (&moe_model::Linear, usize)| {
-            let weight = finite_values(&linear.weight)?;
-            let factor = &factors[&input];
-            let shape = [linear.weight.shape()[0], linear.weight.shape()[1]];
-            let mut solved =
-                quantize::solve_on(&[Problem { weight: &weight, factor }], shape, options, device)
-                    .map_err(|e| failed(e).tensor(linear.weight.name()))?;
-            Ok(solved.remove(0).codes)
-        };
-        attention.linears().into_iter().zip(attention.inputs()).map(solved).collect()
+        let projections = attention.linears().into_iter().zip(attention.inputs());
+        projections
+            .map(|(linear, input)| codes_of(linear, &factors[&input], options, device))
+            .collect()
     }
+}
+
+/// Codes of one projection, from the factor of its inputs.
+fn codes_of(
+    linear: &Linear,
+    factor: &Factor<f32>,
+    options: &quantize::Options,
+    device: &Device,
+) -> Result<Codes> {
+    let weight = finite_values(&linear.weight)?;
+    let shape = [linear.weight.shape()[0], linear.weight.shape()[1]];
+    let problem = Problem { weight: &weight, factor };
+    let mut solved = quantize::solve_on(&[problem], shape, options, device)
+        .map_err(|e| failed(e).tensor(linear.weight.name()))?;
+    Ok(solved.remove(0).codes)
 }

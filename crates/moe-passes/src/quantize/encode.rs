@@ -77,17 +77,16 @@ impl Store {
         let shape = [weight.shape()[0], weight.shape()[1]];
         let block = blocks.size(shape);
         let name = weight.name();
-        let encode = |values| fp8::encode(values, shape, block, of_scales(scale_dtype));
-        let found = values
-            .map(encode)
+        let encoding = values
+            .map(|values| fp8::encode(values, shape, block, of_scales(scale_dtype)))
             .transpose()
             .map_err(|e| Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name))?;
-        let found = || found.as_ref().expect("bytes are made of values only");
+        let made = || encoding.as_ref().expect("bytes are made of values only");
         let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
         let scale = self.weight(name, scale_dtype, &counts, || {
-            encoded(&found().scales, of_scales(scale_dtype), name)
+            encoded(&made().scales, of_scales(scale_dtype), name)
         })?;
-        let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(found().codes.clone()))?;
+        let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(made().codes.clone()))?;
         Ok(codes.in_blocks(scale, block))
     }
 }
@@ -164,14 +163,14 @@ impl PackedMatrix<'_> {
         let [rows, columns] = self.shape();
         match self.packing {
             Packing::Rows => {
-                let shape = || Ok(bytes(&[rows as i64, columns as i64]));
-                self.store.weight(name, Dtype::I64, &[2], shape)
+                let shape = [rows as i64, columns as i64];
+                self.store.weight(name, Dtype::I64, &[2], || Ok(bytes(&shape)))
             }
             Packing::Columns => {
                 let size = self.integers.group_size(columns);
                 let groups = (0..columns).map(|column| (column / size) as i32);
-                let groups = || Ok(bytes(&groups.collect::<Vec<_>>()));
-                self.store.weight(name, Dtype::I32, &[columns], groups)
+                self.store
+                    .weight(name, Dtype::I32, &[columns], || Ok(bytes(&groups.collect::<Vec<_>>())))
             }
         }
     }

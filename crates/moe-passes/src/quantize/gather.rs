@@ -46,16 +46,15 @@ impl Solver<'_> {
         size: usize,
         of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
     ) -> Result<Vec<HessianSum>> {
-        let new = |_: &&ExpertSamples| HessianSum::new(size, &self.compute.device);
-        let mut sums = samples.iter().map(new).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let sums = samples.iter().map(|_| HessianSum::new(size, &self.compute.device));
+        let mut sums = sums.collect::<Result<Vec<_>, _>>().map_err(failed)?;
         self.each_block(|first, x| {
-            let add = |(index, sum): (usize, &mut HessianSum)| -> Result<()> {
+            sums.par_iter_mut().enumerate().try_for_each(|(index, sum)| {
                 let Some((x, rows)) = rows_of(samples[index], first, x)? else { return Ok(()) };
                 let weights = &samples[index].weights[rows.clone()];
                 let plain = weights.iter().all(|weight| *weight == 1.0);
                 sum.add(&of(x, index, rows)?, (!plain).then_some(weights)).map_err(failed)
-            };
-            sums.par_iter_mut().enumerate().try_for_each(add)
+            })
         })?;
         Ok(sums)
     }
@@ -85,17 +84,23 @@ pub(super) fn rows_of(
     first: usize,
     x: &Tensor,
 ) -> Result<Option<(Tensor, Range<usize>)>> {
-    let rows = || -> candle_core::Result<_> {
-        let end = first + x.dim(0)?;
-        let from = samples.tokens.partition_point(|token| (*token as usize) < first);
-        let to = samples.tokens.partition_point(|token| (*token as usize) < end);
-        if from == to {
-            return Ok(None);
-        }
-        let local: Vec<u32> =
-            samples.tokens[from..to].iter().map(|token| token - first as u32).collect();
-        let rows = x.index_select(&Tensor::from_vec(local, to - from, x.device())?, 0)?;
-        Ok(Some((rows, from..to)))
-    };
-    rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
+    gathered(&samples.tokens, first, x)
+        .map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
+}
+
+/// The rows of `x` that are among `tokens`, ascending, and the range of `tokens` that they are.
+fn gathered(
+    tokens: &[u32],
+    first: usize,
+    x: &Tensor,
+) -> candle_core::Result<Option<(Tensor, Range<usize>)>> {
+    let end = first + x.dim(0)?;
+    let from = tokens.partition_point(|token| (*token as usize) < first);
+    let to = tokens.partition_point(|token| (*token as usize) < end);
+    if from == to {
+        return Ok(None);
+    }
+    let local: Vec<u32> = tokens[from..to].iter().map(|token| token - first as u32).collect();
+    let rows = x.index_select(&Tensor::from_vec(local, to - from, x.device())?, 0)?;
+    Ok(Some((rows, from..to)))
 }

@@ -247,7 +247,8 @@ impl QuantizeOptions {
         }
         let shares: Vec<_> =
             count.iter().map(|(bits, count)| format!("{bits} bits in {count}")).collect();
-        let (all, shares) = (count.values().sum::<usize>(), shares.join(", "));
+        let all = count.values().sum::<usize>();
+        let shares = shares.join(", ");
         let places =
             if self.profile == Profile::Engine { "layers" } else { "projections of layers" };
         let reached = LayerWidths::bits_a_weight(widths.iter());

@@ -12,7 +12,7 @@ use moe_forward::{
 };
 use moe_math::Compute;
 use moe_math::meter::Work;
-use moe_math::quantize::{self, Damping};
+use moe_math::quantize::{self, Codes, Damping};
 use moe_math::routing::Routing;
 use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result, Weight};
 
@@ -88,27 +88,27 @@ impl Quantizer {
         inputs: &Inputs<'_>,
     ) -> Result<Vec<(ExpertSamples, Option<Routed>)>> {
         let router = LoadedRouter::load(&moe.router, &self.compute)?;
-        let route = |block: usize| routing(&router, moe, &inputs.get(block)?);
         let counted = |token: usize| self.counted[token];
         let mut sampler = Sampler::new(self.rule(moe), moe.experts.len());
         let summed = if self.sums_outputs(inputs) { moe.experts.len() } else { 0 };
         let mut routes = vec![Route::default(); summed];
         for (block, tokens) in inputs.blocks().iter().enumerate() {
-            let routing = route(block)?;
+            let routing = routing(&router, moe, &inputs.get(block)?)?;
             sampler.routed(&routing, counted);
             extend_routes(&mut routes, tokens.start, &routing);
         }
         if sampler.wants_more() {
             for (block, tokens) in inputs.blocks().iter().enumerate() {
-                sampler.near(tokens.start, &route(block)?, router.rule().bias.as_deref(), counted);
+                let routing = routing(&router, moe, &inputs.get(block)?)?;
+                sampler.near(tokens.start, &routing, router.rule().bias.as_deref(), counted);
             }
         }
         let mut routes = routes.into_iter();
-        let with_routed = |samples: ExpertSamples| {
+        let samples = sampler.finish(counted).into_iter().map(|samples| {
             let routed = routes.next().map(|route| Routed::new(&samples, route));
             (samples, routed)
-        };
-        Ok(sampler.finish(counted).into_iter().map(with_routed).collect())
+        });
+        Ok(samples.collect())
     }
 
     /// The rule by which tokens are chosen for experts of `moe`.
@@ -134,20 +134,23 @@ impl Quantizer {
         let solver = self.solver(layer)?;
         let samples =
             self.compute.stage("samples", Work::UNCOUNTED, || self.samples(moe, inputs))?;
-        let task = |(expert, (samples, routed))| Task {
+        let tasks = samples.into_iter().enumerate().map(|(expert, (samples, routed))| Task {
             name: format!("expert {expert}"),
             network: &moe.experts[expert],
             samples,
             routed,
-        };
-        let tasks: Vec<_> = samples.into_iter().enumerate().map(task).collect();
-        let pack = |network: &Expert, solved: Solved| self.pack(network, solved, schemes);
-        let (mut packed, routed) = solver.run(&tasks, pack)?;
+        });
+        let pack = |network: &Expert, solved| self.pack(network, solved, schemes);
+        let (mut packed, routed) = solver.run(&tasks.collect::<Vec<_>>(), pack)?;
         if let Some(shared) =
             moe.shared.as_ref().filter(|_| self.options.include.contains(&QuantizedPart::Shared))
         {
-            let (name, samples) = ("the shared expert".to_owned(), self.all_tokens());
-            let task = Task { name, network: &shared.expert, samples, routed: None };
+            let task = Task {
+                name: "the shared expert".to_owned(),
+                network: &shared.expert,
+                samples: self.all_tokens(),
+                routed: None,
+            };
             packed.extend(Solver { shrinkage: 0.0, ..solver }.run(&[task], pack)?.0);
         }
         Ok((packed, routed))
@@ -178,22 +181,21 @@ impl Quantizer {
         solved: Solved,
         schemes: [Scheme; 3],
     ) -> Result<PackedNetwork> {
-        let store = Store(self.scratch.clone());
         let [of_gate, of_up, of_down] = network.linears();
-        let encode = |linear: &Linear, scheme, codes| {
-            let made = MadeWeight::Codes(codes);
-            self.options.encoded(&linear.weight, scheme, &store, Some(&made))
-        };
         let Solved { gate, up, down, record } = solved;
-        let encode = || {
-            let gate = encode(of_gate, schemes[0], gate)?;
-            let up = encode(of_up, schemes[1], up)?;
-            Ok([gate, up, encode(of_down, schemes[2], down)?])
-        };
-        Ok(PackedNetwork {
-            weights: self.compute.stage("packing", Work::UNCOUNTED, encode)?,
-            record,
-        })
+        let weights = self.compute.stage("packing", Work::UNCOUNTED, || {
+            let gate = self.encoded(of_gate, schemes[0], gate)?;
+            let up = self.encoded(of_up, schemes[1], up)?;
+            Ok([gate, up, self.encoded(of_down, schemes[2], down)?])
+        })?;
+        Ok(PackedNetwork { weights, record })
+    }
+
+    /// The weight of `linear` as `codes` in `scheme`.
+    fn encoded(&self, linear: &Linear, scheme: Scheme, codes: Codes) -> Result<Weight> {
+        let store = Store(self.scratch.clone());
+        let made = MadeWeight::Codes(codes);
+        self.options.encoded(&linear.weight, scheme, &store, Some(&made))
     }
 
     /// The options of GPTQ for `weight`, and for all weights of its element type, in `scheme`.
@@ -240,6 +242,11 @@ fn extend_routes(routes: &mut [Route], first: usize, routing: &Routing) {
     routes.iter_mut().zip(slots).for_each(|(route, slots)| route.extend(first, &slots, routing));
 }
 
+/// The mean number of `tokens` that are routed to an expert of `moe`.
+fn mean_load(moe: &Moe, tokens: usize) -> usize {
+    (tokens * moe.router.top_k / moe.experts.len().max(1)).min(tokens)
+}
+
 impl LayerPass for Quantizer {
     fn model_mut(&mut self) -> &mut Model {
         &mut self.model
@@ -251,8 +258,9 @@ impl LayerPass for Quantizer {
             return forward;
         }
         let hidden = self.model.hidden as f64;
-        let layer = |moe: &Moe| {
-            let (experts, width) = (moe.experts.len() as f64, moe.experts[0].width() as f64);
+        let layers = self.model.moes().map(|(_, moe)| {
+            let experts = moe.experts.len() as f64;
+            let width = moe.experts[0].width() as f64;
             let hessians =
                 (tokens * moe.router.top_k) as f64 * 2.0 * (hidden.powi(2) + width.powi(2));
             // A factor and its inverse for gate and up together, and one for down; every code
@@ -260,27 +268,26 @@ impl LayerPass for Quantizer {
             let factors = hidden.powi(3) + width.powi(3);
             let codes = 2.0 * width * hidden.powi(2) + hidden * width.powi(2);
             hessians + experts * (factors + codes)
-        };
-        forward + self.model.moes().map(|(_, moe)| layer(moe)).sum::<f64>()
+        });
+        forward + layers.sum::<f64>()
     }
 
     fn working_bytes(&self, text: SweptText) -> u64 {
-        let of_layer = |(_, moe): (usize, &Moe)| {
-            let (experts, hidden) = (moe.experts.len(), self.model.hidden);
-            let shared = |tokens: usize| (tokens * moe.router.top_k / experts.max(1)).min(tokens);
-            let routed = shared(text.tokens);
+        let hidden = self.model.hidden;
+        // Where there is room, the experts' outputs are summed for all tokens.
+        let summed = text.in_memory && text.tokens * hidden * 4 <= OUTPUT_BYTES;
+        let sums = if summed { text.tokens * hidden * 4 } else { 0 };
+        let layers = self.model.moes().map(|(_, moe)| {
             let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
+            let routed = mean_load(moe, text.tokens);
             let seen = if self.options.calibrate_on() == CalibrateOn::AllExperts {
                 text.block
             } else {
-                shared(text.block)
+                mean_load(moe, text.block)
             };
-            // Where there is room, the experts' outputs are summed for all tokens.
-            let summed = text.in_memory && text.tokens * hidden * 4 <= OUTPUT_BYTES;
-            let sums = if summed { text.tokens * hidden * 4 } else { 0 };
-            solve::working_bytes(experts, [width, hidden], routed, seen) + sums as u64
-        };
-        self.model.moes().map(of_layer).max().unwrap_or(0)
+            solve::working_bytes(moe.experts.len(), [width, hidden], routed, seen) + sums as u64
+        });
+        layers.max().unwrap_or(0)
     }
 
     fn looks_ahead(&self) -> bool {
@@ -354,14 +361,12 @@ impl Converter for Quantizer {
         let inputs = std::mem::take(&mut self.attention_inputs);
         let attention = &self.model.layers[index].attention;
         let solving = self.solving(self.options.encoding(), &attention.output().weight)?;
-        let (damping, act_order) = (self.damping(), self.options.act_order);
-        let codes =
-            || inputs.codes(index, attention, &solving, &damping, act_order, &self.compute.device);
-        let mut codes = self
-            .compute
-            .stage("attention's codes", Work::UNCOUNTED, codes)?
-            .into_iter()
-            .map(MadeWeight::Codes);
+        let damping = self.damping();
+        let act_order = self.options.act_order;
+        let codes = self.compute.stage("attention's codes", Work::UNCOUNTED, || {
+            inputs.codes(index, attention, &solving, &damping, act_order, &self.compute.device)
+        })?;
+        let mut codes = codes.into_iter().map(MadeWeight::Codes);
         let store = Store(self.scratch.clone());
         let quantized = quantized_attention(attention, |weight| {
             self.options.encoded(weight, self.options.encoding(), &store, codes.next().as_ref())
@@ -373,7 +378,8 @@ impl Converter for Quantizer {
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
-        let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.scratch.clone()));
+        let schemes = self.options.schemes(widths.as_ref());
+        let store = Store(self.scratch.clone());
         let mut details = QuantizedLayer { bit_widths: widths, ..QuantizedLayer::default() };
         if self.options.solver() == SolverChoice::Rtn {
             let record = self.options.record(index, moe, details);

@@ -86,12 +86,14 @@ impl Routed {
         let mut all: Vec<u32> = route.tokens.iter().chain(samples.tokens.iter()).copied().collect();
         all.sort_unstable();
         all.dedup();
-        let weight =
-            |token| samples.tokens.binary_search(token).map_or(0.0, |at| samples.weights[at]);
-        let weights: Vec<f32> = all.iter().map(weight).collect();
-        let row = |token| all.binary_search(token).expect("every routed token is among all") as u32;
-        let rows =
-            (all.len() != route.tokens.len()).then(|| route.tokens.iter().map(row).collect());
+        let weights = all
+            .iter()
+            .map(|token| samples.tokens.binary_search(token).map_or(0.0, |at| samples.weights[at]));
+        let weights: Vec<f32> = weights.collect();
+        let rows = (all.len() != route.tokens.len()).then(|| {
+            let rows = route.tokens.iter().map(|token| all.binary_search(token));
+            rows.map(|row| row.expect("every routed token is among all") as u32).collect()
+        });
         let with_samples =
             ExpertSamples { tokens: all.into(), weights: weights.into(), counts: samples.counts };
         Self { route, with_samples, rows }
@@ -100,9 +102,10 @@ impl Routed {
     /// The routed rows within `seen`, a range of rows of `with_samples`, counted from its start;
     /// None if all of them are routed.
     pub fn rows_in(&self, seen: &Range<usize>) -> Option<Vec<u32>> {
-        let at = |row: usize, rows: &[u32]| rows.partition_point(|r| (*r as usize) < row);
         let rows = self.rows.as_ref()?;
-        let routed = &rows[at(seen.start, rows)..at(seen.end, rows)];
+        let start = rows.partition_point(|row| (*row as usize) < seen.start);
+        let end = rows.partition_point(|row| (*row as usize) < seen.end);
+        let routed = &rows[start..end];
         (routed.len() != seen.len())
             .then(|| routed.iter().map(|row| row - seen.start as u32).collect())
     }
@@ -212,7 +215,8 @@ impl Sampler {
         bias: Option<&[f32]>,
         counted: impl Fn(usize) -> bool,
     ) {
-        let (k, experts) = (routing.top_k, self.experts);
+        let k = routing.top_k;
+        let experts = self.experts;
         let cold: Vec<(usize, usize)> =
             (0..experts).map(|e| (e, self.missing(e))).filter(|(_, n)| *n > 0).collect();
         for (local, chosen) in
@@ -251,8 +255,11 @@ impl Sampler {
                 usize::MAX
             },
         };
-        let samples = |(routed, nearest): (Vec<_>, _)| weighing.samples(&routed, nearest);
-        self.routed.into_iter().zip(self.nearest).map(samples).collect()
+        self.routed
+            .into_iter()
+            .zip(self.nearest)
+            .map(|(routed, nearest)| weighing.samples(&routed, nearest))
+            .collect()
     }
 
     /// All tokens that count as samples of each expert.
@@ -261,12 +268,12 @@ impl Sampler {
         let tokens: Vec<u32> = tokens.map(|token| token as u32).collect();
         let count = tokens.len();
         let all = ExpertSamples::evenly_weighed(tokens, Counts::default());
-        let of_expert = |routed: &Vec<(u32, f32)>| {
+        let samples = self.routed.iter().map(|routed| {
             let routed = routed.len();
             let counts = Counts { routed, used: routed, topped_up: count - routed };
             ExpertSamples { counts, ..all.clone() }
-        };
-        self.routed.iter().map(of_expert).collect()
+        });
+        samples.collect()
     }
 }
 
@@ -302,12 +309,12 @@ impl Weighing {
         let counts = Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
         // A token that didn't choose the expert weighs as much as the expert's own tokens, times
         // the ratio of its score to a typical one.
-        let near = |Reverse(near): Reverse<Near>| {
+        let nearest = nearest.into_iter().map(|Reverse(near)| {
             (near.token, own * (near.score / self.typical_score).clamp(0.0, 1.0))
-        };
+        });
         let mut all: Vec<(u32, f32)> = chosen
             .map(|(token, gate)| (token, power(gate, self.gate_power)))
-            .chain(nearest.into_iter().map(near))
+            .chain(nearest)
             .collect();
         all.sort_unstable_by_key(|(token, _)| *token);
         let (tokens, weights): (Vec<u32>, Vec<f32>) = all.into_iter().unzip();

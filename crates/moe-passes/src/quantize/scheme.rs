@@ -57,16 +57,24 @@ impl TryFrom<String> for WeightScheme {
     type Error = Error;
 
     fn try_from(word: String) -> Result<Self, Error> {
-        let refused =
-            |remedy: String| usage(&["--scheme"], format!("there is no scheme {word:?}"), remedy);
         if let Some(remedy) = not_here(&word) {
-            return Err(refused(remedy));
+            return Err(unknown(&word, remedy));
         }
-        let known = || Self::value_variants().iter().filter_map(ValueEnum::to_possible_value);
-        let names =
-            || known().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
-        Self::from_str(&word, true).map_err(|_| refused(format!("give one of {}", names())))
+        Self::from_str(&word, true)
+            .map_err(|_| unknown(&word, format!("give one of {}", Self::names())))
     }
+}
+
+impl WeightScheme {
+    /// The names of all schemes, for messages.
+    fn names() -> String {
+        let known = Self::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        known.map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn unknown(word: &str, remedy: String) -> Error {
+    usage(&["--scheme"], format!("there is no scheme {word:?}"), remedy)
 }
 
 /// The remedy for a scheme with 8-bit integers for activations.

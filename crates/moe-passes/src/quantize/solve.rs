@@ -180,10 +180,6 @@ impl Solver<'_> {
         let mut combine =
             first.routed.as_ref().map(|_| self.combine(first.shape()[1])).transpose()?;
         let mut all = Vec::with_capacity(tasks.len());
-        let solve = |batch: &[Task<'_>]| match &inputs.factors {
-            Some(factors) => self.batch(batch, factors, first.shape()),
-            None => self.batch(batch, &self.inputs_factored(batch, &inputs)?, first.shape()),
-        };
         let take = |batch: &[Task<'_>], (solved, activations): (Vec<Solved>, _)| {
             if let Some(combine) = &mut combine {
                 self.add_outputs(batch, activations, &solved, combine)?;
@@ -196,6 +192,7 @@ impl Solver<'_> {
         };
         self.compute.meter.at_expert(0, tasks.len());
         let most = self.compute.batch_bytes(BATCH_BYTES);
+        let solve = |batch: &[Task<'_>]| self.solved(batch, &inputs);
         in_batches(tasks, most, |task| self.bytes(task), solve, take)?;
         self.compute.meter.at_no_expert();
         let routed = combine.map(|combine| combine.finish(self.compute.dtype)).transpose();
@@ -228,6 +225,19 @@ impl Solver<'_> {
         4 * (copies * hidden.max(width).pow(2) + width * tokens)
     }
 
+    /// Solves `tasks`, which share `inputs`.
+    fn solved(
+        &self,
+        tasks: &[Task<'_>],
+        inputs: &SharedInputs,
+    ) -> Result<(Vec<Solved>, Activations)> {
+        let shape = tasks[0].shape();
+        match &inputs.factors {
+            Some(factors) => self.batch(tasks, factors, shape),
+            None => self.batch(tasks, &self.inputs_factored(tasks, inputs)?, shape),
+        }
+    }
+
     /// Codes of `tasks`, with a factor of gate and up for each, or one for all; and for each task
     /// the inputs of down for the tokens that are routed to it.
     fn batch(
@@ -246,12 +256,13 @@ impl Solver<'_> {
             [shape[1], shape[0]],
             &self.options[2],
         )?;
-        let errors = || self.errors(tasks, &matrices, &downs);
-        let errors = self.compute.stage(ERRORS, Work::UNCOUNTED, errors)?;
-        let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
+        let errors = self
+            .compute
+            .stage(ERRORS, Work::UNCOUNTED, || self.errors(tasks, &matrices, &downs))?;
         let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
         let solved = solved.map(|(index, ((((task, (gate, up)), down), error), neurons))| {
-            let record = record(task, [input(index), neurons], error);
+            let input = inputs.get(index).unwrap_or(&inputs[0]);
+            let record = record(task, [input, neurons], error);
             Solved { gate, up, down, record }
         });
         Ok((solved.collect(), activations))
@@ -269,18 +280,15 @@ impl Solver<'_> {
         let factors =
             || (0..tasks.len()).map(|index| &inputs.get(index).unwrap_or(&inputs[0]).factor);
         let [gate, up, _] = &self.options;
-        let (codes, of_up) = if gate == up {
-            let mut codes =
-                self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
-            let of_up = codes.split_off(tasks.len());
-            (codes, of_up)
-        } else {
-            (
-                self.solve(gates.iter(), factors(), shape, gate)?,
-                self.solve(ups.iter(), factors(), shape, up)?,
-            )
-        };
-        Ok(codes.into_iter().zip(of_up).collect())
+        if gate == up {
+            let both = gates.iter().chain(&ups);
+            let mut of_gate = self.solve(both, factors().chain(factors()), shape, gate)?;
+            let of_up = of_gate.split_off(tasks.len());
+            return Ok(of_gate.into_iter().zip(of_up).collect());
+        }
+        let of_gate = self.solve(gates.iter(), factors(), shape, gate)?;
+        let of_up = self.solve(ups.iter(), factors(), shape, up)?;
+        Ok(of_gate.into_iter().zip(of_up).collect())
     }
 
     /// The values of `pairs`, dequantized.
@@ -290,12 +298,13 @@ impl Solver<'_> {
         pairs: &[Pair],
         shape: [usize; 2],
     ) -> Result<Vec<[Tensor; 2]>> {
-        let of_pair = |((gate, up), task): (&Pair, &Task<'_>)| {
-            let both = || Ok([self.matrix(gate, shape)?, self.matrix(up, shape)?]);
-            both().map_err(|e| self.numeric(&task.name, e))
-        };
         self.compute.stage(DEQUANTIZING, Work::UNCOUNTED, || {
-            pairs.par_iter().zip(tasks).map(of_pair).collect()
+            let matrices = pairs.par_iter().zip(tasks).map(|((gate, up), task)| {
+                let gate = self.matrix(gate, shape);
+                gate.and_then(|gate| Ok([gate, self.matrix(up, shape)?]))
+                    .map_err(|e| self.numeric(&task.name, e))
+            });
+            matrices.collect()
         })
     }
 
@@ -315,8 +324,9 @@ impl Solver<'_> {
         of: impl Fn(&Expert) -> &Linear + Sync,
     ) -> Result<Vec<Vec<f32>>> {
         let bytes = tasks.iter().map(|task| of(task.network).weight.bytes()).sum();
-        let read = |task: &Task<'_>| finite_values(&of(task.network).weight);
-        self.compute.stage(READING, Work::bytes(bytes), || tasks.par_iter().map(read).collect())
+        self.compute.stage(READING, Work::bytes(bytes), || {
+            tasks.par_iter().map(|task| finite_values(&of(task.network).weight)).collect()
+        })
     }
 
     fn solve<'w>(
@@ -328,10 +338,12 @@ impl Solver<'_> {
     ) -> Result<Vec<Codes>> {
         let problems: Vec<_> =
             weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
-        let solve = || quantize::solve_on(&problems, shape, options, &self.compute.device);
         // Each column takes the errors of all columns before it.
         let flops = problems.len() as f64 * (shape[0] * shape[1] * shape[1]) as f64;
-        let solved = self.compute.stage(CODES, Work::flops(flops), solve).map_err(failed)?;
+        let solved = self.compute.stage(CODES, Work::flops(flops), || {
+            quantize::solve_on(&problems, shape, options, &self.compute.device)
+        });
+        let solved = solved.map_err(failed)?;
         Ok(solved.into_iter().map(|solved| solved.codes).collect())
     }
 }

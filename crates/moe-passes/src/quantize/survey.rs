@@ -22,7 +22,7 @@ use super::options::{QuantizeOptions, QuantizedPart};
 use super::widths::{Errors, LayerWidths};
 use crate::part::finite_values;
 
-/// The approximate number of tokens that errors are measured on. Sums over a layer's experts need
+/// The approximate number of tokens that errors are measured on. CalibrationSums over a layer's experts need
 /// few, and a quarter as many give the same choice.
 const TOKENS: usize = 1024;
 
@@ -118,8 +118,8 @@ impl Survey {
     /// σ(gate · x) of each row of `x`.
     fn shared_gates(&self, layer: usize, gate: &Weight, x: &Tensor) -> Result<Vec<f32>> {
         let gate = to_f32(gate, &self.compute)?;
-        let logits = || product(x, &gate)?.flatten_all()?.to_vec1();
-        let logits: Vec<f32> = logits().map_err(|e| Self::numeric(layer, e))?;
+        let logits = product(x, &gate).and_then(|logits| logits.flatten_all()?.to_vec1());
+        let logits: Vec<f32> = logits.map_err(|e| Self::numeric(layer, e))?;
         Ok(logits.into_iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect())
     }
 
@@ -169,17 +169,17 @@ impl Observer for Survey {
     }
 
     fn layer_output(&mut self, layer: usize, hidden: &Tensor) -> Result<()> {
-        let squares = || hidden.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1::<f32>();
-        let squares: Vec<f32> = squares().map_err(|e| Self::numeric(layer, e))?;
+        let squares = row_squares(hidden).map_err(|e| Self::numeric(layer, e))?;
         let SurveyBlock { errors: found, .. } = std::mem::take(&mut self.block);
         let counted = &self.counted[self.first..self.first + squares.len()];
         self.first += squares.len();
         if found.is_empty() {
             return Ok(());
         }
-        let sum = |errors: Vec<f64>| relative_sum(&errors, &squares, counted);
-        let of_part = |part: Vec<Vec<f64>>| part.into_iter().map(sum).collect::<Vec<f64>>();
-        let sums: Vec<Vec<f64>> = found.into_iter().map(of_part).collect();
+        let sums = found.iter().map(|part| {
+            part.iter().map(|errors| relative_sum(errors, &squares, counted)).collect()
+        });
+        let sums: Vec<Vec<f64>> = sums.collect();
         match self.errors.entry(layer) {
             Entry::Vacant(none) => {
                 none.insert(sums);
@@ -201,6 +201,11 @@ impl Observer for Survey {
         }
         Ok(())
     }
+}
+
+/// |row|² of each row.
+fn row_squares(rows: &Tensor) -> candle_core::Result<Vec<f32>> {
+    rows.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1()
 }
 
 /// The sum of `errors` over the tokens that count, each by the square norm of the state that leaves
@@ -236,15 +241,19 @@ impl<'a> Rounding<'a> {
     ) -> Result<Self> {
         let [gate, up, down] = network.linears().map(|linear| finite_values(&linear.weight));
         let values = [gate?, up?, down?];
-        let tensor = |matrix: usize| Self::tensor(network, matrix, values[matrix].clone(), compute);
-        let plain = [tensor(0)?, tensor(1)?, tensor(2)?];
-        let stages = || {
-            let (gated, up) = (product(x, &plain[0])?.silu()?, product(x, &plain[1])?);
-            let output = product(&(&gated * &up)?, &plain[2])?;
-            Ok((gated, up, output))
-        };
-        let (gated, up, output) = stages().map_err(|e| failed_to_run(network, e))?;
+        let [gate, up, down] =
+            [0, 1, 2].map(|matrix| Self::tensor(network, matrix, values[matrix].clone(), compute));
+        let plain = [gate?, up?, down?];
+        let [gated, up, output] = Self::run(&plain, x).map_err(|e| failed_to_run(network, e))?;
         Ok(Self { options, network, compute, values, plain, x, gated, up, output })
+    }
+
+    /// silu(gate x), up x and the output of the network on `x`.
+    fn run([gate, up, down]: &[Tensor; 3], x: &Tensor) -> candle_core::Result<[Tensor; 3]> {
+        let gated = product(x, gate)?.silu()?;
+        let up = product(x, up)?;
+        let output = product(&(&gated * &up)?, down)?;
+        Ok([gated, up, output])
     }
 
     fn tensor(
@@ -261,18 +270,20 @@ impl<'a> Rounding<'a> {
     /// |Δf|² of each token with the matrices of `part` rounded to `bits`. Intermediate results that
     /// these don't change aren't computed again.
     fn squares(&self, part: &[usize], bits: u32) -> Result<Vec<f32>> {
-        let rounded = |matrix: usize| {
-            if part.contains(&matrix) { self.rounded(matrix, bits).map(Some) } else { Ok(None) }
-        };
-        let (gate, up, down) = (rounded(0)?, rounded(1)?, rounded(2)?);
-        let squares = || {
-            let gated =
-                gate.map_or(Ok(self.gated.clone()), |gate| product(self.x, &gate)?.silu())?;
-            let up = up.map_or(Ok(self.up.clone()), |up| product(self.x, &up))?;
-            let output = product(&(gated * up)?, down.as_ref().unwrap_or(&self.plain[2]))?;
-            (output - &self.output)?.sqr()?.sum(1)?.to_vec1()
-        };
-        squares().map_err(|e| failed_to_run(self.network, e))
+        let [gate, up, down] = [0, 1, 2]
+            .map(|matrix| part.contains(&matrix).then(|| self.rounded(matrix, bits)).transpose());
+        self.squared_changes([gate?, up?, down?]).map_err(|e| failed_to_run(self.network, e))
+    }
+
+    /// |Δf|² of each token with the matrices that are given instead of the network's own.
+    fn squared_changes(
+        &self,
+        [gate, up, down]: [Option<Tensor>; 3],
+    ) -> candle_core::Result<Vec<f32>> {
+        let gated = gate.map_or(Ok(self.gated.clone()), |gate| product(self.x, &gate)?.silu())?;
+        let up = up.map_or(Ok(self.up.clone()), |up| product(self.x, &up))?;
+        let output = product(&(gated * up)?, down.as_ref().unwrap_or(&self.plain[2]))?;
+        (output - &self.output)?.sqr()?.sum(1)?.to_vec1()
     }
 
     fn rounded(&self, matrix: usize, bits: u32) -> Result<Tensor> {

@@ -50,13 +50,7 @@ pub struct LayerWidths {
 impl LayerWidths {
     /// The measured error with these `bits` of gate, up and down.
     pub fn error(&self, bits: [u32; 3]) -> f64 {
-        let has = |matrix: &str, width: u32| {
-            MATRICES.iter().zip(bits).any(|(name, bits)| *name == matrix && bits == width)
-        };
-        let such = self
-            .measured
-            .iter()
-            .filter(|found| found.matrices.iter().all(|matrix| has(matrix, found.bits)));
+        let such = self.measured.iter().filter(|found| found.is_of(bits));
         such.map(|found| found.error).sum()
     }
 
@@ -85,6 +79,15 @@ pub struct WidthError {
 /// The error by layer, by part of it, and by bit width.
 pub(super) type Errors = BTreeMap<usize, Vec<Vec<f64>>>;
 
+impl WidthError {
+    /// Whether this is the error of matrices that have these `bits` of gate, up and down.
+    fn is_of(&self, bits: [u32; 3]) -> bool {
+        self.matrices.iter().all(|matrix| {
+            MATRICES.iter().zip(bits).any(|(name, bits)| name == matrix && bits == self.bits)
+        })
+    }
+}
+
 impl QuantizeOptions {
     /// The bit widths of each layer with the least Σ error that --target-bits has room for.
     ///
@@ -96,26 +99,28 @@ impl QuantizeOptions {
         target: f64,
         errors: &Errors,
     ) -> Result<BTreeMap<usize, LayerWidths>> {
-        let of_layer = |(index, moe)| Ok((index, self.sizes(moe)?));
-        let sizes: BTreeMap<usize, Vec<Vec<u64>>> =
-            model.moes().map(of_layer).collect::<Result<_>>()?;
+        let sizes: BTreeMap<usize, Vec<Vec<u64>>> = model
+            .moes()
+            .map(|(index, moe)| Ok((index, self.sizes(moe)?)))
+            .collect::<Result<_>>()?;
         let weights: u64 = model.moes().map(|(_, moe)| self.weights(moe)).sum();
         let items: Vec<Vec<Choice>> =
             sizes.iter().flat_map(|(index, sizes)| choices(sizes, &errors[index])).collect();
-        let all = |of: fn(&Vec<Choice>) -> Option<u64>| items.iter().filter_map(of).sum::<u64>();
-        let least = all(|item| item.iter().map(|choice| choice.size).min());
-        let most = all(|item| item.iter().map(|choice| choice.size).max());
+        let sizes_of_choices = items.iter().map(|item| item.iter().map(|choice| choice.size));
+        let least: u64 = sizes_of_choices.clone().filter_map(Iterator::min).sum();
+        let most: u64 = sizes_of_choices.filter_map(Iterator::max).sum();
         let capacity = (target * weights as f64).floor();
         let fits = (least as f64..=most as f64).contains(&capacity);
         let chosen = if fits { knapsack(&items, capacity as u64) } else { None };
         let Some(chosen) = chosen else {
             return Err(self.out_of_range(target, [least, most], weights));
         };
-        let of_layer = |((index, moe), chosen): ((usize, &Moe), &[usize])| {
-            (index, self.layer_widths(moe, &sizes[&index], chosen))
-        };
         let by_layer = chosen.chunks(self.profile.parts().len());
-        Ok(model.moes().zip(by_layer).map(of_layer).collect())
+        let layers = model
+            .moes()
+            .zip(by_layer)
+            .map(|((index, moe), chosen)| (index, self.layer_widths(moe, &sizes[&index], chosen)));
+        Ok(layers.collect())
     }
 
     /// The bit widths of a layer: for each of its parts one is `chosen`, at which it has one of
@@ -187,15 +192,19 @@ impl QuantizeOptions {
 
     /// The bits that each part of `moe` takes in the file at each bit width.
     fn sizes(&self, moe: &Moe) -> Result<Vec<Vec<u64>>> {
-        let size = |part: &&[usize], bits: u32| -> Result<u64> {
-            let weights = self
-                .networks(moe)
-                .flat_map(|network| part.iter().map(|matrix| &network.linears()[*matrix].weight));
-            weights.map(|weight| self.stored_bits(weight, bits)).sum()
-        };
         let widths = self.profile.widths();
-        let of_part = |part| widths.iter().map(|bits| size(part, *bits)).collect::<Result<_>>();
-        self.profile.parts().iter().map(of_part).collect()
+        let parts = self.profile.parts().iter().map(|part| {
+            widths.iter().map(|bits| self.size_of_part(moe, part, *bits)).collect::<Result<_>>()
+        });
+        parts.collect()
+    }
+
+    /// The bits that the matrices `part` of all experts of `moe` take at the bit width `bits`.
+    fn size_of_part(&self, moe: &Moe, part: &[usize], bits: u32) -> Result<u64> {
+        let weights = self
+            .networks(moe)
+            .flat_map(|network| part.iter().map(|matrix| &network.linears()[*matrix].weight));
+        weights.map(|weight| self.stored_bits(weight, bits)).sum()
     }
 
     /// The bits of codes, scales and zero points. The shape that compressed-tensors stores beside
@@ -237,9 +246,8 @@ impl QuantizeOptions {
 
 /// The choices of each part.
 fn choices(sizes: &[Vec<u64>], errors: &[Vec<f64>]) -> impl Iterator<Item = Vec<Choice>> {
-    let choice = |(size, error): (&u64, &f64)| Choice { size: *size, error: *error };
-    sizes
-        .iter()
-        .zip(errors)
-        .map(move |(sizes, errors)| sizes.iter().zip(errors).map(choice).collect())
+    sizes.iter().zip(errors).map(|(sizes, errors)| {
+        let choices = sizes.iter().zip(errors);
+        choices.map(|(size, error)| Choice { size: *size, error: *error }).collect()
+    })
 }

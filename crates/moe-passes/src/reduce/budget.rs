@@ -22,29 +22,31 @@ const NEVER: f32 = -1e4;
 /// The masses of `model`'s layers.
 pub(super) fn masses(model: &Model, statistics: &dyn LayerStatistics) -> Result<Masses> {
     let factors = group_factors(statistics.groups());
-    let of = |(index, _): (usize, &Moe)| {
+    let layers = model.moes().map(|(index, _)| {
         let sums = sums_of(statistics, index)?;
         let pooled = CalibrationSums::pooled(sums.iter().zip(factors.iter().copied()));
         let mut masses = pooled.get(Quantity::GatedNorms).to_vec();
         masses.sort_by(|a, b| b.total_cmp(a));
         Ok((index, masses))
-    };
-    model.moes().map(of).collect()
+    });
+    layers.collect()
 }
 
 /// The minimum number of experts with which every layer keeps the share `share` of its mass.
 pub(super) fn least_uniform(masses: &Masses, share: f64) -> usize {
-    let needed = |masses: &Vec<f64>| {
-        let all: f64 = masses.iter().sum();
-        let mut kept = 0.0;
-        // In another order, the sum of all may be less than `all` by rounding.
-        let enough = masses.iter().position(|mass| {
-            kept += mass;
-            kept >= share * all * (1.0 - 1e-12)
-        });
-        enough.map_or(masses.len(), |last| last + 1)
-    };
-    masses.values().map(needed).max().unwrap_or(0)
+    masses.values().map(|masses| experts_for(masses, share)).max().unwrap_or(0)
+}
+
+/// The minimum number of experts with which a layer keeps the share `share` of its mass.
+fn experts_for(masses: &[f64], share: f64) -> usize {
+    let all: f64 = masses.iter().sum();
+    let mut kept = 0.0;
+    // In another order, the sum of all may be less than `all` by rounding.
+    let enough = masses.iter().position(|mass| {
+        kept += mass;
+        kept >= share * all * (1.0 - 1e-12)
+    });
+    enough.map_or(masses.len(), |last| last + 1)
 }
 
 /// The number of experts of each layer: `total` in all, at least `least` in each, so that the
@@ -52,23 +54,26 @@ pub(super) fn least_uniform(masses: &Masses, share: f64) -> usize {
 pub(super) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMap<usize, usize> {
     let mut counts: BTreeMap<usize, usize> =
         masses.iter().map(|(layer, masses)| (*layer, least.min(masses.len()))).collect();
-    let share = |layer: &usize, count: usize| {
-        let masses = &masses[layer];
-        let all: f64 = masses.iter().sum();
-        if all > 0.0 { masses[..count].iter().sum::<f64>() / all } else { 1.0 }
-    };
     while counts.values().sum::<usize>() < total {
         let growing = counts.iter().filter(|(layer, count)| **count < masses[*layer].len());
         // Among equals, the first layer.
-        let Some((layer, count)) = growing
-            .map(|(l, c)| (*l, *c))
-            .min_by(|a, b| share(&a.0, a.1).total_cmp(&share(&b.0, b.1)))
+        let Some((layer, count)) =
+            growing.map(|(l, c)| (*l, *c)).min_by(|(a, kept_of_a), (b, kept_of_b)| {
+                let share = share_of_first(&masses[a], *kept_of_a);
+                share.total_cmp(&share_of_first(&masses[b], *kept_of_b))
+            })
         else {
             break;
         };
         counts.insert(layer, count + 1);
     }
     counts
+}
+
+/// The share of a layer's mass that its first `count` experts have.
+fn share_of_first(masses: &[f64], count: usize) -> f64 {
+    let all: f64 = masses.iter().sum();
+    if all > 0.0 { masses[..count].iter().sum::<f64>() / all } else { 1.0 }
 }
 
 /// Refuses a router that can't have rows that are never selected.

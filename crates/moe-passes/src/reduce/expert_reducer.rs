@@ -29,7 +29,8 @@ pub(super) fn decide_now(
     size: &Size,
     sources: &Sources<'_>,
 ) -> Result<LayerEdits> {
-    let (model, compute) = (sources.model, sources.compute);
+    let model = sources.model;
+    let compute = sources.compute;
     let statistics = sources.statistics.filter(|_| method.needs().sums);
     let protected = match statistics {
         Some(statistics) if !options.no_super_expert_guard => {
@@ -65,7 +66,7 @@ impl Setting<'_> {
         model: &Model,
         statistics: Option<&dyn LayerStatistics>,
     ) -> Result<BTreeMap<usize, DecidedLayer>> {
-        let decide = |(index, moe): (usize, &Moe)| {
+        let layers = model.moes().map(|(index, moe)| {
             let sums = match statistics {
                 Some(statistics) => sums_of(statistics, index)?,
                 None => Vec::new(),
@@ -74,8 +75,8 @@ impl Setting<'_> {
                 check_left_out(index, &sums)?;
             }
             Ok((index, self.decided(index, moe, &sums, &[])?))
-        };
-        model.moes().map(decide).collect()
+        });
+        layers.collect()
     }
 
     /// Decides layer `index`, whose mixture is `moe`.
@@ -125,8 +126,8 @@ fn largest_outputs(
     model: &Model,
     statistics: &dyn LayerStatistics,
 ) -> Result<BTreeMap<usize, Vec<f64>>> {
-    let largest = |(index, _)| Ok((index, largest(&sums_of(statistics, index)?)));
-    model.moes().map(largest).collect()
+    let layers = model.moes();
+    layers.map(|(index, _)| Ok((index, largest(&sums_of(statistics, index)?)))).collect()
 }
 
 fn largest(sums: &[CalibrationSums]) -> Vec<f64> {
@@ -183,7 +184,8 @@ impl ExpertReducer {
         left_out: bool,
         sample_every: usize,
     ) -> StatisticsObserver {
-        let (groups, group_of) = (text.groups.len(), text.group_of.clone());
+        let groups = text.groups.len();
+        let group_of = text.group_of.clone();
         StatisticsObserver::new(
             &self.model,
             ObserverOptions { groups, group_of, left_out, sample_every },
@@ -290,11 +292,11 @@ impl Converter for ExpertReducer {
     }
 
     fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
-        let fail = |e| {
+        let error = self.errors.entry(index).or_default();
+        error.add(original, converted).map_err(|e| {
             Error::new(Kind::Numeric, format!("cannot compare the outputs of layer {index}"))
                 .source(e)
-        };
-        self.errors.entry(index).or_default().add(original, converted).map_err(fail)
+        })
     }
 }
 
@@ -310,10 +312,7 @@ impl Observer for ExpertReducer {
         if !self.method.needs().inputs || self.model.layers[layer].ffn.moe().is_none() {
             return Ok(());
         }
-        let fail = |e| {
-            Error::new(Kind::Numeric, format!("cannot keep the inputs of layer {layer}")).source(e)
-        };
-        let tokens = x.dim(0).map_err(fail)?;
+        let tokens = x.dim(0).map_err(|e| not_kept(layer, e))?;
         let first = self.arrived;
         self.arrived += tokens;
         let counted = self.observer().counted_of(first..first + tokens);
@@ -323,7 +322,7 @@ impl Observer for ExpertReducer {
             some => Tensor::from_vec(counted, some, x.device())
                 .and_then(|rows| x.index_select(&rows, 0)),
         };
-        self.inputs.push(rows.map_err(fail)?);
+        self.inputs.push(rows.map_err(|e| not_kept(layer, e))?);
         Ok(())
     }
 
@@ -374,6 +373,11 @@ impl Observer for SuperExpertSurvey {
         self.largest.extend(sums.map(|sums| (layer, largest(&sums))));
         Ok(())
     }
+}
+
+/// The error where the inputs of layer `layer` can't be kept.
+fn not_kept(layer: usize, error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, format!("cannot keep the inputs of layer {layer}")).source(error)
 }
 
 #[cfg(test)]

@@ -18,10 +18,10 @@ pub(crate) fn super_experts(largest: &BTreeMap<usize, Vec<f64>>) -> BTreeMap<usi
     all.sort_by(f64::total_cmp);
     let Some(greatest) = all.last() else { return BTreeMap::new() };
     let threshold = percentile(&all).max(SHARE_OF_LARGEST * greatest);
-    let above = |values: &Vec<f64>| {
-        (0..values.len()).filter(|e| values[*e] > threshold).collect::<Vec<_>>()
-    };
-    let layers = largest.iter().map(|(layer, values)| (*layer, above(values)));
+    let layers = largest.iter().map(|(layer, values)| {
+        let above = (0..values.len()).filter(|e| values[*e] > threshold);
+        (*layer, above.collect::<Vec<_>>())
+    });
     layers.filter(|(_, experts)| !experts.is_empty()).collect()
 }
 

@@ -16,7 +16,7 @@ use moe_forward::{Group, group_factors, labels};
 use moe_math::saliency::greatest;
 use moe_math::statistics::CalibrationSums;
 use moe_math::{Compute, sampling};
-use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result, Weight};
+use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
 
 use crate::part;
 use crate::pass::{
@@ -74,7 +74,7 @@ pub(crate) struct LayerView<'a> {
     /// Experts that must be kept.
     pub protected: &'a [usize],
     pub groups: &'a [Group],
-    /// Sums of each group of tokens; empty for methods that need no sums.
+    /// CalibrationSums of each group of tokens; empty for methods that need no sums.
     pub sums: &'a [CalibrationSums],
     /// The inputs of the block, `[tokens, hidden]` in parts, where the method needs them.
     pub inputs: &'a [Tensor],
@@ -90,12 +90,12 @@ impl LayerView<'_> {
 
     /// The sums of each domain's tokens.
     pub fn domains(&self) -> Vec<(&str, CalibrationSums)> {
-        let of = |label| {
+        let domains = labels(self.groups).into_iter().map(|label| {
             let groups =
                 self.groups.iter().zip(self.sums).filter(|(group, _)| group.label == label);
             (label, CalibrationSums::pooled(groups.map(|(_, sums)| (sums, 1.0))))
-        };
-        labels(self.groups).into_iter().map(of).collect()
+        });
+        domains.collect()
     }
 
     /// `saliency` of the sums of each half of the tokens; None where a half is empty.
@@ -103,17 +103,19 @@ impl LayerView<'_> {
         &self,
         saliency: impl Fn(&CalibrationSums) -> Option<Vec<f64>>,
     ) -> Option<[Vec<f64>; 2]> {
-        let half = |half: u8| {
-            let of = self
-                .groups
-                .iter()
-                .zip(self.sums)
-                .filter(|(group, _)| group.half == half && group.tokens > 0);
-            let mut of = of.map(|(_, sums)| (sums, 1.0)).peekable();
-            of.peek()?;
-            saliency(&CalibrationSums::pooled(of))
-        };
-        Some([half(0)?, half(1)?])
+        Some([saliency(&self.half(0)?)?, saliency(&self.half(1)?)?])
+    }
+
+    /// The sums of one half of the tokens; None where it is empty.
+    fn half(&self, half: u8) -> Option<CalibrationSums> {
+        let groups = self
+            .groups
+            .iter()
+            .zip(self.sums)
+            .filter(|(group, _)| group.half == half && group.tokens > 0);
+        let mut sums = groups.map(|(_, sums)| (sums, 1.0)).peekable();
+        sums.peek()?;
+        Some(CalibrationSums::pooled(sums))
     }
 }
 
@@ -149,10 +151,10 @@ impl Reduced {
 
     /// For each of `experts` experts, the share that is kept, by itself or merged into another.
     pub fn carried(&self, experts: usize) -> Vec<f64> {
-        let in_cluster = |e: usize| {
-            f64::from(u8::from(self.clusters.iter().any(|cluster| cluster.contains(&e))))
-        };
-        self.carried.clone().unwrap_or_else(|| (0..experts).map(in_cluster).collect())
+        self.carried.clone().unwrap_or_else(|| {
+            let kept = (0..experts).map(|e| self.clusters.iter().any(|c| c.contains(&e)));
+            kept.map(|kept| f64::from(u8::from(kept))).collect()
+        })
     }
 
     /// The edit of layer `index`, whose mixture is `moe`, by this decision.
@@ -161,14 +163,13 @@ impl Reduced {
         let experts =
             self.experts.unwrap_or_else(|| kept.iter().map(|e| moe.experts[*e].clone()).collect());
         let ffn = Ffn::Moe(Box::new(with_experts(moe, &kept, experts)));
-        let plain = |cluster: &Vec<usize>| {
-            NetworkEdit::of(cluster.iter().map(|expert| NetworkSource::expert(*expert)).collect())
-        };
         let rows = RouterRows::Kept { kept: kept.len(), of: moe.experts.len(), never_selected: 0 };
         let record = LayerRecord {
             layer: index,
             router: Some(RouterEdit { rows, repeated: 1 }),
-            experts: self.made.unwrap_or_else(|| self.clusters.iter().map(plain).collect()),
+            experts: self
+                .made
+                .unwrap_or_else(|| self.clusters.iter().map(|c| edit_of(c)).collect()),
             details: trust.map(Details::of),
             ..LayerRecord::default()
         };
@@ -176,13 +177,17 @@ impl Reduced {
     }
 }
 
+/// The record of the expert that `cluster` becomes.
+fn edit_of(cluster: &[usize]) -> NetworkEdit {
+    NetworkEdit::of(cluster.iter().map(|expert| NetworkSource::expert(*expert)).collect())
+}
+
 /// `moe` with `experts`, which get the router rows `kept`.
 pub(crate) fn with_experts(moe: &Moe, kept: &[usize], experts: Vec<Expert>) -> Moe {
     let rows: Arc<[usize]> = kept.into();
-    let chosen = |weight: &Weight| part::chosen_rows(weight, rows.clone());
     let mut moe = moe.clone();
-    moe.router.weight = chosen(&moe.router.weight);
-    moe.router.bias = moe.router.bias.as_ref().map(chosen);
+    moe.router.weight = part::chosen_rows(&moe.router.weight, rows.clone());
+    moe.router.bias = moe.router.bias.as_ref().map(|bias| part::chosen_rows(bias, rows));
     moe.experts = experts;
     moe
 }
@@ -192,11 +197,11 @@ pub(crate) fn with_experts(moe: &Moe, kept: &[usize], experts: Vec<Expert>) -> M
 pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usize> {
     let groups = moe.router.groups.map_or(1, |groups| groups.count);
     let size = saliency.len() / groups;
-    let of_group = |(group, saliency): (usize, &[f64])| {
+    let kept = saliency.chunks_exact(size).enumerate().flat_map(|(group, saliency)| {
         let kept = greatest(saliency, count / groups);
         kept.into_iter().map(move |expert| group * size + expert)
-    };
-    saliency.chunks_exact(size).enumerate().flat_map(of_group).collect()
+    });
+    kept.collect()
 }
 
 /// Refuses a saliency of layer `index` that isn't a number: sorting would put it first or last by

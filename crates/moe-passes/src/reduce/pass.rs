@@ -64,7 +64,8 @@ impl Reduction {
 
     /// The open step of a plan: a sweep where there is text for one, else a decision at once.
     pub fn next(&self, method: Arc<dyn Method>, sources: &Sources<'_>) -> Next {
-        let (options, size) = (self.options.clone(), self.size.clone());
+        let options = self.options.clone();
+        let size = self.size.clone();
         if options.calibration.data.is_empty() {
             Next::Decide(Box::new(move |sources| decide_now(&*method, &options, &size, sources)))
         } else {

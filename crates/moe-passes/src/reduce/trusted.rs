@@ -11,7 +11,8 @@ impl LayerTrust {
     /// Figures for the decision `reduced`, from the sums of `layer`.
     pub(super) fn new(reduced: &Reduced, layer: &LayerView<'_>) -> Self {
         let pooled = layer.pooled();
-        let (kept, carried) = (reduced.clusters.len(), reduced.carried(pooled.sizes().experts));
+        let kept = reduced.clusters.len();
+        let carried = reduced.carried(pooled.sizes().experts);
         let mass = |sums: &CalibrationSums| share_kept(sums.get(Quantity::GatedNorms), &carried);
         let domains = layer.domains().into_iter();
         let domains = domains.map(|(label, sums)| (label.to_owned(), mass(&sums)));

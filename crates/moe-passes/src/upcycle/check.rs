@@ -122,17 +122,18 @@ impl UpcycleOptions {
         let what = format!(
             "--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}"
         );
-        let up = |n: usize| n.div_ceil(granularity) * granularity;
+        let [experts, top_k] = [experts, top_k].map(|n| n.div_ceil(granularity) * granularity);
         Err(usage(
             &["--experts", "--top-k", "--granularity"],
             what,
-            format!("give --experts {} --top-k {}, say", up(experts), up(top_k)),
+            format!("give --experts {experts} --top-k {top_k}, say"),
         ))
     }
 
     /// Refuses experts that can't be made in equal numbers of the models given.
     fn check_dealt_out(&self) -> Result<()> {
-        let (count, rows) = (self.models.len(), self.router_rows());
+        let count = self.models.len();
+        let rows = self.router_rows();
         if count == 0 || rows.is_multiple_of(count) {
             return Ok(());
         }

@@ -141,7 +141,8 @@ impl Experts<'_> {
                 Redraw { neurons, seed: self.options.seed, stream }
             });
             let noise = stream.and_then(|stream| self.noise(stream + projection));
-            let (base, neurons) = (weight.clone(), neurons.clone());
+            let base = weight.clone();
+            let neurons = neurons.clone();
             let part = Part { base, axis, neurons, factor, redraw, noise };
             Linear { weight: part.weight(), bias: None }
         };
@@ -179,9 +180,13 @@ impl Experts<'_> {
 
 /// The mean of networks of one shape.
 pub(super) fn mean_network(networks: &[&Expert]) -> Expert {
-    let of = |pick: fn(&Expert) -> &Linear| Linear {
-        weight: mean(networks.iter().map(|n| pick(n).weight.clone()).collect()),
-        bias: None,
-    };
-    Expert { gate: of(|n| &n.gate), up: of(|n| &n.up), down: of(|n| &n.down) }
+    Expert {
+        gate: mean_linear(networks.iter().map(|network| &network.gate)),
+        up: mean_linear(networks.iter().map(|network| &network.up)),
+        down: mean_linear(networks.iter().map(|network| &network.down)),
+    }
+}
+
+fn mean_linear<'a>(linears: impl Iterator<Item = &'a Linear>) -> Linear {
+    Linear { weight: mean(linears.map(|linear| linear.weight.clone()).collect()), bias: None }
 }

@@ -53,29 +53,34 @@ impl FromStr for LayerChoice {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || {
+        parsed(text).ok_or_else(|| {
             let what = format!("cannot understand --layers {text:?}");
             usage(&["--layers"], what, "give all, every:2 or a list such as 0,4-7")
-        };
-        let number = |text: &str| text.trim().parse::<usize>().map_err(|_| bad());
-        let word = text.to_ascii_lowercase();
-        if word == "all" {
-            return Ok(Self::All);
-        }
-        if let Some(n) = word.strip_prefix("every:") {
-            return number(n)?.checked_sub(1).map(|n| Self::Every(n + 1)).ok_or_else(bad);
-        }
-        let range = |part: &str| match part.split_once('-') {
-            Some((start, end)) => Ok((number(start)?, number(end)?)),
-            None => number(part).map(|n| (n, n)),
-        };
-        let ranges = text.split(',').map(range).collect::<Result<Vec<_>>>()?;
-        if ranges.iter().any(|(start, end)| start > end) {
-            Err(bad())
-        } else {
-            Ok(Self::List(ranges))
-        }
+        })
     }
+}
+
+/// The layers that `text` chooses; None where it can't be understood.
+fn parsed(text: &str) -> Option<LayerChoice> {
+    let word = text.to_ascii_lowercase();
+    if word == "all" {
+        return Some(LayerChoice::All);
+    }
+    if let Some(n) = word.strip_prefix("every:") {
+        return number(n).filter(|n| *n > 0).map(LayerChoice::Every);
+    }
+    text.split(',').map(range).collect::<Option<_>>().map(LayerChoice::List)
+}
+
+/// Reads `4-7`, or `4`, which is the range from 4 to 4.
+fn range(text: &str) -> Option<(usize, usize)> {
+    let (start, end) = text.split_once('-').unwrap_or((text, text));
+    let (start, end) = (number(start)?, number(end)?);
+    (start <= end).then_some((start, end))
+}
+
+fn number(text: &str) -> Option<usize> {
+    text.trim().parse().ok()
 }
 
 impl fmt::Display for LayerChoice {
@@ -84,10 +89,10 @@ impl fmt::Display for LayerChoice {
             Self::All => f.write_str("all"),
             Self::Every(n) => write!(f, "every:{n}"),
             Self::List(ranges) => {
-                let range = |(start, end): &(usize, usize)| {
+                let ranges = ranges.iter().map(|(start, end)| {
                     if start == end { start.to_string() } else { format!("{start}-{end}") }
-                };
-                f.write_str(&ranges.iter().map(range).collect::<Vec<_>>().join(","))
+                });
+                f.write_str(&ranges.collect::<Vec<_>>().join(","))
             }
         }
     }

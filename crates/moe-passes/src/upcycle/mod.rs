@@ -192,10 +192,9 @@ impl Mixtures<'_> {
 /// The dense networks of layer `index` that experts are made from: those of the other models, or
 /// else the base's.
 fn networks<'a>(index: usize, sources: &Sources<'a>, target: &Family) -> Result<Vec<&'a Expert>> {
-    let of = |model: &'a Model| network(model, index, target);
     match sources.others {
-        [] => Ok(vec![of(sources.model)?]),
-        others => others.iter().map(of).collect(),
+        [] => Ok(vec![network(sources.model, index, target)?]),
+        others => others.iter().map(|model| network(model, index, target)).collect(),
     }
 }
 

@@ -96,7 +96,8 @@ impl<'a> Partitions<'a> {
 
     /// How the neurons of `network` in layer `index` are dealt out.
     fn deal(&self, index: usize, network: &Expert) -> Result<Deal> {
-        let (width, experts) = (network.width(), self.options.experts);
+        let width = network.width();
+        let experts = self.options.experts;
         let shared = self.shared_width(width, experts)?;
         let each = width.saturating_sub(shared) / experts;
         if each == 0 || each * experts + shared != width {
@@ -114,16 +115,17 @@ impl<'a> Partitions<'a> {
 
     /// The error where the neurons of `network` can't be dealt out evenly.
     fn uneven(&self, network: &Expert) -> Error {
-        let (width, experts) = (network.width(), self.options.experts);
+        let width = network.width();
+        let experts = self.options.experts;
         let of_them = self
             .options
             .shared_width
             .map_or(String::new(), |shared| format!(", {shared} of them shared,"));
-        let fits = |n: &usize| {
+        let fitting = (2..=64).filter(|n| {
             let shared = self.shared_width(width, *n).unwrap_or(width);
             width > shared && (width - shared).is_multiple_of(*n)
-        };
-        let fitting: Vec<_> = (2..=64).filter(fits).map(|n| n.to_string()).collect();
+        });
+        let fitting: Vec<_> = fitting.map(|n| n.to_string()).collect();
         let remedy = if fitting.is_empty() {
             "give another --shared-width, which leaves a multiple of --experts".to_owned()
         } else {
@@ -219,14 +221,9 @@ impl Sets {
     /// are shared.
     fn by_weights(&self) -> Result<Vec<Vec<u32>>> {
         let name = self.network.gate.weight.name();
-        let rows = || -> Result<Tensor> {
-            let (gate, up) = (
-                to_f32(&self.network.gate.weight, &self.compute)?,
-                to_f32(&self.network.up.weight, &self.compute)?,
-            );
-            Tensor::cat(&[gate, up], 1).map_err(|e| failed(name, e))
-        };
-        let rows = rows()?;
+        let gate = to_f32(&self.network.gate.weight, &self.compute)?;
+        let up = to_f32(&self.network.up.weight, &self.compute)?;
+        let rows = Tensor::cat(&[gate, up], 1).map_err(|e| failed(name, e))?;
         let lengths =
             rows.sqr().and_then(|r| r.sum(1)?.to_vec1::<f32>()).map_err(|e| failed(name, e))?;
         self.plan.clustered(&rows, &lengths, Metric::Cosine, name)
@@ -243,10 +240,10 @@ impl Deal {
         metric: Metric,
         name: &str,
     ) -> Result<Vec<Vec<u32>>> {
-        let fail = |e| failed(name, e);
         let (shared, rest) = self.heaviest(weight);
-        let index = Tensor::new(rest.as_slice(), features.device()).map_err(fail)?;
-        let points = features.index_select(&index, 0).map_err(fail)?;
+        let points = Tensor::new(rest.as_slice(), features.device())
+            .and_then(|index| features.index_select(&index, 0))
+            .map_err(|e| failed(name, e))?;
         let options = KmeansOptions { metric, max_iterations: MAX_ITERATIONS };
         let mut random = sampling::generator(self.seed, self.stream);
         let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random)
@@ -365,15 +362,9 @@ impl ActivationSurvey {
         let down = &sets.network.down.weight;
         let lengths = to_f32(down, &self.compute)?.sqr().and_then(|d| d.sum(0)?.to_vec1());
         let lengths: Vec<f32> = lengths.map_err(|e| failed(down.name(), e))?;
-        let shares = |h: &Vec<f32>| -> Vec<f32> {
-            let mass = |set: &Vec<u32>| {
-                set.iter().map(|n| h[*n as usize].powi(2) * lengths[*n as usize]).sum::<f32>()
-            };
-            let masses: Vec<f32> = found[..sets.plan.experts].iter().map(mass).collect();
-            let all = masses.iter().sum::<f32>().max(f32::MIN_POSITIVE);
-            masses.into_iter().map(|m| m / all).collect()
-        };
-        Ok(tokens.par_iter().flat_map_iter(shares).collect())
+        let routed = &found[..sets.plan.experts];
+        let shares = tokens.par_iter().flat_map_iter(|h| shares_of_token(h, routed, &lengths));
+        Ok(shares.collect())
     }
 
     /// A router row for each expert: the covariance of an input's own direction with the expert's
@@ -385,36 +376,36 @@ impl ActivationSurvey {
         shares: Vec<f32>,
         x: &Tensor,
     ) -> Result<(Vec<f32>, SurveyedRouter)> {
-        let fail = |e| failed(sets.network.down.weight.name(), e);
-        let experts = sets.plan.experts;
-        let x = x.to_dtype(DType::F32).map_err(fail)?;
-        let covariance = || {
-            let shape = (shares.len() / experts, experts);
-            let shares = Tensor::from_vec(shares, shape, x.device())?;
-            let centered = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
-            centered.t()?.contiguous()?.matmul(&own_directions(&x)?)
-        };
-        scaled_rows(&covariance().map_err(fail)?, &x, self.entropy, layer)
+        let name = sets.network.down.weight.name();
+        let x = x.to_dtype(DType::F32).map_err(|e| failed(name, e))?;
+        let rows = covariance(shares, sets.plan.experts, &x).map_err(|e| failed(name, e))?;
+        scaled_rows(&rows, &x, self.entropy, layer)
     }
+}
+
+/// The share of each of the sets of neurons `experts` in Σ h² ‖down‖²; ‖down‖² are `lengths`.
+fn shares_of_token(h: &[f32], experts: &[Vec<u32>], lengths: &[f32]) -> Vec<f32> {
+    let masses = experts.iter().map(|neurons| {
+        neurons.iter().map(|n| h[*n as usize].powi(2) * lengths[*n as usize]).sum::<f32>()
+    });
+    let masses: Vec<f32> = masses.collect();
+    let all = masses.iter().sum::<f32>().max(f32::MIN_POSITIVE);
+    masses.into_iter().map(|m| m / all).collect()
+}
+
+/// The covariance of the own directions of `x` with `shares`, `[tokens, experts]`.
+fn covariance(shares: Vec<f32>, experts: usize, x: &Tensor) -> candle_core::Result<Tensor> {
+    let shape = (shares.len() / experts, experts);
+    let shares = Tensor::from_vec(shares, shape, x.device())?;
+    let centred = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
+    centred.t()?.contiguous()?.matmul(&own_directions(x)?)
 }
 
 /// `[width, tokens]`: 1 where a neuron is among the `count` strongest of a token (CMoE's ATopK), 0
 /// elsewhere.
 fn active_neurons(tokens: &[Vec<f32>], count: usize) -> Vec<f32> {
     let width = tokens.first().map_or(0, Vec::len);
-    let strongest = |h: &Vec<f32>| {
-        let mut order: Vec<u32> = (0..width as u32).collect();
-        let by_strength = |a: &u32, b: &u32| {
-            let strength = |n: &u32| h[*n as usize].abs();
-            strength(b).total_cmp(&strength(a)).then(a.cmp(b))
-        };
-        if count < width {
-            order.select_nth_unstable_by(count, by_strength);
-        }
-        order.truncate(count);
-        order
-    };
-    let strongest: Vec<Vec<u32>> = tokens.par_iter().map(strongest).collect();
+    let strongest: Vec<Vec<u32>> = tokens.par_iter().map(|h| strongest(h, count)).collect();
     let mut active = vec![0f32; width * tokens.len()];
     for (token, neurons) in strongest.iter().enumerate() {
         neurons.iter().for_each(|neuron| active[*neuron as usize * tokens.len() + token] = 1.0);
@@ -425,4 +416,16 @@ fn active_neurons(tokens: &[Vec<f32>], count: usize) -> Vec<f32> {
 fn share(rates: &[f32], set: &[u32]) -> f64 {
     let of: f64 = set.iter().map(|n| f64::from(rates[*n as usize])).sum();
     of / rates.iter().map(|r| f64::from(*r)).sum::<f64>().max(1.0)
+}
+
+/// The `count` neurons of the greatest |h|.
+fn strongest(h: &[f32], count: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..h.len() as u32).collect();
+    if count < h.len() {
+        order.select_nth_unstable_by(count, |a, b| {
+            h[*b as usize].abs().total_cmp(&h[*a as usize].abs()).then(a.cmp(b))
+        });
+    }
+    order.truncate(count);
+    order
 }

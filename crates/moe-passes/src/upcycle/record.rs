@@ -86,11 +86,14 @@ pub(super) fn record(
     experts: &[Expert],
     shared: Option<&SharedExpert>,
 ) -> LayerRecord {
-    let expert = |(i, expert): (usize, &Expert)| expert_edit(options, scales, i, expert.width());
     LayerRecord {
         layer: index,
         router: Some(router(options)),
-        experts: experts.iter().enumerate().map(expert).collect(),
+        experts: experts
+            .iter()
+            .enumerate()
+            .map(|(i, expert)| expert_edit(options, scales, i, expert.width()))
+            .collect(),
         shared: scales
             .shared
             .zip(shared)
@@ -151,7 +154,8 @@ fn shared_edit(options: &UpcycleOptions, factors: ProjectionScale, width: usize)
 
 /// The record of routers.
 fn router(options: &UpcycleOptions) -> RouterEdit {
-    let (std, seed) = (options.router_std(), options.seed);
+    let std = options.router_std();
+    let seed = options.seed;
     let entropy = Some(options.router_entropy).filter(|share| *share != 0.0);
     let rows = match options.router {
         RouterInit::Normal | RouterInit::Zeros => RouterRows::Normal { std, seed },

@@ -113,7 +113,8 @@ impl Surveyor for RouterSurvey {
     }
 
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
-        let (hidden, rows) = (model.hidden, self.options.router_rows());
+        let hidden = model.hidden;
+        let rows = self.options.router_rows();
         let of_token = match self.options.router {
             // Own directions, which k-means centers and scales in further copies; distances and
             // costs.
@@ -134,21 +135,20 @@ impl Surveyor for RouterSurvey {
 impl Observer for RouterSurvey {
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
         let Some(cell) = self.cells.get(&layer).cloned() else { return Ok(()) };
-        let what = || format!("the router of layer {layer}");
-        let x = x.to_dtype(DType::F32).map_err(|e| failed(&what(), e))?;
+        let x = x.to_dtype(DType::F32).map_err(|e| router_failed(layer, e))?;
         let (rows, clusters) = match (self.options.router, &self.embedded) {
             (RouterInit::Kmeans, _) => {
                 let (rows, clusters) = self.centroids(layer, &x)?;
                 (rows, Some(clusters))
             }
             (RouterInit::CheapEmbed, Some(rows)) => (rows.clone(), None),
-            _ => (self.prompt_rows(&x).map_err(|e| failed(&what(), e))?, None),
+            _ => (self.prompt_rows(&x).map_err(|e| router_failed(layer, e))?, None),
         };
         let words = match self.options.router {
             RouterInit::Kmeans => Ok(x),
             _ => self.by_prompt(&x, self.prompts.skip).and_then(|prompts| Tensor::cat(&prompts, 0)),
         };
-        let words = words.map_err(|e| failed(&what(), e))?;
+        let words = words.map_err(|e| router_failed(layer, e))?;
         let (rows, scaled) = scaled_rows(&rows, &words, self.options.router_entropy, layer)?;
         self.found.insert(layer, SurveyedRouter { clusters, ..scaled });
         let _ = cell.set(rows);
@@ -164,21 +164,20 @@ impl RouterSurvey {
         prompts: &[Tensor],
         summary: impl Fn(&[&Tensor]) -> candle_core::Result<Tensor>,
     ) -> candle_core::Result<Tensor> {
-        let of = |set: usize, positive: bool| -> Vec<&Tensor> {
-            let of_set = prompts
-                .iter()
-                .zip(&self.prompts.kinds)
-                .filter(|(_, kind)| **kind == (set, positive));
-            of_set.map(|(states, _)| states).collect()
-        };
-        let row = |set: usize| match of(set, false).as_slice() {
-            [] => summary(&of(set, true)),
-            negative => summary(&of(set, true))? - summary(negative)?,
-        };
-        Tensor::cat(
-            &(0..self.options.router_rows()).map(row).collect::<candle_core::Result<Vec<_>>>()?,
-            0,
-        )
+        let rows = (0..self.options.router_rows()).map(|set| {
+            let positive = self.prompts_of(prompts, (set, true));
+            match self.prompts_of(prompts, (set, false)).as_slice() {
+                [] => summary(&positive),
+                negative => summary(&positive)? - summary(negative)?,
+            }
+        });
+        Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)
+    }
+
+    /// Those of `prompts` that are of the kind `wanted`: its set, and whether it is positive.
+    fn prompts_of<'t>(&self, prompts: &'t [Tensor], wanted: (usize, bool)) -> Vec<&'t Tensor> {
+        let kinds = prompts.iter().zip(&self.prompts.kinds);
+        kinds.filter(|(_, kind)| **kind == wanted).map(|(states, _)| states).collect()
     }
 
     /// `states`, `[tokens, hidden]`, split by prompt, each without its first `skip` tokens.
@@ -308,34 +307,38 @@ pub(super) fn scaled_rows(
     entropy: f64,
     layer: usize,
 ) -> Result<(Vec<f32>, SurveyedRouter)> {
-    let fail = |e| failed(&format!("the router of layer {layer}"), e);
-    let tokens = x.dim(0).map_err(fail)?;
+    let tokens = x.dim(0).map_err(|e| router_failed(layer, e))?;
     let found = SurveyedRouter { tokens, ..SurveyedRouter::default() };
-    let values = |rows: &Tensor| rows.flatten_all()?.to_vec1::<f32>();
-    let count = rows.dim(0).map_err(fail)?;
+    let count = rows.dim(0).map_err(|e| router_failed(layer, e))?;
     check_rows(rows, layer)?;
     if entropy == 0.0 || count == 1 {
-        return Ok((values(rows).map_err(fail)?, found));
+        return Ok((values(rows).map_err(|e| router_failed(layer, e))?, found));
     }
-    let unit = unit_rows(rows).map_err(fail)?;
-    let logits = unit.t().and_then(|t| x.matmul(&t)).map_err(fail)?;
+    let unit = unit_rows(rows).map_err(|e| router_failed(layer, e))?;
+    let logits = unit.t().and_then(|t| x.matmul(&t)).map_err(|e| router_failed(layer, e))?;
     let temperature = scale_to_entropy(&logits, entropy).map_err(|e| {
         let what = format!("cannot scale the router of layer {layer}: {e}");
         let remedy = "give text that differs more between experts, or raise --router-entropy";
         usage(&["--router-entropy", "--data", "--prompts"], what, remedy)
     })?;
-    let (row_length, entropy_share) = (Some(temperature.scale), Some(temperature.entropy_fraction));
-    let rows = (unit * temperature.scale).and_then(|rows| values(&rows)).map_err(fail)?;
+    let rows = (unit * temperature.scale)
+        .and_then(|rows| values(&rows))
+        .map_err(|e| router_failed(layer, e))?;
+    let row_length = Some(temperature.scale);
+    let entropy_share = Some(temperature.entropy_fraction);
     Ok((rows, SurveyedRouter { row_length, entropy_share, ..found }))
+}
+
+fn values(rows: &Tensor) -> candle_core::Result<Vec<f32>> {
+    rows.flatten_all()?.to_vec1()
 }
 
 /// Refuses rows of a router that are zero or not finite.
 fn check_rows(rows: &Tensor, layer: usize) -> Result<()> {
     let lengths = rows.sqr().and_then(|r| r.sum(1)?.sqrt()?.to_vec1());
-    let lengths: Vec<f32> =
-        lengths.map_err(|e| failed(&format!("the router of layer {layer}"), e))?;
-    let is_sound = |length: &f32| *length > 0.0 && length.is_finite();
-    let Some(row) = lengths.iter().position(|length| !is_sound(length)) else { return Ok(()) };
+    let lengths: Vec<f32> = lengths.map_err(|e| router_failed(layer, e))?;
+    let unsound = lengths.iter().position(|length| !(*length > 0.0 && length.is_finite()));
+    let Some(row) = unsound else { return Ok(()) };
     let what = format!(
         "row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart"
     );
@@ -344,6 +347,10 @@ fn check_rows(rows: &Tensor, layer: usize) -> Result<()> {
 
 fn unit_rows(rows: &Tensor) -> candle_core::Result<Tensor> {
     rows.broadcast_div(&rows.sqr()?.sum_keepdim(1)?.sqrt()?)
+}
+
+fn router_failed(layer: usize, error: candle_core::Error) -> Error {
+    failed(&format!("the router of layer {layer}"), error)
 }
 
 pub(super) fn failed(what: &str, error: candle_core::Error) -> Error {

@@ -95,10 +95,7 @@ fn given_twice(sources: &Sources<'_>) -> Option<String> {
         .iter()
         .enumerate()
         .find_map(|(at, first)| Some((at, firsts[..at].iter().position(|f| f == first)?)))?;
-    let folder = |at: usize| {
-        sources.others[at].config_file.parent().unwrap_or(Path::new("")).display().to_string()
-    };
-    let (first, second) = (folder(first), folder(second));
+    let [first, second] = [first, second].map(|at| folder_of(&sources.others[at]));
     let again = if first == second {
         "is given twice".to_owned()
     } else {
@@ -133,4 +130,8 @@ fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<String> {
             size / 20.0
         )
     })
+}
+
+fn folder_of(model: &Model) -> String {
+    model.config_file.parent().unwrap_or(Path::new("")).display().to_string()
 }

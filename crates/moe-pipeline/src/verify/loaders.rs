@@ -195,9 +195,8 @@ fn of_tokenizer(dir: &Path, vocab: usize) -> Option<Refused> {
     let what = format!("the tokenizer can't be read: {}", error.briefly());
     let file = error.named_file().and_then(|file| file.strip_prefix(dir).ok());
     let file = file.unwrap_or(Path::new(TOKENIZER_FILE)).display().to_string();
-    (error.kind() == Kind::Malformed).then(|| {
-        Refused::new(what, &file, "this file is damaged: download or copy it again")
-    })
+    (error.kind() == Kind::Malformed)
+        .then(|| Refused::new(what, &file, "this file is damaged: download or copy it again"))
 }
 
 fn of_side_files(files: &SideFiles) -> Vec<Refused> {

@@ -30,8 +30,7 @@ impl Learner {
     /// that it means the same for large weights and small ones.
     pub fn new(vars: [Var; 3], steps: u64, learning_rate: f64) -> CandleResult<Self> {
         let moments = vars.iter().map(Moments::new).collect::<CandleResult<_>>()?;
-        let size = |var: &Var| Ok((square_norm(var)? / var.elem_count() as f64).sqrt());
-        let sizes = vars.iter().map(size).collect::<CandleResult<Vec<f64>>>()?;
+        let sizes = vars.iter().map(root_mean_square).collect::<CandleResult<Vec<f64>>>()?;
         let learning_rates = std::array::from_fn(|matrix| learning_rate * sizes[matrix]);
         Ok(Self { vars, moments, steps, learning_rates, taken: 0 })
     }
@@ -71,11 +70,11 @@ impl Learner {
     /// The gradient of `loss` with respect to each matrix.
     fn gradients(&self, loss: &Tensor) -> CandleResult<Vec<Tensor>> {
         let mut gradients = loss.backward()?;
-        let of = |var: &Var| {
+        let all = self.vars.iter().map(|var| {
             let gradient = gradients.remove(var);
             gradient.ok_or_else(|| candle_core::Error::msg("a matrix without a gradient"))
-        };
-        self.vars.iter().map(of).collect()
+        });
+        all.collect()
     }
 
     /// The factor on the learning rates in the next step.
@@ -87,16 +86,24 @@ impl Learner {
     }
 }
 
+fn root_mean_square(var: &Var) -> CandleResult<f64> {
+    Ok((square_norm(var)? / var.elem_count() as f64).sqrt())
+}
+
+/// |row|² of each row, `[rows, 1]`.
+fn row_squares(t: &Tensor) -> CandleResult<Tensor> {
+    t.sqr()?.sum_keepdim(1)
+}
+
 /// Σ ρ (|y − y'|² / E|y|² + 0.05 (1 − cos(y, y'))) / Σ ρ, E|y|² being `energy`.
 pub(super) fn loss(found: &Tensor, samples: &BlockSamples, energy: f64) -> CandleResult<Tensor> {
     let BlockSamples { y, weights, .. } = samples;
     let sum: f32 = weights.iter().sum();
     let weights: Vec<f32> = weights.iter().map(|weight| weight / sum).collect();
     let weights = Tensor::from_vec(weights, (samples.len(), 1), y.device())?;
-    let square = |t: &Tensor| t.sqr()?.sum_keepdim(1);
-    let error = (square(&(found - y)?)? / energy)?;
+    let error = (row_squares(&(found - y)?)? / energy)?;
     // A token whose output is zero has no direction.
-    let norms = ((square(found)? * square(y)?)? + 1e-12 * energy * energy)?.sqrt()?;
+    let norms = ((row_squares(found)? * row_squares(y)?)? + 1e-12 * energy * energy)?.sqrt()?;
     let turned = (1.0 - ((found * y)?.sum_keepdim(1)? / norms)?)?;
     ((error + (turned * COSINE)?)? * weights)?.sum_all()
 }

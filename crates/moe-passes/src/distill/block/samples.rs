@@ -6,7 +6,7 @@ use moe_math::Compute;
 use moe_model::Result;
 
 use super::network::output;
-use crate::distill::observe::{BlockPart, Tokens, failed};
+use crate::distill::observe::{BlockPart, Tokens, failed, rows_in_f32};
 
 /// The limit on inputs and outputs that are gathered at a time.
 pub(crate) const GATHERED_BYTES: usize = 256 << 20;
@@ -60,12 +60,24 @@ impl BlockSamples {
         })
     }
 
+    /// The rows `rows` of `x` and `y`.
+    fn of_rows(x: &Tensor, y: &Tensor, rows: &[u32], weights: Vec<f32>) -> CandleResult<Self> {
+        let chosen = Tensor::from_slice(rows, rows.len(), x.device())?;
+        Ok(Self { x: rows_in_f32(x, &chosen)?, y: rows_in_f32(y, &chosen)?, weights })
+    }
+
+    /// √(Σ ρ |y − y'|² / Σ ρ |y|²), y' being the outputs of `network`.
+    fn relative_error(&self, network: &[Tensor; 3]) -> CandleResult<f64> {
+        let Self { x, y, weights } = self;
+        let error = weighted(&(output(x, network)? - y)?, weights)?;
+        let all = weighted(y, weights)?;
+        Ok(if all > 0.0 { (error / all).sqrt() } else { 0.0 })
+    }
+
     /// The samples of all `parts`, one after the other.
     fn joined(parts: Vec<Self>) -> CandleResult<Self> {
-        let together =
-            |of: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
-        let x = together(|samples| &samples.x)?;
-        let y = together(|samples| &samples.y)?;
+        let x = Tensor::cat(&parts.iter().map(|samples| &samples.x).collect::<Vec<_>>(), 0)?;
+        let y = Tensor::cat(&parts.iter().map(|samples| &samples.y).collect::<Vec<_>>(), 0)?;
         Ok(Self { x, y, weights: parts.into_iter().flat_map(|samples| samples.weights).collect() })
     }
 }
@@ -85,23 +97,19 @@ impl LayerTrainingData<'_> {
         if rows.is_empty() {
             return Ok(None);
         }
-        let (x, y) =
-            (self.inputs.get(block)?, self.inputs.output(block)?.expect("the block was observed"));
-        let pick = || {
-            let chosen = Tensor::from_slice(&rows, rows.len(), x.device())?;
-            let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-            let weights = roots.map(|root| root * root).collect();
-            Ok(BlockSamples { x: pick(&x)?, y: pick(&y)?, weights })
-        };
-        pick().map(Some).map_err(|e: candle_core::Error| failed(self.index, e))
+        let x = self.inputs.get(block)?;
+        let y = self.inputs.output(block)?.expect("the block was observed");
+        let weights = roots.map(|root| root * root).collect();
+        let samples = BlockSamples::of_rows(&x, &y, &rows, weights);
+        samples.map(Some).map_err(|e| failed(self.index, e))
     }
 
     /// The same for all blocks together: a batch from one block would hold one kind of text, and
     /// unlearn the others.
     pub(super) fn gathered(&self, part: BlockPart, stride: Stride) -> Result<Option<BlockSamples>> {
-        let of_block = |block| self.samples(block, part, stride).transpose();
-        let parts: Vec<BlockSamples> =
-            (0..self.inputs.blocks().len()).filter_map(of_block).collect::<Result<_>>()?;
+        let parts: Vec<BlockSamples> = (0..self.inputs.blocks().len())
+            .filter_map(|block| self.samples(block, part, stride).transpose())
+            .collect::<Result<_>>()?;
         if parts.is_empty() {
             return Ok(None);
         }
@@ -136,27 +144,24 @@ impl LayerTrainingData<'_> {
 
     /// √(Σ ρ |y − y'|² / Σ ρ |y|²) over `test`.
     pub(super) fn error(&self, test: Option<&BlockSamples>, network: &[Var; 3]) -> Result<f64> {
-        let Some(BlockSamples { x, y, weights }) = test else { return Ok(0.0) };
+        let Some(test) = test else { return Ok(0.0) };
         let network = network.each_ref().map(Var::as_detached_tensor);
-        let error = || {
-            let [error, all] =
-                [weighted(&(output(x, &network)? - y)?, weights)?, weighted(y, weights)?];
-            Ok(if all > 0.0 { (error / all).sqrt() } else { 0.0 })
-        };
-        error().map_err(|e: candle_core::Error| failed(self.index, e))
+        test.relative_error(&network).map_err(|e| failed(self.index, e))
     }
 }
 
 /// Σ ρ |row|²
 fn weighted(rows: &Tensor, weights: &[f32]) -> CandleResult<f64> {
     let squares: Vec<f32> = rows.sqr()?.sum(1)?.to_vec1()?;
-    let sum = |squares: &[f64]| {
-        squares.iter().zip(weights).map(|(square, weight)| square * f64::from(*weight)).sum()
-    };
     if squares.iter().all(|square| square.is_finite()) {
-        return Ok(sum(&squares.into_iter().map(f64::from).collect::<Vec<_>>()));
+        let squares: Vec<f64> = squares.into_iter().map(f64::from).collect();
+        return Ok(weighted_sum(&squares, weights));
     }
     // Values that are finite in f32 may have squares that aren't.
     let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
-    Ok(sum(&rows.sqr()?.sum(1)?.to_vec1::<f64>()?))
+    Ok(weighted_sum(&rows.sqr()?.sum(1)?.to_vec1()?, weights))
+}
+
+fn weighted_sum(values: &[f64], weights: &[f32]) -> f64 {
+    values.iter().zip(weights).map(|(value, weight)| value * f64::from(*weight)).sum()
 }

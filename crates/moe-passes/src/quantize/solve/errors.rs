@@ -25,12 +25,12 @@ impl Solver<'_> {
         for ((task, activations), solved) in tasks.iter().zip(activations).zip(solved) {
             let Some(routed) = &task.routed else { continue };
             let [width, hidden] = task.shape();
-            let add = || {
+            let work = Work::products(routed.route.tokens.len(), width * hidden);
+            let added = self.compute.stage(OUTPUTS, work, || {
                 let down = self.matrix(&solved.down, [hidden, width])?;
                 add_output(&routed.route, activations, &down, combine)
-            };
-            let work = Work::products(routed.route.tokens.len(), width * hidden);
-            self.compute.stage(OUTPUTS, work, add).map_err(|e| self.numeric(&task.name, e))?;
+            });
+            added.map_err(|e| self.numeric(&task.name, e))?;
         }
         Ok(())
     }
@@ -50,15 +50,15 @@ impl Solver<'_> {
             }
             Ok(())
         })?;
-        let error = |(index, rows): (usize, &Vec<Tensor>)| -> Result<Option<f64>> {
+        let errors = rows.par_iter().enumerate().map(|(index, rows)| {
             if rows.is_empty() {
                 return Ok(None);
             }
             let matrices = (&quantized[index], &downs[index]);
             let squares = self.squares(&tasks[index], rows, matrices)?;
             Ok(relative(&squares, &samples[index].weights))
-        };
-        rows.par_iter().enumerate().map(error).collect()
+        });
+        errors.collect()
     }
 
     /// The squares |Δy|² and |y|² of `task`'s output y on each of the inputs `rows`. It is quantized
@@ -67,28 +67,42 @@ impl Solver<'_> {
         &self,
         task: &Task<'_>,
         rows: &[Tensor],
-        (gate_and_up, down): (&[Tensor; 2], &Codes),
+        quantized: (&[Tensor; 2], &Codes),
     ) -> Result<[Vec<f32>; 2]> {
         let original = task.network.linears().map(|linear| finite_values(&linear.weight));
         let [original_gate, original_up, original_down] = original;
         let values = [original_gate?, original_up?, original_down?];
-        let [width, hidden] = task.shape();
-        let squares = || {
-            let x = Tensor::cat(rows, 0)?;
-            let matrix = |values: Vec<f32>, shape: [usize; 2]| {
-                Tensor::from_vec(values, &shape, x.device())?.to_dtype(x.dtype())
-            };
-            let [gate, up, original_down] = values;
-            let original = [matrix(gate, [width, hidden])?, matrix(up, [width, hidden])?];
-            let original_down = matrix(original_down, [hidden, width])?;
-            let original = product(&activations(&x, &original)?, &original_down)?;
-            let down = matrix(down.dequantize(), [hidden, width])?;
-            let quantized = product(&activations(&x, gate_and_up)?, &down)?;
-            let squares = |t: &Tensor| t.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1::<f32>();
-            Ok([squares(&(quantized - &original)?)?, squares(&original)?])
-        };
-        squares().map_err(|e: candle_core::Error| self.numeric(&task.name, e))
+        let squares =
+            Tensor::cat(rows, 0).and_then(|x| squares_on(&x, task.shape(), values, quantized));
+        squares.map_err(|e| self.numeric(&task.name, e))
     }
+}
+
+/// The squares |Δy|² and |y|² of a network of this shape and the values `original` on the inputs
+/// `x`.
+fn squares_on(
+    x: &Tensor,
+    [width, hidden]: [usize; 2],
+    original: [Vec<f32>; 3],
+    (gate_and_up, down): (&[Tensor; 2], &Codes),
+) -> candle_core::Result<[Vec<f32>; 2]> {
+    let [gate, up, original_down] = original;
+    let original = [matrix_like(x, gate, [width, hidden])?, matrix_like(x, up, [width, hidden])?];
+    let original_down = matrix_like(x, original_down, [hidden, width])?;
+    let original = product(&activations(x, &original)?, &original_down)?;
+    let down = matrix_like(x, down.dequantize(), [hidden, width])?;
+    let quantized = product(&activations(x, gate_and_up)?, &down)?;
+    Ok([row_squares(&(quantized - &original)?)?, row_squares(&original)?])
+}
+
+/// A matrix on the device and in the element type of `x`.
+fn matrix_like(x: &Tensor, values: Vec<f32>, shape: [usize; 2]) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(values, &shape, x.device())?.to_dtype(x.dtype())
+}
+
+/// |row|² of each row.
+fn row_squares(rows: &Tensor) -> candle_core::Result<Vec<f32>> {
+    rows.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1()
 }
 
 /// Adds to `combine` what `down` makes of the `activations` of the tokens of `route`, in parts.

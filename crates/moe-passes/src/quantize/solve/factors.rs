@@ -38,18 +38,11 @@ impl Solver<'_> {
         [width, hidden]: [usize; 2],
     ) -> Result<(Vec<Factored>, Activations)> {
         let kept: Vec<_> = tasks.iter().map(|_| Mutex::new(Vec::new())).collect();
-        let neurons = |x: Tensor, index: usize, seen: Range<usize>| {
-            let activations = activations(&x, &matrices[index])?;
-            if let Some(routed) = &tasks[index].routed {
-                let of_routed = routed_rows(routed, &activations, &seen)?;
-                kept[index].lock().expect("no thread panics with it").extend(of_routed);
-            }
-            Ok(activations)
-        };
         let samples: Vec<_> = tasks.iter().map(Task::seen).collect();
         let flops = (4 * width * hidden) as f64;
         let hessians = self.hessians(&samples, width, flops, |x, index, seen| {
-            neurons(x, index, seen).map_err(|e| self.numeric(&tasks[index].name, e))
+            neurons(&tasks[index], &x, &matrices[index], &seen, &kept[index])
+                .map_err(|e| self.numeric(&tasks[index].name, e))
         })?;
         let kept = kept.into_iter().map(|kept| kept.into_inner().expect("no thread panicked"));
         let kept = kept.collect();
@@ -90,6 +83,23 @@ impl Solver<'_> {
             .min(self.damping.max);
         Damping { start, ..self.damping }
     }
+}
+
+/// The inputs of down for the samples `seen`, whose inputs are `x`. Those of tokens that are routed
+/// to the task are added to `kept`.
+fn neurons(
+    task: &Task<'_>,
+    x: &Tensor,
+    gate_and_up: &[Tensor; 2],
+    seen: &Range<usize>,
+    kept: &Mutex<Vec<Tensor>>,
+) -> candle_core::Result<Tensor> {
+    let activations = activations(x, gate_and_up)?;
+    if let Some(routed) = &task.routed {
+        let of_routed = routed_rows(routed, &activations, seen)?;
+        kept.lock().expect("no thread panics with it").extend(of_routed);
+    }
+    Ok(activations)
 }
 
 /// The rows of `activations`, those of the samples `seen`, whose tokens are routed to the expert;

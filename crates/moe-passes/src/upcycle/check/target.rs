@@ -38,13 +38,11 @@ fn impossible(source: &str, wanted: &str) -> String {
 
 /// Refuses layers that stay dense where the family can't have any.
 pub(crate) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
-    let mixes = |family: &Family| {
-        family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some())
-    };
-    if mixes(target) || !chosen.contains(&false) {
+    if mixes_layers(target) || !chosen.contains(&false) {
         return Ok(());
     }
-    let others = dense.family.upcycles_to.iter().filter(|name| family(name).is_ok_and(mixes));
+    let others =
+        dense.family.upcycles_to.iter().filter(|name| family(name).is_ok_and(mixes_layers));
     let others: Vec<_> = others.map(|name| format!("--target {name}")).collect();
     let remedy = if others.is_empty() {
         String::new()
@@ -53,6 +51,11 @@ pub(crate) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<
     };
     let what = format!("{} has no dense layers among those with experts", target.model_type);
     Err(usage(&["--layers", "--target"], what, format!("leave --layers out{remedy}")))
+}
+
+/// Whether the family can have dense layers among those with experts.
+fn mixes_layers(family: &Family) -> bool {
+    family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some())
 }
 
 /// Refuses options of a shared expert where the family has none, or doesn't support them.
@@ -121,18 +124,18 @@ fn difference(
     wanted: &[(String, Weight)],
     other: &Model,
 ) -> Result<Option<Difference>> {
-    let of_model = |what: String| Ok(Some(Difference { what, tensor: None }));
     if other.family.model_type != base.family.model_type {
         let (theirs, ours) = (&other.family.model_type, &base.family.model_type);
-        return of_model(format!("a {theirs} model can't be an expert of a {ours} model"));
+        let what = format!("a {theirs} model can't be an expert of a {ours} model");
+        return Ok(Some(Difference { what, tensor: None }));
     }
     let found = other.declare()?.tensors;
     for ((name, ours), (theirs_name, theirs)) in wanted.iter().zip(&found) {
         let what = if name != theirs_name {
             format!("this model has {theirs_name} where the base has {name}")
         } else if (ours.shape(), ours.dtype()) != (theirs.shape(), theirs.dtype()) {
-            let of = |w: &Weight| format!("{:?} {}", w.shape(), w.dtype());
-            format!("this model has {}, the base {}", of(theirs), of(ours))
+            let [theirs, ours] = [theirs, ours].map(|w| format!("{:?} {}", w.shape(), w.dtype()));
+            format!("this model has {theirs}, the base {ours}")
         } else {
             continue;
         };
@@ -140,10 +143,12 @@ fn difference(
     }
     if wanted.len() != found.len() {
         let (theirs, ours) = (found.len(), wanted.len());
-        return of_model(format!("this model has {theirs} tensors, the base {ours}"));
+        let what = format!("this model has {theirs} tensors, the base {ours}");
+        return Ok(Some(Difference { what, tensor: None }));
     }
     if (other.heads, other.kv_heads) != (base.heads, base.kv_heads) {
-        return of_model("this model has other attention heads than the base".to_owned());
+        let what = "this model has other attention heads than the base".to_owned();
+        return Ok(Some(Difference { what, tensor: None }));
     }
     Ok(None)
 }
