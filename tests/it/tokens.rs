@@ -149,10 +149,9 @@ fn special_tokens_that_only_the_config_lists_are_tokens() {
     model.edit_json("tokenizer_config.json", |config| {
         config.insert("added_tokens_decoder".into(), listed);
     });
-    sandbox.write(
-        "model/chat_template.jinja",
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}",
-    );
+    let message = "'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'";
+    let template = format!("{{% for m in messages %}}{{{{ {message} }}}}{{% endfor %}}");
+    sandbox.write("model/chat_template.jinja", template);
     let data = rows(|i| {
         json!([
             {"role": "user", "content": format!("What is {i} plus {i}?")},
